@@ -1,0 +1,253 @@
+// Pass 3: from the sums of a step to its learning rate, and why.
+//
+// Reads:  groups, sums.
+// Writes: states, updates (for pass 4), learning_rates (for the caller), records (the ring).
+// Grid:   one invocation per group.
+//
+// Regimes (src/regime.rs has the sources): with n the norm, n̂ the smoothed norm and a the alignment,
+//     ln η_t = ln η_{t-1} + p ln(n̂_{t-1} / n̂_t) + κ (n_t / n̂_t) a_t
+// is Seesaw; NormRatio has κ = 0, Hypergradient p = 0, Fixed both. The state holds η_0 and the sum of changes, so that
+// rescaling the loss by a power of two leaves every step as it is, bit for bit.
+
+override WORKGROUP: u32;
+
+@group(0) @binding(0) var<storage, read> groups: array<GroupConstants>;
+@group(0) @binding(1) var<storage, read> sums: array<ScopeSums>;
+@group(0) @binding(2) var<storage, read_write> states: array<GroupState>;
+@group(0) @binding(3) var<storage, read_write> updates: array<Update>;
+@group(0) @binding(4) var<storage, read_write> learning_rates: array<f32>;
+@group(0) @binding(5) var<storage, read_write> records: array<RawRecord>;
+
+const MAX_CHANGE = 2.30258509;        // ln 10
+const RATE_MIN = 1e-30;
+const RATE_MAX = 1e30;
+const LN_RATE_LIMIT = 69.0775528;     // ln 1e30
+const NO_CLIP = 3.40282347e38;
+
+// A sum of squares from its three ranges.
+fn from_ranges(ranges: array<f32, 3>) -> Scaled {
+    return sum(sum(scaled(ranges[0], -180), scaled(ranges[1], 0)), scaled(ranges[2], 180));
+}
+
+fn is_finite(x: f32) -> bool {
+    return (bitcast<u32>(x) & MAGNITUDE_BITS) < INFINITY_BITS;
+}
+
+// numerator / denominator as a cosine: 0 where there is nothing to compare, or where a sum left the range of f32.
+fn cosine(numerator: f32, denominator: f32) -> f32 {
+    if !is_finite(numerator) || !is_finite(denominator) || denominator <= 0.0 {
+        return 0.0;
+    }
+    return clamp(numerator / denominator, -1.0, 1.0);
+}
+
+@compute @workgroup_size(WORKGROUP)
+fn learning_rate(@builtin(global_invocation_id) id: vec3<u32>) {
+    let group = id.x;
+    if group >= arrayLength(&groups) {
+        return;
+    }
+    let c = groups[group];
+    let measured = sums[c.scope];
+    var s = states[group];
+
+    // A gradient that is not finite, in whatever group, makes the whole step a no-op.
+    var nonfinite = 0u;
+    var first_nonfinite = NO_ELEMENT;
+    for (var scope = 0u; scope < arrayLength(&sums); scope++) {
+        nonfinite += sums[scope].nonfinite;
+        first_nonfinite = min(first_nonfinite, sums[scope].first_nonfinite);
+    }
+    let skip = first_nonfinite != NO_ELEMENT;
+
+    var r = RawRecord();
+    r.step_low = s.steps_low;
+    r.step_high = s.steps_high;
+    r.group = group;
+    r.flags = WRITTEN;
+    r.nonfinite = nonfinite;
+    r.first_nonfinite = first_nonfinite;
+    r.clip_factor = 1.0;
+
+    if skip {
+        r.flags |= SKIPPED;
+        s.skipped += 1u;
+    } else {
+        let square = from_ranges(measured.square);
+        let norm = root(square);
+        r.norm = to_float(norm);
+        if is_zero(square) {
+            r.flags |= ZERO_GRADIENT;
+        } else {
+            change_rate(c, measured, square, norm, &s, &r);
+        }
+
+        var raw_norm = norm;
+        if (c.flags & RAW_NORM_CLIP) != 0u {
+            raw_norm = root(from_ranges(measured.raw_square));
+        }
+        let limit = scaled(c.clip_norm, 0);
+        if c.clip_norm < NO_CLIP && less(limit, raw_norm) {
+            r.flags |= CLIPPED;
+            r.clip_factor = to_float(quotient(limit, raw_norm));
+        }
+
+        // How large the momentum can be at the next step: μ ‖m_{t-1}‖ and what this step adds.
+        let clipped = smaller(raw_norm, scaled(c.scope_clip, 0));
+        var added = select_scaled(clipped, norm, c.scope_clip >= NO_CLIP);
+        if (c.flags & RAW_NORM_CLIP) != 0u {
+            added = sum(norm, clipped);
+        }
+        let old = times(root(scaled(measured.direction_square, 2 * s.direction_exponent)), c.scope_momentum);
+        let bound = sum(old, added);
+        s.direction_exponent = select(clamp(bound.exponent + 1, -126, 126), 0, is_zero(bound));
+
+        var u: Update;
+        u.skip = 0u;
+        u.learning_rate = s.learning_rate;
+        u.gradient_factor = c.sign * r.clip_factor;
+        u.coupled_decay = c.coupled_decay;
+        u.shrink = 1.0 - s.learning_rate * c.decoupled_decay;
+        u.momentum = c.momentum;
+        u.momentum_keep = c.momentum;
+        u.gradient_share = c.gradient_share;
+        if (c.flags & MOMENTUM_FROM_GRADIENT) != 0u && s.momentum_started == 0u {
+            u.gradient_share = 1.0;
+        }
+        s.momentum_started = 1u;
+        updates[group] = u;
+        learning_rates[group] = s.learning_rate;
+    }
+    if skip {
+        updates[group].skip = 1u;
+    }
+
+    let ln_rate = add_fixed(
+        Fixed(s.ln_first_rate_int, s.ln_first_rate_fraction),
+        Fixed(s.change_int, s.change_fraction),
+    );
+    if s.learning_rate == 0.0 {
+        r.flags |= WAITING;
+    }
+    r.smoothed_norm = to_float(Scaled(s.smoothed_mantissa, s.smoothed_exponent));
+    r.learning_rate = s.learning_rate;
+    r.ln_rate_int = ln_rate.whole;
+    r.ln_rate_fraction = ln_rate.fraction;
+    r.skipped = s.skipped;
+
+    let ring_steps = arrayLength(&records) / arrayLength(&groups);
+    records[(s.steps_low % ring_steps) * arrayLength(&groups) + group] = r;
+    s.steps_low += 1u;
+    if s.steps_low == 0u {
+        s.steps_high += 1u;
+    }
+    states[group] = s;
+}
+
+fn select_scaled(a: Scaled, b: Scaled, choose_b: bool) -> Scaled {
+    if choose_b {
+        return b;
+    }
+    return a;
+}
+
+// The regime proper: a finite, non-zero gradient changes the rate.
+fn change_rate(
+    c: GroupConstants,
+    measured: ScopeSums,
+    square: Scaled,
+    norm: Scaled,
+    s: ptr<function, GroupState>,
+    r: ptr<function, RawRecord>,
+) {
+    let mean_square = sum(
+        times(Scaled((*s).mean_square_mantissa, (*s).mean_square_exponent), c.smoothing),
+        times(square, 1.0 - c.smoothing),
+    );
+    (*s).mean_square_mantissa = mean_square.mantissa;
+    (*s).mean_square_exponent = mean_square.exponent;
+    (*s).smoothing_power *= c.smoothing;
+    let unbiased = quotient(mean_square, scaled(1.0 - (*s).smoothing_power, 0));
+    let smoothed = larger(root(unbiased), norm);
+    let last_smoothed = Scaled((*s).smoothed_mantissa, (*s).smoothed_exponent);
+    (*s).smoothed_mantissa = smoothed.mantissa;
+    (*s).smoothed_exponent = smoothed.exponent;
+
+    if (*s).started == 0u {
+        (*s).started = 1u;
+        (*r).flags |= FIRST;
+        if (c.flags & INITIAL_RATE) == 0u {
+            set_first_rate(c, measured, norm, s, r);
+        }
+        return;
+    }
+
+    let norm_term = c.exponent * ln_ratio(last_smoothed, smoothed);
+    // The sums are of gradients scaled by the last smoothed norm.
+    let norm_in_sums = quotient(norm, Scaled(1.0, clamp(last_smoothed.exponent, -126, 126)));
+    (*r).slow_alignment = cosine(measured.slow_dot, to_float(norm_in_sums) * sqrt(measured.direction_square));
+    var brake = 0.0;
+    if (c.flags & BRAKE) != 0u {
+        (*r).fast_alignment = cosine(measured.fast_dot, measured.absolute);
+        brake = min(0.0, (*r).fast_alignment + c.brake_slack);
+    }
+    let weight = c.gain * to_float(quotient(norm, smoothed));
+    let alignment_term = weight * (*r).slow_alignment;
+    let brake_term = weight * brake;
+    let wanted = norm_term + alignment_term + brake_term;
+    let change = clamp(wanted, -MAX_CHANGE, MAX_CHANGE);
+    if change != wanted {
+        (*r).flags |= CLAMPED_CHANGE;
+    }
+
+    let ln_first = Fixed((*s).ln_first_rate_int, (*s).ln_first_rate_fraction);
+    var total = add_float(Fixed((*s).change_int, (*s).change_fraction), change);
+    let ln_rate = add_fixed(ln_first, total);
+    let limit = add_float(Fixed(0, 0u), select(LN_RATE_LIMIT, -LN_RATE_LIMIT, ln_rate.whole < 0));
+    var excess = fixed_to_float(subtract_fixed(ln_rate, limit));
+    if (ln_rate.whole < 0 && excess < 0.0) || (ln_rate.whole >= 0 && excess > 0.0) {
+        (*r).flags |= CLAMPED_RATE;
+        total = subtract_fixed(limit, ln_first);
+    } else {
+        excess = 0.0;
+    }
+    (*s).change_int = total.whole;
+    (*s).change_fraction = total.fraction;
+    let growth = exp_fixed(total);
+    (*s).learning_rate = to_float(scaled(
+        (*s).first_rate_mantissa * growth.mantissa,
+        (*s).first_rate_exponent + growth.exponent,
+    ));
+
+    (*r).norm_term = norm_term;
+    (*r).alignment_term = alignment_term;
+    (*r).brake_term = brake_term;
+    (*r).clamp_term = (change - wanted) - excess;
+}
+
+// η_0 = ε (1 + ‖w_0‖) / n_0, or over √d where the direction is a vector of signs.
+fn set_first_rate(
+    c: GroupConstants,
+    measured: ScopeSums,
+    norm: Scaled,
+    s: ptr<function, GroupState>,
+    r: ptr<function, RawRecord>,
+) {
+    let initial_norm = root(from_ranges(measured.initial_square));
+    let length = times(sum(Scaled(1.0, 0), initial_norm), c.first_step);
+    var direction = norm;
+    if (c.flags & SIGN_RULE) != 0u {
+        direction = scaled(c.sqrt_elements, 0);
+    }
+    let wanted = quotient(length, direction);
+    let rate = smaller(larger(wanted, scaled(RATE_MIN, 0)), scaled(RATE_MAX, 0));
+    if less(rate, wanted) || less(wanted, rate) {
+        (*r).flags |= CLAMPED_RATE;
+    }
+    let ln_rate = ln_fixed(rate);
+    (*s).first_rate_mantissa = rate.mantissa;
+    (*s).first_rate_exponent = rate.exponent;
+    (*s).ln_first_rate_int = ln_rate.whole;
+    (*s).ln_first_rate_fraction = ln_rate.fraction;
+    (*s).learning_rate = to_float(rate);
+}

@@ -1,0 +1,22 @@
+// The direction memory of rules without momentum, one byte per parameter, four to a word: bits 0..4 hold the saturating
+// counter of gradient signs q in [-7, 7], bits 4..6 the sign of the last step, both in two's complement, so that zeroed memory
+// means "nothing yet".
+
+const COUNTER_LIMIT = 7.0;
+
+fn counters_of(word: u32) -> vec4<f32> {
+    let bytes = vec4<u32>(word) >> vec4<u32>(0u, 8u, 16u, 24u);
+    return vec4<f32>((bitcast<vec4<i32>>(bytes << vec4<u32>(28u))) >> vec4<u32>(28u));
+}
+
+fn last_signs_of(word: u32) -> vec4<f32> {
+    let bytes = vec4<u32>(word) >> vec4<u32>(4u, 12u, 20u, 28u);
+    return vec4<f32>((bitcast<vec4<i32>>(bytes << vec4<u32>(30u))) >> vec4<u32>(30u));
+}
+
+fn pack_counters(counters: vec4<f32>, signs: vec4<f32>) -> u32 {
+    let q = bitcast<vec4<u32>>(vec4<i32>(counters)) & vec4<u32>(15u);
+    let s = bitcast<vec4<u32>>(vec4<i32>(signs)) & vec4<u32>(3u);
+    let bytes = (q | (s << vec4<u32>(4u))) << vec4<u32>(0u, 8u, 16u, 24u);
+    return bytes.x | bytes.y | bytes.z | bytes.w;
+}

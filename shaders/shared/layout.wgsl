@@ -1,0 +1,139 @@
+// The structs and constants that cross between host and device. The other copy is src/layout.rs, where each field is
+// explained; tests/layout.rs compares the two.
+
+struct Block {
+    params_start: u32,
+    grads_start: u32,
+    state_quad: u32,
+    elements: u32,
+    group: u32,
+    row: u32,
+    first_element: u32,
+}
+
+struct GroupConstants {
+    scope: u32,
+    flags: u32,
+    sign: f32,
+    coupled_decay: f32,
+    decoupled_decay: f32,
+    clip_norm: f32,
+    momentum: f32,
+    gradient_share: f32,
+    exponent: f32,
+    gain: f32,
+    smoothing: f32,
+    brake_slack: f32,
+    first_step: f32,
+    initial_rate: f32,
+    sqrt_elements: f32,
+    scope_momentum: f32,
+    scope_clip: f32,
+}
+
+const SIGN_RULE = 1u;
+const INITIAL_RATE = 2u;
+const MOMENTUM_FROM_GRADIENT = 4u;
+const BRAKE = 8u;
+const RAW_NORM_CLIP = 16u;
+
+struct GroupState {
+    steps_low: u32,
+    steps_high: u32,
+    skipped: u32,
+    started: u32,
+    momentum_started: u32,
+    learning_rate: f32,
+    first_rate_mantissa: f32,
+    first_rate_exponent: i32,
+    ln_first_rate_int: i32,
+    ln_first_rate_fraction: u32,
+    change_int: i32,
+    change_fraction: u32,
+    mean_square_mantissa: f32,
+    mean_square_exponent: i32,
+    smoothing_power: f32,
+    smoothed_mantissa: f32,
+    smoothed_exponent: i32,
+    direction_exponent: i32,
+}
+
+struct ScopeTable {
+    first_partial: u32,
+    partials: u32,
+    group: u32,
+}
+
+struct ScopeSums {
+    square: array<f32, 3>,
+    raw_square: array<f32, 3>,
+    initial_square: array<f32, 3>,
+    absolute: f32,
+    slow_dot: f32,
+    fast_dot: f32,
+    direction_square: f32,
+    nonfinite: u32,
+    first_nonfinite: u32,
+}
+
+struct Update {
+    skip: u32,
+    learning_rate: f32,
+    gradient_factor: f32,
+    coupled_decay: f32,
+    shrink: f32,
+    momentum_keep: f32,
+    gradient_share: f32,
+    momentum: f32,
+}
+
+struct RawRecord {
+    step_low: u32,
+    step_high: u32,
+    group: u32,
+    flags: u32,
+    norm: f32,
+    smoothed_norm: f32,
+    slow_alignment: f32,
+    fast_alignment: f32,
+    learning_rate: f32,
+    ln_rate_int: i32,
+    ln_rate_fraction: u32,
+    norm_term: f32,
+    alignment_term: f32,
+    brake_term: f32,
+    clamp_term: f32,
+    schedule_term: f32,
+    clip_factor: f32,
+    nonfinite: u32,
+    first_nonfinite: u32,
+    skipped: u32,
+}
+
+const FIRST = 1u;
+const ZERO_GRADIENT = 2u;
+const SKIPPED = 4u;
+const CLIPPED = 8u;
+const CLAMPED_CHANGE = 16u;
+const CLAMPED_RATE = 32u;
+const WAITING = 64u;
+const WRITTEN = 128u;
+
+// Words of a partial, in the order of ScopeSums. A partial lies across the array: word k of partial i is at k * PARTIALS + i.
+const SQUARE = 0u;
+const RAW_SQUARE = 3u;
+const INITIAL_SQUARE = 6u;
+const ABSOLUTE = 9u;
+const SLOW_DOT = 10u;
+const FAST_DOT = 11u;
+const DIRECTION_SQUARE = 12u;
+const PARTIAL_FLOATS = 13u;
+const NONFINITE = 13u;
+const FIRST_NONFINITE = 14u;
+
+// The bits of +inf: the magnitude bits of a float are at least this where it is not finite. Comparing floats would not do,
+// WGSL may assume that there are no NaNs.
+const INFINITY_BITS = 0x7f800000u;
+const MAGNITUDE_BITS = 0x7fffffffu;
+// first_nonfinite of a partial without any.
+const NO_ELEMENT = 0xffffffffu;

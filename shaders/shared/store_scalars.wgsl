@@ -1,0 +1,16 @@
+// The counterpart of load_scalars.wgsl for the pass that writes: nothing is written past the block's end.
+
+fn store_parameters(block: Block, quad: u32, value: vec4<f32>) {
+    let at = block.params_start + 4u * quad;
+    let left = block.elements - 4u * quad;
+    parameters[at] = value.x;
+    if left > 1u {
+        parameters[at + 1u] = value.y;
+    }
+    if left > 2u {
+        parameters[at + 2u] = value.z;
+    }
+    if left > 3u {
+        parameters[at + 3u] = value.w;
+    }
+}

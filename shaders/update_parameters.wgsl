@@ -1,0 +1,68 @@
+// Pass 4: the fused update, one read-modify-write of the parameters and of what the rule remembers.
+//
+// Reads:  updates (one per group, from pass 3), gradients.
+// Writes: parameters; momentum; counters. Nothing where the step is skipped.
+// Grid:   one workgroup of WORKGROUP invocations per block; invocation i takes quads i, i + WORKGROUP, … of the block.
+//
+//     g ← sign·clip·g + λ w            coupled weight decay
+//     m ← keep·m + share·g             Sgdm, Nesterov, Signum
+//     u = g | m | g + μ m | sign g | sign m
+//     w ← (1 - η λ') w - η u           decoupled weight decay
+
+override WORKGROUP: u32;
+override RULE: u32;
+override COUPLED_DECAY: bool;
+override COUNTERS: bool;
+
+const SGD = 0u;
+const SGDM = 1u;
+const NESTEROV = 2u;
+const SIGN_SGD = 3u;
+const SIGNUM = 4u;
+
+@group(0) @binding(0) var<storage, read> updates: array<Update>;
+@group(1) @binding(0) var<storage, read> blocks: array<Block>;
+@group(1) @binding(1) var<storage, read_write> parameters: array<Lane>;
+@group(1) @binding(2) var<storage, read> gradients: array<Lane>;
+@group(1) @binding(3) var<storage, read_write> momentum: array<vec4<f32>>;
+@group(1) @binding(4) var<storage, read_write> counters: array<u32>;
+
+@compute @workgroup_size(WORKGROUP)
+fn update_parameters(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+    let block = blocks[workgroup.x];
+    let update = updates[block.group];
+    if update.skip != 0u {
+        return;
+    }
+    for (var quad = lane; 4u * quad < block.elements; quad += WORKGROUP) {
+        let w = load_parameters(block, quad);
+        var g = update.gradient_factor * load_gradients(block, quad);
+        if COUPLED_DECAY {
+            g += update.coupled_decay * w;
+        }
+        var direction = g;
+        if RULE == SGDM || RULE == NESTEROV || RULE == SIGNUM {
+            let at = block.state_quad + quad;
+            let m = update.momentum_keep * momentum[at] + update.gradient_share * g;
+            momentum[at] = m;
+            direction = m;
+            if RULE == NESTEROV {
+                direction = g + update.momentum * m;
+            }
+        }
+        if RULE == SIGN_SGD || RULE == SIGNUM {
+            direction = sign(direction);
+        }
+        if COUNTERS {
+            let at = block.state_quad + quad;
+            let signs = sign(g);
+            let q = clamp(
+                counters_of(counters[at]) + signs,
+                vec4<f32>(-COUNTER_LIMIT),
+                vec4<f32>(COUNTER_LIMIT),
+            );
+            counters[at] = pack_counters(q, signs);
+        }
+        store_parameters(block, quad, update.shrink * w - update.learning_rate * direction);
+    }
+}

@@ -1,0 +1,13 @@
+//! The CPU path: the same four passes over slices, blocked as the kernels are. It is what the device is checked against, and
+//! what runs where no device is.
+
+mod finish_reduction;
+mod learning_rate;
+mod optimizer;
+mod reduce_gradient;
+mod scaled;
+mod tensor;
+mod update_parameters;
+
+pub use optimizer::CpuOptimizer;
+pub use tensor::Tensor;

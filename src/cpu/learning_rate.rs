@@ -1,0 +1,285 @@
+//! Pass 3: twin of `shaders/learning_rate.wgsl`, function by function.
+
+use crate::cpu::scaled::{Fixed, Scaled};
+use crate::layout::{
+    GroupConstants, GroupState, RawRecord, ScopeSums, Update, group_flags, record_flags,
+};
+use crate::regime::{MAX_CHANGE, RATE_MAX, RATE_MIN};
+
+/// ln of [`RATE_MAX`].
+const LN_RATE_LIMIT: f32 = 69.077_55;
+
+/// What one invocation of the pass writes, beside the state.
+pub(crate) struct Outcome {
+    /// `None` where the step is skipped: the update is then left as it was, but for its skip flag.
+    pub(crate) update: Option<Update>,
+    pub(crate) record: RawRecord,
+}
+
+/// One group's step.
+pub(crate) fn learning_rate(
+    group: u32,
+    c: &GroupConstants,
+    sums: &[ScopeSums],
+    s: &mut GroupState,
+) -> Outcome {
+    let measured = &sums[c.scope as usize];
+    let mut nonfinite = 0u32;
+    let mut first_nonfinite = u32::MAX;
+    for scope in sums {
+        nonfinite = nonfinite.wrapping_add(scope.nonfinite);
+        first_nonfinite = first_nonfinite.min(scope.first_nonfinite);
+    }
+
+    let mut r = RawRecord {
+        step_low: s.steps_low,
+        step_high: s.steps_high,
+        group,
+        flags: record_flags::WRITTEN,
+        nonfinite,
+        first_nonfinite,
+        clip_factor: 1.0,
+        ..RawRecord::default()
+    };
+    let update = if first_nonfinite == u32::MAX {
+        Some(take_step(c, measured, s, &mut r))
+    } else {
+        r.flags |= record_flags::SKIPPED;
+        s.skipped = s.skipped.wrapping_add(1);
+        None
+    };
+
+    let ln_rate = ln_first_rate(s).add(change(s));
+    if s.learning_rate == 0.0 {
+        r.flags |= record_flags::WAITING;
+    }
+    r.smoothed_norm = smoothed(s).to_float();
+    r.learning_rate = s.learning_rate;
+    r.ln_rate_int = ln_rate.whole;
+    r.ln_rate_fraction = ln_rate.fraction;
+    r.skipped = s.skipped;
+
+    let (low, carry) = s.steps_low.overflowing_add(1);
+    s.steps_low = low;
+    s.steps_high = s.steps_high.wrapping_add(u32::from(carry));
+    Outcome { update, record: r }
+}
+
+fn smoothed(s: &GroupState) -> Scaled {
+    Scaled {
+        mantissa: s.smoothed_mantissa,
+        exponent: s.smoothed_exponent,
+    }
+}
+
+fn ln_first_rate(s: &GroupState) -> Fixed {
+    Fixed {
+        whole: s.ln_first_rate_int,
+        fraction: s.ln_first_rate_fraction,
+    }
+}
+
+fn change(s: &GroupState) -> Fixed {
+    Fixed {
+        whole: s.change_int,
+        fraction: s.change_fraction,
+    }
+}
+
+/// A sum of squares from its three ranges.
+fn from_ranges(ranges: [f32; 3]) -> Scaled {
+    Scaled::new(ranges[0], -180)
+        .sum(Scaled::new(ranges[1], 0))
+        .sum(Scaled::new(ranges[2], 180))
+}
+
+/// `numerator / denominator` as a cosine: 0 where there is nothing to compare, or where a sum left the range of f32.
+fn cosine(numerator: f32, denominator: f32) -> f32 {
+    if !numerator.is_finite() || !denominator.is_finite() || denominator <= 0.0 {
+        return 0.0;
+    }
+    (numerator / denominator).clamp(-1.0, 1.0)
+}
+
+/// The step of a finite gradient.
+fn take_step(
+    c: &GroupConstants,
+    measured: &ScopeSums,
+    s: &mut GroupState,
+    r: &mut RawRecord,
+) -> Update {
+    let square = from_ranges(measured.square);
+    let norm = square.root();
+    r.norm = norm.to_float();
+    if square.is_zero() {
+        r.flags |= record_flags::ZERO_GRADIENT;
+    } else {
+        change_rate(c, measured, square, norm, s, r);
+    }
+
+    let raw_norm_clip = c.flags & group_flags::RAW_NORM != 0;
+    let raw_norm = if raw_norm_clip {
+        from_ranges(measured.raw_square).root()
+    } else {
+        norm
+    };
+    let limit = Scaled::new(c.clip_norm, 0);
+    if c.clip_norm < f32::MAX && limit.less(raw_norm) {
+        r.flags |= record_flags::CLIPPED;
+        r.clip_factor = limit.quotient(raw_norm).to_float();
+    }
+
+    // How large the momentum can be at the next step: μ ‖m_{t-1}‖ and what this step adds.
+    let clipped = raw_norm.smaller(Scaled::new(c.scope_clip, 0));
+    let added = if raw_norm_clip {
+        norm.sum(clipped)
+    } else if c.scope_clip >= f32::MAX {
+        norm
+    } else {
+        clipped
+    };
+    let old = Scaled::new(measured.direction_square, 2 * s.direction_exponent)
+        .root()
+        .times(c.scope_momentum);
+    let bound = old.sum(added);
+    s.direction_exponent = if bound.is_zero() {
+        0
+    } else {
+        (bound.exponent + 1).clamp(-126, 126)
+    };
+
+    let first_momentum =
+        c.flags & group_flags::MOMENTUM_FROM_GRADIENT != 0 && s.momentum_started == 0;
+    s.momentum_started = 1;
+    Update {
+        skip: 0,
+        learning_rate: s.learning_rate,
+        gradient_factor: c.sign * r.clip_factor,
+        coupled_decay: c.coupled_decay,
+        shrink: 1.0 - s.learning_rate * c.decoupled_decay,
+        momentum_keep: c.momentum,
+        gradient_share: if first_momentum {
+            1.0
+        } else {
+            c.gradient_share
+        },
+        momentum: c.momentum,
+    }
+}
+
+/// The regime proper: a finite, non-zero gradient changes the rate.
+fn change_rate(
+    c: &GroupConstants,
+    measured: &ScopeSums,
+    square: Scaled,
+    norm: Scaled,
+    s: &mut GroupState,
+    r: &mut RawRecord,
+) {
+    let mean_square = Scaled {
+        mantissa: s.mean_square_mantissa,
+        exponent: s.mean_square_exponent,
+    }
+    .times(c.smoothing)
+    .sum(square.times(1.0 - c.smoothing));
+    s.mean_square_mantissa = mean_square.mantissa;
+    s.mean_square_exponent = mean_square.exponent;
+    s.smoothing_power *= c.smoothing;
+    let unbiased = mean_square.quotient(Scaled::new(1.0 - s.smoothing_power, 0));
+    let last_smoothed = smoothed(s);
+    let smoothed = unbiased.root().larger(norm);
+    s.smoothed_mantissa = smoothed.mantissa;
+    s.smoothed_exponent = smoothed.exponent;
+
+    if s.started == 0 {
+        s.started = 1;
+        r.flags |= record_flags::FIRST;
+        if c.flags & group_flags::INITIAL_RATE == 0 {
+            set_first_rate(c, measured, norm, s, r);
+        }
+        return;
+    }
+
+    let norm_term = c.exponent * last_smoothed.ln_ratio(smoothed);
+    // The sums are of gradients scaled by the last smoothed norm.
+    let norm_in_sums = norm.quotient(Scaled {
+        mantissa: 1.0,
+        exponent: last_smoothed.exponent.clamp(-126, 126),
+    });
+    r.slow_alignment = cosine(
+        measured.slow_dot,
+        norm_in_sums.to_float() * measured.direction_square.sqrt(),
+    );
+    let mut brake = 0.0;
+    if c.flags & group_flags::BRAKE != 0 {
+        r.fast_alignment = cosine(measured.fast_dot, measured.absolute);
+        brake = (r.fast_alignment + c.brake_slack).min(0.0);
+    }
+    let weight = c.gain * norm.quotient(smoothed).to_float();
+    let alignment_term = weight * r.slow_alignment;
+    let brake_term = weight * brake;
+    let wanted = norm_term + alignment_term + brake_term;
+    let step_change = wanted.clamp(-MAX_CHANGE, MAX_CHANGE);
+    if step_change != wanted {
+        r.flags |= record_flags::CLAMPED_CHANGE;
+    }
+
+    let mut total = change(s).add_float(step_change);
+    let ln_rate = ln_first_rate(s).add(total);
+    let falling = ln_rate.whole < 0;
+    let limit = Fixed::default().add_float(if falling {
+        -LN_RATE_LIMIT
+    } else {
+        LN_RATE_LIMIT
+    });
+    let mut excess = ln_rate.subtract(limit).to_float();
+    if (falling && excess < 0.0) || (!falling && excess > 0.0) {
+        r.flags |= record_flags::CLAMPED_RATE;
+        total = limit.subtract(ln_first_rate(s));
+    } else {
+        excess = 0.0;
+    }
+    s.change_int = total.whole;
+    s.change_fraction = total.fraction;
+    let growth = total.exp();
+    s.learning_rate = Scaled::new(
+        s.first_rate_mantissa * growth.mantissa,
+        s.first_rate_exponent + growth.exponent,
+    )
+    .to_float();
+
+    r.norm_term = norm_term;
+    r.alignment_term = alignment_term;
+    r.brake_term = brake_term;
+    r.clamp_term = (step_change - wanted) - excess;
+}
+
+/// η_0 = ε (1 + ‖w_0‖) / n_0, or over √d where the direction is a vector of signs.
+fn set_first_rate(
+    c: &GroupConstants,
+    measured: &ScopeSums,
+    norm: Scaled,
+    s: &mut GroupState,
+    r: &mut RawRecord,
+) {
+    let initial_norm = from_ranges(measured.initial_square).root();
+    let length = Scaled::ONE.sum(initial_norm).times(c.first_step);
+    let direction = if c.flags & group_flags::SIGN_RULE != 0 {
+        Scaled::new(c.sqrt_elements, 0)
+    } else {
+        norm
+    };
+    let wanted = length.quotient(direction);
+    let rate = wanted
+        .larger(Scaled::new(RATE_MIN, 0))
+        .smaller(Scaled::new(RATE_MAX, 0));
+    if rate != wanted {
+        r.flags |= record_flags::CLAMPED_RATE;
+    }
+    let ln_rate = rate.ln_fixed();
+    s.first_rate_mantissa = rate.mantissa;
+    s.first_rate_exponent = rate.exponent;
+    s.ln_first_rate_int = ln_rate.whole;
+    s.ln_first_rate_fraction = ln_rate.fraction;
+    s.learning_rate = rate.to_float();
+}

@@ -1,0 +1,350 @@
+//! The optimizer on the host.
+
+use rayon::prelude::*;
+
+use crate::cpu::finish_reduction::finish_reduction;
+use crate::cpu::learning_rate::learning_rate;
+use crate::cpu::reduce_gradient::{BlockSlices, no_totals, reduce_gradient};
+use crate::cpu::tensor::Tensor;
+use crate::cpu::update_parameters::{BlockSlicesMut, update_parameters};
+use crate::error::Error;
+use crate::group::{GroupConfig, OptimizerBuilder, ResolvedGroup};
+use crate::layout::{Block, GroupState, RawRecord, ScopeSums, Update};
+use crate::plan::{Geometry, Kernel, Place, Plan, TensorInfo};
+use crate::record::{RecordCursor, Records};
+
+/// Elements of a block: small enough for the first-level cache, large enough that handing it to a thread costs nothing.
+const BLOCK_ELEMENTS: u32 = 8192;
+
+/// An optimizer on the host. Made by [`OptimizerBuilder::build_cpu`].
+///
+/// It walks the same plan as [`Optimizer`](crate::Optimizer), block by block and on every core; the result has the same bits for
+/// any number of threads. A step allocates nothing.
+#[derive(Debug)]
+pub struct CpuOptimizer {
+    plan: Plan,
+    tensors: Vec<TensorMemory>,
+    /// Tensor and block of each row of the partials.
+    rows: Vec<(usize, usize)>,
+    partials: Vec<ScopeSums>,
+    sums: Vec<ScopeSums>,
+    states: Vec<GroupState>,
+    updates: Vec<Update>,
+    learning_rates: Vec<f32>,
+    records: Vec<RawRecord>,
+    steps: usize,
+    cursor: RecordCursor,
+}
+
+/// A tensor's blocks, and what the rule and the regime remember of it.
+#[derive(Debug)]
+struct TensorMemory {
+    elements: usize,
+    /// `None` for an empty tensor.
+    kernel: Option<Kernel>,
+    blocks: Vec<Block>,
+    momentum: Vec<f32>,
+    counters: Vec<u8>,
+}
+
+impl OptimizerBuilder<Tensor> {
+    /// Checks everything and allocates everything. The same memory per parameter as on the device.
+    ///
+    /// # Errors
+    /// A wrong number, name or length.
+    pub fn build_cpu(self) -> Result<CpuOptimizer, Error> {
+        let record_steps = self.record_steps as usize;
+        let mut lengths = Vec::new();
+        let mut placed = Vec::new();
+        for group in self.resolve()? {
+            let mut tensors = Vec::with_capacity(group.tensors.len());
+            for (name, tensor) in group.tensors {
+                let elements = tensor.checked(&name)?;
+                // Each tensor is a pair of buffers of its own.
+                let number = lengths.len();
+                lengths.push(elements as usize);
+                let place = Place {
+                    params_buffer: number,
+                    params_start: 0,
+                    grads_buffer: number,
+                    grads_start: 0,
+                    elements,
+                };
+                tensors.push((name, place));
+            }
+            placed.push(ResolvedGroup {
+                config: group.config,
+                tensors,
+            });
+        }
+        let plan = Plan::new(
+            placed,
+            &Geometry {
+                block_elements: BLOCK_ELEMENTS,
+                partials_per_block: 1,
+                binding_elements: u64::MAX,
+                binding_alignment: 4,
+                dispatch_blocks: u32::MAX,
+                quads_need_alignment: false,
+            },
+        )?;
+        Ok(CpuOptimizer::allocate(plan, &lengths, record_steps))
+    }
+}
+
+impl CpuOptimizer {
+    fn allocate(plan: Plan, lengths: &[usize], record_steps: usize) -> Self {
+        let mut tensors: Vec<TensorMemory> = lengths
+            .iter()
+            .map(|&elements| TensorMemory {
+                elements,
+                kernel: None,
+                blocks: Vec::new(),
+                momentum: Vec::new(),
+                counters: Vec::new(),
+            })
+            .collect();
+        let blocks: usize = plan.windows.iter().map(|window| window.blocks.len()).sum();
+        let mut rows = vec![(0, 0); blocks];
+        for window in &plan.windows {
+            let index = window.params.buffer;
+            let tensor = &mut tensors[index];
+            tensor.kernel = Some(window.kernel);
+            tensor.blocks = window.blocks.clone();
+            if window.kernel.rule.has_momentum() {
+                tensor.momentum = vec![0.0; tensor.elements];
+            }
+            if window.kernel.has_counters() {
+                tensor.counters = vec![0; tensor.elements];
+            }
+            for (number, block) in window.blocks.iter().enumerate() {
+                rows[block.row as usize] = (index, number);
+            }
+        }
+        let states: Vec<GroupState> = plan.groups.iter().map(GroupState::initial).collect();
+        CpuOptimizer {
+            tensors,
+            rows,
+            partials: vec![no_totals(); blocks],
+            sums: vec![no_totals(); plan.scopes.len()],
+            updates: vec![bytemuck::Zeroable::zeroed(); states.len()],
+            learning_rates: states.iter().map(|state| state.learning_rate).collect(),
+            records: vec![RawRecord::default(); record_steps * states.len()],
+            states,
+            steps: 0,
+            cursor: RecordCursor::default(),
+            plan,
+        }
+    }
+
+    /// One step: `params` and `grads` are the tensors' slices, in the order of declaration over all groups.
+    ///
+    /// # Errors
+    /// [`Error::StepTensors`] or [`Error::StepLength`] where the slices are not those that were declared; nothing has changed
+    /// then.
+    pub fn step(&mut self, params: &mut [&mut [f32]], grads: &[&[f32]]) -> Result<(), Error> {
+        self.check_slices(params, grads)?;
+        self.reduce(params, grads);
+        for (scope, sums) in self.plan.scopes.iter().zip(&mut self.sums) {
+            let first = scope.first_partial as usize;
+            *sums = finish_reduction(&self.partials[first..][..scope.partials as usize]);
+        }
+        self.set_rates();
+        self.update(params, grads);
+        Ok(())
+    }
+
+    fn check_slices(&self, params: &[&mut [f32]], grads: &[&[f32]]) -> Result<(), Error> {
+        let expected = self.tensors.len();
+        for (role, actual) in [("parameter", params.len()), ("gradient", grads.len())] {
+            if actual != expected {
+                return Err(Error::StepTensors {
+                    role,
+                    expected,
+                    actual,
+                });
+            }
+        }
+        for (index, tensor) in self.tensors.iter().enumerate() {
+            for (role, actual) in [
+                ("parameter", params[index].len()),
+                ("gradient", grads[index].len()),
+            ] {
+                if actual != tensor.elements {
+                    return Err(Error::StepLength {
+                        tensor: self.plan.tensors[index].name.clone(),
+                        role,
+                        expected: tensor.elements,
+                        actual,
+                    });
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Pass 1 over all blocks.
+    fn reduce(&mut self, params: &[&mut [f32]], grads: &[&[f32]]) {
+        let (tensors, groups, states) = (&self.tensors, &self.plan.groups, &self.states);
+        let sweep = |(partial, &(index, number)): (&mut ScopeSums, &(usize, usize))| {
+            let tensor = &tensors[index];
+            let Some(kernel) = tensor.kernel else { return };
+            let block = &tensor.blocks[number];
+            let (start, end) = (
+                block.params_start as usize,
+                (block.params_start + block.elements) as usize,
+            );
+            let slices = BlockSlices {
+                params: &params[index][start..end],
+                grads: &grads[index][start..end],
+                momentum: tensor.momentum.get(start..end).unwrap_or_default(),
+                counters: tensor.counters.get(start..end).unwrap_or_default(),
+            };
+            let group = block.group as usize;
+            *partial = reduce_gradient(kernel, &groups[group], &states[group], block, slices);
+        };
+        if self.rows.len() > 1 {
+            self.partials
+                .par_iter_mut()
+                .zip(self.rows.par_iter())
+                .for_each(sweep);
+        } else {
+            self.partials.iter_mut().zip(&self.rows).for_each(sweep);
+        }
+    }
+
+    /// Pass 3 for every group, and the record.
+    fn set_rates(&mut self) {
+        let groups = self.plan.groups.len();
+        let ring_steps = self.records.len() / groups;
+        let ring = &mut self.records[self.steps % ring_steps * groups..][..groups];
+        for (group, constants) in self.plan.groups.iter().enumerate() {
+            let state = &mut self.states[group];
+            let outcome = learning_rate(group as u32, constants, &self.sums, state);
+            match outcome.update {
+                Some(update) => self.updates[group] = update,
+                None => self.updates[group].skip = 1,
+            }
+            self.learning_rates[group] = state.learning_rate;
+            ring[group] = outcome.record;
+        }
+        self.steps = self.steps.wrapping_add(1);
+    }
+
+    /// Pass 4 over all blocks.
+    fn update(&mut self, params: &mut [&mut [f32]], grads: &[&[f32]]) {
+        let updates = &self.updates;
+        let update_tensor =
+            |((tensor, params), grads): ((&mut TensorMemory, &mut &mut [f32]), &&[f32])| {
+                let (Some(kernel), Some(block)) = (tensor.kernel, tensor.blocks.first()) else {
+                    return;
+                };
+                let update = &updates[block.group as usize];
+                if update.skip == 0 {
+                    update_in_halves(
+                        kernel,
+                        update,
+                        BlockSlicesMut {
+                            params,
+                            grads,
+                            momentum: &mut tensor.momentum,
+                            counters: &mut tensor.counters,
+                        },
+                    );
+                }
+            };
+        if self.rows.len() > 1 {
+            self.tensors
+                .par_iter_mut()
+                .zip(params.par_iter_mut())
+                .zip(grads.par_iter())
+                .for_each(update_tensor);
+        } else {
+            self.tensors
+                .iter_mut()
+                .zip(params.iter_mut())
+                .zip(grads.iter())
+                .for_each(update_tensor);
+        }
+    }
+
+    /// The learning rate of each group, in the order of declaration. 0 until the first non-zero gradient, unless the regime
+    /// was given a first rate.
+    pub fn learning_rates(&self) -> &[f32] {
+        &self.learning_rates
+    }
+
+    /// The groups' settings, with every default filled in.
+    pub fn groups(&self) -> &[GroupConfig] {
+        &self.plan.configs
+    }
+
+    /// The tensors, in the order of declaration; [`NonFinite::tensor`](crate::NonFinite::tensor) is an index into them.
+    pub fn tensors(&self) -> &[TensorInfo] {
+        &self.plan.tensors
+    }
+
+    /// The records of all steps not drained before.
+    pub fn drain_records(&mut self) -> Records {
+        let plan = &self.plan;
+        self.cursor
+            .read(bytemuck::cast_slice(&self.records), |element| {
+                plan.locate(element)
+            })
+    }
+
+    /// The state of every group, for tests and for the curious.
+    pub fn states(&self) -> &[GroupState] {
+        &self.states
+    }
+
+    /// What the last step's reduction measured, per scope.
+    pub fn sums(&self) -> &[ScopeSums] {
+        &self.sums
+    }
+}
+
+/// Halves a tensor, at a multiple of the block, until a half is one block.
+fn update_in_halves(kernel: Kernel, update: &Update, slices: BlockSlicesMut) {
+    let block = BLOCK_ELEMENTS as usize;
+    let elements = slices.params.len();
+    if elements <= block {
+        return update_parameters(kernel, update, slices);
+    }
+    let middle = elements.div_ceil(block) / 2 * block;
+    let (params, params_after) = slices.params.split_at_mut(middle);
+    let (grads, grads_after) = slices.grads.split_at(middle);
+    // Either as long as the parameters or empty.
+    let (momentum, momentum_after) = slices
+        .momentum
+        .split_at_mut(middle.min(slices.momentum.len()));
+    let (counters, counters_after) = slices
+        .counters
+        .split_at_mut(middle.min(slices.counters.len()));
+    rayon::join(
+        || {
+            update_in_halves(
+                kernel,
+                update,
+                BlockSlicesMut {
+                    params,
+                    grads,
+                    momentum,
+                    counters,
+                },
+            )
+        },
+        || {
+            update_in_halves(
+                kernel,
+                update,
+                BlockSlicesMut {
+                    params: params_after,
+                    grads: grads_after,
+                    momentum: momentum_after,
+                    counters: counters_after,
+                },
+            )
+        },
+    );
+}

@@ -1,0 +1,199 @@
+//! Everything that can go wrong, in words that name the culprit and the way out.
+
+/// What a call of this crate can refuse, and why.
+///
+/// Every message is one line that names the group or tensor, the number that is wrong, the limit it breaks and what to do
+/// instead. Whatever returns an `Err` has changed nothing.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// A number of a rule, a regime or a group is outside its range.
+    #[error("{owner}: {field} is {value}, but it must be {expected}")]
+    InvalidValue {
+        /// Whose number it is: `rule sgdm`, `group "weights"`, …
+        owner: String,
+        /// The number's name.
+        field: &'static str,
+        /// The number, in words.
+        value: String,
+        /// The range, in words.
+        expected: &'static str,
+    },
+
+    /// `build` was called before any group was given.
+    #[error(
+        "the optimizer has no group: add at least one with OptimizerBuilder::group before build"
+    )]
+    NoGroups,
+
+    /// Two groups, or two tensors of one optimizer, have the same name.
+    #[error(
+        "two {what}s are named \"{name}\": give each its own name, records and checkpoints go by it"
+    )]
+    DuplicateName {
+        /// `group` or `tensor`.
+        what: &'static str,
+        /// The name.
+        name: String,
+    },
+
+    /// A parameter tensor and its gradient differ in length.
+    #[error(
+        "tensor \"{tensor}\": {params} parameters but {grads} gradients: give both slices the same number of f32 elements"
+    )]
+    LengthMismatch {
+        /// The tensor's name.
+        tensor: String,
+        /// Elements of the parameter slice.
+        params: u64,
+        /// Elements of the gradient slice.
+        grads: u64,
+    },
+
+    /// A buffer slice does not start or end on an f32.
+    #[error(
+        "tensor \"{tensor}\": the {role} slice starts at byte {offset_bytes} and is {size_bytes} bytes long, but both must be multiples of 4 (f32)"
+    )]
+    Misaligned {
+        /// The tensor's name.
+        tensor: String,
+        /// `parameter` or `gradient`.
+        role: &'static str,
+        /// The slice's first byte in its buffer.
+        offset_bytes: u64,
+        /// The slice's length in bytes.
+        size_bytes: u64,
+    },
+
+    /// A buffer lacks a usage flag the step needs.
+    #[error(
+        "tensor \"{tensor}\": the {role} buffer was created without {missing}: add it to the buffer's usage"
+    )]
+    MissingUsage {
+        /// The tensor's name.
+        tensor: String,
+        /// `parameter` or `gradient`.
+        role: &'static str,
+        /// The usage flag.
+        missing: &'static str,
+    },
+
+    /// Two slices that must be apart share elements.
+    #[error(
+        "{first} and {second} overlap in elements {start}..{end} of one buffer: move one of them, a step reads gradients while it writes parameters"
+    )]
+    Overlap {
+        /// One slice, by role and tensor name.
+        first: String,
+        /// The other.
+        second: String,
+        /// First shared element of the buffer.
+        start: u64,
+        /// One past the last shared element.
+        end: u64,
+    },
+
+    /// A slice handed to a CPU step differs in length from what was declared.
+    #[error(
+        "tensor \"{tensor}\" was built with {expected} elements, but this step was given {actual} {role}s: pass the slices in the order and length of the builder"
+    )]
+    StepLength {
+        /// The tensor's name.
+        tensor: String,
+        /// `parameter` or `gradient`.
+        role: &'static str,
+        /// Elements at build time.
+        expected: usize,
+        /// Elements now.
+        actual: usize,
+    },
+
+    /// A CPU step was given another number of tensors than was declared.
+    #[error(
+        "the optimizer was built with {expected} tensors, but this step was given {actual} {role} slices: pass one slice per tensor, in the order of the builder"
+    )]
+    StepTensors {
+        /// `parameter` or `gradient`.
+        role: &'static str,
+        /// Tensors at build time.
+        expected: usize,
+        /// Slices now.
+        actual: usize,
+    },
+
+    /// Groups that share one norm do not keep the same kind of direction memory.
+    #[error(
+        "groups \"{first}\" and \"{second}\" share the norm \"{scope}\", but one remembers directions by momentum and the other by sign counters: give both a momentum rule, or neither, or let each have its own norm"
+    )]
+    MixedScope {
+        /// A group with a momentum rule.
+        first: String,
+        /// A group without one.
+        second: String,
+        /// The shared norm's name.
+        scope: String,
+    },
+
+    /// The problem does not fit the crate's 32-bit block tables or the device's limits.
+    #[error("{what} is {value}, above {limit}: {way_out}")]
+    Limit {
+        /// What is too large.
+        what: String,
+        /// How large it is.
+        value: u64,
+        /// The largest possible value.
+        limit: u64,
+        /// What to do.
+        way_out: &'static str,
+    },
+
+    /// No adapter fits what was asked for.
+    #[error("no usable adapter: {0}")]
+    NoAdapter(String),
+
+    /// The device refused an allocation or a pipeline while building.
+    #[error("the device refused {what}: {message}")]
+    Device {
+        /// What was being created.
+        what: String,
+        /// The driver's or wgpu's message, on one line.
+        message: String,
+    },
+
+    /// The device is lost: nothing recorded from now on has any effect.
+    #[error(
+        "the device is lost ({0}): parameters are as the last completed step left them; build a new optimizer on a new device"
+    )]
+    DeviceLost(String),
+
+    /// A readback failed or did not come in time.
+    #[error("reading {what} back from the device failed: {message}")]
+    Readback {
+        /// What was being read.
+        what: &'static str,
+        /// Why it failed.
+        message: String,
+    },
+}
+
+/// Checks one number of a configuration.
+///
+/// `owner` is only called for the message, so a valid number costs no allocation.
+pub(crate) fn require(
+    ok: bool,
+    owner: impl FnOnce() -> String,
+    field: &'static str,
+    value: impl std::fmt::Display,
+    expected: &'static str,
+) -> Result<(), Error> {
+    if ok {
+        Ok(())
+    } else {
+        Err(Error::InvalidValue {
+            owner: owner(),
+            field,
+            value: value.to_string(),
+            expected,
+        })
+    }
+}

@@ -1,0 +1,217 @@
+//! A device to run on: the caller's, or one that is looked for here.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use crate::error::Error;
+use crate::gpu::tuning::Tuning;
+
+/// A device, its queue, and the kernels' geometry for it. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Gpu {
+    device: wgpu::Device,
+    queue: wgpu::Queue,
+    tuning: Tuning,
+    lost: Arc<Mutex<Option<String>>>,
+}
+
+/// What [`Gpu::request`] looks for.
+#[derive(Debug, Clone, Default)]
+pub struct GpuOptions {
+    /// Backends to look at; `None` takes `WGPU_BACKEND` from the environment, or all.
+    pub backends: Option<wgpu::Backends>,
+    /// Part of the adapter's name, in any case; `None` takes `WGPU_ADAPTER_NAME` from the environment, or any.
+    pub adapter_name: Option<String>,
+    /// Whether software drivers (lavapipe, SwiftShader, WARP) will do.
+    pub allow_software: bool,
+}
+
+impl Gpu {
+    /// Uses the caller's device and queue.
+    ///
+    /// No handler is installed on a device that is not ours: a caller who learns of its loss says so with
+    /// [`Gpu::mark_lost`]. Ask for the adapter's own limits when you create the device, the default ones bind at most 128 MiB.
+    pub fn from_parts(device: wgpu::Device, queue: wgpu::Queue) -> Self {
+        let tuning = Tuning::for_adapter(&device.adapter_info(), &device.limits());
+        Gpu {
+            device,
+            queue,
+            tuning,
+            lost: Arc::default(),
+        }
+    }
+
+    /// Finds an adapter and opens a device with all its limits. Hardware comes before software, discrete before integrated.
+    ///
+    /// # Errors
+    /// [`Error::NoAdapter`] says what was found and why none of it will do.
+    pub async fn request(options: &GpuOptions) -> Result<Self, Error> {
+        let mut found = Self::adapters(options.backends).await;
+        let wanted = options
+            .adapter_name
+            .clone()
+            .or_else(|| std::env::var("WGPU_ADAPTER_NAME").ok());
+        let names: Vec<String> = found
+            .iter()
+            .map(|adapter| describe(&adapter.get_info()))
+            .collect();
+        if found.is_empty() {
+            return Err(Error::NoAdapter(format!(
+                "no graphics driver answers for {}; install one (Debian: mesa-vulkan-drivers for the software driver lavapipe)",
+                backends_in_words(options.backends)
+            )));
+        }
+        let seen = names.join(", ");
+        if let Some(wanted) = &wanted {
+            let lower = wanted.to_lowercase();
+            found.retain(|adapter| adapter.get_info().name.to_lowercase().contains(&lower));
+            if found.is_empty() {
+                return Err(Error::NoAdapter(format!(
+                    "no adapter's name contains \"{wanted}\"; there is {seen}"
+                )));
+            }
+        }
+        if !options.allow_software {
+            found.retain(|adapter| adapter.get_info().device_type != wgpu::DeviceType::Cpu);
+            if found.is_empty() {
+                return Err(Error::NoAdapter(format!(
+                    "only software drivers, which are slower than the CPU path: {seen}"
+                )));
+            }
+        }
+        found.sort_by_key(|adapter| rank(adapter.get_info().device_type));
+        match found.first() {
+            Some(best) => Self::open(best).await,
+            None => Err(Error::NoAdapter(seen)),
+        }
+    }
+
+    /// Every adapter with compute shaders on the given backends (`None`: `WGPU_BACKEND`, or all).
+    pub async fn adapters(backends: Option<wgpu::Backends>) -> Vec<wgpu::Adapter> {
+        let mut descriptor = wgpu::InstanceDescriptor::new_without_display_handle_from_env();
+        if let Some(backends) = backends {
+            descriptor.backends = backends;
+        }
+        let backends = descriptor.backends;
+        let instance = wgpu::Instance::new(descriptor);
+        let mut adapters = instance.enumerate_adapters(backends).await;
+        adapters.retain(|adapter| {
+            adapter
+                .get_downlevel_capabilities()
+                .flags
+                .contains(wgpu::DownlevelFlags::COMPUTE_SHADERS)
+        });
+        adapters
+    }
+
+    /// Opens a device of ours on an adapter, with all the adapter's limits.
+    ///
+    /// # Errors
+    /// [`Error::Device`] with the driver's reason.
+    pub async fn open(adapter: &wgpu::Adapter) -> Result<Self, Error> {
+        let wanted = wgpu::Features::TIMESTAMP_QUERY
+            | wgpu::Features::TIMESTAMP_QUERY_INSIDE_ENCODERS
+            | wgpu::Features::SUBGROUP;
+        let (device, queue) = adapter
+            .request_device(&wgpu::DeviceDescriptor {
+                label: Some("wgpu-optim"),
+                required_features: adapter.features() & wanted,
+                required_limits: adapter.limits(),
+                ..Default::default()
+            })
+            .await
+            .map_err(|error| Error::Device {
+                what: format!("a device on {}", describe(&adapter.get_info())),
+                message: one_line(&error.to_string()),
+            })?;
+        let gpu = Self::from_parts(device, queue);
+        let lost = Arc::clone(&gpu.lost);
+        gpu.device.set_device_lost_callback(move |reason, message| {
+            set_lost(&lost, format!("{reason:?}: {}", one_line(&message)));
+        });
+        Ok(gpu)
+    }
+
+    /// The same device with another geometry.
+    ///
+    /// # Errors
+    /// [`Error::InvalidValue`] where the device cannot have it.
+    pub fn with_tuning(mut self, tuning: Tuning) -> Result<Self, Error> {
+        tuning.validate(&self.device.limits())?;
+        self.tuning = tuning;
+        Ok(self)
+    }
+
+    /// The device.
+    pub fn device(&self) -> &wgpu::Device {
+        &self.device
+    }
+
+    /// Its queue.
+    pub fn queue(&self) -> &wgpu::Queue {
+        &self.queue
+    }
+
+    /// The kernels' geometry.
+    pub fn tuning(&self) -> Tuning {
+        self.tuning
+    }
+
+    /// The adapter in words: `llvmpipe (Vulkan, software)`.
+    pub fn describe(&self) -> String {
+        describe(&self.device.adapter_info())
+    }
+
+    /// Tells every optimizer on this `Gpu` that the device is lost; wire it to your device-lost callback.
+    pub fn mark_lost(&self, reason: impl Into<String>) {
+        set_lost(&self.lost, reason.into());
+    }
+
+    /// Refuses where the device is known to be lost: wgpu itself would do nothing, in silence.
+    pub fn check_alive(&self) -> Result<(), Error> {
+        match &*self.lost.lock().unwrap_or_else(PoisonError::into_inner) {
+            None => Ok(()),
+            Some(reason) => Err(Error::DeviceLost(reason.clone())),
+        }
+    }
+}
+
+fn set_lost(lost: &Mutex<Option<String>>, reason: String) {
+    lost.lock()
+        .unwrap_or_else(PoisonError::into_inner)
+        .get_or_insert(reason);
+}
+
+/// Which kind of device is taken first.
+fn rank(kind: wgpu::DeviceType) -> u32 {
+    match kind {
+        wgpu::DeviceType::DiscreteGpu => 0,
+        wgpu::DeviceType::IntegratedGpu => 1,
+        wgpu::DeviceType::VirtualGpu => 2,
+        wgpu::DeviceType::Other => 3,
+        wgpu::DeviceType::Cpu => 4,
+    }
+}
+
+fn describe(info: &wgpu::AdapterInfo) -> String {
+    let kind = match info.device_type {
+        wgpu::DeviceType::Cpu => ", software",
+        _ => "",
+    };
+    format!("{} ({}{kind})", info.name, info.backend)
+}
+
+fn backends_in_words(backends: Option<wgpu::Backends>) -> String {
+    match backends {
+        Some(backends) => backends
+            .iter_names()
+            .map(|(name, _)| name.to_lowercase())
+            .collect::<Vec<_>>()
+            .join(", "),
+        None => "any backend".to_owned(),
+    }
+}
+
+/// Drivers and wgpu write messages over several lines; ours have one.
+pub(crate) fn one_line(message: &str) -> String {
+    message.split_whitespace().collect::<Vec<_>>().join(" ")
+}

@@ -1,0 +1,37 @@
+//! Pass 2 on the host: `shaders/finish_reduction.wgsl`.
+
+use crate::gpu::pass::{Binding, PassSource, Pipeline, flag, shared};
+use crate::gpu::tuning::Tuning;
+use crate::plan::Kernel;
+
+pub(crate) const STEM: &str = "finish_reduction";
+
+/// Compiles the pass for everything that any of the kernels measures.
+pub(crate) fn pipeline(
+    device: &wgpu::Device,
+    tuning: &Tuning,
+    kernels: &[Kernel],
+    partials: u32,
+) -> Pipeline {
+    let any = |what: fn(Kernel) -> bool| kernels.iter().any(|&kernel| what(kernel));
+    Pipeline::new(
+        device,
+        &PassSource {
+            stem: STEM,
+            files: &[
+                shared::LAYOUT,
+                shared::TOTALS,
+                shared::TREE,
+                include_str!("../../shaders/finish_reduction.wgsl"),
+            ],
+            constants: &[
+                ("WORKGROUP", f64::from(tuning.finish_workgroup_size)),
+                ("PARTIALS", f64::from(partials)),
+                flag("RAW_NORM", any(|kernel| kernel.raw_norm)),
+                flag("MOMENTUM", any(Kernel::reads_momentum)),
+                flag("COUNTERS", any(Kernel::has_counters)),
+            ],
+            groups: &[&[Binding::Read, Binding::Read, Binding::Write, Binding::Write]],
+        },
+    )
+}

@@ -1,0 +1,515 @@
+//! The optimizer on the device: everything is allocated by `build`, a step only records dispatches.
+
+use std::collections::HashMap;
+
+use bytemuck::Pod;
+
+use crate::error::Error;
+use crate::gpu::context::Gpu;
+use crate::gpu::pass::{Pipeline, scoped};
+use crate::gpu::readback::{Readback, read_once};
+use crate::gpu::tensor::Tensor;
+use crate::gpu::{finish_reduction, learning_rate, reduce_gradient, update_parameters};
+use crate::group::{GroupConfig, OptimizerBuilder, ResolvedGroup};
+use crate::layout::{Block, GroupState, PARTIAL_WORDS, RawRecord, ScopeSums, Update};
+use crate::plan::{Access, Geometry, Kernel, Place, Plan, QUAD, Region, TensorInfo, Window};
+use crate::record::{RecordCursor, Records};
+
+/// One of the four passes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum PassName {
+    /// Pass 1.
+    ReduceGradient,
+    /// Pass 2.
+    FinishReduction,
+    /// Pass 3.
+    LearningRate,
+    /// Pass 4.
+    UpdateParameters,
+}
+
+impl PassName {
+    /// The pass's stem, as its shader and files are called.
+    pub fn name(self) -> &'static str {
+        match self {
+            PassName::ReduceGradient => reduce_gradient::STEM,
+            PassName::FinishReduction => finish_reduction::STEM,
+            PassName::LearningRate => learning_rate::STEM,
+            PassName::UpdateParameters => update_parameters::STEM,
+        }
+    }
+}
+
+/// One dispatch of a step, for those who record it by other means than [`Optimizer::encode_step`].
+#[derive(Debug, Clone)]
+pub struct Dispatch {
+    /// The pass it belongs to.
+    pub pass: PassName,
+    /// Its pipeline.
+    pub pipeline: wgpu::ComputePipeline,
+    /// Its bind groups, by index.
+    pub bind_groups: Vec<wgpu::BindGroup>,
+    /// Workgroups along x; y and z are 1.
+    pub workgroups: u32,
+}
+
+impl Dispatch {
+    /// Records the dispatch.
+    pub fn encode(&self, pass: &mut wgpu::ComputePass) {
+        pass.set_pipeline(&self.pipeline);
+        for (index, bind_group) in self.bind_groups.iter().enumerate() {
+            pass.set_bind_group(index as u32, bind_group, &[]);
+        }
+        pass.dispatch_workgroups(self.workgroups, 1, 1);
+    }
+}
+
+/// An optimizer on the device. Made by [`OptimizerBuilder::build`].
+///
+/// A step is four passes that the caller records wherever the gradients are ready. It allocates nothing, writes no queue,
+/// submits, maps and polls nothing; all per-step state is on the device, so that two steps recorded into one submit are two
+/// steps.
+#[derive(Debug)]
+pub struct Optimizer {
+    gpu: Gpu,
+    plan: Plan,
+    dispatches: Vec<Dispatch>,
+    learning_rates: wgpu::Buffer,
+    states: wgpu::Buffer,
+    sums: wgpu::Buffer,
+    records: wgpu::Buffer,
+    readback: Readback,
+    cursor: RecordCursor,
+}
+
+impl OptimizerBuilder<Tensor> {
+    /// Checks everything, allocates everything, compiles the kernels.
+    ///
+    /// Memory on the device beside the caller's buffers: 4 bytes per parameter for momentum rules, 1 byte per parameter for the
+    /// direction memory of Seesaw and Hypergradient on rules without momentum, otherwise nothing in proportion to the
+    /// parameters.
+    ///
+    /// # Errors
+    /// A wrong number, length, offset, usage, overlap or limit, with its name; [`Error::Device`] where the device refuses
+    /// memory or a kernel. Nothing has been written to the caller's buffers in any case.
+    pub fn build(self, gpu: &Gpu) -> Result<Optimizer, Error> {
+        gpu.check_alive()?;
+        let record_steps = self.record_steps;
+        let limits = gpu.device().limits();
+        gpu.tuning().validate(&limits)?;
+        let (groups, buffers) = place_tensors(self.resolve()?)?;
+        crate::plan::check_overlaps(
+            groups
+                .iter()
+                .flat_map(|group| group.tensors.iter())
+                .map(|(name, place)| (name.as_str(), place)),
+        )?;
+        let plan = Plan::new(groups, &geometry(gpu, &limits))?;
+        scoped(gpu.device(), "the optimizer's buffers and kernels", || {
+            Optimizer::allocate(gpu, plan, &buffers, record_steps, &limits)
+        })
+    }
+}
+
+/// Numbers the caller's buffers and checks each tensor by itself.
+fn place_tensors(
+    groups: Vec<ResolvedGroup<Tensor>>,
+) -> Result<(Vec<ResolvedGroup<Place>>, Vec<wgpu::Buffer>), Error> {
+    let mut numbers: HashMap<wgpu::Buffer, usize> = HashMap::new();
+    let mut buffers = Vec::new();
+    let mut number = |buffer: wgpu::Buffer| {
+        *numbers.entry(buffer).or_insert_with_key(|buffer| {
+            buffers.push(buffer.clone());
+            buffers.len() - 1
+        })
+    };
+    let mut placed = Vec::with_capacity(groups.len());
+    for group in groups {
+        let mut tensors = Vec::with_capacity(group.tensors.len());
+        for (name, tensor) in group.tensors {
+            let (params, grads, elements) = tensor.checked(&name)?;
+            let place = Place {
+                params_start: params.start(),
+                params_buffer: number(params.buffer),
+                grads_start: grads.start(),
+                grads_buffer: number(grads.buffer),
+                elements,
+            };
+            tensors.push((name, place));
+        }
+        placed.push(ResolvedGroup {
+            config: group.config,
+            tensors,
+        });
+    }
+    Ok((placed, buffers))
+}
+
+fn geometry(gpu: &Gpu, limits: &wgpu::Limits) -> Geometry {
+    let element = u64::from(f32_bytes());
+    let largest = limits
+        .max_storage_buffer_binding_size
+        .min(limits.max_buffer_size);
+    Geometry {
+        block_elements: gpu.tuning().block_elements(),
+        partials_per_block: gpu.tuning().partials_per_block(),
+        binding_elements: largest / element / u64::from(QUAD) * u64::from(QUAD),
+        binding_alignment: u64::from(limits.min_storage_buffer_offset_alignment.max(16)) / element,
+        dispatch_blocks: limits.max_compute_workgroups_per_dimension,
+        quads_need_alignment: true,
+    }
+}
+
+const fn f32_bytes() -> u32 {
+    std::mem::size_of::<f32>() as u32
+}
+
+impl Optimizer {
+    fn allocate(
+        gpu: &Gpu,
+        plan: Plan,
+        buffers: &[wgpu::Buffer],
+        record_steps: u32,
+        limits: &wgpu::Limits,
+    ) -> Result<Self, Error> {
+        let device = gpu.device();
+        let group_count = plan.groups.len() as u64;
+        let ring_bytes =
+            u64::from(record_steps) * group_count * std::mem::size_of::<RawRecord>() as u64;
+        let largest = limits
+            .max_storage_buffer_binding_size
+            .min(limits.max_buffer_size);
+        if ring_bytes > largest {
+            return Err(Error::Limit {
+                what: "the record ring in bytes".to_owned(),
+                value: ring_bytes,
+                limit: largest,
+                way_out: "ask for fewer steps with OptimizerBuilder::record_steps",
+            });
+        }
+
+        let grid = u64::from(limits.max_compute_workgroups_per_dimension);
+        if plan.scopes.len() as u64 > grid {
+            return Err(Error::Limit {
+                what: "the number of separate norms".to_owned(),
+                value: plan.scopes.len() as u64,
+                limit: grid,
+                way_out: "let groups share a norm, or use several optimizers",
+            });
+        }
+
+        let initial: Vec<GroupState> = plan.groups.iter().map(GroupState::initial).collect();
+        let rates: Vec<f32> = initial.iter().map(|state| state.learning_rate).collect();
+        let groups = filled(gpu, "groups", &plan.groups);
+        let scopes = filled(gpu, "scopes", &plan.scopes);
+        let states = filled(gpu, "states", &initial);
+        let learning_rates = filled(gpu, "learning rates", &rates);
+        let sums = zeroed::<ScopeSums>(gpu, "sums", plan.scopes.len() as u64);
+        let updates = zeroed::<Update>(gpu, "updates", group_count);
+        let partials = zeroed::<u32>(
+            gpu,
+            "partials",
+            u64::from(plan.partials) * u64::from(PARTIAL_WORDS),
+        );
+        let records = zeroed::<RawRecord>(gpu, "records", u64::from(record_steps) * group_count);
+
+        let mut passes = Passes::new(gpu, plan.partials);
+        let mut reduce = Vec::with_capacity(plan.windows.len());
+        let mut update = Vec::with_capacity(plan.windows.len());
+        for window in &plan.windows {
+            let memory = WindowBuffers::new(gpu, window, buffers);
+            let one_buffer = window.params.buffer == window.grads.buffer;
+            let pass = passes.reduce(window.kernel, window.access);
+            reduce.push(Dispatch {
+                pass: PassName::ReduceGradient,
+                bind_groups: vec![
+                    pass.bind(
+                        device,
+                        0,
+                        &[whole(&groups), whole(&states), whole(&partials)],
+                    ),
+                    pass.bind(device, 1, &memory.bindings()),
+                ],
+                pipeline: pass.pipeline.clone(),
+                workgroups: window.blocks.len() as u32,
+            });
+            let pass = passes.update(window.kernel, window.access, one_buffer);
+            update.push(Dispatch {
+                pass: PassName::UpdateParameters,
+                bind_groups: vec![
+                    pass.bind(device, 0, &[whole(&updates)]),
+                    pass.bind(device, 1, &memory.bindings()),
+                ],
+                pipeline: pass.pipeline.clone(),
+                workgroups: window.blocks.len() as u32,
+            });
+        }
+
+        let kernels: Vec<Kernel> = plan.windows.iter().map(|window| window.kernel).collect();
+        let finish = finish_reduction::pipeline(device, &gpu.tuning(), &kernels, plan.partials);
+        let rate = learning_rate::pipeline(device);
+        let mut dispatches = reduce;
+        dispatches.push(Dispatch {
+            pass: PassName::FinishReduction,
+            bind_groups: vec![finish.bind(
+                device,
+                0,
+                &[
+                    whole(&scopes),
+                    whole(&states),
+                    whole(&partials),
+                    whole(&sums),
+                ],
+            )],
+            pipeline: finish.pipeline.clone(),
+            workgroups: plan.scopes.len() as u32,
+        });
+        dispatches.push(Dispatch {
+            pass: PassName::LearningRate,
+            bind_groups: vec![rate.bind(
+                device,
+                0,
+                &[
+                    whole(&groups),
+                    whole(&sums),
+                    whole(&states),
+                    whole(&updates),
+                    whole(&learning_rates),
+                    whole(&records),
+                ],
+            )],
+            pipeline: rate.pipeline.clone(),
+            workgroups: (plan.groups.len() as u32).div_ceil(learning_rate::WORKGROUP),
+        });
+        dispatches.extend(update);
+
+        Ok(Optimizer {
+            gpu: gpu.clone(),
+            plan,
+            dispatches,
+            learning_rates,
+            states,
+            sums,
+            readback: Readback::new(device, "records", records.size()),
+            records,
+            cursor: RecordCursor::default(),
+        })
+    }
+
+    /// Records one step into the caller's encoder, in a compute pass of its own. The gradients must be complete by then.
+    ///
+    /// # Errors
+    /// [`Error::DeviceLost`], and only that: wgpu would do nothing, in silence.
+    pub fn encode_step(&self, encoder: &mut wgpu::CommandEncoder) -> Result<(), Error> {
+        let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor {
+            label: Some("wgpu-optim step"),
+            timestamp_writes: None,
+        });
+        self.encode_step_in(&mut pass)
+    }
+
+    /// Records one step into the caller's compute pass.
+    ///
+    /// # Errors
+    /// As [`Optimizer::encode_step`].
+    pub fn encode_step_in(&self, pass: &mut wgpu::ComputePass) -> Result<(), Error> {
+        self.gpu.check_alive()?;
+        for dispatch in &self.dispatches {
+            dispatch.encode(pass);
+        }
+        Ok(())
+    }
+
+    /// The dispatches of a step, in order: for profilers, and for callers with an encoder of their own.
+    pub fn dispatches(&self) -> &[Dispatch] {
+        &self.dispatches
+    }
+
+    /// The learning rates on the device: one f32 per group, in the order of declaration; usable as a read-only storage buffer or
+    /// as the source of a copy. 0 until the first non-zero gradient, unless the regime was given a first rate.
+    pub fn learning_rates(&self) -> &wgpu::Buffer {
+        &self.learning_rates
+    }
+
+    /// The groups' settings, with every default filled in.
+    pub fn groups(&self) -> &[GroupConfig] {
+        &self.plan.configs
+    }
+
+    /// The tensors, in the order of declaration; [`NonFinite::tensor`](crate::NonFinite::tensor) is an index into them.
+    pub fn tensors(&self) -> &[TensorInfo] {
+        &self.plan.tensors
+    }
+
+    /// The device this optimizer lives on.
+    pub fn gpu(&self) -> &Gpu {
+        &self.gpu
+    }
+
+    /// Fetches the records of all steps submitted so far and not drained before. Waits for the device, but holds up no step.
+    ///
+    /// # Errors
+    /// [`Error::DeviceLost`] or [`Error::Readback`].
+    pub async fn drain_records(&mut self) -> Result<Records, Error> {
+        let mut earlier = Records::default();
+        if self.readback.is_in_flight() {
+            earlier = self.finish_drain().await?;
+        }
+        self.readback.start(&self.gpu, &self.records)?;
+        let mut records = self.finish_drain().await?;
+        earlier.lost_steps += records.lost_steps;
+        earlier.records.append(&mut records.records);
+        Ok(earlier)
+    }
+
+    async fn finish_drain(&mut self) -> Result<Records, Error> {
+        let (plan, cursor) = (&self.plan, &mut self.cursor);
+        self.readback
+            .wait(&self.gpu, |bytes| {
+                cursor.read(bytes, |element| plan.locate(element))
+            })
+            .await
+    }
+
+    /// Fetches records without ever waiting: starts a copy, or hands over what an earlier call started if it has arrived.
+    ///
+    /// # Errors
+    /// As [`Optimizer::drain_records`].
+    pub fn try_drain_records(&mut self) -> Result<Option<Records>, Error> {
+        let (plan, cursor) = (&self.plan, &mut self.cursor);
+        let arrived = self.readback.try_finish(&self.gpu, |bytes| {
+            cursor.read(bytes, |element| plan.locate(element))
+        })?;
+        self.readback.start(&self.gpu, &self.records)?;
+        Ok(arrived)
+    }
+
+    /// The state of every group, for tests and for the curious. Waits for the device.
+    ///
+    /// # Errors
+    /// As [`Optimizer::drain_records`].
+    pub async fn read_states(&self) -> Result<Vec<GroupState>, Error> {
+        read_once(&self.gpu, "states", &self.states).await
+    }
+
+    /// What the last step's reduction measured, per scope. Waits for the device.
+    ///
+    /// # Errors
+    /// As [`Optimizer::drain_records`].
+    pub async fn read_sums(&self) -> Result<Vec<ScopeSums>, Error> {
+        read_once(&self.gpu, "sums", &self.sums).await
+    }
+}
+
+/// Pipelines by what they are compiled for.
+struct Passes<'a> {
+    gpu: &'a Gpu,
+    partials: u32,
+    reduce: HashMap<(Kernel, Access), Pipeline>,
+    update: HashMap<(Kernel, Access, bool), Pipeline>,
+}
+
+impl<'a> Passes<'a> {
+    fn new(gpu: &'a Gpu, partials: u32) -> Self {
+        Passes {
+            gpu,
+            partials,
+            reduce: HashMap::new(),
+            update: HashMap::new(),
+        }
+    }
+
+    fn reduce(&mut self, kernel: Kernel, access: Access) -> &Pipeline {
+        let (gpu, partials) = (self.gpu, self.partials);
+        self.reduce.entry((kernel, access)).or_insert_with(|| {
+            reduce_gradient::pipeline(gpu.device(), &gpu.tuning(), kernel, access, partials)
+        })
+    }
+
+    fn update(&mut self, kernel: Kernel, access: Access, one_buffer: bool) -> &Pipeline {
+        let gpu = self.gpu;
+        self.update
+            .entry((kernel, access, one_buffer))
+            .or_insert_with(|| {
+                update_parameters::pipeline(gpu.device(), &gpu.tuning(), kernel, access, one_buffer)
+            })
+    }
+}
+
+/// The buffers of a window's second bind group.
+struct WindowBuffers<'a> {
+    blocks: wgpu::Buffer,
+    params: wgpu::BufferBinding<'a>,
+    grads: wgpu::BufferBinding<'a>,
+    momentum: wgpu::Buffer,
+    counters: wgpu::Buffer,
+}
+
+impl<'a> WindowBuffers<'a> {
+    fn new(gpu: &Gpu, window: &Window, buffers: &'a [wgpu::Buffer]) -> Self {
+        let quads = u64::from(window.state_quads);
+        let momentum = if window.kernel.rule.has_momentum() {
+            quads
+        } else {
+            0
+        };
+        let counters = if window.kernel.has_counters() {
+            quads
+        } else {
+            0
+        };
+        WindowBuffers {
+            blocks: filled::<Block>(gpu, "blocks", &window.blocks),
+            params: part(&buffers[window.params.buffer], window.params),
+            grads: part(&buffers[window.grads.buffer], window.grads),
+            momentum: zeroed::<[f32; 4]>(gpu, "momentum", momentum),
+            counters: zeroed::<u32>(gpu, "direction counters", counters),
+        }
+    }
+
+    fn bindings(&self) -> [wgpu::BufferBinding<'_>; 5] {
+        [
+            whole(&self.blocks),
+            self.params.clone(),
+            self.grads.clone(),
+            whole(&self.momentum),
+            whole(&self.counters),
+        ]
+    }
+}
+
+fn whole(buffer: &wgpu::Buffer) -> wgpu::BufferBinding<'_> {
+    wgpu::BufferBinding {
+        buffer,
+        offset: 0,
+        size: None,
+    }
+}
+
+fn part(buffer: &wgpu::Buffer, region: Region) -> wgpu::BufferBinding<'_> {
+    let element = u64::from(f32_bytes());
+    wgpu::BufferBinding {
+        buffer,
+        offset: region.start * element,
+        size: wgpu::BufferSize::new(region.elements() * element),
+    }
+}
+
+/// A buffer of at least one item, so that it can be bound; wgpu fills it with zeros.
+fn zeroed<T>(gpu: &Gpu, label: &str, items: u64) -> wgpu::Buffer {
+    gpu.device().create_buffer(&wgpu::BufferDescriptor {
+        label: Some(label),
+        size: (items.max(1) * std::mem::size_of::<T>() as u64).next_multiple_of(16),
+        usage: wgpu::BufferUsages::STORAGE
+            | wgpu::BufferUsages::COPY_SRC
+            | wgpu::BufferUsages::COPY_DST,
+        mapped_at_creation: false,
+    })
+}
+
+fn filled<T: Pod>(gpu: &Gpu, label: &str, items: &[T]) -> wgpu::Buffer {
+    let buffer = zeroed::<T>(gpu, label, items.len() as u64);
+    gpu.queue()
+        .write_buffer(&buffer, 0, bytemuck::cast_slice(items));
+    buffer
+}

@@ -1,0 +1,164 @@
+//! What the four passes have in common on the host: shader sources, layouts, pipelines, bind groups. All of it is set-up.
+
+use crate::error::Error;
+use crate::gpu::context::one_line;
+
+/// Shader files that several passes share.
+pub(crate) mod shared {
+    pub(crate) const LAYOUT: &str = include_str!("../../shaders/shared/layout.wgsl");
+    pub(crate) const SCALED: &str = include_str!("../../shaders/shared/scaled.wgsl");
+    pub(crate) const TOTALS: &str = include_str!("../../shaders/shared/totals.wgsl");
+    pub(crate) const TREE: &str = include_str!("../../shaders/shared/tree.wgsl");
+    pub(crate) const COUNTERS: &str = include_str!("../../shaders/shared/counters.wgsl");
+    pub(crate) const LOAD_QUADS: &str = include_str!("../../shaders/shared/load_quads.wgsl");
+    pub(crate) const LOAD_SCALARS: &str = include_str!("../../shaders/shared/load_scalars.wgsl");
+    pub(crate) const STORE_QUADS: &str = include_str!("../../shaders/shared/store_quads.wgsl");
+    pub(crate) const STORE_SCALARS: &str = include_str!("../../shaders/shared/store_scalars.wgsl");
+    pub(crate) const EMIT_PER_INVOCATION: &str =
+        include_str!("../../shaders/shared/emit_per_invocation.wgsl");
+    pub(crate) const EMIT_PER_WORKGROUP: &str =
+        include_str!("../../shaders/shared/emit_per_workgroup.wgsl");
+}
+
+/// Whether a storage buffer is only read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Binding {
+    Read,
+    Write,
+}
+
+/// A shader to be compiled: files, overrides, and the storage buffers of each bind group.
+pub(crate) struct PassSource<'a> {
+    /// The pass's stem: entry point and label.
+    pub(crate) stem: &'static str,
+    /// The files that make up the module.
+    pub(crate) files: &'a [&'a str],
+    /// Values of the `override` constants.
+    pub(crate) constants: &'a [(&'a str, f64)],
+    /// Buffers by bind group, in the order of their binding numbers.
+    pub(crate) groups: &'a [&'a [Binding]],
+}
+
+/// A pipeline with the layouts its bind groups need.
+#[derive(Debug, Clone)]
+pub(crate) struct Pipeline {
+    pub(crate) pipeline: wgpu::ComputePipeline,
+    layouts: Vec<wgpu::BindGroupLayout>,
+    label: &'static str,
+}
+
+impl Pipeline {
+    /// Compiles a pass. Errors surface in the caller's error scope.
+    pub(crate) fn new(device: &wgpu::Device, source: &PassSource) -> Self {
+        let module = device.create_shader_module(wgpu::ShaderModuleDescriptor {
+            label: Some(source.stem),
+            source: wgpu::ShaderSource::Wgsl(source.files.join("\n").into()),
+        });
+        let layouts: Vec<_> = source
+            .groups
+            .iter()
+            .map(|bindings| storage_layout(device, source.stem, bindings))
+            .collect();
+        let layout = device.create_pipeline_layout(&wgpu::PipelineLayoutDescriptor {
+            label: Some(source.stem),
+            bind_group_layouts: &layouts.iter().map(Some).collect::<Vec<_>>(),
+            ..Default::default()
+        });
+        let pipeline = device.create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
+            label: Some(source.stem),
+            layout: Some(&layout),
+            module: &module,
+            entry_point: Some(source.stem),
+            compilation_options: wgpu::PipelineCompilationOptions {
+                constants: source.constants,
+                // Every shader writes its workgroup memory before it reads it.
+                zero_initialize_workgroup_memory: false,
+            },
+            cache: None,
+        });
+        Pipeline {
+            pipeline,
+            layouts,
+            label: source.stem,
+        }
+    }
+
+    /// Binds buffers, whole or in part, to bind group `group`.
+    pub(crate) fn bind(
+        &self,
+        device: &wgpu::Device,
+        group: usize,
+        buffers: &[wgpu::BufferBinding],
+    ) -> wgpu::BindGroup {
+        let entries: Vec<_> = buffers
+            .iter()
+            .enumerate()
+            .map(|(binding, buffer)| wgpu::BindGroupEntry {
+                binding: binding as u32,
+                resource: wgpu::BindingResource::Buffer(buffer.clone()),
+            })
+            .collect();
+        device.create_bind_group(&wgpu::BindGroupDescriptor {
+            label: Some(self.label),
+            layout: &self.layouts[group],
+            entries: &entries,
+        })
+    }
+}
+
+fn storage_layout(
+    device: &wgpu::Device,
+    label: &str,
+    bindings: &[Binding],
+) -> wgpu::BindGroupLayout {
+    let entries: Vec<_> = bindings
+        .iter()
+        .enumerate()
+        .map(|(binding, access)| wgpu::BindGroupLayoutEntry {
+            binding: binding as u32,
+            visibility: wgpu::ShaderStages::COMPUTE,
+            ty: wgpu::BindingType::Buffer {
+                ty: wgpu::BufferBindingType::Storage {
+                    read_only: *access == Binding::Read,
+                },
+                has_dynamic_offset: false,
+                min_binding_size: None,
+            },
+            count: None,
+        })
+        .collect();
+    device.create_bind_group_layout(&wgpu::BindGroupLayoutDescriptor {
+        label: Some(label),
+        entries: &entries,
+    })
+}
+
+/// An override constant from a flag.
+pub(crate) fn flag(name: &'static str, set: bool) -> (&'static str, f64) {
+    (name, if set { 1.0 } else { 0.0 })
+}
+
+/// Runs set-up within error scopes, so that what the device refuses comes back as an `Err`.
+pub(crate) fn scoped<T>(
+    device: &wgpu::Device,
+    what: &str,
+    set_up: impl FnOnce() -> Result<T, Error>,
+) -> Result<T, Error> {
+    let memory = device.push_error_scope(wgpu::ErrorFilter::OutOfMemory);
+    let validation = device.push_error_scope(wgpu::ErrorFilter::Validation);
+    let internal = device.push_error_scope(wgpu::ErrorFilter::Internal);
+    let result = set_up();
+    let errors = [
+        pollster::block_on(internal.pop()),
+        pollster::block_on(validation.pop()),
+        pollster::block_on(memory.pop()),
+    ];
+    // Out of memory comes last and explains what validation then says of the invalid buffer.
+    if let Some(error) = errors.into_iter().flatten().last() {
+        return Err(Error::Device {
+            what: what.to_owned(),
+            message: one_line(&error.to_string()),
+        });
+    }
+    result
+}

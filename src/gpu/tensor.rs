@@ -1,0 +1,90 @@
+//! A tensor on the device: two slices of the caller's buffers.
+
+use crate::error::Error;
+use crate::group::TensorPair;
+
+/// The parameters and gradients of one tensor in the caller's buffers; made by [`Group::tensor`](crate::Group::tensor).
+#[derive(Debug, Clone)]
+pub struct Tensor {
+    params: Span,
+    grads: Span,
+}
+
+/// A slice that owns its (reference-counted) buffer.
+#[derive(Debug, Clone)]
+pub(crate) struct Span {
+    pub(crate) buffer: wgpu::Buffer,
+    offset_bytes: u64,
+    size_bytes: u64,
+}
+
+impl From<wgpu::BufferSlice<'_>> for Span {
+    fn from(slice: wgpu::BufferSlice<'_>) -> Self {
+        Span {
+            buffer: slice.buffer().clone(),
+            offset_bytes: slice.offset(),
+            size_bytes: slice.size(),
+        }
+    }
+}
+
+impl<'a, 'b> TensorPair<wgpu::BufferSlice<'b>> for wgpu::BufferSlice<'a> {
+    type Tensor = Tensor;
+
+    fn join(self, gradients: wgpu::BufferSlice<'b>) -> Tensor {
+        Tensor {
+            params: self.into(),
+            grads: gradients.into(),
+        }
+    }
+}
+
+const F32_BYTES: u64 = 4;
+
+impl Span {
+    pub(crate) fn start(&self) -> u64 {
+        self.offset_bytes / F32_BYTES
+    }
+
+    fn elements(&self) -> u64 {
+        self.size_bytes / F32_BYTES
+    }
+
+    fn check(&self, tensor: &str, role: &'static str) -> Result<(), Error> {
+        if !self.offset_bytes.is_multiple_of(F32_BYTES)
+            || !self.size_bytes.is_multiple_of(F32_BYTES)
+        {
+            return Err(Error::Misaligned {
+                tensor: tensor.to_owned(),
+                role,
+                offset_bytes: self.offset_bytes,
+                size_bytes: self.size_bytes,
+            });
+        }
+        if !self.buffer.usage().contains(wgpu::BufferUsages::STORAGE) {
+            return Err(Error::MissingUsage {
+                tensor: tensor.to_owned(),
+                role,
+                missing: "BufferUsages::STORAGE",
+            });
+        }
+        Ok(())
+    }
+}
+
+impl Tensor {
+    /// Checks both slices and gives them back with their common length in elements.
+    pub(crate) fn checked(self, name: &str) -> Result<(Span, Span, u64), Error> {
+        self.params.check(name, "parameter")?;
+        self.grads.check(name, "gradient")?;
+        let (params, grads) = (self.params.elements(), self.grads.elements());
+        if params != grads {
+            return Err(Error::LengthMismatch {
+                tensor: name.to_owned(),
+                params,
+                grads,
+            });
+        }
+        Ok((self.params, self.grads, params))
+    }
+}

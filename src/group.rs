@@ -1,0 +1,293 @@
+//! What the caller says: parameter groups and the optimizer's defaults. No device in sight; the tensors' type `T` says where
+//! they live ([`gpu::Tensor`](crate::gpu::Tensor) or [`cpu::Tensor`](crate::cpu::Tensor)).
+
+use std::collections::HashSet;
+
+use crate::error::{Error, require};
+use crate::regime::Regime;
+use crate::rule::{Rule, WeightDecay};
+
+/// A parameter slice with its gradient slice, as [`Group::tensor`] takes it. Implemented for pairs of
+/// [`wgpu::BufferSlice`] and for pairs of `&[f32]`.
+pub trait TensorPair<Gradients> {
+    /// Where such a tensor lives.
+    type Tensor;
+    /// Joins parameters and gradients. Nothing is checked here: `build` does, when the name is known.
+    fn join(self, gradients: Gradients) -> Self::Tensor;
+}
+
+/// Tensors that share a rule, a regime, weight decay and a learning rate.
+#[derive(Debug, Clone)]
+pub struct Group<T> {
+    pub(crate) name: String,
+    pub(crate) rule: Option<Rule>,
+    pub(crate) settings: Settings,
+    pub(crate) shared_norm: Option<String>,
+    pub(crate) tensors: Vec<(String, T)>,
+}
+
+/// What a group may set for itself and the builder sets for all: `None` takes the builder's.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Settings {
+    pub(crate) regime: Option<Regime>,
+    pub(crate) weight_decay: Option<WeightDecay>,
+    pub(crate) clip_norm: Option<f32>,
+    pub(crate) maximize: Option<bool>,
+}
+
+impl<T> Group<T> {
+    /// An empty group. Records, errors and checkpoints go by its name.
+    pub fn new(name: impl Into<String>) -> Self {
+        Group {
+            name: name.into(),
+            rule: None,
+            settings: Settings::default(),
+            shared_norm: None,
+            tensors: Vec::new(),
+        }
+    }
+
+    /// This group's rule instead of the builder's.
+    pub fn rule(mut self, rule: Rule) -> Self {
+        self.rule = Some(rule);
+        self
+    }
+
+    /// This group's regime instead of the builder's.
+    pub fn regime(mut self, regime: Regime) -> Self {
+        self.settings.regime = Some(regime);
+        self
+    }
+
+    /// Coupled weight decay λ, as `torch.optim.SGD(weight_decay=λ)`. 0 switches the builder's off.
+    pub fn weight_decay(mut self, lambda: f32) -> Self {
+        self.settings.weight_decay = Some(WeightDecay::Coupled(lambda));
+        self
+    }
+
+    /// Decoupled weight decay λ, as in AdamW.
+    pub fn decoupled_weight_decay(mut self, lambda: f32) -> Self {
+        self.settings.weight_decay = Some(WeightDecay::Decoupled(lambda));
+        self
+    }
+
+    /// Clips the gradient to norm `C`: `g ← g min(1, C/‖g‖)`, with the norm over this group, or over all groups that share
+    /// it. The regime sees the unclipped norm; `f32::INFINITY` switches the builder's clip off.
+    pub fn clip_norm(mut self, max_norm: f32) -> Self {
+        self.settings.clip_norm = Some(max_norm);
+        self
+    }
+
+    /// Climbs instead of descending: the gradient's sign is flipped first.
+    pub fn maximize(mut self, maximize: bool) -> Self {
+        self.settings.maximize = Some(maximize);
+        self
+    }
+
+    /// Shares one norm (and one alignment) with every other group that names the same `scope`.
+    ///
+    /// Groups that share a norm and have the same rule and regime have the same learning rate as one group of all their
+    /// tensors. Without this a group has a norm of its own.
+    pub fn share_norm(mut self, scope: impl Into<String>) -> Self {
+        self.shared_norm = Some(scope.into());
+        self
+    }
+
+    /// Adds a tensor: its parameters and its gradients, both f32 and of the same length, which may be 0.
+    ///
+    /// On the device both are [`wgpu::BufferSlice`]s; on the CPU both are `&[f32]`, of which only the length is kept: the
+    /// slices themselves are handed to each step.
+    pub fn tensor<P, G>(mut self, name: impl Into<String>, params: P, grads: G) -> Self
+    where
+        P: TensorPair<G, Tensor = T>,
+    {
+        self.tensors.push((name.into(), params.join(grads)));
+        self
+    }
+}
+
+/// Says everything about an optimizer; `build` checks it and allocates. See
+/// [`Optimizer`](crate::Optimizer) (device) and [`CpuOptimizer`](crate::CpuOptimizer).
+#[derive(Debug, Clone)]
+pub struct OptimizerBuilder<T> {
+    pub(crate) rule: Rule,
+    pub(crate) settings: Settings,
+    pub(crate) global_norm: bool,
+    pub(crate) record_steps: u32,
+    pub(crate) groups: Vec<Group<T>>,
+}
+
+/// Steps the record ring holds unless the builder says otherwise.
+pub const DEFAULT_RECORD_STEPS: u32 = 1024;
+
+/// The name of the norm that [`OptimizerBuilder::global_norm`] puts every group under.
+const GLOBAL_SCOPE: &str = "global";
+
+impl<T> OptimizerBuilder<T> {
+    /// An optimizer with this rule for every group that names none, [`Regime::Seesaw`], no weight decay and no clip.
+    pub fn new(rule: Rule) -> Self {
+        OptimizerBuilder {
+            rule,
+            settings: Settings::default(),
+            global_norm: false,
+            record_steps: DEFAULT_RECORD_STEPS,
+            groups: Vec::new(),
+        }
+    }
+
+    /// The regime of every group that names none.
+    pub fn regime(mut self, regime: Regime) -> Self {
+        self.settings.regime = Some(regime);
+        self
+    }
+
+    /// Coupled weight decay λ of every group that names none.
+    pub fn weight_decay(mut self, lambda: f32) -> Self {
+        self.settings.weight_decay = Some(WeightDecay::Coupled(lambda));
+        self
+    }
+
+    /// Decoupled weight decay λ of every group that names none.
+    pub fn decoupled_weight_decay(mut self, lambda: f32) -> Self {
+        self.settings.weight_decay = Some(WeightDecay::Decoupled(lambda));
+        self
+    }
+
+    /// Clip by norm, see [`Group::clip_norm`]. With [`OptimizerBuilder::global_norm`] this is
+    /// `torch.nn.utils.clip_grad_norm_` over all parameters, without its readback.
+    pub fn clip_norm(mut self, max_norm: f32) -> Self {
+        self.settings.clip_norm = Some(max_norm);
+        self
+    }
+
+    /// Climbs instead of descending.
+    pub fn maximize(mut self, maximize: bool) -> Self {
+        self.settings.maximize = Some(maximize);
+        self
+    }
+
+    /// One norm over every group that names no other: see [`Group::share_norm`].
+    pub fn global_norm(mut self) -> Self {
+        self.global_norm = true;
+        self
+    }
+
+    /// How many steps the record ring holds before the oldest are overwritten; at least 1.
+    pub fn record_steps(mut self, steps: u32) -> Self {
+        self.record_steps = steps;
+        self
+    }
+
+    /// Adds a group.
+    pub fn group(mut self, group: Group<T>) -> Self {
+        self.groups.push(group);
+        self
+    }
+
+    /// Fills in every default and refuses what cannot be.
+    pub(crate) fn resolve(self) -> Result<Vec<ResolvedGroup<T>>, Error> {
+        if self.groups.is_empty() {
+            return Err(Error::NoGroups);
+        }
+        require(
+            self.record_steps >= 1,
+            || "optimizer".to_owned(),
+            "record_steps",
+            self.record_steps,
+            "at least 1",
+        )?;
+        let mut group_names = HashSet::new();
+        let mut tensor_names = HashSet::new();
+        let mut resolved = Vec::with_capacity(self.groups.len());
+        for group in self.groups {
+            if !group_names.insert(group.name.clone()) {
+                return Err(Error::DuplicateName {
+                    what: "group",
+                    name: group.name,
+                });
+            }
+            for (name, _) in &group.tensors {
+                if !tensor_names.insert(name.clone()) {
+                    return Err(Error::DuplicateName {
+                        what: "tensor",
+                        name: name.clone(),
+                    });
+                }
+            }
+            let own = group.settings;
+            let all = self.settings;
+            let scope = match (group.shared_norm, self.global_norm) {
+                (Some(scope), _) => Some(scope),
+                (None, true) => Some(GLOBAL_SCOPE.to_owned()),
+                (None, false) => None,
+            };
+            let config = GroupConfig {
+                name: group.name,
+                rule: group.rule.unwrap_or(self.rule),
+                regime: own.regime.or(all.regime).unwrap_or_default(),
+                weight_decay: own
+                    .weight_decay
+                    .or(all.weight_decay)
+                    .unwrap_or(WeightDecay::Coupled(0.0)),
+                clip_norm: own.clip_norm.or(all.clip_norm).unwrap_or(f32::INFINITY),
+                maximize: own.maximize.or(all.maximize).unwrap_or(false),
+                scope,
+            };
+            config.validate()?;
+            resolved.push(ResolvedGroup {
+                config,
+                tensors: group.tensors,
+            });
+        }
+        Ok(resolved)
+    }
+}
+
+/// A group with every default filled in.
+#[derive(Debug, Clone)]
+pub(crate) struct ResolvedGroup<T> {
+    pub(crate) config: GroupConfig,
+    pub(crate) tensors: Vec<(String, T)>,
+}
+
+/// One group's settings, complete and checked.
+#[derive(Debug, Clone, PartialEq)]
+pub struct GroupConfig {
+    /// The group's name.
+    pub name: String,
+    /// Its update rule.
+    pub rule: Rule,
+    /// Its learning-rate regime.
+    pub regime: Regime,
+    /// Its weight decay; `Coupled(0.0)` is none.
+    pub weight_decay: WeightDecay,
+    /// Largest gradient norm; infinite without a clip.
+    pub clip_norm: f32,
+    /// Whether it climbs.
+    pub maximize: bool,
+    /// The norm it shares with other groups; `None` is a norm of its own.
+    pub scope: Option<String>,
+}
+
+impl GroupConfig {
+    fn validate(&self) -> Result<(), Error> {
+        let owner = || format!("group \"{}\"", self.name);
+        let (WeightDecay::Coupled(lambda) | WeightDecay::Decoupled(lambda)) = self.weight_decay;
+        require(
+            lambda.is_finite() && lambda >= 0.0,
+            owner,
+            "weight_decay",
+            lambda,
+            "finite and at least 0",
+        )?;
+        require(
+            self.clip_norm > 0.0,
+            owner,
+            "clip_norm",
+            self.clip_norm,
+            "above 0 (f32::INFINITY for none)",
+        )?;
+        self.rule.validate()?;
+        self.regime.validate()
+    }
+}

@@ -1,0 +1,275 @@
+//! Every struct and constant that crosses to the shaders, once in Rust; `shaders/shared/layout.wgsl` is its only other copy and
+//! `tests/layout.rs` compares the two through naga. The CPU path uses the same structs, so that state can move between them.
+
+use bytemuck::{Pod, Zeroable};
+
+/// A stretch of one group's elements that one workgroup walks, within one [window](crate::plan::Window).
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Pod, Zeroable)]
+pub struct Block {
+    /// First element in the window's parameter binding.
+    pub params_start: u32,
+    /// First element in the window's gradient binding.
+    pub grads_start: u32,
+    /// First quad (four elements) in the window's momentum or direction memory.
+    pub state_quad: u32,
+    /// Elements, at least 1.
+    pub elements: u32,
+    /// The group they belong to.
+    pub group: u32,
+    /// Row of the block in the partials, which lie scope by scope.
+    pub row: u32,
+    /// Index of the first element among all elements of the optimizer, in the order of declaration.
+    pub first_element: u32,
+}
+
+/// What passes 1 and 3 know of a group from the start.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Pod, Zeroable)]
+pub struct GroupConstants {
+    /// The scope whose sums drive this group.
+    pub scope: u32,
+    /// Bits of [`group_flags`].
+    pub flags: u32,
+    /// -1 where the group climbs, else 1.
+    pub sign: f32,
+    /// λ of coupled weight decay.
+    pub coupled_decay: f32,
+    /// λ of decoupled weight decay.
+    pub decoupled_decay: f32,
+    /// Largest gradient norm; `f32::MAX` without a clip.
+    pub clip_norm: f32,
+    /// μ or β.
+    pub momentum: f32,
+    /// Share of the gradient in the momentum: 1-δ or 1-β.
+    pub gradient_share: f32,
+    /// p.
+    pub exponent: f32,
+    /// κ.
+    pub gain: f32,
+    /// β of the smoothed norm.
+    pub smoothing: f32,
+    /// Slack of the brake.
+    pub brake_slack: f32,
+    /// ε of the first step.
+    pub first_step: f32,
+    /// η of the first step where [`group_flags::INITIAL_RATE`] is set.
+    pub initial_rate: f32,
+    /// √d of the scope.
+    pub sqrt_elements: f32,
+    /// Largest μ in the scope: with the next field it bounds the momentum's norm.
+    pub scope_momentum: f32,
+    /// Largest clip norm in the scope; `f32::MAX` where a group has none.
+    pub scope_clip: f32,
+}
+
+/// Bits of [`GroupConstants::flags`].
+pub mod group_flags {
+    /// The direction is a vector of signs: the first rate is the first step's length over √d.
+    pub const SIGN_RULE: u32 = 1;
+    /// [`super::GroupConstants::initial_rate`] is given.
+    pub const INITIAL_RATE: u32 = 2;
+    /// The momentum's first value is the gradient itself (PyTorch's SGD).
+    pub const MOMENTUM_FROM_GRADIENT: u32 = 4;
+    /// The alignment is measured against direction counters, so that there is a brake.
+    pub const BRAKE: u32 = 8;
+    /// The clip's norm is that of the gradient without weight decay and has sums of its own.
+    pub const RAW_NORM: u32 = 16;
+}
+
+/// What a group remembers from step to step; all of it lives on the device.
+///
+/// Numbers that must survive any scale of the loss are held as mantissa in `[1, 2)` and exponent; sums of logarithms are held
+/// in fixed point (integer part and fraction in units of 2⁻³²), which neither drifts nor depends on how a driver orders
+/// floating-point operations.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Default, Pod, Zeroable)]
+pub struct GroupState {
+    /// Steps attempted, low word.
+    pub steps_low: u32,
+    /// Steps attempted, high word.
+    pub steps_high: u32,
+    /// Steps skipped because of a non-finite gradient.
+    pub skipped: u32,
+    /// 1 once a finite, non-zero gradient has been seen.
+    pub started: u32,
+    /// 1 once the momentum holds a gradient.
+    pub momentum_started: u32,
+    /// η of this step, as in the learning-rate buffer.
+    pub learning_rate: f32,
+    /// η of the first step.
+    pub first_rate_mantissa: f32,
+    /// η of the first step.
+    pub first_rate_exponent: i32,
+    /// ln of the first rate.
+    pub ln_first_rate_int: i32,
+    /// ln of the first rate.
+    pub ln_first_rate_fraction: u32,
+    /// ln η_t - ln η_0.
+    pub change_int: i32,
+    /// ln η_t - ln η_0.
+    pub change_fraction: u32,
+    /// EMA of n², without bias correction.
+    pub mean_square_mantissa: f32,
+    /// EMA of n².
+    pub mean_square_exponent: i32,
+    /// β^k after k non-zero gradients.
+    pub smoothing_power: f32,
+    /// n̂ of the last non-zero gradient.
+    pub smoothed_mantissa: f32,
+    /// n̂; also the power of two by which the next step's inner products are scaled.
+    pub smoothed_exponent: i32,
+    /// Power of two by which the next step scales the momentum.
+    pub direction_exponent: i32,
+}
+
+/// Where a scope's partials lie.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Pod, Zeroable)]
+pub struct ScopeTable {
+    /// First partial of the scope.
+    pub first_partial: u32,
+    /// Number of partials: blocks times partials per block.
+    pub partials: u32,
+    /// The first group that the scope drives.
+    pub group: u32,
+}
+
+/// Everything one sweep measures, per scope. Sums of squares come in three ranges of magnitude (see `reduce_gradient`): small
+/// ones scaled by 2⁹⁰ before squaring, middle ones as they are, big ones scaled by 2⁻⁹⁰.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Pod, Zeroable)]
+pub struct ScopeSums {
+    /// Σ g² of the gradient that the regime sees, small, middle and big.
+    pub square: [f32; 3],
+    /// Σ g² of the gradient without weight decay, where a clip needs it.
+    pub raw_square: [f32; 3],
+    /// Σ w² before the first step.
+    pub initial_square: [f32; 3],
+    /// Σ |g| / 2^e, e the exponent of the smoothed norm.
+    pub absolute: f32,
+    /// ⟨g, q⟩ / 2^e, or ⟨g, m⟩ / 2^(e + e_m).
+    pub slow_dot: f32,
+    /// ⟨g, sign u⟩ / 2^e.
+    pub fast_dot: f32,
+    /// ‖q‖², or ‖m‖² / 2^(2 e_m).
+    pub direction_square: f32,
+    /// Elements that are NaN or infinite.
+    pub nonfinite: u32,
+    /// The first of them, as [`Block::first_element`] counts; `u32::MAX` for none.
+    pub first_nonfinite: u32,
+}
+
+/// The words of a partial before the two integers: as in [`ScopeSums`], in that order.
+pub const PARTIAL_FLOATS: u32 = 13;
+/// Words of a partial: [`PARTIAL_FLOATS`] and the two integers.
+pub const PARTIAL_WORDS: u32 = PARTIAL_FLOATS + 2;
+
+/// What pass 3 tells pass 4 about a group.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Pod, Zeroable)]
+pub struct Update {
+    /// 1 where the step is skipped and nothing may change.
+    pub skip: u32,
+    /// η.
+    pub learning_rate: f32,
+    /// The gradient's factor: sign times clip.
+    pub gradient_factor: f32,
+    /// λ of coupled weight decay.
+    pub coupled_decay: f32,
+    /// 1 - η λ of decoupled weight decay.
+    pub shrink: f32,
+    /// The old momentum's share in the new one.
+    pub momentum_keep: f32,
+    /// The gradient's share in the new momentum.
+    pub gradient_share: f32,
+    /// μ of the Nesterov direction.
+    pub momentum: f32,
+}
+
+/// One step of one group, as pass 3 writes it into the ring. Read it as [`Record`](crate::Record).
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Default, Pod, Zeroable)]
+pub struct RawRecord {
+    /// Steps attempted before this one, low word.
+    pub step_low: u32,
+    /// High word.
+    pub step_high: u32,
+    /// The group.
+    pub group: u32,
+    /// Bits of [`record_flags`].
+    pub flags: u32,
+    /// n.
+    pub norm: f32,
+    /// n̂.
+    pub smoothed_norm: f32,
+    /// a_slow.
+    pub slow_alignment: f32,
+    /// a_fast.
+    pub fast_alignment: f32,
+    /// η.
+    pub learning_rate: f32,
+    /// ln η, integer part.
+    pub ln_rate_int: i32,
+    /// ln η, fraction.
+    pub ln_rate_fraction: u32,
+    /// p ln(n̂_{t-1}/n̂_t).
+    pub norm_term: f32,
+    /// κ (n/n̂) a_slow.
+    pub alignment_term: f32,
+    /// κ (n/n̂) min(0, a_fast + slack).
+    pub brake_term: f32,
+    /// What the clamps took away.
+    pub clamp_term: f32,
+    /// What a schedule added.
+    pub schedule_term: f32,
+    /// min(1, C/n).
+    pub clip_factor: f32,
+    /// Non-finite elements, over all groups.
+    pub nonfinite: u32,
+    /// The first of them.
+    pub first_nonfinite: u32,
+    /// Steps skipped so far, this one included.
+    pub skipped: u32,
+}
+
+/// Bits of [`RawRecord::flags`].
+pub mod record_flags {
+    /// The rate comes from the first step's length or the caller, not from a change.
+    pub const FIRST: u32 = 1;
+    /// The gradient was zero: the rate is carried over.
+    pub const ZERO_GRADIENT: u32 = 2;
+    /// A gradient of some group was not finite: nothing changed.
+    pub const SKIPPED: u32 = 4;
+    /// The gradient was scaled down to the clip norm.
+    pub const CLIPPED: u32 = 8;
+    /// The change of ln η was clamped to ±ln 10.
+    pub const CLAMPED_CHANGE: u32 = 16;
+    /// η was clamped to `[1e-30, 1e30]`.
+    pub const CLAMPED_RATE: u32 = 32;
+    /// No learning rate yet: every gradient so far was zero or not finite.
+    pub const WAITING: u32 = 64;
+    /// Set in every record, so that a ring that was never written is told from one that was.
+    pub const WRITTEN: u32 = 128;
+}
+
+impl GroupState {
+    /// The state before the first step. Where the caller gave a rate it holds from the start.
+    pub(crate) fn initial(constants: &GroupConstants) -> Self {
+        let mut state = GroupState {
+            smoothing_power: 1.0,
+            ..GroupState::default()
+        };
+        if constants.flags & group_flags::INITIAL_RATE != 0 {
+            let rate = constants.initial_rate;
+            let exponent = ((rate.to_bits() >> 23) & 0xff) as i32 - 127;
+            let ln_rate = f64::from(rate).ln();
+            state.learning_rate = rate;
+            state.first_rate_mantissa = f32::from_bits(rate.to_bits() & 0x007f_ffff | 0x3f80_0000);
+            state.first_rate_exponent = exponent;
+            state.ln_first_rate_int = ln_rate.floor() as i32;
+            state.ln_first_rate_fraction = ((ln_rate - ln_rate.floor()) * 4_294_967_296.0) as u32;
+        }
+        state
+    }
+}

@@ -1,0 +1,636 @@
+//! What `build` decides, once: scopes, windows, blocks, offsets. Both paths walk the same plan.
+//!
+//! - A **scope** is what one norm is taken over: a group, or several that share their norm.
+//! - A **block** is a stretch of elements that one workgroup walks; the list of blocks is the segment table that makes many
+//!   tensors cost like one.
+//! - A **window** is one dispatch of passes 1 and 4: blocks of one kernel whose parameters, and whose gradients, lie within one
+//!   binding.
+
+use std::collections::HashMap;
+
+use crate::error::Error;
+use crate::group::{GroupConfig, ResolvedGroup};
+use crate::layout::{Block, GroupConstants, ScopeTable, group_flags};
+use crate::regime::Regime;
+use crate::rule::Rule;
+
+/// Elements that one lane operation of a kernel handles.
+pub(crate) const QUAD: u32 = 4;
+
+/// Where a tensor lies: buffers are numbered by the caller of [`Plan::new`], offsets and lengths are in elements.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Place {
+    pub(crate) params_buffer: usize,
+    pub(crate) params_start: u64,
+    pub(crate) grads_buffer: usize,
+    pub(crate) grads_start: u64,
+    pub(crate) elements: u64,
+}
+
+/// How blocks are cut, by the tuning and the device's limits.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Geometry {
+    /// Elements of a full block; a multiple of 4.
+    pub(crate) block_elements: u32,
+    /// Partials each block leaves.
+    pub(crate) partials_per_block: u32,
+    /// Elements one binding can hold.
+    pub(crate) binding_elements: u64,
+    /// Alignment of a binding's start, in elements; a multiple of 4.
+    pub(crate) binding_alignment: u64,
+    /// Workgroups one dispatch can have.
+    pub(crate) dispatch_blocks: u32,
+    /// Whether parameters and gradients can only be loaded four at a time where both lie on a multiple of four.
+    pub(crate) quads_need_alignment: bool,
+}
+
+/// How a window's parameters and gradients are loaded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) enum Access {
+    /// Four at a time; starts and lengths are multiples of 4.
+    Quads,
+    /// One at a time: heads, tails and tensors that do not lie on a multiple of 4.
+    Scalars,
+}
+
+/// What kind of direction memory pass 1 measures the alignment against.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) enum Alignment {
+    /// No alignment is measured.
+    None,
+    /// The momentum of the rule.
+    Momentum,
+    /// Sign counters and the sign of the last step, one byte per parameter.
+    Counters,
+}
+
+/// The rule without its numbers: what pass 4 is compiled for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) enum RuleKind {
+    Sgd = 0,
+    Sgdm = 1,
+    Nesterov = 2,
+    SignSgd = 3,
+    Signum = 4,
+}
+
+impl RuleKind {
+    fn of(rule: Rule) -> Self {
+        match rule {
+            Rule::Sgd => RuleKind::Sgd,
+            Rule::Sgdm {
+                nesterov: false, ..
+            } => RuleKind::Sgdm,
+            Rule::Sgdm { nesterov: true, .. } => RuleKind::Nesterov,
+            Rule::SignSgd => RuleKind::SignSgd,
+            Rule::Signum { .. } => RuleKind::Signum,
+        }
+    }
+
+    pub(crate) fn has_momentum(self) -> bool {
+        matches!(self, RuleKind::Sgdm | RuleKind::Nesterov | RuleKind::Signum)
+    }
+}
+
+/// Everything passes 1 and 4 are specialised by at compile time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) struct Kernel {
+    pub(crate) rule: RuleKind,
+    pub(crate) alignment: Alignment,
+    /// Coupled weight decay: pass 1 reads the parameters.
+    pub(crate) coupled_decay: bool,
+    /// The clip needs the norm of the gradient without weight decay.
+    pub(crate) raw_norm: bool,
+    /// `‖w₀‖` is measured until the first step.
+    pub(crate) initial_norm: bool,
+}
+
+impl Kernel {
+    pub(crate) fn reads_momentum(self) -> bool {
+        self.alignment == Alignment::Momentum
+    }
+
+    pub(crate) fn has_counters(self) -> bool {
+        self.alignment == Alignment::Counters
+    }
+}
+
+/// A stretch of one buffer, in elements.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Region {
+    pub(crate) buffer: usize,
+    pub(crate) start: u64,
+    pub(crate) end: u64,
+}
+
+/// One dispatch of passes 1 and 4.
+#[derive(Debug, Clone)]
+pub(crate) struct Window {
+    pub(crate) kernel: Kernel,
+    pub(crate) access: Access,
+    pub(crate) params: Region,
+    pub(crate) grads: Region,
+    /// Quads of momentum or direction memory.
+    pub(crate) state_quads: u32,
+    pub(crate) blocks: Vec<Block>,
+}
+
+/// A tensor's name and where its elements are counted from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TensorInfo {
+    /// Its name.
+    pub name: String,
+    /// The index of its group.
+    pub group: usize,
+    /// Its first element among all elements of the optimizer, in the order of declaration.
+    pub first_element: u64,
+    /// Its length in elements.
+    pub elements: u64,
+}
+
+/// The whole plan.
+#[derive(Debug, Clone)]
+pub(crate) struct Plan {
+    pub(crate) configs: Vec<GroupConfig>,
+    pub(crate) groups: Vec<GroupConstants>,
+    pub(crate) scopes: Vec<ScopeTable>,
+    pub(crate) windows: Vec<Window>,
+    pub(crate) tensors: Vec<TensorInfo>,
+    /// Partials of all scopes.
+    pub(crate) partials: u32,
+}
+
+/// A scope while the plan is being made.
+struct Scope<'a> {
+    groups: Vec<usize>,
+    name: Option<&'a str>,
+}
+
+impl Plan {
+    /// Decides everything. Tensor places are checked for length and overlap elsewhere ([`check_overlaps`]).
+    pub(crate) fn new(
+        groups: Vec<ResolvedGroup<Place>>,
+        geometry: &Geometry,
+    ) -> Result<Self, Error> {
+        let total: u64 = groups
+            .iter()
+            .flat_map(|group| group.tensors.iter().map(|(_, place)| place.elements))
+            .sum();
+        if total >= u64::from(u32::MAX) {
+            return Err(Error::Limit {
+                what: "the number of parameters of one optimizer".to_owned(),
+                value: total,
+                limit: u64::from(u32::MAX) - 1,
+                way_out: "split them over several optimizers",
+            });
+        }
+
+        let configs: Vec<GroupConfig> = groups.iter().map(|group| group.config.clone()).collect();
+        let elements_of_group: Vec<u64> = groups
+            .iter()
+            .map(|group| group.tensors.iter().map(|(_, place)| place.elements).sum())
+            .collect();
+        let scopes = scopes_of(&configs);
+        let mut constants = Vec::with_capacity(configs.len());
+        let mut kernels = Vec::with_capacity(configs.len());
+        let mut scope_of_group = vec![0; configs.len()];
+        for (index, scope) in scopes.iter().enumerate() {
+            for &group in &scope.groups {
+                scope_of_group[group] = index;
+            }
+        }
+        for (index, config) in configs.iter().enumerate() {
+            let scope = &scopes[scope_of_group[index]];
+            let kernel = kernel_of(config, scope, &configs)?;
+            let elements: u64 = scope.groups.iter().map(|&g| elements_of_group[g]).sum();
+            constants.push(constants_of(
+                config,
+                kernel,
+                scope_of_group[index],
+                scope,
+                &configs,
+                elements,
+            ));
+            kernels.push(kernel);
+        }
+
+        let mut tensors = Vec::new();
+        let mut windows = Windows::new(geometry);
+        let mut first_element = 0;
+        for (index, group) in groups.into_iter().enumerate() {
+            let mut spans: Vec<Span> = Vec::new();
+            for (name, place) in group.tensors {
+                tensors.push(TensorInfo {
+                    name,
+                    group: index,
+                    first_element,
+                    elements: place.elements,
+                });
+                match spans.last_mut() {
+                    Some(span) if span.continues_with(&place) => {
+                        span.place.elements += place.elements;
+                    }
+                    _ if place.elements > 0 => spans.push(Span {
+                        place,
+                        first_element,
+                    }),
+                    _ => {}
+                }
+                first_element += place.elements;
+            }
+            for span in &spans {
+                windows.add_span(index, kernels[index], span);
+            }
+        }
+        let mut windows = windows.finish();
+
+        let (table, partials) = number_rows(&scopes, &scope_of_group, &mut windows, geometry)?;
+        Ok(Plan {
+            configs,
+            groups: constants,
+            scopes: table,
+            windows,
+            tensors,
+            partials,
+        })
+    }
+
+    /// The tensor that an element belongs to, and the element's index in it.
+    pub(crate) fn locate(&self, element: u32) -> Option<(usize, u64)> {
+        let element = u64::from(element);
+        let after = self
+            .tensors
+            .partition_point(|tensor| tensor.first_element <= element);
+        // Empty tensors share their first element with the one that follows them.
+        let index = after.checked_sub(1)?;
+        let offset = element - self.tensors[index].first_element;
+        (offset < self.tensors[index].elements).then_some((index, offset))
+    }
+}
+
+/// Neighbouring tensors of one group, seen as one.
+struct Span {
+    place: Place,
+    first_element: u64,
+}
+
+impl Span {
+    fn continues_with(&self, next: &Place) -> bool {
+        let this = &self.place;
+        next.params_buffer == this.params_buffer
+            && next.grads_buffer == this.grads_buffer
+            && next.params_start == this.params_start + this.elements
+            && next.grads_start == this.grads_start + this.elements
+    }
+
+    /// Cuts the span into a head, a body that can be loaded in quads, and a tail.
+    fn pieces(&self, geometry: &Geometry) -> [(Access, u64, u64); 3] {
+        let quad = u64::from(QUAD);
+        let Place {
+            params_start,
+            grads_start,
+            elements,
+            ..
+        } = self.place;
+        if !geometry.quads_need_alignment {
+            return [
+                (Access::Quads, 0, elements),
+                (Access::Scalars, 0, 0),
+                (Access::Scalars, 0, 0),
+            ];
+        }
+        if params_start % quad != grads_start % quad {
+            return [
+                (Access::Scalars, 0, elements),
+                (Access::Quads, 0, 0),
+                (Access::Scalars, 0, 0),
+            ];
+        }
+        let head = ((quad - params_start % quad) % quad).min(elements);
+        let body_end = head + (elements - head) / quad * quad;
+        [
+            (Access::Scalars, 0, head),
+            (Access::Quads, head, body_end),
+            (Access::Scalars, body_end, elements),
+        ]
+    }
+}
+
+/// Fills windows greedily, in the order of declaration.
+struct Windows<'a> {
+    geometry: &'a Geometry,
+    newest: HashMap<(Kernel, Access, usize, usize), usize>,
+    filling: Vec<FillingWindow>,
+}
+
+/// A window whose regions may still grow, so that its blocks' starts are kept absolute.
+struct FillingWindow {
+    window: Window,
+    starts: Vec<(u64, u64)>,
+}
+
+impl<'a> Windows<'a> {
+    fn new(geometry: &'a Geometry) -> Self {
+        Windows {
+            geometry,
+            newest: HashMap::new(),
+            filling: Vec::new(),
+        }
+    }
+
+    fn add_span(&mut self, group: usize, kernel: Kernel, span: &Span) {
+        for (access, start, end) in span.pieces(self.geometry) {
+            let mut at = start;
+            while at < end {
+                let elements = (end - at).min(u64::from(self.geometry.block_elements));
+                self.add_block(group, kernel, access, span, at, elements);
+                at += elements;
+            }
+        }
+    }
+
+    fn add_block(
+        &mut self,
+        group: usize,
+        kernel: Kernel,
+        access: Access,
+        span: &Span,
+        at: u64,
+        elements: u64,
+    ) {
+        let place = &span.place;
+        let starts = (place.params_start + at, place.grads_start + at);
+        let params = self.region(place.params_buffer, starts.0, elements);
+        let grads = self.region(place.grads_buffer, starts.1, elements);
+        let quads = elements.div_ceil(u64::from(QUAD)) as u32;
+        let key = (kernel, access, place.params_buffer, place.grads_buffer);
+        let index = match self.newest.get(&key) {
+            Some(&index) if self.fits(&self.filling[index].window, params, grads, quads) => index,
+            _ => {
+                self.filling.push(FillingWindow {
+                    window: Window {
+                        kernel,
+                        access,
+                        params,
+                        grads,
+                        state_quads: 0,
+                        blocks: Vec::new(),
+                    },
+                    starts: Vec::new(),
+                });
+                self.newest.insert(key, self.filling.len() - 1);
+                self.filling.len() - 1
+            }
+        };
+        let FillingWindow {
+            window,
+            starts: all,
+        } = &mut self.filling[index];
+        window.params = union(window.params, params);
+        window.grads = union(window.grads, grads);
+        window.blocks.push(Block {
+            params_start: 0, // set by `finish`
+            grads_start: 0,  // set by `finish`
+            state_quad: window.state_quads,
+            elements: elements as u32,
+            group: group as u32,
+            row: 0, // set by `number_rows`
+            first_element: (span.first_element + at) as u32,
+        });
+        all.push(starts);
+        window.state_quads += quads;
+    }
+
+    fn region(&self, buffer: usize, start: u64, elements: u64) -> Region {
+        let alignment = self.geometry.binding_alignment;
+        Region {
+            buffer,
+            start: start / alignment * alignment,
+            end: start + elements,
+        }
+    }
+
+    fn fits(&self, window: &Window, params: Region, grads: Region, quads: u32) -> bool {
+        let limit = self.geometry.binding_elements;
+        let state_elements = (u64::from(window.state_quads) + u64::from(quads)) * u64::from(QUAD);
+        union(window.params, params).elements() <= limit
+            && union(window.grads, grads).elements() <= limit
+            && state_elements <= limit
+            && window.blocks.len() < self.geometry.dispatch_blocks as usize
+    }
+
+    /// Makes the blocks' starts relative to their window.
+    fn finish(self) -> Vec<Window> {
+        self.filling
+            .into_iter()
+            .map(|FillingWindow { mut window, starts }| {
+                for (block, (params, grads)) in window.blocks.iter_mut().zip(starts) {
+                    block.params_start = (params - window.params.start) as u32;
+                    block.grads_start = (grads - window.grads.start) as u32;
+                }
+                window
+            })
+            .collect()
+    }
+}
+
+impl Region {
+    pub(crate) fn elements(&self) -> u64 {
+        self.end - self.start
+    }
+}
+
+fn union(a: Region, b: Region) -> Region {
+    Region {
+        buffer: a.buffer,
+        start: a.start.min(b.start),
+        end: a.end.max(b.end),
+    }
+}
+
+/// Collects the groups of each norm, in the order of declaration.
+fn scopes_of(configs: &[GroupConfig]) -> Vec<Scope<'_>> {
+    let mut scopes: Vec<Scope> = Vec::new();
+    for (group, config) in configs.iter().enumerate() {
+        let name = config.scope.as_deref();
+        match scopes
+            .iter_mut()
+            .find(|scope| name.is_some() && scope.name == name)
+        {
+            Some(scope) => scope.groups.push(group),
+            None => scopes.push(Scope {
+                groups: vec![group],
+                name,
+            }),
+        }
+    }
+    scopes
+}
+
+/// What a group's passes are compiled for. Its scope decides what is measured, so that every group of it adds its share.
+fn kernel_of(
+    config: &GroupConfig,
+    scope: &Scope,
+    configs: &[GroupConfig],
+) -> Result<Kernel, Error> {
+    let members = || scope.groups.iter().map(|&group| &configs[group]);
+    let measured = members().any(|member| member.regime.needs_alignment());
+    let alignment = match (measured, config.rule.has_momentum()) {
+        (false, _) => Alignment::None,
+        (true, true) => Alignment::Momentum,
+        (true, false) => Alignment::Counters,
+    };
+    if measured
+        && let Some(other) =
+            members().find(|member| member.rule.has_momentum() != config.rule.has_momentum())
+    {
+        return Err(Error::MixedScope {
+            first: config.name.clone(),
+            second: other.name.clone(),
+            scope: scope.name.unwrap_or_default().to_owned(),
+        });
+    }
+    let coupled_decay = config.weight_decay.coupled() > 0.0;
+    Ok(Kernel {
+        rule: RuleKind::of(config.rule),
+        alignment,
+        coupled_decay,
+        raw_norm: members().any(needs_raw_norm),
+        initial_norm: members().any(|member| member.regime.needs_initial_norm()),
+    })
+}
+
+/// A clip goes by the gradient's own norm, as in PyTorch, where the regime goes by that of the regularised loss.
+fn needs_raw_norm(config: &GroupConfig) -> bool {
+    config.clip_norm.is_finite() && config.weight_decay.coupled() > 0.0
+}
+
+fn constants_of(
+    config: &GroupConfig,
+    kernel: Kernel,
+    scope_index: usize,
+    scope: &Scope,
+    configs: &[GroupConfig],
+    scope_elements: u64,
+) -> GroupConstants {
+    let members = || scope.groups.iter().map(|&group| &configs[group]);
+    let flag = |set: bool, bit: u32| if set { bit } else { 0 };
+    let regime: &Regime = &config.regime;
+    let clip = |config: &GroupConfig| config.clip_norm.min(f32::MAX);
+    GroupConstants {
+        scope: scope_index as u32,
+        flags: flag(config.rule.is_sign(), group_flags::SIGN_RULE)
+            | flag(regime.initial_rate().is_some(), group_flags::INITIAL_RATE)
+            | flag(
+                matches!(config.rule, Rule::Sgdm { .. }),
+                group_flags::MOMENTUM_FROM_GRADIENT,
+            )
+            | flag(kernel.alignment == Alignment::Counters, group_flags::BRAKE)
+            | flag(kernel.raw_norm, group_flags::RAW_NORM),
+        sign: if config.maximize { -1.0 } else { 1.0 },
+        coupled_decay: config.weight_decay.coupled(),
+        decoupled_decay: config.weight_decay.decoupled(),
+        clip_norm: clip(config),
+        momentum: config.rule.momentum(),
+        gradient_share: match config.rule {
+            Rule::Sgdm { dampening, .. } => 1.0 - dampening,
+            Rule::Signum { momentum } => 1.0 - momentum,
+            Rule::Sgd | Rule::SignSgd => 1.0,
+        },
+        exponent: regime.exponent(),
+        gain: regime.gain(),
+        smoothing: regime.smoothing(),
+        brake_slack: regime.brake_slack(),
+        first_step: regime.first_step(),
+        initial_rate: regime.initial_rate().unwrap_or(0.0),
+        sqrt_elements: (scope_elements as f64).sqrt() as f32,
+        scope_momentum: members()
+            .map(|member| member.rule.momentum())
+            .fold(0.0, f32::max),
+        scope_clip: members().map(clip).fold(0.0, f32::max),
+    }
+}
+
+/// Gives every block its row in the partials, scope by scope.
+fn number_rows(
+    scopes: &[Scope],
+    scope_of_group: &[usize],
+    windows: &mut [Window],
+    geometry: &Geometry,
+) -> Result<(Vec<ScopeTable>, u32), Error> {
+    let mut rows = vec![0u64; scopes.len()];
+    for block in windows.iter().flat_map(|window| &window.blocks) {
+        rows[scope_of_group[block.group as usize]] += 1;
+    }
+    let total: u64 = rows.iter().sum();
+    let partials = total * u64::from(geometry.partials_per_block);
+    let words = partials * u64::from(crate::layout::PARTIAL_WORDS);
+    let limit = geometry.binding_elements.min(u64::from(u32::MAX));
+    if words > limit {
+        return Err(Error::Limit {
+            what: "the number of words of partial sums".to_owned(),
+            value: words,
+            limit,
+            way_out: "use larger blocks in the tuning, or pack many small tensors side by side in one buffer",
+        });
+    }
+    let mut next: Vec<u32> = Vec::with_capacity(scopes.len());
+    let mut first = 0u32;
+    let mut table = Vec::with_capacity(scopes.len());
+    for (scope, &rows) in scopes.iter().zip(&rows) {
+        next.push(first);
+        table.push(ScopeTable {
+            first_partial: first * geometry.partials_per_block,
+            partials: rows as u32 * geometry.partials_per_block,
+            group: scope.groups[0] as u32,
+        });
+        first += rows as u32;
+    }
+    for block in windows.iter_mut().flat_map(|window| &mut window.blocks) {
+        let row = &mut next[scope_of_group[block.group as usize]];
+        block.row = *row;
+        *row += 1;
+    }
+    Ok((table, partials as u32))
+}
+
+/// Refuses parameters that overlap other parameters, and gradients that overlap parameters or other gradients.
+pub(crate) fn check_overlaps<'a>(
+    tensors: impl Iterator<Item = (&'a str, &'a Place)>,
+) -> Result<(), Error> {
+    let mut ranges: Vec<(usize, u64, u64, &str, &str)> = tensors
+        .filter(|(_, place)| place.elements > 0)
+        .flat_map(|(name, place)| {
+            [
+                (
+                    place.params_buffer,
+                    place.params_start,
+                    place.params_start + place.elements,
+                    "parameters",
+                    name,
+                ),
+                (
+                    place.grads_buffer,
+                    place.grads_start,
+                    place.grads_start + place.elements,
+                    "gradients",
+                    name,
+                ),
+            ]
+        })
+        .collect();
+    ranges.sort_unstable();
+    for pair in ranges.windows(2) {
+        let (buffer, _, end, role, name) = pair[0];
+        let (next_buffer, next_start, next_end, next_role, next_name) = pair[1];
+        if buffer == next_buffer && next_start < end {
+            return Err(Error::Overlap {
+                first: format!("the {role} of tensor \"{name}\""),
+                second: format!("the {next_role} of tensor \"{next_name}\""),
+                start: next_start,
+                end: end.min(next_end),
+            });
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,264 @@
+//! Why the learning rate is what it is: one record per step and group, with terms that add up.
+
+use std::fmt;
+
+use crate::layout::{RawRecord, record_flags};
+
+/// One step of one group, as the learning-rate pass explains it.
+///
+/// `norm_term + alignment_term + brake_term + clamp_term + schedule_term` is the change of `ln_rate` since the group's previous
+/// step, up to the rounding of f32 terms; on the first step there is nothing to change from and the terms are 0.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Record {
+    /// Steps attempted before this one.
+    pub step: u64,
+    /// The group's index, in the order of declaration.
+    pub group: usize,
+    /// What was special about the step.
+    pub flags: Flags,
+    /// n, the norm of the gradient that the regime sees; saturates at `f32::MAX`. Of a skipped step: NaN.
+    pub norm: f32,
+    /// n̂, the smoothed norm. Of a skipped step: that of the step before.
+    pub smoothed_norm: f32,
+    /// a_slow: cosine of the gradient and the direction memory, 0 where none is kept.
+    pub slow_alignment: f32,
+    /// a_fast: `⟨g, sign u_{t-1}⟩ / ‖g‖₁`, 0 where no direction counters are kept.
+    pub fast_alignment: f32,
+    /// η.
+    pub learning_rate: f32,
+    /// ln η, exact to 2⁻³²; `-inf` while there is no learning rate yet ([`Flags::waiting`]).
+    pub ln_rate: f64,
+    /// What the norm did: `p ln(n̂_{t-1}/n̂_t)`.
+    pub norm_term: f32,
+    /// What the alignment did: `κ (n/n̂) a_slow`.
+    pub alignment_term: f32,
+    /// What the brake did: `κ (n/n̂) min(0, a_fast + slack)`.
+    pub brake_term: f32,
+    /// What the clamps of the change and of η took away or gave back.
+    pub clamp_term: f32,
+    /// What a schedule did.
+    pub schedule_term: f32,
+    /// The factor of the clip by norm, `min(1, C/n)`.
+    pub clip_factor: f32,
+    /// Steps of this group skipped so far, this one included.
+    pub skipped: u32,
+    /// Of a skipped step: what was not finite.
+    pub nonfinite: Option<NonFinite>,
+}
+
+/// The elements that made a step be skipped.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct NonFinite {
+    /// How many gradient (or, before the first step, parameter) elements were NaN or infinite, over all groups.
+    pub count: u32,
+    /// The tensor of the first of them, as an index into [`tensors`](crate::Optimizer::tensors).
+    pub tensor: usize,
+    /// Its index in that tensor.
+    pub element: u64,
+}
+
+/// What was special about a step.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Flags(u32);
+
+impl Flags {
+    /// The rate comes from the first step's length, or from the caller.
+    pub fn first(self) -> bool {
+        self.0 & record_flags::FIRST != 0
+    }
+    /// The gradient was zero and the rate is carried over.
+    pub fn zero_gradient(self) -> bool {
+        self.0 & record_flags::ZERO_GRADIENT != 0
+    }
+    /// A gradient, of this or another group, was not finite: the step changed nothing.
+    pub fn skipped(self) -> bool {
+        self.0 & record_flags::SKIPPED != 0
+    }
+    /// The gradient was scaled down to the clip norm.
+    pub fn clipped(self) -> bool {
+        self.0 & record_flags::CLIPPED != 0
+    }
+    /// The change of ln η was clamped to ±ln 10.
+    pub fn clamped_change(self) -> bool {
+        self.0 & record_flags::CLAMPED_CHANGE != 0
+    }
+    /// η was clamped to `[1e-30, 1e30]`.
+    pub fn clamped_rate(self) -> bool {
+        self.0 & record_flags::CLAMPED_RATE != 0
+    }
+    /// No learning rate yet: every gradient so far was zero or not finite.
+    pub fn waiting(self) -> bool {
+        self.0 & record_flags::WAITING != 0
+    }
+}
+
+/// Names joined by `+`, empty for an ordinary step: `first`, `zero`, `skipped`, `clipped`, `clamped-change`, `clamped-rate`,
+/// `waiting`.
+impl fmt::Display for Flags {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let names = [
+            (self.first(), "first"),
+            (self.zero_gradient(), "zero"),
+            (self.skipped(), "skipped"),
+            (self.clipped(), "clipped"),
+            (self.clamped_change(), "clamped-change"),
+            (self.clamped_rate(), "clamped-rate"),
+            (self.waiting(), "waiting"),
+        ];
+        let mut separator = "";
+        for (_, name) in names.iter().filter(|(set, _)| *set) {
+            write!(f, "{separator}{name}")?;
+            separator = "+";
+        }
+        Ok(())
+    }
+}
+
+impl Record {
+    /// Reads a record; `locate` maps an element of the optimizer to its tensor and index.
+    pub(crate) fn from_raw(raw: &RawRecord, locate: impl Fn(u32) -> Option<(usize, u64)>) -> Self {
+        let flags = Flags(raw.flags);
+        let nonfinite = flags
+            .skipped()
+            .then(|| locate(raw.first_nonfinite))
+            .flatten()
+            .map(|(tensor, element)| NonFinite {
+                count: raw.nonfinite,
+                tensor,
+                element,
+            });
+        Record {
+            step: u64::from(raw.step_high) << 32 | u64::from(raw.step_low),
+            group: raw.group as usize,
+            flags,
+            norm: if flags.skipped() { f32::NAN } else { raw.norm },
+            smoothed_norm: raw.smoothed_norm,
+            slow_alignment: raw.slow_alignment,
+            fast_alignment: raw.fast_alignment,
+            learning_rate: raw.learning_rate,
+            ln_rate: if flags.waiting() {
+                f64::NEG_INFINITY
+            } else {
+                f64::from(raw.ln_rate_int) + f64::from(raw.ln_rate_fraction) / 4_294_967_296.0
+            },
+            norm_term: raw.norm_term,
+            alignment_term: raw.alignment_term,
+            brake_term: raw.brake_term,
+            clamp_term: raw.clamp_term,
+            schedule_term: raw.schedule_term,
+            clip_factor: raw.clip_factor,
+            skipped: raw.skipped,
+            nonfinite,
+        }
+    }
+
+    /// The change of ln η that the terms add up to.
+    pub fn change(&self) -> f64 {
+        f64::from(self.norm_term)
+            + f64::from(self.alignment_term)
+            + f64::from(self.brake_term)
+            + f64::from(self.clamp_term)
+            + f64::from(self.schedule_term)
+    }
+}
+
+/// A sentence: `step 212: η 0.0131, -31 %: norm rose (-29 %), steps contradict (-2 %)`.
+impl fmt::Display for Record {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "step {}: ", self.step)?;
+        if self.flags.skipped() {
+            write!(f, "skipped")?;
+            if let Some(bad) = self.nonfinite {
+                write!(
+                    f,
+                    ", {} non-finite element{}, the first in tensor {} at index {}",
+                    bad.count,
+                    if bad.count == 1 { "" } else { "s" },
+                    bad.tensor,
+                    bad.element
+                )?;
+            }
+            return Ok(());
+        }
+        if self.flags.waiting() {
+            return write!(f, "every gradient so far was zero, no learning rate yet");
+        }
+        write!(f, "η {:.4e}", self.learning_rate)?;
+        if self.flags.first() {
+            return write!(f, ", the first step");
+        }
+        if self.flags.zero_gradient() {
+            return write!(f, ", carried over: the gradient is zero");
+        }
+        let percent = |change: f64| 100.0 * change.exp_m1();
+        write!(f, ", {:+.1} %", percent(self.change()))?;
+        let causes = [
+            (self.norm_term, "norm fell", "norm rose"),
+            (self.alignment_term, "steps agree", "steps overshoot"),
+            (self.brake_term, "brake released", "steps contradict"),
+            (self.clamp_term, "fall clamped", "rise clamped"),
+            (self.schedule_term, "schedule", "schedule"),
+        ];
+        let mut separator = ": ";
+        for (term, up, down) in causes {
+            let change = percent(f64::from(term));
+            if change.abs() >= 0.05 {
+                let cause = if change > 0.0 { up } else { down };
+                write!(f, "{separator}{cause} ({change:+.1} %)")?;
+                separator = ", ";
+            }
+        }
+        if self.flags.clipped() {
+            write!(
+                f,
+                "; gradient clipped to {:.3} of its norm",
+                self.clip_factor
+            )?;
+        }
+        Ok(())
+    }
+}
+
+/// Which records of a ring have been handed over.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct RecordCursor {
+    next_step: u64,
+}
+
+impl RecordCursor {
+    /// Reads the records of a ring that were not read before, in order, and counts those overwritten meanwhile.
+    pub(crate) fn read(
+        &mut self,
+        ring: &[u8],
+        locate: impl Fn(u32) -> Option<(usize, u64)>,
+    ) -> Records {
+        let mut records: Vec<Record> = ring
+            .chunks_exact(std::mem::size_of::<RawRecord>())
+            .map(bytemuck::pod_read_unaligned::<RawRecord>)
+            .filter(|raw| raw.flags & record_flags::WRITTEN != 0)
+            .map(|raw| Record::from_raw(&raw, &locate))
+            .filter(|record| record.step >= self.next_step)
+            .collect();
+        records.sort_by_key(|record| (record.step, record.group));
+        let lost_steps = match records.first() {
+            Some(first) => first.step - self.next_step,
+            None => 0,
+        };
+        if let Some(last) = records.last() {
+            self.next_step = last.step + 1;
+        }
+        Records {
+            records,
+            lost_steps,
+        }
+    }
+}
+
+/// What a drain of the record ring brings.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Records {
+    /// Records not drained before, by step, then by group.
+    pub records: Vec<Record>,
+    /// Steps that were overwritten before they were drained.
+    pub lost_steps: u64,
+}

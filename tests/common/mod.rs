@@ -1,0 +1,98 @@
+//! What the tests share: every adapter there is, a device tensor helper, pseudo-random data, ulps.
+#![allow(dead_code, reason = "each test file uses its own part")]
+
+use wgpu_optim::gpu::Tensor;
+use wgpu_optim::wgpu;
+use wgpu_optim::{Gpu, Optimizer, OptimizerBuilder, Records};
+
+/// Every adapter with compute shaders, opened. None is a failure, never a skip.
+pub fn adapters() -> Vec<Gpu> {
+    let adapters = pollster::block_on(Gpu::adapters(None));
+    assert!(
+        !adapters.is_empty(),
+        "no adapter: the device tests need at least a software driver (Debian: mesa-vulkan-drivers)"
+    );
+    adapters
+        .iter()
+        .map(|adapter| pollster::block_on(Gpu::open(adapter)).expect("an adapter opens"))
+        .collect()
+}
+
+/// A buffer with these values.
+pub fn upload(gpu: &Gpu, values: &[f32]) -> wgpu::Buffer {
+    let buffer = gpu.device().create_buffer(&wgpu::BufferDescriptor {
+        label: Some("test"),
+        size: (values.len().max(4) as u64 * 4).next_multiple_of(16),
+        usage: wgpu::BufferUsages::STORAGE
+            | wgpu::BufferUsages::COPY_DST
+            | wgpu::BufferUsages::COPY_SRC,
+        mapped_at_creation: false,
+    });
+    gpu.queue()
+        .write_buffer(&buffer, 0, bytemuck::cast_slice(values));
+    buffer
+}
+
+/// The first `len` values of a buffer.
+pub fn download(gpu: &Gpu, buffer: &wgpu::Buffer, len: usize) -> Vec<f32> {
+    let staging = gpu.device().create_buffer(&wgpu::BufferDescriptor {
+        label: Some("staging"),
+        size: buffer.size(),
+        usage: wgpu::BufferUsages::COPY_DST | wgpu::BufferUsages::MAP_READ,
+        mapped_at_creation: false,
+    });
+    let mut encoder = gpu.device().create_command_encoder(&Default::default());
+    encoder.copy_buffer_to_buffer(buffer, 0, &staging, 0, buffer.size());
+    gpu.queue().submit([encoder.finish()]);
+    staging.map_async(wgpu::MapMode::Read, .., |result| result.expect("maps"));
+    gpu.device()
+        .poll(wgpu::PollType::wait_indefinitely())
+        .expect("polls");
+    let view = staging.get_mapped_range(..).expect("mapped");
+    bytemuck::pod_collect_to_vec::<u8, f32>(&view)[..len].to_vec()
+}
+
+/// Records and submits one step.
+pub fn step(gpu: &Gpu, optimizer: &Optimizer) {
+    let mut encoder = gpu.device().create_command_encoder(&Default::default());
+    optimizer.encode_step(&mut encoder).expect("alive");
+    gpu.queue().submit([encoder.finish()]);
+}
+
+/// All records so far.
+pub fn drain(optimizer: &mut Optimizer) -> Records {
+    pollster::block_on(optimizer.drain_records()).expect("records arrive")
+}
+
+/// A builder that is known to be right.
+pub fn build(builder: OptimizerBuilder<Tensor>, gpu: &Gpu) -> Optimizer {
+    builder.build(gpu).expect("builds")
+}
+
+/// Reproducible numbers, uniform in [-1, 1): a 64-bit linear congruential generator, high bits.
+pub struct Numbers(pub u64);
+
+impl Numbers {
+    pub fn next(&mut self) -> f32 {
+        self.0 = self
+            .0
+            .wrapping_mul(6364136223846793005)
+            .wrapping_add(1442695040888963407);
+        ((self.0 >> 40) as f32) / 8_388_608.0 - 1.0
+    }
+
+    pub fn vec(&mut self, len: usize) -> Vec<f32> {
+        (0..len).map(|_| self.next()).collect()
+    }
+}
+
+/// |a - b| in units of b's last place; NaN is infinitely far.
+pub fn ulps(a: f32, b: f64) -> f64 {
+    let unit = f64::from(((b as f32).abs()).max(f32::MIN_POSITIVE)) * f64::from(f32::EPSILON);
+    let distance = (f64::from(a) - b).abs() / unit;
+    if distance.is_nan() {
+        f64::INFINITY
+    } else {
+        distance
+    }
+}

@@ -1,0 +1,124 @@
+//! Promise: Seesaw is what its executable specification says, step by step, for the three rules, on the CPU path and on every
+//! adapter. The numbers come from `tests/golden/make_golden.py`.
+
+mod common;
+
+use common::{adapters, build, download, drain, step, upload};
+use wgpu_optim::{Group, OptimizerBuilder, Record, Rule};
+
+const D: usize = 64;
+
+struct Golden {
+    rule: String,
+    numbers: Vec<f64>,
+}
+
+fn golden(rule: &str) -> Vec<Golden> {
+    let rows: Vec<Golden> = include_str!("golden/seesaw.csv")
+        .lines()
+        .skip(1)
+        .map(|line| {
+            let mut fields = line.split(',');
+            let rule = fields.next().expect("a rule").to_owned();
+            let numbers = fields
+                .skip(1)
+                .map(|x| x.parse().expect("a number"))
+                .collect();
+            Golden { rule, numbers }
+        })
+        .filter(|row| row.rule == rule)
+        .collect();
+    assert_eq!(rows.len(), 12, "twelve golden steps of {rule}");
+    rows
+}
+
+/// The specification's gradient: a diagonal quadratic with deterministic noise.
+fn gradient(w: &[f32], t: usize) -> Vec<f32> {
+    (0..D)
+        .map(|i| {
+            let h = 10f64.powf(-2.0 * i as f64 / (D - 1) as f64);
+            let noise = 0.01 * (1.7 * i as f64 * (t + 1) as f64).sin();
+            (h * (f64::from(w[i]) - (i as f64).cos()) + noise) as f32
+        })
+        .collect()
+}
+
+/// Parameters and gradients are f32 and feed back on each other, so that errors of 2^-24 per element accumulate over the steps.
+const TOLERANCE: f64 = 4e-6;
+
+fn compare(path: &str, row: &Golden, record: &Record, w: &[f32]) {
+    let expected = &row.numbers;
+    let got = [
+        f64::from(record.norm),
+        f64::from(record.smoothed_norm),
+        record.ln_rate,
+        f64::from(record.norm_term),
+        f64::from(record.alignment_term),
+        f64::from(record.brake_term),
+        f64::from(record.clamp_term),
+        f64::from(w[0]),
+        f64::from(w[D - 1]),
+    ];
+    for (column, (got, expected)) in got.iter().zip(expected).enumerate() {
+        assert!(
+            (got - expected).abs() <= TOLERANCE * expected.abs().max(1.0),
+            "{path}, {}, step {}, column {column}: {got} but the specification says {expected}",
+            row.rule,
+            record.step,
+        );
+    }
+}
+
+fn rules() -> [(&'static str, Rule); 3] {
+    [
+        ("sgd", Rule::sgd()),
+        ("sgdm", Rule::sgdm(0.9)),
+        ("signsgd", Rule::sign_sgd()),
+    ]
+}
+
+#[test]
+fn cpu_path_follows_the_golden_trace() {
+    for (name, rule) in rules() {
+        let mut w = vec![0f32; D];
+        let mut optimizer = OptimizerBuilder::new(rule)
+            .group(Group::new("all").tensor("w", &w, &w))
+            .build_cpu()
+            .expect("builds");
+        for (t, row) in golden(name).iter().enumerate() {
+            let g = gradient(&w, t);
+            optimizer.step(&mut [&mut w], &[&g]).expect("steps");
+            let records = optimizer.drain_records().records;
+            assert_eq!(records.len(), 1);
+            compare("CPU", row, &records[0], &w);
+        }
+    }
+}
+
+#[test]
+fn every_adapter_follows_the_golden_trace() {
+    for gpu in adapters() {
+        for (name, rule) in rules() {
+            let params = upload(&gpu, &[0.0; D]);
+            let grads = upload(&gpu, &[0.0; D]);
+            let mut optimizer = build(
+                OptimizerBuilder::new(rule).group(Group::new("all").tensor(
+                    "w",
+                    params.slice(..),
+                    grads.slice(..),
+                )),
+                &gpu,
+            );
+            let mut w = vec![0f32; D];
+            for (t, row) in golden(name).iter().enumerate() {
+                gpu.queue()
+                    .write_buffer(&grads, 0, bytemuck::cast_slice(&gradient(&w, t)));
+                step(&gpu, &optimizer);
+                w = download(&gpu, &params, D);
+                let records = drain(&mut optimizer).records;
+                assert_eq!(records.len(), 1);
+                compare(&gpu.describe(), row, &records[0], &w);
+            }
+        }
+    }
+}
