@@ -151,6 +151,15 @@ pub enum Error {
     #[error("no usable adapter: {0}")]
     NoAdapter(String),
 
+    /// No adapter has the name that was asked for.
+    #[error("no adapter's name contains \"{wanted}\"; there is {seen}")]
+    UnknownAdapter {
+        /// What was asked for.
+        wanted: String,
+        /// The adapters there are.
+        seen: String,
+    },
+
     /// The device refused an allocation or a pipeline while building.
     #[error("the device refused {what}: {message}")]
     Device {

@@ -65,11 +65,15 @@ impl Rule {
         Rule::Signum { momentum }
     }
 
-    /// The rule's name as records, tables and the command line write it: `sgd`, `sgdm`, `signsgd`, `signum`.
+    /// The rule's name as records, tables and the command line write it: `sgd`, `sgdm`, `nesterov`, `signsgd`,
+    /// `signum`.
     pub fn name(&self) -> &'static str {
         match self {
             Rule::Sgd => "sgd",
-            Rule::Sgdm { .. } => "sgdm",
+            Rule::Sgdm {
+                nesterov: false, ..
+            } => "sgdm",
+            Rule::Sgdm { nesterov: true, .. } => "nesterov",
             Rule::SignSgd => "signsgd",
             Rule::Signum { .. } => "signum",
         }

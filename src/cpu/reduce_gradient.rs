@@ -203,10 +203,10 @@ fn measure_counters(
         let bytes = row(counters, start);
         for j in 0..LANES {
             let scaled = gradient_scale * g[j];
-            let q = counter_of(bytes[j]);
+            let q = counter_of(bytes[j]) as f32;
             slow_dot[j] += scaled * q;
             direction_squares[j] += q * q;
-            fast_dot[j] += scaled * last_sign_of(bytes[j]);
+            fast_dot[j] += scaled * last_sign_of(bytes[j]) as f32;
             absolute[j] += scaled.abs();
         }
     }
@@ -218,18 +218,18 @@ fn measure_counters(
 
 /// Bits 0..4 of a byte of direction memory: the counter of gradient signs, in `[-7, 7]`.
 #[inline(always)]
-pub(crate) fn counter_of(byte: u8) -> f32 {
-    f32::from(((byte << 4) as i8) >> 4)
+pub(crate) fn counter_of(byte: u8) -> i32 {
+    (i32::from(byte) << 28) >> 28
 }
 
 /// Bits 4..6: the sign of the last step.
 #[inline(always)]
-pub(crate) fn last_sign_of(byte: u8) -> f32 {
-    f32::from(((byte << 2) as i8) >> 6)
+pub(crate) fn last_sign_of(byte: u8) -> i32 {
+    (i32::from(byte) << 26) >> 30
 }
 
 /// A byte of direction memory.
 #[inline(always)]
-pub(crate) fn pack_counter(counter: f32, sign: f32) -> u8 {
-    (counter as i8 as u8 & 15) | (sign as i8 as u8 & 3) << 4
+pub(crate) fn pack_counter(counter: i32, sign: i32) -> u8 {
+    (counter & 15 | (sign & 3) << 4) as u8
 }

@@ -4,7 +4,7 @@ use crate::cpu::reduce_gradient::{counter_of, pack_counter};
 use crate::layout::Update;
 use crate::plan::{Kernel, RuleKind};
 
-const COUNTER_LIMIT: f32 = 7.0;
+const COUNTER_LIMIT: i32 = 7;
 
 /// What the update of one block writes; all slices are the block's own.
 pub(crate) struct BlockSlicesMut<'a> {
@@ -53,7 +53,7 @@ pub(crate) fn update_parameters(kernel: Kernel, update: &Update, slices: BlockSl
         }
         RuleKind::SignSgd => {
             for (w, &g) in params.iter_mut().zip(grads) {
-                *w = step(*w, sign(gradient(g, *w)));
+                *w = step(*w, sign(gradient(g, *w)) as f32);
             }
         }
         RuleKind::Sgdm => {
@@ -69,7 +69,7 @@ pub(crate) fn update_parameters(kernel: Kernel, update: &Update, slices: BlockSl
         }
         RuleKind::Signum => {
             for ((w, &g), m) in params.iter_mut().zip(grads).zip(momentum) {
-                *w = step(*w, sign(remember(m, gradient(g, *w))));
+                *w = step(*w, sign(remember(m, gradient(g, *w))) as f32);
             }
         }
     }
@@ -77,6 +77,6 @@ pub(crate) fn update_parameters(kernel: Kernel, update: &Update, slices: BlockSl
 
 /// WGSL's sign: 0 of 0, where Rust's `signum` is ±1.
 #[inline(always)]
-fn sign(x: f32) -> f32 {
-    f32::from(i8::from(x > 0.0) - i8::from(x < 0.0))
+fn sign(x: f32) -> i32 {
+    i32::from(x > 0.0) - i32::from(x < 0.0)
 }

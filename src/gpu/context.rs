@@ -3,6 +3,7 @@
 use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::error::Error;
+use crate::gpu::readback::read_once;
 use crate::gpu::tuning::Tuning;
 
 /// A device, its queue, and the kernels' geometry for it. Cheap to clone.
@@ -43,7 +44,7 @@ impl Gpu {
     /// Finds an adapter and opens a device with all its limits. Hardware comes before software, discrete before integrated.
     ///
     /// # Errors
-    /// [`Error::NoAdapter`] says what was found and why none of it will do.
+    /// [`Error::NoAdapter`] says what was found and why none of it will do, [`Error::UnknownAdapter`] which names there are.
     pub async fn request(options: &GpuOptions) -> Result<Self, Error> {
         let mut found = Self::adapters(options.backends).await;
         let wanted = options
@@ -65,9 +66,10 @@ impl Gpu {
             let lower = wanted.to_lowercase();
             found.retain(|adapter| adapter.get_info().name.to_lowercase().contains(&lower));
             if found.is_empty() {
-                return Err(Error::NoAdapter(format!(
-                    "no adapter's name contains \"{wanted}\"; there is {seen}"
-                )));
+                return Err(Error::UnknownAdapter {
+                    wanted: wanted.clone(),
+                    seen,
+                });
             }
         }
         if !options.allow_software {
@@ -149,6 +151,47 @@ impl Gpu {
     /// Its queue.
     pub fn queue(&self) -> &wgpu::Queue {
         &self.queue
+    }
+
+    /// Reads a whole buffer back. Waits for the device; not for use in a training loop.
+    ///
+    /// # Errors
+    /// [`Error::DeviceLost`] or [`Error::Readback`].
+    pub async fn read_buffer<T: bytemuck::Pod>(
+        &self,
+        what: &'static str,
+        buffer: &wgpu::Buffer,
+    ) -> Result<Vec<T>, Error> {
+        read_once(self, what, buffer).await
+    }
+
+    /// Creates buffers and pipelines within error scopes, so that what the device refuses, memory above all, comes back as an
+    /// `Err` instead of a panic. `what` is being created, for the message.
+    ///
+    /// # Errors
+    /// The closure's own, or [`Error::Device`].
+    pub fn scoped<T, E: From<Error>>(
+        &self,
+        what: &str,
+        set_up: impl FnOnce() -> Result<T, E>,
+    ) -> Result<T, E> {
+        let memory = self.device.push_error_scope(wgpu::ErrorFilter::OutOfMemory);
+        let validation = self.device.push_error_scope(wgpu::ErrorFilter::Validation);
+        let internal = self.device.push_error_scope(wgpu::ErrorFilter::Internal);
+        let result = set_up();
+        let errors = [
+            pollster::block_on(internal.pop()),
+            pollster::block_on(validation.pop()),
+            pollster::block_on(memory.pop()),
+        ];
+        // Out of memory comes last and explains what validation then says of the invalid buffer.
+        match errors.into_iter().flatten().last() {
+            Some(error) => Err(E::from(Error::Device {
+                what: what.to_owned(),
+                message: one_line(&error.to_string()),
+            })),
+            None => result,
+        }
     }
 
     /// The kernels' geometry.

@@ -6,7 +6,7 @@ use bytemuck::Pod;
 
 use crate::error::Error;
 use crate::gpu::context::Gpu;
-use crate::gpu::pass::{Pipeline, scoped};
+use crate::gpu::pass::Pipeline;
 use crate::gpu::readback::{Readback, read_once};
 use crate::gpu::tensor::Tensor;
 use crate::gpu::{finish_reduction, learning_rate, reduce_gradient, update_parameters};
@@ -105,7 +105,7 @@ impl OptimizerBuilder<Tensor> {
                 .map(|(name, place)| (name.as_str(), place)),
         )?;
         let plan = Plan::new(groups, &geometry(gpu, &limits))?;
-        scoped(gpu.device(), "the optimizer's buffers and kernels", || {
+        gpu.scoped("the optimizer's buffers and kernels", || {
             Optimizer::allocate(gpu, plan, &buffers, record_steps, &limits)
         })
     }

@@ -1,8 +1,5 @@
 //! What the four passes have in common on the host: shader sources, layouts, pipelines, bind groups. All of it is set-up.
 
-use crate::error::Error;
-use crate::gpu::context::one_line;
-
 /// Shader files that several passes share.
 pub(crate) mod shared {
     pub(crate) const LAYOUT: &str = include_str!("../../shaders/shared/layout.wgsl");
@@ -136,29 +133,4 @@ fn storage_layout(
 /// An override constant from a flag.
 pub(crate) fn flag(name: &'static str, set: bool) -> (&'static str, f64) {
     (name, if set { 1.0 } else { 0.0 })
-}
-
-/// Runs set-up within error scopes, so that what the device refuses comes back as an `Err`.
-pub(crate) fn scoped<T>(
-    device: &wgpu::Device,
-    what: &str,
-    set_up: impl FnOnce() -> Result<T, Error>,
-) -> Result<T, Error> {
-    let memory = device.push_error_scope(wgpu::ErrorFilter::OutOfMemory);
-    let validation = device.push_error_scope(wgpu::ErrorFilter::Validation);
-    let internal = device.push_error_scope(wgpu::ErrorFilter::Internal);
-    let result = set_up();
-    let errors = [
-        pollster::block_on(internal.pop()),
-        pollster::block_on(validation.pop()),
-        pollster::block_on(memory.pop()),
-    ];
-    // Out of memory comes last and explains what validation then says of the invalid buffer.
-    if let Some(error) = errors.into_iter().flatten().last() {
-        return Err(Error::Device {
-            what: what.to_owned(),
-            message: one_line(&error.to_string()),
-        });
-    }
-    result
 }

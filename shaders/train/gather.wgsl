@@ -1,0 +1,33 @@
+// Copies the rows of the present batch side by side.
+//
+// Reads:  cursor, order (a permutation of the rows), data (rows x FEATURES), labels.
+// Writes: input (batch x FEATURES), batch_labels.
+// Grid:   one invocation per FEATURES_PER_INVOCATION elements of a row (x) and row of the batch (y).
+
+override FEATURES: u32;
+override WORKGROUP: u32;
+
+const FEATURES_PER_INVOCATION = 16u;
+
+@group(0) @binding(0) var<storage, read> cursor: Cursor;
+@group(0) @binding(1) var<storage, read> order: array<u32>;
+@group(0) @binding(2) var<storage, read> data: array<f32>;
+@group(0) @binding(3) var<storage, read> labels: array<u32>;
+@group(0) @binding(4) var<storage, read_write> input: array<f32>;
+@group(0) @binding(5) var<storage, read_write> batch_labels: array<u32>;
+
+@compute @workgroup_size(WORKGROUP)
+fn gather(@builtin(global_invocation_id) id: vec3<u32>) {
+    let row = id.y;
+    if row >= rows_of(cursor) {
+        return;
+    }
+    let source = order[cursor.batch * cursor.batch_rows + row];
+    let first = id.x * FEATURES_PER_INVOCATION;
+    for (var k = first; k < min(first + FEATURES_PER_INVOCATION, FEATURES); k++) {
+        input[row * FEATURES + k] = data[source * FEATURES + k];
+    }
+    if id.x == 0u {
+        batch_labels[row] = labels[source];
+    }
+}

@@ -1,0 +1,149 @@
+//! `wgpu-optim devices`: every adapter, its limits and features, and which one `auto` takes.
+
+use serde::Serialize;
+use wgpu_optim::gpu::Tuning;
+use wgpu_optim::{Gpu, wgpu};
+
+use crate::CliError;
+use crate::table::Columns;
+use crate::target::{Backend, Target, TargetArgs};
+
+/// Options of `devices`.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// Print one JSON object instead of a table
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Serialize)]
+struct Device {
+    name: String,
+    backend: String,
+    kind: String,
+    driver: String,
+    max_binding_bytes: u64,
+    max_buffer_bytes: u64,
+    max_workgroup_invocations: u32,
+    storage_offset_alignment: u32,
+    storage_buffers_per_stage: u32,
+    subgroup_sizes: Option<[u32; 2]>,
+    f16: bool,
+    timestamps: bool,
+    workgroup_size: u32,
+    block_elements: u32,
+}
+
+#[derive(Serialize)]
+struct Report {
+    devices: Vec<Device>,
+    auto: String,
+}
+
+/// Lists adapters.
+pub fn run(args: &Args) -> Result<(), CliError> {
+    let devices: Vec<Device> = pollster::block_on(Gpu::adapters(None))
+        .iter()
+        .map(describe)
+        .collect();
+    let target = TargetArgs {
+        backend: Backend::Auto,
+        adapter: None,
+    }
+    .find()?;
+    let auto = match &target {
+        Target::Gpu(gpu) => gpu.describe(),
+        Target::Cpu { reason } => format!(
+            "the CPU path ({})",
+            reason.as_deref().unwrap_or("as asked")
+        ),
+    };
+    let report = Report { devices, auto };
+    if args.json {
+        println!("{}", serde_json::json!(report));
+        return Ok(());
+    }
+    for device in &report.devices {
+        let mut table = Columns::without_header(usize::MAX);
+        let yes = |flag: bool| if flag { "yes" } else { "no" }.to_owned();
+        let mib = |bytes: u64| format!("{} MiB", bytes >> 20);
+        table.row(["adapter".to_owned(), device.name.clone()]);
+        table.row(["backend".to_owned(), device.backend.clone()]);
+        table.row(["kind".to_owned(), device.kind.clone()]);
+        table.row(["driver".to_owned(), device.driver.clone()]);
+        table.row(["largest binding".to_owned(), mib(device.max_binding_bytes)]);
+        table.row(["largest buffer".to_owned(), mib(device.max_buffer_bytes)]);
+        table.row([
+            "invocations per workgroup".to_owned(),
+            device.max_workgroup_invocations.to_string(),
+        ]);
+        table.row([
+            "storage offset alignment".to_owned(),
+            format!("{} bytes", device.storage_offset_alignment),
+        ]);
+        table.row([
+            "storage buffers per stage".to_owned(),
+            device.storage_buffers_per_stage.to_string(),
+        ]);
+        table.row([
+            "subgroup size".to_owned(),
+            match device.subgroup_sizes {
+                Some([min, max]) if min == max => min.to_string(),
+                Some([min, max]) => format!("{min} to {max}"),
+                None => "no subgroup operations".to_owned(),
+            },
+        ]);
+        table.row(["f16 in shaders".to_owned(), yes(device.f16)]);
+        table.row(["timestamps".to_owned(), yes(device.timestamps)]);
+        table.row([
+            "kernels".to_owned(),
+            format!(
+                "workgroups of {}, blocks of {} elements",
+                device.workgroup_size, device.block_elements
+            ),
+        ]);
+        table.print();
+    }
+    if report.devices.is_empty() {
+        println!(
+            "no adapter with compute shaders (Debian: mesa-vulkan-drivers has a software one)"
+        );
+    }
+    println!("`--backend auto` takes {}", report.auto);
+    Ok(())
+}
+
+fn describe(adapter: &wgpu::Adapter) -> Device {
+    let (info, limits, features) = (adapter.get_info(), adapter.limits(), adapter.features());
+    let tuning = Tuning::for_adapter(&info, &limits);
+    Device {
+        max_binding_bytes: limits.max_storage_buffer_binding_size,
+        max_buffer_bytes: limits.max_buffer_size,
+        max_workgroup_invocations: limits.max_compute_invocations_per_workgroup,
+        storage_offset_alignment: limits.min_storage_buffer_offset_alignment,
+        storage_buffers_per_stage: limits.max_storage_buffers_per_shader_stage,
+        subgroup_sizes: features
+            .contains(wgpu::Features::SUBGROUP)
+            .then_some([info.subgroup_min_size, info.subgroup_max_size]),
+        f16: features.contains(wgpu::Features::SHADER_F16),
+        timestamps: features.contains(wgpu::Features::TIMESTAMP_QUERY),
+        workgroup_size: tuning.workgroup_size,
+        block_elements: tuning.block_elements(),
+        name: info.name,
+        backend: info.backend.to_str().to_owned(),
+        kind: match info.device_type {
+            wgpu::DeviceType::DiscreteGpu => "discrete GPU",
+            wgpu::DeviceType::IntegratedGpu => "integrated GPU",
+            wgpu::DeviceType::VirtualGpu => "virtual GPU",
+            wgpu::DeviceType::Cpu => "software",
+            wgpu::DeviceType::Other => "other",
+        }
+        .to_owned(),
+        driver: [info.driver, info.driver_info]
+            .iter()
+            .filter(|text| !text.is_empty())
+            .cloned()
+            .collect::<Vec<_>>()
+            .join(" "),
+    }
+}

@@ -1,0 +1,553 @@
+//! Forward and backward on the device: the kernels of `shaders/train/`.
+
+use wgpu_optim::{Gpu, wgpu};
+
+use crate::data::{Dataset, Split};
+use crate::model::{Evaluation, Layer, Model, ModelError, ModelKind, Part};
+
+/// Rows evaluated at a time.
+const EVALUATION_ROWS: usize = 256;
+
+/// A model on the device, with both splits of the data.
+///
+/// The device counts its own batches: recording a batch twice trains on two successive batches.
+pub struct GpuModel {
+    gpu: Gpu,
+    parameters: wgpu::Buffer,
+    gradients: wgpu::Buffer,
+    training: SplitOnDevice,
+    train_evaluation: SplitOnDevice,
+    test_evaluation: SplitOnDevice,
+    train_passes: Vec<Pass>,
+    train_evaluation_passes: Vec<Pass>,
+    test_evaluation_passes: Vec<Pass>,
+}
+
+/// A split's order and results; `x` and `y` are shared between training and evaluation.
+struct SplitOnDevice {
+    cursor: wgpu::Buffer,
+    order: wgpu::Buffer,
+    x: wgpu::Buffer,
+    y: wgpu::Buffer,
+    results: wgpu::Buffer,
+    rows: usize,
+    batch: usize,
+}
+
+/// A dispatch.
+struct Pass {
+    pipeline: wgpu::ComputePipeline,
+    bind_group: wgpu::BindGroup,
+    workgroups: [u32; 2],
+}
+
+impl Pass {
+    fn encode(&self, pass: &mut wgpu::ComputePass) {
+        pass.set_pipeline(&self.pipeline);
+        pass.set_bind_group(0, &self.bind_group, &[]);
+        pass.dispatch_workgroups(self.workgroups[0], self.workgroups[1], 1);
+    }
+}
+
+impl SplitOnDevice {
+    fn batches(&self) -> usize {
+        self.rows.div_ceil(self.batch)
+    }
+
+    /// Goes to the first batch of this order.
+    fn begin(&self, gpu: &Gpu, order: &[u32]) {
+        gpu.queue()
+            .write_buffer(&self.order, 0, bytemuck::cast_slice(order));
+        self.rewind(gpu);
+    }
+
+    fn rewind(&self, gpu: &Gpu) {
+        let cursor = [0, self.batch as u32, self.rows as u32];
+        gpu.queue()
+            .write_buffer(&self.cursor, 0, bytemuck::cast_slice(&cursor));
+    }
+
+    /// Mean loss and right rows of every batch since the last `begin`.
+    fn read_results(&self, gpu: &Gpu) -> Result<Vec<[f32; 2]>, ModelError> {
+        let mut results =
+            pollster::block_on(gpu.read_buffer::<[f32; 2]>("batch results", &self.results))?;
+        results.truncate(self.batches());
+        Ok(results)
+    }
+}
+
+impl GpuModel {
+    /// Uploads the data and compiles the kernels.
+    ///
+    /// # Errors
+    /// [`ModelError`] where the data or the model does not fit the device.
+    pub fn new(
+        gpu: &Gpu,
+        model: &Model,
+        dataset: &Dataset,
+        batch: usize,
+    ) -> Result<Self, ModelError> {
+        let limits = gpu.device().limits();
+        let build = Build {
+            gpu,
+            model,
+            workgroup: match gpu.device().adapter_info().device_type {
+                wgpu::DeviceType::Cpu => 8,
+                _ => 64,
+            },
+            largest: limits
+                .max_storage_buffer_binding_size
+                .min(limits.max_buffer_size),
+            grid: u64::from(limits.max_compute_workgroups_per_dimension),
+        };
+        let most_rows = batch.max(EVALUATION_ROWS);
+        let parameters = build.buffer("the model", model.padded_len())?;
+        let gradients = build.buffer("the gradients", model.padded_len())?;
+        let training = build.split(&dataset.train, batch)?;
+        let train_evaluation = SplitOnDevice {
+            cursor: build.buffer("the cursor", 3)?,
+            order: build.order(training.rows)?,
+            x: training.x.clone(),
+            y: training.y.clone(),
+            results: build.buffer("results", 2 * training.rows.div_ceil(EVALUATION_ROWS))?,
+            rows: training.rows,
+            batch: EVALUATION_ROWS,
+        };
+        let test_evaluation = build.split(&dataset.test, EVALUATION_ROWS)?;
+        let scratch = Scratch {
+            input: build.buffer("a batch of rows", most_rows * model.features)?,
+            labels: build.buffer("a batch of labels", most_rows)?,
+            outputs: model
+                .layers()
+                .iter()
+                .map(|layer| {
+                    build.buffer("the outputs of a layer", most_rows * layer.weights.cols)
+                })
+                .collect::<Result<_, _>>()?,
+            row_results: build.buffer("the results of a batch", 2 * most_rows)?,
+        };
+        let mut train_passes = build.forward(&training, &scratch, &parameters)?;
+        train_passes.extend(build.backward(&training, &scratch, &parameters, &gradients)?);
+        train_passes.push(build.finish(&training, &scratch)?);
+        let evaluation = |split: &SplitOnDevice| -> Result<Vec<Pass>, ModelError> {
+            let mut passes = build.forward(split, &scratch, &parameters)?;
+            passes.push(build.finish(split, &scratch)?);
+            Ok(passes)
+        };
+        Ok(GpuModel {
+            train_evaluation_passes: evaluation(&train_evaluation)?,
+            test_evaluation_passes: evaluation(&test_evaluation)?,
+            gpu: gpu.clone(),
+            parameters,
+            gradients,
+            training,
+            train_evaluation,
+            test_evaluation,
+            train_passes,
+        })
+    }
+
+    /// The flat parameters.
+    pub fn parameters(&self) -> &wgpu::Buffer {
+        &self.parameters
+    }
+
+    /// The flat gradients.
+    pub fn gradients(&self) -> &wgpu::Buffer {
+        &self.gradients
+    }
+
+    /// Sets the parameters.
+    pub fn write_parameters(&self, values: &[f32]) {
+        self.gpu
+            .queue()
+            .write_buffer(&self.parameters, 0, bytemuck::cast_slice(values));
+    }
+
+    /// Starts a pass over the training rows in this order.
+    pub fn begin_epoch(&self, order: &[u32]) {
+        self.training.begin(&self.gpu, order);
+    }
+
+    /// Records the next batch: its mean loss, and the gradients of it.
+    pub fn encode_batch(&self, pass: &mut wgpu::ComputePass) {
+        for step in &self.train_passes {
+            step.encode(pass);
+        }
+    }
+
+    /// The mean loss of every batch since `begin_epoch`. Waits for the device.
+    ///
+    /// # Errors
+    /// Where the device fails.
+    pub fn read_losses(&self) -> Result<Vec<f32>, ModelError> {
+        let results = self.training.read_results(&self.gpu)?;
+        Ok(results.into_iter().map(|[loss, _]| loss).collect())
+    }
+
+    /// Mean loss and accuracy over a split, computed on the device.
+    ///
+    /// # Errors
+    /// Where the device fails.
+    pub fn evaluate(&self, part: Part) -> Result<Evaluation, ModelError> {
+        let (split, passes) = match part {
+            Part::Train => (&self.train_evaluation, &self.train_evaluation_passes),
+            Part::Test => (&self.test_evaluation, &self.test_evaluation_passes),
+        };
+        split.rewind(&self.gpu);
+        let mut encoder = self
+            .gpu
+            .device()
+            .create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
+        {
+            let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor::default());
+            for _ in 0..split.batches() {
+                for step in passes {
+                    step.encode(&mut pass);
+                }
+            }
+        }
+        self.gpu.queue().submit([encoder.finish()]);
+        let (mut loss, mut correct) = (0.0, 0.0);
+        for (batch, [mean, right]) in split.read_results(&self.gpu)?.into_iter().enumerate() {
+            let rows = split.batch.min(split.rows - batch * split.batch);
+            loss += f64::from(mean) * rows as f64;
+            correct += f64::from(right);
+        }
+        Ok(Evaluation {
+            loss: loss / split.rows as f64,
+            accuracy: correct / split.rows as f64,
+        })
+    }
+}
+
+/// What the kernels of a batch hand to each other.
+struct Scratch {
+    input: wgpu::Buffer,
+    labels: wgpu::Buffer,
+    outputs: Vec<wgpu::Buffer>,
+    row_results: wgpu::Buffer,
+}
+
+/// C = A B: where the three matrices lie; see `matmul.wgsl`.
+struct Product<'a> {
+    rows: usize,
+    columns: usize,
+    inner: usize,
+    batch_is_rows: bool,
+    batch_is_inner: bool,
+    a: &'a wgpu::Buffer,
+    a_strides: [usize; 2],
+    b: &'a wgpu::Buffer,
+    b_offset: usize,
+    b_strides: [usize; 2],
+    c: &'a wgpu::Buffer,
+    c_offset: usize,
+    bias: Option<(&'a wgpu::Buffer, usize)>,
+    relu: bool,
+    mask: bool,
+}
+
+const BATCH: &str = include_str!("../../../shaders/train/batch.wgsl");
+
+/// Set-up of a model on a device.
+struct Build<'a> {
+    gpu: &'a Gpu,
+    model: &'a Model,
+    workgroup: u32,
+    largest: u64,
+    grid: u64,
+}
+
+impl Build<'_> {
+    /// A zeroed buffer of 4-byte elements.
+    fn buffer(&self, what: &'static str, elements: usize) -> Result<wgpu::Buffer, ModelError> {
+        let bytes = (elements.max(1) as u64 * 4).next_multiple_of(16);
+        if bytes > self.largest {
+            return Err(ModelError::TooLarge {
+                what,
+                bytes,
+                limit: self.largest,
+                way_out: "use --backend cpu, fewer rows, or a smaller --batch or --hidden",
+            });
+        }
+        Ok(self.gpu.device().create_buffer(&wgpu::BufferDescriptor {
+            label: Some(what),
+            size: bytes,
+            usage: wgpu::BufferUsages::STORAGE
+                | wgpu::BufferUsages::COPY_SRC
+                | wgpu::BufferUsages::COPY_DST,
+            mapped_at_creation: false,
+        }))
+    }
+
+    fn order(&self, rows: usize) -> Result<wgpu::Buffer, ModelError> {
+        let buffer = self.buffer("the order of the rows", rows)?;
+        let identity: Vec<u32> = (0..rows as u32).collect();
+        self.gpu
+            .queue()
+            .write_buffer(&buffer, 0, bytemuck::cast_slice(&identity));
+        Ok(buffer)
+    }
+
+    fn split(&self, split: &Split, batch: usize) -> Result<SplitOnDevice, ModelError> {
+        let rows = split.rows();
+        let on_device = SplitOnDevice {
+            cursor: self.buffer("the cursor", 3)?,
+            order: self.order(rows)?,
+            x: self.buffer("the data", split.x.len())?,
+            y: self.buffer("the labels", rows)?,
+            results: self.buffer("results", 2 * rows.div_ceil(batch))?,
+            rows,
+            batch,
+        };
+        let queue = self.gpu.queue();
+        queue.write_buffer(&on_device.x, 0, bytemuck::cast_slice(&split.x));
+        queue.write_buffer(&on_device.y, 0, bytemuck::cast_slice(&split.y));
+        Ok(on_device)
+    }
+
+    /// Compiles a kernel and binds its buffers.
+    fn pass(
+        &self,
+        stem: &'static str,
+        source: &str,
+        constants: &[(&str, f64)],
+        buffers: &[&wgpu::Buffer],
+        workgroups: [u64; 2],
+    ) -> Result<Pass, ModelError> {
+        if let Some(&value) = workgroups.iter().find(|&&count| count > self.grid) {
+            return Err(ModelError::Grid {
+                what: stem,
+                value,
+                limit: self.grid,
+            });
+        }
+        let device = self.gpu.device();
+        let module = device.create_shader_module(wgpu::ShaderModuleDescriptor {
+            label: Some(stem),
+            source: wgpu::ShaderSource::Wgsl([BATCH, source].join("\n").into()),
+        });
+        let pipeline = device.create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
+            label: Some(stem),
+            layout: None,
+            module: &module,
+            entry_point: Some(stem),
+            compilation_options: wgpu::PipelineCompilationOptions {
+                constants,
+                ..Default::default()
+            },
+            cache: None,
+        });
+        let entries: Vec<_> = buffers
+            .iter()
+            .enumerate()
+            .map(|(binding, buffer)| wgpu::BindGroupEntry {
+                binding: binding as u32,
+                resource: buffer.as_entire_binding(),
+            })
+            .collect();
+        let bind_group = device.create_bind_group(&wgpu::BindGroupDescriptor {
+            label: Some(stem),
+            layout: &pipeline.get_bind_group_layout(0),
+            entries: &entries,
+        });
+        Ok(Pass {
+            pipeline,
+            bind_group,
+            workgroups: workgroups.map(|count| count as u32),
+        })
+    }
+
+    fn groups(&self, invocations: usize) -> u64 {
+        (invocations as u64).div_ceil(u64::from(self.workgroup))
+    }
+
+    fn product(&self, split: &SplitOnDevice, product: &Product) -> Result<Pass, ModelError> {
+        let number = |value: usize| value as f64;
+        let flag = |value: bool| f64::from(u8::from(value));
+        let (bias, bias_offset) = product.bias.unwrap_or((product.b, 0));
+        self.pass(
+            "matmul",
+            include_str!("../../../shaders/train/matmul.wgsl"),
+            &[
+                ("WORKGROUP", f64::from(self.workgroup)),
+                ("I", number(product.rows)),
+                ("J", number(product.columns)),
+                ("L", number(product.inner)),
+                ("BATCH_IS_I", flag(product.batch_is_rows)),
+                ("BATCH_IS_L", flag(product.batch_is_inner)),
+                ("A_OFFSET", 0.0),
+                ("A_ROW", number(product.a_strides[0])),
+                ("A_COLUMN", number(product.a_strides[1])),
+                ("B_OFFSET", number(product.b_offset)),
+                ("B_ROW", number(product.b_strides[0])),
+                ("B_COLUMN", number(product.b_strides[1])),
+                ("C_OFFSET", number(product.c_offset)),
+                ("BIAS", flag(product.bias.is_some())),
+                ("BIAS_OFFSET", number(bias_offset)),
+                ("RELU", flag(product.relu)),
+                ("MASK", flag(product.mask)),
+            ],
+            &[&split.cursor, product.a, product.b, bias, product.c],
+            [
+                self.groups(product.columns.div_ceil(4)),
+                product.rows.div_ceil(8) as u64,
+            ],
+        )
+    }
+
+    /// Gathers a batch, computes outputs and loss.
+    fn forward(
+        &self,
+        split: &SplitOnDevice,
+        scratch: &Scratch,
+        parameters: &wgpu::Buffer,
+    ) -> Result<Vec<Pass>, ModelError> {
+        let features = self.model.features;
+        let workgroup = ("WORKGROUP", f64::from(self.workgroup));
+        let mut passes = vec![self.pass(
+            "gather",
+            include_str!("../../../shaders/train/gather.wgsl"),
+            &[workgroup, ("FEATURES", features as f64)],
+            &[
+                &split.cursor,
+                &split.order,
+                &split.x,
+                &split.y,
+                &scratch.input,
+                &scratch.labels,
+            ],
+            [self.groups(features.div_ceil(16)), split.batch as u64],
+        )?];
+        let layers = self.model.layers();
+        for (index, Layer { weights, bias }) in layers.iter().enumerate() {
+            passes.push(self.product(
+                split,
+                &Product {
+                    rows: split.batch,
+                    columns: weights.cols,
+                    inner: weights.rows,
+                    batch_is_rows: true,
+                    batch_is_inner: false,
+                    a: scratch.layer_input(index),
+                    a_strides: [weights.rows, 1],
+                    b: parameters,
+                    b_offset: weights.offset,
+                    b_strides: [weights.cols, 1],
+                    c: &scratch.outputs[index],
+                    c_offset: 0,
+                    bias: Some((parameters, bias.offset)),
+                    relu: index + 1 < layers.len(),
+                    mask: false,
+                },
+            )?);
+        }
+        let hinge = self.model.kind == ModelKind::Svm;
+        passes.push(self.pass(
+            "loss",
+            include_str!("../../../shaders/train/loss.wgsl"),
+            &[
+                workgroup,
+                ("CLASSES", self.model.classes as f64),
+                ("SQUARED_HINGE", f64::from(u8::from(hinge))),
+            ],
+            &[
+                &split.cursor,
+                &scratch.labels,
+                &scratch.outputs[layers.len() - 1],
+                &scratch.row_results,
+            ],
+            [self.groups(split.batch), 1],
+        )?);
+        Ok(passes)
+    }
+
+    /// From the gradient of the last outputs to the gradient of every parameter.
+    fn backward(
+        &self,
+        split: &SplitOnDevice,
+        scratch: &Scratch,
+        parameters: &wgpu::Buffer,
+        gradients: &wgpu::Buffer,
+    ) -> Result<Vec<Pass>, ModelError> {
+        let mut passes = Vec::new();
+        for (index, Layer { weights, bias }) in self.model.layers().iter().enumerate().rev() {
+            let output_gradient = &scratch.outputs[index];
+            passes.push(self.pass(
+                "bias_gradient",
+                include_str!("../../../shaders/train/bias_gradient.wgsl"),
+                &[
+                    ("WORKGROUP", f64::from(self.workgroup)),
+                    ("COLUMNS", weights.cols as f64),
+                    ("OFFSET", bias.offset as f64),
+                ],
+                &[&split.cursor, output_gradient, gradients],
+                [self.groups(weights.cols), 1],
+            )?);
+            passes.push(self.product(
+                split,
+                &Product {
+                    rows: weights.rows,
+                    columns: weights.cols,
+                    inner: split.batch,
+                    batch_is_rows: false,
+                    batch_is_inner: true,
+                    a: scratch.layer_input(index),
+                    a_strides: [1, weights.rows],
+                    b: output_gradient,
+                    b_offset: 0,
+                    b_strides: [weights.cols, 1],
+                    c: gradients,
+                    c_offset: weights.offset,
+                    bias: None,
+                    relu: false,
+                    mask: false,
+                },
+            )?);
+            if index > 0 {
+                passes.push(self.product(
+                    split,
+                    &Product {
+                        rows: split.batch,
+                        columns: weights.rows,
+                        inner: weights.cols,
+                        batch_is_rows: true,
+                        batch_is_inner: false,
+                        a: output_gradient,
+                        a_strides: [weights.cols, 1],
+                        b: parameters,
+                        b_offset: weights.offset,
+                        b_strides: [1, weights.cols],
+                        c: &scratch.outputs[index - 1],
+                        c_offset: 0,
+                        bias: None,
+                        relu: false,
+                        mask: true,
+                    },
+                )?);
+            }
+        }
+        Ok(passes)
+    }
+
+    fn finish(&self, split: &SplitOnDevice, scratch: &Scratch) -> Result<Pass, ModelError> {
+        self.pass(
+            "finish_batch",
+            include_str!("../../../shaders/train/finish_batch.wgsl"),
+            &[],
+            &[&split.cursor, &scratch.row_results, &split.results],
+            [1, 1],
+        )
+    }
+}
+
+impl Scratch {
+    /// What layer `index` reads.
+    fn layer_input(&self, index: usize) -> &wgpu::Buffer {
+        match index {
+            0 => &self.input,
+            _ => &self.outputs[index - 1],
+        }
+    }
+}

@@ -1,0 +1,41 @@
+//! Tables as every command prints them.
+
+use comfy_table::{CellAlignment, Table, presets};
+
+/// An empty table whose columns from `first_number` on hold numbers, aligned to the right. Add rows, then print.
+pub struct Columns {
+    table: Table,
+    first_number: usize,
+}
+
+impl Columns {
+    /// A table with a header.
+    pub fn new<const N: usize>(header: [&str; N], first_number: usize) -> Self {
+        let mut columns = Self::without_header(first_number);
+        columns.table.set_header(header);
+        columns
+    }
+
+    /// A table without one.
+    pub fn without_header(first_number: usize) -> Self {
+        let mut table = Table::new();
+        table.load_preset(presets::UTF8_FULL_CONDENSED);
+        Columns {
+            table,
+            first_number,
+        }
+    }
+
+    /// Adds a row.
+    pub fn row<const N: usize>(&mut self, cells: [String; N]) {
+        self.table.add_row(cells);
+    }
+
+    /// Prints it.
+    pub fn print(mut self) {
+        for column in self.table.column_iter_mut().skip(self.first_number) {
+            column.set_cell_alignment(CellAlignment::Right);
+        }
+        println!("{}", self.table);
+    }
+}

@@ -1,0 +1,334 @@
+//! `wgpu-optim train`: the main job. Forward, backward and optimizer on the device (or all on the host), a learning rate that
+//! nobody sets, and a table that says what moved it.
+
+mod engine;
+mod report;
+
+use std::fs::File;
+use std::io::{BufWriter, Write};
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use clap::ValueEnum;
+use indicatif::{ProgressBar, ProgressStyle};
+use rand::SeedableRng;
+use rand::seq::SliceRandom;
+use rand_chacha::ChaCha8Rng;
+use wgpu_optim::{Hypergradient, NormRatio, Record, Regime, Rule, Seesaw};
+
+use crate::CliError;
+use crate::data::{self, Dataset};
+use crate::model::{Evaluation, Model, ModelKind, Part};
+use crate::target::{Target, TargetArgs};
+use engine::{Engine, OptimizerSettings};
+use report::{Causes, RateRange, Run};
+
+/// `--rule`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum RuleName {
+    /// Plain SGD.
+    Sgd,
+    /// SGD with heavy-ball momentum.
+    Sgdm,
+    /// SGD with Nesterov momentum.
+    Nesterov,
+    /// The sign of the gradient.
+    #[value(name = "signsgd")]
+    SignSgd,
+    /// The sign of the momentum.
+    Signum,
+}
+
+/// `--regime`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum RegimeName {
+    /// Norm and alignment, nothing to tune.
+    Seesaw,
+    /// The norm alone.
+    NormRatio,
+    /// The alignment alone.
+    Hypergradient,
+    /// The rate given with --lr.
+    Fixed,
+}
+
+/// Options of `train`.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// digits, mushrooms, or a path: CSV with the label last, LIBSVM, or a folder of IDX files; gzipped or not
+    #[arg(long, default_value = "digits")]
+    data: String,
+    /// What to train
+    #[arg(long, value_enum, default_value = "mlp")]
+    model: ModelKind,
+    /// Hidden units of the MLP
+    #[arg(long, default_value_t = 128, value_parser = clap::value_parser!(u32).range(1..=65536))]
+    hidden: u32,
+    /// Update rule
+    #[arg(long, value_enum, default_value = "sgdm")]
+    rule: RuleName,
+    /// Momentum of sgdm, nesterov and signum
+    #[arg(long, default_value_t = 0.9)]
+    momentum: f32,
+    /// Learning-rate regime
+    #[arg(long, value_enum, default_value = "seesaw")]
+    regime: RegimeName,
+    /// Learning rate of --regime fixed; first learning rate of --regime norm-ratio
+    #[arg(long, value_name = "RATE")]
+    lr: Option<f32>,
+    /// Coupled weight decay
+    #[arg(long, default_value_t = 0.0, value_name = "LAMBDA")]
+    weight_decay: f32,
+    /// Clip the gradient to this norm
+    #[arg(long, value_name = "NORM")]
+    clip_norm: Option<f32>,
+    /// Passes over the training data
+    #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..))]
+    epochs: u32,
+    /// Rows per step
+    #[arg(long, default_value_t = 32, value_parser = clap::value_parser!(u32).range(1..))]
+    batch: u32,
+    /// Seed of the initial weights and the order of the rows
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+    #[command(flatten)]
+    target: TargetArgs,
+    /// Print one JSON object instead of a table
+    #[arg(long)]
+    json: bool,
+    /// Write one row per step: the loss, the rate, and every term that moved it
+    #[arg(long, value_name = "FILE.csv")]
+    trace: Option<PathBuf>,
+}
+
+impl Args {
+    fn rule(&self) -> Rule {
+        match self.rule {
+            RuleName::Sgd => Rule::sgd(),
+            RuleName::Sgdm => Rule::sgdm(self.momentum),
+            RuleName::Nesterov => Rule::nesterov(self.momentum),
+            RuleName::SignSgd => Rule::sign_sgd(),
+            RuleName::Signum => Rule::signum(self.momentum),
+        }
+    }
+
+    fn regime(&self) -> Result<Regime, CliError> {
+        match (self.regime, self.lr) {
+            (RegimeName::Fixed, Some(rate)) => Ok(Regime::fixed(rate)),
+            (RegimeName::Fixed, None) => Err(CliError::Usage(
+                "--regime fixed needs a learning rate: add --lr RATE, or leave --regime out and let it be found".to_owned(),
+            )),
+            (RegimeName::NormRatio, initial_rate) => Ok(Regime::NormRatio(NormRatio {
+                initial_rate,
+                ..NormRatio::default()
+            })),
+            (RegimeName::Seesaw, None) => Ok(Regime::Seesaw(Seesaw::default())),
+            (RegimeName::Hypergradient, None) => {
+                Ok(Regime::Hypergradient(Hypergradient::default()))
+            }
+            (RegimeName::Seesaw | RegimeName::Hypergradient, Some(_)) => {
+                Err(CliError::Usage(format!(
+                    "--lr goes with --regime fixed or norm-ratio, {} finds its own: leave one of them out",
+                    name_of(self.regime)
+                )))
+            }
+        }
+    }
+}
+
+fn name_of(value: impl ValueEnum) -> String {
+    value
+        .to_possible_value()
+        .map(|value| value.get_name().to_owned())
+        .unwrap_or_default()
+}
+
+/// Trains, and reports.
+pub fn run(args: &Args) -> Result<(), CliError> {
+    let settings = OptimizerSettings {
+        rule: args.rule(),
+        regime: args.regime()?,
+        weight_decay: args.weight_decay,
+        clip_norm: args.clip_norm,
+    };
+    // Opened first: a path that cannot be written should not cost a training run.
+    let trace = args.trace.as_deref().map(Trace::create).transpose()?;
+    let dataset = data::load(&args.data)?;
+    let target = args.target.find()?;
+    target.explain();
+    let model = Model::new(
+        args.model,
+        dataset.features,
+        dataset.classes,
+        args.hidden as usize,
+    );
+    let run = train(args, &settings, &dataset, &target, &model, trace)?;
+    if args.json {
+        println!("{}", report::json(&[run]));
+    } else {
+        report::print(&run, &model);
+    }
+    Ok(())
+}
+
+fn train(
+    args: &Args,
+    settings: &OptimizerSettings,
+    dataset: &Dataset,
+    target: &Target,
+    model: &Model,
+    mut trace: Option<Trace>,
+) -> Result<Run, CliError> {
+    let rows = dataset.train.rows();
+    let batch = (args.batch as usize).min(rows);
+    let steps_per_epoch = rows.div_ceil(batch);
+    let mut engine = Engine::new(target, model, dataset, batch, settings, args.seed)?;
+    let progress = progress_bar(u64::from(args.epochs) * steps_per_epoch as u64);
+
+    let started = Instant::now();
+    let mut order: Vec<u32> = (0..rows as u32).collect();
+    // A stream of its own, so that the order of the rows does not depend on how many weights there are.
+    let mut shuffle = ChaCha8Rng::seed_from_u64(args.seed);
+    shuffle.set_stream(1);
+    let mut rates = RateRange::default();
+    let mut causes = Causes::default();
+    for epoch in 0..args.epochs {
+        order.shuffle(&mut shuffle);
+        let (losses, records) =
+            engine.train_epoch(&order, |steps| progress.inc(steps as u64))?;
+        for (loss, record) in losses.iter().zip(&records) {
+            rates.add(record);
+            causes.add(record);
+            if let Some(trace) = &mut trace {
+                trace.write(*loss, record)?;
+            }
+        }
+        if let (Some(loss), Some(record)) = (losses.last(), records.last()) {
+            progress.set_message(format!(
+                "epoch {}, loss {loss:.4}, lr {:.3e}",
+                epoch + 1,
+                record.learning_rate
+            ));
+        }
+    }
+    progress.finish_and_clear();
+    let seconds = started.elapsed().as_secs_f64();
+    if let Some(trace) = trace {
+        trace.finish()?;
+    }
+    let Evaluation { loss, .. } = engine.evaluate(Part::Train)?;
+    let Evaluation { accuracy, .. } = engine.evaluate(Part::Test)?;
+    Ok(Run {
+        data: dataset.name.clone(),
+        model: name_of(args.model),
+        rule: name_of(args.rule),
+        regime: name_of(args.regime),
+        backend: target.backend(),
+        adapter: target.adapter(),
+        epochs: args.epochs,
+        batch,
+        seed: args.seed,
+        steps: u64::from(args.epochs) * steps_per_epoch as u64,
+        train_loss: loss,
+        test_accuracy: accuracy,
+        lr_first: rates.first,
+        lr_last: rates.last,
+        lr_min: rates.min,
+        lr_max: rates.max,
+        skipped_steps: causes.skipped,
+        seconds,
+        causes,
+    })
+}
+
+fn progress_bar(steps: u64) -> ProgressBar {
+    // Draws on standard error, and only where that is a terminal.
+    let bar = ProgressBar::new(steps);
+    if let Ok(style) =
+        ProgressStyle::with_template("{bar:32} {pos}/{len} steps, {eta} left  {msg}")
+    {
+        bar.set_style(style);
+    }
+    bar
+}
+
+/// The file of `--trace`.
+struct Trace {
+    path: String,
+    writer: csv::Writer<BufWriter<File>>,
+}
+
+const TRACE_HEADER: [&str; 11] = [
+    "step",
+    "loss",
+    "norm",
+    "smoothed_norm",
+    "ln_lr",
+    "norm_term",
+    "alignment_term",
+    "brake_term",
+    "clamp_term",
+    "schedule_term",
+    "flags",
+];
+
+impl Trace {
+    fn create(path: &Path) -> Result<Self, CliError> {
+        let name = path.display().to_string();
+        let file = File::create(path).map_err(|error| CliError::Write {
+            path: name.clone(),
+            message: format!("{error}; give --trace a file in a folder that exists"),
+        })?;
+        let mut trace = Trace {
+            path: name,
+            writer: csv::Writer::from_writer(BufWriter::new(file)),
+        };
+        trace.row(&TRACE_HEADER.map(str::to_owned))?;
+        Ok(trace)
+    }
+
+    fn write(&mut self, loss: f32, record: &Record) -> Result<(), CliError> {
+        self.row(&[
+            record.step.to_string(),
+            loss.to_string(),
+            record.norm.to_string(),
+            record.smoothed_norm.to_string(),
+            record.ln_rate.to_string(),
+            record.norm_term.to_string(),
+            record.alignment_term.to_string(),
+            record.brake_term.to_string(),
+            record.clamp_term.to_string(),
+            record.schedule_term.to_string(),
+            record.flags.to_string(),
+        ])
+    }
+
+    fn row(&mut self, fields: &[String; 11]) -> Result<(), CliError> {
+        self.writer
+            .write_record(fields)
+            .map_err(|error| self.failed(&error.to_string()))
+    }
+
+    fn finish(mut self) -> Result<(), CliError> {
+        self.writer
+            .flush()
+            .map_err(|error| self.failed(&error.to_string()))?;
+        match self.writer.into_inner() {
+            Ok(mut file) => file.flush().map_err(|error| CliError::Write {
+                path: self.path,
+                message: error.to_string(),
+            }),
+            Err(error) => Err(CliError::Write {
+                path: self.path,
+                message: error.to_string(),
+            }),
+        }
+    }
+
+    fn failed(&self, message: &str) -> CliError {
+        CliError::Write {
+            path: self.path.clone(),
+            message: message.to_owned(),
+        }
+    }
+}

@@ -1,0 +1,241 @@
+//! A model and its optimizer, on the host or on the device.
+
+use wgpu_optim::{
+    CpuOptimizer, Gpu, Group, Optimizer, OptimizerBuilder, Record, Regime, Rule, wgpu,
+};
+
+use crate::CliError;
+use crate::data::{Dataset, Split};
+use crate::model::cpu::CpuModel;
+use crate::model::gpu::GpuModel;
+use crate::model::{Evaluation, Model, Part, TensorShape};
+use crate::target::Target;
+
+/// Steps recorded into one submit.
+const STEPS_PER_SUBMIT: usize = 16;
+
+/// The optimizer's configuration.
+#[derive(Debug, Clone, Copy)]
+pub struct OptimizerSettings {
+    pub rule: Rule,
+    pub regime: Regime,
+    pub weight_decay: f32,
+    pub clip_norm: Option<f32>,
+}
+
+impl OptimizerSettings {
+    fn builder<T>(&self) -> OptimizerBuilder<T> {
+        let builder = OptimizerBuilder::new(self.rule)
+            .regime(self.regime)
+            .weight_decay(self.weight_decay);
+        match self.clip_norm {
+            Some(norm) => builder.clip_norm(norm),
+            None => builder,
+        }
+    }
+}
+
+/// What trains.
+pub enum Engine<'a> {
+    Cpu(CpuEngine<'a>),
+    Gpu(Box<GpuEngine>),
+}
+
+impl<'a> Engine<'a> {
+    /// Sets everything up; all tensors are one group, with one learning rate.
+    pub fn new(
+        target: &Target,
+        model: &Model,
+        dataset: &'a Dataset,
+        batch: usize,
+        settings: &OptimizerSettings,
+        seed: u64,
+    ) -> Result<Self, CliError> {
+        let initial = model.initial_parameters(seed);
+        let steps_per_epoch = dataset.train.rows().div_ceil(batch) as u32;
+        let builder_steps = steps_per_epoch.max(1);
+        match target {
+            Target::Cpu { .. } => {
+                let tensors = model.tensors();
+                let mut group = Group::new("model");
+                for tensor in &tensors {
+                    let values = &initial[tensor.range()];
+                    group = group.tensor(tensor.name, values, values);
+                }
+                Ok(Engine::Cpu(CpuEngine {
+                    optimizer: settings
+                        .builder()
+                        .record_steps(builder_steps)
+                        .group(group)
+                        .build_cpu()?,
+                    model: CpuModel::new(model, batch),
+                    tensors,
+                    gradients: vec![0.0; initial.len()],
+                    parameters: initial,
+                    dataset,
+                    batch,
+                }))
+            }
+            Target::Gpu(gpu) => {
+                let gpu_model = gpu.scoped("the model's buffers and kernels", || {
+                    GpuModel::new(gpu, model, dataset, batch)
+                })?;
+                gpu_model.write_parameters(&initial);
+                let mut group = Group::new("model");
+                for tensor in model.tensors() {
+                    let bytes = tensor.range_bytes();
+                    group = group.tensor(
+                        tensor.name,
+                        gpu_model.parameters().slice(bytes.clone()),
+                        gpu_model.gradients().slice(bytes),
+                    );
+                }
+                Ok(Engine::Gpu(Box::new(GpuEngine {
+                    optimizer: settings
+                        .builder()
+                        .record_steps(builder_steps)
+                        .group(group)
+                        .build(gpu)?,
+                    model: gpu_model,
+                    gpu: gpu.clone(),
+                    steps_per_epoch: steps_per_epoch as usize,
+                })))
+            }
+        }
+    }
+
+    /// One pass over the training rows in the given order; the loss and the record of every step. `on_steps` hears of progress.
+    pub fn train_epoch(
+        &mut self,
+        order: &[u32],
+        on_steps: impl FnMut(usize),
+    ) -> Result<(Vec<f32>, Vec<Record>), CliError> {
+        match self {
+            Engine::Cpu(engine) => engine.train_epoch(order, on_steps),
+            Engine::Gpu(engine) => engine.train_epoch(order, on_steps),
+        }
+    }
+
+    /// Mean loss and accuracy over a split.
+    pub fn evaluate(&mut self, part: Part) -> Result<Evaluation, CliError> {
+        match self {
+            Engine::Cpu(engine) => {
+                let split = match part {
+                    Part::Train => &engine.dataset.train,
+                    Part::Test => &engine.dataset.test,
+                };
+                Ok(engine
+                    .model
+                    .evaluate(&engine.parameters, &split.x, &split.y))
+            }
+            Engine::Gpu(engine) => Ok(engine.model.evaluate(part)?),
+        }
+    }
+}
+
+/// Everything on the host.
+pub struct CpuEngine<'a> {
+    model: CpuModel,
+    optimizer: CpuOptimizer,
+    tensors: Vec<TensorShape>,
+    parameters: Vec<f32>,
+    gradients: Vec<f32>,
+    dataset: &'a Dataset,
+    batch: usize,
+}
+
+impl CpuEngine<'_> {
+    fn train_epoch(
+        &mut self,
+        order: &[u32],
+        mut on_steps: impl FnMut(usize),
+    ) -> Result<(Vec<f32>, Vec<Record>), CliError> {
+        let Split { x, y } = &self.dataset.train;
+        let mut losses = Vec::with_capacity(order.len().div_ceil(self.batch));
+        for rows in order.chunks(self.batch) {
+            losses.push(self.model.loss_and_gradients(
+                &self.parameters,
+                x,
+                y,
+                rows,
+                &mut self.gradients,
+            ));
+            let mut params = Vec::with_capacity(self.tensors.len());
+            let mut grads = Vec::with_capacity(self.tensors.len());
+            let mut rest = self.parameters.as_mut_slice();
+            let mut done = 0;
+            for tensor in &self.tensors {
+                let range = tensor.range();
+                let (slice, after) = rest[range.start - done..].split_at_mut(range.len());
+                done = range.end;
+                params.push(slice);
+                grads.push(&self.gradients[range]);
+                rest = after;
+            }
+            self.optimizer.step(&mut params, &grads)?;
+            on_steps(1);
+        }
+        Ok((losses, self.optimizer.drain_records().records))
+    }
+}
+
+/// Everything on the device.
+pub struct GpuEngine {
+    model: GpuModel,
+    optimizer: Optimizer,
+    gpu: Gpu,
+    steps_per_epoch: usize,
+}
+
+impl GpuEngine {
+    fn train_epoch(
+        &mut self,
+        order: &[u32],
+        mut on_steps: impl FnMut(usize),
+    ) -> Result<(Vec<f32>, Vec<Record>), CliError> {
+        let (device, queue) = (self.gpu.device(), self.gpu.queue());
+        self.model.begin_epoch(order);
+        let mut previous: Option<(wgpu::SubmissionIndex, usize)> = None;
+        for first in (0..self.steps_per_epoch).step_by(STEPS_PER_SUBMIT) {
+            let steps = first..(first + STEPS_PER_SUBMIT).min(self.steps_per_epoch);
+            let count = steps.len();
+            let mut encoder = device.create_command_encoder(&wgpu::CommandEncoderDescriptor {
+                label: Some("training"),
+            });
+            {
+                let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor::default());
+                for _ in steps {
+                    self.model.encode_batch(&mut pass);
+                    self.optimizer.encode_step_in(&mut pass)?;
+                }
+            }
+            let submission = queue.submit([encoder.finish()]);
+            // One submit runs while the next is recorded, so that the progress shown is progress made.
+            if let Some((submission, count)) = previous.replace((submission, count)) {
+                self.wait_for(submission)?;
+                on_steps(count);
+            }
+        }
+        if let Some((submission, count)) = previous {
+            self.wait_for(submission)?;
+            on_steps(count);
+        }
+        let losses = self.model.read_losses()?;
+        let records = pollster::block_on(self.optimizer.drain_records())?.records;
+        Ok((losses, records))
+    }
+
+    fn wait_for(&self, submission: wgpu::SubmissionIndex) -> Result<(), CliError> {
+        self.gpu
+            .device()
+            .poll(wgpu::PollType::Wait {
+                submission_index: Some(submission),
+                timeout: None,
+            })
+            .map_err(|error| wgpu_optim::Error::Readback {
+                what: "training steps",
+                message: error.to_string(),
+            })?;
+        Ok(self.gpu.check_alive()?)
+    }
+}

@@ -1,0 +1,188 @@
+//! What a run came to: a table for people, an object for programs.
+
+use serde::Serialize;
+use wgpu_optim::Record;
+
+use crate::model::Model;
+use crate::table::Columns;
+
+/// One training run.
+#[derive(Debug, Clone, Serialize)]
+pub struct Run {
+    pub data: String,
+    pub model: String,
+    pub rule: String,
+    pub regime: String,
+    pub backend: String,
+    pub adapter: String,
+    pub epochs: u32,
+    pub batch: usize,
+    pub seed: u64,
+    pub steps: u64,
+    pub train_loss: f64,
+    pub test_accuracy: f64,
+    pub lr_first: f32,
+    pub lr_last: f32,
+    pub lr_min: f32,
+    pub lr_max: f32,
+    pub skipped_steps: u64,
+    pub seconds: f64,
+    #[serde(skip)]
+    pub causes: Causes,
+}
+
+/// The learning rates of a run, from the first step that had one.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct RateRange {
+    pub first: f32,
+    pub last: f32,
+    pub min: f32,
+    pub max: f32,
+}
+
+impl RateRange {
+    /// Takes a step in.
+    pub fn add(&mut self, record: &Record) {
+        let rate = record.learning_rate;
+        if record.flags.waiting() {
+            return;
+        }
+        if self.first == 0.0 {
+            *self = RateRange {
+                first: rate,
+                last: rate,
+                min: rate,
+                max: rate,
+            };
+        }
+        self.last = rate;
+        self.min = self.min.min(rate);
+        self.max = self.max.max(rate);
+    }
+}
+
+/// One cause of change, over a run.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Cause {
+    /// Sum of the positive changes of ln η.
+    pub up: f64,
+    /// Sum of the negative ones.
+    pub down: f64,
+}
+
+impl Cause {
+    fn add(&mut self, term: f32) {
+        if term > 0.0 {
+            self.up += f64::from(term);
+        } else {
+            self.down += f64::from(term);
+        }
+    }
+}
+
+/// What moved the learning rate over a run.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Causes {
+    norm: Cause,
+    alignment: Cause,
+    brake: Cause,
+    clamp: Cause,
+    /// Steps skipped because a gradient was not finite.
+    pub skipped: u64,
+    clipped: u64,
+}
+
+impl Causes {
+    /// Takes a step in.
+    pub fn add(&mut self, record: &Record) {
+        self.norm.add(record.norm_term);
+        self.alignment.add(record.alignment_term);
+        self.brake.add(record.brake_term);
+        self.clamp.add(record.clamp_term);
+        self.skipped += u64::from(record.flags.skipped());
+        self.clipped += u64::from(record.flags.clipped());
+    }
+}
+
+#[derive(Serialize)]
+struct Runs<'a> {
+    runs: &'a [Run],
+}
+
+/// The object of `--json`, on one line.
+pub fn json(runs: &[Run]) -> String {
+    // Plain structs of numbers and strings: this cannot fail.
+    serde_json::json!(Runs { runs }).to_string()
+}
+
+/// The table.
+pub fn print(run: &Run, model: &Model) {
+    println!(
+        "{} on {}: {}, {}, {}",
+        model, run.data, run.rule, run.regime, run.adapter
+    );
+    println!(
+        "{} steps of {} rows in {:.2} s ({:.0} µs each)",
+        run.steps,
+        run.batch,
+        run.seconds,
+        1e6 * run.seconds / run.steps as f64
+    );
+    let mut table = Columns::without_header(1);
+    let mut row = |name: &str, value: String| table.row([name.to_owned(), value]);
+    row("training loss", format!("{:.5}", run.train_loss));
+    row(
+        "test accuracy",
+        format!("{:.2} %", 100.0 * run.test_accuracy),
+    );
+    row("first learning rate", format!("{:.4e}", run.lr_first));
+    row("last learning rate", format!("{:.4e}", run.lr_last));
+    row(
+        "range",
+        format!("{:.4e} to {:.4e}", run.lr_min, run.lr_max),
+    );
+    if run.causes.clipped > 0 {
+        row("clipped steps", run.causes.clipped.to_string());
+    }
+    if run.skipped_steps > 0 {
+        row("skipped steps", run.skipped_steps.to_string());
+    }
+    table.print();
+    print_causes(&run.causes);
+}
+
+fn print_causes(causes: &Causes) {
+    let rows = [
+        ("gradient norm fell / rose", causes.norm),
+        ("steps agreed / overshot", causes.alignment),
+        ("steps contradicted", causes.brake),
+        ("clamps", causes.clamp),
+    ];
+    if rows
+        .iter()
+        .all(|(_, cause)| cause.up == 0.0 && cause.down == 0.0)
+    {
+        return;
+    }
+    let mut table = Columns::new(["what moved ln(lr)", "up", "down", "net", "net factor"], 1);
+    let mut add = |name: &str, cause: Cause| {
+        let net = cause.up + cause.down;
+        table.row([
+            name.to_owned(),
+            format!("{:+.3}", cause.up),
+            format!("{:+.3}", cause.down),
+            format!("{net:+.3}"),
+            format!("x {:.3}", net.exp()),
+        ]);
+    };
+    let mut total = Cause::default();
+    for (name, cause) in rows {
+        if cause.up != 0.0 || cause.down != 0.0 {
+            add(name, cause);
+        }
+        total.up += cause.up;
+        total.down += cause.down;
+    }
+    add("all", total);
+    table.print();
+}
