@@ -1,10 +1,13 @@
-// Copies the rows of the present batch side by side.
+// Copies the rows of the present batch side by side: those of them that lie in this chunk of the data. A set that is larger than
+// one binding has several chunks, and one dispatch of this kernel for each.
 //
-// Reads:  cursor, order (a permutation of the rows), data (rows x FEATURES), labels.
+// Reads:  cursor, order (a permutation of the rows), data (rows CHUNK_START .. CHUNK_END x FEATURES), labels.
 // Writes: input (batch x FEATURES), batch_labels.
 // Grid:   one invocation per FEATURES_PER_INVOCATION elements of a row (x) and row of the batch (y).
 
 override FEATURES: u32;
+override CHUNK_START: u32;
+override CHUNK_END: u32;
 override WORKGROUP: u32;
 
 const FEATURES_PER_INVOCATION = 16u;
@@ -23,9 +26,12 @@ fn gather(@builtin(global_invocation_id) id: vec3<u32>) {
         return;
     }
     let source = order[cursor.batch * cursor.batch_rows + row];
+    if source < CHUNK_START || source >= CHUNK_END {
+        return;
+    }
     let first = id.x * FEATURES_PER_INVOCATION;
     for (var k = first; k < min(first + FEATURES_PER_INVOCATION, FEATURES); k++) {
-        input[row * FEATURES + k] = data[source * FEATURES + k];
+        input[row * FEATURES + k] = data[(source - CHUNK_START) * FEATURES + k];
     }
     if id.x == 0u {
         batch_labels[row] = labels[source];

@@ -1,5 +1,7 @@
 //! Forward and backward on the device: the kernels of `shaders/train/`.
 
+use std::ops::Range;
+
 use wgpu_optim::{Gpu, wgpu};
 
 use crate::data::{Dataset, Split};
@@ -27,11 +29,18 @@ pub struct GpuModel {
 struct SplitOnDevice {
     cursor: wgpu::Buffer,
     order: wgpu::Buffer,
-    x: wgpu::Buffer,
+    x: Vec<Chunk>,
     y: wgpu::Buffer,
     results: wgpu::Buffer,
     rows: usize,
     batch: usize,
+}
+
+/// Successive rows of a split, as many as one binding holds.
+#[derive(Clone)]
+struct Chunk {
+    rows: Range<usize>,
+    values: wgpu::Buffer,
 }
 
 /// A dispatch.
@@ -107,7 +116,7 @@ impl GpuModel {
         let train_evaluation = SplitOnDevice {
             cursor: build.buffer("the cursor", 3)?,
             order: build.order(training.rows)?,
-            x: training.x.clone(),
+            x: training.x.to_vec(),
             y: training.y.clone(),
             results: build.buffer("results", 2 * training.rows.div_ceil(EVALUATION_ROWS))?,
             rows: training.rows,
@@ -295,16 +304,37 @@ impl Build<'_> {
         let on_device = SplitOnDevice {
             cursor: self.buffer("the cursor", 3)?,
             order: self.order(rows)?,
-            x: self.buffer("the data", split.x.len())?,
+            x: self.chunks(split)?,
             y: self.buffer("the labels", rows)?,
             results: self.buffer("results", 2 * rows.div_ceil(batch))?,
             rows,
             batch,
         };
-        let queue = self.gpu.queue();
-        queue.write_buffer(&on_device.x, 0, bytemuck::cast_slice(&split.x));
-        queue.write_buffer(&on_device.y, 0, bytemuck::cast_slice(&split.y));
+        self.gpu
+            .queue()
+            .write_buffer(&on_device.y, 0, bytemuck::cast_slice(&split.y));
         Ok(on_device)
+    }
+
+    /// Uploads the rows of a split.
+    fn chunks(&self, split: &Split) -> Result<Vec<Chunk>, ModelError> {
+        let features = self.model.features;
+        let rows_at_once = (self.largest as usize / 4 / features).max(1);
+        let mut chunks = Vec::new();
+        let mut start = 0;
+        for values in split.x.chunks(rows_at_once * features) {
+            let rows = start..start + values.len() / features;
+            start = rows.end;
+            let buffer = self.buffer("a row of the data", values.len())?;
+            self.gpu
+                .queue()
+                .write_buffer(&buffer, 0, bytemuck::cast_slice(values));
+            chunks.push(Chunk {
+                rows,
+                values: buffer,
+            });
+        }
+        Ok(chunks)
     }
 
     /// Compiles a kernel and binds its buffers.
@@ -406,20 +436,28 @@ impl Build<'_> {
     ) -> Result<Vec<Pass>, ModelError> {
         let features = self.model.features;
         let workgroup = ("WORKGROUP", f64::from(self.workgroup));
-        let mut passes = vec![self.pass(
-            "gather",
-            include_str!("../../../shaders/train/gather.wgsl"),
-            &[workgroup, ("FEATURES", features as f64)],
-            &[
-                &split.cursor,
-                &split.order,
-                &split.x,
-                &split.y,
-                &scratch.input,
-                &scratch.labels,
-            ],
-            [self.groups(features.div_ceil(16)), split.batch as u64],
-        )?];
+        let mut passes = Vec::new();
+        for chunk in &split.x {
+            passes.push(self.pass(
+                "gather",
+                include_str!("../../../shaders/train/gather.wgsl"),
+                &[
+                    workgroup,
+                    ("FEATURES", features as f64),
+                    ("CHUNK_START", chunk.rows.start as f64),
+                    ("CHUNK_END", chunk.rows.end as f64),
+                ],
+                &[
+                    &split.cursor,
+                    &split.order,
+                    &chunk.values,
+                    &split.y,
+                    &scratch.input,
+                    &scratch.labels,
+                ],
+                [self.groups(features.div_ceil(16)), split.batch as u64],
+            )?);
+        }
         let layers = self.model.layers();
         for (index, Layer { weights, bias }) in layers.iter().enumerate() {
             passes.push(self.product(
