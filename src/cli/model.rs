@@ -203,3 +203,6 @@ impl fmt::Display for Model {
         )
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -68,25 +68,25 @@ pub struct Args {
     #[arg(long, value_enum, default_value = "sgdm")]
     rule: RuleName,
     /// Momentum of sgdm, nesterov and signum
-    #[arg(long, default_value_t = 0.9)]
+    #[arg(long, default_value_t = 0.9, allow_negative_numbers = true)]
     momentum: f32,
     /// Learning-rate regime
     #[arg(long, value_enum, default_value = "seesaw")]
     regime: RegimeName,
     /// Learning rate of --regime fixed; first learning rate of --regime norm-ratio
-    #[arg(long, value_name = "RATE")]
+    #[arg(long, value_name = "RATE", allow_negative_numbers = true)]
     lr: Option<f32>,
     /// Coupled weight decay
-    #[arg(long, default_value_t = 0.0, value_name = "LAMBDA")]
+    #[arg(long, default_value_t = 0.0, value_name = "LAMBDA", allow_negative_numbers = true)]
     weight_decay: f32,
     /// Clip the gradient to this norm
-    #[arg(long, value_name = "NORM")]
+    #[arg(long, value_name = "NORM", allow_negative_numbers = true)]
     clip_norm: Option<f32>,
     /// Passes over the training data
-    #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..))]
     epochs: u32,
     /// Rows per step
-    #[arg(long, default_value_t = 32, value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..))]
     batch: u32,
     /// Seed of the initial weights and the order of the rows
     #[arg(long, default_value_t = 0)]

@@ -1,0 +1,205 @@
+use wgpu_optim::Gpu;
+
+use super::cpu::CpuModel;
+use super::gpu::GpuModel;
+use super::*;
+use crate::data::{Dataset, Split};
+
+/// Uniform in [-1, 1), reproducible.
+fn values(count: usize, seed: u64) -> Vec<f32> {
+    let mut state = seed;
+    (0..count)
+        .map(|_| {
+            state = state
+                .wrapping_mul(6364136223846793005)
+                .wrapping_add(1442695040888963407);
+            (state >> 40) as f32 / 8_388_608.0 - 1.0
+        })
+        .collect()
+}
+
+fn shapes() -> Vec<Model> {
+    vec![
+        Model::new(ModelKind::Softmax, 5, 3, 0),
+        Model::new(ModelKind::Softmax, 1, 2, 0),
+        Model::new(ModelKind::Svm, 7, 10, 0),
+        Model::new(ModelKind::Mlp, 5, 3, 7),
+        Model::new(ModelKind::Mlp, 64, 10, 33),
+        Model::new(ModelKind::Mlp, 3, 2, 1),
+    ]
+}
+
+fn split(model: &Model, rows: usize, seed: u64) -> Split {
+    Split {
+        x: values(rows * model.features, seed),
+        y: (0..rows)
+            .map(|row| ((row * 7 + seed as usize) % model.classes) as u32)
+            .collect(),
+    }
+}
+
+/// The loss in f64, from its definition.
+fn loss(model: &Model, parameters: &[f64], split: &Split, rows: &[u32]) -> f64 {
+    let dense = |layer: &Layer, input: &[f64]| -> Vec<f64> {
+        (0..layer.weights.cols)
+            .map(|j| {
+                parameters[layer.bias.offset + j]
+                    + input
+                        .iter()
+                        .enumerate()
+                        .map(|(k, x)| {
+                            x * parameters[layer.weights.offset + k * layer.weights.cols + j]
+                        })
+                        .sum::<f64>()
+            })
+            .collect()
+    };
+    let layers = model.layers();
+    let mut total = 0.0;
+    for &row in rows {
+        let row = row as usize;
+        let mut input: Vec<f64> = split.x[row * model.features..][..model.features]
+            .iter()
+            .map(|&x| f64::from(x))
+            .collect();
+        for layer in &layers[..layers.len() - 1] {
+            input = dense(layer, &input).into_iter().map(|x| x.max(0.0)).collect();
+        }
+        let outputs = dense(&layers[layers.len() - 1], &input);
+        let label = split.y[row] as usize;
+        total += match model.kind {
+            ModelKind::Svm => outputs
+                .iter()
+                .enumerate()
+                .map(|(k, s)| (1.0 - if k == label { *s } else { -s }).max(0.0).powi(2))
+                .sum::<f64>(),
+            _ => outputs.iter().map(|x| x.exp()).sum::<f64>().ln() - outputs[label],
+        };
+    }
+    total / rows.len() as f64
+}
+
+#[test]
+fn gradients_are_those_of_the_loss() {
+    for model in shapes() {
+        let data = split(&model, 9, 3);
+        let rows = [4, 0, 8, 8, 2];
+        let mut parameters = vec![0f32; model.padded_len()];
+        for tensor in model.tensors() {
+            parameters[tensor.range()].copy_from_slice(&values(tensor.range().len(), 11));
+        }
+        let mut gradients = vec![0f32; parameters.len()];
+        let got = CpuModel::new(&model, 5).loss_and_gradients(
+            &parameters,
+            &data.x,
+            &data.y,
+            &rows,
+            &mut gradients,
+        );
+        let exact: Vec<f64> = parameters.iter().map(|&p| f64::from(p)).collect();
+        let expected = loss(&model, &exact, &data, &rows);
+        assert!((f64::from(got) - expected).abs() <= 1e-5 * expected, "{model}");
+        let mut largest: f64 = 0.0;
+        for index in 0..parameters.len() {
+            let at = |shift: f64| {
+                let mut moved = exact.clone();
+                moved[index] += shift;
+                loss(&model, &moved, &data, &rows)
+            };
+            // Central differences of step 1e-5 in f64 are good to about 1e-9.
+            let slope = (at(1e-5) - at(-1e-5)) / 2e-5;
+            largest = largest.max(slope.abs());
+            assert!(
+                (f64::from(gradients[index]) - slope).abs() <= 2e-4,
+                "{model}, parameter {index}: {} against {slope}",
+                gradients[index]
+            );
+        }
+        assert!(largest > 0.01, "{model}: nothing was compared");
+    }
+}
+
+#[test]
+fn the_device_computes_what_the_host_computes() {
+    let adapters = pollster::block_on(Gpu::adapters(None));
+    assert!(!adapters.is_empty(), "no adapter to test");
+    for adapter in &adapters {
+        let gpu = pollster::block_on(Gpu::open(adapter)).expect("opens");
+        for model in shapes() {
+            for batch in [1, 3, 17] {
+                compare(&gpu, &model, batch);
+            }
+        }
+    }
+}
+
+fn compare(gpu: &Gpu, model: &Model, batch: usize) {
+    // 20 rows: the last batch is short for 3 and 17.
+    let dataset = Dataset {
+        name: "test".to_owned(),
+        features: model.features,
+        classes: model.classes,
+        train: split(model, 20, 5),
+        test: split(model, 300, 6),
+    };
+    let mut parameters = vec![0f32; model.padded_len()];
+    for tensor in model.tensors() {
+        parameters[tensor.range()].copy_from_slice(&values(tensor.range().len(), 12));
+    }
+    let device = GpuModel::new(gpu, model, &dataset, batch).expect("fits");
+    device.write_parameters(&parameters);
+    let order: Vec<u32> = (0..20).rev().collect();
+    device.begin_epoch(&order);
+    let mut host = CpuModel::new(model, batch);
+    let mut expected = vec![0f32; parameters.len()];
+    let mut losses = Vec::new();
+    for rows in order.chunks(batch) {
+        losses.push(host.loss_and_gradients(
+            &parameters,
+            &dataset.train.x,
+            &dataset.train.y,
+            rows,
+            &mut expected,
+        ));
+        let mut encoder = gpu.device().create_command_encoder(&Default::default());
+        {
+            let mut pass = encoder.begin_compute_pass(&Default::default());
+            device.encode_batch(&mut pass);
+        }
+        gpu.queue().submit([encoder.finish()]);
+        let got: Vec<f32> =
+            pollster::block_on(gpu.read_buffer("gradients", device.gradients())).expect("reads");
+        for (index, (got, expected)) in got.iter().zip(&expected).enumerate() {
+            // Sums of up to 64 products of order 1, in another order.
+            assert!(
+                (got - expected).abs() <= 2e-5,
+                "{}, {model}, batch {batch}, gradient {index}: {got} against {expected}",
+                gpu.describe()
+            );
+        }
+    }
+    for (got, expected) in device.read_losses().expect("reads").iter().zip(&losses) {
+        assert!((got - expected).abs() <= 1e-5 * expected.abs().max(1.0));
+    }
+    for (part, data) in [(Part::Train, &dataset.train), (Part::Test, &dataset.test)] {
+        let got = device.evaluate(part).expect("evaluates");
+        let expected = host.evaluate(&parameters, &data.x, &data.y);
+        assert_eq!(got.accuracy, expected.accuracy, "{model}");
+        assert!((got.loss - expected.loss).abs() <= 1e-5 * expected.loss);
+    }
+}
+
+#[test]
+fn initial_weights_have_the_promised_spread() {
+    let model = Model::new(ModelKind::Mlp, 784, 10, 128);
+    let parameters = model.initial_parameters(7);
+    assert_eq!(parameters, model.initial_parameters(7));
+    assert_ne!(parameters, model.initial_parameters(8));
+    for (layer, variance) in model.layers().iter().zip([2.0 / 784.0, 1.0 / 128.0]) {
+        let weights = &parameters[layer.weights.range()];
+        let measured =
+            weights.iter().map(|w| w * w).sum::<f32>() / weights.len() as f32;
+        assert!((measured / variance - 1.0).abs() < 0.15, "{measured}");
+        assert!(parameters[layer.bias.range()].iter().all(|&b| b == 0.0));
+    }
+}

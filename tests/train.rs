@@ -1,0 +1,229 @@
+//! Promise: `wgpu-optim train` does its job from the command line: it learns, the device and the CPU path agree over a whole
+//! run, its trace adds up, and bad input ends in one line and exit code 2.
+
+use std::path::Path;
+use std::process::{Command, Output};
+
+fn wgpu_optim(args: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_wgpu-optim"))
+        .args(args)
+        .env_remove("WGPU_BACKEND")
+        .env_remove("WGPU_ADAPTER_NAME")
+        .output()
+        .expect("the binary runs")
+}
+
+fn run(args: &[&str]) -> serde_json::Value {
+    let mut all = vec!["train", "--json"];
+    all.extend(args);
+    let output = wgpu_optim(&all);
+    assert!(
+        output.status.success(),
+        "{args:?}: {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    let report: serde_json::Value =
+        serde_json::from_slice(&output.stdout).expect("one JSON object");
+    let runs = report["runs"].as_array().expect("runs");
+    assert_eq!(runs.len(), 1);
+    runs[0].clone()
+}
+
+fn number(run: &serde_json::Value, key: &str) -> f64 {
+    run[key].as_f64().unwrap_or_else(|| panic!("{key} in {run}"))
+}
+
+const MODELS: [&str; 3] = ["mlp", "softmax", "svm"];
+const RULES: [&str; 5] = ["sgd", "sgdm", "nesterov", "signsgd", "signum"];
+
+#[test]
+fn without_arguments_it_reaches_95_percent_on_digits() {
+    let run = run(&[]);
+    assert_eq!(run["data"], "digits");
+    assert_eq!(run["model"], "mlp");
+    assert_eq!(run["rule"], "sgdm");
+    assert_eq!(run["regime"], "seesaw");
+    assert!(number(&run, "test_accuracy") > 0.95, "{run}");
+    assert!(number(&run, "seconds") < 60.0);
+}
+
+#[test]
+fn json_has_every_key_that_is_promised() {
+    let run = run(&["--epochs", "1"]);
+    let keys: Vec<&str> = [
+        "data model rule regime backend adapter epochs batch seed steps train_loss test_accuracy",
+        "lr_first lr_last lr_min lr_max skipped_steps seconds",
+    ]
+    .iter()
+    .flat_map(|line| line.split(' '))
+    .collect();
+    for key in &keys {
+        assert!(!run[key].is_null(), "{key}");
+    }
+    assert_eq!(run.as_object().expect("an object").len(), keys.len());
+    assert_eq!(number(&run, "steps"), 23.0);
+}
+
+/// Every rule and model, on every backend that is there: the same accuracy within half a percent, and the same loss.
+#[test]
+fn device_and_cpu_path_agree_over_a_whole_run() {
+    let mut compared = 0;
+    for (index, rule) in RULES.iter().enumerate() {
+        let model = MODELS[index % MODELS.len()];
+        let args = ["--rule", rule, "--model", model, "--epochs", "4"];
+        let host = run(&[&args[..], &["--backend", "cpu"]].concat());
+        let device = run(&[&args[..], &["--backend", "vulkan"]].concat());
+        assert_eq!(device["backend"], "vulkan");
+        let accuracy = number(&host, "test_accuracy") - number(&device, "test_accuracy");
+        assert!(accuracy.abs() <= 0.005, "{host}\n{device}");
+        let loss = number(&host, "train_loss") / number(&device, "train_loss") - 1.0;
+        // Rounding differs in the last place of each sum, and signs can turn on it.
+        let tolerance = if rule.starts_with("sign") { 0.05 } else { 2e-3 };
+        assert!(loss.abs() <= tolerance, "{host}\n{device}");
+        compared += 1;
+    }
+    assert_eq!(compared, RULES.len());
+}
+
+#[test]
+fn runs_repeat_bit_for_bit() {
+    for backend in ["cpu", "vulkan"] {
+        let args = ["--backend", backend, "--epochs", "2", "--rule", "sgd"];
+        let (mut first, mut second) = (run(&args), run(&args));
+        for run in [&mut first, &mut second] {
+            run["seconds"] = 0.into();
+        }
+        assert_eq!(first, second);
+        let other = run(&[&args[..], &["--seed", "1"]].concat());
+        assert_ne!(first["train_loss"], other["train_loss"]);
+    }
+}
+
+fn trace_of(path: &Path, extra: &[&str]) -> Vec<csv::StringRecord> {
+    let path = path.to_str().expect("UTF-8");
+    run(&[&["--trace", path, "--epochs", "3"], extra].concat());
+    let mut reader = csv::Reader::from_path(path).expect("opens");
+    let header: Vec<&str> = "step,loss,norm,smoothed_norm,ln_lr,norm_term,alignment_term,brake_term,clamp_term,schedule_term,flags"
+        .split(',')
+        .collect();
+    assert_eq!(reader.headers().expect("a header"), header);
+    reader.records().map(|row| row.expect("a row")).collect()
+}
+
+#[test]
+fn the_terms_of_each_row_add_up_to_the_change_of_ln_lr() {
+    let folder = tempfile::tempdir().expect("a folder");
+    for backend in ["cpu", "vulkan"] {
+        for rule in ["sgd", "sgdm", "signsgd"] {
+            let path = folder.path().join(format!("{backend}-{rule}.csv"));
+            let rows = trace_of(&path, &["--backend", backend, "--rule", rule]);
+            assert_eq!(rows.len(), 3 * 23);
+            let value = |row: &csv::StringRecord, column: usize| -> f64 {
+                row[column].parse().expect("a number")
+            };
+            assert_eq!(&rows[0][10], "first");
+            let mut moved = 0;
+            for (index, pair) in rows.windows(2).enumerate() {
+                assert_eq!(value(&pair[1], 0), (index + 1) as f64);
+                let terms: f64 = (5..10).map(|column| value(&pair[1], column)).sum();
+                let change = value(&pair[1], 4) - value(&pair[0], 4);
+                assert!((terms - change).abs() <= 1e-6, "{pair:?}");
+                moved += usize::from(change.abs() > 1e-3);
+            }
+            assert!(moved > 30, "the rate hardly moves: {moved}");
+        }
+    }
+}
+
+/// Runs the command, which must be refused in one line that contains every one of these words.
+fn refused(args: &[&str], words: &[&str]) {
+    let output = wgpu_optim(args);
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(2), "{args:?}: {stderr}");
+    // Drivers may write lines of their own.
+    let lines: Vec<&str> = stderr
+        .lines()
+        .filter(|line| line.starts_with("error: ") && !line.contains("XDG_RUNTIME_DIR"))
+        .collect();
+    assert_eq!(lines.len(), 1, "{args:?}: {stderr}");
+    for word in words {
+        assert!(lines[0].contains(word), "{args:?}: {stderr}");
+    }
+    assert!(output.stdout.is_empty());
+}
+
+#[test]
+fn bad_input_ends_in_one_line_and_exit_code_2() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = |name: &str, text: &str| -> String {
+        let path = folder.path().join(name);
+        std::fs::write(&path, text).expect("writes");
+        path.to_str().expect("UTF-8").to_owned()
+    };
+    let ragged = file("ragged.csv", "1,2,0\n3,4,1\n5,1\n");
+    let empty = file("empty.csv", "");
+    let nan = file("nan.csv", "1,2,0\n3,nan,1\n5,6,0\n");
+    let fraction = file("fraction.csv", "1,2,0.25\n3,4,1\n");
+    file("a.train", "0 1:1\n1 1:2\n");
+    file("a.test", "5 1:1\n");
+    let range = folder.path().join("a.train");
+    let range = range.to_str().expect("UTF-8");
+    refused(&["train", "--data", "nowhere.csv"], &["nowhere.csv", "no such file", "digits"]);
+    refused(&["train", "--data", &ragged], &["ragged.csv", "line 3", "2 fields"]);
+    refused(&["train", "--data", &empty], &["empty.csv", "not one row"]);
+    refused(&["train", "--data", &nan], &["nan.csv", "line 2, column 2", "not finite"]);
+    refused(&["train", "--data", &fraction], &["0.25", "not a class"]);
+    refused(&["train", "--data", range], &["label 5", "out of range"]);
+    refused(&["train", "--batch", "0"], &["--batch", "0"]);
+    refused(&["train", "--epochs", "0"], &["--epochs"]);
+    refused(&["train", "--hidden", "0"], &["--hidden"]);
+    refused(&["train", "--rule", "adamw"], &["adamw", "sgdm"]);
+    refused(&["train", "--adapter", "Voodoo 2"], &["Voodoo 2", "there is"]);
+    refused(&["train", "--adapter", "x", "--backend", "cpu"], &["--backend cpu"]);
+    refused(&["train", "--regime", "fixed"], &["--lr"]);
+    refused(&["train", "--lr", "0.1"], &["--lr", "seesaw"]);
+    refused(&["train", "--regime", "fixed", "--lr", "-1"], &["learning rate", "-1"]);
+    refused(&["train", "--momentum", "1.5"], &["momentum", "1.5"]);
+    refused(&["train", "--weight-decay", "nan"], &["weight_decay", "NaN"]);
+    refused(&["train", "--trace", "/no/such/folder/x.csv"], &["/no/such/folder/x.csv"]);
+    refused(&["bench", "--from", "20", "--to", "10"], &["--from 20"]);
+}
+
+/// Without any driver the CPU path takes over and says why; who asks for Vulkan is told what to install.
+#[test]
+fn without_a_driver_it_trains_on_the_cpu_path_and_says_why() {
+    let without_drivers = |args: &[&str]| {
+        Command::new(env!("CARGO_BIN_EXE_wgpu-optim"))
+            .args(args)
+            // A loader with no driver to load, and no other backend.
+            .env("VK_DRIVER_FILES", "/nonexistent.json")
+            .env("VK_ICD_FILENAMES", "/nonexistent.json")
+            .env("WGPU_BACKEND", "vulkan")
+            .env_remove("WGPU_ADAPTER_NAME")
+            .output()
+            .expect("the binary runs")
+    };
+    let output = without_drivers(&["train", "--epochs", "1"]);
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{stderr}");
+    assert!(stderr.contains("running on the CPU path: "), "{stderr}");
+    assert!(stderr.contains("no graphics driver"), "{stderr}");
+    let output = without_drivers(&["train", "--backend", "vulkan"]);
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(2), "{stderr}");
+    assert!(stderr.contains("mesa-vulkan-drivers"), "{stderr}");
+}
+
+#[test]
+fn devices_and_bench_say_json() {
+    let output = wgpu_optim(&["devices", "--json"]);
+    let report: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    assert!(!report["devices"].as_array().expect("devices").is_empty());
+    let output = wgpu_optim(&["bench", "--json", "--from", "10", "--to", "10", "--backend", "cpu"]);
+    let report: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    let rows = report["rows"].as_array().expect("rows");
+    assert_eq!(rows.len(), 9);
+    for row in rows {
+        assert!(row["ns_per_param"].as_f64().expect("a number") > 0.0);
+    }
+}
