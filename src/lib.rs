@@ -1,4 +1,49 @@
-//! GPU optimizers on wgpu whose learning rate is computed on the device from the gradients.
+//! Optimizers on [wgpu] whose **learning rate is computed on the device from the gradients themselves**, with no readback in the
+//! step, nothing to tune, and a record that says why the rate is what it is.
+//!
+//! - [`OptimizerBuilder`] and [`Group`] say what is to be optimized: a [`Rule`] (which way), a [`Regime`] (how far), tensors.
+//! - [`Optimizer`] runs on a [`Gpu`], the caller's or one that is found; it records its step into the caller's encoder.
+//! - [`CpuOptimizer`] does the same over slices. The device is checked against it, and it runs where there is no device.
+//! - [`Record`] explains a step: terms that add up to the change of ln η, in numbers and in words.
+//!
+//! A step is four passes, and nothing of it returns to the host:
+//!
+//! ```text
+//! gradients ─▶ reduce_gradient ─▶ partials ─▶ finish_reduction ─▶ sums ─▶ learning_rate ─▶ η, record
+//!                                                                                  │
+//! parameters, momentum, direction memory ◀─▶ update_parameters ◀─ gradients ◀──────┘
+//! ```
+//!
+//! Pass 1 and pass 4 are the only ones that touch memory in proportion to the parameters: SGD with a rate from the norm moves 16
+//! bytes per parameter (g; then w, g, w).
+//!
+//! # Example
+//! On the CPU; the README has the same on a device.
+//! ```
+//! use wgpu_optim::{Group, OptimizerBuilder, Rule};
+//!
+//! // Minimise ½ ‖w - 1‖², whose gradient is w - 1. No learning rate anywhere.
+//! let mut w = vec![5.0f32; 100];
+//! let mut g = vec![0.0f32; 100];
+//! let mut optimizer = OptimizerBuilder::new(Rule::sgd())
+//!     .group(Group::new("all").tensor("w", &w, &g))
+//!     .build_cpu()?;
+//! for _ in 0..200 {
+//!     for (g, w) in g.iter_mut().zip(&w) {
+//!         *g = w - 1.0;
+//!     }
+//!     optimizer.step(&mut [&mut w], &[&g])?;
+//! }
+//! assert!(w.iter().all(|w| (w - 1.0).abs() < 1e-2));
+//! let records = optimizer.drain_records().records;
+//! println!("{}", records[3]); // step 3: η …, +… %: norm fell (+… %), steps agree (+… %)
+//! # Ok::<(), wgpu_optim::Error>(())
+//! ```
+//!
+//! # Where the idea comes from
+//! Z. Yang, *Explainable Learning Rate Regimes for Stochastic Optimization*, arXiv:2508.13639: a rate that rises as the norm of the
+//! stochastic gradient falls and falls as it rises, from second-order reasoning, with nothing to tune, for SGD, SGD with momentum and
+//! SIGNSGD. The formula here ([`Seesaw`]) is this project's own derivation from the secant equation, not the paper's.
 #![forbid(unsafe_code)]
 #![deny(missing_docs)]
 
@@ -21,3 +66,8 @@ pub use record::{Flags, NonFinite, Record, Records};
 pub use regime::{Hypergradient, MAX_CHANGE, NormRatio, RATE_MAX, RATE_MIN, Regime, Seesaw};
 pub use rule::{Rule, WeightDecay};
 pub use wgpu;
+
+/// The README's code, compiled and run as a doc test.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

@@ -30,7 +30,9 @@ fn run(args: &[&str]) -> serde_json::Value {
 }
 
 fn number(run: &serde_json::Value, key: &str) -> f64 {
-    run[key].as_f64().unwrap_or_else(|| panic!("{key} in {run}"))
+    run[key]
+        .as_f64()
+        .unwrap_or_else(|| panic!("{key} in {run}"))
 }
 
 const MODELS: [&str; 3] = ["mlp", "softmax", "svm"];
@@ -168,24 +170,48 @@ fn bad_input_ends_in_one_line_and_exit_code_2() {
     file("a.test", "5 1:1\n");
     let range = folder.path().join("a.train");
     let range = range.to_str().expect("UTF-8");
-    refused(&["train", "--data", "nowhere.csv"], &["nowhere.csv", "no such file", "digits"]);
-    refused(&["train", "--data", &ragged], &["ragged.csv", "line 3", "2 fields"]);
+    refused(
+        &["train", "--data", "nowhere.csv"],
+        &["nowhere.csv", "no such file", "digits"],
+    );
+    refused(
+        &["train", "--data", &ragged],
+        &["ragged.csv", "line 3", "2 fields"],
+    );
     refused(&["train", "--data", &empty], &["empty.csv", "not one row"]);
-    refused(&["train", "--data", &nan], &["nan.csv", "line 2, column 2", "not finite"]);
+    refused(
+        &["train", "--data", &nan],
+        &["nan.csv", "line 2, column 2", "not finite"],
+    );
     refused(&["train", "--data", &fraction], &["0.25", "not a class"]);
     refused(&["train", "--data", range], &["label 5", "out of range"]);
     refused(&["train", "--batch", "0"], &["--batch", "0"]);
     refused(&["train", "--epochs", "0"], &["--epochs"]);
     refused(&["train", "--hidden", "0"], &["--hidden"]);
     refused(&["train", "--rule", "adamw"], &["adamw", "sgdm"]);
-    refused(&["train", "--adapter", "Voodoo 2"], &["Voodoo 2", "there is"]);
-    refused(&["train", "--adapter", "x", "--backend", "cpu"], &["--backend cpu"]);
+    refused(
+        &["train", "--adapter", "Voodoo 2"],
+        &["Voodoo 2", "there is"],
+    );
+    refused(
+        &["train", "--adapter", "x", "--backend", "cpu"],
+        &["--backend cpu"],
+    );
     refused(&["train", "--regime", "fixed"], &["--lr"]);
     refused(&["train", "--lr", "0.1"], &["--lr", "seesaw"]);
-    refused(&["train", "--regime", "fixed", "--lr", "-1"], &["learning rate", "-1"]);
+    refused(
+        &["train", "--regime", "fixed", "--lr", "-1"],
+        &["learning rate", "-1"],
+    );
     refused(&["train", "--momentum", "1.5"], &["momentum", "1.5"]);
-    refused(&["train", "--weight-decay", "nan"], &["weight_decay", "NaN"]);
-    refused(&["train", "--trace", "/no/such/folder/x.csv"], &["/no/such/folder/x.csv"]);
+    refused(
+        &["train", "--weight-decay", "nan"],
+        &["weight_decay", "NaN"],
+    );
+    refused(
+        &["train", "--trace", "/no/such/folder/x.csv"],
+        &["/no/such/folder/x.csv"],
+    );
     refused(&["bench", "--from", "20", "--to", "10"], &["--from 20"]);
 }
 
@@ -219,7 +245,16 @@ fn devices_and_bench_say_json() {
     let output = wgpu_optim(&["devices", "--json"]);
     let report: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");
     assert!(!report["devices"].as_array().expect("devices").is_empty());
-    let output = wgpu_optim(&["bench", "--json", "--from", "10", "--to", "10", "--backend", "cpu"]);
+    let output = wgpu_optim(&[
+        "bench",
+        "--json",
+        "--from",
+        "10",
+        "--to",
+        "10",
+        "--backend",
+        "cpu",
+    ]);
     let report: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");
     let rows = report["rows"].as_array().expect("rows");
     assert_eq!(rows.len(), 9);

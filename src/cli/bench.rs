@@ -76,11 +76,7 @@ pub fn run(args: &Args) -> Result<(), CliError> {
     Ok(())
 }
 
-fn measure_size(
-    target: &Target,
-    elements: usize,
-    rows: &mut Vec<Row>,
-) -> Result<(), CliError> {
+fn measure_size(target: &Target, elements: usize, rows: &mut Vec<Row>) -> Result<(), CliError> {
     let mut row = |what, rule, regime, bytes_per_param: f64, seconds: f64, copy: Option<f64>| {
         let gb_per_s = bytes_per_param * elements as f64 / seconds * 1e-9;
         rows.push(Row {

@@ -168,12 +168,7 @@ fn check(gpu: &Gpu, rule: Rule, regime: Regime) -> Result<Case, CliError> {
 }
 
 /// Runs one case of one length three times over: device, CPU path, oracle. Distances of the first two from the third.
-fn compare(
-    gpu: &Gpu,
-    rule: Rule,
-    regime: Regime,
-    length: usize,
-) -> Result<(f64, f64), CliError> {
+fn compare(gpu: &Gpu, rule: Rule, regime: Regime, length: usize) -> Result<(f64, f64), CliError> {
     let initial: Vec<f32> = (0..length).map(|i| pseudo_random(i, 0)).collect();
     let mut oracle = Oracle::new(rule, regime, &initial);
     let mut host = HostRun::new(rule, regime, &initial)?;
@@ -214,11 +209,16 @@ fn rate_error(record: &Record, expected: f64) -> f64 {
 }
 
 fn parameter_error(got: &[f32], expected: &[f64]) -> f64 {
-    let largest = expected.iter().fold(f64::MIN_POSITIVE, |a, b| a.max(b.abs()));
+    let largest = expected
+        .iter()
+        .fold(f64::MIN_POSITIVE, |a, b| a.max(b.abs()));
     got.iter()
         .zip(expected)
         .map(|(got, expected)| (f64::from(*got) - expected).abs() / largest)
-        .fold(0.0, |a, b| if b.is_nan() { f64::INFINITY } else { b.max(a) })
+        .fold(
+            0.0,
+            |a, b| if b.is_nan() { f64::INFINITY } else { b.max(a) },
+        )
 }
 
 struct HostRun {
@@ -253,12 +253,7 @@ struct DeviceRun<'a> {
 }
 
 impl<'a> DeviceRun<'a> {
-    fn new(
-        gpu: &'a Gpu,
-        rule: Rule,
-        regime: Regime,
-        initial: &[f32],
-    ) -> Result<Self, CliError> {
+    fn new(gpu: &'a Gpu, rule: Rule, regime: Regime, initial: &[f32]) -> Result<Self, CliError> {
         let buffer = |label| {
             gpu.device().create_buffer(&wgpu::BufferDescriptor {
                 label: Some(label),

@@ -47,7 +47,9 @@ pub enum DataError {
     #[error("{0}: no such file or folder; the built-in sets are digits and mushrooms")]
     Missing(String),
     /// A folder without the files of an IDX set.
-    #[error("{folder}: neither train-images-idx3-ubyte nor train-images-idx3-ubyte.gz is in this folder; give a folder of IDX files, or one CSV or LIBSVM file")]
+    #[error(
+        "{folder}: neither train-images-idx3-ubyte nor train-images-idx3-ubyte.gz is in this folder; give a folder of IDX files, or one CSV or LIBSVM file"
+    )]
     NoIdxFiles {
         /// The folder.
         folder: String,
@@ -289,7 +291,8 @@ fn check_size(file: &File, rows: usize, features: usize) -> Result<(), DataError
 
 /// Labels that are whole numbers come in the order of their values, others in that of the alphabet.
 fn classes_of(labels: &[String]) -> BTreeMap<(i64, String), u32> {
-    let mut classes: BTreeMap<(i64, String), u32> = labels.iter().map(|l| (class_key(l), 0)).collect();
+    let mut classes: BTreeMap<(i64, String), u32> =
+        labels.iter().map(|l| (class_key(l), 0)).collect();
     for (index, class) in classes.values_mut().enumerate() {
         *class = index as u32;
     }
@@ -305,10 +308,7 @@ fn class_key(label: &str) -> (i64, String) {
 }
 
 /// The classes of the training part; refuses what cannot be classified.
-fn training_classes(
-    file: &str,
-    table: &Table,
-) -> Result<BTreeMap<(i64, String), u32>, DataError> {
+fn training_classes(file: &str, table: &Table) -> Result<BTreeMap<(i64, String), u32>, DataError> {
     let unusable = |problem: String| {
         Err(DataError::Unusable {
             file: file.to_owned(),
@@ -450,7 +450,11 @@ fn standardise(dataset: &mut Dataset) {
         let mean = values().sum::<f64>() / rows;
         let variance = values().map(|x| (x - mean).powi(2)).sum::<f64>() / rows;
         let deviation = variance.sqrt();
-        let scale = if deviation > 0.0 { 1.0 / deviation } else { 0.0 };
+        let scale = if deviation > 0.0 {
+            1.0 / deviation
+        } else {
+            0.0
+        };
         for split in [&mut dataset.train, &mut dataset.test] {
             for x in split.x[column..].iter_mut().step_by(features) {
                 *x = ((f64::from(*x) - mean) * scale) as f32;
@@ -463,8 +467,12 @@ fn standardise(dataset: &mut Dataset) {
 fn feature(file: &File, place: impl Fn() -> String, text: &str) -> Result<f32, DataError> {
     let problem = match text.parse::<f32>() {
         Ok(value) if value.is_finite() => return Ok(value),
-        Ok(_) => format!("the feature \"{text}\" is not finite: remove the row or fill the value in"),
-        Err(_) => format!("\"{text}\" is not a number: features are numbers, only the last column, the label, may be a word"),
+        Ok(_) => {
+            format!("the feature \"{text}\" is not finite: remove the row or fill the value in")
+        }
+        Err(_) => format!(
+            "\"{text}\" is not a number: features are numbers, only the last column, the label, may be a word"
+        ),
     };
     Err(file.malformed(place(), problem))
 }

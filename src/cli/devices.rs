@@ -53,10 +53,9 @@ pub fn run(args: &Args) -> Result<(), CliError> {
     .find()?;
     let auto = match &target {
         Target::Gpu(gpu) => gpu.describe(),
-        Target::Cpu { reason } => format!(
-            "the CPU path ({})",
-            reason.as_deref().unwrap_or("as asked")
-        ),
+        Target::Cpu { reason } => {
+            format!("the CPU path ({})", reason.as_deref().unwrap_or("as asked"))
+        }
     };
     let report = Report { devices, auto };
     if args.json {

@@ -94,7 +94,9 @@ pub enum ModelError {
         way_out: &'static str,
     },
     /// More work than one grid holds.
-    #[error("{what} needs {value} workgroups, but the device runs at most {limit} at once: use a smaller --batch or --hidden")]
+    #[error(
+        "{what} needs {value} workgroups, but the device runs at most {limit} at once: use a smaller --batch or --hidden"
+    )]
     Grid {
         what: &'static str,
         value: u64,

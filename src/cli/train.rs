@@ -77,7 +77,12 @@ pub struct Args {
     #[arg(long, value_name = "RATE", allow_negative_numbers = true)]
     lr: Option<f32>,
     /// Coupled weight decay
-    #[arg(long, default_value_t = 0.0, value_name = "LAMBDA", allow_negative_numbers = true)]
+    #[arg(
+        long,
+        default_value_t = 0.0,
+        value_name = "LAMBDA",
+        allow_negative_numbers = true
+    )]
     weight_decay: f32,
     /// Clip the gradient to this norm
     #[arg(long, value_name = "NORM", allow_negative_numbers = true)]
@@ -194,8 +199,7 @@ fn train(
     let mut causes = Causes::default();
     for epoch in 0..args.epochs {
         order.shuffle(&mut shuffle);
-        let (losses, records) =
-            engine.train_epoch(&order, |steps| progress.inc(steps as u64))?;
+        let (losses, records) = engine.train_epoch(&order, |steps| progress.inc(steps as u64))?;
         for (loss, record) in losses.iter().zip(&records) {
             rates.add(record);
             causes.add(record);
@@ -244,8 +248,7 @@ fn train(
 fn progress_bar(steps: u64) -> ProgressBar {
     // Draws on standard error, and only where that is a terminal.
     let bar = ProgressBar::new(steps);
-    if let Ok(style) =
-        ProgressStyle::with_template("{bar:32} {pos}/{len} steps, {eta} left  {msg}")
+    if let Ok(style) = ProgressStyle::with_template("{bar:32} {pos}/{len} steps, {eta} left  {msg}")
     {
         bar.set_style(style);
     }

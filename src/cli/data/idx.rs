@@ -25,7 +25,10 @@ fn contents<'a>(file: &'a File) -> Result<(Vec<usize>, &'a [u8]), DataError> {
     };
     let sizes: Vec<usize> = sizes
         .chunks_exact(4)
-        .map(|size| size.iter().fold(0, |value, &byte| value << 8 | usize::from(byte)))
+        .map(|size| {
+            size.iter()
+                .fold(0, |value, &byte| value << 8 | usize::from(byte))
+        })
         .collect();
     let expected = sizes
         .iter()
@@ -56,7 +59,10 @@ pub fn parse(images: &File, labels: &File) -> Result<Table, DataError> {
     check_size(images, rows, features)?;
     Ok(Table {
         features,
-        x: pixels.iter().map(|&pixel| f32::from(pixel) / 255.0).collect(),
+        x: pixels
+            .iter()
+            .map(|&pixel| f32::from(pixel) / 255.0)
+            .collect(),
         labels: classes.iter().map(|class| class.to_string()).collect(),
     })
 }

@@ -43,9 +43,7 @@ pub fn parse(file: &File) -> Result<Table, DataError> {
             let (index, value) = token
                 .split_once(':')
                 .and_then(|(index, value)| Some((index.parse::<usize>().ok()?, value)))
-                .ok_or_else(|| {
-                    at(format!("\"{token}\" is not index:value, such as 3:0.5"))
-                })?;
+                .ok_or_else(|| at(format!("\"{token}\" is not index:value, such as 3:0.5")))?;
             if index > MOST_FEATURES {
                 return Err(at(format!(
                     "feature {index} is above the largest index {MOST_FEATURES}: renumber the features"

@@ -141,7 +141,9 @@ impl CpuModel {
                 &mut weight_gradient,
             );
             let hidden_gradient = output_gradient.dot(&matrix(parameters, &layer.weights).t());
-            hidden.zip_mut_with(&hidden_gradient, |h, &g| *h = if *h == 0.0 { 0.0 } else { g });
+            hidden.zip_mut_with(&hidden_gradient, |h, &g| {
+                *h = if *h == 0.0 { 0.0 } else { g }
+            });
         }
     }
 
@@ -154,8 +156,8 @@ impl CpuModel {
             .chunks(EVALUATION_ROWS * features)
             .zip(y.chunks(EVALUATION_ROWS))
         {
-            let rows = ArrayView2::from_shape((y.len(), features), x)
-                .expect("a chunk holds whole rows");
+            let rows =
+                ArrayView2::from_shape((y.len(), features), x).expect("a chunk holds whole rows");
             head_mut(&mut evaluator.input, y.len()).assign(&rows);
             evaluator.forward(parameters, y.len());
             let Some(outputs) = evaluator.outputs.last_mut() else {

@@ -129,9 +129,7 @@ impl GpuModel {
             outputs: model
                 .layers()
                 .iter()
-                .map(|layer| {
-                    build.buffer("the outputs of a layer", most_rows * layer.weights.cols)
-                })
+                .map(|layer| build.buffer("the outputs of a layer", most_rows * layer.weights.cols))
                 .collect::<Result<_, _>>()?,
             row_results: build.buffer("the results of a batch", 2 * most_rows)?,
         };

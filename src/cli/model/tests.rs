@@ -63,7 +63,10 @@ fn loss(model: &Model, parameters: &[f64], split: &Split, rows: &[u32]) -> f64 {
             .map(|&x| f64::from(x))
             .collect();
         for layer in &layers[..layers.len() - 1] {
-            input = dense(layer, &input).into_iter().map(|x| x.max(0.0)).collect();
+            input = dense(layer, &input)
+                .into_iter()
+                .map(|x| x.max(0.0))
+                .collect();
         }
         let outputs = dense(&layers[layers.len() - 1], &input);
         let label = split.y[row] as usize;
@@ -98,7 +101,10 @@ fn gradients_are_those_of_the_loss() {
         );
         let exact: Vec<f64> = parameters.iter().map(|&p| f64::from(p)).collect();
         let expected = loss(&model, &exact, &data, &rows);
-        assert!((f64::from(got) - expected).abs() <= 1e-5 * expected, "{model}");
+        assert!(
+            (f64::from(got) - expected).abs() <= 1e-5 * expected,
+            "{model}"
+        );
         let mut largest: f64 = 0.0;
         for index in 0..parameters.len() {
             let at = |shift: f64| {
@@ -197,8 +203,7 @@ fn initial_weights_have_the_promised_spread() {
     assert_ne!(parameters, model.initial_parameters(8));
     for (layer, variance) in model.layers().iter().zip([2.0 / 784.0, 1.0 / 128.0]) {
         let weights = &parameters[layer.weights.range()];
-        let measured =
-            weights.iter().map(|w| w * w).sum::<f32>() / weights.len() as f32;
+        let measured = weights.iter().map(|w| w * w).sum::<f32>() / weights.len() as f32;
         assert!((measured / variance - 1.0).abs() < 0.15, "{measured}");
         assert!(parameters[layer.bias.range()].iter().all(|&b| b == 0.0));
     }

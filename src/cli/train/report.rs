@@ -137,10 +137,7 @@ pub fn print(run: &Run, model: &Model) {
     );
     row("first learning rate", format!("{:.4e}", run.lr_first));
     row("last learning rate", format!("{:.4e}", run.lr_last));
-    row(
-        "range",
-        format!("{:.4e} to {:.4e}", run.lr_min, run.lr_max),
-    );
+    row("range", format!("{:.4e} to {:.4e}", run.lr_min, run.lr_max));
     if run.causes.clipped > 0 {
         row("clipped steps", run.causes.clipped.to_string());
     }
