@@ -96,6 +96,7 @@ fn rust_layout() -> Layout {
             smoothing_power,
             smoothed_mantissa,
             smoothed_exponent,
+            gradient_exponent,
             direction_exponent,
         }
     );

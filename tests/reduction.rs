@@ -377,7 +377,7 @@ fn inner_products_with_the_direction_memory() {
         let sums = run.sums();
         for (i, spec) in specs.iter().enumerate() {
             let what = format!("{}, {}", run.path(), spec.name);
-            let gradient_scale = f64::from(-states[i].smoothed_exponent).exp2();
+            let gradient_scale = f64::from(-states[i].gradient_exponent).exp2();
             let momentum_scale = f64::from(-states[i].direction_exponent).exp2();
             let wide = |x: &[f32], scale: f64| -> Vec<f64> {
                 x.iter().map(|&x| f64::from(x) * scale).collect()
