@@ -172,6 +172,13 @@ fn change_rate(
     let last_smoothed = Scaled((*s).smoothed_mantissa, (*s).smoothed_exponent);
     (*s).smoothed_mantissa = smoothed.mantissa;
     (*s).smoothed_exponent = smoothed.exponent;
+    // The sums are of gradients scaled by this. It falls slowly, so that one tiny gradient does not push the next out of range,
+    // and depends on the norm alone, so that groups of one scope agree on it.
+    let scale_of_sums = Scaled(1.0, (*s).gradient_exponent);
+    (*s).gradient_exponent = clamp(norm.exponent, -126, 126);
+    if (*s).started != 0u {
+        (*s).gradient_exponent = max((*s).gradient_exponent, scale_of_sums.exponent - 1);
+    }
 
     if (*s).started == 0u {
         (*s).started = 1u;
@@ -183,9 +190,8 @@ fn change_rate(
     }
 
     let norm_term = c.exponent * ln_ratio(last_smoothed, smoothed);
-    // The sums are of gradients scaled by the last smoothed norm.
-    let norm_in_sums = quotient(norm, Scaled(1.0, clamp(last_smoothed.exponent, -126, 126)));
-    (*r).slow_alignment = cosine(measured.slow_dot, to_float(norm_in_sums) * sqrt(measured.direction_square));
+    let norm_in_sums = to_float(quotient(norm, scale_of_sums));
+    (*r).slow_alignment = cosine(measured.slow_dot, norm_in_sums * sqrt(measured.direction_square));
     var brake = 0.0;
     if (c.flags & BRAKE) != 0u {
         (*r).fast_alignment = cosine(measured.fast_dot, measured.absolute);

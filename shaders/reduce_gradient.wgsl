@@ -12,9 +12,10 @@
 // per invocation rather than per element). Sums come in three ranges, so that they can be added up without knowing each other's
 // scale. The same maximum tells whether any element is NaN or infinite; only then are those counted.
 //
-// Inner products are linear in g and need no ranges: g is scaled by the exponent of the last smoothed norm, the momentum by a
-// bound on its norm. Where that scale is off by more than 2^80 the learning-rate pass ignores the alignment, which then has a
-// weight below 2^-40 or is drowned by the clamp.
+// Inner products are linear in g and need no ranges: g is scaled by the exponent of recent norms, the momentum by a bound on its
+// norm. Where that scale is off by more than 2^80 the learning-rate pass ignores the alignment, which then has a weight below
+// 2^-40 or is drowned by the clamp. Groups that share a norm have the same scales, whatever their regimes: their products are
+// added up.
 
 override WORKGROUP: u32;
 override PARTIALS: u32;
@@ -124,7 +125,7 @@ fn store_partial(at: u32, t: Totals) {
 @compute @workgroup_size(WORKGROUP)
 fn reduce_gradient(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
     let block = blocks[workgroup.x];
-    let gradient_scale = power_of_two(-states[block.group].smoothed_exponent);
+    let gradient_scale = power_of_two(-states[block.group].gradient_exponent);
     let momentum_scale = power_of_two(-states[block.group].direction_exponent);
 
     var largest = vec4<u32>();

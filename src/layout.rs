@@ -117,9 +117,11 @@ pub struct GroupState {
     pub smoothing_power: f32,
     /// n̂ of the last non-zero gradient.
     pub smoothed_mantissa: f32,
-    /// n̂; also the power of two by which the next step's inner products are scaled.
+    /// n̂.
     pub smoothed_exponent: i32,
-    /// Power of two by which the next step scales the momentum.
+    /// Power of two by which the next step's inner products scale the gradient; the same in all groups of a scope.
+    pub gradient_exponent: i32,
+    /// Power of two by which they scale the momentum; the same in all groups of a scope.
     pub direction_exponent: i32,
 }
 
@@ -146,7 +148,7 @@ pub struct ScopeSums {
     pub raw_square: [f32; 3],
     /// Σ w² before the first step.
     pub initial_square: [f32; 3],
-    /// Σ |g| / 2^e, e the exponent of the smoothed norm.
+    /// Σ |g| / 2^e, e the state's [`GroupState::gradient_exponent`].
     pub absolute: f32,
     /// ⟨g, q⟩ / 2^e, or ⟨g, m⟩ / 2^(e + e_m).
     pub slow_dot: f32,

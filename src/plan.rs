@@ -495,14 +495,16 @@ fn kernel_of(
         rule: RuleKind::of(config.rule),
         alignment,
         coupled_decay,
-        raw_norm: members().any(needs_raw_norm),
+        raw_norm: needs_raw_norm(members()),
         initial_norm: members().any(|member| member.regime.needs_initial_norm()),
     })
 }
 
-/// A clip goes by the gradient's own norm, as in PyTorch, where the regime goes by that of the regularised loss.
-fn needs_raw_norm(config: &GroupConfig) -> bool {
-    config.clip_norm.is_finite() && config.weight_decay.coupled() > 0.0
+/// A clip goes by the gradient's own norm, as in PyTorch, where the regime goes by that of the regularised loss: they differ as
+/// soon as one group of the scope clips and one, perhaps another, has coupled decay.
+fn needs_raw_norm<'a>(mut members: impl Iterator<Item = &'a GroupConfig> + Clone) -> bool {
+    members.clone().any(|member| member.clip_norm.is_finite())
+        && members.any(|member| member.weight_decay.coupled() > 0.0)
 }
 
 fn constants_of(

@@ -55,6 +55,7 @@ struct GroupState {
     smoothing_power: f32,
     smoothed_mantissa: f32,
     smoothed_exponent: i32,
+    gradient_exponent: i32,
     direction_exponent: i32,
 }
 

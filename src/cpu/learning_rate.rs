@@ -190,6 +190,16 @@ fn change_rate(
     let smoothed = unbiased.root().larger(norm);
     s.smoothed_mantissa = smoothed.mantissa;
     s.smoothed_exponent = smoothed.exponent;
+    // The sums are of gradients scaled by this. It falls slowly, so that one tiny gradient does not push the next out of range,
+    // and depends on the norm alone, so that groups of one scope agree on it.
+    let scale_of_sums = Scaled {
+        mantissa: 1.0,
+        exponent: s.gradient_exponent,
+    };
+    s.gradient_exponent = norm.exponent.clamp(-126, 126);
+    if s.started != 0 {
+        s.gradient_exponent = s.gradient_exponent.max(scale_of_sums.exponent - 1);
+    }
 
     if s.started == 0 {
         s.started = 1;
@@ -201,14 +211,10 @@ fn change_rate(
     }
 
     let norm_term = c.exponent * last_smoothed.ln_ratio(smoothed);
-    // The sums are of gradients scaled by the last smoothed norm.
-    let norm_in_sums = norm.quotient(Scaled {
-        mantissa: 1.0,
-        exponent: last_smoothed.exponent.clamp(-126, 126),
-    });
+    let norm_in_sums = norm.quotient(scale_of_sums).to_float();
     r.slow_alignment = cosine(
         measured.slow_dot,
-        norm_in_sums.to_float() * measured.direction_square.sqrt(),
+        norm_in_sums * measured.direction_square.sqrt(),
     );
     let mut brake = 0.0;
     if c.flags & group_flags::BRAKE != 0 {

@@ -168,7 +168,7 @@ fn measure_momentum(
     momentum: &[f32],
     t: &mut ScopeSums,
 ) {
-    let gradient_scale = power_of_two(-state.smoothed_exponent);
+    let gradient_scale = power_of_two(-state.gradient_exponent);
     let momentum_scale = power_of_two(-state.direction_exponent);
     let mut slow_dot = [0f32; LANES];
     let mut direction_squares = [0f32; LANES];
@@ -193,7 +193,7 @@ fn measure_counters(
     counters: &[u8],
     t: &mut ScopeSums,
 ) {
-    let gradient_scale = power_of_two(-state.smoothed_exponent);
+    let gradient_scale = power_of_two(-state.gradient_exponent);
     let mut slow_dot = [0f32; LANES];
     let mut fast_dot = [0f32; LANES];
     let mut absolute = [0f32; LANES];

@@ -1,6 +1,8 @@
 //! What the tests share: every adapter there is, a device tensor helper, pseudo-random data, ulps.
 #![allow(dead_code, reason = "each test file uses its own part")]
 
+pub mod run;
+
 use wgpu_optim::gpu::Tensor;
 use wgpu_optim::wgpu;
 use wgpu_optim::{Gpu, Optimizer, OptimizerBuilder, Records};

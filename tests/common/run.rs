@@ -1,0 +1,353 @@
+//! A case is stated once and run on the CPU path and on every adapter: groups with their settings and initial parameters, then
+//! gradients step by step.
+
+use std::sync::OnceLock;
+
+use super::{adapters, download, drain, step, upload};
+use wgpu_optim::layout::{GroupState, ScopeSums};
+use wgpu_optim::{CpuOptimizer, Gpu, Group, GroupConfig, Optimizer, OptimizerBuilder};
+use wgpu_optim::{Records, Regime, Rule, WeightDecay, wgpu};
+
+/// Every adapter, opened once per test binary: opening a device costs more than most tests.
+pub fn devices() -> &'static [Gpu] {
+    static DEVICES: OnceLock<Vec<Gpu>> = OnceLock::new();
+    DEVICES.get_or_init(adapters)
+}
+
+/// One group: everything a caller can say of it, and its tensors' parameters before the first step.
+#[derive(Debug, Clone)]
+pub struct Spec {
+    pub name: String,
+    pub rule: Rule,
+    pub regime: Regime,
+    pub decay: WeightDecay,
+    pub clip: f32,
+    pub maximize: bool,
+    pub norm: Option<String>,
+    pub tensors: Vec<Vec<f32>>,
+}
+
+impl Spec {
+    pub fn new(rule: Rule, regime: Regime, tensors: Vec<Vec<f32>>) -> Self {
+        Spec {
+            name: "group".to_owned(),
+            rule,
+            regime,
+            decay: WeightDecay::Coupled(0.0),
+            clip: f32::INFINITY,
+            maximize: false,
+            norm: None,
+            tensors,
+        }
+    }
+
+    pub fn named(mut self, name: impl Into<String>) -> Self {
+        self.name = name.into();
+        self
+    }
+
+    pub fn sharing(mut self, norm: &str) -> Self {
+        self.norm = Some(norm.to_owned());
+        self
+    }
+
+    pub fn group<T>(&self) -> Group<T> {
+        let group = Group::new(self.name.clone())
+            .rule(self.rule)
+            .regime(self.regime)
+            .clip_norm(self.clip)
+            .maximize(self.maximize);
+        let group = match self.decay {
+            WeightDecay::Coupled(lambda) => group.weight_decay(lambda),
+            WeightDecay::Decoupled(lambda) => group.decoupled_weight_decay(lambda),
+        };
+        match &self.norm {
+            Some(norm) => group.share_norm(norm.clone()),
+            None => group,
+        }
+    }
+
+    fn tensor_name(&self, index: usize) -> String {
+        format!("{}/{index}", self.name)
+    }
+}
+
+/// Where a tensor lies on the device: buffer and first element, of its parameters and of its gradients.
+#[derive(Debug, Clone, Copy)]
+pub struct Place {
+    pub params: (usize, usize),
+    pub grads: (usize, usize),
+}
+
+/// Tensors one after the other in an arena of parameters and an arena of gradients, `gap` elements apart, from `start`.
+pub fn packed(specs: &[Spec], start: usize, gap: usize) -> Vec<Place> {
+    let mut at = start;
+    lengths(specs)
+        .map(|len| {
+            let place = Place {
+                params: (0, at),
+                grads: (1, at),
+            };
+            at += len + gap;
+            place
+        })
+        .collect()
+}
+
+/// Each tensor in two buffers of its own.
+pub fn separate(specs: &[Spec]) -> Vec<Place> {
+    (0..lengths(specs).count())
+        .map(|i| Place {
+            params: (2 * i, 0),
+            grads: (2 * i + 1, 0),
+        })
+        .collect()
+}
+
+pub fn lengths(specs: &[Spec]) -> impl Iterator<Item = usize> + '_ {
+    specs
+        .iter()
+        .flat_map(|spec| spec.tensors.iter().map(Vec::len))
+}
+
+/// What surrounds tensors in their buffers: a NaN, so that a kernel that reads it would skip the step.
+const GUARD: u32 = 0x7fc0_beef;
+const GUARD_ELEMENTS: usize = 9;
+
+/// An optimizer at work on either path.
+pub trait Run {
+    fn path(&self) -> String;
+    /// One step; gradients tensor by tensor.
+    fn step(&mut self, grads: &[Vec<f32>]);
+    fn params(&self) -> Vec<Vec<f32>>;
+    fn records(&mut self) -> Records;
+    fn rates(&self) -> Vec<f32>;
+    fn states(&self) -> Vec<GroupState>;
+    fn sums(&self) -> Vec<ScopeSums>;
+    fn groups(&self) -> Vec<GroupConfig>;
+}
+
+pub struct CpuRun {
+    pub optimizer: CpuOptimizer,
+    params: Vec<Vec<f32>>,
+}
+
+impl CpuRun {
+    pub fn new(specs: &[Spec]) -> Self {
+        let mut builder = OptimizerBuilder::new(Rule::sgd());
+        for spec in specs {
+            let mut group = spec.group();
+            for (i, tensor) in spec.tensors.iter().enumerate() {
+                group = group.tensor(spec.tensor_name(i), tensor, tensor);
+            }
+            builder = builder.group(group);
+        }
+        CpuRun {
+            optimizer: builder.build_cpu().expect("builds"),
+            params: specs.iter().flat_map(|spec| spec.tensors.clone()).collect(),
+        }
+    }
+}
+
+impl Run for CpuRun {
+    fn path(&self) -> String {
+        "CPU path".to_owned()
+    }
+    fn step(&mut self, grads: &[Vec<f32>]) {
+        let mut params: Vec<&mut [f32]> = self.params.iter_mut().map(Vec::as_mut_slice).collect();
+        let grads: Vec<&[f32]> = grads.iter().map(Vec::as_slice).collect();
+        self.optimizer.step(&mut params, &grads).expect("steps");
+    }
+    fn params(&self) -> Vec<Vec<f32>> {
+        self.params.clone()
+    }
+    fn records(&mut self) -> Records {
+        self.optimizer.drain_records()
+    }
+    fn rates(&self) -> Vec<f32> {
+        self.optimizer.learning_rates().to_vec()
+    }
+    fn states(&self) -> Vec<GroupState> {
+        self.optimizer.states().to_vec()
+    }
+    fn sums(&self) -> Vec<ScopeSums> {
+        self.optimizer.sums().to_vec()
+    }
+    fn groups(&self) -> Vec<GroupConfig> {
+        self.optimizer.groups().to_vec()
+    }
+}
+
+pub struct GpuRun {
+    pub gpu: Gpu,
+    pub optimizer: Optimizer,
+    pub buffers: Vec<wgpu::Buffer>,
+    /// What the buffers should hold, but for the parameters.
+    host: Vec<Vec<f32>>,
+    places: Vec<Place>,
+    lengths: Vec<usize>,
+}
+
+impl GpuRun {
+    pub fn new(gpu: &Gpu, specs: &[Spec], places: Vec<Place>) -> Self {
+        Self::with(gpu, specs, places, |builder| builder)
+    }
+
+    /// As `new`, with what the builder itself is told.
+    pub fn with(
+        gpu: &Gpu,
+        specs: &[Spec],
+        places: Vec<Place>,
+        settings: impl FnOnce(
+            OptimizerBuilder<wgpu_optim::gpu::Tensor>,
+        ) -> OptimizerBuilder<wgpu_optim::gpu::Tensor>,
+    ) -> Self {
+        let lengths: Vec<usize> = lengths(specs).collect();
+        let spans = || {
+            places
+                .iter()
+                .zip(&lengths)
+                .flat_map(|(place, &len)| [(place.params, len), (place.grads, len)])
+        };
+        let count = spans()
+            .map(|((buffer, _), _)| buffer + 1)
+            .max()
+            .unwrap_or(0);
+        let mut host: Vec<Vec<f32>> = (0..count)
+            .map(|buffer| {
+                let end = spans()
+                    .filter(|((b, _), _)| *b == buffer)
+                    .map(|((_, start), len)| start + len)
+                    .max()
+                    .unwrap_or(0);
+                vec![f32::from_bits(GUARD); end + GUARD_ELEMENTS]
+            })
+            .collect();
+        let tensors = specs.iter().flat_map(|spec| &spec.tensors);
+        for (place, tensor) in places.iter().zip(tensors) {
+            let (buffer, start) = place.params;
+            host[buffer][start..][..tensor.len()].copy_from_slice(tensor);
+        }
+        let buffers: Vec<wgpu::Buffer> = host.iter().map(|values| upload(gpu, values)).collect();
+        let mut builder = settings(OptimizerBuilder::new(Rule::sgd()));
+        let mut next = places.iter();
+        for spec in specs {
+            let mut group = spec.group();
+            for (i, tensor) in spec.tensors.iter().enumerate() {
+                let place = next.next().expect("a place for each tensor");
+                let slice = |(buffer, start): (usize, usize)| {
+                    let start = 4 * start as u64;
+                    buffers[buffer].slice(start..start + 4 * tensor.len() as u64)
+                };
+                group = group.tensor(spec.tensor_name(i), slice(place.params), slice(place.grads));
+            }
+            builder = builder.group(group);
+        }
+        let optimizer = builder.build(gpu).expect("builds");
+        GpuRun {
+            gpu: gpu.clone(),
+            optimizer,
+            buffers,
+            host,
+            places,
+            lengths,
+        }
+    }
+
+    pub fn write_grads(&mut self, grads: &[Vec<f32>]) {
+        assert_eq!(grads.len(), self.places.len());
+        for ((place, grads), &len) in self.places.iter().zip(grads).zip(&self.lengths) {
+            assert_eq!(grads.len(), len);
+            let (buffer, start) = place.grads;
+            self.host[buffer][start..][..len].copy_from_slice(grads);
+            self.gpu.queue().write_buffer(
+                &self.buffers[buffer],
+                4 * start as u64,
+                bytemuck::cast_slice(grads),
+            );
+        }
+    }
+
+    /// Everything in the buffers that is not a parameter is, bit for bit, what was put there.
+    pub fn assert_surroundings_untouched(&self) {
+        let mut expected = self.host.clone();
+        let mut found: Vec<Vec<f32>> = self
+            .buffers
+            .iter()
+            .zip(&self.host)
+            .map(|(buffer, host)| download(&self.gpu, buffer, host.len()))
+            .collect();
+        for (place, &len) in self.places.iter().zip(&self.lengths) {
+            let (buffer, start) = place.params;
+            found[buffer][start..][..len].fill(0.0);
+            expected[buffer][start..][..len].fill(0.0);
+        }
+        for (buffer, (found, expected)) in found.iter().zip(&expected).enumerate() {
+            for (at, (found, expected)) in found.iter().zip(expected).enumerate() {
+                assert!(
+                    found.to_bits() == expected.to_bits(),
+                    "{}: buffer {buffer}, element {at} is not a parameter, but a step changed it from {expected} to {found}",
+                    self.path()
+                );
+            }
+        }
+    }
+}
+
+impl Run for GpuRun {
+    fn path(&self) -> String {
+        self.gpu.describe()
+    }
+    fn step(&mut self, grads: &[Vec<f32>]) {
+        self.write_grads(grads);
+        step(&self.gpu, &self.optimizer);
+    }
+    fn params(&self) -> Vec<Vec<f32>> {
+        let found: Vec<Vec<f32>> = self
+            .buffers
+            .iter()
+            .zip(&self.host)
+            .map(|(buffer, host)| download(&self.gpu, buffer, host.len()))
+            .collect();
+        self.places
+            .iter()
+            .zip(&self.lengths)
+            .map(|(place, &len)| found[place.params.0][place.params.1..][..len].to_vec())
+            .collect()
+    }
+    fn records(&mut self) -> Records {
+        drain(&mut self.optimizer)
+    }
+    fn rates(&self) -> Vec<f32> {
+        let groups = self.optimizer.groups().len();
+        download(&self.gpu, self.optimizer.learning_rates(), groups)
+    }
+    fn states(&self) -> Vec<GroupState> {
+        pollster::block_on(self.optimizer.read_states()).expect("states arrive")
+    }
+    fn sums(&self) -> Vec<ScopeSums> {
+        let mut sums = pollster::block_on(self.optimizer.read_sums()).expect("sums arrive");
+        // The buffer is padded to 16 bytes.
+        sums.truncate(self.optimizer.groups().len());
+        sums
+    }
+    fn groups(&self) -> Vec<GroupConfig> {
+        self.optimizer.groups().to_vec()
+    }
+}
+
+/// The case on the CPU path and, packed in two arenas, on every adapter.
+pub fn every_path(specs: &[Spec]) -> Vec<Box<dyn Run>> {
+    let mut runs: Vec<Box<dyn Run>> = vec![Box::new(CpuRun::new(specs))];
+    for gpu in devices() {
+        runs.push(Box::new(GpuRun::new(gpu, specs, packed(specs, 0, 0))));
+    }
+    runs
+}
+
+pub fn bits(values: &[Vec<f32>]) -> Vec<Vec<u32>> {
+    values
+        .iter()
+        .map(|tensor| tensor.iter().map(|x| x.to_bits()).collect())
+        .collect()
+}
