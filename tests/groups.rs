@@ -2,6 +2,7 @@
 //! one, one buffer or many, and tensors larger than a binding.
 
 mod common;
+#[path = "../src/cli/check/oracle.rs"]
 mod oracle;
 
 use common::run::{CpuRun, GpuRun, Place, Run, Spec, bits, devices, every_path, packed, separate};

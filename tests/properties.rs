@@ -642,7 +642,10 @@ fn the_terms_add_up_to_the_change_of_ln_eta() {
                     let rate = pair[1].ln_rate.exp();
                     assert!(ulps(pair[1].learning_rate, rate) <= 4.0, "η and ln η agree");
                 }
-                assert!(moved > 0.02, "a run in which nothing changes proves nothing");
+                assert!(
+                    moved > 0.02,
+                    "a run in which nothing changes proves nothing"
+                );
             }
         }
     }

@@ -2,6 +2,7 @@
 //! path: record by record and parameter by parameter over 20 steps against the f64 oracle.
 
 mod common;
+#[path = "../src/cli/check/oracle.rs"]
 mod oracle;
 
 use common::Numbers;
