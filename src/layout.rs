@@ -3,7 +3,7 @@
 
 use bytemuck::{Pod, Zeroable};
 
-/// A stretch of one group's elements that one workgroup walks, within one [window](crate::plan::Window).
+/// A stretch of one group's elements that one workgroup walks, within one dispatch.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Pod, Zeroable)]
 pub struct Block {

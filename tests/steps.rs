@@ -1,6 +1,11 @@
 //! Promise: a step does what the specification says, for every rule, regime, weight decay, clip and direction of climb, on every
 //! path: record by record and parameter by parameter over 20 steps against the f64 oracle.
 
+#![expect(
+    clippy::excessive_precision,
+    reason = "the expected values are dyadic and written out in full"
+)]
+
 mod common;
 #[path = "../src/cli/check/oracle.rs"]
 mod oracle;

@@ -10,7 +10,7 @@ pub struct Tensor {
     grads: usize,
 }
 
-impl<'a, 'b> TensorPair<&'b [f32]> for &'a [f32] {
+impl<'b> TensorPair<&'b [f32]> for &[f32] {
     type Tensor = Tensor;
 
     fn join(self, gradients: &'b [f32]) -> Tensor {
@@ -21,7 +21,7 @@ impl<'a, 'b> TensorPair<&'b [f32]> for &'a [f32] {
     }
 }
 
-impl<'a, 'b> TensorPair<&'b Vec<f32>> for &'a Vec<f32> {
+impl<'b> TensorPair<&'b Vec<f32>> for &Vec<f32> {
     type Tensor = Tensor;
 
     fn join(self, gradients: &'b Vec<f32>) -> Tensor {

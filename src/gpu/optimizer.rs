@@ -112,6 +112,10 @@ impl OptimizerBuilder<Tensor> {
 }
 
 /// Numbers the caller's buffers and checks each tensor by itself.
+#[expect(
+    clippy::mutable_key_type,
+    reason = "buffers are compared and hashed by identity, which never changes"
+)]
 fn place_tensors(
     groups: Vec<ResolvedGroup<Tensor>>,
 ) -> Result<(Vec<ResolvedGroup<Place>>, Vec<wgpu::Buffer>), Error> {

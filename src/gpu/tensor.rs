@@ -28,7 +28,7 @@ impl From<wgpu::BufferSlice<'_>> for Span {
     }
 }
 
-impl<'a, 'b> TensorPair<wgpu::BufferSlice<'b>> for wgpu::BufferSlice<'a> {
+impl<'b> TensorPair<wgpu::BufferSlice<'b>> for wgpu::BufferSlice<'_> {
     type Tensor = Tensor;
 
     fn join(self, gradients: wgpu::BufferSlice<'b>) -> Tensor {
