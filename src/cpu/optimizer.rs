@@ -1,5 +1,6 @@
 //! The optimizer on the host.
 
+use pulp::Arch;
 use rayon::prelude::*;
 
 use crate::cpu::finish_reduction::finish_reduction;
@@ -23,6 +24,8 @@ const BLOCK_ELEMENTS: u32 = 8192;
 #[derive(Debug)]
 pub struct CpuOptimizer {
     plan: Plan,
+    /// The processor's vector instructions, found at run time.
+    arch: Arch,
     tensors: Vec<TensorMemory>,
     /// Tensor and block of each row of the partials.
     rows: Vec<(usize, usize)>,
@@ -123,6 +126,7 @@ impl CpuOptimizer {
         }
         let states: Vec<GroupState> = plan.groups.iter().map(GroupState::initial).collect();
         CpuOptimizer {
+            arch: Arch::new(),
             tensors,
             rows,
             partials: vec![no_totals(); blocks],
@@ -186,6 +190,7 @@ impl CpuOptimizer {
     /// Pass 1 over all blocks.
     fn reduce(&mut self, params: &[&mut [f32]], grads: &[&[f32]]) {
         let (tensors, groups, states) = (&self.tensors, &self.plan.groups, &self.states);
+        let arch = self.arch;
         let sweep = |(partial, &(index, number)): (&mut ScopeSums, &(usize, usize))| {
             let tensor = &tensors[index];
             let Some(kernel) = tensor.kernel else { return };
@@ -201,7 +206,9 @@ impl CpuOptimizer {
                 counters: tensor.counters.get(start..end).unwrap_or_default(),
             };
             let group = block.group as usize;
-            *partial = reduce_gradient(kernel, &groups[group], &states[group], block, slices);
+            *partial = arch.dispatch(|| {
+                reduce_gradient(kernel, &groups[group], &states[group], block, slices)
+            });
         };
         if self.rows.len() > 1 {
             self.partials
@@ -233,7 +240,7 @@ impl CpuOptimizer {
 
     /// Pass 4 over all blocks.
     fn update(&mut self, params: &mut [&mut [f32]], grads: &[&[f32]]) {
-        let updates = &self.updates;
+        let (arch, updates) = (self.arch, &self.updates);
         let update_tensor =
             |((tensor, params), grads): ((&mut TensorMemory, &mut &mut [f32]), &&[f32])| {
                 let (Some(kernel), Some(block)) = (tensor.kernel, tensor.blocks.first()) else {
@@ -242,6 +249,7 @@ impl CpuOptimizer {
                 let update = &updates[block.group as usize];
                 if update.skip == 0 {
                     update_in_halves(
+                        arch,
                         kernel,
                         update,
                         BlockSlicesMut {
@@ -305,11 +313,11 @@ impl CpuOptimizer {
 }
 
 /// Halves a tensor, at a multiple of the block, until a half is one block.
-fn update_in_halves(kernel: Kernel, update: &Update, slices: BlockSlicesMut) {
+fn update_in_halves(arch: Arch, kernel: Kernel, update: &Update, slices: BlockSlicesMut) {
     let block = BLOCK_ELEMENTS as usize;
     let elements = slices.params.len();
     if elements <= block {
-        return update_parameters(kernel, update, slices);
+        return arch.dispatch(|| update_parameters(kernel, update, slices));
     }
     let middle = elements.div_ceil(block) / 2 * block;
     let (params, params_after) = slices.params.split_at_mut(middle);
@@ -324,6 +332,7 @@ fn update_in_halves(kernel: Kernel, update: &Update, slices: BlockSlicesMut) {
     rayon::join(
         || {
             update_in_halves(
+                arch,
                 kernel,
                 update,
                 BlockSlicesMut {
@@ -336,6 +345,7 @@ fn update_in_halves(kernel: Kernel, update: &Update, slices: BlockSlicesMut) {
         },
         || {
             update_in_halves(
+                arch,
                 kernel,
                 update,
                 BlockSlicesMut {

@@ -34,7 +34,64 @@ pub(crate) fn no_totals() -> ScopeSums {
     }
 }
 
-/// Sweeps one block.
+/// Something that is walked row by row. A trait and not a closure: methods can be made to inline, and only what is inlined is
+/// compiled for the vector instructions of the caller.
+trait Rows: Copy {
+    /// Elements `start .. start + LANES`, 0 past the end.
+    fn row(self, start: usize) -> [f32; LANES];
+}
+
+/// sign · g
+#[derive(Clone, Copy)]
+struct RawGradient<'a> {
+    grads: &'a [f32],
+    sign: f32,
+}
+
+impl Rows for RawGradient<'_> {
+    #[inline(always)]
+    fn row(self, start: usize) -> [f32; LANES] {
+        let mut g = row(self.grads, start);
+        for g in &mut g {
+            *g *= self.sign;
+        }
+        g
+    }
+}
+
+/// sign · g + λ w
+#[derive(Clone, Copy)]
+struct DecayedGradient<'a> {
+    raw: RawGradient<'a>,
+    params: &'a [f32],
+    coupled_decay: f32,
+}
+
+impl Rows for DecayedGradient<'_> {
+    #[inline(always)]
+    fn row(self, start: usize) -> [f32; LANES] {
+        let mut g = self.raw.row(start);
+        let w = row(self.params, start);
+        for j in 0..LANES {
+            g[j] += self.coupled_decay * w[j];
+        }
+        g
+    }
+}
+
+/// w
+#[derive(Clone, Copy)]
+struct Parameters<'a>(&'a [f32]);
+
+impl Rows for Parameters<'_> {
+    #[inline(always)]
+    fn row(self, start: usize) -> [f32; LANES] {
+        row(self.0, start)
+    }
+}
+
+/// Sweeps one block. Inlined, as everything it calls, so that the caller chooses the vector instructions.
+#[inline(always)]
 pub(crate) fn reduce_gradient(
     kernel: Kernel,
     constants: &GroupConstants,
@@ -42,25 +99,37 @@ pub(crate) fn reduce_gradient(
     block: &Block,
     slices: BlockSlices,
 ) -> ScopeSums {
-    let elements = slices.grads.len();
-    let raw_gradient = |start: usize| row(slices.grads, start).map(|g| constants.sign * g);
-    let gradient = |start: usize| {
-        let mut g = raw_gradient(start);
-        if kernel.coupled_decay {
-            let w = row(slices.params, start);
-            for j in 0..LANES {
-                g[j] += constants.coupled_decay * w[j];
-            }
-        }
-        g
+    let raw = RawGradient {
+        grads: slices.grads,
+        sign: constants.sign,
     };
-    let parameters = |start: usize| row(slices.params, start);
+    if kernel.coupled_decay {
+        let gradient = DecayedGradient {
+            raw,
+            params: slices.params,
+            coupled_decay: constants.coupled_decay,
+        };
+        measure(kernel, gradient, raw, state, block, slices)
+    } else {
+        measure(kernel, raw, raw, state, block, slices)
+    }
+}
 
+#[inline(always)]
+fn measure(
+    kernel: Kernel,
+    gradient: impl Rows,
+    raw: RawGradient,
+    state: &GroupState,
+    block: &Block,
+    slices: BlockSlices,
+) -> ScopeSums {
+    let elements = slices.grads.len();
     let mut t = no_totals();
     t.square = square(elements, block, gradient, &mut t);
     if kernel.raw_norm {
         // What is not finite here is not finite above either, and counted there.
-        t.raw_square = square(elements, block, raw_gradient, &mut no_totals());
+        t.raw_square = square(elements, block, raw, &mut no_totals());
     }
     if kernel.reads_momentum() {
         measure_momentum(elements, gradient, state, slices.momentum, &mut t);
@@ -69,7 +138,7 @@ pub(crate) fn reduce_gradient(
         measure_counters(elements, gradient, state, slices.counters, &mut t);
     }
     if kernel.initial_norm && state.started == 0 {
-        t.initial_square = square(elements, block, parameters, &mut t);
+        t.initial_square = square(elements, block, Parameters(slices.params), &mut t);
     }
     t
 }
@@ -88,6 +157,7 @@ fn row<T: Copy + Default>(slice: &[T], start: usize) -> [T; LANES] {
 }
 
 /// Adds lanes up as the kernel does: four to an invocation, then the invocations one after the other.
+#[inline(always)]
 fn across(lanes: [f32; LANES]) -> f32 {
     lanes
         .chunks_exact(4)
@@ -97,16 +167,11 @@ fn across(lanes: [f32; LANES]) -> f32 {
 
 /// Sum of squares in ranges of magnitude; counts what is not finite into `t`.
 #[inline(always)]
-fn square(
-    elements: usize,
-    block: &Block,
-    load: impl Fn(usize) -> [f32; LANES],
-    t: &mut ScopeSums,
-) -> [f32; 3] {
+fn square(elements: usize, block: &Block, rows: impl Rows, t: &mut ScopeSums) -> [f32; 3] {
     let mut largest = [0u32; LANES];
     let mut squares = [0f32; LANES];
     for start in (0..elements).step_by(LANES) {
-        let x = load(start);
+        let x = rows.row(start);
         for j in 0..LANES {
             largest[j] = largest[j].max(x[j].to_bits() & MAGNITUDE_BITS);
             squares[j] += x[j] * x[j];
@@ -114,7 +179,7 @@ fn square(
     }
     let largest = largest.into_iter().max().unwrap_or(0);
     if largest >= INFINITY_BITS {
-        find_nonfinite(elements, block, &load, t);
+        find_nonfinite(elements, block, rows, t);
     }
     if largest == 0 || largest >= INFINITY_BITS {
         return [0.0; 3];
@@ -127,7 +192,7 @@ fn square(
     let scale = power_of_two(-exponent);
     let mut squares = [0f32; LANES];
     for start in (0..elements).step_by(LANES) {
-        let x = load(start);
+        let x = rows.row(start);
         for j in 0..LANES {
             let scaled = scale * x[j];
             squares[j] += scaled * scaled;
@@ -143,14 +208,10 @@ fn square(
     }
 }
 
-fn find_nonfinite(
-    elements: usize,
-    block: &Block,
-    load: impl Fn(usize) -> [f32; LANES],
-    t: &mut ScopeSums,
-) {
+#[inline(always)]
+fn find_nonfinite(elements: usize, block: &Block, rows: impl Rows, t: &mut ScopeSums) {
     for start in (0..elements).step_by(LANES) {
-        for (j, x) in load(start).into_iter().enumerate() {
+        for (j, x) in rows.row(start).into_iter().enumerate() {
             if !x.is_finite() {
                 t.nonfinite += 1;
                 let element = block.first_element + (start + j) as u32;
@@ -163,7 +224,7 @@ fn find_nonfinite(
 #[inline(always)]
 fn measure_momentum(
     elements: usize,
-    gradient: impl Fn(usize) -> [f32; LANES],
+    gradient: impl Rows,
     state: &GroupState,
     momentum: &[f32],
     t: &mut ScopeSums,
@@ -173,7 +234,7 @@ fn measure_momentum(
     let mut slow_dot = [0f32; LANES];
     let mut direction_squares = [0f32; LANES];
     for start in (0..elements).step_by(LANES) {
-        let g = gradient(start);
+        let g = gradient.row(start);
         let m = row(momentum, start);
         for j in 0..LANES {
             let m = momentum_scale * m[j];
@@ -188,7 +249,7 @@ fn measure_momentum(
 #[inline(always)]
 fn measure_counters(
     elements: usize,
-    gradient: impl Fn(usize) -> [f32; LANES],
+    gradient: impl Rows,
     state: &GroupState,
     counters: &[u8],
     t: &mut ScopeSums,
@@ -199,7 +260,7 @@ fn measure_counters(
     let mut absolute = [0f32; LANES];
     let mut direction_squares = [0f32; LANES];
     for start in (0..elements).step_by(LANES) {
-        let g = gradient(start);
+        let g = gradient.row(start);
         let bytes = row(counters, start);
         for j in 0..LANES {
             let scaled = gradient_scale * g[j];

@@ -37,7 +37,7 @@ impl OptimizerSettings {
 
 /// What trains.
 pub enum Engine<'a> {
-    Cpu(CpuEngine<'a>),
+    Cpu(Box<CpuEngine<'a>>),
     Gpu(Box<GpuEngine>),
 }
 
@@ -62,7 +62,7 @@ impl<'a> Engine<'a> {
                     let values = &initial[tensor.range()];
                     group = group.tensor(tensor.name, values, values);
                 }
-                Ok(Engine::Cpu(CpuEngine {
+                Ok(Engine::Cpu(Box::new(CpuEngine {
                     optimizer: settings
                         .builder()
                         .record_steps(builder_steps)
@@ -74,7 +74,7 @@ impl<'a> Engine<'a> {
                     parameters: initial,
                     dataset,
                     batch,
-                }))
+                })))
             }
             Target::Gpu(gpu) => {
                 let gpu_model = gpu.scoped("the model's buffers and kernels", || {
