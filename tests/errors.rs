@@ -27,11 +27,11 @@ fn assert_message(error: &Error, parts: &[&str]) {
 }
 
 fn build_error(builder: Device, gpu: &Gpu) -> Error {
-    builder.build(gpu).err().expect("this must not build")
+    builder.build(gpu).expect_err("this must not build")
 }
 
 fn host_error(builder: Host) -> Error {
-    builder.build_cpu().err().expect("this must not build")
+    builder.build_cpu().expect_err("this must not build")
 }
 
 fn one_tensor(values: &[f32]) -> Host {
@@ -661,8 +661,7 @@ fn geometries_no_device_can_have() {
         let error = gpu
             .clone()
             .with_tuning(tuning)
-            .err()
-            .expect("no device has it");
+            .expect_err("no device has it");
         assert!(
             matches!(&error, Error::InvalidValue { field: f, .. } if *f == field),
             "{error}"
@@ -764,7 +763,7 @@ fn adapters_that_are_not_there() {
         allow_software: true,
         ..GpuOptions::default()
     };
-    let error = request(named).err().expect("no adapter has this name");
+    let error = request(named).expect_err("no adapter has this name");
     assert_message(
         &error,
         &[
@@ -777,7 +776,7 @@ fn adapters_that_are_not_there() {
         backends: Some(wgpu::Backends::BROWSER_WEBGPU),
         ..GpuOptions::default()
     };
-    let error = request(nowhere).err().expect("no browser here");
+    let error = request(nowhere).expect_err("no browser here");
     assert_message(&error, &["no usable adapter", "browser_webgpu"]);
     // Where all adapters are software, hardware is refused with their names; else it is found.
     match request(GpuOptions::default()) {
