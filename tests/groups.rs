@@ -8,7 +8,7 @@ mod oracle;
 use common::run::{CpuRun, GpuRun, Place, Run, Spec, bits, devices, every_path, packed, separate};
 use common::{Numbers, download, step, ulps};
 use oracle::Oracle;
-use wgpu_optim::gpu::PassName;
+use wgpu_optim::gpu::{PassName, Tuning};
 use wgpu_optim::{
     Gpu, GroupConfig, NormRatio, OptimizerBuilder, Regime, Rule, Seesaw, WeightDecay, wgpu,
 };
@@ -693,6 +693,39 @@ fn windows_of_64_kib_change_nothing() {
                 run.path()
             );
         }
+    }
+}
+
+/// A block is never larger than a binding, whatever the geometry asks for.
+#[test]
+fn blocks_larger_than_a_binding_are_cut() {
+    for gpu in small_bindings(64 << 10) {
+        let most = Tuning {
+            workgroup_size: 8,
+            quads_per_invocation: 8192,
+            ..gpu.tuning()
+        };
+        let gpu = gpu.with_tuning(most).expect("within the tuning's range");
+        let len = 40_001;
+        let specs = [Spec::new(
+            Rule::sgd(),
+            Regime::fixed(0.5),
+            vec![vec![0.0; len]],
+        )];
+        // The worst start: one element before an alignment.
+        let place = Place {
+            params: (0, 7),
+            grads: (1, 3),
+        };
+        let mut run = GpuRun::with(&gpu, &specs, vec![place], |builder| builder.record_steps(4));
+        run.step(&[vec![1.0; len]]);
+        assert_eq!(
+            run.sums()[0].square,
+            [0.0, len as f32, 0.0],
+            "{}",
+            run.path()
+        );
+        assert!(run.params()[0].iter().all(|w| *w == -0.5), "{}", run.path());
     }
 }
 

@@ -564,9 +564,8 @@ fn noisy_gradients(lengths: &[usize], steps: usize, seed: u64) -> Vec<Vec<Vec<f3
         .collect()
 }
 
-/// Rescaling the loss by a power of two leaves every step as it is, bit for bit, at any power and for any rule.
-#[test]
-fn rescaling_the_loss_by_powers_of_two_changes_no_bit() {
+/// Runs all rules on the same gradients times each power of two, on every path, and wants the same bits after every step.
+fn assert_rescaling_changes_no_bit(powers: &[i32]) {
     let lengths = [2000, 77];
     let mut numbers = Numbers(6);
     let tensors: Vec<Vec<f32>> = lengths.iter().map(|&len| numbers.vec(len)).collect();
@@ -592,7 +591,7 @@ fn rescaling_the_loss_by_powers_of_two_changes_no_bit() {
             .collect()
     };
     let as_it_is = run(1.0);
-    for power in [-60, -20, -1, 20, 60] {
+    for &power in powers {
         for ((path, scaled), (_, unscaled)) in run(2f32.powi(power)).iter().zip(&as_it_is) {
             let first = scaled.iter().zip(unscaled).position(|(a, b)| a != b);
             assert_eq!(
@@ -603,6 +602,19 @@ fn rescaling_the_loss_by_powers_of_two_changes_no_bit() {
     }
     // A factor that is no power of two rounds, and is told.
     assert!(run(1.1)[0].1 != as_it_is[0].1);
+}
+
+/// Rescaling the loss by a power of two leaves every step as it is, bit for bit, for any rule.
+#[test]
+fn rescaling_the_loss_by_powers_of_two_changes_no_bit() {
+    assert_rescaling_changes_no_bit(&[-60, -20, -1, 20, 60]);
+}
+
+#[test]
+#[ignore = "known: where the largest |g| of some invocations lies below 2^-40 and of others above (or about 2^40), their sums \
+            of squares go to different ranges, are added up in another order, and the norm may differ in its last bit"]
+fn rescaling_across_the_border_of_a_range_changes_no_bit() {
+    assert_rescaling_changes_no_bit(&[-42, -41, -40, -39, -38, 38, 39, 40, 41, 42]);
 }
 
 #[test]

@@ -293,6 +293,10 @@ fn an_oracle_with_one_wrong_number_is_refused() {
 /// Three steps of `torch.optim.SGD` by hand: η = 1/8, w = 1, gradients 1, 2, -1; all numbers are dyadic, so that the answer is
 /// exact. PyTorch: g += λw; buf = g at first, then μ buf + (1-δ) g; g + μ buf with Nesterov; w -= η g.
 #[test]
+#[expect(
+    clippy::excessive_precision,
+    reason = "exact dyadic numbers, written out"
+)]
 fn fixed_is_torch_sgd() {
     let sgdm = |momentum, dampening, nesterov| Rule::Sgdm {
         momentum,

@@ -154,11 +154,15 @@ fn geometry(gpu: &Gpu, limits: &wgpu::Limits) -> Geometry {
     let largest = limits
         .max_storage_buffer_binding_size
         .min(limits.max_buffer_size);
+    let binding_elements = largest / element / u64::from(QUAD) * u64::from(QUAD);
+    let binding_alignment = u64::from(limits.min_storage_buffer_offset_alignment.max(16)) / element;
+    // A block must fit into a binding wherever it starts.
+    let largest_block = binding_elements.saturating_sub(binding_alignment);
     Geometry {
-        block_elements: gpu.tuning().block_elements(),
+        block_elements: u64::from(gpu.tuning().block_elements()).min(largest_block) as u32,
         partials_per_block: gpu.tuning().partials_per_block(),
-        binding_elements: largest / element / u64::from(QUAD) * u64::from(QUAD),
-        binding_alignment: u64::from(limits.min_storage_buffer_offset_alignment.max(16)) / element,
+        binding_elements,
+        binding_alignment,
         dispatch_blocks: limits.max_compute_workgroups_per_dimension,
         quads_need_alignment: true,
     }
