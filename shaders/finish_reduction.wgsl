@@ -21,8 +21,8 @@ fn word(index: u32, at: u32) -> f32 {
     return bitcast<f32>(partials[index * PARTIALS + at]);
 }
 
-fn ranges(index: u32, at: u32) -> array<f32, 3> {
-    return array<f32, 3>(word(index, at), word(index + 1u, at), word(index + 2u, at));
+fn squares(index: u32, at: u32) -> Squares {
+    return Squares(word(index, at), bitcast<i32>(partials[(index + 1u) * PARTIALS + at]));
 }
 
 @compute @workgroup_size(WORKGROUP)
@@ -32,12 +32,12 @@ fn finish_reduction(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_
     var t = no_totals();
     for (var i = lane; i < scope.partials; i += WORKGROUP) {
         let at = scope.first_partial + i;
-        t.square = add_ranges(t.square, ranges(SQUARE, at));
+        t.square = add_squares(t.square, squares(SQUARE, at));
         if RAW_NORM {
-            t.raw_square = add_ranges(t.raw_square, ranges(RAW_SQUARE, at));
+            t.raw_square = add_squares(t.raw_square, squares(RAW_SQUARE, at));
         }
         if before_first_step {
-            t.initial_square = add_ranges(t.initial_square, ranges(INITIAL_SQUARE, at));
+            t.initial_square = add_squares(t.initial_square, squares(INITIAL_SQUARE, at));
         }
         if MOMENTUM || COUNTERS {
             t.slow_dot += word(SLOW_DOT, at);

@@ -24,9 +24,8 @@ const RATE_MAX = 1e30;
 const LN_RATE_LIMIT = 69.0775528;     // ln 1e30
 const NO_CLIP = 3.40282347e38;
 
-// A sum of squares from its three ranges.
-fn from_ranges(ranges: array<f32, 3>) -> Scaled {
-    return sum(sum(scaled(ranges[0], -180), scaled(ranges[1], 0)), scaled(ranges[2], 180));
+fn from_squares(squares: Squares) -> Scaled {
+    return scaled(squares.sum, 2 * squares.exponent);
 }
 
 fn is_finite(x: f32) -> bool {
@@ -73,7 +72,7 @@ fn learning_rate(@builtin(global_invocation_id) id: vec3<u32>) {
         r.flags |= SKIPPED;
         s.skipped += 1u;
     } else {
-        let square = from_ranges(measured.square);
+        let square = from_squares(measured.square);
         let norm = root(square);
         r.norm = to_float(norm);
         if is_zero(square) {
@@ -84,7 +83,7 @@ fn learning_rate(@builtin(global_invocation_id) id: vec3<u32>) {
 
         var raw_norm = norm;
         if (c.flags & RAW_NORM_CLIP) != 0u {
-            raw_norm = root(from_ranges(measured.raw_square));
+            raw_norm = root(from_squares(measured.raw_square));
         }
         let limit = scaled(c.clip_norm, 0);
         if c.clip_norm < NO_CLIP && less(limit, raw_norm) {
@@ -239,7 +238,7 @@ fn set_first_rate(
     s: ptr<function, GroupState>,
     r: ptr<function, RawRecord>,
 ) {
-    let initial_norm = root(from_ranges(measured.initial_square));
+    let initial_norm = root(from_squares(measured.initial_square));
     let length = times(sum(Scaled(1.0, 0), initial_norm), c.first_step);
     var direction = norm;
     if (c.flags & SIGN_RULE) != 0u {

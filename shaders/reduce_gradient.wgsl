@@ -9,8 +9,7 @@
 // Norm. A plain sum of squares in f32 overflows for |g| above 1e19 and vanishes below 1e-23. So the sweep also keeps the
 // largest magnitude, as bits, for one `max` per element; where that lies outside [2^-40, 2^40] the invocation sweeps its
 // elements again with an exact power of two as scale (J. Blue, TOMS 4, 1978; E. Anderson, TOMS 44, 2017, with the range chosen
-// per invocation rather than per element). Sums come in three ranges, so that they can be added up without knowing each other's
-// scale. The same maximum tells whether any element is NaN or infinite; only then are those counted.
+// per invocation rather than per element). A sum carries its scale with it. The same maximum tells whether any element is NaN or infinite; only then are those counted.
 //
 // Inner products are linear in g and need no ranges: g is scaled by the exponent of recent norms, the momentum by a bound on its
 // norm. Where that scale is off by more than 2^80 the learning-rate pass ignores the alignment, which then has a weight below
@@ -61,13 +60,13 @@ fn across(v: vec4<f32>) -> f32 {
     return (v.x + v.y) + (v.z + v.w);
 }
 
-// Sum of squares in ranges, from the plain sum and the largest magnitude; sweeps again where the plain sum cannot be trusted.
-fn ranges_of(what: u32, block: Block, lane: u32, largest: u32, plain: f32) -> array<f32, 3> {
+// The sum of squares, from the plain sum and the largest magnitude; sweeps again where the plain sum cannot be trusted.
+fn squares_of(what: u32, block: Block, lane: u32, largest: u32, plain: f32) -> Squares {
     if largest == 0u || largest >= INFINITY_BITS {
-        return array<f32, 3>();
+        return no_squares();
     }
     if largest >= SMALL_BITS && largest <= BIG_BITS {
-        return array<f32, 3>(0.0, plain, 0.0);
+        return Squares(plain, 0);
     }
     let exponent = clamp(i32(largest >> 23u) - 127, -126, 126);
     let scale = power_of_two(-exponent);
@@ -76,11 +75,7 @@ fn ranges_of(what: u32, block: Block, lane: u32, largest: u32, plain: f32) -> ar
         let x = scale * load(what, block, quad);
         squares += x * x;
     }
-    let total = across(squares);
-    if exponent < 0 {
-        return array<f32, 3>(total * power_of_two(exponent + 90) * power_of_two(exponent + 90), 0.0, 0.0);
-    }
-    return array<f32, 3>(0.0, 0.0, total * power_of_two(exponent - 90) * power_of_two(exponent - 90));
+    return Squares(across(squares), exponent);
 }
 
 // Counts what is not finite, and finds the first.
@@ -96,19 +91,18 @@ fn find_nonfinite(what: u32, block: Block, lane: u32, t: ptr<function, Totals>) 
     }
 }
 
-fn store_ranges(word: u32, at: u32, ranges: array<f32, 3>) {
-    partials[word * PARTIALS + at] = bitcast<u32>(ranges[0]);
-    partials[(word + 1u) * PARTIALS + at] = bitcast<u32>(ranges[1]);
-    partials[(word + 2u) * PARTIALS + at] = bitcast<u32>(ranges[2]);
+fn store_squares(word: u32, at: u32, squares: Squares) {
+    partials[word * PARTIALS + at] = bitcast<u32>(squares.sum);
+    partials[(word + 1u) * PARTIALS + at] = bitcast<u32>(squares.exponent);
 }
 
 fn store_partial(at: u32, t: Totals) {
-    store_ranges(SQUARE, at, t.square);
+    store_squares(SQUARE, at, t.square);
     if RAW_NORM {
-        store_ranges(RAW_SQUARE, at, t.raw_square);
+        store_squares(RAW_SQUARE, at, t.raw_square);
     }
     if INITIAL_NORM {
-        store_ranges(INITIAL_SQUARE, at, t.initial_square);
+        store_squares(INITIAL_SQUARE, at, t.initial_square);
     }
     if MOMENTUM || COUNTERS {
         partials[SLOW_DOT * PARTIALS + at] = bitcast<u32>(t.slow_dot);
@@ -163,9 +157,9 @@ fn reduce_gradient(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_i
 
     var t = no_totals();
     let largest_magnitude = largest_of(largest);
-    t.square = ranges_of(GRADIENT, block, lane, largest_magnitude, across(squares));
+    t.square = squares_of(GRADIENT, block, lane, largest_magnitude, across(squares));
     if RAW_NORM {
-        t.raw_square = ranges_of(RAW_GRADIENT, block, lane, largest_of(raw_largest), across(raw_squares));
+        t.raw_square = squares_of(RAW_GRADIENT, block, lane, largest_of(raw_largest), across(raw_squares));
     }
     t.absolute = across(absolute);
     t.slow_dot = across(slow_dot);
@@ -184,7 +178,7 @@ fn reduce_gradient(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_i
             w_squares += w * w;
         }
         let w_magnitude = largest_of(w_largest);
-        t.initial_square = ranges_of(PARAMETERS, block, lane, w_magnitude, across(w_squares));
+        t.initial_square = squares_of(PARAMETERS, block, lane, w_magnitude, across(w_squares));
         if w_magnitude >= INFINITY_BITS {
             find_nonfinite(PARAMETERS, block, lane, &t);
         }

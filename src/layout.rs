@@ -1,5 +1,5 @@
 //! Every struct and constant that crosses to the shaders, once in Rust; `shaders/shared/layout.wgsl` is its only other copy and
-//! `tests/layout.rs` compares the two through naga. The CPU path uses the same structs, so that state can move between them.
+//! `tests/layouts.rs` compares the two through naga. The CPU path uses the same structs, so that state can move between them.
 
 use bytemuck::{Pod, Zeroable};
 
@@ -137,17 +137,33 @@ pub struct ScopeTable {
     pub group: u32,
 }
 
-/// Everything one sweep measures, per scope. Sums of squares come in three ranges of magnitude (see `reduce_gradient`): small
-/// ones scaled by 2⁹⁰ before squaring, middle ones as they are, big ones scaled by 2⁻⁹⁰.
+/// A sum of squares that no scale of the loss can overflow: `sum * 4^exponent`.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Default, Pod, Zeroable)]
+pub struct Squares {
+    /// Zero, or within the range of f32.
+    pub sum: f32,
+    /// 0 for gradients of ordinary size.
+    pub exponent: i32,
+}
+
+impl Squares {
+    /// The sum as one number. f64 holds it without loss.
+    pub fn value(self) -> f64 {
+        f64::from(self.sum) * f64::from(2 * self.exponent).exp2()
+    }
+}
+
+/// Everything one sweep measures, per scope.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, PartialEq, Pod, Zeroable)]
 pub struct ScopeSums {
-    /// Σ g² of the gradient that the regime sees, small, middle and big.
-    pub square: [f32; 3],
+    /// Σ g² of the gradient that the regime sees.
+    pub square: Squares,
     /// Σ g² of the gradient without weight decay, where a clip needs it.
-    pub raw_square: [f32; 3],
+    pub raw_square: Squares,
     /// Σ w² before the first step.
-    pub initial_square: [f32; 3],
+    pub initial_square: Squares,
     /// Σ |g| / 2^e, e the state's [`GroupState::gradient_exponent`].
     pub absolute: f32,
     /// ⟨g, q⟩ / 2^e, or ⟨g, m⟩ / 2^(e + e_m).
@@ -162,10 +178,8 @@ pub struct ScopeSums {
     pub first_nonfinite: u32,
 }
 
-/// The words of a partial before the two integers: as in [`ScopeSums`], in that order.
-pub const PARTIAL_FLOATS: u32 = 13;
-/// Words of a partial: [`PARTIAL_FLOATS`] and the two integers.
-pub const PARTIAL_WORDS: u32 = PARTIAL_FLOATS + 2;
+/// Words of a partial: those of [`ScopeSums`].
+pub const PARTIAL_WORDS: u32 = 12;
 
 /// What pass 3 tells pass 4 about a group.
 #[repr(C)]

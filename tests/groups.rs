@@ -9,6 +9,7 @@ use common::run::{CpuRun, GpuRun, Place, Run, Spec, bits, devices, every_path, p
 use common::{Numbers, download, step, ulps};
 use oracle::Oracle;
 use wgpu_optim::gpu::{PassName, Tuning};
+use wgpu_optim::layout::Squares;
 use wgpu_optim::{
     Gpu, GroupConfig, NormRatio, OptimizerBuilder, Regime, Rule, Seesaw, WeightDecay, wgpu,
 };
@@ -721,7 +722,10 @@ fn blocks_larger_than_a_binding_are_cut() {
         run.step(&[vec![1.0; len]]);
         assert_eq!(
             run.sums()[0].square,
-            [0.0, len as f32, 0.0],
+            Squares {
+                sum: len as f32,
+                exponent: 0
+            },
             "{}",
             run.path()
         );
@@ -754,7 +758,10 @@ fn two_to_the_25_elements_and_five() {
         let square = run.sums()[0].square;
         assert_eq!(
             square,
-            [0.0, (1u32 << 25) as f32 + 5.0 * (1u32 << 20) as f32, 0.0],
+            Squares {
+                sum: (1u32 << 25) as f32 + 5.0 * (1u32 << 20) as f32,
+                exponent: 0
+            },
             "{}",
             run.path()
         );

@@ -6,14 +6,8 @@ mod common;
 use common::run::{CpuRun, GpuRun, Place, Run, Spec, devices, every_path, packed};
 use common::{Numbers, ulps};
 use wgpu_optim::gpu::{Partials, Tuning};
-use wgpu_optim::layout::ScopeSums;
+use wgpu_optim::layout::{ScopeSums, Squares};
 use wgpu_optim::{Gpu, Regime, Rule};
-
-/// A sum of squares in its three ranges (`src/layout.rs`), as one number. f64 holds 2^±180 · f32 without loss.
-fn square(ranges: [f32; 3]) -> f64 {
-    let [small, middle, big] = ranges.map(f64::from);
-    small * (-180f64).exp2() + middle + big * 180f64.exp2()
-}
 
 /// Σ x² in f64: exact squares, and an error of at most n · 2^-53.
 fn exact_square(x: &[f32]) -> f64 {
@@ -43,8 +37,8 @@ fn gpu_roundings(tuning: Tuning, len: usize) -> f64 {
     )
 }
 
-fn assert_square(what: &str, ranges: [f32; 3], x: &[f32], roundings: f64) {
-    let (got, exact) = (square(ranges), exact_square(x));
+fn assert_square(what: &str, squares: Squares, x: &[f32], roundings: f64) {
+    let (got, exact) = (squares.value(), exact_square(x));
     let bound = roundings * 2f64.powi(-24) * exact;
     assert!(
         (got - exact).abs() <= bound,
@@ -291,14 +285,15 @@ fn any_magnitude_has_its_norm() {
 /// Seeded faults of the comparison itself: what a plain sum, a lost tail or a lost block would give is refused.
 #[test]
 fn the_comparison_sees_overflow_underflow_and_lost_elements() {
-    let refused = |ranges: [f32; 3], x: &[f32]| {
+    let refused = |squares: Squares, x: &[f32]| {
         let cpu = cpu_roundings(x.len());
-        std::panic::catch_unwind(|| assert_square("a fault", ranges, x, cpu)).is_err()
+        std::panic::catch_unwind(|| assert_square("a fault", squares, x, cpu)).is_err()
     };
-    let plain = |x: &[f32]| [0.0, x.iter().map(|x| x * x).sum::<f32>(), 0.0];
+    let of = |sum: f32| Squares { sum, exponent: 0 };
+    let plain = |x: &[f32]| of(x.iter().map(|x| x * x).sum::<f32>());
     assert!(refused(plain(&[1e30; 8]), &[1e30; 8]), "overflow");
     assert!(refused(plain(&[1e-30; 8]), &[1e-30; 8]), "underflow");
-    assert!(refused([0.0, f32::NAN, 0.0], &[1.0]), "NaN");
+    assert!(refused(of(f32::NAN), &[1.0]), "NaN");
     let x = Numbers(5).vec(20_000);
     assert!(
         !refused(plain(&x[..8192]), &x[..8192]),
@@ -324,7 +319,7 @@ fn denormals_are_right_or_flushed_but_never_garbage() {
             vec![vec![1.0; 1000]],
         )]) {
             run.step(std::slice::from_ref(&g));
-            let got = square(run.sums()[0].square);
+            let got = run.sums()[0].square.value();
             let right = (got - exact).abs() <= exact * cpu_roundings(1000) * 2f64.powi(-24);
             let flushed = got == 0.0;
             if run.path() == "CPU path" {

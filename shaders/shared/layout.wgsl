@@ -1,5 +1,5 @@
 // The structs and constants that cross between host and device. The other copy is src/layout.rs, where each field is
-// explained; tests/layout.rs compares the two.
+// explained; tests/layouts.rs compares the two.
 
 struct Block {
     params_start: u32,
@@ -65,10 +65,16 @@ struct ScopeTable {
     group: u32,
 }
 
+// sum * 4^exponent
+struct Squares {
+    sum: f32,
+    exponent: i32,
+}
+
 struct ScopeSums {
-    square: array<f32, 3>,
-    raw_square: array<f32, 3>,
-    initial_square: array<f32, 3>,
+    square: Squares,
+    raw_square: Squares,
+    initial_square: Squares,
     absolute: f32,
     slow_dot: f32,
     fast_dot: f32,
@@ -122,15 +128,15 @@ const WRITTEN = 128u;
 
 // Words of a partial, in the order of ScopeSums. A partial lies across the array: word k of partial i is at k * PARTIALS + i.
 const SQUARE = 0u;
-const RAW_SQUARE = 3u;
-const INITIAL_SQUARE = 6u;
-const ABSOLUTE = 9u;
-const SLOW_DOT = 10u;
-const FAST_DOT = 11u;
-const DIRECTION_SQUARE = 12u;
-const PARTIAL_FLOATS = 13u;
-const NONFINITE = 13u;
-const FIRST_NONFINITE = 14u;
+const RAW_SQUARE = 2u;
+const INITIAL_SQUARE = 4u;
+const ABSOLUTE = 6u;
+const SLOW_DOT = 7u;
+const FAST_DOT = 8u;
+const DIRECTION_SQUARE = 9u;
+const NONFINITE = 10u;
+const FIRST_NONFINITE = 11u;
+const PARTIAL_WORDS = 12u;
 
 // The bits of +inf: the magnitude bits of a float are at least this where it is not finite. Comparing floats would not do,
 // WGSL may assume that there are no NaNs.

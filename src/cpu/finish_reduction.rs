@@ -2,7 +2,8 @@
 //! strides, then in a tree.
 
 use crate::cpu::reduce_gradient::no_totals;
-use crate::layout::ScopeSums;
+use crate::cpu::scaled::power_of_two;
+use crate::layout::{ScopeSums, Squares};
 
 /// Invocations of the workgroup.
 const WORKGROUP: usize = 64;
@@ -25,15 +26,39 @@ pub(crate) fn finish_reduction(partials: &[ScopeSums]) -> ScopeSums {
     tree[0]
 }
 
-fn add_ranges(a: [f32; 3], b: [f32; 3]) -> [f32; 3] {
-    [a[0] + b[0], a[1] + b[1], a[2] + b[2]]
+/// Rounds once, as f32 would if its exponent had no end: so that scaling every gradient by a power of two changes no bit of the
+/// sum. What is lost to underflow is below 2^-100 of the other term.
+fn add_squares(a: Squares, b: Squares) -> Squares {
+    if a.exponent == b.exponent {
+        return Squares {
+            sum: a.sum + b.sum,
+            exponent: a.exponent,
+        };
+    }
+    if a.sum == 0.0 {
+        return b;
+    }
+    if b.sum == 0.0 {
+        return a;
+    }
+    let exponent = a.exponent.max(b.exponent);
+    Squares {
+        sum: a.sum * quarter_to_the(exponent - a.exponent)
+            + b.sum * quarter_to_the(exponent - b.exponent),
+        exponent,
+    }
+}
+
+/// 4^-k for k of 0 and above; 0 where that is below what f32 holds.
+fn quarter_to_the(k: i32) -> f32 {
+    if k > 63 { 0.0 } else { power_of_two(-2 * k) }
 }
 
 fn add_totals(a: &ScopeSums, b: &ScopeSums) -> ScopeSums {
     ScopeSums {
-        square: add_ranges(a.square, b.square),
-        raw_square: add_ranges(a.raw_square, b.raw_square),
-        initial_square: add_ranges(a.initial_square, b.initial_square),
+        square: add_squares(a.square, b.square),
+        raw_square: add_squares(a.raw_square, b.raw_square),
+        initial_square: add_squares(a.initial_square, b.initial_square),
         absolute: a.absolute + b.absolute,
         slow_dot: a.slow_dot + b.slow_dot,
         fast_dot: a.fast_dot + b.fast_dot,

@@ -2,7 +2,7 @@
 
 use crate::cpu::scaled::{Fixed, Scaled};
 use crate::layout::{
-    GroupConstants, GroupState, RawRecord, ScopeSums, Update, group_flags, record_flags,
+    GroupConstants, GroupState, RawRecord, ScopeSums, Squares, Update, group_flags, record_flags,
 };
 use crate::regime::{MAX_CHANGE, RATE_MAX, RATE_MIN};
 
@@ -86,11 +86,8 @@ fn change(s: &GroupState) -> Fixed {
     }
 }
 
-/// A sum of squares from its three ranges.
-fn from_ranges(ranges: [f32; 3]) -> Scaled {
-    Scaled::new(ranges[0], -180)
-        .sum(Scaled::new(ranges[1], 0))
-        .sum(Scaled::new(ranges[2], 180))
+fn from_squares(squares: Squares) -> Scaled {
+    Scaled::new(squares.sum, 2 * squares.exponent)
 }
 
 /// `numerator / denominator` as a cosine: 0 where there is nothing to compare, or where a sum left the range of f32.
@@ -108,7 +105,7 @@ fn take_step(
     s: &mut GroupState,
     r: &mut RawRecord,
 ) -> Update {
-    let square = from_ranges(measured.square);
+    let square = from_squares(measured.square);
     let norm = square.root();
     r.norm = norm.to_float();
     if square.is_zero() {
@@ -119,7 +116,7 @@ fn take_step(
 
     let raw_norm_clip = c.flags & group_flags::RAW_NORM != 0;
     let raw_norm = if raw_norm_clip {
-        from_ranges(measured.raw_square).root()
+        from_squares(measured.raw_square).root()
     } else {
         norm
     };
@@ -268,7 +265,7 @@ fn set_first_rate(
     s: &mut GroupState,
     r: &mut RawRecord,
 ) {
-    let initial_norm = from_ranges(measured.initial_square).root();
+    let initial_norm = from_squares(measured.initial_square).root();
     let length = Scaled::ONE.sum(initial_norm).times(c.first_step);
     let direction = if c.flags & group_flags::SIGN_RULE != 0 {
         Scaled::new(c.sqrt_elements, 0)

@@ -1,10 +1,10 @@
-//! Pass 1: twin of `shaders/reduce_gradient.wgsl`, which explains the ranges and scales.
+//! Pass 1: twin of `shaders/reduce_gradient.wgsl`, which explains the scales.
 //!
 //! A block is walked in rows of [`LANES`] elements, as eight invocations of four lanes walk it, so that lane `j` adds up
 //! elements `j`, `j + LANES`, …; the loops are written for the compiler to turn into vector instructions.
 
 use crate::cpu::scaled::power_of_two;
-use crate::layout::{Block, GroupConstants, GroupState, ScopeSums};
+use crate::layout::{Block, GroupConstants, GroupState, ScopeSums, Squares};
 use crate::plan::Kernel;
 
 /// Elements of a row: eight invocations of four lanes.
@@ -165,9 +165,9 @@ fn across(lanes: [f32; LANES]) -> f32 {
         .sum()
 }
 
-/// Sum of squares in ranges of magnitude; counts what is not finite into `t`.
+/// The sum of squares; counts what is not finite into `t`.
 #[inline(always)]
-fn square(elements: usize, block: &Block, rows: impl Rows, t: &mut ScopeSums) -> [f32; 3] {
+fn square(elements: usize, block: &Block, rows: impl Rows, t: &mut ScopeSums) -> Squares {
     let mut largest = [0u32; LANES];
     let mut squares = [0f32; LANES];
     for start in (0..elements).step_by(LANES) {
@@ -182,10 +182,13 @@ fn square(elements: usize, block: &Block, rows: impl Rows, t: &mut ScopeSums) ->
         find_nonfinite(elements, block, rows, t);
     }
     if largest == 0 || largest >= INFINITY_BITS {
-        return [0.0; 3];
+        return Squares::default();
     }
     if (SMALL_BITS..=BIG_BITS).contains(&largest) {
-        return [0.0, across(squares), 0.0];
+        return Squares {
+            sum: across(squares),
+            exponent: 0,
+        };
     }
 
     let exponent = ((largest >> 23) as i32 - 127).clamp(-126, 126);
@@ -198,13 +201,9 @@ fn square(elements: usize, block: &Block, rows: impl Rows, t: &mut ScopeSums) ->
             squares[j] += scaled * scaled;
         }
     }
-    let total = across(squares);
-    if exponent < 0 {
-        let back = power_of_two(exponent + 90);
-        [total * back * back, 0.0, 0.0]
-    } else {
-        let back = power_of_two(exponent - 90);
-        [0.0, 0.0, total * back * back]
+    Squares {
+        sum: across(squares),
+        exponent,
     }
 }
 
