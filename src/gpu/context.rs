@@ -3,7 +3,6 @@
 use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::error::Error;
-use crate::gpu::readback::read_once;
 use crate::gpu::tuning::Tuning;
 
 /// A device, its queue, and the kernels' geometry for it. Cheap to clone.
@@ -151,18 +150,6 @@ impl Gpu {
     /// Its queue.
     pub fn queue(&self) -> &wgpu::Queue {
         &self.queue
-    }
-
-    /// Reads a whole buffer back. Waits for the device; not for use in a training loop.
-    ///
-    /// # Errors
-    /// [`Error::DeviceLost`] or [`Error::Readback`].
-    pub async fn read_buffer<T: bytemuck::Pod>(
-        &self,
-        what: &'static str,
-        buffer: &wgpu::Buffer,
-    ) -> Result<Vec<T>, Error> {
-        read_once(self, what, buffer).await
     }
 
     /// Creates buffers and pipelines within error scopes, so that what the device refuses, memory above all, comes back as an

@@ -7,7 +7,7 @@ use bytemuck::Pod;
 use crate::error::Error;
 use crate::gpu::context::Gpu;
 use crate::gpu::pass::Pipeline;
-use crate::gpu::readback::{Readback, read_once};
+use crate::gpu::readback::Readback;
 use crate::gpu::tensor::Tensor;
 use crate::gpu::{finish_reduction, learning_rate, reduce_gradient, update_parameters};
 use crate::group::{GroupConfig, OptimizerBuilder, ResolvedGroup};
@@ -397,7 +397,7 @@ impl Optimizer {
     /// # Errors
     /// As [`Optimizer::drain_records`].
     pub async fn read_states(&self) -> Result<Vec<GroupState>, Error> {
-        read_once(&self.gpu, "states", &self.states).await
+        self.gpu.read_buffer("states", &self.states).await
     }
 
     /// What the last step's reduction measured, per scope. Waits for the device.
@@ -405,7 +405,7 @@ impl Optimizer {
     /// # Errors
     /// As [`Optimizer::drain_records`].
     pub async fn read_sums(&self) -> Result<Vec<ScopeSums>, Error> {
-        read_once(&self.gpu, "sums", &self.sums).await
+        self.gpu.read_buffer("sums", &self.sums).await
     }
 }
 

@@ -133,15 +133,20 @@ impl Readback {
     }
 }
 
-/// Reads a whole buffer of `T`s once.
-pub(crate) async fn read_once<T: bytemuck::Pod>(
-    gpu: &Gpu,
-    what: &'static str,
-    source: &wgpu::Buffer,
-) -> Result<Vec<T>, Error> {
-    let mut readback = Readback::new(gpu.device(), what, source.size());
-    readback.start(gpu, source)?;
-    readback
-        .wait(gpu, |bytes| bytemuck::pod_collect_to_vec(bytes))
-        .await
+impl Gpu {
+    /// Reads a whole buffer back. Waits for the device; not for use in a training loop.
+    ///
+    /// # Errors
+    /// [`Error::DeviceLost`] or [`Error::Readback`].
+    pub async fn read_buffer<T: bytemuck::Pod>(
+        &self,
+        what: &'static str,
+        buffer: &wgpu::Buffer,
+    ) -> Result<Vec<T>, Error> {
+        let mut readback = Readback::new(self.device(), what, buffer.size());
+        readback.start(self, buffer)?;
+        readback
+            .wait(self, |bytes| bytemuck::pod_collect_to_vec(bytes))
+            .await
+    }
 }
