@@ -1,5 +1,7 @@
 //! Promises: the properties P1 to P6 that the source claims of explainable learning rates (arXiv:2508.13639, abstract), as this
 //! project's regimes have them; then the exact invariances, clamps and sums that the specification adds.
+//!
+//! Beside the kept faults below, tried once by hand: a clamp at 2.302 instead of ln 10.
 
 mod common;
 

@@ -1,10 +1,14 @@
 //! Promises: a gradient that is not finite changes nothing, is counted and named; a zero gradient carries the rate over; whatever
 //! follows is as if the bad step had never been.
+//!
+//! Faults tried once by hand, each failed its test: pass 4 without its skip, a group that looks at its own norm only, the first bad
+//! element located by lane.
 
 mod common;
 
-use common::run::{CpuRun, Run, Spec, bits, every_path};
+use common::run::{CpuRun, GpuRun, Run, Spec, bits, every_path, packed};
 use common::{Numbers, ulps};
+use wgpu_optim::gpu::{Partials, Tuning};
 use wgpu_optim::layout::GroupState;
 use wgpu_optim::{Record, Regime, Rule, WeightDecay};
 
@@ -438,4 +442,36 @@ fn steps_are_counted_in_order() {
     let mut good = CpuRun::new(&[spec]);
     good.step(&[vec![1.0; 4]]);
     assert_eq!(good.states()[0].skipped, 0);
+}
+
+/// The longest loops there are: every quad of the largest block bad, in gradients and parameters. Some drivers stop an invocation
+/// after 65,535 trips in silence; the step must be skipped and the first element named all the same.
+#[test]
+fn the_longest_loops_still_find_what_is_not_finite() {
+    for gpu in common::run::devices() {
+        for partials in [Partials::PerInvocation, Partials::PerWorkgroup] {
+            let tuning = Tuning {
+                workgroup_size: 2,
+                quads_per_invocation: 8192,
+                partials,
+                finish_workgroup_size: 2,
+            };
+            let gpu = gpu.clone().with_tuning(tuning).expect("the largest blocks");
+            let len = 2 * 8192 * 4;
+            let specs = [
+                Spec::new(Rule::sgd(), Regime::seesaw(), vec![vec![1.0; 4]]).named("good"),
+                Spec::new(Rule::sgd(), Regime::seesaw(), vec![vec![f32::NAN; len]]),
+            ];
+            let mut run = GpuRun::new(&gpu, &specs, packed(&specs, 0, 0));
+            run.step(&[vec![1.0; 4], vec![f32::NAN; len]]);
+            let record = run.records().records[0];
+            let found = record.nonfinite.expect("NaN everywhere");
+            assert_eq!(
+                (found.count as usize, found.tensor, found.element),
+                (2 * len, 1, 0),
+                "{}, {partials:?}",
+                run.path()
+            );
+        }
+    }
 }
