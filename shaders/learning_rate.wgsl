@@ -22,7 +22,7 @@ const MAX_CHANGE = 2.30258509;        // ln 10
 const RATE_MIN = 1e-30;
 const RATE_MAX = 1e30;
 const LN_RATE_LIMIT = 69.0775528;     // ln 1e30
-const NO_CLIP = 3.40282347e38;
+const NO_CLIP = 3.4028234e38;
 
 fn from_squares(squares: Squares) -> Scaled {
     return scaled(squares.sum, 2 * squares.exponent);

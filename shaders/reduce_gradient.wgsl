@@ -11,7 +11,7 @@
 // elements again with an exact power of two as scale (J. Blue, TOMS 4, 1978; E. Anderson, TOMS 44, 2017, with the range chosen
 // per invocation rather than per element). A sum carries its scale with it. The same maximum tells whether any element is NaN or infinite; only then are those counted.
 //
-// Inner products are linear in g and need no ranges: g is scaled by the exponent of recent norms, the momentum by a bound on its
+// Inner products are linear in g and need no such care: g is scaled by the exponent of recent norms, the momentum by a bound on its
 // norm. Where that scale is off by more than 2^80 the learning-rate pass ignores the alignment, which then has a weight below
 // 2^-40 or is drowned by the clamp. Groups that share a norm have the same scales, whatever their regimes: their products are
 // added up.

@@ -99,7 +99,7 @@ fn to_float(a: Scaled) -> f32 {
         return 0.0;
     }
     if a.exponent > 127 {
-        return 3.40282347e38;
+        return 3.4028234e38;
     }
     return a.mantissa * power_of_two(a.exponent);
 }

@@ -20,7 +20,8 @@ const BLOCK_ELEMENTS: u32 = 8192;
 /// An optimizer on the host. Made by [`OptimizerBuilder::build_cpu`].
 ///
 /// It walks the same plan as [`Optimizer`](crate::Optimizer), block by block and on every core; the result has the same bits for
-/// any number of threads. A step allocates nothing.
+/// any number of threads. A step allocates nothing itself; rayon's queue takes a chunk of memory about once in 30 steps where
+/// there is more than one block.
 #[derive(Debug)]
 pub struct CpuOptimizer {
     plan: Plan,
