@@ -3,11 +3,6 @@
 //!
 //! Beside the kept faults below, tried once by hand: counters that saturate at 6 on the host, Nesterov's direction from m alone.
 
-#![expect(
-    clippy::excessive_precision,
-    reason = "the expected values are dyadic and written out in full"
-)]
-
 mod common;
 #[path = "../src/cli/check/oracle.rs"]
 mod oracle;

@@ -144,50 +144,66 @@ fn lengths(gpu: &Gpu) -> Vec<usize> {
     ]
 }
 
+/// Runs one rule and regime three times over, on device, CPU path and oracle, with one group per length, side by side.
 fn check(gpu: &Gpu, rule: Rule, regime: Regime) -> Result<Case, CliError> {
-    let mut case = Case {
+    let lengths = lengths(gpu);
+    let initial: Vec<Vec<f32>> = lengths.iter().map(|&length| values(length, 0)).collect();
+    let mut oracles: Vec<Oracle> = initial
+        .iter()
+        .map(|w| Oracle::new(rule, regime, w))
+        .collect();
+    let mut host = HostRun::new(rule, regime, &initial)?;
+    let mut device = DeviceRun::new(gpu, rule, regime, &initial)?;
+    let mut device_errors = vec![0f64; lengths.len()];
+    let mut cpu_errors = vec![0f64; lengths.len()];
+    for step in 1..=STEPS {
+        // The same gradients for all three, so that errors do not feed back through them.
+        let gradients: Vec<Vec<f32>> = lengths
+            .iter()
+            .map(|&length| {
+                let pull = values(length, 0);
+                let noise = values(length, step);
+                pull.iter().zip(&noise).map(|(a, b)| 0.5 * a + b).collect()
+            })
+            .collect();
+        let expected: Vec<f64> = oracles
+            .iter_mut()
+            .zip(&gradients)
+            .map(|(oracle, gradient)| oracle.step(gradient).rate)
+            .collect();
+        let on_device = device.step(&gradients)?;
+        let on_host = host.step(&gradients)?;
+        for group in 0..lengths.len() {
+            device_errors[group] =
+                device_errors[group].max(rate_error(&on_device[group], expected[group]));
+            cpu_errors[group] = cpu_errors[group].max(rate_error(&on_host[group], expected[group]));
+        }
+    }
+    let on_device = device.parameters()?;
+    let mut start = 0;
+    for (group, oracle) in oracles.iter().enumerate() {
+        let end = start + lengths[group];
+        let error = parameter_error(&on_device[start..end], &oracle.w);
+        device_errors[group] = device_errors[group].max(error);
+        let error = parameter_error(&host.parameters[group], &oracle.w);
+        cpu_errors[group] = cpu_errors[group].max(error);
+        start = end;
+    }
+    let failed = (0..lengths.len())
+        .find(|&group| !(device_errors[group] <= TOLERANCE && cpu_errors[group] <= TOLERANCE));
+    Ok(Case {
         adapter: gpu.describe(),
         rule: rule.name(),
         regime: regime.name(),
-        lengths: 0,
-        device_error: 0.0,
-        cpu_error: 0.0,
-        failed_length: None,
-    };
-    for length in lengths(gpu) {
-        let (device, cpu) = compare(gpu, rule, regime, length)?;
-        case.lengths += 1;
-        case.device_error = case.device_error.max(device);
-        case.cpu_error = case.cpu_error.max(cpu);
-        let good = device <= TOLERANCE && cpu <= TOLERANCE;
-        if !good && case.failed_length.is_none() {
-            case.failed_length = Some(length);
-        }
-    }
-    Ok(case)
+        lengths: lengths.len(),
+        device_error: device_errors.iter().copied().fold(0.0, f64::max),
+        cpu_error: cpu_errors.iter().copied().fold(0.0, f64::max),
+        failed_length: failed.map(|group| lengths[group]),
+    })
 }
 
-/// Runs one case of one length three times over: device, CPU path, oracle. Distances of the first two from the third.
-fn compare(gpu: &Gpu, rule: Rule, regime: Regime, length: usize) -> Result<(f64, f64), CliError> {
-    let initial: Vec<f32> = (0..length).map(|i| pseudo_random(i, 0)).collect();
-    let mut oracle = Oracle::new(rule, regime, &initial);
-    let mut host = HostRun::new(rule, regime, &initial)?;
-    let mut device = DeviceRun::new(gpu, rule, regime, &initial)?;
-    let (mut device_error, mut cpu_error) = (0f64, 0f64);
-    for step in 1..=STEPS {
-        // The same gradients for all three, so that errors do not feed back through them.
-        let gradient: Vec<f32> = (0..length)
-            .map(|i| 0.5 * pseudo_random(i, 0) + pseudo_random(i, step))
-            .collect();
-        let expected = oracle.step(&gradient);
-        let device_record = device.step(&gradient)?;
-        let host_record = host.step(&gradient)?;
-        device_error = device_error.max(rate_error(&device_record, expected.rate));
-        cpu_error = cpu_error.max(rate_error(&host_record, expected.rate));
-    }
-    device_error = device_error.max(parameter_error(&device.parameters()?, &oracle.w));
-    cpu_error = cpu_error.max(parameter_error(&host.parameters, &oracle.w));
-    Ok((device_error, cpu_error))
+fn values(length: usize, step: usize) -> Vec<f32> {
+    (0..length).map(|i| pseudo_random(i, step)).collect()
 }
 
 /// Uniform in [-1, 1): a hash of the element and the step.
@@ -223,98 +239,113 @@ fn parameter_error(got: &[f32], expected: &[f64]) -> f64 {
 
 struct HostRun {
     optimizer: CpuOptimizer,
-    parameters: Vec<f32>,
+    parameters: Vec<Vec<f32>>,
 }
 
 impl HostRun {
-    fn new(rule: Rule, regime: Regime, initial: &[f32]) -> Result<Self, CliError> {
+    fn new(rule: Rule, regime: Regime, initial: &[Vec<f32>]) -> Result<Self, CliError> {
+        let mut builder = OptimizerBuilder::new(rule).regime(regime);
+        for (index, values) in initial.iter().enumerate() {
+            let name = index.to_string();
+            builder = builder.group(Group::new(&name).tensor(&name, values, values));
+        }
         Ok(HostRun {
-            optimizer: OptimizerBuilder::new(rule)
-                .regime(regime)
-                .group(Group::new("case").tensor("case", initial, initial))
-                .build_cpu()?,
+            optimizer: builder.build_cpu()?,
             parameters: initial.to_vec(),
         })
     }
 
-    fn step(&mut self, gradient: &[f32]) -> Result<Record, CliError> {
-        self.optimizer
-            .step(&mut [&mut self.parameters], &[gradient])?;
-        only(self.optimizer.drain_records().records)
+    fn step(&mut self, gradients: &[Vec<f32>]) -> Result<Vec<Record>, CliError> {
+        let mut parameters: Vec<&mut [f32]> =
+            self.parameters.iter_mut().map(Vec::as_mut_slice).collect();
+        let gradients: Vec<&[f32]> = gradients.iter().map(Vec::as_slice).collect();
+        self.optimizer.step(&mut parameters, &gradients)?;
+        one_each(self.optimizer.drain_records().records, gradients.len())
     }
 }
 
+/// All tensors packed into one buffer, so that most of them start and end at odd places.
 struct DeviceRun<'a> {
     gpu: &'a Gpu,
     optimizer: Optimizer,
     parameters: wgpu::Buffer,
     gradients: wgpu::Buffer,
-    length: usize,
 }
 
 impl<'a> DeviceRun<'a> {
-    fn new(gpu: &'a Gpu, rule: Rule, regime: Regime, initial: &[f32]) -> Result<Self, CliError> {
-        let buffer = |label| {
+    fn new(
+        gpu: &'a Gpu,
+        rule: Rule,
+        regime: Regime,
+        initial: &[Vec<f32>],
+    ) -> Result<Self, CliError> {
+        let packed = initial.concat();
+        let [parameters, gradients] = ["parameters", "gradients"].map(|label| {
             gpu.device().create_buffer(&wgpu::BufferDescriptor {
                 label: Some(label),
-                size: (initial.len().max(4) * 4) as u64,
+                size: (packed.len().max(4) * 4) as u64,
                 usage: wgpu::BufferUsages::STORAGE
                     | wgpu::BufferUsages::COPY_DST
                     | wgpu::BufferUsages::COPY_SRC,
                 mapped_at_creation: false,
             })
-        };
-        let (parameters, gradients) = (buffer("parameters"), buffer("gradients"));
+        });
         gpu.queue()
-            .write_buffer(&parameters, 0, bytemuck::cast_slice(initial));
-        let bytes = 0..(initial.len() * 4) as u64;
-        let group: Group<Tensor> = Group::new("case").tensor(
-            "case",
-            parameters.slice(bytes.clone()),
-            gradients.slice(bytes),
-        );
+            .write_buffer(&parameters, 0, bytemuck::cast_slice(&packed));
+        let mut builder: OptimizerBuilder<Tensor> = OptimizerBuilder::new(rule).regime(regime);
+        let mut start = 0;
+        for (index, values) in initial.iter().enumerate() {
+            let bytes = start..start + 4 * values.len() as u64;
+            start = bytes.end;
+            let name = index.to_string();
+            builder = builder.group(Group::new(&name).tensor(
+                &name,
+                parameters.slice(bytes.clone()),
+                gradients.slice(bytes),
+            ));
+        }
         Ok(DeviceRun {
             gpu,
-            optimizer: OptimizerBuilder::new(rule)
-                .regime(regime)
-                .group(group)
-                .build(gpu)?,
+            optimizer: builder.build(gpu)?,
             parameters,
             gradients,
-            length: initial.len(),
         })
     }
 
-    fn step(&mut self, gradient: &[f32]) -> Result<Record, CliError> {
+    fn step(&mut self, gradients: &[Vec<f32>]) -> Result<Vec<Record>, CliError> {
         let queue = self.gpu.queue();
-        queue.write_buffer(&self.gradients, 0, bytemuck::cast_slice(gradient));
+        queue.write_buffer(
+            &self.gradients,
+            0,
+            bytemuck::cast_slice(&gradients.concat()),
+        );
         let mut encoder = self
             .gpu
             .device()
             .create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
         self.optimizer.encode_step(&mut encoder)?;
         queue.submit([encoder.finish()]);
-        only(pollster::block_on(self.optimizer.drain_records())?.records)
+        let records = pollster::block_on(self.optimizer.drain_records())?.records;
+        one_each(records, gradients.len())
     }
 
     fn parameters(&self) -> Result<Vec<f32>, CliError> {
-        let mut values =
-            pollster::block_on(self.gpu.read_buffer::<f32>("parameters", &self.parameters))?;
-        values.truncate(self.length);
-        Ok(values)
+        Ok(pollster::block_on(
+            self.gpu.read_buffer("parameters", &self.parameters),
+        )?)
     }
 }
 
-/// The record of a step: one step of one group leaves one.
-fn only(records: Vec<Record>) -> Result<Record, CliError> {
-    match records.as_slice() {
-        [record] => Ok(*record),
-        _ => Err(wgpu_optim::Error::Readback {
-            what: "records",
-            message: format!("one step of one group left {} records", records.len()),
-        }
-        .into()),
+/// The records of one step: one per group.
+fn one_each(records: Vec<Record>, groups: usize) -> Result<Vec<Record>, CliError> {
+    if records.len() == groups {
+        return Ok(records);
     }
+    Err(wgpu_optim::Error::Readback {
+        what: "records",
+        message: format!("one step of {groups} groups left {} records", records.len()),
+    }
+    .into())
 }
 
 fn print(report: &Report) {
