@@ -210,7 +210,8 @@ fn change_rate(
     let ln_rate = add_fixed(ln_first, total);
     let limit = add_float(Fixed(0, 0u), select(LN_RATE_LIMIT, -LN_RATE_LIMIT, ln_rate.whole < 0));
     var excess = fixed_to_float(subtract_fixed(ln_rate, limit));
-    if (ln_rate.whole < 0 && excess < 0.0) || (ln_rate.whole >= 0 && excess > 0.0) {
+    // Closer than f32 can tell is not beyond.
+    if (ln_rate.whole < 0 && excess < -1e-5) || (ln_rate.whole >= 0 && excess > 1e-5) {
         (*r).flags |= CLAMPED_RATE;
         total = subtract_fixed(limit, ln_first);
     } else {
@@ -219,10 +220,11 @@ fn change_rate(
     (*s).change_int = total.whole;
     (*s).change_fraction = total.fraction;
     let growth = exp_fixed(total);
-    (*s).learning_rate = to_float(scaled(
+    let rate = to_float(scaled(
         (*s).first_rate_mantissa * growth.mantissa,
         (*s).first_rate_exponent + growth.exponent,
     ));
+    (*s).learning_rate = clamp(rate, RATE_MIN, RATE_MAX);
 
     (*r).norm_term = norm_term;
     (*r).alignment_term = alignment_term;

@@ -27,9 +27,7 @@ pub enum Error {
     NoGroups,
 
     /// Two groups, or two tensors of one optimizer, have the same name.
-    #[error(
-        "two {what}s are named \"{name}\": give each its own name, records and checkpoints go by it"
-    )]
+    #[error("two {what}s are named \"{name}\": give each its own name, messages go by it")]
     DuplicateName {
         /// `group` or `tensor`.
         what: &'static str,

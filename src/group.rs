@@ -36,7 +36,7 @@ pub(crate) struct Settings {
 }
 
 impl<T> Group<T> {
-    /// An empty group. Records, errors and checkpoints go by its name.
+    /// An empty group. Messages go by its name.
     pub fn new(name: impl Into<String>) -> Self {
         Group {
             name: name.into(),
@@ -113,7 +113,7 @@ pub struct OptimizerBuilder<T> {
     pub(crate) rule: Rule,
     pub(crate) settings: Settings,
     pub(crate) global_norm: bool,
-    pub(crate) record_steps: u32,
+    pub(crate) record_steps: Option<u32>,
     pub(crate) groups: Vec<Group<T>>,
 }
 
@@ -130,7 +130,7 @@ impl<T> OptimizerBuilder<T> {
             rule,
             settings: Settings::default(),
             global_norm: false,
-            record_steps: DEFAULT_RECORD_STEPS,
+            record_steps: None,
             groups: Vec::new(),
         }
     }
@@ -154,7 +154,8 @@ impl<T> OptimizerBuilder<T> {
     }
 
     /// Clip by norm, see [`Group::clip_norm`]. With [`OptimizerBuilder::global_norm`] this is
-    /// `torch.nn.utils.clip_grad_norm_` over all parameters, without its readback.
+    /// `torch.nn.utils.clip_grad_norm_` over all parameters, without its readback (and without the 1e-6 that it adds to the
+    /// norm).
     pub fn clip_norm(mut self, max_norm: f32) -> Self {
         self.settings.clip_norm = Some(max_norm);
         self
@@ -172,9 +173,10 @@ impl<T> OptimizerBuilder<T> {
         self
     }
 
-    /// How many steps the record ring holds before the oldest are overwritten; at least 1.
+    /// How many steps the record ring holds before the oldest are overwritten; at least 1. Without this it holds
+    /// [`DEFAULT_RECORD_STEPS`], or fewer where there are so many groups that the device could not bind it.
     pub fn record_steps(mut self, steps: u32) -> Self {
-        self.record_steps = steps;
+        self.record_steps = Some(steps);
         self
     }
 
@@ -184,18 +186,35 @@ impl<T> OptimizerBuilder<T> {
         self
     }
 
+    /// How many steps a ring of at most `records` records is to hold.
+    pub(crate) fn record_steps_for(&self, records: u64) -> Result<u32, Error> {
+        let most = records / self.groups.len().max(1) as u64;
+        match self.record_steps {
+            None => Ok(u64::from(DEFAULT_RECORD_STEPS).min(most).max(1) as u32),
+            Some(steps) if u64::from(steps) <= most => Ok(steps),
+            Some(steps) => Err(Error::Limit {
+                what: "the number of steps in the record ring".to_owned(),
+                value: u64::from(steps),
+                limit: most,
+                way_out: "ask for fewer steps with OptimizerBuilder::record_steps",
+            }),
+        }
+    }
+
     /// Fills in every default and refuses what cannot be.
     pub(crate) fn resolve(self) -> Result<Vec<ResolvedGroup<T>>, Error> {
         if self.groups.is_empty() {
             return Err(Error::NoGroups);
         }
-        require(
-            self.record_steps >= 1,
-            || "optimizer".to_owned(),
-            "record_steps",
-            self.record_steps,
-            "at least 1",
-        )?;
+        if let Some(steps) = self.record_steps {
+            require(
+                steps >= 1,
+                || "optimizer".to_owned(),
+                "record_steps",
+                steps,
+                "at least 1",
+            )?;
+        }
         let mut group_names = HashSet::new();
         let mut tensor_names = HashSet::new();
         let mut resolved = Vec::with_capacity(self.groups.len());
@@ -281,11 +300,11 @@ impl GroupConfig {
             "finite and at least 0",
         )?;
         require(
-            self.clip_norm > 0.0,
+            self.clip_norm >= f32::MIN_POSITIVE,
             owner,
             "clip_norm",
             self.clip_norm,
-            "above 0 (f32::INFINITY for none)",
+            "above 0 and not denormal (f32::INFINITY for none)",
         )?;
         self.rule.validate()?;
         self.regime.validate()

@@ -40,6 +40,8 @@ pub(crate) struct Geometry {
     pub(crate) binding_alignment: u64,
     /// Workgroups one dispatch can have.
     pub(crate) dispatch_blocks: u32,
+    /// Partials that pass 2 can add up for one scope.
+    pub(crate) scope_partials: u64,
     /// Whether parameters and gradients can only be loaded four at a time where both lie on a multiple of four.
     pub(crate) quads_need_alignment: bool,
 }
@@ -484,9 +486,14 @@ fn kernel_of(
         && let Some(other) =
             members().find(|member| member.rule.has_momentum() != config.rule.has_momentum())
     {
+        let (first, second) = if config.rule.has_momentum() {
+            (config, other)
+        } else {
+            (other, config)
+        };
         return Err(Error::MixedScope {
-            first: config.name.clone(),
-            second: other.name.clone(),
+            first: first.name.clone(),
+            second: second.name.clone(),
             scope: scope.name.unwrap_or_default().to_owned(),
         });
     }
@@ -535,6 +542,8 @@ fn constants_of(
         clip_norm: clip(config),
         momentum: config.rule.momentum(),
         gradient_share: match config.rule {
+            // As in PyTorch: without momentum there is nothing to dampen.
+            Rule::Sgdm { momentum: 0.0, .. } => 1.0,
             Rule::Sgdm { dampening, .. } => 1.0 - dampening,
             Rule::Signum { momentum } => 1.0 - momentum,
             Rule::Sgd | Rule::SignSgd => 1.0,
@@ -574,6 +583,15 @@ fn number_rows(
             value: words,
             limit,
             way_out: "use larger blocks in the tuning, or pack many small tensors side by side in one buffer",
+        });
+    }
+    let most = rows.iter().max().copied().unwrap_or(0) * u64::from(geometry.partials_per_block);
+    if most > geometry.scope_partials {
+        return Err(Error::Limit {
+            what: "the number of partial sums of one norm".to_owned(),
+            value: most,
+            limit: geometry.scope_partials,
+            way_out: "use larger blocks or a larger finish_workgroup_size in the tuning",
         });
     }
     let mut next: Vec<u32> = Vec::with_capacity(scopes.len());

@@ -66,7 +66,8 @@ impl Flags {
     pub fn first(self) -> bool {
         self.0 & record_flags::FIRST != 0
     }
-    /// The gradient was zero and the rate is carried over.
+    /// The gradient was zero: the rate and the regime's state are carried over. The rule still runs, so that momentum coasts and
+    /// decoupled decay shrinks, as with any optimizer.
     pub fn zero_gradient(self) -> bool {
         self.0 & record_flags::ZERO_GRADIENT != 0
     }
@@ -162,7 +163,7 @@ impl Record {
     }
 }
 
-/// A sentence: `step 212: η 0.0131, -31 %: norm rose (-29 %), steps contradict (-2 %)`.
+/// A sentence: `step 212: η 1.3100e-2, -31.0 %: norm rose (-29.1 %), steps overshoot (-2.7 %)`. Tensors go by their index.
 impl fmt::Display for Record {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "step {}: ", self.step)?;
@@ -261,4 +262,12 @@ pub struct Records {
     pub records: Vec<Record>,
     /// Steps that were overwritten before they were drained.
     pub lost_steps: u64,
+}
+
+impl Records {
+    /// Adds later records.
+    pub(crate) fn append(&mut self, mut later: Records) {
+        self.records.append(&mut later.records);
+        self.lost_steps += later.lost_steps;
+    }
 }

@@ -706,7 +706,7 @@ fn blocks_larger_than_a_binding_are_cut() {
     for gpu in small_bindings(64 << 10) {
         let most = Tuning {
             workgroup_size: 8,
-            quads_per_invocation: 8192,
+            quads_per_invocation: 4096,
             ..gpu.tuning()
         };
         let gpu = gpu.with_tuning(most).expect("within the tuning's range");

@@ -452,12 +452,12 @@ fn the_longest_loops_still_find_what_is_not_finite() {
         for partials in [Partials::PerInvocation, Partials::PerWorkgroup] {
             let tuning = Tuning {
                 workgroup_size: 2,
-                quads_per_invocation: 8192,
+                quads_per_invocation: 4096,
                 partials,
                 finish_workgroup_size: 2,
             };
             let gpu = gpu.clone().with_tuning(tuning).expect("the largest blocks");
-            let len = 2 * 8192 * 4;
+            let len = 2 * 4096 * 4;
             let specs = [
                 Spec::new(Rule::sgd(), Regime::seesaw(), vec![vec![1.0; 4]]).named("good"),
                 Spec::new(Rule::sgd(), Regime::seesaw(), vec![vec![f32::NAN; len]]),

@@ -7,7 +7,7 @@ use serde::Serialize;
 use wgpu_optim::{Gpu, Group, Optimizer, OptimizerBuilder, Regime, Rule, wgpu};
 
 use crate::CliError;
-use crate::table::Columns;
+use crate::table::{Columns, say};
 use crate::target::{Target, TargetArgs};
 
 /// Options of `bench`.
@@ -69,11 +69,10 @@ pub fn run(args: &Args) -> Result<(), CliError> {
         rows,
     };
     if args.json {
-        println!("{}", serde_json::json!(report));
+        say(serde_json::json!(report))
     } else {
-        print(&report);
+        print(&report)
     }
-    Ok(())
 }
 
 fn measure_size(target: &Target, elements: usize, rows: &mut Vec<Row>) -> Result<(), CliError> {
@@ -265,8 +264,8 @@ fn submit(
     Ok(gpu.check_alive()?)
 }
 
-fn print(report: &Report) {
-    println!("{}; medians of {REPEATS}", report.device);
+fn print(report: &Report) -> Result<(), CliError> {
+    say(format!("{}; medians of {REPEATS}", report.device))?;
     let mut table = Columns::new(
         [
             "what",
@@ -290,5 +289,5 @@ fn print(report: &Report) {
             format!("{:.0}", row.percent_of_copy),
         ]);
     }
-    table.print();
+    table.print()
 }

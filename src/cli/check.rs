@@ -10,7 +10,7 @@ use wgpu_optim::{
 };
 
 use crate::CliError;
-use crate::table::Columns;
+use crate::table::{Columns, say};
 use oracle::Oracle;
 
 /// Options of `check`.
@@ -73,9 +73,9 @@ pub fn run(args: &Args) -> Result<(), CliError> {
         cases,
     };
     if args.json {
-        println!("{}", serde_json::json!(report));
+        say(serde_json::json!(report))?;
     } else {
-        print(&report);
+        print(&report)?;
     }
     if failures > 0 {
         return Err(CliError::CheckFailed {
@@ -348,7 +348,7 @@ fn one_each(records: Vec<Record>, groups: usize) -> Result<Vec<Record>, CliError
     .into())
 }
 
-fn print(report: &Report) {
+fn print(report: &Report) -> Result<(), CliError> {
     let mut table = Columns::new(
         [
             "rule",
@@ -378,9 +378,9 @@ fn print(report: &Report) {
             format!("{:.1e}", case.cpu_error),
         ]);
     }
-    table.print();
-    println!(
+    table.print()?;
+    say(format!(
         "largest distance of parameters (relative to the largest) and of ln(lr); {:.0e} is allowed",
         report.tolerance
-    );
+    ))
 }

@@ -126,7 +126,8 @@ pub fn load(spec: &str) -> Result<Dataset, DataError> {
                 "agaricus.txt.test",
                 include_bytes!("../../data/agaricus.txt.test.gz"),
             )?;
-            with_test(spec, &train, libsvm::parse(&train)?, libsvm::parse(&test)?)
+            let tables = (libsvm::parse(&train)?, libsvm::parse(&test)?);
+            with_test(spec, &train, &test, tables.0, tables.1)
         }
         path => load_path(Path::new(path)),
     }
@@ -137,7 +138,11 @@ fn load_path(path: &Path) -> Result<Dataset, DataError> {
     if path.is_dir() {
         let images = with_optional_gz(&path.join("train-images-idx3-ubyte"))
             .ok_or(DataError::NoIdxFiles { folder: shown })?;
-        return load_path(&images);
+        let mut dataset = load_path(&images)?;
+        if let Some(name) = path.file_name() {
+            dataset.name = name.to_string_lossy().into_owned();
+        }
+        return Ok(dataset);
     }
     let file = File::open(path)?;
     let name = file.stem();
@@ -147,7 +152,11 @@ fn load_path(path: &Path) -> Result<Dataset, DataError> {
     if libsvm::is_libsvm(&file.bytes) {
         let table = libsvm::parse(&file)?;
         return match sibling(path, &[("train", "test")]) {
-            Some(test) => with_test(&name, &file, table, libsvm::parse(&File::open(&test)?)?),
+            Some(test) => {
+                let test = File::open(&test)?;
+                let test_table = libsvm::parse(&test)?;
+                with_test(&name, &file, &test, table, test_table)
+            }
             None => hold_out(&file.name, &name, table),
         };
     }
@@ -170,7 +179,8 @@ fn load_idx(path: &Path, images: &File, name: &str) -> Result<Dataset, DataError
     match sibling(path, &[("train-images", "t10k-images")]) {
         Some(test) => {
             let test_images = File::open(&test)?;
-            with_test(name, images, table, read(&test_images, &test)?)
+            let test_table = read(&test_images, &test)?;
+            with_test(name, images, &test_images, table, test_table)
         }
         None => hold_out(&images.name, name, table),
     }
@@ -372,6 +382,7 @@ fn split_of(
 fn with_test(
     name: &str,
     train_file: &File,
+    test_file: &File,
     mut train: Table,
     mut test: Table,
 ) -> Result<Dataset, DataError> {
@@ -383,8 +394,8 @@ fn with_test(
     let classes = training_classes(&train_file.name, &train)?;
     if test.labels.is_empty() {
         return Err(DataError::Unusable {
-            file: train_file.name.clone(),
-            problem: "the test file beside it has no rows: remove it, or give it some".to_owned(),
+            file: test_file.name.clone(),
+            problem: "this test file has no rows: remove it, or give it some".to_owned(),
         });
     }
     Ok(Dataset {
@@ -392,7 +403,7 @@ fn with_test(
         features,
         classes: classes.len(),
         train: split_of(&train_file.name, &classes, train.x, &train.labels)?,
-        test: split_of(&train_file.name, &classes, test.x, &test.labels)?,
+        test: split_of(&test_file.name, &classes, test.x, &test.labels)?,
     })
 }
 

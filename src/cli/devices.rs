@@ -5,7 +5,7 @@ use wgpu_optim::gpu::Tuning;
 use wgpu_optim::{Gpu, wgpu};
 
 use crate::CliError;
-use crate::table::Columns;
+use crate::table::{Columns, say};
 use crate::target::{Backend, Target, TargetArgs};
 
 /// Options of `devices`.
@@ -59,8 +59,7 @@ pub fn run(args: &Args) -> Result<(), CliError> {
     };
     let report = Report { devices, auto };
     if args.json {
-        println!("{}", serde_json::json!(report));
-        return Ok(());
+        return say(serde_json::json!(report));
     }
     for device in &report.devices {
         let mut table = Columns::without_header(usize::MAX);
@@ -101,15 +100,12 @@ pub fn run(args: &Args) -> Result<(), CliError> {
                 device.workgroup_size, device.block_elements
             ),
         ]);
-        table.print();
+        table.print()?;
     }
     if report.devices.is_empty() {
-        println!(
-            "no adapter with compute shaders (Debian: mesa-vulkan-drivers has a software one)"
-        );
+        say("no adapter with compute shaders (Debian: mesa-vulkan-drivers has a software one)")?;
     }
-    println!("`--backend auto` takes {}", report.auto);
-    Ok(())
+    say(format!("`--backend auto` takes {}", report.auto))
 }
 
 fn describe(adapter: &wgpu::Adapter) -> Device {

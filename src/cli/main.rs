@@ -60,7 +60,7 @@ impl CliError {
                 | wgpu_optim::Error::DeviceLost(_)
                 | wgpu_optim::Error::Readback { .. },
             )
-            | CliError::Model(_)
+            | CliError::Model(model::ModelError::Device(_))
             | CliError::CheckFailed { .. } => 1,
             _ => 2,
         }
@@ -95,7 +95,8 @@ fn main() -> ExitCode {
 /// Prints help as it is, and an error in one line.
 fn report_usage(error: &clap::Error) -> ExitCode {
     if !error.use_stderr() {
-        print!("{}", error.render().ansi());
+        // Plain text in a pipe, and a reader that has gone away is not an error.
+        let _ = error.print();
         return ExitCode::SUCCESS;
     }
     let text = error.to_string();

@@ -95,13 +95,18 @@ pub enum ModelError {
     },
     /// More work than one grid holds.
     #[error(
-        "{what} needs {value} workgroups, but the device runs at most {limit} at once: use a smaller --batch or --hidden"
+        "kernel {what} needs {value} workgroups, but the device runs at most {limit} at once: use a smaller --batch or --hidden, or --backend cpu"
     )]
     Grid {
         what: &'static str,
         value: u64,
         limit: u64,
     },
+    /// A sum of more terms than a loop may have.
+    #[error(
+        "a layer adds up {terms} terms, but a loop on a device may have at most {most}: use --backend cpu, or fewer features, a smaller --hidden or --batch"
+    )]
+    TooLong { terms: usize, most: usize },
     /// The device failed.
     #[error(transparent)]
     Device(#[from] wgpu_optim::Error),

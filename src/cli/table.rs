@@ -1,6 +1,21 @@
-//! Tables as every command prints them.
+//! What every command writes on standard output: lines and tables.
+
+use std::io::Write;
 
 use comfy_table::{CellAlignment, Table, presets};
+
+use crate::CliError;
+
+/// Writes a line on standard output. A reader that has gone away is not an error.
+pub fn say(line: impl std::fmt::Display) -> Result<(), CliError> {
+    match writeln!(std::io::stdout().lock(), "{line}") {
+        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => Err(CliError::Write {
+            path: "standard output".to_owned(),
+            message: error.to_string(),
+        }),
+        _ => Ok(()),
+    }
+}
 
 /// An empty table whose columns from `first_number` on hold numbers, aligned to the right. Add rows, then print.
 pub struct Columns {
@@ -32,10 +47,10 @@ impl Columns {
     }
 
     /// Prints it.
-    pub fn print(mut self) {
+    pub fn print(mut self) -> Result<(), CliError> {
         for column in self.table.column_iter_mut().skip(self.first_number) {
             column.set_cell_alignment(CellAlignment::Right);
         }
-        println!("{}", self.table);
+        say(self.table)
     }
 }

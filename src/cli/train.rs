@@ -19,6 +19,7 @@ use wgpu_optim::{Hypergradient, NormRatio, Record, Regime, Rule, Seesaw};
 use crate::CliError;
 use crate::data::{self, Dataset};
 use crate::model::{Evaluation, Model, ModelKind, Part};
+use crate::table::say;
 use crate::target::{Target, TargetArgs};
 use engine::{Engine, OptimizerSettings};
 use report::{Causes, RateRange, Run};
@@ -156,10 +157,16 @@ pub fn run(args: &Args) -> Result<(), CliError> {
         weight_decay: args.weight_decay,
         clip_norm: args.clip_norm,
     };
-    // Opened first: a path that cannot be written should not cost a training run.
-    let trace = args.trace.as_deref().map(Trace::create).transpose()?;
+    settings.check()?;
     let dataset = data::load(&args.data)?;
     let target = args.target.find()?;
+    // Before training, which a path that cannot be written should not cost; and not before the data is read, which may be the
+    // same file by mistake.
+    let trace = args
+        .trace
+        .as_deref()
+        .map(|path| Trace::create(path, &args.data))
+        .transpose()?;
     target.explain();
     let model = Model::new(
         args.model,
@@ -168,12 +175,16 @@ pub fn run(args: &Args) -> Result<(), CliError> {
         args.hidden as usize,
     );
     let run = train(args, &settings, &dataset, &target, &model, trace)?;
-    if args.json {
-        println!("{}", report::json(&[run]));
-    } else {
-        report::print(&run, &model);
+    if run.skipped_steps == run.steps {
+        eprintln!(
+            "every step was skipped, nothing was learned: the gradients are not finite, so look at the scale of the features"
+        );
     }
-    Ok(())
+    if args.json {
+        say(report::json(&[run]))
+    } else {
+        report::print(&run, &model)
+    }
 }
 
 fn train(
@@ -276,8 +287,15 @@ const TRACE_HEADER: [&str; 11] = [
 ];
 
 impl Trace {
-    fn create(path: &Path) -> Result<Self, CliError> {
+    fn create(path: &Path, data: &str) -> Result<Self, CliError> {
         let name = path.display().to_string();
+        if let (Ok(trace), Ok(data)) = (path.canonicalize(), Path::new(data).canonicalize())
+            && trace == data
+        {
+            return Err(CliError::Usage(format!(
+                "--trace {name} would overwrite the data: give it another name"
+            )));
+        }
         let file = File::create(path).map_err(|error| CliError::Write {
             path: name.clone(),
             message: format!("{error}; give --trace a file in a folder that exists"),

@@ -236,7 +236,8 @@ fn change_rate(
         LN_RATE_LIMIT
     });
     let mut excess = ln_rate.subtract(limit).to_float();
-    if (falling && excess < 0.0) || (!falling && excess > 0.0) {
+    // Closer than f32 can tell is not beyond.
+    if (falling && excess < -1e-5) || (!falling && excess > 1e-5) {
         r.flags |= record_flags::CLAMPED_RATE;
         total = limit.subtract(ln_first_rate(s));
     } else {
@@ -249,7 +250,8 @@ fn change_rate(
         s.first_rate_mantissa * growth.mantissa,
         s.first_rate_exponent + growth.exponent,
     )
-    .to_float();
+    .to_float()
+    .clamp(RATE_MIN, RATE_MAX);
 
     r.norm_term = norm_term;
     r.alignment_term = alignment_term;

@@ -17,6 +17,12 @@ use crate::record::{RecordCursor, Records};
 /// Elements of a block: small enough for the first-level cache, large enough that handing it to a thread costs nothing.
 const BLOCK_ELEMENTS: u32 = 8192;
 
+/// Blocks from which on a step is worth handing to other threads.
+const PARALLEL_BLOCKS: usize = 16;
+
+/// The largest record ring.
+const RECORD_RING_BYTES: u64 = 1 << 30;
+
 /// An optimizer on the host. Made by [`OptimizerBuilder::build_cpu`].
 ///
 /// It walks the same plan as [`Optimizer`](crate::Optimizer), block by block and on every core; the result has the same bits for
@@ -57,7 +63,8 @@ impl OptimizerBuilder<Tensor> {
     /// # Errors
     /// A wrong number, name or length.
     pub fn build_cpu(self) -> Result<CpuOptimizer, Error> {
-        let record_steps = self.record_steps as usize;
+        let record_bytes = std::mem::size_of::<RawRecord>() as u64;
+        let record_steps = self.record_steps_for(RECORD_RING_BYTES / record_bytes)? as usize;
         let mut lengths = Vec::new();
         let mut placed = Vec::new();
         for group in self.resolve()? {
@@ -89,6 +96,7 @@ impl OptimizerBuilder<Tensor> {
                 binding_elements: u64::MAX,
                 binding_alignment: 4,
                 dispatch_blocks: u32::MAX,
+                scope_partials: u64::MAX,
                 quads_need_alignment: false,
             },
         )?;
@@ -211,7 +219,7 @@ impl CpuOptimizer {
                 reduce_gradient(kernel, &groups[group], &states[group], block, slices)
             });
         };
-        if self.rows.len() > 1 {
+        if self.rows.len() >= PARALLEL_BLOCKS {
             self.partials
                 .par_iter_mut()
                 .zip(self.rows.par_iter())
@@ -262,7 +270,7 @@ impl CpuOptimizer {
                     );
                 }
             };
-        if self.rows.len() > 1 {
+        if self.rows.len() >= PARALLEL_BLOCKS {
             self.tensors
                 .par_iter_mut()
                 .zip(params.par_iter_mut())
@@ -313,11 +321,11 @@ impl CpuOptimizer {
     }
 }
 
-/// Halves a tensor, at a multiple of the block, until a half is one block.
+/// Halves a tensor, at a multiple of the block, until a half is not worth handing to another thread.
 fn update_in_halves(arch: Arch, kernel: Kernel, update: &Update, slices: BlockSlicesMut) {
     let block = BLOCK_ELEMENTS as usize;
     let elements = slices.params.len();
-    if elements <= block {
+    if elements <= block * PARALLEL_BLOCKS / 4 {
         return arch.dispatch(|| update_parameters(kernel, update, slices));
     }
     let middle = elements.div_ceil(block) / 2 * block;

@@ -109,9 +109,8 @@ impl Gpu {
     /// # Errors
     /// [`Error::Device`] with the driver's reason.
     pub async fn open(adapter: &wgpu::Adapter) -> Result<Self, Error> {
-        let wanted = wgpu::Features::TIMESTAMP_QUERY
-            | wgpu::Features::TIMESTAMP_QUERY_INSIDE_ENCODERS
-            | wgpu::Features::SUBGROUP;
+        // For those who time the passes.
+        let wanted = wgpu::Features::TIMESTAMP_QUERY;
         let (device, queue) = adapter
             .request_device(&wgpu::DeviceDescriptor {
                 label: Some("wgpu-optim"),
@@ -197,6 +196,9 @@ impl Gpu {
     }
 
     /// Refuses where the device is known to be lost: wgpu itself would do nothing, in silence.
+    ///
+    /// # Errors
+    /// [`Error::DeviceLost`] with the reason.
     pub fn check_alive(&self) -> Result<(), Error> {
         match &*self.lost.lock().unwrap_or_else(PoisonError::into_inner) {
             None => Ok(()),

@@ -80,6 +80,8 @@ pub struct Optimizer {
     records: wgpu::Buffer,
     readback: Readback,
     cursor: RecordCursor,
+    /// Records that were fetched by a drain that then failed.
+    undelivered: Records,
 }
 
 impl OptimizerBuilder<Tensor> {
@@ -89,13 +91,17 @@ impl OptimizerBuilder<Tensor> {
     /// direction memory of Seesaw and Hypergradient on rules without momentum, otherwise nothing in proportion to the
     /// parameters.
     ///
+    /// Parameters and gradients may lie in one buffer. That is fine on every native backend; browsers refuse it where the two
+    /// interleave.
+    ///
     /// # Errors
     /// A wrong number, length, offset, usage, overlap or limit, with its name; [`Error::Device`] where the device refuses
     /// memory or a kernel. Nothing has been written to the caller's buffers in any case.
     pub fn build(self, gpu: &Gpu) -> Result<Optimizer, Error> {
         gpu.check_alive()?;
-        let record_steps = self.record_steps;
         let limits = gpu.device().limits();
+        let record_bytes = std::mem::size_of::<RawRecord>() as u64;
+        let record_steps = self.record_steps_for(largest_binding(&limits) / record_bytes)?;
         gpu.tuning().validate(&limits)?;
         let (groups, buffers) = place_tensors(self.resolve()?)?;
         crate::plan::check_overlaps(
@@ -149,11 +155,20 @@ fn place_tensors(
     Ok((placed, buffers))
 }
 
+/// Trips of a loop that are safe: some drivers stop an invocation in silence after 65,535.
+const MOST_TRIPS: u64 = 60_000;
+
+/// Bytes that one binding can hold: 4 GiB at most, so that indices within it fit 32 bits with room to spare.
+fn largest_binding(limits: &wgpu::Limits) -> u64 {
+    limits
+        .max_storage_buffer_binding_size
+        .min(limits.max_buffer_size)
+        .min(1 << 32)
+}
+
 fn geometry(gpu: &Gpu, limits: &wgpu::Limits) -> Geometry {
     let element = u64::from(f32_bytes());
-    let largest = limits
-        .max_storage_buffer_binding_size
-        .min(limits.max_buffer_size);
+    let largest = largest_binding(limits);
     let binding_elements = largest / element / u64::from(QUAD) * u64::from(QUAD);
     let binding_alignment = u64::from(limits.min_storage_buffer_offset_alignment.max(16)) / element;
     // A block must fit into a binding wherever it starts.
@@ -164,6 +179,7 @@ fn geometry(gpu: &Gpu, limits: &wgpu::Limits) -> Geometry {
         binding_elements,
         binding_alignment,
         dispatch_blocks: limits.max_compute_workgroups_per_dimension,
+        scope_partials: u64::from(gpu.tuning().finish_workgroup_size) * MOST_TRIPS,
         quads_need_alignment: true,
     }
 }
@@ -182,20 +198,6 @@ impl Optimizer {
     ) -> Result<Self, Error> {
         let device = gpu.device();
         let group_count = plan.groups.len() as u64;
-        let ring_bytes =
-            u64::from(record_steps) * group_count * std::mem::size_of::<RawRecord>() as u64;
-        let largest = limits
-            .max_storage_buffer_binding_size
-            .min(limits.max_buffer_size);
-        if ring_bytes > largest {
-            return Err(Error::Limit {
-                what: "the record ring in bytes".to_owned(),
-                value: ring_bytes,
-                limit: largest,
-                way_out: "ask for fewer steps with OptimizerBuilder::record_steps",
-            });
-        }
-
         let grid = u64::from(limits.max_compute_workgroups_per_dimension);
         if plan.scopes.len() as u64 > grid {
             return Err(Error::Limit {
@@ -301,6 +303,7 @@ impl Optimizer {
             readback: Readback::new(device, "records", records.size()),
             records,
             cursor: RecordCursor::default(),
+            undelivered: Records::default(),
         })
     }
 
@@ -333,8 +336,8 @@ impl Optimizer {
         &self.dispatches
     }
 
-    /// The learning rates on the device: one f32 per group, in the order of declaration; usable as a read-only storage buffer or
-    /// as the source of a copy. 0 until the first non-zero gradient, unless the regime was given a first rate.
+    /// The learning rates on the device: one f32 per group, in the order of declaration, then padding to 16 bytes; usable as a
+    /// read-only storage buffer or as the source of a copy. 0 until the first non-zero gradient, unless the regime was given a first rate.
     pub fn learning_rates(&self) -> &wgpu::Buffer {
         &self.learning_rates
     }
@@ -359,24 +362,24 @@ impl Optimizer {
     /// # Errors
     /// [`Error::DeviceLost`] or [`Error::Readback`].
     pub async fn drain_records(&mut self) -> Result<Records, Error> {
-        let mut earlier = Records::default();
         if self.readback.is_in_flight() {
-            earlier = self.finish_drain().await?;
+            self.finish_drain().await?;
         }
         self.readback.start(&self.gpu, &self.records)?;
-        let mut records = self.finish_drain().await?;
-        earlier.lost_steps += records.lost_steps;
-        earlier.records.append(&mut records.records);
-        Ok(earlier)
+        self.finish_drain().await?;
+        Ok(std::mem::take(&mut self.undelivered))
     }
 
-    async fn finish_drain(&mut self) -> Result<Records, Error> {
+    async fn finish_drain(&mut self) -> Result<(), Error> {
         let (plan, cursor) = (&self.plan, &mut self.cursor);
-        self.readback
+        let records = self
+            .readback
             .wait(&self.gpu, |bytes| {
                 cursor.read(bytes, |element| plan.locate(element))
             })
-            .await
+            .await?;
+        self.undelivered.append(records);
+        Ok(())
     }
 
     /// Fetches records without ever waiting: starts a copy, or hands over what an earlier call started if it has arrived.
@@ -388,8 +391,10 @@ impl Optimizer {
         let arrived = self.readback.try_finish(&self.gpu, |bytes| {
             cursor.read(bytes, |element| plan.locate(element))
         })?;
+        let any = arrived.is_some();
+        self.undelivered.append(arrived.unwrap_or_default());
         self.readback.start(&self.gpu, &self.records)?;
-        Ok(arrived)
+        Ok(any.then(|| std::mem::take(&mut self.undelivered)))
     }
 
     /// The state of every group, for tests and for the curious. Waits for the device.

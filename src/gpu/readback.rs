@@ -107,10 +107,12 @@ impl Readback {
             .map_err(|error| self.failed(&error.to_string()))?;
         // A lost device may have dropped the request without an answer.
         gpu.check_alive()?;
-        let result = receiver.receive().await;
-        match result {
+        match receiver.receive().await {
             Some(result) => self.finish(result, read),
-            None => Err(self.failed("the device dropped the request")),
+            None => {
+                self.in_flight = None;
+                Err(self.failed("the device dropped the request"))
+            }
         }
     }
 
@@ -134,19 +136,38 @@ impl Readback {
 }
 
 impl Gpu {
-    /// Reads a whole buffer back. Waits for the device; not for use in a training loop.
+    /// Reads a buffer back, as many whole `T`s as it holds. Waits for the device; not for use in a training loop.
     ///
     /// # Errors
-    /// [`Error::DeviceLost`] or [`Error::Readback`].
+    /// [`Error::Readback`], also where the buffer lacks `COPY_SRC`, or [`Error::DeviceLost`].
     pub async fn read_buffer<T: bytemuck::Pod>(
         &self,
         what: &'static str,
         buffer: &wgpu::Buffer,
     ) -> Result<Vec<T>, Error> {
-        let mut readback = Readback::new(self.device(), what, buffer.size());
+        let refused = |message: &str| {
+            Err(Error::Readback {
+                what,
+                message: message.to_owned(),
+            })
+        };
+        if !buffer.usage().contains(wgpu::BufferUsages::COPY_SRC) {
+            return refused("the buffer was created without BufferUsages::COPY_SRC: add it");
+        }
+        if !buffer.size().is_multiple_of(wgpu::COPY_BUFFER_ALIGNMENT) {
+            return refused("the buffer's size is not a multiple of 4 bytes: make it one");
+        }
+        let mut readback = self.scoped("a buffer to read through", || {
+            Ok::<_, Error>(Readback::new(self.device(), what, buffer.size()))
+        })?;
         readback.start(self, buffer)?;
         readback
-            .wait(self, |bytes| bytemuck::pod_collect_to_vec(bytes))
+            .wait(self, |bytes| {
+                bytes
+                    .chunks_exact(std::mem::size_of::<T>().max(1))
+                    .map(bytemuck::pod_read_unaligned)
+                    .collect()
+            })
             .await
     }
 }

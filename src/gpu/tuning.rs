@@ -47,7 +47,9 @@ impl Tuning {
 
     /// Elements of a full block.
     pub fn block_elements(&self) -> u32 {
-        self.workgroup_size * self.quads_per_invocation * QUAD
+        self.workgroup_size
+            .saturating_mul(self.quads_per_invocation)
+            .saturating_mul(QUAD)
     }
 
     /// Partials each block leaves.
@@ -71,7 +73,7 @@ impl Tuning {
                 owner,
                 field,
                 size,
-                "a power of two within the device's workgroup limits and 15 KiB of workgroup memory",
+                "a power of two within the device's limits of invocations and of workgroup memory",
             )?;
         }
         require(
@@ -79,14 +81,14 @@ impl Tuning {
             owner,
             "quads_per_invocation",
             self.quads_per_invocation,
-            "between 1 and 8192",
+            "between 1 and 4096",
         )
     }
 }
 
-/// Some drivers stop an invocation in silence after 65,535 loop trips, summed over all its loops; pass 1 sweeps its quads at most
-/// seven times.
-const MOST_QUADS_PER_INVOCATION: u32 = 8192;
+/// Some drivers stop an invocation in silence after 65,535 loop trips, summed over all its loops; pass 1 makes at most 14 per quad,
+/// where it sweeps again for small numbers and counts what is not finite.
+const MOST_QUADS_PER_INVOCATION: u32 = 4096;
 
 fn most_invocations(limits: &wgpu::Limits) -> u32 {
     let totals_bytes = std::mem::size_of::<crate::layout::ScopeSums>() as u32;

@@ -61,11 +61,11 @@ pub fn parse(file: &File) -> Result<Table, DataError> {
     }
 }
 
-/// A first line of names: none of its features is a number.
+/// A first line of names: none of its features is a number, or stands for a missing one.
 fn is_header(record: &StringRecord) -> bool {
     record.len() > 1
-        && record
-            .iter()
-            .take(record.len() - 1)
-            .all(|field| field.parse::<f32>().is_err())
+        && record.iter().take(record.len() - 1).all(|field| {
+            let missing = ["", "?", "-", "na", "n/a", "null", "none"];
+            field.parse::<f32>().is_err() && !missing.contains(&field.to_ascii_lowercase().as_str())
+        })
 }

@@ -5,14 +5,12 @@ use super::{DataError, File, Table, check_size, feature};
 /// The largest index: a dense row of this many features is the most that is allowed.
 const MOST_FEATURES: usize = 1_000_000;
 
-/// Whether the first line with content has a token like `3:0.5` after the label.
+/// Whether the first line with more than a label has a token like `3:0.5` after it.
 pub fn is_libsvm(bytes: &[u8]) -> bool {
     let start = &bytes[..bytes.len().min(1 << 16)];
     String::from_utf8_lossy(start)
         .lines()
-        .map(content)
-        .find(|line| !line.is_empty())
-        .and_then(|line| line.split_whitespace().nth(1))
+        .find_map(|line| content(line).split_whitespace().nth(1))
         .and_then(|token| token.split_once(':'))
         .is_some_and(|(index, _)| index.parse::<u64>().is_ok())
 }

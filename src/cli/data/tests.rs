@@ -105,6 +105,7 @@ fn csv_errors_name_the_place() {
     assert!(error("x", b"1,2,0\n1,inf,1\n").contains("line 2, column 2: the feature \"inf\""));
     assert!(error("x", b"1,2,0\n1,2,\n").contains("line 2, column 3: the label is missing"));
     assert!(error("x", b"1,0.5\n2,1\n").contains("the label 0.5 is not a class"));
+    assert!(error("x", b"?,?,a\n1,2,b\n").contains("line 1, column 1: \"?\""));
     assert!(error("x", b"").contains("not one row"));
     assert!(error("x", b"a,b,c\n").contains("not one row"));
     assert!(error("x", b"0\n1\n").contains("no features"));
@@ -116,6 +117,7 @@ fn csv_errors_name_the_place() {
 
 #[test]
 fn libsvm_takes_indices_from_0_and_from_1() {
+    assert!(libsvm::is_libsvm(b"1\n0 1:1 2:2\n"));
     for (text, features) in [
         ("1 1:2 3:4\n-1 2:1 # x\n\n1 1:1", 3),
         ("1 0:2 2:4\n-1 1:1\n1 0:1", 3),

@@ -7,6 +7,9 @@ use wgpu_optim::{Gpu, wgpu};
 use crate::data::{Dataset, Split};
 use crate::model::{Evaluation, Layer, Model, ModelError, ModelKind, Part};
 
+/// Trips of a loop that are safe: some drivers stop an invocation in silence after 65,535.
+const MOST_TRIPS: usize = 65_000;
+
 /// Rows evaluated at a time.
 const EVALUATION_ROWS: usize = 256;
 
@@ -392,6 +395,12 @@ impl Build<'_> {
     }
 
     fn product(&self, split: &SplitOnDevice, product: &Product) -> Result<Pass, ModelError> {
+        if product.inner > MOST_TRIPS {
+            return Err(ModelError::TooLong {
+                terms: product.inner,
+                most: MOST_TRIPS,
+            });
+        }
         let number = |value: usize| value as f64;
         let flag = |value: bool| f64::from(u8::from(value));
         let (bias, bias_offset) = product.bias.unwrap_or((product.b, 0));

@@ -24,6 +24,15 @@ pub struct OptimizerSettings {
 }
 
 impl OptimizerSettings {
+    /// Refuses numbers outside their ranges, before data and devices are looked for.
+    pub fn check(&self) -> Result<(), CliError> {
+        let empty: &[f32] = &[];
+        self.builder()
+            .group(Group::new("model").tensor("check", empty, empty))
+            .build_cpu()?;
+        Ok(())
+    }
+
     fn builder<T>(&self) -> OptimizerBuilder<T> {
         let builder = OptimizerBuilder::new(self.rule)
             .regime(self.regime)

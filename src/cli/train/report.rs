@@ -1,10 +1,11 @@
 //! What a run came to: a table for people, an object for programs.
 
 use serde::Serialize;
-use wgpu_optim::Record;
+use wgpu_optim::{NonFinite, Record};
 
+use crate::CliError;
 use crate::model::Model;
-use crate::table::Columns;
+use crate::table::{Columns, say};
 
 /// One training run.
 #[derive(Debug, Clone, Serialize)]
@@ -89,6 +90,8 @@ pub struct Causes {
     clamp: Cause,
     /// Steps skipped because a gradient was not finite.
     pub skipped: u64,
+    /// The first of them, and what was not finite in it.
+    pub first_skipped: Option<(u64, NonFinite)>,
     clipped: u64,
 }
 
@@ -100,6 +103,9 @@ impl Causes {
         self.brake.add(record.brake_term);
         self.clamp.add(record.clamp_term);
         self.skipped += u64::from(record.flags.skipped());
+        if self.first_skipped.is_none() {
+            self.first_skipped = record.nonfinite.map(|what| (record.step, what));
+        }
         self.clipped += u64::from(record.flags.clipped());
     }
 }
@@ -116,18 +122,18 @@ pub fn json(runs: &[Run]) -> String {
 }
 
 /// The table.
-pub fn print(run: &Run, model: &Model) {
-    println!(
+pub fn print(run: &Run, model: &Model) -> Result<(), CliError> {
+    say(format!(
         "{} on {}: {}, {}, {}",
         model, run.data, run.rule, run.regime, run.adapter
-    );
-    println!(
+    ))?;
+    say(format!(
         "{} steps of {} rows in {:.2} s ({:.0} µs each)",
         run.steps,
         run.batch,
         run.seconds,
         1e6 * run.seconds / run.steps as f64
-    );
+    ))?;
     let mut table = Columns::without_header(1);
     let mut row = |name: &str, value: String| table.row([name.to_owned(), value]);
     row("training loss", format!("{:.5}", run.train_loss));
@@ -144,11 +150,24 @@ pub fn print(run: &Run, model: &Model) {
     if run.skipped_steps > 0 {
         row("skipped steps", run.skipped_steps.to_string());
     }
-    table.print();
-    print_causes(&run.causes);
+    if let Some((step, what)) = run.causes.first_skipped {
+        let tensor = model
+            .tensors()
+            .get(what.tensor)
+            .map_or("", |tensor| tensor.name);
+        row(
+            "first skipped",
+            format!(
+                "step {step}: {} gradients not finite, the first in {tensor} at {}",
+                what.count, what.element
+            ),
+        );
+    }
+    table.print()?;
+    print_causes(&run.causes)
 }
 
-fn print_causes(causes: &Causes) {
+fn print_causes(causes: &Causes) -> Result<(), CliError> {
     let rows = [
         ("gradient norm fell / rose", causes.norm),
         ("steps agreed / overshot", causes.alignment),
@@ -159,7 +178,7 @@ fn print_causes(causes: &Causes) {
         .iter()
         .all(|(_, cause)| cause.up == 0.0 && cause.down == 0.0)
     {
-        return;
+        return Ok(());
     }
     let mut table = Columns::new(["what moved ln(lr)", "up", "down", "net", "net factor"], 1);
     let mut add = |name: &str, cause: Cause| {
@@ -181,5 +200,5 @@ fn print_causes(causes: &Causes) {
         total.down += cause.down;
     }
     add("all", total);
-    table.print();
+    table.print()
 }
