@@ -257,7 +257,7 @@ fn bad_input_ends_in_one_line_and_exit_code_2() {
             .starts_with("1,2,0")
     );
     let wide: String = (0..40)
-        .map(|i| format!("{} {}:1\n", i % 2, 1 + i * 2000))
+        .map(|i| format!("{} {}:1\n", i % 2, 1 + i * 8000))
         .collect();
     let wide = file("wide.svm", &wide);
     refused(
@@ -270,7 +270,7 @@ fn bad_input_ends_in_one_line_and_exit_code_2() {
             "--model",
             "softmax",
         ],
-        &["78001 terms", "--backend cpu"],
+        &["312001 terms", "--backend cpu"],
     );
 }
 

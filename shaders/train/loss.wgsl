@@ -1,8 +1,10 @@
 // The loss of each row, and its gradient in place of the outputs, already divided by the batch's rows.
 //
 // Reads:  cursor, batch_labels.
-// Writes: outputs (batch x CLASSES, replaced by their gradient), row_results (loss, 1 where the largest output is the label's).
+// Writes: outputs (batch x CLASSES, rows padded to whole quads; replaced by their gradient), row_results (loss, 1 where the
+//         largest output is the label's).
 // Grid:   one invocation per row of the batch.
+// Assumes: CLASSES below 16,384: three loops over them in one invocation.
 //
 // Softmax: mean of -ln p_label; SQUARED_HINGE: mean of the sum over classes of max(0, 1 - y s)², y = 1 for the label, else -1.
 
@@ -22,7 +24,7 @@ fn loss(@builtin(global_invocation_id) id: vec3<u32>) {
     if row >= rows {
         return;
     }
-    let first = row * CLASSES;
+    let first = row * ((CLASSES + 3u) / 4u * 4u);
     let label = batch_labels[row];
     let share = 1.0 / f32(rows);
 
@@ -37,8 +39,7 @@ fn loss(@builtin(global_invocation_id) id: vec3<u32>) {
         for (var k = 0u; k < CLASSES; k++) {
             let y = select(-1.0, 1.0, k == label);
             let margin = 1.0 - y * outputs[first + k];
-            // Compared so that a NaN flows on.
-            let hinge = select(margin, 0.0, margin < 0.0);
+            let hinge = positive_part(vec4<f32>(margin)).x;
             row_loss += hinge * hinge;
             outputs[first + k] = -2.0 * share * y * hinge;
         }

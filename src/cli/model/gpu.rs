@@ -7,10 +7,10 @@ use wgpu_optim::{Gpu, wgpu};
 use crate::data::{Dataset, Split};
 use crate::model::{Evaluation, Layer, Model, ModelError, ModelKind, Part};
 
-/// Trips of a loop that are safe: some drivers stop an invocation in silence after 65,535.
+/// Trips of a loop that are safe: some drivers stop an invocation in silence after 65,535, all its loops together.
 const MOST_TRIPS: usize = 65_000;
 
-/// Rows evaluated at a time.
+/// Most rows evaluated at a time.
 const EVALUATION_ROWS: usize = 256;
 
 /// A model on the device, with both splits of the data.
@@ -99,6 +99,7 @@ impl GpuModel {
         dataset: &Dataset,
         batch: usize,
     ) -> Result<Self, ModelError> {
+        check_loops(model, batch)?;
         let limits = gpu.device().limits();
         let build = Build {
             gpu,
@@ -112,7 +113,9 @@ impl GpuModel {
                 .min(limits.max_buffer_size),
             grid: u64::from(limits.max_compute_workgroups_per_dimension),
         };
-        let most_rows = batch.max(EVALUATION_ROWS);
+        let evaluated = |split: &Split| split.rows().clamp(1, EVALUATION_ROWS);
+        let (train_rows, test_rows) = (evaluated(&dataset.train), evaluated(&dataset.test));
+        let most_rows = batch.max(train_rows).max(test_rows);
         let parameters = build.buffer("the model", model.padded_len())?;
         let gradients = build.buffer("the gradients", model.padded_len())?;
         let training = build.split(&dataset.train, batch)?;
@@ -121,18 +124,24 @@ impl GpuModel {
             order: build.order(training.rows)?,
             x: training.x.to_vec(),
             y: training.y.clone(),
-            results: build.buffer("results", 2 * training.rows.div_ceil(EVALUATION_ROWS))?,
+            results: build.buffer("results", 2 * training.rows.div_ceil(train_rows))?,
             rows: training.rows,
-            batch: EVALUATION_ROWS,
+            batch: train_rows,
         };
-        let test_evaluation = build.split(&dataset.test, EVALUATION_ROWS)?;
+        let test_evaluation = build.split(&dataset.test, test_rows)?;
         let scratch = Scratch {
-            input: build.buffer("a batch of rows", most_rows * model.features)?,
+            input: build.buffer(
+                "a batch of rows",
+                most_rows * model.features.next_multiple_of(4),
+            )?,
             labels: build.buffer("a batch of labels", most_rows)?,
             outputs: model
                 .layers()
                 .iter()
-                .map(|layer| build.buffer("the outputs of a layer", most_rows * layer.weights.cols))
+                .map(|layer| {
+                    let padded = layer.weights.cols.next_multiple_of(4);
+                    build.buffer("the outputs of a layer", most_rows * padded)
+                })
                 .collect::<Result<_, _>>()?,
             row_results: build.buffer("the results of a batch", 2 * most_rows)?,
         };
@@ -231,31 +240,31 @@ impl GpuModel {
     }
 }
 
+/// Refuses a model or batch whose loops some drivers would cut short.
+fn check_loops(model: &Model, batch: usize) -> Result<(), ModelError> {
+    // Trips of one invocation for so many terms: `dense_forward` takes four inputs at a time, `loss` goes over the classes three
+    // times, the others take one row or one output at a time.
+    let loops = [
+        (model.features, model.features / 4 + 3),
+        (model.hidden, model.hidden / 4 + 3),
+        (model.classes, 3 * model.classes),
+        (batch, batch),
+    ];
+    match loops.into_iter().find(|&(_, trips)| trips > MOST_TRIPS) {
+        Some((terms, trips)) => Err(ModelError::TooLong {
+            terms,
+            most: MOST_TRIPS * terms / trips,
+        }),
+        None => Ok(()),
+    }
+}
+
 /// What the kernels of a batch hand to each other.
 struct Scratch {
     input: wgpu::Buffer,
     labels: wgpu::Buffer,
     outputs: Vec<wgpu::Buffer>,
     row_results: wgpu::Buffer,
-}
-
-/// C = A B: where the three matrices lie; see `matmul.wgsl`.
-struct Product<'a> {
-    rows: usize,
-    columns: usize,
-    inner: usize,
-    batch_is_rows: bool,
-    batch_is_inner: bool,
-    a: &'a wgpu::Buffer,
-    a_strides: [usize; 2],
-    b: &'a wgpu::Buffer,
-    b_offset: usize,
-    b_strides: [usize; 2],
-    c: &'a wgpu::Buffer,
-    c_offset: usize,
-    bias: Option<(&'a wgpu::Buffer, usize)>,
-    relu: bool,
-    mask: bool,
 }
 
 const BATCH: &str = include_str!("../../../shaders/train/batch.wgsl");
@@ -317,19 +326,27 @@ impl Build<'_> {
         Ok(on_device)
     }
 
-    /// Uploads the rows of a split.
+    /// Uploads the rows of a split, each padded with zeros to a multiple of four values.
     fn chunks(&self, split: &Split) -> Result<Vec<Chunk>, ModelError> {
         let features = self.model.features;
-        let rows_at_once = (self.largest as usize / 4 / features).max(1);
+        let padded = features.next_multiple_of(4);
+        let rows_at_once = (self.largest as usize / 4 / padded).max(1);
         let mut chunks = Vec::new();
         let mut start = 0;
         for values in split.x.chunks(rows_at_once * features) {
             let rows = start..start + values.len() / features;
             start = rows.end;
-            let buffer = self.buffer("a row of the data", values.len())?;
-            self.gpu
-                .queue()
-                .write_buffer(&buffer, 0, bytemuck::cast_slice(values));
+            let buffer = self.buffer("a row of the data", rows.len() * padded)?;
+            let queue = self.gpu.queue();
+            if padded == features {
+                queue.write_buffer(&buffer, 0, bytemuck::cast_slice(values));
+            } else {
+                let mut with_padding = vec![0f32; rows.len() * padded];
+                for (row, values) in with_padding.chunks_mut(padded).zip(values.chunks(features)) {
+                    row[..features].copy_from_slice(values);
+                }
+                queue.write_buffer(&buffer, 0, bytemuck::cast_slice(&with_padding));
+            }
             chunks.push(Chunk {
                 rows,
                 values: buffer,
@@ -394,44 +411,20 @@ impl Build<'_> {
         (invocations as u64).div_ceil(u64::from(self.workgroup))
     }
 
-    fn product(&self, split: &SplitOnDevice, product: &Product) -> Result<Pass, ModelError> {
-        if product.inner > MOST_TRIPS {
-            return Err(ModelError::TooLong {
-                terms: product.inner,
-                most: MOST_TRIPS,
-            });
-        }
-        let number = |value: usize| value as f64;
-        let flag = |value: bool| f64::from(u8::from(value));
-        let (bias, bias_offset) = product.bias.unwrap_or((product.b, 0));
-        self.pass(
-            "matmul",
-            include_str!("../../../shaders/train/matmul.wgsl"),
-            &[
-                ("WORKGROUP", f64::from(self.workgroup)),
-                ("I", number(product.rows)),
-                ("J", number(product.columns)),
-                ("L", number(product.inner)),
-                ("BATCH_IS_I", flag(product.batch_is_rows)),
-                ("BATCH_IS_L", flag(product.batch_is_inner)),
-                ("A_OFFSET", 0.0),
-                ("A_ROW", number(product.a_strides[0])),
-                ("A_COLUMN", number(product.a_strides[1])),
-                ("B_OFFSET", number(product.b_offset)),
-                ("B_ROW", number(product.b_strides[0])),
-                ("B_COLUMN", number(product.b_strides[1])),
-                ("C_OFFSET", number(product.c_offset)),
-                ("BIAS", flag(product.bias.is_some())),
-                ("BIAS_OFFSET", number(bias_offset)),
-                ("RELU", flag(product.relu)),
-                ("MASK", flag(product.mask)),
-            ],
-            &[&split.cursor, product.a, product.b, bias, product.c],
-            [
-                self.groups(product.columns.div_ceil(4)),
-                product.rows.div_ceil(8) as u64,
-            ],
-        )
+    /// A grid for this many tiles, folded where one dimension does not hold them; see `tile_of` in `batch.wgsl`.
+    fn tiles(&self, tiles: usize) -> [u64; 2] {
+        let groups = self.groups(tiles);
+        [groups.min(self.grid), groups.div_ceil(self.grid)]
+    }
+
+    /// The constants that every kernel of a layer has in common.
+    fn layer_constants(&self, layer: &Layer) -> [(&'static str, f64); 4] {
+        [
+            ("WORKGROUP", f64::from(self.workgroup)),
+            ("INPUTS", layer.weights.rows as f64),
+            ("OUTPUTS", layer.weights.cols as f64),
+            ("WEIGHTS", layer.weights.offset as f64),
+        ]
     }
 
     /// Gathers a batch, computes outputs and loss.
@@ -450,7 +443,7 @@ impl Build<'_> {
                 include_str!("../../../shaders/train/gather.wgsl"),
                 &[
                     workgroup,
-                    ("FEATURES", features as f64),
+                    ("QUADS", features.div_ceil(4) as f64),
                     ("CHUNK_START", chunk.rows.start as f64),
                     ("CHUNK_END", chunk.rows.end as f64),
                 ],
@@ -466,26 +459,28 @@ impl Build<'_> {
             )?);
         }
         let layers = self.model.layers();
-        for (index, Layer { weights, bias }) in layers.iter().enumerate() {
-            passes.push(self.product(
-                split,
-                &Product {
-                    rows: split.batch,
-                    columns: weights.cols,
-                    inner: weights.rows,
-                    batch_is_rows: true,
-                    batch_is_inner: false,
-                    a: scratch.layer_input(index),
-                    a_strides: [weights.rows, 1],
-                    b: parameters,
-                    b_offset: weights.offset,
-                    b_strides: [weights.cols, 1],
-                    c: &scratch.outputs[index],
-                    c_offset: 0,
-                    bias: Some((parameters, bias.offset)),
-                    relu: index + 1 < layers.len(),
-                    mask: false,
-                },
+        for (index, layer) in layers.iter().enumerate() {
+            let relu = index + 1 < layers.len();
+            let [workgroup, inputs, outputs, weights] = self.layer_constants(layer);
+            passes.push(self.pass(
+                "dense_forward",
+                include_str!("../../../shaders/train/dense_forward.wgsl"),
+                &[
+                    workgroup,
+                    inputs,
+                    outputs,
+                    weights,
+                    ("BIAS", layer.bias.offset as f64),
+                    ("RELU", f64::from(u8::from(relu))),
+                ],
+                &[
+                    &split.cursor,
+                    scratch.layer_input(index),
+                    parameters,
+                    parameters,
+                    &scratch.outputs[index],
+                ],
+                self.tiles(split.batch.div_ceil(8) * layer.weights.cols.div_ceil(4)),
             )?);
         }
         let hinge = self.model.kind == ModelKind::Svm;
@@ -517,59 +512,35 @@ impl Build<'_> {
         gradients: &wgpu::Buffer,
     ) -> Result<Vec<Pass>, ModelError> {
         let mut passes = Vec::new();
-        for (index, Layer { weights, bias }) in self.model.layers().iter().enumerate().rev() {
+        for (index, layer) in self.model.layers().iter().enumerate().rev() {
+            let Layer { weights, bias } = layer;
+            let input = scratch.layer_input(index);
             let output_gradient = &scratch.outputs[index];
             passes.push(self.pass(
                 "bias_gradient",
                 include_str!("../../../shaders/train/bias_gradient.wgsl"),
                 &[
                     ("WORKGROUP", f64::from(self.workgroup)),
-                    ("COLUMNS", weights.cols as f64),
-                    ("OFFSET", bias.offset as f64),
+                    ("OUTPUTS", weights.cols as f64),
+                    ("BIAS", bias.offset as f64),
                 ],
                 &[&split.cursor, output_gradient, gradients],
                 [self.groups(weights.cols), 1],
             )?);
-            passes.push(self.product(
-                split,
-                &Product {
-                    rows: weights.rows,
-                    columns: weights.cols,
-                    inner: split.batch,
-                    batch_is_rows: false,
-                    batch_is_inner: true,
-                    a: scratch.layer_input(index),
-                    a_strides: [1, weights.rows],
-                    b: output_gradient,
-                    b_offset: 0,
-                    b_strides: [weights.cols, 1],
-                    c: gradients,
-                    c_offset: weights.offset,
-                    bias: None,
-                    relu: false,
-                    mask: false,
-                },
+            passes.push(self.pass(
+                "weight_gradient",
+                include_str!("../../../shaders/train/weight_gradient.wgsl"),
+                &self.layer_constants(layer),
+                &[&split.cursor, input, output_gradient, gradients],
+                self.tiles(weights.rows.div_ceil(8) * weights.cols.div_ceil(4)),
             )?);
             if index > 0 {
-                passes.push(self.product(
-                    split,
-                    &Product {
-                        rows: split.batch,
-                        columns: weights.rows,
-                        inner: weights.cols,
-                        batch_is_rows: true,
-                        batch_is_inner: false,
-                        a: output_gradient,
-                        a_strides: [weights.cols, 1],
-                        b: parameters,
-                        b_offset: weights.offset,
-                        b_strides: [1, weights.cols],
-                        c: &scratch.outputs[index - 1],
-                        c_offset: 0,
-                        bias: None,
-                        relu: false,
-                        mask: true,
-                    },
+                passes.push(self.pass(
+                    "input_gradient",
+                    include_str!("../../../shaders/train/input_gradient.wgsl"),
+                    &self.layer_constants(layer),
+                    &[&split.cursor, output_gradient, parameters, input],
+                    self.tiles(split.batch.div_ceil(4) * weights.rows.div_ceil(4)),
                 )?);
             }
         }

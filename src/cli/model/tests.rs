@@ -26,6 +26,9 @@ fn shapes() -> Vec<Model> {
         Model::new(ModelKind::Mlp, 5, 3, 7),
         Model::new(ModelKind::Mlp, 64, 10, 33),
         Model::new(ModelKind::Mlp, 3, 2, 1),
+        // Whole quads throughout.
+        Model::new(ModelKind::Mlp, 64, 10, 32),
+        Model::new(ModelKind::Softmax, 64, 4, 0),
     ]
 }
 
@@ -125,12 +128,30 @@ fn gradients_are_those_of_the_loss() {
     }
 }
 
-#[test]
-fn the_device_computes_what_the_host_computes() {
+/// Every adapter there is; none is a failure.
+fn devices() -> Vec<Gpu> {
     let adapters = pollster::block_on(Gpu::adapters(None));
     assert!(!adapters.is_empty(), "no adapter to test");
-    for adapter in &adapters {
-        let gpu = pollster::block_on(Gpu::open(adapter)).expect("opens");
+    adapters
+        .iter()
+        .map(|adapter| pollster::block_on(Gpu::open(adapter)).expect("opens"))
+        .collect()
+}
+
+/// The gradients of the next batch.
+fn run_batch(gpu: &Gpu, device: &GpuModel) -> Vec<f32> {
+    let mut encoder = gpu.device().create_command_encoder(&Default::default());
+    {
+        let mut pass = encoder.begin_compute_pass(&Default::default());
+        device.encode_batch(&mut pass);
+    }
+    gpu.queue().submit([encoder.finish()]);
+    pollster::block_on(gpu.read_buffer("gradients", device.gradients())).expect("reads")
+}
+
+#[test]
+fn the_device_computes_what_the_host_computes() {
+    for gpu in devices() {
         for model in shapes() {
             for batch in [1, 3, 17] {
                 compare(&gpu, &model, batch);
@@ -167,14 +188,7 @@ fn compare(gpu: &Gpu, model: &Model, batch: usize) {
             rows,
             &mut expected,
         ));
-        let mut encoder = gpu.device().create_command_encoder(&Default::default());
-        {
-            let mut pass = encoder.begin_compute_pass(&Default::default());
-            device.encode_batch(&mut pass);
-        }
-        gpu.queue().submit([encoder.finish()]);
-        let got: Vec<f32> =
-            pollster::block_on(gpu.read_buffer("gradients", device.gradients())).expect("reads");
+        let got = run_batch(gpu, &device);
         for (index, (got, expected)) in got.iter().zip(&expected).enumerate() {
             // Sums of up to 64 products of order 1, in another order.
             assert!(
@@ -192,6 +206,106 @@ fn compare(gpu: &Gpu, model: &Model, batch: usize) {
         let expected = host.evaluate(&parameters, &data.x, &data.y);
         assert_eq!(got.accuracy, expected.accuracy, "{model}");
         assert!((got.loss - expected.loss).abs() <= 1e-5 * expected.loss);
+    }
+}
+
+/// Some drivers stop a loop after 65,535 turns; a sum over more features than that must still be whole.
+#[test]
+fn no_feature_is_lost_in_wide_rows() {
+    let features = 70_001;
+    let model = Model::new(ModelKind::Softmax, features, 2, 0);
+    let dataset = Dataset {
+        name: "wide".to_owned(),
+        features,
+        classes: 2,
+        train: split(&model, 4, 5),
+        test: split(&model, 4, 6),
+    };
+    // Only the last feature counts, so that a lost tail is a lost answer.
+    let mut parameters = vec![0f32; model.padded_len()];
+    let weights = model.tensors()[0].range();
+    parameters[weights][2 * (features - 1)] = 3.0;
+    let expected = CpuModel::new(&model, 4).evaluate(&parameters, &dataset.test.x, &dataset.test.y);
+    assert!((expected.loss - std::f64::consts::LN_2).abs() > 1e-3);
+    for gpu in devices() {
+        let device = GpuModel::new(&gpu, &model, &dataset, 4).expect("fits");
+        device.write_parameters(&parameters);
+        let got = device.evaluate(Part::Test).expect("evaluates");
+        assert!(
+            (got.loss - expected.loss).abs() <= 1e-5,
+            "{}: {got:?} against {expected:?}",
+            gpu.describe()
+        );
+    }
+}
+
+#[test]
+fn loops_that_drivers_cut_short_are_refused() {
+    let model = Model::new(ModelKind::Softmax, 262_144, 2, 0);
+    let dataset = Dataset {
+        name: "too wide".to_owned(),
+        features: model.features,
+        classes: 2,
+        train: split(&model, 1, 5),
+        test: split(&model, 1, 6),
+    };
+    for gpu in devices() {
+        let refused = GpuModel::new(&gpu, &model, &dataset, 1);
+        assert!(matches!(refused, Err(ModelError::TooLong { .. })));
+    }
+}
+
+/// A NaN or an infinity among the parameters ends up where it does on the host, and nowhere else.
+#[test]
+fn what_is_not_finite_flows_through() {
+    let gpus = devices();
+    for model in shapes() {
+        let dataset = Dataset {
+            name: "test".to_owned(),
+            features: model.features,
+            classes: model.classes,
+            train: split(&model, 9, 5),
+            test: split(&model, 9, 6),
+        };
+        let rows: Vec<u32> = (0..9).collect();
+        let on_devices: Vec<GpuModel> = gpus
+            .iter()
+            .map(|gpu| GpuModel::new(gpu, &model, &dataset, 9).expect("fits"))
+            .collect();
+        for tensor in model.tensors() {
+            for value in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+                let mut parameters = vec![0f32; model.padded_len()];
+                for tensor in model.tensors() {
+                    parameters[tensor.range()].copy_from_slice(&values(tensor.range().len(), 12));
+                }
+                parameters[tensor.range().end - 1] = value;
+                let mut expected = vec![0f32; parameters.len()];
+                let loss = CpuModel::new(&model, 9).loss_and_gradients(
+                    &parameters,
+                    &dataset.train.x,
+                    &dataset.train.y,
+                    &rows,
+                    &mut expected,
+                );
+                // Minus infinity may end in a ReLU or a hinge, a NaN nowhere.
+                assert!(loss.is_nan() || !value.is_nan(), "{model}, {}", tensor.name);
+                for (gpu, device) in gpus.iter().zip(&on_devices) {
+                    device.write_parameters(&parameters);
+                    device.begin_epoch(&rows);
+                    let got = run_batch(gpu, device);
+                    let place = format!("{}, {model}, {value} in {}", gpu.describe(), tensor.name);
+                    for (index, (got, expected)) in got.iter().zip(&expected).enumerate() {
+                        assert_eq!(
+                            got.is_finite(),
+                            expected.is_finite(),
+                            "{place}, gradient {index}: {got} against {expected}"
+                        );
+                    }
+                    let got = device.read_losses().expect("reads")[0];
+                    assert_eq!(got.is_finite(), loss.is_finite(), "{place}: {got}, {loss}");
+                }
+            }
+        }
     }
 }
 
