@@ -62,7 +62,7 @@ fn every_rule_is_right_to_the_last_places() {
         .iter()
         .enumerate()
         .map(|(index, &rule)| {
-            Spec::new(rule, Regime::fixed(RATE), vec![start.clone()]).named(&index.to_string())
+            Spec::new(rule, Regime::fixed(RATE), vec![start.clone()]).named(index.to_string())
         })
         .collect();
     let steps = 3;
