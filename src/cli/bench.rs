@@ -60,6 +60,7 @@ pub fn run(args: &Args) -> Result<(), CliError> {
     }
     let target = args.target.find()?;
     target.explain();
+    check_size(&target, args.to)?;
     let mut rows = Vec::new();
     for power in (args.from..=args.to).step_by(2) {
         measure_size(&target, 1 << power, &mut rows)?;
@@ -73,6 +74,21 @@ pub fn run(args: &Args) -> Result<(), CliError> {
     } else {
         print(&report)
     }
+}
+
+/// Refuses sizes that the device cannot allocate.
+fn check_size(target: &Target, power: u32) -> Result<(), CliError> {
+    if let Target::Gpu(gpu) = target {
+        let largest = gpu.device().limits().max_buffer_size;
+        if 4u64 << power > largest {
+            return Err(CliError::Usage(format!(
+                "--to {power} needs buffers of {} bytes, but {} has at most {largest}: give a smaller power of two",
+                4u64 << power,
+                gpu.describe()
+            )));
+        }
+    }
+    Ok(())
 }
 
 fn measure_size(target: &Target, elements: usize, rows: &mut Vec<Row>) -> Result<(), CliError> {
@@ -171,7 +187,7 @@ fn time_copy(target: &Target, elements: usize) -> Result<f64, CliError> {
             })
         }
         Target::Gpu(gpu) => {
-            let (from, to) = (buffer(gpu, elements), buffer(gpu, elements));
+            let (from, to) = buffers(gpu, elements)?;
             median_seconds(|calls| {
                 submit(gpu, calls, |encoder| {
                     encoder.copy_buffer_to_buffer(&from, 0, &to, 0, from.size());
@@ -204,7 +220,7 @@ fn time_step(
             })
         }
         Target::Gpu(gpu) => {
-            let (params, grads) = (buffer(gpu, elements), buffer(gpu, elements));
+            let (params, grads) = buffers(gpu, elements)?;
             for buffer in [&params, &grads] {
                 gpu.queue()
                     .write_buffer(buffer, 0, bytemuck::cast_slice(&values(elements)));
@@ -225,6 +241,12 @@ fn values(elements: usize) -> Vec<f32> {
     (0..elements)
         .map(|i| 1e-3 * ((i % 251) as f32 - 125.5))
         .collect()
+}
+
+fn buffers(gpu: &Gpu, elements: usize) -> Result<(wgpu::Buffer, wgpu::Buffer), CliError> {
+    gpu.scoped("two buffers to measure on", || {
+        Ok((buffer(gpu, elements), buffer(gpu, elements)))
+    })
 }
 
 fn buffer(gpu: &Gpu, elements: usize) -> wgpu::Buffer {
