@@ -5,6 +5,8 @@ mod host;
 mod measure;
 mod report;
 mod rows;
+#[cfg(test)]
+mod tests;
 mod timestamps;
 mod workload;
 

@@ -5,7 +5,7 @@ use std::io::Write;
 use std::ops::Range;
 
 use plotters::coord::Shift;
-use plotters::coord::ranged1d::{KeyPointHint, NoDefaultFormatting, Ranged};
+use plotters::coord::ranged1d::{KeyPointHint, NoDefaultFormatting, Ranged, ValueFormatter};
 use plotters::prelude::*;
 use plotters::style::text_anchor::{HPos, Pos, VPos};
 
@@ -16,7 +16,7 @@ use crate::CliError;
 /// The plot's size in pixels: it fits a window 1280 pixels wide.
 const SIZE: (u32, u32) = (1200, 900);
 /// Height of title and legend.
-const HEAD: u32 = 84;
+const HEAD: u32 = 88;
 
 /// A report to be, opened before anything is measured.
 #[derive(Debug)]
@@ -87,7 +87,7 @@ struct Line {
     color: RGBColor,
     /// Lengths of dash and gap; solid without.
     dash: Option<(i32, i32)>,
-    /// log2 of the size, GB/s.
+    /// log2 of the size, log10 of GB/s.
     points: Vec<(f64, f64)>,
 }
 
@@ -117,7 +117,7 @@ fn steps(report: &Report) -> impl Iterator<Item = &Row> {
 }
 
 fn points<'a>(rows: impl Iterator<Item = &'a Row>) -> Vec<(f64, f64)> {
-    rows.map(|row| ((row.elements as f64).log2(), row.gb_per_s))
+    rows.map(|row| ((row.elements as f64).log2(), row.gb_per_s.log10()))
         .collect()
 }
 
@@ -203,31 +203,28 @@ fn draw<'a>(root: &Area<'a>, report: &Report) -> Result<(), DrawError<'a>> {
         .collect();
     let (head, body) = root.split_vertically(HEAD);
     let title = format!("Memory bandwidth of a step: {}", report.device);
-    head.draw(&Text::new(title, (14, 12), font(20)))?;
+    head.draw(&Text::new(title, (14, 10), font(20)))?;
+    let source = format!("{}: {}", report.driver, report.command);
+    head.draw(&Text::new(source, (14, 36), font(13)))?;
     let Some((_, legend)) = panels.first() else {
-        return head.draw(&Text::new("nothing was measured", (14, 50), font(16)));
+        return head.draw(&Text::new("nothing was measured", (14, 60), font(16)));
     };
     draw_legend(&head, legend)?;
     let columns = if panels.len() > 1 { 2 } else { 1 };
     let areas = body.split_evenly((panels.len().div_ceil(columns), columns));
-    let all = || panels.iter().flat_map(|(_, lines)| lines.iter());
-    let bounds = |pick: fn(&(f64, f64)) -> f64| {
-        all()
-            .flat_map(|line| line.points.iter().map(pick))
-            .fold(f64::INFINITY..f64::NEG_INFINITY, |range, value| {
-                range.start.min(value)..range.end.max(value)
-            })
-    };
-    let (sizes, rates) = (bounds(|point| point.0), bounds(|point| point.1));
-    for ((rule, lines), area) in panels.iter().zip(&areas) {
-        draw_panel(area, rule, lines, &sizes, &rates)?;
+    let sizes = distinct(steps(report).map(|row| (row.elements as f64).log2()));
+    let lines = || panels.iter().flat_map(|(_, lines)| lines);
+    for ((rule, own), area) in panels.iter().zip(&areas) {
+        let rates = lines().flat_map(|line| line.points.iter().map(|point| point.1));
+        let axes = (LogAxis::sizes(&sizes), LogAxis::rates(rates));
+        draw_panel(area, rule, own, axes)?;
     }
     Ok(())
 }
 
 /// Legend entries side by side; the label's width is a guess, no font is at hand.
 fn draw_legend<'a>(area: &Area<'a>, lines: &[Line]) -> Result<(), DrawError<'a>> {
-    let (mut x, y) = (14, 60);
+    let (mut x, y) = (14, 68);
     for line in lines {
         draw_line_sample(area, line, (x, y))?;
         let style = font(15).pos(Pos::new(HPos::Left, VPos::Center));
@@ -253,35 +250,65 @@ fn draw_line_sample<'a>(
     Ok(())
 }
 
-/// Powers of two, each a mark where there is room.
-struct Powers(Range<f64>);
+/// An axis of logarithms with marks of its own choice.
+struct LogAxis {
+    range: Range<f64>,
+    marks: Vec<f64>,
+}
 
-impl Ranged for Powers {
+impl LogAxis {
+    /// Sizes as log2, a mark at each, or at every second or third where there are many.
+    fn sizes(sizes: &[f64]) -> Self {
+        let every = sizes.len().div_ceil(12).max(1);
+        LogAxis {
+            range: bounds(sizes.iter().copied(), 0.5),
+            marks: sizes.iter().step_by(every).copied().collect(),
+        }
+    }
+
+    /// Rates as log10, marks at 1, 2 and 5 times the powers of ten.
+    fn rates(rates: impl Iterator<Item = f64>) -> Self {
+        let range = bounds(rates, 0.1);
+        let decades = range.start.floor() as i32..=range.end.ceil() as i32;
+        LogAxis {
+            marks: decades
+                .flat_map(|decade| [1.0f64, 2.0, 5.0].map(|m| f64::from(decade) + m.log10()))
+                .filter(|mark| range.contains(mark))
+                .collect(),
+            range,
+        }
+    }
+}
+
+/// From the least to the greatest, and a margin beyond.
+fn bounds(values: impl Iterator<Item = f64>, margin: f64) -> Range<f64> {
+    let (low, high) = values.fold((f64::INFINITY, f64::NEG_INFINITY), |(low, high), value| {
+        (low.min(value), high.max(value))
+    });
+    low - margin..high + margin
+}
+
+impl Ranged for LogAxis {
     type FormatOption = NoDefaultFormatting;
     type ValueType = f64;
 
     fn map(&self, value: &f64, limit: (i32, i32)) -> i32 {
-        let share = (value - self.0.start) / (self.0.end - self.0.start);
+        let share = (value - self.range.start) / (self.range.end - self.range.start);
         limit.0 + (share * f64::from(limit.1 - limit.0)).round() as i32
     }
 
-    fn key_points<Hint: KeyPointHint>(&self, hint: Hint) -> Vec<f64> {
-        let (first, last) = (self.0.start.ceil() as i64, self.0.end.floor() as i64);
-        let step = (last - first + 1).div_euclid(hint.max_num_points().max(1) as i64) + 1;
-        (first..=last)
-            .step_by(step as usize)
-            .map(|power| power as f64)
-            .collect()
+    fn key_points<Hint: KeyPointHint>(&self, _hint: Hint) -> Vec<f64> {
+        self.marks.clone()
     }
 
     fn range(&self) -> Range<f64> {
-        self.0.clone()
+        self.range.clone()
     }
 }
 
-impl plotters::coord::ranged1d::ValueFormatter<f64> for Powers {
+impl ValueFormatter<f64> for LogAxis {
     fn format(value: &f64) -> String {
-        format!("2^{value}")
+        value.to_string()
     }
 }
 
@@ -289,29 +316,25 @@ fn draw_panel<'a>(
     area: &Area<'a>,
     rule: &str,
     lines: &[Line],
-    sizes: &Range<f64>,
-    rates: &Range<f64>,
+    (sizes, rates): (LogAxis, LogAxis),
 ) -> Result<(), DrawError<'a>> {
-    let x = sizes.start - 0.5..sizes.end + 0.5;
-    let y = (rates.start / 1.3..rates.end * 1.3).log_scale();
     let mut chart = ChartBuilder::on(area)
         .margin(12)
         .margin_right(24)
         .caption(rule, font(18))
         .x_label_area_size(44)
         .y_label_area_size(64)
-        .build_cartesian_2d(Powers(x), y)?;
+        .build_cartesian_2d(sizes, rates)?;
     chart
         .configure_mesh()
         .x_desc("parameters")
         .y_desc("GB/s")
-        .x_labels(18)
-        .y_labels(10)
         .label_style(font(14))
         .axis_desc_style(font(15))
         .bold_line_style(RGBColor(215, 215, 215))
-        .light_line_style(RGBColor(240, 240, 240))
-        .y_label_formatter(&|rate| format!("{rate}"))
+        .light_line_style(TRANSPARENT)
+        .x_label_formatter(&|size| format!("2^{size}"))
+        .y_label_formatter(&|rate| ((1e5 * 10f64.powf(*rate)).round() / 1e5).to_string())
         .draw()?;
     for line in lines {
         let style = ShapeStyle::from(line.color).stroke_width(2);
