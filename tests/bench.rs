@@ -215,7 +215,10 @@ fn reports_hold_a_plot_and_need_nothing_else() {
     let folder = tempfile::tempdir().expect("a folder");
     let svg = written(folder.path(), "plot.svg");
     assert!(svg.starts_with("<svg"), "{}", &svg[..40]);
-    assert!(svg.contains("\nsgd\n") && svg.contains("\n2^12\n"), "labels");
+    assert!(
+        svg.contains("\nsgd\n") && svg.contains("\n2^12\n"),
+        "labels"
+    );
     let page = written(folder.path(), "page.html");
     assert!(page.starts_with("<!doctype html>"));
     for part in ["<svg", "<table>", "CPU path", "--report", "step+clip"] {

@@ -277,6 +277,14 @@ fn passes(rows: &[Row]) -> Vec<&'static str> {
         .unwrap_or_default()
 }
 
+/// The rows of the table. The roofs of the overhead rows only matter to programs.
+fn shown(report: &Report) -> impl Iterator<Item = &Row> {
+    report
+        .rows
+        .iter()
+        .filter(|row| row.elements != OVERHEAD_ELEMENTS || !row.rule.is_empty())
+}
+
 /// The table: header and rows, the first [`TEXT_COLUMNS`] of them text.
 fn table(report: &Report) -> (Vec<String>, Vec<Vec<String>>) {
     let on_device = report.backend != "cpu";
@@ -300,10 +308,7 @@ fn table(report: &Report) -> (Vec<String>, Vec<Vec<String>>) {
         header.extend(["clock", "wall ns/param", "record µs"].map(str::to_owned));
     }
     header.extend(passes.iter().map(|&pass| pass.to_owned()));
-    // The roofs of the overhead rows only matter to programs.
-    let roof_of_overhead = |row: &&Row| row.elements == OVERHEAD_ELEMENTS && row.rule.is_empty();
-    let shown = report.rows.iter().filter(|row| !roof_of_overhead(row));
-    let rows = shown.map(|row| {
+    let rows = shown(report).map(|row| {
         let mut cells = vec![
             match row.by {
                 Some(by) => format!("{} ({by})", row.what),
@@ -372,7 +377,7 @@ fn remarks(report: &Report) -> Vec<String> {
             .to_owned(),
     ];
     if report.backend != "cpu" {
-        let count = |clock| report.rows.iter().filter(|row| row.clock == clock).count();
+        let count = |clock| shown(report).filter(|row| row.clock == clock).count();
         remarks.push(match (count(Clock::Timestamps), count(Clock::Wall)) {
             (0, _) => {
                 "all figures by the wall clock: the device has no timestamps, or they made no sense"
