@@ -1,32 +1,38 @@
-//! What a step costs beside its arithmetic: many small tensors against one flat tensor of the same size, and the cost of
-//! recording. `cargo bench --bench overhead`.
+//! What a step costs beside its arithmetic: many small tensors against one flat tensor of the same size, next to nothing at all, and
+//! the recording. `cargo bench --bench overhead`.
 
 mod common;
 
+use common::workload::{Spec, many_tensors, one_tensor};
 use criterion::{Criterion, criterion_group, criterion_main};
 use wgpu_optim::{Regime, Rule};
 
-/// 200 tensors of mixed sizes, 2^20 elements in all.
-fn mixed_sizes() -> Vec<usize> {
-    let mut sizes: Vec<usize> = (0..200).map(|i| 64 << (i % 8)).collect();
-    let rest = (1 << 20) - sizes.iter().sum::<usize>();
-    sizes[199] += rest;
-    sizes
-}
-
 fn overhead(c: &mut Criterion) {
-    for (name, mut target) in common::targets() {
-        let mut group = c.benchmark_group(format!("overhead/{name}"));
-        group.sample_size(10);
-        for (what, sizes) in [
-            ("one-tensor", vec![1 << 20]),
-            ("200-tensors", mixed_sizes()),
+    let elements = 1 << 20;
+    let many = many_tensors(elements, false).expect("enough for every tensor");
+    let many_odd = many_tensors(elements, true).expect("enough for every tensor");
+    for (name, target) in common::targets() {
+        let mut group = common::group(c, format!("overhead/{name}"));
+        let mut memory = target.memory(elements);
+        for (what, tensors) in [
+            ("one-tensor", one_tensor(elements)),
+            ("many-tensors", many.clone()),
+            ("many-tensors-odd", many_odd.clone()),
+            ("four-elements", one_tensor(4)),
         ] {
-            let mut run = target.steps(Rule::sgd(), Regime::norm_ratio(), &sizes);
-            group.bench_function(what, |b| b.iter_custom(|count| run.time(count)));
+            let mut step = memory.step(&Spec {
+                tensors,
+                ..Spec::new(Rule::sgd(), Regime::norm_ratio(), elements)
+            });
+            group.bench_function(what, |b| {
+                b.iter_custom(|count| memory.time(&mut step, count));
+            });
+            if memory.time_recording(&step, 1).is_some() {
+                group.bench_function(format!("recording-{what}"), |b| {
+                    b.iter_custom(|count| memory.time_recording(&step, count).unwrap_or_default());
+                });
+            }
         }
-        let mut run = target.steps(Rule::sgd(), Regime::norm_ratio(), &[4]);
-        group.bench_function("four-elements", |b| b.iter_custom(|count| run.time(count)));
         group.finish();
     }
 }

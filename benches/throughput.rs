@@ -1,23 +1,38 @@
-//! Throughput of a step: `cargo bench --bench throughput`. The binary's `bench` sets it against the copy bandwidth.
+//! Throughput of a step, every rule, regime and mode: `cargo bench --bench throughput`. The binary's `bench` sets it against copy
+//! and triad.
 
 mod common;
 
+use common::workload::{MODES, Spec, regimes, rules};
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
-use wgpu_optim::{Regime, Rule};
 
 fn throughput(c: &mut Criterion) {
-    for (name, mut target) in common::targets() {
-        let mut group = c.benchmark_group(format!("throughput/{name}"));
-        group.sample_size(10);
-        for power in [14, 18, 22] {
+    for (name, target) in common::targets() {
+        let mut group = common::group(c, format!("throughput/{name}"));
+        let largest = if target.is_software() { 22 } else { 26 };
+        for power in (10..=largest).step_by(4) {
             let elements = 1usize << power;
-            group.throughput(Throughput::Elements(elements as u64));
-            for rule in [Rule::sgd(), Rule::sgdm(0.9)] {
-                for regime in [Regime::fixed(1e-3), Regime::seesaw()] {
-                    let id =
-                        BenchmarkId::new(format!("{}-{}", rule.name(), regime.name()), elements);
-                    let mut run = target.steps(rule, regime, &[elements]);
-                    group.bench_function(id, |b| b.iter_custom(|count| run.time(count)));
+            let mut memory = target.memory(elements);
+            for &mode in MODES {
+                for rule in rules() {
+                    for regime in regimes() {
+                        let bytes = (mode.bytes_per_param)(rule, regime) * elements as f64;
+                        group.throughput(Throughput::ElementsAndBytes {
+                            elements: elements as u64,
+                            bytes: bytes as u64,
+                        });
+                        let id = BenchmarkId::new(
+                            format!("{}-{}-{}", rule.name(), regime.name(), mode.name),
+                            elements,
+                        );
+                        let mut step = memory.step(&Spec {
+                            mode,
+                            ..Spec::new(rule, regime, elements)
+                        });
+                        group.bench_function(id, |b| {
+                            b.iter_custom(|count| memory.time(&mut step, count));
+                        });
+                    }
                 }
             }
         }

@@ -1,33 +1,37 @@
-//! What the benches share: every place a step can run, and a timed run of steps there.
+//! What the benches share: every place a step can run, and the workload of `wgpu-optim bench`, whose files these are.
+#![allow(dead_code, reason = "each bench uses its own part")]
 
-use std::time::{Duration, Instant};
+#[path = "../../src/cli/bench/device.rs"]
+pub mod device;
+#[path = "../../src/cli/bench/host.rs"]
+pub mod host;
+#[path = "../../src/cli/bench/measure.rs"]
+pub mod measure;
+#[path = "../../src/cli/bench/timestamps.rs"]
+mod timestamps;
+#[path = "../../src/cli/bench/workload.rs"]
+pub mod workload;
 
-use wgpu_optim::gpu::Tensor;
-use wgpu_optim::{CpuOptimizer, Gpu, Group, Optimizer, OptimizerBuilder, Regime, Rule, wgpu};
+use std::time::Duration;
 
-/// Steps recorded into one submit.
-const STEPS_PER_SUBMIT: u64 = 64;
+use criterion::measurement::WallTime;
+use criterion::{BenchmarkGroup, Criterion};
+use wgpu_optim::{Gpu, wgpu};
+
+use device::{Device, DeviceJob};
+use host::{Host, HostJob};
+use measure::Bench;
+use workload::Spec;
 
 /// Where steps run.
 pub enum Target {
+    /// On the host.
     Cpu,
+    /// On a device.
     Gpu(Gpu),
 }
 
-/// A prepared optimizer.
-pub enum Steps {
-    Cpu {
-        optimizer: CpuOptimizer,
-        params: Vec<Vec<f32>>,
-        grads: Vec<Vec<f32>>,
-    },
-    Gpu {
-        gpu: Gpu,
-        optimizer: Optimizer,
-    },
-}
-
-/// The CPU path and every adapter.
+/// The CPU path and every adapter, by name.
 pub fn targets() -> Vec<(String, Target)> {
     let mut targets = vec![("CPU path".to_owned(), Target::Cpu)];
     for adapter in pollster::block_on(Gpu::adapters(None)) {
@@ -37,103 +41,80 @@ pub fn targets() -> Vec<(String, Target)> {
     targets
 }
 
-fn values(elements: usize) -> Vec<f32> {
-    (0..elements)
-        .map(|i| 1e-3 * ((i % 251) as f32 - 125.5))
-        .collect()
+/// A group whose benchmarks take a second or two each: there are many.
+pub fn group<'a>(c: &'a mut Criterion, name: String) -> BenchmarkGroup<'a, WallTime> {
+    let mut group = c.benchmark_group(name);
+    group
+        .sample_size(10)
+        .warm_up_time(Duration::from_millis(300))
+        .measurement_time(Duration::from_secs(1));
+    group
+}
+
+/// Memory of one size, somewhere.
+pub enum Memory {
+    /// On the host.
+    Host(Host),
+    /// On a device.
+    Device(Device),
+}
+
+/// A step over such memory.
+pub enum Step {
+    /// On the host.
+    Host(HostJob),
+    /// On a device.
+    Device(DeviceJob),
 }
 
 impl Target {
-    /// An optimizer over tensors of these sizes, side by side in one buffer.
-    pub fn steps(&mut self, rule: Rule, regime: Regime, sizes: &[usize]) -> Steps {
+    /// Software drivers take seconds where others take milliseconds.
+    pub fn is_software(&self) -> bool {
         match self {
-            Target::Cpu => {
-                let params: Vec<Vec<f32>> = sizes.iter().map(|&size| values(size)).collect();
-                let grads = params.clone();
-                let mut group = Group::new("bench");
-                for (index, (params, grads)) in params.iter().zip(&grads).enumerate() {
-                    group = group.tensor(index.to_string(), params, grads);
-                }
-                Steps::Cpu {
-                    optimizer: OptimizerBuilder::new(rule)
-                        .regime(regime)
-                        .group(group)
-                        .build_cpu()
-                        .expect("builds"),
-                    params,
-                    grads,
-                }
-            }
+            Target::Cpu => false,
+            Target::Gpu(gpu) => gpu.device().adapter_info().device_type == wgpu::DeviceType::Cpu,
+        }
+    }
+
+    /// Memory of this size.
+    pub fn memory(&self, elements: usize) -> Memory {
+        match self {
+            Target::Cpu => Memory::Host(Host::new(elements)),
             Target::Gpu(gpu) => {
-                let elements: usize = sizes.iter().sum();
-                let [params, grads] = ["parameters", "gradients"].map(|label| {
-                    let buffer = gpu.device().create_buffer(&wgpu::BufferDescriptor {
-                        label: Some(label),
-                        size: (elements as u64 * 4).next_multiple_of(16),
-                        usage: wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_DST,
-                        mapped_at_creation: false,
-                    });
-                    gpu.queue()
-                        .write_buffer(&buffer, 0, bytemuck::cast_slice(&values(elements)));
-                    buffer
-                });
-                let mut group: Group<Tensor> = Group::new("bench");
-                let mut at = 0;
-                for (index, size) in sizes.iter().enumerate() {
-                    let bytes = at..at + 4 * *size as u64;
-                    at = bytes.end;
-                    group = group.tensor(
-                        index.to_string(),
-                        params.slice(bytes.clone()),
-                        grads.slice(bytes),
-                    );
-                }
-                Steps::Gpu {
-                    gpu: gpu.clone(),
-                    optimizer: OptimizerBuilder::new(rule)
-                        .regime(regime)
-                        .group(group)
-                        .build(gpu)
-                        .expect("builds"),
-                }
+                Memory::Device(Device::new(gpu, elements).expect("room on the device"))
             }
         }
     }
 }
 
-impl Steps {
-    /// Wall-clock time of `count` steps, the wait for the device included.
-    pub fn time(&mut self, count: u64) -> Duration {
-        let start = Instant::now();
+impl Memory {
+    /// An optimizer over it.
+    pub fn step(&self, spec: &Spec) -> Step {
         match self {
-            Steps::Cpu {
-                optimizer,
-                params,
-                grads,
-            } => {
-                let grads: Vec<&[f32]> = grads.iter().map(Vec::as_slice).collect();
-                let mut params: Vec<&mut [f32]> =
-                    params.iter_mut().map(Vec::as_mut_slice).collect();
-                for _ in 0..count {
-                    optimizer.step(&mut params, &grads).expect("steps");
-                }
-            }
-            Steps::Gpu { gpu, optimizer } => {
-                let mut left = count;
-                while left > 0 {
-                    let steps = left.min(STEPS_PER_SUBMIT);
-                    let mut encoder = gpu.device().create_command_encoder(&Default::default());
-                    for _ in 0..steps {
-                        optimizer.encode_step(&mut encoder).expect("alive");
-                    }
-                    gpu.queue().submit([encoder.finish()]);
-                    left -= steps;
-                }
-                gpu.device()
-                    .poll(wgpu::PollType::wait_indefinitely())
-                    .expect("polls");
-            }
+            Memory::Host(host) => Step::Host(host.step(spec).expect("builds")),
+            Memory::Device(device) => Step::Device(device.step(spec).expect("builds")),
         }
-        start.elapsed()
+    }
+
+    /// Wall-clock time of so many steps, the wait for the device included.
+    pub fn time(&mut self, step: &mut Step, count: u64) -> Duration {
+        let count = count as usize;
+        let times = match (self, step) {
+            (Memory::Host(host), Step::Host(job)) => host.time(job, count),
+            (Memory::Device(device), Step::Device(job)) => device.time(job, count),
+            _ => unreachable!("a step runs where it was made"),
+        };
+        times.expect("the device lives").wall
+    }
+
+    /// Host time of recording so many steps; `None` where nothing is recorded.
+    pub fn time_recording(&self, step: &Step, count: u64) -> Option<Duration> {
+        let (Memory::Device(device), Step::Device(job)) = (self, step) else {
+            return None;
+        };
+        let times = device
+            .time_recording(job, count as usize)
+            .expect("the device lives")?;
+        Some(times.encode + times.finish)
     }
 }

@@ -1,14 +1,31 @@
-//! `wgpu-optim bench`: what a step costs, against the copy bandwidth of the same device in the same run.
+//! `wgpu-optim bench`: what a step costs, against copy and triad on the same device in the same run.
 
-use std::time::{Duration, Instant};
+mod device;
+mod host;
+mod measure;
+mod report;
+mod rows;
+#[cfg(test)]
+mod tests;
+mod timestamps;
+mod workload;
 
-use rayon::prelude::*;
+use std::time::Duration;
+
+use clap::builder::PossibleValuesParser;
+use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
-use wgpu_optim::{Gpu, Group, Optimizer, OptimizerBuilder, Regime, Rule, wgpu};
+use wgpu_optim::{Error, Gpu, wgpu};
 
 use crate::CliError;
 use crate::table::{Columns, say};
-use crate::target::{Target, TargetArgs};
+use crate::target::{Target, TargetArgs, driver_in_words};
+use device::Device;
+use host::Host;
+use measure::{Bench, Effort, ROUNDS};
+use report::ReportFile;
+use rows::{Clock, Entry, OVERHEAD_ELEMENTS, Row, Selection, bytes_of, measure_size};
+use workload::{MANY, MANY_GROUPS, MODES, regimes, rules};
 
 /// Options of `bench`.
 #[derive(Debug, clap::Args)]
@@ -16,59 +33,106 @@ pub struct Args {
     #[command(flatten)]
     target: TargetArgs,
     /// Smallest size, as a power of two of parameters
-    #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u32).range(0..=30))]
+    #[arg(long, default_value_t = 10, value_name = "POWER", value_parser = clap::value_parser!(u32).range(0..=30))]
     from: u32,
-    /// Largest size, as a power of two of parameters
-    #[arg(long, default_value_t = 22, value_parser = clap::value_parser!(u32).range(0..=30))]
-    to: u32,
+    /// Largest size, as a power of two of parameters [default: 22 on software drivers, else 26]
+    #[arg(long, value_name = "POWER", value_parser = clap::value_parser!(u32).range(0..=30))]
+    to: Option<u32>,
+    /// From one power of two to the next
+    #[arg(long, default_value_t = 2, value_name = "POWERS", value_parser = clap::value_parser!(u32).range(1..=30))]
+    step: u32,
+    /// Only these rules, separated by commas
+    #[arg(long, value_delimiter = ',', value_parser = PossibleValuesParser::new(rules().map(|rule| rule.name())))]
+    rule: Vec<String>,
+    /// Only these regimes, separated by commas
+    #[arg(long, value_delimiter = ',', value_parser = PossibleValuesParser::new(regimes().map(|regime| regime.name())))]
+    regime: Vec<String>,
+    /// Only these modes, separated by commas
+    #[arg(long, value_delimiter = ',', value_parser = PossibleValuesParser::new(MODES.iter().map(|mode| mode.name)))]
+    mode: Vec<String>,
+    /// Milliseconds that each measurement takes in each of its seven rounds, calls permitting
+    #[arg(long, default_value_t = 30, value_name = "MS", value_parser = clap::value_parser!(u64).range(1..=10_000))]
+    round_ms: u64,
+    /// Time each pass of a step as well, where the device has timestamps
+    #[arg(long)]
+    passes: bool,
+    /// Write a page with a roofline plot and the table (.html), or the plot alone (.svg)
+    #[arg(long, value_name = "FILE")]
+    report: Option<String>,
     /// Print one JSON object instead of a table
     #[arg(long)]
     json: bool,
 }
 
-/// One measurement.
+/// One run.
 #[derive(Debug, Serialize)]
-struct Row {
-    what: &'static str,
-    rule: &'static str,
-    regime: &'static str,
-    mode: &'static str,
-    elements: usize,
-    ns_per_param: f64,
-    gb_per_s: f64,
-    percent_of_copy: f64,
-}
-
-#[derive(Serialize)]
-struct Report {
+pub struct Report {
+    /// The adapter, or the CPU path and its threads.
     device: String,
+    /// The driver, or the processor.
+    driver: String,
+    /// The backend, `cpu` for the CPU path.
+    backend: String,
+    /// The command that made the report.
+    command: String,
+    /// Each figure is the median of so many rounds.
+    rounds: usize,
+    /// What was left out, and why.
+    notes: Vec<String>,
+    /// The measurements.
     rows: Vec<Row>,
 }
 
-/// Each figure is the median of this many repeats.
-const REPEATS: usize = 7;
-/// A repeat takes as many steps as fill this time.
-const REPEAT_TIME: Duration = Duration::from_millis(40);
-
 /// Measures.
 pub fn run(args: &Args) -> Result<(), CliError> {
-    if args.from > args.to {
+    if let Some(to) = args.to.filter(|&to| args.from > to) {
         return Err(CliError::Usage(format!(
-            "--from {} is above --to {}: give the smaller power of two first",
-            args.from, args.to
+            "--from {} is above --to {to}: give the smaller power of two first",
+            args.from
         )));
     }
     let target = args.target.find()?;
     target.explain();
-    check_size(&target, args.to)?;
-    let mut rows = Vec::new();
-    for power in (args.from..=args.to).step_by(2) {
-        measure_size(&target, 1 << power, &mut rows)?;
-    }
-    let report = Report {
+    // Before minutes of measuring.
+    let file = args.report.as_deref().map(ReportFile::create).transpose()?;
+    let to = args.to.unwrap_or(default_to(&target).max(args.from));
+    let sizes: Vec<u32> = (args.from..=to).step_by(args.step as usize).collect();
+    let mut report = Report {
         device: target.adapter(),
-        rows,
+        driver: driver(&target),
+        backend: target.backend(),
+        command: command(),
+        rounds: ROUNDS,
+        notes: Vec::new(),
+        rows: Vec::new(),
     };
+    let selection = args.selection();
+    let effort = Effort {
+        round: Duration::from_millis(args.round_ms),
+        by_pass: args.passes,
+    };
+    let progress = ProgressBar::new(((sizes.len() + 1) * ROUNDS) as u64).with_style(style());
+    for &power in &sizes {
+        progress.set_message(format!("2^{power}"));
+        let elements = 1usize << power;
+        let entries = selection.entries(elements);
+        measure_group(&target, elements, entries, effort, &mut report, &progress)?;
+    }
+    progress.set_message("overhead");
+    let entries = selection.overhead_entries();
+    measure_group(
+        &target,
+        OVERHEAD_ELEMENTS,
+        entries,
+        effort,
+        &mut report,
+        &progress,
+    )?;
+    progress.finish_and_clear();
+
+    if let Some(file) = file {
+        file.write(&report)?;
+    }
     if args.json {
         say(serde_json::json!(report))
     } else {
@@ -76,240 +140,281 @@ pub fn run(args: &Args) -> Result<(), CliError> {
     }
 }
 
-/// Refuses sizes that the device cannot allocate.
-fn check_size(target: &Target, power: u32) -> Result<(), CliError> {
-    if let Target::Gpu(gpu) = target {
-        let largest = gpu.device().limits().max_buffer_size;
-        if 4u64 << power > largest {
-            return Err(CliError::Usage(format!(
-                "--to {power} needs buffers of {} bytes, but {} has at most {largest}: give a smaller power of two",
-                4u64 << power,
-                gpu.describe()
-            )));
-        }
+impl Args {
+    fn selection(&self) -> Selection {
+        let among =
+            |names: &[String], name: &str| names.is_empty() || names.iter().any(|n| n == name);
+        let mut selection = Selection {
+            rules: rules().to_vec(),
+            regimes: regimes().to_vec(),
+            modes: MODES.to_vec(),
+        };
+        selection
+            .rules
+            .retain(|rule| among(&self.rule, rule.name()));
+        selection
+            .regimes
+            .retain(|regime| among(&self.regime, regime.name()));
+        selection.modes.retain(|mode| among(&self.mode, mode.name));
+        selection
     }
-    Ok(())
 }
 
-fn measure_size(target: &Target, elements: usize, rows: &mut Vec<Row>) -> Result<(), CliError> {
-    let mut row = |what, rule, regime, bytes_per_param: f64, seconds: f64, copy: Option<f64>| {
-        let gb_per_s = bytes_per_param * elements as f64 / seconds * 1e-9;
-        rows.push(Row {
-            what,
-            rule,
-            regime,
-            mode: "two-pass",
-            elements,
-            ns_per_param: 1e9 * seconds / elements as f64,
-            gb_per_s,
-            percent_of_copy: 100.0 * gb_per_s / copy.unwrap_or(gb_per_s),
-        });
-        gb_per_s
-    };
-    // A copy reads and writes 4 bytes per element.
-    let copy = row("copy", "", "", 8.0, time_copy(target, elements)?, None);
-    for rule in [
-        Rule::sgd(),
-        Rule::sgdm(0.9),
-        Rule::sign_sgd(),
-        Rule::signum(0.9),
-    ] {
-        for regime in [Regime::fixed(1e-3), Regime::seesaw()] {
-            let seconds = time_step(target, rule, regime, elements)?;
-            row(
-                "step",
-                rule.name(),
-                regime.name(),
-                bytes_per_param(rule, regime),
-                seconds,
-                Some(copy),
-            );
-        }
-    }
-    Ok(())
+fn style() -> ProgressStyle {
+    // The template is a constant, tried by every run.
+    ProgressStyle::with_template("{wide_bar} {msg} {elapsed}")
+        .unwrap_or_else(|_| ProgressStyle::default_bar())
 }
 
-/// What a step moves at the least: pass 1 reads g and the direction memory, pass 4 reads g and reads and writes w and the memory.
-fn bytes_per_param(rule: Rule, regime: Regime) -> f64 {
-    let momentum = if rule.has_momentum() { 4.0 } else { 0.0 };
-    let counters = if regime.needs_alignment() && !rule.has_momentum() {
-        1.0
-    } else {
-        0.0
-    };
-    let read_for_alignment = if regime.needs_alignment() {
-        momentum + counters
-    } else {
-        0.0
-    };
-    4.0 + read_for_alignment + 12.0 + 2.0 * (momentum + counters)
-}
-
-/// Median seconds of one call, from repeats that each make enough calls to be measured.
-fn median_seconds(mut run: impl FnMut(usize) -> Result<(), CliError>) -> Result<f64, CliError> {
-    let mut timed = |calls: usize| -> Result<Duration, CliError> {
-        let start = Instant::now();
-        run(calls)?;
-        Ok(start.elapsed())
-    };
-    timed(2)?;
-    let mut calls = 1;
-    loop {
-        let time = timed(calls)?;
-        if time >= REPEAT_TIME / 4 || calls >= 1 << 16 {
-            let scale = REPEAT_TIME.as_secs_f64() / time.as_secs_f64().max(1e-9);
-            calls = ((calls as f64 * scale) as usize).clamp(1, 1 << 16);
-            break;
-        }
-        calls *= 4;
-    }
-    let mut seconds = Vec::with_capacity(REPEATS);
-    for _ in 0..REPEATS {
-        seconds.push(timed(calls)?.as_secs_f64() / calls as f64);
-    }
-    seconds.sort_by(f64::total_cmp);
-    Ok(seconds[REPEATS / 2])
-}
-
-fn time_copy(target: &Target, elements: usize) -> Result<f64, CliError> {
+/// The largest size that a run of about two minutes can afford.
+fn default_to(target: &Target) -> u32 {
     match target {
-        Target::Cpu { .. } => {
-            let from = vec![1.0f32; elements];
-            let mut to = vec![0.0f32; elements];
-            median_seconds(|calls| {
-                for _ in 0..calls {
-                    let (from, to) = std::hint::black_box((&from, &mut to));
-                    to.par_chunks_mut(1 << 16)
-                        .zip(from.par_chunks(1 << 16))
-                        .for_each(|(to, from)| to.copy_from_slice(from));
-                }
-                Ok(())
-            })
-        }
-        Target::Gpu(gpu) => {
-            let (from, to) = buffers(gpu, elements)?;
-            median_seconds(|calls| {
-                submit(gpu, calls, |encoder| {
-                    encoder.copy_buffer_to_buffer(&from, 0, &to, 0, from.size());
-                    Ok(())
-                })
-            })
-        }
+        Target::Gpu(gpu) if is_software(gpu) => 22,
+        _ => 26,
     }
 }
 
-fn time_step(
+fn is_software(gpu: &Gpu) -> bool {
+    gpu.device().adapter_info().device_type == wgpu::DeviceType::Cpu
+}
+
+/// Measures what there is room for at one size.
+fn measure_group(
     target: &Target,
-    rule: Rule,
-    regime: Regime,
     elements: usize,
-) -> Result<f64, CliError> {
+    entries: Vec<Entry>,
+    effort: Effort,
+    report: &mut Report,
+    progress: &ProgressBar,
+) -> Result<(), CliError> {
+    let in_host_memory = match target {
+        Target::Cpu { .. } => true,
+        Target::Gpu(gpu) => is_software(gpu),
+    };
+    let needed = bytes_of(elements, &entries);
+    let room = available_bytes().filter(|_| in_host_memory);
+    // Drivers and the staging of uploads want some as well.
+    if let Some(room) = room.filter(|room| needed > 0.7 * room) {
+        report.notes.push(format!(
+            "{elements} parameters skipped: {:.1} GiB needed, {:.1} GiB available",
+            needed / GIB,
+            room / GIB
+        ));
+        return Ok(());
+    }
     match target {
         Target::Cpu { .. } => {
-            let mut params = values(elements);
-            let grads = values(elements);
-            let mut optimizer = OptimizerBuilder::new(rule)
-                .regime(regime)
-                .group(Group::new("bench").tensor("bench", &params, &grads))
-                .build_cpu()?;
-            median_seconds(|calls| {
-                for _ in 0..calls {
-                    optimizer.step(&mut [&mut params], &[&grads])?;
-                }
+            let mut host = Host::new(elements);
+            measure_on(&mut host, elements, entries, effort, report, progress)
+        }
+        Target::Gpu(gpu) => match Device::new(gpu, elements) {
+            Ok(mut device) => measure_on(&mut device, elements, entries, effort, report, progress),
+            Err(error @ (Error::Limit { .. } | Error::Device { .. })) => {
+                let note = format!("{elements} parameters skipped: {error}");
+                report.notes.push(note);
                 Ok(())
-            })
-        }
-        Target::Gpu(gpu) => {
-            let (params, grads) = buffers(gpu, elements)?;
-            for buffer in [&params, &grads] {
-                gpu.queue()
-                    .write_buffer(buffer, 0, bytemuck::cast_slice(&values(elements)));
             }
-            let optimizer: Optimizer = OptimizerBuilder::new(rule)
-                .regime(regime)
-                .group(Group::new("bench").tensor("bench", params.slice(..), grads.slice(..)))
-                .build(gpu)?;
-            median_seconds(|calls| {
-                submit(gpu, calls, |encoder| Ok(optimizer.encode_step(encoder)?))
-            })
-        }
+            Err(error) => Err(error.into()),
+        },
     }
 }
 
-/// Small values, none of them zero or denormal, that many steps do not carry off.
-fn values(elements: usize) -> Vec<f32> {
-    (0..elements)
-        .map(|i| 1e-3 * ((i % 251) as f32 - 125.5))
-        .collect()
-}
-
-fn buffers(gpu: &Gpu, elements: usize) -> Result<(wgpu::Buffer, wgpu::Buffer), CliError> {
-    gpu.scoped("two buffers to measure on", || {
-        Ok((buffer(gpu, elements), buffer(gpu, elements)))
-    })
-}
-
-fn buffer(gpu: &Gpu, elements: usize) -> wgpu::Buffer {
-    gpu.device().create_buffer(&wgpu::BufferDescriptor {
-        label: Some("bench"),
-        size: (elements as u64 * 4).next_multiple_of(16),
-        usage: wgpu::BufferUsages::STORAGE
-            | wgpu::BufferUsages::COPY_SRC
-            | wgpu::BufferUsages::COPY_DST,
-        mapped_at_creation: false,
-    })
-}
-
-/// Records `calls` times into encoders of at most 64, submits, and waits for the device.
-fn submit(
-    gpu: &Gpu,
-    calls: usize,
-    mut record: impl FnMut(&mut wgpu::CommandEncoder) -> Result<(), CliError>,
+fn measure_on(
+    bench: &mut impl Bench,
+    elements: usize,
+    entries: Vec<Entry>,
+    effort: Effort,
+    report: &mut Report,
+    progress: &ProgressBar,
 ) -> Result<(), CliError> {
-    let mut left = calls;
-    while left > 0 {
-        let mut encoder = gpu
-            .device()
-            .create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
-        for _ in 0..left.min(64) {
-            record(&mut encoder)?;
-        }
-        gpu.queue().submit([encoder.finish()]);
-        left -= left.min(64);
+    let rows = measure_size(bench, elements, entries, effort, &mut report.notes, || {
+        progress.inc(1);
+    })?;
+    report.rows.extend(rows);
+    Ok(())
+}
+
+const GIB: f64 = (1u64 << 30) as f64;
+
+/// Memory that can be had without swapping, where the system tells.
+fn available_bytes() -> Option<f64> {
+    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let line = text
+        .lines()
+        .find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    let kib: f64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    Some(1024.0 * kib)
+}
+
+/// The driver with its version; for the CPU path the processor, where the system tells.
+fn driver(target: &Target) -> String {
+    match target {
+        Target::Gpu(gpu) => driver_in_words(&gpu.device().adapter_info()),
+        Target::Cpu { .. } => std::fs::read_to_string("/proc/cpuinfo")
+            .ok()
+            .and_then(|text| {
+                let line = text.lines().find(|line| line.starts_with("model name"))?;
+                Some(line.split_once(':')?.1.trim().to_owned())
+            })
+            .unwrap_or_else(|| std::env::consts::ARCH.to_owned()),
     }
-    gpu.device()
-        .poll(wgpu::PollType::wait_indefinitely())
-        .map_err(|error| wgpu_optim::Error::Readback {
-            what: "the benchmark",
-            message: error.to_string(),
-        })?;
-    Ok(gpu.check_alive()?)
+}
+
+/// The command line, without the path to the binary.
+fn command() -> String {
+    let mut words = vec![env!("CARGO_BIN_NAME").to_owned()];
+    words.extend(std::env::args().skip(1));
+    words.join(" ")
+}
+
+/// The names of the passes that were timed.
+fn passes(rows: &[Row]) -> Vec<&'static str> {
+    rows.iter()
+        .map(|row| &row.pass_ns_per_param)
+        .max_by_key(|passes| passes.len())
+        .map(|passes| passes.iter().map(|&(pass, _)| pass).collect())
+        .unwrap_or_default()
+}
+
+/// The rows of the table. The roofs of the overhead rows only matter to programs.
+fn shown(report: &Report) -> impl Iterator<Item = &Row> {
+    report
+        .rows
+        .iter()
+        .filter(|row| row.elements != OVERHEAD_ELEMENTS || !row.rule.is_empty())
+}
+
+/// The table: header and rows, the first [`TEXT_COLUMNS`] of them text.
+fn table(report: &Report) -> (Vec<String>, Vec<Vec<String>>) {
+    let on_device = report.backend != "cpu";
+    let passes = passes(&report.rows);
+    let mut header: Vec<String> = [
+        "what",
+        "rule",
+        "regime",
+        "mode",
+        "parameters",
+        "ns/param",
+        "min to max",
+        "GB/s",
+        "% copy",
+        "% triad",
+        "µs/step",
+    ]
+    .map(str::to_owned)
+    .to_vec();
+    if on_device {
+        header.extend(["clock", "wall ns/param", "record µs"].map(str::to_owned));
+    }
+    header.extend(passes.iter().map(|&pass| pass.to_owned()));
+    let rows = shown(report).map(|row| {
+        let mut cells = vec![
+            match row.by {
+                Some(by) => format!("{} ({by})", row.what),
+                None => row.what.to_owned(),
+            },
+            row.rule.to_owned(),
+            row.regime.to_owned(),
+            row.mode.to_owned(),
+            size(row.elements),
+            digits(row.ns_per_param),
+            format!("{} to {}", digits(row.spread_low), digits(row.spread_high)),
+            digits(row.gb_per_s),
+            digits(row.percent_of_copy),
+            digits(row.percent_of_triad),
+            digits(row.us_per_step),
+        ];
+        if on_device {
+            let recording = row.encode_us_per_step.zip(row.finish_us_per_step);
+            cells.extend([
+                match row.clock {
+                    Clock::Timestamps => "timestamps".to_owned(),
+                    Clock::Wall => "wall".to_owned(),
+                },
+                digits(row.wall_ns_per_param),
+                recording.map_or_else(String::new, |(encode, finish)| digits(encode + finish)),
+            ]);
+        }
+        cells.extend(passes.iter().map(|&pass| {
+            let mut timed = row.pass_ns_per_param.iter();
+            timed
+                .find(|(name, _)| *name == pass)
+                .map_or_else(String::new, |&(_, ns)| digits(ns))
+        }));
+        cells
+    });
+    (header, rows.collect())
+}
+
+/// Columns of the table that hold words.
+const TEXT_COLUMNS: usize = 4;
+
+/// `2^22`, or the number where it is no large power of two.
+fn size(elements: usize) -> String {
+    if elements.is_power_of_two() && elements >= 1 << 7 {
+        format!("2^{}", elements.trailing_zeros())
+    } else {
+        elements.to_string()
+    }
+}
+
+/// Three digits or more.
+fn digits(value: f64) -> String {
+    match value {
+        value if value < 0.1 => format!("{value:.4}"),
+        value if value < 10.0 => format!("{value:.2}"),
+        value if value < 100.0 => format!("{value:.1}"),
+        value => format!("{value:.0}"),
+    }
+}
+
+/// What the table does not say.
+fn remarks(report: &Report) -> Vec<String> {
+    let mut remarks = vec![
+        "GB/s: bytes that cannot be done without, by time. Copy moves 8 bytes per element, triad (a = b + s c) 12; a step reads and \
+         writes in place, so that more than 100 % of either is possible."
+            .to_owned(),
+    ];
+    if report.backend != "cpu" {
+        let count = |clock| shown(report).filter(|row| row.clock == clock).count();
+        remarks.push(match (count(Clock::Timestamps), count(Clock::Wall)) {
+            (0, _) => {
+                "all figures by the wall clock: the device has no timestamps, or they made no sense"
+                    .to_owned()
+            }
+            (timed, wall) => {
+                format!("{timed} rows by the device's timestamps, {wall} by the wall clock")
+            }
+        });
+    }
+    if !passes(&report.rows).is_empty() {
+        remarks.push(
+            "passes in ns/param, each timed in a compute pass of its own: at small sizes they come to more than the step"
+                .to_owned(),
+        );
+    }
+    let encode = |row: &&Row| row.what == "many-tensors" && row.encode_us_per_step.is_some();
+    if let Some(row) = report.rows.iter().rfind(encode) {
+        remarks.push(format!(
+            "recording a step of {MANY} tensors in {MANY_GROUPS} groups costs the host {} µs in encode_step and {} µs in finish",
+            digits(row.encode_us_per_step.unwrap_or_default()),
+            digits(row.finish_us_per_step.unwrap_or_default()),
+        ));
+    }
+    remarks.extend(report.notes.iter().map(|note| format!("note: {note}")));
+    remarks
 }
 
 fn print(report: &Report) -> Result<(), CliError> {
-    say(format!("{}; medians of {REPEATS}", report.device))?;
-    let mut table = Columns::new(
-        [
-            "what",
-            "rule",
-            "regime",
-            "parameters",
-            "ns/parameter",
-            "GB/s",
-            "% of copy",
-        ],
-        3,
-    );
-    for row in &report.rows {
-        table.row([
-            row.what.to_owned(),
-            row.rule.to_owned(),
-            row.regime.to_owned(),
-            row.elements.to_string(),
-            format!("{:.3}", row.ns_per_param),
-            format!("{:.2}", row.gb_per_s),
-            format!("{:.0}", row.percent_of_copy),
-        ]);
+    say(format!(
+        "{}; {}; medians of {} alternating rounds",
+        report.device, report.driver, report.rounds
+    ))?;
+    let (header, rows) = table(report);
+    let mut columns = Columns::new(header.iter().map(String::as_str), TEXT_COLUMNS);
+    for row in rows {
+        columns.row(row);
     }
-    table.print()
+    columns.print()?;
+    remarks(report).into_iter().try_for_each(say)
 }

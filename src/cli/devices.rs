@@ -6,7 +6,7 @@ use wgpu_optim::{Gpu, wgpu};
 
 use crate::CliError;
 use crate::table::{Columns, say};
-use crate::target::{Backend, Target, TargetArgs};
+use crate::target::{Backend, Target, TargetArgs, driver_in_words};
 
 /// Options of `devices`.
 #[derive(Debug, clap::Args)]
@@ -124,6 +124,7 @@ fn describe(adapter: &wgpu::Adapter) -> Device {
         timestamps: features.contains(wgpu::Features::TIMESTAMP_QUERY),
         workgroup_size: tuning.workgroup_size,
         block_elements: tuning.block_elements(),
+        driver: driver_in_words(&info),
         name: info.name,
         backend: info.backend.to_str().to_owned(),
         kind: match info.device_type {
@@ -134,11 +135,5 @@ fn describe(adapter: &wgpu::Adapter) -> Device {
             wgpu::DeviceType::Other => "other",
         }
         .to_owned(),
-        driver: [info.driver, info.driver_info]
-            .iter()
-            .filter(|text| !text.is_empty())
-            .cloned()
-            .collect::<Vec<_>>()
-            .join(" "),
     }
 }

@@ -25,7 +25,7 @@ pub struct Columns {
 
 impl Columns {
     /// A table with a header.
-    pub fn new<const N: usize>(header: [&str; N], first_number: usize) -> Self {
+    pub fn new<'a>(header: impl IntoIterator<Item = &'a str>, first_number: usize) -> Self {
         let mut columns = Self::without_header(first_number);
         columns.table.set_header(header);
         columns
@@ -42,7 +42,7 @@ impl Columns {
     }
 
     /// Adds a row.
-    pub fn row<const N: usize>(&mut self, cells: [String; N]) {
+    pub fn row(&mut self, cells: impl IntoIterator<Item = String>) {
         self.table.add_row(cells);
     }
 

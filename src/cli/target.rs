@@ -116,3 +116,13 @@ impl Target {
         }
     }
 }
+
+/// An adapter's driver with its version, as far as it tells.
+pub fn driver_in_words(info: &wgpu::AdapterInfo) -> String {
+    let texts = [info.driver.as_str(), info.driver_info.as_str()];
+    texts
+        .into_iter()
+        .filter(|text| !text.is_empty())
+        .collect::<Vec<_>>()
+        .join(" ")
+}

@@ -1,0 +1,25 @@
+// The benchmark's triad a = b + s c (McCalpin's STREAM): what the device moves with two streams in and one out, in the geometry of
+// the optimizer.
+//
+// Reads:  b, c.
+// Writes: a. All three are of the same length.
+// Grid:   one workgroup of WORKGROUP invocations per block of WORKGROUP · QUADS quads; invocation i takes quads i, i + WORKGROUP, …
+//         of the block. The last block may be short.
+
+override WORKGROUP: u32;
+override QUADS: u32;
+
+const S = 0.5;
+
+@group(0) @binding(0) var<storage, read_write> a: array<vec4<f32>>;
+@group(0) @binding(1) var<storage, read> b: array<vec4<f32>>;
+@group(0) @binding(2) var<storage, read> c: array<vec4<f32>>;
+
+@compute @workgroup_size(WORKGROUP)
+fn triad(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+    let first = workgroup.x * WORKGROUP * QUADS;
+    let end = min(first + WORKGROUP * QUADS, arrayLength(&a));
+    for (var quad = first + lane; quad < end; quad += WORKGROUP) {
+        a[quad] = b[quad] + S * c[quad];
+    }
+}

@@ -1,0 +1,432 @@
+//! `--report`: a roofline plot, alone or on a page with the table.
+
+use std::fs::File;
+use std::io::Write;
+use std::ops::Range;
+
+use plotters::coord::Shift;
+use plotters::coord::ranged1d::{KeyPointHint, NoDefaultFormatting, Ranged, ValueFormatter};
+use plotters::prelude::*;
+use plotters::style::text_anchor::{HPos, Pos, VPos};
+
+use super::rows::Row;
+use super::{Report, TEXT_COLUMNS, remarks, table};
+use crate::CliError;
+
+/// The plot's size in pixels: it fits a window 1280 pixels wide.
+const SIZE: (u32, u32) = (1200, 900);
+/// Height of title and legend.
+const HEAD: u32 = 88;
+
+/// A report to be, opened before anything is measured.
+#[derive(Debug)]
+pub struct ReportFile {
+    path: String,
+    file: File,
+    kind: Kind,
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Kind {
+    Html,
+    Svg,
+}
+
+impl ReportFile {
+    /// Opens the file.
+    pub fn create(path: &str) -> Result<Self, CliError> {
+        let ending = std::path::Path::new(path)
+            .extension()
+            .and_then(|ending| ending.to_str());
+        let kind = match ending {
+            Some("html" | "htm") => Kind::Html,
+            Some("svg") => Kind::Svg,
+            _ => {
+                return Err(CliError::Usage(format!(
+                    "--report {path}: a report is a page (.html) or a plot (.svg), give one of these endings"
+                )));
+            }
+        };
+        match File::create(path) {
+            Ok(file) => Ok(ReportFile {
+                path: path.to_owned(),
+                file,
+                kind,
+            }),
+            Err(error) => Err(write_error(path, &error)),
+        }
+    }
+
+    /// Writes the report.
+    pub fn write(mut self, report: &Report) -> Result<(), CliError> {
+        let plot = plot(report).map_err(|message| CliError::Write {
+            path: self.path.clone(),
+            message,
+        })?;
+        let text = match self.kind {
+            Kind::Svg => plot,
+            Kind::Html => page(report, &plot),
+        };
+        self.file
+            .write_all(text.as_bytes())
+            .map_err(|error| write_error(&self.path, &error))
+    }
+}
+
+fn write_error(path: &str, error: &std::io::Error) -> CliError {
+    CliError::Write {
+        path: path.to_owned(),
+        message: error.to_string(),
+    }
+}
+
+/// One line of the plot.
+#[derive(Debug, Clone, PartialEq)]
+struct Line {
+    label: String,
+    color: RGBColor,
+    /// Lengths of dash and gap; solid without.
+    dash: Option<(i32, i32)>,
+    /// log2 of the size, log10 of GB/s.
+    points: Vec<(f64, f64)>,
+}
+
+/// Blue, vermilion, green and purple of Okabe and Ito's palette: apart in every kind of colour vision.
+const COLORS: [RGBColor; 4] = [
+    RGBColor(0, 114, 178),
+    RGBColor(213, 94, 0),
+    RGBColor(0, 158, 115),
+    RGBColor(204, 121, 167),
+];
+const ROOF: RGBColor = RGBColor(60, 60, 60);
+/// Dashes of the modes, in order.
+const DASHES: [Option<(i32, i32)>; 3] = [None, Some((7, 4)), Some((2, 3))];
+
+/// Distinct values in the order of their first appearance.
+fn distinct<T: PartialEq>(values: impl Iterator<Item = T>) -> Vec<T> {
+    values.fold(Vec::new(), |mut seen, value| {
+        if !seen.contains(&value) {
+            seen.push(value);
+        }
+        seen
+    })
+}
+
+fn steps(report: &Report) -> impl Iterator<Item = &Row> {
+    report.rows.iter().filter(|row| row.what == "step")
+}
+
+fn points<'a>(rows: impl Iterator<Item = &'a Row>) -> Vec<(f64, f64)> {
+    rows.map(|row| ((row.elements as f64).log2(), row.gb_per_s.log10()))
+        .collect()
+}
+
+/// Copy and triad, at the sizes of the steps.
+fn roofs(report: &Report) -> Vec<Line> {
+    [("copy", None), ("triad", Some((7, 4)))]
+        .into_iter()
+        .map(|(what, dash)| Line {
+            label: what.to_owned(),
+            color: ROOF,
+            dash,
+            points: points(report.rows.iter().filter(|row| {
+                row.what == what && steps(report).any(|step| step.elements == row.elements)
+            })),
+        })
+        .collect()
+}
+
+/// A line for each regime and mode of a rule.
+fn lines(report: &Report, rule: &str) -> Vec<Line> {
+    let modes = distinct(steps(report).map(|row| row.mode));
+    let mut lines = Vec::new();
+    for (color, regime) in distinct(steps(report).map(|row| row.regime))
+        .into_iter()
+        .enumerate()
+    {
+        for (dash, mode) in modes.iter().enumerate() {
+            lines.push(Line {
+                label: if modes.len() > 1 {
+                    format!("{regime}, {mode}")
+                } else {
+                    regime.to_owned()
+                },
+                color: COLORS[color % COLORS.len()],
+                dash: DASHES[dash % DASHES.len()],
+                points: points(
+                    steps(report).filter(|row| {
+                        row.rule == rule && row.regime == regime && row.mode == *mode
+                    }),
+                ),
+            });
+        }
+    }
+    lines
+}
+
+/// Text as HTML and SVG take it.
+fn escaped(text: &str) -> String {
+    text.replace('&', "&amp;")
+        .replace('<', "&lt;")
+        .replace('>', "&gt;")
+        .replace('"', "&quot;")
+}
+
+/// The plot: a panel for each rule, lines for its regimes, copy and triad as the roof.
+fn plot(report: &Report) -> Result<String, String> {
+    let mut svg = String::new();
+    {
+        let root = SVGBackend::with_string(&mut svg, SIZE).into_drawing_area();
+        draw(&root, report).map_err(|error| error.to_string())?;
+        root.present().map_err(|error| error.to_string())?;
+    }
+    Ok(svg)
+}
+
+type Area<'a> = DrawingArea<SVGBackend<'a>, Shift>;
+type DrawError<'a> = DrawingAreaErrorKind<<SVGBackend<'a> as DrawingBackend>::ErrorType>;
+
+fn font(size: i32) -> TextStyle<'static> {
+    ("sans-serif", size).into_font().color(&BLACK)
+}
+
+fn draw<'a>(root: &Area<'a>, report: &Report) -> Result<(), DrawError<'a>> {
+    root.fill(&WHITE)?;
+    let rules = distinct(steps(report).map(|row| row.rule));
+    let roofs = roofs(report);
+    let panels: Vec<(&str, Vec<Line>)> = rules
+        .iter()
+        .map(|&rule| {
+            let own = lines(report, rule);
+            (rule, roofs.iter().cloned().chain(own).collect())
+        })
+        .collect();
+    let (head, body) = root.split_vertically(HEAD);
+    let title = format!("Memory bandwidth of a step: {}", report.device);
+    head.draw(&Text::new(title, (14, 10), font(20)))?;
+    let source = format!("{}: {}", report.driver, report.command);
+    head.draw(&Text::new(source, (14, 36), font(13)))?;
+    let Some((_, legend)) = panels.first() else {
+        return head.draw(&Text::new("nothing was measured", (14, 60), font(16)));
+    };
+    draw_legend(&head, legend)?;
+    let columns = if panels.len() > 1 { 2 } else { 1 };
+    let areas = body.split_evenly((panels.len().div_ceil(columns), columns));
+    let sizes = distinct(steps(report).map(|row| (row.elements as f64).log2()));
+    let lines = || panels.iter().flat_map(|(_, lines)| lines);
+    for ((rule, own), area) in panels.iter().zip(&areas) {
+        let rates = lines().flat_map(|line| line.points.iter().map(|point| point.1));
+        let axes = (LogAxis::sizes(&sizes), LogAxis::rates(rates));
+        draw_panel(area, rule, own, axes)?;
+    }
+    Ok(())
+}
+
+/// Legend entries side by side; the label's width is a guess, no font is at hand.
+fn draw_legend<'a>(area: &Area<'a>, lines: &[Line]) -> Result<(), DrawError<'a>> {
+    let (mut x, y) = (14, 68);
+    for line in lines {
+        draw_line_sample(area, line, (x, y))?;
+        let style = font(15).pos(Pos::new(HPos::Left, VPos::Center));
+        area.draw(&Text::new(line.label.clone(), (x + 42, y), style))?;
+        x += 72 + 8 * line.label.chars().count() as i32;
+    }
+    Ok(())
+}
+
+fn draw_line_sample<'a>(
+    area: &Area<'a>,
+    line: &Line,
+    (x, y): (i32, i32),
+) -> Result<(), DrawError<'a>> {
+    let style = ShapeStyle::from(line.color).stroke_width(2);
+    let (dash, gap) = line.dash.unwrap_or((36, 0));
+    let mut at = 0;
+    while at < 36 {
+        let end = (at + dash).min(36);
+        area.draw(&PathElement::new(vec![(x + at, y), (x + end, y)], style))?;
+        at = end + gap.max(1);
+    }
+    Ok(())
+}
+
+/// An axis of logarithms with marks of its own choice.
+struct LogAxis {
+    range: Range<f64>,
+    marks: Vec<f64>,
+}
+
+impl LogAxis {
+    /// Sizes as log2, a mark at each, or at every second or third where there are many.
+    fn sizes(sizes: &[f64]) -> Self {
+        let every = sizes.len().div_ceil(12).max(1);
+        LogAxis {
+            range: bounds(sizes.iter().copied(), 0.5),
+            marks: sizes.iter().step_by(every).copied().collect(),
+        }
+    }
+
+    /// Rates as log10, marks at 1, 2 and 5 times the powers of ten.
+    fn rates(rates: impl Iterator<Item = f64>) -> Self {
+        let range = bounds(rates, 0.1);
+        let decades = range.start.floor() as i32..=range.end.ceil() as i32;
+        LogAxis {
+            marks: decades
+                .flat_map(|decade| [1.0f64, 2.0, 5.0].map(|m| f64::from(decade) + m.log10()))
+                .filter(|mark| range.contains(mark))
+                .collect(),
+            range,
+        }
+    }
+}
+
+/// From the least to the greatest, and a margin beyond.
+fn bounds(values: impl Iterator<Item = f64>, margin: f64) -> Range<f64> {
+    let (low, high) = values.fold((f64::INFINITY, f64::NEG_INFINITY), |(low, high), value| {
+        (low.min(value), high.max(value))
+    });
+    low - margin..high + margin
+}
+
+impl Ranged for LogAxis {
+    type FormatOption = NoDefaultFormatting;
+    type ValueType = f64;
+
+    fn map(&self, value: &f64, limit: (i32, i32)) -> i32 {
+        let share = (value - self.range.start) / (self.range.end - self.range.start);
+        limit.0 + (share * f64::from(limit.1 - limit.0)).round() as i32
+    }
+
+    fn key_points<Hint: KeyPointHint>(&self, _hint: Hint) -> Vec<f64> {
+        self.marks.clone()
+    }
+
+    fn range(&self) -> Range<f64> {
+        self.range.clone()
+    }
+}
+
+impl ValueFormatter<f64> for LogAxis {
+    fn format(value: &f64) -> String {
+        value.to_string()
+    }
+}
+
+fn draw_panel<'a>(
+    area: &Area<'a>,
+    rule: &str,
+    lines: &[Line],
+    (sizes, rates): (LogAxis, LogAxis),
+) -> Result<(), DrawError<'a>> {
+    let mut chart = ChartBuilder::on(area)
+        .margin(12)
+        .margin_right(24)
+        .caption(rule, font(18))
+        .x_label_area_size(44)
+        .y_label_area_size(64)
+        .build_cartesian_2d(sizes, rates)?;
+    chart
+        .configure_mesh()
+        .x_desc("parameters")
+        .y_desc("GB/s")
+        .label_style(font(14))
+        .axis_desc_style(font(15))
+        .bold_line_style(RGBColor(215, 215, 215))
+        .light_line_style(TRANSPARENT)
+        .x_label_formatter(&|size| format!("2^{size}"))
+        .y_label_formatter(&|rate| ((1e5 * 10f64.powf(*rate)).round() / 1e5).to_string())
+        .draw()?;
+    for line in lines {
+        let style = ShapeStyle::from(line.color).stroke_width(2);
+        let points = line.points.iter().copied();
+        match line.dash {
+            None => chart.draw_series(LineSeries::new(points, style))?,
+            Some((dash, gap)) => {
+                chart.draw_series(DashedLineSeries::new(points, dash, gap, style))?
+            }
+        };
+        let dots = line
+            .points
+            .iter()
+            .map(|&point| Circle::new(point, 3, ShapeStyle::from(line.color).filled()));
+        chart.draw_series(dots)?;
+    }
+    Ok(())
+}
+
+/// The page: nothing in it comes from elsewhere.
+fn page(report: &Report, plot: &str) -> String {
+    let (header, rows) = table(report);
+    let cells = |tag: &str, cells: &[String]| -> String {
+        cells
+            .iter()
+            .enumerate()
+            .map(|(column, cell)| {
+                let class = if column < TEXT_COLUMNS {
+                    ""
+                } else {
+                    " class=n"
+                };
+                // Long names may break, or the table is too wide.
+                let text = escaped(cell).replace('_', "_<wbr>");
+                format!("<{tag}{class}>{text}</{tag}>")
+            })
+            .collect()
+    };
+    let body: String = rows
+        .iter()
+        .map(|row| format!("<tr>{}</tr>\n", cells("td", row)))
+        .collect();
+    let facts: String = [
+        ("device", &report.device),
+        ("driver", &report.driver),
+        ("backend", &report.backend),
+        ("command", &report.command),
+    ]
+    .iter()
+    .map(|(name, value)| format!("<dt>{name}</dt><dd>{}</dd>\n", escaped(value)))
+    .collect();
+    let remarks: String = remarks(report)
+        .iter()
+        .map(|remark| format!("<li>{}</li>\n", escaped(remark)))
+        .collect();
+    format!(
+        "<!doctype html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n\
+         <meta name=\"viewport\" content=\"width=device-width\">\n<title>wgpu-optim bench: {device}</title>\n\
+         <style>{STYLE}</style>\n</head>\n<body>\n<h1>wgpu-optim bench</h1>\n<dl>\n{facts}</dl>\n{plot}\n\
+         <ul>\n<li>medians of {rounds} alternating rounds</li>\n{remarks}</ul>\n\
+         <table>\n<thead><tr>{header}</tr></thead>\n<tbody>\n{body}</tbody>\n</table>\n</body>\n</html>\n",
+        device = escaped(&report.device),
+        rounds = report.rounds,
+        header = cells("th", &header),
+    )
+}
+
+const STYLE: &str = "
+body { font: 14px/1.45 sans-serif; color: #111; background: #fff; max-width: 1240px; margin: 0 auto; padding: 16px; }
+h1 { font-size: 20px; }
+dl { display: grid; grid-template-columns: max-content auto; gap: 2px 16px; }
+dt { color: #555; }
+dd { margin: 0; font-family: monospace; }
+svg { max-width: 100%; height: auto; }
+table { border-collapse: collapse; font-size: 12px; font-variant-numeric: tabular-nums; }
+th { position: sticky; top: 0; background: #fff; text-align: left; border-bottom: 2px solid #888; }
+th, td { padding: 2px 6px; }
+td { white-space: nowrap; border-bottom: 1px solid #e4e4e4; }
+.n { text-align: right; }
+";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn text_cannot_break_the_page() {
+        assert_eq!(escaped("a<b & \"c\">"), "a&lt;b &amp; &quot;c&quot;&gt;");
+    }
+
+    #[test]
+    fn distinct_keeps_the_order() {
+        assert_eq!(distinct([3, 1, 3, 2, 1].into_iter()), [3, 1, 2]);
+    }
+}

@@ -1,0 +1,178 @@
+//! What is measured: rules, regimes, modes, tensors, and how many bytes each must move. `wgpu-optim bench` and `cargo bench` both
+//! take their lists from here.
+
+use wgpu_optim::{Group, OptimizerBuilder, Regime, Rule, Seesaw, cpu, gpu};
+
+/// The rules that are measured.
+pub fn rules() -> [Rule; 4] {
+    [
+        Rule::sgd(),
+        Rule::sgdm(0.9),
+        Rule::sign_sgd(),
+        Rule::signum(0.9),
+    ]
+}
+
+/// The regimes that are measured.
+///
+/// The benchmark's gradient never changes, so it always agrees with itself. With the usual gain Seesaw would raise the rate to its
+/// limit and carry the parameters off; a tiny one runs the same kernels over numbers that stay moderate.
+pub fn regimes() -> [Regime; 3] {
+    [
+        Regime::fixed(1e-3),
+        Regime::norm_ratio(),
+        Regime::Seesaw(Seesaw {
+            gain: 1e-9,
+            ..Seesaw::default()
+        }),
+    ]
+}
+
+/// A way to take the step: how the optimizer is asked for it, and what it must move.
+#[derive(Debug, Clone, Copy)]
+pub struct Mode {
+    /// As tables, `--mode` and `--json` name it.
+    pub name: &'static str,
+    /// Bytes per parameter that a step of this rule and regime cannot do without.
+    pub bytes_per_param: fn(Rule, Regime) -> f64,
+    /// Asks the builder for this mode, on a device.
+    pub on_device: fn(OptimizerBuilder<gpu::Tensor>) -> OptimizerBuilder<gpu::Tensor>,
+    /// Asks the builder for this mode, on the host.
+    pub on_host: fn(OptimizerBuilder<cpu::Tensor>) -> OptimizerBuilder<cpu::Tensor>,
+}
+
+/// The modes that are measured.
+pub const MODES: &[Mode] = &[Mode {
+    name: "two-pass",
+    bytes_per_param: two_pass_bytes_per_param,
+    on_device: as_it_is,
+    on_host: as_it_is,
+}];
+
+/// The builder's own default.
+fn as_it_is<T>(builder: OptimizerBuilder<T>) -> OptimizerBuilder<T> {
+    builder
+}
+
+/// Pass 1 reads g and, for the alignment, the momentum or the counters; pass 4 reads g and reads and writes w, the momentum and the
+/// counters.
+fn two_pass_bytes_per_param(rule: Rule, regime: Regime) -> f64 {
+    let memory = state_bytes_per_param(rule, regime);
+    let pass_1 = if regime.needs_alignment() {
+        4.0 + memory
+    } else {
+        4.0
+    };
+    let pass_4 = 12.0 + 2.0 * memory;
+    pass_1 + pass_4
+}
+
+/// What the optimizer remembers of a parameter: momentum, or the counters of the alignment where there is none.
+pub fn state_bytes_per_param(rule: Rule, regime: Regime) -> f64 {
+    if rule.has_momentum() {
+        4.0
+    } else if regime.needs_alignment() {
+        1.0
+    } else {
+        0.0
+    }
+}
+
+/// A copy reads 4 bytes per element and writes 4.
+pub const COPY_BYTES: f64 = 8.0;
+/// The triad reads 8 bytes per element and writes 4.
+pub const TRIAD_BYTES: f64 = 12.0;
+
+/// The tensors of one optimizer: lengths in elements, by group. They lie side by side in one buffer.
+pub type Tensors = Vec<Vec<usize>>;
+
+/// One tensor in one group.
+pub fn one_tensor(elements: usize) -> Tensors {
+    vec![vec![elements]]
+}
+
+/// Tensors of [`many_tensors`].
+pub const MANY: usize = 200;
+/// Groups of [`many_tensors`].
+pub const MANY_GROUPS: usize = 4;
+
+/// [`MANY`] tensors in [`MANY_GROUPS`] groups, the largest 128 times the smallest; `None` below 4 elements each.
+///
+/// Lengths are multiples of four, so that everything can be loaded four at a time; or `odd`, so that hardly a tensor starts on a
+/// multiple of four.
+pub fn many_tensors(elements: usize, odd: bool) -> Option<Tensors> {
+    if elements < 4 * MANY {
+        return None;
+    }
+    let weight = |tensor: usize| 1usize << (tensor % 8);
+    let weights: usize = (0..MANY).map(weight).sum();
+    // What is left after the least that every tensor has.
+    let free = elements - 4 * MANY;
+    let mut lengths: Vec<usize> = (0..MANY)
+        .map(|tensor| 4 + free * weight(tensor) / weights / 4 * 4 - usize::from(odd))
+        .collect();
+    let rest = elements - lengths.iter().sum::<usize>();
+    lengths[MANY - 1] += rest;
+    Some(
+        lengths
+            .chunks(MANY / MANY_GROUPS)
+            .map(<[usize]>::to_vec)
+            .collect(),
+    )
+}
+
+/// An optimizer to be built and measured.
+#[derive(Debug, Clone)]
+pub struct Spec {
+    /// Its update rule.
+    pub rule: Rule,
+    /// Its regime.
+    pub regime: Regime,
+    /// How the step is taken.
+    pub mode: Mode,
+    /// Clip by norm; infinite for none.
+    pub clip_norm: f32,
+    /// What it optimizes.
+    pub tensors: Tensors,
+}
+
+impl Spec {
+    /// One flat tensor, no clip, the first mode.
+    pub fn new(rule: Rule, regime: Regime, elements: usize) -> Self {
+        Spec {
+            rule,
+            regime,
+            mode: MODES[0],
+            clip_norm: f32::INFINITY,
+            tensors: one_tensor(elements),
+        }
+    }
+
+    /// A builder with everything but the mode. `tensor` adds a tensor to a group, given its name and where it starts and ends in
+    /// the buffer that they all share.
+    pub fn builder<T>(
+        &self,
+        mut tensor: impl FnMut(Group<T>, String, std::ops::Range<usize>) -> Group<T>,
+    ) -> OptimizerBuilder<T> {
+        let mut builder = OptimizerBuilder::new(self.rule)
+            .regime(self.regime)
+            .clip_norm(self.clip_norm);
+        let mut at = 0;
+        for (number, lengths) in self.tensors.iter().enumerate() {
+            let mut group = Group::new(number.to_string());
+            for length in lengths {
+                group = tensor(group, at.to_string(), at..at + length);
+                at += length;
+            }
+            builder = builder.group(group);
+        }
+        builder
+    }
+}
+
+/// Small values, none of them zero or denormal, that many steps do not carry off.
+pub fn values(elements: usize) -> Vec<f32> {
+    (0..elements)
+        .map(|i| 1e-3 * ((i % 251) as f32 - 125.5))
+        .collect()
+}
