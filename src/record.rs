@@ -163,7 +163,7 @@ impl Record {
     }
 }
 
-/// A sentence: `step 212: η 1.3100e-2, -31.0 %: norm rose (-29.1 %), steps overshoot (-2.7 %)`. Tensors go by their index.
+/// A sentence: `step 1: η 3.8232e-4, +20.9 %: norm fell (+13.4 %), steps agree (+6.6 %)`. Tensors go by their index.
 impl fmt::Display for Record {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "step {}: ", self.step)?;
