@@ -1,6 +1,6 @@
 //! The optimizer on the host.
 
-use pulp::Arch;
+use pulp::{Arch, NullaryFnOnce};
 use rayon::prelude::*;
 
 use crate::cpu::finish_reduction::finish_reduction;
@@ -10,15 +10,15 @@ use crate::cpu::tensor::Tensor;
 use crate::cpu::update_parameters::{BlockSlicesMut, update_parameters};
 use crate::error::Error;
 use crate::group::{GroupConfig, OptimizerBuilder, ResolvedGroup};
-use crate::layout::{Block, GroupState, RawRecord, ScopeSums, Update};
+use crate::layout::{Block, GroupConstants, GroupState, RawRecord, ScopeSums, Update};
 use crate::plan::{Geometry, Kernel, Place, Plan, TensorInfo};
 use crate::record::{RecordCursor, Records};
 
 /// Elements of a block: small enough for the first-level cache, large enough that handing it to a thread costs nothing.
-const BLOCK_ELEMENTS: u32 = 8192;
+const BLOCK_ELEMENTS: u32 = 4096;
 
 /// Blocks from which on a step is worth handing to other threads.
-const PARALLEL_BLOCKS: usize = 16;
+const PARALLEL_BLOCKS: usize = 32;
 
 /// The largest record ring.
 const RECORD_RING_BYTES: u64 = 1 << 30;
@@ -215,8 +215,12 @@ impl CpuOptimizer {
                 counters: tensor.counters.get(start..end).unwrap_or_default(),
             };
             let group = block.group as usize;
-            *partial = arch.dispatch(|| {
-                reduce_gradient(kernel, &groups[group], &states[group], block, slices)
+            *partial = arch.dispatch(Reduce {
+                kernel,
+                constants: &groups[group],
+                state: &states[group],
+                block,
+                slices,
             });
         };
         if self.rows.len() >= PARALLEL_BLOCKS {
@@ -321,12 +325,57 @@ impl CpuOptimizer {
     }
 }
 
+/// Pass 1 over one block. A type and not a closure, and so is [`UpdateStretch`]: a closure of this size is not inlined, and only what
+/// is inlined is compiled for the processor's vector instructions.
+struct Reduce<'a> {
+    kernel: Kernel,
+    constants: &'a GroupConstants,
+    state: &'a GroupState,
+    block: &'a Block,
+    slices: BlockSlices<'a>,
+}
+
+impl NullaryFnOnce for Reduce<'_> {
+    type Output = ScopeSums;
+
+    #[inline(always)]
+    fn call(self) -> ScopeSums {
+        reduce_gradient(
+            self.kernel,
+            self.constants,
+            self.state,
+            self.block,
+            self.slices,
+        )
+    }
+}
+
+/// Pass 4 over a stretch of a tensor.
+struct UpdateStretch<'a> {
+    kernel: Kernel,
+    update: &'a Update,
+    slices: BlockSlicesMut<'a>,
+}
+
+impl NullaryFnOnce for UpdateStretch<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn call(self) {
+        update_parameters(self.kernel, self.update, self.slices);
+    }
+}
+
 /// Halves a tensor, at a multiple of the block, until a half is not worth handing to another thread.
 fn update_in_halves(arch: Arch, kernel: Kernel, update: &Update, slices: BlockSlicesMut) {
     let block = BLOCK_ELEMENTS as usize;
     let elements = slices.params.len();
     if elements <= block * PARALLEL_BLOCKS / 4 {
-        return arch.dispatch(|| update_parameters(kernel, update, slices));
+        return arch.dispatch(UpdateStretch {
+            kernel,
+            update,
+            slices,
+        });
     }
     let middle = elements.div_ceil(block) / 2 * block;
     let (params, params_after) = slices.params.split_at_mut(middle);

@@ -1,14 +1,14 @@
 //! Pass 1: twin of `shaders/reduce_gradient.wgsl`, which explains the scales.
 //!
-//! A block is walked in rows of [`LANES`] elements, as eight invocations of four lanes walk it, so that lane `j` adds up
+//! A block is walked once, in rows of [`LANES`] elements, as four invocations of four lanes walk it, so that lane `j` adds up
 //! elements `j`, `j + LANES`, …; the loops are written for the compiler to turn into vector instructions.
 
 use crate::cpu::scaled::power_of_two;
 use crate::layout::{Block, GroupConstants, GroupState, ScopeSums, Squares};
-use crate::plan::Kernel;
+use crate::plan::{Alignment, Kernel};
 
-/// Elements of a row: eight invocations of four lanes.
-pub(crate) const LANES: usize = 32;
+/// Elements of a row: four invocations of four lanes, two vectors of AVX2.
+const LANES: usize = 16;
 
 const MAGNITUDE_BITS: u32 = 0x7fff_ffff;
 const INFINITY_BITS: u32 = 0x7f80_0000;
@@ -37,8 +37,11 @@ pub(crate) fn no_totals() -> ScopeSums {
 /// Something that is walked row by row. A trait and not a closure: methods can be made to inline, and only what is inlined is
 /// compiled for the vector instructions of the caller.
 trait Rows: Copy {
-    /// Elements `start .. start + LANES`, 0 past the end.
+    /// Elements `start .. start + LANES`, all of which there are.
     fn row(self, start: usize) -> [f32; LANES];
+
+    /// The elements from `start`, fewer than [`LANES`], then zeros.
+    fn last_row(self, start: usize) -> [f32; LANES];
 }
 
 /// sign · g
@@ -48,14 +51,25 @@ struct RawGradient<'a> {
     sign: f32,
 }
 
-impl Rows for RawGradient<'_> {
+impl RawGradient<'_> {
     #[inline(always)]
-    fn row(self, start: usize) -> [f32; LANES] {
-        let mut g = row(self.grads, start);
+    fn of(self, mut g: [f32; LANES]) -> [f32; LANES] {
         for g in &mut g {
             *g *= self.sign;
         }
         g
+    }
+}
+
+impl Rows for RawGradient<'_> {
+    #[inline(always)]
+    fn row(self, start: usize) -> [f32; LANES] {
+        self.of(row(self.grads, start))
+    }
+
+    #[inline(always)]
+    fn last_row(self, start: usize) -> [f32; LANES] {
+        self.of(last_row(self.grads, start))
     }
 }
 
@@ -67,15 +81,25 @@ struct DecayedGradient<'a> {
     coupled_decay: f32,
 }
 
-impl Rows for DecayedGradient<'_> {
+impl DecayedGradient<'_> {
     #[inline(always)]
-    fn row(self, start: usize) -> [f32; LANES] {
-        let mut g = self.raw.row(start);
-        let w = row(self.params, start);
+    fn of(self, mut g: [f32; LANES], w: [f32; LANES]) -> [f32; LANES] {
         for j in 0..LANES {
             g[j] += self.coupled_decay * w[j];
         }
         g
+    }
+}
+
+impl Rows for DecayedGradient<'_> {
+    #[inline(always)]
+    fn row(self, start: usize) -> [f32; LANES] {
+        self.of(self.raw.row(start), row(self.params, start))
+    }
+
+    #[inline(always)]
+    fn last_row(self, start: usize) -> [f32; LANES] {
+        self.of(self.raw.last_row(start), last_row(self.params, start))
     }
 }
 
@@ -88,6 +112,25 @@ impl Rows for Parameters<'_> {
     fn row(self, start: usize) -> [f32; LANES] {
         row(self.0, start)
     }
+
+    #[inline(always)]
+    fn last_row(self, start: usize) -> [f32; LANES] {
+        last_row(self.0, start)
+    }
+}
+
+#[inline(always)]
+fn row<T: Copy + Default>(slice: &[T], start: usize) -> [T; LANES] {
+    let mut row = [T::default(); LANES];
+    row.copy_from_slice(&slice[start..start + LANES]);
+    row
+}
+
+#[inline(always)]
+fn last_row<T: Copy + Default>(slice: &[T], start: usize) -> [T; LANES] {
+    let mut row = [T::default(); LANES];
+    row[..slice.len() - start].copy_from_slice(&slice[start..]);
+    row
 }
 
 /// Sweeps one block. Inlined, as everything it calls, so that the caller chooses the vector instructions.
@@ -125,99 +168,29 @@ fn measure(
     slices: BlockSlices,
 ) -> ScopeSums {
     let elements = slices.grads.len();
-    let mut t = no_totals();
-    t.square = square(elements, block, gradient, &mut t);
+    // A loop for the norm and one for the alignment: together their sums do not fit the 16 vector registers, and the second finds the
+    // block in the first-level cache.
+    let mut t = sweep(elements, block, gradient);
+    match kernel.alignment {
+        Alignment::None => {}
+        Alignment::Momentum => {
+            measure_momentum(elements, gradient, state, slices.momentum, &mut t);
+        }
+        Alignment::Counters => {
+            measure_counters(elements, gradient, state, slices.counters, &mut t);
+        }
+    }
     if kernel.raw_norm {
         // What is not finite here is not finite above either, and counted there.
-        t.raw_square = square(elements, block, raw, &mut no_totals());
-    }
-    if kernel.reads_momentum() {
-        measure_momentum(elements, gradient, state, slices.momentum, &mut t);
-    }
-    if kernel.has_counters() {
-        measure_counters(elements, gradient, state, slices.counters, &mut t);
+        t.raw_square = sweep(elements, block, raw).square;
     }
     if kernel.initial_norm && state.started == 0 {
-        t.initial_square = square(elements, block, Parameters(slices.params), &mut t);
+        let initial = sweep(elements, block, Parameters(slices.params));
+        t.initial_square = initial.square;
+        t.nonfinite += initial.nonfinite;
+        t.first_nonfinite = t.first_nonfinite.min(initial.first_nonfinite);
     }
     t
-}
-
-/// Elements `start .. start + LANES`, 0 past the end.
-#[inline(always)]
-fn row<T: Copy + Default>(slice: &[T], start: usize) -> [T; LANES] {
-    match slice[start..].first_chunk::<LANES>() {
-        Some(row) => *row,
-        None => {
-            let mut row = [T::default(); LANES];
-            row[..slice.len() - start].copy_from_slice(&slice[start..]);
-            row
-        }
-    }
-}
-
-/// Adds lanes up as the kernel does: four to an invocation, then the invocations one after the other.
-#[inline(always)]
-fn across(lanes: [f32; LANES]) -> f32 {
-    lanes
-        .chunks_exact(4)
-        .map(|v| (v[0] + v[1]) + (v[2] + v[3]))
-        .sum()
-}
-
-/// The sum of squares; counts what is not finite into `t`.
-#[inline(always)]
-fn square(elements: usize, block: &Block, rows: impl Rows, t: &mut ScopeSums) -> Squares {
-    let mut largest = [0u32; LANES];
-    let mut squares = [0f32; LANES];
-    for start in (0..elements).step_by(LANES) {
-        let x = rows.row(start);
-        for j in 0..LANES {
-            largest[j] = largest[j].max(x[j].to_bits() & MAGNITUDE_BITS);
-            squares[j] += x[j] * x[j];
-        }
-    }
-    let largest = largest.into_iter().max().unwrap_or(0);
-    if largest >= INFINITY_BITS {
-        find_nonfinite(elements, block, rows, t);
-    }
-    if largest == 0 || largest >= INFINITY_BITS {
-        return Squares::default();
-    }
-    if (SMALL_BITS..=BIG_BITS).contains(&largest) {
-        return Squares {
-            sum: across(squares),
-            exponent: 0,
-        };
-    }
-
-    let exponent = ((largest >> 23) as i32 - 127).clamp(-126, 126);
-    let scale = power_of_two(-exponent);
-    let mut squares = [0f32; LANES];
-    for start in (0..elements).step_by(LANES) {
-        let x = rows.row(start);
-        for j in 0..LANES {
-            let scaled = scale * x[j];
-            squares[j] += scaled * scaled;
-        }
-    }
-    Squares {
-        sum: across(squares),
-        exponent,
-    }
-}
-
-#[inline(always)]
-fn find_nonfinite(elements: usize, block: &Block, rows: impl Rows, t: &mut ScopeSums) {
-    for start in (0..elements).step_by(LANES) {
-        for (j, x) in rows.row(start).into_iter().enumerate() {
-            if !x.is_finite() {
-                t.nonfinite += 1;
-                let element = block.first_element + (start + j) as u32;
-                t.first_nonfinite = t.first_nonfinite.min(element);
-            }
-        }
-    }
 }
 
 #[inline(always)]
@@ -230,19 +203,42 @@ fn measure_momentum(
 ) {
     let gradient_scale = power_of_two(-state.gradient_exponent);
     let momentum_scale = power_of_two(-state.direction_exponent);
-    let mut slow_dot = [0f32; LANES];
-    let mut direction_squares = [0f32; LANES];
-    for start in (0..elements).step_by(LANES) {
-        let g = gradient.row(start);
-        let m = row(momentum, start);
+    let mut sums = MomentumSums::default();
+    let whole_rows = elements / LANES * LANES;
+    for start in (0..whole_rows).step_by(LANES) {
+        let g = times(gradient_scale, gradient.row(start));
+        sums.add(g, times(momentum_scale, row(momentum, start)));
+    }
+    if whole_rows < elements {
+        let g = times(gradient_scale, gradient.last_row(whole_rows));
+        sums.add(g, times(momentum_scale, last_row(momentum, whole_rows)));
+    }
+    t.slow_dot = across(&sums.slow_dot);
+    t.direction_square = across(&sums.direction_squares);
+}
+
+#[inline(always)]
+fn times(scale: f32, mut row: [f32; LANES]) -> [f32; LANES] {
+    for x in &mut row {
+        *x *= scale;
+    }
+    row
+}
+
+#[derive(Default)]
+struct MomentumSums {
+    slow_dot: [f32; LANES],
+    direction_squares: [f32; LANES],
+}
+
+impl MomentumSums {
+    #[inline(always)]
+    fn add(&mut self, g: [f32; LANES], m: [f32; LANES]) {
         for j in 0..LANES {
-            let m = momentum_scale * m[j];
-            slow_dot[j] += gradient_scale * g[j] * m;
-            direction_squares[j] += m * m;
+            self.slow_dot[j] += g[j] * m[j];
+            self.direction_squares[j] += m[j] * m[j];
         }
     }
-    t.slow_dot = across(slow_dot);
-    t.direction_square = across(direction_squares);
 }
 
 #[inline(always)]
@@ -254,42 +250,155 @@ fn measure_counters(
     t: &mut ScopeSums,
 ) {
     let gradient_scale = power_of_two(-state.gradient_exponent);
-    let mut slow_dot = [0f32; LANES];
-    let mut fast_dot = [0f32; LANES];
-    let mut absolute = [0f32; LANES];
-    let mut direction_squares = [0f32; LANES];
-    for start in (0..elements).step_by(LANES) {
-        let g = gradient.row(start);
-        let bytes = row(counters, start);
+    let mut sums = CounterSums::default();
+    let whole_rows = elements / LANES * LANES;
+    for start in (0..whole_rows).step_by(LANES) {
+        let g = times(gradient_scale, gradient.row(start));
+        sums.add(g, row(counters, start));
+    }
+    if whole_rows < elements {
+        let g = times(gradient_scale, gradient.last_row(whole_rows));
+        sums.add(g, last_row(counters, whole_rows));
+    }
+    t.absolute = across(&sums.absolute);
+    t.slow_dot = across(&sums.slow_dot);
+    t.fast_dot = across(&sums.fast_dot);
+    t.direction_square = across(&sums.direction_squares);
+}
+
+#[derive(Default)]
+struct CounterSums {
+    absolute: [f32; LANES],
+    slow_dot: [f32; LANES],
+    fast_dot: [f32; LANES],
+    direction_squares: [f32; LANES],
+}
+
+impl CounterSums {
+    #[inline(always)]
+    fn add(&mut self, g: [f32; LANES], bytes: [u8; LANES]) {
         for j in 0..LANES {
-            let scaled = gradient_scale * g[j];
-            let q = counter_of(bytes[j]) as f32;
-            slow_dot[j] += scaled * q;
-            direction_squares[j] += q * q;
-            fast_dot[j] += scaled * last_sign_of(bytes[j]) as f32;
-            absolute[j] += scaled.abs();
+            // In 32 bits: two shifts and a conversion each, which is less than decoding bytes and widening them.
+            let byte = i32::from(bytes[j]);
+            let q = (byte << 28 >> 28) as f32;
+            let last_sign = (byte << 26 >> 30) as f32;
+            self.slow_dot[j] += g[j] * q;
+            self.direction_squares[j] += q * q;
+            self.fast_dot[j] += g[j] * last_sign;
+            self.absolute[j] += g[j].abs();
         }
     }
-    t.slow_dot = across(slow_dot);
-    t.fast_dot = across(fast_dot);
-    t.absolute = across(absolute);
-    t.direction_square = across(direction_squares);
 }
 
-/// Bits 0..4 of a byte of direction memory: the counter of gradient signs, in `[-7, 7]`.
-#[inline(always)]
-pub(crate) fn counter_of(byte: u8) -> i32 {
-    (i32::from(byte) << 28) >> 28
+/// Adds lanes up as the kernel does: four to an invocation, then the invocations one after the other.
+///
+/// Not inlined, as [`largest_of`]: else the compiler lays out the lanes of the whole loop to suit this sum, and shuffles in every row.
+#[inline(never)]
+fn across(lanes: &[f32; LANES]) -> f32 {
+    lanes
+        .chunks_exact(4)
+        .map(|v| (v[0] + v[1]) + (v[2] + v[3]))
+        .sum()
 }
 
-/// Bits 4..6: the sign of the last step.
+#[inline(never)]
+fn largest_of(lanes: &[u32; LANES]) -> u32 {
+    lanes.iter().fold(0, |largest, &lane| largest.max(lane))
+}
+
+/// One sweep: the sum of squares, and what is not finite.
 #[inline(always)]
-pub(crate) fn last_sign_of(byte: u8) -> i32 {
-    (i32::from(byte) << 26) >> 30
+fn sweep(elements: usize, block: &Block, rows: impl Rows) -> ScopeSums {
+    let mut norm = NormSums::default();
+    let whole_rows = elements / LANES * LANES;
+    for start in (0..whole_rows).step_by(LANES) {
+        norm.add(rows.row(start));
+    }
+    if whole_rows < elements {
+        norm.add(rows.last_row(whole_rows));
+    }
+
+    let mut t = no_totals();
+    let largest = largest_of(&norm.largest);
+    if largest >= INFINITY_BITS {
+        find_nonfinite(elements, block, rows, &mut t);
+    } else if (SMALL_BITS..=BIG_BITS).contains(&largest) {
+        t.square = Squares {
+            sum: across(&norm.squares),
+            exponent: 0,
+        };
+    } else if largest > 0 {
+        let exponent = ((largest >> 23) as i32 - 127).clamp(-126, 126);
+        t.square = scaled_square(elements, rows, exponent);
+    }
+    t
+}
+
+#[derive(Default)]
+struct NormSums {
+    largest: [u32; LANES],
+    squares: [f32; LANES],
+}
+
+impl NormSums {
+    #[inline(always)]
+    fn add(&mut self, x: [f32; LANES]) {
+        for j in 0..LANES {
+            self.largest[j] = self.largest[j].max(x[j].to_bits() & MAGNITUDE_BITS);
+            self.squares[j] += x[j] * x[j];
+        }
+    }
+}
+
+/// The sum of squares, scaled by 4^-exponent.
+#[inline(always)]
+fn scaled_square(elements: usize, rows: impl Rows, exponent: i32) -> Squares {
+    let scale = power_of_two(-exponent);
+    let mut squares = [0f32; LANES];
+    for start in (0..elements).step_by(LANES) {
+        let x = any_row(elements, rows, start);
+        for j in 0..LANES {
+            let scaled = scale * x[j];
+            squares[j] += scaled * scaled;
+        }
+    }
+    Squares {
+        sum: across(&squares),
+        exponent,
+    }
+}
+
+#[inline(always)]
+fn any_row(elements: usize, rows: impl Rows, start: usize) -> [f32; LANES] {
+    if start + LANES <= elements {
+        rows.row(start)
+    } else {
+        rows.last_row(start)
+    }
+}
+
+#[inline(always)]
+fn find_nonfinite(elements: usize, block: &Block, rows: impl Rows, t: &mut ScopeSums) {
+    for start in (0..elements).step_by(LANES) {
+        for (j, x) in any_row(elements, rows, start).into_iter().enumerate() {
+            if !x.is_finite() {
+                t.nonfinite += 1;
+                let element = block.first_element + (start + j) as u32;
+                t.first_nonfinite = t.first_nonfinite.min(element);
+            }
+        }
+    }
+}
+
+/// Bits 0..4 of a byte of direction memory: the counter of gradient signs, in `[-7, 7]`. (Bits 4..6 hold the sign of the last step.) In
+/// eight bits throughout, so that one vector instruction decodes 32 of them.
+#[inline(always)]
+pub(crate) fn counter_of(byte: u8) -> i8 {
+    ((byte & 15) ^ 8).wrapping_sub(8).cast_signed()
 }
 
 /// A byte of direction memory.
 #[inline(always)]
-pub(crate) fn pack_counter(counter: i32, sign: i32) -> u8 {
-    (counter & 15 | (sign & 3) << 4) as u8
+pub(crate) fn pack_counter(counter: i8, sign: i8) -> u8 {
+    (counter & 15 | (sign & 3) << 4).cast_unsigned()
 }

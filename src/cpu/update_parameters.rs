@@ -4,7 +4,13 @@ use crate::cpu::reduce_gradient::{counter_of, pack_counter};
 use crate::layout::Update;
 use crate::plan::{Kernel, RuleKind};
 
-const COUNTER_LIMIT: i32 = 7;
+const COUNTER_LIMIT: i8 = 7;
+
+/// Elements whose counters are updated before their parameters are: what was read for the one is still at hand for the other.
+const TILE: usize = 2048;
+
+/// Counters that are updated at once.
+const ROW: usize = 32;
 
 /// What the update of one block writes; all slices are the block's own.
 pub(crate) struct BlockSlicesMut<'a> {
@@ -41,26 +47,84 @@ impl Gradient {
 /// vector instructions.
 #[inline(always)]
 pub(crate) fn update_parameters(kernel: Kernel, update: &Update, slices: BlockSlicesMut) {
+    let gradient = Gradient {
+        factor: update.gradient_factor,
+        coupled_decay: update.coupled_decay,
+        decays: kernel.coupled_decay,
+    };
     let BlockSlicesMut {
         params,
         grads,
         momentum,
         counters,
     } = slices;
-    let gradient = Gradient {
-        factor: update.gradient_factor,
-        coupled_decay: update.coupled_decay,
-        decays: kernel.coupled_decay,
-    };
-    // Counters first: they need the parameters as they were.
-    for ((byte, &w), &g) in counters.iter_mut().zip(params.iter()).zip(grads) {
-        let sign = sign(gradient.of(g, w));
-        let q = (counter_of(*byte) + sign).clamp(-COUNTER_LIMIT, COUNTER_LIMIT);
-        *byte = pack_counter(q, sign);
+    let mut start = 0;
+    while start < params.len() {
+        let tile = start..params.len().min(start + TILE);
+        // Counters first: they need the parameters as they were.
+        if kernel.has_counters() {
+            count_signs(
+                gradient,
+                &mut counters[tile.clone()],
+                &params[tile.clone()],
+                &grads[tile.clone()],
+            );
+        }
+        let momentum = if kernel.rule.has_momentum() {
+            &mut momentum[tile.clone()]
+        } else {
+            &mut []
+        };
+        move_parameters(
+            kernel.rule,
+            update,
+            gradient,
+            &mut params[tile.clone()],
+            &grads[tile.clone()],
+            momentum,
+        );
+        start = tile.end;
     }
+}
 
+/// q ← clamp(q + sign g), and remembers the sign.
+#[inline(always)]
+fn count_signs(gradient: Gradient, counters: &mut [u8], params: &[f32], grads: &[f32]) {
+    let (rows, last) = counters.as_chunks_mut::<ROW>();
+    let (params_rows, last_params) = params.as_chunks::<ROW>();
+    let (grads_rows, last_grads) = grads.as_chunks::<ROW>();
+    for ((row, params), grads) in rows.iter_mut().zip(params_rows).zip(grads_rows) {
+        // Two loops, so that the second works on bytes alone, 32 to an instruction.
+        let mut signs = [0; ROW];
+        for j in 0..ROW {
+            signs[j] = sign(gradient.of(grads[j], params[j]));
+        }
+        for j in 0..ROW {
+            row[j] = count(row[j], signs[j]);
+        }
+    }
+    for ((byte, &w), &g) in last.iter_mut().zip(last_params).zip(last_grads) {
+        *byte = count(*byte, sign(gradient.of(g, w)));
+    }
+}
+
+#[inline(always)]
+fn count(byte: u8, sign: i8) -> u8 {
+    let q = (counter_of(byte) + sign).clamp(-COUNTER_LIMIT, COUNTER_LIMIT);
+    pack_counter(q, sign)
+}
+
+#[inline(always)]
+fn move_parameters(
+    rule: RuleKind,
+    update: &Update,
+    gradient: Gradient,
+    params: &mut [f32],
+    grads: &[f32],
+    momentum: &mut [f32],
+) {
     let elements = params.iter_mut().zip(grads);
-    match kernel.rule {
+    match rule {
         RuleKind::Sgd => {
             for (w, &g) in elements {
                 *w = step(update, *w, gradient.of(g, *w));
@@ -68,7 +132,7 @@ pub(crate) fn update_parameters(kernel: Kernel, update: &Update, slices: BlockSl
         }
         RuleKind::SignSgd => {
             for (w, &g) in elements {
-                *w = step(update, *w, sign(gradient.of(g, *w)) as f32);
+                *w = step(update, *w, f32::from(sign(gradient.of(g, *w))));
             }
         }
         RuleKind::Sgdm => {
@@ -85,7 +149,7 @@ pub(crate) fn update_parameters(kernel: Kernel, update: &Update, slices: BlockSl
         RuleKind::Signum => {
             for ((w, &g), m) in elements.zip(momentum) {
                 let m = remember(update, m, gradient.of(g, *w));
-                *w = step(update, *w, sign(m) as f32);
+                *w = step(update, *w, f32::from(sign(m)));
             }
         }
     }
@@ -104,6 +168,6 @@ fn remember(update: &Update, m: &mut f32, g: f32) -> f32 {
 
 /// WGSL's sign: 0 of 0, where Rust's `signum` is ±1.
 #[inline(always)]
-fn sign(x: f32) -> i32 {
-    i32::from(x > 0.0) - i32::from(x < 0.0)
+fn sign(x: f32) -> i8 {
+    i8::from(x > 0.0) - i8::from(x < 0.0)
 }
