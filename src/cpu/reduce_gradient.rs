@@ -343,9 +343,9 @@ struct NormSums {
 impl NormSums {
     #[inline(always)]
     fn add(&mut self, x: [f32; LANES]) {
-        for j in 0..LANES {
-            self.largest[j] = self.largest[j].max(x[j].to_bits() & MAGNITUDE_BITS);
-            self.squares[j] += x[j] * x[j];
+        for ((largest, square), x) in self.largest.iter_mut().zip(&mut self.squares).zip(x) {
+            *largest = (*largest).max(x.to_bits() & MAGNITUDE_BITS);
+            *square += x * x;
         }
     }
 }
