@@ -33,14 +33,6 @@ override COUNTERS: bool;
 @group(1) @binding(3) var<storage, read> momentum: array<vec4<f32>>;
 @group(1) @binding(4) var<storage, read> counters: array<u32>;
 
-const SMALL_BITS = 0x2b800000u; // 2^-40
-const BIG_BITS = 0x53800000u;   // 2^40
-
-// What a sweep can look at.
-const GRADIENT = 0u;      // what the regime sees: sign * g + λ w
-const RAW_GRADIENT = 1u;  // sign * g
-const PARAMETERS = 2u;    // w
-
 fn load(what: u32, block: Block, quad: u32) -> vec4<f32> {
     if what == PARAMETERS {
         return load_parameters(block, quad);
@@ -50,70 +42,6 @@ fn load(what: u32, block: Block, quad: u32) -> vec4<f32> {
         g += groups[block.group].coupled_decay * load_parameters(block, quad);
     }
     return g;
-}
-
-fn largest_of(bits: vec4<u32>) -> u32 {
-    return max(max(bits.x, bits.y), max(bits.z, bits.w));
-}
-
-fn across(v: vec4<f32>) -> f32 {
-    return (v.x + v.y) + (v.z + v.w);
-}
-
-// The sum of squares, from the plain sum and the largest magnitude; sweeps again where the plain sum cannot be trusted.
-fn squares_of(what: u32, block: Block, lane: u32, largest: u32, plain: f32) -> Squares {
-    if largest == 0u || largest >= INFINITY_BITS {
-        return no_squares();
-    }
-    if largest >= SMALL_BITS && largest <= BIG_BITS {
-        return Squares(plain, 0);
-    }
-    let exponent = clamp(i32(largest >> 23u) - 127, -126, 126);
-    let scale = power_of_two(-exponent);
-    var squares = vec4<f32>();
-    for (var quad = lane; 4u * quad < block.elements; quad += WORKGROUP) {
-        let x = scale * load(what, block, quad);
-        squares += x * x;
-    }
-    return Squares(across(squares), exponent);
-}
-
-// Counts what is not finite, and finds the first.
-fn find_nonfinite(what: u32, block: Block, lane: u32, t: ptr<function, Totals>) {
-    for (var quad = lane; 4u * quad < block.elements; quad += WORKGROUP) {
-        let bits = bitcast<vec4<u32>>(load(what, block, quad)) & vec4<u32>(MAGNITUDE_BITS);
-        for (var i = 0u; i < 4u; i++) {
-            if bits[i] >= INFINITY_BITS {
-                (*t).nonfinite += 1u;
-                (*t).first_nonfinite = min((*t).first_nonfinite, block.first_element + 4u * quad + i);
-            }
-        }
-    }
-}
-
-fn store_squares(word: u32, at: u32, squares: Squares) {
-    partials[word * PARTIALS + at] = bitcast<u32>(squares.sum);
-    partials[(word + 1u) * PARTIALS + at] = bitcast<u32>(squares.exponent);
-}
-
-fn store_partial(at: u32, t: Totals) {
-    store_squares(SQUARE, at, t.square);
-    if RAW_NORM {
-        store_squares(RAW_SQUARE, at, t.raw_square);
-    }
-    if INITIAL_NORM {
-        store_squares(INITIAL_SQUARE, at, t.initial_square);
-    }
-    if MOMENTUM || COUNTERS {
-        partials[SLOW_DOT * PARTIALS + at] = bitcast<u32>(t.slow_dot);
-        partials[DIRECTION_SQUARE * PARTIALS + at] = bitcast<u32>(t.direction_square);
-    }
-    if COUNTERS {
-        partials[ABSOLUTE * PARTIALS + at] = bitcast<u32>(t.absolute);
-        partials[FAST_DOT * PARTIALS + at] = bitcast<u32>(t.fast_dot);
-    }
-    partials[NONFINITE * PARTIALS + at] = t.nonfinite;
-    partials[FIRST_NONFINITE * PARTIALS + at] = t.first_nonfinite;
 }
 
 @compute @workgroup_size(WORKGROUP)
@@ -126,32 +54,22 @@ fn reduce_gradient(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_i
     var squares = vec4<f32>();
     var raw_largest = vec4<u32>();
     var raw_squares = vec4<f32>();
-    var absolute = vec4<f32>();
-    var slow_dot = vec4<f32>();
-    var fast_dot = vec4<f32>();
-    var direction_squares = vec4<f32>();
+    var alignment = AlignmentSums();
     for (var quad = lane; 4u * quad < block.elements; quad += WORKGROUP) {
         let g = load(GRADIENT, block, quad);
-        largest = max(largest, bitcast<vec4<u32>>(g) & vec4<u32>(MAGNITUDE_BITS));
+        largest = max(largest, magnitude_bits(g));
         squares += g * g;
         if RAW_NORM {
             let raw = load(RAW_GRADIENT, block, quad);
-            raw_largest = max(raw_largest, bitcast<vec4<u32>>(raw) & vec4<u32>(MAGNITUDE_BITS));
+            raw_largest = max(raw_largest, magnitude_bits(raw));
             raw_squares += raw * raw;
         }
         if MOMENTUM {
             let m = momentum_scale * momentum[block.state_quad + quad];
-            slow_dot += (gradient_scale * g) * m;
-            direction_squares += m * m;
+            compare_with_momentum(gradient_scale * g, m, &alignment);
         }
         if COUNTERS {
-            let word = counters[block.state_quad + quad];
-            let scaled_g = gradient_scale * g;
-            let q = counters_of(word);
-            slow_dot += scaled_g * q;
-            direction_squares += q * q;
-            fast_dot += scaled_g * last_signs_of(word);
-            absolute += abs(scaled_g);
+            compare_with_counters(gradient_scale * g, counters[block.state_quad + quad], &alignment);
         }
     }
 
@@ -161,27 +79,13 @@ fn reduce_gradient(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_i
     if RAW_NORM {
         t.raw_square = squares_of(RAW_GRADIENT, block, lane, largest_of(raw_largest), across(raw_squares));
     }
-    t.absolute = across(absolute);
-    t.slow_dot = across(slow_dot);
-    t.fast_dot = across(fast_dot);
-    t.direction_square = across(direction_squares);
+    add_alignment(alignment, &t);
     if largest_magnitude >= INFINITY_BITS {
         find_nonfinite(GRADIENT, block, lane, &t);
     }
 
     if INITIAL_NORM && states[block.group].started == 0u {
-        var w_largest = vec4<u32>();
-        var w_squares = vec4<f32>();
-        for (var quad = lane; 4u * quad < block.elements; quad += WORKGROUP) {
-            let w = load_parameters(block, quad);
-            w_largest = max(w_largest, bitcast<vec4<u32>>(w) & vec4<u32>(MAGNITUDE_BITS));
-            w_squares += w * w;
-        }
-        let w_magnitude = largest_of(w_largest);
-        t.initial_square = squares_of(PARAMETERS, block, lane, w_magnitude, across(w_squares));
-        if w_magnitude >= INFINITY_BITS {
-            find_nonfinite(PARAMETERS, block, lane, &t);
-        }
+        measure_initial_norm(block, lane, &t);
     }
     emit_partial(block.row, lane, t);
 }

@@ -14,12 +14,6 @@ override RULE: u32;
 override COUPLED_DECAY: bool;
 override COUNTERS: bool;
 
-const SGD = 0u;
-const SGDM = 1u;
-const NESTEROV = 2u;
-const SIGN_SGD = 3u;
-const SIGNUM = 4u;
-
 @group(0) @binding(0) var<storage, read> updates: array<Update>;
 @group(1) @binding(0) var<storage, read> blocks: array<Block>;
 @group(1) @binding(1) var<storage, read_write> parameters: array<Lane>;
@@ -40,29 +34,15 @@ fn update_parameters(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local
         if COUPLED_DECAY {
             g += update.coupled_decay * w;
         }
-        var direction = g;
-        if RULE == SGDM || RULE == NESTEROV || RULE == SIGNUM {
-            let at = block.state_quad + quad;
-            let m = update.momentum_keep * momentum[at] + update.gradient_share * g;
+        let at = block.state_quad + quad;
+        var m = vec4<f32>();
+        if has_momentum() {
+            m = next_momentum(update, momentum[at], g);
             momentum[at] = m;
-            direction = m;
-            if RULE == NESTEROV {
-                direction = g + update.momentum * m;
-            }
-        }
-        if RULE == SIGN_SGD || RULE == SIGNUM {
-            direction = sign(direction);
         }
         if COUNTERS {
-            let at = block.state_quad + quad;
-            let signs = sign(g);
-            let q = clamp(
-                counters_of(counters[at]) + signs,
-                vec4<f32>(-COUNTER_LIMIT),
-                vec4<f32>(COUNTER_LIMIT),
-            );
-            counters[at] = pack_counters(q, signs);
+            counters[at] = next_counters(counters[at], g);
         }
-        store_parameters(block, quad, update.shrink * w - update.learning_rate * direction);
+        store_parameters(block, quad, moved(update, w, direction_of(update, g, m)));
     }
 }

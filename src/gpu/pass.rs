@@ -5,6 +5,10 @@ pub(crate) mod shared {
     pub(crate) const LAYOUT: &str = include_str!("../../shaders/shared/layout.wgsl");
     pub(crate) const SCALED: &str = include_str!("../../shaders/shared/scaled.wgsl");
     pub(crate) const TOTALS: &str = include_str!("../../shaders/shared/totals.wgsl");
+    pub(crate) const SWEEP_AGAIN: &str = include_str!("../../shaders/shared/sweep_again.wgsl");
+    pub(crate) const ALIGNMENT: &str = include_str!("../../shaders/shared/alignment.wgsl");
+    pub(crate) const PARTIALS: &str = include_str!("../../shaders/shared/partials.wgsl");
+    pub(crate) const RULE: &str = include_str!("../../shaders/shared/rule.wgsl");
     pub(crate) const TREE: &str = include_str!("../../shaders/shared/tree.wgsl");
     pub(crate) const COUNTERS: &str = include_str!("../../shaders/shared/counters.wgsl");
     pub(crate) const LOAD_QUADS: &str = include_str!("../../shaders/shared/load_quads.wgsl");

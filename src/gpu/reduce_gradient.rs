@@ -27,6 +27,9 @@ pub(crate) fn pipeline(
         shared::SCALED,
         shared::TOTALS,
         shared::COUNTERS,
+        shared::ALIGNMENT,
+        shared::SWEEP_AGAIN,
+        shared::PARTIALS,
         load,
     ];
     files.extend(emit);

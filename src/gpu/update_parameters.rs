@@ -39,7 +39,14 @@ pub(crate) fn pipeline(
         device,
         &PassSource {
             stem: STEM,
-            files: &[shared::LAYOUT, shared::COUNTERS, load, store, &source],
+            files: &[
+                shared::LAYOUT,
+                shared::COUNTERS,
+                shared::RULE,
+                load,
+                store,
+                &source,
+            ],
             constants: &[
                 ("WORKGROUP", f64::from(tuning.workgroup_size)),
                 ("RULE", f64::from(kernel.rule as u32)),
