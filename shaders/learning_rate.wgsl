@@ -110,10 +110,14 @@ fn learning_rate(@builtin(global_invocation_id) id: vec3<u32>) {
         u.momentum = c.momentum;
         u.momentum_keep = c.momentum;
         u.gradient_share = c.gradient_share;
-        if (c.flags & MOMENTUM_FROM_GRADIENT) != 0u && s.momentum_started == 0u {
+        // A lagged step has taken its own gradient into the momentum before this.
+        if (c.flags & MOMENTUM_FROM_GRADIENT) != 0u && (c.flags & LAGGED) == 0u && s.momentum_started == 0u {
             u.gradient_share = 1.0;
         }
         s.momentum_started = 1u;
+        u.gradient_exponent = s.gradient_exponent;
+        u.direction_exponent = s.direction_exponent;
+        u.started = s.started;
         updates[group] = u;
         learning_rates[group] = s.learning_rate;
     }

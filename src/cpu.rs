@@ -2,6 +2,7 @@
 //! what runs where no device is.
 
 mod finish_reduction;
+mod lagged_step;
 mod learning_rate;
 mod optimizer;
 mod reduce_gradient;

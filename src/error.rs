@@ -35,6 +35,12 @@ pub enum Error {
         name: String,
     },
 
+    /// `step` of a lagged optimizer, or `step_lagged` of another.
+    #[error(
+        "the optimizer was built for the other step mode: call step with StepMode::TwoPass (the default), step_lagged with StepMode::Lagged"
+    )]
+    StepMode,
+
     /// A parameter tensor and its gradient differ in length.
     #[error(
         "tensor \"{tensor}\": {params} parameters but {grads} gradients: give both slices the same number of f32 elements"

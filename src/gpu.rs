@@ -2,6 +2,7 @@
 
 mod context;
 mod finish_reduction;
+mod lagged_step;
 mod learning_rate;
 mod optimizer;
 mod pass;
@@ -9,6 +10,7 @@ mod readback;
 mod reduce_gradient;
 mod tensor;
 mod tuning;
+mod undo_step;
 mod update_parameters;
 
 pub use context::{Gpu, GpuOptions};

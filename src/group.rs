@@ -6,6 +6,7 @@ use std::collections::HashSet;
 use crate::error::{Error, require};
 use crate::regime::Regime;
 use crate::rule::{Rule, WeightDecay};
+use crate::step_mode::StepMode;
 
 /// A parameter slice with its gradient slice, as [`Group::tensor`] takes it. Implemented for pairs of
 /// [`wgpu::BufferSlice`] and for pairs of `&[f32]`.
@@ -113,6 +114,7 @@ pub struct OptimizerBuilder<T> {
     pub(crate) rule: Rule,
     pub(crate) settings: Settings,
     pub(crate) global_norm: bool,
+    pub(crate) mode: StepMode,
     pub(crate) record_steps: Option<u32>,
     pub(crate) groups: Vec<Group<T>>,
 }
@@ -130,6 +132,7 @@ impl<T> OptimizerBuilder<T> {
             rule,
             settings: Settings::default(),
             global_norm: false,
+            mode: StepMode::TwoPass,
             record_steps: None,
             groups: Vec::new(),
         }
@@ -170,6 +173,12 @@ impl<T> OptimizerBuilder<T> {
     /// One norm over every group that names no other: see [`Group::share_norm`].
     pub fn global_norm(mut self) -> Self {
         self.global_norm = true;
+        self
+    }
+
+    /// How often a step goes over the gradients; [`StepMode::TwoPass`] without this.
+    pub fn step_mode(mut self, mode: StepMode) -> Self {
+        self.mode = mode;
         self
     }
 
@@ -253,6 +262,13 @@ impl<T> OptimizerBuilder<T> {
                 scope,
             };
             config.validate()?;
+            require(
+                self.mode == StepMode::TwoPass || config.clip_norm.is_infinite(),
+                || format!("group \"{}\"", config.name),
+                "clip_norm",
+                config.clip_norm,
+                "infinite with StepMode::Lagged, which knows the norm only when the step is taken (StepMode::TwoPass can clip)",
+            )?;
             resolved.push(ResolvedGroup {
                 config,
                 tensors: group.tensors,

@@ -75,6 +75,8 @@ pub mod group_flags {
     pub const BRAKE: u32 = 8;
     /// The clip's norm is that of the gradient without weight decay and has sums of its own.
     pub const RAW_NORM: u32 = 16;
+    /// The update is for the next step, not for this one ([`StepMode::Lagged`](crate::StepMode::Lagged)).
+    pub const LAGGED: u32 = 32;
 }
 
 /// What a group remembers from step to step; all of it lives on the device.
@@ -201,6 +203,40 @@ pub struct Update {
     pub gradient_share: f32,
     /// μ of the Nesterov direction.
     pub momentum: f32,
+    /// [`GroupState::gradient_exponent`], for the next step's sweep.
+    pub gradient_exponent: i32,
+    /// [`GroupState::direction_exponent`], for the next step's sweep.
+    pub direction_exponent: i32,
+    /// [`GroupState::started`], for the next step's sweep.
+    pub started: u32,
+}
+
+impl Update {
+    /// What the first lagged step does, which has no sums to go by: a given rate holds, otherwise nothing moves yet.
+    pub(crate) fn initial(constants: &GroupConstants) -> Self {
+        let learning_rate = if constants.flags & group_flags::INITIAL_RATE != 0 {
+            constants.initial_rate
+        } else {
+            0.0
+        };
+        Update {
+            skip: 0,
+            learning_rate,
+            gradient_factor: constants.sign,
+            coupled_decay: constants.coupled_decay,
+            shrink: 1.0 - learning_rate * constants.decoupled_decay,
+            momentum_keep: constants.momentum,
+            gradient_share: if constants.flags & group_flags::MOMENTUM_FROM_GRADIENT != 0 {
+                1.0
+            } else {
+                constants.gradient_share
+            },
+            momentum: constants.momentum,
+            gradient_exponent: 0,
+            direction_exponent: 0,
+            started: 0,
+        }
+    }
 }
 
 /// One step of one group, as pass 3 writes it into the ring. Read it as [`Record`](crate::Record).

@@ -15,7 +15,7 @@
 //! ```
 //!
 //! Pass 1 and pass 4 are the only ones that touch memory in proportion to the parameters: SGD with a rate from the norm moves 16
-//! bytes per parameter (g; then w, g, w).
+//! bytes per parameter (g; then w, g, w). [`StepMode::Lagged`] is another algorithm that sweeps once and moves 12.
 //!
 //! # Example
 //! On the CPU; the README has the same on a device.
@@ -56,6 +56,7 @@ mod plan;
 mod record;
 mod regime;
 mod rule;
+mod step_mode;
 
 pub use cpu::CpuOptimizer;
 pub use error::Error;
@@ -65,6 +66,7 @@ pub use plan::TensorInfo;
 pub use record::{Flags, NonFinite, Record, Records};
 pub use regime::{Hypergradient, MAX_CHANGE, NormRatio, RATE_MAX, RATE_MIN, Regime, Seesaw};
 pub use rule::{Rule, WeightDecay};
+pub use step_mode::StepMode;
 pub use wgpu;
 
 /// The README's code, compiled and run as a doc test.

@@ -13,6 +13,7 @@ use crate::group::{GroupConfig, ResolvedGroup};
 use crate::layout::{Block, GroupConstants, ScopeTable, group_flags};
 use crate::regime::Regime;
 use crate::rule::Rule;
+use crate::step_mode::StepMode;
 
 /// Elements that one lane operation of a kernel handles.
 pub(crate) const QUAD: u32 = 4;
@@ -115,6 +116,17 @@ impl Kernel {
     pub(crate) fn has_counters(self) -> bool {
         self.alignment == Alignment::Counters
     }
+
+    /// Words (4 bytes) that are remembered of a quad: momentum, counters, or nothing.
+    pub(crate) fn memory_words(self) -> u32 {
+        if self.rule.has_momentum() {
+            QUAD
+        } else if self.has_counters() {
+            1
+        } else {
+            0
+        }
+    }
 }
 
 /// A stretch of one buffer, in elements.
@@ -153,6 +165,7 @@ pub struct TensorInfo {
 /// The whole plan.
 #[derive(Debug, Clone)]
 pub(crate) struct Plan {
+    pub(crate) mode: StepMode,
     pub(crate) configs: Vec<GroupConfig>,
     pub(crate) groups: Vec<GroupConstants>,
     pub(crate) scopes: Vec<ScopeTable>,
@@ -172,6 +185,7 @@ impl Plan {
     /// Decides everything. Tensor places are checked for length and overlap elsewhere ([`check_overlaps`]).
     pub(crate) fn new(
         groups: Vec<ResolvedGroup<Place>>,
+        mode: StepMode,
         geometry: &Geometry,
     ) -> Result<Self, Error> {
         let total: u64 = groups
@@ -205,14 +219,18 @@ impl Plan {
             let scope = &scopes[scope_of_group[index]];
             let kernel = kernel_of(config, scope, &configs)?;
             let elements: u64 = scope.groups.iter().map(|&g| elements_of_group[g]).sum();
-            constants.push(constants_of(
+            let mut group = constants_of(
                 config,
                 kernel,
                 scope_of_group[index],
                 scope,
                 &configs,
                 elements,
-            ));
+            );
+            if mode == StepMode::Lagged {
+                group.flags |= group_flags::LAGGED;
+            }
+            constants.push(group);
             kernels.push(kernel);
         }
 
@@ -248,6 +266,7 @@ impl Plan {
 
         let (table, partials) = number_rows(&scopes, &scope_of_group, &mut windows, geometry)?;
         Ok(Plan {
+            mode,
             configs,
             groups: constants,
             scopes: table,

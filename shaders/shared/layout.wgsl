@@ -36,6 +36,7 @@ const INITIAL_RATE = 2u;
 const MOMENTUM_FROM_GRADIENT = 4u;
 const BRAKE = 8u;
 const RAW_NORM_CLIP = 16u;
+const LAGGED = 32u;
 
 struct GroupState {
     steps_low: u32,
@@ -92,6 +93,9 @@ struct Update {
     momentum_keep: f32,
     gradient_share: f32,
     momentum: f32,
+    gradient_exponent: i32,
+    direction_exponent: i32,
+    started: u32,
 }
 
 struct RawRecord {

@@ -145,8 +145,10 @@ fn take_step(
         (bound.exponent + 1).clamp(-126, 126)
     };
 
-    let first_momentum =
-        c.flags & group_flags::MOMENTUM_FROM_GRADIENT != 0 && s.momentum_started == 0;
+    // A lagged step has taken its own gradient into the momentum before this.
+    let first_momentum = c.flags & group_flags::MOMENTUM_FROM_GRADIENT != 0
+        && c.flags & group_flags::LAGGED == 0
+        && s.momentum_started == 0;
     s.momentum_started = 1;
     Update {
         skip: 0,
@@ -161,6 +163,9 @@ fn take_step(
             c.gradient_share
         },
         momentum: c.momentum,
+        gradient_exponent: s.gradient_exponent,
+        direction_exponent: s.direction_exponent,
+        started: s.started,
     }
 }
 

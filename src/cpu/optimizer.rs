@@ -4,6 +4,7 @@ use pulp::{Arch, NullaryFnOnce};
 use rayon::prelude::*;
 
 use crate::cpu::finish_reduction::finish_reduction;
+use crate::cpu::lagged_step::{Lagged, LaggedSlices, lagged_step};
 use crate::cpu::learning_rate::learning_rate;
 use crate::cpu::reduce_gradient::{BlockSlices, no_totals, reduce_gradient};
 use crate::cpu::tensor::Tensor;
@@ -13,6 +14,7 @@ use crate::group::{GroupConfig, OptimizerBuilder, ResolvedGroup};
 use crate::layout::{Block, GroupConstants, GroupState, RawRecord, ScopeSums, Update};
 use crate::plan::{Geometry, Kernel, Place, Plan, TensorInfo};
 use crate::record::{RecordCursor, Records};
+use crate::step_mode::StepMode;
 
 /// Elements of a block: small enough for the first-level cache, large enough that handing it to a thread costs nothing.
 const BLOCK_ELEMENTS: u32 = 4096;
@@ -53,8 +55,33 @@ struct TensorMemory {
     /// `None` for an empty tensor.
     kernel: Option<Kernel>,
     blocks: Vec<Block>,
+    memory: Memory,
+    /// Of [`StepMode::Lagged`]: what the memory becomes unless the step is skipped.
+    next_memory: Memory,
+    /// Of [`StepMode::Lagged`]: what each block measured.
+    partials: Vec<ScopeSums>,
+}
+
+/// What the rule or the regime remembers of a tensor: one of the two, or neither.
+#[derive(Debug, Default)]
+struct Memory {
     momentum: Vec<f32>,
     counters: Vec<u8>,
+}
+
+impl Memory {
+    fn new(kernel: Kernel, elements: usize) -> Self {
+        let momentum = if kernel.rule.has_momentum() {
+            elements
+        } else {
+            0
+        };
+        let counters = if kernel.has_counters() { elements } else { 0 };
+        Memory {
+            momentum: vec![0.0; momentum],
+            counters: vec![0; counters],
+        }
+    }
 }
 
 impl OptimizerBuilder<Tensor> {
@@ -63,6 +90,7 @@ impl OptimizerBuilder<Tensor> {
     /// # Errors
     /// A wrong number, name or length.
     pub fn build_cpu(self) -> Result<CpuOptimizer, Error> {
+        let mode = self.mode;
         let record_bytes = std::mem::size_of::<RawRecord>() as u64;
         let record_steps = self.record_steps_for(RECORD_RING_BYTES / record_bytes)? as usize;
         let mut lengths = Vec::new();
@@ -90,6 +118,7 @@ impl OptimizerBuilder<Tensor> {
         }
         let plan = Plan::new(
             placed,
+            mode,
             &Geometry {
                 block_elements: BLOCK_ELEMENTS,
                 partials_per_block: 1,
@@ -112,8 +141,9 @@ impl CpuOptimizer {
                 elements,
                 kernel: None,
                 blocks: Vec::new(),
-                momentum: Vec::new(),
-                counters: Vec::new(),
+                memory: Memory::default(),
+                next_memory: Memory::default(),
+                partials: Vec::new(),
             })
             .collect();
         let blocks: usize = plan.windows.iter().map(|window| window.blocks.len()).sum();
@@ -123,11 +153,10 @@ impl CpuOptimizer {
             let tensor = &mut tensors[index];
             tensor.kernel = Some(window.kernel);
             tensor.blocks = window.blocks.clone();
-            if window.kernel.rule.has_momentum() {
-                tensor.momentum = vec![0.0; tensor.elements];
-            }
-            if window.kernel.has_counters() {
-                tensor.counters = vec![0; tensor.elements];
+            tensor.memory = Memory::new(window.kernel, tensor.elements);
+            if plan.mode == StepMode::Lagged {
+                tensor.next_memory = Memory::new(window.kernel, tensor.elements);
+                tensor.partials = vec![no_totals(); window.blocks.len()];
             }
             for (number, block) in window.blocks.iter().enumerate() {
                 rows[block.row as usize] = (index, number);
@@ -140,7 +169,7 @@ impl CpuOptimizer {
             rows,
             partials: vec![no_totals(); blocks],
             sums: vec![no_totals(); plan.scopes.len()],
-            updates: vec![bytemuck::Zeroable::zeroed(); states.len()],
+            updates: plan.groups.iter().map(Update::initial).collect(),
             learning_rates: states.iter().map(|state| state.learning_rate).collect(),
             records: vec![RawRecord::default(); record_steps * states.len()],
             states,
@@ -153,21 +182,69 @@ impl CpuOptimizer {
     /// One step: `params` and `grads` are the tensors' slices, in the order of declaration over all groups.
     ///
     /// # Errors
-    /// [`Error::StepTensors`] or [`Error::StepLength`] where the slices are not those that were declared; nothing has changed
-    /// then.
+    /// [`Error::StepTensors`] or [`Error::StepLength`] where the slices are not those that were declared,
+    /// [`Error::StepMode`] for an optimizer of [`StepMode::Lagged`]; nothing has changed then.
     pub fn step(&mut self, params: &mut [&mut [f32]], grads: &[&[f32]]) -> Result<(), Error> {
+        self.check_mode(StepMode::TwoPass)?;
         self.check_slices(params, grads)?;
         self.reduce(params, grads);
-        for (scope, sums) in self.plan.scopes.iter().zip(&mut self.sums) {
-            let first = scope.first_partial as usize;
-            *sums = finish_reduction(&self.partials[first..][..scope.partials as usize]);
-        }
+        self.finish();
         self.set_rates();
         self.update(params, grads);
         Ok(())
     }
 
-    fn check_slices(&self, params: &[&mut [f32]], grads: &[&[f32]]) -> Result<(), Error> {
+    /// One step of [`StepMode::Lagged`]. The new parameters are written over the gradients; then the slices are exchanged, so that
+    /// `params` are the parameters again, and `grads` where the next gradients belong. In a step that is skipped they stay as they
+    /// are: the parameters are untouched, and what `grads` holds is of no more use.
+    ///
+    /// # Errors
+    /// As [`CpuOptimizer::step`], the other way round.
+    pub fn step_lagged<'a>(
+        &mut self,
+        params: &mut [&'a mut [f32]],
+        grads: &mut [&'a mut [f32]],
+    ) -> Result<(), Error> {
+        self.check_mode(StepMode::Lagged)?;
+        self.check_slices(params, grads)?;
+        self.sweep_lagged(params, grads);
+        for (partial, &(tensor, block)) in self.partials.iter_mut().zip(&self.rows) {
+            *partial = self.tensors[tensor].partials[block];
+        }
+        self.finish();
+        self.set_rates();
+        // A gradient that is not finite holds back every group.
+        if self.updates.iter().any(|update| update.skip != 0) {
+            return Ok(());
+        }
+        for tensor in &mut self.tensors {
+            std::mem::swap(&mut tensor.memory, &mut tensor.next_memory);
+        }
+        params.swap_with_slice(grads);
+        Ok(())
+    }
+
+    fn check_mode(&self, needed: StepMode) -> Result<(), Error> {
+        if self.plan.mode == needed {
+            Ok(())
+        } else {
+            Err(Error::StepMode)
+        }
+    }
+
+    /// Pass 2.
+    fn finish(&mut self) {
+        for (scope, sums) in self.plan.scopes.iter().zip(&mut self.sums) {
+            let first = scope.first_partial as usize;
+            *sums = finish_reduction(&self.partials[first..][..scope.partials as usize]);
+        }
+    }
+
+    fn check_slices(
+        &self,
+        params: &[&mut [f32]],
+        grads: &[impl AsRef<[f32]>],
+    ) -> Result<(), Error> {
         let expected = self.tensors.len();
         for (role, actual) in [("parameter", params.len()), ("gradient", grads.len())] {
             if actual != expected {
@@ -181,7 +258,7 @@ impl CpuOptimizer {
         for (index, tensor) in self.tensors.iter().enumerate() {
             for (role, actual) in [
                 ("parameter", params[index].len()),
-                ("gradient", grads[index].len()),
+                ("gradient", grads[index].as_ref().len()),
             ] {
                 if actual != tensor.elements {
                     return Err(Error::StepLength {
@@ -211,8 +288,8 @@ impl CpuOptimizer {
             let slices = BlockSlices {
                 params: &params[index][start..end],
                 grads: &grads[index][start..end],
-                momentum: tensor.momentum.get(start..end).unwrap_or_default(),
-                counters: tensor.counters.get(start..end).unwrap_or_default(),
+                momentum: tensor.memory.momentum.get(start..end).unwrap_or_default(),
+                counters: tensor.memory.counters.get(start..end).unwrap_or_default(),
             };
             let group = block.group as usize;
             *partial = arch.dispatch(Reduce {
@@ -268,8 +345,8 @@ impl CpuOptimizer {
                         BlockSlicesMut {
                             params,
                             grads,
-                            momentum: &mut tensor.momentum,
-                            counters: &mut tensor.counters,
+                            momentum: &mut tensor.memory.momentum,
+                            counters: &mut tensor.memory.counters,
                         },
                     );
                 }
@@ -286,6 +363,51 @@ impl CpuOptimizer {
                 .zip(params.iter_mut())
                 .zip(grads.iter())
                 .for_each(update_tensor);
+        }
+    }
+
+    /// The sweep of a lagged step over all blocks.
+    fn sweep_lagged(&mut self, params: &[&mut [f32]], grads: &mut [&mut [f32]]) {
+        let (arch, updates) = (self.arch, &self.updates);
+        let (groups, states) = (&self.plan.groups, &self.states);
+        let sweep_tensor =
+            |((tensor, params), grads): ((&mut TensorMemory, &&mut [f32]), &mut &mut [f32])| {
+                let (Some(kernel), Some(block)) = (tensor.kernel, tensor.blocks.first()) else {
+                    return;
+                };
+                let group = block.group as usize;
+                lagged_in_halves(
+                    arch,
+                    &Lagged {
+                        kernel,
+                        constants: &groups[group],
+                        state: &states[group],
+                        update: &updates[group],
+                    },
+                    LaggedSlices {
+                        blocks: &tensor.blocks,
+                        partials: &mut tensor.partials,
+                        params,
+                        grads,
+                        momentum: &tensor.memory.momentum,
+                        next_momentum: &mut tensor.next_memory.momentum,
+                        counters: &tensor.memory.counters,
+                        next_counters: &mut tensor.next_memory.counters,
+                    },
+                );
+            };
+        if self.rows.len() >= PARALLEL_BLOCKS {
+            self.tensors
+                .par_iter_mut()
+                .zip(params.par_iter())
+                .zip(grads.par_iter_mut())
+                .for_each(sweep_tensor);
+        } else {
+            self.tensors
+                .iter_mut()
+                .zip(params)
+                .zip(grads)
+                .for_each(sweep_tensor);
         }
     }
 
@@ -414,5 +536,33 @@ fn update_in_halves(arch: Arch, kernel: Kernel, update: &Update, slices: BlockSl
                 },
             )
         },
+    );
+}
+
+/// The sweep of a lagged step over some blocks of a tensor.
+struct LaggedStretch<'a> {
+    of: &'a Lagged<'a>,
+    slices: LaggedSlices<'a>,
+}
+
+impl NullaryFnOnce for LaggedStretch<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn call(self) {
+        lagged_step(self.of, self.slices);
+    }
+}
+
+/// Halves a tensor's blocks until a half is not worth handing to another thread.
+fn lagged_in_halves(arch: Arch, of: &Lagged, slices: LaggedSlices) {
+    if slices.blocks.len() <= PARALLEL_BLOCKS / 4 {
+        return arch.dispatch(LaggedStretch { of, slices });
+    }
+    let middle = slices.blocks.len() / 2;
+    let (before, after) = slices.split_at(middle, middle * BLOCK_ELEMENTS as usize);
+    rayon::join(
+        || lagged_in_halves(arch, of, before),
+        || lagged_in_halves(arch, of, after),
     );
 }

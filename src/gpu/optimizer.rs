@@ -1,6 +1,7 @@
 //! The optimizer on the device: everything is allocated by `build`, a step only records dispatches.
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytemuck::Pod;
 
@@ -9,13 +10,16 @@ use crate::gpu::context::Gpu;
 use crate::gpu::pass::Pipeline;
 use crate::gpu::readback::Readback;
 use crate::gpu::tensor::Tensor;
-use crate::gpu::{finish_reduction, learning_rate, reduce_gradient, update_parameters};
+use crate::gpu::{
+    finish_reduction, lagged_step, learning_rate, reduce_gradient, undo_step, update_parameters,
+};
 use crate::group::{GroupConfig, OptimizerBuilder, ResolvedGroup};
 use crate::layout::{Block, GroupState, PARTIAL_WORDS, RawRecord, ScopeSums, Update};
 use crate::plan::{Access, Geometry, Kernel, Place, Plan, QUAD, Region, TensorInfo, Window};
 use crate::record::{RecordCursor, Records};
+use crate::step_mode::StepMode;
 
-/// One of the four passes.
+/// One of the four passes, or of the two that take the place of the first and the last in [`StepMode::Lagged`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum PassName {
     /// Pass 1.
@@ -26,6 +30,10 @@ pub enum PassName {
     LearningRate,
     /// Pass 4.
     UpdateParameters,
+    /// Passes 4 and 1 in one sweep.
+    LaggedStep,
+    /// Takes a lagged step back where its gradient was not finite.
+    UndoStep,
 }
 
 impl PassName {
@@ -36,6 +44,8 @@ impl PassName {
             PassName::FinishReduction => finish_reduction::STEM,
             PassName::LearningRate => learning_rate::STEM,
             PassName::UpdateParameters => update_parameters::STEM,
+            PassName::LaggedStep => lagged_step::STEM,
+            PassName::UndoStep => undo_step::STEM,
         }
     }
 }
@@ -66,14 +76,16 @@ impl Dispatch {
 
 /// An optimizer on the device. Made by [`OptimizerBuilder::build`].
 ///
-/// A step is four passes that the caller records wherever the gradients are ready. It allocates nothing, writes no queue,
+/// A step is a few passes that the caller records wherever the gradients are ready. It allocates nothing, writes no queue,
 /// submits, maps and polls nothing; all per-step state is on the device, so that two steps recorded into one submit are two
 /// steps.
 #[derive(Debug)]
 pub struct Optimizer {
     gpu: Gpu,
     plan: Plan,
-    dispatches: Vec<Dispatch>,
+    /// The dispatches of a step; of two that alternate where parameters and gradients change places.
+    steps: Vec<Vec<Dispatch>>,
+    recorded: AtomicU64,
     learning_rates: wgpu::Buffer,
     states: wgpu::Buffer,
     sums: wgpu::Buffer,
@@ -103,6 +115,7 @@ impl OptimizerBuilder<Tensor> {
         let record_bytes = std::mem::size_of::<RawRecord>() as u64;
         let record_steps = self.record_steps_for(largest_binding(&limits) / record_bytes)?;
         gpu.tuning().validate(&limits)?;
+        let mode = self.mode;
         let (groups, buffers) = place_tensors(self.resolve()?)?;
         crate::plan::check_overlaps(
             groups
@@ -110,7 +123,7 @@ impl OptimizerBuilder<Tensor> {
                 .flat_map(|group| group.tensors.iter())
                 .map(|(name, place)| (name.as_str(), place)),
         )?;
-        let plan = Plan::new(groups, &geometry(gpu, &limits))?;
+        let plan = Plan::new(groups, mode, &geometry(gpu, &limits))?;
         gpu.scoped("the optimizer's buffers and kernels", || {
             Optimizer::allocate(gpu, plan, &buffers, record_steps, &limits)
         })
@@ -215,7 +228,8 @@ impl Optimizer {
         let states = filled(gpu, "states", &initial);
         let learning_rates = filled(gpu, "learning rates", &rates);
         let sums = zeroed::<ScopeSums>(gpu, "sums", plan.scopes.len() as u64);
-        let updates = zeroed::<Update>(gpu, "updates", group_count);
+        let first: Vec<Update> = plan.groups.iter().map(Update::initial).collect();
+        let updates = filled(gpu, "updates", &first);
         let partials = zeroed::<u32>(
             gpu,
             "partials",
@@ -224,79 +238,64 @@ impl Optimizer {
         let records = zeroed::<RawRecord>(gpu, "records", u64::from(record_steps) * group_count);
 
         let mut passes = Passes::new(gpu, plan.partials);
-        let mut reduce = Vec::with_capacity(plan.windows.len());
-        let mut update = Vec::with_capacity(plan.windows.len());
-        for window in &plan.windows {
-            let memory = WindowBuffers::new(gpu, window, buffers);
-            let one_buffer = window.params.buffer == window.grads.buffer;
-            let pass = passes.reduce(window.kernel, window.access);
-            reduce.push(Dispatch {
-                pass: PassName::ReduceGradient,
-                bind_groups: vec![
-                    pass.bind(
-                        device,
-                        0,
-                        &[whole(&groups), whole(&states), whole(&partials)],
-                    ),
-                    pass.bind(device, 1, &memory.bindings()),
-                ],
-                pipeline: pass.pipeline.clone(),
-                workgroups: window.blocks.len() as u32,
-            });
-            let pass = passes.update(window.kernel, window.access, one_buffer);
-            update.push(Dispatch {
-                pass: PassName::UpdateParameters,
-                bind_groups: vec![
-                    pass.bind(device, 0, &[whole(&updates)]),
-                    pass.bind(device, 1, &memory.bindings()),
-                ],
-                pipeline: pass.pipeline.clone(),
-                workgroups: window.blocks.len() as u32,
-            });
-        }
+        let tables = Tables {
+            groups: &groups,
+            states: &states,
+            updates: &updates,
+            partials: &partials,
+        };
+        let sweeps = match plan.mode {
+            StepMode::TwoPass => vec![two_pass_sweeps(gpu, &plan, buffers, tables, &mut passes)],
+            StepMode::Lagged => lagged_sweeps(gpu, &plan, buffers, tables, &mut passes).into(),
+        };
 
         let kernels: Vec<Kernel> = plan.windows.iter().map(|window| window.kernel).collect();
         let finish = finish_reduction::pipeline(device, &gpu.tuning(), &kernels, plan.partials);
         let rate = learning_rate::pipeline(device);
-        let mut dispatches = reduce;
-        dispatches.push(Dispatch {
-            pass: PassName::FinishReduction,
-            bind_groups: vec![finish.bind(
-                device,
-                0,
-                &[
-                    whole(&scopes),
-                    whole(&states),
-                    whole(&partials),
-                    whole(&sums),
-                ],
-            )],
-            pipeline: finish.pipeline.clone(),
-            workgroups: plan.scopes.len() as u32,
-        });
-        dispatches.push(Dispatch {
-            pass: PassName::LearningRate,
-            bind_groups: vec![rate.bind(
-                device,
-                0,
-                &[
-                    whole(&groups),
-                    whole(&sums),
-                    whole(&states),
-                    whole(&updates),
-                    whole(&learning_rates),
-                    whole(&records),
-                ],
-            )],
-            pipeline: rate.pipeline.clone(),
-            workgroups: (plan.groups.len() as u32).div_ceil(learning_rate::WORKGROUP),
-        });
-        dispatches.extend(update);
+        let scalar = [
+            Dispatch {
+                pass: PassName::FinishReduction,
+                bind_groups: vec![finish.bind(
+                    device,
+                    0,
+                    &[
+                        whole(&scopes),
+                        whole(&states),
+                        whole(&partials),
+                        whole(&sums),
+                    ],
+                )],
+                pipeline: finish.pipeline.clone(),
+                workgroups: plan.scopes.len() as u32,
+            },
+            Dispatch {
+                pass: PassName::LearningRate,
+                bind_groups: vec![rate.bind(
+                    device,
+                    0,
+                    &[
+                        whole(&groups),
+                        whole(&sums),
+                        whole(&states),
+                        whole(&updates),
+                        whole(&learning_rates),
+                        whole(&records),
+                    ],
+                )],
+                pipeline: rate.pipeline.clone(),
+                workgroups: (plan.groups.len() as u32).div_ceil(learning_rate::WORKGROUP),
+            },
+        ];
+        let steps = sweeps
+            .into_iter()
+            .map(|Sweeps { before, after }| [before, scalar.to_vec(), after].concat())
+            .collect();
 
         Ok(Optimizer {
             gpu: gpu.clone(),
             plan,
-            dispatches,
+            steps,
+            recorded: AtomicU64::new(0),
             learning_rates,
             states,
             sums,
@@ -325,15 +324,29 @@ impl Optimizer {
     /// As [`Optimizer::encode_step`].
     pub fn encode_step_in(&self, pass: &mut wgpu::ComputePass) -> Result<(), Error> {
         self.gpu.check_alive()?;
-        for dispatch in &self.dispatches {
+        for dispatch in self.dispatches() {
             dispatch.encode(pass);
         }
+        self.count_step();
         Ok(())
     }
 
-    /// The dispatches of a step, in order: for profilers, and for callers with an encoder of their own.
+    /// The dispatches of the next step, in order: for profilers, and for callers with an encoder of their own, who then call
+    /// [`Optimizer::count_step`].
     pub fn dispatches(&self) -> &[Dispatch] {
-        &self.dispatches
+        let recorded = self.recorded.load(Ordering::Relaxed);
+        &self.steps[(recorded % self.steps.len() as u64) as usize]
+    }
+
+    /// Tells that the caller has recorded the [`dispatches`](Optimizer::dispatches) of a step. Only [`StepMode::Lagged`] needs to know.
+    pub fn count_step(&self) {
+        self.recorded.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Whether, after all steps recorded so far, the parameters lie where the gradients were declared, and the other way round. Always
+    /// false but in [`StepMode::Lagged`], where it is true after an odd number of steps.
+    pub fn roles_are_swapped(&self) -> bool {
+        self.plan.mode == StepMode::Lagged && self.recorded.load(Ordering::Relaxed) % 2 == 1
     }
 
     /// The learning rates on the device: one f32 per group, in the order of declaration, then padding to 16 bytes; usable as a
@@ -414,12 +427,142 @@ impl Optimizer {
     }
 }
 
+/// The buffers of whole optimizers that sweeps read or write.
+#[derive(Clone, Copy)]
+struct Tables<'a> {
+    groups: &'a wgpu::Buffer,
+    states: &'a wgpu::Buffer,
+    updates: &'a wgpu::Buffer,
+    partials: &'a wgpu::Buffer,
+}
+
+/// The dispatches before and after those that handle scalars.
+struct Sweeps {
+    before: Vec<Dispatch>,
+    after: Vec<Dispatch>,
+}
+
+/// Passes 1 and 4.
+fn two_pass_sweeps(
+    gpu: &Gpu,
+    plan: &Plan,
+    buffers: &[wgpu::Buffer],
+    tables: Tables,
+    passes: &mut Passes,
+) -> Sweeps {
+    let mut sweeps = Sweeps {
+        before: Vec::with_capacity(plan.windows.len()),
+        after: Vec::with_capacity(plan.windows.len()),
+    };
+    for window in &plan.windows {
+        let (momentum, counters) = if window.kernel.rule.has_momentum() {
+            (memory(gpu, window), zeroed::<u32>(gpu, "no counters", 0))
+        } else {
+            (zeroed::<u32>(gpu, "no momentum", 0), memory(gpu, window))
+        };
+        let blocks = filled::<Block>(gpu, "blocks", &window.blocks);
+        let own = [
+            whole(&blocks),
+            part(&buffers[window.params.buffer], window.params),
+            part(&buffers[window.grads.buffer], window.grads),
+            whole(&momentum),
+            whole(&counters),
+        ];
+        let measured = [
+            whole(tables.groups),
+            whole(tables.states),
+            whole(tables.partials),
+        ];
+        sweeps
+            .before
+            .push(passes.dispatch(Sweep::Reduce, window, &measured, &own));
+        let updates = [whole(tables.updates)];
+        sweeps
+            .after
+            .push(passes.dispatch(Sweep::Update, window, &updates, &own));
+    }
+    sweeps
+}
+
+/// The sweeps of two steps that alternate: the second finds parameters and gradients, and the two copies of the memory, exchanged.
+fn lagged_sweeps(
+    gpu: &Gpu,
+    plan: &Plan,
+    buffers: &[wgpu::Buffer],
+    tables: Tables,
+    passes: &mut Passes,
+) -> [Sweeps; 2] {
+    let mut steps = [(); 2].map(|()| Sweeps {
+        before: Vec::with_capacity(plan.windows.len()),
+        after: Vec::with_capacity(plan.windows.len()),
+    });
+    for window in &plan.windows {
+        let memories = [memory(gpu, window), memory(gpu, window)];
+        for (parity, sweeps) in steps.iter_mut().enumerate() {
+            let mut blocks = window.blocks.clone();
+            let mut places = [window.params, window.grads];
+            if parity == 1 {
+                places.reverse();
+                for block in &mut blocks {
+                    std::mem::swap(&mut block.params_start, &mut block.grads_start);
+                }
+            }
+            let blocks = filled::<Block>(gpu, "blocks", &blocks);
+            let own = [
+                whole(&blocks),
+                part(&buffers[places[0].buffer], places[0]),
+                part(&buffers[places[1].buffer], places[1]),
+                whole(&memories[parity]),
+                whole(&memories[1 - parity]),
+            ];
+            let both = [whole(tables.updates), whole(tables.partials)];
+            sweeps
+                .before
+                .push(passes.dispatch(Sweep::Lagged, window, &both, &own));
+            sweeps
+                .after
+                .push(passes.dispatch(Sweep::Undo, window, &both[..1], &own));
+        }
+    }
+    steps
+}
+
+/// What the rule and the regime remember of a window's parameters.
+fn memory(gpu: &Gpu, window: &Window) -> wgpu::Buffer {
+    let label = if window.kernel.rule.has_momentum() {
+        "momentum"
+    } else {
+        "direction counters"
+    };
+    let words = u64::from(window.state_quads) * u64::from(window.kernel.memory_words());
+    zeroed::<u32>(gpu, label, words)
+}
+
+/// A pass over a window's elements.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+enum Sweep {
+    Reduce,
+    Update,
+    Lagged,
+    Undo,
+}
+
+impl Sweep {
+    fn pass(self) -> PassName {
+        match self {
+            Sweep::Reduce => PassName::ReduceGradient,
+            Sweep::Update => PassName::UpdateParameters,
+            Sweep::Lagged => PassName::LaggedStep,
+            Sweep::Undo => PassName::UndoStep,
+        }
+    }
+}
+
 /// Pipelines by what they are compiled for.
 struct Passes<'a> {
     gpu: &'a Gpu,
     partials: u32,
-    reduce: HashMap<(Kernel, Access), Pipeline>,
-    update: HashMap<(Kernel, Access, bool), Pipeline>,
+    compiled: HashMap<(Sweep, Kernel, Access, bool), Pipeline>,
 }
 
 impl<'a> Passes<'a> {
@@ -427,67 +570,51 @@ impl<'a> Passes<'a> {
         Passes {
             gpu,
             partials,
-            reduce: HashMap::new(),
-            update: HashMap::new(),
+            compiled: HashMap::new(),
         }
     }
 
-    fn reduce(&mut self, kernel: Kernel, access: Access) -> &Pipeline {
-        let (gpu, partials) = (self.gpu, self.partials);
-        self.reduce.entry((kernel, access)).or_insert_with(|| {
-            reduce_gradient::pipeline(gpu.device(), &gpu.tuning(), kernel, access, partials)
-        })
+    /// A sweep over a window, with the buffers of its two bind groups.
+    fn dispatch(
+        &mut self,
+        sweep: Sweep,
+        window: &Window,
+        tables: &[wgpu::BufferBinding],
+        own: &[wgpu::BufferBinding; 5],
+    ) -> Dispatch {
+        let device = self.gpu.device();
+        let pipeline = self.compiled(sweep, window);
+        Dispatch {
+            pass: sweep.pass(),
+            bind_groups: vec![
+                pipeline.bind(device, 0, tables),
+                pipeline.bind(device, 1, own),
+            ],
+            pipeline: pipeline.pipeline.clone(),
+            workgroups: window.blocks.len() as u32,
+        }
     }
 
-    fn update(&mut self, kernel: Kernel, access: Access, one_buffer: bool) -> &Pipeline {
-        let gpu = self.gpu;
-        self.update
-            .entry((kernel, access, one_buffer))
-            .or_insert_with(|| {
-                update_parameters::pipeline(gpu.device(), &gpu.tuning(), kernel, access, one_buffer)
+    fn compiled(&mut self, sweep: Sweep, window: &Window) -> &Pipeline {
+        let (kernel, access) = (window.kernel, window.access);
+        // Pass 1 writes neither parameters nor gradients, and does not care whether they share a buffer.
+        let one_buffer = sweep != Sweep::Reduce && window.params.buffer == window.grads.buffer;
+        let (device, tuning) = (self.gpu.device(), self.gpu.tuning());
+        let partials = self.partials;
+        self.compiled
+            .entry((sweep, kernel, access, one_buffer))
+            .or_insert_with(|| match sweep {
+                Sweep::Reduce => {
+                    reduce_gradient::pipeline(device, &tuning, kernel, access, partials)
+                }
+                Sweep::Update => {
+                    update_parameters::pipeline(device, &tuning, kernel, access, one_buffer)
+                }
+                Sweep::Lagged => {
+                    lagged_step::pipeline(device, &tuning, kernel, access, one_buffer, partials)
+                }
+                Sweep::Undo => undo_step::pipeline(device, &tuning, kernel, access, one_buffer),
             })
-    }
-}
-
-/// The buffers of a window's second bind group.
-struct WindowBuffers<'a> {
-    blocks: wgpu::Buffer,
-    params: wgpu::BufferBinding<'a>,
-    grads: wgpu::BufferBinding<'a>,
-    momentum: wgpu::Buffer,
-    counters: wgpu::Buffer,
-}
-
-impl<'a> WindowBuffers<'a> {
-    fn new(gpu: &Gpu, window: &Window, buffers: &'a [wgpu::Buffer]) -> Self {
-        let quads = u64::from(window.state_quads);
-        let momentum = if window.kernel.rule.has_momentum() {
-            quads
-        } else {
-            0
-        };
-        let counters = if window.kernel.has_counters() {
-            quads
-        } else {
-            0
-        };
-        WindowBuffers {
-            blocks: filled::<Block>(gpu, "blocks", &window.blocks),
-            params: part(&buffers[window.params.buffer], window.params),
-            grads: part(&buffers[window.grads.buffer], window.grads),
-            momentum: zeroed::<[f32; 4]>(gpu, "momentum", momentum),
-            counters: zeroed::<u32>(gpu, "direction counters", counters),
-        }
-    }
-
-    fn bindings(&self) -> [wgpu::BufferBinding<'_>; 5] {
-        [
-            whole(&self.blocks),
-            self.params.clone(),
-            self.grads.clone(),
-            whole(&self.momentum),
-            whole(&self.counters),
-        ]
     }
 }
 

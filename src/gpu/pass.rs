@@ -9,6 +9,10 @@ pub(crate) mod shared {
     pub(crate) const ALIGNMENT: &str = include_str!("../../shaders/shared/alignment.wgsl");
     pub(crate) const PARTIALS: &str = include_str!("../../shaders/shared/partials.wgsl");
     pub(crate) const RULE: &str = include_str!("../../shaders/shared/rule.wgsl");
+    pub(crate) const REMEMBER_MOMENTUM: &str =
+        include_str!("../../shaders/shared/remember_momentum.wgsl");
+    pub(crate) const REMEMBER_SIGNS: &str =
+        include_str!("../../shaders/shared/remember_signs.wgsl");
     pub(crate) const TREE: &str = include_str!("../../shaders/shared/tree.wgsl");
     pub(crate) const COUNTERS: &str = include_str!("../../shaders/shared/counters.wgsl");
     pub(crate) const LOAD_QUADS: &str = include_str!("../../shaders/shared/load_quads.wgsl");

@@ -18,10 +18,6 @@ pub(crate) fn pipeline(
         Access::Quads => shared::LOAD_QUADS,
         Access::Scalars => shared::LOAD_SCALARS,
     };
-    let emit: &[&str] = match tuning.partials {
-        Partials::PerInvocation => &[shared::EMIT_PER_INVOCATION],
-        Partials::PerWorkgroup => &[shared::TREE, shared::EMIT_PER_WORKGROUP],
-    };
     let mut files = vec![
         shared::LAYOUT,
         shared::SCALED,
@@ -32,7 +28,7 @@ pub(crate) fn pipeline(
         shared::PARTIALS,
         load,
     ];
-    files.extend(emit);
+    files.extend(emit_files(tuning));
     files.push(include_str!("../../shaders/reduce_gradient.wgsl"));
     Pipeline::new(
         device,
@@ -60,4 +56,12 @@ pub(crate) fn pipeline(
             ],
         },
     )
+}
+
+/// The files that leave an invocation's totals as the tuning has it.
+pub(crate) fn emit_files(tuning: &Tuning) -> &'static [&'static str] {
+    match tuning.partials {
+        Partials::PerInvocation => &[shared::EMIT_PER_INVOCATION],
+        Partials::PerWorkgroup => &[shared::TREE, shared::EMIT_PER_WORKGROUP],
+    }
 }

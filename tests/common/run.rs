@@ -6,7 +6,7 @@ use std::sync::OnceLock;
 use super::{adapters, download, drain, step, upload};
 use wgpu_optim::layout::{GroupState, ScopeSums};
 use wgpu_optim::{CpuOptimizer, Gpu, Group, GroupConfig, Optimizer, OptimizerBuilder};
-use wgpu_optim::{Records, Regime, Rule, WeightDecay, wgpu};
+use wgpu_optim::{Records, Regime, Rule, StepMode, WeightDecay, wgpu};
 
 /// Every adapter, opened once per test binary: opening a device costs more than most tests.
 pub fn devices() -> &'static [Gpu] {
@@ -129,12 +129,17 @@ pub trait Run {
 
 pub struct CpuRun {
     pub optimizer: CpuOptimizer,
+    mode: StepMode,
     params: Vec<Vec<f32>>,
 }
 
 impl CpuRun {
     pub fn new(specs: &[Spec]) -> Self {
-        let mut builder = OptimizerBuilder::new(Rule::sgd());
+        Self::in_mode(specs, StepMode::TwoPass)
+    }
+
+    pub fn in_mode(specs: &[Spec], mode: StepMode) -> Self {
+        let mut builder = OptimizerBuilder::new(Rule::sgd()).step_mode(mode);
         for spec in specs {
             let mut group = spec.group();
             for (i, tensor) in spec.tensors.iter().enumerate() {
@@ -144,6 +149,7 @@ impl CpuRun {
         }
         CpuRun {
             optimizer: builder.build_cpu().expect("builds"),
+            mode,
             params: specs.iter().flat_map(|spec| spec.tensors.clone()).collect(),
         }
     }
@@ -155,6 +161,15 @@ impl Run for CpuRun {
     }
     fn step(&mut self, grads: &[Vec<f32>]) {
         let mut params: Vec<&mut [f32]> = self.params.iter_mut().map(Vec::as_mut_slice).collect();
+        if self.mode == StepMode::Lagged {
+            let mut grads = grads.to_vec();
+            let mut grads: Vec<&mut [f32]> = grads.iter_mut().map(Vec::as_mut_slice).collect();
+            let stepped = self.optimizer.step_lagged(&mut params, &mut grads);
+            stepped.expect("steps");
+            let params = params.iter().map(|tensor| tensor.to_vec()).collect();
+            self.params = params;
+            return;
+        }
         let grads: Vec<&[f32]> = grads.iter().map(Vec::as_slice).collect();
         self.optimizer.step(&mut params, &grads).expect("steps");
     }
@@ -184,6 +199,7 @@ pub struct GpuRun {
     pub buffers: Vec<wgpu::Buffer>,
     /// What the buffers should hold, but for the parameters.
     host: Vec<Vec<f32>>,
+    mode: StepMode,
     places: Vec<Place>,
     lengths: Vec<usize>,
 }
@@ -191,6 +207,12 @@ pub struct GpuRun {
 impl GpuRun {
     pub fn new(gpu: &Gpu, specs: &[Spec], places: Vec<Place>) -> Self {
         Self::with(gpu, specs, places, |builder| builder)
+    }
+
+    pub fn in_mode(gpu: &Gpu, specs: &[Spec], places: Vec<Place>, mode: StepMode) -> Self {
+        let mut run = Self::with(gpu, specs, places, |builder| builder.step_mode(mode));
+        run.mode = mode;
+        run
     }
 
     /// As `new`, with what the builder itself is told.
@@ -249,14 +271,28 @@ impl GpuRun {
             optimizer,
             buffers,
             host,
+            mode: StepMode::TwoPass,
             places,
             lengths,
         }
     }
 
+    /// Where the tensors lie now: a lagged step exchanges parameters and gradients.
+    fn places(&self) -> Vec<Place> {
+        let swapped = self.optimizer.roles_are_swapped();
+        let now = |place: &Place| match swapped {
+            false => *place,
+            true => Place {
+                params: place.grads,
+                grads: place.params,
+            },
+        };
+        self.places.iter().map(now).collect()
+    }
+
     pub fn write_grads(&mut self, grads: &[Vec<f32>]) {
         assert_eq!(grads.len(), self.places.len());
-        for ((place, grads), &len) in self.places.iter().zip(grads).zip(&self.lengths) {
+        for ((place, grads), &len) in self.places().iter().zip(grads).zip(&self.lengths) {
             assert_eq!(grads.len(), len);
             let (buffer, start) = place.grads;
             self.host[buffer][start..][..len].copy_from_slice(grads);
@@ -278,9 +314,14 @@ impl GpuRun {
             .map(|(buffer, host)| download(&self.gpu, buffer, host.len()))
             .collect();
         for (place, &len) in self.places.iter().zip(&self.lengths) {
-            let (buffer, start) = place.params;
-            found[buffer][start..][..len].fill(0.0);
-            expected[buffer][start..][..len].fill(0.0);
+            let mut written = vec![place.params];
+            if self.mode == StepMode::Lagged {
+                written.push(place.grads);
+            }
+            for (buffer, start) in written {
+                found[buffer][start..][..len].fill(0.0);
+                expected[buffer][start..][..len].fill(0.0);
+            }
         }
         for (buffer, (found, expected)) in found.iter().zip(&expected).enumerate() {
             for (at, (found, expected)) in found.iter().zip(expected).enumerate() {
@@ -309,7 +350,7 @@ impl Run for GpuRun {
             .zip(&self.host)
             .map(|(buffer, host)| download(&self.gpu, buffer, host.len()))
             .collect();
-        self.places
+        self.places()
             .iter()
             .zip(&self.lengths)
             .map(|(place, &len)| found[place.params.0][place.params.1..][..len].to_vec())
@@ -338,9 +379,14 @@ impl Run for GpuRun {
 
 /// The case on the CPU path and, packed in two arenas, on every adapter.
 pub fn every_path(specs: &[Spec]) -> Vec<Box<dyn Run>> {
-    let mut runs: Vec<Box<dyn Run>> = vec![Box::new(CpuRun::new(specs))];
+    every_path_in_mode(specs, StepMode::TwoPass)
+}
+
+pub fn every_path_in_mode(specs: &[Spec], mode: StepMode) -> Vec<Box<dyn Run>> {
+    let mut runs: Vec<Box<dyn Run>> = vec![Box::new(CpuRun::in_mode(specs, mode))];
     for gpu in devices() {
-        runs.push(Box::new(GpuRun::new(gpu, specs, packed(specs, 0, 0))));
+        let places = packed(specs, 0, 0);
+        runs.push(Box::new(GpuRun::in_mode(gpu, specs, places, mode)));
     }
     runs
 }

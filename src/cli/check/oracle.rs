@@ -1,7 +1,7 @@
 //! The right answer, in f64, written from the specification and not from the shaders: one parameter group, one step at a time.
 #![allow(dead_code, reason = "each test file uses its own part")]
 
-use wgpu_optim::{Regime, Rule, WeightDecay};
+use wgpu_optim::{Regime, Rule, StepMode, WeightDecay};
 
 /// One group in f64.
 pub struct Oracle {
@@ -86,6 +86,12 @@ impl Oracle {
     }
 
     pub fn step(&mut self, raw: &[f32]) -> Outcome {
+        self.step_in(StepMode::TwoPass, raw)
+    }
+
+    /// With `Lagged` the step takes the rate that held before it.
+    pub fn step_in(&mut self, mode: StepMode, raw: &[f32]) -> Outcome {
+        let rate_before = self.rate();
         let sign_of_climb = if self.maximize { -1.0 } else { 1.0 };
         let coupled = f64::from(self.decay.coupled());
         let raw: Vec<f64> = raw.iter().map(|&g| sign_of_climb * f64::from(g)).collect();
@@ -107,6 +113,10 @@ impl Oracle {
             self.change_rate(&seen, &mut out);
         }
         out.rate = self.rate();
+        let rate = match mode {
+            StepMode::Lagged => rate_before,
+            _ => out.rate,
+        };
 
         let raw_norm = norm(&raw);
         let factor = if raw_norm > self.clip {
@@ -158,9 +168,9 @@ impl Oracle {
             *q = (*q + sign(*g)).clamp(-7.0, 7.0);
             *last = sign(*g);
         }
-        let shrink = 1.0 - out.rate * f64::from(self.decay.decoupled());
+        let shrink = 1.0 - rate * f64::from(self.decay.decoupled());
         for (w, u) in self.w.iter_mut().zip(&direction) {
-            *w = shrink * *w - out.rate * u;
+            *w = shrink * *w - rate * u;
         }
         out
     }

@@ -1,0 +1,32 @@
+//! Taking back a lagged step on the host: `shaders/undo_step.wgsl`.
+
+use crate::gpu::lagged_step::{access_files, source, window_bindings};
+use crate::gpu::pass::{Binding, PassSource, Pipeline, shared};
+use crate::gpu::tuning::Tuning;
+use crate::plan::{Access, Kernel};
+
+pub(crate) const STEM: &str = "undo_step";
+
+/// Compiles the pass for a kernel.
+pub(crate) fn pipeline(
+    device: &wgpu::Device,
+    tuning: &Tuning,
+    kernel: Kernel,
+    access: Access,
+    one_buffer: bool,
+) -> Pipeline {
+    let (load, store) = access_files(access);
+    let source = source(include_str!("../../shaders/undo_step.wgsl"), one_buffer);
+    Pipeline::new(
+        device,
+        &PassSource {
+            stem: STEM,
+            files: &[shared::LAYOUT, load, &store, &source],
+            constants: &[
+                ("WORKGROUP", f64::from(tuning.workgroup_size)),
+                ("MEMORY_WORDS", f64::from(kernel.memory_words())),
+            ],
+            groups: &[&[Binding::Read], &window_bindings(one_buffer)],
+        },
+    )
+}
