@@ -99,7 +99,7 @@ impl Device {
                 self.grads.slice(bytes),
             )
         });
-        (spec.mode.on_device)(builder).build(&self.gpu)
+        builder.build(&self.gpu)
     }
 
     /// A kernel over all elements in the geometry of the optimizer: by as many dispatches as bindings and grids allow.

@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use pulp::Arch;
 use rayon::prelude::*;
-use wgpu_optim::{CpuOptimizer, Error};
+use wgpu_optim::{CpuOptimizer, Error, StepMode};
 
 use super::measure::{Bench, Times};
 use super::workload::{Spec, values};
@@ -29,6 +29,8 @@ pub enum HostJob {
     Step {
         /// The optimizer.
         optimizer: Box<CpuOptimizer>,
+        /// How it steps.
+        step_mode: StepMode,
         /// Lengths, as they lie side by side.
         lengths: Vec<usize>,
     },
@@ -61,7 +63,8 @@ impl Bench for Host {
             group.tensor(name, &params[range.clone()], &grads[range])
         });
         Ok(HostJob::Step {
-            optimizer: Box::new((spec.mode.on_host)(builder).build_cpu()?),
+            optimizer: Box::new(builder.build_cpu()?),
+            step_mode: spec.mode.step_mode,
             lengths: spec.tensors.concat(),
         })
     }
@@ -79,22 +82,30 @@ impl Bench for Host {
 
     fn time(&mut self, job: &mut HostJob, calls: usize) -> Result<Times, Error> {
         let arch = self.arch;
-        let (params, grads, target) = (&mut self.params, &self.grads, &mut self.target);
+        let (params, grads, target) = (&mut self.params, &mut self.grads, &mut self.target);
         let start = match job {
-            HostJob::Step { optimizer, lengths } => {
-                let (mut params, mut grads) = (params.as_mut_slice(), grads.as_slice());
-                let (mut params_of, mut grads_of) = (Vec::new(), Vec::new());
-                for &mut length in lengths {
-                    let (tensor, rest) = params.split_at_mut(length);
-                    params_of.push(tensor);
-                    params = rest;
-                    let (tensor, rest) = grads.split_at(length);
-                    grads_of.push(tensor);
-                    grads = rest;
-                }
+            HostJob::Step {
+                optimizer,
+                step_mode: StepMode::Lagged,
+                lengths,
+            } => {
+                let mut params = pieces(params, lengths);
+                let mut grads = pieces(grads, lengths);
                 let start = Instant::now();
                 for _ in 0..calls {
-                    optimizer.step(&mut params_of, &grads_of)?;
+                    optimizer.step_lagged(&mut params, &mut grads)?;
+                }
+                start
+            }
+            HostJob::Step {
+                optimizer, lengths, ..
+            } => {
+                let mut params = pieces(params, lengths);
+                let grads = pieces(grads, lengths);
+                let grads: Vec<&[f32]> = grads.iter().map(|tensor| &**tensor).collect();
+                let start = Instant::now();
+                for _ in 0..calls {
+                    optimizer.step(&mut params, &grads)?;
                 }
                 start
             }
@@ -111,6 +122,17 @@ impl Bench for Host {
             device: None,
         })
     }
+}
+
+/// Cuts an array into tensors.
+fn pieces<'a>(mut array: &'a mut [f32], lengths: &[usize]) -> Vec<&'a mut [f32]> {
+    let mut pieces = Vec::with_capacity(lengths.len());
+    for &length in lengths {
+        let (piece, rest) = array.split_at_mut(length);
+        pieces.push(piece);
+        array = rest;
+    }
+    pieces
 }
 
 /// Runs so often; when it began.

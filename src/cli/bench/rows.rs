@@ -1,7 +1,7 @@
 //! Rows: what is measured at one size, and what it comes to against copy and triad.
 
 use serde::Serialize;
-use wgpu_optim::{Error, Regime, Rule};
+use wgpu_optim::{Error, Regime, Rule, StepMode};
 
 use super::measure::{Bench, Effort, Measured, Seconds, measure};
 use super::workload::{COPY_BYTES, Mode, Spec, TRIAD_BYTES, many_tensors, state_bytes_per_param};
@@ -114,7 +114,10 @@ impl Selection {
                     });
                 }
             }
-            entries.extend(self.clipped(mode, elements));
+            if mode.step_mode == StepMode::TwoPass {
+                // The others cannot clip.
+                entries.extend(self.clipped(mode, elements));
+            }
             entries.extend(self.many(mode, elements));
         }
         entries
@@ -185,7 +188,13 @@ impl Selection {
 pub fn bytes_of(elements: usize, entries: &[Entry]) -> f64 {
     let states: f64 = entries
         .iter()
-        .map(|entry| state_bytes_per_param(entry.spec.rule, entry.spec.regime))
+        .map(|entry| {
+            let copies = match entry.spec.mode.step_mode {
+                StepMode::Lagged => 2.0,
+                _ => 1.0,
+            };
+            copies * state_bytes_per_param(entry.spec.rule, entry.spec.regime)
+        })
         .sum();
     elements as f64 * (TRIAD_BYTES + states)
 }

@@ -24,6 +24,12 @@ fn the_byte_model_is_the_documented_one() {
     assert_eq!(bytes(Rule::sgd(), seesaw), 19.0);
     assert_eq!(bytes(Rule::sgdm(0.9), norm_ratio), 24.0);
     assert_eq!(bytes(Rule::sgdm(0.9), seesaw), 28.0);
+    let bytes = MODES[1].bytes_per_param;
+    assert_eq!(bytes(Rule::sgd(), fixed), 12.0);
+    assert_eq!(bytes(Rule::sgd(), norm_ratio), 12.0);
+    assert_eq!(bytes(Rule::sgd(), seesaw), 14.0);
+    assert_eq!(bytes(Rule::sgdm(0.9), norm_ratio), 20.0);
+    assert_eq!(bytes(Rule::sgdm(0.9), seesaw), 20.0);
 }
 
 #[test]
