@@ -117,8 +117,9 @@ fn store_partial(at: u32, t: Totals) {
 }
 
 @compute @workgroup_size(WORKGROUP)
-fn reduce_gradient(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
-    let block = blocks[workgroup.x];
+fn reduce_gradient(invocation: Invocation) {
+    let block = blocks[invocation.workgroup.x];
+    let lane = invocation.lane;
     let gradient_scale = power_of_two(-states[block.group].gradient_exponent);
     let momentum_scale = power_of_two(-states[block.group].direction_exponent);
 
@@ -183,5 +184,5 @@ fn reduce_gradient(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_i
             find_nonfinite(PARAMETERS, block, lane, &t);
         }
     }
-    emit_partial(block.row, lane, t);
+    emit_partial(block.row, invocation, t);
 }

@@ -104,18 +104,20 @@ fn group() -> impl Strategy<Value = CaseGroup> {
 }
 
 fn tuning() -> impl Strategy<Value = Tuning> {
-    (0u32..7, 1u32..5, any::<bool>(), 0u32..7).prop_map(
-        |(workgroup, quads_per_invocation, tree, finish)| Tuning {
-            workgroup_size: 1 << workgroup,
-            quads_per_invocation,
-            partials: if tree {
-                Partials::PerWorkgroup
-            } else {
-                Partials::PerInvocation
-            },
-            finish_workgroup_size: 1 << finish,
-        },
+    (
+        0u32..7,
+        1u32..5,
+        prop::sample::select(&Partials::ALL[..]),
+        0u32..7,
     )
+        .prop_map(
+            |(workgroup, quads_per_invocation, partials, finish)| Tuning {
+                workgroup_size: 1 << workgroup,
+                quads_per_invocation,
+                partials,
+                finish_workgroup_size: 1 << finish,
+            },
+        )
 }
 
 fn case() -> impl Strategy<Value = Case> {
@@ -243,7 +245,16 @@ fn check(case: &Case) -> Result<(), TestCaseError> {
     let host_records = host.records().records;
     for gpu in devices() {
         let gpu = match case.tuning {
-            Some(tuning) => gpu.clone().with_tuning(tuning).expect("a small geometry"),
+            Some(tuning) if tuning.partials.is_supported(gpu.device().features()) => {
+                gpu.clone().with_tuning(tuning).expect("a small geometry")
+            }
+            Some(tuning) => {
+                let without = Tuning {
+                    partials: Partials::PerWorkgroup,
+                    ..tuning
+                };
+                gpu.clone().with_tuning(without).expect("a small geometry")
+            }
             None => gpu.clone(),
         };
         let mut device = GpuRun::new(&gpu, &specs, case.places());

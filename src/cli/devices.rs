@@ -110,7 +110,7 @@ pub fn run(args: &Args) -> Result<(), CliError> {
 
 fn describe(adapter: &wgpu::Adapter) -> Device {
     let (info, limits, features) = (adapter.get_info(), adapter.limits(), adapter.features());
-    let tuning = Tuning::for_adapter(&info, &limits);
+    let tuning = Tuning::for_adapter(&info, &limits, features);
     Device {
         max_binding_bytes: limits.max_storage_buffer_binding_size,
         max_buffer_bytes: limits.max_buffer_size,

@@ -102,7 +102,7 @@ impl OptimizerBuilder<Tensor> {
         let limits = gpu.device().limits();
         let record_bytes = std::mem::size_of::<RawRecord>() as u64;
         let record_steps = self.record_steps_for(largest_binding(&limits) / record_bytes)?;
-        gpu.tuning().validate(&limits)?;
+        gpu.tuning().validate(gpu.device())?;
         let (groups, buffers) = place_tensors(self.resolve()?)?;
         crate::plan::check_overlaps(
             groups

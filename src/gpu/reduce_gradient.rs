@@ -21,14 +21,30 @@ pub(crate) fn pipeline(
     let emit: &[&str] = match tuning.partials {
         Partials::PerInvocation => &[shared::EMIT_PER_INVOCATION],
         Partials::PerWorkgroup => &[shared::TREE, shared::EMIT_PER_WORKGROUP],
+        Partials::Subgroup => &[shared::EMIT_PER_SUBGROUP],
     };
-    let mut files = vec![
+    let mut constants = vec![
+        ("WORKGROUP", f64::from(tuning.workgroup_size)),
+        ("PARTIALS", f64::from(partials)),
+        flag("COUPLED_DECAY", kernel.coupled_decay),
+        flag("RAW_NORM", kernel.raw_norm),
+        flag("INITIAL_NORM", kernel.initial_norm),
+        flag("MOMENTUM", kernel.reads_momentum()),
+        flag("COUNTERS", kernel.has_counters()),
+    ];
+    let mut files = Vec::new();
+    if tuning.partials == Partials::Subgroup {
+        files.push(shared::ENABLE_SUBGROUPS);
+        let subgroups = tuning.subgroups(&device.adapter_info());
+        constants.push(("SUBGROUPS", f64::from(subgroups)));
+    }
+    files.extend([
         shared::LAYOUT,
         shared::SCALED,
         shared::TOTALS,
         shared::COUNTERS,
         load,
-    ];
+    ]);
     files.extend(emit);
     files.push(include_str!("../../shaders/reduce_gradient.wgsl"));
     Pipeline::new(
@@ -36,15 +52,7 @@ pub(crate) fn pipeline(
         &PassSource {
             stem: STEM,
             files: &files,
-            constants: &[
-                ("WORKGROUP", f64::from(tuning.workgroup_size)),
-                ("PARTIALS", f64::from(partials)),
-                flag("COUPLED_DECAY", kernel.coupled_decay),
-                flag("RAW_NORM", kernel.raw_norm),
-                flag("INITIAL_NORM", kernel.initial_norm),
-                flag("MOMENTUM", kernel.reads_momentum()),
-                flag("COUNTERS", kernel.has_counters()),
-            ],
+            constants: &constants,
             groups: &[
                 &[Binding::Read, Binding::Read, Binding::Write],
                 &[

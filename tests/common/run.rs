@@ -3,7 +3,8 @@
 
 use std::sync::OnceLock;
 
-use super::{adapters, download, drain, step, upload};
+use super::{adapters, download, drain, kinds_of_partials, step, upload};
+use wgpu_optim::gpu::Tuning;
 use wgpu_optim::layout::{GroupState, ScopeSums};
 use wgpu_optim::{CpuOptimizer, Gpu, Group, GroupConfig, Optimizer, OptimizerBuilder};
 use wgpu_optim::{Records, Regime, Rule, WeightDecay, wgpu};
@@ -296,7 +297,8 @@ impl GpuRun {
 
 impl Run for GpuRun {
     fn path(&self) -> String {
-        self.gpu.describe()
+        let partials = self.gpu.tuning().partials.name();
+        format!("{}, {partials}", self.gpu.describe())
     }
     fn step(&mut self, grads: &[Vec<f32>]) {
         self.write_grads(grads);
@@ -341,6 +343,24 @@ pub fn every_path(specs: &[Spec]) -> Vec<Box<dyn Run>> {
     let mut runs: Vec<Box<dyn Run>> = vec![Box::new(CpuRun::new(specs))];
     for gpu in devices() {
         runs.push(Box::new(GpuRun::new(gpu, specs, packed(specs, 0, 0))));
+    }
+    runs
+}
+
+/// As `every_path`, and on every adapter with each other kind of partials that it can have, in workgroups of several subgroups.
+pub fn every_path_and_kind(specs: &[Spec]) -> Vec<Box<dyn Run>> {
+    let mut runs = every_path(specs);
+    for gpu in devices() {
+        for partials in kinds_of_partials(gpu).filter(|&kind| kind != gpu.tuning().partials) {
+            let tuning = Tuning {
+                workgroup_size: 64,
+                quads_per_invocation: 8,
+                partials,
+                finish_workgroup_size: 64,
+            };
+            let gpu = gpu.clone().with_tuning(tuning).expect("a small geometry");
+            runs.push(Box::new(GpuRun::new(&gpu, specs, packed(specs, 0, 0))));
+        }
     }
     runs
 }
