@@ -7,7 +7,6 @@ mod report;
 mod rows;
 #[cfg(test)]
 mod tests;
-mod timestamps;
 mod workload;
 
 use std::time::Duration;
