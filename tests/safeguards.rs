@@ -8,7 +8,7 @@ mod common;
 
 use common::run::{CpuRun, GpuRun, Run, Spec, bits, every_path, packed};
 use common::{Numbers, ulps};
-use wgpu_optim::gpu::{Partials, Tuning};
+use wgpu_optim::gpu::Tuning;
 use wgpu_optim::layout::GroupState;
 use wgpu_optim::{Record, Regime, Rule, WeightDecay};
 
