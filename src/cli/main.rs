@@ -71,10 +71,10 @@ impl CliError {
 }
 
 fn main() -> ExitCode {
-    env_logger::Builder::from_env(
-        env_logger::Env::default()
-            .default_filter_or("warn,wgpu_hal=off,wgpu_core=error,wgpu=error,naga=error"),
-    )
+    // Filters go by the beginning of a name: ours begins like wgpu's.
+    env_logger::Builder::from_env(env_logger::Env::default().default_filter_or(
+        "warn,wgpu_hal=off,wgpu_core=error,wgpu=error,wgpu_optim=warn,naga=error",
+    ))
     .init();
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,

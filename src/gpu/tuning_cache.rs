@@ -215,7 +215,7 @@ impl TuningCache {
 
     fn warn(&self, problem: &str) {
         log::warn!(
-            "nothing is taken from the tuning cache {}: {problem}; `wgpu-optim tune` writes a new one",
+            "ignoring what is wrong in the tuning cache {}: {problem}; `wgpu-optim tune` mends it",
             self.path.display()
         );
     }
