@@ -2,7 +2,8 @@
 //! ⟨g, q⟩, ⟨g, sign u⟩, ‖g‖₁, ⟨g, m⟩, each against f64.
 //!
 //! Beside the kept faults below, these were tried once by hand in the shaders and each failed its test: the fourth element of a
-//! scalar load dropped, the last level of the tree dropped, plain sums at any magnitude, a scalar store past the end.
+//! scalar load dropped, the last level of the tree dropped, plain sums at any magnitude, a scalar store past the end. So were, in the
+//! sums by subgroup: a subgroup dropped, sums added at different exponents, an exponent taken from a sum of zero, a sum left unadded.
 
 mod common;
 
@@ -246,6 +247,8 @@ fn any_magnitude_has_its_norm() {
         ("1, 1e30, 1e-30", vec![1.0, 1e30, 1e-30]),
         ("1e-30, 1", vec![1e-30, -1.0]),
         ("1e-13, 1e-12, 1e-11", vec![1e-13, -1e-12, 1e-11]),
+        // Beside zeros, whose own exponent is 0: 4^64 is what f32 cannot hold.
+        ("down to 2^-64", vec![f32::from_bits((127 - 63) << 23)]),
         ("1e11, 1e12, 1e13", vec![1e11, -1e12, 1e13]),
     ];
     let len = 19_001;

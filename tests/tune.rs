@@ -181,6 +181,16 @@ fn what_is_put_is_got_by_the_nearest_size() {
             cache.put(gpu, 1, subgroup).expect("writes");
             assert_eq!(cache.get(gpu, 1), Some(subgroup));
         }
+        // Valid, but no optimizer of this size could be built: its norm would have more partials than a loop may walk.
+        let tiny = Tuning {
+            workgroup_size: 1,
+            quads_per_invocation: 1,
+            partials: Partials::PerInvocation,
+            finish_workgroup_size: 1,
+        };
+        cache.put(gpu, 1 << 24, tiny).expect("writes");
+        assert_eq!(cache.entries(gpu).last(), Some(&(1 << 24, tiny)));
+        assert_eq!(cache.get(gpu, 1 << 24), None);
         let never = Tuning {
             workgroup_size: 3,
             ..ODD

@@ -247,7 +247,12 @@ impl Search<'_> {
         {
             tuning.quads_per_invocation /= 2;
         }
-        if self.seen.contains_key(&tuning) || Instant::now() >= self.end {
+        // What is found serves sizes around this one, too.
+        let suits = tuning.suits(
+            self.bench.elements.saturating_mul(8),
+            &self.bench.gpu.device().limits(),
+        );
+        if self.seen.contains_key(&tuning) || !suits || Instant::now() >= self.end {
             return Ok(());
         }
         self.try_one(tuning)
@@ -682,6 +687,17 @@ mod tests {
             .tune_from(never, &without_time)
             .expect_err("nothing else was tried");
         assert!(error.to_string().contains("workgroup_size is 3"), "{error}");
+    }
+
+    /// As where a driver gives up on a loop: the time is short and the sum is wrong.
+    #[test]
+    fn a_wrong_norm_is_no_candidate() {
+        let gpu = &gpus()[0];
+        let mut bench = Bench::new(gpu, &options(5000)).expect("room");
+        assert!(bench.ready(gpu.tuning()).is_ok());
+        bench.square *= 1.01;
+        let error = bench.ready(gpu.tuning()).err().expect("refused");
+        assert!(error.to_string().contains("Σ g² came out as"), "{error}");
     }
 
     #[test]

@@ -1,6 +1,8 @@
 //! The kernels' geometry: how many invocations, how much work each, how partial sums are left.
 
 use crate::error::{Error, require};
+use crate::gpu::optimizer::{MOST_TRIPS, largest_binding};
+use crate::layout::PARTIAL_WORDS;
 use crate::plan::QUAD;
 
 /// How pass 1 leaves its partial sums.
@@ -110,6 +112,20 @@ impl Tuning {
         // WebGPU has none below 4; a driver that does not know says 0.
         let narrowest = info.subgroup_min_size.max(wgpu::MINIMUM_SUBGROUP_MIN_SIZE);
         self.workgroup_size.div_ceil(narrowest)
+    }
+
+    /// Whether pass 2 can add up the partials of an optimizer of this size, with room for the heads and tails of thousands of tensors.
+    /// What was measured or read must not refuse an optimizer that the preset can build.
+    pub(crate) fn suits(&self, elements: u64, limits: &wgpu::Limits) -> bool {
+        const SPARE_BLOCKS: u64 = 1 << 15;
+        let blocks = elements
+            .div_ceil(self.block_elements().max(1).into())
+            .saturating_mul(4)
+            .saturating_add(SPARE_BLOCKS);
+        let partials = blocks.saturating_mul(self.partials_per_block().into());
+        let bytes = partials.saturating_mul(4 * u64::from(PARTIAL_WORDS));
+        partials <= MOST_TRIPS * u64::from(self.finish_workgroup_size)
+            && bytes <= largest_binding(limits)
     }
 
     /// Refuses a geometry the device or the shaders cannot have.

@@ -111,10 +111,21 @@ impl TuningCache {
     /// The tuning for this very adapter, driver and these kernels whose size is nearest to `elements`, within a factor of eight.
     /// `None` where there is none, and where the file or its entry is wrong in any way, which is logged as a warning.
     pub fn get(&self, gpu: &Gpu, elements: u64) -> Option<Tuning> {
+        let limits = gpu.device().limits();
+        let preset = Tuning::for_device(gpu.device());
         let octaves = |size: u64| (size.max(1) as f64 / elements.max(1) as f64).log2().abs();
         self.entries(gpu)
             .into_iter()
             .filter(|&(size, _)| octaves(size) <= MOST_OCTAVES)
+            .filter(|&(_, tuning)| {
+                let suits = tuning == preset || tuning.suits(elements, &limits);
+                if !suits {
+                    self.warn(&format!(
+                        "its blocks are too small for {elements} parameters"
+                    ));
+                }
+                suits
+            })
             .min_by(|&(a, _), &(b, _)| octaves(a).total_cmp(&octaves(b)))
             .map(|(_, tuning)| tuning)
     }
