@@ -55,7 +55,7 @@ pub struct TuneReport {
     pub elements: u64,
     /// The geometry to use: the preset, unless another is faster by more than the noise.
     pub best: Tuning,
-    /// Nanoseconds per parameter and step with it.
+    /// Nanoseconds per parameter and step with it: the preset's, times the median ratio of the alternating rounds.
     pub best_ns_per_param: f64,
     /// The adapter's preset.
     pub preset: Tuning,
@@ -134,18 +134,19 @@ impl Gpu {
                 // What cannot be compared cannot win.
                 rounds => rounds.unwrap_or_default(),
             };
-            let [preset_ns, best_ns] = [0, 1].map(|of| median(rounds.iter().map(|pair| pair[of])));
-            let wins = rounds.iter().filter(|pair| pair[1] < pair[0]).count();
+            let preset_ns = median(rounds.iter().map(|[preset, _]| *preset));
+            // Of each round, for what else goes on hits both of a pair alike.
+            let ratio = median(rounds.iter().map(|[preset, best]| best / preset));
+            let wins = rounds.iter().filter(|[preset, best]| best < preset).count();
             report.preset_ns_per_param = preset_ns.or(report.preset_ns_per_param);
-            match (preset_ns, best_ns) {
-                (Some(preset_ns), Some(best_ns))
-                    if best_ns < WINS_BELOW * preset_ns && 3 * wins >= 2 * rounds.len() =>
-                {
-                    report.best_ns_per_param = best_ns;
+            let preset_ns = report.preset_ns_per_param.unwrap_or(ns);
+            match ratio {
+                Some(ratio) if ratio < WINS_BELOW && 3 * wins >= 2 * rounds.len() => {
+                    report.best_ns_per_param = ratio * preset_ns;
                 }
                 _ => {
                     report.best = preset;
-                    report.best_ns_per_param = report.preset_ns_per_param.unwrap_or(ns);
+                    report.best_ns_per_param = preset_ns;
                 }
             }
         }
