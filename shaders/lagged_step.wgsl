@@ -69,8 +69,9 @@ fn trusted(squares: ScaledSquares) -> Squares {
 }
 
 @compute @workgroup_size(WORKGROUP)
-fn lagged_step(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
-    let block = blocks[workgroup.x];
+fn lagged_step(invocation: Invocation) {
+    let lane = invocation.lane;
+    let block = blocks[invocation.workgroup.x];
     let update = updates[block.group];
     let gradient_scale = power_of_two(-update.gradient_exponent);
     let momentum_scale = power_of_two(-update.direction_exponent);
@@ -98,5 +99,5 @@ fn lagged_step(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invoc
     if INITIAL_NORM && update.started == 0u {
         measure_initial_norm(block, lane, &t);
     }
-    emit_partial(block.row, lane, t);
+    emit_partial(block.row, invocation, t);
 }

@@ -45,8 +45,9 @@ fn load(what: u32, block: Block, quad: u32) -> vec4<f32> {
 }
 
 @compute @workgroup_size(WORKGROUP)
-fn reduce_gradient(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
-    let block = blocks[workgroup.x];
+fn reduce_gradient(invocation: Invocation) {
+    let block = blocks[invocation.workgroup.x];
+    let lane = invocation.lane;
     let gradient_scale = power_of_two(-states[block.group].gradient_exponent);
     let momentum_scale = power_of_two(-states[block.group].direction_exponent);
 
@@ -87,5 +88,5 @@ fn reduce_gradient(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_i
     if INITIAL_NORM && states[block.group].started == 0u {
         measure_initial_norm(block, lane, &t);
     }
-    emit_partial(block.row, lane, t);
+    emit_partial(block.row, invocation, t);
 }

@@ -179,6 +179,17 @@ pub enum Error {
     )]
     DeviceLost(String),
 
+    /// The file that keeps tunings could not be written.
+    #[error(
+        "cannot write the tuning cache {path}: {message}; name another file in WGPU_OPTIM_TUNING_CACHE"
+    )]
+    TuningCache {
+        /// The file.
+        path: String,
+        /// Why not.
+        message: String,
+    },
+
     /// A readback failed or did not come in time.
     #[error("reading {what} back from the device failed: {message}")]
     Readback {

@@ -9,11 +9,19 @@ mod pass;
 mod readback;
 mod reduce_gradient;
 mod tensor;
+mod timestamps;
+mod tune;
 mod tuning;
+#[cfg(feature = "tuning-cache")]
+mod tuning_cache;
 mod undo_step;
 mod update_parameters;
 
 pub use context::{Gpu, GpuOptions};
 pub use optimizer::{Dispatch, Optimizer, PassName};
 pub use tensor::Tensor;
+pub use timestamps::Timestamps;
+pub use tune::{Candidate, TuneOptions, TuneReport};
 pub use tuning::{Partials, Tuning};
+#[cfg(feature = "tuning-cache")]
+pub use tuning_cache::{CACHE_VARIABLE, TuningCache};

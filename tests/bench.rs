@@ -12,6 +12,8 @@ fn bench(args: &[&str]) -> Output {
         .args(args)
         .env_remove("WGPU_BACKEND")
         .env_remove("WGPU_ADAPTER_NAME")
+        // Not what the user has tuned.
+        .env("WGPU_OPTIM_TUNING_CACHE", "")
         .output()
         .expect("the binary runs")
 }

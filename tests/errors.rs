@@ -586,6 +586,45 @@ fn what_the_device_refuses_is_an_error_not_a_panic() {
     assert_eq!(download(&gpu, &w, 4), [1.0; 4]);
 }
 
+/// A device that was opened without the feature, as callers have them: the preset does without, and who asks for it is told.
+#[test]
+fn subgroups_without_the_feature() {
+    let bare = limited(|_| {});
+    assert!(!bare.device().features().contains(wgpu::Features::SUBGROUP));
+    let tuning = Tuning {
+        partials: Partials::Subgroup,
+        ..bare.tuning()
+    };
+    let error = bare
+        .clone()
+        .with_tuning(tuning)
+        .expect_err("no such feature");
+    assert!(
+        matches!(
+            &error,
+            Error::InvalidValue {
+                field: "partials",
+                ..
+            }
+        ),
+        "{error}"
+    );
+    assert_message(&error, &["tuning", "subgroup", "Features::SUBGROUP"]);
+
+    // The same adapter, were it a GPU.
+    let mut info = bare.device().adapter_info();
+    let limits = bare.device().limits();
+    for kind in [
+        wgpu::DeviceType::DiscreteGpu,
+        wgpu::DeviceType::IntegratedGpu,
+    ] {
+        info.device_type = kind;
+        let preset = |features| Tuning::for_adapter(&info, &limits, features).partials;
+        assert_eq!(preset(wgpu::Features::empty()), Partials::PerWorkgroup);
+        assert_eq!(preset(wgpu::Features::SUBGROUP), Partials::Subgroup);
+    }
+}
+
 #[test]
 fn geometries_no_device_can_have() {
     let gpu = &devices()[0];

@@ -19,7 +19,7 @@ fn tuning(finish_workgroup_size: u32, partials: Partials) -> Tuning {
 #[test]
 fn thousands_of_partials_add_up_exactly() {
     for gpu in devices() {
-        for style in [Partials::PerInvocation, Partials::PerWorkgroup] {
+        for style in common::kinds_of_partials(gpu) {
             for finish in [1, 2, 64] {
                 let gpu = gpu
                     .clone()

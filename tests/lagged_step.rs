@@ -7,13 +7,13 @@
 
 mod common;
 
-use common::Numbers;
 use common::run::{
     CpuRun, GpuRun, Place, Run, Spec, bits, devices, every_path, every_path_in_mode, packed,
     separate,
 };
-use wgpu_optim::gpu::{Partials, Tuning};
-use wgpu_optim::{Error, Group, OptimizerBuilder, Regime, Rule, StepMode, WeightDecay};
+use common::{Numbers, kinds_of_partials};
+use wgpu_optim::gpu::Tuning;
+use wgpu_optim::{Error, Gpu, Group, OptimizerBuilder, Regime, Rule, StepMode, WeightDecay};
 
 fn rules() -> [Rule; 5] {
     [
@@ -312,19 +312,28 @@ fn layouts_agree_with_the_cpu_path() {
     ];
     assert!(total > 800);
     for gpu in devices() {
-        let small = Tuning {
-            workgroup_size: 4,
-            quads_per_invocation: 3,
-            partials: Partials::PerWorkgroup,
-            finish_workgroup_size: 4,
-        };
-        let small = gpu.clone().with_tuning(small).expect("a small geometry");
+        let small = kinds_of_partials(gpu).map(|partials| {
+            let small = Tuning {
+                workgroup_size: 16,
+                quads_per_invocation: 3,
+                partials,
+                finish_workgroup_size: 4,
+            };
+            gpu.clone().with_tuning(small).expect("a small geometry")
+        });
+        let geometries: Vec<Gpu> = std::iter::once(gpu.clone()).chain(small).collect();
         for (name, places) in &layouts {
             if *name == "separate" && gpu.describe().contains("(gl") {
                 // Hundreds of bind groups, each of them slow there.
                 continue;
             }
-            for gpu in [gpu, &small] {
+            // All geometries over the plain layout; the preset over every one.
+            let geometries = if *name == "from 3, apart" {
+                &geometries[..]
+            } else {
+                &geometries[..1]
+            };
+            for gpu in geometries {
                 let mut host = CpuRun::in_mode(&specs, StepMode::Lagged);
                 let mut device = GpuRun::in_mode(gpu, &specs, places.clone(), StepMode::Lagged);
                 let mut numbers = Numbers(13);

@@ -134,6 +134,9 @@ fn rust_layout() -> Layout {
             momentum_keep,
             gradient_share,
             momentum,
+            gradient_exponent,
+            direction_exponent,
+            started,
         }
     );
     fields_of!(
@@ -172,6 +175,7 @@ fn rust_layout() -> Layout {
         ("BRAKE", group_flags::BRAKE),
         // The override constant of pass 1 has the short name.
         ("RAW_NORM_CLIP", group_flags::RAW_NORM),
+        ("LAGGED", group_flags::LAGGED),
         ("FIRST", record_flags::FIRST),
         ("ZERO_GRADIENT", record_flags::ZERO_GRADIENT),
         ("SKIPPED", record_flags::SKIPPED),

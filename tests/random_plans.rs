@@ -9,7 +9,7 @@ use common::Numbers;
 use common::run::{CpuRun, GpuRun, Place, Run, Spec, devices, lengths};
 use proptest::prelude::*;
 use wgpu_optim::gpu::{Partials, Tuning};
-use wgpu_optim::{NormRatio, Regime, Rule, WeightDecay};
+use wgpu_optim::{NormRatio, Regime, Rule, StepMode, WeightDecay};
 
 /// A case, small enough to be read when it fails: data comes from the seed.
 #[derive(Debug, Clone)]
@@ -17,6 +17,7 @@ struct Case {
     groups: Vec<CaseGroup>,
     /// `None`: the adapter's own geometry.
     tuning: Option<Tuning>,
+    mode: StepMode,
     seed: u64,
 }
 
@@ -104,29 +105,33 @@ fn group() -> impl Strategy<Value = CaseGroup> {
 }
 
 fn tuning() -> impl Strategy<Value = Tuning> {
-    (0u32..7, 1u32..5, any::<bool>(), 0u32..7).prop_map(
-        |(workgroup, quads_per_invocation, tree, finish)| Tuning {
-            workgroup_size: 1 << workgroup,
-            quads_per_invocation,
-            partials: if tree {
-                Partials::PerWorkgroup
-            } else {
-                Partials::PerInvocation
-            },
-            finish_workgroup_size: 1 << finish,
-        },
+    (
+        0u32..7,
+        1u32..5,
+        prop::sample::select(&Partials::ALL[..]),
+        0u32..7,
     )
+        .prop_map(
+            |(workgroup, quads_per_invocation, partials, finish)| Tuning {
+                workgroup_size: 1 << workgroup,
+                quads_per_invocation,
+                partials,
+                finish_workgroup_size: 1 << finish,
+            },
+        )
 }
 
 fn case() -> impl Strategy<Value = Case> {
     (
         prop::collection::vec(group(), 1..5),
         prop::option::of(tuning()),
+        prop_oneof![Just(StepMode::TwoPass), Just(StepMode::Lagged)],
         any::<u64>(),
     )
-        .prop_map(|(groups, tuning, seed)| Case {
+        .prop_map(|(groups, tuning, mode, seed)| Case {
             groups,
             tuning,
+            mode,
             seed,
         })
 }
@@ -145,7 +150,10 @@ impl Case {
                     .collect();
                 let spec = Spec {
                     decay: group.decay,
-                    clip: group.clip,
+                    clip: match self.mode {
+                        StepMode::Lagged => f32::INFINITY,
+                        _ => group.clip,
+                    },
                     maximize: group.maximize,
                     ..Spec::new(group.rule, group.regime, tensors).named(format!("{i}"))
                 };
@@ -235,7 +243,7 @@ const STEPS: u64 = 3;
 
 fn check(case: &Case) -> Result<(), TestCaseError> {
     let specs = case.specs();
-    let mut host = CpuRun::new(&specs);
+    let mut host = CpuRun::in_mode(&specs, case.mode);
     for step in 0..STEPS {
         host.step(&case.gradients(step));
     }
@@ -243,10 +251,19 @@ fn check(case: &Case) -> Result<(), TestCaseError> {
     let host_records = host.records().records;
     for gpu in devices() {
         let gpu = match case.tuning {
-            Some(tuning) => gpu.clone().with_tuning(tuning).expect("a small geometry"),
+            Some(tuning) if tuning.partials.is_supported(gpu.device().features()) => {
+                gpu.clone().with_tuning(tuning).expect("a small geometry")
+            }
+            Some(tuning) => {
+                let without = Tuning {
+                    partials: Partials::PerWorkgroup,
+                    ..tuning
+                };
+                gpu.clone().with_tuning(without).expect("a small geometry")
+            }
             None => gpu.clone(),
         };
-        let mut device = GpuRun::new(&gpu, &specs, case.places());
+        let mut device = GpuRun::in_mode(&gpu, &specs, case.places(), case.mode);
         for step in 0..STEPS {
             device.step(&case.gradients(step));
         }

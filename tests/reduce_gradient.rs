@@ -2,11 +2,14 @@
 //! ⟨g, q⟩, ⟨g, sign u⟩, ‖g‖₁, ⟨g, m⟩, each against f64.
 //!
 //! Beside the kept faults below, these were tried once by hand in the shaders and each failed its test: the fourth element of a
-//! scalar load dropped, the last level of the tree dropped, plain sums at any magnitude, a scalar store past the end.
+//! scalar load dropped, the last level of the tree dropped, plain sums at any magnitude, a scalar store past the end. So were, in the
+//! sums by subgroup: a subgroup dropped, sums added at different exponents, an exponent taken from a sum of zero, a sum left unadded.
 
 mod common;
 
-use common::run::{CpuRun, GpuRun, Place, Run, Spec, devices, every_path, packed};
+use common::run::{
+    CpuRun, GpuRun, Place, Run, Spec, bits, devices, every_path, every_path_and_kind, packed,
+};
 use common::{Numbers, ulps};
 use wgpu_optim::gpu::{Partials, Tuning};
 use wgpu_optim::layout::{ScopeSums, Squares};
@@ -34,10 +37,13 @@ fn gpu_roundings(tuning: Tuning, len: usize) -> f64 {
     let trips = len.min(block).div_ceil(4 * tuning.workgroup_size as usize);
     // Heads and tails are blocks of their own.
     let partials = (len.div_ceil(block) + 2) * tuning.partials_per_block() as usize;
-    roundings(
-        trips,
-        partials.div_ceil(tuning.finish_workgroup_size as usize),
-    )
+    // Subgroups may add one after the other, and so do those who meet.
+    let in_a_row = match tuning.partials {
+        Partials::Subgroup => tuning.workgroup_size,
+        Partials::PerInvocation | Partials::PerWorkgroup => 0,
+    };
+    let strides = partials.div_ceil(tuning.finish_workgroup_size as usize);
+    roundings(trips, strides) + f64::from(in_a_row)
 }
 
 fn assert_square(what: &str, squares: Squares, x: &[f32], roundings: f64) {
@@ -55,20 +61,28 @@ fn spec(values: &[f32]) -> Spec {
     Spec::new(Rule::sgd(), Regime::norm_ratio(), vec![values.to_vec()])
 }
 
-fn small_tunings() -> Vec<Tuning> {
+fn small_tunings(gpu: &Gpu) -> Vec<Tuning> {
     let tuning = |workgroup_size, quads_per_invocation, partials, finish_workgroup_size| Tuning {
         workgroup_size,
         quads_per_invocation,
         partials,
         finish_workgroup_size,
     };
-    vec![
+    let mut tunings = vec![
         tuning(1, 1, Partials::PerInvocation, 1),
         tuning(2, 3, Partials::PerWorkgroup, 4),
         tuning(8, 2, Partials::PerInvocation, 2),
         tuning(64, 1, Partials::PerWorkgroup, 64),
         tuning(256, 1, Partials::PerWorkgroup, 256),
-    ]
+        // Less than a subgroup, one, and several.
+        tuning(1, 1, Partials::Subgroup, 1),
+        tuning(2, 3, Partials::Subgroup, 4),
+        tuning(8, 2, Partials::Subgroup, 2),
+        tuning(64, 1, Partials::Subgroup, 64),
+        tuning(256, 1, Partials::Subgroup, 256),
+    ];
+    tunings.retain(|tuning| tuning.partials.is_supported(gpu.device().features()));
+    tunings
 }
 
 fn lengths(block: usize) -> Vec<usize> {
@@ -161,9 +175,9 @@ fn every_length_offset_and_phase_with_the_adapters_geometry() {
 }
 
 #[test]
-fn every_length_with_small_geometries_and_both_kinds_of_partials() {
+fn every_length_with_small_geometries_and_every_kind_of_partials() {
     for gpu in devices() {
-        for tuning in small_tunings() {
+        for tuning in small_tunings(gpu) {
             let gpu = gpu
                 .clone()
                 .with_tuning(tuning)
@@ -233,6 +247,8 @@ fn any_magnitude_has_its_norm() {
         ("1, 1e30, 1e-30", vec![1.0, 1e30, 1e-30]),
         ("1e-30, 1", vec![1e-30, -1.0]),
         ("1e-13, 1e-12, 1e-11", vec![1e-13, -1e-12, 1e-11]),
+        // Beside zeros, whose own exponent is 0: 4^64 is what f32 cannot hold.
+        ("down to 2^-64", vec![f32::from_bits((127 - 63) << 23)]),
         ("1e11, 1e12, 1e13", vec![1e11, -1e12, 1e13]),
     ];
     let len = 19_001;
@@ -263,13 +279,13 @@ fn any_magnitude_has_its_norm() {
             grads.push(g);
         }
     }
-    for mut run in every_path(&specs) {
+    for mut run in every_path_and_kind(&specs) {
         run.step(&grads);
         let sums = run.sums();
         let records = run.records().records;
         for (i, g) in grads.iter().enumerate() {
             let what = format!("{}, {}", run.path(), specs[i].name);
-            // Blocks of 8192 on all three paths here.
+            // Blocks of 8192 or fewer on all paths here.
             let roundings = cpu_roundings(len) + 32.0;
             assert_square(&what, sums[i].square, g, roundings);
             assert_square(&what, sums[i].initial_square, g, roundings);
@@ -368,7 +384,7 @@ fn inner_products_with_the_direction_memory() {
             .collect()
     };
     let (first, second) = (scaled(&first), scaled(&second));
-    for mut run in every_path(&specs) {
+    for mut run in every_path_and_kind(&specs) {
         run.step(&first);
         let states = run.states();
         run.step(&second);
@@ -422,7 +438,7 @@ fn weight_decay_and_clip_have_a_sum_each() {
     spec.clip = 1.0;
     spec.maximize = true;
     let seen: Vec<f32> = w.iter().zip(&g).map(|(w, g)| 0.5 * w - g).collect();
-    for mut run in every_path(&[spec]) {
+    for mut run in every_path_and_kind(&[spec]) {
         run.step(std::slice::from_ref(&g));
         let sums = run.sums()[0];
         let path = run.path();
@@ -439,5 +455,33 @@ fn weight_decay_and_clip_have_a_sum_each() {
             &seen,
             cpu_roundings(len) + 34.0,
         );
+    }
+}
+
+/// The order of additions is the adapter's own, but always the same: sums of numbers that do round repeat bit for bit.
+#[test]
+fn every_kind_of_partials_repeats_bit_for_bit() {
+    let mut numbers = Numbers(31);
+    let (w, g) = (numbers.vec(9001), numbers.vec(9001));
+    let specs = [Spec::new(Rule::sgdm(0.9), Regime::seesaw(), vec![w])];
+    let sums_of = |mut run: Box<dyn Run>| {
+        for _ in 0..3 {
+            run.step(std::slice::from_ref(&g));
+        }
+        (run.path(), run.sums(), bits(&run.params()))
+    };
+    let firsts = every_path_and_kind(&specs);
+    let seconds = every_path_and_kind(&specs);
+    let with_subgroups = devices()
+        .iter()
+        .filter(|gpu| Partials::Subgroup.is_supported(gpu.device().features()))
+        .count();
+    assert!(
+        with_subgroups > 0,
+        "no adapter with subgroups: half of this is not tested"
+    );
+    for (first, second) in firsts.into_iter().zip(seconds) {
+        let (first, second) = (sums_of(first), sums_of(second));
+        assert_eq!(first, second);
     }
 }

@@ -8,7 +8,7 @@ mod common;
 
 use common::run::{CpuRun, GpuRun, Run, Spec, bits, every_path, packed};
 use common::{Numbers, ulps};
-use wgpu_optim::gpu::{Partials, Tuning};
+use wgpu_optim::gpu::Tuning;
 use wgpu_optim::layout::GroupState;
 use wgpu_optim::{Record, Regime, Rule, WeightDecay};
 
@@ -449,7 +449,7 @@ fn steps_are_counted_in_order() {
 #[test]
 fn the_longest_loops_still_find_what_is_not_finite() {
     for gpu in common::run::devices() {
-        for partials in [Partials::PerInvocation, Partials::PerWorkgroup] {
+        for partials in common::kinds_of_partials(gpu) {
             let tuning = Tuning {
                 workgroup_size: 2,
                 quads_per_invocation: 4096,

@@ -4,7 +4,7 @@
 mod common;
 
 use common::run::{GpuRun, Place, Run, Spec, devices};
-use wgpu_optim::gpu::{Partials, Tuning};
+use wgpu_optim::gpu::Tuning;
 use wgpu_optim::{Regime, Rule, WeightDecay};
 
 fn files() -> Vec<(String, String)> {
@@ -114,31 +114,32 @@ fn every_combination_compiles_on_every_adapter() {
         })
         .collect();
     for gpu in devices() {
-        let partials = match gpu.tuning().partials {
-            Partials::PerInvocation => Partials::PerWorkgroup,
-            Partials::PerWorkgroup => Partials::PerInvocation,
-        };
-        let tuning = Tuning {
-            workgroup_size: 4,
-            quads_per_invocation: 2,
-            partials,
-            finish_workgroup_size: 4,
-        };
-        let gpu = gpu.clone().with_tuning(tuning).expect("a small geometry");
-        let mut run = GpuRun::new(&gpu, &specs, together.clone());
-        run.step(&vec![vec![0.5; 9]; specs.len()]);
-        let records = run.records().records;
-        assert_eq!(records.len(), specs.len());
-        for record in records {
-            let spec = &specs[record.group];
-            let expected = 0.5 + f64::from(spec.decay.coupled());
-            let norm = 3.0 * expected;
-            assert!(
-                (f64::from(record.norm) - norm).abs() <= 1e-6 * norm,
-                "{}, {partials:?}, {spec:?}: norm {} instead of {norm}",
-                gpu.describe(),
-                record.norm
-            );
+        // One after the other, so that each kind meets every combination.
+        for partials in common::kinds_of_partials(gpu).filter(|&kind| kind != gpu.tuning().partials)
+        {
+            // More than one subgroup.
+            let tuning = Tuning {
+                workgroup_size: 4 * gpu.device().adapter_info().subgroup_max_size.min(16),
+                quads_per_invocation: 2,
+                partials,
+                finish_workgroup_size: 4,
+            };
+            let gpu = gpu.clone().with_tuning(tuning).expect("a small geometry");
+            let mut run = GpuRun::new(&gpu, &specs, together.clone());
+            run.step(&vec![vec![0.5; 9]; specs.len()]);
+            let records = run.records().records;
+            assert_eq!(records.len(), specs.len());
+            for record in records {
+                let spec = &specs[record.group];
+                let expected = 0.5 + f64::from(spec.decay.coupled());
+                let norm = 3.0 * expected;
+                assert!(
+                    (f64::from(record.norm) - norm).abs() <= 1e-6 * norm,
+                    "{}, {partials:?}, {spec:?}: norm {} instead of {norm}",
+                    gpu.describe(),
+                    record.norm
+                );
+            }
         }
     }
 }

@@ -7,8 +7,6 @@ pub mod device;
 pub mod host;
 #[path = "../../src/cli/bench/measure.rs"]
 pub mod measure;
-#[path = "../../src/cli/bench/timestamps.rs"]
-mod timestamps;
 #[path = "../../src/cli/bench/workload.rs"]
 pub mod workload;
 

@@ -1,8 +1,13 @@
 // The invocations of a workgroup add up their totals (shared/tree.wgsl) and leave one partial per block.
 
-fn emit_partial(row: u32, lane: u32, t: Totals) {
-    add_up_in_tree(lane, t);
-    if lane == 0u {
+struct Invocation {
+    @builtin(workgroup_id) workgroup: vec3<u32>,
+    @builtin(local_invocation_index) lane: u32,
+}
+
+fn emit_partial(row: u32, invocation: Invocation, t: Totals) {
+    add_up_in_tree(invocation.lane, t);
+    if invocation.lane == 0u {
         store_partial(row, tree[0]);
     }
 }

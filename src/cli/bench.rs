@@ -7,7 +7,6 @@ mod report;
 mod rows;
 #[cfg(test)]
 mod tests;
-mod timestamps;
 mod workload;
 
 use std::time::Duration;
@@ -19,7 +18,7 @@ use wgpu_optim::{Error, Gpu, wgpu};
 
 use crate::CliError;
 use crate::table::{Columns, say};
-use crate::target::{Target, TargetArgs, driver_in_words};
+use crate::target::{Target, TargetArgs, TuningSource, driver_in_words, size_in_words};
 use device::Device;
 use host::Host;
 use measure::{Bench, Effort, ROUNDS};
@@ -77,10 +76,19 @@ pub struct Report {
     command: String,
     /// Each figure is the median of so many rounds.
     rounds: usize,
+    /// Where the kernels' geometry came from, by size.
+    tuning: Vec<SizeTuning>,
     /// What was left out, and why.
     notes: Vec<String>,
     /// The measurements.
     rows: Vec<Row>,
+}
+
+/// Where the geometry of one size came from.
+#[derive(Debug, Serialize)]
+struct SizeTuning {
+    elements: usize,
+    source: TuningSource,
 }
 
 /// Measures.
@@ -103,6 +111,7 @@ pub fn run(args: &Args) -> Result<(), CliError> {
         backend: target.backend(),
         command: command(),
         rounds: ROUNDS,
+        tuning: Vec::new(),
         notes: Vec::new(),
         rows: Vec::new(),
     };
@@ -202,7 +211,9 @@ fn measure_group(
         ));
         return Ok(());
     }
-    match target {
+    let (target, source) = target.clone().tuned_for(elements);
+    report.tuning.push(SizeTuning { elements, source });
+    match &target {
         Target::Cpu { .. } => {
             let mut host = Host::new(elements);
             measure_on(&mut host, elements, entries, effort, report, progress)
@@ -316,7 +327,7 @@ fn table(report: &Report) -> (Vec<String>, Vec<Vec<String>>) {
             row.rule.to_owned(),
             row.regime.to_owned(),
             row.mode.to_owned(),
-            size(row.elements),
+            size_in_words(row.elements as u64),
             digits(row.ns_per_param),
             format!("{} to {}", digits(row.spread_low), digits(row.spread_high)),
             digits(row.gb_per_s),
@@ -349,15 +360,6 @@ fn table(report: &Report) -> (Vec<String>, Vec<Vec<String>>) {
 /// Columns of the table that hold words.
 const TEXT_COLUMNS: usize = 4;
 
-/// `2^22`, or the number where it is no large power of two.
-fn size(elements: usize) -> String {
-    if elements.is_power_of_two() && elements >= 1 << 7 {
-        format!("2^{}", elements.trailing_zeros())
-    } else {
-        elements.to_string()
-    }
-}
-
 /// Three digits or more.
 fn digits(value: f64) -> String {
     match value {
@@ -386,6 +388,18 @@ fn remarks(report: &Report) -> Vec<String> {
                 format!("{timed} rows by the device's timestamps, {wall} by the wall clock")
             }
         });
+    }
+    let cached: Vec<String> = report
+        .tuning
+        .iter()
+        .filter(|size| size.source == TuningSource::Cached)
+        .map(|size| size_in_words(size.elements as u64))
+        .collect();
+    if !cached.is_empty() {
+        remarks.push(format!(
+            "in the geometry that `wgpu-optim tune` found: {}; all else in the adapter's preset",
+            cached.join(", ")
+        ));
     }
     if !passes(&report.rows).is_empty() {
         remarks.push(

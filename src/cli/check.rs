@@ -4,13 +4,14 @@
 mod oracle;
 
 use serde::Serialize;
-use wgpu_optim::gpu::Tensor;
+use wgpu_optim::gpu::{Partials, Tensor, Tuning, TuningCache};
 use wgpu_optim::{
     CpuOptimizer, Gpu, GpuOptions, Group, Optimizer, OptimizerBuilder, Record, Regime, Rule, wgpu,
 };
 
 use crate::CliError;
 use crate::table::{Columns, say};
+use crate::target::size_in_words;
 use oracle::Oracle;
 
 /// Options of `check`.
@@ -27,6 +28,9 @@ pub struct Args {
 /// Steps of each case.
 const STEPS: usize = 8;
 
+/// Elements of the longest case.
+const LONGEST: usize = 1 << 20;
+
 /// Distance allowed from the oracle, relative to the largest parameter, and in ln η. Each step rounds every element a few times
 /// to 2^-24, and sums of up to 2^15 elements lose a few bits in f32; a wrong kernel is off by more than 1e-2.
 const TOLERANCE: f64 = 2e-5;
@@ -35,6 +39,8 @@ const TOLERANCE: f64 = 2e-5;
 #[derive(Debug, Serialize)]
 struct Case {
     adapter: String,
+    /// Where its geometry comes from: the preset, the preset with subgroups, the cache.
+    tuning: String,
     rule: &'static str,
     regime: &'static str,
     lengths: usize,
@@ -57,9 +63,11 @@ pub fn run(args: &Args) -> Result<(), CliError> {
     let gpus = adapters(args)?;
     let mut cases = Vec::new();
     for gpu in &gpus {
-        for rule in rules() {
-            for regime in regimes() {
-                cases.push(check(gpu, rule, regime)?);
+        for (tuning, gpu) in geometries(gpu)? {
+            for rule in rules() {
+                for regime in regimes() {
+                    cases.push(check(&gpu, &tuning, rule, regime)?);
+                }
             }
         }
     }
@@ -107,6 +115,35 @@ fn adapters(args: &Args) -> Result<Vec<Gpu>, CliError> {
         .collect()
 }
 
+/// The adapter in its preset, with sums by subgroup where it can and the preset does not, and as it was tuned.
+fn geometries(gpu: &Gpu) -> Result<Vec<(String, Gpu)>, CliError> {
+    let preset = gpu.tuning();
+    let mut tunings = vec![("preset".to_owned(), preset)];
+    if Partials::Subgroup.is_supported(gpu.device().features()) {
+        let subgroup = Tuning {
+            partials: Partials::Subgroup,
+            ..preset
+        };
+        tunings.push(("preset, but by subgroup".to_owned(), subgroup));
+    }
+    for (elements, tuning) in TuningCache::from_env()
+        .map(|cache| cache.entries(gpu))
+        .unwrap_or_default()
+    {
+        let size = size_in_words(elements);
+        tunings.push((format!("cached for {size}"), tuning));
+    }
+    let mut seen = Vec::new();
+    let mut gpus = Vec::new();
+    for (name, tuning) in tunings {
+        if !seen.contains(&tuning) {
+            seen.push(tuning);
+            gpus.push((name, gpu.clone().with_tuning(tuning)?));
+        }
+    }
+    Ok(gpus)
+}
+
 fn rules() -> [Rule; 5] {
     [
         Rule::sgd(),
@@ -129,7 +166,7 @@ fn regimes() -> [Regime; 4] {
 /// Lengths around every boundary of the kernels: nothing, less than a quad, a quad, a row, a block.
 fn lengths(gpu: &Gpu) -> Vec<usize> {
     let block = gpu.tuning().block_elements() as usize;
-    vec![
+    let mut lengths = vec![
         0,
         1,
         3,
@@ -141,11 +178,16 @@ fn lengths(gpu: &Gpu) -> Vec<usize> {
         block,
         block + 1,
         3 * block + 2,
-    ]
+    ];
+    // A cached geometry may have blocks that the oracle would take minutes for: what there is of them is one block.
+    for length in &mut lengths {
+        *length = (*length).min(LONGEST);
+    }
+    lengths
 }
 
 /// Runs one rule and regime three times over, on device, CPU path and oracle, with one group per length, side by side.
-fn check(gpu: &Gpu, rule: Rule, regime: Regime) -> Result<Case, CliError> {
+fn check(gpu: &Gpu, tuning: &str, rule: Rule, regime: Regime) -> Result<Case, CliError> {
     let lengths = lengths(gpu);
     let initial: Vec<Vec<f32>> = lengths.iter().map(|&length| values(length, 0)).collect();
     let mut oracles: Vec<Oracle> = initial
@@ -193,6 +235,7 @@ fn check(gpu: &Gpu, rule: Rule, regime: Regime) -> Result<Case, CliError> {
         .find(|&group| !(device_errors[group] <= TOLERANCE && cpu_errors[group] <= TOLERANCE));
     Ok(Case {
         adapter: gpu.describe(),
+        tuning: tuning.to_owned(),
         rule: rule.name(),
         regime: regime.name(),
         lengths: lengths.len(),
@@ -360,11 +403,12 @@ fn print(report: &Report) -> Result<(), CliError> {
         ],
         3,
     );
-    let mut adapter = "";
+    let mut heading = String::new();
     for case in &report.cases {
-        if case.adapter != adapter {
-            adapter = &case.adapter;
-            table.row([adapter, "", "", "", "", ""].map(str::to_owned));
+        let of_case = format!("{}, {}", case.adapter, case.tuning);
+        if of_case != heading {
+            table.row([of_case.as_str(), "", "", "", "", ""].map(str::to_owned));
+            heading = of_case;
         }
         table.row([
             case.rule.to_owned(),

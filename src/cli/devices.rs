@@ -1,12 +1,14 @@
 //! `wgpu-optim devices`: every adapter, its limits and features, and which one `auto` takes.
 
 use serde::Serialize;
-use wgpu_optim::gpu::Tuning;
+use wgpu_optim::gpu::{Tuning, TuningCache};
 use wgpu_optim::{Gpu, wgpu};
 
 use crate::CliError;
 use crate::table::{Columns, say};
-use crate::target::{Backend, Target, TargetArgs, driver_in_words};
+use crate::target::{
+    Backend, Geometry, Target, TargetArgs, driver_in_words, geometry_in_words, size_in_words,
+};
 
 /// Options of `devices`.
 #[derive(Debug, clap::Args)]
@@ -30,8 +32,21 @@ struct Device {
     subgroup_sizes: Option<[u32; 2]>,
     f16: bool,
     timestamps: bool,
-    workgroup_size: u32,
-    block_elements: u32,
+    preset: Geometry,
+    /// What `tune` left in the cache.
+    tuned: Vec<Tuned>,
+    /// The preset in words.
+    #[serde(skip)]
+    kernels: String,
+}
+
+#[derive(Serialize)]
+struct Tuned {
+    elements: u64,
+    geometry: Geometry,
+    /// The geometry in words.
+    #[serde(skip)]
+    kernels: String,
 }
 
 #[derive(Serialize)]
@@ -93,13 +108,11 @@ pub fn run(args: &Args) -> Result<(), CliError> {
         ]);
         table.row(["f16 in shaders".to_owned(), yes(device.f16)]);
         table.row(["timestamps".to_owned(), yes(device.timestamps)]);
-        table.row([
-            "kernels".to_owned(),
-            format!(
-                "workgroups of {}, blocks of {} elements",
-                device.workgroup_size, device.block_elements
-            ),
-        ]);
+        table.row(["preset".to_owned(), device.kernels.clone()]);
+        for tuned in &device.tuned {
+            let size = size_in_words(tuned.elements);
+            table.row([format!("tuned for {size}"), tuned.kernels.clone()]);
+        }
         table.print()?;
     }
     if report.devices.is_empty() {
@@ -110,7 +123,7 @@ pub fn run(args: &Args) -> Result<(), CliError> {
 
 fn describe(adapter: &wgpu::Adapter) -> Device {
     let (info, limits, features) = (adapter.get_info(), adapter.limits(), adapter.features());
-    let tuning = Tuning::for_adapter(&info, &limits);
+    let tuning = Tuning::for_adapter(&info, &limits, features);
     Device {
         max_binding_bytes: limits.max_storage_buffer_binding_size,
         max_buffer_bytes: limits.max_buffer_size,
@@ -122,8 +135,9 @@ fn describe(adapter: &wgpu::Adapter) -> Device {
             .then_some([info.subgroup_min_size, info.subgroup_max_size]),
         f16: features.contains(wgpu::Features::SHADER_F16),
         timestamps: features.contains(wgpu::Features::TIMESTAMP_QUERY),
-        workgroup_size: tuning.workgroup_size,
-        block_elements: tuning.block_elements(),
+        preset: tuning.into(),
+        kernels: geometry_in_words(tuning),
+        tuned: tuned(adapter),
         driver: driver_in_words(&info),
         name: info.name,
         backend: info.backend.to_str().to_owned(),
@@ -136,4 +150,23 @@ fn describe(adapter: &wgpu::Adapter) -> Device {
         }
         .to_owned(),
     }
+}
+
+/// What is cached for the adapter. One that cannot be opened has nothing.
+fn tuned(adapter: &wgpu::Adapter) -> Vec<Tuned> {
+    let (Some(cache), Ok(gpu)) = (
+        TuningCache::from_env(),
+        pollster::block_on(Gpu::open(adapter)),
+    ) else {
+        return Vec::new();
+    };
+    cache
+        .entries(&gpu)
+        .into_iter()
+        .map(|(elements, tuning)| Tuned {
+            elements,
+            geometry: tuning.into(),
+            kernels: geometry_in_words(tuning),
+        })
+        .collect()
 }

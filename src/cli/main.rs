@@ -9,6 +9,7 @@ mod model;
 mod table;
 mod target;
 mod train;
+mod tune;
 
 use std::process::ExitCode;
 
@@ -16,7 +17,7 @@ use clap::{Parser, Subcommand};
 
 /// Optimizers on the GPU that set their own learning rate, and say why.
 #[derive(Debug, Parser)]
-#[command(version, max_term_width = 120)]
+#[command(version, max_term_width = 120, after_help = target::ENVIRONMENT)]
 struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -30,6 +31,8 @@ enum Command {
     Devices(devices::Args),
     /// Compare every adapter with the CPU path and an f64 oracle; exit code 1 on any difference.
     Check(check::Args),
+    /// Find the kernels' geometry that does best on a device, and keep it for train, bench and your own runs.
+    Tune(tune::Args),
     /// Measure the optimizer step against the device's own copy bandwidth.
     Bench(bench::Args),
 }
@@ -68,10 +71,10 @@ impl CliError {
 }
 
 fn main() -> ExitCode {
-    env_logger::Builder::from_env(
-        env_logger::Env::default()
-            .default_filter_or("warn,wgpu_hal=off,wgpu_core=error,wgpu=error,naga=error"),
-    )
+    // Filters go by the beginning of a name: ours begins like wgpu's.
+    env_logger::Builder::from_env(env_logger::Env::default().default_filter_or(
+        "warn,wgpu_hal=off,wgpu_core=error,wgpu=error,wgpu_optim=warn,naga=error",
+    ))
     .init();
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
@@ -81,6 +84,7 @@ fn main() -> ExitCode {
         Command::Train(args) => train::run(&args),
         Command::Devices(args) => devices::run(&args),
         Command::Check(args) => check::run(&args),
+        Command::Tune(args) => tune::run(&args),
         Command::Bench(args) => bench::run(&args),
     };
     match result {

@@ -1,6 +1,8 @@
 //! Where a command runs: a device, or the CPU path and why.
 
 use clap::ValueEnum;
+use serde::Serialize;
+use wgpu_optim::gpu::{Tuning, TuningCache};
 use wgpu_optim::{Error, Gpu, GpuOptions, wgpu};
 
 use crate::CliError;
@@ -33,8 +35,70 @@ pub struct TargetArgs {
     pub adapter: Option<String>,
 }
 
+/// The foot of `--help`.
+pub const ENVIRONMENT: &str = "\
+Environment:
+  WGPU_OPTIM_TUNING_CACHE  file that `tune` writes and train, bench, check and devices read; empty for none
+                           [default: wgpu-optim/tuning.json in the system's cache directory]
+  WGPU_BACKEND             backends to look at, where --backend names none
+  WGPU_ADAPTER_NAME        part of the adapter's name, where --adapter names none";
+
+/// Where the kernels' geometry comes from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum TuningSource {
+    /// The adapter's preset.
+    Preset,
+    /// An earlier `wgpu-optim tune`.
+    Cached,
+    /// The CPU path has none.
+    None,
+}
+
+/// A geometry as `--json` has it.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct Geometry {
+    workgroup_size: u32,
+    quads_per_invocation: u32,
+    partials: &'static str,
+    finish_workgroup_size: u32,
+    block_elements: u32,
+}
+
+impl From<Tuning> for Geometry {
+    fn from(tuning: Tuning) -> Self {
+        Geometry {
+            workgroup_size: tuning.workgroup_size,
+            quads_per_invocation: tuning.quads_per_invocation,
+            partials: tuning.partials.name(),
+            finish_workgroup_size: tuning.finish_workgroup_size,
+            block_elements: tuning.block_elements(),
+        }
+    }
+}
+
+/// A geometry in words.
+pub fn geometry_in_words(tuning: Tuning) -> String {
+    format!(
+        "workgroups of {}, {} quads each, partials {}, finished by {}",
+        tuning.workgroup_size,
+        tuning.quads_per_invocation,
+        tuning.partials.name(),
+        tuning.finish_workgroup_size
+    )
+}
+
+/// `2^22`, or the number where it is no large power of two.
+pub fn size_in_words(elements: u64) -> String {
+    if elements.is_power_of_two() && elements >= 1 << 7 {
+        format!("2^{}", elements.trailing_zeros())
+    } else {
+        elements.to_string()
+    }
+}
+
 /// Where a command runs.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub enum Target {
     /// On the host, and why, unless it was asked for.
     Cpu {
@@ -84,6 +148,30 @@ impl TargetArgs {
 }
 
 impl Target {
+    /// The target in the geometry that is cached for about this many parameters, which it then says on standard error; as it is
+    /// where there is none.
+    pub fn tuned_for(self, elements: usize) -> (Self, TuningSource) {
+        let Target::Gpu(gpu) = self else {
+            return (self, TuningSource::None);
+        };
+        let cached = TuningCache::from_env().and_then(|cache| {
+            let tuning = cache.get(&gpu, elements as u64)?;
+            Some((gpu.clone().with_tuning(tuning).ok()?, cache))
+        });
+        match cached {
+            Some((gpu, cache)) => {
+                eprintln!(
+                    "{} parameters in the geometry that `wgpu-optim tune` left in {}: {}",
+                    size_in_words(elements as u64),
+                    cache.path().display(),
+                    geometry_in_words(gpu.tuning())
+                );
+                (Target::Gpu(gpu), TuningSource::Cached)
+            }
+            None => (Target::Gpu(gpu), TuningSource::Preset),
+        }
+    }
+
     /// The backend as `--json` names it.
     pub fn backend(&self) -> String {
         match self {

@@ -20,7 +20,7 @@ use crate::CliError;
 use crate::data::{self, Dataset};
 use crate::model::{Evaluation, Model, ModelKind, Part};
 use crate::table::say;
-use crate::target::{Target, TargetArgs};
+use crate::target::{Target, TargetArgs, TuningSource};
 use engine::{Engine, OptimizerSettings};
 use report::{Causes, RateRange, Run};
 
@@ -174,7 +174,11 @@ pub fn run(args: &Args) -> Result<(), CliError> {
         dataset.classes,
         args.hidden as usize,
     );
-    let run = train(args, &settings, &dataset, &target, &model, trace)?;
+    let (target, tuning) = target.tuned_for(model.padded_len());
+    let run = Run {
+        tuning,
+        ..train(args, &settings, &dataset, &target, &model, trace)?
+    };
     if run.skipped_steps == run.steps {
         eprintln!(
             "every step was skipped, nothing was learned: the gradients are not finite, so look at the scale of the features"
@@ -234,6 +238,7 @@ fn train(
     let Evaluation { loss, .. } = engine.evaluate(Part::Train)?;
     let Evaluation { accuracy, .. } = engine.evaluate(Part::Test)?;
     Ok(Run {
+        tuning: TuningSource::Preset,
         data: dataset.name.clone(),
         model: name_of(args.model),
         rule: name_of(args.rule),

@@ -29,9 +29,10 @@ impl Gpu {
     /// Uses the caller's device and queue.
     ///
     /// No handler is installed on a device that is not ours: a caller who learns of its loss says so with
-    /// [`Gpu::mark_lost`]. Ask for the adapter's own limits when you create the device, the default ones bind at most 128 MiB.
+    /// [`Gpu::mark_lost`]. Ask for the adapter's own limits when you create the device, the default ones bind at most 128 MiB, and
+    /// for [`wgpu::Features::SUBGROUP`] where the adapter has it: without, the preset makes do with workgroup memory.
     pub fn from_parts(device: wgpu::Device, queue: wgpu::Queue) -> Self {
-        let tuning = Tuning::for_adapter(&device.adapter_info(), &device.limits());
+        let tuning = Tuning::for_device(&device);
         Gpu {
             device,
             queue,
@@ -109,8 +110,8 @@ impl Gpu {
     /// # Errors
     /// [`Error::Device`] with the driver's reason.
     pub async fn open(adapter: &wgpu::Adapter) -> Result<Self, Error> {
-        // For those who time the passes.
-        let wanted = wgpu::Features::TIMESTAMP_QUERY;
+        // For those who time the passes, and for sums without barriers.
+        let wanted = wgpu::Features::TIMESTAMP_QUERY | wgpu::Features::SUBGROUP;
         let (device, queue) = adapter
             .request_device(&wgpu::DeviceDescriptor {
                 label: Some("wgpu-optim"),
@@ -136,7 +137,7 @@ impl Gpu {
     /// # Errors
     /// [`Error::InvalidValue`] where the device cannot have it.
     pub fn with_tuning(mut self, tuning: Tuning) -> Result<Self, Error> {
-        tuning.validate(&self.device.limits())?;
+        tuning.validate(&self.device)?;
         self.tuning = tuning;
         Ok(self)
     }

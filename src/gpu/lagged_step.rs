@@ -1,7 +1,7 @@
 //! The one sweep of [`StepMode::Lagged`](crate::StepMode::Lagged) on the host: `shaders/lagged_step.wgsl`.
 
 use crate::gpu::pass::{Binding, PassSource, Pipeline, flag, shared};
-use crate::gpu::reduce_gradient;
+use crate::gpu::reduce_gradient::Emit;
 use crate::gpu::tuning::Tuning;
 use crate::plan::{Access, Kernel};
 
@@ -26,7 +26,9 @@ pub(crate) fn pipeline(
     };
     let (load, store) = access_files(access);
     let source = source(include_str!("../../shaders/lagged_step.wgsl"), one_buffer);
-    let mut files = vec![
+    let emit = Emit::new(device, tuning);
+    let mut files: Vec<&str> = emit.files;
+    files.extend([
         shared::LAYOUT,
         shared::SCALED,
         shared::TOTALS,
@@ -38,23 +40,24 @@ pub(crate) fn pipeline(
         remember,
         load,
         &store,
+        &source,
+    ]);
+    let mut constants = vec![
+        ("WORKGROUP", f64::from(tuning.workgroup_size)),
+        ("PARTIALS", f64::from(partials)),
+        ("RULE", f64::from(kernel.rule as u32)),
+        flag("COUPLED_DECAY", kernel.coupled_decay),
+        flag("INITIAL_NORM", kernel.initial_norm),
+        flag("MOMENTUM", kernel.reads_momentum()),
+        flag("COUNTERS", kernel.has_counters()),
     ];
-    files.extend(reduce_gradient::emit_files(tuning));
-    files.push(&source);
+    constants.extend(emit.constants);
     Pipeline::new(
         device,
         &PassSource {
             stem: STEM,
             files: &files,
-            constants: &[
-                ("WORKGROUP", f64::from(tuning.workgroup_size)),
-                ("PARTIALS", f64::from(partials)),
-                ("RULE", f64::from(kernel.rule as u32)),
-                flag("COUPLED_DECAY", kernel.coupled_decay),
-                flag("INITIAL_NORM", kernel.initial_norm),
-                flag("MOMENTUM", kernel.reads_momentum()),
-                flag("COUNTERS", kernel.has_counters()),
-            ],
+            constants: &constants,
             groups: &[
                 &[Binding::Read, Binding::Write],
                 &window_bindings(one_buffer),

@@ -114,7 +114,7 @@ impl OptimizerBuilder<Tensor> {
         let limits = gpu.device().limits();
         let record_bytes = std::mem::size_of::<RawRecord>() as u64;
         let record_steps = self.record_steps_for(largest_binding(&limits) / record_bytes)?;
-        gpu.tuning().validate(&limits)?;
+        gpu.tuning().validate(gpu.device())?;
         let mode = self.mode;
         let (groups, buffers) = place_tensors(self.resolve()?)?;
         crate::plan::check_overlaps(
@@ -169,10 +169,10 @@ fn place_tensors(
 }
 
 /// Trips of a loop that are safe: some drivers stop an invocation in silence after 65,535.
-const MOST_TRIPS: u64 = 60_000;
+pub(crate) const MOST_TRIPS: u64 = 60_000;
 
 /// Bytes that one binding can hold: 4 GiB at most, so that indices within it fit 32 bits with room to spare.
-fn largest_binding(limits: &wgpu::Limits) -> u64 {
+pub(crate) fn largest_binding(limits: &wgpu::Limits) -> u64 {
     limits
         .max_storage_buffer_binding_size
         .min(limits.max_buffer_size)

@@ -23,6 +23,14 @@ pub(crate) mod shared {
         include_str!("../../shaders/shared/emit_per_invocation.wgsl");
     pub(crate) const EMIT_PER_WORKGROUP: &str =
         include_str!("../../shaders/shared/emit_per_workgroup.wgsl");
+    pub(crate) const EMIT_PER_SUBGROUP: &str =
+        include_str!("../../shaders/shared/emit_per_subgroup.wgsl");
+    /// What a browser wants at the head of a module with subgroup operations, and naga refuses.
+    pub(crate) const ENABLE_SUBGROUPS: &str = if cfg!(target_arch = "wasm32") {
+        "enable subgroups;"
+    } else {
+        ""
+    };
 }
 
 /// Whether a storage buffer is only read.

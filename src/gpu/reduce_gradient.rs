@@ -18,7 +18,19 @@ pub(crate) fn pipeline(
         Access::Quads => shared::LOAD_QUADS,
         Access::Scalars => shared::LOAD_SCALARS,
     };
-    let mut files = vec![
+    let emit = Emit::new(device, tuning);
+    let mut constants = vec![
+        ("WORKGROUP", f64::from(tuning.workgroup_size)),
+        ("PARTIALS", f64::from(partials)),
+        flag("COUPLED_DECAY", kernel.coupled_decay),
+        flag("RAW_NORM", kernel.raw_norm),
+        flag("INITIAL_NORM", kernel.initial_norm),
+        flag("MOMENTUM", kernel.reads_momentum()),
+        flag("COUNTERS", kernel.has_counters()),
+    ];
+    constants.extend(emit.constants);
+    let mut files = emit.files;
+    files.extend([
         shared::LAYOUT,
         shared::SCALED,
         shared::TOTALS,
@@ -27,23 +39,14 @@ pub(crate) fn pipeline(
         shared::SWEEP_AGAIN,
         shared::PARTIALS,
         load,
-    ];
-    files.extend(emit_files(tuning));
+    ]);
     files.push(include_str!("../../shaders/reduce_gradient.wgsl"));
     Pipeline::new(
         device,
         &PassSource {
             stem: STEM,
             files: &files,
-            constants: &[
-                ("WORKGROUP", f64::from(tuning.workgroup_size)),
-                ("PARTIALS", f64::from(partials)),
-                flag("COUPLED_DECAY", kernel.coupled_decay),
-                flag("RAW_NORM", kernel.raw_norm),
-                flag("INITIAL_NORM", kernel.initial_norm),
-                flag("MOMENTUM", kernel.reads_momentum()),
-                flag("COUNTERS", kernel.has_counters()),
-            ],
+            constants: &constants,
             groups: &[
                 &[Binding::Read, Binding::Read, Binding::Write],
                 &[
@@ -58,10 +61,31 @@ pub(crate) fn pipeline(
     )
 }
 
-/// The files that leave an invocation's totals as the tuning has it.
-pub(crate) fn emit_files(tuning: &Tuning) -> &'static [&'static str] {
-    match tuning.partials {
-        Partials::PerInvocation => &[shared::EMIT_PER_INVOCATION],
-        Partials::PerWorkgroup => &[shared::TREE, shared::EMIT_PER_WORKGROUP],
+/// What a sweep is compiled from to leave its totals as the tuning has it.
+pub(crate) struct Emit {
+    /// To come first in the module.
+    pub(crate) files: Vec<&'static str>,
+    pub(crate) constants: Vec<(&'static str, f64)>,
+}
+
+impl Emit {
+    pub(crate) fn new(device: &wgpu::Device, tuning: &Tuning) -> Self {
+        match tuning.partials {
+            Partials::PerInvocation => Emit {
+                files: vec![shared::EMIT_PER_INVOCATION],
+                constants: Vec::new(),
+            },
+            Partials::PerWorkgroup => Emit {
+                files: vec![shared::TREE, shared::EMIT_PER_WORKGROUP],
+                constants: Vec::new(),
+            },
+            Partials::Subgroup => Emit {
+                files: vec![shared::ENABLE_SUBGROUPS, shared::EMIT_PER_SUBGROUP],
+                constants: vec![(
+                    "SUBGROUPS",
+                    f64::from(tuning.subgroups(&device.adapter_info())),
+                )],
+            },
+        }
     }
 }

@@ -1,6 +1,8 @@
 //! The kernels' geometry: how many invocations, how much work each, how partial sums are left.
 
 use crate::error::{Error, require};
+use crate::gpu::optimizer::{MOST_TRIPS, largest_binding};
+use crate::layout::PARTIAL_WORDS;
 use crate::plan::QUAD;
 
 /// How pass 1 leaves its partial sums.
@@ -10,6 +12,32 @@ pub enum Partials {
     PerInvocation,
     /// One per workgroup, added up in a tree in workgroup memory.
     PerWorkgroup,
+    /// One per workgroup: `subgroupAdd` first, then the subgroups meet in workgroup memory at one barrier. Needs
+    /// [`wgpu::Features::SUBGROUP`].
+    Subgroup,
+}
+
+impl Partials {
+    /// Every kind.
+    pub const ALL: [Partials; 3] = [
+        Partials::PerInvocation,
+        Partials::PerWorkgroup,
+        Partials::Subgroup,
+    ];
+
+    /// As tables and files name it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Partials::PerInvocation => "per-invocation",
+            Partials::PerWorkgroup => "per-workgroup",
+            Partials::Subgroup => "subgroup",
+        }
+    }
+
+    /// Whether a device with these features can have it.
+    pub fn is_supported(self, features: wgpu::Features) -> bool {
+        self != Partials::Subgroup || features.contains(wgpu::Features::SUBGROUP)
+    }
 }
 
 /// Geometry of the passes; reaches the shaders as `override` constants.
@@ -26,23 +54,42 @@ pub struct Tuning {
 }
 
 impl Tuning {
-    /// The preset for an adapter: workgroups of 8 without barriers on software drivers, of 256 with a tree elsewhere.
-    pub fn for_adapter(info: &wgpu::AdapterInfo, limits: &wgpu::Limits) -> Self {
+    /// The preset for a device on an adapter, by its kind and its subgroups; `features` are the device's.
+    /// [`Gpu::tune`](crate::Gpu::tune) finds out whether another geometry does better.
+    pub fn for_adapter(
+        info: &wgpu::AdapterInfo,
+        limits: &wgpu::Limits,
+        features: wgpu::Features,
+    ) -> Self {
         let most = most_invocations(limits);
-        match info.device_type {
-            wgpu::DeviceType::Cpu => Tuning {
-                workgroup_size: 8.min(most),
-                quads_per_invocation: 256,
-                partials: Partials::PerInvocation,
-                finish_workgroup_size: 64.min(most),
-            },
-            _ => Tuning {
-                workgroup_size: 256.min(most),
-                quads_per_invocation: 4,
-                partials: Partials::PerWorkgroup,
-                finish_workgroup_size: 256.min(most),
-            },
+        // In browsers the shader is not tested, and asks for what older ones lack (`subgroup_id`): only who wants it has it there.
+        let subgroups =
+            features.contains(wgpu::Features::SUBGROUP) && cfg!(not(target_arch = "wasm32"));
+        let (workgroup_size, quads_per_invocation, partials, finish_workgroup_size) =
+            match info.device_type {
+                // A workgroup is a loop on one core and a barrier cuts it in two: few lanes (one vector register), long stretches.
+                wgpu::DeviceType::Cpu => (8, 256, Partials::PerInvocation, 64),
+                // Narrow subgroups are those of small GPUs, which hide latency better with more and smaller workgroups per core.
+                wgpu::DeviceType::IntegratedGpu if subgroups && info.subgroup_min_size <= 16 => {
+                    (128, 4, Partials::Subgroup, 128)
+                }
+                // 256 invocations fit every GPU, and a few quads each leave blocks enough for all its cores; registers and one
+                // barrier instead of a tree of eight.
+                _ if subgroups => (256, 4, Partials::Subgroup, 256),
+                // The same where lanes can only meet in workgroup memory.
+                _ => (256, 4, Partials::PerWorkgroup, 256),
+            };
+        Tuning {
+            workgroup_size: most.min(workgroup_size),
+            quads_per_invocation,
+            partials,
+            finish_workgroup_size: most.min(finish_workgroup_size),
         }
+    }
+
+    /// The preset for an open device.
+    pub(crate) fn for_device(device: &wgpu::Device) -> Self {
+        Self::for_adapter(&device.adapter_info(), &device.limits(), device.features())
     }
 
     /// Elements of a full block.
@@ -56,14 +103,35 @@ impl Tuning {
     pub fn partials_per_block(&self) -> u32 {
         match self.partials {
             Partials::PerInvocation => self.workgroup_size,
-            Partials::PerWorkgroup => 1,
+            Partials::PerWorkgroup | Partials::Subgroup => 1,
         }
     }
 
+    /// The most subgroups that a workgroup of passes 1 and 4 can have on this adapter.
+    pub(crate) fn subgroups(&self, info: &wgpu::AdapterInfo) -> u32 {
+        // WebGPU has none below 4; a driver that does not know says 0.
+        let narrowest = info.subgroup_min_size.max(wgpu::MINIMUM_SUBGROUP_MIN_SIZE);
+        self.workgroup_size.div_ceil(narrowest)
+    }
+
+    /// Whether pass 2 can add up the partials of an optimizer of this size, with room for the heads and tails of thousands of tensors.
+    /// What was measured or read must not refuse an optimizer that the preset can build.
+    pub(crate) fn suits(&self, elements: u64, limits: &wgpu::Limits) -> bool {
+        const SPARE_BLOCKS: u64 = 1 << 15;
+        let blocks = elements
+            .div_ceil(self.block_elements().max(1).into())
+            .saturating_mul(4)
+            .saturating_add(SPARE_BLOCKS);
+        let partials = blocks.saturating_mul(self.partials_per_block().into());
+        let bytes = partials.saturating_mul(4 * u64::from(PARTIAL_WORDS));
+        partials <= MOST_TRIPS * u64::from(self.finish_workgroup_size)
+            && bytes <= largest_binding(limits)
+    }
+
     /// Refuses a geometry the device or the shaders cannot have.
-    pub(crate) fn validate(&self, limits: &wgpu::Limits) -> Result<(), Error> {
+    pub(crate) fn validate(&self, device: &wgpu::Device) -> Result<(), Error> {
         let owner = || "tuning".to_owned();
-        let most = most_invocations(limits);
+        let most = most_invocations(&device.limits());
         for (field, size) in [
             ("workgroup_size", self.workgroup_size),
             ("finish_workgroup_size", self.finish_workgroup_size),
@@ -82,15 +150,22 @@ impl Tuning {
             "quads_per_invocation",
             self.quads_per_invocation,
             "between 1 and 4096",
+        )?;
+        require(
+            self.partials.is_supported(device.features()),
+            owner,
+            "partials",
+            self.partials.name(),
+            "per-invocation or per-workgroup on a device without Features::SUBGROUP: request it with the device, where the adapter has it",
         )
     }
 }
 
 /// Some drivers stop an invocation in silence after 65,535 loop trips, summed over all its loops; pass 1 makes at most 14 per quad,
 /// where it sweeps again for small numbers and counts what is not finite.
-const MOST_QUADS_PER_INVOCATION: u32 = 4096;
+pub(crate) const MOST_QUADS_PER_INVOCATION: u32 = 4096;
 
-fn most_invocations(limits: &wgpu::Limits) -> u32 {
+pub(crate) fn most_invocations(limits: &wgpu::Limits) -> u32 {
     let totals_bytes = std::mem::size_of::<crate::layout::ScopeSums>() as u32;
     let most = limits
         .max_compute_invocations_per_workgroup

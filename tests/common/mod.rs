@@ -3,7 +3,7 @@
 
 pub mod run;
 
-use wgpu_optim::gpu::Tensor;
+use wgpu_optim::gpu::{Partials, Tensor};
 use wgpu_optim::wgpu;
 use wgpu_optim::{Gpu, Optimizer, OptimizerBuilder, Records};
 
@@ -18,6 +18,14 @@ pub fn adapters() -> Vec<Gpu> {
         .iter()
         .map(|adapter| pollster::block_on(Gpu::open(adapter)).expect("an adapter opens"))
         .collect()
+}
+
+/// The kinds of partials that the device can have.
+pub fn kinds_of_partials(gpu: &Gpu) -> impl Iterator<Item = Partials> {
+    let features = gpu.device().features();
+    Partials::ALL
+        .into_iter()
+        .filter(move |partials| partials.is_supported(features))
 }
 
 /// A buffer with these values.

@@ -3,7 +3,8 @@
 
 use std::sync::OnceLock;
 
-use super::{adapters, download, drain, step, upload};
+use super::{adapters, download, drain, kinds_of_partials, step, upload};
+use wgpu_optim::gpu::Tuning;
 use wgpu_optim::layout::{GroupState, ScopeSums};
 use wgpu_optim::{CpuOptimizer, Gpu, Group, GroupConfig, Optimizer, OptimizerBuilder};
 use wgpu_optim::{Records, Regime, Rule, StepMode, WeightDecay, wgpu};
@@ -337,7 +338,8 @@ impl GpuRun {
 
 impl Run for GpuRun {
     fn path(&self) -> String {
-        self.gpu.describe()
+        let partials = self.gpu.tuning().partials.name();
+        format!("{}, {partials}", self.gpu.describe())
     }
     fn step(&mut self, grads: &[Vec<f32>]) {
         self.write_grads(grads);
@@ -387,6 +389,24 @@ pub fn every_path_in_mode(specs: &[Spec], mode: StepMode) -> Vec<Box<dyn Run>> {
     for gpu in devices() {
         let places = packed(specs, 0, 0);
         runs.push(Box::new(GpuRun::in_mode(gpu, specs, places, mode)));
+    }
+    runs
+}
+
+/// As `every_path`, and on every adapter with each other kind of partials that it can have, in workgroups of several subgroups.
+pub fn every_path_and_kind(specs: &[Spec]) -> Vec<Box<dyn Run>> {
+    let mut runs = every_path(specs);
+    for gpu in devices() {
+        for partials in kinds_of_partials(gpu).filter(|&kind| kind != gpu.tuning().partials) {
+            let tuning = Tuning {
+                workgroup_size: 64,
+                quads_per_invocation: 8,
+                partials,
+                finish_workgroup_size: 64,
+            };
+            let gpu = gpu.clone().with_tuning(tuning).expect("a small geometry");
+            runs.push(Box::new(GpuRun::new(&gpu, specs, packed(specs, 0, 0))));
+        }
     }
     runs
 }

@@ -3,10 +3,10 @@
 
 use std::time::{Duration, Instant};
 
+use wgpu_optim::gpu::Timestamps;
 use wgpu_optim::{Error, Gpu, Optimizer, wgpu};
 
 use super::measure::{Bench, RecordingTimes, Times};
-use super::timestamps::Timestamps;
 use super::workload::{Spec, values};
 
 /// Steps recorded into one compute pass and one submit.
@@ -295,7 +295,7 @@ impl Bench for Device {
         let device = match clock {
             Some(clock) if timed => clock
                 .read(&self.gpu, spans)?
-                .and_then(|spans| plausible(spans.iter().sum(), wall)),
+                .and_then(|spans| Timestamps::plausible(spans.iter().sum(), wall)),
             _ => None,
         };
         Ok(Times { wall, device })
@@ -331,7 +331,7 @@ impl Bench for Device {
         let Some(spans) = clock.read(&self.gpu, spans)? else {
             return Ok(Vec::new());
         };
-        if plausible(spans.iter().sum(), wall).is_none() {
+        if Timestamps::plausible(spans.iter().sum(), wall).is_none() {
             return Ok(Vec::new());
         }
         Ok(stretches
@@ -368,13 +368,6 @@ impl Bench for Device {
             finish: start.elapsed(),
         }))
     }
-}
-
-/// Timestamps stop and start within the wall clock's span, so they cannot make more of it, a little jitter aside; and work that
-/// fills the device is not done in a few thousandths of the time that the host waited for it.
-pub fn plausible(device: Duration, wall: Duration) -> Option<Duration> {
-    let share = device.as_secs_f64() / wall.as_secs_f64().max(1e-9);
-    (0.003..=1.1).contains(&share).then_some(device)
 }
 
 /// Fills a buffer with the workload's values, by copies of one small piece.

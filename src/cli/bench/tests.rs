@@ -2,16 +2,19 @@
 
 use std::time::Duration;
 
-use super::device::plausible;
 use super::workload::*;
 use wgpu_optim::Rule;
+use wgpu_optim::gpu::Timestamps;
 
 #[test]
 fn nonsense_timestamps_are_not_believed() {
     let wall = Duration::from_millis(10);
     for (device_us, believed) in [(0, false), (1, false), (9_000, true), (20_000, false)] {
         let device = Duration::from_micros(device_us);
-        assert_eq!(plausible(device, wall), believed.then_some(device));
+        assert_eq!(
+            Timestamps::plausible(device, wall),
+            believed.then_some(device)
+        );
     }
 }
 

@@ -6,6 +6,7 @@ use wgpu_optim::{NonFinite, Record};
 use crate::CliError;
 use crate::model::Model;
 use crate::table::{Columns, say};
+use crate::target::TuningSource;
 
 /// One training run.
 #[derive(Debug, Clone, Serialize)]
@@ -16,6 +17,7 @@ pub struct Run {
     pub regime: String,
     pub backend: String,
     pub adapter: String,
+    pub tuning: TuningSource,
     pub epochs: u32,
     pub batch: usize,
     pub seed: u64,

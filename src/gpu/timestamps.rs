@@ -2,12 +2,13 @@
 
 use std::time::Duration;
 
-use wgpu_optim::{Error, Gpu, wgpu};
+use crate::error::Error;
+use crate::gpu::context::Gpu;
 
 /// Pairs of timestamps one measurement can have.
 const SPANS: usize = 128;
 
-/// A query set with room for [`SPANS`] pairs.
+/// A query set with room for 128 pairs of timestamps, for those who time steps or passes on the device.
 #[derive(Debug)]
 pub struct Timestamps {
     set: wgpu::QuerySet,
@@ -52,7 +53,7 @@ impl Timestamps {
         self.in_encoders
     }
 
-    /// Pair `span` around a compute pass.
+    /// Pair `span`, counted from 0, around a compute pass.
     pub fn around_pass(&self, span: usize) -> wgpu::ComputePassTimestampWrites<'_> {
         wgpu::ComputePassTimestampWrites {
             query_set: &self.set,
@@ -86,6 +87,13 @@ impl Timestamps {
             .chunks_exact(2)
             .map(|pair| self.span(pair[0], pair[1]))
             .collect())
+    }
+
+    /// Timestamps stop and start within the wall clock's span, so they cannot make more of it, a little jitter aside; and work
+    /// that fills the device is not done in a few thousandths of the time that the host waited for it. `None` otherwise.
+    pub fn plausible(device: Duration, wall: Duration) -> Option<Duration> {
+        let share = device.as_secs_f64() / wall.as_secs_f64().max(1e-9);
+        (0.003..=1.1).contains(&share).then_some(device)
     }
 
     fn span(&self, begin: u64, end: u64) -> Option<Duration> {

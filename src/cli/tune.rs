@@ -1,0 +1,272 @@
+//! `wgpu-optim tune`: finds the kernels' geometry that does best on a device, and keeps it.
+
+use std::time::{Duration, Instant};
+
+use serde::Serialize;
+use wgpu_optim::gpu::{Candidate, TuneOptions, TuneReport, Tuning, TuningCache};
+use wgpu_optim::{Regime, Rule};
+
+use crate::CliError;
+use crate::table::{Columns, say};
+use crate::target::{
+    Geometry, Target, TargetArgs, driver_in_words, geometry_in_words, size_in_words,
+};
+use crate::train::{RegimeName, RuleName};
+
+/// Options of `tune`.
+#[derive(Debug, clap::Args)]
+#[command(after_help = crate::target::ENVIRONMENT)]
+pub struct Args {
+    #[command(flatten)]
+    target: TargetArgs,
+    /// Sizes to tune for, as powers of two of parameters, separated by commas; each serves sizes within a factor of eight
+    #[arg(long, default_value = "20", value_delimiter = ',', value_name = "POWER", value_parser = clap::value_parser!(u32).range(0..=30))]
+    power: Vec<u32>,
+    /// Update rule whose step is measured
+    #[arg(long, value_enum, default_value = "sgdm")]
+    rule: RuleName,
+    /// Learning-rate regime whose step is measured
+    #[arg(long, value_enum, default_value = "seesaw")]
+    regime: RegimeName,
+    /// Milliseconds to spend on each size
+    #[arg(long, default_value_t = 5000, value_name = "MS", value_parser = clap::value_parser!(u64).range(1..=3_600_000))]
+    budget_ms: u64,
+    /// Measure, but write nothing
+    #[arg(long)]
+    dry_run: bool,
+    /// Print one JSON object instead of tables
+    #[arg(long)]
+    json: bool,
+}
+
+/// Rows of the table.
+const SHOWN: usize = 10;
+
+#[derive(Serialize)]
+struct Report {
+    device: String,
+    driver: String,
+    backend: String,
+    /// The file; `None` where nothing was written.
+    written: Option<String>,
+    sizes: Vec<Size>,
+}
+
+#[derive(Serialize)]
+struct Size {
+    elements: u64,
+    rule: &'static str,
+    regime: &'static str,
+    seconds: f64,
+    timestamps: bool,
+    preset: Measured,
+    best: Measured,
+    candidates: Vec<Measured>,
+}
+
+#[derive(Serialize)]
+struct Measured {
+    #[serde(flatten)]
+    geometry: Geometry,
+    ns_per_param: Option<f64>,
+    /// Why it is out of the question.
+    problem: Option<String>,
+    #[serde(skip)]
+    tuning: Tuning,
+}
+
+impl Measured {
+    fn new(tuning: Tuning, ns_per_param: Option<f64>, problem: Option<String>) -> Self {
+        Measured {
+            geometry: tuning.into(),
+            ns_per_param,
+            problem,
+            tuning,
+        }
+    }
+
+    fn of(candidate: &Candidate) -> Self {
+        let result = candidate.ns_per_param.as_ref();
+        Self::new(
+            candidate.tuning,
+            result.ok().copied(),
+            result.err().cloned(),
+        )
+    }
+}
+
+/// Tunes.
+pub fn run(args: &Args) -> Result<(), CliError> {
+    let gpu = match args.target.find()? {
+        Target::Gpu(gpu) => gpu,
+        Target::Cpu { reason } => {
+            let reason = reason.map_or_else(String::new, |reason| format!(" ({reason})"));
+            return Err(CliError::Usage(format!(
+                "there is nothing to tune on the CPU path{reason}: name a device with --backend or --adapter"
+            )));
+        }
+    };
+    let cache = if args.dry_run {
+        None
+    } else {
+        Some(TuningCache::from_env().ok_or_else(|| {
+            CliError::Usage(
+                "there is no file to keep the tuning in: name one in WGPU_OPTIM_TUNING_CACHE, or add --dry-run".to_owned(),
+            )
+        })?)
+    };
+    let info = gpu.device().adapter_info();
+    let mut report = Report {
+        device: gpu.describe(),
+        driver: driver_in_words(&info),
+        backend: info.backend.to_str().to_owned(),
+        written: None,
+        sizes: Vec::new(),
+    };
+    let (rule, regime) = (rule(args.rule), regime(args.regime));
+    for &power in &args.power {
+        let started = Instant::now();
+        let found = gpu.tune(&TuneOptions {
+            elements: 1 << power,
+            rule,
+            regime,
+            budget: Duration::from_millis(args.budget_ms),
+        })?;
+        report
+            .sizes
+            .push(Size::new(&found, rule, regime, started.elapsed()));
+    }
+    // What was measured is shown even where it cannot be kept.
+    let mut kept = Ok(());
+    if let Some(cache) = &cache {
+        kept = report
+            .sizes
+            .iter()
+            .try_for_each(|size| cache.put(&gpu, size.elements, size.best.tuning));
+        if kept.is_ok() {
+            report.written = Some(cache.path().display().to_string());
+        }
+    }
+    if args.json {
+        say(serde_json::json!(report))?;
+    } else {
+        print(&report)?;
+    }
+    Ok(kept?)
+}
+
+fn rule(name: RuleName) -> Rule {
+    const MOMENTUM: f32 = 0.9;
+    match name {
+        RuleName::Sgd => Rule::sgd(),
+        RuleName::Sgdm => Rule::sgdm(MOMENTUM),
+        RuleName::Nesterov => Rule::nesterov(MOMENTUM),
+        RuleName::SignSgd => Rule::sign_sgd(),
+        RuleName::Signum => Rule::signum(MOMENTUM),
+    }
+}
+
+fn regime(name: RegimeName) -> Regime {
+    match name {
+        RegimeName::Seesaw => Regime::seesaw(),
+        RegimeName::NormRatio => Regime::norm_ratio(),
+        RegimeName::Hypergradient => Regime::hypergradient(),
+        RegimeName::Fixed => Regime::fixed(1e-3),
+    }
+}
+
+impl Size {
+    fn new(found: &TuneReport, rule: Rule, regime: Regime, time: Duration) -> Self {
+        let preset = found
+            .candidates
+            .iter()
+            .find(|candidate| candidate.tuning == found.preset);
+        let problem = preset.and_then(|preset| preset.ns_per_param.as_ref().err().cloned());
+        Size {
+            elements: found.elements,
+            rule: rule.name(),
+            regime: regime.name(),
+            seconds: time.as_secs_f64(),
+            timestamps: found.timestamps,
+            preset: Measured::new(found.preset, found.preset_ns_per_param, problem),
+            best: Measured::new(found.best, Some(found.best_ns_per_param), None),
+            candidates: found.candidates.iter().map(Measured::of).collect(),
+        }
+    }
+
+    /// Preset against best.
+    fn verdict(&self) -> String {
+        match (self.preset.ns_per_param, self.best.ns_per_param) {
+            _ if self.best.tuning == self.preset.tuning => format!(
+                "the preset stays, nothing is faster by more than 3 %: {}, {} ns/param",
+                geometry_in_words(self.preset.tuning),
+                ns(self.preset.ns_per_param)
+            ),
+            (Some(preset), Some(best)) => format!(
+                "best: {}: {best:.3} ns/param against {preset:.3} of the preset, in alternating rounds ({:+.1} %)",
+                geometry_in_words(self.best.tuning),
+                100.0 * (best / preset - 1.0)
+            ),
+            (_, best) => format!(
+                "best: {}: {} ns/param; the preset failed: {}",
+                geometry_in_words(self.best.tuning),
+                ns(best),
+                self.preset
+                    .problem
+                    .as_deref()
+                    .unwrap_or("for no known reason")
+            ),
+        }
+    }
+}
+
+fn ns(value: Option<f64>) -> String {
+    value.map_or_else(|| "-".to_owned(), |value| format!("{value:.3}"))
+}
+
+fn print(report: &Report) -> Result<(), CliError> {
+    say(format!("{}; {}", report.device, report.driver))?;
+    for size in &report.sizes {
+        let clock = if size.timestamps {
+            "the device's timestamps"
+        } else {
+            "the wall clock"
+        };
+        say(format!(
+            "{} parameters, {}, {}: {} geometries in {:.1} s, by {clock}",
+            size_in_words(size.elements),
+            size.rule,
+            size.regime,
+            size.candidates.len(),
+            size.seconds
+        ))?;
+        let mut table = Columns::new(
+            ["partials", "", "workgroup", "quads", "finish", "ns/param"],
+            2,
+        );
+        let mut order: Vec<&Measured> = size.candidates.iter().collect();
+        let rank = |of: &Measured| of.ns_per_param.unwrap_or(f64::INFINITY);
+        order.sort_by(|a, b| rank(a).total_cmp(&rank(b)));
+        for candidate in order.into_iter().take(SHOWN) {
+            let role = match candidate.tuning {
+                tuning if tuning == size.preset.tuning => "preset",
+                tuning if tuning == size.best.tuning => "best",
+                _ => "",
+            };
+            table.row([
+                candidate.tuning.partials.name().to_owned(),
+                role.to_owned(),
+                candidate.tuning.workgroup_size.to_string(),
+                candidate.tuning.quads_per_invocation.to_string(),
+                candidate.tuning.finish_workgroup_size.to_string(),
+                ns(candidate.ns_per_param),
+            ]);
+        }
+        table.print()?;
+        say(size.verdict())?;
+    }
+    match &report.written {
+        Some(path) => say(format!("written to {path}")),
+        None => say("nothing written"),
+    }
+}

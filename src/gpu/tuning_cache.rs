@@ -1,0 +1,383 @@
+//! Keeps tunings on disk, so that the next run need not measure again. Whatever is wrong with the file, nothing but the time it
+//! would have saved is lost.
+
+use std::hash::Hasher;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, OnceLock, PoisonError};
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use crate::error::Error;
+use crate::gpu::context::Gpu;
+use crate::gpu::tuning::{Partials, Tuning};
+
+/// The environment variable that names the file of [`TuningCache::from_env`]; empty for none.
+pub const CACHE_VARIABLE: &str = "WGPU_OPTIM_TUNING_CACHE";
+
+/// A file of tunings, by adapter, driver, kernels and size.
+///
+/// ```no_run
+/// # fn main() -> Result<(), wgpu_optim::Error> {
+/// use wgpu_optim::gpu::{TuneOptions, TuningCache};
+/// use wgpu_optim::{Gpu, GpuOptions};
+///
+/// let gpu = pollster::block_on(Gpu::request(&GpuOptions::default()))?;
+/// let cache = TuningCache::at("tuning.json");
+/// let tuning = match cache.get(&gpu, 1 << 22) {
+///     Some(tuning) => tuning,
+///     None => {
+///         let best = gpu.tune(&TuneOptions { elements: 1 << 22, ..Default::default() })?.best;
+///         cache.put(&gpu, 1 << 22, best)?;
+///         best
+///     }
+/// };
+/// let gpu = gpu.with_tuning(tuning)?;
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TuningCache {
+    path: PathBuf,
+}
+
+/// Of the file's form.
+const VERSION: u32 = 1;
+/// A larger file is none of ours.
+const MOST_BYTES: u64 = 1 << 20;
+/// Beyond, the oldest entries go: drivers and kernels come and go too.
+const MOST_ENTRIES: usize = 512;
+/// How far an entry's size may be from the one that is asked for, as a power of two. Blocks that suit 2^26 parameters would leave
+/// most of a GPU idle at 2^16.
+const MOST_OCTAVES: f64 = 3.0;
+
+#[derive(Serialize, Deserialize)]
+struct File {
+    version: u32,
+    entries: Vec<Value>,
+}
+
+/// Whose tuning it is.
+#[derive(Debug, PartialEq, Serialize, Deserialize)]
+struct Key {
+    backend: String,
+    adapter: String,
+    vendor: u32,
+    device: u32,
+    driver: String,
+    driver_info: String,
+    kernels: String,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Entry {
+    #[serde(flatten)]
+    key: Key,
+    elements: u64,
+    workgroup_size: u32,
+    quads_per_invocation: u32,
+    partials: String,
+    finish_workgroup_size: u32,
+}
+
+impl TuningCache {
+    /// The file at this path. It need not be there.
+    pub fn at(path: impl Into<PathBuf>) -> Self {
+        TuningCache { path: path.into() }
+    }
+
+    /// The file that [`CACHE_VARIABLE`] names, else `wgpu-optim/tuning.json` in the system's cache directory. `None` where the
+    /// variable is empty, or where there is no such directory.
+    pub fn from_env() -> Option<Self> {
+        match std::env::var_os(CACHE_VARIABLE) {
+            Some(path) if path.is_empty() => None,
+            Some(path) => Some(Self::at(path)),
+            None => {
+                use etcetera::BaseStrategy;
+                let system = etcetera::base_strategy::choose_native_strategy().ok()?;
+                Some(Self::at(
+                    system.cache_dir().join("wgpu-optim").join("tuning.json"),
+                ))
+            }
+        }
+    }
+
+    /// The file.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The tuning for this very adapter, driver and these kernels whose size is nearest to `elements`, within a factor of eight.
+    /// `None` where there is none, and where the file or its entry is wrong in any way, which is logged as a warning.
+    pub fn get(&self, gpu: &Gpu, elements: u64) -> Option<Tuning> {
+        let limits = gpu.device().limits();
+        let preset = Tuning::for_device(gpu.device());
+        let octaves = |size: u64| (size.max(1) as f64 / elements.max(1) as f64).log2().abs();
+        self.entries(gpu)
+            .into_iter()
+            .filter(|&(size, _)| octaves(size) <= MOST_OCTAVES)
+            .filter(|&(_, tuning)| {
+                let suits = tuning == preset || tuning.suits(elements, &limits);
+                if !suits {
+                    self.warn(&format!(
+                        "its blocks are too small for {elements} parameters"
+                    ));
+                }
+                suits
+            })
+            .min_by(|&(a, _), &(b, _)| octaves(a).total_cmp(&octaves(b)))
+            .map(|(_, tuning)| tuning)
+    }
+
+    /// Every tuning for this very adapter, driver and these kernels, with its size, smallest first.
+    pub fn entries(&self, gpu: &Gpu) -> Vec<(u64, Tuning)> {
+        let key = Key::of(gpu);
+        let mut found = Vec::new();
+        for value in self.read_or_warn() {
+            match Entry::deserialize(&value) {
+                Ok(entry) if entry.key == key => match entry.tuning(gpu) {
+                    Ok(tuning) => found.push((entry.elements, tuning)),
+                    Err(problem) => self.warn(&problem),
+                },
+                Ok(_) => {}
+                Err(problem) => self.warn(&problem.to_string()),
+            }
+        }
+        found.sort_by_key(|&(elements, _)| elements);
+        found
+    }
+
+    /// Adds a tuning, in place of one for the same adapter, driver, kernels and size; everything else stays. A file that is not
+    /// ours, or not whole, is replaced. Readers see the old file or the new one, never a part; of two processes that write at the same
+    /// moment the later one wins.
+    ///
+    /// # Errors
+    /// [`Error::InvalidValue`] where the device cannot have the tuning, [`Error::TuningCache`] where the file cannot be written.
+    pub fn put(&self, gpu: &Gpu, elements: u64, tuning: Tuning) -> Result<(), Error> {
+        tuning.validate(gpu.device())?;
+        // Threads of one process take turns, so that none loses the other's entry.
+        static TURN: Mutex<()> = Mutex::new(());
+        let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+        let entry = Entry::new(gpu, elements, tuning);
+        let mut entries = self.read_or_warn();
+        entries.retain(|value| {
+            Entry::deserialize(value)
+                .is_ok_and(|other| other.elements != elements || other.key != entry.key)
+        });
+        self.write(entries, &entry)
+            .map_err(|error| Error::TuningCache {
+                path: self.path.display().to_string(),
+                message: error.to_string(),
+            })
+    }
+
+    fn write(&self, mut entries: Vec<Value>, entry: &Entry) -> std::io::Result<()> {
+        entries.push(serde_json::to_value(entry)?);
+        let surplus = entries.len().saturating_sub(MOST_ENTRIES);
+        entries.drain(..surplus);
+        let folder = match self.path.parent() {
+            Some(folder) if !folder.as_os_str().is_empty() => folder,
+            _ => Path::new("."),
+        };
+        std::fs::create_dir_all(folder)?;
+        let mut file = tempfile::NamedTempFile::new_in(folder)?;
+        serde_json::to_writer_pretty(
+            &mut file,
+            &File {
+                version: VERSION,
+                entries,
+            },
+        )?;
+        file.write_all(b"\n")?;
+        file.as_file().sync_all()?;
+        file.persist(&self.path)?;
+        Ok(())
+    }
+
+    fn read_or_warn(&self) -> Vec<Value> {
+        self.read().unwrap_or_else(|problem| {
+            self.warn(&problem);
+            Vec::new()
+        })
+    }
+
+    /// The entries; none of a file that is not there.
+    fn read(&self) -> Result<Vec<Value>, String> {
+        let words = |error: std::io::Error| error.to_string();
+        let about = match std::fs::metadata(&self.path) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+            about => about.map_err(words)?,
+        };
+        // A pipe would keep us waiting.
+        if !about.is_file() {
+            return Err("it is not a file".to_owned());
+        }
+        if about.len() > MOST_BYTES {
+            return Err(format!("{} bytes are too many", about.len()));
+        }
+        let text = std::fs::read_to_string(&self.path).map_err(words)?;
+        let file: File = serde_json::from_str(&text).map_err(|error| error.to_string())?;
+        if file.version != VERSION {
+            return Err(format!("it is of version {}, not {VERSION}", file.version));
+        }
+        Ok(file.entries)
+    }
+
+    fn warn(&self, problem: &str) {
+        log::warn!(
+            "ignoring what is wrong in the tuning cache {}: {problem}; `wgpu-optim tune` mends it",
+            self.path.display()
+        );
+    }
+}
+
+impl Gpu {
+    /// The same device with the geometry that an earlier [`Gpu::tune`] left in the cache of [`TuningCache::from_env`] for about
+    /// this size; as it is where there is none.
+    pub fn with_cached_tuning(self, elements: u64) -> Self {
+        let cached = TuningCache::from_env().and_then(|cache| cache.get(&self, elements));
+        match cached {
+            // Valid: `get` gives no other.
+            Some(tuning) => self.clone().with_tuning(tuning).unwrap_or(self),
+            None => self,
+        }
+    }
+}
+
+impl Key {
+    fn of(gpu: &Gpu) -> Self {
+        let info = gpu.device().adapter_info();
+        Key {
+            backend: info.backend.to_str().to_owned(),
+            adapter: info.name,
+            vendor: info.vendor,
+            device: info.device,
+            driver: info.driver,
+            driver_info: info.driver_info,
+            kernels: kernels(),
+        }
+    }
+}
+
+impl Entry {
+    fn new(gpu: &Gpu, elements: u64, tuning: Tuning) -> Self {
+        Entry {
+            key: Key::of(gpu),
+            elements,
+            workgroup_size: tuning.workgroup_size,
+            quads_per_invocation: tuning.quads_per_invocation,
+            partials: tuning.partials.name().to_owned(),
+            finish_workgroup_size: tuning.finish_workgroup_size,
+        }
+    }
+
+    fn tuning(&self, gpu: &Gpu) -> Result<Tuning, String> {
+        let kind = Partials::ALL
+            .into_iter()
+            .find(|kind| kind.name() == self.partials)
+            .ok_or_else(|| format!("there are no partials \"{}\"", self.partials))?;
+        let tuning = Tuning {
+            workgroup_size: self.workgroup_size,
+            quads_per_invocation: self.quads_per_invocation,
+            partials: kind,
+            finish_workgroup_size: self.finish_workgroup_size,
+        };
+        tuning
+            .validate(gpu.device())
+            .map_err(|error| error.to_string())?;
+        Ok(tuning)
+    }
+}
+
+/// Every shader of a step: what was measured with others says nothing about these.
+const SHADERS: &[&str] = &[
+    include_str!("../../shaders/finish_reduction.wgsl"),
+    include_str!("../../shaders/lagged_step.wgsl"),
+    include_str!("../../shaders/learning_rate.wgsl"),
+    include_str!("../../shaders/reduce_gradient.wgsl"),
+    include_str!("../../shaders/undo_step.wgsl"),
+    include_str!("../../shaders/update_parameters.wgsl"),
+    include_str!("../../shaders/shared/alignment.wgsl"),
+    include_str!("../../shaders/shared/counters.wgsl"),
+    include_str!("../../shaders/shared/emit_per_invocation.wgsl"),
+    include_str!("../../shaders/shared/emit_per_subgroup.wgsl"),
+    include_str!("../../shaders/shared/emit_per_workgroup.wgsl"),
+    include_str!("../../shaders/shared/layout.wgsl"),
+    include_str!("../../shaders/shared/load_quads.wgsl"),
+    include_str!("../../shaders/shared/load_scalars.wgsl"),
+    include_str!("../../shaders/shared/partials.wgsl"),
+    include_str!("../../shaders/shared/remember_momentum.wgsl"),
+    include_str!("../../shaders/shared/remember_signs.wgsl"),
+    include_str!("../../shaders/shared/rule.wgsl"),
+    include_str!("../../shaders/shared/scaled.wgsl"),
+    include_str!("../../shaders/shared/store_quads.wgsl"),
+    include_str!("../../shaders/shared/store_scalars.wgsl"),
+    include_str!("../../shaders/shared/sweep_again.wgsl"),
+    include_str!("../../shaders/shared/totals.wgsl"),
+    include_str!("../../shaders/shared/tree.wgsl"),
+];
+
+/// The kernels' version: the crate's, and a hash of the shaders.
+fn kernels() -> String {
+    static KERNELS: OnceLock<String> = OnceLock::new();
+    KERNELS
+        .get_or_init(|| {
+            let mut hash = Fnv(0xcbf2_9ce4_8422_2325);
+            for shader in SHADERS {
+                hash.write(shader.as_bytes());
+            }
+            format!("{}-{:016x}", env!("CARGO_PKG_VERSION"), hash.finish())
+        })
+        .clone()
+}
+
+/// FNV-1a: unlike the standard library's hasher it gives the same number in every version of Rust.
+struct Fnv(u64);
+
+impl Hasher for Fnv {
+    fn write(&mut self, bytes: &[u8]) {
+        for &byte in bytes {
+            self.0 = (self.0 ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3);
+        }
+    }
+
+    fn finish(&self) -> u64 {
+        self.0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A shader that is missing in the list could change without a trace.
+    #[test]
+    fn every_shader_of_a_step_is_in_the_version() {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("shaders");
+        let mut count = 0;
+        for folder in [root.clone(), root.join("shared")] {
+            for entry in std::fs::read_dir(folder).expect("shaders/ is there") {
+                let path = entry.expect("an entry").path();
+                if path.extension().is_none_or(|extension| extension != "wgsl") {
+                    continue;
+                }
+                let text = std::fs::read_to_string(&path).expect("text");
+                assert!(
+                    SHADERS.contains(&text.as_str()),
+                    "{} is not in SHADERS",
+                    path.display()
+                );
+                count += 1;
+            }
+        }
+        assert_eq!(count, SHADERS.len());
+    }
+
+    #[test]
+    fn the_hash_is_fnv_1a() {
+        let mut hash = Fnv(0xcbf2_9ce4_8422_2325);
+        hash.write(b"foobar");
+        assert_eq!(hash.finish(), 0x8594_4171_f739_67e8);
+    }
+}
