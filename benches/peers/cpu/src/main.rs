@@ -1,0 +1,211 @@
+//! The CPU path as a worker of `peers.py`: a command per line on standard input, an answer per line on standard output.
+//!
+//! ```text
+//! check CASE     values V V … : sampled parameters after three steps, then the sum of all magnitudes
+//! run CASE MS    ns NS : nanoseconds per parameter and step, over about so many milliseconds
+//! ```
+//! Anything else is answered with `error` and the reason. It takes as many threads as `RAYON_NUM_THREADS` says.
+#![forbid(unsafe_code)]
+
+use std::collections::HashMap;
+use std::io::{BufRead, Write};
+use std::process::ExitCode;
+use std::time::Instant;
+
+use clap::Parser;
+use wgpu_optim::{CpuOptimizer, Group, OptimizerBuilder, Regime, Rule, Seesaw};
+
+/// The CPU path of wgpu-optim as a worker of peers.py.
+#[derive(Debug, Parser)]
+struct Args {
+    /// Parameters, as a power of two
+    #[arg(long, default_value_t = 24, value_parser = clap::value_parser!(u32).range(6..=30))]
+    power: u32,
+}
+
+/// What all peers can do comes first, then what only we can.
+const CASES: [&str; 8] = [
+    "sgd",
+    "sgdm",
+    "sgd+clip",
+    "sgdm+clip",
+    "sgd+norm-ratio",
+    "sgdm+norm-ratio",
+    "sgd+seesaw",
+    "sgdm+seesaw",
+];
+
+// The numbers below are those of worker.py: the results are compared.
+
+/// Large, so that three steps show a wrong one.
+const CHECK_RATE: f32 = 0.1;
+/// Small, so that hundreds of steps leave the parameters about where they were.
+const RUN_RATE: f32 = 1e-4;
+/// Half the norm of the gradients of one parameter, about.
+const CLIP_PER_ROOT: f64 = 0.165;
+/// Parameters that `check` shows.
+const SAMPLES: usize = 64;
+
+fn main() -> ExitCode {
+    match serve(1 << Args::parse().power) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn serve(elements: usize) -> Result<(), std::io::Error> {
+    let mut worker = Worker::new(elements);
+    let mut out = std::io::stdout().lock();
+    writeln!(out, "ready {}", CASES.join(" "))?;
+    for line in std::io::stdin().lock().lines() {
+        match worker.answer(&line?) {
+            Ok(answer) => writeln!(out, "{answer}")?,
+            Err(error) => writeln!(out, "error {error}")?,
+        }
+    }
+    Ok(())
+}
+
+struct Worker {
+    start: Vec<f32>,
+    params: Vec<f32>,
+    grads: Vec<f32>,
+    /// What was run before: its optimizer, and the steps that take a second.
+    running: HashMap<String, (CpuOptimizer, f64)>,
+}
+
+impl Worker {
+    fn new(elements: usize) -> Self {
+        let start: Vec<f32> = (0..elements as u32).map(param).collect();
+        Worker {
+            params: start.clone(),
+            grads: (0..elements as u32).map(grad).collect(),
+            start,
+            running: HashMap::new(),
+        }
+    }
+
+    fn answer(&mut self, line: &str) -> Result<String, String> {
+        match line.split_whitespace().collect::<Vec<_>>()[..] {
+            ["check", case] => {
+                let values = self.check(case)?;
+                let values: Vec<String> = values.iter().map(f64::to_string).collect();
+                Ok(format!("values {}", values.join(" ")))
+            }
+            ["run", case, milliseconds] => {
+                let milliseconds: f64 = milliseconds
+                    .parse()
+                    .map_err(|_| format!("not a number of milliseconds: {milliseconds}"))?;
+                Ok(format!("ns {}", self.run(case, 1e-3 * milliseconds)?))
+            }
+            _ => Err(format!("not a command: {line}")),
+        }
+    }
+
+    fn check(&mut self, case: &str) -> Result<Vec<f64>, String> {
+        let mut optimizer = self.optimizer(case, CHECK_RATE)?;
+        self.params.copy_from_slice(&self.start);
+        self.time(&mut optimizer, 3)?;
+        let mut values: Vec<f64> = self
+            .params
+            .iter()
+            .step_by(self.params.len() / SAMPLES)
+            .map(|&value| f64::from(value))
+            .collect();
+        values.push(self.params.iter().map(|&w| f64::from(w.abs())).sum());
+        Ok(values)
+    }
+
+    fn run(&mut self, case: &str, seconds: f64) -> Result<f64, String> {
+        let (mut optimizer, pace) = match self.running.remove(case) {
+            Some(running) => running,
+            None => {
+                let mut optimizer = self.optimizer(case, RUN_RATE)?;
+                self.time(&mut optimizer, 2)?;
+                let pace = 4.0 / self.time(&mut optimizer, 4)?.max(1e-9);
+                (optimizer, pace)
+            }
+        };
+        self.params.copy_from_slice(&self.start);
+        let steps = (seconds * pace).clamp(1.0, 1e6) as u32;
+        // What the copy left in the caches, or the pause, is not the step's.
+        self.time(&mut optimizer, 1)?;
+        let taken = self.time(&mut optimizer, steps)?;
+        self.running.insert(case.to_owned(), (optimizer, pace));
+        let ordinary = |value: &f32| value.is_finite() && !value.is_subnormal();
+        if !self.params.iter().all(ordinary) {
+            return Err(format!("{case}: parameters became denormal or infinite"));
+        }
+        Ok(1e9 * taken / f64::from(steps) / self.params.len() as f64)
+    }
+
+    /// Seconds of so many steps.
+    fn time(&mut self, optimizer: &mut CpuOptimizer, steps: u32) -> Result<f64, String> {
+        let start = Instant::now();
+        for _ in 0..steps {
+            optimizer
+                .step(&mut [&mut self.params], &[&self.grads])
+                .map_err(|error| error.to_string())?;
+        }
+        Ok(start.elapsed().as_secs_f64())
+    }
+
+    fn optimizer(&self, case: &str, rate: f32) -> Result<CpuOptimizer, String> {
+        let (rule, extra) = case.split_once('+').unwrap_or((case, ""));
+        let rule = match rule {
+            "sgd" => Rule::sgd(),
+            "sgdm" => Rule::sgdm(0.9),
+            _ => return Err(format!("no such case: {case}")),
+        };
+        let mut builder = OptimizerBuilder::new(rule).regime(Regime::fixed(rate));
+        match extra {
+            "" => {}
+            "clip" => {
+                let norm = CLIP_PER_ROOT * (self.params.len() as f64).sqrt();
+                builder = builder.clip_norm(norm as f32);
+            }
+            "norm-ratio" => builder = builder.regime(Regime::norm_ratio()),
+            // The gradient never changes, so it always agrees with itself, and the usual gain would raise the rate to its limit.
+            "seesaw" => {
+                builder = builder.regime(Regime::Seesaw(Seesaw {
+                    gain: 1e-9,
+                    ..Seesaw::default()
+                }));
+            }
+            _ => return Err(format!("no such case: {case}")),
+        }
+        builder
+            .group(Group::new("all").tensor("w", &self.params, &self.grads))
+            .build_cpu()
+            .map_err(|error| error.to_string())
+    }
+}
+
+/// Start of a parameter: of magnitude 1 to 2. The same bits as in worker.py.
+fn param(index: u32) -> f32 {
+    let hash = index.wrapping_mul(2_654_435_761);
+    signed(hash, 1.0 + fraction(hash))
+}
+
+/// Its gradient: of magnitude 1/8 to 1/2. The same bits as in worker.py.
+fn grad(index: u32) -> f32 {
+    let hash = index.wrapping_mul(2_246_822_519).wrapping_add(374_761_393);
+    signed(hash, 0.125 + 0.375 * fraction(hash))
+}
+
+/// The upper bits, from 0 to 1: exact.
+fn fraction(hash: u32) -> f32 {
+    (hash >> 8) as f32 / (1 << 24) as f32
+}
+
+/// A lower bit is the sign.
+fn signed(hash: u32, magnitude: f32) -> f32 {
+    if hash & 0x80 == 0 {
+        magnitude
+    } else {
+        -magnitude
+    }
+}
