@@ -172,7 +172,8 @@ impl Contestant for Burn {
                 .step(f64::from(RATE), parameters, gradients, self.state.take());
         self.parameters = Some(parameters);
         self.state = state;
-        Ok(())
+        // Else fusion makes one kernel of many steps, whose gradients here never change.
+        Ok(self.device.flush()?)
     }
 
     fn wait(&mut self) -> Result<()> {
