@@ -29,3 +29,13 @@ pub enum StepMode {
     /// Memory: that of the rule and regime twice.
     Lagged,
 }
+
+impl StepMode {
+    /// `two-pass` or `lagged`.
+    pub fn name(self) -> &'static str {
+        match self {
+            StepMode::TwoPass => "two-pass",
+            StepMode::Lagged => "lagged",
+        }
+    }
+}

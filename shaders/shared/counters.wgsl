@@ -4,14 +4,15 @@
 
 const COUNTER_LIMIT = 7.0;
 
+// The bits are shifted to the top, then back down with their sign.
 fn counters_of(word: u32) -> vec4<f32> {
-    let bytes = vec4<u32>(word) >> vec4<u32>(0u, 8u, 16u, 24u);
-    return vec4<f32>((bitcast<vec4<i32>>(bytes << vec4<u32>(28u))) >> vec4<u32>(28u));
+    let tops = vec4<u32>(word) << vec4<u32>(28u, 20u, 12u, 4u);
+    return vec4<f32>(bitcast<vec4<i32>>(tops) >> vec4<u32>(28u));
 }
 
 fn last_signs_of(word: u32) -> vec4<f32> {
-    let bytes = vec4<u32>(word) >> vec4<u32>(4u, 12u, 20u, 28u);
-    return vec4<f32>((bitcast<vec4<i32>>(bytes << vec4<u32>(30u))) >> vec4<u32>(30u));
+    let tops = vec4<u32>(word) << vec4<u32>(26u, 18u, 10u, 2u);
+    return vec4<f32>(bitcast<vec4<i32>>(tops) >> vec4<u32>(30u));
 }
 
 fn pack_counters(counters: vec4<f32>, signs: vec4<f32>) -> u32 {

@@ -6,7 +6,8 @@ mod oracle;
 use serde::Serialize;
 use wgpu_optim::gpu::{Partials, Tensor, Tuning, TuningCache};
 use wgpu_optim::{
-    CpuOptimizer, Gpu, GpuOptions, Group, Optimizer, OptimizerBuilder, Record, Regime, Rule, wgpu,
+    CpuOptimizer, Gpu, GpuOptions, Group, Optimizer, OptimizerBuilder, Record, Regime, Rule,
+    StepMode, cpu, wgpu,
 };
 
 use crate::CliError;
@@ -35,7 +36,7 @@ const LONGEST: usize = 1 << 20;
 /// to 2^-24, and sums of up to 2^15 elements lose a few bits in f32; a wrong kernel is off by more than 1e-2.
 const TOLERANCE: f64 = 2e-5;
 
-/// One rule and regime on one adapter, over all lengths.
+/// One rule, regime and mode on one adapter, over all lengths.
 #[derive(Debug, Serialize)]
 struct Case {
     adapter: String,
@@ -43,6 +44,7 @@ struct Case {
     tuning: String,
     rule: &'static str,
     regime: &'static str,
+    mode: &'static str,
     lengths: usize,
     /// Largest distance of the device from the oracle.
     device_error: f64,
@@ -66,7 +68,9 @@ pub fn run(args: &Args) -> Result<(), CliError> {
         for (tuning, gpu) in geometries(gpu)? {
             for rule in rules() {
                 for regime in regimes() {
-                    cases.push(check(&gpu, &tuning, rule, regime)?);
+                    for mode in [StepMode::TwoPass, StepMode::Lagged] {
+                        cases.push(check(&gpu, &tuning, rule, regime, mode)?);
+                    }
                 }
             }
         }
@@ -186,16 +190,22 @@ fn lengths(gpu: &Gpu) -> Vec<usize> {
     lengths
 }
 
-/// Runs one rule and regime three times over, on device, CPU path and oracle, with one group per length, side by side.
-fn check(gpu: &Gpu, tuning: &str, rule: Rule, regime: Regime) -> Result<Case, CliError> {
+/// Runs one rule, regime and mode three times over, on device, CPU path and oracle, with one group per length, side by side.
+fn check(
+    gpu: &Gpu,
+    tuning: &str,
+    rule: Rule,
+    regime: Regime,
+    mode: StepMode,
+) -> Result<Case, CliError> {
     let lengths = lengths(gpu);
     let initial: Vec<Vec<f32>> = lengths.iter().map(|&length| values(length, 0)).collect();
     let mut oracles: Vec<Oracle> = initial
         .iter()
         .map(|w| Oracle::new(rule, regime, w))
         .collect();
-    let mut host = HostRun::new(rule, regime, &initial)?;
-    let mut device = DeviceRun::new(gpu, rule, regime, &initial)?;
+    let mut host = HostRun::new(builder_of(rule, regime, mode), mode, &initial)?;
+    let mut device = DeviceRun::new(gpu, builder_of(rule, regime, mode), &initial)?;
     let mut device_errors = vec![0f64; lengths.len()];
     let mut cpu_errors = vec![0f64; lengths.len()];
     for step in 1..=STEPS {
@@ -211,7 +221,7 @@ fn check(gpu: &Gpu, tuning: &str, rule: Rule, regime: Regime) -> Result<Case, Cl
         let expected: Vec<f64> = oracles
             .iter_mut()
             .zip(&gradients)
-            .map(|(oracle, gradient)| oracle.step(gradient).rate)
+            .map(|(oracle, gradient)| oracle.step_in(mode, gradient).rate)
             .collect();
         let on_device = device.step(&gradients)?;
         let on_host = host.step(&gradients)?;
@@ -238,11 +248,16 @@ fn check(gpu: &Gpu, tuning: &str, rule: Rule, regime: Regime) -> Result<Case, Cl
         tuning: tuning.to_owned(),
         rule: rule.name(),
         regime: regime.name(),
+        mode: mode.name(),
         lengths: lengths.len(),
         device_error: device_errors.iter().copied().fold(0.0, f64::max),
         cpu_error: cpu_errors.iter().copied().fold(0.0, f64::max),
         failed_length: failed.map(|group| lengths[group]),
     })
+}
+
+fn builder_of<T>(rule: Rule, regime: Regime, mode: StepMode) -> OptimizerBuilder<T> {
+    OptimizerBuilder::new(rule).regime(regime).step_mode(mode)
 }
 
 fn values(length: usize, step: usize) -> Vec<f32> {
@@ -282,28 +297,43 @@ fn parameter_error(got: &[f32], expected: &[f64]) -> f64 {
 
 struct HostRun {
     optimizer: CpuOptimizer,
+    mode: StepMode,
     parameters: Vec<Vec<f32>>,
 }
 
 impl HostRun {
-    fn new(rule: Rule, regime: Regime, initial: &[Vec<f32>]) -> Result<Self, CliError> {
-        let mut builder = OptimizerBuilder::new(rule).regime(regime);
+    fn new(
+        mut builder: OptimizerBuilder<cpu::Tensor>,
+        mode: StepMode,
+        initial: &[Vec<f32>],
+    ) -> Result<Self, CliError> {
         for (index, values) in initial.iter().enumerate() {
             let name = index.to_string();
             builder = builder.group(Group::new(&name).tensor(&name, values, values));
         }
         Ok(HostRun {
             optimizer: builder.build_cpu()?,
+            mode,
             parameters: initial.to_vec(),
         })
     }
 
     fn step(&mut self, gradients: &[Vec<f32>]) -> Result<Vec<Record>, CliError> {
+        let groups = gradients.len();
         let mut parameters: Vec<&mut [f32]> =
             self.parameters.iter_mut().map(Vec::as_mut_slice).collect();
-        let gradients: Vec<&[f32]> = gradients.iter().map(Vec::as_slice).collect();
-        self.optimizer.step(&mut parameters, &gradients)?;
-        one_each(self.optimizer.drain_records().records, gradients.len())
+        if self.mode == StepMode::Lagged {
+            let mut gradients = gradients.to_vec();
+            let mut gradients: Vec<&mut [f32]> =
+                gradients.iter_mut().map(Vec::as_mut_slice).collect();
+            self.optimizer
+                .step_lagged(&mut parameters, &mut gradients)?;
+            self.parameters = parameters.iter().map(|tensor| tensor.to_vec()).collect();
+        } else {
+            let gradients: Vec<&[f32]> = gradients.iter().map(Vec::as_slice).collect();
+            self.optimizer.step(&mut parameters, &gradients)?;
+        }
+        one_each(self.optimizer.drain_records().records, groups)
     }
 }
 
@@ -318,8 +348,7 @@ struct DeviceRun<'a> {
 impl<'a> DeviceRun<'a> {
     fn new(
         gpu: &'a Gpu,
-        rule: Rule,
-        regime: Regime,
+        mut builder: OptimizerBuilder<Tensor>,
         initial: &[Vec<f32>],
     ) -> Result<Self, CliError> {
         let packed = initial.concat();
@@ -335,7 +364,6 @@ impl<'a> DeviceRun<'a> {
         });
         gpu.queue()
             .write_buffer(&parameters, 0, bytemuck::cast_slice(&packed));
-        let mut builder: OptimizerBuilder<Tensor> = OptimizerBuilder::new(rule).regime(regime);
         let mut start = 0;
         for (index, values) in initial.iter().enumerate() {
             let bytes = start..start + 4 * values.len() as u64;
@@ -358,7 +386,7 @@ impl<'a> DeviceRun<'a> {
     fn step(&mut self, gradients: &[Vec<f32>]) -> Result<Vec<Record>, CliError> {
         let queue = self.gpu.queue();
         queue.write_buffer(
-            &self.gradients,
+            self.places()[1],
             0,
             bytemuck::cast_slice(&gradients.concat()),
         );
@@ -372,9 +400,18 @@ impl<'a> DeviceRun<'a> {
         one_each(records, gradients.len())
     }
 
+    /// Where the parameters and the gradients are now.
+    fn places(&self) -> [&wgpu::Buffer; 2] {
+        if self.optimizer.roles_are_swapped() {
+            [&self.gradients, &self.parameters]
+        } else {
+            [&self.parameters, &self.gradients]
+        }
+    }
+
     fn parameters(&self) -> Result<Vec<f32>, CliError> {
         Ok(pollster::block_on(
-            self.gpu.read_buffer("parameters", &self.parameters),
+            self.gpu.read_buffer("parameters", self.places()[0]),
         )?)
     }
 }
@@ -396,23 +433,25 @@ fn print(report: &Report) -> Result<(), CliError> {
         [
             "rule",
             "regime",
+            "mode",
             "",
             "lengths",
             "device against f64",
             "CPU path against f64",
         ],
-        3,
+        4,
     );
     let mut heading = String::new();
     for case in &report.cases {
         let of_case = format!("{}, {}", case.adapter, case.tuning);
         if of_case != heading {
-            table.row([of_case.as_str(), "", "", "", "", ""].map(str::to_owned));
+            table.row([of_case.as_str(), "", "", "", "", "", ""].map(str::to_owned));
             heading = of_case;
         }
         table.row([
             case.rule.to_owned(),
             case.regime.to_owned(),
+            case.mode.to_owned(),
             match case.failed_length {
                 None => "ok".to_owned(),
                 Some(length) => format!("FAILED at length {length}"),
