@@ -17,6 +17,8 @@ HERE = Path(__file__).resolve().parent
 REPOSITORY = HERE.parents[2]
 PACKAGES = {"torch": ["torch", "numpy"], "optax": ["optax", "jax[cpu]", "numpy"]}
 RELATIVE = 1e-5
+# PyTorch adds up the squares of a norm in f32 without a tree: at 2^24 its norm is off by 2 parts in 10,000.
+CLIPPED_RELATIVE = 3e-5
 
 
 class Failure(Exception):
@@ -172,15 +174,16 @@ def require_same(workers, power):
             if "+" not in case:
                 compare(f"{worker}: {case}", "f64", found[:-1], expected_samples(case, power, len(found) - 1))
             first, theirs = agreed.setdefault(case, (worker, found))
-            compare(f"{worker}: {case}", str(first), found, theirs)
+            relative = CLIPPED_RELATIVE if case.endswith("+clip") else RELATIVE
+            compare(f"{worker}: {case}", str(first), found, theirs, relative)
 
 
-def compare(what, other_name, found, others):
+def compare(what, other_name, found, others, relative=RELATIVE):
     if len(found) != len(others):
         raise Failure(f"{what}: {len(found)} values, {other_name} has {len(others)}")
     for index, (value, other) in enumerate(zip(found, others)):
         # NaN fails.
-        if not abs(value - other) <= RELATIVE * abs(other):
+        if not abs(value - other) <= relative * abs(other):
             raise Failure(f"{what}: sample {index} is {value!r} after three steps, {other_name} has {other!r}")
 
 
