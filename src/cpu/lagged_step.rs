@@ -9,7 +9,7 @@ use crate::layout::{Block, GroupConstants, GroupState, ScopeSums, Update};
 use crate::plan::Kernel;
 
 /// Elements that are updated in a buffer of their own before they take the place of their gradients.
-const TILE: usize = 2048;
+const TILE: usize = 1024;
 
 /// What the sweep knows of a tensor's group.
 pub(crate) struct Lagged<'a> {
@@ -77,6 +77,7 @@ impl LaggedSlices<'_> {
 #[inline(always)]
 pub(crate) fn lagged_step(of: &Lagged, slices: LaggedSlices) {
     let kernel = of.kernel;
+    let mut buffer = [0.0; TILE];
     let mut block_start = 0;
     for (block, partial) in slices.blocks.iter().zip(slices.partials) {
         let block_end = block_start + block.elements as usize;
@@ -89,7 +90,6 @@ pub(crate) fn lagged_step(of: &Lagged, slices: LaggedSlices) {
         };
         *partial = reduce_gradient(kernel, of.constants, of.state, block, block_slices);
 
-        let mut buffer = [0.0; TILE];
         for start in (block_start..block_end).step_by(TILE) {
             let tile = start..block_end.min(start + TILE);
             let new = &mut buffer[..tile.len()];
