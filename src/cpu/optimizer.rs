@@ -19,7 +19,7 @@ use crate::step_mode::StepMode;
 /// Elements of a block: small enough for the first-level cache, large enough that handing it to a thread costs nothing.
 const BLOCK_ELEMENTS: u32 = 4096;
 
-/// Blocks from which on a step is worth handing to other threads.
+/// Blocks whose elements are worth handing to other threads, however many tensors they are in.
 const PARALLEL_BLOCKS: usize = 32;
 
 /// The largest record ring.
@@ -36,6 +36,8 @@ pub struct CpuOptimizer {
     /// The processor's vector instructions, found at run time.
     arch: Arch,
     tensors: Vec<TensorMemory>,
+    /// Whether a step is worth handing to other threads.
+    parallel: bool,
     /// Tensor and block of each row of the partials.
     rows: Vec<(usize, usize)>,
     partials: Vec<ScopeSums>,
@@ -165,6 +167,7 @@ impl CpuOptimizer {
         let states: Vec<GroupState> = plan.groups.iter().map(GroupState::initial).collect();
         CpuOptimizer {
             arch: Arch::new(),
+            parallel: lengths.iter().sum::<usize>() >= PARALLEL_BLOCKS * BLOCK_ELEMENTS as usize,
             tensors,
             rows,
             partials: vec![no_totals(); blocks],
@@ -300,7 +303,7 @@ impl CpuOptimizer {
                 slices,
             });
         };
-        if self.rows.len() >= PARALLEL_BLOCKS {
+        if self.parallel {
             self.partials
                 .par_iter_mut()
                 .zip(self.rows.par_iter())
@@ -351,7 +354,7 @@ impl CpuOptimizer {
                     );
                 }
             };
-        if self.rows.len() >= PARALLEL_BLOCKS {
+        if self.parallel {
             self.tensors
                 .par_iter_mut()
                 .zip(params.par_iter_mut())
@@ -396,7 +399,7 @@ impl CpuOptimizer {
                     },
                 );
             };
-        if self.rows.len() >= PARALLEL_BLOCKS {
+        if self.parallel {
             self.tensors
                 .par_iter_mut()
                 .zip(params.par_iter())

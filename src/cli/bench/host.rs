@@ -9,8 +9,11 @@ use wgpu_optim::{CpuOptimizer, Error, StepMode};
 use super::measure::{Bench, Times};
 use super::workload::{Spec, values};
 
-/// Elements a thread takes at a time, as the CPU path does. What is no longer is done without handing it to a thread.
+/// Elements a thread takes at a time.
 const BLOCK_ELEMENTS: usize = 8192;
+
+/// What is no longer is done without handing it to other threads, as the CPU path does.
+const SERIAL_ELEMENTS: usize = 1 << 17;
 
 /// Arrays of one length, and what is to be done to them.
 #[derive(Debug)]
@@ -147,7 +150,7 @@ fn repeat(calls: usize, mut run: impl FnMut()) -> Instant {
 /// a = b, by the C library's copy, which chooses its own instructions.
 fn copy(a: &mut [f32], b: &[f32], piece: usize) {
     let (a, b) = std::hint::black_box((a, b));
-    if a.len() <= piece {
+    if a.len() <= piece.max(SERIAL_ELEMENTS) {
         a.copy_from_slice(b);
     } else {
         a.par_chunks_mut(piece)
@@ -169,7 +172,7 @@ fn triad(arch: Arch, a: &mut [f32], b: &[f32], c: &[f32]) {
             },
         );
     };
-    if a.len() <= BLOCK_ELEMENTS {
+    if a.len() <= SERIAL_ELEMENTS {
         block(((a, b), c));
     } else {
         a.par_chunks_mut(BLOCK_ELEMENTS)

@@ -16,7 +16,7 @@ use crate::CliError;
 /// The plot's size in pixels: it fits a window 1280 pixels wide.
 const SIZE: (u32, u32) = (1200, 900);
 /// Height of title and legend.
-const HEAD: u32 = 88;
+const HEAD: u32 = 110;
 
 /// A report to be, opened before anything is measured.
 #[derive(Debug)]
@@ -222,14 +222,20 @@ fn draw<'a>(root: &Area<'a>, report: &Report) -> Result<(), DrawError<'a>> {
     Ok(())
 }
 
-/// Legend entries side by side; the label's width is a guess, no font is at hand.
+/// Legend entries side by side, in as many rows as it takes; the label's width is a guess, no font is at hand.
 fn draw_legend<'a>(area: &Area<'a>, lines: &[Line]) -> Result<(), DrawError<'a>> {
-    let (mut x, y) = (14, 68);
+    let right = area.dim_in_pixel().0 as i32;
+    let (mut x, mut y) = (14, 68);
     for line in lines {
+        let width = 72 + 8 * line.label.chars().count() as i32;
+        if x + width > right {
+            x = 14;
+            y += 22;
+        }
         draw_line_sample(area, line, (x, y))?;
         let style = font(15).pos(Pos::new(HPos::Left, VPos::Center));
         area.draw(&Text::new(line.label.clone(), (x + 42, y), style))?;
-        x += 72 + 8 * line.label.chars().count() as i32;
+        x += width;
     }
     Ok(())
 }
