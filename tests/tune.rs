@@ -526,8 +526,9 @@ fn check_covers_the_cached_geometry_and_subgroups() {
     let report = json_of(&["check", "--json"], cache.path());
     let cases = report["cases"].as_array().expect("cases");
     let count = |tuning: &str| cases.iter().filter(|case| case["tuning"] == tuning).count();
-    assert_eq!(count("preset"), 20 * devices().len());
-    assert_eq!(count("cached for 1000"), 20);
+    // Five rules, four regimes, two modes.
+    assert_eq!(count("preset"), 40 * devices().len());
+    assert_eq!(count("cached for 1000"), 40);
     let by_subgroup = devices()
         .iter()
         .filter(|gpu| {
@@ -535,7 +536,7 @@ fn check_covers_the_cached_geometry_and_subgroups() {
                 && Partials::Subgroup.is_supported(gpu.device().features())
         })
         .count();
-    assert_eq!(count("preset, but by subgroup"), 20 * by_subgroup);
+    assert_eq!(count("preset, but by subgroup"), 40 * by_subgroup);
     assert!(cases.iter().all(|case| case["failed_length"].is_null()));
 }
 
