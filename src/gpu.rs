@@ -8,6 +8,7 @@ mod optimizer;
 mod pass;
 mod readback;
 mod reduce_gradient;
+mod sweep;
 mod tensor;
 mod timestamps;
 mod tune;

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use common::run::{CpuRun, GpuRun, Run, Spec, bits, devices, every_path, packed};
 use common::{Numbers, download, drain, upload};
-use wgpu_optim::{Gpu, Group, OptimizerBuilder, Records, Regime, Rule, wgpu};
+use wgpu_optim::{Gpu, Group, OptimizerBuilder, Records, Regime, Rule, StepMode, wgpu};
 
 fn spec(len: usize) -> Spec {
     Spec::new(
@@ -225,51 +225,53 @@ fn recording_a_step_allocates_no_more_than_its_raw_calls() {
         let specs: Vec<Spec> = (0..5)
             .map(|i| spec(100 + i).named(format!("{i}")))
             .collect();
-        let run = gpu_run(gpu, &specs);
-        let optimizer = &run.optimizer;
-        let record = |by_hand: bool| {
-            let mut encoder = gpu.device().create_command_encoder(&Default::default());
-            let info = allocation_counter::measure(|| {
-                if by_hand {
-                    let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor {
-                        label: Some("wgpu-optim step"),
-                        timestamp_writes: None,
-                    });
-                    for dispatch in optimizer.dispatches() {
-                        pass.set_pipeline(&dispatch.pipeline);
-                        for (index, bind_group) in dispatch.bind_groups.iter().enumerate() {
-                            pass.set_bind_group(index as u32, bind_group, &[]);
+        for mode in [StepMode::TwoPass, StepMode::Lagged] {
+            let run = GpuRun::in_mode(gpu, &specs, packed(&specs, 0, 0), mode);
+            let optimizer = &run.optimizer;
+            let record = |by_hand: bool| {
+                let mut encoder = gpu.device().create_command_encoder(&Default::default());
+                let info = allocation_counter::measure(|| {
+                    if by_hand {
+                        let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor {
+                            label: Some("wgpu-optim step"),
+                            timestamp_writes: None,
+                        });
+                        for dispatch in optimizer.dispatches() {
+                            pass.set_pipeline(&dispatch.pipeline);
+                            for (index, bind_group) in dispatch.bind_groups.iter().enumerate() {
+                                pass.set_bind_group(index as u32, bind_group, &[]);
+                            }
+                            pass.dispatch_workgroups(dispatch.workgroups, 1, 1);
                         }
-                        pass.dispatch_workgroups(dispatch.workgroups, 1, 1);
+                    } else {
+                        optimizer.encode_step(&mut encoder).expect("alive");
                     }
-                } else {
-                    optimizer.encode_step(&mut encoder).expect("alive");
-                }
+                });
+                gpu.queue().submit([encoder.finish()]);
+                info
+            };
+            record(true);
+            record(false);
+            for _ in 0..3 {
+                let (by_hand, by_us) = (record(true), record(false));
+                assert_eq!(
+                    (by_us.count_total, by_us.bytes_total),
+                    (by_hand.count_total, by_hand.bytes_total),
+                    "{}",
+                    gpu.describe()
+                );
+            }
+            let mut workgroups = 0;
+            let walk = allocation_counter::measure(|| {
+                workgroups = optimizer
+                    .dispatches()
+                    .iter()
+                    .map(|dispatch| dispatch.workgroups)
+                    .sum();
             });
-            gpu.queue().submit([encoder.finish()]);
-            info
-        };
-        record(true);
-        record(false);
-        for _ in 0..3 {
-            let (by_hand, by_us) = (record(true), record(false));
-            assert_eq!(
-                (by_us.count_total, by_us.bytes_total),
-                (by_hand.count_total, by_hand.bytes_total),
-                "{}",
-                gpu.describe()
-            );
+            assert!(workgroups > 0);
+            assert_eq!(walk.count_total, 0);
         }
-        let mut workgroups = 0;
-        let walk = allocation_counter::measure(|| {
-            workgroups = optimizer
-                .dispatches()
-                .iter()
-                .map(|dispatch| dispatch.workgroups)
-                .sum();
-        });
-        assert!(workgroups > 0);
-        assert_eq!(walk.count_total, 0);
     }
 }
 
@@ -277,29 +279,37 @@ fn recording_a_step_allocates_no_more_than_its_raw_calls() {
 /// memory every 60-odd steps, and no more.
 #[test]
 fn a_cpu_step_allocates_nothing() {
-    for (lengths, chunks) in [(vec![8192], 0), (vec![1], 0), (vec![100_000, 3, 20_000], 4)] {
+    for (lengths, chunks) in [(vec![8192], 0), (vec![1], 0), (vec![200_000, 3, 20_000], 4)] {
         let specs = [Spec::new(
             Rule::sgd(),
             Regime::seesaw(),
             lengths.iter().map(|&len| vec![1.0; len]).collect(),
         )];
-        let mut run = CpuRun::new(&specs);
         let grads: Vec<Vec<f32>> = lengths.iter().map(|&len| Numbers(1).vec(len)).collect();
-        let mut params = run.params();
-        let mut params: Vec<&mut [f32]> = params.iter_mut().map(Vec::as_mut_slice).collect();
-        let grads: Vec<&[f32]> = grads.iter().map(Vec::as_slice).collect();
-        run.optimizer.step(&mut params, &grads).expect("steps");
-        let info = allocation_counter::measure(|| {
-            for _ in 0..100 {
-                run.optimizer.step(&mut params, &grads).expect("steps");
-            }
-        });
-        assert!(
-            info.count_total <= chunks,
-            "{lengths:?}: {} allocations in 100 steps",
-            info.count_total
-        );
-        assert_eq!(run.records().records.len(), 101);
+        for mode in [StepMode::TwoPass, StepMode::Lagged] {
+            let mut run = CpuRun::in_mode(&specs, mode);
+            let (mut params, mut written) = (run.params(), grads.clone());
+            let mut params: Vec<&mut [f32]> = params.iter_mut().map(Vec::as_mut_slice).collect();
+            let mut written: Vec<&mut [f32]> = written.iter_mut().map(Vec::as_mut_slice).collect();
+            let grads: Vec<&[f32]> = grads.iter().map(Vec::as_slice).collect();
+            let optimizer = &mut run.optimizer;
+            let mut step = || match mode {
+                StepMode::Lagged => optimizer.step_lagged(&mut params, &mut written),
+                _ => optimizer.step(&mut params, &grads),
+            };
+            step().expect("steps");
+            let info = allocation_counter::measure(|| {
+                for _ in 0..100 {
+                    step().expect("steps");
+                }
+            });
+            assert!(
+                info.count_total <= chunks,
+                "{lengths:?}, {mode:?}: {} allocations in 100 steps",
+                info.count_total
+            );
+            assert_eq!(run.records().records.len(), 101);
+        }
     }
 }
 

@@ -1,7 +1,7 @@
 //! Promises of `StepMode::Lagged`, on every path: with a fixed rate it is the two-pass step; the first step measures and moves
 //! nothing; a gradient that is not finite touches neither parameters nor memory, bit for bit, at whatever step and place; any magnitude
-//! has its norm; heads, tails, windows and shared buffers are all there; a clip and the wrong call are refused.
-//! (`tests/steps.rs` follows the oracle step by step.)
+//! has its norm; heads, tails and shared buffers are all there; two steps in one submit are two; a clip and the wrong call are refused.
+//! (`tests/steps.rs` follows the oracle step by step, `tests/groups.rs` has the windows, `tests/encoding.rs` counts allocations.)
 //!
 //! Tried once by hand: undo_step without its memory loop, blocks not exchanged for the odd steps, SCALE_EXPONENT 79.
 
@@ -358,6 +358,38 @@ fn layouts_agree_with_the_cpu_path() {
                 }
             }
         }
+    }
+}
+
+/// The host knows where the parameters are without waiting: two steps in one submit are two steps. The second takes for its gradient
+/// what lies where the first one's parameters were.
+#[test]
+fn two_steps_in_one_submit_are_two_steps() {
+    let specs = specs(&[Regime::seesaw()], &[Numbers(14).vec(1003)]);
+    for gpu in devices() {
+        let grads = random_grads(&specs, &mut Numbers(15));
+        let mut outcomes = Vec::new();
+        for together in [true, false] {
+            let mut run = GpuRun::in_mode(gpu, &specs, packed(&specs, 0, 0), StepMode::Lagged);
+            run.step(&grads);
+            run.write_grads(&grads);
+            let encoder = || gpu.device().create_command_encoder(&Default::default());
+            let mut first = encoder();
+            run.optimizer.encode_step(&mut first).expect("alive");
+            if together {
+                run.optimizer.encode_step(&mut first).expect("alive");
+                gpu.queue().submit([first.finish()]);
+            } else {
+                gpu.queue().submit([first.finish()]);
+                let mut second = encoder();
+                run.optimizer.encode_step(&mut second).expect("alive");
+                gpu.queue().submit([second.finish()]);
+            }
+            assert!(run.optimizer.roles_are_swapped());
+            assert_eq!(run.records().records.len(), 3 * specs.len());
+            outcomes.push((bits(&run.params()), bits(&[run.rates()])));
+        }
+        assert!(outcomes[0] == outcomes[1], "{}", gpu.describe());
     }
 }
 

@@ -430,6 +430,20 @@ fn json_of(args: &[&str], cache: &Path) -> Value {
     serde_json::from_slice(&output.stdout).expect("one JSON object")
 }
 
+/// Arguments that tune Vulkan at these powers of two.
+fn tune<'a>(powers: &'a str, budget_ms: &'a str) -> [&'a str; 8] {
+    [
+        "tune",
+        "--json",
+        "--backend",
+        "vulkan",
+        "--power",
+        powers,
+        "--budget-ms",
+        budget_ms,
+    ]
+}
+
 const TRAIN: [&str; 6] = ["train", "--json", "--epochs", "1", "--backend", "vulkan"];
 
 /// From `tune` to what uses it: 2^13 parameters are near the 9610 of the default model.
@@ -437,16 +451,7 @@ const TRAIN: [&str; 6] = ["train", "--json", "--epochs", "1", "--backend", "vulk
 fn the_commands_use_what_tune_has_found_and_say_so() {
     let folder = folder();
     let path = folder.path().join("tuning.json");
-    let tune = [
-        "tune",
-        "--json",
-        "--backend",
-        "vulkan",
-        "--power",
-        "13,20",
-        "--budget-ms",
-        "300",
-    ];
+    let tune = tune("13,20", "300");
     let report = json_of(&[&tune[..], &["--dry-run"]].concat(), &path);
     assert!(report["written"].is_null() && !path.exists(), "a dry run");
     assert_eq!(json_of(&TRAIN, &path)["runs"][0]["tuning"], "preset");
@@ -545,16 +550,7 @@ fn check_covers_the_cached_geometry_and_subgroups() {
 fn a_wrong_cache_never_breaks_a_run() {
     let folder = folder();
     let path = folder.path().join("tuning.json");
-    let tune = [
-        "tune",
-        "--json",
-        "--backend",
-        "vulkan",
-        "--power",
-        "13",
-        "--budget-ms",
-        "1",
-    ];
+    let tune = tune("13", "1");
     json_of(&tune, &path);
     let text = std::fs::read_to_string(&path).expect("reads");
     let file: Value = serde_json::from_str(&text).expect("JSON");

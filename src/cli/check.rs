@@ -204,7 +204,7 @@ fn check(
         .iter()
         .map(|w| Oracle::new(rule, regime, w))
         .collect();
-    let mut host = HostRun::new(builder_of(rule, regime, mode), mode, &initial)?;
+    let mut host = HostRun::new(builder_of(rule, regime, mode), &initial)?;
     let mut device = DeviceRun::new(gpu, builder_of(rule, regime, mode), &initial)?;
     let mut device_errors = vec![0f64; lengths.len()];
     let mut cpu_errors = vec![0f64; lengths.len()];
@@ -297,14 +297,12 @@ fn parameter_error(got: &[f32], expected: &[f64]) -> f64 {
 
 struct HostRun {
     optimizer: CpuOptimizer,
-    mode: StepMode,
     parameters: Vec<Vec<f32>>,
 }
 
 impl HostRun {
     fn new(
         mut builder: OptimizerBuilder<cpu::Tensor>,
-        mode: StepMode,
         initial: &[Vec<f32>],
     ) -> Result<Self, CliError> {
         for (index, values) in initial.iter().enumerate() {
@@ -313,7 +311,6 @@ impl HostRun {
         }
         Ok(HostRun {
             optimizer: builder.build_cpu()?,
-            mode,
             parameters: initial.to_vec(),
         })
     }
@@ -322,7 +319,7 @@ impl HostRun {
         let groups = gradients.len();
         let mut parameters: Vec<&mut [f32]> =
             self.parameters.iter_mut().map(Vec::as_mut_slice).collect();
-        if self.mode == StepMode::Lagged {
+        if self.optimizer.step_mode() == StepMode::Lagged {
             let mut gradients = gradients.to_vec();
             let mut gradients: Vec<&mut [f32]> =
                 gradients.iter_mut().map(Vec::as_mut_slice).collect();

@@ -420,6 +420,11 @@ impl CpuOptimizer {
         &self.learning_rates
     }
 
+    /// How its steps go over the gradients.
+    pub fn step_mode(&self) -> StepMode {
+        self.plan.mode
+    }
+
     /// The groups' settings, with every default filled in.
     pub fn groups(&self) -> &[GroupConfig] {
         &self.plan.configs

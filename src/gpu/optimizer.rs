@@ -344,7 +344,8 @@ impl Optimizer {
     }
 
     /// Whether, after all steps recorded so far, the parameters lie where the gradients were declared, and the other way round. Always
-    /// false but in [`StepMode::Lagged`], where it is true after an odd number of steps.
+    /// false but in [`StepMode::Lagged`], where it is true after an odd number of steps. Every step that is recorded counts: submit
+    /// them all, in the order in which they were recorded.
     pub fn roles_are_swapped(&self) -> bool {
         self.plan.mode == StepMode::Lagged && self.recorded.load(Ordering::Relaxed) % 2 == 1
     }
@@ -353,6 +354,11 @@ impl Optimizer {
     /// read-only storage buffer or as the source of a copy. 0 until the first non-zero gradient, unless the regime was given a first rate.
     pub fn learning_rates(&self) -> &wgpu::Buffer {
         &self.learning_rates
+    }
+
+    /// How its steps go over the gradients.
+    pub fn step_mode(&self) -> StepMode {
+        self.plan.mode
     }
 
     /// The groups' settings, with every default filled in.

@@ -1,7 +1,8 @@
 //! Taking back a lagged step on the host: `shaders/undo_step.wgsl`.
 
-use crate::gpu::lagged_step::{access_files, source, window_bindings};
+use crate::gpu::lagged_step::{store_over_gradients, with_bindings};
 use crate::gpu::pass::{Binding, PassSource, Pipeline, shared};
+use crate::gpu::sweep::load;
 use crate::gpu::tuning::Tuning;
 use crate::plan::{Access, Kernel};
 
@@ -15,18 +16,19 @@ pub(crate) fn pipeline(
     access: Access,
     one_buffer: bool,
 ) -> Pipeline {
-    let (load, store) = access_files(access);
-    let source = source(include_str!("../../shaders/undo_step.wgsl"), one_buffer);
+    let store = store_over_gradients(access);
+    let (source, bindings) =
+        with_bindings(include_str!("../../shaders/undo_step.wgsl"), one_buffer);
     Pipeline::new(
         device,
         &PassSource {
             stem: STEM,
-            files: &[shared::LAYOUT, load, &store, &source],
+            files: &[shared::LAYOUT, load(access), &store, &source],
             constants: &[
                 ("WORKGROUP", f64::from(tuning.workgroup_size)),
                 ("MEMORY_WORDS", f64::from(kernel.memory_words())),
             ],
-            groups: &[&[Binding::Read], &window_bindings(one_buffer)],
+            groups: &[&[Binding::Read], &bindings],
         },
     )
 }

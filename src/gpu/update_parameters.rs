@@ -1,19 +1,13 @@
 //! Pass 4 on the host: `shaders/update_parameters.wgsl`.
 
 use crate::gpu::pass::{Binding, PassSource, Pipeline, flag, shared};
+use crate::gpu::sweep::{load, read_beside_written, store};
 use crate::gpu::tuning::Tuning;
 use crate::plan::{Access, Kernel};
 
 pub(crate) const STEM: &str = "update_parameters";
 
-const SOURCE: &str = include_str!("../../shaders/update_parameters.wgsl");
-const GRADIENTS_READ: &str = "var<storage, read> gradients";
-const GRADIENTS_WRITE: &str = "var<storage, read_write> gradients";
-
 /// Compiles the pass for a kernel.
-///
-/// With `one_buffer` parameters and gradients lie in one buffer: wgpu then wants both bindings to have the same access, though
-/// gradients are never written.
 pub(crate) fn pipeline(
     device: &wgpu::Device,
     tuning: &Tuning,
@@ -21,20 +15,8 @@ pub(crate) fn pipeline(
     access: Access,
     one_buffer: bool,
 ) -> Pipeline {
-    let (load, store) = match access {
-        Access::Quads => (shared::LOAD_QUADS, shared::STORE_QUADS),
-        Access::Scalars => (shared::LOAD_SCALARS, shared::STORE_SCALARS),
-    };
-    let source = if one_buffer {
-        SOURCE.replace(GRADIENTS_READ, GRADIENTS_WRITE)
-    } else {
-        SOURCE.to_owned()
-    };
-    let gradients = if one_buffer {
-        Binding::Write
-    } else {
-        Binding::Read
-    };
+    let source = include_str!("../../shaders/update_parameters.wgsl");
+    let (source, gradients) = read_beside_written(source, "gradients", one_buffer);
     Pipeline::new(
         device,
         &PassSource {
@@ -43,8 +25,8 @@ pub(crate) fn pipeline(
                 shared::LAYOUT,
                 shared::COUNTERS,
                 shared::RULE,
-                load,
-                store,
+                load(access),
+                store(access),
                 &source,
             ],
             constants: &[

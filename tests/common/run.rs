@@ -130,7 +130,6 @@ pub trait Run {
 
 pub struct CpuRun {
     pub optimizer: CpuOptimizer,
-    mode: StepMode,
     params: Vec<Vec<f32>>,
 }
 
@@ -150,7 +149,6 @@ impl CpuRun {
         }
         CpuRun {
             optimizer: builder.build_cpu().expect("builds"),
-            mode,
             params: specs.iter().flat_map(|spec| spec.tensors.clone()).collect(),
         }
     }
@@ -162,7 +160,7 @@ impl Run for CpuRun {
     }
     fn step(&mut self, grads: &[Vec<f32>]) {
         let mut params: Vec<&mut [f32]> = self.params.iter_mut().map(Vec::as_mut_slice).collect();
-        if self.mode == StepMode::Lagged {
+        if self.optimizer.step_mode() == StepMode::Lagged {
             let mut grads = grads.to_vec();
             let mut grads: Vec<&mut [f32]> = grads.iter_mut().map(Vec::as_mut_slice).collect();
             let stepped = self.optimizer.step_lagged(&mut params, &mut grads);
@@ -200,7 +198,6 @@ pub struct GpuRun {
     pub buffers: Vec<wgpu::Buffer>,
     /// What the buffers should hold, but for the parameters.
     host: Vec<Vec<f32>>,
-    mode: StepMode,
     places: Vec<Place>,
     lengths: Vec<usize>,
 }
@@ -211,9 +208,7 @@ impl GpuRun {
     }
 
     pub fn in_mode(gpu: &Gpu, specs: &[Spec], places: Vec<Place>, mode: StepMode) -> Self {
-        let mut run = Self::with(gpu, specs, places, |builder| builder.step_mode(mode));
-        run.mode = mode;
-        run
+        Self::with(gpu, specs, places, |builder| builder.step_mode(mode))
     }
 
     /// As `new`, with what the builder itself is told.
@@ -272,7 +267,6 @@ impl GpuRun {
             optimizer,
             buffers,
             host,
-            mode: StepMode::TwoPass,
             places,
             lengths,
         }
@@ -316,7 +310,7 @@ impl GpuRun {
             .collect();
         for (place, &len) in self.places.iter().zip(&self.lengths) {
             let mut written = vec![place.params];
-            if self.mode == StepMode::Lagged {
+            if self.optimizer.step_mode() == StepMode::Lagged {
                 written.push(place.grads);
             }
             for (buffer, start) in written {

@@ -32,8 +32,6 @@ pub enum HostJob {
     Step {
         /// The optimizer.
         optimizer: Box<CpuOptimizer>,
-        /// How it steps.
-        step_mode: StepMode,
         /// Lengths, as they lie side by side.
         lengths: Vec<usize>,
     },
@@ -67,7 +65,6 @@ impl Bench for Host {
         });
         Ok(HostJob::Step {
             optimizer: Box::new(builder.build_cpu()?),
-            step_mode: spec.mode.step_mode,
             lengths: spec.tensors.concat(),
         })
     }
@@ -87,11 +84,7 @@ impl Bench for Host {
         let arch = self.arch;
         let (params, grads, target) = (&mut self.params, &mut self.grads, &mut self.target);
         let start = match job {
-            HostJob::Step {
-                optimizer,
-                step_mode: StepMode::Lagged,
-                lengths,
-            } => {
+            HostJob::Step { optimizer, lengths } if optimizer.step_mode() == StepMode::Lagged => {
                 let mut params = pieces(params, lengths);
                 let mut grads = pieces(grads, lengths);
                 let start = Instant::now();
@@ -100,9 +93,7 @@ impl Bench for Host {
                 }
                 start
             }
-            HostJob::Step {
-                optimizer, lengths, ..
-            } => {
+            HostJob::Step { optimizer, lengths } => {
                 let mut params = pieces(params, lengths);
                 let grads = pieces(grads, lengths);
                 let grads: Vec<&[f32]> = grads.iter().map(|tensor| &**tensor).collect();
