@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! check CASE     values V V … : sampled parameters after three steps, then the sum of all magnitudes
+//! norm           norm N : of the gradients, in f64 and past the optimizer
 //! run CASE MS    ns NS : nanoseconds per parameter and step, over about so many milliseconds
 //! ```
 //! Anything else is answered with `error` and the reason. It takes as many threads as `RAYON_NUM_THREADS` says.
@@ -94,6 +95,10 @@ impl Worker {
                 let values = self.check(case)?;
                 let values: Vec<String> = values.iter().map(f64::to_string).collect();
                 Ok(format!("values {}", values.join(" ")))
+            }
+            ["norm"] => {
+                let squares = self.grads.iter().map(|&g| f64::from(g).powi(2));
+                Ok(format!("norm {}", squares.sum::<f64>().sqrt()))
             }
             ["run", case, milliseconds] => {
                 let milliseconds: f64 = milliseconds
