@@ -67,6 +67,7 @@ fn learning_rate(@builtin(global_invocation_id) id: vec3<u32>) {
     r.nonfinite = nonfinite;
     r.first_nonfinite = first_nonfinite;
     r.clip_factor = 1.0;
+    r.trust_ratio = 1.0;
 
     if skip {
         r.flags |= SKIPPED;

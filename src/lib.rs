@@ -63,7 +63,7 @@ pub use error::Error;
 pub use gpu::{Gpu, GpuOptions, Optimizer};
 pub use group::{DEFAULT_RECORD_STEPS, Group, GroupConfig, OptimizerBuilder, TensorPair};
 pub use plan::TensorInfo;
-pub use record::{Flags, NonFinite, Record, Records};
+pub use record::{Flags, NonFinite, Record, Records, Term};
 pub use regime::{Hypergradient, MAX_CHANGE, NormRatio, RATE_MAX, RATE_MIN, Regime, Seesaw};
 pub use rule::{Rule, WeightDecay};
 pub use step_mode::StepMode;

@@ -6,7 +6,7 @@ use crate::layout::{RawRecord, record_flags};
 
 /// One step of one group, as the learning-rate pass explains it.
 ///
-/// `norm_term + alignment_term + brake_term + clamp_term + schedule_term` is the change of `ln_rate` since the group's previous
+/// The [`terms`](Record::terms) add up to the change of `ln_rate` since the group's previous
 /// step, up to the rounding of f32 terms; on the first step there is nothing to change from and the terms are 0.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Record {
@@ -38,6 +38,20 @@ pub struct Record {
     pub clamp_term: f32,
     /// What a schedule did.
     pub schedule_term: f32,
+    /// What the curvature along the last step did: the secant regimes' change, less what the norm alone explains.
+    pub curvature_term: f32,
+    /// What the distance from the start did: `ln(r̄_t/r̄_{t-1})`, twice that for DoWG.
+    pub distance_term: f32,
+    /// What the sum of squared norms did: `-½ ln` of its growth.
+    pub history_term: f32,
+    /// What the loss did.
+    pub loss_term: f32,
+    /// What a new estimate of the scale did: the ignition and the restarts of GatedDistance, the decisions of AutoSgd.
+    pub scale_term: f32,
+    /// What a gate held back, or released of what it had held back before.
+    pub gate_term: f32,
+    /// LARS's trust ratio, a factor of the gradient; 1 without.
+    pub trust_ratio: f32,
     /// The factor of the clip by norm, `min(1, C/n)`.
     pub clip_factor: f32,
     /// Steps of this group skipped so far, this one included.
@@ -147,19 +161,128 @@ impl Record {
             brake_term: raw.brake_term,
             clamp_term: raw.clamp_term,
             schedule_term: raw.schedule_term,
+            curvature_term: raw.curvature_term,
+            distance_term: raw.distance_term,
+            history_term: raw.history_term,
+            loss_term: raw.loss_term,
+            scale_term: raw.scale_term,
+            gate_term: raw.gate_term,
+            trust_ratio: raw.trust_ratio,
             clip_factor: raw.clip_factor,
             skipped: raw.skipped,
             nonfinite,
         }
     }
 
+    /// The terms, each with what it stands for.
+    pub fn terms(&self) -> [(Term, f32); 11] {
+        [
+            (Term::Norm, self.norm_term),
+            (Term::Alignment, self.alignment_term),
+            (Term::Brake, self.brake_term),
+            (Term::Curvature, self.curvature_term),
+            (Term::Distance, self.distance_term),
+            (Term::History, self.history_term),
+            (Term::Loss, self.loss_term),
+            (Term::Scale, self.scale_term),
+            (Term::Gate, self.gate_term),
+            (Term::Clamp, self.clamp_term),
+            (Term::Schedule, self.schedule_term),
+        ]
+    }
+
     /// The change of ln η that the terms add up to.
     pub fn change(&self) -> f64 {
-        f64::from(self.norm_term)
-            + f64::from(self.alignment_term)
-            + f64::from(self.brake_term)
-            + f64::from(self.clamp_term)
-            + f64::from(self.schedule_term)
+        self.terms().iter().map(|(_, term)| f64::from(*term)).sum()
+    }
+}
+
+/// A cause of change of ln η.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Term {
+    /// The norm of the gradient.
+    Norm,
+    /// The gradient's alignment with past directions.
+    Alignment,
+    /// Two successive steps that contradict each other.
+    Brake,
+    /// The curvature along the last step.
+    Curvature,
+    /// The distance from the start.
+    Distance,
+    /// The sum of squared norms.
+    History,
+    /// The loss.
+    Loss,
+    /// A new estimate of the scale.
+    Scale,
+    /// A change held back, or released.
+    Gate,
+    /// The clamps of η and its change.
+    Clamp,
+    /// A schedule.
+    Schedule,
+}
+
+impl Term {
+    /// Every cause, in the order of [`Record::terms`].
+    pub const ALL: [Term; 11] = [
+        Term::Norm,
+        Term::Alignment,
+        Term::Brake,
+        Term::Curvature,
+        Term::Distance,
+        Term::History,
+        Term::Loss,
+        Term::Scale,
+        Term::Gate,
+        Term::Clamp,
+        Term::Schedule,
+    ];
+
+    /// Its name in tables and column headers.
+    pub fn name(self) -> &'static str {
+        match self {
+            Term::Norm => "norm",
+            Term::Alignment => "alignment",
+            Term::Brake => "brake",
+            Term::Curvature => "curvature",
+            Term::Distance => "distance",
+            Term::History => "history",
+            Term::Loss => "loss",
+            Term::Scale => "scale",
+            Term::Gate => "gate",
+            Term::Clamp => "clamp",
+            Term::Schedule => "schedule",
+        }
+    }
+
+    /// What happened where the term is `rising` the rate, or else lowering it, in words.
+    pub fn cause(self, rising: bool) -> &'static str {
+        match (self, rising) {
+            (Term::Norm, true) => "norm fell",
+            (Term::Norm, false) => "norm rose",
+            (Term::Alignment, true) => "steps agree",
+            (Term::Alignment, false) => "steps overshoot",
+            (Term::Brake, true) => "brake released",
+            (Term::Brake, false) => "steps contradict",
+            (Term::Curvature, true) => "curvature is low",
+            (Term::Curvature, false) => "curvature is high",
+            (Term::Distance, true) => "farther from the start",
+            (Term::Distance, false) => "nearer to the start",
+            (Term::History, true) => "history forgotten",
+            (Term::History, false) => "gradients add up",
+            (Term::Loss, true) => "loss rose",
+            (Term::Loss, false) => "loss fell",
+            (Term::Scale, true) => "scale found too small",
+            (Term::Scale, false) => "scale found too large",
+            (Term::Gate, true) => "gate released",
+            (Term::Gate, false) => "gate held back",
+            (Term::Clamp, true) => "fall clamped",
+            (Term::Clamp, false) => "rise clamped",
+            (Term::Schedule, _) => "schedule",
+        }
     }
 }
 
@@ -193,18 +316,11 @@ impl fmt::Display for Record {
         }
         let percent = |change: f64| 100.0 * change.exp_m1();
         write!(f, ", {:+.1} %", percent(self.change()))?;
-        let causes = [
-            (self.norm_term, "norm fell", "norm rose"),
-            (self.alignment_term, "steps agree", "steps overshoot"),
-            (self.brake_term, "brake released", "steps contradict"),
-            (self.clamp_term, "fall clamped", "rise clamped"),
-            (self.schedule_term, "schedule", "schedule"),
-        ];
         let mut separator = ": ";
-        for (term, up, down) in causes {
-            let change = percent(f64::from(term));
+        for (term, change) in self.terms() {
+            let change = percent(f64::from(change));
             if change.abs() >= 0.05 {
-                let cause = if change > 0.0 { up } else { down };
+                let cause = term.cause(change > 0.0);
                 write!(f, "{separator}{cause} ({change:+.1} %)")?;
                 separator = ", ";
             }

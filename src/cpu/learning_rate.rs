@@ -39,6 +39,7 @@ pub(crate) fn learning_rate(
         nonfinite,
         first_nonfinite,
         clip_factor: 1.0,
+        trust_ratio: 1.0,
         ..RawRecord::default()
     };
     let update = if first_nonfinite == u32::MAX {
