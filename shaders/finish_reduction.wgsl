@@ -1,6 +1,6 @@
 // Pass 2: adds up the partials of each scope.
 //
-// Reads:  scopes, partials; states, to know whether the initial norm is still wanted.
+// Reads:  scopes, partials; states, to know whether the initial norm is still wanted; the loss, where a regime needs it.
 // Writes: sums, one entry per scope.
 // Grid:   one workgroup of WORKGROUP invocations (a power of two) per scope; invocation i takes partials i, i + WORKGROUP, …,
 //         then a tree. The order is fixed, so that the same partials give the same bits.
@@ -11,11 +11,15 @@ override PARTIALS: u32;
 override RAW_NORM: bool;
 override MOMENTUM: bool;
 override COUNTERS: bool;
+override LOSS: bool;
+// Where in its binding the loss lies.
+override LOSS_AT: u32;
 
 @group(0) @binding(0) var<storage, read> scopes: array<ScopeTable>;
 @group(0) @binding(1) var<storage, read> states: array<GroupState>;
 @group(0) @binding(2) var<storage, read_write> partials: array<u32>;
 @group(0) @binding(3) var<storage, read_write> sums: array<ScopeSums>;
+@group(0) @binding(4) var<storage, read> losses: array<u32>;
 
 fn word(index: u32, at: u32) -> f32 {
     return bitcast<f32>(partials[index * PARTIALS + at]);
@@ -52,6 +56,14 @@ fn finish_reduction(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_
     }
     add_up_in_tree(lane, t);
     if lane == 0u {
+        if LOSS {
+            let loss = losses[LOSS_AT];
+            tree[0].loss = bitcast<f32>(loss);
+            // All groups hear of it from one scope.
+            if workgroup.x == 0u && (loss & MAGNITUDE_BITS) >= INFINITY_BITS {
+                tree[0].first_nonfinite = min(tree[0].first_nonfinite, LOSS_ELEMENT);
+            }
+        }
         sums[workgroup.x] = tree[0];
     }
 }

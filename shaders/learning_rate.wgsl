@@ -7,7 +7,8 @@
 // Regimes (src/regime.rs has the sources): with n the norm, n̂ the smoothed norm and a the alignment,
 //     ln η_t = ln η_{t-1} + p ln(n̂_{t-1} / n̂_t) + κ (n_t / n̂_t) a_t
 // is Seesaw; NormRatio has κ = 0, Hypergradient p = 0, Fixed both. The state holds η_0 and the sum of changes, so that
-// rescaling the loss by a power of two leaves every step as it is, bit for bit.
+// rescaling the loss by a power of two leaves every step as it is, bit for bit. The other regimes say what the rate is
+// (shared/regimes.wgsl); they start over from it at every step. A schedule's factor is laid over either.
 
 override WORKGROUP: u32;
 
@@ -71,6 +72,9 @@ fn learning_rate(@builtin(global_invocation_id) id: vec3<u32>) {
 
     if skip {
         r.flags |= SKIPPED;
+        if first_nonfinite == LOSS_ELEMENT {
+            r.flags |= NONFINITE_LOSS;
+        }
         s.skipped += 1u;
     } else {
         let square = from_squares(measured.square);
@@ -80,6 +84,10 @@ fn learning_rate(@builtin(global_invocation_id) id: vec3<u32>) {
             r.flags |= ZERO_GRADIENT;
         } else {
             change_rate(c, measured, square, norm, &s, &r);
+        }
+        s.learning_rate = s.regime_rate;
+        if c.schedule != SCHEDULE_CONSTANT {
+            follow_schedule(c, &s, &r);
         }
 
         var raw_norm = norm;
@@ -102,6 +110,7 @@ fn learning_rate(@builtin(global_invocation_id) id: vec3<u32>) {
         let bound = sum(old, added);
         s.direction_exponent = select(clamp(bound.exponent + 1, -126, 126), 0, is_zero(bound));
 
+        s.last_clip = r.clip_factor;
         var u: Update;
         u.skip = 0u;
         u.learning_rate = s.learning_rate;
@@ -115,6 +124,7 @@ fn learning_rate(@builtin(global_invocation_id) id: vec3<u32>) {
         if (c.flags & MOMENTUM_FROM_GRADIENT) != 0u && (c.flags & LAGGED) == 0u && s.momentum_started == 0u {
             u.gradient_share = 1.0;
         }
+        u.first = 1u - s.momentum_started;
         s.momentum_started = 1u;
         u.gradient_exponent = s.gradient_exponent;
         u.direction_exponent = s.direction_exponent;
@@ -126,9 +136,12 @@ fn learning_rate(@builtin(global_invocation_id) id: vec3<u32>) {
         updates[group].skip = 1u;
     }
 
-    let ln_rate = add_fixed(
-        Fixed(s.ln_first_rate_int, s.ln_first_rate_fraction),
-        Fixed(s.change_int, s.change_fraction),
+    let ln_rate = add_float(
+        add_fixed(
+            Fixed(s.ln_first_rate_int, s.ln_first_rate_fraction),
+            Fixed(s.change_int, s.change_fraction),
+        ),
+        s.ln_schedule,
     );
     if s.learning_rate == 0.0 {
         r.flags |= WAITING;
@@ -172,7 +185,17 @@ fn change_rate(
     (*s).mean_square_exponent = mean_square.exponent;
     (*s).smoothing_power *= c.smoothing;
     let unbiased = quotient(mean_square, scaled(1.0 - (*s).smoothing_power, 0));
-    let smoothed = larger(root(unbiased), norm);
+    // The norm of a problem that is solved may vanish, and a rate that follows it without end makes the next ordinary gradient a
+    // disaster: relative to its mean the norm counts as no smaller than this.
+    (*s).mean_steps = min((*s).mean_steps + 1u, MEAN_STEPS);
+    let share = 1.0 / f32((*s).mean_steps);
+    let mean_norm = sum(
+        times(Scaled((*s).mean_norm_mantissa, (*s).mean_norm_exponent), 1.0 - share),
+        times(norm, share),
+    );
+    (*s).mean_norm_mantissa = mean_norm.mantissa;
+    (*s).mean_norm_exponent = mean_norm.exponent;
+    let smoothed = larger(larger(root(unbiased), norm), times(mean_norm, c.norm_floor));
     let last_smoothed = Scaled((*s).smoothed_mantissa, (*s).smoothed_exponent);
     (*s).smoothed_mantissa = smoothed.mantissa;
     (*s).smoothed_exponent = smoothed.exponent;
@@ -187,9 +210,19 @@ fn change_rate(
     if (*s).started == 0u {
         (*s).started = 1u;
         (*r).flags |= FIRST;
-        if (c.flags & INITIAL_RATE) == 0u {
+        if first_rate_is_a_formula(c.regime) {
+            set_rate(c, measured, square, norm, scale_of_sums.exponent, true, s, r);
+        } else if (c.flags & INITIAL_RATE) == 0u {
             set_first_rate(c, measured, norm, s, r);
         }
+        (*s).last_norm_mantissa = norm.mantissa;
+        (*s).last_norm_exponent = norm.exponent;
+        return;
+    }
+    if c.regime != SEESAW {
+        set_rate(c, measured, square, norm, scale_of_sums.exponent, false, s, r);
+        (*s).last_norm_mantissa = norm.mantissa;
+        (*s).last_norm_exponent = norm.exponent;
         return;
     }
 
@@ -229,12 +262,27 @@ fn change_rate(
         (*s).first_rate_mantissa * growth.mantissa,
         (*s).first_rate_exponent + growth.exponent,
     ));
-    (*s).learning_rate = clamp(rate, RATE_MIN, RATE_MAX);
+    (*s).regime_rate = clamp(rate, RATE_MIN, RATE_MAX);
 
     (*r).norm_term = norm_term;
     (*r).alignment_term = alignment_term;
     (*r).brake_term = brake_term;
     (*r).clamp_term = (change - wanted) - excess;
+}
+
+// The schedule's factor, at the step that follows those that were taken.
+fn follow_schedule(c: GroupConstants, s: ptr<function, GroupState>, r: ptr<function, RawRecord>) {
+    var taken = (*s).steps_low - (*s).skipped;
+    if (*s).steps_high > select(0u, 1u, (*s).steps_low < (*s).skipped) {
+        taken = 0xffffffffu;
+    }
+    let factor = schedule_factor(c, taken);
+    let ln_factor = ln_ratio(scaled(factor, 0), Scaled(1.0, 0));
+    if ((*r).flags & FIRST) == 0u {
+        (*r).schedule_term = ln_factor - (*s).ln_schedule;
+    }
+    (*s).ln_schedule = ln_factor;
+    (*s).learning_rate *= factor;
 }
 
 // η_0 = ε (1 + ‖w_0‖) / n_0, or over √d where the direction is a vector of signs.
@@ -261,5 +309,5 @@ fn set_first_rate(
     (*s).first_rate_exponent = rate.exponent;
     (*s).ln_first_rate_int = ln_rate.whole;
     (*s).ln_first_rate_fraction = ln_rate.fraction;
-    (*s).learning_rate = to_float(rate);
+    (*s).regime_rate = to_float(rate);
 }

@@ -1,7 +1,7 @@
 // Pass 1: one sweep over the gradients (and over the direction memory, where the regime asks for it) that leaves, per block or
 // per invocation, every sum the step needs.
 //
-// Reads:  gradients; momentum or counters; parameters with coupled weight decay, and before the first step.
+// Reads:  gradients; momentum; memory (counters or the last gradient); parameters with coupled weight decay, and before the first step.
 // Writes: partials (see shared/layout.wgsl for their order).
 // Grid:   one workgroup of WORKGROUP invocations per block; invocation i takes quads i, i + WORKGROUP, … of the block.
 // Assumes: the trips of all loops of one invocation stay below 65,535 (some drivers stop there in silence).
@@ -31,7 +31,7 @@ override COUNTERS: bool;
 @group(1) @binding(1) var<storage, read> parameters: array<Lane>;
 @group(1) @binding(2) var<storage, read> gradients: array<Lane>;
 @group(1) @binding(3) var<storage, read> momentum: array<vec4<f32>>;
-@group(1) @binding(4) var<storage, read> counters: array<u32>;
+@group(1) @binding(4) var<storage, read> memory: array<Memory>;
 
 fn load(what: u32, block: Block, quad: u32) -> vec4<f32> {
     if what == PARAMETERS {
@@ -65,12 +65,8 @@ fn reduce_gradient(invocation: Invocation) {
             raw_largest = max(raw_largest, magnitude_bits(raw));
             raw_squares += raw * raw;
         }
-        if MOMENTUM {
-            let m = momentum_scale * momentum[block.state_quad + quad];
-            compare_with_momentum(gradient_scale * g, m, &alignment);
-        }
-        if COUNTERS {
-            compare_with_counters(gradient_scale * g, counters[block.state_quad + quad], &alignment);
+        if MOMENTUM || COUNTERS {
+            measure(block, quad, g, gradient_scale, momentum_scale, &alignment);
         }
     }
 

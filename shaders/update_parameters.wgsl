@@ -1,7 +1,7 @@
 // Pass 4: the fused update, one read-modify-write of the parameters and of what the rule remembers.
 //
 // Reads:  updates (one per group, from pass 3), gradients.
-// Writes: parameters; momentum; counters. Nothing where the step is skipped.
+// Writes: parameters; momentum; memory (counters or the last gradient). Nothing where the step is skipped.
 // Grid:   one workgroup of WORKGROUP invocations per block; invocation i takes quads i, i + WORKGROUP, … of the block.
 //
 //     g ← sign·clip·g + λ w            coupled weight decay
@@ -19,7 +19,7 @@ override COUNTERS: bool;
 @group(1) @binding(1) var<storage, read_write> parameters: array<Lane>;
 @group(1) @binding(2) var<storage, read> gradients: array<Lane>;
 @group(1) @binding(3) var<storage, read_write> momentum: array<vec4<f32>>;
-@group(1) @binding(4) var<storage, read_write> counters: array<u32>;
+@group(1) @binding(4) var<storage, read_write> memory: array<Memory>;
 
 @compute @workgroup_size(WORKGROUP)
 fn update_parameters(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
@@ -30,7 +30,8 @@ fn update_parameters(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local
     }
     for (var quad = lane; 4u * quad < block.elements; quad += WORKGROUP) {
         let w = load_parameters(block, quad);
-        var g = update.gradient_factor * load_gradients(block, quad);
+        let raw = load_gradients(block, quad);
+        var g = update.gradient_factor * raw;
         if COUPLED_DECAY {
             g += update.coupled_decay * w;
         }
@@ -40,9 +41,7 @@ fn update_parameters(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local
             m = next_momentum(update, momentum[at], g);
             momentum[at] = m;
         }
-        if COUNTERS {
-            counters[at] = next_counters(counters[at], g);
-        }
+        keep(update, at, w, raw, g);
         store_parameters(block, quad, moved(update, w, direction_of(update, g, m)));
     }
 }

@@ -6,6 +6,7 @@ mod lagged_step;
 mod learning_rate;
 mod optimizer;
 mod reduce_gradient;
+mod regimes;
 mod scaled;
 mod tensor;
 mod update_parameters;

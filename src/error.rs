@@ -138,6 +138,30 @@ pub enum Error {
         scope: String,
     },
 
+    /// Groups share one norm, but not what their regimes remember.
+    #[error(
+        "groups \"{first}\" and \"{second}\" share the norm \"{scope}\", but their regimes do not remember the same: give both the same rule and regime, or let each have its own norm"
+    )]
+    MixedMemory {
+        /// One of them.
+        first: String,
+        /// The other.
+        second: String,
+        /// The shared norm's name.
+        scope: String,
+    },
+
+    /// A regime goes by the loss, which nobody gave.
+    #[error(
+        "group \"{group}\": regime {regime} needs the loss of every step: give it with OptimizerBuilder::loss on the device, with CpuOptimizer::step_with_loss on the host"
+    )]
+    MissingLoss {
+        /// The group.
+        group: String,
+        /// Its regime.
+        regime: &'static str,
+    },
+
     /// The problem does not fit the crate's 32-bit block tables or the device's limits.
     #[error("{what} is {value}, above {limit}: {way_out}")]
     Limit {

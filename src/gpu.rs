@@ -20,6 +20,7 @@ mod update_parameters;
 
 pub use context::{Gpu, GpuOptions};
 pub use optimizer::{Dispatch, Optimizer, PassName};
+pub(crate) use tensor::Span;
 pub use tensor::Tensor;
 pub use timestamps::Timestamps;
 pub use tune::{Candidate, TuneOptions, TuneReport};

@@ -4,8 +4,10 @@
 use std::collections::HashSet;
 
 use crate::error::{Error, require};
+use crate::gpu::Span;
 use crate::regime::Regime;
 use crate::rule::{Rule, WeightDecay};
+use crate::schedule::Schedule;
 use crate::step_mode::StepMode;
 
 /// A parameter slice with its gradient slice, as [`Group::tensor`] takes it. Implemented for pairs of
@@ -24,6 +26,7 @@ pub struct Group<T> {
     pub(crate) rule: Option<Rule>,
     pub(crate) settings: Settings,
     pub(crate) shared_norm: Option<String>,
+    pub(crate) per_tensor: bool,
     pub(crate) tensors: Vec<(String, T)>,
 }
 
@@ -34,6 +37,7 @@ pub(crate) struct Settings {
     pub(crate) weight_decay: Option<WeightDecay>,
     pub(crate) clip_norm: Option<f32>,
     pub(crate) maximize: Option<bool>,
+    pub(crate) schedule: Option<Schedule>,
 }
 
 impl<T> Group<T> {
@@ -44,6 +48,7 @@ impl<T> Group<T> {
             rule: None,
             settings: Settings::default(),
             shared_norm: None,
+            per_tensor: false,
             tensors: Vec::new(),
         }
     }
@@ -94,6 +99,22 @@ impl<T> Group<T> {
         self
     }
 
+    /// A schedule: a factor of this group's learning rate that follows from the step's number.
+    pub fn schedule(mut self, schedule: Schedule) -> Self {
+        self.settings.schedule = Some(schedule);
+        self
+    }
+
+    /// One learning rate per tensor, each from its own norm (layer-wise, as Bahamou & Goldfarb 2023, arXiv:2305.13664, have it for their
+    /// rates), instead of one for the whole group. It costs no further dispatch.
+    ///
+    /// Each tensor becomes a group of its own, named `group/tensor`: in [`groups`](crate::Optimizer::groups), in the learning rates and in
+    /// the records. With a shared norm the tensors keep that norm, and then have the same rate.
+    pub fn per_tensor(mut self) -> Self {
+        self.per_tensor = true;
+        self
+    }
+
     /// Adds a tensor: its parameters and its gradients, both f32 and of the same length, which may be 0.
     ///
     /// On the device both are [`wgpu::BufferSlice`]s; on the CPU both are `&[f32]`, of which only the length is kept: the
@@ -107,6 +128,35 @@ impl<T> Group<T> {
     }
 }
 
+impl<T> Group<T> {
+    /// How many learning rates it has.
+    fn rates(&self) -> usize {
+        if self.per_tensor {
+            self.tensors.len().max(1)
+        } else {
+            1
+        }
+    }
+
+    /// A group for each learning rate.
+    fn by_rate(mut self) -> Vec<Self> {
+        if !self.per_tensor || self.tensors.is_empty() {
+            return vec![self];
+        }
+        std::mem::take(&mut self.tensors)
+            .into_iter()
+            .map(|tensor| Group {
+                name: format!("{}/{}", self.name, tensor.0),
+                rule: self.rule,
+                settings: self.settings,
+                shared_norm: self.shared_norm.clone(),
+                per_tensor: false,
+                tensors: vec![tensor],
+            })
+            .collect()
+    }
+}
+
 /// Says everything about an optimizer; `build` checks it and allocates. See
 /// [`Optimizer`](crate::Optimizer) (device) and [`CpuOptimizer`](crate::CpuOptimizer).
 #[derive(Debug, Clone)]
@@ -116,6 +166,8 @@ pub struct OptimizerBuilder<T> {
     pub(crate) global_norm: bool,
     pub(crate) mode: StepMode,
     pub(crate) record_steps: Option<u32>,
+    /// Where on the device the loss is.
+    pub(crate) loss: Option<Span>,
     pub(crate) groups: Vec<Group<T>>,
 }
 
@@ -134,6 +186,7 @@ impl<T> OptimizerBuilder<T> {
             global_norm: false,
             mode: StepMode::TwoPass,
             record_steps: None,
+            loss: None,
             groups: Vec::new(),
         }
     }
@@ -170,6 +223,12 @@ impl<T> OptimizerBuilder<T> {
         self
     }
 
+    /// The schedule of every group that names none; [`Schedule::Constant`] without this.
+    pub fn schedule(mut self, schedule: Schedule) -> Self {
+        self.settings.schedule = Some(schedule);
+        self
+    }
+
     /// One norm over every group that names no other: see [`Group::share_norm`].
     pub fn global_norm(mut self) -> Self {
         self.global_norm = true;
@@ -197,7 +256,8 @@ impl<T> OptimizerBuilder<T> {
 
     /// How many steps a ring of at most `records` records is to hold.
     pub(crate) fn record_steps_for(&self, records: u64) -> Result<u32, Error> {
-        let most = records / self.groups.len().max(1) as u64;
+        let groups: usize = self.groups.iter().map(Group::rates).sum();
+        let most = records / groups.max(1) as u64;
         match self.record_steps {
             None => Ok(u64::from(DEFAULT_RECORD_STEPS).min(most).max(1) as u32),
             Some(steps) if u64::from(steps) <= most => Ok(steps),
@@ -227,7 +287,7 @@ impl<T> OptimizerBuilder<T> {
         let mut group_names = HashSet::new();
         let mut tensor_names = HashSet::new();
         let mut resolved = Vec::with_capacity(self.groups.len());
-        for group in self.groups {
+        for group in self.groups.into_iter().flat_map(Group::by_rate) {
             if !group_names.insert(group.name.clone()) {
                 return Err(Error::DuplicateName {
                     what: "group",
@@ -259,6 +319,7 @@ impl<T> OptimizerBuilder<T> {
                     .unwrap_or(WeightDecay::Coupled(0.0)),
                 clip_norm: own.clip_norm.or(all.clip_norm).unwrap_or(f32::INFINITY),
                 maximize: own.maximize.or(all.maximize).unwrap_or(false),
+                schedule: own.schedule.or(all.schedule).unwrap_or_default(),
                 scope,
             };
             config.validate()?;
@@ -268,6 +329,13 @@ impl<T> OptimizerBuilder<T> {
                 "clip_norm",
                 config.clip_norm,
                 "infinite with StepMode::Lagged, which knows the norm only when the step is taken (StepMode::TwoPass can clip)",
+            )?;
+            require(
+                self.mode == StepMode::TwoPass || config.regime.fits_lagged_steps(),
+                || format!("group \"{}\"", config.name),
+                "regime",
+                config.regime.name(),
+                "one that goes by the gradient and its direction alone with StepMode::Lagged (StepMode::TwoPass has them all)",
             )?;
             resolved.push(ResolvedGroup {
                 config,
@@ -300,6 +368,8 @@ pub struct GroupConfig {
     pub clip_norm: f32,
     /// Whether it climbs.
     pub maximize: bool,
+    /// The factor of its learning rate over the steps.
+    pub schedule: Schedule,
     /// The norm it shares with other groups; `None` is a norm of its own.
     pub scope: Option<String>,
 }
@@ -323,6 +393,7 @@ impl GroupConfig {
             "above 0 and not denormal (f32::INFINITY for none)",
         )?;
         self.rule.validate()?;
+        self.schedule.validate()?;
         self.regime.validate()
     }
 }

@@ -49,12 +49,34 @@ pub struct GroupConstants {
     pub gain: f32,
     /// β of the smoothed norm.
     pub smoothing: f32,
+    /// Share of the mean norm below which n̂ does not fall.
+    pub norm_floor: f32,
     /// Slack of the brake.
     pub brake_slack: f32,
     /// ε of the first step.
     pub first_step: f32,
     /// η of the first step where [`group_flags::INITIAL_RATE`] is set.
     pub initial_rate: f32,
+    /// One of [`regime_kinds`].
+    pub regime: u32,
+    /// c of AdaGradNorm and Polyak, σ of Ngn.
+    pub scale: f32,
+    /// b₀ of AdaGradNorm, f* of Polyak.
+    pub offset: f32,
+    /// The largest factor by which one step changes η.
+    pub max_change: f32,
+    /// The largest η.
+    pub max_rate: f32,
+    /// One of [`schedule_kinds`].
+    pub schedule: u32,
+    /// Steps of the schedule's rise, or between two of its falls.
+    pub schedule_rise: u32,
+    /// Steps of the whole schedule.
+    pub schedule_steps: u32,
+    /// The schedule's factor at the start.
+    pub schedule_first: f32,
+    /// The schedule's factor at the end; ln of the factor of a fall.
+    pub schedule_last: f32,
     /// √d of the scope.
     pub sqrt_elements: f32,
     /// Largest μ in the scope: with the next field it bounds the momentum's norm.
@@ -79,6 +101,44 @@ pub mod group_flags {
     pub const LAGGED: u32 = 32;
 }
 
+/// Values of [`GroupConstants::regime`]: the formulas of pass 3.
+pub mod regime_kinds {
+    /// Norm and alignment: Seesaw, NormRatio, Hypergradient, Fixed.
+    pub const SEESAW: u32 = 0;
+    /// AdaGradNorm.
+    pub const ADAGRAD_NORM: u32 = 1;
+    /// BarzilaiBorwein, long.
+    pub const SECANT_LONG: u32 = 2;
+    /// BarzilaiBorwein, short.
+    pub const SECANT_SHORT: u32 = 3;
+    /// BarzilaiBorwein, geometric mean.
+    pub const SECANT_GEOMETRIC: u32 = 4;
+    /// AdGd.
+    pub const ADGD: u32 = 5;
+    /// DoG.
+    pub const DOG: u32 = 6;
+    /// DoWG.
+    pub const DOWG: u32 = 7;
+    /// Polyak.
+    pub const POLYAK: u32 = 8;
+    /// Ngn.
+    pub const NGN: u32 = 9;
+}
+
+/// Values of [`GroupConstants::schedule`].
+pub mod schedule_kinds {
+    /// 1.
+    pub const CONSTANT: u32 = 0;
+    /// Linear warm-up, then half a cosine.
+    pub const WARMUP_COSINE: u32 = 1;
+    /// Linear warm-up, then the inverse square root.
+    pub const INVERSE_SQRT: u32 = 2;
+    /// A fall every so many steps.
+    pub const STEP: u32 = 3;
+    /// Half a cosine up, half a cosine down.
+    pub const ONE_CYCLE: u32 = 4;
+}
+
 /// What a group remembers from step to step; all of it lives on the device.
 ///
 /// Numbers that must survive any scale of the loss are held as mantissa in `[1, 2)` and exponent; sums of logarithms are held
@@ -95,10 +155,14 @@ pub struct GroupState {
     pub skipped: u32,
     /// 1 once a finite, non-zero gradient has been seen.
     pub started: u32,
-    /// 1 once the momentum holds a gradient.
+    /// 1 once a step was taken, so that the momentum holds a gradient.
     pub momentum_started: u32,
     /// η of this step, as in the learning-rate buffer.
     pub learning_rate: f32,
+    /// What the regime says, without the schedule.
+    pub regime_rate: f32,
+    /// ln of the schedule's factor at the last step.
+    pub ln_schedule: f32,
     /// η of the first step.
     pub first_rate_mantissa: f32,
     /// η of the first step.
@@ -115,6 +179,12 @@ pub struct GroupState {
     pub mean_square_mantissa: f32,
     /// EMA of n².
     pub mean_square_exponent: i32,
+    /// Mean of n over the non-zero gradients, the last [`MEAN_STEPS`] of them at most.
+    pub mean_norm_mantissa: f32,
+    /// Mean of n.
+    pub mean_norm_exponent: i32,
+    /// Gradients in that mean.
+    pub mean_steps: u32,
     /// β^k after k non-zero gradients.
     pub smoothing_power: f32,
     /// n̂ of the last non-zero gradient.
@@ -125,7 +195,28 @@ pub struct GroupState {
     pub gradient_exponent: i32,
     /// Power of two by which they scale the momentum; the same in all groups of a scope.
     pub direction_exponent: i32,
+    /// n of the last non-zero gradient.
+    pub last_norm_mantissa: f32,
+    /// n of the last non-zero gradient.
+    pub last_norm_exponent: i32,
+    /// Loss of the last step with a gradient, less f*.
+    pub last_loss: f32,
+    /// Sum of squares that the regime adds up.
+    pub history_mantissa: f32,
+    /// Sum of squares that the regime adds up.
+    pub history_exponent: i32,
+    /// r̄, the largest distance from the start.
+    pub distance_mantissa: f32,
+    /// r̄, the largest distance from the start.
+    pub distance_exponent: i32,
+    /// η_{t-1}/η_{t-2}.
+    pub last_growth: f32,
+    /// The last step's clip factor.
+    pub last_clip: f32,
 }
+
+/// The longest memory of [`GroupState::mean_norm_mantissa`], in steps.
+pub const MEAN_STEPS: u32 = 65536;
 
 /// Where a scope's partials lie.
 #[repr(C)]
@@ -176,11 +267,16 @@ pub struct ScopeSums {
     pub direction_square: f32,
     /// Elements that are NaN or infinite.
     pub nonfinite: u32,
-    /// The first of them, as [`Block::first_element`] counts; `u32::MAX` for none.
+    /// The first of them, as [`Block::first_element`] counts; `u32::MAX` for none, [`LOSS_ELEMENT`] for the loss.
     pub first_nonfinite: u32,
+    /// The loss, where a regime needs it.
+    pub loss: f32,
 }
 
-/// Words of a partial: those of [`ScopeSums`].
+/// [`ScopeSums::first_nonfinite`] where no element but the loss is not finite: above the index of any element.
+pub const LOSS_ELEMENT: u32 = u32::MAX - 1;
+
+/// Words of a partial: those of [`ScopeSums`] but for the loss.
 pub const PARTIAL_WORDS: u32 = 12;
 
 /// What pass 3 tells pass 4 about a group.
@@ -209,6 +305,8 @@ pub struct Update {
     pub direction_exponent: i32,
     /// [`GroupState::started`], for the next step's sweep.
     pub started: u32,
+    /// 1 in the first step, before which the parameters were the first ones.
+    pub first: u32,
 }
 
 impl Update {
@@ -235,6 +333,7 @@ impl Update {
             gradient_exponent: 0,
             direction_exponent: 0,
             started: 0,
+            first: 0,
         }
     }
 }
@@ -315,6 +414,8 @@ pub mod record_flags {
     pub const CLAMPED_RATE: u32 = 32;
     /// No learning rate yet: every gradient so far was zero or not finite.
     pub const WAITING: u32 = 64;
+    /// The loss was not finite.
+    pub const NONFINITE_LOSS: u32 = 256;
     /// Set in every record, so that a ring that was never written is told from one that was.
     pub const WRITTEN: u32 = 128;
 }
@@ -324,6 +425,8 @@ impl GroupState {
     pub(crate) fn initial(constants: &GroupConstants) -> Self {
         let mut state = GroupState {
             smoothing_power: 1.0,
+            last_growth: f32::MAX,
+            last_clip: 1.0,
             ..GroupState::default()
         };
         if constants.flags & group_flags::INITIAL_RATE != 0 {
@@ -331,6 +434,7 @@ impl GroupState {
             let exponent = ((rate.to_bits() >> 23) & 0xff) as i32 - 127;
             let ln_rate = f64::from(rate).ln();
             state.learning_rate = rate;
+            state.regime_rate = rate;
             state.first_rate_mantissa = f32::from_bits(rate.to_bits() & 0x007f_ffff | 0x3f80_0000);
             state.first_rate_exponent = exponent;
             state.ln_first_rate_int = ln_rate.floor() as i32;

@@ -56,6 +56,7 @@ mod plan;
 mod record;
 mod regime;
 mod rule;
+mod schedule;
 mod step_mode;
 
 pub use cpu::CpuOptimizer;
@@ -64,8 +65,12 @@ pub use gpu::{Gpu, GpuOptions, Optimizer};
 pub use group::{DEFAULT_RECORD_STEPS, Group, GroupConfig, OptimizerBuilder, TensorPair};
 pub use plan::TensorInfo;
 pub use record::{Flags, NonFinite, Record, Records, Term};
-pub use regime::{Hypergradient, MAX_CHANGE, NormRatio, RATE_MAX, RATE_MIN, Regime, Seesaw};
+pub use regime::{
+    AdGd, AdaGradNorm, BarzilaiBorwein, DoG, DoWG, Hypergradient, MAX_CHANGE, Ngn, NormRatio,
+    Polyak, RATE_MAX, RATE_MIN, Regime, SecantForm, Seesaw,
+};
 pub use rule::{Rule, WeightDecay};
+pub use schedule::Schedule;
 pub use step_mode::StepMode;
 pub use wgpu;
 

@@ -65,6 +65,10 @@ pub(crate) enum Alignment {
     Momentum,
     /// Sign counters and the sign of the last step, one byte per parameter.
     Counters,
+    /// The last gradient: not how it agrees is measured, but how it changed.
+    LastGradient,
+    /// The first parameters: measured is how far the parameters are from them.
+    FirstParameters,
 }
 
 /// The rule without its numbers: what pass 4 is compiled for.
@@ -115,6 +119,24 @@ impl Kernel {
 
     pub(crate) fn has_counters(self) -> bool {
         self.alignment == Alignment::Counters
+    }
+
+    /// Whether the regime keeps four bytes per parameter.
+    pub(crate) fn keeps_vector(self) -> bool {
+        self.has_last_gradient() || self.has_first_parameters()
+    }
+
+    /// Whether more is measured than the norm, and more than the momentum's alignment.
+    pub(crate) fn measures_memory(self) -> bool {
+        self.has_counters() || self.keeps_vector()
+    }
+
+    pub(crate) fn has_first_parameters(self) -> bool {
+        self.alignment == Alignment::FirstParameters
+    }
+
+    pub(crate) fn has_last_gradient(self) -> bool {
+        self.alignment == Alignment::LastGradient
     }
 
     /// Words (4 bytes) that are remembered of a quad: momentum, counters, or nothing.
@@ -496,11 +518,28 @@ fn kernel_of(
 ) -> Result<Kernel, Error> {
     let members = || scope.groups.iter().map(|&group| &configs[group]);
     let measured = members().any(|member| member.regime.needs_alignment());
-    let alignment = match (measured, config.rule.has_momentum()) {
-        (false, _) => Alignment::None,
-        (true, true) => Alignment::Momentum,
-        (true, false) => Alignment::Counters,
+    let secant = members().any(|member| member.regime.needs_last_gradient());
+    let distance = members().any(|member| member.regime.needs_first_parameters());
+    let alignment = match (secant, distance, measured, config.rule.has_momentum()) {
+        (true, ..) => Alignment::LastGradient,
+        (_, true, ..) => Alignment::FirstParameters,
+        (.., false, _) => Alignment::None,
+        (.., true, true) => Alignment::Momentum,
+        (.., true, false) => Alignment::Counters,
     };
+    if (secant || distance)
+        && let Some(other) = members().find(|member| {
+            member.regime.needs_last_gradient() != config.regime.needs_last_gradient()
+                || member.regime.needs_first_parameters() != config.regime.needs_first_parameters()
+                || secant && RuleKind::of(member.rule) != RuleKind::of(config.rule)
+        })
+    {
+        return Err(Error::MixedMemory {
+            first: config.name.clone(),
+            second: other.name.clone(),
+            scope: scope.name.unwrap_or_default().to_owned(),
+        });
+    }
     if measured
         && let Some(other) =
             members().find(|member| member.rule.has_momentum() != config.rule.has_momentum())
@@ -570,9 +609,20 @@ fn constants_of(
         exponent: regime.exponent(),
         gain: regime.gain(),
         smoothing: regime.smoothing(),
+        norm_floor: regime.norm_floor(),
         brake_slack: regime.brake_slack(),
         first_step: regime.first_step(),
         initial_rate: regime.initial_rate().unwrap_or(0.0),
+        regime: regime.kind(),
+        scale: regime.scale(),
+        offset: regime.offset(),
+        max_change: regime.max_change(),
+        max_rate: regime.max_rate(),
+        schedule: config.schedule.kind(),
+        schedule_rise: config.schedule.rise(),
+        schedule_steps: config.schedule.steps(),
+        schedule_first: config.schedule.first(),
+        schedule_last: config.schedule.last(),
         sqrt_elements: (scope_elements as f64).sqrt() as f32,
         scope_momentum: members()
             .map(|member| member.rule.momentum())

@@ -46,7 +46,7 @@ pub struct Record {
     pub history_term: f32,
     /// What the loss did.
     pub loss_term: f32,
-    /// What a new estimate of the scale did: the ignition and the restarts of GatedDistance, the decisions of AutoSgd.
+    /// What a new estimate of the scale did; 0 in every regime so far.
     pub scale_term: f32,
     /// What a gate held back, or released of what it had held back before.
     pub gate_term: f32,
@@ -101,6 +101,10 @@ impl Flags {
     pub fn clamped_rate(self) -> bool {
         self.0 & record_flags::CLAMPED_RATE != 0
     }
+    /// The step was skipped because the loss was not finite.
+    pub fn nonfinite_loss(self) -> bool {
+        self.0 & record_flags::NONFINITE_LOSS != 0
+    }
     /// No learning rate yet: every gradient so far was zero or not finite.
     pub fn waiting(self) -> bool {
         self.0 & record_flags::WAITING != 0
@@ -108,7 +112,7 @@ impl Flags {
 }
 
 /// Names joined by `+`, empty for an ordinary step: `first`, `zero`, `skipped`, `clipped`, `clamped-change`, `clamped-rate`,
-/// `waiting`.
+/// `waiting`, `nonfinite-loss`.
 impl fmt::Display for Flags {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let names = [
@@ -119,6 +123,7 @@ impl fmt::Display for Flags {
             (self.clamped_change(), "clamped-change"),
             (self.clamped_rate(), "clamped-rate"),
             (self.waiting(), "waiting"),
+            (self.nonfinite_loss(), "nonfinite-loss"),
         ];
         let mut separator = "";
         for (_, name) in names.iter().filter(|(set, _)| *set) {
@@ -292,6 +297,9 @@ impl fmt::Display for Record {
         write!(f, "step {}: ", self.step)?;
         if self.flags.skipped() {
             write!(f, "skipped")?;
+            if self.flags.nonfinite_loss() {
+                write!(f, ", the loss is not finite")?;
+            }
             if let Some(bad) = self.nonfinite {
                 write!(
                     f,

@@ -1,13 +1,27 @@
 //! Learning-rate regimes: how long a step is, decided on the device from the gradients.
 
+mod alignment;
+mod distance;
+mod loss;
+mod norm;
+mod secant;
+
+pub use alignment::{Hypergradient, Seesaw};
+pub use distance::{DoG, DoWG};
+pub use loss::{Ngn, Polyak};
+pub use norm::{AdaGradNorm, NormRatio};
+pub use secant::{AdGd, BarzilaiBorwein, SecantForm};
+
 use crate::error::{Error, require};
+use crate::layout::regime_kinds;
 
 /// The regime that sets a group's learning rate η, once per step, from that step's reductions.
 ///
-/// Notation: `n` is the norm of the gradient, `n̂ = max(√EMA_β(n²), n)` the smoothed norm (bias-corrected), `a` the alignment
-/// of the gradient with where the optimizer has been going. Every regime except [`Regime::Fixed`] starts with a step of
-/// length `ε (1 + ‖w₀‖)` in parameter space unless told otherwise, clamps each change of `ln η` to ±ln 10 and η to
-/// `[1e-30, 1e30]`, and carries η over when the gradient is zero or not finite.
+/// Notation: `n` is the norm of the gradient, `n̂ = max(√EMA_β(n²), n, φ mean(n))` the smoothed norm (bias-corrected; the
+/// mean is over all steps, the last 65,536 at most), `a` the alignment
+/// of the gradient with where the optimizer has been going, `u` the direction of the step, `s = -η u` the step itself. Every
+/// regime but [`Regime::Fixed`] clamps each change of `ln η` to ±ln 10; all clamp η to `[1e-30, 1e30]`, and carry it over when the
+/// gradient is zero or not finite. A [`Schedule`](crate::Schedule) multiplies what the regime says.
 #[derive(Debug, Clone, Copy, PartialEq)]
 #[non_exhaustive]
 pub enum Regime {
@@ -22,6 +36,20 @@ pub enum Regime {
         /// η, above 0.
         learning_rate: f32,
     },
+    /// The sum of squared norms. See [`AdaGradNorm`].
+    AdaGradNorm(AdaGradNorm),
+    /// The secant of the last step. See [`BarzilaiBorwein`].
+    BarzilaiBorwein(BarzilaiBorwein),
+    /// The secant, with bounded growth. See [`AdGd`].
+    AdGd(AdGd),
+    /// Distance over gradients. See [`DoG`].
+    DoG(DoG),
+    /// Distance over weighted gradients. See [`DoWG`].
+    DoWG(DoWG),
+    /// The loss over the squared norm. See [`Polyak`].
+    Polyak(Polyak),
+    /// The loss and the squared norm, bounded. See [`Ngn`].
+    Ngn(Ngn),
 }
 
 impl Default for Regime {
@@ -51,6 +79,41 @@ impl Regime {
         Regime::Fixed { learning_rate }
     }
 
+    /// [`AdaGradNorm`] with scale 1 and offset 0.
+    pub fn adagrad_norm() -> Self {
+        Regime::AdaGradNorm(AdaGradNorm::default())
+    }
+
+    /// [`BarzilaiBorwein`] in this form.
+    pub fn barzilai_borwein(form: SecantForm) -> Self {
+        Regime::BarzilaiBorwein(BarzilaiBorwein::new(form))
+    }
+
+    /// [`AdGd`], starting from the automatic first step.
+    pub fn adgd() -> Self {
+        Regime::AdGd(AdGd::default())
+    }
+
+    /// [`DoG`] with `ε = 1e-6`.
+    pub fn dog() -> Self {
+        Regime::DoG(DoG::default())
+    }
+
+    /// [`DoWG`] with `ε = 1e-6`.
+    pub fn dowg() -> Self {
+        Regime::DoWG(DoWG::default())
+    }
+
+    /// [`Polyak`] with `f* = 0` and `c = 1/2`.
+    pub fn polyak() -> Self {
+        Regime::Polyak(Polyak::default())
+    }
+
+    /// [`Ngn`] with `σ = 1`.
+    pub fn ngn() -> Self {
+        Regime::Ngn(Ngn::default())
+    }
+
     /// The regime's name as records, tables and the command line write it.
     pub fn name(&self) -> &'static str {
         match self {
@@ -58,6 +121,17 @@ impl Regime {
             Regime::NormRatio(_) => "norm-ratio",
             Regime::Hypergradient(_) => "hypergradient",
             Regime::Fixed { .. } => "fixed",
+            Regime::AdaGradNorm(_) => "adagrad-norm",
+            Regime::BarzilaiBorwein(BarzilaiBorwein { form, .. }) => match form {
+                SecantForm::Long => "bb-long",
+                SecantForm::Short => "bb-short",
+                SecantForm::Geometric => "bb-geometric",
+            },
+            Regime::AdGd(_) => "adgd",
+            Regime::DoG(_) => "dog",
+            Regime::DoWG(_) => "dowg",
+            Regime::Polyak(_) => "polyak",
+            Regime::Ngn(_) => "ngn",
         }
     }
 
@@ -67,9 +141,32 @@ impl Regime {
         self.gain() > 0.0
     }
 
+    /// Whether the last gradient is kept, 4 bytes per parameter.
+    pub fn needs_last_gradient(&self) -> bool {
+        matches!(self, Regime::BarzilaiBorwein(_) | Regime::AdGd(_))
+    }
+
+    /// Whether the first parameters are kept, 4 bytes per parameter.
+    pub fn needs_first_parameters(&self) -> bool {
+        matches!(self, Regime::DoG(_) | Regime::DoWG(_))
+    }
+
+    /// Whether the caller must give the loss of every step.
+    pub fn needs_loss(&self) -> bool {
+        matches!(self, Regime::Polyak(_) | Regime::Ngn(_))
+    }
+
+    /// Whether [`StepMode::Lagged`](crate::StepMode::Lagged) can measure what it needs.
+    pub(crate) fn fits_lagged_steps(&self) -> bool {
+        !(self.needs_last_gradient() || self.needs_first_parameters() || self.needs_loss())
+    }
+
     /// Whether the first rate comes from the length of the first step, so that pass 1 must measure `‖w₀‖` once.
     pub fn needs_initial_norm(&self) -> bool {
-        self.initial_rate().is_none()
+        match self {
+            Regime::AdaGradNorm(_) | Regime::Polyak(_) | Regime::Ngn(_) => false,
+            _ => self.initial_rate().is_none(),
+        }
     }
 
     /// η of the first step, where the caller gave it.
@@ -78,8 +175,14 @@ impl Regime {
             Regime::Fixed { learning_rate } => Some(learning_rate),
             Regime::NormRatio(NormRatio {
                 initial_rate: rate, ..
+            })
+            | Regime::BarzilaiBorwein(BarzilaiBorwein {
+                initial_rate: rate, ..
+            })
+            | Regime::AdGd(AdGd {
+                initial_rate: rate, ..
             }) => rate,
-            Regime::Seesaw(_) | Regime::Hypergradient(_) => None,
+            _ => None,
         }
     }
 
@@ -88,7 +191,7 @@ impl Regime {
         match *self {
             Regime::Seesaw(Seesaw { exponent, .. })
             | Regime::NormRatio(NormRatio { exponent, .. }) => exponent,
-            Regime::Hypergradient(_) | Regime::Fixed { .. } => 0.0,
+            _ => 0.0,
         }
     }
 
@@ -97,7 +200,7 @@ impl Regime {
         match *self {
             Regime::Seesaw(Seesaw { gain, .. })
             | Regime::Hypergradient(Hypergradient { gain, .. }) => gain,
-            Regime::NormRatio(_) | Regime::Fixed { .. } => 0.0,
+            _ => 0.0,
         }
     }
 
@@ -107,7 +210,17 @@ impl Regime {
             Regime::Seesaw(Seesaw { smoothing, .. })
             | Regime::NormRatio(NormRatio { smoothing, .. })
             | Regime::Hypergradient(Hypergradient { smoothing, .. }) => smoothing,
-            Regime::Fixed { .. } => 0.9,
+            _ => 0.9,
+        }
+    }
+
+    /// `φ`: n̂ never falls below this share of the mean norm.
+    pub fn norm_floor(&self) -> f32 {
+        match *self {
+            Regime::Seesaw(Seesaw { norm_floor, .. })
+            | Regime::NormRatio(NormRatio { norm_floor, .. })
+            | Regime::Hypergradient(Hypergradient { norm_floor, .. }) => norm_floor,
+            _ => Seesaw::default().norm_floor,
         }
     }
 
@@ -119,13 +232,76 @@ impl Regime {
         }
     }
 
-    /// `ε` of the first step's length `ε (1 + ‖w₀‖)`.
+    /// `ε` of the first step's length `ε (1 + ‖w₀‖)`; 0 where the regime has none.
     pub fn first_step(&self) -> f32 {
         match *self {
             Regime::Seesaw(Seesaw { first_step, .. })
             | Regime::NormRatio(NormRatio { first_step, .. })
-            | Regime::Hypergradient(Hypergradient { first_step, .. }) => first_step,
-            Regime::Fixed { .. } => 0.0,
+            | Regime::Hypergradient(Hypergradient { first_step, .. })
+            | Regime::BarzilaiBorwein(BarzilaiBorwein { first_step, .. })
+            | Regime::AdGd(AdGd { first_step, .. }) => first_step,
+            Regime::DoG(DoG { initial_distance }) | Regime::DoWG(DoWG { initial_distance }) => {
+                initial_distance
+            }
+            Regime::Fixed { .. } | Regime::AdaGradNorm(_) | Regime::Polyak(_) | Regime::Ngn(_) => {
+                0.0
+            }
+        }
+    }
+
+    /// What pass 3 computes: one of [`regime_kinds`].
+    pub(crate) fn kind(&self) -> u32 {
+        match self {
+            Regime::Seesaw(_)
+            | Regime::NormRatio(_)
+            | Regime::Hypergradient(_)
+            | Regime::Fixed { .. } => regime_kinds::SEESAW,
+            Regime::AdaGradNorm(_) => regime_kinds::ADAGRAD_NORM,
+            Regime::BarzilaiBorwein(BarzilaiBorwein { form, .. }) => match form {
+                SecantForm::Long => regime_kinds::SECANT_LONG,
+                SecantForm::Short => regime_kinds::SECANT_SHORT,
+                SecantForm::Geometric => regime_kinds::SECANT_GEOMETRIC,
+            },
+            Regime::AdGd(_) => regime_kinds::ADGD,
+            Regime::DoG(_) => regime_kinds::DOG,
+            Regime::DoWG(_) => regime_kinds::DOWG,
+            Regime::Polyak(_) => regime_kinds::POLYAK,
+            Regime::Ngn(_) => regime_kinds::NGN,
+        }
+    }
+
+    /// c of AdaGradNorm and Polyak, σ of Ngn: what the formula is multiplied or divided by.
+    pub(crate) fn scale(&self) -> f32 {
+        match *self {
+            Regime::AdaGradNorm(AdaGradNorm { scale, .. }) => scale,
+            Regime::Polyak(Polyak { factor, .. }) => factor,
+            Regime::Ngn(Ngn { rate }) => rate,
+            _ => 1.0,
+        }
+    }
+
+    /// b₀ of AdaGradNorm, f* of Polyak.
+    pub(crate) fn offset(&self) -> f32 {
+        match *self {
+            Regime::AdaGradNorm(AdaGradNorm { offset, .. }) => offset,
+            Regime::Polyak(Polyak { optimum, .. }) => optimum,
+            _ => 0.0,
+        }
+    }
+
+    /// The largest factor by which one step changes η.
+    pub(crate) fn max_change(&self) -> f32 {
+        match *self {
+            Regime::BarzilaiBorwein(BarzilaiBorwein { max_change, .. }) => max_change.min(10.0),
+            _ => 10.0,
+        }
+    }
+
+    /// The largest η.
+    pub(crate) fn max_rate(&self) -> f32 {
+        match *self {
+            Regime::Polyak(Polyak { max_rate, .. }) => max_rate.min(RATE_MAX),
+            _ => RATE_MAX,
         }
     }
 
@@ -133,6 +309,15 @@ impl Regime {
     pub(crate) fn validate(&self) -> Result<(), Error> {
         let owner = || format!("regime {}", self.name());
         let finite_at_least_0 = |x: f32| x.is_finite() && x >= 0.0;
+        let above_0 = |field, value: f32| {
+            require(
+                value.is_finite() && value >= f32::MIN_POSITIVE,
+                owner,
+                field,
+                value,
+                "finite, above 0 and not denormal",
+            )
+        };
         require(
             finite_at_least_0(self.exponent()),
             owner,
@@ -155,12 +340,72 @@ impl Regime {
             "at least 0 and below 1",
         )?;
         require(
+            (0.0..=1.0).contains(&self.norm_floor()),
+            owner,
+            "norm_floor",
+            self.norm_floor(),
+            "between 0 and 1",
+        )?;
+        require(
             finite_at_least_0(self.brake_slack()),
             owner,
             "brake_slack",
             self.brake_slack(),
             "finite and at least 0",
         )?;
+        match *self {
+            Regime::AdaGradNorm(AdaGradNorm { scale, offset }) => {
+                above_0("scale", scale)?;
+                require(
+                    finite_at_least_0(offset),
+                    owner,
+                    "offset",
+                    offset,
+                    "finite and at least 0",
+                )
+            }
+            Regime::Polyak(Polyak {
+                optimum,
+                factor,
+                max_rate,
+            }) => {
+                require(optimum.is_finite(), owner, "optimum", optimum, "finite")?;
+                above_0("factor", factor)?;
+                require(
+                    max_rate >= RATE_MIN,
+                    owner,
+                    "max_rate",
+                    max_rate,
+                    "at least 1e-30 (f32::INFINITY for none)",
+                )
+            }
+            Regime::Ngn(Ngn { rate }) => require(
+                (RATE_MIN..=RATE_MAX).contains(&rate),
+                owner,
+                "rate",
+                rate,
+                "between 1e-30 and 1e30",
+            ),
+            Regime::BarzilaiBorwein(BarzilaiBorwein { max_change, .. }) => {
+                require(
+                    max_change.is_finite() && max_change > 1.0,
+                    owner,
+                    "max_change",
+                    max_change,
+                    "finite and above 1",
+                )?;
+                self.validate_first_step()
+            }
+            _ => self.validate_first_step(),
+        }
+    }
+
+    fn validate_first_step(&self) -> Result<(), Error> {
+        let owner = || format!("regime {}", self.name());
+        let field = match self {
+            Regime::DoG(_) | Regime::DoWG(_) => "initial_distance",
+            _ => "first_step",
+        };
         match self.initial_rate() {
             Some(rate) => require(
                 rate.is_finite() && (RATE_MIN..=RATE_MAX).contains(&rate),
@@ -172,7 +417,7 @@ impl Regime {
             None => require(
                 self.first_step().is_finite() && self.first_step() > 0.0,
                 owner,
-                "first_step",
+                field,
                 self.first_step(),
                 "finite and above 0",
             ),
@@ -186,87 +431,3 @@ pub const RATE_MIN: f32 = 1e-30;
 pub const RATE_MAX: f32 = 1e30;
 /// The largest change of `ln η` in one step: a factor of ten.
 pub const MAX_CHANGE: f32 = std::f32::consts::LN_10;
-
-/// Norm and alignment: `ln η ← ln η + p ln(n̂_{t-1}/n̂_t) + κ (n/n̂) a`.
-///
-/// The learning rate rises as the gradient norm falls and falls as it rises (Z. Yang, arXiv:2508.13639, gives the idea; the
-/// formula is this project's own derivation from the secant equation). `a = a_slow + min(0, a_fast + slack)`:
-/// - rules with momentum: `a_slow = ⟨g, m⟩ / (‖g‖ ‖m‖)` and no brake;
-/// - rules without: a direction memory of one byte per parameter, `q ← clamp(q + sign g, -7, 7)` and the sign of the last
-///   step; `a_slow = ⟨g, q⟩ / (‖g‖ ‖q‖)`, `a_fast = ⟨g, sign u_{t-1}⟩ / ‖g‖₁`.
-///
-/// The defaults are constants of the method, chosen once; they are fields so that they can be studied.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Seesaw {
-    /// `p = 1/2`, between a fixed rate (0) and a fixed step length (1).
-    pub exponent: f32,
-    /// `κ = 0.1`.
-    pub gain: f32,
-    /// `β = 0.9`.
-    pub smoothing: f32,
-    /// `slack = 0.4`.
-    pub brake_slack: f32,
-    /// `ε = 1e-2`: the first step has length `ε (1 + ‖w₀‖)`.
-    pub first_step: f32,
-}
-
-impl Default for Seesaw {
-    fn default() -> Self {
-        Seesaw {
-            exponent: 0.5,
-            gain: 0.1,
-            smoothing: 0.9,
-            brake_slack: 0.4,
-            first_step: 1e-2,
-        }
-    }
-}
-
-/// The norm alone: `ln η ← ln η + p ln(n̂_{t-1}/n̂_t)`, so that `η_t = η_0 (n̂_0/n̂_t)^p`; no memory per parameter.
-///
-/// The smoothed norm takes the larger of average and present value: the rate drops at once when the norm jumps and recovers
-/// slowly.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct NormRatio {
-    /// η of the first step; `None` takes it from the first step's length.
-    pub initial_rate: Option<f32>,
-    /// `p = 1`.
-    pub exponent: f32,
-    /// `β = 0.9`.
-    pub smoothing: f32,
-    /// `ε = 1e-2`, used where `initial_rate` is `None`.
-    pub first_step: f32,
-}
-
-impl Default for NormRatio {
-    fn default() -> Self {
-        NormRatio {
-            initial_rate: None,
-            exponent: 1.0,
-            smoothing: 0.9,
-            first_step: 1e-2,
-        }
-    }
-}
-
-/// The alignment alone: [`Seesaw`] with `p = 0`, in the spirit of hypergradient descent (Baydin et al. 2018,
-/// arXiv:1703.04782), multiplicative and with the cosine weighted by `n/n̂`.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Hypergradient {
-    /// `κ = 0.1`.
-    pub gain: f32,
-    /// `β = 0.9`, of the smoothed norm in the weight `n/n̂`.
-    pub smoothing: f32,
-    /// `ε = 1e-2`.
-    pub first_step: f32,
-}
-
-impl Default for Hypergradient {
-    fn default() -> Self {
-        Hypergradient {
-            gain: 0.1,
-            smoothing: 0.9,
-            first_step: 1e-2,
-        }
-    }
-}

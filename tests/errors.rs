@@ -420,6 +420,7 @@ fn numbers_just_within_range() {
         exponent: 0.0,
         gain: 0.0,
         smoothing: 0.0,
+        norm_floor: 0.0,
         brake_slack: 0.0,
         first_step: f32::MIN_POSITIVE,
     };

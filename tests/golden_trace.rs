@@ -1,10 +1,11 @@
-//! Promise: Seesaw is what its executable specification says, step by step, for the three rules, on the CPU path and on every
-//! adapter. The numbers come from `tests/golden/make_golden.py`.
+//! Promise: Seesaw is what its executable specification says, and the other regimes what their papers' formulas say, step by step, for
+//! the three rules, on the CPU path and on every adapter. The numbers come from `tests/golden/make_golden.py` and `make_regimes.py`.
 
 mod common;
 
+use common::run::{Spec, every_path};
 use common::{adapters, build, download, drain, step, upload};
-use wgpu_optim::{Group, OptimizerBuilder, Record, Rule};
+use wgpu_optim::{DoG, DoWG, Group, OptimizerBuilder, Record, Regime, Rule, SecantForm};
 
 const D: usize = 64;
 
@@ -118,6 +119,81 @@ fn every_adapter_follows_the_golden_trace() {
                 let records = drain(&mut optimizer).records;
                 assert_eq!(records.len(), 1);
                 compare(&gpu.describe(), row, &records[0], &w);
+            }
+        }
+    }
+}
+
+/// A regime of `tests/golden/make_regimes.py`.
+fn regime(name: &str) -> Regime {
+    let initial_distance = 1e-2;
+    match name {
+        "adagrad-norm" => Regime::adagrad_norm(),
+        "bb-long" => Regime::barzilai_borwein(SecantForm::Long),
+        "bb-short" => Regime::barzilai_borwein(SecantForm::Short),
+        "bb-geometric" => Regime::barzilai_borwein(SecantForm::Geometric),
+        "adgd" => Regime::adgd(),
+        "dog" => Regime::DoG(DoG { initial_distance }),
+        "dowg" => Regime::DoWG(DoWG { initial_distance }),
+        "polyak" => Regime::polyak(),
+        "ngn" => Regime::ngn(),
+        other => panic!("no regime is called {other}"),
+    }
+}
+
+/// The formulas feed on differences of parameters and gradients, whose rounding the steps carry on.
+const FORMULA_TOLERANCE: f64 = 1e-4;
+
+/// ½ Σ h (w - target)² + 0.05, as the specification has it.
+fn loss(w: &[f32]) -> f32 {
+    let sum: f64 = w
+        .iter()
+        .enumerate()
+        .map(|(i, &w)| {
+            let h = 10f64.powf(-2.0 * i as f64 / (D - 1) as f64);
+            h * (f64::from(w) - (i as f64).cos()).powi(2)
+        })
+        .sum();
+    (0.05 + 0.5 * sum) as f32
+}
+
+#[test]
+fn every_path_follows_the_golden_traces_of_the_formulas() {
+    let traces: Vec<Vec<&str>> = include_str!("golden/regimes.csv")
+        .lines()
+        .skip(1)
+        .map(|line| line.split(',').collect())
+        .collect();
+    assert_eq!(traces.len(), 3 * 9 * 12);
+    for trace in traces.chunks(12) {
+        let (rule_name, regime_name) = (trace[0][0], trace[0][1]);
+        let (_, rule) = rules()
+            .into_iter()
+            .find(|(name, _)| *name == rule_name)
+            .expect("a rule");
+        let spec = Spec::new(rule, regime(regime_name), vec![vec![0.0; D]]);
+        for mut run in every_path(&[spec]) {
+            for (t, row) in trace.iter().enumerate() {
+                let w = run.params().remove(0);
+                run.set_loss(loss(&w));
+                run.step(&[gradient(&w, t)]);
+                let record = run.records().records[0];
+                let after = run.params().remove(0);
+                let got = [
+                    f64::from(loss(&w)),
+                    f64::from(record.norm),
+                    record.ln_rate,
+                    f64::from(after[0]),
+                    f64::from(after[D - 1]),
+                ];
+                for (column, got) in got.into_iter().enumerate() {
+                    let expected: f64 = row[3 + column].parse().expect("a number");
+                    assert!(
+                        (got - expected).abs() <= FORMULA_TOLERANCE * expected.abs().max(1.0),
+                        "{}, {rule_name}, {regime_name}, step {t}, column {column}: {got} instead of {expected}",
+                        run.path()
+                    );
+                }
             }
         }
     }

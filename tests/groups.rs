@@ -14,8 +14,8 @@ use oracle::Oracle;
 use wgpu_optim::gpu::{PassName, Tuning};
 use wgpu_optim::layout::Squares;
 use wgpu_optim::{
-    Gpu, GroupConfig, NormRatio, OptimizerBuilder, Regime, Rule, Seesaw, StepMode, WeightDecay,
-    wgpu,
+    Gpu, GroupConfig, NormRatio, OptimizerBuilder, Regime, Rule, Schedule, Seesaw, StepMode,
+    WeightDecay, wgpu,
 };
 
 fn run_steps(run: &mut dyn Run, grads: &[Vec<Vec<f32>>]) {
@@ -70,6 +70,7 @@ fn each_group_takes_the_builders_settings_or_its_own() {
         weight_decay: WeightDecay::Coupled(0.125),
         clip_norm: 2.0,
         maximize: true,
+        schedule: Schedule::Constant,
         scope: Some("global".to_owned()),
     };
     let owns = GroupConfig {
@@ -79,6 +80,7 @@ fn each_group_takes_the_builders_settings_or_its_own() {
         weight_decay: WeightDecay::Decoupled(0.5),
         clip_norm: 3.0,
         maximize: false,
+        schedule: Schedule::Constant,
         scope: Some("together".to_owned()),
     };
     let optimizer = builder().build_cpu().expect("builds");

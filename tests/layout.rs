@@ -68,9 +68,20 @@ fn rust_layout() -> Layout {
             exponent,
             gain,
             smoothing,
+            norm_floor,
             brake_slack,
             first_step,
             initial_rate,
+            regime,
+            scale,
+            offset,
+            max_change,
+            max_rate,
+            schedule,
+            schedule_rise,
+            schedule_steps,
+            schedule_first,
+            schedule_last,
             sqrt_elements,
             scope_momentum,
             scope_clip,
@@ -85,6 +96,8 @@ fn rust_layout() -> Layout {
             started,
             momentum_started,
             learning_rate,
+            regime_rate,
+            ln_schedule,
             first_rate_mantissa,
             first_rate_exponent,
             ln_first_rate_int,
@@ -93,11 +106,23 @@ fn rust_layout() -> Layout {
             change_fraction,
             mean_square_mantissa,
             mean_square_exponent,
+            mean_norm_mantissa,
+            mean_norm_exponent,
+            mean_steps,
             smoothing_power,
             smoothed_mantissa,
             smoothed_exponent,
             gradient_exponent,
             direction_exponent,
+            last_norm_mantissa,
+            last_norm_exponent,
+            last_loss,
+            history_mantissa,
+            history_exponent,
+            distance_mantissa,
+            distance_exponent,
+            last_growth,
+            last_clip,
         }
     );
     fields_of!(
@@ -121,6 +146,7 @@ fn rust_layout() -> Layout {
             direction_square,
             nonfinite,
             first_nonfinite,
+            loss,
         }
     );
     fields_of!(
@@ -137,6 +163,7 @@ fn rust_layout() -> Layout {
             gradient_exponent,
             direction_exponent,
             started,
+            first,
         }
     );
     fields_of!(
@@ -183,6 +210,22 @@ fn rust_layout() -> Layout {
         // The override constant of pass 1 has the short name.
         ("RAW_NORM_CLIP", group_flags::RAW_NORM),
         ("LAGGED", group_flags::LAGGED),
+        ("SEESAW", regime_kinds::SEESAW),
+        ("ADAGRAD_NORM", regime_kinds::ADAGRAD_NORM),
+        ("SECANT_LONG", regime_kinds::SECANT_LONG),
+        ("SECANT_SHORT", regime_kinds::SECANT_SHORT),
+        ("SECANT_GEOMETRIC", regime_kinds::SECANT_GEOMETRIC),
+        ("ADGD", regime_kinds::ADGD),
+        ("DOG", regime_kinds::DOG),
+        ("DOWG", regime_kinds::DOWG),
+        ("POLYAK", regime_kinds::POLYAK),
+        ("NGN", regime_kinds::NGN),
+        ("SCHEDULE_CONSTANT", schedule_kinds::CONSTANT),
+        ("SCHEDULE_WARMUP_COSINE", schedule_kinds::WARMUP_COSINE),
+        ("SCHEDULE_INVERSE_SQRT", schedule_kinds::INVERSE_SQRT),
+        ("SCHEDULE_STEP", schedule_kinds::STEP),
+        ("SCHEDULE_ONE_CYCLE", schedule_kinds::ONE_CYCLE),
+        ("MEAN_STEPS", MEAN_STEPS),
         ("FIRST", record_flags::FIRST),
         ("ZERO_GRADIENT", record_flags::ZERO_GRADIENT),
         ("SKIPPED", record_flags::SKIPPED),
@@ -191,6 +234,7 @@ fn rust_layout() -> Layout {
         ("CLAMPED_RATE", record_flags::CLAMPED_RATE),
         ("WAITING", record_flags::WAITING),
         ("WRITTEN", record_flags::WRITTEN),
+        ("NONFINITE_LOSS", record_flags::NONFINITE_LOSS),
         // A partial is a ScopeSums, word by word.
         ("SQUARE", word(offset_of!(ScopeSums, square))),
         ("RAW_SQUARE", word(offset_of!(ScopeSums, raw_square))),
@@ -214,6 +258,7 @@ fn rust_layout() -> Layout {
         ("INFINITY_BITS", f32::INFINITY.to_bits()),
         ("MAGNITUDE_BITS", i32::MAX as u32),
         ("NO_ELEMENT", u32::MAX),
+        ("LOSS_ELEMENT", LOSS_ELEMENT),
     ] {
         layout.constants.insert(name.to_owned(), value);
     }

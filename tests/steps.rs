@@ -7,10 +7,8 @@ mod common;
 #[path = "../src/cli/check/oracle.rs"]
 mod oracle;
 
-use std::sync::{Mutex, PoisonError};
-
 use common::Numbers;
-use common::run::{Run, Spec, every_path, every_path_in_mode};
+use common::run::{Run, Spec, alone, every_path, every_path_in_mode};
 use oracle::{Oracle, Outcome};
 use wgpu_optim::{Hypergradient, NormRatio, Record, Regime, Rule, Seesaw, StepMode, WeightDecay};
 
@@ -44,6 +42,7 @@ fn regimes() -> Vec<(&'static str, Regime)> {
         exponent: 0.25,
         gain: 0.3,
         smoothing: 0.0,
+        norm_floor: 0.5,
         brake_slack: 0.0,
         first_step: 0.05,
     });
@@ -187,9 +186,7 @@ fn twenty_lagged_steps_of_every_combination_follow_the_oracle() {
 
 /// Returns the number of clipped, braked and decayed steps of the last path.
 fn follow_the_oracle(specs: &[Spec], mode: StepMode) -> (usize, usize, usize) {
-    // wgpu's OpenGL device gives up on its context where another thread compiles hundreds of kernels on it.
-    static ALONE: Mutex<()> = Mutex::new(());
-    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+    let _alone = alone();
     let mut counts = (0, 0, 0);
     for mut run in every_path_in_mode(specs, mode) {
         let mut noise = Numbers(2);

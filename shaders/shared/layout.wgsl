@@ -23,9 +23,20 @@ struct GroupConstants {
     exponent: f32,
     gain: f32,
     smoothing: f32,
+    norm_floor: f32,
     brake_slack: f32,
     first_step: f32,
     initial_rate: f32,
+    regime: u32,
+    scale: f32,
+    offset: f32,
+    max_change: f32,
+    max_rate: f32,
+    schedule: u32,
+    schedule_rise: u32,
+    schedule_steps: u32,
+    schedule_first: f32,
+    schedule_last: f32,
     sqrt_elements: f32,
     scope_momentum: f32,
     scope_clip: f32,
@@ -38,6 +49,23 @@ const BRAKE = 8u;
 const RAW_NORM_CLIP = 16u;
 const LAGGED = 32u;
 
+const SEESAW = 0u;
+const ADAGRAD_NORM = 1u;
+const SECANT_LONG = 2u;
+const SECANT_SHORT = 3u;
+const SECANT_GEOMETRIC = 4u;
+const ADGD = 5u;
+const DOG = 6u;
+const DOWG = 7u;
+const POLYAK = 8u;
+const NGN = 9u;
+
+const SCHEDULE_CONSTANT = 0u;
+const SCHEDULE_WARMUP_COSINE = 1u;
+const SCHEDULE_INVERSE_SQRT = 2u;
+const SCHEDULE_STEP = 3u;
+const SCHEDULE_ONE_CYCLE = 4u;
+
 struct GroupState {
     steps_low: u32,
     steps_high: u32,
@@ -45,6 +73,8 @@ struct GroupState {
     started: u32,
     momentum_started: u32,
     learning_rate: f32,
+    regime_rate: f32,
+    ln_schedule: f32,
     first_rate_mantissa: f32,
     first_rate_exponent: i32,
     ln_first_rate_int: i32,
@@ -53,12 +83,26 @@ struct GroupState {
     change_fraction: u32,
     mean_square_mantissa: f32,
     mean_square_exponent: i32,
+    mean_norm_mantissa: f32,
+    mean_norm_exponent: i32,
+    mean_steps: u32,
     smoothing_power: f32,
     smoothed_mantissa: f32,
     smoothed_exponent: i32,
     gradient_exponent: i32,
     direction_exponent: i32,
+    last_norm_mantissa: f32,
+    last_norm_exponent: i32,
+    last_loss: f32,
+    history_mantissa: f32,
+    history_exponent: i32,
+    distance_mantissa: f32,
+    distance_exponent: i32,
+    last_growth: f32,
+    last_clip: f32,
 }
+
+const MEAN_STEPS = 65536u;
 
 struct ScopeTable {
     first_partial: u32,
@@ -82,6 +126,7 @@ struct ScopeSums {
     direction_square: f32,
     nonfinite: u32,
     first_nonfinite: u32,
+    loss: f32,
 }
 
 struct Update {
@@ -96,6 +141,7 @@ struct Update {
     gradient_exponent: i32,
     direction_exponent: i32,
     started: u32,
+    first: u32,
 }
 
 struct RawRecord {
@@ -136,6 +182,7 @@ const CLAMPED_CHANGE = 16u;
 const CLAMPED_RATE = 32u;
 const WAITING = 64u;
 const WRITTEN = 128u;
+const NONFINITE_LOSS = 256u;
 
 // Words of a partial, in the order of ScopeSums. A partial lies across the array: word k of partial i is at k * PARTIALS + i.
 const SQUARE = 0u;
@@ -155,3 +202,5 @@ const INFINITY_BITS = 0x7f800000u;
 const MAGNITUDE_BITS = 0x7fffffffu;
 // first_nonfinite of a partial without any.
 const NO_ELEMENT = 0xffffffffu;
+// first_nonfinite where it is the loss that is not finite, and no element.
+const LOSS_ELEMENT = 0xfffffffeu;

@@ -78,6 +78,13 @@ fn times(a: Scaled, factor: f32) -> Scaled {
     return scaled(a.mantissa * f.mantissa, a.exponent + f.exponent);
 }
 
+fn product(a: Scaled, b: Scaled) -> Scaled {
+    if is_zero(a) || is_zero(b) {
+        return Scaled(0.0, 0);
+    }
+    return scaled(a.mantissa * b.mantissa, a.exponent + b.exponent);
+}
+
 // a / b for b above 0.
 fn quotient(a: Scaled, b: Scaled) -> Scaled {
     if is_zero(a) {

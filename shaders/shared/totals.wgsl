@@ -7,7 +7,7 @@ fn no_squares() -> Squares {
 }
 
 fn no_totals() -> Totals {
-    return Totals(no_squares(), no_squares(), no_squares(), 0.0, 0.0, 0.0, 0.0, 0u, NO_ELEMENT);
+    return Totals(no_squares(), no_squares(), no_squares(), 0.0, 0.0, 0.0, 0.0, 0u, NO_ELEMENT, 0.0);
 }
 
 // Rounds once, as f32 would if its exponent had no end: so that scaling every gradient by a power of two changes no bit of the
@@ -48,5 +48,6 @@ fn add_totals(a: Totals, b: Totals) -> Totals {
         a.direction_square + b.direction_square,
         a.nonfinite + b.nonfinite,
         min(a.first_nonfinite, b.first_nonfinite),
+        0.0,
     );
 }

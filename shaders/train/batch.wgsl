@@ -5,6 +5,7 @@ struct Cursor {
     batch: u32,      // batches done
     batch_rows: u32, // rows of a full batch
     total_rows: u32, // rows of the split
+    loss: f32,       // mean loss of the last batch
 }
 
 fn rows_of(cursor: Cursor) -> u32 {

@@ -1,7 +1,7 @@
 // Adds up the rows' results and goes on to the next batch.
 //
 // Reads:  row_results.
-// Writes: batch_results (mean loss, rows that are right), cursor.
+// Writes: batch_results (mean loss, rows that are right), cursor (with that loss).
 // Grid:   one invocation.
 // Assumes: fewer than 65,535 rows in a batch.
 
@@ -16,6 +16,8 @@ fn finish_batch() {
     for (var row = 0u; row < rows; row++) {
         sum += row_results[row];
     }
-    batch_results[cursor.batch] = vec2<f32>(sum.x / f32(rows), sum.y);
+    let loss = sum.x / f32(rows);
+    batch_results[cursor.batch] = vec2<f32>(loss, sum.y);
+    cursor.loss = loss;
     cursor.batch += 1u;
 }

@@ -6,8 +6,8 @@ mod oracle;
 use serde::Serialize;
 use wgpu_optim::gpu::{Partials, Tensor, Tuning, TuningCache};
 use wgpu_optim::{
-    CpuOptimizer, Gpu, GpuOptions, Group, Optimizer, OptimizerBuilder, Record, Regime, Rule,
-    StepMode, cpu, wgpu,
+    CpuOptimizer, DoG, DoWG, Gpu, GpuOptions, Group, Optimizer, OptimizerBuilder, Record, Regime,
+    Rule, SecantForm, StepMode, cpu, wgpu,
 };
 
 use crate::CliError;
@@ -68,7 +68,7 @@ pub fn run(args: &Args) -> Result<(), CliError> {
         for (tuning, gpu) in geometries(gpu)? {
             for rule in rules() {
                 for regime in regimes() {
-                    for mode in [StepMode::TwoPass, StepMode::Lagged] {
+                    for mode in modes(regime) {
                         cases.push(check(&gpu, &tuning, rule, regime, mode)?);
                     }
                 }
@@ -158,13 +158,47 @@ fn rules() -> [Rule; 5] {
     ]
 }
 
-fn regimes() -> [Regime; 4] {
-    [
+fn regimes() -> Vec<Regime> {
+    vec![
         Regime::seesaw(),
         Regime::norm_ratio(),
         Regime::hypergradient(),
         Regime::fixed(0.01),
+        Regime::adagrad_norm(),
+        Regime::barzilai_borwein(SecantForm::Long),
+        Regime::barzilai_borwein(SecantForm::Short),
+        Regime::barzilai_borwein(SecantForm::Geometric),
+        Regime::adgd(),
+        // Steps of the usual 1e-6 are so small beside the parameters that their rounding shows.
+        Regime::DoG(DoG {
+            initial_distance: 1e-2,
+        }),
+        Regime::DoWG(DoWG {
+            initial_distance: 1e-2,
+        }),
+        Regime::polyak(),
+        Regime::ngn(),
     ]
+}
+
+/// The modes that the regime can be had in.
+fn modes(regime: Regime) -> Vec<StepMode> {
+    let lagged =
+        !(regime.needs_loss() || regime.needs_last_gradient() || regime.needs_first_parameters());
+    let mut modes = vec![StepMode::TwoPass];
+    if lagged {
+        modes.push(StepMode::Lagged);
+    }
+    modes
+}
+
+/// The loss of a step: it falls, with some noise, and ends below the smallest loss there can be.
+fn loss_of(step: usize) -> f32 {
+    if step == STEPS {
+        -0.5
+    } else {
+        (3.0 + pseudo_random(0, step)) / step as f32
+    }
 }
 
 /// Lengths around every boundary of the kernels: nothing, less than a quad, a quad, a row, a block.
@@ -221,10 +255,13 @@ fn check(
         let expected: Vec<f64> = oracles
             .iter_mut()
             .zip(&gradients)
-            .map(|(oracle, gradient)| oracle.step_in(mode, gradient).rate)
+            .map(|(oracle, gradient)| {
+                oracle.loss = f64::from(loss_of(step));
+                oracle.step_in(mode, gradient).rate
+            })
             .collect();
-        let on_device = device.step(&gradients)?;
-        let on_host = host.step(&gradients)?;
+        let on_device = device.step(&gradients, loss_of(step))?;
+        let on_host = host.step(&gradients, loss_of(step))?;
         for group in 0..lengths.len() {
             device_errors[group] =
                 device_errors[group].max(rate_error(&on_device[group], expected[group]));
@@ -315,7 +352,7 @@ impl HostRun {
         })
     }
 
-    fn step(&mut self, gradients: &[Vec<f32>]) -> Result<Vec<Record>, CliError> {
+    fn step(&mut self, gradients: &[Vec<f32>], loss: f32) -> Result<Vec<Record>, CliError> {
         let groups = gradients.len();
         let mut parameters: Vec<&mut [f32]> =
             self.parameters.iter_mut().map(Vec::as_mut_slice).collect();
@@ -328,7 +365,8 @@ impl HostRun {
             self.parameters = parameters.iter().map(|tensor| tensor.to_vec()).collect();
         } else {
             let gradients: Vec<&[f32]> = gradients.iter().map(Vec::as_slice).collect();
-            self.optimizer.step(&mut parameters, &gradients)?;
+            self.optimizer
+                .step_with_loss(&mut parameters, &gradients, loss)?;
         }
         one_each(self.optimizer.drain_records().records, groups)
     }
@@ -340,7 +378,11 @@ struct DeviceRun<'a> {
     optimizer: Optimizer,
     parameters: wgpu::Buffer,
     gradients: wgpu::Buffer,
+    loss: wgpu::Buffer,
 }
+
+/// Where in its buffer the loss is: not where a binding may start.
+const LOSS_OFFSET: u64 = 36;
 
 impl<'a> DeviceRun<'a> {
     fn new(
@@ -361,6 +403,13 @@ impl<'a> DeviceRun<'a> {
         });
         gpu.queue()
             .write_buffer(&parameters, 0, bytemuck::cast_slice(&packed));
+        let loss = gpu.device().create_buffer(&wgpu::BufferDescriptor {
+            label: Some("loss"),
+            size: 64,
+            usage: wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_DST,
+            mapped_at_creation: false,
+        });
+        builder = builder.loss(loss.slice(LOSS_OFFSET..LOSS_OFFSET + 4));
         let mut start = 0;
         for (index, values) in initial.iter().enumerate() {
             let bytes = start..start + 4 * values.len() as u64;
@@ -377,11 +426,13 @@ impl<'a> DeviceRun<'a> {
             optimizer: builder.build(gpu)?,
             parameters,
             gradients,
+            loss,
         })
     }
 
-    fn step(&mut self, gradients: &[Vec<f32>]) -> Result<Vec<Record>, CliError> {
+    fn step(&mut self, gradients: &[Vec<f32>], loss: f32) -> Result<Vec<Record>, CliError> {
         let queue = self.gpu.queue();
+        queue.write_buffer(&self.loss, LOSS_OFFSET, bytemuck::bytes_of(&loss));
         queue.write_buffer(
             self.places()[1],
             0,

@@ -14,7 +14,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use rand::SeedableRng;
 use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;
-use wgpu_optim::{Hypergradient, NormRatio, Record, Regime, Rule, Seesaw};
+use wgpu_optim::{NormRatio, Record, Regime, Rule, SecantForm};
 
 use crate::CliError;
 use crate::data::{self, Dataset};
@@ -51,6 +51,49 @@ pub enum RegimeName {
     Hypergradient,
     /// The rate given with --lr.
     Fixed,
+    /// The sum of squared norms, scale 1.
+    #[value(name = "adagrad-norm")]
+    AdaGradNorm,
+    /// Barzilai-Borwein, s·s/s·y.
+    BbLong,
+    /// Barzilai-Borwein, s·y/y·y.
+    BbShort,
+    /// Barzilai-Borwein, the geometric mean.
+    BbGeometric,
+    /// Malitsky and Mishchenko's secant with bounded growth.
+    #[value(name = "adgd")]
+    AdGd,
+    /// Distance over gradients.
+    #[value(name = "dog")]
+    DoG,
+    /// Distance over weighted gradients.
+    #[value(name = "dowg")]
+    DoWG,
+    /// Loss over squared norm.
+    Polyak,
+    /// Loss and squared norm, bounded by 1.
+    Ngn,
+}
+
+impl RegimeName {
+    /// The regime with its constants; `rate` is that of the fixed one.
+    pub fn with_defaults(self, rate: f32) -> Regime {
+        match self {
+            RegimeName::Seesaw => Regime::seesaw(),
+            RegimeName::NormRatio => Regime::norm_ratio(),
+            RegimeName::Hypergradient => Regime::hypergradient(),
+            RegimeName::Fixed => Regime::fixed(rate),
+            RegimeName::AdaGradNorm => Regime::adagrad_norm(),
+            RegimeName::BbLong => Regime::barzilai_borwein(SecantForm::Long),
+            RegimeName::BbShort => Regime::barzilai_borwein(SecantForm::Short),
+            RegimeName::BbGeometric => Regime::barzilai_borwein(SecantForm::Geometric),
+            RegimeName::AdGd => Regime::adgd(),
+            RegimeName::DoG => Regime::dog(),
+            RegimeName::DoWG => Regime::dowg(),
+            RegimeName::Polyak => Regime::polyak(),
+            RegimeName::Ngn => Regime::ngn(),
+        }
+    }
 }
 
 /// Options of `train`.
@@ -128,16 +171,11 @@ impl Args {
                 initial_rate,
                 ..NormRatio::default()
             })),
-            (RegimeName::Seesaw, None) => Ok(Regime::Seesaw(Seesaw::default())),
-            (RegimeName::Hypergradient, None) => {
-                Ok(Regime::Hypergradient(Hypergradient::default()))
-            }
-            (RegimeName::Seesaw | RegimeName::Hypergradient, Some(_)) => {
-                Err(CliError::Usage(format!(
-                    "--lr goes with --regime fixed or norm-ratio, {} finds its own: leave one of them out",
-                    name_of(self.regime)
-                )))
-            }
+            (name, None) => Ok(name.with_defaults(0.0)),
+            (_, Some(_)) => Err(CliError::Usage(format!(
+                "--lr goes with --regime fixed or norm-ratio, {} finds its own: leave one of them out",
+                name_of(self.regime)
+            ))),
         }
     }
 }

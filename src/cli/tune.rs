@@ -123,7 +123,7 @@ pub fn run(args: &Args) -> Result<(), CliError> {
         written: None,
         sizes: Vec::new(),
     };
-    let (rule, regime) = (rule(args.rule), regime(args.regime));
+    let (rule, regime) = (rule(args.rule), args.regime.with_defaults(1e-3));
     for &power in &args.power {
         let started = Instant::now();
         let found = gpu.tune(&TuneOptions {
@@ -163,15 +163,6 @@ fn rule(name: RuleName) -> Rule {
         RuleName::Nesterov => Rule::nesterov(MOMENTUM),
         RuleName::SignSgd => Rule::sign_sgd(),
         RuleName::Signum => Rule::signum(MOMENTUM),
-    }
-}
-
-fn regime(name: RegimeName) -> Regime {
-    match name {
-        RegimeName::Seesaw => Regime::seesaw(),
-        RegimeName::NormRatio => Regime::norm_ratio(),
-        RegimeName::Hypergradient => Regime::hypergradient(),
-        RegimeName::Fixed => Regime::fixed(1e-3),
     }
 }
 

@@ -65,5 +65,6 @@ fn add_totals(a: &ScopeSums, b: &ScopeSums) -> ScopeSums {
         direction_square: a.direction_square + b.direction_square,
         nonfinite: a.nonfinite.wrapping_add(b.nonfinite),
         first_nonfinite: a.first_nonfinite.min(b.first_nonfinite),
+        loss: 0.0,
     }
 }

@@ -87,6 +87,7 @@ pub(crate) fn lagged_step(of: &Lagged, slices: LaggedSlices) {
             grads: &slices.grads[all.clone()],
             momentum: slices.momentum.get(all.clone()).unwrap_or_default(),
             counters: slices.counters.get(all).unwrap_or_default(),
+            vector: &[],
         };
         *partial = reduce_gradient(kernel, of.constants, of.state, block, block_slices);
 
@@ -101,6 +102,7 @@ pub(crate) fn lagged_step(of: &Lagged, slices: LaggedSlices) {
                 grads: &slices.grads[tile.clone()],
                 momentum: next_momentum,
                 counters: next_counters,
+                vector: &mut [],
             };
             update_parameters(kernel, of.update, tile_slices);
             slices.grads[tile].copy_from_slice(new);

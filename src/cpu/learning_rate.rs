@@ -1,8 +1,10 @@
 //! Pass 3: twin of `shaders/learning_rate.wgsl`, function by function.
 
+use crate::cpu::regimes::{first_rate_is_a_formula, schedule_factor, set_rate};
 use crate::cpu::scaled::{Fixed, Scaled};
 use crate::layout::{
-    GroupConstants, GroupState, RawRecord, ScopeSums, Squares, Update, group_flags, record_flags,
+    GroupConstants, GroupState, LOSS_ELEMENT, MEAN_STEPS, RawRecord, ScopeSums, Squares, Update,
+    group_flags, record_flags, regime_kinds, schedule_kinds,
 };
 use crate::regime::{MAX_CHANGE, RATE_MAX, RATE_MIN};
 
@@ -46,11 +48,14 @@ pub(crate) fn learning_rate(
         Some(take_step(c, measured, s, &mut r))
     } else {
         r.flags |= record_flags::SKIPPED;
+        if first_nonfinite == LOSS_ELEMENT {
+            r.flags |= record_flags::NONFINITE_LOSS;
+        }
         s.skipped = s.skipped.wrapping_add(1);
         None
     };
 
-    let ln_rate = ln_first_rate(s).add(change(s));
+    let ln_rate = ln_first_rate(s).add(change(s)).add_float(s.ln_schedule);
     if s.learning_rate == 0.0 {
         r.flags |= record_flags::WAITING;
     }
@@ -87,7 +92,7 @@ fn change(s: &GroupState) -> Fixed {
     }
 }
 
-fn from_squares(squares: Squares) -> Scaled {
+pub(crate) fn from_squares(squares: Squares) -> Scaled {
     Scaled::new(squares.sum, 2 * squares.exponent)
 }
 
@@ -113,6 +118,10 @@ fn take_step(
         r.flags |= record_flags::ZERO_GRADIENT;
     } else {
         change_rate(c, measured, square, norm, s, r);
+    }
+    s.learning_rate = s.regime_rate;
+    if c.schedule != schedule_kinds::CONSTANT {
+        follow_schedule(c, s, r);
     }
 
     let raw_norm_clip = c.flags & group_flags::RAW_NORM != 0;
@@ -150,7 +159,9 @@ fn take_step(
     let first_momentum = c.flags & group_flags::MOMENTUM_FROM_GRADIENT != 0
         && c.flags & group_flags::LAGGED == 0
         && s.momentum_started == 0;
+    let first = 1 - s.momentum_started;
     s.momentum_started = 1;
+    s.last_clip = r.clip_factor;
     Update {
         skip: 0,
         learning_rate: s.learning_rate,
@@ -167,6 +178,7 @@ fn take_step(
         gradient_exponent: s.gradient_exponent,
         direction_exponent: s.direction_exponent,
         started: s.started,
+        first,
     }
 }
 
@@ -190,7 +202,22 @@ fn change_rate(
     s.smoothing_power *= c.smoothing;
     let unbiased = mean_square.quotient(Scaled::new(1.0 - s.smoothing_power, 0));
     let last_smoothed = smoothed(s);
-    let smoothed = unbiased.root().larger(norm);
+    // The norm of a problem that is solved may vanish, and a rate that follows it without end makes the next ordinary gradient a
+    // disaster: relative to its mean the norm counts as no smaller than this.
+    s.mean_steps = (s.mean_steps + 1).min(MEAN_STEPS);
+    let share = 1.0 / s.mean_steps as f32;
+    let mean_norm = Scaled {
+        mantissa: s.mean_norm_mantissa,
+        exponent: s.mean_norm_exponent,
+    }
+    .times(1.0 - share)
+    .sum(norm.times(share));
+    s.mean_norm_mantissa = mean_norm.mantissa;
+    s.mean_norm_exponent = mean_norm.exponent;
+    let smoothed = unbiased
+        .root()
+        .larger(norm)
+        .larger(mean_norm.times(c.norm_floor));
     s.smoothed_mantissa = smoothed.mantissa;
     s.smoothed_exponent = smoothed.exponent;
     // The sums are of gradients scaled by this. It falls slowly, so that one tiny gradient does not push the next out of range,
@@ -207,9 +234,39 @@ fn change_rate(
     if s.started == 0 {
         s.started = 1;
         r.flags |= record_flags::FIRST;
-        if c.flags & group_flags::INITIAL_RATE == 0 {
+        if first_rate_is_a_formula(c.regime) {
+            let first = true;
+            set_rate(
+                c,
+                measured,
+                square,
+                norm,
+                scale_of_sums.exponent,
+                first,
+                s,
+                r,
+            );
+        } else if c.flags & group_flags::INITIAL_RATE == 0 {
             set_first_rate(c, measured, norm, s, r);
         }
+        s.last_norm_mantissa = norm.mantissa;
+        s.last_norm_exponent = norm.exponent;
+        return;
+    }
+    if c.regime != regime_kinds::SEESAW {
+        let first = false;
+        set_rate(
+            c,
+            measured,
+            square,
+            norm,
+            scale_of_sums.exponent,
+            first,
+            s,
+            r,
+        );
+        s.last_norm_mantissa = norm.mantissa;
+        s.last_norm_exponent = norm.exponent;
         return;
     }
 
@@ -252,7 +309,7 @@ fn change_rate(
     s.change_int = total.whole;
     s.change_fraction = total.fraction;
     let growth = total.exp();
-    s.learning_rate = Scaled::new(
+    s.regime_rate = Scaled::new(
         s.first_rate_mantissa * growth.mantissa,
         s.first_rate_exponent + growth.exponent,
     )
@@ -263,6 +320,23 @@ fn change_rate(
     r.alignment_term = alignment_term;
     r.brake_term = brake_term;
     r.clamp_term = (step_change - wanted) - excess;
+}
+
+/// The schedule's factor, at the step that follows those that were taken.
+fn follow_schedule(c: &GroupConstants, s: &mut GroupState, r: &mut RawRecord) {
+    let (low, borrow) = s.steps_low.overflowing_sub(s.skipped);
+    let taken = if s.steps_high > u32::from(borrow) {
+        u32::MAX
+    } else {
+        low
+    };
+    let factor = schedule_factor(c, taken);
+    let ln_factor = Scaled::new(factor, 0).ln_ratio(Scaled::ONE);
+    if r.flags & record_flags::FIRST == 0 {
+        r.schedule_term = ln_factor - s.ln_schedule;
+    }
+    s.ln_schedule = ln_factor;
+    s.learning_rate *= factor;
 }
 
 /// η_0 = ε (1 + ‖w_0‖) / n_0, or over √d where the direction is a vector of signs.
@@ -292,5 +366,5 @@ fn set_first_rate(
     s.first_rate_exponent = rate.exponent;
     s.ln_first_rate_int = ln_rate.whole;
     s.ln_first_rate_fraction = ln_rate.fraction;
-    s.learning_rate = rate.to_float();
+    s.regime_rate = rate.to_float();
 }

@@ -11,7 +11,9 @@ use crate::cpu::tensor::Tensor;
 use crate::cpu::update_parameters::{BlockSlicesMut, update_parameters};
 use crate::error::Error;
 use crate::group::{GroupConfig, OptimizerBuilder, ResolvedGroup};
-use crate::layout::{Block, GroupConstants, GroupState, RawRecord, ScopeSums, Update};
+use crate::layout::{
+    Block, GroupConstants, GroupState, LOSS_ELEMENT, RawRecord, ScopeSums, Update,
+};
 use crate::plan::{Geometry, Kernel, Place, Plan, TensorInfo};
 use crate::record::{RecordCursor, Records};
 use crate::step_mode::StepMode;
@@ -36,6 +38,8 @@ pub struct CpuOptimizer {
     /// The processor's vector instructions, found at run time.
     arch: Arch,
     tensors: Vec<TensorMemory>,
+    /// Whether a regime goes by the loss.
+    needs_loss: bool,
     /// Whether a step is worth handing to other threads.
     parallel: bool,
     /// Tensor and block of each row of the partials.
@@ -69,6 +73,8 @@ struct TensorMemory {
 struct Memory {
     momentum: Vec<f32>,
     counters: Vec<u8>,
+    /// The last gradient, or the first parameters.
+    vector: Vec<f32>,
 }
 
 impl Memory {
@@ -79,9 +85,11 @@ impl Memory {
             0
         };
         let counters = if kernel.has_counters() { elements } else { 0 };
+        let vector = if kernel.keeps_vector() { elements } else { 0 };
         Memory {
             momentum: vec![0.0; momentum],
             counters: vec![0; counters],
+            vector: vec![0.0; vector],
         }
     }
 }
@@ -167,6 +175,7 @@ impl CpuOptimizer {
         let states: Vec<GroupState> = plan.groups.iter().map(GroupState::initial).collect();
         CpuOptimizer {
             arch: Arch::new(),
+            needs_loss: plan.configs.iter().any(|config| config.regime.needs_loss()),
             parallel: lengths.iter().sum::<usize>() >= PARALLEL_BLOCKS * BLOCK_ELEMENTS as usize,
             tensors,
             rows,
@@ -186,12 +195,42 @@ impl CpuOptimizer {
     ///
     /// # Errors
     /// [`Error::StepTensors`] or [`Error::StepLength`] where the slices are not those that were declared,
-    /// [`Error::StepMode`] for an optimizer of [`StepMode::Lagged`]; nothing has changed then.
+    /// [`Error::StepMode`] for an optimizer of [`StepMode::Lagged`], [`Error::MissingLoss`] where a regime goes by the loss; nothing has
+    /// changed then.
     pub fn step(&mut self, params: &mut [&mut [f32]], grads: &[&[f32]]) -> Result<(), Error> {
+        if let Some(config) = self.plan.configs.iter().find(|c| c.regime.needs_loss()) {
+            return Err(Error::MissingLoss {
+                group: config.name.clone(),
+                regime: config.regime.name(),
+            });
+        }
+        self.step_with_loss(params, grads, 0.0)
+    }
+
+    /// As [`CpuOptimizer::step`], with the loss whose gradients these are: for regimes that go by it ([`Regime::needs_loss`](crate::Regime::needs_loss)). The
+    /// others ignore it.
+    ///
+    /// # Errors
+    /// As [`CpuOptimizer::step`].
+    pub fn step_with_loss(
+        &mut self,
+        params: &mut [&mut [f32]],
+        grads: &[&[f32]],
+        loss: f32,
+    ) -> Result<(), Error> {
         self.check_mode(StepMode::TwoPass)?;
         self.check_slices(params, grads)?;
         self.reduce(params, grads);
         self.finish();
+        if self.needs_loss {
+            for sums in &mut self.sums {
+                sums.loss = loss;
+            }
+            // All groups hear of it from one scope.
+            if let (false, Some(sums)) = (loss.is_finite(), self.sums.first_mut()) {
+                sums.first_nonfinite = sums.first_nonfinite.min(LOSS_ELEMENT);
+            }
+        }
         self.set_rates();
         self.update(params, grads);
         Ok(())
@@ -293,6 +332,7 @@ impl CpuOptimizer {
                 grads: &grads[index][start..end],
                 momentum: tensor.memory.momentum.get(start..end).unwrap_or_default(),
                 counters: tensor.memory.counters.get(start..end).unwrap_or_default(),
+                vector: tensor.memory.vector.get(start..end).unwrap_or_default(),
             };
             let group = block.group as usize;
             *partial = arch.dispatch(Reduce {
@@ -350,6 +390,7 @@ impl CpuOptimizer {
                             grads,
                             momentum: &mut tensor.memory.momentum,
                             counters: &mut tensor.memory.counters,
+                            vector: &mut tensor.memory.vector,
                         },
                     );
                 }
@@ -517,6 +558,7 @@ fn update_in_halves(arch: Arch, kernel: Kernel, update: &Update, slices: BlockSl
     let (counters, counters_after) = slices
         .counters
         .split_at_mut(middle.min(slices.counters.len()));
+    let (vector, vector_after) = slices.vector.split_at_mut(middle.min(slices.vector.len()));
     rayon::join(
         || {
             update_in_halves(
@@ -528,6 +570,7 @@ fn update_in_halves(arch: Arch, kernel: Kernel, update: &Update, slices: BlockSl
                     grads,
                     momentum,
                     counters,
+                    vector,
                 },
             )
         },
@@ -541,6 +584,7 @@ fn update_in_halves(arch: Arch, kernel: Kernel, update: &Update, slices: BlockSl
                     grads: grads_after,
                     momentum: momentum_after,
                     counters: counters_after,
+                    vector: vector_after,
                 },
             )
         },

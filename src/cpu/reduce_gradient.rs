@@ -5,7 +5,7 @@
 
 use crate::cpu::scaled::power_of_two;
 use crate::layout::{Block, GroupConstants, GroupState, ScopeSums, Squares};
-use crate::plan::{Alignment, Kernel};
+use crate::plan::{Alignment, Kernel, RuleKind};
 
 /// Elements of a row: four invocations of four lanes, two vectors of AVX2.
 const LANES: usize = 16;
@@ -24,6 +24,8 @@ pub(crate) struct BlockSlices<'a> {
     pub(crate) momentum: &'a [f32],
     /// Empty where the regime needs none.
     pub(crate) counters: &'a [u8],
+    /// Empty where the regime needs none.
+    pub(crate) vector: &'a [f32],
 }
 
 /// No measurement.
@@ -152,9 +154,9 @@ pub(crate) fn reduce_gradient(
             params: slices.params,
             coupled_decay: constants.coupled_decay,
         };
-        measure(kernel, gradient, raw, state, block, slices)
+        measure(kernel, gradient, raw, constants, state, block, slices)
     } else {
-        measure(kernel, raw, raw, state, block, slices)
+        measure(kernel, raw, raw, constants, state, block, slices)
     }
 }
 
@@ -163,6 +165,7 @@ fn measure(
     kernel: Kernel,
     gradient: impl Rows,
     raw: RawGradient,
+    constants: &GroupConstants,
     state: &GroupState,
     block: &Block,
     slices: BlockSlices,
@@ -178,6 +181,19 @@ fn measure(
         }
         Alignment::Counters => {
             measure_counters(elements, gradient, state, slices.counters, &mut t);
+        }
+        Alignment::FirstParameters => {
+            t.direction_square = square_of_distance(slices.params, slices.vector);
+        }
+        Alignment::LastGradient => {
+            measure_secant(
+                kernel.rule,
+                gradient,
+                constants.momentum,
+                state,
+                slices,
+                &mut t,
+            );
         }
     }
     if kernel.raw_norm {
@@ -264,6 +280,70 @@ fn measure_counters(
     t.slow_dot = across(&sums.slow_dot);
     t.fast_dot = across(&sums.fast_dot);
     t.direction_square = across(&sums.direction_squares);
+}
+
+/// ‖w - w_0‖².
+#[inline(always)]
+fn square_of_distance(params: &[f32], first: &[f32]) -> f32 {
+    let mut squares = [0.0; LANES];
+    for start in (0..params.len()).step_by(LANES) {
+        let w = any_row(params.len(), Parameters(params), start);
+        let w_0 = any_row(params.len(), Parameters(first), start);
+        for j in 0..LANES {
+            squares[j] += (w[j] - w_0[j]) * (w[j] - w_0[j]);
+        }
+    }
+    across(&squares)
+}
+
+/// The change y of the gradient against the direction u of the last step.
+#[inline(always)]
+fn measure_secant(
+    rule: RuleKind,
+    gradient: impl Rows,
+    momentum: f32,
+    state: &GroupState,
+    slices: BlockSlices,
+    t: &mut ScopeSums,
+) {
+    let gradient_scale = power_of_two(-state.gradient_exponent);
+    let momentum_scale = power_of_two(-state.direction_exponent);
+    let elements = slices.grads.len();
+    let mut u_dot_y = [0.0; LANES];
+    let mut u_square = [0.0; LANES];
+    let mut y_square = [0.0; LANES];
+    for start in (0..elements).step_by(LANES) {
+        let g = any_row(elements, gradient, start);
+        let last = any_row(elements, Parameters(slices.vector), start);
+        let m = if rule.has_momentum() {
+            any_row(elements, Parameters(slices.momentum), start)
+        } else {
+            [0.0; LANES]
+        };
+        for j in 0..LANES {
+            let y = gradient_scale * g[j] - gradient_scale * last[j];
+            let clipped = state.last_clip * last[j];
+            let u = match rule {
+                RuleKind::Sgd => gradient_scale * clipped,
+                RuleKind::Sgdm => momentum_scale * m[j],
+                RuleKind::Nesterov => momentum_scale * clipped + momentum * (momentum_scale * m[j]),
+                RuleKind::SignSgd => sign(last[j]),
+                RuleKind::Signum => sign(m[j]),
+            };
+            u_dot_y[j] += u * y;
+            u_square[j] += u * u;
+            y_square[j] += y * y;
+        }
+    }
+    t.slow_dot = across(&u_dot_y);
+    t.direction_square = across(&u_square);
+    t.absolute = across(&y_square);
+}
+
+/// WGSL's sign: 0 of 0, where Rust's `signum` is ±1.
+#[inline(always)]
+pub(crate) fn sign(x: f32) -> f32 {
+    f32::from(i8::from(x > 0.0) - i8::from(x < 0.0))
 }
 
 #[derive(Default)]

@@ -87,6 +87,16 @@ impl Scaled {
         )
     }
 
+    pub(crate) fn product(self, other: Self) -> Self {
+        if self.is_zero() || other.is_zero() {
+            return Scaled::ZERO;
+        }
+        Scaled::new(
+            self.mantissa * other.mantissa,
+            self.exponent + other.exponent,
+        )
+    }
+
     /// `self / other` for `other` above 0.
     pub(crate) fn quotient(self, other: Self) -> Self {
         if self.is_zero() {

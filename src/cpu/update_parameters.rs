@@ -20,6 +20,8 @@ pub(crate) struct BlockSlicesMut<'a> {
     pub(crate) momentum: &'a mut [f32],
     /// Empty where the regime needs none.
     pub(crate) counters: &'a mut [u8],
+    /// Empty where the regime needs none.
+    pub(crate) vector: &'a mut [f32],
 }
 
 /// The gradient that the rule sees: sign · clip · g + λ w.
@@ -57,6 +59,7 @@ pub(crate) fn update_parameters(kernel: Kernel, update: &Update, slices: BlockSl
         grads,
         momentum,
         counters,
+        vector,
     } = slices;
     let mut start = 0;
     while start < params.len() {
@@ -69,6 +72,23 @@ pub(crate) fn update_parameters(kernel: Kernel, update: &Update, slices: BlockSl
                 &params[tile.clone()],
                 &grads[tile.clone()],
             );
+        }
+        if kernel.has_last_gradient() {
+            let seen = Gradient {
+                factor: if update.gradient_factor < 0.0 {
+                    -1.0
+                } else {
+                    1.0
+                },
+                ..gradient
+            };
+            let elements = params[tile.clone()].iter().zip(&grads[tile.clone()]);
+            for (last, (&w, &g)) in vector[tile.clone()].iter_mut().zip(elements) {
+                *last = seen.of(g, w);
+            }
+        }
+        if kernel.has_first_parameters() && update.first != 0 {
+            vector[tile.clone()].copy_from_slice(&params[tile.clone()]);
         }
         let momentum = if kernel.rule.has_momentum() {
             &mut momentum[tile.clone()]

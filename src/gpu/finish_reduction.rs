@@ -6,12 +6,13 @@ use crate::plan::Kernel;
 
 pub(crate) const STEM: &str = "finish_reduction";
 
-/// Compiles the pass for everything that any of the kernels measures.
+/// Compiles the pass for everything that any of the kernels measures. `loss_at` is the loss's word in its binding, where it is needed.
 pub(crate) fn pipeline(
     device: &wgpu::Device,
     tuning: &Tuning,
     kernels: &[Kernel],
     partials: u32,
+    loss_at: Option<u32>,
 ) -> Pipeline {
     let any = |what: fn(Kernel) -> bool| kernels.iter().any(|&kernel| what(kernel));
     Pipeline::new(
@@ -29,9 +30,17 @@ pub(crate) fn pipeline(
                 ("PARTIALS", f64::from(partials)),
                 flag("RAW_NORM", any(|kernel| kernel.raw_norm)),
                 flag("MOMENTUM", any(Kernel::reads_momentum)),
-                flag("COUNTERS", any(Kernel::has_counters)),
+                flag("COUNTERS", any(Kernel::measures_memory)),
+                flag("LOSS", loss_at.is_some()),
+                ("LOSS_AT", f64::from(loss_at.unwrap_or(0))),
             ],
-            groups: &[&[Binding::Read, Binding::Read, Binding::Write, Binding::Write]],
+            groups: &[&[
+                Binding::Read,
+                Binding::Read,
+                Binding::Write,
+                Binding::Write,
+                Binding::Read,
+            ]],
         },
     )
 }

@@ -16,6 +16,7 @@ pub(crate) fn pipeline(device: &wgpu::Device) -> Pipeline {
             files: &[
                 shared::LAYOUT,
                 shared::SCALED,
+                shared::REGIMES,
                 include_str!("../../shaders/learning_rate.wgsl"),
             ],
             constants: &[("WORKGROUP", f64::from(WORKGROUP))],

@@ -9,7 +9,7 @@ use crate::error::Error;
 use crate::gpu::context::Gpu;
 use crate::gpu::pass::Pipeline;
 use crate::gpu::readback::Readback;
-use crate::gpu::tensor::Tensor;
+use crate::gpu::tensor::{Span, Tensor};
 use crate::gpu::{
     finish_reduction, lagged_step, learning_rate, reduce_gradient, undo_step, update_parameters,
 };
@@ -97,10 +97,16 @@ pub struct Optimizer {
 }
 
 impl OptimizerBuilder<Tensor> {
+    /// Where the loss of a step is, for the regimes that go by it: a slice of one f32, written by the time the step runs.
+    pub fn loss(mut self, loss: wgpu::BufferSlice) -> Self {
+        self.loss = Some(loss.into());
+        self
+    }
+
     /// Checks everything, allocates everything, compiles the kernels.
     ///
     /// Memory on the device beside the caller's buffers: 4 bytes per parameter for momentum rules, 1 byte per parameter for the
-    /// direction memory of Seesaw and Hypergradient on rules without momentum, otherwise nothing in proportion to the
+    /// direction memory of Seesaw and Hypergradient on rules without momentum, 4 for the last gradient of the secant regimes or the first parameters of DoG and DoWG, otherwise nothing in proportion to the
     /// parameters.
     ///
     /// Parameters and gradients may lie in one buffer. That is fine on every native backend; browsers refuse it where the two
@@ -116,7 +122,22 @@ impl OptimizerBuilder<Tensor> {
         let record_steps = self.record_steps_for(largest_binding(&limits) / record_bytes)?;
         gpu.tuning().validate(gpu.device())?;
         let mode = self.mode;
+        let loss = self.loss.clone();
         let (groups, buffers) = place_tensors(self.resolve()?)?;
+        let needs_loss = groups.iter().find(|group| group.config.regime.needs_loss());
+        let loss = match (needs_loss, loss) {
+            (None, _) => None,
+            (Some(_), Some(span)) => {
+                span.check("loss", "loss")?;
+                Some(span)
+            }
+            (Some(group), None) => {
+                return Err(Error::MissingLoss {
+                    group: group.config.name.clone(),
+                    regime: group.config.regime.name(),
+                });
+            }
+        };
         crate::plan::check_overlaps(
             groups
                 .iter()
@@ -125,7 +146,7 @@ impl OptimizerBuilder<Tensor> {
         )?;
         let plan = Plan::new(groups, mode, &geometry(gpu, &limits))?;
         gpu.scoped("the optimizer's buffers and kernels", || {
-            Optimizer::allocate(gpu, plan, &buffers, record_steps, &limits)
+            Optimizer::allocate(gpu, plan, &buffers, loss, record_steps, &limits)
         })
     }
 }
@@ -206,6 +227,7 @@ impl Optimizer {
         gpu: &Gpu,
         plan: Plan,
         buffers: &[wgpu::Buffer],
+        loss: Option<Span>,
         record_steps: u32,
         limits: &wgpu::Limits,
     ) -> Result<Self, Error> {
@@ -250,7 +272,25 @@ impl Optimizer {
         };
 
         let kernels: Vec<Kernel> = plan.windows.iter().map(|window| window.kernel).collect();
-        let finish = finish_reduction::pipeline(device, &gpu.tuning(), &kernels, plan.partials);
+        // A binding may only start at certain offsets.
+        let loss = loss.map(|span| {
+            let alignment = u64::from(limits.min_storage_buffer_offset_alignment.max(16)) / 4;
+            let start = span.start() / alignment * alignment;
+            let region = Region {
+                buffer: 0,
+                start,
+                end: span.start() + 1,
+            };
+            (span.buffer.clone(), region, (span.start() - start) as u32)
+        });
+        let finish = finish_reduction::pipeline(
+            device,
+            &gpu.tuning(),
+            &kernels,
+            plan.partials,
+            loss.as_ref().map(|(.., at)| *at),
+        );
+        let no_loss = zeroed::<f32>(gpu, "no loss", 0);
         let rate = learning_rate::pipeline(device);
         let scalar = [
             Dispatch {
@@ -263,6 +303,10 @@ impl Optimizer {
                         whole(&states),
                         whole(&partials),
                         whole(&sums),
+                        match &loss {
+                            Some((buffer, region, _)) => part(buffer, *region),
+                            None => whole(&no_loss),
+                        },
                     ],
                 )],
                 pipeline: finish.pipeline.clone(),
@@ -461,18 +505,21 @@ fn two_pass_sweeps(
         after: Vec::with_capacity(plan.windows.len()),
     };
     for window in &plan.windows {
-        let (momentum, counters) = if window.kernel.rule.has_momentum() {
-            (memory(gpu, window), zeroed::<u32>(gpu, "no counters", 0))
-        } else {
-            (zeroed::<u32>(gpu, "no momentum", 0), memory(gpu, window))
-        };
+        let quads = u64::from(window.state_quads);
+        let words_if = |set: bool, words: u32| if set { quads * u64::from(words) } else { 0 };
+        let kernel = window.kernel;
+        let momentum = words_if(kernel.rule.has_momentum(), QUAD);
+        let momentum = zeroed::<u32>(gpu, "momentum", momentum);
+        let regime_memory =
+            words_if(kernel.has_counters(), 1) + words_if(kernel.keeps_vector(), QUAD);
+        let regime_memory = zeroed::<u32>(gpu, "the regime's memory", regime_memory);
         let blocks = filled::<Block>(gpu, "blocks", &window.blocks);
         let own = [
             whole(&blocks),
             part(&buffers[window.params.buffer], window.params),
             part(&buffers[window.grads.buffer], window.grads),
             whole(&momentum),
-            whole(&counters),
+            whole(&regime_memory),
         ];
         let measured = [
             whole(tables.groups),

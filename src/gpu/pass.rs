@@ -4,6 +4,7 @@
 pub(crate) mod shared {
     pub(crate) const LAYOUT: &str = include_str!("../../shaders/shared/layout.wgsl");
     pub(crate) const SCALED: &str = include_str!("../../shaders/shared/scaled.wgsl");
+    pub(crate) const REGIMES: &str = include_str!("../../shaders/shared/regimes.wgsl");
     pub(crate) const TOTALS: &str = include_str!("../../shaders/shared/totals.wgsl");
     pub(crate) const SWEEP_AGAIN: &str = include_str!("../../shaders/shared/sweep_again.wgsl");
     pub(crate) const ALIGNMENT: &str = include_str!("../../shaders/shared/alignment.wgsl");
@@ -13,6 +14,18 @@ pub(crate) mod shared {
         include_str!("../../shaders/shared/remember_momentum.wgsl");
     pub(crate) const REMEMBER_SIGNS: &str =
         include_str!("../../shaders/shared/remember_signs.wgsl");
+    pub(crate) const MEASURE_MOMENTUM: &str =
+        include_str!("../../shaders/shared/measure_momentum.wgsl");
+    pub(crate) const MEASURE_COUNTERS: &str =
+        include_str!("../../shaders/shared/measure_counters.wgsl");
+    pub(crate) const MEASURE_SECANT: &str =
+        include_str!("../../shaders/shared/measure_secant.wgsl");
+    pub(crate) const MEASURE_DISTANCE: &str =
+        include_str!("../../shaders/shared/measure_distance.wgsl");
+    pub(crate) const KEEP_PARAMETERS: &str =
+        include_str!("../../shaders/shared/keep_parameters.wgsl");
+    pub(crate) const KEEP_COUNTERS: &str = include_str!("../../shaders/shared/keep_counters.wgsl");
+    pub(crate) const KEEP_GRADIENT: &str = include_str!("../../shaders/shared/keep_gradient.wgsl");
     pub(crate) const TREE: &str = include_str!("../../shaders/shared/tree.wgsl");
     pub(crate) const COUNTERS: &str = include_str!("../../shaders/shared/counters.wgsl");
     pub(crate) const LOAD_QUADS: &str = include_str!("../../shaders/shared/load_quads.wgsl");

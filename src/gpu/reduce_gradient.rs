@@ -1,9 +1,9 @@
 //! Pass 1 on the host: `shaders/reduce_gradient.wgsl`.
 
-use crate::gpu::pass::{Binding, PassSource, Pipeline, flag};
+use crate::gpu::pass::{Binding, PassSource, Pipeline, flag, shared};
 use crate::gpu::sweep::{Measuring, load};
 use crate::gpu::tuning::Tuning;
-use crate::plan::{Access, Kernel};
+use crate::plan::{Access, Alignment, Kernel};
 
 pub(crate) const STEM: &str = "reduce_gradient";
 
@@ -19,6 +19,15 @@ pub(crate) fn pipeline(
         mut files,
         mut constants,
     } = Measuring::new(device, tuning, kernel, partials);
+    match kernel.alignment {
+        Alignment::None | Alignment::Momentum => files.push(shared::MEASURE_MOMENTUM),
+        Alignment::Counters => files.push(shared::MEASURE_COUNTERS),
+        Alignment::FirstParameters => files.push(shared::MEASURE_DISTANCE),
+        Alignment::LastGradient => {
+            files.extend([shared::RULE, shared::MEASURE_SECANT]);
+            constants.push(("RULE", f64::from(kernel.rule as u32)));
+        }
+    }
     files.extend([
         load(access),
         include_str!("../../shaders/reduce_gradient.wgsl"),

@@ -53,7 +53,8 @@ impl Measuring {
             flag("COUPLED_DECAY", kernel.coupled_decay),
             flag("INITIAL_NORM", kernel.initial_norm),
             flag("MOMENTUM", kernel.reads_momentum()),
-            flag("COUNTERS", kernel.has_counters()),
+            // Secant and distance need no more sums than the counters.
+            flag("COUNTERS", kernel.measures_memory()),
         ];
         let mut files = match tuning.partials {
             Partials::PerInvocation => vec![shared::EMIT_PER_INVOCATION],

@@ -50,7 +50,7 @@ impl Span {
         self.size_bytes / F32_BYTES
     }
 
-    fn check(&self, tensor: &str, role: &'static str) -> Result<(), Error> {
+    pub(crate) fn check(&self, tensor: &str, role: &'static str) -> Result<(), Error> {
         if !self.offset_bytes.is_multiple_of(F32_BYTES)
             || !self.size_bytes.is_multiple_of(F32_BYTES)
         {

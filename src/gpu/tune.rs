@@ -428,6 +428,8 @@ impl<'a> Bench<'a> {
         let optimizer = OptimizerBuilder::new(self.rule)
             .regime(self.regime)
             .record_steps(1)
+            // Any number will do, for regimes that go by the loss.
+            .loss(self.grads.slice(..4))
             .group(Group::new("tune").tensor(
                 "w",
                 self.params.slice(bytes),
@@ -576,6 +578,8 @@ fn moderate(regime: Regime) -> Regime {
             ..NormRatio::default()
         }),
         Regime::Fixed { .. } => Regime::fixed(RATE),
+        // Rates that fall, that are bounded by what they are given, or that start tiny.
+        other => other,
     }
 }
 

@@ -3,7 +3,7 @@
 use crate::gpu::pass::{Binding, PassSource, Pipeline, flag, shared};
 use crate::gpu::sweep::{load, read_beside_written, store};
 use crate::gpu::tuning::Tuning;
-use crate::plan::{Access, Kernel};
+use crate::plan::{Access, Alignment, Kernel};
 
 pub(crate) const STEM: &str = "update_parameters";
 
@@ -17,6 +17,11 @@ pub(crate) fn pipeline(
 ) -> Pipeline {
     let source = include_str!("../../shaders/update_parameters.wgsl");
     let (source, gradients) = read_beside_written(source, "gradients", one_buffer);
+    let keep = match kernel.alignment {
+        Alignment::LastGradient => shared::KEEP_GRADIENT,
+        Alignment::FirstParameters => shared::KEEP_PARAMETERS,
+        Alignment::None | Alignment::Momentum | Alignment::Counters => shared::KEEP_COUNTERS,
+    };
     Pipeline::new(
         device,
         &PassSource {
@@ -25,6 +30,7 @@ pub(crate) fn pipeline(
                 shared::LAYOUT,
                 shared::COUNTERS,
                 shared::RULE,
+                keep,
                 load(access),
                 store(access),
                 &source,

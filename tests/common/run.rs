@@ -1,18 +1,25 @@
 //! A case is stated once and run on the CPU path and on every adapter: groups with their settings and initial parameters, then
 //! gradients step by step.
 
-use std::sync::OnceLock;
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
 use super::{adapters, download, drain, kinds_of_partials, step, upload};
 use wgpu_optim::gpu::Tuning;
 use wgpu_optim::layout::{GroupState, ScopeSums};
 use wgpu_optim::{CpuOptimizer, Gpu, Group, GroupConfig, Optimizer, OptimizerBuilder};
-use wgpu_optim::{Records, Regime, Rule, StepMode, WeightDecay, wgpu};
+use wgpu_optim::{Records, Regime, Rule, Schedule, StepMode, WeightDecay, wgpu};
 
 /// Every adapter, opened once per test binary: opening a device costs more than most tests.
 pub fn devices() -> &'static [Gpu] {
     static DEVICES: OnceLock<Vec<Gpu>> = OnceLock::new();
     DEVICES.get_or_init(adapters)
+}
+
+/// To be held by each test of a binary of which one compiles hundreds of kernels: wgpu's OpenGL device gives up on its context where
+/// another thread does that.
+pub fn alone() -> MutexGuard<'static, ()> {
+    static ALONE: Mutex<()> = Mutex::new(());
+    ALONE.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// One group: everything a caller can say of it, and its tensors' parameters before the first step.
@@ -25,6 +32,8 @@ pub struct Spec {
     pub clip: f32,
     pub maximize: bool,
     pub norm: Option<String>,
+    pub schedule: Schedule,
+    pub per_tensor: bool,
     pub tensors: Vec<Vec<f32>>,
 }
 
@@ -38,6 +47,8 @@ impl Spec {
             clip: f32::INFINITY,
             maximize: false,
             norm: None,
+            schedule: Schedule::Constant,
+            per_tensor: false,
             tensors,
         }
     }
@@ -57,7 +68,13 @@ impl Spec {
             .rule(self.rule)
             .regime(self.regime)
             .clip_norm(self.clip)
-            .maximize(self.maximize);
+            .maximize(self.maximize)
+            .schedule(self.schedule);
+        let group = if self.per_tensor {
+            group.per_tensor()
+        } else {
+            group
+        };
         let group = match self.decay {
             WeightDecay::Coupled(lambda) => group.weight_decay(lambda),
             WeightDecay::Decoupled(lambda) => group.decoupled_weight_decay(lambda),
@@ -115,9 +132,14 @@ pub fn lengths(specs: &[Spec]) -> impl Iterator<Item = usize> + '_ {
 const GUARD: u32 = 0x7fc0_beef;
 const GUARD_ELEMENTS: usize = 9;
 
+/// Where in its buffer a device's loss is.
+const LOSS_BYTE: u64 = 0;
+
 /// An optimizer at work on either path.
 pub trait Run {
     fn path(&self) -> String;
+    /// The loss of the steps to come; 1 without.
+    fn set_loss(&mut self, loss: f32);
     /// One step; gradients tensor by tensor.
     fn step(&mut self, grads: &[Vec<f32>]);
     fn params(&self) -> Vec<Vec<f32>>;
@@ -130,6 +152,7 @@ pub trait Run {
 
 pub struct CpuRun {
     pub optimizer: CpuOptimizer,
+    loss: f32,
     params: Vec<Vec<f32>>,
 }
 
@@ -149,6 +172,7 @@ impl CpuRun {
         }
         CpuRun {
             optimizer: builder.build_cpu().expect("builds"),
+            loss: 1.0,
             params: specs.iter().flat_map(|spec| spec.tensors.clone()).collect(),
         }
     }
@@ -157,6 +181,9 @@ impl CpuRun {
 impl Run for CpuRun {
     fn path(&self) -> String {
         "CPU path".to_owned()
+    }
+    fn set_loss(&mut self, loss: f32) {
+        self.loss = loss;
     }
     fn step(&mut self, grads: &[Vec<f32>]) {
         let mut params: Vec<&mut [f32]> = self.params.iter_mut().map(Vec::as_mut_slice).collect();
@@ -170,7 +197,10 @@ impl Run for CpuRun {
             return;
         }
         let grads: Vec<&[f32]> = grads.iter().map(Vec::as_slice).collect();
-        self.optimizer.step(&mut params, &grads).expect("steps");
+        let stepped = self
+            .optimizer
+            .step_with_loss(&mut params, &grads, self.loss);
+        stepped.expect("steps");
     }
     fn params(&self) -> Vec<Vec<f32>> {
         self.params.clone()
@@ -196,6 +226,7 @@ pub struct GpuRun {
     pub gpu: Gpu,
     pub optimizer: Optimizer,
     pub buffers: Vec<wgpu::Buffer>,
+    loss: wgpu::Buffer,
     /// What the buffers should hold, but for the parameters.
     host: Vec<Vec<f32>>,
     places: Vec<Place>,
@@ -247,7 +278,9 @@ impl GpuRun {
             host[buffer][start..][..tensor.len()].copy_from_slice(tensor);
         }
         let buffers: Vec<wgpu::Buffer> = host.iter().map(|values| upload(gpu, values)).collect();
-        let mut builder = settings(OptimizerBuilder::new(Rule::sgd()));
+        let loss = upload(gpu, &[1.0]);
+        let mut builder =
+            settings(OptimizerBuilder::new(Rule::sgd())).loss(loss.slice(LOSS_BYTE..LOSS_BYTE + 4));
         let mut next = places.iter();
         for spec in specs {
             let mut group = spec.group();
@@ -266,6 +299,7 @@ impl GpuRun {
             gpu: gpu.clone(),
             optimizer,
             buffers,
+            loss,
             host,
             places,
             lengths,
@@ -334,6 +368,11 @@ impl Run for GpuRun {
     fn path(&self) -> String {
         let partials = self.gpu.tuning().partials.name();
         format!("{}, {partials}", self.gpu.describe())
+    }
+    fn set_loss(&mut self, loss: f32) {
+        self.gpu
+            .queue()
+            .write_buffer(&self.loss, LOSS_BYTE, bytemuck::bytes_of(&loss));
     }
     fn step(&mut self, grads: &[Vec<f32>]) {
         self.write_grads(grads);

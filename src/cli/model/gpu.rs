@@ -61,6 +61,11 @@ impl Pass {
     }
 }
 
+/// Words of `Cursor` in the shaders: batch, rows of a batch, rows in all, loss.
+const CURSOR_WORDS: usize = 4;
+/// Where in it the loss is.
+const LOSS_BYTE: u64 = 12;
+
 impl SplitOnDevice {
     fn batches(&self) -> usize {
         self.rows.div_ceil(self.batch)
@@ -120,7 +125,7 @@ impl GpuModel {
         let gradients = build.buffer("the gradients", model.padded_len())?;
         let training = build.split(&dataset.train, batch)?;
         let train_evaluation = SplitOnDevice {
-            cursor: build.buffer("the cursor", 3)?,
+            cursor: build.buffer("the cursor", CURSOR_WORDS)?,
             order: build.order(training.rows)?,
             x: training.x.to_vec(),
             y: training.y.clone(),
@@ -174,6 +179,11 @@ impl GpuModel {
     /// The flat gradients.
     pub fn gradients(&self) -> &wgpu::Buffer {
         &self.gradients
+    }
+
+    /// The mean loss of the batch that was recorded last.
+    pub fn loss(&self) -> wgpu::BufferSlice<'_> {
+        self.training.cursor.slice(LOSS_BYTE..LOSS_BYTE + 4)
     }
 
     /// Sets the parameters.
@@ -312,7 +322,7 @@ impl Build<'_> {
     fn split(&self, split: &Split, batch: usize) -> Result<SplitOnDevice, ModelError> {
         let rows = split.rows();
         let on_device = SplitOnDevice {
-            cursor: self.buffer("the cursor", 3)?,
+            cursor: self.buffer("the cursor", CURSOR_WORDS)?,
             order: self.order(rows)?,
             x: self.chunks(split)?,
             y: self.buffer("the labels", rows)?,

@@ -103,6 +103,7 @@ impl<'a> Engine<'a> {
                     optimizer: settings
                         .builder()
                         .record_steps(builder_steps)
+                        .loss(gpu_model.loss())
                         .group(group)
                         .build(gpu)?,
                     model: gpu_model,
@@ -162,13 +163,10 @@ impl CpuEngine<'_> {
         let Split { x, y } = &self.dataset.train;
         let mut losses = Vec::with_capacity(order.len().div_ceil(self.batch));
         for rows in order.chunks(self.batch) {
-            losses.push(self.model.loss_and_gradients(
-                &self.parameters,
-                x,
-                y,
-                rows,
-                &mut self.gradients,
-            ));
+            let loss =
+                self.model
+                    .loss_and_gradients(&self.parameters, x, y, rows, &mut self.gradients);
+            losses.push(loss);
             let mut params = Vec::with_capacity(self.tensors.len());
             let mut grads = Vec::with_capacity(self.tensors.len());
             let mut rest = self.parameters.as_mut_slice();
@@ -181,7 +179,7 @@ impl CpuEngine<'_> {
                 grads.push(&self.gradients[range]);
                 rest = after;
             }
-            self.optimizer.step(&mut params, &grads)?;
+            self.optimizer.step_with_loss(&mut params, &grads, loss)?;
             on_steps(1);
         }
         Ok((losses, self.optimizer.drain_records().records))

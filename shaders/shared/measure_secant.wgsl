@@ -1,0 +1,26 @@
+// What pass 1 measures beside the norm where the memory is the last gradient: the change y = g_t - g_{t-1} against the direction u_{t-1}
+// of the last step, as slow_dot = u·y, direction_square = u·u and absolute = y·y.
+
+override RULE: u32;
+
+alias Memory = vec4<f32>;
+
+fn measure(block: Block, quad: u32, g: vec4<f32>, gradient_scale: f32, momentum_scale: f32, sums: ptr<function, AlignmentSums>) {
+    let at = block.state_quad + quad;
+    let last = memory[at];
+    let y = gradient_scale * g - gradient_scale * last;
+    var u = gradient_scale * (states[block.group].last_clip * last);
+    if RULE == SGDM {
+        u = momentum_scale * momentum[at];
+    } else if RULE == NESTEROV {
+        u = momentum_scale * (states[block.group].last_clip * last)
+            + groups[block.group].momentum * (momentum_scale * momentum[at]);
+    } else if RULE == SIGN_SGD {
+        u = sign(last);
+    } else if RULE == SIGNUM {
+        u = sign(momentum[at]);
+    }
+    (*sums).slow_dot += u * y;
+    (*sums).direction_squares += u * u;
+    (*sums).absolute += y * y;
+}

@@ -1,0 +1,52 @@
+//! Regimes that need the norm alone.
+
+/// The norm alone: `ln η ← ln η + p ln(n̂_{t-1}/n̂_t)`, so that `η_t = η_0 (n̂_0/n̂_t)^p`; no memory per parameter.
+///
+/// The smoothed norm takes the larger of average and present value: the rate drops at once when the norm jumps and recovers
+/// slowly.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct NormRatio {
+    /// η of the first step; `None` takes it from the first step's length.
+    pub initial_rate: Option<f32>,
+    /// `p = 1`.
+    pub exponent: f32,
+    /// `β = 0.9`.
+    pub smoothing: f32,
+    /// `φ = 1e-4`, as in [`Seesaw`](crate::Seesaw).
+    pub norm_floor: f32,
+    /// `ε = 1e-2`, used where `initial_rate` is `None`.
+    pub first_step: f32,
+}
+
+impl Default for NormRatio {
+    fn default() -> Self {
+        NormRatio {
+            initial_rate: None,
+            exponent: 1.0,
+            smoothing: 0.9,
+            norm_floor: 1e-4,
+            first_step: 1e-2,
+        }
+    }
+}
+
+/// The sum of squared norms: `η = c / √(b₀² + Σ n²)` (Ward, Wu & Bottou 2019, arXiv:1806.01811, eq. 1, where c is η); no memory per
+/// parameter.
+///
+/// The rate only ever falls, and falls with the norm. For sign rules Σ n² is Σ d, the squared length of the directions.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct AdaGradNorm {
+    /// `c = 1`, in units of the parameters: with `b₀ = 0` the first step has this length.
+    pub scale: f32,
+    /// `b₀ = 0`, in units of the gradient.
+    pub offset: f32,
+}
+
+impl Default for AdaGradNorm {
+    fn default() -> Self {
+        AdaGradNorm {
+            scale: 1.0,
+            offset: 0.0,
+        }
+    }
+}
