@@ -113,19 +113,23 @@ impl History {
     pub fn expect(&mut self, steps: u64) {
         self.steps = steps.max(1);
         self.columns = vec![Column::default(); self.steps.min(COLUMNS) as usize];
-        self.bins = vec![TermCauses::default(); self.steps.min(BINS) as usize];
+        let bins = self.steps.div_ceil(self.bin_width());
+        self.bins = vec![TermCauses::default(); bins as usize];
+    }
+
+    /// Steps in a bin: as many in each, so that bins can be compared.
+    fn bin_width(&self) -> u64 {
+        self.steps.div_ceil(BINS).max(1)
     }
 
     /// Takes a step in.
     pub fn add(&mut self, loss: f32, record: &Record) {
-        let place = |len: usize| {
-            let place = u128::from(record.step) * len as u128 / u128::from(self.steps);
-            (place as usize).min(len.saturating_sub(1))
-        };
-        let (column, bin) = (place(self.columns.len()), place(self.bins.len()));
+        let column =
+            u128::from(record.step) * self.columns.len() as u128 / u128::from(self.steps.max(1));
+        let bin = record.step / self.bin_width();
         let step = record.step as f64;
         let clamped = record.flags.clamped_change() || record.flags.clamped_rate();
-        if let Some(column) = self.columns.get_mut(column) {
+        if let Some(column) = self.columns.get_mut(column as usize) {
             let loss = f64::from(loss);
             column.loss.add(step, loss);
             column.log_loss.add(step, loss.log10());
@@ -135,7 +139,7 @@ impl History {
             column.skipped |= record.flags.skipped();
             column.clamped |= clamped;
         }
-        if let Some(bin) = self.bins.get_mut(bin) {
+        if let Some(bin) = self.bins.get_mut(bin as usize) {
             add_terms(bin, record);
         }
         self.clamped += u64::from(clamped);
@@ -519,7 +523,13 @@ impl Chart {
             chart.draw_series(LineSeries::new(zero, ShapeStyle::from(BLACK)))?;
         }
         let skip = ShapeStyle::from(SKIP_COLOR);
-        for &step in &self.marks {
+        // A crowd of them would hide the curve.
+        let lines = if self.marks.len() > 100 {
+            0
+        } else {
+            self.marks.len()
+        };
+        for &step in &self.marks[..lines] {
             chart.draw_series(LineSeries::new([(step, bottom), (step, top)], skip))?;
         }
         // A crowd of points in one line blurs where the line is thick.
@@ -553,7 +563,7 @@ fn plain(value: f64) -> String {
 
 fn charts(run: &Run, history: &History) -> Result<String, String> {
     let svg = |chart: &Chart| chart.svg(history.steps);
-    let mut html = String::new();
+    let mut html = "<h2>Over the steps</h2>\n".to_owned();
     let mut add = |caption: &str, legend: &str, plot: String| {
         html += &format!(
             "<figure>\n<figcaption>{}{legend}</figcaption>\n{plot}</figure>\n",
@@ -585,19 +595,14 @@ fn charts(run: &Run, history: &History) -> Result<String, String> {
     add("Norm of the gradient, logarithmic", "", svg(&chart)?);
 
     let (chart, legend) = stacked_causes(run, history);
-    let caption = match history.steps.div_ceil(BINS) {
-        1 => "What moved ln(learning rate), step by step".to_owned(),
-        most => format!(
-            "What moved ln(learning rate): sums over up to {most} steps, rises and falls apart"
+    let caption = match history.bin_width() {
+        1 => "What moved ln(learning rate), at each step".to_owned(),
+        width => format!(
+            "What moved ln(learning rate): sums over {width} steps each, rises and falls apart"
         ),
     };
     add(&caption, &legend, svg(&chart)?);
-    add_axis_note(&mut html);
     Ok(html)
-}
-
-fn add_axis_note(html: &mut String) {
-    *html += "<p>Every chart goes over the steps, from left to right.</p>\n";
 }
 
 /// Logarithmic where it spans much, which a linear axis would press flat.
@@ -656,10 +661,11 @@ fn marked(
 
 /// A bar up for what rose and one down for what fell, term upon term, in every bin.
 fn stacked_causes(run: &Run, history: &History) -> (Chart, String) {
-    let width = history.steps as f64 / history.bins.len().max(1) as f64;
+    let (width, end) = (history.bin_width() as f64, history.steps as f64);
     let mut bars = Vec::new();
     for (index, bin) in history.bins.iter().enumerate() {
-        let (left, right) = (index as f64 * width, (index + 1) as f64 * width);
+        let left = index as f64 * width;
+        let right = (left + width).min(end);
         let (mut top, mut bottom) = (0.0, 0.0);
         for (cause, color) in bin.iter().zip(TERM_COLORS) {
             for (end, change) in [(&mut top, cause.up), (&mut bottom, cause.down)] {
