@@ -139,7 +139,8 @@ fn trace_of(path: &Path, extra: &[&str]) -> Vec<csv::StringRecord> {
     let path = path.to_str().expect("UTF-8");
     run(&[&["--trace", path, "--epochs", "3"], extra].concat());
     let mut reader = csv::Reader::from_path(path).expect("opens");
-    let header: Vec<&str> = "step,loss,norm,smoothed_norm,ln_lr,norm_term,alignment_term,brake_term,clamp_term,schedule_term,flags"
+    let header: Vec<&str> = "step,loss,norm,smoothed_norm,ln_lr,norm_term,alignment_term,brake_term,clamp_term,schedule_term,flags,\
+                            curvature_term,distance_term,history_term,loss_term,scale_term,gate_term"
         .split(',')
         .collect();
     assert_eq!(reader.headers().expect("a header"), header);
@@ -161,12 +162,103 @@ fn the_terms_of_each_row_add_up_to_the_change_of_ln_lr() {
             let mut moved = 0;
             for (index, pair) in rows.windows(2).enumerate() {
                 assert_eq!(value(&pair[1], 0), (index + 1) as f64);
-                let terms: f64 = (5..10).map(|column| value(&pair[1], column)).sum();
+                let terms: f64 = (5..10)
+                    .chain(11..17)
+                    .map(|column| value(&pair[1], column))
+                    .sum();
                 let change = value(&pair[1], 4) - value(&pair[0], 4);
                 assert!((terms - change).abs() <= 1e-6, "{pair:?}");
                 moved += usize::from(change.abs() > 1e-3);
             }
             assert!(moved > 30, "the rate hardly moves: {moved}");
+        }
+    }
+}
+
+/// Trains with `--report`: the page, and the object of `--json`.
+fn report_of(path: &Path, extra: &[&str]) -> (String, serde_json::Value) {
+    let name = path.to_str().expect("UTF-8");
+    let run = run(&[&["--report", name], extra].concat());
+    (std::fs::read_to_string(path).expect("a page"), run)
+}
+
+/// The items of the page's lists that begin like this.
+fn sentences<'a>(page: &'a str, beginning: &str) -> Vec<&'a str> {
+    page.lines()
+        .filter_map(|line| line.strip_prefix("<li>")?.strip_suffix("</li>"))
+        .filter(|sentence| sentence.starts_with(beginning))
+        .collect()
+}
+
+/// The page stands alone, tells what was done to two steps, and is only looked at: the run is the same without it.
+#[test]
+fn a_report_explains_what_happened_and_changes_nothing() {
+    let folder = tempfile::tempdir().expect("a folder");
+    for backend in ["cpu", "vulkan"] {
+        // On the device both in the middle of a submit; one right behind the other in the second run.
+        for (nan, spike) in [("40", "120"), ("24", "25")] {
+            let args = [
+                "--backend",
+                backend,
+                "--inject-nan",
+                nan,
+                "--inject-spike",
+                spike,
+            ];
+            let path = folder.path().join(format!("{backend}-{nan}.html"));
+            let (page, mut with) = report_of(&path, &args);
+            let own = page.replace("xmlns=\"http://www.w3.org/2000/svg\"", "");
+            for foreign in ["http://", "https://", "<script", "<link", "<img"] {
+                assert!(!own.contains(foreign), "{foreign}");
+            }
+            assert_eq!(own.matches("<figure>").count(), 5);
+            let of_nan = sentences(&page, &format!("step {nan}: "));
+            assert_eq!(
+                of_nan,
+                [format!(
+                    "step {nan}: skipped: 9610 gradients not finite, the first in hidden.weights at 0"
+                )]
+            );
+            let of_spike = sentences(&page, &format!("step {spike}: "));
+            assert_eq!(of_spike.len(), 1, "{page}");
+            let beginning = format!("step {spike}: LR -");
+            assert!(of_spike[0].starts_with(&beginning), "{of_spike:?}");
+            assert!(of_spike[0].contains("norm jumped"), "{of_spike:?}");
+            assert_eq!(number(&with, "skipped_steps"), 1.0);
+            let mut without = run(&args);
+            for run in [&mut with, &mut without] {
+                run["seconds"] = 0.into();
+            }
+            assert_eq!(with, without);
+        }
+    }
+}
+
+/// Many steps, no rate at all, names that look like markup: the page stays small and whole.
+#[test]
+fn a_report_copes_with_any_run() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("page.html");
+    let (page, _) = report_of(&path, &["--backend", "cpu", "--epochs", "400"]);
+    assert!(page.len() < 500_000, "{}", page.len());
+    let data = folder.path().join("<i>.svm");
+    for (rows, epochs) in [
+        ("1:3e38 2:3e38", "2000"),
+        ("1:0 2:0", "1"),
+        ("1:1 2:1", "3"),
+    ] {
+        let rows: String = (0..40).map(|i| format!("{} {rows}\n", i % 2)).collect();
+        std::fs::write(&data, rows).expect("writes");
+        let data = data.to_str().expect("UTF-8");
+        let (page, run) = report_of(
+            &path,
+            &["--data", data, "--backend", "cpu", "--epochs", epochs],
+        );
+        assert!(page.contains("&lt;i&gt;") && !page.contains("<i>"));
+        assert!(page.len() < 2_000_000, "{}", page.len());
+        if number(&run, "skipped_steps") > 20.0 {
+            assert_eq!(sentences(&page, "step ").len(), 20);
+            assert_eq!(sentences(&page, "and ").len(), 1);
         }
     }
 }
@@ -246,11 +338,29 @@ fn bad_input_ends_in_one_line_and_exit_code_2() {
         &["train", "--trace", "/no/such/folder/x.csv"],
         &["/no/such/folder/x.csv"],
     );
+    refused(
+        &["train", "--report", "/no/such/folder/x.html"],
+        &["/no/such/folder/x.html", "--report"],
+    );
+    let twice = folder.path().join("twice");
+    let twice = twice.to_str().expect("UTF-8");
+    refused(
+        &["train", "--trace", twice, "--report", twice],
+        &["twice", "overwrite the trace"],
+    );
+    refused(
+        &["train", "--epochs", "1", "--inject-nan", "23"],
+        &["--inject-nan 23", "23 steps"],
+    );
     // What would have been overwritten is still there.
     let data = file("data.csv", "1,2,0\n3,4,1\n5,6,0\n");
     refused(
         &["train", "--data", &data, "--trace", &data],
         &["data.csv", "overwrite"],
+    );
+    refused(
+        &["train", "--data", &data, "--report", &data],
+        &["data.csv", "--report", "overwrite"],
     );
     assert!(
         std::fs::read_to_string(&data)

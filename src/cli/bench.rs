@@ -17,6 +17,7 @@ use serde::Serialize;
 use wgpu_optim::{Error, Gpu, wgpu};
 
 use crate::CliError;
+use crate::page::command;
 use crate::table::{Columns, say};
 use crate::target::{Target, TargetArgs, TuningSource, driver_in_words, size_in_words};
 use device::Device;
@@ -269,13 +270,6 @@ fn driver(target: &Target) -> String {
             })
             .unwrap_or_else(|| std::env::consts::ARCH.to_owned()),
     }
-}
-
-/// The command line, without the path to the binary.
-fn command() -> String {
-    let mut words = vec![env!("CARGO_BIN_NAME").to_owned()];
-    words.extend(std::env::args().skip(1));
-    words.join(" ")
 }
 
 /// The names of the passes that were timed.

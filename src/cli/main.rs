@@ -6,6 +6,7 @@ mod check;
 mod data;
 mod devices;
 mod model;
+mod page;
 mod table;
 mod target;
 mod train;

@@ -2,26 +2,28 @@
 //! nobody sets, and a table that says what moved it.
 
 mod engine;
+mod page;
 mod report;
 
 use std::fs::File;
 use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use clap::ValueEnum;
 use indicatif::{ProgressBar, ProgressStyle};
 use rand::SeedableRng;
 use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;
-use wgpu_optim::{NormRatio, Record, Regime, Rule, SecantForm};
+use wgpu_optim::{NormRatio, Record, Regime, Rule, SecantForm, Term};
 
 use crate::CliError;
 use crate::data::{self, Dataset};
 use crate::model::{Evaluation, Model, ModelKind, Part};
 use crate::table::say;
 use crate::target::{Target, TargetArgs, TuningSource};
-use engine::{Engine, OptimizerSettings};
+use engine::{Engine, Injection, OptimizerSettings};
+use page::{History, Page};
 use report::{Causes, RateRange, Run};
 
 /// `--rule`.
@@ -148,6 +150,15 @@ pub struct Args {
     /// Write one row per step: the loss, the rate, and every term that moved it
     #[arg(long, value_name = "FILE.csv")]
     trace: Option<PathBuf>,
+    /// Write a page with curves and the largest moves of the learning rate, explained
+    #[arg(long, value_name = "FILE.html")]
+    report: Option<PathBuf>,
+    /// Make the gradients of this step NaN, to see what the optimizer does
+    #[arg(long, value_name = "STEP")]
+    inject_nan: Option<u64>,
+    /// Multiply the gradients of this step by 100, to see what the optimizer does
+    #[arg(long, value_name = "STEP")]
+    inject_spike: Option<u64>,
 }
 
 impl Args {
@@ -159,6 +170,36 @@ impl Args {
             RuleName::SignSgd => Rule::sign_sgd(),
             RuleName::Signum => Rule::signum(self.momentum),
         }
+    }
+
+    fn steps_per_epoch(&self, dataset: &Dataset) -> usize {
+        dataset.train.rows().div_ceil(self.batch as usize)
+    }
+
+    fn steps(&self, dataset: &Dataset) -> u64 {
+        u64::from(self.epochs) * self.steps_per_epoch(dataset) as u64
+    }
+
+    fn injection(&self) -> Injection {
+        Injection {
+            nan: self.inject_nan,
+            spike: self.inject_spike,
+        }
+    }
+
+    /// Refuses to change steps that the run does not have.
+    fn check_injection(&self, steps: u64) -> Result<(), CliError> {
+        for (option, step) in [
+            ("--inject-nan", self.inject_nan),
+            ("--inject-spike", self.inject_spike),
+        ] {
+            if let Some(step) = step.filter(|&step| step >= steps) {
+                return Err(CliError::Usage(format!(
+                    "{option} {step}: the run has {steps} steps, counted from 0"
+                )));
+            }
+        }
+        Ok(())
     }
 
     fn regime(&self) -> Result<Regime, CliError> {
@@ -197,6 +238,7 @@ pub fn run(args: &Args) -> Result<(), CliError> {
     };
     settings.check()?;
     let dataset = data::load(&args.data)?;
+    args.check_injection(args.steps(&dataset))?;
     let target = args.target.find()?;
     // Before training, which a path that cannot be written should not cost; and not before the data is read, which may be the
     // same file by mistake.
@@ -204,6 +246,11 @@ pub fn run(args: &Args) -> Result<(), CliError> {
         .trace
         .as_deref()
         .map(|path| Trace::create(path, &args.data))
+        .transpose()?;
+    let page = args
+        .report
+        .as_deref()
+        .map(|path| Page::create(path, &args.data, args.trace.as_deref()))
         .transpose()?;
     target.explain();
     let model = Model::new(
@@ -213,10 +260,22 @@ pub fn run(args: &Args) -> Result<(), CliError> {
         args.hidden as usize,
     );
     let (target, tuning) = target.tuned_for(model.padded_len());
+    let mut history = page.as_ref().map(|_| History::default());
     let run = Run {
         tuning,
-        ..train(args, &settings, &dataset, &target, &model, trace)?
+        ..train(
+            args,
+            &settings,
+            &dataset,
+            &target,
+            &model,
+            trace,
+            history.as_mut(),
+        )?
     };
+    if let (Some(page), Some(history)) = (page, &history) {
+        page.write(args, &run, &model, history)?;
+    }
     if run.skipped_steps == run.steps {
         eprintln!(
             "every step was skipped, nothing was learned: the gradients are not finite, so look at the scale of the features"
@@ -236,14 +295,28 @@ fn train(
     target: &Target,
     model: &Model,
     mut trace: Option<Trace>,
+    mut history: Option<&mut History>,
 ) -> Result<Run, CliError> {
     let rows = dataset.train.rows();
     let batch = (args.batch as usize).min(rows);
-    let steps_per_epoch = rows.div_ceil(batch);
-    let mut engine = Engine::new(target, model, dataset, batch, settings, args.seed)?;
-    let progress = progress_bar(u64::from(args.epochs) * steps_per_epoch as u64);
+    let steps = args.steps(dataset);
+    let mut engine = Engine::new(
+        target,
+        model,
+        dataset,
+        batch,
+        settings,
+        args.injection(),
+        args.seed,
+    )?;
+    if let Some(history) = &mut history {
+        history.expect(steps);
+    }
+    let progress = progress_bar(steps);
 
     let started = Instant::now();
+    // What the report costs is not the training's time.
+    let mut looking_on = Duration::ZERO;
     let mut order: Vec<u32> = (0..rows as u32).collect();
     // A stream of its own, so that the order of the rows does not depend on how many weights there are.
     let mut shuffle = ChaCha8Rng::seed_from_u64(args.seed);
@@ -259,6 +332,9 @@ fn train(
             if let Some(trace) = &mut trace {
                 trace.write(*loss, record)?;
             }
+            if let Some(history) = &mut history {
+                history.add(*loss, record);
+            }
         }
         if let (Some(loss), Some(record)) = (losses.last(), records.last()) {
             progress.set_message(format!(
@@ -267,9 +343,14 @@ fn train(
                 record.learning_rate
             ));
         }
+        if let Some(history) = &mut history {
+            let before = Instant::now();
+            history.end_epoch(engine.evaluate(Part::Test)?.accuracy);
+            looking_on += before.elapsed();
+        }
     }
     progress.finish_and_clear();
-    let seconds = started.elapsed().as_secs_f64();
+    let seconds = (started.elapsed() - looking_on).as_secs_f64();
     if let Some(trace) = trace {
         trace.finish()?;
     }
@@ -286,7 +367,7 @@ fn train(
         epochs: args.epochs,
         batch,
         seed: args.seed,
-        steps: u64::from(args.epochs) * steps_per_epoch as u64,
+        steps,
         train_loss: loss,
         test_accuracy: accuracy,
         lr_first: rates.first,
@@ -309,12 +390,31 @@ fn progress_bar(steps: u64) -> ProgressBar {
     bar
 }
 
+/// Creates the file that an option names, unless that would overwrite the data.
+fn create_file(option: &str, path: &Path, data: &str) -> Result<File, CliError> {
+    let name = path.display();
+    if let (Ok(file), Ok(data)) = (path.canonicalize(), Path::new(data).canonicalize())
+        && file == data
+    {
+        return Err(CliError::Usage(format!(
+            "{option} {name} would overwrite the data: give it another name"
+        )));
+    }
+    File::create(path).map_err(|error| CliError::Write {
+        path: name.to_string(),
+        message: format!("{error}; give {option} a file in a folder that exists"),
+    })
+}
+
 /// The file of `--trace`.
 struct Trace {
     path: String,
     writer: csv::Writer<BufWriter<File>>,
+    /// Which of `Term::ALL` have their column after the flags.
+    further: [bool; Term::ALL.len()],
 }
 
+/// The columns of old; those of the other terms follow, so that whoever goes by position is not disturbed.
 const TRACE_HEADER: [&str; 11] = [
     "step",
     "loss",
@@ -329,30 +429,25 @@ const TRACE_HEADER: [&str; 11] = [
     "flags",
 ];
 
+fn is_further(term: Term) -> bool {
+    !TRACE_HEADER.contains(&format!("{}_term", term.name()).as_str())
+}
+
 impl Trace {
     fn create(path: &Path, data: &str) -> Result<Self, CliError> {
-        let name = path.display().to_string();
-        if let (Ok(trace), Ok(data)) = (path.canonicalize(), Path::new(data).canonicalize())
-            && trace == data
-        {
-            return Err(CliError::Usage(format!(
-                "--trace {name} would overwrite the data: give it another name"
-            )));
-        }
-        let file = File::create(path).map_err(|error| CliError::Write {
-            path: name.clone(),
-            message: format!("{error}; give --trace a file in a folder that exists"),
-        })?;
         let mut trace = Trace {
-            path: name,
-            writer: csv::Writer::from_writer(BufWriter::new(file)),
+            path: path.display().to_string(),
+            writer: csv::Writer::from_writer(BufWriter::new(create_file("--trace", path, data)?)),
+            further: Term::ALL.map(is_further),
         };
-        trace.row(&TRACE_HEADER.map(str::to_owned))?;
+        let further = Term::ALL.into_iter().filter(|&term| is_further(term));
+        let further = further.map(|term| format!("{}_term", term.name()));
+        trace.row(TRACE_HEADER.map(str::to_owned).into_iter().chain(further))?;
         Ok(trace)
     }
 
     fn write(&mut self, loss: f32, record: &Record) -> Result<(), CliError> {
-        self.row(&[
+        let fields = [
             record.step.to_string(),
             loss.to_string(),
             record.norm.to_string(),
@@ -364,12 +459,16 @@ impl Trace {
             record.clamp_term.to_string(),
             record.schedule_term.to_string(),
             record.flags.to_string(),
-        ])
+        ];
+        let further = record.terms().into_iter().zip(self.further);
+        let further =
+            further.filter_map(|((_, value), further)| further.then(|| value.to_string()));
+        self.row(fields.into_iter().chain(further))
     }
 
-    fn row(&mut self, fields: &[String; 11]) -> Result<(), CliError> {
+    fn row(&mut self, fields: impl Iterator<Item = String>) -> Result<(), CliError> {
         self.writer
-            .write_record(fields)
+            .write_record(fields.map(String::into_bytes))
             .map_err(|error| self.failed(&error.to_string()))
     }
 

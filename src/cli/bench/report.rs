@@ -2,16 +2,14 @@
 
 use std::fs::File;
 use std::io::Write;
-use std::ops::Range;
 
-use plotters::coord::Shift;
-use plotters::coord::ranged1d::{KeyPointHint, NoDefaultFormatting, Ranged, ValueFormatter};
 use plotters::prelude::*;
 use plotters::style::text_anchor::{HPos, Pos, VPos};
 
 use super::rows::Row;
 use super::{Report, TEXT_COLUMNS, remarks, table};
 use crate::CliError;
+use crate::page::{self, Area, Axis, COLORS, DrawError, bounds, escaped, font, log_marks};
 
 /// The plot's size in pixels: it fits a window 1280 pixels wide.
 const SIZE: (u32, u32) = (1200, 900);
@@ -91,13 +89,6 @@ struct Line {
     points: Vec<(f64, f64)>,
 }
 
-/// Blue, vermilion, green and purple of Okabe and Ito's palette: apart in every kind of colour vision.
-const COLORS: [RGBColor; 4] = [
-    RGBColor(0, 114, 178),
-    RGBColor(213, 94, 0),
-    RGBColor(0, 158, 115),
-    RGBColor(204, 121, 167),
-];
 const ROOF: RGBColor = RGBColor(60, 60, 60);
 /// Dashes of the modes, in order.
 const DASHES: [Option<(i32, i32)>; 3] = [None, Some((7, 4)), Some((2, 3))];
@@ -164,14 +155,6 @@ fn lines(report: &Report, rule: &str) -> Vec<Line> {
     lines
 }
 
-/// Text as HTML and SVG take it.
-fn escaped(text: &str) -> String {
-    text.replace('&', "&amp;")
-        .replace('<', "&lt;")
-        .replace('>', "&gt;")
-        .replace('"', "&quot;")
-}
-
 /// The plot: a panel for each rule, lines for its regimes, copy and triad as the roof.
 fn plot(report: &Report) -> Result<String, String> {
     let mut svg = String::new();
@@ -181,13 +164,6 @@ fn plot(report: &Report) -> Result<String, String> {
         root.present().map_err(|error| error.to_string())?;
     }
     Ok(svg)
-}
-
-type Area<'a> = DrawingArea<SVGBackend<'a>, Shift>;
-type DrawError<'a> = DrawingAreaErrorKind<<SVGBackend<'a> as DrawingBackend>::ErrorType>;
-
-fn font(size: i32) -> TextStyle<'static> {
-    ("sans-serif", size).into_font().color(&BLACK)
 }
 
 fn draw<'a>(root: &Area<'a>, report: &Report) -> Result<(), DrawError<'a>> {
@@ -216,7 +192,7 @@ fn draw<'a>(root: &Area<'a>, report: &Report) -> Result<(), DrawError<'a>> {
     let lines = || panels.iter().flat_map(|(_, lines)| lines);
     for ((rule, own), area) in panels.iter().zip(&areas) {
         let rates = lines().flat_map(|line| line.points.iter().map(|point| point.1));
-        let axes = (LogAxis::sizes(&sizes), LogAxis::rates(rates));
+        let axes = (axis_of_sizes(&sizes), axis_of_rates(rates));
         draw_panel(area, rule, own, axes)?;
     }
     Ok(())
@@ -256,65 +232,21 @@ fn draw_line_sample<'a>(
     Ok(())
 }
 
-/// An axis of logarithms with marks of its own choice.
-struct LogAxis {
-    range: Range<f64>,
-    marks: Vec<f64>,
-}
-
-impl LogAxis {
-    /// Sizes as log2, a mark at each, or at every second or third where there are many.
-    fn sizes(sizes: &[f64]) -> Self {
-        let every = sizes.len().div_ceil(12).max(1);
-        LogAxis {
-            range: bounds(sizes.iter().copied(), 0.5),
-            marks: sizes.iter().step_by(every).copied().collect(),
-        }
-    }
-
-    /// Rates as log10, marks at 1, 2 and 5 times the powers of ten.
-    fn rates(rates: impl Iterator<Item = f64>) -> Self {
-        let range = bounds(rates, 0.1);
-        let decades = range.start.floor() as i32..=range.end.ceil() as i32;
-        LogAxis {
-            marks: decades
-                .flat_map(|decade| [1.0f64, 2.0, 5.0].map(|m| f64::from(decade) + m.log10()))
-                .filter(|mark| range.contains(mark))
-                .collect(),
-            range,
-        }
+/// Sizes as log2, a mark at each, or at every second or third where there are many.
+fn axis_of_sizes(sizes: &[f64]) -> Axis {
+    let every = sizes.len().div_ceil(12).max(1);
+    Axis {
+        range: bounds(sizes.iter().copied(), 0.5),
+        marks: sizes.iter().step_by(every).copied().collect(),
     }
 }
 
-/// From the least to the greatest, and a margin beyond.
-fn bounds(values: impl Iterator<Item = f64>, margin: f64) -> Range<f64> {
-    let (low, high) = values.fold((f64::INFINITY, f64::NEG_INFINITY), |(low, high), value| {
-        (low.min(value), high.max(value))
-    });
-    low - margin..high + margin
-}
-
-impl Ranged for LogAxis {
-    type FormatOption = NoDefaultFormatting;
-    type ValueType = f64;
-
-    fn map(&self, value: &f64, limit: (i32, i32)) -> i32 {
-        let share = (value - self.range.start) / (self.range.end - self.range.start);
-        limit.0 + (share * f64::from(limit.1 - limit.0)).round() as i32
-    }
-
-    fn key_points<Hint: KeyPointHint>(&self, _hint: Hint) -> Vec<f64> {
-        self.marks.clone()
-    }
-
-    fn range(&self) -> Range<f64> {
-        self.range.clone()
-    }
-}
-
-impl ValueFormatter<f64> for LogAxis {
-    fn format(value: &f64) -> String {
-        value.to_string()
+/// Rates as log10, marks at 1, 2 and 5 times the powers of ten.
+fn axis_of_rates(rates: impl Iterator<Item = f64>) -> Axis {
+    let range = bounds(rates, 0.1);
+    Axis {
+        marks: log_marks(&range, &[1.0, 2.0, 5.0]),
+        range,
     }
 }
 
@@ -322,7 +254,7 @@ fn draw_panel<'a>(
     area: &Area<'a>,
     rule: &str,
     lines: &[Line],
-    (sizes, rates): (LogAxis, LogAxis),
+    (sizes, rates): (Axis, Axis),
 ) -> Result<(), DrawError<'a>> {
     let mut chart = ChartBuilder::on(area)
         .margin(12)
@@ -383,53 +315,29 @@ fn page(report: &Report, plot: &str) -> String {
         .iter()
         .map(|row| format!("<tr>{}</tr>\n", cells("td", row)))
         .collect();
-    let facts: String = [
-        ("device", &report.device),
-        ("driver", &report.driver),
-        ("backend", &report.backend),
-        ("command", &report.command),
-    ]
-    .iter()
-    .map(|(name, value)| format!("<dt>{name}</dt><dd>{}</dd>\n", escaped(value)))
-    .collect();
+    let facts = page::facts(&[
+        ("device", report.device.clone()),
+        ("driver", report.driver.clone()),
+        ("backend", report.backend.clone()),
+        ("command", report.command.clone()),
+    ]);
     let remarks: String = remarks(report)
         .iter()
         .map(|remark| format!("<li>{}</li>\n", escaped(remark)))
         .collect();
-    format!(
-        "<!doctype html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n\
-         <meta name=\"viewport\" content=\"width=device-width\">\n<title>wgpu-optim bench: {device}</title>\n\
-         <style>{STYLE}</style>\n</head>\n<body>\n<h1>wgpu-optim bench</h1>\n<dl>\n{facts}</dl>\n{plot}\n\
+    let body = format!(
+        "<h1>wgpu-optim bench</h1>\n{facts}{plot}\n\
          <ul>\n<li>medians of {rounds} alternating rounds</li>\n{remarks}</ul>\n\
-         <table>\n<thead><tr>{header}</tr></thead>\n<tbody>\n{body}</tbody>\n</table>\n</body>\n</html>\n",
-        device = escaped(&report.device),
+         <table>\n<thead><tr>{header}</tr></thead>\n<tbody>\n{body}</tbody>\n</table>\n",
         rounds = report.rounds,
         header = cells("th", &header),
-    )
+    );
+    page::page(&format!("wgpu-optim bench: {}", report.device), "", &body)
 }
-
-const STYLE: &str = "
-body { font: 14px/1.45 sans-serif; color: #111; background: #fff; max-width: 1240px; margin: 0 auto; padding: 16px; }
-h1 { font-size: 20px; }
-dl { display: grid; grid-template-columns: max-content auto; gap: 2px 16px; }
-dt { color: #555; }
-dd { margin: 0; font-family: monospace; }
-svg { max-width: 100%; height: auto; }
-table { border-collapse: collapse; font-size: 12px; font-variant-numeric: tabular-nums; }
-th { position: sticky; top: 0; background: #fff; text-align: left; border-bottom: 2px solid #888; }
-th, td { padding: 2px 6px; }
-td { white-space: nowrap; border-bottom: 1px solid #e4e4e4; }
-.n { text-align: right; }
-";
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn text_cannot_break_the_page() {
-        assert_eq!(escaped("a<b & \"c\">"), "a&lt;b &amp; &quot;c&quot;&gt;");
-    }
 
     #[test]
     fn distinct_keeps_the_order() {

@@ -44,6 +44,34 @@ impl OptimizerSettings {
     }
 }
 
+/// What is done to the gradients of single steps, to see what the optimizer makes of them.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Injection {
+    /// The step whose gradients become NaN.
+    pub nan: Option<u64>,
+    /// The step whose gradients become a hundred times as large.
+    pub spike: Option<u64>,
+}
+
+impl Injection {
+    fn is_due(&self, step: u64) -> bool {
+        self.nan == Some(step) || self.spike == Some(step)
+    }
+
+    fn apply(&self, step: u64, gradients: &mut [f32]) {
+        let mut factor = 1.0;
+        if self.spike == Some(step) {
+            factor *= 100.0;
+        }
+        if self.nan == Some(step) {
+            factor = f32::NAN;
+        }
+        for gradient in gradients {
+            *gradient *= factor;
+        }
+    }
+}
+
 /// What trains.
 pub enum Engine<'a> {
     Cpu(Box<CpuEngine<'a>>),
@@ -58,6 +86,7 @@ impl<'a> Engine<'a> {
         dataset: &'a Dataset,
         batch: usize,
         settings: &OptimizerSettings,
+        injection: Injection,
         seed: u64,
     ) -> Result<Self, CliError> {
         let initial = model.initial_parameters(seed);
@@ -83,6 +112,8 @@ impl<'a> Engine<'a> {
                     parameters: initial,
                     dataset,
                     batch,
+                    injection,
+                    steps_done: 0,
                 })))
             }
             Target::Gpu(gpu) => {
@@ -109,6 +140,8 @@ impl<'a> Engine<'a> {
                     model: gpu_model,
                     gpu: gpu.clone(),
                     steps_per_epoch: steps_per_epoch as usize,
+                    injection,
+                    steps_done: 0,
                 })))
             }
         }
@@ -152,6 +185,8 @@ pub struct CpuEngine<'a> {
     gradients: Vec<f32>,
     dataset: &'a Dataset,
     batch: usize,
+    injection: Injection,
+    steps_done: u64,
 }
 
 impl CpuEngine<'_> {
@@ -167,6 +202,10 @@ impl CpuEngine<'_> {
                 self.model
                     .loss_and_gradients(&self.parameters, x, y, rows, &mut self.gradients);
             losses.push(loss);
+            if self.injection.is_due(self.steps_done) {
+                self.injection.apply(self.steps_done, &mut self.gradients);
+            }
+            self.steps_done += 1;
             let mut params = Vec::with_capacity(self.tensors.len());
             let mut grads = Vec::with_capacity(self.tensors.len());
             let mut rest = self.parameters.as_mut_slice();
@@ -192,6 +231,8 @@ pub struct GpuEngine {
     optimizer: Optimizer,
     gpu: Gpu,
     steps_per_epoch: usize,
+    injection: Injection,
+    steps_done: u64,
 }
 
 impl GpuEngine {
@@ -203,8 +244,21 @@ impl GpuEngine {
         let (device, queue) = (self.gpu.device(), self.gpu.queue());
         self.model.begin_epoch(order);
         let mut previous: Option<(wgpu::SubmissionIndex, usize)> = None;
-        for first in (0..self.steps_per_epoch).step_by(STEPS_PER_SUBMIT) {
-            let steps = first..(first + STEPS_PER_SUBMIT).min(self.steps_per_epoch);
+        let mut first = 0;
+        while first < self.steps_per_epoch {
+            let mut steps = first..(first + STEPS_PER_SUBMIT).min(self.steps_per_epoch);
+            let is_due = |step: &usize| self.injection.is_due(self.steps_done + *step as u64);
+            match steps.clone().find(is_due) {
+                Some(step) if step == first => {
+                    self.step_injected(self.steps_done + step as u64)?;
+                    on_steps(1);
+                    first += 1;
+                    continue;
+                }
+                Some(step) => steps.end = step,
+                None => {}
+            }
+            first = steps.end;
             let count = steps.len();
             let mut encoder = device.create_command_encoder(&wgpu::CommandEncoderDescriptor {
                 label: Some("training"),
@@ -227,9 +281,34 @@ impl GpuEngine {
             self.wait_for(submission)?;
             on_steps(count);
         }
+        self.steps_done += self.steps_per_epoch as u64;
         let losses = self.model.read_losses()?;
         let records = pollster::block_on(self.optimizer.drain_records())?.records;
         Ok((losses, records))
+    }
+
+    /// A step whose gradients are changed on their way to the optimizer. They come to the host and go back, which is slow, and good
+    /// enough for one step.
+    fn step_injected(&self, step: u64) -> Result<(), CliError> {
+        let (device, queue) = (self.gpu.device(), self.gpu.queue());
+        let encoder = || {
+            device.create_command_encoder(&wgpu::CommandEncoderDescriptor {
+                label: Some("training, gradients changed"),
+            })
+        };
+        let mut backward = encoder();
+        self.model.encode_batch(
+            &mut backward.begin_compute_pass(&wgpu::ComputePassDescriptor::default()),
+        );
+        queue.submit([backward.finish()]);
+        let buffer = self.model.gradients();
+        let mut gradients = pollster::block_on(self.gpu.read_buffer::<f32>("gradients", buffer))?;
+        self.injection.apply(step, &mut gradients);
+        queue.write_buffer(buffer, 0, bytemuck::cast_slice(&gradients));
+        let mut update = encoder();
+        self.optimizer.encode_step(&mut update)?;
+        queue.submit([update.finish()]);
+        Ok(())
     }
 
     fn wait_for(&self, submission: wgpu::SubmissionIndex) -> Result<(), CliError> {

@@ -1,7 +1,7 @@
 //! What a run came to: a table for people, an object for programs.
 
 use serde::Serialize;
-use wgpu_optim::{NonFinite, Record};
+use wgpu_optim::{NonFinite, Record, Term};
 
 use crate::CliError;
 use crate::model::Model;
@@ -74,41 +74,93 @@ pub struct Cause {
 }
 
 impl Cause {
-    fn add(&mut self, term: f32) {
+    /// Takes a step's term in.
+    pub fn add(&mut self, term: f32) {
         if term > 0.0 {
             self.up += f64::from(term);
         } else {
             self.down += f64::from(term);
         }
     }
+
+    /// Whether there was any change.
+    pub fn occurred(&self) -> bool {
+        self.up != 0.0 || self.down != 0.0
+    }
+}
+
+/// A cause for each of [`Term::ALL`].
+pub type TermCauses = [Cause; Term::ALL.len()];
+
+/// Takes the terms of a step in.
+pub fn add_terms(causes: &mut TermCauses, record: &Record) {
+    // The terms of a record come in the order of `Term::ALL`.
+    for (cause, (_, term)) in causes.iter_mut().zip(record.terms()) {
+        cause.add(term);
+    }
 }
 
 /// What moved the learning rate over a run.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Causes {
-    norm: Cause,
-    alignment: Cause,
-    brake: Cause,
-    clamp: Cause,
+    /// By term.
+    pub terms: TermCauses,
     /// Steps skipped because a gradient was not finite.
     pub skipped: u64,
     /// The first of them, and what was not finite in it.
     pub first_skipped: Option<(u64, NonFinite)>,
-    clipped: u64,
+    pub clipped: u64,
 }
 
 impl Causes {
     /// Takes a step in.
     pub fn add(&mut self, record: &Record) {
-        self.norm.add(record.norm_term);
-        self.alignment.add(record.alignment_term);
-        self.brake.add(record.brake_term);
-        self.clamp.add(record.clamp_term);
+        add_terms(&mut self.terms, record);
         self.skipped += u64::from(record.flags.skipped());
         if self.first_skipped.is_none() {
             self.first_skipped = record.nonfinite.map(|what| (record.step, what));
         }
         self.clipped += u64::from(record.flags.clipped());
+    }
+
+    /// The rows of the table, one for each cause that occurred and one for all of them; no rows where nothing moved.
+    pub fn rows(&self) -> Vec<[String; 5]> {
+        let row = |name: String, cause: Cause| {
+            let net = cause.up + cause.down;
+            [
+                name,
+                format!("{:+.3}", cause.up),
+                format!("{:+.3}", cause.down),
+                format!("{net:+.3}"),
+                format!("x {:.3}", net.exp()),
+            ]
+        };
+        let mut rows = Vec::new();
+        let mut total = Cause::default();
+        for (term, cause) in Term::ALL.into_iter().zip(self.terms) {
+            if cause.occurred() {
+                rows.push(row(in_words(term, cause), cause));
+                total.up += cause.up;
+                total.down += cause.down;
+            }
+        }
+        if !rows.is_empty() {
+            rows.push(row("all".to_owned(), total));
+        }
+        rows
+    }
+}
+
+/// The header of [`Causes::rows`].
+pub const CAUSES_HEADER: [&str; 5] = ["what moved ln(lr)", "up", "down", "net", "net factor"];
+
+/// What happened where a term moved the rate, `norm fell / norm rose`: only what did occur.
+pub fn in_words(term: Term, cause: Cause) -> String {
+    let (up, down) = (term.cause(true), term.cause(false));
+    match (cause.up != 0.0, cause.down != 0.0) {
+        (true, true) if up != down => format!("{up} / {down}"),
+        (false, true) => down.to_owned(),
+        _ => up.to_owned(),
     }
 }
 
@@ -153,54 +205,37 @@ pub fn print(run: &Run, model: &Model) -> Result<(), CliError> {
         row("skipped steps", run.skipped_steps.to_string());
     }
     if let Some((step, what)) = run.causes.first_skipped {
-        let tensor = model
-            .tensors()
-            .get(what.tensor)
-            .map_or("", |tensor| tensor.name);
         row(
             "first skipped",
-            format!(
-                "step {step}: {} gradients not finite, the first in {tensor} at {}",
-                what.count, what.element
-            ),
+            format!("step {step}: {}", not_finite(what, model)),
         );
     }
     table.print()?;
     print_causes(&run.causes)
 }
 
+/// What made a step be skipped, in words.
+pub fn not_finite(what: NonFinite, model: &Model) -> String {
+    let tensor = model
+        .tensors()
+        .get(what.tensor)
+        .map_or("", |tensor| tensor.name);
+    format!(
+        "{} gradient{} not finite, the first in {tensor} at {}",
+        what.count,
+        if what.count == 1 { "" } else { "s" },
+        what.element
+    )
+}
+
 fn print_causes(causes: &Causes) -> Result<(), CliError> {
-    let rows = [
-        ("gradient norm fell / rose", causes.norm),
-        ("steps agreed / overshot", causes.alignment),
-        ("steps contradicted", causes.brake),
-        ("clamps", causes.clamp),
-    ];
-    if rows
-        .iter()
-        .all(|(_, cause)| cause.up == 0.0 && cause.down == 0.0)
-    {
+    let rows = causes.rows();
+    if rows.is_empty() {
         return Ok(());
     }
-    let mut table = Columns::new(["what moved ln(lr)", "up", "down", "net", "net factor"], 1);
-    let mut add = |name: &str, cause: Cause| {
-        let net = cause.up + cause.down;
-        table.row([
-            name.to_owned(),
-            format!("{:+.3}", cause.up),
-            format!("{:+.3}", cause.down),
-            format!("{net:+.3}"),
-            format!("x {:.3}", net.exp()),
-        ]);
-    };
-    let mut total = Cause::default();
-    for (name, cause) in rows {
-        if cause.up != 0.0 || cause.down != 0.0 {
-            add(name, cause);
-        }
-        total.up += cause.up;
-        total.down += cause.down;
+    let mut table = Columns::new(CAUSES_HEADER, 1);
+    for row in rows {
+        table.row(row);
     }
-    add("all", total);
     table.print()
 }

@@ -1,0 +1,189 @@
+//! What the pages of `--report` have in common: the skeleton, escaping, axes with marks of their own choice.
+
+use std::ops::Range;
+
+use plotters::coord::Shift;
+use plotters::coord::ranged1d::{KeyPointHint, NoDefaultFormatting, Ranged, ValueFormatter};
+use plotters::prelude::*;
+
+/// The command line, without the path to the binary.
+pub fn command() -> String {
+    let mut words = vec![env!("CARGO_BIN_NAME").to_owned()];
+    let arguments = std::env::args_os().skip(1);
+    words.extend(arguments.map(|word| word.to_string_lossy().into_owned()));
+    words.join(" ")
+}
+
+/// Where a plot is drawn.
+pub type Area<'a> = DrawingArea<SVGBackend<'a>, Shift>;
+/// What can go wrong there.
+pub type DrawError<'a> = DrawingAreaErrorKind<<SVGBackend<'a> as DrawingBackend>::ErrorType>;
+
+/// Blue, vermilion, green and purple of Okabe and Ito's palette: apart in every kind of colour vision.
+pub const COLORS: [RGBColor; 4] = [
+    RGBColor(0, 114, 178),
+    RGBColor(213, 94, 0),
+    RGBColor(0, 158, 115),
+    RGBColor(204, 121, 167),
+];
+
+/// Black text of this size.
+pub fn font(size: i32) -> TextStyle<'static> {
+    ("sans-serif", size).into_font().color(&BLACK)
+}
+
+/// Text as HTML and SVG take it.
+pub fn escaped(text: &str) -> String {
+    text.replace('&', "&amp;")
+        .replace('<', "&lt;")
+        .replace('>', "&gt;")
+        .replace('"', "&quot;")
+}
+
+/// Names and what they stand for, as a list.
+pub fn facts(facts: &[(&str, String)]) -> String {
+    let items: String = facts
+        .iter()
+        .map(|(name, value)| format!("<dt>{}</dt><dd>{}</dd>\n", escaped(name), escaped(value)))
+        .collect();
+    format!("<dl>\n{items}</dl>\n")
+}
+
+/// The page: nothing in it comes from elsewhere. The title is text, `style` and `body` are taken as they are.
+pub fn page(title: &str, style: &str, body: &str) -> String {
+    format!(
+        "<!doctype html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n\
+         <meta name=\"viewport\" content=\"width=device-width\">\n<title>{}</title>\n\
+         <style>{STYLE}{style}</style>\n</head>\n<body>\n{body}</body>\n</html>\n",
+        escaped(title)
+    )
+}
+
+const STYLE: &str = "
+body { font: 14px/1.45 sans-serif; color: #111; background: #fff; max-width: 1240px; margin: 0 auto; padding: 16px; }
+h1 { font-size: 20px; }
+dl { display: grid; grid-template-columns: max-content auto; gap: 2px 16px; }
+dt { color: #555; }
+dd { margin: 0; font-family: monospace; overflow-wrap: anywhere; }
+svg { max-width: 100%; height: auto; }
+table { border-collapse: collapse; font-size: 12px; font-variant-numeric: tabular-nums; }
+th { position: sticky; top: 0; background: #fff; text-align: left; border-bottom: 2px solid #888; }
+th, td { padding: 2px 6px; }
+td { white-space: nowrap; border-bottom: 1px solid #e4e4e4; }
+.n { text-align: right; }
+";
+
+/// An axis with marks of its own choice.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Axis {
+    pub range: Range<f64>,
+    pub marks: Vec<f64>,
+}
+
+impl Axis {
+    /// Values from the least to the greatest, with some `most` marks at round ones; `least_apart` keeps counts whole.
+    pub fn linear(range: Range<f64>, most: usize, least_apart: f64) -> Self {
+        let apart = (range.end - range.start) / most as f64;
+        let power = 10f64.powf(apart.log10().floor());
+        let apart = [1.0, 2.0, 5.0, 10.0]
+            .map(|digit| digit * power)
+            .into_iter()
+            .find(|&rounded| rounded >= apart)
+            .unwrap_or(apart)
+            .max(least_apart);
+        let first = (range.start / apart).ceil() as i64;
+        let last = (range.end / apart).floor() as i64;
+        Axis {
+            marks: (first..=last).map(|mark| mark as f64 * apart).collect(),
+            range,
+        }
+    }
+
+    /// log10 of values; at most `most` marks, at the roundest values that there is room for.
+    pub fn log10(values: impl Iterator<Item = f64>, most: usize) -> Self {
+        let range = bounds(values, 0.06);
+        let tenths: Vec<f64> = (10..100).map(|tenth| f64::from(tenth) / 10.0).collect();
+        let halves: Vec<f64> = (2..20).map(|half| f64::from(half) / 2.0).collect();
+        let whole: Vec<f64> = (1..10).map(f64::from).collect();
+        let marks = [&tenths, &halves, &whole, &[1.0, 2.0, 5.0][..], &[1.0]]
+            .into_iter()
+            .map(|digits| log_marks(&range, digits))
+            .find(|marks| marks.len() <= most)
+            .unwrap_or_else(|| {
+                let decades = log_marks(&range, &[1.0]);
+                let every = decades.len().div_ceil(most);
+                decades.into_iter().step_by(every).collect()
+            });
+        Axis { range, marks }
+    }
+}
+
+/// log10 of these digits times the powers of ten, as far as they lie in the range.
+pub fn log_marks(range: &Range<f64>, digits: &[f64]) -> Vec<f64> {
+    let decades = range.start.floor() as i32..=range.end.ceil() as i32;
+    decades
+        .flat_map(|decade| digits.iter().map(move |m| f64::from(decade) + m.log10()))
+        .filter(|mark| range.contains(mark))
+        .collect()
+}
+
+/// From the least to the greatest, and a margin beyond; an arbitrary range where there are no values.
+pub fn bounds(values: impl Iterator<Item = f64>, margin: f64) -> Range<f64> {
+    let (low, high) = values.fold((f64::INFINITY, f64::NEG_INFINITY), |(low, high), value| {
+        (low.min(value), high.max(value))
+    });
+    if low > high {
+        return 0.0..1.0;
+    }
+    low - margin..high + margin
+}
+
+impl Ranged for Axis {
+    type FormatOption = NoDefaultFormatting;
+    type ValueType = f64;
+
+    fn map(&self, value: &f64, limit: (i32, i32)) -> i32 {
+        let share = (value - self.range.start) / (self.range.end - self.range.start);
+        limit.0 + (share * f64::from(limit.1 - limit.0)).round() as i32
+    }
+
+    fn key_points<Hint: KeyPointHint>(&self, _hint: Hint) -> Vec<f64> {
+        self.marks.clone()
+    }
+
+    fn range(&self) -> Range<f64> {
+        self.range.clone()
+    }
+}
+
+impl ValueFormatter<f64> for Axis {
+    fn format(value: &f64) -> String {
+        value.to_string()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn text_cannot_break_the_page() {
+        assert_eq!(escaped("a<b & \"c\">"), "a&lt;b &amp; &quot;c&quot;&gt;");
+        let page = page("</title>", "", &facts(&[("<b>", "<i>".to_owned())]));
+        assert!(!page.contains("<i>") && !page.contains("<b>"));
+        assert_eq!(page.matches("</title>").count(), 1);
+    }
+
+    #[test]
+    fn axes_always_have_marks() {
+        for values in [[1e-3f64, 1e-3], [0.031, 0.032], [0.2, 30.0], [1e-30, 1e30]] {
+            let axis = Axis::log10(values.into_iter().map(f64::log10), 8);
+            assert!((1..=8).contains(&axis.marks.len()), "{axis:?}");
+        }
+        for end in [1e-9, 0.3, 1.0, 7.0, 230.0, 1e9] {
+            let axis = Axis::linear(0.0..end, 10, 0.0);
+            assert!((4..=11).contains(&axis.marks.len()), "{axis:?}");
+        }
+        assert_eq!(Axis::linear(0.0..2.0, 10, 1.0).marks, [0.0, 1.0, 2.0]);
+    }
+}
