@@ -1,6 +1,7 @@
 //! `wgpu-optim train`: the main job. Forward, backward and optimizer on the device (or all on the host), a learning rate that
 //! nobody sets, and a table that says what moved it.
 
+mod compare;
 mod engine;
 mod report;
 
@@ -54,9 +55,10 @@ pub enum RegimeName {
 }
 
 /// Options of `train`.
-#[derive(Debug, clap::Args)]
+#[derive(Debug, Clone, clap::Args)]
 pub struct Args {
-    /// digits, mushrooms, or a path: CSV with the label last, LIBSVM, or a folder of IDX files; gzipped or not
+    /// digits, mushrooms, or a path: CSV with the label last, LIBSVM, or a folder of IDX files; gzipped or not. With --compare a
+    /// comma-separated list
     #[arg(long, default_value = "digits")]
     data: String,
     /// What to train
@@ -105,6 +107,8 @@ pub struct Args {
     /// Write one row per step: the loss, the rate, and every term that moved it
     #[arg(long, value_name = "FILE.csv")]
     trace: Option<PathBuf>,
+    #[command(flatten)]
+    compare: compare::CompareArgs,
 }
 
 impl Args {
@@ -117,28 +121,48 @@ impl Args {
             RuleName::Signum => Rule::signum(self.momentum),
         }
     }
+}
 
-    fn regime(&self) -> Result<Regime, CliError> {
-        match (self.regime, self.lr) {
-            (RegimeName::Fixed, Some(rate)) => Ok(Regime::fixed(rate)),
-            (RegimeName::Fixed, None) => Err(CliError::Usage(
-                "--regime fixed needs a learning rate: add --lr RATE, or leave --regime out and let it be found".to_owned(),
-            )),
-            (RegimeName::NormRatio, initial_rate) => Ok(Regime::NormRatio(NormRatio {
-                initial_rate,
-                ..NormRatio::default()
-            })),
-            (RegimeName::Seesaw, None) => Ok(Regime::Seesaw(Seesaw::default())),
+impl RegimeName {
+    /// The regime, with the rate and the `ε` of the first step's length where they are given: every regime the command line knows is
+    /// made here.
+    fn regime(self, lr: Option<f32>, first_step: Option<f32>) -> Result<Regime, CliError> {
+        Ok(match (self, lr) {
+            (RegimeName::Fixed, Some(rate)) => Regime::fixed(rate),
+            (RegimeName::Fixed, None) => {
+                return Err(CliError::Usage(
+                    "--regime fixed needs a learning rate: add --lr RATE, or leave --regime out and let it be found".to_owned(),
+                ));
+            }
+            (RegimeName::NormRatio, initial_rate) => {
+                let regime = NormRatio::default();
+                Regime::NormRatio(NormRatio {
+                    initial_rate,
+                    first_step: first_step.unwrap_or(regime.first_step),
+                    ..regime
+                })
+            }
+            (RegimeName::Seesaw, None) => {
+                let regime = Seesaw::default();
+                Regime::Seesaw(Seesaw {
+                    first_step: first_step.unwrap_or(regime.first_step),
+                    ..regime
+                })
+            }
             (RegimeName::Hypergradient, None) => {
-                Ok(Regime::Hypergradient(Hypergradient::default()))
+                let regime = Hypergradient::default();
+                Regime::Hypergradient(Hypergradient {
+                    first_step: first_step.unwrap_or(regime.first_step),
+                    ..regime
+                })
             }
             (RegimeName::Seesaw | RegimeName::Hypergradient, Some(_)) => {
-                Err(CliError::Usage(format!(
+                return Err(CliError::Usage(format!(
                     "--lr goes with --regime fixed or norm-ratio, {} finds its own: leave one of them out",
-                    name_of(self.regime)
-                )))
+                    name_of(self)
+                )));
             }
-        }
+        })
     }
 }
 
@@ -151,11 +175,15 @@ fn name_of(value: impl ValueEnum) -> String {
 
 /// Trains, and reports.
 pub fn run(args: &Args) -> Result<(), CliError> {
+    if args.compare.compare {
+        return compare::run(args);
+    }
     let settings = OptimizerSettings {
         rule: args.rule(),
-        regime: args.regime()?,
+        regime: args.regime.regime(args.lr, None)?,
         weight_decay: args.weight_decay,
         clip_norm: args.clip_norm,
+        gradient_scale: 1.0,
     };
     settings.check()?;
     let dataset = data::load(&args.data)?;
@@ -175,10 +203,13 @@ pub fn run(args: &Args) -> Result<(), CliError> {
         args.hidden as usize,
     );
     let (target, tuning) = target.tuned_for(model.padded_len());
+    let steps = steps_per_epoch(args, &dataset) as u64;
+    let progress = progress_bar(u64::from(args.epochs) * steps);
     let run = Run {
         tuning,
-        ..train(args, &settings, &dataset, &target, &model, trace)?
+        ..train(args, &settings, &dataset, &target, &model, trace, &progress)?
     };
+    progress.finish_and_clear();
     if run.skipped_steps == run.steps {
         eprintln!(
             "every step was skipped, nothing was learned: the gradients are not finite, so look at the scale of the features"
@@ -191,6 +222,12 @@ pub fn run(args: &Args) -> Result<(), CliError> {
     }
 }
 
+fn steps_per_epoch(args: &Args, dataset: &Dataset) -> usize {
+    let rows = dataset.train.rows();
+    rows.div_ceil((args.batch as usize).min(rows))
+}
+
+/// One run; `progress` hears of each step and of each epoch.
 fn train(
     args: &Args,
     settings: &OptimizerSettings,
@@ -198,12 +235,12 @@ fn train(
     target: &Target,
     model: &Model,
     mut trace: Option<Trace>,
+    progress: &ProgressBar,
 ) -> Result<Run, CliError> {
     let rows = dataset.train.rows();
     let batch = (args.batch as usize).min(rows);
-    let steps_per_epoch = rows.div_ceil(batch);
+    let steps_per_epoch = steps_per_epoch(args, dataset);
     let mut engine = Engine::new(target, model, dataset, batch, settings, args.seed)?;
-    let progress = progress_bar(u64::from(args.epochs) * steps_per_epoch as u64);
 
     let started = Instant::now();
     let mut order: Vec<u32> = (0..rows as u32).collect();
@@ -230,7 +267,6 @@ fn train(
             ));
         }
     }
-    progress.finish_and_clear();
     let seconds = started.elapsed().as_secs_f64();
     if let Some(trace) = trace {
         trace.finish()?;
