@@ -263,6 +263,22 @@ fn a_run_that_diverges_is_a_result() {
     assert!(printed("2", &args).contains("best fixed"));
 }
 
+#[test]
+fn the_report_has_a_table_and_a_chart_and_needs_nothing_else() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("page.html");
+    let path = path.to_str().expect("UTF-8");
+    printed("2", &[&SMALL[..], &["--report", path]].concat());
+    let page = std::fs::read_to_string(path).expect("reads");
+    for (what, count) in [("<table>", 1), ("<svg ", 1), ("src=", 0), ("href=", 0)] {
+        assert_eq!(page.matches(what).count(), count, "{what}");
+    }
+    assert!(page.contains("norm-ratio") && page.contains("(at 0.3)"));
+    for (path, word) in [("page.txt", ".html"), ("/no/such/folder/x.html", "folder")] {
+        refused(&["--compare", "--report", path], &["--report", word]);
+    }
+}
+
 /// Runs the command, which must be refused in one line that contains every one of these words.
 fn refused(args: &[&str], words: &[&str]) {
     let output = wgpu_optim("2", args);

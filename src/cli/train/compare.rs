@@ -1,6 +1,8 @@
 //! `wgpu-optim train --compare`: regimes side by side with the best of a grid of fixed rates, over rules, data sets, settings and
 //! seeds.
 
+mod report;
+
 use std::fmt;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -10,6 +12,7 @@ use clap::ValueEnum;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 
+use self::report::ReportFile;
 use super::engine::OptimizerSettings;
 use super::report::Run;
 use super::{Args, RegimeName, RuleName, name_of, progress_bar, steps_per_epoch, train};
@@ -109,6 +112,14 @@ pub struct CompareArgs {
         conflicts_with = "json"
     )]
     markdown: bool,
+    /// Also write a page with the tables, and charts of the accuracy over the grid of fixed rates
+    #[arg(
+        long,
+        help_heading = "Compare",
+        value_name = "FILE.html",
+        requires = "compare"
+    )]
+    report: Option<String>,
 }
 
 /// Rows per step and passes over the data.
@@ -254,6 +265,9 @@ struct Comparison<'a> {
 /// Trains all of it, and reports.
 pub fn run(args: &Args) -> Result<(), CliError> {
     let comparison = Comparison::new(args)?;
+    // Before training, which a path that cannot be written should not cost.
+    let report = args.compare.report.as_deref();
+    let report = report.map(ReportFile::create).transpose()?;
     let started = Instant::now();
     let first = comparison.first_cases();
     let later = comparison.cases_per_scale() * comparison.other_scales().count();
@@ -269,6 +283,9 @@ pub fn run(args: &Args) -> Result<(), CliError> {
         comparison: &comparison,
         cells,
     };
+    if let Some(report) = report {
+        report.write(&results)?;
+    }
     if args.json {
         say(results.json())
     } else if args.compare.markdown {
@@ -775,41 +792,57 @@ impl Results<'_> {
         serde_json::json!({ "runs": runs, "summary": summaries }).to_string()
     }
 
-    fn print_tables(&self) -> Result<(), CliError> {
-        for (data, subject) in self.comparison.subjects.iter().enumerate() {
-            for &setting in &self.comparison.settings {
-                say(format!(
-                    "{} on {}, batch {}, {} epoch{}, {}",
-                    subject.model,
-                    subject.dataset.name,
-                    setting.batch,
-                    setting.epochs,
-                    if setting.epochs == 1 { "" } else { "s" },
-                    subject.target.adapter()
-                ))?;
-                self.print_table(data, setting)?;
-            }
-        }
+    /// What a table is about.
+    fn title(&self, data: usize, setting: Setting) -> String {
+        let subject = &self.comparison.subjects[data];
+        format!(
+            "{} on {}, batch {}, {} epoch{}, {}",
+            subject.model,
+            subject.dataset.name,
+            setting.batch,
+            setting.epochs,
+            if setting.epochs == 1 { "" } else { "s" },
+            subject.target.adapter()
+        )
+    }
+
+    /// What the columns mean, and which rates the best was chosen from.
+    fn caption(&self) -> Vec<String> {
         let seeds = &self.comparison.args.compare.seeds;
         let listed: Vec<String> = seeds.iter().map(u64::to_string).collect();
-        say(format!(
-            "accuracy: percent of the test rows, {}\nloss: over the training rows after the last step, {}",
-            if seeds.len() > 1 {
-                format!("mean ± sample deviation of seeds {}", listed.join(", "))
-            } else {
-                format!("seed {}", listed.join(", "))
-            },
-            if seeds.len() > 1 { "mean" } else { "one run" }
-        ))?;
-        say(
-            "regret: points of accuracy below the best fixed rate; that rate is chosen on the test rows, from these:",
-        )?;
+        let listed = listed.join(", ");
+        let mut lines = if seeds.len() > 1 {
+            vec![
+                format!(
+                    "accuracy: percent of the test rows, mean ± sample deviation of seeds {listed}"
+                ),
+                "loss: over the training rows after the last step, mean".to_owned(),
+            ]
+        } else {
+            vec![
+                format!("accuracy: percent of the test rows, seed {listed}"),
+                "loss: over the training rows after the last step".to_owned(),
+            ]
+        };
+        lines.push(
+            "regret: points of accuracy below the best fixed rate; that rate is chosen on the test rows, from these:".to_owned(),
+        );
         for &rule in &self.comparison.args.compare.rules {
             let rates = self.comparison.rates(rule).iter();
             let rates: Vec<String> = rates.map(|&rate| rate_in_words(rate)).collect();
-            say(format!("  {}: {}", name_of(rule), rates.join(", ")))?;
+            lines.push(format!("{}: {}", name_of(rule), rates.join(", ")));
         }
-        Ok(())
+        lines
+    }
+
+    fn print_tables(&self) -> Result<(), CliError> {
+        for data in 0..self.comparison.subjects.len() {
+            for &setting in &self.comparison.settings {
+                say(self.title(data, setting))?;
+                self.print_table(data, setting)?;
+            }
+        }
+        self.caption().into_iter().try_for_each(say)
     }
 
     /// One table, or one for some of the rules after the other where all of them do not fit a window.
