@@ -268,6 +268,9 @@ pub fn run(args: &Args) -> Result<(), CliError> {
     // Before training, which a path that cannot be written should not cost.
     let report = args.compare.report.as_deref();
     let report = report.map(ReportFile::create).transpose()?;
+    if let Some(subject) = comparison.subjects.first() {
+        subject.target.explain();
+    }
     let started = Instant::now();
     let first = comparison.first_cases();
     let later = comparison.cases_per_scale() * comparison.other_scales().count();
@@ -405,7 +408,6 @@ impl<'a> Comparison<'a> {
                     .to_owned(),
             ));
         }
-        target.explain();
         for dataset in datasets {
             let hidden = args.hidden as usize;
             let model = Model::new(args.model, dataset.features, dataset.classes, hidden);
