@@ -25,7 +25,7 @@ pub enum Backend {
 }
 
 /// The options every command that runs somewhere has.
-#[derive(Debug, clap::Args)]
+#[derive(Debug, Clone, clap::Args)]
 pub struct TargetArgs {
     /// Where to run
     #[arg(long, value_enum, default_value = "auto")]

@@ -1,6 +1,7 @@
 //! `wgpu-optim train`: the main job. Forward, backward and optimizer on the device (or all on the host), a learning rate that
 //! nobody sets, and a table that says what moved it.
 
+mod compare;
 mod engine;
 mod page;
 mod report;
@@ -15,7 +16,10 @@ use indicatif::{ProgressBar, ProgressStyle};
 use rand::SeedableRng;
 use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;
-use wgpu_optim::{NormRatio, Record, Regime, Rule, SecantForm, Term};
+use wgpu_optim::{
+    AdGd, BarzilaiBorwein, DoG, DoWG, Hypergradient, NormRatio, Record, Regime, Rule, SecantForm,
+    Seesaw, Term,
+};
 
 use crate::CliError;
 use crate::data::{self, Dataset};
@@ -99,9 +103,10 @@ impl RegimeName {
 }
 
 /// Options of `train`.
-#[derive(Debug, clap::Args)]
+#[derive(Debug, Clone, clap::Args)]
 pub struct Args {
-    /// digits, mushrooms, or a path: CSV with the label last, LIBSVM, or a folder of IDX files; gzipped or not
+    /// digits, mushrooms, or a path: CSV with the label last, LIBSVM, or a folder of IDX files; gzipped or not. With --compare a
+    /// comma-separated list
     #[arg(long, default_value = "digits")]
     data: String,
     /// What to train
@@ -159,6 +164,8 @@ pub struct Args {
     /// Multiply the gradients of this step by 100, to see what the optimizer does
     #[arg(long, value_name = "STEP")]
     inject_spike: Option<u64>,
+    #[command(flatten)]
+    compare: compare::CompareArgs,
 }
 
 impl Args {
@@ -201,23 +208,50 @@ impl Args {
         }
         Ok(())
     }
+}
 
-    fn regime(&self) -> Result<Regime, CliError> {
-        match (self.regime, self.lr) {
-            (RegimeName::Fixed, Some(rate)) => Ok(Regime::fixed(rate)),
-            (RegimeName::Fixed, None) => Err(CliError::Usage(
-                "--regime fixed needs a learning rate: add --lr RATE, or leave --regime out and let it be found".to_owned(),
-            )),
-            (RegimeName::NormRatio, initial_rate) => Ok(Regime::NormRatio(NormRatio {
+impl RegimeName {
+    /// The regime, with the rate and the `ε` of the first step's length where they are given: every regime the command line knows is
+    /// made here or in `with_defaults`.
+    fn regime(self, lr: Option<f32>, first_step: Option<f32>) -> Result<Regime, CliError> {
+        let mut regime = match (self, lr) {
+            (RegimeName::Fixed, None) => {
+                return Err(CliError::Usage(
+                    "--regime fixed needs a learning rate: add --lr RATE, or leave --regime out and let it be found".to_owned(),
+                ));
+            }
+            (RegimeName::NormRatio, initial_rate) => Regime::NormRatio(NormRatio {
                 initial_rate,
                 ..NormRatio::default()
-            })),
-            (name, None) => Ok(name.with_defaults(0.0)),
-            (_, Some(_)) => Err(CliError::Usage(format!(
-                "--lr goes with --regime fixed or norm-ratio, {} finds its own: leave one of them out",
-                name_of(self.regime)
-            ))),
+            }),
+            (RegimeName::Fixed, Some(rate)) => self.with_defaults(rate),
+            (_, None) => self.with_defaults(0.0),
+            (_, Some(_)) => {
+                return Err(CliError::Usage(format!(
+                    "--lr goes with --regime fixed or norm-ratio, {} finds its own: leave one of them out",
+                    name_of(self)
+                )));
+            }
+        };
+        if let Some(given) = first_step {
+            match &mut regime {
+                Regime::Seesaw(Seesaw { first_step, .. })
+                | Regime::NormRatio(NormRatio { first_step, .. })
+                | Regime::Hypergradient(Hypergradient { first_step, .. })
+                | Regime::BarzilaiBorwein(BarzilaiBorwein { first_step, .. })
+                | Regime::AdGd(AdGd { first_step, .. }) => *first_step = given,
+                Regime::DoG(DoG { initial_distance }) | Regime::DoWG(DoWG { initial_distance }) => {
+                    *initial_distance = given;
+                }
+                _ => {
+                    return Err(CliError::Usage(format!(
+                        "--first-steps: {} has no first step of its own length, name the others with --regimes",
+                        name_of(self)
+                    )));
+                }
+            }
         }
+        Ok(regime)
     }
 }
 
@@ -230,11 +264,15 @@ fn name_of(value: impl ValueEnum) -> String {
 
 /// Trains, and reports.
 pub fn run(args: &Args) -> Result<(), CliError> {
+    if args.compare.compare {
+        return compare::run(args);
+    }
     let settings = OptimizerSettings {
         rule: args.rule(),
-        regime: args.regime()?,
+        regime: args.regime.regime(args.lr, None)?,
         weight_decay: args.weight_decay,
         clip_norm: args.clip_norm,
+        gradient_scale: 1.0,
     };
     settings.check()?;
     let dataset = data::load(&args.data)?;
@@ -261,6 +299,7 @@ pub fn run(args: &Args) -> Result<(), CliError> {
     );
     let (target, tuning) = target.tuned_for(model.padded_len());
     let mut history = page.as_ref().map(|_| History::default());
+    let progress = progress_bar(args.steps(&dataset));
     let run = Run {
         tuning,
         ..train(
@@ -270,9 +309,13 @@ pub fn run(args: &Args) -> Result<(), CliError> {
             &target,
             &model,
             trace,
-            history.as_mut(),
+            &mut Watch {
+                history: history.as_mut(),
+                progress: &progress,
+            },
         )?
     };
+    progress.finish_and_clear();
     if let (Some(page), Some(history)) = (page, &history) {
         page.write(args, &run, &model, history)?;
     }
@@ -288,6 +331,14 @@ pub fn run(args: &Args) -> Result<(), CliError> {
     }
 }
 
+/// Who looks on while a model trains.
+struct Watch<'a> {
+    /// Of `--report`.
+    history: Option<&'a mut History>,
+    progress: &'a ProgressBar,
+}
+
+/// One run; `progress` hears of each step and of each epoch.
 fn train(
     args: &Args,
     settings: &OptimizerSettings,
@@ -295,7 +346,7 @@ fn train(
     target: &Target,
     model: &Model,
     mut trace: Option<Trace>,
-    mut history: Option<&mut History>,
+    watch: &mut Watch,
 ) -> Result<Run, CliError> {
     let rows = dataset.train.rows();
     let batch = (args.batch as usize).min(rows);
@@ -309,10 +360,10 @@ fn train(
         args.injection(),
         args.seed,
     )?;
-    if let Some(history) = &mut history {
+    if let Some(history) = &mut watch.history {
         history.expect(steps);
     }
-    let progress = progress_bar(steps);
+    let progress = watch.progress;
 
     let started = Instant::now();
     // What the report costs is not the training's time.
@@ -332,7 +383,7 @@ fn train(
             if let Some(trace) = &mut trace {
                 trace.write(*loss, record)?;
             }
-            if let Some(history) = &mut history {
+            if let Some(history) = &mut watch.history {
                 history.add(*loss, record);
             }
         }
@@ -343,13 +394,12 @@ fn train(
                 record.learning_rate
             ));
         }
-        if let Some(history) = &mut history {
+        if let Some(history) = &mut watch.history {
             let before = Instant::now();
             history.end_epoch(engine.evaluate(Part::Test)?.accuracy);
             looking_on += before.elapsed();
         }
     }
-    progress.finish_and_clear();
     let seconds = (started.elapsed() - looking_on).as_secs_f64();
     if let Some(trace) = trace {
         trace.finish()?;

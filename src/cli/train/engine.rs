@@ -21,6 +21,8 @@ pub struct OptimizerSettings {
     pub regime: Regime,
     pub weight_decay: f32,
     pub clip_norm: Option<f32>,
+    /// Factor on every gradient before the optimizer sees it, on the CPU path: how a regime takes to the scale of the loss.
+    pub gradient_scale: f32,
 }
 
 impl OptimizerSettings {
@@ -109,6 +111,7 @@ impl<'a> Engine<'a> {
                     model: CpuModel::new(model, batch),
                     tensors,
                     gradients: vec![0.0; initial.len()],
+                    gradient_scale: settings.gradient_scale,
                     parameters: initial,
                     dataset,
                     batch,
@@ -183,6 +186,7 @@ pub struct CpuEngine<'a> {
     tensors: Vec<TensorShape>,
     parameters: Vec<f32>,
     gradients: Vec<f32>,
+    gradient_scale: f32,
     dataset: &'a Dataset,
     batch: usize,
     injection: Injection,
@@ -206,6 +210,11 @@ impl CpuEngine<'_> {
                 self.injection.apply(self.steps_done, &mut self.gradients);
             }
             self.steps_done += 1;
+            if self.gradient_scale != 1.0 {
+                for gradient in &mut self.gradients {
+                    *gradient *= self.gradient_scale;
+                }
+            }
             let mut params = Vec::with_capacity(self.tensors.len());
             let mut grads = Vec::with_capacity(self.tensors.len());
             let mut rest = self.parameters.as_mut_slice();

@@ -1,0 +1,1013 @@
+//! `wgpu-optim train --compare`: regimes side by side with the best of a grid of fixed rates, over rules, data sets, settings and
+//! seeds.
+
+mod report;
+
+use std::fmt;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Instant;
+
+use clap::ValueEnum;
+use indicatif::{ProgressBar, ProgressStyle};
+use serde::Serialize;
+
+use self::report::ReportFile;
+use super::engine::OptimizerSettings;
+use super::report::Run;
+use super::{Args, RegimeName, RuleName, Watch, name_of, progress_bar, train};
+use crate::CliError;
+use crate::data::{self, Dataset};
+use crate::model::Model;
+use crate::table::{Columns, say};
+use crate::target::{Target, TuningSource};
+
+/// The options that go with `--compare`.
+#[derive(Debug, Clone, clap::Args)]
+pub struct CompareArgs {
+    /// Compare regimes with the best of a grid of fixed rates: a table for each data set and setting. --data takes a
+    /// comma-separated list
+    #[arg(
+        long,
+        help_heading = "Compare",
+        conflicts_with_all = ["rule", "regime", "lr", "seed", "trace"]
+    )]
+    pub compare: bool,
+    /// Update rules to compare
+    #[arg(
+        long,
+        help_heading = "Compare",
+        value_enum,
+        value_delimiter = ',',
+        default_value = "sgd,sgdm,signsgd",
+        requires = "compare"
+    )]
+    rules: Vec<RuleName>,
+    /// Regimes to compare [default: all but fixed]
+    #[arg(
+        long,
+        help_heading = "Compare",
+        value_enum,
+        value_delimiter = ',',
+        requires = "compare"
+    )]
+    regimes: Option<Vec<RegimeName>>,
+    /// Seeds to take means over
+    #[arg(
+        long,
+        help_heading = "Compare",
+        value_delimiter = ',',
+        default_value = "0,1,2",
+        requires = "compare"
+    )]
+    seeds: Vec<u64>,
+    /// Batches and epochs, a table for each, such as 64x10,128x3 [default: --batch and --epochs]
+    #[arg(
+        long,
+        help_heading = "Compare",
+        value_name = "BATCHxEPOCHS",
+        value_delimiter = ',',
+        value_parser = parse_setting,
+        requires = "compare",
+        conflicts_with_all = ["batch", "epochs"]
+    )]
+    settings: Option<Vec<Setting>>,
+    /// Fixed rates to choose the best from [default: seven per rule, from 0.01 to 10 for sgd, 0.001 to 1 for sgdm and nesterov, 1e-5
+    /// to 0.03 for signsgd and signum]
+    #[arg(
+        long,
+        help_heading = "Compare",
+        value_name = "RATES",
+        value_delimiter = ',',
+        allow_negative_numbers = true,
+        requires = "compare"
+    )]
+    lrs: Option<Vec<f32>>,
+    /// ε of the first step's length ε (1 + ‖w₀‖), a row for each: how much the one number left matters [default: each regime's own]
+    #[arg(
+        long,
+        help_heading = "Compare",
+        value_name = "EPSILONS",
+        value_delimiter = ',',
+        allow_negative_numbers = true,
+        requires = "compare"
+    )]
+    first_steps: Option<Vec<f32>>,
+    /// Factors on every gradient, a row for each: what a rescaled loss does to each regime, and to the fixed rate that is best
+    /// without. CPU path only
+    #[arg(
+        long,
+        help_heading = "Compare",
+        value_name = "FACTORS",
+        value_delimiter = ',',
+        allow_negative_numbers = true,
+        requires = "compare"
+    )]
+    gradient_scales: Option<Vec<f32>>,
+    /// Print rows for the README's table instead of tables
+    #[arg(
+        long,
+        help_heading = "Compare",
+        requires = "compare",
+        conflicts_with = "json"
+    )]
+    markdown: bool,
+}
+
+/// Rows per step and passes over the data.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Setting {
+    batch: u32,
+    epochs: u32,
+}
+
+fn parse_setting(text: &str) -> Result<Setting, String> {
+    let number = |text: &str| text.parse::<u32>().ok().filter(|&number| number > 0);
+    text.split_once('x')
+        .and_then(|(batch, epochs)| {
+            Some(Setting {
+                batch: number(batch)?,
+                epochs: number(epochs)?,
+            })
+        })
+        .ok_or_else(|| "give rows per step and epochs, both at least 1, such as 64x10".to_owned())
+}
+
+/// The fixed rates that a regime is held against, where --lrs gives none: half decades around what the rule usually takes.
+fn default_rates(rule: RuleName) -> &'static [f32] {
+    match rule {
+        RuleName::Sgd => &[0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0],
+        RuleName::Sgdm | RuleName::Nesterov => &[0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0],
+        RuleName::SignSgd | RuleName::Signum => &[1e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2],
+    }
+}
+
+/// What sets the rate in a case.
+#[derive(Debug, Clone, Copy, PartialEq)]
+struct Variant {
+    regime: RegimeName,
+    lr: Option<f32>,
+    first_step: Option<f32>,
+    gradient_scale: f32,
+}
+
+impl Variant {
+    fn fixed(lr: f32, gradient_scale: f32) -> Self {
+        Variant {
+            regime: RegimeName::Fixed,
+            lr: Some(lr),
+            first_step: None,
+            gradient_scale,
+        }
+    }
+}
+
+/// `seesaw, ε 0.1, g × 100`: the row's name.
+impl fmt::Display for Variant {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.regime == RegimeName::Fixed {
+            write!(f, "best fixed")?;
+        } else {
+            write!(f, "{}", name_of(self.regime))?;
+        }
+        if let Some(first_step) = self.first_step {
+            write!(f, ", ε {}", rate_in_words(first_step))?;
+        }
+        if self.gradient_scale != 1.0 {
+            write!(f, ", g × {}", rate_in_words(self.gradient_scale))?;
+        }
+        Ok(())
+    }
+}
+
+/// What is run once for every seed.
+#[derive(Debug, Clone, Copy, PartialEq)]
+struct Case {
+    /// Index of the data set.
+    data: usize,
+    setting: Setting,
+    rule: RuleName,
+    variant: Variant,
+}
+
+/// A case and what came of it. A run that diverged is a result like any other.
+struct Cell {
+    case: Case,
+    /// One for each seed.
+    runs: Vec<Run>,
+}
+
+impl Cell {
+    /// Mean test accuracy, from 0 to 1.
+    fn accuracy(&self) -> f64 {
+        mean(self.runs.iter().map(|run| run.test_accuracy))
+    }
+
+    /// Sample deviation of the accuracy; none with one seed.
+    fn deviation(&self) -> Option<f64> {
+        if self.runs.len() < 2 {
+            return None;
+        }
+        let center = self.accuracy();
+        let squares: f64 = self
+            .runs
+            .iter()
+            .map(|run| (run.test_accuracy - center).powi(2))
+            .sum();
+        Some((squares / (self.runs.len() - 1) as f64).sqrt())
+    }
+
+    /// Mean training loss; not finite where one is not.
+    fn loss(&self) -> f64 {
+        mean(self.runs.iter().map(|run| run.train_loss))
+    }
+
+    /// Runs whose loss ended in no number, or that skipped every step.
+    fn diverged(&self) -> usize {
+        self.runs
+            .iter()
+            .filter(|run| !run.train_loss.is_finite() || run.skipped_steps == run.steps)
+            .count()
+    }
+}
+
+fn mean(values: impl ExactSizeIterator<Item = f64>) -> f64 {
+    let count = values.len() as f64;
+    values.sum::<f64>() / count
+}
+
+/// A data set with what trains on it.
+struct Subject {
+    dataset: Dataset,
+    model: Model,
+    target: Target,
+    tuning: TuningSource,
+}
+
+/// Everything that a comparison runs over.
+struct Comparison<'a> {
+    args: &'a Args,
+    subjects: Vec<Subject>,
+    settings: Vec<Setting>,
+    /// The rows that are not the best fixed rate's, in order.
+    variants: Vec<Variant>,
+    gradient_scales: Vec<f32>,
+}
+
+/// Trains all of it, and reports.
+pub fn run(args: &Args) -> Result<(), CliError> {
+    let comparison = Comparison::new(args)?;
+    // Before training, which a path that cannot be written should not cost.
+    let report = args.report.as_deref();
+    let report = report.map(ReportFile::create).transpose()?;
+    if let Some(subject) = comparison.subjects.first() {
+        subject.target.explain();
+    }
+    let started = Instant::now();
+    let first = comparison.first_cases();
+    let later = comparison.cases_per_scale() * comparison.other_scales().count();
+    eprintln!("{} runs", (first.len() + later) * args.compare.seeds.len());
+    let progress = comparison.progress_bar(&first);
+    let mut cells = comparison.run_cases(first, &progress)?;
+    // What is tuned at one scale, at the others: only now is it known which rate that is.
+    let tuned = comparison.tuned_at_other_scales(&cells);
+    cells.extend(comparison.run_cases(tuned, &progress)?);
+    progress.finish_and_clear();
+    eprintln!("done in {:.1} s", started.elapsed().as_secs_f64());
+    let results = Results {
+        comparison: &comparison,
+        cells,
+    };
+    if let Some(report) = report {
+        report.write(&results)?;
+    }
+    if args.json {
+        say(results.json())
+    } else if args.compare.markdown {
+        results.print_markdown()
+    } else {
+        results.print_tables()
+    }
+}
+
+/// Refuses a list that is empty or has a value twice, which would count twice in every mean.
+fn check_list<T: PartialEq>(
+    option: &str,
+    values: &[T],
+    show: impl Fn(&T) -> String,
+) -> Result<(), CliError> {
+    for (index, value) in values.iter().enumerate() {
+        if values[..index].contains(value) {
+            return Err(CliError::Usage(format!(
+                "--{option} has {} twice: leave one of them out",
+                show(value)
+            )));
+        }
+    }
+    if values.is_empty() {
+        return Err(CliError::Usage(format!(
+            "--{option} is empty: give it at least one value"
+        )));
+    }
+    Ok(())
+}
+
+impl<'a> Comparison<'a> {
+    /// Looks at everything that can be wrong before the first run.
+    fn new(args: &'a Args) -> Result<Self, CliError> {
+        let options = &args.compare;
+        let regimes = options.regimes.clone().unwrap_or_else(|| {
+            let all = RegimeName::value_variants().iter().copied();
+            all.filter(|&regime| regime != RegimeName::Fixed).collect()
+        });
+        let settings = options.settings.clone().unwrap_or_else(|| {
+            vec![Setting {
+                batch: args.batch,
+                epochs: args.epochs,
+            }]
+        });
+        let gradient_scales = options.gradient_scales.clone().unwrap_or_else(|| vec![1.0]);
+        check_list("rules", &options.rules, |&rule| name_of(rule))?;
+        check_list("regimes", &regimes, |&regime| name_of(regime))?;
+        check_list("seeds", &options.seeds, u64::to_string)?;
+        check_list("settings", &settings, |setting| {
+            format!("{}x{}", setting.batch, setting.epochs)
+        })?;
+        check_list("gradient-scales", &gradient_scales, f32::to_string)?;
+        for (option, list) in [("lrs", &options.lrs), ("first-steps", &options.first_steps)] {
+            if let Some(list) = list {
+                check_list(option, list, f32::to_string)?;
+            }
+        }
+        if regimes.contains(&RegimeName::Fixed) {
+            return Err(CliError::Usage(
+                "--regimes needs no fixed, the best fixed rate is in every table: choose its grid with --lrs".to_owned(),
+            ));
+        }
+        if let Some(scale) = gradient_scales
+            .iter()
+            .find(|scale| !(scale.is_finite() && **scale > 0.0))
+        {
+            return Err(CliError::Usage(format!(
+                "--gradient-scales has {scale}, but a factor must be finite and above 0"
+            )));
+        }
+        let first_steps = match &options.first_steps {
+            Some(list) => list.iter().copied().map(Some).collect(),
+            None => vec![None],
+        };
+        let mut variants = Vec::new();
+        for &gradient_scale in &gradient_scales {
+            for &regime in &regimes {
+                variants.extend(first_steps.iter().map(|&first_step| Variant {
+                    regime,
+                    lr: None,
+                    first_step,
+                    gradient_scale,
+                }));
+            }
+        }
+        let names: Vec<&str> = args.data.split(',').map(str::trim).collect();
+        if names.contains(&"") {
+            return Err(CliError::Usage(format!(
+                "--data \"{}\" has an empty name: give digits, mushrooms or paths, with one comma between two of them",
+                args.data
+            )));
+        }
+        check_list("data", &names, |name| format!("\"{name}\""))?;
+        let mut comparison = Comparison {
+            args,
+            subjects: Vec::new(),
+            settings,
+            variants,
+            gradient_scales,
+        };
+        for &rule in &options.rules {
+            let rates = comparison.rates(rule).iter();
+            let fixed = rates.map(|&rate| Variant::fixed(rate, 1.0));
+            for variant in fixed.chain(comparison.variants.iter().copied()) {
+                comparison.optimizer(rule, variant)?.check()?;
+            }
+        }
+        let datasets = names
+            .iter()
+            .map(|name| data::load(name))
+            .collect::<Result<Vec<_>, _>>()?;
+        let target = args.target.find()?;
+        if matches!(target, Target::Gpu(_)) && options.gradient_scales.is_some() {
+            return Err(CliError::Usage(
+                "--gradient-scales works on the CPU path only: add --backend cpu, or leave it out"
+                    .to_owned(),
+            ));
+        }
+        for dataset in datasets {
+            let hidden = args.hidden as usize;
+            let model = Model::new(args.model, dataset.features, dataset.classes, hidden);
+            let (target, tuning) = target.clone().tuned_for(model.padded_len());
+            comparison.subjects.push(Subject {
+                dataset,
+                model,
+                target,
+                tuning,
+            });
+        }
+        Ok(comparison)
+    }
+
+    fn rates(&self, rule: RuleName) -> &[f32] {
+        match &self.args.compare.lrs {
+            Some(rates) => rates,
+            None => default_rates(rule),
+        }
+    }
+
+    /// The options of a single run that is the same.
+    fn single(&self, case: &Case, seed: u64) -> Args {
+        Args {
+            rule: case.rule,
+            regime: case.variant.regime,
+            lr: case.variant.lr,
+            batch: case.setting.batch,
+            epochs: case.setting.epochs,
+            seed,
+            ..self.args.clone()
+        }
+    }
+
+    fn optimizer(&self, rule: RuleName, variant: Variant) -> Result<OptimizerSettings, CliError> {
+        let args = Args {
+            rule,
+            ..self.args.clone()
+        };
+        Ok(OptimizerSettings {
+            rule: args.rule(),
+            regime: variant.regime.regime(variant.lr, variant.first_step)?,
+            weight_decay: args.weight_decay,
+            clip_norm: args.clip_norm,
+            gradient_scale: variant.gradient_scale,
+        })
+    }
+
+    fn other_scales(&self) -> impl Iterator<Item = f32> {
+        self.gradient_scales
+            .iter()
+            .copied()
+            .filter(|&scale| scale != 1.0)
+    }
+
+    /// One for each table and rule.
+    fn cases_per_scale(&self) -> usize {
+        self.subjects.len() * self.settings.len() * self.args.compare.rules.len()
+    }
+
+    /// Every table's data, setting and rule, in the order they are shown.
+    fn combinations(&self) -> impl Iterator<Item = (usize, Setting, RuleName)> {
+        (0..self.subjects.len()).flat_map(move |data| {
+            self.settings.iter().flat_map(move |&setting| {
+                let rules = self.args.compare.rules.iter();
+                rules.map(move |&rule| (data, setting, rule))
+            })
+        })
+    }
+
+    /// The grid of fixed rates and every regime.
+    fn first_cases(&self) -> Vec<Case> {
+        let mut cases = Vec::new();
+        for (data, setting, rule) in self.combinations() {
+            let fixed = self.rates(rule).iter();
+            let variants = fixed
+                .map(|&rate| Variant::fixed(rate, 1.0))
+                .chain(self.variants.iter().copied());
+            cases.extend(variants.map(|variant| Case {
+                data,
+                setting,
+                rule,
+                variant,
+            }));
+        }
+        cases
+    }
+
+    fn tuned_at_other_scales(&self, cells: &[Cell]) -> Vec<Case> {
+        let mut cases = Vec::new();
+        for (data, setting, rule) in self.combinations() {
+            let Some(lr) =
+                best_fixed(cells, data, setting, rule).and_then(|cell| cell.case.variant.lr)
+            else {
+                continue;
+            };
+            cases.extend(self.other_scales().map(|scale| Case {
+                data,
+                setting,
+                rule,
+                variant: Variant::fixed(lr, scale),
+            }));
+        }
+        cases
+    }
+
+    fn steps(&self, case: &Case) -> u64 {
+        let args = self.single(case, 0);
+        let per_epoch = args.steps_per_epoch(&self.subjects[case.data].dataset);
+        u64::from(args.epochs) * per_epoch as u64
+    }
+
+    /// Counts the steps of all runs, those of the second round included.
+    fn progress_bar(&self, first: &[Case]) -> ProgressBar {
+        let scales = self.other_scales().count() as u64;
+        let placeholder = Variant::fixed(1.0, 1.0);
+        let later = self.combinations().map(|(data, setting, rule)| Case {
+            data,
+            setting,
+            rule,
+            variant: placeholder,
+        });
+        let steps = first.iter().map(|case| self.steps(case)).sum::<u64>()
+            + later.map(|case| scales * self.steps(&case)).sum::<u64>();
+        let bar = progress_bar(steps * self.args.compare.seeds.len() as u64);
+        // Without the message: several runs would write it at once.
+        if let Ok(style) = ProgressStyle::with_template("{bar:32} {pos}/{len} steps, {eta} left") {
+            bar.set_style(style);
+        }
+        bar
+    }
+
+    fn run_one(&self, case: &Case, seed: u64, progress: &ProgressBar) -> Result<Run, CliError> {
+        let subject = &self.subjects[case.data];
+        let settings = self.optimizer(case.rule, case.variant)?;
+        let args = self.single(case, seed);
+        let run = train(
+            &args,
+            &settings,
+            &subject.dataset,
+            &subject.target,
+            &subject.model,
+            None,
+            &mut Watch {
+                history: None,
+                progress,
+            },
+        )?;
+        Ok(Run {
+            tuning: subject.tuning,
+            ..run
+        })
+    }
+
+    /// Runs every case with every seed; the results come in the order of the cases, whichever run ends first.
+    fn run_cases(&self, cases: Vec<Case>, progress: &ProgressBar) -> Result<Vec<Cell>, CliError> {
+        let seeds = &self.args.compare.seeds;
+        let count = cases.len() * seeds.len();
+        let run_at = |index: usize| {
+            let case = &cases[index / seeds.len()];
+            self.run_one(case, seeds[index % seeds.len()], progress)
+        };
+        // One device takes one run after the other; on the host each run has a core, which beats a core's share of every step.
+        let threads = match self.subjects.first().map(|subject| &subject.target) {
+            Some(Target::Cpu { .. }) => rayon::current_num_threads().min(count),
+            _ => 1,
+        };
+        let mut results = if threads > 1 {
+            in_parallel(count, threads, run_at)?
+        } else {
+            (0..count).map(run_at).collect::<Result<Vec<_>, _>>()?
+        }
+        .into_iter();
+        Ok(cases
+            .iter()
+            .map(|&case| Cell {
+                case,
+                runs: results.by_ref().take(seeds.len()).collect(),
+            })
+            .collect())
+    }
+}
+
+/// Calls `run_at` for every index on so many threads; the results by index, or the error of the lowest index that has one.
+///
+/// Each thread is a rayon pool of its own: in one common pool a thread that waits within a step would begin another run on top of
+/// it, and hold up the first.
+fn in_parallel<T: Send>(
+    count: usize,
+    threads: usize,
+    run_at: impl Fn(usize) -> Result<T, CliError> + Sync,
+) -> Result<Vec<T>, CliError> {
+    let next = AtomicUsize::new(0);
+    let failed = AtomicBool::new(false);
+    let done = Mutex::new(Vec::with_capacity(count));
+    let work = || {
+        let work = || {
+            while !failed.load(Ordering::Relaxed) {
+                let index = next.fetch_add(1, Ordering::Relaxed);
+                if index >= count {
+                    break;
+                }
+                let result = run_at(index);
+                if result.is_err() {
+                    failed.store(true, Ordering::Relaxed);
+                }
+                if let Ok(mut done) = done.lock() {
+                    done.push((index, result));
+                }
+            }
+        };
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(1).build();
+        match pool {
+            Ok(pool) => pool.install(work),
+            // No thread to be had: then in the pool that there is.
+            Err(_) => work(),
+        }
+    };
+    std::thread::scope(|scope| {
+        for _ in 0..threads {
+            scope.spawn(work);
+        }
+    });
+    let mut done = done.into_inner().unwrap_or_default();
+    done.sort_by_key(|(index, _)| *index);
+    done.into_iter().map(|(_, result)| result).collect()
+}
+
+/// The best fixed rate of a table's column: the best mean accuracy on the test rows, then the lowest loss, then the first.
+fn best_fixed(cells: &[Cell], data: usize, setting: Setting, rule: RuleName) -> Option<&Cell> {
+    let loss = |cell: &Cell| {
+        let loss = cell.loss();
+        if loss.is_finite() {
+            loss
+        } else {
+            f64::INFINITY
+        }
+    };
+    grid(cells, data, setting, rule).reduce(|best, cell| {
+        let better = cell.accuracy() > best.accuracy()
+            || (cell.accuracy() == best.accuracy() && loss(cell) < loss(best));
+        if better { cell } else { best }
+    })
+}
+
+/// The fixed rates of a table's column, unscaled.
+fn grid(
+    cells: &[Cell],
+    data: usize,
+    setting: Setting,
+    rule: RuleName,
+) -> impl Iterator<Item = &Cell> {
+    cells.iter().filter(move |Cell { case, .. }| {
+        (case.data, case.setting, case.rule) == (data, setting, rule)
+            && case.variant.regime == RegimeName::Fixed
+            && case.variant.gradient_scale == 1.0
+    })
+}
+
+/// A run as `--json` has it: what `train --json` says of it, and what that does not.
+#[derive(Serialize)]
+struct ComparedRun<'a> {
+    #[serde(flatten)]
+    run: &'a Run,
+    lr: Option<f64>,
+    first_step: Option<f64>,
+    gradient_scale: f64,
+}
+
+/// A cell of a table as `--json` has it.
+#[derive(Serialize)]
+struct Summary<'a> {
+    data: &'a str,
+    batch: u32,
+    epochs: u32,
+    rule: String,
+    regime: String,
+    lr: Option<f64>,
+    first_step: Option<f64>,
+    gradient_scale: f64,
+    seeds: usize,
+    test_accuracy: f64,
+    test_accuracy_deviation: Option<f64>,
+    train_loss: f64,
+    diverged: usize,
+    best_fixed_lr: Option<f64>,
+    regret: Option<f64>,
+}
+
+/// The number that was given, without the digits of a widened f32.
+fn as_given(value: f32) -> f64 {
+    value.to_string().parse().unwrap_or(f64::from(value))
+}
+
+/// Widest table, so that it can be read in a window of 120 columns.
+const TABLE_WIDTH: usize = 120;
+/// Columns that one rule takes in a table: `100.00 ±0.00`, `00.0000` and `-00.00` with their frames.
+const RULE_WIDTH: usize = 15 + 10 + 9;
+
+struct Results<'a> {
+    comparison: &'a Comparison<'a>,
+    cells: Vec<Cell>,
+}
+
+impl Results<'_> {
+    fn best_fixed(&self, data: usize, setting: Setting, rule: RuleName) -> Option<&Cell> {
+        best_fixed(&self.cells, data, setting, rule)
+    }
+
+    fn cell(&self, case: &Case) -> Option<&Cell> {
+        self.cells.iter().find(|cell| cell.case == *case)
+    }
+
+    /// The rows of every table: the best fixed rate, then for each scale that rate again and the regimes.
+    fn rows(&self) -> Vec<Variant> {
+        let mut rows = vec![Variant::fixed(f32::NAN, 1.0)];
+        for &scale in &self.comparison.gradient_scales {
+            if scale != 1.0 {
+                rows.push(Variant::fixed(f32::NAN, scale));
+            }
+            let regimes = self.comparison.variants.iter();
+            rows.extend(regimes.filter(|variant| variant.gradient_scale == scale));
+        }
+        rows
+    }
+
+    /// The cell of a row, and its regret in points: how much accuracy the best fixed rate, unscaled, has more.
+    fn at(
+        &self,
+        data: usize,
+        setting: Setting,
+        rule: RuleName,
+        row: Variant,
+    ) -> Option<(&Cell, f64)> {
+        let best = self.best_fixed(data, setting, rule)?;
+        let lr = match row.regime {
+            RegimeName::Fixed => best.case.variant.lr,
+            _ => row.lr,
+        };
+        let variant = Variant { lr, ..row };
+        let cell = self.cell(&Case {
+            data,
+            setting,
+            rule,
+            variant,
+        })?;
+        Some((cell, 100.0 * (best.accuracy() - cell.accuracy())))
+    }
+
+    fn json(&self) -> String {
+        let lr = |cell: &Cell| cell.case.variant.lr.map(as_given);
+        let first_step = |cell: &Cell| cell.case.variant.first_step.map(as_given);
+        let mut runs = Vec::new();
+        let mut summaries = Vec::new();
+        for cell in &self.cells {
+            let Case {
+                data,
+                setting,
+                rule,
+                variant,
+            } = cell.case;
+            runs.extend(cell.runs.iter().map(|run| ComparedRun {
+                run,
+                lr: lr(cell),
+                first_step: first_step(cell),
+                gradient_scale: as_given(variant.gradient_scale),
+            }));
+            let best = self.best_fixed(data, setting, rule);
+            summaries.push(Summary {
+                data: &self.comparison.subjects[data].dataset.name,
+                batch: setting.batch,
+                epochs: setting.epochs,
+                rule: name_of(rule),
+                regime: name_of(variant.regime),
+                lr: lr(cell),
+                first_step: first_step(cell),
+                gradient_scale: as_given(variant.gradient_scale),
+                seeds: cell.runs.len(),
+                test_accuracy: cell.accuracy(),
+                test_accuracy_deviation: cell.deviation(),
+                train_loss: cell.loss(),
+                diverged: cell.diverged(),
+                best_fixed_lr: best.and_then(lr),
+                regret: best.map(|best| 100.0 * (best.accuracy() - cell.accuracy())),
+            });
+        }
+        serde_json::json!({ "runs": runs, "summary": summaries }).to_string()
+    }
+
+    /// What a table is about.
+    fn title(&self, data: usize, setting: Setting) -> String {
+        let subject = &self.comparison.subjects[data];
+        format!(
+            "{} on {}, batch {}, {} epoch{}, {}",
+            subject.model,
+            subject.dataset.name,
+            setting.batch,
+            setting.epochs,
+            if setting.epochs == 1 { "" } else { "s" },
+            subject.target.adapter()
+        )
+    }
+
+    /// What the columns mean, and which rates the best was chosen from.
+    fn caption(&self) -> Vec<String> {
+        let seeds = &self.comparison.args.compare.seeds;
+        let listed: Vec<String> = seeds.iter().map(u64::to_string).collect();
+        let listed = listed.join(", ");
+        let mut lines = if seeds.len() > 1 {
+            vec![
+                format!(
+                    "accuracy: percent of the test rows, mean ± sample deviation of seeds {listed}"
+                ),
+                "loss: over the training rows after the last step, mean".to_owned(),
+            ]
+        } else {
+            vec![
+                format!("accuracy: percent of the test rows, seed {listed}"),
+                "loss: over the training rows after the last step".to_owned(),
+            ]
+        };
+        lines.push(
+            "regret: points of accuracy below the best fixed rate; that rate is chosen on the test rows, from these:".to_owned(),
+        );
+        for &rule in &self.comparison.args.compare.rules {
+            let rates = self.comparison.rates(rule).iter();
+            let rates: Vec<String> = rates.map(|&rate| rate_in_words(rate)).collect();
+            lines.push(format!("{}: {}", name_of(rule), rates.join(", ")));
+        }
+        lines
+    }
+
+    fn print_tables(&self) -> Result<(), CliError> {
+        for data in 0..self.comparison.subjects.len() {
+            for &setting in &self.comparison.settings {
+                say(self.title(data, setting))?;
+                self.print_table(data, setting)?;
+            }
+        }
+        self.caption().into_iter().try_for_each(say)
+    }
+
+    /// One table, or one for some of the rules after the other where all of them do not fit a window.
+    fn print_table(&self, data: usize, setting: Setting) -> Result<(), CliError> {
+        let rows = self.rows();
+        let label_width = rows
+            .iter()
+            .map(|row| row.to_string().chars().count() + 4)
+            .max()
+            .unwrap_or(0);
+        let rules_per_table = (TABLE_WIDTH.saturating_sub(label_width) / RULE_WIDTH).max(1);
+        let mut notes = Vec::new();
+        for rules in self.comparison.args.compare.rules.chunks(rules_per_table) {
+            let mut header = vec!["rate from".to_owned()];
+            for &rule in rules {
+                header.extend([name_of(rule), "loss".to_owned(), "regret".to_owned()]);
+            }
+            let mut table = Columns::new(header.iter().map(String::as_str), 1);
+            for &row in &rows {
+                let mut cells = vec![row.to_string()];
+                for &rule in rules {
+                    let Some((cell, regret)) = self.at(data, setting, rule, row) else {
+                        cells.extend([const { String::new() }; 3]);
+                        continue;
+                    };
+                    cells.extend([
+                        accuracy_in_words(cell, 2),
+                        loss_in_words(cell.loss()),
+                        points_in_words(regret),
+                    ]);
+                    if cell.diverged() > 0 {
+                        notes.push(format!(
+                            "{}, {row}: {} of {} runs diverged",
+                            name_of(rule),
+                            cell.diverged(),
+                            cell.runs.len()
+                        ));
+                    }
+                }
+                table.row(cells);
+                if row.regime == RegimeName::Fixed && row.gradient_scale == 1.0 {
+                    let mut cells = vec!["  its rate".to_owned()];
+                    for &rule in rules {
+                        let best = self.best_fixed(data, setting, rule);
+                        let rate = best.and_then(|cell| cell.case.variant.lr);
+                        let rate = rate.map(rate_in_words).unwrap_or_default();
+                        cells.extend([rate, String::new(), String::new()]);
+                        notes.extend(self.edge_of_grid(data, setting, rule));
+                    }
+                    table.row(cells);
+                }
+            }
+            table.print()?;
+        }
+        notes.into_iter().try_for_each(say)
+    }
+
+    /// A best rate at the end of its grid may not be the best there is, which flatters the regimes.
+    fn edge_of_grid(&self, data: usize, setting: Setting, rule: RuleName) -> Option<String> {
+        let rates = self.comparison.rates(rule);
+        let best = self.best_fixed(data, setting, rule)?.case.variant.lr?;
+        let lower = rates.iter().any(|&rate| rate < best);
+        let higher = rates.iter().any(|&rate| rate > best);
+        (!lower || !higher).then(|| {
+            format!(
+                "{}: the best fixed rate is at the end of its grid, a wider one (--lrs) may have a better",
+                name_of(rule)
+            )
+        })
+    }
+
+    /// A row per data set, setting and variant, a column per rule.
+    fn print_markdown(&self) -> Result<(), CliError> {
+        let rules = &self.comparison.args.compare.rules;
+        let names: Vec<String> = rules
+            .iter()
+            .map(|&rule| name_of(rule).to_uppercase())
+            .collect();
+        say(format!(
+            "| data | batch, epochs | rate from | {} |",
+            names.join(" | ")
+        ))?;
+        say(format!("|{}", "---|".repeat(3 + rules.len())))?;
+        for (data, subject) in self.comparison.subjects.iter().enumerate() {
+            for (index, &setting) in self.comparison.settings.iter().enumerate() {
+                for (at, row) in self.rows().into_iter().enumerate() {
+                    // A name stands where it begins, as in a merged cell.
+                    let first = at == 0;
+                    let mut cells = vec![
+                        if first && index == 0 {
+                            subject.dataset.name.clone()
+                        } else {
+                            String::new()
+                        },
+                        if first {
+                            format!("{}, {}", setting.batch, setting.epochs)
+                        } else {
+                            String::new()
+                        },
+                        row.to_string(),
+                    ];
+                    for &rule in rules {
+                        cells.push(self.markdown_cell(data, setting, rule, row));
+                    }
+                    let line: Vec<String> = cells
+                        .into_iter()
+                        .map(|cell| {
+                            if cell.is_empty() {
+                                "| ".to_owned()
+                            } else {
+                                // A bar in a file's name would end the cell.
+                                format!("| {} ", cell.replace('|', "\\|"))
+                            }
+                        })
+                        .collect();
+                    say(format!("{}|", line.concat()))?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Accuracy to a tenth of a percent; bold where it is a point or more below the best fixed rate.
+    fn markdown_cell(&self, data: usize, setting: Setting, rule: RuleName, row: Variant) -> String {
+        let Some((cell, regret)) = self.at(data, setting, rule, row) else {
+            return String::new();
+        };
+        let accuracy = accuracy_in_words(cell, 1);
+        match cell.case.variant.lr {
+            Some(lr) if row.gradient_scale == 1.0 => {
+                format!("{accuracy} (at {})", rate_in_words(lr))
+            }
+            _ if regret >= 1.0 => format!("**{accuracy}**"),
+            _ => accuracy,
+        }
+    }
+}
+
+fn accuracy_in_words(cell: &Cell, digits: usize) -> String {
+    let accuracy = 100.0 * cell.accuracy();
+    match cell.deviation() {
+        Some(deviation) => format!("{accuracy:.digits$} ±{:.digits$}", 100.0 * deviation),
+        None => format!("{accuracy:.digits$}"),
+    }
+}
+
+fn loss_in_words(loss: f64) -> String {
+    if loss.is_finite() && !(1e-4..100.0).contains(&loss) {
+        format!("{loss:.1e}")
+    } else {
+        format!("{loss:.4}")
+    }
+}
+
+/// Without the sign of a zero that was rounded.
+fn points_in_words(points: f64) -> String {
+    let text = format!("{points:.2}");
+    if text == "-0.00" {
+        "0.00".to_owned()
+    } else {
+        text
+    }
+}
+
+fn rate_in_words(rate: f32) -> String {
+    if (1e-3..1e4).contains(&rate) {
+        rate.to_string()
+    } else {
+        format!("{rate:e}")
+    }
+}

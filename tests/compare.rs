@@ -1,0 +1,342 @@
+//! Promise: `wgpu-optim train --compare` gives the numbers of single runs, all of them and the same every time, chooses the best
+//! fixed rate as it says, and refuses bad input before anything runs.
+
+use std::process::{Command, Output};
+
+use serde_json::Value;
+
+fn wgpu_optim(threads: &str, args: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_wgpu-optim"))
+        .arg("train")
+        .args(args)
+        .env("RAYON_NUM_THREADS", threads)
+        .env_remove("WGPU_BACKEND")
+        .env_remove("WGPU_ADAPTER_NAME")
+        // Not what the user has tuned.
+        .env("WGPU_OPTIM_TUNING_CACHE", "")
+        .output()
+        .expect("the binary runs")
+}
+
+fn printed(threads: &str, args: &[&str]) -> String {
+    let output = wgpu_optim(threads, args);
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{args:?}: {stderr}");
+    String::from_utf8(output.stdout).expect("UTF-8")
+}
+
+fn json(threads: &str, args: &[&str]) -> Value {
+    serde_json::from_str(&printed(threads, args)).expect("one JSON object")
+}
+
+fn list<'a>(report: &'a Value, key: &str) -> &'a [Value] {
+    report[key]
+        .as_array()
+        .unwrap_or_else(|| panic!("{key} in {report}"))
+}
+
+fn number(object: &Value, key: &str) -> f64 {
+    object[key]
+        .as_f64()
+        .unwrap_or_else(|| panic!("{key} in {object}"))
+}
+
+/// Two regimes, two rates, two seeds, one epoch, two rules.
+const SMALL: [&str; 15] = [
+    "--compare",
+    "--backend",
+    "cpu",
+    "--data",
+    "digits",
+    "--settings",
+    "64x1",
+    "--rules",
+    "sgd,signsgd",
+    "--regimes",
+    "seesaw,norm-ratio",
+    "--lrs",
+    "0.01,0.3",
+    "--seeds",
+    "3,4",
+];
+
+/// What differs between two runs of one thing.
+fn without_clock(run: &Value) -> Value {
+    let mut run = run.clone();
+    let fields = run.as_object_mut().expect("an object");
+    for key in ["seconds", "adapter", "lr", "first_step", "gradient_scale"] {
+        fields.remove(key);
+    }
+    run
+}
+
+#[test]
+fn every_run_is_there_and_is_what_a_single_run_gives() {
+    let report = json("2", &[&SMALL[..], &["--json"]].concat());
+    let mut runs = list(&report, "runs").iter();
+    for rule in ["sgd", "signsgd"] {
+        for extra in [
+            ["--regime", "fixed", "--lr", "0.01"].as_slice(),
+            &["--regime", "fixed", "--lr", "0.3"],
+            &["--regime", "seesaw"],
+            &["--regime", "norm-ratio"],
+        ] {
+            for seed in ["3", "4"] {
+                let args = ["--json", "--backend", "cpu", "--epochs", "1"];
+                let which = ["--rule", rule, "--seed", seed];
+                let single = json("2", &[&args[..], &which, extra].concat());
+                let run = runs.next().expect("a run");
+                assert_eq!(without_clock(run), without_clock(&single["runs"][0]));
+                let rate = extra
+                    .get(3)
+                    .map(|rate| rate.parse::<f64>().expect("a rate"));
+                assert_eq!(run["lr"].as_f64(), rate, "{run}");
+            }
+        }
+    }
+    assert!(runs.next().is_none());
+}
+
+#[test]
+fn means_and_regret_follow_from_the_runs() {
+    let report = json("2", &[&SMALL[..], &["--json"]].concat());
+    let (runs, summary) = (list(&report, "runs"), list(&report, "summary"));
+    assert_eq!((runs.len(), summary.len()), (16, 8));
+    for (cell, pair) in summary.iter().zip(runs.chunks(2)) {
+        let [a, b] = [0, 1].map(|at| number(&pair[at], "test_accuracy"));
+        let accuracy = number(cell, "test_accuracy");
+        assert!((accuracy - (a + b) / 2.0).abs() < 1e-12);
+        let deviation = (a - b).abs() / 2f64.sqrt();
+        assert!((number(cell, "test_accuracy_deviation") - deviation).abs() < 1e-12);
+        let loss = (number(&pair[0], "train_loss") + number(&pair[1], "train_loss")) / 2.0;
+        assert!((number(cell, "train_loss") - loss).abs() < 1e-12);
+    }
+    for rule in summary.chunks(4) {
+        let accuracies = rule.iter().map(|cell| number(cell, "test_accuracy"));
+        let fixed: Vec<f64> = accuracies.clone().take(2).collect();
+        let best = fixed[0].max(fixed[1]);
+        assert_ne!(fixed[0], fixed[1], "a tie shows nothing");
+        for (cell, accuracy) in rule.iter().zip(accuracies) {
+            let rate = if fixed[0] == best { 0.01 } else { 0.3 };
+            assert_eq!(number(cell, "best_fixed_lr"), rate);
+            assert!((number(cell, "regret") - 100.0 * (best - accuracy)).abs() < 1e-9);
+        }
+    }
+}
+
+#[test]
+fn output_repeats_for_any_number_of_threads() {
+    let markdown = [&SMALL[..], &["--markdown"]].concat();
+    assert_eq!(printed("2", &SMALL), printed("2", &SMALL));
+    assert_eq!(printed("1", &markdown), printed("3", &markdown));
+    let with_json = [&SMALL[..], &["--json"]].concat();
+    let (one, three) = (json("1", &with_json), json("3", &with_json));
+    assert_eq!(one["summary"], three["summary"]);
+    for (a, b) in list(&one, "runs").iter().zip(list(&three, "runs")) {
+        assert_eq!(without_clock(a), without_clock(b));
+    }
+}
+
+#[test]
+fn tables_can_be_read_at_120_columns_and_markdown_has_its_columns() {
+    let every_rule = [
+        "--compare",
+        "--backend",
+        "cpu",
+        "--epochs",
+        "1",
+        "--lrs",
+        "0.1",
+        "--seeds",
+        "0,1",
+        "--rules",
+        "sgd,sgdm,nesterov,signsgd,signum",
+        "--data",
+        "digits,mushrooms",
+    ];
+    let text = printed("2", &every_rule);
+    for line in text.lines().filter(|line| line.starts_with(['┌', '│'])) {
+        assert!(line.chars().count() <= 120, "{line}");
+    }
+    for words in [
+        "chosen on the test rows",
+        "hypergradient",
+        "end of its grid",
+    ] {
+        assert!(text.contains(words), "{words}: {text}");
+    }
+    let text = printed("2", &[&every_rule[..], &["--markdown"]].concat());
+    let lines: Vec<&str> = text.lines().collect();
+    assert!(
+        lines[2].starts_with("| digits | 64, 1 | best fixed | "),
+        "{text}"
+    );
+    assert!(lines[3].starts_with("| | | seesaw | "), "{text}");
+    for line in lines {
+        assert_eq!(line.matches('|').count(), 3 + 5 + 1, "{line}");
+    }
+}
+
+/// Rows for the first step's length, and for a loss that was rescaled: the tuned rate is the one of the unscaled gradient.
+#[test]
+fn first_steps_and_gradient_scales_have_a_row_each() {
+    let report = json(
+        "2",
+        &[
+            "--compare",
+            "--json",
+            "--backend",
+            "cpu",
+            "--epochs",
+            "1",
+            "--rules",
+            "sgd",
+            "--regimes",
+            "seesaw",
+            "--lrs",
+            "0.01,1",
+            "--seeds",
+            "0",
+            "--first-steps",
+            "1e-3,1e-2",
+            "--gradient-scales",
+            "1,1024",
+        ],
+    );
+    let summary = list(&report, "summary");
+    let find = |regime: &str, first_step: Option<f64>, scale: f64| {
+        let mut found = summary.iter().filter(|cell| {
+            cell["regime"] == regime
+                && cell["first_step"].as_f64() == first_step
+                && number(cell, "gradient_scale") == scale
+        });
+        let cell = found.next().expect("a row");
+        assert!(regime == "fixed" && scale == 1.0 || found.next().is_none());
+        cell
+    };
+    assert_eq!(summary.len(), 2 + 4 + 1);
+    let tuned = find("fixed", None, 1024.0);
+    assert_eq!(number(tuned, "lr"), number(tuned, "best_fixed_lr"));
+    assert!(number(tuned, "regret") > 20.0, "{tuned}");
+    let [short, default] = [1e-3, 1e-2].map(|step| find("seesaw", Some(step), 1.0));
+    assert_ne!(short["train_loss"], default["train_loss"]);
+    // The default's value, given: what is run without it.
+    let args = [
+        "--json",
+        "--backend",
+        "cpu",
+        "--epochs",
+        "1",
+        "--rule",
+        "sgd",
+    ];
+    let single = json("2", &args);
+    assert_eq!(single["runs"][0]["train_loss"], default["train_loss"]);
+    // A power of two leaves every digit of the gradient, and the first step's length makes up for it.
+    let scaled = find("seesaw", Some(1e-2), 1024.0);
+    assert!((number(scaled, "test_accuracy") - number(default, "test_accuracy")).abs() < 0.01);
+}
+
+/// A rate that blows up is a row like any other, and is not chosen.
+#[test]
+fn a_run_that_diverges_is_a_result() {
+    let args = [
+        "--compare",
+        "--backend",
+        "cpu",
+        "--epochs",
+        "1",
+        "--rules",
+        "sgdm",
+        "--regimes",
+        "seesaw",
+        "--lrs",
+        "1e10,0.1",
+        "--seeds",
+        "0,1",
+    ];
+    let report = json("2", &[&args[..], &["--json"]].concat());
+    let summary = list(&report, "summary");
+    assert!(number(&summary[0], "diverged") > 0.0, "{}", summary[0]);
+    assert!(summary[0]["train_loss"].is_null());
+    assert_eq!(number(&summary[0], "best_fixed_lr"), 0.1);
+    assert!(printed("2", &args).contains("best fixed"));
+}
+
+#[test]
+fn the_report_has_a_table_and_a_chart_and_needs_nothing_else() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("page.html");
+    let path = path.to_str().expect("UTF-8");
+    printed("2", &[&SMALL[..], &["--report", path]].concat());
+    let page = std::fs::read_to_string(path).expect("reads");
+    for (what, count) in [("<table>", 1), ("<svg ", 1), ("src=", 0), ("href=", 0)] {
+        assert_eq!(page.matches(what).count(), count, "{what}");
+    }
+    assert!(page.contains("norm-ratio") && page.contains("(at 0.3)"));
+    for (path, word) in [("page.txt", ".html"), ("/no/such/folder/x.html", "folder")] {
+        refused(&["--compare", "--report", path], &["--report", word]);
+    }
+}
+
+/// Runs the command, which must be refused in one line that contains every one of these words.
+fn refused(args: &[&str], words: &[&str]) {
+    let output = wgpu_optim("2", args);
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(2), "{args:?}: {stderr}");
+    // Mesa may write a line of its own, where nobody is logged in.
+    let lines: Vec<&str> = stderr
+        .lines()
+        .filter(|line| !line.contains("XDG_RUNTIME_DIR"))
+        .collect();
+    assert_eq!(lines.len(), 1, "{args:?}: {stderr}");
+    for word in words {
+        assert!(lines[0].contains(word), "{args:?}: {stderr}");
+    }
+    assert!(output.stdout.is_empty());
+}
+
+#[test]
+fn bad_input_ends_in_one_line_before_anything_runs() {
+    // Options that go with --compare, without it; and what it takes the place of.
+    for option in [["--rules", "sgd"], ["--seeds", "1"], ["--first-steps", "1"]] {
+        refused(&option, &["--compare"]);
+    }
+    for option in [["--rule", "sgd"], ["--regime", "seesaw"], ["--seed", "1"]] {
+        refused(
+            &["--compare", option[0], option[1]],
+            &["--compare", option[0]],
+        );
+    }
+    let cases: [(&[&str], &[&str]); 13] = [
+        (&["--regimes", "fixed"], &["--regimes", "--lrs"]),
+        (&["--rules", "adamw"], &["adamw", "sgdm"]),
+        (&["--settings", "64"], &["64", "64x10"]),
+        (&["--settings", "0x3"], &["0x3", "at least 1"]),
+        (&["--settings", "64x1", "--batch", "32"], &["--batch"]),
+        (&["--lrs", "0.1,-1"], &["learning rate", "-1"]),
+        (&["--lrs", "0.1,0.1"], &["--lrs", "0.1", "twice"]),
+        (&["--seeds", "1,1"], &["--seeds", "twice"]),
+        (&["--data", "digits,nowhere"], &["nowhere", "no such file"]),
+        (&["--data", "digits,"], &["--data", "empty name"]),
+        (&["--first-steps", "0"], &["first_step", "above 0"]),
+        (
+            &["--gradient-scales", "0"],
+            &["--gradient-scales", "above 0"],
+        ),
+        (&["--json", "--markdown"], &["--json", "--markdown"]),
+    ];
+    for (args, words) in cases {
+        refused(&[&["--compare"], args].concat(), words);
+    }
+    refused(
+        &[
+            "--compare",
+            "--gradient-scales",
+            "10",
+            "--backend",
+            "vulkan",
+        ],
+        &["--gradient-scales", "--backend cpu"],
+    );
+}
