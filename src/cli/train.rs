@@ -222,7 +222,7 @@ pub fn run(args: &Args) -> Result<(), CliError> {
         args.hidden as usize,
     );
     let (target, tuning) = target.tuned_for(model.padded_len());
-    let mut history = page.as_ref().map(|_| History::default());
+    let mut history = page.as_ref().map(|_| History::new(args.steps(&dataset)));
     let run = Run {
         tuning,
         ..train(
@@ -271,9 +271,6 @@ fn train(
         args.injection(),
         args.seed,
     )?;
-    if let Some(history) = &mut history {
-        history.expect(steps);
-    }
     let progress = progress_bar(steps);
 
     let started = Instant::now();
@@ -430,7 +427,7 @@ impl Trace {
 
     fn row(&mut self, fields: impl Iterator<Item = String>) -> Result<(), CliError> {
         self.writer
-            .write_record(fields.map(String::into_bytes))
+            .write_record(fields)
             .map_err(|error| self.failed(&error.to_string()))
     }
 
