@@ -265,7 +265,8 @@ fn in_a_sentence(change: &Move) -> String {
         .map(|&(term, value)| {
             let cause = match term {
                 Term::Norm if growth.is_finite() && growth >= 1.15 => {
-                    format!("norm jumped {growth:.1}x")
+                    let digits = usize::from(growth < 9.95);
+                    format!("norm jumped {growth:.digits$}x")
                 }
                 Term::Norm if growth > 0.0 && growth <= 0.87 => {
                     format!("norm fell to {growth:.2}x")
@@ -552,7 +553,11 @@ impl Chart {
 
     fn logarithmic(history: &History, of: Quantity) -> Self {
         let line = history.curve(of);
-        let y = Axis::log10(line.iter().map(|point| point.1), 8);
+        let mut y = Axis::log10(line.iter().map(|point| point.1), 8);
+        if line.is_empty() {
+            // The axis is made up, and its marks would pass for values.
+            y.marks.clear();
+        }
         Chart {
             means: history.means(of),
             ..Chart::of(y, |value| plain(10f64.powf(value)), line)
@@ -586,12 +591,12 @@ impl Chart {
         let mut chart = ChartBuilder::on(&area)
             .margin(6)
             .margin_right(30)
-            .x_label_area_size(24)
+            .x_label_area_size(26)
             .y_label_area_size(64)
             .build_cartesian_2d(x, self.y.clone())?;
         chart
             .configure_mesh()
-            .label_style(font(13))
+            .label_style(font(15))
             .bold_line_style(RGBColor(222, 222, 222))
             .light_line_style(TRANSPARENT)
             .x_label_formatter(&|step| format!("{step:.0}"))
