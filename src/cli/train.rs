@@ -419,9 +419,12 @@ impl Trace {
             record.schedule_term.to_string(),
             record.flags.to_string(),
         ];
-        let further = record.terms().into_iter().zip(self.further);
-        let further =
-            further.filter_map(|((_, value), further)| further.then(|| value.to_string()));
+        let further = record
+            .terms()
+            .into_iter()
+            .zip(self.further)
+            .filter(|(_, further)| *further)
+            .map(|((_, value), _)| value.to_string());
         self.row(fields.into_iter().chain(further))
     }
 
