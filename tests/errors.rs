@@ -502,26 +502,26 @@ fn what_does_not_fit_the_device_is_refused_by_its_number() {
     });
     let buffer = upload(&gpu, &vec![1.0; 20_000]);
     let grads = upload(&gpu, &vec![1.0; 20_000]);
-    // 80 bytes per record.
+    // 108 bytes per record.
     let error = build_error(
-        on_device(buffer.slice(..16), grads.slice(..16)).record_steps(820),
+        on_device(buffer.slice(..16), grads.slice(..16)).record_steps(607),
         &gpu,
     );
     assert!(
         matches!(
             error,
             Error::Limit {
-                value: 820,
-                limit: 819,
+                value: 607,
+                limit: 606,
                 ..
             }
         ),
         "{error}"
     );
-    assert_message(&error, &["record ring", "820", "819", "record_steps"]);
+    assert_message(&error, &["record ring", "607", "606", "record_steps"]);
     assert!(
         on_device(buffer.slice(..16), grads.slice(..16))
-            .record_steps(819)
+            .record_steps(606)
             .build(&gpu)
             .is_ok()
     );

@@ -101,7 +101,9 @@ impl Axis {
 
     /// log10 of values; at most `most` marks, at the roundest values that there is room for.
     pub fn log10(values: impl Iterator<Item = f64>, most: usize) -> Self {
-        let range = bounds(values, 0.06);
+        let range = bounds(values, 0.0);
+        let margin = (0.04 * (range.end - range.start)).max(0.06);
+        let range = range.start - margin..range.end + margin;
         let tenths: Vec<f64> = (10..100).map(|tenth| f64::from(tenth) / 10.0).collect();
         let halves: Vec<f64> = (2..20).map(|half| f64::from(half) / 2.0).collect();
         let whole: Vec<f64> = (1..10).map(f64::from).collect();

@@ -298,7 +298,7 @@ pub fn run(args: &Args) -> Result<(), CliError> {
         args.hidden as usize,
     );
     let (target, tuning) = target.tuned_for(model.padded_len());
-    let mut history = page.as_ref().map(|_| History::default());
+    let mut history = page.as_ref().map(|_| History::new(args.steps(&dataset)));
     let progress = progress_bar(args.steps(&dataset));
     let run = Run {
         tuning,
@@ -360,9 +360,6 @@ fn train(
         args.injection(),
         args.seed,
     )?;
-    if let Some(history) = &mut watch.history {
-        history.expect(steps);
-    }
     let progress = watch.progress;
 
     let started = Instant::now();
@@ -510,15 +507,18 @@ impl Trace {
             record.schedule_term.to_string(),
             record.flags.to_string(),
         ];
-        let further = record.terms().into_iter().zip(self.further);
-        let further =
-            further.filter_map(|((_, value), further)| further.then(|| value.to_string()));
+        let further = record
+            .terms()
+            .into_iter()
+            .zip(self.further)
+            .filter(|(_, further)| *further)
+            .map(|((_, value), _)| value.to_string());
         self.row(fields.into_iter().chain(further))
     }
 
     fn row(&mut self, fields: impl Iterator<Item = String>) -> Result<(), CliError> {
         self.writer
-            .write_record(fields.map(String::into_bytes))
+            .write_record(fields)
             .map_err(|error| self.failed(&error.to_string()))
     }
 

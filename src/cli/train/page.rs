@@ -40,6 +40,8 @@ const TERM_COLORS: [RGBColor; Term::ALL.len()] = [
     RGBColor(30, 30, 30),
     RGBColor(190, 190, 190),
 ];
+/// The first colour, paler.
+const BAND_COLOR: RGBColor = RGBColor(150, 198, 226);
 const SKIP_COLOR: RGBColor = COLORS[1];
 const CLAMP_COLOR: RGBColor = COLORS[3];
 
@@ -48,7 +50,7 @@ const CLAMP_COLOR: RGBColor = COLORS[3];
 pub struct History {
     steps: u64,
     columns: Vec<Column>,
-    bins: Vec<TermCauses>,
+    bins: Vec<Bin>,
     /// The largest first.
     moves: Vec<Move>,
     skipped: Vec<(u64, Option<NonFinite>)>,
@@ -59,13 +61,59 @@ pub struct History {
     smoothed_norm: f32,
 }
 
+/// What curves are drawn of.
+#[derive(Debug, Clone, Copy)]
+enum Quantity {
+    Loss,
+    LogLoss,
+    LogRate,
+    LogNorm,
+}
+
+/// Every quantity of a step, in the order of [`Quantity`]. Logarithms are of base ten.
+fn quantities(loss: f32, record: &Record) -> [f64; 4] {
+    let loss = f64::from(loss);
+    [
+        loss,
+        loss.log10(),
+        record.ln_rate / std::f64::consts::LN_10,
+        f64::from(record.norm).log10(),
+    ]
+}
+
+/// Steps that share a bar.
+#[derive(Debug, Clone, Default)]
+struct Bin {
+    terms: TermCauses,
+    means: [Mean; 4],
+}
+
+/// The mean of the finite ones of some values, each with its step.
+#[derive(Debug, Clone, Copy, Default)]
+struct Mean {
+    count: f64,
+    steps: f64,
+    values: f64,
+}
+
+impl Mean {
+    fn add(&mut self, step: f64, value: f64) {
+        if value.is_finite() {
+            self.count += 1.0;
+            self.steps += step;
+            self.values += value;
+        }
+    }
+
+    fn point(self) -> Option<(f64, f64)> {
+        (self.count > 0.0).then(|| (self.steps / self.count, self.values / self.count))
+    }
+}
+
 /// Steps that share a pixel.
 #[derive(Debug, Clone, Default)]
 struct Column {
-    loss: Extremes,
-    log_loss: Extremes,
-    log_rate: Extremes,
-    log_norm: Extremes,
+    extremes: [Extremes; 4],
     skipped: bool,
     clamped: bool,
 }
@@ -109,12 +157,17 @@ struct Move {
 }
 
 impl History {
-    /// So many steps are to come.
-    pub fn expect(&mut self, steps: u64) {
-        self.steps = steps.max(1);
-        self.columns = vec![Column::default(); self.steps.min(COLUMNS) as usize];
-        let bins = self.steps.div_ceil(self.bin_width());
-        self.bins = vec![TermCauses::default(); bins as usize];
+    /// Nothing yet of a run of so many steps.
+    pub fn new(steps: u64) -> Self {
+        let steps = steps.max(1);
+        let mut history = History {
+            steps,
+            columns: vec![Column::default(); steps.min(COLUMNS) as usize],
+            ..History::default()
+        };
+        let bins = steps.div_ceil(history.bin_width());
+        history.bins = vec![Bin::default(); bins as usize];
+        history
     }
 
     /// Steps in a bin: as many in each, so that bins can be compared.
@@ -124,23 +177,23 @@ impl History {
 
     /// Takes a step in.
     pub fn add(&mut self, loss: f32, record: &Record) {
-        let column =
-            u128::from(record.step) * self.columns.len() as u128 / u128::from(self.steps.max(1));
+        let column = u128::from(record.step) * self.columns.len() as u128 / u128::from(self.steps);
         let bin = record.step / self.bin_width();
         let step = record.step as f64;
+        let values = quantities(loss, record);
         let clamped = record.flags.clamped_change() || record.flags.clamped_rate();
         if let Some(column) = self.columns.get_mut(column as usize) {
-            let loss = f64::from(loss);
-            column.loss.add(step, loss);
-            column.log_loss.add(step, loss.log10());
-            column.log_norm.add(step, f64::from(record.norm).log10());
-            let log_rate = record.ln_rate / std::f64::consts::LN_10;
-            column.log_rate.add(step, log_rate);
+            for (extremes, value) in column.extremes.iter_mut().zip(values) {
+                extremes.add(step, value);
+            }
             column.skipped |= record.flags.skipped();
             column.clamped |= clamped;
         }
         if let Some(bin) = self.bins.get_mut(bin as usize) {
-            add_terms(bin, record);
+            add_terms(&mut bin.terms, record);
+            for (mean, value) in bin.means.iter_mut().zip(values) {
+                mean.add(step, value);
+            }
         }
         self.clamped += u64::from(clamped);
         if record.flags.skipped() && self.skipped.len() < SKIPPED {
@@ -177,10 +230,21 @@ impl History {
         self.accuracies.push((self.done, accuracy));
     }
 
-    fn curve(&self, of: impl Fn(&Column) -> Extremes) -> Vec<(f64, f64)> {
+    fn curve(&self, of: Quantity) -> Vec<(f64, f64)> {
         self.columns
             .iter()
-            .flat_map(|column| of(column).points())
+            .flat_map(|column| column.extremes[of as usize].points())
+            .collect()
+    }
+
+    /// A second curve for where the first is a band, as steps share its pixels; else empty.
+    fn means(&self, of: Quantity) -> Vec<(f64, f64)> {
+        if self.steps <= COLUMNS {
+            return Vec::new();
+        }
+        self.bins
+            .iter()
+            .filter_map(|bin| bin.means[of as usize].point())
             .collect()
     }
 }
@@ -201,7 +265,8 @@ fn in_a_sentence(change: &Move) -> String {
         .map(|&(term, value)| {
             let cause = match term {
                 Term::Norm if growth.is_finite() && growth >= 1.15 => {
-                    format!("norm jumped {growth:.1}x")
+                    let digits = usize::from(growth < 9.95);
+                    format!("norm jumped {growth:.digits$}x")
                 }
                 Term::Norm if growth > 0.0 && growth <= 0.87 => {
                     format!("norm fell to {growth:.2}x")
@@ -454,6 +519,8 @@ struct Chart {
     label: fn(f64) -> String,
     bars: Vec<Bar>,
     line: Vec<(f64, f64)>,
+    /// The line's means, where it is a band.
+    means: Vec<(f64, f64)>,
     /// Circles on the line.
     dots: Vec<(f64, f64)>,
     dot_color: RGBColor,
@@ -476,6 +543,7 @@ impl Chart {
             label,
             bars: Vec::new(),
             line,
+            means: Vec::new(),
             dots: Vec::new(),
             dot_color: COLORS[0],
             marks: Vec::new(),
@@ -483,12 +551,33 @@ impl Chart {
         }
     }
 
-    fn logarithmic(line: Vec<(f64, f64)>) -> Self {
-        let y = Axis::log10(line.iter().map(|point| point.1), 8);
-        Chart::of(y, |value| plain(10f64.powf(value)), line)
+    fn logarithmic(history: &History, of: Quantity) -> Self {
+        let line = history.curve(of);
+        let mut y = Axis::log10(line.iter().map(|point| point.1), 8);
+        if line.is_empty() {
+            // The axis is made up, and its marks would pass for values.
+            y.marks.clear();
+        }
+        Chart {
+            means: history.means(of),
+            ..Chart::of(y, |value| plain(10f64.powf(value)), line)
+        }
+    }
+
+    /// A legend for band and means.
+    fn band_legend(&self, history: &History) -> String {
+        if self.means.is_empty() {
+            return String::new();
+        }
+        let width = history.bin_width();
+        key(SQUARE, BAND_COLOR, "least to greatest")
+            + &key(SQUARE, COLORS[0], &format!("mean of {width} steps"))
     }
 
     fn svg(&self, steps: u64) -> Result<String, String> {
+        if self.line.is_empty() && self.bars.is_empty() && self.marks.is_empty() {
+            return Ok("<p>Nothing to show.</p>\n".to_owned());
+        }
         let mut svg = String::new();
         self.draw(&mut svg, steps)
             .map_err(|error| error.to_string())?;
@@ -502,12 +591,12 @@ impl Chart {
         let mut chart = ChartBuilder::on(&area)
             .margin(6)
             .margin_right(30)
-            .x_label_area_size(24)
+            .x_label_area_size(26)
             .y_label_area_size(64)
             .build_cartesian_2d(x, self.y.clone())?;
         chart
             .configure_mesh()
-            .label_style(font(13))
+            .label_style(font(15))
             .bold_line_style(RGBColor(222, 222, 222))
             .light_line_style(TRANSPARENT)
             .x_label_formatter(&|step| format!("{step:.0}"))
@@ -532,10 +621,17 @@ impl Chart {
         for &step in &self.marks[..lines] {
             chart.draw_series(LineSeries::new([(step, bottom), (step, top)], skip))?;
         }
+        let color = if self.means.is_empty() {
+            COLORS[0]
+        } else {
+            BAND_COLOR
+        };
         // A crowd of points in one line blurs where the line is thick.
         let width = if self.line.len() > 600 { 1 } else { 2 };
-        let style = ShapeStyle::from(COLORS[0]).stroke_width(width);
+        let style = ShapeStyle::from(color).stroke_width(width);
         chart.draw_series(LineSeries::new(self.line.iter().copied(), style))?;
+        let style = ShapeStyle::from(COLORS[0]).stroke_width(2);
+        chart.draw_series(LineSeries::new(self.means.iter().copied(), style))?;
         chart.draw_series(
             self.marks
                 .iter()
@@ -571,11 +667,11 @@ fn charts(run: &Run, history: &History) -> Result<String, String> {
         );
     };
     let (caption, chart) = loss(history);
-    add(caption, "", svg(&chart)?);
+    add(caption, &chart.band_legend(history), svg(&chart)?);
     add("Test accuracy, %", "", svg(&accuracy(history))?);
 
-    let mut chart = Chart::logarithmic(history.curve(|column| column.log_rate));
-    let mut legend = String::new();
+    let mut chart = Chart::logarithmic(history, Quantity::LogRate);
+    let mut legend = chart.band_legend(history);
     chart.marks = marked(history, |column| column.skipped)
         .map(|(step, _)| step)
         .collect();
@@ -591,8 +687,9 @@ fn charts(run: &Run, history: &History) -> Result<String, String> {
     }
     add("Learning rate, logarithmic", &legend, svg(&chart)?);
 
-    let chart = Chart::logarithmic(history.curve(|column| column.log_norm));
-    add("Norm of the gradient, logarithmic", "", svg(&chart)?);
+    let chart = Chart::logarithmic(history, Quantity::LogNorm);
+    let legend = chart.band_legend(history);
+    add("Norm of the gradient, logarithmic", &legend, svg(&chart)?);
 
     let (chart, legend) = stacked_causes(run, history);
     let caption = match history.bin_width() {
@@ -607,17 +704,21 @@ fn charts(run: &Run, history: &History) -> Result<String, String> {
 
 /// Logarithmic where it spans much, which a linear axis would press flat.
 fn loss(history: &History) -> (&'static str, Chart) {
-    let line = history.curve(|column| column.loss);
+    let line = history.curve(Quantity::Loss);
     let range = bounds(line.iter().map(|point| point.1), 0.0);
     if range.start > 0.0 && range.end > 20.0 * range.start {
-        let line = history.curve(|column| column.log_loss);
-        return ("Loss of the batch, logarithmic", Chart::logarithmic(line));
+        let chart = Chart::logarithmic(history, Quantity::LogLoss);
+        return ("Loss of the batch, logarithmic", chart);
     }
     let margin = (0.05 * (range.end - range.start))
         .max(1e-6 * range.end.abs())
         .max(1e-12);
     let y = Axis::linear(range.start - margin..range.end + margin, 8, 0.0);
-    ("Loss of the batch", Chart::of(y, plain, line))
+    let chart = Chart {
+        means: history.means(Quantity::Loss),
+        ..Chart::of(y, plain, line)
+    };
+    ("Loss of the batch", chart)
 }
 
 fn accuracy(history: &History) -> Chart {
@@ -642,7 +743,12 @@ fn marked(
     history: &History,
     is_marked: impl Fn(&Column) -> bool,
 ) -> impl Iterator<Item = (f64, f64)> {
-    let rates = || history.columns.iter().map(|column| column.log_rate);
+    let rates = || {
+        history
+            .columns
+            .iter()
+            .map(|column| column.extremes[Quantity::LogRate as usize])
+    };
     let lowest = bounds(rates().flat_map(Extremes::points).map(|point| point.1), 0.0).start;
     let width = history.steps as f64 / history.columns.len().max(1) as f64;
     history
@@ -651,8 +757,7 @@ fn marked(
         .enumerate()
         .filter(move |(_, column)| is_marked(column))
         .map(move |(index, column)| {
-            column
-                .log_rate
+            column.extremes[Quantity::LogRate as usize]
                 .points()
                 .next()
                 .unwrap_or((index as f64 * width, lowest))
@@ -667,7 +772,7 @@ fn stacked_causes(run: &Run, history: &History) -> (Chart, String) {
         let left = index as f64 * width;
         let right = (left + width).min(end);
         let (mut top, mut bottom) = (0.0, 0.0);
-        for (cause, color) in bin.iter().zip(TERM_COLORS) {
+        for (cause, color) in bin.terms.iter().zip(TERM_COLORS) {
             for (end, change) in [(&mut top, cause.up), (&mut bottom, cause.down)] {
                 if change != 0.0 {
                     bars.push(Bar {

@@ -132,7 +132,7 @@ impl Causes {
                 format!("{:+.3}", cause.up),
                 format!("{:+.3}", cause.down),
                 format!("{net:+.3}"),
-                format!("x {:.3}", net.exp()),
+                factor(net.exp()),
             ]
         };
         let mut rows = Vec::new();
@@ -148,6 +148,15 @@ impl Causes {
             rows.push(row("all".to_owned(), total));
         }
         rows
+    }
+}
+
+/// A factor in a few characters, however far from 1.
+fn factor(factor: f64) -> String {
+    if (1e-2..1e4).contains(&factor) {
+        format!("x {factor:.3}")
+    } else {
+        format!("x {factor:.2e}")
     }
 }
 
