@@ -11,6 +11,9 @@
 // (shared/regimes.wgsl); they start over from it at every step. A schedule's factor is laid over either.
 
 override WORKGROUP: u32;
+// Whether any group has a regime of shared/regimes.wgsl, and whether any has a schedule.
+override FORMULAS: bool;
+override SCHEDULES: bool;
 
 @group(0) @binding(0) var<storage, read> groups: array<GroupConstants>;
 @group(0) @binding(1) var<storage, read> sums: array<ScopeSums>;
@@ -86,7 +89,7 @@ fn learning_rate(@builtin(global_invocation_id) id: vec3<u32>) {
             change_rate(c, measured, square, norm, &s, &r);
         }
         s.learning_rate = s.regime_rate;
-        if c.schedule != SCHEDULE_CONSTANT {
+        if SCHEDULES && c.schedule != SCHEDULE_CONSTANT {
             follow_schedule(c, &s, &r);
         }
 
@@ -210,7 +213,7 @@ fn change_rate(
     if (*s).started == 0u {
         (*s).started = 1u;
         (*r).flags |= FIRST;
-        if first_rate_is_a_formula(c.regime) {
+        if FORMULAS && first_rate_is_a_formula(c.regime) {
             set_rate(c, measured, square, norm, scale_of_sums.exponent, true, s, r);
         } else if (c.flags & INITIAL_RATE) == 0u {
             set_first_rate(c, measured, norm, s, r);
@@ -219,7 +222,7 @@ fn change_rate(
         (*s).last_norm_exponent = norm.exponent;
         return;
     }
-    if c.regime != SEESAW {
+    if FORMULAS && c.regime != SEESAW {
         set_rate(c, measured, square, norm, scale_of_sums.exponent, false, s, r);
         (*s).last_norm_mantissa = norm.mantissa;
         (*s).last_norm_exponent = norm.exponent;

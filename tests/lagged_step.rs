@@ -8,7 +8,7 @@
 mod common;
 
 use common::run::{
-    CpuRun, GpuRun, Place, Run, Spec, bits, devices, every_path, every_path_in_mode, packed,
+    CpuRun, GpuRun, Place, Run, Spec, alone, bits, devices, every_path, every_path_in_mode, packed,
     separate,
 };
 use common::{Numbers, kinds_of_partials};
@@ -49,6 +49,7 @@ fn random_grads(specs: &[Spec], numbers: &mut Numbers) -> Vec<Vec<f32>> {
 /// one rounding a step.
 #[test]
 fn with_a_fixed_rate_it_is_the_two_pass_step() {
+    let _alone = alone();
     let mut specs = specs(
         &[Regime::fixed(0.01)],
         &[Numbers(1).vec(203), Numbers(2).vec(5)],
@@ -97,6 +98,7 @@ fn with_a_fixed_rate_it_is_the_two_pass_step() {
 
 #[test]
 fn the_first_step_measures_and_moves_nothing() {
+    let _alone = alone();
     let specs = specs(
         &[Regime::seesaw(), Regime::norm_ratio()],
         &[Numbers(4).vec(77)],
@@ -119,6 +121,7 @@ fn the_first_step_measures_and_moves_nothing() {
 /// A run with bad gradients thrown in ends, bit for bit, where the run without them ends.
 #[test]
 fn a_gradient_that_is_not_finite_leaves_no_trace() {
+    let _alone = alone();
     let len = 131;
     let specs = specs(
         &[Regime::seesaw(), Regime::fixed(0.01)],
@@ -188,6 +191,7 @@ fn a_gradient_that_is_not_finite_leaves_no_trace() {
 /// Bad parameters before the first step are found too, and stay.
 #[test]
 fn parameters_that_are_not_finite_hold_everything_back() {
+    let _alone = alone();
     let mut tensor = Numbers(8).vec(40);
     tensor[17] = f32::INFINITY;
     let specs = [Spec::new(
@@ -216,6 +220,7 @@ fn parameters_that_are_not_finite_hold_everything_back() {
 
 #[test]
 fn any_magnitude_has_its_norm() {
+    let _alone = alone();
     let len = 1000;
     let shape = Numbers(10).vec(len);
     let unit = shape
@@ -250,6 +255,7 @@ fn any_magnitude_has_its_norm() {
 /// Rescaling the loss by a power of two changes no parameter, bit for bit.
 #[test]
 fn the_scale_of_the_loss_does_not_matter() {
+    let _alone = alone();
     let specs = specs(&[Regime::seesaw()], &[Numbers(11).vec(333)]);
     for scale in [2f32.powi(-90), 2f32.powi(-41), 2f32.powi(60)] {
         let plain = every_path_in_mode(&specs, StepMode::Lagged);
@@ -279,6 +285,7 @@ fn the_scale_of_the_loss_does_not_matter() {
 /// Every way to lie in memory, against the CPU path, and nothing else in the buffers is touched.
 #[test]
 fn layouts_agree_with_the_cpu_path() {
+    let _alone = alone();
     let lengths = [1, 2, 3, 4, 5, 31, 32, 33, 127, 130, 515];
     let tensors: Vec<Vec<f32>> = lengths
         .iter()
@@ -365,6 +372,7 @@ fn layouts_agree_with_the_cpu_path() {
 /// what lies where the first one's parameters were.
 #[test]
 fn two_steps_in_one_submit_are_two_steps() {
+    let _alone = alone();
     let specs = specs(&[Regime::seesaw()], &[Numbers(14).vec(1003)]);
     for gpu in devices() {
         let grads = random_grads(&specs, &mut Numbers(15));
@@ -395,6 +403,7 @@ fn two_steps_in_one_submit_are_two_steps() {
 
 #[test]
 fn a_clip_is_refused() {
+    let _alone = alone();
     let w = vec![1.0f32; 4];
     let error = OptimizerBuilder::new(Rule::sgd())
         .step_mode(StepMode::Lagged)
@@ -410,6 +419,7 @@ fn a_clip_is_refused() {
 
 #[test]
 fn the_wrong_step_is_refused_and_changes_nothing() {
+    let _alone = alone();
     let mut w = vec![1.0f32; 4];
     let mut g = vec![1.0f32; 4];
     let build = |mode, w: &[f32]| {

@@ -1,14 +1,19 @@
 //! Pass 3 on the host: `shaders/learning_rate.wgsl`.
 
-use crate::gpu::pass::{Binding, PassSource, Pipeline, shared};
+use crate::gpu::pass::{Binding, PassSource, Pipeline, flag, shared};
+use crate::layout::{GroupConstants, regime_kinds, schedule_kinds};
 
 pub(crate) const STEM: &str = "learning_rate";
 
 /// Invocations per workgroup; a workgroup serves this many groups.
 pub(crate) const WORKGROUP: u32 = 8;
 
-/// Compiles the pass.
-pub(crate) fn pipeline(device: &wgpu::Device) -> Pipeline {
+/// Compiles the pass for what any of the groups needs.
+pub(crate) fn pipeline(device: &wgpu::Device, groups: &[GroupConstants]) -> Pipeline {
+    let formulas = groups.iter().any(|c| c.regime != regime_kinds::SEESAW);
+    let schedules = groups
+        .iter()
+        .any(|c| c.schedule != schedule_kinds::CONSTANT);
     Pipeline::new(
         device,
         &PassSource {
@@ -19,7 +24,11 @@ pub(crate) fn pipeline(device: &wgpu::Device) -> Pipeline {
                 shared::REGIMES,
                 include_str!("../../shaders/learning_rate.wgsl"),
             ],
-            constants: &[("WORKGROUP", f64::from(WORKGROUP))],
+            constants: &[
+                ("WORKGROUP", f64::from(WORKGROUP)),
+                flag("FORMULAS", formulas),
+                flag("SCHEDULES", schedules),
+            ],
             groups: &[&[
                 Binding::Read,
                 Binding::Read,

@@ -291,7 +291,7 @@ impl Optimizer {
             loss.as_ref().map(|(.., at)| *at),
         );
         let no_loss = zeroed::<f32>(gpu, "no loss", 0);
-        let rate = learning_rate::pipeline(device);
+        let rate = learning_rate::pipeline(device, &plan.groups);
         let scalar = [
             Dispatch {
                 pass: PassName::FinishReduction,
