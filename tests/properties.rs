@@ -691,6 +691,7 @@ fn a_jump_of_the_norm_changes_the_rate_by_ten_at_most() {
         Regime::NormRatio(NormRatio {
             initial_rate: Some(0.5),
             smoothing,
+            norm_floor: 0.0,
             ..NormRatio::default()
         })
     };
@@ -730,6 +731,38 @@ fn a_jump_of_the_norm_changes_the_rate_by_ten_at_most() {
                 "{what}: a change of 2.3 is no jump"
             );
         }
+    }
+}
+
+/// A norm that vanishes raises the rate until it is 1e-4 of its mean over the steps, and no further: a problem that is solved to the
+/// last bit must not leave a rate behind that throws it away.
+#[test]
+fn a_vanishing_norm_does_not_raise_the_rate_without_end() {
+    let regime = Regime::NormRatio(NormRatio {
+        initial_rate: Some(0.5),
+        smoothing: 0.0,
+        ..NormRatio::default()
+    });
+    let spec = Spec::new(Rule::sgd(), regime, vec![vec![0.0; 4]]);
+    for mut run in every_path(&[spec]) {
+        let (mut sum, mut last) = (0.0, f64::NEG_INFINITY);
+        for k in 0..20 {
+            let norm = 0.2f64.powi(k);
+            sum += norm;
+            run.step(&[vec![(norm / 2.0) as f32; 4]]);
+            let record = run.records().records[0];
+            let floor = 1e-4 * sum / f64::from(k + 1);
+            let expected = (0.5 / norm.max(floor)).ln();
+            assert!(
+                (record.ln_rate - expected).abs() <= 1e-4,
+                "{}, step {k}: {} instead of {expected}",
+                run.path(),
+                record.ln_rate
+            );
+            assert!(record.ln_rate > last - 1e-6);
+            last = record.ln_rate;
+        }
+        assert!(last < (0.5f64 / 1e-6).ln(), "{}: {last}", run.path());
     }
 }
 
