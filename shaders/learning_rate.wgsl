@@ -71,7 +71,6 @@ fn learning_rate(@builtin(global_invocation_id) id: vec3<u32>) {
     r.nonfinite = nonfinite;
     r.first_nonfinite = first_nonfinite;
     r.clip_factor = 1.0;
-    r.trust_ratio = 1.0;
 
     if skip {
         r.flags |= SKIPPED;
@@ -210,22 +209,22 @@ fn change_rate(
         (*s).gradient_exponent = max((*s).gradient_exponent, scale_of_sums.exponent - 1);
     }
 
-    if (*s).started == 0u {
+    let last_norm = Scaled((*s).last_norm_mantissa, (*s).last_norm_exponent);
+    (*s).last_norm_mantissa = norm.mantissa;
+    (*s).last_norm_exponent = norm.exponent;
+    let first = (*s).started == 0u;
+    if first {
         (*s).started = 1u;
         (*r).flags |= FIRST;
-        if FORMULAS && first_rate_is_a_formula(c.regime) {
-            set_rate(c, measured, square, norm, scale_of_sums.exponent, true, s, r);
-        } else if (c.flags & INITIAL_RATE) == 0u {
-            set_first_rate(c, measured, norm, s, r);
-        }
-        (*s).last_norm_mantissa = norm.mantissa;
-        (*s).last_norm_exponent = norm.exponent;
+    }
+    if FORMULAS && c.regime != SEESAW && (!first || first_rate_is_a_formula(c.regime)) {
+        set_rate(c, measured, square, norm, last_norm, scale_of_sums.exponent, first, s, r);
         return;
     }
-    if FORMULAS && c.regime != SEESAW {
-        set_rate(c, measured, square, norm, scale_of_sums.exponent, false, s, r);
-        (*s).last_norm_mantissa = norm.mantissa;
-        (*s).last_norm_exponent = norm.exponent;
+    if first {
+        if (c.flags & INITIAL_RATE) == 0u {
+            set_first_rate(c, measured, norm, s, r);
+        }
         return;
     }
 
@@ -304,13 +303,8 @@ fn set_first_rate(
     }
     let wanted = quotient(length, direction);
     let rate = smaller(larger(wanted, scaled(RATE_MIN, 0)), scaled(RATE_MAX, 0));
-    if less(rate, wanted) || less(wanted, rate) {
+    if differ(rate, wanted) {
         (*r).flags |= CLAMPED_RATE;
     }
-    let ln_rate = ln_fixed(rate);
-    (*s).first_rate_mantissa = rate.mantissa;
-    (*s).first_rate_exponent = rate.exponent;
-    (*s).ln_first_rate_int = ln_rate.whole;
-    (*s).ln_first_rate_fraction = ln_rate.fraction;
-    (*s).regime_rate = to_float(rate);
+    hold_rate(rate, s);
 }

@@ -382,12 +382,8 @@ pub struct RawRecord {
     pub history_term: f32,
     /// What the loss added.
     pub loss_term: f32,
-    /// What a new estimate of the scale added.
-    pub scale_term: f32,
     /// What a gate held back or released.
     pub gate_term: f32,
-    /// LARS's trust ratio, 1 without.
-    pub trust_ratio: f32,
     /// min(1, C/n).
     pub clip_factor: f32,
     /// Non-finite elements, over all groups.

@@ -46,12 +46,8 @@ pub struct Record {
     pub history_term: f32,
     /// What the loss did.
     pub loss_term: f32,
-    /// What a new estimate of the scale did; 0 in every regime so far.
-    pub scale_term: f32,
     /// What a gate held back, or released of what it had held back before.
     pub gate_term: f32,
-    /// LARS's trust ratio, a factor of the gradient; 1 without.
-    pub trust_ratio: f32,
     /// The factor of the clip by norm, `min(1, C/n)`.
     pub clip_factor: f32,
     /// Steps of this group skipped so far, this one included.
@@ -170,9 +166,7 @@ impl Record {
             distance_term: raw.distance_term,
             history_term: raw.history_term,
             loss_term: raw.loss_term,
-            scale_term: raw.scale_term,
             gate_term: raw.gate_term,
-            trust_ratio: raw.trust_ratio,
             clip_factor: raw.clip_factor,
             skipped: raw.skipped,
             nonfinite,
@@ -180,7 +174,7 @@ impl Record {
     }
 
     /// The terms, each with what it stands for.
-    pub fn terms(&self) -> [(Term, f32); 11] {
+    pub fn terms(&self) -> [(Term, f32); 10] {
         [
             (Term::Norm, self.norm_term),
             (Term::Alignment, self.alignment_term),
@@ -189,7 +183,6 @@ impl Record {
             (Term::Distance, self.distance_term),
             (Term::History, self.history_term),
             (Term::Loss, self.loss_term),
-            (Term::Scale, self.scale_term),
             (Term::Gate, self.gate_term),
             (Term::Clamp, self.clamp_term),
             (Term::Schedule, self.schedule_term),
@@ -220,8 +213,6 @@ pub enum Term {
     History,
     /// The loss.
     Loss,
-    /// A new estimate of the scale.
-    Scale,
     /// A change held back, or released.
     Gate,
     /// The clamps of η and its change.
@@ -232,7 +223,7 @@ pub enum Term {
 
 impl Term {
     /// Every cause, in the order of [`Record::terms`].
-    pub const ALL: [Term; 11] = [
+    pub const ALL: [Term; 10] = [
         Term::Norm,
         Term::Alignment,
         Term::Brake,
@@ -240,7 +231,6 @@ impl Term {
         Term::Distance,
         Term::History,
         Term::Loss,
-        Term::Scale,
         Term::Gate,
         Term::Clamp,
         Term::Schedule,
@@ -256,7 +246,6 @@ impl Term {
             Term::Distance => "distance",
             Term::History => "history",
             Term::Loss => "loss",
-            Term::Scale => "scale",
             Term::Gate => "gate",
             Term::Clamp => "clamp",
             Term::Schedule => "schedule",
@@ -280,8 +269,6 @@ impl Term {
             (Term::History, false) => "gradients add up",
             (Term::Loss, true) => "loss rose",
             (Term::Loss, false) => "loss fell",
-            (Term::Scale, true) => "scale found too small",
-            (Term::Scale, false) => "scale found too large",
             (Term::Gate, true) => "gate released",
             (Term::Gate, false) => "gate held back",
             (Term::Clamp, true) => "fall clamped",

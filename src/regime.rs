@@ -156,8 +156,8 @@ impl Regime {
         matches!(self, Regime::Polyak(_) | Regime::Ngn(_))
     }
 
-    /// Whether [`StepMode::Lagged`](crate::StepMode::Lagged) can measure what it needs.
-    pub(crate) fn fits_lagged_steps(&self) -> bool {
+    /// Whether [`StepMode::Lagged`](crate::StepMode::Lagged) can measure what it needs: the gradient and its direction, no more.
+    pub fn fits_lagged_steps(&self) -> bool {
         !(self.needs_last_gradient() || self.needs_first_parameters() || self.needs_loss())
     }
 
@@ -292,8 +292,10 @@ impl Regime {
     /// The largest factor by which one step changes η.
     pub(crate) fn max_change(&self) -> f32 {
         match *self {
-            Regime::BarzilaiBorwein(BarzilaiBorwein { max_change, .. }) => max_change.min(10.0),
-            _ => 10.0,
+            Regime::BarzilaiBorwein(BarzilaiBorwein { max_change, .. }) => {
+                max_change.min(MAX_FACTOR)
+            }
+            _ => MAX_FACTOR,
         }
     }
 
@@ -429,5 +431,7 @@ impl Regime {
 pub const RATE_MIN: f32 = 1e-30;
 /// The largest learning rate a regime may set.
 pub const RATE_MAX: f32 = 1e30;
+/// The largest factor by which one step changes η.
+const MAX_FACTOR: f32 = 10.0;
 /// The largest change of `ln η` in one step: a factor of ten.
 pub const MAX_CHANGE: f32 = std::f32::consts::LN_10;

@@ -1,19 +1,18 @@
 //! Promise: `wgpu-optim bench` measures everything it says, its figures agree with each other, its report is there, and bad input
 //! ends in one line and exit code 2 before anything is measured. How fast anything is, is not tested here.
 
-use std::path::Path;
-use std::process::{Command, Output};
+mod common;
 
+use std::path::Path;
+use std::process::Output;
+
+use common::cli::{self, assert_refused};
 use serde_json::Value;
 
 fn bench(args: &[&str]) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_wgpu-optim"))
+    cli::wgpu_optim()
         .arg("bench")
         .args(args)
-        .env_remove("WGPU_BACKEND")
-        .env_remove("WGPU_ADAPTER_NAME")
-        // Not what the user has tuned.
-        .env("WGPU_OPTIM_TUNING_CACHE", "")
         .output()
         .expect("the binary runs")
 }
@@ -250,12 +249,7 @@ fn reports_hold_a_plot_and_need_nothing_else() {
 
 #[track_caller]
 fn refused(args: &[&str], names: &str) {
-    let output = bench(args);
-    let stderr = String::from_utf8_lossy(&output.stderr);
-    assert_eq!(output.status.code(), Some(2), "{args:?}: {stderr}");
-    assert_eq!(stderr.trim().lines().count(), 1, "{args:?}: {stderr}");
-    assert!(stderr.contains(names), "{args:?}: {stderr}");
-    assert!(output.stdout.is_empty(), "{args:?}");
+    assert_refused(&bench(args), &[names]);
 }
 
 #[test]

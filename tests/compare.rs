@@ -1,19 +1,18 @@
 //! Promise: `wgpu-optim train --compare` gives the numbers of single runs, all of them and the same every time, chooses the best
 //! fixed rate as it says, and refuses bad input before anything runs.
 
-use std::process::{Command, Output};
+mod common;
 
+use std::process::Output;
+
+use common::cli::{self, assert_refused};
 use serde_json::Value;
 
 fn wgpu_optim(threads: &str, args: &[&str]) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_wgpu-optim"))
+    cli::wgpu_optim()
         .arg("train")
         .args(args)
         .env("RAYON_NUM_THREADS", threads)
-        .env_remove("WGPU_BACKEND")
-        .env_remove("WGPU_ADAPTER_NAME")
-        // Not what the user has tuned.
-        .env("WGPU_OPTIM_TUNING_CACHE", "")
         .output()
         .expect("the binary runs")
 }
@@ -281,19 +280,7 @@ fn the_report_has_a_table_and_a_chart_and_needs_nothing_else() {
 
 /// Runs the command, which must be refused in one line that contains every one of these words.
 fn refused(args: &[&str], words: &[&str]) {
-    let output = wgpu_optim("2", args);
-    let stderr = String::from_utf8_lossy(&output.stderr);
-    assert_eq!(output.status.code(), Some(2), "{args:?}: {stderr}");
-    // Mesa may write a line of its own, where nobody is logged in.
-    let lines: Vec<&str> = stderr
-        .lines()
-        .filter(|line| !line.contains("XDG_RUNTIME_DIR"))
-        .collect();
-    assert_eq!(lines.len(), 1, "{args:?}: {stderr}");
-    for word in words {
-        assert!(lines[0].contains(word), "{args:?}: {stderr}");
-    }
-    assert!(output.stdout.is_empty());
+    assert_refused(&wgpu_optim("2", args), words);
 }
 
 #[test]

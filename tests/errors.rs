@@ -502,26 +502,26 @@ fn what_does_not_fit_the_device_is_refused_by_its_number() {
     });
     let buffer = upload(&gpu, &vec![1.0; 20_000]);
     let grads = upload(&gpu, &vec![1.0; 20_000]);
-    // 108 bytes per record.
+    // 100 bytes per record.
     let error = build_error(
-        on_device(buffer.slice(..16), grads.slice(..16)).record_steps(607),
+        on_device(buffer.slice(..16), grads.slice(..16)).record_steps(656),
         &gpu,
     );
     assert!(
         matches!(
             error,
             Error::Limit {
-                value: 607,
-                limit: 606,
+                value: 656,
+                limit: 655,
                 ..
             }
         ),
         "{error}"
     );
-    assert_message(&error, &["record ring", "607", "606", "record_steps"]);
+    assert_message(&error, &["record ring", "656", "655", "record_steps"]);
     assert!(
         on_device(buffer.slice(..16), grads.slice(..16))
-            .record_steps(606)
+            .record_steps(655)
             .build(&gpu)
             .is_ok()
     );

@@ -5,12 +5,10 @@
 //! Two faults were found by this file: a clip by the regularised norm, inner products scaled differently within one norm.
 
 mod common;
-#[path = "../src/cli/check/oracle.rs"]
-mod oracle;
 
+use common::oracle::Oracle;
 use common::run::{CpuRun, GpuRun, Place, Run, Spec, bits, devices, every_path, packed, separate};
 use common::{Numbers, download, step, ulps};
-use oracle::Oracle;
 use wgpu_optim::gpu::{PassName, Tuning};
 use wgpu_optim::layout::Squares;
 use wgpu_optim::{

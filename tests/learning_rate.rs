@@ -2,12 +2,10 @@
 //! path.
 
 mod common;
-#[path = "../src/cli/check/oracle.rs"]
-mod oracle;
 
 use common::Numbers;
+use common::oracle::Oracle;
 use common::run::{Spec, every_path};
-use oracle::Oracle;
 use wgpu_optim::{Regime, Rule};
 
 const LEN: usize = 257;

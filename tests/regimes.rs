@@ -2,12 +2,10 @@
 //! path: record by record and parameter by parameter against the f64 oracle. What the terms say adds up.
 
 mod common;
-#[path = "../src/cli/check/oracle.rs"]
-mod oracle;
 
 use common::Numbers;
+use common::oracle::Oracle;
 use common::run::{Spec, alone, bits, devices, every_path};
-use oracle::Oracle;
 use wgpu_optim::{
     AdaGradNorm, BarzilaiBorwein, DoG, DoWG, Error, Group, Ngn, OptimizerBuilder, Polyak, Record,
     Regime, Rule, Schedule, SecantForm, StepMode, WeightDecay,
@@ -107,17 +105,7 @@ fn follow_the_oracle(specs: &[Spec], mut see: impl FnMut(usize, &Record)) {
     for mut run in every_path(specs) {
         let mut noise = Numbers(5);
         let mut last_rates = vec![None; specs.len()];
-        let mut oracles: Vec<Oracle> = specs
-            .iter()
-            .map(|spec| {
-                let mut oracle = Oracle::new(spec.rule, spec.regime, &spec.tensors[0]);
-                oracle.decay = spec.decay;
-                oracle.clip = f64::from(spec.clip);
-                oracle.maximize = spec.maximize;
-                oracle.schedule = spec.schedule;
-                oracle
-            })
-            .collect();
+        let mut oracles: Vec<Oracle> = specs.iter().map(Spec::oracle).collect();
         for t in 0..STEPS {
             let grads: Vec<Vec<f32>> = specs.iter().map(|_| gradient(t, &mut noise)).collect();
             let loss = loss(t, &mut noise);

@@ -95,7 +95,13 @@ fn every_combination_compiles_on_every_adapter() {
         Rule::sign_sgd(),
         Rule::signum(0.9),
     ] {
-        for regime in [Regime::seesaw(), Regime::norm_ratio(), Regime::fixed(0.1)] {
+        for regime in [
+            Regime::seesaw(),
+            Regime::norm_ratio(),
+            Regime::fixed(0.1),
+            Regime::adgd(),
+            Regime::dowg(),
+        ] {
             for (decay, clip) in [(0.0, f32::INFINITY), (0.1, f32::INFINITY), (0.1, 1.0)] {
                 let mut spec =
                     Spec::new(rule, regime, vec![vec![1.0; 9]]).named(format!("{}", specs.len()));

@@ -4,12 +4,10 @@
 //! Beside the kept faults below, tried once by hand: counters that saturate at 6 on the host, Nesterov's direction from m alone.
 
 mod common;
-#[path = "../src/cli/check/oracle.rs"]
-mod oracle;
 
 use common::Numbers;
+use common::oracle::{Oracle, Outcome};
 use common::run::{Run, Spec, alone, every_path, every_path_in_mode};
-use oracle::{Oracle, Outcome};
 use wgpu_optim::{Hypergradient, NormRatio, Record, Regime, Rule, Seesaw, StepMode, WeightDecay};
 
 const LEN: usize = 61;
@@ -190,16 +188,7 @@ fn follow_the_oracle(specs: &[Spec], mode: StepMode) -> (usize, usize, usize) {
     let mut counts = (0, 0, 0);
     for mut run in every_path_in_mode(specs, mode) {
         let mut noise = Numbers(2);
-        let mut oracles: Vec<Oracle> = specs
-            .iter()
-            .map(|spec| {
-                let mut oracle = Oracle::new(spec.rule, spec.regime, &spec.tensors[0]);
-                oracle.decay = spec.decay;
-                oracle.clip = f64::from(spec.clip);
-                oracle.maximize = spec.maximize;
-                oracle
-            })
-            .collect();
+        let mut oracles: Vec<Oracle> = specs.iter().map(Spec::oracle).collect();
         let (mut clipped, mut braked, mut decayed) = (0, 0, 0);
         for t in 0..STEPS {
             let params = run.params();

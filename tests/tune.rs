@@ -8,6 +8,7 @@ use std::process::{Command, Output};
 use std::time::Duration;
 
 use common::Numbers;
+use common::cli::{self, assert_refused as refused};
 use common::run::{GpuRun, Place, Run, Spec, devices};
 use serde_json::{Value, json};
 use wgpu_optim::gpu::{CACHE_VARIABLE, Partials, TuneOptions, Tuning, TuningCache};
@@ -410,18 +411,16 @@ fn with_cached_tuning_takes_the_file_that_the_variable_names() {
     assert!(!missing.exists());
 }
 
-fn cli(args: &[&str], cache: &Path) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_wgpu-optim"))
+fn run_cli(args: &[&str], cache: &Path) -> Output {
+    cli::wgpu_optim()
         .args(args)
         .env(CACHE_VARIABLE, cache)
-        .env_remove("WGPU_BACKEND")
-        .env_remove("WGPU_ADAPTER_NAME")
         .output()
         .expect("the binary runs")
 }
 
 fn json_of(args: &[&str], cache: &Path) -> Value {
-    let output = cli(args, cache);
+    let output = run_cli(args, cache);
     assert!(
         output.status.success(),
         "{args:?}: {}",
@@ -475,7 +474,7 @@ fn the_commands_use_what_tune_has_found_and_say_so() {
         );
     }
 
-    let output = cli(&TRAIN, &path);
+    let output = run_cli(&TRAIN, &path);
     let said = String::from_utf8_lossy(&output.stderr);
     let run: Value = serde_json::from_slice(&output.stdout).expect("JSON");
     assert_eq!(run["runs"][0]["tuning"], "cached");
@@ -557,7 +556,7 @@ fn a_wrong_cache_never_breaks_a_run() {
     let mut expected = json_of(&TRAIN, Path::new(""));
     expected["runs"][0]["seconds"] = 0.into();
     let check = |what: &str, path: &Path| {
-        let output = cli(&TRAIN, path);
+        let output = run_cli(&TRAIN, path);
         let said = String::from_utf8_lossy(&output.stderr);
         assert!(output.status.success(), "{what}: {said}");
         assert!(
@@ -623,50 +622,41 @@ fn processes_that_write_at_once_leave_a_whole_file() {
     assert_eq!(std::fs::read_dir(folder.path()).expect("reads").count(), 1);
 }
 
-/// Runs the command, which must be refused in one line with exit code 2 that contains every one of these words.
-fn refused(output: &Output, words: &[&str]) {
-    let stderr = String::from_utf8_lossy(&output.stderr);
-    assert_eq!(output.status.code(), Some(2), "{stderr}");
-    let lines: Vec<&str> = stderr
-        .lines()
-        .filter(|line| !line.contains("XDG_RUNTIME_DIR"))
-        .collect();
-    assert_eq!(lines.len(), 1, "{stderr}");
-    for word in words {
-        assert!(lines[0].contains(word), "{word}: {stderr}");
-    }
-}
-
 #[test]
 fn tune_says_what_it_cannot_do() {
     let folder = folder();
     let path = folder.path().join("tuning.json");
     refused(
-        &cli(&["tune", "--backend", "cpu"], &path),
+        &run_cli(&["tune", "--backend", "cpu"], &path),
         &["nothing to tune on the CPU path", "--backend", "--adapter"],
     );
-    let without_drivers = Command::new(env!("CARGO_BIN_EXE_wgpu-optim"))
+    let without_drivers = cli::wgpu_optim()
         .arg("tune")
         .env(CACHE_VARIABLE, &path)
         .env("VK_DRIVER_FILES", "/nonexistent.json")
         .env("VK_ICD_FILENAMES", "/nonexistent.json")
         .env("WGPU_BACKEND", "vulkan")
-        .env_remove("WGPU_ADAPTER_NAME")
         .output()
         .expect("the binary runs");
     refused(&without_drivers, &["nothing to tune", "no graphics driver"]);
     refused(
-        &cli(&["tune", "--backend", "vulkan"], Path::new("")),
+        &run_cli(&["tune", "--backend", "vulkan"], Path::new("")),
         &[CACHE_VARIABLE, "--dry-run"],
     );
-    refused(&cli(&["tune", "--power", "31"], &path), &["--power", "31"]);
-    refused(&cli(&["tune", "--budget-ms", "0"], &path), &["--budget-ms"]);
+    refused(
+        &run_cli(&["tune", "--power", "31"], &path),
+        &["--power", "31"],
+    );
+    refused(
+        &run_cli(&["tune", "--budget-ms", "0"], &path),
+        &["--budget-ms"],
+    );
     assert!(!path.exists());
 
     // Measured, shown, and not kept.
     std::fs::write(&path, "a file").expect("writes");
     let below = path.join("tuning.json");
-    let output = cli(
+    let output = run_cli(
         &[
             "tune",
             "--backend",
@@ -690,6 +680,6 @@ fn tune_says_what_it_cannot_do() {
             && said.contains(below.to_str().expect("UTF-8")),
         "{said}"
     );
-    let help = cli(&["tune", "--help"], &path);
+    let help = run_cli(&["tune", "--help"], &path);
     assert!(String::from_utf8_lossy(&help.stdout).contains(CACHE_VARIABLE));
 }

@@ -26,19 +26,19 @@ fn ngn_divisor(rate: f32, square: Scaled, loss: f32) -> Scaled {
     return sum(Scaled(1.0, 0), quotient(times(square, rate), scaled(2.0 * loss, 0)));
 }
 
-// A finite, non-zero gradient sets the rate.
+// A finite, non-zero gradient sets the rate; its norm may be the `first`, and the last norm then 0.
 fn set_rate(
     c: GroupConstants,
     measured: ScopeSums,
     square: Scaled,
     norm: Scaled,
+    last_norm: Scaled,
     scale_of_sums: i32,
     first: bool,
     s: ptr<function, GroupState>,
     r: ptr<function, RawRecord>,
 ) {
     let old = scaled((*s).regime_rate, 0);
-    let last_norm = Scaled((*s).last_norm_mantissa, (*s).last_norm_exponent);
     let last_loss = (*s).last_loss;
     let old_history = Scaled((*s).history_mantissa, (*s).history_exponent);
     let old_distance = Scaled((*s).distance_mantissa, (*s).distance_exponent);
@@ -121,27 +121,28 @@ fn set_rate(
     if differ(rate, within) {
         (*r).flags |= CLAMPED_RATE;
     }
-    let ln_rate = ln_fixed(within);
-    (*s).first_rate_mantissa = within.mantissa;
-    (*s).first_rate_exponent = within.exponent;
-    (*s).ln_first_rate_int = ln_rate.whole;
-    (*s).ln_first_rate_fraction = ln_rate.fraction;
-    (*s).regime_rate = to_float(within);
+    hold_rate(within, s);
     if first {
-        (*r).norm_term = 0.0;
-        (*r).history_term = 0.0;
-        (*r).distance_term = 0.0;
-        (*r).loss_term = 0.0;
         return;
     }
     (*s).last_growth = to_float(quotient(within, old));
     let change = ln_ratio(within, old);
     let explained = (*r).norm_term + (*r).curvature_term + (*r).gate_term + (*r).distance_term + (*r).history_term + (*r).loss_term;
-    // Also what earlier clamps had taken away, where the formula is of this step alone.
+    // Also what earlier clamps had taken away, where the formula is of this step alone. What the rounding of the terms leaves is no clamp.
     (*r).clamp_term = change - explained;
     if abs((*r).clamp_term) < 4e-6 * max(1.0, abs(explained)) {
         (*r).clamp_term = 0.0;
     }
+}
+
+// The rate, from which later changes count.
+fn hold_rate(rate: Scaled, s: ptr<function, GroupState>) {
+    let ln_rate = ln_fixed(rate);
+    (*s).first_rate_mantissa = rate.mantissa;
+    (*s).first_rate_exponent = rate.exponent;
+    (*s).ln_first_rate_int = ln_rate.whole;
+    (*s).ln_first_rate_fraction = ln_rate.fraction;
+    (*s).regime_rate = to_float(rate);
 }
 
 fn differ(a: Scaled, b: Scaled) -> bool {

@@ -183,10 +183,8 @@ fn regimes() -> Vec<Regime> {
 
 /// The modes that the regime can be had in.
 fn modes(regime: Regime) -> Vec<StepMode> {
-    let lagged =
-        !(regime.needs_loss() || regime.needs_last_gradient() || regime.needs_first_parameters());
     let mut modes = vec![StepMode::TwoPass];
-    if lagged {
+    if regime.fits_lagged_steps() {
         modes.push(StepMode::Lagged);
     }
     modes

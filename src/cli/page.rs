@@ -19,12 +19,14 @@ pub type Area<'a> = DrawingArea<SVGBackend<'a>, Shift>;
 /// What can go wrong there.
 pub type DrawError<'a> = DrawingAreaErrorKind<<SVGBackend<'a> as DrawingBackend>::ErrorType>;
 
-/// Blue, vermilion, green and purple of Okabe and Ito's palette: apart in every kind of colour vision.
-pub const COLORS: [RGBColor; 4] = [
+/// Okabe and Ito's palette, apart in every kind of colour vision: blue, vermilion, green, purple, sky blue, orange.
+pub const COLORS: [RGBColor; 6] = [
     RGBColor(0, 114, 178),
     RGBColor(213, 94, 0),
     RGBColor(0, 158, 115),
     RGBColor(204, 121, 167),
+    RGBColor(86, 180, 233),
+    RGBColor(230, 159, 0),
 ];
 
 /// Black text of this size.

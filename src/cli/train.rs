@@ -438,17 +438,22 @@ fn progress_bar(steps: u64) -> ProgressBar {
 }
 
 /// Creates the file that an option names, unless that would overwrite the data.
-fn create_file(option: &str, path: &Path, data: &str) -> Result<File, CliError> {
-    let name = path.display();
+fn create_beside(option: &str, path: &Path, data: &str) -> Result<File, CliError> {
     if let (Ok(file), Ok(data)) = (path.canonicalize(), Path::new(data).canonicalize())
         && file == data
     {
         return Err(CliError::Usage(format!(
-            "{option} {name} would overwrite the data: give it another name"
+            "{option} {} would overwrite the data: give it another name",
+            path.display()
         )));
     }
+    create_file(option, path)
+}
+
+/// Creates the file that an option names.
+fn create_file(option: &str, path: &Path) -> Result<File, CliError> {
     File::create(path).map_err(|error| CliError::Write {
-        path: name.to_string(),
+        path: path.display().to_string(),
         message: format!("{error}; give {option} a file in a folder that exists"),
     })
 }
@@ -484,7 +489,7 @@ impl Trace {
     fn create(path: &Path, data: &str) -> Result<Self, CliError> {
         let mut trace = Trace {
             path: path.display().to_string(),
-            writer: csv::Writer::from_writer(BufWriter::new(create_file("--trace", path, data)?)),
+            writer: csv::Writer::from_writer(BufWriter::new(create_beside("--trace", path, data)?)),
             further: Term::ALL.map(is_further),
         };
         let further = Term::ALL.into_iter().filter(|&term| is_further(term));

@@ -1,6 +1,6 @@
 //! Pass 3: twin of `shaders/learning_rate.wgsl`, function by function.
 
-use crate::cpu::regimes::{first_rate_is_a_formula, schedule_factor, set_rate};
+use crate::cpu::regimes::{first_rate_is_a_formula, hold_rate, schedule_factor, set_rate};
 use crate::cpu::scaled::{Fixed, Scaled};
 use crate::layout::{
     GroupConstants, GroupState, LOSS_ELEMENT, MEAN_STEPS, RawRecord, ScopeSums, Squares, Update,
@@ -41,7 +41,6 @@ pub(crate) fn learning_rate(
         nonfinite,
         first_nonfinite,
         clip_factor: 1.0,
-        trust_ratio: 1.0,
         ..RawRecord::default()
     };
     let update = if first_nonfinite == u32::MAX {
@@ -231,42 +230,26 @@ fn change_rate(
         s.gradient_exponent = s.gradient_exponent.max(scale_of_sums.exponent - 1);
     }
 
-    if s.started == 0 {
+    let last_norm = Scaled {
+        mantissa: s.last_norm_mantissa,
+        exponent: s.last_norm_exponent,
+    };
+    s.last_norm_mantissa = norm.mantissa;
+    s.last_norm_exponent = norm.exponent;
+    let first = s.started == 0;
+    if first {
         s.started = 1;
         r.flags |= record_flags::FIRST;
-        if first_rate_is_a_formula(c.regime) {
-            let first = true;
-            set_rate(
-                c,
-                measured,
-                square,
-                norm,
-                scale_of_sums.exponent,
-                first,
-                s,
-                r,
-            );
-        } else if c.flags & group_flags::INITIAL_RATE == 0 {
-            set_first_rate(c, measured, norm, s, r);
-        }
-        s.last_norm_mantissa = norm.mantissa;
-        s.last_norm_exponent = norm.exponent;
+    }
+    if c.regime != regime_kinds::SEESAW && (!first || first_rate_is_a_formula(c.regime)) {
+        let exponent = scale_of_sums.exponent;
+        set_rate(c, measured, square, norm, last_norm, exponent, first, s, r);
         return;
     }
-    if c.regime != regime_kinds::SEESAW {
-        let first = false;
-        set_rate(
-            c,
-            measured,
-            square,
-            norm,
-            scale_of_sums.exponent,
-            first,
-            s,
-            r,
-        );
-        s.last_norm_mantissa = norm.mantissa;
-        s.last_norm_exponent = norm.exponent;
+    if first {
+        if c.flags & group_flags::INITIAL_RATE == 0 {
+            set_first_rate(c, measured, norm, s, r);
+        }
         return;
     }
 
@@ -361,10 +344,5 @@ fn set_first_rate(
     if rate != wanted {
         r.flags |= record_flags::CLAMPED_RATE;
     }
-    let ln_rate = rate.ln_fixed();
-    s.first_rate_mantissa = rate.mantissa;
-    s.first_rate_exponent = rate.exponent;
-    s.ln_first_rate_int = ln_rate.whole;
-    s.ln_first_rate_fraction = ln_rate.fraction;
-    s.regime_rate = rate.to_float();
+    hold_rate(rate, s);
 }

@@ -198,7 +198,10 @@ impl CpuOptimizer {
     /// [`Error::StepMode`] for an optimizer of [`StepMode::Lagged`], [`Error::MissingLoss`] where a regime goes by the loss; nothing has
     /// changed then.
     pub fn step(&mut self, params: &mut [&mut [f32]], grads: &[&[f32]]) -> Result<(), Error> {
-        if let Some(config) = self.plan.configs.iter().find(|c| c.regime.needs_loss()) {
+        let mut configs = self.plan.configs.iter();
+        if self.needs_loss
+            && let Some(config) = configs.find(|config| config.regime.needs_loss())
+        {
             return Err(Error::MissingLoss {
                 group: config.name.clone(),
                 regime: config.regime.name(),

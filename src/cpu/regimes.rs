@@ -51,7 +51,7 @@ fn ngn_divisor(rate: f32, square: Scaled, loss: f32) -> Scaled {
     Scaled::ONE.sum(square.times(rate).quotient(Scaled::new(2.0 * loss, 0)))
 }
 
-/// A finite, non-zero gradient sets the rate.
+/// A finite, non-zero gradient sets the rate; its norm may be the `first`, and the last norm then 0.
 #[expect(
     clippy::too_many_arguments,
     reason = "the shader's function has the same"
@@ -61,16 +61,13 @@ pub(crate) fn set_rate(
     measured: &ScopeSums,
     square: Scaled,
     norm: Scaled,
+    last_norm: Scaled,
     scale_of_sums: i32,
     first: bool,
     s: &mut GroupState,
     r: &mut RawRecord,
 ) {
     let old = Scaled::new(s.regime_rate, 0);
-    let last_norm = Scaled {
-        mantissa: s.last_norm_mantissa,
-        exponent: s.last_norm_exponent,
-    };
     let last_loss = s.last_loss;
     let old_history = Scaled {
         mantissa: s.history_mantissa,
@@ -172,17 +169,8 @@ pub(crate) fn set_rate(
     if rate != within {
         r.flags |= record_flags::CLAMPED_RATE;
     }
-    let ln_rate = within.ln_fixed();
-    s.first_rate_mantissa = within.mantissa;
-    s.first_rate_exponent = within.exponent;
-    s.ln_first_rate_int = ln_rate.whole;
-    s.ln_first_rate_fraction = ln_rate.fraction;
-    s.regime_rate = within.to_float();
+    hold_rate(within, s);
     if first {
-        r.norm_term = 0.0;
-        r.history_term = 0.0;
-        r.distance_term = 0.0;
-        r.loss_term = 0.0;
         return;
     }
     s.last_growth = within.quotient(old).to_float();
@@ -193,11 +181,21 @@ pub(crate) fn set_rate(
         + r.distance_term
         + r.history_term
         + r.loss_term;
-    // Also what earlier clamps had taken away, where the formula is of this step alone.
+    // Also what earlier clamps had taken away, where the formula is of this step alone. What the rounding of the terms leaves is no clamp.
     r.clamp_term = change - explained;
     if r.clamp_term.abs() < 4e-6 * explained.abs().max(1.0) {
         r.clamp_term = 0.0;
     }
+}
+
+/// The rate, from which later changes count.
+pub(crate) fn hold_rate(rate: Scaled, s: &mut GroupState) {
+    let ln_rate = rate.ln_fixed();
+    s.first_rate_mantissa = rate.mantissa;
+    s.first_rate_exponent = rate.exponent;
+    s.ln_first_rate_int = ln_rate.whole;
+    s.ln_first_rate_fraction = ln_rate.fraction;
+    s.regime_rate = rate.to_float();
 }
 
 /// From s = -η u_{t-1} and y = g_t - g_{t-1}: the sums hold u·y, u·u and y·y, of u and y scaled by powers of two.

@@ -2,8 +2,8 @@
 //!
 //! Both keep the last gradient (4 bytes per parameter) and read it in pass 1, so that `y` is exact. With mini-batches `y` is mostly noise,
 //! and the rate then shrinks for no good reason: these rules are for full batches, or for comparison. The first step has length
-//! `ε (1 + ‖w₀‖)` unless a first rate is given. Weight decay that is decoupled is not seen in `s`; with a clip, `s` is that of the
-//! clipped step.
+//! `ε (1 + ‖w₀‖)` unless a first rate is given. Weight decay that is decoupled is not seen in `s`; with a clip,
+//! `u` is the last gradient as clipped (together with coupled weight decay, which the step does not clip, that is not quite it).
 //!
 //! A secant gives the rate of a step along the gradient. For sign rules it is turned into that of a step along the signs of the same
 //! length: `η ← η n/√d`.
@@ -11,8 +11,8 @@
 /// `s·s/s·y`, `s·y/y·y` or their geometric mean `‖s‖/‖y‖` (Barzilai & Borwein 1988; for stochastic gradients Tan et al. 2016,
 /// arXiv:1605.04131, eq. 6 and 7).
 ///
-/// Safeguards: the rate changes by at most a factor of `max_change` per step; where `s·y ≤ 0` (no curvature to go by), or `y = 0`, it is
-/// carried over (Long, Short), or taken without its sign (Geometric). In the record `norm_term` is what the norm alone explains (`0`,
+/// Safeguards: the rate changes by at most a factor of `max_change` per step; where `y = 0`, and in Long and Short where
+/// `s·y ≤ 0` (no curvature to go by), it is carried over; where a sum left the range of f32 it falls by that factor. In the record `norm_term` is what the norm alone explains (`0`,
 /// `-x` and `-x/2` with `x = ln(n_t/n_{t-1})`), `curvature_term` the rest, `clamp_term` the bound.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct BarzilaiBorwein {

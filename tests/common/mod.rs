@@ -1,6 +1,9 @@
 //! What the tests share: every adapter there is, a device tensor helper, pseudo-random data, ulps.
 #![allow(dead_code, reason = "each test file uses its own part")]
 
+pub mod cli;
+#[path = "../../src/cli/check/oracle.rs"]
+pub mod oracle;
 pub mod run;
 
 use wgpu_optim::gpu::{Partials, Tensor};

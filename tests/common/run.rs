@@ -3,6 +3,7 @@
 
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
+use super::oracle::Oracle;
 use super::{adapters, download, drain, kinds_of_partials, step, upload};
 use wgpu_optim::gpu::Tuning;
 use wgpu_optim::layout::{GroupState, ScopeSums};
@@ -83,6 +84,17 @@ impl Spec {
             Some(norm) => group.share_norm(norm.clone()),
             None => group,
         }
+    }
+
+    /// The right answer for it, which has one tensor.
+    pub fn oracle(&self) -> Oracle {
+        assert_eq!(self.tensors.len(), 1, "the oracle knows one tensor");
+        let mut oracle = Oracle::new(self.rule, self.regime, &self.tensors[0]);
+        oracle.decay = self.decay;
+        oracle.clip = f64::from(self.clip);
+        oracle.maximize = self.maximize;
+        oracle.schedule = self.schedule;
+        oracle
     }
 
     fn tensor_name(&self, index: usize) -> String {

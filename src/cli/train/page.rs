@@ -8,7 +8,7 @@ use plotters::prelude::*;
 use wgpu_optim::{NonFinite, Record, Term};
 
 use super::report::{CAUSES_HEADER, Run, TermCauses, add_terms, in_words, not_finite};
-use super::{Args, create_file};
+use super::{Args, create_beside};
 use crate::CliError;
 use crate::model::Model;
 use crate::page::{self, Axis, COLORS, DrawError, bounds, command, escaped, font};
@@ -32,10 +32,9 @@ const TERM_COLORS: [RGBColor; Term::ALL.len()] = [
     COLORS[2],
     COLORS[1],
     COLORS[3],
-    RGBColor(86, 180, 233),
-    RGBColor(230, 159, 0),
+    COLORS[4],
+    COLORS[5],
     RGBColor(150, 140, 0),
-    RGBColor(120, 70, 20),
     RGBColor(150, 150, 150),
     RGBColor(30, 30, 30),
     RGBColor(190, 190, 190),
@@ -321,7 +320,7 @@ impl Page {
         }
         Ok(Page {
             path: path.display().to_string(),
-            file: create_file("--report", path, data)?,
+            file: create_beside("--report", path, data)?,
         })
     }
 

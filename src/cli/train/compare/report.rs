@@ -8,10 +8,11 @@ use std::path::Path;
 use plotters::coord::Shift;
 use plotters::prelude::*;
 
+use super::super::create_file;
 use super::{Results, Setting, Variant, accuracy_in_words, grid, loss_in_words, points_in_words};
 use super::{RuleName, name_of, rate_in_words};
 use crate::CliError;
-use crate::page::escaped;
+use crate::page::{COLORS, escaped};
 
 /// A chart's panel in pixels; three of them fit a window 1280 pixels wide.
 const PANEL: (u32, u32) = (400, 340);
@@ -20,16 +21,6 @@ const PANELS: usize = 3;
 /// Height of the legend.
 const HEAD: u32 = 60;
 const GRID: RGBColor = RGBColor(60, 60, 60);
-/// Okabe and Ito's palette: apart in every kind of colour vision.
-const COLORS: [RGBColor; 6] = [
-    RGBColor(0, 114, 178),
-    RGBColor(213, 94, 0),
-    RGBColor(0, 158, 115),
-    RGBColor(204, 121, 167),
-    RGBColor(86, 180, 233),
-    RGBColor(230, 159, 0),
-];
-
 /// The page to be, opened before anything is trained.
 pub struct ReportFile {
     path: String,
@@ -39,21 +30,16 @@ pub struct ReportFile {
 impl ReportFile {
     /// Opens the file.
     pub fn create(path: &Path) -> Result<Self, CliError> {
-        let path = path.to_string_lossy();
-        let path = path.as_ref();
+        let name = path.display().to_string();
         // With its own ending it cannot be one of the data files by mistake.
-        if !path.ends_with(".html") {
+        if !name.ends_with(".html") {
             return Err(CliError::Usage(format!(
-                "--report {path}: the report is a page, give it the ending .html"
+                "--report {name}: the report is a page, give it the ending .html"
             )));
         }
-        let file = File::create(path).map_err(|error| CliError::Write {
-            path: path.to_owned(),
-            message: format!("{error}; give --report a file in a folder that exists"),
-        })?;
         Ok(ReportFile {
-            path: path.to_owned(),
-            file,
+            file: create_file("--report", path)?,
+            path: name,
         })
     }
 
