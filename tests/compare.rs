@@ -236,6 +236,57 @@ fn first_steps_and_gradient_scales_have_a_row_each() {
     assert!((number(scaled, "test_accuracy") - number(default, "test_accuracy")).abs() < 0.01);
 }
 
+/// For every schedule the grid of fixed rates under it, and the regime under it; each is what a single run with that schedule gives.
+#[test]
+fn schedules_have_a_best_fixed_rate_and_a_row_per_regime_each() {
+    let report = json(
+        "2",
+        &[
+            "--compare",
+            "--json",
+            "--backend",
+            "cpu",
+            "--epochs",
+            "2",
+            "--rules",
+            "sgd",
+            "--regimes",
+            "seesaw",
+            "--lrs",
+            "0.3,1",
+            "--seeds",
+            "0",
+            "--schedules",
+            "constant,warmup-cosine,inverse-sqrt,step,one-cycle",
+        ],
+    );
+    let summary = list(&report, "summary");
+    assert_eq!(summary.len(), 5 * (2 + 1));
+    let mut seen = Vec::new();
+    for cell in summary {
+        let [regime, schedule] =
+            ["regime", "schedule"].map(|key| cell[key].as_str().expect("a name"));
+        let lr = cell["lr"].as_f64().map(|lr| lr.to_string());
+        let mut args = vec!["--json", "--backend", "cpu", "--epochs", "2"];
+        args.extend(["--rule", "sgd", "--regime", regime, "--schedule", schedule]);
+        args.extend(lr.iter().flat_map(|lr| ["--lr", lr]));
+        let single = &json("2", &args)["runs"][0];
+        assert_eq!(single["train_loss"], cell["train_loss"], "{cell}");
+        assert_eq!(single["schedule"], schedule);
+        // Every schedule but the constant ends below where a rate alone would.
+        if regime == "fixed" {
+            let last = number(single, "lr_last") / number(cell, "lr");
+            assert_eq!(last > 0.999, schedule == "constant", "{schedule}: {last}");
+        }
+        // All are against the best rate without a schedule.
+        assert_eq!(cell["best_fixed_lr"], summary[0]["best_fixed_lr"]);
+        seen.push(number(cell, "train_loss").to_bits());
+    }
+    seen.sort_unstable();
+    seen.dedup();
+    assert_eq!(seen.len(), summary.len(), "no two of them are the same run");
+}
+
 /// A rate that blows up is a row like any other, and is not chosen.
 #[test]
 fn a_run_that_diverges_is_a_result() {
@@ -289,13 +340,18 @@ fn bad_input_ends_in_one_line_before_anything_runs() {
     for option in [["--rules", "sgd"], ["--seeds", "1"], ["--first-steps", "1"]] {
         refused(&option, &["--compare"]);
     }
-    for option in [["--rule", "sgd"], ["--regime", "seesaw"], ["--seed", "1"]] {
+    for option in [
+        ["--rule", "sgd"],
+        ["--regime", "seesaw"],
+        ["--schedule", "step"],
+        ["--seed", "1"],
+    ] {
         refused(
             &["--compare", option[0], option[1]],
             &["--compare", option[0]],
         );
     }
-    let cases: [(&[&str], &[&str]); 13] = [
+    let cases: [(&[&str], &[&str]); 14] = [
         (&["--regimes", "fixed"], &["--regimes", "--lrs"]),
         (&["--rules", "adamw"], &["adamw", "sgdm"]),
         (&["--settings", "64"], &["64", "64x10"]),
@@ -303,6 +359,7 @@ fn bad_input_ends_in_one_line_before_anything_runs() {
         (&["--settings", "64x1", "--batch", "32"], &["--batch"]),
         (&["--lrs", "0.1,-1"], &["learning rate", "-1"]),
         (&["--lrs", "0.1,0.1"], &["--lrs", "0.1", "twice"]),
+        (&["--schedules", "step,step"], &["--schedules", "twice"]),
         (&["--seeds", "1,1"], &["--seeds", "twice"]),
         (&["--data", "digits,nowhere"], &["nowhere", "no such file"]),
         (&["--data", "digits,"], &["--data", "empty name"]),

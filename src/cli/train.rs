@@ -17,8 +17,8 @@ use rand::SeedableRng;
 use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;
 use wgpu_optim::{
-    AdGd, BarzilaiBorwein, DoG, DoWG, Hypergradient, NormRatio, Record, Regime, Rule, SecantForm,
-    Seesaw, Term,
+    AdGd, BarzilaiBorwein, DoG, DoWG, Hypergradient, NormRatio, Record, Regime, Rule, Schedule,
+    SecantForm, Seesaw, Term,
 };
 
 use crate::CliError;
@@ -102,6 +102,51 @@ impl RegimeName {
     }
 }
 
+/// `--schedule`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum ScheduleName {
+    /// None.
+    Constant,
+    /// Warm-up over a twentieth of the steps, then half a cosine down to 0.
+    WarmupCosine,
+    /// Warm-up over a twentieth of the steps, then the inverse square root.
+    InverseSqrt,
+    /// A tenth after each third of the steps.
+    Step,
+    /// From a twenty-fifth up over three tenths of the steps, then down to 4e-6, each half a cosine: PyTorch's defaults.
+    OneCycle,
+}
+
+impl ScheduleName {
+    /// The schedule of a run of so many steps.
+    fn over(self, steps: u64) -> Schedule {
+        // A schedule of more steps than its counter can have has not begun to fall by then.
+        let steps = u32::try_from(steps).unwrap_or(u32::MAX).max(1);
+        let warmup = steps / 20;
+        match self {
+            ScheduleName::Constant => Schedule::Constant,
+            ScheduleName::WarmupCosine => Schedule::WarmupCosine {
+                warmup,
+                steps,
+                last: 0.0,
+            },
+            ScheduleName::InverseSqrt => Schedule::InverseSqrt {
+                warmup: warmup.max(1),
+            },
+            ScheduleName::Step => Schedule::Step {
+                every: steps.div_ceil(3),
+                factor: 0.1,
+            },
+            ScheduleName::OneCycle => Schedule::OneCycle {
+                rise: (u64::from(steps) * 3 / 10) as u32,
+                steps,
+                first: 0.04,
+                last: 4e-6,
+            },
+        }
+    }
+}
+
 /// Options of `train`.
 #[derive(Debug, Clone, clap::Args)]
 pub struct Args {
@@ -127,6 +172,9 @@ pub struct Args {
     /// Learning rate of --regime fixed; first learning rate of --regime norm-ratio
     #[arg(long, value_name = "RATE", allow_negative_numbers = true)]
     lr: Option<f32>,
+    /// Factor of the learning rate over the run, whatever the regime
+    #[arg(long, value_enum, default_value = "constant")]
+    schedule: ScheduleName,
     /// Coupled weight decay
     #[arg(
         long,
@@ -267,9 +315,10 @@ pub fn run(args: &Args) -> Result<(), CliError> {
     if args.compare.compare {
         return compare::run(args);
     }
-    let settings = OptimizerSettings {
+    let mut settings = OptimizerSettings {
         rule: args.rule(),
         regime: args.regime.regime(args.lr, None)?,
+        schedule: Schedule::Constant,
         weight_decay: args.weight_decay,
         clip_norm: args.clip_norm,
         gradient_scale: 1.0,
@@ -277,6 +326,7 @@ pub fn run(args: &Args) -> Result<(), CliError> {
     settings.check()?;
     let dataset = data::load(&args.data)?;
     args.check_injection(args.steps(&dataset))?;
+    settings.schedule = args.schedule.over(args.steps(&dataset));
     let target = args.target.find()?;
     // Before training, which a path that cannot be written should not cost; and not before the data is read, which may be the
     // same file by mistake.
@@ -409,6 +459,7 @@ fn train(
         model: name_of(args.model),
         rule: name_of(args.rule),
         regime: name_of(args.regime),
+        schedule: name_of(args.schedule),
         backend: target.backend(),
         adapter: target.adapter(),
         epochs: args.epochs,

@@ -15,7 +15,7 @@ use serde::Serialize;
 use self::report::ReportFile;
 use super::engine::OptimizerSettings;
 use super::report::Run;
-use super::{Args, RegimeName, RuleName, Watch, name_of, progress_bar, train};
+use super::{Args, RegimeName, RuleName, ScheduleName, Watch, name_of, progress_bar, train};
 use crate::CliError;
 use crate::data::{self, Dataset};
 use crate::model::Model;
@@ -30,7 +30,7 @@ pub struct CompareArgs {
     #[arg(
         long,
         help_heading = "Compare",
-        conflicts_with_all = ["rule", "regime", "lr", "seed", "trace"]
+        conflicts_with_all = ["rule", "regime", "lr", "schedule", "seed", "trace"]
     )]
     pub compare: bool,
     /// Update rules to compare
@@ -52,6 +52,16 @@ pub struct CompareArgs {
         requires = "compare"
     )]
     regimes: Option<Vec<RegimeName>>,
+    /// Schedules to compare: for each a row with the best of the fixed rates under it, and one for every regime under it
+    #[arg(
+        long,
+        help_heading = "Compare",
+        value_enum,
+        value_delimiter = ',',
+        default_value = "constant",
+        requires = "compare"
+    )]
+    schedules: Vec<ScheduleName>,
     /// Seeds to take means over
     #[arg(
         long,
@@ -147,28 +157,33 @@ fn default_rates(rule: RuleName) -> &'static [f32] {
 struct Variant {
     regime: RegimeName,
     lr: Option<f32>,
+    schedule: ScheduleName,
     first_step: Option<f32>,
     gradient_scale: f32,
 }
 
 impl Variant {
-    fn fixed(lr: f32, gradient_scale: f32) -> Self {
+    fn fixed(lr: f32, schedule: ScheduleName, gradient_scale: f32) -> Self {
         Variant {
             regime: RegimeName::Fixed,
             lr: Some(lr),
+            schedule,
             first_step: None,
             gradient_scale,
         }
     }
 }
 
-/// `seesaw, ε 0.1, g × 100`: the row's name.
+/// `seesaw, step, ε 0.1, g × 100`: the row's name.
 impl fmt::Display for Variant {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if self.regime == RegimeName::Fixed {
             write!(f, "best fixed")?;
         } else {
             write!(f, "{}", name_of(self.regime))?;
+        }
+        if self.schedule != ScheduleName::Constant {
+            write!(f, ", {}", name_of(self.schedule))?;
         }
         if let Some(first_step) = self.first_step {
             write!(f, ", ε {}", rate_in_words(first_step))?;
@@ -329,6 +344,9 @@ impl<'a> Comparison<'a> {
         let gradient_scales = options.gradient_scales.clone().unwrap_or_else(|| vec![1.0]);
         check_list("rules", &options.rules, |&rule| name_of(rule))?;
         check_list("regimes", &regimes, |&regime| name_of(regime))?;
+        check_list("schedules", &options.schedules, |&schedule| {
+            name_of(schedule)
+        })?;
         check_list("seeds", &options.seeds, u64::to_string)?;
         check_list("settings", &settings, |setting| {
             format!("{}x{}", setting.batch, setting.epochs)
@@ -359,12 +377,15 @@ impl<'a> Comparison<'a> {
         let mut variants = Vec::new();
         for &gradient_scale in &gradient_scales {
             for &regime in &regimes {
-                variants.extend(first_steps.iter().map(|&first_step| Variant {
-                    regime,
-                    lr: None,
-                    first_step,
-                    gradient_scale,
-                }));
+                for &schedule in &options.schedules {
+                    variants.extend(first_steps.iter().map(|&first_step| Variant {
+                        regime,
+                        lr: None,
+                        schedule,
+                        first_step,
+                        gradient_scale,
+                    }));
+                }
             }
         }
         let names: Vec<&str> = args.data.split(',').map(str::trim).collect();
@@ -383,10 +404,8 @@ impl<'a> Comparison<'a> {
             gradient_scales,
         };
         for &rule in &options.rules {
-            let rates = comparison.rates(rule).iter();
-            let fixed = rates.map(|&rate| Variant::fixed(rate, 1.0));
-            for variant in fixed.chain(comparison.variants.iter().copied()) {
-                comparison.optimizer(rule, variant)?.check()?;
+            for variant in comparison.first_variants(rule) {
+                comparison.optimizer(rule, variant, 1)?.check()?;
             }
         }
         let datasets = names
@@ -427,6 +446,7 @@ impl<'a> Comparison<'a> {
             rule: case.rule,
             regime: case.variant.regime,
             lr: case.variant.lr,
+            schedule: case.variant.schedule,
             batch: case.setting.batch,
             epochs: case.setting.epochs,
             seed,
@@ -434,7 +454,12 @@ impl<'a> Comparison<'a> {
         }
     }
 
-    fn optimizer(&self, rule: RuleName, variant: Variant) -> Result<OptimizerSettings, CliError> {
+    fn optimizer(
+        &self,
+        rule: RuleName,
+        variant: Variant,
+        steps: u64,
+    ) -> Result<OptimizerSettings, CliError> {
         let args = Args {
             rule,
             ..self.args.clone()
@@ -442,6 +467,7 @@ impl<'a> Comparison<'a> {
         Ok(OptimizerSettings {
             rule: args.rule(),
             regime: variant.regime.regime(variant.lr, variant.first_step)?,
+            schedule: variant.schedule.over(steps),
             weight_decay: args.weight_decay,
             clip_norm: args.clip_norm,
             gradient_scale: variant.gradient_scale,
@@ -470,15 +496,27 @@ impl<'a> Comparison<'a> {
         })
     }
 
+    /// The schedules that fixed rates are run under: none first, since every regret is against that.
+    fn fixed_schedules(&self) -> impl Iterator<Item = ScheduleName> {
+        let others = self.args.compare.schedules.iter().copied();
+        std::iter::once(ScheduleName::Constant)
+            .chain(others.filter(|&schedule| schedule != ScheduleName::Constant))
+    }
+
     /// The grid of fixed rates and every regime.
+    fn first_variants(&self, rule: RuleName) -> impl Iterator<Item = Variant> {
+        self.fixed_schedules()
+            .flat_map(move |schedule| {
+                let rates = self.rates(rule).iter();
+                rates.map(move |&rate| Variant::fixed(rate, schedule, 1.0))
+            })
+            .chain(self.variants.iter().copied())
+    }
+
     fn first_cases(&self) -> Vec<Case> {
         let mut cases = Vec::new();
         for (data, setting, rule) in self.combinations() {
-            let fixed = self.rates(rule).iter();
-            let variants = fixed
-                .map(|&rate| Variant::fixed(rate, 1.0))
-                .chain(self.variants.iter().copied());
-            cases.extend(variants.map(|variant| Case {
+            cases.extend(self.first_variants(rule).map(|variant| Case {
                 data,
                 setting,
                 rule,
@@ -491,8 +529,8 @@ impl<'a> Comparison<'a> {
     fn tuned_at_other_scales(&self, cells: &[Cell]) -> Vec<Case> {
         let mut cases = Vec::new();
         for (data, setting, rule) in self.combinations() {
-            let Some(lr) =
-                best_fixed(cells, data, setting, rule).and_then(|cell| cell.case.variant.lr)
+            let Some(lr) = best_fixed(cells, data, setting, rule, ScheduleName::Constant)
+                .and_then(|cell| cell.case.variant.lr)
             else {
                 continue;
             };
@@ -500,7 +538,7 @@ impl<'a> Comparison<'a> {
                 data,
                 setting,
                 rule,
-                variant: Variant::fixed(lr, scale),
+                variant: Variant::fixed(lr, ScheduleName::Constant, scale),
             }));
         }
         cases
@@ -515,7 +553,7 @@ impl<'a> Comparison<'a> {
     /// Counts the steps of all runs, those of the second round included.
     fn progress_bar(&self, first: &[Case]) -> ProgressBar {
         let scales = self.other_scales().count() as u64;
-        let placeholder = Variant::fixed(1.0, 1.0);
+        let placeholder = Variant::fixed(1.0, ScheduleName::Constant, 1.0);
         let later = self.combinations().map(|(data, setting, rule)| Case {
             data,
             setting,
@@ -534,7 +572,7 @@ impl<'a> Comparison<'a> {
 
     fn run_one(&self, case: &Case, seed: u64, progress: &ProgressBar) -> Result<Run, CliError> {
         let subject = &self.subjects[case.data];
-        let settings = self.optimizer(case.rule, case.variant)?;
+        let settings = self.optimizer(case.rule, case.variant, self.steps(case))?;
         let args = self.single(case, seed);
         let run = train(
             &args,
@@ -628,8 +666,14 @@ fn in_parallel<T: Send>(
     done.into_iter().map(|(_, result)| result).collect()
 }
 
-/// The best fixed rate of a table's column: the best mean accuracy on the test rows, then the lowest loss, then the first.
-fn best_fixed(cells: &[Cell], data: usize, setting: Setting, rule: RuleName) -> Option<&Cell> {
+/// The best fixed rate of a table's column under a schedule: the best mean accuracy on the test rows, then the lowest loss, then the first.
+fn best_fixed(
+    cells: &[Cell],
+    data: usize,
+    setting: Setting,
+    rule: RuleName,
+    schedule: ScheduleName,
+) -> Option<&Cell> {
     let loss = |cell: &Cell| {
         let loss = cell.loss();
         if loss.is_finite() {
@@ -638,23 +682,25 @@ fn best_fixed(cells: &[Cell], data: usize, setting: Setting, rule: RuleName) -> 
             f64::INFINITY
         }
     };
-    grid(cells, data, setting, rule).reduce(|best, cell| {
+    grid(cells, data, setting, rule, schedule).reduce(|best, cell| {
         let better = cell.accuracy() > best.accuracy()
             || (cell.accuracy() == best.accuracy() && loss(cell) < loss(best));
         if better { cell } else { best }
     })
 }
 
-/// The fixed rates of a table's column, unscaled.
+/// The fixed rates of a table's column under a schedule, unscaled.
 fn grid(
     cells: &[Cell],
     data: usize,
     setting: Setting,
     rule: RuleName,
+    schedule: ScheduleName,
 ) -> impl Iterator<Item = &Cell> {
     cells.iter().filter(move |Cell { case, .. }| {
         (case.data, case.setting, case.rule) == (data, setting, rule)
             && case.variant.regime == RegimeName::Fixed
+            && case.variant.schedule == schedule
             && case.variant.gradient_scale == 1.0
     })
 }
@@ -677,6 +723,7 @@ struct Summary<'a> {
     epochs: u32,
     rule: String,
     regime: String,
+    schedule: String,
     lr: Option<f64>,
     first_step: Option<f64>,
     gradient_scale: f64,
@@ -705,20 +752,24 @@ struct Results<'a> {
 }
 
 impl Results<'_> {
+    /// The best of the fixed rates without a schedule, which every regret is against.
     fn best_fixed(&self, data: usize, setting: Setting, rule: RuleName) -> Option<&Cell> {
-        best_fixed(&self.cells, data, setting, rule)
+        best_fixed(&self.cells, data, setting, rule, ScheduleName::Constant)
     }
 
     fn cell(&self, case: &Case) -> Option<&Cell> {
         self.cells.iter().find(|cell| cell.case == *case)
     }
 
-    /// The rows of every table: the best fixed rate, then for each scale that rate again and the regimes.
+    /// The rows of every table: the best fixed rate, that under each schedule, then for each scale the best rate again and the regimes.
     fn rows(&self) -> Vec<Variant> {
-        let mut rows = vec![Variant::fixed(f32::NAN, 1.0)];
+        let schedules = self.comparison.fixed_schedules();
+        let mut rows: Vec<Variant> = schedules
+            .map(|schedule| Variant::fixed(f32::NAN, schedule, 1.0))
+            .collect();
         for &scale in &self.comparison.gradient_scales {
             if scale != 1.0 {
-                rows.push(Variant::fixed(f32::NAN, scale));
+                rows.push(Variant::fixed(f32::NAN, ScheduleName::Constant, scale));
             }
             let regimes = self.comparison.variants.iter();
             rows.extend(regimes.filter(|variant| variant.gradient_scale == scale));
@@ -736,7 +787,10 @@ impl Results<'_> {
     ) -> Option<(&Cell, f64)> {
         let best = self.best_fixed(data, setting, rule)?;
         let lr = match row.regime {
-            RegimeName::Fixed => best.case.variant.lr,
+            RegimeName::Fixed => {
+                let best = best_fixed(&self.cells, data, setting, rule, row.schedule)?;
+                best.case.variant.lr
+            }
             _ => row.lr,
         };
         let variant = Variant { lr, ..row };
@@ -774,6 +828,7 @@ impl Results<'_> {
                 epochs: setting.epochs,
                 rule: name_of(rule),
                 regime: name_of(variant.regime),
+                schedule: name_of(variant.schedule),
                 lr: lr(cell),
                 first_step: first_step(cell),
                 gradient_scale: as_given(variant.gradient_scale),
@@ -883,11 +938,11 @@ impl Results<'_> {
                 if row.regime == RegimeName::Fixed && row.gradient_scale == 1.0 {
                     let mut cells = vec!["  its rate".to_owned()];
                     for &rule in rules {
-                        let best = self.best_fixed(data, setting, rule);
-                        let rate = best.and_then(|cell| cell.case.variant.lr);
+                        let best = self.at(data, setting, rule, row);
+                        let rate = best.and_then(|(cell, _)| cell.case.variant.lr);
                         let rate = rate.map(rate_in_words).unwrap_or_default();
                         cells.extend([rate, String::new(), String::new()]);
-                        notes.extend(self.edge_of_grid(data, setting, rule));
+                        notes.extend(self.edge_of_grid(data, setting, rule, row));
                     }
                     table.row(cells);
                 }
@@ -898,14 +953,20 @@ impl Results<'_> {
     }
 
     /// A best rate at the end of its grid may not be the best there is, which flatters the regimes.
-    fn edge_of_grid(&self, data: usize, setting: Setting, rule: RuleName) -> Option<String> {
+    fn edge_of_grid(
+        &self,
+        data: usize,
+        setting: Setting,
+        rule: RuleName,
+        row: Variant,
+    ) -> Option<String> {
         let rates = self.comparison.rates(rule);
-        let best = self.best_fixed(data, setting, rule)?.case.variant.lr?;
+        let best = self.at(data, setting, rule, row)?.0.case.variant.lr?;
         let lower = rates.iter().any(|&rate| rate < best);
         let higher = rates.iter().any(|&rate| rate > best);
         (!lower || !higher).then(|| {
             format!(
-                "{}: the best fixed rate is at the end of its grid, a wider one (--lrs) may have a better",
+                "{}, {row}: this rate is at the end of its grid, a wider one (--lrs) may have a better",
                 name_of(rule)
             )
         })

@@ -1,7 +1,7 @@
 //! A model and its optimizer, on the host or on the device.
 
 use wgpu_optim::{
-    CpuOptimizer, Gpu, Group, Optimizer, OptimizerBuilder, Record, Regime, Rule, wgpu,
+    CpuOptimizer, Gpu, Group, Optimizer, OptimizerBuilder, Record, Regime, Rule, Schedule, wgpu,
 };
 
 use crate::CliError;
@@ -19,6 +19,7 @@ const STEPS_PER_SUBMIT: usize = 16;
 pub struct OptimizerSettings {
     pub rule: Rule,
     pub regime: Regime,
+    pub schedule: Schedule,
     pub weight_decay: f32,
     pub clip_norm: Option<f32>,
     /// Factor on every gradient before the optimizer sees it, on the CPU path: how a regime takes to the scale of the loss.
@@ -38,6 +39,7 @@ impl OptimizerSettings {
     fn builder<T>(&self) -> OptimizerBuilder<T> {
         let builder = OptimizerBuilder::new(self.rule)
             .regime(self.regime)
+            .schedule(self.schedule)
             .weight_decay(self.weight_decay);
         match self.clip_norm {
             Some(norm) => builder.clip_norm(norm),

@@ -15,6 +15,7 @@ pub struct Run {
     pub model: String,
     pub rule: String,
     pub regime: String,
+    pub schedule: String,
     pub backend: String,
     pub adapter: String,
     pub tuning: TuningSource,

@@ -10,7 +10,7 @@ use plotters::prelude::*;
 
 use super::super::create_file;
 use super::{Results, Setting, Variant, accuracy_in_words, grid, loss_in_words, points_in_words};
-use super::{RuleName, name_of, rate_in_words};
+use super::{RuleName, ScheduleName, name_of, rate_in_words};
 use crate::CliError;
 use crate::page::{COLORS, escaped};
 
@@ -176,12 +176,13 @@ fn draw_panel<'a>(
     (data, setting, rule): (usize, Setting, RuleName),
     regimes: &[(Variant, RGBColor)],
 ) -> Result<(), DrawError<'a>> {
-    let mut points: Vec<(f64, f64)> = grid(&results.cells, data, setting, rule)
-        .filter_map(|cell| {
-            let rate = f64::from(cell.case.variant.lr?);
-            Some((rate.log10(), 100.0 * cell.accuracy()))
-        })
-        .collect();
+    let mut points: Vec<(f64, f64)> =
+        grid(&results.cells, data, setting, rule, ScheduleName::Constant)
+            .filter_map(|cell| {
+                let rate = f64::from(cell.case.variant.lr?);
+                Some((rate.log10(), 100.0 * cell.accuracy()))
+            })
+            .collect();
     points.sort_by(|a, b| a.0.total_cmp(&b.0));
     let low = points.first().map_or(-1.0, |point| point.0) - 0.2;
     let high = points.last().map_or(1.0, |point| point.0) + 0.2;
