@@ -1,0 +1,139 @@
+//! What the crate is built from: licences, sources, Rust versions, and how little the core needs.
+
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
+
+use anyhow::Context;
+use cargo_metadata::{CargoOpt, DependencyKind, Metadata, MetadataCommand, Package, PackageId};
+use spdx::{Expression, LicenseReq};
+
+use crate::root;
+
+/// Licences that a program may be shipped under without more than their text.
+const LICENCES: [&str; 9] = [
+    "MIT",
+    "Apache-2.0",
+    "BSD-2-Clause",
+    "BSD-3-Clause",
+    "BSL-1.0",
+    "ISC",
+    "Unicode-3.0",
+    "Unlicense",
+    "Zlib",
+];
+
+/// Crates that are there in two versions because those who need them have not moved on.
+const TWICE: [&str; 3] = ["hashbrown", "jni-sys", "syn"];
+
+const CRATES_IO: &str = "registry+https://github.com/rust-lang/crates.io-index";
+
+fn metadata(features: CargoOpt) -> anyhow::Result<Metadata> {
+    MetadataCommand::new()
+        .current_dir(root())
+        .features(features)
+        .other_options(["--locked".to_owned()])
+        .exec()
+        .context("cargo metadata")
+}
+
+fn own(metadata: &Metadata) -> anyhow::Result<&Package> {
+    metadata.root_package().context("the package itself")
+}
+
+/// What the library takes without the binary's features: names, with their features, one to a line.
+pub fn of_core() -> anyhow::Result<String> {
+    let metadata = metadata(CargoOpt::NoDefaultFeatures)?;
+    let lines: Vec<String> = own(&metadata)?
+        .dependencies
+        .iter()
+        .filter(|dependency| dependency.kind == DependencyKind::Normal && !dependency.optional)
+        .map(|dependency| {
+            let defaults = if dependency.uses_default_features {
+                "default "
+            } else {
+                ""
+            };
+            format!(
+                "{}: {defaults}{}\n",
+                dependency.name,
+                dependency.features.join(" ")
+            )
+        })
+        .collect();
+    Ok(lines.concat().replace(" \n", "\n"))
+}
+
+/// Everything that is not as it should be, a line for each.
+pub fn complaints() -> anyhow::Result<Vec<String>> {
+    let metadata = metadata(CargoOpt::AllFeatures)?;
+    let own = own(&metadata)?;
+    let mut complaints = Vec::new();
+    let shipped = shipped(&metadata, &own.id)?;
+    for package in &metadata.packages {
+        let name = format!("{} {}", package.name, package.version);
+        if package.id != own.id
+            && package.source.as_ref().map(|s| s.repr.as_str()) != Some(CRATES_IO)
+        {
+            complaints.push(format!("{name}: does not come from crates.io"));
+        }
+        if let (Some(theirs), Some(ours)) = (&package.rust_version, &own.rust_version)
+            && theirs > ours
+        {
+            complaints.push(format!(
+                "{name}: needs Rust {theirs}, and Cargo.toml promises {ours}"
+            ));
+        }
+        if shipped.contains(&package.id) && !may_be_shipped(package) {
+            let licence = package.license.as_deref().unwrap_or("none given");
+            complaints.push(format!("{name}: licence {licence}"));
+        }
+    }
+    let mut versions: BTreeMap<&str, usize> = BTreeMap::new();
+    for package in &metadata.packages {
+        *versions.entry(&package.name).or_default() += 1;
+    }
+    for (name, count) in versions.into_iter().filter(|(_, count)| *count > 1) {
+        if !TWICE.contains(&name) || count > 2 {
+            complaints.push(format!("{name}: {count} versions of one crate"));
+        }
+    }
+    println!(
+        "dependencies: {} crates for all platforms, {} of them shipped",
+        metadata.packages.len() - 1,
+        shipped.len() - 1
+    );
+    Ok(complaints)
+}
+
+fn may_be_shipped(package: &Package) -> bool {
+    let allowed = |requirement: &LicenseReq| {
+        requirement
+            .license
+            .id()
+            .is_some_and(|id| LICENCES.contains(&id.name))
+    };
+    // Cargo once took a slash for "or".
+    package
+        .license
+        .as_ref()
+        .and_then(|text| Expression::parse(&text.replace('/', " OR ")).ok())
+        .is_some_and(|expression| expression.evaluate(allowed))
+}
+
+/// Every package that ends up in a program, build scripts and tests left out.
+fn shipped(metadata: &Metadata, own: &PackageId) -> anyhow::Result<HashSet<PackageId>> {
+    let resolve = metadata.resolve.as_ref().context("the dependency graph")?;
+    let nodes: HashMap<&PackageId, _> = resolve.nodes.iter().map(|node| (&node.id, node)).collect();
+    let mut seen = HashSet::from([own.clone()]);
+    let mut next = VecDeque::from([own]);
+    while let Some(id) = next.pop_front() {
+        for dependency in &nodes[id].deps {
+            let mut kinds = dependency.dep_kinds.iter();
+            if kinds.any(|kind| kind.kind == DependencyKind::Normal)
+                && seen.insert(dependency.pkg.clone())
+            {
+                next.push_back(&dependency.pkg);
+            }
+        }
+    }
+    Ok(seen)
+}

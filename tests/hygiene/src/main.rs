@@ -1,0 +1,65 @@
+//! `cargo run --manifest-path tests/hygiene/Cargo.toml [-- --update]`: holds the public interface and the dependencies of wgpu-optim
+//! against what was agreed on, so that neither changes unseen. `.ci/run` calls it.
+//!
+//! Advisories are not looked up: their database lies outside of the registries that this is run with. `cargo audit` does it where it can
+//! be had.
+#![forbid(unsafe_code)]
+
+mod api;
+mod dependencies;
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use anyhow::bail;
+
+fn main() -> anyhow::Result<ExitCode> {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let update = match arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
+        [] => false,
+        ["--update"] => true,
+        _ => bail!("the only option is --update, which writes the lists anew"),
+    };
+    let lists = [
+        ("api.txt", "public interface", api::list()?),
+        ("core.txt", "core's dependencies", dependencies::of_core()?),
+    ];
+    let mut agreed = true;
+    for (file, what, list) in lists {
+        agreed &= agrees(file, what, &list, update)?;
+    }
+    let complaints = dependencies::complaints()?;
+    for complaint in &complaints {
+        println!("{complaint}");
+    }
+    Ok(if agreed && complaints.is_empty() {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
+}
+
+/// The root of the repository.
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../..")
+}
+
+/// Compares a list with its file, or writes the file.
+fn agrees(file: &str, what: &str, list: &str, update: bool) -> anyhow::Result<bool> {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(file);
+    if update {
+        std::fs::write(&path, list)?;
+        return Ok(true);
+    }
+    let before = std::fs::read_to_string(&path)?;
+    if before == list {
+        println!("{what}: {} lines, none changed", list.lines().count());
+        return Ok(true);
+    }
+    let difference = similar::TextDiff::from_lines(before.as_str(), list);
+    print!("{}", difference.unified_diff().context_radius(0));
+    println!(
+        "{what}: changed; if that is meant, say so in CHANGELOG.md and add --update to this command"
+    );
+    Ok(false)
+}
