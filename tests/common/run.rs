@@ -16,8 +16,8 @@ pub fn devices() -> &'static [Gpu] {
     DEVICES.get_or_init(adapters)
 }
 
-/// To be held by each test of a binary of which one compiles hundreds of kernels: wgpu's OpenGL device gives up on its context where
-/// another thread does that.
+/// To be held by each test of a binary where one must not be disturbed by another: because it compiles hundreds of kernels, where wgpu's
+/// OpenGL device gives up on its context if another thread does that, or because it measures the process.
 pub fn alone() -> MutexGuard<'static, ()> {
     static ALONE: Mutex<()> = Mutex::new(());
     ALONE.lock().unwrap_or_else(PoisonError::into_inner)
