@@ -1,0 +1,50 @@
+"""Writes torch.csv: parameters after 1, 2, 3, 10, 30 and 100 steps of torch.optim.SGD, in f32 as hexadecimal bits.
+
+    python3 tests/golden/make_torch.py        # needs torch
+
+The gradients are dyadic numbers that follow from step and element, so that both sides have the same to the last bit.
+"""
+import pathlib
+import struct
+
+import torch
+
+D, STEPS, SHOWN = 12, 100, (1, 2, 3, 10, 30, 100)
+CASES = {
+    "sgd": dict(),
+    "sgdm": dict(momentum=0.9),
+    "dampened": dict(momentum=0.9, dampening=0.1),
+    "nesterov": dict(momentum=0.9, nesterov=True),
+    "decay": dict(weight_decay=0.01),
+    "sgdm-decay": dict(momentum=0.9, weight_decay=0.01),
+    "nesterov-decay": dict(momentum=0.9, nesterov=True, weight_decay=0.01),
+    "maximize": dict(momentum=0.9, maximize=True),
+    "clip": dict(clip=1.5),
+    "sgdm-clip": dict(momentum=0.9, clip=1.5),
+    "sgdm-decay-clip": dict(momentum=0.9, weight_decay=0.01, clip=1.5),
+}
+
+
+def gradient(t):
+    return torch.tensor([((7 * i + 13 * t) % 32 - 16) / 16 + (i - 5) / 64 for i in range(D)])
+
+
+def main():
+    with open(pathlib.Path(__file__).with_name("torch.csv"), "w") as out:
+        out.write(f"# torch {torch.__version__.split('+')[0]}, torch.optim.SGD(lr=0.01)\ncase,step," + ",".join(f"w{i}" for i in range(D)) + "\n")
+        for name, options in CASES.items():
+            options = dict(options)
+            clip = options.pop("clip", None)
+            w = torch.nn.Parameter(torch.tensor([(i - 6) / 4 for i in range(D)]))
+            optimizer = torch.optim.SGD([w], lr=0.01, foreach=False, **options)
+            for t in range(STEPS):
+                w.grad = gradient(t)
+                if clip is not None:
+                    torch.nn.utils.clip_grad_norm_([w], clip, foreach=False)
+                optimizer.step()
+                if t + 1 in SHOWN:
+                    bits = (struct.pack(">f", x).hex() for x in w.tolist())
+                    out.write(f"{name},{t + 1}," + ",".join(bits) + "\n")
+
+
+main()

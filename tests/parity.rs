@@ -1,0 +1,98 @@
+//! Promise: with a fixed rate SGD and SGD with momentum are those of PyTorch, parameter for parameter over 100 steps. The numbers come from
+//! `tests/golden/make_torch.py`.
+
+mod common;
+
+use common::run::{Spec, every_path};
+use wgpu_optim::{Regime, Rule, WeightDecay};
+
+const D: usize = 12;
+const RATE: f32 = 0.01;
+
+/// The generator's gradient, exact in f32.
+fn gradient(t: usize) -> Vec<f32> {
+    (0..D)
+        .map(|i| ((7 * i + 13 * t) % 32) as f32 / 16.0 - 1.0 + (i as f32 - 5.0) / 64.0)
+        .collect()
+}
+
+fn spec(name: &str) -> Spec {
+    let sgdm = |dampening, nesterov| Rule::Sgdm {
+        momentum: 0.9,
+        dampening,
+        nesterov,
+    };
+    let rule = match name {
+        "sgd" | "decay" | "clip" => Rule::sgd(),
+        "dampened" => sgdm(0.1, false),
+        "nesterov" | "nesterov-decay" => sgdm(0.0, true),
+        _ => sgdm(0.0, false),
+    };
+    let initial = (0..D).map(|i| (i as f32 - 6.0) / 4.0).collect();
+    let mut spec = Spec::new(rule, Regime::fixed(RATE), vec![initial]).named(name);
+    if name.contains("decay") {
+        spec.decay = WeightDecay::Coupled(0.01);
+    }
+    if name.contains("clip") {
+        spec.clip = 1.5;
+    }
+    spec.maximize = name == "maximize";
+    spec
+}
+
+/// Units in the last place of the largest parameter. Both sides round every step once or twice; 1.5 of them is the most that was seen.
+/// PyTorch adds 1e-6 to the norm of a clip, which shortens every step by a part in a few million: 7.2 after 100 steps.
+fn allowed_ulps(name: &str, steps: usize) -> f64 {
+    if name.contains("clip") {
+        2.0 + 0.1 * steps as f64
+    } else {
+        2.0
+    }
+}
+
+#[test]
+fn a_fixed_rate_is_pytorchs_sgd() {
+    let text = include_str!("golden/torch.csv");
+    let rows: Vec<Vec<&str>> = text
+        .lines()
+        .filter(|line| !line.starts_with('#') && !line.starts_with("case"))
+        .map(|line| line.split(',').collect())
+        .collect();
+    let mut names: Vec<&str> = rows.iter().map(|row| row[0]).collect();
+    names.dedup();
+    assert_eq!((names.len(), rows.len()), (11, 11 * 6));
+    let specs: Vec<Spec> = names.iter().map(|name| spec(name)).collect();
+    for mut run in every_path(&specs) {
+        let mut compared = 0;
+        for t in 0..100 {
+            run.step(&vec![gradient(t); specs.len()]);
+            let step = (t + 1).to_string();
+            for row in rows.iter().filter(|row| row[1] == step) {
+                let at = names.iter().position(|name| *name == row[0]);
+                let params = &run.params()[at.expect("a case")];
+                let expected: Vec<f32> = row[2..]
+                    .iter()
+                    .map(|bits| f32::from_bits(u32::from_str_radix(bits, 16).expect("bits")))
+                    .collect();
+                let largest = expected.iter().fold(0f32, |most, w| most.max(w.abs()));
+                let unit = f64::from(largest) * f64::from(f32::EPSILON);
+                assert_eq!(params.len(), expected.len());
+                for (i, (&w, &expected)) in params.iter().zip(&expected).enumerate() {
+                    let ulps = (f64::from(w) - f64::from(expected)).abs() / unit;
+                    assert!(
+                        ulps <= allowed_ulps(row[0], t + 1),
+                        "{}, {}, step {}, parameter {i}: {w} where PyTorch has {expected}, {ulps} ulps",
+                        run.path(),
+                        row[0],
+                        t + 1
+                    );
+                    if ulps > 1.0 {
+                        println!("{} {} {} {ulps}", run.path(), row[0], t + 1);
+                    }
+                    compared += 1;
+                }
+            }
+        }
+        assert_eq!(compared, rows.len() * D);
+    }
+}
