@@ -11,9 +11,10 @@
 // (shared/regimes.wgsl); they start over from it at every step. A schedule's factor is laid over either.
 
 override WORKGROUP: u32;
-// Whether any group has a regime of shared/regimes.wgsl, and whether any has a schedule.
+// Whether any group has a regime of shared/regimes.wgsl, whether any has a schedule, and whether any an average.
 override FORMULAS: bool;
 override SCHEDULES: bool;
+override AVERAGES: bool;
 
 @group(0) @binding(0) var<storage, read> groups: array<GroupConstants>;
 @group(0) @binding(1) var<storage, read> sums: array<ScopeSums>;
@@ -131,6 +132,9 @@ fn learning_rate(@builtin(global_invocation_id) id: vec3<u32>) {
         u.gradient_exponent = s.gradient_exponent;
         u.direction_exponent = s.direction_exponent;
         u.started = s.started;
+        if AVERAGES && c.average != AVERAGE_OFF {
+            u.average_weight = average_weight(c, steps_taken(s));
+        }
         updates[group] = u;
         learning_rates[group] = s.learning_rate;
     }
@@ -272,13 +276,33 @@ fn change_rate(
     (*r).clamp_term = (change - wanted) - excess;
 }
 
+// Steps that were not skipped, this one not counted; the largest u32 where there are more.
+fn steps_taken(s: GroupState) -> u32 {
+    if s.steps_high > select(0u, 1u, s.steps_low < s.skipped) {
+        return 0xffffffffu;
+    }
+    return s.steps_low - s.skipped;
+}
+
+// The share of this step's parameters in their average (src/averaging.rs): all of it at the first step that counts, bit for bit,
+// and nothing before. With j = k - 1 steps since, (1 + η)/(k + η) = (1 + η)/(j + (1 + η)).
+fn average_weight(c: GroupConstants, taken: u32) -> f32 {
+    if taken < c.average_start {
+        return 0.0;
+    }
+    let since = taken - c.average_start;
+    if since == 0u {
+        return 1.0;
+    }
+    if c.average == AVERAGE_EXPONENTIAL {
+        return c.average_gain;
+    }
+    return c.average_gain / (f32(since) + c.average_gain);
+}
+
 // The schedule's factor, at the step that follows those that were taken.
 fn follow_schedule(c: GroupConstants, s: ptr<function, GroupState>, r: ptr<function, RawRecord>) {
-    var taken = (*s).steps_low - (*s).skipped;
-    if (*s).steps_high > select(0u, 1u, (*s).steps_low < (*s).skipped) {
-        taken = 0xffffffffu;
-    }
-    let factor = schedule_factor(c, taken);
+    let factor = schedule_factor(c, steps_taken(*s));
     let ln_factor = ln_ratio(scaled(factor, 0), Scaled(1.0, 0));
     if ((*r).flags & FIRST) == 0u {
         (*r).schedule_term = ln_factor - (*s).ln_schedule;

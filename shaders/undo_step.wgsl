@@ -1,13 +1,14 @@
 // Takes a lagged step back where its gradient turned out not to be finite: the new parameters and the new memory become copies of
-// the old ones. Elsewhere it does nothing.
+// the old ones. Elsewhere the step holds, and the new parameters go into their average, where there is one.
 //
 // Reads:  updates (their skip flag, from learning_rate.wgsl); parameters; memory.
-// Writes: the new parameters, in the place of the gradients; next_memory.
+// Writes: the new parameters, in the place of the gradients; next_memory; or averages.
 // Grid:   one workgroup of WORKGROUP invocations per block; invocation i takes quads i, i + WORKGROUP, … of the block.
 
 override WORKGROUP: u32;
 // Words that are remembered of a quad: 4 of momentum, 1 of counters, or none.
 override MEMORY_WORDS: u32;
+override AVERAGES: bool;
 
 @group(0) @binding(0) var<storage, read> updates: array<Update>;
 @group(1) @binding(0) var<storage, read> blocks: array<Block>;
@@ -19,7 +20,13 @@ override MEMORY_WORDS: u32;
 @compute @workgroup_size(WORKGROUP)
 fn undo_step(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
     let block = blocks[workgroup.x];
-    if updates[block.group].skip == 0u {
+    let update = updates[block.group];
+    if update.skip == 0u {
+        if AVERAGES && update.average_weight > 0.0 {
+            for (var quad = lane; 4u * quad < block.elements; quad += WORKGROUP) {
+                average(update, block.state_quad + quad, load_gradients(block, quad));
+            }
+        }
         return;
     }
     for (var quad = lane; 4u * quad < block.elements; quad += WORKGROUP) {

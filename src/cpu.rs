@@ -1,6 +1,7 @@
 //! The CPU path: the same four passes over slices, blocked as the kernels are. It is what the device is checked against, and
 //! what runs where no device is.
 
+mod average;
 mod finish_reduction;
 mod lagged_step;
 mod learning_rate;

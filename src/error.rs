@@ -61,7 +61,7 @@ pub enum Error {
     Misaligned {
         /// The tensor's name.
         tensor: String,
-        /// `parameter` or `gradient`.
+        /// `parameter`, `gradient` or `average`.
         role: &'static str,
         /// The slice's first byte in its buffer.
         offset_bytes: u64,
@@ -69,14 +69,14 @@ pub enum Error {
         size_bytes: u64,
     },
 
-    /// A buffer lacks a usage flag the step needs.
+    /// A buffer lacks a usage flag that is needed.
     #[error(
         "tensor \"{tensor}\": the {role} buffer was created without {missing}: add it to the buffer's usage"
     )]
     MissingUsage {
         /// The tensor's name.
         tensor: String,
-        /// `parameter` or `gradient`.
+        /// `parameter`, `gradient` or `average`.
         role: &'static str,
         /// The usage flag.
         missing: &'static str,
@@ -123,6 +123,46 @@ pub enum Error {
         expected: usize,
         /// Slices now.
         actual: usize,
+    },
+
+    /// Something was asked of an average that nobody keeps.
+    #[error("{owner} has no average: give its group an Averaging other than Off before build")]
+    NoAverages {
+        /// `the optimizer`, or a tensor by its name.
+        owner: String,
+    },
+
+    /// A step, or a copy of averages, while the averages lie where the parameters belong.
+    #[error(
+        "{what} was asked for while the averages are swapped in: swap them back first with Optimizer::encode_swap_averages (CpuOptimizer::swap_averages on the host)"
+    )]
+    AveragesSwapped {
+        /// What was asked for.
+        what: &'static str,
+    },
+
+    /// There is no tensor of this index.
+    #[error(
+        "there is no tensor {index}: the optimizer has {tensors}, counted from 0 in the order of the builder"
+    )]
+    UnknownTensor {
+        /// The index.
+        index: usize,
+        /// Tensors of the optimizer.
+        tensors: usize,
+    },
+
+    /// The place for a tensor's averages is not as long as the tensor.
+    #[error(
+        "tensor \"{tensor}\" has {expected} elements, but the place for its averages has {actual}: give a slice of the tensor's length"
+    )]
+    AveragesLength {
+        /// The tensor's name.
+        tensor: String,
+        /// Elements of the tensor.
+        expected: u64,
+        /// Elements of the slice.
+        actual: u64,
     },
 
     /// Groups that share one norm do not keep the same kind of direction memory.

@@ -8,6 +8,7 @@ mod optimizer;
 mod pass;
 mod readback;
 mod reduce_gradient;
+mod swap_averages;
 mod sweep;
 mod tensor;
 mod timestamps;

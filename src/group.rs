@@ -3,6 +3,7 @@
 
 use std::collections::HashSet;
 
+use crate::averaging::Averaging;
 use crate::error::{Error, require};
 use crate::gpu::Span;
 use crate::regime::Regime;
@@ -38,6 +39,7 @@ pub(crate) struct Settings {
     pub(crate) clip_norm: Option<f32>,
     pub(crate) maximize: Option<bool>,
     pub(crate) schedule: Option<Schedule>,
+    pub(crate) averaging: Option<Averaging>,
 }
 
 impl<T> Group<T> {
@@ -102,6 +104,12 @@ impl<T> Group<T> {
     /// A schedule: a factor of this group's learning rate that follows from the step's number.
     pub fn schedule(mut self, schedule: Schedule) -> Self {
         self.settings.schedule = Some(schedule);
+        self
+    }
+
+    /// Keeps an average of this group's parameters; [`Averaging::Off`] switches the builder's off.
+    pub fn averaging(mut self, averaging: Averaging) -> Self {
+        self.settings.averaging = Some(averaging);
         self
     }
 
@@ -229,6 +237,12 @@ impl<T> OptimizerBuilder<T> {
         self
     }
 
+    /// The average of every group that names none; [`Averaging::Off`] without this.
+    pub fn averaging(mut self, averaging: Averaging) -> Self {
+        self.settings.averaging = Some(averaging);
+        self
+    }
+
     /// One norm over every group that names no other: see [`Group::share_norm`].
     pub fn global_norm(mut self) -> Self {
         self.global_norm = true;
@@ -320,6 +334,7 @@ impl<T> OptimizerBuilder<T> {
                 clip_norm: own.clip_norm.or(all.clip_norm).unwrap_or(f32::INFINITY),
                 maximize: own.maximize.or(all.maximize).unwrap_or(false),
                 schedule: own.schedule.or(all.schedule).unwrap_or_default(),
+                averaging: own.averaging.or(all.averaging).unwrap_or_default(),
                 scope,
             };
             config.validate()?;
@@ -370,6 +385,8 @@ pub struct GroupConfig {
     pub maximize: bool,
     /// The factor of its learning rate over the steps.
     pub schedule: Schedule,
+    /// The average of its parameters.
+    pub averaging: Averaging,
     /// The norm it shares with other groups; `None` is a norm of its own.
     pub scope: Option<String>,
 }
@@ -394,6 +411,7 @@ impl GroupConfig {
         )?;
         self.rule.validate()?;
         self.schedule.validate()?;
+        self.averaging.validate()?;
         self.regime.validate()
     }
 }

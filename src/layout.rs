@@ -77,6 +77,12 @@ pub struct GroupConstants {
     pub schedule_first: f32,
     /// The schedule's factor at the end; ln of the factor of a fall.
     pub schedule_last: f32,
+    /// One of [`average_kinds`].
+    pub average: u32,
+    /// Steps taken before the average starts.
+    pub average_start: u32,
+    /// 1 + η of the polynomial average, the share of a new iterate in the exponential one.
+    pub average_gain: f32,
     /// √d of the scope.
     pub sqrt_elements: f32,
     /// Largest μ in the scope: with the next field it bounds the momentum's norm.
@@ -137,6 +143,16 @@ pub mod schedule_kinds {
     pub const STEP: u32 = 3;
     /// Half a cosine up, half a cosine down.
     pub const ONE_CYCLE: u32 = 4;
+}
+
+/// Values of [`GroupConstants::average`].
+pub mod average_kinds {
+    /// No average.
+    pub const OFF: u32 = 0;
+    /// Running (η = 0) and polynomial decay.
+    pub const POLYNOMIAL: u32 = 1;
+    /// Exponential.
+    pub const EXPONENTIAL: u32 = 2;
 }
 
 /// What a group remembers from step to step; all of it lives on the device.
@@ -307,6 +323,8 @@ pub struct Update {
     pub started: u32,
     /// 1 in the first step, before which the parameters were the first ones.
     pub first: u32,
+    /// The share of the new parameters in their average; 0 until the average starts, and above 0 from then on.
+    pub average_weight: f32,
 }
 
 impl Update {
@@ -334,6 +352,7 @@ impl Update {
             direction_exponent: 0,
             started: 0,
             first: 0,
+            average_weight: 0.0,
         }
     }
 }

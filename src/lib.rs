@@ -47,6 +47,7 @@
 #![forbid(unsafe_code)]
 #![deny(missing_docs)]
 
+mod averaging;
 pub mod cpu;
 mod error;
 pub mod gpu;
@@ -59,6 +60,7 @@ mod rule;
 mod schedule;
 mod step_mode;
 
+pub use averaging::Averaging;
 pub use cpu::CpuOptimizer;
 pub use error::Error;
 pub use gpu::{Gpu, GpuOptions, Optimizer};

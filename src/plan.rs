@@ -110,6 +110,8 @@ pub(crate) struct Kernel {
     pub(crate) raw_norm: bool,
     /// `‖w₀‖` is measured until the first step.
     pub(crate) initial_norm: bool,
+    /// An average of the parameters is kept.
+    pub(crate) averages: bool,
 }
 
 impl Kernel {
@@ -169,6 +171,47 @@ pub(crate) struct Window {
     /// Quads of momentum or direction memory.
     pub(crate) state_quads: u32,
     pub(crate) blocks: Vec<Block>,
+}
+
+/// Elements of a tensor that lie side by side in a window's memory of four bytes per parameter.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Stretch {
+    /// The first, as an element of that memory.
+    pub(crate) in_memory: u64,
+    /// The first, as an element of the tensor.
+    pub(crate) in_tensor: u64,
+    pub(crate) elements: u64,
+}
+
+impl Window {
+    /// Where in the window's memory what belongs to a tensor lies; empty where the window has none of it.
+    pub(crate) fn stretches_of(&self, tensor: &TensorInfo) -> Vec<Stretch> {
+        let mut stretches: Vec<Stretch> = Vec::new();
+        for block in &self.blocks {
+            let first = u64::from(block.first_element);
+            let start = first.max(tensor.first_element);
+            let end =
+                (first + u64::from(block.elements)).min(tensor.first_element + tensor.elements);
+            if start >= end {
+                continue;
+            }
+            let next = Stretch {
+                in_memory: u64::from(block.state_quad) * u64::from(QUAD) + (start - first),
+                in_tensor: start - tensor.first_element,
+                elements: end - start,
+            };
+            match stretches.last_mut() {
+                Some(last)
+                    if last.in_memory + last.elements == next.in_memory
+                        && last.in_tensor + last.elements == next.in_tensor =>
+                {
+                    last.elements += next.elements;
+                }
+                _ => stretches.push(next),
+            }
+        }
+        stretches
+    }
 }
 
 /// A tensor's name and where its elements are counted from.
@@ -562,6 +605,7 @@ fn kernel_of(
         coupled_decay,
         raw_norm: needs_raw_norm(members()),
         initial_norm: members().any(|member| member.regime.needs_initial_norm()),
+        averages: config.averaging.is_on(),
     })
 }
 
@@ -623,6 +667,9 @@ fn constants_of(
         schedule_steps: config.schedule.steps(),
         schedule_first: config.schedule.first(),
         schedule_last: config.schedule.last(),
+        average: config.averaging.kind(),
+        average_start: config.averaging.start(),
+        average_gain: config.averaging.gain(),
         sqrt_elements: (scope_elements as f64).sqrt() as f32,
         scope_momentum: members()
             .map(|member| member.rule.momentum())

@@ -26,7 +26,7 @@ pub enum StepMode {
     ///   are: [`Optimizer::roles_are_swapped`](crate::Optimizer::roles_are_swapped). Bind your kernels both ways round, as in any
     ///   ping-pong. [`CpuOptimizer::step_lagged`](crate::CpuOptimizer::step_lagged) exchanges the slices for you.
     ///
-    /// Memory: that of the rule and regime twice.
+    /// Memory: that of the rule and regime twice; that of an [`Averaging`](crate::Averaging) once.
     Lagged,
 }
 

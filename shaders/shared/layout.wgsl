@@ -37,6 +37,9 @@ struct GroupConstants {
     schedule_steps: u32,
     schedule_first: f32,
     schedule_last: f32,
+    average: u32,
+    average_start: u32,
+    average_gain: f32,
     sqrt_elements: f32,
     scope_momentum: f32,
     scope_clip: f32,
@@ -65,6 +68,10 @@ const SCHEDULE_WARMUP_COSINE = 1u;
 const SCHEDULE_INVERSE_SQRT = 2u;
 const SCHEDULE_STEP = 3u;
 const SCHEDULE_ONE_CYCLE = 4u;
+
+const AVERAGE_OFF = 0u;
+const AVERAGE_POLYNOMIAL = 1u;
+const AVERAGE_EXPONENTIAL = 2u;
 
 struct GroupState {
     steps_low: u32,
@@ -142,6 +149,7 @@ struct Update {
     direction_exponent: i32,
     started: u32,
     first: u32,
+    average_weight: f32,
 }
 
 struct RawRecord {

@@ -103,6 +103,8 @@ pub(crate) fn lagged_step(of: &Lagged, slices: LaggedSlices) {
                 momentum: next_momentum,
                 counters: next_counters,
                 vector: &mut [],
+                // It is not known yet whether the step holds.
+                averages: &mut [],
             };
             update_parameters(kernel, of.update, tile_slices);
             slices.grads[tile].copy_from_slice(new);

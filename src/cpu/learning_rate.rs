@@ -4,7 +4,7 @@ use crate::cpu::regimes::{first_rate_is_a_formula, hold_rate, schedule_factor, s
 use crate::cpu::scaled::{Fixed, Scaled};
 use crate::layout::{
     GroupConstants, GroupState, LOSS_ELEMENT, MEAN_STEPS, RawRecord, ScopeSums, Squares, Update,
-    group_flags, record_flags, regime_kinds, schedule_kinds,
+    average_kinds, group_flags, record_flags, regime_kinds, schedule_kinds,
 };
 use crate::regime::{MAX_CHANGE, RATE_MAX, RATE_MIN};
 
@@ -178,6 +178,11 @@ fn take_step(
         direction_exponent: s.direction_exponent,
         started: s.started,
         first,
+        average_weight: if c.average == average_kinds::OFF {
+            0.0
+        } else {
+            average_weight(c, steps_taken(s))
+        },
     }
 }
 
@@ -305,15 +310,30 @@ fn change_rate(
     r.clamp_term = (step_change - wanted) - excess;
 }
 
-/// The schedule's factor, at the step that follows those that were taken.
-fn follow_schedule(c: &GroupConstants, s: &mut GroupState, r: &mut RawRecord) {
+/// Steps that were not skipped, this one not counted; the largest u32 where there are more.
+fn steps_taken(s: &GroupState) -> u32 {
     let (low, borrow) = s.steps_low.overflowing_sub(s.skipped);
-    let taken = if s.steps_high > u32::from(borrow) {
+    if s.steps_high > u32::from(borrow) {
         u32::MAX
     } else {
         low
-    };
-    let factor = schedule_factor(c, taken);
+    }
+}
+
+/// The share of this step's parameters in their average ([`Averaging`](crate::Averaging)): all of it at the first step that counts,
+/// bit for bit, and nothing before. With j = k - 1 steps since, (1 + η)/(k + η) = (1 + η)/(j + (1 + η)).
+fn average_weight(c: &GroupConstants, taken: u32) -> f32 {
+    match taken.checked_sub(c.average_start) {
+        None => 0.0,
+        Some(0) => 1.0,
+        Some(_) if c.average == average_kinds::EXPONENTIAL => c.average_gain,
+        Some(since) => c.average_gain / (since as f32 + c.average_gain),
+    }
+}
+
+/// The schedule's factor, at the step that follows those that were taken.
+fn follow_schedule(c: &GroupConstants, s: &mut GroupState, r: &mut RawRecord) {
+    let factor = schedule_factor(c, steps_taken(s));
     let ln_factor = Scaled::new(factor, 0).ln_ratio(Scaled::ONE);
     if r.flags & record_flags::FIRST == 0 {
         r.schedule_term = ln_factor - s.ln_schedule;

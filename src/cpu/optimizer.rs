@@ -3,6 +3,7 @@
 use pulp::{Arch, NullaryFnOnce};
 use rayon::prelude::*;
 
+use crate::cpu::average::average;
 use crate::cpu::finish_reduction::finish_reduction;
 use crate::cpu::lagged_step::{Lagged, LaggedSlices, lagged_step};
 use crate::cpu::learning_rate::learning_rate;
@@ -50,6 +51,7 @@ pub struct CpuOptimizer {
     updates: Vec<Update>,
     learning_rates: Vec<f32>,
     records: Vec<RawRecord>,
+    averages_are_swapped: bool,
     steps: usize,
     cursor: RecordCursor,
 }
@@ -62,6 +64,8 @@ struct TensorMemory {
     kernel: Option<Kernel>,
     blocks: Vec<Block>,
     memory: Memory,
+    /// Empty where no average is kept.
+    averages: Vec<f32>,
     /// Of [`StepMode::Lagged`]: what the memory becomes unless the step is skipped.
     next_memory: Memory,
     /// Of [`StepMode::Lagged`]: what each block measured.
@@ -152,6 +156,7 @@ impl CpuOptimizer {
                 kernel: None,
                 blocks: Vec::new(),
                 memory: Memory::default(),
+                averages: Vec::new(),
                 next_memory: Memory::default(),
                 partials: Vec::new(),
             })
@@ -164,6 +169,9 @@ impl CpuOptimizer {
             tensor.kernel = Some(window.kernel);
             tensor.blocks = window.blocks.clone();
             tensor.memory = Memory::new(window.kernel, tensor.elements);
+            if window.kernel.averages {
+                tensor.averages = vec![0.0; tensor.elements];
+            }
             if plan.mode == StepMode::Lagged {
                 tensor.next_memory = Memory::new(window.kernel, tensor.elements);
                 tensor.partials = vec![no_totals(); window.blocks.len()];
@@ -185,6 +193,7 @@ impl CpuOptimizer {
             learning_rates: states.iter().map(|state| state.learning_rate).collect(),
             records: vec![RawRecord::default(); record_steps * states.len()],
             states,
+            averages_are_swapped: false,
             steps: 0,
             cursor: RecordCursor::default(),
             plan,
@@ -195,8 +204,8 @@ impl CpuOptimizer {
     ///
     /// # Errors
     /// [`Error::StepTensors`] or [`Error::StepLength`] where the slices are not those that were declared,
-    /// [`Error::StepMode`] for an optimizer of [`StepMode::Lagged`], [`Error::MissingLoss`] where a regime goes by the loss; nothing has
-    /// changed then.
+    /// [`Error::StepMode`] for an optimizer of [`StepMode::Lagged`], [`Error::MissingLoss`] where a regime goes by the loss,
+    /// [`Error::AveragesSwapped`] between two [`swap_averages`](CpuOptimizer::swap_averages); nothing has changed then.
     pub fn step(&mut self, params: &mut [&mut [f32]], grads: &[&[f32]]) -> Result<(), Error> {
         let mut configs = self.plan.configs.iter();
         if self.needs_loss
@@ -222,7 +231,9 @@ impl CpuOptimizer {
         loss: f32,
     ) -> Result<(), Error> {
         self.check_mode(StepMode::TwoPass)?;
-        self.check_slices(params, grads)?;
+        self.check_averages_in_place()?;
+        self.check_slices("parameter", params)?;
+        self.check_slices("gradient", grads)?;
         self.reduce(params, grads);
         self.finish();
         if self.needs_loss {
@@ -251,7 +262,9 @@ impl CpuOptimizer {
         grads: &mut [&'a mut [f32]],
     ) -> Result<(), Error> {
         self.check_mode(StepMode::Lagged)?;
-        self.check_slices(params, grads)?;
+        self.check_averages_in_place()?;
+        self.check_slices("parameter", params)?;
+        self.check_slices("gradient", grads)?;
         self.sweep_lagged(params, grads);
         for (partial, &(tensor, block)) in self.partials.iter_mut().zip(&self.rows) {
             *partial = self.tensors[tensor].partials[block];
@@ -266,6 +279,60 @@ impl CpuOptimizer {
             std::mem::swap(&mut tensor.memory, &mut tensor.next_memory);
         }
         params.swap_with_slice(grads);
+        self.average(params);
+        Ok(())
+    }
+
+    /// Exchanges parameters and averages: `params` are the tensors' slices, as in a step. A second call brings the parameters back; both
+    /// are then what they were, bit for bit. Groups without an [`Averaging`](crate::Averaging), and groups whose average has not
+    /// started yet, keep their parameters throughout.
+    ///
+    /// # Errors
+    /// [`Error::NoAverages`] where no group keeps one, [`Error::StepTensors`] or [`Error::StepLength`] where the slices are not those
+    /// that were declared; nothing has changed then.
+    pub fn swap_averages(&mut self, params: &mut [&mut [f32]]) -> Result<(), Error> {
+        if !self
+            .plan
+            .configs
+            .iter()
+            .any(|config| config.averaging.is_on())
+        {
+            return Err(Error::NoAverages {
+                owner: "the optimizer".to_owned(),
+            });
+        }
+        self.check_slices("parameter", params)?;
+        for (index, params) in params.iter_mut().enumerate() {
+            if self.has_average(index) {
+                params.swap_with_slice(&mut self.tensors[index].averages);
+            }
+        }
+        self.averages_are_swapped = !self.averages_are_swapped;
+        Ok(())
+    }
+
+    /// Whether the averages are in the caller's slices, and the parameters here. No step can be taken then.
+    pub fn averages_are_swapped(&self) -> bool {
+        self.averages_are_swapped
+    }
+
+    /// A tensor's averages; `tensor` is an index into [`tensors`](CpuOptimizer::tensors). `None` where its group keeps none, where the
+    /// average has not started yet, so that the parameters stand in for it, and while the averages are in the caller's slices.
+    pub fn averages(&self, tensor: usize) -> Option<&[f32]> {
+        let here =
+            !self.averages_are_swapped && tensor < self.tensors.len() && self.has_average(tensor);
+        here.then(|| self.tensors[tensor].averages.as_slice())
+    }
+
+    /// Whether a tensor's average has started.
+    fn has_average(&self, tensor: usize) -> bool {
+        self.updates[self.plan.tensors[tensor].group].average_weight > 0.0
+    }
+
+    fn check_averages_in_place(&self) -> Result<(), Error> {
+        if self.averages_are_swapped {
+            return Err(Error::AveragesSwapped { what: "a step" });
+        }
         Ok(())
     }
 
@@ -285,34 +352,23 @@ impl CpuOptimizer {
         }
     }
 
-    fn check_slices(
-        &self,
-        params: &[&mut [f32]],
-        grads: &[impl AsRef<[f32]>],
-    ) -> Result<(), Error> {
-        let expected = self.tensors.len();
-        for (role, actual) in [("parameter", params.len()), ("gradient", grads.len())] {
-            if actual != expected {
-                return Err(Error::StepTensors {
+    fn check_slices(&self, role: &'static str, slices: &[impl AsRef<[f32]>]) -> Result<(), Error> {
+        if slices.len() != self.tensors.len() {
+            return Err(Error::StepTensors {
+                role,
+                expected: self.tensors.len(),
+                actual: slices.len(),
+            });
+        }
+        for (index, (tensor, slice)) in self.tensors.iter().zip(slices).enumerate() {
+            let actual = slice.as_ref().len();
+            if actual != tensor.elements {
+                return Err(Error::StepLength {
+                    tensor: self.plan.tensors[index].name.clone(),
                     role,
-                    expected,
+                    expected: tensor.elements,
                     actual,
                 });
-            }
-        }
-        for (index, tensor) in self.tensors.iter().enumerate() {
-            for (role, actual) in [
-                ("parameter", params[index].len()),
-                ("gradient", grads[index].as_ref().len()),
-            ] {
-                if actual != tensor.elements {
-                    return Err(Error::StepLength {
-                        tensor: self.plan.tensors[index].name.clone(),
-                        role,
-                        expected: tensor.elements,
-                        actual,
-                    });
-                }
             }
         }
         Ok(())
@@ -394,6 +450,7 @@ impl CpuOptimizer {
                             momentum: &mut tensor.memory.momentum,
                             counters: &mut tensor.memory.counters,
                             vector: &mut tensor.memory.vector,
+                            averages: &mut tensor.averages,
                         },
                     );
                 }
@@ -455,6 +512,34 @@ impl CpuOptimizer {
                 .zip(params)
                 .zip(grads)
                 .for_each(sweep_tensor);
+        }
+    }
+
+    /// Takes the parameters of a lagged step that holds into their averages.
+    fn average(&mut self, params: &[&mut [f32]]) {
+        let (arch, updates, parallel) = (self.arch, &self.updates, self.parallel);
+        let tensors = self.tensors.iter_mut().zip(params);
+        for ((tensor, params), info) in tensors.zip(&self.plan.tensors) {
+            let weight = updates[info.group].average_weight;
+            let average = |(averages, params): (&mut [f32], &[f32])| {
+                arch.dispatch(Average {
+                    weight,
+                    averages,
+                    params,
+                });
+            };
+            let block = BLOCK_ELEMENTS as usize;
+            // None of a tensor without averages.
+            let averages = tensor.averages.as_mut_slice();
+            if parallel {
+                averages
+                    .par_chunks_mut(block)
+                    .zip(params.par_chunks(block))
+                    .for_each(average);
+            } else {
+                let chunks = averages.chunks_mut(block);
+                chunks.zip(params.chunks(block)).for_each(average);
+            }
         }
     }
 
@@ -540,6 +625,22 @@ impl NullaryFnOnce for UpdateStretch<'_> {
     }
 }
 
+/// A stretch of the averages.
+struct Average<'a> {
+    weight: f32,
+    averages: &'a mut [f32],
+    params: &'a [f32],
+}
+
+impl NullaryFnOnce for Average<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn call(self) {
+        average(self.weight, self.averages, self.params);
+    }
+}
+
 /// Halves a tensor, at a multiple of the block, until a half is not worth handing to another thread.
 fn update_in_halves(arch: Arch, kernel: Kernel, update: &Update, slices: BlockSlicesMut) {
     let block = BLOCK_ELEMENTS as usize;
@@ -562,6 +663,9 @@ fn update_in_halves(arch: Arch, kernel: Kernel, update: &Update, slices: BlockSl
         .counters
         .split_at_mut(middle.min(slices.counters.len()));
     let (vector, vector_after) = slices.vector.split_at_mut(middle.min(slices.vector.len()));
+    let (averages, averages_after) = slices
+        .averages
+        .split_at_mut(middle.min(slices.averages.len()));
     rayon::join(
         || {
             update_in_halves(
@@ -574,6 +678,7 @@ fn update_in_halves(arch: Arch, kernel: Kernel, update: &Update, slices: BlockSl
                     momentum,
                     counters,
                     vector,
+                    averages,
                 },
             )
         },
@@ -588,6 +693,7 @@ fn update_in_halves(arch: Arch, kernel: Kernel, update: &Update, slices: BlockSl
                     momentum: momentum_after,
                     counters: counters_after,
                     vector: vector_after,
+                    averages: averages_after,
                 },
             )
         },

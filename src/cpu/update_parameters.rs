@@ -1,5 +1,6 @@
 //! Pass 4: twin of `shaders/update_parameters.wgsl`.
 
+use crate::cpu::average::average;
 use crate::cpu::reduce_gradient::{counter_of, pack_counter};
 use crate::layout::Update;
 use crate::plan::{Kernel, RuleKind};
@@ -22,6 +23,8 @@ pub(crate) struct BlockSlicesMut<'a> {
     pub(crate) counters: &'a mut [u8],
     /// Empty where the regime needs none.
     pub(crate) vector: &'a mut [f32],
+    /// Empty where no average is kept, or not here.
+    pub(crate) averages: &'a mut [f32],
 }
 
 /// The gradient that the rule sees: sign · clip · g + λ w.
@@ -60,6 +63,7 @@ pub(crate) fn update_parameters(kernel: Kernel, update: &Update, slices: BlockSl
         momentum,
         counters,
         vector,
+        averages,
     } = slices;
     let mut start = 0;
     while start < params.len() {
@@ -103,6 +107,9 @@ pub(crate) fn update_parameters(kernel: Kernel, update: &Update, slices: BlockSl
             &grads[tile.clone()],
             momentum,
         );
+        if let Some(averages) = averages.get_mut(tile.clone()) {
+            average(update.average_weight, averages, &params[tile.clone()]);
+        }
         start = tile.end;
     }
 }

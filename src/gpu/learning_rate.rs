@@ -1,7 +1,7 @@
 //! Pass 3 on the host: `shaders/learning_rate.wgsl`.
 
 use crate::gpu::pass::{Binding, PassSource, Pipeline, flag, shared};
-use crate::layout::{GroupConstants, regime_kinds, schedule_kinds};
+use crate::layout::{GroupConstants, average_kinds, regime_kinds, schedule_kinds};
 
 pub(crate) const STEM: &str = "learning_rate";
 
@@ -14,6 +14,7 @@ pub(crate) fn pipeline(device: &wgpu::Device, groups: &[GroupConstants]) -> Pipe
     let schedules = groups
         .iter()
         .any(|c| c.schedule != schedule_kinds::CONSTANT);
+    let averages = groups.iter().any(|c| c.average != average_kinds::OFF);
     Pipeline::new(
         device,
         &PassSource {
@@ -28,6 +29,7 @@ pub(crate) fn pipeline(device: &wgpu::Device, groups: &[GroupConstants]) -> Pipe
                 ("WORKGROUP", f64::from(WORKGROUP)),
                 flag("FORMULAS", formulas),
                 flag("SCHEDULES", schedules),
+                flag("AVERAGES", averages),
             ],
             groups: &[&[
                 Binding::Read,

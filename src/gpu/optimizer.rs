@@ -1,7 +1,7 @@
 //! The optimizer on the device: everything is allocated by `build`, a step only records dispatches.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use bytemuck::Pod;
 
@@ -11,15 +11,19 @@ use crate::gpu::pass::Pipeline;
 use crate::gpu::readback::Readback;
 use crate::gpu::tensor::{Span, Tensor};
 use crate::gpu::{
-    finish_reduction, lagged_step, learning_rate, reduce_gradient, undo_step, update_parameters,
+    finish_reduction, lagged_step, learning_rate, reduce_gradient, swap_averages, undo_step,
+    update_parameters,
 };
 use crate::group::{GroupConfig, OptimizerBuilder, ResolvedGroup};
 use crate::layout::{Block, GroupState, PARTIAL_WORDS, RawRecord, ScopeSums, Update};
-use crate::plan::{Access, Geometry, Kernel, Place, Plan, QUAD, Region, TensorInfo, Window};
+use crate::plan::{
+    Access, Geometry, Kernel, Place, Plan, QUAD, Region, Stretch, TensorInfo, Window,
+};
 use crate::record::{RecordCursor, Records};
 use crate::step_mode::StepMode;
 
-/// One of the four passes, or of the two that take the place of the first and the last in [`StepMode::Lagged`].
+/// One of the four passes, or of the two that take the place of the first and the last in [`StepMode::Lagged`], or the one that is no
+/// part of a step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum PassName {
     /// Pass 1.
@@ -34,6 +38,8 @@ pub enum PassName {
     LaggedStep,
     /// Takes a lagged step back where its gradient was not finite.
     UndoStep,
+    /// Exchanges parameters and averages ([`Optimizer::encode_swap_averages`]).
+    SwapAverages,
 }
 
 impl PassName {
@@ -46,6 +52,7 @@ impl PassName {
             PassName::UpdateParameters => update_parameters::STEM,
             PassName::LaggedStep => lagged_step::STEM,
             PassName::UndoStep => undo_step::STEM,
+            PassName::SwapAverages => swap_averages::STEM,
         }
     }
 }
@@ -86,6 +93,9 @@ pub struct Optimizer {
     /// The dispatches of a step; of two that alternate where parameters and gradients change places.
     steps: Vec<Vec<Dispatch>>,
     recorded: AtomicU64,
+    /// Of the windows that keep averages.
+    averages: Vec<WindowAverages>,
+    averages_are_swapped: AtomicBool,
     learning_rates: wgpu::Buffer,
     states: wgpu::Buffer,
     sums: wgpu::Buffer,
@@ -94,6 +104,18 @@ pub struct Optimizer {
     cursor: RecordCursor,
     /// Records that were fetched by a drain that then failed.
     undelivered: Records,
+}
+
+/// The averages of one window's parameters.
+#[derive(Debug)]
+struct WindowAverages {
+    /// The window's index in the plan.
+    window: usize,
+    buffer: wgpu::Buffer,
+    /// Exchanges them with the parameters; two that alternate, as [`Optimizer::steps`].
+    exchange: Vec<Dispatch>,
+    /// Fills them with the parameters where no average has started.
+    settle: Vec<Dispatch>,
 }
 
 impl OptimizerBuilder<Tensor> {
@@ -106,8 +128,8 @@ impl OptimizerBuilder<Tensor> {
     /// Checks everything, allocates everything, compiles the kernels.
     ///
     /// Memory on the device beside the caller's buffers: 4 bytes per parameter for momentum rules, 1 byte per parameter for the
-    /// direction memory of Seesaw and Hypergradient on rules without momentum, 4 for the last gradient of the secant regimes or the first parameters of DoG and DoWG, otherwise nothing in proportion to the
-    /// parameters.
+    /// direction memory of Seesaw and Hypergradient on rules without momentum, 4 for the last gradient of the secant regimes or the first parameters of DoG and DoWG, 4 for an
+    /// [`Averaging`](crate::Averaging), otherwise nothing in proportion to the parameters.
     ///
     /// Parameters and gradients may lie in one buffer. That is fine on every native backend; browsers refuse it where the two
     /// interleave.
@@ -266,9 +288,26 @@ impl Optimizer {
             updates: &updates,
             partials: &partials,
         };
+        let mut averages: Vec<WindowAverages> = plan
+            .windows
+            .iter()
+            .enumerate()
+            .filter(|(_, window)| window.kernel.averages)
+            .map(|(index, window)| WindowAverages::new(gpu, index, window))
+            .collect();
+        let averaged = &mut averages;
         let sweeps = match plan.mode {
-            StepMode::TwoPass => vec![two_pass_sweeps(gpu, &plan, buffers, tables, &mut passes)],
-            StepMode::Lagged => lagged_sweeps(gpu, &plan, buffers, tables, &mut passes).into(),
+            StepMode::TwoPass => vec![two_pass_sweeps(
+                gpu,
+                &plan,
+                buffers,
+                tables,
+                averaged,
+                &mut passes,
+            )],
+            StepMode::Lagged => {
+                lagged_sweeps(gpu, &plan, buffers, tables, averaged, &mut passes).into()
+            }
         };
 
         let kernels: Vec<Kernel> = plan.windows.iter().map(|window| window.kernel).collect();
@@ -340,6 +379,8 @@ impl Optimizer {
             plan,
             steps,
             recorded: AtomicU64::new(0),
+            averages,
+            averages_are_swapped: AtomicBool::new(false),
             learning_rates,
             states,
             sums,
@@ -353,7 +394,8 @@ impl Optimizer {
     /// Records one step into the caller's encoder, in a compute pass of its own. The gradients must be complete by then.
     ///
     /// # Errors
-    /// [`Error::DeviceLost`], and only that: wgpu would do nothing, in silence.
+    /// [`Error::DeviceLost`], since wgpu would do nothing, in silence; [`Error::AveragesSwapped`] between two
+    /// [`encode_swap_averages`](Optimizer::encode_swap_averages).
     pub fn encode_step(&self, encoder: &mut wgpu::CommandEncoder) -> Result<(), Error> {
         let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor {
             label: Some("wgpu-optim step"),
@@ -368,6 +410,7 @@ impl Optimizer {
     /// As [`Optimizer::encode_step`].
     pub fn encode_step_in(&self, pass: &mut wgpu::ComputePass) -> Result<(), Error> {
         self.gpu.check_alive()?;
+        self.check_averages_in_place("a step")?;
         for dispatch in self.dispatches() {
             dispatch.encode(pass);
         }
@@ -376,10 +419,15 @@ impl Optimizer {
     }
 
     /// The dispatches of the next step, in order: for profilers, and for callers with an encoder of their own, who then call
-    /// [`Optimizer::count_step`].
+    /// [`Optimizer::count_step`], and record no step while [`averages_are_swapped`](Optimizer::averages_are_swapped).
     pub fn dispatches(&self) -> &[Dispatch] {
+        &self.steps[self.parity()]
+    }
+
+    /// Which of the alternating steps is the next.
+    fn parity(&self) -> usize {
         let recorded = self.recorded.load(Ordering::Relaxed);
-        &self.steps[(recorded % self.steps.len() as u64) as usize]
+        (recorded % self.steps.len() as u64) as usize
     }
 
     /// Tells that the caller has recorded the [`dispatches`](Optimizer::dispatches) of a step. Only [`StepMode::Lagged`] needs to know.
@@ -392,6 +440,143 @@ impl Optimizer {
     /// them all, in the order in which they were recorded.
     pub fn roles_are_swapped(&self) -> bool {
         self.plan.mode == StepMode::Lagged && self.recorded.load(Ordering::Relaxed) % 2 == 1
+    }
+
+    /// Records the exchange of parameters and averages in the caller's buffers, in a compute pass of its own: what comes after it
+    /// finds the averages where the parameters were, and evaluates them. A second call brings the parameters back; both are then
+    /// what they were, bit for bit. Groups without an [`Averaging`](crate::Averaging), and groups whose average has not started yet,
+    /// keep their parameters throughout.
+    ///
+    /// Everything that is recorded counts, as for [`roles_are_swapped`](Optimizer::roles_are_swapped): submit it all, in the order in
+    /// which it was recorded.
+    ///
+    /// # Errors
+    /// [`Error::NoAverages`] where no group keeps one, [`Error::DeviceLost`].
+    pub fn encode_swap_averages(&self, encoder: &mut wgpu::CommandEncoder) -> Result<(), Error> {
+        self.gpu.check_alive()?;
+        if !self
+            .plan
+            .configs
+            .iter()
+            .any(|config| config.averaging.is_on())
+        {
+            return Err(Error::NoAverages {
+                owner: "the optimizer".to_owned(),
+            });
+        }
+        let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor {
+            label: Some("wgpu-optim averages"),
+            timestamp_writes: None,
+        });
+        for averages in &self.averages {
+            averages.exchange[self.parity()].encode(&mut pass);
+        }
+        self.averages_are_swapped.fetch_xor(true, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Whether, after all that was recorded so far, the averages lie where the parameters belong, and the other way round. No step can
+    /// be recorded then.
+    pub fn averages_are_swapped(&self) -> bool {
+        self.averages_are_swapped.load(Ordering::Relaxed)
+    }
+
+    /// Records a copy of a tensor's averages, in the tensor's own order, into a slice of its length that the caller owns. Where the
+    /// average has not started yet, it is a copy of the parameters. `tensor` is an index into [`tensors`](Optimizer::tensors).
+    ///
+    /// # Errors
+    /// [`Error::UnknownTensor`]; [`Error::NoAverages`] where the tensor's group keeps none; [`Error::AveragesSwapped`] while the
+    /// averages are in the caller's own buffers; [`Error::AveragesLength`], [`Error::Misaligned`] or [`Error::MissingUsage`]
+    /// (`COPY_DST`) for the slice; [`Error::DeviceLost`].
+    pub fn encode_copy_averages(
+        &self,
+        encoder: &mut wgpu::CommandEncoder,
+        tensor: usize,
+        destination: wgpu::BufferSlice,
+    ) -> Result<(), Error> {
+        self.gpu.check_alive()?;
+        let tensor = self.averaged_tensor(tensor)?;
+        self.check_averages_in_place("a copy of the averages")?;
+        let destination = Span::from(destination);
+        destination.check_destination(&tensor.name, tensor.elements)?;
+        let parts: Vec<(&WindowAverages, Vec<Stretch>)> = self
+            .averages
+            .iter()
+            .map(|averages| {
+                let window = &self.plan.windows[averages.window];
+                (averages, window.stretches_of(tensor))
+            })
+            .filter(|(_, stretches)| !stretches.is_empty())
+            .collect();
+        {
+            let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor {
+                label: Some("wgpu-optim averages"),
+                timestamp_writes: None,
+            });
+            for (averages, _) in &parts {
+                averages.settle[self.parity()].encode(&mut pass);
+            }
+        }
+        let element = u64::from(f32_bytes());
+        for (averages, stretches) in &parts {
+            for stretch in stretches {
+                encoder.copy_buffer_to_buffer(
+                    &averages.buffer,
+                    stretch.in_memory * element,
+                    &destination.buffer,
+                    (destination.start() + stretch.in_tensor) * element,
+                    stretch.elements * element,
+                );
+            }
+        }
+        Ok(())
+    }
+
+    /// A tensor's averages, for tests and for the curious: see [`encode_copy_averages`](Optimizer::encode_copy_averages). Waits for
+    /// the device.
+    ///
+    /// # Errors
+    /// As [`encode_copy_averages`](Optimizer::encode_copy_averages); [`Error::Device`] or [`Error::Readback`].
+    pub async fn read_averages(&self, tensor: usize) -> Result<Vec<f32>, Error> {
+        let elements = self.averaged_tensor(tensor)?.elements;
+        let bytes = elements * u64::from(f32_bytes());
+        let buffer = self.gpu.scoped("a copy of the averages", || {
+            Ok::<_, Error>(zeroed::<f32>(&self.gpu, "a copy of the averages", elements))
+        })?;
+        let mut encoder = self
+            .gpu
+            .device()
+            .create_command_encoder(&Default::default());
+        self.encode_copy_averages(&mut encoder, tensor, buffer.slice(..bytes))?;
+        self.gpu.queue().submit([encoder.finish()]);
+        let mut averages = self.gpu.read_buffer("averages", &buffer).await?;
+        // The buffer is padded to 16 bytes.
+        averages.truncate(elements as usize);
+        Ok(averages)
+    }
+
+    /// The tensor, where it has averages.
+    fn averaged_tensor(&self, index: usize) -> Result<&TensorInfo, Error> {
+        let tensors = &self.plan.tensors;
+        let tensor = tensors.get(index).ok_or(Error::UnknownTensor {
+            index,
+            tensors: tensors.len(),
+        })?;
+        if self.plan.configs[tensor.group].averaging.is_on() {
+            Ok(tensor)
+        } else {
+            Err(Error::NoAverages {
+                owner: format!("tensor \"{}\"", tensor.name),
+            })
+        }
+    }
+
+    fn check_averages_in_place(&self, what: &'static str) -> Result<(), Error> {
+        if self.averages_are_swapped() {
+            Err(Error::AveragesSwapped { what })
+        } else {
+            Ok(())
+        }
     }
 
     /// The learning rates on the device: one f32 per group, in the order of declaration, then padding to 16 bytes; usable as a
@@ -498,12 +683,14 @@ fn two_pass_sweeps(
     plan: &Plan,
     buffers: &[wgpu::Buffer],
     tables: Tables,
+    averages: &mut [WindowAverages],
     passes: &mut Passes,
 ) -> Sweeps {
     let mut sweeps = Sweeps {
         before: Vec::with_capacity(plan.windows.len()),
         after: Vec::with_capacity(plan.windows.len()),
     };
+    let mut averages = averages.iter_mut();
     for window in &plan.windows {
         let quads = u64::from(window.state_quads);
         let words_if = |set: bool, words: u32| if set { quads * u64::from(words) } else { 0 };
@@ -528,11 +715,11 @@ fn two_pass_sweeps(
         ];
         sweeps
             .before
-            .push(passes.dispatch(Sweep::Reduce, window, &measured, &own));
-        let updates = [whole(tables.updates)];
+            .push(passes.dispatch(Sweep::Reduce, window, &[&measured, &own]));
+        let averages = averages_of(window, &mut averages);
         sweeps
             .after
-            .push(passes.dispatch(Sweep::Update, window, &updates, &own));
+            .push(passes.update(Sweep::Update, window, tables, &own, averages));
     }
     sweeps
 }
@@ -543,13 +730,16 @@ fn lagged_sweeps(
     plan: &Plan,
     buffers: &[wgpu::Buffer],
     tables: Tables,
+    averages: &mut [WindowAverages],
     passes: &mut Passes,
 ) -> [Sweeps; 2] {
     let mut steps = [(); 2].map(|()| Sweeps {
         before: Vec::with_capacity(plan.windows.len()),
         after: Vec::with_capacity(plan.windows.len()),
     });
+    let mut averages = averages.iter_mut();
     for window in &plan.windows {
+        let mut averages = averages_of(window, &mut averages);
         let memories = [memory(gpu, window), memory(gpu, window)];
         for (parity, sweeps) in steps.iter_mut().enumerate() {
             let mut blocks = window.blocks.clone();
@@ -571,10 +761,11 @@ fn lagged_sweeps(
             let both = [whole(tables.updates), whole(tables.partials)];
             sweeps
                 .before
-                .push(passes.dispatch(Sweep::Lagged, window, &both, &own));
+                .push(passes.dispatch(Sweep::Lagged, window, &[&both, &own]));
+            let averages = averages.as_deref_mut();
             sweeps
                 .after
-                .push(passes.dispatch(Sweep::Undo, window, &both[..1], &own));
+                .push(passes.update(Sweep::Undo, window, tables, &own, averages));
         }
     }
     steps
@@ -591,6 +782,26 @@ fn memory(gpu: &Gpu, window: &Window) -> wgpu::Buffer {
     zeroed::<u32>(gpu, label, words)
 }
 
+impl WindowAverages {
+    fn new(gpu: &Gpu, index: usize, window: &Window) -> Self {
+        let words = u64::from(window.state_quads) * u64::from(QUAD);
+        WindowAverages {
+            window: index,
+            buffer: zeroed::<u32>(gpu, "averages", words),
+            exchange: Vec::new(),
+            settle: Vec::new(),
+        }
+    }
+}
+
+/// The next of the averages, which come in the order of their windows, if this window has any.
+fn averages_of<'a>(
+    window: &Window,
+    averages: &mut impl Iterator<Item = &'a mut WindowAverages>,
+) -> Option<&'a mut WindowAverages> {
+    window.kernel.averages.then(|| averages.next()).flatten()
+}
+
 /// A pass over a window's elements.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 enum Sweep {
@@ -598,6 +809,10 @@ enum Sweep {
     Update,
     Lagged,
     Undo,
+    /// Exchanges parameters and averages.
+    Exchange,
+    /// Fills averages that have not started.
+    Settle,
 }
 
 impl Sweep {
@@ -607,6 +822,7 @@ impl Sweep {
             Sweep::Update => PassName::UpdateParameters,
             Sweep::Lagged => PassName::LaggedStep,
             Sweep::Undo => PassName::UndoStep,
+            Sweep::Exchange | Sweep::Settle => PassName::SwapAverages,
         }
     }
 }
@@ -615,7 +831,7 @@ impl Sweep {
 struct Passes<'a> {
     gpu: &'a Gpu,
     partials: u32,
-    compiled: HashMap<(Sweep, Kernel, Access, bool), Pipeline>,
+    compiled: HashMap<(Sweep, Option<Kernel>, Access, bool), Pipeline>,
 }
 
 impl<'a> Passes<'a> {
@@ -627,22 +843,48 @@ impl<'a> Passes<'a> {
         }
     }
 
-    /// A sweep over a window, with the buffers of its two bind groups.
+    /// The sweep that ends a step, with the window's averages where it has some. What exchanges them is recorded along the way.
+    fn update(
+        &mut self,
+        sweep: Sweep,
+        window: &Window,
+        tables: Tables,
+        own: &[wgpu::BufferBinding; 5],
+        averages: Option<&mut WindowAverages>,
+    ) -> Dispatch {
+        let updates = [whole(tables.updates)];
+        let Some(averages) = averages else {
+            return self.dispatch(sweep, window, &[&updates, own]);
+        };
+        let memory = [whole(&averages.buffer)];
+        // Blocks and parameters, where the step finds them.
+        let parameters = [own[0].clone(), own[1].clone()];
+        let groups: [&[_]; 3] = [&updates, &parameters, &memory];
+        averages
+            .exchange
+            .push(self.dispatch(Sweep::Exchange, window, &groups));
+        averages
+            .settle
+            .push(self.dispatch(Sweep::Settle, window, &groups));
+        self.dispatch(sweep, window, &[&updates, own, &memory])
+    }
+
+    /// A sweep over a window, with the buffers of its bind groups.
     fn dispatch(
         &mut self,
         sweep: Sweep,
         window: &Window,
-        tables: &[wgpu::BufferBinding],
-        own: &[wgpu::BufferBinding; 5],
+        groups: &[&[wgpu::BufferBinding]],
     ) -> Dispatch {
         let device = self.gpu.device();
         let pipeline = self.compiled(sweep, window);
         Dispatch {
             pass: sweep.pass(),
-            bind_groups: vec![
-                pipeline.bind(device, 0, tables),
-                pipeline.bind(device, 1, own),
-            ],
+            bind_groups: groups
+                .iter()
+                .enumerate()
+                .map(|(index, buffers)| pipeline.bind(device, index, buffers))
+                .collect(),
             pipeline: pipeline.pipeline.clone(),
             workgroups: window.blocks.len() as u32,
         }
@@ -650,12 +892,22 @@ impl<'a> Passes<'a> {
 
     fn compiled(&mut self, sweep: Sweep, window: &Window) -> &Pipeline {
         let (kernel, access) = (window.kernel, window.access);
-        // Pass 1 writes neither parameters nor gradients, and does not care whether they share a buffer.
-        let one_buffer = sweep != Sweep::Reduce && window.params.buffer == window.grads.buffer;
+        // Pass 1 writes neither parameters nor gradients, and does not care whether they share a buffer; an exchange has no gradients.
+        let one_buffer = matches!(sweep, Sweep::Update | Sweep::Lagged | Sweep::Undo)
+            && window.params.buffer == window.grads.buffer;
+        // What it is compiled for, so that nothing is compiled twice.
+        let matters = match sweep {
+            Sweep::Update | Sweep::Undo => Some(kernel),
+            Sweep::Reduce | Sweep::Lagged => Some(Kernel {
+                averages: false,
+                ..kernel
+            }),
+            Sweep::Exchange | Sweep::Settle => None,
+        };
         let (device, tuning) = (self.gpu.device(), self.gpu.tuning());
         let partials = self.partials;
         self.compiled
-            .entry((sweep, kernel, access, one_buffer))
+            .entry((sweep, matters, access, one_buffer))
             .or_insert_with(|| match sweep {
                 Sweep::Reduce => {
                     reduce_gradient::pipeline(device, &tuning, kernel, access, partials)
@@ -667,6 +919,9 @@ impl<'a> Passes<'a> {
                     lagged_step::pipeline(device, &tuning, kernel, access, one_buffer, partials)
                 }
                 Sweep::Undo => undo_step::pipeline(device, &tuning, kernel, access, one_buffer),
+                Sweep::Exchange | Sweep::Settle => {
+                    swap_averages::pipeline(device, &tuning, access, sweep == Sweep::Exchange)
+                }
             })
     }
 }

@@ -26,6 +26,8 @@ pub(crate) mod shared {
         include_str!("../../shaders/shared/keep_parameters.wgsl");
     pub(crate) const KEEP_COUNTERS: &str = include_str!("../../shaders/shared/keep_counters.wgsl");
     pub(crate) const KEEP_GRADIENT: &str = include_str!("../../shaders/shared/keep_gradient.wgsl");
+    pub(crate) const AVERAGE: &str = include_str!("../../shaders/shared/average.wgsl");
+    pub(crate) const NO_AVERAGE: &str = include_str!("../../shaders/shared/no_average.wgsl");
     pub(crate) const TREE: &str = include_str!("../../shaders/shared/tree.wgsl");
     pub(crate) const COUNTERS: &str = include_str!("../../shaders/shared/counters.wgsl");
     pub(crate) const LOAD_QUADS: &str = include_str!("../../shaders/shared/load_quads.wgsl");

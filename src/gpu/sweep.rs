@@ -20,6 +20,15 @@ pub(crate) fn store(access: Access) -> &'static str {
     }
 }
 
+/// The file that averages new parameters, and the bind group for the averages, if there is one.
+pub(crate) fn average(kernel: Kernel) -> (&'static str, Option<&'static [Binding]>) {
+    if kernel.averages {
+        (shared::AVERAGE, Some(&[Binding::Write]))
+    } else {
+        (shared::NO_AVERAGE, None)
+    }
+}
+
 /// The shader's source and the access to its buffer `name`, which it only reads. Where parameters and gradients lie in `one_buffer`,
 /// one of them is written, and wgpu wants both bindings to have the same access.
 pub(crate) fn read_beside_written(source: &str, name: &str, one_buffer: bool) -> (String, Binding) {

@@ -51,6 +51,39 @@ impl Span {
     }
 
     pub(crate) fn check(&self, tensor: &str, role: &'static str) -> Result<(), Error> {
+        self.check_usage(
+            tensor,
+            role,
+            wgpu::BufferUsages::STORAGE,
+            "BufferUsages::STORAGE",
+        )
+    }
+
+    /// Checks a place that a tensor's averages are to be copied to.
+    pub(crate) fn check_destination(&self, tensor: &str, elements: u64) -> Result<(), Error> {
+        self.check_usage(
+            tensor,
+            "average",
+            wgpu::BufferUsages::COPY_DST,
+            "BufferUsages::COPY_DST",
+        )?;
+        if self.elements() != elements {
+            return Err(Error::AveragesLength {
+                tensor: tensor.to_owned(),
+                expected: elements,
+                actual: self.elements(),
+            });
+        }
+        Ok(())
+    }
+
+    fn check_usage(
+        &self,
+        tensor: &str,
+        role: &'static str,
+        usage: wgpu::BufferUsages,
+        missing: &'static str,
+    ) -> Result<(), Error> {
         if !self.offset_bytes.is_multiple_of(F32_BYTES)
             || !self.size_bytes.is_multiple_of(F32_BYTES)
         {
@@ -61,11 +94,11 @@ impl Span {
                 size_bytes: self.size_bytes,
             });
         }
-        if !self.buffer.usage().contains(wgpu::BufferUsages::STORAGE) {
+        if !self.buffer.usage().contains(usage) {
             return Err(Error::MissingUsage {
                 tensor: tensor.to_owned(),
                 role,
-                missing: "BufferUsages::STORAGE",
+                missing,
             });
         }
         Ok(())

@@ -1,8 +1,8 @@
 //! Taking back a lagged step on the host: `shaders/undo_step.wgsl`.
 
 use crate::gpu::lagged_step::{store_over_gradients, with_bindings};
-use crate::gpu::pass::{Binding, PassSource, Pipeline, shared};
-use crate::gpu::sweep::load;
+use crate::gpu::pass::{Binding, PassSource, Pipeline, flag, shared};
+use crate::gpu::sweep::{average, load};
 use crate::gpu::tuning::Tuning;
 use crate::plan::{Access, Kernel};
 
@@ -19,16 +19,20 @@ pub(crate) fn pipeline(
     let store = store_over_gradients(access);
     let (source, bindings) =
         with_bindings(include_str!("../../shaders/undo_step.wgsl"), one_buffer);
+    let (average, averages) = average(kernel);
+    let mut groups: Vec<&[Binding]> = vec![&[Binding::Read], &bindings];
+    groups.extend(averages);
     Pipeline::new(
         device,
         &PassSource {
             stem: STEM,
-            files: &[shared::LAYOUT, load(access), &store, &source],
+            files: &[shared::LAYOUT, average, load(access), &store, &source],
             constants: &[
                 ("WORKGROUP", f64::from(tuning.workgroup_size)),
                 ("MEMORY_WORDS", f64::from(kernel.memory_words())),
+                flag("AVERAGES", kernel.averages),
             ],
-            groups: &[&[Binding::Read], &bindings],
+            groups: &groups,
         },
     )
 }

@@ -1,7 +1,7 @@
 //! Pass 4 on the host: `shaders/update_parameters.wgsl`.
 
 use crate::gpu::pass::{Binding, PassSource, Pipeline, flag, shared};
-use crate::gpu::sweep::{load, read_beside_written, store};
+use crate::gpu::sweep::{average, load, read_beside_written, store};
 use crate::gpu::tuning::Tuning;
 use crate::plan::{Access, Alignment, Kernel};
 
@@ -22,6 +22,16 @@ pub(crate) fn pipeline(
         Alignment::FirstParameters => shared::KEEP_PARAMETERS,
         Alignment::None | Alignment::Momentum | Alignment::Counters => shared::KEEP_COUNTERS,
     };
+    let (average, averages) = average(kernel);
+    let own = [
+        Binding::Read,
+        Binding::Write,
+        gradients,
+        Binding::Write,
+        Binding::Write,
+    ];
+    let mut groups: Vec<&[Binding]> = vec![&[Binding::Read], &own];
+    groups.extend(averages);
     Pipeline::new(
         device,
         &PassSource {
@@ -31,6 +41,7 @@ pub(crate) fn pipeline(
                 shared::COUNTERS,
                 shared::RULE,
                 keep,
+                average,
                 load(access),
                 store(access),
                 &source,
@@ -41,16 +52,7 @@ pub(crate) fn pipeline(
                 flag("COUPLED_DECAY", kernel.coupled_decay),
                 flag("COUNTERS", kernel.has_counters()),
             ],
-            groups: &[
-                &[Binding::Read],
-                &[
-                    Binding::Read,
-                    Binding::Write,
-                    gradients,
-                    Binding::Write,
-                    Binding::Write,
-                ],
-            ],
+            groups: &groups,
         },
     )
 }

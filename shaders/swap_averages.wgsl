@@ -1,0 +1,32 @@
+// Exchanges parameters and averages. Where no average has started yet the parameters stand in for it: they become the average and stay
+// where they are. Without EXCHANGE that is all that happens.
+//
+// Reads:  updates (their weight tells whether the average has started); parameters; averages.
+// Writes: averages; parameters.
+// Grid:   one workgroup of WORKGROUP invocations per block; invocation i takes quads i, i + WORKGROUP, … of the block.
+
+override WORKGROUP: u32;
+override EXCHANGE: bool;
+
+@group(0) @binding(0) var<storage, read> updates: array<Update>;
+@group(1) @binding(0) var<storage, read> blocks: array<Block>;
+@group(1) @binding(1) var<storage, read_write> parameters: array<Lane>;
+// Not bound: nothing here loads gradients, though the files that load parameters can.
+@group(1) @binding(2) var<storage, read> gradients: array<Lane>;
+
+@compute @workgroup_size(WORKGROUP)
+fn swap_averages(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+    let block = blocks[workgroup.x];
+    let started = updates[block.group].average_weight > 0.0;
+    if started && !EXCHANGE {
+        return;
+    }
+    for (var quad = lane; 4u * quad < block.elements; quad += WORKGROUP) {
+        let at = block.state_quad + quad;
+        let w = load_parameters(block, quad);
+        if started {
+            store_parameters(block, quad, averages[at]);
+        }
+        averages[at] = w;
+    }
+}

@@ -1,0 +1,129 @@
+//! Averages of the iterates: kept by pass 4 while it has the new parameters at hand, swapped in for evaluation.
+
+use crate::error::{Error, require};
+use crate::layout::average_kinds;
+
+/// An average of a group's parameters over its steps, beside the parameters themselves, which train on as if there were none.
+///
+/// The iterate `w_t` is what the parameters are after a step; `t` counts the steps that were not skipped, from 0, as for
+/// [`Schedule`](crate::Schedule). The average starts at `t = start`, with that step's iterate, bit for bit: nothing of the
+/// parameters before it enters, and no bias is left to correct. Until then there is no average: the parameters stand in for it.
+/// From then on each step does
+///
+/// ```text
+/// w̄ ← w̄ + a_k (w_t - w̄),    k = t - start + 1,  a_1 = 1
+/// ```
+///
+/// with a weight `a_k` that is computed on the device from the exact number of steps. A skipped step leaves the average as it is, bit
+/// for bit. The sum is rounded to f32 once a step: where `a_k (w_t - w̄)` is below half of the last place of `w̄`, the average rests.
+///
+/// Memory: 4 bytes per parameter. Traffic: 8 bytes per parameter and step, once the average has started; with
+/// [`StepMode::Lagged`](crate::StepMode::Lagged) 12, in a sweep of its own, since that mode knows only then that the step holds.
+///
+/// [`Optimizer::encode_swap_averages`](crate::Optimizer::encode_swap_averages) and
+/// [`CpuOptimizer::swap_averages`](crate::CpuOptimizer::swap_averages) exchange parameters and averages, to evaluate them in place;
+/// [`Optimizer::encode_copy_averages`](crate::Optimizer::encode_copy_averages) and
+/// [`CpuOptimizer::averages`](crate::CpuOptimizer::averages) read them.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+#[non_exhaustive]
+pub enum Averaging {
+    /// No average, no memory, no traffic.
+    #[default]
+    Off,
+    /// The mean of the iterates from step `start` on: `a_k = 1/k` (Polyak & Juditsky 1992, SIAM J. Control Optim. 30(4); Ruppert 1988).
+    Running {
+        /// The first step that counts.
+        start: u32,
+    },
+    /// The exponential moving average: `a_k = 1 - decay` for `k > 1`. As `torch.optim.swa_utils.get_ema_multi_avg_fn` under
+    /// `AveragedModel` it starts from the first iterate instead of from zero, so that it is unbiased in the sense that its weights add
+    /// up to 1, but remembers the first iterate with weight `decay^(k-1)`: let it start once the parameters are worth remembering.
+    Exponential {
+        /// From 0 to below 1; the average looks back over about `1/(1 - decay)` steps.
+        decay: f32,
+        /// The first step that counts.
+        start: u32,
+    },
+    /// Polynomial decay: `a_k = (1 + η)/(k + η)` (Shamir & Zhang 2013, arXiv:1212.1824, section 4). The weight of the iterate `j` in
+    /// `w̄_k` grows as `j^η`: a mean over the last `1/(1 + η)` or so of all steps, however many there will be. `η = 0` is `Running`.
+    PolynomialDecay {
+        /// η, at least 0. DoG (Ivgi et al. 2023, arXiv:2302.12022) is evaluated with 8.
+        eta: f32,
+        /// The first step that counts.
+        start: u32,
+    },
+}
+
+impl Averaging {
+    /// [`Averaging::PolynomialDecay`] from the first step on, with DoG's `η = 8`.
+    pub fn polynomial_decay() -> Self {
+        Averaging::PolynomialDecay { eta: 8.0, start: 0 }
+    }
+
+    /// The average's name as tables and the command line write it.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Averaging::Off => "off",
+            Averaging::Running { .. } => "running",
+            Averaging::Exponential { .. } => "exponential",
+            Averaging::PolynomialDecay { .. } => "polynomial",
+        }
+    }
+
+    pub(crate) fn is_on(&self) -> bool {
+        *self != Averaging::Off
+    }
+
+    /// What pass 3 computes: one of [`average_kinds`].
+    pub(crate) fn kind(&self) -> u32 {
+        match self {
+            Averaging::Off => average_kinds::OFF,
+            Averaging::Running { .. } | Averaging::PolynomialDecay { .. } => {
+                average_kinds::POLYNOMIAL
+            }
+            Averaging::Exponential { .. } => average_kinds::EXPONENTIAL,
+        }
+    }
+
+    /// The first step that counts.
+    pub(crate) fn start(&self) -> u32 {
+        match *self {
+            Averaging::Off => 0,
+            Averaging::Running { start }
+            | Averaging::Exponential { start, .. }
+            | Averaging::PolynomialDecay { start, .. } => start,
+        }
+    }
+
+    /// 1 + η, or the share 1 - decay of a new iterate.
+    pub(crate) fn gain(&self) -> f32 {
+        match *self {
+            Averaging::Off => 0.0,
+            Averaging::Running { .. } => 1.0,
+            Averaging::Exponential { decay, .. } => 1.0 - decay,
+            Averaging::PolynomialDecay { eta, .. } => 1.0 + eta,
+        }
+    }
+
+    /// Refuses numbers outside their ranges.
+    pub(crate) fn validate(&self) -> Result<(), Error> {
+        let owner = || format!("averaging {}", self.name());
+        match *self {
+            Averaging::Off | Averaging::Running { .. } => Ok(()),
+            Averaging::Exponential { decay, .. } => require(
+                (0.0..1.0).contains(&decay),
+                owner,
+                "decay",
+                decay,
+                "at least 0 and below 1",
+            ),
+            Averaging::PolynomialDecay { eta, .. } => require(
+                eta.is_finite() && eta >= 0.0,
+                owner,
+                "eta",
+                eta,
+                "finite and at least 0",
+            ),
+        }
+    }
+}

@@ -1,0 +1,13 @@
+//! The average of the parameters: twin of `shaders/shared/average.wgsl`.
+
+/// w̄ ← w̄ + weight (w - w̄), and w̄ ← w where the weight is 1, bit for bit. Inlined, so that the caller chooses the vector instructions.
+#[inline(always)]
+pub(crate) fn average(weight: f32, averages: &mut [f32], params: &[f32]) {
+    if weight == 1.0 {
+        averages.copy_from_slice(params);
+    } else if weight > 0.0 {
+        for (average, &w) in averages.iter_mut().zip(params) {
+            *average += weight * (w - *average);
+        }
+    }
+}
