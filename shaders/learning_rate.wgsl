@@ -132,7 +132,7 @@ fn learning_rate(@builtin(global_invocation_id) id: vec3<u32>) {
         u.gradient_exponent = s.gradient_exponent;
         u.direction_exponent = s.direction_exponent;
         u.started = s.started;
-        if AVERAGES && c.average != AVERAGE_OFF {
+        if AVERAGES {
             u.average_weight = average_weight(c, steps_taken(s));
         }
         updates[group] = u;
@@ -274,30 +274,6 @@ fn change_rate(
     (*r).alignment_term = alignment_term;
     (*r).brake_term = brake_term;
     (*r).clamp_term = (change - wanted) - excess;
-}
-
-// Steps that were not skipped, this one not counted; the largest u32 where there are more.
-fn steps_taken(s: GroupState) -> u32 {
-    if s.steps_high > select(0u, 1u, s.steps_low < s.skipped) {
-        return 0xffffffffu;
-    }
-    return s.steps_low - s.skipped;
-}
-
-// The share of this step's parameters in their average (src/averaging.rs): all of it at the first step that counts, bit for bit,
-// and nothing before. With j = k - 1 steps since, (1 + η)/(k + η) = (1 + η)/(j + (1 + η)).
-fn average_weight(c: GroupConstants, taken: u32) -> f32 {
-    if taken < c.average_start {
-        return 0.0;
-    }
-    let since = taken - c.average_start;
-    if since == 0u {
-        return 1.0;
-    }
-    if c.average == AVERAGE_EXPONENTIAL {
-        return c.average_gain;
-    }
-    return c.average_gain / (f32(since) + c.average_gain);
 }
 
 // The schedule's factor, at the step that follows those that were taken.

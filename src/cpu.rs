@@ -2,6 +2,7 @@
 //! what runs where no device is.
 
 mod average;
+mod count_steps;
 mod finish_reduction;
 mod lagged_step;
 mod learning_rate;

@@ -8,7 +8,7 @@ mod common;
 use std::time::{Duration, Instant};
 
 use common::run::{CpuRun, GpuRun, Run, Spec, bits, devices, every_path, packed};
-use common::{Numbers, download, drain, upload};
+use common::{Kernel, Numbers, download, drain, upload};
 use wgpu_optim::{Gpu, Group, OptimizerBuilder, Records, Regime, Rule, StepMode, wgpu};
 
 fn spec(len: usize) -> Spec {
@@ -88,53 +88,6 @@ fn recording_alone_changes_nothing() {
         drop(encoder);
         assert_eq!(bits(&run.params()), before);
         assert_eq!(run.records(), Records::default());
-    }
-}
-
-/// A kernel of the caller's: storage buffers by binding, the last one written.
-struct Kernel {
-    pipeline: wgpu::ComputePipeline,
-    bind_group: wgpu::BindGroup,
-}
-
-impl Kernel {
-    fn new(gpu: &Gpu, source: &str, buffers: &[&wgpu::Buffer]) -> Self {
-        let device = gpu.device();
-        let module = device.create_shader_module(wgpu::ShaderModuleDescriptor {
-            label: None,
-            source: wgpu::ShaderSource::Wgsl(source.into()),
-        });
-        let pipeline = device.create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
-            label: None,
-            layout: None,
-            module: &module,
-            entry_point: None,
-            compilation_options: Default::default(),
-            cache: None,
-        });
-        let entries: Vec<_> = buffers
-            .iter()
-            .enumerate()
-            .map(|(binding, buffer)| wgpu::BindGroupEntry {
-                binding: binding as u32,
-                resource: buffer.as_entire_binding(),
-            })
-            .collect();
-        let bind_group = device.create_bind_group(&wgpu::BindGroupDescriptor {
-            label: None,
-            layout: &pipeline.get_bind_group_layout(0),
-            entries: &entries,
-        });
-        Kernel {
-            pipeline,
-            bind_group,
-        }
-    }
-
-    fn dispatch(&self, pass: &mut wgpu::ComputePass) {
-        pass.set_pipeline(&self.pipeline);
-        pass.set_bind_group(0, &self.bind_group, &[]);
-        pass.dispatch_workgroups(1, 1, 1);
     }
 }
 

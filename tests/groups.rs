@@ -8,12 +8,12 @@ mod common;
 
 use common::oracle::Oracle;
 use common::run::{CpuRun, GpuRun, Place, Run, Spec, bits, devices, every_path, packed, separate};
-use common::{Numbers, download, step, ulps};
+use common::{Numbers, download, small_bindings, step, ulps};
 use wgpu_optim::gpu::{PassName, Tuning};
 use wgpu_optim::layout::Squares;
 use wgpu_optim::{
-    Gpu, GroupConfig, NormRatio, OptimizerBuilder, Regime, Rule, Schedule, Seesaw, StepMode,
-    WeightDecay, wgpu,
+    Averaging, GroupConfig, NormRatio, OptimizerBuilder, Regime, Rule, Schedule, Seesaw, StepMode,
+    WeightDecay,
 };
 
 fn run_steps(run: &mut dyn Run, grads: &[Vec<Vec<f32>>]) {
@@ -57,6 +57,7 @@ fn each_group_takes_the_builders_settings_or_its_own() {
             .weight_decay(0.125)
             .clip_norm(2.0)
             .maximize(true)
+            .averaging(Averaging::Running { start: 3 })
             .global_norm()
             .group(wgpu_optim::Group::new("inherits").tensor("a", &values, &values))
             .group(own.group().tensor("b", &values, &values))
@@ -69,6 +70,7 @@ fn each_group_takes_the_builders_settings_or_its_own() {
         clip_norm: 2.0,
         maximize: true,
         schedule: Schedule::Constant,
+        averaging: Averaging::Running { start: 3 },
         scope: Some("global".to_owned()),
     };
     let owns = GroupConfig {
@@ -79,6 +81,7 @@ fn each_group_takes_the_builders_settings_or_its_own() {
         clip_norm: 3.0,
         maximize: false,
         schedule: Schedule::Constant,
+        averaging: Averaging::Off,
         scope: Some("together".to_owned()),
     };
     let optimizer = builder().build_cpu().expect("builds");
@@ -98,6 +101,7 @@ fn each_group_takes_the_builders_settings_or_its_own() {
         (WeightDecay::Coupled(0.0), f32::INFINITY)
     );
     assert_eq!((config.maximize, &config.scope), (false, &None));
+    assert_eq!(config.averaging, Averaging::Off);
 }
 
 /// Groups with different settings beside each other are what each is alone.
@@ -653,25 +657,6 @@ fn interleaved_tensors_do_not_touch_their_neighbours() {
             );
         }
     }
-}
-
-/// A device whose bindings hold only so many bytes, on each adapter.
-fn small_bindings(bytes: u64) -> Vec<Gpu> {
-    pollster::block_on(Gpu::adapters(None))
-        .iter()
-        .map(|adapter| {
-            let (device, queue) =
-                pollster::block_on(adapter.request_device(&wgpu::DeviceDescriptor {
-                    required_limits: wgpu::Limits {
-                        max_storage_buffer_binding_size: bytes,
-                        ..adapter.limits()
-                    },
-                    ..Default::default()
-                }))
-                .expect("a device with less than the adapter has");
-            Gpu::from_parts(device, queue)
-        })
-        .collect()
 }
 
 /// Tensors of up to seven bindings: the windows change nothing, bit for bit.

@@ -82,6 +82,9 @@ fn rust_layout() -> Layout {
             schedule_steps,
             schedule_first,
             schedule_last,
+            average,
+            average_start,
+            average_gain,
             sqrt_elements,
             scope_momentum,
             scope_clip,
@@ -164,6 +167,7 @@ fn rust_layout() -> Layout {
             direction_exponent,
             started,
             first,
+            average_weight,
         }
     );
     fields_of!(
@@ -223,6 +227,9 @@ fn rust_layout() -> Layout {
         ("SCHEDULE_INVERSE_SQRT", schedule_kinds::INVERSE_SQRT),
         ("SCHEDULE_STEP", schedule_kinds::STEP),
         ("SCHEDULE_ONE_CYCLE", schedule_kinds::ONE_CYCLE),
+        ("AVERAGE_OFF", average_kinds::OFF),
+        ("AVERAGE_POLYNOMIAL", average_kinds::POLYNOMIAL),
+        ("AVERAGE_EXPONENTIAL", average_kinds::EXPONENTIAL),
         ("MEAN_STEPS", MEAN_STEPS),
         ("FIRST", record_flags::FIRST),
         ("ZERO_GRADIENT", record_flags::ZERO_GRADIENT),
@@ -366,6 +373,7 @@ fn every_rust_struct_and_constant_is_compared() {
     for name in constants {
         let known = layout.constants.contains_key(name)
             || layout.constants.contains_key(&format!("SCHEDULE_{name}"))
+            || layout.constants.contains_key(&format!("AVERAGE_{name}"))
             || name == "RAW_NORM";
         assert!(known, "constant {name} is not compared");
     }

@@ -1,10 +1,11 @@
 //! Pass 3: twin of `shaders/learning_rate.wgsl`, function by function.
 
+use crate::cpu::count_steps::{average_weight, steps_taken};
 use crate::cpu::regimes::{first_rate_is_a_formula, hold_rate, schedule_factor, set_rate};
 use crate::cpu::scaled::{Fixed, Scaled};
 use crate::layout::{
     GroupConstants, GroupState, LOSS_ELEMENT, MEAN_STEPS, RawRecord, ScopeSums, Squares, Update,
-    average_kinds, group_flags, record_flags, regime_kinds, schedule_kinds,
+    group_flags, record_flags, regime_kinds, schedule_kinds,
 };
 use crate::regime::{MAX_CHANGE, RATE_MAX, RATE_MIN};
 
@@ -178,11 +179,7 @@ fn take_step(
         direction_exponent: s.direction_exponent,
         started: s.started,
         first,
-        average_weight: if c.average == average_kinds::OFF {
-            0.0
-        } else {
-            average_weight(c, steps_taken(s))
-        },
+        average_weight: average_weight(c, steps_taken(s)),
     }
 }
 
@@ -308,27 +305,6 @@ fn change_rate(
     r.alignment_term = alignment_term;
     r.brake_term = brake_term;
     r.clamp_term = (step_change - wanted) - excess;
-}
-
-/// Steps that were not skipped, this one not counted; the largest u32 where there are more.
-fn steps_taken(s: &GroupState) -> u32 {
-    let (low, borrow) = s.steps_low.overflowing_sub(s.skipped);
-    if s.steps_high > u32::from(borrow) {
-        u32::MAX
-    } else {
-        low
-    }
-}
-
-/// The share of this step's parameters in their average ([`Averaging`](crate::Averaging)): all of it at the first step that counts,
-/// bit for bit, and nothing before. With j = k - 1 steps since, (1 + η)/(k + η) = (1 + η)/(j + (1 + η)).
-fn average_weight(c: &GroupConstants, taken: u32) -> f32 {
-    match taken.checked_sub(c.average_start) {
-        None => 0.0,
-        Some(0) => 1.0,
-        Some(_) if c.average == average_kinds::EXPONENTIAL => c.average_gain,
-        Some(since) => c.average_gain / (since as f32 + c.average_gain),
-    }
 }
 
 /// The schedule's factor, at the step that follows those that were taken.

@@ -23,6 +23,7 @@ pub(crate) fn pipeline(device: &wgpu::Device, groups: &[GroupConstants]) -> Pipe
                 shared::LAYOUT,
                 shared::SCALED,
                 shared::REGIMES,
+                shared::COUNT_STEPS,
                 include_str!("../../shaders/learning_rate.wgsl"),
             ],
             constants: &[

@@ -5,6 +5,7 @@ pub(crate) mod shared {
     pub(crate) const LAYOUT: &str = include_str!("../../shaders/shared/layout.wgsl");
     pub(crate) const SCALED: &str = include_str!("../../shaders/shared/scaled.wgsl");
     pub(crate) const REGIMES: &str = include_str!("../../shaders/shared/regimes.wgsl");
+    pub(crate) const COUNT_STEPS: &str = include_str!("../../shaders/shared/count_steps.wgsl");
     pub(crate) const TOTALS: &str = include_str!("../../shaders/shared/totals.wgsl");
     pub(crate) const SWEEP_AGAIN: &str = include_str!("../../shaders/shared/sweep_again.wgsl");
     pub(crate) const ALIGNMENT: &str = include_str!("../../shaders/shared/alignment.wgsl");

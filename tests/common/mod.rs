@@ -82,6 +82,72 @@ pub fn build(builder: OptimizerBuilder<Tensor>, gpu: &Gpu) -> Optimizer {
     builder.build(gpu).expect("builds")
 }
 
+/// A kernel of the caller's: storage buffers by binding, the last one written.
+pub struct Kernel {
+    pipeline: wgpu::ComputePipeline,
+    bind_group: wgpu::BindGroup,
+}
+
+impl Kernel {
+    pub fn new(gpu: &Gpu, source: &str, buffers: &[&wgpu::Buffer]) -> Self {
+        let device = gpu.device();
+        let module = device.create_shader_module(wgpu::ShaderModuleDescriptor {
+            label: None,
+            source: wgpu::ShaderSource::Wgsl(source.into()),
+        });
+        let pipeline = device.create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
+            label: None,
+            layout: None,
+            module: &module,
+            entry_point: None,
+            compilation_options: Default::default(),
+            cache: None,
+        });
+        let entries: Vec<_> = buffers
+            .iter()
+            .enumerate()
+            .map(|(binding, buffer)| wgpu::BindGroupEntry {
+                binding: binding as u32,
+                resource: buffer.as_entire_binding(),
+            })
+            .collect();
+        let bind_group = device.create_bind_group(&wgpu::BindGroupDescriptor {
+            label: None,
+            layout: &pipeline.get_bind_group_layout(0),
+            entries: &entries,
+        });
+        Kernel {
+            pipeline,
+            bind_group,
+        }
+    }
+
+    pub fn dispatch(&self, pass: &mut wgpu::ComputePass) {
+        pass.set_pipeline(&self.pipeline);
+        pass.set_bind_group(0, &self.bind_group, &[]);
+        pass.dispatch_workgroups(1, 1, 1);
+    }
+}
+
+/// A device whose bindings hold only so many bytes, on each adapter.
+pub fn small_bindings(bytes: u64) -> Vec<Gpu> {
+    pollster::block_on(Gpu::adapters(None))
+        .iter()
+        .map(|adapter| {
+            let (device, queue) =
+                pollster::block_on(adapter.request_device(&wgpu::DeviceDescriptor {
+                    required_limits: wgpu::Limits {
+                        max_storage_buffer_binding_size: bytes,
+                        ..adapter.limits()
+                    },
+                    ..Default::default()
+                }))
+                .expect("a device with less than the adapter has");
+            Gpu::from_parts(device, queue)
+        })
+        .collect()
+}
+
 /// Reproducible numbers, uniform in [-1, 1): a 64-bit linear congruential generator, high bits.
 pub struct Numbers(pub u64);
 

@@ -7,7 +7,7 @@ use super::oracle::Oracle;
 use super::{adapters, download, drain, kinds_of_partials, step, upload};
 use wgpu_optim::gpu::Tuning;
 use wgpu_optim::layout::{GroupState, ScopeSums};
-use wgpu_optim::{CpuOptimizer, Gpu, Group, GroupConfig, Optimizer, OptimizerBuilder};
+use wgpu_optim::{Averaging, CpuOptimizer, Gpu, Group, GroupConfig, Optimizer, OptimizerBuilder};
 use wgpu_optim::{Records, Regime, Rule, Schedule, StepMode, WeightDecay, wgpu};
 
 /// Every adapter, opened once per test binary: opening a device costs more than most tests.
@@ -34,6 +34,7 @@ pub struct Spec {
     pub maximize: bool,
     pub norm: Option<String>,
     pub schedule: Schedule,
+    pub averaging: Averaging,
     pub per_tensor: bool,
     pub tensors: Vec<Vec<f32>>,
 }
@@ -49,6 +50,7 @@ impl Spec {
             maximize: false,
             norm: None,
             schedule: Schedule::Constant,
+            averaging: Averaging::Off,
             per_tensor: false,
             tensors,
         }
@@ -70,7 +72,8 @@ impl Spec {
             .regime(self.regime)
             .clip_norm(self.clip)
             .maximize(self.maximize)
-            .schedule(self.schedule);
+            .schedule(self.schedule)
+            .averaging(self.averaging);
         let group = if self.per_tensor {
             group.per_tensor()
         } else {
@@ -94,6 +97,7 @@ impl Spec {
         oracle.clip = f64::from(self.clip);
         oracle.maximize = self.maximize;
         oracle.schedule = self.schedule;
+        oracle.averaging = self.averaging;
         oracle
     }
 
@@ -155,6 +159,10 @@ pub trait Run {
     /// One step; gradients tensor by tensor.
     fn step(&mut self, grads: &[Vec<f32>]);
     fn params(&self) -> Vec<Vec<f32>>;
+    /// The average of every tensor; its parameters where there is none, or none yet.
+    fn averages(&self) -> Vec<Vec<f32>>;
+    /// Exchanges parameters and averages.
+    fn swap_averages(&mut self);
     fn records(&mut self) -> Records;
     fn rates(&self) -> Vec<f32>;
     fn states(&self) -> Vec<GroupState>;
@@ -216,6 +224,16 @@ impl Run for CpuRun {
     }
     fn params(&self) -> Vec<Vec<f32>> {
         self.params.clone()
+    }
+    fn averages(&self) -> Vec<Vec<f32>> {
+        let tensors = self.params.iter().enumerate();
+        tensors
+            .map(|(tensor, params)| self.optimizer.averages(tensor).unwrap_or(params).to_vec())
+            .collect()
+    }
+    fn swap_averages(&mut self) {
+        let mut params: Vec<&mut [f32]> = self.params.iter_mut().map(Vec::as_mut_slice).collect();
+        self.optimizer.swap_averages(&mut params).expect("swaps");
     }
     fn records(&mut self) -> Records {
         self.optimizer.drain_records()
@@ -402,6 +420,42 @@ impl Run for GpuRun {
             .zip(&self.lengths)
             .map(|(place, &len)| found[place.params.0][place.params.1..][..len].to_vec())
             .collect()
+    }
+    fn averages(&self) -> Vec<Vec<f32>> {
+        let (groups, tensors) = (self.optimizer.groups(), self.optimizer.tensors());
+        let place = upload(&self.gpu, &vec![0.0; self.lengths.iter().sum()]);
+        let mut encoder = self
+            .gpu
+            .device()
+            .create_command_encoder(&Default::default());
+        for (index, tensor) in tensors.iter().enumerate() {
+            if groups[tensor.group].averaging != Averaging::Off {
+                let start = 4 * tensor.first_element;
+                let slice = place.slice(start..start + 4 * tensor.elements);
+                self.optimizer
+                    .encode_copy_averages(&mut encoder, index, slice)
+                    .expect("alive");
+            }
+        }
+        self.gpu.queue().submit([encoder.finish()]);
+        let all = download(&self.gpu, &place, self.lengths.iter().sum());
+        let params = self.params().into_iter().zip(tensors);
+        params
+            .map(|(params, tensor)| match groups[tensor.group].averaging {
+                Averaging::Off => params,
+                _ => all[tensor.first_element as usize..][..params.len()].to_vec(),
+            })
+            .collect()
+    }
+    fn swap_averages(&mut self) {
+        let mut encoder = self
+            .gpu
+            .device()
+            .create_command_encoder(&Default::default());
+        self.optimizer
+            .encode_swap_averages(&mut encoder)
+            .expect("alive");
+        self.gpu.queue().submit([encoder.finish()]);
     }
     fn records(&mut self) -> Records {
         drain(&mut self.optimizer)

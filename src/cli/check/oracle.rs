@@ -1,7 +1,7 @@
 //! The right answer, in f64, written from the specification and not from the shaders: one parameter group, one step at a time.
 #![allow(dead_code, reason = "each test file uses its own part")]
 
-use wgpu_optim::{Regime, Rule, Schedule, SecantForm, StepMode, WeightDecay};
+use wgpu_optim::{Averaging, Regime, Rule, Schedule, SecantForm, StepMode, WeightDecay};
 
 /// One group in f64.
 pub struct Oracle {
@@ -27,6 +27,9 @@ pub struct Oracle {
     farthest: f64,
     last_growth: f64,
     taken: u32,
+    pub averaging: Averaging,
+    /// The average of the parameters, once it has started.
+    pub average: Option<Vec<f64>>,
     k: i32,
     pub smoothed: f64,
     pub ln_rate: Option<f64>,
@@ -95,6 +98,8 @@ impl Oracle {
             farthest: 0.0,
             last_growth: f64::INFINITY,
             taken: 0,
+            averaging: Averaging::Off,
+            average: None,
             k: 0,
             smoothed: 0.0,
             ln_rate: regime.initial_rate().map(|rate| f64::from(rate).ln()),
@@ -196,7 +201,34 @@ impl Oracle {
         for (w, u) in self.w.iter_mut().zip(&direction) {
             *w = shrink * *w - rate * u;
         }
+        self.average_iterate();
         out
+    }
+
+    /// Takes the iterate of the step just taken into the average, as the papers have it.
+    fn average_iterate(&mut self) {
+        let (start, weight): (u32, &dyn Fn(f64) -> f64) = match self.averaging {
+            Averaging::Running { start } => (start, &|k| 1.0 / k),
+            Averaging::Exponential { decay, start } => (start, &move |_| 1.0 - f64::from(decay)),
+            Averaging::PolynomialDecay { eta, start } => {
+                let eta = f64::from(eta);
+                (start, &move |k| (1.0 + eta) / (k + eta))
+            }
+            _ => return,
+        };
+        if self.taken <= start {
+            return;
+        }
+        self.average = Some(match self.average.take() {
+            None => self.w.clone(),
+            Some(average) => {
+                let a = weight(f64::from(self.taken - start));
+                let pairs = average.iter().zip(&self.w);
+                pairs
+                    .map(|(average, w)| (1.0 - a) * average + a * w)
+                    .collect()
+            }
+        });
     }
 
     fn change_rate(&mut self, g: &[f64], out: &mut Outcome) {
