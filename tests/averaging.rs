@@ -12,7 +12,7 @@ use common::run::{CpuRun, GpuRun, Place, Run, Spec, bits, devices, lengths, pack
 use common::{Kernel, Numbers, download, small_bindings, upload};
 use wgpu_optim::gpu::{PassName, Tuning};
 use wgpu_optim::layout::{GroupConstants, GroupState, average_kinds};
-use wgpu_optim::{Averaging, Error, Gpu, Regime, Rule, StepMode, wgpu};
+use wgpu_optim::{Averaging, Error, Gpu, Group, OptimizerBuilder, Regime, Rule, StepMode, wgpu};
 
 const MODES: [StepMode; 2] = [StepMode::TwoPass, StepMode::Lagged];
 
@@ -345,6 +345,31 @@ fn averages_cost_nothing_where_they_are_off_and_change_no_parameter() {
             assert!(averaging >= 5 && averaging < buffers.len(), "{buffers:?}");
             let swaps = |(pass, _): &(PassName, usize)| *pass == PassName::SwapAverages;
             assert!(!buffers.iter().any(swaps), "{buffers:?}");
+        }
+    }
+}
+
+/// From the allocator: what a million parameters more cost on the host, where there may be counters and momentum beside the averages.
+#[test]
+fn averages_take_four_bytes_per_parameter() {
+    for mode in MODES {
+        let bytes = |elements: usize, averaging: Averaging| {
+            let values = vec![0.0f32; elements];
+            let mut optimizer = None;
+            let info = allocation_counter::measure(|| {
+                let builder = OptimizerBuilder::new(Rule::sgd())
+                    .step_mode(mode)
+                    .averaging(averaging)
+                    .group(Group::new("all").tensor("w", &values, &values));
+                optimizer = Some(builder.build_cpu().expect("builds"));
+            });
+            drop(optimizer);
+            info.bytes_current
+        };
+        let running = Averaging::Running { start: 0 };
+        for elements in [0, 5, 1 << 20] {
+            let more = bytes(elements, running) - bytes(elements, Averaging::Off);
+            assert_eq!(more, 4 * elements as i64, "{mode:?}");
         }
     }
 }

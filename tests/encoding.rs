@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use common::run::{CpuRun, GpuRun, Run, Spec, bits, devices, every_path, packed};
 use common::{Kernel, Numbers, download, drain, upload};
-use wgpu_optim::{Gpu, Group, OptimizerBuilder, Records, Regime, Rule, StepMode, wgpu};
+use wgpu_optim::{Averaging, Group, OptimizerBuilder, Records, Regime, Rule, StepMode, wgpu};
 
 fn spec(len: usize) -> Spec {
     Spec::new(
@@ -174,9 +174,13 @@ fn an_allocation_is_counted() {
 /// What a step costs in allocations is what wgpu itself makes of the same calls, and walking the dispatches costs none.
 #[test]
 fn recording_a_step_allocates_no_more_than_its_raw_calls() {
+    let averagings = [Averaging::Off, Averaging::polynomial_decay()];
     for gpu in devices() {
         let specs: Vec<Spec> = (0..5)
-            .map(|i| spec(100 + i).named(format!("{i}")))
+            .map(|i| Spec {
+                averaging: averagings[i % 2],
+                ..spec(100 + i).named(format!("{i}"))
+            })
             .collect();
         for mode in [StepMode::TwoPass, StepMode::Lagged] {
             let run = GpuRun::in_mode(gpu, &specs, packed(&specs, 0, 0), mode);
@@ -233,13 +237,19 @@ fn recording_a_step_allocates_no_more_than_its_raw_calls() {
 #[test]
 fn a_cpu_step_allocates_nothing() {
     for (lengths, chunks) in [(vec![8192], 0), (vec![1], 0), (vec![200_000, 3, 20_000], 4)] {
-        let specs = [Spec::new(
+        let mut specs = [Spec::new(
             Rule::sgd(),
             Regime::seesaw(),
             lengths.iter().map(|&len| vec![1.0; len]).collect(),
         )];
         let grads: Vec<Vec<f32>> = lengths.iter().map(|&len| Numbers(1).vec(len)).collect();
-        for mode in [StepMode::TwoPass, StepMode::Lagged] {
+        for (mode, averaging) in [
+            (StepMode::TwoPass, Averaging::Off),
+            (StepMode::Lagged, Averaging::Off),
+            (StepMode::TwoPass, Averaging::polynomial_decay()),
+            (StepMode::Lagged, Averaging::polynomial_decay()),
+        ] {
+            specs[0].averaging = averaging;
             let mut run = CpuRun::in_mode(&specs, mode);
             let (mut params, mut written) = (run.params(), grads.clone());
             let mut params: Vec<&mut [f32]> = params.iter_mut().map(Vec::as_mut_slice).collect();
@@ -258,7 +268,7 @@ fn a_cpu_step_allocates_nothing() {
             });
             assert!(
                 info.count_total <= chunks,
-                "{lengths:?}, {mode:?}: {} allocations in 100 steps",
+                "{lengths:?}, {mode:?}, {averaging:?}: {} allocations in 100 steps",
                 info.count_total
             );
             assert_eq!(run.records().records.len(), 101);

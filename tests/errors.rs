@@ -7,8 +7,8 @@ use common::run::{GpuRun, Place, Run, Spec, bits, devices, packed};
 use common::{download, upload};
 use wgpu_optim::gpu::{Partials, Tuning};
 use wgpu_optim::{
-    Error, Gpu, GpuOptions, Group, Hypergradient, NormRatio, Optimizer, OptimizerBuilder, Regime,
-    Rule, Seesaw, wgpu,
+    Averaging, Error, Gpu, GpuOptions, Group, Hypergradient, NormRatio, Optimizer,
+    OptimizerBuilder, Regime, Rule, Seesaw, wgpu,
 };
 
 type Device = OptimizerBuilder<wgpu_optim::gpu::Tensor>;
@@ -378,6 +378,18 @@ fn numbers_out_of_range() {
             "clip_norm",
         ));
     }
+    let averaged = |averaging| with_rule(Rule::sgd()).averaging(averaging);
+    for bad in [-0.1, 1.0, inf, nan] {
+        let averaging = Averaging::Exponential {
+            decay: bad,
+            start: 0,
+        };
+        cases.push((averaged(averaging), "averaging exponential", "decay"));
+    }
+    for bad in [-0.1, inf, nan] {
+        let averaging = Averaging::PolynomialDecay { eta: bad, start: 0 };
+        cases.push((averaged(averaging), "averaging polynomial", "eta"));
+    }
     cases.push((
         with_rule(Rule::sgd()).record_steps(0),
         "optimizer",
@@ -449,6 +461,19 @@ fn numbers_just_within_range() {
         with(Rule::sgd(), Regime::seesaw())
             .decoupled_weight_decay(f32::MAX)
             .clip_norm(f32::MIN_POSITIVE),
+        with(Rule::sgd(), Regime::seesaw()).averaging(Averaging::Running { start: u32::MAX }),
+        with(Rule::sgd(), Regime::seesaw()).averaging(Averaging::Exponential {
+            decay: below_one,
+            start: 0,
+        }),
+        with(Rule::sgd(), Regime::seesaw()).averaging(Averaging::Exponential {
+            decay: 0.0,
+            start: 0,
+        }),
+        with(Rule::sgd(), Regime::seesaw()).averaging(Averaging::PolynomialDecay {
+            eta: f32::MAX,
+            start: 0,
+        }),
     ] {
         assert!(builder.build_cpu().is_ok());
     }
@@ -799,6 +824,53 @@ fn cpu_steps_with_other_slices_than_declared() {
     assert_ne!(w, a);
 }
 
+/// What is asked of averages that nobody keeps, and of slices that are not the optimizer's. tests/averaging.rs has the rest.
+#[test]
+fn averages_that_are_not_there() {
+    let expected = Error::NoAverages {
+        owner: "the optimizer".to_owned(),
+    };
+    let values = [1.0f32; 4];
+    let mut optimizer = one_tensor(&values).build_cpu().expect("builds");
+    let mut w = values;
+    let refused = optimizer.swap_averages(&mut [&mut w]).expect_err("off");
+    assert_eq!(refused, expected);
+    assert_message(&refused, &["the optimizer", "Averaging", "Off"]);
+    assert!(!optimizer.averages_are_swapped());
+    assert_eq!((optimizer.averages(0), optimizer.averages(7)), (None, None));
+    let mut averaged = one_tensor(&values)
+        .averaging(Averaging::polynomial_decay())
+        .build_cpu()
+        .expect("builds");
+    averaged.step(&mut [&mut w], &[&values]).expect("steps");
+    let before = w;
+    for (refused, part) in [
+        (averaged.swap_averages(&mut []), "1 tensors"),
+        (averaged.swap_averages(&mut [&mut w[..3]]), "\"w\""),
+    ] {
+        assert_message(&refused.expect_err("other slices"), &[part]);
+        assert!(!averaged.averages_are_swapped());
+    }
+    assert_eq!(w, before);
+    assert!(averaged.averages(0).is_some() && averaged.averages(1).is_none());
+    averaged.swap_averages(&mut [&mut w]).expect("swaps");
+    let refused = averaged
+        .step(&mut [&mut w], &[&values])
+        .expect_err("swapped");
+    assert_message(&refused, &["a step", "swapped in", "swap_averages"]);
+    for gpu in devices() {
+        let (w, g) = (upload(gpu, &[1.0; 4]), upload(gpu, &[1.0; 4]));
+        let optimizer = on_device(w.slice(..), g.slice(..))
+            .build(gpu)
+            .expect("builds");
+        let mut encoder = gpu.device().create_command_encoder(&Default::default());
+        let refused = optimizer.encode_swap_averages(&mut encoder);
+        assert_eq!(refused, Err(expected.clone()));
+        assert!(!optimizer.averages_are_swapped());
+        optimizer.encode_step(&mut encoder).expect("alive");
+    }
+}
+
 #[test]
 fn adapters_that_are_not_there() {
     let request = |options: GpuOptions| pollster::block_on(Gpu::request(&options));
@@ -849,7 +921,8 @@ fn encode(optimizer: &Optimizer) -> Result<(), Error> {
 fn a_lost_device_is_an_error_from_then_on() {
     for adapter in pollster::block_on(Gpu::adapters(None)) {
         let gpu = pollster::block_on(Gpu::open(&adapter)).expect("opens");
-        let spec = Spec::new(Rule::sgd(), Regime::fixed(0.5), vec![vec![1.0; 8]]);
+        let mut spec = Spec::new(Rule::sgd(), Regime::fixed(0.5), vec![vec![1.0; 8]]);
+        spec.averaging = Averaging::polynomial_decay();
         let mut run = GpuRun::new(
             &gpu,
             &[spec],
@@ -884,6 +957,16 @@ fn a_lost_device_is_an_error_from_then_on() {
             pollster::block_on(run.optimizer.read_sums()).err(),
             Some(lost.clone())
         );
+        assert_eq!(
+            pollster::block_on(run.optimizer.read_averages(0)).err(),
+            Some(lost.clone())
+        );
+        let mut encoder = gpu.device().create_command_encoder(&Default::default());
+        assert_eq!(
+            run.optimizer.encode_swap_averages(&mut encoder),
+            Err(lost.clone())
+        );
+        assert!(!run.optimizer.averages_are_swapped());
         let buffer = upload(&gpu, &[1.0; 8]);
         let builder = on_device(buffer.slice(..16), buffer.slice(16..));
         assert_eq!(build_error(builder, &gpu), lost);

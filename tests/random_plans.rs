@@ -1,4 +1,4 @@
-//! Promise: whatever groups, lengths, offsets, buffers, rules, regimes and geometry a caller comes up with, every adapter and the CPU
+//! Promise: whatever groups, lengths, offsets, buffers, rules, regimes, averages and geometry a caller comes up with, every adapter and the CPU
 //! path agree. Cases are random; proptest prints the case that fails, and `PROPTEST_RNG_SEED` and `PROPTEST_CASES` choose others.
 //!
 //! Faults tried once by hand, each failed: gradients addressed as the parameters are, spans joined across a gap of the gradients.
@@ -9,7 +9,7 @@ use common::Numbers;
 use common::run::{CpuRun, GpuRun, Place, Run, Spec, devices, lengths};
 use proptest::prelude::*;
 use wgpu_optim::gpu::{Partials, Tuning};
-use wgpu_optim::{NormRatio, Regime, Rule, StepMode, WeightDecay};
+use wgpu_optim::{Averaging, NormRatio, Regime, Rule, StepMode, WeightDecay};
 
 /// A case, small enough to be read when it fails: data comes from the seed.
 #[derive(Debug, Clone)]
@@ -28,6 +28,7 @@ struct CaseGroup {
     decay: WeightDecay,
     clip: f32,
     maximize: bool,
+    averaging: Averaging,
     shares: bool,
     tensors: Vec<CaseTensor>,
 }
@@ -75,6 +76,16 @@ fn tensor() -> impl Strategy<Value = CaseTensor> {
         .prop_map(|(len, params, grads)| CaseTensor { len, params, grads })
 }
 
+/// Over three steps: from the start, after it, and not at all.
+fn averaging() -> impl Strategy<Value = Averaging> {
+    let kinds = prop_oneof![
+        (0u32..4).prop_map(|start| Averaging::Running { start }),
+        (0f32..1.0, 0u32..4).prop_map(|(decay, start)| Averaging::Exponential { decay, start }),
+        (0f32..10.0, 0u32..4).prop_map(|(eta, start)| Averaging::PolynomialDecay { eta, start }),
+    ];
+    prop_oneof![Just(Averaging::Off), kinds]
+}
+
 fn group() -> impl Strategy<Value = CaseGroup> {
     let decay = prop_oneof![
         Just(WeightDecay::Coupled(0.0)),
@@ -88,16 +99,18 @@ fn group() -> impl Strategy<Value = CaseGroup> {
         decay,
         clip,
         any::<bool>(),
+        averaging(),
         any::<bool>(),
         prop::collection::vec(tensor(), 0..5),
     )
         .prop_map(
-            |(rule, regime, decay, clip, maximize, shares, tensors)| CaseGroup {
+            |(rule, regime, decay, clip, maximize, averaging, shares, tensors)| CaseGroup {
                 rule,
                 regime,
                 decay,
                 clip,
                 maximize,
+                averaging,
                 shares,
                 tensors,
             },
@@ -155,6 +168,7 @@ impl Case {
                         _ => group.clip,
                     },
                     maximize: group.maximize,
+                    averaging: group.averaging,
                     ..Spec::new(group.rule, group.regime, tensors).named(format!("{i}"))
                 };
                 match group.shares {
@@ -247,7 +261,7 @@ fn check(case: &Case) -> Result<(), TestCaseError> {
     for step in 0..STEPS {
         host.step(&case.gradients(step));
     }
-    let on_host = FromHost(host.params());
+    let on_host = [FromHost(host.params()), FromHost(host.averages())];
     let host_records = host.records().records;
     for gpu in devices() {
         let gpu = match case.tuning {
@@ -298,12 +312,14 @@ fn check(case: &Case) -> Result<(), TestCaseError> {
                 device.path()
             );
         }
-        let on_device = FromDevice(device.params());
-        if let Err(difference) = compare_params(&specs, &on_device, &on_host, &host.rates()) {
-            return Err(TestCaseError::fail(format!(
-                "{}: {difference}",
-                device.path()
-            )));
+        let on_device = [FromDevice(device.params()), FromDevice(device.averages())];
+        for (on_device, on_host) in on_device.iter().zip(&on_host) {
+            if let Err(difference) = compare_params(&specs, on_device, on_host, &host.rates()) {
+                return Err(TestCaseError::fail(format!(
+                    "{}: {difference}",
+                    device.path()
+                )));
+            }
         }
         device.assert_surroundings_untouched();
     }

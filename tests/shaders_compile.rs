@@ -1,11 +1,11 @@
 //! Promises of the shader files: each says at its head what it is, none loops without a bound, and every combination of rule,
-//! regime, decay, clip, access and geometry compiles on every adapter (wgpu validates each through naga, overrides included).
+//! regime, decay, clip, average, access and geometry compiles on every adapter (wgpu validates each through naga, overrides included).
 
 mod common;
 
 use common::run::{GpuRun, Place, Run, Spec, devices};
 use wgpu_optim::gpu::Tuning;
-use wgpu_optim::{Regime, Rule, WeightDecay};
+use wgpu_optim::{Averaging, Regime, Rule, WeightDecay};
 
 fn files() -> Vec<(String, String)> {
     let root = concat!(env!("CARGO_MANIFEST_DIR"), "/shaders");
@@ -107,6 +107,10 @@ fn every_combination_compiles_on_every_adapter() {
                     Spec::new(rule, regime, vec![vec![1.0; 9]]).named(format!("{}", specs.len()));
                 spec.decay = WeightDecay::Coupled(decay);
                 spec.clip = clip;
+                // Every second, so that every two settings meet with and without.
+                if specs.len() % 2 == 0 {
+                    spec.averaging = Averaging::polynomial_decay();
+                }
                 specs.push(spec);
             }
         }

@@ -6,12 +6,12 @@ mod common;
 
 use common::Numbers;
 use common::run::{CpuRun, Run, Spec, bits};
-use wgpu_optim::{Regime, Rule, StepMode};
+use wgpu_optim::{Averaging, Regime, Rule, StepMode};
 
 /// Above what is worth handing to other threads, and no multiple of a block.
 const LEN: usize = (1 << 18) + 4099;
 
-/// Parameters and rates after some steps.
+/// Parameters, averages and rates after some steps.
 fn outcome(mode: StepMode, threads: usize) -> Vec<Vec<u32>> {
     let pool = rayon::ThreadPoolBuilder::new()
         .num_threads(threads)
@@ -22,7 +22,9 @@ fn outcome(mode: StepMode, threads: usize) -> Vec<Vec<u32>> {
             .into_iter()
             .map(|rule| {
                 let tensors = vec![Numbers(1).vec(LEN), Numbers(2).vec(7)];
-                Spec::new(rule, Regime::seesaw(), tensors).named(format!("{rule:?}"))
+                let mut spec = Spec::new(rule, Regime::seesaw(), tensors);
+                spec.averaging = Averaging::Running { start: 1 };
+                spec.named(format!("{rule:?}"))
             })
             .collect();
         let mut run = CpuRun::in_mode(&specs, mode);
@@ -36,6 +38,7 @@ fn outcome(mode: StepMode, threads: usize) -> Vec<Vec<u32>> {
             run.step(&grads);
         }
         let mut outcome = bits(&run.params());
+        outcome.extend(bits(&run.averages()));
         outcome.push(run.rates().iter().map(|rate| rate.to_bits()).collect());
         outcome
     })

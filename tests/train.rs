@@ -68,6 +68,38 @@ fn json_has_every_key_that_is_promised() {
     assert_eq!(number(&run, "steps"), 23.0);
 }
 
+/// Every average, on both engines: both accuracies are there, and the averaged one is not the last one by another name.
+#[test]
+fn averaged_weights_are_evaluated_beside_the_last() {
+    for average in ["running", "exponential", "polynomial"] {
+        let args = ["--average", average, "--rule", "sgd", "--epochs", "4"];
+        let on = |backend: &str| run(&[&args[..], &["--backend", backend]].concat());
+        let (host, device) = (on("cpu"), on("vulkan"));
+        let plain = run(&[&args[2..], &["--backend", "cpu"]].concat());
+        for run in [&host, &device] {
+            assert_eq!(run["average"], average);
+            let averaged = number(run, "averaged_test_accuracy");
+            assert!((0.7..1.0).contains(&averaged), "{run}");
+        }
+        // Averages change nothing but themselves.
+        assert_eq!(host["test_accuracy"], plain["test_accuracy"]);
+        assert_eq!(host["train_loss"], plain["train_loss"]);
+        assert!(plain["averaged_test_accuracy"].is_null() && plain["average"].is_null());
+        for key in ["test_accuracy", "averaged_test_accuracy"] {
+            let apart = (number(&host, key) - number(&device, key)).abs();
+            assert!(apart <= 0.005, "{average}: {key} is {apart} apart");
+        }
+    }
+    // The mean of all lags behind where four epochs go uphill.
+    let running = run(&["--average", "running", "--rule", "sgd", "--epochs", "4"]);
+    assert_ne!(running["averaged_test_accuracy"], running["test_accuracy"]);
+    refused(&["--average", "median"], &["--average", "median"]);
+    refused(
+        &["--average", "running", "--compare"],
+        &["--average", "--compare"],
+    );
+}
+
 /// Every rule, over the models, on Vulkan: the same accuracy within half a percent, and the same loss.
 #[test]
 fn device_and_cpu_path_agree_over_a_whole_run() {

@@ -1,13 +1,13 @@
-//! `wgpu-optim check`: is this device's arithmetic right? Every rule and regime, over lengths around the kernels' boundaries,
-//! against the CPU path and an f64 oracle.
+//! `wgpu-optim check`: is this device's arithmetic right? Every rule and regime, and every average, over lengths around the kernels'
+//! boundaries, against the CPU path and an f64 oracle.
 
 mod oracle;
 
 use serde::Serialize;
 use wgpu_optim::gpu::{Partials, Tensor, Tuning, TuningCache};
 use wgpu_optim::{
-    CpuOptimizer, DoG, DoWG, Gpu, GpuOptions, Group, Optimizer, OptimizerBuilder, Record, Regime,
-    Rule, SecantForm, StepMode, cpu, wgpu,
+    Averaging, CpuOptimizer, DoG, DoWG, Gpu, GpuOptions, Group, Optimizer, OptimizerBuilder,
+    Record, Regime, Rule, SecantForm, StepMode, cpu, wgpu,
 };
 
 use crate::CliError;
@@ -36,7 +36,7 @@ const LONGEST: usize = 1 << 20;
 /// to 2^-24, and sums of up to 2^15 elements lose a few bits in f32; a wrong kernel is off by more than 1e-2.
 const TOLERANCE: f64 = 2e-5;
 
-/// One rule, regime and mode on one adapter, over all lengths.
+/// One rule, regime, mode and average on one adapter, over all lengths.
 #[derive(Debug, Serialize)]
 struct Case {
     adapter: String,
@@ -45,6 +45,8 @@ struct Case {
     rule: &'static str,
     regime: &'static str,
     mode: &'static str,
+    /// What is averaged; the averages are compared then as well as the parameters.
+    average: &'static str,
     lengths: usize,
     /// Largest distance of the device from the oracle.
     device_error: f64,
@@ -69,7 +71,16 @@ pub fn run(args: &Args) -> Result<(), CliError> {
             for rule in rules() {
                 for regime in regimes() {
                     for mode in modes(regime) {
-                        cases.push(check(&gpu, &tuning, rule, regime, mode)?);
+                        let subject = Subject::new(rule, regime, mode, Averaging::Off);
+                        cases.push(check(&gpu, &tuning, subject)?);
+                    }
+                }
+            }
+            for averaging in averagings() {
+                for rule in [Rule::sgd(), Rule::sgdm(0.9)] {
+                    for mode in modes(Regime::seesaw()) {
+                        let subject = Subject::new(rule, Regime::seesaw(), mode, averaging);
+                        cases.push(check(&gpu, &tuning, subject)?);
                     }
                 }
             }
@@ -190,6 +201,18 @@ fn modes(regime: Regime) -> Vec<StepMode> {
     modes
 }
 
+/// Averages that start at the first step, and after it.
+fn averagings() -> [Averaging; 3] {
+    [
+        Averaging::Running { start: 0 },
+        Averaging::Exponential {
+            decay: 0.75,
+            start: 2,
+        },
+        Averaging::PolynomialDecay { eta: 8.0, start: 1 },
+    ]
+}
+
 /// The loss of a step: it falls, with some noise, and ends below the smallest loss there can be.
 fn loss_of(step: usize) -> f32 {
     if step == STEPS {
@@ -222,22 +245,46 @@ fn lengths(gpu: &Gpu) -> Vec<usize> {
     lengths
 }
 
-/// Runs one rule, regime and mode three times over, on device, CPU path and oracle, with one group per length, side by side.
-fn check(
-    gpu: &Gpu,
-    tuning: &str,
+/// What a case is about.
+#[derive(Debug, Clone, Copy)]
+struct Subject {
     rule: Rule,
     regime: Regime,
     mode: StepMode,
-) -> Result<Case, CliError> {
+    averaging: Averaging,
+}
+
+impl Subject {
+    fn new(rule: Rule, regime: Regime, mode: StepMode, averaging: Averaging) -> Self {
+        Subject {
+            rule,
+            regime,
+            mode,
+            averaging,
+        }
+    }
+
+    fn builder<T>(self) -> OptimizerBuilder<T> {
+        OptimizerBuilder::new(self.rule)
+            .regime(self.regime)
+            .step_mode(self.mode)
+            .averaging(self.averaging)
+    }
+
+    fn oracle(self, w: &[f32]) -> Oracle {
+        let mut oracle = Oracle::new(self.rule, self.regime, w);
+        oracle.averaging = self.averaging;
+        oracle
+    }
+}
+
+/// Runs one subject three times over, on device, CPU path and oracle, with one group per length, side by side.
+fn check(gpu: &Gpu, tuning: &str, subject: Subject) -> Result<Case, CliError> {
     let lengths = lengths(gpu);
     let initial: Vec<Vec<f32>> = lengths.iter().map(|&length| values(length, 0)).collect();
-    let mut oracles: Vec<Oracle> = initial
-        .iter()
-        .map(|w| Oracle::new(rule, regime, w))
-        .collect();
-    let mut host = HostRun::new(builder_of(rule, regime, mode), &initial)?;
-    let mut device = DeviceRun::new(gpu, builder_of(rule, regime, mode), &initial)?;
+    let mut oracles: Vec<Oracle> = initial.iter().map(|w| subject.oracle(w)).collect();
+    let mut host = HostRun::new(subject.builder(), &initial)?;
+    let mut device = DeviceRun::new(gpu, subject.builder(), &initial)?;
     let mut device_errors = vec![0f64; lengths.len()];
     let mut cpu_errors = vec![0f64; lengths.len()];
     for step in 1..=STEPS {
@@ -255,7 +302,7 @@ fn check(
             .zip(&gradients)
             .map(|(oracle, gradient)| {
                 oracle.loss = f64::from(loss_of(step));
-                oracle.step_in(mode, gradient).rate
+                oracle.step_in(subject.mode, gradient).rate
             })
             .collect();
         let on_device = device.step(&gradients, loss_of(step))?;
@@ -266,33 +313,42 @@ fn check(
             cpu_errors[group] = cpu_errors[group].max(rate_error(&on_host[group], expected[group]));
         }
     }
-    let on_device = device.parameters()?;
-    let mut start = 0;
-    for (group, oracle) in oracles.iter().enumerate() {
-        let end = start + lengths[group];
-        let error = parameter_error(&on_device[start..end], &oracle.w);
-        device_errors[group] = device_errors[group].max(error);
-        let error = parameter_error(&host.parameters[group], &oracle.w);
-        cpu_errors[group] = cpu_errors[group].max(error);
-        start = end;
+    let mut compare = |on_device: &[f32], on_host: &[Vec<f32>], expected: &[&[f64]]| {
+        let mut start = 0;
+        for (group, expected) in expected.iter().enumerate() {
+            let end = start + lengths[group];
+            let error = parameter_error(&on_device[start..end], expected);
+            device_errors[group] = device_errors[group].max(error);
+            let error = parameter_error(&on_host[group], expected);
+            cpu_errors[group] = cpu_errors[group].max(error);
+            start = end;
+        }
+    };
+    let parameters: Vec<&[f64]> = oracles.iter().map(|oracle| oracle.w.as_slice()).collect();
+    compare(&device.parameters()?, &host.parameters, &parameters);
+    let averages: Option<Vec<&[f64]>> = oracles
+        .iter()
+        .map(|oracle| oracle.average.as_deref())
+        .collect();
+    if let Some(averages) = averages {
+        device.swap_averages()?;
+        host.swap_averages()?;
+        compare(&device.parameters()?, &host.parameters, &averages);
     }
     let failed = (0..lengths.len())
         .find(|&group| !(device_errors[group] <= TOLERANCE && cpu_errors[group] <= TOLERANCE));
     Ok(Case {
         adapter: gpu.describe(),
         tuning: tuning.to_owned(),
-        rule: rule.name(),
-        regime: regime.name(),
-        mode: mode.name(),
+        rule: subject.rule.name(),
+        regime: subject.regime.name(),
+        mode: subject.mode.name(),
+        average: subject.averaging.name(),
         lengths: lengths.len(),
         device_error: device_errors.iter().copied().fold(0.0, f64::max),
         cpu_error: cpu_errors.iter().copied().fold(0.0, f64::max),
         failed_length: failed.map(|group| lengths[group]),
     })
-}
-
-fn builder_of<T>(rule: Rule, regime: Regime, mode: StepMode) -> OptimizerBuilder<T> {
-    OptimizerBuilder::new(rule).regime(regime).step_mode(mode)
 }
 
 fn values(length: usize, step: usize) -> Vec<f32> {
@@ -367,6 +423,12 @@ impl HostRun {
                 .step_with_loss(&mut parameters, &gradients, loss)?;
         }
         one_each(self.optimizer.drain_records().records, groups)
+    }
+
+    fn swap_averages(&mut self) -> Result<(), CliError> {
+        let mut parameters: Vec<&mut [f32]> =
+            self.parameters.iter_mut().map(Vec::as_mut_slice).collect();
+        Ok(self.optimizer.swap_averages(&mut parameters)?)
     }
 }
 
@@ -446,6 +508,16 @@ impl<'a> DeviceRun<'a> {
         one_each(records, gradients.len())
     }
 
+    fn swap_averages(&self) -> Result<(), CliError> {
+        let mut encoder = self
+            .gpu
+            .device()
+            .create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
+        self.optimizer.encode_swap_averages(&mut encoder)?;
+        self.gpu.queue().submit([encoder.finish()]);
+        Ok(())
+    }
+
     /// Where the parameters and the gradients are now.
     fn places(&self) -> [&wgpu::Buffer; 2] {
         if self.optimizer.roles_are_swapped() {
@@ -480,24 +552,26 @@ fn print(report: &Report) -> Result<(), CliError> {
             "rule",
             "regime",
             "mode",
+            "average",
             "",
             "lengths",
             "device against f64",
             "CPU path against f64",
         ],
-        4,
+        5,
     );
     let mut heading = String::new();
     for case in &report.cases {
         let of_case = format!("{}, {}", case.adapter, case.tuning);
         if of_case != heading {
-            table.row([of_case.as_str(), "", "", "", "", "", ""].map(str::to_owned));
+            table.row([of_case.as_str(), "", "", "", "", "", "", ""].map(str::to_owned));
             heading = of_case;
         }
         table.row([
             case.rule.to_owned(),
             case.regime.to_owned(),
             case.mode.to_owned(),
+            case.average.to_owned(),
             match case.failed_length {
                 None => "ok".to_owned(),
                 Some(length) => format!("FAILED at length {length}"),
@@ -509,7 +583,7 @@ fn print(report: &Report) -> Result<(), CliError> {
     }
     table.print()?;
     say(format!(
-        "largest distance of parameters (relative to the largest) and of ln(lr); {:.0e} is allowed",
+        "largest distance of parameters and averages (relative to the largest) and of ln(lr); {:.0e} is allowed",
         report.tolerance
     ))
 }

@@ -17,8 +17,8 @@ use rand::SeedableRng;
 use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;
 use wgpu_optim::{
-    AdGd, BarzilaiBorwein, DoG, DoWG, Hypergradient, NormRatio, Record, Regime, Rule, Schedule,
-    SecantForm, Seesaw, Term,
+    AdGd, Averaging, BarzilaiBorwein, DoG, DoWG, Hypergradient, NormRatio, Record, Regime, Rule,
+    Schedule, SecantForm, Seesaw, Term,
 };
 
 use crate::CliError;
@@ -147,6 +147,33 @@ impl ScheduleName {
     }
 }
 
+/// `--average`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum AverageName {
+    /// The mean of all of them.
+    Running,
+    /// An exponential average that looks back over about an epoch: 1 - decay is one over the steps of an epoch.
+    Exponential,
+    /// A mean whose weights grow as the eighth power of the step: over about the last ninth of the steps so far.
+    Polynomial,
+}
+
+impl AverageName {
+    /// The average for a run of so many steps: it starts after the first epoch, or half way where that comes first.
+    fn over(self, steps_per_epoch: usize, steps: u64) -> Averaging {
+        // A run of more steps than the counter can have averages none of them.
+        let start = u32::try_from((steps / 2).min(steps_per_epoch as u64)).unwrap_or(u32::MAX);
+        match self {
+            AverageName::Running => Averaging::Running { start },
+            AverageName::Exponential => Averaging::Exponential {
+                decay: 1.0 - (1.0 / steps_per_epoch.max(1) as f32).max(f32::EPSILON),
+                start,
+            },
+            AverageName::Polynomial => Averaging::PolynomialDecay { eta: 8.0, start },
+        }
+    }
+}
+
 /// Options of `train`.
 #[derive(Debug, Clone, clap::Args)]
 pub struct Args {
@@ -175,6 +202,9 @@ pub struct Args {
     /// Factor of the learning rate over the run, whatever the regime
     #[arg(long, value_enum, default_value = "constant")]
     schedule: ScheduleName,
+    /// Average the weights from the end of the first epoch on, and evaluate both the last and the averaged ones
+    #[arg(long, value_enum)]
+    average: Option<AverageName>,
     /// Coupled weight decay
     #[arg(
         long,
@@ -319,6 +349,7 @@ pub fn run(args: &Args) -> Result<(), CliError> {
         rule: args.rule(),
         regime: args.regime.regime(args.lr, None)?,
         schedule: Schedule::Constant,
+        averaging: Averaging::Off,
         weight_decay: args.weight_decay,
         clip_norm: args.clip_norm,
         gradient_scale: 1.0,
@@ -327,6 +358,9 @@ pub fn run(args: &Args) -> Result<(), CliError> {
     let dataset = data::load(&args.data)?;
     args.check_injection(args.steps(&dataset))?;
     settings.schedule = args.schedule.over(args.steps(&dataset));
+    if let Some(average) = args.average {
+        settings.averaging = average.over(args.steps_per_epoch(&dataset), args.steps(&dataset));
+    }
     let target = args.target.find()?;
     // Before training, which a path that cannot be written should not cost; and not before the data is read, which may be the
     // same file by mistake.
@@ -453,6 +487,14 @@ fn train(
     }
     let Evaluation { loss, .. } = engine.evaluate(Part::Train)?;
     let Evaluation { accuracy, .. } = engine.evaluate(Part::Test)?;
+    let averaged = args
+        .average
+        .map(|average| {
+            let Evaluation { accuracy, .. } = engine.evaluate_averages(Part::Test)?;
+            Ok::<_, CliError>((name_of(average), accuracy))
+        })
+        .transpose()?;
+    let (average, averaged_test_accuracy) = averaged.unzip();
     Ok(Run {
         tuning: TuningSource::Preset,
         data: dataset.name.clone(),
@@ -468,6 +510,8 @@ fn train(
         steps,
         train_loss: loss,
         test_accuracy: accuracy,
+        average,
+        averaged_test_accuracy,
         lr_first: rates.first,
         lr_last: rates.last,
         lr_min: rates.min,

@@ -11,6 +11,7 @@ use std::time::Instant;
 use clap::ValueEnum;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
+use wgpu_optim::Averaging;
 
 use self::report::ReportFile;
 use super::engine::OptimizerSettings;
@@ -30,7 +31,7 @@ pub struct CompareArgs {
     #[arg(
         long,
         help_heading = "Compare",
-        conflicts_with_all = ["rule", "regime", "lr", "schedule", "seed", "trace"]
+        conflicts_with_all = ["rule", "regime", "lr", "schedule", "average", "seed", "trace"]
     )]
     pub compare: bool,
     /// Update rules to compare
@@ -468,6 +469,7 @@ impl<'a> Comparison<'a> {
             rule: args.rule(),
             regime: variant.regime.regime(variant.lr, variant.first_step)?,
             schedule: variant.schedule.over(steps),
+            averaging: Averaging::Off,
             weight_decay: args.weight_decay,
             clip_norm: args.clip_norm,
             gradient_scale: variant.gradient_scale,

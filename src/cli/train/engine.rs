@@ -1,7 +1,8 @@
 //! A model and its optimizer, on the host or on the device.
 
 use wgpu_optim::{
-    CpuOptimizer, Gpu, Group, Optimizer, OptimizerBuilder, Record, Regime, Rule, Schedule, wgpu,
+    Averaging, CpuOptimizer, Gpu, Group, Optimizer, OptimizerBuilder, Record, Regime, Rule,
+    Schedule, wgpu,
 };
 
 use crate::CliError;
@@ -20,6 +21,7 @@ pub struct OptimizerSettings {
     pub rule: Rule,
     pub regime: Regime,
     pub schedule: Schedule,
+    pub averaging: Averaging,
     pub weight_decay: f32,
     pub clip_norm: Option<f32>,
     /// Factor on every gradient before the optimizer sees it, on the CPU path: how a regime takes to the scale of the loss.
@@ -40,6 +42,7 @@ impl OptimizerSettings {
         let builder = OptimizerBuilder::new(self.rule)
             .regime(self.regime)
             .schedule(self.schedule)
+            .averaging(self.averaging)
             .weight_decay(self.weight_decay);
         match self.clip_norm {
             Some(norm) => builder.clip_norm(norm),
@@ -179,6 +182,32 @@ impl<'a> Engine<'a> {
             Engine::Gpu(engine) => Ok(engine.model.evaluate(part)?),
         }
     }
+
+    /// As `evaluate`, of the averaged parameters, which are swapped in for as long as it takes.
+    pub fn evaluate_averages(&mut self, part: Part) -> Result<Evaluation, CliError> {
+        self.swap_averages()?;
+        let evaluation = self.evaluate(part)?;
+        self.swap_averages()?;
+        Ok(evaluation)
+    }
+
+    fn swap_averages(&mut self) -> Result<(), CliError> {
+        match self {
+            Engine::Cpu(engine) => {
+                let mut params = slices_of(&engine.tensors, &mut engine.parameters);
+                engine.optimizer.swap_averages(&mut params)?;
+            }
+            Engine::Gpu(engine) => {
+                let (device, queue) = (engine.gpu.device(), engine.gpu.queue());
+                let mut encoder = device.create_command_encoder(&wgpu::CommandEncoderDescriptor {
+                    label: Some("averages"),
+                });
+                engine.optimizer.encode_swap_averages(&mut encoder)?;
+                queue.submit([encoder.finish()]);
+            }
+        }
+        Ok(())
+    }
 }
 
 /// Everything on the host.
@@ -193,6 +222,21 @@ pub struct CpuEngine<'a> {
     batch: usize,
     injection: Injection,
     steps_done: u64,
+}
+
+/// The tensors' slices of all parameters.
+fn slices_of<'a>(tensors: &[TensorShape], parameters: &'a mut [f32]) -> Vec<&'a mut [f32]> {
+    let mut slices = Vec::with_capacity(tensors.len());
+    let mut rest = parameters;
+    let mut done = 0;
+    for tensor in tensors {
+        let range = tensor.range();
+        let (slice, after) = rest[range.start - done..].split_at_mut(range.len());
+        done = range.end;
+        slices.push(slice);
+        rest = after;
+    }
+    slices
 }
 
 impl CpuEngine<'_> {
@@ -217,18 +261,11 @@ impl CpuEngine<'_> {
                     *gradient *= self.gradient_scale;
                 }
             }
-            let mut params = Vec::with_capacity(self.tensors.len());
-            let mut grads = Vec::with_capacity(self.tensors.len());
-            let mut rest = self.parameters.as_mut_slice();
-            let mut done = 0;
-            for tensor in &self.tensors {
-                let range = tensor.range();
-                let (slice, after) = rest[range.start - done..].split_at_mut(range.len());
-                done = range.end;
-                params.push(slice);
-                grads.push(&self.gradients[range]);
-                rest = after;
-            }
+            let mut params = slices_of(&self.tensors, &mut self.parameters);
+            let tensors = self.tensors.iter();
+            let grads: Vec<&[f32]> = tensors
+                .map(|tensor| &self.gradients[tensor.range()])
+                .collect();
             self.optimizer.step_with_loss(&mut params, &grads, loss)?;
             on_steps(1);
         }

@@ -379,12 +379,15 @@ p { margin: 6px 0; }
 ";
 
 fn final_figures(run: &Run, history: &History) -> Vec<(&'static str, String)> {
-    vec![
+    let mut figures = vec![
         ("training loss", format!("{:.5}", run.train_loss)),
         (
             "test accuracy",
             format!("{:.2} %", 100.0 * run.test_accuracy),
         ),
+    ];
+    figures.extend(run.averaged());
+    figures.extend([
         ("first learning rate", format!("{:.4e}", run.lr_first)),
         ("last learning rate", format!("{:.4e}", run.lr_last)),
         ("range", format!("{:.4e} to {:.4e}", run.lr_min, run.lr_max)),
@@ -399,7 +402,8 @@ fn final_figures(run: &Run, history: &History) -> Vec<(&'static str, String)> {
                 1e6 * run.seconds / run.steps.max(1) as f64
             ),
         ),
-    ]
+    ]);
+    figures
 }
 
 fn configuration(args: &Args, run: &Run, model: &Model) -> Vec<(&'static str, String)> {

@@ -25,6 +25,12 @@ pub struct Run {
     pub steps: u64,
     pub train_loss: f64,
     pub test_accuracy: f64,
+    /// What was averaged, if anything was.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub average: Option<String>,
+    /// Of the averaged parameters.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub averaged_test_accuracy: Option<f64>,
     pub lr_first: f32,
     pub lr_last: f32,
     pub lr_min: f32,
@@ -33,6 +39,18 @@ pub struct Run {
     pub seconds: f64,
     #[serde(skip)]
     pub causes: Causes,
+}
+
+impl Run {
+    /// The averaged parameters' row, if anything was averaged.
+    pub fn averaged(&self) -> Option<(&'static str, String)> {
+        let accuracy = self.averaged_test_accuracy?;
+        let average = self.average.as_deref().unwrap_or_default();
+        Some((
+            "test accuracy, averaged",
+            format!("{:.2} % ({average})", 100.0 * accuracy),
+        ))
+    }
 }
 
 /// The learning rates of a run, from the first step that had one.
@@ -205,6 +223,9 @@ pub fn print(run: &Run, model: &Model) -> Result<(), CliError> {
         "test accuracy",
         format!("{:.2} %", 100.0 * run.test_accuracy),
     );
+    if let Some((name, value)) = run.averaged() {
+        row(name, value);
+    }
     row("first learning rate", format!("{:.4e}", run.lr_first));
     row("last learning rate", format!("{:.4e}", run.lr_last));
     row("range", format!("{:.4e} to {:.4e}", run.lr_min, run.lr_max));
