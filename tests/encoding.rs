@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use common::run::{CpuRun, GpuRun, Run, Spec, bits, devices, every_path, packed};
 use common::{Kernel, Numbers, download, drain, upload};
-use wgpu_optim::{Averaging, Group, OptimizerBuilder, Records, Regime, Rule, StepMode, wgpu};
+use wgpu_optim::{Averaging, Gpu, Group, OptimizerBuilder, Records, Regime, Rule, StepMode, wgpu};
 
 fn spec(len: usize) -> Spec {
     Spec::new(
