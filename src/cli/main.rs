@@ -27,7 +27,7 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Train a small model on real data; without arguments: an MLP on handwritten digits, untuned.
-    Train(train::Args),
+    Train(Box<train::Args>),
     /// List every adapter, what it can do, and which one `auto` takes.
     Devices(devices::Args),
     /// Compare every adapter with the CPU path and an f64 oracle; exit code 1 on any difference.
