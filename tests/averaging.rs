@@ -59,7 +59,11 @@ fn definition(averaging: Averaging, iterates: &[Vec<f32>]) -> Option<Vec<f64>> {
 fn assert_near(path: &str, averaging: Averaging, got: &[f32], iterates: &[Vec<f32>]) {
     let Some(expected) = definition(averaging, iterates) else {
         let now = iterates.last().expect("an iterate");
-        assert_eq!(bits(&[got.to_vec()]), bits(&[now.clone()]), "{path}");
+        assert_eq!(
+            bits(&[got.to_vec()]),
+            bits(std::slice::from_ref(now)),
+            "{path}"
+        );
         return;
     };
     assert_eq!(got.len(), expected.len(), "{path}");
