@@ -93,9 +93,9 @@ fn averaged_weights_are_evaluated_beside_the_last() {
     // The mean of all lags behind where four epochs go uphill.
     let running = run(&["--average", "running", "--rule", "sgd", "--epochs", "4"]);
     assert_ne!(running["averaged_test_accuracy"], running["test_accuracy"]);
-    refused(&["--average", "median"], &["--average", "median"]);
+    refused(&["train", "--average", "median"], &["--average", "median"]);
     refused(
-        &["--average", "running", "--compare"],
+        &["train", "--average", "running", "--compare"],
         &["--average", "--compare"],
     );
 }
