@@ -3,8 +3,9 @@
 //! nothing of it.
 //!
 //! Faults tried once by hand, each failed its test: a weight of the step before; steps counted with the skipped ones; the average taken
-//! before the update, or of the gradient's place; weight 1 computed instead of copied; skipped steps averaged; averages not exchanged
-//! in the second of two alternating steps; copies that start at the block instead of at the tensor.
+//! before the update, or of the old parameters; weight 1 computed instead of copied; a lagged step of the host not averaged; a stretch of
+//! the host averaged at its start only; averages not exchanged in the second of two alternating steps; copies that exchange; copies that
+//! start at the block instead of at the tensor.
 
 mod common;
 
