@@ -6,8 +6,8 @@
 // Grid:   one workgroup of WORKGROUP invocations per block; invocation i takes quads i, i + WORKGROUP, … of the block.
 // Assumes: the trips of all loops of one invocation stay below 65,535 (some drivers stop there in silence).
 //
-// The gradient is gone once its place is taken, so that nothing can be swept again (compare reduce_gradient.wgsl): squares are
-// added up at three scales, and the largest magnitude tells afterwards which of the sums to trust (J. Blue, TOMS 4, 1978).
+// The gradient is gone once its place is taken, so that nothing can be swept again (compare reduce_gradient.wgsl): its squares are added
+// up at three scales (shared/scaled_squares.wgsl).
 
 override WORKGROUP: u32;
 override PARTIALS: u32;
@@ -31,41 +31,6 @@ const RAW_NORM = false;
 // Parameters are all that can be swept again.
 fn load(what: u32, block: Block, quad: u32) -> vec4<f32> {
     return load_parameters(block, quad);
-}
-
-// Squares of numbers up to 2^-40 and from 2^40 on are added up multiplied by 2^160 and 2^-160.
-const UP = 0x1p80;
-const DOWN = 0x1p-80;
-const SCALE_EXPONENT = 80;
-
-struct ScaledSquares {
-    largest: vec4<u32>,
-    plain: vec4<f32>,
-    small: vec4<f32>,
-    big: vec4<f32>,
-}
-
-fn add_squares_of(g: vec4<f32>, squares: ptr<function, ScaledSquares>) {
-    (*squares).largest = max((*squares).largest, magnitude_bits(g));
-    (*squares).plain += g * g;
-    let up = UP * g;
-    (*squares).small += up * up;
-    let down = DOWN * g;
-    (*squares).big += down * down;
-}
-
-fn trusted(squares: ScaledSquares) -> Squares {
-    let largest = largest_of(squares.largest);
-    if largest == 0u || largest >= INFINITY_BITS {
-        return no_squares();
-    }
-    if largest < SMALL_BITS {
-        return Squares(across(squares.small), -SCALE_EXPONENT);
-    }
-    if largest > BIG_BITS {
-        return Squares(across(squares.big), SCALE_EXPONENT);
-    }
-    return Squares(across(squares.plain), 0);
 }
 
 @compute @workgroup_size(WORKGROUP)

@@ -15,6 +15,8 @@ override WORKGROUP: u32;
 override FORMULAS: bool;
 override SCHEDULES: bool;
 override AVERAGES: bool;
+// Whether any has a trust ratio.
+override TRUST: bool;
 
 @group(0) @binding(0) var<storage, read> groups: array<GroupConstants>;
 @group(0) @binding(1) var<storage, read> sums: array<ScopeSums>;
@@ -28,6 +30,8 @@ const RATE_MIN = 1e-30;
 const RATE_MAX = 1e30;
 const LN_RATE_LIMIT = 69.0775528;     // ln 1e30
 const NO_CLIP = 3.4028234e38;
+const TRUST_MIN = 1e-8;
+const TRUST_MAX = 1e8;
 
 fn from_squares(squares: Squares) -> Scaled {
     return scaled(squares.sum, 2 * squares.exponent);
@@ -72,6 +76,7 @@ fn learning_rate(@builtin(global_invocation_id) id: vec3<u32>) {
     r.nonfinite = nonfinite;
     r.first_nonfinite = first_nonfinite;
     r.clip_factor = 1.0;
+    r.trust_ratio = s.trust;
 
     if skip {
         r.flags |= SKIPPED;
@@ -91,6 +96,9 @@ fn learning_rate(@builtin(global_invocation_id) id: vec3<u32>) {
         s.learning_rate = s.regime_rate;
         if SCHEDULES && c.schedule != SCHEDULE_CONSTANT {
             follow_schedule(c, &s, &r);
+        }
+        if TRUST && c.trust_coefficient > 0.0 {
+            follow_trust(c, measured, square, norm, &s, &r);
         }
 
         var raw_norm = norm;
@@ -142,13 +150,16 @@ fn learning_rate(@builtin(global_invocation_id) id: vec3<u32>) {
         updates[group].skip = 1u;
     }
 
-    let ln_rate = add_float(
+    var ln_rate = add_float(
         add_fixed(
             Fixed(s.ln_first_rate_int, s.ln_first_rate_fraction),
             Fixed(s.change_int, s.change_fraction),
         ),
         s.ln_schedule,
     );
+    if TRUST {
+        ln_rate = add_float(ln_rate, s.ln_trust);
+    }
     if s.learning_rate == 0.0 {
         r.flags |= WAITING;
     }
@@ -301,10 +312,53 @@ fn set_first_rate(
     if (c.flags & SIGN_RULE) != 0u {
         direction = scaled(c.sqrt_elements, 0);
     }
-    let wanted = quotient(length, direction);
+    var wanted = quotient(length, direction);
+    if TRUST && c.trust_coefficient > 0.0 {
+        // The trust ratio follows, and the step is to have this length with it.
+        wanted = quotient(wanted, trust_of(c, measured, norm, s));
+    }
     let rate = smaller(larger(wanted, scaled(RATE_MIN, 0)), scaled(RATE_MAX, 0));
     if differ(rate, wanted) {
         (*r).flags |= CLAMPED_RATE;
     }
     hold_rate(rate, s);
+}
+
+// LARS: coefficient ‖w‖ / ‖u‖ (src/trust.rs), of the parameters as they were after the last step, and 1 where either is 0.
+fn trust_of(c: GroupConstants, measured: ScopeSums, norm: Scaled, s: ptr<function, GroupState>) -> Scaled {
+    var parameters = Scaled((*s).parameter_mantissa, (*s).parameter_exponent);
+    if (*s).momentum_started == 0u {
+        parameters = root(from_squares(measured.initial_square));
+    }
+    var direction = norm;
+    if (c.flags & SIGN_RULE) != 0u {
+        direction = scaled(c.sqrt_elements, 0);
+    }
+    if is_zero(parameters) || is_zero(direction) {
+        return Scaled(1.0, 0);
+    }
+    let wanted = quotient(times(parameters, c.trust_coefficient), direction);
+    return smaller(larger(wanted, scaled(TRUST_MIN, 0)), scaled(TRUST_MAX, 0));
+}
+
+// The trust ratio, over what regime and schedule say. A gradient of zero carries it over, as it does the rate.
+fn follow_trust(
+    c: GroupConstants,
+    measured: ScopeSums,
+    square: Scaled,
+    norm: Scaled,
+    s: ptr<function, GroupState>,
+    r: ptr<function, RawRecord>,
+) {
+    if !is_zero(square) {
+        let trust = trust_of(c, measured, norm, s);
+        let ln_trust = ln_ratio(trust, Scaled(1.0, 0));
+        if ((*r).flags & FIRST) == 0u {
+            (*r).trust_term = ln_trust - (*s).ln_trust;
+        }
+        (*s).ln_trust = ln_trust;
+        (*s).trust = to_float(trust);
+    }
+    (*r).trust_ratio = (*s).trust;
+    (*s).learning_rate *= (*s).trust;
 }

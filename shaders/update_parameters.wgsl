@@ -1,7 +1,8 @@
 // Pass 4: the fused update, one read-modify-write of the parameters and of what the rule remembers.
 //
 // Reads:  updates (one per group, from pass 3), gradients.
-// Writes: parameters; momentum; memory (counters or the last gradient); averages. Nothing where the step is skipped.
+// Writes: parameters; momentum; memory (counters or the last gradient); averages; what it measures of the step. Nothing where the step is
+//         skipped.
 // Grid:   one workgroup of WORKGROUP invocations per block; invocation i takes quads i, i + WORKGROUP, … of the block.
 //
 //     g ← sign·clip·g + λ w            coupled weight decay
@@ -45,5 +46,7 @@ fn update_parameters(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local
         let next = moved(update, w, direction_of(update, g, m));
         store_parameters(block, quad, next);
         average(update, at, next);
+        watch(w, next);
     }
+    leave(block, lane);
 }

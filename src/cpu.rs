@@ -4,6 +4,7 @@
 mod average;
 mod count_steps;
 mod finish_reduction;
+mod finish_update;
 mod lagged_step;
 mod learning_rate;
 mod optimizer;

@@ -2,6 +2,7 @@
 
 mod context;
 mod finish_reduction;
+mod finish_update;
 mod lagged_step;
 mod learning_rate;
 mod optimizer;

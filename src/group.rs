@@ -10,6 +10,7 @@ use crate::regime::Regime;
 use crate::rule::{Rule, WeightDecay};
 use crate::schedule::Schedule;
 use crate::step_mode::StepMode;
+use crate::trust::TrustRatio;
 
 /// A parameter slice with its gradient slice, as [`Group::tensor`] takes it. Implemented for pairs of
 /// [`wgpu::BufferSlice`] and for pairs of `&[f32]`.
@@ -40,6 +41,8 @@ pub(crate) struct Settings {
     pub(crate) maximize: Option<bool>,
     pub(crate) schedule: Option<Schedule>,
     pub(crate) averaging: Option<Averaging>,
+    pub(crate) trust_ratio: Option<TrustRatio>,
+    pub(crate) telemetry: Option<bool>,
 }
 
 impl<T> Group<T> {
@@ -110,6 +113,18 @@ impl<T> Group<T> {
     /// Keeps an average of this group's parameters; [`Averaging::Off`] switches the builder's off.
     pub fn averaging(mut self, averaging: Averaging) -> Self {
         self.settings.averaging = Some(averaging);
+        self
+    }
+
+    /// Makes steps proportional to the parameters' norm: see [`TrustRatio`]. Meant for [`Group::per_tensor`].
+    pub fn trust_ratio(mut self, trust_ratio: TrustRatio) -> Self {
+        self.settings.trust_ratio = Some(trust_ratio);
+        self
+    }
+
+    /// Records every tensor's norm and step: see [`OptimizerBuilder::telemetry`].
+    pub fn telemetry(mut self, on: bool) -> Self {
+        self.settings.telemetry = Some(on);
         self
     }
 
@@ -243,6 +258,23 @@ impl<T> OptimizerBuilder<T> {
         self
     }
 
+    /// The trust ratio of every group that names none: see [`TrustRatio`].
+    pub fn trust_ratio(mut self, trust_ratio: TrustRatio) -> Self {
+        self.settings.trust_ratio = Some(trust_ratio);
+        self
+    }
+
+    /// Records, for every step and tensor, the norm of the parameters and that of the step ([`TensorRecord`](crate::TensorRecord)), of the
+    /// groups that do not say otherwise. Off without this.
+    ///
+    /// It costs no memory traffic in proportion to the parameters, since pass 4 has both at hand; it does cost arithmetic, one small
+    /// dispatch, a ring of 28 bytes per tensor and step beside the record ring, and a block more for every tensor that lies next to
+    /// another in one buffer.
+    pub fn telemetry(mut self, on: bool) -> Self {
+        self.settings.telemetry = Some(on);
+        self
+    }
+
     /// One norm over every group that names no other: see [`Group::share_norm`].
     pub fn global_norm(mut self) -> Self {
         self.global_norm = true;
@@ -335,6 +367,8 @@ impl<T> OptimizerBuilder<T> {
                 maximize: own.maximize.or(all.maximize).unwrap_or(false),
                 schedule: own.schedule.or(all.schedule).unwrap_or_default(),
                 averaging: own.averaging.or(all.averaging).unwrap_or_default(),
+                trust_ratio: own.trust_ratio.or(all.trust_ratio),
+                telemetry: own.telemetry.or(all.telemetry).unwrap_or(false),
                 scope,
             };
             config.validate()?;
@@ -351,6 +385,24 @@ impl<T> OptimizerBuilder<T> {
                 "regime",
                 config.regime.name(),
                 "one that goes by the gradient and its direction alone with StepMode::Lagged (StepMode::TwoPass has them all)",
+            )?;
+            require(
+                self.mode == StepMode::TwoPass || !config.measures_step(),
+                || format!("group \"{}\"", config.name),
+                if config.telemetry {
+                    "telemetry"
+                } else {
+                    "trust_ratio"
+                },
+                "on",
+                "off with StepMode::Lagged, which may yet take a step back when it is measured (StepMode::TwoPass can do it)",
+            )?;
+            require(
+                config.trust_ratio.is_none() || config.scope.is_none(),
+                || format!("group \"{}\"", config.name),
+                "trust_ratio",
+                "a ratio to a norm that is shared",
+                "used with a norm of the group's own (leave share_norm and global_norm out)",
             )?;
             resolved.push(ResolvedGroup {
                 config,
@@ -387,11 +439,20 @@ pub struct GroupConfig {
     pub schedule: Schedule,
     /// The average of its parameters.
     pub averaging: Averaging,
+    /// The factor that keeps its steps in proportion to its parameters.
+    pub trust_ratio: Option<TrustRatio>,
+    /// Whether every tensor's norm and step are recorded.
+    pub telemetry: bool,
     /// The norm it shares with other groups; `None` is a norm of its own.
     pub scope: Option<String>,
 }
 
 impl GroupConfig {
+    /// Whether pass 4 measures the parameters and the step.
+    pub(crate) fn measures_step(&self) -> bool {
+        self.telemetry || self.trust_ratio.is_some()
+    }
+
     fn validate(&self) -> Result<(), Error> {
         let owner = || format!("group \"{}\"", self.name);
         let (WeightDecay::Coupled(lambda) | WeightDecay::Decoupled(lambda)) = self.weight_decay;
@@ -412,6 +473,7 @@ impl GroupConfig {
         self.rule.validate()?;
         self.schedule.validate()?;
         self.averaging.validate()?;
+        self.trust_ratio.map_or(Ok(()), |trust| trust.validate())?;
         self.regime.validate()
     }
 }

@@ -83,6 +83,8 @@ pub struct GroupConstants {
     pub average_start: u32,
     /// 1 + η of the polynomial average, the share of a new iterate in the exponential one.
     pub average_gain: f32,
+    /// Coefficient of the trust ratio; 0 without one.
+    pub trust_coefficient: f32,
     /// √d of the scope.
     pub sqrt_elements: f32,
     /// Largest μ in the scope: with the next field it bounds the momentum's norm.
@@ -179,6 +181,14 @@ pub struct GroupState {
     pub regime_rate: f32,
     /// ln of the schedule's factor at the last step.
     pub ln_schedule: f32,
+    /// The trust ratio of the last step with a gradient; 1 without one.
+    pub trust: f32,
+    /// Its ln.
+    pub ln_trust: f32,
+    /// ‖w‖ after the last step, of groups with a trust ratio.
+    pub parameter_mantissa: f32,
+    /// ‖w‖ after the last step.
+    pub parameter_exponent: i32,
     /// η of the first step.
     pub first_rate_mantissa: f32,
     /// η of the first step.
@@ -403,6 +413,10 @@ pub struct RawRecord {
     pub loss_term: f32,
     /// What a gate held back or released.
     pub gate_term: f32,
+    /// What the trust ratio added.
+    pub trust_term: f32,
+    /// The trust ratio; 1 without one.
+    pub trust_ratio: f32,
     /// min(1, C/n).
     pub clip_factor: f32,
     /// Non-finite elements, over all groups.
@@ -411,6 +425,53 @@ pub struct RawRecord {
     pub first_nonfinite: u32,
     /// Steps skipped so far, this one included.
     pub skipped: u32,
+}
+
+/// What pass 4 measures of a step, block by block; then of a tensor or a group.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Default, Pod, Zeroable)]
+pub struct StepSums {
+    /// Σ w² of the new parameters.
+    pub parameters: Squares,
+    /// Σ s², s the way from the old parameters to the new ones, as rounded.
+    pub step: Squares,
+}
+
+/// What pass 5 adds up.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Pod, Zeroable)]
+pub struct StepUnit {
+    /// The first of its blocks, as [`Block::row`] counts.
+    pub first_row: u32,
+    /// Its blocks, side by side.
+    pub rows: u32,
+    /// The group it belongs to, or is.
+    pub group: u32,
+    /// The tensor that is recorded, or [`NO_TENSOR`] for the norm of a group.
+    pub tensor: u32,
+}
+
+/// [`StepUnit::tensor`] of a group.
+pub const NO_TENSOR: u32 = u32::MAX;
+
+/// One step of one tensor, as pass 5 writes it into a ring of its own. Read it as [`TensorRecord`](crate::TensorRecord).
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Default, Pod, Zeroable)]
+pub struct RawTensorRecord {
+    /// Steps attempted before this one, low word.
+    pub step_low: u32,
+    /// High word.
+    pub step_high: u32,
+    /// The tensor.
+    pub tensor: u32,
+    /// [`record_flags`]: `WRITTEN`; `SKIPPED`; `WAITING` where the norm is not known yet.
+    pub flags: u32,
+    /// ‖w‖ after the step.
+    pub parameter_norm: f32,
+    /// ‖s‖.
+    pub step_norm: f32,
+    /// η.
+    pub learning_rate: f32,
 }
 
 /// Bits of [`RawRecord::flags`].
@@ -441,6 +502,7 @@ impl GroupState {
         let mut state = GroupState {
             smoothing_power: 1.0,
             last_growth: f32::MAX,
+            trust: 1.0,
             last_clip: 1.0,
             ..GroupState::default()
         };

@@ -59,6 +59,7 @@ mod regime;
 mod rule;
 mod schedule;
 mod step_mode;
+mod trust;
 
 pub use averaging::Averaging;
 pub use cpu::CpuOptimizer;
@@ -66,7 +67,7 @@ pub use error::Error;
 pub use gpu::{Gpu, GpuOptions, Optimizer};
 pub use group::{DEFAULT_RECORD_STEPS, Group, GroupConfig, OptimizerBuilder, TensorPair};
 pub use plan::TensorInfo;
-pub use record::{Flags, NonFinite, Record, Records, Term};
+pub use record::{Flags, NonFinite, Record, Records, TensorRecord, Term};
 pub use regime::{
     AdGd, AdaGradNorm, BarzilaiBorwein, DoG, DoWG, Hypergradient, MAX_CHANGE, Ngn, NormRatio,
     Polyak, RATE_MAX, RATE_MIN, Regime, SecantForm, Seesaw,
@@ -74,6 +75,7 @@ pub use regime::{
 pub use rule::{Rule, WeightDecay};
 pub use schedule::Schedule;
 pub use step_mode::StepMode;
+pub use trust::TrustRatio;
 pub use wgpu;
 
 /// The README's code, compiled and run as a doc test.

@@ -10,7 +10,7 @@ use std::collections::HashMap;
 
 use crate::error::Error;
 use crate::group::{GroupConfig, ResolvedGroup};
-use crate::layout::{Block, GroupConstants, ScopeTable, group_flags};
+use crate::layout::{Block, GroupConstants, NO_TENSOR, ScopeTable, StepUnit, group_flags};
 use crate::regime::Regime;
 use crate::rule::Rule;
 use crate::step_mode::StepMode;
@@ -112,6 +112,8 @@ pub(crate) struct Kernel {
     pub(crate) initial_norm: bool,
     /// An average of the parameters is kept.
     pub(crate) averages: bool,
+    /// The step and the parameters are measured.
+    pub(crate) step_sums: bool,
 }
 
 impl Kernel {
@@ -238,6 +240,8 @@ pub(crate) struct Plan {
     pub(crate) tensors: Vec<TensorInfo>,
     /// Partials of all scopes.
     pub(crate) partials: u32,
+    /// What pass 5 adds up: the tensors that are recorded, then the groups with a trust ratio. None where nobody asked.
+    pub(crate) units: Vec<StepUnit>,
 }
 
 /// A scope while the plan is being made.
@@ -312,7 +316,8 @@ impl Plan {
                     elements: place.elements,
                 });
                 match spans.last_mut() {
-                    Some(span) if span.continues_with(&place) => {
+                    // What is recorded tensor by tensor is cut at their boundaries.
+                    Some(span) if !group.config.telemetry && span.continues_with(&place) => {
                         span.place.elements += place.elements;
                     }
                     _ if place.elements > 0 => spans.push(Span {
@@ -330,6 +335,7 @@ impl Plan {
         let mut windows = windows.finish();
 
         let (table, partials) = number_rows(&scopes, &scope_of_group, &mut windows, geometry)?;
+        let units = units_of(&configs, &tensors, &windows);
         Ok(Plan {
             mode,
             configs,
@@ -338,6 +344,7 @@ impl Plan {
             windows,
             tensors,
             partials,
+            units,
         })
     }
 
@@ -604,8 +611,10 @@ fn kernel_of(
         alignment,
         coupled_decay,
         raw_norm: needs_raw_norm(members()),
-        initial_norm: members().any(|member| member.regime.needs_initial_norm()),
+        initial_norm: members()
+            .any(|member| member.regime.needs_initial_norm() || member.trust_ratio.is_some()),
         averages: config.averaging.is_on(),
+        step_sums: config.measures_step(),
     })
 }
 
@@ -670,6 +679,7 @@ fn constants_of(
         average: config.averaging.kind(),
         average_start: config.averaging.start(),
         average_gain: config.averaging.gain(),
+        trust_coefficient: config.trust_ratio.map_or(0.0, |trust| trust.coefficient),
         sqrt_elements: (scope_elements as f64).sqrt() as f32,
         scope_momentum: members()
             .map(|member| member.rule.momentum())
@@ -722,12 +732,56 @@ fn number_rows(
         });
         first += rows as u32;
     }
-    for block in windows.iter_mut().flat_map(|window| &mut window.blocks) {
+    // In the order of declaration, so that the blocks of a tensor lie side by side, whichever windows they are in.
+    let mut blocks: Vec<&mut Block> = windows
+        .iter_mut()
+        .flat_map(|window| &mut window.blocks)
+        .collect();
+    blocks.sort_by_key(|block| block.first_element);
+    for block in blocks {
         let row = &mut next[scope_of_group[block.group as usize]];
         block.row = *row;
         *row += 1;
     }
     Ok((table, partials as u32))
+}
+
+/// What pass 5 adds up.
+fn units_of(configs: &[GroupConfig], tensors: &[TensorInfo], windows: &[Window]) -> Vec<StepUnit> {
+    if !configs.iter().any(GroupConfig::measures_step) {
+        return Vec::new();
+    }
+    let mut blocks: Vec<&Block> = windows.iter().flat_map(|window| &window.blocks).collect();
+    blocks.sort_by_key(|block| block.first_element);
+    let unit = |group: usize, tensor: u32, elements: std::ops::Range<u64>| {
+        let at =
+            |element: u64| blocks.partition_point(|block| u64::from(block.first_element) < element);
+        let own = &blocks[at(elements.start)..at(elements.end)];
+        StepUnit {
+            first_row: own.first().map_or(0, |block| block.row),
+            rows: own.len() as u32,
+            group: group as u32,
+            tensor,
+        }
+    };
+    let recorded = (0u32..)
+        .zip(tensors)
+        .filter(|(_, tensor)| configs[tensor.group].telemetry);
+    let mut units: Vec<StepUnit> = recorded
+        .map(|(index, tensor)| {
+            let elements = tensor.first_element..tensor.first_element + tensor.elements;
+            unit(tensor.group, index, elements)
+        })
+        .collect();
+    for (group, config) in configs.iter().enumerate() {
+        if config.trust_ratio.is_some() {
+            let own = || tensors.iter().filter(|tensor| tensor.group == group);
+            let first = own().next().map_or(0, |tensor| tensor.first_element);
+            let elements: u64 = own().map(|tensor| tensor.elements).sum();
+            units.push(unit(group, NO_TENSOR, first..first + elements));
+        }
+    }
+    units
 }
 
 /// Refuses parameters that overlap other parameters, and gradients that overlap parameters or other gradients.

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use crate::layout::{RawRecord, record_flags};
+use crate::layout::{RawRecord, RawTensorRecord, record_flags};
 
 /// One step of one group, as the learning-rate pass explains it.
 ///
@@ -48,12 +48,62 @@ pub struct Record {
     pub loss_term: f32,
     /// What a gate held back, or released of what it had held back before.
     pub gate_term: f32,
+    /// What the trust ratio did: the change of its ln.
+    pub trust_term: f32,
+    /// The trust ratio, a factor of η ([`TrustRatio`](crate::TrustRatio)); 1 without one.
+    pub trust_ratio: f32,
     /// The factor of the clip by norm, `min(1, C/n)`.
     pub clip_factor: f32,
     /// Steps of this group skipped so far, this one included.
     pub skipped: u32,
     /// Of a skipped step: what was not finite.
     pub nonfinite: Option<NonFinite>,
+}
+
+/// What one step did to one tensor ([`telemetry`](crate::OptimizerBuilder::telemetry)).
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct TensorRecord {
+    /// Steps attempted before this one.
+    pub step: u64,
+    /// The tensor, as an index into [`tensors`](crate::Optimizer::tensors).
+    pub tensor: usize,
+    /// The step was skipped: nothing moved.
+    pub skipped: bool,
+    /// ‖w‖ of the parameters after the step; NaN where every step so far was skipped.
+    pub parameter_norm: f32,
+    /// ‖s‖ of the step: the way from the old parameters to the new ones, as rounded, weight decay included. 0 where it was skipped.
+    pub step_norm: f32,
+    /// η of the tensor's group.
+    pub learning_rate: f32,
+}
+
+impl TensorRecord {
+    /// ‖s‖/‖w‖: how far a step goes beside what it changes. Networks tend to train well at about 1e-3.
+    pub fn relative_step(&self) -> f64 {
+        f64::from(self.step_norm) / f64::from(self.parameter_norm)
+    }
+
+    /// η/‖w‖²: the rate that counts for a tensor whose scale does not matter, such as weights before a normalisation: there the gradient
+    /// is at right angles to `w` and goes with 1/‖w‖, so that gradient descent on the direction w/‖w‖ has this rate (Kodryan et al. 2022,
+    /// arXiv:2209.03695; Lobacheva et al. 2023, arXiv:2306.00700). Elsewhere it has no such meaning.
+    pub fn effective_rate(&self) -> f64 {
+        f64::from(self.learning_rate) / f64::from(self.parameter_norm).powi(2)
+    }
+
+    fn from_raw(raw: &RawTensorRecord) -> Self {
+        TensorRecord {
+            step: u64::from(raw.step_high) << 32 | u64::from(raw.step_low),
+            tensor: raw.tensor as usize,
+            skipped: raw.flags & record_flags::SKIPPED != 0,
+            parameter_norm: if raw.flags & record_flags::WAITING != 0 {
+                f32::NAN
+            } else {
+                raw.parameter_norm
+            },
+            step_norm: raw.step_norm,
+            learning_rate: raw.learning_rate,
+        }
+    }
 }
 
 /// The elements that made a step be skipped.
@@ -167,6 +217,8 @@ impl Record {
             history_term: raw.history_term,
             loss_term: raw.loss_term,
             gate_term: raw.gate_term,
+            trust_term: raw.trust_term,
+            trust_ratio: raw.trust_ratio,
             clip_factor: raw.clip_factor,
             skipped: raw.skipped,
             nonfinite,
@@ -174,7 +226,7 @@ impl Record {
     }
 
     /// The terms, each with what it stands for.
-    pub fn terms(&self) -> [(Term, f32); 10] {
+    pub fn terms(&self) -> [(Term, f32); 11] {
         [
             (Term::Norm, self.norm_term),
             (Term::Alignment, self.alignment_term),
@@ -186,6 +238,7 @@ impl Record {
             (Term::Gate, self.gate_term),
             (Term::Clamp, self.clamp_term),
             (Term::Schedule, self.schedule_term),
+            (Term::Trust, self.trust_term),
         ]
     }
 
@@ -219,11 +272,13 @@ pub enum Term {
     Clamp,
     /// A schedule.
     Schedule,
+    /// The trust ratio.
+    Trust,
 }
 
 impl Term {
     /// Every cause, in the order of [`Record::terms`].
-    pub const ALL: [Term; 10] = [
+    pub const ALL: [Term; 11] = [
         Term::Norm,
         Term::Alignment,
         Term::Brake,
@@ -234,6 +289,7 @@ impl Term {
         Term::Gate,
         Term::Clamp,
         Term::Schedule,
+        Term::Trust,
     ];
 
     /// Its name in tables and column headers.
@@ -249,6 +305,7 @@ impl Term {
             Term::Gate => "gate",
             Term::Clamp => "clamp",
             Term::Schedule => "schedule",
+            Term::Trust => "trust",
         }
     }
 
@@ -274,6 +331,8 @@ impl Term {
             (Term::Clamp, true) => "fall clamped",
             (Term::Clamp, false) => "rise clamped",
             (Term::Schedule, _) => "schedule",
+            (Term::Trust, true) => "parameters grew beside the gradient",
+            (Term::Trust, false) => "parameters shrank beside the gradient",
         }
     }
 }
@@ -339,12 +398,15 @@ pub(crate) struct RecordCursor {
 
 impl RecordCursor {
     /// Reads the records of a ring that were not read before, in order, and counts those overwritten meanwhile.
+    ///
+    /// `rings` are that of the records and that of the tensors' records.
     pub(crate) fn read(
         &mut self,
-        ring: &[u8],
+        rings: (&[u8], &[u8]),
         locate: impl Fn(u32) -> Option<(usize, u64)>,
     ) -> Records {
-        let mut records: Vec<Record> = ring
+        let mut records: Vec<Record> = rings
+            .0
             .chunks_exact(std::mem::size_of::<RawRecord>())
             .map(bytemuck::pod_read_unaligned::<RawRecord>)
             .filter(|raw| raw.flags & record_flags::WRITTEN != 0)
@@ -352,6 +414,15 @@ impl RecordCursor {
             .filter(|record| record.step >= self.next_step)
             .collect();
         records.sort_by_key(|record| (record.step, record.group));
+        let mut tensors: Vec<TensorRecord> = rings
+            .1
+            .chunks_exact(std::mem::size_of::<RawTensorRecord>())
+            .map(bytemuck::pod_read_unaligned::<RawTensorRecord>)
+            .filter(|raw| raw.flags & record_flags::WRITTEN != 0)
+            .map(|raw| TensorRecord::from_raw(&raw))
+            .filter(|record| record.step >= self.next_step)
+            .collect();
+        tensors.sort_by_key(|record| (record.step, record.tensor));
         let lost_steps = match records.first() {
             Some(first) => first.step - self.next_step,
             None => 0,
@@ -361,6 +432,7 @@ impl RecordCursor {
         }
         Records {
             records,
+            tensors,
             lost_steps,
         }
     }
@@ -371,6 +443,9 @@ impl RecordCursor {
 pub struct Records {
     /// Records not drained before, by step, then by group.
     pub records: Vec<Record>,
+    /// Records of tensors not drained before, by step, then by tensor: of the groups with
+    /// [`telemetry`](crate::OptimizerBuilder::telemetry).
+    pub tensors: Vec<TensorRecord>,
     /// Steps that were overwritten before they were drained.
     pub lost_steps: u64,
 }
@@ -379,6 +454,7 @@ impl Records {
     /// Adds later records.
     pub(crate) fn append(&mut self, mut later: Records) {
         self.records.append(&mut later.records);
+        self.tensors.append(&mut later.tensors);
         self.lost_steps += later.lost_steps;
     }
 }

@@ -85,6 +85,7 @@ fn rust_layout() -> Layout {
             average,
             average_start,
             average_gain,
+            trust_coefficient,
             sqrt_elements,
             scope_momentum,
             scope_clip,
@@ -101,6 +102,10 @@ fn rust_layout() -> Layout {
             learning_rate,
             regime_rate,
             ln_schedule,
+            trust,
+            ln_trust,
+            parameter_mantissa,
+            parameter_exponent,
             first_rate_mantissa,
             first_rate_exponent,
             ln_first_rate_int,
@@ -194,10 +199,34 @@ fn rust_layout() -> Layout {
             history_term,
             loss_term,
             gate_term,
+            trust_term,
+            trust_ratio,
             clip_factor,
             nonfinite,
             first_nonfinite,
             skipped,
+        }
+    );
+    fields_of!(layout, StepSums { parameters, step });
+    fields_of!(
+        layout,
+        StepUnit {
+            first_row,
+            rows,
+            group,
+            tensor,
+        }
+    );
+    fields_of!(
+        layout,
+        RawTensorRecord {
+            step_low,
+            step_high,
+            tensor,
+            flags,
+            parameter_norm,
+            step_norm,
+            learning_rate,
         }
     );
     let word = |offset: usize| offset as u32 / 4;
@@ -263,6 +292,7 @@ fn rust_layout() -> Layout {
         ("INFINITY_BITS", f32::INFINITY.to_bits()),
         ("MAGNITUDE_BITS", i32::MAX as u32),
         ("NO_ELEMENT", u32::MAX),
+        ("NO_TENSOR", NO_TENSOR),
         ("LOSS_ELEMENT", LOSS_ELEMENT),
     ] {
         layout.constants.insert(name.to_owned(), value);
@@ -345,7 +375,7 @@ fn differences(rust: &Layout, wgsl: &Layout) -> Vec<String> {
 #[test]
 fn structs_and_constants_agree() {
     let (rust, wgsl) = (rust_layout(), wgsl_layout(WGSL));
-    assert_eq!(rust.structs.len(), 8);
+    assert_eq!(rust.structs.len(), 11);
     assert_eq!(differences(&rust, &wgsl), Vec::<String>::new());
     assert_eq!(PARTIAL_WORDS as usize, offset_of!(ScopeSums, loss) / 4);
 }

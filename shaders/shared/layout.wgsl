@@ -40,6 +40,7 @@ struct GroupConstants {
     average: u32,
     average_start: u32,
     average_gain: f32,
+    trust_coefficient: f32,
     sqrt_elements: f32,
     scope_momentum: f32,
     scope_clip: f32,
@@ -82,6 +83,10 @@ struct GroupState {
     learning_rate: f32,
     regime_rate: f32,
     ln_schedule: f32,
+    trust: f32,
+    ln_trust: f32,
+    parameter_mantissa: f32,
+    parameter_exponent: i32,
     first_rate_mantissa: f32,
     first_rate_exponent: i32,
     ln_first_rate_int: i32,
@@ -174,10 +179,38 @@ struct RawRecord {
     history_term: f32,
     loss_term: f32,
     gate_term: f32,
+    trust_term: f32,
+    trust_ratio: f32,
     clip_factor: f32,
     nonfinite: u32,
     first_nonfinite: u32,
     skipped: u32,
+}
+
+// What pass 4 measures of a step: the new parameters, and the way from the old ones.
+struct StepSums {
+    parameters: Squares,
+    step: Squares,
+}
+
+// What pass 5 adds up: a tensor for its record, or, with NO_TENSOR, a group for its trust ratio.
+struct StepUnit {
+    first_row: u32,
+    rows: u32,
+    group: u32,
+    tensor: u32,
+}
+
+const NO_TENSOR = 0xffffffffu;
+
+struct RawTensorRecord {
+    step_low: u32,
+    step_high: u32,
+    tensor: u32,
+    flags: u32,
+    parameter_norm: f32,
+    step_norm: f32,
+    learning_rate: f32,
 }
 
 const FIRST = 1u;

@@ -1,25 +1,10 @@
 // What a sweep looks at a second time, because it rarely has to: elements whose squares f32 cannot hold, elements that are not
 // finite, and the parameters before the first step. `load(what, block, quad)` is the pass's own.
 
-const SMALL_BITS = 0x2b800000u; // 2^-40
-const BIG_BITS = 0x53800000u;   // 2^40
-
 // What there is to look at. Not every pass can load all of it.
 const GRADIENT = 0u;      // what the regime sees: sign * g + λ w
 const RAW_GRADIENT = 1u;  // sign * g
 const PARAMETERS = 2u;    // w
-
-fn magnitude_bits(v: vec4<f32>) -> vec4<u32> {
-    return bitcast<vec4<u32>>(v) & vec4<u32>(MAGNITUDE_BITS);
-}
-
-fn largest_of(bits: vec4<u32>) -> u32 {
-    return max(max(bits.x, bits.y), max(bits.z, bits.w));
-}
-
-fn across(v: vec4<f32>) -> f32 {
-    return (v.x + v.y) + (v.z + v.w);
-}
 
 // The sum of squares, from the plain sum and the largest magnitude; sweeps again where the plain sum cannot be trusted.
 fn squares_of(what: u32, block: Block, lane: u32, largest: u32, plain: f32) -> Squares {

@@ -28,7 +28,7 @@ pub(crate) fn finish_reduction(partials: &[ScopeSums]) -> ScopeSums {
 
 /// Rounds once, as f32 would if its exponent had no end: so that scaling every gradient by a power of two changes no bit of the
 /// sum. What is lost to underflow is below 2^-100 of the other term.
-fn add_squares(a: Squares, b: Squares) -> Squares {
+pub(crate) fn add_squares(a: Squares, b: Squares) -> Squares {
     if a.exponent == b.exponent {
         return Squares {
             sum: a.sum + b.sum,

@@ -105,6 +105,7 @@ pub(crate) fn lagged_step(of: &Lagged, slices: LaggedSlices) {
                 vector: &mut [],
                 // It is not known yet whether the step holds.
                 averages: &mut [],
+                step_sums: &mut [],
             };
             update_parameters(kernel, of.update, tile_slices);
             slices.grads[tile].copy_from_slice(new);

@@ -9,6 +9,10 @@ use crate::layout::{
 };
 use crate::regime::{MAX_CHANGE, RATE_MAX, RATE_MIN};
 
+/// Bounds of the trust ratio.
+const TRUST_MIN: f32 = 1e-8;
+const TRUST_MAX: f32 = 1e8;
+
 /// ln of [`RATE_MAX`].
 const LN_RATE_LIMIT: f32 = 69.077_55;
 
@@ -42,6 +46,7 @@ pub(crate) fn learning_rate(
         nonfinite,
         first_nonfinite,
         clip_factor: 1.0,
+        trust_ratio: s.trust,
         ..RawRecord::default()
     };
     let update = if first_nonfinite == u32::MAX {
@@ -55,7 +60,10 @@ pub(crate) fn learning_rate(
         None
     };
 
-    let ln_rate = ln_first_rate(s).add(change(s)).add_float(s.ln_schedule);
+    let ln_rate = ln_first_rate(s)
+        .add(change(s))
+        .add_float(s.ln_schedule)
+        .add_float(s.ln_trust);
     if s.learning_rate == 0.0 {
         r.flags |= record_flags::WAITING;
     }
@@ -122,6 +130,9 @@ fn take_step(
     s.learning_rate = s.regime_rate;
     if c.schedule != schedule_kinds::CONSTANT {
         follow_schedule(c, s, r);
+    }
+    if c.trust_coefficient > 0.0 {
+        follow_trust(c, measured, square, norm, s, r);
     }
 
     let raw_norm_clip = c.flags & group_flags::RAW_NORM != 0;
@@ -333,7 +344,11 @@ fn set_first_rate(
     } else {
         norm
     };
-    let wanted = length.quotient(direction);
+    let mut wanted = length.quotient(direction);
+    if c.trust_coefficient > 0.0 {
+        // The trust ratio follows, and the step is to have this length with it.
+        wanted = wanted.quotient(trust_of(c, measured, norm, s));
+    }
     let rate = wanted
         .larger(Scaled::new(RATE_MIN, 0))
         .smaller(Scaled::new(RATE_MAX, 0));
@@ -341,4 +356,52 @@ fn set_first_rate(
         r.flags |= record_flags::CLAMPED_RATE;
     }
     hold_rate(rate, s);
+}
+
+/// LARS: coefficient ‖w‖ / ‖u‖ ([`TrustRatio`](crate::TrustRatio)), of the parameters as they were after the last step, and 1 where either
+/// is 0.
+fn trust_of(c: &GroupConstants, measured: &ScopeSums, norm: Scaled, s: &GroupState) -> Scaled {
+    let parameters = if s.momentum_started == 0 {
+        from_squares(measured.initial_square).root()
+    } else {
+        Scaled {
+            mantissa: s.parameter_mantissa,
+            exponent: s.parameter_exponent,
+        }
+    };
+    let direction = if c.flags & group_flags::SIGN_RULE != 0 {
+        Scaled::new(c.sqrt_elements, 0)
+    } else {
+        norm
+    };
+    if parameters.is_zero() || direction.is_zero() {
+        return Scaled::ONE;
+    }
+    parameters
+        .times(c.trust_coefficient)
+        .quotient(direction)
+        .larger(Scaled::new(TRUST_MIN, 0))
+        .smaller(Scaled::new(TRUST_MAX, 0))
+}
+
+/// The trust ratio, over what regime and schedule say. A gradient of zero carries it over, as it does the rate.
+fn follow_trust(
+    c: &GroupConstants,
+    measured: &ScopeSums,
+    square: Scaled,
+    norm: Scaled,
+    s: &mut GroupState,
+    r: &mut RawRecord,
+) {
+    if !square.is_zero() {
+        let trust = trust_of(c, measured, norm, s);
+        let ln_trust = trust.ln_ratio(Scaled::ONE);
+        if r.flags & record_flags::FIRST == 0 {
+            r.trust_term = ln_trust - s.ln_trust;
+        }
+        s.ln_trust = ln_trust;
+        s.trust = trust.to_float();
+    }
+    r.trust_ratio = s.trust;
+    s.learning_rate *= s.trust;
 }

@@ -5,6 +5,7 @@ use rayon::prelude::*;
 
 use crate::cpu::average::average;
 use crate::cpu::finish_reduction::finish_reduction;
+use crate::cpu::finish_update::finish_update;
 use crate::cpu::lagged_step::{Lagged, LaggedSlices, lagged_step};
 use crate::cpu::learning_rate::learning_rate;
 use crate::cpu::reduce_gradient::{BlockSlices, no_totals, reduce_gradient};
@@ -13,14 +14,15 @@ use crate::cpu::update_parameters::{BlockSlicesMut, update_parameters};
 use crate::error::Error;
 use crate::group::{GroupConfig, OptimizerBuilder, ResolvedGroup};
 use crate::layout::{
-    Block, GroupConstants, GroupState, LOSS_ELEMENT, RawRecord, ScopeSums, Update,
+    Block, GroupConstants, GroupState, LOSS_ELEMENT, NO_TENSOR, RawRecord, RawTensorRecord,
+    ScopeSums, StepSums, Update,
 };
 use crate::plan::{Geometry, Kernel, Place, Plan, TensorInfo};
 use crate::record::{RecordCursor, Records};
 use crate::step_mode::StepMode;
 
 /// Elements of a block: small enough for the first-level cache, large enough that handing it to a thread costs nothing.
-const BLOCK_ELEMENTS: u32 = 4096;
+pub(crate) const BLOCK_ELEMENTS: u32 = 4096;
 
 /// Blocks whose elements are worth handing to other threads, however many tensors they are in.
 const PARALLEL_BLOCKS: usize = 32;
@@ -51,6 +53,9 @@ pub struct CpuOptimizer {
     updates: Vec<Update>,
     learning_rates: Vec<f32>,
     records: Vec<RawRecord>,
+    /// By row, as `partials`; empty where no step is measured.
+    step_partials: Vec<StepSums>,
+    tensor_records: Vec<RawTensorRecord>,
     averages_are_swapped: bool,
     steps: usize,
     cursor: RecordCursor,
@@ -66,6 +71,8 @@ struct TensorMemory {
     memory: Memory,
     /// Empty where no average is kept.
     averages: Vec<f32>,
+    /// What each block measured of the step; empty where that is not asked for.
+    step_sums: Vec<StepSums>,
     /// Of [`StepMode::Lagged`]: what the memory becomes unless the step is skipped.
     next_memory: Memory,
     /// Of [`StepMode::Lagged`]: what each block measured.
@@ -157,6 +164,7 @@ impl CpuOptimizer {
                 blocks: Vec::new(),
                 memory: Memory::default(),
                 averages: Vec::new(),
+                step_sums: Vec::new(),
                 next_memory: Memory::default(),
                 partials: Vec::new(),
             })
@@ -171,6 +179,9 @@ impl CpuOptimizer {
             tensor.memory = Memory::new(window.kernel, tensor.elements);
             if window.kernel.averages {
                 tensor.averages = vec![0.0; tensor.elements];
+            }
+            if window.kernel.step_sums {
+                tensor.step_sums = vec![StepSums::default(); window.blocks.len()];
             }
             if plan.mode == StepMode::Lagged {
                 tensor.next_memory = Memory::new(window.kernel, tensor.elements);
@@ -192,6 +203,15 @@ impl CpuOptimizer {
             updates: plan.groups.iter().map(Update::initial).collect(),
             learning_rates: states.iter().map(|state| state.learning_rate).collect(),
             records: vec![RawRecord::default(); record_steps * states.len()],
+            step_partials: if plan.units.is_empty() {
+                Vec::new()
+            } else {
+                vec![StepSums::default(); blocks]
+            },
+            tensor_records: {
+                let recorded = plan.units.iter().filter(|unit| unit.tensor != NO_TENSOR);
+                vec![RawTensorRecord::default(); record_steps * recorded.count()]
+            },
             states,
             averages_are_swapped: false,
             steps: 0,
@@ -247,6 +267,7 @@ impl CpuOptimizer {
         }
         self.set_rates();
         self.update(params, grads);
+        self.finish_update();
         Ok(())
     }
 
@@ -334,6 +355,25 @@ impl CpuOptimizer {
             return Err(Error::AveragesSwapped { what: "a step" });
         }
         Ok(())
+    }
+
+    /// Pass 5, where it is asked for.
+    fn finish_update(&mut self) {
+        if self.plan.units.is_empty() {
+            return;
+        }
+        for (partial, &(tensor, block)) in self.step_partials.iter_mut().zip(&self.rows) {
+            if let Some(sums) = self.tensors[tensor].step_sums.get(block) {
+                *partial = *sums;
+            }
+        }
+        finish_update(
+            &self.plan.units,
+            &self.step_partials,
+            &self.updates,
+            &mut self.states,
+            &mut self.tensor_records,
+        );
     }
 
     fn check_mode(&self, needed: StepMode) -> Result<(), Error> {
@@ -451,6 +491,7 @@ impl CpuOptimizer {
                             counters: &mut tensor.memory.counters,
                             vector: &mut tensor.memory.vector,
                             averages: &mut tensor.averages,
+                            step_sums: &mut tensor.step_sums,
                         },
                     );
                 }
@@ -567,10 +608,11 @@ impl CpuOptimizer {
     /// The records of all steps not drained before.
     pub fn drain_records(&mut self) -> Records {
         let plan = &self.plan;
-        self.cursor
-            .read(bytemuck::cast_slice(&self.records), |element| {
-                plan.locate(element)
-            })
+        let rings = (
+            bytemuck::cast_slice(&self.records),
+            bytemuck::cast_slice(&self.tensor_records),
+        );
+        self.cursor.read(rings, |element| plan.locate(element))
     }
 
     /// The state of every group, for tests and for the curious.
@@ -666,6 +708,9 @@ fn update_in_halves(arch: Arch, kernel: Kernel, update: &Update, slices: BlockSl
     let (averages, averages_after) = slices
         .averages
         .split_at_mut(middle.min(slices.averages.len()));
+    let (step_sums, step_sums_after) = slices
+        .step_sums
+        .split_at_mut((middle / block).min(slices.step_sums.len()));
     rayon::join(
         || {
             update_in_halves(
@@ -679,6 +724,7 @@ fn update_in_halves(arch: Arch, kernel: Kernel, update: &Update, slices: BlockSl
                     counters,
                     vector,
                     averages,
+                    step_sums,
                 },
             )
         },
@@ -694,6 +740,7 @@ fn update_in_halves(arch: Arch, kernel: Kernel, update: &Update, slices: BlockSl
                     counters: counters_after,
                     vector: vector_after,
                     averages: averages_after,
+                    step_sums: step_sums_after,
                 },
             )
         },

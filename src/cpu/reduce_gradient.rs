@@ -414,6 +414,33 @@ fn sweep(elements: usize, block: &Block, rows: impl Rows) -> ScopeSums {
     t
 }
 
+/// The sum of squares of numbers of any size; not finite where one of them is not.
+#[inline(always)]
+pub(crate) fn squares_of(x: &[f32]) -> Squares {
+    let mut norm = NormSums::default();
+    let rows = Parameters(x);
+    for start in (0..x.len()).step_by(LANES) {
+        norm.add(any_row(x.len(), rows, start));
+    }
+    let largest = largest_of(&norm.largest);
+    if largest >= INFINITY_BITS {
+        Squares {
+            sum: f32::from_bits(largest),
+            exponent: 0,
+        }
+    } else if (SMALL_BITS..=BIG_BITS).contains(&largest) {
+        Squares {
+            sum: across(&norm.squares),
+            exponent: 0,
+        }
+    } else if largest > 0 {
+        let exponent = ((largest >> 23) as i32 - 127).clamp(-126, 126);
+        scaled_square(x.len(), rows, exponent)
+    } else {
+        Squares::default()
+    }
+}
+
 #[derive(Default)]
 struct NormSums {
     largest: [u32; LANES],

@@ -1,13 +1,16 @@
 //! Pass 4: twin of `shaders/update_parameters.wgsl`.
 
 use crate::cpu::average::average;
-use crate::cpu::reduce_gradient::{counter_of, pack_counter};
-use crate::layout::Update;
+use crate::cpu::finish_update::add_step_sums;
+use crate::cpu::optimizer::BLOCK_ELEMENTS;
+use crate::cpu::reduce_gradient::{counter_of, pack_counter, squares_of};
+use crate::layout::{StepSums, Update};
 use crate::plan::{Kernel, RuleKind};
 
 const COUNTER_LIMIT: i8 = 7;
 
-/// Elements whose counters are updated before their parameters are: what was read for the one is still at hand for the other.
+/// Elements whose counters are updated before their parameters are: what was read for the one is still at hand for the other. A block
+/// has a whole number of them.
 const TILE: usize = 2048;
 
 /// Counters that are updated at once.
@@ -25,6 +28,8 @@ pub(crate) struct BlockSlicesMut<'a> {
     pub(crate) vector: &'a mut [f32],
     /// Empty where no average is kept, or not here.
     pub(crate) averages: &'a mut [f32],
+    /// One for every [`BLOCK_ELEMENTS`] of the parameters; empty where the step is not measured.
+    pub(crate) step_sums: &'a mut [StepSums],
 }
 
 /// The gradient that the rule sees: sign · clip · g + λ w.
@@ -64,10 +69,16 @@ pub(crate) fn update_parameters(kernel: Kernel, update: &Update, slices: BlockSl
         counters,
         vector,
         averages,
+        step_sums,
     } = slices;
+    step_sums.fill(StepSums::default());
+    let mut before = [0f32; TILE];
     let mut start = 0;
     while start < params.len() {
         let tile = start..params.len().min(start + TILE);
+        if !step_sums.is_empty() {
+            before[..tile.len()].copy_from_slice(&params[tile.clone()]);
+        }
         // Counters first: they need the parameters as they were.
         if kernel.has_counters() {
             count_signs(
@@ -107,6 +118,17 @@ pub(crate) fn update_parameters(kernel: Kernel, update: &Update, slices: BlockSl
             &grads[tile.clone()],
             momentum,
         );
+        if let Some(sums) = step_sums.get_mut(start / BLOCK_ELEMENTS as usize) {
+            let (new, step) = (&params[tile.clone()], &mut before[..tile.len()]);
+            for (step, new) in step.iter_mut().zip(new) {
+                *step = new - *step;
+            }
+            let measured = StepSums {
+                parameters: squares_of(new),
+                step: squares_of(step),
+            };
+            *sums = add_step_sums(*sums, &measured);
+        }
         if let Some(averages) = averages.get_mut(tile.clone()) {
             average(update.average_weight, averages, &params[tile.clone()]);
         }

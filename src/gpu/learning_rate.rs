@@ -14,6 +14,7 @@ pub(crate) fn pipeline(device: &wgpu::Device, groups: &[GroupConstants]) -> Pipe
     let schedules = groups
         .iter()
         .any(|c| c.schedule != schedule_kinds::CONSTANT);
+    let trust = groups.iter().any(|c| c.trust_coefficient > 0.0);
     let averages = groups.iter().any(|c| c.average != average_kinds::OFF);
     Pipeline::new(
         device,
@@ -31,6 +32,7 @@ pub(crate) fn pipeline(device: &wgpu::Device, groups: &[GroupConstants]) -> Pipe
                 flag("FORMULAS", formulas),
                 flag("SCHEDULES", schedules),
                 flag("AVERAGES", averages),
+                flag("TRUST", trust),
             ],
             groups: &[&[
                 Binding::Read,

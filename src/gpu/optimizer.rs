@@ -11,11 +11,14 @@ use crate::gpu::pass::Pipeline;
 use crate::gpu::readback::Readback;
 use crate::gpu::tensor::{Span, Tensor};
 use crate::gpu::{
-    finish_reduction, lagged_step, learning_rate, reduce_gradient, swap_averages, undo_step,
-    update_parameters,
+    finish_reduction, finish_update, lagged_step, learning_rate, reduce_gradient, swap_averages,
+    undo_step, update_parameters,
 };
 use crate::group::{GroupConfig, OptimizerBuilder, ResolvedGroup};
-use crate::layout::{Block, GroupState, PARTIAL_WORDS, RawRecord, ScopeSums, Update};
+use crate::layout::{
+    Block, GroupState, NO_TENSOR, PARTIAL_WORDS, RawRecord, RawTensorRecord, ScopeSums, StepSums,
+    StepUnit, Update,
+};
 use crate::plan::{
     Access, Geometry, Kernel, Place, Plan, QUAD, Region, Stretch, TensorInfo, Window,
 };
@@ -34,6 +37,8 @@ pub enum PassName {
     LearningRate,
     /// Pass 4.
     UpdateParameters,
+    /// Pass 5, where a group has telemetry or a trust ratio.
+    FinishUpdate,
     /// Passes 4 and 1 in one sweep.
     LaggedStep,
     /// Takes a lagged step back where its gradient was not finite.
@@ -50,6 +55,7 @@ impl PassName {
             PassName::FinishReduction => finish_reduction::STEM,
             PassName::LearningRate => learning_rate::STEM,
             PassName::UpdateParameters => update_parameters::STEM,
+            PassName::FinishUpdate => finish_update::STEM,
             PassName::LaggedStep => lagged_step::STEM,
             PassName::UndoStep => undo_step::STEM,
             PassName::SwapAverages => swap_averages::STEM,
@@ -100,6 +106,7 @@ pub struct Optimizer {
     states: wgpu::Buffer,
     sums: wgpu::Buffer,
     records: wgpu::Buffer,
+    tensor_records: wgpu::Buffer,
     readback: Readback,
     cursor: RecordCursor,
     /// Records that were fetched by a drain that then failed.
@@ -281,8 +288,43 @@ impl Optimizer {
         );
         let records = zeroed::<RawRecord>(gpu, "records", u64::from(record_steps) * group_count);
 
+        let recorded = plan.units.iter().filter(|unit| unit.tensor != NO_TENSOR);
+        let recorded = recorded.count() as u32;
+        let tensor_records = u64::from(record_steps) * u64::from(recorded);
+        let most = largest_binding(limits) / std::mem::size_of::<RawTensorRecord>() as u64;
+        if tensor_records > most {
+            return Err(Error::Limit {
+                what: "the number of records of tensors".to_owned(),
+                value: tensor_records,
+                limit: most,
+                way_out: "ask for fewer steps with OptimizerBuilder::record_steps, or for telemetry of fewer groups",
+            });
+        }
+        if plan.units.len() as u64 > grid {
+            return Err(Error::Limit {
+                what: "the number of tensors and groups that are measured".to_owned(),
+                value: plan.units.len() as u64,
+                limit: grid,
+                way_out: "ask for telemetry of fewer groups, or use several optimizers",
+            });
+        }
+        let tensor_records = zeroed::<RawTensorRecord>(gpu, "records of tensors", tensor_records);
+        let step_partials = zeroed::<StepSums>(
+            gpu,
+            "partial sums of the step",
+            if plan.units.is_empty() {
+                0
+            } else {
+                plan.windows
+                    .iter()
+                    .map(|window| window.blocks.len() as u64)
+                    .sum()
+            },
+        );
+
         let mut passes = Passes::new(gpu, plan.partials);
         let tables = Tables {
+            step_partials: &step_partials,
             groups: &groups,
             states: &states,
             updates: &updates,
@@ -369,9 +411,30 @@ impl Optimizer {
                 workgroups: (plan.groups.len() as u32).div_ceil(learning_rate::WORKGROUP),
             },
         ];
+        let mut last = Vec::new();
+        if !plan.units.is_empty() {
+            let units = filled::<StepUnit>(gpu, "units", &plan.units);
+            let finish = finish_update::pipeline(device, &gpu.tuning(), recorded);
+            last.push(Dispatch {
+                pass: PassName::FinishUpdate,
+                bind_groups: vec![finish.bind(
+                    device,
+                    0,
+                    &[
+                        whole(&units),
+                        whole(&step_partials),
+                        whole(&updates),
+                        whole(&states),
+                        whole(&tensor_records),
+                    ],
+                )],
+                pipeline: finish.pipeline.clone(),
+                workgroups: plan.units.len() as u32,
+            });
+        }
         let steps = sweeps
             .into_iter()
-            .map(|Sweeps { before, after }| [before, scalar.to_vec(), after].concat())
+            .map(|Sweeps { before, after }| [before, scalar.to_vec(), after, last.clone()].concat())
             .collect();
 
         Ok(Optimizer {
@@ -384,8 +447,9 @@ impl Optimizer {
             learning_rates,
             states,
             sums,
-            readback: Readback::new(device, "records", records.size()),
+            readback: Readback::new(device, "records", &[&records, &tensor_records]),
             records,
+            tensor_records,
             cursor: RecordCursor::default(),
             undelivered: Records::default(),
         })
@@ -613,17 +677,19 @@ impl Optimizer {
         if self.readback.is_in_flight() {
             self.finish_drain().await?;
         }
-        self.readback.start(&self.gpu, &self.records)?;
+        self.readback
+            .start(&self.gpu, &[&self.records, &self.tensor_records])?;
         self.finish_drain().await?;
         Ok(std::mem::take(&mut self.undelivered))
     }
 
     async fn finish_drain(&mut self) -> Result<(), Error> {
         let (plan, cursor) = (&self.plan, &mut self.cursor);
+        let middle = self.records.size() as usize;
         let records = self
             .readback
             .wait(&self.gpu, |bytes| {
-                cursor.read(bytes, |element| plan.locate(element))
+                cursor.read(bytes.split_at(middle), |element| plan.locate(element))
             })
             .await?;
         self.undelivered.append(records);
@@ -636,12 +702,14 @@ impl Optimizer {
     /// As [`Optimizer::drain_records`].
     pub fn try_drain_records(&mut self) -> Result<Option<Records>, Error> {
         let (plan, cursor) = (&self.plan, &mut self.cursor);
+        let middle = self.records.size() as usize;
         let arrived = self.readback.try_finish(&self.gpu, |bytes| {
-            cursor.read(bytes, |element| plan.locate(element))
+            cursor.read(bytes.split_at(middle), |element| plan.locate(element))
         })?;
         let any = arrived.is_some();
         self.undelivered.append(arrived.unwrap_or_default());
-        self.readback.start(&self.gpu, &self.records)?;
+        self.readback
+            .start(&self.gpu, &[&self.records, &self.tensor_records])?;
         Ok(any.then(|| std::mem::take(&mut self.undelivered)))
     }
 
@@ -665,6 +733,7 @@ impl Optimizer {
 /// The buffers of whole optimizers that sweeps read or write.
 #[derive(Clone, Copy)]
 struct Tables<'a> {
+    step_partials: &'a wgpu::Buffer,
     groups: &'a wgpu::Buffer,
     states: &'a wgpu::Buffer,
     updates: &'a wgpu::Buffer,
@@ -853,7 +922,14 @@ impl<'a> Passes<'a> {
         averages: Option<&mut WindowAverages>,
     ) -> Dispatch {
         let updates = [whole(tables.updates)];
+        let step_partials = whole(tables.step_partials);
         let Some(averages) = averages else {
+            if window.kernel.step_sums {
+                // What stands in for the averages is not looked at, and must be none of the others.
+                let none = zeroed::<u32>(self.gpu, "no averages", 0);
+                let measured = [whole(&none), step_partials];
+                return self.dispatch(sweep, window, &[&updates, own, &measured]);
+            }
             return self.dispatch(sweep, window, &[&updates, own]);
         };
         let memory = [whole(&averages.buffer)];
@@ -866,6 +942,10 @@ impl<'a> Passes<'a> {
         averages
             .settle
             .push(self.dispatch(Sweep::Settle, window, &groups));
+        if window.kernel.step_sums {
+            let measured = [whole(&averages.buffer), step_partials];
+            return self.dispatch(sweep, window, &[&updates, own, &measured]);
+        }
         self.dispatch(sweep, window, &[&updates, own, &memory])
     }
 
@@ -900,6 +980,7 @@ impl<'a> Passes<'a> {
             Sweep::Update | Sweep::Undo => Some(kernel),
             Sweep::Reduce | Sweep::Lagged => Some(Kernel {
                 averages: false,
+                step_sums: false,
                 ..kernel
             }),
             Sweep::Exchange | Sweep::Settle => None,

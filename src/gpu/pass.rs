@@ -7,6 +7,12 @@ pub(crate) mod shared {
     pub(crate) const REGIMES: &str = include_str!("../../shaders/shared/regimes.wgsl");
     pub(crate) const COUNT_STEPS: &str = include_str!("../../shaders/shared/count_steps.wgsl");
     pub(crate) const TOTALS: &str = include_str!("../../shaders/shared/totals.wgsl");
+    pub(crate) const SCALED_SQUARES: &str =
+        include_str!("../../shaders/shared/scaled_squares.wgsl");
+    pub(crate) const STEP_SUMS: &str = include_str!("../../shaders/shared/step_sums.wgsl");
+    pub(crate) const MEASURE_STEP: &str = include_str!("../../shaders/shared/measure_step.wgsl");
+    pub(crate) const MEASURE_NO_STEP: &str =
+        include_str!("../../shaders/shared/measure_no_step.wgsl");
     pub(crate) const SWEEP_AGAIN: &str = include_str!("../../shaders/shared/sweep_again.wgsl");
     pub(crate) const ALIGNMENT: &str = include_str!("../../shaders/shared/alignment.wgsl");
     pub(crate) const PARTIALS: &str = include_str!("../../shaders/shared/partials.wgsl");

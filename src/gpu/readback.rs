@@ -12,7 +12,7 @@ const TIMEOUT: Duration = Duration::from_secs(60);
 
 type MapResult = Result<(), wgpu::BufferAsyncError>;
 
-/// A staging buffer that copies of one device buffer are read through, again and again.
+/// A staging buffer that copies of some device buffers are read through, one after the other in it, again and again.
 pub(crate) struct Readback {
     what: &'static str,
     staging: wgpu::Buffer,
@@ -29,12 +29,16 @@ impl std::fmt::Debug for Readback {
 }
 
 impl Readback {
-    pub(crate) fn new(device: &wgpu::Device, what: &'static str, bytes: u64) -> Self {
+    pub(crate) fn new(
+        device: &wgpu::Device,
+        what: &'static str,
+        sources: &[&wgpu::Buffer],
+    ) -> Self {
         Readback {
             what,
             staging: device.create_buffer(&wgpu::BufferDescriptor {
                 label: Some(what),
-                size: bytes,
+                size: sources.iter().map(|source| source.size()).sum(),
                 usage: wgpu::BufferUsages::COPY_DST | wgpu::BufferUsages::MAP_READ,
                 mapped_at_creation: false,
             }),
@@ -46,8 +50,8 @@ impl Readback {
         self.in_flight.is_some()
     }
 
-    /// Submits a copy of `source` and asks for it to be mapped. Does nothing while one is under way.
-    pub(crate) fn start(&mut self, gpu: &Gpu, source: &wgpu::Buffer) -> Result<(), Error> {
+    /// Submits a copy of the sources and asks for it to be mapped. Does nothing while one is under way.
+    pub(crate) fn start(&mut self, gpu: &Gpu, sources: &[&wgpu::Buffer]) -> Result<(), Error> {
         gpu.check_alive()?;
         if self.in_flight.is_some() {
             return Ok(());
@@ -57,7 +61,11 @@ impl Readback {
             .create_command_encoder(&wgpu::CommandEncoderDescriptor {
                 label: Some(self.what),
             });
-        encoder.copy_buffer_to_buffer(source, 0, &self.staging, 0, self.staging.size());
+        let mut at = 0;
+        for source in sources {
+            encoder.copy_buffer_to_buffer(source, 0, &self.staging, at, source.size());
+            at += source.size();
+        }
         let submission = gpu.queue().submit([encoder.finish()]);
         let (sender, receiver) = channel(1);
         self.staging
@@ -158,9 +166,9 @@ impl Gpu {
             return refused("the buffer's size is not a multiple of 4 bytes: make it one");
         }
         let mut readback = self.scoped("a buffer to read through", || {
-            Ok::<_, Error>(Readback::new(self.device(), what, buffer.size()))
+            Ok::<_, Error>(Readback::new(self.device(), what, &[buffer]))
         })?;
-        readback.start(self, buffer)?;
+        readback.start(self, &[buffer])?;
         readback
             .wait(self, |bytes| {
                 bytes

@@ -80,6 +80,7 @@ impl Measuring {
             shared::TOTALS,
             shared::COUNTERS,
             shared::ALIGNMENT,
+            shared::SCALED_SQUARES,
             shared::SWEEP_AGAIN,
             shared::PARTIALS,
         ]);

@@ -23,6 +23,16 @@ pub(crate) fn pipeline(
         Alignment::None | Alignment::Momentum | Alignment::Counters => shared::KEEP_COUNTERS,
     };
     let (average, averages) = average(kernel);
+    let measure: &[&str] = if kernel.step_sums {
+        &[
+            shared::TOTALS,
+            shared::SCALED_SQUARES,
+            shared::STEP_SUMS,
+            shared::MEASURE_STEP,
+        ]
+    } else {
+        &[shared::MEASURE_NO_STEP]
+    };
     let own = [
         Binding::Read,
         Binding::Write,
@@ -31,21 +41,28 @@ pub(crate) fn pipeline(
         Binding::Write,
     ];
     let mut groups: Vec<&[Binding]> = vec![&[Binding::Read], &own];
-    groups.extend(averages);
+    if kernel.step_sums {
+        // Bound whether there are averages or not.
+        groups.push(&[Binding::Write, Binding::Write]);
+    } else {
+        groups.extend(averages);
+    }
+    let mut files = vec![
+        shared::LAYOUT,
+        shared::COUNTERS,
+        shared::RULE,
+        keep,
+        average,
+        load(access),
+        store(access),
+    ];
+    files.extend(measure);
+    files.push(&source);
     Pipeline::new(
         device,
         &PassSource {
             stem: STEM,
-            files: &[
-                shared::LAYOUT,
-                shared::COUNTERS,
-                shared::RULE,
-                keep,
-                average,
-                load(access),
-                store(access),
-                &source,
-            ],
+            files: &files,
             constants: &[
                 ("WORKGROUP", f64::from(tuning.workgroup_size)),
                 ("RULE", f64::from(kernel.rule as u32)),

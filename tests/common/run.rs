@@ -8,7 +8,7 @@ use super::{adapters, download, drain, kinds_of_partials, step, upload};
 use wgpu_optim::gpu::Tuning;
 use wgpu_optim::layout::{GroupState, ScopeSums};
 use wgpu_optim::{Averaging, CpuOptimizer, Gpu, Group, GroupConfig, Optimizer, OptimizerBuilder};
-use wgpu_optim::{Records, Regime, Rule, Schedule, StepMode, WeightDecay, wgpu};
+use wgpu_optim::{Records, Regime, Rule, Schedule, StepMode, TrustRatio, WeightDecay, wgpu};
 
 /// Every adapter, opened once per test binary: opening a device costs more than most tests.
 pub fn devices() -> &'static [Gpu] {
@@ -35,6 +35,8 @@ pub struct Spec {
     pub norm: Option<String>,
     pub schedule: Schedule,
     pub averaging: Averaging,
+    pub trust: Option<f32>,
+    pub telemetry: bool,
     pub per_tensor: bool,
     pub tensors: Vec<Vec<f32>>,
 }
@@ -51,6 +53,8 @@ impl Spec {
             norm: None,
             schedule: Schedule::Constant,
             averaging: Averaging::Off,
+            trust: None,
+            telemetry: false,
             per_tensor: false,
             tensors,
         }
@@ -73,7 +77,12 @@ impl Spec {
             .clip_norm(self.clip)
             .maximize(self.maximize)
             .schedule(self.schedule)
-            .averaging(self.averaging);
+            .averaging(self.averaging)
+            .telemetry(self.telemetry);
+        let group = match self.trust {
+            Some(coefficient) => group.trust_ratio(TrustRatio { coefficient }),
+            None => group,
+        };
         let group = if self.per_tensor {
             group.per_tensor()
         } else {
@@ -98,6 +107,7 @@ impl Spec {
         oracle.maximize = self.maximize;
         oracle.schedule = self.schedule;
         oracle.averaging = self.averaging;
+        oracle.trust = self.trust.map(f64::from);
         oracle
     }
 

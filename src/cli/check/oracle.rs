@@ -20,6 +20,9 @@ pub struct Oracle {
     /// Of the next step, for regimes that go by it.
     pub loss: f64,
     pub schedule: Schedule,
+    /// Coefficient of the trust ratio.
+    pub trust: Option<f64>,
+    last_trust: f64,
     w_0: Vec<f64>,
     last_seen: Vec<f64>,
     last_direction: Vec<f64>,
@@ -91,6 +94,8 @@ impl Oracle {
             mean_norm: 0.0,
             loss: 1.0,
             schedule: Schedule::Constant,
+            trust: None,
+            last_trust: 1.0,
             w_0: w.clone(),
             last_seen: Vec::new(),
             last_direction: Vec::new(),
@@ -138,7 +143,10 @@ impl Oracle {
         } else {
             self.change_rate(&seen, &mut out);
         }
-        out.rate = self.rate() * self.schedule_factor();
+        if !out.zero {
+            self.last_trust = self.trust_ratio(out.norm);
+        }
+        out.rate = self.rate() * self.schedule_factor() * self.last_trust;
         self.taken += 1;
         let rate = match mode {
             StepMode::Lagged => rate_before,
@@ -256,6 +264,7 @@ impl Oracle {
             } else {
                 n
             };
+            let length = length / self.trust_ratio(n);
             self.ln_rate
                 .get_or_insert((length / direction).clamp(1e-30, 1e30).ln());
             return;
@@ -369,6 +378,23 @@ impl Oracle {
             }
             _ => None,
         }
+    }
+
+    /// LARS, of the parameters as they are before the step.
+    fn trust_ratio(&self, n: f64) -> f64 {
+        let Some(coefficient) = self.trust else {
+            return 1.0;
+        };
+        let parameters = norm(&self.w);
+        let direction = if self.rule.is_sign() {
+            (self.w.len() as f64).sqrt()
+        } else {
+            n
+        };
+        if parameters == 0.0 || direction == 0.0 {
+            return 1.0;
+        }
+        (coefficient * parameters / direction).clamp(1e-8, 1e8)
     }
 
     fn schedule_factor(&self) -> f64 {

@@ -38,6 +38,7 @@ const TERM_COLORS: [RGBColor; Term::ALL.len()] = [
     RGBColor(150, 150, 150),
     RGBColor(30, 30, 30),
     RGBColor(190, 190, 190),
+    RGBColor(60, 60, 60),
 ];
 /// The first colour, paler.
 const BAND_COLOR: RGBColor = RGBColor(150, 198, 226);

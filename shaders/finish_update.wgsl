@@ -1,0 +1,83 @@
+// Pass 5, on request: adds up what pass 4 measured of the step, tensor by tensor for the record, and group by group for the trust ratio of
+// the next step.
+//
+// Reads:  units, step_partials, updates.
+// Writes: states (the parameters' norm), tensor_records (a ring beside that of the records).
+// Grid:   one workgroup of WORKGROUP invocations (a power of two) per unit; invocation i takes partials i, i + WORKGROUP, …, then a
+//         tree. The order is fixed, so that the same partials give the same bits.
+// Assumes: a unit has fewer than 65,535 * WORKGROUP blocks.
+
+override WORKGROUP: u32;
+// Tensors that are recorded.
+override TENSORS: u32;
+
+@group(0) @binding(0) var<storage, read> units: array<StepUnit>;
+@group(0) @binding(1) var<storage, read> step_partials: array<StepSums>;
+@group(0) @binding(2) var<storage, read> updates: array<Update>;
+@group(0) @binding(3) var<storage, read_write> states: array<GroupState>;
+@group(0) @binding(4) var<storage, read_write> tensor_records: array<RawTensorRecord>;
+
+var<workgroup> step_tree: array<StepSums, WORKGROUP>;
+
+fn norm_of(squares: Squares) -> f32 {
+    if (bitcast<u32>(squares.sum) & MAGNITUDE_BITS) >= INFINITY_BITS {
+        return squares.sum;
+    }
+    return to_float(root(scaled(squares.sum, 2 * squares.exponent)));
+}
+
+@compute @workgroup_size(WORKGROUP)
+fn finish_update(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+    let unit = units[workgroup.x];
+    var sums = StepSums(no_squares(), no_squares());
+    for (var i = lane; i < unit.rows; i += WORKGROUP) {
+        sums = add_step_sums(sums, step_partials[unit.first_row + i]);
+    }
+    step_tree[lane] = sums;
+    for (var half = WORKGROUP / 2u; half > 0u; half /= 2u) {
+        workgroupBarrier();
+        if lane < half {
+            step_tree[lane] = add_step_sums(step_tree[lane], step_tree[lane + half]);
+        }
+    }
+    if lane != 0u {
+        return;
+    }
+    sums = step_tree[0];
+    let skipped = updates[unit.group].skip != 0u;
+    if unit.tensor == NO_TENSOR {
+        if !skipped {
+            var norm = Scaled(0.0, 0);
+            if (bitcast<u32>(sums.parameters.sum) & MAGNITUDE_BITS) < INFINITY_BITS {
+                norm = root(scaled(sums.parameters.sum, 2 * sums.parameters.exponent));
+            }
+            states[unit.group].parameter_mantissa = norm.mantissa;
+            states[unit.group].parameter_exponent = norm.exponent;
+        }
+        return;
+    }
+    // Pass 3 has counted the step.
+    let ring_steps = arrayLength(&tensor_records) / TENSORS;
+    let step = states[unit.group].steps_low - 1u;
+    var r = RawTensorRecord();
+    r.step_low = step;
+    r.step_high = states[unit.group].steps_high - select(0u, 1u, step == 0xffffffffu);
+    r.tensor = unit.tensor;
+    r.flags = WRITTEN;
+    r.learning_rate = states[unit.group].learning_rate;
+    if skipped {
+        // Nothing moved: the norm is that of the step before.
+        r.flags |= SKIPPED;
+        let before = tensor_records[((step - 1u) % ring_steps) * TENSORS + workgroup.x];
+        if (before.flags & WRITTEN) == 0u {
+            r.flags |= WAITING;
+        } else {
+            r.flags |= before.flags & WAITING;
+            r.parameter_norm = before.parameter_norm;
+        }
+    } else {
+        r.parameter_norm = norm_of(sums.parameters);
+        r.step_norm = norm_of(sums.step);
+    }
+    tensor_records[(step % ring_steps) * TENSORS + workgroup.x] = r;
+}

@@ -1,0 +1,43 @@
+// What pass 4 measures on request: ‖w‖² of the new parameters and ‖s‖² of the step that led to them, block by block. Nothing else is read
+// or written for it: both are at hand.
+
+@group(2) @binding(1) var<storage, read_write> step_partials: array<StepSums>;
+
+struct Measured {
+    parameters: ScaledSquares,
+    step: ScaledSquares,
+}
+
+var<private> seen: Measured;
+var<workgroup> step_tree: array<StepSums, WORKGROUP>;
+
+fn watch(w: vec4<f32>, next: vec4<f32>) {
+    var parameters = seen.parameters;
+    add_squares_of(next, &parameters);
+    var step = seen.step;
+    add_squares_of(next - w, &step);
+    seen = Measured(parameters, step);
+}
+
+// What is not finite is not hidden.
+fn total_of(squares: ScaledSquares) -> Squares {
+    let largest = largest_of(squares.largest);
+    if largest >= INFINITY_BITS {
+        return Squares(bitcast<f32>(largest), 0);
+    }
+    return trusted(squares);
+}
+
+// Every invocation gets here, or none of the workgroup.
+fn leave(block: Block, lane: u32) {
+    step_tree[lane] = StepSums(total_of(seen.parameters), total_of(seen.step));
+    for (var half = WORKGROUP / 2u; half > 0u; half /= 2u) {
+        workgroupBarrier();
+        if lane < half {
+            step_tree[lane] = add_step_sums(step_tree[lane], step_tree[lane + half]);
+        }
+    }
+    if lane == 0u {
+        step_partials[block.row] = step_tree[0];
+    }
+}

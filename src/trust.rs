@@ -1,0 +1,48 @@
+//! The trust ratio: a factor of a group's rate that keeps its steps in proportion to its parameters.
+
+use crate::error::{Error, require};
+
+/// A factor of the learning rate that makes the step's length proportional to the parameters' norm, over any regime and schedule:
+///
+/// ```text
+/// η_t = η (regime, schedule) · coefficient ‖w_t‖ / ‖g_t + λ w_t‖
+/// ```
+///
+/// and 1 in the place of the ratio where either norm is 0 (You, Gitman & Ginsburg 2017, arXiv:1708.03888, eq. 6, with the weight decay
+/// inside the norm as in `optax.scale_by_trust_ratio`). Rules that step along signs have `√d` in the place of the gradient's norm, which
+/// is the length of that direction. The ratio is kept within `[1e-8, 1e8]`; a gradient of zero carries the last one over. As every rate
+/// here it multiplies the direction after the momentum.
+///
+/// It is meant for [`Group::per_tensor`](crate::Group::per_tensor), which makes it layer-wise; a group with several tensors has one ratio
+/// for all of them. The group's norm must be its own.
+///
+/// `‖w_t‖` is what pass 4 measured when it wrote `w_t`, at no cost in memory traffic; before the first step pass 1 measures it. Parameters
+/// that are changed by others between two steps are therefore seen one step late.
+///
+/// A regime that finds its first rate by the length of the first step still takes a first step of that length, so that the coefficient
+/// matters for the regimes that are given a rate, such as [`Regime::Fixed`](crate::Regime::Fixed).
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct TrustRatio {
+    /// Above 0. LARS has 0.001 beside rates above 1; `optax` has 1.
+    pub coefficient: f32,
+}
+
+impl Default for TrustRatio {
+    /// LARS's 0.001.
+    fn default() -> Self {
+        TrustRatio { coefficient: 1e-3 }
+    }
+}
+
+impl TrustRatio {
+    /// Refuses numbers outside their ranges.
+    pub(crate) fn validate(&self) -> Result<(), Error> {
+        require(
+            self.coefficient.is_finite() && self.coefficient >= f32::MIN_POSITIVE,
+            || "trust ratio".to_owned(),
+            "coefficient",
+            self.coefficient,
+            "finite, above 0 and not denormal",
+        )
+    }
+}
