@@ -71,6 +71,8 @@ fn each_group_takes_the_builders_settings_or_its_own() {
         maximize: true,
         schedule: Schedule::Constant,
         averaging: Averaging::Running { start: 3 },
+        trust_ratio: None,
+        telemetry: false,
         scope: Some("global".to_owned()),
     };
     let owns = GroupConfig {
@@ -82,6 +84,8 @@ fn each_group_takes_the_builders_settings_or_its_own() {
         maximize: false,
         schedule: Schedule::Constant,
         averaging: Averaging::Off,
+        trust_ratio: None,
+        telemetry: false,
         scope: Some("together".to_owned()),
     };
     let optimizer = builder().build_cpu().expect("builds");

@@ -18,7 +18,7 @@ use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;
 use wgpu_optim::{
     AdGd, Averaging, BarzilaiBorwein, DoG, DoWG, Hypergradient, NormRatio, Record, Regime, Rule,
-    Schedule, SecantForm, Seesaw, Term,
+    Schedule, SecantForm, Seesaw, TensorRecord, Term,
 };
 
 use crate::CliError;
@@ -28,7 +28,7 @@ use crate::table::say;
 use crate::target::{Target, TargetArgs, TuningSource};
 use engine::{Engine, Injection, OptimizerSettings};
 use page::{History, Page};
-use report::{Causes, RateRange, Run};
+use report::{Causes, RateRange, Run, TensorFigures};
 
 /// `--rule`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -236,6 +236,9 @@ pub struct Args {
     /// Write a page with curves and the largest moves of the learning rate, explained
     #[arg(long, value_name = "FILE.html")]
     report: Option<PathBuf>,
+    /// Record the norm of every tensor and of its steps: columns of --trace, charts of --report, and in --json the last of them
+    #[arg(long)]
+    telemetry: bool,
     /// Make the gradients of this step NaN, to see what the optimizer does
     #[arg(long, value_name = "STEP")]
     inject_nan: Option<u64>,
@@ -352,6 +355,7 @@ pub fn run(args: &Args) -> Result<(), CliError> {
         averaging: Averaging::Off,
         weight_decay: args.weight_decay,
         clip_norm: args.clip_norm,
+        telemetry: args.telemetry,
         gradient_scale: 1.0,
     };
     settings.check()?;
@@ -361,13 +365,19 @@ pub fn run(args: &Args) -> Result<(), CliError> {
     if let Some(average) = args.average {
         settings.averaging = average.over(args.steps_per_epoch(&dataset), args.steps(&dataset));
     }
+    let model = Model::new(
+        args.model,
+        dataset.features,
+        dataset.classes,
+        args.hidden as usize,
+    );
     let target = args.target.find()?;
     // Before training, which a path that cannot be written should not cost; and not before the data is read, which may be the
     // same file by mistake.
     let trace = args
         .trace
         .as_deref()
-        .map(|path| Trace::create(path, &args.data))
+        .map(|path| Trace::create(path, args, &model))
         .transpose()?;
     let page = args
         .report
@@ -375,12 +385,6 @@ pub fn run(args: &Args) -> Result<(), CliError> {
         .map(|path| Page::create(path, &args.data, args.trace.as_deref()))
         .transpose()?;
     target.explain();
-    let model = Model::new(
-        args.model,
-        dataset.features,
-        dataset.classes,
-        args.hidden as usize,
-    );
     let (target, tuning) = target.tuned_for(model.padded_len());
     let mut history = page.as_ref().map(|_| History::new(args.steps(&dataset)));
     let progress = progress_bar(args.steps(&dataset));
@@ -455,17 +459,25 @@ fn train(
     shuffle.set_stream(1);
     let mut rates = RateRange::default();
     let mut causes = Causes::default();
+    let mut last_tensors = Vec::new();
     for epoch in 0..args.epochs {
         order.shuffle(&mut shuffle);
         let (losses, records) = engine.train_epoch(&order, |steps| progress.inc(steps as u64))?;
-        for (loss, record) in losses.iter().zip(&records) {
+        // As many of each step, or none.
+        let per_step = records.tensors.len() / records.records.len().max(1);
+        let mut tensors = records.tensors.chunks(per_step.max(1));
+        let records = &records.records;
+        for (loss, record) in losses.iter().zip(records) {
+            let tensors = tensors.next().unwrap_or_default();
             rates.add(record);
             causes.add(record);
+            last_tensors.clear();
+            last_tensors.extend_from_slice(tensors);
             if let Some(trace) = &mut trace {
-                trace.write(*loss, record)?;
+                trace.write(*loss, record, tensors)?;
             }
             if let Some(history) = &mut watch.history {
-                history.add(*loss, record);
+                history.add(*loss, record, tensors);
             }
         }
         if let (Some(loss), Some(record)) = (losses.last(), records.last()) {
@@ -519,6 +531,10 @@ fn train(
         skipped_steps: causes.skipped,
         seconds,
         causes,
+        tensors: last_tensors
+            .iter()
+            .map(|record| TensorFigures::new(record, model))
+            .collect(),
     })
 }
 
@@ -576,12 +592,21 @@ const TRACE_HEADER: [&str; 11] = [
     "flags",
 ];
 
+/// Of every tensor with --telemetry, after everything else, named `tensor.column`.
+const TENSOR_COLUMNS: [&str; 4] = [
+    "parameter_norm",
+    "step_norm",
+    "relative_step",
+    "effective_lr",
+];
+
 fn is_further(term: Term) -> bool {
     !TRACE_HEADER.contains(&format!("{}_term", term.name()).as_str())
 }
 
 impl Trace {
-    fn create(path: &Path, data: &str) -> Result<Self, CliError> {
+    fn create(path: &Path, args: &Args, model: &Model) -> Result<Self, CliError> {
+        let data = &args.data;
         let mut trace = Trace {
             path: path.display().to_string(),
             writer: csv::Writer::from_writer(BufWriter::new(create_beside("--trace", path, data)?)),
@@ -589,11 +614,21 @@ impl Trace {
         };
         let further = Term::ALL.into_iter().filter(|&term| is_further(term));
         let further = further.map(|term| format!("{}_term", term.name()));
-        trace.row(TRACE_HEADER.map(str::to_owned).into_iter().chain(further))?;
+        let tensors = model.tensors();
+        let recorded = tensors.iter().filter(|_| args.telemetry);
+        let tensors = recorded
+            .flat_map(|tensor| TENSOR_COLUMNS.map(|column| format!("{}.{column}", tensor.name)));
+        let header = TRACE_HEADER.map(str::to_owned).into_iter();
+        trace.row(header.chain(further).chain(tensors))?;
         Ok(trace)
     }
 
-    fn write(&mut self, loss: f32, record: &Record) -> Result<(), CliError> {
+    fn write(
+        &mut self,
+        loss: f32,
+        record: &Record,
+        tensors: &[TensorRecord],
+    ) -> Result<(), CliError> {
         let fields = [
             record.step.to_string(),
             loss.to_string(),
@@ -613,7 +648,15 @@ impl Trace {
             .zip(self.further)
             .filter(|(_, further)| *further)
             .map(|((_, value), _)| value.to_string());
-        self.row(fields.into_iter().chain(further))
+        let tensors = tensors.iter().flat_map(|tensor| {
+            [
+                tensor.parameter_norm.to_string(),
+                tensor.step_norm.to_string(),
+                tensor.relative_step().to_string(),
+                tensor.effective_rate().to_string(),
+            ]
+        });
+        self.row(fields.into_iter().chain(further).chain(tensors))
     }
 
     fn row(&mut self, fields: impl Iterator<Item = String>) -> Result<(), CliError> {

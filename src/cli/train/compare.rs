@@ -472,6 +472,7 @@ impl<'a> Comparison<'a> {
             averaging: Averaging::Off,
             weight_decay: args.weight_decay,
             clip_norm: args.clip_norm,
+            telemetry: false,
             gradient_scale: variant.gradient_scale,
         })
     }

@@ -1,7 +1,7 @@
 //! A model and its optimizer, on the host or on the device.
 
 use wgpu_optim::{
-    Averaging, CpuOptimizer, Gpu, Group, Optimizer, OptimizerBuilder, Record, Regime, Rule,
+    Averaging, CpuOptimizer, Gpu, Group, Optimizer, OptimizerBuilder, Records, Regime, Rule,
     Schedule, wgpu,
 };
 
@@ -24,6 +24,8 @@ pub struct OptimizerSettings {
     pub averaging: Averaging,
     pub weight_decay: f32,
     pub clip_norm: Option<f32>,
+    /// Record every tensor's norm and step.
+    pub telemetry: bool,
     /// Factor on every gradient before the optimizer sees it, on the CPU path: how a regime takes to the scale of the loss.
     pub gradient_scale: f32,
 }
@@ -43,6 +45,7 @@ impl OptimizerSettings {
             .regime(self.regime)
             .schedule(self.schedule)
             .averaging(self.averaging)
+            .telemetry(self.telemetry)
             .weight_decay(self.weight_decay);
         match self.clip_norm {
             Some(norm) => builder.clip_norm(norm),
@@ -160,7 +163,7 @@ impl<'a> Engine<'a> {
         &mut self,
         order: &[u32],
         on_steps: impl FnMut(usize),
-    ) -> Result<(Vec<f32>, Vec<Record>), CliError> {
+    ) -> Result<(Vec<f32>, Records), CliError> {
         match self {
             Engine::Cpu(engine) => engine.train_epoch(order, on_steps),
             Engine::Gpu(engine) => engine.train_epoch(order, on_steps),
@@ -244,7 +247,7 @@ impl CpuEngine<'_> {
         &mut self,
         order: &[u32],
         mut on_steps: impl FnMut(usize),
-    ) -> Result<(Vec<f32>, Vec<Record>), CliError> {
+    ) -> Result<(Vec<f32>, Records), CliError> {
         let Split { x, y } = &self.dataset.train;
         let mut losses = Vec::with_capacity(order.len().div_ceil(self.batch));
         for rows in order.chunks(self.batch) {
@@ -269,7 +272,7 @@ impl CpuEngine<'_> {
             self.optimizer.step_with_loss(&mut params, &grads, loss)?;
             on_steps(1);
         }
-        Ok((losses, self.optimizer.drain_records().records))
+        Ok((losses, self.optimizer.drain_records()))
     }
 }
 
@@ -288,7 +291,7 @@ impl GpuEngine {
         &mut self,
         order: &[u32],
         mut on_steps: impl FnMut(usize),
-    ) -> Result<(Vec<f32>, Vec<Record>), CliError> {
+    ) -> Result<(Vec<f32>, Records), CliError> {
         let (device, queue) = (self.gpu.device(), self.gpu.queue());
         self.model.begin_epoch(order);
         let mut previous: Option<(wgpu::SubmissionIndex, usize)> = None;
@@ -331,7 +334,7 @@ impl GpuEngine {
         }
         self.steps_done += self.steps_per_epoch as u64;
         let losses = self.model.read_losses()?;
-        let records = pollster::block_on(self.optimizer.drain_records())?.records;
+        let records = pollster::block_on(self.optimizer.drain_records())?;
         Ok((losses, records))
     }
 

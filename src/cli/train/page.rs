@@ -5,7 +5,7 @@ use std::io::Write;
 use std::path::Path;
 
 use plotters::prelude::*;
-use wgpu_optim::{NonFinite, Record, Term};
+use wgpu_optim::{NonFinite, Record, TensorRecord, Term};
 
 use super::report::{CAUSES_HEADER, Run, TermCauses, add_terms, in_words, not_finite};
 use super::{Args, create_beside};
@@ -59,6 +59,24 @@ pub struct History {
     accuracies: Vec<(u64, f64)>,
     done: u64,
     smoothed_norm: f32,
+    /// Of every tensor that is recorded: column by column, the logarithms of its quantities.
+    tensors: Vec<Vec<[Extremes; 3]>>,
+}
+
+/// What the charts of tensors show, as [`tensor_quantities`] gives it.
+const TENSOR_CHARTS: [&str; 3] = [
+    "Norm of the parameters, logarithmic",
+    "Length of the step beside the norm of the parameters, logarithmic",
+    "Effective learning rate η/‖w‖², which counts where the scale of the weights does not, logarithmic",
+];
+
+/// Logarithms of base ten.
+fn tensor_quantities(record: &TensorRecord) -> [f64; 3] {
+    [
+        f64::from(record.parameter_norm).log10(),
+        record.relative_step().log10(),
+        record.effective_rate().log10(),
+    ]
 }
 
 /// What curves are drawn of.
@@ -176,11 +194,22 @@ impl History {
     }
 
     /// Takes a step in.
-    pub fn add(&mut self, loss: f32, record: &Record) {
+    pub fn add(&mut self, loss: f32, record: &Record, tensors: &[TensorRecord]) {
         let column = u128::from(record.step) * self.columns.len() as u128 / u128::from(self.steps);
         let bin = record.step / self.bin_width();
         let step = record.step as f64;
         let values = quantities(loss, record);
+        if self.tensors.len() < tensors.len() {
+            let columns = vec![[Extremes::default(); 3]; self.columns.len()];
+            self.tensors.resize(tensors.len(), columns);
+        }
+        for (columns, tensor) in self.tensors.iter_mut().zip(tensors) {
+            if let Some(extremes) = columns.get_mut(column as usize) {
+                for (extremes, value) in extremes.iter_mut().zip(tensor_quantities(tensor)) {
+                    extremes.add(step, value);
+                }
+            }
+        }
         let clamped = record.flags.clamped_change() || record.flags.clamped_rate();
         if let Some(column) = self.columns.get_mut(column as usize) {
             for (extremes, value) in column.extremes.iter_mut().zip(values) {
@@ -235,6 +264,15 @@ impl History {
             .iter()
             .flat_map(|column| column.extremes[of as usize].points())
             .collect()
+    }
+
+    /// The curves of one of [`TENSOR_CHARTS`], tensor by tensor.
+    fn tensor_curves(&self, of: usize) -> Vec<Vec<(f64, f64)>> {
+        let curve = |columns: &Vec<[Extremes; 3]>| {
+            let points = columns.iter().flat_map(|extremes| extremes[of].points());
+            points.collect()
+        };
+        self.tensors.iter().map(curve).collect()
     }
 
     /// A second curve for where the first is a band, as steps share its pixels; else empty.
@@ -352,7 +390,7 @@ fn text(args: &Args, run: &Run, model: &Model, history: &History) -> Result<Stri
         escaped(&title),
         page::facts(&final_figures(run, history)),
         page::facts(&configuration(args, run, model)),
-        charts(run, history)?,
+        charts(run, model, history)?,
         moves(history),
         skipped(run, model, history),
         causes(run),
@@ -523,6 +561,8 @@ struct Chart {
     label: fn(f64) -> String,
     bars: Vec<Bar>,
     line: Vec<(f64, f64)>,
+    /// Further lines, each in its colour.
+    lines: Vec<(Vec<(f64, f64)>, RGBColor)>,
     /// The line's means, where it is a band.
     means: Vec<(f64, f64)>,
     /// Circles on the line.
@@ -547,6 +587,7 @@ impl Chart {
             label,
             bars: Vec::new(),
             line,
+            lines: Vec::new(),
             means: Vec::new(),
             dots: Vec::new(),
             dot_color: COLORS[0],
@@ -579,7 +620,11 @@ impl Chart {
     }
 
     fn svg(&self, steps: u64) -> Result<String, String> {
-        if self.line.is_empty() && self.bars.is_empty() && self.marks.is_empty() {
+        if self.line.is_empty()
+            && self.lines.is_empty()
+            && self.bars.is_empty()
+            && self.marks.is_empty()
+        {
             return Ok("<p>Nothing to show.</p>\n".to_owned());
         }
         let mut svg = String::new();
@@ -634,6 +679,9 @@ impl Chart {
         let width = if self.line.len() > 600 { 1 } else { 2 };
         let style = ShapeStyle::from(color).stroke_width(width);
         chart.draw_series(LineSeries::new(self.line.iter().copied(), style))?;
+        for (line, color) in &self.lines {
+            chart.draw_series(LineSeries::new(line.iter().copied(), *color))?;
+        }
         let style = ShapeStyle::from(COLORS[0]).stroke_width(2);
         chart.draw_series(LineSeries::new(self.means.iter().copied(), style))?;
         chart.draw_series(
@@ -661,7 +709,7 @@ fn plain(value: f64) -> String {
     }
 }
 
-fn charts(run: &Run, history: &History) -> Result<String, String> {
+fn charts(run: &Run, model: &Model, history: &History) -> Result<String, String> {
     let svg = |chart: &Chart| chart.svg(history.steps);
     let mut html = "<h2>Over the steps</h2>\n".to_owned();
     let mut add = |caption: &str, legend: &str, plot: String| {
@@ -703,6 +751,23 @@ fn charts(run: &Run, history: &History) -> Result<String, String> {
         ),
     };
     add(&caption, &legend, svg(&chart)?);
+
+    for (of, caption) in TENSOR_CHARTS.into_iter().enumerate() {
+        let curves = history.tensor_curves(of);
+        if curves.iter().all(Vec::is_empty) {
+            continue;
+        }
+        let points = curves.iter().flatten().map(|point| point.1);
+        let label = |value: f64| plain(10f64.powf(value));
+        let mut chart = Chart::of(Axis::log10(points, 8), label, Vec::new());
+        chart.lines = curves.into_iter().zip(COLORS.into_iter().cycle()).collect();
+        let tensors = model.tensors();
+        let names = tensors.iter().zip(COLORS.into_iter().cycle());
+        let legend: String = names
+            .map(|(tensor, color)| key(SQUARE, color, tensor.name))
+            .collect();
+        add(caption, &legend, svg(&chart)?);
+    }
     Ok(html)
 }
 

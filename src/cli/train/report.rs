@@ -1,7 +1,7 @@
 //! What a run came to: a table for people, an object for programs.
 
 use serde::Serialize;
-use wgpu_optim::{NonFinite, Record, Term};
+use wgpu_optim::{NonFinite, Record, TensorRecord, Term};
 
 use crate::CliError;
 use crate::model::Model;
@@ -39,6 +39,31 @@ pub struct Run {
     pub seconds: f64,
     #[serde(skip)]
     pub causes: Causes,
+    /// After the last step, with --telemetry.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub tensors: Vec<TensorFigures>,
+}
+
+/// A tensor after a step.
+#[derive(Debug, Clone, Serialize)]
+pub struct TensorFigures {
+    pub name: &'static str,
+    pub parameter_norm: f32,
+    pub step_norm: f32,
+    pub relative_step: f64,
+    pub effective_lr: f64,
+}
+
+impl TensorFigures {
+    pub fn new(record: &TensorRecord, model: &Model) -> Self {
+        TensorFigures {
+            name: model.tensors()[record.tensor].name,
+            parameter_norm: record.parameter_norm,
+            step_norm: record.step_norm,
+            relative_step: record.relative_step(),
+            effective_lr: record.effective_rate(),
+        }
+    }
 }
 
 impl Run {
