@@ -480,3 +480,53 @@ fn devices_say_json() {
     let report: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");
     assert!(!report["devices"].as_array().expect("devices").is_empty());
 }
+
+/// The last row of the trace is what the object says of each tensor.
+#[test]
+fn telemetry_is_in_the_trace_the_page_and_the_object() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let [trace, page] = ["t.csv", "t.html"].map(|name| folder.path().join(name));
+    let paths = [&trace, &page].map(|path| path.to_str().expect("UTF-8"));
+    let output = wgpu_optim(&[
+        "train",
+        "--telemetry",
+        "--json",
+        "--backend",
+        "cpu",
+        "--epochs",
+        "1",
+        "--trace",
+        paths[0],
+        "--report",
+        paths[1],
+    ]);
+    assert!(output.status.success());
+    let report: serde_json::Value = serde_json::from_slice(&output.stdout).expect("one object");
+    let tensors = report["runs"][0]["tensors"].as_array().expect("tensors");
+    assert_eq!(tensors.len(), 4);
+    let mut rows = csv::Reader::from_path(&trace).expect("a trace");
+    let header = rows.headers().expect("a header").clone();
+    let rows: Vec<csv::StringRecord> = rows.records().map(|row| row.expect("a row")).collect();
+    let last = rows.last().expect("a last row");
+    for tensor in tensors {
+        let name = tensor["name"].as_str().expect("a name");
+        for column in [
+            "parameter_norm",
+            "step_norm",
+            "relative_step",
+            "effective_lr",
+        ] {
+            let at = header
+                .iter()
+                .position(|field| field == format!("{name}.{column}"));
+            let traced: f64 = last[at.expect("a column")].parse().expect("a number");
+            let said = tensor[column].as_f64().expect("a number");
+            assert!(
+                said > 0.0 && (traced / said - 1.0).abs() <= 1e-6,
+                "{name}, {column}: {traced}, {said}"
+            );
+        }
+    }
+    let page = std::fs::read_to_string(&page).expect("reads");
+    assert_eq!(page.matches("Length of the step").count(), 1);
+}

@@ -67,7 +67,7 @@ pub struct History {
 const TENSOR_CHARTS: [&str; 3] = [
     "Norm of the parameters, logarithmic",
     "Length of the step beside the norm of the parameters, logarithmic",
-    "Effective learning rate η/‖w‖², which counts where the scale of the weights does not, logarithmic",
+    "Effective learning rate η/‖w‖² of scale-invariant weights, logarithmic",
 ];
 
 /// Logarithms of base ten.
