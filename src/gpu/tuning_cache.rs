@@ -324,6 +324,15 @@ const SHADERS: &[&str] = &[
     include_str!("../../shaders/shared/sweep_again.wgsl"),
     include_str!("../../shaders/shared/totals.wgsl"),
     include_str!("../../shaders/shared/tree.wgsl"),
+    include_str!("../../shaders/shared/step_sums.wgsl"),
+    include_str!("../../shaders/shared/scaled_squares.wgsl"),
+    include_str!("../../shaders/shared/no_average.wgsl"),
+    include_str!("../../shaders/shared/measure_step.wgsl"),
+    include_str!("../../shaders/shared/measure_no_step.wgsl"),
+    include_str!("../../shaders/shared/count_steps.wgsl"),
+    include_str!("../../shaders/shared/average.wgsl"),
+    include_str!("../../shaders/swap_averages.wgsl"),
+    include_str!("../../shaders/finish_update.wgsl"),
 ];
 
 /// The kernels' version: the crate's, and a hash of the shaders.
