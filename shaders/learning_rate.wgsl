@@ -5,8 +5,8 @@
 // Grid:   one invocation per group.
 //
 // Regimes (src/regime.rs has the sources): with n the norm, n̂ the smoothed norm and a the alignment,
-//     ln η_t = ln η_{t-1} + p ln(n̂_{t-1} / n̂_t) + κ (n_t / n̂_t) a_t
-// is Seesaw; NormRatio has κ = 0, Hypergradient p = 0, Fixed both. The state holds η_0 and the sum of changes, so that
+//     ln η_t = ln η_{t-1} + p ln(n̂_{t-1} / n̂_t) + κ_t (n_t / n̂_t) a_t
+// is Seesaw; NormRatio has κ_t = 0, Hypergradient p = 0, Fixed both. The state holds η_0 and the sum of changes, so that
 // rescaling the loss by a power of two leaves every step as it is, bit for bit. The other regimes say what the rate is
 // (shared/regimes.wgsl); they start over from it at every step. A schedule's factor is laid over either.
 
@@ -26,6 +26,7 @@ override TRUST: bool;
 @group(0) @binding(5) var<storage, read_write> records: array<RawRecord>;
 
 const MAX_CHANGE = 2.30258509;        // ln 10
+const FREE_FALL = 2.30258509;         // ln 10: how far below the mean of ln η a fall by alignment begins to fade
 const RATE_MIN = 1e-30;
 const RATE_MAX = 1e30;
 const LN_RATE_LIMIT = 69.0775528;     // ln 1e30
@@ -203,17 +204,21 @@ fn change_rate(
     (*s).smoothing_power *= c.smoothing;
     let unbiased = quotient(mean_square, scaled(1.0 - (*s).smoothing_power, 0));
     // The norm of a problem that is solved may vanish, and a rate that follows it without end makes the next ordinary gradient a
-    // disaster: relative to its mean the norm counts as no smaller than this.
+    // disaster: relative to its mean the norm counts as no smaller than this. One outlier must not raise that mean for good.
+    let last_smoothed = Scaled((*s).smoothed_mantissa, (*s).smoothed_exponent);
+    var counted = norm;
+    if (*s).started != 0u {
+        counted = smaller(norm, times(last_smoothed, f32(MEAN_OUTLIER)));
+    }
     (*s).mean_steps = min((*s).mean_steps + 1u, MEAN_STEPS);
     let share = 1.0 / f32((*s).mean_steps);
     let mean_norm = sum(
         times(Scaled((*s).mean_norm_mantissa, (*s).mean_norm_exponent), 1.0 - share),
-        times(norm, share),
+        times(counted, share),
     );
     (*s).mean_norm_mantissa = mean_norm.mantissa;
     (*s).mean_norm_exponent = mean_norm.exponent;
     let smoothed = larger(larger(root(unbiased), norm), times(mean_norm, c.norm_floor));
-    let last_smoothed = Scaled((*s).smoothed_mantissa, (*s).smoothed_exponent);
     (*s).smoothed_mantissa = smoothed.mantissa;
     (*s).smoothed_exponent = smoothed.exponent;
     // The sums are of gradients scaled by this. It falls slowly, so that one tiny gradient does not push the next out of range,
@@ -251,11 +256,15 @@ fn change_rate(
         (*r).fast_alignment = cosine(measured.fast_dot, measured.absolute);
         brake = min(0.0, (*r).fast_alignment + c.brake_slack);
     }
-    let weight = c.gain * to_float(quotient(norm, smoothed));
+    var weight = gain(c, (*s).mean_steps) * to_float(quotient(norm, smoothed));
+    if (*r).slow_alignment + brake < 0.0 && (c.flags & SIGN_RULE) == 0u {
+        weight *= share_of_fall((*s).mean_change, Fixed((*s).change_int, (*s).change_fraction));
+    }
     let alignment_term = weight * (*r).slow_alignment;
     let brake_term = weight * brake;
     let wanted = norm_term + alignment_term + brake_term;
-    let change = clamp(wanted, -MAX_CHANGE, MAX_CHANGE);
+    // A fall is not clamped: what a clamp kept of it the rate would have too much once the norm has come back.
+    let change = min(wanted, MAX_CHANGE);
     if change != wanted {
         (*r).flags |= CLAMPED_CHANGE;
     }
@@ -274,6 +283,7 @@ fn change_rate(
     }
     (*s).change_int = total.whole;
     (*s).change_fraction = total.fraction;
+    (*s).mean_change += (fixed_to_float(total) - (*s).mean_change) / f32((*s).mean_steps);
     let growth = exp_fixed(total);
     let rate = to_float(scaled(
         (*s).first_rate_mantissa * growth.mantissa,
@@ -285,6 +295,21 @@ fn change_rate(
     (*r).alignment_term = alignment_term;
     (*r).brake_term = brake_term;
     (*r).clamp_term = (change - wanted) - excess;
+}
+
+// κ_t = max(κ, h/(h + k - 2)) at the k-th gradient, which is 1 at the first that can be compared with another: as in stochastic
+// approximation the first steps, which know least, move the rate most.
+fn gain(c: GroupConstants, k: u32) -> f32 {
+    let steps = c.early_steps + (f32(k) - 2.0);
+    return max(c.gain, c.early_steps / max(1.0, steps));
+}
+
+// The share of a fall by alignment that takes place: all of it down to a tenth of the geometric mean of η so far, none below a
+// hundredth. When each row is drawn once per epoch, gradients contradict each other a little however short the steps are, and
+// without an end to it a rate that may fall does so for ever.
+fn share_of_fall(mean_change: f32, change: Fixed) -> f32 {
+    let below = mean_change - fixed_to_float(change);
+    return clamp(2.0 - below / FREE_FALL, 0.0, 1.0);
 }
 
 // The schedule's factor, at the step that follows those that were taken.

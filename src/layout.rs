@@ -47,6 +47,8 @@ pub struct GroupConstants {
     pub exponent: f32,
     /// κ.
     pub gain: f32,
+    /// h of the first steps' gain.
+    pub early_steps: f32,
     /// β of the smoothed norm.
     pub smoothing: f32,
     /// Share of the mean norm below which n̂ does not fall.
@@ -201,6 +203,9 @@ pub struct GroupState {
     pub change_int: i32,
     /// ln η_t - ln η_0.
     pub change_fraction: u32,
+    /// Mean of ln η_t - ln η_0 over the non-zero gradients, the last [`MEAN_STEPS`] of them at most; kept by the regimes of norm and
+    /// alignment.
+    pub mean_change: f32,
     /// EMA of n², without bias correction.
     pub mean_square_mantissa: f32,
     /// EMA of n².
@@ -243,6 +248,9 @@ pub struct GroupState {
 
 /// The longest memory of [`GroupState::mean_norm_mantissa`], in steps.
 pub const MEAN_STEPS: u32 = 65536;
+
+/// A norm counts in [`GroupState::mean_norm_mantissa`] as no more than this many n̂ of the step before.
+pub const MEAN_OUTLIER: u32 = 10;
 
 /// Where a scope's partials lie.
 #[repr(C)]
@@ -484,7 +492,7 @@ pub mod record_flags {
     pub const SKIPPED: u32 = 4;
     /// The gradient was scaled down to the clip norm.
     pub const CLIPPED: u32 = 8;
-    /// The change of ln η was clamped to ±ln 10.
+    /// The change of ln η was clamped: to ±ln 10, that of Seesaw, NormRatio and Hypergradient from above only.
     pub const CLAMPED_CHANGE: u32 = 16;
     /// η was clamped to `[1e-30, 1e30]`.
     pub const CLAMPED_RATE: u32 = 32;

@@ -661,6 +661,7 @@ fn constants_of(
         },
         exponent: regime.exponent(),
         gain: regime.gain(),
+        early_steps: regime.early_steps(),
         smoothing: regime.smoothing(),
         norm_floor: regime.norm_floor(),
         brake_slack: regime.brake_slack(),

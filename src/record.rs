@@ -30,9 +30,9 @@ pub struct Record {
     pub ln_rate: f64,
     /// What the norm did: `p ln(n̂_{t-1}/n̂_t)`.
     pub norm_term: f32,
-    /// What the alignment did: `κ (n/n̂) a_slow`.
+    /// What the alignment did: `κ_t (n/n̂) a_slow`.
     pub alignment_term: f32,
-    /// What the brake did: `κ (n/n̂) min(0, a_fast + slack)`.
+    /// What the brake did: `κ_t (n/n̂) min(0, a_fast + slack)`.
     pub brake_term: f32,
     /// What the clamps of the change and of η took away or gave back.
     pub clamp_term: f32,
@@ -139,7 +139,7 @@ impl Flags {
     pub fn clipped(self) -> bool {
         self.0 & record_flags::CLIPPED != 0
     }
-    /// The change of ln η was clamped to ±ln 10.
+    /// The change of ln η was clamped: to ±ln 10, that of Seesaw, NormRatio and Hypergradient from above only.
     pub fn clamped_change(self) -> bool {
         self.0 & record_flags::CLAMPED_CHANGE != 0
     }
@@ -337,7 +337,7 @@ impl Term {
     }
 }
 
-/// A sentence: `step 1: η 3.8232e-4, +20.9 %: norm fell (+13.4 %), steps agree (+6.6 %)`. Tensors go by their index.
+/// A sentence: `step 1: η 6.8175e-4, +115.6 %: norm fell (+13.4 %), steps agree (+90.2 %)`. Tensors go by their index.
 impl fmt::Display for Record {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "step {}: ", self.step)?;

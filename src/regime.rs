@@ -18,10 +18,11 @@ use crate::layout::regime_kinds;
 /// The regime that sets a group's learning rate η, once per step, from that step's reductions.
 ///
 /// Notation: `n` is the norm of the gradient, `n̂ = max(√EMA_β(n²), n, φ mean(n))` the smoothed norm (bias-corrected; the
-/// mean is over all steps, the last 65,536 at most), `a` the alignment
+/// mean is over all steps, the last 65,536 at most, and n counts in it as no more than 10 n̂ of the step before), `a` the alignment
 /// of the gradient with where the optimizer has been going, `u` the direction of the step, `s = -η u` the step itself. Every
-/// regime but [`Regime::Fixed`] clamps each change of `ln η` to ±ln 10; all clamp η to `[1e-30, 1e30]`, and carry it over when the
-/// gradient is zero or not finite. A [`Schedule`](crate::Schedule) multiplies what the regime says.
+/// regime but [`Regime::Fixed`] clamps each rise of `ln η` to ln 10, and those but [`Seesaw`], [`NormRatio`] and [`Hypergradient`] each
+/// fall as well; all clamp η to `[1e-30, 1e30]`, and carry it over when the gradient is zero or not finite. A
+/// [`Schedule`](crate::Schedule) multiplies what the regime says.
 #[derive(Debug, Clone, Copy, PartialEq)]
 #[non_exhaustive]
 pub enum Regime {
@@ -195,11 +196,20 @@ impl Regime {
         }
     }
 
-    /// `κ` of the alignment term `κ (n/n̂) a`.
+    /// `κ` of the alignment term `κ_t (n/n̂) a`, see [`Seesaw`].
     pub fn gain(&self) -> f32 {
         match *self {
             Regime::Seesaw(Seesaw { gain, .. })
             | Regime::Hypergradient(Hypergradient { gain, .. }) => gain,
+            _ => 0.0,
+        }
+    }
+
+    /// `h` of the alignment's gain `κ_t` in the first steps, see [`Seesaw`].
+    pub fn early_steps(&self) -> f32 {
+        match *self {
+            Regime::Seesaw(Seesaw { early_steps, .. })
+            | Regime::Hypergradient(Hypergradient { early_steps, .. }) => early_steps,
             _ => 0.0,
         }
     }
@@ -335,6 +345,13 @@ impl Regime {
             "finite and at least 0",
         )?;
         require(
+            finite_at_least_0(self.early_steps()),
+            owner,
+            "early_steps",
+            self.early_steps(),
+            "finite and at least 0",
+        )?;
+        require(
             (0.0..1.0).contains(&self.smoothing()),
             owner,
             "smoothing",
@@ -433,5 +450,5 @@ pub const RATE_MIN: f32 = 1e-30;
 pub const RATE_MAX: f32 = 1e30;
 /// The largest factor by which one step changes η.
 const MAX_FACTOR: f32 = 10.0;
-/// The largest change of `ln η` in one step: a factor of ten.
+/// The largest rise of `ln η` in one step, and the largest fall of the regimes that say what η is: a factor of ten.
 pub const MAX_CHANGE: f32 = std::f32::consts::LN_10;

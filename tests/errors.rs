@@ -312,6 +312,11 @@ fn numbers_out_of_range() {
         cases.push((seesaw(&|s| s.exponent = bad), "regime seesaw", "exponent"));
         cases.push((seesaw(&|s| s.gain = bad), "regime seesaw", "gain"));
         cases.push((
+            seesaw(&|s| s.early_steps = bad),
+            "regime seesaw",
+            "early_steps",
+        ));
+        cases.push((
             seesaw(&|s| s.brake_slack = bad),
             "regime seesaw",
             "brake_slack",
@@ -431,6 +436,7 @@ fn numbers_just_within_range() {
     let extreme = Seesaw {
         exponent: 0.0,
         gain: 0.0,
+        early_steps: 0.0,
         smoothing: 0.0,
         norm_floor: 0.0,
         brake_slack: 0.0,
@@ -440,6 +446,7 @@ fn numbers_just_within_range() {
         smoothing: below_one,
         exponent: f32::MAX,
         gain: f32::MAX,
+        early_steps: f32::MAX,
         ..Seesaw::default()
     };
     for builder in [

@@ -39,6 +39,7 @@ fn regimes() -> Vec<(&'static str, Regime)> {
     let odd_constants = Regime::Seesaw(Seesaw {
         exponent: 0.25,
         gain: 0.3,
+        early_steps: 1.5,
         smoothing: 0.0,
         norm_floor: 0.5,
         brake_slack: 0.0,
@@ -258,7 +259,13 @@ fn an_oracle_with_one_wrong_number_is_refused() {
         }),
         ("gain", |o| {
             o.regime = Regime::Seesaw(Seesaw {
-                gain: 0.101,
+                gain: 0.5,
+                ..Seesaw::default()
+            })
+        }),
+        ("early steps", |o| {
+            o.regime = Regime::Seesaw(Seesaw {
+                early_steps: 1.01 * Seesaw::default().early_steps,
                 ..Seesaw::default()
             })
         }),

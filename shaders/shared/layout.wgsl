@@ -22,6 +22,7 @@ struct GroupConstants {
     gradient_share: f32,
     exponent: f32,
     gain: f32,
+    early_steps: f32,
     smoothing: f32,
     norm_floor: f32,
     brake_slack: f32,
@@ -93,6 +94,7 @@ struct GroupState {
     ln_first_rate_fraction: u32,
     change_int: i32,
     change_fraction: u32,
+    mean_change: f32,
     mean_square_mantissa: f32,
     mean_square_exponent: i32,
     mean_norm_mantissa: f32,
@@ -115,6 +117,7 @@ struct GroupState {
 }
 
 const MEAN_STEPS = 65536u;
+const MEAN_OUTLIER = 10u;
 
 struct ScopeTable {
     first_partial: u32,

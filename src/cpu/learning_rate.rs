@@ -4,8 +4,8 @@ use crate::cpu::count_steps::{average_weight, steps_taken};
 use crate::cpu::regimes::{first_rate_is_a_formula, hold_rate, schedule_factor, set_rate};
 use crate::cpu::scaled::{Fixed, Scaled};
 use crate::layout::{
-    GroupConstants, GroupState, LOSS_ELEMENT, MEAN_STEPS, RawRecord, ScopeSums, Squares, Update,
-    group_flags, record_flags, regime_kinds, schedule_kinds,
+    GroupConstants, GroupState, LOSS_ELEMENT, MEAN_OUTLIER, MEAN_STEPS, RawRecord, ScopeSums,
+    Squares, Update, group_flags, record_flags, regime_kinds, schedule_kinds,
 };
 use crate::regime::{MAX_CHANGE, RATE_MAX, RATE_MIN};
 
@@ -15,6 +15,9 @@ const TRUST_MAX: f32 = 1e8;
 
 /// ln of [`RATE_MAX`].
 const LN_RATE_LIMIT: f32 = 69.077_55;
+
+/// How far below the mean of ln η a fall by alignment begins to fade: ln 10.
+const FREE_FALL: f32 = std::f32::consts::LN_10;
 
 /// What one invocation of the pass writes, beside the state.
 pub(crate) struct Outcome {
@@ -215,7 +218,12 @@ fn change_rate(
     let unbiased = mean_square.quotient(Scaled::new(1.0 - s.smoothing_power, 0));
     let last_smoothed = smoothed(s);
     // The norm of a problem that is solved may vanish, and a rate that follows it without end makes the next ordinary gradient a
-    // disaster: relative to its mean the norm counts as no smaller than this.
+    // disaster: relative to its mean the norm counts as no smaller than this. One outlier must not raise that mean for good.
+    let counted = if s.started == 0 {
+        norm
+    } else {
+        norm.smaller(last_smoothed.times(MEAN_OUTLIER as f32))
+    };
     s.mean_steps = (s.mean_steps + 1).min(MEAN_STEPS);
     let share = 1.0 / s.mean_steps as f32;
     let mean_norm = Scaled {
@@ -223,7 +231,7 @@ fn change_rate(
         exponent: s.mean_norm_exponent,
     }
     .times(1.0 - share)
-    .sum(norm.times(share));
+    .sum(counted.times(share));
     s.mean_norm_mantissa = mean_norm.mantissa;
     s.mean_norm_exponent = mean_norm.exponent;
     let smoothed = unbiased
@@ -277,11 +285,15 @@ fn change_rate(
         r.fast_alignment = cosine(measured.fast_dot, measured.absolute);
         brake = (r.fast_alignment + c.brake_slack).min(0.0);
     }
-    let weight = c.gain * norm.quotient(smoothed).to_float();
+    let mut weight = gain(c, s) * norm.quotient(smoothed).to_float();
+    if r.slow_alignment + brake < 0.0 && c.flags & group_flags::SIGN_RULE == 0 {
+        weight *= share_of_fall(s);
+    }
     let alignment_term = weight * r.slow_alignment;
     let brake_term = weight * brake;
     let wanted = norm_term + alignment_term + brake_term;
-    let step_change = wanted.clamp(-MAX_CHANGE, MAX_CHANGE);
+    // A fall is not clamped: what a clamp kept of it the rate would have too much once the norm has come back.
+    let step_change = wanted.min(MAX_CHANGE);
     if step_change != wanted {
         r.flags |= record_flags::CLAMPED_CHANGE;
     }
@@ -304,6 +316,7 @@ fn change_rate(
     }
     s.change_int = total.whole;
     s.change_fraction = total.fraction;
+    s.mean_change += (total.to_float() - s.mean_change) / s.mean_steps as f32;
     let growth = total.exp();
     s.regime_rate = Scaled::new(
         s.first_rate_mantissa * growth.mantissa,
@@ -316,6 +329,21 @@ fn change_rate(
     r.alignment_term = alignment_term;
     r.brake_term = brake_term;
     r.clamp_term = (step_change - wanted) - excess;
+}
+
+/// κ_t = max(κ, h/(h + k - 2)) at the k-th gradient, which is 1 at the first that can be compared with another: as in stochastic
+/// approximation the first steps, which know least, move the rate most.
+fn gain(c: &GroupConstants, s: &GroupState) -> f32 {
+    let steps = c.early_steps + (s.mean_steps as f32 - 2.0);
+    c.gain.max(c.early_steps / steps.max(1.0))
+}
+
+/// The share of a fall by alignment that takes place: all of it down to a tenth of the geometric mean of η so far, none below a
+/// hundredth. When each row is drawn once per epoch, gradients contradict each other a little however short the steps are, and
+/// without an end to it a rate that may fall does so for ever.
+fn share_of_fall(s: &GroupState) -> f32 {
+    let below = s.mean_change - change(s).to_float();
+    (2.0 - below / FREE_FALL).clamp(0.0, 1.0)
 }
 
 /// The schedule's factor, at the step that follows those that were taken.

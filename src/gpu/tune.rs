@@ -567,10 +567,12 @@ fn moderate(regime: Regime) -> Regime {
     match regime {
         Regime::Seesaw(_) => Regime::Seesaw(Seesaw {
             gain: GAIN,
+            early_steps: 0.0,
             ..Seesaw::default()
         }),
         Regime::Hypergradient(_) => Regime::Hypergradient(Hypergradient {
             gain: GAIN,
+            early_steps: 0.0,
             ..Hypergradient::default()
         }),
         Regime::NormRatio(NormRatio { initial_rate, .. }) => Regime::NormRatio(NormRatio {

@@ -24,6 +24,7 @@ pub fn regimes() -> [Regime; 3] {
         Regime::norm_ratio(),
         Regime::Seesaw(Seesaw {
             gain: 1e-9,
+            early_steps: 0.0,
             ..Seesaw::default()
         }),
     ]

@@ -17,6 +17,8 @@ pub struct Oracle {
     w0_norm: f64,
     mean_square: f64,
     mean_norm: f64,
+    mean_change: f64,
+    ln_first_rate: f64,
     /// Of the next step, for regimes that go by it.
     pub loss: f64,
     pub schedule: Schedule,
@@ -92,6 +94,8 @@ impl Oracle {
             w0_norm: norm(&w),
             mean_square: 0.0,
             mean_norm: 0.0,
+            mean_change: 0.0,
+            ln_first_rate: 0.0,
             loss: 1.0,
             schedule: Schedule::Constant,
             trust: None,
@@ -246,7 +250,12 @@ impl Oracle {
         let started = self.k > 1;
         self.mean_square = beta * self.mean_square + (1.0 - beta) * n * n;
         // Over fewer steps than the mean's longest memory.
-        self.mean_norm += (n - self.mean_norm) / f64::from(self.k);
+        let counted = if started {
+            n.min(10.0 * self.smoothed)
+        } else {
+            n
+        };
+        self.mean_norm += (counted - self.mean_norm) / f64::from(self.k);
         let smoothed = (self.mean_square / (1.0 - beta.powi(self.k)))
             .sqrt()
             .max(n)
@@ -265,7 +274,8 @@ impl Oracle {
                 n
             };
             let length = length / self.trust_ratio(n);
-            self.ln_rate
+            self.ln_first_rate = *self
+                .ln_rate
                 .get_or_insert((length / direction).clamp(1e-30, 1e30).ln());
             return;
         }
@@ -300,15 +310,22 @@ impl Oracle {
             );
             brake = (out.fast + f64::from(self.regime.brake_slack())).min(0.0);
         }
-        let weight = f64::from(self.regime.gain()) * n / smoothed;
+        let (k, early) = (f64::from(self.k), f64::from(self.regime.early_steps()));
+        let gain = f64::from(self.regime.gain()).max(early / (early + k - 2.0).max(1.0));
+        let before = self.ln_rate.expect("started");
+        let mut weight = gain * n / smoothed;
+        if out.slow + brake < 0.0 && !self.rule.is_sign() {
+            let below = self.mean_change - (before - self.ln_first_rate);
+            weight *= (2.0 - below / std::f64::consts::LN_10).clamp(0.0, 1.0);
+        }
         out.alignment_term = weight * out.slow;
         out.brake_term = weight * brake;
         let wanted = out.norm_term + out.alignment_term + out.brake_term;
-        let change = wanted.clamp(-std::f64::consts::LN_10, std::f64::consts::LN_10);
-        let before = self.ln_rate.expect("started");
+        let change = wanted.min(std::f64::consts::LN_10);
         let limit = 1e30_f64.ln();
         let after = (before + change).clamp(-limit, limit);
         out.clamp_term = after - before - wanted;
+        self.mean_change += (after - self.ln_first_rate - self.mean_change) / f64::from(self.k);
         self.ln_rate = Some(after);
     }
 

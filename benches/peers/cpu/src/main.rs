@@ -177,6 +177,7 @@ impl Worker {
             "seesaw" => {
                 builder = builder.regime(Regime::Seesaw(Seesaw {
                     gain: 1e-9,
+                    early_steps: 0.0,
                     ..Seesaw::default()
                 }));
             }
