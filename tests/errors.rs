@@ -6,6 +6,7 @@ mod common;
 use common::run::{GpuRun, Place, Run, Spec, bits, devices, packed};
 use common::{download, upload};
 use wgpu_optim::gpu::{Partials, Tuning};
+use wgpu_optim::layout::RawRecord;
 use wgpu_optim::{
     Averaging, Error, Gpu, GpuOptions, Group, Hypergradient, NormRatio, Optimizer,
     OptimizerBuilder, Regime, Rule, Seesaw, wgpu,
@@ -527,26 +528,24 @@ fn what_does_not_fit_the_device_is_refused_by_its_number() {
     });
     let buffer = upload(&gpu, &vec![1.0; 20_000]);
     let grads = upload(&gpu, &vec![1.0; 20_000]);
-    // 100 bytes per record.
+    let most = (64 << 10) / std::mem::size_of::<RawRecord>() as u32;
     let error = build_error(
-        on_device(buffer.slice(..16), grads.slice(..16)).record_steps(656),
+        on_device(buffer.slice(..16), grads.slice(..16)).record_steps(most + 1),
         &gpu,
     );
     assert!(
-        matches!(
-            error,
-            Error::Limit {
-                value: 656,
-                limit: 655,
-                ..
-            }
-        ),
+        matches!(error, Error::Limit { value, limit, .. }
+            if (value, limit) == (u64::from(most) + 1, u64::from(most))),
         "{error}"
     );
-    assert_message(&error, &["record ring", "656", "655", "record_steps"]);
+    let numbers = [(most + 1).to_string(), most.to_string()];
+    assert_message(
+        &error,
+        &["record ring", &numbers[0], &numbers[1], "record_steps"],
+    );
     assert!(
         on_device(buffer.slice(..16), grads.slice(..16))
-            .record_steps(655)
+            .record_steps(most)
             .build(&gpu)
             .is_ok()
     );
