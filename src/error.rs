@@ -237,9 +237,10 @@ pub enum Error {
         message: String,
     },
 
-    /// The device is lost: nothing recorded from now on has any effect.
+    /// The device is lost: nothing recorded from now on has any effect. Parameters, gradients and everything that the optimizer
+    /// remembered of them lie on it and cannot be read any more; a step that was under way may have been cut off in the middle.
     #[error(
-        "the device is lost ({0}): parameters are as the last completed step left them; build a new optimizer on a new device"
+        "the device is lost ({0}): its parameters are gone with it, steps not yet completed may have been half done; build a new optimizer on a new device, from the last parameters that were read or saved"
     )]
     DeviceLost(String),
 

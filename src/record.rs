@@ -486,3 +486,28 @@ impl Records {
         self.lost_steps += later.lost_steps;
     }
 }
+
+/// What both paths' rings are tested with: a counter that leaves 32 bits.
+#[cfg(test)]
+pub(crate) mod past_two_to_the_32 {
+    use super::Records;
+
+    /// Steps that the ring holds; 2^32 is no multiple of the last two.
+    pub(crate) const RINGS: [u32; 3] = [1, 3, 7];
+    /// The counter before the first step.
+    pub(crate) const START: u32 = u32::MAX - 4;
+    /// Steps to take from there: 2^32 is the fifth after it.
+    pub(crate) const STEPS: [u64; 4] = [3, 5, 6, 11];
+
+    /// After `n` steps the newest are there, in order, and the others are counted.
+    pub(crate) fn check(ring: u32, n: u64, drained: Records, path: &str) {
+        let first = u64::from(START);
+        let steps: Vec<u64> = drained.records.iter().map(|record| record.step).collect();
+        let newest = n.min(u64::from(ring));
+        let expected: Vec<u64> = (first + n - newest..first + n).collect();
+        assert_eq!(steps, expected, "{path}, a ring of {ring}");
+        // Nobody drained the steps before the first either.
+        let lost = first + n - newest;
+        assert_eq!(drained.lost_steps, lost, "{path}, a ring of {ring}");
+    }
+}

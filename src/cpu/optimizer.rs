@@ -810,3 +810,29 @@ fn lagged_in_halves(arch: Arch, of: &Lagged, slices: LaggedSlices) {
         || lagged_in_halves(arch, of, after),
     );
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::record::past_two_to_the_32::{RINGS, START, STEPS, check};
+    use crate::{Group, Rule};
+
+    #[test]
+    fn the_ring_is_whole_past_two_to_the_32_steps() {
+        for ring in RINGS {
+            for n in STEPS {
+                let (mut w, g) = (vec![1.0f32; 16], vec![0.0f32; 16]);
+                let mut optimizer = OptimizerBuilder::new(Rule::sgd())
+                    .record_steps(ring)
+                    .group(Group::new("all").tensor("w", &w, &g))
+                    .build_cpu()
+                    .expect("builds");
+                optimizer.states[0].steps_low = START;
+                for _ in 0..n {
+                    optimizer.step(&mut [&mut w], &[&g]).expect("steps");
+                }
+                check(ring, n, optimizer.drain_records(), "CPU path");
+            }
+        }
+    }
+}

@@ -508,9 +508,15 @@ impl Optimizer {
         self.recorded.fetch_add(1, Ordering::Relaxed);
     }
 
+    /// Takes back the last [`count_step`](Optimizer::count_step) or recorded step: for one that was never submitted, or that wgpu refused
+    /// together with the rest of its encoder because of a mistake elsewhere in it. Only [`StepMode::Lagged`] needs to know.
+    pub fn uncount_step(&self) {
+        self.recorded.fetch_sub(1, Ordering::Relaxed);
+    }
+
     /// Whether, after all steps recorded so far, the parameters lie where the gradients were declared, and the other way round. Always
     /// false but in [`StepMode::Lagged`], where it is true after an odd number of steps. Every step that is recorded counts: submit
-    /// them all, in the order in which they were recorded.
+    /// them all, in the order in which they were recorded, or say so with [`uncount_step`](Optimizer::uncount_step).
     pub fn roles_are_swapped(&self) -> bool {
         self.plan.mode == StepMode::Lagged && self.recorded.load(Ordering::Relaxed) % 2 == 1
     }
@@ -1101,4 +1107,41 @@ fn filled<T: Pod>(gpu: &Gpu, label: &str, items: &[T]) -> wgpu::Buffer {
     gpu.queue()
         .write_buffer(&buffer, 0, bytemuck::cast_slice(items));
     buffer
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::record::past_two_to_the_32::{RINGS, START, STEPS, check};
+    use crate::{Group, Rule};
+
+    #[test]
+    fn the_ring_is_whole_past_two_to_the_32_steps() {
+        let adapters = pollster::block_on(Gpu::adapters(None));
+        assert!(!adapters.is_empty(), "no adapter");
+        for adapter in adapters {
+            let gpu = pollster::block_on(Gpu::open(&adapter)).expect("opens");
+            for ring in RINGS {
+                for n in STEPS {
+                    let buffer = zeroed::<f32>(&gpu, "both", 32);
+                    let (w, g) = (buffer.slice(..64), buffer.slice(64..));
+                    let mut optimizer = OptimizerBuilder::new(Rule::sgd())
+                        .record_steps(ring)
+                        .group(Group::new("all").tensor("w", w, g))
+                        .build(&gpu)
+                        .expect("builds");
+                    let at = std::mem::offset_of!(GroupState, steps_low) as u64;
+                    let start = bytemuck::bytes_of(&START);
+                    gpu.queue().write_buffer(&optimizer.states, at, start);
+                    let mut encoder = gpu.device().create_command_encoder(&Default::default());
+                    for _ in 0..n {
+                        optimizer.encode_step(&mut encoder).expect("alive");
+                    }
+                    gpu.queue().submit([encoder.finish()]);
+                    let drained = pollster::block_on(optimizer.drain_records()).expect("arrives");
+                    check(ring, n, drained, &gpu.describe());
+                }
+            }
+        }
+    }
 }
