@@ -56,8 +56,9 @@ fn finish_update(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_inv
         }
         return;
     }
-    // Pass 3 has counted the step.
+    // Pass 3 has counted the step, and moved on in the ring.
     let ring_steps = arrayLength(&tensor_records) / TENSORS;
+    let slot = states[unit.group].record_slot - 1u;
     let step = states[unit.group].steps_low - 1u;
     var r = RawTensorRecord();
     r.step_low = step;
@@ -68,7 +69,7 @@ fn finish_update(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_inv
     if skipped {
         // Nothing moved: the norm is that of the step before.
         r.flags |= SKIPPED;
-        let before = tensor_records[((step - 1u) % ring_steps) * TENSORS + workgroup.x];
+        let before = tensor_records[((slot + ring_steps - 1u) % ring_steps) * TENSORS + workgroup.x];
         if (before.flags & WRITTEN) == 0u {
             r.flags |= WAITING;
         } else {
@@ -79,5 +80,5 @@ fn finish_update(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_inv
         r.parameter_norm = norm_of(sums.parameters);
         r.step_norm = norm_of(sums.step);
     }
-    tensor_records[(step % ring_steps) * TENSORS + workgroup.x] = r;
+    tensor_records[slot * TENSORS + workgroup.x] = r;
 }

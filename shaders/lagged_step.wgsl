@@ -16,6 +16,7 @@ override COUPLED_DECAY: bool;
 override INITIAL_NORM: bool;
 override MOMENTUM: bool;
 override COUNTERS: bool;
+override LOSS_SCALE: bool;
 
 // There is no clip, which would need this step's norm.
 const RAW_NORM = false;
@@ -47,6 +48,9 @@ fn lagged_step(invocation: Invocation) {
     for (var quad = lane; 4u * quad < block.elements; quad += WORKGROUP) {
         let w = load_parameters(block, quad);
         var g = update.gradient_factor * load_gradients(block, quad);
+        if LOSS_SCALE && COUPLED_DECAY {
+            g *= update.unscale;
+        }
         if COUPLED_DECAY {
             g += update.coupled_decay * w;
         }
@@ -55,11 +59,18 @@ fn lagged_step(invocation: Invocation) {
         if largest_of(bits) >= INFINITY_BITS {
             count_nonfinite(bits, block.first_element + 4u * quad, &t);
         }
+        if LOSS_SCALE && !COUPLED_DECAY {
+            g *= update.unscale;
+        }
         let direction = remember(update, block.state_quad + quad, g, gradient_scale, momentum_scale, &alignment);
         store_parameters(block, quad, moved(update, w, direction));
     }
 
     t.square = trusted(squares);
+    if LOSS_SCALE && !COUPLED_DECAY {
+        // Of the gradients as they came, as in reduce_gradient.wgsl; unscale is 2^-e.
+        t.square.exponent -= 127 - i32(bitcast<u32>(update.unscale) >> 23u);
+    }
     add_alignment(alignment, &t);
     if INITIAL_NORM && update.started == 0u {
         measure_initial_norm(block, lane, &t);

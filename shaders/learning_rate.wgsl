@@ -1,7 +1,7 @@
 // Pass 3: from the sums of a step to its learning rate, and why.
 //
 // Reads:  groups, sums.
-// Writes: states, updates (for pass 4), learning_rates (for the caller), records (the ring).
+// Writes: states, updates (for pass 4), learning_rates and loss_scale (for the caller), records (the ring).
 // Grid:   one invocation per group.
 //
 // Regimes (src/regime.rs has the sources): with n the norm, n̂ the smoothed norm and a the alignment,
@@ -24,6 +24,7 @@ override TRUST: bool;
 @group(0) @binding(3) var<storage, read_write> updates: array<Update>;
 @group(0) @binding(4) var<storage, read_write> learning_rates: array<f32>;
 @group(0) @binding(5) var<storage, read_write> records: array<RawRecord>;
+@group(0) @binding(6) var<storage, read_write> loss_scale: array<f32>;
 
 const MAX_CHANGE = 2.30258509;        // ln 10
 const FREE_FALL = 2.30258509;         // ln 10: how far below the mean of ln η a fall by alignment begins to fade
@@ -67,7 +68,7 @@ fn learning_rate(@builtin(global_invocation_id) id: vec3<u32>) {
         nonfinite += sums[scope].nonfinite;
         first_nonfinite = min(first_nonfinite, sums[scope].first_nonfinite);
     }
-    let skip = first_nonfinite != NO_ELEMENT;
+    let skip = first_nonfinite != NO_ELEMENT || s.halted != 0u;
 
     var r = RawRecord();
     r.step_low = s.steps_low;
@@ -78,13 +79,10 @@ fn learning_rate(@builtin(global_invocation_id) id: vec3<u32>) {
     r.first_nonfinite = first_nonfinite;
     r.clip_factor = 1.0;
     r.trust_ratio = s.trust;
+    r.loss_scale_exponent = s.loss_scale_exponent;
 
     if skip {
-        r.flags |= SKIPPED;
-        if first_nonfinite == LOSS_ELEMENT {
-            r.flags |= NONFINITE_LOSS;
-        }
-        s.skipped += 1u;
+        skip_step(c, &s, &r);
     } else {
         let square = from_squares(measured.square);
         let norm = root(square);
@@ -123,10 +121,12 @@ fn learning_rate(@builtin(global_invocation_id) id: vec3<u32>) {
         s.direction_exponent = select(clamp(bound.exponent + 1, -126, 126), 0, is_zero(bound));
 
         s.last_clip = r.clip_factor;
+        count_good_step(c, &s, &r);
         var u: Update;
         u.skip = 0u;
         u.learning_rate = s.learning_rate;
         u.gradient_factor = c.sign * r.clip_factor;
+        u.unscale = power_of_two(-r.loss_scale_exponent);
         u.coupled_decay = c.coupled_decay;
         u.shrink = 1.0 - s.learning_rate * c.decoupled_decay;
         u.momentum = c.momentum;
@@ -150,6 +150,13 @@ fn learning_rate(@builtin(global_invocation_id) id: vec3<u32>) {
     if skip {
         updates[group].skip = 1u;
     }
+    // A lagged step's update is for the next gradient, which is made with the next scale.
+    if (c.flags & LAGGED) != 0u {
+        updates[group].unscale = power_of_two(-s.loss_scale_exponent);
+    }
+    if group == 0u {
+        loss_scale[0] = power_of_two(s.loss_scale_exponent);
+    }
 
     var ln_rate = add_float(
         add_fixed(
@@ -169,14 +176,62 @@ fn learning_rate(@builtin(global_invocation_id) id: vec3<u32>) {
     r.ln_rate_int = ln_rate.whole;
     r.ln_rate_fraction = ln_rate.fraction;
     r.skipped = s.skipped;
+    r.skips_in_row = s.skips_in_row;
 
-    let ring_steps = arrayLength(&records) / arrayLength(&groups);
-    records[(s.steps_low % ring_steps) * arrayLength(&groups) + group] = r;
+    let slot = s.record_slot % (arrayLength(&records) / arrayLength(&groups));
+    records[slot * arrayLength(&groups) + group] = r;
+    s.record_slot = slot + 1u;
     s.steps_low += 1u;
     if s.steps_low == 0u {
         s.steps_high += 1u;
     }
     states[group] = s;
+}
+
+// Nothing changes but the counters and the loss scale; all groups come to the same.
+fn skip_step(c: GroupConstants, s: ptr<function, GroupState>, r: ptr<function, RawRecord>) {
+    (*r).flags |= SKIPPED;
+    (*s).skipped += 1u;
+    if (*s).halted != 0u {
+        (*s).skips_in_row += select(0u, 1u, (*s).skips_in_row < 0xffffffffu);
+        (*r).flags |= HALTED;
+        (*r).nonfinite = (*s).last_nonfinite;
+        (*r).first_nonfinite = (*s).last_first_nonfinite;
+    } else {
+        (*s).last_nonfinite = (*r).nonfinite;
+        (*s).last_first_nonfinite = (*r).first_nonfinite;
+        (*s).good_steps = 0u;
+        if (*r).first_nonfinite < LOSS_ELEMENT && (*s).loss_scale_exponent > c.loss_scale_least {
+            // The scale may be all that is wrong.
+            (*s).loss_scale_exponent -= 1;
+            (*s).skips_in_row = 0u;
+            (*r).flags |= SCALE_CHANGED;
+        } else {
+            (*s).skips_in_row += select(0u, 1u, (*s).skips_in_row < 0xffffffffu);
+        }
+        if c.halt_after != 0u && (*s).skips_in_row >= c.halt_after {
+            (*s).halted = 1u;
+            (*r).flags |= HALTED;
+        }
+    }
+    if (*r).first_nonfinite == LOSS_ELEMENT {
+        (*r).flags |= NONFINITE_LOSS;
+    }
+}
+
+fn count_good_step(c: GroupConstants, s: ptr<function, GroupState>, r: ptr<function, RawRecord>) {
+    (*s).skips_in_row = 0u;
+    if c.growth_interval == 0u {
+        return;
+    }
+    (*s).good_steps += 1u;
+    if (*s).good_steps >= c.growth_interval {
+        (*s).good_steps = 0u;
+        if (*s).loss_scale_exponent < c.loss_scale_most {
+            (*s).loss_scale_exponent += 1;
+            (*r).flags |= SCALE_CHANGED;
+        }
+    }
 }
 
 fn select_scaled(a: Scaled, b: Scaled, choose_b: bool) -> Scaled {

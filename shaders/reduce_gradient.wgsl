@@ -15,6 +15,9 @@
 // norm. Where that scale is off by more than 2^80 the learning-rate pass ignores the alignment, which then has a weight below
 // 2^-40 or is drowned by the clamp. Groups that share a norm have the same scales, whatever their regimes: their products are
 // added up.
+//
+// Loss scale. Gradients may come multiplied by 2^e. With coupled decay they are divided by it as they are read. Otherwise the norm is
+// taken of them as they are, so that it is right also where f32 cannot hold the true gradient, and its exponent is lowered.
 
 override WORKGROUP: u32;
 override PARTIALS: u32;
@@ -23,6 +26,7 @@ override RAW_NORM: bool;
 override INITIAL_NORM: bool;
 override MOMENTUM: bool;
 override COUNTERS: bool;
+override LOSS_SCALE: bool;
 
 @group(0) @binding(0) var<storage, read> groups: array<GroupConstants>;
 @group(0) @binding(1) var<storage, read> states: array<GroupState>;
@@ -39,7 +43,18 @@ fn load(what: u32, block: Block, quad: u32) -> vec4<f32> {
     }
     var g = groups[block.group].sign * load_gradients(block, quad);
     if COUPLED_DECAY && what == GRADIENT {
+        if LOSS_SCALE {
+            g *= power_of_two(-states[block.group].loss_scale_exponent);
+        }
         g += groups[block.group].coupled_decay * load_parameters(block, quad);
+    }
+    return g;
+}
+
+// What load(GRADIENT, …) gave, without the loss scale.
+fn true_gradient(g: vec4<f32>, unscale: f32) -> vec4<f32> {
+    if LOSS_SCALE && !COUPLED_DECAY {
+        return unscale * g;
     }
     return g;
 }
@@ -50,6 +65,8 @@ fn reduce_gradient(invocation: Invocation) {
     let lane = invocation.lane;
     let gradient_scale = power_of_two(-states[block.group].gradient_exponent);
     let momentum_scale = power_of_two(-states[block.group].direction_exponent);
+    let loss_scale_exponent = states[block.group].loss_scale_exponent;
+    let unscale = power_of_two(-loss_scale_exponent);
 
     var largest = vec4<u32>();
     var squares = vec4<f32>();
@@ -66,15 +83,21 @@ fn reduce_gradient(invocation: Invocation) {
             raw_squares += raw * raw;
         }
         if MOMENTUM || COUNTERS {
-            measure(block, quad, g, gradient_scale, momentum_scale, &alignment);
+            measure(block, quad, true_gradient(g, unscale), gradient_scale, momentum_scale, &alignment);
         }
     }
 
     var t = no_totals();
     let largest_magnitude = largest_of(largest);
     t.square = squares_of(GRADIENT, block, lane, largest_magnitude, across(squares));
+    if LOSS_SCALE && !COUPLED_DECAY {
+        t.square.exponent -= loss_scale_exponent;
+    }
     if RAW_NORM {
         t.raw_square = squares_of(RAW_GRADIENT, block, lane, largest_of(raw_largest), across(raw_squares));
+        if LOSS_SCALE {
+            t.raw_square.exponent -= loss_scale_exponent;
+        }
     }
     add_alignment(alignment, &t);
     if largest_magnitude >= INFINITY_BITS {

@@ -5,6 +5,7 @@
 //         skipped.
 // Grid:   one workgroup of WORKGROUP invocations per block; invocation i takes quads i, i + WORKGROUP, … of the block.
 //
+//     g ← g / loss scale
 //     g ← sign·clip·g + λ w            coupled weight decay
 //     m ← keep·m + share·g             Sgdm, Nesterov, Signum
 //     u = g | m | g + μ m | sign g | sign m
@@ -14,6 +15,7 @@ override WORKGROUP: u32;
 override RULE: u32;
 override COUPLED_DECAY: bool;
 override COUNTERS: bool;
+override LOSS_SCALE: bool;
 
 @group(0) @binding(0) var<storage, read> updates: array<Update>;
 @group(1) @binding(0) var<storage, read> blocks: array<Block>;
@@ -31,7 +33,10 @@ fn update_parameters(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local
     }
     for (var quad = lane; 4u * quad < block.elements; quad += WORKGROUP) {
         let w = load_parameters(block, quad);
-        let raw = load_gradients(block, quad);
+        var raw = load_gradients(block, quad);
+        if LOSS_SCALE {
+            raw *= update.unscale;
+        }
         var g = update.gradient_factor * raw;
         if COUPLED_DECAY {
             g += update.coupled_decay * w;

@@ -3,7 +3,7 @@
 /// What a call of this crate can refuse, and why.
 ///
 /// Every message is one line that names the group or tensor, the number that is wrong, the limit it breaks and what to do
-/// instead. Whatever returns an `Err` has changed nothing.
+/// instead. Whatever returns an `Err` has changed nothing, but for what [`Error::Halted`] and [`Error::DeviceLost`] say of themselves.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
@@ -237,11 +237,28 @@ pub enum Error {
         message: String,
     },
 
-    /// The device is lost: nothing recorded from now on has any effect.
+    /// The device is lost: nothing recorded from now on has any effect. Parameters, gradients and everything that the optimizer
+    /// remembered of them lie on it and cannot be read any more; a step that was under way may have been cut off in the middle.
     #[error(
-        "the device is lost ({0}): parameters are as the last completed step left them; build a new optimizer on a new device"
+        "the device is lost ({0}): its parameters are gone with it, steps not yet completed may have been half done; build a new optimizer on a new device, from the last parameters that were read or saved"
     )]
     DeviceLost(String),
+
+    /// So many steps in a row were skipped that, by [`NonFinitePolicy::Error`](crate::NonFinitePolicy::Error), training has halted. The
+    /// steps since are counted and recorded, and changed neither parameters nor anything that the rule or the regime remembers.
+    #[error(
+        "training has halted: {after} steps in a row were skipped, from step {first_step} on, the last of them for {cause}; parameters are as they were before step {first_step} and stay so: find the cause, then call resume"
+    )]
+    Halted {
+        /// The first of the steps in a row.
+        first_step: u64,
+        /// How many the policy allows for.
+        after: u32,
+        /// What was not finite, in words: how many elements, the tensor and the element of the first.
+        cause: String,
+        /// The same in numbers; `None` where it was the loss.
+        nonfinite: Option<crate::NonFinite>,
+    },
 
     /// The file that keeps tunings could not be written.
     #[error(

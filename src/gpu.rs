@@ -20,7 +20,7 @@ mod tuning_cache;
 mod undo_step;
 mod update_parameters;
 
-pub use context::{Gpu, GpuOptions};
+pub use context::{DEFAULT_READBACK_TIMEOUT, Gpu, GpuOptions};
 pub use optimizer::{Dispatch, Optimizer, PassName};
 pub(crate) use tensor::Span;
 pub use tensor::Tensor;

@@ -8,6 +8,7 @@ use crate::error::{Error, require};
 use crate::gpu::Span;
 use crate::regime::Regime;
 use crate::rule::{Rule, WeightDecay};
+use crate::safeguards::{LossScaler, NonFinitePolicy, Safeguards};
 use crate::schedule::Schedule;
 use crate::step_mode::StepMode;
 use crate::trust::TrustRatio;
@@ -188,6 +189,7 @@ pub struct OptimizerBuilder<T> {
     pub(crate) settings: Settings,
     pub(crate) global_norm: bool,
     pub(crate) mode: StepMode,
+    pub(crate) safeguards: Safeguards,
     pub(crate) record_steps: Option<u32>,
     /// Where on the device the loss is.
     pub(crate) loss: Option<Span>,
@@ -208,6 +210,7 @@ impl<T> OptimizerBuilder<T> {
             settings: Settings::default(),
             global_norm: false,
             mode: StepMode::TwoPass,
+            safeguards: Safeguards::default(),
             record_steps: None,
             loss: None,
             groups: Vec::new(),
@@ -287,6 +290,19 @@ impl<T> OptimizerBuilder<T> {
         self
     }
 
+    /// What is done about gradients that are not finite; [`NonFinitePolicy::Skip`] without this.
+    pub fn nonfinite_policy(mut self, policy: NonFinitePolicy) -> Self {
+        self.safeguards.nonfinite = policy;
+        self
+    }
+
+    /// A scale of the loss that the device adapts. The caller multiplies the loss by it, the step divides it out again: see
+    /// [`LossScaler`]. A loss that a regime goes by is given without it.
+    pub fn loss_scaler(mut self, scaler: LossScaler) -> Self {
+        self.safeguards.loss_scaler = Some(scaler);
+        self
+    }
+
     /// How many steps the record ring holds before the oldest are overwritten; at least 1. Without this it holds
     /// [`DEFAULT_RECORD_STEPS`], or fewer where there are so many groups that the device could not bind it.
     pub fn record_steps(mut self, steps: u32) -> Self {
@@ -330,6 +346,7 @@ impl<T> OptimizerBuilder<T> {
                 "at least 1",
             )?;
         }
+        self.safeguards.validate()?;
         let mut group_names = HashSet::new();
         let mut tensor_names = HashSet::new();
         let mut resolved = Vec::with_capacity(self.groups.len());

@@ -39,6 +39,16 @@ pub struct GroupConstants {
     pub decoupled_decay: f32,
     /// Largest gradient norm; `f32::MAX` without a clip.
     pub clip_norm: f32,
+    /// Skipped steps in a row that halt; 0 for never.
+    pub halt_after: u32,
+    /// Power of two of the first loss scale; 0 without one, as the next two.
+    pub loss_scale_first: i32,
+    /// Power of two of the smallest loss scale.
+    pub loss_scale_least: i32,
+    /// Power of two of the largest loss scale.
+    pub loss_scale_most: i32,
+    /// Good steps in a row after which the loss scale doubles; 0 without one.
+    pub growth_interval: u32,
     /// μ or β.
     pub momentum: f32,
     /// Share of the gradient in the momentum: 1-δ or 1-β.
@@ -171,8 +181,22 @@ pub struct GroupState {
     pub steps_low: u32,
     /// Steps attempted, high word.
     pub steps_high: u32,
+    /// Where in the ring the next record belongs.
+    pub record_slot: u32,
     /// Steps skipped because of a non-finite gradient.
     pub skipped: u32,
+    /// Skipped steps in a row that count for a halt, up to the last step; after the halt they go on counting.
+    pub skips_in_row: u32,
+    /// 1 after [`GroupConstants::halt_after`] of them: no step changes anything.
+    pub halted: u32,
+    /// [`RawRecord::nonfinite`] of the last skip before the halt, or the one that halted.
+    pub last_nonfinite: u32,
+    /// [`RawRecord::first_nonfinite`] of the same step.
+    pub last_first_nonfinite: u32,
+    /// Power of two of the scale that the next step's gradients are multiplied by.
+    pub loss_scale_exponent: i32,
+    /// Steps since a gradient was not finite, or since the scale last grew.
+    pub good_steps: u32,
     /// 1 once a finite, non-zero gradient has been seen.
     pub started: u32,
     /// 1 once a step was taken, so that the momentum holds a gradient.
@@ -323,6 +347,8 @@ pub struct Update {
     pub learning_rate: f32,
     /// The gradient's factor: sign times clip.
     pub gradient_factor: f32,
+    /// What the gradient is multiplied by before, exactly: the inverse of the loss scale.
+    pub unscale: f32,
     /// λ of coupled weight decay.
     pub coupled_decay: f32,
     /// 1 - η λ of decoupled weight decay.
@@ -357,6 +383,7 @@ impl Update {
             skip: 0,
             learning_rate,
             gradient_factor: constants.sign,
+            unscale: unscale(constants.loss_scale_first),
             coupled_decay: constants.coupled_decay,
             shrink: 1.0 - learning_rate * constants.decoupled_decay,
             momentum_keep: constants.momentum,
@@ -427,12 +454,21 @@ pub struct RawRecord {
     pub trust_ratio: f32,
     /// min(1, C/n).
     pub clip_factor: f32,
-    /// Non-finite elements, over all groups.
+    /// Non-finite elements, over all groups. After a halt those of the step that halted, and so the next.
     pub nonfinite: u32,
     /// The first of them.
     pub first_nonfinite: u32,
     /// Steps skipped so far, this one included.
     pub skipped: u32,
+    /// [`GroupState::skips_in_row`] after the step.
+    pub skips_in_row: u32,
+    /// Power of two of the scale of this step's gradients.
+    pub loss_scale_exponent: i32,
+}
+
+/// The factor that divides out a loss scale of 2^exponent, at most 2^126.
+pub(crate) fn unscale(exponent: i32) -> f32 {
+    f32::from_bits(((127 - exponent) as u32) << 23)
 }
 
 /// What pass 4 measures of a step, block by block; then of a tensor or a group.
@@ -500,6 +536,10 @@ pub mod record_flags {
     pub const WAITING: u32 = 64;
     /// The loss was not finite.
     pub const NONFINITE_LOSS: u32 = 256;
+    /// No step changes anything since too many in a row were skipped.
+    pub const HALTED: u32 = 512;
+    /// The loss scale of the next step is another.
+    pub const SCALE_CHANGED: u32 = 1024;
     /// Set in every record, so that a ring that was never written is told from one that was.
     pub const WRITTEN: u32 = 128;
 }
@@ -509,6 +549,7 @@ impl GroupState {
     pub(crate) fn initial(constants: &GroupConstants) -> Self {
         let mut state = GroupState {
             smoothing_power: 1.0,
+            loss_scale_exponent: constants.loss_scale_first,
             last_growth: f32::MAX,
             trust: 1.0,
             last_clip: 1.0,

@@ -57,6 +57,7 @@ mod plan;
 mod record;
 mod regime;
 mod rule;
+mod safeguards;
 mod schedule;
 mod step_mode;
 mod trust;
@@ -73,6 +74,7 @@ pub use regime::{
     Polyak, RATE_MAX, RATE_MIN, Regime, SecantForm, Seesaw,
 };
 pub use rule::{Rule, WeightDecay};
+pub use safeguards::{LossScaler, NonFinitePolicy};
 pub use schedule::Schedule;
 pub use step_mode::StepMode;
 pub use trust::TrustRatio;

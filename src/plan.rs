@@ -11,8 +11,10 @@ use std::collections::HashMap;
 use crate::error::Error;
 use crate::group::{GroupConfig, ResolvedGroup};
 use crate::layout::{Block, GroupConstants, NO_TENSOR, ScopeTable, StepUnit, group_flags};
+use crate::record::Record;
 use crate::regime::Regime;
 use crate::rule::Rule;
+use crate::safeguards::Safeguards;
 use crate::step_mode::StepMode;
 
 /// Elements that one lane operation of a kernel handles.
@@ -114,6 +116,8 @@ pub(crate) struct Kernel {
     pub(crate) averages: bool,
     /// The step and the parameters are measured.
     pub(crate) step_sums: bool,
+    /// The gradients are multiplied by a scale of the loss.
+    pub(crate) loss_scale: bool,
 }
 
 impl Kernel {
@@ -233,6 +237,7 @@ pub struct TensorInfo {
 #[derive(Debug, Clone)]
 pub(crate) struct Plan {
     pub(crate) mode: StepMode,
+    pub(crate) safeguards: Safeguards,
     pub(crate) configs: Vec<GroupConfig>,
     pub(crate) groups: Vec<GroupConstants>,
     pub(crate) scopes: Vec<ScopeTable>,
@@ -255,6 +260,7 @@ impl Plan {
     pub(crate) fn new(
         groups: Vec<ResolvedGroup<Place>>,
         mode: StepMode,
+        safeguards: Safeguards,
         geometry: &Geometry,
     ) -> Result<Self, Error> {
         let total: u64 = groups
@@ -286,7 +292,8 @@ impl Plan {
         }
         for (index, config) in configs.iter().enumerate() {
             let scope = &scopes[scope_of_group[index]];
-            let kernel = kernel_of(config, scope, &configs)?;
+            let mut kernel = kernel_of(config, scope, &configs)?;
+            kernel.loss_scale = safeguards.loss_scaler.is_some();
             let elements: u64 = scope.groups.iter().map(|&g| elements_of_group[g]).sum();
             let mut group = constants_of(
                 config,
@@ -299,6 +306,7 @@ impl Plan {
             if mode == StepMode::Lagged {
                 group.flags |= group_flags::LAGGED;
             }
+            safeguards.write_to(&mut group);
             constants.push(group);
             kernels.push(kernel);
         }
@@ -338,6 +346,7 @@ impl Plan {
         let units = units_of(&configs, &tensors, &windows);
         Ok(Plan {
             mode,
+            safeguards,
             configs,
             groups: constants,
             scopes: table,
@@ -345,6 +354,25 @@ impl Plan {
             tensors,
             partials,
             units,
+        })
+    }
+
+    /// The error that a record of a halted optimizer stands for.
+    pub(crate) fn halted(&self, record: &Record) -> Option<Error> {
+        record.flags.halted().then(|| Error::Halted {
+            first_step: record.step + 1 - u64::from(record.skips_in_row),
+            after: self.safeguards.nonfinite.halt_after(),
+            cause: match record.nonfinite {
+                Some(bad) => format!(
+                    "{} non-finite element{}, the first in tensor \"{}\" at index {}",
+                    bad.count,
+                    if bad.count == 1 { "" } else { "s" },
+                    self.tensors[bad.tensor].name,
+                    bad.element
+                ),
+                None => "a loss that was not finite".to_owned(),
+            },
+            nonfinite: record.nonfinite,
         })
     }
 
@@ -615,6 +643,7 @@ fn kernel_of(
             .any(|member| member.regime.needs_initial_norm() || member.trust_ratio.is_some()),
         averages: config.averaging.is_on(),
         step_sums: config.measures_step(),
+        loss_scale: false, // set by `Plan::new`
     })
 }
 
@@ -651,6 +680,11 @@ fn constants_of(
         coupled_decay: config.weight_decay.coupled(),
         decoupled_decay: config.weight_decay.decoupled(),
         clip_norm: clip(config),
+        halt_after: 0, // set by `Safeguards::write_to`, as the next four
+        loss_scale_first: 0,
+        loss_scale_least: 0,
+        loss_scale_most: 0,
+        growth_interval: 0,
         momentum: config.rule.momentum(),
         gradient_share: match config.rule {
             // As in PyTorch: without momentum there is nothing to dampen.

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use crate::layout::{RawRecord, RawTensorRecord, record_flags};
+use crate::layout::{RawRecord, RawTensorRecord, record_flags, unscale};
 
 /// One step of one group, as the learning-rate pass explains it.
 ///
@@ -56,7 +56,12 @@ pub struct Record {
     pub clip_factor: f32,
     /// Steps of this group skipped so far, this one included.
     pub skipped: u32,
-    /// Of a skipped step: what was not finite.
+    /// Skipped steps in a row up to this one, as [`NonFinitePolicy::Error`](crate::NonFinitePolicy::Error) counts them; 0 after any
+    /// other step, and where a smaller loss scale may help.
+    pub skips_in_row: u32,
+    /// The scale of this step's gradients, which was divided out of them; 1 without a [`LossScaler`](crate::LossScaler).
+    pub loss_scale: f32,
+    /// Of a skipped step: what was not finite. Of steps after a halt: what was not finite in the step that halted.
     pub nonfinite: Option<NonFinite>,
 }
 
@@ -131,7 +136,7 @@ impl Flags {
     pub fn zero_gradient(self) -> bool {
         self.0 & record_flags::ZERO_GRADIENT != 0
     }
-    /// A gradient, of this or another group, was not finite: the step changed nothing.
+    /// A gradient, of this or another group, was not finite, or training has halted: the step changed nothing.
     pub fn skipped(self) -> bool {
         self.0 & record_flags::SKIPPED != 0
     }
@@ -151,6 +156,15 @@ impl Flags {
     pub fn nonfinite_loss(self) -> bool {
         self.0 & record_flags::NONFINITE_LOSS != 0
     }
+    /// Too many steps in a row were skipped, up to this one or one before: no step changes anything, until
+    /// [`resume`](crate::Optimizer::resume) is called. See [`NonFinitePolicy::Error`](crate::NonFinitePolicy::Error).
+    pub fn halted(self) -> bool {
+        self.0 & record_flags::HALTED != 0
+    }
+    /// The loss scale of the next step is half of this one's where the step was skipped, else twice this one's.
+    pub fn scale_changed(self) -> bool {
+        self.0 & record_flags::SCALE_CHANGED != 0
+    }
     /// No learning rate yet: every gradient so far was zero or not finite.
     pub fn waiting(self) -> bool {
         self.0 & record_flags::WAITING != 0
@@ -158,7 +172,7 @@ impl Flags {
 }
 
 /// Names joined by `+`, empty for an ordinary step: `first`, `zero`, `skipped`, `clipped`, `clamped-change`, `clamped-rate`,
-/// `waiting`, `nonfinite-loss`.
+/// `waiting`, `nonfinite-loss`, `halted`, `scale-changed`.
 impl fmt::Display for Flags {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let names = [
@@ -170,6 +184,8 @@ impl fmt::Display for Flags {
             (self.clamped_rate(), "clamped-rate"),
             (self.waiting(), "waiting"),
             (self.nonfinite_loss(), "nonfinite-loss"),
+            (self.halted(), "halted"),
+            (self.scale_changed(), "scale-changed"),
         ];
         let mut separator = "";
         for (_, name) in names.iter().filter(|(set, _)| *set) {
@@ -221,6 +237,8 @@ impl Record {
             trust_ratio: raw.trust_ratio,
             clip_factor: raw.clip_factor,
             skipped: raw.skipped,
+            skips_in_row: raw.skips_in_row,
+            loss_scale: unscale(-raw.loss_scale_exponent),
             nonfinite,
         }
     }
@@ -356,6 +374,12 @@ impl fmt::Display for Record {
                     bad.element
                 )?;
             }
+            if self.flags.scale_changed() {
+                write!(f, "; loss scale {} halved", self.loss_scale)?;
+            }
+            if self.flags.halted() {
+                write!(f, "; halted, {} in a row", self.skips_in_row)?;
+            }
             return Ok(());
         }
         if self.flags.waiting() {
@@ -385,6 +409,9 @@ impl fmt::Display for Record {
                 "; gradient clipped to {:.3} of its norm",
                 self.clip_factor
             )?;
+        }
+        if self.flags.scale_changed() {
+            write!(f, "; loss scale {} doubled", self.loss_scale)?;
         }
         Ok(())
     }
@@ -423,8 +450,9 @@ impl RecordCursor {
             .filter(|record| record.step >= self.next_step)
             .collect();
         tensors.sort_by_key(|record| (record.step, record.tensor));
-        let lost_steps = match records.first() {
-            Some(first) => first.step - self.next_step,
+        let there = records.chunk_by(|a, b| a.step == b.step).count() as u64;
+        let lost_steps = match records.last() {
+            Some(last) => last.step + 1 - self.next_step - there,
             None => 0,
         };
         if let Some(last) = records.last() {
@@ -456,5 +484,30 @@ impl Records {
         self.records.append(&mut later.records);
         self.tensors.append(&mut later.tensors);
         self.lost_steps += later.lost_steps;
+    }
+}
+
+/// What both paths' rings are tested with: a counter that leaves 32 bits.
+#[cfg(test)]
+pub(crate) mod past_two_to_the_32 {
+    use super::Records;
+
+    /// Steps that the ring holds; 2^32 is no multiple of the last two.
+    pub(crate) const RINGS: [u32; 3] = [1, 3, 7];
+    /// The counter before the first step.
+    pub(crate) const START: u32 = u32::MAX - 4;
+    /// Steps to take from there: 2^32 is the fifth after it.
+    pub(crate) const STEPS: [u64; 4] = [3, 5, 6, 11];
+
+    /// After `n` steps the newest are there, in order, and the others are counted.
+    pub(crate) fn check(ring: u32, n: u64, drained: Records, path: &str) {
+        let first = u64::from(START);
+        let steps: Vec<u64> = drained.records.iter().map(|record| record.step).collect();
+        let newest = n.min(u64::from(ring));
+        let expected: Vec<u64> = (first + n - newest..first + n).collect();
+        assert_eq!(steps, expected, "{path}, a ring of {ring}");
+        // Nobody drained the steps before the first either.
+        let lost = first + n - newest;
+        assert_eq!(drained.lost_steps, lost, "{path}, a ring of {ring}");
     }
 }

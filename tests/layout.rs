@@ -63,6 +63,11 @@ fn rust_layout() -> Layout {
             coupled_decay,
             decoupled_decay,
             clip_norm,
+            halt_after,
+            loss_scale_first,
+            loss_scale_least,
+            loss_scale_most,
+            growth_interval,
             momentum,
             gradient_share,
             exponent,
@@ -97,7 +102,14 @@ fn rust_layout() -> Layout {
         GroupState {
             steps_low,
             steps_high,
+            record_slot,
             skipped,
+            skips_in_row,
+            halted,
+            last_nonfinite,
+            last_first_nonfinite,
+            loss_scale_exponent,
+            good_steps,
             started,
             momentum_started,
             learning_rate,
@@ -165,6 +177,7 @@ fn rust_layout() -> Layout {
             skip,
             learning_rate,
             gradient_factor,
+            unscale,
             coupled_decay,
             shrink,
             momentum_keep,
@@ -207,6 +220,8 @@ fn rust_layout() -> Layout {
             nonfinite,
             first_nonfinite,
             skipped,
+            skips_in_row,
+            loss_scale_exponent,
         }
     );
     fields_of!(layout, StepSums { parameters, step });
@@ -272,6 +287,8 @@ fn rust_layout() -> Layout {
         ("WAITING", record_flags::WAITING),
         ("WRITTEN", record_flags::WRITTEN),
         ("NONFINITE_LOSS", record_flags::NONFINITE_LOSS),
+        ("HALTED", record_flags::HALTED),
+        ("SCALE_CHANGED", record_flags::SCALE_CHANGED),
         // A partial is a ScopeSums, word by word.
         ("SQUARE", word(offset_of!(ScopeSums, square))),
         ("RAW_SQUARE", word(offset_of!(ScopeSums, raw_square))),

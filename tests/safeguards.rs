@@ -51,14 +51,18 @@ fn gradients(specs: &[Spec], seed: u64) -> Vec<Vec<f32>> {
         .collect()
 }
 
-/// What a skipped step may change in a state: the counters of steps, and nothing else.
+/// What a skipped step may change in a state: what is counted of steps, and nothing else.
 fn without_counts(states: Vec<GroupState>) -> Vec<GroupState> {
     states
         .into_iter()
         .map(|state| GroupState {
             steps_low: 0,
             steps_high: 0,
+            record_slot: 0,
             skipped: 0,
+            skips_in_row: 0,
+            last_nonfinite: 0,
+            last_first_nonfinite: 0,
             ..state
         })
         .collect()

@@ -18,6 +18,11 @@ struct GroupConstants {
     coupled_decay: f32,
     decoupled_decay: f32,
     clip_norm: f32,
+    halt_after: u32,
+    loss_scale_first: i32,
+    loss_scale_least: i32,
+    loss_scale_most: i32,
+    growth_interval: u32,
     momentum: f32,
     gradient_share: f32,
     exponent: f32,
@@ -78,7 +83,14 @@ const AVERAGE_EXPONENTIAL = 2u;
 struct GroupState {
     steps_low: u32,
     steps_high: u32,
+    record_slot: u32,
     skipped: u32,
+    skips_in_row: u32,
+    halted: u32,
+    last_nonfinite: u32,
+    last_first_nonfinite: u32,
+    loss_scale_exponent: i32,
+    good_steps: u32,
     started: u32,
     momentum_started: u32,
     learning_rate: f32,
@@ -148,6 +160,7 @@ struct Update {
     skip: u32,
     learning_rate: f32,
     gradient_factor: f32,
+    unscale: f32,
     coupled_decay: f32,
     shrink: f32,
     momentum_keep: f32,
@@ -188,6 +201,8 @@ struct RawRecord {
     nonfinite: u32,
     first_nonfinite: u32,
     skipped: u32,
+    skips_in_row: u32,
+    loss_scale_exponent: i32,
 }
 
 // What pass 4 measures of a step: the new parameters, and the way from the old ones.
@@ -225,6 +240,8 @@ const CLAMPED_RATE = 32u;
 const WAITING = 64u;
 const WRITTEN = 128u;
 const NONFINITE_LOSS = 256u;
+const HALTED = 512u;
+const SCALE_CHANGED = 1024u;
 
 // Words of a partial, in the order of ScopeSums. A partial lies across the array: word k of partial i is at k * PARTIALS + i.
 const SQUARE = 0u;

@@ -53,8 +53,9 @@ pub(crate) fn finish_update(
             }
             continue;
         }
-        // Pass 3 has counted the step.
-        let ring_steps = (ring.len() / tensors) as u32;
+        // Pass 3 has counted the step, and moved on in the ring.
+        let ring_steps = ring.len() / tensors;
+        let slot = state.record_slot as usize - 1;
         let (step, borrow) = state.steps_low.overflowing_sub(1);
         let mut record = RawTensorRecord {
             step_low: step,
@@ -67,7 +68,7 @@ pub(crate) fn finish_update(
         if skipped {
             // Nothing moved: the norm is that of the step before.
             record.flags |= record_flags::SKIPPED;
-            let before = ring[(step.wrapping_sub(1) % ring_steps) as usize * tensors + column];
+            let before = ring[(slot + ring_steps - 1) % ring_steps * tensors + column];
             if before.flags & record_flags::WRITTEN == 0 {
                 record.flags |= record_flags::WAITING;
             } else {
@@ -78,6 +79,6 @@ pub(crate) fn finish_update(
             record.parameter_norm = norm_of(sums.parameters);
             record.step_norm = norm_of(sums.step);
         }
-        ring[(step % ring_steps) as usize * tensors + column] = record;
+        ring[slot * tensors + column] = record;
     }
 }

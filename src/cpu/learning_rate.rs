@@ -5,7 +5,7 @@ use crate::cpu::regimes::{first_rate_is_a_formula, hold_rate, schedule_factor, s
 use crate::cpu::scaled::{Fixed, Scaled};
 use crate::layout::{
     GroupConstants, GroupState, LOSS_ELEMENT, MEAN_OUTLIER, MEAN_STEPS, RawRecord, ScopeSums,
-    Squares, Update, group_flags, record_flags, regime_kinds, schedule_kinds,
+    Squares, Update, group_flags, record_flags, regime_kinds, schedule_kinds, unscale,
 };
 use crate::regime::{MAX_CHANGE, RATE_MAX, RATE_MIN};
 
@@ -50,16 +50,13 @@ pub(crate) fn learning_rate(
         first_nonfinite,
         clip_factor: 1.0,
         trust_ratio: s.trust,
+        loss_scale_exponent: s.loss_scale_exponent,
         ..RawRecord::default()
     };
-    let update = if first_nonfinite == u32::MAX {
+    let update = if first_nonfinite == u32::MAX && s.halted == 0 {
         Some(take_step(c, measured, s, &mut r))
     } else {
-        r.flags |= record_flags::SKIPPED;
-        if first_nonfinite == LOSS_ELEMENT {
-            r.flags |= record_flags::NONFINITE_LOSS;
-        }
-        s.skipped = s.skipped.wrapping_add(1);
+        skip_step(c, s, &mut r);
         None
     };
 
@@ -75,11 +72,58 @@ pub(crate) fn learning_rate(
     r.ln_rate_int = ln_rate.whole;
     r.ln_rate_fraction = ln_rate.fraction;
     r.skipped = s.skipped;
+    r.skips_in_row = s.skips_in_row;
 
     let (low, carry) = s.steps_low.overflowing_add(1);
     s.steps_low = low;
     s.steps_high = s.steps_high.wrapping_add(u32::from(carry));
     Outcome { update, record: r }
+}
+
+/// Nothing changes but the counters and the loss scale; all groups come to the same.
+fn skip_step(c: &GroupConstants, s: &mut GroupState, r: &mut RawRecord) {
+    r.flags |= record_flags::SKIPPED;
+    s.skipped = s.skipped.wrapping_add(1);
+    if s.halted != 0 {
+        s.skips_in_row = s.skips_in_row.saturating_add(1);
+        r.flags |= record_flags::HALTED;
+        r.nonfinite = s.last_nonfinite;
+        r.first_nonfinite = s.last_first_nonfinite;
+    } else {
+        s.last_nonfinite = r.nonfinite;
+        s.last_first_nonfinite = r.first_nonfinite;
+        s.good_steps = 0;
+        if r.first_nonfinite < LOSS_ELEMENT && s.loss_scale_exponent > c.loss_scale_least {
+            // The scale may be all that is wrong.
+            s.loss_scale_exponent -= 1;
+            s.skips_in_row = 0;
+            r.flags |= record_flags::SCALE_CHANGED;
+        } else {
+            s.skips_in_row = s.skips_in_row.saturating_add(1);
+        }
+        if c.halt_after != 0 && s.skips_in_row >= c.halt_after {
+            s.halted = 1;
+            r.flags |= record_flags::HALTED;
+        }
+    }
+    if r.first_nonfinite == LOSS_ELEMENT {
+        r.flags |= record_flags::NONFINITE_LOSS;
+    }
+}
+
+fn count_good_step(c: &GroupConstants, s: &mut GroupState, r: &mut RawRecord) {
+    s.skips_in_row = 0;
+    if c.growth_interval == 0 {
+        return;
+    }
+    s.good_steps += 1;
+    if s.good_steps >= c.growth_interval {
+        s.good_steps = 0;
+        if s.loss_scale_exponent < c.loss_scale_most {
+            s.loss_scale_exponent += 1;
+            r.flags |= record_flags::SCALE_CHANGED;
+        }
+    }
 }
 
 fn smoothed(s: &GroupState) -> Scaled {
@@ -176,10 +220,12 @@ fn take_step(
     let first = 1 - s.momentum_started;
     s.momentum_started = 1;
     s.last_clip = r.clip_factor;
+    count_good_step(c, s, r);
     Update {
         skip: 0,
         learning_rate: s.learning_rate,
         gradient_factor: c.sign * r.clip_factor,
+        unscale: unscale(r.loss_scale_exponent),
         coupled_decay: c.coupled_decay,
         shrink: 1.0 - s.learning_rate * c.decoupled_decay,
         momentum_keep: c.momentum,

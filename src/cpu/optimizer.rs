@@ -15,10 +15,10 @@ use crate::error::Error;
 use crate::group::{GroupConfig, OptimizerBuilder, ResolvedGroup};
 use crate::layout::{
     Block, GroupConstants, GroupState, LOSS_ELEMENT, NO_TENSOR, RawRecord, RawTensorRecord,
-    ScopeSums, StepSums, Update,
+    ScopeSums, StepSums, Update, unscale,
 };
 use crate::plan::{Geometry, Kernel, Place, Plan, TensorInfo};
-use crate::record::{RecordCursor, Records};
+use crate::record::{Record, RecordCursor, Records};
 use crate::step_mode::StepMode;
 
 /// Elements of a block: small enough for the first-level cache, large enough that handing it to a thread costs nothing.
@@ -57,7 +57,6 @@ pub struct CpuOptimizer {
     step_partials: Vec<StepSums>,
     tensor_records: Vec<RawTensorRecord>,
     averages_are_swapped: bool,
-    steps: usize,
     cursor: RecordCursor,
 }
 
@@ -111,7 +110,7 @@ impl OptimizerBuilder<Tensor> {
     /// # Errors
     /// A wrong number, name or length.
     pub fn build_cpu(self) -> Result<CpuOptimizer, Error> {
-        let mode = self.mode;
+        let (mode, safeguards) = (self.mode, self.safeguards);
         let record_bytes = std::mem::size_of::<RawRecord>() as u64;
         let record_steps = self.record_steps_for(RECORD_RING_BYTES / record_bytes)? as usize;
         let mut lengths = Vec::new();
@@ -140,6 +139,7 @@ impl OptimizerBuilder<Tensor> {
         let plan = Plan::new(
             placed,
             mode,
+            safeguards,
             &Geometry {
                 block_elements: BLOCK_ELEMENTS,
                 partials_per_block: 1,
@@ -214,7 +214,6 @@ impl CpuOptimizer {
             },
             states,
             averages_are_swapped: false,
-            steps: 0,
             cursor: RecordCursor::default(),
             plan,
         }
@@ -226,6 +225,8 @@ impl CpuOptimizer {
     /// [`Error::StepTensors`] or [`Error::StepLength`] where the slices are not those that were declared,
     /// [`Error::StepMode`] for an optimizer of [`StepMode::Lagged`], [`Error::MissingLoss`] where a regime goes by the loss,
     /// [`Error::AveragesSwapped`] between two [`swap_averages`](CpuOptimizer::swap_averages); nothing has changed then.
+    /// [`Error::Halted`] by [`NonFinitePolicy::Error`](crate::NonFinitePolicy::Error), at every step until
+    /// [`resume`](CpuOptimizer::resume) is called: the step was recorded, and skipped.
     pub fn step(&mut self, params: &mut [&mut [f32]], grads: &[&[f32]]) -> Result<(), Error> {
         let mut configs = self.plan.configs.iter();
         if self.needs_loss
@@ -268,7 +269,7 @@ impl CpuOptimizer {
         self.set_rates();
         self.update(params, grads);
         self.finish_update();
-        Ok(())
+        self.check_halted()
     }
 
     /// One step of [`StepMode::Lagged`]. The new parameters are written over the gradients; then the slices are exchanged, so that
@@ -294,7 +295,7 @@ impl CpuOptimizer {
         self.set_rates();
         // A gradient that is not finite holds back every group.
         if self.updates.iter().any(|update| update.skip != 0) {
-            return Ok(());
+            return self.check_halted();
         }
         for tensor in &mut self.tensors {
             std::mem::swap(&mut tensor.memory, &mut tensor.next_memory);
@@ -456,7 +457,9 @@ impl CpuOptimizer {
     fn set_rates(&mut self) {
         let groups = self.plan.groups.len();
         let ring_steps = self.records.len() / groups;
-        let ring = &mut self.records[self.steps % ring_steps * groups..][..groups];
+        let slot = self.states.first().map_or(0, |state| state.record_slot);
+        let slot = slot as usize % ring_steps;
+        let ring = &mut self.records[slot * groups..][..groups];
         for (group, constants) in self.plan.groups.iter().enumerate() {
             let state = &mut self.states[group];
             let outcome = learning_rate(group as u32, constants, &self.sums, state);
@@ -464,10 +467,14 @@ impl CpuOptimizer {
                 Some(update) => self.updates[group] = update,
                 None => self.updates[group].skip = 1,
             }
+            // A lagged step's update is for the next gradient, which is made with the next scale.
+            if self.plan.mode == StepMode::Lagged {
+                self.updates[group].unscale = unscale(state.loss_scale_exponent);
+            }
             self.learning_rates[group] = state.learning_rate;
             ring[group] = outcome.record;
+            state.record_slot = slot as u32 + 1;
         }
-        self.steps = self.steps.wrapping_add(1);
     }
 
     /// Pass 4 over all blocks.
@@ -588,6 +595,35 @@ impl CpuOptimizer {
     /// was given a first rate.
     pub fn learning_rates(&self) -> &[f32] {
         &self.learning_rates
+    }
+
+    /// What the gradients of the next step are to be multiplied by, a power of two; 1 without a [`LossScaler`](crate::LossScaler).
+    pub fn loss_scale(&self) -> f32 {
+        let exponent = self.states.first().map(|state| state.loss_scale_exponent);
+        unscale(-exponent.unwrap_or(0))
+    }
+
+    /// Lets training go on after [`Error::Halted`], from where it was before the steps that were skipped; the count of skips in a row
+    /// starts anew.
+    pub fn resume(&mut self) {
+        for state in &mut self.states {
+            state.skips_in_row = 0;
+            state.halted = 0;
+        }
+    }
+
+    fn check_halted(&self) -> Result<(), Error> {
+        match self.states.first() {
+            Some(state) if state.halted != 0 => {
+                let groups = self.plan.groups.len();
+                let slot = state.record_slot as usize - 1;
+                let record = Record::from_raw(&self.records[slot * groups], |element| {
+                    self.plan.locate(element)
+                });
+                self.plan.halted(&record).map_or(Ok(()), Err)
+            }
+            _ => Ok(()),
+        }
     }
 
     /// How its steps go over the gradients.
@@ -773,4 +809,30 @@ fn lagged_in_halves(arch: Arch, of: &Lagged, slices: LaggedSlices) {
         || lagged_in_halves(arch, of, before),
         || lagged_in_halves(arch, of, after),
     );
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::record::past_two_to_the_32::{RINGS, START, STEPS, check};
+    use crate::{Group, Rule};
+
+    #[test]
+    fn the_ring_is_whole_past_two_to_the_32_steps() {
+        for ring in RINGS {
+            for n in STEPS {
+                let (mut w, g) = (vec![1.0f32; 16], vec![0.0f32; 16]);
+                let mut optimizer = OptimizerBuilder::new(Rule::sgd())
+                    .record_steps(ring)
+                    .group(Group::new("all").tensor("w", &w, &g))
+                    .build_cpu()
+                    .expect("builds");
+                optimizer.states[0].steps_low = START;
+                for _ in 0..n {
+                    optimizer.step(&mut [&mut w], &[&g]).expect("steps");
+                }
+                check(ring, n, optimizer.drain_records(), "CPU path");
+            }
+        }
+    }
 }

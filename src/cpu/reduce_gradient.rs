@@ -4,7 +4,7 @@
 //! elements `j`, `j + LANES`, …; the loops are written for the compiler to turn into vector instructions.
 
 use crate::cpu::scaled::power_of_two;
-use crate::layout::{Block, GroupConstants, GroupState, ScopeSums, Squares};
+use crate::layout::{Block, GroupConstants, GroupState, ScopeSums, Squares, unscale};
 use crate::plan::{Alignment, Kernel, RuleKind};
 
 /// Elements of a row: four invocations of four lanes, two vectors of AVX2.
@@ -46,18 +46,19 @@ trait Rows: Copy {
     fn last_row(self, start: usize) -> [f32; LANES];
 }
 
-/// sign · g
+/// factor · g
 #[derive(Clone, Copy)]
 struct RawGradient<'a> {
     grads: &'a [f32],
-    sign: f32,
+    /// The sign; for the true gradient also the inverse of the loss scale.
+    factor: f32,
 }
 
 impl RawGradient<'_> {
     #[inline(always)]
     fn of(self, mut g: [f32; LANES]) -> [f32; LANES] {
         for g in &mut g {
-            *g *= self.sign;
+            *g *= self.factor;
         }
         g
     }
@@ -75,7 +76,7 @@ impl Rows for RawGradient<'_> {
     }
 }
 
-/// sign · g + λ w
+/// factor · g + λ w
 #[derive(Clone, Copy)]
 struct DecayedGradient<'a> {
     raw: RawGradient<'a>,
@@ -144,27 +145,40 @@ pub(crate) fn reduce_gradient(
     block: &Block,
     slices: BlockSlices,
 ) -> ScopeSums {
-    let raw = RawGradient {
-        grads: slices.grads,
-        sign: constants.sign,
+    let raw = raw_gradient(constants, slices.grads);
+    let unscaled = RawGradient {
+        factor: constants.sign * unscale(state.loss_scale_exponent),
+        ..raw
     };
-    if kernel.coupled_decay {
+    let mut t = if kernel.coupled_decay {
         let gradient = DecayedGradient {
-            raw,
+            raw: unscaled,
             params: slices.params,
             coupled_decay: constants.coupled_decay,
         };
-        measure(kernel, gradient, raw, constants, state, block, slices)
+        measure(kernel, gradient, gradient, constants, state, block, slices)
     } else {
-        measure(kernel, raw, raw, constants, state, block, slices)
+        let mut t = measure(kernel, raw, unscaled, constants, state, block, slices);
+        t.square.exponent -= state.loss_scale_exponent;
+        t
+    };
+    t.raw_square.exponent -= state.loss_scale_exponent;
+    t
+}
+
+fn raw_gradient<'a>(constants: &GroupConstants, grads: &'a [f32]) -> RawGradient<'a> {
+    RawGradient {
+        grads,
+        factor: constants.sign,
     }
 }
 
+/// Measures the norm of `scaled`, and everything else of the true `gradient`.
 #[inline(always)]
 fn measure(
     kernel: Kernel,
+    scaled: impl Rows,
     gradient: impl Rows,
-    raw: RawGradient,
     constants: &GroupConstants,
     state: &GroupState,
     block: &Block,
@@ -173,7 +187,7 @@ fn measure(
     let elements = slices.grads.len();
     // A loop for the norm and one for the alignment: together their sums do not fit the 16 vector registers, and the second finds the
     // block in the first-level cache.
-    let mut t = sweep(elements, block, gradient);
+    let mut t = sweep(elements, block, scaled);
     match kernel.alignment {
         Alignment::None => {}
         Alignment::Momentum => {
@@ -198,6 +212,7 @@ fn measure(
     }
     if kernel.raw_norm {
         // What is not finite here is not finite above either, and counted there.
+        let raw = raw_gradient(constants, slices.grads);
         t.raw_square = sweep(elements, block, raw).square;
     }
     if kernel.initial_norm && state.started == 0 {

@@ -32,18 +32,20 @@ pub(crate) struct BlockSlicesMut<'a> {
     pub(crate) step_sums: &'a mut [StepSums],
 }
 
-/// The gradient that the rule sees: sign · clip · g + λ w.
+/// The gradient that the rule sees: sign · clip · g + λ w, g without the loss scale.
 #[derive(Clone, Copy)]
-struct Gradient {
+struct Gradient<const SCALED: bool> {
+    unscale: f32,
     factor: f32,
     coupled_decay: f32,
     /// λ is 0 without it, and 0 · w would still let an infinite w spread.
     decays: bool,
 }
 
-impl Gradient {
+impl<const SCALED: bool> Gradient<SCALED> {
     #[inline(always)]
     fn of(self, g: f32, w: f32) -> f32 {
+        let g = if SCALED { self.unscale * g } else { g };
         let g = self.factor * g;
         if self.decays {
             g + self.coupled_decay * w
@@ -57,7 +59,17 @@ impl Gradient {
 /// vector instructions.
 #[inline(always)]
 pub(crate) fn update_parameters(kernel: Kernel, update: &Update, slices: BlockSlicesMut) {
-    let gradient = Gradient {
+    if kernel.loss_scale {
+        update_elements::<true>(kernel, update, slices);
+    } else {
+        update_elements::<false>(kernel, update, slices);
+    }
+}
+
+#[inline(always)]
+fn update_elements<const SCALED: bool>(kernel: Kernel, update: &Update, slices: BlockSlicesMut) {
+    let gradient = Gradient::<SCALED> {
+        unscale: update.unscale,
         factor: update.gradient_factor,
         coupled_decay: update.coupled_decay,
         decays: kernel.coupled_decay,
@@ -138,7 +150,12 @@ pub(crate) fn update_parameters(kernel: Kernel, update: &Update, slices: BlockSl
 
 /// q ← clamp(q + sign g), and remembers the sign.
 #[inline(always)]
-fn count_signs(gradient: Gradient, counters: &mut [u8], params: &[f32], grads: &[f32]) {
+fn count_signs<const SCALED: bool>(
+    gradient: Gradient<SCALED>,
+    counters: &mut [u8],
+    params: &[f32],
+    grads: &[f32],
+) {
     let (rows, last) = counters.as_chunks_mut::<ROW>();
     let (params_rows, last_params) = params.as_chunks::<ROW>();
     let (grads_rows, last_grads) = grads.as_chunks::<ROW>();
@@ -164,10 +181,10 @@ fn count(byte: u8, sign: i8) -> u8 {
 }
 
 #[inline(always)]
-fn move_parameters(
+fn move_parameters<const SCALED: bool>(
     rule: RuleKind,
     update: &Update,
-    gradient: Gradient,
+    gradient: Gradient<SCALED>,
     params: &mut [f32],
     grads: &[f32],
     momentum: &mut [f32],

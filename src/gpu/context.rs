@@ -1,6 +1,7 @@
 //! A device to run on: the caller's, or one that is looked for here.
 
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use crate::error::Error;
 use crate::gpu::tuning::Tuning;
@@ -11,8 +12,13 @@ pub struct Gpu {
     device: wgpu::Device,
     queue: wgpu::Queue,
     tuning: Tuning,
+    readback_timeout: Duration,
     lost: Arc<Mutex<Option<String>>>,
 }
+
+/// How long a readback may take unless [`Gpu::with_readback_timeout`] says otherwise: 30 seconds, longer than any driver lets a kernel
+/// run before it resets the device.
+pub const DEFAULT_READBACK_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// What [`Gpu::request`] looks for.
 #[derive(Debug, Clone, Default)]
@@ -29,7 +35,7 @@ impl Gpu {
     /// Uses the caller's device and queue.
     ///
     /// No handler is installed on a device that is not ours: a caller who learns of its loss says so with
-    /// [`Gpu::mark_lost`]. Ask for the adapter's own limits when you create the device, the default ones bind at most 128 MiB, and
+    /// [`Gpu::mark_lost`]. Otherwise it is noticed at the next readback or build: until then steps are recorded, and do nothing. Ask for the adapter's own limits when you create the device, the default ones bind at most 128 MiB, and
     /// for [`wgpu::Features::SUBGROUP`] where the adapter has it: without, the preset makes do with workgroup memory.
     pub fn from_parts(device: wgpu::Device, queue: wgpu::Queue) -> Self {
         let tuning = Tuning::for_device(&device);
@@ -37,6 +43,7 @@ impl Gpu {
             device,
             queue,
             tuning,
+            readback_timeout: DEFAULT_READBACK_TIMEOUT,
             lost: Arc::default(),
         }
     }
@@ -142,6 +149,20 @@ impl Gpu {
         Ok(self)
     }
 
+    /// The same device, with another limit to how long a readback waits for the device (records, states, sums,
+    /// [`Gpu::read_buffer`]): after it the call is an [`Error::Readback`] instead of waiting on. [`DEFAULT_READBACK_TIMEOUT`] without
+    /// this. What is read comes after all that was submitted before, so that the limit must leave time for that. Browsers know no such
+    /// limit: there a readback takes as long as it takes.
+    pub fn with_readback_timeout(mut self, timeout: Duration) -> Self {
+        self.readback_timeout = timeout;
+        self
+    }
+
+    /// How long a readback waits for the device.
+    pub fn readback_timeout(&self) -> Duration {
+        self.readback_timeout
+    }
+
     /// The device.
     pub fn device(&self) -> &wgpu::Device {
         &self.device
@@ -153,31 +174,61 @@ impl Gpu {
     }
 
     /// Creates buffers and pipelines within error scopes, so that what the device refuses, memory above all, comes back as an
-    /// `Err` instead of a panic. `what` is being created, for the message.
+    /// `Err` instead of a panic. `what` is being created, for the message. The device can be used as before then.
     ///
     /// # Errors
-    /// The closure's own, or [`Error::Device`].
+    /// The closure's own, [`Error::Device`], or [`Error::DeviceLost`].
     pub fn scoped<T, E: From<Error>>(
         &self,
         what: &str,
         set_up: impl FnOnce() -> Result<T, E>,
     ) -> Result<T, E> {
+        let (result, problem) = self.catching(set_up);
+        self.probe();
+        self.check_alive()?;
+        match problem {
+            Some(message) => Err(E::from(Error::Device {
+                what: what.to_owned(),
+                message,
+            })),
+            None => result,
+        }
+    }
+
+    /// Runs calls of wgpu, and says what it finds wrong with them: without this it would panic, or tell the caller's handler. Browsers
+    /// answer later than we can wait; there it is the caller's.
+    pub(crate) fn catching<T>(&self, calls: impl FnOnce() -> T) -> (T, Option<String>) {
+        if cfg!(target_arch = "wasm32") {
+            return (calls(), None);
+        }
         let memory = self.device.push_error_scope(wgpu::ErrorFilter::OutOfMemory);
         let validation = self.device.push_error_scope(wgpu::ErrorFilter::Validation);
         let internal = self.device.push_error_scope(wgpu::ErrorFilter::Internal);
-        let result = set_up();
+        let result = calls();
         let errors = [
             pollster::block_on(internal.pop()),
             pollster::block_on(validation.pop()),
             pollster::block_on(memory.pop()),
         ];
         // Out of memory comes last and explains what validation then says of the invalid buffer.
-        match errors.into_iter().flatten().last() {
-            Some(error) => Err(E::from(Error::Device {
-                what: what.to_owned(),
-                message: one_line(&error.to_string()),
-            })),
-            None => result,
+        let problem = errors.into_iter().flatten().last();
+        (result, problem.map(|error| one_line(&error.to_string())))
+    }
+
+    /// Finds out whether the device is lost where nobody has told: wgpu then makes buffers that cannot be mapped, and says nothing.
+    pub(crate) fn probe(&self) {
+        let (is_mapped, problem) = self.catching(|| {
+            let buffer = self.device.create_buffer(&wgpu::BufferDescriptor {
+                label: Some("is the device alive?"),
+                size: wgpu::MAP_ALIGNMENT,
+                usage: wgpu::BufferUsages::COPY_SRC,
+                mapped_at_creation: true,
+            });
+            buffer.get_mapped_range(..).is_ok()
+        });
+        // What wgpu finds words for, as memory that ran out, is something else.
+        if !is_mapped && problem.is_none() {
+            self.mark_lost("it takes no more work");
         }
     }
 

@@ -41,6 +41,7 @@ pub(crate) fn pipeline(device: &wgpu::Device, groups: &[GroupConstants]) -> Pipe
                 Binding::Write,
                 Binding::Write,
                 Binding::Write,
+                Binding::Write,
             ]],
         },
     )

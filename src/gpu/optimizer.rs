@@ -103,6 +103,7 @@ pub struct Optimizer {
     averages: Vec<WindowAverages>,
     averages_are_swapped: AtomicBool,
     learning_rates: wgpu::Buffer,
+    loss_scale: wgpu::Buffer,
     states: wgpu::Buffer,
     sums: wgpu::Buffer,
     records: wgpu::Buffer,
@@ -111,6 +112,8 @@ pub struct Optimizer {
     cursor: RecordCursor,
     /// Records that were fetched by a drain that then failed.
     undelivered: Records,
+    /// Why training has halted, once a record has told.
+    halted: Option<Error>,
 }
 
 /// The averages of one window's parameters.
@@ -150,7 +153,7 @@ impl OptimizerBuilder<Tensor> {
         let record_bytes = std::mem::size_of::<RawRecord>() as u64;
         let record_steps = self.record_steps_for(largest_binding(&limits) / record_bytes)?;
         gpu.tuning().validate(gpu.device())?;
-        let mode = self.mode;
+        let (mode, safeguards) = (self.mode, self.safeguards);
         let loss = self.loss.clone();
         let (groups, buffers) = place_tensors(self.resolve()?)?;
         let needs_loss = groups.iter().find(|group| group.config.regime.needs_loss());
@@ -173,7 +176,7 @@ impl OptimizerBuilder<Tensor> {
                 .flat_map(|group| group.tensors.iter())
                 .map(|(name, place)| (name.as_str(), place)),
         )?;
-        let plan = Plan::new(groups, mode, &geometry(gpu, &limits))?;
+        let plan = Plan::new(groups, mode, safeguards, &geometry(gpu, &limits))?;
         gpu.scoped("the optimizer's buffers and kernels", || {
             Optimizer::allocate(gpu, plan, &buffers, loss, record_steps, &limits)
         })
@@ -278,6 +281,9 @@ impl Optimizer {
         let scopes = filled(gpu, "scopes", &plan.scopes);
         let states = filled(gpu, "states", &initial);
         let learning_rates = filled(gpu, "learning rates", &rates);
+        let scale = plan.safeguards.loss_scaler;
+        let scale = scale.map_or(1.0, |scaler| scaler.initial_scale);
+        let loss_scale = filled(gpu, "loss scale", &[scale]);
         let sums = zeroed::<ScopeSums>(gpu, "sums", plan.scopes.len() as u64);
         let first: Vec<Update> = plan.groups.iter().map(Update::initial).collect();
         let updates = filled(gpu, "updates", &first);
@@ -405,6 +411,7 @@ impl Optimizer {
                         whole(&updates),
                         whole(&learning_rates),
                         whole(&records),
+                        whole(&loss_scale),
                     ],
                 )],
                 pipeline: rate.pipeline.clone(),
@@ -445,6 +452,7 @@ impl Optimizer {
             averages,
             averages_are_swapped: AtomicBool::new(false),
             learning_rates,
+            loss_scale,
             states,
             sums,
             readback: Readback::new(device, "records", &[&records, &tensor_records]),
@@ -452,6 +460,7 @@ impl Optimizer {
             tensor_records,
             cursor: RecordCursor::default(),
             undelivered: Records::default(),
+            halted: None,
         })
     }
 
@@ -499,9 +508,15 @@ impl Optimizer {
         self.recorded.fetch_add(1, Ordering::Relaxed);
     }
 
+    /// Takes back the last [`count_step`](Optimizer::count_step) or recorded step: for one that was never submitted, or that wgpu refused
+    /// together with the rest of its encoder because of a mistake elsewhere in it. Only [`StepMode::Lagged`] needs to know.
+    pub fn uncount_step(&self) {
+        self.recorded.fetch_sub(1, Ordering::Relaxed);
+    }
+
     /// Whether, after all steps recorded so far, the parameters lie where the gradients were declared, and the other way round. Always
     /// false but in [`StepMode::Lagged`], where it is true after an odd number of steps. Every step that is recorded counts: submit
-    /// them all, in the order in which they were recorded.
+    /// them all, in the order in which they were recorded, or say so with [`uncount_step`](Optimizer::uncount_step).
     pub fn roles_are_swapped(&self) -> bool {
         self.plan.mode == StepMode::Lagged && self.recorded.load(Ordering::Relaxed) % 2 == 1
     }
@@ -649,6 +664,13 @@ impl Optimizer {
         &self.learning_rates
     }
 
+    /// The scale of the loss on the device: one f32, a power of two, then padding to 16 bytes; usable as
+    /// [`learning_rates`](Optimizer::learning_rates) is. What the gradients of the next step are to be multiplied by; 1 without a
+    /// [`LossScaler`](crate::LossScaler).
+    pub fn loss_scale(&self) -> &wgpu::Buffer {
+        &self.loss_scale
+    }
+
     /// How its steps go over the gradients.
     pub fn step_mode(&self) -> StepMode {
         self.plan.mode
@@ -672,15 +694,22 @@ impl Optimizer {
     /// Fetches the records of all steps submitted so far and not drained before. Waits for the device, but holds up no step.
     ///
     /// # Errors
-    /// [`Error::DeviceLost`] or [`Error::Readback`].
+    /// [`Error::DeviceLost`] or [`Error::Readback`]; [`Error::Halted`] by [`NonFinitePolicy::Error`](crate::NonFinitePolicy::Error), again
+    /// and again until [`resume`](Optimizer::resume) is called. No record is lost by an error: the next drain that succeeds brings it.
     pub async fn drain_records(&mut self) -> Result<Records, Error> {
+        self.check_halted()?;
+        self.fetch_records().await?;
+        self.check_halted()?;
+        Ok(std::mem::take(&mut self.undelivered))
+    }
+
+    async fn fetch_records(&mut self) -> Result<(), Error> {
         if self.readback.is_in_flight() {
             self.finish_drain().await?;
         }
         self.readback
             .start(&self.gpu, &[&self.records, &self.tensor_records])?;
-        self.finish_drain().await?;
-        Ok(std::mem::take(&mut self.undelivered))
+        self.finish_drain().await
     }
 
     async fn finish_drain(&mut self) -> Result<(), Error> {
@@ -692,7 +721,42 @@ impl Optimizer {
                 cursor.read(bytes.split_at(middle), |element| plan.locate(element))
             })
             .await?;
+        self.keep(records);
+        Ok(())
+    }
+
+    fn keep(&mut self, records: Records) {
+        // The last one tells how things stood when the copy was made.
+        if let Some(last) = records.records.last() {
+            self.halted = self.plan.halted(last);
+        }
         self.undelivered.append(records);
+    }
+
+    fn check_halted(&self) -> Result<(), Error> {
+        self.halted.clone().map_or(Ok(()), Err)
+    }
+
+    /// Lets training go on after [`Error::Halted`], from where it was before the steps that were skipped; the count of skips in a row
+    /// starts anew. Steps submitted before this call stay skipped, those submitted later are taken. Waits for the device, and does no harm
+    /// where nothing has halted.
+    ///
+    /// # Errors
+    /// [`Error::DeviceLost`] or [`Error::Readback`]; training stays halted then.
+    pub async fn resume(&mut self) -> Result<(), Error> {
+        // Whatever of it tells of the halt has been read afterwards.
+        self.fetch_records().await?;
+        for group in 0..self.plan.groups.len() {
+            for field in [
+                std::mem::offset_of!(GroupState, skips_in_row),
+                std::mem::offset_of!(GroupState, halted),
+            ] {
+                let at = group * std::mem::size_of::<GroupState>() + field;
+                let queue = self.gpu.queue();
+                queue.write_buffer(&self.states, at as u64, bytemuck::bytes_of(&0u32));
+            }
+        }
+        self.halted = None;
         Ok(())
     }
 
@@ -701,13 +765,15 @@ impl Optimizer {
     /// # Errors
     /// As [`Optimizer::drain_records`].
     pub fn try_drain_records(&mut self) -> Result<Option<Records>, Error> {
+        self.check_halted()?;
         let (plan, cursor) = (&self.plan, &mut self.cursor);
         let middle = self.records.size() as usize;
         let arrived = self.readback.try_finish(&self.gpu, |bytes| {
             cursor.read(bytes.split_at(middle), |element| plan.locate(element))
         })?;
         let any = arrived.is_some();
-        self.undelivered.append(arrived.unwrap_or_default());
+        self.keep(arrived.unwrap_or_default());
+        self.check_halted()?;
         self.readback
             .start(&self.gpu, &[&self.records, &self.tensor_records])?;
         Ok(any.then(|| std::mem::take(&mut self.undelivered)))
@@ -1041,4 +1107,41 @@ fn filled<T: Pod>(gpu: &Gpu, label: &str, items: &[T]) -> wgpu::Buffer {
     gpu.queue()
         .write_buffer(&buffer, 0, bytemuck::cast_slice(items));
     buffer
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::record::past_two_to_the_32::{RINGS, START, STEPS, check};
+    use crate::{Group, Rule};
+
+    #[test]
+    fn the_ring_is_whole_past_two_to_the_32_steps() {
+        let adapters = pollster::block_on(Gpu::adapters(None));
+        assert!(!adapters.is_empty(), "no adapter");
+        for adapter in adapters {
+            let gpu = pollster::block_on(Gpu::open(&adapter)).expect("opens");
+            for ring in RINGS {
+                for n in STEPS {
+                    let buffer = zeroed::<f32>(&gpu, "both", 32);
+                    let (w, g) = (buffer.slice(..64), buffer.slice(64..));
+                    let mut optimizer = OptimizerBuilder::new(Rule::sgd())
+                        .record_steps(ring)
+                        .group(Group::new("all").tensor("w", w, g))
+                        .build(&gpu)
+                        .expect("builds");
+                    let at = std::mem::offset_of!(GroupState, steps_low) as u64;
+                    let start = bytemuck::bytes_of(&START);
+                    gpu.queue().write_buffer(&optimizer.states, at, start);
+                    let mut encoder = gpu.device().create_command_encoder(&Default::default());
+                    for _ in 0..n {
+                        optimizer.encode_step(&mut encoder).expect("alive");
+                    }
+                    gpu.queue().submit([encoder.finish()]);
+                    let drained = pollster::block_on(optimizer.drain_records()).expect("arrives");
+                    check(ring, n, drained, &gpu.describe());
+                }
+            }
+        }
+    }
 }

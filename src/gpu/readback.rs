@@ -1,14 +1,14 @@
 //! Bringing bytes back from the device. Never part of a step.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures_intrusive::channel::shared::{Receiver, channel};
 
 use crate::error::Error;
 use crate::gpu::context::{Gpu, one_line};
 
-/// How long a readback may take before it is given up.
-const TIMEOUT: Duration = Duration::from_secs(60);
+/// Whether time-outs can be kept: a browser has no clock for us, and does not let us wait.
+const HAS_CLOCK: bool = cfg!(not(target_arch = "wasm32"));
 
 type MapResult = Result<(), wgpu::BufferAsyncError>;
 
@@ -16,7 +16,14 @@ type MapResult = Result<(), wgpu::BufferAsyncError>;
 pub(crate) struct Readback {
     what: &'static str,
     staging: wgpu::Buffer,
-    in_flight: Option<(Receiver<MapResult>, wgpu::SubmissionIndex)>,
+    in_flight: Option<InFlight>,
+}
+
+/// A copy that is under way.
+struct InFlight {
+    receiver: Receiver<MapResult>,
+    submission: wgpu::SubmissionIndex,
+    started: Option<Instant>,
 }
 
 impl std::fmt::Debug for Readback {
@@ -56,24 +63,34 @@ impl Readback {
         if self.in_flight.is_some() {
             return Ok(());
         }
-        let mut encoder = gpu
-            .device()
-            .create_command_encoder(&wgpu::CommandEncoderDescriptor {
-                label: Some(self.what),
-            });
-        let mut at = 0;
-        for source in sources {
-            encoder.copy_buffer_to_buffer(source, 0, &self.staging, at, source.size());
-            at += source.size();
-        }
-        let submission = gpu.queue().submit([encoder.finish()]);
         let (sender, receiver) = channel(1);
-        self.staging
-            .map_async(wgpu::MapMode::Read, .., move |result| {
-                // The receiver is gone only if the whole optimizer is.
-                let _ = sender.try_send(result);
-            });
-        self.in_flight = Some((receiver, submission));
+        let (submission, problem) = gpu.catching(|| {
+            let mut encoder =
+                gpu.device()
+                    .create_command_encoder(&wgpu::CommandEncoderDescriptor {
+                        label: Some(self.what),
+                    });
+            let mut at = 0;
+            for source in sources {
+                encoder.copy_buffer_to_buffer(source, 0, &self.staging, at, source.size());
+                at += source.size();
+            }
+            let submission = gpu.queue().submit([encoder.finish()]);
+            self.staging
+                .map_async(wgpu::MapMode::Read, .., move |result| {
+                    // The receiver is gone only if the whole optimizer is.
+                    let _ = sender.try_send(result);
+                });
+            submission
+        });
+        if let Some(problem) = problem {
+            return Err(self.failed(gpu, &problem));
+        }
+        self.in_flight = Some(InFlight {
+            receiver,
+            submission,
+            started: HAS_CLOCK.then(Instant::now),
+        });
         Ok(())
     }
 
@@ -83,67 +100,134 @@ impl Readback {
         gpu: &Gpu,
         read: impl FnOnce(&[u8]) -> T,
     ) -> Result<Option<T>, Error> {
-        let Some((receiver, _)) = &self.in_flight else {
+        let Some(copy) = &self.in_flight else {
             return Ok(None);
         };
         gpu.device()
             .poll(wgpu::PollType::Poll)
-            .map_err(|error| self.failed(&error.to_string()))?;
-        match receiver.try_receive() {
-            Ok(result) => self.finish(result, read).map(Some),
-            Err(_) => {
-                gpu.check_alive()?;
-                Ok(None)
-            }
+            .map_err(|error| self.failed(gpu, &error.to_string()))?;
+        if let Ok(result) = copy.receiver.try_receive() {
+            return self.finish(gpu, result, read).map(Some);
+        }
+        gpu.check_alive()?;
+        match copy.started {
+            Some(started) if started.elapsed() > gpu.readback_timeout() => Err(self.late(gpu)),
+            _ => Ok(None),
         }
     }
 
-    /// Waits for the bytes and hands them to `read`.
+    /// Waits for the bytes and hands them to `read`. After a time-out the copy is still under way, and may be waited for again.
     pub(crate) async fn wait<T>(
         &mut self,
         gpu: &Gpu,
         read: impl FnOnce(&[u8]) -> T,
     ) -> Result<T, Error> {
-        let Some((receiver, submission)) = &self.in_flight else {
-            return Err(self.failed("no copy was started"));
+        let Some(copy) = &self.in_flight else {
+            return Err(self.failed(gpu, "no copy was started"));
         };
-        gpu.device()
-            .poll(wgpu::PollType::Wait {
-                submission_index: Some(submission.clone()),
-                timeout: Some(TIMEOUT),
-            })
-            .map_err(|error| self.failed(&error.to_string()))?;
-        // A lost device may have dropped the request without an answer.
-        gpu.check_alive()?;
-        match receiver.receive().await {
-            Some(result) => self.finish(result, read),
+        if HAS_CLOCK {
+            let wait = gpu.wait_for(&copy.submission, Some(gpu.readback_timeout()));
+            let done = wait.map_err(|error| self.failed(gpu, &error))?;
+            if let Ok(result) = copy.receiver.try_receive() {
+                return self.finish(gpu, result, read);
+            }
+            // A lost device may have dropped the request without an answer.
+            gpu.check_alive()?;
+            return Err(if done {
+                self.failed(gpu, "the device gave no answer")
+            } else {
+                self.late(gpu)
+            });
+        }
+        match copy.receiver.receive().await {
+            Some(result) => self.finish(gpu, result, read),
             None => {
                 self.in_flight = None;
-                Err(self.failed("the device dropped the request"))
+                Err(self.failed(gpu, "the device dropped the request"))
             }
         }
     }
 
-    fn finish<T>(&mut self, result: MapResult, read: impl FnOnce(&[u8]) -> T) -> Result<T, Error> {
+    fn finish<T>(
+        &mut self,
+        gpu: &Gpu,
+        result: MapResult,
+        read: impl FnOnce(&[u8]) -> T,
+    ) -> Result<T, Error> {
         self.in_flight = None;
-        result.map_err(|error| self.failed(&error.to_string()))?;
+        result.map_err(|error| self.failed(gpu, &error.to_string()))?;
         let value = match self.staging.get_mapped_range(..) {
             Ok(view) => Ok(read(&view)),
-            Err(error) => Err(self.failed(&error.to_string())),
+            Err(error) => Err(self.failed(gpu, &error.to_string())),
         };
-        self.staging.unmap();
+        // Of a device that has been destroyed meanwhile there is nothing to unmap, which wgpu would call a mistake.
+        gpu.catching(|| self.staging.unmap());
         value
     }
 
-    fn failed(&self, message: &str) -> Error {
-        Error::Readback {
+    /// Why it failed: a device that is gone, if that is what it is.
+    fn failed(&self, gpu: &Gpu, message: &str) -> Error {
+        gpu.probe();
+        gpu.check_alive().err().unwrap_or_else(|| Error::Readback {
             what: self.what,
             message: one_line(message),
+        })
+    }
+
+    fn late(&self, gpu: &Gpu) -> Error {
+        Error::Readback {
+            what: self.what,
+            message: format!(
+                "time-out: it did not come within {:?}, nothing is lost and another call may bring it; Gpu::with_readback_timeout allows for more",
+                gpu.readback_timeout()
+            ),
         }
     }
 }
 
 impl Gpu {
+    /// Waits until everything that was submitted up to `submission` is done, however long it takes. `what` is waited for, in the
+    /// message.
+    ///
+    /// # Errors
+    /// [`Error::DeviceLost`], or [`Error::Readback`] where the driver refuses to wait.
+    pub fn finish(
+        &self,
+        what: &'static str,
+        submission: &wgpu::SubmissionIndex,
+    ) -> Result<(), Error> {
+        let done = self.wait_for(submission, None);
+        self.check_alive()?;
+        done.map_err(|message| Error::Readback { what, message })?;
+        Ok(())
+    }
+
+    /// Waits for a submission; whether it was done in time, if there is a limit. One wait of wgpu's OpenGL ends after four seconds,
+    /// whatever limit it was given.
+    fn wait_for(
+        &self,
+        submission: &wgpu::SubmissionIndex,
+        limit: Option<Duration>,
+    ) -> Result<bool, String> {
+        let started = HAS_CLOCK.then(Instant::now);
+        loop {
+            let left = match (limit, started) {
+                (Some(limit), Some(started)) => Some(limit.saturating_sub(started.elapsed())),
+                _ => None,
+            };
+            let waited = self.device().poll(wgpu::PollType::Wait {
+                submission_index: Some(submission.clone()),
+                timeout: left,
+            });
+            match waited {
+                Ok(_) => return Ok(true),
+                Err(wgpu::PollError::Timeout) if left == Some(Duration::ZERO) => return Ok(false),
+                Err(wgpu::PollError::Timeout) => {}
+                Err(error) => return Err(one_line(&error.to_string())),
+            }
+        }
+    }
+
     /// Reads a buffer back, as many whole `T`s as it holds. Waits for the device; not for use in a training loop.
     ///
     /// # Errors

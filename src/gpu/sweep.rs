@@ -60,6 +60,7 @@ impl Measuring {
             ("WORKGROUP", f64::from(tuning.workgroup_size)),
             ("PARTIALS", f64::from(partials)),
             flag("COUPLED_DECAY", kernel.coupled_decay),
+            flag("LOSS_SCALE", kernel.loss_scale),
             flag("INITIAL_NORM", kernel.initial_norm),
             flag("MOMENTUM", kernel.reads_momentum()),
             // Secant and distance need no more sums than the counters.

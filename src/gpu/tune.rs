@@ -475,14 +475,8 @@ impl<'a> Bench<'a> {
                 optimizer.encode_step_in(&mut pass)?;
             }
         }
-        self.gpu.queue().submit([encoder.finish()]);
-        device
-            .poll(wgpu::PollType::wait_indefinitely())
-            .map_err(|error| Error::Readback {
-                what: "the steps to be timed",
-                message: error.to_string(),
-            })?;
-        self.gpu.check_alive()?;
+        let submission = self.gpu.queue().submit([encoder.finish()]);
+        self.gpu.finish("the steps to be timed", &submission)?;
         Ok(start.elapsed())
     }
 

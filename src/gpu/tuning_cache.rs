@@ -109,43 +109,58 @@ impl TuningCache {
     }
 
     /// The tuning for this very adapter, driver and these kernels whose size is nearest to `elements`, within a factor of eight.
-    /// `None` where there is none, and where the file or its entry is wrong in any way, which is logged as a warning.
+    /// `None` where there is none, and where the file or its entry is wrong in any way, which is logged as one warning.
     pub fn get(&self, gpu: &Gpu, elements: u64) -> Option<Tuning> {
         let limits = gpu.device().limits();
         let preset = Tuning::for_device(gpu.device());
         let octaves = |size: u64| (size.max(1) as f64 / elements.max(1) as f64).log2().abs();
-        self.entries(gpu)
+        let (entries, mut problems) = self.right_entries(gpu);
+        let best = entries
             .into_iter()
             .filter(|&(size, _)| octaves(size) <= MOST_OCTAVES)
             .filter(|&(_, tuning)| {
                 let suits = tuning == preset || tuning.suits(elements, &limits);
                 if !suits {
-                    self.warn(&format!(
+                    problems.push(format!(
                         "its blocks are too small for {elements} parameters"
                     ));
                 }
                 suits
             })
             .min_by(|&(a, _), &(b, _)| octaves(a).total_cmp(&octaves(b)))
-            .map(|(_, tuning)| tuning)
+            .map(|(_, tuning)| tuning);
+        self.warn(&problems);
+        best
     }
 
     /// Every tuning for this very adapter, driver and these kernels, with its size, smallest first.
     pub fn entries(&self, gpu: &Gpu) -> Vec<(u64, Tuning)> {
+        let (entries, problems) = self.right_entries(gpu);
+        self.warn(&problems);
+        entries
+    }
+
+    /// The entries for this device, and what is wrong with the file or with others.
+    fn right_entries(&self, gpu: &Gpu) -> (Vec<(u64, Tuning)>, Vec<String>) {
         let key = Key::of(gpu);
         let mut found = Vec::new();
-        for value in self.read_or_warn() {
+        let values = match self.read() {
+            Ok(values) => values,
+            Err(problem) => return (found, vec![problem]),
+        };
+        let mut problems = Vec::new();
+        for value in values {
             match Entry::deserialize(&value) {
                 Ok(entry) if entry.key == key => match entry.tuning(gpu) {
                     Ok(tuning) => found.push((entry.elements, tuning)),
-                    Err(problem) => self.warn(&problem),
+                    Err(problem) => problems.push(problem),
                 },
                 Ok(_) => {}
-                Err(problem) => self.warn(&problem.to_string()),
+                Err(problem) => problems.push(problem.to_string()),
             }
         }
         found.sort_by_key(|&(elements, _)| elements);
-        found
+        (found, problems)
     }
 
     /// Adds a tuning, in place of one for the same adapter, driver, kernels and size; everything else stays. A file that is not
@@ -160,7 +175,10 @@ impl TuningCache {
         static TURN: Mutex<()> = Mutex::new(());
         let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
         let entry = Entry::new(gpu, elements, tuning);
-        let mut entries = self.read_or_warn();
+        let mut entries = self.read().unwrap_or_else(|problem| {
+            self.warn(&[problem]);
+            Vec::new()
+        });
         entries.retain(|value| {
             Entry::deserialize(value)
                 .is_ok_and(|other| other.elements != elements || other.key != entry.key)
@@ -195,13 +213,6 @@ impl TuningCache {
         Ok(())
     }
 
-    fn read_or_warn(&self) -> Vec<Value> {
-        self.read().unwrap_or_else(|problem| {
-            self.warn(&problem);
-            Vec::new()
-        })
-    }
-
     /// The entries; none of a file that is not there.
     fn read(&self) -> Result<Vec<Value>, String> {
         let words = |error: std::io::Error| error.to_string();
@@ -224,9 +235,17 @@ impl TuningCache {
         Ok(file.entries)
     }
 
-    fn warn(&self, problem: &str) {
+    /// One warning, however much is wrong.
+    fn warn(&self, problems: &[String]) {
+        let Some(first) = problems.first() else {
+            return;
+        };
+        let more = match problems.len() - 1 {
+            0 => String::new(),
+            more => format!(", and {more} more"),
+        };
         log::warn!(
-            "ignoring what is wrong in the tuning cache {}: {problem}; `wgpu-optim tune` mends it",
+            "ignoring what is wrong in the tuning cache {}: {first}{more}; `wgpu-optim tune` mends it",
             self.path.display()
         );
     }

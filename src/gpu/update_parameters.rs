@@ -67,6 +67,7 @@ pub(crate) fn pipeline(
                 ("WORKGROUP", f64::from(tuning.workgroup_size)),
                 ("RULE", f64::from(kernel.rule as u32)),
                 flag("COUPLED_DECAY", kernel.coupled_decay),
+                flag("LOSS_SCALE", kernel.loss_scale),
                 flag("COUNTERS", kernel.has_counters()),
             ],
             groups: &groups,

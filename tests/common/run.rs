@@ -4,10 +4,13 @@
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
 use super::oracle::Oracle;
-use super::{adapters, download, drain, kinds_of_partials, step, upload};
+use super::{adapters, download, kinds_of_partials, step, upload};
 use wgpu_optim::gpu::Tuning;
 use wgpu_optim::layout::{GroupState, ScopeSums};
-use wgpu_optim::{Averaging, CpuOptimizer, Gpu, Group, GroupConfig, Optimizer, OptimizerBuilder};
+use wgpu_optim::{
+    Averaging, CpuOptimizer, Error, Gpu, Group, GroupConfig, Optimizer, OptimizerBuilder,
+};
+use wgpu_optim::{LossScaler, NonFinitePolicy};
 use wgpu_optim::{Records, Regime, Rule, Schedule, StepMode, TrustRatio, WeightDecay, wgpu};
 
 /// Every adapter, opened once per test binary: opening a device costs more than most tests.
@@ -161,19 +164,59 @@ const GUARD_ELEMENTS: usize = 9;
 /// Where in its buffer a device's loss is.
 const LOSS_BYTE: u64 = 0;
 
+/// What the builder of either path is told beside its groups.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Setup {
+    pub mode: StepMode,
+    pub policy: NonFinitePolicy,
+    pub scaler: Option<LossScaler>,
+    pub record_steps: Option<u32>,
+}
+
+impl Setup {
+    fn tell<T>(self, builder: OptimizerBuilder<T>) -> OptimizerBuilder<T> {
+        let mut builder = builder.step_mode(self.mode).nonfinite_policy(self.policy);
+        if let Some(scaler) = self.scaler {
+            builder = builder.loss_scaler(scaler);
+        }
+        match self.record_steps {
+            Some(steps) => builder.record_steps(steps),
+            None => builder,
+        }
+    }
+}
+
+impl From<StepMode> for Setup {
+    fn from(mode: StepMode) -> Self {
+        Setup {
+            mode,
+            ..Setup::default()
+        }
+    }
+}
+
 /// An optimizer at work on either path.
 pub trait Run {
     fn path(&self) -> String;
     /// The loss of the steps to come; 1 without.
     fn set_loss(&mut self, loss: f32);
-    /// One step; gradients tensor by tensor.
-    fn step(&mut self, grads: &[Vec<f32>]);
+    /// One step; gradients tensor by tensor. On the device no step is an error.
+    fn try_step(&mut self, grads: &[Vec<f32>]) -> Result<(), Error>;
+    fn step(&mut self, grads: &[Vec<f32>]) {
+        self.try_step(grads).expect("steps");
+    }
     fn params(&self) -> Vec<Vec<f32>>;
     /// The average of every tensor; its parameters where there is none, or none yet.
     fn averages(&self) -> Vec<Vec<f32>>;
     /// Exchanges parameters and averages.
     fn swap_averages(&mut self);
-    fn records(&mut self) -> Records;
+    /// On the host no drain is an error.
+    fn try_records(&mut self) -> Result<Records, Error>;
+    fn records(&mut self) -> Records {
+        self.try_records().expect("records arrive")
+    }
+    fn resume(&mut self);
+    fn loss_scale(&self) -> f32;
     fn rates(&self) -> Vec<f32>;
     fn states(&self) -> Vec<GroupState>;
     fn sums(&self) -> Vec<ScopeSums>;
@@ -192,7 +235,11 @@ impl CpuRun {
     }
 
     pub fn in_mode(specs: &[Spec], mode: StepMode) -> Self {
-        let mut builder = OptimizerBuilder::new(Rule::sgd()).step_mode(mode);
+        Self::with(specs, mode.into())
+    }
+
+    pub fn with(specs: &[Spec], setup: Setup) -> Self {
+        let mut builder = setup.tell(OptimizerBuilder::new(Rule::sgd()));
         for spec in specs {
             let mut group = spec.group();
             for (i, tensor) in spec.tensors.iter().enumerate() {
@@ -215,22 +262,19 @@ impl Run for CpuRun {
     fn set_loss(&mut self, loss: f32) {
         self.loss = loss;
     }
-    fn step(&mut self, grads: &[Vec<f32>]) {
+    fn try_step(&mut self, grads: &[Vec<f32>]) -> Result<(), Error> {
         let mut params: Vec<&mut [f32]> = self.params.iter_mut().map(Vec::as_mut_slice).collect();
         if self.optimizer.step_mode() == StepMode::Lagged {
             let mut grads = grads.to_vec();
             let mut grads: Vec<&mut [f32]> = grads.iter_mut().map(Vec::as_mut_slice).collect();
             let stepped = self.optimizer.step_lagged(&mut params, &mut grads);
-            stepped.expect("steps");
             let params = params.iter().map(|tensor| tensor.to_vec()).collect();
             self.params = params;
-            return;
+            return stepped;
         }
         let grads: Vec<&[f32]> = grads.iter().map(Vec::as_slice).collect();
-        let stepped = self
-            .optimizer
-            .step_with_loss(&mut params, &grads, self.loss);
-        stepped.expect("steps");
+        self.optimizer
+            .step_with_loss(&mut params, &grads, self.loss)
     }
     fn params(&self) -> Vec<Vec<f32>> {
         self.params.clone()
@@ -245,8 +289,14 @@ impl Run for CpuRun {
         let mut params: Vec<&mut [f32]> = self.params.iter_mut().map(Vec::as_mut_slice).collect();
         self.optimizer.swap_averages(&mut params).expect("swaps");
     }
-    fn records(&mut self) -> Records {
-        self.optimizer.drain_records()
+    fn try_records(&mut self) -> Result<Records, Error> {
+        Ok(self.optimizer.drain_records())
+    }
+    fn resume(&mut self) {
+        self.optimizer.resume();
+    }
+    fn loss_scale(&self) -> f32 {
+        self.optimizer.loss_scale()
     }
     fn rates(&self) -> Vec<f32> {
         self.optimizer.learning_rates().to_vec()
@@ -414,9 +464,10 @@ impl Run for GpuRun {
             .queue()
             .write_buffer(&self.loss, LOSS_BYTE, bytemuck::bytes_of(&loss));
     }
-    fn step(&mut self, grads: &[Vec<f32>]) {
+    fn try_step(&mut self, grads: &[Vec<f32>]) -> Result<(), Error> {
         self.write_grads(grads);
         step(&self.gpu, &self.optimizer);
+        Ok(())
     }
     fn params(&self) -> Vec<Vec<f32>> {
         let found: Vec<Vec<f32>> = self
@@ -467,8 +518,14 @@ impl Run for GpuRun {
             .expect("alive");
         self.gpu.queue().submit([encoder.finish()]);
     }
-    fn records(&mut self) -> Records {
-        drain(&mut self.optimizer)
+    fn try_records(&mut self) -> Result<Records, Error> {
+        pollster::block_on(self.optimizer.drain_records())
+    }
+    fn resume(&mut self) {
+        pollster::block_on(self.optimizer.resume()).expect("resumes");
+    }
+    fn loss_scale(&self) -> f32 {
+        download(&self.gpu, self.optimizer.loss_scale(), 1)[0]
     }
     fn rates(&self) -> Vec<f32> {
         let groups = self.optimizer.groups().len();
@@ -494,12 +551,22 @@ pub fn every_path(specs: &[Spec]) -> Vec<Box<dyn Run>> {
 }
 
 pub fn every_path_in_mode(specs: &[Spec], mode: StepMode) -> Vec<Box<dyn Run>> {
-    let mut runs: Vec<Box<dyn Run>> = vec![Box::new(CpuRun::in_mode(specs, mode))];
+    every_path_with(specs, mode.into())
+}
+
+pub fn every_path_with(specs: &[Spec], setup: Setup) -> Vec<Box<dyn Run>> {
+    let mut runs: Vec<Box<dyn Run>> = vec![Box::new(CpuRun::with(specs, setup))];
     for gpu in devices() {
-        let places = packed(specs, 0, 0);
-        runs.push(Box::new(GpuRun::in_mode(gpu, specs, places, mode)));
+        runs.push(Box::new(gpu_run_with(gpu, specs, setup)));
     }
     runs
+}
+
+/// The case on one adapter, packed in two arenas.
+pub fn gpu_run_with(gpu: &Gpu, specs: &[Spec], setup: Setup) -> GpuRun {
+    GpuRun::with(gpu, specs, packed(specs, 0, 0), |builder| {
+        setup.tell(builder)
+    })
 }
 
 /// As `every_path`, and on every adapter with each other kind of partials that it can have, in workgroups of several subgroups.

@@ -224,15 +224,8 @@ impl Device {
     }
 
     /// Waits for the device, and learns whether it was lost meanwhile.
-    fn wait(&self) -> Result<(), Error> {
-        self.gpu
-            .device()
-            .poll(wgpu::PollType::wait_indefinitely())
-            .map_err(|error| Error::Readback {
-                what: "the benchmark",
-                message: error.to_string(),
-            })?;
-        self.gpu.check_alive()
+    fn wait(&self, submission: &wgpu::SubmissionIndex) -> Result<(), Error> {
+        self.gpu.finish("the benchmark", submission)
     }
 }
 
@@ -279,18 +272,22 @@ impl Bench for Device {
         let mut timed = true;
         let start = Instant::now();
         let mut left = calls;
+        let mut last = None;
         while left > 0 {
             let batch = left.min(per_submit);
             let mut encoder = self.encoder();
             timed &= self.record(&mut encoder, job, batch, clock, spans)?;
-            self.gpu.queue().submit([encoder.finish()]);
+            let submission = self.gpu.queue().submit([encoder.finish()]);
             spans += 1;
             left -= batch;
             if per_submit == 1 {
-                self.wait()?;
+                self.wait(&submission)?;
             }
+            last = Some(submission);
         }
-        self.wait()?;
+        if let Some(last) = last {
+            self.wait(&last)?;
+        }
         let wall = start.elapsed();
         let device = match clock {
             Some(clock) if timed => clock
@@ -325,8 +322,8 @@ impl Bench for Device {
                 spans += 1;
             }
         }
-        self.gpu.queue().submit([encoder.finish()]);
-        self.wait()?;
+        let submission = self.gpu.queue().submit([encoder.finish()]);
+        self.wait(&submission)?;
         let wall = start.elapsed();
         let Some(spans) = clock.read(&self.gpu, spans)? else {
             return Ok(Vec::new());

@@ -363,16 +363,6 @@ impl GpuEngine {
     }
 
     fn wait_for(&self, submission: wgpu::SubmissionIndex) -> Result<(), CliError> {
-        self.gpu
-            .device()
-            .poll(wgpu::PollType::Wait {
-                submission_index: Some(submission),
-                timeout: None,
-            })
-            .map_err(|error| wgpu_optim::Error::Readback {
-                what: "training steps",
-                message: error.to_string(),
-            })?;
-        Ok(self.gpu.check_alive()?)
+        Ok(self.gpu.finish("training steps", &submission)?)
     }
 }

@@ -1,0 +1,168 @@
+//! What is done about gradients that are not finite, and the scale of the loss that keeps small ones from vanishing.
+
+use crate::error::{Error, require};
+use crate::layout::GroupConstants;
+
+/// What happens when a gradient (or the loss) is not finite. The step itself is skipped in any case: parameters, momentum and the
+/// regime's state stay as they are, bit for bit, and the record says in which tensor and at which element.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+#[non_exhaustive]
+pub enum NonFinitePolicy {
+    /// The step is skipped, and training goes on, however often that happens.
+    #[default]
+    Skip,
+    /// After so many skipped steps in a row training halts: nothing changes any more, and the caller gets
+    /// [`Error::Halted`](crate::Error::Halted), as from `optax.apply_if_finite(max_consecutive_errors)` or DeepSpeed at its smallest
+    /// loss scale.
+    ///
+    /// The device counts by itself; no step waits for the host. All steps that follow the halt, recorded or not, are skipped, whatever
+    /// their gradients, and [`Flags::halted`](crate::Flags::halted) marks their records. The host learns of it from the records: from
+    /// [`drain_records`](crate::Optimizer::drain_records), [`try_drain_records`](crate::Optimizer::try_drain_records) and the steps of
+    /// a [`CpuOptimizer`](crate::CpuOptimizer). [`resume`](crate::Optimizer::resume) lets training go on.
+    ///
+    /// With a [`LossScaler`] a step whose gradient was not finite counts only where the scale was at its smallest already: before that,
+    /// it is the scale that is to blame, and it is halved.
+    Error {
+        /// Skipped steps in a row, at least 1.
+        after: u32,
+    },
+}
+
+impl NonFinitePolicy {
+    /// Skips in a row that halt; 0 for never.
+    pub(crate) fn halt_after(self) -> u32 {
+        match self {
+            NonFinitePolicy::Skip => 0,
+            NonFinitePolicy::Error { after } => after,
+        }
+    }
+
+    fn validate(self) -> Result<(), Error> {
+        require(
+            self != NonFinitePolicy::Error { after: 0 },
+            || "optimizer".to_owned(),
+            "NonFinitePolicy::Error::after",
+            0,
+            "at least 1 (NonFinitePolicy::Skip never halts)",
+        )
+    }
+}
+
+/// A factor on the loss that lives on the device and adapts, as `torch.amp.GradScaler` has it (Micikevicius et al. 2018,
+/// arXiv:1710.03740, section 3.2): gradients that pass through 16-bit numbers on their way are kept away from the small end.
+///
+/// The caller's kernels multiply the loss (or the gradient of the loss by the outputs) by the f32 in
+/// [`Optimizer::loss_scale`](crate::Optimizer::loss_scale), so that all gradients arrive multiplied by it. The step divides it out:
+/// rule, regime, clip, decay and record see the true gradient. A step whose gradient is not finite is skipped and halves the scale; after
+/// `growth_interval` good steps in a row it doubles. Both happen in order on the device, so that the next gradients are made with the
+/// scale that will be divided out of them, also within one submit, and in [`StepMode::Lagged`](crate::StepMode::Lagged).
+///
+/// Scales are powers of two, so that dividing them out is exact: with any scale the parameters have the same bits as without one, as long
+/// as no true gradient is too small for a normal f32 (2⁻¹²⁶). The norm is right even then.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct LossScaler {
+    /// The scale of the first step.
+    pub initial_scale: f32,
+    /// Good steps in a row after which the scale doubles, at least 1.
+    pub growth_interval: u32,
+    /// The scale falls no further; at least 1.
+    pub min_scale: f32,
+    /// The scale rises no further.
+    pub max_scale: f32,
+}
+
+/// Starts at 2¹⁶ and doubles every 2000 good steps (torch), between 1 (DeepSpeed) and 2²⁴ (apex).
+impl Default for LossScaler {
+    fn default() -> Self {
+        LossScaler {
+            initial_scale: 65536.0,
+            growth_interval: 2000,
+            min_scale: 1.0,
+            max_scale: 16_777_216.0,
+        }
+    }
+}
+
+impl LossScaler {
+    /// A scale that stays what it is.
+    pub fn fixed(scale: f32) -> Self {
+        LossScaler {
+            initial_scale: scale,
+            min_scale: scale,
+            max_scale: scale,
+            ..LossScaler::default()
+        }
+    }
+
+    fn validate(self) -> Result<(), Error> {
+        let owner = || "loss scaler".to_owned();
+        for (field, scale, smallest, largest, expected) in [
+            (
+                "min_scale",
+                self.min_scale,
+                1.0,
+                MAX_SCALE,
+                "a power of two between 1 and 2^126",
+            ),
+            (
+                "max_scale",
+                self.max_scale,
+                self.min_scale,
+                MAX_SCALE,
+                "a power of two between min_scale and 2^126",
+            ),
+            (
+                "initial_scale",
+                self.initial_scale,
+                self.min_scale,
+                self.max_scale,
+                "a power of two between min_scale and max_scale",
+            ),
+        ] {
+            let is_power = scale.to_bits() & MANTISSA_BITS == 0;
+            let fits = (smallest..=largest).contains(&scale);
+            require(is_power && fits, owner, field, scale, expected)?;
+        }
+        require(
+            self.growth_interval >= 1,
+            owner,
+            "growth_interval",
+            self.growth_interval,
+            "at least 1 (LossScaler::fixed never grows)",
+        )
+    }
+}
+
+/// 2^126: its inverse is the smallest normal f32.
+const MAX_SCALE: f32 = 8.507_059e37;
+const MANTISSA_BITS: u32 = 0x007f_ffff;
+
+/// Both, for all groups.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Safeguards {
+    pub(crate) nonfinite: NonFinitePolicy,
+    pub(crate) loss_scaler: Option<LossScaler>,
+}
+
+impl Safeguards {
+    pub(crate) fn validate(&self) -> Result<(), Error> {
+        self.nonfinite.validate()?;
+        self.loss_scaler.map_or(Ok(()), LossScaler::validate)
+    }
+
+    /// What pass 3 must know.
+    pub(crate) fn write_to(&self, constants: &mut GroupConstants) {
+        constants.halt_after = self.nonfinite.halt_after();
+        if let Some(scaler) = self.loss_scaler {
+            constants.loss_scale_first = exponent_of(scaler.initial_scale);
+            constants.loss_scale_least = exponent_of(scaler.min_scale);
+            constants.loss_scale_most = exponent_of(scaler.max_scale);
+            constants.growth_interval = scaler.growth_interval;
+        }
+    }
+}
+
+/// e of 2^e.
+fn exponent_of(scale: f32) -> i32 {
+    (scale.to_bits() >> 23) as i32 - 127
+}
