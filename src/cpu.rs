@@ -4,6 +4,9 @@
 mod average;
 mod count_steps;
 mod finish_reduction;
+mod finish_sketch;
+mod fold_sketches;
+mod gated_distance;
 mod lagged_step;
 mod learning_rate;
 mod optimizer;

@@ -2,6 +2,8 @@
 
 mod context;
 mod finish_reduction;
+mod finish_sketch;
+mod fold_sketches;
 mod lagged_step;
 mod learning_rate;
 mod optimizer;

@@ -38,9 +38,10 @@ pub struct Record {
     pub clamp_term: f32,
     /// What a schedule did.
     pub schedule_term: f32,
-    /// What the curvature along the last step did: the secant regimes' change, less what the norm alone explains.
+    /// What the curvature along the last step did: the secant regimes' change, less what the norm alone explains; all that the ignition
+    /// of GatedDistance does.
     pub curvature_term: f32,
-    /// What the distance from the start did: `ln(r̄_t/r̄_{t-1})`, twice that for DoWG.
+    /// What the distance from the start, of GatedDistance that of the window, did: `ln(r̄_t/r̄_{t-1})`, twice that for DoWG.
     pub distance_term: f32,
     /// What the sum of squared norms did: `-½ ln` of its growth.
     pub history_term: f32,
@@ -48,6 +49,10 @@ pub struct Record {
     pub loss_term: f32,
     /// What a gate held back, or released of what it had held back before.
     pub gate_term: f32,
+    /// What a new window of steps did: the rate by what the last window came to, against the rate before.
+    pub restart_term: f32,
+    /// What the mean magnitude `‖g‖₁/d` did, to which GatedDistance makes a step along signs proportional.
+    pub magnitude_term: f32,
     /// The factor of the clip by norm, `min(1, C/n)`.
     pub clip_factor: f32,
     /// Steps of this group skipped so far, this one included.
@@ -89,7 +94,7 @@ impl Flags {
     pub fn clipped(self) -> bool {
         self.0 & record_flags::CLIPPED != 0
     }
-    /// The change of ln η was clamped to ±ln 10.
+    /// The change of ln η was clamped to what the regime allows in a step, ±ln 10 at most.
     pub fn clamped_change(self) -> bool {
         self.0 & record_flags::CLAMPED_CHANGE != 0
     }
@@ -167,6 +172,8 @@ impl Record {
             history_term: raw.history_term,
             loss_term: raw.loss_term,
             gate_term: raw.gate_term,
+            restart_term: raw.restart_term,
+            magnitude_term: raw.magnitude_term,
             clip_factor: raw.clip_factor,
             skipped: raw.skipped,
             nonfinite,
@@ -174,7 +181,7 @@ impl Record {
     }
 
     /// The terms, each with what it stands for.
-    pub fn terms(&self) -> [(Term, f32); 10] {
+    pub fn terms(&self) -> [(Term, f32); 12] {
         [
             (Term::Norm, self.norm_term),
             (Term::Alignment, self.alignment_term),
@@ -184,6 +191,8 @@ impl Record {
             (Term::History, self.history_term),
             (Term::Loss, self.loss_term),
             (Term::Gate, self.gate_term),
+            (Term::Restart, self.restart_term),
+            (Term::Magnitude, self.magnitude_term),
             (Term::Clamp, self.clamp_term),
             (Term::Schedule, self.schedule_term),
         ]
@@ -215,6 +224,10 @@ pub enum Term {
     Loss,
     /// A change held back, or released.
     Gate,
+    /// A new window of steps.
+    Restart,
+    /// The mean magnitude of the gradient's elements.
+    Magnitude,
     /// The clamps of η and its change.
     Clamp,
     /// A schedule.
@@ -223,7 +236,7 @@ pub enum Term {
 
 impl Term {
     /// Every cause, in the order of [`Record::terms`].
-    pub const ALL: [Term; 10] = [
+    pub const ALL: [Term; 12] = [
         Term::Norm,
         Term::Alignment,
         Term::Brake,
@@ -232,6 +245,8 @@ impl Term {
         Term::History,
         Term::Loss,
         Term::Gate,
+        Term::Restart,
+        Term::Magnitude,
         Term::Clamp,
         Term::Schedule,
     ];
@@ -247,6 +262,8 @@ impl Term {
             Term::History => "history",
             Term::Loss => "loss",
             Term::Gate => "gate",
+            Term::Restart => "restart",
+            Term::Magnitude => "magnitude",
             Term::Clamp => "clamp",
             Term::Schedule => "schedule",
         }
@@ -271,6 +288,10 @@ impl Term {
             (Term::Loss, false) => "loss fell",
             (Term::Gate, true) => "gate released",
             (Term::Gate, false) => "gate held back",
+            (Term::Restart, true) => "the last window came far",
+            (Term::Restart, false) => "the last window came less far",
+            (Term::Magnitude, true) => "the gradient's elements grew",
+            (Term::Magnitude, false) => "the gradient's elements shrank",
             (Term::Clamp, true) => "fall clamped",
             (Term::Clamp, false) => "rise clamped",
             (Term::Schedule, _) => "schedule",

@@ -52,6 +52,7 @@ fn rust_layout() -> Layout {
             group,
             row,
             first_element,
+            scope_element,
         }
     );
     fields_of!(
@@ -126,6 +127,24 @@ fn rust_layout() -> Layout {
             distance_exponent,
             last_growth,
             last_clip,
+            phase,
+            restarted,
+            window_steps,
+            window_limit,
+            gated_rate,
+            raise,
+            level_mantissa,
+            level_exponent,
+            ignition_norm_mantissa,
+            ignition_norm_exponent,
+            window_energy_mantissa,
+            window_energy_exponent,
+            window_square_mantissa,
+            window_square_exponent,
+            window_distance_mantissa,
+            window_distance_exponent,
+            way_square_mantissa,
+            way_square_exponent,
         }
     );
     fields_of!(
@@ -133,6 +152,15 @@ fn rust_layout() -> Layout {
         ScopeTable {
             first_partial,
             partials,
+            group
+        }
+    );
+    fields_of!(
+        layout,
+        SketchRows {
+            first,
+            rows,
+            scope,
             group
         }
     );
@@ -168,6 +196,7 @@ fn rust_layout() -> Layout {
             started,
             first,
             average_weight,
+            regime_rate,
         }
     );
     fields_of!(
@@ -194,6 +223,8 @@ fn rust_layout() -> Layout {
             history_term,
             loss_term,
             gate_term,
+            restart_term,
+            magnitude_term,
             clip_factor,
             nonfinite,
             first_nonfinite,
@@ -222,6 +253,9 @@ fn rust_layout() -> Layout {
         ("DOWG", regime_kinds::DOWG),
         ("POLYAK", regime_kinds::POLYAK),
         ("NGN", regime_kinds::NGN),
+        ("GATED_DISTANCE", regime_kinds::GATED_DISTANCE),
+        ("IGNITION", gated_phases::IGNITION),
+        ("RUN", gated_phases::RUN),
         ("SCHEDULE_CONSTANT", schedule_kinds::CONSTANT),
         ("SCHEDULE_WARMUP_COSINE", schedule_kinds::WARMUP_COSINE),
         ("SCHEDULE_INVERSE_SQRT", schedule_kinds::INVERSE_SQRT),
@@ -231,6 +265,7 @@ fn rust_layout() -> Layout {
         ("AVERAGE_POLYNOMIAL", average_kinds::POLYNOMIAL),
         ("AVERAGE_EXPONENTIAL", average_kinds::EXPONENTIAL),
         ("MEAN_STEPS", MEAN_STEPS),
+        ("SKETCH_BUCKETS", SKETCH_BUCKETS),
         ("FIRST", record_flags::FIRST),
         ("ZERO_GRADIENT", record_flags::ZERO_GRADIENT),
         ("SKIPPED", record_flags::SKIPPED),
@@ -345,7 +380,7 @@ fn differences(rust: &Layout, wgsl: &Layout) -> Vec<String> {
 #[test]
 fn structs_and_constants_agree() {
     let (rust, wgsl) = (rust_layout(), wgsl_layout(WGSL));
-    assert_eq!(rust.structs.len(), 8);
+    assert_eq!(rust.structs.len(), 9);
     assert_eq!(differences(&rust, &wgsl), Vec::<String>::new());
     assert_eq!(PARTIAL_WORDS as usize, offset_of!(ScopeSums, loss) / 4);
 }

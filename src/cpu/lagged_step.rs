@@ -105,8 +105,9 @@ pub(crate) fn lagged_step(of: &Lagged, slices: LaggedSlices) {
                 vector: &mut [],
                 // It is not known yet whether the step holds.
                 averages: &mut [],
+                scope_element: 0,
             };
-            update_parameters(kernel, of.update, tile_slices);
+            update_parameters(kernel, of.update, tile_slices, None);
             slices.grads[tile].copy_from_slice(new);
         }
         block_start = block_end;

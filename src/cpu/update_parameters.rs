@@ -1,6 +1,7 @@
 //! Pass 4: twin of `shaders/update_parameters.wgsl`.
 
 use crate::cpu::average::average;
+use crate::cpu::fold_sketches::Sketch;
 use crate::cpu::reduce_gradient::{counter_of, pack_counter};
 use crate::layout::Update;
 use crate::plan::{Kernel, RuleKind};
@@ -25,6 +26,25 @@ pub(crate) struct BlockSlicesMut<'a> {
     pub(crate) vector: &'a mut [f32],
     /// Empty where no average is kept, or not here.
     pub(crate) averages: &'a mut [f32],
+    /// Index of the first element in its scope.
+    pub(crate) scope_element: u32,
+}
+
+/// Where a direction is kept, once a step was taken along it: nowhere, or in an f32.
+trait Keep {
+    fn keep(&mut self, direction: f32);
+}
+
+impl Keep for () {
+    #[inline(always)]
+    fn keep(&mut self, _: f32) {}
+}
+
+impl Keep for f32 {
+    #[inline(always)]
+    fn keep(&mut self, direction: f32) {
+        *self = direction;
+    }
 }
 
 /// The gradient that the rule sees: sign · clip · g + λ w.
@@ -48,10 +68,15 @@ impl Gradient {
     }
 }
 
-/// Updates one block. Not to be called where the step is skipped. Inlined, as everything it calls, so that the caller chooses the
-/// vector instructions.
+/// Updates one block, and adds its steps to the sketch where there is one. Not to be called where the step is skipped.
+/// Inlined, as everything it calls, so that the caller chooses the vector instructions.
 #[inline(always)]
-pub(crate) fn update_parameters(kernel: Kernel, update: &Update, slices: BlockSlicesMut) {
+pub(crate) fn update_parameters(
+    kernel: Kernel,
+    update: &Update,
+    slices: BlockSlicesMut,
+    mut sketch: Option<&mut Sketch>,
+) {
     let gradient = Gradient {
         factor: update.gradient_factor,
         coupled_decay: update.coupled_decay,
@@ -64,6 +89,7 @@ pub(crate) fn update_parameters(kernel: Kernel, update: &Update, slices: BlockSl
         counters,
         vector,
         averages,
+        scope_element,
     } = slices;
     let mut start = 0;
     while start < params.len() {
@@ -99,16 +125,34 @@ pub(crate) fn update_parameters(kernel: Kernel, update: &Update, slices: BlockSl
         } else {
             &mut []
         };
-        move_parameters(
-            kernel.rule,
-            update,
-            gradient,
-            &mut params[tile.clone()],
-            &grads[tile.clone()],
-            momentum,
-        );
+        let (params, grads) = (&mut params[tile.clone()], &grads[tile.clone()]);
+        if let Some(sketch) = &mut sketch {
+            let directions = &mut [0.0; TILE][..params.len()];
+            move_parameters(
+                kernel.rule,
+                update,
+                gradient,
+                params,
+                grads,
+                momentum,
+                directions,
+            );
+            let first = scope_element.wrapping_add(start as u32);
+            sketch.add_steps(first, update.regime_rate, directions);
+        } else {
+            let nowhere = &mut [(); TILE][..params.len()];
+            move_parameters(
+                kernel.rule,
+                update,
+                gradient,
+                params,
+                grads,
+                momentum,
+                nowhere,
+            );
+        }
         if let Some(averages) = averages.get_mut(tile.clone()) {
-            average(update.average_weight, averages, &params[tile.clone()]);
+            average(update.average_weight, averages, params);
         }
         start = tile.end;
     }
@@ -142,48 +186,53 @@ fn count(byte: u8, sign: i8) -> u8 {
 }
 
 #[inline(always)]
-fn move_parameters(
+fn move_parameters<K: Keep>(
     rule: RuleKind,
     update: &Update,
     gradient: Gradient,
     params: &mut [f32],
     grads: &[f32],
     momentum: &mut [f32],
+    directions: &mut [K],
 ) {
-    let elements = params.iter_mut().zip(grads);
+    let elements = params.iter_mut().zip(grads).zip(directions);
     match rule {
         RuleKind::Sgd => {
-            for (w, &g) in elements {
-                *w = step(update, *w, gradient.of(g, *w));
+            for ((w, &g), direction) in elements {
+                *w = step(update, *w, gradient.of(g, *w), direction);
             }
         }
         RuleKind::SignSgd => {
-            for (w, &g) in elements {
-                *w = step(update, *w, f32::from(sign(gradient.of(g, *w))));
+            for ((w, &g), direction) in elements {
+                let sign = f32::from(sign(gradient.of(g, *w)));
+                *w = step(update, *w, sign, direction);
             }
         }
         RuleKind::Sgdm => {
-            for ((w, &g), m) in elements.zip(momentum) {
-                *w = step(update, *w, remember(update, m, gradient.of(g, *w)));
+            for (((w, &g), direction), m) in elements.zip(momentum) {
+                let m = remember(update, m, gradient.of(g, *w));
+                *w = step(update, *w, m, direction);
             }
         }
         RuleKind::Nesterov => {
-            for ((w, &g), m) in elements.zip(momentum) {
+            for (((w, &g), direction), m) in elements.zip(momentum) {
                 let g = gradient.of(g, *w);
-                *w = step(update, *w, g + update.momentum * remember(update, m, g));
+                let ahead = g + update.momentum * remember(update, m, g);
+                *w = step(update, *w, ahead, direction);
             }
         }
         RuleKind::Signum => {
-            for ((w, &g), m) in elements.zip(momentum) {
+            for (((w, &g), direction), m) in elements.zip(momentum) {
                 let m = remember(update, m, gradient.of(g, *w));
-                *w = step(update, *w, f32::from(sign(m)));
+                *w = step(update, *w, f32::from(sign(m)), direction);
             }
         }
     }
 }
 
 #[inline(always)]
-fn step(update: &Update, w: f32, direction: f32) -> f32 {
+fn step(update: &Update, w: f32, direction: f32, kept: &mut impl Keep) -> f32 {
+    kept.keep(direction);
     update.shrink * w - update.learning_rate * direction
 }
 

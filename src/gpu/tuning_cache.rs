@@ -293,6 +293,8 @@ impl Entry {
 /// Every shader of a step: what was measured with others says nothing about these.
 const SHADERS: &[&str] = &[
     include_str!("../../shaders/finish_reduction.wgsl"),
+    include_str!("../../shaders/finish_sketch.wgsl"),
+    include_str!("../../shaders/fold_sketches.wgsl"),
     include_str!("../../shaders/lagged_step.wgsl"),
     include_str!("../../shaders/learning_rate.wgsl"),
     include_str!("../../shaders/reduce_gradient.wgsl"),
@@ -303,13 +305,16 @@ const SHADERS: &[&str] = &[
     include_str!("../../shaders/shared/emit_per_invocation.wgsl"),
     include_str!("../../shaders/shared/emit_per_subgroup.wgsl"),
     include_str!("../../shaders/shared/emit_per_workgroup.wgsl"),
+    include_str!("../../shaders/shared/gated_distance.wgsl"),
     include_str!("../../shaders/shared/layout.wgsl"),
+    include_str!("../../shaders/shared/leave_sketch.wgsl"),
     include_str!("../../shaders/shared/load_quads.wgsl"),
     include_str!("../../shaders/shared/load_scalars.wgsl"),
     include_str!("../../shaders/shared/partials.wgsl"),
     include_str!("../../shaders/shared/measure_counters.wgsl"),
     include_str!("../../shaders/shared/keep_parameters.wgsl"),
     include_str!("../../shaders/shared/measure_distance.wgsl"),
+    include_str!("../../shaders/shared/measure_magnitude.wgsl"),
     include_str!("../../shaders/shared/measure_momentum.wgsl"),
     include_str!("../../shaders/shared/measure_secant.wgsl"),
     include_str!("../../shaders/shared/keep_counters.wgsl"),
@@ -322,6 +327,7 @@ const SHADERS: &[&str] = &[
     include_str!("../../shaders/shared/store_quads.wgsl"),
     include_str!("../../shaders/shared/store_scalars.wgsl"),
     include_str!("../../shaders/shared/sweep_again.wgsl"),
+    include_str!("../../shaders/shared/sweep_quads.wgsl"),
     include_str!("../../shaders/shared/totals.wgsl"),
     include_str!("../../shaders/shared/tree.wgsl"),
 ];
