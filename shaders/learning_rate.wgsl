@@ -8,11 +8,13 @@
 //     ln η_t = ln η_{t-1} + p ln(n̂_{t-1} / n̂_t) + κ_t (n_t / n̂_t) a_t
 // is Seesaw; NormRatio has κ_t = 0, Hypergradient p = 0, Fixed both. The state holds η_0 and the sum of changes, so that
 // rescaling the loss by a power of two leaves every step as it is, bit for bit. The other regimes say what the rate is
-// (shared/regimes.wgsl); they start over from it at every step. A schedule's factor is laid over either.
+// (shared/regimes.wgsl, shared/gated_distance.wgsl); they start over from it at every step. A schedule's factor is laid over either.
 
 override WORKGROUP: u32;
-// Whether any group has a regime of shared/regimes.wgsl, whether any has a schedule, and whether any an average.
+// Whether any group has a regime of shared/regimes.wgsl, any that of shared/gated_distance.wgsl, whether any has a schedule, and whether
+// any an average.
 override FORMULAS: bool;
+override GATED: bool;
 override SCHEDULES: bool;
 override AVERAGES: bool;
 // Whether any has a trust ratio.
@@ -87,6 +89,17 @@ fn learning_rate(@builtin(global_invocation_id) id: vec3<u32>) {
         let square = from_squares(measured.square);
         let norm = root(square);
         r.norm = to_float(norm);
+        var raw_norm = norm;
+        if (c.flags & RAW_NORM_CLIP) != 0u {
+            raw_norm = root(from_squares(measured.raw_square));
+        }
+        let limit = scaled(c.clip_norm, 0);
+        if c.clip_norm < NO_CLIP && less(limit, raw_norm) {
+            r.flags |= CLIPPED;
+            r.clip_factor = to_float(quotient(limit, raw_norm));
+        }
+
+        s.restarted = 0u;
         if is_zero(square) {
             r.flags |= ZERO_GRADIENT;
         } else {
@@ -98,16 +111,6 @@ fn learning_rate(@builtin(global_invocation_id) id: vec3<u32>) {
         }
         if TRUST && c.trust_coefficient > 0.0 {
             follow_trust(c, measured, square, norm, &s, &r);
-        }
-
-        var raw_norm = norm;
-        if (c.flags & RAW_NORM_CLIP) != 0u {
-            raw_norm = root(from_squares(measured.raw_square));
-        }
-        let limit = scaled(c.clip_norm, 0);
-        if c.clip_norm < NO_CLIP && less(limit, raw_norm) {
-            r.flags |= CLIPPED;
-            r.clip_factor = to_float(quotient(limit, raw_norm));
         }
 
         // How large the momentum can be at the next step: μ ‖m_{t-1}‖ and what this step adds.
@@ -136,6 +139,11 @@ fn learning_rate(@builtin(global_invocation_id) id: vec3<u32>) {
         if (c.flags & MOMENTUM_FROM_GRADIENT) != 0u && (c.flags & LAGGED) == 0u && s.momentum_started == 0u {
             u.gradient_share = 1.0;
         }
+        // No momentum while a rate is looked for: its lag would let the rate rise too far. As long as it will be in the end.
+        if GATED && c.regime == GATED_DISTANCE && s.phase != RUN {
+            u.momentum_keep = 0.0;
+            u.gradient_share = c.gradient_share / (1.0 - c.momentum);
+        }
         u.first = 1u - s.momentum_started;
         s.momentum_started = 1u;
         u.gradient_exponent = s.gradient_exponent;
@@ -144,6 +152,7 @@ fn learning_rate(@builtin(global_invocation_id) id: vec3<u32>) {
         if AVERAGES {
             u.average_weight = average_weight(c, steps_taken(s));
         }
+        u.regime_rate = s.regime_rate;
         updates[group] = u;
         learning_rates[group] = s.learning_rate;
     }
@@ -291,6 +300,10 @@ fn change_rate(
     if first {
         (*s).started = 1u;
         (*r).flags |= FIRST;
+    }
+    if GATED && c.regime == GATED_DISTANCE {
+        gated_distance(c, measured, norm, last_norm, scale_of_sums.exponent, s, r);
+        return;
     }
     if FORMULAS && c.regime != SEESAW && (!first || first_rate_is_a_formula(c.regime)) {
         set_rate(c, measured, square, norm, last_norm, scale_of_sums.exponent, first, s, r);

@@ -1,9 +1,10 @@
 // Pass 4: the fused update, one read-modify-write of the parameters and of what the rule remembers.
 //
 // Reads:  updates (one per group, from pass 3), gradients.
-// Writes: parameters; momentum; memory (counters or the last gradient); averages; what it measures of the step. Nothing where the step is
-//         skipped.
-// Grid:   one workgroup of WORKGROUP invocations per block; invocation i takes quads i, i + WORKGROUP, … of the block.
+// Writes: parameters; momentum; memory (counters, the last gradient, the first parameters, or a sketch of the block's steps); averages; what
+//         it measures of the step. Nothing where the step is skipped.
+// Grid:   one workgroup of WORKGROUP invocations per block; invocation i takes quads i, i + WORKGROUP, … of the block, in the order of
+//         shared/sweep_quads.wgsl or shared/leave_sketch.wgsl.
 //
 //     g ← g / loss scale
 //     g ← sign·clip·g + λ w            coupled weight decay
@@ -24,6 +25,32 @@ override LOSS_SCALE: bool;
 @group(1) @binding(3) var<storage, read_write> momentum: array<vec4<f32>>;
 @group(1) @binding(4) var<storage, read_write> memory: array<Memory>;
 
+// One quad's step along the direction that it gives back.
+fn update_quad(block: Block, update: Update, quad: u32) -> vec4<f32> {
+    let w = load_parameters(block, quad);
+    var raw = load_gradients(block, quad);
+    if LOSS_SCALE {
+        raw *= update.unscale;
+    }
+    var g = update.gradient_factor * raw;
+    if COUPLED_DECAY {
+        g += update.coupled_decay * w;
+    }
+    let at = block.state_quad + quad;
+    var m = vec4<f32>();
+    if has_momentum() {
+        m = next_momentum(update, momentum[at], g);
+        momentum[at] = m;
+    }
+    keep(update, at, w, raw, g);
+    let direction = direction_of(update, g, m);
+    let next = moved(update, w, direction);
+    store_parameters(block, quad, next);
+    average(update, at, next);
+    watch(w, next);
+    return direction;
+}
+
 @compute @workgroup_size(WORKGROUP)
 fn update_parameters(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
     let block = blocks[workgroup.x];
@@ -31,27 +58,6 @@ fn update_parameters(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local
     if update.skip != 0u {
         return;
     }
-    for (var quad = lane; 4u * quad < block.elements; quad += WORKGROUP) {
-        let w = load_parameters(block, quad);
-        var raw = load_gradients(block, quad);
-        if LOSS_SCALE {
-            raw *= update.unscale;
-        }
-        var g = update.gradient_factor * raw;
-        if COUPLED_DECAY {
-            g += update.coupled_decay * w;
-        }
-        let at = block.state_quad + quad;
-        var m = vec4<f32>();
-        if has_momentum() {
-            m = next_momentum(update, momentum[at], g);
-            momentum[at] = m;
-        }
-        keep(update, at, w, raw, g);
-        let next = moved(update, w, direction_of(update, g, m));
-        store_parameters(block, quad, next);
-        average(update, at, next);
-        watch(w, next);
-    }
+    sweep(block, update, lane);
     leave(block, lane);
 }

@@ -96,7 +96,7 @@ impl<T> Group<T> {
         self
     }
 
-    /// Shares one norm (and one alignment) with every other group that names the same `scope`.
+    /// Shares one norm (and one alignment, and one way of [`GatedDistance`](crate::GatedDistance)) with every other group that names the same `scope`.
     ///
     /// Groups that share a norm and have the same rule and regime have the same learning rate as one group of all their
     /// tensors. Without this a group has a norm of its own.

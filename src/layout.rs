@@ -21,6 +21,8 @@ pub struct Block {
     pub row: u32,
     /// Index of the first element among all elements of the optimizer, in the order of declaration.
     pub first_element: u32,
+    /// Index of the first element among the elements of its scope, in the order of declaration: what a sketch goes by.
+    pub scope_element: u32,
 }
 
 /// What passes 1 and 3 know of a group from the start.
@@ -71,9 +73,9 @@ pub struct GroupConstants {
     pub initial_rate: f32,
     /// One of [`regime_kinds`].
     pub regime: u32,
-    /// c of AdaGradNorm and Polyak, σ of Ngn.
+    /// c of AdaGradNorm and Polyak, σ of Ngn, c of GatedDistance when its ignition ends.
     pub scale: f32,
-    /// b₀ of AdaGradNorm, f* of Polyak.
+    /// b₀ of AdaGradNorm, f* of Polyak, c of GatedDistance after its ignition.
     pub offset: f32,
     /// The largest factor by which one step changes η.
     pub max_change: f32,
@@ -143,6 +145,16 @@ pub mod regime_kinds {
     pub const POLYAK: u32 = 8;
     /// Ngn.
     pub const NGN: u32 = 9;
+    /// GatedDistance.
+    pub const GATED_DISTANCE: u32 = 10;
+}
+
+/// Values of [`GroupState::phase`]; 0 before the first gradient.
+pub mod gated_phases {
+    /// The rate is raised while steps agree.
+    pub const IGNITION: u32 = 1;
+    /// Distance over gradients, behind the gate.
+    pub const RUN: u32 = 2;
 }
 
 /// Values of [`GroupConstants::schedule`].
@@ -268,6 +280,59 @@ pub struct GroupState {
     pub last_growth: f32,
     /// The last step's clip factor.
     pub last_clip: f32,
+    /// One of [`gated_phases`], or 0.
+    pub phase: u32,
+    /// 1 where a window begins with the last step that was not skipped.
+    pub restarted: u32,
+    /// Steps with a gradient in the window.
+    pub window_steps: u32,
+    /// Steps after which the next window begins.
+    pub window_limit: u32,
+    /// The rate that the gate let through; η, but for signs, whose rate has the gradient's mean magnitude in it.
+    pub gated_rate: f32,
+    /// The factor of the last raise of the ignition.
+    pub raise: f32,
+    /// The rate that the ignition, or the last window, proposed.
+    pub level_mantissa: f32,
+    /// The rate that the ignition, or the last window, proposed.
+    pub level_exponent: i32,
+    /// n at the last raise of the ignition.
+    pub ignition_norm_mantissa: f32,
+    /// n at the last raise of the ignition.
+    pub ignition_norm_exponent: i32,
+    /// Σ ‖u‖² of the window.
+    pub window_energy_mantissa: f32,
+    /// Σ ‖u‖² of the window.
+    pub window_energy_exponent: i32,
+    /// Σ η² ‖u‖² of the window.
+    pub window_square_mantissa: f32,
+    /// Σ η² ‖u‖² of the window.
+    pub window_square_exponent: i32,
+    /// The largest ‖Σ η u‖ of the window.
+    pub window_distance_mantissa: f32,
+    /// The largest ‖Σ η u‖ of the window.
+    pub window_distance_exponent: i32,
+    /// ‖Σ η u‖² over the window, by the sketch: written after the step.
+    pub way_square_mantissa: f32,
+    /// ‖Σ η u‖² over the window, by the sketch.
+    pub way_square_exponent: i32,
+}
+
+/// Buckets of a sketch.
+pub const SKETCH_BUCKETS: u32 = 256;
+
+/// Where the sketches of a scope's blocks lie.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Pod, Zeroable)]
+pub struct SketchRows {
+    /// The first of them.
+    pub first: u32,
+    /// How many there are.
+    pub rows: u32,
+    /// The scope.
+    pub scope: u32,
+    /// The first group that the scope drives.
+    pub group: u32,
 }
 
 /// The longest memory of [`GroupState::mean_norm_mantissa`], in steps.
@@ -369,6 +434,8 @@ pub struct Update {
     pub first: u32,
     /// The share of the new parameters in their average; 0 until the average starts, and above 0 from then on.
     pub average_weight: f32,
+    /// [`GroupState::regime_rate`]: η without the schedule, by which a sketch counts.
+    pub regime_rate: f32,
 }
 
 impl Update {
@@ -398,6 +465,7 @@ impl Update {
             started: 0,
             first: 0,
             average_weight: 0.0,
+            regime_rate: learning_rate,
         }
     }
 }
@@ -452,6 +520,10 @@ pub struct RawRecord {
     pub trust_term: f32,
     /// The trust ratio; 1 without one.
     pub trust_ratio: f32,
+    /// What a new window changed.
+    pub restart_term: f32,
+    /// What the mean magnitude of the gradient's elements did.
+    pub magnitude_term: f32,
     /// min(1, C/n).
     pub clip_factor: f32,
     /// Non-finite elements, over all groups. After a halt those of the step that halted, and so the next.

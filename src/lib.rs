@@ -14,6 +14,8 @@
 //! parameters, momentum, direction memory ◀─▶ update_parameters ◀─ gradients ◀──────┘
 //! ```
 //!
+//! A regime that goes by how far the steps have come ([`GatedDistance`]) adds one or two passes over sketches, after pass 4.
+//!
 //! Pass 1 and pass 4 are the only ones that touch memory in proportion to the parameters: SGD with a rate from the norm moves 16
 //! bytes per parameter (g; then w, g, w). [`StepMode::Lagged`] is another algorithm that sweeps once and moves 12.
 //!
@@ -70,8 +72,8 @@ pub use group::{DEFAULT_RECORD_STEPS, Group, GroupConfig, OptimizerBuilder, Tens
 pub use plan::TensorInfo;
 pub use record::{Flags, NonFinite, Record, Records, TensorRecord, Term};
 pub use regime::{
-    AdGd, AdaGradNorm, BarzilaiBorwein, DoG, DoWG, Hypergradient, MAX_CHANGE, Ngn, NormRatio,
-    Polyak, RATE_MAX, RATE_MIN, Regime, SecantForm, Seesaw,
+    AdGd, AdaGradNorm, BarzilaiBorwein, DoG, DoWG, GatedDistance, Hypergradient, MAX_CHANGE, Ngn,
+    NormRatio, Polyak, RATE_MAX, RATE_MIN, Regime, SecantForm, Seesaw,
 };
 pub use rule::{Rule, WeightDecay};
 pub use safeguards::{LossScaler, NonFinitePolicy};

@@ -10,7 +10,9 @@ use std::collections::HashMap;
 
 use crate::error::Error;
 use crate::group::{GroupConfig, ResolvedGroup};
-use crate::layout::{Block, GroupConstants, NO_TENSOR, ScopeTable, StepUnit, group_flags};
+use crate::layout::{
+    Block, GroupConstants, NO_TENSOR, SKETCH_BUCKETS, ScopeTable, SketchRows, StepUnit, group_flags,
+};
 use crate::record::Record;
 use crate::regime::Regime;
 use crate::rule::Rule;
@@ -45,6 +47,8 @@ pub(crate) struct Geometry {
     pub(crate) dispatch_blocks: u32,
     /// Partials that pass 2 can add up for one scope.
     pub(crate) scope_partials: u64,
+    /// Sketches that the last pass can add up for one scope.
+    pub(crate) scope_sketches: u64,
     /// Whether parameters and gradients can only be loaded four at a time where both lie on a multiple of four.
     pub(crate) quads_need_alignment: bool,
 }
@@ -71,6 +75,8 @@ pub(crate) enum Alignment {
     LastGradient,
     /// The first parameters: measured is how far the parameters are from them.
     FirstParameters,
+    /// None: pass 4 leaves a sketch of the steps, and for signs the gradient's mean magnitude is measured.
+    Sketch,
 }
 
 /// The rule without its numbers: what pass 4 is compiled for.
@@ -136,7 +142,17 @@ impl Kernel {
 
     /// Whether more is measured than the norm, and more than the momentum's alignment.
     pub(crate) fn measures_memory(self) -> bool {
-        self.has_counters() || self.keeps_vector()
+        self.has_counters() || self.keeps_vector() || self.measures_magnitude()
+    }
+
+    /// Whether pass 4 leaves a sketch of the steps.
+    pub(crate) fn leaves_sketch(self) -> bool {
+        self.alignment == Alignment::Sketch
+    }
+
+    /// Whether the rate of a step along signs goes by the mean magnitude of the gradient's elements.
+    pub(crate) fn measures_magnitude(self) -> bool {
+        self.leaves_sketch() && matches!(self.rule, RuleKind::SignSgd | RuleKind::Signum)
     }
 
     pub(crate) fn has_first_parameters(self) -> bool {
@@ -241,6 +257,8 @@ pub(crate) struct Plan {
     pub(crate) configs: Vec<GroupConfig>,
     pub(crate) groups: Vec<GroupConstants>,
     pub(crate) scopes: Vec<ScopeTable>,
+    /// Where the blocks' sketches lie, of each scope that has them; from row 0 on without a gap.
+    pub(crate) sketches: Vec<SketchRows>,
     pub(crate) windows: Vec<Window>,
     pub(crate) tensors: Vec<TensorInfo>,
     /// Partials of all scopes.
@@ -314,8 +332,10 @@ impl Plan {
         let mut tensors = Vec::new();
         let mut windows = Windows::new(geometry);
         let mut first_element = 0;
+        let mut elements_of_scope = vec![0; scopes.len()];
         for (index, group) in groups.into_iter().enumerate() {
             let mut spans: Vec<Span> = Vec::new();
+            let scope_element = &mut elements_of_scope[scope_of_group[index]];
             for (name, place) in group.tensors {
                 tensors.push(TensorInfo {
                     name,
@@ -331,10 +351,12 @@ impl Plan {
                     _ if place.elements > 0 => spans.push(Span {
                         place,
                         first_element,
+                        scope_element: *scope_element,
                     }),
                     _ => {}
                 }
                 first_element += place.elements;
+                *scope_element += place.elements;
             }
             for span in &spans {
                 windows.add_span(index, kernels[index], span);
@@ -342,7 +364,13 @@ impl Plan {
         }
         let mut windows = windows.finish();
 
-        let (table, partials) = number_rows(&scopes, &scope_of_group, &mut windows, geometry)?;
+        let sketched: Vec<bool> = scopes
+            .iter()
+            .map(|scope| kernels[scope.groups[0]].leaves_sketch())
+            .collect();
+        let (table, partials) =
+            number_rows(&scopes, &sketched, &scope_of_group, &mut windows, geometry)?;
+        let sketches = rows_of_sketches(&table, &sketched, geometry)?;
         let units = units_of(&configs, &tensors, &windows);
         Ok(Plan {
             mode,
@@ -350,6 +378,7 @@ impl Plan {
             configs,
             groups: constants,
             scopes: table,
+            sketches,
             windows,
             tensors,
             partials,
@@ -393,6 +422,7 @@ impl Plan {
 struct Span {
     place: Place,
     first_element: u64,
+    scope_element: u64,
 }
 
 impl Span {
@@ -517,6 +547,7 @@ impl<'a> Windows<'a> {
             group: group as u32,
             row: 0, // set by `number_rows`
             first_element: (span.first_element + at) as u32,
+            scope_element: (span.scope_element + at) as u32,
         });
         all.push(starts);
         window.state_quads += quads;
@@ -598,7 +629,22 @@ fn kernel_of(
     let measured = members().any(|member| member.regime.needs_alignment());
     let secant = members().any(|member| member.regime.needs_last_gradient());
     let distance = members().any(|member| member.regime.needs_first_parameters());
+    let sketch = members().any(|member| member.regime.needs_sketch());
+    if sketch
+        && let Some(other) = members().find(|member| {
+            member.regime != config.regime
+                || member.rule != config.rule
+                || member.clip_norm != config.clip_norm
+        })
+    {
+        return Err(Error::MixedSketch {
+            first: config.name.clone(),
+            second: other.name.clone(),
+            scope: scope.name.unwrap_or_default().to_owned(),
+        });
+    }
     let alignment = match (secant, distance, measured, config.rule.has_momentum()) {
+        _ if sketch => Alignment::Sketch,
         (true, ..) => Alignment::LastGradient,
         (_, true, ..) => Alignment::FirstParameters,
         (.., false, _) => Alignment::None,
@@ -702,8 +748,8 @@ fn constants_of(
         first_step: regime.first_step(),
         initial_rate: regime.initial_rate().unwrap_or(0.0),
         regime: regime.kind(),
-        scale: regime.scale(),
-        offset: regime.offset(),
+        scale: regime.scale(config.rule),
+        offset: regime.offset(config.rule),
         max_change: regime.max_change(),
         max_rate: regime.max_rate(),
         schedule: config.schedule.kind(),
@@ -723,9 +769,10 @@ fn constants_of(
     }
 }
 
-/// Gives every block its row in the partials, scope by scope.
+/// Gives every block its row in the partials, scope by scope: those whose steps are `sketched` first, whose sketches have the same rows.
 fn number_rows(
     scopes: &[Scope],
+    sketched: &[bool],
     scope_of_group: &[usize],
     windows: &mut [Window],
     geometry: &Geometry,
@@ -755,18 +802,23 @@ fn number_rows(
             way_out: "use larger blocks or a larger finish_workgroup_size in the tuning",
         });
     }
-    let mut next: Vec<u32> = Vec::with_capacity(scopes.len());
+    let mut order: Vec<usize> = (0..scopes.len()).collect();
+    order.sort_by_key(|&scope| !sketched[scope]);
+    let mut next = vec![0u32; scopes.len()];
     let mut first = 0u32;
-    let mut table = Vec::with_capacity(scopes.len());
-    for (scope, &rows) in scopes.iter().zip(&rows) {
-        next.push(first);
-        table.push(ScopeTable {
+    for scope in order {
+        next[scope] = first;
+        first += rows[scope] as u32;
+    }
+    let table = scopes
+        .iter()
+        .zip(next.iter().zip(&rows))
+        .map(|(scope, (&first, &rows))| ScopeTable {
             first_partial: first * geometry.partials_per_block,
             partials: rows as u32 * geometry.partials_per_block,
             group: scope.groups[0] as u32,
-        });
-        first += rows as u32;
-    }
+        })
+        .collect();
     // In the order of declaration, so that the blocks of a tensor lie side by side, whichever windows they are in.
     let mut blocks: Vec<&mut Block> = windows
         .iter_mut()
@@ -817,6 +869,46 @@ fn units_of(configs: &[GroupConfig], tensors: &[TensorInfo], windows: &[Window])
         }
     }
     units
+}
+
+/// Where the sketches of each scope's blocks lie.
+fn rows_of_sketches(
+    table: &[ScopeTable],
+    sketched: &[bool],
+    geometry: &Geometry,
+) -> Result<Vec<SketchRows>, Error> {
+    let sketches: Vec<SketchRows> = table
+        .iter()
+        .enumerate()
+        .filter(|&(scope, _)| sketched[scope])
+        .map(|(scope, table)| SketchRows {
+            first: table.first_partial / geometry.partials_per_block,
+            rows: table.partials / geometry.partials_per_block,
+            scope: scope as u32,
+            group: table.group,
+        })
+        .collect();
+    let rows: u64 = sketches.iter().map(|scope| u64::from(scope.rows)).sum();
+    let most = sketches.iter().map(|scope| u64::from(scope.rows)).max();
+    if most.unwrap_or(0) > geometry.scope_sketches {
+        return Err(Error::Limit {
+            what: "the number of sketches of one norm".to_owned(),
+            value: most.unwrap_or(0),
+            limit: geometry.scope_sketches,
+            way_out: "use larger blocks or a larger finish_workgroup_size in the tuning",
+        });
+    }
+    let words = rows * u64::from(SKETCH_BUCKETS);
+    let limit = geometry.binding_elements.min(u64::from(u32::MAX));
+    if words > limit {
+        return Err(Error::Limit {
+            what: "the number of words of sketches".to_owned(),
+            value: words,
+            limit,
+            way_out: "use larger blocks in the tuning, or another regime for most of the parameters",
+        });
+    }
+    Ok(sketches)
 }
 
 /// Refuses parameters that overlap other parameters, and gradients that overlap parameters or other gradients.

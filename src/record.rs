@@ -38,9 +38,10 @@ pub struct Record {
     pub clamp_term: f32,
     /// What a schedule did.
     pub schedule_term: f32,
-    /// What the curvature along the last step did: the secant regimes' change, less what the norm alone explains.
+    /// What the curvature along the last step did: the secant regimes' change, less what the norm alone explains; all that the ignition
+    /// of GatedDistance does.
     pub curvature_term: f32,
-    /// What the distance from the start did: `ln(r̄_t/r̄_{t-1})`, twice that for DoWG.
+    /// What the distance from the start, of GatedDistance that of the window, did: `ln(r̄_t/r̄_{t-1})`, twice that for DoWG.
     pub distance_term: f32,
     /// What the sum of squared norms did: `-½ ln` of its growth.
     pub history_term: f32,
@@ -52,6 +53,10 @@ pub struct Record {
     pub trust_term: f32,
     /// The trust ratio, a factor of η ([`TrustRatio`](crate::TrustRatio)); 1 without one.
     pub trust_ratio: f32,
+    /// What a new window of steps did: the rate by what the last window came to, against the rate before.
+    pub restart_term: f32,
+    /// What the mean magnitude `‖g‖₁/d` did, to which GatedDistance makes a step along signs proportional.
+    pub magnitude_term: f32,
     /// The factor of the clip by norm, `min(1, C/n)`.
     pub clip_factor: f32,
     /// Steps of this group skipped so far, this one included.
@@ -235,6 +240,8 @@ impl Record {
             gate_term: raw.gate_term,
             trust_term: raw.trust_term,
             trust_ratio: raw.trust_ratio,
+            restart_term: raw.restart_term,
+            magnitude_term: raw.magnitude_term,
             clip_factor: raw.clip_factor,
             skipped: raw.skipped,
             skips_in_row: raw.skips_in_row,
@@ -244,7 +251,7 @@ impl Record {
     }
 
     /// The terms, each with what it stands for.
-    pub fn terms(&self) -> [(Term, f32); 11] {
+    pub fn terms(&self) -> [(Term, f32); 13] {
         [
             (Term::Norm, self.norm_term),
             (Term::Alignment, self.alignment_term),
@@ -254,6 +261,8 @@ impl Record {
             (Term::History, self.history_term),
             (Term::Loss, self.loss_term),
             (Term::Gate, self.gate_term),
+            (Term::Restart, self.restart_term),
+            (Term::Magnitude, self.magnitude_term),
             (Term::Clamp, self.clamp_term),
             (Term::Schedule, self.schedule_term),
             (Term::Trust, self.trust_term),
@@ -286,6 +295,10 @@ pub enum Term {
     Loss,
     /// A change held back, or released.
     Gate,
+    /// A new window of steps.
+    Restart,
+    /// The mean magnitude of the gradient's elements.
+    Magnitude,
     /// The clamps of η and its change.
     Clamp,
     /// A schedule.
@@ -296,7 +309,7 @@ pub enum Term {
 
 impl Term {
     /// Every cause, in the order of [`Record::terms`].
-    pub const ALL: [Term; 11] = [
+    pub const ALL: [Term; 13] = [
         Term::Norm,
         Term::Alignment,
         Term::Brake,
@@ -305,6 +318,8 @@ impl Term {
         Term::History,
         Term::Loss,
         Term::Gate,
+        Term::Restart,
+        Term::Magnitude,
         Term::Clamp,
         Term::Schedule,
         Term::Trust,
@@ -321,6 +336,8 @@ impl Term {
             Term::History => "history",
             Term::Loss => "loss",
             Term::Gate => "gate",
+            Term::Restart => "restart",
+            Term::Magnitude => "magnitude",
             Term::Clamp => "clamp",
             Term::Schedule => "schedule",
             Term::Trust => "trust",
@@ -346,6 +363,10 @@ impl Term {
             (Term::Loss, false) => "loss fell",
             (Term::Gate, true) => "gate released",
             (Term::Gate, false) => "gate held back",
+            (Term::Restart, true) => "the last window came far",
+            (Term::Restart, false) => "the last window came less far",
+            (Term::Magnitude, true) => "the gradient's elements grew",
+            (Term::Magnitude, false) => "the gradient's elements shrank",
             (Term::Clamp, true) => "fall clamped",
             (Term::Clamp, false) => "rise clamped",
             (Term::Schedule, _) => "schedule",

@@ -2,18 +2,21 @@
 
 mod alignment;
 mod distance;
+mod gated;
 mod loss;
 mod norm;
 mod secant;
 
 pub use alignment::{Hypergradient, Seesaw};
 pub use distance::{DoG, DoWG};
+pub use gated::GatedDistance;
 pub use loss::{Ngn, Polyak};
 pub use norm::{AdaGradNorm, NormRatio};
 pub use secant::{AdGd, BarzilaiBorwein, SecantForm};
 
 use crate::error::{Error, require};
 use crate::layout::regime_kinds;
+use crate::rule::Rule;
 
 /// The regime that sets a group's learning rate η, once per step, from that step's reductions.
 ///
@@ -51,6 +54,8 @@ pub enum Regime {
     Polyak(Polyak),
     /// The loss and the squared norm, bounded. See [`Ngn`].
     Ngn(Ngn),
+    /// Distance over gradients on windows, behind a gate that asks the norm. See [`GatedDistance`].
+    GatedDistance(GatedDistance),
 }
 
 impl Default for Regime {
@@ -115,6 +120,11 @@ impl Regime {
         Regime::Ngn(Ngn::default())
     }
 
+    /// [`GatedDistance`] with its constants.
+    pub fn gated_distance() -> Self {
+        Regime::GatedDistance(GatedDistance::default())
+    }
+
     /// The regime's name as records, tables and the command line write it.
     pub fn name(&self) -> &'static str {
         match self {
@@ -133,6 +143,7 @@ impl Regime {
             Regime::DoWG(_) => "dowg",
             Regime::Polyak(_) => "polyak",
             Regime::Ngn(_) => "ngn",
+            Regime::GatedDistance(_) => "gated-distance",
         }
     }
 
@@ -157,9 +168,17 @@ impl Regime {
         matches!(self, Regime::Polyak(_) | Regime::Ngn(_))
     }
 
+    /// Whether every step leaves a sketch of 256 sums, 1 KiB for each norm.
+    pub fn needs_sketch(&self) -> bool {
+        matches!(self, Regime::GatedDistance(_))
+    }
+
     /// Whether [`StepMode::Lagged`](crate::StepMode::Lagged) can measure what it needs: the gradient and its direction, no more.
     pub fn fits_lagged_steps(&self) -> bool {
-        !(self.needs_last_gradient() || self.needs_first_parameters() || self.needs_loss())
+        !(self.needs_last_gradient()
+            || self.needs_first_parameters()
+            || self.needs_loss()
+            || self.needs_sketch())
     }
 
     /// Whether the first rate comes from the length of the first step, so that pass 1 must measure `‖w₀‖` once.
@@ -187,11 +206,12 @@ impl Regime {
         }
     }
 
-    /// `p` of the norm term `p ln(n̂_{t-1}/n̂_t)`.
+    /// `p` of the norm term `p ln(n̂_{t-1}/n̂_t)`, of GatedDistance with n for n̂.
     pub fn exponent(&self) -> f32 {
         match *self {
             Regime::Seesaw(Seesaw { exponent, .. })
-            | Regime::NormRatio(NormRatio { exponent, .. }) => exponent,
+            | Regime::NormRatio(NormRatio { exponent, .. })
+            | Regime::GatedDistance(GatedDistance { exponent, .. }) => exponent,
             _ => 0.0,
         }
     }
@@ -249,7 +269,8 @@ impl Regime {
             | Regime::NormRatio(NormRatio { first_step, .. })
             | Regime::Hypergradient(Hypergradient { first_step, .. })
             | Regime::BarzilaiBorwein(BarzilaiBorwein { first_step, .. })
-            | Regime::AdGd(AdGd { first_step, .. }) => first_step,
+            | Regime::AdGd(AdGd { first_step, .. })
+            | Regime::GatedDistance(GatedDistance { first_step, .. }) => first_step,
             Regime::DoG(DoG { initial_distance }) | Regime::DoWG(DoWG { initial_distance }) => {
                 initial_distance
             }
@@ -277,24 +298,27 @@ impl Regime {
             Regime::DoWG(_) => regime_kinds::DOWG,
             Regime::Polyak(_) => regime_kinds::POLYAK,
             Regime::Ngn(_) => regime_kinds::NGN,
+            Regime::GatedDistance(_) => regime_kinds::GATED_DISTANCE,
         }
     }
 
-    /// c of AdaGradNorm and Polyak, σ of Ngn: what the formula is multiplied or divided by.
-    pub(crate) fn scale(&self) -> f32 {
+    /// c of AdaGradNorm and Polyak, σ of Ngn: what the formula is multiplied or divided by. c of GatedDistance when its ignition ends.
+    pub(crate) fn scale(&self, rule: Rule) -> f32 {
         match *self {
             Regime::AdaGradNorm(AdaGradNorm { scale, .. }) => scale,
             Regime::Polyak(Polyak { factor, .. }) => factor,
             Regime::Ngn(Ngn { rate }) => rate,
+            Regime::GatedDistance(gated) => gated.energy_factor_at_first(rule),
             _ => 1.0,
         }
     }
 
-    /// b₀ of AdaGradNorm, f* of Polyak.
-    pub(crate) fn offset(&self) -> f32 {
+    /// b₀ of AdaGradNorm, f* of Polyak, c of GatedDistance after its ignition.
+    pub(crate) fn offset(&self, rule: Rule) -> f32 {
         match *self {
             Regime::AdaGradNorm(AdaGradNorm { offset, .. }) => offset,
             Regime::Polyak(Polyak { optimum, .. }) => optimum,
+            Regime::GatedDistance(gated) => gated.energy_factor(rule),
             _ => 0.0,
         }
     }
@@ -405,6 +429,12 @@ impl Regime {
                 rate,
                 "between 1e-30 and 1e30",
             ),
+            Regime::GatedDistance(GatedDistance { energy_factor, .. }) => {
+                if let Some(factor) = energy_factor {
+                    above_0("energy_factor", factor)?;
+                }
+                self.validate_first_step()
+            }
             Regime::BarzilaiBorwein(BarzilaiBorwein { max_change, .. }) => {
                 require(
                     max_change.is_finite() && max_change > 1.0,

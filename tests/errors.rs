@@ -646,7 +646,48 @@ fn what_does_not_fit_the_device_is_refused_by_its_number() {
         "{error}"
     );
     assert_message(&error, &["partial sums", "larger blocks"]);
+
+    // A sketch for each sixteen elements, 256 words each.
+    let sketched = |elements: u64| {
+        on_device(buffer.slice(..4 * elements), grads.slice(..4 * elements))
+            .regime(Regime::gated_distance())
+            .record_steps(1)
+    };
+    let small = Tuning {
+        quads_per_invocation: 4,
+        ..tiny
+    };
+    let gpu = gpu.with_tuning(small).expect("a small geometry");
+    let error = build_error(sketched(65 * 16), &gpu);
+    assert_message(&error, &["words of sketches", "16640", "16384"]);
+    // As many dispatches as that takes, of eight workgroups each.
+    assert!(sketched(64 * 16).build(&gpu).is_ok());
     assert_eq!(download(&gpu, &buffer, 20_000), vec![1.0; 20_000]);
+}
+
+/// One invocation of the last pass would go over more sketches than some drivers allow.
+#[test]
+fn more_sketches_than_a_pass_can_add_up_are_refused() {
+    let tiny = Tuning {
+        workgroup_size: 1,
+        quads_per_invocation: 1,
+        partials: Partials::PerInvocation,
+        finish_workgroup_size: 1,
+    };
+    let gpu = devices()[0].clone().with_tuning(tiny).expect("tiny");
+    let values = vec![1.0; 7501 * 4];
+    let (w, g) = (upload(&gpu, &values), upload(&gpu, &values));
+    let builder = on_device(w.slice(..), g.slice(..)).regime(Regime::gated_distance());
+    let error = build_error(builder, &gpu);
+    assert_message(
+        &error,
+        &[
+            "sketches of one norm",
+            "7501",
+            "7500",
+            "finish_workgroup_size",
+        ],
+    );
 }
 
 /// What only wgpu finds wrong comes back too, as an `Err` with its words.

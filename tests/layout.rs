@@ -52,6 +52,7 @@ fn rust_layout() -> Layout {
             group,
             row,
             first_element,
+            scope_element,
         }
     );
     fields_of!(
@@ -145,6 +146,24 @@ fn rust_layout() -> Layout {
             distance_exponent,
             last_growth,
             last_clip,
+            phase,
+            restarted,
+            window_steps,
+            window_limit,
+            gated_rate,
+            raise,
+            level_mantissa,
+            level_exponent,
+            ignition_norm_mantissa,
+            ignition_norm_exponent,
+            window_energy_mantissa,
+            window_energy_exponent,
+            window_square_mantissa,
+            window_square_exponent,
+            window_distance_mantissa,
+            window_distance_exponent,
+            way_square_mantissa,
+            way_square_exponent,
         }
     );
     fields_of!(
@@ -152,6 +171,15 @@ fn rust_layout() -> Layout {
         ScopeTable {
             first_partial,
             partials,
+            group
+        }
+    );
+    fields_of!(
+        layout,
+        SketchRows {
+            first,
+            rows,
+            scope,
             group
         }
     );
@@ -188,6 +216,7 @@ fn rust_layout() -> Layout {
             started,
             first,
             average_weight,
+            regime_rate,
         }
     );
     fields_of!(
@@ -216,6 +245,8 @@ fn rust_layout() -> Layout {
             gate_term,
             trust_term,
             trust_ratio,
+            restart_term,
+            magnitude_term,
             clip_factor,
             nonfinite,
             first_nonfinite,
@@ -268,6 +299,9 @@ fn rust_layout() -> Layout {
         ("DOWG", regime_kinds::DOWG),
         ("POLYAK", regime_kinds::POLYAK),
         ("NGN", regime_kinds::NGN),
+        ("GATED_DISTANCE", regime_kinds::GATED_DISTANCE),
+        ("IGNITION", gated_phases::IGNITION),
+        ("RUN", gated_phases::RUN),
         ("SCHEDULE_CONSTANT", schedule_kinds::CONSTANT),
         ("SCHEDULE_WARMUP_COSINE", schedule_kinds::WARMUP_COSINE),
         ("SCHEDULE_INVERSE_SQRT", schedule_kinds::INVERSE_SQRT),
@@ -278,6 +312,7 @@ fn rust_layout() -> Layout {
         ("AVERAGE_EXPONENTIAL", average_kinds::EXPONENTIAL),
         ("MEAN_STEPS", MEAN_STEPS),
         ("MEAN_OUTLIER", MEAN_OUTLIER),
+        ("SKETCH_BUCKETS", SKETCH_BUCKETS),
         ("FIRST", record_flags::FIRST),
         ("ZERO_GRADIENT", record_flags::ZERO_GRADIENT),
         ("SKIPPED", record_flags::SKIPPED),
@@ -395,7 +430,7 @@ fn differences(rust: &Layout, wgsl: &Layout) -> Vec<String> {
 #[test]
 fn structs_and_constants_agree() {
     let (rust, wgsl) = (rust_layout(), wgsl_layout(WGSL));
-    assert_eq!(rust.structs.len(), 11);
+    assert_eq!(rust.structs.len(), 12);
     assert_eq!(differences(&rust, &wgsl), Vec::<String>::new());
     assert_eq!(PARTIAL_WORDS as usize, offset_of!(ScopeSums, loss) / 4);
 }

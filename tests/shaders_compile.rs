@@ -69,7 +69,7 @@ fn passes_say_what_they_read_write_and_how_many_invocations() {
             assert!(head.contains(word), "the head of {name} has no \"{word}\"");
         }
     }
-    assert_eq!(passes, 8);
+    assert_eq!(passes, 10);
 }
 
 /// Seeded faults.
@@ -101,6 +101,7 @@ fn every_combination_compiles_on_every_adapter() {
             Regime::fixed(0.1),
             Regime::adgd(),
             Regime::dowg(),
+            Regime::gated_distance(),
         ] {
             for (decay, clip) in [(0.0, f32::INFINITY), (0.1, f32::INFINITY), (0.1, 1.0)] {
                 let mut spec =

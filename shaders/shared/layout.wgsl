@@ -9,6 +9,7 @@ struct Block {
     group: u32,
     row: u32,
     first_element: u32,
+    scope_element: u32,
 }
 
 struct GroupConstants {
@@ -69,6 +70,10 @@ const DOG = 6u;
 const DOWG = 7u;
 const POLYAK = 8u;
 const NGN = 9u;
+const GATED_DISTANCE = 10u;
+
+const IGNITION = 1u;
+const RUN = 2u;
 
 const SCHEDULE_CONSTANT = 0u;
 const SCHEDULE_WARMUP_COSINE = 1u;
@@ -126,10 +131,37 @@ struct GroupState {
     distance_exponent: i32,
     last_growth: f32,
     last_clip: f32,
+    phase: u32,
+    restarted: u32,
+    window_steps: u32,
+    window_limit: u32,
+    gated_rate: f32,
+    raise: f32,
+    level_mantissa: f32,
+    level_exponent: i32,
+    ignition_norm_mantissa: f32,
+    ignition_norm_exponent: i32,
+    window_energy_mantissa: f32,
+    window_energy_exponent: i32,
+    window_square_mantissa: f32,
+    window_square_exponent: i32,
+    window_distance_mantissa: f32,
+    window_distance_exponent: i32,
+    way_square_mantissa: f32,
+    way_square_exponent: i32,
 }
 
 const MEAN_STEPS = 65536u;
 const MEAN_OUTLIER = 10u;
+
+const SKETCH_BUCKETS = 256u;
+
+struct SketchRows {
+    first: u32,
+    rows: u32,
+    scope: u32,
+    group: u32,
+}
 
 struct ScopeTable {
     first_partial: u32,
@@ -171,6 +203,7 @@ struct Update {
     started: u32,
     first: u32,
     average_weight: f32,
+    regime_rate: f32,
 }
 
 struct RawRecord {
@@ -197,6 +230,8 @@ struct RawRecord {
     gate_term: f32,
     trust_term: f32,
     trust_ratio: f32,
+    restart_term: f32,
+    magnitude_term: f32,
     clip_factor: f32,
     nonfinite: u32,
     first_nonfinite: u32,

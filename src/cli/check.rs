@@ -26,7 +26,7 @@ pub struct Args {
     json: bool,
 }
 
-/// Steps of each case.
+/// Steps of each case, but for [`steps`].
 const STEPS: usize = 8;
 
 /// Elements of the longest case.
@@ -189,7 +189,17 @@ fn regimes() -> Vec<Regime> {
         }),
         Regime::polyak(),
         Regime::ngn(),
+        Regime::gated_distance(),
     ]
+}
+
+/// Steps of a case: GatedDistance only runs after an ignition, and begins its third window 48 steps later.
+fn steps(regime: Regime) -> usize {
+    if regime.needs_sketch() {
+        8 * STEPS
+    } else {
+        STEPS
+    }
 }
 
 /// The modes that the regime can be had in.
@@ -287,7 +297,7 @@ fn check(gpu: &Gpu, tuning: &str, subject: Subject) -> Result<Case, CliError> {
     let mut device = DeviceRun::new(gpu, subject.builder(), &initial)?;
     let mut device_errors = vec![0f64; lengths.len()];
     let mut cpu_errors = vec![0f64; lengths.len()];
-    for step in 1..=STEPS {
+    for step in 1..=steps(subject.regime) {
         // The same gradients for all three, so that errors do not feed back through them.
         let gradients: Vec<Vec<f32>> = lengths
             .iter()

@@ -17,8 +17,8 @@ use rand::SeedableRng;
 use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;
 use wgpu_optim::{
-    AdGd, Averaging, BarzilaiBorwein, DoG, DoWG, Hypergradient, NormRatio, Record, Regime, Rule,
-    Schedule, SecantForm, Seesaw, TensorRecord, Term,
+    AdGd, Averaging, BarzilaiBorwein, DoG, DoWG, GatedDistance, Hypergradient, NormRatio, Record,
+    Regime, Rule, Schedule, SecantForm, Seesaw, TensorRecord, Term,
 };
 
 use crate::CliError;
@@ -79,6 +79,8 @@ pub enum RegimeName {
     Polyak,
     /// Loss and squared norm, bounded by 1.
     Ngn,
+    /// Distance over gradients on windows, behind a gate that asks the norm.
+    GatedDistance,
 }
 
 impl RegimeName {
@@ -98,6 +100,7 @@ impl RegimeName {
             RegimeName::DoWG => Regime::dowg(),
             RegimeName::Polyak => Regime::polyak(),
             RegimeName::Ngn => Regime::ngn(),
+            RegimeName::GatedDistance => Regime::gated_distance(),
         }
     }
 }
@@ -320,7 +323,8 @@ impl RegimeName {
                 | Regime::NormRatio(NormRatio { first_step, .. })
                 | Regime::Hypergradient(Hypergradient { first_step, .. })
                 | Regime::BarzilaiBorwein(BarzilaiBorwein { first_step, .. })
-                | Regime::AdGd(AdGd { first_step, .. }) => *first_step = given,
+                | Regime::AdGd(AdGd { first_step, .. })
+                | Regime::GatedDistance(GatedDistance { first_step, .. }) => *first_step = given,
                 Regime::DoG(DoG { initial_distance }) | Regime::DoWG(DoWG { initial_distance }) => {
                     *initial_distance = given;
                 }

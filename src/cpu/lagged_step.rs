@@ -106,8 +106,9 @@ pub(crate) fn lagged_step(of: &Lagged, slices: LaggedSlices) {
                 // It is not known yet whether the step holds.
                 averages: &mut [],
                 step_sums: &mut [],
+                scope_element: 0,
             };
-            update_parameters(kernel, of.update, tile_slices);
+            update_parameters(kernel, of.update, tile_slices, None);
             slices.grads[tile].copy_from_slice(new);
         }
         block_start = block_end;

@@ -1,11 +1,13 @@
 //! Pass 3: twin of `shaders/learning_rate.wgsl`, function by function.
 
 use crate::cpu::count_steps::{average_weight, steps_taken};
+use crate::cpu::gated_distance::gated_distance;
 use crate::cpu::regimes::{first_rate_is_a_formula, hold_rate, schedule_factor, set_rate};
 use crate::cpu::scaled::{Fixed, Scaled};
 use crate::layout::{
     GroupConstants, GroupState, LOSS_ELEMENT, MEAN_OUTLIER, MEAN_STEPS, RawRecord, ScopeSums,
-    Squares, Update, group_flags, record_flags, regime_kinds, schedule_kinds, unscale,
+    Squares, Update, gated_phases, group_flags, record_flags, regime_kinds, schedule_kinds,
+    unscale,
 };
 use crate::regime::{MAX_CHANGE, RATE_MAX, RATE_MIN};
 
@@ -169,6 +171,19 @@ fn take_step(
     let square = from_squares(measured.square);
     let norm = square.root();
     r.norm = norm.to_float();
+    let raw_norm_clip = c.flags & group_flags::RAW_NORM != 0;
+    let raw_norm = if raw_norm_clip {
+        from_squares(measured.raw_square).root()
+    } else {
+        norm
+    };
+    let limit = Scaled::new(c.clip_norm, 0);
+    if c.clip_norm < f32::MAX && limit.less(raw_norm) {
+        r.flags |= record_flags::CLIPPED;
+        r.clip_factor = limit.quotient(raw_norm).to_float();
+    }
+
+    s.restarted = 0;
     if square.is_zero() {
         r.flags |= record_flags::ZERO_GRADIENT;
     } else {
@@ -180,18 +195,6 @@ fn take_step(
     }
     if c.trust_coefficient > 0.0 {
         follow_trust(c, measured, square, norm, s, r);
-    }
-
-    let raw_norm_clip = c.flags & group_flags::RAW_NORM != 0;
-    let raw_norm = if raw_norm_clip {
-        from_squares(measured.raw_square).root()
-    } else {
-        norm
-    };
-    let limit = Scaled::new(c.clip_norm, 0);
-    if c.clip_norm < f32::MAX && limit.less(raw_norm) {
-        r.flags |= record_flags::CLIPPED;
-        r.clip_factor = limit.quotient(raw_norm).to_float();
     }
 
     // How large the momentum can be at the next step: μ ‖m_{t-1}‖ and what this step adds.
@@ -217,6 +220,17 @@ fn take_step(
     let first_momentum = c.flags & group_flags::MOMENTUM_FROM_GRADIENT != 0
         && c.flags & group_flags::LAGGED == 0
         && s.momentum_started == 0;
+    let mut momentum_keep = c.momentum;
+    let mut gradient_share = if first_momentum {
+        1.0
+    } else {
+        c.gradient_share
+    };
+    // No momentum while a rate is looked for: its lag would let the rate rise too far. As long as it will be in the end.
+    if c.regime == regime_kinds::GATED_DISTANCE && s.phase != gated_phases::RUN {
+        momentum_keep = 0.0;
+        gradient_share = c.gradient_share / (1.0 - c.momentum);
+    }
     let first = 1 - s.momentum_started;
     s.momentum_started = 1;
     s.last_clip = r.clip_factor;
@@ -228,18 +242,15 @@ fn take_step(
         unscale: unscale(r.loss_scale_exponent),
         coupled_decay: c.coupled_decay,
         shrink: 1.0 - s.learning_rate * c.decoupled_decay,
-        momentum_keep: c.momentum,
-        gradient_share: if first_momentum {
-            1.0
-        } else {
-            c.gradient_share
-        },
+        momentum_keep,
+        gradient_share,
         momentum: c.momentum,
         gradient_exponent: s.gradient_exponent,
         direction_exponent: s.direction_exponent,
         started: s.started,
         first,
         average_weight: average_weight(c, steps_taken(s)),
+        regime_rate: s.regime_rate,
     }
 }
 
@@ -307,6 +318,11 @@ fn change_rate(
     if first {
         s.started = 1;
         r.flags |= record_flags::FIRST;
+    }
+    if c.regime == regime_kinds::GATED_DISTANCE {
+        let exponent = scale_of_sums.exponent;
+        gated_distance(c, measured, norm, last_norm, exponent, s, r);
+        return;
     }
     if c.regime != regime_kinds::SEESAW && (!first || first_rate_is_a_formula(c.regime)) {
         let exponent = scale_of_sums.exponent;

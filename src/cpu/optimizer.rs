@@ -5,7 +5,9 @@ use rayon::prelude::*;
 
 use crate::cpu::average::average;
 use crate::cpu::finish_reduction::finish_reduction;
+use crate::cpu::finish_sketch::finish_sketch;
 use crate::cpu::finish_update::finish_update;
+use crate::cpu::fold_sketches::Sketch;
 use crate::cpu::lagged_step::{Lagged, LaggedSlices, lagged_step};
 use crate::cpu::learning_rate::learning_rate;
 use crate::cpu::reduce_gradient::{BlockSlices, no_totals, reduce_gradient};
@@ -51,6 +53,8 @@ pub struct CpuOptimizer {
     sums: Vec<ScopeSums>,
     states: Vec<GroupState>,
     updates: Vec<Update>,
+    /// One for each scope whose regime goes by a sketch.
+    ways: Vec<Way>,
     learning_rates: Vec<f32>,
     records: Vec<RawRecord>,
     /// By row, as `partials`; empty where no step is measured.
@@ -76,6 +80,16 @@ struct TensorMemory {
     next_memory: Memory,
     /// Of [`StepMode::Lagged`]: what each block measured.
     partials: Vec<ScopeSums>,
+    /// The last step, where the regime goes by a sketch.
+    sketch: Option<Box<Sketch>>,
+}
+
+/// How far a scope has come since its window began.
+#[derive(Debug)]
+struct Way {
+    sketch: Sketch,
+    groups: Vec<usize>,
+    tensors: Vec<usize>,
 }
 
 /// What the rule or the regime remembers of a tensor: one of the two, or neither.
@@ -147,6 +161,7 @@ impl OptimizerBuilder<Tensor> {
                 binding_alignment: 4,
                 dispatch_blocks: u32::MAX,
                 scope_partials: u64::MAX,
+                scope_sketches: u64::MAX,
                 quads_need_alignment: false,
             },
         )?;
@@ -167,6 +182,7 @@ impl CpuOptimizer {
                 step_sums: Vec::new(),
                 next_memory: Memory::default(),
                 partials: Vec::new(),
+                sketch: None,
             })
             .collect();
         let blocks: usize = plan.windows.iter().map(|window| window.blocks.len()).sum();
@@ -183,6 +199,10 @@ impl CpuOptimizer {
             if window.kernel.step_sums {
                 tensor.step_sums = vec![StepSums::default(); window.blocks.len()];
             }
+            tensor.sketch = window
+                .kernel
+                .leaves_sketch()
+                .then(|| Box::new(Sketch::NONE));
             if plan.mode == StepMode::Lagged {
                 tensor.next_memory = Memory::new(window.kernel, tensor.elements);
                 tensor.partials = vec![no_totals(); window.blocks.len()];
@@ -191,6 +211,20 @@ impl CpuOptimizer {
                 rows[block.row as usize] = (index, number);
             }
         }
+        let ways = plan
+            .sketches
+            .iter()
+            .map(|rows| {
+                let is_driven = |&group: &usize| plan.groups[group].scope == rows.scope;
+                Way {
+                    sketch: Sketch::NONE,
+                    groups: (0..plan.groups.len()).filter(is_driven).collect(),
+                    tensors: (0..plan.tensors.len())
+                        .filter(|&tensor| is_driven(&plan.tensors[tensor].group))
+                        .collect(),
+                }
+            })
+            .collect();
         let states: Vec<GroupState> = plan.groups.iter().map(GroupState::initial).collect();
         CpuOptimizer {
             arch: Arch::new(),
@@ -201,6 +235,7 @@ impl CpuOptimizer {
             partials: vec![no_totals(); blocks],
             sums: vec![no_totals(); plan.scopes.len()],
             updates: plan.groups.iter().map(Update::initial).collect(),
+            ways,
             learning_rates: states.iter().map(|state| state.learning_rate).collect(),
             records: vec![RawRecord::default(); record_steps * states.len()],
             step_partials: if plan.units.is_empty() {
@@ -269,7 +304,32 @@ impl CpuOptimizer {
         self.set_rates();
         self.update(params, grads);
         self.finish_update();
+        self.finish_ways();
         self.check_halted()
+    }
+
+    /// The last pass, where a regime goes by a sketch of the steps.
+    fn finish_ways(&mut self) {
+        for way in &mut self.ways {
+            let Some(&group) = way.groups.first() else {
+                continue;
+            };
+            if self.updates[group].skip != 0 {
+                continue;
+            }
+            let mut steps = Sketch::NONE;
+            for &tensor in &way.tensors {
+                if let Some(sketch) = &self.tensors[tensor].sketch {
+                    steps.fold(sketch);
+                }
+            }
+            let restarted = self.states[group].restarted != 0;
+            let square = finish_sketch(&mut way.sketch, &steps, restarted);
+            for &group in &way.groups {
+                self.states[group].way_square_mantissa = square.mantissa;
+                self.states[group].way_square_exponent = square.exponent;
+            }
+        }
     }
 
     /// One step of [`StepMode::Lagged`]. The new parameters are written over the gradients; then the slices are exchanged, so that
@@ -487,7 +547,7 @@ impl CpuOptimizer {
                 };
                 let update = &updates[block.group as usize];
                 if update.skip == 0 {
-                    update_in_halves(
+                    let steps = update_in_halves(
                         arch,
                         kernel,
                         update,
@@ -499,8 +559,12 @@ impl CpuOptimizer {
                             vector: &mut tensor.memory.vector,
                             averages: &mut tensor.averages,
                             step_sums: &mut tensor.step_sums,
+                            scope_element: block.scope_element,
                         },
                     );
+                    if let (Some(sketch), Some(steps)) = (&mut tensor.sketch, steps) {
+                        **sketch = steps;
+                    }
                 }
             };
         if self.parallel {
@@ -692,6 +756,7 @@ struct UpdateStretch<'a> {
     kernel: Kernel,
     update: &'a Update,
     slices: BlockSlicesMut<'a>,
+    sketch: Option<&'a mut Sketch>,
 }
 
 impl NullaryFnOnce for UpdateStretch<'_> {
@@ -699,7 +764,7 @@ impl NullaryFnOnce for UpdateStretch<'_> {
 
     #[inline(always)]
     fn call(self) {
-        update_parameters(self.kernel, self.update, self.slices);
+        update_parameters(self.kernel, self.update, self.slices, self.sketch);
     }
 }
 
@@ -719,16 +784,25 @@ impl NullaryFnOnce for Average<'_> {
     }
 }
 
-/// Halves a tensor, at a multiple of the block, until a half is not worth handing to another thread.
-fn update_in_halves(arch: Arch, kernel: Kernel, update: &Update, slices: BlockSlicesMut) {
+/// Halves a tensor, at a multiple of the block, until a half is not worth handing to another thread. Where the regime goes by a
+/// sketch of the steps, halves are added up.
+fn update_in_halves(
+    arch: Arch,
+    kernel: Kernel,
+    update: &Update,
+    slices: BlockSlicesMut,
+) -> Option<Sketch> {
     let block = BLOCK_ELEMENTS as usize;
     let elements = slices.params.len();
     if elements <= block * PARALLEL_BLOCKS / 4 {
-        return arch.dispatch(UpdateStretch {
+        let mut sketch = kernel.leaves_sketch().then_some(Sketch::NONE);
+        arch.dispatch(UpdateStretch {
             kernel,
             update,
             slices,
+            sketch: sketch.as_mut(),
         });
+        return sketch;
     }
     let middle = elements.div_ceil(block) / 2 * block;
     let (params, params_after) = slices.params.split_at_mut(middle);
@@ -747,7 +821,8 @@ fn update_in_halves(arch: Arch, kernel: Kernel, update: &Update, slices: BlockSl
     let (step_sums, step_sums_after) = slices
         .step_sums
         .split_at_mut((middle / block).min(slices.step_sums.len()));
-    rayon::join(
+    let scope_element = slices.scope_element;
+    let (steps, steps_after) = rayon::join(
         || {
             update_in_halves(
                 arch,
@@ -761,6 +836,7 @@ fn update_in_halves(arch: Arch, kernel: Kernel, update: &Update, slices: BlockSl
                     vector,
                     averages,
                     step_sums,
+                    scope_element,
                 },
             )
         },
@@ -777,10 +853,18 @@ fn update_in_halves(arch: Arch, kernel: Kernel, update: &Update, slices: BlockSl
                     vector: vector_after,
                     averages: averages_after,
                     step_sums: step_sums_after,
+                    scope_element: scope_element.wrapping_add(middle as u32),
                 },
             )
         },
     );
+    match (steps, steps_after) {
+        (Some(mut steps), Some(after)) => {
+            steps.fold(&after);
+            Some(steps)
+        }
+        _ => None,
+    }
 }
 
 /// The sweep of a lagged step over some blocks of a tensor.

@@ -2,6 +2,7 @@
 
 use crate::cpu::average::average;
 use crate::cpu::finish_update::add_step_sums;
+use crate::cpu::fold_sketches::Sketch;
 use crate::cpu::optimizer::BLOCK_ELEMENTS;
 use crate::cpu::reduce_gradient::{counter_of, pack_counter, squares_of};
 use crate::layout::{StepSums, Update};
@@ -30,6 +31,25 @@ pub(crate) struct BlockSlicesMut<'a> {
     pub(crate) averages: &'a mut [f32],
     /// One for every [`BLOCK_ELEMENTS`] of the parameters; empty where the step is not measured.
     pub(crate) step_sums: &'a mut [StepSums],
+    /// Index of the first element in its scope.
+    pub(crate) scope_element: u32,
+}
+
+/// Where a direction is kept, once a step was taken along it: nowhere, or in an f32.
+trait Keep {
+    fn keep(&mut self, direction: f32);
+}
+
+impl Keep for () {
+    #[inline(always)]
+    fn keep(&mut self, _: f32) {}
+}
+
+impl Keep for f32 {
+    #[inline(always)]
+    fn keep(&mut self, direction: f32) {
+        *self = direction;
+    }
 }
 
 /// The gradient that the rule sees: sign · clip · g + λ w, g without the loss scale.
@@ -55,19 +75,29 @@ impl<const SCALED: bool> Gradient<SCALED> {
     }
 }
 
-/// Updates one block. Not to be called where the step is skipped. Inlined, as everything it calls, so that the caller chooses the
-/// vector instructions.
+/// Updates one block, and adds its steps to the sketch where there is one. Not to be called where the step is skipped.
+/// Inlined, as everything it calls, so that the caller chooses the vector instructions.
 #[inline(always)]
-pub(crate) fn update_parameters(kernel: Kernel, update: &Update, slices: BlockSlicesMut) {
+pub(crate) fn update_parameters(
+    kernel: Kernel,
+    update: &Update,
+    slices: BlockSlicesMut,
+    sketch: Option<&mut Sketch>,
+) {
     if kernel.loss_scale {
-        update_elements::<true>(kernel, update, slices);
+        update_elements::<true>(kernel, update, slices, sketch);
     } else {
-        update_elements::<false>(kernel, update, slices);
+        update_elements::<false>(kernel, update, slices, sketch);
     }
 }
 
 #[inline(always)]
-fn update_elements<const SCALED: bool>(kernel: Kernel, update: &Update, slices: BlockSlicesMut) {
+fn update_elements<const SCALED: bool>(
+    kernel: Kernel,
+    update: &Update,
+    slices: BlockSlicesMut,
+    mut sketch: Option<&mut Sketch>,
+) {
     let gradient = Gradient::<SCALED> {
         unscale: update.unscale,
         factor: update.gradient_factor,
@@ -82,6 +112,7 @@ fn update_elements<const SCALED: bool>(kernel: Kernel, update: &Update, slices: 
         vector,
         averages,
         step_sums,
+        scope_element,
     } = slices;
     step_sums.fill(StepSums::default());
     let mut before = [0f32; TILE];
@@ -122,27 +153,45 @@ fn update_elements<const SCALED: bool>(kernel: Kernel, update: &Update, slices: 
         } else {
             &mut []
         };
-        move_parameters(
-            kernel.rule,
-            update,
-            gradient,
-            &mut params[tile.clone()],
-            &grads[tile.clone()],
-            momentum,
-        );
+        let (params, grads) = (&mut params[tile.clone()], &grads[tile.clone()]);
+        if let Some(sketch) = &mut sketch {
+            let directions = &mut [0.0; TILE][..params.len()];
+            move_parameters(
+                kernel.rule,
+                update,
+                gradient,
+                params,
+                grads,
+                momentum,
+                directions,
+            );
+            let first = scope_element.wrapping_add(start as u32);
+            sketch.add_steps(first, update.regime_rate, directions);
+        } else {
+            let nowhere = &mut [(); TILE][..params.len()];
+            move_parameters(
+                kernel.rule,
+                update,
+                gradient,
+                params,
+                grads,
+                momentum,
+                nowhere,
+            );
+        }
         if let Some(sums) = step_sums.get_mut(start / BLOCK_ELEMENTS as usize) {
-            let (new, step) = (&params[tile.clone()], &mut before[..tile.len()]);
-            for (step, new) in step.iter_mut().zip(new) {
+            let step = &mut before[..tile.len()];
+            for (step, new) in step.iter_mut().zip(params.iter()) {
                 *step = new - *step;
             }
             let measured = StepSums {
-                parameters: squares_of(new),
+                parameters: squares_of(params),
                 step: squares_of(step),
             };
             *sums = add_step_sums(*sums, &measured);
         }
         if let Some(averages) = averages.get_mut(tile.clone()) {
-            average(update.average_weight, averages, &params[tile.clone()]);
+            average(update.average_weight, averages, params);
         }
         start = tile.end;
     }
@@ -181,48 +230,53 @@ fn count(byte: u8, sign: i8) -> u8 {
 }
 
 #[inline(always)]
-fn move_parameters<const SCALED: bool>(
+fn move_parameters<const SCALED: bool, K: Keep>(
     rule: RuleKind,
     update: &Update,
     gradient: Gradient<SCALED>,
     params: &mut [f32],
     grads: &[f32],
     momentum: &mut [f32],
+    directions: &mut [K],
 ) {
-    let elements = params.iter_mut().zip(grads);
+    let elements = params.iter_mut().zip(grads).zip(directions);
     match rule {
         RuleKind::Sgd => {
-            for (w, &g) in elements {
-                *w = step(update, *w, gradient.of(g, *w));
+            for ((w, &g), direction) in elements {
+                *w = step(update, *w, gradient.of(g, *w), direction);
             }
         }
         RuleKind::SignSgd => {
-            for (w, &g) in elements {
-                *w = step(update, *w, f32::from(sign(gradient.of(g, *w))));
+            for ((w, &g), direction) in elements {
+                let sign = f32::from(sign(gradient.of(g, *w)));
+                *w = step(update, *w, sign, direction);
             }
         }
         RuleKind::Sgdm => {
-            for ((w, &g), m) in elements.zip(momentum) {
-                *w = step(update, *w, remember(update, m, gradient.of(g, *w)));
+            for (((w, &g), direction), m) in elements.zip(momentum) {
+                let m = remember(update, m, gradient.of(g, *w));
+                *w = step(update, *w, m, direction);
             }
         }
         RuleKind::Nesterov => {
-            for ((w, &g), m) in elements.zip(momentum) {
+            for (((w, &g), direction), m) in elements.zip(momentum) {
                 let g = gradient.of(g, *w);
-                *w = step(update, *w, g + update.momentum * remember(update, m, g));
+                let ahead = g + update.momentum * remember(update, m, g);
+                *w = step(update, *w, ahead, direction);
             }
         }
         RuleKind::Signum => {
-            for ((w, &g), m) in elements.zip(momentum) {
+            for (((w, &g), direction), m) in elements.zip(momentum) {
                 let m = remember(update, m, gradient.of(g, *w));
-                *w = step(update, *w, f32::from(sign(m)));
+                *w = step(update, *w, f32::from(sign(m)), direction);
             }
         }
     }
 }
 
 #[inline(always)]
-fn step(update: &Update, w: f32, direction: f32) -> f32 {
+fn step(update: &Update, w: f32, direction: f32, kept: &mut impl Keep) -> f32 {
+    kept.keep(direction);
     update.shrink * w - update.learning_rate * direction
 }
 

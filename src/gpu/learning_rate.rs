@@ -10,7 +10,10 @@ pub(crate) const WORKGROUP: u32 = 8;
 
 /// Compiles the pass for what any of the groups needs.
 pub(crate) fn pipeline(device: &wgpu::Device, groups: &[GroupConstants]) -> Pipeline {
-    let formulas = groups.iter().any(|c| c.regime != regime_kinds::SEESAW);
+    let gated = |c: &GroupConstants| c.regime == regime_kinds::GATED_DISTANCE;
+    let formulas = groups
+        .iter()
+        .any(|c| c.regime != regime_kinds::SEESAW && !gated(c));
     let schedules = groups
         .iter()
         .any(|c| c.schedule != schedule_kinds::CONSTANT);
@@ -25,11 +28,13 @@ pub(crate) fn pipeline(device: &wgpu::Device, groups: &[GroupConstants]) -> Pipe
                 shared::SCALED,
                 shared::REGIMES,
                 shared::COUNT_STEPS,
+                shared::GATED_DISTANCE,
                 include_str!("../../shaders/learning_rate.wgsl"),
             ],
             constants: &[
                 ("WORKGROUP", f64::from(WORKGROUP)),
                 flag("FORMULAS", formulas),
+                flag("GATED", groups.iter().any(gated)),
                 flag("SCHEDULES", schedules),
                 flag("AVERAGES", averages),
                 flag("TRUST", trust),

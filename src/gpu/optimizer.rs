@@ -11,13 +11,13 @@ use crate::gpu::pass::Pipeline;
 use crate::gpu::readback::Readback;
 use crate::gpu::tensor::{Span, Tensor};
 use crate::gpu::{
-    finish_reduction, finish_update, lagged_step, learning_rate, reduce_gradient, swap_averages,
-    undo_step, update_parameters,
+    finish_reduction, finish_sketch, finish_update, fold_sketches, lagged_step, learning_rate,
+    reduce_gradient, swap_averages, undo_step, update_parameters,
 };
 use crate::group::{GroupConfig, OptimizerBuilder, ResolvedGroup};
 use crate::layout::{
-    Block, GroupState, NO_TENSOR, PARTIAL_WORDS, RawRecord, RawTensorRecord, ScopeSums, StepSums,
-    StepUnit, Update,
+    Block, GroupState, NO_TENSOR, PARTIAL_WORDS, RawRecord, RawTensorRecord, SKETCH_BUCKETS,
+    ScopeSums, SketchRows, StepSums, StepUnit, Update,
 };
 use crate::plan::{
     Access, Geometry, Kernel, Place, Plan, QUAD, Region, Stretch, TensorInfo, Window,
@@ -25,8 +25,8 @@ use crate::plan::{
 use crate::record::{RecordCursor, Records};
 use crate::step_mode::StepMode;
 
-/// One of the four passes, or of the two that take the place of the first and the last in [`StepMode::Lagged`], or the one that is no
-/// part of a step.
+/// One of the four passes, of the two that take the place of the first and the last in [`StepMode::Lagged`], of the two that follow
+/// where a regime goes by a sketch of the steps, or the one that is no part of a step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum PassName {
     /// Pass 1.
@@ -45,6 +45,10 @@ pub enum PassName {
     UndoStep,
     /// Exchanges parameters and averages ([`Optimizer::encode_swap_averages`]).
     SwapAverages,
+    /// Adds up the sketches of many blocks.
+    FoldSketches,
+    /// Adds the step's sketch to that of the steps before.
+    FinishSketch,
 }
 
 impl PassName {
@@ -59,6 +63,8 @@ impl PassName {
             PassName::LaggedStep => lagged_step::STEM,
             PassName::UndoStep => undo_step::STEM,
             PassName::SwapAverages => swap_averages::STEM,
+            PassName::FoldSketches => fold_sketches::STEM,
+            PassName::FinishSketch => finish_sketch::STEM,
         }
     }
 }
@@ -139,7 +145,8 @@ impl OptimizerBuilder<Tensor> {
     ///
     /// Memory on the device beside the caller's buffers: 4 bytes per parameter for momentum rules, 1 byte per parameter for the
     /// direction memory of Seesaw and Hypergradient on rules without momentum, 4 for the last gradient of the secant regimes or the first parameters of DoG and DoWG, 4 for an
-    /// [`Averaging`](crate::Averaging), otherwise nothing in proportion to the parameters.
+    /// [`Averaging`](crate::Averaging), 1 KiB for each block of a kernel with GatedDistance (a quarter of a byte per parameter in blocks
+    /// of 4096), otherwise nothing in proportion to the parameters.
     ///
     /// Parameters and gradients may lie in one buffer. That is fine on every native backend; browsers refuse it where the two
     /// interleave.
@@ -246,6 +253,8 @@ fn geometry(gpu: &Gpu, limits: &wgpu::Limits) -> Geometry {
         binding_alignment,
         dispatch_blocks: limits.max_compute_workgroups_per_dimension,
         scope_partials: u64::from(gpu.tuning().finish_workgroup_size) * MOST_TRIPS,
+        scope_sketches: u64::from(STRIP) * MOST_TRIPS
+            / u64::from(SKETCH_BUCKETS.div_ceil(gpu.tuning().finish_workgroup_size)),
         quads_need_alignment: true,
     }
 }
@@ -293,6 +302,8 @@ impl Optimizer {
             u64::from(plan.partials) * u64::from(PARTIAL_WORDS),
         );
         let records = zeroed::<RawRecord>(gpu, "records", u64::from(record_steps) * group_count);
+        let rows: u64 = plan.sketches.iter().map(|rows| u64::from(rows.rows)).sum();
+        let sketches = zeroed::<f32>(gpu, "sketches", rows * u64::from(SKETCH_BUCKETS));
 
         let recorded = plan.units.iter().filter(|unit| unit.tensor != NO_TENSOR);
         let recorded = recorded.count() as u32;
@@ -335,6 +346,7 @@ impl Optimizer {
             states: &states,
             updates: &updates,
             partials: &partials,
+            sketches: &sketches,
         };
         let mut averages: Vec<WindowAverages> = plan
             .windows
@@ -439,6 +451,7 @@ impl Optimizer {
                 workgroups: plan.units.len() as u32,
             });
         }
+        last.extend(sketch_passes(gpu, &plan, tables));
         let steps = sweeps
             .into_iter()
             .map(|Sweeps { before, after }| [before, scalar.to_vec(), after, last.clone()].concat())
@@ -804,6 +817,75 @@ struct Tables<'a> {
     states: &'a wgpu::Buffer,
     updates: &'a wgpu::Buffer,
     partials: &'a wgpu::Buffer,
+    /// What each block leaves of its steps where a regime goes by that.
+    sketches: &'a wgpu::Buffer,
+}
+
+/// Sketches that are folded into one where there are more.
+const STRIP: u32 = 32;
+
+/// The passes after the last sweep: none unless a regime goes by a sketch.
+fn sketch_passes(gpu: &Gpu, plan: &Plan, tables: Tables) -> Vec<Dispatch> {
+    let (device, tuning) = (gpu.device(), gpu.tuning());
+    if plan.sketches.is_empty() {
+        return Vec::new();
+    }
+    let mut passes = Vec::new();
+    let most = plan.sketches.iter().map(|scope| scope.rows).max();
+    let folds = most.unwrap_or(0) > STRIP;
+    if folds {
+        let strips: Vec<SketchRows> = plan
+            .sketches
+            .iter()
+            .flat_map(|scope| {
+                (0..scope.rows)
+                    .step_by(STRIP as usize)
+                    .map(|row| SketchRows {
+                        first: scope.first + row,
+                        rows: STRIP.min(scope.rows - row),
+                        ..*scope
+                    })
+            })
+            .collect();
+        let pass = fold_sketches::pipeline(device, &tuning);
+        // As many in a dispatch as a device can have.
+        let grid = device.limits().max_compute_workgroups_per_dimension;
+        for strips in strips.chunks(grid as usize) {
+            let table = filled(gpu, "strips", strips);
+            passes.push(Dispatch {
+                pass: PassName::FoldSketches,
+                bind_groups: vec![pass.bind(
+                    device,
+                    0,
+                    &[whole(&table), whole(tables.updates), whole(tables.sketches)],
+                )],
+                pipeline: pass.pipeline.clone(),
+                workgroups: strips.len() as u32,
+            });
+        }
+    }
+    let scopes = filled(gpu, "sketched scopes", &plan.sketches);
+    let ways = u64::from(SKETCH_BUCKETS) * plan.sketches.len() as u64;
+    let ways = zeroed::<f32>(gpu, "ways", ways);
+    let pass = finish_sketch::pipeline(device, &tuning, if folds { STRIP } else { 1 });
+    passes.push(Dispatch {
+        pass: PassName::FinishSketch,
+        bind_groups: vec![pass.bind(
+            device,
+            0,
+            &[
+                whole(&scopes),
+                whole(tables.groups),
+                whole(tables.updates),
+                whole(tables.sketches),
+                whole(&ways),
+                whole(tables.states),
+            ],
+        )],
+        pipeline: pass.pipeline.clone(),
+        workgroups: plan.sketches.len() as u32,
+    });
+    passes
 }
 
 /// The dispatches before and after those that handle scalars.
@@ -841,7 +923,11 @@ fn two_pass_sweeps(
             part(&buffers[window.params.buffer], window.params),
             part(&buffers[window.grads.buffer], window.grads),
             whole(&momentum),
-            whole(&regime_memory),
+            if kernel.leaves_sketch() {
+                whole(tables.sketches)
+            } else {
+                whole(&regime_memory)
+            },
         ];
         let measured = [
             whole(tables.groups),

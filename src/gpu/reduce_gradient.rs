@@ -21,6 +21,8 @@ pub(crate) fn pipeline(
     } = Measuring::new(device, tuning, kernel, partials);
     match kernel.alignment {
         Alignment::None | Alignment::Momentum => files.push(shared::MEASURE_MOMENTUM),
+        // Whatever is measured: without the magnitude nothing is.
+        Alignment::Sketch => files.push(shared::MEASURE_MAGNITUDE),
         Alignment::Counters => files.push(shared::MEASURE_COUNTERS),
         Alignment::FirstParameters => files.push(shared::MEASURE_DISTANCE),
         Alignment::LastGradient => {

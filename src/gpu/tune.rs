@@ -574,7 +574,7 @@ fn moderate(regime: Regime) -> Regime {
             ..NormRatio::default()
         }),
         Regime::Fixed { .. } => Regime::fixed(RATE),
-        // Rates that fall, that are bounded by what they are given, or that start tiny.
+        // Rates that fall, that are bounded by what they are given or by the largest there is, or that start tiny.
         other => other,
     }
 }

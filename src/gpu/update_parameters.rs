@@ -3,7 +3,8 @@
 use crate::gpu::pass::{Binding, PassSource, Pipeline, flag, shared};
 use crate::gpu::sweep::{average, load, read_beside_written, store};
 use crate::gpu::tuning::Tuning;
-use crate::plan::{Access, Alignment, Kernel};
+use crate::layout::SKETCH_BUCKETS;
+use crate::plan::{Access, Alignment, Kernel, QUAD};
 
 pub(crate) const STEM: &str = "update_parameters";
 
@@ -17,10 +18,13 @@ pub(crate) fn pipeline(
 ) -> Pipeline {
     let source = include_str!("../../shaders/update_parameters.wgsl");
     let (source, gradients) = read_beside_written(source, "gradients", one_buffer);
-    let keep = match kernel.alignment {
-        Alignment::LastGradient => shared::KEEP_GRADIENT,
-        Alignment::FirstParameters => shared::KEEP_PARAMETERS,
-        Alignment::None | Alignment::Momentum | Alignment::Counters => shared::KEEP_COUNTERS,
+    let (keep, sweep) = match kernel.alignment {
+        Alignment::LastGradient => (shared::KEEP_GRADIENT, shared::SWEEP_QUADS),
+        Alignment::FirstParameters => (shared::KEEP_PARAMETERS, shared::SWEEP_QUADS),
+        Alignment::None | Alignment::Momentum | Alignment::Counters => {
+            (shared::KEEP_COUNTERS, shared::SWEEP_QUADS)
+        }
+        Alignment::Sketch => (shared::LEAVE_SKETCH, ""),
     };
     let (average, averages) = average(kernel);
     let measure: &[&str] = if kernel.step_sums {
@@ -55,21 +59,27 @@ pub(crate) fn pipeline(
         average,
         load(access),
         store(access),
+        sweep,
     ];
     files.extend(measure);
     files.push(&source);
+    let mut constants = vec![
+        ("WORKGROUP", f64::from(tuning.workgroup_size)),
+        ("RULE", f64::from(kernel.rule as u32)),
+        flag("COUPLED_DECAY", kernel.coupled_decay),
+        flag("LOSS_SCALE", kernel.loss_scale),
+        flag("COUNTERS", kernel.has_counters()),
+    ];
+    if kernel.leaves_sketch() {
+        let slots = tuning.workgroup_size.max(SKETCH_BUCKETS / QUAD);
+        constants.push(("SLOTS", f64::from(slots)));
+    }
     Pipeline::new(
         device,
         &PassSource {
             stem: STEM,
             files: &files,
-            constants: &[
-                ("WORKGROUP", f64::from(tuning.workgroup_size)),
-                ("RULE", f64::from(kernel.rule as u32)),
-                flag("COUPLED_DECAY", kernel.coupled_decay),
-                flag("LOSS_SCALE", kernel.loss_scale),
-                flag("COUNTERS", kernel.has_counters()),
-            ],
+            constants: &constants,
             groups: &groups,
         },
     )

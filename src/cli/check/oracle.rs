@@ -1,7 +1,9 @@
 //! The right answer, in f64, written from the specification and not from the shaders: one parameter group, one step at a time.
 #![allow(dead_code, reason = "each test file uses its own part")]
 
-use wgpu_optim::{Averaging, Regime, Rule, Schedule, SecantForm, StepMode, WeightDecay};
+use wgpu_optim::{
+    Averaging, GatedDistance, Regime, Rule, Schedule, SecantForm, StepMode, WeightDecay,
+};
 
 /// One group in f64.
 pub struct Oracle {
@@ -31,6 +33,7 @@ pub struct Oracle {
     history: f64,
     farthest: f64,
     last_growth: f64,
+    pub gated: Gated,
     taken: u32,
     pub averaging: Averaging,
     /// The average of the parameters, once it has started.
@@ -106,6 +109,7 @@ impl Oracle {
             history: 0.0,
             farthest: 0.0,
             last_growth: f64::INFINITY,
+            gated: Gated::default(),
             taken: 0,
             averaging: Averaging::Off,
             average: None,
@@ -145,7 +149,8 @@ impl Oracle {
         if out.norm == 0.0 {
             out.zero = true;
         } else {
-            self.change_rate(&seen, &mut out);
+            let clip_factor = self.clip_factor(&raw);
+            self.change_rate(&seen, clip_factor, &mut out);
         }
         if !out.zero {
             self.last_trust = self.trust_ratio(out.norm);
@@ -157,17 +162,15 @@ impl Oracle {
             _ => out.rate,
         };
 
-        let raw_norm = norm(&raw);
-        let factor = if raw_norm > self.clip {
-            self.clip / raw_norm
-        } else {
-            1.0
-        };
+        let factor = self.clip_factor(&raw);
         let g: Vec<f64> = raw
             .iter()
             .zip(&self.w)
             .map(|(g, w)| factor * g + coupled * w)
             .collect();
+        // Its momentum, while a rate is looked for, is what it would be if all gradients were this one.
+        let without_momentum =
+            matches!(self.regime, Regime::GatedDistance(_)) && !self.gated.runs();
         let direction: Vec<f64> = match self.rule {
             Rule::Sgd => g.clone(),
             Rule::SignSgd => g.iter().map(|&g| sign(g)).collect(),
@@ -178,6 +181,7 @@ impl Oracle {
             } => {
                 let (mu, share) = (f64::from(momentum), 1.0 - f64::from(dampening));
                 let m: Vec<f64> = match self.m.take() {
+                    _ if without_momentum => g.iter().map(|g| share / (1.0 - mu) * g).collect(),
                     None => g.clone(),
                     Some(m) => m.iter().zip(&g).map(|(m, g)| mu * m + share * g).collect(),
                 };
@@ -190,7 +194,11 @@ impl Oracle {
                 u
             }
             Rule::Signum { momentum } => {
-                let beta = f64::from(momentum);
+                let beta = if without_momentum {
+                    0.0
+                } else {
+                    f64::from(momentum)
+                };
                 let m = self.m.take().unwrap_or_else(|| vec![0.0; g.len()]);
                 let m: Vec<f64> = m
                     .iter()
@@ -207,6 +215,8 @@ impl Oracle {
             *q = (*q + sign(*g)).clamp(-7.0, 7.0);
             *last = sign(*g);
         }
+        self.gated
+            .add_steps(self.ln_rate.map_or(0.0, f64::exp), &direction);
         self.last_seen = seen;
         self.last_direction = direction.clone();
         let shrink = 1.0 - rate * f64::from(self.decay.decoupled());
@@ -243,7 +253,12 @@ impl Oracle {
         });
     }
 
-    fn change_rate(&mut self, g: &[f64], out: &mut Outcome) {
+    /// The clip's factor, by the norm of the gradient without weight decay.
+    fn clip_factor(&self, raw: &[f64]) -> f64 {
+        (self.clip / norm(raw)).min(1.0)
+    }
+
+    fn change_rate(&mut self, g: &[f64], clip_factor: f64, out: &mut Outcome) {
         let n = out.norm;
         let beta = f64::from(self.regime.smoothing());
         self.k += 1;
@@ -261,6 +276,13 @@ impl Oracle {
             .max(n)
             .max(f64::from(self.regime.norm_floor()) * self.mean_norm);
         let last = std::mem::replace(&mut self.smoothed, smoothed);
+        if let Regime::GatedDistance(regime) = self.regime {
+            out.first = !started;
+            let first = f64::from(regime.first_step) * (1.0 + self.w0_norm);
+            let rate = self.gated.rate(regime, self.rule, g, clip_factor, first);
+            self.ln_rate = Some(rate.ln());
+            return;
+        }
         if !started {
             out.first = true;
             if let Some(rate) = self.formula(g, n, true) {
@@ -442,5 +464,174 @@ impl Oracle {
             _ => 1.0,
         };
         factor.max(1e-6)
+    }
+}
+
+/// What GatedDistance remembers; src/regime/gated.rs has the equations.
+#[derive(Debug, Clone, Default)]
+pub struct Gated {
+    phase: Phase,
+    /// The rate behind the gate.
+    pub held: f64,
+    applied: f64,
+    level: f64,
+    raise: f64,
+    loud: f64,
+    last_norm: f64,
+    steps: u32,
+    limit: u32,
+    energy: f64,
+    square: f64,
+    farthest: f64,
+    history: f64,
+    reach: f64,
+    way: Vec<f64>,
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+enum Phase {
+    #[default]
+    Wait,
+    Ignition,
+    Run,
+}
+
+impl Gated {
+    pub fn runs(&self) -> bool {
+        self.phase == Phase::Run
+    }
+
+    fn begin_window(&mut self) {
+        (self.steps, self.energy, self.square, self.farthest) = (0, 0.0, 0.0, 0.0);
+        self.way = vec![0.0; 256];
+    }
+
+    /// The sketch of the way: element i times a random sign in bucket i mod 256.
+    fn add_steps(&mut self, rate: f64, direction: &[f64]) {
+        if self.way.is_empty() {
+            return;
+        }
+        for (i, u) in direction.iter().enumerate() {
+            let mut x = i as u32;
+            x = (x ^ (x >> 16)).wrapping_mul(0x7feb_352d);
+            x = (x ^ (x >> 15)).wrapping_mul(0x846c_a68b);
+            let sign = if x < 1 << 31 { 1.0 } else { -1.0 };
+            self.way[i % 256] += sign * rate * u;
+        }
+    }
+
+    fn rate(
+        &mut self,
+        regime: GatedDistance,
+        rule: Rule,
+        g: &[f64],
+        clip_factor: f64,
+        first_step: f64,
+    ) -> f64 {
+        let (n, d) = (norm(g), g.len() as f64);
+        let mut magnitude = 1.0;
+        let length = match rule {
+            Rule::Sgdm {
+                momentum,
+                dampening,
+                ..
+            } => clip_factor * n * (1.0 - f64::from(dampening)) / (1.0 - f64::from(momentum)),
+            Rule::SignSgd | Rule::Signum { .. } => {
+                magnitude = g.iter().map(|g| g.abs()).sum::<f64>() / d;
+                magnitude * d.sqrt()
+            }
+            _ => clip_factor * n,
+        };
+        let given = regime.energy_factor.map(f64::from);
+        let (first_factor, factor) = match rule {
+            Rule::Signum { momentum } => {
+                let inertia: f64 = (1..400)
+                    .map(|k| f64::from(momentum).powi(k).asin())
+                    .sum::<f64>()
+                    * 4.0
+                    / std::f64::consts::PI;
+                (1.5, (1.0 + inertia).max(1.5))
+            }
+            Rule::SignSgd => (1.5, 1.5),
+            _ => (1.0, 1.0),
+        };
+        let (first_factor, factor) = (given.unwrap_or(first_factor), given.unwrap_or(factor));
+        let (before, old) = (self.phase, self.held);
+        match before {
+            Phase::Wait => {
+                (self.level, self.raise, self.loud) = (first_step / length, 1.0, n);
+                self.phase = Phase::Ignition;
+                self.begin_window();
+            }
+            Phase::Ignition => {
+                let average = (self.square / self.energy).sqrt();
+                let agreement = dot(&self.way, &self.way) / self.square - 1.0;
+                let others = f64::from(self.steps.max(2) - 1);
+                let several = self.steps >= 2;
+                let alarm = n > 2.0 * self.loud || several && agreement <= -0.5;
+                if !alarm && several && agreement >= (others / 2.0).min(1.0) {
+                    let apart = (1.0 - agreement / others).max(1e-6);
+                    self.raise = (1.0 / (2.0 * apart).sqrt()).clamp(2.0, 8.0);
+                    (self.level, self.loud) = (average * self.raise, n);
+                    self.begin_window();
+                } else if alarm || self.steps >= 12 {
+                    self.level = average / if alarm { self.raise } else { 1.0 };
+                    self.history = first_factor * self.energy;
+                    self.reach = self.level * self.history.sqrt();
+                    self.limit = 16;
+                    self.phase = Phase::Run;
+                    self.begin_window();
+                }
+            }
+            Phase::Run => {
+                let way = norm(&self.way);
+                self.reach = self.reach.max(way);
+                self.farthest = self.farthest.max(way);
+                if self.steps >= self.limit {
+                    let level = self.farthest / (factor * self.energy).sqrt();
+                    if level <= 1.2 * self.level {
+                        self.limit *= 2;
+                    }
+                    self.level = level.min(4.0 * self.level);
+                    self.history = factor * self.energy;
+                    self.reach = self.level * self.history.sqrt();
+                    self.begin_window();
+                }
+            }
+        }
+        let mut rate = self.level;
+        if self.runs() {
+            self.history += factor * length * length;
+            rate = (self.reach / self.history.sqrt()).min(4.0 * self.level);
+        }
+        if before != Phase::Wait {
+            rate = rate.min(if self.runs() { 2.0 } else { 8.0 } * old);
+        }
+        if before == Phase::Run {
+            let x = (n / self.last_norm).clamp(0.5, 2.0);
+            let moved = old * x.powf(-f64::from(regime.exponent));
+            rate = if n < self.last_norm {
+                moved.max(rate).max(old)
+            } else if n > self.last_norm {
+                moved.min(rate).min(old)
+            } else {
+                old
+            };
+        }
+        self.held = rate.clamp(1e-30, 1e30);
+        let mut applied = self.held * magnitude;
+        if rule.is_sign() {
+            if before != Phase::Wait {
+                applied = applied.clamp(self.applied / 10.0, 10.0 * self.applied);
+            }
+            self.square += applied * applied * d;
+        } else {
+            self.square += (applied * length).powi(2);
+        }
+        self.applied = applied.clamp(1e-30, 1e30);
+        self.energy += length * length;
+        self.steps += 1;
+        self.last_norm = n;
+        self.applied
     }
 }
