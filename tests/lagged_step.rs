@@ -8,8 +8,8 @@
 mod common;
 
 use common::run::{
-    CpuRun, GpuRun, Place, Run, Spec, alone, bits, devices, every_path, every_path_in_mode, packed,
-    separate,
+    CpuRun, GpuRun, Place, Run, Spec, alone, bits, devices, every_path,
+    every_path_and_kind_in_mode, every_path_in_mode, packed, separate,
 };
 use common::{Numbers, kinds_of_partials};
 use wgpu_optim::gpu::Tuning;
@@ -248,6 +248,43 @@ fn any_magnitude_has_its_norm() {
                 run.path(),
                 scale * unit
             );
+        }
+    }
+}
+
+/// Squares are added up at three scales, and the invocations choose: here some have what is above the border between two, and others
+/// only what is below it.
+#[test]
+fn a_norm_on_the_border_of_two_scales_is_right() {
+    let _alone = alone();
+    let len = 1000;
+    for border in [2f64.powi(-40), 2f64.powi(40)] {
+        for above in [1, 3, 8] {
+            let grads: Vec<f32> = (0..len)
+                .map(|i| {
+                    let share = if i / 4 % 16 < above { 1.5 } else { 0.9 };
+                    (share * border) as f32
+                })
+                .collect();
+            let exact = grads
+                .iter()
+                .map(|g| f64::from(*g).powi(2))
+                .sum::<f64>()
+                .sqrt();
+            let specs = [Spec::new(
+                Rule::sgd(),
+                Regime::fixed(1e-30),
+                vec![vec![1.0; len]],
+            )];
+            for mut run in every_path_and_kind_in_mode(&specs, StepMode::Lagged) {
+                run.step(std::slice::from_ref(&grads));
+                let norm = f64::from(run.records().records[0].norm);
+                assert!(
+                    (norm - exact).abs() <= 1e-6 * exact,
+                    "{}: {border:e}, {above}: {norm:e} instead of {exact:e}",
+                    run.path(),
+                );
+            }
         }
     }
 }
