@@ -3,6 +3,7 @@
 
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
+#[allow(unused_imports, reason = "each test file uses its own part")]
 pub use super::spec::{Place, Spec, lengths, packed, separate};
 use super::{adapters, download, drain, kinds_of_partials, step, upload};
 use wgpu_optim::gpu::Tuning;
