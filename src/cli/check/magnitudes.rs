@@ -12,7 +12,8 @@ const STEPS: usize = 3;
 const LENGTHS: [usize; 2] = [77, 1030];
 
 /// Magnitudes of gradients whose momentum and whose step stay within the range of f32.
-const FINITE: [(&str, &[f32]); 9] = [
+const FINITE: [(&str, &[f32]); 10] = [
+    ("zero", &[0.0]),
     ("1e37", &[1e37]),
     ("1e30", &[1e30]),
     ("1e-30", &[1e-30]),
@@ -28,8 +29,7 @@ const FINITE: [(&str, &[f32]); 9] = [
 /// Each element's square, or the whole sum, is beyond the range of f32. Without momentum, which would be as well.
 const LARGEST: [(&str, &[f32]); 2] = [("3e38", &[3e38]), ("3e38 and 1e-38", &[3e38, 1.2e-38])];
 
-const ZEROS: [(&str, &[f32]); 1] = [("zero", &[0.0])];
-
+/// Numbers that a device may take for zeros, some of them or all.
 const DENORMAL: [(&str, &[f32]); 4] = [
     ("1e-38", &[2e-38]),
     ("1e-39", &[1e-39]),
@@ -38,42 +38,37 @@ const DENORMAL: [(&str, &[f32]); 4] = [
 ];
 
 pub fn cases(_: &Subject) -> Vec<Box<dyn Case>> {
-    let plain = [Rule::sgd(), Rule::sign_sgd()];
-    let all = [
-        Rule::sgd(),
-        Rule::sgdm(0.5),
-        Rule::sign_sgd(),
-        Rule::signum(0.5),
-    ];
+    let plain = vec![Rule::sgd(), Rule::sign_sgd()];
+    let all = [&plain[..], &[Rule::sgdm(0.5), Rule::signum(0.5)]].concat();
     let mut cases = Vec::new();
     for mode in [StepMode::TwoPass, StepMode::Lagged] {
         for regime in [Regime::seesaw(), Regime::norm_ratio()] {
-            let mut scenario =
-                |what, denormals, rules: &[Rule], magnitudes: &[(&'static str, &'static [f32])]| {
-                    let mut parts = Vec::new();
-                    for &rule in rules {
-                        for &(name, magnitudes) in magnitudes {
-                            let spec = Spec::new(rule, regime, Vec::new());
-                            let spec = spec.named(format!("{} at {name}", rule.name()));
-                            parts.push(Part {
-                                spec: with_lengths(spec, &LENGTHS),
-                                gradients: Gradients::Magnitudes(name, magnitudes),
-                            });
-                        }
+            // All in one optimizer, whose kernels are compiled once.
+            let mut parts = Vec::new();
+            for (rules, magnitudes) in [
+                (&all, &FINITE[..]),
+                (&plain, &LARGEST[..]),
+                (&plain, &DENORMAL[..]),
+            ] {
+                for &rule in rules {
+                    for &(name, magnitudes) in magnitudes {
+                        let spec = Spec::new(rule, regime, Vec::new());
+                        let spec = spec.named(format!("{} at {name}", rule.name()));
+                        parts.push(Part {
+                            spec: with_lengths(spec, &LENGTHS),
+                            gradients: Gradients::Magnitudes(name, magnitudes),
+                        });
                     }
-                    cases.push(
-                        Scenario {
-                            parts,
-                            denormals,
-                            ..Scenario::new(what, mode, STEPS, Vec::new())
-                        }
-                        .boxed(),
-                    );
-                };
-            scenario("magnitudes", false, &all, &FINITE);
-            scenario("zeros", false, &all, &ZEROS);
-            scenario("the largest numbers", false, &plain, &LARGEST);
-            scenario("denormal gradients", true, &plain, &DENORMAL);
+                }
+            }
+            cases.push(
+                Scenario {
+                    parts,
+                    denormals: true,
+                    ..Scenario::new("magnitudes", mode, STEPS, Vec::new())
+                }
+                .boxed(),
+            );
         }
     }
     cases
