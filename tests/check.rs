@@ -7,7 +7,7 @@ use common::cli::{assert_refused, wgpu_optim};
 use common::run::devices;
 use serde_json::Value;
 
-const FAMILIES: [&str; 7] = [
+const FAMILIES: [&str; 8] = [
     "steps",
     "passes",
     "windows",
@@ -15,6 +15,7 @@ const FAMILIES: [&str; 7] = [
     "nonfinite",
     "repeats",
     "groups",
+    "averages",
 ];
 
 /// The exit code and the report of `check --json`.

@@ -4,6 +4,7 @@
 //! A new rule or regime is a line in [`rules`] or [`regimes`] and its formula in [`oracle`]; a new family is a file and a line in
 //! [`FAMILIES`].
 
+mod averages;
 mod case;
 mod groups;
 mod magnitudes;
@@ -57,7 +58,7 @@ struct Family {
 }
 
 /// Every family, in the order of the table.
-const FAMILIES: [Family; 7] = [
+const FAMILIES: [Family; 8] = [
     Family {
         name: "steps",
         cases: steps::cases,
@@ -85,6 +86,10 @@ const FAMILIES: [Family; 7] = [
     Family {
         name: "groups",
         cases: groups::cases,
+    },
+    Family {
+        name: "averages",
+        cases: averages::cases,
     },
 ];
 

@@ -80,6 +80,13 @@ impl HostRun {
         &self.parameters
     }
 
+    /// Exchanges parameters and averages.
+    pub fn swap_averages(&mut self) -> Result<(), CliError> {
+        let mut parameters: Vec<&mut [f32]> =
+            self.parameters.iter_mut().map(Vec::as_mut_slice).collect();
+        Ok(self.optimizer.swap_averages(&mut parameters)?)
+    }
+
     pub fn states(&self) -> &[GroupState] {
         self.optimizer.states()
     }
@@ -241,6 +248,14 @@ impl<'a> DeviceRun<'a> {
             }
         }
         self.submit([encoder]);
+    }
+
+    /// Exchanges parameters and averages.
+    pub fn swap_averages(&self) -> Result<(), CliError> {
+        let mut encoder = self.encoder();
+        self.optimizer.encode_swap_averages(&mut encoder)?;
+        self.submit([encoder]);
+        Ok(())
     }
 
     /// The records of the steps since the last call.

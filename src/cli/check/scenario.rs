@@ -1,6 +1,6 @@
 //! The case that most families are made of: groups that take some steps, on the device and on the CPU path, against the oracle.
 
-use wgpu_optim::{Gpu, Record, Schedule, StepMode, WeightDecay, wgpu};
+use wgpu_optim::{Averaging, Gpu, Record, Schedule, StepMode, WeightDecay, wgpu};
 
 use super::case::{Case, Outcome, Path, Subject, less, shorter, ulp};
 use super::oracle::Oracle;
@@ -151,10 +151,18 @@ impl Scenario {
         let records = (1..=self.steps)
             .map(|step| run.step(&self.gradients(step), loss_of(step)))
             .collect::<Result<_, _>>()?;
+        let parameters = run.parameters()?;
+        let averages = if self.averages() {
+            run.swap_averages()?;
+            run.parameters()?
+        } else {
+            Vec::new()
+        };
         run.compare_surroundings(outcome)?;
         Ok(Trace {
             records,
-            parameters: run.parameters()?,
+            parameters,
+            averages,
         })
     }
 
@@ -163,10 +171,24 @@ impl Scenario {
         let records = (1..=self.steps)
             .map(|step| run.step(&self.gradients(step), loss_of(step)))
             .collect::<Result<_, _>>()?;
+        let parameters = run.parameters().to_vec();
+        let averages = if self.averages() {
+            run.swap_averages()?;
+            run.parameters().to_vec()
+        } else {
+            Vec::new()
+        };
         Ok(Trace {
             records,
-            parameters: run.parameters().to_vec(),
+            parameters,
+            averages,
         })
+    }
+
+    /// Whether any group has an average.
+    fn averages(&self) -> bool {
+        let mut parts = self.parts.iter();
+        parts.any(|part| part.spec.averaging != Averaging::Off)
     }
 
     /// What one oracle answers for: a group, the tensors of a group with a rate each, or all groups that share a norm.
@@ -267,6 +289,7 @@ impl Scenario {
                 }
             })
             .collect();
+        expected.averages = oracle.average;
         expected.parameters = oracle.w;
         expected
     }
@@ -317,23 +340,30 @@ impl Scenario {
             Tolerance::OfLargest(ulps) => ulps,
             Tolerance::OfEach(ulps) => ulps * self.steps as f64,
         };
-        let mut exact = expected.parameters.iter().zip(&expected.sizes);
-        for (number, &tensor) in unit.tensors.iter().enumerate() {
-            for (element, &got) in trace.parameters[tensor].iter().enumerate() {
-                let Some((&exact, &size)) = exact.next() else {
-                    continue;
-                };
-                // What is denormal may be flushed.
-                let flushed = got == 0.0 && exact.abs() < f64::from(f32::MIN_POSITIVE);
-                outcome.near(
-                    path,
-                    || format!("parameter {element} of tensor {number}, {name}"),
-                    if flushed { exact } else { got.into() },
-                    exact,
-                    ulp(size),
-                    allowed,
-                );
+        let mut compare = |what: &str, tensors: &[Vec<f32>], exact: &[f64]| {
+            let mut exact = exact.iter().zip(&expected.sizes);
+            for (number, &tensor) in unit.tensors.iter().enumerate() {
+                for (element, (&got, (&exact, &size))) in
+                    tensors[tensor].iter().zip(&mut exact).enumerate()
+                {
+                    // What is denormal may be flushed.
+                    let flushed = got == 0.0 && exact.abs() < f64::from(f32::MIN_POSITIVE);
+                    outcome.near(
+                        path,
+                        || format!("{what} {element} of tensor {number}, {name}"),
+                        if flushed { exact } else { got.into() },
+                        exact,
+                        ulp(size),
+                        allowed,
+                    );
+                }
             }
+        };
+        compare("parameter", &trace.parameters, &expected.parameters);
+        if !trace.averages.is_empty() {
+            // Without an average, or before it starts, an exchange changes nothing.
+            let averages = expected.averages.as_ref().unwrap_or(&expected.parameters);
+            compare("average", &trace.averages, averages);
         }
         outcome
     }
@@ -475,6 +505,8 @@ struct Trace {
     /// By step, then by group.
     records: Vec<Vec<Record>>,
     parameters: Vec<Vec<f32>>,
+    /// What an exchange brings in the parameters' place; empty where no group has an average.
+    averages: Vec<Vec<f32>>,
 }
 
 struct Unit {
@@ -494,6 +526,7 @@ struct Expected {
     /// Slow and fast.
     alignments: Vec<(f64, f64)>,
     parameters: Vec<f64>,
+    averages: Option<Vec<f64>>,
     /// What the last place is taken of, for each parameter.
     sizes: Vec<f64>,
 }
@@ -528,6 +561,9 @@ pub fn describe(spec: &Spec, gradients: Gradients) -> String {
     }
     if spec.schedule != Schedule::Constant {
         words.push(format!("schedule {}", spec.schedule.name()));
+    }
+    if spec.averaging != Averaging::Off {
+        words.push(format!("average {}", spec.averaging.name()));
     }
     if spec.per_tensor {
         words.push("a rate per tensor".to_owned());
