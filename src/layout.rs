@@ -3,6 +3,8 @@
 
 use bytemuck::{Pod, Zeroable};
 
+use crate::schedule::Schedule;
+
 /// A stretch of one group's elements that one workgroup walks, within one dispatch.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Pod, Zeroable)]
@@ -105,6 +107,21 @@ pub struct GroupConstants {
     pub scope_momentum: f32,
     /// Largest clip norm in the scope; `f32::MAX` where a group has none.
     pub scope_clip: f32,
+}
+
+impl GroupConstants {
+    /// The schedule's factor of the first step.
+    fn first_schedule_factor(&self) -> f32 {
+        let rises = self.schedule_rise > 0;
+        let factor = match self.schedule {
+            schedule_kinds::WARMUP_COSINE | schedule_kinds::INVERSE_SQRT if rises => {
+                1.0 / self.schedule_rise as f32
+            }
+            schedule_kinds::ONE_CYCLE if rises => self.schedule_first,
+            _ => 1.0,
+        };
+        factor.max(Schedule::FLOOR)
+    }
 }
 
 /// Bits of [`GroupConstants::flags`].
@@ -442,7 +459,7 @@ impl Update {
     /// What the first lagged step does, which has no sums to go by: a given rate holds, otherwise nothing moves yet.
     pub(crate) fn initial(constants: &GroupConstants) -> Self {
         let learning_rate = if constants.flags & group_flags::INITIAL_RATE != 0 {
-            constants.initial_rate
+            constants.initial_rate * constants.first_schedule_factor()
         } else {
             0.0
         };
@@ -637,6 +654,12 @@ impl GroupState {
             state.first_rate_exponent = exponent;
             state.ln_first_rate_int = ln_rate.floor() as i32;
             state.ln_first_rate_fraction = ((ln_rate - ln_rate.floor()) * 4_294_967_296.0) as u32;
+            // The first lagged step takes the rate that holds now, and no other than a two-pass step would.
+            if constants.flags & group_flags::LAGGED != 0 {
+                let factor = constants.first_schedule_factor();
+                state.learning_rate *= factor;
+                state.ln_schedule = f64::from(factor).ln() as f32;
+            }
         }
         state
     }

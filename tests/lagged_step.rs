@@ -8,12 +8,14 @@
 mod common;
 
 use common::run::{
-    CpuRun, GpuRun, Place, Run, Spec, alone, bits, devices, every_path, every_path_in_mode, packed,
-    separate,
+    CpuRun, GpuRun, Place, Run, Spec, alone, bits, devices, every_path,
+    every_path_and_kind_in_mode, every_path_in_mode, packed, separate,
 };
 use common::{Numbers, kinds_of_partials};
 use wgpu_optim::gpu::Tuning;
-use wgpu_optim::{Error, Gpu, Group, OptimizerBuilder, Regime, Rule, StepMode, WeightDecay};
+use wgpu_optim::{
+    Error, Gpu, Group, OptimizerBuilder, Regime, Rule, Schedule, StepMode, WeightDecay,
+};
 
 fn rules() -> [Rule; 5] {
     [
@@ -92,6 +94,62 @@ fn with_a_fixed_rate_it_is_the_two_pass_step() {
                 (a.step, a.flags, a.learning_rate),
                 (b.step, b.flags, b.learning_rate)
             );
+        }
+    }
+}
+
+/// The rate of a lagged step is that of the step before, schedule and all, and the first takes the schedule's first factor: a warm-up
+/// that began at its peak would be none.
+#[test]
+fn a_schedule_holds_from_the_first_step() {
+    let _alone = alone();
+    let schedules = [
+        Schedule::Constant,
+        Schedule::WarmupCosine {
+            warmup: 4,
+            steps: 9,
+            last: 0.1,
+        },
+        Schedule::InverseSqrt { warmup: 5 },
+        Schedule::Step {
+            every: 2,
+            factor: 0.5,
+        },
+        Schedule::OneCycle {
+            rise: 4,
+            steps: 9,
+            first: 0.125,
+            last: 0.01,
+        },
+    ];
+    let specs: Vec<Spec> = schedules
+        .iter()
+        .map(|&schedule| Spec {
+            schedule,
+            ..Spec::new(Rule::sgd(), Regime::fixed(0.5), vec![vec![1.0; 5]]).named(schedule.name())
+        })
+        .collect();
+    let mut two_pass = CpuRun::new(&specs);
+    for mut run in every_path_in_mode(&specs, StepMode::Lagged) {
+        // Each step takes the rate that is there before it; the record has the one that holds after it.
+        for t in 0..9 {
+            let (before, rates) = (run.params(), run.rates());
+            run.step(&vec![vec![1.0; 5]; specs.len()]);
+            let after = run.params();
+            for (group, rate) in rates.iter().enumerate() {
+                let moved = before[group][0] - after[group][0];
+                let what = format!("{}, {}, step {t}", run.path(), specs[group].name);
+                assert!((moved - rate).abs() <= 1e-6, "{what}: {moved} not {rate}");
+            }
+            if t == 0 {
+                two_pass.step(&vec![vec![1.0; 5]; specs.len()]);
+                let first = two_pass.rates();
+                for (group, (rate, first)) in rates.iter().zip(&first).enumerate() {
+                    let what = format!("{}, {}", run.path(), specs[group].name);
+                    assert!((rate - first).abs() <= 1e-7, "{what}: {rate} not {first}");
+                }
+                two_pass = CpuRun::new(&specs);
+            }
         }
     }
 }
@@ -248,6 +306,43 @@ fn any_magnitude_has_its_norm() {
                 run.path(),
                 scale * unit
             );
+        }
+    }
+}
+
+/// Squares are added up at three scales, and the invocations choose: here some have what is above the border between two, and others
+/// only what is below it.
+#[test]
+fn a_norm_on_the_border_of_two_scales_is_right() {
+    let _alone = alone();
+    let len = 1000;
+    for border in [2f64.powi(-40), 2f64.powi(40)] {
+        for above in [1, 3, 8] {
+            let grads: Vec<f32> = (0..len)
+                .map(|i| {
+                    let share = if i / 4 % 16 < above { 1.5 } else { 0.9 };
+                    (share * border) as f32
+                })
+                .collect();
+            let exact = grads
+                .iter()
+                .map(|g| f64::from(*g).powi(2))
+                .sum::<f64>()
+                .sqrt();
+            let specs = [Spec::new(
+                Rule::sgd(),
+                Regime::fixed(1e-30),
+                vec![vec![1.0; len]],
+            )];
+            for mut run in every_path_and_kind_in_mode(&specs, StepMode::Lagged) {
+                run.step(std::slice::from_ref(&grads));
+                let norm = f64::from(run.records().records[0].norm);
+                assert!(
+                    (norm - exact).abs() <= 1e-6 * exact,
+                    "{}: {border:e}, {above}: {norm:e} instead of {exact:e}",
+                    run.path(),
+                );
+            }
         }
     }
 }

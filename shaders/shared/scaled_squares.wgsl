@@ -42,11 +42,21 @@ fn trusted(squares: ScaledSquares) -> Squares {
     if largest == 0u || largest >= INFINITY_BITS {
         return no_squares();
     }
+    // Sums meet those of invocations at the next scale, which add_squares brings to one exponent by a factor that f32 must hold: not
+    // 2^160. So what lies next to that scale leaves from halfway to it; the factors here are exact.
     if largest < SMALL_BITS {
-        return Squares(across(squares.small), -SCALE_EXPONENT);
+        let small = across(squares.small);
+        if small < 1.0 {
+            return Squares(small, -SCALE_EXPONENT);
+        }
+        return Squares(DOWN * small, -SCALE_EXPONENT / 2);
     }
     if largest > BIG_BITS {
-        return Squares(across(squares.big), SCALE_EXPONENT);
+        let big = across(squares.big);
+        if big >= 1.0 {
+            return Squares(big, SCALE_EXPONENT);
+        }
+        return Squares(UP * big, SCALE_EXPONENT / 2);
     }
     return Squares(across(squares.plain), 0);
 }

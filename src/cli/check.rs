@@ -1,19 +1,39 @@
-//! `wgpu-optim check`: is this device's arithmetic right? Every rule and regime, and every average, over lengths around the kernels'
-//! boundaries, against the CPU path and an f64 oracle.
+//! `wgpu-optim check`, the conformance suite: is this device's arithmetic right? Families of cases, each on the device and on the CPU
+//! path, against an f64 oracle; what fails is made smaller until the smallest case that still fails is left.
+//!
+//! A new rule or regime is a line in [`rules`] or [`regimes`] and its formula in [`oracle`]; a new family is a file and a line in
+//! [`FAMILIES`].
 
+mod averages;
+mod case;
+mod groups;
+mod magnitudes;
+mod nonfinite;
 mod oracle;
+mod passes;
+mod repeats;
+mod run;
+mod scenario;
+mod spec;
+mod steps;
+#[cfg(test)]
+mod tests;
+mod trust;
+mod windows;
 
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Instant;
+
+use clap::builder::PossibleValuesParser;
 use serde::Serialize;
-use wgpu_optim::gpu::{Partials, Tensor, Tuning, TuningCache};
-use wgpu_optim::{
-    Averaging, CpuOptimizer, DoG, DoWG, Gpu, GpuOptions, Group, Optimizer, OptimizerBuilder,
-    Record, Regime, Rule, SecantForm, StepMode, cpu, wgpu,
-};
+use wgpu_optim::gpu::{Partials, Tuning, TuningCache};
+use wgpu_optim::{DoG, DoWG, Gpu, GpuOptions, Regime, Rule, SecantForm, StepMode, wgpu};
 
 use crate::CliError;
 use crate::table::{Columns, say};
 use crate::target::size_in_words;
-use oracle::Oracle;
+use case::{Case, Mismatch, Outcome, Subject, outcome_of, shrink};
+use run::Fault;
 
 /// Options of `check`.
 #[derive(Debug, clap::Args)]
@@ -21,102 +41,253 @@ pub struct Args {
     /// Part of the name of the adapters to check; all of them without it
     #[arg(long, value_name = "NAME")]
     adapter: Option<String>,
+    /// Run only this family of cases; may be given several times
+    #[arg(long, value_name = "NAME", value_parser = PossibleValuesParser::new(FAMILIES.map(|family| family.name)))]
+    family: Vec<String>,
     /// Print one JSON object instead of a table
     #[arg(long)]
     json: bool,
+    /// Falsify what comes back from the devices, to see that every family tells
+    #[arg(long, hide = true)]
+    seed_fault: bool,
 }
 
-/// Steps of each case, but for [`steps`].
-const STEPS: usize = 8;
+/// A family of cases.
+struct Family {
+    name: &'static str,
+    cases: fn(&Subject) -> Vec<Box<dyn Case>>,
+}
 
-/// Elements of the longest case.
-const LONGEST: usize = 1 << 20;
+/// Every family, in the order of the table.
+const FAMILIES: [Family; 9] = [
+    Family {
+        name: "steps",
+        cases: steps::cases,
+    },
+    Family {
+        name: "passes",
+        cases: passes::cases,
+    },
+    Family {
+        name: "windows",
+        cases: windows::cases,
+    },
+    Family {
+        name: "magnitudes",
+        cases: magnitudes::cases,
+    },
+    Family {
+        name: "nonfinite",
+        cases: nonfinite::cases,
+    },
+    Family {
+        name: "repeats",
+        cases: repeats::cases,
+    },
+    Family {
+        name: "groups",
+        cases: groups::cases,
+    },
+    Family {
+        name: "averages",
+        cases: averages::cases,
+    },
+    Family {
+        name: "trust",
+        cases: trust::cases,
+    },
+];
 
-/// Distance allowed from the oracle, relative to the largest parameter, and in ln η. Each step rounds every element a few times
-/// to 2^-24, and sums of up to 2^15 elements lose a few bits in f32; a wrong kernel is off by more than 1e-2.
-const TOLERANCE: f64 = 2e-5;
+/// How often a row looks for the smallest form of a case that fails; the others of its failures are listed as they are.
+const SHRUNK: usize = 1;
 
-/// One rule, regime, mode and average on one adapter, over all lengths.
+/// One family on one adapter in one geometry.
 #[derive(Debug, Serialize)]
-struct Case {
+struct Row {
+    family: &'static str,
     adapter: String,
+    driver: String,
     /// Where its geometry comes from: the preset, the preset with subgroups, the cache.
-    tuning: String,
-    rule: &'static str,
-    regime: &'static str,
-    mode: &'static str,
-    /// What is averaged; the averages are compared then as well as the parameters.
-    average: &'static str,
-    lengths: usize,
-    /// Largest distance of the device from the oracle.
-    device_error: f64,
-    /// Largest distance of the CPU path from the oracle.
-    cpu_error: f64,
-    /// The shortest length that fails, if any.
-    failed_length: Option<usize>,
+    geometry: String,
+    cases: usize,
+    failed: usize,
+    /// Values compared.
+    values: usize,
+    /// The device's worst value, in units of the last place of what it should be.
+    device_ulps: f64,
+    /// The CPU path's.
+    cpu_ulps: f64,
+    /// The largest distance as a share of what is allowed for it; 1 and above is a failure. `None` where it has no size.
+    share_of_allowed: Option<f64>,
+    /// Which value that is.
+    nearest: String,
+    seconds: f64,
+    notes: Vec<String>,
+    failures: Vec<Failure>,
+}
+
+/// A case that failed.
+#[derive(Debug, Serialize)]
+struct Failure {
+    case: String,
+    /// What failed in it; of many, the first few.
+    mismatches: Vec<Mismatch>,
+    /// The smallest form of the case that still fails, where it was looked for.
+    smallest: Option<Smallest>,
+}
+
+#[derive(Debug, Serialize)]
+struct Smallest {
+    case: String,
+    mismatch: Mismatch,
 }
 
 #[derive(Serialize)]
 struct Report {
-    tolerance: f64,
-    cases: Vec<Case>,
+    cases: usize,
+    failed: usize,
+    seconds: f64,
+    rows: Vec<Row>,
 }
 
 /// Checks every adapter.
 pub fn run(args: &Args) -> Result<(), CliError> {
-    let gpus = adapters(args)?;
-    let mut cases = Vec::new();
-    for gpu in &gpus {
-        for (tuning, gpu) in geometries(gpu)? {
-            for rule in rules() {
-                for regime in regimes() {
-                    for mode in modes(regime) {
-                        let subject = Subject::new(rule, regime, mode, Averaging::Off);
-                        cases.push(check(&gpu, &tuning, subject)?);
-                    }
-                }
-            }
-            for averaging in averagings() {
-                for rule in [Rule::sgd(), Rule::sgdm(0.9)] {
-                    for mode in modes(Regime::seesaw()) {
-                        let subject = Subject::new(rule, Regime::seesaw(), mode, averaging);
-                        cases.push(check(&gpu, &tuning, subject)?);
-                    }
-                }
-            }
-        }
+    let start = Instant::now();
+    let wanted = |family: &&Family| {
+        args.family.is_empty() || args.family.iter().any(|name| name == family.name)
+    };
+    let families: Vec<&Family> = FAMILIES.iter().filter(wanted).collect();
+    let mut rows = Vec::new();
+    for adapter in adapters(args)? {
+        let subjects = subjects(&adapter, args)?;
+        let jobs: Vec<(&Subject, &Family)> = subjects
+            .iter()
+            .flat_map(|subject| families.iter().map(move |&family| (subject, family)))
+            .collect();
+        rows.extend(run_all(&jobs, threads_for(&adapter)));
     }
-    let failures = cases
-        .iter()
-        .filter(|case| case.failed_length.is_some())
-        .count();
-    let count = cases.len();
     let report = Report {
-        tolerance: TOLERANCE,
-        cases,
+        cases: rows.iter().map(|row| row.cases).sum(),
+        failed: rows.iter().map(|row| row.failed).sum(),
+        seconds: start.elapsed().as_secs_f64(),
+        rows,
     };
     if args.json {
         say(serde_json::json!(report))?;
     } else {
         print(&report)?;
     }
-    if failures > 0 {
+    if report.failed > 0 {
         return Err(CliError::CheckFailed {
-            failures,
-            cases: count,
+            failures: report.failed,
+            cases: report.cases,
         });
     }
     Ok(())
 }
 
-fn adapters(args: &Args) -> Result<Vec<Gpu>, CliError> {
-    let adapters = pollster::block_on(Gpu::adapters(None));
+/// Families that run at once: most of their time goes into the compilation of kernels. wgpu's OpenGL devices are not for several threads.
+fn threads_for(adapter: &wgpu::Adapter) -> usize {
+    match adapter.get_info().backend {
+        wgpu::Backend::Gl => 1,
+        _ => std::thread::available_parallelism().map_or(1, |threads| threads.get().min(4)),
+    }
+}
+
+/// The rows of all jobs, in their order.
+fn run_all(jobs: &[(&Subject, &Family)], threads: usize) -> Vec<Row> {
+    let next = AtomicUsize::new(0);
+    let work = || {
+        let mut rows = Vec::new();
+        loop {
+            let index = next.fetch_add(1, Ordering::Relaxed);
+            let Some((subject, family)) = jobs.get(index) else {
+                return rows;
+            };
+            rows.push((index, run_family(family, subject)));
+        }
+    };
+    let mut rows: Vec<(usize, Row)> = std::thread::scope(|scope| {
+        let workers: Vec<_> = (0..threads).map(|_| scope.spawn(work)).collect();
+        let rows = workers.into_iter().map(|worker| match worker.join() {
+            Ok(rows) => rows,
+            Err(panic) => std::panic::resume_unwind(panic),
+        });
+        rows.flatten().collect()
+    });
+    rows.sort_by_key(|(index, _)| *index);
+    rows.into_iter().map(|(_, row)| row).collect()
+}
+
+fn run_family(family: &Family, subject: &Subject) -> Row {
+    let start = Instant::now();
+    let info = subject.adapter.get_info();
+    let mut row = Row {
+        family: family.name,
+        adapter: subject.gpu.describe(),
+        driver: format!("{} {}", info.driver, info.driver_info)
+            .trim()
+            .to_owned(),
+        geometry: subject.geometry.clone(),
+        cases: 0,
+        failed: 0,
+        values: 0,
+        device_ulps: 0.0,
+        cpu_ulps: 0.0,
+        share_of_allowed: None,
+        nearest: String::new(),
+        seconds: 0.0,
+        notes: Vec::new(),
+        failures: Vec::new(),
+    };
+    let mut total = Outcome::default();
+    for case in (family.cases)(subject) {
+        let mut outcome = outcome_of(case.as_ref(), subject);
+        row.cases += 1;
+        row.notes.extend(outcome.note.take());
+        if let Some(first) = outcome.mismatches.first().cloned() {
+            row.failed += 1;
+            let mismatches = std::mem::take(&mut outcome.mismatches);
+            let name = case.name();
+            let smallest = (row.failed <= SHRUNK).then(|| {
+                let (case, mismatch) = shrink(
+                    case,
+                    first,
+                    |case| case.smaller(),
+                    |case| {
+                        let outcome = outcome_of(case.as_ref(), subject);
+                        outcome.mismatches.into_iter().next()
+                    },
+                );
+                Smallest {
+                    case: case.name(),
+                    mismatch,
+                }
+            });
+            row.failures.push(Failure {
+                case: name,
+                mismatches,
+                smallest,
+            });
+        }
+        total.merge(outcome);
+    }
+    row.notes.sort();
+    row.notes.dedup();
+    row.values = total.values;
+    (row.device_ulps, row.cpu_ulps) = (total.device_ulps, total.cpu_ulps);
+    let share = total.share_of_allowed;
+    row.share_of_allowed = share.is_finite().then_some(share);
+    row.nearest = total.nearest;
+    row.seconds = start.elapsed().as_secs_f64();
+    row
+}
+
+fn adapters(args: &Args) -> Result<Vec<wgpu::Adapter>, CliError> {
+    let mut adapters = pollster::block_on(Gpu::adapters(None));
     let wanted = args.adapter.as_deref().unwrap_or_default().to_lowercase();
-    let chosen: Vec<&wgpu::Adapter> = adapters
-        .iter()
-        .filter(|adapter| adapter.get_info().name.to_lowercase().contains(&wanted))
-        .collect();
-    if chosen.is_empty() {
+    adapters.retain(|adapter| adapter.get_info().name.to_lowercase().contains(&wanted));
+    if adapters.is_empty() {
         // Says which adapters there are, or that there is none.
         pollster::block_on(Gpu::request(&GpuOptions {
             adapter_name: args.adapter.clone(),
@@ -124,16 +295,17 @@ fn adapters(args: &Args) -> Result<Vec<Gpu>, CliError> {
             ..GpuOptions::default()
         }))?;
     }
-    chosen
-        .into_iter()
-        .map(|adapter| Ok(pollster::block_on(Gpu::open(adapter))?))
-        .collect()
+    Ok(adapters)
 }
 
+/// The geometry that every adapter has.
+const PRESET: &str = "preset";
+
 /// The adapter in its preset, with sums by subgroup where it can and the preset does not, and as it was tuned.
-fn geometries(gpu: &Gpu) -> Result<Vec<(String, Gpu)>, CliError> {
+fn subjects(adapter: &wgpu::Adapter, args: &Args) -> Result<Vec<Subject>, CliError> {
+    let gpu = pollster::block_on(Gpu::open(adapter))?;
     let preset = gpu.tuning();
-    let mut tunings = vec![("preset".to_owned(), preset)];
+    let mut tunings = vec![(PRESET.to_owned(), preset)];
     if Partials::Subgroup.is_supported(gpu.device().features()) {
         let subgroup = Tuning {
             partials: Partials::Subgroup,
@@ -142,23 +314,29 @@ fn geometries(gpu: &Gpu) -> Result<Vec<(String, Gpu)>, CliError> {
         tunings.push(("preset, but by subgroup".to_owned(), subgroup));
     }
     for (elements, tuning) in TuningCache::from_env()
-        .map(|cache| cache.entries(gpu))
+        .map(|cache| cache.entries(&gpu))
         .unwrap_or_default()
     {
         let size = size_in_words(elements);
         tunings.push((format!("cached for {size}"), tuning));
     }
     let mut seen = Vec::new();
-    let mut gpus = Vec::new();
-    for (name, tuning) in tunings {
+    let mut subjects = Vec::new();
+    for (geometry, tuning) in tunings {
         if !seen.contains(&tuning) {
             seen.push(tuning);
-            gpus.push((name, gpu.clone().with_tuning(tuning)?));
+            subjects.push(Subject {
+                adapter: adapter.clone(),
+                gpu: gpu.clone().with_tuning(tuning)?,
+                geometry,
+                fault: args.seed_fault.then(Fault::default),
+            });
         }
     }
-    Ok(gpus)
+    Ok(subjects)
 }
 
+/// Every rule, for the families that go over all of them.
 fn rules() -> [Rule; 5] {
     [
         Rule::sgd(),
@@ -169,6 +347,7 @@ fn rules() -> [Rule; 5] {
     ]
 }
 
+/// Every regime.
 fn regimes() -> Vec<Regime> {
     vec![
         Regime::seesaw(),
@@ -193,15 +372,6 @@ fn regimes() -> Vec<Regime> {
     ]
 }
 
-/// Steps of a case: GatedDistance only runs after an ignition, and begins its third window 48 steps later.
-fn steps(regime: Regime) -> usize {
-    if regime.needs_sketch() {
-        8 * STEPS
-    } else {
-        STEPS
-    }
-}
-
 /// The modes that the regime can be had in.
 fn modes(regime: Regime) -> Vec<StepMode> {
     let mut modes = vec![StepMode::TwoPass];
@@ -211,389 +381,85 @@ fn modes(regime: Regime) -> Vec<StepMode> {
     modes
 }
 
-/// Averages that start at the first step, and after it.
-fn averagings() -> [Averaging; 3] {
-    [
-        Averaging::Running { start: 0 },
-        Averaging::Exponential {
-            decay: 0.75,
-            start: 2,
-        },
-        Averaging::PolynomialDecay { eta: 8.0, start: 1 },
-    ]
-}
-
-/// The loss of a step: it falls, with some noise, and ends below the smallest loss there can be.
-fn loss_of(step: usize) -> f32 {
-    if step == STEPS {
-        -0.5
-    } else {
-        (3.0 + pseudo_random(0, step)) / step as f32
-    }
-}
-
-/// Lengths around every boundary of the kernels: nothing, less than a quad, a quad, a row, a block.
-fn lengths(gpu: &Gpu) -> Vec<usize> {
-    let block = gpu.tuning().block_elements() as usize;
-    let mut lengths = vec![
-        0,
-        1,
-        3,
-        4,
-        5,
-        31,
-        33,
-        block - 1,
-        block,
-        block + 1,
-        3 * block + 2,
-    ];
-    // A cached geometry may have blocks that the oracle would take minutes for: what there is of them is one block.
-    for length in &mut lengths {
-        *length = (*length).min(LONGEST);
-    }
-    lengths
-}
-
-/// What a case is about.
-#[derive(Debug, Clone, Copy)]
-struct Subject {
-    rule: Rule,
-    regime: Regime,
-    mode: StepMode,
-    averaging: Averaging,
-}
-
-impl Subject {
-    fn new(rule: Rule, regime: Regime, mode: StepMode, averaging: Averaging) -> Self {
-        Subject {
-            rule,
-            regime,
-            mode,
-            averaging,
-        }
-    }
-
-    fn builder<T>(self) -> OptimizerBuilder<T> {
-        OptimizerBuilder::new(self.rule)
-            .regime(self.regime)
-            .step_mode(self.mode)
-            .averaging(self.averaging)
-    }
-
-    fn oracle(self, w: &[f32]) -> Oracle {
-        let mut oracle = Oracle::new(self.rule, self.regime, w);
-        oracle.averaging = self.averaging;
-        oracle
-    }
-}
-
-/// Runs one subject three times over, on device, CPU path and oracle, with one group per length, side by side.
-fn check(gpu: &Gpu, tuning: &str, subject: Subject) -> Result<Case, CliError> {
-    let lengths = lengths(gpu);
-    let initial: Vec<Vec<f32>> = lengths.iter().map(|&length| values(length, 0)).collect();
-    let mut oracles: Vec<Oracle> = initial.iter().map(|w| subject.oracle(w)).collect();
-    let mut host = HostRun::new(subject.builder(), &initial)?;
-    let mut device = DeviceRun::new(gpu, subject.builder(), &initial)?;
-    let mut device_errors = vec![0f64; lengths.len()];
-    let mut cpu_errors = vec![0f64; lengths.len()];
-    for step in 1..=steps(subject.regime) {
-        // The same gradients for all three, so that errors do not feed back through them.
-        let gradients: Vec<Vec<f32>> = lengths
-            .iter()
-            .map(|&length| {
-                let pull = values(length, 0);
-                let noise = values(length, step);
-                pull.iter().zip(&noise).map(|(a, b)| 0.5 * a + b).collect()
-            })
-            .collect();
-        let expected: Vec<f64> = oracles
-            .iter_mut()
-            .zip(&gradients)
-            .map(|(oracle, gradient)| {
-                oracle.loss = f64::from(loss_of(step));
-                oracle.step_in(subject.mode, gradient).rate
-            })
-            .collect();
-        let on_device = device.step(&gradients, loss_of(step))?;
-        let on_host = host.step(&gradients, loss_of(step))?;
-        for group in 0..lengths.len() {
-            device_errors[group] =
-                device_errors[group].max(rate_error(&on_device[group], expected[group]));
-            cpu_errors[group] = cpu_errors[group].max(rate_error(&on_host[group], expected[group]));
-        }
-    }
-    let mut compare = |on_device: &[f32], on_host: &[Vec<f32>], expected: &[&[f64]]| {
-        let mut start = 0;
-        for (group, expected) in expected.iter().enumerate() {
-            let end = start + lengths[group];
-            let error = parameter_error(&on_device[start..end], expected);
-            device_errors[group] = device_errors[group].max(error);
-            let error = parameter_error(&on_host[group], expected);
-            cpu_errors[group] = cpu_errors[group].max(error);
-            start = end;
-        }
-    };
-    let parameters: Vec<&[f64]> = oracles.iter().map(|oracle| oracle.w.as_slice()).collect();
-    compare(&device.parameters()?, &host.parameters, &parameters);
-    let averages: Option<Vec<&[f64]>> = oracles
-        .iter()
-        .map(|oracle| oracle.average.as_deref())
-        .collect();
-    if let Some(averages) = averages {
-        device.swap_averages()?;
-        host.swap_averages()?;
-        compare(&device.parameters()?, &host.parameters, &averages);
-    }
-    let failed = (0..lengths.len())
-        .find(|&group| !(device_errors[group] <= TOLERANCE && cpu_errors[group] <= TOLERANCE));
-    Ok(Case {
-        adapter: gpu.describe(),
-        tuning: tuning.to_owned(),
-        rule: subject.rule.name(),
-        regime: subject.regime.name(),
-        mode: subject.mode.name(),
-        average: subject.averaging.name(),
-        lengths: lengths.len(),
-        device_error: device_errors.iter().copied().fold(0.0, f64::max),
-        cpu_error: cpu_errors.iter().copied().fold(0.0, f64::max),
-        failed_length: failed.map(|group| lengths[group]),
-    })
-}
-
-fn values(length: usize, step: usize) -> Vec<f32> {
-    (0..length).map(|i| pseudo_random(i, step)).collect()
-}
-
-/// Uniform in [-1, 1): a hash of the element and the step.
-fn pseudo_random(element: usize, step: usize) -> f32 {
-    let mut x = (element as u64) << 20 | step as u64;
-    for _ in 0..2 {
-        x = (x ^ (x >> 31)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-    }
-    (x >> 40) as f32 / 8_388_608.0 - 1.0
-}
-
-fn rate_error(record: &Record, expected: f64) -> f64 {
-    let got = f64::from(record.learning_rate);
-    if got == expected {
-        return 0.0;
-    }
-    let error = (got / expected).ln().abs();
-    if error.is_nan() { f64::INFINITY } else { error }
-}
-
-fn parameter_error(got: &[f32], expected: &[f64]) -> f64 {
-    let largest = expected
-        .iter()
-        .fold(f64::MIN_POSITIVE, |a, b| a.max(b.abs()));
-    got.iter()
-        .zip(expected)
-        .map(|(got, expected)| (f64::from(*got) - expected).abs() / largest)
-        .fold(
-            0.0,
-            |a, b| if b.is_nan() { f64::INFINITY } else { b.max(a) },
-        )
-}
-
-struct HostRun {
-    optimizer: CpuOptimizer,
-    parameters: Vec<Vec<f32>>,
-}
-
-impl HostRun {
-    fn new(
-        mut builder: OptimizerBuilder<cpu::Tensor>,
-        initial: &[Vec<f32>],
-    ) -> Result<Self, CliError> {
-        for (index, values) in initial.iter().enumerate() {
-            let name = index.to_string();
-            builder = builder.group(Group::new(&name).tensor(&name, values, values));
-        }
-        Ok(HostRun {
-            optimizer: builder.build_cpu()?,
-            parameters: initial.to_vec(),
-        })
-    }
-
-    fn step(&mut self, gradients: &[Vec<f32>], loss: f32) -> Result<Vec<Record>, CliError> {
-        let groups = gradients.len();
-        let mut parameters: Vec<&mut [f32]> =
-            self.parameters.iter_mut().map(Vec::as_mut_slice).collect();
-        if self.optimizer.step_mode() == StepMode::Lagged {
-            let mut gradients = gradients.to_vec();
-            let mut gradients: Vec<&mut [f32]> =
-                gradients.iter_mut().map(Vec::as_mut_slice).collect();
-            self.optimizer
-                .step_lagged(&mut parameters, &mut gradients)?;
-            self.parameters = parameters.iter().map(|tensor| tensor.to_vec()).collect();
-        } else {
-            let gradients: Vec<&[f32]> = gradients.iter().map(Vec::as_slice).collect();
-            self.optimizer
-                .step_with_loss(&mut parameters, &gradients, loss)?;
-        }
-        one_each(self.optimizer.drain_records().records, groups)
-    }
-
-    fn swap_averages(&mut self) -> Result<(), CliError> {
-        let mut parameters: Vec<&mut [f32]> =
-            self.parameters.iter_mut().map(Vec::as_mut_slice).collect();
-        Ok(self.optimizer.swap_averages(&mut parameters)?)
-    }
-}
-
-/// All tensors packed into one buffer, so that most of them start and end at odd places.
-struct DeviceRun<'a> {
-    gpu: &'a Gpu,
-    optimizer: Optimizer,
-    parameters: wgpu::Buffer,
-    gradients: wgpu::Buffer,
-    loss: wgpu::Buffer,
-}
-
-/// Where in its buffer the loss is: not where a binding may start.
-const LOSS_OFFSET: u64 = 36;
-
-impl<'a> DeviceRun<'a> {
-    fn new(
-        gpu: &'a Gpu,
-        mut builder: OptimizerBuilder<Tensor>,
-        initial: &[Vec<f32>],
-    ) -> Result<Self, CliError> {
-        let packed = initial.concat();
-        let [parameters, gradients] = ["parameters", "gradients"].map(|label| {
-            gpu.device().create_buffer(&wgpu::BufferDescriptor {
-                label: Some(label),
-                size: (packed.len().max(4) * 4) as u64,
-                usage: wgpu::BufferUsages::STORAGE
-                    | wgpu::BufferUsages::COPY_DST
-                    | wgpu::BufferUsages::COPY_SRC,
-                mapped_at_creation: false,
-            })
-        });
-        gpu.queue()
-            .write_buffer(&parameters, 0, bytemuck::cast_slice(&packed));
-        let loss = gpu.device().create_buffer(&wgpu::BufferDescriptor {
-            label: Some("loss"),
-            size: 64,
-            usage: wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_DST,
-            mapped_at_creation: false,
-        });
-        builder = builder.loss(loss.slice(LOSS_OFFSET..LOSS_OFFSET + 4));
-        let mut start = 0;
-        for (index, values) in initial.iter().enumerate() {
-            let bytes = start..start + 4 * values.len() as u64;
-            start = bytes.end;
-            let name = index.to_string();
-            builder = builder.group(Group::new(&name).tensor(
-                &name,
-                parameters.slice(bytes.clone()),
-                gradients.slice(bytes),
-            ));
-        }
-        Ok(DeviceRun {
-            gpu,
-            optimizer: builder.build(gpu)?,
-            parameters,
-            gradients,
-            loss,
-        })
-    }
-
-    fn step(&mut self, gradients: &[Vec<f32>], loss: f32) -> Result<Vec<Record>, CliError> {
-        let queue = self.gpu.queue();
-        queue.write_buffer(&self.loss, LOSS_OFFSET, bytemuck::bytes_of(&loss));
-        queue.write_buffer(
-            self.places()[1],
-            0,
-            bytemuck::cast_slice(&gradients.concat()),
-        );
-        let mut encoder = self
-            .gpu
-            .device()
-            .create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
-        self.optimizer.encode_step(&mut encoder)?;
-        queue.submit([encoder.finish()]);
-        let records = pollster::block_on(self.optimizer.drain_records())?.records;
-        one_each(records, gradients.len())
-    }
-
-    fn swap_averages(&self) -> Result<(), CliError> {
-        let mut encoder = self
-            .gpu
-            .device()
-            .create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
-        self.optimizer.encode_swap_averages(&mut encoder)?;
-        self.gpu.queue().submit([encoder.finish()]);
-        Ok(())
-    }
-
-    /// Where the parameters and the gradients are now.
-    fn places(&self) -> [&wgpu::Buffer; 2] {
-        if self.optimizer.roles_are_swapped() {
-            [&self.gradients, &self.parameters]
-        } else {
-            [&self.parameters, &self.gradients]
-        }
-    }
-
-    fn parameters(&self) -> Result<Vec<f32>, CliError> {
-        Ok(pollster::block_on(
-            self.gpu.read_buffer("parameters", self.places()[0]),
-        )?)
-    }
-}
-
-/// The records of one step: one per group.
-fn one_each(records: Vec<Record>, groups: usize) -> Result<Vec<Record>, CliError> {
-    if records.len() == groups {
-        return Ok(records);
-    }
-    Err(wgpu_optim::Error::Readback {
-        what: "records",
-        message: format!("one step of {groups} groups left {} records", records.len()),
-    }
-    .into())
-}
-
 fn print(report: &Report) -> Result<(), CliError> {
     let mut table = Columns::new(
         [
-            "rule",
-            "regime",
-            "mode",
-            "average",
+            "family",
             "",
-            "lengths",
-            "device against f64",
-            "CPU path against f64",
+            "cases",
+            "values",
+            "device: worst ulps",
+            "CPU path: worst ulps",
+            "of allowed",
+            "s",
         ],
-        5,
+        2,
     );
     let mut heading = String::new();
-    for case in &report.cases {
-        let of_case = format!("{}, {}", case.adapter, case.tuning);
-        if of_case != heading {
-            table.row([of_case.as_str(), "", "", "", "", "", "", ""].map(str::to_owned));
-            heading = of_case;
+    for row in &report.rows {
+        let of_row = format!("{}, {}", row.adapter, row.geometry);
+        if of_row != heading {
+            let mut cells = [""; 8].map(str::to_owned);
+            cells[0].clone_from(&of_row);
+            table.row(cells);
+            heading = of_row;
         }
+        let verdict = match row.failed {
+            0 => "ok".to_owned(),
+            failed => format!("{failed} FAILED"),
+        };
         table.row([
-            case.rule.to_owned(),
-            case.regime.to_owned(),
-            case.mode.to_owned(),
-            case.average.to_owned(),
-            match case.failed_length {
-                None => "ok".to_owned(),
-                Some(length) => format!("FAILED at length {length}"),
+            row.family.to_owned(),
+            [&[verdict][..], &row.notes].concat().join(", "),
+            row.cases.to_string(),
+            row.values.to_string(),
+            format!("{:.1}", row.device_ulps),
+            format!("{:.1}", row.cpu_ulps),
+            match row.share_of_allowed {
+                Some(share) => format!("{:.0} %", 100.0 * share),
+                None => "beyond".to_owned(),
             },
-            case.lengths.to_string(),
-            format!("{:.1e}", case.device_error),
-            format!("{:.1e}", case.cpu_error),
+            format!("{:.1}", row.seconds),
         ]);
     }
     table.print()?;
+    for row in &report.rows {
+        for failure in &row.failures {
+            say(format!(
+                "FAILED on {}, {}: {}: {}",
+                row.adapter, row.geometry, row.family, failure.case
+            ))?;
+            match &failure.smallest {
+                Some(smallest) => {
+                    say(format!("  smallest: {}", smallest.case))?;
+                    say(in_words(&smallest.mismatch))?;
+                }
+                None => {
+                    for mismatch in failure.mismatches.iter().take(1) {
+                        say(in_words(mismatch))?;
+                    }
+                }
+            }
+        }
+    }
     say(format!(
-        "largest distance of parameters and averages (relative to the largest) and of ln(lr); {:.0e} is allowed",
-        report.tolerance
+        "{} cases, {} failed, in {:.0} s; an ulp is the unit in the last place of the f32 that should come out, or of the largest of its \
+         tensor",
+        report.cases, report.failed, report.seconds
     ))
+}
+
+/// The indented lines of a value that is not what it should be.
+fn in_words(mismatch: &Mismatch) -> String {
+    let ulps = match mismatch.ulps {
+        Some(ulps) => format!(" ({ulps:.1} ulps, {:.1} allowed)", mismatch.allowed_ulps),
+        None => String::new(),
+    };
+    format!(
+        "  {}: {}\n    is        {}\n    should be {}{ulps}",
+        mismatch.path.name(),
+        mismatch.what,
+        mismatch.got,
+        mismatch.expected
+    )
 }

@@ -5,6 +5,8 @@ pub mod cli;
 #[path = "../../src/cli/check/oracle.rs"]
 pub mod oracle;
 pub mod run;
+#[path = "../../src/cli/check/spec.rs"]
+pub mod spec;
 
 use wgpu_optim::gpu::{Partials, Tensor};
 use wgpu_optim::wgpu;

@@ -3,15 +3,13 @@
 
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
-use super::oracle::Oracle;
+#[allow(unused_imports, reason = "each test file uses its own part")]
+pub use super::spec::{Place, Spec, lengths, packed, separate};
 use super::{adapters, download, kinds_of_partials, step, upload};
 use wgpu_optim::gpu::Tuning;
 use wgpu_optim::layout::{GroupState, ScopeSums};
-use wgpu_optim::{
-    Averaging, CpuOptimizer, Error, Gpu, Group, GroupConfig, Optimizer, OptimizerBuilder,
-};
-use wgpu_optim::{LossScaler, NonFinitePolicy};
-use wgpu_optim::{Records, Regime, Rule, Schedule, StepMode, TrustRatio, WeightDecay, wgpu};
+use wgpu_optim::{Averaging, CpuOptimizer, Error, Gpu, GroupConfig, Optimizer, OptimizerBuilder};
+use wgpu_optim::{LossScaler, NonFinitePolicy, Records, Rule, StepMode, wgpu};
 
 /// Every adapter, opened once per test binary: opening a device costs more than most tests.
 pub fn devices() -> &'static [Gpu] {
@@ -24,137 +22,6 @@ pub fn devices() -> &'static [Gpu] {
 pub fn alone() -> MutexGuard<'static, ()> {
     static ALONE: Mutex<()> = Mutex::new(());
     ALONE.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// One group: everything a caller can say of it, and its tensors' parameters before the first step.
-#[derive(Debug, Clone)]
-pub struct Spec {
-    pub name: String,
-    pub rule: Rule,
-    pub regime: Regime,
-    pub decay: WeightDecay,
-    pub clip: f32,
-    pub maximize: bool,
-    pub norm: Option<String>,
-    pub schedule: Schedule,
-    pub averaging: Averaging,
-    pub trust: Option<f32>,
-    pub telemetry: bool,
-    pub per_tensor: bool,
-    pub tensors: Vec<Vec<f32>>,
-}
-
-impl Spec {
-    pub fn new(rule: Rule, regime: Regime, tensors: Vec<Vec<f32>>) -> Self {
-        Spec {
-            name: "group".to_owned(),
-            rule,
-            regime,
-            decay: WeightDecay::Coupled(0.0),
-            clip: f32::INFINITY,
-            maximize: false,
-            norm: None,
-            schedule: Schedule::Constant,
-            averaging: Averaging::Off,
-            trust: None,
-            telemetry: false,
-            per_tensor: false,
-            tensors,
-        }
-    }
-
-    pub fn named(mut self, name: impl Into<String>) -> Self {
-        self.name = name.into();
-        self
-    }
-
-    pub fn sharing(mut self, norm: &str) -> Self {
-        self.norm = Some(norm.to_owned());
-        self
-    }
-
-    pub fn group<T>(&self) -> Group<T> {
-        let group = Group::new(self.name.clone())
-            .rule(self.rule)
-            .regime(self.regime)
-            .clip_norm(self.clip)
-            .maximize(self.maximize)
-            .schedule(self.schedule)
-            .averaging(self.averaging)
-            .telemetry(self.telemetry);
-        let group = match self.trust {
-            Some(coefficient) => group.trust_ratio(TrustRatio { coefficient }),
-            None => group,
-        };
-        let group = if self.per_tensor {
-            group.per_tensor()
-        } else {
-            group
-        };
-        let group = match self.decay {
-            WeightDecay::Coupled(lambda) => group.weight_decay(lambda),
-            WeightDecay::Decoupled(lambda) => group.decoupled_weight_decay(lambda),
-        };
-        match &self.norm {
-            Some(norm) => group.share_norm(norm.clone()),
-            None => group,
-        }
-    }
-
-    /// The right answer for it, which has one tensor.
-    pub fn oracle(&self) -> Oracle {
-        assert_eq!(self.tensors.len(), 1, "the oracle knows one tensor");
-        let mut oracle = Oracle::new(self.rule, self.regime, &self.tensors[0]);
-        oracle.decay = self.decay;
-        oracle.clip = f64::from(self.clip);
-        oracle.maximize = self.maximize;
-        oracle.schedule = self.schedule;
-        oracle.averaging = self.averaging;
-        oracle.trust = self.trust.map(f64::from);
-        oracle
-    }
-
-    fn tensor_name(&self, index: usize) -> String {
-        format!("{}/{index}", self.name)
-    }
-}
-
-/// Where a tensor lies on the device: buffer and first element, of its parameters and of its gradients.
-#[derive(Debug, Clone, Copy)]
-pub struct Place {
-    pub params: (usize, usize),
-    pub grads: (usize, usize),
-}
-
-/// Tensors one after the other in an arena of parameters and an arena of gradients, `gap` elements apart, from `start`.
-pub fn packed(specs: &[Spec], start: usize, gap: usize) -> Vec<Place> {
-    let mut at = start;
-    lengths(specs)
-        .map(|len| {
-            let place = Place {
-                params: (0, at),
-                grads: (1, at),
-            };
-            at += len + gap;
-            place
-        })
-        .collect()
-}
-
-/// Each tensor in two buffers of its own.
-pub fn separate(specs: &[Spec]) -> Vec<Place> {
-    (0..lengths(specs).count())
-        .map(|i| Place {
-            params: (2 * i, 0),
-            grads: (2 * i + 1, 0),
-        })
-        .collect()
-}
-
-pub fn lengths(specs: &[Spec]) -> impl Iterator<Item = usize> + '_ {
-    specs
-        .iter()
-        .flat_map(|spec| spec.tensors.iter().map(Vec::len))
 }
 
 /// What surrounds tensors in their buffers: a NaN, so that a kernel that reads it would skip the step.
@@ -571,7 +438,11 @@ pub fn gpu_run_with(gpu: &Gpu, specs: &[Spec], setup: Setup) -> GpuRun {
 
 /// As `every_path`, and on every adapter with each other kind of partials that it can have, in workgroups of several subgroups.
 pub fn every_path_and_kind(specs: &[Spec]) -> Vec<Box<dyn Run>> {
-    let mut runs = every_path(specs);
+    every_path_and_kind_in_mode(specs, StepMode::TwoPass)
+}
+
+pub fn every_path_and_kind_in_mode(specs: &[Spec], mode: StepMode) -> Vec<Box<dyn Run>> {
+    let mut runs = every_path_in_mode(specs, mode);
     for gpu in devices() {
         for partials in kinds_of_partials(gpu).filter(|&kind| kind != gpu.tuning().partials) {
             let tuning = Tuning {
@@ -581,7 +452,8 @@ pub fn every_path_and_kind(specs: &[Spec]) -> Vec<Box<dyn Run>> {
                 finish_workgroup_size: 64,
             };
             let gpu = gpu.clone().with_tuning(tuning).expect("a small geometry");
-            runs.push(Box::new(GpuRun::new(&gpu, specs, packed(specs, 0, 0))));
+            let places = packed(specs, 0, 0);
+            runs.push(Box::new(GpuRun::in_mode(&gpu, specs, places, mode)));
         }
     }
     runs

@@ -38,6 +38,8 @@ pub struct Oracle {
     pub averaging: Averaging,
     /// The average of the parameters, once it has started.
     pub average: Option<Vec<f64>>,
+    /// η of the last step that was not skipped, with the schedule.
+    last_rate: Option<f64>,
     k: i32,
     pub smoothed: f64,
     pub ln_rate: Option<f64>,
@@ -113,6 +115,7 @@ impl Oracle {
             taken: 0,
             averaging: Averaging::Off,
             average: None,
+            last_rate: None,
             k: 0,
             smoothed: 0.0,
             ln_rate: regime.initial_rate().map(|rate| f64::from(rate).ln()),
@@ -130,7 +133,11 @@ impl Oracle {
 
     /// With `Lagged` the step takes the rate that held before it.
     pub fn step_in(&mut self, mode: StepMode, raw: &[f32]) -> Outcome {
-        let rate_before = self.rate();
+        // A lagged step takes what the one before left, and the first the given rate with the schedule's first factor.
+        let rate_before = self.last_rate.unwrap_or_else(|| match mode {
+            StepMode::Lagged => self.rate() * self.schedule_factor(),
+            _ => self.rate(),
+        });
         let sign_of_climb = if self.maximize { -1.0 } else { 1.0 };
         let coupled = f64::from(self.decay.coupled());
         let raw: Vec<f64> = raw.iter().map(|&g| sign_of_climb * f64::from(g)).collect();
@@ -142,7 +149,7 @@ impl Oracle {
         let mut out = Outcome::default();
         if seen.iter().any(|g| !g.is_finite()) || !self.loss.is_finite() {
             out.skipped = true;
-            out.rate = self.rate();
+            out.rate = rate_before;
             return out;
         }
         out.norm = norm(&seen);
@@ -156,6 +163,7 @@ impl Oracle {
             self.last_trust = self.trust_ratio(out.norm);
         }
         out.rate = self.rate() * self.schedule_factor() * self.last_trust;
+        self.last_rate = Some(out.rate);
         self.taken += 1;
         let rate = match mode {
             StepMode::Lagged => rate_before,

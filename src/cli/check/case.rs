@@ -1,0 +1,351 @@
+//! What a case is, how its values are compared, and how a case that fails is made smaller until it no longer does.
+
+use serde::Serialize;
+use wgpu_optim::{Gpu, wgpu};
+
+use super::run::Fault;
+use crate::CliError;
+
+/// What a case runs on.
+pub struct Subject {
+    pub adapter: wgpu::Adapter,
+    /// A device on the adapter, in the geometry below.
+    pub gpu: Gpu,
+    /// Where the geometry comes from: the preset, the preset with subgroups, the cache.
+    pub geometry: String,
+    /// Seeded by tests.
+    pub fault: Option<Fault>,
+}
+
+/// Something that must hold on a device.
+pub trait Case {
+    /// What is run, in the words of the table's list of failures.
+    fn name(&self) -> String;
+
+    /// Runs it. An error counts as a failure of the case.
+    fn run(&self, subject: &Subject) -> Result<Outcome, CliError>;
+
+    /// Cases that are smaller in one way each, the smallest first.
+    fn smaller(&self) -> Vec<Box<dyn Case>>;
+}
+
+/// Who gave a value.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub enum Path {
+    #[serde(rename = "device")]
+    Device,
+    #[serde(rename = "CPU path")]
+    Cpu,
+}
+
+impl Path {
+    pub fn name(self) -> &'static str {
+        match self {
+            Path::Device => "device",
+            Path::Cpu => "CPU path",
+        }
+    }
+}
+
+/// What came of a case: how many values were compared, how far off the worst was, and the first that was too far off.
+#[derive(Debug, Clone, Default)]
+pub struct Outcome {
+    /// Values compared.
+    pub values: usize,
+    /// Distance of the device's worst value, in units of the last place of what it should be.
+    pub device_ulps: f64,
+    /// The same of the CPU path.
+    pub cpu_ulps: f64,
+    /// The largest distance as a share of what is allowed for it: how near the case is to failing, 1 and above if it has.
+    pub share_of_allowed: f64,
+    /// Which value that is.
+    pub nearest: String,
+    /// What was too far off; of many, the first few.
+    pub mismatches: Vec<Mismatch>,
+    /// What the device does where it may choose.
+    pub note: Option<String>,
+}
+
+/// A value that is not what it should be.
+#[derive(Debug, Clone, Serialize)]
+pub struct Mismatch {
+    /// Which value.
+    pub what: String,
+    pub path: Path,
+    pub got: Value,
+    pub expected: Value,
+    /// The distance in units of the last place; `None` for what is no number, or not finite.
+    pub ulps: Option<f64>,
+    /// The distance allowed.
+    pub allowed_ulps: f64,
+}
+
+/// A value as the report shows it.
+#[derive(Debug, Clone, Serialize)]
+#[serde(untagged)]
+pub enum Value {
+    Number {
+        /// `None` for NaN and the infinities, which JSON has no numbers for.
+        value: Option<f64>,
+        /// Of the f32, or of the f32 next to an exact value.
+        bits: String,
+    },
+    Text(String),
+}
+
+impl Value {
+    fn number(value: f64) -> Self {
+        Self::bits(value as f32, value)
+    }
+
+    fn bits(nearest: f32, value: f64) -> Self {
+        Value::Number {
+            value: value.is_finite().then_some(value),
+            bits: format!("{:08x}", nearest.to_bits()),
+        }
+    }
+}
+
+impl std::fmt::Display for Value {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Value::Number { value, bits } => match value {
+                Some(value) => write!(f, "{value:e} ({bits})"),
+                None => write!(f, "not finite ({bits})"),
+            },
+            Value::Text(text) => write!(f, "{text}"),
+        }
+    }
+}
+
+/// Mismatches that are kept of a case.
+const KEPT: usize = 8;
+
+/// The unit of the last place of an f32 of this size.
+pub fn ulp(size: f64) -> f64 {
+    let size = size.abs().max(f64::from(f32::MIN_POSITIVE));
+    // The power of two at or below it.
+    let exponent = (size.to_bits() >> 52) as i32 - 1023;
+    f64::from(exponent).exp2() * f64::from(f32::EPSILON)
+}
+
+impl Outcome {
+    /// Compares a number with what it should be; `unit` is what the distance is measured in, normally [`ulp`] of some size.
+    /// NaN is infinitely far from everything.
+    pub fn near(
+        &mut self,
+        path: Path,
+        what: impl Fn() -> String,
+        got: f64,
+        expected: f64,
+        unit: f64,
+        allowed_ulps: f64,
+    ) {
+        let distance = if got == expected {
+            0.0
+        } else {
+            (got - expected).abs() / unit
+        };
+        // From here on comparisons have an answer.
+        let distance = if distance.is_nan() {
+            f64::INFINITY
+        } else {
+            distance
+        };
+        self.values += 1;
+        let worst = match path {
+            Path::Device => &mut self.device_ulps,
+            Path::Cpu => &mut self.cpu_ulps,
+        };
+        *worst = worst.max(distance);
+        let share = if allowed_ulps > 0.0 {
+            distance / allowed_ulps
+        } else if distance > 0.0 {
+            f64::INFINITY
+        } else {
+            0.0
+        };
+        if share > self.share_of_allowed {
+            self.share_of_allowed = share;
+            self.nearest = what();
+        }
+        if distance > allowed_ulps {
+            self.mismatch(|| Mismatch {
+                what: what(),
+                path,
+                got: Value::number(got),
+                expected: Value::number(expected),
+                ulps: distance.is_finite().then_some(distance),
+                allowed_ulps,
+            });
+        }
+    }
+
+    /// Compares two f32 bit for bit.
+    pub fn same_bits(
+        &mut self,
+        path: Path,
+        what: impl FnOnce() -> String,
+        got: f32,
+        expected: f32,
+    ) {
+        self.values += 1;
+        if got.to_bits() == expected.to_bits() {
+            return;
+        }
+        let distance = (f64::from(got) - f64::from(expected)).abs() / ulp(expected.into());
+        self.share_of_allowed = f64::INFINITY;
+        if distance.is_finite() {
+            let worst = match path {
+                Path::Device => &mut self.device_ulps,
+                Path::Cpu => &mut self.cpu_ulps,
+            };
+            *worst = worst.max(distance);
+        }
+        self.mismatch(|| Mismatch {
+            what: what(),
+            path,
+            got: Value::bits(got, got.into()),
+            expected: Value::bits(expected, expected.into()),
+            ulps: distance.is_finite().then_some(distance),
+            allowed_ulps: 0.0,
+        });
+    }
+
+    /// Compares what is no number.
+    pub fn same<T: PartialEq + std::fmt::Debug>(
+        &mut self,
+        path: Path,
+        what: impl FnOnce() -> String,
+        got: T,
+        expected: T,
+    ) {
+        self.values += 1;
+        if got != expected {
+            self.share_of_allowed = f64::INFINITY;
+            self.mismatch(|| Mismatch {
+                what: what(),
+                path,
+                got: Value::Text(format!("{got:?}")),
+                expected: Value::Text(format!("{expected:?}")),
+                ulps: None,
+                allowed_ulps: 0.0,
+            });
+        }
+    }
+
+    /// Compares tensors bit for bit.
+    pub fn same_tensors(
+        &mut self,
+        path: Path,
+        what: &str,
+        got: &[Vec<f32>],
+        expected: &[Vec<f32>],
+    ) {
+        for (tensor, (got, expected)) in got.iter().zip(expected).enumerate() {
+            for (element, (&got, &expected)) in got.iter().zip(expected).enumerate() {
+                self.same_bits(
+                    path,
+                    || format!("{what}, tensor {tensor}, element {element}"),
+                    got,
+                    expected,
+                );
+            }
+        }
+    }
+
+    fn mismatch(&mut self, mismatch: impl FnOnce() -> Mismatch) {
+        if self.mismatches.len() < KEPT {
+            self.mismatches.push(mismatch());
+        }
+    }
+
+    /// Adds what another part of the case found.
+    pub fn merge(&mut self, other: Outcome) {
+        self.values += other.values;
+        self.device_ulps = self.device_ulps.max(other.device_ulps);
+        self.cpu_ulps = self.cpu_ulps.max(other.cpu_ulps);
+        if other.share_of_allowed > self.share_of_allowed {
+            self.share_of_allowed = other.share_of_allowed;
+            self.nearest = other.nearest;
+        }
+        let room = KEPT - self.mismatches.len();
+        self.mismatches
+            .extend(other.mismatches.into_iter().take(room));
+        self.note = other.note.or(self.note.take());
+    }
+}
+
+/// Runs a case; an error is a mismatch of its own.
+pub fn outcome_of(case: &dyn Case, subject: &Subject) -> Outcome {
+    case.run(subject).unwrap_or_else(|error| Outcome {
+        share_of_allowed: f64::INFINITY,
+        mismatches: vec![Mismatch {
+            what: "the run itself".to_owned(),
+            path: Path::Device,
+            got: Value::Text(error.to_string()),
+            expected: Value::Text("no error".to_owned()),
+            ulps: None,
+            allowed_ulps: 0.0,
+        }],
+        ..Outcome::default()
+    })
+}
+
+/// How many smaller cases are tried for one that fails. By number and not by time, so that a busy machine finds the same.
+const TRIES: usize = 150;
+
+/// The smallest form of a failing case that the shrinker finds to fail, and how: as long as one of the smaller cases fails, it is
+/// taken in place of the case.
+pub fn shrink<C>(
+    case: C,
+    first: Mismatch,
+    smaller: impl Fn(&C) -> Vec<C>,
+    fails: impl Fn(&C) -> Option<Mismatch>,
+) -> (C, Mismatch) {
+    let mut tries = 0;
+    let (mut case, mut mismatch) = (case, first);
+    'smaller: loop {
+        for candidate in smaller(&case) {
+            tries += 1;
+            if tries > TRIES {
+                break 'smaller;
+            }
+            if let Some(found) = fails(&candidate) {
+                (case, mismatch) = (candidate, found);
+                continue 'smaller;
+            }
+        }
+        break;
+    }
+    (case, mismatch)
+}
+
+/// Numbers from `least` on that are less than `n`: `least` itself, then halfway from there to `n`, and so on up to `n - 1`. Taking the
+/// first that still fails, again and again, is a bisection.
+pub fn less(n: usize, least: usize) -> Vec<usize> {
+    let mut numbers = Vec::new();
+    let mut gap = n.saturating_sub(least);
+    while gap > 0 {
+        numbers.push(n - gap);
+        gap /= 2;
+    }
+    numbers
+}
+
+/// Shorter lists: halves first, then without one entry.
+pub fn shorter<T: Clone>(list: &[T]) -> Vec<Vec<T>> {
+    if list.len() < 2 {
+        return Vec::new();
+    }
+    let (front, back) = list.split_at(list.len() / 2);
+    let mut lists = vec![front.to_vec(), back.to_vec()];
+    if list.len() > 2 {
+        lists.extend((0..list.len()).map(|without| {
+            let mut list = list.to_vec();
+            list.remove(without);
+            list
+        }));
+    }
+    lists
+}

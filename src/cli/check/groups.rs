@@ -1,0 +1,120 @@
+//! What a group can be told: decay, clip, maximize, schedules, a rate per tensor, a shared norm; all side by side in one optimizer.
+
+use wgpu_optim::{Regime, Rule, Schedule, StepMode, WeightDecay};
+
+use super::case::{Case, Subject};
+use super::scenario::{Scenario, with_lengths};
+use super::spec::Spec;
+
+const STEPS: usize = 8;
+
+pub fn cases(_: &Subject) -> Vec<Box<dyn Case>> {
+    let mut cases = Vec::new();
+    for mode in [StepMode::TwoPass, StepMode::Lagged] {
+        for rule in [Rule::sgd(), Rule::sgdm(0.9), Rule::sign_sgd()] {
+            cases.push(Scenario::new("groups", mode, STEPS, groups(rule, mode)).boxed());
+        }
+    }
+    cases
+}
+
+fn groups(rule: Rule, mode: StepMode) -> Vec<Spec> {
+    let of = |regime| Spec::new(rule, regime, Vec::new());
+    let seesaw = of(Regime::seesaw());
+    let mut groups: Vec<(&str, Spec)> = Vec::new();
+    for (name, decay) in [
+        ("coupled", WeightDecay::Coupled(0.1)),
+        ("decoupled", WeightDecay::Decoupled(0.1)),
+    ] {
+        groups.push((
+            name,
+            Spec {
+                decay,
+                ..seesaw.clone()
+            },
+        ));
+        // No step needs its own norm before it is taken, but for a clip.
+        if mode == StepMode::TwoPass {
+            let name = if name == "coupled" {
+                "coupled, clipped"
+            } else {
+                "decoupled, clipped"
+            };
+            groups.push((
+                name,
+                Spec {
+                    decay,
+                    clip: 0.5,
+                    ..seesaw.clone()
+                },
+            ));
+        }
+    }
+    groups.push((
+        "climbing",
+        Spec {
+            maximize: true,
+            ..seesaw.clone()
+        },
+    ));
+    for (name, schedule) in schedules() {
+        groups.push((
+            name,
+            Spec {
+                schedule,
+                ..of(Regime::fixed(0.01))
+            },
+        ));
+    }
+    groups.push((
+        "scheduled Seesaw",
+        Spec {
+            schedule: schedules()[0].1,
+            ..seesaw.clone()
+        },
+    ));
+    groups.push((
+        "per tensor",
+        Spec {
+            per_tensor: true,
+            ..seesaw.clone()
+        },
+    ));
+    for name in ["first of two that share", "second of two that share"] {
+        groups.push((name, seesaw.clone().sharing("both")));
+    }
+    groups
+        .into_iter()
+        .map(|(name, spec)| with_lengths(spec.named(name), &[130, 5, 1001]))
+        .collect()
+}
+
+fn schedules() -> [(&'static str, Schedule); 4] {
+    [
+        (
+            "warm-up and cosine",
+            Schedule::WarmupCosine {
+                warmup: 2,
+                steps: 6,
+                last: 0.1,
+            },
+        ),
+        ("inverse square root", Schedule::InverseSqrt { warmup: 3 }),
+        (
+            "steps",
+            Schedule::Step {
+                every: 2,
+                factor: 0.5,
+            },
+        ),
+        (
+            "one cycle",
+            Schedule::OneCycle {
+                rise: 3,
+                steps: 7,
+                first: 0.04,
+                last: 0.01,
+            },
+        ),
+    ]
+}
