@@ -833,7 +833,7 @@ fn contradiction_does_not_lower_the_rate_without_end() {
             run.step(&repeated(&[vec![sign; 8]], specs.len()));
         }
         let records = run.records().records;
-        for group in 0..specs.len() {
+        for (group, spec) in specs.iter().enumerate() {
             let rates: Vec<f64> = records
                 .iter()
                 .filter(|record| record.group == group)
@@ -841,12 +841,8 @@ fn contradiction_does_not_lower_the_rate_without_end() {
                 .collect();
             let mean = rates.iter().sum::<f64>() / rates.len() as f64;
             let last = rates[rates.len() - 1];
-            let what = format!(
-                "{}, {:?}: {last} of mean {mean}",
-                run.path(),
-                specs[group].rule
-            );
-            if specs[group].rule.is_sign() {
+            let what = format!("{}, {:?}: {last} of mean {mean}", run.path(), spec.rule);
+            if spec.rule.is_sign() {
                 assert!(last < mean - 2.0 * LN_10 - 1.0, "{what}");
             } else {
                 assert!(last >= mean - 2.0 * LN_10 - 1e-3, "{what}");
