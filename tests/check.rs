@@ -18,9 +18,13 @@ const FAMILIES: [&str; 8] = [
     "averages",
 ];
 
-/// The exit code and the report of `check --json`.
-fn check(arguments: &[&str]) -> (Option<i32>, Value) {
-    let output = wgpu_optim()
+/// The exit code and the report of `check --json`, on one backend or on all there are.
+fn check(backend: Option<&str>, arguments: &[&str]) -> (Option<i32>, Value) {
+    let mut command = wgpu_optim();
+    if let Some(backend) = backend {
+        command.env("WGPU_BACKEND", backend);
+    }
+    let output = command
         .args(["check", "--json"])
         .args(arguments)
         .output()
@@ -38,7 +42,7 @@ fn rows(report: &Value) -> &[Value] {
 
 #[test]
 fn every_family_passes_on_every_adapter() {
-    let (code, report) = check(&[]);
+    let (code, report) = check(None, &[]);
     for row in rows(&report) {
         assert_eq!(row["failed"], 0, "{row}");
         assert!(row["values"].as_u64() > Some(100), "{row}");
@@ -55,8 +59,9 @@ fn every_family_passes_on_every_adapter() {
 /// The fault is in element 17 of whatever tensor, from the third step on; nothing is right that was read after that.
 #[test]
 fn a_seeded_fault_is_told_by_every_family_with_its_smallest_case() {
-    let name = devices()[0].device().adapter_info().name;
-    let (code, report) = check(&["--adapter", &name, "--seed-fault"]);
+    let info = devices()[0].device().adapter_info();
+    let backend = info.backend.to_string();
+    let (code, report) = check(Some(&backend), &["--adapter", &info.name, "--seed-fault"]);
     assert_eq!(code, Some(1));
     for family in FAMILIES {
         let row = rows(&report).iter().find(|row| row["family"] == family);
@@ -94,7 +99,7 @@ fn a_seeded_fault_is_told_by_every_family_with_its_smallest_case() {
 
 #[test]
 fn one_family_runs_alone_and_an_unknown_one_is_refused() {
-    let (code, report) = check(&["--family", "repeats"]);
+    let (code, report) = check(None, &["--family", "repeats"]);
     assert_eq!(code, Some(0));
     assert!(rows(&report).iter().all(|row| row["family"] == "repeats"));
     assert!(rows(&report).len() >= devices().len());

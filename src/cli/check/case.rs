@@ -293,7 +293,7 @@ pub fn outcome_of(case: &dyn Case, subject: &Subject) -> Outcome {
 }
 
 /// How many smaller cases are tried for one that fails. By number and not by time, so that a busy machine finds the same.
-const TRIES: usize = 150;
+const TRIES: usize = 80;
 
 /// The smallest form of a failing case that the shrinker finds to fail, and how: as long as one of the smaller cases fails, it is
 /// taken in place of the case.
@@ -303,16 +303,23 @@ pub fn shrink<C>(
     smaller: impl Fn(&C) -> Vec<C>,
     fails: impl Fn(&C) -> Option<Mismatch>,
 ) -> (C, Mismatch) {
-    let mut tries = 0;
     let (mut case, mut mismatch) = (case, first);
+    let mut tries = 0;
+    let mut last = 0;
     'smaller: loop {
-        for candidate in smaller(&case) {
+        let candidates = smaller(&case);
+        let count = candidates.len();
+        // From where the last one was found, so that one way of being smaller is followed to its end before the next.
+        let mut in_turn: Vec<(usize, C)> = candidates.into_iter().enumerate().collect();
+        in_turn.rotate_left(last.min(count.saturating_sub(1)));
+        for (index, candidate) in in_turn {
             tries += 1;
             if tries > TRIES {
                 break 'smaller;
             }
             if let Some(found) = fails(&candidate) {
                 (case, mismatch) = (candidate, found);
+                last = index;
                 continue 'smaller;
             }
         }

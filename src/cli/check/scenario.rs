@@ -326,10 +326,11 @@ impl Scenario {
                     }
                 }
                 let norm = norm.min(f32::MAX.into());
+                let got = f64::from(record.norm);
                 outcome.near(
                     path,
                     || format!("norm of step {}, {name}", step + 1),
-                    record.norm.into(),
+                    if is_flushed(got, norm) { norm } else { got },
                     norm,
                     ulp(norm),
                     NORM_ULPS,
@@ -346,12 +347,11 @@ impl Scenario {
                 for (element, (&got, (&exact, &size))) in
                     tensors[tensor].iter().zip(&mut exact).enumerate()
                 {
-                    // What is denormal may be flushed.
-                    let flushed = got == 0.0 && exact.abs() < f64::from(f32::MIN_POSITIVE);
+                    let got = f64::from(got);
                     outcome.near(
                         path,
                         || format!("{what} {element} of tensor {number}, {name}"),
-                        if flushed { exact } else { got.into() },
+                        if is_flushed(got, exact) { exact } else { got },
                         exact,
                         ulp(size),
                         allowed,
@@ -543,6 +543,11 @@ impl Gradients {
             Gradients::Dyadic => (noise * 8.0).round() / 4.0,
         }
     }
+}
+
+/// Whether a number that is denormal came out as zero, as it may.
+fn is_flushed(got: f64, exact: f64) -> bool {
+    got == 0.0 && exact.abs() < f64::from(f32::MIN_POSITIVE)
 }
 
 /// A group in words.
