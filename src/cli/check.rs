@@ -6,8 +6,8 @@ mod oracle;
 use serde::Serialize;
 use wgpu_optim::gpu::{Partials, Tensor, Tuning, TuningCache};
 use wgpu_optim::{
-    Averaging, CpuOptimizer, DoG, DoWG, Gpu, GpuOptions, Group, Optimizer, OptimizerBuilder,
-    Record, Regime, Rule, SecantForm, StepMode, cpu, wgpu,
+    AutoSgd, Averaging, CpuOptimizer, DoG, DoWG, Gpu, GpuOptions, Group, Optimizer,
+    OptimizerBuilder, Record, Regime, Rule, SecantForm, StepMode, cpu, wgpu,
 };
 
 use crate::CliError;
@@ -69,7 +69,7 @@ pub fn run(args: &Args) -> Result<(), CliError> {
     for gpu in &gpus {
         for (tuning, gpu) in geometries(gpu)? {
             for rule in rules() {
-                for regime in regimes() {
+                for regime in regimes().into_iter().filter(|regime| regime.fits(&rule)) {
                     for mode in modes(regime) {
                         let subject = Subject::new(rule, regime, mode, Averaging::Off);
                         cases.push(check(&gpu, &tuning, subject)?);
@@ -190,13 +190,21 @@ fn regimes() -> Vec<Regime> {
         Regime::polyak(),
         Regime::ngn(),
         Regime::gated_distance(),
+        // Some stream wins after five rounds.
+        Regime::AutoSgd(AutoSgd {
+            rounds: 4,
+            ..AutoSgd::default()
+        }),
     ]
 }
 
-/// Steps of a case: GatedDistance only runs after an ignition, and begins its third window 48 steps later.
+/// Steps of a case: GatedDistance only runs after an ignition, and begins its third window 48 steps later. An episode of streams takes
+/// fifteen, and the first after it tells how it ended.
 fn steps(regime: Regime) -> usize {
     if regime.needs_sketch() {
         8 * STEPS
+    } else if regime.needs_streams() {
+        18
     } else {
         STEPS
     }
