@@ -19,6 +19,8 @@ override SCHEDULES: bool;
 override AVERAGES: bool;
 // Whether any has a trust ratio.
 override TRUST: bool;
+// Whether the groups run streams of parameters (shared/streams.wgsl).
+override STREAMS: bool;
 
 @group(0) @binding(0) var<storage, read> groups: array<GroupConstants>;
 @group(0) @binding(1) var<storage, read> sums: array<ScopeSums>;
@@ -83,9 +85,19 @@ fn learning_rate(@builtin(global_invocation_id) id: vec3<u32>) {
     r.trust_ratio = s.trust;
     r.loss_scale_exponent = s.loss_scale_exponent;
 
+    var turn = no_turn();
     if skip {
+        let halted = s.halted != 0u;
         skip_step(c, &s, &r);
+        // After a halt nothing changes any more.
+        if STREAMS && !halted {
+            turn = take_turn(c, measured.loss, skip, &s, &r);
+        }
     } else {
+        if STREAMS {
+            enter_episode(c, &s, &r);
+            turn = take_turn(c, measured.loss, skip, &s, &r);
+        }
         let square = from_squares(measured.square);
         let norm = root(square);
         r.norm = to_float(norm);
@@ -127,11 +139,11 @@ fn learning_rate(@builtin(global_invocation_id) id: vec3<u32>) {
         count_good_step(c, &s, &r);
         var u: Update;
         u.skip = 0u;
-        u.learning_rate = s.learning_rate;
+        u.learning_rate = turn.factor * s.learning_rate;
         u.gradient_factor = c.sign * r.clip_factor;
         u.unscale = power_of_two(-r.loss_scale_exponent);
         u.coupled_decay = c.coupled_decay;
-        u.shrink = 1.0 - s.learning_rate * c.decoupled_decay;
+        u.shrink = 1.0 - u.learning_rate * c.decoupled_decay;
         u.momentum = c.momentum;
         u.momentum_keep = c.momentum;
         u.gradient_share = c.gradient_share;
@@ -144,7 +156,9 @@ fn learning_rate(@builtin(global_invocation_id) id: vec3<u32>) {
             u.momentum_keep = 0.0;
             u.gradient_share = c.gradient_share / (1.0 - c.momentum);
         }
-        u.first = 1u - s.momentum_started;
+        u.first = select(1u - s.momentum_started, turn.begins, STREAMS);
+        u.put = turn.put;
+        u.take = turn.take;
         s.momentum_started = 1u;
         u.gradient_exponent = s.gradient_exponent;
         u.direction_exponent = s.direction_exponent;
@@ -157,7 +171,10 @@ fn learning_rate(@builtin(global_invocation_id) id: vec3<u32>) {
         learning_rates[group] = s.learning_rate;
     }
     if skip {
-        updates[group].skip = 1u;
+        updates[group].skip = turn.skip;
+        updates[group].first = 0u;
+        updates[group].put = turn.put;
+        updates[group].take = turn.take;
     }
     // A lagged step's update is for the next gradient, which is made with the next scale.
     if (c.flags & LAGGED) != 0u {
@@ -303,6 +320,10 @@ fn change_rate(
     }
     if GATED && c.regime == GATED_DISTANCE {
         gated_distance(c, measured, norm, last_norm, scale_of_sums.exponent, s, r);
+        return;
+    }
+    // Only an episode's outcome changes the rate of streams.
+    if STREAMS && !first {
         return;
     }
     if FORMULAS && c.regime != SEESAW && (!first || first_rate_is_a_formula(c.regime)) {

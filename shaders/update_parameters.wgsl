@@ -1,8 +1,9 @@
 // Pass 4: the fused update, one read-modify-write of the parameters and of what the rule remembers.
 //
 // Reads:  updates (one per group, from pass 3), gradients.
-// Writes: parameters; momentum; memory (counters, the last gradient, the first parameters, or a sketch of the block's steps); averages; what
-//         it measures of the step. Nothing where the step is skipped.
+// Writes: parameters; momentum; memory (counters, the last gradient, the first parameters, streams of
+//         parameters, or a sketch of the block's steps); averages;
+//         what it measures of the step. Nothing where the step is skipped, but for streams, which change turns.
 // Grid:   one workgroup of WORKGROUP invocations per block; invocation i takes quads i, i + WORKGROUP, … of the block, in the order of
 //         shared/sweep_quads.wgsl or shared/leave_sketch.wgsl.
 //
@@ -45,7 +46,7 @@ fn update_quad(block: Block, update: Update, quad: u32) -> vec4<f32> {
     keep(update, at, w, raw, g);
     let direction = direction_of(update, g, m);
     let next = moved(update, w, direction);
-    store_parameters(block, quad, next);
+    store_parameters(block, quad, settled(update, at, next));
     average(update, at, next);
     watch(w, next);
     return direction;
@@ -55,7 +56,7 @@ fn update_quad(block: Block, update: Update, quad: u32) -> vec4<f32> {
 fn update_parameters(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
     let block = blocks[workgroup.x];
     let update = updates[block.group];
-    if update.skip != 0u {
+    if update.skip == SKIP_ALL {
         return;
     }
     sweep(block, update, lane);

@@ -14,6 +14,7 @@ mod optimizer;
 mod reduce_gradient;
 mod regimes;
 mod scaled;
+mod streams;
 mod tensor;
 mod update_parameters;
 

@@ -6,7 +6,7 @@ use std::collections::HashSet;
 use crate::averaging::Averaging;
 use crate::error::{Error, require};
 use crate::gpu::Span;
-use crate::regime::Regime;
+use crate::regime::{AutoSgd, Regime};
 use crate::rule::{Rule, WeightDecay};
 use crate::safeguards::{LossScaler, NonFinitePolicy, Safeguards};
 use crate::schedule::Schedule;
@@ -421,6 +421,9 @@ impl<T> OptimizerBuilder<T> {
                 "a ratio to a norm that is shared",
                 "used with a norm of the group's own (leave share_norm and global_norm out)",
             )?;
+            if let Some(ResolvedGroup { config: first, .. }) = resolved.first() {
+                config.check_beside(first)?;
+            }
             resolved.push(ResolvedGroup {
                 config,
                 tensors: group.tensors,
@@ -470,6 +473,26 @@ impl GroupConfig {
         self.telemetry || self.trust_ratio.is_some()
     }
 
+    /// Refuses what cannot be in one optimizer with its first group: streams of parameters take turns in all of it.
+    fn check_beside(&self, first: &GroupConfig) -> Result<(), Error> {
+        let decisions = |config: &GroupConfig| match config.regime {
+            Regime::AutoSgd(AutoSgd {
+                factor,
+                certainty,
+                rounds,
+                ..
+            }) => Some((factor, certainty, rounds, config.maximize)),
+            _ => None,
+        };
+        require(
+            decisions(self) == decisions(first),
+            || format!("group \"{}\"", self.name),
+            "regime",
+            self.regime.name(),
+            "auto-sgd in every group or in none, with the same factor, certainty, rounds and maximize: one loss decides for all of them (or use several optimizers)",
+        )
+    }
+
     fn validate(&self) -> Result<(), Error> {
         let owner = || format!("group \"{}\"", self.name);
         let (WeightDecay::Coupled(lambda) | WeightDecay::Decoupled(lambda)) = self.weight_decay;
@@ -488,6 +511,26 @@ impl GroupConfig {
             "above 0 and not denormal (f32::INFINITY for none)",
         )?;
         self.rule.validate()?;
+        require(
+            self.regime.fits(&self.rule),
+            owner,
+            "rule",
+            self.rule.name(),
+            "sgd or signsgd with regime auto-sgd, whose three streams would need a momentum each",
+        )?;
+        // Both go by the parameters of the step before, which are another stream's.
+        for (field, used) in [
+            ("averaging", self.averaging.is_on()),
+            ("trust_ratio", self.trust_ratio.is_some()),
+        ] {
+            require(
+                !(used && self.regime.needs_streams()),
+                owner,
+                field,
+                "on",
+                "off with regime auto-sgd, whose streams take turns in the parameters",
+            )?;
+        }
         self.schedule.validate()?;
         self.averaging.validate()?;
         self.trust_ratio.map_or(Ok(()), |trust| trust.validate())?;

@@ -75,10 +75,12 @@ pub struct GroupConstants {
     pub initial_rate: f32,
     /// One of [`regime_kinds`].
     pub regime: u32,
-    /// c of AdaGradNorm and Polyak, σ of Ngn, c of GatedDistance when its ignition ends.
+    /// c of AdaGradNorm and Polyak, σ of Ngn, c of GatedDistance when its ignition ends, C of AutoSgd.
     pub scale: f32,
-    /// b₀ of AdaGradNorm, f* of Polyak, c of GatedDistance after its ignition.
+    /// b₀ of AdaGradNorm, f* of Polyak, c of GatedDistance after its ignition, the least t of AutoSgd.
     pub offset: f32,
+    /// The most rounds that an episode of AutoSgd compares.
+    pub rounds: u32,
     /// The largest factor by which one step changes η.
     pub max_change: f32,
     /// The largest η.
@@ -164,6 +166,8 @@ pub mod regime_kinds {
     pub const NGN: u32 = 9;
     /// GatedDistance.
     pub const GATED_DISTANCE: u32 = 10;
+    /// AutoSgd.
+    pub const AUTO_SGD: u32 = 11;
 }
 
 /// Values of [`GroupState::phase`]; 0 before the first gradient.
@@ -172,6 +176,48 @@ pub mod gated_phases {
     pub const IGNITION: u32 = 1;
     /// Distance over gradients, behind the gate.
     pub const RUN: u32 = 2;
+}
+
+/// The streams of AutoSgd, in the order of their turns.
+pub mod streams {
+    /// At η.
+    pub const MIDDLE: u32 = 0;
+    /// At η/C.
+    pub const SLOWER: u32 = 1;
+    /// At C η.
+    pub const FASTER: u32 = 2;
+}
+
+/// How an episode of AutoSgd ended.
+pub mod outcomes {
+    /// It has not.
+    pub const UNDECIDED: u32 = 0;
+    /// The faster stream won: its parameters, C η.
+    pub const INCREASE: u32 = 1;
+    /// The middle stream won: its parameters, η.
+    pub const STAY: u32 = 2;
+    /// The slower stream won: its parameters, η/C.
+    pub const DECREASE: u32 = 3;
+    /// All three are lost: the parameters from before the episode, η/C.
+    pub const RESTART: u32 = 4;
+}
+
+/// Copies of the parameters that AutoSgd keeps, each as long as the parameters: [`Update::put`] and [`Update::take`].
+pub mod slots {
+    /// The parameters from before the episode. The two streams whose turn it is not are in 1 and 2.
+    pub const START_SLOT: u32 = 0;
+    /// None: the parameters stay with the caller.
+    pub const NO_SLOT: u32 = 3;
+    /// How many there are.
+    pub const STREAM_SLOTS: u32 = 3;
+}
+
+/// Values of [`Update::skip`], beside 0.
+pub mod skips {
+    /// Nothing may change.
+    pub const SKIP_ALL: u32 = 1;
+    /// No step is taken, but the streams change turns.
+    pub const SKIP_STEP: u32 = 2;
 }
 
 /// Values of [`GroupConstants::schedule`].
@@ -333,6 +379,8 @@ pub struct GroupState {
     pub way_square_mantissa: f32,
     /// ‖Σ η u‖² over the window, by the sketch.
     pub way_square_exponent: i32,
+    /// What AutoSgd remembers.
+    pub streams: StreamsState,
 }
 
 /// Buckets of a sketch.
@@ -350,6 +398,40 @@ pub struct SketchRows {
     pub scope: u32,
     /// The first group that the scope drives.
     pub group: u32,
+}
+
+/// Where the episode of an AutoSgd group stands. All groups of an optimizer hold the same here, for all of them see the same losses.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Default, Pod, Zeroable)]
+pub struct StreamsState {
+    /// Episodes before this one.
+    pub episode: u32,
+    /// The turn's number modulo 6: its remainder by 3 is one of [`streams`], and the slot that it exchanges with alternates.
+    pub turn: u32,
+    /// A bit for each stream that took a step in this episode.
+    pub moved: u32,
+    /// A bit for each stream that moved and then met what is not finite.
+    pub lost: u32,
+    /// A bit for each stream whose loss of this round is known and can be compared.
+    pub heard: u32,
+    /// Rounds compared.
+    pub rounds: u32,
+    /// One of [`outcomes`]: how the last episode ended, until a step is taken in this one.
+    pub outcome: u32,
+    /// Mean of the losses at the start of the episode.
+    pub start_loss: f32,
+    /// Loss of the middle stream in this round.
+    pub middle_loss: f32,
+    /// Loss of the slower stream in this round.
+    pub slower_loss: f32,
+    /// Sum of the relative differences of the slower stream's losses from the middle stream's.
+    pub slower_sum: f32,
+    /// Sum of their squares.
+    pub slower_squares: f32,
+    /// Sum of the relative differences of the faster stream's losses from the middle stream's.
+    pub faster_sum: f32,
+    /// Sum of their squares.
+    pub faster_squares: f32,
 }
 
 /// The longest memory of [`GroupState::mean_norm_mantissa`], in steps.
@@ -423,9 +505,9 @@ pub const PARTIAL_WORDS: u32 = 12;
 #[repr(C)]
 #[derive(Debug, Clone, Copy, PartialEq, Pod, Zeroable)]
 pub struct Update {
-    /// 1 where the step is skipped and nothing may change.
+    /// One of [`skips`] where the step is skipped, else 0.
     pub skip: u32,
-    /// η.
+    /// η of the step.
     pub learning_rate: f32,
     /// The gradient's factor: sign times clip.
     pub gradient_factor: f32,
@@ -447,12 +529,16 @@ pub struct Update {
     pub direction_exponent: i32,
     /// [`GroupState::started`], for the next step's sweep.
     pub started: u32,
-    /// 1 in the first step, before which the parameters were the first ones.
+    /// 1 in the first step, before which the parameters were the first ones; with AutoSgd in the first step of an episode.
     pub first: u32,
     /// The share of the new parameters in their average; 0 until the average starts, and above 0 from then on.
     pub average_weight: f32,
     /// [`GroupState::regime_rate`]: η without the schedule, by which a sketch counts.
     pub regime_rate: f32,
+    /// The slot where the stream's parameters go, one of [`slots`].
+    pub put: u32,
+    /// The slot from where the next stream's parameters come, one of [`slots`].
+    pub take: u32,
 }
 
 impl Update {
@@ -483,6 +569,8 @@ impl Update {
             first: 0,
             average_weight: 0.0,
             regime_rate: learning_rate,
+            put: slots::NO_SLOT,
+            take: slots::NO_SLOT,
         }
     }
 }
@@ -541,6 +629,14 @@ pub struct RawRecord {
     pub restart_term: f32,
     /// What the mean magnitude of the gradient's elements did.
     pub magnitude_term: f32,
+    /// What the outcome of the last episode did.
+    pub episode_term: f32,
+    /// The episode of the step.
+    pub episode: u32,
+    /// 1 + the stream that took the step, one of [`streams`]; 0 where there are none.
+    pub stream: u32,
+    /// One of [`outcomes`]: how the episode before ended, in the first step after it.
+    pub outcome: u32,
     /// min(1, C/n).
     pub clip_factor: f32,
     /// Non-finite elements, over all groups. After a halt those of the step that halted, and so the next.
@@ -629,6 +725,10 @@ pub mod record_flags {
     pub const HALTED: u32 = 512;
     /// The loss scale of the next step is another.
     pub const SCALE_CHANGED: u32 = 1024;
+    /// The stream is lost: it had moved, and then its loss or gradient was not finite.
+    pub const STREAM_LOST: u32 = 2048;
+    /// An episode of AutoSgd ends with this step: the caller has the winner's parameters.
+    pub const EPISODE_ENDS: u32 = 4096;
     /// Set in every record, so that a ring that was never written is told from one that was.
     pub const WRITTEN: u32 = 128;
 }

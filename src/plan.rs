@@ -11,7 +11,8 @@ use std::collections::HashMap;
 use crate::error::Error;
 use crate::group::{GroupConfig, ResolvedGroup};
 use crate::layout::{
-    Block, GroupConstants, NO_TENSOR, SKETCH_BUCKETS, ScopeTable, SketchRows, StepUnit, group_flags,
+    Block, GroupConstants, NO_TENSOR, SKETCH_BUCKETS, ScopeTable, SketchRows, StepUnit,
+    group_flags, slots,
 };
 use crate::record::Record;
 use crate::regime::Regime;
@@ -77,6 +78,8 @@ pub(crate) enum Alignment {
     FirstParameters,
     /// None: pass 4 leaves a sketch of the steps, and for signs the gradient's mean magnitude is measured.
     Sketch,
+    /// Three streams of parameters: nothing of them is measured but the gradient.
+    Streams,
 }
 
 /// The rule without its numbers: what pass 4 is compiled for.
@@ -135,14 +138,21 @@ impl Kernel {
         self.alignment == Alignment::Counters
     }
 
-    /// Whether the regime keeps four bytes per parameter.
-    pub(crate) fn keeps_vector(self) -> bool {
-        self.has_last_gradient() || self.has_first_parameters()
+    /// How many vectors as long as the parameters the regime keeps.
+    pub(crate) fn vectors(self) -> u32 {
+        match self.alignment {
+            Alignment::None | Alignment::Momentum | Alignment::Counters | Alignment::Sketch => 0,
+            Alignment::LastGradient | Alignment::FirstParameters => 1,
+            Alignment::Streams => slots::STREAM_SLOTS,
+        }
     }
 
     /// Whether more is measured than the norm, and more than the momentum's alignment.
     pub(crate) fn measures_memory(self) -> bool {
-        self.has_counters() || self.keeps_vector() || self.measures_magnitude()
+        self.has_counters()
+            || self.has_last_gradient()
+            || self.has_first_parameters()
+            || self.measures_magnitude()
     }
 
     /// Whether pass 4 leaves a sketch of the steps.
@@ -157,6 +167,10 @@ impl Kernel {
 
     pub(crate) fn has_first_parameters(self) -> bool {
         self.alignment == Alignment::FirstParameters
+    }
+
+    pub(crate) fn has_streams(self) -> bool {
+        self.alignment == Alignment::Streams
     }
 
     pub(crate) fn has_last_gradient(self) -> bool {
@@ -490,10 +504,15 @@ impl<'a> Windows<'a> {
     }
 
     fn add_span(&mut self, group: usize, kernel: Kernel, span: &Span) {
+        // What the regime keeps of a block must fit into a binding, too.
+        let quad = u64::from(QUAD);
+        let kept =
+            self.geometry.binding_elements / u64::from(kernel.vectors().max(1)) / quad * quad;
+        let block_elements = u64::from(self.geometry.block_elements).min(kept);
         for (access, start, end) in span.pieces(self.geometry) {
             let mut at = start;
             while at < end {
-                let elements = (end - at).min(u64::from(self.geometry.block_elements));
+                let elements = (end - at).min(block_elements);
                 self.add_block(group, kernel, access, span, at, elements);
                 at += elements;
             }
@@ -564,7 +583,9 @@ impl<'a> Windows<'a> {
 
     fn fits(&self, window: &Window, params: Region, grads: Region, quads: u32) -> bool {
         let limit = self.geometry.binding_elements;
-        let state_elements = (u64::from(window.state_quads) + u64::from(quads)) * u64::from(QUAD);
+        let vectors = u64::from(window.kernel.vectors().max(1));
+        let state_elements =
+            (u64::from(window.state_quads) + u64::from(quads)) * u64::from(QUAD) * vectors;
         union(window.params, params).elements() <= limit
             && union(window.grads, grads).elements() <= limit
             && state_elements <= limit
@@ -645,6 +666,8 @@ fn kernel_of(
     }
     let alignment = match (secant, distance, measured, config.rule.has_momentum()) {
         _ if sketch => Alignment::Sketch,
+        // All groups have streams or none has (`OptimizerBuilder::resolve`).
+        _ if config.regime.needs_streams() => Alignment::Streams,
         (true, ..) => Alignment::LastGradient,
         (_, true, ..) => Alignment::FirstParameters,
         (.., false, _) => Alignment::None,
@@ -750,6 +773,7 @@ fn constants_of(
         regime: regime.kind(),
         scale: regime.scale(config.rule),
         offset: regime.offset(config.rule),
+        rounds: regime.rounds(),
         max_change: regime.max_change(),
         max_rate: regime.max_rate(),
         schedule: config.schedule.kind(),

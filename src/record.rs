@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use crate::layout::{RawRecord, RawTensorRecord, record_flags, unscale};
+use crate::layout::{RawRecord, RawTensorRecord, outcomes, record_flags, streams, unscale};
 
 /// One step of one group, as the learning-rate pass explains it.
 ///
@@ -24,7 +24,7 @@ pub struct Record {
     pub slow_alignment: f32,
     /// a_fast: `⟨g, sign u_{t-1}⟩ / ‖g‖₁`, 0 where no direction counters are kept.
     pub fast_alignment: f32,
-    /// η.
+    /// η; with streams that of the middle one, see [`Stream::name`].
     pub learning_rate: f32,
     /// ln η, exact to 2⁻³²; `-inf` while there is no learning rate yet ([`Flags::waiting`]).
     pub ln_rate: f64,
@@ -57,6 +57,14 @@ pub struct Record {
     pub restart_term: f32,
     /// What the mean magnitude `‖g‖₁/d` did, to which GatedDistance makes a step along signs proportional.
     pub magnitude_term: f32,
+    /// What the outcome of the last episode of [`AutoSgd`](crate::AutoSgd) did.
+    pub episode_term: f32,
+    /// With [`AutoSgd`](crate::AutoSgd): the episode of the step, counted from 0.
+    pub episode: u32,
+    /// With [`AutoSgd`](crate::AutoSgd): the stream whose turn it was.
+    pub stream: Option<Stream>,
+    /// In the first step that is taken after an episode: how that one ended.
+    pub outcome: Option<Outcome>,
     /// The factor of the clip by norm, `min(1, C/n)`.
     pub clip_factor: f32,
     /// Steps of this group skipped so far, this one included.
@@ -116,6 +124,67 @@ impl TensorRecord {
     }
 }
 
+/// A stream of [`AutoSgd`](crate::AutoSgd), in the order of their turns.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Stream {
+    /// At the rate η.
+    Middle,
+    /// At the rate `η/C`.
+    Slower,
+    /// At the rate `C η`.
+    Faster,
+}
+
+impl Stream {
+    fn from_raw(raw: u32) -> Option<Self> {
+        match raw.checked_sub(1)? {
+            streams::SLOWER => Some(Stream::Slower),
+            streams::MIDDLE => Some(Stream::Middle),
+            _ => Some(Stream::Faster),
+        }
+    }
+
+    /// `slower`, `middle` or `faster`: at `η/C`, η or `C η`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Stream::Slower => "slower",
+            Stream::Middle => "middle",
+            Stream::Faster => "faster",
+        }
+    }
+}
+
+/// How an episode of [`AutoSgd`](crate::AutoSgd) ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Outcome {
+    /// This stream won, and all go on from its parameters at its rate.
+    Won(Stream),
+    /// No stream was any good: all go on from the parameters from before the episode, at the slower rate.
+    TakenBack,
+}
+
+impl Outcome {
+    fn from_raw(raw: u32) -> Option<Self> {
+        match raw {
+            outcomes::INCREASE => Some(Outcome::Won(Stream::Faster)),
+            outcomes::STAY => Some(Outcome::Won(Stream::Middle)),
+            outcomes::DECREASE => Some(Outcome::Won(Stream::Slower)),
+            outcomes::RESTART => Some(Outcome::TakenBack),
+            _ => None,
+        }
+    }
+}
+
+/// `the faster stream won`, `it was taken back`.
+impl fmt::Display for Outcome {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Outcome::Won(stream) => write!(f, "the {} stream won", stream.name()),
+            Outcome::TakenBack => write!(f, "it was taken back"),
+        }
+    }
+}
+
 /// The elements that made a step be skipped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct NonFinite {
@@ -141,7 +210,8 @@ impl Flags {
     pub fn zero_gradient(self) -> bool {
         self.0 & record_flags::ZERO_GRADIENT != 0
     }
-    /// A gradient, of this or another group, was not finite, or training has halted: the step changed nothing.
+    /// A gradient, of this or another group, was not finite, or training has halted: the step changed nothing. (With [`AutoSgd`](crate::AutoSgd) the turn passes to the
+    /// next stream all the same.)
     pub fn skipped(self) -> bool {
         self.0 & record_flags::SKIPPED != 0
     }
@@ -170,6 +240,14 @@ impl Flags {
     pub fn scale_changed(self) -> bool {
         self.0 & record_flags::SCALE_CHANGED != 0
     }
+    /// The stream is lost: after it had moved its loss or a gradient was not finite.
+    pub fn stream_lost(self) -> bool {
+        self.0 & record_flags::STREAM_LOST != 0
+    }
+    /// An episode of [`AutoSgd`](crate::AutoSgd) ends with this step: until the next step the caller's buffer holds the winner's parameters.
+    pub fn episode_ends(self) -> bool {
+        self.0 & record_flags::EPISODE_ENDS != 0
+    }
     /// No learning rate yet: every gradient so far was zero or not finite.
     pub fn waiting(self) -> bool {
         self.0 & record_flags::WAITING != 0
@@ -177,7 +255,7 @@ impl Flags {
 }
 
 /// Names joined by `+`, empty for an ordinary step: `first`, `zero`, `skipped`, `clipped`, `clamped-change`, `clamped-rate`,
-/// `waiting`, `nonfinite-loss`, `halted`, `scale-changed`.
+/// `waiting`, `nonfinite-loss`, `halted`, `scale-changed`, `stream-lost`, `episode-ends`.
 impl fmt::Display for Flags {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let names = [
@@ -191,6 +269,8 @@ impl fmt::Display for Flags {
             (self.nonfinite_loss(), "nonfinite-loss"),
             (self.halted(), "halted"),
             (self.scale_changed(), "scale-changed"),
+            (self.stream_lost(), "stream-lost"),
+            (self.episode_ends(), "episode-ends"),
         ];
         let mut separator = "";
         for (_, name) in names.iter().filter(|(set, _)| *set) {
@@ -242,6 +322,10 @@ impl Record {
             trust_ratio: raw.trust_ratio,
             restart_term: raw.restart_term,
             magnitude_term: raw.magnitude_term,
+            episode_term: raw.episode_term,
+            episode: raw.episode,
+            stream: Stream::from_raw(raw.stream),
+            outcome: Outcome::from_raw(raw.outcome),
             clip_factor: raw.clip_factor,
             skipped: raw.skipped,
             skips_in_row: raw.skips_in_row,
@@ -251,7 +335,7 @@ impl Record {
     }
 
     /// The terms, each with what it stands for.
-    pub fn terms(&self) -> [(Term, f32); 13] {
+    pub fn terms(&self) -> [(Term, f32); 14] {
         [
             (Term::Norm, self.norm_term),
             (Term::Alignment, self.alignment_term),
@@ -263,6 +347,7 @@ impl Record {
             (Term::Gate, self.gate_term),
             (Term::Restart, self.restart_term),
             (Term::Magnitude, self.magnitude_term),
+            (Term::Episode, self.episode_term),
             (Term::Clamp, self.clamp_term),
             (Term::Schedule, self.schedule_term),
             (Term::Trust, self.trust_term),
@@ -299,6 +384,8 @@ pub enum Term {
     Restart,
     /// The mean magnitude of the gradient's elements.
     Magnitude,
+    /// The outcome of an episode.
+    Episode,
     /// The clamps of η and its change.
     Clamp,
     /// A schedule.
@@ -309,7 +396,7 @@ pub enum Term {
 
 impl Term {
     /// Every cause, in the order of [`Record::terms`].
-    pub const ALL: [Term; 13] = [
+    pub const ALL: [Term; 14] = [
         Term::Norm,
         Term::Alignment,
         Term::Brake,
@@ -320,6 +407,7 @@ impl Term {
         Term::Gate,
         Term::Restart,
         Term::Magnitude,
+        Term::Episode,
         Term::Clamp,
         Term::Schedule,
         Term::Trust,
@@ -338,6 +426,7 @@ impl Term {
             Term::Gate => "gate",
             Term::Restart => "restart",
             Term::Magnitude => "magnitude",
+            Term::Episode => "episode",
             Term::Clamp => "clamp",
             Term::Schedule => "schedule",
             Term::Trust => "trust",
@@ -367,6 +456,8 @@ impl Term {
             (Term::Restart, false) => "the last window came less far",
             (Term::Magnitude, true) => "the gradient's elements grew",
             (Term::Magnitude, false) => "the gradient's elements shrank",
+            (Term::Episode, true) => "faster stream won",
+            (Term::Episode, false) => "slower stream won",
             (Term::Clamp, true) => "fall clamped",
             (Term::Clamp, false) => "rise clamped",
             (Term::Schedule, _) => "schedule",
@@ -376,12 +467,17 @@ impl Term {
     }
 }
 
-/// A sentence: `step 1: η 6.8175e-4, +115.6 %: norm fell (+13.4 %), steps agree (+90.2 %)`. Tensors go by their index.
+/// A sentence: `step 1: η 6.8175e-4, +115.6 %: norm fell (+13.4 %), steps agree (+90.2 %)`. Tensors go by their index. With streams it
+/// tells whose turn it was, and in the first step of an episode how the one before ended: `step 45: η 0.2, +100.0 %: episode 6: the faster
+/// stream won (+100.0 %); slower stream`.
 impl fmt::Display for Record {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "step {}: ", self.step)?;
         if self.flags.skipped() {
             write!(f, "skipped")?;
+            if let (true, Some(stream)) = (self.flags.stream_lost(), self.stream) {
+                write!(f, ", the {} stream is lost", stream.name())?;
+            }
             if self.flags.nonfinite_loss() {
                 write!(f, ", the loss is not finite")?;
             }
@@ -410,7 +506,7 @@ impl fmt::Display for Record {
         if self.flags.first() {
             return write!(f, ", the first step");
         }
-        if self.flags.zero_gradient() {
+        if self.flags.zero_gradient() && self.outcome.is_none() {
             return write!(f, ", carried over: the gradient is zero");
         }
         let percent = |change: f64| 100.0 * change.exp_m1();
@@ -418,11 +514,19 @@ impl fmt::Display for Record {
         let mut separator = ": ";
         for (term, change) in self.terms() {
             let change = percent(f64::from(change));
-            if change.abs() >= 0.05 {
+            if change.abs() >= 0.05 && term != Term::Episode {
                 let cause = term.cause(change > 0.0);
                 write!(f, "{separator}{cause} ({change:+.1} %)")?;
                 separator = ", ";
             }
+        }
+        if let Some(outcome) = self.outcome {
+            let before = self.episode.wrapping_sub(1);
+            let change = percent(f64::from(self.episode_term));
+            write!(f, "{separator}episode {before}: {outcome} ({change:+.1} %)")?;
+        }
+        if let Some(stream) = self.stream {
+            write!(f, "; {} stream", stream.name())?;
         }
         if self.flags.clipped() {
             write!(

@@ -6,6 +6,7 @@ mod gated;
 mod loss;
 mod norm;
 mod secant;
+mod streams;
 
 pub use alignment::{Hypergradient, Seesaw};
 pub use distance::{DoG, DoWG};
@@ -13,6 +14,7 @@ pub use gated::GatedDistance;
 pub use loss::{Ngn, Polyak};
 pub use norm::{AdaGradNorm, NormRatio};
 pub use secant::{AdGd, BarzilaiBorwein, SecantForm};
+pub use streams::AutoSgd;
 
 use crate::error::{Error, require};
 use crate::layout::regime_kinds;
@@ -56,6 +58,8 @@ pub enum Regime {
     Ngn(Ngn),
     /// Distance over gradients on windows, behind a gate that asks the norm. See [`GatedDistance`].
     GatedDistance(GatedDistance),
+    /// Three streams at three rates, of which the loss picks one. See [`AutoSgd`].
+    AutoSgd(AutoSgd),
 }
 
 impl Default for Regime {
@@ -125,6 +129,11 @@ impl Regime {
         Regime::GatedDistance(GatedDistance::default())
     }
 
+    /// [`AutoSgd`], starting from the automatic first step.
+    pub fn auto_sgd() -> Self {
+        Regime::AutoSgd(AutoSgd::default())
+    }
+
     /// The regime's name as records, tables and the command line write it.
     pub fn name(&self) -> &'static str {
         match self {
@@ -144,6 +153,7 @@ impl Regime {
             Regime::Polyak(_) => "polyak",
             Regime::Ngn(_) => "ngn",
             Regime::GatedDistance(_) => "gated-distance",
+            Regime::AutoSgd(_) => "auto-sgd",
         }
     }
 
@@ -165,7 +175,20 @@ impl Regime {
 
     /// Whether the caller must give the loss of every step.
     pub fn needs_loss(&self) -> bool {
-        matches!(self, Regime::Polyak(_) | Regime::Ngn(_))
+        matches!(
+            self,
+            Regime::Polyak(_) | Regime::Ngn(_) | Regime::AutoSgd(_)
+        )
+    }
+
+    /// Whether three streams of parameters take turns, for which 12 bytes per parameter are kept.
+    pub fn needs_streams(&self) -> bool {
+        matches!(self, Regime::AutoSgd(_))
+    }
+
+    /// Whether it can be had with this rule: three streams would need a momentum each.
+    pub fn fits(&self, rule: &Rule) -> bool {
+        !(self.needs_streams() && rule.has_momentum())
     }
 
     /// Whether every step leaves a sketch of 256 sums, 1 KiB for each norm.
@@ -200,6 +223,9 @@ impl Regime {
                 initial_rate: rate, ..
             })
             | Regime::AdGd(AdGd {
+                initial_rate: rate, ..
+            })
+            | Regime::AutoSgd(AutoSgd {
                 initial_rate: rate, ..
             }) => rate,
             _ => None,
@@ -270,7 +296,8 @@ impl Regime {
             | Regime::Hypergradient(Hypergradient { first_step, .. })
             | Regime::BarzilaiBorwein(BarzilaiBorwein { first_step, .. })
             | Regime::AdGd(AdGd { first_step, .. })
-            | Regime::GatedDistance(GatedDistance { first_step, .. }) => first_step,
+            | Regime::GatedDistance(GatedDistance { first_step, .. })
+            | Regime::AutoSgd(AutoSgd { first_step, .. }) => first_step,
             Regime::DoG(DoG { initial_distance }) | Regime::DoWG(DoWG { initial_distance }) => {
                 initial_distance
             }
@@ -298,28 +325,39 @@ impl Regime {
             Regime::DoWG(_) => regime_kinds::DOWG,
             Regime::Polyak(_) => regime_kinds::POLYAK,
             Regime::Ngn(_) => regime_kinds::NGN,
+            Regime::AutoSgd(_) => regime_kinds::AUTO_SGD,
             Regime::GatedDistance(_) => regime_kinds::GATED_DISTANCE,
         }
     }
 
-    /// c of AdaGradNorm and Polyak, σ of Ngn: what the formula is multiplied or divided by. c of GatedDistance when its ignition ends.
+    /// c of AdaGradNorm and Polyak, σ of Ngn: what the formula is multiplied or divided by; C of AutoSgd, c of GatedDistance when its ignition ends.
     pub(crate) fn scale(&self, rule: Rule) -> f32 {
         match *self {
             Regime::AdaGradNorm(AdaGradNorm { scale, .. }) => scale,
             Regime::Polyak(Polyak { factor, .. }) => factor,
             Regime::Ngn(Ngn { rate }) => rate,
             Regime::GatedDistance(gated) => gated.energy_factor_at_first(rule),
+            Regime::AutoSgd(AutoSgd { factor, .. }) => factor,
             _ => 1.0,
         }
     }
 
-    /// b₀ of AdaGradNorm, f* of Polyak, c of GatedDistance after its ignition.
+    /// b₀ of AdaGradNorm, f* of Polyak, c of GatedDistance after its ignition, the least t of AutoSgd.
     pub(crate) fn offset(&self, rule: Rule) -> f32 {
         match *self {
             Regime::AdaGradNorm(AdaGradNorm { offset, .. }) => offset,
             Regime::Polyak(Polyak { optimum, .. }) => optimum,
             Regime::GatedDistance(gated) => gated.energy_factor(rule),
+            Regime::AutoSgd(AutoSgd { certainty, .. }) => certainty,
             _ => 0.0,
+        }
+    }
+
+    /// The most rounds that an episode of AutoSgd compares.
+    pub(crate) fn rounds(&self) -> u32 {
+        match *self {
+            Regime::AutoSgd(AutoSgd { rounds, .. }) => rounds,
+            _ => 0,
         }
     }
 
@@ -442,6 +480,35 @@ impl Regime {
                     "max_change",
                     max_change,
                     "finite and above 1",
+                )?;
+                self.validate_first_step()
+            }
+            Regime::AutoSgd(AutoSgd {
+                factor,
+                certainty,
+                rounds,
+                ..
+            }) => {
+                require(
+                    factor > 1.0 && factor <= MAX_FACTOR,
+                    owner,
+                    "factor",
+                    factor,
+                    "above 1 and at most 10",
+                )?;
+                require(
+                    finite_at_least_0(certainty),
+                    owner,
+                    "certainty",
+                    certainty,
+                    "finite and at least 0",
+                )?;
+                require(
+                    (AutoSgd::FIRST_LOOK..=AutoSgd::MOST_ROUNDS).contains(&rounds),
+                    owner,
+                    "rounds",
+                    rounds,
+                    "between 4 and 65536",
                 )?;
                 self.validate_first_step()
             }

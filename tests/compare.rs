@@ -334,6 +334,37 @@ fn refused(args: &[&str], words: &[&str]) {
     assert_refused(&wgpu_optim("2", args), words);
 }
 
+/// A regime that a rule cannot have is not run with it, and its place in the table stays empty.
+#[test]
+fn what_does_not_go_together_is_left_out() {
+    let mut args = SMALL;
+    args[8] = "sgd,sgdm";
+    args[10] = "seesaw,auto-sgd";
+    args[14] = "3";
+    let report = json("2", &[&args[..], &["--json"]].concat());
+    let runs: Vec<(&str, &str)> = list(&report, "summary")
+        .iter()
+        .filter(|cell| cell["regime"] != "fixed")
+        .map(|cell| (cell["rule"].as_str(), cell["regime"].as_str()))
+        .map(|(rule, regime)| (rule.expect("a rule"), regime.expect("a regime")))
+        .collect();
+    assert_eq!(
+        runs,
+        [("sgd", "seesaw"), ("sgd", "auto-sgd"), ("sgdm", "seesaw")]
+    );
+    // A run of streams ends with a whole round of three: 23 steps are 21.
+    let steps: Vec<u64> = list(&report, "runs")
+        .iter()
+        .filter(|run| run["regime"] == "auto-sgd")
+        .map(|run| run["steps"].as_u64().expect("a number"))
+        .collect();
+    assert_eq!(steps, [21]);
+    for format in [&[][..], &["--markdown"]] {
+        let table = printed("2", &[&args[..], format].concat());
+        assert!(table.contains("auto-sgd"), "{table}");
+    }
+}
+
 #[test]
 fn bad_input_ends_in_one_line_before_anything_runs() {
     // Options that go with --compare, without it; and what it takes the place of.
@@ -351,7 +382,7 @@ fn bad_input_ends_in_one_line_before_anything_runs() {
             &["--compare", option[0]],
         );
     }
-    let cases: [(&[&str], &[&str]); 14] = [
+    let cases: [(&[&str], &[&str]); 15] = [
         (&["--regimes", "fixed"], &["--regimes", "--lrs"]),
         (&["--rules", "adamw"], &["adamw", "sgdm"]),
         (&["--settings", "64"], &["64", "64x10"]),
@@ -369,6 +400,10 @@ fn bad_input_ends_in_one_line_before_anything_runs() {
             &["--gradient-scales", "above 0"],
         ),
         (&["--json", "--markdown"], &["--json", "--markdown"]),
+        (
+            &["--regimes", "auto-sgd", "--rules", "sgdm,nesterov"],
+            &["auto-sgd", "sgdm"],
+        ),
     ];
     for (args, words) in cases {
         refused(&[&["--compare"], args].concat(), words);

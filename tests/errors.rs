@@ -8,8 +8,8 @@ use common::{download, upload};
 use wgpu_optim::gpu::{Partials, Tuning};
 use wgpu_optim::layout::RawRecord;
 use wgpu_optim::{
-    Averaging, Error, Gpu, GpuOptions, Group, Hypergradient, LossScaler, NonFinitePolicy,
-    NormRatio, Optimizer, OptimizerBuilder, Regime, Rule, Seesaw, wgpu,
+    AutoSgd, Averaging, Error, Gpu, GpuOptions, Group, Hypergradient, LossScaler, NonFinitePolicy,
+    NormRatio, Optimizer, OptimizerBuilder, Regime, Rule, Seesaw, TrustRatio, wgpu,
 };
 
 type Device = OptimizerBuilder<wgpu_optim::gpu::Tensor>;
@@ -461,6 +461,78 @@ fn numbers_out_of_range() {
         assert_eq!((o.as_str(), *f), (owner, field), "{error}");
         assert_message(&error, &[owner, field, value, "must be"]);
     }
+}
+
+/// Three streams of parameters take turns in the whole optimizer, and would need a momentum each.
+#[test]
+fn streams_beside_what_they_cannot_be_with() {
+    let values = [0.0f32; 4];
+    let w = &values[..];
+    let error = host_error(
+        OptimizerBuilder::new(Rule::signum(0.0))
+            .regime(Regime::auto_sgd())
+            .group(Group::new("heavy").tensor("a", w, w)),
+    );
+    assert_message(&error, &["\"heavy\"", "signum", "signsgd", "auto-sgd"]);
+    let beside = |regime, maximize| {
+        OptimizerBuilder::new(Rule::sgd())
+            .regime(Regime::auto_sgd())
+            .group(Group::new("first").tensor("a", w, w))
+            .group(
+                Group::new("second")
+                    .regime(regime)
+                    .maximize(maximize)
+                    .tensor("b", w, w),
+            )
+    };
+    let auto = |change: fn(&mut AutoSgd)| {
+        let mut regime = AutoSgd::default();
+        change(&mut regime);
+        Regime::AutoSgd(regime)
+    };
+    for (regime, maximize) in [
+        (Regime::seesaw(), false),
+        (auto(|a| a.factor = 3.0), false),
+        (auto(|a| a.certainty = 4.0), false),
+        (auto(|a| a.rounds = 5), false),
+        (Regime::auto_sgd(), true),
+    ] {
+        let error = host_error(beside(regime, maximize));
+        assert_message(&error, &["\"second\"", "several optimizers", regime.name()]);
+    }
+    // What mixes the streams.
+    let averaged = one_tensor(&values)
+        .regime(Regime::auto_sgd())
+        .averaging(Averaging::Running { start: 0 });
+    assert_message(&host_error(averaged), &["\"all\"", "averaging", "auto-sgd"]);
+    let trusted = one_tensor(&values)
+        .regime(Regime::auto_sgd())
+        .trust_ratio(TrustRatio::default());
+    assert_message(
+        &host_error(trusted),
+        &["\"all\"", "trust_ratio", "auto-sgd"],
+    );
+    // A first rate may be each group's own.
+    let own = auto(|a| a.initial_rate = Some(0.1));
+    assert!(beside(own, false).build_cpu().is_ok());
+    for (field, regime) in [
+        ("factor", auto(|a| a.factor = 1.0)),
+        ("factor", auto(|a| a.factor = 10.5)),
+        ("factor", auto(|a| a.factor = f32::NAN)),
+        ("certainty", auto(|a| a.certainty = -1.0)),
+        ("certainty", auto(|a| a.certainty = f32::INFINITY)),
+        ("rounds", auto(|a| a.rounds = 3)),
+        ("rounds", auto(|a| a.rounds = 65_537)),
+        ("learning rate", auto(|a| a.initial_rate = Some(0.0))),
+        ("first_step", auto(|a| a.first_step = 0.0)),
+    ] {
+        let error = host_error(one_tensor(&values).regime(regime));
+        assert_message(&error, &["regime auto-sgd", field, "must be"]);
+    }
+    let extreme = auto(|a| {
+        (a.factor, a.certainty, a.rounds) = (10.0, 0.0, 65_536);
+    });
+    assert!(one_tensor(&values).regime(extreme).build_cpu().is_ok());
 }
 
 /// Both ends of every range that belong to it.

@@ -1,12 +1,14 @@
 //! Promise: Seesaw is what its executable specification says, and the other regimes what their papers' formulas say, step by step, for
-//! the three rules, on the CPU path and on every adapter. The numbers come from `tests/golden/make_golden.py`, `make_regimes.py`
-//! and `gated_distance.py`.
+//! the three rules, on the CPU path and on every adapter. The numbers come from `tests/golden/make_golden.py`, `make_regimes.py`,
+//! `gated_distance.py` and `make_auto_sgd.py`.
 
 mod common;
 
 use common::run::{Spec, every_path};
 use common::{adapters, build, download, drain, step, upload};
-use wgpu_optim::{DoG, DoWG, Group, OptimizerBuilder, Record, Regime, Rule, SecantForm};
+use wgpu_optim::{
+    AutoSgd, DoG, DoWG, Group, OptimizerBuilder, Outcome, Record, Regime, Rule, SecantForm, Stream,
+};
 
 const D: usize = 64;
 
@@ -260,6 +262,87 @@ fn every_path_follows_the_golden_traces_of_the_formulas() {
                         (got - expected).abs() <= FORMULA_TOLERANCE * expected.abs().max(1.0),
                         "{}, {rule_name}, {regime_name}, step {t}, column {column}: {got} instead of {expected}",
                         run.path()
+                    );
+                }
+            }
+        }
+    }
+}
+
+/// A case of `tests/golden/make_auto_sgd.py`.
+fn auto_sgd(rule: &str, case: &str) -> Regime {
+    let high = if rule == "signsgd" { 2.0 } else { 8.0 };
+    let (initial_rate, rounds) = match case {
+        "automatic" => (None, 64),
+        "too high" => (Some(high), 64),
+        "short" => (Some(high / 4.0), 5),
+        other => panic!("no case is called {other}"),
+    };
+    Regime::AutoSgd(AutoSgd {
+        initial_rate,
+        rounds,
+        certainty: 2.0,
+        ..AutoSgd::default()
+    })
+}
+
+/// The specification's batch lasts a round of three steps.
+fn shared_batch(w: &[f32], t: usize) -> (f32, Vec<f32>) {
+    let batch = t / 3;
+    let factor = 1.0 + 0.02 * (2.3 * batch as f64).sin();
+    ((f64::from(loss(w)) * factor) as f32, gradient(w, batch))
+}
+
+#[test]
+fn every_path_follows_the_golden_traces_of_three_streams() {
+    const STEPS: usize = 90;
+    let traces: Vec<Vec<&str>> = include_str!("golden/auto_sgd.csv")
+        .lines()
+        .skip(1)
+        .map(|line| line.split(',').collect())
+        .collect();
+    assert_eq!(traces.len(), 2 * 3 * STEPS);
+    for trace in traces.chunks(STEPS) {
+        let (rule_name, case) = (trace[0][0], trace[0][1]);
+        let (_, rule) = rules()
+            .into_iter()
+            .find(|(name, _)| *name == rule_name)
+            .expect("a rule");
+        let spec = Spec::new(rule, auto_sgd(rule_name, case), vec![vec![0.0; D]]);
+        for mut run in every_path(&[spec]) {
+            for (t, row) in trace.iter().enumerate() {
+                let what = format!("{}, {rule_name}, {case}, step {t}", run.path());
+                let w = run.params().remove(0);
+                let (loss, gradient) = shared_batch(&w, t);
+                run.set_loss(loss);
+                run.step(&[gradient]);
+                let record = run.records().records[0];
+                let after = run.params().remove(0);
+                let stream = [Stream::Middle, Stream::Slower, Stream::Faster][t % 3];
+                assert_eq!(record.stream, Some(stream), "{what}");
+                assert_eq!(row[4], (t % 3).to_string(), "{what}");
+                assert_eq!(row[3], record.episode.to_string(), "{what}");
+                let outcome = match row[5] {
+                    "" => None,
+                    "increase" => Some(Outcome::Won(Stream::Faster)),
+                    "stay" => Some(Outcome::Won(Stream::Middle)),
+                    "decrease" => Some(Outcome::Won(Stream::Slower)),
+                    "restart" => Some(Outcome::TakenBack),
+                    other => panic!("no outcome is called {other}"),
+                };
+                assert_eq!(record.outcome, outcome, "{what}");
+                let got = [
+                    f64::from(loss),
+                    f64::from(record.norm),
+                    record.ln_rate,
+                    f64::from(after[0]),
+                    f64::from(after[D - 1]),
+                ];
+                for (column, got) in got.into_iter().enumerate() {
+                    let expected: f64 = row[6 + column].parse().expect("a number");
+                    assert!(
+                        (got - expected).abs() <= FORMULA_TOLERANCE * expected.abs().max(1.0),
+                        "{what}, column {column}: {got} instead of {expected}"
                     );
                 }
             }

@@ -82,6 +82,7 @@ fn rust_layout() -> Layout {
             regime,
             scale,
             offset,
+            rounds,
             max_change,
             max_rate,
             schedule,
@@ -164,6 +165,26 @@ fn rust_layout() -> Layout {
             window_distance_exponent,
             way_square_mantissa,
             way_square_exponent,
+            streams,
+        }
+    );
+    fields_of!(
+        layout,
+        StreamsState {
+            episode,
+            turn,
+            moved,
+            lost,
+            heard,
+            rounds,
+            outcome,
+            start_loss,
+            middle_loss,
+            slower_loss,
+            slower_sum,
+            slower_squares,
+            faster_sum,
+            faster_squares,
         }
     );
     fields_of!(
@@ -217,6 +238,8 @@ fn rust_layout() -> Layout {
             first,
             average_weight,
             regime_rate,
+            put,
+            take,
         }
     );
     fields_of!(
@@ -247,6 +270,10 @@ fn rust_layout() -> Layout {
             trust_ratio,
             restart_term,
             magnitude_term,
+            episode_term,
+            episode,
+            stream,
+            outcome,
             clip_factor,
             nonfinite,
             first_nonfinite,
@@ -302,6 +329,20 @@ fn rust_layout() -> Layout {
         ("GATED_DISTANCE", regime_kinds::GATED_DISTANCE),
         ("IGNITION", gated_phases::IGNITION),
         ("RUN", gated_phases::RUN),
+        ("AUTO_SGD", regime_kinds::AUTO_SGD),
+        ("SLOWER", streams::SLOWER),
+        ("MIDDLE", streams::MIDDLE),
+        ("FASTER", streams::FASTER),
+        ("UNDECIDED", outcomes::UNDECIDED),
+        ("INCREASE", outcomes::INCREASE),
+        ("STAY", outcomes::STAY),
+        ("DECREASE", outcomes::DECREASE),
+        ("RESTART", outcomes::RESTART),
+        ("START_SLOT", slots::START_SLOT),
+        ("NO_SLOT", slots::NO_SLOT),
+        ("STREAM_SLOTS", slots::STREAM_SLOTS),
+        ("SKIP_ALL", skips::SKIP_ALL),
+        ("SKIP_STEP", skips::SKIP_STEP),
         ("SCHEDULE_CONSTANT", schedule_kinds::CONSTANT),
         ("SCHEDULE_WARMUP_COSINE", schedule_kinds::WARMUP_COSINE),
         ("SCHEDULE_INVERSE_SQRT", schedule_kinds::INVERSE_SQRT),
@@ -324,6 +365,8 @@ fn rust_layout() -> Layout {
         ("NONFINITE_LOSS", record_flags::NONFINITE_LOSS),
         ("HALTED", record_flags::HALTED),
         ("SCALE_CHANGED", record_flags::SCALE_CHANGED),
+        ("STREAM_LOST", record_flags::STREAM_LOST),
+        ("EPISODE_ENDS", record_flags::EPISODE_ENDS),
         // A partial is a ScopeSums, word by word.
         ("SQUARE", word(offset_of!(ScopeSums, square))),
         ("RAW_SQUARE", word(offset_of!(ScopeSums, raw_square))),
@@ -430,7 +473,7 @@ fn differences(rust: &Layout, wgsl: &Layout) -> Vec<String> {
 #[test]
 fn structs_and_constants_agree() {
     let (rust, wgsl) = (rust_layout(), wgsl_layout(WGSL));
-    assert_eq!(rust.structs.len(), 12);
+    assert_eq!(rust.structs.len(), 13);
     assert_eq!(differences(&rust, &wgsl), Vec::<String>::new());
     assert_eq!(PARTIAL_WORDS as usize, offset_of!(ScopeSums, loss) / 4);
 }

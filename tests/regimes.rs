@@ -7,8 +7,8 @@ use common::Numbers;
 use common::oracle::Oracle;
 use common::run::{Spec, alone, bits, devices, every_path};
 use wgpu_optim::{
-    AdaGradNorm, BarzilaiBorwein, DoG, DoWG, Error, Group, Ngn, OptimizerBuilder, Polyak, Record,
-    Regime, Rule, Schedule, SecantForm, StepMode, WeightDecay,
+    AdaGradNorm, AutoSgd, BarzilaiBorwein, DoG, DoWG, Error, Group, Ngn, OptimizerBuilder, Polyak,
+    Record, Regime, Rule, Schedule, SecantForm, StepMode, WeightDecay,
 };
 
 const LEN: usize = 61;
@@ -54,6 +54,22 @@ fn formulas() -> Vec<(&'static str, Regime)> {
             }),
         ),
         ("ngn", Regime::Ngn(Ngn { rate: 0.5 })),
+    ]
+}
+
+/// Streams that know after five rounds, and streams of which the middle one wins then.
+fn streams() -> Vec<(&'static str, Regime)> {
+    let auto = |factor, certainty| {
+        Regime::AutoSgd(AutoSgd {
+            factor,
+            certainty,
+            rounds: 4,
+            ..AutoSgd::default()
+        })
+    };
+    vec![
+        ("auto-sgd", auto(3.0, 0.0)),
+        ("auto-sgd, never certain", auto(2.0, 1e9)),
     ]
 }
 
@@ -188,6 +204,47 @@ fn every_formula_follows_the_oracle() {
     assert!(clamped > 50 && clipped > 500, "{clamped} {clipped}");
 }
 
+/// In an optimizer of its own: streams take turns in all of it.
+#[test]
+fn streams_follow_the_oracle() {
+    let _alone = alone();
+    for (name, regime) in streams() {
+        for maximize in [false, true] {
+            let mut specs = Vec::new();
+            for rule in [Rule::sgd(), Rule::sign_sgd()] {
+                for (decay, clip, schedule) in [
+                    (WeightDecay::Coupled(0.0), f32::INFINITY, Schedule::Constant),
+                    (
+                        WeightDecay::Coupled(0.05),
+                        f32::INFINITY,
+                        Schedule::InverseSqrt { warmup: 3 },
+                    ),
+                    (WeightDecay::Decoupled(0.01), 2.0, Schedule::Constant),
+                ] {
+                    specs.push(Spec {
+                        decay,
+                        clip,
+                        maximize,
+                        schedule,
+                        ..Spec::new(rule, regime, vec![Numbers(3).vec(LEN)]).named(format!(
+                            "{}, {name}, {decay:?}, maximize {maximize}",
+                            rule.name()
+                        ))
+                    });
+                }
+            }
+            let mut ends = 0;
+            let mut outcomes = Vec::new();
+            follow_the_oracle(&specs, |_, record| {
+                ends += usize::from(record.flags.episode_ends());
+                outcomes.extend(record.outcome);
+            });
+            assert_eq!(ends, specs.len() * (1 + devices().len()), "{name}");
+            assert_eq!(outcomes.len(), ends);
+        }
+    }
+}
+
 #[test]
 fn every_schedule_multiplies_every_kind_of_regime() {
     let _alone = alone();
@@ -316,6 +373,7 @@ fn lagged_steps_refuse_what_they_cannot_measure() {
         Regime::dog(),
         Regime::polyak(),
         Regime::gated_distance(),
+        Regime::auto_sgd(),
     ] {
         let error = OptimizerBuilder::new(Rule::sgd())
             .regime(regime)

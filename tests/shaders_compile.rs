@@ -117,6 +117,21 @@ fn every_combination_compiles_on_every_adapter() {
             }
         }
     }
+    let streams: Vec<Spec> = specs
+        .iter()
+        .filter(|spec| Regime::auto_sgd().fits(&spec.rule) && spec.regime == Regime::seesaw())
+        .map(|spec| Spec {
+            regime: Regime::auto_sgd(),
+            ..spec.clone()
+        })
+        .collect();
+    assert_eq!(streams.len(), 6);
+    compiles_everywhere(&specs);
+    // In an optimizer of their own: all of it takes turns.
+    compiles_everywhere(&streams);
+}
+
+fn compiles_everywhere(specs: &[Spec]) {
     // Three elements past a multiple of four, so that heads, bodies and tails are there, and all in one buffer. Two buffers and
     // the adapter's own kind of partials are what tests/steps.rs compiles.
     let together: Vec<Place> = (0..specs.len())
@@ -137,7 +152,7 @@ fn every_combination_compiles_on_every_adapter() {
                 finish_workgroup_size: 4,
             };
             let gpu = gpu.clone().with_tuning(tuning).expect("a small geometry");
-            let mut run = GpuRun::new(&gpu, &specs, together.clone());
+            let mut run = GpuRun::new(&gpu, specs, together.clone());
             run.step(&vec![vec![0.5; 9]; specs.len()]);
             let records = run.records().records;
             assert_eq!(records.len(), specs.len());

@@ -1,4 +1,4 @@
-// What pass 4 keeps for the regime: the parameters as they were before the first step.
+// What pass 4 keeps for the regime: the parameters as they were before the first step, with streams before each episode's first.
 
 alias Memory = vec4<f32>;
 

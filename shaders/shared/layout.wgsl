@@ -37,6 +37,7 @@ struct GroupConstants {
     regime: u32,
     scale: f32,
     offset: f32,
+    rounds: u32,
     max_change: f32,
     max_rate: f32,
     schedule: u32,
@@ -71,9 +72,27 @@ const DOWG = 7u;
 const POLYAK = 8u;
 const NGN = 9u;
 const GATED_DISTANCE = 10u;
+const AUTO_SGD = 11u;
 
 const IGNITION = 1u;
 const RUN = 2u;
+
+const MIDDLE = 0u;
+const SLOWER = 1u;
+const FASTER = 2u;
+
+const UNDECIDED = 0u;
+const INCREASE = 1u;
+const STAY = 2u;
+const DECREASE = 3u;
+const RESTART = 4u;
+
+const START_SLOT = 0u;
+const NO_SLOT = 3u;
+const STREAM_SLOTS = 3u;
+
+const SKIP_ALL = 1u;
+const SKIP_STEP = 2u;
 
 const SCHEDULE_CONSTANT = 0u;
 const SCHEDULE_WARMUP_COSINE = 1u;
@@ -84,6 +103,23 @@ const SCHEDULE_ONE_CYCLE = 4u;
 const AVERAGE_OFF = 0u;
 const AVERAGE_POLYNOMIAL = 1u;
 const AVERAGE_EXPONENTIAL = 2u;
+
+struct StreamsState {
+    episode: u32,
+    turn: u32,
+    moved: u32,
+    lost: u32,
+    heard: u32,
+    rounds: u32,
+    outcome: u32,
+    start_loss: f32,
+    middle_loss: f32,
+    slower_loss: f32,
+    slower_sum: f32,
+    slower_squares: f32,
+    faster_sum: f32,
+    faster_squares: f32,
+}
 
 struct GroupState {
     steps_low: u32,
@@ -149,6 +185,7 @@ struct GroupState {
     window_distance_exponent: i32,
     way_square_mantissa: f32,
     way_square_exponent: i32,
+    streams: StreamsState,
 }
 
 const MEAN_STEPS = 65536u;
@@ -204,6 +241,8 @@ struct Update {
     first: u32,
     average_weight: f32,
     regime_rate: f32,
+    put: u32,
+    take: u32,
 }
 
 struct RawRecord {
@@ -232,6 +271,10 @@ struct RawRecord {
     trust_ratio: f32,
     restart_term: f32,
     magnitude_term: f32,
+    episode_term: f32,
+    episode: u32,
+    stream: u32,
+    outcome: u32,
     clip_factor: f32,
     nonfinite: u32,
     first_nonfinite: u32,
@@ -277,6 +320,8 @@ const WRITTEN = 128u;
 const NONFINITE_LOSS = 256u;
 const HALTED = 512u;
 const SCALE_CHANGED = 1024u;
+const STREAM_LOST = 2048u;
+const EPISODE_ENDS = 4096u;
 
 // Words of a partial, in the order of ScopeSums. A partial lies across the array: word k of partial i is at k * PARTIALS + i.
 const SQUARE = 0u;

@@ -27,7 +27,7 @@ use std::time::Instant;
 use clap::builder::PossibleValuesParser;
 use serde::Serialize;
 use wgpu_optim::gpu::{Partials, Tuning, TuningCache};
-use wgpu_optim::{DoG, DoWG, Gpu, GpuOptions, Regime, Rule, SecantForm, StepMode, wgpu};
+use wgpu_optim::{AutoSgd, DoG, DoWG, Gpu, GpuOptions, Regime, Rule, SecantForm, StepMode, wgpu};
 
 use crate::CliError;
 use crate::table::{Columns, say};
@@ -373,6 +373,11 @@ fn regimes() -> Vec<Regime> {
         Regime::polyak(),
         Regime::ngn(),
         Regime::gated_distance(),
+        // Some stream wins after five rounds.
+        Regime::AutoSgd(AutoSgd {
+            rounds: 4,
+            ..AutoSgd::default()
+        }),
     ]
 }
 

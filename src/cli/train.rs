@@ -17,8 +17,8 @@ use rand::SeedableRng;
 use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;
 use wgpu_optim::{
-    AdGd, Averaging, BarzilaiBorwein, DoG, DoWG, GatedDistance, Hypergradient, NormRatio, Record,
-    Regime, Rule, Schedule, SecantForm, Seesaw, TensorRecord, Term,
+    AdGd, AutoSgd, Averaging, BarzilaiBorwein, DoG, DoWG, GatedDistance, Hypergradient, NormRatio,
+    Record, Regime, Rule, Schedule, SecantForm, Seesaw, TensorRecord, Term,
 };
 
 use crate::CliError;
@@ -81,6 +81,8 @@ pub enum RegimeName {
     Ngn,
     /// Distance over gradients on windows, behind a gate that asks the norm.
     GatedDistance,
+    /// Three streams at three rates, of which the loss picks one; sgd and signsgd only.
+    AutoSgd,
 }
 
 impl RegimeName {
@@ -101,6 +103,7 @@ impl RegimeName {
             RegimeName::Polyak => Regime::polyak(),
             RegimeName::Ngn => Regime::ngn(),
             RegimeName::GatedDistance => Regime::gated_distance(),
+            RegimeName::AutoSgd => Regime::auto_sgd(),
         }
     }
 }
@@ -267,8 +270,18 @@ impl Args {
         dataset.train.rows().div_ceil(self.batch as usize)
     }
 
+    /// Steps of the run. Streams of parameters take turns, and a run ends where the middle one, or the winner, is at hand.
     fn steps(&self, dataset: &Dataset) -> u64 {
-        u64::from(self.epochs) * self.steps_per_epoch(dataset) as u64
+        let steps = u64::from(self.epochs) * self.steps_per_epoch(dataset) as u64;
+        let round = match self.regime {
+            RegimeName::AutoSgd => u64::from(AutoSgd::STREAMS),
+            _ => 1,
+        };
+        if steps < round {
+            steps
+        } else {
+            steps - steps % round
+        }
     }
 
     fn injection(&self) -> Injection {
@@ -324,7 +337,8 @@ impl RegimeName {
                 | Regime::Hypergradient(Hypergradient { first_step, .. })
                 | Regime::BarzilaiBorwein(BarzilaiBorwein { first_step, .. })
                 | Regime::AdGd(AdGd { first_step, .. })
-                | Regime::GatedDistance(GatedDistance { first_step, .. }) => *first_step = given,
+                | Regime::GatedDistance(GatedDistance { first_step, .. })
+                | Regime::AutoSgd(AutoSgd { first_step, .. }) => *first_step = given,
                 Regime::DoG(DoG { initial_distance }) | Regime::DoWG(DoWG { initial_distance }) => {
                     *initial_distance = given;
                 }
@@ -466,7 +480,10 @@ fn train(
     let mut last_tensors = Vec::new();
     for epoch in 0..args.epochs {
         order.shuffle(&mut shuffle);
-        let (losses, records) = engine.train_epoch(&order, |steps| progress.inc(steps as u64))?;
+        let done = u64::from(epoch) * args.steps_per_epoch(dataset) as u64;
+        let left = steps.saturating_sub(done) as usize;
+        let (losses, records) =
+            engine.train_epoch(&order, left, |steps| progress.inc(steps as u64))?;
         // As many of each step, or none.
         let per_step = records.tensors.len() / records.records.len().max(1);
         let mut tensors = records.tensors.chunks(per_step.max(1));

@@ -107,6 +107,7 @@ pub(crate) fn lagged_step(of: &Lagged, slices: LaggedSlices) {
                 averages: &mut [],
                 step_sums: &mut [],
                 scope_element: 0,
+                streams: [&mut [], &mut []],
             };
             update_parameters(kernel, of.update, tile_slices, None);
             slices.grads[tile].copy_from_slice(new);

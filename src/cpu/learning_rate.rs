@@ -4,6 +4,7 @@ use crate::cpu::count_steps::{average_weight, steps_taken};
 use crate::cpu::gated_distance::gated_distance;
 use crate::cpu::regimes::{first_rate_is_a_formula, hold_rate, schedule_factor, set_rate};
 use crate::cpu::scaled::{Fixed, Scaled};
+use crate::cpu::streams::{Turn, enter_episode, take_turn};
 use crate::layout::{
     GroupConstants, GroupState, LOSS_ELEMENT, MEAN_OUTLIER, MEAN_STEPS, RawRecord, ScopeSums,
     Squares, Update, gated_phases, group_flags, record_flags, regime_kinds, schedule_kinds,
@@ -25,6 +26,8 @@ const FREE_FALL: f32 = std::f32::consts::LN_10;
 pub(crate) struct Outcome {
     /// `None` where the step is skipped: the update is then left as it was, but for its skip flag.
     pub(crate) update: Option<Update>,
+    /// What becomes of the streams, also where the step is skipped.
+    pub(crate) turn: Turn,
     pub(crate) record: RawRecord,
 }
 
@@ -55,11 +58,23 @@ pub(crate) fn learning_rate(
         loss_scale_exponent: s.loss_scale_exponent,
         ..RawRecord::default()
     };
-    let update = if first_nonfinite == u32::MAX && s.halted == 0 {
-        Some(take_step(c, measured, s, &mut r))
-    } else {
+    let skip = first_nonfinite != u32::MAX || s.halted != 0;
+    let mut turn = Turn::NONE;
+    let has_streams = c.regime == regime_kinds::AUTO_SGD;
+    let update = if skip {
+        let halted = s.halted != 0;
         skip_step(c, s, &mut r);
+        // After a halt nothing changes any more.
+        if has_streams && !halted {
+            turn = take_turn(c, measured.loss, skip, &mut s.streams, &mut r);
+        }
         None
+    } else {
+        if has_streams {
+            enter_episode(c, s, &mut r);
+            turn = take_turn(c, measured.loss, skip, &mut s.streams, &mut r);
+        }
+        Some(take_step(c, measured, &turn, s, &mut r))
     };
 
     let ln_rate = ln_first_rate(s)
@@ -79,7 +94,11 @@ pub(crate) fn learning_rate(
     let (low, carry) = s.steps_low.overflowing_add(1);
     s.steps_low = low;
     s.steps_high = s.steps_high.wrapping_add(u32::from(carry));
-    Outcome { update, record: r }
+    Outcome {
+        update,
+        turn,
+        record: r,
+    }
 }
 
 /// Nothing changes but the counters and the loss scale; all groups come to the same.
@@ -165,6 +184,7 @@ fn cosine(numerator: f32, denominator: f32) -> f32 {
 fn take_step(
     c: &GroupConstants,
     measured: &ScopeSums,
+    turn: &Turn,
     s: &mut GroupState,
     r: &mut RawRecord,
 ) -> Update {
@@ -231,17 +251,22 @@ fn take_step(
         momentum_keep = 0.0;
         gradient_share = c.gradient_share / (1.0 - c.momentum);
     }
-    let first = 1 - s.momentum_started;
+    count_good_step(c, s, r);
+    let first = if c.regime == regime_kinds::AUTO_SGD {
+        turn.begins
+    } else {
+        1 - s.momentum_started
+    };
     s.momentum_started = 1;
     s.last_clip = r.clip_factor;
-    count_good_step(c, s, r);
+    let rate = turn.factor * s.learning_rate;
     Update {
         skip: 0,
-        learning_rate: s.learning_rate,
+        learning_rate: rate,
         gradient_factor: c.sign * r.clip_factor,
         unscale: unscale(r.loss_scale_exponent),
         coupled_decay: c.coupled_decay,
-        shrink: 1.0 - s.learning_rate * c.decoupled_decay,
+        shrink: 1.0 - rate * c.decoupled_decay,
         momentum_keep,
         gradient_share,
         momentum: c.momentum,
@@ -251,6 +276,8 @@ fn take_step(
         first,
         average_weight: average_weight(c, steps_taken(s)),
         regime_rate: s.regime_rate,
+        put: turn.put,
+        take: turn.take,
     }
 }
 
@@ -322,6 +349,10 @@ fn change_rate(
     if c.regime == regime_kinds::GATED_DISTANCE {
         let exponent = scale_of_sums.exponent;
         gated_distance(c, measured, norm, last_norm, exponent, s, r);
+        return;
+    }
+    // Only an episode's outcome changes the rate of streams.
+    if c.regime == regime_kinds::AUTO_SGD && !first {
         return;
     }
     if c.regime != regime_kinds::SEESAW && (!first || first_rate_is_a_formula(c.regime)) {

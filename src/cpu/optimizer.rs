@@ -17,7 +17,7 @@ use crate::error::Error;
 use crate::group::{GroupConfig, OptimizerBuilder, ResolvedGroup};
 use crate::layout::{
     Block, GroupConstants, GroupState, LOSS_ELEMENT, NO_TENSOR, RawRecord, RawTensorRecord,
-    ScopeSums, StepSums, Update, unscale,
+    ScopeSums, StepSums, Update, skips, unscale,
 };
 use crate::plan::{Geometry, Kernel, Place, Plan, TensorInfo};
 use crate::record::{Record, RecordCursor, Records};
@@ -97,8 +97,10 @@ struct Way {
 struct Memory {
     momentum: Vec<f32>,
     counters: Vec<u8>,
-    /// The last gradient, or the first parameters.
+    /// The last gradient, the first parameters, or those from before an episode.
     vector: Vec<f32>,
+    /// The two streams whose turn it is not.
+    streams: [Vec<f32>; 2],
 }
 
 impl Memory {
@@ -109,11 +111,13 @@ impl Memory {
             0
         };
         let counters = if kernel.has_counters() { elements } else { 0 };
-        let vector = if kernel.keeps_vector() { elements } else { 0 };
+        let vector = if kernel.vectors() > 0 { elements } else { 0 };
+        let stream = if kernel.has_streams() { elements } else { 0 };
         Memory {
             momentum: vec![0.0; momentum],
             counters: vec![0; counters],
             vector: vec![0.0; vector],
+            streams: [vec![0.0; stream], vec![0.0; stream]],
         }
     }
 }
@@ -525,7 +529,13 @@ impl CpuOptimizer {
             let outcome = learning_rate(group as u32, constants, &self.sums, state);
             match outcome.update {
                 Some(update) => self.updates[group] = update,
-                None => self.updates[group].skip = 1,
+                None => {
+                    let update = &mut self.updates[group];
+                    update.skip = outcome.turn.skip;
+                    update.first = 0;
+                    update.put = outcome.turn.put;
+                    update.take = outcome.turn.take;
+                }
             }
             // A lagged step's update is for the next gradient, which is made with the next scale.
             if self.plan.mode == StepMode::Lagged {
@@ -546,7 +556,7 @@ impl CpuOptimizer {
                     return;
                 };
                 let update = &updates[block.group as usize];
-                if update.skip == 0 {
+                if update.skip != skips::SKIP_ALL {
                     let steps = update_in_halves(
                         arch,
                         kernel,
@@ -560,6 +570,7 @@ impl CpuOptimizer {
                             averages: &mut tensor.averages,
                             step_sums: &mut tensor.step_sums,
                             scope_element: block.scope_element,
+                            streams: tensor.memory.streams.each_mut().map(Vec::as_mut_slice),
                         },
                     );
                     if let (Some(sketch), Some(steps)) = (&mut tensor.sketch, steps) {
@@ -815,6 +826,10 @@ fn update_in_halves(
         .counters
         .split_at_mut(middle.min(slices.counters.len()));
     let (vector, vector_after) = slices.vector.split_at_mut(middle.min(slices.vector.len()));
+    let [(one, one_after), (two, two_after)] = slices.streams.map(|stream| {
+        let at = middle.min(stream.len());
+        stream.split_at_mut(at)
+    });
     let (averages, averages_after) = slices
         .averages
         .split_at_mut(middle.min(slices.averages.len()));
@@ -837,6 +852,7 @@ fn update_in_halves(
                     averages,
                     step_sums,
                     scope_element,
+                    streams: [one, two],
                 },
             )
         },
@@ -854,6 +870,7 @@ fn update_in_halves(
                     averages: averages_after,
                     step_sums: step_sums_after,
                     scope_element: scope_element.wrapping_add(middle as u32),
+                    streams: [one_after, two_after],
                 },
             )
         },

@@ -189,7 +189,7 @@ fn measure(
     // block in the first-level cache.
     let mut t = sweep(elements, block, scaled);
     match kernel.alignment {
-        Alignment::None => {}
+        Alignment::None | Alignment::Streams => {}
         Alignment::Sketch => {
             if kernel.measures_magnitude() {
                 t.absolute = sum_of_magnitudes(elements, gradient, state);

@@ -5,7 +5,7 @@ use crate::cpu::finish_update::add_step_sums;
 use crate::cpu::fold_sketches::Sketch;
 use crate::cpu::optimizer::BLOCK_ELEMENTS;
 use crate::cpu::reduce_gradient::{counter_of, pack_counter, squares_of};
-use crate::layout::{StepSums, Update};
+use crate::layout::{StepSums, Update, slots};
 use crate::plan::{Kernel, RuleKind};
 
 const COUNTER_LIMIT: i8 = 7;
@@ -33,6 +33,8 @@ pub(crate) struct BlockSlicesMut<'a> {
     pub(crate) step_sums: &'a mut [StepSums],
     /// Index of the first element in its scope.
     pub(crate) scope_element: u32,
+    /// Empty where the regime needs none.
+    pub(crate) streams: [&'a mut [f32]; 2],
 }
 
 /// Where a direction is kept, once a step was taken along it: nowhere, or in an f32.
@@ -75,7 +77,7 @@ impl<const SCALED: bool> Gradient<SCALED> {
     }
 }
 
-/// Updates one block, and adds its steps to the sketch where there is one. Not to be called where the step is skipped.
+/// Updates one block, and adds its steps to the sketch where there is one. Not to be called where nothing may change.
 /// Inlined, as everything it calls, so that the caller chooses the vector instructions.
 #[inline(always)]
 pub(crate) fn update_parameters(
@@ -113,7 +115,13 @@ fn update_elements<const SCALED: bool>(
         averages,
         step_sums,
         scope_element,
+        mut streams,
     } = slices;
+    if update.skip != 0 {
+        // No step is taken, but the streams change turns.
+        exchange(update, params, vector, streams);
+        return;
+    }
     step_sums.fill(StepSums::default());
     let mut before = [0f32; TILE];
     let mut start = 0;
@@ -145,7 +153,7 @@ fn update_elements<const SCALED: bool>(
                 *last = seen.of(g, w);
             }
         }
-        if kernel.has_first_parameters() && update.first != 0 {
+        if (kernel.has_first_parameters() || kernel.has_streams()) && update.first != 0 {
             vector[tile.clone()].copy_from_slice(&params[tile.clone()]);
         }
         let momentum = if kernel.rule.has_momentum() {
@@ -193,7 +201,33 @@ fn update_elements<const SCALED: bool>(
         if let Some(averages) = averages.get_mut(tile.clone()) {
             average(update.average_weight, averages, params);
         }
+        if kernel.has_streams() {
+            let [one, two] = &mut streams;
+            exchange(
+                update,
+                params,
+                &vector[tile.clone()],
+                [&mut one[tile.clone()], &mut two[tile.clone()]],
+            );
+        }
         start = tile.end;
+    }
+}
+
+/// The stream that took the step goes to a slot; the caller gets that of the stream whose turn comes next, or that won.
+#[inline(always)]
+fn exchange(update: &Update, params: &mut [f32], start: &[f32], streams: [&mut [f32]; 2]) {
+    let stream = |slot: u32| slot as usize - 1;
+    match (update.put, update.take) {
+        (slots::NO_SLOT, slots::NO_SLOT) => {}
+        (slots::NO_SLOT, slots::START_SLOT) => params.copy_from_slice(start),
+        (slots::NO_SLOT, take) => params.copy_from_slice(streams[stream(take)]),
+        (put, slots::START_SLOT) => {
+            streams[stream(put)].copy_from_slice(params);
+            params.copy_from_slice(start);
+        }
+        // The next one lies where this one goes.
+        (put, _) => params.swap_with_slice(streams[stream(put)]),
     }
 }
 

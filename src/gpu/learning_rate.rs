@@ -10,10 +10,11 @@ pub(crate) const WORKGROUP: u32 = 8;
 
 /// Compiles the pass for what any of the groups needs.
 pub(crate) fn pipeline(device: &wgpu::Device, groups: &[GroupConstants]) -> Pipeline {
+    let streams = |c: &GroupConstants| c.regime == regime_kinds::AUTO_SGD;
     let gated = |c: &GroupConstants| c.regime == regime_kinds::GATED_DISTANCE;
     let formulas = groups
         .iter()
-        .any(|c| c.regime != regime_kinds::SEESAW && !gated(c));
+        .any(|c| c.regime != regime_kinds::SEESAW && !gated(c) && !streams(c));
     let schedules = groups
         .iter()
         .any(|c| c.schedule != schedule_kinds::CONSTANT);
@@ -29,6 +30,7 @@ pub(crate) fn pipeline(device: &wgpu::Device, groups: &[GroupConstants]) -> Pipe
                 shared::REGIMES,
                 shared::COUNT_STEPS,
                 shared::GATED_DISTANCE,
+                shared::STREAMS,
                 include_str!("../../shaders/learning_rate.wgsl"),
             ],
             constants: &[
@@ -38,6 +40,7 @@ pub(crate) fn pipeline(device: &wgpu::Device, groups: &[GroupConstants]) -> Pipe
                 flag("SCHEDULES", schedules),
                 flag("AVERAGES", averages),
                 flag("TRUST", trust),
+                flag("STREAMS", groups.iter().any(streams)),
             ],
             groups: &[&[
                 Binding::Read,

@@ -144,7 +144,7 @@ impl OptimizerBuilder<Tensor> {
     /// Checks everything, allocates everything, compiles the kernels.
     ///
     /// Memory on the device beside the caller's buffers: 4 bytes per parameter for momentum rules, 1 byte per parameter for the
-    /// direction memory of Seesaw and Hypergradient on rules without momentum, 4 for the last gradient of the secant regimes or the first parameters of DoG and DoWG, 4 for an
+    /// direction memory of Seesaw and Hypergradient on rules without momentum, 4 for the last gradient of the secant regimes or the first parameters of DoG and DoWG, 12 for the streams of AutoSgd, 4 for an
     /// [`Averaging`](crate::Averaging), 1 KiB for each block of a kernel with GatedDistance (a quarter of a byte per parameter in blocks
     /// of 4096), otherwise nothing in proportion to the parameters.
     ///
@@ -915,7 +915,7 @@ fn two_pass_sweeps(
         let momentum = words_if(kernel.rule.has_momentum(), QUAD);
         let momentum = zeroed::<u32>(gpu, "momentum", momentum);
         let regime_memory =
-            words_if(kernel.has_counters(), 1) + words_if(kernel.keeps_vector(), QUAD);
+            words_if(kernel.has_counters(), 1) + quads * u64::from(kernel.vectors() * QUAD);
         let regime_memory = zeroed::<u32>(gpu, "the regime's memory", regime_memory);
         let blocks = filled::<Block>(gpu, "blocks", &window.blocks);
         let own = [

@@ -6,6 +6,7 @@ pub(crate) mod shared {
     pub(crate) const SCALED: &str = include_str!("../../shaders/shared/scaled.wgsl");
     pub(crate) const REGIMES: &str = include_str!("../../shaders/shared/regimes.wgsl");
     pub(crate) const COUNT_STEPS: &str = include_str!("../../shaders/shared/count_steps.wgsl");
+    pub(crate) const STREAMS: &str = include_str!("../../shaders/shared/streams.wgsl");
     pub(crate) const TOTALS: &str = include_str!("../../shaders/shared/totals.wgsl");
     pub(crate) const SCALED_SQUARES: &str =
         include_str!("../../shaders/shared/scaled_squares.wgsl");
@@ -31,6 +32,9 @@ pub(crate) mod shared {
         include_str!("../../shaders/shared/measure_distance.wgsl");
     pub(crate) const KEEP_PARAMETERS: &str =
         include_str!("../../shaders/shared/keep_parameters.wgsl");
+    pub(crate) const STORE_MOVED: &str = include_str!("../../shaders/shared/store_moved.wgsl");
+    pub(crate) const STORE_EXCHANGED: &str =
+        include_str!("../../shaders/shared/store_exchanged.wgsl");
     pub(crate) const KEEP_COUNTERS: &str = include_str!("../../shaders/shared/keep_counters.wgsl");
     pub(crate) const KEEP_GRADIENT: &str = include_str!("../../shaders/shared/keep_gradient.wgsl");
     pub(crate) const AVERAGE: &str = include_str!("../../shaders/shared/average.wgsl");

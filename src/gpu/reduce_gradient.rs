@@ -20,7 +20,9 @@ pub(crate) fn pipeline(
         mut constants,
     } = Measuring::new(device, tuning, kernel, partials);
     match kernel.alignment {
-        Alignment::None | Alignment::Momentum => files.push(shared::MEASURE_MOMENTUM),
+        Alignment::None | Alignment::Momentum | Alignment::Streams => {
+            files.push(shared::MEASURE_MOMENTUM)
+        }
         // Whatever is measured: without the magnitude nothing is.
         Alignment::Sketch => files.push(shared::MEASURE_MAGNITUDE),
         Alignment::Counters => files.push(shared::MEASURE_COUNTERS),

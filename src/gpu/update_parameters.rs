@@ -20,11 +20,18 @@ pub(crate) fn pipeline(
     let (source, gradients) = read_beside_written(source, "gradients", one_buffer);
     let (keep, sweep) = match kernel.alignment {
         Alignment::LastGradient => (shared::KEEP_GRADIENT, shared::SWEEP_QUADS),
-        Alignment::FirstParameters => (shared::KEEP_PARAMETERS, shared::SWEEP_QUADS),
+        Alignment::FirstParameters | Alignment::Streams => {
+            (shared::KEEP_PARAMETERS, shared::SWEEP_QUADS)
+        }
         Alignment::None | Alignment::Momentum | Alignment::Counters => {
             (shared::KEEP_COUNTERS, shared::SWEEP_QUADS)
         }
         Alignment::Sketch => (shared::LEAVE_SKETCH, ""),
+    };
+    let settle = if kernel.has_streams() {
+        shared::STORE_EXCHANGED
+    } else {
+        shared::STORE_MOVED
     };
     let (average, averages) = average(kernel);
     let measure: &[&str] = if kernel.step_sums {
@@ -56,6 +63,7 @@ pub(crate) fn pipeline(
         shared::COUNTERS,
         shared::RULE,
         keep,
+        settle,
         average,
         load(access),
         store(access),

@@ -2,7 +2,7 @@
 #![allow(dead_code, reason = "each test file uses its own part")]
 
 use wgpu_optim::{
-    Averaging, GatedDistance, Regime, Rule, Schedule, SecantForm, StepMode, WeightDecay,
+    AutoSgd, Averaging, GatedDistance, Regime, Rule, Schedule, SecantForm, StepMode, WeightDecay,
 };
 
 /// One group in f64.
@@ -43,6 +43,124 @@ pub struct Oracle {
     k: i32,
     pub smoothed: f64,
     pub ln_rate: Option<f64>,
+    streams: Option<Streams>,
+}
+
+/// The three streams of AutoSgd: the middle one, the slower and the faster, in the order of their turns.
+struct Streams {
+    regime: AutoSgd,
+    turn: usize,
+    start: Vec<f64>,
+    w: [Vec<f64>; 3],
+    steps: [u32; 3],
+    lost: [bool; 3],
+    start_losses: Vec<f64>,
+    losses: [Option<f64>; 3],
+    /// How much higher the losses of the slower and of the faster stream are than the middle one's, round by round.
+    slower: Vec<f64>,
+    faster: Vec<f64>,
+    /// By how many factors the rate changes at the next step.
+    pending: f64,
+}
+
+const MIDDLE: usize = 0;
+const SLOWER: usize = 1;
+const FASTER: usize = 2;
+
+impl Streams {
+    fn new(regime: AutoSgd, w: &[f64]) -> Self {
+        Streams {
+            regime,
+            turn: 0,
+            start: w.to_vec(),
+            w: [(); 3].map(|()| w.to_vec()),
+            steps: [0; 3],
+            lost: [false; 3],
+            start_losses: Vec::new(),
+            losses: [None; 3],
+            slower: Vec::new(),
+            faster: Vec::new(),
+            pending: 0.0,
+        }
+    }
+
+    /// The share of η that the stream whose turn it is takes.
+    fn factor(&self) -> f64 {
+        f64::from(self.regime.factor).powi([0, -1, 1][self.turn])
+    }
+
+    /// The turn ends with these parameters, at this loss to be made small, or with a step that is skipped. What the caller is shown next.
+    fn pass(&mut self, w: &[f64], loss: Option<f64>) -> Vec<f64> {
+        let turn = self.turn;
+        self.turn = (turn + 1) % 3;
+        match loss {
+            Some(loss) if self.steps[turn] == 0 => self.start_losses.push(loss),
+            Some(loss) => self.losses[turn] = Some(loss),
+            None => self.lost[turn] |= self.steps[turn] > 0,
+        }
+        self.w[turn] = w.to_vec();
+        self.steps[turn] += u32::from(loss.is_some());
+        if turn == FASTER {
+            let relative = |a: f64, b: f64| {
+                let sum = a.abs() + b.abs();
+                if sum > 0.0 { (a - b) / sum } else { 0.0 }
+            };
+            let slower_last = self.losses[SLOWER];
+            let mut is_look = false;
+            if let [Some(middle), Some(slower), Some(faster)] = self.losses {
+                self.slower.push(relative(slower, middle));
+                self.faster.push(relative(faster, middle));
+                let k = self.slower.len() as u32;
+                is_look = k >= 4 && (k.is_power_of_two() || k >= self.regime.rounds);
+            }
+            self.losses = [None; 3];
+            let risen = || {
+                let start = self.start_losses.iter().sum::<f64>() / self.start_losses.len() as f64;
+                slower_last.is_some_and(|loss| relative(loss, start) > 1.0 / 3.0)
+            };
+            let certainty = f64::from(self.regime.certainty);
+            let (slower, faster) = (t_value(&self.slower), t_value(&self.faster));
+            let faster_wins = faster <= -certainty && !self.lost[FASTER];
+            let slower_wins = slower <= -certainty && !self.lost[SLOWER];
+            let end = if !is_look && self.lost == [false; 3] {
+                None
+            } else if self.lost[MIDDLE] || slower_wins && !faster_wins {
+                if self.lost[SLOWER] || risen() {
+                    Some((self.start.clone(), -1.0))
+                } else {
+                    Some((self.w[SLOWER].clone(), -1.0))
+                }
+            } else if faster_wins {
+                Some((self.w[FASTER].clone(), 1.0))
+            } else {
+                let ends = slower >= certainty && faster >= certainty
+                    || self.lost != [false; 3]
+                    || self.slower.len() as u32 >= self.regime.rounds;
+                ends.then(|| (self.w[MIDDLE].clone(), 0.0))
+            };
+            if let Some((w, factors)) = end {
+                *self = Streams {
+                    pending: factors,
+                    ..Streams::new(self.regime, &w)
+                };
+            }
+        }
+        self.w[self.turn].clone()
+    }
+}
+
+/// Mean over standard error; 0 where there is nothing to tell.
+fn t_value(differences: &[f64]) -> f64 {
+    let k = differences.len() as f64;
+    if differences.len() < 4 {
+        return 0.0;
+    }
+    let mean = differences.iter().sum::<f64>() / k;
+    let square: f64 = differences.iter().map(|d| (d - mean).powi(2)).sum();
+    if mean == 0.0 {
+        return 0.0;
+    }
+    mean / (square / (k - 1.0) / k).sqrt()
 }
 
 /// What a step of the oracle did.
@@ -119,6 +237,10 @@ impl Oracle {
             k: 0,
             smoothed: 0.0,
             ln_rate: regime.initial_rate().map(|rate| f64::from(rate).ln()),
+            streams: match regime {
+                Regime::AutoSgd(regime) => Some(Streams::new(regime, &w)),
+                _ => None,
+            },
             w,
         }
     }
@@ -150,7 +272,21 @@ impl Oracle {
         if seen.iter().any(|g| !g.is_finite()) || !self.loss.is_finite() {
             out.skipped = true;
             out.rate = rate_before;
+            if let Some(streams) = &mut self.streams {
+                self.w = streams.pass(&self.w, None);
+                out.rate = self.rate();
+            }
             return out;
+        }
+        let mut share = 1.0;
+        if let Some(streams) = &mut self.streams {
+            share = streams.factor();
+            let change =
+                std::mem::take(&mut streams.pending) * f64::from(streams.regime.factor).ln();
+            let limit = 1e30_f64.ln();
+            self.ln_rate = self
+                .ln_rate
+                .map(|rate| (rate + change).clamp(-limit, limit));
         }
         out.norm = norm(&seen);
         if out.norm == 0.0 {
@@ -167,7 +303,7 @@ impl Oracle {
         self.taken += 1;
         let rate = match mode {
             StepMode::Lagged => rate_before,
-            _ => out.rate,
+            _ => share * out.rate,
         };
 
         let factor = self.clip_factor(&raw);
@@ -232,6 +368,9 @@ impl Oracle {
             *w = shrink * *w - rate * u;
         }
         self.average_iterate();
+        if let Some(streams) = &mut self.streams {
+            self.w = streams.pass(&self.w, Some(sign_of_climb * self.loss));
+        }
         out
     }
 
@@ -307,6 +446,9 @@ impl Oracle {
             self.ln_first_rate = *self
                 .ln_rate
                 .get_or_insert((length / direction).clamp(1e-30, 1e30).ln());
+            return;
+        }
+        if self.streams.is_some() {
             return;
         }
         if let Some(wanted) = self.formula(g, n, false) {

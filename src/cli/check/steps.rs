@@ -17,7 +17,8 @@ pub fn cases(subject: &Subject) -> Vec<Box<dyn Case>> {
     let lengths = lengths(subject.gpu.tuning().block_elements() as usize);
     let mut cases = Vec::new();
     for rule in rules() {
-        for regimes in by_memory(regimes()) {
+        let fitting = regimes().into_iter().filter(|regime| regime.fits(&rule));
+        for regimes in by_memory(fitting.collect()) {
             for mode in modes(regimes[0]) {
                 let mut specs = Vec::new();
                 for &regime in regimes
@@ -38,10 +39,13 @@ pub fn cases(subject: &Subject) -> Vec<Box<dyn Case>> {
     cases
 }
 
-/// GatedDistance only runs after an ignition, and begins its third window 48 steps later.
+/// GatedDistance only runs after an ignition, and begins its third window 48 steps later. An episode of streams takes fifteen, and the
+/// first after it tells how it ended.
 fn steps(regime: Regime) -> usize {
     if regime.needs_sketch() {
         8 * STEPS
+    } else if regime.needs_streams() {
+        18
     } else {
         STEPS
     }
@@ -56,6 +60,7 @@ fn by_memory(regimes: Vec<Regime>) -> Vec<Vec<Regime>> {
             regime.needs_last_gradient(),
             regime.needs_first_parameters(),
             regime.needs_sketch(),
+            regime.needs_streams(),
             regime.fits_lagged_steps(),
         )
     };

@@ -409,6 +409,15 @@ impl<'a> Comparison<'a> {
                 comparison.optimizer(rule, variant, 1)?.check()?;
             }
         }
+        // A regime without a rule to be had with is refused in its own words.
+        for &variant in &comparison.variants {
+            let mut rules = options.rules.iter();
+            if let Some(&rule) = options.rules.first()
+                && !rules.any(|&rule| comparison.variants_of(rule).any(|other| other == variant))
+            {
+                comparison.optimizer(rule, variant, 1)?.check()?;
+            }
+        }
         let datasets = names
             .iter()
             .map(|name| data::load(name))
@@ -432,6 +441,17 @@ impl<'a> Comparison<'a> {
             });
         }
         Ok(comparison)
+    }
+
+    /// What sets the rate beside the fixed ones, for this rule: not every regime can be had with every rule.
+    fn variants_of(&self, rule: RuleName) -> impl Iterator<Item = Variant> {
+        let rule = Args {
+            rule,
+            ..self.args.clone()
+        }
+        .rule();
+        let fits = move |variant: &Variant| variant.regime.with_defaults(1.0).fits(&rule);
+        self.variants.iter().copied().filter(fits)
     }
 
     fn rates(&self, rule: RuleName) -> &[f32] {
@@ -506,14 +526,14 @@ impl<'a> Comparison<'a> {
             .chain(others.filter(|&schedule| schedule != ScheduleName::Constant))
     }
 
-    /// The grid of fixed rates and every regime.
+    /// The grid of fixed rates and every regime that the rule can have.
     fn first_variants(&self, rule: RuleName) -> impl Iterator<Item = Variant> {
         self.fixed_schedules()
             .flat_map(move |schedule| {
                 let rates = self.rates(rule).iter();
                 rates.map(move |&rate| Variant::fixed(rate, schedule, 1.0))
             })
-            .chain(self.variants.iter().copied())
+            .chain(self.variants_of(rule))
     }
 
     fn first_cases(&self) -> Vec<Case> {
@@ -549,8 +569,7 @@ impl<'a> Comparison<'a> {
 
     fn steps(&self, case: &Case) -> u64 {
         let args = self.single(case, 0);
-        let per_epoch = args.steps_per_epoch(&self.subjects[case.data].dataset);
-        u64::from(args.epochs) * per_epoch as u64
+        args.steps(&self.subjects[case.data].dataset)
     }
 
     /// Counts the steps of all runs, those of the second round included.

@@ -158,15 +158,17 @@ impl<'a> Engine<'a> {
         }
     }
 
-    /// One pass over the training rows in the given order; the loss and the record of every step. `on_steps` hears of progress.
+    /// One pass over the training rows in the given order, or as many steps of it as are `left`; the loss and the record of every
+    /// step. `on_steps` hears of progress.
     pub fn train_epoch(
         &mut self,
         order: &[u32],
+        left: usize,
         on_steps: impl FnMut(usize),
     ) -> Result<(Vec<f32>, Records), CliError> {
         match self {
-            Engine::Cpu(engine) => engine.train_epoch(order, on_steps),
-            Engine::Gpu(engine) => engine.train_epoch(order, on_steps),
+            Engine::Cpu(engine) => engine.train_epoch(order, left, on_steps),
+            Engine::Gpu(engine) => engine.train_epoch(order, left, on_steps),
         }
     }
 
@@ -246,11 +248,12 @@ impl CpuEngine<'_> {
     fn train_epoch(
         &mut self,
         order: &[u32],
+        left: usize,
         mut on_steps: impl FnMut(usize),
     ) -> Result<(Vec<f32>, Records), CliError> {
         let Split { x, y } = &self.dataset.train;
         let mut losses = Vec::with_capacity(order.len().div_ceil(self.batch));
-        for rows in order.chunks(self.batch) {
+        for rows in order.chunks(self.batch).take(left) {
             let loss =
                 self.model
                     .loss_and_gradients(&self.parameters, x, y, rows, &mut self.gradients);
@@ -290,14 +293,16 @@ impl GpuEngine {
     fn train_epoch(
         &mut self,
         order: &[u32],
+        left: usize,
         mut on_steps: impl FnMut(usize),
     ) -> Result<(Vec<f32>, Records), CliError> {
         let (device, queue) = (self.gpu.device(), self.gpu.queue());
         self.model.begin_epoch(order);
         let mut previous: Option<(wgpu::SubmissionIndex, usize)> = None;
         let mut first = 0;
-        while first < self.steps_per_epoch {
-            let mut steps = first..(first + STEPS_PER_SUBMIT).min(self.steps_per_epoch);
+        let end = self.steps_per_epoch.min(left);
+        while first < end {
+            let mut steps = first..(first + STEPS_PER_SUBMIT).min(end);
             let is_due = |step: &usize| self.injection.is_due(self.steps_done + *step as u64);
             match steps.clone().find(is_due) {
                 Some(step) if step == first => {
@@ -332,8 +337,9 @@ impl GpuEngine {
             self.wait_for(submission)?;
             on_steps(count);
         }
-        self.steps_done += self.steps_per_epoch as u64;
-        let losses = self.model.read_losses()?;
+        self.steps_done += end as u64;
+        let mut losses = self.model.read_losses()?;
+        losses.truncate(end);
         let records = pollster::block_on(self.optimizer.drain_records())?;
         Ok((losses, records))
     }
