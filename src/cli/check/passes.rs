@@ -244,7 +244,7 @@ fn rates(mode: StepMode) -> impl Iterator<Item = Scenario> {
         };
         let specs = regimes()
             .into_iter()
-            .filter(|regime| super::modes(*regime).contains(&mode))
+            .filter(|regime| super::modes(*regime).contains(&mode) && regime.fits(&rule))
             .map(|regime| {
                 let name = format!("{} {}", rule.name(), regime.name());
                 let mut spec = Spec::new(rule, regime, Vec::new()).named(name);
