@@ -4,7 +4,7 @@
 mod common;
 
 use common::run::{
-    CpuRun, GpuRun, Run, Setup, Spec, bits, devices, every_path, every_path_with, packed,
+    CpuRun, GpuRun, Run, Setup, Spec, alone, bits, devices, every_path, every_path_with, packed,
 };
 use common::{Numbers, upload};
 use wgpu_optim::{
@@ -85,6 +85,7 @@ const STREAMS: [Stream; 3] = [Stream::Middle, Stream::Slower, Stream::Faster];
 
 #[test]
 fn streams_that_take_turns_are_three_optimizers_bit_for_bit() {
+    let _alone = alone();
     for rule in [Rule::sgd(), Rule::sign_sgd()] {
         let spec = spec(
             rule,
@@ -119,6 +120,7 @@ fn streams_that_take_turns_are_three_optimizers_bit_for_bit() {
 
 #[test]
 fn nothing_around_the_tensors_is_touched() {
+    let _alone = alone();
     let spec = spec(
         Rule::sgd(),
         AutoSgd {
@@ -146,6 +148,7 @@ fn loss_of(round: usize, slower: f32, faster: f32) -> [f32; 3] {
 
 #[test]
 fn an_episode_ends_with_the_winners_parameters() {
+    let _alone = alone();
     // Losses of the slower and the faster stream, the rounds it takes, who wins, and the rate's factor.
     let cases = [
         (1.2, 0.8, 5, Outcome::Won(Stream::Faster), 2.0),
@@ -236,6 +239,7 @@ fn an_episode_ends_with_the_winners_parameters() {
 /// What is not finite: at a stream's first step nothing comes of it, later the stream is lost.
 #[test]
 fn what_is_not_finite_loses_a_stream_and_nothing_else() {
+    let _alone = alone();
     // Which streams, and how the episode ends.
     let cases = [
         (vec![2], Outcome::Won(Stream::Middle)),
@@ -305,6 +309,7 @@ fn what_is_not_finite_loses_a_stream_and_nothing_else() {
 /// Skipped steps anywhere: turns pass, streams that have not moved are at the start, those that have are lost.
 #[test]
 fn skips_in_any_order_leave_every_stream_where_it_was() {
+    let _alone = alone();
     let spec = spec(
         Rule::sgd(),
         AutoSgd {
@@ -362,6 +367,7 @@ fn skips_in_any_order_leave_every_stream_where_it_was() {
 /// However long the gradients are not finite before anything has moved: parameters, rate and episode stay.
 #[test]
 fn a_start_that_is_not_finite_waits() {
+    let _alone = alone();
     let spec = spec(Rule::sgd(), regime());
     for mut run in paths(&spec) {
         let mut bad = gradients(&mut Numbers(3));
@@ -382,6 +388,7 @@ fn a_start_that_is_not_finite_waits() {
 /// The test compares losses by their ratio, and the first rate comes from the gradient: a power of two on the loss changes no bit.
 #[test]
 fn the_scale_of_the_loss_changes_no_bit() {
+    let _alone = alone();
     let run_at = |run: &mut dyn Run, scale: f32| {
         let mut numbers = Numbers(11);
         let mut outcomes = Vec::new();
@@ -422,6 +429,7 @@ fn the_scale_of_the_loss_changes_no_bit() {
 
 #[test]
 fn all_groups_walk_in_step_whatever_their_rates() {
+    let _alone = alone();
     let mut numbers = Numbers(7);
     let mut spec_of = |name: &str, rule, lengths: &[usize], per_tensor| Spec {
         per_tensor,
@@ -489,6 +497,7 @@ fn all_groups_walk_in_step_whatever_their_rates() {
 /// After a halt no turn passes; the steps that led to it lost their streams as any do.
 #[test]
 fn a_halt_holds_every_stream() {
+    let _alone = alone();
     let spec = spec(Rule::sgd(), regime());
     let setup = Setup {
         policy: NonFinitePolicy::Error { after: 2 },
@@ -540,6 +549,7 @@ fn a_halt_holds_every_stream() {
 /// A scale of the loss that was too large is no stream's fault.
 #[test]
 fn a_loss_scale_that_falls_loses_no_stream() {
+    let _alone = alone();
     let spec = spec(Rule::sgd(), regime());
     let setup = Setup {
         scaler: Some(LossScaler {
@@ -573,6 +583,7 @@ fn a_loss_scale_that_falls_loses_no_stream() {
 /// Steps recorded into one submit are steps, whose turn it is being known to the device alone.
 #[test]
 fn turns_need_no_host() {
+    let _alone = alone();
     let spec = spec(
         Rule::sgd(),
         AutoSgd {
@@ -601,6 +612,7 @@ fn turns_need_no_host() {
 /// The memory that `build` states: 12 bytes per parameter, in bindings that the device can have, whatever the block.
 #[test]
 fn a_tensor_whose_streams_do_not_fit_one_binding_is_cut() {
+    let _alone = alone();
     for gpu in devices() {
         let mut limits = gpu.device().limits();
         limits.max_storage_buffer_binding_size = 1 << 16;
