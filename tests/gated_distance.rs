@@ -2,8 +2,8 @@
 //! whatever the geometry and however long the tensors; no power of two in the loss, no skipped step and no split of the parameters
 //! changes what it does. The golden trace is in `golden_trace.rs`.
 //!
-//! Beside the kept fault below, tried once by hand: a gate without `old`, a sketch whose buckets start at the block, a window that is
-//! not begun anew.
+//! Beside the kept fault below, tried once by hand: a gate that lets through what the distance proposes where the norm fell, a sketch whose
+//! buckets start at the block, and (in `src/cpu/finish_sketch.rs`) a way that is not begun anew.
 
 mod common;
 
