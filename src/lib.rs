@@ -49,7 +49,11 @@
 #![forbid(unsafe_code)]
 #![deny(missing_docs)]
 
+#[cfg(any(feature = "checkpoint", feature = "tuning-cache"))]
+mod atomic_file;
 mod averaging;
+#[cfg(feature = "checkpoint")]
+mod checkpoint;
 pub mod cpu;
 mod error;
 pub mod gpu;
@@ -65,6 +69,8 @@ mod step_mode;
 mod trust;
 
 pub use averaging::Averaging;
+#[cfg(feature = "checkpoint")]
+pub use checkpoint::{Checkpoint, Notes, Parameters};
 pub use cpu::CpuOptimizer;
 pub use error::Error;
 pub use gpu::{Gpu, GpuOptions, Optimizer};

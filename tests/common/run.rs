@@ -8,7 +8,8 @@ use super::{adapters, download, kinds_of_partials, step, upload};
 use wgpu_optim::gpu::Tuning;
 use wgpu_optim::layout::{GroupState, ScopeSums};
 use wgpu_optim::{
-    Averaging, CpuOptimizer, Error, Gpu, Group, GroupConfig, Optimizer, OptimizerBuilder,
+    Averaging, Checkpoint, CpuOptimizer, Error, Gpu, Group, GroupConfig, Notes, Optimizer,
+    OptimizerBuilder, Parameters,
 };
 use wgpu_optim::{LossScaler, NonFinitePolicy};
 use wgpu_optim::{Records, Regime, Rule, Schedule, StepMode, TrustRatio, WeightDecay, wgpu};
@@ -221,6 +222,10 @@ pub trait Run {
     fn states(&self) -> Vec<GroupState>;
     fn sums(&self) -> Vec<ScopeSums>;
     fn groups(&self) -> Vec<GroupConfig>;
+    /// With the parameters.
+    fn checkpoint(&self) -> Checkpoint;
+    /// The parameters too.
+    fn restore(&mut self, checkpoint: &Checkpoint) -> Result<(), Error>;
 }
 
 pub struct CpuRun {
@@ -309,6 +314,15 @@ impl Run for CpuRun {
     }
     fn groups(&self) -> Vec<GroupConfig> {
         self.optimizer.groups().to_vec()
+    }
+    fn checkpoint(&self) -> Checkpoint {
+        let params: Vec<&[f32]> = self.params.iter().map(Vec::as_slice).collect();
+        let checkpoint = self.optimizer.checkpoint(Some(&params), &Notes::new());
+        checkpoint.expect("a checkpoint")
+    }
+    fn restore(&mut self, checkpoint: &Checkpoint) -> Result<(), Error> {
+        let mut params: Vec<&mut [f32]> = self.params.iter_mut().map(Vec::as_mut_slice).collect();
+        self.optimizer.restore(checkpoint, Some(&mut params))
     }
 }
 
@@ -542,6 +556,14 @@ impl Run for GpuRun {
     }
     fn groups(&self) -> Vec<GroupConfig> {
         self.optimizer.groups().to_vec()
+    }
+    fn checkpoint(&self) -> Checkpoint {
+        let notes = Notes::new();
+        let checkpoint = self.optimizer.checkpoint(Parameters::Included, &notes);
+        pollster::block_on(checkpoint).expect("a checkpoint")
+    }
+    fn restore(&mut self, checkpoint: &Checkpoint) -> Result<(), Error> {
+        self.optimizer.restore(checkpoint, Parameters::Included)
     }
 }
 
