@@ -108,10 +108,14 @@ impl Checkpoint {
             action: "read",
             message,
         };
-        let words = |error: std::io::Error| unreadable(error.to_string());
+        let words = |error: std::io::Error| {
+            unreadable(format!(
+                "{error}; name a file that is there and may be read"
+            ))
+        };
         // A pipe would keep us waiting.
         if !path.metadata().map_err(words)?.is_file() {
-            return Err(unreadable("it is not a file".to_owned()));
+            return Err(unreadable("it is not a file; name one".to_owned()));
         }
         let mut file = File::open(path).map_err(words)?;
         let size = file.metadata().map_err(words)?.len();
@@ -177,7 +181,7 @@ impl Checkpoint {
         .map_err(|error| Error::CheckpointFile {
             path: path.display().to_string(),
             action: "written",
-            message: error.to_string(),
+            message: format!("{error}; name a file in a folder that is there and may be written"),
         })
     }
 
@@ -378,9 +382,11 @@ fn damaged(origin: &str, problem: String) -> Error {
 /// So many zeros, or why not.
 fn sized(bytes: usize) -> Result<Vec<u8>, String> {
     let mut sized = Vec::new();
-    sized
-        .try_reserve_exact(bytes)
-        .map_err(|_| format!("there is no memory for {bytes} bytes"))?;
+    sized.try_reserve_exact(bytes).map_err(|_| {
+        format!(
+            "there is no memory for {bytes} bytes; leave the parameters out, or split the groups"
+        )
+    })?;
     sized.resize(bytes, 0);
     Ok(sized)
 }
@@ -609,7 +615,7 @@ impl Draft {
             slots.insert(item.slot, range);
         }
         let refused = |message: String| Error::CheckpointFile {
-            path: "the checkpoint".to_owned(),
+            path: "in memory".to_owned(),
             action: "made",
             message,
         };

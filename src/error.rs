@@ -289,11 +289,11 @@ pub enum Error {
         "the checkpoint {path} cannot be {action}: {message}; name a file that is there to be read, in a folder that can be written"
     )]
     CheckpointFile {
-        /// The file.
+        /// The file, or `in memory`.
         path: String,
-        /// `read` or `written`.
+        /// `read`, `written` or `made`.
         action: &'static str,
-        /// Why not.
+        /// Why not, and the way out.
         message: String,
     },
 

@@ -4,6 +4,7 @@
 //! - [`OptimizerBuilder`] and [`Group`] say what is to be optimized: a [`Rule`] (which way), a [`Regime`] (how far), tensors.
 //! - [`Optimizer`] runs on a [`Gpu`], the caller's or one that is found; it records its step into the caller's encoder.
 //! - [`CpuOptimizer`] does the same over slices. The device is checked against it, and it runs where there is no device.
+//! - `Checkpoint` (feature `checkpoint`) is all that an optimizer remembers, in a file from which a run goes on bit for bit.
 //! - [`Record`] explains a step: terms that add up to the change of ln η, in numbers and in words.
 //!
 //! A step is four passes, and nothing of it returns to the host:

@@ -333,6 +333,7 @@ pub(crate) struct Plan {
     pub(crate) configs: Vec<GroupConfig>,
     pub(crate) groups: Vec<GroupConstants>,
     /// What each group's passes are compiled for.
+    #[cfg(feature = "checkpoint")]
     pub(crate) kernels: Vec<Kernel>,
     pub(crate) scopes: Vec<ScopeTable>,
     /// Where the blocks' sketches lie, of each scope that has them; from row 0 on without a gap.
@@ -462,6 +463,7 @@ impl Plan {
             safeguards,
             configs,
             groups: constants,
+            #[cfg(feature = "checkpoint")]
             kernels,
             scopes: table,
             sketches,

@@ -120,9 +120,11 @@ fn elsewhere(specs: &[Spec]) -> Vec<Spec> {
     specs
 }
 
+type Maker = Box<dyn Fn(&[Spec]) -> Box<dyn Run>>;
+
 /// The same run on every path, as often as it is asked for: the CPU path, and each adapter with tensors side by side.
-fn makers(mode: StepMode) -> Vec<Box<dyn Fn(&[Spec]) -> Box<dyn Run>>> {
-    let mut makers: Vec<Box<dyn Fn(&[Spec]) -> Box<dyn Run>>> = vec![Box::new(move |specs| {
+fn makers(mode: StepMode) -> Vec<Maker> {
+    let mut makers: Vec<Maker> = vec![Box::new(move |specs| {
         Box::new(CpuRun::in_mode(specs, mode))
     })];
     for gpu in devices() {

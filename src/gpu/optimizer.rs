@@ -555,8 +555,9 @@ impl Optimizer {
     }
 
     /// Whether, after all steps recorded so far, the parameters lie where the gradients were declared, and the other way round. Always
-    /// false but in [`StepMode::Lagged`], where it is true after an odd number of steps. Every step that is recorded counts: submit
-    /// them all, in the order in which they were recorded, or say so with [`uncount_step`](Optimizer::uncount_step).
+    /// false but in [`StepMode::Lagged`], where it is true after an odd number of steps, those before a checkpoint included. Every step
+    /// that is recorded counts: submit them all, in the order in which they were recorded, or say so with
+    /// [`uncount_step`](Optimizer::uncount_step).
     pub fn roles_are_swapped(&self) -> bool {
         self.plan.mode == StepMode::Lagged && self.recorded() % 2 == 1
     }
