@@ -266,7 +266,7 @@ fn what_would_be_another_run_is_named() {
         (&["--inject-nan", "3"], &["--inject-nan was not given"]),
         (
             &["--weight-decay", "0.1"],
-            &["--weight-decay was 0, ", "0.1 now"],
+            &["--weight-decay was 0 ", "0.1 now"],
         ),
         (
             &["--report", "page.html"],
