@@ -8,7 +8,7 @@
 
 mod common;
 
-use std::io::Read;
+use std::io::{BufRead, BufReader, Read};
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
@@ -1025,17 +1025,21 @@ fn a_process_killed_while_it_saves_loses_nothing() {
             .stderr(Stdio::piped())
             .spawn()
             .expect("the child runs");
+        // However slow the machine is: once a save is done, at some instant of the next ones.
+        let mut stdout = BufReader::new(child.stdout.take().expect("piped"));
+        let mut said = String::new();
+        while !said.contains("saved ") && stdout.read_line(&mut said).expect("read") > 0 {}
         std::thread::sleep(Duration::from_micros(
-            (20_000.0 + 20_000.0 * numbers.next()) as u64,
+            (10_000.0 + 10_000.0 * numbers.next()) as u64,
         ));
         child.kill().expect("killed");
+        stdout.read_to_string(&mut said).expect("read");
         let output = child.wait_with_output().expect("gone");
         assert!(
             output.status.code().is_none_or(|code| code != 101),
             "{}",
             String::from_utf8_lossy(&output.stderr)
         );
-        let said = String::from_utf8_lossy(&output.stdout).into_owned();
         let saved = said
             .lines()
             .filter_map(|line| line.split_once("saved ")?.1.parse().ok());

@@ -676,7 +676,11 @@ fn is_further(term: Term) -> bool {
 fn trace_columns(args: &Args, model: &Model) -> impl Iterator<Item = String> {
     let further = Term::ALL.into_iter().filter(|&term| is_further(term));
     let further = further.map(|term| format!("{}_term", term.name()));
-    let recorded = args.telemetry.then(|| model.tensors()).into_iter().flatten();
+    let recorded = args
+        .telemetry
+        .then(|| model.tensors())
+        .into_iter()
+        .flatten();
     let tensors = recorded
         .flat_map(|tensor| TENSOR_COLUMNS.map(|column| format!("{}.{column}", tensor.name)));
     let header = TRACE_HEADER.map(str::to_owned).into_iter();

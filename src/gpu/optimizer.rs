@@ -388,7 +388,6 @@ impl Optimizer {
                 &mut passes,
             )
             .into(),
-            }
         };
 
         let kernels: Vec<Kernel> = plan.windows.iter().map(|window| window.kernel).collect();

@@ -220,7 +220,10 @@ fn settings(args: &Args, dataset: &Dataset) -> BTreeMap<String, String> {
     set("--batch", args.batch.to_string());
     set("--seed", args.seed.to_string());
     let optional = [
-        ("--average", args.average.map(|average| over(name_of(average)))),
+        (
+            "--average",
+            args.average.map(|average| over(name_of(average))),
+        ),
         ("--lr", args.lr.map(|rate| rate.to_string())),
         ("--clip-norm", args.clip_norm.map(|norm| norm.to_string())),
         ("--inject-nan", args.inject_nan.map(|step| step.to_string())),
