@@ -16,7 +16,7 @@ use std::path::Path;
 use safetensors::tensor::{Dtype, Metadata, TensorInfo};
 
 use crate::error::Error;
-use crate::layout::{GroupState, MEAN_STEPS, SKETCH_BUCKETS, Update};
+use crate::layout::{GroupState, MEAN_STEPS, NO_TENSOR, RawTensorRecord, SKETCH_BUCKETS, Update};
 use crate::plan::{MemoryKind, Plan};
 use about::About;
 
@@ -46,7 +46,7 @@ pub enum Parameters {
 ///
 /// A file is [safetensors](https://github.com/huggingface/safetensors), with a tensor `parameters/NAME` for each tensor, `momentum/NAME`,
 /// `direction_counters/NAME`, `last_gradient/NAME`, `first_parameters/NAME` or `averages/NAME` where that is remembered, and `groups/state`,
-/// `groups/update` and, for some regimes, `norms/way` with a row for each group or norm. The header's metadata has the version of this form, the step, the configuration, and the notes.
+/// `groups/update` and, where they are needed, `norms/way` and `tensors/record`, with a row for each group, norm or tensor. The header's metadata has the version of this form, the step, the configuration, and the notes.
 ///
 /// # Bits
 /// Every number is kept as it is. A run that goes on from a checkpoint has the same bits as one that was never interrupted, on the same
@@ -289,7 +289,7 @@ impl Checkpoint {
 
     /// Whether the groups' rows are such that a step could have left them. What this crate wrote is; the rest would end in nonsense.
     fn check_states(&self, plan: &Plan) -> Result<(), String> {
-        for table in Table::all(plan) {
+        for table in [Table::States, Table::Updates] {
             let fields = table.fields();
             let rows: Vec<u32> = bytemuck::pod_collect_to_vec(self.bytes(Slot::Table(table)));
             for (group, row) in rows.chunks_exact(table.words()).enumerate() {
@@ -422,6 +422,18 @@ impl fmt::Debug for Checkpoint {
     }
 }
 
+/// Tensors with telemetry.
+fn recorded_tensors(plan: &Plan) -> usize {
+    let units = plan.units.iter();
+    units.filter(|unit| unit.tensor != NO_TENSOR).count()
+}
+
+/// Where in a ring of so many steps the last record is.
+pub(crate) fn last_slot(state: &GroupState, ring_steps: usize) -> usize {
+    let steps = ring_steps as u64;
+    ((u64::from(state.record_slot) + steps - 1) % steps) as usize
+}
+
 /// Steps attempted.
 pub(crate) fn steps_of(state: &GroupState) -> u64 {
     u64::from(state.steps_high) << 32 | u64::from(state.steps_low)
@@ -436,6 +448,8 @@ pub(crate) enum Table {
     Updates,
     /// The sketch of the way since a window began, of each norm whose regime goes by that.
     Ways,
+    /// The last [`RawTensorRecord`] of each tensor with telemetry, word by word: that of a skipped step takes its norm from it.
+    TensorRecords,
 }
 
 /// A field of a table's struct.
@@ -449,7 +463,9 @@ impl Table {
     /// The tables that a plan has.
     pub(crate) fn all(plan: &Plan) -> impl Iterator<Item = Table> {
         let ways = (!plan.sketches.is_empty()).then_some(Table::Ways);
-        [Table::States, Table::Updates].into_iter().chain(ways)
+        let records = (recorded_tensors(plan) > 0).then_some(Table::TensorRecords);
+        let always = [Table::States, Table::Updates];
+        always.into_iter().chain(ways).chain(records)
     }
 
     fn name(self) -> &'static str {
@@ -457,12 +473,13 @@ impl Table {
             Table::States => "groups/state",
             Table::Updates => "groups/update",
             Table::Ways => "norms/way",
+            Table::TensorRecords => "tensors/record",
         }
     }
 
     fn dtype(self) -> Dtype {
         match self {
-            Table::States | Table::Updates => Dtype::U32,
+            Table::States | Table::Updates | Table::TensorRecords => Dtype::U32,
             Table::Ways => Dtype::F32,
         }
     }
@@ -471,6 +488,7 @@ impl Table {
         match self {
             Table::States | Table::Updates => plan.groups.len(),
             Table::Ways => plan.sketches.len(),
+            Table::TensorRecords => recorded_tensors(plan),
         }
     }
 
@@ -479,6 +497,7 @@ impl Table {
             Table::States => size_of::<GroupState>(),
             Table::Updates => size_of::<Update>(),
             Table::Ways => SKETCH_BUCKETS as usize * size_of::<f32>(),
+            Table::TensorRecords => size_of::<RawTensorRecord>(),
         }
     }
 
@@ -491,6 +510,7 @@ impl Table {
         let start = match self {
             Table::States => "struct GroupState {",
             Table::Updates => "struct Update {",
+            Table::TensorRecords => "struct RawTensorRecord {",
             Table::Ways => return Vec::new(),
         };
         let layout = include_str!("../shaders/shared/layout.wgsl");
@@ -656,7 +676,7 @@ mod tests {
 
     #[test]
     fn the_fields_of_the_tables_are_found() {
-        for table in [Table::States, Table::Updates] {
+        for table in [Table::States, Table::Updates, Table::TensorRecords] {
             let fields = table.fields();
             assert_eq!(fields.len(), table.words(), "{table:?}");
             for field in fields {

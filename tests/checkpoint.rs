@@ -9,17 +9,21 @@
 mod common;
 
 use std::io::{BufRead, BufReader, Read};
+use std::mem::offset_of;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use common::run::{CpuRun, GpuRun, Place, Run, Spec, alone, bits, devices, packed};
+use common::run::{
+    CpuRun, GpuRun, Place, Run, Setup, Spec, alone, bits, devices, gpu_run_with, packed,
+};
 use common::{Numbers, step, upload};
 use proptest::prelude::*;
 use wgpu_optim::gpu::Tuning;
+use wgpu_optim::layout::GroupState;
 use wgpu_optim::{
-    Checkpoint, CpuOptimizer, Error, Group, Notes, OptimizerBuilder, Parameters, Regime, Rule,
-    Schedule, SecantForm, StepMode, wgpu,
+    Averaging, Checkpoint, CpuOptimizer, Error, Group, LossScaler, NonFinitePolicy, Notes,
+    OptimizerBuilder, Parameters, Regime, Rule, Schedule, SecantForm, StepMode, wgpu,
 };
 
 fn rules() -> [Rule; 5] {
@@ -32,7 +36,7 @@ fn rules() -> [Rule; 5] {
     ]
 }
 
-/// Every rule with regimes of every kind of memory, and a group of odd tensors whose norm is shared.
+/// Every rule, and regimes of every kind of memory, with averages, telemetry and trust ratios here and there; and a group of odd tensors whose norm is shared.
 fn cases(mode: StepMode) -> Vec<Spec> {
     let mut regimes = vec![
         Regime::seesaw(),
@@ -45,16 +49,34 @@ fn cases(mode: StepMode) -> Vec<Spec> {
             Regime::barzilai_borwein(SecantForm::Geometric),
             Regime::dowg(),
             Regime::polyak(),
+            Regime::gated_distance(),
         ]);
     }
     let mut numbers = Numbers(1);
     let mut specs = Vec::new();
-    for rule in rules() {
-        for regime in &regimes {
+    for (row, rule) in rules().into_iter().enumerate() {
+        // Every other pair: kernels take their time to compile.
+        for regime in regimes.iter().skip((row + 1) % 2).step_by(2) {
             let tensors = vec![numbers.vec(7), numbers.vec(66)];
             let name = format!("{}, {}", rule.name(), regime.name());
             specs.push(Spec::new(rule, *regime, tensors).named(name));
         }
+    }
+    let averages = [
+        Averaging::Off,
+        Averaging::Running { start: 2 },
+        Averaging::Exponential {
+            decay: 0.5,
+            start: 0,
+        },
+        Averaging::polynomial_decay(),
+        // It has not started when the run is interrupted.
+        Averaging::Running { start: 8 },
+    ];
+    for (spec, averaging) in specs.iter_mut().zip(averages.into_iter().cycle()) {
+        spec.averaging = averaging;
+        spec.telemetry = mode == StepMode::TwoPass && spec.name.starts_with("nesterov");
+        spec.trust = (mode == StepMode::TwoPass && spec.name.ends_with("fixed")).then_some(0.1);
     }
     specs[1].schedule = Schedule::WarmupCosine {
         warmup: 3,
@@ -80,9 +102,12 @@ fn few(mode: StepMode) -> Vec<Spec> {
         [
             "shared",
             "sgdm, seesaw",
-            "sgdm, dowg",
-            "sgd, bb-geometric",
+            "sgd, dowg",
+            "sgdm, bb-geometric",
             "signum, norm-ratio",
+            "nesterov, gated-distance",
+            "signum, gated-distance",
+            "signsgd, fixed",
         ]
         .iter()
         .any(|name| spec.name.starts_with(name))
@@ -122,15 +147,25 @@ fn elsewhere(specs: &[Spec]) -> Vec<Spec> {
 
 type Maker = Box<dyn Fn(&[Spec]) -> Box<dyn Run>>;
 
+/// With a scale of the loss that changes.
+fn setup(mode: StepMode) -> Setup {
+    Setup {
+        mode,
+        scaler: Some(LossScaler {
+            initial_scale: 8.0,
+            growth_interval: 2,
+            ..LossScaler::default()
+        }),
+        ..Setup::default()
+    }
+}
+
 /// The same run on every path, as often as it is asked for: the CPU path, and each adapter with tensors side by side.
-fn makers(mode: StepMode) -> Vec<Maker> {
-    let mut makers: Vec<Maker> = vec![Box::new(move |specs| {
-        Box::new(CpuRun::in_mode(specs, mode))
-    })];
+fn makers(setup: Setup) -> Vec<Maker> {
+    let mut makers: Vec<Maker> = vec![Box::new(move |specs| Box::new(CpuRun::with(specs, setup)))];
     for gpu in devices() {
         makers.push(Box::new(move |specs| {
-            let places = packed(specs, 0, 0);
-            Box::new(GpuRun::in_mode(gpu, specs, places, mode))
+            Box::new(gpu_run_with(gpu, specs, setup))
         }));
     }
     makers
@@ -142,7 +177,7 @@ fn a_resumed_run_has_the_bits_of_one_that_was_not_interrupted() {
     let _alone = alone();
     for mode in [StepMode::TwoPass, StepMode::Lagged] {
         let specs = cases(mode);
-        for make in makers(mode) {
+        for make in makers(setup(mode)) {
             let mut whole = make(&specs);
             advance(&mut *whole, &specs, 0..4);
             let even = whole.checkpoint();
@@ -163,15 +198,19 @@ fn a_resumed_run_has_the_bits_of_one_that_was_not_interrupted() {
                 assert!(bits(&resumed.params()) == bits(&whole.params()), "{path}");
                 assert_eq!(resumed.states(), whole.states(), "{path}");
                 assert_eq!(bits(&[resumed.rates()]), bits(&[whole.rates()]), "{path}");
+                assert!(
+                    bits(&resumed.averages()) == bits(&whole.averages()),
+                    "{path}"
+                );
+                assert_eq!(resumed.loss_scale(), whole.loss_scale(), "{path}");
                 let mut records = resumed.records();
                 assert_eq!(records.lost_steps, 0, "{path}");
                 records.records.retain(|record| record.step >= 7);
+                records.tensors.retain(|record| record.step >= 7);
+                assert_eq!(records.tensors.is_empty(), mode == StepMode::Lagged);
+                records.lost_steps = expected.lost_steps;
                 // The norm of a skipped step is NaN.
-                assert_eq!(
-                    format!("{:?}", records.records),
-                    format!("{:?}", expected.records),
-                    "{path}"
-                );
+                assert!(format!("{records:?}") == format!("{expected:?}"), "{path}");
             }
             assert_eq!(whole.states()[0].skipped, 2);
         }
@@ -199,7 +238,9 @@ fn scattered(specs: &[Spec], mode: StepMode, index: usize) -> GpuRun {
             },
         })
         .collect();
-    GpuRun::in_mode(&gpu, specs, places, mode)
+    GpuRun::with(&gpu, specs, places, |builder| {
+        setup(mode).tell(builder).record_steps(5)
+    })
 }
 
 /// From each path to each other, in any geometry: the bytes are the same, and the run goes on as on the first within rounding.
@@ -209,17 +250,17 @@ fn a_checkpoint_is_the_same_on_every_path_and_in_every_geometry() {
     for mode in [StepMode::TwoPass, StepMode::Lagged] {
         let specs = few(mode);
         for steps in [3, 4] {
-            let mut first = CpuRun::in_mode(&specs, mode);
+            let mut first = CpuRun::with(&specs, setup(mode));
             advance(&mut first, &specs, 0..steps);
             let bytes = first.checkpoint().to_bytes();
-            let mut paths: Vec<Box<dyn Run>> = makers(mode)
+            let mut paths: Vec<Box<dyn Run>> = makers(setup(mode))
                 .iter()
                 .map(|make| make(&elsewhere(&specs)))
                 .collect();
             for index in 0..devices().len() {
                 paths.push(Box::new(scattered(&elsewhere(&specs), mode, index)));
             }
-            paths.push(Box::new(CpuRun::in_mode(&elsewhere(&specs), mode)));
+            paths.push(Box::new(CpuRun::with(&elsewhere(&specs), setup(mode))));
             let mut checkpoint = Checkpoint::from_bytes(&bytes[..]).expect("whole");
             for path in &mut paths {
                 path.restore(&checkpoint).expect("it fits");
@@ -245,6 +286,89 @@ fn a_checkpoint_is_the_same_on_every_path_and_in_every_geometry() {
             }
         }
     }
+}
+
+/// A halt is kept, and so is what it takes to go on; on every path.
+#[test]
+fn a_halted_run_is_halted_until_it_is_resumed() {
+    let _alone = alone();
+    let halting = |mode| Setup {
+        policy: NonFinitePolicy::Error { after: 2 },
+        mode,
+        ..Setup::default()
+    };
+    for mode in [StepMode::TwoPass, StepMode::Lagged] {
+        let specs = plain();
+        let ones = |value: f32| {
+            let tensors = specs.iter().flat_map(|spec| &spec.tensors);
+            tensors.map(|tensor| vec![value; tensor.len()]).collect()
+        };
+        let (good, bad): (Vec<Vec<f32>>, Vec<Vec<f32>>) = (ones(1.0), ones(f32::NAN));
+        for make in makers(halting(mode)) {
+            let mut run = make(&specs);
+            run.step(&good);
+            run.step(&good);
+            let params = run.params();
+            for _ in 0..3 {
+                let _ = run.try_step(&bad);
+            }
+            let checkpoint = run.checkpoint();
+            let mut resumed = make(&specs);
+            resumed.restore(&checkpoint).expect("it fits");
+            let stepped = resumed.try_step(&good).and_then(|()| resumed.try_records());
+            assert!(matches!(stepped, Err(Error::Halted { .. })), "{stepped:?}");
+            assert!(
+                bits(&resumed.params()) == bits(&params),
+                "{}",
+                resumed.path()
+            );
+            resumed.resume();
+            resumed.step(&good);
+            resumed.step(&good);
+            assert!(
+                bits(&resumed.params()) != bits(&params),
+                "{}",
+                resumed.path()
+            );
+        }
+    }
+}
+
+/// While averages are swapped in, the parameters are elsewhere.
+#[test]
+fn swapped_averages_are_neither_saved_nor_restored() {
+    let _alone = alone();
+    let mut specs = plain();
+    specs[0].averaging = Averaging::Running { start: 0 };
+    for gpu in devices() {
+        let mut run = gpu_run_with(gpu, &specs, Setup::default());
+        let before = run.checkpoint();
+        run.swap_averages();
+        let notes = Notes::new();
+        let saved = run.optimizer.checkpoint(Parameters::Included, &notes);
+        let refused = pollster::block_on(saved).expect_err("swapped");
+        assert!(refused.to_string().contains("a checkpoint"), "{refused}");
+        let refused = run.restore(&before).expect_err("swapped");
+        assert!(
+            matches!(refused, Error::AveragesSwapped { .. }),
+            "{refused}"
+        );
+        run.swap_averages();
+        run.restore(&before).expect("in place");
+    }
+    let mut run = CpuRun::new(&specs);
+    let before = run.checkpoint();
+    run.swap_averages();
+    let refused = run
+        .optimizer
+        .checkpoint(None, &Notes::new())
+        .expect_err("swapped");
+    assert!(
+        matches!(refused, Error::AveragesSwapped { .. }),
+        "{refused}"
+    );
+    let refused = run.restore(&before).expect_err("swapped");
+    assert!(refused.to_string().contains("a checkpoint"), "{refused}");
 }
 
 /// Two groups of plain tensors.
@@ -277,7 +401,7 @@ type Change = (fn(&mut Vec<Spec>), &'static [&'static str]);
 #[test]
 fn what_differs_is_named_and_nothing_changes() {
     let (_, checkpoint) = saved(&plain());
-    let changes: [Change; 16] = [
+    let changes: [Change; 18] = [
         (
             |s| s[0].rule = Rule::nesterov(0.9),
             &["rule.nesterov of group \"weights\"", "false", "true"],
@@ -310,6 +434,14 @@ fn what_differs_is_named_and_nothing_changes() {
         (
             |s| s[1].clip = 3.0,
             &["clip_norm of group \"biases\"", "none", "3"],
+        ),
+        (
+            |s| s[1].averaging = Averaging::Running { start: 3 },
+            &["averaging of group \"biases\"", "Off", "Running"],
+        ),
+        (
+            |s| s[1].trust = Some(0.1),
+            &["trust_ratio of group \"biases\"", "none", "nothing"],
         ),
         (
             |s| s[1].maximize = true,
@@ -369,6 +501,27 @@ fn what_differs_is_named_and_nothing_changes() {
             assert!(error.to_string().contains(word), "no {word:?} in: {error}");
         }
         assert!(run.checkpoint().to_bytes() == before, "{words:?}");
+    }
+    let others = [
+        (
+            Setup {
+                policy: NonFinitePolicy::Error { after: 3 },
+                ..Setup::default()
+            },
+            "nonfinite of the optimizer is Skip there, Error here",
+        ),
+        (
+            Setup {
+                scaler: Some(LossScaler::default()),
+                ..Setup::default()
+            },
+            "loss_scaler of the optimizer is none there",
+        ),
+    ];
+    for (setup, words) in others {
+        let mut run = CpuRun::with(&plain(), setup);
+        let error = run.restore(&checkpoint).expect_err(words);
+        assert!(error.to_string().contains(words), "{error}");
     }
     let mut lagged = CpuRun::in_mode(&plain(), StepMode::Lagged);
     let error = lagged.restore(&checkpoint).expect_err("another mode");
@@ -634,6 +787,8 @@ fn foreign_and_hostile_bytes_are_refused_with_a_reason() {
 
     // These have to be held against an optimizer.
     let last = "parameters/weights/1";
+    let words = size_of::<GroupState>() / 4;
+    let (shape, turned) = (format!("[2,{words}]"), format!("[{words},2]"));
     let cases: Vec<(Vec<u8>, &str)> = vec![
         (
             changed(last, "parameters/weights/2"),
@@ -641,8 +796,8 @@ fn foreign_and_hostile_bytes_are_refused_with_a_reason() {
         ),
         (changed("\"U32\"", "\"F32\""), "\"groups/state\" is F32"),
         (
-            changed("[2,33]", "[33,2]"),
-            "\"groups/state\" is U32 of shape [33, 2]",
+            changed(&shape, &turned),
+            "\"groups/state\" is U32 of shape [",
         ),
         (
             changed(r#"\"step\":3"#, r#"\"step\":4"#),
@@ -654,7 +809,7 @@ fn foreign_and_hostile_bytes_are_refused_with_a_reason() {
         ),
         (
             changed("learning_rate: f32", "learning_rate: f16"),
-            "field 5 of \"groups/state\"",
+            "field 12 of \"groups/state\"",
         ),
         (
             changed("steps_low: u32, ", ""),
@@ -693,25 +848,29 @@ fn foreign_and_hostile_bytes_are_refused_with_a_reason() {
         .as_ptr() as usize;
     let states = states - good.as_ptr() as usize;
     for (field, word, reason) in [
-        (3, 2u32, "started of group \"weights\" is 2, above 1"),
         (
-            5,
+            offset_of!(GroupState, started),
+            2u32,
+            "started of group \"weights\" is 2, above 1",
+        ),
+        (
+            offset_of!(GroupState, learning_rate),
             f32::NAN.to_bits(),
             "learning_rate of group \"weights\" is NaN",
         ),
         (
-            18,
+            offset_of!(GroupState, mean_steps),
             u32::MAX,
             "mean_steps of group \"weights\" is 4294967295",
         ),
         (
-            22,
+            offset_of!(GroupState, gradient_exponent),
             0x8000_0000,
             "gradient_exponent of group \"weights\" is -2147483648",
         ),
     ] {
         let mut bytes = good.clone();
-        bytes[states + 4 * field..][..4].copy_from_slice(&word.to_le_bytes());
+        bytes[states + field..][..4].copy_from_slice(&word.to_le_bytes());
         let checkpoint = Checkpoint::from_bytes(bytes).expect("its form is right");
         let error = CpuRun::new(&plain())
             .restore(&checkpoint)
@@ -794,7 +953,7 @@ proptest! {
 
     /// Whatever the state holds, if it is taken, steps can be made from it.
     #[test]
-    fn changed_states_are_refused_or_can_go_on(flips in prop::collection::vec((0..2 * 33usize, any::<u32>()), 1..4)) {
+    fn changed_states_are_refused_or_can_go_on(flips in prop::collection::vec((0..size_of::<GroupState>() / 2, any::<u32>()), 1..4)) {
         let (_, checkpoint) = saved(&plain());
         let mut bytes = checkpoint.to_bytes();
         let states = safetensors::SafeTensors::deserialize(&bytes).expect("whole");
@@ -821,7 +980,7 @@ fn memory_is_in_proportion_to_the_bytes() {
     let notes: Vec<String> = (0..50_000)
         .map(|index| format!(r#""{index:x}":"""#))
         .collect();
-    let about = r#"{\"version\":1,\"written_by\":\"\",\"step\":0,\"step_mode\":\"\",\"parameters\":false,\"groups\":[GROUPS],\"tensors\":[],\"tables\":{},\"notes\":{}}"#;
+    let about = r#"{\"version\":1,\"written_by\":\"\",\"step\":0,\"step_mode\":\"\",\"settings\":{},\"parameters\":false,\"groups\":[GROUPS],\"tensors\":[],\"tables\":{},\"notes\":{}}"#;
     let groups = vec![r#"{\"name\":\"\",\"settings\":{}}"#; 20_000].join(",");
     // And how many times their bytes they may take: strings are small, and a dimension must not become a word of memory.
     for (header, times) in [

@@ -76,6 +76,7 @@ fn a_run_that_was_interrupted_ends_as_if_it_had_not_been() {
                 "5",
                 "--clip-norm",
                 "0.9",
+                "--telemetry",
             ];
             let run = |more: &[&str]| train(folder, &[&common[..], more].concat());
             let whole = run(&["--epochs", "3", "--trace", "whole.csv"]);
@@ -131,6 +132,8 @@ fn a_run_that_is_killed_again_and_again_ends_as_if_it_had_not_been() {
             "20",
             "--rule",
             "signsgd",
+            "--average",
+            "exponential",
             "--seed",
             "3",
         ];
@@ -240,7 +243,7 @@ fn what_would_be_another_run_is_named() {
     ];
     numbers(&train(folder, &file));
     let saved = std::fs::read(folder.join("run.safetensors")).expect("saved");
-    let cases: [(&[&str], &[&str]); 13] = [
+    let cases: [(&[&str], &[&str]); 14] = [
         (&["--batch", "32"], &["--batch was 64", "is 32 now"]),
         (&["--seed", "1"], &["--seed was 0", "is 1 now"]),
         (&["--rule", "sgd"], &["--rule was sgdm"]),
@@ -250,6 +253,10 @@ fn what_would_be_another_run_is_named() {
             &["--lr was not given", "0.1 now"],
         ),
         (&["--regime", "norm-ratio"], &["--regime was seesaw"]),
+        (
+            &["--average", "running"],
+            &["--average was not given", "running over 2 epochs now"],
+        ),
         (
             &["--schedule", "step"],
             &["--schedule was constant", "step over 2 epochs now"],
@@ -369,8 +376,8 @@ fn files_that_cannot_serve_are_refused_before_training() {
     let short: String = whole.split_inclusive('\n').take(20).collect();
     for (trace, words) in [
         (short.as_str(), "no row of step 19"),
-        ("step,loss\n", "no header"),
-        ("", "no header"),
+        ("step,loss\n", "the header is not that"),
+        ("", "the header is not that"),
     ] {
         std::fs::write(folder.join("trace.csv"), trace).expect("written");
         let args = [

@@ -172,8 +172,13 @@ fn same_settings(
     let mut keys: Vec<&String> = found.keys().chain(expected.keys()).collect();
     keys.sort_by_key(|key| (key.matches('.').count(), *key));
     for key in keys {
-        let value = |settings: &BTreeMap<String, String>| in_words(settings.get(key), String::clone);
-        same(&format!("{key} of {owner}"), &value(found), &value(expected))?;
+        let value =
+            |settings: &BTreeMap<String, String>| in_words(settings.get(key), String::clone);
+        same(
+            &format!("{key} of {owner}"),
+            &value(found),
+            &value(expected),
+        )?;
     }
     Ok(())
 }
@@ -203,8 +208,6 @@ impl AboutGroup {
         // The name has its own place, and a norm may be called anything.
         settings.remove("name");
         settings.remove("scope");
-        // What is recorded changes nothing.
-        settings.remove("telemetry");
         let norm = match &config.scope {
             Some(name) => format!("\"{name}\""),
             None => "its own".to_owned(),

@@ -29,7 +29,7 @@ use crate::table::say;
 use crate::target::{Target, TargetArgs, TuningSource};
 use engine::{Engine, Injection, OptimizerSettings};
 use page::{History, Page};
-use report::{Causes, RateRange, Run, TensorFigures};
+use report::{Run, TensorFigures};
 use saving::{Resumed, Saving, Sofar};
 
 /// `--rule`.

@@ -751,14 +751,9 @@ impl Optimizer {
         if self.readback.is_in_flight() {
             self.finish_drain().await?;
         }
-        self.readback
-            .start(&self.gpu, &self.rings())?;
+        let rings = [&self.records, &self.tensor_records].map(Source::whole);
+        self.readback.start(&self.gpu, &rings)?;
         self.finish_drain().await
-    }
-
-    /// Where the records are.
-    fn rings(&self) -> [Source; 2] {
-        [&self.records, &self.tensor_records].map(Source::whole)
     }
 
     async fn finish_drain(&mut self) -> Result<(), Error> {
@@ -823,8 +818,8 @@ impl Optimizer {
         let any = arrived.is_some();
         self.keep(arrived.unwrap_or_default());
         self.check_halted()?;
-        self.readback
-            .start(&self.gpu, &self.rings())?;
+        let rings = [&self.records, &self.tensor_records].map(Source::whole);
+        self.readback.start(&self.gpu, &rings)?;
         Ok(any.then(|| std::mem::take(&mut self.undelivered)))
     }
 

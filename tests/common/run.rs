@@ -175,7 +175,7 @@ pub struct Setup {
 }
 
 impl Setup {
-    fn tell<T>(self, builder: OptimizerBuilder<T>) -> OptimizerBuilder<T> {
+    pub fn tell<T>(self, builder: OptimizerBuilder<T>) -> OptimizerBuilder<T> {
         let mut builder = builder.step_mode(self.mode).nonfinite_policy(self.policy);
         if let Some(scaler) = self.scaler {
             builder = builder.loss_scaler(scaler);

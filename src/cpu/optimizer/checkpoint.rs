@@ -1,9 +1,10 @@
 //! Saving and restoring what the optimizer on the host remembers.
 
+use std::ops::Range;
 use std::path::Path;
 
 use super::{CpuOptimizer, Memory, TensorMemory, no_totals};
-use crate::checkpoint::{Checkpoint, Draft, Notes, Parameters, Slot, Table};
+use crate::checkpoint::{Checkpoint, Draft, Notes, Parameters, Slot, Table, last_slot};
 use crate::error::Error;
 use crate::layout::{RawRecord, RawTensorRecord};
 use crate::plan::MemoryKind;
@@ -95,6 +96,10 @@ impl CpuOptimizer {
                         row.copy_from_slice(bytemuck::cast_slice(&way.sketch.0));
                     }
                 }
+                Table::TensorRecords => {
+                    let rows = &self.tensor_records[self.last_tensor_records()];
+                    slot.copy_from_slice(bytemuck::cast_slice(rows));
+                }
             }
         }
         for (index, tensor) in self.tensors.iter().enumerate() {
@@ -147,6 +152,12 @@ impl CpuOptimizer {
                         bytemuck::cast_slice_mut(&mut way.sketch.0).copy_from_slice(row);
                     }
                 }
+                Table::TensorRecords => {
+                    self.tensor_records.fill(RawTensorRecord::default());
+                    let rows = self.last_tensor_records();
+                    let rows = &mut self.tensor_records[rows];
+                    bytemuck::cast_slice_mut(rows).copy_from_slice(slot);
+                }
             }
         }
         for index in 0..self.tensors.len() {
@@ -164,9 +175,16 @@ impl CpuOptimizer {
         }
         self.sums.fill(no_totals());
         self.records.fill(RawRecord::default());
-        self.tensor_records.fill(RawTensorRecord::default());
         self.cursor = RecordCursor::at(checkpoint.step());
         Ok(())
+    }
+
+    /// Where in their ring the last records of tensors are.
+    fn last_tensor_records(&self) -> Range<usize> {
+        let ring_steps = self.records.len() / self.states.len();
+        let tensors = self.tensor_records.len() / ring_steps;
+        let start = last_slot(&self.states[0], ring_steps) * tensors;
+        start..start + tensors
     }
 
     /// What is remembered of a tensor.

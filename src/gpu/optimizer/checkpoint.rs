@@ -3,11 +3,11 @@
 use std::path::Path;
 
 use super::{Optimizer, WindowMemory, f32_bytes};
-use crate::checkpoint::{Checkpoint, Draft, Notes, Parameters, Slot, Table, steps_of};
+use crate::checkpoint::{Checkpoint, Draft, Notes, Parameters, Slot, Table, last_slot, steps_of};
 use crate::error::Error;
 use crate::gpu::context::Gpu;
 use crate::gpu::readback::{Readback, Source};
-use crate::layout::{GroupState, unscale};
+use crate::layout::{GroupState, RawRecord, unscale};
 use crate::plan::{MemoryKind, Place, Plan};
 use crate::record::{RecordCursor, Records};
 use crate::step_mode::StepMode;
@@ -34,6 +34,8 @@ struct Piece<'a> {
 #[derive(Clone, Copy)]
 enum Content {
     Table(Table),
+    /// The ring of the tensors' records, of which only the last are kept.
+    TensorRing,
     /// A memory of a window.
     Memory(usize, MemoryKind),
     /// Parameters of a tensor.
@@ -89,7 +91,14 @@ impl Optimizer {
             "BufferUsages::COPY_SRC",
         )?;
         let mut draft = Draft::new(&self.plan, parameters, notes)?;
-        let pieces = self.pieces(parameters, swapped);
+        let mut pieces = self.pieces(parameters, swapped);
+        for piece in &mut pieces {
+            // Which records are the last is known only when the states, which come before them, are here.
+            if let Content::Table(Table::TensorRecords) = piece.content {
+                piece.content = Content::TensorRing;
+                piece.bytes = piece.buffer.size();
+            }
+        }
         let batches = batches(&pieces, self.gpu.device().limits().max_buffer_size);
 
         let mut readbacks = self.gpu.scoped("room for a checkpoint", || {
@@ -107,20 +116,17 @@ impl Optimizer {
             readback.start(&self.gpu, &sources.collect::<Vec<_>>())?;
         }
         for (batch, mut readback) in batches.iter().zip(readbacks) {
-            let plan = &self.plan;
+            let (plan, ring_steps) = (&self.plan, self.ring_steps());
             readback
                 .wait(&self.gpu, |bytes| {
                     for (piece, at) in placed(batch) {
                         let bytes = &bytes[at as usize..][..piece.bytes as usize];
-                        take(plan, piece.content, bytes, &mut draft);
+                        take(plan, piece.content, bytes, ring_steps, &mut draft);
                     }
                 })
                 .await?;
         }
-        let states = draft.bytes(Slot::Table(Table::States));
-        let run = steps_of(&bytemuck::pod_read_unaligned(
-            &states[..size_of::<GroupState>()],
-        ));
+        let run = steps_of(&first_state(&mut draft));
         let recorded = self.recorded();
         if self.plan.mode == StepMode::Lagged && recorded != run {
             return Err(Error::StepsPending { recorded, run });
@@ -158,9 +164,14 @@ impl Optimizer {
             wgpu::BufferUsages::COPY_DST,
             "BufferUsages::COPY_DST",
         )?;
-        let pieces = self.pieces(parameters, swapped);
-        let batches = batches(&pieces, self.gpu.device().limits().max_buffer_size);
         let states = checkpoint.states();
+        let mut pieces = self.pieces(parameters, swapped);
+        for piece in &mut pieces {
+            if let Content::Table(Table::TensorRecords) = piece.content {
+                piece.start = last_slot(&states[0], self.ring_steps()) as u64 * piece.bytes;
+            }
+        }
+        let batches = batches(&pieces, self.gpu.device().limits().max_buffer_size);
         let rates: Vec<f32> = states.iter().map(|state| state.learning_rate).collect();
         let scale = states.first().map_or(0, |state| state.loss_scale_exponent);
         let scale = unscale(-scale);
@@ -179,11 +190,13 @@ impl Optimizer {
             let rates = upload(&self.gpu, bytemuck::cast_slice(&rates))?;
             let scale = upload(&self.gpu, bytemuck::bytes_of(&scale))?;
             // One that is under way would bring old records.
-            let rings = self.rings().iter().map(|ring| ring.bytes).sum();
+            let rings = self.records.size() + self.tensor_records.size();
             let readback = Readback::new(self.gpu.device(), "records", rings);
             Ok::<_, Error>((uploads, rates, scale, readback))
         })?;
         let mut encoder = self.encoder();
+        encoder.clear_buffer(&self.records, 0, None);
+        encoder.clear_buffer(&self.tensor_records, 0, None);
         for (batch, upload) in batches.iter().zip(&uploads) {
             for (piece, at) in placed(batch) {
                 encoder.copy_buffer_to_buffer(upload, at, piece.buffer, piece.start, piece.bytes);
@@ -191,8 +204,6 @@ impl Optimizer {
         }
         encoder.copy_buffer_to_buffer(&rates, 0, &self.learning_rates, 0, rates.size());
         encoder.copy_buffer_to_buffer(&scale, 0, &self.loss_scale, 0, scale.size());
-        encoder.clear_buffer(&self.records, 0, None);
-        encoder.clear_buffer(&self.tensor_records, 0, None);
         self.gpu.queue().submit([encoder.finish()]);
         self.recorded = step.into();
         self.readback = readback;
@@ -200,6 +211,11 @@ impl Optimizer {
         self.undelivered = Records::default();
         self.halted = None;
         Ok(())
+    }
+
+    /// Steps that the rings hold. The shaders know it by the buffers' sizes too.
+    fn ring_steps(&self) -> usize {
+        self.records.size() as usize / size_of::<RawRecord>() / self.plan.groups.len()
     }
 
     fn encoder(&self) -> wgpu::CommandEncoder {
@@ -249,6 +265,7 @@ impl Optimizer {
                     Table::States => &self.states,
                     Table::Updates => updates,
                     Table::Ways => ways,
+                    Table::TensorRecords => &self.tensor_records,
                 },
                 start: 0,
                 bytes: (table.row_bytes() * table.rows(&self.plan)) as u64,
@@ -280,6 +297,12 @@ impl Optimizer {
         pieces.retain(|piece| piece.bytes > 0);
         pieces
     }
+}
+
+/// The state of the first group, once it is there.
+fn first_state(draft: &mut Draft) -> GroupState {
+    let states = draft.bytes(Slot::Table(Table::States));
+    bytemuck::pod_read_unaligned(&states[..size_of::<GroupState>()])
 }
 
 /// Where a tensor's parameters are: the number of the buffer, and the first element.
@@ -339,8 +362,13 @@ fn upload(gpu: &Gpu, bytes: &[u8]) -> Result<wgpu::Buffer, Error> {
 }
 
 /// Puts what came from the device where the checkpoint has it.
-fn take(plan: &Plan, content: Content, bytes: &[u8], draft: &mut Draft) {
+fn take(plan: &Plan, content: Content, bytes: &[u8], ring_steps: usize, draft: &mut Draft) {
     match content {
+        Content::TensorRing => {
+            let slot = last_slot(&first_state(draft), ring_steps);
+            let rows = draft.bytes(Slot::Table(Table::TensorRecords));
+            rows.copy_from_slice(&bytes[slot * rows.len()..][..rows.len()]);
+        }
         Content::Table(table) => draft.bytes(Slot::Table(table)).copy_from_slice(bytes),
         Content::Parameters(tensor) => {
             draft.bytes(Slot::Parameters(tensor)).copy_from_slice(bytes);
@@ -356,6 +384,8 @@ fn take(plan: &Plan, content: Content, bytes: &[u8], draft: &mut Draft) {
 /// The other way round; what belongs to no element stays as it is.
 fn give(plan: &Plan, content: Content, checkpoint: &Checkpoint, bytes: &mut [u8]) {
     match content {
+        // It is only read.
+        Content::TensorRing => {}
         Content::Table(table) => bytes.copy_from_slice(checkpoint.bytes(Slot::Table(table))),
         Content::Parameters(tensor) => {
             bytes.copy_from_slice(checkpoint.bytes(Slot::Parameters(tensor)));
