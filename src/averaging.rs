@@ -25,6 +25,7 @@ use crate::layout::average_kinds;
 /// [`Optimizer::encode_copy_averages`](crate::Optimizer::encode_copy_averages) and
 /// [`CpuOptimizer::averages`](crate::CpuOptimizer::averages) read them.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
+#[cfg_attr(feature = "checkpoint", derive(serde::Serialize))]
 #[non_exhaustive]
 pub enum Averaging {
     /// No average, no memory, no traffic.

@@ -99,7 +99,7 @@ pub enum Error {
 
     /// A slice handed to a CPU step differs in length from what was declared.
     #[error(
-        "tensor \"{tensor}\" was built with {expected} elements, but this step was given {actual} {role}s: pass the slices in the order and length of the builder"
+        "tensor \"{tensor}\" was built with {expected} elements, but this call was given {actual} {role}s: pass the slices in the order and length of the builder"
     )]
     StepLength {
         /// The tensor's name.
@@ -114,7 +114,7 @@ pub enum Error {
 
     /// A CPU step was given another number of tensors than was declared.
     #[error(
-        "the optimizer was built with {expected} tensors, but this step was given {actual} {role} slices: pass one slice per tensor, in the order of the builder"
+        "the optimizer was built with {expected} tensors, but this call was given {actual} {role} slices: pass one slice per tensor, in the order of the builder"
     )]
     StepTensors {
         /// `parameter` or `gradient`.
@@ -282,6 +282,76 @@ pub enum Error {
         path: String,
         /// Why not.
         message: String,
+    },
+
+    /// The file of a checkpoint could not be read or written.
+    #[error(
+        "the checkpoint {path} cannot be {action}: {message}; name a file that is there to be read, in a folder that can be written"
+    )]
+    CheckpointFile {
+        /// The file, or `in memory`.
+        path: String,
+        /// `read`, `written` or `made`.
+        action: &'static str,
+        /// Why not, and the way out.
+        message: String,
+    },
+
+    /// Bytes are no checkpoint, or not a whole one.
+    #[error("{checkpoint} is damaged, or none of wgpu-optim: {problem}; take another")]
+    CheckpointDamaged {
+        /// Which checkpoint.
+        checkpoint: String,
+        /// What is wrong with it.
+        problem: String,
+    },
+
+    /// A checkpoint has a form that this version of the crate does not know.
+    #[error(
+        "{checkpoint} has version {version}, but this wgpu-optim reads version {newest}: use a version that reads that"
+    )]
+    CheckpointVersion {
+        /// Which checkpoint.
+        checkpoint: String,
+        /// Its version.
+        version: u32,
+        /// The newest that is known here.
+        newest: u32,
+    },
+
+    /// A checkpoint belongs to an optimizer that was built otherwise.
+    #[error(
+        "{checkpoint} is of another optimizer: {what} is {found} there, {expected} here; build the optimizer as it was when it was saved"
+    )]
+    CheckpointDiffers {
+        /// Which checkpoint.
+        checkpoint: String,
+        /// What differs.
+        what: String,
+        /// What it is in the checkpoint.
+        found: String,
+        /// What it is in the optimizer.
+        expected: String,
+    },
+
+    /// Parameters are asked of a checkpoint that was saved without.
+    #[error(
+        "{checkpoint} was saved without the parameters: save it with them, or restore the rest alone"
+    )]
+    CheckpointWithoutParameters {
+        /// Which checkpoint.
+        checkpoint: String,
+    },
+
+    /// A lagged optimizer's recorded steps are not those that were run.
+    #[error(
+        "{recorded} lagged steps were recorded, but the device has run {run}: submit every recorded step, once, before the state is saved"
+    )]
+    StepsPending {
+        /// Steps that were recorded.
+        recorded: u64,
+        /// Steps that were run.
+        run: u64,
     },
 
     /// A readback failed or did not come in time.

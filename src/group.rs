@@ -442,6 +442,7 @@ pub(crate) struct ResolvedGroup<T> {
 
 /// One group's settings, complete and checked.
 #[derive(Debug, Clone, PartialEq)]
+#[cfg_attr(feature = "checkpoint", derive(serde::Serialize))]
 pub struct GroupConfig {
     /// The group's name.
     pub name: String,

@@ -4,6 +4,7 @@
 //! - [`OptimizerBuilder`] and [`Group`] say what is to be optimized: a [`Rule`] (which way), a [`Regime`] (how far), tensors.
 //! - [`Optimizer`] runs on a [`Gpu`], the caller's or one that is found; it records its step into the caller's encoder.
 //! - [`CpuOptimizer`] does the same over slices. The device is checked against it, and it runs where there is no device.
+//! - `Checkpoint` (feature `checkpoint`) is all that an optimizer remembers, in a file from which a run goes on bit for bit.
 //! - [`Record`] explains a step: terms that add up to the change of ln η, in numbers and in words.
 //!
 //! A step is four passes, and nothing of it returns to the host:
@@ -49,7 +50,11 @@
 #![forbid(unsafe_code)]
 #![deny(missing_docs)]
 
+#[cfg(any(feature = "checkpoint", feature = "tuning-cache"))]
+mod atomic_file;
 mod averaging;
+#[cfg(feature = "checkpoint")]
+mod checkpoint;
 pub mod cpu;
 mod error;
 pub mod gpu;
@@ -65,6 +70,8 @@ mod step_mode;
 mod trust;
 
 pub use averaging::Averaging;
+#[cfg(feature = "checkpoint")]
+pub use checkpoint::{Checkpoint, Notes, Parameters};
 pub use cpu::CpuOptimizer;
 pub use error::Error;
 pub use gpu::{Gpu, GpuOptions, Optimizer};

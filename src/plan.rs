@@ -189,6 +189,87 @@ impl Kernel {
     }
 }
 
+/// A memory with an entry for every parameter. These are all that a step remembers of a parameter, so that whoever allocates, saves or
+/// restores them goes through this list.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) enum MemoryKind {
+    /// m of the rule.
+    Momentum,
+    /// Counters of gradient signs, and the sign of the last step.
+    Counters,
+    /// The last gradient as the regime saw it.
+    LastGradient,
+    /// The parameters before the first step.
+    FirstParameters,
+    /// The copies of the parameters that AutoSgd keeps, slot after slot.
+    Streams,
+    /// The average of the parameters.
+    Averages,
+}
+
+impl MemoryKind {
+    pub(crate) const ALL: [MemoryKind; 6] = [
+        MemoryKind::Momentum,
+        MemoryKind::Counters,
+        MemoryKind::LastGradient,
+        MemoryKind::FirstParameters,
+        MemoryKind::Streams,
+        MemoryKind::Averages,
+    ];
+
+    /// Its name in checkpoints and in labels of buffers.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            MemoryKind::Momentum => "momentum",
+            MemoryKind::Counters => "direction_counters",
+            MemoryKind::LastGradient => "last_gradient",
+            MemoryKind::FirstParameters => "first_parameters",
+            MemoryKind::Streams => "streams",
+            MemoryKind::Averages => "averages",
+        }
+    }
+
+    /// Bytes of an entry: 1, or the 4 of an f32.
+    pub(crate) fn element_bytes(self) -> u32 {
+        match self {
+            MemoryKind::Counters => 1,
+            MemoryKind::Momentum
+            | MemoryKind::LastGradient
+            | MemoryKind::FirstParameters
+            | MemoryKind::Streams
+            | MemoryKind::Averages => 4,
+        }
+    }
+
+    /// How many entries it has of every parameter; they lie as far apart as there are parameters.
+    pub(crate) fn slots(self) -> u32 {
+        match self {
+            MemoryKind::Streams => slots::STREAM_SLOTS,
+            _ => 1,
+        }
+    }
+}
+
+impl Kernel {
+    pub(crate) fn keeps(self, kind: MemoryKind) -> bool {
+        match kind {
+            MemoryKind::Momentum => self.rule.has_momentum(),
+            MemoryKind::Counters => self.has_counters(),
+            MemoryKind::LastGradient => self.has_last_gradient(),
+            MemoryKind::FirstParameters => self.has_first_parameters(),
+            MemoryKind::Streams => self.has_streams(),
+            MemoryKind::Averages => self.averages,
+        }
+    }
+
+    /// What it keeps, in the order of [`MemoryKind::ALL`].
+    pub(crate) fn memories(self) -> impl Iterator<Item = MemoryKind> {
+        MemoryKind::ALL
+            .into_iter()
+            .filter(move |&kind| self.keeps(kind))
+    }
+}
+
 /// A stretch of one buffer, in elements.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Region {
@@ -209,10 +290,10 @@ pub(crate) struct Window {
     pub(crate) blocks: Vec<Block>,
 }
 
-/// Elements of a tensor that lie side by side in a window's memory of four bytes per parameter.
+/// Elements of a tensor that lie side by side in a window's memories.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Stretch {
-    /// The first, as an element of that memory.
+    /// The first, as an element of such a memory.
     pub(crate) in_memory: u64,
     /// The first, as an element of the tensor.
     pub(crate) in_tensor: u64,
@@ -220,16 +301,25 @@ pub(crate) struct Stretch {
 }
 
 impl Window {
+    /// Bytes that a memory of its parameters takes: whole quads.
+    pub(crate) fn memory_bytes(&self, kind: MemoryKind) -> u64 {
+        u64::from(self.state_quads) * u64::from(QUAD * kind.element_bytes() * kind.slots())
+    }
+
     /// Where in the window's memory what belongs to a tensor lies; empty where the window has none of it.
     pub(crate) fn stretches_of(&self, tensor: &TensorInfo) -> Vec<Stretch> {
         let mut stretches: Vec<Stretch> = Vec::new();
-        for block in &self.blocks {
+        // Blocks come in the order of their elements.
+        let end_of = |block: &Block| u64::from(block.first_element) + u64::from(block.elements);
+        let skipped = self
+            .blocks
+            .partition_point(|block| end_of(block) <= tensor.first_element);
+        for block in &self.blocks[skipped..] {
             let first = u64::from(block.first_element);
             let start = first.max(tensor.first_element);
-            let end =
-                (first + u64::from(block.elements)).min(tensor.first_element + tensor.elements);
+            let end = end_of(block).min(tensor.first_element + tensor.elements);
             if start >= end {
-                continue;
+                break;
             }
             let next = Stretch {
                 in_memory: u64::from(block.state_quad) * u64::from(QUAD) + (start - first),
@@ -270,11 +360,17 @@ pub(crate) struct Plan {
     pub(crate) safeguards: Safeguards,
     pub(crate) configs: Vec<GroupConfig>,
     pub(crate) groups: Vec<GroupConstants>,
+    /// What each group's passes are compiled for.
+    #[cfg(feature = "checkpoint")]
+    pub(crate) kernels: Vec<Kernel>,
     pub(crate) scopes: Vec<ScopeTable>,
     /// Where the blocks' sketches lie, of each scope that has them; from row 0 on without a gap.
     pub(crate) sketches: Vec<SketchRows>,
     pub(crate) windows: Vec<Window>,
     pub(crate) tensors: Vec<TensorInfo>,
+    /// Where each tensor lies.
+    #[cfg(feature = "checkpoint")]
+    pub(crate) places: Vec<Place>,
     /// Partials of all scopes.
     pub(crate) partials: u32,
     /// What pass 5 adds up: the tensors that are recorded, then the groups with a trust ratio. None where nobody asked.
@@ -344,6 +440,8 @@ impl Plan {
         }
 
         let mut tensors = Vec::new();
+        #[cfg(feature = "checkpoint")]
+        let mut places = Vec::new();
         let mut windows = Windows::new(geometry);
         let mut first_element = 0;
         let mut elements_of_scope = vec![0; scopes.len()];
@@ -357,6 +455,8 @@ impl Plan {
                     first_element,
                     elements: place.elements,
                 });
+                #[cfg(feature = "checkpoint")]
+                places.push(place);
                 match spans.last_mut() {
                     // What is recorded tensor by tensor is cut at their boundaries.
                     Some(span) if !group.config.telemetry && span.continues_with(&place) => {
@@ -391,10 +491,14 @@ impl Plan {
             safeguards,
             configs,
             groups: constants,
+            #[cfg(feature = "checkpoint")]
+            kernels,
             scopes: table,
             sketches,
             windows,
             tensors,
+            #[cfg(feature = "checkpoint")]
+            places,
             partials,
             units,
         })

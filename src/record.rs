@@ -549,6 +549,12 @@ pub(crate) struct RecordCursor {
 }
 
 impl RecordCursor {
+    /// Of a ring whose next record is that of this step.
+    #[cfg(feature = "checkpoint")]
+    pub(crate) fn at(next_step: u64) -> Self {
+        RecordCursor { next_step }
+    }
+
     /// Reads the records of a ring that were not read before, in order, and counts those overwritten meanwhile.
     ///
     /// `rings` are that of the records and that of the tensors' records.

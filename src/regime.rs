@@ -29,6 +29,7 @@ use crate::rule::Rule;
 /// fall as well; all clamp η to `[1e-30, 1e30]`, and carry it over when the gradient is zero or not finite. A
 /// [`Schedule`](crate::Schedule) multiplies what the regime says.
 #[derive(Debug, Clone, Copy, PartialEq)]
+#[cfg_attr(feature = "checkpoint", derive(serde::Serialize))]
 #[non_exhaustive]
 pub enum Regime {
     /// The default: norm and alignment, nothing to tune. See [`Seesaw`].

@@ -7,6 +7,7 @@ use crate::error::{Error, require};
 /// Semantics are those of `torch.optim` where it has the rule. State is per parameter (4 bytes for the momentum rules) and
 /// lives beside the optimizer, not in the caller's buffers.
 #[derive(Debug, Clone, Copy, PartialEq)]
+#[cfg_attr(feature = "checkpoint", derive(serde::Serialize))]
 #[non_exhaustive]
 pub enum Rule {
     /// Stochastic gradient descent: `u = g`.
@@ -146,6 +147,7 @@ impl Rule {
 
 /// Pulling parameters towards zero by `λ` per unit of learning rate.
 #[derive(Debug, Clone, Copy, PartialEq)]
+#[cfg_attr(feature = "checkpoint", derive(serde::Serialize))]
 pub enum WeightDecay {
     /// `g ← g + λ w` before everything else, as `torch.optim.SGD(weight_decay=λ)`: the regime sees the gradient of the
     /// regularised loss. Pass 1 then reads the parameters too (4 more bytes per parameter).

@@ -6,6 +6,7 @@ use crate::layout::GroupConstants;
 /// What happens when a gradient (or the loss) is not finite. The step itself is skipped in any case: parameters, momentum and the
 /// regime's state stay as they are, bit for bit, and the record says in which tensor and at which element.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+#[cfg_attr(feature = "checkpoint", derive(serde::Serialize))]
 #[non_exhaustive]
 pub enum NonFinitePolicy {
     /// The step is skipped, and training goes on, however often that happens.
@@ -60,6 +61,7 @@ impl NonFinitePolicy {
 /// Scales are powers of two, so that dividing them out is exact: with any scale the parameters have the same bits as without one, as long
 /// as no true gradient is too small for a normal f32 (2⁻¹²⁶). The norm is right even then.
 #[derive(Debug, Clone, Copy, PartialEq)]
+#[cfg_attr(feature = "checkpoint", derive(serde::Serialize))]
 pub struct LossScaler {
     /// The scale of the first step.
     pub initial_scale: f32,
@@ -139,6 +141,7 @@ const MANTISSA_BITS: u32 = 0x007f_ffff;
 
 /// Both, for all groups.
 #[derive(Debug, Clone, Copy, Default)]
+#[cfg_attr(feature = "checkpoint", derive(serde::Serialize))]
 pub(crate) struct Safeguards {
     pub(crate) nonfinite: NonFinitePolicy,
     pub(crate) loss_scaler: Option<LossScaler>,

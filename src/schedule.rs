@@ -10,6 +10,7 @@ use crate::layout::schedule_kinds;
 /// `t` counts the steps of the group that were not skipped, from 0. A factor never falls below [`Schedule::FLOOR`], so that ln η stays
 /// finite. In the record `schedule_term` is the change of `ln` of the factor.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
+#[cfg_attr(feature = "checkpoint", derive(serde::Serialize))]
 #[non_exhaustive]
 pub enum Schedule {
     /// 1.

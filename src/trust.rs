@@ -22,6 +22,7 @@ use crate::error::{Error, require};
 /// A regime that finds its first rate by the length of the first step still takes a first step of that length, so that the coefficient
 /// matters for the regimes that are given a rate, such as [`Regime::Fixed`](crate::Regime::Fixed).
 #[derive(Debug, Clone, Copy, PartialEq)]
+#[cfg_attr(feature = "checkpoint", derive(serde::Serialize))]
 pub struct TrustRatio {
     /// Above 0. LARS has 0.001 beside rates above 1; `optax` has 1.
     pub coefficient: f32,

@@ -5,9 +5,10 @@ mod compare;
 mod engine;
 mod page;
 mod report;
+mod saving;
 
-use std::fs::File;
-use std::io::{BufWriter, Write};
+use std::fs::{File, OpenOptions};
+use std::io::{BufRead, BufReader, BufWriter, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -28,7 +29,8 @@ use crate::table::say;
 use crate::target::{Target, TargetArgs, TuningSource};
 use engine::{Engine, Injection, OptimizerSettings};
 use page::{History, Page};
-use report::{Causes, RateRange, Run, TensorFigures};
+use report::{Run, TensorFigures};
+use saving::{Resumed, Saving, Sofar};
 
 /// `--rule`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -245,6 +247,15 @@ pub struct Args {
     /// Record the norm of every tensor and of its steps: columns of --trace, charts of --report, and in --json the last of them
     #[arg(long)]
     telemetry: bool,
+    /// Save the run to this file when it ends, from where --resume goes on
+    #[arg(long, value_name = "FILE.safetensors")]
+    checkpoint: Option<PathBuf>,
+    /// Save it every so many steps, too
+    #[arg(long, value_name = "STEPS", requires = "checkpoint", value_parser = clap::value_parser!(u64).range(1..))]
+    every: Option<u64>,
+    /// Go on from the file of --checkpoint, if it is there, bit for bit as if the run had not been interrupted
+    #[arg(long, requires = "checkpoint")]
+    resume: bool,
     /// Make the gradients of this step NaN, to see what the optimizer does
     #[arg(long, value_name = "STEP")]
     inject_nan: Option<u64>,
@@ -392,10 +403,16 @@ pub fn run(args: &Args) -> Result<(), CliError> {
     let target = args.target.find()?;
     // Before training, which a path that cannot be written should not cost; and not before the data is read, which may be the
     // same file by mistake.
+    let saving = Saving::new(args, &dataset)?;
+    let resumed = match &saving {
+        Some(saving) => saving.resumed(args, args.steps(&dataset))?,
+        None => None,
+    };
+    let step = resumed.as_ref().map_or(0, |run| run.checkpoint.step());
     let trace = args
         .trace
         .as_deref()
-        .map(|path| Trace::create(path, args, &model))
+        .map(|path| Trace::from_step(path, args, &model, step))
         .transpose()?;
     let page = args
         .report
@@ -403,9 +420,13 @@ pub fn run(args: &Args) -> Result<(), CliError> {
         .map(|path| Page::create(path, &args.data, args.trace.as_deref()))
         .transpose()?;
     target.explain();
+    if let Some(saving) = saving.as_ref().filter(|_| args.resume) {
+        saving.explain(resumed.as_ref());
+    }
     let (target, tuning) = target.tuned_for(model.padded_len());
     let mut history = page.as_ref().map(|_| History::new(args.steps(&dataset)));
     let progress = progress_bar(args.steps(&dataset));
+    progress.set_position(step);
     let run = Run {
         tuning,
         ..train(
@@ -414,10 +435,12 @@ pub fn run(args: &Args) -> Result<(), CliError> {
             &dataset,
             &target,
             &model,
-            trace,
+            resumed,
             &mut Watch {
                 history: history.as_mut(),
                 progress: &progress,
+                trace,
+                saving: saving.as_ref(),
             },
         )?
     };
@@ -442,21 +465,24 @@ struct Watch<'a> {
     /// Of `--report`.
     history: Option<&'a mut History>,
     progress: &'a ProgressBar,
+    trace: Option<Trace>,
+    saving: Option<&'a Saving>,
 }
 
-/// One run; `progress` hears of each step and of each epoch.
+/// One run, or the rest of one; `progress` hears of each step and of each epoch.
 fn train(
     args: &Args,
     settings: &OptimizerSettings,
     dataset: &Dataset,
     target: &Target,
     model: &Model,
-    mut trace: Option<Trace>,
+    resumed: Option<Resumed>,
     watch: &mut Watch,
 ) -> Result<Run, CliError> {
     let rows = dataset.train.rows();
     let batch = (args.batch as usize).min(rows);
     let steps = args.steps(dataset);
+    let per_epoch = args.steps_per_epoch(dataset);
     let mut engine = Engine::new(
         target,
         model,
@@ -467,6 +493,14 @@ fn train(
         args.seed,
     )?;
     let progress = watch.progress;
+    let mut sofar = Sofar::default();
+    let mut done = 0;
+    if let Some(resumed) = resumed {
+        engine.restore(&resumed.checkpoint)?;
+        done = resumed.checkpoint.step();
+        sofar = resumed.sofar;
+    }
+    let timed_steps = steps - done;
 
     let started = Instant::now();
     // What the report costs is not the training's time.
@@ -475,38 +509,54 @@ fn train(
     // A stream of its own, so that the order of the rows does not depend on how many weights there are.
     let mut shuffle = ChaCha8Rng::seed_from_u64(args.seed);
     shuffle.set_stream(1);
-    let mut rates = RateRange::default();
-    let mut causes = Causes::default();
-    let mut last_tensors = Vec::new();
     for epoch in 0..args.epochs {
+        // Each order is made of the one before, those of an earlier process too.
         order.shuffle(&mut shuffle);
-        let done = u64::from(epoch) * args.steps_per_epoch(dataset) as u64;
-        let left = steps.saturating_sub(done) as usize;
-        let (losses, records) =
-            engine.train_epoch(&order, left, |steps| progress.inc(steps as u64))?;
-        // As many of each step, or none.
-        let per_step = records.tensors.len() / records.records.len().max(1);
-        let mut tensors = records.tensors.chunks(per_step.max(1));
-        let records = &records.records;
-        for (loss, record) in losses.iter().zip(records) {
-            let tensors = tensors.next().unwrap_or_default();
-            rates.add(record);
-            causes.add(record);
-            last_tensors.clear();
-            last_tensors.extend_from_slice(tensors);
-            if let Some(trace) = &mut trace {
-                trace.write(*loss, record, tensors)?;
-            }
-            if let Some(history) = &mut watch.history {
-                history.add(*loss, record, tensors);
-            }
+        let start = u64::from(epoch) * per_epoch as u64;
+        // An optimizer of streams may end its last round early.
+        let end = (start + per_epoch as u64).min(steps);
+        if done >= end {
+            continue;
         }
-        if let (Some(loss), Some(record)) = (losses.last(), records.last()) {
-            progress.set_message(format!(
-                "epoch {}, loss {loss:.4}, lr {:.3e}",
-                epoch + 1,
-                record.learning_rate
-            ));
+        engine.begin_epoch(&order, (done - start) as usize);
+        while done < end {
+            let saved = watch.saving.and_then(|saving| saving.next_after(done));
+            let until = saved.map_or(end, |saved| saved.min(end));
+            let stretch = (done - start) as usize..(until - start) as usize;
+            let (losses, records) =
+                engine.train(&order, stretch, |steps| progress.inc(steps as u64))?;
+            done = until;
+            // As many of each step, or none.
+            let per_step = records.tensors.len() / records.records.len().max(1);
+            let mut tensors = records.tensors.chunks(per_step.max(1));
+            let records = &records.records;
+            for (loss, record) in losses.iter().zip(records) {
+                let tensors = tensors.next().unwrap_or_default();
+                sofar.add(record, tensors);
+                if let Some(trace) = &mut watch.trace {
+                    trace.write(*loss, record, tensors)?;
+                }
+                if let Some(history) = &mut watch.history {
+                    history.add(*loss, record, tensors);
+                }
+            }
+            if let (Some(loss), Some(record)) = (losses.last(), records.last()) {
+                progress.set_message(format!(
+                    "epoch {}, loss {loss:.4}, lr {:.3e}",
+                    epoch + 1,
+                    record.learning_rate
+                ));
+            }
+            if let Some(saving) = watch
+                .saving
+                .filter(|saving| saving.is_due(done, done == steps))
+            {
+                // First the rows up to here, so that whoever goes on from here finds them.
+                if let Some(trace) = &mut watch.trace {
+                    trace.sync()?;
+                }
+                saving.save(&engine.checkpoint(&saving.notes(&sofar))?)?;
+            }
         }
         if let Some(history) = &mut watch.history {
             let before = Instant::now();
@@ -515,9 +565,14 @@ fn train(
         }
     }
     let seconds = (started.elapsed() - looking_on).as_secs_f64();
-    if let Some(trace) = trace {
+    if let Some(trace) = watch.trace.take() {
         trace.finish()?;
     }
+    let Sofar {
+        rates,
+        causes,
+        tensors,
+    } = sofar;
     let Evaluation { loss, .. } = engine.evaluate(Part::Train)?;
     let Evaluation { accuracy, .. } = engine.evaluate(Part::Test)?;
     let averaged = args
@@ -551,8 +606,9 @@ fn train(
         lr_max: rates.max,
         skipped_steps: causes.skipped,
         seconds,
+        timed_steps,
         causes,
-        tensors: last_tensors
+        tensors: tensors
             .iter()
             .map(|record| TensorFigures::new(record, model))
             .collect(),
@@ -571,6 +627,12 @@ fn progress_bar(steps: u64) -> ProgressBar {
 
 /// Creates the file that an option names, unless that would overwrite the data.
 fn create_beside(option: &str, path: &Path, data: &str) -> Result<File, CliError> {
+    refuse_data(option, path, data)?;
+    create_file(option, path)
+}
+
+/// Refuses an option that would overwrite the data.
+fn refuse_data(option: &str, path: &Path, data: &str) -> Result<(), CliError> {
     if let (Ok(file), Ok(data)) = (path.canonicalize(), Path::new(data).canonicalize())
         && file == data
     {
@@ -579,7 +641,7 @@ fn create_beside(option: &str, path: &Path, data: &str) -> Result<File, CliError
             path.display()
         )));
     }
-    create_file(option, path)
+    Ok(())
 }
 
 /// Creates the file that an option names.
@@ -625,23 +687,95 @@ fn is_further(term: Term) -> bool {
     !TRACE_HEADER.contains(&format!("{}_term", term.name()).as_str())
 }
 
+/// The names of all columns.
+fn trace_columns(args: &Args, model: &Model) -> impl Iterator<Item = String> {
+    let further = Term::ALL.into_iter().filter(|&term| is_further(term));
+    let further = further.map(|term| format!("{}_term", term.name()));
+    let recorded = args
+        .telemetry
+        .then(|| model.tensors())
+        .into_iter()
+        .flatten();
+    let tensors = recorded
+        .flat_map(|tensor| TENSOR_COLUMNS.map(|column| format!("{}.{column}", tensor.name)));
+    let header = TRACE_HEADER.map(str::to_owned).into_iter();
+    header.chain(further).chain(tensors)
+}
+
 impl Trace {
-    fn create(path: &Path, args: &Args, model: &Model) -> Result<Self, CliError> {
-        let data = &args.data;
+    /// The trace of a run, or of the rest of one from this step on: after the rows that an earlier process left in the file, if there
+    /// is one.
+    fn from_step(path: &Path, args: &Args, model: &Model, step: u64) -> Result<Self, CliError> {
+        refuse_data("--trace", path, &args.data)?;
+        let columns: Vec<String> = trace_columns(args, model).collect();
+        let kept = if step > 0 && path.exists() {
+            Some(Self::keep(path, &columns.join(","), step)?)
+        } else {
+            None
+        };
+        let is_new = kept.is_none();
+        let file = match kept {
+            Some(file) => file,
+            None => create_file("--trace", path)?,
+        };
         let mut trace = Trace {
             path: path.display().to_string(),
-            writer: csv::Writer::from_writer(BufWriter::new(create_beside("--trace", path, data)?)),
+            writer: csv::Writer::from_writer(BufWriter::new(file)),
             further: Term::ALL.map(is_further),
         };
-        let further = Term::ALL.into_iter().filter(|&term| is_further(term));
-        let further = further.map(|term| format!("{}_term", term.name()));
-        let tensors = model.tensors();
-        let recorded = tensors.iter().filter(|_| args.telemetry);
-        let tensors = recorded
-            .flat_map(|tensor| TENSOR_COLUMNS.map(|column| format!("{}.{column}", tensor.name)));
-        let header = TRACE_HEADER.map(str::to_owned).into_iter();
-        trace.row(header.chain(further).chain(tensors))?;
+        if is_new {
+            trace.row(columns.into_iter())?;
+        }
         Ok(trace)
+    }
+
+    /// The file of an earlier process, cut off after the rows of the steps before this one.
+    fn keep(path: &Path, header: &str, step: u64) -> Result<File, CliError> {
+        let shown = path.display();
+        let words = |error: std::io::Error| CliError::Write {
+            path: shown.to_string(),
+            message: error.to_string(),
+        };
+        let refused = |what: String| {
+            CliError::Usage(format!(
+                "--resume: {what} in {shown}, so that the rows from step {step} on cannot follow: give --trace another file"
+            ))
+        };
+        let mut file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .open(path)
+            .map_err(words)?;
+        let mut reader = BufReader::new(&file);
+        let mut kept = 0;
+        let mut line = String::new();
+        for row in 0..=step {
+            line.clear();
+            kept += reader.read_line(&mut line).map_err(words)? as u64;
+            let first = line.split(',').next().unwrap_or_default();
+            match row.checked_sub(1) {
+                None if line.trim_end() != header => {
+                    return Err(refused(
+                        "the header is not that of this run's trace".to_owned(),
+                    ));
+                }
+                Some(row) if !line.ends_with('\n') || first != row.to_string() => {
+                    return Err(refused(format!("there is no row of step {row}")));
+                }
+                _ => {}
+            }
+        }
+        file.set_len(kept).map_err(words)?;
+        file.seek(SeekFrom::End(0)).map_err(words)?;
+        Ok(file)
+    }
+
+    /// Brings every row so far to the disk.
+    fn sync(&mut self) -> Result<(), CliError> {
+        let flushed = self.writer.flush();
+        flushed
+            .and_then(|()| self.writer.get_ref().get_ref().sync_data())
+            .map_err(|error| self.failed(&error.to_string()))
     }
 
     fn write(

@@ -1,5 +1,8 @@
 //! The optimizer on the host.
 
+#[cfg(feature = "checkpoint")]
+mod checkpoint;
+
 use pulp::{Arch, NullaryFnOnce};
 use rayon::prelude::*;
 
@@ -291,7 +294,7 @@ impl CpuOptimizer {
         loss: f32,
     ) -> Result<(), Error> {
         self.check_mode(StepMode::TwoPass)?;
-        self.check_averages_in_place()?;
+        self.check_averages_in_place("a step")?;
         self.check_slices("parameter", params)?;
         self.check_slices("gradient", grads)?;
         self.reduce(params, grads);
@@ -348,7 +351,7 @@ impl CpuOptimizer {
         grads: &mut [&'a mut [f32]],
     ) -> Result<(), Error> {
         self.check_mode(StepMode::Lagged)?;
-        self.check_averages_in_place()?;
+        self.check_averages_in_place("a step")?;
         self.check_slices("parameter", params)?;
         self.check_slices("gradient", grads)?;
         self.sweep_lagged(params, grads);
@@ -415,9 +418,9 @@ impl CpuOptimizer {
         self.updates[self.plan.tensors[tensor].group].average_weight > 0.0
     }
 
-    fn check_averages_in_place(&self) -> Result<(), Error> {
+    fn check_averages_in_place(&self, what: &'static str) -> Result<(), Error> {
         if self.averages_are_swapped {
-            return Err(Error::AveragesSwapped { what: "a step" });
+            return Err(Error::AveragesSwapped { what });
         }
         Ok(())
     }

@@ -1,5 +1,8 @@
 //! The optimizer on the device: everything is allocated by `build`, a step only records dispatches.
 
+#[cfg(feature = "checkpoint")]
+mod checkpoint;
+
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
@@ -8,7 +11,7 @@ use bytemuck::Pod;
 use crate::error::Error;
 use crate::gpu::context::Gpu;
 use crate::gpu::pass::Pipeline;
-use crate::gpu::readback::Readback;
+use crate::gpu::readback::{Readback, Source};
 use crate::gpu::tensor::{Span, Tensor};
 use crate::gpu::{
     finish_reduction, finish_sketch, finish_update, fold_sketches, lagged_step, learning_rate,
@@ -20,7 +23,7 @@ use crate::layout::{
     ScopeSums, SketchRows, StepSums, StepUnit, Update,
 };
 use crate::plan::{
-    Access, Geometry, Kernel, Place, Plan, QUAD, Region, Stretch, TensorInfo, Window,
+    Access, Geometry, Kernel, MemoryKind, Place, Plan, QUAD, Region, Stretch, TensorInfo, Window,
 };
 use crate::record::{RecordCursor, Records};
 use crate::step_mode::StepMode;
@@ -120,6 +123,8 @@ pub struct Optimizer {
     undelivered: Records,
     /// Why training has halted, once a record has told.
     halted: Option<Error>,
+    #[cfg(feature = "checkpoint")]
+    kept: checkpoint::Kept,
 }
 
 /// The averages of one window's parameters.
@@ -185,7 +190,7 @@ impl OptimizerBuilder<Tensor> {
         )?;
         let plan = Plan::new(groups, mode, safeguards, &geometry(gpu, &limits))?;
         gpu.scoped("the optimizer's buffers and kernels", || {
-            Optimizer::allocate(gpu, plan, &buffers, loss, record_steps, &limits)
+            Optimizer::allocate(gpu, plan, buffers, loss, record_steps, &limits)
         })
     }
 }
@@ -267,7 +272,7 @@ impl Optimizer {
     fn allocate(
         gpu: &Gpu,
         plan: Plan,
-        buffers: &[wgpu::Buffer],
+        buffers: Vec<wgpu::Buffer>,
         loss: Option<Span>,
         record_steps: u32,
         limits: &wgpu::Limits,
@@ -304,6 +309,9 @@ impl Optimizer {
         let records = zeroed::<RawRecord>(gpu, "records", u64::from(record_steps) * group_count);
         let rows: u64 = plan.sketches.iter().map(|rows| u64::from(rows.rows)).sum();
         let sketches = zeroed::<f32>(gpu, "sketches", rows * u64::from(SKETCH_BUCKETS));
+
+        let ways = u64::from(SKETCH_BUCKETS) * plan.sketches.len() as u64;
+        let ways = zeroed::<f32>(gpu, "ways", ways);
 
         let recorded = plan.units.iter().filter(|unit| unit.tensor != NO_TENSOR);
         let recorded = recorded.count() as u32;
@@ -347,27 +355,39 @@ impl Optimizer {
             updates: &updates,
             partials: &partials,
             sketches: &sketches,
+            ways: &ways,
         };
-        let mut averages: Vec<WindowAverages> = plan
+        let memories: Vec<WindowMemory> = plan
             .windows
             .iter()
+            .map(|window| WindowMemory::new(gpu, window, plan.mode))
+            .collect();
+        let mut averages: Vec<WindowAverages> = memories
+            .iter()
             .enumerate()
-            .filter(|(_, window)| window.kernel.averages)
-            .map(|(index, window)| WindowAverages::new(gpu, index, window))
+            .filter_map(|(window, memory)| WindowAverages::new(window, memory))
             .collect();
         let averaged = &mut averages;
         let sweeps = match plan.mode {
             StepMode::TwoPass => vec![two_pass_sweeps(
                 gpu,
                 &plan,
-                buffers,
+                &buffers,
+                &memories,
                 tables,
                 averaged,
                 &mut passes,
             )],
-            StepMode::Lagged => {
-                lagged_sweeps(gpu, &plan, buffers, tables, averaged, &mut passes).into()
-            }
+            StepMode::Lagged => lagged_sweeps(
+                gpu,
+                &plan,
+                &buffers,
+                &memories,
+                tables,
+                averaged,
+                &mut passes,
+            )
+            .into(),
         };
 
         let kernels: Vec<Kernel> = plan.windows.iter().map(|window| window.kernel).collect();
@@ -468,12 +488,19 @@ impl Optimizer {
             loss_scale,
             states,
             sums,
-            readback: Readback::new(device, "records", &[&records, &tensor_records]),
+            readback: Readback::new(device, "records", records.size() + tensor_records.size()),
             records,
             tensor_records,
             cursor: RecordCursor::default(),
             undelivered: Records::default(),
             halted: None,
+            #[cfg(feature = "checkpoint")]
+            kept: checkpoint::Kept {
+                buffers,
+                memories,
+                updates,
+                ways,
+            },
         })
     }
 
@@ -512,8 +539,7 @@ impl Optimizer {
 
     /// Which of the alternating steps is the next.
     fn parity(&self) -> usize {
-        let recorded = self.recorded.load(Ordering::Relaxed);
-        (recorded % self.steps.len() as u64) as usize
+        (self.recorded() % self.steps.len() as u64) as usize
     }
 
     /// Tells that the caller has recorded the [`dispatches`](Optimizer::dispatches) of a step. Only [`StepMode::Lagged`] needs to know.
@@ -528,10 +554,15 @@ impl Optimizer {
     }
 
     /// Whether, after all steps recorded so far, the parameters lie where the gradients were declared, and the other way round. Always
-    /// false but in [`StepMode::Lagged`], where it is true after an odd number of steps. Every step that is recorded counts: submit
-    /// them all, in the order in which they were recorded, or say so with [`uncount_step`](Optimizer::uncount_step).
+    /// false but in [`StepMode::Lagged`], where it is true after an odd number of steps, those before a checkpoint included. Every step
+    /// that is recorded counts: submit them all, in the order in which they were recorded, or say so with
+    /// [`uncount_step`](Optimizer::uncount_step).
     pub fn roles_are_swapped(&self) -> bool {
-        self.plan.mode == StepMode::Lagged && self.recorded.load(Ordering::Relaxed) % 2 == 1
+        self.plan.mode == StepMode::Lagged && self.recorded() % 2 == 1
+    }
+
+    fn recorded(&self) -> u64 {
+        self.recorded.load(Ordering::Relaxed)
     }
 
     /// Records the exchange of parameters and averages in the caller's buffers, in a compute pass of its own: what comes after it
@@ -720,8 +751,8 @@ impl Optimizer {
         if self.readback.is_in_flight() {
             self.finish_drain().await?;
         }
-        self.readback
-            .start(&self.gpu, &[&self.records, &self.tensor_records])?;
+        let rings = [&self.records, &self.tensor_records].map(Source::whole);
+        self.readback.start(&self.gpu, &rings)?;
         self.finish_drain().await
     }
 
@@ -787,8 +818,8 @@ impl Optimizer {
         let any = arrived.is_some();
         self.keep(arrived.unwrap_or_default());
         self.check_halted()?;
-        self.readback
-            .start(&self.gpu, &[&self.records, &self.tensor_records])?;
+        let rings = [&self.records, &self.tensor_records].map(Source::whole);
+        self.readback.start(&self.gpu, &rings)?;
         Ok(any.then(|| std::mem::take(&mut self.undelivered)))
     }
 
@@ -819,6 +850,8 @@ struct Tables<'a> {
     partials: &'a wgpu::Buffer,
     /// What each block leaves of its steps where a regime goes by that.
     sketches: &'a wgpu::Buffer,
+    /// The sum of those since a window began, per scope.
+    ways: &'a wgpu::Buffer,
 }
 
 /// Sketches that are folded into one where there are more.
@@ -865,8 +898,6 @@ fn sketch_passes(gpu: &Gpu, plan: &Plan, tables: Tables) -> Vec<Dispatch> {
         }
     }
     let scopes = filled(gpu, "sketched scopes", &plan.sketches);
-    let ways = u64::from(SKETCH_BUCKETS) * plan.sketches.len() as u64;
-    let ways = zeroed::<f32>(gpu, "ways", ways);
     let pass = finish_sketch::pipeline(device, &tuning, if folds { STRIP } else { 1 });
     passes.push(Dispatch {
         pass: PassName::FinishSketch,
@@ -878,7 +909,7 @@ fn sketch_passes(gpu: &Gpu, plan: &Plan, tables: Tables) -> Vec<Dispatch> {
                 whole(tables.groups),
                 whole(tables.updates),
                 whole(tables.sketches),
-                whole(&ways),
+                whole(tables.ways),
                 whole(tables.states),
             ],
         )],
@@ -894,11 +925,65 @@ struct Sweeps {
     after: Vec<Dispatch>,
 }
 
+/// What is remembered of a window's parameters.
+#[derive(Debug)]
+struct WindowMemory {
+    /// A buffer of each kind that the window's kernel keeps, or two that change places with every step.
+    kinds: Vec<(MemoryKind, Vec<wgpu::Buffer>)>,
+}
+
+impl WindowMemory {
+    fn new(gpu: &Gpu, window: &Window, mode: StepMode) -> Self {
+        let kinds = window.kernel.memories().map(|kind| {
+            let buffer = || zeroed::<u8>(gpu, kind.name(), window.memory_bytes(kind));
+            // Averages are added to when the step is known to hold.
+            let copies = match (mode, kind) {
+                (StepMode::TwoPass, _) | (_, MemoryKind::Averages) => 1,
+                (StepMode::Lagged, _) => 2,
+            };
+            (kind, std::iter::repeat_with(buffer).take(copies).collect())
+        });
+        WindowMemory {
+            kinds: kinds.collect(),
+        }
+    }
+
+    /// The first of these kinds that there is, in one of its copies.
+    fn find(&self, wanted: &[MemoryKind], copy: usize) -> Option<&wgpu::Buffer> {
+        let (_, copies) = self.kinds.iter().find(|(kind, _)| wanted.contains(kind))?;
+        Some(&copies[copy])
+    }
+
+    /// Every kind, where the next step finds it.
+    #[cfg(feature = "checkpoint")]
+    fn current(&self, swapped: bool) -> impl Iterator<Item = (MemoryKind, &wgpu::Buffer)> {
+        let kinds = self.kinds.iter();
+        kinds.map(move |(kind, copies)| (*kind, &copies[usize::from(swapped) % copies.len()]))
+    }
+}
+
+/// What a regime remembers, of which there is one kind at most.
+const OF_THE_REGIME: [MemoryKind; 4] = [
+    MemoryKind::Counters,
+    MemoryKind::LastGradient,
+    MemoryKind::FirstParameters,
+    MemoryKind::Streams,
+];
+
+/// What a lagged step remembers, of which there is one kind at most.
+const OF_LAGGED_STEPS: [MemoryKind; 2] = [MemoryKind::Momentum, MemoryKind::Counters];
+
+/// What is bound where nothing is kept. Two, since one of them may be read while the other is written.
+fn no_memory(gpu: &Gpu) -> [wgpu::Buffer; 2] {
+    [(); 2].map(|()| zeroed::<u8>(gpu, "no memory", 0))
+}
+
 /// Passes 1 and 4.
 fn two_pass_sweeps(
     gpu: &Gpu,
     plan: &Plan,
     buffers: &[wgpu::Buffer],
+    memories: &[WindowMemory],
     tables: Tables,
     averages: &mut [WindowAverages],
     passes: &mut Passes,
@@ -907,26 +992,23 @@ fn two_pass_sweeps(
         before: Vec::with_capacity(plan.windows.len()),
         after: Vec::with_capacity(plan.windows.len()),
     };
+    let nothing = no_memory(gpu);
     let mut averages = averages.iter_mut();
-    for window in &plan.windows {
-        let quads = u64::from(window.state_quads);
-        let words_if = |set: bool, words: u32| if set { quads * u64::from(words) } else { 0 };
-        let kernel = window.kernel;
-        let momentum = words_if(kernel.rule.has_momentum(), QUAD);
-        let momentum = zeroed::<u32>(gpu, "momentum", momentum);
-        let regime_memory =
-            words_if(kernel.has_counters(), 1) + quads * u64::from(kernel.vectors() * QUAD);
-        let regime_memory = zeroed::<u32>(gpu, "the regime's memory", regime_memory);
+    for (window, memory) in plan.windows.iter().zip(memories) {
         let blocks = filled::<Block>(gpu, "blocks", &window.blocks);
         let own = [
             whole(&blocks),
             part(&buffers[window.params.buffer], window.params),
             part(&buffers[window.grads.buffer], window.grads),
-            whole(&momentum),
-            if kernel.leaves_sketch() {
+            whole(
+                memory
+                    .find(&[MemoryKind::Momentum], 0)
+                    .unwrap_or(&nothing[0]),
+            ),
+            if window.kernel.leaves_sketch() {
                 whole(tables.sketches)
             } else {
-                whole(&regime_memory)
+                whole(memory.find(&OF_THE_REGIME, 0).unwrap_or(&nothing[1]))
             },
         ];
         let measured = [
@@ -950,6 +1032,7 @@ fn lagged_sweeps(
     gpu: &Gpu,
     plan: &Plan,
     buffers: &[wgpu::Buffer],
+    memories: &[WindowMemory],
     tables: Tables,
     averages: &mut [WindowAverages],
     passes: &mut Passes,
@@ -958,10 +1041,10 @@ fn lagged_sweeps(
         before: Vec::with_capacity(plan.windows.len()),
         after: Vec::with_capacity(plan.windows.len()),
     });
+    let nothing = no_memory(gpu);
     let mut averages = averages.iter_mut();
-    for window in &plan.windows {
+    for (window, memory) in plan.windows.iter().zip(memories) {
         let mut averages = averages_of(window, &mut averages);
-        let memories = [memory(gpu, window), memory(gpu, window)];
         for (parity, sweeps) in steps.iter_mut().enumerate() {
             let mut blocks = window.blocks.clone();
             let mut places = [window.params, window.grads];
@@ -976,8 +1059,12 @@ fn lagged_sweeps(
                 whole(&blocks),
                 part(&buffers[places[0].buffer], places[0]),
                 part(&buffers[places[1].buffer], places[1]),
-                whole(&memories[parity]),
-                whole(&memories[1 - parity]),
+                whole(memory.find(&OF_LAGGED_STEPS, parity).unwrap_or(&nothing[0])),
+                whole(
+                    memory
+                        .find(&OF_LAGGED_STEPS, 1 - parity)
+                        .unwrap_or(&nothing[1]),
+                ),
             ];
             let both = [whole(tables.updates), whole(tables.partials)];
             sweeps
@@ -992,26 +1079,16 @@ fn lagged_sweeps(
     steps
 }
 
-/// What the rule and the regime remember of a window's parameters.
-fn memory(gpu: &Gpu, window: &Window) -> wgpu::Buffer {
-    let label = if window.kernel.rule.has_momentum() {
-        "momentum"
-    } else {
-        "direction counters"
-    };
-    let words = u64::from(window.state_quads) * u64::from(window.kernel.memory_words());
-    zeroed::<u32>(gpu, label, words)
-}
-
 impl WindowAverages {
-    fn new(gpu: &Gpu, index: usize, window: &Window) -> Self {
-        let words = u64::from(window.state_quads) * u64::from(QUAD);
-        WindowAverages {
-            window: index,
-            buffer: zeroed::<u32>(gpu, "averages", words),
+    /// Those of a window that keeps them.
+    fn new(window: usize, memory: &WindowMemory) -> Option<Self> {
+        let buffer = memory.find(&[MemoryKind::Averages], 0)?;
+        Some(WindowAverages {
+            window,
+            buffer: buffer.clone(),
             exchange: Vec::new(),
             settle: Vec::new(),
-        }
+        })
     }
 }
 

@@ -35,17 +35,31 @@ impl std::fmt::Debug for Readback {
     }
 }
 
+/// A stretch of a buffer on the device; start and length are multiples of 4.
+#[derive(Clone, Copy)]
+pub(crate) struct Source<'a> {
+    pub(crate) buffer: &'a wgpu::Buffer,
+    pub(crate) start: u64,
+    pub(crate) bytes: u64,
+}
+
+impl<'a> Source<'a> {
+    pub(crate) fn whole(buffer: &'a wgpu::Buffer) -> Self {
+        Source {
+            buffer,
+            start: 0,
+            bytes: buffer.size(),
+        }
+    }
+}
+
 impl Readback {
-    pub(crate) fn new(
-        device: &wgpu::Device,
-        what: &'static str,
-        sources: &[&wgpu::Buffer],
-    ) -> Self {
+    pub(crate) fn new(device: &wgpu::Device, what: &'static str, bytes: u64) -> Self {
         Readback {
             what,
             staging: device.create_buffer(&wgpu::BufferDescriptor {
                 label: Some(what),
-                size: sources.iter().map(|source| source.size()).sum(),
+                size: bytes,
                 usage: wgpu::BufferUsages::COPY_DST | wgpu::BufferUsages::MAP_READ,
                 mapped_at_creation: false,
             }),
@@ -58,7 +72,7 @@ impl Readback {
     }
 
     /// Submits a copy of the sources and asks for it to be mapped. Does nothing while one is under way.
-    pub(crate) fn start(&mut self, gpu: &Gpu, sources: &[&wgpu::Buffer]) -> Result<(), Error> {
+    pub(crate) fn start(&mut self, gpu: &Gpu, sources: &[Source]) -> Result<(), Error> {
         gpu.check_alive()?;
         if self.in_flight.is_some() {
             return Ok(());
@@ -72,8 +86,13 @@ impl Readback {
                     });
             let mut at = 0;
             for source in sources {
-                encoder.copy_buffer_to_buffer(source, 0, &self.staging, at, source.size());
-                at += source.size();
+                let Source {
+                    buffer,
+                    start,
+                    bytes,
+                } = *source;
+                encoder.copy_buffer_to_buffer(buffer, start, &self.staging, at, bytes);
+                at += bytes;
             }
             let submission = gpu.queue().submit([encoder.finish()]);
             self.staging
@@ -250,9 +269,9 @@ impl Gpu {
             return refused("the buffer's size is not a multiple of 4 bytes: make it one");
         }
         let mut readback = self.scoped("a buffer to read through", || {
-            Ok::<_, Error>(Readback::new(self.device(), what, &[buffer]))
+            Ok::<_, Error>(Readback::new(self.device(), what, buffer.size()))
         })?;
-        readback.start(self, &[buffer])?;
+        readback.start(self, &[Source::whole(buffer)])?;
         readback
             .wait(self, |bytes| {
                 bytes

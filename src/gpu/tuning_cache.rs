@@ -199,18 +199,12 @@ impl TuningCache {
             _ => Path::new("."),
         };
         std::fs::create_dir_all(folder)?;
-        let mut file = tempfile::NamedTempFile::new_in(folder)?;
-        serde_json::to_writer_pretty(
-            &mut file,
-            &File {
-                version: VERSION,
-                entries,
-            },
-        )?;
-        file.write_all(b"\n")?;
-        file.as_file().sync_all()?;
-        file.persist(&self.path)?;
-        Ok(())
+        let mut text = serde_json::to_vec_pretty(&File {
+            version: VERSION,
+            entries,
+        })?;
+        text.push(b'\n');
+        crate::atomic_file::replace(&self.path, |file| file.write_all(&text))
     }
 
     /// The entries; none of a file that is not there.

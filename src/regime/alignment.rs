@@ -17,6 +17,7 @@
 ///
 #[doc = include_str!("TRIED.md")]
 #[derive(Debug, Clone, Copy, PartialEq)]
+#[cfg_attr(feature = "checkpoint", derive(serde::Serialize))]
 pub struct Seesaw {
     /// `p = 1/2`, between a fixed rate (0) and a fixed step length (1).
     pub exponent: f32,
@@ -52,6 +53,7 @@ impl Default for Seesaw {
 /// The alignment alone: [`Seesaw`] with `p = 0`, in the spirit of hypergradient descent (Baydin et al. 2018,
 /// arXiv:1703.04782), multiplicative and with the cosine weighted by `n/n̂`.
 #[derive(Debug, Clone, Copy, PartialEq)]
+#[cfg_attr(feature = "checkpoint", derive(serde::Serialize))]
 pub struct Hypergradient {
     /// `κ = 0.1`.
     pub gain: f32,

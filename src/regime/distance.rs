@@ -7,6 +7,7 @@
 /// sign rules; momentum is not seen in it. The change per step is clamped like every regime's. In
 /// f32 the first distances are as coarse as the last place of the parameters.
 #[derive(Debug, Clone, Copy, PartialEq)]
+#[cfg_attr(feature = "checkpoint", derive(serde::Serialize))]
 pub struct DoG {
     /// `ε = 1e-6`.
     pub initial_distance: f32,
@@ -23,6 +24,7 @@ impl Default for DoG {
 /// Distance over *weighted* gradients: `η_t = r̄_t² / √v_t`, `v_t = Σ_{i≤t} r̄_i² ‖u_i‖²` (Khaled, Mishchenko & Jin 2023, arXiv:2305.16284,
 /// algorithm 1); otherwise as [`DoG`].
 #[derive(Debug, Clone, Copy, PartialEq)]
+#[cfg_attr(feature = "checkpoint", derive(serde::Serialize))]
 pub struct DoWG {
     /// `ε = 1e-6`.
     pub initial_distance: f32,

@@ -43,6 +43,7 @@ use crate::rule::Rule;
 /// `clamp_term` the bound on growth; `gate_term` what the gate held back, or let go of what it had. During the ignition
 /// `curvature_term` is all of it.
 #[derive(Debug, Clone, Copy, PartialEq)]
+#[cfg_attr(feature = "checkpoint", derive(serde::Serialize))]
 pub struct GatedDistance {
     /// `p = 1/2`.
     pub exponent: f32,

@@ -10,6 +10,7 @@
 /// No memory per parameter. Where `f ≤ f*` the rate falls as far as the clamp of one step lets it; a step's change is clamped to
 /// ±ln 10. In the record `loss_term` is `ln` of the growth of `f - f*`, `norm_term` is `-2 ln(n_t/n_{t-1})`.
 #[derive(Debug, Clone, Copy, PartialEq)]
+#[cfg_attr(feature = "checkpoint", derive(serde::Serialize))]
 pub struct Polyak {
     /// `f* = 0`, the smallest loss there can be.
     pub optimum: f32,
@@ -34,6 +35,7 @@ impl Default for Polyak {
 /// No memory per parameter; σ is the largest rate, and the rate where the gradient vanishes. In the record `norm_term` is what the
 /// change of the norm did at the last loss, `loss_term` what the change of the loss did then.
 #[derive(Debug, Clone, Copy, PartialEq)]
+#[cfg_attr(feature = "checkpoint", derive(serde::Serialize))]
 pub struct Ngn {
     /// `σ = 1`.
     pub rate: f32,

@@ -5,6 +5,7 @@
 /// The smoothed norm takes the larger of average and present value: the rate drops at once when the norm jumps and recovers
 /// slowly.
 #[derive(Debug, Clone, Copy, PartialEq)]
+#[cfg_attr(feature = "checkpoint", derive(serde::Serialize))]
 pub struct NormRatio {
     /// η of the first step; `None` takes it from the first step's length.
     pub initial_rate: Option<f32>,
@@ -35,6 +36,7 @@ impl Default for NormRatio {
 ///
 /// The rate only ever falls, and falls with the norm. For sign rules Σ n² is Σ d, the squared length of the directions.
 #[derive(Debug, Clone, Copy, PartialEq)]
+#[cfg_attr(feature = "checkpoint", derive(serde::Serialize))]
 pub struct AdaGradNorm {
     /// `c = 1`, in units of the parameters: with `b₀ = 0` the first step has this length.
     pub scale: f32,

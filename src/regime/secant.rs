@@ -15,6 +15,7 @@
 /// `s·y ≤ 0` (no curvature to go by), it is carried over; where a sum left the range of f32 it falls by that factor. In the record `norm_term` is what the norm alone explains (`0`,
 /// `-x` and `-x/2` with `x = ln(n_t/n_{t-1})`), `curvature_term` the rest, `clamp_term` the bound.
 #[derive(Debug, Clone, Copy, PartialEq)]
+#[cfg_attr(feature = "checkpoint", derive(serde::Serialize))]
 pub struct BarzilaiBorwein {
     /// Which of the three.
     pub form: SecantForm,
@@ -40,6 +41,7 @@ impl BarzilaiBorwein {
 
 /// How a secant becomes a rate.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(feature = "checkpoint", derive(serde::Serialize))]
 pub enum SecantForm {
     /// `s·s/s·y`, the long one: least squares in `s`.
     Long,
@@ -54,6 +56,7 @@ pub enum SecantForm {
 ///
 /// In the record `norm_term` is `-x/2`, `curvature_term` the rest of the secant, and `gate_term` what the bound on growth held back.
 #[derive(Debug, Clone, Copy, PartialEq)]
+#[cfg_attr(feature = "checkpoint", derive(serde::Serialize))]
 pub struct AdGd {
     /// η of the first step; `None` takes it from the first step's length.
     pub initial_rate: Option<f32>,

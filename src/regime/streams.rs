@@ -48,6 +48,7 @@ use crate::layout::slots;
 /// [`Rule::SignSgd`](crate::Rule::SignSgd): a momentum would be needed thrice. Averages and trust ratios are refused, which would mix the
 /// streams. With `maximize` the higher loss wins.
 #[derive(Debug, Clone, Copy, PartialEq)]
+#[cfg_attr(feature = "checkpoint", derive(serde::Serialize))]
 pub struct AutoSgd {
     /// `C = 2`, above 1; the slower stream's rate is `η/C`.
     pub factor: f32,

@@ -8,7 +8,10 @@ pub use super::spec::{Place, Spec, lengths, packed, separate};
 use super::{adapters, download, kinds_of_partials, step, upload};
 use wgpu_optim::gpu::Tuning;
 use wgpu_optim::layout::{GroupState, ScopeSums};
-use wgpu_optim::{Averaging, CpuOptimizer, Error, Gpu, GroupConfig, Optimizer, OptimizerBuilder};
+use wgpu_optim::{
+    Averaging, Checkpoint, CpuOptimizer, Error, Gpu, GroupConfig, Notes, Optimizer,
+    OptimizerBuilder, Parameters,
+};
 use wgpu_optim::{LossScaler, NonFinitePolicy, Records, Rule, StepMode, wgpu};
 
 /// Every adapter, opened once per test binary: opening a device costs more than most tests.
@@ -41,7 +44,7 @@ pub struct Setup {
 }
 
 impl Setup {
-    fn tell<T>(self, builder: OptimizerBuilder<T>) -> OptimizerBuilder<T> {
+    pub fn tell<T>(self, builder: OptimizerBuilder<T>) -> OptimizerBuilder<T> {
         let mut builder = builder.step_mode(self.mode).nonfinite_policy(self.policy);
         if let Some(scaler) = self.scaler {
             builder = builder.loss_scaler(scaler);
@@ -88,6 +91,10 @@ pub trait Run {
     fn states(&self) -> Vec<GroupState>;
     fn sums(&self) -> Vec<ScopeSums>;
     fn groups(&self) -> Vec<GroupConfig>;
+    /// With the parameters.
+    fn checkpoint(&self) -> Checkpoint;
+    /// The parameters too.
+    fn restore(&mut self, checkpoint: &Checkpoint) -> Result<(), Error>;
 }
 
 pub struct CpuRun {
@@ -176,6 +183,15 @@ impl Run for CpuRun {
     }
     fn groups(&self) -> Vec<GroupConfig> {
         self.optimizer.groups().to_vec()
+    }
+    fn checkpoint(&self) -> Checkpoint {
+        let params: Vec<&[f32]> = self.params.iter().map(Vec::as_slice).collect();
+        let checkpoint = self.optimizer.checkpoint(Some(&params), &Notes::new());
+        checkpoint.expect("a checkpoint")
+    }
+    fn restore(&mut self, checkpoint: &Checkpoint) -> Result<(), Error> {
+        let mut params: Vec<&mut [f32]> = self.params.iter_mut().map(Vec::as_mut_slice).collect();
+        self.optimizer.restore(checkpoint, Some(&mut params))
     }
 }
 
@@ -409,6 +425,14 @@ impl Run for GpuRun {
     }
     fn groups(&self) -> Vec<GroupConfig> {
         self.optimizer.groups().to_vec()
+    }
+    fn checkpoint(&self) -> Checkpoint {
+        let notes = Notes::new();
+        let checkpoint = self.optimizer.checkpoint(Parameters::Included, &notes);
+        pollster::block_on(checkpoint).expect("a checkpoint")
+    }
+    fn restore(&mut self, checkpoint: &Checkpoint) -> Result<(), Error> {
+        self.optimizer.restore(checkpoint, Parameters::Included)
     }
 }
 

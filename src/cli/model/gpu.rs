@@ -71,20 +71,20 @@ impl SplitOnDevice {
         self.rows.div_ceil(self.batch)
     }
 
-    /// Goes to the first batch of this order.
-    fn begin(&self, gpu: &Gpu, order: &[u32]) {
+    /// Goes to a batch of this order, counted from 0.
+    fn begin(&self, gpu: &Gpu, order: &[u32], batch: usize) {
         gpu.queue()
             .write_buffer(&self.order, 0, bytemuck::cast_slice(order));
-        self.rewind(gpu);
+        self.go_to(gpu, batch);
     }
 
-    fn rewind(&self, gpu: &Gpu) {
-        let cursor = [0, self.batch as u32, self.rows as u32];
+    fn go_to(&self, gpu: &Gpu, batch: usize) {
+        let cursor = [batch as u32, self.batch as u32, self.rows as u32];
         gpu.queue()
             .write_buffer(&self.cursor, 0, bytemuck::cast_slice(&cursor));
     }
 
-    /// Mean loss and right rows of every batch since the last `begin`.
+    /// Mean loss and right rows of every batch of the order; of those that have not come yet, what an earlier order left.
     fn read_results(&self, gpu: &Gpu) -> Result<Vec<[f32; 2]>, ModelError> {
         let mut results =
             pollster::block_on(gpu.read_buffer::<[f32; 2]>("batch results", &self.results))?;
@@ -193,9 +193,9 @@ impl GpuModel {
             .write_buffer(&self.parameters, 0, bytemuck::cast_slice(values));
     }
 
-    /// Starts a pass over the training rows in this order.
-    pub fn begin_epoch(&self, order: &[u32]) {
-        self.training.begin(&self.gpu, order);
+    /// Starts a pass over the training rows in this order, from some batch on.
+    pub fn begin_epoch(&self, order: &[u32], batch: usize) {
+        self.training.begin(&self.gpu, order, batch);
     }
 
     /// Records the next batch: its mean loss, and the gradients of it.
@@ -205,13 +205,13 @@ impl GpuModel {
         }
     }
 
-    /// The mean loss of every batch since `begin_epoch`. Waits for the device.
+    /// The mean loss of these batches of the epoch, which have been. Waits for the device.
     ///
     /// # Errors
     /// Where the device fails.
-    pub fn read_losses(&self) -> Result<Vec<f32>, ModelError> {
+    pub fn read_losses(&self, batches: Range<usize>) -> Result<Vec<f32>, ModelError> {
         let results = self.training.read_results(&self.gpu)?;
-        Ok(results.into_iter().map(|[loss, _]| loss).collect())
+        Ok(results[batches].iter().map(|[loss, _]| *loss).collect())
     }
 
     /// Mean loss and accuracy over a split, computed on the device.
@@ -223,7 +223,7 @@ impl GpuModel {
             Part::Train => (&self.train_evaluation, &self.train_evaluation_passes),
             Part::Test => (&self.test_evaluation, &self.test_evaluation_passes),
         };
-        split.rewind(&self.gpu);
+        split.go_to(&self.gpu, 0);
         let mut encoder = self
             .gpu
             .device()

@@ -176,7 +176,7 @@ fn compare(gpu: &Gpu, model: &Model, batch: usize) {
     let device = GpuModel::new(gpu, model, &dataset, batch).expect("fits");
     device.write_parameters(&parameters);
     let order: Vec<u32> = (0..20).rev().collect();
-    device.begin_epoch(&order);
+    device.begin_epoch(&order, 0);
     let mut host = CpuModel::new(model, batch);
     let mut expected = vec![0f32; parameters.len()];
     let mut losses = Vec::new();
@@ -198,7 +198,12 @@ fn compare(gpu: &Gpu, model: &Model, batch: usize) {
             );
         }
     }
-    for (got, expected) in device.read_losses().expect("reads").iter().zip(&losses) {
+    for (got, expected) in device
+        .read_losses(0..losses.len())
+        .expect("reads")
+        .iter()
+        .zip(&losses)
+    {
         assert!((got - expected).abs() <= 1e-5 * expected.abs().max(1.0));
     }
     for (part, data) in [(Part::Train, &dataset.train), (Part::Test, &dataset.test)] {
@@ -291,7 +296,7 @@ fn what_is_not_finite_flows_through() {
                 assert!(loss.is_nan() || !value.is_nan(), "{model}, {}", tensor.name);
                 for (gpu, device) in gpus.iter().zip(&on_devices) {
                     device.write_parameters(&parameters);
-                    device.begin_epoch(&rows);
+                    device.begin_epoch(&rows, 0);
                     let got = run_batch(gpu, device);
                     let place = format!("{}, {model}, {value} in {}", gpu.describe(), tensor.name);
                     for (index, (got, expected)) in got.iter().zip(&expected).enumerate() {
@@ -301,7 +306,7 @@ fn what_is_not_finite_flows_through() {
                             "{place}, gradient {index}: {got} against {expected}"
                         );
                     }
-                    let got = device.read_losses().expect("reads")[0];
+                    let got = device.read_losses(0..1).expect("reads")[0];
                     assert_eq!(got.is_finite(), loss.is_finite(), "{place}: {got}, {loss}");
                 }
             }

@@ -31,7 +31,9 @@ pub struct CompareArgs {
     #[arg(
         long,
         help_heading = "Compare",
-        conflicts_with_all = ["rule", "regime", "lr", "schedule", "average", "seed", "trace"]
+        conflicts_with_all = [
+            "rule", "regime", "lr", "schedule", "average", "seed", "trace", "checkpoint"
+        ]
     )]
     pub compare: bool,
     /// Update rules to compare
@@ -606,6 +608,8 @@ impl<'a> Comparison<'a> {
             &mut Watch {
                 history: None,
                 progress,
+                trace: None,
+                saving: None,
             },
         )?;
         Ok(Run {

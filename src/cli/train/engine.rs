@@ -1,8 +1,10 @@
 //! A model and its optimizer, on the host or on the device.
 
+use std::ops::Range;
+
 use wgpu_optim::{
-    Averaging, CpuOptimizer, Gpu, Group, Optimizer, OptimizerBuilder, Records, Regime, Rule,
-    Schedule, wgpu,
+    Averaging, Checkpoint, CpuOptimizer, Gpu, Group, Notes, Optimizer, OptimizerBuilder,
+    Parameters, Records, Regime, Rule, Schedule, wgpu,
 };
 
 use crate::CliError;
@@ -150,7 +152,6 @@ impl<'a> Engine<'a> {
                         .build(gpu)?,
                     model: gpu_model,
                     gpu: gpu.clone(),
-                    steps_per_epoch: steps_per_epoch as usize,
                     injection,
                     steps_done: 0,
                 })))
@@ -158,18 +159,58 @@ impl<'a> Engine<'a> {
         }
     }
 
-    /// One pass over the training rows in the given order, or as many steps of it as are `left`; the loss and the record of every
-    /// step. `on_steps` hears of progress.
-    pub fn train_epoch(
+    /// Starts a pass over the training rows in the given order, from some step of it on.
+    pub fn begin_epoch(&mut self, order: &[u32], step: usize) {
+        match self {
+            // It is told the order with every stretch.
+            Engine::Cpu(_) => {}
+            Engine::Gpu(engine) => engine.model.begin_epoch(order, step),
+        }
+    }
+
+    /// The next steps of the epoch, which has this order; the loss and the records of each. `on_steps` hears of progress.
+    pub fn train(
         &mut self,
         order: &[u32],
-        left: usize,
+        steps: Range<usize>,
         on_steps: impl FnMut(usize),
     ) -> Result<(Vec<f32>, Records), CliError> {
         match self {
-            Engine::Cpu(engine) => engine.train_epoch(order, left, on_steps),
-            Engine::Gpu(engine) => engine.train_epoch(order, left, on_steps),
+            Engine::Cpu(engine) => engine.train(order, steps, on_steps),
+            Engine::Gpu(engine) => engine.train(steps, on_steps),
         }
+    }
+
+    /// Everything that the steps to come follow from, but for the order of the rows.
+    pub fn checkpoint(&self, notes: &Notes) -> Result<Checkpoint, CliError> {
+        Ok(match self {
+            Engine::Cpu(engine) => {
+                let tensors = engine.tensors.iter();
+                let params: Vec<&[f32]> = tensors
+                    .map(|tensor| &engine.parameters[tensor.range()])
+                    .collect();
+                engine.optimizer.checkpoint(Some(&params), notes)?
+            }
+            Engine::Gpu(engine) => {
+                pollster::block_on(engine.optimizer.checkpoint(Parameters::Included, notes))?
+            }
+        })
+    }
+
+    /// Goes on from a checkpoint.
+    pub fn restore(&mut self, checkpoint: &Checkpoint) -> Result<(), CliError> {
+        match self {
+            Engine::Cpu(engine) => {
+                let mut params = slices_of(&engine.tensors, &mut engine.parameters);
+                engine.optimizer.restore(checkpoint, Some(&mut params))?;
+                engine.steps_done = checkpoint.step();
+            }
+            Engine::Gpu(engine) => {
+                engine.optimizer.restore(checkpoint, Parameters::Included)?;
+                engine.steps_done = checkpoint.step();
+            }
+        }
+        Ok(())
     }
 
     /// Mean loss and accuracy over a split.
@@ -245,15 +286,16 @@ fn slices_of<'a>(tensors: &[TensorShape], parameters: &'a mut [f32]) -> Vec<&'a 
 }
 
 impl CpuEngine<'_> {
-    fn train_epoch(
+    fn train(
         &mut self,
         order: &[u32],
-        left: usize,
+        steps: Range<usize>,
         mut on_steps: impl FnMut(usize),
     ) -> Result<(Vec<f32>, Records), CliError> {
         let Split { x, y } = &self.dataset.train;
-        let mut losses = Vec::with_capacity(order.len().div_ceil(self.batch));
-        for rows in order.chunks(self.batch).take(left) {
+        let mut losses = Vec::with_capacity(steps.len());
+        let batches = order.chunks(self.batch);
+        for rows in batches.skip(steps.start).take(steps.len()) {
             let loss =
                 self.model
                     .loss_and_gradients(&self.parameters, x, y, rows, &mut self.gradients);
@@ -284,29 +326,26 @@ pub struct GpuEngine {
     model: GpuModel,
     optimizer: Optimizer,
     gpu: Gpu,
-    steps_per_epoch: usize,
     injection: Injection,
     steps_done: u64,
 }
 
 impl GpuEngine {
-    fn train_epoch(
+    fn train(
         &mut self,
-        order: &[u32],
-        left: usize,
+        all: Range<usize>,
         mut on_steps: impl FnMut(usize),
     ) -> Result<(Vec<f32>, Records), CliError> {
         let (device, queue) = (self.gpu.device(), self.gpu.queue());
-        self.model.begin_epoch(order);
         let mut previous: Option<(wgpu::SubmissionIndex, usize)> = None;
-        let mut first = 0;
-        let end = self.steps_per_epoch.min(left);
-        while first < end {
-            let mut steps = first..(first + STEPS_PER_SUBMIT).min(end);
-            let is_due = |step: &usize| self.injection.is_due(self.steps_done + *step as u64);
+        let mut first = all.start;
+        while first < all.end {
+            let mut steps = first..(first + STEPS_PER_SUBMIT).min(all.end);
+            let of_run = |step: usize| self.steps_done + (step - all.start) as u64;
+            let is_due = |step: &usize| self.injection.is_due(of_run(*step));
             match steps.clone().find(is_due) {
                 Some(step) if step == first => {
-                    self.step_injected(self.steps_done + step as u64)?;
+                    self.step_injected(of_run(step))?;
                     on_steps(1);
                     first += 1;
                     continue;
@@ -337,9 +376,8 @@ impl GpuEngine {
             self.wait_for(submission)?;
             on_steps(count);
         }
-        self.steps_done += end as u64;
-        let mut losses = self.model.read_losses()?;
-        losses.truncate(end);
+        self.steps_done += all.len() as u64;
+        let losses = self.model.read_losses(all)?;
         let records = pollster::block_on(self.optimizer.drain_records())?;
         Ok((losses, records))
     }

@@ -37,6 +37,9 @@ pub struct Run {
     pub lr_max: f32,
     pub skipped_steps: u64,
     pub seconds: f64,
+    /// Steps that took them: all but those of an earlier process.
+    #[serde(skip)]
+    pub timed_steps: u64,
     #[serde(skip)]
     pub causes: Causes,
     /// After the last step, with --telemetry.
@@ -234,12 +237,16 @@ pub fn print(run: &Run, model: &Model) -> Result<(), CliError> {
         "{} on {}: {}, {}, {}",
         model, run.data, run.rule, run.regime, run.adapter
     ))?;
+    let earlier = match run.steps - run.timed_steps {
+        0 => String::new(),
+        steps => format!(", after {steps} of an earlier process"),
+    };
     say(format!(
-        "{} steps of {} rows in {:.2} s ({:.0} µs each)",
-        run.steps,
+        "{} steps of {} rows in {:.2} s ({:.0} µs each){earlier}",
+        run.timed_steps,
         run.batch,
         run.seconds,
-        1e6 * run.seconds / run.steps as f64
+        1e6 * run.seconds / run.timed_steps.max(1) as f64
     ))?;
     let mut table = Columns::without_header(1);
     let mut row = |name: &str, value: String| table.row([name.to_owned(), value]);

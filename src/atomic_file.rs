@@ -1,0 +1,176 @@
+//! Files that are replaced as a whole: whoever reads, and whoever dies, sees the old file or the new one.
+
+use std::ffi::{OsStr, OsString};
+use std::fs::{File, TryLockError};
+use std::io;
+use std::path::Path;
+
+use tempfile::NamedTempFile;
+
+/// The end of the name of a file that is being written.
+const SUFFIX: &str = ".partial";
+
+/// Writes a file beside `path` by `write`, brings it to the disk, then gives it the name `path`, in place of what has that name.
+/// Where `path` is a link, the file that it points to is replaced.
+///
+/// A process that is killed meanwhile leaves a file `.NAME.XXXXXX.partial`, which the next call removes.
+pub(crate) fn replace(
+    path: &Path,
+    write: impl FnOnce(&mut File) -> io::Result<()>,
+) -> io::Result<()> {
+    let path = &path.canonicalize().unwrap_or_else(|_| path.to_path_buf());
+    let (folder, name) = check(path)?;
+    let mut prefix = OsString::from(".");
+    prefix.push(name);
+    prefix.push(".");
+    remove_abandoned(folder, &prefix);
+    let mut file = begin(folder, &prefix)?;
+    write(file.as_file_mut())?;
+    file.as_file().sync_all()?;
+    file.persist(path)?;
+    sync_folder(folder)
+}
+
+/// The folder and the name of a path that may be replaced: that of a file, or of nothing yet.
+fn check(path: &Path) -> io::Result<(&Path, &OsStr)> {
+    let refused = |message| io::Error::new(io::ErrorKind::InvalidInput, message);
+    // A device or a pipe would be gone.
+    if path.metadata().is_ok_and(|about| !about.is_file()) {
+        return Err(refused("it is there, and is not a file"));
+    }
+    let name = path
+        .file_name()
+        .ok_or_else(|| refused("it is not the name of a file"))?;
+    let folder = match path.parent() {
+        Some(folder) if !folder.as_os_str().is_empty() => folder,
+        _ => Path::new("."),
+    };
+    Ok((folder, name))
+}
+
+/// Creates the file to write, locked for as long as it is open: that tells it from one whose writer is dead.
+fn begin(folder: &Path, prefix: &OsStr) -> io::Result<NamedTempFile> {
+    loop {
+        let mut builder = tempfile::Builder::new();
+        builder.prefix(prefix).suffix(SUFFIX);
+        // As for any other file: the user's umask decides who may read it.
+        #[cfg(unix)]
+        builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
+        let file = builder.tempfile_in(folder)?;
+        match file.as_file().try_lock() {
+            // Another process may have taken it for abandoned before it was locked.
+            Err(TryLockError::WouldBlock) => {}
+            // Some file systems have no locks, and then nothing is ever taken for abandoned.
+            Ok(()) | Err(TryLockError::Error(_)) if file.path().exists() => return Ok(file),
+            Ok(()) | Err(TryLockError::Error(_)) => {}
+        }
+    }
+}
+
+/// Removes what was left by processes that were killed while they wrote.
+fn remove_abandoned(folder: &Path, prefix: &OsStr) {
+    // Whatever cannot be looked at or removed only takes up room.
+    let Ok(entries) = folder.read_dir() else {
+        return;
+    };
+    for entry in entries.flatten() {
+        let name = entry.file_name();
+        let name = name.as_encoded_bytes();
+        if name.starts_with(prefix.as_encoded_bytes())
+            && name.ends_with(SUFFIX.as_bytes())
+            && let Ok(file) = File::open(entry.path())
+            && file.try_lock().is_ok()
+        {
+            let _ = std::fs::remove_file(entry.path());
+        }
+    }
+}
+
+/// Brings the new name to the disk, where the system has that.
+fn sync_folder(folder: &Path) -> io::Result<()> {
+    #[cfg(unix)]
+    match File::open(folder)?.sync_all() {
+        // Some file systems cannot, and need not.
+        Err(error) if error.kind() == io::ErrorKind::InvalidInput => {}
+        done => done?,
+    }
+    #[cfg(not(unix))]
+    let _ = folder;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Write;
+
+    fn names(folder: &Path) -> Vec<String> {
+        let entries = folder.read_dir().expect("a folder");
+        let mut names: Vec<String> = entries
+            .map(|entry| entry.expect("an entry").file_name().into_string())
+            .map(|name| name.expect("UTF-8"))
+            .collect();
+        names.sort();
+        names
+    }
+
+    #[test]
+    fn a_file_is_replaced_and_nothing_is_left_beside_it() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("file");
+        for text in ["first", "second"] {
+            replace(&path, |file| file.write_all(text.as_bytes())).expect("replaced");
+            assert_eq!(std::fs::read_to_string(&path).expect("read"), text);
+        }
+        assert_eq!(names(folder.path()), ["file"]);
+    }
+
+    #[test]
+    fn what_fails_leaves_the_old_file() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("file");
+        std::fs::write(&path, "old").expect("written");
+        let failed = replace(&path, |file| {
+            file.write_all(b"new")?;
+            Err(io::Error::other("no more room"))
+        });
+        assert_eq!(failed.expect_err("fails").to_string(), "no more room");
+        assert_eq!(std::fs::read_to_string(&path).expect("read"), "old");
+        assert_eq!(names(folder.path()), ["file"]);
+        let refused = replace(folder.path(), |_| Ok(())).expect_err("a folder");
+        assert!(refused.to_string().contains("not a file"), "{refused}");
+    }
+
+    #[test]
+    fn what_a_dead_process_left_is_removed_and_what_is_being_written_is_not() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("file");
+        for name in [
+            ".file.aaaaaa.partial",
+            ".other.aaaaaa.partial",
+            ".file.keep",
+        ] {
+            std::fs::write(folder.path().join(name), "").expect("written");
+        }
+        let being_written = begin(folder.path(), OsStr::new(".file.")).expect("begun");
+        replace(&path, |_| Ok(())).expect("replaced");
+        assert!(being_written.path().exists());
+        drop(being_written);
+        assert_eq!(
+            names(folder.path()),
+            [".file.keep", ".other.aaaaaa.partial", "file"]
+        );
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_link_stays_a_link() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let (file, link) = (folder.path().join("file"), folder.path().join("link"));
+        std::fs::write(&file, "old").expect("written");
+        std::os::unix::fs::symlink(&file, &link).expect("linked");
+        replace(&link, |file| file.write_all(b"new")).expect("replaced");
+        assert!(link.is_symlink());
+        assert_eq!(std::fs::read_to_string(&file).expect("read"), "new");
+    }
+}

@@ -1,0 +1,696 @@
+//! Checkpoints: all that an optimizer remembers, in a safetensors file of one portable form.
+//!
+//! Every tensor's memory is kept in the tensor's own order of elements, whatever the device's geometry, so that a file that was saved on
+//! one adapter can be loaded on another, or on the CPU path. Both paths fill a [`Draft`] and read a checked [`Checkpoint`].
+
+mod about;
+mod header;
+
+use std::collections::{BTreeMap, HashMap};
+use std::fmt;
+use std::fs::File;
+use std::io::{Read, Write};
+use std::ops::Range;
+use std::path::Path;
+
+use safetensors::tensor::{Dtype, Metadata, TensorInfo};
+
+use crate::error::Error;
+use crate::layout::{GroupState, MEAN_STEPS, NO_TENSOR, RawTensorRecord, SKETCH_BUCKETS, Update};
+use crate::plan::{MemoryKind, Plan};
+use about::About;
+
+const _: () = assert!(
+    cfg!(target_endian = "little"),
+    "safetensors are little-endian, and so is everything here"
+);
+
+/// What the caller adds to a checkpoint in words of their own, by name: the epoch, the seed, where the data is.
+pub type Notes = BTreeMap<String, String>;
+
+/// Whether a checkpoint is to hold the parameters too, or to give them back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Parameters {
+    /// With the parameters.
+    Included,
+    /// What the optimizer remembers alone; the parameters are the caller's business.
+    Excluded,
+}
+
+/// All that an optimizer remembers, and the parameters if asked: momentum, direction memory, the regimes' state, the step, the counts of
+/// skipped steps, and the configuration it belongs to.
+///
+/// [`Optimizer::save`](crate::Optimizer::save) and [`Optimizer::load`](crate::Optimizer::load) write and read files of it,
+/// [`CpuOptimizer::save`](crate::CpuOptimizer::save) and [`CpuOptimizer::load`](crate::CpuOptimizer::load) too; this type is for those who
+/// keep it elsewhere, add notes, or look into it. The records are not in it: drain them before.
+///
+/// A file is [safetensors](https://github.com/huggingface/safetensors), with a tensor `parameters/NAME` for each tensor, `momentum/NAME`,
+/// `direction_counters/NAME`, `last_gradient/NAME`, `first_parameters/NAME`, `streams/NAME` or `averages/NAME` where that is remembered, and `groups/state`,
+/// `groups/update` and, where they are needed, `norms/way` and `tensors/record`, with a row for each group, norm or tensor. The header's metadata has the version of this form, the step, the configuration, and the notes.
+///
+/// # Bits
+/// Every number is kept as it is. A run that goes on from a checkpoint has the same bits as one that was never interrupted, on the same
+/// path, adapter, driver and tuning, and on the CPU path with any number of threads. On another path or adapter it goes on within rounding.
+///
+/// # Example
+/// ```
+/// use wgpu_optim::{Checkpoint, Group, Notes, OptimizerBuilder, Rule};
+///
+/// let mut w = vec![5.0f32; 100];
+/// let g = vec![0.5f32; 100];
+/// let build = || {
+///     OptimizerBuilder::new(Rule::sgdm(0.9))
+///         .group(Group::new("all").tensor("w", &[5.0f32; 100][..], &[0.0f32; 100][..]))
+///         .build_cpu()
+/// };
+/// let mut optimizer = build()?;
+/// optimizer.step(&mut [&mut w], &[&g])?;
+/// let notes = Notes::from([("epoch".to_owned(), "1".to_owned())]);
+/// let bytes = optimizer.checkpoint(Some(&[&w]), &notes)?.to_bytes();
+///
+/// // Later, elsewhere.
+/// let checkpoint = Checkpoint::from_bytes(bytes)?;
+/// assert_eq!((checkpoint.step(), checkpoint.notes()["epoch"].as_str()), (1, "1"));
+/// let mut resumed = build()?;
+/// let mut resumed_w = vec![0.0f32; 100];
+/// resumed.restore(&checkpoint, Some(&mut [&mut resumed_w]))?;
+/// assert_eq!(resumed_w, w);
+/// assert_eq!(resumed.learning_rates(), optimizer.learning_rates());
+/// # Ok::<(), wgpu_optim::Error>(())
+/// ```
+#[derive(Clone)]
+pub struct Checkpoint {
+    /// What messages call it.
+    origin: String,
+    about: About,
+    metadata: Metadata,
+    data: Vec<u8>,
+}
+
+/// The version of the form, one higher with every change that an older version of this crate would not understand.
+const VERSION: u32 = 1;
+
+/// The key of [`About`] in the header's metadata.
+const ABOUT: &str = "wgpu-optim checkpoint";
+
+/// What messages call a checkpoint that is in no file.
+const NO_FILE: &str = "the checkpoint";
+
+impl Checkpoint {
+    /// Reads a checkpoint from a file.
+    ///
+    /// # Errors
+    /// [`Error::CheckpointFile`] where the file cannot be read, else as [`Checkpoint::from_bytes`].
+    pub fn load(path: impl AsRef<Path>) -> Result<Self, Error> {
+        let path = path.as_ref();
+        let unreadable = |message: String| Error::CheckpointFile {
+            path: path.display().to_string(),
+            action: "read",
+            message,
+        };
+        let words = |error: std::io::Error| {
+            unreadable(format!(
+                "{error}; name a file that is there and may be read"
+            ))
+        };
+        // A pipe would keep us waiting.
+        if !path.metadata().map_err(words)?.is_file() {
+            return Err(unreadable("it is not a file; name one".to_owned()));
+        }
+        let mut file = File::open(path).map_err(words)?;
+        let size = file.metadata().map_err(words)?.len();
+        let origin = format!("the checkpoint {}", path.display());
+
+        // The data is read only when it is known to be ours.
+        let damaged = |problem| damaged(&origin, problem);
+        let mut length = [0; header::LENGTH_BYTES];
+        header::check_size(size).map_err(damaged)?;
+        file.read_exact(&mut length).map_err(words)?;
+        let header_bytes = header::checked_length(length, size).map_err(damaged)?;
+        let mut text = sized(header_bytes).map_err(&unreadable)?;
+        file.read_exact(&mut text).map_err(words)?;
+        let data_bytes = size - (header::LENGTH_BYTES + header_bytes) as u64;
+        let (about, metadata) = open(&origin, &text, data_bytes)?;
+        let mut data = sized(metadata.data_len()).map_err(&unreadable)?;
+        file.read_exact(&mut data).map_err(words)?;
+        Ok(Checkpoint {
+            origin,
+            about,
+            metadata,
+            data,
+        })
+    }
+
+    /// Takes the bytes of a checkpoint apart, which may come from anywhere: whatever is wrong with them is found before they are used,
+    /// in memory that is in proportion to their number.
+    ///
+    /// # Errors
+    /// [`Error::CheckpointDamaged`] for bytes that are no whole checkpoint, [`Error::CheckpointVersion`] for a newer form. What does not
+    /// fit an optimizer is found when it is restored.
+    pub fn from_bytes(bytes: impl Into<Vec<u8>>) -> Result<Self, Error> {
+        let mut bytes = bytes.into();
+        let size = bytes.len() as u64;
+        let damaged = |problem| damaged(NO_FILE, problem);
+        header::check_size(size).map_err(damaged)?;
+        let (length, rest) = bytes.split_at(header::LENGTH_BYTES);
+        let length = length.try_into().unwrap_or_default();
+        let header_bytes = header::checked_length(length, size).map_err(damaged)?;
+        let (text, data) = rest.split_at(header_bytes);
+        let (about, metadata) = open(NO_FILE, text, data.len() as u64)?;
+        bytes.drain(..header::LENGTH_BYTES + header_bytes);
+        Ok(Checkpoint {
+            origin: NO_FILE.to_owned(),
+            about,
+            metadata,
+            data: bytes,
+        })
+    }
+
+    /// Writes the checkpoint to a file, which is replaced as a whole: written beside it, brought to the disk, then renamed. A process that
+    /// is killed at any instant leaves the old file or the new one.
+    ///
+    /// # Errors
+    /// [`Error::CheckpointFile`]; an old file is then as it was.
+    pub fn save(&self, path: impl AsRef<Path>) -> Result<(), Error> {
+        let path = path.as_ref();
+        let header = self.header();
+        crate::atomic_file::replace(path, |file| {
+            file.write_all(&header)?;
+            file.write_all(&self.data)
+        })
+        .map_err(|error| Error::CheckpointFile {
+            path: path.display().to_string(),
+            action: "written",
+            message: format!("{error}; name a file in a folder that is there and may be written"),
+        })
+    }
+
+    /// The bytes of such a file.
+    pub fn to_bytes(&self) -> Vec<u8> {
+        let mut bytes = self.header();
+        bytes.extend_from_slice(&self.data);
+        bytes
+    }
+
+    fn header(&self) -> Vec<u8> {
+        header::write(ABOUT, &self.about, &self.metadata)
+    }
+
+    /// Steps attempted before it was saved, skipped ones included: the number of the step that comes next.
+    pub fn step(&self) -> u64 {
+        self.about.step
+    }
+
+    /// How the optimizer's steps go over the gradients: [`StepMode::name`].
+    pub fn step_mode(&self) -> &str {
+        &self.about.step_mode
+    }
+
+    /// What the caller added when it was made.
+    pub fn notes(&self) -> &Notes {
+        &self.about.notes
+    }
+
+    /// The groups' names, in the order of declaration.
+    pub fn groups(&self) -> impl Iterator<Item = &str> {
+        self.about.groups.iter().map(|group| group.name.as_str())
+    }
+
+    /// The tensors' names and lengths in elements, in the order of declaration.
+    pub fn tensors(&self) -> impl Iterator<Item = (&str, u64)> {
+        let tensors = self.about.tensors.iter();
+        tensors.map(|tensor| (tensor.name.as_str(), tensor.elements))
+    }
+
+    /// The names of what is in it, as a reader of safetensors sees them, in the order of the file.
+    pub fn names(&self) -> Vec<String> {
+        self.metadata.offset_keys()
+    }
+
+    /// Whether it holds the parameters.
+    pub fn has_parameters(&self) -> bool {
+        self.about.parameters
+    }
+
+    /// A tensor's parameters, if it holds them.
+    pub fn parameters(&self, tensor: &str) -> Option<Vec<f32>> {
+        let info = self.metadata.info(&parameters_name(tensor))?;
+        let bytes = &self.data[info.data_offsets.0..info.data_offsets.1];
+        (info.dtype == Dtype::F32).then(|| bytemuck::pod_collect_to_vec(bytes))
+    }
+
+    /// Refuses everything but a checkpoint of an optimizer with this plan, before anything is changed.
+    pub(crate) fn check(&self, plan: &Plan, parameters: Parameters) -> Result<(), Error> {
+        let differs = |difference: about::Difference| Error::CheckpointDiffers {
+            checkpoint: self.origin.clone(),
+            what: difference.what,
+            found: difference.found,
+            expected: difference.expected,
+        };
+        let here = About::of(plan, self.about.parameters);
+        self.about.compare(&here).map_err(differs)?;
+        let damaged = |problem| damaged(&self.origin, problem);
+        self.check_contents(plan).map_err(damaged)?;
+        self.check_states(plan).map_err(damaged)?;
+        if parameters == Parameters::Included && !self.about.parameters {
+            return Err(Error::CheckpointWithoutParameters {
+                checkpoint: self.origin.clone(),
+            });
+        }
+        Ok(())
+    }
+
+    /// Whether everything that the configuration calls for is there in its type and shape, and nothing else.
+    fn check_contents(&self, plan: &Plan) -> Result<(), String> {
+        let items = items(plan, self.about.parameters);
+        for item in &items {
+            let info = self
+                .metadata
+                .info(&item.name)
+                .ok_or_else(|| format!("\"{}\" is missing in it", item.name))?;
+            if info.dtype != item.dtype || info.shape != item.shape {
+                return Err(format!(
+                    "\"{}\" is {} of shape {:?}, not {} of shape {:?}",
+                    item.name, info.dtype, info.shape, item.dtype, item.shape
+                ));
+            }
+        }
+        let names = self.names();
+        if names.len() != items.len() {
+            let known = |name: &String| items.iter().any(|item| item.name == *name);
+            let foreign = names.into_iter().find(|name| !known(name));
+            return Err(format!(
+                "\"{}\" does not belong in it",
+                foreign.unwrap_or_default()
+            ));
+        }
+        Ok(())
+    }
+
+    /// Whether the groups' rows are such that a step could have left them. What this crate wrote is; the rest would end in nonsense.
+    fn check_states(&self, plan: &Plan) -> Result<(), String> {
+        for table in [Table::States, Table::Updates] {
+            let fields = table.fields();
+            let rows: Vec<u32> = bytemuck::pod_collect_to_vec(self.bytes(Slot::Table(table)));
+            for (group, row) in rows.chunks_exact(table.words()).enumerate() {
+                for (field, &word) in fields.iter().zip(row) {
+                    if let Some(problem) = impossible(field, word) {
+                        let name = &plan.configs[group].name;
+                        return Err(format!("{} of group \"{name}\" is {problem}", field.name));
+                    }
+                }
+            }
+        }
+        for (group, state) in self.states().iter().enumerate() {
+            if u64::from(state.skips_in_row) > self.about.step {
+                return Err(format!(
+                    "group \"{}\" has skipped {} steps in a row of {}",
+                    plan.configs[group].name, state.skips_in_row, self.about.step
+                ));
+            }
+            if steps_of(state) != self.about.step {
+                return Err(format!(
+                    "it is of step {}, but group \"{}\" is at step {}",
+                    self.about.step,
+                    plan.configs[group].name,
+                    steps_of(state)
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    /// The groups' states. Only of a checked checkpoint, as [`Checkpoint::bytes`].
+    pub(crate) fn states(&self) -> Vec<GroupState> {
+        bytemuck::pod_collect_to_vec(self.bytes(Slot::Table(Table::States)))
+    }
+
+    /// What is kept for a slot; nothing where there is no such slot.
+    pub(crate) fn bytes(&self, slot: Slot) -> &[u8] {
+        let name = match slot {
+            Slot::Table(table) => table.name().to_owned(),
+            Slot::Memory(tensor, kind) => memory_name(kind, &self.about.tensors[tensor].name),
+            Slot::Parameters(tensor) => parameters_name(&self.about.tensors[tensor].name),
+        };
+        match self.metadata.info(&name) {
+            Some(info) => &self.data[info.data_offsets.0..info.data_offsets.1],
+            None => &[],
+        }
+    }
+}
+
+/// The header's two parts, if they describe so many bytes of data.
+fn open(origin: &str, text: &[u8], data_bytes: u64) -> Result<(About, Metadata), Error> {
+    let damaged = |problem| damaged(origin, problem);
+    let header = header::parse(ABOUT, text).map_err(damaged)?;
+    let about = header.about.ok_or_else(|| {
+        damaged(format!(
+            "it is in the safetensors format, but has no \"{ABOUT}\" in its metadata"
+        ))
+    })?;
+    // The version first: a newer one may have everything else changed.
+    let version = about::version(&about).map_err(damaged)?;
+    if version != VERSION {
+        return Err(Error::CheckpointVersion {
+            checkpoint: origin.to_owned(),
+            version,
+            newest: VERSION,
+        });
+    }
+    let about = About::from_json(&about).map_err(damaged)?;
+    let described = header.metadata.data_len() as u64;
+    if described != data_bytes {
+        let what = if data_bytes < described {
+            "cut off"
+        } else {
+            "longer than it should be"
+        };
+        return Err(damaged(format!(
+            "it is {what}: its header describes {described} bytes, {data_bytes} follow it"
+        )));
+    }
+    Ok((about, header.metadata))
+}
+
+fn damaged(origin: &str, problem: String) -> Error {
+    Error::CheckpointDamaged {
+        checkpoint: origin.to_owned(),
+        problem,
+    }
+}
+
+/// So many zeros, or why not.
+fn sized(bytes: usize) -> Result<Vec<u8>, String> {
+    let mut sized = Vec::new();
+    sized.try_reserve_exact(bytes).map_err(|_| {
+        format!(
+            "there is no memory for {bytes} bytes; leave the parameters out, or split the groups"
+        )
+    })?;
+    sized.resize(bytes, 0);
+    Ok(sized)
+}
+
+/// `checkpoint of step 230: two-pass, groups "model"; 4 tensors of 9610 elements, with parameters`
+impl fmt::Display for Checkpoint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let groups: Vec<String> = self.groups().map(|name| format!("\"{name}\"")).collect();
+        let elements: u64 = self.tensors().map(|(_, elements)| elements).sum();
+        write!(
+            f,
+            "checkpoint of step {}: {}, groups {}; {} tensors of {elements} elements, {} parameters",
+            self.step(),
+            self.step_mode(),
+            groups.join(", "),
+            self.about.tensors.len(),
+            if self.has_parameters() {
+                "with"
+            } else {
+                "without"
+            }
+        )
+    }
+}
+
+impl fmt::Debug for Checkpoint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Checkpoint")
+            .field("origin", &self.origin)
+            .field("about", &self.about)
+            .field("names", &self.names())
+            .finish_non_exhaustive()
+    }
+}
+
+/// Tensors with telemetry.
+fn recorded_tensors(plan: &Plan) -> usize {
+    let units = plan.units.iter();
+    units.filter(|unit| unit.tensor != NO_TENSOR).count()
+}
+
+/// Where in a ring of so many steps the last record is.
+pub(crate) fn last_slot(state: &GroupState, ring_steps: usize) -> usize {
+    let steps = ring_steps as u64;
+    ((u64::from(state.record_slot) + steps - 1) % steps) as usize
+}
+
+/// Steps attempted.
+pub(crate) fn steps_of(state: &GroupState) -> u64 {
+    u64::from(state.steps_high) << 32 | u64::from(state.steps_low)
+}
+
+/// What is remembered of each group or norm, a row for each.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) enum Table {
+    /// [`GroupState`] of each group, word by word.
+    States,
+    /// [`Update`] of each group, word by word: a lagged step takes it over from the step before, and averages go by it.
+    Updates,
+    /// The sketch of the way since a window began, of each norm whose regime goes by that.
+    Ways,
+    /// The last [`RawTensorRecord`] of each tensor with telemetry, word by word: that of a skipped step takes its norm from it.
+    TensorRecords,
+}
+
+/// A field of a table's struct.
+struct Field {
+    name: &'static str,
+    /// `f32`, `i32` or `u32`.
+    kind: &'static str,
+}
+
+impl Table {
+    /// The tables that a plan has.
+    pub(crate) fn all(plan: &Plan) -> impl Iterator<Item = Table> {
+        let ways = (!plan.sketches.is_empty()).then_some(Table::Ways);
+        let records = (recorded_tensors(plan) > 0).then_some(Table::TensorRecords);
+        let always = [Table::States, Table::Updates];
+        always.into_iter().chain(ways).chain(records)
+    }
+
+    fn name(self) -> &'static str {
+        match self {
+            Table::States => "groups/state",
+            Table::Updates => "groups/update",
+            Table::Ways => "norms/way",
+            Table::TensorRecords => "tensors/record",
+        }
+    }
+
+    fn dtype(self) -> Dtype {
+        match self {
+            Table::States | Table::Updates | Table::TensorRecords => Dtype::U32,
+            Table::Ways => Dtype::F32,
+        }
+    }
+
+    pub(crate) fn rows(self, plan: &Plan) -> usize {
+        match self {
+            Table::States | Table::Updates => plan.groups.len(),
+            Table::Ways => plan.sketches.len(),
+            Table::TensorRecords => recorded_tensors(plan),
+        }
+    }
+
+    pub(crate) fn row_bytes(self) -> usize {
+        match self {
+            Table::States => size_of::<GroupState>(),
+            Table::Updates => size_of::<Update>(),
+            Table::Ways => SKETCH_BUCKETS as usize * size_of::<f32>(),
+            Table::TensorRecords => size_of::<RawTensorRecord>(),
+        }
+    }
+
+    fn words(self) -> usize {
+        self.row_bytes() / size_of::<u32>()
+    }
+
+    /// The fields of a struct, from the shaders' declaration, which tests/layout.rs holds against Rust's.
+    fn fields(self) -> Vec<Field> {
+        let start = match self {
+            Table::States => "struct GroupState {",
+            Table::Updates => "struct Update {",
+            Table::TensorRecords => "struct RawTensorRecord {",
+            Table::Ways => return Vec::new(),
+        };
+        let layout = include_str!("../shaders/shared/layout.wgsl");
+        let body = layout.split_once(start).map_or("", |(_, after)| after);
+        body.lines()
+            .skip(1)
+            .take_while(|line| !line.starts_with('}'))
+            .filter_map(|line| {
+                let (name, kind) = line.trim().strip_suffix(',')?.split_once(": ")?;
+                Some(Field { name, kind })
+            })
+            .collect()
+    }
+}
+
+/// Why a word cannot be in a field. Exponents and sums of logarithms are far from their types' ends, where adding two would overflow.
+fn impossible(field: &Field, word: u32) -> Option<String> {
+    const MOST: i32 = 4096;
+    let most = match field.name {
+        "started" | "momentum_started" | "halted" | "restarted" => 1,
+        "mean_steps" => MEAN_STEPS,
+        "good_steps" | "window_steps" | "window_limit" => u32::MAX / 2 - 1,
+        _ => u32::MAX,
+    };
+    let float = f32::from_bits(word);
+    match field.kind {
+        "f32" if !float.is_finite() => Some(format!("{float}, not finite")),
+        "i32" if !(-MOST..=MOST).contains(&word.cast_signed()) => {
+            Some(format!("{}, beyond {MOST}", word.cast_signed()))
+        }
+        "u32" if word > most => Some(format!("{word}, above {most}")),
+        _ => None,
+    }
+}
+
+/// Something that a checkpoint keeps. Tensors go by their index in the plan.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) enum Slot {
+    Table(Table),
+    Memory(usize, MemoryKind),
+    Parameters(usize),
+}
+
+/// A slot as the file has it.
+struct Item {
+    slot: Slot,
+    name: String,
+    dtype: Dtype,
+    shape: Vec<usize>,
+}
+
+fn parameters_name(tensor: &str) -> String {
+    format!("parameters/{tensor}")
+}
+
+fn memory_name(kind: MemoryKind, tensor: &str) -> String {
+    format!("{}/{tensor}", kind.name())
+}
+
+/// Everything that a checkpoint of such a plan holds, in the order of the file.
+fn items(plan: &Plan, parameters: bool) -> Vec<Item> {
+    let tables = Table::all(plan).map(|table| Item {
+        slot: Slot::Table(table),
+        name: table.name().to_owned(),
+        dtype: table.dtype(),
+        shape: vec![table.rows(plan), table.words()],
+    });
+    let tensors = plan.tensors.iter().enumerate();
+    let memories = tensors.clone().flat_map(|(index, tensor)| {
+        let kinds = plan.kernels[tensor.group].memories();
+        kinds.map(move |kind| Item {
+            slot: Slot::Memory(index, kind),
+            name: memory_name(kind, &tensor.name),
+            dtype: match kind.element_bytes() {
+                1 => Dtype::U8,
+                _ => Dtype::F32,
+            },
+            shape: match kind.slots() {
+                1 => vec![tensor.elements as usize],
+                slots => vec![slots as usize, tensor.elements as usize],
+            },
+        })
+    });
+    let parameters = tensors.filter(|_| parameters).map(|(index, tensor)| Item {
+        slot: Slot::Parameters(index),
+        name: parameters_name(&tensor.name),
+        dtype: Dtype::F32,
+        shape: vec![tensor.elements as usize],
+    });
+    let mut items: Vec<Item> = parameters.chain(memories).chain(tables).collect();
+    // So that each is aligned in the file.
+    items.sort_by_key(|item| std::cmp::Reverse(item.dtype));
+    items
+}
+
+/// A checkpoint that is being filled.
+pub(crate) struct Draft {
+    about: About,
+    metadata: Metadata,
+    slots: HashMap<Slot, Range<usize>>,
+    data: Vec<u8>,
+}
+
+impl Draft {
+    /// A checkpoint of zeros.
+    pub(crate) fn new(plan: &Plan, parameters: Parameters, notes: &Notes) -> Result<Self, Error> {
+        let parameters = parameters == Parameters::Included;
+        let mut about = About::of(plan, parameters);
+        about.notes = notes.clone();
+        let mut slots = HashMap::new();
+        let mut infos = Vec::new();
+        let mut end = 0;
+        for item in items(plan, parameters) {
+            let elements: usize = item.shape.iter().product();
+            let range = end..end + elements * item.dtype.bitsize() / 8;
+            end = range.end;
+            infos.push((
+                item.name,
+                TensorInfo {
+                    dtype: item.dtype,
+                    shape: item.shape,
+                    data_offsets: (range.start, range.end),
+                },
+            ));
+            slots.insert(item.slot, range);
+        }
+        let refused = |message: String| Error::CheckpointFile {
+            path: "in memory".to_owned(),
+            action: "made",
+            message,
+        };
+        Ok(Draft {
+            about,
+            metadata: Metadata::new(None, infos).map_err(|error| refused(error.to_string()))?,
+            slots,
+            data: sized(end).map_err(refused)?,
+        })
+    }
+
+    /// Where a slot's bytes go; none where there is no such slot.
+    pub(crate) fn bytes(&mut self, slot: Slot) -> &mut [u8] {
+        match self.slots.get(&slot) {
+            Some(range) => &mut self.data[range.clone()],
+            None => &mut [],
+        }
+    }
+
+    /// The checkpoint, when every slot is filled.
+    pub(crate) fn finish(mut self) -> Checkpoint {
+        let states = self.bytes(Slot::Table(Table::States));
+        // Every group counts the same steps.
+        let first = &states[..size_of::<GroupState>()];
+        self.about.step = steps_of(&bytemuck::pod_read_unaligned(first));
+        Checkpoint {
+            origin: NO_FILE.to_owned(),
+            about: self.about,
+            metadata: self.metadata,
+            data: self.data,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_fields_of_the_tables_are_found() {
+        for table in [Table::States, Table::Updates, Table::TensorRecords] {
+            let fields = table.fields();
+            assert_eq!(fields.len(), table.words(), "{table:?}");
+            for field in fields {
+                assert!(
+                    ["f32", "i32", "u32"].contains(&field.kind),
+                    "{}",
+                    field.kind
+                );
+            }
+        }
+        assert_eq!(Table::States.fields()[0].name, "steps_low");
+        assert_eq!(Table::Updates.fields()[1].name, "learning_rate");
+    }
+}

@@ -1,0 +1,266 @@
+//! What a checkpoint says of the optimizer it belongs to, and how two of them differ.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use super::{Notes, Table, VERSION};
+use crate::group::GroupConfig;
+use crate::plan::Plan;
+
+/// An optimizer, and where it is.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(super) struct About {
+    version: u32,
+    written_by: String,
+    /// Steps attempted.
+    pub(super) step: u64,
+    pub(super) step_mode: String,
+    /// What all groups have in common, by name.
+    settings: BTreeMap<String, String>,
+    /// Whether the parameters are there too.
+    pub(super) parameters: bool,
+    pub(super) groups: Vec<AboutGroup>,
+    pub(super) tensors: Vec<AboutTensor>,
+    /// The fields of each table's rows.
+    tables: BTreeMap<String, String>,
+    pub(super) notes: Notes,
+}
+
+/// A group's settings by name, `regime.gain` and the like.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(super) struct AboutGroup {
+    pub(super) name: String,
+    settings: BTreeMap<String, String>,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(super) struct AboutTensor {
+    pub(super) name: String,
+    group: usize,
+    pub(super) elements: u64,
+}
+
+/// What is one thing in a checkpoint and another here.
+pub(super) struct Difference {
+    pub(super) what: String,
+    pub(super) found: String,
+    pub(super) expected: String,
+}
+
+/// The version of an [`About`], whatever else is in it.
+pub(super) fn version(json: &str) -> Result<u32, String> {
+    #[derive(Deserialize)]
+    struct Version {
+        version: u32,
+    }
+    let version: Version = serde_json::from_str(json).map_err(unreadable)?;
+    Ok(version.version)
+}
+
+fn unreadable(error: serde_json::Error) -> String {
+    format!("its description cannot be read: {error}")
+}
+
+impl About {
+    /// Of an optimizer before its first step.
+    pub(super) fn of(plan: &Plan, parameters: bool) -> Self {
+        let fields = |table: Table| {
+            let fields = table.fields();
+            let fields = fields
+                .iter()
+                .map(|field| format!("{}: {}", field.name, field.kind));
+            fields.collect::<Vec<_>>().join(", ")
+        };
+        About {
+            version: VERSION,
+            written_by: format!("wgpu-optim {}", env!("CARGO_PKG_VERSION")),
+            step: 0,
+            step_mode: plan.mode.name().to_owned(),
+            settings: settings_of(&plan.safeguards),
+            parameters,
+            groups: plan.configs.iter().map(AboutGroup::of).collect(),
+            tensors: plan
+                .tensors
+                .iter()
+                .map(|tensor| AboutTensor {
+                    name: tensor.name.clone(),
+                    group: tensor.group,
+                    elements: tensor.elements,
+                })
+                .collect(),
+            tables: Table::all(plan)
+                .map(|table| (table.name().to_owned(), fields(table)))
+                .collect(),
+            notes: Notes::new(),
+        }
+    }
+
+    pub(super) fn from_json(json: &str) -> Result<Self, String> {
+        serde_json::from_str(json).map_err(unreadable)
+    }
+
+    pub(super) fn to_json(&self) -> String {
+        // Strings and numbers: this cannot fail.
+        serde_json::to_string(self).unwrap_or_default()
+    }
+
+    /// The first difference that keeps a checkpoint from going with the optimizer `here`.
+    pub(super) fn compare(&self, here: &About) -> Result<(), Difference> {
+        same("the step mode", &self.step_mode, &here.step_mode)?;
+        same_settings(&self.settings, &here.settings, "the optimizer")?;
+        let name = |group: &AboutGroup| format!("\"{}\"", group.name);
+        for (index, (found, expected)) in pairs(&self.groups, &here.groups).enumerate() {
+            let what = format!("group {index}");
+            same(&what, &in_words(found, name), &in_words(expected, name))?;
+        }
+        for (found, expected) in self.groups.iter().zip(&here.groups) {
+            let owner = format!("group \"{}\"", found.name);
+            same_settings(&found.settings, &expected.settings, &owner)?;
+        }
+        let name = |tensor: &AboutTensor| format!("\"{}\"", tensor.name);
+        for (index, (found, expected)) in pairs(&self.tensors, &here.tensors).enumerate() {
+            let what = format!("tensor {index}");
+            same(&what, &in_words(found, name), &in_words(expected, name))?;
+        }
+        for (found, expected) in self.tensors.iter().zip(&here.tensors) {
+            let of = |what: &str| format!("{what} of tensor \"{}\"", found.name);
+            let group = |tensor: &AboutTensor, about: &About| {
+                in_words(about.groups.get(tensor.group), |group| {
+                    format!("\"{}\"", group.name)
+                })
+            };
+            same(
+                &of("the group"),
+                &group(found, self),
+                &group(expected, here),
+            )?;
+            let elements = |tensor: &AboutTensor| format!("{} elements", tensor.elements);
+            same(&of("the length"), &elements(found), &elements(expected))?;
+        }
+        for (table, expected) in &here.tables {
+            let found = self.tables.get(table).map_or("", String::as_str);
+            let fields = pairs_of(found.split(", "), expected.split(", "));
+            for (index, (found, expected)) in fields.enumerate() {
+                let what = format!("field {index} of \"{table}\" (another version of wgpu-optim)");
+                let name = |field: &str| format!("\"{field}\"");
+                same(&what, &in_words(found, name), &in_words(expected, name))?;
+            }
+        }
+        Ok(())
+    }
+}
+
+fn same(what: &str, found: &str, expected: &str) -> Result<(), Difference> {
+    if found == expected {
+        return Ok(());
+    }
+    Err(Difference {
+        what: what.to_owned(),
+        found: found.to_owned(),
+        expected: expected.to_owned(),
+    })
+}
+
+/// The first setting that differs; a kind before its numbers, of which another has others.
+fn same_settings(
+    found: &BTreeMap<String, String>,
+    expected: &BTreeMap<String, String>,
+    owner: &str,
+) -> Result<(), Difference> {
+    let mut keys: Vec<&String> = found.keys().chain(expected.keys()).collect();
+    keys.sort_by_key(|key| (key.matches('.').count(), *key));
+    for key in keys {
+        let value =
+            |settings: &BTreeMap<String, String>| in_words(settings.get(key), String::clone);
+        same(
+            &format!("{key} of {owner}"),
+            &value(found),
+            &value(expected),
+        )?;
+    }
+    Ok(())
+}
+
+fn in_words<T>(thing: Option<T>, words: impl FnOnce(T) -> String) -> String {
+    thing.map_or_else(|| "nothing".to_owned(), words)
+}
+
+/// The items of two lists side by side, as long as either lasts.
+fn pairs<'a, T>(a: &'a [T], b: &'a [T]) -> impl Iterator<Item = (Option<&'a T>, Option<&'a T>)> {
+    pairs_of(a.iter(), b.iter())
+}
+
+fn pairs_of<T>(
+    mut a: impl Iterator<Item = T>,
+    mut b: impl Iterator<Item = T>,
+) -> impl Iterator<Item = (Option<T>, Option<T>)> {
+    std::iter::from_fn(move || match (a.next(), b.next()) {
+        (None, None) => None,
+        pair => Some(pair),
+    })
+}
+
+impl AboutGroup {
+    fn of(config: &GroupConfig) -> Self {
+        let mut settings = settings_of(config);
+        // The name has its own place, and a norm may be called anything.
+        settings.remove("name");
+        settings.remove("scope");
+        let norm = match &config.scope {
+            Some(name) => format!("\"{name}\""),
+            None => "its own".to_owned(),
+        };
+        settings.insert("the norm".to_owned(), norm);
+        AboutGroup {
+            name: config.name.clone(),
+            settings,
+        }
+    }
+}
+
+/// The fields of a struct, and what is in them, by name.
+fn settings_of(fields: &impl Serialize) -> BTreeMap<String, String> {
+    let mut settings = BTreeMap::new();
+    // By way of the text, in which an f32 is as short as it can be. Plain structs and enums: this cannot fail.
+    let json = serde_json::to_string(fields).unwrap_or_default();
+    if let Ok(Value::Object(fields)) = serde_json::from_str(&json) {
+        for (name, value) in fields {
+            flatten(name, value, &mut settings);
+        }
+    }
+    settings
+}
+
+/// Writes a setting and all within it by name. A variant is the value of its enum, and what it holds lies below that.
+fn flatten(name: String, value: Value, settings: &mut BTreeMap<String, String>) {
+    match value {
+        Value::Object(fields) => {
+            for (field, value) in fields {
+                let is_variant = field.starts_with(|first: char| first.is_ascii_uppercase());
+                match (is_variant, value) {
+                    (true, Value::Object(fields)) => {
+                        settings.insert(name.clone(), field);
+                        flatten(name.clone(), Value::Object(fields), settings);
+                    }
+                    (true, value) => {
+                        flatten(format!("{name}.{field}"), value, settings);
+                        settings.insert(name.clone(), field);
+                    }
+                    (false, value) => flatten(format!("{name}.{field}"), value, settings),
+                }
+            }
+        }
+        // Infinity too.
+        Value::Null => {
+            settings.insert(name, "none".to_owned());
+        }
+        Value::String(text) => {
+            settings.insert(name, text);
+        }
+        value => {
+            settings.insert(name, value.to_string());
+        }
+    }
+}

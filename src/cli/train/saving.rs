@@ -1,0 +1,439 @@
+//! `--checkpoint`, `--every`, `--resume`: a run that was interrupted goes on as if it had not been.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+use wgpu_optim::{Checkpoint, NonFinite, Notes, Record, TensorRecord, Term};
+
+use super::report::{Cause, Causes, RateRange};
+use super::{Args, ScheduleName, name_of, refuse_data};
+use crate::CliError;
+use crate::data::{Dataset, Split};
+use crate::model::ModelKind;
+
+/// The note of a checkpoint that has a run's [`Progress`].
+const NOTE: &str = "train";
+
+/// Where and when a run is saved.
+pub struct Saving {
+    path: PathBuf,
+    every: Option<u64>,
+    settings: BTreeMap<String, String>,
+}
+
+/// [`Sofar`] as a checkpoint's notes have it. Numbers that are no integers are kept as their bits.
+#[derive(Debug, Default, Serialize, Deserialize)]
+struct Progress {
+    settings: BTreeMap<String, String>,
+    /// First, last, least and greatest rate.
+    rates: [u32; 4],
+    /// What each term added to ln η and took away.
+    terms: BTreeMap<String, [u64; 2]>,
+    skipped: u64,
+    /// Step, elements, tensor, element.
+    first_skipped: Option<(u64, u32, usize, u64)>,
+    clipped: u64,
+    /// Step, tensor, whether it was skipped; parameters' norm, step's norm, rate.
+    tensors: Vec<(u64, usize, bool, [u32; 3])>,
+}
+
+/// What the end of a run tells of its steps.
+#[derive(Debug, Default)]
+pub struct Sofar {
+    pub rates: RateRange,
+    pub causes: Causes,
+    /// Of the last step, with `--telemetry`.
+    pub tensors: Vec<TensorRecord>,
+}
+
+impl Sofar {
+    /// Takes a step in.
+    pub fn add(&mut self, record: &Record, tensors: &[TensorRecord]) {
+        self.rates.add(record);
+        self.causes.add(record);
+        self.tensors.clear();
+        self.tensors.extend_from_slice(tensors);
+    }
+}
+
+/// A run to go on with.
+pub struct Resumed {
+    pub checkpoint: Checkpoint,
+    pub sofar: Sofar,
+}
+
+impl Saving {
+    /// What the options ask for, if the file can be written.
+    pub fn new(args: &Args, dataset: &Dataset) -> Result<Option<Self>, CliError> {
+        let Some(path) = &args.checkpoint else {
+            return Ok(None);
+        };
+        refuse_data("--checkpoint", path, &args.data)?;
+        for (option, other) in [("--trace", &args.trace), ("--report", &args.report)] {
+            let same = |other: &PathBuf| {
+                other == path
+                    || matches!((other.canonicalize(), path.canonicalize()), (Ok(a), Ok(b)) if a == b)
+            };
+            if other.as_ref().is_some_and(same) {
+                return Err(CliError::Usage(format!(
+                    "--checkpoint and {option} both name {}: give each its own file",
+                    path.display()
+                )));
+            }
+        }
+        check_writable(path)?;
+        Ok(Some(Saving {
+            path: path.clone(),
+            every: args.every,
+            settings: settings(args, dataset),
+        }))
+    }
+
+    /// The run that the file has, if it is there and `--resume` is given.
+    pub fn resumed(&self, args: &Args, steps: u64) -> Result<Option<Resumed>, CliError> {
+        if !args.resume {
+            return Ok(None);
+        }
+        let shown = self.path.display();
+        if !self.path.exists() {
+            return Ok(None);
+        }
+        let checkpoint = Checkpoint::load(&self.path)?;
+        let progress: Progress = checkpoint
+            .notes()
+            .get(NOTE)
+            .and_then(|note| serde_json::from_str(note).ok())
+            .ok_or_else(|| {
+                CliError::Usage(format!(
+                    "--resume: {shown} is a checkpoint, but was not saved by `wgpu-optim train`: name another with --checkpoint"
+                ))
+            })?;
+        let none = || "not given".to_owned();
+        let names = self.settings.keys().chain(progress.settings.keys());
+        for name in names {
+            let then = progress.settings.get(name).cloned().unwrap_or_else(none);
+            let now = self.settings.get(name).cloned().unwrap_or_else(none);
+            if then != now {
+                return Err(CliError::Usage(format!(
+                    "--resume: {name} was {then} when {shown} was saved, and is {now} now: give the same, or start anew without --resume"
+                )));
+            }
+        }
+        let done = checkpoint.step();
+        if done > steps {
+            return Err(CliError::Usage(format!(
+                "--resume: {shown} is at step {done}, but --epochs {} end at step {steps}: give more epochs",
+                args.epochs
+            )));
+        }
+        if args.report.is_some() && done > 0 {
+            return Err(CliError::Usage(format!(
+                "--report would lack the first {done} steps, which an earlier process ran: leave it out, --trace goes on where it was"
+            )));
+        }
+        Ok(Some(Resumed {
+            sofar: progress.sofar(),
+            checkpoint,
+        }))
+    }
+
+    /// Says on standard error where a run begins that was to be resumed.
+    pub fn explain(&self, resumed: Option<&Resumed>) {
+        let shown = self.path.display();
+        match resumed {
+            Some(run) => eprintln!("going on at step {}, from {shown}", run.checkpoint.step()),
+            None => eprintln!("{shown} is not there yet: beginning at step 0"),
+        }
+    }
+
+    /// The first step after `step` before which the run is saved, if that is not the last.
+    pub fn next_after(&self, step: u64) -> Option<u64> {
+        self.every.map(|every| (step / every + 1) * every)
+    }
+
+    /// Whether the run is saved when so many steps are done.
+    pub fn is_due(&self, step: u64, last: bool) -> bool {
+        last || self.every.is_some_and(|every| step.is_multiple_of(every))
+    }
+
+    /// The checkpoint's notes.
+    pub fn notes(&self, sofar: &Sofar) -> Notes {
+        let progress = Progress::new(&self.settings, sofar);
+        // Maps by strings, of strings and integers: this cannot fail.
+        let note = serde_json::to_string(&progress).unwrap_or_default();
+        Notes::from([(NOTE.to_owned(), note)])
+    }
+
+    /// Writes the checkpoint.
+    pub fn save(&self, checkpoint: &Checkpoint) -> Result<(), CliError> {
+        Ok(checkpoint.save(&self.path)?)
+    }
+}
+
+/// Before training, which a path that cannot be written should not cost.
+fn check_writable(path: &Path) -> Result<(), CliError> {
+    let refused = |message: String| CliError::Write {
+        path: path.display().to_string(),
+        message: format!("{message}; give --checkpoint a file in a folder that exists"),
+    };
+    if path.exists() && !path.is_file() {
+        return Err(refused("it is there, and is not a file".to_owned()));
+    }
+    let folder = match path.parent() {
+        Some(folder) if !folder.as_os_str().is_empty() => folder,
+        _ => Path::new("."),
+    };
+    tempfile::tempfile_in(folder).map_err(|error| refused(error.to_string()))?;
+    Ok(())
+}
+
+/// All that a run's steps follow from, by option. How many epochs there are is among them only where a schedule or an average goes by
+/// it.
+fn settings(args: &Args, dataset: &Dataset) -> BTreeMap<String, String> {
+    let mut settings = BTreeMap::new();
+    let mut set = |name: &str, value: String| settings.insert(name.to_owned(), value);
+    set("the data of --data", identity(dataset));
+    set("--model", name_of(args.model));
+    if args.model == ModelKind::Mlp {
+        set("--hidden", args.hidden.to_string());
+    }
+    set("--rule", name_of(args.rule));
+    if args.rule().has_momentum() {
+        set("--momentum", args.momentum.to_string());
+    }
+    set("--regime", name_of(args.regime));
+    let over = |name| format!("{name} over {} epochs", args.epochs);
+    let schedule = name_of(args.schedule);
+    set(
+        "--schedule",
+        match args.schedule {
+            ScheduleName::Constant => schedule,
+            _ => over(schedule),
+        },
+    );
+    set(
+        "--telemetry",
+        if args.telemetry { "given" } else { "not given" }.to_owned(),
+    );
+    set("--weight-decay", args.weight_decay.to_string());
+    set("--batch", args.batch.to_string());
+    set("--seed", args.seed.to_string());
+    let optional = [
+        (
+            "--average",
+            args.average.map(|average| over(name_of(average))),
+        ),
+        ("--lr", args.lr.map(|rate| rate.to_string())),
+        ("--clip-norm", args.clip_norm.map(|norm| norm.to_string())),
+        ("--inject-nan", args.inject_nan.map(|step| step.to_string())),
+        (
+            "--inject-spike",
+            args.inject_spike.map(|step| step.to_string()),
+        ),
+    ];
+    for (name, value) in optional {
+        if let Some(value) = value {
+            set(name, value);
+        }
+    }
+    settings
+}
+
+/// What tells data from other data, wherever they lie: `1437 + 360 rows of 64 features, 10 classes (checksum 0f1e2d3c)`.
+fn identity(dataset: &Dataset) -> String {
+    let mut checksum = flate2::Crc::new();
+    for Split { x, y } in [&dataset.train, &dataset.test] {
+        checksum.update(bytemuck::cast_slice(x));
+        checksum.update(bytemuck::cast_slice(y));
+    }
+    format!(
+        "{} + {} rows of {} features, {} classes (checksum {:08x})",
+        dataset.train.rows(),
+        dataset.test.rows(),
+        dataset.features,
+        dataset.classes,
+        checksum.sum()
+    )
+}
+
+impl Progress {
+    fn new(settings: &BTreeMap<String, String>, sofar: &Sofar) -> Self {
+        let Sofar {
+            rates,
+            causes,
+            tensors,
+        } = sofar;
+        let terms = Term::ALL.iter().zip(causes.terms);
+        Progress {
+            settings: settings.clone(),
+            rates: [rates.first, rates.last, rates.min, rates.max].map(f32::to_bits),
+            terms: terms
+                .map(|(term, cause)| {
+                    let bits = [cause.up.to_bits(), cause.down.to_bits()];
+                    (term.name().to_owned(), bits)
+                })
+                .collect(),
+            skipped: causes.skipped,
+            first_skipped: causes
+                .first_skipped
+                .map(|(step, what)| (step, what.count, what.tensor, what.element)),
+            clipped: causes.clipped,
+            tensors: tensors
+                .iter()
+                .map(|record| {
+                    let numbers = [
+                        record.parameter_norm,
+                        record.step_norm,
+                        record.learning_rate,
+                    ];
+                    let numbers = numbers.map(f32::to_bits);
+                    (record.step, record.tensor, record.skipped, numbers)
+                })
+                .collect(),
+        }
+    }
+
+    fn sofar(&self) -> Sofar {
+        let tensors = self.tensors.iter();
+        Sofar {
+            rates: self.rates(),
+            causes: self.causes(),
+            tensors: tensors
+                .map(|&(step, tensor, skipped, numbers)| {
+                    let [parameter_norm, step_norm, learning_rate] = numbers.map(f32::from_bits);
+                    TensorRecord {
+                        step,
+                        tensor,
+                        skipped,
+                        parameter_norm,
+                        step_norm,
+                        learning_rate,
+                    }
+                })
+                .collect(),
+        }
+    }
+
+    fn rates(&self) -> RateRange {
+        let [first, last, min, max] = self.rates.map(f32::from_bits);
+        RateRange {
+            first,
+            last,
+            min,
+            max,
+        }
+    }
+
+    fn causes(&self) -> Causes {
+        Causes {
+            terms: Term::ALL.map(|term| {
+                let bits = self.terms.get(term.name()).copied().unwrap_or_default();
+                let [up, down] = bits.map(f64::from_bits);
+                Cause { up, down }
+            }),
+            skipped: self.skipped,
+            first_skipped: self.first_skipped.map(|(step, count, tensor, element)| {
+                let what = NonFinite {
+                    count,
+                    tensor,
+                    element,
+                };
+                (step, what)
+            }),
+            clipped: self.clipped,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn progress_comes_back_bit_for_bit() {
+        let rates = RateRange {
+            first: 0.1,
+            last: f32::MIN_POSITIVE,
+            min: 1e-30,
+            max: 0.3,
+        };
+        let mut causes = Causes {
+            skipped: 3,
+            first_skipped: Some((
+                u64::MAX,
+                NonFinite {
+                    count: 4,
+                    tensor: 2,
+                    element: u64::MAX,
+                },
+            )),
+            clipped: 5,
+            ..Causes::default()
+        };
+        for (index, cause) in causes.terms.iter_mut().enumerate() {
+            cause.up = 1.0 / (3.0 + index as f64);
+            cause.down = -0.0;
+        }
+        let sofar = Sofar {
+            rates,
+            causes,
+            tensors: vec![TensorRecord {
+                step: u64::MAX,
+                tensor: 3,
+                skipped: true,
+                parameter_norm: f32::NAN,
+                step_norm: -0.0,
+                learning_rate: 0.1,
+            }],
+        };
+        let progress = Progress::new(&BTreeMap::new(), &sofar);
+        let json = serde_json::to_string(&progress).expect("JSON");
+        let read: Progress = serde_json::from_str(&json).expect("JSON");
+        assert_eq!(format!("{:?}", read.sofar()), format!("{sofar:?}"));
+    }
+
+    #[test]
+    fn a_run_is_saved_at_every_multiple() {
+        let saving = |every| Saving {
+            path: PathBuf::new(),
+            every,
+            settings: BTreeMap::new(),
+        };
+        assert_eq!(saving(Some(5)).next_after(0), Some(5));
+        assert_eq!(saving(Some(5)).next_after(5), Some(10));
+        assert_eq!(saving(None).next_after(7), None);
+        assert!(saving(Some(5)).is_due(10, false) && !saving(Some(5)).is_due(11, false));
+        assert!(saving(None).is_due(11, true) && !saving(None).is_due(11, false));
+    }
+
+    /// One value moved from one row to another, or one label changed, is other data.
+    #[test]
+    fn data_are_told_apart() {
+        let split = |x: &[f32], y: &[u32]| Split {
+            x: x.to_vec(),
+            y: y.to_vec(),
+        };
+        let set = |train: Split, test: Split| Dataset {
+            name: "set".to_owned(),
+            features: 1,
+            classes: 2,
+            train,
+            test,
+        };
+        let a = || split(&[1.0, 2.0], &[0, 1]);
+        let all = [
+            set(a(), a()),
+            set(split(&[2.0, 1.0], &[0, 1]), a()),
+            set(split(&[1.0, 2.0], &[1, 1]), a()),
+            set(a(), split(&[1.0, -2.0], &[0, 1])),
+            set(split(&[1.0, -2.0], &[0, 1]), a()),
+        ];
+        let mut names: Vec<String> = all.iter().map(identity).collect();
+        names.dedup();
+        assert_eq!(names.len(), all.len());
+        names.sort();
+        names.dedup();
+        assert_eq!(names.len(), all.len());
+    }
+}

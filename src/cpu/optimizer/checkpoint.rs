@@ -1,0 +1,211 @@
+//! Saving and restoring what the optimizer on the host remembers.
+
+use std::ops::Range;
+use std::path::Path;
+
+use super::{CpuOptimizer, Memory, TensorMemory, no_totals};
+use crate::checkpoint::{Checkpoint, Draft, Notes, Parameters, Slot, Table, last_slot};
+use crate::error::Error;
+use crate::layout::{RawRecord, RawTensorRecord};
+use crate::plan::MemoryKind;
+use crate::record::RecordCursor;
+
+impl TensorMemory {
+    /// A memory, slot after slot.
+    fn slots(&self, kind: MemoryKind) -> Vec<&[u8]> {
+        let Memory {
+            momentum,
+            counters,
+            vector,
+            streams: [one, two],
+        } = &self.memory;
+        match kind {
+            MemoryKind::Momentum => vec![bytemuck::cast_slice(momentum)],
+            MemoryKind::Counters => vec![counters],
+            MemoryKind::LastGradient | MemoryKind::FirstParameters => {
+                vec![bytemuck::cast_slice(vector)]
+            }
+            MemoryKind::Streams => [vector, one, two]
+                .map(|slot| bytemuck::cast_slice(slot))
+                .into(),
+            MemoryKind::Averages => vec![bytemuck::cast_slice(&self.averages)],
+        }
+    }
+
+    fn slots_mut(&mut self, kind: MemoryKind) -> Vec<&mut [u8]> {
+        let Memory {
+            momentum,
+            counters,
+            vector,
+            streams: [one, two],
+        } = &mut self.memory;
+        match kind {
+            MemoryKind::Momentum => vec![bytemuck::cast_slice_mut(momentum)],
+            MemoryKind::Counters => vec![counters],
+            MemoryKind::LastGradient | MemoryKind::FirstParameters => {
+                vec![bytemuck::cast_slice_mut(vector)]
+            }
+            MemoryKind::Streams => [vector, one, two]
+                .map(|slot| bytemuck::cast_slice_mut(slot))
+                .into(),
+            MemoryKind::Averages => vec![bytemuck::cast_slice_mut(&mut self.averages)],
+        }
+    }
+}
+
+impl CpuOptimizer {
+    /// Writes a checkpoint to a file, with the parameters where they are given: one slice per tensor, in the order of declaration. The
+    /// file is replaced as a whole, see [`Checkpoint::save`].
+    ///
+    /// # Errors
+    /// [`Error::CheckpointFile`]; [`Error::StepTensors`] or [`Error::StepLength`] where the slices are not those that were declared;
+    /// [`Error::AveragesSwapped`] between two [`swap_averages`](CpuOptimizer::swap_averages).
+    pub fn save(&self, path: impl AsRef<Path>, params: Option<&[&[f32]]>) -> Result<(), Error> {
+        self.checkpoint(params, &Notes::new())?.save(path)
+    }
+
+    /// Goes on from a file that [`CpuOptimizer::save`] or [`Optimizer::save`](crate::Optimizer::save) wrote, as
+    /// [`CpuOptimizer::restore`] does, and gives the checkpoint, which knows the step.
+    ///
+    /// # Errors
+    /// As [`Checkpoint::load`] and [`CpuOptimizer::restore`]. Nothing has changed then.
+    pub fn load(
+        &mut self,
+        path: impl AsRef<Path>,
+        params: Option<&mut [&mut [f32]]>,
+    ) -> Result<Checkpoint, Error> {
+        let checkpoint = Checkpoint::load(path)?;
+        self.restore(&checkpoint, params)?;
+        Ok(checkpoint)
+    }
+
+    /// A checkpoint in memory, with notes of the caller's own.
+    ///
+    /// # Errors
+    /// As [`CpuOptimizer::save`].
+    pub fn checkpoint(
+        &self,
+        params: Option<&[&[f32]]>,
+        notes: &Notes,
+    ) -> Result<Checkpoint, Error> {
+        let parameters = match params {
+            Some(params) => {
+                self.check_slices("parameter", params)?;
+                Parameters::Included
+            }
+            None => Parameters::Excluded,
+        };
+        self.check_averages_in_place("a checkpoint")?;
+        let mut draft = Draft::new(&self.plan, parameters, notes)?;
+        for table in Table::all(&self.plan) {
+            let slot = draft.bytes(Slot::Table(table));
+            match table {
+                Table::States => slot.copy_from_slice(bytemuck::cast_slice(&self.states)),
+                Table::Updates => slot.copy_from_slice(bytemuck::cast_slice(&self.updates)),
+                Table::Ways => {
+                    for (row, way) in slot.chunks_exact_mut(table.row_bytes()).zip(&self.ways) {
+                        row.copy_from_slice(bytemuck::cast_slice(&way.sketch.0));
+                    }
+                }
+                Table::TensorRecords => {
+                    let rows = &self.tensor_records[self.last_tensor_records()];
+                    slot.copy_from_slice(bytemuck::cast_slice(rows));
+                }
+            }
+        }
+        for (index, tensor) in self.tensors.iter().enumerate() {
+            for kind in self.kinds(index) {
+                let mut rest = draft.bytes(Slot::Memory(index, kind));
+                for slot in tensor.slots(kind) {
+                    let (bytes, after) = rest.split_at_mut(slot.len());
+                    bytes.copy_from_slice(slot);
+                    rest = after;
+                }
+            }
+        }
+        for (index, params) in params.unwrap_or_default().iter().enumerate() {
+            draft
+                .bytes(Slot::Parameters(index))
+                .copy_from_slice(bytemuck::cast_slice(params));
+        }
+        Ok(draft.finish())
+    }
+
+    /// Goes on from a checkpoint. Where slices are given, they take the parameters; otherwise whatever the checkpoint has of them is only
+    /// checked, and the caller sees to it that they are those of that step.
+    ///
+    /// Records of steps before this one that were not drained are gone, and [`CpuOptimizer::sums`] are empty until the next step.
+    ///
+    /// # Errors
+    /// [`Error::CheckpointDiffers`] names the group, setting or tensor that is not as it was; [`Error::CheckpointDamaged`],
+    /// [`Error::CheckpointWithoutParameters`]; [`Error::StepTensors`], [`Error::StepLength`] or [`Error::AveragesSwapped`]. Nothing has
+    /// changed then.
+    pub fn restore(
+        &mut self,
+        checkpoint: &Checkpoint,
+        params: Option<&mut [&mut [f32]]>,
+    ) -> Result<(), Error> {
+        let parameters = match &params {
+            Some(params) => {
+                self.check_slices("parameter", params)?;
+                Parameters::Included
+            }
+            None => Parameters::Excluded,
+        };
+        self.check_averages_in_place("a checkpoint")?;
+        checkpoint.check(&self.plan, parameters)?;
+
+        for table in Table::all(&self.plan) {
+            let slot = checkpoint.bytes(Slot::Table(table));
+            match table {
+                Table::States => bytemuck::cast_slice_mut(&mut self.states).copy_from_slice(slot),
+                Table::Updates => bytemuck::cast_slice_mut(&mut self.updates).copy_from_slice(slot),
+                Table::Ways => {
+                    for (row, way) in slot.chunks_exact(table.row_bytes()).zip(&mut self.ways) {
+                        bytemuck::cast_slice_mut(&mut way.sketch.0).copy_from_slice(row);
+                    }
+                }
+                Table::TensorRecords => {
+                    self.tensor_records.fill(RawTensorRecord::default());
+                    let rows = self.last_tensor_records();
+                    let rows = &mut self.tensor_records[rows];
+                    bytemuck::cast_slice_mut(rows).copy_from_slice(slot);
+                }
+            }
+        }
+        for index in 0..self.tensors.len() {
+            for kind in self.kinds(index) {
+                let mut rest = checkpoint.bytes(Slot::Memory(index, kind));
+                for slot in self.tensors[index].slots_mut(kind) {
+                    let (bytes, after) = rest.split_at(slot.len());
+                    slot.copy_from_slice(bytes);
+                    rest = after;
+                }
+            }
+        }
+        for (index, params) in params.unwrap_or_default().iter_mut().enumerate() {
+            bytemuck::cast_slice_mut(params)
+                .copy_from_slice(checkpoint.bytes(Slot::Parameters(index)));
+        }
+        for (rate, state) in self.learning_rates.iter_mut().zip(&self.states) {
+            *rate = state.learning_rate;
+        }
+        self.sums.fill(no_totals());
+        self.records.fill(RawRecord::default());
+        self.cursor = RecordCursor::at(checkpoint.step());
+        Ok(())
+    }
+
+    /// Where in their ring the last records of tensors are.
+    fn last_tensor_records(&self) -> Range<usize> {
+        let ring_steps = self.records.len() / self.states.len();
+        let tensors = self.tensor_records.len() / ring_steps;
+        let start = last_slot(&self.states[0], ring_steps) * tensors;
+        start..start + tensors
+    }
+
+    /// What is remembered of a tensor.
+    fn kinds(&self, tensor: usize) -> impl Iterator<Item = MemoryKind> + use<> {
+        self.plan.kernels[self.plan.tensors[tensor].group].memories()
+    }
+}

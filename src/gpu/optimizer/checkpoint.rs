@@ -1,0 +1,422 @@
+//! Saving and restoring what the optimizer on the device remembers.
+
+use std::path::Path;
+
+use super::{Optimizer, WindowMemory, f32_bytes};
+use crate::checkpoint::{Checkpoint, Draft, Notes, Parameters, Slot, Table, last_slot, steps_of};
+use crate::error::Error;
+use crate::gpu::context::Gpu;
+use crate::gpu::readback::{Readback, Source};
+use crate::layout::{GroupState, RawRecord, unscale};
+use crate::plan::{MemoryKind, Place, Plan};
+use crate::record::{RecordCursor, Records};
+use crate::step_mode::StepMode;
+
+/// What only checkpoints need to know of an optimizer's buffers.
+#[derive(Debug)]
+pub(super) struct Kept {
+    /// The caller's buffers.
+    pub(super) buffers: Vec<wgpu::Buffer>,
+    /// What is remembered of each window's parameters.
+    pub(super) memories: Vec<WindowMemory>,
+    pub(super) updates: wgpu::Buffer,
+    pub(super) ways: wgpu::Buffer,
+}
+
+/// A stretch of a buffer on the device, and what is in it.
+struct Piece<'a> {
+    content: Content,
+    buffer: &'a wgpu::Buffer,
+    start: u64,
+    bytes: u64,
+}
+
+#[derive(Clone, Copy)]
+enum Content {
+    Table(Table),
+    /// The ring of the tensors' records, of which only the last are kept.
+    TensorRing,
+    /// A memory of a window.
+    Memory(usize, MemoryKind),
+    /// Parameters of a tensor.
+    Parameters(usize),
+}
+
+impl Optimizer {
+    /// Writes a checkpoint to a file, with the parameters as they are in the caller's buffers if asked. The file is replaced as a whole,
+    /// see [`Checkpoint::save`]. Waits for the device, and holds what is saved in the host's memory meanwhile, up to three times over.
+    ///
+    /// What is saved is the state after every step that was submitted before the call; none may be submitted meanwhile.
+    ///
+    /// # Errors
+    /// [`Error::CheckpointFile`]; [`Error::MissingUsage`] where a parameter buffer lacks `COPY_SRC`; [`Error::StepsPending`] where lagged
+    /// steps were recorded but not submitted; [`Error::AveragesSwapped`] between two
+    /// [`encode_swap_averages`](Optimizer::encode_swap_averages); [`Error::Device`], [`Error::DeviceLost`] or [`Error::Readback`].
+    pub async fn save(&self, path: impl AsRef<Path>, parameters: Parameters) -> Result<(), Error> {
+        let checkpoint = self.checkpoint(parameters, &Notes::new()).await?;
+        checkpoint.save(path)
+    }
+
+    /// Goes on from a file that [`Optimizer::save`] or [`CpuOptimizer::save`](crate::CpuOptimizer::save) wrote, as
+    /// [`Optimizer::restore`] does, and gives the checkpoint, which knows the step.
+    ///
+    /// # Errors
+    /// As [`Checkpoint::load`] and [`Optimizer::restore`]. Nothing has changed then.
+    pub fn load(
+        &mut self,
+        path: impl AsRef<Path>,
+        parameters: Parameters,
+    ) -> Result<Checkpoint, Error> {
+        let checkpoint = Checkpoint::load(path)?;
+        self.restore(&checkpoint, parameters)?;
+        Ok(checkpoint)
+    }
+
+    /// A checkpoint in memory, with notes of the caller's own. Waits for the device.
+    ///
+    /// # Errors
+    /// As [`Optimizer::save`].
+    pub async fn checkpoint(
+        &self,
+        parameters: Parameters,
+        notes: &Notes,
+    ) -> Result<Checkpoint, Error> {
+        self.gpu.check_alive()?;
+        self.check_averages_in_place("a checkpoint")?;
+        let swapped = self.roles_are_swapped();
+        self.check_usage(
+            parameters,
+            swapped,
+            wgpu::BufferUsages::COPY_SRC,
+            "BufferUsages::COPY_SRC",
+        )?;
+        let mut draft = Draft::new(&self.plan, parameters, notes)?;
+        let mut pieces = self.pieces(parameters, swapped);
+        for piece in &mut pieces {
+            // Which records are the last is known only when the states, which come before them, are here.
+            if let Content::Table(Table::TensorRecords) = piece.content {
+                piece.content = Content::TensorRing;
+                piece.bytes = piece.buffer.size();
+            }
+        }
+        let batches = batches(&pieces, self.gpu.device().limits().max_buffer_size);
+
+        let mut readbacks = self.gpu.scoped("room for a checkpoint", || {
+            let sizes = batches.iter().map(|batch| bytes_of(batch));
+            let readback = |bytes| Readback::new(self.gpu.device(), "a checkpoint", bytes);
+            Ok::<_, Error>(sizes.map(readback).collect::<Vec<_>>())
+        })?;
+        // All of them before the first is waited for.
+        for (batch, readback) in batches.iter().zip(&mut readbacks) {
+            let sources = batch.iter().map(|piece| Source {
+                buffer: piece.buffer,
+                start: piece.start,
+                bytes: piece.bytes,
+            });
+            readback.start(&self.gpu, &sources.collect::<Vec<_>>())?;
+        }
+        for (batch, mut readback) in batches.iter().zip(readbacks) {
+            let (plan, ring_steps) = (&self.plan, self.ring_steps());
+            readback
+                .wait(&self.gpu, |bytes| {
+                    for (piece, at) in placed(batch) {
+                        let bytes = &bytes[at as usize..][..piece.bytes as usize];
+                        take(plan, piece.content, bytes, ring_steps, &mut draft);
+                    }
+                })
+                .await?;
+        }
+        let run = steps_of(&first_state(&mut draft));
+        let recorded = self.recorded();
+        if self.plan.mode == StepMode::Lagged && recorded != run {
+            return Err(Error::StepsPending { recorded, run });
+        }
+        Ok(draft.finish())
+    }
+
+    /// Goes on from a checkpoint. If asked, its parameters are written to the caller's buffers; otherwise whatever it has of them is only
+    /// checked, and the caller sees to it that they are those of that step. The copies are submitted, ahead of every later submit; nothing is
+    /// waited for. Steps that were recorded before and are submitted later would start from what is restored.
+    ///
+    /// In [`StepMode::Lagged`](crate::StepMode::Lagged) the roles are those of the checkpoint's step too: after an odd number of steps the
+    /// parameters are where the gradients were declared, in this process as in the one that was interrupted. Ask
+    /// [`Optimizer::roles_are_swapped`] afterwards.
+    ///
+    /// Records of steps before this one that were not drained are gone.
+    ///
+    /// # Errors
+    /// [`Error::CheckpointDiffers`] names the group, setting or tensor that is not as it was; [`Error::CheckpointDamaged`],
+    /// [`Error::CheckpointWithoutParameters`]; [`Error::MissingUsage`] where a parameter buffer lacks `COPY_DST`; [`Error::AveragesSwapped`]; [`Error::Device`] or
+    /// [`Error::DeviceLost`]. Nothing has changed then.
+    pub fn restore(
+        &mut self,
+        checkpoint: &Checkpoint,
+        parameters: Parameters,
+    ) -> Result<(), Error> {
+        self.gpu.check_alive()?;
+        self.check_averages_in_place("a checkpoint")?;
+        checkpoint.check(&self.plan, parameters)?;
+        let step = checkpoint.step();
+        let swapped = self.plan.mode == StepMode::Lagged && step % 2 == 1;
+        self.check_usage(
+            parameters,
+            swapped,
+            wgpu::BufferUsages::COPY_DST,
+            "BufferUsages::COPY_DST",
+        )?;
+        let states = checkpoint.states();
+        let mut pieces = self.pieces(parameters, swapped);
+        for piece in &mut pieces {
+            if let Content::Table(Table::TensorRecords) = piece.content {
+                piece.start = last_slot(&states[0], self.ring_steps()) as u64 * piece.bytes;
+            }
+        }
+        let batches = batches(&pieces, self.gpu.device().limits().max_buffer_size);
+        let rates: Vec<f32> = states.iter().map(|state| state.learning_rate).collect();
+        let scale = states.first().map_or(0, |state| state.loss_scale_exponent);
+        let scale = unscale(-scale);
+
+        // All that can fail comes first.
+        let (uploads, rates, scale, readback) = self.gpu.scoped("room for a checkpoint", || {
+            let mut uploads = Vec::with_capacity(batches.len());
+            for batch in &batches {
+                let mut bytes = vec![0; bytes_of(batch) as usize];
+                for (piece, at) in placed(batch) {
+                    let bytes = &mut bytes[at as usize..][..piece.bytes as usize];
+                    give(&self.plan, piece.content, checkpoint, bytes);
+                }
+                uploads.push(upload(&self.gpu, &bytes)?);
+            }
+            let rates = upload(&self.gpu, bytemuck::cast_slice(&rates))?;
+            let scale = upload(&self.gpu, bytemuck::bytes_of(&scale))?;
+            // One that is under way would bring old records.
+            let rings = self.records.size() + self.tensor_records.size();
+            let readback = Readback::new(self.gpu.device(), "records", rings);
+            Ok::<_, Error>((uploads, rates, scale, readback))
+        })?;
+        let mut encoder = self.encoder();
+        encoder.clear_buffer(&self.records, 0, None);
+        encoder.clear_buffer(&self.tensor_records, 0, None);
+        for (batch, upload) in batches.iter().zip(&uploads) {
+            for (piece, at) in placed(batch) {
+                encoder.copy_buffer_to_buffer(upload, at, piece.buffer, piece.start, piece.bytes);
+            }
+        }
+        encoder.copy_buffer_to_buffer(&rates, 0, &self.learning_rates, 0, rates.size());
+        encoder.copy_buffer_to_buffer(&scale, 0, &self.loss_scale, 0, scale.size());
+        self.gpu.queue().submit([encoder.finish()]);
+        self.recorded = step.into();
+        self.readback = readback;
+        self.cursor = RecordCursor::at(step);
+        self.undelivered = Records::default();
+        self.halted = None;
+        Ok(())
+    }
+
+    /// Steps that the rings hold. The shaders know it by the buffers' sizes too.
+    fn ring_steps(&self) -> usize {
+        self.records.size() as usize / size_of::<RawRecord>() / self.plan.groups.len()
+    }
+
+    fn encoder(&self) -> wgpu::CommandEncoder {
+        let descriptor = wgpu::CommandEncoderDescriptor {
+            label: Some("a checkpoint"),
+        };
+        self.gpu.device().create_command_encoder(&descriptor)
+    }
+
+    /// Refuses parameters that cannot be copied.
+    fn check_usage(
+        &self,
+        parameters: Parameters,
+        swapped: bool,
+        usage: wgpu::BufferUsages,
+        missing: &'static str,
+    ) -> Result<(), Error> {
+        if parameters == Parameters::Excluded {
+            return Ok(());
+        }
+        for (tensor, place) in self.plan.tensors.iter().zip(&self.plan.places) {
+            let (buffer, _) = parameters_of(place, swapped);
+            if !self.kept.buffers[buffer].usage().contains(usage) {
+                return Err(Error::MissingUsage {
+                    tensor: tensor.name.clone(),
+                    role: if swapped { "gradient" } else { "parameter" },
+                    missing,
+                });
+            }
+        }
+        Ok(())
+    }
+
+    /// All that a checkpoint copies, from or to where it is when the roles are these.
+    fn pieces(&self, parameters: Parameters, swapped: bool) -> Vec<Piece<'_>> {
+        let Kept {
+            buffers,
+            memories,
+            updates,
+            ways,
+        } = &self.kept;
+        let mut pieces = Vec::new();
+        for table in Table::all(&self.plan) {
+            pieces.push(Piece {
+                content: Content::Table(table),
+                buffer: match table {
+                    Table::States => &self.states,
+                    Table::Updates => updates,
+                    Table::Ways => ways,
+                    Table::TensorRecords => &self.tensor_records,
+                },
+                start: 0,
+                bytes: (table.row_bytes() * table.rows(&self.plan)) as u64,
+            });
+        }
+        for (index, (window, memory)) in self.plan.windows.iter().zip(memories).enumerate() {
+            for (kind, buffer) in memory.current(swapped) {
+                pieces.push(Piece {
+                    content: Content::Memory(index, kind),
+                    buffer,
+                    start: 0,
+                    bytes: window.memory_bytes(kind),
+                });
+            }
+        }
+        if parameters == Parameters::Included {
+            for (index, place) in self.plan.places.iter().enumerate() {
+                let (buffer, start) = parameters_of(place, swapped);
+                let element = u64::from(f32_bytes());
+                pieces.push(Piece {
+                    content: Content::Parameters(index),
+                    buffer: &buffers[buffer],
+                    start: start * element,
+                    bytes: place.elements * element,
+                });
+            }
+        }
+        // An empty tensor may lie at the very end of its buffer.
+        pieces.retain(|piece| piece.bytes > 0);
+        pieces
+    }
+}
+
+/// The state of the first group, once it is there.
+fn first_state(draft: &mut Draft) -> GroupState {
+    let states = draft.bytes(Slot::Table(Table::States));
+    bytemuck::pod_read_unaligned(&states[..size_of::<GroupState>()])
+}
+
+/// Where a tensor's parameters are: the number of the buffer, and the first element.
+fn parameters_of(place: &Place, swapped: bool) -> (usize, u64) {
+    if swapped {
+        (place.grads_buffer, place.grads_start)
+    } else {
+        (place.params_buffer, place.params_start)
+    }
+}
+
+/// Cuts the pieces into batches that fit a buffer each.
+fn batches<'p, 'a>(pieces: &'p [Piece<'a>], most_bytes: u64) -> Vec<&'p [Piece<'a>]> {
+    let mut batches = Vec::new();
+    let (mut start, mut bytes) = (0, 0);
+    for (index, piece) in pieces.iter().enumerate() {
+        if bytes + piece.bytes > most_bytes && index > start {
+            batches.push(&pieces[start..index]);
+            (start, bytes) = (index, 0);
+        }
+        bytes += piece.bytes;
+    }
+    batches.push(&pieces[start..]);
+    batches
+}
+
+fn bytes_of(batch: &[Piece]) -> u64 {
+    batch.iter().map(|piece| piece.bytes).sum()
+}
+
+/// The pieces of a batch, and where each begins in the batch's buffer. Every piece is a multiple of 4 bytes long, as copies must be.
+fn placed<'p, 'a>(batch: &'p [Piece<'a>]) -> impl Iterator<Item = (&'p Piece<'a>, u64)> {
+    batch.iter().scan(0, |end, piece| {
+        let start = *end;
+        *end += piece.bytes;
+        Some((piece, start))
+    })
+}
+
+/// A buffer of these bytes to copy from.
+fn upload(gpu: &Gpu, bytes: &[u8]) -> Result<wgpu::Buffer, Error> {
+    let buffer = gpu.device().create_buffer(&wgpu::BufferDescriptor {
+        label: Some("a checkpoint"),
+        size: bytes.len() as u64,
+        usage: wgpu::BufferUsages::COPY_SRC,
+        mapped_at_creation: true,
+    });
+    buffer
+        .get_mapped_range_mut(..)
+        .map_err(|error| Error::Device {
+            what: "room for a checkpoint".to_owned(),
+            message: error.to_string(),
+        })?
+        .copy_from_slice(bytes);
+    buffer.unmap();
+    Ok(buffer)
+}
+
+/// Puts what came from the device where the checkpoint has it.
+fn take(plan: &Plan, content: Content, bytes: &[u8], ring_steps: usize, draft: &mut Draft) {
+    match content {
+        Content::TensorRing => {
+            let slot = last_slot(&first_state(draft), ring_steps);
+            let rows = draft.bytes(Slot::Table(Table::TensorRecords));
+            rows.copy_from_slice(&bytes[slot * rows.len()..][..rows.len()]);
+        }
+        Content::Table(table) => draft.bytes(Slot::Table(table)).copy_from_slice(bytes),
+        Content::Parameters(tensor) => {
+            draft.bytes(Slot::Parameters(tensor)).copy_from_slice(bytes);
+        }
+        Content::Memory(window, kind) => {
+            for_each_part(plan, window, kind, |tensor, there, here| {
+                draft.bytes(Slot::Memory(tensor, kind))[there].copy_from_slice(&bytes[here]);
+            })
+        }
+    }
+}
+
+/// The other way round; what belongs to no element stays as it is.
+fn give(plan: &Plan, content: Content, checkpoint: &Checkpoint, bytes: &mut [u8]) {
+    match content {
+        // It is only read.
+        Content::TensorRing => {}
+        Content::Table(table) => bytes.copy_from_slice(checkpoint.bytes(Slot::Table(table))),
+        Content::Parameters(tensor) => {
+            bytes.copy_from_slice(checkpoint.bytes(Slot::Parameters(tensor)));
+        }
+        Content::Memory(window, kind) => {
+            for_each_part(plan, window, kind, |tensor, there, here| {
+                bytes[here].copy_from_slice(&checkpoint.bytes(Slot::Memory(tensor, kind))[there]);
+            })
+        }
+    }
+}
+
+/// Every tensor's part in a window: the tensor, the part's bytes in the tensor's own order, and those in the window's memory, where each
+/// block begins with a quad.
+fn for_each_part(
+    plan: &Plan,
+    window: usize,
+    kind: MemoryKind,
+    mut each: impl FnMut(usize, std::ops::Range<usize>, std::ops::Range<usize>),
+) {
+    let element = kind.element_bytes() as usize;
+    let slot_bytes = plan.windows[window].memory_bytes(kind) as usize / kind.slots() as usize;
+    for (index, tensor) in plan.tensors.iter().enumerate() {
+        for stretch in plan.windows[window].stretches_of(tensor) {
+            let [here, there, bytes] = [stretch.in_memory, stretch.in_tensor, stretch.elements]
+                .map(|elements| elements as usize * element);
+            for slot in 0..kind.slots() as usize {
+                let there = there + slot * tensor.elements as usize * element;
+                let here = here + slot * slot_bytes;
+                each(index, there..there + bytes, here..here + bytes);
+            }
+        }
+    }
+}
