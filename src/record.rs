@@ -87,7 +87,8 @@ pub struct TensorRecord {
     pub tensor: usize,
     /// The step was skipped: nothing moved.
     pub skipped: bool,
-    /// ‖w‖ of the parameters after the step; NaN where every step so far was skipped.
+    /// ‖w‖ of the parameters after the step, right for every finite f32; saturates at `f32::MAX`, and is not finite where an element is not.
+    /// NaN where every step so far was skipped.
     pub parameter_norm: f32,
     /// ‖s‖ of the step: the way from the old parameters to the new ones, as rounded, weight decay included. 0 where it was skipped.
     pub step_norm: f32,
@@ -103,7 +104,7 @@ impl TensorRecord {
 
     /// η/‖w‖²: the rate that counts for a tensor whose scale does not matter, such as weights before a normalisation: there the gradient
     /// is at right angles to `w` and goes with 1/‖w‖, so that gradient descent on the direction w/‖w‖ has this rate (Kodryan et al. 2022,
-    /// arXiv:2209.03695; Lobacheva et al. 2023, arXiv:2306.00700). Elsewhere it has no such meaning.
+    /// arXiv:2209.03695; Ali Mehmeti-Göpel & Wand 2023, arXiv:2306.00700, on layers whose effective rates differ). Elsewhere it has no such meaning.
     pub fn effective_rate(&self) -> f64 {
         f64::from(self.learning_rate) / f64::from(self.parameter_norm).powi(2)
     }

@@ -182,7 +182,15 @@ fn recording_a_step_allocates_no_more_than_its_raw_calls() {
                 ..spec(100 + i).named(format!("{i}"))
             })
             .collect();
-        for mode in [StepMode::TwoPass, StepMode::Lagged] {
+        for (mode, measures) in [
+            (StepMode::TwoPass, false),
+            (StepMode::TwoPass, true),
+            (StepMode::Lagged, false),
+        ] {
+            let mut specs = specs.clone();
+            for spec in &mut specs {
+                (spec.telemetry, spec.trust) = (measures, measures.then_some(0.1));
+            }
             let run = GpuRun::in_mode(gpu, &specs, packed(&specs, 0, 0), mode);
             let optimizer = &run.optimizer;
             let record = |by_hand: bool| {
@@ -243,13 +251,15 @@ fn a_cpu_step_allocates_nothing() {
             lengths.iter().map(|&len| vec![1.0; len]).collect(),
         )];
         let grads: Vec<Vec<f32>> = lengths.iter().map(|&len| Numbers(1).vec(len)).collect();
-        for (mode, averaging) in [
-            (StepMode::TwoPass, Averaging::Off),
-            (StepMode::Lagged, Averaging::Off),
-            (StepMode::TwoPass, Averaging::polynomial_decay()),
-            (StepMode::Lagged, Averaging::polynomial_decay()),
+        for (mode, averaging, measures) in [
+            (StepMode::TwoPass, Averaging::Off, false),
+            (StepMode::Lagged, Averaging::Off, false),
+            (StepMode::TwoPass, Averaging::polynomial_decay(), false),
+            (StepMode::Lagged, Averaging::polynomial_decay(), false),
+            (StepMode::TwoPass, Averaging::polynomial_decay(), true),
         ] {
             specs[0].averaging = averaging;
+            (specs[0].telemetry, specs[0].trust) = (measures, measures.then_some(0.1));
             let mut run = CpuRun::in_mode(&specs, mode);
             let (mut params, mut written) = (run.params(), grads.clone());
             let mut params: Vec<&mut [f32]> = params.iter_mut().map(Vec::as_mut_slice).collect();

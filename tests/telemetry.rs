@@ -8,8 +8,10 @@ mod common;
 
 use common::run::{
     CpuRun, GpuRun, Run, Spec, alone, bits, devices, every_path, every_path_and_kind, packed,
+    separate,
 };
-use common::{Numbers, ulps};
+use common::{Numbers, drain, ulps};
+use wgpu_optim::gpu::PassName;
 use wgpu_optim::{
     DoG, Group, OptimizerBuilder, Regime, Rule, Schedule, SecantForm, StepMode, TensorRecord,
     TrustRatio, WeightDecay,
@@ -148,6 +150,117 @@ fn parameters_and_steps_of_any_size_have_norms() {
             let what = format!("{}, parameters of 1e{exponent}", run.path());
             let records = run.records().tensors;
             assert_records(&what, &records, &before, &run.params());
+        }
+    }
+}
+
+/// Magnitudes on both sides of every border between the scales of a sum, and far from each other, within one tensor: so that some
+/// invocations meet one, some the other, and their sums must meet.
+#[test]
+fn tensors_of_two_sizes_have_norms() {
+    let _alone = alone();
+    let sizes = [
+        1e-30,
+        2f32.powi(-41),
+        2f32.powi(-40),
+        1.0,
+        2f32.powi(40),
+        1e19,
+        1e30,
+    ];
+    let mut specs = Vec::new();
+    for &most in &sizes {
+        for &some in &sizes {
+            let mut numbers = Numbers(3);
+            let size = |i: usize| if i % 97 == 5 || i > 560 { some } else { most };
+            let tensor = (0..601).map(|i| size(i) * numbers.next()).collect();
+            let spec = Spec::new(Rule::sgd(), Regime::fixed(0.25), vec![tensor]);
+            specs.push(Spec {
+                telemetry: true,
+                ..spec.named(format!("{most} and {some}"))
+            });
+        }
+    }
+    for mut run in every_path_and_kind(&specs) {
+        let before = run.params();
+        run.step(&before);
+        let records = run.records().tensors;
+        assert_records(&run.path(), &records, &before, &run.params());
+    }
+}
+
+/// Of tensors longer than the stretches that threads take, and of tensors in buffers of their own.
+#[test]
+fn long_tensors_and_separate_ones_have_norms() {
+    let _alone = alone();
+    let mut numbers = Numbers(2);
+    let tensors = [140_001, 8192, 70_000].map(|len| numbers.vec(len)).into();
+    let specs = [Spec {
+        telemetry: true,
+        ..Spec::new(Rule::sgd(), Regime::seesaw(), tensors)
+    }];
+    let mut runs = every_path(&specs);
+    for gpu in devices() {
+        runs.push(Box::new(GpuRun::new(gpu, &specs, separate(&specs))));
+    }
+    for mut run in runs {
+        let before = run.params();
+        let grads: Vec<Vec<f32>> = before.iter().map(|w| numbers.vec(w.len())).collect();
+        run.step(&grads);
+        let records = run.records().tensors;
+        assert_records(&run.path(), &records, &before, &run.params());
+    }
+}
+
+/// Three steps in one encoder are three, each with what it measured and what the one before had.
+#[test]
+fn steps_of_one_submit_measure_when_they_run() {
+    let _alone = alone();
+    for gpu in devices() {
+        let specs = [Spec {
+            telemetry: true,
+            trust: Some(0.1),
+            ..Spec::new(Rule::sgd(), Regime::fixed(1.0), vec![Numbers(8).vec(513)])
+        }];
+        let mut together = GpuRun::new(gpu, &specs, packed(&specs, 1, 0));
+        let mut one_by_one = GpuRun::new(gpu, &specs, packed(&specs, 1, 0));
+        let grads = [Numbers(9).vec(513)];
+        together.write_grads(&grads);
+        let mut encoder = gpu.device().create_command_encoder(&Default::default());
+        for _ in 0..3 {
+            together.optimizer.encode_step(&mut encoder).expect("alive");
+        }
+        gpu.queue().submit([encoder.finish()]);
+        for _ in 0..3 {
+            one_by_one.step(&grads);
+        }
+        let records = drain(&mut together.optimizer);
+        assert_eq!(records.tensors.len(), 3);
+        assert_eq!(records, drain(&mut one_by_one.optimizer));
+        let norms: Vec<f32> = records.tensors.iter().map(|r| r.parameter_norm).collect();
+        assert!(norms[0] != norms[1] && norms[1] != norms[2], "{norms:?}");
+    }
+}
+
+/// Neighbours in one buffer stay one dispatch, and pass 5 is one for all of them; who does not ask has none.
+#[test]
+fn measuring_is_one_dispatch_more() {
+    let _alone = alone();
+    let names = |spec: &Spec, gpu| -> Vec<PassName> {
+        let specs = std::slice::from_ref(spec);
+        let run = GpuRun::new(gpu, specs, packed(specs, 0, 0));
+        run.optimizer.dispatches().iter().map(|d| d.pass).collect()
+    };
+    for gpu in devices() {
+        let mut spec = Spec::new(Rule::sgd(), Regime::seesaw(), vec![vec![1.0; 64]; 20]);
+        let four = names(&spec, gpu);
+        assert_eq!(four.len(), 4);
+        spec.per_tensor = true;
+        for (telemetry, trust) in [(true, None), (false, Some(0.1)), (true, Some(0.1))] {
+            (spec.telemetry, spec.trust) = (telemetry, trust);
+            let five = names(&spec, gpu);
+            assert_eq!(five[..4], four);
+            assert_eq!(five[4..], [PassName::FinishUpdate]);
         }
     }
 }
@@ -376,6 +489,150 @@ fn the_first_step_has_its_length_with_a_trust_ratio() {
                     record.step_norm
                 );
             }
+        }
+    }
+}
+
+/// Whether the numbers agree as norms of f32 sums do.
+fn close(got: f32, expected: f64) -> bool {
+    (f64::from(got) - expected).abs() <= 1e-5 * expected
+}
+
+/// Coefficient · ‖w‖/‖g + λ w‖ of every layer by itself, whatever its size, for every rule.
+#[test]
+fn trust_ratios_go_by_each_tensors_own_parameters() {
+    let _alone = alone();
+    let mut numbers = Numbers(10);
+    let sizes = [1e-30f32, 1e-3, 1.0, 1e10, 1e30];
+    let of_sizes = |numbers: &mut Numbers| -> Vec<Vec<f32>> {
+        sizes
+            .map(|size| numbers.vec(37).iter().map(|x| size * x).collect())
+            .into()
+    };
+    let tensors = of_sizes(&mut numbers);
+    for rule in rules() {
+        let specs = [Spec {
+            per_tensor: true,
+            decay: WeightDecay::Coupled(0.125),
+            trust: Some(0.01),
+            ..Spec::new(rule, Regime::fixed(0.5), tensors.clone())
+        }];
+        for mut run in every_path(&specs) {
+            for _ in 0..3 {
+                let before = run.params();
+                let grads = of_sizes(&mut numbers);
+                run.step(&grads);
+                for (tensor, record) in run.records().records.iter().enumerate() {
+                    let seen = grads[tensor].iter().zip(&before[tensor]);
+                    let seen = seen.map(|(&g, &w)| f64::from(g) + 0.125 * f64::from(w));
+                    let direction = if rule.is_sign() {
+                        37f64.sqrt()
+                    } else {
+                        norm(seen)
+                    };
+                    let w = norm(before[tensor].iter().map(|&w| f64::from(w)));
+                    // Signs are so long beside the smallest parameters, and so short beside the largest, that the bounds act; and
+                    // they can take the smallest back to zero, all at once.
+                    let trust = match w {
+                        0.0 => 1.0,
+                        _ => (0.01 * w / direction).clamp(1e-8, 1e8),
+                    };
+                    assert!(
+                        close(record.trust_ratio, trust)
+                            && close(record.learning_rate, 0.5 * trust),
+                        "{}, {}, tensor {tensor}: {record:?}, not {trust}",
+                        run.path(),
+                        rule.name()
+                    );
+                }
+            }
+        }
+    }
+}
+
+/// One factor for a group of several tensors, of all their parameters and all their gradients; a group beside it has none.
+#[test]
+fn a_group_of_several_tensors_has_one_trust_ratio() {
+    let _alone = alone();
+    let mut numbers = Numbers(11);
+    let tensors: Vec<Vec<f32>> = [5000, 3, 64].map(|len| numbers.vec(len)).into();
+    let trusting = Spec {
+        trust: Some(0.1),
+        ..Spec::new(Rule::sgdm(0.9), Regime::fixed(1.0), tensors.clone())
+    };
+    let plain = Spec::new(Rule::sgd(), Regime::seesaw(), tensors.clone()).named("plain");
+    for mut run in every_path_and_kind(&[plain, trusting]) {
+        for _ in 0..3 {
+            let before = run.params();
+            let grads: Vec<Vec<f32>> = before.iter().map(|w| numbers.vec(w.len())).collect();
+            run.step(&grads);
+            let all =
+                |tensors: &[Vec<f32>]| norm(tensors[3..].iter().flatten().map(|&x| f64::from(x)));
+            let trust = 0.1 * all(&before) / all(&grads);
+            let records = run.records();
+            assert_eq!(records.tensors, []);
+            let [plain, record] = records.records[..] else {
+                panic!("{} records", records.records.len());
+            };
+            assert!(
+                close(record.trust_ratio, trust),
+                "{}: {record:?}, not {trust}",
+                run.path()
+            );
+            assert_eq!((plain.trust_ratio, plain.trust_term), (1.0, 0.0));
+        }
+    }
+}
+
+/// But for the steps' numbers nothing remembers that there was a skip: not the parameters, not their norm, not the ratio.
+#[test]
+fn a_skipped_step_leaves_the_trust_ratio_alone() {
+    let _alone = alone();
+    let specs = [Spec {
+        per_tensor: true,
+        trust: Some(0.1),
+        ..Spec::new(
+            Rule::sgdm(0.9),
+            Regime::seesaw(),
+            vec![Numbers(4).vec(300), Numbers(5).vec(7)],
+        )
+    }];
+    for (mut run, mut other) in every_path(&specs).into_iter().zip(every_path(&specs)) {
+        let mut numbers = Numbers(6);
+        for step in 0..8 {
+            let mut grads = vec![numbers.vec(300), numbers.vec(7)];
+            if step % 3 == 0 {
+                grads[1][6] = f32::NAN;
+            } else {
+                other.step(&grads);
+            }
+            run.step(&grads);
+        }
+        assert_eq!(bits(&run.params()), bits(&other.params()), "{}", run.path());
+        assert_eq!(run.rates(), other.rates(), "{}", run.path());
+    }
+}
+
+/// Rescaling the loss by a power of two changes no bit of the steps.
+#[test]
+fn the_scale_of_the_loss_changes_no_bit_with_a_trust_ratio() {
+    let _alone = alone();
+    let specs = [Spec {
+        trust: Some(0.02),
+        ..Spec::new(Rule::sgdm(0.9), Regime::seesaw(), vec![Numbers(14).vec(77)])
+    }];
+    for (mut run, mut scaled) in every_path(&specs).into_iter().zip(every_path(&specs)) {
+        let mut numbers = Numbers(15);
+        for _ in 0..6 {
+            let grads = numbers.vec(77);
+            scaled.step(&[grads.iter().map(|g| 1024.0 * g).collect()]);
+            run.step(&[grads]);
+            assert_eq!(
+                bits(&run.params()),
+                bits(&scaled.params()),
+                "{}",
+                run.path()
+            );
         }
     }
 }

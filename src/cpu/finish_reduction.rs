@@ -10,16 +10,21 @@ const WORKGROUP: usize = 64;
 
 /// Adds up the partials of one scope.
 pub(crate) fn finish_reduction(partials: &[ScopeSums]) -> ScopeSums {
-    let mut tree = [no_totals(); WORKGROUP];
+    as_a_workgroup(partials, no_totals(), add_totals)
+}
+
+/// Adds up what blocks have left.
+pub(crate) fn as_a_workgroup<T: Copy>(partials: &[T], nothing: T, add: impl Fn(&T, &T) -> T) -> T {
+    let mut tree = [nothing; WORKGROUP];
     for stride in partials.chunks(WORKGROUP) {
         for (lane, partial) in tree.iter_mut().zip(stride) {
-            *lane = add_totals(lane, partial);
+            *lane = add(lane, partial);
         }
     }
     let mut half = WORKGROUP / 2;
     while half > 0 {
         for lane in 0..half {
-            tree[lane] = add_totals(&tree[lane], &tree[lane + half]);
+            tree[lane] = add(&tree[lane], &tree[lane + half]);
         }
         half /= 2;
     }

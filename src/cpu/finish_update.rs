@@ -1,19 +1,19 @@
 //! Pass 5: twin of `shaders/finish_update.wgsl`.
 
-use crate::cpu::finish_reduction::add_squares;
+use crate::cpu::finish_reduction::{add_squares, as_a_workgroup};
 use crate::cpu::learning_rate::from_squares;
 use crate::cpu::scaled::Scaled;
 use crate::layout::{
     GroupState, NO_TENSOR, RawTensorRecord, Squares, StepSums, StepUnit, Update, record_flags,
 };
 
-/// The rows of a tensor or a group, added up.
+/// The rows of a tensor or a group, added up: one after the other, thousands of blocks would lose digits.
 fn sums_of(rows: &[StepSums]) -> StepSums {
-    rows.iter().fold(StepSums::default(), add_step_sums)
+    as_a_workgroup(rows, StepSums::default(), add_step_sums)
 }
 
 /// Both sums of squares.
-pub(crate) fn add_step_sums(a: StepSums, b: &StepSums) -> StepSums {
+pub(crate) fn add_step_sums(a: &StepSums, b: &StepSums) -> StepSums {
     StepSums {
         parameters: add_squares(a.parameters, b.parameters),
         step: add_squares(a.step, b.step),
@@ -80,5 +80,27 @@ pub(crate) fn finish_update(
             record.step_norm = norm_of(sums.step);
         }
         ring[slot * tensors + column] = record;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// 2^26 parameters are 16,384 blocks. A row of this size is rounded the same way for long when it is added to a large sum.
+    #[test]
+    fn many_rows_lose_no_digits() {
+        let square = |sum| Squares { sum, exponent: 0 };
+        let row = StepSums {
+            parameters: square(1365.3),
+            step: square(1.1e-7),
+        };
+        let rows = vec![row; 16_384];
+        let sums = sums_of(&rows);
+        for (got, each) in [(sums.parameters, 1365.3f32), (sums.step, 1.1e-7)] {
+            let expected = 16_384.0 * f64::from(each);
+            let off = (got.value() / expected - 1.0).abs();
+            assert!(off <= 256.0 * f64::from(f32::EPSILON) / 2.0, "{off:e}");
+        }
     }
 }

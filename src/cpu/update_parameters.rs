@@ -196,7 +196,7 @@ fn update_elements<const SCALED: bool>(
                 parameters: squares_of(params),
                 step: squares_of(step),
             };
-            *sums = add_step_sums(*sums, &measured);
+            *sums = add_step_sums(sums, &measured);
         }
         if let Some(averages) = averages.get_mut(tile.clone()) {
             average(update.average_weight, averages, params);
