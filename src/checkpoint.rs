@@ -45,8 +45,9 @@ pub enum Parameters {
 /// keep it elsewhere, add notes, or look into it. The records are not in it: drain them before.
 ///
 /// A file is [safetensors](https://github.com/huggingface/safetensors), with a tensor `parameters/NAME` for each tensor, `momentum/NAME`,
-/// `direction_counters/NAME`, `last_gradient/NAME`, `first_parameters/NAME`, `streams/NAME` or `averages/NAME` where that is remembered, and `groups/state`,
-/// `groups/update` and, where they are needed, `norms/way` and `tensors/record`, with a row for each group, norm or tensor. The header's metadata has the version of this form, the step, the configuration, and the notes.
+/// `direction_counters/NAME`, `last_gradient/NAME`, `first_parameters/NAME`, `streams/NAME` or `averages/NAME` where that is remembered; and
+/// `groups/state`, `groups/update` and, where they are needed, `norms/way` and `tensors/record`, with a row for each group, norm or tensor.
+/// The header's metadata has the version of this form, the step, the configuration, and the notes.
 ///
 /// # Bits
 /// Every number is kept as it is. A run that goes on from a checkpoint has the same bits as one that was never interrupted, on the same
@@ -201,7 +202,7 @@ impl Checkpoint {
         self.about.step
     }
 
-    /// How the optimizer's steps go over the gradients: [`StepMode::name`].
+    /// How the optimizer's steps go over the gradients: [`StepMode::name`](crate::StepMode::name).
     pub fn step_mode(&self) -> &str {
         &self.about.step_mode
     }
@@ -452,9 +453,9 @@ pub(crate) enum Table {
     TensorRecords,
 }
 
-/// A field of a table's struct.
+/// A field of a table's struct; of one within it, `struct.field`.
 struct Field {
-    name: &'static str,
+    name: String,
     /// `f32`, `i32` or `u32`.
     kind: &'static str,
 }
@@ -507,32 +508,44 @@ impl Table {
 
     /// The fields of a struct, from the shaders' declaration, which tests/layout.rs holds against Rust's.
     fn fields(self) -> Vec<Field> {
-        let start = match self {
-            Table::States => "struct GroupState {",
-            Table::Updates => "struct Update {",
-            Table::TensorRecords => "struct RawTensorRecord {",
-            Table::Ways => return Vec::new(),
-        };
-        let layout = include_str!("../shaders/shared/layout.wgsl");
-        let body = layout.split_once(start).map_or("", |(_, after)| after);
-        body.lines()
-            .skip(1)
-            .take_while(|line| !line.starts_with('}'))
-            .filter_map(|line| {
-                let (name, kind) = line.trim().strip_suffix(',')?.split_once(": ")?;
-                Some(Field { name, kind })
-            })
-            .collect()
+        match self {
+            Table::States => fields_of("GroupState", ""),
+            Table::Updates => fields_of("Update", ""),
+            Table::TensorRecords => fields_of("RawTensorRecord", ""),
+            Table::Ways => Vec::new(),
+        }
     }
+}
+
+/// The fields of a struct of the shaders, each with this in front of its name.
+fn fields_of(name: &str, prefix: &str) -> Vec<Field> {
+    let layout = include_str!("../shaders/shared/layout.wgsl");
+    let start = format!("struct {name} {{");
+    let body = layout.split_once(&start).map_or("", |(_, after)| after);
+    body.lines()
+        .skip(1)
+        .take_while(|line| !line.starts_with('}'))
+        .filter_map(|line| line.trim().strip_suffix(',')?.split_once(": "))
+        .flat_map(|(name, kind)| {
+            let name = format!("{prefix}{name}");
+            match kind {
+                "f32" | "i32" | "u32" => vec![Field { name, kind }],
+                within => fields_of(within, &format!("{name}.")),
+            }
+        })
+        .collect()
 }
 
 /// Why a word cannot be in a field. Exponents and sums of logarithms are far from their types' ends, where adding two would overflow.
 fn impossible(field: &Field, word: u32) -> Option<String> {
     const MOST: i32 = 4096;
-    let most = match field.name {
+    let most = match field.name.as_str() {
         "started" | "momentum_started" | "halted" | "restarted" => 1,
         "mean_steps" => MEAN_STEPS,
-        "good_steps" | "window_steps" | "window_limit" => u32::MAX / 2 - 1,
+        "good_steps" | "window_steps" | "window_limit" | "streams.rounds" => u32::MAX / 2 - 1,
+        // Three streams, two turns each.
+        "streams.turn" => 5,
+        "streams.moved" | "streams.lost" | "streams.heard" => 7,
         _ => u32::MAX,
     };
     let float = f32::from_bits(word);

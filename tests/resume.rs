@@ -62,6 +62,7 @@ fn a_run_that_was_interrupted_ends_as_if_it_had_not_been() {
         for (rule, regime) in [
             ("sgdm", "seesaw"),
             ("signsgd", "hypergradient"),
+            ("sgd", "auto-sgd"),
             ("sgd", "ngn"),
             ("sgd", "dog"),
         ] {

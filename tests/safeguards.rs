@@ -7,9 +7,9 @@
 mod common;
 
 use common::run::{CpuRun, GpuRun, Run, Spec, bits, every_path, packed};
+use common::spec::without_counts;
 use common::{Numbers, ulps};
 use wgpu_optim::gpu::Tuning;
-use wgpu_optim::layout::GroupState;
 use wgpu_optim::{Record, Regime, Rule, StepMode, WeightDecay};
 
 /// Every kind of f32 that is not finite.
@@ -48,23 +48,6 @@ fn gradients(specs: &[Spec], seed: u64) -> Vec<Vec<f32>> {
     let mut numbers = Numbers(seed);
     common::run::lengths(specs)
         .map(|len| numbers.vec(len))
-        .collect()
-}
-
-/// What a skipped step may change in a state: what is counted of steps, and nothing else.
-fn without_counts(states: Vec<GroupState>) -> Vec<GroupState> {
-    states
-        .into_iter()
-        .map(|state| GroupState {
-            steps_low: 0,
-            steps_high: 0,
-            record_slot: 0,
-            skipped: 0,
-            skips_in_row: 0,
-            last_nonfinite: 0,
-            last_first_nonfinite: 0,
-            ..state
-        })
         .collect()
 }
 
@@ -115,8 +98,8 @@ fn a_bad_element_anywhere_skips_the_step_bit_for_bit() {
                 }
             }
             assert_eq!(
-                without_counts(run.states()),
-                without_counts(states),
+                without_counts(&run.states()),
+                without_counts(&states),
                 "{}, step {t}",
                 run.path()
             );
@@ -128,8 +111,8 @@ fn a_bad_element_anywhere_skips_the_step_bit_for_bit() {
             let what = format!("{}, step {t}: the bad steps left a trace", run.path());
             assert!(bits(&run.params()) == bits(&undisturbed.params()), "{what}");
             assert_eq!(
-                without_counts(run.states()),
-                without_counts(undisturbed.states()),
+                without_counts(&run.states()),
+                without_counts(&undisturbed.states()),
                 "{what}"
             );
         }
@@ -290,8 +273,8 @@ fn zero_gradients_before_the_first_step_wait_for_it() {
             run.path()
         );
         assert_eq!(
-            without_counts(run.states()),
-            without_counts(at_once.states()),
+            without_counts(&run.states()),
+            without_counts(&at_once.states()),
             "{}",
             run.path()
         );

@@ -77,6 +77,11 @@ impl LaggedSlices<'_> {
 #[inline(always)]
 pub(crate) fn lagged_step(of: &Lagged, slices: LaggedSlices) {
     let kernel = of.kernel;
+    // That the step before was skipped says nothing about this one.
+    let update = Update {
+        skip: 0,
+        ..*of.update
+    };
     let mut buffer = [0.0; TILE];
     let mut block_start = 0;
     for (block, partial) in slices.blocks.iter().zip(slices.partials) {
@@ -109,7 +114,7 @@ pub(crate) fn lagged_step(of: &Lagged, slices: LaggedSlices) {
                 scope_element: 0,
                 streams: [&mut [], &mut []],
             };
-            update_parameters(kernel, of.update, tile_slices, None);
+            update_parameters(kernel, &update, tile_slices, None);
             slices.grads[tile].copy_from_slice(new);
         }
         block_start = block_end;

@@ -223,11 +223,12 @@ impl Outcome {
         self.values += 1;
         if got != expected {
             self.share_of_allowed = f64::INFINITY;
+            let [got, expected] = differing_lines(&format!("{got:#?}"), &format!("{expected:#?}"));
             self.mismatch(|| Mismatch {
                 what: what(),
                 path,
-                got: Value::Text(format!("{got:?}")),
-                expected: Value::Text(format!("{expected:?}")),
+                got: Value::Text(got),
+                expected: Value::Text(expected),
                 ulps: None,
                 allowed_ulps: 0.0,
             });
@@ -274,6 +275,17 @@ impl Outcome {
             .extend(other.mismatches.into_iter().take(room));
         self.note = other.note.or(self.note.take());
     }
+}
+
+/// The lines of two texts that are not the same in both, in a line each: the fields that two structs differ in.
+fn differing_lines(a: &str, b: &str) -> [String; 2] {
+    let (a, b): (Vec<&str>, Vec<&str>) = (a.lines().collect(), b.lines().collect());
+    if a.len() != b.len() {
+        return [a, b].map(|lines| lines.concat());
+    }
+    let pairs = a.iter().zip(&b).filter(|(a, b)| a != b);
+    let (a, b): (Vec<&str>, Vec<&str>) = pairs.map(|(a, b)| (a.trim(), b.trim())).unzip();
+    [a, b].map(|lines| lines.join(" "))
 }
 
 /// Runs a case; an error is a mismatch of its own.

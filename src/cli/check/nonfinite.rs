@@ -1,13 +1,12 @@
 //! NaN and infinities of every sign and payload, at the first, the middle and the last element of every tensor, and as the loss: the
 //! step is skipped bit for bit, on the device as on the CPU path, and the record names the element.
 
-use wgpu_optim::layout::GroupState;
 use wgpu_optim::{Record, Regime, Rule, StepMode, WeightDecay};
 
 use super::case::{Case, Outcome, Path, Subject, less, shorter};
 use super::run::{DeviceRun, HostRun};
 use super::scenario::{Scenario, loss_of, with_lengths};
-use super::spec::{Spec, lengths};
+use super::spec::{Spec, lengths, without_counts};
 use crate::CliError;
 
 /// Every kind of f32 that is not finite.
@@ -99,19 +98,6 @@ pub fn cases(subject: &Subject) -> Vec<Box<dyn Case>> {
         }
     }
     cases
-}
-
-/// What a skipped step may change in a state: the counters of steps, and nothing else.
-fn without_counts(states: &[GroupState]) -> Vec<GroupState> {
-    states
-        .iter()
-        .map(|&state| GroupState {
-            steps_low: 0,
-            steps_high: 0,
-            skipped: 0,
-            ..state
-        })
-        .collect()
 }
 
 /// A step to be skipped.

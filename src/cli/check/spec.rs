@@ -2,6 +2,7 @@
 #![allow(dead_code, reason = "check and each test file use their own part")]
 
 use super::oracle::Oracle;
+use wgpu_optim::layout::GroupState;
 use wgpu_optim::{Averaging, Group, Regime, Rule, Schedule, TrustRatio, WeightDecay};
 
 /// One group: everything a caller can say of it, and its tensors' parameters before the first step.
@@ -132,4 +133,21 @@ pub fn lengths(specs: &[Spec]) -> impl Iterator<Item = usize> + '_ {
     specs
         .iter()
         .flat_map(|spec| spec.tensors.iter().map(Vec::len))
+}
+
+/// What a skipped step may change in a state: what is counted of steps, and nothing else.
+pub fn without_counts(states: &[GroupState]) -> Vec<GroupState> {
+    states
+        .iter()
+        .map(|&state| GroupState {
+            steps_low: 0,
+            steps_high: 0,
+            record_slot: 0,
+            skipped: 0,
+            skips_in_row: 0,
+            last_nonfinite: 0,
+            last_first_nonfinite: 0,
+            ..state
+        })
+        .collect()
 }
