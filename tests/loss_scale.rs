@@ -31,6 +31,7 @@ fn specs(mode: StepMode) -> Vec<Spec> {
         Regime::adagrad_norm(),
         Regime::barzilai_borwein(SecantForm::Geometric),
         Regime::dowg(),
+        Regime::gated_distance(),
         Regime::polyak(),
     ];
     let mut numbers = Numbers(1);
