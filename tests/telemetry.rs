@@ -316,7 +316,7 @@ fn a_skipped_step_moves_nothing_and_keeps_the_norm() {
 /// The ring of tensors forgets with that of the groups.
 #[test]
 fn what_is_overwritten_is_counted_once() {
-    let w = vec![1.0f32; 6];
+    let w = [1.0f32; 6];
     let mut optimizer = OptimizerBuilder::new(Rule::sgd())
         .telemetry(true)
         .record_steps(3)
@@ -327,7 +327,7 @@ fn what_is_overwritten_is_counted_once() {
         )
         .build_cpu()
         .expect("builds");
-    let (mut a, mut b) = (vec![1.0f32; 4], vec![1.0f32; 2]);
+    let (mut a, mut b) = ([1.0f32; 4], [1.0f32; 2]);
     for _ in 0..5 {
         optimizer
             .step(&mut [&mut a, &mut b], &[&w[..4], &w[4..]])

@@ -244,6 +244,8 @@ fn rates(mode: StepMode) -> impl Iterator<Item = Scenario> {
         };
         let specs = regimes()
             .into_iter()
+            // AutoSgd has no other regime beside it; the steps have it.
+            .filter(|regime| !regime.needs_streams())
             .filter(|regime| super::modes(*regime).contains(&mode) && regime.fits(&rule))
             .map(|regime| {
                 let name = format!("{} {}", rule.name(), regime.name());
