@@ -285,6 +285,7 @@ fn changes_below_the_rounding_of_f32_are_kept() {
     let g = vec![1.0f32; 4];
     let regime = Regime::Hypergradient(Hypergradient {
         gain,
+        early_steps: 0.0,
         ..Hypergradient::default()
     });
     let mut optimizer: CpuOptimizer = OptimizerBuilder::new(Rule::sgd())
