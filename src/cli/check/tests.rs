@@ -4,6 +4,7 @@
 use super::case::{Case, Outcome, Path, less, shorter, shrink, ulp};
 use super::scenario::{Scenario, with_lengths};
 use super::spec::Spec;
+use wgpu_optim::layout::GroupState;
 use wgpu_optim::{Regime, Rule, StepMode};
 
 fn near(got: f64, expected: f64, allowed_ulps: f64) -> Outcome {
@@ -105,4 +106,19 @@ fn the_smallest_case_that_fails_is_found() {
         smallest.name(),
         "seeded, two-pass, 3 steps: sgd, seesaw, 37 elements"
     );
+}
+
+#[test]
+fn of_two_structs_the_fields_that_differ_are_shown() {
+    let state = |skipped| GroupState {
+        skipped,
+        ..GroupState::default()
+    };
+    let mut outcome = Outcome::default();
+    outcome.same(Path::Device, || "a state".to_owned(), state(1), state(1));
+    assert!(outcome.mismatches.is_empty());
+    outcome.same(Path::Device, || "a state".to_owned(), state(1), state(2));
+    let mismatch = &outcome.mismatches[0];
+    assert_eq!(mismatch.got.to_string(), "skipped: 1,");
+    assert_eq!(mismatch.expected.to_string(), "skipped: 2,");
 }
