@@ -1,8 +1,10 @@
 //! Promise: `wgpu-optim train` that was interrupted and goes on with `--resume` prints the same numbers, and leaves the same trace, as if it
-//! had not been; and settings that would make it another run are named.
+//! had not been; a run that loses its device goes on by itself, from its checkpoint or from the start, on another adapter or on the CPU
+//! path; and settings that would make it another run are named.
 //!
 //! Tried once by hand, each with the test that then failed: an order of rows that begins anew, rates of the first part that are
-//! forgotten, a trace that is not cut off, a batch size that is not compared.
+//! forgotten, a trace that is not cut off, a batch size that is not compared; after a lost device a history that is not rewound, an epoch
+//! whose end is not looked at, an older file that is taken for the run's own.
 
 mod common;
 
@@ -11,6 +13,7 @@ use std::process::{Output, Stdio};
 use std::time::Duration;
 
 use common::cli::{assert_refused, wgpu_optim};
+use wgpu_optim::{Gpu, wgpu};
 
 fn train(folder: &Path, args: &[&str]) -> Output {
     let mut command = wgpu_optim();
@@ -227,6 +230,108 @@ fn a_run_goes_on_on_another_path() {
             "{end} {whole}"
         );
         assert_eq!(end["lr_first"], whole["lr_first"]);
+    }
+}
+
+/// The run says in one line what it lost and where it goes on, and ends where it would have ended, within the paths' rounding: from the
+/// last checkpoint, in the middle of an epoch and at the end of one, or from the start; with a trace and a report that lack nothing. An
+/// older file that it did not go on from is not taken.
+#[test]
+fn a_run_that_loses_its_device_goes_on_without_it() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let folder = folder.path();
+    let run = |backends: &str, args: &[&str]| {
+        let mut command = wgpu_optim();
+        command
+            .current_dir(folder)
+            .env("WGPU_BACKEND", backends)
+            .args(["train", "--json", "--epochs", "3", "--backend", "vulkan"])
+            .args(args);
+        command.output().expect("the binary runs")
+    };
+    let whole = run(
+        "vulkan",
+        &["--trace", "whole.csv", "--report", "whole.html"],
+    );
+    assert_eq!(numbers(&whole)["backend"], "vulkan");
+    let whole = numbers(&whole);
+    // 23 steps an epoch. What is left of another run, which is none of this one's.
+    numbers(&run("vulkan", &["--checkpoint", "old.safetensors"]));
+    let adapters = pollster::block_on(Gpu::adapters(Some(wgpu::Backends::all())));
+    let is = |backend| adapters.iter().any(|a| a.get_info().backend == backend);
+    for (backends, to) in [("vulkan", "cpu"), ("vulkan,gl", "gl")] {
+        if to == "gl" && !is(wgpu::Backend::Gl) {
+            continue;
+        }
+        for (file, every, lost, from) in [
+            (
+                Some("new.safetensors"),
+                "10",
+                "37",
+                "from the checkpoint of step 30",
+            ),
+            (
+                Some("new.safetensors"),
+                "23",
+                "46",
+                "from the checkpoint of step 46",
+            ),
+            (Some("old.safetensors"), "40", "31", "from the start"),
+            (None, "", "0", "from the start"),
+            (None, "", "68", "from the start"),
+        ] {
+            let mut args = vec!["--lose-device", lost, "--trace", "parts.csv"];
+            args.extend(["--report", "parts.html"]);
+            if let Some(file) = file {
+                args.extend(["--checkpoint", file, "--every", every]);
+            }
+            let output = run(backends, &args);
+            let said = String::from_utf8_lossy(&output.stderr);
+            let what = format!("{backends}, {args:?}: {said}");
+            let end = numbers(&output);
+            assert_eq!(end["backend"], to, "{what}");
+            let lines: Vec<&str> = said.lines().filter(|line| line.contains("lost")).collect();
+            assert_eq!(lines.len(), 1, "{what}");
+            let place = if to == "cpu" {
+                "on the CPU path"
+            } else {
+                "(gl, software)"
+            };
+            for words in ["the device ", "(vulkan, software) is lost", from, place] {
+                assert!(lines[0].contains(words), "{words}: {what}");
+            }
+            assert!(!said.contains("panicked"), "{what}");
+            let loss = |run: &serde_json::Value| run["train_loss"].as_f64().expect("a number");
+            let off = (loss(&end) / loss(&whole) - 1.0).abs();
+            assert!(off <= 2e-3, "off by {off:e}, {what}");
+            let first = |run: &serde_json::Value| run["lr_first"].as_f64().expect("a number");
+            let off = (first(&end) / first(&whole) - 1.0).abs();
+            assert!(off <= 1e-5, "off by {off:e}, {what}");
+            let steps = |file: &str| -> Vec<String> {
+                let rows = text(&folder.join(file));
+                let first = rows.lines().map(|row| row.split(',').next());
+                first.flatten().map(str::to_owned).collect()
+            };
+            assert_eq!(steps("parts.csv"), steps("whole.csv"), "{what}");
+            // As many points on every curve; axes and marks have two.
+            let curves = |file: &str| -> Vec<usize> {
+                let page = text(&folder.join(file));
+                let lists = page.split("points=\"").skip(1);
+                let lists = lists.filter_map(|rest| rest.split('"').next());
+                let counts = lists.map(|points| points.split_whitespace().count());
+                counts.filter(|&count| count > 2).collect()
+            };
+            assert_eq!(curves("whole.html"), [69, 3, 69, 69], "{what}");
+            assert_eq!(curves("parts.html"), curves("whole.html"), "{what}");
+        }
+    }
+    for (backend, step, words) in [
+        ("cpu", "5", "no device to lose"),
+        ("vulkan", "69", "the run has 69 steps"),
+    ] {
+        let args = ["--epochs", "3", "--backend", backend, "--lose-device", step];
+        let output = train(folder, &args);
+        assert_refused(&output, &["--lose-device", words]);
     }
 }
 

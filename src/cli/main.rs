@@ -56,6 +56,17 @@ enum CliError {
 }
 
 impl CliError {
+    /// Why the device is lost, where that is what went wrong.
+    fn lost_device(&self) -> Option<&str> {
+        match self {
+            CliError::Optimizer(wgpu_optim::Error::DeviceLost(reason))
+            | CliError::Model(model::ModelError::Device(wgpu_optim::Error::DeviceLost(reason))) => {
+                Some(reason)
+            }
+            _ => None,
+        }
+    }
+
     /// 2 for what the user can mend in the command, 1 for what went wrong while running.
     fn exit_code(&self) -> u8 {
         match self {

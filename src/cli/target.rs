@@ -148,6 +148,29 @@ impl TargetArgs {
 }
 
 impl Target {
+    /// Where to go on after the devices of these adapters were lost: on another adapter, else on the CPU path. A software driver will
+    /// only do after other software, the CPU path is faster.
+    pub fn instead_of(lost: &[wgpu::AdapterInfo]) -> Self {
+        let is_software = |info: &wgpu::AdapterInfo| info.device_type == wgpu::DeviceType::Cpu;
+        let is_lost = |info: &wgpu::AdapterInfo| {
+            lost.iter()
+                .any(|lost| (lost.backend, &lost.name) == (info.backend, &info.name))
+        };
+        let mut others = pollster::block_on(Gpu::adapters(None));
+        others.retain(|adapter| {
+            let info = adapter.get_info();
+            !is_lost(&info) && (!is_software(&info) || lost.iter().all(is_software))
+        });
+        others.sort_by_key(|adapter| is_software(&adapter.get_info()));
+        let opened = others
+            .iter()
+            .find_map(|adapter| pollster::block_on(Gpu::open(adapter)).ok());
+        match opened {
+            Some(gpu) => Target::Gpu(gpu),
+            None => Target::Cpu { reason: None },
+        }
+    }
+
     /// The target in the geometry that is cached for about this many parameters, which it then says on standard error; as it is
     /// where there is none.
     pub fn tuned_for(self, elements: usize) -> (Self, TuningSource) {
@@ -190,6 +213,14 @@ impl Target {
                     if threads == 1 { "" } else { "s" }
                 )
             }
+            Target::Gpu(gpu) => gpu.describe(),
+        }
+    }
+
+    /// `the CPU path`, or the adapter.
+    pub fn in_words(&self) -> String {
+        match self {
+            Target::Cpu { .. } => "the CPU path".to_owned(),
             Target::Gpu(gpu) => gpu.describe(),
         }
     }

@@ -262,6 +262,9 @@ pub struct Args {
     /// Multiply the gradients of this step by 100, to see what the optimizer does
     #[arg(long, value_name = "STEP")]
     inject_spike: Option<u64>,
+    /// Destroy the device before this step, to see the run go on without it: from its last checkpoint, or from the start
+    #[arg(long, value_name = "STEP")]
+    lose_device: Option<u64>,
     #[command(flatten)]
     compare: compare::CompareArgs,
 }
@@ -299,6 +302,7 @@ impl Args {
         Injection {
             nan: self.inject_nan,
             spike: self.inject_spike,
+            loss_of_device: None,
         }
     }
 
@@ -307,6 +311,7 @@ impl Args {
         for (option, step) in [
             ("--inject-nan", self.inject_nan),
             ("--inject-spike", self.inject_spike),
+            ("--lose-device", self.lose_device),
         ] {
             if let Some(step) = step.filter(|&step| step >= steps) {
                 return Err(CliError::Usage(format!(
@@ -401,10 +406,15 @@ pub fn run(args: &Args) -> Result<(), CliError> {
         args.hidden as usize,
     );
     let target = args.target.find()?;
+    if args.lose_device.is_some() && matches!(target, Target::Cpu { .. }) {
+        return Err(CliError::Usage(
+            "--lose-device: the CPU path has no device to lose, name one with --backend".to_owned(),
+        ));
+    }
     // Before training, which a path that cannot be written should not cost; and not before the data is read, which may be the
     // same file by mistake.
     let saving = Saving::new(args, &dataset)?;
-    let resumed = match &saving {
+    let mut resumed = match &saving {
         Some(saving) => saving.resumed(args, args.steps(&dataset))?,
         None => None,
     };
@@ -423,29 +433,45 @@ pub fn run(args: &Args) -> Result<(), CliError> {
     if let Some(saving) = saving.as_ref().filter(|_| args.resume) {
         saving.explain(resumed.as_ref());
     }
-    let (target, tuning) = target.tuned_for(model.padded_len());
-    let mut history = page.as_ref().map(|_| History::new(args.steps(&dataset)));
+    let (mut target, mut tuning) = target.tuned_for(model.padded_len());
     let progress = progress_bar(args.steps(&dataset));
     progress.set_position(step);
-    let run = Run {
-        tuning,
-        ..train(
-            args,
-            &settings,
-            &dataset,
-            &target,
-            &model,
-            resumed,
-            &mut Watch {
-                history: history.as_mut(),
-                progress: &progress,
-                trace,
-                saving: saving.as_ref(),
+    let mut watch = Watch {
+        history: page.as_ref().map(|_| History::new(args.steps(&dataset))),
+        saved_history: None,
+        progress: &progress,
+        trace,
+        saving: saving.as_ref(),
+        lose_device: args.lose_device,
+    };
+    let mut lost = Vec::new();
+    let run = loop {
+        let trained = train(
+            args, &settings, &dataset, &target, &model, resumed, &mut watch,
+        );
+        let error = match trained {
+            Ok(run) => break Run { tuning, ..run },
+            Err(error) => error,
+        };
+        let (Target::Gpu(gpu), Some(reason)) = (&target, error.lost_device()) else {
+            return Err(error);
+        };
+        lost.push(gpu.device().adapter_info());
+        let from = gpu.describe();
+        (target, tuning) = Target::instead_of(&lost).tuned_for(model.padded_len());
+        resumed = watch.rewind(args, &dataset, &model)?;
+        let step = resumed.as_ref().map_or(0, |run| run.checkpoint.step());
+        eprintln!(
+            "the device {from} is lost ({reason}): going on {} on {}",
+            match step {
+                0 => "from the start".to_owned(),
+                step => format!("from the checkpoint of step {step}"),
             },
-        )?
+            target.in_words()
+        );
     };
     progress.finish_and_clear();
-    if let (Some(page), Some(history)) = (page, &history) {
+    if let (Some(page), Some(history)) = (page, &watch.history) {
         page.write(args, &run, &model, history)?;
     }
     if run.skipped_steps == run.steps {
@@ -460,13 +486,45 @@ pub fn run(args: &Args) -> Result<(), CliError> {
     }
 }
 
-/// Who looks on while a model trains.
+/// Who looks on while a model trains, and who interferes.
 struct Watch<'a> {
     /// Of `--report`.
-    history: Option<&'a mut History>,
+    history: Option<History>,
+    /// The same when the run was last saved.
+    saved_history: Option<History>,
     progress: &'a ProgressBar,
     trace: Option<Trace>,
     saving: Option<&'a Saving>,
+    /// The step before which the device is to be lost.
+    lose_device: Option<u64>,
+}
+
+impl Watch<'_> {
+    /// Goes back to where the run was last saved, or to its start, and says from what it is to go on.
+    fn rewind(
+        &mut self,
+        args: &Args,
+        dataset: &Dataset,
+        model: &Model,
+    ) -> Result<Option<Resumed>, CliError> {
+        let steps = args.steps(dataset);
+        let resumed = match self.saving {
+            Some(saving) => saving.last(args, steps)?,
+            None => None,
+        };
+        let step = resumed.as_ref().map_or(0, |run| run.checkpoint.step());
+        // What has not been written of the old one yet is of steps that are taken again.
+        if let (Some(trace), Some(path)) = (self.trace.take(), &args.trace) {
+            trace.finish()?;
+            self.trace = Some(Trace::from_step(path, args, model, step)?);
+        }
+        if self.history.is_some() {
+            let saved = self.saved_history.clone();
+            self.history = Some(saved.unwrap_or_else(|| History::new(steps)));
+        }
+        self.progress.set_position(step);
+        Ok(resumed)
+    }
 }
 
 /// One run, or the rest of one; `progress` hears of each step and of each epoch.
@@ -489,7 +547,11 @@ fn train(
         dataset,
         batch,
         settings,
-        args.injection(),
+        Injection {
+            // Once is enough.
+            loss_of_device: watch.lose_device.take(),
+            ..args.injection()
+        },
         args.seed,
     )?;
     let progress = watch.progress;
@@ -515,10 +577,14 @@ fn train(
         let start = u64::from(epoch) * per_epoch as u64;
         // An optimizer of streams may end its last round early.
         let end = (start + per_epoch as u64).min(steps);
-        if done >= end {
+        // A run that goes on from its last step before an epoch's end was looked at still has to do that.
+        let is_over = done > end || start >= end;
+        if is_over || done == end && watch.history.is_none() {
             continue;
         }
-        engine.begin_epoch(&order, (done - start) as usize);
+        if done < end {
+            engine.begin_epoch(&order, (done - start) as usize);
+        }
         while done < end {
             let saved = watch.saving.and_then(|saving| saving.next_after(done));
             let until = saved.map_or(end, |saved| saved.min(end));
@@ -556,6 +622,7 @@ fn train(
                     trace.sync()?;
                 }
                 saving.save(&engine.checkpoint(&saving.notes(&sofar))?)?;
+                watch.saved_history.clone_from(&watch.history);
             }
         }
         if let Some(history) = &mut watch.history {

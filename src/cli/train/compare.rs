@@ -607,9 +607,11 @@ impl<'a> Comparison<'a> {
             None,
             &mut Watch {
                 history: None,
+                saved_history: None,
                 progress,
                 trace: None,
                 saving: None,
+                lose_device: None,
             },
         )?;
         Ok(Run {

@@ -63,11 +63,13 @@ pub struct Injection {
     pub nan: Option<u64>,
     /// The step whose gradients become a hundred times as large.
     pub spike: Option<u64>,
+    /// The step before which the device is destroyed.
+    pub loss_of_device: Option<u64>,
 }
 
 impl Injection {
     fn is_due(&self, step: u64) -> bool {
-        self.nan == Some(step) || self.spike == Some(step)
+        [self.nan, self.spike, self.loss_of_device].contains(&Some(step))
     }
 
     fn apply(&self, step: u64, gradients: &mut [f32]) {
@@ -386,6 +388,9 @@ impl GpuEngine {
     /// enough for one step.
     fn step_injected(&self, step: u64) -> Result<(), CliError> {
         let (device, queue) = (self.gpu.device(), self.gpu.queue());
+        if self.injection.loss_of_device == Some(step) {
+            device.destroy();
+        }
         let encoder = || {
             device.create_command_encoder(&wgpu::CommandEncoderDescriptor {
                 label: Some("training, gradients changed"),

@@ -49,7 +49,7 @@ const SKIP_COLOR: RGBColor = COLORS[1];
 const CLAMP_COLOR: RGBColor = COLORS[3];
 
 /// What the page shows of a run, gathered step by step in a memory that does not grow with the steps.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Clone)]
 pub struct History {
     steps: u64,
     columns: Vec<Column>,
@@ -171,7 +171,7 @@ impl Extremes {
 }
 
 /// A change of the learning rate.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 struct Move {
     record: Record,
     smoothed_norm_before: f32,

@@ -37,7 +37,7 @@ pub struct Run {
     pub lr_max: f32,
     pub skipped_steps: u64,
     pub seconds: f64,
-    /// Steps that took them: all but those of an earlier process.
+    /// Steps that took them: all but those that a checkpoint brought.
     #[serde(skip)]
     pub timed_steps: u64,
     #[serde(skip)]
@@ -239,7 +239,7 @@ pub fn print(run: &Run, model: &Model) -> Result<(), CliError> {
     ))?;
     let earlier = match run.steps - run.timed_steps {
         0 => String::new(),
-        steps => format!(", after {steps} of an earlier process"),
+        steps => format!(", after {steps} from a checkpoint"),
     };
     say(format!(
         "{} steps of {} rows in {:.2} s ({:.0} µs each){earlier}",

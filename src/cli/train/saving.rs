@@ -1,5 +1,6 @@
 //! `--checkpoint`, `--every`, `--resume`: a run that was interrupted goes on as if it had not been.
 
+use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
@@ -20,6 +21,8 @@ pub struct Saving {
     path: PathBuf,
     every: Option<u64>,
     settings: BTreeMap<String, String>,
+    /// Whether the file is of this run.
+    is_ours: Cell<bool>,
 }
 
 /// [`Sofar`] as a checkpoint's notes have it. Numbers that are no integers are kept as their bits.
@@ -87,18 +90,34 @@ impl Saving {
             path: path.clone(),
             every: args.every,
             settings: settings(args, dataset),
+            is_ours: Cell::new(false),
         }))
     }
 
     /// The run that the file has, if it is there and `--resume` is given.
     pub fn resumed(&self, args: &Args, steps: u64) -> Result<Option<Resumed>, CliError> {
-        if !args.resume {
+        if !args.resume || !self.path.exists() {
             return Ok(None);
         }
+        let run = self.load(args, steps)?;
+        let done = run.checkpoint.step();
+        if args.report.is_some() && done > 0 {
+            return Err(CliError::Usage(format!(
+                "--report would lack the first {done} steps, which an earlier process ran: leave it out, --trace goes on where it was"
+            )));
+        }
+        self.is_ours.set(true);
+        Ok(Some(run))
+    }
+
+    /// What this process has saved of the run last, or has itself gone on from.
+    pub fn last(&self, args: &Args, steps: u64) -> Result<Option<Resumed>, CliError> {
+        let saved = self.is_ours.get();
+        saved.then(|| self.load(args, steps)).transpose()
+    }
+
+    fn load(&self, args: &Args, steps: u64) -> Result<Resumed, CliError> {
         let shown = self.path.display();
-        if !self.path.exists() {
-            return Ok(None);
-        }
         let checkpoint = Checkpoint::load(&self.path)?;
         let progress: Progress = checkpoint
             .notes()
@@ -127,15 +146,10 @@ impl Saving {
                 args.epochs
             )));
         }
-        if args.report.is_some() && done > 0 {
-            return Err(CliError::Usage(format!(
-                "--report would lack the first {done} steps, which an earlier process ran: leave it out, --trace goes on where it was"
-            )));
-        }
-        Ok(Some(Resumed {
+        Ok(Resumed {
             sofar: progress.sofar(),
             checkpoint,
-        }))
+        })
     }
 
     /// Says on standard error where a run begins that was to be resumed.
@@ -167,7 +181,9 @@ impl Saving {
 
     /// Writes the checkpoint.
     pub fn save(&self, checkpoint: &Checkpoint) -> Result<(), CliError> {
-        Ok(checkpoint.save(&self.path)?)
+        checkpoint.save(&self.path)?;
+        self.is_ours.set(true);
+        Ok(())
     }
 }
 
@@ -399,6 +415,7 @@ mod tests {
             path: PathBuf::new(),
             every,
             settings: BTreeMap::new(),
+            is_ours: Cell::new(false),
         };
         assert_eq!(saving(Some(5)).next_after(0), Some(5));
         assert_eq!(saving(Some(5)).next_after(5), Some(10));
