@@ -14,6 +14,8 @@ pub struct Oracle {
     pub maximize: bool,
     pub w: Vec<f64>,
     m: Option<Vec<f64>>,
+    /// Momentum, and what goes into it, is zero where f32 would be denormal: for a device that takes such numbers for zeros.
+    pub flushes: bool,
     q: Vec<f64>,
     last_sign: Vec<f64>,
     w0_norm: f64,
@@ -212,6 +214,7 @@ impl Oracle {
             clip: f64::INFINITY,
             maximize: false,
             m: None,
+            flushes: false,
             q: vec![0.0; w.len()],
             last_sign: vec![0.0; w.len()],
             w0_norm: norm(&w),
@@ -315,6 +318,12 @@ impl Oracle {
         // Its momentum, while a rate is looked for, is what it would be if all gradients were this one.
         let without_momentum =
             matches!(self.regime, Regime::GatedDistance(_)) && !self.gated.runs();
+        let flush = |x: f64| {
+            let is_denormal = x.abs() < f64::from(f32::MIN_POSITIVE);
+            if self.flushes && is_denormal { 0.0 } else { x }
+        };
+        // The next momentum of an element.
+        let keep = |mu: f64, m: f64, share: f64, g: f64| flush(flush(mu * m) + flush(share * g));
         let direction: Vec<f64> = match self.rule {
             Rule::Sgd => g.clone(),
             Rule::SignSgd => g.iter().map(|&g| sign(g)).collect(),
@@ -327,7 +336,11 @@ impl Oracle {
                 let m: Vec<f64> = match self.m.take() {
                     _ if without_momentum => g.iter().map(|g| share / (1.0 - mu) * g).collect(),
                     None => g.clone(),
-                    Some(m) => m.iter().zip(&g).map(|(m, g)| mu * m + share * g).collect(),
+                    Some(m) => m
+                        .iter()
+                        .zip(&g)
+                        .map(|(&m, &g)| keep(mu, m, share, g))
+                        .collect(),
                 };
                 let u = if nesterov {
                     g.iter().zip(&m).map(|(g, m)| g + mu * m).collect()
@@ -347,7 +360,7 @@ impl Oracle {
                 let m: Vec<f64> = m
                     .iter()
                     .zip(&g)
-                    .map(|(m, g)| beta * m + (1.0 - beta) * g)
+                    .map(|(&m, &g)| keep(beta, m, 1.0 - beta, g))
                     .collect();
                 let u = m.iter().map(|&m| sign(m)).collect();
                 self.m = Some(m);

@@ -238,7 +238,7 @@ impl Scenario {
         units
     }
 
-    /// The right answer for a unit. With `flushed`, where denormal inputs are zeros.
+    /// The right answer for a unit. With `flushed`, where denormal inputs are zeros, and denormal momentum is.
     fn expected(&self, unit: &Unit, gradients: &[Vec<Vec<f32>>], flushed: bool) -> Expected {
         let flush = |x: f32| if flushed && !x.is_normal() { 0.0 } else { x };
         let mut spec = unit.spec.clone();
@@ -247,6 +247,7 @@ impl Scenario {
             .flatten()
             .for_each(|w| *w = flush(*w));
         let mut oracle: Oracle = spec.oracle();
+        oracle.flushes = flushed;
         let mut largest_gradient = vec![0f64; oracle.w.len()];
         let mut expected = Expected::default();
         for (index, gradients) in gradients.iter().enumerate() {
