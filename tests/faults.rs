@@ -8,6 +8,7 @@
 mod common;
 
 use std::process::Command;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use common::run::{CpuRun, Run, Setup, Spec, bits, devices, every_path_with, gpu_run_with};
@@ -343,6 +344,31 @@ fn a_readback_that_does_not_come_in_time_is_an_error_and_loses_nothing() {
         }
         assert_eq!(records.len(), steps, "{}", gpu.describe());
         assert_eq!(run.params(), [[1.0 - 0.5 * steps as f32; 8]]);
+    }
+}
+
+/// Who polls takes along the answers that others wait for, and hands them over a little later.
+#[test]
+fn other_threads_may_poll_the_device_while_a_readback_is_waited_for() {
+    for gpu in &common::adapters() {
+        let buffer = upload(gpu, &[1.0; 64]);
+        let done = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            for _ in 0..3 {
+                scope.spawn(|| {
+                    while !done.load(Ordering::Relaxed) {
+                        // Its own failures show in the readbacks.
+                        let _ = gpu.device().poll(wgpu::PollType::Poll);
+                    }
+                });
+            }
+            let failed = (0..2000).find_map(|_| {
+                let read = gpu.read_buffer::<f32>("a buffer", &buffer);
+                pollster::block_on(read).err()
+            });
+            done.store(true, Ordering::Relaxed);
+            assert!(failed.is_none(), "{}: {failed:?}", gpu.describe());
+        });
     }
 }
 

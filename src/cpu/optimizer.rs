@@ -362,10 +362,6 @@ impl CpuOptimizer {
         self.set_rates();
         // A gradient that is not finite holds back every group.
         if self.updates.iter().any(|update| update.skip != 0) {
-            // The next sweep is a step again, with the rate as it is.
-            for update in &mut self.updates {
-                update.skip = 0;
-            }
             return self.check_halted();
         }
         for tensor in &mut self.tensors {

@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use futures_intrusive::channel::TryReceiveError;
 use futures_intrusive::channel::shared::{Receiver, channel};
 
 use crate::error::Error;
@@ -9,6 +10,9 @@ use crate::gpu::context::{Gpu, one_line};
 
 /// Whether time-outs can be kept: a browser has no clock for us, and does not let us wait.
 const HAS_CLOCK: bool = cfg!(not(target_arch = "wasm32"));
+
+/// How long to sleep while another thread hands over what it took along.
+const HANDOVER: Duration = Duration::from_micros(20);
 
 type MapResult = Result<(), wgpu::BufferAsyncError>;
 
@@ -125,8 +129,10 @@ impl Readback {
         gpu.device()
             .poll(wgpu::PollType::Poll)
             .map_err(|error| self.failed(gpu, &error.to_string()))?;
-        if let Ok(result) = copy.receiver.try_receive() {
-            return self.finish(gpu, result, read).map(Some);
+        match copy.receiver.try_receive() {
+            Ok(result) => return self.finish(gpu, result, read).map(Some),
+            Err(TryReceiveError::Closed) => return Err(self.dropped(gpu)),
+            Err(TryReceiveError::Empty) => {}
         }
         gpu.check_alive()?;
         match copy.started {
@@ -145,25 +151,26 @@ impl Readback {
             return Err(self.failed(gpu, "no copy was started"));
         };
         if HAS_CLOCK {
+            let started = Instant::now();
             let wait = gpu.wait_for(&copy.submission, Some(gpu.readback_timeout()));
             let done = wait.map_err(|error| self.failed(gpu, &error))?;
-            if let Ok(result) = copy.receiver.try_receive() {
-                return self.finish(gpu, result, read);
+            // Another thread that polls the same device may have taken the answer along, and not have handed it over yet.
+            loop {
+                match copy.receiver.try_receive() {
+                    Ok(result) => return self.finish(gpu, result, read),
+                    Err(TryReceiveError::Closed) => return Err(self.dropped(gpu)),
+                    Err(TryReceiveError::Empty) => {}
+                }
+                gpu.check_alive()?;
+                if !done || started.elapsed() > gpu.readback_timeout() {
+                    return Err(self.late(gpu));
+                }
+                std::thread::sleep(HANDOVER);
             }
-            // A lost device may have dropped the request without an answer.
-            gpu.check_alive()?;
-            return Err(if done {
-                self.failed(gpu, "the device gave no answer")
-            } else {
-                self.late(gpu)
-            });
         }
         match copy.receiver.receive().await {
             Some(result) => self.finish(gpu, result, read),
-            None => {
-                self.in_flight = None;
-                Err(self.failed(gpu, "the device dropped the request"))
-            }
+            None => Err(self.dropped(gpu)),
         }
     }
 
@@ -191,6 +198,12 @@ impl Readback {
             what: self.what,
             message: one_line(message),
         })
+    }
+
+    /// The request has gone without an answer; another one may be made.
+    fn dropped(&mut self, gpu: &Gpu) -> Error {
+        self.in_flight = None;
+        self.failed(gpu, "the device dropped the request")
     }
 
     fn late(&self, gpu: &Gpu) -> Error {
