@@ -539,6 +539,10 @@ fn fields_of(name: &str, prefix: &str) -> Vec<Field> {
 /// Why a word cannot be in a field. Exponents and sums of logarithms are far from their types' ends, where adding two would overflow.
 fn impossible(field: &Field, word: u32) -> Option<String> {
     const MOST: i32 = 4096;
+    let largest = match field.name.as_str() {
+        "ln_schedule" | "ln_trust" | "mean_change" => MOST as f32,
+        _ => f32::MAX,
+    };
     let most = match field.name.as_str() {
         "started" | "momentum_started" | "halted" | "restarted" => 1,
         "mean_steps" => MEAN_STEPS,
@@ -549,8 +553,13 @@ fn impossible(field: &Field, word: u32) -> Option<String> {
         _ => u32::MAX,
     };
     let float = f32::from_bits(word);
+    let is_mantissa = float == 0.0 || (1.0..2.0).contains(&float);
     match field.kind {
         "f32" if !float.is_finite() => Some(format!("{float}, not finite")),
+        "f32" if float.abs() > largest => Some(format!("{float}, beyond {largest}")),
+        "f32" if field.name.ends_with("_mantissa") && !is_mantissa => {
+            Some(format!("{float}, neither 0 nor from 1 to 2"))
+        }
         "i32" if !(-MOST..=MOST).contains(&word.cast_signed()) => {
             Some(format!("{}, beyond {MOST}", word.cast_signed()))
         }
