@@ -22,7 +22,7 @@ const LICENCES: [&str; 9] = [
 ];
 
 /// Crates that are there in two versions because those who need them have not moved on.
-const TWICE: [&str; 3] = ["hashbrown", "jni-sys", "syn"];
+const TWICE: [&str; 4] = ["hashbrown", "jni-sys", "miniz_oxide", "syn"];
 
 const CRATES_IO: &str = "registry+https://github.com/rust-lang/crates.io-index";
 
