@@ -59,9 +59,9 @@ pub fn write_page(
         let area = (&mut page).into_drawing_area();
         let (_, charts) = area.split_vertically(charts_top as u32);
         let (upper, lower) = charts.split_vertically(CHART_HEIGHT as u32);
-        draw(&upper, "PSNR in dB", quality)?;
+        draw(&upper, "PSNR in dB by step:", quality)?;
         let logarithms: Vec<Line> = rates.iter().map(Line::log10).collect();
-        draw(&lower, "log10 of the learning rate, by group", &logarithms)?;
+        draw(&lower, "log10 of the learning rate by step:", &logarithms)?;
         area.present()?;
     }
     write_png(path, page.width, page.height, &page.rgb)
@@ -81,7 +81,12 @@ fn draw(
     caption: &str,
     lines: &[Line],
 ) -> Result<(), Box<dyn Error>> {
-    let finite = || lines.iter().flat_map(|line| &line.values).filter(|value| value.is_finite());
+    let finite = || {
+        lines
+            .iter()
+            .flat_map(|line| &line.values)
+            .filter(|value| value.is_finite())
+    };
     let (low, high) = finite().fold((f64::INFINITY, f64::NEG_INFINITY), |(low, high), &value| {
         (low.min(value), high.max(value))
     });
@@ -89,16 +94,35 @@ fn draw(
         return Err(format!("{caption}: nothing to draw").into());
     }
     let margin = 0.05 * (high - low).max(1e-3);
-    let steps = lines.iter().map(|line| line.values.len()).max().unwrap_or(0).max(2);
+    let steps = lines
+        .iter()
+        .map(|line| line.values.len())
+        .max()
+        .unwrap_or(0)
+        .max(2);
+    // The legend stands beside the caption, where no line can run through it.
+    let font = ("sans-serif", TEXT as i32);
+    let mut left = GAP as i32;
+    let mut write = |text: &str, colour: RGBColor| {
+        let style = font.into_text_style(area).color(&colour);
+        let written = area.draw_text(text, &style, (left, GAP as i32 / 2));
+        left += (text_width(text) + 2 * GAP) as i32;
+        written
+    };
+    write(caption, BLACK)?;
+    for (line, colour) in lines.iter().zip(COLOURS.into_iter().cycle()) {
+        write(&line.name, colour)?;
+    }
     let mut chart = ChartBuilder::on(area)
-        .caption(caption, ("sans-serif", TEXT as i32))
         .margin(GAP as i32)
+        .margin_top((TEXT + GAP) as i32)
+        .margin_right(2 * GAP as i32)
         .x_label_area_size(TEXT as i32 + 8)
-        .y_label_area_size(52)
+        .y_label_area_size(44)
         .build_cartesian_2d(0.0..(steps - 1) as f64, low - margin..high + margin)?;
     chart
         .configure_mesh()
-        .label_style(("sans-serif", TEXT as i32))
+        .label_style(font)
         .bold_line_style(RGBColor(222, 222, 222))
         .light_line_style(TRANSPARENT)
         .x_labels(11)
@@ -106,21 +130,17 @@ fn draw(
         .x_label_formatter(&|step| format!("{step:.0}"))
         .y_label_formatter(&|value| format!("{value:.1}"))
         .draw()?;
-    for (line, colour) in lines.iter().zip(COLOURS.iter().cycle()) {
+    for (line, colour) in lines.iter().zip(COLOURS.into_iter().cycle()) {
         let points = (0..).map(f64::from).zip(line.values.iter().copied());
-        let style = colour.stroke_width(2);
-        chart
-            .draw_series(LineSeries::new(points.filter(|(_, value)| value.is_finite()), style))?
-            .label(&line.name)
-            .legend(move |(x, y)| PathElement::new([(x, y), (x + 16, y)], style));
+        let finite = points.filter(|(_, value)| value.is_finite());
+        chart.draw_series(LineSeries::new(finite, colour.stroke_width(2)))?;
     }
-    chart
-        .configure_series_labels()
-        .position(SeriesLabelPosition::LowerRight)
-        .label_font(("sans-serif", TEXT as i32))
-        .background_style(WHITE.mix(0.85))
-        .draw()?;
     Ok(())
+}
+
+/// In pixels.
+fn text_width(text: &str) -> usize {
+    get_raster_width(FontWeight::Regular, RasterHeight::Size16) * text.chars().count()
 }
 
 /// What plotters draws on. Its own bitmaps need a font of the system; the letters here are compiled in.
@@ -132,7 +152,11 @@ struct Page {
 
 impl Page {
     fn new(width: usize, height: usize) -> Self {
-        Page { width, height, rgb: vec![255; 3 * width * height] }
+        Page {
+            width,
+            height,
+            rgb: vec![255; 3 * width * height],
+        }
     }
 
     /// Puts so much of a colour over what is there; outside of the page it is lost.
@@ -208,7 +232,6 @@ impl DrawingBackend for &mut Page {
         text: &str,
         _: &S,
     ) -> Result<(u32, u32), DrawingErrorKind<Infallible>> {
-        let letter = get_raster_width(FontWeight::Regular, RasterHeight::Size16);
-        Ok(((letter * text.chars().count()) as u32, TEXT as u32))
+        Ok((text_width(text) as u32, TEXT as u32))
     }
 }

@@ -9,7 +9,7 @@ use crate::fit::TENSORS;
 use crate::{Outcome, Task};
 
 /// Exponents of the grid, in half decades.
-const HALF_DECADES: std::ops::RangeInclusive<i32> = -6..=8;
+const HALF_DECADES: std::ops::RangeInclusive<i32> = -8..=4;
 
 /// The fixed rates of the groups, in half decades.
 type Rates = [i32; 4];
@@ -39,7 +39,10 @@ impl Runs<'_> {
             self.count += 1;
         }
         let psnr = outcomes.iter().map(Outcome::psnr).sum::<f64>() / outcomes.len() as f64;
-        Ok(Mean { psnr, first: outcomes.swap_remove(0) })
+        Ok(Mean {
+            psnr,
+            first: outcomes.swap_remove(0),
+        })
     }
 
     fn fixed(&mut self, rates: Rates) -> Result<Mean, wgpu_optim::Error> {
@@ -77,7 +80,7 @@ pub fn compare(task: &Task, seed: u64, seeds: u64) -> Result<Vec<Line>, Box<dyn 
         runs.count as u64 / seeds,
         best.psnr
     );
-    let one = best.first.quality("best fixed rate");
+    let one = best.first.quality("best fixed rate for all");
 
     // One group after the other, up as long as it helps, or else down.
     for group in 0..TENSORS.len() {
@@ -110,5 +113,5 @@ pub fn compare(task: &Task, seed: u64, seeds: u64) -> Result<Vec<Line>, Box<dyn 
         best.psnr
     );
     println!("\nfixed rates for all groups: {}", grid.join(", "));
-    Ok(vec![one, best.first.quality("fixed, tuned by group")])
+    Ok(vec![one, best.first.quality("fixed, tuned for each group")])
 }

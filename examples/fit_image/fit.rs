@@ -27,10 +27,17 @@ pub fn random_start(target: &Picture, splats: usize, seed: u64) -> Vec<f32> {
     let sigma = 0.6 * (width * height / splats as f32).sqrt();
     let mut parameters = Vec::with_capacity(PER_SPLAT * splats);
     for _ in 0..splats {
-        parameters.extend([random.random_range(0.0..width), random.random_range(0.0..height)]);
+        parameters.extend([
+            random.random_range(0.0..width),
+            random.random_range(0.0..height),
+        ]);
     }
     for _ in 0..splats {
-        parameters.extend([sigma.ln(), sigma.ln(), random.random_range(0.0..std::f32::consts::PI)]);
+        parameters.extend([
+            sigma.ln(),
+            sigma.ln(),
+            random.random_range(0.0..std::f32::consts::PI),
+        ]);
     }
     for _ in 0..3 * splats {
         parameters.push(random.random_range(0.0..1.0));
@@ -74,7 +81,11 @@ impl Fit {
             })
         };
         let splats = start.len() / PER_SPLAT;
-        let pixels: Vec<[f32; 4]> = target.pixels.iter().map(|&[r, g, b]| [r, g, b, 0.0]).collect();
+        let pixels: Vec<[f32; 4]> = target
+            .pixels
+            .iter()
+            .map(|&[r, g, b]| [r, g, b, 0.0])
+            .collect();
         let bytes = 4 * start.len() as u64;
         let (parameters, gradients) = (buffer("parameters", bytes), buffer("gradients", bytes));
         let ready = buffer("splats", SPLAT_BYTES * splats as u64);
@@ -85,8 +96,10 @@ impl Fit {
         let goal = buffer("target", 16 * pixels.len() as u64);
         let residual = buffer("residual", goal.size());
         let history = buffer("history", 4 * (1 + steps.max(1)) as u64);
-        gpu.queue().write_buffer(&parameters, 0, bytemuck::cast_slice(start));
-        gpu.queue().write_buffer(&goal, 0, bytemuck::cast_slice(&pixels));
+        gpu.queue()
+            .write_buffer(&parameters, 0, bytemuck::cast_slice(start));
+        gpu.queue()
+            .write_buffer(&goal, 0, bytemuck::cast_slice(&pixels));
 
         let kernel = |source: &str, buffers: &[&wgpu::Buffer], workgroups| {
             let constants = [
@@ -131,7 +144,12 @@ impl Fit {
     }
 
     /// An optimizer over our buffers: a group, and so a learning rate, for each of the four tensors.
-    pub fn optimizer(&self, rule: Rule, regimes: [Regime; 4], steps: u32) -> Result<Optimizer, Error> {
+    pub fn optimizer(
+        &self,
+        rule: Rule,
+        regimes: [Regime; 4],
+        steps: u32,
+    ) -> Result<Optimizer, Error> {
         let mut builder = OptimizerBuilder::new(rule).record_steps(steps);
         let mut start = 0;
         for ((name, per_splat), regime) in TENSORS.into_iter().zip(regimes) {
@@ -149,7 +167,10 @@ impl Fit {
 
     /// One iteration, in one pass of one submit: the picture, its loss, the gradients, the step.
     pub fn iterate(&self, optimizer: &Optimizer) -> Result<wgpu::SubmissionIndex, Error> {
-        let mut encoder = self.gpu.device().create_command_encoder(&Default::default());
+        let mut encoder = self
+            .gpu
+            .device()
+            .create_command_encoder(&Default::default());
         {
             let mut pass = encoder.begin_compute_pass(&Default::default());
             for kernel in self.forward.iter().chain(&self.backward) {
@@ -160,16 +181,16 @@ impl Fit {
         Ok(self.gpu.queue().submit([encoder.finish()]))
     }
 
+    /// The gradients at the parameters as they are now; the loss is added to the others. Waits for the device.
+    #[cfg(test)]
+    pub fn gradients(&self) -> Result<Vec<f32>, Error> {
+        self.dispatch(self.forward.iter().chain(&self.backward));
+        pollster::block_on(self.gpu.read_buffer("gradients", &self.gradients))
+    }
+
     /// The picture as the parameters are now. Waits for the device.
     pub fn picture(&self) -> Result<Picture, Error> {
-        let mut encoder = self.gpu.device().create_command_encoder(&Default::default());
-        {
-            let mut pass = encoder.begin_compute_pass(&Default::default());
-            for kernel in &self.forward {
-                kernel.encode(&mut pass);
-            }
-        }
-        self.gpu.queue().submit([encoder.finish()]);
+        self.dispatch(&self.forward);
         let residual: Vec<[f32; 4]> =
             pollster::block_on(self.gpu.read_buffer("residual", &self.residual))?;
         let mut picture = self.target.clone();
@@ -181,11 +202,29 @@ impl Fit {
         Ok(picture)
     }
 
+    /// Kernels without a step.
+    fn dispatch<'a>(&self, kernels: impl IntoIterator<Item = &'a Kernel>) {
+        let mut encoder = self
+            .gpu
+            .device()
+            .create_command_encoder(&Default::default());
+        {
+            let mut pass = encoder.begin_compute_pass(&Default::default());
+            for kernel in kernels {
+                kernel.encode(&mut pass);
+            }
+        }
+        self.gpu.queue().submit([encoder.finish()]);
+    }
+
     /// The loss at every step so far, before the step. Waits for the device.
     pub fn losses(&self) -> Result<Vec<f32>, Error> {
         let words: Vec<u32> = pollster::block_on(self.gpu.read_buffer("losses", &self.history))?;
         let steps = words[0] as usize;
-        Ok(words[1..=steps].iter().map(|&word| f32::from_bits(word)).collect())
+        Ok(words[1..=steps]
+            .iter()
+            .map(|&word| f32::from_bits(word))
+            .collect())
     }
 }
 
@@ -207,7 +246,10 @@ impl Kernel {
             layout: None,
             module: &module,
             entry_point: None,
-            compilation_options: wgpu::PipelineCompilationOptions { constants, ..Default::default() },
+            compilation_options: wgpu::PipelineCompilationOptions {
+                constants,
+                ..Default::default()
+            },
             cache: None,
         });
         let entries: Vec<_> = (0..)
@@ -222,7 +264,11 @@ impl Kernel {
             layout: &pipeline.get_bind_group_layout(0),
             entries: &entries,
         });
-        Kernel { pipeline, bind_group, workgroups }
+        Kernel {
+            pipeline,
+            bind_group,
+            workgroups,
+        }
     }
 
     fn encode(&self, pass: &mut wgpu::ComputePass) {

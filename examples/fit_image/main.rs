@@ -32,7 +32,7 @@ struct Arguments {
     #[arg(long, default_value_t = 512, value_parser = clap::value_parser!(u16).range(1..=50_000))]
     splats: u16,
     /// How many steps
-    #[arg(long, default_value_t = 1000, value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    #[arg(long, default_value_t = 500, value_parser = clap::value_parser!(u32).range(1..=100_000))]
     steps: u32,
     /// The start
     #[arg(long, default_value_t = 0)]
@@ -102,8 +102,13 @@ impl Outcome {
     /// The learning rates of each group, by step.
     fn rates(&self) -> Vec<Line> {
         let of_group = |group| {
-            let records = self.records.iter().filter(move |record| record.group == group);
-            records.map(|record| f64::from(record.learning_rate)).collect()
+            let records = self
+                .records
+                .iter()
+                .filter(move |record| record.group == group);
+            records
+                .map(|record| f64::from(record.learning_rate))
+                .collect()
         };
         TENSORS
             .iter()
@@ -147,7 +152,13 @@ impl Task {
         let mut losses: Vec<f64> = fit.losses()?.into_iter().map(f64::from).collect();
         losses.push(after.mean_square_from(&self.target));
         let records = pollster::block_on(optimizer.drain_records())?.records;
-        Ok(Outcome { before, after, losses, records, time })
+        Ok(Outcome {
+            before,
+            after,
+            losses,
+            records,
+            time,
+        })
     }
 }
 
@@ -210,7 +221,10 @@ fn main() -> Result<(), Box<dyn Error>> {
     for line in outcome.rates() {
         let (first, last) = (line.values.first(), line.values.last());
         if let (Some(first), Some(last)) = (first, last) {
-            println!("{:>8}: learning rate {first:.3e} at first, {last:.3e} at last", line.name);
+            println!(
+                "{:>8}: learning rate {first:.3e} at first, {last:.3e} at last",
+                line.name
+            );
         }
     }
     let mut quality = vec![outcome.quality(regime.name())];
