@@ -1,4 +1,5 @@
-// One invocation per tile and word: which of 32 Gaussians have a box that meets the tile, a bit for each.
+// Which Gaussians have a box that meets a tile, a bit for each: no atomics, and always the same order.
+// Reads: `splats`. Writes: `cover`, `words()` words per tile. Grid: an invocation per word (x) and tile (y).
 
 @group(0) @binding(0) var<storage, read> splats: array<Splat>;
 @group(0) @binding(1) var<storage, read_write> cover: array<u32>;

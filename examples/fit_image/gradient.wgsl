@@ -1,5 +1,6 @@
-// One workgroup per Gaussian: the gradient of the mean square with respect to its nine parameters. The lanes share the pixels of its
-// box, and add up in workgroup memory: no atomics, and the same bits every time.
+// The gradient of the mean square with respect to the nine parameters of a Gaussian. The lanes share the pixels of its box, and add up
+// in workgroup memory: no atomics, and the same bits every time.
+// Reads: `splats`, `residual`. Writes: `gradients`, as `parameters` are laid out. Grid: a workgroup per Gaussian.
 //
 // Eight sums over pixels are enough. With r the gradient at a pixel, 2/(3 pixels) · residual, and s = dL/dq there:
 //     Σ r weight (three channels), Σ s u, Σ s v, Σ s u², Σ s v², Σ s u v.

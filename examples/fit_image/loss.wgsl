@@ -1,4 +1,5 @@
-// One workgroup: the mean square of the residual over pixels and channels, written behind those of the steps before.
+// The mean square of the residual over pixels and channels.
+// Reads: `residual`. Writes: `history`, behind the losses of the steps before. Grid: one workgroup.
 
 struct History {
     steps: u32,

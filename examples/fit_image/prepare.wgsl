@@ -1,4 +1,5 @@
-// One invocation per Gaussian: from parameters to what pixels need.
+// From parameters to what pixels need.
+// Reads: `parameters`. Writes: `splats`. Grid: an invocation per Gaussian.
 
 @group(0) @binding(0) var<storage, read> parameters: array<f32>;
 @group(0) @binding(1) var<storage, read_write> splats: array<Splat>;

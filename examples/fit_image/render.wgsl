@@ -1,4 +1,6 @@
-// One invocation per pixel, a workgroup per tile: the sum of the Gaussians that cover the tile, less the target.
+// Draws: the sum of the Gaussians at each pixel, less the target.
+// Reads: `splats`, `cover` and the target. Writes: `residual`, one vec4 per pixel, row by row.
+// Grid: an invocation per pixel, a workgroup per tile.
 
 @group(0) @binding(0) var<storage, read> splats: array<Splat>;
 @group(0) @binding(1) var<storage, read> cover: array<u32>;
@@ -14,10 +16,8 @@ fn main(@builtin(global_invocation_id) id: vec3u, @builtin(workgroup_id) group: 
     let tile = group.y * tiles().x + group.x;
     var sum = vec3f(0.0);
     for (var word = 0u; word < words(); word += 1u) {
-        var bits = cover[tile * words() + word];
-        while bits != 0u {
+        for (var bits = cover[tile * words() + word]; bits != 0u; bits &= bits - 1u) {
             let index = 32u * word + firstTrailingBit(bits);
-            bits &= bits - 1u;
             let axes = splats[index].axes;
             let d = pixel - splats[index].centre;
             let u = dot(axes.xy, d);

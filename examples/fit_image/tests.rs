@@ -14,6 +14,9 @@ const WIDTH: usize = 23;
 const HEIGHT: usize = 17;
 const SPLATS: usize = 70;
 
+/// lavapipe comes within 1e-6, SwiftShader, whose `sin`, `cos` and `exp` are as rough as WGSL lets them be, within 4e-4.
+const TOLERANCE: f64 = 1e-3;
+
 /// Every adapter with compute shaders, opened. None is a failure, never a skip.
 fn adapters() -> Vec<Gpu> {
     let adapters = pollster::block_on(Gpu::adapters(None));
@@ -114,7 +117,7 @@ fn the_gradients_are_those_of_finite_differences() {
             for (drawn, expected) in drawn.iter().zip(expected) {
                 let off = (f64::from(*drawn) - expected).abs();
                 assert!(
-                    off <= 1e-5,
+                    off <= TOLERANCE,
                     "{name}: pixel {at}: {drawn} where {expected} is right"
                 );
             }
@@ -122,7 +125,7 @@ fn the_gradients_are_those_of_finite_differences() {
         let gradients = fit.gradients().expect("gradients");
         let off = (f64::from(fit.losses().expect("losses")[0]) - loss).abs();
         assert!(
-            off <= 1e-5 * loss,
+            off <= TOLERANCE * loss,
             "{name}: the loss is off by {off} of {loss}"
         );
         let mut first = 0;
@@ -135,9 +138,8 @@ fn the_gradients_are_those_of_finite_differences() {
             assert!(largest > 0.0, "{tensor} has no gradient");
             for at in elements {
                 let off = (f64::from(gradients[at]) - differences[at]).abs();
-                // The drivers we have come within 1e-6. WGSL would allow worse of `cos`, and no driver does worse.
                 assert!(
-                    off <= 1e-5 * largest,
+                    off <= TOLERANCE * largest,
                     "{name}: {tensor}, parameter {at}: {} where {} is right",
                     gradients[at],
                     differences[at]
