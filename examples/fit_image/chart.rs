@@ -40,12 +40,11 @@ pub fn write_page(
     let zoom = (256 / first.width.max(first.height)).max(1);
     let (width, height) = (zoom * first.width, zoom * first.height);
     let charts_top = TEXT + height + 3 * GAP;
-    let mut page = Page::new(
-        GAP + pictures.len() * (width + GAP),
-        charts_top + 2 * CHART_HEIGHT,
-    );
+    // Narrow pictures stand apart, so that their names and the charts have room.
+    let column = GAP + width.max(208);
+    let mut page = Page::new(GAP + pictures.len() * column, charts_top + 2 * CHART_HEIGHT);
     for (index, (name, picture)) in pictures.iter().enumerate() {
-        let left = GAP + index * (width + GAP);
+        let left = GAP + index * column;
         page.write(name, left as i32, GAP as i32, [0; 3]);
         for y in 0..height {
             for x in 0..width {

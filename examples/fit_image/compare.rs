@@ -90,11 +90,11 @@ pub fn compare(task: &Task, seed: u64, seeds: u64) -> Result<Vec<Line>, Box<dyn 
                 let mut next = rates;
                 next[group] += direction;
                 let mean = runs.fixed(next)?;
-                // Not `<=`: what has blown up is NaN.
-                if !(mean.psnr > best.psnr) {
+                if mean.psnr > best.psnr {
+                    (rates, best, moved) = (next, mean, true);
+                } else {
                     break;
                 }
-                (rates, best, moved) = (next, mean, true);
             }
             if moved {
                 break;

@@ -10,6 +10,7 @@ mod tests;
 
 use std::error::Error;
 use std::path::{Path, PathBuf};
+use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use clap::{Parser, ValueEnum};
@@ -182,8 +183,17 @@ async fn open() -> Result<(wgpu::Device, wgpu::Queue), Box<dyn Error>> {
     Ok(opened)
 }
 
-fn main() -> Result<(), Box<dyn Error>> {
-    let arguments = Arguments::parse();
+fn main() -> ExitCode {
+    match run(&Arguments::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(arguments: &Arguments) -> Result<(), Box<dyn Error>> {
     let side = usize::from(arguments.side);
     let target = match &arguments.image {
         Some(path) => {
