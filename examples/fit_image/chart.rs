@@ -54,13 +54,24 @@ pub fn write_page(
             }
         }
     }
+    // Rates belong to steps, the PSNR to the states before and after them.
+    let last_step = rates
+        .iter()
+        .map(|line| line.values.len())
+        .max()
+        .unwrap_or(1);
     {
         let area = (&mut page).into_drawing_area();
         let (_, charts) = area.split_vertically(charts_top as u32);
         let (upper, lower) = charts.split_vertically(CHART_HEIGHT as u32);
-        draw(&upper, "PSNR in dB by step:", quality)?;
+        draw(&upper, "PSNR in dB by step:", quality, last_step)?;
         let logarithms: Vec<Line> = rates.iter().map(Line::log10).collect();
-        draw(&lower, "log10 of the learning rate by step:", &logarithms)?;
+        draw(
+            &lower,
+            "log10 of the learning rate by step:",
+            &logarithms,
+            last_step,
+        )?;
         area.present()?;
     }
     write_png(path, page.width, page.height, &page.rgb)
@@ -79,6 +90,7 @@ fn draw(
     area: &DrawingArea<&mut Page, Shift>,
     caption: &str,
     lines: &[Line],
+    last_step: usize,
 ) -> Result<(), Box<dyn Error>> {
     let finite = || {
         lines
@@ -93,12 +105,6 @@ fn draw(
         return Err(format!("{caption}: nothing to draw").into());
     }
     let margin = 0.05 * (high - low).max(1e-3);
-    let steps = lines
-        .iter()
-        .map(|line| line.values.len())
-        .max()
-        .unwrap_or(0)
-        .max(2);
     // The legend stands beside the caption, where no line can run through it.
     let font = ("sans-serif", TEXT as i32);
     let mut left = GAP as i32;
@@ -118,7 +124,7 @@ fn draw(
         .margin_right(2 * GAP as i32)
         .x_label_area_size(TEXT as i32 + 8)
         .y_label_area_size(44)
-        .build_cartesian_2d(0.0..(steps - 1) as f64, low - margin..high + margin)?;
+        .build_cartesian_2d(0.0..last_step as f64, low - margin..high + margin)?;
     chart
         .configure_mesh()
         .label_style(font)

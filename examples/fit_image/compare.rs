@@ -1,15 +1,16 @@
 //! Seesaw, which nobody tuned, against fixed rates that somebody did.
 
 use std::error::Error;
+use std::ops::{Range, RangeInclusive};
 
 use wgpu_optim::Regime;
 
 use crate::chart::Line;
-use crate::fit::TENSORS;
+use crate::fit::{Norms, TENSORS};
 use crate::{Outcome, Task};
 
-/// Exponents of the grid, in half decades.
-const HALF_DECADES: std::ops::RangeInclusive<i32> = -8..=4;
+/// The grid, in half decades.
+const HALF_DECADES: RangeInclusive<i32> = -8..=4;
 
 /// The fixed rates of the groups, in half decades.
 type Rates = [i32; 4];
@@ -18,100 +19,108 @@ fn rate(half_decades: i32) -> f32 {
     10f32.powf(0.5 * half_decades as f32)
 }
 
-/// Runs over the same seeds.
-struct Runs<'a> {
-    task: &'a Task,
-    seeds: std::ops::Range<u64>,
-    count: usize,
+fn fixed(rates: Rates) -> [Regime; 4] {
+    rates.map(|half_decades| Regime::fixed(rate(half_decades)))
 }
 
-/// A mean over seeds, and the run of the first.
-struct Mean {
-    psnr: f64,
-    first: Outcome,
+/// Fixed rates that were found with one seed.
+struct Found {
+    rates: Rates,
+    outcome: Outcome,
+    runs: usize,
 }
 
-impl Runs<'_> {
-    fn mean(&mut self, regimes: [Regime; 4]) -> Result<Mean, wgpu_optim::Error> {
-        let mut outcomes = Vec::new();
-        for seed in self.seeds.clone() {
-            outcomes.push(self.task.run(seed, regimes)?);
-            self.count += 1;
+impl Found {
+    /// Takes these rates if they do better; NaN, which is what blows up, does not.
+    fn try_rates(&mut self, task: &Task, seed: u64, rates: Rates) -> Result<bool, Box<dyn Error>> {
+        self.runs += 1;
+        let outcome = task.run(seed, fixed(rates), Norms::ByGroup)?;
+        let is_better = outcome.psnr() > self.outcome.psnr();
+        if is_better {
+            (self.rates, self.outcome) = (rates, outcome);
         }
-        let psnr = outcomes.iter().map(Outcome::psnr).sum::<f64>() / outcomes.len() as f64;
-        Ok(Mean {
-            psnr,
-            first: outcomes.swap_remove(0),
-        })
+        Ok(is_better)
     }
 
-    fn fixed(&mut self, rates: Rates) -> Result<Mean, wgpu_optim::Error> {
-        self.mean(rates.map(|half_decades| Regime::fixed(rate(half_decades))))
-    }
-}
-
-/// Runs the comparison, prints it as a table, and gives back the course of the best fixed rates with the first seed.
-pub fn compare(task: &Task, seed: u64, seeds: u64) -> Result<Vec<Line>, Box<dyn Error>> {
-    let mut runs = Runs {
-        task,
-        seeds: seed..seed + seeds,
-        count: 0,
-    };
-    let seesaw = runs.mean([Regime::seesaw(); 4])?;
-    println!("\n| learning rates | runs per seed | PSNR in dB, mean of {seeds} |\n|---|---|---|");
-    println!("| Seesaw, nothing tuned | 1 | {:.2} |", seesaw.psnr);
-
-    runs.count = 0;
-    let mut best: Option<(Rates, Mean)> = None;
-    let mut grid = Vec::new();
-    for half_decades in HALF_DECADES {
-        let rates = [half_decades; 4];
-        let mean = runs.fixed(rates)?;
-        grid.push(format!("{:.3e}: {:.2}", rate(half_decades), mean.psnr));
-        if best.as_ref().is_none_or(|(_, best)| mean.psnr > best.psnr) {
-            best = Some((rates, mean));
-        }
-    }
-    let (mut rates, mut best) = best.ok_or("an empty grid")?;
-    println!(
-        "| one fixed rate, the best of {}: {:.3e} | {} | {:.2} |",
-        grid.len(),
-        rate(rates[0]),
-        runs.count as u64 / seeds,
-        best.psnr
-    );
-    let one = best.first.quality("best fixed rate for all");
-
-    // One group after the other, up as long as it helps, or else down.
-    for group in 0..TENSORS.len() {
-        for direction in [1, -1] {
-            let mut moved = false;
-            loop {
-                let mut next = rates;
+    /// One group after the other, up as long as it helps, or else down, until no group wants to move.
+    fn tune_each_group(&mut self, task: &Task, seed: u64) -> Result<(), Box<dyn Error>> {
+        let mut still = 0;
+        for group in (0..TENSORS.len()).cycle() {
+            let before = self.rates;
+            for direction in [1, -1] {
+                let mut next = self.rates;
                 next[group] += direction;
-                let mean = runs.fixed(next)?;
-                if mean.psnr > best.psnr {
-                    (rates, best, moved) = (next, mean, true);
-                } else {
+                while self.try_rates(task, seed, next)? {
+                    next[group] += direction;
+                }
+                if self.rates != before {
                     break;
                 }
             }
-            if moved {
+            still = if self.rates == before { still + 1 } else { 0 };
+            if still == TENSORS.len() {
                 break;
             }
         }
+        Ok(())
     }
+}
+
+/// The mean PSNR over seeds.
+fn mean(
+    task: &Task,
+    seeds: Range<u64>,
+    regimes: [Regime; 4],
+    norms: Norms,
+) -> Result<f64, Box<dyn Error>> {
+    let count = (seeds.end - seeds.start) as f64;
+    let mut sum = 0.0;
+    for seed in seeds {
+        sum += task.run(seed, regimes, norms)?.psnr();
+    }
+    Ok(sum / count)
+}
+
+/// Runs the comparison, prints it as a table, and gives back the course of the best fixed rates. Rates are tuned with the first seed;
+/// the table has means over all of them.
+pub fn compare(task: &Task, seed: u64, seeds: u64) -> Result<Vec<Line>, Box<dyn Error>> {
+    let all = seed..seed + seeds;
+    println!(
+        "\n| learning rates | runs to tune them | PSNR in dB, mean of {seeds} |\n|---|---|---|"
+    );
+    for (name, norms) in [
+        ("a rate for each group", Norms::ByGroup),
+        ("one rate for all", Norms::Shared),
+    ] {
+        let psnr = mean(task, all.clone(), [Regime::seesaw(); 4], norms)?;
+        println!("| Seesaw, {name} | 0 | {psnr:.2} |");
+    }
+
+    let lowest = [*HALF_DECADES.start(); 4];
+    let mut found = Found {
+        rates: lowest,
+        outcome: task.run(seed, fixed(lowest), Norms::ByGroup)?,
+        runs: 1,
+    };
+    for half_decades in HALF_DECADES.skip(1) {
+        found.try_rates(task, seed, [half_decades; 4])?;
+    }
+    let psnr = mean(task, all.clone(), fixed(found.rates), Norms::ByGroup)?;
+    let (one, runs) = (rate(found.rates[0]), found.runs);
+    println!("| fixed, one rate for all: {one:.1e} | {runs} | {psnr:.2} |");
+    let best_for_all = found.outcome.quality("best fixed rate for all");
+
+    found.tune_each_group(task, seed)?;
+    let psnr = mean(task, all, fixed(found.rates), Norms::ByGroup)?;
     let named: Vec<String> = TENSORS
         .iter()
-        .zip(rates)
-        .map(|((name, _), half_decades)| format!("{name} {:.3e}", rate(half_decades)))
+        .zip(found.rates)
+        .map(|((name, _), half_decades)| format!("{name} {:.1e}", rate(half_decades)))
         .collect();
-    println!(
-        "| fixed rates tuned for each group: {} | {} | {:.2} |",
-        named.join(", "),
-        runs.count as u64 / seeds,
-        best.psnr
-    );
-    println!("\nfixed rates for all groups: {}", grid.join(", "));
-    Ok(vec![one, best.first.quality("fixed, tuned for each group")])
+    let (named, runs) = (named.join(", "), found.runs);
+    println!("| fixed, a rate for each group: {named} | {runs} | {psnr:.2} |");
+    Ok(vec![
+        best_for_all,
+        found.outcome.quality("fixed, tuned for each group"),
+    ])
 }

@@ -59,6 +59,15 @@ pub struct Fit {
     backward: [Kernel; 2],
 }
 
+/// What a group's learning rate goes by.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Norms {
+    /// The norm of its own gradients.
+    ByGroup,
+    /// The norm of all gradients: groups with one regime then have one rate.
+    Shared,
+}
+
 /// A dispatch of ours.
 struct Kernel {
     pipeline: wgpu::ComputePipeline,
@@ -148,9 +157,13 @@ impl Fit {
         &self,
         rule: Rule,
         regimes: [Regime; 4],
+        norms: Norms,
         steps: u32,
     ) -> Result<Optimizer, Error> {
         let mut builder = OptimizerBuilder::new(rule).record_steps(steps);
+        if norms == Norms::Shared {
+            builder = builder.global_norm();
+        }
         let mut start = 0;
         for ((name, per_splat), regime) in TENSORS.into_iter().zip(regimes) {
             let end = start + 4 * (per_splat * self.splats) as u64;

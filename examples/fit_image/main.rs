@@ -17,7 +17,7 @@ use clap::{Parser, ValueEnum};
 use wgpu_optim::{Gpu, Record, Regime, Rule};
 
 use chart::Line;
-use fit::{Fit, TENSORS};
+use fit::{Fit, Norms, TENSORS};
 use picture::Picture;
 
 /// Fits a picture with 2-D Gaussians.
@@ -135,10 +135,15 @@ fn psnr(mean_square: f64) -> f64 {
 }
 
 impl Task {
-    fn run(&self, seed: u64, regimes: [Regime; 4]) -> Result<Outcome, wgpu_optim::Error> {
+    fn run(
+        &self,
+        seed: u64,
+        regimes: [Regime; 4],
+        norms: Norms,
+    ) -> Result<Outcome, wgpu_optim::Error> {
         let start = fit::random_start(&self.target, self.splats, seed);
         let fit = Fit::new(&self.gpu, &self.target, &start, self.steps as usize);
-        let mut optimizer = fit.optimizer(self.rule, regimes, self.steps)?;
+        let mut optimizer = fit.optimizer(self.rule, regimes, norms, self.steps)?;
         let before = fit.picture()?;
         let started = Instant::now();
         let mut last = None;
@@ -220,7 +225,7 @@ fn run(arguments: &Arguments) -> Result<(), Box<dyn Error>> {
     );
 
     let regime = arguments.rate.map_or_else(Regime::seesaw, Regime::fixed);
-    let outcome = task.run(arguments.seed, [regime; 4])?;
+    let outcome = task.run(arguments.seed, [regime; 4], Norms::ByGroup)?;
     println!(
         "{} steps in {:.2} s: PSNR {:.2} dB, at the start {:.2} dB",
         task.steps,
