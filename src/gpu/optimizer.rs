@@ -148,7 +148,7 @@ impl OptimizerBuilder<Tensor> {
 
     /// Checks everything, allocates everything, compiles the kernels.
     ///
-    /// Memory on the device beside the caller's buffers: 4 bytes per parameter for momentum rules, 1 byte per parameter for the
+    /// Memory on the device beside the caller's buffers: 4 bytes per parameter for momentum rules, 8 for AdamW, 1 byte per parameter for the
     /// direction memory of Seesaw and Hypergradient on rules without momentum, 4 for the last gradient of the secant regimes or the first parameters of DoG and DoWG, 12 for the streams of AutoSgd, 4 for an
     /// [`Averaging`](crate::Averaging), 1 KiB for each block of a kernel with GatedDistance (a quarter of a byte per parameter in blocks
     /// of 4096), otherwise nothing in proportion to the parameters.
@@ -928,14 +928,24 @@ struct Sweeps {
 /// What is remembered of a window's parameters.
 #[derive(Debug)]
 struct WindowMemory {
-    /// A buffer of each kind that the window's kernel keeps, or two that change places with every step.
+    /// A buffer of each kind that the window's kernel keeps, or two that change places with every step. That of the momentum has the
+    /// squares behind it.
     kinds: Vec<(MemoryKind, Vec<wgpu::Buffer>)>,
 }
 
 impl WindowMemory {
     fn new(gpu: &Gpu, window: &Window, mode: StepMode) -> Self {
-        let kinds = window.kernel.memories().map(|kind| {
-            let buffer = || zeroed::<u8>(gpu, kind.name(), window.memory_bytes(kind));
+        // Squares are kept where the momentum is.
+        let own = |kind: &MemoryKind| *kind != MemoryKind::SecondMoment;
+        let kinds = window.kernel.memories().filter(own).map(|kind| {
+            let behind = match kind {
+                MemoryKind::Momentum if window.kernel.keeps(MemoryKind::SecondMoment) => {
+                    window.memory_bytes(MemoryKind::SecondMoment)
+                }
+                _ => 0,
+            };
+            let bytes = window.memory_bytes(kind) + behind;
+            let buffer = || zeroed::<u8>(gpu, kind.name(), bytes);
             // Averages are added to when the step is known to hold.
             let copies = match (mode, kind) {
                 (StepMode::TwoPass, _) | (_, MemoryKind::Averages) => 1,
@@ -954,11 +964,23 @@ impl WindowMemory {
         Some(&copies[copy])
     }
 
-    /// Every kind, where the next step finds it.
+    /// A kind that is kept, where the next step finds it: the buffer, and its first byte there.
     #[cfg(feature = "checkpoint")]
-    fn current(&self, swapped: bool) -> impl Iterator<Item = (MemoryKind, &wgpu::Buffer)> {
-        let kinds = self.kinds.iter();
-        kinds.map(move |(kind, copies)| (*kind, &copies[usize::from(swapped) % copies.len()]))
+    fn current(
+        &self,
+        window: &Window,
+        kind: MemoryKind,
+        swapped: bool,
+    ) -> Option<(&wgpu::Buffer, u64)> {
+        let (place, start) = match kind {
+            MemoryKind::SecondMoment => (
+                MemoryKind::Momentum,
+                window.memory_bytes(MemoryKind::Momentum),
+            ),
+            kind => (kind, 0),
+        };
+        let (_, copies) = self.kinds.iter().find(|(kind, _)| *kind == place)?;
+        Some((&copies[usize::from(swapped) % copies.len()], start))
     }
 }
 
