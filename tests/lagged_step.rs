@@ -17,13 +17,15 @@ use wgpu_optim::{
     Error, Gpu, Group, OptimizerBuilder, Regime, Rule, Schedule, StepMode, WeightDecay,
 };
 
-fn rules() -> [Rule; 5] {
+fn rules() -> [Rule; 7] {
     [
         Rule::sgd(),
         Rule::sgdm(0.9),
         Rule::nesterov(0.9),
         Rule::sign_sgd(),
         Rule::signum(0.9),
+        Rule::adamw(),
+        Rule::lion(),
     ]
 }
 

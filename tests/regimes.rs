@@ -73,7 +73,7 @@ fn streams() -> Vec<(&'static str, Regime)> {
     ]
 }
 
-fn rules() -> [(&'static str, Rule); 6] {
+fn rules() -> [(&'static str, Rule); 8] {
     let dampened = Rule::Sgdm {
         momentum: 0.8,
         dampening: 0.3,
@@ -86,6 +86,8 @@ fn rules() -> [(&'static str, Rule); 6] {
         ("nesterov", Rule::nesterov(0.9)),
         ("signsgd", Rule::sign_sgd()),
         ("signum", Rule::signum(0.9)),
+        ("adamw", Rule::adamw()),
+        ("lion", Rule::lion()),
     ]
 }
 

@@ -1329,4 +1329,55 @@ mod tests {
             }
         }
     }
+
+    /// AdamW's bias corrections on every adapter, from counts of steps that no test could take, in ulps of what they are in f64.
+    #[test]
+    fn bias_corrections_are_right_after_any_number_of_steps() {
+        for adapter in pollster::block_on(Gpu::adapters(None)) {
+            let gpu = pollster::block_on(Gpu::open(&adapter)).expect("opens");
+            let buffer = zeroed::<f32>(&gpu, "both", 32);
+            let (w, g) = (buffer.slice(..64), buffer.slice(64..));
+            let (beta1, beta2) = (0.9, 0.999);
+            let optimizer = OptimizerBuilder::new(Rule::adamw())
+                .group(Group::new("all").tensor("w", w, g))
+                .build(&gpu)
+                .expect("builds");
+            for taken in [
+                0,
+                1,
+                2,
+                9,
+                99,
+                999,
+                9_999,
+                (1 << 24) - 1,
+                1 << 24,
+                u64::from(u32::MAX),
+                1 << 40,
+            ] {
+                let words = [taken as u32, (taken >> 32) as u32];
+                let at = std::mem::offset_of!(GroupState, steps_low) as u64;
+                let queue = gpu.queue();
+                queue.write_buffer(&optimizer.states, at, bytemuck::cast_slice(&words));
+                let mut encoder = gpu.device().create_command_encoder(&Default::default());
+                optimizer.encode_step(&mut encoder).expect("alive");
+                queue.submit([encoder.finish()]);
+                let state = pollster::block_on(optimizer.read_states()).expect("arrives")[0];
+                let less_power = |beta: f32| -(f64::from(beta).ln() * (taken + 1) as f64).exp_m1();
+                for (got, exact) in [
+                    (state.first_correction, 1.0 / less_power(beta1)),
+                    (state.second_correction, 1.0 / less_power(beta2).sqrt()),
+                ] {
+                    let unit = f64::from(f32::EPSILON) * exact.log2().floor().exp2();
+                    let ulps = (f64::from(got) - exact).abs() / unit;
+                    // WGSL allows a quotient 2.5.
+                    assert!(
+                        ulps <= 5.0,
+                        "{}, after {taken} steps: {got} instead of {exact}, {ulps:.1} ulps",
+                        gpu.describe()
+                    );
+                }
+            }
+        }
+    }
 }

@@ -843,7 +843,7 @@ impl Gated {
         }
         self.held = rate.clamp(1e-30, 1e30);
         let mut applied = self.held * magnitude;
-        if rule.is_sign() {
+        if rule.is_scale_free() {
             if before != Phase::Wait {
                 applied = applied.clamp(self.applied / 10.0, 10.0 * self.applied);
             }
