@@ -248,21 +248,23 @@ fn geometries(gpu: &Gpu) -> Vec<Gpu> {
 fn every_rule_follows_the_oracle_at_every_length() {
     let _alone = alone();
     let mut numbers = Numbers(3);
-    let mut specs = Vec::new();
-    for rule in rules() {
-        for len in [1, 61, 255, 256, 257, 1003] {
-            let tensor = numbers.vec(len);
-            specs.push(
-                Spec::new(rule, Regime::gated_distance(), vec![tensor]).named(format!(
-                    "{}, {len}, {}",
-                    rule.name(),
-                    specs.len()
-                )),
-            );
+    for some_rules in rules().chunks(6) {
+        let mut specs = Vec::new();
+        for &rule in some_rules {
+            for len in [1, 61, 255, 256, 257, 1003] {
+                let tensor = numbers.vec(len);
+                specs.push(
+                    Spec::new(rule, Regime::gated_distance(), vec![tensor]).named(format!(
+                        "{}, {len}, {}",
+                        rule.name(),
+                        specs.len()
+                    )),
+                );
+            }
         }
-    }
-    for mut run in every_path(&specs) {
-        follow_the_oracle(run.as_mut(), &specs, 70);
+        for mut run in every_path(&specs) {
+            follow_the_oracle(run.as_mut(), &specs, 70);
+        }
     }
 }
 
@@ -300,32 +302,34 @@ fn decay_clip_maximize_schedule_and_constants_follow_the_oracle() {
         first_step: 1e-2,
         energy_factor: Some(2.0),
     };
-    let mut specs = Vec::new();
-    for rule in rules() {
-        let spec = |name: &str, numbers: &mut Numbers| {
-            Spec::new(rule, Regime::gated_distance(), vec![numbers.vec(40)])
-                .named(format!("{name}, {}", specs.len()))
-        };
-        let mut cases = [
-            spec("decoupled", &mut numbers),
-            spec("coupled and clipped", &mut numbers),
-            spec("climbs, scheduled", &mut numbers),
-            spec("constants", &mut numbers),
-        ];
-        cases[0].decay = WeightDecay::Decoupled(0.01);
-        cases[1].decay = WeightDecay::Coupled(0.01);
-        cases[1].clip = 1.5;
-        cases[1].averaging = Averaging::Running { start: 0 };
-        cases[2].maximize = true;
-        cases[2].schedule = Schedule::InverseSqrt { warmup: 5 };
-        cases[3].regime = Regime::GatedDistance(own);
-        for mut case in cases {
-            case.name = format!("{}, {}", specs.len(), case.name);
-            specs.push(case);
+    for some_rules in rules().chunks(6) {
+        let mut specs = Vec::new();
+        for &rule in some_rules {
+            let spec = |name: &str, numbers: &mut Numbers| {
+                Spec::new(rule, Regime::gated_distance(), vec![numbers.vec(40)])
+                    .named(format!("{name}, {}", specs.len()))
+            };
+            let mut cases = [
+                spec("decoupled", &mut numbers),
+                spec("coupled and clipped", &mut numbers),
+                spec("climbs, scheduled", &mut numbers),
+                spec("constants", &mut numbers),
+            ];
+            cases[0].decay = WeightDecay::Decoupled(0.01);
+            cases[1].decay = WeightDecay::Coupled(0.01);
+            cases[1].clip = 1.5;
+            cases[1].averaging = Averaging::Running { start: 0 };
+            cases[2].maximize = true;
+            cases[2].schedule = Schedule::InverseSqrt { warmup: 5 };
+            cases[3].regime = Regime::GatedDistance(own);
+            for mut case in cases {
+                case.name = format!("{}, {}", specs.len(), case.name);
+                specs.push(case);
+            }
         }
-    }
-    for mut run in every_path(&specs) {
-        follow_the_oracle(run.as_mut(), &specs, 70);
+        for mut run in every_path(&specs) {
+            follow_the_oracle(run.as_mut(), &specs, 70);
+        }
     }
 }
 
@@ -351,7 +355,9 @@ fn steps_of_any_size_are_measured() {
 #[test]
 fn rescaling_the_loss_by_a_power_of_two_changes_no_bit_of_the_steps() {
     let _alone = alone();
-    let specs = group_per_rule(Regime::gated_distance(), &Numbers(4).vec(300));
+    let mut specs = group_per_rule(Regime::gated_distance(), &Numbers(4).vec(300));
+    // AdamW's ε has a size.
+    specs.retain(|spec| spec.rule != Rule::adamw());
     for power in [-20, 24] {
         let scale = 2f32.powi(power);
         for (mut run, mut other) in every_path(&specs).into_iter().zip(every_path(&specs)) {

@@ -164,7 +164,7 @@ fn any_finite_gradient_leaves_adamw_finite() {
         run.step(&[vec![1.0; 2 * sizes.len()]]);
         for ((w, old), g) in run.params()[0].iter().zip(&before[0]).zip(&gradient) {
             let step = (w - old).abs();
-            // m/√v is no more than (1 - β₁ + β₁ (1 - β₁)²)/√… of one: beside an enormous one the momentum's share is its own.
+            // By Cauchy and Schwarz m/√v of two gradients is no more than that.
             assert!(
                 step.is_finite() && step <= 3.0 * RATE,
                 "{}, after {g:e}: a step of {step}",
