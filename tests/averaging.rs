@@ -601,6 +601,7 @@ fn weights_are_right_after_any_number_of_steps() {
     }
     let source = [
         include_str!("../shaders/shared/layout.wgsl"),
+        include_str!("../shaders/shared/scaled.wgsl"),
         include_str!("../shaders/shared/count_steps.wgsl"),
         WEIGHTS,
     ]
