@@ -381,7 +381,7 @@ fn inner_products_with_the_direction_memory() {
     let scaled = |g: &[f32]| -> Vec<Vec<f32>> {
         scales
             .iter()
-            .flat_map(|&scale| vec![g.iter().map(|g| scale * g).collect::<Vec<f32>>(); 4])
+            .flat_map(|&scale| vec![g.iter().map(|g| scale * g).collect::<Vec<f32>>(); 5])
             .collect()
     };
     let (first, second) = (scaled(&first), scaled(&second));

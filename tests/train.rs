@@ -338,7 +338,7 @@ fn bad_input_ends_in_one_line_and_exit_code_2() {
     refused(&["train", "--batch", "0"], &["--batch", "0"]);
     refused(&["train", "--epochs", "0"], &["--epochs"]);
     refused(&["train", "--hidden", "0"], &["--hidden"]);
-    refused(&["train", "--rule", "adamw"], &["adamw", "sgdm"]);
+    refused(&["train", "--rule", "adagrad"], &["adagrad", "sgdm"]);
     refused(
         &["train", "--adapter", "Voodoo 2"],
         &["Voodoo 2", "there is"],
