@@ -19,6 +19,8 @@ override SCHEDULES: bool;
 override AVERAGES: bool;
 // Whether any has a trust ratio.
 override TRUST: bool;
+// Whether any has a mean of squares.
+override SECOND_MOMENTS: bool;
 // Whether the groups run streams of parameters (shared/streams.wgsl).
 override STREAMS: bool;
 
@@ -144,7 +146,7 @@ fn learning_rate(@builtin(global_invocation_id) id: vec3<u32>) {
         u.unscale = power_of_two(-r.loss_scale_exponent);
         u.coupled_decay = c.coupled_decay;
         u.shrink = 1.0 - u.learning_rate * c.decoupled_decay;
-        u.momentum = c.momentum;
+        u.momentum = c.direction_momentum;
         u.momentum_keep = c.momentum;
         u.gradient_share = c.gradient_share;
         // A lagged step has taken its own gradient into the momentum before this.
@@ -155,6 +157,18 @@ fn learning_rate(@builtin(global_invocation_id) id: vec3<u32>) {
         if GATED && c.regime == GATED_DISTANCE && s.phase != RUN {
             u.momentum_keep = 0.0;
             u.gradient_share = c.gradient_share / (1.0 - c.momentum);
+            if (c.flags & LOOKS_BACK) != 0u {
+                u.momentum = 0.0;
+            }
+        }
+        if SECOND_MOMENTS && c.epsilon > 0.0 {
+            let corrections = bias_corrections(c, steps_taken(s));
+            s.first_correction = corrections.x;
+            s.second_correction = corrections.y;
+            u.square_keep = c.square_keep;
+            u.first_correction = corrections.x;
+            u.second_correction = corrections.y;
+            u.epsilon = c.epsilon;
         }
         u.first = select(1u - s.momentum_started, turn.begins, STREAMS);
         u.put = turn.put;

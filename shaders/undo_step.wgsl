@@ -6,8 +6,10 @@
 // Grid:   one workgroup of WORKGROUP invocations per block; invocation i takes quads i, i + WORKGROUP, … of the block.
 
 override WORKGROUP: u32;
-// Words that are remembered of a quad: 4 of momentum, 1 of counters, or none.
+// Words that are remembered of a quad in one place: 4 of momentum, 1 of counters, or none.
 override MEMORY_WORDS: u32;
+// Such places, as far apart as the memory's length has it: a second one of squares.
+override MEMORY_PLACES: u32;
 override AVERAGES: bool;
 
 @group(0) @binding(0) var<storage, read> updates: array<Update>;
@@ -31,9 +33,11 @@ fn undo_step(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocat
     }
     for (var quad = lane; 4u * quad < block.elements; quad += WORKGROUP) {
         store_parameters(block, quad, load_parameters(block, quad));
-        for (var word = 0u; word < MEMORY_WORDS; word++) {
-            let at = (block.state_quad + quad) * MEMORY_WORDS + word;
-            next_memory[at] = memory[at];
+        for (var place = 0u; place < MEMORY_PLACES; place++) {
+            let first = place * (arrayLength(&memory) / MEMORY_PLACES) + (block.state_quad + quad) * MEMORY_WORDS;
+            for (var word = 0u; word < MEMORY_WORDS; word++) {
+                next_memory[first + word] = memory[first + word];
+            }
         }
     }
 }

@@ -9,8 +9,9 @@
 //
 //     g ← g / loss scale
 //     g ← sign·clip·g + λ w            coupled weight decay
-//     m ← keep·m + share·g             Sgdm, Nesterov, Signum
-//     u = g | m | g + μ m | sign g | sign m
+//     m ← keep·m + share·g             Sgdm, Nesterov, Signum, AdamW; Lion, after u
+//     v ← β₂ v + (1 - β₂) g²           AdamW; in the second half of the momentum
+//     u = g | m | g + μ m | sign g | sign m | c₁ m / (c₂ √v + ε) | sign(β₁ m + (1 - β₁) g)
 //     w ← (1 - η λ') w - η u           decoupled weight decay
 
 override WORKGROUP: u32;
@@ -38,13 +39,21 @@ fn update_quad(block: Block, update: Update, quad: u32) -> vec4<f32> {
         g += update.coupled_decay * w;
     }
     let at = block.state_quad + quad;
+    var last = vec4<f32>();
     var m = vec4<f32>();
+    var v = vec4<f32>();
     if has_momentum() {
-        m = next_momentum(update, momentum[at], g);
+        last = momentum[at];
+        m = next_momentum(update, last, admitted(g));
         momentum[at] = m;
     }
+    if has_squares() {
+        let behind = arrayLength(&momentum) / 2u + at;
+        v = next_squares(update, momentum[behind], admitted(g));
+        momentum[behind] = v;
+    }
     keep(update, at, w, raw, g);
-    let direction = direction_of(update, g, m);
+    let direction = direction_of(update, g, last, m, v);
     let next = moved(update, w, direction);
     store_parameters(block, quad, settled(update, at, next));
     average(update, at, next);

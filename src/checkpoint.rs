@@ -45,7 +45,7 @@ pub enum Parameters {
 /// keep it elsewhere, add notes, or look into it. The records are not in it: drain them before.
 ///
 /// A file is [safetensors](https://github.com/huggingface/safetensors), with a tensor `parameters/NAME` for each tensor, `momentum/NAME`,
-/// `direction_counters/NAME`, `last_gradient/NAME`, `first_parameters/NAME`, `streams/NAME` or `averages/NAME` where that is remembered; and
+/// `second_moment/NAME` (v of AdamW), `direction_counters/NAME`, `last_gradient/NAME`, `first_parameters/NAME`, `streams/NAME` or `averages/NAME` where that is remembered; and
 /// `groups/state`, `groups/update` and, where they are needed, `norms/way` and `tensors/record`, with a row for each group, norm or tensor.
 /// The header's metadata has the version of this form, the step, the configuration, and the notes.
 ///

@@ -57,6 +57,16 @@ pub struct GroupConstants {
     pub momentum: f32,
     /// Share of the gradient in the momentum: 1-δ or 1-β.
     pub gradient_share: f32,
+    /// Share of the momentum in the direction: μ of Nesterov's, β₁ of Lion's.
+    pub direction_momentum: f32,
+    /// β₂ of AdamW.
+    pub square_keep: f32,
+    /// -ln β₁ of AdamW.
+    pub first_decay: f32,
+    /// -ln β₂ of AdamW.
+    pub second_decay: f32,
+    /// ε of AdamW; 0 for the other rules.
+    pub epsilon: f32,
     /// p.
     pub exponent: f32,
     /// κ.
@@ -128,7 +138,8 @@ impl GroupConstants {
 
 /// Bits of [`GroupConstants::flags`].
 pub mod group_flags {
-    /// The direction is a vector of signs: the first rate is the first step's length over √d.
+    /// The direction is a vector of signs, or as long as one ([`Rule::is_scale_free`](crate::Rule::is_scale_free)): the first rate is the
+    /// first step's length over √d.
     pub const SIGN_RULE: u32 = 1;
     /// [`super::GroupConstants::initial_rate`] is given.
     pub const INITIAL_RATE: u32 = 2;
@@ -140,6 +151,8 @@ pub mod group_flags {
     pub const RAW_NORM: u32 = 16;
     /// The update is for the next step, not for this one ([`StepMode::Lagged`](crate::StepMode::Lagged)).
     pub const LAGGED: u32 = 32;
+    /// The direction is taken from the momentum as it was before the step (Lion).
+    pub const LOOKS_BACK: u32 = 64;
 }
 
 /// Values of [`GroupConstants::regime`]: the formulas of pass 3.
@@ -343,6 +356,10 @@ pub struct GroupState {
     pub last_growth: f32,
     /// The last step's clip factor.
     pub last_clip: f32,
+    /// [`Update::first_correction`] of the last step of AdamW.
+    pub first_correction: f32,
+    /// [`Update::second_correction`] of the last step of AdamW.
+    pub second_correction: f32,
     /// One of [`gated_phases`], or 0.
     pub phase: u32,
     /// 1 where a window begins with the last step that was not skipped.
@@ -521,8 +538,16 @@ pub struct Update {
     pub momentum_keep: f32,
     /// The gradient's share in the new momentum.
     pub gradient_share: f32,
-    /// μ of the Nesterov direction.
+    /// The momentum's share in the direction: μ of Nesterov's, β₁ of Lion's.
     pub momentum: f32,
+    /// β₂ of AdamW: the share of the old mean of squares in the new one.
+    pub square_keep: f32,
+    /// 1/(1 - β₁ᵏ) at the k-th step of AdamW.
+    pub first_correction: f32,
+    /// 1/√(1 - β₂ᵏ) at the k-th step of AdamW.
+    pub second_correction: f32,
+    /// ε of AdamW.
+    pub epsilon: f32,
     /// [`GroupState::gradient_exponent`], for the next step's sweep.
     pub gradient_exponent: i32,
     /// [`GroupState::direction_exponent`], for the next step's sweep.
@@ -549,6 +574,8 @@ impl Update {
         } else {
             0.0
         };
+        let second_moment = constants.epsilon > 0.0;
+        let of_second_moment = |number: f32| if second_moment { number } else { 0.0 };
         Update {
             skip: 0,
             learning_rate,
@@ -562,7 +589,11 @@ impl Update {
             } else {
                 constants.gradient_share
             },
-            momentum: constants.momentum,
+            momentum: constants.direction_momentum,
+            square_keep: constants.square_keep,
+            first_correction: of_second_moment(1.0 / (1.0 - constants.momentum)),
+            second_correction: of_second_moment(1.0 / (1.0 - constants.square_keep).sqrt()),
+            epsilon: constants.epsilon,
             gradient_exponent: 0,
             direction_exponent: 0,
             started: 0,

@@ -16,7 +16,7 @@ use crate::layout::{
 };
 use crate::record::Record;
 use crate::regime::Regime;
-use crate::rule::Rule;
+use crate::rule::{Rule, decay_of};
 use crate::safeguards::Safeguards;
 use crate::step_mode::StepMode;
 
@@ -90,6 +90,8 @@ pub(crate) enum RuleKind {
     Nesterov = 2,
     SignSgd = 3,
     Signum = 4,
+    AdamW = 5,
+    Lion = 6,
 }
 
 impl RuleKind {
@@ -102,11 +104,26 @@ impl RuleKind {
             Rule::Sgdm { nesterov: true, .. } => RuleKind::Nesterov,
             Rule::SignSgd => RuleKind::SignSgd,
             Rule::Signum { .. } => RuleKind::Signum,
+            Rule::AdamW { .. } => RuleKind::AdamW,
+            Rule::Lion { .. } => RuleKind::Lion,
         }
     }
 
     pub(crate) fn has_momentum(self) -> bool {
-        matches!(self, RuleKind::Sgdm | RuleKind::Nesterov | RuleKind::Signum)
+        !matches!(self, RuleKind::Sgd | RuleKind::SignSgd)
+    }
+
+    /// Whether a mean of squares lies behind the momentum.
+    pub(crate) fn has_squares(self) -> bool {
+        self == RuleKind::AdamW
+    }
+
+    /// [`Rule::is_scale_free`].
+    fn is_scale_free(self) -> bool {
+        matches!(
+            self,
+            RuleKind::SignSgd | RuleKind::Signum | RuleKind::AdamW | RuleKind::Lion
+        )
     }
 }
 
@@ -147,6 +164,16 @@ impl Kernel {
         }
     }
 
+    /// How many vectors as long as the parameters one binding must hold at the most.
+    fn vectors_in_one_binding(self) -> u32 {
+        self.vectors().max(self.momentum_vectors()).max(1)
+    }
+
+    /// How many vectors as long as the parameters lie one behind the other where the momentum is.
+    pub(crate) fn momentum_vectors(self) -> u32 {
+        u32::from(self.rule.has_momentum()) + u32::from(self.rule.has_squares())
+    }
+
     /// Whether more is measured than the norm, and more than the momentum's alignment.
     pub(crate) fn measures_memory(self) -> bool {
         self.has_counters()
@@ -160,9 +187,9 @@ impl Kernel {
         self.alignment == Alignment::Sketch
     }
 
-    /// Whether the rate of a step along signs goes by the mean magnitude of the gradient's elements.
+    /// Whether the rate of a step along signs, or of one as long, goes by the mean magnitude of the gradient's elements.
     pub(crate) fn measures_magnitude(self) -> bool {
-        self.leaves_sketch() && matches!(self.rule, RuleKind::SignSgd | RuleKind::Signum)
+        self.leaves_sketch() && self.rule.is_scale_free()
     }
 
     pub(crate) fn has_first_parameters(self) -> bool {
@@ -177,7 +204,7 @@ impl Kernel {
         self.alignment == Alignment::LastGradient
     }
 
-    /// Words (4 bytes) that are remembered of a quad: momentum, counters, or nothing.
+    /// Words (4 bytes) that are remembered of a quad in one place: momentum, counters, or nothing. Squares lie in another.
     pub(crate) fn memory_words(self) -> u32 {
         if self.rule.has_momentum() {
             QUAD
@@ -195,6 +222,8 @@ impl Kernel {
 pub(crate) enum MemoryKind {
     /// m of the rule.
     Momentum,
+    /// v of the rule, which on the device lies in the momentum's buffer, behind it.
+    SecondMoment,
     /// Counters of gradient signs, and the sign of the last step.
     Counters,
     /// The last gradient as the regime saw it.
@@ -208,8 +237,9 @@ pub(crate) enum MemoryKind {
 }
 
 impl MemoryKind {
-    pub(crate) const ALL: [MemoryKind; 6] = [
+    pub(crate) const ALL: [MemoryKind; 7] = [
         MemoryKind::Momentum,
+        MemoryKind::SecondMoment,
         MemoryKind::Counters,
         MemoryKind::LastGradient,
         MemoryKind::FirstParameters,
@@ -221,6 +251,7 @@ impl MemoryKind {
     pub(crate) fn name(self) -> &'static str {
         match self {
             MemoryKind::Momentum => "momentum",
+            MemoryKind::SecondMoment => "second_moment",
             MemoryKind::Counters => "direction_counters",
             MemoryKind::LastGradient => "last_gradient",
             MemoryKind::FirstParameters => "first_parameters",
@@ -234,6 +265,7 @@ impl MemoryKind {
         match self {
             MemoryKind::Counters => 1,
             MemoryKind::Momentum
+            | MemoryKind::SecondMoment
             | MemoryKind::LastGradient
             | MemoryKind::FirstParameters
             | MemoryKind::Streams
@@ -254,6 +286,7 @@ impl Kernel {
     pub(crate) fn keeps(self, kind: MemoryKind) -> bool {
         match kind {
             MemoryKind::Momentum => self.rule.has_momentum(),
+            MemoryKind::SecondMoment => self.rule.has_squares(),
             MemoryKind::Counters => self.has_counters(),
             MemoryKind::LastGradient => self.has_last_gradient(),
             MemoryKind::FirstParameters => self.has_first_parameters(),
@@ -608,10 +641,10 @@ impl<'a> Windows<'a> {
     }
 
     fn add_span(&mut self, group: usize, kernel: Kernel, span: &Span) {
-        // What the regime keeps of a block must fit into a binding, too.
+        // What is kept of a block must fit into a binding, too.
         let quad = u64::from(QUAD);
-        let kept =
-            self.geometry.binding_elements / u64::from(kernel.vectors().max(1)) / quad * quad;
+        let vectors = u64::from(kernel.vectors_in_one_binding());
+        let kept = self.geometry.binding_elements / vectors / quad * quad;
         let block_elements = u64::from(self.geometry.block_elements).min(kept);
         for (access, start, end) in span.pieces(self.geometry) {
             let mut at = start;
@@ -687,7 +720,7 @@ impl<'a> Windows<'a> {
 
     fn fits(&self, window: &Window, params: Region, grads: Region, quads: u32) -> bool {
         let limit = self.geometry.binding_elements;
-        let vectors = u64::from(window.kernel.vectors().max(1));
+        let vectors = u64::from(window.kernel.vectors_in_one_binding());
         let state_elements =
             (u64::from(window.state_quads) + u64::from(quads)) * u64::from(QUAD) * vectors;
         union(window.params, params).elements() <= limit
@@ -839,13 +872,25 @@ fn constants_of(
     let flag = |set: bool, bit: u32| if set { bit } else { 0 };
     let regime: &Regime = &config.regime;
     let clip = |config: &GroupConfig| config.clip_norm.min(f32::MAX);
+    let (square_keep, first_decay, second_decay, epsilon) = match config.rule {
+        Rule::AdamW {
+            beta1,
+            beta2,
+            epsilon,
+        } => (beta2, decay_of(beta1), decay_of(beta2), epsilon),
+        _ => (0.0, 0.0, 0.0, 0.0),
+    };
     GroupConstants {
         scope: scope_index as u32,
-        flags: flag(config.rule.is_sign(), group_flags::SIGN_RULE)
+        flags: flag(config.rule.is_scale_free(), group_flags::SIGN_RULE)
             | flag(regime.initial_rate().is_some(), group_flags::INITIAL_RATE)
             | flag(
                 matches!(config.rule, Rule::Sgdm { .. }),
                 group_flags::MOMENTUM_FROM_GRADIENT,
+            )
+            | flag(
+                matches!(config.rule, Rule::Lion { .. }),
+                group_flags::LOOKS_BACK,
             )
             | flag(kernel.alignment == Alignment::Counters, group_flags::BRAKE)
             | flag(kernel.raw_norm, group_flags::RAW_NORM),
@@ -864,8 +909,18 @@ fn constants_of(
             Rule::Sgdm { momentum: 0.0, .. } => 1.0,
             Rule::Sgdm { dampening, .. } => 1.0 - dampening,
             Rule::Signum { momentum } => 1.0 - momentum,
+            Rule::AdamW { beta1, .. } => 1.0 - beta1,
+            Rule::Lion { beta2, .. } => 1.0 - beta2,
             Rule::Sgd | Rule::SignSgd => 1.0,
         },
+        direction_momentum: match config.rule {
+            Rule::Lion { beta1, .. } => beta1,
+            rule => rule.momentum(),
+        },
+        square_keep,
+        first_decay,
+        second_decay,
+        epsilon,
         exponent: regime.exponent(),
         gain: regime.gain(),
         early_steps: regime.early_steps(),

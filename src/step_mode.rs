@@ -9,7 +9,7 @@ pub enum StepMode {
     #[default]
     TwoPass,
     /// One sweep: the update of step t takes the rate that came out of step t-1, while the sums of step t are added up. 12 bytes per
-    /// parameter for SGD with a rate from the norm, 14 with Seesaw, 20 with momentum.
+    /// parameter for SGD with a rate from the norm, 14 with Seesaw, 20 with momentum, 28 with AdamW.
     ///
     /// **A different algorithm**: a step meets a sudden gradient with the rate of the gradient before, so that the norm protects the
     /// next step, not this one. Everything else, regime, record and state, is the same; with [`Regime::Fixed`](crate::Regime::Fixed)

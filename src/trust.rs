@@ -9,8 +9,8 @@ use crate::error::{Error, require};
 /// ```
 ///
 /// and 1 in the place of the ratio where either norm is 0 (You, Gitman & Ginsburg 2017, arXiv:1708.03888, eq. 6, with the weight decay
-/// inside the norm as in `optax.scale_by_trust_ratio`). Rules that step along signs have `√d` in the place of the gradient's norm, which
-/// is the length of that direction. The ratio is kept within `[1e-8, 1e8]`; a gradient of zero carries the last one over. As every rate
+/// inside the norm as in `optax.scale_by_trust_ratio`). Rules that step along signs, and AdamW, have `√d` in the place of the gradient's norm, which
+/// is the length of that direction or about it ([`Rule::is_scale_free`](crate::Rule::is_scale_free)). The ratio is kept within `[1e-8, 1e8]`; a gradient of zero carries the last one over. As every rate
 /// here it multiplies the direction after the momentum.
 ///
 /// It is meant for [`Group::per_tensor`](crate::Group::per_tensor), which makes it layer-wise; a group with several tensors has one ratio

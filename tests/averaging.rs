@@ -136,6 +136,8 @@ fn every_rule_and_average(tensors: &[usize]) -> Vec<Spec> {
         Rule::nesterov(0.9),
         Rule::sign_sgd(),
         Rule::signum(0.9),
+        Rule::adamw(),
+        Rule::lion(),
     ] {
         for averaging in averagings() {
             let tensors = tensors.iter().map(|&len| numbers.vec(len)).collect();
@@ -599,6 +601,7 @@ fn weights_are_right_after_any_number_of_steps() {
     }
     let source = [
         include_str!("../shaders/shared/layout.wgsl"),
+        include_str!("../shaders/shared/scaled.wgsl"),
         include_str!("../shaders/shared/count_steps.wgsl"),
         WEIGHTS,
     ]

@@ -109,8 +109,8 @@ fn every_rule_and_regime_on_the_cpu_path_against_copy_and_triad() {
     for (what, rows) in [
         ("copy", 3),
         ("triad", 3),
-        ("step", 2 * 24),
-        ("step+clip", 4),
+        ("step", 2 * 36),
+        ("step+clip", 6),
         ("many-tensors", 4),
         ("many-tensors-odd", 4),
         ("overhead-step", 2),

@@ -26,13 +26,15 @@ use wgpu_optim::{
     OptimizerBuilder, Parameters, Regime, Rule, Schedule, SecantForm, StepMode, wgpu,
 };
 
-fn rules() -> [Rule; 5] {
+fn rules() -> [Rule; 7] {
     [
         Rule::sgd(),
         Rule::sgdm(0.9),
         Rule::nesterov(0.8),
         Rule::sign_sgd(),
         Rule::signum(0.9),
+        Rule::adamw(),
+        Rule::lion(),
     ]
 }
 

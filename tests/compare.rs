@@ -384,7 +384,7 @@ fn bad_input_ends_in_one_line_before_anything_runs() {
     }
     let cases: [(&[&str], &[&str]); 15] = [
         (&["--regimes", "fixed"], &["--regimes", "--lrs"]),
-        (&["--rules", "adamw"], &["adamw", "sgdm"]),
+        (&["--rules", "adagrad"], &["adagrad", "sgdm"]),
         (&["--settings", "64"], &["64", "64x10"]),
         (&["--settings", "0x3"], &["0x3", "at least 1"]),
         (&["--settings", "64x1", "--batch", "32"], &["--batch"]),

@@ -295,7 +295,15 @@ fn numbers_out_of_range() {
     for bad in [-0.1, 1.0, inf, nan] {
         cases.push((with_rule(sgdm(bad, 0.0, false)), "rule sgdm", "momentum"));
         cases.push((with_rule(Rule::signum(bad)), "rule signum", "momentum"));
+        cases.push((with_rule(adamw(bad, 0.9, 1e-8)), "rule adamw", "beta1"));
+        cases.push((with_rule(adamw(0.9, bad, 1e-8)), "rule adamw", "beta2"));
+        cases.push((with_rule(lion(bad, 0.9)), "rule lion", "beta1"));
+        cases.push((with_rule(lion(0.9, bad)), "rule lion", "beta2"));
         cases.push((with_rule(sgdm(0.9, bad, false)), "rule sgdm", "dampening"));
+    }
+    cases.push((with_rule(lion(0.9, 0.0)), "rule lion", "beta2"));
+    for bad in [-1e-8, 0.0, 1e-39, inf, nan] {
+        cases.push((with_rule(adamw(0.9, 0.999, bad)), "rule adamw", "epsilon"));
     }
     cases.push((with_rule(sgdm(0.0, 0.0, true)), "rule nesterov", "momentum"));
     cases.push((
@@ -572,6 +580,10 @@ fn numbers_just_within_range() {
             Regime::Seesaw(other),
         ),
         with(Rule::nesterov(f32::MIN_POSITIVE), Regime::fixed(1e-30)),
+        with(adamw(0.0, 0.0, f32::MIN_POSITIVE), Regime::fixed(1e-30)),
+        with(adamw(below_one, below_one, f32::MAX), Regime::seesaw()),
+        with(lion(0.0, f32::MIN_POSITIVE), Regime::gated_distance()),
+        with(lion(below_one, below_one), Regime::gated_distance()),
         with(Rule::sgd(), Regime::fixed(1e30)),
         with(Rule::sgd(), Regime::seesaw())
             .weight_decay(0.0)
@@ -1178,4 +1190,16 @@ fn a_readback_from_a_device_that_is_gone_is_an_error() {
         pollster::block_on(run.optimizer.drain_records()).expect_err("there is nothing to read");
     assert!(matches!(error, Error::DeviceLost(_)), "{error}");
     assert_message(&error, &["lost", "takes no more work", "half done"]);
+}
+
+fn adamw(beta1: f32, beta2: f32, epsilon: f32) -> Rule {
+    Rule::AdamW {
+        beta1,
+        beta2,
+        epsilon,
+    }
+}
+
+fn lion(beta1: f32, beta2: f32) -> Rule {
+    Rule::Lion { beta1, beta2 }
 }

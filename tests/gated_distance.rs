@@ -17,7 +17,7 @@ use wgpu_optim::{
     StepMode, WeightDecay,
 };
 
-fn rules() -> [Rule; 6] {
+fn rules() -> [Rule; 8] {
     let dampened = Rule::Sgdm {
         momentum: 0.8,
         dampening: 0.3,
@@ -30,6 +30,8 @@ fn rules() -> [Rule; 6] {
         Rule::nesterov(0.9),
         Rule::sign_sgd(),
         Rule::signum(0.9),
+        Rule::adamw(),
+        Rule::lion(),
     ]
 }
 
@@ -110,7 +112,7 @@ fn fuzz(run: &mut dyn Run, groups: usize, steps: usize, seed: u64) -> Vec<Watch>
             assert!(state.gated_rate.is_finite() && state.gated_rate > 0.0);
             assert!(record.learning_rate.is_finite() && record.learning_rate > 0.0);
             // Along signs the rate has the mean magnitude in it, which the gate does not guard.
-            if !rules()[group].is_sign() {
+            if !rules()[group].is_scale_free() {
                 assert_eq!(state.gated_rate, record.learning_rate);
             }
             let most = if watch.ran { 2.0 } else { 8.0 };
@@ -168,7 +170,7 @@ fn gradient(len: usize, t: usize, noise: &mut Numbers) -> Vec<f32> {
 
 /// Each rate is an f32 sum over the windows' steps of f32 sums of up to 20,000 elements. A step that went missing, or a bucket, or a
 /// sign, is off by more than 1e-3.
-const TOLERANCE: f64 = 2e-5;
+const TOLERANCE: f64 = 4e-5;
 
 fn follow_the_oracle(run: &mut dyn Run, specs: &[Spec], steps: usize) {
     let lengths: Vec<usize> = specs.iter().map(|spec| spec.tensors[0].len()).collect();
@@ -246,21 +248,23 @@ fn geometries(gpu: &Gpu) -> Vec<Gpu> {
 fn every_rule_follows_the_oracle_at_every_length() {
     let _alone = alone();
     let mut numbers = Numbers(3);
-    let mut specs = Vec::new();
-    for rule in rules() {
-        for len in [1, 61, 255, 256, 257, 1003] {
-            let tensor = numbers.vec(len);
-            specs.push(
-                Spec::new(rule, Regime::gated_distance(), vec![tensor]).named(format!(
-                    "{}, {len}, {}",
-                    rule.name(),
-                    specs.len()
-                )),
-            );
+    for some_rules in rules().chunks(6) {
+        let mut specs = Vec::new();
+        for &rule in some_rules {
+            for len in [1, 61, 255, 256, 257, 1003] {
+                let tensor = numbers.vec(len);
+                specs.push(
+                    Spec::new(rule, Regime::gated_distance(), vec![tensor]).named(format!(
+                        "{}, {len}, {}",
+                        rule.name(),
+                        specs.len()
+                    )),
+                );
+            }
         }
-    }
-    for mut run in every_path(&specs) {
-        follow_the_oracle(run.as_mut(), &specs, 70);
+        for mut run in every_path(&specs) {
+            follow_the_oracle(run.as_mut(), &specs, 70);
+        }
     }
 }
 
@@ -298,32 +302,34 @@ fn decay_clip_maximize_schedule_and_constants_follow_the_oracle() {
         first_step: 1e-2,
         energy_factor: Some(2.0),
     };
-    let mut specs = Vec::new();
-    for rule in rules() {
-        let spec = |name: &str, numbers: &mut Numbers| {
-            Spec::new(rule, Regime::gated_distance(), vec![numbers.vec(40)])
-                .named(format!("{name}, {}", specs.len()))
-        };
-        let mut cases = [
-            spec("decoupled", &mut numbers),
-            spec("coupled and clipped", &mut numbers),
-            spec("climbs, scheduled", &mut numbers),
-            spec("constants", &mut numbers),
-        ];
-        cases[0].decay = WeightDecay::Decoupled(0.01);
-        cases[1].decay = WeightDecay::Coupled(0.01);
-        cases[1].clip = 1.5;
-        cases[1].averaging = Averaging::Running { start: 0 };
-        cases[2].maximize = true;
-        cases[2].schedule = Schedule::InverseSqrt { warmup: 5 };
-        cases[3].regime = Regime::GatedDistance(own);
-        for mut case in cases {
-            case.name = format!("{}, {}", specs.len(), case.name);
-            specs.push(case);
+    for some_rules in rules().chunks(6) {
+        let mut specs = Vec::new();
+        for &rule in some_rules {
+            let spec = |name: &str, numbers: &mut Numbers| {
+                Spec::new(rule, Regime::gated_distance(), vec![numbers.vec(40)])
+                    .named(format!("{name}, {}", specs.len()))
+            };
+            let mut cases = [
+                spec("decoupled", &mut numbers),
+                spec("coupled and clipped", &mut numbers),
+                spec("climbs, scheduled", &mut numbers),
+                spec("constants", &mut numbers),
+            ];
+            cases[0].decay = WeightDecay::Decoupled(0.01);
+            cases[1].decay = WeightDecay::Coupled(0.01);
+            cases[1].clip = 1.5;
+            cases[1].averaging = Averaging::Running { start: 0 };
+            cases[2].maximize = true;
+            cases[2].schedule = Schedule::InverseSqrt { warmup: 5 };
+            cases[3].regime = Regime::GatedDistance(own);
+            for mut case in cases {
+                case.name = format!("{}, {}", specs.len(), case.name);
+                specs.push(case);
+            }
         }
-    }
-    for mut run in every_path(&specs) {
-        follow_the_oracle(run.as_mut(), &specs, 70);
+        for mut run in every_path(&specs) {
+            follow_the_oracle(run.as_mut(), &specs, 70);
+        }
     }
 }
 
@@ -349,7 +355,9 @@ fn steps_of_any_size_are_measured() {
 #[test]
 fn rescaling_the_loss_by_a_power_of_two_changes_no_bit_of_the_steps() {
     let _alone = alone();
-    let specs = group_per_rule(Regime::gated_distance(), &Numbers(4).vec(300));
+    let mut specs = group_per_rule(Regime::gated_distance(), &Numbers(4).vec(300));
+    // AdamW's ε has a size.
+    specs.retain(|spec| spec.rule != Rule::adamw());
     for power in [-20, 24] {
         let scale = 2f32.powi(power);
         for (mut run, mut other) in every_path(&specs).into_iter().zip(every_path(&specs)) {
@@ -365,7 +373,11 @@ fn rescaling_the_loss_by_a_power_of_two_changes_no_bit_of_the_steps() {
             assert_eq!(bits(&run.params()), bits(&other.params()), "{}", run.path());
             for (i, (a, b)) in run.rates().iter().zip(other.rates()).enumerate() {
                 // Along signs the magnitude takes the scale out of the rate again.
-                let expected = if rules()[i].is_sign() { b } else { b * scale };
+                let expected = if rules()[i].is_scale_free() {
+                    b
+                } else {
+                    b * scale
+                };
                 assert_eq!(*a, expected, "{}, {}", run.path(), specs[i].name);
             }
         }

@@ -23,6 +23,8 @@ fn rates_and_terms_are_right_at_every_scale() {
         Rule::sgdm(0.9),
         Rule::sign_sgd(),
         Rule::signum(0.9),
+        Rule::adamw(),
+        Rule::lion(),
     ] {
         for scale in [1e-20f32, 1e-8, 1.0, 1e8, 1e20] {
             let specs = [Spec::new(rule, Regime::seesaw(), vec![start.clone()])];

@@ -12,13 +12,15 @@ use common::{Numbers, upload};
 use wgpu_optim::layout::GroupState;
 use wgpu_optim::{LossScaler, Regime, Rule, SecantForm, StepMode, WeightDecay, wgpu};
 
-fn rules() -> [Rule; 5] {
+fn rules() -> [Rule; 7] {
     [
         Rule::sgd(),
         Rule::sgdm(0.9),
         Rule::nesterov(0.9),
         Rule::sign_sgd(),
         Rule::signum(0.9),
+        Rule::adamw(),
+        Rule::lion(),
     ]
 }
 

@@ -19,7 +19,12 @@ fn three_rules() -> [Rule; 3] {
     [Rule::sgd(), Rule::sgdm(0.9), Rule::sign_sgd()]
 }
 
-fn six_rules() -> [Rule; 6] {
+fn every_rule() -> Vec<Rule> {
+    [&scale_free_rules()[..], &[Rule::adamw()]].concat()
+}
+
+/// All but AdamW, whose ε has a size.
+fn scale_free_rules() -> [Rule; 7] {
     let dampened = Rule::Sgdm {
         momentum: 0.9,
         dampening: 0.5,
@@ -32,6 +37,7 @@ fn six_rules() -> [Rule; 6] {
         Rule::nesterov(0.9),
         Rule::sign_sgd(),
         Rule::signum(0.9),
+        Rule::lion(),
     ]
 }
 
@@ -484,6 +490,9 @@ fn expected_bytes() -> Vec<(Rule, Regime, f64)> {
         (Rule::sgdm(0.9), Regime::fixed(0.1), 4.0),
         (Rule::sgdm(0.9), Regime::seesaw(), 4.0),
         (Rule::signum(0.9), Regime::seesaw(), 4.0),
+        (Rule::lion(), Regime::seesaw(), 4.0),
+        (Rule::adamw(), Regime::fixed(0.1), 8.0),
+        (Rule::adamw(), Regime::seesaw(), 8.0),
     ]
 }
 
@@ -571,7 +580,7 @@ fn assert_rescaling_changes_no_bit(powers: &[i32]) {
     let lengths = [2000, 77];
     let mut numbers = Numbers(6);
     let tensors: Vec<Vec<f32>> = lengths.iter().map(|&len| numbers.vec(len)).collect();
-    let specs = group_per_rule(&six_rules(), Regime::seesaw(), &tensors);
+    let specs = group_per_rule(&scale_free_rules(), Regime::seesaw(), &tensors);
     let steps = noisy_gradients(&lengths, 8, 7);
     let run = |c: f32| -> Vec<(String, Vec<Vec<Vec<u32>>>)> {
         every_path(&specs)
@@ -617,6 +626,38 @@ fn rescaling_across_the_border_of_a_range_changes_no_bit() {
     assert_rescaling_changes_no_bit(&[-42, -41, -40, -39, -38, 38, 39, 40, 41, 42]);
 }
 
+/// AdamW's ε is an absolute size. Far below the gradients it changes nothing, and neither does their scale; its usual 1e-8 changes the
+/// steps of rescaled gradients by so much, but no bit of the rates.
+#[test]
+fn rescaling_changes_of_adamw_what_epsilon_adds() {
+    let lengths = [500];
+    let tensors = [Numbers(6).vec(500)];
+    let with = |epsilon| Rule::AdamW {
+        beta1: 0.9,
+        beta2: 0.999,
+        epsilon,
+    };
+    let specs = group_per_rule(&[with(1e-30), with(1e-8)], Regime::seesaw(), &tensors);
+    let steps = noisy_gradients(&lengths, 8, 7);
+    for power in [-16, 30] {
+        for (mut run, mut other) in every_path(&specs).into_iter().zip(every_path(&specs)) {
+            for grads in &steps {
+                let scaled: Vec<Vec<f32>> = grads
+                    .iter()
+                    .map(|g| g.iter().map(|g| 2f32.powi(power) * g).collect())
+                    .collect();
+                run.step(&repeated(grads, specs.len()));
+                other.step(&repeated(&scaled, specs.len()));
+                let what = format!("{}, 2^{power}", run.path());
+                assert_eq!(bits(&[run.rates()]), bits(&[other.rates()]), "{what}");
+                let (a, b) = (bits(&run.params()), bits(&other.params()));
+                assert!(a[0] == b[0], "{what}");
+                assert!(a[1] != b[1], "{what}: ε has no size");
+            }
+        }
+    }
+}
+
 #[test]
 fn the_terms_add_up_to_the_change_of_ln_eta() {
     let lengths = [65];
@@ -627,7 +668,7 @@ fn the_terms_add_up_to_the_change_of_ln_eta() {
         Regime::hypergradient(),
         seesaw(|s| (s.gain, s.exponent) = (2.0, 3.0)),
     ] {
-        let specs = group_per_rule(&six_rules(), regime, &tensors);
+        let specs = group_per_rule(&every_rule(), regime, &tensors);
         for mut run in every_path(&specs) {
             for grads in noisy_gradients(&lengths, 60, 9) {
                 run.step(&repeated(&grads, specs.len()));
@@ -668,7 +709,7 @@ fn repeats_have_the_same_bits() {
     let lengths = [9000, 31];
     let mut numbers = Numbers(10);
     let tensors: Vec<Vec<f32>> = lengths.iter().map(|&len| numbers.vec(len)).collect();
-    let specs = group_per_rule(&six_rules(), Regime::seesaw(), &tensors);
+    let specs = group_per_rule(&every_rule(), Regime::seesaw(), &tensors);
     let steps = noisy_gradients(&lengths, 5, 11);
     let trace = || -> Vec<_> {
         every_path(&specs)
@@ -925,8 +966,14 @@ fn the_first_step_has_the_length_it_should() {
     for (scale, epsilon) in [(1.0f32, 1e-2f32), (1e-20, 1e-2), (1e20, 0.5)] {
         let w = numbers.vec(500);
         let g: Vec<f32> = numbers.vec(500).iter().map(|g| scale * g).collect();
+        // AdamW's ε is not small beside the smallest gradients.
+        let rules = if scale < 1.0 {
+            scale_free_rules().to_vec()
+        } else {
+            every_rule()
+        };
         let specs = group_per_rule(
-            &six_rules(),
+            &rules,
             seesaw(|s| s.first_step = epsilon),
             std::slice::from_ref(&w),
         );

@@ -53,6 +53,8 @@ fn rule() -> impl Strategy<Value = Rule> {
         Just(Rule::nesterov(0.8)),
         Just(Rule::sign_sgd()),
         Just(Rule::signum(0.9)),
+        Just(Rule::adamw()),
+        Just(Rule::lion()),
     ]
 }
 
@@ -238,7 +240,8 @@ fn compare_params(
                 continue;
             }
             // A sum such as g + λw that cancels to its last bit may have either sign: one or two elements of a case.
-            let flip = specs[group].rule.is_sign() && off <= 2.1 * f64::from(rates[group]) * 10.0;
+            let flip =
+                specs[group].rule.is_scale_free() && off <= 2.1 * f64::from(rates[group]) * 10.0;
             flips += usize::from(flip);
             if !flip || flips > 2 {
                 return Err(format!(

@@ -370,6 +370,7 @@ fn inner_products_with_the_direction_memory() {
             Rule::sgdm(0.9),
             Rule::sign_sgd(),
             Rule::signum(0.9),
+            Rule::lion(),
         ] {
             specs.push(
                 Spec::new(rule, Regime::seesaw(), vec![vec![0.0; len]])
@@ -380,7 +381,7 @@ fn inner_products_with_the_direction_memory() {
     let scaled = |g: &[f32]| -> Vec<Vec<f32>> {
         scales
             .iter()
-            .flat_map(|&scale| vec![g.iter().map(|g| scale * g).collect::<Vec<f32>>(); 4])
+            .flat_map(|&scale| vec![g.iter().map(|g| scale * g).collect::<Vec<f32>>(); 5])
             .collect()
     };
     let (first, second) = (scaled(&first), scaled(&second));
@@ -403,6 +404,7 @@ fn inner_products_with_the_direction_memory() {
                 Rule::Sgd | Rule::SignSgd => before.iter().map(sign).collect(),
                 // The first momentum is the gradient, or (1 - β) of it.
                 Rule::Sgdm { .. } => wide(&first[i], momentum_scale),
+                Rule::Lion { .. } => wide(&first[i], momentum_scale * f64::from(1.0 - 0.99f32)),
                 _ => wide(&first[i], momentum_scale * f64::from(1.0 - 0.9f32)),
             };
             // Signed addends: the error is relative to the sum of magnitudes. Two more roundings for scaling and product.

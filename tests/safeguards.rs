@@ -357,7 +357,7 @@ fn zero_gradients_in_the_middle_carry_the_rate_over() {
 /// A tensor of zeros beside others, and single elements of either zero: sign(0) is 0.
 #[test]
 fn zero_elements_do_not_move_under_sign_rules() {
-    for rule in [Rule::sign_sgd(), Rule::signum(0.9)] {
+    for rule in [Rule::sign_sgd(), Rule::signum(0.9), Rule::lion()] {
         let spec = Spec::new(rule, Regime::fixed(0.5), vec![vec![1.0; 6]]);
         for mut run in every_path(std::slice::from_ref(&spec)) {
             run.step(&[vec![0.0, -0.0, 3.0, -3.0, 1e-30, -1e-30]]);

@@ -94,6 +94,8 @@ fn every_combination_compiles_on_every_adapter() {
         Rule::nesterov(0.9),
         Rule::sign_sgd(),
         Rule::signum(0.9),
+        Rule::adamw(),
+        Rule::lion(),
     ] {
         for regime in [
             Regime::seesaw(),

@@ -26,6 +26,8 @@ fn rules() -> Vec<(&'static str, Rule)> {
         ("nesterov", Rule::nesterov(0.9)),
         ("signsgd", Rule::sign_sgd()),
         ("signum", Rule::signum(0.9)),
+        ("adamw", Rule::adamw()),
+        ("lion", Rule::lion()),
     ]
 }
 
@@ -162,7 +164,7 @@ fn compare(what: &str, record: &Record, out: &Outcome, oracle: &Oracle) {
 #[test]
 fn twenty_steps_of_every_combination_follow_the_oracle() {
     let specs = every_case();
-    assert_eq!(specs.len(), 6 * 6 * 3 * 2 * 2);
+    assert_eq!(specs.len(), 8 * 6 * 3 * 2 * 2);
     let (clipped, braked, decayed) = follow_the_oracle(&specs, StepMode::TwoPass);
     // The cases exercise what they name.
     assert!(
@@ -175,7 +177,7 @@ fn twenty_steps_of_every_combination_follow_the_oracle() {
 fn twenty_lagged_steps_of_every_combination_follow_the_oracle() {
     let mut specs = every_case();
     specs.retain(|spec| spec.clip.is_infinite());
-    assert_eq!(specs.len(), 6 * 6 * 3 * 2);
+    assert_eq!(specs.len(), 8 * 6 * 3 * 2);
     let (clipped, braked, decayed) = follow_the_oracle(&specs, StepMode::Lagged);
     assert!(
         clipped == 0 && braked > 50 && decayed > 1000,

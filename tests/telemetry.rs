@@ -17,13 +17,15 @@ use wgpu_optim::{
     TrustRatio, WeightDecay,
 };
 
-fn rules() -> [Rule; 5] {
+fn rules() -> [Rule; 7] {
     [
         Rule::sgd(),
         Rule::sgdm(0.9),
         Rule::nesterov(0.9),
         Rule::sign_sgd(),
         Rule::signum(0.9),
+        Rule::adamw(),
+        Rule::lion(),
     ]
 }
 
@@ -525,7 +527,7 @@ fn trust_ratios_go_by_each_tensors_own_parameters() {
                 for (tensor, record) in run.records().records.iter().enumerate() {
                     let seen = grads[tensor].iter().zip(&before[tensor]);
                     let seen = seen.map(|(&g, &w)| f64::from(g) + 0.125 * f64::from(w));
-                    let direction = if rule.is_sign() {
+                    let direction = if rule.is_scale_free() {
                         37f64.sqrt()
                     } else {
                         norm(seen)

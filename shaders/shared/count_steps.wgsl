@@ -23,3 +23,32 @@ fn average_weight(c: GroupConstants, taken: u32) -> f32 {
     }
     return c.average_gain / (f32(since) + c.average_gain);
 }
+
+// 1/(1 - β₁ᵏ) and 1/√(1 - β₂ᵏ) of AdamW, which make up for moments that began at zero.
+fn bias_corrections(c: GroupConstants, taken: u32) -> vec2<f32> {
+    // A lagged step's update is for the step after it.
+    let ahead = select(1u, 2u, (c.flags & LAGGED) != 0u);
+    let k = select(taken + ahead, 0xffffffffu, taken > 0xffffffffu - ahead);
+    // Of GatedDistance, whose momentum is the gradient itself until a rate is found: that is no less than a mean.
+    var first = 1.0;
+    if c.regime != GATED_DISTANCE {
+        first = 1.0 / one_less_power(c.first_decay, k);
+    }
+    return vec2<f32>(first, 1.0 / sqrt(one_less_power(c.second_decay, k)));
+}
+
+// 1 - βᵏ with decay = -ln β, to about two ulps also where βᵏ is close to 1: with k ln β = -(h ln 2 + r) it is (1 - 2^-h) + 2^-h (1 - e^-r).
+fn one_less_power(decay: f32, k: u32) -> f32 {
+    // Beyond 2^24 k is rounded, as the product is anyway.
+    let x = f32(k) * decay;
+    // Less than half a unit in the last place is missing.
+    if x > 18.0 {
+        return 1.0;
+    }
+    let halvings = round(x * 1.44269504);
+    let r = (x - halvings * LN_2_HIGH) - halvings * LN_2_LOW;
+    let tail = r * r * (0.5 - r * (0.166666667 - r * (0.0416666667 - r * (0.00833333333
+        - r * (0.00138888889 - r * 0.000198412698)))));
+    let power = power_of_two(-i32(halvings));
+    return (1.0 - power) + power * (r - tail);
+}

@@ -26,6 +26,11 @@ struct GroupConstants {
     growth_interval: u32,
     momentum: f32,
     gradient_share: f32,
+    direction_momentum: f32,
+    square_keep: f32,
+    first_decay: f32,
+    second_decay: f32,
+    epsilon: f32,
     exponent: f32,
     gain: f32,
     early_steps: f32,
@@ -60,6 +65,7 @@ const MOMENTUM_FROM_GRADIENT = 4u;
 const BRAKE = 8u;
 const RAW_NORM_CLIP = 16u;
 const LAGGED = 32u;
+const LOOKS_BACK = 64u;
 
 const SEESAW = 0u;
 const ADAGRAD_NORM = 1u;
@@ -167,6 +173,8 @@ struct GroupState {
     distance_exponent: i32,
     last_growth: f32,
     last_clip: f32,
+    first_correction: f32,
+    second_correction: f32,
     phase: u32,
     restarted: u32,
     window_steps: u32,
@@ -235,6 +243,10 @@ struct Update {
     momentum_keep: f32,
     gradient_share: f32,
     momentum: f32,
+    square_keep: f32,
+    first_correction: f32,
+    second_correction: f32,
+    epsilon: f32,
     gradient_exponent: i32,
     direction_exponent: i32,
     started: u32,

@@ -1,4 +1,4 @@
-// What a lagged step does with its memory where that is the momentum, or nothing.
+// What a lagged step does with its memory where that is the momentum, with squares in its second half or without, or nothing.
 
 alias Memory = vec4<f32>;
 
@@ -10,14 +10,21 @@ fn remember(
     momentum_scale: f32,
     alignment: ptr<function, AlignmentSums>,
 ) -> vec4<f32> {
+    var last = vec4<f32>();
     var m = vec4<f32>();
+    var v = vec4<f32>();
     if has_momentum() {
-        let last = memory[at];
+        last = memory[at];
         if MOMENTUM {
             compare_with_momentum(gradient_scale * g, momentum_scale * last, alignment);
         }
-        m = next_momentum(update, last, g);
+        m = next_momentum(update, last, admitted(g));
         next_memory[at] = m;
     }
-    return direction_of(update, g, m);
+    if has_squares() {
+        let behind = arrayLength(&memory) / 2u + at;
+        v = next_squares(update, memory[behind], admitted(g));
+        next_memory[behind] = v;
+    }
+    return direction_of(update, g, last, m, v);
 }

@@ -13,5 +13,5 @@ fn remember(
     let word = memory[at];
     compare_with_counters(gradient_scale * g, word, alignment);
     next_memory[at] = next_counters(word, g);
-    return direction_of(update, g, vec4<f32>());
+    return direction_of(update, g, vec4<f32>(), vec4<f32>(), vec4<f32>());
 }

@@ -5,17 +5,44 @@ const SGDM = 1u;
 const NESTEROV = 2u;
 const SIGN_SGD = 3u;
 const SIGNUM = 4u;
+const ADAM_W = 5u;
+const LION = 6u;
+
+// An element whose square f32 can hold, with some room.
+const LARGEST_SQUARED = 1.8e19;
 
 fn has_momentum() -> bool {
-    return RULE == SGDM || RULE == NESTEROV || RULE == SIGNUM;
+    return RULE != SGD && RULE != SIGN_SGD;
+}
+
+// Whether the memory of the momentum has a mean of squares in its second half.
+fn has_squares() -> bool {
+    return RULE == ADAM_W;
+}
+
+// The gradient as the rule takes it.
+fn admitted(g: vec4<f32>) -> vec4<f32> {
+    if RULE == ADAM_W {
+        return clamp(g, vec4<f32>(-LARGEST_SQUARED), vec4<f32>(LARGEST_SQUARED));
+    }
+    return g;
 }
 
 fn next_momentum(update: Update, m: vec4<f32>, g: vec4<f32>) -> vec4<f32> {
     return update.momentum_keep * m + update.gradient_share * g;
 }
 
-// u, from the gradient and, for rules that have one, the new momentum.
-fn direction_of(update: Update, g: vec4<f32>, m: vec4<f32>) -> vec4<f32> {
+fn next_squares(update: Update, v: vec4<f32>, g: vec4<f32>) -> vec4<f32> {
+    return update.square_keep * v + (1.0 - update.square_keep) * (g * g);
+}
+
+// u of AdamW, from the new moments.
+fn preconditioned(m: vec4<f32>, v: vec4<f32>, first_correction: f32, second_correction: f32, epsilon: f32) -> vec4<f32> {
+    return (first_correction * m) / (second_correction * sqrt(v) + epsilon);
+}
+
+// u, from the gradient and, for rules that have them, the momentum before and after the step, and the new mean of squares.
+fn direction_of(update: Update, g: vec4<f32>, last: vec4<f32>, m: vec4<f32>, v: vec4<f32>) -> vec4<f32> {
     if RULE == SGDM {
         return m;
     }
@@ -27,6 +54,12 @@ fn direction_of(update: Update, g: vec4<f32>, m: vec4<f32>) -> vec4<f32> {
     }
     if RULE == SIGNUM {
         return sign(m);
+    }
+    if RULE == ADAM_W {
+        return preconditioned(m, v, update.first_correction, update.second_correction, update.epsilon);
+    }
+    if RULE == LION {
+        return sign(update.momentum * last + (1.0 - update.momentum) * g);
     }
     return g;
 }

@@ -341,13 +341,15 @@ fn subjects(adapter: &wgpu::Adapter, args: &Args) -> Result<Vec<Subject>, CliErr
 }
 
 /// Every rule, for the families that go over all of them.
-fn rules() -> [Rule; 5] {
+fn rules() -> [Rule; 7] {
     [
         Rule::sgd(),
         Rule::sgdm(0.9),
         Rule::nesterov(0.9),
         Rule::sign_sgd(),
         Rule::signum(0.9),
+        Rule::adamw(),
+        Rule::lion(),
     ]
 }
 

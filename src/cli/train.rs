@@ -19,7 +19,7 @@ use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;
 use wgpu_optim::{
     AdGd, AutoSgd, Averaging, BarzilaiBorwein, DoG, DoWG, GatedDistance, Hypergradient, NormRatio,
-    Record, Regime, Rule, Schedule, SecantForm, Seesaw, TensorRecord, Term,
+    Record, Regime, Rule, Schedule, SecantForm, Seesaw, TensorRecord, Term, WeightDecay,
 };
 
 use crate::CliError;
@@ -46,6 +46,11 @@ pub enum RuleName {
     SignSgd,
     /// The sign of the momentum.
     Signum,
+    /// Adam with PyTorch's defaults, and its decoupled weight decay of 0.01.
+    #[value(name = "adamw")]
+    AdamW,
+    /// The sign of momentum and gradient.
+    Lion,
 }
 
 /// `--regime`.
@@ -198,7 +203,7 @@ pub struct Args {
     /// Update rule
     #[arg(long, value_enum, default_value = "sgdm")]
     rule: RuleName,
-    /// Momentum of sgdm, nesterov and signum
+    /// Momentum of sgdm, nesterov and signum (adamw has 0.9 and 0.999, lion 0.9 and 0.99)
     #[arg(long, default_value_t = 0.9, allow_negative_numbers = true)]
     momentum: f32,
     /// Learning-rate regime
@@ -213,14 +218,9 @@ pub struct Args {
     /// Average the weights from the end of the first epoch on, and evaluate both the last and the averaged ones
     #[arg(long, value_enum)]
     average: Option<AverageName>,
-    /// Coupled weight decay
-    #[arg(
-        long,
-        default_value_t = 0.0,
-        value_name = "LAMBDA",
-        allow_negative_numbers = true
-    )]
-    weight_decay: f32,
+    /// Weight decay, decoupled for adamw and lion and coupled for the others [default: 0.01 for adamw, as in PyTorch, otherwise 0]
+    #[arg(long, value_name = "LAMBDA", allow_negative_numbers = true)]
+    weight_decay: Option<f32>,
     /// Clip the gradient to this norm
     #[arg(long, value_name = "NORM", allow_negative_numbers = true)]
     clip_norm: Option<f32>,
@@ -277,6 +277,23 @@ impl Args {
             RuleName::Nesterov => Rule::nesterov(self.momentum),
             RuleName::SignSgd => Rule::sign_sgd(),
             RuleName::Signum => Rule::signum(self.momentum),
+            RuleName::AdamW => Rule::adamw(),
+            RuleName::Lion => Rule::lion(),
+        }
+    }
+
+    /// λ of [`Args::weight_decay`].
+    fn decay(&self) -> f32 {
+        let (WeightDecay::Coupled(decay) | WeightDecay::Decoupled(decay)) = self.weight_decay();
+        decay
+    }
+
+    /// Decoupled for the rules that are published with it; AdamW without a word takes PyTorch's.
+    fn weight_decay(&self) -> WeightDecay {
+        match (self.rule, self.weight_decay) {
+            (RuleName::AdamW, None) => WeightDecay::Decoupled(0.01),
+            (RuleName::AdamW | RuleName::Lion, Some(decay)) => WeightDecay::Decoupled(decay),
+            (_, decay) => WeightDecay::Coupled(decay.unwrap_or(0.0)),
         }
     }
 
@@ -387,7 +404,7 @@ pub fn run(args: &Args) -> Result<(), CliError> {
         regime: args.regime.regime(args.lr, None)?,
         schedule: Schedule::Constant,
         averaging: Averaging::Off,
-        weight_decay: args.weight_decay,
+        weight_decay: args.weight_decay(),
         clip_norm: args.clip_norm,
         telemetry: args.telemetry,
         gradient_scale: 1.0,

@@ -163,6 +163,8 @@ fn rule(name: RuleName) -> Rule {
         RuleName::Nesterov => Rule::nesterov(MOMENTUM),
         RuleName::SignSgd => Rule::sign_sgd(),
         RuleName::Signum => Rule::signum(MOMENTUM),
+        RuleName::AdamW => Rule::adamw(),
+        RuleName::Lion => Rule::lion(),
     }
 }
 

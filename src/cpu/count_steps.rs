@@ -1,6 +1,7 @@
 //! Pass 3, what follows from the exact number of steps that were taken: twin of `shaders/shared/count_steps.wgsl`.
 
-use crate::layout::{GroupConstants, GroupState, average_kinds};
+use crate::cpu::scaled::{LN_2_HIGH, LN_2_LOW, power_of_two};
+use crate::layout::{GroupConstants, GroupState, average_kinds, group_flags, regime_kinds};
 
 /// Steps that were not skipped, this one not counted; the largest u32 where there are more.
 pub(crate) fn steps_taken(s: &GroupState) -> u32 {
@@ -21,5 +22,76 @@ pub(crate) fn average_weight(c: &GroupConstants, taken: u32) -> f32 {
         Some(0) => 1.0,
         Some(_) if c.average == average_kinds::EXPONENTIAL => c.average_gain,
         Some(since) => c.average_gain / (since as f32 + c.average_gain),
+    }
+}
+
+/// 1/(1 - β₁ᵏ) and 1/√(1 - β₂ᵏ) of AdamW, which make up for moments that began at zero.
+pub(crate) fn bias_corrections(c: &GroupConstants, taken: u32) -> (f32, f32) {
+    // A lagged step's update is for the step after it.
+    let lag = u32::from(c.flags & group_flags::LAGGED != 0);
+    let k = taken.saturating_add(1 + lag);
+    // Of GatedDistance, whose momentum is the gradient itself until a rate is found: that is no less than a mean.
+    let first = if c.regime == regime_kinds::GATED_DISTANCE {
+        1.0
+    } else {
+        1.0 / one_less_power(c.first_decay, k)
+    };
+    (first, 1.0 / one_less_power(c.second_decay, k).sqrt())
+}
+
+/// 1 - βᵏ with decay = -ln β, to about two ulps also where βᵏ is close to 1: with k ln β = -(h ln 2 + r) it is (1 - 2^-h) + 2^-h (1 - e^-r).
+fn one_less_power(decay: f32, k: u32) -> f32 {
+    // Beyond 2^24 k is rounded, as the product is anyway.
+    let x = k as f32 * decay;
+    // Less than half a unit in the last place is missing.
+    if x > 18.0 {
+        return 1.0;
+    }
+    let halvings = (x * std::f32::consts::LOG2_E).round();
+    let r = (x - halvings * LN_2_HIGH) - halvings * LN_2_LOW;
+    let tail = r
+        * r
+        * (0.5
+            - r * (0.166_666_67
+                - r * (0.041_666_668
+                    - r * (0.008_333_334 - r * (0.001_388_889 - r * 1.984_127e-4)))));
+    let power = power_of_two(-(halvings as i32));
+    (1.0 - power) + power * (r - tail)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_less_a_power_is_right_for_every_count() {
+        let mut worst = 0.0f64;
+        for beta in [
+            0.0f32,
+            1e-30,
+            0.1,
+            0.5,
+            0.9,
+            0.95,
+            0.99,
+            0.999,
+            0.999_9,
+            0.999_999,
+            1f32.next_down(),
+        ] {
+            let decay = crate::rule::decay_of(beta);
+            let counts = (1..3000)
+                .chain((0..32).flat_map(|e| [(1u32 << e) - 1, 1 << e, (1 << e) + 1]))
+                .chain([u32::MAX])
+                .filter(|&k| k > 0);
+            for k in counts {
+                let exact = -(f64::from(k) * f64::from(beta).ln()).exp_m1();
+                let unit = f64::from(f32::EPSILON) * 2f64.powf(exact.log2().floor());
+                let ulps = (f64::from(one_less_power(decay, k)) - exact).abs() / unit;
+                assert!(ulps <= 2.0, "{beta}, {k}: {ulps} ulps");
+                worst = worst.max(ulps);
+            }
+        }
+        println!("{worst:.2} ulps");
     }
 }

@@ -27,9 +27,11 @@ pub(crate) struct LaggedSlices<'a> {
     pub(crate) params: &'a [f32],
     /// The new parameters afterwards.
     pub(crate) grads: &'a mut [f32],
-    /// Empty where the rule has none, as the next three.
+    /// Empty where the rule has none, as the next five.
     pub(crate) momentum: &'a [f32],
     pub(crate) next_momentum: &'a mut [f32],
+    pub(crate) squares: &'a [f32],
+    pub(crate) next_squares: &'a mut [f32],
     pub(crate) counters: &'a [u8],
     pub(crate) next_counters: &'a mut [u8],
 }
@@ -39,6 +41,7 @@ impl LaggedSlices<'_> {
     pub(crate) fn split_at(self, blocks: usize, elements: usize) -> (Self, Self) {
         // Either as long as the parameters or empty.
         let momentum = elements.min(self.momentum.len());
+        let squares = elements.min(self.squares.len());
         let counters = elements.min(self.counters.len());
         let blocks = self.blocks.split_at(blocks);
         let partials = self.partials.split_at_mut(blocks.0.len());
@@ -46,6 +49,8 @@ impl LaggedSlices<'_> {
         let grads = self.grads.split_at_mut(elements);
         let next_momentum = self.next_momentum.split_at_mut(momentum);
         let momentum = self.momentum.split_at(momentum);
+        let next_squares = self.next_squares.split_at_mut(squares);
+        let squares = self.squares.split_at(squares);
         let next_counters = self.next_counters.split_at_mut(counters);
         let counters = self.counters.split_at(counters);
         (
@@ -56,6 +61,8 @@ impl LaggedSlices<'_> {
                 grads: grads.0,
                 momentum: momentum.0,
                 next_momentum: next_momentum.0,
+                squares: squares.0,
+                next_squares: next_squares.0,
                 counters: counters.0,
                 next_counters: next_counters.0,
             },
@@ -66,6 +73,8 @@ impl LaggedSlices<'_> {
                 grads: grads.1,
                 momentum: momentum.1,
                 next_momentum: next_momentum.1,
+                squares: squares.1,
+                next_squares: next_squares.1,
                 counters: counters.1,
                 next_counters: next_counters.1,
             },
@@ -91,6 +100,8 @@ pub(crate) fn lagged_step(of: &Lagged, slices: LaggedSlices) {
             params: &slices.params[all.clone()],
             grads: &slices.grads[all.clone()],
             momentum: slices.momentum.get(all.clone()).unwrap_or_default(),
+            // No lagged step measures against them.
+            squares: &[],
             counters: slices.counters.get(all).unwrap_or_default(),
             vector: &[],
         };
@@ -101,11 +112,13 @@ pub(crate) fn lagged_step(of: &Lagged, slices: LaggedSlices) {
             let new = &mut buffer[..tile.len()];
             new.copy_from_slice(&slices.params[tile.clone()]);
             let next_momentum = carry_over(slices.momentum, slices.next_momentum, tile.clone());
+            let next_squares = carry_over(slices.squares, slices.next_squares, tile.clone());
             let next_counters = carry_over(slices.counters, slices.next_counters, tile.clone());
             let tile_slices = BlockSlicesMut {
                 params: new,
                 grads: &slices.grads[tile.clone()],
                 momentum: next_momentum,
+                squares: next_squares,
                 counters: next_counters,
                 vector: &mut [],
                 // It is not known yet whether the step holds.

@@ -1,6 +1,6 @@
 //! Pass 3: twin of `shaders/learning_rate.wgsl`, function by function.
 
-use crate::cpu::count_steps::{average_weight, steps_taken};
+use crate::cpu::count_steps::{average_weight, bias_corrections, steps_taken};
 use crate::cpu::gated_distance::gated_distance;
 use crate::cpu::regimes::{first_rate_is_a_formula, hold_rate, schedule_factor, set_rate};
 use crate::cpu::scaled::{Fixed, Scaled};
@@ -241,6 +241,7 @@ fn take_step(
         && c.flags & group_flags::LAGGED == 0
         && s.momentum_started == 0;
     let mut momentum_keep = c.momentum;
+    let mut direction_momentum = c.direction_momentum;
     let mut gradient_share = if first_momentum {
         1.0
     } else {
@@ -250,6 +251,12 @@ fn take_step(
     if c.regime == regime_kinds::GATED_DISTANCE && s.phase != gated_phases::RUN {
         momentum_keep = 0.0;
         gradient_share = c.gradient_share / (1.0 - c.momentum);
+        if c.flags & group_flags::LOOKS_BACK != 0 {
+            direction_momentum = 0.0;
+        }
+    }
+    if c.epsilon > 0.0 {
+        (s.first_correction, s.second_correction) = bias_corrections(c, steps_taken(s));
     }
     count_good_step(c, s, r);
     let first = if c.regime == regime_kinds::AUTO_SGD {
@@ -269,7 +276,11 @@ fn take_step(
         shrink: 1.0 - rate * c.decoupled_decay,
         momentum_keep,
         gradient_share,
-        momentum: c.momentum,
+        momentum: direction_momentum,
+        square_keep: c.square_keep,
+        first_correction: s.first_correction,
+        second_correction: s.second_correction,
+        epsilon: c.epsilon,
         gradient_exponent: s.gradient_exponent,
         direction_exponent: s.direction_exponent,
         started: s.started,

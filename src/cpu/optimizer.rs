@@ -95,10 +95,11 @@ struct Way {
     tensors: Vec<usize>,
 }
 
-/// What the rule or the regime remembers of a tensor: one of the two, or neither.
+/// What the rule and the regime remember of a tensor.
 #[derive(Debug, Default)]
 struct Memory {
     momentum: Vec<f32>,
+    squares: Vec<f32>,
     counters: Vec<u8>,
     /// The last gradient, the first parameters, or those from before an episode.
     vector: Vec<f32>,
@@ -113,11 +114,17 @@ impl Memory {
         } else {
             0
         };
+        let squares = if kernel.rule.has_squares() {
+            elements
+        } else {
+            0
+        };
         let counters = if kernel.has_counters() { elements } else { 0 };
         let vector = if kernel.vectors() > 0 { elements } else { 0 };
         let stream = if kernel.has_streams() { elements } else { 0 };
         Memory {
             momentum: vec![0.0; momentum],
+            squares: vec![0.0; squares],
             counters: vec![0; counters],
             vector: vec![0.0; vector],
             streams: [vec![0.0; stream], vec![0.0; stream]],
@@ -498,6 +505,7 @@ impl CpuOptimizer {
                 params: &params[index][start..end],
                 grads: &grads[index][start..end],
                 momentum: tensor.memory.momentum.get(start..end).unwrap_or_default(),
+                squares: tensor.memory.squares.get(start..end).unwrap_or_default(),
                 counters: tensor.memory.counters.get(start..end).unwrap_or_default(),
                 vector: tensor.memory.vector.get(start..end).unwrap_or_default(),
             };
@@ -568,6 +576,7 @@ impl CpuOptimizer {
                             params,
                             grads,
                             momentum: &mut tensor.memory.momentum,
+                            squares: &mut tensor.memory.squares,
                             counters: &mut tensor.memory.counters,
                             vector: &mut tensor.memory.vector,
                             averages: &mut tensor.averages,
@@ -621,6 +630,8 @@ impl CpuOptimizer {
                         grads,
                         momentum: &tensor.memory.momentum,
                         next_momentum: &mut tensor.next_memory.momentum,
+                        squares: &tensor.memory.squares,
+                        next_squares: &mut tensor.next_memory.squares,
                         counters: &tensor.memory.counters,
                         next_counters: &mut tensor.next_memory.counters,
                     },
@@ -825,6 +836,9 @@ fn update_in_halves(
     let (momentum, momentum_after) = slices
         .momentum
         .split_at_mut(middle.min(slices.momentum.len()));
+    let (squares, squares_after) = slices
+        .squares
+        .split_at_mut(middle.min(slices.squares.len()));
     let (counters, counters_after) = slices
         .counters
         .split_at_mut(middle.min(slices.counters.len()));
@@ -850,6 +864,7 @@ fn update_in_halves(
                     params,
                     grads,
                     momentum,
+                    squares,
                     counters,
                     vector,
                     averages,
@@ -868,6 +883,7 @@ fn update_in_halves(
                     params: params_after,
                     grads: grads_after,
                     momentum: momentum_after,
+                    squares: squares_after,
                     counters: counters_after,
                     vector: vector_after,
                     averages: averages_after,

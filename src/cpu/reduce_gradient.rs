@@ -4,6 +4,7 @@
 //! elements `j`, `j + LANES`, …; the loops are written for the compiler to turn into vector instructions.
 
 use crate::cpu::scaled::power_of_two;
+use crate::cpu::update_parameters::preconditioned;
 use crate::layout::{Block, GroupConstants, GroupState, ScopeSums, Squares, unscale};
 use crate::plan::{Alignment, Kernel, RuleKind};
 
@@ -22,6 +23,8 @@ pub(crate) struct BlockSlices<'a> {
     pub(crate) grads: &'a [f32],
     /// Empty where the rule has none.
     pub(crate) momentum: &'a [f32],
+    /// Empty where the rule has none.
+    pub(crate) squares: &'a [f32],
     /// Empty where the regime needs none.
     pub(crate) counters: &'a [u8],
     /// Empty where the regime needs none.
@@ -205,14 +208,7 @@ fn measure(
             t.direction_square = square_of_distance(slices.params, slices.vector);
         }
         Alignment::LastGradient => {
-            measure_secant(
-                kernel.rule,
-                gradient,
-                constants.momentum,
-                state,
-                slices,
-                &mut t,
-            );
+            measure_secant(kernel.rule, gradient, constants, state, slices, &mut t);
         }
     }
     if kernel.raw_norm {
@@ -335,7 +331,7 @@ fn square_of_distance(params: &[f32], first: &[f32]) -> f32 {
 fn measure_secant(
     rule: RuleKind,
     gradient: impl Rows,
-    momentum: f32,
+    constants: &GroupConstants,
     state: &GroupState,
     slices: BlockSlices,
     t: &mut ScopeSums,
@@ -354,15 +350,34 @@ fn measure_secant(
         } else {
             [0.0; LANES]
         };
+        let v = if rule.has_squares() {
+            any_row(elements, Parameters(slices.squares), start)
+        } else {
+            [0.0; LANES]
+        };
         for j in 0..LANES {
             let y = gradient_scale * g[j] - gradient_scale * last[j];
             let clipped = state.last_clip * last[j];
             let u = match rule {
                 RuleKind::Sgd => gradient_scale * clipped,
                 RuleKind::Sgdm => momentum_scale * m[j],
-                RuleKind::Nesterov => momentum_scale * clipped + momentum * (momentum_scale * m[j]),
+                RuleKind::Nesterov => {
+                    momentum_scale * clipped + constants.momentum * (momentum_scale * m[j])
+                }
                 RuleKind::SignSgd => sign(last[j]),
                 RuleKind::Signum => sign(m[j]),
+                RuleKind::AdamW => preconditioned(
+                    m[j],
+                    v[j],
+                    state.first_correction,
+                    state.second_correction,
+                    constants.epsilon,
+                ),
+                // β₂ times the average β₁ m_{t-2} + (1-β₁) g_{t-1} has the same sign, and follows from what there is.
+                RuleKind::Lion => {
+                    let (beta_1, beta_2) = (constants.direction_momentum, constants.momentum);
+                    sign(beta_1 * m[j] + (beta_2 - beta_1) * clipped)
+                }
             };
             u_dot_y[j] += u * y;
             u_square[j] += u * u;

@@ -11,8 +11,8 @@ pub(crate) struct Scaled {
 }
 
 /// ln 2 in two parts: a whole exponent times the first is exact.
-const LN_2_HIGH: f32 = 0.693_145_75;
-const LN_2_LOW: f32 = 1.428_606_8e-6;
+pub(crate) const LN_2_HIGH: f32 = 0.693_145_75;
+pub(crate) const LN_2_LOW: f32 = 1.428_606_8e-6;
 
 /// 2^k; `k` is clamped to what a normal f32 can hold.
 pub(crate) fn power_of_two(k: i32) -> f32 {

@@ -10,6 +10,9 @@ use crate::plan::{Kernel, RuleKind};
 
 const COUNTER_LIMIT: i8 = 7;
 
+/// An element whose square f32 can hold, with some room.
+const LARGEST_SQUARED: f32 = 1.8e19;
+
 /// Elements whose counters are updated before their parameters are: what was read for the one is still at hand for the other. A block
 /// has a whole number of them.
 const TILE: usize = 2048;
@@ -23,6 +26,8 @@ pub(crate) struct BlockSlicesMut<'a> {
     pub(crate) grads: &'a [f32],
     /// Empty where the rule has none.
     pub(crate) momentum: &'a mut [f32],
+    /// Empty where the rule has none.
+    pub(crate) squares: &'a mut [f32],
     /// Empty where the regime needs none.
     pub(crate) counters: &'a mut [u8],
     /// Empty where the regime needs none.
@@ -110,6 +115,7 @@ fn update_elements<const SCALED: bool>(
         params,
         grads,
         momentum,
+        squares,
         counters,
         vector,
         averages,
@@ -161,6 +167,12 @@ fn update_elements<const SCALED: bool>(
         } else {
             &mut []
         };
+        let squares = if kernel.rule.has_squares() {
+            &mut squares[tile.clone()]
+        } else {
+            &mut []
+        };
+        let memory = (momentum, squares);
         let (params, grads) = (&mut params[tile.clone()], &grads[tile.clone()]);
         if let Some(sketch) = &mut sketch {
             let directions = &mut [0.0; TILE][..params.len()];
@@ -170,7 +182,7 @@ fn update_elements<const SCALED: bool>(
                 gradient,
                 params,
                 grads,
-                momentum,
+                memory,
                 directions,
             );
             let first = scope_element.wrapping_add(start as u32);
@@ -183,7 +195,7 @@ fn update_elements<const SCALED: bool>(
                 gradient,
                 params,
                 grads,
-                momentum,
+                memory,
                 nowhere,
             );
         }
@@ -270,7 +282,7 @@ fn move_parameters<const SCALED: bool, K: Keep>(
     gradient: Gradient<SCALED>,
     params: &mut [f32],
     grads: &[f32],
-    momentum: &mut [f32],
+    (momentum, squares): (&mut [f32], &mut [f32]),
     directions: &mut [K],
 ) {
     let elements = params.iter_mut().zip(grads).zip(directions);
@@ -305,6 +317,29 @@ fn move_parameters<const SCALED: bool, K: Keep>(
                 *w = step(update, *w, f32::from(sign(m)), direction);
             }
         }
+        RuleKind::AdamW => {
+            for ((((w, &g), direction), m), v) in elements.zip(momentum).zip(squares) {
+                let g = gradient.of(g, *w).clamp(-LARGEST_SQUARED, LARGEST_SQUARED);
+                let m = remember(update, m, g);
+                *v = update.square_keep * *v + (1.0 - update.square_keep) * (g * g);
+                let u = preconditioned(
+                    m,
+                    *v,
+                    update.first_correction,
+                    update.second_correction,
+                    update.epsilon,
+                );
+                *w = step(update, *w, u, direction);
+            }
+        }
+        RuleKind::Lion => {
+            for (((w, &g), direction), m) in elements.zip(momentum) {
+                let g = gradient.of(g, *w);
+                let ahead = update.momentum * *m + (1.0 - update.momentum) * g;
+                remember(update, m, g);
+                *w = step(update, *w, f32::from(sign(ahead)), direction);
+            }
+        }
     }
 }
 
@@ -318,6 +353,18 @@ fn step(update: &Update, w: f32, direction: f32, kept: &mut impl Keep) -> f32 {
 fn remember(update: &Update, m: &mut f32, g: f32) -> f32 {
     *m = update.momentum_keep * *m + update.gradient_share * g;
     *m
+}
+
+/// u of AdamW, from the new moments.
+#[inline(always)]
+pub(crate) fn preconditioned(
+    m: f32,
+    v: f32,
+    first_correction: f32,
+    second_correction: f32,
+    epsilon: f32,
+) -> f32 {
+    (first_correction * m) / (second_correction * v.sqrt() + epsilon)
 }
 
 /// WGSL's sign: 0 of 0, where Rust's `signum` is ±1.

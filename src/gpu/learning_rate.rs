@@ -19,6 +19,7 @@ pub(crate) fn pipeline(device: &wgpu::Device, groups: &[GroupConstants]) -> Pipe
         .iter()
         .any(|c| c.schedule != schedule_kinds::CONSTANT);
     let trust = groups.iter().any(|c| c.trust_coefficient > 0.0);
+    let second_moments = groups.iter().any(|c| c.epsilon > 0.0);
     let averages = groups.iter().any(|c| c.average != average_kinds::OFF);
     Pipeline::new(
         device,
@@ -40,6 +41,7 @@ pub(crate) fn pipeline(device: &wgpu::Device, groups: &[GroupConstants]) -> Pipe
                 flag("SCHEDULES", schedules),
                 flag("AVERAGES", averages),
                 flag("TRUST", trust),
+                flag("SECOND_MOMENTS", second_moments),
                 flag("STREAMS", groups.iter().any(streams)),
             ],
             groups: &[&[

@@ -148,7 +148,7 @@ impl OptimizerBuilder<Tensor> {
 
     /// Checks everything, allocates everything, compiles the kernels.
     ///
-    /// Memory on the device beside the caller's buffers: 4 bytes per parameter for momentum rules, 1 byte per parameter for the
+    /// Memory on the device beside the caller's buffers: 4 bytes per parameter for momentum rules, 8 for AdamW, 1 byte per parameter for the
     /// direction memory of Seesaw and Hypergradient on rules without momentum, 4 for the last gradient of the secant regimes or the first parameters of DoG and DoWG, 12 for the streams of AutoSgd, 4 for an
     /// [`Averaging`](crate::Averaging), 1 KiB for each block of a kernel with GatedDistance (a quarter of a byte per parameter in blocks
     /// of 4096), otherwise nothing in proportion to the parameters.
@@ -928,14 +928,24 @@ struct Sweeps {
 /// What is remembered of a window's parameters.
 #[derive(Debug)]
 struct WindowMemory {
-    /// A buffer of each kind that the window's kernel keeps, or two that change places with every step.
+    /// A buffer of each kind that the window's kernel keeps, or two that change places with every step. That of the momentum has the
+    /// squares behind it.
     kinds: Vec<(MemoryKind, Vec<wgpu::Buffer>)>,
 }
 
 impl WindowMemory {
     fn new(gpu: &Gpu, window: &Window, mode: StepMode) -> Self {
-        let kinds = window.kernel.memories().map(|kind| {
-            let buffer = || zeroed::<u8>(gpu, kind.name(), window.memory_bytes(kind));
+        // Squares are kept where the momentum is.
+        let own = |kind: &MemoryKind| *kind != MemoryKind::SecondMoment;
+        let kinds = window.kernel.memories().filter(own).map(|kind| {
+            let behind = match kind {
+                MemoryKind::Momentum if window.kernel.keeps(MemoryKind::SecondMoment) => {
+                    window.memory_bytes(MemoryKind::SecondMoment)
+                }
+                _ => 0,
+            };
+            let bytes = window.memory_bytes(kind) + behind;
+            let buffer = || zeroed::<u8>(gpu, kind.name(), bytes);
             // Averages are added to when the step is known to hold.
             let copies = match (mode, kind) {
                 (StepMode::TwoPass, _) | (_, MemoryKind::Averages) => 1,
@@ -954,11 +964,23 @@ impl WindowMemory {
         Some(&copies[copy])
     }
 
-    /// Every kind, where the next step finds it.
+    /// A kind that is kept, where the next step finds it: the buffer, and its first byte there.
     #[cfg(feature = "checkpoint")]
-    fn current(&self, swapped: bool) -> impl Iterator<Item = (MemoryKind, &wgpu::Buffer)> {
-        let kinds = self.kinds.iter();
-        kinds.map(move |(kind, copies)| (*kind, &copies[usize::from(swapped) % copies.len()]))
+    fn current(
+        &self,
+        window: &Window,
+        kind: MemoryKind,
+        swapped: bool,
+    ) -> Option<(&wgpu::Buffer, u64)> {
+        let (place, start) = match kind {
+            MemoryKind::SecondMoment => (
+                MemoryKind::Momentum,
+                window.memory_bytes(MemoryKind::Momentum),
+            ),
+            kind => (kind, 0),
+        };
+        let (_, copies) = self.kinds.iter().find(|(kind, _)| *kind == place)?;
+        Some((&copies[usize::from(swapped) % copies.len()], start))
     }
 }
 
@@ -1303,6 +1325,57 @@ mod tests {
                     gpu.queue().submit([encoder.finish()]);
                     let drained = pollster::block_on(optimizer.drain_records()).expect("arrives");
                     check(ring, n, drained, &gpu.describe());
+                }
+            }
+        }
+    }
+
+    /// AdamW's bias corrections on every adapter, from counts of steps that no test could take, in ulps of what they are in f64.
+    #[test]
+    fn bias_corrections_are_right_after_any_number_of_steps() {
+        for adapter in pollster::block_on(Gpu::adapters(None)) {
+            let gpu = pollster::block_on(Gpu::open(&adapter)).expect("opens");
+            let buffer = zeroed::<f32>(&gpu, "both", 32);
+            let (w, g) = (buffer.slice(..64), buffer.slice(64..));
+            let (beta1, beta2) = (0.9, 0.999);
+            let optimizer = OptimizerBuilder::new(Rule::adamw())
+                .group(Group::new("all").tensor("w", w, g))
+                .build(&gpu)
+                .expect("builds");
+            for taken in [
+                0,
+                1,
+                2,
+                9,
+                99,
+                999,
+                9_999,
+                (1 << 24) - 1,
+                1 << 24,
+                u64::from(u32::MAX),
+                1 << 40,
+            ] {
+                let words = [taken as u32, (taken >> 32) as u32];
+                let at = std::mem::offset_of!(GroupState, steps_low) as u64;
+                let queue = gpu.queue();
+                queue.write_buffer(&optimizer.states, at, bytemuck::cast_slice(&words));
+                let mut encoder = gpu.device().create_command_encoder(&Default::default());
+                optimizer.encode_step(&mut encoder).expect("alive");
+                queue.submit([encoder.finish()]);
+                let state = pollster::block_on(optimizer.read_states()).expect("arrives")[0];
+                let less_power = |beta: f32| -(f64::from(beta).ln() * (taken + 1) as f64).exp_m1();
+                for (got, exact) in [
+                    (state.first_correction, 1.0 / less_power(beta1)),
+                    (state.second_correction, 1.0 / less_power(beta2).sqrt()),
+                ] {
+                    let unit = f64::from(f32::EPSILON) * exact.log2().floor().exp2();
+                    let ulps = (f64::from(got) - exact).abs() / unit;
+                    // WGSL allows a quotient 2.5.
+                    assert!(
+                        ulps <= 5.0,
+                        "{}, after {taken} steps: {got} instead of {exact}, {ulps:.1} ulps",
+                        gpu.describe()
+                    );
                 }
             }
         }

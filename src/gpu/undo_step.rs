@@ -30,6 +30,7 @@ pub(crate) fn pipeline(
             constants: &[
                 ("WORKGROUP", f64::from(tuning.workgroup_size)),
                 ("MEMORY_WORDS", f64::from(kernel.memory_words())),
+                ("MEMORY_PLACES", f64::from(kernel.momentum_vectors().max(1))),
                 flag("AVERAGES", kernel.averages),
             ],
             groups: &groups,

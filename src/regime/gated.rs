@@ -29,8 +29,10 @@ use crate::rule::Rule;
 /// - `SignSgd`: `c = 1.5`, and the rate of the step is `η ‖g‖₁/d`: a step along signs does not shrink by itself as the gradient does, so
 ///   what the gate guards is η without that factor, and `‖u‖ = ‖g‖₁/√d`. The learning rate and its record have it, as the magnitude term;
 ///   a step changes the rate by at most a factor of ten.
-/// - `Signum`: the same, but after the ignition `c = max(1.5, 1 + 2 Σ_k (2/π) asin β^k)` (13.3 for β = 0.9): the signs of a moving average
-///   stay the same for a while even if gradients are pure noise, which must not look like a way (the arcsine law).
+/// - `AdamW`: as `SignSgd`. Over noise the moving average makes the direction shorter and its walk longer by the same factor.
+/// - `Signum`: as `SignSgd`, but after the ignition `c = max(1.5, 1 + 2 Σ_k (2/π) asin β^k)` (13.3 for β = 0.9): the signs of a moving
+///   average stay the same for a while even if gradients are pure noise, which must not look like a way (the arcsine law). `Lion`: so too,
+///   with the autocorrelation of its own average (46.0 for 0.9 and 0.99).
 ///
 /// `‖P‖` comes from a sketch of 256 sums, 1 KiB for each norm: a random sign times each element, `i mod 256`, which is exact for up to 256
 /// parameters, and otherwise uncertain by 4 %. The update pass leaves it, block by block. It counts the steps without a schedule's
@@ -68,35 +70,46 @@ impl GatedDistance {
     pub(crate) fn energy_factor_at_first(&self, rule: Rule) -> f32 {
         self.energy_factor.unwrap_or(match rule {
             Rule::Sgd | Rule::Sgdm { .. } => 1.0,
-            Rule::SignSgd | Rule::Signum { .. } => 1.5,
+            Rule::SignSgd | Rule::Signum { .. } | Rule::AdamW { .. } | Rule::Lion { .. } => 1.5,
         })
     }
 
     /// c after the ignition.
     pub(crate) fn energy_factor(&self, rule: Rule) -> f32 {
+        let least = self.energy_factor_at_first(rule);
         match (self.energy_factor, rule) {
             (None, Rule::Signum { momentum }) => {
-                inertia_of_signs(f64::from(momentum)).max(self.energy_factor_at_first(rule))
+                inertia_of_signs(1.0, f64::from(momentum)).max(least)
             }
-            _ => self.energy_factor_at_first(rule),
+            (None, Rule::Lion { beta1, beta2 }) => {
+                let (beta1, beta2) = (f64::from(beta1), f64::from(beta2));
+                inertia_of_signs(first_correlation_of_lion(beta1, beta2), beta2).max(least)
+            }
+            _ => least,
         }
     }
 }
 
-/// How much longer than that of independent signs the random walk of the signs of an average over noise is, squared:
-/// `1 + 2 Σ_{k≥1} (2/π) asin β^k`.
-fn inertia_of_signs(beta: f64) -> f32 {
+/// How much longer than that of independent signs the random walk of the signs of an average over noise is, squared: with the average's
+/// autocorrelation `a β^k`, `1 + 2 Σ_{k≥1} (2/π) asin (a β^k)`.
+fn inertia_of_signs(a: f64, beta: f64) -> f32 {
     let decay = -beta.ln();
-    // Below this the sum has millions of terms, and is its integral to 1e-6.
-    if decay < 1e-4 {
-        return (2.0 * std::f64::consts::LN_2 / decay) as f32;
-    }
-    let sum: f64 = (1..)
-        .map(|k| (-decay * f64::from(k)).exp())
+    // Of millions of terms, so many at a time, by the one in their middle.
+    let stride = (1e-4 / decay).floor().max(1.0);
+    let sum: f64 = (0..)
+        .map(|j| (-decay * (stride * (f64::from(j) + 0.5) + 0.5)).exp())
         .take_while(|&power| power > 1e-9)
-        .map(f64::asin)
+        .map(|power| stride * (a * power).asin())
         .sum();
     (1.0 + 4.0 / std::f64::consts::PI * sum) as f32
+}
+
+/// a of [`inertia_of_signs`] for Lion's average `β₁ m + (1-β₁) g`, whose weights of past gradients are `1-β₁`, then
+/// `β₁ (1-β₂) β₂^{j-1}`: of independent gradients the autocorrelation falls by β₂ from the first on.
+fn first_correlation_of_lion(beta1: f64, beta2: f64) -> f64 {
+    let (now, then) = (1.0 - beta1, beta1 * (1.0 - beta2));
+    let tail = then * then / (1.0 - beta2 * beta2);
+    (now * then / beta2 + tail) / (now * now + tail)
 }
 
 #[cfg(test)]
@@ -105,14 +118,23 @@ mod tests {
 
     #[test]
     fn the_inertia_of_signs_is_the_arcsine_laws() {
-        assert_eq!(inertia_of_signs(0.0), 1.0);
+        assert_eq!(inertia_of_signs(1.0, 0.0), 1.0);
         for (beta, inertia) in [(0.9, 13.28), (0.95, 27.1), (0.99, 138.0)] {
-            let got = inertia_of_signs(beta);
+            let got = inertia_of_signs(1.0, beta);
             assert!((got / inertia - 1.0).abs() <= 2e-3, "{beta}: {got}");
         }
-        // Sum and integral meet.
-        let (sum, integral) = (inertia_of_signs(0.999_899), inertia_of_signs(0.999_901));
+        // Lion's signs, counted over noise in f64.
+        let (lion, signum) = (first_correlation_of_lion(0.9, 0.99), 0.99);
+        assert!((lion - 0.3536).abs() <= 1e-3, "{lion}");
+        assert!(inertia_of_signs(lion, 0.99) < inertia_of_signs(1.0, signum));
+        // With β₁ = β₂ it is Signum's average.
+        assert!((first_correlation_of_lion(0.9, 0.9) - 1.0).abs() <= 1e-12);
+        // The sum by ones and by strides meet.
+        let (sum, integral) = (
+            inertia_of_signs(1.0, 0.999_899),
+            inertia_of_signs(1.0, 0.999_901),
+        );
         assert!((0.97..1.0).contains(&(sum / integral)), "{sum} {integral}");
-        assert!(inertia_of_signs(f64::from(1.0f32.next_down())).is_finite());
+        assert!(inertia_of_signs(1.0, f64::from(1.0f32.next_down())).is_finite());
     }
 }

@@ -1,4 +1,4 @@
-"""Writes torch.csv: parameters after 1, 2, 3, 10, 30 and 100 steps of torch.optim.SGD, in f32 as hexadecimal bits.
+"""Writes torch.csv: parameters after 1, 2, 3, 10, 30 and 100 steps of torch.optim.SGD, Adam and AdamW, in f32 as hexadecimal bits.
 
     python3 tests/golden/make_torch.py        # needs torch
 
@@ -22,6 +22,13 @@ CASES = {
     "clip": dict(clip=1.5),
     "sgdm-clip": dict(momentum=0.9, clip=1.5),
     "sgdm-decay-clip": dict(momentum=0.9, weight_decay=0.01, clip=1.5),
+    "adam": dict(of=torch.optim.Adam),
+    "adam-decay": dict(of=torch.optim.Adam, weight_decay=0.01),
+    "adamw": dict(of=torch.optim.AdamW),  # with its default decay of 0.01
+    "adamw-strong": dict(of=torch.optim.AdamW, weight_decay=0.5),
+    "adamw-betas": dict(of=torch.optim.AdamW, betas=(0.5, 0.75), eps=0.125),
+    "adamw-maximize": dict(of=torch.optim.AdamW, maximize=True),
+    "adamw-clip": dict(of=torch.optim.AdamW, clip=1.5),
 }
 
 
@@ -31,12 +38,13 @@ def gradient(t):
 
 def main():
     with open(pathlib.Path(__file__).with_name("torch.csv"), "w") as out:
-        out.write(f"# torch {torch.__version__.split('+')[0]}, torch.optim.SGD(lr=0.01)\ncase,step," + ",".join(f"w{i}" for i in range(D)) + "\n")
+        out.write(f"# torch {torch.__version__.split('+')[0]}, lr=0.01\ncase,step," + ",".join(f"w{i}" for i in range(D)) + "\n")
         for name, options in CASES.items():
             options = dict(options)
             clip = options.pop("clip", None)
+            of = options.pop("of", torch.optim.SGD)
             w = torch.nn.Parameter(torch.tensor([(i - 6) / 4 for i in range(D)]))
-            optimizer = torch.optim.SGD([w], lr=0.01, foreach=False, **options)
+            optimizer = of([w], lr=0.01, foreach=False, **options)
             for t in range(STEPS):
                 w.grad = gradient(t)
                 if clip is not None:

@@ -4,12 +4,14 @@
 use wgpu_optim::{Group, OptimizerBuilder, Regime, Rule, Seesaw, StepMode};
 
 /// The rules that are measured.
-pub fn rules() -> [Rule; 4] {
+pub fn rules() -> [Rule; 6] {
     [
         Rule::sgd(),
         Rule::sgdm(0.9),
         Rule::sign_sgd(),
         Rule::signum(0.9),
+        Rule::adamw(),
+        Rule::lion(),
     ]
 }
 
@@ -55,12 +57,12 @@ pub const MODES: &[Mode] = &[
     },
 ];
 
-/// Pass 1 reads g and, for the alignment, the momentum or the counters; pass 4 reads g and reads and writes w, the momentum and the
-/// counters.
+/// Pass 1 reads g and, for the alignment, the momentum or the counters; pass 4 reads g and reads and writes w, the momentum, the mean of
+/// squares and the counters.
 fn two_pass_bytes_per_param(rule: Rule, regime: Regime) -> f64 {
     let memory = state_bytes_per_param(rule, regime);
     let pass_1 = if regime.needs_alignment() {
-        4.0 + memory
+        4.0 + memory.min(4.0)
     } else {
         4.0
     };
@@ -73,9 +75,12 @@ fn lagged_bytes_per_param(rule: Rule, regime: Regime) -> f64 {
     12.0 + 2.0 * state_bytes_per_param(rule, regime)
 }
 
-/// What the optimizer remembers of a parameter: momentum, or the counters of the alignment where there is none.
+/// What the optimizer remembers of a parameter: momentum, with AdamW's mean of squares, or the counters of the alignment where there is
+/// none.
 pub fn state_bytes_per_param(rule: Rule, regime: Regime) -> f64 {
-    if rule.has_momentum() {
+    if rule.has_second_moment() {
+        8.0
+    } else if rule.has_momentum() {
         4.0
     } else if regime.needs_alignment() {
         1.0

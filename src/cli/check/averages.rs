@@ -11,7 +11,12 @@ const STEPS: usize = 8;
 pub fn cases(_: &Subject) -> Vec<Box<dyn Case>> {
     let mut cases = Vec::new();
     for mode in [StepMode::TwoPass, StepMode::Lagged] {
-        for rule in [Rule::sgd(), Rule::sgdm(0.9), Rule::sign_sgd()] {
+        for rule in [
+            Rule::sgd(),
+            Rule::sgdm(0.9),
+            Rule::sign_sgd(),
+            Rule::adamw(),
+        ] {
             let specs = averagings()
                 .into_iter()
                 .map(|averaging| {

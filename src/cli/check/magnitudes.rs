@@ -39,7 +39,12 @@ const DENORMAL: [(&str, &[f32]); 4] = [
 
 pub fn cases(_: &Subject) -> Vec<Box<dyn Case>> {
     let plain = vec![Rule::sgd(), Rule::sign_sgd()];
-    let all = [&plain[..], &[Rule::sgdm(0.5), Rule::signum(0.5)]].concat();
+    let lion = Rule::Lion {
+        beta1: 0.5,
+        beta2: 0.75,
+    };
+    let with_momentum = [Rule::sgdm(0.5), Rule::signum(0.5), Rule::adamw(), lion];
+    let all = [&plain[..], &with_momentum].concat();
     let mut cases = Vec::new();
     for mode in [StepMode::TwoPass, StepMode::Lagged] {
         for regime in [Regime::seesaw(), Regime::norm_ratio()] {

@@ -72,6 +72,7 @@ pub fn cases(subject: &Subject) -> Vec<Box<dyn Case>> {
                 decay: WeightDecay::Coupled(0.1),
                 ..group(Rule::sgdm(0.9), Regime::seesaw(), "momentum", &[130])
             },
+            group(Rule::adamw(), Regime::seesaw(), "two moments", &[61]),
             group(Rule::sign_sgd(), Regime::fixed(0.01), "plain", &[5]),
         ];
         if mode == StepMode::TwoPass {

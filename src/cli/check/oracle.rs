@@ -14,6 +14,7 @@ pub struct Oracle {
     pub maximize: bool,
     pub w: Vec<f64>,
     m: Option<Vec<f64>>,
+    v: Option<Vec<f64>>,
     /// Momentum, and what goes into it, is zero where f32 would be denormal: for a device that takes such numbers for zeros.
     pub flushes: bool,
     q: Vec<f64>,
@@ -214,6 +215,7 @@ impl Oracle {
             clip: f64::INFINITY,
             maximize: false,
             m: None,
+            v: None,
             flushes: false,
             q: vec![0.0; w.len()],
             last_sign: vec![0.0; w.len()],
@@ -366,6 +368,52 @@ impl Oracle {
                 self.m = Some(m);
                 u
             }
+            Rule::AdamW {
+                beta1,
+                beta2,
+                epsilon,
+            } => {
+                let (beta1, beta2) = (f64::from(beta1), f64::from(beta2));
+                let g: Vec<f64> = g.iter().map(|g| g.clamp(-1.8e19, 1.8e19)).collect();
+                let zeros = || vec![0.0; g.len()];
+                let m: Vec<f64> = (self.m.take().unwrap_or_else(zeros).iter().zip(&g))
+                    .map(|(&m, &g)| match without_momentum {
+                        true => g,
+                        false => keep(beta1, m, 1.0 - beta1, g),
+                    })
+                    .collect();
+                let v: Vec<f64> = (self.v.take().unwrap_or_else(zeros).iter().zip(&g))
+                    .map(|(&v, &g)| keep(beta2, v, 1.0 - beta2, flush(g * g)))
+                    .collect();
+                // Steps that were not skipped, this one included.
+                let k = f64::from(self.taken);
+                // A mean whose weights add up to 1 from the start has no bias.
+                let first = match self.regime {
+                    Regime::GatedDistance(_) => 1.0,
+                    _ => 1.0 - beta1.powf(k),
+                };
+                let second = 1.0 - beta2.powf(k);
+                let u = m.iter().zip(&v);
+                let u = u
+                    .map(|(m, v)| m / first / ((v / second).sqrt() + f64::from(epsilon)))
+                    .collect();
+                (self.m, self.v) = (Some(m), Some(v));
+                u
+            }
+            Rule::Lion { beta1, beta2 } => {
+                let (beta1, beta2) = match without_momentum {
+                    true => (0.0, 0.0),
+                    false => (f64::from(beta1), f64::from(beta2)),
+                };
+                let m = self.m.take().unwrap_or_else(|| vec![0.0; g.len()]);
+                let u = m.iter().zip(&g);
+                let u = u.map(|(&m, &g)| sign(keep(beta1, m, 1.0 - beta1, g)));
+                let u = u.collect();
+                let m = m.iter().zip(&g);
+                let m = m.map(|(&m, &g)| keep(beta2, m, 1.0 - beta2, g));
+                self.m = Some(m.collect());
+                u
+            }
             _ => unreachable!("the oracle knows every rule"),
         };
         for ((q, last), g) in self.q.iter_mut().zip(&mut self.last_sign).zip(&g) {
@@ -450,7 +498,7 @@ impl Oracle {
                 return;
             }
             let length = f64::from(self.regime.first_step()) * (1.0 + self.w0_norm);
-            let direction = if self.rule.is_sign() {
+            let direction = if self.rule.is_scale_free() {
                 (g.len() as f64).sqrt()
             } else {
                 n
@@ -499,7 +547,7 @@ impl Oracle {
         let gain = f64::from(self.regime.gain()).max(early / (early + k - 2.0).max(1.0));
         let before = self.ln_rate.expect("started");
         let mut weight = gain * n / smoothed;
-        if out.slow + brake < 0.0 && !self.rule.is_sign() {
+        if out.slow + brake < 0.0 && !self.rule.is_scale_free() {
             let below = self.mean_change - (before - self.ln_first_rate);
             weight *= (2.0 - below / std::f64::consts::LN_10).clamp(0.0, 1.0);
         }
@@ -517,7 +565,7 @@ impl Oracle {
     /// The rate of regimes that say what it is; `None` for those that say how it changes, and for a first step by its length.
     fn formula(&mut self, g: &[f64], n: f64, first: bool) -> Option<f64> {
         let d = g.len() as f64;
-        let signs = self.rule.is_sign();
+        let signs = self.rule.is_scale_free();
         let square = if signs { d } else { n * n };
         let to_signs = if signs { n / d.sqrt() } else { 1.0 };
         match self.regime {
@@ -588,7 +636,7 @@ impl Oracle {
             return 1.0;
         };
         let parameters = norm(&self.w);
-        let direction = if self.rule.is_sign() {
+        let direction = if self.rule.is_scale_free() {
             (self.w.len() as f64).sqrt()
         } else {
             n
@@ -628,6 +676,17 @@ impl Oracle {
         };
         factor.max(1e-6)
     }
+}
+
+/// 1 + 2 Σ (2/π) asin ρ_k over the autocorrelations ρ_k of Lion's average over noise, from its weights.
+fn inertia_of_lion(beta1: f32, beta2: f32) -> f64 {
+    let (beta1, beta2) = (f64::from(beta1), f64::from(beta2));
+    let past = (0..1500).map(|j| beta1 * (1.0 - beta2) * beta2.powi(j));
+    let weights: Vec<f64> = std::iter::once(1.0 - beta1).chain(past).collect();
+    let square = dot(&weights, &weights);
+    let correlation = |k: usize| dot(&weights[k..], &weights[..weights.len() - k]) / square;
+    let sum: f64 = (1..weights.len()).map(|k| correlation(k).asin()).sum();
+    1.0 + 4.0 / std::f64::consts::PI * sum
 }
 
 /// What GatedDistance remembers; src/regime/gated.rs has the equations.
@@ -699,7 +758,7 @@ impl Gated {
                 dampening,
                 ..
             } => clip_factor * n * (1.0 - f64::from(dampening)) / (1.0 - f64::from(momentum)),
-            Rule::SignSgd | Rule::Signum { .. } => {
+            Rule::SignSgd | Rule::Signum { .. } | Rule::AdamW { .. } | Rule::Lion { .. } => {
                 magnitude = g.iter().map(|g| g.abs()).sum::<f64>() / d;
                 magnitude * d.sqrt()
             }
@@ -715,7 +774,8 @@ impl Gated {
                     / std::f64::consts::PI;
                 (1.5, (1.0 + inertia).max(1.5))
             }
-            Rule::SignSgd => (1.5, 1.5),
+            Rule::Lion { beta1, beta2 } => (1.5, inertia_of_lion(beta1, beta2).max(1.5)),
+            Rule::SignSgd | Rule::AdamW { .. } => (1.5, 1.5),
             _ => (1.0, 1.0),
         };
         let (first_factor, factor) = (given.unwrap_or(first_factor), given.unwrap_or(factor));
@@ -783,7 +843,7 @@ impl Gated {
         }
         self.held = rate.clamp(1e-30, 1e30);
         let mut applied = self.held * magnitude;
-        if rule.is_sign() {
+        if rule.is_scale_free() {
             if before != Phase::Wait {
                 applied = applied.clamp(self.applied / 10.0, 10.0 * self.applied);
             }

@@ -240,6 +240,10 @@ fn rates(mode: StepMode) -> impl Iterator<Item = Scenario> {
             Rule::Sgdm { nesterov, .. } if nesterov => Rule::nesterov(0.5),
             Rule::Sgdm { .. } => Rule::sgdm(0.5),
             Rule::Signum { .. } => Rule::signum(0.5),
+            Rule::Lion { .. } => Rule::Lion {
+                beta1: 0.5,
+                beta2: 0.75,
+            },
             rule => rule,
         };
         let specs = regimes()

@@ -47,6 +47,7 @@ pub fn cases(_: &Subject) -> Vec<Box<dyn Case>> {
             let specs = [
                 Spec::new(Rule::sgd(), Regime::seesaw(), Vec::new()),
                 Spec::new(Rule::sgdm(0.9), Regime::seesaw(), Vec::new()),
+                Spec::new(Rule::adamw(), Regime::seesaw(), Vec::new()),
                 Spec::new(Rule::sign_sgd(), Regime::norm_ratio(), Vec::new()),
             ];
             let specs = specs

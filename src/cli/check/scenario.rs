@@ -281,7 +281,7 @@ impl Scenario {
                 Tolerance::OfLargest(_) => largest,
                 Tolerance::OfEach(_) => {
                     let w = w.abs().max(f64::from(w_0.abs()));
-                    let direction = if spec.rule.is_sign() {
+                    let direction = if spec.rule.is_scale_free() {
                         1.0
                     } else {
                         reach * (g + decay * w)

@@ -9,7 +9,12 @@ use super::spec::Spec;
 const STEPS: usize = 8;
 
 pub fn cases(_: &Subject) -> Vec<Box<dyn Case>> {
-    let rules = [Rule::sgd(), Rule::sgdm(0.9), Rule::sign_sgd()];
+    let rules = [
+        Rule::sgd(),
+        Rule::sgdm(0.9),
+        Rule::sign_sgd(),
+        Rule::adamw(),
+    ];
     rules
         .into_iter()
         .map(|rule| {

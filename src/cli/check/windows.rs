@@ -18,7 +18,7 @@ pub fn cases(_: &Subject) -> Vec<Box<dyn Case>> {
     let small: Vec<usize> = (0..40).map(|i| [1, 7, 64, 130, 3][i % 5] + i).collect();
     let mut cases = Vec::new();
     for mode in [StepMode::TwoPass, StepMode::Lagged] {
-        for rule in [Rule::sgd(), Rule::sgdm(0.9)] {
+        for rule in [Rule::sgd(), Rule::sgdm(0.9), Rule::adamw()] {
             let scenario = |what, lengths: &[usize]| {
                 let spec = Spec::new(rule, Regime::seesaw(), Vec::new()).named(rule.name());
                 Scenario::new(what, mode, STEPS, vec![with_lengths(spec, lengths)])

@@ -86,7 +86,7 @@ pub struct CompareArgs {
     )]
     settings: Option<Vec<Setting>>,
     /// Fixed rates to choose the best from [default: seven per rule, from 0.01 to 10 for sgd, 0.001 to 1 for sgdm and nesterov, 1e-5
-    /// to 0.03 for signsgd and signum]
+    /// to 0.03 for signsgd, signum, adamw and lion]
     #[arg(
         long,
         help_heading = "Compare",
@@ -151,7 +151,9 @@ fn default_rates(rule: RuleName) -> &'static [f32] {
     match rule {
         RuleName::Sgd => &[0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0],
         RuleName::Sgdm | RuleName::Nesterov => &[0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0],
-        RuleName::SignSgd | RuleName::Signum => &[1e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2],
+        RuleName::SignSgd | RuleName::Signum | RuleName::AdamW | RuleName::Lion => {
+            &[1e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2]
+        }
     }
 }
 
@@ -492,7 +494,7 @@ impl<'a> Comparison<'a> {
             regime: variant.regime.regime(variant.lr, variant.first_step)?,
             schedule: variant.schedule.over(steps),
             averaging: Averaging::Off,
-            weight_decay: args.weight_decay,
+            weight_decay: args.weight_decay(),
             clip_norm: args.clip_norm,
             telemetry: false,
             gradient_scale: variant.gradient_scale,

@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use wgpu_optim::{
     Averaging, Checkpoint, CpuOptimizer, Gpu, Group, Notes, Optimizer, OptimizerBuilder,
-    Parameters, Records, Regime, Rule, Schedule, wgpu,
+    Parameters, Records, Regime, Rule, Schedule, WeightDecay, wgpu,
 };
 
 use crate::CliError;
@@ -24,7 +24,7 @@ pub struct OptimizerSettings {
     pub regime: Regime,
     pub schedule: Schedule,
     pub averaging: Averaging,
-    pub weight_decay: f32,
+    pub weight_decay: WeightDecay,
     pub clip_norm: Option<f32>,
     /// Record every tensor's norm and step.
     pub telemetry: bool,
@@ -47,8 +47,11 @@ impl OptimizerSettings {
             .regime(self.regime)
             .schedule(self.schedule)
             .averaging(self.averaging)
-            .telemetry(self.telemetry)
-            .weight_decay(self.weight_decay);
+            .telemetry(self.telemetry);
+        let builder = match self.weight_decay {
+            WeightDecay::Coupled(decay) => builder.weight_decay(decay),
+            WeightDecay::Decoupled(decay) => builder.decoupled_weight_decay(decay),
+        };
         match self.clip_norm {
             Some(norm) => builder.clip_norm(norm),
             None => builder,

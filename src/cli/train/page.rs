@@ -456,13 +456,13 @@ fn configuration(args: &Args, run: &Run, model: &Model) -> Vec<(&'static str, St
         ("regime", run.regime.clone()),
     ];
     if args.rule().momentum() != 0.0 {
-        facts.push(("momentum", args.momentum.to_string()));
+        facts.push(("momentum", args.rule().momentum().to_string()));
     }
     let options = [
         ("learning rate given", args.lr.map(|lr| lr.to_string())),
         (
             "weight decay",
-            (args.weight_decay != 0.0).then(|| args.weight_decay.to_string()),
+            (args.decay() != 0.0).then(|| args.decay().to_string()),
         ),
         ("clip norm", args.clip_norm.map(|norm| norm.to_string())),
         (

@@ -216,7 +216,7 @@ fn settings(args: &Args, dataset: &Dataset) -> BTreeMap<String, String> {
     }
     set("--rule", name_of(args.rule));
     if args.rule().has_momentum() {
-        set("--momentum", args.momentum.to_string());
+        set("--momentum", args.rule().momentum().to_string());
     }
     set("--regime", name_of(args.regime));
     let over = |name| format!("{name} over {} epochs", args.epochs);
@@ -232,7 +232,7 @@ fn settings(args: &Args, dataset: &Dataset) -> BTreeMap<String, String> {
         "--telemetry",
         if args.telemetry { "given" } else { "not given" }.to_owned(),
     );
-    set("--weight-decay", args.weight_decay.to_string());
+    set("--weight-decay", args.decay().to_string());
     set("--batch", args.batch.to_string());
     set("--seed", args.seed.to_string());
     let optional = [

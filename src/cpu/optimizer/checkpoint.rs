@@ -15,12 +15,14 @@ impl TensorMemory {
     fn slots(&self, kind: MemoryKind) -> Vec<&[u8]> {
         let Memory {
             momentum,
+            squares,
             counters,
             vector,
             streams: [one, two],
         } = &self.memory;
         match kind {
             MemoryKind::Momentum => vec![bytemuck::cast_slice(momentum)],
+            MemoryKind::SecondMoment => vec![bytemuck::cast_slice(squares)],
             MemoryKind::Counters => vec![counters],
             MemoryKind::LastGradient | MemoryKind::FirstParameters => {
                 vec![bytemuck::cast_slice(vector)]
@@ -35,12 +37,14 @@ impl TensorMemory {
     fn slots_mut(&mut self, kind: MemoryKind) -> Vec<&mut [u8]> {
         let Memory {
             momentum,
+            squares,
             counters,
             vector,
             streams: [one, two],
         } = &mut self.memory;
         match kind {
             MemoryKind::Momentum => vec![bytemuck::cast_slice_mut(momentum)],
+            MemoryKind::SecondMoment => vec![bytemuck::cast_slice_mut(squares)],
             MemoryKind::Counters => vec![counters],
             MemoryKind::LastGradient | MemoryKind::FirstParameters => {
                 vec![bytemuck::cast_slice_mut(vector)]

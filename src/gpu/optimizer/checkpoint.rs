@@ -272,11 +272,14 @@ impl Optimizer {
             });
         }
         for (index, (window, memory)) in self.plan.windows.iter().zip(memories).enumerate() {
-            for (kind, buffer) in memory.current(swapped) {
+            for kind in window.kernel.memories() {
+                let Some((buffer, start)) = memory.current(window, kind, swapped) else {
+                    continue;
+                };
                 pieces.push(Piece {
                     content: Content::Memory(index, kind),
                     buffer,
-                    start: 0,
+                    start,
                     bytes: window.memory_bytes(kind),
                 });
             }
