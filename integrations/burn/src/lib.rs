@@ -38,8 +38,8 @@
 //! parameter that required a gradient when the optimizer was made must get one in every step, or the step is refused with its name.
 //!
 //! # Fusion
-//! With the feature `fusion` burn compiles the kernels between two steps into fewer. What is still to be computed of parameters and
-//! gradients is then computed before the step; the parameters come back as tensors from outside, so that no kernel is fused across a step.
+//! Not with burn's feature `fusion`: a tensor is then a promise of a kernel that has not been chosen, and has no buffer that could be
+//! bound before the promise is kept and handed back. This crate is for burn without that feature.
 #![forbid(unsafe_code)]
 #![deny(missing_docs)]
 

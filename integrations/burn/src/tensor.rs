@@ -13,50 +13,15 @@ use wgpu_optim::wgpu;
 
 use crate::error::Error;
 
-/// Takes a tensor apart. With fusion, what is still to be computed of it is computed first.
-#[cfg(not(feature = "fusion"))]
+/// Takes a tensor apart.
 pub(crate) fn open<const D: usize>(tensor: Tensor<D>) -> Result<CubeTensor, String> {
     let opened = tensor.try_into_primitive::<CubeBackend>();
     opened.map_err(|error| format!("it is not on burn's wgpu backend ({error:?})"))
 }
 
 /// Puts it together again.
-#[cfg(not(feature = "fusion"))]
 pub(crate) fn close<const D: usize>(tensor: CubeTensor) -> Tensor<D> {
     Tensor::from_primitive::<CubeBackend>(tensor)
-}
-
-#[cfg(feature = "fusion")]
-type Fused = burn::backend::fusion::Fusion<CubeBackend>;
-
-/// Takes a tensor apart. With fusion, what is still to be computed of it is computed first.
-#[cfg(feature = "fusion")]
-pub(crate) fn open<const D: usize>(tensor: Tensor<D>) -> Result<CubeTensor, String> {
-    let opened = tensor.try_into_primitive::<Fused>();
-    let fused = opened.map_err(|error| format!("it is not on burn's wgpu backend ({error:?})"))?;
-    let client = fused.client.clone();
-    Ok(client.resolve_tensor_float::<CubeBackend>(fused))
-}
-
-/// Puts it together again: for fusion it is a tensor that comes from outside, as loaded data does.
-#[cfg(feature = "fusion")]
-pub(crate) fn close<const D: usize>(tensor: CubeTensor) -> Tensor<D> {
-    use burn::backend::TensorMetadata;
-    use burn::backend::fusion::stream::StreamId;
-    use burn::backend::fusion::{NoOp, get_client};
-    use burn::backend::ir::{BackendIr, InitOperationIr, OperationIr};
-
-    let client = get_client::<CubeBackend>(&tensor.device);
-    let (shape, dtype) = (tensor.shape(), tensor.dtype);
-    let handle = CubeBackend::float_tensor_handle(tensor);
-    let init = InitOperationIr::create(shape, dtype, || client.register_tensor_handle(handle));
-    let mut outputs = client.register(
-        StreamId::current(),
-        OperationIr::Init(init),
-        NoOp::<CubeBackend>::new(),
-    );
-    let output = outputs.pop().expect("an initialisation has one output");
-    Tensor::from_primitive::<Fused>(output)
 }
 
 /// Elements of one tensor in a buffer of burn's, which stay where they are for as long as this lives.

@@ -224,7 +224,7 @@ fn main() -> Result<()> {
         gpu,
     };
     println!(
-        "{:?} on {}, {} rows to train on and {} to test, batches of {}, {} epochs, {} seeds; {}; burn 0.22.1, {} fusion",
+        "{:?} on {}, {} rows to train on and {} to test, batches of {}, {} epochs, {} seeds; {}; burn 0.22.1 without fusion",
         args.model,
         dataset.name,
         lab.train.count,
@@ -233,11 +233,6 @@ fn main() -> Result<()> {
         args.epochs,
         args.seeds.len(),
         lab.gpu.describe(),
-        if cfg!(feature = "fusion") {
-            "with"
-        } else {
-            "without"
-        },
     );
     let mut contestants = vec![
         Contestant::Ours(Rule::sgdm(0.9), Regime::seesaw()),
