@@ -2,8 +2,7 @@
 //! changed; nothing is read before it is computed; what does not fit is refused with its name, and the module comes back as it was; a run
 //! goes on from its files as if it had never stopped.
 //!
-//! On every adapter that burn can use. Faults tried once by hand, each failed its test: no flush before the step; a buffer written though a
-//! clone has it; strides ignored; gradients taken in the module's order instead of the optimizer's; a tied parameter stepped twice.
+//! On every adapter that burn can use.
 
 use std::sync::OnceLock;
 
