@@ -150,6 +150,7 @@ fn a_fixed_rate_is_burns_sgd() {
     for (device, gpu) in devices() {
         for (name, rule, momentum, decay) in &cases {
             let start = Net::new(device);
+            let before = start.values();
             let mut theirs = start.clone().fork(device);
             let mut ours = start.fork(device);
             let decays = (*decay > 0.0).then(|| WeightDecayConfig::new(*decay));
@@ -186,6 +187,10 @@ fn a_fixed_rate_is_burns_sgd() {
                 theirs = burn.step(RATE, theirs, of_theirs);
                 ours = optim.step(ours, of_ours).expect("steps");
             }
+            assert!(
+                ours.values() != before && theirs.values() != before,
+                "{name}: no step"
+            );
             let mut largest = 0.0f32;
             for (theirs, ours) in theirs.values().concat().iter().zip(ours.values().concat()) {
                 // Both round every operation, in another order; parameters near zero have come from where they were.
