@@ -97,7 +97,7 @@ pub enum Error {
         end: u64,
     },
 
-    /// A slice handed to a CPU step differs in length from what was declared.
+    /// A slice handed to a CPU step, or to [`Optimizer::rebind`](crate::Optimizer::rebind), differs in length from what was declared.
     #[error(
         "tensor \"{tensor}\" was built with {expected} elements, but this call was given {actual} {role}s: pass the slices in the order and length of the builder"
     )]
@@ -112,7 +112,7 @@ pub enum Error {
         actual: usize,
     },
 
-    /// A CPU step was given another number of tensors than was declared.
+    /// A CPU step, or [`Optimizer::rebind`](crate::Optimizer::rebind), was given another number of tensors than was declared.
     #[error(
         "the optimizer was built with {expected} tensors, but this call was given {actual} {role} slices: pass one slice per tensor, in the order of the builder"
     )]
@@ -123,6 +123,27 @@ pub enum Error {
         expected: usize,
         /// Slices now.
         actual: usize,
+    },
+
+    /// `rebind` of an optimizer that was not built for it.
+    #[error(
+        "the optimizer was built for buffers that stay where they are: call OptimizerBuilder::rebindable(true) before build"
+    )]
+    NotRebindable,
+
+    /// A slice of an optimizer that can be rebound starts where no binding can start.
+    #[error(
+        "tensor \"{tensor}\": the {role} slice starts at byte {offset_bytes}, but with OptimizerBuilder::rebindable it must start at a multiple of {alignment_bytes}, the device's min_storage_buffer_offset_alignment"
+    )]
+    BindingAlignment {
+        /// The tensor's name.
+        tensor: String,
+        /// `parameter` or `gradient`.
+        role: &'static str,
+        /// The slice's first byte in its buffer.
+        offset_bytes: u64,
+        /// What it must be a multiple of.
+        alignment_bytes: u64,
     },
 
     /// Something was asked of an average that nobody keeps.

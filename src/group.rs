@@ -153,6 +153,11 @@ impl<T> Group<T> {
 }
 
 impl<T> Group<T> {
+    /// Its name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
     /// How many learning rates it has.
     fn rates(&self) -> usize {
         if self.per_tensor {
@@ -191,6 +196,7 @@ pub struct OptimizerBuilder<T> {
     pub(crate) mode: StepMode,
     pub(crate) safeguards: Safeguards,
     pub(crate) record_steps: Option<u32>,
+    pub(crate) rebindable: bool,
     /// Where on the device the loss is.
     pub(crate) loss: Option<Span>,
     pub(crate) groups: Vec<Group<T>>,
@@ -212,6 +218,7 @@ impl<T> OptimizerBuilder<T> {
             mode: StepMode::TwoPass,
             safeguards: Safeguards::default(),
             record_steps: None,
+            rebindable: false,
             loss: None,
             groups: Vec::new(),
         }
@@ -310,6 +317,17 @@ impl<T> OptimizerBuilder<T> {
         self
     }
 
+    /// Lets parameters and gradients move between steps: see [`Optimizer::rebind`](crate::Optimizer::rebind). For buffers that belong to
+    /// somebody else's allocator, as a framework's do. Off without this; the CPU path is handed its slices with every step anyway.
+    ///
+    /// Each tensor then has dispatches of its own, two per step (four where its length is no multiple of 4), and must start at a
+    /// multiple of [`min_storage_buffer_offset_alignment`](wgpu::Limits::min_storage_buffer_offset_alignment) in both buffers, which is
+    /// true of all that can be bound by itself.
+    pub fn rebindable(mut self, rebindable: bool) -> Self {
+        self.rebindable = rebindable;
+        self
+    }
+
     /// Adds a group.
     pub fn group(mut self, group: Group<T>) -> Self {
         self.groups.push(group);
@@ -347,6 +365,13 @@ impl<T> OptimizerBuilder<T> {
             )?;
         }
         self.safeguards.validate()?;
+        require(
+            self.mode == StepMode::TwoPass || !self.rebindable,
+            || "optimizer".to_owned(),
+            "rebindable",
+            "on",
+            "off with StepMode::Lagged, where the parameters change places with the gradients (StepMode::TwoPass can do it)",
+        )?;
         let mut group_names = HashSet::new();
         let mut tensor_names = HashSet::new();
         let mut resolved = Vec::with_capacity(self.groups.len());

@@ -52,6 +52,8 @@ pub(crate) struct Geometry {
     pub(crate) scope_sketches: u64,
     /// Whether parameters and gradients can only be loaded four at a time where both lie on a multiple of four.
     pub(crate) quads_need_alignment: bool,
+    /// Whether every tensor has windows of its own, so that nothing but bindings depends on where it lies.
+    pub(crate) apart: bool,
 }
 
 /// How a window's parameters and gradients are loaded.
@@ -492,7 +494,11 @@ impl Plan {
                 places.push(place);
                 match spans.last_mut() {
                     // What is recorded tensor by tensor is cut at their boundaries.
-                    Some(span) if !group.config.telemetry && span.continues_with(&place) => {
+                    Some(span)
+                        if !group.config.telemetry
+                            && !geometry.apart
+                            && span.continues_with(&place) =>
+                    {
                         span.place.elements += place.elements;
                     }
                     _ if place.elements > 0 => spans.push(Span {
@@ -643,6 +649,9 @@ impl<'a> Windows<'a> {
     fn add_span(&mut self, group: usize, kernel: Kernel, span: &Span) {
         // What is kept of a block must fit into a binding, too.
         let quad = u64::from(QUAD);
+        if self.geometry.apart {
+            self.newest.clear();
+        }
         let vectors = u64::from(kernel.vectors_in_one_binding());
         let kept = self.geometry.binding_elements / vectors / quad * quad;
         let block_elements = u64::from(self.geometry.block_elements).min(kept);

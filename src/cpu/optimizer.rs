@@ -177,6 +177,7 @@ impl OptimizerBuilder<Tensor> {
                 scope_partials: u64::MAX,
                 scope_sketches: u64::MAX,
                 quads_need_alignment: false,
+                apart: false,
             },
         )?;
         Ok(CpuOptimizer::allocate(plan, &lengths, record_steps))

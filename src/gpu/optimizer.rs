@@ -2,6 +2,7 @@
 
 #[cfg(feature = "checkpoint")]
 mod checkpoint;
+mod rebind;
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -10,6 +11,7 @@ use bytemuck::Pod;
 
 use crate::error::Error;
 use crate::gpu::context::Gpu;
+use crate::gpu::optimizer::rebind::Movable;
 use crate::gpu::pass::Pipeline;
 use crate::gpu::readback::{Readback, Source};
 use crate::gpu::tensor::{Span, Tensor};
@@ -121,6 +123,9 @@ pub struct Optimizer {
     cursor: RecordCursor,
     /// Records that were fetched by a drain that then failed.
     undelivered: Records,
+    rebindable: bool,
+    /// Of every window, in an optimizer that can be rebound; else none.
+    movables: Vec<Movable>,
     /// Why training has halted, once a record has told.
     halted: Option<Error>,
     #[cfg(feature = "checkpoint")]
@@ -165,9 +170,10 @@ impl OptimizerBuilder<Tensor> {
         let record_bytes = std::mem::size_of::<RawRecord>() as u64;
         let record_steps = self.record_steps_for(largest_binding(&limits) / record_bytes)?;
         gpu.tuning().validate(gpu.device())?;
-        let (mode, safeguards) = (self.mode, self.safeguards);
+        let (mode, safeguards, rebindable) = (self.mode, self.safeguards, self.rebindable);
         let loss = self.loss.clone();
-        let (groups, buffers) = place_tensors(self.resolve()?)?;
+        let alignment = rebindable.then(|| binding_alignment(&limits));
+        let (groups, buffers) = place_tensors(self.resolve()?, alignment)?;
         let needs_loss = groups.iter().find(|group| group.config.regime.needs_loss());
         let loss = match (needs_loss, loss) {
             (None, _) => None,
@@ -188,41 +194,64 @@ impl OptimizerBuilder<Tensor> {
                 .flat_map(|group| group.tensors.iter())
                 .map(|(name, place)| (name.as_str(), place)),
         )?;
-        let plan = Plan::new(groups, mode, safeguards, &geometry(gpu, &limits))?;
+        let geometry = Geometry {
+            apart: rebindable,
+            ..geometry(gpu, &limits)
+        };
+        let plan = Plan::new(groups, mode, safeguards, &geometry)?;
         gpu.scoped("the optimizer's buffers and kernels", || {
-            Optimizer::allocate(gpu, plan, buffers, loss, record_steps, &limits)
+            Optimizer::allocate(gpu, plan, buffers, loss, record_steps, rebindable, &limits)
+        })
+    }
+}
+
+/// The caller's buffers, each with its number.
+#[derive(Default)]
+struct Numbered {
+    numbers: HashMap<wgpu::Buffer, usize>,
+    buffers: Vec<wgpu::Buffer>,
+}
+
+impl Numbered {
+    /// Checks a tensor by itself, and where its bindings would start if that is asked.
+    fn place(
+        &mut self,
+        name: &str,
+        tensor: Tensor,
+        alignment_bytes: Option<u64>,
+    ) -> Result<Place, Error> {
+        if let Some(alignment_bytes) = alignment_bytes {
+            tensor.check_alignment(name, alignment_bytes)?;
+        }
+        let (params, grads, elements) = tensor.checked(name)?;
+        Ok(Place {
+            params_start: params.start(),
+            params_buffer: self.number(params.buffer),
+            grads_start: grads.start(),
+            grads_buffer: self.number(grads.buffer),
+            elements,
+        })
+    }
+
+    fn number(&mut self, buffer: wgpu::Buffer) -> usize {
+        *self.numbers.entry(buffer).or_insert_with_key(|buffer| {
+            self.buffers.push(buffer.clone());
+            self.buffers.len() - 1
         })
     }
 }
 
 /// Numbers the caller's buffers and checks each tensor by itself.
-#[expect(
-    clippy::mutable_key_type,
-    reason = "buffers are compared and hashed by identity, which never changes"
-)]
 fn place_tensors(
     groups: Vec<ResolvedGroup<Tensor>>,
+    alignment_bytes: Option<u64>,
 ) -> Result<(Vec<ResolvedGroup<Place>>, Vec<wgpu::Buffer>), Error> {
-    let mut numbers: HashMap<wgpu::Buffer, usize> = HashMap::new();
-    let mut buffers = Vec::new();
-    let mut number = |buffer: wgpu::Buffer| {
-        *numbers.entry(buffer).or_insert_with_key(|buffer| {
-            buffers.push(buffer.clone());
-            buffers.len() - 1
-        })
-    };
+    let mut numbered = Numbered::default();
     let mut placed = Vec::with_capacity(groups.len());
     for group in groups {
         let mut tensors = Vec::with_capacity(group.tensors.len());
         for (name, tensor) in group.tensors {
-            let (params, grads, elements) = tensor.checked(&name)?;
-            let place = Place {
-                params_start: params.start(),
-                params_buffer: number(params.buffer),
-                grads_start: grads.start(),
-                grads_buffer: number(grads.buffer),
-                elements,
-            };
+            let place = numbered.place(&name, tensor, alignment_bytes)?;
             tensors.push((name, place));
         }
         placed.push(ResolvedGroup {
@@ -230,7 +259,7 @@ fn place_tensors(
             tensors,
         });
     }
-    Ok((placed, buffers))
+    Ok((placed, numbered.buffers))
 }
 
 /// Trips of a loop that are safe: some drivers stop an invocation in silence after 65,535.
@@ -244,11 +273,16 @@ pub(crate) fn largest_binding(limits: &wgpu::Limits) -> u64 {
         .min(1 << 32)
 }
 
+/// What the start of a binding is a multiple of, in bytes.
+fn binding_alignment(limits: &wgpu::Limits) -> u64 {
+    u64::from(limits.min_storage_buffer_offset_alignment.max(16))
+}
+
 fn geometry(gpu: &Gpu, limits: &wgpu::Limits) -> Geometry {
     let element = u64::from(f32_bytes());
     let largest = largest_binding(limits);
     let binding_elements = largest / element / u64::from(QUAD) * u64::from(QUAD);
-    let binding_alignment = u64::from(limits.min_storage_buffer_offset_alignment.max(16)) / element;
+    let binding_alignment = binding_alignment(limits) / element;
     // A block must fit into a binding wherever it starts.
     let largest_block = binding_elements.saturating_sub(binding_alignment);
     Geometry {
@@ -261,6 +295,7 @@ fn geometry(gpu: &Gpu, limits: &wgpu::Limits) -> Geometry {
         scope_sketches: u64::from(STRIP) * MOST_TRIPS
             / u64::from(SKETCH_BUCKETS.div_ceil(gpu.tuning().finish_workgroup_size)),
         quads_need_alignment: true,
+        apart: false,
     }
 }
 
@@ -275,6 +310,7 @@ impl Optimizer {
         buffers: Vec<wgpu::Buffer>,
         loss: Option<Span>,
         record_steps: u32,
+        rebindable: bool,
         limits: &wgpu::Limits,
     ) -> Result<Self, Error> {
         let device = gpu.device();
@@ -347,7 +383,8 @@ impl Optimizer {
             },
         );
 
-        let mut passes = Passes::new(gpu, plan.partials);
+        let mut passes = Passes::new(gpu, plan.partials, rebindable);
+        let mut movables = Vec::new();
         let tables = Tables {
             step_partials: &step_partials,
             groups: &groups,
@@ -377,6 +414,7 @@ impl Optimizer {
                 tables,
                 averaged,
                 &mut passes,
+                &mut movables,
             )],
             StepMode::Lagged => lagged_sweeps(
                 gpu,
@@ -393,7 +431,7 @@ impl Optimizer {
         let kernels: Vec<Kernel> = plan.windows.iter().map(|window| window.kernel).collect();
         // A binding may only start at certain offsets.
         let loss = loss.map(|span| {
-            let alignment = u64::from(limits.min_storage_buffer_offset_alignment.max(16)) / 4;
+            let alignment = binding_alignment(limits) / u64::from(f32_bytes());
             let start = span.start() / alignment * alignment;
             let region = Region {
                 buffer: 0,
@@ -493,6 +531,8 @@ impl Optimizer {
             tensor_records,
             cursor: RecordCursor::default(),
             undelivered: Records::default(),
+            rebindable,
+            movables,
             halted: None,
             #[cfg(feature = "checkpoint")]
             kept: checkpoint::Kept {
@@ -1000,7 +1040,38 @@ fn no_memory(gpu: &Gpu) -> [wgpu::Buffer; 2] {
     [(); 2].map(|()| zeroed::<u8>(gpu, "no memory", 0))
 }
 
+/// The bind group of a sweep that has the window's own buffers.
+const OWN_BUFFERS: usize = 1;
+
+/// What a sweep of two passes binds there beside parameters and gradients.
+#[derive(Debug)]
+struct OwnBuffers {
+    blocks: wgpu::Buffer,
+    momentum: wgpu::Buffer,
+    memory: wgpu::Buffer,
+}
+
+impl OwnBuffers {
+    fn bindings<'a>(
+        &'a self,
+        params: wgpu::BufferBinding<'a>,
+        grads: wgpu::BufferBinding<'a>,
+    ) -> [wgpu::BufferBinding<'a>; 5] {
+        [
+            whole(&self.blocks),
+            params,
+            grads,
+            whole(&self.momentum),
+            whole(&self.memory),
+        ]
+    }
+}
+
 /// Passes 1 and 4.
+#[expect(
+    clippy::too_many_arguments,
+    reason = "what the windows are bound to, and what comes of it"
+)]
 fn two_pass_sweeps(
     gpu: &Gpu,
     plan: &Plan,
@@ -1009,6 +1080,7 @@ fn two_pass_sweeps(
     tables: Tables,
     averages: &mut [WindowAverages],
     passes: &mut Passes,
+    movables: &mut Vec<Movable>,
 ) -> Sweeps {
     let mut sweeps = Sweeps {
         before: Vec::with_capacity(plan.windows.len()),
@@ -1017,34 +1089,50 @@ fn two_pass_sweeps(
     let nothing = no_memory(gpu);
     let mut averages = averages.iter_mut();
     for (window, memory) in plan.windows.iter().zip(memories) {
-        let blocks = filled::<Block>(gpu, "blocks", &window.blocks);
-        let own = [
-            whole(&blocks),
+        let momentum = memory.find(&[MemoryKind::Momentum], 0);
+        let regimes = if window.kernel.leaves_sketch() {
+            tables.sketches
+        } else {
+            memory.find(&OF_THE_REGIME, 0).unwrap_or(&nothing[1])
+        };
+        let buffers_of_window = OwnBuffers {
+            blocks: filled::<Block>(gpu, "blocks", &window.blocks),
+            momentum: momentum.unwrap_or(&nothing[0]).clone(),
+            memory: regimes.clone(),
+        };
+        let own = buffers_of_window.bindings(
             part(&buffers[window.params.buffer], window.params),
             part(&buffers[window.grads.buffer], window.grads),
-            whole(
-                memory
-                    .find(&[MemoryKind::Momentum], 0)
-                    .unwrap_or(&nothing[0]),
-            ),
-            if window.kernel.leaves_sketch() {
-                whole(tables.sketches)
-            } else {
-                whole(memory.find(&OF_THE_REGIME, 0).unwrap_or(&nothing[1]))
-            },
-        ];
+        );
         let measured = [
             whole(tables.groups),
             whole(tables.states),
             whole(tables.partials),
         ];
-        sweeps
-            .before
-            .push(passes.dispatch(Sweep::Reduce, window, &[&measured, &own]));
-        let averages = averages_of(window, &mut averages);
-        sweeps
-            .after
-            .push(passes.update(Sweep::Update, window, tables, &own, averages));
+        let reduce = passes.dispatch(Sweep::Reduce, window, &[&measured, &own]);
+        let mut averages = averages_of(window, &mut averages);
+        let update = passes.update(Sweep::Update, window, tables, &own, averages.as_deref_mut());
+        if passes.rebindable {
+            let group = |dispatch: &Dispatch| dispatch.bind_groups[OWN_BUFFERS].clone();
+            let bound = rebind::Sweeps {
+                reduce: group(&reduce),
+                update: group(&update),
+                averages: averages.map(|own| [group(&own.exchange[0]), group(&own.settle[0])]),
+            };
+            let mut pipeline = |sweep| passes.compiled(sweep, window).clone();
+            let pipelines = rebind::Sweeps {
+                reduce: pipeline(Sweep::Reduce),
+                update: pipeline(Sweep::Update),
+                averages: window
+                    .kernel
+                    .averages
+                    .then(|| [Sweep::Exchange, Sweep::Settle].map(pipeline)),
+            };
+            let own = buffers_of_window;
+            movables.push(Movable::new(plan, window, buffers, own, pipelines, bound));
+        }
+        sweeps.before.push(reduce);
+        sweeps.after.push(update);
     }
     sweeps
 }
@@ -1151,14 +1239,17 @@ impl Sweep {
 struct Passes<'a> {
     gpu: &'a Gpu,
     partials: u32,
+    /// Whether parameters and gradients may come to lie in one buffer, wherever they are now.
+    rebindable: bool,
     compiled: HashMap<(Sweep, Option<Kernel>, Access, bool), Pipeline>,
 }
 
 impl<'a> Passes<'a> {
-    fn new(gpu: &'a Gpu, partials: u32) -> Self {
+    fn new(gpu: &'a Gpu, partials: u32, rebindable: bool) -> Self {
         Passes {
             gpu,
             partials,
+            rebindable,
             compiled: HashMap::new(),
         }
     }
@@ -1225,7 +1316,7 @@ impl<'a> Passes<'a> {
         let (kernel, access) = (window.kernel, window.access);
         // Pass 1 writes neither parameters nor gradients, and does not care whether they share a buffer; an exchange has no gradients.
         let one_buffer = matches!(sweep, Sweep::Update | Sweep::Lagged | Sweep::Undo)
-            && window.params.buffer == window.grads.buffer;
+            && (self.rebindable || window.params.buffer == window.grads.buffer);
         // What it is compiled for, so that nothing is compiled twice.
         let matters = match sweep {
             Sweep::Update | Sweep::Undo => Some(kernel),

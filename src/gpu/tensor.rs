@@ -106,6 +106,21 @@ impl Span {
 }
 
 impl Tensor {
+    /// Checks that both slices start where a binding can.
+    pub(crate) fn check_alignment(&self, name: &str, alignment_bytes: u64) -> Result<(), Error> {
+        for (role, span) in [("parameter", &self.params), ("gradient", &self.grads)] {
+            if !span.offset_bytes.is_multiple_of(alignment_bytes) {
+                return Err(Error::BindingAlignment {
+                    tensor: name.to_owned(),
+                    role,
+                    offset_bytes: span.offset_bytes,
+                    alignment_bytes,
+                });
+            }
+        }
+        Ok(())
+    }
+
     /// Checks both slices and gives them back with their common length in elements.
     pub(crate) fn checked(self, name: &str) -> Result<(Span, Span, u64), Error> {
         self.params.check(name, "parameter")?;

@@ -224,6 +224,19 @@ impl GpuRun {
             OptimizerBuilder<wgpu_optim::gpu::Tensor>,
         ) -> OptimizerBuilder<wgpu_optim::gpu::Tensor>,
     ) -> Self {
+        Self::with_room(gpu, specs, places, &[], settings)
+    }
+
+    /// As `with`, in buffers of at least so many elements: there may be more of them than the places need.
+    pub fn with_room(
+        gpu: &Gpu,
+        specs: &[Spec],
+        places: Vec<Place>,
+        room: &[usize],
+        settings: impl FnOnce(
+            OptimizerBuilder<wgpu_optim::gpu::Tensor>,
+        ) -> OptimizerBuilder<wgpu_optim::gpu::Tensor>,
+    ) -> Self {
         let lengths: Vec<usize> = lengths(specs).collect();
         let spans = || {
             places
@@ -234,14 +247,16 @@ impl GpuRun {
         let count = spans()
             .map(|((buffer, _), _)| buffer + 1)
             .max()
-            .unwrap_or(0);
+            .unwrap_or(0)
+            .max(room.len());
         let mut host: Vec<Vec<f32>> = (0..count)
             .map(|buffer| {
                 let end = spans()
                     .filter(|((b, _), _)| *b == buffer)
                     .map(|((_, start), len)| start + len)
                     .max()
-                    .unwrap_or(0);
+                    .unwrap_or(0)
+                    .max(room.get(buffer).copied().unwrap_or(0));
                 vec![f32::from_bits(GUARD); end + GUARD_ELEMENTS]
             })
             .collect();
@@ -290,6 +305,39 @@ impl GpuRun {
             },
         };
         self.places.iter().map(now).collect()
+    }
+
+    /// Rebinds to other places in the same buffers, and takes the parameters there; where they were, and where the gradients were, is
+    /// nothing that a step could read unnoticed.
+    pub fn move_to(&mut self, places: Vec<Place>) -> Result<(), Error> {
+        let slices: Vec<_> = places
+            .iter()
+            .zip(&self.lengths)
+            .map(|(place, &len)| {
+                [place.params, place.grads].map(|(buffer, start)| {
+                    let start = 4 * start as u64;
+                    self.buffers[buffer].slice(start..start + 4 * len as u64)
+                })
+            })
+            .map(|[params, grads]| (params, grads))
+            .collect();
+        let params = self.params();
+        self.optimizer.rebind(&slices)?;
+        for (buffer, host) in self.buffers.iter().zip(&mut self.host) {
+            host.fill(f32::from_bits(GUARD));
+            let bytes = bytemuck::cast_slice(host);
+            self.gpu.queue().write_buffer(buffer, 0, bytes);
+        }
+        for (place, params) in places.iter().zip(&params) {
+            let (buffer, start) = place.params;
+            self.gpu.queue().write_buffer(
+                &self.buffers[buffer],
+                4 * start as u64,
+                bytemuck::cast_slice(params),
+            );
+        }
+        self.places = places;
+        Ok(())
     }
 
     pub fn write_grads(&mut self, grads: &[Vec<f32>]) {

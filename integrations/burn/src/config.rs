@@ -1,0 +1,202 @@
+//! What a burn user says before training: the optimizer's settings, and which parameters are in which group.
+
+use std::collections::HashMap;
+
+use burn::module::{Module, ModuleVisitor, Param, ParamGroup, ParamId};
+use burn::tensor::{Device, Tensor};
+use burn_cubecl::cubecl::client::Client;
+use wgpu_optim::{Gpu, Group, OptimizerBuilder, gpu, wgpu};
+
+use crate::error::Error;
+use crate::optim::{Parameter, WgpuOptim};
+use crate::tensor::{Lease, check_dtype, open};
+
+/// The name of the group of every parameter that no other group has.
+pub const DEFAULT_GROUP: &str = "all";
+
+/// The settings of a [`WgpuOptim`]: an [`OptimizerBuilder`] without tensors, and groups of parameters by their paths in the module.
+///
+/// ```
+/// use burn::module::ParamGroup;
+/// use wgpu_optim_burn::WgpuOptimConfig;
+/// use wgpu_optim_burn::wgpu_optim::{Group, OptimizerBuilder, Rule};
+///
+/// // One norm over all parameters; biases without the weight decay of the rest; the head with a rate for each of its tensors.
+/// let settings = OptimizerBuilder::new(Rule::sgdm(0.9)).weight_decay(1e-4).global_norm();
+/// let config = WgpuOptimConfig::new(settings)
+///     .with_group(ParamGroup::from_regex(r"\.bias$")?, Group::new("biases").weight_decay(0.0))
+///     .with_group(ParamGroup::from_predicate("head."), Group::new("head").share_norm("head"));
+/// # let _ = config;
+/// # Ok::<(), burn::module::ParamGroupError>(())
+/// ```
+#[derive(Debug, Clone)]
+pub struct WgpuOptimConfig {
+    builder: OptimizerBuilder<gpu::Tensor>,
+    default: Group<gpu::Tensor>,
+    groups: Vec<(ParamGroup, Group<gpu::Tensor>)>,
+}
+
+impl WgpuOptimConfig {
+    /// These settings for every parameter. All that an [`OptimizerBuilder`] can be told holds here, but for
+    /// [`StepMode::Lagged`](wgpu_optim::StepMode::Lagged), where gradients and parameters change places; its
+    /// [`loss`](OptimizerBuilder::loss) is replaced, see [`WgpuOptim::step_with_loss`].
+    pub fn new(builder: OptimizerBuilder<gpu::Tensor>) -> Self {
+        WgpuOptimConfig {
+            builder,
+            default: Group::new(DEFAULT_GROUP),
+            groups: Vec::new(),
+        }
+    }
+
+    /// The settings of the parameters that no group added with [`with_group`](Self::with_group) has; without this they are the builder's
+    /// own, in a group named [`DEFAULT_GROUP`].
+    pub fn with_default_group(mut self, group: Group<gpu::Tensor>) -> Self {
+        self.default = group;
+        self
+    }
+
+    /// Settings of their own for the parameters of a burn [`ParamGroup`]: by path, by a part of it, by regular expression, or by id. As in
+    /// burn, the last group that matches a parameter has it.
+    pub fn with_group(mut self, parameters: ParamGroup, group: Group<gpu::Tensor>) -> Self {
+        self.groups.push((parameters, group));
+        self
+    }
+
+    /// Makes the optimizer of a module's parameters: of all that require a gradient now.
+    ///
+    /// Tensors are named by their paths (`conv1.weight`), in records, messages and checkpoints. Beside what
+    /// [`OptimizerBuilder::build`] allocates, memory for parameters and gradients is taken out of burn's pool until the first step only.
+    ///
+    /// # Errors
+    /// [`Error::NoParameters`], [`Error::Tied`], [`Error::EmptyGroup`], [`Error::Unusable`]; [`Error::Optimizer`] with whatever
+    /// [`OptimizerBuilder::build`] refuses; [`Error::Runtime`].
+    pub fn init<M: Module>(&self, module: &M, gpu: &Gpu) -> Result<WgpuOptim, Error> {
+        let mut found = Found::default();
+        module.visit(&mut found);
+        if let Some(problem) = found.problem {
+            return Err(problem);
+        }
+        let Some((device, client)) = found.place else {
+            return Err(Error::NoParameters);
+        };
+
+        // The default group first, then the others in their order; in each, parameters in the order of the module.
+        let mut members: Vec<Vec<Parameter>> = vec![Vec::new(); self.groups.len() + 1];
+        let names = found
+            .parameters
+            .iter()
+            .map(|one| format!("\"{}\"", one.name));
+        let names = names.collect::<Vec<_>>().join(", ");
+        for parameter in found.parameters {
+            let path = Some(parameter.name.as_str());
+            let matches = |(own, _): &(ParamGroup, _)| own.matches(&parameter.id, path);
+            let group = self.groups.iter().rposition(matches);
+            members[group.map_or(0, |index| index + 1)].push(parameter);
+        }
+        let loss = gpu.scoped("the loss", || {
+            Ok::<_, Error>(gpu.device().create_buffer(&wgpu::BufferDescriptor {
+                label: Some("the loss"),
+                size: 16,
+                usage: wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_DST,
+                mapped_at_creation: false,
+            }))
+        })?;
+        let mut builder = self.builder.clone().rebindable(true).loss(loss.slice(..4));
+        // Something to be built with, of the right lengths: where parameters and gradients are is told with each step.
+        let mut held = Vec::new();
+        let templates =
+            std::iter::once(&self.default).chain(self.groups.iter().map(|(_, group)| group));
+        for (index, (template, members)) in templates.zip(&members).enumerate() {
+            if members.is_empty() {
+                if index == 0 {
+                    continue;
+                }
+                return Err(Error::EmptyGroup {
+                    group: template.name().to_owned(),
+                    parameters: names,
+                });
+            }
+            let mut group = template.clone();
+            for parameter in members {
+                let [params, grads] = [(); 2].map(|()| {
+                    let bytes = 4 * parameter.elements;
+                    Lease::of_handle(&client, client.empty(bytes), parameter.elements)
+                });
+                let (params, grads) = (params?, grads?);
+                group = group.tensor(parameter.name.clone(), params.slice(), grads.slice());
+                held.push((params, grads));
+            }
+            builder = builder.group(group);
+        }
+        let optimizer = builder.build(gpu)?;
+        let parameters = members.into_iter().flatten().collect();
+        Ok(WgpuOptim::new(optimizer, parameters, device, client, loss))
+    }
+}
+
+/// The parameters of a module that can be trained.
+#[derive(Default)]
+struct Found {
+    path: Vec<String>,
+    parameters: Vec<Parameter>,
+    known: HashMap<ParamId, usize>,
+    /// Where the first of them is.
+    place: Option<(Device, Client)>,
+    problem: Option<Error>,
+}
+
+impl ModuleVisitor for Found {
+    fn enter_module(&mut self, name: &str, _container_type: &str) {
+        self.path.push(name.to_owned());
+    }
+
+    fn exit_module(&mut self, _name: &str, _container_type: &str) {
+        self.path.pop();
+    }
+
+    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+        let value = param.base();
+        if self.problem.is_some() || !value.is_require_grad() {
+            return;
+        }
+        let name = self.path.join(".");
+        if let Some(&first) = self.known.get(&param.id) {
+            self.problem = Some(Error::Tied {
+                first: self.parameters[first].name.clone(),
+                second: name,
+            });
+            return;
+        }
+        let elements = value.shape().num_elements();
+        let device = value.device();
+        let opened = check_dtype(&value)
+            .and_then(|()| check_device(&device, self.place.as_ref()))
+            .and_then(|()| open(value.inner()));
+        match opened {
+            Ok(opened) => {
+                self.place.get_or_insert((device, opened.client));
+                self.known.insert(param.id, self.parameters.len());
+                self.parameters.push(Parameter {
+                    id: param.id,
+                    name,
+                    elements,
+                });
+            }
+            Err(reason) => {
+                self.problem = Some(Error::Unusable {
+                    parameter: name,
+                    reason,
+                });
+            }
+        }
+    }
+}
+
+fn check_device(device: &Device, first: Option<&(Device, Client)>) -> Result<(), String> {
+    match first {
+        Some((first, _)) if first != device => Err(format!(
+            "it is on {device:?}, but the parameters before it on {first:?}: one optimizer steps one device"
+        )),
+        _ => Ok(()),
+    }
+}

@@ -1,0 +1,104 @@
+//! Everything that can go wrong, in words that name the culprit and the way out.
+
+/// What this crate can refuse, and why. Messages are one line each, as those of [`wgpu_optim::Error`] are.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The optimizer itself refuses.
+    #[error(transparent)]
+    Optimizer(#[from] wgpu_optim::Error),
+
+    /// burn could not bring up its device, or take ours.
+    #[error("burn cannot use this device: {0}")]
+    Device(#[from] burn::tensor::wgpu::WgpuInitError),
+
+    /// The device lacks features that burn's kernels would use, because the adapter has them.
+    #[error(
+        "the device was opened without {missing:?}, which burn uses where an adapter has it: open it with the features that wgpu_optim_burn::features gives for the adapter"
+    )]
+    MissingFeatures {
+        /// Those of the adapter that the device was not given.
+        missing: burn::tensor::wgpu::wgpu::Features,
+    },
+
+    /// Nothing in the module can be trained.
+    #[error(
+        "the module has no parameter that requires a gradient: build it on an autodiff device (Device::autodiff), and do not freeze all of it"
+    )]
+    NoParameters,
+
+    /// Two parameters of the module are one.
+    #[error(
+        "parameters \"{first}\" and \"{second}\" are the same one (they share a ParamId), so that a step would move it twice: give one of them a Param of its own, or freeze it"
+    )]
+    Tied {
+        /// Where it was found first.
+        first: String,
+        /// And where again.
+        second: String,
+    },
+
+    /// A group has no parameters.
+    #[error(
+        "group \"{group}\" matches no parameter of the module, whose parameters are {parameters}: check its ParamGroup; where several groups match, the last one has the parameter"
+    )]
+    EmptyGroup {
+        /// The group's name.
+        group: String,
+        /// The names there are.
+        parameters: String,
+    },
+
+    /// A parameter is not what this optimizer can step.
+    #[error("parameter \"{parameter}\": {reason}")]
+    Unusable {
+        /// Its name.
+        parameter: String,
+        /// Why, and what to do.
+        reason: String,
+    },
+
+    /// The module lacks a parameter that the optimizer was made for, or it has another shape.
+    #[error(
+        "parameter \"{parameter}\" had {expected} elements when the optimizer was made, now it has {actual}: hand each step the module that the optimizer was made for, or make a new optimizer"
+    )]
+    ModuleDiffers {
+        /// Its name.
+        parameter: String,
+        /// Elements then.
+        expected: usize,
+        /// Elements now; 0 where it is gone.
+        actual: usize,
+    },
+
+    /// The module has a parameter that the optimizer was not made for.
+    #[error(
+        "parameter \"{parameter}\" requires a gradient, but it did not when the optimizer was made: make a new optimizer for this module"
+    )]
+    UnknownParameter {
+        /// Its path.
+        parameter: String,
+    },
+
+    /// A parameter got no gradient.
+    #[error(
+        "parameter \"{parameter}\" has no gradient: every parameter of the optimizer must have a part in every loss, for one norm is taken over all of them; freeze it before the optimizer is made (Module::freeze, Param::set_require_grad), or have it in an optimizer of its own"
+    )]
+    MissingGradient {
+        /// Its name.
+        parameter: String,
+    },
+
+    /// The regime goes by the loss, which the step was not told.
+    #[error("group \"{group}\": regime {regime} goes by the loss: call WgpuOptim::step_with_loss")]
+    MissingLoss {
+        /// The group's name.
+        group: String,
+        /// Its regime's name.
+        regime: &'static str,
+    },
+
+    /// burn's runtime refuses, or has failed.
+    #[error("burn's runtime: {0}")]
+    Runtime(String),
+}

@@ -1,0 +1,222 @@
+//! Binding other buffers than before: for parameters and gradients that somebody else's allocator moves.
+
+use super::{
+    Dispatch, Numbered, OWN_BUFFERS, Optimizer, OwnBuffers, PassName, binding_alignment, part,
+};
+use crate::error::Error;
+use crate::gpu::pass::Pipeline;
+use crate::group::TensorPair;
+use crate::plan::{Place, Plan, Region, Window, check_overlaps};
+
+/// Places of a tensor whose bind groups are kept. An allocator that pools its buffers hands out few, over and over.
+const KEPT_PLACES: usize = 8;
+
+/// What it takes to bind a window's parameters and gradients elsewhere.
+#[derive(Debug)]
+pub(super) struct Movable {
+    /// The tensor that the window belongs to.
+    tensor: usize,
+    /// Where in the tensor the window's bindings begin.
+    start: u64,
+    own: OwnBuffers,
+    pipelines: Sweeps<Pipeline>,
+    /// The latest places, the last one first, and what binds them.
+    bound: Vec<(Site, Sweeps<wgpu::BindGroup>)>,
+}
+
+/// One thing for each sweep that finds parameters.
+#[derive(Debug, Clone)]
+pub(super) struct Sweeps<T> {
+    pub(super) reduce: T,
+    pub(super) update: T,
+    /// Exchange and settle, where the window keeps averages.
+    pub(super) averages: Option<[T; 2]>,
+}
+
+/// Where a tensor's parameters and gradients lie: buffer and first element.
+type Site = [(wgpu::Buffer, u64); 2];
+
+impl Movable {
+    /// Of a window that has just been bound.
+    pub(super) fn new(
+        plan: &Plan,
+        window: &Window,
+        buffers: &[wgpu::Buffer],
+        own: OwnBuffers,
+        pipelines: Sweeps<Pipeline>,
+        bound: Sweeps<wgpu::BindGroup>,
+    ) -> Self {
+        // A window of its own has blocks, all of one tensor.
+        let first = &window.blocks[0];
+        let elements = plan.locate(first.first_element);
+        let (tensor, at) = elements.expect("a block lies in a tensor");
+        let start = at - u64::from(first.params_start);
+        let site = [window.params, window.grads]
+            .map(|region| (buffers[region.buffer].clone(), region.start - start));
+        Movable {
+            tensor,
+            start,
+            own,
+            pipelines,
+            bound: vec![(site, bound)],
+        }
+    }
+
+    /// The window's parameters and gradients where its tensor lies here.
+    fn regions(&self, window: &Window, place: &Place) -> [Region; 2] {
+        [
+            (place.params_buffer, place.params_start, window.params),
+            (place.grads_buffer, place.grads_start, window.grads),
+        ]
+        .map(|(buffer, start, region)| Region {
+            buffer,
+            start: start + self.start,
+            end: start + self.start + region.elements(),
+        })
+    }
+
+    /// What binds them; what was made before is looked up.
+    fn bind(
+        &self,
+        device: &wgpu::Device,
+        site: &Site,
+        buffers: &[wgpu::Buffer],
+        [params, grads]: [Region; 2],
+    ) -> Sweeps<wgpu::BindGroup> {
+        if let Some((_, bound)) = self.bound.iter().find(|(known, _)| known == site) {
+            return bound.clone();
+        }
+        let own = self.own.bindings(
+            part(&buffers[params.buffer], params),
+            part(&buffers[grads.buffer], grads),
+        );
+        let bind = |pipeline: &Pipeline, buffers| pipeline.bind(device, OWN_BUFFERS, buffers);
+        Sweeps {
+            reduce: bind(&self.pipelines.reduce, &own),
+            update: bind(&self.pipelines.update, &own),
+            averages: self
+                .pipelines
+                .averages
+                .as_ref()
+                .map(|pipelines| [0, 1].map(|sweep| bind(&pipelines[sweep], &own[..2]))),
+        }
+    }
+
+    /// Keeps a place as the latest.
+    fn keep(&mut self, site: Site, bound: Sweeps<wgpu::BindGroup>) {
+        self.bound.retain(|(known, _)| *known != site);
+        self.bound.truncate(KEPT_PLACES - 1);
+        self.bound.insert(0, (site, bound));
+    }
+}
+
+impl Optimizer {
+    /// Tells where parameters and gradients lie from now on: one pair of slices for every tensor, in the order of
+    /// [`tensors`](Optimizer::tensors). For optimizers built with
+    /// [`rebindable`](crate::OptimizerBuilder::rebindable), whose buffers belong to somebody else's allocator.
+    ///
+    /// Only bindings change. What the optimizer remembers of a tensor goes with the tensor, so that steps are, bit for bit, those of
+    /// buffers that stay; the parameters themselves must be at the new place by the time a step runs. Steps that were recorded before keep
+    /// the places of before. Everything recorded later (steps, exchanges of averages, checkpoints) has the new ones.
+    ///
+    /// Bind groups are kept for the last 8 places of each tensor, together with the buffers in them, so that buffers that come and go in
+    /// turn cost a look-up; for a new place, two or four bind groups are made for each of the tensor's dispatches.
+    ///
+    /// # Errors
+    /// [`Error::NotRebindable`]; [`Error::StepTensors`] or [`Error::StepLength`] where these are not the tensors that were declared;
+    /// [`Error::BindingAlignment`], and whatever else [`build`](crate::OptimizerBuilder::build) says of a slice; [`Error::AveragesSwapped`]
+    /// between two [`encode_swap_averages`](Optimizer::encode_swap_averages); [`Error::Device`] or [`Error::DeviceLost`]. The bindings are
+    /// those of before then.
+    pub fn rebind(
+        &mut self,
+        tensors: &[(wgpu::BufferSlice, wgpu::BufferSlice)],
+    ) -> Result<(), Error> {
+        self.gpu.check_alive()?;
+        if !self.rebindable {
+            return Err(Error::NotRebindable);
+        }
+        self.check_averages_in_place("a place for the parameters")?;
+        let (expected, actual) = (self.plan.tensors.len(), tensors.len());
+        if actual != expected {
+            return Err(Error::StepTensors {
+                role: "parameter and gradient",
+                expected,
+                actual,
+            });
+        }
+        let device = self.gpu.device();
+        let alignment = binding_alignment(&device.limits());
+        let mut numbered = Numbered::default();
+        let mut places = Vec::with_capacity(expected);
+        for (tensor, &(params, grads)) in self.plan.tensors.iter().zip(tensors) {
+            let place = numbered.place(&tensor.name, params.join(grads), Some(alignment))?;
+            if place.elements != tensor.elements {
+                return Err(Error::StepLength {
+                    tensor: tensor.name.clone(),
+                    role: "parameter",
+                    expected: tensor.elements as usize,
+                    actual: place.elements as usize,
+                });
+            }
+            places.push(place);
+        }
+        let names = self.plan.tensors.iter().map(|tensor| tensor.name.as_str());
+        check_overlaps(names.zip(&places))?;
+
+        let buffers = numbered.buffers;
+        let site = |place: &Place| {
+            [
+                (buffers[place.params_buffer].clone(), place.params_start),
+                (buffers[place.grads_buffer].clone(), place.grads_start),
+            ]
+        };
+        let (made, problem) = self.gpu.catching(|| {
+            let windows = self.movables.iter().zip(&self.plan.windows);
+            let bound = windows.map(|(movable, window)| {
+                let place = &places[movable.tensor];
+                let regions = movable.regions(window, place);
+                let site = site(place);
+                let bound = movable.bind(device, &site, &buffers, regions);
+                (regions, site, bound)
+            });
+            bound.collect::<Vec<_>>()
+        });
+        if let Some(message) = problem {
+            return Err(Error::Device {
+                what: "bind groups for other buffers".to_owned(),
+                message,
+            });
+        }
+
+        // Nothing is refused from here on. Dispatches and averages come in the order of their windows.
+        let rebind = |dispatch: &mut Dispatch, group: &wgpu::BindGroup| {
+            dispatch.bind_groups[OWN_BUFFERS] = group.clone();
+        };
+        let mut of_pass = |name: PassName, group: fn(&Sweeps<_>) -> &wgpu::BindGroup| {
+            let dispatches = self.steps[0].iter_mut().filter(|one| one.pass == name);
+            for (dispatch, (.., bound)) in dispatches.zip(&made) {
+                rebind(dispatch, group(bound));
+            }
+        };
+        of_pass(PassName::ReduceGradient, |bound| &bound.reduce);
+        of_pass(PassName::UpdateParameters, |bound| &bound.update);
+        let averaged = made
+            .iter()
+            .filter_map(|(.., bound)| bound.averages.as_ref());
+        for (averages, [exchange, settle]) in self.averages.iter_mut().zip(averaged) {
+            rebind(&mut averages.exchange[0], exchange);
+            rebind(&mut averages.settle[0], settle);
+        }
+        let windows = self.movables.iter_mut().zip(&mut self.plan.windows);
+        for ((movable, window), (regions, site, bound)) in windows.zip(made) {
+            [window.params, window.grads] = regions;
+            movable.keep(site, bound);
+        }
+        #[cfg(feature = "checkpoint")]
+        {
+            self.plan.places = places;
+            self.kept.buffers = buffers;
+        }
+        Ok(())
+    }
+}
