@@ -41,6 +41,22 @@ pub enum Error {
     )]
     StepMode,
 
+    /// A call that does not come next in a step: that of several ranks is measured, combined and applied, in this order, and others are not.
+    #[error("{call} was called out of turn: {way_out}")]
+    ShardedStep {
+        /// The call.
+        call: &'static str,
+        /// What to do.
+        way_out: &'static str,
+    },
+
+    /// What ranks have measured does not belong together, or not to this step.
+    #[error("the sums of the ranks cannot be used: {problem}")]
+    ShardSums {
+        /// Which rank differs, in what, and the way out.
+        problem: String,
+    },
+
     /// A parameter tensor and its gradient differ in length.
     #[error(
         "tensor \"{tensor}\": {params} parameters but {grads} gradients: give both slices the same number of f32 elements"

@@ -10,6 +10,7 @@ use crate::regime::{AutoSgd, Regime};
 use crate::rule::{Rule, WeightDecay};
 use crate::safeguards::{LossScaler, NonFinitePolicy, Safeguards};
 use crate::schedule::Schedule;
+use crate::shard::Shard;
 use crate::step_mode::StepMode;
 use crate::trust::TrustRatio;
 
@@ -197,6 +198,8 @@ pub struct OptimizerBuilder<T> {
     pub(crate) safeguards: Safeguards,
     pub(crate) record_steps: Option<u32>,
     pub(crate) rebindable: bool,
+    /// The rank, and how many there are.
+    pub(crate) shard: Option<(u32, u32)>,
     /// Where on the device the loss is.
     pub(crate) loss: Option<Span>,
     pub(crate) groups: Vec<Group<T>>,
@@ -219,6 +222,7 @@ impl<T> OptimizerBuilder<T> {
             safeguards: Safeguards::default(),
             record_steps: None,
             rebindable: false,
+            shard: None,
             loss: None,
             groups: Vec::new(),
         }
@@ -328,6 +332,19 @@ impl<T> OptimizerBuilder<T> {
         self
     }
 
+    /// One optimizer over several ranks: this is rank `rank` of `ranks`, which between them have all the parameters, a shard of every
+    /// tensor or some tensors each. All of them declare the same groups, of whatever tensors they have, none included.
+    ///
+    /// A step is then measured, combined and applied, see [`ShardSums`](crate::ShardSums); the learning rate, the record, skips, halts and
+    /// the loss scale are the same on all ranks.
+    ///
+    /// What more sums would be needed for is refused: [`StepMode::Lagged`], [`GatedDistance`](crate::GatedDistance),
+    /// [`TrustRatio`] and telemetry.
+    pub fn sharded(mut self, rank: u32, ranks: u32) -> Self {
+        self.shard = Some((rank, ranks));
+        self
+    }
+
     /// Adds a group.
     pub fn group(mut self, group: Group<T>) -> Self {
         self.groups.push(group);
@@ -372,6 +389,16 @@ impl<T> OptimizerBuilder<T> {
             "on",
             "off with StepMode::Lagged, where the parameters change places with the gradients (StepMode::TwoPass can do it)",
         )?;
+        if let Some((rank, ranks)) = self.shard {
+            Shard::validate(rank, ranks)?;
+            require(
+                self.mode == StepMode::TwoPass,
+                || "optimizer".to_owned(),
+                "step_mode",
+                self.mode.name(),
+                "two-pass with OptimizerBuilder::sharded, since a lagged step moves before the ranks have heard of each other",
+            )?;
+        }
         let mut group_names = HashSet::new();
         let mut tensor_names = HashSet::new();
         let mut resolved = Vec::with_capacity(self.groups.len());
@@ -445,6 +472,24 @@ impl<T> OptimizerBuilder<T> {
                 "trust_ratio",
                 "a ratio to a norm that is shared",
                 "used with a norm of the group's own (leave share_norm and global_norm out)",
+            )?;
+            require(
+                self.shard.is_none() || !config.regime.needs_sketch(),
+                || format!("group \"{}\"", config.name),
+                "regime",
+                config.regime.name(),
+                "another with OptimizerBuilder::sharded, whose ranks do not hear how far the others' steps have come",
+            )?;
+            require(
+                self.shard.is_none() || !config.measures_step(),
+                || format!("group \"{}\"", config.name),
+                if config.telemetry {
+                    "telemetry"
+                } else {
+                    "trust_ratio"
+                },
+                "on",
+                "off with OptimizerBuilder::sharded, whose ranks do not hear the norm of the others' parameters",
             )?;
             if let Some(ResolvedGroup { config: first, .. }) = resolved.first() {
                 config.check_beside(first)?;

@@ -17,6 +17,8 @@
 //!
 //! A regime that goes by how far the steps have come ([`GatedDistance`]) adds one or two passes over sketches, after pass 4.
 //!
+//! Several ranks can share one optimizer, with what they have measured exchanged after pass 2 ([`ShardSums`]).
+//!
 //! Pass 1 and pass 4 are the only ones that touch memory in proportion to the parameters: SGD with a rate from the norm moves 16
 //! bytes per parameter (g; then w, g, w). [`StepMode::Lagged`] is another algorithm that sweeps once and moves 12.
 //!
@@ -66,6 +68,7 @@ mod regime;
 mod rule;
 mod safeguards;
 mod schedule;
+mod shard;
 mod step_mode;
 mod trust;
 
@@ -77,7 +80,9 @@ pub use error::Error;
 pub use gpu::{Gpu, GpuOptions, Optimizer};
 pub use group::{DEFAULT_RECORD_STEPS, Group, GroupConfig, OptimizerBuilder, TensorPair};
 pub use plan::TensorInfo;
-pub use record::{Flags, NonFinite, Outcome, Record, Records, Stream, TensorRecord, Term};
+pub use record::{
+    Flags, NonFinite, Outcome, RankNonFinite, Record, Records, Stream, TensorRecord, Term,
+};
 pub use regime::{
     AdGd, AdaGradNorm, AutoSgd, BarzilaiBorwein, DoG, DoWG, GatedDistance, Hypergradient,
     MAX_CHANGE, Ngn, NormRatio, Polyak, RATE_MAX, RATE_MIN, Regime, SecantForm, Seesaw,
@@ -85,6 +90,7 @@ pub use regime::{
 pub use rule::{Rule, WeightDecay};
 pub use safeguards::{LossScaler, NonFinitePolicy};
 pub use schedule::Schedule;
+pub use shard::{CombinedSums, ShardSums};
 pub use step_mode::StepMode;
 pub use trust::TrustRatio;
 pub use wgpu;

@@ -18,6 +18,7 @@ use crate::record::Record;
 use crate::regime::Regime;
 use crate::rule::{Rule, decay_of};
 use crate::safeguards::Safeguards;
+use crate::shard::Shard;
 use crate::step_mode::StepMode;
 
 /// Elements that one lane operation of a kernel handles.
@@ -410,6 +411,17 @@ pub(crate) struct Plan {
     pub(crate) partials: u32,
     /// What pass 5 adds up: the tensors that are recorded, then the groups with a trust ratio. None where nobody asked.
     pub(crate) units: Vec<StepUnit>,
+    /// Which of the parameters these are, where other ranks have the rest.
+    pub(crate) shard: Option<Shard>,
+}
+
+/// Where an element is that pass 3 has told of.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Location {
+    /// Its tensor, and its index in it; `None` where another rank has it.
+    pub(crate) tensor: Option<(usize, u64)>,
+    /// The rank that has it, and its index there, where there are ranks.
+    pub(crate) rank: Option<(u32, u64)>,
 }
 
 /// A scope while the plan is being made.
@@ -540,7 +552,14 @@ impl Plan {
             places,
             partials,
             units,
+            shard: None,
         })
+    }
+
+    /// The same where other ranks have other parameters.
+    pub(crate) fn sharded(mut self, rank_of_ranks: Option<(u32, u32)>) -> Self {
+        self.shard = rank_of_ranks.map(|(rank, ranks)| Shard::new(rank, ranks, &self));
+        self
     }
 
     /// The error that a record of a halted optimizer stands for.
@@ -548,23 +567,40 @@ impl Plan {
         record.flags.halted().then(|| Error::Halted {
             first_step: record.step + 1 - u64::from(record.skips_in_row),
             after: self.safeguards.nonfinite.halt_after(),
-            cause: match record.nonfinite {
-                Some(bad) => format!(
+            cause: match (record.nonfinite, record.rank_nonfinite) {
+                (Some(bad), _) => format!(
                     "{} non-finite element{}, the first in tensor \"{}\" at index {}",
                     bad.count,
                     if bad.count == 1 { "" } else { "s" },
                     self.tensors[bad.tensor].name,
                     bad.element
                 ),
-                None => "a loss that was not finite".to_owned(),
+                (None, Some(bad)) => bad.to_string(),
+                (None, None) => "a loss that was not finite".to_owned(),
             },
             nonfinite: record.nonfinite,
         })
     }
 
-    /// The tensor that an element belongs to, and the element's index in it.
-    pub(crate) fn locate(&self, element: u32) -> Option<(usize, u64)> {
+    /// Where an element is, counted among those of all ranks if there are several.
+    pub(crate) fn locate(&self, element: u32) -> Location {
         let element = u64::from(element);
+        let Some(shard) = &self.shard else {
+            return Location {
+                tensor: self.locate_here(element),
+                rank: None,
+            };
+        };
+        let rank = shard.locate(element);
+        let here = rank.filter(|&(rank, _)| rank == shard.rank);
+        Location {
+            tensor: here.and_then(|(_, element)| self.locate_here(element)),
+            rank,
+        }
+    }
+
+    /// The tensor that an element belongs to, and the element's index in it.
+    pub(crate) fn locate_here(&self, element: u64) -> Option<(usize, u64)> {
         let after = self
             .tensors
             .partition_point(|tensor| tensor.first_element <= element);

@@ -3,6 +3,7 @@
 use std::fmt;
 
 use crate::layout::{RawRecord, RawTensorRecord, outcomes, record_flags, streams, unscale};
+use crate::plan::Location;
 
 /// One step of one group, as the learning-rate pass explains it.
 ///
@@ -76,6 +77,9 @@ pub struct Record {
     pub loss_scale: f32,
     /// Of a skipped step: what was not finite. Of steps after a halt: what was not finite in the step that halted.
     pub nonfinite: Option<NonFinite>,
+    /// The same of an optimizer over several ranks ([`sharded`](crate::OptimizerBuilder::sharded)), alike on all of them;
+    /// [`Record::nonfinite`] is then only there where the element is one of this rank.
+    pub rank_nonfinite: Option<RankNonFinite>,
 }
 
 /// What one step did to one tensor ([`telemetry`](crate::OptimizerBuilder::telemetry)).
@@ -197,6 +201,31 @@ pub struct NonFinite {
     pub element: u64,
 }
 
+/// The elements that made a step of several ranks be skipped.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RankNonFinite {
+    /// How many elements were NaN or infinite, over all groups and ranks.
+    pub count: u32,
+    /// The rank that has the first of them.
+    pub rank: u32,
+    /// Its index among the elements of that rank, in the order of declaration.
+    pub element: u64,
+}
+
+/// `2 non-finite elements, the first on rank 1 at index 17 of its elements`.
+impl fmt::Display for RankNonFinite {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "{} non-finite element{}, the first on rank {} at index {} of its elements",
+            self.count,
+            if self.count == 1 { "" } else { "s" },
+            self.rank,
+            self.element
+        )
+    }
+}
+
 /// What was special about a step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Flags(u32);
@@ -283,18 +312,23 @@ impl fmt::Display for Flags {
 }
 
 impl Record {
-    /// Reads a record; `locate` maps an element of the optimizer to its tensor and index.
-    pub(crate) fn from_raw(raw: &RawRecord, locate: impl Fn(u32) -> Option<(usize, u64)>) -> Self {
+    /// Reads a record; `locate` says where an element of the optimizer is.
+    pub(crate) fn from_raw(raw: &RawRecord, locate: impl Fn(u32) -> Location) -> Self {
         let flags = Flags(raw.flags);
-        let nonfinite = flags
-            .skipped()
-            .then(|| locate(raw.first_nonfinite))
-            .flatten()
-            .map(|(tensor, element)| NonFinite {
-                count: raw.nonfinite,
-                tensor,
-                element,
-            });
+        let found = flags.skipped().then(|| locate(raw.first_nonfinite));
+        let count = raw.nonfinite;
+        let nonfinite = found.and_then(|found| found.tensor);
+        let nonfinite = nonfinite.map(|(tensor, element)| NonFinite {
+            count,
+            tensor,
+            element,
+        });
+        let rank_nonfinite = found.and_then(|found| found.rank);
+        let rank_nonfinite = rank_nonfinite.map(|(rank, element)| RankNonFinite {
+            count,
+            rank,
+            element,
+        });
         Record {
             step: u64::from(raw.step_high) << 32 | u64::from(raw.step_low),
             group: raw.group as usize,
@@ -332,6 +366,7 @@ impl Record {
             skips_in_row: raw.skips_in_row,
             loss_scale: unscale(-raw.loss_scale_exponent),
             nonfinite,
+            rank_nonfinite,
         }
     }
 
@@ -491,6 +526,8 @@ impl fmt::Display for Record {
                     bad.tensor,
                     bad.element
                 )?;
+            } else if let Some(bad) = self.rank_nonfinite {
+                write!(f, ", {bad}")?;
             }
             if self.flags.scale_changed() {
                 write!(f, "; loss scale {} halved", self.loss_scale)?;
@@ -562,7 +599,7 @@ impl RecordCursor {
     pub(crate) fn read(
         &mut self,
         rings: (&[u8], &[u8]),
-        locate: impl Fn(u32) -> Option<(usize, u64)>,
+        locate: impl Fn(u32) -> Location,
     ) -> Records {
         let mut records: Vec<Record> = rings
             .0

@@ -7,7 +7,7 @@ use common::cli::{assert_refused, wgpu_optim};
 use common::run::devices;
 use serde_json::Value;
 
-const FAMILIES: [&str; 8] = [
+const FAMILIES: [&str; 9] = [
     "steps",
     "passes",
     "windows",
@@ -16,6 +16,7 @@ const FAMILIES: [&str; 8] = [
     "repeats",
     "groups",
     "averages",
+    "shards",
 ];
 
 /// The exit code and the report of `check --json`, on one backend or on all there are.

@@ -78,7 +78,14 @@ impl About {
             written_by: format!("wgpu-optim {}", env!("CARGO_PKG_VERSION")),
             step: 0,
             step_mode: plan.mode.name().to_owned(),
-            settings: settings_of(&plan.safeguards),
+            settings: {
+                let mut settings = settings_of(&plan.safeguards);
+                if let Some(shard) = &plan.shard {
+                    let rank = format!("{} of {}", shard.rank, shard.ranks);
+                    settings.insert("rank".to_owned(), rank);
+                }
+                settings
+            },
             parameters,
             groups: plan.configs.iter().map(AboutGroup::of).collect(),
             tensors: plan

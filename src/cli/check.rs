@@ -14,6 +14,7 @@ mod passes;
 mod repeats;
 mod run;
 mod scenario;
+mod shards;
 mod spec;
 mod steps;
 #[cfg(test)]
@@ -59,7 +60,7 @@ struct Family {
 }
 
 /// Every family, in the order of the table.
-const FAMILIES: [Family; 9] = [
+const FAMILIES: [Family; 10] = [
     Family {
         name: "steps",
         cases: steps::cases,
@@ -95,6 +96,10 @@ const FAMILIES: [Family; 9] = [
     Family {
         name: "trust",
         cases: trust::cases,
+    },
+    Family {
+        name: "shards",
+        cases: shards::cases,
     },
 ];
 

@@ -1,7 +1,11 @@
 //! Data sets: two built in, and CSV, LIBSVM and IDX files, gzipped or not, told apart by their content.
 
+// By their paths, so that `integrations/mpi` can have this file too.
+#[path = "data/csv.rs"]
 mod csv;
+#[path = "data/idx.rs"]
 mod idx;
+#[path = "data/libsvm.rs"]
 mod libsvm;
 
 use std::borrow::Cow;
@@ -489,4 +493,5 @@ fn feature(file: &File, place: impl Fn() -> String, text: &str) -> Result<f32, D
 }
 
 #[cfg(test)]
+#[path = "data/tests.rs"]
 mod tests;

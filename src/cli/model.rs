@@ -2,7 +2,10 @@
 //! one flat buffer, all gradients in another; every tensor starts on a multiple of four elements, and the padding between
 //! tensors is zero.
 
+// By their paths, so that `integrations/mpi` can have this file too.
+#[path = "model/cpu.rs"]
 pub mod cpu;
+#[path = "model/gpu.rs"]
 pub mod gpu;
 
 use std::fmt;
@@ -212,4 +215,5 @@ impl fmt::Display for Model {
 }
 
 #[cfg(test)]
+#[path = "model/tests.rs"]
 mod tests;

@@ -2,6 +2,7 @@
 
 #[cfg(feature = "checkpoint")]
 mod checkpoint;
+mod shard;
 
 use pulp::{Arch, NullaryFnOnce};
 use rayon::prelude::*;
@@ -24,6 +25,7 @@ use crate::layout::{
 };
 use crate::plan::{Geometry, Kernel, Place, Plan, TensorInfo};
 use crate::record::{Record, RecordCursor, Records};
+use crate::shard::Stage;
 use crate::step_mode::StepMode;
 
 /// Elements of a block: small enough for the first-level cache, large enough that handing it to a thread costs nothing.
@@ -65,6 +67,8 @@ pub struct CpuOptimizer {
     tensor_records: Vec<RawTensorRecord>,
     averages_are_swapped: bool,
     cursor: RecordCursor,
+    /// Where a step of several ranks stands.
+    stage: Stage,
 }
 
 /// A tensor's blocks, and what the rule and the regime remember of it.
@@ -138,7 +142,7 @@ impl OptimizerBuilder<Tensor> {
     /// # Errors
     /// A wrong number, name or length.
     pub fn build_cpu(self) -> Result<CpuOptimizer, Error> {
-        let (mode, safeguards) = (self.mode, self.safeguards);
+        let (mode, safeguards, shard) = (self.mode, self.safeguards, self.shard);
         let record_bytes = std::mem::size_of::<RawRecord>() as u64;
         let record_steps = self.record_steps_for(RECORD_RING_BYTES / record_bytes)? as usize;
         let mut lengths = Vec::new();
@@ -180,6 +184,7 @@ impl OptimizerBuilder<Tensor> {
                 apart: false,
             },
         )?;
+        let plan = plan.sharded(shard);
         Ok(CpuOptimizer::allocate(plan, &lengths, record_steps))
     }
 }
@@ -265,6 +270,7 @@ impl CpuOptimizer {
             states,
             averages_are_swapped: false,
             cursor: RecordCursor::default(),
+            stage: Stage::Idle,
             plan,
         }
     }
@@ -273,11 +279,18 @@ impl CpuOptimizer {
     ///
     /// # Errors
     /// [`Error::StepTensors`] or [`Error::StepLength`] where the slices are not those that were declared,
-    /// [`Error::StepMode`] for an optimizer of [`StepMode::Lagged`], [`Error::MissingLoss`] where a regime goes by the loss,
+    /// [`Error::StepMode`] for an optimizer of [`StepMode::Lagged`], [`Error::ShardedStep`] where other ranks have other parameters,
+    /// [`Error::MissingLoss`] where a regime goes by the loss,
     /// [`Error::AveragesSwapped`] between two [`swap_averages`](CpuOptimizer::swap_averages); nothing has changed then.
     /// [`Error::Halted`] by [`NonFinitePolicy::Error`](crate::NonFinitePolicy::Error), at every step until
     /// [`resume`](CpuOptimizer::resume) is called: the step was recorded, and skipped.
     pub fn step(&mut self, params: &mut [&mut [f32]], grads: &[&[f32]]) -> Result<(), Error> {
+        self.check_needs_no_loss()?;
+        self.step_with_loss(params, grads, 0.0)
+    }
+
+    /// Refuses a step without a loss where a regime goes by it.
+    fn check_needs_no_loss(&self) -> Result<(), Error> {
         let mut configs = self.plan.configs.iter();
         if self.needs_loss
             && let Some(config) = configs.find(|config| config.regime.needs_loss())
@@ -287,7 +300,7 @@ impl CpuOptimizer {
                 regime: config.regime.name(),
             });
         }
-        self.step_with_loss(params, grads, 0.0)
+        Ok(())
     }
 
     /// As [`CpuOptimizer::step`], with the loss whose gradients these are: for regimes that go by it ([`Regime::needs_loss`](crate::Regime::needs_loss)). The
@@ -303,8 +316,24 @@ impl CpuOptimizer {
     ) -> Result<(), Error> {
         self.check_mode(StepMode::TwoPass)?;
         self.check_averages_in_place("a step")?;
+        self.check_alone("step")?;
         self.check_slices("parameter", params)?;
         self.check_slices("gradient", grads)?;
+        self.measure_here(params, grads, loss);
+        self.set_rates();
+        self.update(params, grads);
+        self.finish_update();
+        self.finish_ways();
+        self.check_halted()
+    }
+
+    /// Passes 1 and 2.
+    fn measure_here(
+        &mut self,
+        params: &[impl AsRef<[f32]> + Sync],
+        grads: &[impl AsRef<[f32]> + Sync],
+        loss: f32,
+    ) {
         self.reduce(params, grads);
         self.finish();
         if self.needs_loss {
@@ -316,11 +345,6 @@ impl CpuOptimizer {
                 sums.first_nonfinite = sums.first_nonfinite.min(LOSS_ELEMENT);
             }
         }
-        self.set_rates();
-        self.update(params, grads);
-        self.finish_update();
-        self.finish_ways();
-        self.check_halted()
     }
 
     /// The last pass, where a regime goes by a sketch of the steps.
@@ -491,7 +515,7 @@ impl CpuOptimizer {
     }
 
     /// Pass 1 over all blocks.
-    fn reduce(&mut self, params: &[&mut [f32]], grads: &[&[f32]]) {
+    fn reduce(&mut self, params: &[impl AsRef<[f32]> + Sync], grads: &[impl AsRef<[f32]> + Sync]) {
         let (tensors, groups, states) = (&self.tensors, &self.plan.groups, &self.states);
         let arch = self.arch;
         let sweep = |(partial, &(index, number)): (&mut ScopeSums, &(usize, usize))| {
@@ -503,8 +527,8 @@ impl CpuOptimizer {
                 (block.params_start + block.elements) as usize,
             );
             let slices = BlockSlices {
-                params: &params[index][start..end],
-                grads: &grads[index][start..end],
+                params: &params[index].as_ref()[start..end],
+                grads: &grads[index].as_ref()[start..end],
                 momentum: tensor.memory.momentum.get(start..end).unwrap_or_default(),
                 squares: tensor.memory.squares.get(start..end).unwrap_or_default(),
                 counters: tensor.memory.counters.get(start..end).unwrap_or_default(),

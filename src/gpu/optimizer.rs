@@ -3,6 +3,7 @@
 #[cfg(feature = "checkpoint")]
 mod checkpoint;
 mod rebind;
+mod shard;
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -128,6 +129,8 @@ pub struct Optimizer {
     movables: Vec<Movable>,
     /// Why training has halted, once a record has told.
     halted: Option<Error>,
+    /// Where other ranks have other parameters.
+    sharded: Option<shard::Sharded>,
     #[cfg(feature = "checkpoint")]
     kept: checkpoint::Kept,
 }
@@ -170,7 +173,8 @@ impl OptimizerBuilder<Tensor> {
         let record_bytes = std::mem::size_of::<RawRecord>() as u64;
         let record_steps = self.record_steps_for(largest_binding(&limits) / record_bytes)?;
         gpu.tuning().validate(gpu.device())?;
-        let (mode, safeguards, rebindable) = (self.mode, self.safeguards, self.rebindable);
+        let (mode, safeguards, rebindable, shard) =
+            (self.mode, self.safeguards, self.rebindable, self.shard);
         let loss = self.loss.clone();
         let alignment = rebindable.then(|| binding_alignment(&limits));
         let (groups, buffers) = place_tensors(self.resolve()?, alignment)?;
@@ -198,7 +202,7 @@ impl OptimizerBuilder<Tensor> {
             apart: rebindable,
             ..geometry(gpu, &limits)
         };
-        let plan = Plan::new(groups, mode, safeguards, &geometry)?;
+        let plan = Plan::new(groups, mode, safeguards, &geometry)?.sharded(shard);
         gpu.scoped("the optimizer's buffers and kernels", || {
             Optimizer::allocate(gpu, plan, buffers, loss, record_steps, rebindable, &limits)
         })
@@ -517,6 +521,7 @@ impl Optimizer {
 
         Ok(Optimizer {
             gpu: gpu.clone(),
+            sharded: shard::Sharded::new(gpu, &plan, &groups),
             plan,
             steps,
             recorded: AtomicU64::new(0),
@@ -548,7 +553,7 @@ impl Optimizer {
     ///
     /// # Errors
     /// [`Error::DeviceLost`], since wgpu would do nothing, in silence; [`Error::AveragesSwapped`] between two
-    /// [`encode_swap_averages`](Optimizer::encode_swap_averages).
+    /// [`encode_swap_averages`](Optimizer::encode_swap_averages); [`Error::ShardedStep`] where other ranks have other parameters.
     pub fn encode_step(&self, encoder: &mut wgpu::CommandEncoder) -> Result<(), Error> {
         let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor {
             label: Some("wgpu-optim step"),
@@ -564,6 +569,7 @@ impl Optimizer {
     pub fn encode_step_in(&self, pass: &mut wgpu::ComputePass) -> Result<(), Error> {
         self.gpu.check_alive()?;
         self.check_averages_in_place("a step")?;
+        self.check_alone("encode_step")?;
         for dispatch in self.dispatches() {
             dispatch.encode(pass);
         }
@@ -572,7 +578,8 @@ impl Optimizer {
     }
 
     /// The dispatches of the next step, in order: for profilers, and for callers with an encoder of their own, who then call
-    /// [`Optimizer::count_step`], and record no step while [`averages_are_swapped`](Optimizer::averages_are_swapped).
+    /// [`Optimizer::count_step`], and record no step while [`averages_are_swapped`](Optimizer::averages_are_swapped). Of one rank of several
+    /// they are a step by its own gradients alone.
     pub fn dispatches(&self) -> &[Dispatch] {
         &self.steps[self.parity()]
     }

@@ -9,8 +9,8 @@ use super::{adapters, download, kinds_of_partials, step, upload};
 use wgpu_optim::gpu::Tuning;
 use wgpu_optim::layout::{GroupState, ScopeSums};
 use wgpu_optim::{
-    Averaging, Checkpoint, CpuOptimizer, Error, Gpu, GroupConfig, Notes, Optimizer,
-    OptimizerBuilder, Parameters,
+    Averaging, Checkpoint, CombinedSums, CpuOptimizer, Error, Gpu, GroupConfig, Notes, Optimizer,
+    OptimizerBuilder, Parameters, ShardSums,
 };
 use wgpu_optim::{LossScaler, NonFinitePolicy, Records, Rule, StepMode, wgpu};
 
@@ -41,6 +41,8 @@ pub struct Setup {
     pub policy: NonFinitePolicy,
     pub scaler: Option<LossScaler>,
     pub record_steps: Option<u32>,
+    /// The rank, and how many there are.
+    pub shard: Option<(u32, u32)>,
 }
 
 impl Setup {
@@ -48,6 +50,9 @@ impl Setup {
         let mut builder = builder.step_mode(self.mode).nonfinite_policy(self.policy);
         if let Some(scaler) = self.scaler {
             builder = builder.loss_scaler(scaler);
+        }
+        if let Some((rank, ranks)) = self.shard {
+            builder = builder.sharded(rank, ranks);
         }
         match self.record_steps {
             Some(steps) => builder.record_steps(steps),
@@ -75,6 +80,10 @@ pub trait Run {
     fn step(&mut self, grads: &[Vec<f32>]) {
         self.try_step(grads).expect("steps");
     }
+    /// This rank's part of a step of several.
+    fn measure(&mut self, grads: &[Vec<f32>]) -> ShardSums;
+    /// The step that was measured.
+    fn try_apply(&mut self, grads: &[Vec<f32>], combined: &CombinedSums) -> Result<(), Error>;
     fn params(&self) -> Vec<Vec<f32>>;
     /// The average of every tensor; its parameters where there is none, or none yet.
     fn averages(&self) -> Vec<Vec<f32>>;
@@ -149,6 +158,16 @@ impl Run for CpuRun {
         let grads: Vec<&[f32]> = grads.iter().map(Vec::as_slice).collect();
         self.optimizer
             .step_with_loss(&mut params, &grads, self.loss)
+    }
+    fn measure(&mut self, grads: &[Vec<f32>]) -> ShardSums {
+        let (params, loss) = (&self.params, self.loss);
+        let measured = self.optimizer.measure_with_loss(params, grads, loss);
+        measured.expect("measures")
+    }
+    fn try_apply(&mut self, grads: &[Vec<f32>], combined: &CombinedSums) -> Result<(), Error> {
+        let mut params: Vec<&mut [f32]> = self.params.iter_mut().map(Vec::as_mut_slice).collect();
+        let grads: Vec<&[f32]> = grads.iter().map(Vec::as_slice).collect();
+        self.optimizer.apply(&mut params, &grads, combined)
     }
     fn params(&self) -> Vec<Vec<f32>> {
         self.params.clone()
@@ -398,6 +417,25 @@ impl Run for GpuRun {
     fn try_step(&mut self, grads: &[Vec<f32>]) -> Result<(), Error> {
         self.write_grads(grads);
         step(&self.gpu, &self.optimizer);
+        Ok(())
+    }
+    fn measure(&mut self, grads: &[Vec<f32>]) -> ShardSums {
+        self.write_grads(grads);
+        let mut encoder = self
+            .gpu
+            .device()
+            .create_command_encoder(&Default::default());
+        self.optimizer.encode_measure(&mut encoder).expect("alive");
+        self.gpu.queue().submit([encoder.finish()]);
+        pollster::block_on(self.optimizer.read_shard_sums()).expect("sums arrive")
+    }
+    fn try_apply(&mut self, _: &[Vec<f32>], combined: &CombinedSums) -> Result<(), Error> {
+        let mut encoder = self
+            .gpu
+            .device()
+            .create_command_encoder(&Default::default());
+        self.optimizer.encode_apply(&mut encoder, combined)?;
+        self.gpu.queue().submit([encoder.finish()]);
         Ok(())
     }
     fn params(&self) -> Vec<Vec<f32>> {

@@ -5,7 +5,8 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use wgpu_optim::gpu::{PassName, Tensor};
 use wgpu_optim::layout::{GroupState, ScopeSums};
 use wgpu_optim::{
-    CpuOptimizer, Gpu, Optimizer, OptimizerBuilder, Record, Rule, StepMode, cpu, wgpu,
+    CombinedSums, CpuOptimizer, Gpu, Optimizer, OptimizerBuilder, Record, Rule, ShardSums,
+    StepMode, cpu, wgpu,
 };
 
 use super::case::{Outcome, Path};
@@ -40,8 +41,20 @@ pub struct HostRun {
 
 impl HostRun {
     pub fn new(specs: &[Spec], mode: StepMode) -> Result<Self, CliError> {
+        Self::of_rank(specs, mode, None)
+    }
+
+    /// With what one of several ranks has; `rank` is its number, and how many there are.
+    pub fn of_rank(
+        specs: &[Spec],
+        mode: StepMode,
+        rank: Option<(u32, u32)>,
+    ) -> Result<Self, CliError> {
         let mut builder: OptimizerBuilder<cpu::Tensor> =
             OptimizerBuilder::new(Rule::sgd()).step_mode(mode);
+        if let Some((rank, ranks)) = rank {
+            builder = builder.sharded(rank, ranks);
+        }
         for spec in specs {
             let mut group = spec.group();
             for (index, tensor) in spec.tensors.iter().enumerate() {
@@ -73,6 +86,29 @@ impl HostRun {
             self.optimizer
                 .step_with_loss(&mut parameters, &gradients, loss)?;
         }
+        one_each(self.optimizer.drain_records().records, self.groups)
+    }
+
+    /// A rank's part of a step.
+    pub fn measure(&mut self, gradients: &[Vec<f32>], loss: f32) -> Result<ShardSums, CliError> {
+        let parameters = &self.parameters;
+        let measured = self
+            .optimizer
+            .measure_with_loss(parameters, gradients, loss);
+        Ok(measured?)
+    }
+
+    /// The step that was measured.
+    pub fn apply(
+        &mut self,
+        gradients: &[Vec<f32>],
+        combined: &CombinedSums,
+    ) -> Result<Vec<Record>, CliError> {
+        let mut parameters: Vec<&mut [f32]> =
+            self.parameters.iter_mut().map(Vec::as_mut_slice).collect();
+        let gradients: Vec<&[f32]> = gradients.iter().map(Vec::as_slice).collect();
+        self.optimizer
+            .apply(&mut parameters, &gradients, combined)?;
         one_each(self.optimizer.drain_records().records, self.groups)
     }
 
@@ -125,6 +161,7 @@ impl<'a> DeviceRun<'a> {
         specs: &[Spec],
         places: Vec<Place>,
         mode: StepMode,
+        rank: Option<(u32, u32)>,
     ) -> Result<Self, CliError> {
         let lengths: Vec<usize> = lengths(specs).collect();
         let spans = || {
@@ -158,6 +195,9 @@ impl<'a> DeviceRun<'a> {
             .step_mode(mode)
             .record_steps(RECORD_STEPS)
             .loss(loss.slice(LOSS_OFFSET..LOSS_OFFSET + 4));
+        if let Some((rank, ranks)) = rank {
+            builder = builder.sharded(rank, ranks);
+        }
         let mut next = places.iter();
         for spec in specs {
             let mut group = spec.group();
@@ -226,6 +266,24 @@ impl<'a> DeviceRun<'a> {
         self.write(gradients, loss);
         let mut encoder = self.encoder();
         self.optimizer.encode_step(&mut encoder)?;
+        self.submit([encoder]);
+        self.count(1);
+        one_each(self.records()?, self.optimizer.groups().len())
+    }
+
+    /// Writes, records, submits and reads back a rank's part of a step.
+    pub fn measure(&mut self, gradients: &[Vec<f32>], loss: f32) -> Result<ShardSums, CliError> {
+        self.write(gradients, loss);
+        let mut encoder = self.encoder();
+        self.optimizer.encode_measure(&mut encoder)?;
+        self.submit([encoder]);
+        Ok(pollster::block_on(self.optimizer.read_shard_sums())?)
+    }
+
+    /// Records and submits the step that was measured.
+    pub fn apply(&mut self, combined: &CombinedSums) -> Result<Vec<Record>, CliError> {
+        let mut encoder = self.encoder();
+        self.optimizer.encode_apply(&mut encoder, combined)?;
         self.submit([encoder]);
         self.count(1);
         one_each(self.records()?, self.optimizer.groups().len())

@@ -138,7 +138,7 @@ impl Scenario {
     ) -> Result<DeviceRun<'a>, CliError> {
         let specs = self.specs();
         let places = self.places(&specs);
-        DeviceRun::new(gpu, subject.fault.as_ref(), &specs, places, self.mode)
+        DeviceRun::new(gpu, subject.fault.as_ref(), &specs, places, self.mode, None)
     }
 
     fn on_device(
@@ -370,7 +370,7 @@ impl Scenario {
     }
 
     /// Against the oracle; where there are denormals, against the one of two that is nearer.
-    fn judge_all(&self, path: Path, trace: &Trace, outcome: &mut Outcome) {
+    pub fn judge_all(&self, path: Path, trace: &Trace, outcome: &mut Outcome) {
         let gradients: Vec<Vec<Vec<f32>>> =
             (1..=self.steps).map(|step| self.gradients(step)).collect();
         for unit in self.units() {
@@ -502,12 +502,12 @@ impl Case for Scenario {
 }
 
 /// What a path did.
-struct Trace {
+pub struct Trace {
     /// By step, then by group.
-    records: Vec<Vec<Record>>,
-    parameters: Vec<Vec<f32>>,
+    pub records: Vec<Vec<Record>>,
+    pub parameters: Vec<Vec<f32>>,
     /// What an exchange brings in the parameters' place; empty where no group has an average.
-    averages: Vec<Vec<f32>>,
+    pub averages: Vec<Vec<f32>>,
 }
 
 struct Unit {

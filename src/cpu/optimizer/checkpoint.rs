@@ -9,6 +9,7 @@ use crate::error::Error;
 use crate::layout::{RawRecord, RawTensorRecord};
 use crate::plan::MemoryKind;
 use crate::record::RecordCursor;
+use crate::shard::Stage;
 
 impl TensorMemory {
     /// A memory, slot after slot.
@@ -197,6 +198,7 @@ impl CpuOptimizer {
         self.sums.fill(no_totals());
         self.records.fill(RawRecord::default());
         self.cursor = RecordCursor::at(checkpoint.step());
+        self.stage = Stage::Idle;
         Ok(())
     }
 

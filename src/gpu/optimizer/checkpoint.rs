@@ -206,6 +206,7 @@ impl Optimizer {
         encoder.copy_buffer_to_buffer(&scale, 0, &self.loss_scale, 0, scale.size());
         self.gpu.queue().submit([encoder.finish()]);
         self.recorded = step.into();
+        self.go_on_from(step);
         self.readback = readback;
         self.cursor = RecordCursor::at(step);
         self.undelivered = Records::default();

@@ -48,7 +48,7 @@ impl Movable {
     ) -> Self {
         // A window of its own has blocks, all of one tensor.
         let first = &window.blocks[0];
-        let elements = plan.locate(first.first_element);
+        let elements = plan.locate_here(u64::from(first.first_element));
         let (tensor, at) = elements.expect("a block lies in a tensor");
         let start = at - u64::from(first.params_start);
         let site = [window.params, window.grads]

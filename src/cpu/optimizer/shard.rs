@@ -1,0 +1,108 @@
+//! A step of several ranks, on the host: see [`ShardSums`].
+
+use super::CpuOptimizer;
+use crate::error::Error;
+use crate::shard::{CombinedSums, ShardSums, Stage};
+
+impl CpuOptimizer {
+    /// Measures this rank's part of a step, passes 1 and 2: `params` and `grads` are its tensors' slices, in the order of declaration over
+    /// all groups. Nothing changes by it, and it may be done again. What comes of it goes to every rank: see [`ShardSums`].
+    ///
+    /// # Errors
+    /// [`Error::ShardedStep`] for an optimizer that was built without [`sharded`](crate::OptimizerBuilder::sharded);
+    /// [`Error::StepTensors`], [`Error::StepLength`], [`Error::MissingLoss`] or [`Error::AveragesSwapped`] as for a
+    /// [`step`](CpuOptimizer::step).
+    pub fn measure(
+        &mut self,
+        params: &[impl AsRef<[f32]> + Sync],
+        grads: &[impl AsRef<[f32]> + Sync],
+    ) -> Result<ShardSums, Error> {
+        self.check_needs_no_loss()?;
+        self.measure_with_loss(params, grads, 0.0)
+    }
+
+    /// As [`CpuOptimizer::measure`], with the loss: that of this rank's rows, of which the mean over the ranks counts, or the same on all.
+    ///
+    /// # Errors
+    /// As [`CpuOptimizer::measure`].
+    pub fn measure_with_loss(
+        &mut self,
+        params: &[impl AsRef<[f32]> + Sync],
+        grads: &[impl AsRef<[f32]> + Sync],
+        loss: f32,
+    ) -> Result<ShardSums, Error> {
+        if self.plan.shard.is_none() {
+            return Err(not_sharded("measure"));
+        }
+        self.check_averages_in_place("a step")?;
+        self.check_slices("parameter", params)?;
+        self.check_slices("gradient", grads)?;
+        self.measure_here(params, grads, loss);
+        self.stage = Stage::Read;
+        let step = self.steps();
+        let shard = self.plan.shard.as_ref();
+        shard
+            .map(|shard| ShardSums::new(shard, step, &self.sums))
+            .ok_or_else(|| not_sharded("measure"))
+    }
+
+    /// Takes the step that was measured, by what all ranks have measured: passes 3 and 4. `params` and `grads` are what they were for
+    /// [`CpuOptimizer::measure`].
+    ///
+    /// # Errors
+    /// [`Error::ShardedStep`] before [`CpuOptimizer::measure`], or without [`sharded`](crate::OptimizerBuilder::sharded);
+    /// [`Error::ShardSums`] for sums of another optimizer or another step; [`Error::StepTensors`], [`Error::StepLength`] or
+    /// [`Error::AveragesSwapped`]; nothing has changed then. [`Error::Halted`] as for a [`step`](CpuOptimizer::step).
+    pub fn apply(
+        &mut self,
+        params: &mut [&mut [f32]],
+        grads: &[&[f32]],
+        combined: &CombinedSums,
+    ) -> Result<(), Error> {
+        let (step, stage) = (self.steps(), self.stage);
+        self.check_averages_in_place("a step")?;
+        self.check_slices("parameter", params)?;
+        self.check_slices("gradient", grads)?;
+        let Some(shard) = &mut self.plan.shard else {
+            return Err(not_sharded("apply"));
+        };
+        if stage != Stage::Read {
+            return Err(Error::ShardedStep {
+                call: "apply",
+                way_out: "call measure first, and combine what all ranks have measured",
+            });
+        }
+        combined.check(shard, step)?;
+        combined.teach(&mut self.plan.groups, shard);
+        self.sums.copy_from_slice(combined.sums());
+        self.stage = Stage::Idle;
+        self.set_rates();
+        self.update(params, grads);
+        self.check_halted()
+    }
+
+    /// Refuses a step that does without the other ranks.
+    pub(super) fn check_alone(&self, call: &'static str) -> Result<(), Error> {
+        match self.plan.shard {
+            None => Ok(()),
+            Some(_) => Err(Error::ShardedStep {
+                call,
+                way_out: "other ranks have other parameters: call measure, combine what all ranks have measured, and call apply",
+            }),
+        }
+    }
+
+    /// Steps attempted.
+    fn steps(&self) -> u64 {
+        self.states.first().map_or(0, |state| {
+            u64::from(state.steps_high) << 32 | u64::from(state.steps_low)
+        })
+    }
+}
+
+fn not_sharded(call: &'static str) -> Error {
+    Error::ShardedStep {
+        call,
+        way_out: "the optimizer has all the parameters: call step, or build it with OptimizerBuilder::sharded",
+    }
+}

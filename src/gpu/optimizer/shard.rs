@@ -1,0 +1,213 @@
+//! A step of several ranks, on the device: see [`ShardSums`].
+
+use super::{Optimizer, PassName, filled};
+use crate::error::Error;
+use crate::gpu::context::Gpu;
+use crate::gpu::readback::{Readback, Source};
+use crate::layout::{GroupState, ScopeSums};
+use crate::plan::Plan;
+use crate::shard::{CombinedSums, ShardSums, Stage};
+
+/// What only an optimizer over several ranks has.
+#[derive(Debug)]
+pub(super) struct Sharded {
+    /// The groups' constants, of which some are known only when the ranks have heard of each other.
+    groups: wgpu::Buffer,
+    /// A copy of what was measured: the step's number in two words, then the sums.
+    measured: wgpu::Buffer,
+    readback: Readback,
+    stage: Stage,
+    /// Steps that were applied.
+    step: u64,
+}
+
+/// Bytes of the step's number.
+const STEP_BYTES: u64 = 8;
+
+impl Sharded {
+    pub(super) fn new(gpu: &Gpu, plan: &Plan, groups: &wgpu::Buffer) -> Option<Self> {
+        plan.shard.as_ref()?;
+        let bytes = STEP_BYTES + (plan.scopes.len() * size_of::<ScopeSums>()) as u64;
+        // No step has this number, so that what was never measured is told from what was.
+        let measured = filled(gpu, "measured sums", &vec![u32::MAX; bytes as usize / 4]);
+        Some(Sharded {
+            groups: groups.clone(),
+            readback: Readback::new(gpu.device(), "measured sums", measured.size()),
+            measured,
+            stage: Stage::Idle,
+            step: 0,
+        })
+    }
+}
+
+impl Optimizer {
+    /// Records passes 1 and 2 over this rank's gradients into the caller's encoder, in a compute pass of their own. Nothing changes by it,
+    /// and it may be done again. When it is submitted, [`read_shard_sums`](Optimizer::read_shard_sums) has what comes of it.
+    ///
+    /// # Errors
+    /// [`Error::ShardedStep`] for an optimizer that was built without [`sharded`](crate::OptimizerBuilder::sharded);
+    /// [`Error::AveragesSwapped`] or [`Error::DeviceLost`] as for a step.
+    pub fn encode_measure(&mut self, encoder: &mut wgpu::CommandEncoder) -> Result<(), Error> {
+        self.gpu.check_alive()?;
+        self.check_averages_in_place("a step")?;
+        let (measure, _) = self.halves();
+        let Some(sharded) = &self.sharded else {
+            return Err(not_sharded("encode_measure"));
+        };
+        let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor {
+            label: Some("wgpu-optim measure"),
+            timestamp_writes: None,
+        });
+        for dispatch in measure {
+            dispatch.encode(&mut pass);
+        }
+        drop(pass);
+        let step = std::mem::offset_of!(GroupState, steps_low) as u64;
+        let to = &sharded.measured;
+        encoder.copy_buffer_to_buffer(&self.states, step, to, 0, STEP_BYTES);
+        let bytes = (self.plan.scopes.len() * size_of::<ScopeSums>()) as u64;
+        encoder.copy_buffer_to_buffer(&self.sums, 0, to, STEP_BYTES, bytes);
+        self.enter(Stage::Measured);
+        Ok(())
+    }
+
+    /// Reads back what this rank has measured, 8 bytes and 52 for every norm: what goes to every rank, see [`ShardSums`]. Waits for the
+    /// device: this mode is the only one whose step does.
+    ///
+    /// # Errors
+    /// [`Error::ShardedStep`] before [`encode_measure`](Optimizer::encode_measure), or where that was not submitted;
+    /// [`Error::DeviceLost`] or [`Error::Readback`].
+    pub async fn read_shard_sums(&mut self) -> Result<ShardSums, Error> {
+        let Some(sharded) = &mut self.sharded else {
+            return Err(not_sharded("read_shard_sums"));
+        };
+        if sharded.stage == Stage::Idle {
+            return Err(Error::ShardedStep {
+                call: "read_shard_sums",
+                way_out: "record encode_measure first, and submit it",
+            });
+        }
+        // One that nobody waited for brings what was measured before.
+        if sharded.readback.is_in_flight() {
+            sharded.readback.wait(&self.gpu, |_| ()).await?;
+        }
+        let source = Source::whole(&sharded.measured);
+        sharded.readback.start(&self.gpu, &[source])?;
+        let scopes = self.plan.scopes.len();
+        let (step, sums) = sharded
+            .readback
+            .wait(&self.gpu, |bytes| {
+                let (step, sums) = bytes.split_at(STEP_BYTES as usize);
+                let [low, high]: [u32; 2] = bytemuck::pod_read_unaligned(step);
+                let sums: Vec<ScopeSums> = sums
+                    .chunks_exact(size_of::<ScopeSums>())
+                    .take(scopes)
+                    .map(bytemuck::pod_read_unaligned)
+                    .collect();
+                (u64::from(high) << 32 | u64::from(low), sums)
+            })
+            .await?;
+        if step != sharded.step {
+            return Err(Error::ShardedStep {
+                call: "read_shard_sums",
+                way_out: "submit what encode_apply recorded for the step before, then what encode_measure recorded",
+            });
+        }
+        self.enter(Stage::Read);
+        let shard = self.plan.shard.as_ref();
+        shard
+            .map(|shard| ShardSums::new(shard, step, &sums))
+            .ok_or_else(|| not_sharded("read_shard_sums"))
+    }
+
+    /// Records the step that was measured, by what all ranks have measured: passes 3 and 4. The sums are written to the device by its
+    /// queue, ahead of the next submit: record nothing else of this optimizer before that.
+    ///
+    /// # Errors
+    /// [`Error::ShardedStep`] before [`read_shard_sums`](Optimizer::read_shard_sums), or without
+    /// [`sharded`](crate::OptimizerBuilder::sharded); [`Error::ShardSums`] for sums of another optimizer or another step;
+    /// [`Error::AveragesSwapped`] or [`Error::DeviceLost`] as for a step. Nothing has changed then.
+    pub fn encode_apply(
+        &mut self,
+        encoder: &mut wgpu::CommandEncoder,
+        combined: &CombinedSums,
+    ) -> Result<(), Error> {
+        self.gpu.check_alive()?;
+        self.check_averages_in_place("a step")?;
+        let (Some(sharded), Some(shard)) = (&mut self.sharded, &mut self.plan.shard) else {
+            return Err(not_sharded("encode_apply"));
+        };
+        if sharded.stage != Stage::Read {
+            return Err(Error::ShardedStep {
+                call: "encode_apply",
+                way_out: "submit encode_measure and call read_shard_sums first, and combine what all ranks have measured",
+            });
+        }
+        combined.check(shard, sharded.step)?;
+        let queue = self.gpu.queue();
+        if combined.teach(&mut self.plan.groups, shard) {
+            let groups = bytemuck::cast_slice(&self.plan.groups);
+            queue.write_buffer(&sharded.groups, 0, groups);
+        }
+        queue.write_buffer(&self.sums, 0, bytemuck::cast_slice(combined.sums()));
+        sharded.step += 1;
+        self.enter(Stage::Idle);
+        let (_, apply) = self.halves();
+        let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor {
+            label: Some("wgpu-optim apply"),
+            timestamp_writes: None,
+        });
+        for dispatch in apply {
+            dispatch.encode(&mut pass);
+        }
+        drop(pass);
+        self.count_step();
+        Ok(())
+    }
+
+    /// A step's dispatches up to pass 2, and from pass 3 on.
+    fn halves(&self) -> (&[super::Dispatch], &[super::Dispatch]) {
+        let dispatches = self.dispatches();
+        let measure = dispatches
+            .iter()
+            .position(|dispatch| dispatch.pass == PassName::LearningRate);
+        dispatches.split_at(measure.unwrap_or(dispatches.len()))
+    }
+
+    fn enter(&mut self, stage: Stage) {
+        if let Some(sharded) = &mut self.sharded {
+            sharded.stage = stage;
+        }
+    }
+
+    /// Goes on from a checkpoint of this step.
+    #[cfg(feature = "checkpoint")]
+    pub(super) fn go_on_from(&mut self, step: u64) {
+        if let Some(sharded) = &mut self.sharded {
+            sharded.step = step;
+            sharded.stage = Stage::Idle;
+            // What was measured before is none of a step that comes.
+            let never = bytemuck::bytes_of(&[u32::MAX; 2]);
+            let queue = self.gpu.queue();
+            queue.write_buffer(&sharded.measured, 0, never);
+        }
+    }
+
+    /// Refuses a step that does without the other ranks.
+    pub(super) fn check_alone(&self, call: &'static str) -> Result<(), Error> {
+        match self.plan.shard {
+            None => Ok(()),
+            Some(_) => Err(Error::ShardedStep {
+                call,
+                way_out: "other ranks have other parameters: call encode_measure and read_shard_sums, combine what all ranks have measured, and call encode_apply",
+            }),
+        }
+    }
+}
+
+fn not_sharded(call: &'static str) -> Error {
+    Error::ShardedStep {
+        call,
+        way_out: "the optimizer has all the parameters: call encode_step, or build it with OptimizerBuilder::sharded",
+    }
+}

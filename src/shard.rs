@@ -1,0 +1,502 @@
+//! What the ranks of one optimizer tell each other between passes 2 and 3, and what becomes of it: see [`ShardSums`].
+
+use bytemuck::{Pod, Zeroable};
+
+use crate::error::{Error, require};
+use crate::layout::{GroupConstants, LOSS_ELEMENT, ScopeSums, Squares};
+use crate::plan::Plan;
+
+/// Which of the ranks an optimizer is, and where the others' elements are counted from.
+#[derive(Debug, Clone)]
+pub(crate) struct Shard {
+    pub(crate) rank: u32,
+    pub(crate) ranks: u32,
+    /// Of everything that must be the same on all ranks.
+    fingerprint: u64,
+    /// Elements that this rank has of each scope.
+    elements: Vec<u32>,
+    /// The first element of each rank, all elements counted in the order of the ranks, and the end; empty until the first sums are combined.
+    starts: Vec<u64>,
+}
+
+/// Where a rank stands in a step.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Stage {
+    /// Nothing is known of the next step.
+    Idle,
+    /// Its passes 1 and 2 are recorded.
+    Measured,
+    /// Their sums were handed to the caller.
+    Read,
+}
+
+impl Shard {
+    pub(crate) fn new(rank: u32, ranks: u32, plan: &Plan) -> Self {
+        let mut elements = vec![0; plan.scopes.len()];
+        for tensor in &plan.tensors {
+            // A plan has less than 2^32 elements.
+            elements[plan.groups[tensor.group].scope as usize] += tensor.elements as u32;
+        }
+        let same = (
+            env!("CARGO_PKG_VERSION"),
+            &plan.configs,
+            &plan.safeguards.nonfinite,
+            &plan.safeguards.loss_scaler,
+        );
+        Shard {
+            rank,
+            ranks,
+            fingerprint: fnv1a(format!("{same:?}").as_bytes()),
+            elements,
+            starts: Vec::new(),
+        }
+    }
+
+    pub(crate) fn validate(rank: u32, ranks: u32) -> Result<(), Error> {
+        let owner = || "optimizer".to_owned();
+        require(ranks >= 1, owner, "ranks", ranks, "at least 1")?;
+        require(
+            rank < ranks,
+            owner,
+            "rank",
+            rank,
+            "below the number of ranks",
+        )
+    }
+
+    /// The rank that has an element, and the element's index among those of that rank.
+    pub(crate) fn locate(&self, element: u64) -> Option<(u32, u64)> {
+        // Ranks without elements begin where the next one does.
+        let after = self.starts.partition_point(|&start| start <= element);
+        let rank = after.checked_sub(1)?;
+        let end = self.starts.get(rank + 1)?;
+        (element < *end).then(|| (rank as u32, element - self.starts[rank]))
+    }
+}
+
+/// The hash FNV-1a of 64 bits.
+fn fnv1a(bytes: &[u8]) -> u64 {
+    bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, &byte| {
+        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
+    })
+}
+
+/// The head of a rank's sums on their way.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Pod, Zeroable)]
+struct Head {
+    magic: u32,
+    /// [`Shard::fingerprint`].
+    fingerprint_low: u32,
+    fingerprint_high: u32,
+    rank: u32,
+    ranks: u32,
+    /// Steps attempted before this one.
+    step_low: u32,
+    step_high: u32,
+    scopes: u32,
+}
+
+/// One norm's sums on their way.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Pod, Zeroable)]
+struct Row {
+    sums: ScopeSums,
+    /// Elements that the rank has of it.
+    elements: u32,
+}
+
+/// Says what the bytes are, in which version, and the byte order that they are in.
+const MAGIC: u32 = u32::from_le_bytes(*b"WGS1");
+
+/// What one rank has measured of a step: the sums of passes 1 and 2 over its shard, one entry for each norm.
+///
+/// A rank owns a shard of every tensor, or some tensors, and has the gradients of its shard, summed or averaged over the ranks' rows
+/// by then. A step of all of them is
+///
+/// 1. [`Optimizer::encode_measure`](crate::Optimizer::encode_measure) on each rank: passes 1 and 2, over its own shard;
+/// 2. [`Optimizer::read_shard_sums`](crate::Optimizer::read_shard_sums): the few numbers that they leave ([`ShardSums`]), 32 bytes and 56
+///    for every norm. This is the only mode of this crate that has a readback in the step;
+/// 3. an all-gather of these bytes, by whatever means the caller has;
+/// 4. [`ShardSums::combine`], the same on every rank, whatever the order in which they come;
+/// 5. [`Optimizer::encode_apply`](crate::Optimizer::encode_apply): passes 3 and 4.
+///
+/// [`CpuOptimizer::measure`](crate::CpuOptimizer::measure) and [`CpuOptimizer::apply`](crate::CpuOptimizer::apply) are the same on the
+/// host. Sums are gathered and not reduced on their way, because the order of an all-reduce is its own affair: what is added up here in
+/// the order of the ranks has the same bits everywhere. So have the learning rate, the record, skips, halts and the loss scale, on ranks of
+/// one kind (path, adapter and driver); on different kinds they agree as the CPU path and a device do, to a few units in the last place.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ShardSums {
+    head: Head,
+    rows: Vec<Row>,
+}
+
+impl ShardSums {
+    /// Of a rank that has measured `sums` in its step `step`.
+    pub(crate) fn new(shard: &Shard, step: u64, sums: &[ScopeSums]) -> Self {
+        ShardSums {
+            head: Head {
+                magic: MAGIC,
+                fingerprint_low: shard.fingerprint as u32,
+                fingerprint_high: (shard.fingerprint >> 32) as u32,
+                rank: shard.rank,
+                ranks: shard.ranks,
+                step_low: step as u32,
+                step_high: (step >> 32) as u32,
+                scopes: sums.len() as u32,
+            },
+            rows: sums
+                .iter()
+                .zip(&shard.elements)
+                .map(|(&sums, &elements)| Row { sums, elements })
+                .collect(),
+        }
+    }
+
+    /// The rank that measured them.
+    pub fn rank(&self) -> u32 {
+        self.head.rank
+    }
+
+    /// Steps attempted before this one.
+    pub fn step(&self) -> u64 {
+        u64::from(self.head.step_high) << 32 | u64::from(self.head.step_low)
+    }
+
+    /// The sums, one entry for each norm.
+    pub fn sums(&self) -> impl Iterator<Item = &ScopeSums> {
+        self.rows.iter().map(|row| &row.sums)
+    }
+
+    /// The bytes to send: 32 and 56 for every norm, as many on every rank. They are words of 4 bytes in the machine's byte order; a rank
+    /// of the other byte order is refused.
+    pub fn to_bytes(&self) -> Vec<u8> {
+        let rows = bytemuck::cast_slice(&self.rows);
+        [bytemuck::bytes_of(&self.head), rows].concat()
+    }
+
+    /// What [`ShardSums::to_bytes`] made.
+    ///
+    /// # Errors
+    /// [`Error::ShardSums`] where it did not.
+    pub fn from_bytes(bytes: &[u8]) -> Result<Self, Error> {
+        let (sums, rest) = Self::first_of(bytes)?;
+        if rest.is_empty() {
+            Ok(sums)
+        } else {
+            Err(refused(format!(
+                "{} bytes follow those of rank {}: hand over as many as were sent",
+                rest.len(),
+                sums.rank()
+            )))
+        }
+    }
+
+    /// The first rank's sums, and the bytes that follow.
+    fn first_of(bytes: &[u8]) -> Result<(Self, &[u8]), Error> {
+        let cut_short = |needed: usize| {
+            refused(format!(
+                "{} bytes are left where a rank's sums take {needed}: hand over all that were sent",
+                bytes.len()
+            ))
+        };
+        let head_bytes = size_of::<Head>();
+        let Some((head, rest)) = bytes.split_at_checked(head_bytes) else {
+            return Err(cut_short(head_bytes));
+        };
+        let head: Head = bytemuck::pod_read_unaligned(head);
+        if head.magic != MAGIC {
+            return Err(refused(format!(
+                "the bytes begin with {:08x} and not with {MAGIC:08x}: they are of another version, another byte order, or none of ShardSums::to_bytes",
+                head.magic
+            )));
+        }
+        let needed = head.scopes as usize * size_of::<Row>();
+        let Some((rows, rest)) = rest.split_at_checked(needed) else {
+            return Err(cut_short(head_bytes + needed));
+        };
+        let rows = rows.chunks_exact(size_of::<Row>());
+        let rows = rows.map(bytemuck::pod_read_unaligned).collect();
+        Ok((ShardSums { head, rows }, rest))
+    }
+
+    /// The sums of the whole, from those of all ranks, in any order: they are added up in the order of the ranks, in f64, so that the
+    /// result has the same bits wherever it is computed. A loss is averaged; where all ranks give the same it stays what it is.
+    ///
+    /// # Errors
+    /// [`Error::ShardSums`] where a rank is missing or there twice, or where ranks differ in the step, in the number of ranks or in anything that
+    /// decides a learning rate: groups, rules, regimes, norms, safeguards, the version of this crate. [`Error::Limit`] for more
+    /// parameters in all than one optimizer can have.
+    pub fn combine(ranks: &[ShardSums]) -> Result<CombinedSums, Error> {
+        let mut in_order: Vec<&ShardSums> = ranks.iter().collect();
+        in_order.sort_by_key(|sums| sums.head.rank);
+        let Some(first) = in_order.first() else {
+            return Err(refused(
+                "there are none: hand over those of every rank".to_owned(),
+            ));
+        };
+        for (place, sums) in (0u32..).zip(&in_order) {
+            let (head, expected) = (sums.head, first.head);
+            let differs = |what: &str, here: u64, there: u64, way_out: &str| {
+                refused(format!(
+                    "rank {} has {what} {here}, but rank {} has {there}: {way_out}",
+                    head.rank, expected.rank
+                ))
+            };
+            if head.ranks != expected.ranks {
+                return Err(differs(
+                    "a number of ranks of",
+                    head.ranks.into(),
+                    expected.ranks.into(),
+                    "give all of them the same in OptimizerBuilder::sharded",
+                ));
+            }
+            if head.rank != place {
+                return Err(refused(if head.rank < place {
+                    format!("rank {} is there twice: hand over each one once", head.rank)
+                } else {
+                    format!("rank {place} is missing: hand over all {}", head.ranks)
+                }));
+            }
+            if sums.step() != first.step() {
+                return Err(differs(
+                    "step",
+                    sums.step(),
+                    first.step(),
+                    "let all of them take the same steps, and go on from checkpoints of one step",
+                ));
+            }
+            if sums.fingerprint() != first.fingerprint() || head.scopes != expected.scopes {
+                return Err(refused(format!(
+                    "rank {} was built otherwise than rank {}: give all of them the same groups, rules, regimes, norms, decay, clips, schedules, averages and safeguards, and the same version of wgpu-optim; only the tensors may differ",
+                    head.rank, expected.rank
+                )));
+            }
+        }
+        if in_order.len() != first.head.ranks as usize {
+            return Err(refused(format!(
+                "rank {} is missing: hand over all {}",
+                in_order.len(),
+                first.head.ranks
+            )));
+        }
+
+        let mut starts = vec![0u64];
+        let mut end = 0;
+        for sums in &in_order {
+            end += sums
+                .rows
+                .iter()
+                .map(|row| u64::from(row.elements))
+                .sum::<u64>();
+            starts.push(end);
+        }
+        let limit = u64::from(u32::MAX) - 1;
+        if end > limit {
+            return Err(Error::Limit {
+                what: "the number of parameters of all ranks of one optimizer".to_owned(),
+                value: end,
+                limit,
+                way_out: "split them over several optimizers",
+            });
+        }
+        let scopes = 0..first.rows.len();
+        let rows_of = |scope: usize| in_order.iter().map(move |sums| &sums.rows[scope]);
+        let sums = scopes.clone().map(|scope| {
+            let parts = rows_of(scope).map(|row| &row.sums).zip(&starts);
+            add_up(&parts.collect::<Vec<_>>())
+        });
+        let elements = scopes
+            .clone()
+            .map(|scope| rows_of(scope).map(|row| u64::from(row.elements)).sum());
+        Ok(CombinedSums {
+            fingerprint: first.fingerprint(),
+            step: first.step(),
+            sums: sums.collect(),
+            elements: elements.collect(),
+            starts,
+        })
+    }
+
+    /// The same from the bytes of all ranks, one after the other in any order, as an all-gather leaves them.
+    ///
+    /// # Errors
+    /// As [`ShardSums::combine`] and [`ShardSums::from_bytes`].
+    pub fn combine_bytes(mut bytes: &[u8]) -> Result<CombinedSums, Error> {
+        let mut ranks = Vec::new();
+        while !bytes.is_empty() {
+            let (sums, rest) = Self::first_of(bytes)?;
+            ranks.push(sums);
+            bytes = rest;
+        }
+        Self::combine(&ranks)
+    }
+
+    fn fingerprint(&self) -> u64 {
+        u64::from(self.head.fingerprint_high) << 32 | u64::from(self.head.fingerprint_low)
+    }
+}
+
+/// The sums of a step over all ranks: what [`ShardSums::combine`] makes for
+/// [`Optimizer::encode_apply`](crate::Optimizer::encode_apply) and [`CpuOptimizer::apply`](crate::CpuOptimizer::apply).
+#[derive(Debug, Clone, PartialEq)]
+pub struct CombinedSums {
+    fingerprint: u64,
+    step: u64,
+    sums: Vec<ScopeSums>,
+    /// Elements of each scope.
+    elements: Vec<u64>,
+    /// [`Shard::starts`].
+    starts: Vec<u64>,
+}
+
+impl CombinedSums {
+    /// How many ranks there are.
+    pub fn ranks(&self) -> usize {
+        self.starts.len() - 1
+    }
+
+    /// Steps attempted before this one.
+    pub fn step(&self) -> u64 {
+        self.step
+    }
+
+    /// The sums, one entry for each norm. [`ScopeSums::first_nonfinite`] counts all elements, in the order of the ranks.
+    pub fn sums(&self) -> &[ScopeSums] {
+        &self.sums
+    }
+
+    /// Refuses sums of another optimizer or another step.
+    pub(crate) fn check(&self, shard: &Shard, step: u64) -> Result<(), Error> {
+        if self.fingerprint != shard.fingerprint || self.ranks() != shard.ranks as usize {
+            return Err(refused(format!(
+                "they are of an optimizer of {} ranks that was built otherwise than this one of {}: apply those that this one's sums went into",
+                self.ranks(),
+                shard.ranks
+            )));
+        }
+        if self.step != step {
+            return Err(refused(format!(
+                "they are of step {}, but this rank has measured step {step}: apply each step's own, once",
+                self.step
+            )));
+        }
+        Ok(())
+    }
+
+    /// Takes over what can only be known of all ranks together. Whether a group's constants have changed by it.
+    pub(crate) fn teach(&self, groups: &mut [GroupConstants], shard: &mut Shard) -> bool {
+        shard.starts.clone_from(&self.starts);
+        let mut changed = false;
+        for group in groups {
+            let root = (self.elements[group.scope as usize] as f64).sqrt() as f32;
+            changed |= root != group.sqrt_elements;
+            group.sqrt_elements = root;
+        }
+        changed
+    }
+}
+
+fn refused(problem: String) -> Error {
+    Error::ShardSums { problem }
+}
+
+/// One scope's sums over the ranks, each with the first element of its rank.
+fn add_up(ranks: &[(&ScopeSums, &u64)]) -> ScopeSums {
+    let sum = |of: fn(&ScopeSums) -> f32| -> f32 {
+        let terms = ranks.iter().map(|(sums, _)| f64::from(of(sums)));
+        terms.sum::<f64>() as f32
+    };
+    let squares =
+        |of: fn(&ScopeSums) -> Squares| add_squares(ranks.iter().map(|(sums, _)| of(sums)));
+    // An element of a rank is counted from there; the loss, and nothing, are the same everywhere.
+    let first = ranks
+        .iter()
+        .map(|(sums, start)| match sums.first_nonfinite {
+            none if none >= LOSS_ELEMENT => none,
+            element => element + **start as u32,
+        });
+    let losses = ranks.iter().map(|(sums, _)| f64::from(sums.loss));
+    ScopeSums {
+        square: squares(|sums| sums.square),
+        raw_square: squares(|sums| sums.raw_square),
+        initial_square: squares(|sums| sums.initial_square),
+        absolute: sum(|sums| sums.absolute),
+        slow_dot: sum(|sums| sums.slow_dot),
+        fast_dot: sum(|sums| sums.fast_dot),
+        direction_square: sum(|sums| sums.direction_square),
+        nonfinite: ranks
+            .iter()
+            .fold(0u32, |all, (sums, _)| all.saturating_add(sums.nonfinite)),
+        first_nonfinite: first.min().unwrap_or(u32::MAX),
+        loss: (losses.sum::<f64>() / ranks.len() as f64) as f32,
+    }
+}
+
+/// Rounds once more than f64 does, at whatever scale, so that a loss that is multiplied by a power of two changes no bit.
+fn add_squares(ranks: impl Iterator<Item = Squares> + Clone) -> Squares {
+    let all: f64 = ranks.clone().map(Squares::value).sum();
+    // The scale of the largest, at which the sum is within the range of f32.
+    let largest = ranks
+        .filter(|squares| squares.sum > 0.0)
+        .max_by(|a, b| a.value().total_cmp(&b.value()));
+    let exponent = largest.map_or(0, |squares| squares.exponent);
+    Squares {
+        sum: (all * f64::from(-2 * exponent).exp2()) as f32,
+        exponent,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn squares(sum: f32, exponent: i32) -> Squares {
+        Squares { sum, exponent }
+    }
+
+    #[test]
+    fn squares_of_any_scale_add_up() {
+        for (parts, expected) in [
+            (vec![squares(0.0, 0), squares(0.0, 5)], squares(0.0, 0)),
+            (vec![squares(1.5, 0), squares(2.0, 0)], squares(3.5, 0)),
+            (vec![squares(1.0, 1), squares(1.0, 0)], squares(1.25, 1)),
+            (
+                vec![squares(1.0, -126), squares(1.0, 126)],
+                squares(1.0, 126),
+            ),
+            (
+                vec![squares(3.0, -126), squares(1.0, -125)],
+                squares(1.75, -125),
+            ),
+        ] {
+            assert_eq!(add_squares(parts.iter().copied()), expected, "{parts:?}");
+        }
+    }
+
+    #[test]
+    fn a_power_of_two_changes_no_bit_of_a_sum() {
+        let parts = [1.1f32, 0.3, 7.7e-5];
+        let plain = add_squares(parts.iter().map(|&sum| squares(sum, 0)));
+        let scaled = add_squares(parts.iter().map(|&sum| squares(sum * 4.0, 60)));
+        assert_eq!(scaled, squares(plain.sum * 4.0, 60));
+    }
+
+    #[test]
+    fn an_element_is_found_on_its_rank() {
+        let mut shard = Shard {
+            rank: 0,
+            ranks: 3,
+            fingerprint: 0,
+            elements: vec![10],
+            starts: vec![],
+        };
+        assert_eq!(shard.locate(0), None);
+        shard.starts = vec![0, 10, 10, 13];
+        assert_eq!(shard.locate(0), Some((0, 0)));
+        assert_eq!(shard.locate(9), Some((0, 9)));
+        assert_eq!(shard.locate(10), Some((2, 0)));
+        assert_eq!(shard.locate(12), Some((2, 2)));
+        assert_eq!(shard.locate(13), None);
+    }
+}
