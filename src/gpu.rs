@@ -24,6 +24,7 @@ mod update_parameters;
 
 pub use context::{DEFAULT_READBACK_TIMEOUT, Gpu, GpuOptions};
 pub use optimizer::{Dispatch, Optimizer, PassName};
+pub use pass::{BoundBuffer, BoundGroup, CompiledKernel, KernelSource};
 pub(crate) use tensor::Span;
 pub use tensor::Tensor;
 pub use timestamps::Timestamps;

@@ -204,6 +204,7 @@ fn recording_a_step_allocates_no_more_than_its_raw_calls() {
                         for dispatch in optimizer.dispatches() {
                             pass.set_pipeline(&dispatch.pipeline);
                             for (index, bind_group) in dispatch.bind_groups.iter().enumerate() {
+                                let bind_group: &wgpu::BindGroup = bind_group;
                                 pass.set_bind_group(index as u32, bind_group, &[]);
                             }
                             pass.dispatch_workgroups(dispatch.workgroups, 1, 1);

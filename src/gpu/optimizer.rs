@@ -13,7 +13,7 @@ use bytemuck::Pod;
 use crate::error::Error;
 use crate::gpu::context::Gpu;
 use crate::gpu::optimizer::rebind::Movable;
-use crate::gpu::pass::Pipeline;
+use crate::gpu::pass::{BoundGroup, CompiledKernel, Pipeline};
 use crate::gpu::readback::{Readback, Source};
 use crate::gpu::tensor::{Span, Tensor};
 use crate::gpu::{
@@ -81,9 +81,9 @@ pub struct Dispatch {
     /// The pass it belongs to.
     pub pass: PassName,
     /// Its pipeline.
-    pub pipeline: wgpu::ComputePipeline,
+    pub pipeline: CompiledKernel,
     /// Its bind groups, by index.
-    pub bind_groups: Vec<wgpu::BindGroup>,
+    pub bind_groups: Vec<BoundGroup>,
     /// Workgroups along x; y and z are 1.
     pub workgroups: u32,
 }
@@ -93,7 +93,7 @@ impl Dispatch {
     pub fn encode(&self, pass: &mut wgpu::ComputePass) {
         pass.set_pipeline(&self.pipeline);
         for (index, bind_group) in self.bind_groups.iter().enumerate() {
-            pass.set_bind_group(index as u32, bind_group, &[]);
+            pass.set_bind_group(index as u32, &**bind_group, &[]);
         }
         pass.dispatch_workgroups(self.workgroups, 1, 1);
     }
@@ -582,6 +582,12 @@ impl Optimizer {
     /// they are a step by its own gradients alone.
     pub fn dispatches(&self) -> &[Dispatch] {
         &self.steps[self.parity()]
+    }
+
+    /// The dispatches of the next [`encode_swap_averages`](Optimizer::encode_swap_averages), in order.
+    pub fn swap_dispatches(&self) -> impl Iterator<Item = &Dispatch> {
+        let exchanges = self.averages.iter();
+        exchanges.map(|averages| &averages.exchange[self.parity()])
     }
 
     /// Which of the alternating steps is the next.

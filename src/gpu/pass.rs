@@ -1,5 +1,7 @@
 //! What the four passes have in common on the host: shader sources, layouts, pipelines, bind groups. All of it is set-up.
 
+use std::sync::Arc;
+
 /// Shader files that several passes share.
 pub(crate) mod shared {
     pub(crate) const LAYOUT: &str = include_str!("../../shaders/shared/layout.wgsl");
@@ -84,20 +86,91 @@ pub(crate) struct PassSource<'a> {
     pub(crate) groups: &'a [&'a [Binding]],
 }
 
-/// A pipeline with the layouts its bind groups need.
+/// What a kernel is compiled from: all that a host other than this crate needs of it, as the page in `examples/web` does.
+#[derive(Debug, Clone, PartialEq)]
+pub struct KernelSource {
+    /// The whole module. Browsers want the line `enable subgroups;` before it where it has subgroup operations, which wgpu refuses.
+    pub wgsl: String,
+    /// The entry point.
+    pub entry_point: &'static str,
+    /// Values of the `override` constants.
+    pub constants: Vec<(String, f64)>,
+}
+
+/// A compiled kernel. It stands for its pipeline wherever one is asked for.
+#[derive(Debug, Clone)]
+pub struct CompiledKernel {
+    pipeline: wgpu::ComputePipeline,
+    source: Arc<KernelSource>,
+}
+
+impl CompiledKernel {
+    /// What it is compiled from.
+    pub fn source(&self) -> &KernelSource {
+        &self.source
+    }
+}
+
+impl std::ops::Deref for CompiledKernel {
+    type Target = wgpu::ComputePipeline;
+
+    fn deref(&self) -> &wgpu::ComputePipeline {
+        &self.pipeline
+    }
+}
+
+/// A storage buffer, or a part of one, that a kernel is given.
+#[derive(Debug, Clone)]
+pub struct BoundBuffer {
+    /// The buffer.
+    pub buffer: wgpu::Buffer,
+    /// The first byte.
+    pub offset_bytes: u64,
+    /// How many bytes.
+    pub size_bytes: u64,
+    /// Whether the kernel only reads it.
+    pub read_only: bool,
+}
+
+/// A bind group, and what is in it: the buffers by binding. It stands for its bind group wherever one is asked for.
+#[derive(Debug, Clone)]
+pub struct BoundGroup {
+    group: wgpu::BindGroup,
+    buffers: Vec<BoundBuffer>,
+}
+
+impl BoundGroup {
+    /// The buffers, in the order of their binding numbers.
+    pub fn buffers(&self) -> &[BoundBuffer] {
+        &self.buffers
+    }
+}
+
+impl std::ops::Deref for BoundGroup {
+    type Target = wgpu::BindGroup;
+
+    fn deref(&self) -> &wgpu::BindGroup {
+        &self.group
+    }
+}
+
+/// A kernel with the layouts its bind groups need.
 #[derive(Debug, Clone)]
 pub(crate) struct Pipeline {
-    pub(crate) pipeline: wgpu::ComputePipeline,
+    pub(crate) pipeline: CompiledKernel,
     layouts: Vec<wgpu::BindGroupLayout>,
+    /// Of each bind group and binding, whether it is only read.
+    read_only: Vec<Vec<bool>>,
     label: &'static str,
 }
 
 impl Pipeline {
     /// Compiles a pass. Errors surface in the caller's error scope.
     pub(crate) fn new(device: &wgpu::Device, source: &PassSource) -> Self {
+        let wgsl = source.files.join("\n");
         let module = device.create_shader_module(wgpu::ShaderModuleDescriptor {
             label: Some(source.stem),
-            source: wgpu::ShaderSource::Wgsl(source.files.join("\n").into()),
+            source: wgpu::ShaderSource::Wgsl(wgsl.as_str().into()),
         });
         let layouts: Vec<_> = source
             .groups
@@ -121,9 +194,29 @@ impl Pipeline {
             },
             cache: None,
         });
+        let constants = source.constants.iter();
         Pipeline {
-            pipeline,
+            pipeline: CompiledKernel {
+                pipeline,
+                source: Arc::new(KernelSource {
+                    wgsl,
+                    entry_point: source.stem,
+                    constants: constants
+                        .map(|&(name, value)| (name.to_owned(), value))
+                        .collect(),
+                }),
+            },
             layouts,
+            read_only: source
+                .groups
+                .iter()
+                .map(|group| {
+                    group
+                        .iter()
+                        .map(|access| *access == Binding::Read)
+                        .collect()
+                })
+                .collect(),
             label: source.stem,
         }
     }
@@ -134,7 +227,7 @@ impl Pipeline {
         device: &wgpu::Device,
         group: usize,
         buffers: &[wgpu::BufferBinding],
-    ) -> wgpu::BindGroup {
+    ) -> BoundGroup {
         let entries: Vec<_> = buffers
             .iter()
             .enumerate()
@@ -143,11 +236,24 @@ impl Pipeline {
                 resource: wgpu::BindingResource::Buffer(buffer.clone()),
             })
             .collect();
-        device.create_bind_group(&wgpu::BindGroupDescriptor {
-            label: Some(self.label),
-            layout: &self.layouts[group],
-            entries: &entries,
-        })
+        let bound = buffers.iter().zip(&self.read_only[group]);
+        BoundGroup {
+            group: device.create_bind_group(&wgpu::BindGroupDescriptor {
+                label: Some(self.label),
+                layout: &self.layouts[group],
+                entries: &entries,
+            }),
+            buffers: bound
+                .map(|(binding, &read_only)| BoundBuffer {
+                    buffer: binding.buffer.clone(),
+                    offset_bytes: binding.offset,
+                    size_bytes: binding
+                        .size
+                        .map_or(binding.buffer.size() - binding.offset, u64::from),
+                    read_only,
+                })
+                .collect(),
+        }
     }
 }
 

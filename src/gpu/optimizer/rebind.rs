@@ -4,7 +4,7 @@ use super::{
     Dispatch, Numbered, OWN_BUFFERS, Optimizer, OwnBuffers, PassName, binding_alignment, part,
 };
 use crate::error::Error;
-use crate::gpu::pass::Pipeline;
+use crate::gpu::pass::{BoundGroup, Pipeline};
 use crate::group::TensorPair;
 use crate::plan::{Place, Plan, Region, Window, check_overlaps};
 
@@ -21,7 +21,7 @@ pub(super) struct Movable {
     own: OwnBuffers,
     pipelines: Sweeps<Pipeline>,
     /// The latest places, the last one first, and what binds them.
-    bound: Vec<(Site, Sweeps<wgpu::BindGroup>)>,
+    bound: Vec<(Site, Sweeps<BoundGroup>)>,
 }
 
 /// One thing for each sweep that finds parameters.
@@ -44,7 +44,7 @@ impl Movable {
         buffers: &[wgpu::Buffer],
         own: OwnBuffers,
         pipelines: Sweeps<Pipeline>,
-        bound: Sweeps<wgpu::BindGroup>,
+        bound: Sweeps<BoundGroup>,
     ) -> Self {
         // A window of its own has blocks, all of one tensor.
         let first = &window.blocks[0];
@@ -82,7 +82,7 @@ impl Movable {
         site: &Site,
         buffers: &[wgpu::Buffer],
         [params, grads]: [Region; 2],
-    ) -> Sweeps<wgpu::BindGroup> {
+    ) -> Sweeps<BoundGroup> {
         if let Some((_, bound)) = self.bound.iter().find(|(known, _)| known == site) {
             return bound.clone();
         }
@@ -103,7 +103,7 @@ impl Movable {
     }
 
     /// Keeps a place as the latest.
-    fn keep(&mut self, site: Site, bound: Sweeps<wgpu::BindGroup>) {
+    fn keep(&mut self, site: Site, bound: Sweeps<BoundGroup>) {
         self.bound.retain(|(known, _)| *known != site);
         self.bound.truncate(KEPT_PLACES - 1);
         self.bound.insert(0, (site, bound));
@@ -189,10 +189,10 @@ impl Optimizer {
         }
 
         // Nothing is refused from here on. Dispatches and averages come in the order of their windows.
-        let rebind = |dispatch: &mut Dispatch, group: &wgpu::BindGroup| {
+        let rebind = |dispatch: &mut Dispatch, group: &BoundGroup| {
             dispatch.bind_groups[OWN_BUFFERS] = group.clone();
         };
-        let mut of_pass = |name: PassName, group: fn(&Sweeps<_>) -> &wgpu::BindGroup| {
+        let mut of_pass = |name: PassName, group: fn(&Sweeps<_>) -> &BoundGroup| {
             let dispatches = self.steps[0].iter_mut().filter(|one| one.pass == name);
             for (dispatch, (.., bound)) in dispatches.zip(&made) {
                 rebind(dispatch, group(bound));
