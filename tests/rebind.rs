@@ -228,7 +228,8 @@ fn one_tensor(
 fn own_groups(optimizer: &Optimizer) -> Vec<wgpu::BindGroup> {
     let sweeps = optimizer.dispatches().iter();
     sweeps
-        .filter_map(|dispatch| dispatch.bind_groups.get(1).cloned())
+        .filter_map(|dispatch| dispatch.bind_groups.get(1))
+        .map(|group| (**group).clone())
         .collect()
 }
 

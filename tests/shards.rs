@@ -178,6 +178,8 @@ fn specs() -> Vec<Spec> {
         .named("secant"),
         Spec::new(Rule::sgd(), Regime::DoG(DoG::default()), tensors(&[8, 9])).named("distance"),
         Spec::new(Rule::sgd(), Regime::ngn(), tensors(&[64])).named("loss"),
+        Spec::new(Rule::adamw(), Regime::seesaw(), tensors(&[35, 6])).named("adamw"),
+        Spec::new(Rule::lion(), Regime::seesaw(), tensors(&[29])).named("lion"),
         Spec::new(Rule::sgdm(0.5), Regime::seesaw(), tensors(&[11]))
             .named("a")
             .sharing("both"),

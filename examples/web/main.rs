@@ -392,13 +392,15 @@ fn buffer(gpu: &Gpu, contents: &[f32]) -> wgpu::Buffer {
     buffer
 }
 
-fn rules() -> [Rule; 5] {
+fn rules() -> [Rule; 7] {
     [
         Rule::sgd(),
         Rule::sgdm(0.9),
         Rule::nesterov(0.9),
         Rule::sign_sgd(),
         Rule::signum(0.9),
+        Rule::adamw(),
+        Rule::lion(),
     ]
 }
 

@@ -30,6 +30,7 @@ pub fn cases(_: &Subject) -> Vec<Box<dyn Case>> {
         ],
         vec![
             decayed(Rule::sgdm(0.9), Regime::seesaw()),
+            plain(Rule::adamw(), Regime::seesaw()),
             plain(
                 Rule::signum(0.9),
                 Regime::AdaGradNorm(AdaGradNorm::default()),
