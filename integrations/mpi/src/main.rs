@@ -327,6 +327,7 @@ fn displacements(counts: &[i32]) -> Vec<i32> {
 }
 
 /// An optimizer of a stretch of the flat parameters, on either path.
+#[expect(clippy::large_enum_variant, reason = "there are two of them")]
 enum PathOptimizer {
     Host {
         optimizer: CpuOptimizer,
