@@ -117,7 +117,8 @@ pub struct GroupConstants {
     pub sqrt_elements: f32,
     /// Largest μ in the scope: with the next field it bounds the momentum's norm.
     pub scope_momentum: f32,
-    /// Largest clip norm in the scope; `f32::MAX` where a group has none.
+    /// The largest norm that a gradient can have in a momentum of the scope, by clips and by what AdamW takes; `f32::MAX` without such a
+    /// bound.
     pub scope_clip: f32,
 }
 

@@ -16,7 +16,7 @@ use crate::layout::{
 };
 use crate::record::Record;
 use crate::regime::Regime;
-use crate::rule::{Rule, decay_of};
+use crate::rule::{LARGEST_SQUARED, Rule, decay_of};
 use crate::safeguards::Safeguards;
 use crate::shard::Shard;
 use crate::step_mode::StepMode;
@@ -917,6 +917,11 @@ fn constants_of(
     let flag = |set: bool, bit: u32| if set { bit } else { 0 };
     let regime: &Regime = &config.regime;
     let clip = |config: &GroupConfig| config.clip_norm.min(f32::MAX);
+    let sqrt_elements = (scope_elements as f64).sqrt() as f32;
+    let reach = |config: &GroupConfig| match config.rule {
+        Rule::AdamW { .. } => clip(config).min(LARGEST_SQUARED * sqrt_elements.max(1.0)),
+        _ => clip(config),
+    };
     let (square_keep, first_decay, second_decay, epsilon) = match config.rule {
         Rule::AdamW {
             beta1,
@@ -989,11 +994,11 @@ fn constants_of(
         average_start: config.averaging.start(),
         average_gain: config.averaging.gain(),
         trust_coefficient: config.trust_ratio.map_or(0.0, |trust| trust.coefficient),
-        sqrt_elements: (scope_elements as f64).sqrt() as f32,
+        sqrt_elements,
         scope_momentum: members()
             .map(|member| member.rule.momentum())
             .fold(0.0, f32::max),
-        scope_clip: members().map(clip).fold(0.0, f32::max),
+        scope_clip: members().map(reach).fold(0.0, f32::max),
     }
 }
 

@@ -243,6 +243,9 @@ impl Rule {
     }
 }
 
+/// The largest element of a gradient that AdamW takes as it is: its square is within f32, with some room.
+pub(crate) const LARGEST_SQUARED: f32 = 1.8e19;
+
 /// -ln β, as large as it ever matters where β is 0.
 pub(crate) fn decay_of(beta: f32) -> f32 {
     (-f64::from(beta).ln()).min(128.0) as f32

@@ -8,7 +8,7 @@ const SIGNUM = 4u;
 const ADAM_W = 5u;
 const LION = 6u;
 
-// An element whose square f32 can hold, with some room.
+// The largest element of a gradient that AdamW takes as it is (src/rule.rs).
 const LARGEST_SQUARED = 1.8e19;
 
 fn has_momentum() -> bool {

@@ -7,11 +7,9 @@ use crate::cpu::optimizer::BLOCK_ELEMENTS;
 use crate::cpu::reduce_gradient::{counter_of, pack_counter, squares_of};
 use crate::layout::{StepSums, Update, slots};
 use crate::plan::{Kernel, RuleKind};
+use crate::rule::LARGEST_SQUARED;
 
 const COUNTER_LIMIT: i8 = 7;
-
-/// An element whose square f32 can hold, with some room.
-const LARGEST_SQUARED: f32 = 1.8e19;
 
 /// Elements whose counters are updated before their parameters are: what was read for the one is still at hand for the other. A block
 /// has a whole number of them.
