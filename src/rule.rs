@@ -116,6 +116,19 @@ impl Rule {
         }
     }
 
+    /// Every kind of rule with its usual numbers, for those who go over them all; μ and β are 0.9.
+    pub fn all() -> Vec<Self> {
+        vec![
+            Rule::sgd(),
+            Rule::sgdm(0.9),
+            Rule::nesterov(0.9),
+            Rule::sign_sgd(),
+            Rule::signum(0.9),
+            Rule::adamw(),
+            Rule::lion(),
+        ]
+    }
+
     /// The rule's name as records, tables and the command line write it: `sgd`, `sgdm`, `nesterov`, `signsgd`,
     /// `signum`, `adamw`, `lion`.
     pub fn name(&self) -> &'static str {

@@ -130,15 +130,7 @@ fn check(run: &mut dyn Run, specs: &[Spec]) {
 fn every_rule_and_average(tensors: &[usize]) -> Vec<Spec> {
     let mut numbers = Numbers(1);
     let mut specs = Vec::new();
-    for rule in [
-        Rule::sgd(),
-        Rule::sgdm(0.9),
-        Rule::nesterov(0.9),
-        Rule::sign_sgd(),
-        Rule::signum(0.9),
-        Rule::adamw(),
-        Rule::lion(),
-    ] {
+    for rule in Rule::all() {
         for averaging in averagings() {
             let tensors = tensors.iter().map(|&len| numbers.vec(len)).collect();
             let mut spec = Spec::new(rule, Regime::fixed(0.07), tensors);

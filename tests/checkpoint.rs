@@ -26,18 +26,6 @@ use wgpu_optim::{
     OptimizerBuilder, Parameters, Regime, Rule, Schedule, SecantForm, StepMode, wgpu,
 };
 
-fn rules() -> [Rule; 7] {
-    [
-        Rule::sgd(),
-        Rule::sgdm(0.9),
-        Rule::nesterov(0.8),
-        Rule::sign_sgd(),
-        Rule::signum(0.9),
-        Rule::adamw(),
-        Rule::lion(),
-    ]
-}
-
 /// Every rule, and regimes of every kind of memory, with averages, telemetry and trust ratios here and there; and a group of odd tensors whose norm is shared.
 fn cases(mode: StepMode) -> Vec<Spec> {
     let mut regimes = vec![
@@ -56,7 +44,7 @@ fn cases(mode: StepMode) -> Vec<Spec> {
     }
     let mut numbers = Numbers(1);
     let mut specs = Vec::new();
-    for (row, rule) in rules().into_iter().enumerate() {
+    for (row, rule) in Rule::all().into_iter().enumerate() {
         // Every other pair: kernels take their time to compile.
         for regime in regimes.iter().skip((row + 1) % 2).step_by(2) {
             let tensors = vec![numbers.vec(7), numbers.vec(66)];

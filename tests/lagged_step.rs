@@ -17,21 +17,9 @@ use wgpu_optim::{
     Error, Gpu, Group, OptimizerBuilder, Regime, Rule, Schedule, StepMode, WeightDecay,
 };
 
-fn rules() -> [Rule; 7] {
-    [
-        Rule::sgd(),
-        Rule::sgdm(0.9),
-        Rule::nesterov(0.9),
-        Rule::sign_sgd(),
-        Rule::signum(0.9),
-        Rule::adamw(),
-        Rule::lion(),
-    ]
-}
-
 fn specs(regimes: &[Regime], tensors: &[Vec<f32>]) -> Vec<Spec> {
     let mut specs = Vec::new();
-    for rule in rules() {
+    for rule in Rule::all() {
         for &regime in regimes {
             specs.push(
                 Spec::new(rule, regime, tensors.to_vec()).named(format!("{rule:?} {regime:?}")),

@@ -12,18 +12,6 @@ use common::{Numbers, upload};
 use wgpu_optim::layout::GroupState;
 use wgpu_optim::{LossScaler, Regime, Rule, SecantForm, StepMode, WeightDecay, wgpu};
 
-fn rules() -> [Rule; 7] {
-    [
-        Rule::sgd(),
-        Rule::sgdm(0.9),
-        Rule::nesterov(0.9),
-        Rule::sign_sgd(),
-        Rule::signum(0.9),
-        Rule::adamw(),
-        Rule::lion(),
-    ]
-}
-
 /// Every rule with every other regime, of every kind of memory, each with one of three: nothing, decay, decay and a clip.
 fn specs(mode: StepMode) -> Vec<Spec> {
     let regimes = [
@@ -38,7 +26,7 @@ fn specs(mode: StepMode) -> Vec<Spec> {
     ];
     let mut numbers = Numbers(1);
     let mut specs = Vec::new();
-    for (i, rule) in rules().into_iter().enumerate() {
+    for (i, rule) in Rule::all().into_iter().enumerate() {
         for (j, regime) in regimes.into_iter().enumerate() {
             let fits = mode == StepMode::TwoPass || regime.fits_lagged_steps();
             if (i + j) % 2 == 1 || !fits {
@@ -144,7 +132,7 @@ fn the_oracle_agrees() {
     let _alone = alone();
     let mut numbers = Numbers(7);
     for mode in [StepMode::TwoPass, StepMode::Lagged] {
-        for rule in rules() {
+        for rule in Rule::all() {
             let mut spec = Spec::new(rule, Regime::seesaw(), vec![numbers.vec(300)]);
             spec.decay = WeightDecay::Coupled(0.01);
             let setup = Setup {

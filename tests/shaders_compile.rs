@@ -88,15 +88,7 @@ fn the_checks_see_a_missing_head_and_an_endless_loop() {
 #[test]
 fn every_combination_compiles_on_every_adapter() {
     let mut specs = Vec::new();
-    for rule in [
-        Rule::sgd(),
-        Rule::sgdm(0.9),
-        Rule::nesterov(0.9),
-        Rule::sign_sgd(),
-        Rule::signum(0.9),
-        Rule::adamw(),
-        Rule::lion(),
-    ] {
+    for rule in Rule::all() {
         for regime in [
             Regime::seesaw(),
             Regime::norm_ratio(),

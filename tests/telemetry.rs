@@ -17,18 +17,6 @@ use wgpu_optim::{
     TrustRatio, WeightDecay,
 };
 
-fn rules() -> [Rule; 7] {
-    [
-        Rule::sgd(),
-        Rule::sgdm(0.9),
-        Rule::nesterov(0.9),
-        Rule::sign_sgd(),
-        Rule::signum(0.9),
-        Rule::adamw(),
-        Rule::lion(),
-    ]
-}
-
 fn norm(values: impl Iterator<Item = f64>) -> f64 {
     // Of numbers of any size.
     let values: Vec<f64> = values.collect();
@@ -93,7 +81,7 @@ fn tensors(numbers: &mut Numbers, scale: f32) -> Vec<Vec<f32>> {
 fn every_tensor_has_its_norms() {
     let _alone = alone();
     let mut numbers = Numbers(3);
-    let specs: Vec<Spec> = rules()
+    let specs: Vec<Spec> = Rule::all()
         .into_iter()
         .enumerate()
         .map(|(i, rule)| {
@@ -346,7 +334,7 @@ fn what_is_overwritten_is_counted_once() {
 fn telemetry_changes_no_bit() {
     let _alone = alone();
     let mut numbers = Numbers(11);
-    let plain: Vec<Spec> = rules()
+    let plain: Vec<Spec> = Rule::all()
         .into_iter()
         .enumerate()
         .map(|(i, rule)| {
@@ -405,7 +393,7 @@ fn the_trust_ratio_is_the_oracles() {
     let _alone = alone();
     let mut numbers = Numbers(21);
     let mut specs = Vec::new();
-    for rule in rules() {
+    for rule in Rule::all() {
         for regime in regimes() {
             let mut spec =
                 Spec::new(rule, regime, vec![numbers.vec(61)]).named(format!("{}", specs.len()));
@@ -512,7 +500,7 @@ fn trust_ratios_go_by_each_tensors_own_parameters() {
             .into()
     };
     let tensors = of_sizes(&mut numbers);
-    for rule in rules() {
+    for rule in Rule::all() {
         let specs = [Spec {
             per_tensor: true,
             decay: WeightDecay::Coupled(0.125),

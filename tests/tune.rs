@@ -45,17 +45,20 @@ fn what_it_finds_is_valid_and_its_norm_is_right() {
             (Rule::sgdm(0.9), Regime::seesaw()),
             (Rule::sgd(), Regime::hypergradient()),
         ] {
-            let report = gpu
-                .tune(&TuneOptions {
-                    rule,
-                    regime,
-                    ..options(len as u64, 1500)
-                })
-                .expect("tunes");
+            // On a busy machine a short search sees the preset alone.
+            let searches = [1500, 6000, 24_000].map(|budget_ms| TuneOptions {
+                rule,
+                regime,
+                ..options(len as u64, budget_ms)
+            });
+            let mut reports = searches
+                .iter()
+                .map(|search| gpu.tune(search).expect("tunes"));
+            let report = reports.find(|report| report.candidates.len() > 1);
+            let report = report.expect("something beside the preset was measured");
             let what = format!("{}: {report:?}", gpu.describe());
             assert_eq!(report.preset, gpu.tuning(), "{what}");
             assert_eq!(report.candidates[0].tuning, report.preset, "{what}");
-            assert!(report.candidates.len() > 1, "{what}");
             for (index, candidate) in report.candidates.iter().enumerate() {
                 let others = &report.candidates[index + 1..];
                 assert!(others.iter().all(|other| other.tuning != candidate.tuning));

@@ -392,24 +392,12 @@ fn buffer(gpu: &Gpu, contents: &[f32]) -> wgpu::Buffer {
     buffer
 }
 
-fn rules() -> [Rule; 7] {
-    [
-        Rule::sgd(),
-        Rule::sgdm(0.9),
-        Rule::nesterov(0.9),
-        Rule::sign_sgd(),
-        Rule::signum(0.9),
-        Rule::adamw(),
-        Rule::lion(),
-    ]
-}
-
 /// Every rule under Seesaw and NormRatio, over lengths around the kernels' boundaries: gradients of some steps, and what the CPU path makes
 /// of them.
 fn case(gpu: &Gpu, name: &str, kernels: &mut Kernels) -> Outcome<Value> {
     let block = gpu.tuning().block_elements() as usize;
     let lengths = [1, 3, 4, 5, 31, 33, block - 1, block, block + 1];
-    let groups: Vec<(Rule, Regime)> = rules()
+    let groups: Vec<(Rule, Regime)> = Rule::all()
         .into_iter()
         .flat_map(|rule| [(rule, Regime::seesaw()), (rule, Regime::norm_ratio())])
         .collect();
@@ -512,7 +500,7 @@ fn compile_everything(gpu: &Gpu, kernels: &mut Kernels) -> Outcome<()> {
                     }
                 }
                 let mut count = 0;
-                for (rule, regime) in rules().into_iter().flat_map(|rule| {
+                for (rule, regime) in Rule::all().into_iter().flat_map(|rule| {
                     regimes(mode, streams)
                         .into_iter()
                         .map(move |regime| (rule, regime))

@@ -1,7 +1,7 @@
 //! `wgpu-optim check`, the conformance suite: is this device's arithmetic right? Families of cases, each on the device and on the CPU
 //! path, against an f64 oracle; what fails is made smaller until the smallest case that still fails is left.
 //!
-//! A new rule or regime is a line in [`rules`] or [`regimes`] and its formula in [`oracle`]; a new family is a file and a line in
+//! A new rule or regime is a line in [`wgpu_optim::Rule::all`] or [`regimes`] and its formula in [`oracle`]; a new family is a file and a line in
 //! [`FAMILIES`].
 
 mod averages;
@@ -28,7 +28,7 @@ use std::time::Instant;
 use clap::builder::PossibleValuesParser;
 use serde::Serialize;
 use wgpu_optim::gpu::{Partials, Tuning, TuningCache};
-use wgpu_optim::{AutoSgd, DoG, DoWG, Gpu, GpuOptions, Regime, Rule, SecantForm, StepMode, wgpu};
+use wgpu_optim::{AutoSgd, DoG, DoWG, Gpu, GpuOptions, Regime, SecantForm, StepMode, wgpu};
 
 use crate::CliError;
 use crate::table::{Columns, say};
@@ -343,19 +343,6 @@ fn subjects(adapter: &wgpu::Adapter, args: &Args) -> Result<Vec<Subject>, CliErr
         }
     }
     Ok(subjects)
-}
-
-/// Every rule, for the families that go over all of them.
-fn rules() -> [Rule; 7] {
-    [
-        Rule::sgd(),
-        Rule::sgdm(0.9),
-        Rule::nesterov(0.9),
-        Rule::sign_sgd(),
-        Rule::signum(0.9),
-        Rule::adamw(),
-        Rule::lion(),
-    ]
 }
 
 /// Every regime.

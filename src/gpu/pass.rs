@@ -136,7 +136,8 @@ pub struct BoundBuffer {
 #[derive(Debug, Clone)]
 pub struct BoundGroup {
     group: wgpu::BindGroup,
-    buffers: Vec<BoundBuffer>,
+    /// Shared by all clones, which a rebind makes.
+    buffers: Arc<[BoundBuffer]>,
 }
 
 impl BoundGroup {

@@ -680,7 +680,13 @@ mod tests {
             workgroup_size: 3,
             ..gpu.tuning()
         };
-        let report = gpu.tune_from(never, &options(1000)).expect("tunes");
+        // On a busy machine a short search gets no farther than the start.
+        let searches = [1, 5, 25].map(|seconds| TuneOptions {
+            budget: Duration::from_secs(seconds),
+            ..options(1000)
+        });
+        let mut reports = searches.iter().map(|search| gpu.tune_from(never, search));
+        let report = reports.find_map(Result::ok).expect("tunes");
         assert_eq!(report.preset_ns_per_param, None);
         let problem = report.candidates[0].ns_per_param.as_ref();
         assert!(problem.is_err_and(|problem| problem.contains("workgroup_size is 3")));

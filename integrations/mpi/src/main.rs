@@ -432,9 +432,7 @@ impl PathOptimizer {
                 gradients: buffer,
                 ..
             } => {
-                gpu.queue()
-                    .write_buffer(buffer, 0, bytemuck::cast_slice(gradients));
-                let mut encoder = encoder(gpu);
+                let mut encoder = encoder_after_writing(gpu, buffer, gradients);
                 optimizer.encode_step(&mut encoder)?;
                 finish(gpu, encoder)
             }
@@ -454,9 +452,7 @@ impl PathOptimizer {
                 gradients: buffer,
                 ..
             } => {
-                gpu.queue()
-                    .write_buffer(buffer, 0, bytemuck::cast_slice(gradients));
-                let mut encoder = encoder(gpu);
+                let mut encoder = encoder_after_writing(gpu, buffer, gradients);
                 optimizer.encode_measure(&mut encoder)?;
                 gpu.queue().submit([encoder.finish()]);
                 Ok(pollster::block_on(optimizer.read_shard_sums())?)
@@ -535,6 +531,17 @@ fn cut_mut<'a>(mut flat: &'a mut [f32], tensors: &[Range<usize>]) -> Vec<&'a mut
 fn encoder(gpu: &Gpu) -> wgpu::CommandEncoder {
     gpu.device()
         .create_command_encoder(&wgpu::CommandEncoderDescriptor::default())
+}
+
+/// For what reads these gradients from the buffer.
+fn encoder_after_writing(
+    gpu: &Gpu,
+    buffer: &wgpu::Buffer,
+    gradients: &[f32],
+) -> wgpu::CommandEncoder {
+    gpu.queue()
+        .write_buffer(buffer, 0, bytemuck::cast_slice(gradients));
+    encoder(gpu)
 }
 
 /// Submits, and waits, so that times are of the work and not of its recording.

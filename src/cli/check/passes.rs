@@ -6,11 +6,11 @@ use wgpu_optim::layout::{GroupState, ScopeSums};
 use wgpu_optim::{Regime, Rule, StepMode, WeightDecay};
 
 use super::case::{Case, Outcome, Path, Subject, ulp};
+use super::regimes;
 use super::run::HostRun;
 use super::scenario::{Gradients, RATE_ULPS, Scenario, Tolerance, describe, loss_of, with_lengths};
 use super::spec::Spec;
 use super::steps::lengths;
-use super::{regimes, rules};
 use crate::CliError;
 
 pub fn cases(subject: &Subject) -> Vec<Box<dyn Case>> {
@@ -234,7 +234,7 @@ impl Case for Sums {
 
 /// Every rule and regime where all sums are exact, so that passes 1 and 2 give pass 3 the same bits on every path.
 fn rates(mode: StepMode) -> impl Iterator<Item = Scenario> {
-    rules().into_iter().map(move |rule| {
+    Rule::all().into_iter().map(move |rule| {
         // Powers of two, so that momentum has no rounding either.
         let rule = match rule {
             Rule::Sgdm { nesterov, .. } if nesterov => Rule::nesterov(0.5),
@@ -355,7 +355,7 @@ impl Case for Rates {
 /// Every rule with every decay at a fixed rate: what is left is the update.
 fn update(mode: StepMode) -> Scenario {
     let mut specs = Vec::new();
-    for rule in rules() {
+    for rule in Rule::all() {
         for (name, decay) in [
             ("plain", WeightDecay::Coupled(0.0)),
             ("coupled", WeightDecay::Coupled(0.1)),

@@ -1,11 +1,11 @@
 //! Every rule, regime and mode, over lengths around the kernels' boundaries.
 
-use wgpu_optim::Regime;
+use wgpu_optim::{Regime, Rule};
 
 use super::case::{Case, Subject};
 use super::scenario::{Scenario, with_lengths};
 use super::spec::Spec;
-use super::{modes, regimes, rules};
+use super::{modes, regimes};
 
 /// Steps of a case, but for [`steps`].
 const STEPS: usize = 8;
@@ -16,7 +16,7 @@ const LONGEST: usize = 1 << 20;
 pub fn cases(subject: &Subject) -> Vec<Box<dyn Case>> {
     let lengths = lengths(subject.gpu.tuning().block_elements() as usize);
     let mut cases = Vec::new();
-    for rule in rules() {
+    for rule in Rule::all() {
         let fitting = regimes().into_iter().filter(|regime| regime.fits(&rule));
         for regimes in by_memory(fitting.collect()) {
             for mode in modes(regimes[0]) {
