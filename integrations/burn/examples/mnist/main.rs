@@ -116,24 +116,40 @@ impl Classifier for Mlp {
     }
 }
 
-/// Rows on the device.
-struct Rows {
-    x: Tensor<2>,
-    y: Tensor<1, Int>,
+/// Rows on the host: all of MNIST at once is more than one buffer can hold where bindings end at 128 MiB.
+struct Rows<'a> {
+    split: &'a Split,
+    features: usize,
     count: usize,
 }
 
-impl Rows {
-    fn new(split: &Split, side: usize, limit: usize, device: &Device) -> Self {
-        let count = split.y.len().min(limit);
-        let features = side * side;
-        let x = split.x[..count * features].to_vec();
-        let y = split.y[..count].to_vec();
+impl<'a> Rows<'a> {
+    fn new(split: &'a Split, side: usize, limit: usize) -> Self {
         Rows {
-            x: Tensor::from_data(TensorData::new(x, [count, features]), device),
-            y: Tensor::from_data(TensorData::new(y, [count]), device),
-            count,
+            split,
+            features: side * side,
+            count: split.y.len().min(limit),
         }
+    }
+
+    /// Some of them on the device, and their classes.
+    fn upload(
+        &self,
+        rows: impl Iterator<Item = usize> + Clone,
+        device: &Device,
+    ) -> (Tensor<2>, Tensor<1, Int>) {
+        let features = self.features;
+        let x: Vec<f32> = rows
+            .clone()
+            .flat_map(|row| &self.split.x[row * features..(row + 1) * features])
+            .copied()
+            .collect();
+        let y: Vec<i32> = rows.map(|row| self.split.y[row]).collect();
+        let count = y.len();
+        (
+            Tensor::from_data(TensorData::new(x, [count, features]), device),
+            Tensor::from_data(TensorData::new(y, [count]), device),
+        )
     }
 }
 
@@ -196,8 +212,8 @@ struct Outcome {
 struct Lab<'a> {
     args: &'a Args,
     dataset: &'a Dataset,
-    train: Rows,
-    test: Rows,
+    train: Rows<'a>,
+    test: Rows<'a>,
     /// Without autodiff.
     device: Device,
     gpu: Gpu,
@@ -216,8 +232,8 @@ fn main() -> Result<()> {
     }
     let test_limit = args.limit.saturating_mul(dataset.test.y.len()) / dataset.train.y.len();
     let lab = Lab {
-        train: Rows::new(&dataset.train, dataset.side, args.limit, &device),
-        test: Rows::new(&dataset.test, dataset.side, test_limit.max(1), &device),
+        train: Rows::new(&dataset.train, dataset.side, args.limit),
+        test: Rows::new(&dataset.test, dataset.side, test_limit.max(1)),
         args: &args,
         dataset: &dataset,
         device,
@@ -326,10 +342,9 @@ impl Lab<'_> {
     }
 
     fn gradients<M: Classifier>(&self, model: &M, rows: &[i32]) -> GradientsParams {
-        let rows =
-            Tensor::<1, Int>::from_data(TensorData::new(rows.to_vec(), [rows.len()]), &self.device);
-        let x = Tensor::from_inner(self.train.x.clone().select(0, rows.clone()));
-        let y = self.train.y.clone().select(0, rows);
+        let rows = rows.iter().map(|&row| row as usize);
+        let (x, y) = self.train.upload(rows, &self.device);
+        let x = Tensor::from_inner(x);
         let device = self.device.clone().autodiff();
         let loss = CrossEntropyLossConfig::new()
             .init(&device)
@@ -343,12 +358,9 @@ impl Lab<'_> {
         let mut right = 0;
         for start in (0..self.test.count).step_by(500) {
             let rows = start..(start + 500).min(self.test.count);
-            let found = model
-                .forward(self.test.x.clone().slice([rows.clone()]))
-                .argmax(1);
-            let same = found
-                .flatten::<1>(0, 1)
-                .equal(self.test.y.clone().slice([rows]));
+            let (x, y) = self.test.upload(rows, &self.device);
+            let found = model.forward(x).argmax(1);
+            let same = found.flatten::<1>(0, 1).equal(y);
             right += same.int().sum().into_scalar::<i32>();
         }
         Ok(100.0 * f64::from(right) / self.test.count as f64)
