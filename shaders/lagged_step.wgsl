@@ -24,8 +24,8 @@ const RAW_NORM = false;
 @group(0) @binding(0) var<storage, read> updates: array<Update>;
 @group(0) @binding(1) var<storage, read_write> partials: array<u32>;
 @group(1) @binding(0) var<storage, read> blocks: array<Block>;
-@group(1) @binding(1) var<storage, read> parameters: array<Lane>;
-@group(1) @binding(2) var<storage, read_write> gradients: array<Lane>;
+@group(1) @binding(1) var<storage, read> parameters: array<ParameterLane>;
+@group(1) @binding(2) var<storage, read_write> gradients: array<GradientLane>;
 @group(1) @binding(3) var<storage, read> memory: array<Memory>;
 @group(1) @binding(4) var<storage, read_write> next_memory: array<Memory>;
 
@@ -63,7 +63,7 @@ fn lagged_step(invocation: Invocation) {
             g *= update.unscale;
         }
         let direction = remember(update, block.state_quad + quad, g, gradient_scale, momentum_scale, &alignment);
-        store_parameters(block, quad, moved(update, w, direction));
+        store_parameters(block, quad, moved(update, w, direction), 0u);
     }
 
     t.square = trusted(squares);

@@ -142,7 +142,8 @@ fn learning_rate(@builtin(global_invocation_id) id: vec3<u32>) {
         var u: Update;
         u.skip = 0u;
         u.learning_rate = turn.factor * s.learning_rate;
-        u.gradient_factor = c.sign * r.clip_factor;
+        u.gradient_factor = c.gradient_factor * r.clip_factor;
+        u.micro_share = abs(c.gradient_factor);
         u.unscale = power_of_two(-r.loss_scale_exponent);
         u.coupled_decay = c.coupled_decay;
         u.shrink = 1.0 - u.learning_rate * c.decoupled_decay;
@@ -173,6 +174,7 @@ fn learning_rate(@builtin(global_invocation_id) id: vec3<u32>) {
         u.first = select(1u - s.momentum_started, turn.begins, STREAMS);
         u.put = turn.put;
         u.take = turn.take;
+        u.rounding_key = rounding_key(c.rounding_seed, s.steps_low, s.steps_high);
         s.momentum_started = 1u;
         u.gradient_exponent = s.gradient_exponent;
         u.direction_exponent = s.direction_exponent;

@@ -32,8 +32,8 @@ override LOSS_SCALE: bool;
 @group(0) @binding(1) var<storage, read> states: array<GroupState>;
 @group(0) @binding(2) var<storage, read_write> partials: array<u32>;
 @group(1) @binding(0) var<storage, read> blocks: array<Block>;
-@group(1) @binding(1) var<storage, read> parameters: array<Lane>;
-@group(1) @binding(2) var<storage, read> gradients: array<Lane>;
+@group(1) @binding(1) var<storage, read> parameters: array<ParameterLane>;
+@group(1) @binding(2) var<storage, read> gradients: array<GradientLane>;
 @group(1) @binding(3) var<storage, read> momentum: array<vec4<f32>>;
 @group(1) @binding(4) var<storage, read> memory: array<Memory>;
 
@@ -41,7 +41,7 @@ fn load(what: u32, block: Block, quad: u32) -> vec4<f32> {
     if what == PARAMETERS {
         return load_parameters(block, quad);
     }
-    var g = groups[block.group].sign * load_gradients(block, quad);
+    var g = groups[block.group].gradient_factor * load_gradients(block, quad);
     if COUPLED_DECAY && what == GRADIENT {
         if LOSS_SCALE {
             g *= power_of_two(-states[block.group].loss_scale_exponent);

@@ -10,9 +10,7 @@ override EXCHANGE: bool;
 
 @group(0) @binding(0) var<storage, read> updates: array<Update>;
 @group(1) @binding(0) var<storage, read> blocks: array<Block>;
-@group(1) @binding(1) var<storage, read_write> parameters: array<Lane>;
-// Not bound: nothing here loads gradients, though the files that load parameters can.
-@group(1) @binding(2) var<storage, read> gradients: array<Lane>;
+@group(1) @binding(1) var<storage, read_write> parameters: array<ParameterLane>;
 
 @compute @workgroup_size(WORKGROUP)
 fn swap_averages(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
@@ -25,7 +23,7 @@ fn swap_averages(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_inv
         let at = block.state_quad + quad;
         let w = load_parameters(block, quad);
         if started {
-            store_parameters(block, quad, averages[at]);
+            store_parameters(block, quad, averages[at], 0u);
         }
         averages[at] = w;
     }

@@ -14,8 +14,8 @@ override AVERAGES: bool;
 
 @group(0) @binding(0) var<storage, read> updates: array<Update>;
 @group(1) @binding(0) var<storage, read> blocks: array<Block>;
-@group(1) @binding(1) var<storage, read> parameters: array<Lane>;
-@group(1) @binding(2) var<storage, read_write> gradients: array<Lane>;
+@group(1) @binding(1) var<storage, read> parameters: array<ParameterLane>;
+@group(1) @binding(2) var<storage, read_write> gradients: array<GradientLane>;
 @group(1) @binding(3) var<storage, read> memory: array<u32>;
 @group(1) @binding(4) var<storage, read_write> next_memory: array<u32>;
 
@@ -32,7 +32,7 @@ fn undo_step(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocat
         return;
     }
     for (var quad = lane; 4u * quad < block.elements; quad += WORKGROUP) {
-        store_parameters(block, quad, load_parameters(block, quad));
+        store_parameters(block, quad, load_parameters(block, quad), 0u);
         for (var place = 0u; place < MEMORY_PLACES; place++) {
             let first = place * (arrayLength(&memory) / MEMORY_PLACES) + (block.state_quad + quad) * MEMORY_WORDS;
             for (var word = 0u; word < MEMORY_WORDS; word++) {

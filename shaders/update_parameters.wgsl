@@ -1,14 +1,15 @@
 // Pass 4: the fused update, one read-modify-write of the parameters and of what the rule remembers.
 //
 // Reads:  updates (one per group, from pass 3), gradients.
-// Writes: parameters; momentum; memory (counters, the last gradient, the first parameters, streams of
+// Writes: parameters, with what 16 bits lack of them where that is kept; momentum; memory (counters, the last gradient, the first parameters, streams of
 //         parameters, or a sketch of the block's steps); averages;
 //         what it measures of the step. Nothing where the step is skipped, but for streams, which change turns.
+//         Zeros in the place of the gradients where that is asked, skipped or not.
 // Grid:   one workgroup of WORKGROUP invocations per block; invocation i takes quads i, i + WORKGROUP, … of the block, in the order of
 //         shared/sweep_quads.wgsl or shared/leave_sketch.wgsl.
 //
 //     g ← g / loss scale
-//     g ← sign·clip·g + λ w            coupled weight decay
+//     g ← sign·clip·g/k + λ w          k micro-batches; coupled weight decay
 //     m ← keep·m + share·g             Sgdm, Nesterov, Signum, AdamW; Lion, after u
 //     v ← β₂ v + (1 - β₂) g²           AdamW; in the second half of the momentum
 //     u = g | m | g + μ m | sign g | sign m | c₁ m / (c₂ √v + ε) | sign(β₁ m + (1 - β₁) g)
@@ -19,11 +20,12 @@ override RULE: u32;
 override COUPLED_DECAY: bool;
 override COUNTERS: bool;
 override LOSS_SCALE: bool;
+override CLEAR: bool;
 
 @group(0) @binding(0) var<storage, read> updates: array<Update>;
 @group(1) @binding(0) var<storage, read> blocks: array<Block>;
-@group(1) @binding(1) var<storage, read_write> parameters: array<Lane>;
-@group(1) @binding(2) var<storage, read> gradients: array<Lane>;
+@group(1) @binding(1) var<storage, read_write> parameters: array<ParameterLane>;
+@group(1) @binding(2) var<storage, read> gradients: array<GradientLane>;
 @group(1) @binding(3) var<storage, read_write> momentum: array<vec4<f32>>;
 @group(1) @binding(4) var<storage, read_write> memory: array<Memory>;
 
@@ -31,6 +33,9 @@ override LOSS_SCALE: bool;
 fn update_quad(block: Block, update: Update, quad: u32) -> vec4<f32> {
     let w = load_parameters(block, quad);
     var raw = load_gradients(block, quad);
+    if CLEAR {
+        clear_gradients(block, quad);
+    }
     if LOSS_SCALE {
         raw *= update.unscale;
     }
@@ -55,7 +60,7 @@ fn update_quad(block: Block, update: Update, quad: u32) -> vec4<f32> {
     keep(update, at, w, raw, g);
     let direction = direction_of(update, g, last, m, v);
     let next = moved(update, w, direction);
-    store_parameters(block, quad, settled(update, at, next));
+    store_parameters(block, quad, settled(update, at, next), update.rounding_key);
     average(update, at, next);
     watch(w, next);
     return direction;
@@ -66,6 +71,11 @@ fn update_parameters(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local
     let block = blocks[workgroup.x];
     let update = updates[block.group];
     if update.skip == SKIP_ALL {
+        if CLEAR {
+            for (var quad = lane; 4u * quad < block.elements; quad += WORKGROUP) {
+                clear_gradients(block, quad);
+            }
+        }
         return;
     }
     sweep(block, update, lane);

@@ -13,8 +13,10 @@ use std::io::{Read, Write};
 use std::ops::Range;
 use std::path::Path;
 
+use half::{bf16, f16};
 use safetensors::tensor::{Dtype, Metadata, TensorInfo};
 
+use crate::element::Element;
 use crate::error::Error;
 use crate::layout::{GroupState, MEAN_STEPS, NO_TENSOR, RawTensorRecord, SKETCH_BUCKETS, Update};
 use crate::plan::{MemoryKind, Plan};
@@ -45,7 +47,7 @@ pub enum Parameters {
 /// keep it elsewhere, add notes, or look into it. The records are not in it: drain them before.
 ///
 /// A file is [safetensors](https://github.com/huggingface/safetensors), with a tensor `parameters/NAME` for each tensor, `momentum/NAME`,
-/// `second_moment/NAME` (v of AdamW), `direction_counters/NAME`, `last_gradient/NAME`, `first_parameters/NAME`, `streams/NAME` or `averages/NAME` where that is remembered; and
+/// `second_moment/NAME` (v of AdamW), `direction_counters/NAME`, `last_gradient/NAME`, `first_parameters/NAME`, `streams/NAME`, `averages/NAME` or `remainders/NAME` (what 16-bit parameters lack of their masters, as i16) where that is remembered; and
 /// `groups/state`, `groups/update` and, where they are needed, `norms/way` and `tensors/record`, with a row for each group, norm or tensor.
 /// The header's metadata has the version of this form, the step, the configuration, and the notes.
 ///
@@ -233,11 +235,22 @@ impl Checkpoint {
         self.about.parameters
     }
 
-    /// A tensor's parameters, if it holds them.
+    /// A tensor's parameters, if it holds them. Those of 16 bits as f32, which has them all.
     pub fn parameters(&self, tensor: &str) -> Option<Vec<f32>> {
         let info = self.metadata.info(&parameters_name(tensor))?;
         let bytes = &self.data[info.data_offsets.0..info.data_offsets.1];
-        (info.dtype == Dtype::F32).then(|| bytemuck::pod_collect_to_vec(bytes))
+        match info.dtype {
+            Dtype::F32 => Some(bytemuck::pod_collect_to_vec(bytes)),
+            Dtype::F16 => {
+                let halves: Vec<f16> = bytemuck::pod_collect_to_vec(bytes);
+                Some(halves.iter().map(|half| half.to_f32()).collect())
+            }
+            Dtype::BF16 => {
+                let halves: Vec<bf16> = bytemuck::pod_collect_to_vec(bytes);
+                Some(halves.iter().map(|half| half.to_f32()).collect())
+            }
+            _ => None,
+        }
     }
 
     /// Refuses everything but a checkpoint of an optimizer with this plan, before anything is changed.
@@ -602,12 +615,13 @@ fn items(plan: &Plan, parameters: bool) -> Vec<Item> {
     });
     let tensors = plan.tensors.iter().enumerate();
     let memories = tensors.clone().flat_map(|(index, tensor)| {
-        let kinds = plan.kernels[tensor.group].memories();
+        let kinds = plan.kernel_of(index).memories();
         kinds.map(move |kind| Item {
             slot: Slot::Memory(index, kind),
             name: memory_name(kind, &tensor.name),
             dtype: match kind.element_bytes() {
                 1 => Dtype::U8,
+                2 => Dtype::I16,
                 _ => Dtype::F32,
             },
             shape: match kind.slots() {
@@ -619,7 +633,11 @@ fn items(plan: &Plan, parameters: bool) -> Vec<Item> {
     let parameters = tensors.filter(|_| parameters).map(|(index, tensor)| Item {
         slot: Slot::Parameters(index),
         name: parameters_name(&tensor.name),
-        dtype: Dtype::F32,
+        dtype: match plan.places[index].params {
+            Element::F32 => Dtype::F32,
+            Element::F16 => Dtype::F16,
+            Element::Bf16 => Dtype::BF16,
+        },
         shape: vec![tensor.elements as usize],
     });
     let mut items: Vec<Item> = parameters.chain(memories).chain(tables).collect();

@@ -8,6 +8,7 @@ mod finish_sketch;
 mod finish_update;
 mod fold_sketches;
 mod gated_distance;
+mod half;
 mod lagged_step;
 mod learning_rate;
 mod optimizer;
@@ -17,6 +18,8 @@ mod scaled;
 mod streams;
 mod tensor;
 mod update_parameters;
+mod values;
 
 pub use optimizer::CpuOptimizer;
-pub use tensor::Tensor;
+pub use tensor::{Tensor, Value};
+pub use values::{Slice, SliceMut};

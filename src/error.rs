@@ -1,5 +1,7 @@
 //! Everything that can go wrong, in words that name the culprit and the way out.
 
+use crate::element::Element;
+
 /// What a call of this crate can refuse, and why.
 ///
 /// Every message is one line that names the group or tensor, the number that is wrong, the limit it breaks and what to do
@@ -59,7 +61,7 @@ pub enum Error {
 
     /// A parameter tensor and its gradient differ in length.
     #[error(
-        "tensor \"{tensor}\": {params} parameters but {grads} gradients: give both slices the same number of f32 elements"
+        "tensor \"{tensor}\": {params} parameters but {grads} gradients: give both slices the same number of elements"
     )]
     LengthMismatch {
         /// The tensor's name.
@@ -70,9 +72,10 @@ pub enum Error {
         grads: u64,
     },
 
-    /// A buffer slice does not start or end on an f32.
+    /// A buffer slice does not start or end on an element.
     #[error(
-        "tensor \"{tensor}\": the {role} slice starts at byte {offset_bytes} and is {size_bytes} bytes long, but both must be multiples of 4 (f32)"
+        "tensor \"{tensor}\": the {role} slice starts at byte {offset_bytes} and is {size_bytes} bytes long, but it must start at a multiple of 4 and be a whole number of elements, {} bytes each",
+        element.bytes()
     )]
     Misaligned {
         /// The tensor's name.
@@ -83,6 +86,40 @@ pub enum Error {
         offset_bytes: u64,
         /// The slice's length in bytes.
         size_bytes: u64,
+        /// What its elements are stored as.
+        element: Element,
+    },
+
+    /// The word that a 16-bit tensor of odd length ends in is not all in its buffer.
+    #[error(
+        "tensor \"{tensor}\": the {role} slice ends at byte {end_bytes} of a buffer of {buffer_bytes}, in the middle of a word: make the buffer 2 bytes longer"
+    )]
+    HalfWord {
+        /// The tensor's name.
+        tensor: String,
+        /// `parameter` or `gradient`.
+        role: &'static str,
+        /// One past the slice's last byte in its buffer.
+        end_bytes: u64,
+        /// The buffer's length in bytes.
+        buffer_bytes: u64,
+    },
+
+    /// A slice handed to a CPU step, or to [`Optimizer::rebind`](crate::Optimizer::rebind), has other elements than were declared.
+    #[error(
+        "tensor \"{tensor}\" was built with {role}s of {}, but this call was given {}: pass slices of the builder's elements",
+        expected.name(),
+        actual.name()
+    )]
+    StepElement {
+        /// The tensor's name.
+        tensor: String,
+        /// `parameter` or `gradient`.
+        role: &'static str,
+        /// What they were at build time.
+        expected: Element,
+        /// What they are now.
+        actual: Element,
     },
 
     /// A buffer lacks a usage flag that is needed.
@@ -100,16 +137,16 @@ pub enum Error {
 
     /// Two slices that must be apart share elements.
     #[error(
-        "{first} and {second} overlap in elements {start}..{end} of one buffer: move one of them, a step reads gradients while it writes parameters"
+        "{first} and {second} overlap in bytes {start}..{end} of one buffer: move one of them, a step reads gradients while it writes parameters"
     )]
     Overlap {
         /// One slice, by role and tensor name.
         first: String,
         /// The other.
         second: String,
-        /// First shared element of the buffer.
+        /// First shared byte of the buffer.
         start: u64,
-        /// One past the last shared element.
+        /// One past the last shared byte.
         end: u64,
     },
 

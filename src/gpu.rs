@@ -26,7 +26,7 @@ pub use context::{DEFAULT_READBACK_TIMEOUT, Gpu, GpuOptions};
 pub use optimizer::{Dispatch, Optimizer, PassName};
 pub use pass::{BoundBuffer, BoundGroup, CompiledKernel, KernelSource};
 pub(crate) use tensor::Span;
-pub use tensor::Tensor;
+pub use tensor::{ElementSlice, Tensor};
 pub use timestamps::Timestamps;
 pub use tune::{Candidate, TuneOptions, TuneReport};
 pub use tuning::{Partials, Tuning};

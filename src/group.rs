@@ -4,8 +4,10 @@
 use std::collections::HashSet;
 
 use crate::averaging::Averaging;
+use crate::element::Rounding;
 use crate::error::{Error, require};
 use crate::gpu::Span;
+use crate::plan::Accumulation;
 use crate::regime::{AutoSgd, Regime};
 use crate::rule::{Rule, WeightDecay};
 use crate::safeguards::{LossScaler, NonFinitePolicy, Safeguards};
@@ -45,6 +47,7 @@ pub(crate) struct Settings {
     pub(crate) averaging: Option<Averaging>,
     pub(crate) trust_ratio: Option<TrustRatio>,
     pub(crate) telemetry: Option<bool>,
+    pub(crate) rounding: Option<Rounding>,
 }
 
 impl<T> Group<T> {
@@ -130,6 +133,12 @@ impl<T> Group<T> {
         self
     }
 
+    /// How this group's 16-bit parameters take a step; those of f32 do not care.
+    pub fn rounding(mut self, rounding: Rounding) -> Self {
+        self.settings.rounding = Some(rounding);
+        self
+    }
+
     /// One learning rate per tensor, each from its own norm (layer-wise, as Bahamou & Goldfarb 2023, arXiv:2305.13664, have it for their
     /// rates), instead of one for the whole group. It costs no further dispatch.
     ///
@@ -140,10 +149,11 @@ impl<T> Group<T> {
         self
     }
 
-    /// Adds a tensor: its parameters and its gradients, both f32 and of the same length, which may be 0.
+    /// Adds a tensor: its parameters and its gradients, of the same length, which may be 0.
     ///
-    /// On the device both are [`wgpu::BufferSlice`]s; on the CPU both are `&[f32]`, of which only the length is kept: the
-    /// slices themselves are handed to each step.
+    /// On the device both are [`wgpu::BufferSlice`]s of f32, or, of whatever [`Element`](crate::Element), what
+    /// [`Element::of`](crate::Element::of) makes of one. On the CPU both are `&[f32]`, `&[half::f16]` or `&[half::bf16]`, of which only the
+    /// length is kept: the slices themselves are handed to each step. Parameters and gradients need not be of one kind.
     pub fn tensor<P, G>(mut self, name: impl Into<String>, params: P, grads: G) -> Self
     where
         P: TensorPair<G, Tensor = T>,
@@ -196,6 +206,7 @@ pub struct OptimizerBuilder<T> {
     pub(crate) global_norm: bool,
     pub(crate) mode: StepMode,
     pub(crate) safeguards: Safeguards,
+    pub(crate) accumulation: Accumulation,
     pub(crate) record_steps: Option<u32>,
     pub(crate) rebindable: bool,
     /// The rank, and how many there are.
@@ -220,6 +231,10 @@ impl<T> OptimizerBuilder<T> {
             global_norm: false,
             mode: StepMode::TwoPass,
             safeguards: Safeguards::default(),
+            accumulation: Accumulation {
+                micro_batches: 1,
+                clears: false,
+            },
             record_steps: None,
             rebindable: false,
             shard: None,
@@ -314,6 +329,30 @@ impl<T> OptimizerBuilder<T> {
         self
     }
 
+    /// How 16-bit parameters of every group that says nothing else take a step; [`Rounding::Masters`] without this.
+    pub fn rounding(mut self, rounding: Rounding) -> Self {
+        self.settings.rounding = Some(rounding);
+        self
+    }
+
+    /// Gradient accumulation: the caller adds up the gradients of so many micro-batches before each step, which goes by their mean, as if
+    /// the loss of each had been divided by the number. 1 without this.
+    ///
+    /// The division is part of a product that every gradient goes through anyway: no pass over memory, no more bytes.
+    pub fn micro_batches(mut self, micro_batches: u32) -> Self {
+        self.accumulation.micro_batches = micro_batches;
+        self
+    }
+
+    /// Leaves zeros in the place of the gradients, in the pass that reads them for the last time, so that the next can be added up there:
+    /// `zero_grad` without a pass over memory of its own. In a step that is skipped, too: what was not finite would stay so. Off without this.
+    ///
+    /// For the device only: on the CPU path a step borrows the gradients, and the caller fills them.
+    pub fn clear_gradients(mut self, clear: bool) -> Self {
+        self.accumulation.clears = clear;
+        self
+    }
+
     /// How many steps the record ring holds before the oldest are overwritten; at least 1. Without this it holds
     /// [`DEFAULT_RECORD_STEPS`], or fewer where there are so many groups that the device could not bind it.
     pub fn record_steps(mut self, steps: u32) -> Self {
@@ -382,6 +421,21 @@ impl<T> OptimizerBuilder<T> {
             )?;
         }
         self.safeguards.validate()?;
+        let micro_batches = self.accumulation.micro_batches;
+        require(
+            micro_batches >= 1,
+            || "optimizer".to_owned(),
+            "micro_batches",
+            micro_batches,
+            "at least 1",
+        )?;
+        require(
+            self.mode == StepMode::TwoPass || !self.accumulation.clears,
+            || "optimizer".to_owned(),
+            "clear_gradients",
+            "on",
+            "off with StepMode::Lagged, which leaves the parameters where the gradients were (StepMode::TwoPass can do it)",
+        )?;
         require(
             self.mode == StepMode::TwoPass || !self.rebindable,
             || "optimizer".to_owned(),
@@ -438,6 +492,7 @@ impl<T> OptimizerBuilder<T> {
                 averaging: own.averaging.or(all.averaging).unwrap_or_default(),
                 trust_ratio: own.trust_ratio.or(all.trust_ratio),
                 telemetry: own.telemetry.or(all.telemetry).unwrap_or(false),
+                rounding: own.rounding.or(all.rounding).unwrap_or_default(),
                 scope,
             };
             config.validate()?;
@@ -534,6 +589,8 @@ pub struct GroupConfig {
     pub trust_ratio: Option<TrustRatio>,
     /// Whether every tensor's norm and step are recorded.
     pub telemetry: bool,
+    /// How its 16-bit parameters take a step.
+    pub rounding: Rounding,
     /// The norm it shares with other groups; `None` is a norm of its own.
     pub scope: Option<String>,
 }

@@ -37,6 +37,8 @@ pub struct GroupConstants {
     pub flags: u32,
     /// -1 where the group climbs, else 1.
     pub sign: f32,
+    /// The gradient's factor: the sign over the number of micro-batches that were added up in it.
+    pub gradient_factor: f32,
     /// λ of coupled weight decay.
     pub coupled_decay: f32,
     /// λ of decoupled weight decay.
@@ -120,6 +122,8 @@ pub struct GroupConstants {
     /// The largest norm that a gradient can have in a momentum of the scope, by clips and by what AdamW takes; `f32::MAX` without such a
     /// bound.
     pub scope_clip: f32,
+    /// What the random bits of [`Rounding::Stochastic`](crate::Rounding::Stochastic) are drawn from.
+    pub rounding_seed: u32,
 }
 
 impl GroupConstants {
@@ -527,8 +531,10 @@ pub struct Update {
     pub skip: u32,
     /// η of the step.
     pub learning_rate: f32,
-    /// The gradient's factor: sign times clip.
+    /// The gradient's factor: sign times clip over the number of micro-batches.
     pub gradient_factor: f32,
+    /// One over the number of micro-batches.
+    pub micro_share: f32,
     /// What the gradient is multiplied by before, exactly: the inverse of the loss scale.
     pub unscale: f32,
     /// λ of coupled weight decay.
@@ -565,6 +571,8 @@ pub struct Update {
     pub put: u32,
     /// The slot from where the next stream's parameters come, one of [`slots`].
     pub take: u32,
+    /// What this step's random bits are drawn from, where parameters are rounded by them.
+    pub rounding_key: u32,
 }
 
 impl Update {
@@ -580,7 +588,8 @@ impl Update {
         Update {
             skip: 0,
             learning_rate,
-            gradient_factor: constants.sign,
+            gradient_factor: constants.gradient_factor,
+            micro_share: constants.gradient_factor.abs(),
             unscale: unscale(constants.loss_scale_first),
             coupled_decay: constants.coupled_decay,
             shrink: 1.0 - learning_rate * constants.decoupled_decay,
@@ -603,6 +612,7 @@ impl Update {
             regime_rate: learning_rate,
             put: slots::NO_SLOT,
             take: slots::NO_SLOT,
+            rounding_key: 0,
         }
     }
 }

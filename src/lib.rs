@@ -58,6 +58,7 @@ mod averaging;
 #[cfg(feature = "checkpoint")]
 mod checkpoint;
 pub mod cpu;
+mod element;
 mod error;
 pub mod gpu;
 mod group;
@@ -76,6 +77,7 @@ pub use averaging::Averaging;
 #[cfg(feature = "checkpoint")]
 pub use checkpoint::{Checkpoint, Notes, Parameters};
 pub use cpu::CpuOptimizer;
+pub use element::{Element, Rounding};
 pub use error::Error;
 pub use gpu::{Gpu, GpuOptions, Optimizer};
 pub use group::{DEFAULT_RECORD_STEPS, Group, GroupConfig, OptimizerBuilder, TensorPair};

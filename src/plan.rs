@@ -8,6 +8,7 @@
 
 use std::collections::HashMap;
 
+use crate::element::{self, Element, Rounding};
 use crate::error::Error;
 use crate::group::{GroupConfig, ResolvedGroup};
 use crate::layout::{
@@ -27,8 +28,10 @@ pub(crate) const QUAD: u32 = 4;
 /// Where a tensor lies: buffers are numbered by the caller of [`Plan::new`], offsets and lengths are in elements.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Place {
+    pub(crate) params: Element,
     pub(crate) params_buffer: usize,
     pub(crate) params_start: u64,
+    pub(crate) grads: Element,
     pub(crate) grads_buffer: usize,
     pub(crate) grads_start: u64,
     pub(crate) elements: u64,
@@ -130,6 +133,26 @@ impl RuleKind {
     }
 }
 
+/// How new parameters are encoded: [`Rounding`] without its numbers, or as they are where they are f32.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) enum Encoding {
+    Exact,
+    Masters,
+    Nearest,
+    Stochastic,
+}
+
+impl Encoding {
+    fn of(params: Element, rounding: Rounding) -> Self {
+        match rounding {
+            _ if !params.is_half() => Encoding::Exact,
+            Rounding::Masters => Encoding::Masters,
+            Rounding::Nearest => Encoding::Nearest,
+            Rounding::Stochastic { .. } => Encoding::Stochastic,
+        }
+    }
+}
+
 /// Everything passes 1 and 4 are specialised by at compile time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) struct Kernel {
@@ -147,11 +170,55 @@ pub(crate) struct Kernel {
     pub(crate) step_sums: bool,
     /// The gradients are multiplied by a scale of the loss.
     pub(crate) loss_scale: bool,
+    /// Gradients are cleared when they have been read for the last time.
+    pub(crate) clears_gradients: bool,
+    /// What the parameters are stored as. This and the next two are the tensor's, the others its group's.
+    pub(crate) params: Element,
+    /// What the gradients are stored as.
+    pub(crate) grads: Element,
+    /// How new parameters are encoded.
+    pub(crate) encoding: Encoding,
 }
 
 impl Kernel {
+    /// SGD of f32 at a fixed rate.
+    pub(crate) const PLAIN: Kernel = Kernel {
+        rule: RuleKind::Sgd,
+        alignment: Alignment::None,
+        coupled_decay: false,
+        raw_norm: false,
+        initial_norm: false,
+        averages: false,
+        step_sums: false,
+        loss_scale: false,
+        clears_gradients: false,
+        params: Element::F32,
+        grads: Element::F32,
+        encoding: Encoding::Exact,
+    };
+
     pub(crate) fn reads_momentum(self) -> bool {
         self.alignment == Alignment::Momentum
+    }
+
+    /// That of a tensor at this place.
+    pub(crate) fn at(self, place: &Place, rounding: Rounding) -> Self {
+        Kernel {
+            params: place.params,
+            grads: place.grads,
+            encoding: Encoding::of(place.params, rounding),
+            ..self
+        }
+    }
+
+    /// Whether what 16-bit parameters lack of f32 is kept.
+    pub(crate) fn has_remainders(self) -> bool {
+        self.encoding == Encoding::Masters
+    }
+
+    /// Whether pass 1 has a use for the parameters, in a step before which the optimizer has `started` or not.
+    pub(crate) fn measures_parameters(self, started: bool) -> bool {
+        self.coupled_decay || self.has_first_parameters() || self.initial_norm && !started
     }
 
     pub(crate) fn has_counters(self) -> bool {
@@ -237,10 +304,12 @@ pub(crate) enum MemoryKind {
     Streams,
     /// The average of the parameters.
     Averages,
+    /// What 16-bit parameters lack of f32.
+    Remainders,
 }
 
 impl MemoryKind {
-    pub(crate) const ALL: [MemoryKind; 7] = [
+    pub(crate) const ALL: [MemoryKind; 8] = [
         MemoryKind::Momentum,
         MemoryKind::SecondMoment,
         MemoryKind::Counters,
@@ -248,6 +317,7 @@ impl MemoryKind {
         MemoryKind::FirstParameters,
         MemoryKind::Streams,
         MemoryKind::Averages,
+        MemoryKind::Remainders,
     ];
 
     /// Its name in checkpoints and in labels of buffers.
@@ -260,13 +330,15 @@ impl MemoryKind {
             MemoryKind::FirstParameters => "first_parameters",
             MemoryKind::Streams => "streams",
             MemoryKind::Averages => "averages",
+            MemoryKind::Remainders => "remainders",
         }
     }
 
-    /// Bytes of an entry: 1, or the 4 of an f32.
+    /// Bytes of an entry: 1, the 2 of an i16, or the 4 of an f32.
     pub(crate) fn element_bytes(self) -> u32 {
         match self {
             MemoryKind::Counters => 1,
+            MemoryKind::Remainders => 2,
             MemoryKind::Momentum
             | MemoryKind::SecondMoment
             | MemoryKind::LastGradient
@@ -295,6 +367,7 @@ impl Kernel {
             MemoryKind::FirstParameters => self.has_first_parameters(),
             MemoryKind::Streams => self.has_streams(),
             MemoryKind::Averages => self.averages,
+            MemoryKind::Remainders => self.has_remainders(),
         }
     }
 
@@ -310,6 +383,7 @@ impl Kernel {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Region {
     pub(crate) buffer: usize,
+    pub(crate) element: Element,
     pub(crate) start: u64,
     pub(crate) end: u64,
 }
@@ -394,6 +468,7 @@ pub struct TensorInfo {
 pub(crate) struct Plan {
     pub(crate) mode: StepMode,
     pub(crate) safeguards: Safeguards,
+    pub(crate) accumulation: Accumulation,
     pub(crate) configs: Vec<GroupConfig>,
     pub(crate) groups: Vec<GroupConstants>,
     /// What each group's passes are compiled for.
@@ -405,7 +480,6 @@ pub(crate) struct Plan {
     pub(crate) windows: Vec<Window>,
     pub(crate) tensors: Vec<TensorInfo>,
     /// Where each tensor lies.
-    #[cfg(feature = "checkpoint")]
     pub(crate) places: Vec<Place>,
     /// Partials of all scopes.
     pub(crate) partials: u32,
@@ -424,6 +498,15 @@ pub(crate) struct Location {
     pub(crate) rank: Option<(u32, u64)>,
 }
 
+/// How gradients come to be whole.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Accumulation {
+    /// Gradients that the caller adds up in one.
+    pub(crate) micro_batches: u32,
+    /// Whether pass 4 leaves zeros in their place.
+    pub(crate) clears: bool,
+}
+
 /// A scope while the plan is being made.
 struct Scope<'a> {
     groups: Vec<usize>,
@@ -436,8 +519,20 @@ impl Plan {
         groups: Vec<ResolvedGroup<Place>>,
         mode: StepMode,
         safeguards: Safeguards,
+        accumulation: Accumulation,
         geometry: &Geometry,
     ) -> Result<Self, Error> {
+        for group in &groups {
+            for (name, place) in &group.tensors {
+                element::check(
+                    name,
+                    [place.params, place.grads],
+                    mode == StepMode::Lagged,
+                    group.config.averaging.is_on(),
+                    group.config.rounding,
+                )?;
+            }
+        }
         let total: u64 = groups
             .iter()
             .flat_map(|group| group.tensors.iter().map(|(_, place)| place.elements))
@@ -469,6 +564,7 @@ impl Plan {
             let scope = &scopes[scope_of_group[index]];
             let mut kernel = kernel_of(config, scope, &configs)?;
             kernel.loss_scale = safeguards.loss_scaler.is_some();
+            kernel.clears_gradients = accumulation.clears;
             let elements: u64 = scope.groups.iter().map(|&g| elements_of_group[g]).sum();
             let mut group = constants_of(
                 config,
@@ -482,12 +578,12 @@ impl Plan {
                 group.flags |= group_flags::LAGGED;
             }
             safeguards.write_to(&mut group);
+            group.gradient_factor = group.sign / accumulation.micro_batches as f32;
             constants.push(group);
             kernels.push(kernel);
         }
 
         let mut tensors = Vec::new();
-        #[cfg(feature = "checkpoint")]
         let mut places = Vec::new();
         let mut windows = Windows::new(geometry);
         let mut first_element = 0;
@@ -502,7 +598,6 @@ impl Plan {
                     first_element,
                     elements: place.elements,
                 });
-                #[cfg(feature = "checkpoint")]
                 places.push(place);
                 match spans.last_mut() {
                     // What is recorded tensor by tensor is cut at their boundaries.
@@ -524,7 +619,8 @@ impl Plan {
                 *scope_element += place.elements;
             }
             for span in &spans {
-                windows.add_span(index, kernels[index], span);
+                let kernel = kernels[index].at(&span.place, group.config.rounding);
+                windows.add_span(index, kernel, span);
             }
         }
         let mut windows = windows.finish();
@@ -540,6 +636,7 @@ impl Plan {
         Ok(Plan {
             mode,
             safeguards,
+            accumulation,
             configs,
             groups: constants,
             #[cfg(feature = "checkpoint")]
@@ -548,7 +645,6 @@ impl Plan {
             sketches,
             windows,
             tensors,
-            #[cfg(feature = "checkpoint")]
             places,
             partials,
             units,
@@ -559,7 +655,19 @@ impl Plan {
     /// The same where other ranks have other parameters.
     pub(crate) fn sharded(mut self, rank_of_ranks: Option<(u32, u32)>) -> Self {
         self.shard = rank_of_ranks.map(|(rank, ranks)| Shard::new(rank, ranks, &self));
+        if let Some((rank, _)) = rank_of_ranks {
+            for group in &mut self.groups {
+                group.rounding_seed = element::seed_of_rank(group.rounding_seed, rank);
+            }
+        }
         self
+    }
+
+    /// What the passes over a tensor are compiled for.
+    #[cfg(feature = "checkpoint")]
+    pub(crate) fn kernel_of(&self, tensor: usize) -> Kernel {
+        let group = self.tensors[tensor].group;
+        self.kernels[group].at(&self.places[tensor], self.configs[group].rounding)
     }
 
     /// The error that a record of a halted optimizer stands for.
@@ -621,7 +729,8 @@ struct Span {
 impl Span {
     fn continues_with(&self, next: &Place) -> bool {
         let this = &self.place;
-        next.params_buffer == this.params_buffer
+        (next.params, next.grads) == (this.params, this.grads)
+            && next.params_buffer == this.params_buffer
             && next.grads_buffer == this.grads_buffer
             && next.params_start == this.params_start + this.elements
             && next.grads_start == this.grads_start + this.elements
@@ -712,8 +821,8 @@ impl<'a> Windows<'a> {
     ) {
         let place = &span.place;
         let starts = (place.params_start + at, place.grads_start + at);
-        let params = self.region(place.params_buffer, starts.0, elements);
-        let grads = self.region(place.grads_buffer, starts.1, elements);
+        let params = self.region(place.params_buffer, place.params, starts.0, elements);
+        let grads = self.region(place.grads_buffer, place.grads, starts.1, elements);
         let quads = elements.div_ceil(u64::from(QUAD)) as u32;
         let key = (kernel, access, place.params_buffer, place.grads_buffer);
         let index = match self.newest.get(&key) {
@@ -754,10 +863,12 @@ impl<'a> Windows<'a> {
         window.state_quads += quads;
     }
 
-    fn region(&self, buffer: usize, start: u64, elements: u64) -> Region {
-        let alignment = self.geometry.binding_alignment;
+    fn region(&self, buffer: usize, element: Element, start: u64, elements: u64) -> Region {
+        // In elements of this kind; the geometry counts in f32.
+        let alignment = self.geometry.binding_alignment * Element::F32.bytes() / element.bytes();
         Region {
             buffer,
+            element,
             start: start / alignment * alignment,
             end: start + elements,
         }
@@ -793,11 +904,22 @@ impl Region {
     pub(crate) fn elements(&self) -> u64 {
         self.end - self.start
     }
+
+    /// Its first byte in the buffer.
+    pub(crate) fn start_bytes(&self) -> u64 {
+        self.start * self.element.bytes()
+    }
+
+    /// Its length in bytes: whole words.
+    pub(crate) fn bytes(&self) -> u64 {
+        (self.elements() * self.element.bytes()).next_multiple_of(4)
+    }
 }
 
 fn union(a: Region, b: Region) -> Region {
     Region {
         buffer: a.buffer,
+        element: a.element,
         start: a.start.min(b.start),
         end: a.end.max(b.end),
     }
@@ -894,7 +1016,8 @@ fn kernel_of(
             .any(|member| member.regime.needs_initial_norm() || member.trust_ratio.is_some()),
         averages: config.averaging.is_on(),
         step_sums: config.measures_step(),
-        loss_scale: false, // set by `Plan::new`
+        // What is left is set by `Plan::new` and `Kernel::at`.
+        ..Kernel::PLAIN
     })
 }
 
@@ -945,6 +1068,7 @@ fn constants_of(
             | flag(kernel.alignment == Alignment::Counters, group_flags::BRAKE)
             | flag(kernel.raw_norm, group_flags::RAW_NORM),
         sign: if config.maximize { -1.0 } else { 1.0 },
+        gradient_factor: 0.0, // set by `Plan::new`
         coupled_decay: config.weight_decay.coupled(),
         decoupled_decay: config.weight_decay.decoupled(),
         clip_norm: clip(config),
@@ -999,6 +1123,7 @@ fn constants_of(
             .map(|member| member.rule.momentum())
             .fold(0.0, f32::max),
         scope_clip: members().map(reach).fold(0.0, f32::max),
+        rounding_seed: config.rounding.seed(),
     }
 }
 
@@ -1151,20 +1276,28 @@ pub(crate) fn check_overlaps<'a>(
     let mut ranges: Vec<(usize, u64, u64, &str, &str)> = tensors
         .filter(|(_, place)| place.elements > 0)
         .flat_map(|(name, place)| {
+            let range = |buffer, element: Element, start, role| {
+                let bytes = |elements: u64| elements * element.bytes();
+                (
+                    buffer,
+                    bytes(start),
+                    bytes(start + place.elements),
+                    role,
+                    name,
+                )
+            };
             [
-                (
+                range(
                     place.params_buffer,
+                    place.params,
                     place.params_start,
-                    place.params_start + place.elements,
                     "parameters",
-                    name,
                 ),
-                (
+                range(
                     place.grads_buffer,
+                    place.grads,
                     place.grads_start,
-                    place.grads_start + place.elements,
                     "gradients",
-                    name,
                 ),
             ]
         })

@@ -42,6 +42,7 @@ impl Shard {
             &plan.configs,
             &plan.safeguards.nonfinite,
             &plan.safeguards.loss_scaler,
+            plan.accumulation.micro_batches,
         );
         Shard {
             rank,

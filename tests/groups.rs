@@ -12,8 +12,8 @@ use common::{Numbers, download, small_bindings, step, ulps};
 use wgpu_optim::gpu::{PassName, Tuning};
 use wgpu_optim::layout::Squares;
 use wgpu_optim::{
-    Averaging, GroupConfig, NormRatio, OptimizerBuilder, Regime, Rule, Schedule, Seesaw, StepMode,
-    WeightDecay,
+    Averaging, GroupConfig, NormRatio, OptimizerBuilder, Regime, Rounding, Rule, Schedule, Seesaw,
+    StepMode, WeightDecay,
 };
 
 fn run_steps(run: &mut dyn Run, grads: &[Vec<Vec<f32>>]) {
@@ -73,6 +73,7 @@ fn each_group_takes_the_builders_settings_or_its_own() {
         averaging: Averaging::Running { start: 3 },
         trust_ratio: None,
         telemetry: false,
+        rounding: Rounding::Masters,
         scope: Some("global".to_owned()),
     };
     let owns = GroupConfig {
@@ -86,6 +87,7 @@ fn each_group_takes_the_builders_settings_or_its_own() {
         averaging: Averaging::Off,
         trust_ratio: None,
         telemetry: false,
+        rounding: Rounding::Masters,
         scope: Some("together".to_owned()),
     };
     let optimizer = builder().build_cpu().expect("builds");

@@ -61,6 +61,7 @@ fn rust_layout() -> Layout {
             scope,
             flags,
             sign,
+            gradient_factor,
             coupled_decay,
             decoupled_decay,
             clip_norm,
@@ -102,6 +103,7 @@ fn rust_layout() -> Layout {
             sqrt_elements,
             scope_momentum,
             scope_clip,
+            rounding_seed,
         }
     );
     fields_of!(
@@ -233,6 +235,7 @@ fn rust_layout() -> Layout {
             skip,
             learning_rate,
             gradient_factor,
+            micro_share,
             unscale,
             coupled_decay,
             shrink,
@@ -251,6 +254,7 @@ fn rust_layout() -> Layout {
             regime_rate,
             put,
             take,
+            rounding_key,
         }
     );
     fields_of!(

@@ -25,7 +25,7 @@ class Host {
         const { wgsl, entry, constants, layout } = this.kernels[index];
         const module = this.device.createShaderModule({ code: wgsl });
         const layouts = layout.map((group) => this.device.createBindGroupLayout({
-            entries: group.map((readOnly, binding) => ({
+            entries: group.map(([binding, readOnly]) => ({
                 binding,
                 visibility: GPUShaderStage.COMPUTE,
                 buffer: { type: readOnly ? "read-only-storage" : "storage" },
@@ -61,7 +61,7 @@ class Host {
             const { pipeline, layouts } = await this.compile(kernel);
             const bound = groups.map((entries, group) => this.device.createBindGroup({
                 layout: layouts[group],
-                entries: entries.map(([buffer, offset, size], binding) => ({
+                entries: entries.map(([binding, buffer, offset, size]) => ({
                     binding,
                     resource: { buffer: buffers[buffer], offset, size },
                 })),

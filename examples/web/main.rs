@@ -272,7 +272,7 @@ struct Kernels {
 }
 
 impl Kernels {
-    fn place(&mut self, source: &KernelSource, layout: Vec<Vec<bool>>) -> usize {
+    fn place(&mut self, source: &KernelSource, layout: Vec<Vec<(u32, bool)>>) -> usize {
         let constants: serde_json::Map<String, Value> = source
             .constants
             .iter()
@@ -301,7 +301,9 @@ impl Kernels {
     fn of(&mut self, dispatch: &Dispatch) -> usize {
         let layout = dispatch.bind_groups.iter().map(|group| {
             let buffers = group.buffers().iter();
-            buffers.map(|bound| bound.read_only).collect()
+            buffers
+                .map(|bound| (bound.binding, bound.read_only))
+                .collect()
         });
         self.place(dispatch.pipeline.source(), layout.collect())
     }
@@ -334,6 +336,7 @@ impl Recording {
                         buffers
                             .map(|bound| {
                                 json!([
+                                    bound.binding,
                                     self.number(&bound.buffer),
                                     bound.offset_bytes,
                                     bound.size_bytes
@@ -602,8 +605,8 @@ fn throughput(gpu: &Gpu, kernels: &mut Kernels) -> Outcome<Value> {
             "bytes": 8,
             "buffers": [{ "bytes": bytes, "word": 0 }, { "bytes": bytes, "word": 1 }],
             "dispatches": [{
-                "kernel": kernels.place(&source, vec![vec![false, true]]),
-                "groups": [[[0, 0, bytes], [1, 0, bytes]]],
+                "kernel": kernels.place(&source, vec![vec![(0, false), (1, true)]]),
+                "groups": [[[0, 0, 0, bytes], [1, 1, 0, bytes]]],
                 "workgroups": blocks,
             }],
         }),

@@ -16,6 +16,7 @@ struct GroupConstants {
     scope: u32,
     flags: u32,
     sign: f32,
+    gradient_factor: f32,
     coupled_decay: f32,
     decoupled_decay: f32,
     clip_norm: f32,
@@ -57,6 +58,7 @@ struct GroupConstants {
     sqrt_elements: f32,
     scope_momentum: f32,
     scope_clip: f32,
+    rounding_seed: u32,
 }
 
 const SIGN_RULE = 1u;
@@ -237,6 +239,7 @@ struct Update {
     skip: u32,
     learning_rate: f32,
     gradient_factor: f32,
+    micro_share: f32,
     unscale: f32,
     coupled_decay: f32,
     shrink: f32,
@@ -255,6 +258,7 @@ struct Update {
     regime_rate: f32,
     put: u32,
     take: u32,
+    rounding_key: u32,
 }
 
 struct RawRecord {

@@ -1,6 +1,7 @@
-// The counterpart of load_scalars.wgsl for the pass that writes: nothing is written past the block's end.
+// The counterpart of load_scalars.wgsl for the pass that writes: nothing is written past the block's end. The key is for
+// 16 bits.
 
-fn store_parameters(block: Block, quad: u32, value: vec4<f32>) {
+fn store_parameters(block: Block, quad: u32, value: vec4<f32>, key: u32) {
     let at = block.params_start + 4u * quad;
     let left = block.elements - 4u * quad;
     parameters[at] = value.x;

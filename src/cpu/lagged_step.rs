@@ -4,7 +4,7 @@
 //! step's own.
 
 use crate::cpu::reduce_gradient::{BlockSlices, reduce_gradient};
-use crate::cpu::update_parameters::{BlockSlicesMut, update_parameters};
+use crate::cpu::update_parameters::{BlockSlicesMut, MemorySlices, update_parameters};
 use crate::layout::{Block, GroupConstants, GroupState, ScopeSums, Update};
 use crate::plan::Kernel;
 
@@ -117,15 +117,13 @@ pub(crate) fn lagged_step(of: &Lagged, slices: LaggedSlices) {
             let tile_slices = BlockSlicesMut {
                 params: new,
                 grads: &slices.grads[tile.clone()],
-                momentum: next_momentum,
-                squares: next_squares,
-                counters: next_counters,
-                vector: &mut [],
-                // It is not known yet whether the step holds.
-                averages: &mut [],
-                step_sums: &mut [],
-                scope_element: 0,
-                streams: [&mut [], &mut []],
+                // No averages: it is not known yet whether the step holds.
+                memory: MemorySlices {
+                    momentum: next_momentum,
+                    squares: next_squares,
+                    counters: next_counters,
+                    ..Default::default()
+                },
             };
             update_parameters(kernel, &update, tile_slices, None);
             slices.grads[tile].copy_from_slice(new);

@@ -5,6 +5,7 @@ use crate::cpu::gated_distance::gated_distance;
 use crate::cpu::regimes::{first_rate_is_a_formula, hold_rate, schedule_factor, set_rate};
 use crate::cpu::scaled::{Fixed, Scaled};
 use crate::cpu::streams::{Turn, enter_episode, take_turn};
+use crate::element::rounding_key;
 use crate::layout::{
     GroupConstants, GroupState, LOSS_ELEMENT, MEAN_OUTLIER, MEAN_STEPS, RawRecord, ScopeSums,
     Squares, Update, gated_phases, group_flags, record_flags, regime_kinds, schedule_kinds,
@@ -270,7 +271,8 @@ fn take_step(
     Update {
         skip: 0,
         learning_rate: rate,
-        gradient_factor: c.sign * r.clip_factor,
+        gradient_factor: c.gradient_factor * r.clip_factor,
+        micro_share: c.gradient_factor.abs(),
         unscale: unscale(r.loss_scale_exponent),
         coupled_decay: c.coupled_decay,
         shrink: 1.0 - rate * c.decoupled_decay,
@@ -289,6 +291,7 @@ fn take_step(
         regime_rate: s.regime_rate,
         put: turn.put,
         take: turn.take,
+        rounding_key: rounding_key(c.rounding_seed, s.steps_low, s.steps_high),
     }
 }
 

@@ -16,14 +16,15 @@ use crate::cpu::lagged_step::{Lagged, LaggedSlices, lagged_step};
 use crate::cpu::learning_rate::learning_rate;
 use crate::cpu::reduce_gradient::{BlockSlices, no_totals, reduce_gradient};
 use crate::cpu::tensor::Tensor;
-use crate::cpu::update_parameters::{BlockSlicesMut, update_parameters};
-use crate::error::Error;
+use crate::cpu::update_parameters::{BlockSlicesMut, MemorySlices, update_parameters};
+use crate::cpu::values::{Slice, SliceMut, Values, ValuesMut};
+use crate::error::{Error, require};
 use crate::group::{GroupConfig, OptimizerBuilder, ResolvedGroup};
 use crate::layout::{
     Block, GroupConstants, GroupState, LOSS_ELEMENT, NO_TENSOR, RawRecord, RawTensorRecord,
     ScopeSums, StepSums, Update, skips, unscale,
 };
-use crate::plan::{Geometry, Kernel, Place, Plan, TensorInfo};
+use crate::plan::{Encoding, Geometry, Kernel, Place, Plan, TensorInfo};
 use crate::record::{Record, RecordCursor, Records};
 use crate::shard::Stage;
 use crate::step_mode::StepMode;
@@ -109,6 +110,8 @@ struct Memory {
     vector: Vec<f32>,
     /// The two streams whose turn it is not.
     streams: [Vec<f32>; 2],
+    /// What 16-bit parameters lack of f32.
+    remainders: Vec<i16>,
 }
 
 impl Memory {
@@ -132,6 +135,7 @@ impl Memory {
             counters: vec![0; counters],
             vector: vec![0.0; vector],
             streams: [vec![0.0; stream], vec![0.0; stream]],
+            remainders: vec![0; if kernel.has_remainders() { elements } else { 0 }],
         }
     }
 }
@@ -143,6 +147,14 @@ impl OptimizerBuilder<Tensor> {
     /// A wrong number, name or length.
     pub fn build_cpu(self) -> Result<CpuOptimizer, Error> {
         let (mode, safeguards, shard) = (self.mode, self.safeguards, self.shard);
+        let accumulation = self.accumulation;
+        require(
+            !accumulation.clears,
+            || "optimizer".to_owned(),
+            "clear_gradients",
+            "on",
+            "off on the CPU path, whose steps only borrow the gradients: fill the slices with 0 after each step",
+        )?;
         let record_bytes = std::mem::size_of::<RawRecord>() as u64;
         let record_steps = self.record_steps_for(RECORD_RING_BYTES / record_bytes)? as usize;
         let mut lengths = Vec::new();
@@ -151,12 +163,15 @@ impl OptimizerBuilder<Tensor> {
             let mut tensors = Vec::with_capacity(group.tensors.len());
             for (name, tensor) in group.tensors {
                 let elements = tensor.checked(&name)?;
+                let (params, grads) = tensor.elements();
                 // Each tensor is a pair of buffers of its own.
                 let number = lengths.len();
                 lengths.push(elements as usize);
                 let place = Place {
+                    params,
                     params_buffer: number,
                     params_start: 0,
+                    grads,
                     grads_buffer: number,
                     grads_start: 0,
                     elements,
@@ -172,6 +187,7 @@ impl OptimizerBuilder<Tensor> {
             placed,
             mode,
             safeguards,
+            accumulation,
             &Geometry {
                 block_elements: BLOCK_ELEMENTS,
                 partials_per_block: 1,
@@ -286,7 +302,41 @@ impl CpuOptimizer {
     /// [`resume`](CpuOptimizer::resume) is called: the step was recorded, and skipped.
     pub fn step(&mut self, params: &mut [&mut [f32]], grads: &[&[f32]]) -> Result<(), Error> {
         self.check_needs_no_loss()?;
-        self.step_with_loss(params, grads, 0.0)
+        self.step_of(params, grads, 0.0)
+    }
+
+    /// As [`CpuOptimizer::step`], over slices of whatever elements.
+    ///
+    /// ```
+    /// use half::bf16;
+    /// use wgpu_optim::{Group, OptimizerBuilder, Rule};
+    ///
+    /// let (mut w, g) = (vec![bf16::ONE; 100], vec![bf16::from_f32(0.5); 100]);
+    /// let mut optimizer = OptimizerBuilder::new(Rule::sgd())
+    ///     .group(Group::new("all").tensor("w", &w, &g))
+    ///     .build_cpu()?;
+    /// optimizer.step_values(&mut [(&mut w).into()], &[(&g).into()])?;
+    /// # Ok::<(), wgpu_optim::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// As [`CpuOptimizer::step`]; [`Error::StepElement`] where the elements are not those that were declared.
+    pub fn step_values(&mut self, params: &mut [SliceMut], grads: &[Slice]) -> Result<(), Error> {
+        self.check_needs_no_loss()?;
+        self.step_of(params, grads, 0.0)
+    }
+
+    /// As [`CpuOptimizer::step_values`], with the loss.
+    ///
+    /// # Errors
+    /// As [`CpuOptimizer::step_values`].
+    pub fn step_values_with_loss(
+        &mut self,
+        params: &mut [SliceMut],
+        grads: &[Slice],
+        loss: f32,
+    ) -> Result<(), Error> {
+        self.step_of(params, grads, loss)
     }
 
     /// Refuses a step without a loss where a regime goes by it.
@@ -314,6 +364,15 @@ impl CpuOptimizer {
         grads: &[&[f32]],
         loss: f32,
     ) -> Result<(), Error> {
+        self.step_of(params, grads, loss)
+    }
+
+    fn step_of(
+        &mut self,
+        params: &mut [impl ValuesMut + Send + Sync],
+        grads: &[impl Values + Sync],
+        loss: f32,
+    ) -> Result<(), Error> {
         self.check_mode(StepMode::TwoPass)?;
         self.check_averages_in_place("a step")?;
         self.check_alone("step")?;
@@ -330,8 +389,8 @@ impl CpuOptimizer {
     /// Passes 1 and 2.
     fn measure_here(
         &mut self,
-        params: &[impl AsRef<[f32]> + Sync],
-        grads: &[impl AsRef<[f32]> + Sync],
+        params: &[impl Values + Sync],
+        grads: &[impl Values + Sync],
         loss: f32,
     ) {
         self.reduce(params, grads);
@@ -412,6 +471,19 @@ impl CpuOptimizer {
     /// [`Error::NoAverages`] where no group keeps one, [`Error::StepTensors`] or [`Error::StepLength`] where the slices are not those
     /// that were declared; nothing has changed then.
     pub fn swap_averages(&mut self, params: &mut [&mut [f32]]) -> Result<(), Error> {
+        self.swap_averages_of(params)
+    }
+
+    /// As [`CpuOptimizer::swap_averages`], over slices of whatever elements. Of 16 bits it is the masters that are exchanged: as exact as
+    /// [`Rounding::Masters`](crate::Rounding::Masters) says.
+    ///
+    /// # Errors
+    /// As [`CpuOptimizer::swap_averages`]; [`Error::StepElement`] where the elements are not those that were declared.
+    pub fn swap_averages_values(&mut self, params: &mut [SliceMut]) -> Result<(), Error> {
+        self.swap_averages_of(params)
+    }
+
+    fn swap_averages_of(&mut self, params: &mut [impl ValuesMut]) -> Result<(), Error> {
         if !self
             .plan
             .configs
@@ -424,8 +496,22 @@ impl CpuOptimizer {
         }
         self.check_slices("parameter", params)?;
         for (index, params) in params.iter_mut().enumerate() {
-            if self.has_average(index) {
-                params.swap_with_slice(&mut self.tensors[index].averages);
+            if !self.has_average(index) {
+                continue;
+            }
+            let tensor = &mut self.tensors[index];
+            match params.values_mut() {
+                SliceMut::F32(params) => params.swap_with_slice(&mut tensor.averages),
+                mut params => {
+                    let mut masters = vec![0.0; tensor.elements];
+                    let remainders = &mut tensor.memory.remainders;
+                    let stored = params.as_slice();
+                    stored.decode_parameters(remainders, &mut masters);
+                    // Averages are kept beside masters alone, which need no random bits.
+                    let averages = &tensor.averages;
+                    params.encode_parameters(Encoding::Masters, averages, remainders, 0, 0);
+                    tensor.averages = masters;
+                }
             }
         }
         self.averages_are_swapped = !self.averages_are_swapped;
@@ -492,7 +578,7 @@ impl CpuOptimizer {
         }
     }
 
-    fn check_slices(&self, role: &'static str, slices: &[impl AsRef<[f32]>]) -> Result<(), Error> {
+    fn check_slices(&self, role: &'static str, slices: &[impl Values]) -> Result<(), Error> {
         if slices.len() != self.tensors.len() {
             return Err(Error::StepTensors {
                 role,
@@ -501,7 +587,22 @@ impl CpuOptimizer {
             });
         }
         for (index, (tensor, slice)) in self.tensors.iter().zip(slices).enumerate() {
-            let actual = slice.as_ref().len();
+            let place = &self.plan.places[index];
+            let expected = if role == "gradient" {
+                place.grads
+            } else {
+                place.params
+            };
+            let slice = slice.values();
+            if slice.element() != expected {
+                return Err(Error::StepElement {
+                    tensor: self.plan.tensors[index].name.clone(),
+                    role,
+                    expected,
+                    actual: slice.element(),
+                });
+            }
+            let actual = slice.len();
             if actual != tensor.elements {
                 return Err(Error::StepLength {
                     tensor: self.plan.tensors[index].name.clone(),
@@ -515,7 +616,7 @@ impl CpuOptimizer {
     }
 
     /// Pass 1 over all blocks.
-    fn reduce(&mut self, params: &[impl AsRef<[f32]> + Sync], grads: &[impl AsRef<[f32]> + Sync]) {
+    fn reduce(&mut self, params: &[impl Values + Sync], grads: &[impl Values + Sync]) {
         let (tensors, groups, states) = (&self.tensors, &self.plan.groups, &self.states);
         let arch = self.arch;
         let sweep = |(partial, &(index, number)): (&mut ScopeSums, &(usize, usize))| {
@@ -526,22 +627,40 @@ impl CpuOptimizer {
                 block.params_start as usize,
                 (block.params_start + block.elements) as usize,
             );
+            let (params, grads) = (params[index].values(), grads[index].values());
             let slices = BlockSlices {
-                params: &params[index].as_ref()[start..end],
-                grads: &grads[index].as_ref()[start..end],
+                params: &[],
+                grads: &[],
                 momentum: tensor.memory.momentum.get(start..end).unwrap_or_default(),
                 squares: tensor.memory.squares.get(start..end).unwrap_or_default(),
                 counters: tensor.memory.counters.get(start..end).unwrap_or_default(),
                 vector: tensor.memory.vector.get(start..end).unwrap_or_default(),
             };
             let group = block.group as usize;
-            *partial = arch.dispatch(Reduce {
-                kernel,
-                constants: &groups[group],
-                state: &states[group],
-                block,
-                slices,
-            });
+            let (constants, state) = (&groups[group], &states[group]);
+            *partial = match (params, grads) {
+                (Slice::F32(params), Slice::F32(grads)) => arch.dispatch(Reduce {
+                    kernel,
+                    constants,
+                    state,
+                    block,
+                    slices: BlockSlices {
+                        params: &params[start..end],
+                        grads: &grads[start..end],
+                        ..slices
+                    },
+                }),
+                (params, grads) => arch.dispatch(ReduceHalves {
+                    kernel,
+                    constants,
+                    state,
+                    block,
+                    params: params.range(start..end),
+                    grads: grads.range(start..end),
+                    remainders: tensor.memory.remainders.get(start..end).unwrap_or_default(),
+                    slices,
+                }),
+            };
         };
         if self.parallel {
             self.partials
@@ -584,22 +703,24 @@ impl CpuOptimizer {
     }
 
     /// Pass 4 over all blocks.
-    fn update(&mut self, params: &mut [&mut [f32]], grads: &[&[f32]]) {
+    fn update(&mut self, params: &mut [impl ValuesMut + Send], grads: &[impl Values + Sync]) {
         let (arch, updates) = (self.arch, &self.updates);
-        let update_tensor =
-            |((tensor, params), grads): ((&mut TensorMemory, &mut &mut [f32]), &&[f32])| {
-                let (Some(kernel), Some(block)) = (tensor.kernel, tensor.blocks.first()) else {
-                    return;
-                };
-                let update = &updates[block.group as usize];
-                if update.skip != skips::SKIP_ALL {
-                    let steps = update_in_halves(
-                        arch,
-                        kernel,
-                        update,
-                        BlockSlicesMut {
-                            params,
-                            grads,
+        let update_one = |tensor: &mut TensorMemory, params: SliceMut, grads: Slice| {
+            let (Some(kernel), Some(block)) = (tensor.kernel, tensor.blocks.first()) else {
+                return;
+            };
+            let update = &updates[block.group as usize];
+            if update.skip != skips::SKIP_ALL {
+                let steps = update_in_halves(
+                    arch,
+                    kernel,
+                    update,
+                    StretchSlices {
+                        params,
+                        grads,
+                        remainders: &mut tensor.memory.remainders,
+                        first_element: block.first_element,
+                        memory: MemorySlices {
                             momentum: &mut tensor.memory.momentum,
                             squares: &mut tensor.memory.squares,
                             counters: &mut tensor.memory.counters,
@@ -609,24 +730,29 @@ impl CpuOptimizer {
                             scope_element: block.scope_element,
                             streams: tensor.memory.streams.each_mut().map(Vec::as_mut_slice),
                         },
-                    );
-                    if let (Some(sketch), Some(steps)) = (&mut tensor.sketch, steps) {
-                        **sketch = steps;
-                    }
+                    },
+                );
+                if let (Some(sketch), Some(steps)) = (&mut tensor.sketch, steps) {
+                    **sketch = steps;
                 }
-            };
+            }
+        };
         if self.parallel {
             self.tensors
                 .par_iter_mut()
                 .zip(params.par_iter_mut())
                 .zip(grads.par_iter())
-                .for_each(update_tensor);
+                .for_each(|((tensor, params), grads)| {
+                    update_one(tensor, params.values_mut(), grads.values());
+                });
         } else {
             self.tensors
                 .iter_mut()
                 .zip(params.iter_mut())
                 .zip(grads.iter())
-                .for_each(update_tensor);
+                .for_each(|((tensor, params), grads)| {
+                    update_one(tensor, params.values_mut(), grads.values());
+                });
         }
     }
 
@@ -801,6 +927,41 @@ impl NullaryFnOnce for Reduce<'_> {
     }
 }
 
+/// Pass 1 over one block of which something is in 16 bits.
+struct ReduceHalves<'a> {
+    kernel: Kernel,
+    constants: &'a GroupConstants,
+    state: &'a GroupState,
+    block: &'a Block,
+    params: Slice<'a>,
+    grads: Slice<'a>,
+    remainders: &'a [i16],
+    /// Without parameters and gradients.
+    slices: BlockSlices<'a>,
+}
+
+impl NullaryFnOnce for ReduceHalves<'_> {
+    type Output = ScopeSums;
+
+    #[inline(always)]
+    fn call(self) -> ScopeSums {
+        let (mut params, mut grads) = (
+            [0.0; BLOCK_ELEMENTS as usize],
+            [0.0; BLOCK_ELEMENTS as usize],
+        );
+        let slices = BlockSlices {
+            params: if self.kernel.measures_parameters(self.state.started != 0) {
+                self.params.decode_parameters(self.remainders, &mut params)
+            } else {
+                &[]
+            },
+            grads: self.grads.decode(&mut grads),
+            ..self.slices
+        };
+        reduce_gradient(self.kernel, self.constants, self.state, self.block, slices)
+    }
+}
+
 /// Pass 4 over a stretch of a tensor.
 struct UpdateStretch<'a> {
     kernel: Kernel,
@@ -834,90 +995,135 @@ impl NullaryFnOnce for Average<'_> {
     }
 }
 
+/// A stretch of a tensor of whatever elements.
+struct StretchSlices<'a> {
+    params: SliceMut<'a>,
+    grads: Slice<'a>,
+    /// Empty where nothing is kept of 16-bit parameters.
+    remainders: &'a mut [i16],
+    /// Index of the first element in the optimizer.
+    first_element: u32,
+    memory: MemorySlices<'a>,
+}
+
+impl StretchSlices<'_> {
+    /// Up to an element, a multiple of [`BLOCK_ELEMENTS`] or the end, and from there on.
+    #[inline(always)]
+    fn split_at(self, middle: usize) -> (Self, Self) {
+        let (params, params_after) = self.params.split_at(middle);
+        let (grads, grads_after) = self.grads.split_at(middle);
+        let kept = middle.min(self.remainders.len());
+        let (remainders, remainders_after) = self.remainders.split_at_mut(kept);
+        let (memory, memory_after) = self.memory.split_at(middle);
+        (
+            StretchSlices {
+                params,
+                grads,
+                remainders,
+                first_element: self.first_element,
+                memory,
+            },
+            StretchSlices {
+                params: params_after,
+                grads: grads_after,
+                remainders: remainders_after,
+                first_element: self.first_element.wrapping_add(middle as u32),
+                memory: memory_after,
+            },
+        )
+    }
+}
+
+/// Pass 4 over a stretch of which something is in 16 bits: block by block, each decoded, updated in f32 and encoded.
+struct UpdateHalves<'a> {
+    kernel: Kernel,
+    update: &'a Update,
+    slices: StretchSlices<'a>,
+    sketch: Option<&'a mut Sketch>,
+}
+
+impl NullaryFnOnce for UpdateHalves<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn call(mut self) {
+        let (kernel, update) = (self.kernel, self.update);
+        let mut params = [0.0; BLOCK_ELEMENTS as usize];
+        let mut grads = [0.0; BLOCK_ELEMENTS as usize];
+        let mut rest = self.slices;
+        while !rest.params.is_empty() {
+            let elements = rest.params.len().min(BLOCK_ELEMENTS as usize);
+            let (mut block, after) = rest.split_at(elements);
+            let grads = block.grads.decode(&mut grads);
+            let halves = &mut params[..elements];
+            let stored = block.params.as_slice();
+            stored.decode_parameters(block.remainders, halves);
+            let params = match &mut block.params {
+                SliceMut::F32(params) => params,
+                _ => &mut *halves,
+            };
+            let slices = BlockSlicesMut {
+                params,
+                grads,
+                memory: block.memory,
+            };
+            update_parameters(kernel, update, slices, self.sketch.as_deref_mut());
+            if kernel.params.is_half() {
+                block.params.encode_parameters(
+                    kernel.encoding,
+                    halves,
+                    block.remainders,
+                    update.rounding_key,
+                    block.first_element,
+                );
+            }
+            rest = after;
+        }
+    }
+}
+
 /// Halves a tensor, at a multiple of the block, until a half is not worth handing to another thread. Where the regime goes by a
 /// sketch of the steps, halves are added up.
 fn update_in_halves(
     arch: Arch,
     kernel: Kernel,
     update: &Update,
-    slices: BlockSlicesMut,
+    slices: StretchSlices,
 ) -> Option<Sketch> {
     let block = BLOCK_ELEMENTS as usize;
     let elements = slices.params.len();
     if elements <= block * PARALLEL_BLOCKS / 4 {
         let mut sketch = kernel.leaves_sketch().then_some(Sketch::NONE);
-        arch.dispatch(UpdateStretch {
-            kernel,
-            update,
-            slices,
-            sketch: sketch.as_mut(),
-        });
+        match slices {
+            StretchSlices {
+                params: SliceMut::F32(params),
+                grads: Slice::F32(grads),
+                memory,
+                ..
+            } => arch.dispatch(UpdateStretch {
+                kernel,
+                update,
+                slices: BlockSlicesMut {
+                    params,
+                    grads,
+                    memory,
+                },
+                sketch: sketch.as_mut(),
+            }),
+            slices => arch.dispatch(UpdateHalves {
+                kernel,
+                update,
+                slices,
+                sketch: sketch.as_mut(),
+            }),
+        }
         return sketch;
     }
     let middle = elements.div_ceil(block) / 2 * block;
-    let (params, params_after) = slices.params.split_at_mut(middle);
-    let (grads, grads_after) = slices.grads.split_at(middle);
-    // Either as long as the parameters or empty.
-    let (momentum, momentum_after) = slices
-        .momentum
-        .split_at_mut(middle.min(slices.momentum.len()));
-    let (squares, squares_after) = slices
-        .squares
-        .split_at_mut(middle.min(slices.squares.len()));
-    let (counters, counters_after) = slices
-        .counters
-        .split_at_mut(middle.min(slices.counters.len()));
-    let (vector, vector_after) = slices.vector.split_at_mut(middle.min(slices.vector.len()));
-    let [(one, one_after), (two, two_after)] = slices.streams.map(|stream| {
-        let at = middle.min(stream.len());
-        stream.split_at_mut(at)
-    });
-    let (averages, averages_after) = slices
-        .averages
-        .split_at_mut(middle.min(slices.averages.len()));
-    let (step_sums, step_sums_after) = slices
-        .step_sums
-        .split_at_mut((middle / block).min(slices.step_sums.len()));
-    let scope_element = slices.scope_element;
+    let (before, after) = slices.split_at(middle);
     let (steps, steps_after) = rayon::join(
-        || {
-            update_in_halves(
-                arch,
-                kernel,
-                update,
-                BlockSlicesMut {
-                    params,
-                    grads,
-                    momentum,
-                    squares,
-                    counters,
-                    vector,
-                    averages,
-                    step_sums,
-                    scope_element,
-                    streams: [one, two],
-                },
-            )
-        },
-        || {
-            update_in_halves(
-                arch,
-                kernel,
-                update,
-                BlockSlicesMut {
-                    params: params_after,
-                    grads: grads_after,
-                    momentum: momentum_after,
-                    squares: squares_after,
-                    counters: counters_after,
-                    vector: vector_after,
-                    averages: averages_after,
-                    step_sums: step_sums_after,
-                    scope_element: scope_element.wrapping_add(middle as u32),
-                    streams: [one_after, two_after],
-                },
-            )
-        },
+        || update_in_halves(arch, kernel, update, before),
+        || update_in_halves(arch, kernel, update, after),
     );
     match (steps, steps_after) {
         (Some(mut steps), Some(after)) => {

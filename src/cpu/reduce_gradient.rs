@@ -53,7 +53,7 @@ trait Rows: Copy {
 #[derive(Clone, Copy)]
 struct RawGradient<'a> {
     grads: &'a [f32],
-    /// The sign; for the true gradient also the inverse of the loss scale.
+    /// The sign over the number of micro-batches; for the true gradient also the inverse of the loss scale.
     factor: f32,
 }
 
@@ -150,7 +150,7 @@ pub(crate) fn reduce_gradient(
 ) -> ScopeSums {
     let raw = raw_gradient(constants, slices.grads);
     let unscaled = RawGradient {
-        factor: constants.sign * unscale(state.loss_scale_exponent),
+        factor: constants.gradient_factor * unscale(state.loss_scale_exponent),
         ..raw
     };
     let mut t = if kernel.coupled_decay {
@@ -172,7 +172,7 @@ pub(crate) fn reduce_gradient(
 fn raw_gradient<'a>(constants: &GroupConstants, grads: &'a [f32]) -> RawGradient<'a> {
     RawGradient {
         grads,
-        factor: constants.sign,
+        factor: constants.gradient_factor,
     }
 }
 

@@ -1,44 +1,77 @@
 //! A tensor on the host: only its lengths are kept, the slices are handed to each step.
 
+use half::{bf16, f16};
+
+use crate::element::Element;
 use crate::error::Error;
 use crate::group::TensorPair;
 
-/// The lengths of a tensor's parameter and gradient slices; made by [`Group::tensor`](crate::Group::tensor).
+/// The lengths of a tensor's parameter and gradient slices, and what their elements are; made by [`Group::tensor`](crate::Group::tensor).
 #[derive(Debug, Clone, Copy)]
 pub struct Tensor {
-    params: usize,
-    grads: usize,
+    params: (Element, usize),
+    grads: (Element, usize),
 }
 
-impl<'b> TensorPair<&'b [f32]> for &[f32] {
+/// A type that elements are stored as on the host: `f32`, [`half::f16`] or [`half::bf16`].
+pub trait Value: sealed::Sealed {
+    /// What it is.
+    const ELEMENT: Element;
+}
+
+mod sealed {
+    pub trait Sealed {}
+    impl Sealed for f32 {}
+    impl Sealed for half::f16 {}
+    impl Sealed for half::bf16 {}
+}
+
+impl Value for f32 {
+    const ELEMENT: Element = Element::F32;
+}
+
+impl Value for f16 {
+    const ELEMENT: Element = Element::F16;
+}
+
+impl Value for bf16 {
+    const ELEMENT: Element = Element::Bf16;
+}
+
+impl<'b, P: Value, G: Value> TensorPair<&'b [G]> for &[P] {
     type Tensor = Tensor;
 
-    fn join(self, gradients: &'b [f32]) -> Tensor {
+    fn join(self, gradients: &'b [G]) -> Tensor {
         Tensor {
-            params: self.len(),
-            grads: gradients.len(),
+            params: (P::ELEMENT, self.len()),
+            grads: (G::ELEMENT, gradients.len()),
         }
     }
 }
 
-impl<'b> TensorPair<&'b Vec<f32>> for &Vec<f32> {
+impl<'b, P: Value, G: Value> TensorPair<&'b Vec<G>> for &Vec<P> {
     type Tensor = Tensor;
 
-    fn join(self, gradients: &'b Vec<f32>) -> Tensor {
+    fn join(self, gradients: &'b Vec<G>) -> Tensor {
         self.as_slice().join(gradients.as_slice())
     }
 }
 
 impl Tensor {
+    /// What parameters and gradients are stored as.
+    pub(crate) fn elements(&self) -> (Element, Element) {
+        (self.params.0, self.grads.0)
+    }
+
     /// The common length of both slices.
     pub(crate) fn checked(self, name: &str) -> Result<u64, Error> {
-        if self.params != self.grads {
+        if self.params.1 != self.grads.1 {
             return Err(Error::LengthMismatch {
                 tensor: name.to_owned(),
-                params: self.params as u64,
-                grads: self.grads as u64,
+                params: self.params.1 as u64,
+                grads: self.grads.1 as u64,
             });
         }
-        Ok(self.params as u64)
+        Ok(self.params.1 as u64)
     }
 }

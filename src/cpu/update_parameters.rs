@@ -22,6 +22,12 @@ const ROW: usize = 32;
 pub(crate) struct BlockSlicesMut<'a> {
     pub(crate) params: &'a mut [f32],
     pub(crate) grads: &'a [f32],
+    pub(crate) memory: MemorySlices<'a>,
+}
+
+/// What is remembered of a stretch of parameters, and measured of their step.
+#[derive(Default)]
+pub(crate) struct MemorySlices<'a> {
     /// Empty where the rule has none.
     pub(crate) momentum: &'a mut [f32],
     /// Empty where the rule has none.
@@ -38,6 +44,49 @@ pub(crate) struct BlockSlicesMut<'a> {
     pub(crate) scope_element: u32,
     /// Empty where the regime needs none.
     pub(crate) streams: [&'a mut [f32]; 2],
+}
+
+impl<'a> MemorySlices<'a> {
+    /// Up to an element, a multiple of [`BLOCK_ELEMENTS`] or the end, and from there on.
+    #[inline(always)]
+    pub(crate) fn split_at(self, middle: usize) -> (Self, Self) {
+        /// Of a slice that is as long as the parameters or empty.
+        #[inline(always)]
+        fn split<T>(slice: &mut [T], middle: usize) -> (&mut [T], &mut [T]) {
+            let middle = middle.min(slice.len());
+            slice.split_at_mut(middle)
+        }
+        let (momentum, momentum_after) = split(self.momentum, middle);
+        let (squares, squares_after) = split(self.squares, middle);
+        let (counters, counters_after) = split(self.counters, middle);
+        let (vector, vector_after) = split(self.vector, middle);
+        let (averages, averages_after) = split(self.averages, middle);
+        let blocks = middle.div_ceil(BLOCK_ELEMENTS as usize);
+        let (step_sums, step_sums_after) = split(self.step_sums, blocks);
+        let [(one, one_after), (two, two_after)] = self.streams.map(|stream| split(stream, middle));
+        (
+            MemorySlices {
+                momentum,
+                squares,
+                counters,
+                vector,
+                averages,
+                step_sums,
+                scope_element: self.scope_element,
+                streams: [one, two],
+            },
+            MemorySlices {
+                momentum: momentum_after,
+                squares: squares_after,
+                counters: counters_after,
+                vector: vector_after,
+                averages: averages_after,
+                step_sums: step_sums_after,
+                scope_element: self.scope_element.wrapping_add(middle as u32),
+                streams: [one_after, two_after],
+            },
+        )
+    }
 }
 
 /// Where a direction is kept, once a step was taken along it: nowhere, or in an f32.
@@ -57,7 +106,7 @@ impl Keep for f32 {
     }
 }
 
-/// The gradient that the rule sees: sign · clip · g + λ w, g without the loss scale.
+/// The gradient that the rule sees: sign · clip · g / k + λ w, g the sum of k micro-batches without the loss scale.
 #[derive(Clone, Copy)]
 struct Gradient<const SCALED: bool> {
     unscale: f32,
@@ -112,6 +161,9 @@ fn update_elements<const SCALED: bool>(
     let BlockSlicesMut {
         params,
         grads,
+        memory,
+    } = slices;
+    let MemorySlices {
         momentum,
         squares,
         counters,
@@ -120,7 +172,7 @@ fn update_elements<const SCALED: bool>(
         step_sums,
         scope_element,
         mut streams,
-    } = slices;
+    } = memory;
     if update.skip != 0 {
         // No step is taken, but the streams change turns.
         exchange(update, params, vector, streams);
@@ -145,11 +197,7 @@ fn update_elements<const SCALED: bool>(
         }
         if kernel.has_last_gradient() {
             let seen = Gradient {
-                factor: if update.gradient_factor < 0.0 {
-                    -1.0
-                } else {
-                    1.0
-                },
+                factor: update.micro_share.copysign(update.gradient_factor),
                 ..gradient
             };
             let elements = params[tile.clone()].iter().zip(&grads[tile.clone()]);

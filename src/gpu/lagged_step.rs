@@ -1,7 +1,7 @@
 //! The one sweep of [`StepMode::Lagged`](crate::StepMode::Lagged) on the host: `shaders/lagged_step.wgsl`.
 
 use crate::gpu::pass::{Binding, PassSource, Pipeline, shared};
-use crate::gpu::sweep::{Measuring, load, read_beside_written, store};
+use crate::gpu::sweep::{Elements, Measuring, read_beside_written};
 use crate::gpu::tuning::Tuning;
 use crate::plan::{Access, Kernel};
 
@@ -21,7 +21,7 @@ pub(crate) fn pipeline(
     } else {
         shared::REMEMBER_MOMENTUM
     };
-    let store = store_over_gradients(access);
+    let elements = elements(kernel, access);
     let (source, bindings) =
         with_bindings(include_str!("../../shaders/lagged_step.wgsl"), one_buffer);
     let Measuring {
@@ -30,7 +30,9 @@ pub(crate) fn pipeline(
     } = Measuring::new(device, tuning, kernel, partials);
     // Its own files are not static.
     let mut files: Vec<&str> = files;
-    files.extend([shared::RULE, remember, load(access), &store, &source]);
+    files.extend([shared::RULE, remember]);
+    files.extend(elements.files.iter().map(|file| &**file));
+    files.push(&source);
     constants.push(("RULE", f64::from(kernel.rule as u32)));
     Pipeline::new(
         device,
@@ -43,11 +45,13 @@ pub(crate) fn pipeline(
     )
 }
 
-/// The file that stores new parameters, made to store them where the gradients were.
-pub(crate) fn store_over_gradients(access: Access) -> String {
-    store(access)
-        .replace("parameters[", "gradients[")
-        .replace("params_start", "grads_start")
+/// What loads parameters and gradients, which are f32, and stores new parameters where the gradients were.
+pub(crate) fn elements(kernel: Kernel, access: Access) -> Elements {
+    let mut elements = Elements::default();
+    elements.load_parameters(kernel, access);
+    elements.load_gradients(kernel, access);
+    elements.store_over_gradients(access);
+    elements
 }
 
 /// A lagged step's shader with its bindings: blocks, parameters, gradients, memory, next memory.

@@ -32,6 +32,7 @@ pub(crate) fn pipeline(device: &wgpu::Device, groups: &[GroupConstants]) -> Pipe
                 shared::COUNT_STEPS,
                 shared::GATED_DISTANCE,
                 shared::STREAMS,
+                shared::RANDOM_BITS,
                 include_str!("../../shaders/learning_rate.wgsl"),
             ],
             constants: &[

@@ -15,6 +15,7 @@ use crate::gpu::context::Gpu;
 use crate::gpu::optimizer::rebind::Movable;
 use crate::gpu::pass::{BoundGroup, CompiledKernel, Pipeline};
 use crate::gpu::readback::{Readback, Source};
+use crate::gpu::sweep::most_storage_buffers;
 use crate::gpu::tensor::{Span, Tensor};
 use crate::gpu::{
     finish_reduction, finish_sketch, finish_update, fold_sketches, lagged_step, learning_rate,
@@ -158,7 +159,7 @@ impl OptimizerBuilder<Tensor> {
     ///
     /// Memory on the device beside the caller's buffers: 4 bytes per parameter for momentum rules, 8 for AdamW, 1 byte per parameter for the
     /// direction memory of Seesaw and Hypergradient on rules without momentum, 4 for the last gradient of the secant regimes or the first parameters of DoG and DoWG, 12 for the streams of AutoSgd, 4 for an
-    /// [`Averaging`](crate::Averaging), 1 KiB for each block of a kernel with GatedDistance (a quarter of a byte per parameter in blocks
+    /// [`Averaging`](crate::Averaging), 2 for [`Rounding::Masters`](crate::Rounding::Masters) of 16-bit parameters, 1 KiB for each block of a kernel with GatedDistance (a quarter of a byte per parameter in blocks
     /// of 4096), otherwise nothing in proportion to the parameters.
     ///
     /// Parameters and gradients may lie in one buffer. That is fine on every native backend; browsers refuse it where the two
@@ -175,6 +176,7 @@ impl OptimizerBuilder<Tensor> {
         gpu.tuning().validate(gpu.device())?;
         let (mode, safeguards, rebindable, shard) =
             (self.mode, self.safeguards, self.rebindable, self.shard);
+        let accumulation = self.accumulation;
         let loss = self.loss.clone();
         let alignment = rebindable.then(|| binding_alignment(&limits));
         let (groups, buffers) = place_tensors(self.resolve()?, alignment)?;
@@ -202,11 +204,28 @@ impl OptimizerBuilder<Tensor> {
             apart: rebindable,
             ..geometry(gpu, &limits)
         };
-        let plan = Plan::new(groups, mode, safeguards, &geometry)?.sharded(shard);
+        let plan = Plan::new(groups, mode, safeguards, accumulation, &geometry)?.sharded(shard);
+        check_storage_buffers(&plan, &limits)?;
         gpu.scoped("the optimizer's buffers and kernels", || {
             Optimizer::allocate(gpu, plan, buffers, loss, record_steps, rebindable, &limits)
         })
     }
+}
+
+/// Refuses a kernel that has more buffers than the device can give it.
+fn check_storage_buffers(plan: &Plan, limits: &wgpu::Limits) -> Result<(), Error> {
+    let kernels = plan.windows.iter().map(|window| window.kernel);
+    let most = kernels.map(most_storage_buffers).max().unwrap_or(0);
+    let limit = limits.max_storage_buffers_per_shader_stage;
+    if most <= limit {
+        return Ok(());
+    }
+    Err(Error::Limit {
+        what: "the number of storage buffers of a kernel".to_owned(),
+        value: most.into(),
+        limit: limit.into(),
+        way_out: "ask the adapter for more when the device is created (max_storage_buffers_per_shader_stage), keep no master weights (Rounding::Nearest or Rounding::Stochastic), or leave out averaging, telemetry or the secant regimes",
+    })
 }
 
 /// The caller's buffers, each with its number.
@@ -229,6 +248,8 @@ impl Numbered {
         }
         let (params, grads, elements) = tensor.checked(name)?;
         Ok(Place {
+            params: params.element,
+            grads: grads.element,
             params_start: params.start(),
             params_buffer: self.number(params.buffer),
             grads_start: grads.start(),
@@ -439,6 +460,7 @@ impl Optimizer {
             let start = span.start() / alignment * alignment;
             let region = Region {
                 buffer: 0,
+                element: span.element,
                 start,
                 end: span.start() + 1,
             };
@@ -1062,6 +1084,7 @@ struct OwnBuffers {
     blocks: wgpu::Buffer,
     momentum: wgpu::Buffer,
     memory: wgpu::Buffer,
+    remainders: wgpu::Buffer,
 }
 
 impl OwnBuffers {
@@ -1069,13 +1092,14 @@ impl OwnBuffers {
         &'a self,
         params: wgpu::BufferBinding<'a>,
         grads: wgpu::BufferBinding<'a>,
-    ) -> [wgpu::BufferBinding<'a>; 5] {
+    ) -> [wgpu::BufferBinding<'a>; 6] {
         [
             whole(&self.blocks),
             params,
             grads,
             whole(&self.momentum),
             whole(&self.memory),
+            whole(&self.remainders),
         ]
     }
 }
@@ -1108,7 +1132,9 @@ fn two_pass_sweeps(
         } else {
             memory.find(&OF_THE_REGIME, 0).unwrap_or(&nothing[1])
         };
+        let remainders = memory.find(&[MemoryKind::Remainders], 0);
         let buffers_of_window = OwnBuffers {
+            remainders: remainders.unwrap_or(&nothing[1]).clone(),
             blocks: filled::<Block>(gpu, "blocks", &window.blocks),
             momentum: momentum.unwrap_or(&nothing[0]).clone(),
             memory: regimes.clone(),
@@ -1273,24 +1299,21 @@ impl<'a> Passes<'a> {
         sweep: Sweep,
         window: &Window,
         tables: Tables,
-        own: &[wgpu::BufferBinding; 5],
+        own: &[wgpu::BufferBinding],
         averages: Option<&mut WindowAverages>,
     ) -> Dispatch {
         let updates = [whole(tables.updates)];
         let step_partials = whole(tables.step_partials);
         let Some(averages) = averages else {
             if window.kernel.step_sums {
-                // What stands in for the averages is not looked at, and must be none of the others.
-                let none = zeroed::<u32>(self.gpu, "no averages", 0);
-                let measured = [whole(&none), step_partials];
+                // There are no averages, so that nothing is bound in their place.
+                let measured = [step_partials.clone(), step_partials];
                 return self.dispatch(sweep, window, &[&updates, own, &measured]);
             }
             return self.dispatch(sweep, window, &[&updates, own]);
         };
         let memory = [whole(&averages.buffer)];
-        // Blocks and parameters, where the step finds them.
-        let parameters = [own[0].clone(), own[1].clone()];
-        let groups: [&[_]; 3] = [&updates, &parameters, &memory];
+        let groups: [&[_]; 3] = [&updates, own, &memory];
         averages
             .exchange
             .push(self.dispatch(Sweep::Exchange, window, &groups));
@@ -1336,9 +1359,15 @@ impl<'a> Passes<'a> {
             Sweep::Reduce | Sweep::Lagged => Some(Kernel {
                 averages: false,
                 step_sums: false,
+                clears_gradients: false,
                 ..kernel
             }),
-            Sweep::Exchange | Sweep::Settle => None,
+            // Of which only what the parameters are stored as matters.
+            Sweep::Exchange | Sweep::Settle => Some(Kernel {
+                params: kernel.params,
+                encoding: kernel.encoding,
+                ..Kernel::PLAIN
+            }),
         };
         let (device, tuning) = (self.gpu.device(), self.gpu.tuning());
         let partials = self.partials;
@@ -1355,9 +1384,13 @@ impl<'a> Passes<'a> {
                     lagged_step::pipeline(device, &tuning, kernel, access, one_buffer, partials)
                 }
                 Sweep::Undo => undo_step::pipeline(device, &tuning, kernel, access, one_buffer),
-                Sweep::Exchange | Sweep::Settle => {
-                    swap_averages::pipeline(device, &tuning, access, sweep == Sweep::Exchange)
-                }
+                Sweep::Exchange | Sweep::Settle => swap_averages::pipeline(
+                    device,
+                    &tuning,
+                    kernel,
+                    access,
+                    sweep == Sweep::Exchange,
+                ),
             })
     }
 }
@@ -1371,11 +1404,10 @@ fn whole(buffer: &wgpu::Buffer) -> wgpu::BufferBinding<'_> {
 }
 
 fn part(buffer: &wgpu::Buffer, region: Region) -> wgpu::BufferBinding<'_> {
-    let element = u64::from(f32_bytes());
     wgpu::BufferBinding {
         buffer,
-        offset: region.start * element,
-        size: wgpu::BufferSize::new(region.elements() * element),
+        offset: region.start_bytes(),
+        size: wgpu::BufferSize::new(region.bytes()),
     }
 }
 

@@ -53,6 +53,29 @@ pub(crate) mod shared {
     pub(crate) const LOAD_SCALARS: &str = include_str!("../../shaders/shared/load_scalars.wgsl");
     pub(crate) const STORE_QUADS: &str = include_str!("../../shaders/shared/store_quads.wgsl");
     pub(crate) const STORE_SCALARS: &str = include_str!("../../shaders/shared/store_scalars.wgsl");
+    pub(crate) const LOAD_HALF_QUADS: &str =
+        include_str!("../../shaders/shared/load_half_quads.wgsl");
+    pub(crate) const LOAD_HALF_SCALARS: &str =
+        include_str!("../../shaders/shared/load_half_scalars.wgsl");
+    pub(crate) const STORE_HALF_QUADS: &str =
+        include_str!("../../shaders/shared/store_half_quads.wgsl");
+    pub(crate) const STORE_HALF_SCALARS: &str =
+        include_str!("../../shaders/shared/store_half_scalars.wgsl");
+    pub(crate) const HALF: &str = include_str!("../../shaders/shared/half.wgsl");
+    pub(crate) const HALF_GRADIENTS: &str =
+        include_str!("../../shaders/shared/half_gradients.wgsl");
+    pub(crate) const HALF_MASTERS: &str = include_str!("../../shaders/shared/half_masters.wgsl");
+    pub(crate) const STORE_NEAREST: &str = include_str!("../../shaders/shared/store_nearest.wgsl");
+    pub(crate) const STORE_STOCHASTIC: &str =
+        include_str!("../../shaders/shared/store_stochastic.wgsl");
+    pub(crate) const STORE_MASTERS: &str = include_str!("../../shaders/shared/store_masters.wgsl");
+    pub(crate) const CLEAR_GRADIENTS: &str =
+        include_str!("../../shaders/shared/clear_gradients.wgsl");
+    pub(crate) const CLEAR_HALF_GRADIENTS: &str =
+        include_str!("../../shaders/shared/clear_half_gradients.wgsl");
+    pub(crate) const LEAVE_GRADIENTS: &str =
+        include_str!("../../shaders/shared/leave_gradients.wgsl");
+    pub(crate) const RANDOM_BITS: &str = include_str!("../../shaders/shared/random_bits.wgsl");
     pub(crate) const EMIT_PER_INVOCATION: &str =
         include_str!("../../shaders/shared/emit_per_invocation.wgsl");
     pub(crate) const EMIT_PER_WORKGROUP: &str =
@@ -67,11 +90,13 @@ pub(crate) mod shared {
     };
 }
 
-/// Whether a storage buffer is only read.
+/// How a storage buffer is used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Binding {
     Read,
     Write,
+    /// The shader does not have it: its number is left out, and what is given for it is not bound. Devices count what is bound.
+    Absent,
 }
 
 /// A shader to be compiled: files, overrides, and the storage buffers of each bind group.
@@ -122,6 +147,8 @@ impl std::ops::Deref for CompiledKernel {
 /// A storage buffer, or a part of one, that a kernel is given.
 #[derive(Debug, Clone)]
 pub struct BoundBuffer {
+    /// Its binding number.
+    pub binding: u32,
     /// The buffer.
     pub buffer: wgpu::Buffer,
     /// The first byte.
@@ -141,7 +168,7 @@ pub struct BoundGroup {
 }
 
 impl BoundGroup {
-    /// The buffers, in the order of their binding numbers.
+    /// The buffers, in the order of their binding numbers, some of which may be left out.
     pub fn buffers(&self) -> &[BoundBuffer] {
         &self.buffers
     }
@@ -160,8 +187,8 @@ impl std::ops::Deref for BoundGroup {
 pub(crate) struct Pipeline {
     pub(crate) pipeline: CompiledKernel,
     layouts: Vec<wgpu::BindGroupLayout>,
-    /// Of each bind group and binding, whether it is only read.
-    read_only: Vec<Vec<bool>>,
+    /// Of each bind group, how its buffers are used.
+    groups: Vec<Vec<Binding>>,
     label: &'static str,
 }
 
@@ -208,50 +235,44 @@ impl Pipeline {
                 }),
             },
             layouts,
-            read_only: source
-                .groups
-                .iter()
-                .map(|group| {
-                    group
-                        .iter()
-                        .map(|access| *access == Binding::Read)
-                        .collect()
-                })
-                .collect(),
+            groups: source.groups.iter().map(|group| group.to_vec()).collect(),
             label: source.stem,
         }
     }
 
-    /// Binds buffers, whole or in part, to bind group `group`.
+    /// Binds buffers, whole or in part, to bind group `group`: those that the shader has.
     pub(crate) fn bind(
         &self,
         device: &wgpu::Device,
         group: usize,
         buffers: &[wgpu::BufferBinding],
     ) -> BoundGroup {
-        let entries: Vec<_> = buffers
-            .iter()
-            .enumerate()
-            .map(|(binding, buffer)| wgpu::BindGroupEntry {
-                binding: binding as u32,
+        let bound = || {
+            (0u32..)
+                .zip(buffers.iter().zip(&self.groups[group]))
+                .filter(|(_, (_, access))| **access != Binding::Absent)
+        };
+        let entries: Vec<_> = bound()
+            .map(|(binding, (buffer, _))| wgpu::BindGroupEntry {
+                binding,
                 resource: wgpu::BindingResource::Buffer(buffer.clone()),
             })
             .collect();
-        let bound = buffers.iter().zip(&self.read_only[group]);
         BoundGroup {
             group: device.create_bind_group(&wgpu::BindGroupDescriptor {
                 label: Some(self.label),
                 layout: &self.layouts[group],
                 entries: &entries,
             }),
-            buffers: bound
-                .map(|(binding, &read_only)| BoundBuffer {
+            buffers: bound()
+                .map(|(number, (binding, access))| BoundBuffer {
+                    binding: number,
                     buffer: binding.buffer.clone(),
                     offset_bytes: binding.offset,
                     size_bytes: binding
                         .size
                         .map_or(binding.buffer.size() - binding.offset, u64::from),
-                    read_only,
+                    read_only: *access == Binding::Read,
                 })
                 .collect(),
         }
@@ -266,6 +287,7 @@ fn storage_layout(
     let entries: Vec<_> = bindings
         .iter()
         .enumerate()
+        .filter(|(_, access)| **access != Binding::Absent)
         .map(|(binding, access)| wgpu::BindGroupLayoutEntry {
             binding: binding as u32,
             visibility: wgpu::ShaderStages::COMPUTE,

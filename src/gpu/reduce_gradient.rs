@@ -1,7 +1,7 @@
 //! Pass 1 on the host: `shaders/reduce_gradient.wgsl`.
 
 use crate::gpu::pass::{Binding, PassSource, Pipeline, flag, shared};
-use crate::gpu::sweep::{Measuring, load};
+use crate::gpu::sweep::{Elements, Measuring};
 use crate::gpu::tuning::Tuning;
 use crate::plan::{Access, Alignment, Kernel};
 
@@ -16,27 +16,43 @@ pub(crate) fn pipeline(
     partials: u32,
 ) -> Pipeline {
     let Measuring {
-        mut files,
+        files,
         mut constants,
     } = Measuring::new(device, tuning, kernel, partials);
-    match kernel.alignment {
+    let mut elements = Elements::default();
+    elements.load_parameters(kernel, access);
+    elements.load_gradients(kernel, access);
+    // Its own files are not static.
+    let mut files: Vec<&str> = files;
+    let (absent, read) = (Binding::Absent, Binding::Read);
+    let (momentum, memory) = match kernel.alignment {
         Alignment::None | Alignment::Momentum | Alignment::Streams => {
-            files.push(shared::MEASURE_MOMENTUM)
+            files.push(shared::MEASURE_MOMENTUM);
+            (read, absent)
         }
         // Whatever is measured: without the magnitude nothing is.
-        Alignment::Sketch => files.push(shared::MEASURE_MAGNITUDE),
-        Alignment::Counters => files.push(shared::MEASURE_COUNTERS),
-        Alignment::FirstParameters => files.push(shared::MEASURE_DISTANCE),
+        Alignment::Sketch => {
+            files.push(shared::MEASURE_MAGNITUDE);
+            (absent, absent)
+        }
+        Alignment::Counters => {
+            files.push(shared::MEASURE_COUNTERS);
+            (absent, read)
+        }
+        Alignment::FirstParameters => {
+            files.push(shared::MEASURE_DISTANCE);
+            (absent, read)
+        }
         Alignment::LastGradient => {
             files.extend([shared::RULE, shared::MEASURE_SECANT]);
             constants.push(("RULE", f64::from(kernel.rule as u32)));
+            (read, read)
         }
-    }
-    files.extend([
-        load(access),
-        include_str!("../../shaders/reduce_gradient.wgsl"),
-    ]);
+    };
+    files.extend(elements.files.iter().map(|file| &**file));
+    files.push(include_str!("../../shaders/reduce_gradient.wgsl"));
     constants.push(flag("RAW_NORM", kernel.raw_norm));
+    constants.extend(elements.constants);
     Pipeline::new(
         device,
         &PassSource {
@@ -45,7 +61,14 @@ pub(crate) fn pipeline(
             constants: &constants,
             groups: &[
                 &[Binding::Read, Binding::Read, Binding::Write],
-                &[Binding::Read; 5],
+                &[
+                    read,
+                    read,
+                    read,
+                    momentum,
+                    memory,
+                    Elements::remainders(kernel),
+                ],
             ],
         },
     )

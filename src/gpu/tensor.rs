@@ -1,5 +1,6 @@
 //! A tensor on the device: two slices of the caller's buffers.
 
+use crate::element::Element;
 use crate::error::Error;
 use crate::group::TensorPair;
 
@@ -14,40 +15,74 @@ pub struct Tensor {
 #[derive(Debug, Clone)]
 pub(crate) struct Span {
     pub(crate) buffer: wgpu::Buffer,
+    pub(crate) element: Element,
     offset_bytes: u64,
     size_bytes: u64,
 }
 
+/// A slice of a buffer, and what its elements are stored as; made by [`Element::of`].
+#[derive(Debug, Clone, Copy)]
+pub struct ElementSlice<'a> {
+    element: Element,
+    slice: wgpu::BufferSlice<'a>,
+}
+
+impl<'a> ElementSlice<'a> {
+    pub(crate) fn new(element: Element, slice: wgpu::BufferSlice<'a>) -> Self {
+        ElementSlice { element, slice }
+    }
+}
+
 impl From<wgpu::BufferSlice<'_>> for Span {
     fn from(slice: wgpu::BufferSlice<'_>) -> Self {
+        Element::F32.of(slice).into()
+    }
+}
+
+impl From<ElementSlice<'_>> for Span {
+    fn from(ElementSlice { element, slice }: ElementSlice) -> Self {
         Span {
             buffer: slice.buffer().clone(),
+            element,
             offset_bytes: slice.offset(),
             size_bytes: slice.size(),
         }
     }
 }
 
-impl<'b> TensorPair<wgpu::BufferSlice<'b>> for wgpu::BufferSlice<'_> {
-    type Tensor = Tensor;
+macro_rules! pairs {
+    ($($params:ident, $grads:ident;)*) => {$(
+        impl<'b> TensorPair<$grads<'b>> for $params<'_> {
+            type Tensor = Tensor;
 
-    fn join(self, gradients: wgpu::BufferSlice<'b>) -> Tensor {
-        Tensor {
-            params: self.into(),
-            grads: gradients.into(),
+            fn join(self, gradients: $grads<'b>) -> Tensor {
+                Tensor {
+                    params: self.into(),
+                    grads: gradients.into(),
+                }
+            }
         }
-    }
+    )*};
 }
 
-const F32_BYTES: u64 = 4;
+use wgpu::BufferSlice;
+pairs! {
+    BufferSlice, BufferSlice;
+    BufferSlice, ElementSlice;
+    ElementSlice, BufferSlice;
+    ElementSlice, ElementSlice;
+}
+
+/// What two elements of 16 bits share.
+const WORD_BYTES: u64 = 4;
 
 impl Span {
     pub(crate) fn start(&self) -> u64 {
-        self.offset_bytes / F32_BYTES
+        self.offset_bytes / self.element.bytes()
     }
 
     fn elements(&self) -> u64 {
-        self.size_bytes / F32_BYTES
+        self.size_bytes / self.element.bytes()
     }
 
     pub(crate) fn check(&self, tensor: &str, role: &'static str) -> Result<(), Error> {
@@ -84,14 +119,25 @@ impl Span {
         usage: wgpu::BufferUsages,
         missing: &'static str,
     ) -> Result<(), Error> {
-        if !self.offset_bytes.is_multiple_of(F32_BYTES)
-            || !self.size_bytes.is_multiple_of(F32_BYTES)
+        if !self.offset_bytes.is_multiple_of(WORD_BYTES)
+            || !self.size_bytes.is_multiple_of(self.element.bytes())
         {
             return Err(Error::Misaligned {
                 tensor: tensor.to_owned(),
                 role,
                 offset_bytes: self.offset_bytes,
                 size_bytes: self.size_bytes,
+                element: self.element,
+            });
+        }
+        let end_bytes = self.offset_bytes + self.size_bytes;
+        let buffer_bytes = self.buffer.size();
+        if end_bytes.next_multiple_of(WORD_BYTES) > buffer_bytes {
+            return Err(Error::HalfWord {
+                tensor: tensor.to_owned(),
+                role,
+                end_bytes,
+                buffer_bytes,
             });
         }
         if !self.buffer.usage().contains(usage) {

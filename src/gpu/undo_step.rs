@@ -1,8 +1,8 @@
 //! Taking back a lagged step on the host: `shaders/undo_step.wgsl`.
 
-use crate::gpu::lagged_step::{store_over_gradients, with_bindings};
+use crate::gpu::lagged_step::{elements, with_bindings};
 use crate::gpu::pass::{Binding, PassSource, Pipeline, flag, shared};
-use crate::gpu::sweep::{average, load};
+use crate::gpu::sweep::average;
 use crate::gpu::tuning::Tuning;
 use crate::plan::{Access, Kernel};
 
@@ -16,17 +16,20 @@ pub(crate) fn pipeline(
     access: Access,
     one_buffer: bool,
 ) -> Pipeline {
-    let store = store_over_gradients(access);
+    let elements = elements(kernel, access);
     let (source, bindings) =
         with_bindings(include_str!("../../shaders/undo_step.wgsl"), one_buffer);
     let (average, averages) = average(kernel);
     let mut groups: Vec<&[Binding]> = vec![&[Binding::Read], &bindings];
     groups.extend(averages);
+    let mut files = vec![shared::LAYOUT, average];
+    files.extend(elements.files.iter().map(|file| &**file));
+    files.push(&source);
     Pipeline::new(
         device,
         &PassSource {
             stem: STEM,
-            files: &[shared::LAYOUT, average, load(access), &store, &source],
+            files: &files,
             constants: &[
                 ("WORKGROUP", f64::from(tuning.workgroup_size)),
                 ("MEMORY_WORDS", f64::from(kernel.memory_words())),

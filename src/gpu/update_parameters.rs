@@ -1,7 +1,7 @@
 //! Pass 4 on the host: `shaders/update_parameters.wgsl`.
 
 use crate::gpu::pass::{Binding, PassSource, Pipeline, flag, shared};
-use crate::gpu::sweep::{average, load, read_beside_written, store};
+use crate::gpu::sweep::{Elements, average, read_beside_written};
 use crate::gpu::tuning::Tuning;
 use crate::layout::SKETCH_BUCKETS;
 use crate::plan::{Access, Alignment, Kernel, QUAD};
@@ -17,7 +17,8 @@ pub(crate) fn pipeline(
     one_buffer: bool,
 ) -> Pipeline {
     let source = include_str!("../../shaders/update_parameters.wgsl");
-    let (source, gradients) = read_beside_written(source, "gradients", one_buffer);
+    let (source, gradients) =
+        read_beside_written(source, "gradients", one_buffer || kernel.clears_gradients);
     let (keep, sweep) = match kernel.alignment {
         Alignment::LastGradient => (shared::KEEP_GRADIENT, shared::SWEEP_QUADS),
         Alignment::FirstParameters | Alignment::Streams => {
@@ -50,14 +51,21 @@ pub(crate) fn pipeline(
         gradients,
         Binding::Write,
         Binding::Write,
+        Elements::remainders(kernel),
     ];
     let mut groups: Vec<&[Binding]> = vec![&[Binding::Read], &own];
+    let (no_averages, step_partials) = (Binding::Absent, Binding::Write);
+    let measured = [averages.map_or(no_averages, |own| own[0]), step_partials];
     if kernel.step_sums {
-        // Bound whether there are averages or not.
-        groups.push(&[Binding::Write, Binding::Write]);
+        groups.push(&measured);
     } else {
         groups.extend(averages);
     }
+    let mut elements = Elements::default();
+    elements.load_parameters(kernel, access);
+    elements.load_gradients(kernel, access);
+    elements.store_parameters(kernel, access);
+    elements.clear_gradients(kernel, access);
     let mut files = vec![
         shared::LAYOUT,
         shared::COUNTERS,
@@ -65,10 +73,9 @@ pub(crate) fn pipeline(
         keep,
         settle,
         average,
-        load(access),
-        store(access),
         sweep,
     ];
+    files.extend(elements.files.iter().map(|file| &**file));
     files.extend(measure);
     files.push(&source);
     let mut constants = vec![
@@ -77,7 +84,9 @@ pub(crate) fn pipeline(
         flag("COUPLED_DECAY", kernel.coupled_decay),
         flag("LOSS_SCALE", kernel.loss_scale),
         flag("COUNTERS", kernel.has_counters()),
+        flag("CLEAR", kernel.clears_gradients),
     ];
+    constants.extend(elements.constants);
     if kernel.leaves_sketch() {
         let slots = tuning.workgroup_size.max(SKETCH_BUCKETS / QUAD);
         constants.push(("SLOTS", f64::from(slots)));

@@ -5,6 +5,7 @@ use std::path::Path;
 
 use super::{CpuOptimizer, Memory, TensorMemory, no_totals};
 use crate::checkpoint::{Checkpoint, Draft, Notes, Parameters, Slot, Table, last_slot};
+use crate::cpu::values::{Slice, SliceMut, Values, ValuesMut};
 use crate::error::Error;
 use crate::layout::{RawRecord, RawTensorRecord};
 use crate::plan::MemoryKind;
@@ -20,6 +21,7 @@ impl TensorMemory {
             counters,
             vector,
             streams: [one, two],
+            remainders,
         } = &self.memory;
         match kind {
             MemoryKind::Momentum => vec![bytemuck::cast_slice(momentum)],
@@ -32,6 +34,7 @@ impl TensorMemory {
                 .map(|slot| bytemuck::cast_slice(slot))
                 .into(),
             MemoryKind::Averages => vec![bytemuck::cast_slice(&self.averages)],
+            MemoryKind::Remainders => vec![bytemuck::cast_slice(remainders)],
         }
     }
 
@@ -42,6 +45,7 @@ impl TensorMemory {
             counters,
             vector,
             streams: [one, two],
+            remainders,
         } = &mut self.memory;
         match kind {
             MemoryKind::Momentum => vec![bytemuck::cast_slice_mut(momentum)],
@@ -54,6 +58,7 @@ impl TensorMemory {
                 .map(|slot| bytemuck::cast_slice_mut(slot))
                 .into(),
             MemoryKind::Averages => vec![bytemuck::cast_slice_mut(&mut self.averages)],
+            MemoryKind::Remainders => vec![bytemuck::cast_slice_mut(remainders)],
         }
     }
 }
@@ -91,6 +96,26 @@ impl CpuOptimizer {
     pub fn checkpoint(
         &self,
         params: Option<&[&[f32]]>,
+        notes: &Notes,
+    ) -> Result<Checkpoint, Error> {
+        self.checkpoint_of(params, notes)
+    }
+
+    /// As [`CpuOptimizer::checkpoint`], with slices of whatever elements.
+    ///
+    /// # Errors
+    /// As [`CpuOptimizer::checkpoint`]; [`Error::StepElement`] where the elements are not those that were declared.
+    pub fn checkpoint_values(
+        &self,
+        params: Option<&[Slice]>,
+        notes: &Notes,
+    ) -> Result<Checkpoint, Error> {
+        self.checkpoint_of(params, notes)
+    }
+
+    fn checkpoint_of(
+        &self,
+        params: Option<&[impl Values]>,
         notes: &Notes,
     ) -> Result<Checkpoint, Error> {
         let parameters = match params {
@@ -131,7 +156,7 @@ impl CpuOptimizer {
         for (index, params) in params.unwrap_or_default().iter().enumerate() {
             draft
                 .bytes(Slot::Parameters(index))
-                .copy_from_slice(bytemuck::cast_slice(params));
+                .copy_from_slice(params.values().as_bytes());
         }
         Ok(draft.finish())
     }
@@ -149,6 +174,26 @@ impl CpuOptimizer {
         &mut self,
         checkpoint: &Checkpoint,
         params: Option<&mut [&mut [f32]]>,
+    ) -> Result<(), Error> {
+        self.restore_of(checkpoint, params)
+    }
+
+    /// As [`CpuOptimizer::restore`], with slices of whatever elements.
+    ///
+    /// # Errors
+    /// As [`CpuOptimizer::restore`]; [`Error::StepElement`] where the elements are not those that were declared.
+    pub fn restore_values(
+        &mut self,
+        checkpoint: &Checkpoint,
+        params: Option<&mut [SliceMut]>,
+    ) -> Result<(), Error> {
+        self.restore_of(checkpoint, params)
+    }
+
+    fn restore_of(
+        &mut self,
+        checkpoint: &Checkpoint,
+        params: Option<&mut [impl ValuesMut]>,
     ) -> Result<(), Error> {
         let parameters = match &params {
             Some(params) => {
@@ -189,7 +234,9 @@ impl CpuOptimizer {
             }
         }
         for (index, params) in params.unwrap_or_default().iter_mut().enumerate() {
-            bytemuck::cast_slice_mut(params)
+            let mut params = params.values_mut();
+            params
+                .as_bytes_mut()
                 .copy_from_slice(checkpoint.bytes(Slot::Parameters(index)));
         }
         for (rate, state) in self.learning_rates.iter_mut().zip(&self.states) {
@@ -212,6 +259,6 @@ impl CpuOptimizer {
 
     /// What is remembered of a tensor.
     fn kinds(&self, tensor: usize) -> impl Iterator<Item = MemoryKind> + use<> {
-        self.plan.kernels[self.plan.tensors[tensor].group].memories()
+        self.plan.kernel_of(tensor).memories()
     }
 }

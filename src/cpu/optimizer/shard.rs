@@ -1,6 +1,7 @@
 //! A step of several ranks, on the host: see [`ShardSums`].
 
 use super::CpuOptimizer;
+use crate::cpu::values::{Slice, SliceMut, Values, ValuesMut};
 use crate::error::Error;
 use crate::shard::{CombinedSums, ShardSums, Stage};
 
@@ -31,6 +32,41 @@ impl CpuOptimizer {
         grads: &[impl AsRef<[f32]> + Sync],
         loss: f32,
     ) -> Result<ShardSums, Error> {
+        self.measure_of(params, grads, loss)
+    }
+
+    /// As [`CpuOptimizer::measure`], over slices of whatever elements.
+    ///
+    /// # Errors
+    /// As [`CpuOptimizer::measure`]; [`Error::StepElement`] where the elements are not those that were declared.
+    pub fn measure_values(
+        &mut self,
+        params: &[Slice],
+        grads: &[Slice],
+    ) -> Result<ShardSums, Error> {
+        self.check_needs_no_loss()?;
+        self.measure_of(params, grads, 0.0)
+    }
+
+    /// As [`CpuOptimizer::measure_with_loss`], over slices of whatever elements.
+    ///
+    /// # Errors
+    /// As [`CpuOptimizer::measure_values`].
+    pub fn measure_values_with_loss(
+        &mut self,
+        params: &[Slice],
+        grads: &[Slice],
+        loss: f32,
+    ) -> Result<ShardSums, Error> {
+        self.measure_of(params, grads, loss)
+    }
+
+    fn measure_of(
+        &mut self,
+        params: &[impl Values + Sync],
+        grads: &[impl Values + Sync],
+        loss: f32,
+    ) -> Result<ShardSums, Error> {
         if self.plan.shard.is_none() {
             return Err(not_sharded("measure"));
         }
@@ -57,6 +93,28 @@ impl CpuOptimizer {
         &mut self,
         params: &mut [&mut [f32]],
         grads: &[&[f32]],
+        combined: &CombinedSums,
+    ) -> Result<(), Error> {
+        self.apply_of(params, grads, combined)
+    }
+
+    /// As [`CpuOptimizer::apply`], over slices of whatever elements.
+    ///
+    /// # Errors
+    /// As [`CpuOptimizer::apply`]; [`Error::StepElement`] where the elements are not those that were declared.
+    pub fn apply_values(
+        &mut self,
+        params: &mut [SliceMut],
+        grads: &[Slice],
+        combined: &CombinedSums,
+    ) -> Result<(), Error> {
+        self.apply_of(params, grads, combined)
+    }
+
+    fn apply_of(
+        &mut self,
+        params: &mut [impl ValuesMut + Send],
+        grads: &[impl Values + Sync],
         combined: &CombinedSums,
     ) -> Result<(), Error> {
         let (step, stage) = (self.steps(), self.stage);

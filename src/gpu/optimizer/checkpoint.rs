@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use super::{Optimizer, WindowMemory, f32_bytes};
+use super::{Optimizer, WindowMemory};
 use crate::checkpoint::{Checkpoint, Draft, Notes, Parameters, Slot, Table, last_slot, steps_of};
 use crate::error::Error;
 use crate::gpu::context::Gpu;
@@ -142,7 +142,7 @@ impl Optimizer {
     /// parameters are where the gradients were declared, in this process as in the one that was interrupted. Ask
     /// [`Optimizer::roles_are_swapped`] afterwards.
     ///
-    /// Records of steps before this one that were not drained are gone.
+    /// Records of steps before this one that were not drained are gone. The 2 bytes behind 16-bit parameters of odd length become 0.
     ///
     /// # Errors
     /// [`Error::CheckpointDiffers`] names the group, setting or tensor that is not as it was; [`Error::CheckpointDamaged`],
@@ -288,12 +288,13 @@ impl Optimizer {
         if parameters == Parameters::Included {
             for (index, place) in self.plan.places.iter().enumerate() {
                 let (buffer, start) = parameters_of(place, swapped);
-                let element = u64::from(f32_bytes());
+                let element = place.params.bytes();
                 pieces.push(Piece {
                     content: Content::Parameters(index),
                     buffer: &buffers[buffer],
                     start: start * element,
-                    bytes: place.elements * element,
+                    // Copies are of whole words.
+                    bytes: (place.elements * element).next_multiple_of(4),
                 });
             }
         }
@@ -375,7 +376,8 @@ fn take(plan: &Plan, content: Content, bytes: &[u8], ring_steps: usize, draft: &
         }
         Content::Table(table) => draft.bytes(Slot::Table(table)).copy_from_slice(bytes),
         Content::Parameters(tensor) => {
-            draft.bytes(Slot::Parameters(tensor)).copy_from_slice(bytes);
+            let own = draft.bytes(Slot::Parameters(tensor));
+            own.copy_from_slice(&bytes[..own.len()]);
         }
         Content::Memory(window, kind) => {
             for_each_part(plan, window, kind, |tensor, there, here| {
@@ -392,7 +394,8 @@ fn give(plan: &Plan, content: Content, checkpoint: &Checkpoint, bytes: &mut [u8]
         Content::TensorRing => {}
         Content::Table(table) => bytes.copy_from_slice(checkpoint.bytes(Slot::Table(table))),
         Content::Parameters(tensor) => {
-            bytes.copy_from_slice(checkpoint.bytes(Slot::Parameters(tensor)));
+            let own = checkpoint.bytes(Slot::Parameters(tensor));
+            bytes[..own.len()].copy_from_slice(own);
         }
         Content::Memory(window, kind) => {
             for_each_part(plan, window, kind, |tensor, there, here| {

@@ -5,6 +5,7 @@ use super::{
 };
 use crate::error::Error;
 use crate::gpu::pass::{BoundGroup, Pipeline};
+use crate::gpu::tensor::Tensor;
 use crate::group::TensorPair;
 use crate::plan::{Place, Plan, Region, Window, check_overlaps};
 
@@ -70,6 +71,7 @@ impl Movable {
         ]
         .map(|(buffer, start, region)| Region {
             buffer,
+            element: region.element,
             start: start + self.start,
             end: start + self.start + region.elements(),
         })
@@ -90,7 +92,7 @@ impl Movable {
             part(&buffers[params.buffer], params),
             part(&buffers[grads.buffer], grads),
         );
-        let bind = |pipeline: &Pipeline, buffers| pipeline.bind(device, OWN_BUFFERS, buffers);
+        let bind = |pipeline: &Pipeline, own: &[_]| pipeline.bind(device, OWN_BUFFERS, own);
         Sweeps {
             reduce: bind(&self.pipelines.reduce, &own),
             update: bind(&self.pipelines.update, &own),
@@ -98,7 +100,7 @@ impl Movable {
                 .pipelines
                 .averages
                 .as_ref()
-                .map(|pipelines| [0, 1].map(|sweep| bind(&pipelines[sweep], &own[..2]))),
+                .map(|pipelines| [0, 1].map(|sweep| bind(&pipelines[sweep], &own))),
         }
     }
 
@@ -123,14 +125,15 @@ impl Optimizer {
     /// turn cost a look-up; for a new place, two or four bind groups are made for each of the tensor's dispatches.
     ///
     /// # Errors
-    /// [`Error::NotRebindable`]; [`Error::StepTensors`] or [`Error::StepLength`] where these are not the tensors that were declared;
+    /// [`Error::NotRebindable`]; [`Error::StepTensors`], [`Error::StepLength`] or [`Error::StepElement`] where these are not the tensors that were declared;
     /// [`Error::BindingAlignment`], and whatever else [`build`](crate::OptimizerBuilder::build) says of a slice; [`Error::AveragesSwapped`]
     /// between two [`encode_swap_averages`](Optimizer::encode_swap_averages); [`Error::Device`] or [`Error::DeviceLost`]. The bindings are
     /// those of before then.
-    pub fn rebind(
-        &mut self,
-        tensors: &[(wgpu::BufferSlice, wgpu::BufferSlice)],
-    ) -> Result<(), Error> {
+    pub fn rebind<P, G>(&mut self, tensors: &[(P, G)]) -> Result<(), Error>
+    where
+        P: TensorPair<G, Tensor = Tensor> + Copy,
+        G: Copy,
+    {
         self.gpu.check_alive()?;
         if !self.rebindable {
             return Err(Error::NotRebindable);
@@ -148,7 +151,8 @@ impl Optimizer {
         let alignment = binding_alignment(&device.limits());
         let mut numbered = Numbered::default();
         let mut places = Vec::with_capacity(expected);
-        for (tensor, &(params, grads)) in self.plan.tensors.iter().zip(tensors) {
+        let declared = self.plan.tensors.iter().zip(&self.plan.places);
+        for ((tensor, declared), &(params, grads)) in declared.zip(tensors) {
             let place = numbered.place(&tensor.name, params.join(grads), Some(alignment))?;
             if place.elements != tensor.elements {
                 return Err(Error::StepLength {
@@ -157,6 +161,19 @@ impl Optimizer {
                     expected: tensor.elements as usize,
                     actual: place.elements as usize,
                 });
+            }
+            for (role, expected, actual) in [
+                ("parameter", declared.params, place.params),
+                ("gradient", declared.grads, place.grads),
+            ] {
+                if actual != expected {
+                    return Err(Error::StepElement {
+                        tensor: tensor.name.clone(),
+                        role,
+                        expected,
+                        actual,
+                    });
+                }
             }
             places.push(place);
         }
@@ -212,9 +229,9 @@ impl Optimizer {
             [window.params, window.grads] = regions;
             movable.keep(site, bound);
         }
+        self.plan.places = places;
         #[cfg(feature = "checkpoint")]
         {
-            self.plan.places = places;
             self.kept.buffers = buffers;
         }
         Ok(())
