@@ -8,8 +8,9 @@ use common::{download, upload};
 use wgpu_optim::gpu::{Partials, Tuning};
 use wgpu_optim::layout::RawRecord;
 use wgpu_optim::{
-    AutoSgd, Averaging, Error, Gpu, GpuOptions, Group, Hypergradient, LossScaler, NonFinitePolicy,
-    NormRatio, Optimizer, OptimizerBuilder, Regime, Rule, Seesaw, TrustRatio, wgpu,
+    AutoSgd, Averaging, Element, Error, Gpu, GpuOptions, Group, Hypergradient, LossScaler,
+    NonFinitePolicy, NormRatio, Optimizer, OptimizerBuilder, Regime, Rule, Seesaw, TrustRatio,
+    wgpu,
 };
 
 type Device = OptimizerBuilder<wgpu_optim::gpu::Tensor>;
@@ -131,7 +132,8 @@ fn slices_that_do_not_lie_on_elements() {
                 tensor: "w".to_owned(),
                 role,
                 offset_bytes,
-                size_bytes
+                size_bytes,
+                element: Element::F32,
             }
         );
         assert_message(
@@ -141,7 +143,7 @@ fn slices_that_do_not_lie_on_elements() {
                 role,
                 &offset_bytes.to_string(),
                 &size_bytes.to_string(),
-                "multiples of 4",
+                "multiple of 4",
             ],
         );
     }
@@ -254,9 +256,12 @@ fn slices_that_overlap() {
     };
     for (vp, vg, wp, wg, first, second, (start, end)) in cases {
         let error = build_error(builder(vp, vg, wp, wg), gpu);
-        assert_message(&error, &[first, second, &format!("{start}..{end}")]);
+        assert_message(
+            &error,
+            &[first, second, &format!("{}..{}", 4 * start, 4 * end)],
+        );
         assert!(
-            matches!(error, Error::Overlap { start: s, end: e, .. } if (s, e) == (start, end)),
+            matches!(error, Error::Overlap { start: s, end: e, .. } if (s, e) == (4 * start, 4 * end)),
             "{error}"
         );
     }

@@ -7,6 +7,7 @@
 mod averages;
 mod case;
 mod groups;
+mod halves;
 mod magnitudes;
 mod nonfinite;
 mod oracle;
@@ -17,6 +18,7 @@ mod scenario;
 mod shards;
 mod spec;
 mod steps;
+mod stored;
 #[cfg(test)]
 mod tests;
 mod trust;
@@ -60,7 +62,7 @@ struct Family {
 }
 
 /// Every family, in the order of the table.
-const FAMILIES: [Family; 10] = [
+const FAMILIES: [Family; 11] = [
     Family {
         name: "steps",
         cases: steps::cases,
@@ -100,6 +102,10 @@ const FAMILIES: [Family; 10] = [
     Family {
         name: "shards",
         cases: shards::cases,
+    },
+    Family {
+        name: "halves",
+        cases: halves::cases,
     },
 ];
 

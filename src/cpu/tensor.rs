@@ -2,6 +2,7 @@
 
 use half::{bf16, f16};
 
+use crate::cpu::values::Slice;
 use crate::element::Element;
 use crate::error::Error;
 use crate::group::TensorPair;
@@ -54,6 +55,17 @@ impl<'b, P: Value, G: Value> TensorPair<&'b Vec<G>> for &Vec<P> {
 
     fn join(self, gradients: &'b Vec<G>) -> Tensor {
         self.as_slice().join(gradients.as_slice())
+    }
+}
+
+impl<'b> TensorPair<Slice<'b>> for Slice<'_> {
+    type Tensor = Tensor;
+
+    fn join(self, gradients: Slice<'b>) -> Tensor {
+        Tensor {
+            params: (self.element(), self.len()),
+            grads: (gradients.element(), gradients.len()),
+        }
     }
 }
 

@@ -7,6 +7,8 @@ pub mod oracle;
 pub mod run;
 #[path = "../../src/cli/check/spec.rs"]
 pub mod spec;
+#[path = "../../src/cli/check/stored.rs"]
+pub mod stored;
 
 use wgpu_optim::gpu::{Partials, Tensor};
 use wgpu_optim::wgpu;

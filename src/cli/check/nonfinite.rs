@@ -187,7 +187,7 @@ impl Case for Skipping {
     fn run(&self, subject: &Subject) -> Result<Outcome, CliError> {
         let mut outcome = Outcome::default();
         let scenario = &self.scenario;
-        let mut host = HostRun::new(&scenario.specs(), scenario.mode)?;
+        let mut host = HostRun::new(&scenario.specs(), scenario.told())?;
         let mut device: DeviceRun = scenario.device_run(subject, &subject.gpu)?;
         let mut undisturbed: DeviceRun = scenario.device_run(subject, &subject.gpu)?;
         for step in 1..=scenario.steps {
@@ -201,7 +201,7 @@ impl Case for Skipping {
             without_counts(&device.states()?),
             device.rates()?,
         );
-        let host_before = (host.parameters().to_vec(), without_counts(host.states()));
+        let host_before = (host.parameters(), without_counts(host.states()));
         let next = scenario.steps + 1;
         let mut skipped = 0;
         for &(bad, bits) in &self.bad {
@@ -220,7 +220,7 @@ impl Case for Skipping {
             outcome.same_tensors(Path::Device, &what, &device.parameters()?, &before.0);
             let records = host.step(&gradients, loss)?;
             judge_records(&mut outcome, Path::Cpu, &what, &records, skipped, place);
-            outcome.same_tensors(Path::Cpu, &what, host.parameters(), &host_before.0);
+            outcome.same_tensors(Path::Cpu, &what, &host.parameters(), &host_before.0);
         }
         let states = || "states after all bad steps".to_owned();
         let after = without_counts(&device.states()?);

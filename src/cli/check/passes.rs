@@ -170,7 +170,7 @@ impl Case for Sums {
         let scenario = &self.scenario;
         let gpu = subject.gpu.clone().with_tuning(self.tuning)?;
         let mut device = scenario.device_run(subject, &gpu)?;
-        let mut host = HostRun::new(&scenario.specs(), scenario.mode)?;
+        let mut host = HostRun::new(&scenario.specs(), scenario.told())?;
         for step in 1..scenario.steps {
             let gradients = scenario.gradients(step);
             device.step(&gradients, loss_of(step))?;
@@ -178,7 +178,7 @@ impl Case for Sums {
         }
         let gradients = scenario.gradients(scenario.steps);
         let on_device = device.true_parameters()?;
-        let on_host = host.parameters().to_vec();
+        let on_host = host.parameters();
         device.write(&gradients, loss_of(scenario.steps));
         device.run_passes(|pass| {
             matches!(pass, PassName::ReduceGradient | PassName::FinishReduction)
@@ -288,7 +288,7 @@ impl Case for Rates {
         let mut outcome = Outcome::default();
         let scenario = &self.0;
         let mut device = scenario.device_run(subject, &subject.gpu)?;
-        let mut host = HostRun::new(&scenario.specs(), scenario.mode)?;
+        let mut host = HostRun::new(&scenario.specs(), scenario.told())?;
         let mut exact = vec![true; scenario.parts.len()];
         for step in 1..=scenario.steps {
             let gradients = scenario.gradients(step);

@@ -5,12 +5,13 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use wgpu_optim::gpu::{PassName, Tensor};
 use wgpu_optim::layout::{GroupState, ScopeSums};
 use wgpu_optim::{
-    CombinedSums, CpuOptimizer, Gpu, Optimizer, OptimizerBuilder, Record, Rule, ShardSums,
+    CombinedSums, CpuOptimizer, Element, Gpu, Optimizer, OptimizerBuilder, Record, Rule, ShardSums,
     StepMode, cpu, wgpu,
 };
 
 use super::case::{Outcome, Path};
-use super::spec::{Place, Spec, lengths};
+use super::spec::{Place, Spec};
+use super::stored::Stored;
 use crate::CliError;
 
 /// A fault in what comes back from the device, seeded to see that every family would tell: from the third step on, element 17 of
@@ -32,33 +33,61 @@ impl Fault {
     }
 }
 
+/// What the builder is told beside its groups.
+#[derive(Debug, Clone, Copy)]
+pub struct Told {
+    pub mode: StepMode,
+    /// The rank, and how many there are.
+    pub rank: Option<(u32, u32)>,
+    pub micro_batches: u32,
+    /// Whether the device clears the gradients.
+    pub clears: bool,
+}
+
+impl Told {
+    fn tell<T>(self, builder: OptimizerBuilder<T>) -> OptimizerBuilder<T> {
+        let builder = builder
+            .step_mode(self.mode)
+            .micro_batches(self.micro_batches);
+        match self.rank {
+            Some((rank, ranks)) => builder.sharded(rank, ranks),
+            None => builder,
+        }
+    }
+}
+
+impl From<StepMode> for Told {
+    fn from(mode: StepMode) -> Self {
+        Told {
+            mode,
+            rank: None,
+            micro_batches: 1,
+            clears: false,
+        }
+    }
+}
+
 /// The CPU path at work.
 pub struct HostRun {
     optimizer: CpuOptimizer,
-    parameters: Vec<Vec<f32>>,
+    parameters: Vec<Stored>,
+    /// What the gradients are stored as.
+    grads: Vec<Element>,
     groups: usize,
 }
 
 impl HostRun {
-    pub fn new(specs: &[Spec], mode: StepMode) -> Result<Self, CliError> {
-        Self::of_rank(specs, mode, None)
-    }
-
-    /// With what one of several ranks has; `rank` is its number, and how many there are.
-    pub fn of_rank(
-        specs: &[Spec],
-        mode: StepMode,
-        rank: Option<(u32, u32)>,
-    ) -> Result<Self, CliError> {
+    pub fn new(specs: &[Spec], told: Told) -> Result<Self, CliError> {
         let mut builder: OptimizerBuilder<cpu::Tensor> =
-            OptimizerBuilder::new(Rule::sgd()).step_mode(mode);
-        if let Some((rank, ranks)) = rank {
-            builder = builder.sharded(rank, ranks);
-        }
+            told.tell(OptimizerBuilder::new(Rule::sgd()));
+        let mut parameters = Vec::new();
         for spec in specs {
             let mut group = spec.group();
             for (index, tensor) in spec.tensors.iter().enumerate() {
-                group = group.tensor(spec.tensor_name(index), tensor, tensor);
+                let params = Stored::new(spec.params, tensor);
+                let grads = Stored::new(spec.grads, tensor);
+                group = group.tensor(spec.tensor_name(index), params.slice(), grads.slice());
+                parameters.push(params);
             }
             builder = builder.group(group);
         }
@@ -66,36 +95,46 @@ impl HostRun {
         Ok(HostRun {
             groups: optimizer.groups().len(),
             optimizer,
-            parameters: specs.iter().flat_map(|spec| spec.tensors.clone()).collect(),
+            parameters,
+            grads: specs
+                .iter()
+                .flat_map(|spec| spec.tensors.iter().map(|_| spec.grads))
+                .collect(),
         })
     }
 
     /// One step; gradients tensor by tensor.
     pub fn step(&mut self, gradients: &[Vec<f32>], loss: f32) -> Result<Vec<Record>, CliError> {
-        let mut parameters: Vec<&mut [f32]> =
-            self.parameters.iter_mut().map(Vec::as_mut_slice).collect();
         if self.optimizer.step_mode() == StepMode::Lagged {
+            // All of f32, since they change places.
+            let mut parameters = self.parameters();
+            let mut parameters: Vec<&mut [f32]> =
+                parameters.iter_mut().map(Vec::as_mut_slice).collect();
             let mut gradients = gradients.to_vec();
             let mut gradients: Vec<&mut [f32]> =
                 gradients.iter_mut().map(Vec::as_mut_slice).collect();
             self.optimizer
                 .step_lagged(&mut parameters, &mut gradients)?;
-            self.parameters = parameters.iter().map(|tensor| tensor.to_vec()).collect();
+            let tensors = parameters.iter().map(|tensor| tensor.to_vec());
+            self.parameters = tensors.map(Stored::F32).collect();
         } else {
-            let gradients: Vec<&[f32]> = gradients.iter().map(Vec::as_slice).collect();
+            let gradients = self.stored(gradients);
+            let gradients: Vec<cpu::Slice> = gradients.iter().map(Stored::slice).collect();
+            let mut parameters: Vec<cpu::SliceMut> =
+                self.parameters.iter_mut().map(Stored::slice_mut).collect();
             self.optimizer
-                .step_with_loss(&mut parameters, &gradients, loss)?;
+                .step_values_with_loss(&mut parameters, &gradients, loss)?;
         }
         one_each(self.optimizer.drain_records().records, self.groups)
     }
 
     /// A rank's part of a step.
     pub fn measure(&mut self, gradients: &[Vec<f32>], loss: f32) -> Result<ShardSums, CliError> {
-        let parameters = &self.parameters;
-        let measured = self
-            .optimizer
-            .measure_with_loss(parameters, gradients, loss);
-        Ok(measured?)
+        let gradients = self.stored(gradients);
+        let gradients: Vec<cpu::Slice> = gradients.iter().map(Stored::slice).collect();
+        let parameters: Vec<cpu::Slice> = self.parameters.iter().map(Stored::slice).collect();
+        let optimizer = &mut self.optimizer;
+        Ok(optimizer.measure_values_with_loss(&parameters, &gradients, loss)?)
     }
 
     /// The step that was measured.
@@ -104,23 +143,32 @@ impl HostRun {
         gradients: &[Vec<f32>],
         combined: &CombinedSums,
     ) -> Result<Vec<Record>, CliError> {
-        let mut parameters: Vec<&mut [f32]> =
-            self.parameters.iter_mut().map(Vec::as_mut_slice).collect();
-        let gradients: Vec<&[f32]> = gradients.iter().map(Vec::as_slice).collect();
+        let gradients = self.stored(gradients);
+        let gradients: Vec<cpu::Slice> = gradients.iter().map(Stored::slice).collect();
+        let mut parameters: Vec<cpu::SliceMut> =
+            self.parameters.iter_mut().map(Stored::slice_mut).collect();
         self.optimizer
-            .apply(&mut parameters, &gradients, combined)?;
+            .apply_values(&mut parameters, &gradients, combined)?;
         one_each(self.optimizer.drain_records().records, self.groups)
     }
 
-    pub fn parameters(&self) -> &[Vec<f32>] {
-        &self.parameters
+    /// The gradients as they are stored.
+    fn stored(&self, gradients: &[Vec<f32>]) -> Vec<Stored> {
+        let pairs = self.grads.iter().zip(gradients);
+        pairs
+            .map(|(&element, gradient)| Stored::new(element, gradient))
+            .collect()
+    }
+
+    pub fn parameters(&self) -> Vec<Vec<f32>> {
+        self.parameters.iter().map(Stored::values).collect()
     }
 
     /// Exchanges parameters and averages.
     pub fn swap_averages(&mut self) -> Result<(), CliError> {
-        let mut parameters: Vec<&mut [f32]> =
-            self.parameters.iter_mut().map(Vec::as_mut_slice).collect();
-        Ok(self.optimizer.swap_averages(&mut parameters)?)
+        let mut parameters: Vec<cpu::SliceMut> =
+            self.parameters.iter_mut().map(Stored::slice_mut).collect();
+        Ok(self.optimizer.swap_averages_values(&mut parameters)?)
     }
 
     pub fn states(&self) -> &[GroupState] {
@@ -140,13 +188,27 @@ pub struct DeviceRun<'a> {
     buffers: Vec<wgpu::Buffer>,
     loss: wgpu::Buffer,
     places: Vec<Place>,
-    lengths: Vec<usize>,
+    tensors: Vec<Kind>,
     steps: usize,
 }
 
-/// What surrounds the tensors.
-const GUARD: u32 = 0x7fc0_beef;
-const GUARD_ELEMENTS: usize = 9;
+/// A tensor's length, and what its parameters and gradients are stored as.
+#[derive(Debug, Clone, Copy)]
+struct Kind {
+    len: usize,
+    params: Element,
+    grads: Element,
+}
+
+/// The bytes of a tensor's parameters or gradients in their buffer.
+fn bytes_of(start: usize, len: usize, element: Element) -> std::ops::Range<usize> {
+    let bytes = element.bytes() as usize;
+    start * bytes..(start + len) * bytes
+}
+
+/// What surrounds the tensors: a NaN in every element.
+const GUARD: u32 = 0x7fc1_7fc1;
+const GUARD_BYTES: usize = 36;
 
 /// Where in its buffer the loss is: not where a binding may start.
 const LOSS_OFFSET: u64 = 36;
@@ -160,54 +222,65 @@ impl<'a> DeviceRun<'a> {
         fault: Option<&'a Fault>,
         specs: &[Spec],
         places: Vec<Place>,
-        mode: StepMode,
-        rank: Option<(u32, u32)>,
+        told: Told,
     ) -> Result<Self, CliError> {
-        let lengths: Vec<usize> = lengths(specs).collect();
-        let spans = || {
-            places
-                .iter()
-                .zip(&lengths)
-                .flat_map(|(place, &len)| [(place.params, len), (place.grads, len)])
-        };
-        let count = spans().map(|((buffer, _), _)| buffer + 1).max();
-        let mut contents: Vec<Vec<f32>> = (0..count.unwrap_or(0))
-            .map(|buffer| {
-                let end = spans()
-                    .filter(|((b, _), _)| *b == buffer)
-                    .map(|((_, start), len)| start + len)
-                    .max()
-                    .unwrap_or(0);
-                vec![f32::from_bits(GUARD); (end + GUARD_ELEMENTS).next_multiple_of(4)]
+        let tensors: Vec<Kind> = specs
+            .iter()
+            .flat_map(|spec| {
+                spec.tensors.iter().map(|tensor| Kind {
+                    len: tensor.len(),
+                    params: spec.params,
+                    grads: spec.grads,
+                })
             })
             .collect();
-        let tensors = specs.iter().flat_map(|spec| &spec.tensors);
-        for (place, tensor) in places.iter().zip(tensors) {
+        let spans = || {
+            places.iter().zip(&tensors).flat_map(|(place, tensor)| {
+                let range =
+                    |(buffer, start), element| (buffer, bytes_of(start, tensor.len, element));
+                [
+                    range(place.params, tensor.params),
+                    range(place.grads, tensor.grads),
+                ]
+            })
+        };
+        let count = spans().map(|(buffer, _)| buffer + 1).max();
+        let mut contents: Vec<Vec<u8>> = (0..count.unwrap_or(0))
+            .map(|buffer| {
+                let own = spans().filter(|(b, _)| *b == buffer);
+                let end = own.map(|(_, range)| range.end).max().unwrap_or(0);
+                let words = (end + GUARD_BYTES).next_multiple_of(16) / 4;
+                bytemuck::cast_slice(&vec![GUARD; words]).to_vec()
+            })
+            .collect();
+        let values = specs.iter().flat_map(|spec| &spec.tensors);
+        for ((place, tensor), values) in places.iter().zip(&tensors).zip(values) {
             let (buffer, start) = place.params;
-            contents[buffer][start..][..tensor.len()].copy_from_slice(tensor);
+            let range = bytes_of(start, tensor.len, tensor.params);
+            contents[buffer][range].copy_from_slice(Stored::new(tensor.params, values).bytes());
         }
-        let loss = filled(gpu, "loss", &[0.0; 16]);
+        let loss = filled(gpu, "loss", &[0; 64]);
         let buffers: Vec<wgpu::Buffer> = contents
             .iter()
             .map(|contents| filled(gpu, "parameters and gradients", contents))
             .collect();
-        let mut builder: OptimizerBuilder<Tensor> = OptimizerBuilder::new(Rule::sgd())
-            .step_mode(mode)
+        let mut builder: OptimizerBuilder<Tensor> = told
+            .tell(OptimizerBuilder::new(Rule::sgd()))
+            .clear_gradients(told.clears)
             .record_steps(RECORD_STEPS)
             .loss(loss.slice(LOSS_OFFSET..LOSS_OFFSET + 4));
-        if let Some((rank, ranks)) = rank {
-            builder = builder.sharded(rank, ranks);
-        }
         let mut next = places.iter();
         for spec in specs {
             let mut group = spec.group();
             for ((index, tensor), place) in spec.tensors.iter().enumerate().zip(&mut next) {
-                let slice = |(buffer, start): (usize, usize)| {
-                    let start = 4 * start as u64;
-                    buffers[buffer].slice(start..start + 4 * tensor.len() as u64)
+                let slice = |(buffer, start): (usize, usize), element: Element| {
+                    let range = bytes_of(start, tensor.len(), element);
+                    let buffer: &wgpu::Buffer = &buffers[buffer];
+                    element.of(buffer.slice(range.start as u64..range.end as u64))
                 };
                 let name = spec.tensor_name(index);
-                group = group.tensor(name, slice(place.params), slice(place.grads));
+                let params = slice(place.params, spec.params);
+                group = group.tensor(name, params, slice(place.grads, spec.grads));
             }
             builder = builder.group(group);
         }
@@ -218,7 +291,7 @@ impl<'a> DeviceRun<'a> {
             buffers,
             loss,
             places,
-            lengths,
+            tensors,
             steps: 0,
         })
     }
@@ -240,13 +313,15 @@ impl<'a> DeviceRun<'a> {
     pub fn write(&self, gradients: &[Vec<f32>], loss: f32) {
         let queue = self.gpu.queue();
         queue.write_buffer(&self.loss, LOSS_OFFSET, bytemuck::bytes_of(&loss));
-        for (place, gradient) in self.places().iter().zip(gradients) {
+        for ((place, tensor), gradient) in self.places().iter().zip(&self.tensors).zip(gradients) {
             let (buffer, start) = place.grads;
-            queue.write_buffer(
-                &self.buffers[buffer],
-                4 * start as u64,
-                bytemuck::cast_slice(gradient),
-            );
+            let range = bytes_of(start, tensor.len, tensor.grads);
+            let mut bytes = Stored::new(tensor.grads, gradient).bytes().to_vec();
+            if !bytes.len().is_multiple_of(4) {
+                // Writes are of whole words.
+                bytes.extend_from_slice(&bytemuck::bytes_of(&GUARD)[2..]);
+            }
+            queue.write_buffer(&self.buffers[buffer], range.start as u64, &bytes);
         }
     }
 
@@ -337,13 +412,30 @@ impl<'a> DeviceRun<'a> {
     /// The same without a seeded fault: what the device goes on with.
     pub fn true_parameters(&self) -> Result<Vec<Vec<f32>>, CliError> {
         let contents = self.contents()?;
-        let tensors = self.places().into_iter().zip(&self.lengths);
+        let tensors = self.places().into_iter().zip(&self.tensors);
         Ok(tensors
-            .map(|(place, &len)| contents[place.params.0][place.params.1..][..len].to_vec())
+            .map(|(place, tensor)| {
+                let (buffer, start) = place.params;
+                let range = bytes_of(start, tensor.len, tensor.params);
+                Stored::from_bytes(tensor.params, &contents[buffer][range]).values()
+            })
             .collect())
     }
 
-    fn contents(&self) -> Result<Vec<Vec<f32>>, CliError> {
+    /// What is where the gradients of the next step belong.
+    pub fn gradients(&self) -> Result<Vec<Vec<f32>>, CliError> {
+        let contents = self.contents()?;
+        let tensors = self.places().into_iter().zip(&self.tensors);
+        Ok(tensors
+            .map(|(place, tensor)| {
+                let (buffer, start) = place.grads;
+                let range = bytes_of(start, tensor.len, tensor.grads);
+                Stored::from_bytes(tensor.grads, &contents[buffer][range]).values()
+            })
+            .collect())
+    }
+
+    fn contents(&self) -> Result<Vec<Vec<u8>>, CliError> {
         self.buffers
             .iter()
             .map(|buffer| Ok(pollster::block_on(self.gpu.read_buffer("tensors", buffer))?))
@@ -373,8 +465,8 @@ impl<'a> DeviceRun<'a> {
             let size = fault.size();
             for (sums, _) in sums
                 .iter_mut()
-                .zip(&self.lengths)
-                .filter(|(_, len)| **len > Fault::ELEMENT)
+                .zip(&self.tensors)
+                .filter(|(_, tensor)| tensor.len > Fault::ELEMENT)
             {
                 sums.square.sum *= 1.0 + size;
             }
@@ -385,17 +477,24 @@ impl<'a> DeviceRun<'a> {
     /// What lies between the tensors is, bit for bit, what was put there.
     pub fn compare_surroundings(&self, outcome: &mut Outcome) -> Result<(), CliError> {
         let mut contents = self.contents()?;
-        for (place, &len) in self.places.iter().zip(&self.lengths) {
-            for (buffer, start) in [place.params, place.grads] {
-                contents[buffer][start..][..len].fill(f32::from_bits(GUARD));
+        for (place, tensor) in self.places.iter().zip(&self.tensors) {
+            for ((buffer, start), element) in
+                [(place.params, tensor.params), (place.grads, tensor.grads)]
+            {
+                let guard = bytemuck::bytes_of(&GUARD).iter().cycle();
+                let own = &mut contents[buffer][bytes_of(start, tensor.len, element)];
+                own.iter_mut()
+                    .zip(guard)
+                    .for_each(|(byte, &guard)| *byte = guard);
             }
         }
         for (buffer, contents) in contents.iter().enumerate() {
-            for (element, &found) in contents.iter().enumerate() {
+            let words: Vec<u32> = bytemuck::pod_collect_to_vec(contents);
+            for (word, &found) in words.iter().enumerate() {
                 outcome.same_bits(
                     Path::Device,
-                    || format!("element {element} of buffer {buffer}, between tensors"),
-                    found,
+                    || format!("word {word} of buffer {buffer}, between tensors"),
+                    f32::from_bits(found),
                     f32::from_bits(GUARD),
                 );
             }
@@ -404,17 +503,16 @@ impl<'a> DeviceRun<'a> {
     }
 }
 
-fn filled(gpu: &Gpu, label: &str, contents: &[f32]) -> wgpu::Buffer {
+fn filled(gpu: &Gpu, label: &str, contents: &[u8]) -> wgpu::Buffer {
     let buffer = gpu.device().create_buffer(&wgpu::BufferDescriptor {
         label: Some(label),
-        size: 4 * contents.len() as u64,
+        size: contents.len() as u64,
         usage: wgpu::BufferUsages::STORAGE
             | wgpu::BufferUsages::COPY_DST
             | wgpu::BufferUsages::COPY_SRC,
         mapped_at_creation: false,
     });
-    gpu.queue()
-        .write_buffer(&buffer, 0, bytemuck::cast_slice(contents));
+    gpu.queue().write_buffer(&buffer, 0, contents);
     buffer
 }
 

@@ -1,11 +1,14 @@
 //! The case that most families are made of: groups that take some steps, on the device and on the CPU path, against the oracle.
 
-use wgpu_optim::{Averaging, Gpu, Record, Schedule, StepMode, WeightDecay, wgpu};
+use wgpu_optim::{
+    Averaging, Element, Gpu, Record, Rounding, Schedule, StepMode, WeightDecay, wgpu,
+};
 
 use super::case::{Case, Outcome, Path, Subject, less, shorter, ulp};
 use super::oracle::Oracle;
-use super::run::{DeviceRun, HostRun};
+use super::run::{DeviceRun, HostRun, Told};
 use super::spec::{Place, Spec, lengths, packed};
+use super::stored::{half_ulp, rounded};
 use crate::CliError;
 
 /// One group and what its gradients are like.
@@ -66,6 +69,9 @@ pub struct Scenario {
     pub denormals: bool,
     /// Run on a device whose bindings hold only so many bytes, and again on one that can bind everything: the bits must be the same.
     pub binding_bytes: Option<u64>,
+    pub micro_batches: u32,
+    /// Whether the device clears the gradients.
+    pub clears: bool,
 }
 
 impl Scenario {
@@ -85,6 +91,17 @@ impl Scenario {
             tolerance: Tolerance::OfLargest(RATE_ULPS),
             denormals: false,
             binding_bytes: None,
+            micro_batches: 1,
+            clears: false,
+        }
+    }
+
+    /// What builders are told.
+    pub fn told(&self) -> Told {
+        Told {
+            micro_batches: self.micro_batches,
+            clears: self.clears,
+            ..self.mode.into()
         }
     }
 
@@ -104,9 +121,9 @@ impl Scenario {
                 let tensors = part.spec.tensors.iter().enumerate();
                 tensors.map(move |(tensor, w)| {
                     let key = key(&part.spec.name, tensor);
-                    (0..w.len())
-                        .map(|i| part.gradients.value(key, w[i], i, step))
-                        .collect()
+                    let values = (0..w.len()).map(|i| part.gradients.value(key, w[i], i, step));
+                    // Numbers that the gradients can be stored as.
+                    rounded(part.spec.grads, &values.collect::<Vec<_>>())
                 })
             })
             .collect()
@@ -138,7 +155,7 @@ impl Scenario {
     ) -> Result<DeviceRun<'a>, CliError> {
         let specs = self.specs();
         let places = self.places(&specs);
-        DeviceRun::new(gpu, subject.fault.as_ref(), &specs, places, self.mode, None)
+        DeviceRun::new(gpu, subject.fault.as_ref(), &specs, places, self.told())
     }
 
     fn on_device(
@@ -167,14 +184,14 @@ impl Scenario {
     }
 
     fn on_host(&self) -> Result<Trace, CliError> {
-        let mut run = HostRun::new(&self.specs(), self.mode)?;
+        let mut run = HostRun::new(&self.specs(), self.told())?;
         let records = (1..=self.steps)
             .map(|step| run.step(&self.gradients(step), loss_of(step)))
             .collect::<Result<_, _>>()?;
-        let parameters = run.parameters().to_vec();
+        let parameters = run.parameters();
         let averages = if self.averages() {
             run.swap_averages()?;
-            run.parameters().to_vec()
+            run.parameters()
         } else {
             Vec::new()
         };
@@ -255,7 +272,7 @@ impl Scenario {
                 .tensors
                 .iter()
                 .flat_map(|&tensor| &gradients[tensor])
-                .map(|&g| flush(g))
+                .map(|&g| flush(g) / self.micro_batches as f32)
                 .collect();
             oracle.loss = f64::from(loss_of(index + 1));
             let out = oracle.step_in(self.mode, &gradient);
@@ -343,18 +360,30 @@ impl Scenario {
             Tolerance::OfEach(ulps) => ulps * self.steps as f64,
         };
         let mut compare = |what: &str, tensors: &[Vec<f32>], exact: &[f64]| {
+            let spec = &unit.spec;
+            let is_half = spec.params != Element::F32;
             let mut exact = exact.iter().zip(&expected.sizes);
             for (number, &tensor) in unit.tensors.iter().enumerate() {
                 for (element, (&got, (&exact, &size))) in
                     tensors[tensor].iter().zip(&mut exact).enumerate()
                 {
                     let got = f64::from(got);
+                    // Of 16 bits a last place is a larger one, and half of it is lost in the end, or in each step, or all of it in
+                    // each step where that is at random.
+                    let unit_of = |size: f64| 2.0 * half_ulp(spec.params, size);
+                    let (unit, lost) = match spec.rounding {
+                        _ if !is_half => (ulp(size), 0.0),
+                        Rounding::Masters => (unit_of(got.abs().max(exact.abs())), 0.5),
+                        Rounding::Nearest => (unit_of(size), 0.5 * self.steps as f64),
+                        _ => (unit_of(size), self.steps as f64),
+                    };
+                    let allowed = lost + allowed * ulp(size) / unit;
                     outcome.near(
                         path,
                         || format!("{what} {element} of tensor {number}, {name}"),
                         if is_flushed(got, exact) { exact } else { got },
                         exact,
-                        ulp(size),
+                        unit,
                         allowed,
                     );
                 }
@@ -576,6 +605,13 @@ pub fn describe(spec: &Spec, gradients: Gradients) -> String {
     }
     if spec.norm.is_some() {
         words.push("a shared norm".to_owned());
+    }
+    if spec.params != Element::F32 || spec.grads != Element::F32 {
+        let (params, grads) = (spec.params.name(), spec.grads.name());
+        words.push(format!("{params} parameters, {grads} gradients"));
+    }
+    if spec.params != Element::F32 {
+        words.push(format!("rounding {}", spec.rounding.name()));
     }
     if let Gradients::Magnitudes(name, _) = gradients {
         words.push(format!("gradients of {name}"));

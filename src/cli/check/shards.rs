@@ -1,11 +1,12 @@
 //! Ranks that have a piece of every tensor each, and step by what all of them have measured: they are one optimizer of the whole.
 
 use wgpu_optim::{
-    AdaGradNorm, DoG, Record, Regime, Rule, SecantForm, ShardSums, StepMode, WeightDecay,
+    AdaGradNorm, DoG, Element, Record, Regime, Rounding, Rule, SecantForm, ShardSums, StepMode,
+    WeightDecay,
 };
 
 use super::case::{Case, Outcome, Path, Subject};
-use super::run::{DeviceRun, HostRun};
+use super::run::{DeviceRun, HostRun, Told};
 use super::scenario::{Scenario, Trace, loss_of, with_lengths};
 use super::spec::{Spec, packed};
 use crate::CliError;
@@ -58,6 +59,18 @@ pub fn cases(_: &Subject) -> Vec<Box<dyn Case>> {
             ranks,
         }));
     }
+    let halves = [
+        (decayed(Rule::sgdm(0.9), Regime::seesaw()), Element::Bf16),
+        (plain(Rule::sgd(), Regime::seesaw()), Element::F16),
+    ];
+    let halves = halves.map(|(spec, element)| {
+        let spec = with_lengths(spec.named(element.name()), &LENGTHS);
+        spec.stored(element, element, Rounding::Masters)
+    });
+    cases.push(Box::new(Sharded {
+        whole: Scenario::new("shards", StepMode::TwoPass, STEPS, halves.into()),
+        ranks: 3,
+    }));
     cases
 }
 
@@ -178,16 +191,19 @@ impl Case for Sharded {
 
     fn run(&self, subject: &Subject) -> Result<Outcome, CliError> {
         let mut outcome = Outcome::default();
-        let mode = self.whole.mode;
+        let told = |rank| Told {
+            rank: Some(rank),
+            ..self.whole.told()
+        };
         let on_device = |rank: usize, of| {
             let specs = self.specs_of(rank);
             let places = packed(&specs, 0, 0);
             let fault = subject.fault.as_ref();
-            DeviceRun::new(&subject.gpu, fault, &specs, places, mode, Some(of))
+            DeviceRun::new(&subject.gpu, fault, &specs, places, told(of))
         };
         let trace = self.trace(Path::Device, on_device, &mut outcome)?;
         self.whole.judge_all(Path::Device, &trace, &mut outcome);
-        let on_host = |rank: usize, of| HostRun::of_rank(&self.specs_of(rank), mode, Some(of));
+        let on_host = |rank: usize, of| HostRun::new(&self.specs_of(rank), told(of));
         let trace = self.trace(Path::Cpu, on_host, &mut outcome)?;
         self.whole.judge_all(Path::Cpu, &trace, &mut outcome);
         Ok(outcome)

@@ -2,8 +2,11 @@
 #![allow(dead_code, reason = "check and each test file use their own part")]
 
 use super::oracle::Oracle;
+use super::stored::rounded;
 use wgpu_optim::layout::GroupState;
-use wgpu_optim::{Averaging, Group, Regime, Rule, Schedule, TrustRatio, WeightDecay};
+use wgpu_optim::{
+    Averaging, Element, Group, Regime, Rounding, Rule, Schedule, TrustRatio, WeightDecay,
+};
 
 /// One group: everything a caller can say of it, and its tensors' parameters before the first step.
 #[derive(Debug, Clone)]
@@ -20,6 +23,11 @@ pub struct Spec {
     pub trust: Option<f32>,
     pub telemetry: bool,
     pub per_tensor: bool,
+    /// What parameters and gradients are stored as.
+    pub params: Element,
+    pub grads: Element,
+    pub rounding: Rounding,
+    /// In f32, but numbers that the parameters can be stored as.
     pub tensors: Vec<Vec<f32>>,
 }
 
@@ -38,6 +46,9 @@ impl Spec {
             trust: None,
             telemetry: false,
             per_tensor: false,
+            params: Element::F32,
+            grads: Element::F32,
+            rounding: Rounding::Masters,
             tensors,
         }
     }
@@ -52,6 +63,15 @@ impl Spec {
         self
     }
 
+    /// With parameters and gradients in other elements; the parameters are rounded.
+    pub fn stored(mut self, params: Element, grads: Element, rounding: Rounding) -> Self {
+        for tensor in &mut self.tensors {
+            *tensor = rounded(params, tensor);
+        }
+        (self.params, self.grads, self.rounding) = (params, grads, rounding);
+        self
+    }
+
     pub fn group<T>(&self) -> Group<T> {
         let group = Group::new(self.name.clone())
             .rule(self.rule)
@@ -60,6 +80,7 @@ impl Spec {
             .maximize(self.maximize)
             .schedule(self.schedule)
             .averaging(self.averaging)
+            .rounding(self.rounding)
             .telemetry(self.telemetry);
         let group = match self.trust {
             Some(coefficient) => group.trust_ratio(TrustRatio { coefficient }),
@@ -97,7 +118,7 @@ impl Spec {
     }
 }
 
-/// Where a tensor lies on the device: buffer and first element, of its parameters and of its gradients.
+/// Where a tensor lies on the device: buffer and first element, of its parameters and of its gradients. All of a buffer are stored alike.
 #[derive(Debug, Clone, Copy)]
 pub struct Place {
     pub params: (usize, usize),
@@ -107,8 +128,13 @@ pub struct Place {
 /// Tensors one after the other in an arena of parameters and an arena of gradients, `gap` elements apart, from `start`.
 pub fn packed(specs: &[Spec], start: usize, gap: usize) -> Vec<Place> {
     let mut at = start;
-    lengths(specs)
-        .map(|len| {
+    specs
+        .iter()
+        .flat_map(|spec| spec.tensors.iter().map(move |tensor| (spec, tensor.len())))
+        .map(|(spec, len)| {
+            // Two elements of 16 bits share a word.
+            let words = [spec.params, spec.grads] == [Element::F32; 2];
+            at = at.next_multiple_of(if words { 1 } else { 2 });
             let place = Place {
                 params: (0, at),
                 grads: (1, at),
