@@ -12,10 +12,12 @@ use std::process::{Child, Command, ExitCode, Stdio};
 use std::time::{Duration, Instant};
 
 use clap::Parser;
+use half::{bf16, f16};
 use serde_json::{Value, json};
 use wgpu_optim::gpu::{Dispatch, KernelSource, Partials, Tensor, Tuning};
 use wgpu_optim::{
-    Averaging, Gpu, Group, LossScaler, Optimizer, OptimizerBuilder, Regime, Rule, StepMode, wgpu,
+    Averaging, Element, Gpu, Group, LossScaler, Optimizer, OptimizerBuilder, Regime, Rounding,
+    Rule, StepMode, cpu, wgpu,
 };
 
 type Outcome<T> = Result<T, Box<dyn std::error::Error>>;
@@ -253,7 +255,9 @@ fn vectors() -> Outcome<Value> {
         // Offsets that any device can bind at.
         let gpu = found.clone().with_tuning(tuning)?;
         cases.push(case(&gpu, partials.name(), &mut kernels)?);
+        cases.push(case_of_halves(&gpu, partials.name(), &mut kernels)?);
         compile_everything(&gpu, &mut kernels)?;
+        compile_halves(&gpu, &mut kernels)?;
     }
     let throughput = throughput(&found, &mut kernels)?;
     Ok(json!({
@@ -479,6 +483,171 @@ fn case(gpu: &Gpu, name: &str, kernels: &mut Kernels) -> Outcome<Value> {
         "rates": rates,
         "parameters": expected,
     }))
+}
+
+/// How 16-bit parameters are stored and rounded.
+const HALVES: [(Element, Rounding); 6] = [
+    (Element::F16, Rounding::Masters),
+    (Element::F16, Rounding::Nearest),
+    (Element::F16, Rounding::Stochastic { seed: 1 }),
+    (Element::Bf16, Rounding::Masters),
+    (Element::Bf16, Rounding::Nearest),
+    (Element::Bf16, Rounding::Stochastic { seed: 2 }),
+];
+
+/// Parameters and gradients of 16 bits and steps that f32 has no rounding for, of which every bit must be the CPU path's.
+fn case_of_halves(gpu: &Gpu, name: &str, kernels: &mut Kernels) -> Outcome<Value> {
+    let block = gpu.tuning().block_elements() as usize;
+    let lengths = [1, 2, 3, 4, 5, 31, 33, block - 1, block, block + 1];
+    // Two elements to a word, and a word of its own for each that is left over.
+    let words = |length: usize| length.div_ceil(2);
+    let per_group: usize = lengths.iter().copied().map(words).sum();
+    let count = 2 * per_group * HALVES.len();
+    let encoded = |element: Element, value: f32| match element {
+        Element::F16 => f16::from_f32(value).to_bits(),
+        _ => bf16::from_f32(value).to_bits(),
+    };
+    let element_of = |at: usize| HALVES[at / (2 * per_group)].0;
+    let encode = |values: &[f32]| -> Vec<u16> {
+        let places = values.iter().enumerate();
+        places
+            .map(|(at, &value)| encoded(element_of(at), value))
+            .collect()
+    };
+    let first = encode(&numbers(1, count));
+    let in_words = |codes: &[u16]| bytemuck::pod_collect_to_vec::<u16, u32>(codes);
+    let parameters = buffer(gpu, bytemuck::cast_slice(&in_words(&first)));
+    let gradients = buffer(gpu, &vec![0.0; count / 2]);
+    // A step of ¼ is at least a unit of f32 of all that is below 1, and much smaller than a unit of 16 bits.
+    let regime = Regime::fixed(2f32.powi(-12));
+    let mut device: OptimizerBuilder<Tensor> = OptimizerBuilder::new(Rule::sgd())
+        .regime(regime)
+        .record_steps(16);
+    let mut host = OptimizerBuilder::new(Rule::sgd()).regime(regime);
+    let mut ranges = Vec::new();
+    let mut at = 0;
+    for (element, rounding) in HALVES {
+        let group_name = format!("{} {}", element.name(), rounding.name());
+        let mut on_device = Group::new(group_name.clone()).rounding(rounding);
+        let mut on_host = Group::new(group_name.clone()).rounding(rounding);
+        for length in lengths {
+            let tensor = format!("{group_name} {length}");
+            let bytes = 2 * at as u64..2 * (at + length) as u64;
+            on_device = on_device.tensor(
+                tensor.clone(),
+                element.of(parameters.slice(bytes.clone())),
+                element.of(gradients.slice(bytes)),
+            );
+            on_host = match element {
+                Element::F16 => {
+                    let slice: &[f16] = bytemuck::cast_slice(&first[at..at + length]);
+                    on_host.tensor(tensor, slice, slice)
+                }
+                _ => {
+                    let slice: &[bf16] = bytemuck::cast_slice(&first[at..at + length]);
+                    on_host.tensor(tensor, slice, slice)
+                }
+            };
+            ranges.push((element, at..at + length));
+            at += 2 * words(length);
+        }
+        device = device.group(on_device);
+        host = host.group(on_host);
+    }
+    let optimizer = device.build(gpu)?;
+    let mut host = host.build_cpu()?;
+    let mut expected = first;
+    let mut steps = Vec::new();
+    let mut rates = Vec::new();
+    for step in 0..STEPS {
+        // Multiples of ¼.
+        let values = numbers(2 + step as u64, count);
+        let values: Vec<f32> = values.iter().map(|x| (8.0 * x).round() / 4.0).collect();
+        let gradient = encode(&values);
+        let mut rest = expected.as_mut_slice();
+        let mut end = 0;
+        let mut params: Vec<cpu::SliceMut> = Vec::new();
+        let mut grads: Vec<cpu::Slice> = Vec::new();
+        for (element, range) in &ranges {
+            let (_, after) = rest.split_at_mut(range.start - end);
+            let (slice, after) = after.split_at_mut(range.len());
+            let own = &gradient[range.clone()];
+            if *element == Element::F16 {
+                params.push(bytemuck::cast_slice_mut::<u16, f16>(slice).into());
+                grads.push(bytemuck::cast_slice::<u16, f16>(own).into());
+            } else {
+                params.push(bytemuck::cast_slice_mut::<u16, bf16>(slice).into());
+                grads.push(bytemuck::cast_slice::<u16, bf16>(own).into());
+            }
+            (rest, end) = (after, range.end);
+        }
+        host.step_values(&mut params, &grads)?;
+        rates.push(host.learning_rates().to_vec());
+        steps.push(in_words(&gradient));
+    }
+    let mut recording = Recording {
+        gpu: gpu.clone(),
+        buffers: vec![parameters, gradients, optimizer.learning_rates().clone()],
+    };
+    let dispatches = recording.dispatches(&optimizer, kernels);
+    let names = HALVES.map(|(element, rounding)| {
+        format!(
+            "{} parameters, rounding {}",
+            element.name(),
+            rounding.name()
+        )
+    });
+    Ok(json!({
+        "name": name,
+        "exact": true,
+        "groups": names,
+        "lengths": HALVES.map(|_| per_group),
+        "buffers": recording.contents()?,
+        "dispatches": dispatches,
+        "gradients": steps,
+        "rates": rates,
+        "parameters": in_words(&expected),
+    }))
+}
+
+/// Kernels of 16 bits, as [`compile_everything`]: rules with and without memories, regimes with and without a use for parameters.
+fn compile_halves(gpu: &Gpu, kernels: &mut Kernels) -> Outcome<()> {
+    let values = vec![1.0f32; 1024];
+    let (parameters, gradients) = (buffer(gpu, &values), buffer(gpu, &values));
+    for (params, grads, rounding) in [
+        (Element::F16, Element::Bf16, Rounding::Masters),
+        (
+            Element::Bf16,
+            Element::F16,
+            Rounding::Stochastic { seed: 1 },
+        ),
+        (Element::F32, Element::F16, Rounding::Nearest),
+    ] {
+        let mut builder: OptimizerBuilder<Tensor> = OptimizerBuilder::new(Rule::sgd())
+            .rounding(rounding)
+            .micro_batches(2)
+            .clear_gradients(true)
+            .record_steps(4);
+        let mut count = 0;
+        for rule in [Rule::sgd(), Rule::adamw()] {
+            for regime in [Regime::seesaw(), Regime::dowg()] {
+                // Two past a multiple of four, so that there are heads, bodies and tails.
+                let bytes = |element: Element| {
+                    let at = element.bytes() * (2 + 20 * count);
+                    at..at + 9 * element.bytes()
+                };
+                let group = Group::new(count.to_string()).rule(rule).regime(regime);
+                let w = params.of(parameters.slice(bytes(params)));
+                let g = grads.of(gradients.slice(bytes(grads)));
+                builder = builder.group(group.tensor(count.to_string(), w, g));
+                count += 1;
+            }
+        }
+        for dispatch in builder.build(gpu)?.dispatches() {
+            kernels.of(dispatch);
+        }
+    }
+    Ok(())
 }
 
 /// Every kernel that a step can have, to be compiled: few optimizers of many groups, so that none is compiled twice on this machine.
