@@ -5,6 +5,7 @@
 //! - [`Optimizer`] runs on a [`Gpu`], the caller's or one that is found; it records its step into the caller's encoder.
 //! - [`CpuOptimizer`] does the same over slices. The device is checked against it, and it runs where there is no device.
 //! - `Checkpoint` (feature `checkpoint`) is all that an optimizer remembers, in a file from which a run goes on bit for bit.
+//! - [`Element`] says what a tensor is stored as, 16 bits included, and [`Rounding`] how steps get into those.
 //! - [`Record`] explains a step: terms that add up to the change of ln η, in numbers and in words.
 //!
 //! A step is four passes, and nothing of it returns to the host:
@@ -95,6 +96,8 @@ pub use schedule::Schedule;
 pub use shard::{CombinedSums, ShardSums};
 pub use step_mode::StepMode;
 pub use trust::TrustRatio;
+// Whose types are in the interface.
+pub use half;
 pub use wgpu;
 
 /// The README's code, compiled and run as a doc test.
