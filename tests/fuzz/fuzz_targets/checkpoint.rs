@@ -2,19 +2,61 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
+use wgpu_optim::cpu::{Slice, SliceMut};
+use wgpu_optim::half::bf16;
 use wgpu_optim::{Checkpoint, CpuOptimizer, Group, Notes, OptimizerBuilder, Rule};
 
 const W: [f32; 5] = [1.0, -2.0, 3.0, 0.5, 0.0];
+/// One of 16 bits, with a master.
+const H: [bf16; 3] = [bf16::ONE, bf16::NEG_ONE, bf16::EPSILON];
 
 fn optimizer() -> CpuOptimizer {
     OptimizerBuilder::new(Rule::sgd())
         .group(
             Group::new("all")
                 .tensor("a", &W[..3], &W[..3])
-                .tensor("b", &W[3..], &W[3..]),
+                .tensor("b", &W[3..], &W[3..])
+                .tensor("c", &H[..], &H[..]),
         )
         .build_cpu()
         .expect("builds")
+}
+
+/// Everything that the optimizer moves.
+#[derive(PartialEq, Debug)]
+struct Parameters {
+    a: Vec<f32>,
+    b: Vec<f32>,
+    c: Vec<bf16>,
+}
+
+impl Parameters {
+    fn new() -> Self {
+        Parameters {
+            a: W[..3].to_vec(),
+            b: W[3..].to_vec(),
+            c: H.to_vec(),
+        }
+    }
+
+    fn slices_mut(&mut self) -> [SliceMut<'_>; 3] {
+        [
+            (&mut self.a).into(),
+            (&mut self.b).into(),
+            (&mut self.c).into(),
+        ]
+    }
+
+    fn slices(&self) -> [Slice<'_>; 3] {
+        [(&self.a).into(), (&self.b).into(), (&self.c).into()]
+    }
+
+    fn step(&mut self, optimizer: &mut CpuOptimizer) {
+        let gradients = Parameters::new();
+        optimizer
+            .step_values(&mut self.slices_mut(), &gradients.slices())
+            .expect("steps");
+    }
 }
 
 fuzz_target!(|bytes: &[u8]| {
@@ -38,16 +80,14 @@ fuzz_target!(|bytes: &[u8]| {
         Checkpoint::from_bytes(checkpoint.to_bytes()).expect("what was written can be read");
     assert_eq!(again.step(), checkpoint.step());
     let mut optimizer = optimizer();
-    let (mut a, mut b) = (W[..3].to_vec(), W[3..].to_vec());
+    let mut parameters = Parameters::new();
     if optimizer
-        .restore(&checkpoint, Some(&mut [&mut a, &mut b]))
+        .restore_values(&checkpoint, Some(&mut parameters.slices_mut()))
         .is_err()
     {
-        assert_eq!((&a[..], &b[..]), (&W[..3], &W[3..]), "nothing was changed");
+        assert_eq!(parameters, Parameters::new(), "nothing was changed");
     }
-    optimizer
-        .step(&mut [&mut a, &mut b], &[&W[..3], &W[3..]])
-        .expect("steps");
+    parameters.step(&mut optimizer);
 });
 
 /// What an optimizer writes after a step.
@@ -56,12 +96,9 @@ fn good() -> Vec<u8> {
     static GOOD: OnceLock<Vec<u8>> = OnceLock::new();
     GOOD.get_or_init(|| {
         let mut optimizer = optimizer();
-        let (mut a, mut b) = (W[..3].to_vec(), W[3..].to_vec());
-        let grads: [&[f32]; 2] = [&W[..3], &W[3..]];
-        optimizer
-            .step(&mut [&mut a, &mut b], &grads)
-            .expect("steps");
-        let checkpoint = optimizer.checkpoint(Some(&[&a, &b]), &Notes::new());
+        let mut parameters = Parameters::new();
+        parameters.step(&mut optimizer);
+        let checkpoint = optimizer.checkpoint_values(Some(&parameters.slices()), &Notes::new());
         checkpoint.expect("is made").to_bytes()
     })
     .clone()
