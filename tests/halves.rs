@@ -1389,3 +1389,336 @@ fn numbers_of_micro_batches_and_paths_that_are_refused() {
         }
     }
 }
+
+/// Every regime, and a rule of each kind of memory.
+#[test]
+fn every_regime_goes_by_masters_as_by_parameters_of_f32() {
+    let _alone = alone();
+    let regimes = [
+        Regime::seesaw(),
+        Regime::norm_ratio(),
+        Regime::hypergradient(),
+        Regime::fixed(0.01),
+        Regime::adagrad_norm(),
+        Regime::barzilai_borwein(SecantForm::Geometric),
+        Regime::adgd(),
+        Regime::dog(),
+        Regime::dowg(),
+        Regime::polyak(),
+        Regime::ngn(),
+        Regime::gated_distance(),
+    ];
+    let rules = [Rule::sgd(), Rule::nesterov(0.5), Rule::lion()];
+    let mut cases = vec![
+        // Streams, which all groups have or none.
+        vec![Spec::new(
+            Rule::sgd(),
+            Regime::auto_sgd(),
+            tensors(21, &[7, 66]),
+        )],
+        Vec::new(),
+    ];
+    for (regime, rule) in regimes.into_iter().zip(rules.into_iter().cycle()) {
+        let spec = Spec::new(rule, regime, tensors(22, &[7, 66])).named(regime.name());
+        cases[1].push(Spec {
+            decay: WeightDecay::Coupled(0.01),
+            clip: 3.0,
+            ..spec
+        });
+    }
+    for element in HALVES {
+        for specs in &cases {
+            let specs: Vec<Spec> = specs
+                .iter()
+                .map(|spec| spec.clone().stored(element, element, Rounding::Masters))
+                .collect();
+            let floats = in_floats(&specs);
+            let halves = paths(&specs, &specs, Setup::default());
+            for (mut half, mut float) in
+                halves
+                    .into_iter()
+                    .zip(paths(&floats, &specs, Setup::default()))
+            {
+                for t in 1..=16 {
+                    for run in [&mut half, &mut float] {
+                        run.set_loss(3.0 + (t as f32).sin());
+                        run.step(&gradients(&specs, t));
+                    }
+                    let what = format!("{}, {element:?}, step {t}", half.path());
+                    for (group, (found, expected)) in
+                        half.rates().iter().zip(float.rates()).enumerate()
+                    {
+                        let error = (found - expected).abs();
+                        assert!(
+                            error <= 1e-4 * expected,
+                            "{what}, group {group}: rate {found:e}, not {expected:e}"
+                        );
+                    }
+                    for (stored, values) in half.params().iter().zip(float.params()) {
+                        for (&stored, value) in stored.iter().zip(values) {
+                            let near = [value - 1e-4 * value.abs(), value + 1e-4 * value.abs()];
+                            let near = near.map(|near| rounded(element, &[near])[0]);
+                            let (least, most) = (near[0].min(near[1]), near[0].max(near[1]));
+                            let unit = 2.0 * half_ulp(element, f64::from(value)) as f32 * 1e-2;
+                            assert!(
+                                (least - unit..=most + unit).contains(&stored),
+                                "{what}: {stored:e}, not {value:e}"
+                            );
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn the_nearest_is_that_of_the_half_crate() {
+    let rate = 2f32.powi(-6);
+    for element in HALVES {
+        let specs = vec![
+            Spec::new(Rule::sgd(), Regime::fixed(rate), tensors(23, &LENGTHS)).stored(
+                element,
+                element,
+                Rounding::Nearest,
+            ),
+        ];
+        for mut run in paths(&specs, &specs, Setup::default()) {
+            let mut expected = specs[0].tensors.clone();
+            for t in 1..=20 {
+                let grads = gradients(&specs, t);
+                run.step(&grads);
+                for (w, g) in expected.iter_mut().zip(&grads) {
+                    let next: Vec<f32> = w.iter().zip(g).map(|(w, g)| w - rate * g).collect();
+                    *w = rounded(element, &next);
+                }
+                let what = format!("{}, {element:?}, step {t}", run.path());
+                assert_eq!(bits(&run.params()), bits(&expected), "{what}");
+            }
+        }
+    }
+}
+
+/// Longer than a binding, and than what one thread of the CPU path takes.
+#[test]
+fn long_tensors_have_the_codes_of_short_ones() {
+    let _alone = alone();
+    const LEN: usize = 300_001;
+    for element in HALVES {
+        for rounding in ROUNDINGS {
+            let specs = small_steps(element, rounding, &[3, LEN]);
+            let expected = after(Box::new(CpuRun::new(&specs)), &specs, 20);
+            // Element by element, from pieces that one thread takes.
+            if !matches!(rounding, Rounding::Stochastic { .. }) {
+                let pieces: Vec<usize> = (0..LEN)
+                    .step_by(1000)
+                    .map(|at| 1000.min(LEN - at))
+                    .collect();
+                let mut short = small_steps(element, rounding, &pieces);
+                for (at, tensor) in short[0].tensors.iter_mut().enumerate() {
+                    tensor.copy_from_slice(&specs[0].tensors[1][1000 * at..][..pieces[at]]);
+                }
+                let found = after(Box::new(CpuRun::new(&short)), &short, 20);
+                assert_eq!(bits(&[found.concat()]), bits(&expected[1..]), "{element:?}");
+            }
+            for gpu in common::small_bindings(1 << 18) {
+                for start in [0, 2] {
+                    let places = packed(&specs, start, 1);
+                    let mut run = GpuRun::with(&gpu, &specs, places, |builder| {
+                        builder.clear_gradients(true)
+                    });
+                    for _ in 0..20 {
+                        run.step(&ones(&specs));
+                    }
+                    run.expect_cleared();
+                    let what = format!("{}, {element:?}, {rounding:?}", run.path());
+                    assert!(bits(&run.params()) == bits(&expected), "{what}");
+                    run.assert_surroundings_untouched();
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn parameters_and_gradients_may_share_a_buffer() {
+    let _alone = alone();
+    for element in HALVES {
+        let specs = kept(element);
+        let end: usize = lengths(&specs).map(|len| len + 4).sum::<usize>() / 2 * 2 + 2;
+        let mut one = packed(&specs, 2, 1);
+        for place in &mut one {
+            place.grads = (0, place.grads.1 + end);
+        }
+        for gpu in devices() {
+            let run =
+                |places, clears| GpuRun::with(gpu, &specs, places, |b| b.clear_gradients(clears));
+            let mut runs = [
+                run(packed(&specs, 2, 1), false),
+                run(one.clone(), false),
+                run(one.clone(), true),
+            ];
+            for t in 1..=4 {
+                for run in &mut runs {
+                    run.step(&gradients(&specs, t));
+                }
+            }
+            runs[2].expect_cleared();
+            for run in &runs {
+                let what = format!("{}, {element:?}", run.path());
+                assert_eq!(bits(&run.params()), bits(&runs[0].params()), "{what}");
+                run.assert_surroundings_untouched();
+            }
+        }
+    }
+}
+
+#[test]
+fn groups_of_different_elements_share_a_norm() {
+    let _alone = alone();
+    let spec = |rule, seed, name: &str| {
+        Spec::new(rule, Regime::seesaw(), tensors(seed, &LENGTHS))
+            .named(name)
+            .sharing("all")
+    };
+    let specs = vec![
+        spec(Rule::sgdm(0.9), 31, "bf16").stored(Element::Bf16, Element::Bf16, Rounding::Masters),
+        spec(Rule::sgdm(0.9), 32, "f16").stored(
+            Element::F16,
+            Element::F32,
+            Rounding::Stochastic { seed: 1 },
+        ),
+        spec(Rule::adamw(), 33, "f32").stored(Element::F32, Element::F16, Rounding::Masters),
+    ];
+    // Where they lie must not tell the two runs apart.
+    let floats = in_floats(&specs);
+    let mut pairs: Vec<(Box<dyn Run>, Box<dyn Run>)> = vec![(
+        Box::new(CpuRun::new(&specs)),
+        Box::new(CpuRun::new(&floats)),
+    )];
+    for gpu in devices() {
+        let run = |specs: &[Spec]| GpuRun::new(gpu, specs, common::run::separate(specs));
+        pairs.push((Box::new(run(&specs)), Box::new(run(&floats))));
+    }
+    for (mut half, mut float) in pairs {
+        for t in 1..=20 {
+            half.step(&gradients(&specs, t));
+            float.step(&gradients(&specs, t));
+            let what = format!("{}, step {t}", half.path());
+            assert_eq!(bits(&[half.rates()]), bits(&[float.rates()]), "{what}");
+        }
+    }
+}
+
+/// Tensors of every element in one group, on the device and on the host, and from one to the other.
+#[test]
+fn a_group_may_have_tensors_of_different_elements() {
+    let _alone = alone();
+    let kinds = [
+        (Element::Bf16, Element::F16, 7),
+        (Element::F32, Element::F32, 6),
+        (Element::F16, Element::F16, 4099),
+        (Element::F32, Element::Bf16, 5),
+    ];
+    let stored = |which: fn(&(Element, Element, usize)) -> Element, seed: u64| -> Vec<Stored> {
+        let all = tensors(seed, &kinds.map(|kind| kind.2));
+        let dyadic = all
+            .iter()
+            .map(|tensor| tensor.iter().map(|x| (x * 63.0).round() / 64.0).collect());
+        let dyadic: Vec<Vec<f32>> = dyadic.collect();
+        let pairs = kinds.iter().zip(&dyadic);
+        pairs
+            .map(|(kind, tensor)| Stored::new(which(kind), tensor))
+            .collect()
+    };
+    let (params, grads) = (stored(|kind| kind.0, 41), stored(|kind| kind.1, 42));
+    let on_host = || {
+        let mut group = Group::new("mixed");
+        for (index, (params, grads)) in params.iter().zip(&grads).enumerate() {
+            group = group.tensor(index.to_string(), params.slice(), grads.slice());
+        }
+        OptimizerBuilder::new(Rule::sgdm(0.9))
+            .regime(Regime::seesaw())
+            .group(group)
+            .build_cpu()
+            .expect("builds")
+    };
+    let (mut host, mut values) = (on_host(), params.clone());
+    let step_on_host = |host: &mut CpuOptimizer, values: &mut [Stored]| {
+        let mut values: Vec<cpu::SliceMut> = values.iter_mut().map(Stored::slice_mut).collect();
+        let grads: Vec<cpu::Slice> = grads.iter().map(Stored::slice).collect();
+        host.step_values(&mut values, &grads).expect("steps");
+    };
+    for _ in 0..3 {
+        step_on_host(&mut host, &mut values);
+    }
+    let slices: Vec<cpu::Slice> = values.iter().map(Stored::slice).collect();
+    let saved = host
+        .checkpoint_values(Some(&slices), &Notes::new())
+        .expect("a checkpoint");
+    for gpu in devices() {
+        let upload = |tensors: &[Stored]| -> Vec<wgpu::Buffer> {
+            let words = tensors.iter().map(|tensor| {
+                let mut bytes = tensor.bytes().to_vec();
+                bytes.resize(bytes.len().next_multiple_of(4), 0);
+                bytemuck::pod_collect_to_vec::<u8, f32>(&bytes)
+            });
+            words.map(|words| common::upload(gpu, &words)).collect()
+        };
+        let build = |w: &[wgpu::Buffer], g: &[wgpu::Buffer]| {
+            let mut group = Group::new("mixed");
+            for (index, &(params, grads, len)) in kinds.iter().enumerate() {
+                let slice = |element: Element, buffer: &wgpu::Buffer| {
+                    (element, buffer.clone(), element.bytes() * len as u64)
+                };
+                let ((p, w, a), (q, g, b)) = (slice(params, &w[index]), slice(grads, &g[index]));
+                let name = index.to_string();
+                group = group.tensor(name, p.of(w.slice(..a)), q.of(g.slice(..b)));
+            }
+            OptimizerBuilder::new(Rule::sgdm(0.9))
+                .regime(Regime::seesaw())
+                .group(group)
+                .build(gpu)
+                .expect("builds")
+        };
+        let (w, g) = (upload(&params), upload(&grads));
+        let optimizer = build(&w, &g);
+        for _ in 0..3 {
+            step(gpu, &optimizer);
+        }
+        let save = |optimizer: &wgpu_optim::Optimizer| {
+            let notes = Notes::new();
+            let checkpoint = optimizer.checkpoint(Parameters::Included, &notes);
+            pollster::block_on(checkpoint).expect("a checkpoint")
+        };
+        // What the device comes to is what the host comes to, within rounding.
+        let here = save(&optimizer);
+        for index in 0..kinds.len() {
+            let name = index.to_string();
+            let (found, expected) = (here.parameters(&name), saved.parameters(&name));
+            let pairs = found
+                .expect("there")
+                .into_iter()
+                .zip(expected.expect("there"));
+            for (found, expected) in pairs {
+                let unit = 2.0 * half_ulp(kinds[index].0, f64::from(expected)) + 1e-6;
+                let error = (f64::from(found) - f64::from(expected)).abs();
+                assert!(error <= unit, "tensor {index}: {found}, not {expected}");
+            }
+        }
+        // And what the host saved goes on there, and comes back as it was.
+        let (w, g) = (upload(&params), upload(&grads));
+        let mut again = build(&w, &g);
+        again
+            .restore(&saved, Parameters::Included)
+            .expect("restores");
+        assert!(save(&again).to_bytes() == saved.to_bytes());
+        let (mut host, mut values) = (on_host(), params.clone());
+        let mut slices: Vec<cpu::SliceMut> = values.iter_mut().map(Stored::slice_mut).collect();
+        host.restore_values(&here, Some(&mut slices))
+            .expect("restores");
+        let slices: Vec<cpu::Slice> = values.iter().map(Stored::slice).collect();
+        let back = host.checkpoint_values(Some(&slices), &Notes::new());
+        assert!(back.expect("a checkpoint").to_bytes() == here.to_bytes());
+    }
+}
