@@ -397,7 +397,11 @@ fn other_programs_read_parameters_in_their_own_elements() {
                     let (found, shape, data) = raw(&bytes, &format!("parameters/{name}"));
                     assert_eq!((found, shape), (dtype, vec![expected.len()]), "{name}");
                     let values = Stored::from_bytes(element, &data).values();
-                    assert_eq!(bits(&[values]), bits(&[expected.clone()]), "{name}");
+                    assert_eq!(
+                        bits(&[values]),
+                        bits(std::slice::from_ref(&expected)),
+                        "{name}"
+                    );
                     let values = checkpoint.parameters(&name).expect("parameters");
                     assert_eq!(bits(&[values]), bits(&[expected]), "{name}");
                 }
@@ -779,7 +783,11 @@ fn averages_beside_masters_are_of_f32_and_come_and_go() {
             half.swap_averages();
             for (stored, averages) in half.params().iter().zip(&averages) {
                 let expected = rounded(element, averages);
-                assert_eq!(bits(&[stored.clone()]), bits(&[expected]), "{what}");
+                assert_eq!(
+                    bits(std::slice::from_ref(stored)),
+                    bits(&[expected]),
+                    "{what}"
+                );
             }
             half.swap_averages();
             assert_eq!(bits(&half.params()), bits(&before), "{what}");
@@ -1693,7 +1701,7 @@ fn a_group_may_have_tensors_of_different_elements() {
         };
         // What the device comes to is what the host comes to, within rounding.
         let here = save(&optimizer);
-        for index in 0..kinds.len() {
+        for (index, kind) in kinds.iter().enumerate() {
             let name = index.to_string();
             let (found, expected) = (here.parameters(&name), saved.parameters(&name));
             let pairs = found
@@ -1701,7 +1709,7 @@ fn a_group_may_have_tensors_of_different_elements() {
                 .into_iter()
                 .zip(expected.expect("there"));
             for (found, expected) in pairs {
-                let unit = 2.0 * half_ulp(kinds[index].0, f64::from(expected)) + 1e-6;
+                let unit = 2.0 * half_ulp(kind.0, f64::from(expected)) + 1e-6;
                 let error = (f64::from(found) - f64::from(expected)).abs();
                 assert!(error <= unit, "tensor {index}: {found}, not {expected}");
             }
