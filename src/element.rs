@@ -60,7 +60,8 @@ pub enum Rounding {
     ///
     /// A master is exact to f32's last place, but for two cases. Of bf16 it is 1 ulp of f32 too small where it lies exactly between two codes
     /// and the lower one is even, once in 2¹⁷. Of f16 it is a multiple of 2⁻³⁸ below 2⁻¹⁴, where f32 goes on to finer ones; and beyond 65520 it is infinite, as
-    /// its f16 is. The caller may write other parameters between steps: masters follow, to within half a unit of 16 bits.
+    /// its f16 is. The caller may write other parameters between steps: masters follow, to within half a unit of 16 bits,
+    /// or a whole one where a parameter of f16 was below 2⁻¹⁴.
     #[default]
     Masters,
     /// To the nearest, ties to even, with nothing kept: a step smaller than half a unit in the last place of the parameter is lost.

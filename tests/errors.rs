@@ -9,8 +9,8 @@ use wgpu_optim::gpu::{Partials, Tuning};
 use wgpu_optim::layout::RawRecord;
 use wgpu_optim::{
     AutoSgd, Averaging, Element, Error, Gpu, GpuOptions, Group, Hypergradient, LossScaler,
-    NonFinitePolicy, NormRatio, Optimizer, OptimizerBuilder, Regime, Rule, Seesaw, TrustRatio,
-    wgpu,
+    NonFinitePolicy, NormRatio, Optimizer, OptimizerBuilder, Regime, Rounding, Rule, Seesaw,
+    TrustRatio, wgpu,
 };
 
 type Device = OptimizerBuilder<wgpu_optim::gpu::Tensor>;
@@ -782,11 +782,11 @@ fn more_sketches_than_a_pass_can_add_up_are_refused() {
 /// What only wgpu finds wrong comes back too, as an `Err` with its words.
 #[test]
 fn what_the_device_refuses_is_an_error_not_a_panic() {
-    let gpu = limited(|limits| limits.max_storage_buffers_per_shader_stage = 4);
+    let gpu = limited(|limits| limits.max_bind_groups = 1);
     let (w, g) = (upload(&gpu, &[1.0; 4]), upload(&gpu, &[1.0; 4]));
     let error = build_error(on_device(w.slice(..), g.slice(..)), &gpu);
     assert!(matches!(error, Error::Device { .. }), "{error}");
-    assert_message(&error, &["the device refused", "storage"]);
+    assert_message(&error, &["the device refused", "group"]);
     assert_eq!(download(&gpu, &w, 4), [1.0; 4]);
 }
 
@@ -1207,4 +1207,265 @@ fn adamw(beta1: f32, beta2: f32, epsilon: f32) -> Rule {
 
 fn lion(beta1: f32, beta2: f32) -> Rule {
     Rule::Lion { beta1, beta2 }
+}
+
+/// A buffer of so many bytes.
+fn buffer_of(gpu: &Gpu, size: u64) -> wgpu::Buffer {
+    gpu.device().create_buffer(&wgpu::BufferDescriptor {
+        label: Some("halves"),
+        size,
+        usage: wgpu::BufferUsages::STORAGE
+            | wgpu::BufferUsages::COPY_DST
+            | wgpu::BufferUsages::COPY_SRC,
+        mapped_at_creation: false,
+    })
+}
+
+#[test]
+fn halves_that_do_not_lie_on_words() {
+    for gpu in devices() {
+        let (w, g) = (buffer_of(gpu, 64), buffer_of(gpu, 64));
+        for element in [Element::F16, Element::Bf16] {
+            let of = |buffer: &wgpu::Buffer, start, end| {
+                // Only to be read by the builder.
+                let slice = element.of(buffer.slice(start..end));
+                OptimizerBuilder::new(Rule::sgd()).group(Group::new("all").tensor(
+                    "w",
+                    slice,
+                    element.of(g.slice(..end - start)),
+                ))
+            };
+            let gradient = |start, end| {
+                let slice = element.of(g.slice(start..end));
+                OptimizerBuilder::new(Rule::sgd()).group(Group::new("all").tensor(
+                    "w",
+                    element.of(w.slice(..end - start)),
+                    slice,
+                ))
+            };
+            for (builder, role, offset_bytes, size_bytes) in [
+                (of(&w, 2, 10), "parameter", 2, 8),
+                (of(&w, 4, 9), "parameter", 4, 5),
+                (gradient(6, 10), "gradient", 6, 4),
+            ] {
+                let error = build_error(builder, gpu);
+                let expected = Error::Misaligned {
+                    tensor: "w".to_owned(),
+                    role,
+                    offset_bytes,
+                    size_bytes,
+                    element,
+                };
+                assert_eq!(error, expected);
+                let (offset, size) = (offset_bytes.to_string(), size_bytes.to_string());
+                let parts = ["\"w\"", role, &offset, &size, "multiple of 4", "2 bytes"];
+                assert_message(&error, &parts);
+            }
+            // Three elements that end where the buffer does.
+            let short = buffer_of(gpu, 6);
+            let error = build_error(of(&short, 0, 6), gpu);
+            let expected = Error::HalfWord {
+                tensor: "w".to_owned(),
+                role: "parameter",
+                end_bytes: 6,
+                buffer_bytes: 6,
+            };
+            assert_eq!(error, expected);
+            assert_message(&error, &["\"w\"", "parameter", "byte 6", "2 bytes longer"]);
+            let whole = buffer_of(gpu, 8);
+            assert!(of(&whole, 0, 6).build(gpu).is_ok());
+        }
+    }
+}
+
+#[test]
+fn slices_of_different_elements_that_overlap() {
+    for gpu in devices() {
+        let (one, g, h) = (
+            buffer_of(gpu, 256),
+            buffer_of(gpu, 256),
+            buffer_of(gpu, 256),
+        );
+        let builder = |halves: std::ops::Range<u64>, floats: std::ops::Range<u64>| {
+            let (halves_end, floats_end) = (halves.end - halves.start, floats.end - floats.start);
+            OptimizerBuilder::new(Rule::sgd()).group(
+                Group::new("all")
+                    .tensor(
+                        "halves",
+                        Element::F16.of(one.slice(halves)),
+                        Element::F16.of(g.slice(..halves_end)),
+                    )
+                    .tensor("floats", one.slice(floats), h.slice(..floats_end)),
+            )
+        };
+        // Elements 0..40 and 12..20: bytes, not elements, tell.
+        let error = build_error(builder(0..80, 48..80), gpu);
+        let expected = Error::Overlap {
+            first: "the parameters of tensor \"halves\"".to_owned(),
+            second: "the parameters of tensor \"floats\"".to_owned(),
+            start: 48,
+            end: 80,
+        };
+        assert_eq!(error, expected);
+        assert_message(&error, &["48..80"]);
+        // Elements 0..40 and 20..30, but bytes 0..80 and 80..120.
+        assert!(builder(0..80, 80..120).build(gpu).is_ok());
+        assert!(builder(80..160, 0..80).build(gpu).is_ok());
+    }
+}
+
+#[test]
+fn halves_that_a_mode_or_an_average_does_not_go_with() {
+    let (w, g) = (vec![half::f16::ONE; 5], vec![half::f16::ONE; 5]);
+    let floats = vec![1.0f32; 5];
+    let of =
+        |group: Group<wgpu_optim::cpu::Tensor>| OptimizerBuilder::new(Rule::sgd()).group(group);
+    let lagged = |group| host_error(of(group).step_mode(wgpu_optim::StepMode::Lagged));
+    for group in [
+        Group::new("all").tensor("w", &w, &g),
+        Group::new("all").tensor("w", &w, &floats),
+        Group::new("all").tensor("w", &floats, &g),
+    ] {
+        assert_message(&lagged(group), &["\"w\"", "f16", "StepMode::TwoPass"]);
+    }
+    for rounding in [Rounding::Nearest, Rounding::Stochastic { seed: 1 }] {
+        let averaged = |group: Group<_>| {
+            let group = group.averaging(Averaging::Running { start: 0 });
+            of(group.rounding(rounding))
+        };
+        let error = host_error(averaged(Group::new("all").tensor("w", &w, &g)));
+        assert_message(&error, &["\"w\"", rounding.name(), "masters"]);
+        // What is f32 is not rounded.
+        let group = Group::new("all").tensor("w", &floats, &g);
+        assert!(averaged(group).build_cpu().is_ok());
+        for gpu in devices() {
+            let (w, g) = (buffer_of(gpu, 64), buffer_of(gpu, 64));
+            let slices = [&w, &g].map(|buffer| Element::F16.of(buffer.slice(..10)));
+            let group = Group::new("all")
+                .tensor("w", slices[0], slices[1])
+                .averaging(Averaging::Running { start: 0 })
+                .rounding(rounding);
+            let error = build_error(OptimizerBuilder::new(Rule::sgd()).group(group), gpu);
+            assert_message(&error, &["\"w\"", rounding.name(), "masters"]);
+        }
+    }
+}
+
+/// Devices that give a kernel 8 storage buffers, as WebGPU promises and no more.
+fn small_devices() -> Vec<Gpu> {
+    let adapters = pollster::block_on(Gpu::adapters(None));
+    let open = |adapter: &wgpu::Adapter| {
+        let descriptor = wgpu::DeviceDescriptor {
+            required_limits: wgpu::Limits {
+                max_storage_buffers_per_shader_stage: 8,
+                ..adapter.limits()
+            },
+            ..Default::default()
+        };
+        let device = pollster::block_on(adapter.request_device(&descriptor));
+        let (device, queue) = device.expect("a device with less than the adapter has");
+        Gpu::from_parts(device, queue)
+    };
+    adapters.iter().map(open).collect()
+}
+
+#[test]
+fn kernels_with_more_storage_buffers_than_the_device_has() {
+    let spec = |rule, regime, element: Element, rounding| {
+        Spec::new(rule, regime, vec![vec![1.0; 7], vec![0.5; 66]])
+            .stored(element, element, rounding)
+    };
+    let (f32, f16, bf16) = (Element::F32, Element::F16, Element::Bf16);
+    let (masters, nearest) = (Rounding::Masters, Rounding::Nearest);
+    let secant = Regime::adgd();
+    let fits = [
+        vec![
+            spec(Rule::sgd(), Regime::seesaw(), bf16, masters),
+            spec(Rule::adamw(), Regime::seesaw(), f16, masters),
+            spec(Rule::sgd(), Regime::dog(), bf16, masters),
+            spec(Rule::lion(), Regime::gated_distance(), bf16, masters),
+            spec(Rule::sgdm(0.9), secant, bf16, nearest),
+            spec(Rule::adamw(), secant, f32, masters),
+            Spec {
+                averaging: Averaging::Running { start: 0 },
+                ..spec(Rule::adamw(), Regime::seesaw(), bf16, masters)
+            },
+            Spec {
+                telemetry: true,
+                ..spec(Rule::adamw(), Regime::seesaw(), bf16, masters)
+            },
+            Spec {
+                telemetry: true,
+                averaging: Averaging::Running { start: 0 },
+                ..spec(Rule::adamw(), Regime::seesaw(), f32, masters)
+            },
+        ],
+        vec![Spec {
+            telemetry: true,
+            ..spec(Rule::sgd(), Regime::auto_sgd(), bf16, masters)
+        }],
+    ];
+    let too_many = [
+        spec(Rule::sgdm(0.9), secant, bf16, masters),
+        spec(Rule::sgd(), secant, f16, masters),
+        Spec {
+            telemetry: true,
+            averaging: Averaging::Running { start: 0 },
+            ..spec(Rule::sgd(), Regime::norm_ratio(), bf16, masters)
+        },
+        Spec {
+            trust: Some(0.1),
+            averaging: Averaging::Running { start: 0 },
+            ..spec(Rule::sgd(), Regime::norm_ratio(), f16, masters)
+        },
+    ];
+    for gpu in &small_devices() {
+        for mut specs in fits.clone() {
+            for (index, spec) in specs.iter_mut().enumerate() {
+                spec.name = index.to_string();
+            }
+            // Each in its own two buffers, since they are stored in different elements.
+            let places = common::run::separate(&specs);
+            let mut run = GpuRun::with(gpu, &specs, places, |builder| {
+                builder.clear_gradients(true).micro_batches(2)
+            });
+            let grads: Vec<Vec<f32>> = common::run::lengths(&specs)
+                .map(|len| vec![0.5; len])
+                .collect();
+            for _ in 0..2 {
+                run.step(&grads);
+            }
+            let records = run.records().records;
+            assert_eq!(records.len(), 2 * specs.len(), "{}", run.path());
+            assert!(
+                records.iter().all(|record| !record.flags.skipped()),
+                "{}",
+                run.path()
+            );
+            if specs.iter().any(|spec| spec.averaging != Averaging::Off) {
+                run.swap_averages();
+                run.swap_averages();
+            }
+        }
+        for spec in &too_many {
+            let w = buffer_of(gpu, 256);
+            let g = buffer_of(gpu, 256);
+            let slices = [&w, &g].map(|buffer| spec.params.of(buffer.slice(..14)));
+            let group = spec.group().tensor("w", slices[0], slices[1]);
+            let error = build_error(OptimizerBuilder::new(Rule::sgd()).group(group), gpu);
+            assert!(
+                matches!(
+                    error,
+                    Error::Limit {
+                        value: 9,
+                        limit: 8,
+                        ..
+                    }
+                ),
+                "{error}"
+            );
+            let parts = ["storage buffers", "9", "8", "Rounding::Nearest", "secant"];
+            assert_message(&error, &parts);
+        }
+    }
 }

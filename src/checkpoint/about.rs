@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::{Notes, Table, VERSION};
+use crate::element::Element;
 use crate::group::GroupConfig;
 use crate::plan::Plan;
 
@@ -40,6 +41,15 @@ pub(super) struct AboutTensor {
     pub(super) name: String,
     group: usize,
     pub(super) elements: u64,
+    /// What its parameters are stored as, whether they are there or not: what 16 bits lack of f32 is of one kind of them. Its gradients
+    /// leave no trace of what they were.
+    #[serde(default = "f32")]
+    params: String,
+}
+
+/// What parameters were before they could be anything else.
+fn f32() -> String {
+    Element::F32.name().to_owned()
 }
 
 /// What is one thing in a checkpoint and another here.
@@ -91,10 +101,12 @@ impl About {
             tensors: plan
                 .tensors
                 .iter()
-                .map(|tensor| AboutTensor {
+                .zip(&plan.places)
+                .map(|(tensor, place)| AboutTensor {
                     name: tensor.name.clone(),
                     group: tensor.group,
                     elements: tensor.elements,
+                    params: place.params.name().to_owned(),
                 })
                 .collect(),
             tables: Table::all(plan)
@@ -145,6 +157,7 @@ impl About {
             )?;
             let elements = |tensor: &AboutTensor| format!("{} elements", tensor.elements);
             same(&of("the length"), &elements(found), &elements(expected))?;
+            same(&of("the parameters"), &found.params, &expected.params)?;
         }
         for (table, expected) in &here.tables {
             let found = self.tables.get(table).map_or("", String::as_str);

@@ -5,12 +5,13 @@ use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
 #[allow(unused_imports, reason = "each test file uses its own part")]
 pub use super::spec::{Place, Spec, lengths, packed, separate};
+use super::stored::Stored;
 use super::{adapters, download, kinds_of_partials, step, upload};
 use wgpu_optim::gpu::Tuning;
 use wgpu_optim::layout::{GroupState, ScopeSums};
 use wgpu_optim::{
-    Averaging, Checkpoint, CombinedSums, CpuOptimizer, Error, Gpu, GroupConfig, Notes, Optimizer,
-    OptimizerBuilder, Parameters, ShardSums,
+    Averaging, Checkpoint, CombinedSums, CpuOptimizer, Element, Error, Gpu, GroupConfig, Notes,
+    Optimizer, OptimizerBuilder, Parameters, ShardSums, cpu,
 };
 use wgpu_optim::{LossScaler, NonFinitePolicy, Records, Rule, StepMode, wgpu};
 
@@ -27,8 +28,8 @@ pub fn alone() -> MutexGuard<'static, ()> {
     ALONE.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// What surrounds tensors in their buffers: a NaN, so that a kernel that reads it would skip the step.
-const GUARD: u32 = 0x7fc0_beef;
+/// What surrounds tensors in their buffers: a NaN in every element, so that a kernel that reads it would skip the step.
+const GUARD: u32 = 0x7fc1_7fc1;
 const GUARD_ELEMENTS: usize = 9;
 
 /// Where in its buffer a device's loss is.
@@ -43,6 +44,8 @@ pub struct Setup {
     pub record_steps: Option<u32>,
     /// The rank, and how many there are.
     pub shard: Option<(u32, u32)>,
+    /// Gradients that are added up in one; 1 without.
+    pub micro_batches: Option<u32>,
 }
 
 impl Setup {
@@ -53,6 +56,9 @@ impl Setup {
         }
         if let Some((rank, ranks)) = self.shard {
             builder = builder.sharded(rank, ranks);
+        }
+        if let Some(micro_batches) = self.micro_batches {
+            builder = builder.micro_batches(micro_batches);
         }
         match self.record_steps {
             Some(steps) => builder.record_steps(steps),
@@ -70,7 +76,26 @@ impl From<StepMode> for Setup {
     }
 }
 
-/// An optimizer at work on either path.
+/// A tensor's length, and what its parameters and gradients are stored as.
+#[derive(Debug, Clone, Copy)]
+struct Kind {
+    len: usize,
+    params: Element,
+    grads: Element,
+}
+
+fn kinds(specs: &[Spec]) -> Vec<Kind> {
+    let kinds = specs.iter().flat_map(|spec| {
+        spec.tensors.iter().map(|tensor| Kind {
+            len: tensor.len(),
+            params: spec.params,
+            grads: spec.grads,
+        })
+    });
+    kinds.collect()
+}
+
+/// An optimizer at work on either path. Parameters and gradients are handed over in f32, whatever they are stored as.
 pub trait Run {
     fn path(&self) -> String;
     /// The loss of the steps to come; 1 without.
@@ -109,7 +134,8 @@ pub trait Run {
 pub struct CpuRun {
     pub optimizer: CpuOptimizer,
     loss: f32,
-    params: Vec<Vec<f32>>,
+    params: Vec<Stored>,
+    kinds: Vec<Kind>,
 }
 
 impl CpuRun {
@@ -122,20 +148,63 @@ impl CpuRun {
     }
 
     pub fn with(specs: &[Spec], setup: Setup) -> Self {
-        let mut builder = setup.tell(OptimizerBuilder::new(Rule::sgd()));
+        let mut builder: OptimizerBuilder<cpu::Tensor> =
+            setup.tell(OptimizerBuilder::new(Rule::sgd()));
+        let mut params = Vec::new();
         for spec in specs {
             let mut group = spec.group();
             for (i, tensor) in spec.tensors.iter().enumerate() {
-                group = group.tensor(spec.tensor_name(i), tensor, tensor);
+                let stored = Stored::new(spec.params, tensor);
+                let grads = Stored::new(spec.grads, tensor);
+                group = group.tensor(spec.tensor_name(i), stored.slice(), grads.slice());
+                params.push(stored);
             }
             builder = builder.group(group);
         }
         CpuRun {
             optimizer: builder.build_cpu().expect("builds"),
             loss: 1.0,
-            params: specs.iter().flat_map(|spec| spec.tensors.clone()).collect(),
+            params,
+            kinds: kinds(specs),
         }
     }
+
+    /// The parameters, where all that there is is f32 and the methods for slices of f32 are called.
+    fn floats(&self) -> Option<Vec<&[f32]>> {
+        let all = self.kinds.iter();
+        if all
+            .map(|kind| [kind.params, kind.grads])
+            .any(|kind| kind != [Element::F32; 2])
+        {
+            return None;
+        }
+        self.params.iter().map(Stored::floats).collect()
+    }
+
+    fn stored(&self, grads: &[Vec<f32>]) -> Vec<Stored> {
+        assert_eq!(grads.len(), self.kinds.len());
+        let pairs = self.kinds.iter().zip(grads);
+        pairs
+            .map(|(kind, grads)| Stored::new(kind.grads, grads))
+            .collect()
+    }
+}
+
+fn slices(tensors: &[Stored]) -> Vec<cpu::Slice<'_>> {
+    tensors.iter().map(Stored::slice).collect()
+}
+
+fn slices_mut(tensors: &mut [Stored]) -> Vec<cpu::SliceMut<'_>> {
+    tensors.iter_mut().map(Stored::slice_mut).collect()
+}
+
+fn floats_mut(tensors: &mut [Stored]) -> Vec<&mut [f32]> {
+    let floats = tensors.iter_mut().map(Stored::floats_mut);
+    floats.map(|floats| floats.expect("f32")).collect()
+}
+
+fn as_slices(tensors: &[Vec<f32>]) -> Vec<&[f32]> {
+    tensors.iter().map(Vec::as_slice).collect()
 }
 
 impl Run for CpuRun {
@@ -146,41 +215,73 @@ impl Run for CpuRun {
         self.loss = loss;
     }
     fn try_step(&mut self, grads: &[Vec<f32>]) -> Result<(), Error> {
-        let mut params: Vec<&mut [f32]> = self.params.iter_mut().map(Vec::as_mut_slice).collect();
         if self.optimizer.step_mode() == StepMode::Lagged {
             let mut grads = grads.to_vec();
+            let mut params = floats_mut(&mut self.params);
             let mut grads: Vec<&mut [f32]> = grads.iter_mut().map(Vec::as_mut_slice).collect();
             let stepped = self.optimizer.step_lagged(&mut params, &mut grads);
-            let params = params.iter().map(|tensor| tensor.to_vec()).collect();
-            self.params = params;
+            let params = params.iter().map(|tensor| Stored::F32(tensor.to_vec()));
+            self.params = params.collect();
             return stepped;
         }
-        let grads: Vec<&[f32]> = grads.iter().map(Vec::as_slice).collect();
-        self.optimizer
-            .step_with_loss(&mut params, &grads, self.loss)
+        if self.floats().is_some() {
+            let mut params = floats_mut(&mut self.params);
+            let (grads, loss) = (as_slices(grads), self.loss);
+            return self.optimizer.step_with_loss(&mut params, &grads, loss);
+        }
+        let grads = self.stored(grads);
+        self.optimizer.step_values_with_loss(
+            &mut slices_mut(&mut self.params),
+            &slices(&grads),
+            self.loss,
+        )
     }
     fn measure(&mut self, grads: &[Vec<f32>]) -> ShardSums {
-        let (params, loss) = (&self.params, self.loss);
-        let measured = self.optimizer.measure_with_loss(params, grads, loss);
+        let loss = self.loss;
+        let measured = if self.floats().is_some() {
+            let params: Vec<Vec<f32>> = self.params.iter().map(Stored::values).collect();
+            self.optimizer.measure_with_loss(&params, grads, loss)
+        } else {
+            let grads = self.stored(grads);
+            let (params, grads) = (slices(&self.params), slices(&grads));
+            self.optimizer
+                .measure_values_with_loss(&params, &grads, loss)
+        };
         measured.expect("measures")
     }
     fn try_apply(&mut self, grads: &[Vec<f32>], combined: &CombinedSums) -> Result<(), Error> {
-        let mut params: Vec<&mut [f32]> = self.params.iter_mut().map(Vec::as_mut_slice).collect();
-        let grads: Vec<&[f32]> = grads.iter().map(Vec::as_slice).collect();
-        self.optimizer.apply(&mut params, &grads, combined)
+        if self.floats().is_some() {
+            let mut params = floats_mut(&mut self.params);
+            return self
+                .optimizer
+                .apply(&mut params, &as_slices(grads), combined);
+        }
+        let grads = self.stored(grads);
+        let mut params = slices_mut(&mut self.params);
+        self.optimizer
+            .apply_values(&mut params, &slices(&grads), combined)
     }
     fn params(&self) -> Vec<Vec<f32>> {
-        self.params.clone()
+        self.params.iter().map(Stored::values).collect()
     }
     fn averages(&self) -> Vec<Vec<f32>> {
         let tensors = self.params.iter().enumerate();
         tensors
-            .map(|(tensor, params)| self.optimizer.averages(tensor).unwrap_or(params).to_vec())
+            .map(|(tensor, params)| match self.optimizer.averages(tensor) {
+                Some(averages) => averages.to_vec(),
+                None => params.values(),
+            })
             .collect()
     }
     fn swap_averages(&mut self) {
-        let mut params: Vec<&mut [f32]> = self.params.iter_mut().map(Vec::as_mut_slice).collect();
-        self.optimizer.swap_averages(&mut params).expect("swaps");
+        let swapped = if self.floats().is_some() {
+            let mut params = floats_mut(&mut self.params);
+            self.optimizer.swap_averages(&mut params)
+        } else {
+            let mut params = slices_mut(&mut self.params);
+            self.optimizer.swap_averages_values(&mut params)
+        };
+        swapped.expect("swaps");
     }
     fn try_records(&mut self) -> Result<Records, Error> {
         Ok(self.optimizer.drain_records())
@@ -204,13 +305,23 @@ impl Run for CpuRun {
         self.optimizer.groups().to_vec()
     }
     fn checkpoint(&self) -> Checkpoint {
-        let params: Vec<&[f32]> = self.params.iter().map(Vec::as_slice).collect();
-        let checkpoint = self.optimizer.checkpoint(Some(&params), &Notes::new());
+        let checkpoint = match self.floats() {
+            Some(params) => self.optimizer.checkpoint(Some(&params), &Notes::new()),
+            None => {
+                let params = slices(&self.params);
+                self.optimizer
+                    .checkpoint_values(Some(&params), &Notes::new())
+            }
+        };
         checkpoint.expect("a checkpoint")
     }
     fn restore(&mut self, checkpoint: &Checkpoint) -> Result<(), Error> {
-        let mut params: Vec<&mut [f32]> = self.params.iter_mut().map(Vec::as_mut_slice).collect();
-        self.optimizer.restore(checkpoint, Some(&mut params))
+        if self.floats().is_some() {
+            let mut params = floats_mut(&mut self.params);
+            return self.optimizer.restore(checkpoint, Some(&mut params));
+        }
+        let mut params = slices_mut(&mut self.params);
+        self.optimizer.restore_values(checkpoint, Some(&mut params))
     }
 }
 
@@ -220,9 +331,26 @@ pub struct GpuRun {
     pub buffers: Vec<wgpu::Buffer>,
     loss: wgpu::Buffer,
     /// What the buffers should hold, but for the parameters.
-    host: Vec<Vec<f32>>,
+    host: Vec<Vec<u8>>,
     places: Vec<Place>,
-    lengths: Vec<usize>,
+    kinds: Vec<Kind>,
+}
+
+/// The bytes of a tensor's parameters or gradients in their buffer.
+fn bytes_of(start: usize, len: usize, element: Element) -> std::ops::Range<usize> {
+    let bytes = element.bytes() as usize;
+    start * bytes..(start + len) * bytes
+}
+
+/// A part of a buffer, as a tensor's parameters or gradients.
+fn slice_of(
+    buffers: &[wgpu::Buffer],
+    (buffer, start): (usize, usize),
+    len: usize,
+    element: Element,
+) -> wgpu_optim::gpu::ElementSlice<'_> {
+    let bytes = bytes_of(start, len, element);
+    element.of(buffers[buffer].slice(bytes.start as u64..bytes.end as u64))
 }
 
 impl GpuRun {
@@ -256,35 +384,42 @@ impl GpuRun {
             OptimizerBuilder<wgpu_optim::gpu::Tensor>,
         ) -> OptimizerBuilder<wgpu_optim::gpu::Tensor>,
     ) -> Self {
-        let lengths: Vec<usize> = lengths(specs).collect();
+        let kinds = kinds(specs);
         let spans = || {
-            places
-                .iter()
-                .zip(&lengths)
-                .flat_map(|(place, &len)| [(place.params, len), (place.grads, len)])
+            places.iter().zip(&kinds).flat_map(|(place, kind)| {
+                let span = |(buffer, start), element| (buffer, bytes_of(start, kind.len, element));
+                [
+                    span(place.params, kind.params),
+                    span(place.grads, kind.grads),
+                ]
+            })
         };
         let count = spans()
-            .map(|((buffer, _), _)| buffer + 1)
+            .map(|(buffer, _)| buffer + 1)
             .max()
             .unwrap_or(0)
             .max(room.len());
-        let mut host: Vec<Vec<f32>> = (0..count)
+        let mut host: Vec<Vec<u8>> = (0..count)
             .map(|buffer| {
                 let end = spans()
-                    .filter(|((b, _), _)| *b == buffer)
-                    .map(|((_, start), len)| start + len)
+                    .filter(|(b, _)| *b == buffer)
+                    .map(|(_, bytes)| bytes.end)
                     .max()
                     .unwrap_or(0)
-                    .max(room.get(buffer).copied().unwrap_or(0));
-                vec![f32::from_bits(GUARD); end + GUARD_ELEMENTS]
+                    .max(4 * room.get(buffer).copied().unwrap_or(0));
+                guards(end.div_ceil(4) + GUARD_ELEMENTS)
             })
             .collect();
         let tensors = specs.iter().flat_map(|spec| &spec.tensors);
-        for (place, tensor) in places.iter().zip(tensors) {
+        for ((place, kind), tensor) in places.iter().zip(&kinds).zip(tensors) {
             let (buffer, start) = place.params;
-            host[buffer][start..][..tensor.len()].copy_from_slice(tensor);
+            let bytes = bytes_of(start, kind.len, kind.params);
+            host[buffer][bytes].copy_from_slice(Stored::new(kind.params, tensor).bytes());
         }
-        let buffers: Vec<wgpu::Buffer> = host.iter().map(|values| upload(gpu, values)).collect();
+        let buffers: Vec<wgpu::Buffer> = host
+            .iter()
+            .map(|bytes| upload(gpu, &bytemuck::pod_collect_to_vec::<u8, f32>(bytes)))
+            .collect();
         let loss = upload(gpu, &[1.0]);
         let mut builder =
             settings(OptimizerBuilder::new(Rule::sgd())).loss(loss.slice(LOSS_BYTE..LOSS_BYTE + 4));
@@ -293,11 +428,12 @@ impl GpuRun {
             let mut group = spec.group();
             for (i, tensor) in spec.tensors.iter().enumerate() {
                 let place = next.next().expect("a place for each tensor");
-                let slice = |(buffer, start): (usize, usize)| {
-                    let start = 4 * start as u64;
-                    buffers[buffer].slice(start..start + 4 * tensor.len() as u64)
-                };
-                group = group.tensor(spec.tensor_name(i), slice(place.params), slice(place.grads));
+                let slice = |place, element| slice_of(&buffers, place, tensor.len(), element);
+                let (params, grads) = (
+                    slice(place.params, spec.params),
+                    slice(place.grads, spec.grads),
+                );
+                group = group.tensor(spec.tensor_name(i), params, grads);
             }
             builder = builder.group(group);
         }
@@ -309,7 +445,7 @@ impl GpuRun {
             loss,
             host,
             places,
-            lengths,
+            kinds,
         }
     }
 
@@ -331,77 +467,136 @@ impl GpuRun {
     pub fn move_to(&mut self, places: Vec<Place>) -> Result<(), Error> {
         let slices: Vec<_> = places
             .iter()
-            .zip(&self.lengths)
-            .map(|(place, &len)| {
-                [place.params, place.grads].map(|(buffer, start)| {
-                    let start = 4 * start as u64;
-                    self.buffers[buffer].slice(start..start + 4 * len as u64)
-                })
+            .zip(&self.kinds)
+            .map(|(place, kind)| {
+                let slice = |place, element| slice_of(&self.buffers, place, kind.len, element);
+                (
+                    slice(place.params, kind.params),
+                    slice(place.grads, kind.grads),
+                )
             })
-            .map(|[params, grads]| (params, grads))
             .collect();
         let params = self.params();
         self.optimizer.rebind(&slices)?;
         for (buffer, host) in self.buffers.iter().zip(&mut self.host) {
-            host.fill(f32::from_bits(GUARD));
-            let bytes = bytemuck::cast_slice(host);
-            self.gpu.queue().write_buffer(buffer, 0, bytes);
-        }
-        for (place, params) in places.iter().zip(&params) {
-            let (buffer, start) = place.params;
-            self.gpu.queue().write_buffer(
-                &self.buffers[buffer],
-                4 * start as u64,
-                bytemuck::cast_slice(params),
-            );
+            *host = guards(host.len() / 4);
+            self.gpu.queue().write_buffer(buffer, 0, host);
         }
         self.places = places;
+        self.write_params(&params);
         Ok(())
+    }
+
+    /// Writes parameters, as the caller may between steps.
+    pub fn write_params(&mut self, params: &[Vec<f32>]) {
+        for ((place, kind), params) in self.places().iter().zip(&self.kinds).zip(params) {
+            let host = &mut self.host[place.params.0];
+            write(
+                &self.gpu,
+                &self.buffers,
+                host,
+                place.params,
+                &Stored::new(kind.params, params),
+            );
+        }
     }
 
     pub fn write_grads(&mut self, grads: &[Vec<f32>]) {
         assert_eq!(grads.len(), self.places.len());
-        for ((place, grads), &len) in self.places().iter().zip(grads).zip(&self.lengths) {
-            assert_eq!(grads.len(), len);
-            let (buffer, start) = place.grads;
-            self.host[buffer][start..][..len].copy_from_slice(grads);
-            self.gpu.queue().write_buffer(
-                &self.buffers[buffer],
-                4 * start as u64,
-                bytemuck::cast_slice(grads),
+        for ((place, grads), kind) in self.places().iter().zip(grads).zip(&self.kinds) {
+            assert_eq!(grads.len(), kind.len);
+            let host = &mut self.host[place.grads.0];
+            write(
+                &self.gpu,
+                &self.buffers,
+                host,
+                place.grads,
+                &Stored::new(kind.grads, grads),
             );
         }
+    }
+
+    /// What is where the gradients of the next step belong.
+    pub fn grads(&self) -> Vec<Vec<f32>> {
+        self.read(|place, kind| (place.grads, kind.grads))
+    }
+
+    /// Gradients should be zeros now.
+    pub fn expect_cleared(&mut self) {
+        for (place, kind) in self.places().iter().zip(&self.kinds) {
+            let (buffer, start) = place.grads;
+            self.host[buffer][bytes_of(start, kind.len, kind.grads)].fill(0);
+        }
+    }
+
+    fn contents(&self) -> Vec<Vec<u8>> {
+        self.buffers
+            .iter()
+            .zip(&self.host)
+            .map(|(buffer, host)| {
+                let words = download(&self.gpu, buffer, host.len() / 4);
+                bytemuck::cast_slice(&words).to_vec()
+            })
+            .collect()
+    }
+
+    fn read(&self, what: impl Fn(&Place, &Kind) -> ((usize, usize), Element)) -> Vec<Vec<f32>> {
+        let contents = self.contents();
+        let tensors = self.places().into_iter().zip(&self.kinds);
+        tensors
+            .map(|(place, kind)| {
+                let ((buffer, start), element) = what(&place, kind);
+                let bytes = &contents[buffer][bytes_of(start, kind.len, element)];
+                Stored::from_bytes(element, bytes).values()
+            })
+            .collect()
     }
 
     /// Everything in the buffers that is not a parameter is, bit for bit, what was put there.
     pub fn assert_surroundings_untouched(&self) {
         let mut expected = self.host.clone();
-        let mut found: Vec<Vec<f32>> = self
-            .buffers
-            .iter()
-            .zip(&self.host)
-            .map(|(buffer, host)| download(&self.gpu, buffer, host.len()))
-            .collect();
-        for (place, &len) in self.places.iter().zip(&self.lengths) {
-            let mut written = vec![place.params];
+        let mut found = self.contents();
+        for (place, kind) in self.places.iter().zip(&self.kinds) {
+            let mut written = vec![(place.params, kind.params)];
             if self.optimizer.step_mode() == StepMode::Lagged {
-                written.push(place.grads);
+                written.push((place.grads, kind.grads));
             }
-            for (buffer, start) in written {
-                found[buffer][start..][..len].fill(0.0);
-                expected[buffer][start..][..len].fill(0.0);
+            for ((buffer, start), element) in written {
+                let bytes = bytes_of(start, kind.len, element);
+                found[buffer][bytes.clone()].fill(0);
+                expected[buffer][bytes].fill(0);
             }
         }
         for (buffer, (found, expected)) in found.iter().zip(&expected).enumerate() {
             for (at, (found, expected)) in found.iter().zip(expected).enumerate() {
                 assert!(
-                    found.to_bits() == expected.to_bits(),
-                    "{}: buffer {buffer}, element {at} is not a parameter, but a step changed it from {expected} to {found}",
+                    found == expected,
+                    "{}: buffer {buffer}, byte {at} is not of a parameter, but a step changed it from {expected} to {found}",
                     self.path()
                 );
             }
         }
     }
+}
+
+/// So many words of what surrounds tensors.
+fn guards(words: usize) -> Vec<u8> {
+    bytemuck::cast_slice(&vec![GUARD; words]).to_vec()
+}
+
+/// Writes a tensor, on the host and on the device, where writes are of whole words.
+fn write(
+    gpu: &Gpu,
+    buffers: &[wgpu::Buffer],
+    host: &mut [u8],
+    (buffer, start): (usize, usize),
+    values: &Stored,
+) {
+    let bytes = bytes_of(start, values.slice().len(), values.slice().element());
+    host[bytes.clone()].copy_from_slice(values.bytes());
+    let words = bytes.start..bytes.end.next_multiple_of(4);
+    gpu.queue()
+        .write_buffer(&buffers[buffer], words.start as u64, &host[words]);
 }
 
 impl Run for GpuRun {
@@ -439,21 +634,12 @@ impl Run for GpuRun {
         Ok(())
     }
     fn params(&self) -> Vec<Vec<f32>> {
-        let found: Vec<Vec<f32>> = self
-            .buffers
-            .iter()
-            .zip(&self.host)
-            .map(|(buffer, host)| download(&self.gpu, buffer, host.len()))
-            .collect();
-        self.places()
-            .iter()
-            .zip(&self.lengths)
-            .map(|(place, &len)| found[place.params.0][place.params.1..][..len].to_vec())
-            .collect()
+        self.read(|place, kind| (place.params, kind.params))
     }
     fn averages(&self) -> Vec<Vec<f32>> {
         let (groups, tensors) = (self.optimizer.groups(), self.optimizer.tensors());
-        let place = upload(&self.gpu, &vec![0.0; self.lengths.iter().sum()]);
+        let elements = self.kinds.iter().map(|kind| kind.len).sum();
+        let place = upload(&self.gpu, &vec![0.0; elements]);
         let mut encoder = self
             .gpu
             .device()
@@ -468,7 +654,7 @@ impl Run for GpuRun {
             }
         }
         self.gpu.queue().submit([encoder.finish()]);
-        let all = download(&self.gpu, &place, self.lengths.iter().sum());
+        let all = download(&self.gpu, &place, elements);
         let params = self.params().into_iter().zip(tensors);
         params
             .map(|(params, tensor)| match groups[tensor.group].averaging {

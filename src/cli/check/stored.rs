@@ -59,6 +59,22 @@ impl Stored {
         each!(self, values => values.into())
     }
 
+    /// The values, if they are stored in f32.
+    pub fn floats(&self) -> Option<&[f32]> {
+        match self {
+            Stored::F32(values) => Some(values),
+            _ => None,
+        }
+    }
+
+    /// The same, to be changed.
+    pub fn floats_mut(&mut self) -> Option<&mut [f32]> {
+        match self {
+            Stored::F32(values) => Some(values),
+            _ => None,
+        }
+    }
+
     pub fn bytes(&self) -> &[u8] {
         each!(self, values => bytemuck::cast_slice(values))
     }
