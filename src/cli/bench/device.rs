@@ -236,6 +236,16 @@ impl Device {
             .create_command_encoder(&wgpu::CommandEncoderDescriptor::default())
     }
 
+    /// Parameters of 16 bits start each time from the gradients' values, as at first: so many steps along one gradient lead beyond
+    /// 65504, where f16 ends, and steps would be skipped.
+    fn refresh_halves(&self) -> Result<(), Error> {
+        let mut encoder = self.encoder();
+        for (_, [params, grads]) in &self.halves {
+            encoder.copy_buffer_to_buffer(grads, 0, params, 0, grads.size());
+        }
+        self.wait(&self.gpu.queue().submit([encoder.finish()]))
+    }
+
     /// Waits for the device, and learns whether it was lost meanwhile.
     fn wait(&self, submission: &wgpu::SubmissionIndex) -> Result<(), Error> {
         self.gpu.finish("the benchmark", submission)
@@ -281,6 +291,9 @@ impl Bench for Device {
                 .as_ref()
                 .filter(|clock| calls.div_ceil(per_submit) <= clock.spans()),
         };
+        if matches!(job, DeviceJob::Step(_) | DeviceJob::LoneStep(_)) {
+            self.refresh_halves()?;
+        }
         let mut spans = 0;
         let mut timed = true;
         let start = Instant::now();

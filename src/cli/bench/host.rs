@@ -140,7 +140,8 @@ impl Bench for Host {
                 element,
                 ranges,
             } => {
-                let (params, grads) = self.arrays(*element);
+                let (mut params, grads) = self.arrays(*element);
+                refresh(&mut params, &grads);
                 let mut params = pieces_of(params, ranges);
                 let grads = pieces_of(grads, ranges);
                 let grads: Vec<Slice> = grads.iter().map(SliceMut::as_slice).collect();
@@ -166,6 +167,16 @@ impl Bench for Host {
             wall: start.elapsed(),
             device: None,
         })
+    }
+}
+
+/// Parameters of 16 bits start each time from the gradients' values, as at first: so many steps along one gradient lead beyond 65504,
+/// where f16 ends, and steps would be skipped.
+fn refresh(params: &mut SliceMut<'_>, grads: &SliceMut<'_>) {
+    match (params, grads) {
+        (SliceMut::F16(params), SliceMut::F16(grads)) => params.copy_from_slice(grads),
+        (SliceMut::Bf16(params), SliceMut::Bf16(grads)) => params.copy_from_slice(grads),
+        _ => {}
     }
 }
 
