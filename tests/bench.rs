@@ -145,6 +145,69 @@ fn every_rule_and_regime_on_the_cpu_path_against_copy_and_triad() {
     }
 }
 
+/// By the byte model: with masters w comes with 2 more bytes, read and written; rounded at random it does not.
+#[track_caller]
+fn assert_sixteen_bit_rows(report: &Value) {
+    assert_eq!(faults(report), Vec::<String>::new());
+    for (mode, plain, seesaw) in [
+        ("bf16", 12.0, 15.0),
+        ("f16", 12.0, 15.0),
+        ("bf16-stochastic", 8.0, 11.0),
+    ] {
+        let of_mode: Vec<&Value> = rows(report)
+            .iter()
+            .filter(|row| row["mode"] == mode)
+            .collect();
+        for (what, count) in [
+            ("step", 2 * 2 * 2),
+            ("step+clip", 0),
+            ("many-tensors", 2),
+            ("many-tensors-odd", 2),
+            ("overhead-step", 1),
+        ] {
+            let found = of_mode.iter().filter(|row| row["what"] == what);
+            assert_eq!(found.count(), count, "{what} in {mode}");
+        }
+        for row in of_mode {
+            let memory = match text(row, "rule") {
+                "sgd" => 0.0,
+                // Read and written; and read for the alignment, which needs no counters then.
+                _ if text(row, "regime") == "seesaw" => 16.0 + 4.0 - 3.0,
+                _ => 16.0,
+            };
+            let model = match text(row, "regime") {
+                "seesaw" => seesaw + memory,
+                _ => plain + memory,
+            };
+            let moved = number(row, "gb_per_s") * number(row, "ns_per_param");
+            assert!((moved - model).abs() <= 1e-9 * model, "{row}: {moved}");
+        }
+    }
+    let notes = report["notes"].as_array().expect("notes");
+    assert!(notes.is_empty(), "{notes:?}");
+}
+
+const SIXTEEN_BITS: [&str; 6] = [
+    "--mode",
+    "bf16,f16,bf16-stochastic",
+    "--rule",
+    "sgd,adamw",
+    "--regime",
+    "norm-ratio,seesaw",
+];
+
+#[test]
+fn sixteen_bits_on_the_cpu_path() {
+    let report = report(&[&["--backend", "cpu"][..], &SIXTEEN_BITS].concat());
+    assert_sixteen_bit_rows(&report);
+}
+
+#[test]
+fn sixteen_bits_on_a_device() {
+    let report = report(&[&["--backend", "vulkan"][..], &SIXTEEN_BITS].concat());
+    assert_sixteen_bit_rows(&report);
+}
+
 /// Seeded faults.
 #[test]
 fn the_checks_see_a_wrong_percentage_a_zero_and_a_wrong_spread() {

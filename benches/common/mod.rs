@@ -7,6 +7,8 @@ pub mod device;
 pub mod host;
 #[path = "../../src/cli/bench/measure.rs"]
 pub mod measure;
+#[path = "../../src/cli/check/stored.rs"]
+pub mod stored;
 #[path = "../../src/cli/bench/workload.rs"]
 pub mod workload;
 
@@ -87,7 +89,7 @@ impl Target {
 
 impl Memory {
     /// An optimizer over it.
-    pub fn step(&self, spec: &Spec) -> Step {
+    pub fn step(&mut self, spec: &Spec) -> Step {
         match self {
             Memory::Host(host) => Step::Host(host.step(spec).expect("builds")),
             Memory::Device(device) => Step::Device(device.step(spec).expect("builds")),

@@ -17,6 +17,7 @@ use serde::Serialize;
 use wgpu_optim::{Error, Gpu, wgpu};
 
 use crate::CliError;
+use crate::check::stored;
 use crate::page::command;
 use crate::table::{Columns, say};
 use crate::target::{Target, TargetArgs, TuningSource, driver_in_words, size_in_words};
@@ -47,7 +48,8 @@ pub struct Args {
     /// Only these regimes, separated by commas
     #[arg(long, value_delimiter = ',', value_parser = PossibleValuesParser::new(regimes().map(|regime| regime.name())))]
     regime: Vec<String>,
-    /// Only these modes, separated by commas
+    /// Only these modes, separated by commas [default: two-pass,lagged]. In bf16 and f16 parameters and gradients are of that element,
+    /// with masters of f32; in bf16-stochastic they are rounded at random
     #[arg(long, value_delimiter = ',', value_parser = PossibleValuesParser::new(MODES.iter().map(|mode| mode.name)))]
     mode: Vec<String>,
     /// Milliseconds that each measurement takes in each of its seven rounds, calls permitting
@@ -165,7 +167,13 @@ impl Args {
         selection
             .regimes
             .retain(|regime| among(&self.regime, regime.name()));
-        selection.modes.retain(|mode| among(&self.mode, mode.name));
+        selection.modes.retain(|mode| {
+            if self.mode.is_empty() {
+                mode.is_default()
+            } else {
+                among(&self.mode, mode.name)
+            }
+        });
         selection
     }
 }

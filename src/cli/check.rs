@@ -18,7 +18,7 @@ mod scenario;
 mod shards;
 mod spec;
 mod steps;
-mod stored;
+pub mod stored;
 #[cfg(test)]
 mod tests;
 mod trust;

@@ -20,12 +20,13 @@ const REBIASED: u32 = 112 << 23;
 const NORMAL_BITS: u32 = 0x3880_0000;
 /// 2¹⁶, beyond every f16.
 const BEYOND_BITS: u32 = 0x4780_0000;
-const TWO_TO_MINUS_14: f32 = f32::from_bits(NORMAL_BITS);
 const TWO_TO_MINUS_24: f32 = 1.0 / 16_777_216.0;
 const TWO_TO_38: f32 = 274_877_906_944.0;
+/// 1.5 · 2²³: what is added to it is rounded to a whole number, ties to even.
+const ROUNDER: f32 = 12_582_912.0;
 
 /// A number of 16 bits. A trait, so that a loop is compiled for each kind.
-pub(crate) trait Half: Copy {
+pub(crate) trait Half: Copy + Default {
     /// Whether it is f16.
     const IS_F16: bool;
 
@@ -64,6 +65,26 @@ impl Half for bf16 {
     }
 }
 
+/// What stands for an f32. A trait, so that a loop is compiled for each kind.
+pub(crate) trait Number: Copy + Default {
+    /// The f32.
+    fn wide(self) -> f32;
+}
+
+impl Number for f32 {
+    #[inline(always)]
+    fn wide(self) -> f32 {
+        self
+    }
+}
+
+impl<H: Half> Number for H {
+    #[inline(always)]
+    fn wide(self) -> f32 {
+        f32::from_bits(widened_bits::<H>(self.code()))
+    }
+}
+
 /// Exactly the number, as bits.
 #[inline(always)]
 fn widened_bits<H: Half>(code: u32) -> u32 {
@@ -72,7 +93,7 @@ fn widened_bits<H: Half>(code: u32) -> u32 {
     }
     let sign = (code & SIGN_CODE) << 16;
     let code = code & MAGNITUDE_CODE;
-    let normal = (code << 13) + REBIASED;
+    let normal = normal_bits::<H>(code);
     let tiny = (TWO_TO_MINUS_24 * code as f32).to_bits();
     let bits = if code < F16_NORMAL { tiny } else { normal };
     let bits = if code >= F16_INFINITY {
@@ -81,6 +102,16 @@ fn widened_bits<H: Half>(code: u32) -> u32 {
         bits
     };
     bits | sign
+}
+
+/// The bits of a number without a sign that is normal, or 0 of bf16.
+#[inline(always)]
+fn normal_bits<H: Half>(code: u32) -> u32 {
+    if H::IS_F16 {
+        (code << 13) + REBIASED
+    } else {
+        code << 16
+    }
 }
 
 /// What is kept above so many bits that are cut off.
@@ -118,9 +149,23 @@ fn finished<H: Half>(bits: u32, rounded: u32) -> u32 {
 #[inline(always)]
 fn narrowed<H: Half>(value: f32) -> u32 {
     let bits = value.to_bits();
-    let (body, shift) = cut_of::<H>(bits & MAGNITUDE_BITS);
+    let magnitude = bits & MAGNITUDE_BITS;
+    let (body, shift) = if H::IS_F16 {
+        (magnitude.wrapping_sub(REBIASED), 13)
+    } else {
+        (magnitude, 16)
+    };
     let half = (1 << (shift - 1)) - 1 + (body >> shift & 1);
-    finished::<H>(bits, body.wrapping_add(half) >> shift)
+    let normal = body.wrapping_add(half) >> shift;
+    // The lowest bit of 1/2 is the unit of a denormal f16. The kernel shifts, for a driver may round a sum another way; here that would
+    // take a shift of its own for each lane.
+    let tiny = (value.abs() + 0.5).to_bits().wrapping_sub(0.5f32.to_bits());
+    let rounded = if H::IS_F16 && magnitude < NORMAL_BITS {
+        tiny
+    } else {
+        normal
+    };
+    finished::<H>(bits, rounded)
 }
 
 /// The code above or below, as the random bits have it.
@@ -148,11 +193,15 @@ fn remainder<H: Half>(value: f32, code: u32) -> i16 {
     let code = code & MAGNITUDE_CODE;
     let magnitude = value.to_bits() & MAGNITUDE_BITS;
     let ulps = magnitude
-        .wrapping_sub(widened_bits::<H>(code))
+        .wrapping_sub(normal_bits::<H>(code))
         .cast_signed()
         .min(i32::from(i16::MAX));
-    let fixed = (TWO_TO_38 * value.abs().min(TWO_TO_MINUS_14)).round_ties_even() as i32;
-    let units = fixed - (code << 14).cast_signed();
+    // Exact up to the last sum, for the code is the nearest. That rounds, where a cast would go element by element.
+    let fixed = TWO_TO_38 * (value.abs() - TWO_TO_MINUS_24 * code as f32) + ROUNDER;
+    let units = fixed
+        .to_bits()
+        .wrapping_sub(ROUNDER.to_bits())
+        .cast_signed();
     let kept = if H::IS_F16 && code < F16_NORMAL {
         units
     } else {
@@ -170,12 +219,13 @@ fn remainder<H: Half>(value: f32, code: u32) -> i16 {
 fn joined<H: Half>(code: u32, remainder: i16) -> f32 {
     let sign = (code & SIGN_CODE) << 16;
     let code = code & MAGNITUDE_CODE;
-    let kept = if is_infinite::<H>(code) {
-        0
-    } else {
-        i32::from(remainder)
+    let kept = i32::from(remainder);
+    let up = match (is_infinite::<H>(code), H::IS_F16) {
+        (false, _) => kept,
+        (true, true) => REBIASED.cast_signed(),
+        (true, false) => 0,
     };
-    let ulps = (widened_bits::<H>(code).cast_signed().wrapping_add(kept)).max(0);
+    let ulps = normal_bits::<H>(code).cast_signed().wrapping_add(up).max(0);
     let units = ((code << 14).cast_signed() + kept).max(0);
     let fixed = units as f32 / TWO_TO_38;
     let bits = if H::IS_F16 && code < F16_NORMAL {
@@ -190,7 +240,7 @@ fn joined<H: Half>(code: u32, remainder: i16) -> f32 {
 #[inline(always)]
 pub(crate) fn decode<H: Half>(halves: &[H], values: &mut [f32]) {
     for (value, half) in values.iter_mut().zip(halves) {
-        *value = f32::from_bits(widened_bits::<H>(half.code()));
+        *value = half.wide();
     }
 }
 
@@ -247,6 +297,8 @@ fn random_bits(key: u32, element: u32) -> u32 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    const TWO_TO_MINUS_14: f32 = f32::from_bits(NORMAL_BITS);
 
     /// Every f32 whose upper 16 bits are any and whose lower ones are around every boundary.
     fn values() -> impl Iterator<Item = f32> {

@@ -4,7 +4,7 @@
 //! step's own.
 
 use crate::cpu::reduce_gradient::{BlockSlices, reduce_gradient};
-use crate::cpu::update_parameters::{BlockSlicesMut, MemorySlices, update_parameters};
+use crate::cpu::update_parameters::{MemorySlices, Wide, update_parameters};
 use crate::layout::{Block, GroupConstants, GroupState, ScopeSums, Update};
 use crate::plan::Kernel;
 
@@ -114,18 +114,18 @@ pub(crate) fn lagged_step(of: &Lagged, slices: LaggedSlices) {
             let next_momentum = carry_over(slices.momentum, slices.next_momentum, tile.clone());
             let next_squares = carry_over(slices.squares, slices.next_squares, tile.clone());
             let next_counters = carry_over(slices.counters, slices.next_counters, tile.clone());
-            let tile_slices = BlockSlicesMut {
+            let elements = Wide {
                 params: new,
                 grads: &slices.grads[tile.clone()],
-                // No averages: it is not known yet whether the step holds.
-                memory: MemorySlices {
-                    momentum: next_momentum,
-                    squares: next_squares,
-                    counters: next_counters,
-                    ..Default::default()
-                },
             };
-            update_parameters(kernel, &update, tile_slices, None);
+            // No averages: it is not known yet whether the step holds.
+            let memory = MemorySlices {
+                momentum: next_momentum,
+                squares: next_squares,
+                counters: next_counters,
+                ..Default::default()
+            };
+            update_parameters(kernel, &update, elements, memory, None);
             slices.grads[tile].copy_from_slice(new);
         }
         block_start = block_end;

@@ -12,11 +12,12 @@ use crate::cpu::finish_reduction::finish_reduction;
 use crate::cpu::finish_sketch::finish_sketch;
 use crate::cpu::finish_update::finish_update;
 use crate::cpu::fold_sketches::Sketch;
+use crate::cpu::half::Number;
 use crate::cpu::lagged_step::{Lagged, LaggedSlices, lagged_step};
 use crate::cpu::learning_rate::learning_rate;
 use crate::cpu::reduce_gradient::{BlockSlices, no_totals, reduce_gradient};
 use crate::cpu::tensor::Tensor;
-use crate::cpu::update_parameters::{BlockSlicesMut, MemorySlices, update_parameters};
+use crate::cpu::update_parameters::{Halves, MemorySlices, TILE, Tiles, Wide, update_parameters};
 use crate::cpu::values::{Slice, SliceMut, Values, ValuesMut};
 use crate::error::{Error, require};
 use crate::group::{GroupConfig, OptimizerBuilder, ResolvedGroup};
@@ -627,39 +628,27 @@ impl CpuOptimizer {
                 block.params_start as usize,
                 (block.params_start + block.elements) as usize,
             );
-            let (params, grads) = (params[index].values(), grads[index].values());
-            let slices = BlockSlices {
-                params: &[],
-                grads: &[],
-                momentum: tensor.memory.momentum.get(start..end).unwrap_or_default(),
-                squares: tensor.memory.squares.get(start..end).unwrap_or_default(),
-                counters: tensor.memory.counters.get(start..end).unwrap_or_default(),
-                vector: tensor.memory.vector.get(start..end).unwrap_or_default(),
-            };
             let group = block.group as usize;
-            let (constants, state) = (&groups[group], &states[group]);
-            *partial = match (params, grads) {
-                (Slice::F32(params), Slice::F32(grads)) => arch.dispatch(Reduce {
-                    kernel,
-                    constants,
-                    state,
-                    block,
-                    slices: BlockSlices {
-                        params: &params[start..end],
-                        grads: &grads[start..end],
-                        ..slices
-                    },
-                }),
-                (params, grads) => arch.dispatch(ReduceHalves {
-                    kernel,
-                    constants,
-                    state,
-                    block,
-                    params: params.range(start..end),
-                    grads: grads.range(start..end),
-                    remainders: tensor.memory.remainders.get(start..end).unwrap_or_default(),
-                    slices,
-                }),
+            let of = Reduce {
+                kernel,
+                constants: &groups[group],
+                state: &states[group],
+                block,
+                params: params[index].values().range(start..end),
+                remainders: tensor.memory.remainders.get(start..end).unwrap_or_default(),
+                slices: BlockSlices {
+                    params: &[],
+                    grads: &[],
+                    momentum: tensor.memory.momentum.get(start..end).unwrap_or_default(),
+                    squares: tensor.memory.squares.get(start..end).unwrap_or_default(),
+                    counters: tensor.memory.counters.get(start..end).unwrap_or_default(),
+                    vector: tensor.memory.vector.get(start..end).unwrap_or_default(),
+                },
+            };
+            *partial = match grads[index].values().range(start..end) {
+                Slice::F32(grads) => arch.dispatch(of.over(grads)),
+                Slice::F16(grads) => arch.dispatch(of.over(grads)),
+                Slice::Bf16(grads) => arch.dispatch(of.over(grads)),
             };
         };
         if self.parallel {
@@ -904,78 +893,85 @@ impl CpuOptimizer {
 
 /// Pass 1 over one block. A type and not a closure, and so is [`UpdateStretch`]: a closure of this size is not inlined, and only what
 /// is inlined is compiled for the processor's vector instructions.
-struct Reduce<'a> {
-    kernel: Kernel,
-    constants: &'a GroupConstants,
-    state: &'a GroupState,
-    block: &'a Block,
-    slices: BlockSlices<'a>,
-}
-
-impl NullaryFnOnce for Reduce<'_> {
-    type Output = ScopeSums;
-
-    #[inline(always)]
-    fn call(self) -> ScopeSums {
-        reduce_gradient(
-            self.kernel,
-            self.constants,
-            self.state,
-            self.block,
-            self.slices,
-        )
-    }
-}
-
-/// Pass 1 over one block of which something is in 16 bits.
-struct ReduceHalves<'a> {
+struct Reduce<'a, G> {
     kernel: Kernel,
     constants: &'a GroupConstants,
     state: &'a GroupState,
     block: &'a Block,
     params: Slice<'a>,
-    grads: Slice<'a>,
     remainders: &'a [i16],
-    /// Without parameters and gradients.
-    slices: BlockSlices<'a>,
+    /// Without parameters.
+    slices: BlockSlices<'a, G>,
 }
 
-impl NullaryFnOnce for ReduceHalves<'_> {
+impl<'a> Reduce<'a, f32> {
+    /// The same over these gradients.
+    fn over<G>(self, grads: &'a [G]) -> Reduce<'a, G> {
+        let slices = self.slices;
+        Reduce {
+            kernel: self.kernel,
+            constants: self.constants,
+            state: self.state,
+            block: self.block,
+            params: self.params,
+            remainders: self.remainders,
+            slices: BlockSlices {
+                params: slices.params,
+                grads,
+                momentum: slices.momentum,
+                squares: slices.squares,
+                counters: slices.counters,
+                vector: slices.vector,
+            },
+        }
+    }
+}
+
+impl<G: Number> NullaryFnOnce for Reduce<'_, G> {
     type Output = ScopeSums;
 
     #[inline(always)]
     fn call(self) -> ScopeSums {
-        let (mut params, mut grads) = (
-            [0.0; BLOCK_ELEMENTS as usize],
-            [0.0; BLOCK_ELEMENTS as usize],
-        );
+        let (kernel, state) = (self.kernel, self.state);
+        // Not filled where nobody looks at it.
+        let mut buffer;
+        let params = match self.params {
+            Slice::F32(params) => params,
+            halves if kernel.measures_parameters(state.started != 0) => {
+                buffer = [0.0; BLOCK_ELEMENTS as usize];
+                halves.decode_parameters(self.remainders, &mut buffer)
+            }
+            _ => &[],
+        };
         let slices = BlockSlices {
-            params: if self.kernel.measures_parameters(self.state.started != 0) {
-                self.params.decode_parameters(self.remainders, &mut params)
-            } else {
-                &[]
-            },
-            grads: self.grads.decode(&mut grads),
+            params,
             ..self.slices
         };
-        reduce_gradient(self.kernel, self.constants, self.state, self.block, slices)
+        reduce_gradient(kernel, self.constants, state, self.block, slices)
     }
 }
 
 /// Pass 4 over a stretch of a tensor.
-struct UpdateStretch<'a> {
+struct UpdateStretch<'a, T> {
     kernel: Kernel,
     update: &'a Update,
-    slices: BlockSlicesMut<'a>,
+    elements: T,
+    memory: MemorySlices<'a>,
     sketch: Option<&'a mut Sketch>,
 }
 
-impl NullaryFnOnce for UpdateStretch<'_> {
+impl<T: Tiles> NullaryFnOnce for UpdateStretch<'_, T> {
     type Output = ();
 
     #[inline(always)]
     fn call(self) {
-        update_parameters(self.kernel, self.update, self.slices, self.sketch);
+        update_parameters(
+            self.kernel,
+            self.update,
+            self.elements,
+            self.memory,
+            self.sketch,
+        );
     }
 }
 
@@ -1034,54 +1030,6 @@ impl StretchSlices<'_> {
     }
 }
 
-/// Pass 4 over a stretch of which something is in 16 bits: block by block, each decoded, updated in f32 and encoded.
-struct UpdateHalves<'a> {
-    kernel: Kernel,
-    update: &'a Update,
-    slices: StretchSlices<'a>,
-    sketch: Option<&'a mut Sketch>,
-}
-
-impl NullaryFnOnce for UpdateHalves<'_> {
-    type Output = ();
-
-    #[inline(always)]
-    fn call(mut self) {
-        let (kernel, update) = (self.kernel, self.update);
-        let mut params = [0.0; BLOCK_ELEMENTS as usize];
-        let mut grads = [0.0; BLOCK_ELEMENTS as usize];
-        let mut rest = self.slices;
-        while !rest.params.is_empty() {
-            let elements = rest.params.len().min(BLOCK_ELEMENTS as usize);
-            let (mut block, after) = rest.split_at(elements);
-            let grads = block.grads.decode(&mut grads);
-            let halves = &mut params[..elements];
-            let stored = block.params.as_slice();
-            stored.decode_parameters(block.remainders, halves);
-            let params = match &mut block.params {
-                SliceMut::F32(params) => params,
-                _ => &mut *halves,
-            };
-            let slices = BlockSlicesMut {
-                params,
-                grads,
-                memory: block.memory,
-            };
-            update_parameters(kernel, update, slices, self.sketch.as_deref_mut());
-            if kernel.params.is_half() {
-                block.params.encode_parameters(
-                    kernel.encoding,
-                    halves,
-                    block.remainders,
-                    update.rounding_key,
-                    block.first_element,
-                );
-            }
-            rest = after;
-        }
-    }
-}
-
 /// Halves a tensor, at a multiple of the block, until a half is not worth handing to another thread. Where the regime goes by a
 /// sketch of the steps, halves are added up.
 fn update_in_halves(
@@ -1094,26 +1042,34 @@ fn update_in_halves(
     let elements = slices.params.len();
     if elements <= block * PARALLEL_BLOCKS / 4 {
         let mut sketch = kernel.leaves_sketch().then_some(Sketch::NONE);
-        match slices {
-            StretchSlices {
-                params: SliceMut::F32(params),
-                grads: Slice::F32(grads),
-                memory,
-                ..
-            } => arch.dispatch(UpdateStretch {
+        let StretchSlices {
+            params,
+            grads,
+            remainders,
+            first_element,
+            memory,
+        } = slices;
+        match (params, grads) {
+            (SliceMut::F32(params), Slice::F32(grads)) => arch.dispatch(UpdateStretch {
                 kernel,
                 update,
-                slices: BlockSlicesMut {
-                    params,
-                    grads,
-                    memory,
-                },
+                elements: Wide { params, grads },
+                memory,
                 sketch: sketch.as_mut(),
             }),
-            slices => arch.dispatch(UpdateHalves {
+            (params, grads) => arch.dispatch(UpdateStretch {
                 kernel,
                 update,
-                slices,
+                elements: Halves {
+                    params,
+                    grads,
+                    remainders,
+                    encoding: kernel.encoding,
+                    rounding_key: update.rounding_key,
+                    first_element,
+                    buffers: &mut [[0.0; TILE]; 2],
+                },
+                memory,
                 sketch: sketch.as_mut(),
             }),
         }

@@ -3,6 +3,7 @@
 //! A block is walked once, in rows of [`LANES`] elements, as four invocations of four lanes walk it, so that lane `j` adds up
 //! elements `j`, `j + LANES`, …; the loops are written for the compiler to turn into vector instructions.
 
+use crate::cpu::half::Number;
 use crate::cpu::scaled::power_of_two;
 use crate::cpu::update_parameters::preconditioned;
 use crate::layout::{Block, GroupConstants, GroupState, ScopeSums, Squares, unscale};
@@ -18,9 +19,9 @@ const BIG_BITS: u32 = 0x5380_0000; // 2^40
 
 /// What the sweep of one block reads; all slices are the block's own.
 #[derive(Clone, Copy)]
-pub(crate) struct BlockSlices<'a> {
+pub(crate) struct BlockSlices<'a, G> {
     pub(crate) params: &'a [f32],
-    pub(crate) grads: &'a [f32],
+    pub(crate) grads: &'a [G],
     /// Empty where the rule has none.
     pub(crate) momentum: &'a [f32],
     /// Empty where the rule has none.
@@ -51,23 +52,24 @@ trait Rows: Copy {
 
 /// factor · g
 #[derive(Clone, Copy)]
-struct RawGradient<'a> {
-    grads: &'a [f32],
+struct RawGradient<'a, G> {
+    grads: &'a [G],
     /// The sign over the number of micro-batches; for the true gradient also the inverse of the loss scale.
     factor: f32,
 }
 
-impl RawGradient<'_> {
+impl<G: Number> RawGradient<'_, G> {
     #[inline(always)]
-    fn of(self, mut g: [f32; LANES]) -> [f32; LANES] {
-        for g in &mut g {
-            *g *= self.factor;
+    fn of(self, stored: [G; LANES]) -> [f32; LANES] {
+        let mut g = [0.0; LANES];
+        for j in 0..LANES {
+            g[j] = stored[j].wide() * self.factor;
         }
         g
     }
 }
 
-impl Rows for RawGradient<'_> {
+impl<G: Number> Rows for RawGradient<'_, G> {
     #[inline(always)]
     fn row(self, start: usize) -> [f32; LANES] {
         self.of(row(self.grads, start))
@@ -81,13 +83,13 @@ impl Rows for RawGradient<'_> {
 
 /// factor · g + λ w
 #[derive(Clone, Copy)]
-struct DecayedGradient<'a> {
-    raw: RawGradient<'a>,
+struct DecayedGradient<'a, G> {
+    raw: RawGradient<'a, G>,
     params: &'a [f32],
     coupled_decay: f32,
 }
 
-impl DecayedGradient<'_> {
+impl<G> DecayedGradient<'_, G> {
     #[inline(always)]
     fn of(self, mut g: [f32; LANES], w: [f32; LANES]) -> [f32; LANES] {
         for j in 0..LANES {
@@ -97,7 +99,7 @@ impl DecayedGradient<'_> {
     }
 }
 
-impl Rows for DecayedGradient<'_> {
+impl<G: Number> Rows for DecayedGradient<'_, G> {
     #[inline(always)]
     fn row(self, start: usize) -> [f32; LANES] {
         self.of(self.raw.row(start), row(self.params, start))
@@ -141,12 +143,12 @@ fn last_row<T: Copy + Default>(slice: &[T], start: usize) -> [T; LANES] {
 
 /// Sweeps one block. Inlined, as everything it calls, so that the caller chooses the vector instructions.
 #[inline(always)]
-pub(crate) fn reduce_gradient(
+pub(crate) fn reduce_gradient<G: Number>(
     kernel: Kernel,
     constants: &GroupConstants,
     state: &GroupState,
     block: &Block,
-    slices: BlockSlices,
+    slices: BlockSlices<G>,
 ) -> ScopeSums {
     let raw = raw_gradient(constants, slices.grads);
     let unscaled = RawGradient {
@@ -169,7 +171,7 @@ pub(crate) fn reduce_gradient(
     t
 }
 
-fn raw_gradient<'a>(constants: &GroupConstants, grads: &'a [f32]) -> RawGradient<'a> {
+fn raw_gradient<'a, G>(constants: &GroupConstants, grads: &'a [G]) -> RawGradient<'a, G> {
     RawGradient {
         grads,
         factor: constants.gradient_factor,
@@ -185,7 +187,7 @@ fn measure(
     constants: &GroupConstants,
     state: &GroupState,
     block: &Block,
-    slices: BlockSlices,
+    slices: BlockSlices<impl Number>,
 ) -> ScopeSums {
     let elements = slices.grads.len();
     // A loop for the norm and one for the alignment: together their sums do not fit the 16 vector registers, and the second finds the
@@ -333,7 +335,7 @@ fn measure_secant(
     gradient: impl Rows,
     constants: &GroupConstants,
     state: &GroupState,
-    slices: BlockSlices,
+    slices: BlockSlices<impl Number>,
     t: &mut ScopeSums,
 ) {
     let gradient_scale = power_of_two(-state.gradient_exponent);

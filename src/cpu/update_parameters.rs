@@ -1,28 +1,108 @@
 //! Pass 4: twin of `shaders/update_parameters.wgsl`.
 
+use std::ops::Range;
+
 use crate::cpu::average::average;
 use crate::cpu::finish_update::add_step_sums;
 use crate::cpu::fold_sketches::Sketch;
 use crate::cpu::optimizer::BLOCK_ELEMENTS;
 use crate::cpu::reduce_gradient::{counter_of, pack_counter, squares_of};
+use crate::cpu::values::{Slice, SliceMut};
 use crate::layout::{StepSums, Update, slots};
-use crate::plan::{Kernel, RuleKind};
+use crate::plan::{Encoding, Kernel, RuleKind};
 use crate::rule::LARGEST_SQUARED;
 
 const COUNTER_LIMIT: i8 = 7;
 
 /// Elements whose counters are updated before their parameters are: what was read for the one is still at hand for the other. A block
 /// has a whole number of them.
-const TILE: usize = 2048;
+pub(crate) const TILE: usize = 2048;
 
 /// Counters that are updated at once.
 const ROW: usize = 32;
 
-/// What the update of one block writes; all slices are the block's own.
-pub(crate) struct BlockSlicesMut<'a> {
+/// Parameters and gradients of a stretch, that are gone over tile by tile in f32.
+pub(crate) trait Tiles {
+    /// How many elements there are.
+    fn len(&self) -> usize;
+
+    /// The parameters and gradients of a tile, no longer than [`TILE`].
+    fn tile(&mut self, tile: Range<usize>) -> (&mut [f32], &[f32]);
+
+    /// Takes in what became of that tile's parameters.
+    fn put(&mut self, tile: Range<usize>);
+}
+
+/// Parameters and gradients in f32.
+pub(crate) struct Wide<'a> {
     pub(crate) params: &'a mut [f32],
     pub(crate) grads: &'a [f32],
-    pub(crate) memory: MemorySlices<'a>,
+}
+
+impl Tiles for Wide<'_> {
+    #[inline(always)]
+    fn len(&self) -> usize {
+        self.params.len()
+    }
+
+    #[inline(always)]
+    fn tile(&mut self, tile: Range<usize>) -> (&mut [f32], &[f32]) {
+        (&mut self.params[tile.clone()], &self.grads[tile])
+    }
+
+    #[inline(always)]
+    fn put(&mut self, _: Range<usize>) {}
+}
+
+/// Parameters and gradients of which something is in 16 bits: each tile is decoded, updated in f32 and encoded.
+pub(crate) struct Halves<'a> {
+    pub(crate) params: SliceMut<'a>,
+    pub(crate) grads: Slice<'a>,
+    /// Empty where nothing is kept of 16-bit parameters.
+    pub(crate) remainders: &'a mut [i16],
+    pub(crate) encoding: Encoding,
+    pub(crate) rounding_key: u32,
+    /// Index of the first element in the optimizer.
+    pub(crate) first_element: u32,
+    /// Parameters and gradients of the tile.
+    pub(crate) buffers: &'a mut [[f32; TILE]; 2],
+}
+
+impl Tiles for Halves<'_> {
+    #[inline(always)]
+    fn len(&self) -> usize {
+        self.params.len()
+    }
+
+    #[inline(always)]
+    fn tile(&mut self, tile: Range<usize>) -> (&mut [f32], &[f32]) {
+        let [params, grads] = self.buffers.each_mut();
+        let grads = self.grads.range(tile.clone()).decode(grads);
+        match &mut self.params {
+            SliceMut::F32(params) => (&mut params[tile], grads),
+            halves => {
+                let params = &mut params[..tile.len()];
+                let remainders = self.remainders.get(tile.clone()).unwrap_or_default();
+                let halves = halves.as_slice().range(tile);
+                halves.decode_parameters(remainders, params);
+                (params, grads)
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn put(&mut self, tile: Range<usize>) {
+        if self.params.element().is_half() {
+            let first_element = self.first_element.wrapping_add(tile.start as u32);
+            self.params.range_mut(tile.clone()).encode_parameters(
+                self.encoding,
+                &self.buffers[0][..tile.len()],
+                self.remainders.get_mut(tile).unwrap_or_default(),
+                self.rounding_key,
+                first_element,
+            );
+        }
+    }
 }
 
 /// What is remembered of a stretch of parameters, and measured of their step.
@@ -135,13 +215,14 @@ impl<const SCALED: bool> Gradient<SCALED> {
 pub(crate) fn update_parameters(
     kernel: Kernel,
     update: &Update,
-    slices: BlockSlicesMut,
+    elements: impl Tiles,
+    memory: MemorySlices,
     sketch: Option<&mut Sketch>,
 ) {
     if kernel.loss_scale {
-        update_elements::<true>(kernel, update, slices, sketch);
+        update_elements::<true>(kernel, update, elements, memory, sketch);
     } else {
-        update_elements::<false>(kernel, update, slices, sketch);
+        update_elements::<false>(kernel, update, elements, memory, sketch);
     }
 }
 
@@ -149,7 +230,8 @@ pub(crate) fn update_parameters(
 fn update_elements<const SCALED: bool>(
     kernel: Kernel,
     update: &Update,
-    slices: BlockSlicesMut,
+    mut elements: impl Tiles,
+    memory: MemorySlices,
     mut sketch: Option<&mut Sketch>,
 ) {
     let gradient = Gradient::<SCALED> {
@@ -158,11 +240,6 @@ fn update_elements<const SCALED: bool>(
         coupled_decay: update.coupled_decay,
         decays: kernel.coupled_decay,
     };
-    let BlockSlicesMut {
-        params,
-        grads,
-        memory,
-    } = slices;
     let MemorySlices {
         momentum,
         squares,
@@ -175,38 +252,38 @@ fn update_elements<const SCALED: bool>(
     } = memory;
     if update.skip != 0 {
         // No step is taken, but the streams change turns.
-        exchange(update, params, vector, streams);
+        if kernel.has_streams() {
+            for tile in tiles(elements.len()) {
+                let (params, _) = elements.tile(tile.clone());
+                exchange(update, params, vector, &mut streams, tile.clone());
+                elements.put(tile);
+            }
+        }
         return;
     }
     step_sums.fill(StepSums::default());
     let mut before = [0f32; TILE];
-    let mut start = 0;
-    while start < params.len() {
-        let tile = start..params.len().min(start + TILE);
+    for tile in tiles(elements.len()) {
+        let (params, grads) = elements.tile(tile.clone());
         if !step_sums.is_empty() {
-            before[..tile.len()].copy_from_slice(&params[tile.clone()]);
+            before[..tile.len()].copy_from_slice(params);
         }
         // Counters first: they need the parameters as they were.
         if kernel.has_counters() {
-            count_signs(
-                gradient,
-                &mut counters[tile.clone()],
-                &params[tile.clone()],
-                &grads[tile.clone()],
-            );
+            count_signs(gradient, &mut counters[tile.clone()], params, grads);
         }
         if kernel.has_last_gradient() {
             let seen = Gradient {
                 factor: update.micro_share.copysign(update.gradient_factor),
                 ..gradient
             };
-            let elements = params[tile.clone()].iter().zip(&grads[tile.clone()]);
+            let elements = params.iter().zip(grads);
             for (last, (&w, &g)) in vector[tile.clone()].iter_mut().zip(elements) {
                 *last = seen.of(g, w);
             }
         }
         if (kernel.has_first_parameters() || kernel.has_streams()) && update.first != 0 {
-            vector[tile.clone()].copy_from_slice(&params[tile.clone()]);
+            vector[tile.clone()].copy_from_slice(params);
         }
         let momentum = if kernel.rule.has_momentum() {
             &mut momentum[tile.clone()]
@@ -219,7 +296,6 @@ fn update_elements<const SCALED: bool>(
             &mut []
         };
         let memory = (momentum, squares);
-        let (params, grads) = (&mut params[tile.clone()], &grads[tile.clone()]);
         if let Some(sketch) = &mut sketch {
             let directions = &mut [0.0; TILE][..params.len()];
             move_parameters(
@@ -231,7 +307,7 @@ fn update_elements<const SCALED: bool>(
                 memory,
                 directions,
             );
-            let first = scope_element.wrapping_add(start as u32);
+            let first = scope_element.wrapping_add(tile.start as u32);
             sketch.add_steps(first, update.regime_rate, directions);
         } else {
             let nowhere = &mut [(); TILE][..params.len()];
@@ -245,7 +321,7 @@ fn update_elements<const SCALED: bool>(
                 nowhere,
             );
         }
-        if let Some(sums) = step_sums.get_mut(start / BLOCK_ELEMENTS as usize) {
+        if let Some(sums) = step_sums.get_mut(tile.start / BLOCK_ELEMENTS as usize) {
             let step = &mut before[..tile.len()];
             for (step, new) in step.iter_mut().zip(params.iter()) {
                 *step = new - *step;
@@ -260,21 +336,28 @@ fn update_elements<const SCALED: bool>(
             average(update.average_weight, averages, params);
         }
         if kernel.has_streams() {
-            let [one, two] = &mut streams;
-            exchange(
-                update,
-                params,
-                &vector[tile.clone()],
-                [&mut one[tile.clone()], &mut two[tile.clone()]],
-            );
+            exchange(update, params, vector, &mut streams, tile.clone());
         }
-        start = tile.end;
+        elements.put(tile);
     }
+}
+
+fn tiles(elements: usize) -> impl Iterator<Item = Range<usize>> {
+    let starts = (0..elements).step_by(TILE);
+    starts.map(move |start| start..elements.min(start + TILE))
 }
 
 /// The stream that took the step goes to a slot; the caller gets that of the stream whose turn comes next, or that won.
 #[inline(always)]
-fn exchange(update: &Update, params: &mut [f32], start: &[f32], streams: [&mut [f32]; 2]) {
+fn exchange(
+    update: &Update,
+    params: &mut [f32],
+    start: &[f32],
+    [one, two]: &mut [&mut [f32]; 2],
+    tile: Range<usize>,
+) {
+    let start = &start[tile.clone()];
+    let streams = [&mut one[tile.clone()], &mut two[tile]];
     let stream = |slot: u32| slot as usize - 1;
     match (update.put, update.take) {
         (slots::NO_SLOT, slots::NO_SLOT) => {}

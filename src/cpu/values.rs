@@ -159,6 +159,10 @@ impl<'a> SliceMut<'a> {
         })
     }
 
+    pub(crate) fn range_mut(&mut self, range: std::ops::Range<usize>) -> SliceMut<'_> {
+        each!(self, SliceMut: slice => (&mut slice[range]).into())
+    }
+
     pub(crate) fn reborrow(&mut self) -> SliceMut<'_> {
         each!(self, SliceMut: slice => (&mut **slice).into())
     }

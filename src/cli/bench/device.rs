@@ -4,10 +4,11 @@
 use std::time::{Duration, Instant};
 
 use wgpu_optim::gpu::Timestamps;
-use wgpu_optim::{Error, Gpu, Optimizer, wgpu};
+use wgpu_optim::{Element, Error, Gpu, Optimizer, wgpu};
 
 use super::measure::{Bench, RecordingTimes, Times};
-use super::workload::{Spec, values};
+use super::stored::Stored;
+use super::workload::{Spec, room, values};
 
 /// Steps recorded into one compute pass and one submit.
 const CALLS_PER_SUBMIT: usize = 64;
@@ -19,10 +20,13 @@ const STEPS_BY_PASS: usize = 8;
 pub struct Device {
     gpu: Gpu,
     timestamps: Option<Timestamps>,
+    elements: usize,
     params: wgpu::Buffer,
     grads: wgpu::Buffer,
     /// Copy and triad write here.
     target: wgpu::Buffer,
+    /// Parameters and gradients of 16 bits that a step has asked for.
+    halves: Vec<(Element, [wgpu::Buffer; 2])>,
 }
 
 /// One thing to be timed.
@@ -63,41 +67,50 @@ impl Device {
             });
         }
         gpu.scoped("the benchmark's buffers", || {
-            let [params, grads, target] = ["parameters", "gradients", "target"].map(|label| {
-                gpu.device().create_buffer(&wgpu::BufferDescriptor {
-                    label: Some(label),
-                    size,
-                    usage: wgpu::BufferUsages::STORAGE
-                        | wgpu::BufferUsages::COPY_SRC
-                        | wgpu::BufferUsages::COPY_DST,
-                    mapped_at_creation: false,
-                })
-            });
-            for buffer in [&params, &grads] {
-                fill(gpu, buffer);
-            }
+            let [params, grads] = arrays(gpu, Element::F32, size);
             Ok(Device {
                 timestamps: Timestamps::new(gpu),
                 gpu: gpu.clone(),
+                elements,
                 params,
                 grads,
-                target,
+                target: array(gpu, "target", size),
+                halves: Vec::new(),
             })
         })
+    }
+
+    /// Parameters and gradients of an element, made where they are not there yet.
+    fn arrays(&mut self, element: Element) -> Result<[&wgpu::Buffer; 2], Error> {
+        if element == Element::F32 {
+            return Ok([&self.params, &self.grads]);
+        }
+        let mut known = self.halves.iter();
+        let at = match known.position(|&(other, _)| other == element) {
+            Some(at) => at,
+            None => {
+                let size = room(element, self.elements) as u64 * element.bytes();
+                let made = self.gpu.scoped("the benchmark's buffers", || {
+                    Ok::<_, Error>(arrays(&self.gpu, element, size.next_multiple_of(16)))
+                })?;
+                self.halves.push((element, made));
+                self.halves.len() - 1
+            }
+        };
+        Ok(self.halves[at].1.each_ref())
     }
 
     /// An optimizer over the buffers.
     ///
     /// # Errors
     /// What the builder or the device refuses.
-    fn optimizer(&self, spec: &Spec) -> Result<Optimizer, Error> {
+    fn optimizer(&mut self, spec: &Spec) -> Result<Optimizer, Error> {
+        let element = spec.mode.element;
+        let [params, grads] = self.arrays(element)?;
         let builder = spec.builder(|group, name, range| {
-            let bytes = 4 * range.start as u64..4 * range.end as u64;
-            group.tensor(
-                name,
-                self.params.slice(bytes.clone()),
-                self.grads.slice(bytes),
-            )
+            let bytes = element.bytes() * range.start as u64..element.bytes() * range.end as u64;
+            let params = element.of(params.slice(bytes.clone()));
+            group.tensor(name, params, element.of(grads.slice(bytes)))
         });
         builder.build(&self.gpu)
     }
@@ -223,6 +236,16 @@ impl Device {
             .create_command_encoder(&wgpu::CommandEncoderDescriptor::default())
     }
 
+    /// Parameters of 16 bits start each time from the gradients' values, as at first: so many steps along one gradient lead beyond
+    /// 65504, where f16 ends, and steps would be skipped.
+    fn refresh_halves(&self) -> Result<(), Error> {
+        let mut encoder = self.encoder();
+        for (_, [params, grads]) in &self.halves {
+            encoder.copy_buffer_to_buffer(grads, 0, params, 0, grads.size());
+        }
+        self.wait(&self.gpu.queue().submit([encoder.finish()]))
+    }
+
     /// Waits for the device, and learns whether it was lost meanwhile.
     fn wait(&self, submission: &wgpu::SubmissionIndex) -> Result<(), Error> {
         self.gpu.finish("the benchmark", submission)
@@ -232,11 +255,11 @@ impl Device {
 impl Bench for Device {
     type Job = DeviceJob;
 
-    fn step(&self, spec: &Spec) -> Result<DeviceJob, Error> {
+    fn step(&mut self, spec: &Spec) -> Result<DeviceJob, Error> {
         Ok(DeviceJob::Step(Box::new(self.optimizer(spec)?)))
     }
 
-    fn lone_step(&self, spec: &Spec) -> Result<Option<DeviceJob>, Error> {
+    fn lone_step(&mut self, spec: &Spec) -> Result<Option<DeviceJob>, Error> {
         Ok(Some(DeviceJob::LoneStep(Box::new(self.optimizer(spec)?))))
     }
 
@@ -268,6 +291,9 @@ impl Bench for Device {
                 .as_ref()
                 .filter(|clock| calls.div_ceil(per_submit) <= clock.spans()),
         };
+        if matches!(job, DeviceJob::Step(_) | DeviceJob::LoneStep(_)) {
+            self.refresh_halves()?;
+        }
         let mut spans = 0;
         let mut timed = true;
         let start = Instant::now();
@@ -367,8 +393,28 @@ impl Bench for Device {
     }
 }
 
+fn array(gpu: &Gpu, label: &str, size: u64) -> wgpu::Buffer {
+    gpu.device().create_buffer(&wgpu::BufferDescriptor {
+        label: Some(label),
+        size,
+        usage: wgpu::BufferUsages::STORAGE
+            | wgpu::BufferUsages::COPY_SRC
+            | wgpu::BufferUsages::COPY_DST,
+        mapped_at_creation: false,
+    })
+}
+
+/// Parameters and gradients.
+fn arrays(gpu: &Gpu, element: Element, size: u64) -> [wgpu::Buffer; 2] {
+    ["parameters", "gradients"].map(|label| {
+        let array = array(gpu, label, size);
+        fill(gpu, &array, element);
+        array
+    })
+}
+
 /// Fills a buffer with the workload's values, by copies of one small piece.
-fn fill(gpu: &Gpu, buffer: &wgpu::Buffer) {
+fn fill(gpu: &Gpu, buffer: &wgpu::Buffer, element: Element) {
     const PIECE_BYTES: u64 = 1 << 20;
     let piece = gpu.device().create_buffer(&wgpu::BufferDescriptor {
         label: Some("values"),
@@ -376,9 +422,9 @@ fn fill(gpu: &Gpu, buffer: &wgpu::Buffer) {
         usage: wgpu::BufferUsages::COPY_SRC | wgpu::BufferUsages::COPY_DST,
         mapped_at_creation: false,
     });
-    let piece_values = values(piece.size() as usize / 4);
-    gpu.queue()
-        .write_buffer(&piece, 0, bytemuck::cast_slice(&piece_values));
+    let piece_values = values((piece.size() / element.bytes()) as usize);
+    let piece_values = Stored::new(element, &piece_values);
+    gpu.queue().write_buffer(&piece, 0, piece_values.bytes());
     let mut encoder = gpu
         .device()
         .create_command_encoder(&wgpu::CommandEncoderDescriptor::default());

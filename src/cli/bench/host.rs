@@ -1,13 +1,16 @@
 //! Work on the host: steps of the CPU path, and copy and triad with the same threads and vector instructions.
 
+use std::ops::Range;
 use std::time::Instant;
 
 use pulp::Arch;
 use rayon::prelude::*;
-use wgpu_optim::{CpuOptimizer, Error, StepMode};
+use wgpu_optim::cpu::{Slice, SliceMut};
+use wgpu_optim::{CpuOptimizer, Element, Error, StepMode};
 
 use super::measure::{Bench, Times};
-use super::workload::{Spec, values};
+use super::stored::Stored;
+use super::workload::{Spec, room, values};
 
 /// Elements a thread takes at a time.
 const BLOCK_ELEMENTS: usize = 8192;
@@ -23,17 +26,29 @@ pub struct Host {
     grads: Vec<f32>,
     /// Copy and triad write here.
     target: Vec<f32>,
+    /// Those that a step has asked for.
+    halves: Vec<Halves>,
+}
+
+/// Arrays of 16 bits.
+#[derive(Debug)]
+struct Halves {
+    element: Element,
+    params: Stored,
+    grads: Stored,
 }
 
 /// One thing to be timed.
 #[derive(Debug)]
 pub enum HostJob {
-    /// A step over the tensors of these lengths.
+    /// A step over tensors.
     Step {
         /// The optimizer.
         optimizer: Box<CpuOptimizer>,
-        /// Lengths, as they lie side by side.
-        lengths: Vec<usize>,
+        /// What the tensors are stored as.
+        element: Element,
+        /// Where they lie.
+        ranges: Vec<Range<usize>>,
     },
     /// A copy in one piece per thread: large pieces go past the caches.
     CopyInPieces,
@@ -51,21 +66,47 @@ impl Host {
             params: values(elements),
             grads: values(elements),
             target: vec![0.0; elements],
+            halves: Vec::new(),
         }
+    }
+
+    /// Parameters and gradients of an element, made where they are not there yet.
+    fn arrays(&mut self, element: Element) -> (SliceMut<'_>, SliceMut<'_>) {
+        if element == Element::F32 {
+            return ((&mut self.params).into(), (&mut self.grads).into());
+        }
+        let known = self
+            .halves
+            .iter()
+            .position(|halves| halves.element == element);
+        let at = known.unwrap_or_else(|| {
+            let params = Stored::new(element, &values(room(element, self.params.len())));
+            self.halves.push(Halves {
+                element,
+                grads: params.clone(),
+                params,
+            });
+            self.halves.len() - 1
+        });
+        let halves = &mut self.halves[at];
+        (halves.params.slice_mut(), halves.grads.slice_mut())
     }
 }
 
 impl Bench for Host {
     type Job = HostJob;
 
-    fn step(&self, spec: &Spec) -> Result<HostJob, Error> {
-        let (params, grads) = (&self.params, &self.grads);
+    fn step(&mut self, spec: &Spec) -> Result<HostJob, Error> {
+        let element = spec.mode.element;
+        let (params, grads) = self.arrays(element);
         let builder = spec.builder(|group, name, range| {
-            group.tensor(name, &params[range.clone()], &grads[range])
+            let params = part(params.as_slice(), range.clone());
+            group.tensor(name, params, part(grads.as_slice(), range))
         });
         Ok(HostJob::Step {
             optimizer: Box::new(builder.build_cpu()?),
-            lengths: spec.tensors.concat(),
+            element,
+            ranges: spec.ranges(),
         })
     }
 
@@ -82,34 +123,45 @@ impl Bench for Host {
 
     fn time(&mut self, job: &mut HostJob, calls: usize) -> Result<Times, Error> {
         let arch = self.arch;
-        let (params, grads, target) = (&mut self.params, &mut self.grads, &mut self.target);
         let start = match job {
-            HostJob::Step { optimizer, lengths } if optimizer.step_mode() == StepMode::Lagged => {
-                let mut params = pieces(params, lengths);
-                let mut grads = pieces(grads, lengths);
+            HostJob::Step {
+                optimizer, ranges, ..
+            } if optimizer.step_mode() == StepMode::Lagged => {
+                let mut params: Vec<&mut [f32]> = pieces(&mut self.params, ranges);
+                let mut grads: Vec<&mut [f32]> = pieces(&mut self.grads, ranges);
                 let start = Instant::now();
                 for _ in 0..calls {
                     optimizer.step_lagged(&mut params, &mut grads)?;
                 }
                 start
             }
-            HostJob::Step { optimizer, lengths } => {
-                let mut params = pieces(params, lengths);
-                let grads = pieces(grads, lengths);
-                let grads: Vec<&[f32]> = grads.iter().map(|tensor| &**tensor).collect();
+            HostJob::Step {
+                optimizer,
+                element,
+                ranges,
+            } => {
+                let (mut params, grads) = self.arrays(*element);
+                refresh(&mut params, &grads);
+                let mut params = pieces_of(params, ranges);
+                let grads = pieces_of(grads, ranges);
+                let grads: Vec<Slice> = grads.iter().map(SliceMut::as_slice).collect();
                 let start = Instant::now();
                 for _ in 0..calls {
-                    optimizer.step(&mut params, &grads)?;
+                    optimizer.step_values(&mut params, &grads)?;
                 }
                 start
             }
             HostJob::CopyInPieces => {
                 let threads = rayon::current_num_threads();
-                let piece = grads.len().div_ceil(threads).max(BLOCK_ELEMENTS);
-                repeat(calls, || copy(target, grads, piece))
+                let piece = self.grads.len().div_ceil(threads).max(BLOCK_ELEMENTS);
+                repeat(calls, || copy(&mut self.target, &self.grads, piece))
             }
-            HostJob::CopyInBlocks => repeat(calls, || copy(target, grads, BLOCK_ELEMENTS)),
-            HostJob::Triad => repeat(calls, || triad(arch, target, params, grads)),
+            HostJob::CopyInBlocks => repeat(calls, || {
+                copy(&mut self.target, &self.grads, BLOCK_ELEMENTS)
+            }),
+            HostJob::Triad => repeat(calls, || {
+                triad(arch, &mut self.target, &self.params, &self.grads);
+            }),
         };
         Ok(Times {
             wall: start.elapsed(),
@@ -118,15 +170,45 @@ impl Bench for Host {
     }
 }
 
-/// Cuts an array into tensors.
-fn pieces<'a>(mut array: &'a mut [f32], lengths: &[usize]) -> Vec<&'a mut [f32]> {
-    let mut pieces = Vec::with_capacity(lengths.len());
-    for &length in lengths {
-        let (piece, rest) = array.split_at_mut(length);
-        pieces.push(piece);
-        array = rest;
+/// Parameters of 16 bits start each time from the gradients' values, as at first: so many steps along one gradient lead beyond 65504,
+/// where f16 ends, and steps would be skipped.
+fn refresh(params: &mut SliceMut<'_>, grads: &SliceMut<'_>) {
+    match (params, grads) {
+        (SliceMut::F16(params), SliceMut::F16(grads)) => params.copy_from_slice(grads),
+        (SliceMut::Bf16(params), SliceMut::Bf16(grads)) => params.copy_from_slice(grads),
+        _ => {}
     }
-    pieces
+}
+
+/// Some of an array.
+fn part(array: Slice<'_>, range: Range<usize>) -> Slice<'_> {
+    match array {
+        Slice::F32(array) => (&array[range]).into(),
+        Slice::F16(array) => (&array[range]).into(),
+        Slice::Bf16(array) => (&array[range]).into(),
+    }
+}
+
+/// Cuts an array into tensors.
+fn pieces<'a, T, P: From<&'a mut [T]>>(mut array: &'a mut [T], ranges: &[Range<usize>]) -> Vec<P> {
+    let mut at = 0;
+    let cut = |range: &Range<usize>| {
+        let (_, rest) = std::mem::take(&mut array).split_at_mut(range.start - at);
+        let (piece, rest) = rest.split_at_mut(range.len());
+        array = rest;
+        at = range.end;
+        P::from(piece)
+    };
+    ranges.iter().map(cut).collect()
+}
+
+/// As [`pieces`], of an array of whatever elements.
+fn pieces_of<'a>(array: SliceMut<'a>, ranges: &[Range<usize>]) -> Vec<SliceMut<'a>> {
+    match array {
+        SliceMut::F32(array) => pieces(array, ranges),
+        SliceMut::F16(array) => pieces(array, ranges),
+        SliceMut::Bf16(array) => pieces(array, ranges),
+    }
 }
 
 /// Runs so often; when it began.

@@ -15,13 +15,13 @@ pub trait Bench {
     ///
     /// # Errors
     /// What the builder or the device refuses.
-    fn step(&self, spec: &Spec) -> Result<Self::Job, Error>;
+    fn step(&mut self, spec: &Spec) -> Result<Self::Job, Error>;
 
     /// A step in a submit of its own and the wait for it, where steps are submitted.
     ///
     /// # Errors
     /// What the builder or the device refuses.
-    fn lone_step(&self, _spec: &Spec) -> Result<Option<Self::Job>, Error> {
+    fn lone_step(&mut self, _spec: &Spec) -> Result<Option<Self::Job>, Error> {
         Ok(None)
     }
 

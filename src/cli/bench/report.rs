@@ -13,8 +13,9 @@ use crate::page::{self, Area, Axis, COLORS, DrawError, bounds, escaped, font, lo
 
 /// The plot's size in pixels: it fits a window 1280 pixels wide.
 const SIZE: (u32, u32) = (1200, 900);
-/// Height of title and legend.
-const HEAD: u32 = 110;
+/// Height of the title, and of a row of the legend below it.
+const TITLE: u32 = 66;
+const LEGEND_ROW: u32 = 22;
 
 /// A report to be, opened before anything is measured.
 #[derive(Debug)]
@@ -91,7 +92,13 @@ struct Line {
 
 const ROOF: RGBColor = RGBColor(60, 60, 60);
 /// Dashes of the modes, in order.
-const DASHES: [Option<(i32, i32)>; 3] = [None, Some((7, 4)), Some((2, 3))];
+const DASHES: [Option<(i32, i32)>; 5] = [
+    None,
+    Some((7, 4)),
+    Some((2, 3)),
+    Some((12, 5)),
+    Some((4, 8)),
+];
 
 /// Distinct values in the order of their first appearance.
 fn distinct<T: PartialEq>(values: impl Iterator<Item = T>) -> Vec<T> {
@@ -177,15 +184,17 @@ fn draw<'a>(root: &Area<'a>, report: &Report) -> Result<(), DrawError<'a>> {
             (rule, roofs.iter().cloned().chain(own).collect())
         })
         .collect();
-    let (head, body) = root.split_vertically(HEAD);
+    let legend = panels.first().map(|(_, lines)| legend(lines));
+    let rows = legend.iter().flatten().map(|(_, row)| row + 1).max();
+    let (head, body) = root.split_vertically(TITLE + LEGEND_ROW * rows.unwrap_or(1));
     let title = format!("Memory bandwidth of a step: {}", report.device);
     head.draw(&Text::new(title, (14, 10), font(20)))?;
     let source = format!("{}: {}", report.driver, report.command);
     head.draw(&Text::new(source, (14, 36), font(13)))?;
-    let Some((_, legend)) = panels.first() else {
+    let Some(legend) = legend else {
         return head.draw(&Text::new("nothing was measured", (14, 60), font(16)));
     };
-    draw_legend(&head, legend)?;
+    draw_legend(&head, &panels[0].1, &legend)?;
     let columns = if panels.len() > 1 { 2 } else { 1 };
     let areas = body.split_evenly((panels.len().div_ceil(columns), columns));
     let sizes = distinct(steps(report).map(|row| (row.elements as f64).log2()));
@@ -198,20 +207,35 @@ fn draw<'a>(root: &Area<'a>, report: &Report) -> Result<(), DrawError<'a>> {
     Ok(())
 }
 
-/// Legend entries side by side, in as many rows as it takes; the label's width is a guess, no font is at hand.
-fn draw_legend<'a>(area: &Area<'a>, lines: &[Line]) -> Result<(), DrawError<'a>> {
-    let right = area.dim_in_pixel().0 as i32;
-    let (mut x, mut y) = (14, 68);
-    for line in lines {
-        let width = 72 + 8 * line.label.chars().count() as i32;
-        if x + width > right {
-            x = 14;
-            y += 22;
-        }
+/// Where the legend's entries are, side by side in as many rows as it takes: from the left in pixels, and the row. The label's width is
+/// a guess, no font is at hand.
+fn legend(lines: &[Line]) -> Vec<(i32, u32)> {
+    let (mut x, mut row) = (14, 0);
+    lines
+        .iter()
+        .map(|line| {
+            let width = 72 + 8 * line.label.chars().count() as i32;
+            if x + width > SIZE.0 as i32 {
+                x = 14;
+                row += 1;
+            }
+            let place = (x, row);
+            x += width;
+            place
+        })
+        .collect()
+}
+
+fn draw_legend<'a>(
+    area: &Area<'a>,
+    lines: &[Line],
+    places: &[(i32, u32)],
+) -> Result<(), DrawError<'a>> {
+    for (line, &(x, row)) in lines.iter().zip(places) {
+        let y = (TITLE + 2 + LEGEND_ROW * row) as i32;
         draw_line_sample(area, line, (x, y))?;
         let style = font(15).pos(Pos::new(HPos::Left, VPos::Center));
         area.draw(&Text::new(line.label.clone(), (x + 42, y), style))?;
-        x += width;
     }
     Ok(())
 }
@@ -338,6 +362,23 @@ fn page(report: &Report, plot: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_legend_tells_every_mode_apart_and_stays_on_the_page() {
+        let modes = crate::bench::workload::MODES.len();
+        assert!(distinct(DASHES.into_iter()).len() >= modes);
+        let lines: Vec<Line> = (0..3 * modes)
+            .map(|_| Line {
+                label: "norm-ratio, bf16-stochastic".to_owned(),
+                color: ROOF,
+                dash: None,
+                points: Vec::new(),
+            })
+            .collect();
+        let places = legend(&lines);
+        assert_eq!(distinct(places.iter()).len(), lines.len());
+        assert!(places.iter().all(|&(x, _)| x + 250 < SIZE.0 as i32));
+    }
 
     #[test]
     fn distinct_keeps_the_order() {

@@ -1,7 +1,7 @@
 //! Rows: what is measured at one size, and what it comes to against copy and triad.
 
 use serde::Serialize;
-use wgpu_optim::{Error, Regime, Rule, StepMode};
+use wgpu_optim::{Element, Error, Regime, Rule, StepMode};
 
 use super::measure::{Bench, Effort, Measured, Seconds, measure};
 use super::workload::{COPY_BYTES, Mode, Spec, TRIAD_BYTES, many_tensors, state_bytes_per_param};
@@ -193,10 +193,23 @@ pub fn bytes_of(elements: usize, entries: &[Entry]) -> f64 {
                 StepMode::Lagged => 2.0,
                 _ => 1.0,
             };
-            copies * state_bytes_per_param(entry.spec.rule, entry.spec.regime)
+            let Spec {
+                rule, regime, mode, ..
+            } = entry.spec;
+            copies * state_bytes_per_param(rule, regime) + mode.remainder_bytes()
         })
         .sum();
-    elements as f64 * (TRIAD_BYTES + states)
+    // Beside those of f32 that copy and triad go by.
+    let arrays: f64 = [Element::F16, Element::Bf16]
+        .into_iter()
+        .filter(|&element| {
+            entries
+                .iter()
+                .any(|entry| entry.spec.mode.element == element)
+        })
+        .map(|element| 2.0 * element.bytes() as f64)
+        .sum();
+    elements as f64 * (TRIAD_BYTES + arrays + states)
 }
 
 /// Measures the entries of one size beside copy and triad. What the device has no room for becomes a note.
@@ -243,15 +256,15 @@ pub fn measure_size<B: Bench>(
                 labels.push(Label {
                     what,
                     by: None,
-                    bytes_per_param: (spec.mode.bytes_per_param)(spec.rule, spec.regime),
+                    bytes_per_param: spec.mode.bytes_per_param(spec.rule, spec.regime),
                     spec: Some(spec),
                 });
             }
             Ok(None) => {}
             Err(error @ (Error::Limit { .. } | Error::Device { .. })) => {
-                let (rule, regime) = (spec.rule.name(), spec.regime.name());
+                let (rule, regime, mode) = (spec.rule.name(), spec.regime.name(), spec.mode.name);
                 notes.push(format!(
-                    "{what} of {rule}, {regime} and {elements} parameters skipped: {error}"
+                    "{what} of {rule}, {regime}, {mode} and {elements} parameters skipped: {error}"
                 ));
             }
             Err(error) => return Err(error),

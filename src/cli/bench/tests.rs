@@ -2,9 +2,10 @@
 
 use std::time::Duration;
 
+use super::rows::{Selection, bytes_of};
 use super::workload::*;
-use wgpu_optim::Rule;
 use wgpu_optim::gpu::Timestamps;
+use wgpu_optim::{Regime, Rule};
 
 #[test]
 fn nonsense_timestamps_are_not_believed() {
@@ -21,18 +22,82 @@ fn nonsense_timestamps_are_not_believed() {
 #[test]
 fn the_byte_model_is_the_documented_one() {
     let [fixed, norm_ratio, seesaw] = regimes();
-    let bytes = MODES[0].bytes_per_param;
-    assert_eq!(bytes(Rule::sgd(), fixed), 16.0);
-    assert_eq!(bytes(Rule::sgd(), norm_ratio), 16.0);
-    assert_eq!(bytes(Rule::sgd(), seesaw), 19.0);
-    assert_eq!(bytes(Rule::sgdm(0.9), norm_ratio), 24.0);
-    assert_eq!(bytes(Rule::sgdm(0.9), seesaw), 28.0);
-    let bytes = MODES[1].bytes_per_param;
-    assert_eq!(bytes(Rule::sgd(), fixed), 12.0);
-    assert_eq!(bytes(Rule::sgd(), norm_ratio), 12.0);
-    assert_eq!(bytes(Rule::sgd(), seesaw), 14.0);
-    assert_eq!(bytes(Rule::sgdm(0.9), norm_ratio), 20.0);
-    assert_eq!(bytes(Rule::sgdm(0.9), seesaw), 20.0);
+    for (mode, [sgd, sgd_seesaw, sgdm, sgdm_seesaw, adamw, adamw_seesaw]) in [
+        ("two-pass", [16.0, 19.0, 24.0, 28.0, 32.0, 36.0]),
+        ("lagged", [12.0, 14.0, 20.0, 20.0, 28.0, 28.0]),
+        ("bf16", [12.0, 15.0, 20.0, 24.0, 28.0, 32.0]),
+        ("f16", [12.0, 15.0, 20.0, 24.0, 28.0, 32.0]),
+        ("bf16-stochastic", [8.0, 11.0, 16.0, 20.0, 24.0, 28.0]),
+    ] {
+        let mode = mode_of(mode);
+        for (rule, regime, bytes) in [
+            (Rule::sgd(), fixed, sgd),
+            (Rule::sgd(), norm_ratio, sgd),
+            (Rule::sgd(), seesaw, sgd_seesaw),
+            (Rule::sgdm(0.9), norm_ratio, sgdm),
+            (Rule::sgdm(0.9), seesaw, sgdm_seesaw),
+            (Rule::lion(), norm_ratio, sgdm),
+            (Rule::lion(), seesaw, sgdm_seesaw),
+            (Rule::adamw(), norm_ratio, adamw),
+            (Rule::adamw(), seesaw, adamw_seesaw),
+        ] {
+            let (rule_name, regime_name) = (rule.name(), regime.name());
+            let modelled = mode.bytes_per_param(rule, regime);
+            assert_eq!(modelled, bytes, "{rule_name}, {regime_name}, {}", mode.name);
+        }
+    }
+}
+
+fn mode_of(name: &str) -> Mode {
+    *MODES.iter().find(|mode| mode.name == name).expect(name)
+}
+
+/// Three arrays of f32 for copy and triad, two of the element where it is another, and what the optimizer keeps.
+#[test]
+fn the_memory_that_is_asked_for_is_what_is_kept() {
+    let [_, _, seesaw] = regimes();
+    for (modes, bytes) in [
+        (&["two-pass"][..], 12.0 + 4.0),
+        (&["lagged"], 12.0 + 8.0),
+        (&["bf16"], 12.0 + 4.0 + 6.0),
+        (&["bf16-stochastic"], 12.0 + 4.0 + 4.0),
+        (&["bf16", "bf16-stochastic"], 12.0 + 4.0 + 6.0 + 4.0),
+        (&["bf16", "f16"], 12.0 + 4.0 + 4.0 + 6.0 + 6.0),
+    ] {
+        let selection = Selection {
+            rules: vec![Rule::lion()],
+            regimes: vec![seesaw],
+            modes: modes.iter().copied().map(mode_of).collect(),
+        };
+        // Fewer than many tensors need.
+        assert_eq!(
+            bytes_of(100, &selection.entries(100)),
+            100.0 * bytes,
+            "{modes:?}"
+        );
+    }
+}
+
+#[test]
+fn tensors_lie_side_by_side_and_those_of_16_bits_start_with_words() {
+    let elements = 1 << 10;
+    for &mode in MODES {
+        let spec = Spec {
+            mode,
+            tensors: many_tensors(elements, true).expect("large enough"),
+            ..Spec::new(Rule::sgd(), Regime::norm_ratio(), elements)
+        };
+        let ranges = spec.ranges();
+        let lengths: Vec<usize> = ranges.iter().map(ExactSizeIterator::len).collect();
+        assert_eq!(lengths, spec.tensors.concat());
+        let word = if mode.is_default() { 1 } else { 2 };
+        assert_eq!(ranges[0].start, 0);
+        for pair in ranges.windows(2) {
+            assert!(pair[1].start.is_multiple_of(word));
+            assert!((0..word).contains(&(pair[1].start - pair[0].end)));
+        }
+        assert!(ranges[MANY - 1].end <= room(mode.element, elements));
+    }
 }
 
 #[test]

@@ -1,7 +1,9 @@
 //! What is measured: rules, regimes, modes, tensors, and how many bytes each must move. `wgpu-optim bench` and `cargo bench` both
 //! take their lists from here.
 
-use wgpu_optim::{Group, OptimizerBuilder, Regime, Rule, Seesaw, StepMode};
+use std::ops::Range;
+
+use wgpu_optim::{Element, Group, OptimizerBuilder, Regime, Rounding, Rule, Seesaw, StepMode};
 
 /// The rules that are measured.
 pub fn rules() -> [Rule; 6] {
@@ -32,47 +34,85 @@ pub fn regimes() -> [Regime; 3] {
     ]
 }
 
-/// A way to take the step: how the optimizer is asked for it, and what it must move.
+/// A way to take the step: how the optimizer is asked for it.
 #[derive(Debug, Clone, Copy)]
 pub struct Mode {
     /// As tables, `--mode` and `--json` name it.
     pub name: &'static str,
-    /// Bytes per parameter that a step of this rule and regime cannot do without.
-    pub bytes_per_param: fn(Rule, Regime) -> f64,
     /// Asks the builder for this mode.
     pub step_mode: StepMode,
+    /// What parameters and gradients are stored as.
+    pub element: Element,
+    /// How parameters of 16 bits take a step.
+    pub rounding: Rounding,
 }
 
-/// The modes that are measured.
+const TWO_PASS: Mode = Mode {
+    name: "two-pass",
+    step_mode: StepMode::TwoPass,
+    element: Element::F32,
+    rounding: Rounding::Masters,
+};
+
+/// The modes that can be measured.
 pub const MODES: &[Mode] = &[
-    Mode {
-        name: "two-pass",
-        bytes_per_param: two_pass_bytes_per_param,
-        step_mode: StepMode::TwoPass,
-    },
+    TWO_PASS,
     Mode {
         name: "lagged",
-        bytes_per_param: lagged_bytes_per_param,
         step_mode: StepMode::Lagged,
+        ..TWO_PASS
+    },
+    Mode {
+        name: "bf16",
+        element: Element::Bf16,
+        ..TWO_PASS
+    },
+    Mode {
+        name: "f16",
+        element: Element::F16,
+        ..TWO_PASS
+    },
+    Mode {
+        name: "bf16-stochastic",
+        element: Element::Bf16,
+        rounding: Rounding::Stochastic { seed: 1 },
+        ..TWO_PASS
     },
 ];
 
-/// Pass 1 reads g and, for the alignment, the momentum or the counters; pass 4 reads g and reads and writes w, the momentum, the mean of
-/// squares and the counters.
-fn two_pass_bytes_per_param(rule: Rule, regime: Regime) -> f64 {
-    let memory = state_bytes_per_param(rule, regime);
-    let pass_1 = if regime.needs_alignment() {
-        4.0 + memory.min(4.0)
-    } else {
-        4.0
-    };
-    let pass_4 = 12.0 + 2.0 * memory;
-    pass_1 + pass_4
-}
+impl Mode {
+    /// Whether it is measured where no mode is named: those of 16 bits are not, or a run would take more than twice as long.
+    pub fn is_default(&self) -> bool {
+        self.element == Element::F32
+    }
 
-/// Reads g, w and the memory; writes the new parameters and the new memory.
-fn lagged_bytes_per_param(rule: Rule, regime: Regime) -> f64 {
-    12.0 + 2.0 * state_bytes_per_param(rule, regime)
+    /// What is kept of a parameter beside itself because it is stored in 16 bits.
+    pub fn remainder_bytes(&self) -> f64 {
+        match (self.element, self.rounding) {
+            (Element::F16 | Element::Bf16, Rounding::Masters) => 2.0,
+            _ => 0.0,
+        }
+    }
+
+    /// Bytes per parameter that a step of this rule and regime cannot do without.
+    ///
+    /// Pass 1 reads g and, for the alignment, the momentum or the counters; pass 4 reads g and reads and writes w with its remainder,
+    /// the momentum, the mean of squares and the counters. A lagged step does without pass 1.
+    pub fn bytes_per_param(&self, rule: Rule, regime: Regime) -> f64 {
+        let memory = state_bytes_per_param(rule, regime);
+        let element = self.element.bytes() as f64;
+        let aligned = if regime.needs_alignment() {
+            memory.min(4.0)
+        } else {
+            0.0
+        };
+        let pass_1 = element + aligned;
+        let pass_4 = element + 2.0 * (element + self.remainder_bytes() + memory);
+        match self.step_mode {
+            StepMode::Lagged => pass_4,
+            _ => pass_1 + pass_4,
+        }
+    }
 }
 
 /// What the optimizer remembers of a parameter: momentum, with AdamW's mean of squares, or the counters of the alignment where there is
@@ -94,7 +134,8 @@ pub const COPY_BYTES: f64 = 8.0;
 /// The triad reads 8 bytes per element and writes 4.
 pub const TRIAD_BYTES: f64 = 12.0;
 
-/// The tensors of one optimizer: lengths in elements, by group. They lie side by side in one buffer.
+/// The tensors of one optimizer: lengths in elements, by group. They lie side by side in one buffer; those of 16 bits each start with
+/// a word.
 pub type Tensors = Vec<Vec<usize>>;
 
 /// One tensor in one group.
@@ -132,6 +173,18 @@ pub fn many_tensors(elements: usize, odd: bool) -> Option<Tensors> {
     )
 }
 
+/// Elements of an array that so many, in whatever tensors, lie in: behind one of 16 bits and odd length there is half a word.
+pub fn room(element: Element, elements: usize) -> usize {
+    elements + MANY * (elements_per_word(element) - 1)
+}
+
+fn elements_per_word(element: Element) -> usize {
+    match element {
+        Element::F32 => 1,
+        Element::F16 | Element::Bf16 => 2,
+    }
+}
+
 /// An optimizer to be built and measured.
 #[derive(Debug, Clone)]
 pub struct Spec {
@@ -163,22 +216,36 @@ impl Spec {
     /// the buffer that they all share.
     pub fn builder<T>(
         &self,
-        mut tensor: impl FnMut(Group<T>, String, std::ops::Range<usize>) -> Group<T>,
+        mut tensor: impl FnMut(Group<T>, String, Range<usize>) -> Group<T>,
     ) -> OptimizerBuilder<T> {
         let mut builder = OptimizerBuilder::new(self.rule)
             .regime(self.regime)
             .step_mode(self.mode.step_mode)
+            .rounding(self.mode.rounding)
             .clip_norm(self.clip_norm);
-        let mut at = 0;
+        let mut ranges = self.ranges().into_iter();
         for (number, lengths) in self.tensors.iter().enumerate() {
             let mut group = Group::new(number.to_string());
-            for length in lengths {
-                group = tensor(group, at.to_string(), at..at + length);
-                at += length;
+            for range in ranges.by_ref().take(lengths.len()) {
+                group = tensor(group, range.start.to_string(), range);
             }
             builder = builder.group(group);
         }
         builder
+    }
+
+    /// Where the tensors start and end, over all groups.
+    pub fn ranges(&self) -> Vec<Range<usize>> {
+        let word = elements_per_word(self.mode.element);
+        let mut at = 0;
+        let lengths = self.tensors.iter().flatten();
+        lengths
+            .map(|length| {
+                let range = at..at + length;
+                at = range.end.next_multiple_of(word);
+                range
+            })
+            .collect()
     }
 }
 
