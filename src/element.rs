@@ -70,7 +70,7 @@ pub enum Rounding {
     ///
     /// The random bits are a hash of the seed, the step's number and the element's place in the order of declaration: the same on every
     /// adapter and on the CPU path, for every geometry, and after a resumed checkpoint. Ranks ([`sharded`](crate::OptimizerBuilder::sharded))
-    /// draw different ones.
+    /// draw different ones. What f16 cannot hold may become infinite from 65504 on, where the nearest does from 65520.
     Stochastic {
         /// Any number.
         seed: u32,

@@ -3,7 +3,9 @@
 alias Memory = vec4<f32>;
 
 fn keep(update: Update, at: u32, w: vec4<f32>, raw: vec4<f32>, g: vec4<f32>) {
-    var seen = sign(update.gradient_factor) * update.micro_share * raw;
+    // A clip may have made the factor a zero, which has its sign all the same.
+    let climbs = (bitcast<u32>(update.gradient_factor) >> 31u) != 0u;
+    var seen = select(update.micro_share, -update.micro_share, climbs) * raw;
     if COUPLED_DECAY {
         seen += update.coupled_decay * w;
     }
