@@ -7,7 +7,7 @@ use common::cli::{assert_refused, wgpu_optim};
 use common::run::devices;
 use serde_json::Value;
 
-const FAMILIES: [&str; 9] = [
+const FAMILIES: [&str; 10] = [
     "steps",
     "passes",
     "windows",
@@ -17,6 +17,7 @@ const FAMILIES: [&str; 9] = [
     "groups",
     "averages",
     "shards",
+    "halves",
 ];
 
 /// The exit code and the report of `check --json`, on one backend or on all there are.
