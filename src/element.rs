@@ -5,8 +5,8 @@ use crate::gpu::ElementSlice;
 
 /// What an element is stored as. Whatever it is, every sum and every step is computed in f32, and what the optimizer remembers is f32.
 ///
-/// 16-bit elements are decoded and encoded with integer instructions, so that no adapter feature is needed (`SHADER_F16` is not), and codes
-/// are the same on every driver. Two of them share a word: a 16-bit tensor starts at a multiple of 4 bytes, and nothing else may be in the
+/// 16-bit elements are decoded and encoded by their bits, in instructions of u32 and f32, so that no adapter feature is needed (`SHADER_F16`
+/// is not), and the same f32 has the same code on every driver. Two of them share a word: a 16-bit tensor starts at a multiple of 4 bytes, and nothing else may be in the
 /// 2 bytes behind one of odd length, which steps leave as they are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 #[cfg_attr(feature = "checkpoint", derive(serde::Serialize))]
@@ -123,6 +123,7 @@ pub(crate) fn check(
 }
 
 /// A hash of 32 bits whose every output bit depends on every input bit: lowbias32 of C. Wellons' "hash-prospector".
+#[inline(always)]
 pub(crate) fn mix(mut x: u32) -> u32 {
     x ^= x >> 16;
     x = x.wrapping_mul(0x7feb_352d);

@@ -336,7 +336,7 @@ impl<T> OptimizerBuilder<T> {
     }
 
     /// Gradient accumulation: the caller adds up the gradients of so many micro-batches before each step, which goes by their mean, as if
-    /// the loss of each had been divided by the number. 1 without this.
+    /// the loss of each had been divided by the number. At least 1; 1 without this.
     ///
     /// The division is part of a product that every gradient goes through anyway: no pass over memory, no more bytes.
     pub fn micro_batches(mut self, micro_batches: u32) -> Self {

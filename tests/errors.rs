@@ -104,6 +104,19 @@ fn lengths_that_differ() {
     );
 }
 
+/// Nine of something of which the device has eight.
+fn assert_nine_of_eight(error: &Error) {
+    let nine_of_eight = matches!(
+        error,
+        Error::Limit {
+            value: 9,
+            limit: 8,
+            ..
+        }
+    );
+    assert!(nine_of_eight, "{error}");
+}
+
 /// One tensor of the device, from byte ranges of two buffers.
 fn on_device(params: wgpu::BufferSlice, grads: wgpu::BufferSlice) -> Device {
     OptimizerBuilder::new(Rule::sgd()).group(Group::new("all").tensor("w", params, grads))
@@ -698,17 +711,7 @@ fn what_does_not_fit_the_device_is_refused_by_its_number() {
         builder = builder.group(Group::new(format!("{i}")));
     }
     let error = build_error(builder, &gpu);
-    assert!(
-        matches!(
-            error,
-            Error::Limit {
-                value: 9,
-                limit: 8,
-                ..
-            }
-        ),
-        "{error}"
-    );
+    assert_nine_of_eight(&error);
     assert_message(&error, &["norms", "share a norm"]);
 
     // One partial per four elements, twelve words each.
@@ -1453,17 +1456,7 @@ fn kernels_with_more_storage_buffers_than_the_device_has() {
             let slices = [&w, &g].map(|buffer| spec.params.of(buffer.slice(..14)));
             let group = spec.group().tensor("w", slices[0], slices[1]);
             let error = build_error(OptimizerBuilder::new(Rule::sgd()).group(group), gpu);
-            assert!(
-                matches!(
-                    error,
-                    Error::Limit {
-                        value: 9,
-                        limit: 8,
-                        ..
-                    }
-                ),
-                "{error}"
-            );
+            assert_nine_of_eight(&error);
             let parts = ["storage buffers", "9", "8", "Rounding::Nearest", "secant"];
             assert_message(&error, &parts);
         }

@@ -71,6 +71,14 @@ fn paths(specs: &[Spec], like: &[Spec], setup: Setup) -> Vec<Box<dyn Run>> {
     runs
 }
 
+/// Runs on every path, each beside one in f32 that begins at the same numbers.
+fn beside_floats(specs: &[Spec]) -> impl Iterator<Item = (Box<dyn Run>, Box<dyn Run>)> {
+    let floats = paths(&in_floats(specs), specs, Setup::default());
+    paths(specs, specs, Setup::default())
+        .into_iter()
+        .zip(floats)
+}
+
 /// A tensor of a checkpoint as another program reads it.
 fn raw(checkpoint: &[u8], name: &str) -> (safetensors::Dtype, Vec<usize>, Vec<u8>) {
     let file = safetensors::SafeTensors::deserialize(checkpoint).expect("safetensors");
@@ -134,13 +142,7 @@ fn masters_take_the_steps_of_f32() {
         .into_iter()
         .map(|spec| spec.stored(element, element, Rounding::Masters))
         .collect();
-        let floats = in_floats(&specs);
-        let halves = paths(&specs, &specs, Setup::default());
-        for (mut half, mut float) in
-            halves
-                .into_iter()
-                .zip(paths(&floats, &specs, Setup::default()))
-        {
+        for (mut half, mut float) in beside_floats(&specs) {
             let (mut others, mut all) = (0, 0);
             for t in 1..=200 {
                 let grads = gradients(&specs, t);
@@ -755,13 +757,7 @@ fn averages_beside_masters_are_of_f32_and_come_and_go() {
             .into_iter()
             .map(|spec| spec.stored(element, element, Rounding::Masters))
             .collect();
-        let floats = in_floats(&specs);
-        let halves = paths(&specs, &specs, Setup::default());
-        for (mut half, mut float) in
-            halves
-                .into_iter()
-                .zip(paths(&floats, &specs, Setup::default()))
-        {
+        for (mut half, mut float) in beside_floats(&specs) {
             for t in 1..=10 {
                 half.step(&gradients(&specs, t));
                 float.step(&gradients(&specs, t));

@@ -68,20 +68,20 @@ fn cut_of(element: u32, magnitude: vec4<u32>) -> Cut {
 // What is rounded, with the sign, and with what is not a number of this kind.
 fn finished(element: u32, bits: vec4<u32>, rounded: vec4<u32>) -> vec4<u32> {
     let sign = (bits >> vec4<u32>(16u)) & vec4<u32>(SIGN_CODE);
-    let magnitude = bits & vec4<u32>(0x7fffffffu);
+    let magnitude = bits & vec4<u32>(MAGNITUDE_BITS);
     var code = rounded;
     var nan = vec4<u32>(BF16_NAN);
     if element == F16 {
         code = select(code, vec4<u32>(F16_INFINITY), magnitude >= vec4<u32>(BEYOND_BITS));
         nan = vec4<u32>(F16_NAN);
     }
-    return select(code, nan, magnitude > vec4<u32>(0x7f800000u)) | sign;
+    return select(code, nan, magnitude > vec4<u32>(INFINITY_BITS)) | sign;
 }
 
 // The nearest code, ties to even.
 fn narrowed(element: u32, value: vec4<f32>) -> vec4<u32> {
     let bits = bitcast<vec4<u32>>(value);
-    let cut = cut_of(element, bits & vec4<u32>(0x7fffffffu));
+    let cut = cut_of(element, bits & vec4<u32>(MAGNITUDE_BITS));
     let one = vec4<u32>(1u);
     let half = (one << (cut.shift - one)) - one + ((cut.body >> cut.shift) & one);
     return finished(element, bits, (cut.body + half) >> cut.shift);
@@ -90,7 +90,7 @@ fn narrowed(element: u32, value: vec4<f32>) -> vec4<u32> {
 // The code above or below, as the random bits have it.
 fn dithered(element: u32, value: vec4<f32>, noise: vec4<u32>) -> vec4<u32> {
     let bits = bitcast<vec4<u32>>(value);
-    let cut = cut_of(element, bits & vec4<u32>(0x7fffffffu));
+    let cut = cut_of(element, bits & vec4<u32>(MAGNITUDE_BITS));
     let one = vec4<u32>(1u);
     let part = noise & ((one << cut.shift) - one);
     return finished(element, bits, (cut.body + part) >> cut.shift);
@@ -114,7 +114,7 @@ fn is_tiny(element: u32, code: vec4<u32>) -> vec4<bool> {
 
 fn remainder(element: u32, value: vec4<f32>, codes: vec4<u32>) -> vec4<i32> {
     let code = codes & vec4<u32>(0x7fffu);
-    let magnitude = bitcast<vec4<u32>>(value) & vec4<u32>(0x7fffffffu);
+    let magnitude = bitcast<vec4<u32>>(value) & vec4<u32>(MAGNITUDE_BITS);
     var ulps = bitcast<vec4<i32>>(magnitude - widened_bits(element, code));
     // Of a tie that went down there is one more than fits.
     ulps = min(ulps, vec4<i32>(32767));

@@ -20,11 +20,8 @@ var<workgroup> slots: array<vec4<f32>, SLOTS>;
 fn keep(update: Update, at: u32, w: vec4<f32>, raw: vec4<f32>, g: vec4<f32>) {}
 
 fn with_signs(steps: vec4<f32>, first: u32) -> vec4<f32> {
-    // The first two rounds of lowbias32 (C. Wellons, "hash-prospector"); its third leaves the highest bit as it is.
-    var x = vec4<u32>(first) + vec4<u32>(0u, 1u, 2u, 3u);
-    x = (x ^ (x >> vec4<u32>(16u))) * 0x7feb352du;
-    x = (x ^ (x >> vec4<u32>(15u))) * 0x846ca68bu;
-    return bitcast<vec4<f32>>(bitcast<vec4<u32>>(steps) ^ (x & vec4<u32>(0x80000000u)));
+    let bits = mix_bits(vec4<u32>(first) + vec4<u32>(0u, 1u, 2u, 3u));
+    return bitcast<vec4<f32>>(bitcast<vec4<u32>>(steps) ^ (bits & vec4<u32>(0x80000000u)));
 }
 
 // Updates a quad. Its step, with the signs.

@@ -1,6 +1,7 @@
 //! Count-sketches of steps, and their sums: twin of `shaders/shared/leave_sketch.wgsl`, which has the source, and of
 //! `shaders/fold_sketches.wgsl`. Here a sketch is of a stretch of a tensor, and stretches add up as they were halved.
 
+use crate::element::mix;
 use crate::layout::SKETCH_BUCKETS;
 
 /// The number of buckets.
@@ -44,10 +45,7 @@ impl Sketch {
 
 #[inline(always)]
 fn with_sign(step: f32, element: u32) -> f32 {
-    let mut x = element;
-    x = (x ^ (x >> 16)).wrapping_mul(0x7feb_352d);
-    x = (x ^ (x >> 15)).wrapping_mul(0x846c_a68b);
-    f32::from_bits(step.to_bits() ^ (x & 0x8000_0000))
+    f32::from_bits(step.to_bits() ^ (mix(element) & 0x8000_0000))
 }
 
 #[cfg(test)]

@@ -2,6 +2,7 @@
 
 use half::{bf16, f16};
 
+use crate::cpu::reduce_gradient::{INFINITY_BITS, MAGNITUDE_BITS};
 use crate::element::mix;
 use crate::plan::Encoding;
 
@@ -12,8 +13,6 @@ const BF16_INFINITY: u32 = 0x7f80;
 const BF16_NAN: u32 = 0x7fc0;
 const SIGN_CODE: u32 = 0x8000;
 const MAGNITUDE_CODE: u32 = 0x7fff;
-const MAGNITUDE_BITS: u32 = 0x7fff_ffff;
-const INFINITY_BITS: u32 = 0x7f80_0000;
 /// The exponents of f16 and f32 differ by 112.
 const REBIASED: u32 = 112 << 23;
 /// 2⁻¹⁴, the smallest normal f16.

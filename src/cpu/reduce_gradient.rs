@@ -12,8 +12,8 @@ use crate::plan::{Alignment, Kernel, RuleKind};
 /// Elements of a row: four invocations of four lanes, two vectors of AVX2.
 const LANES: usize = 16;
 
-const MAGNITUDE_BITS: u32 = 0x7fff_ffff;
-const INFINITY_BITS: u32 = 0x7f80_0000;
+pub(crate) const MAGNITUDE_BITS: u32 = 0x7fff_ffff;
+pub(crate) const INFINITY_BITS: u32 = 0x7f80_0000;
 const SMALL_BITS: u32 = 0x2b80_0000; // 2^-40
 const BIG_BITS: u32 = 0x5380_0000; // 2^40
 

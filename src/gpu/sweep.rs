@@ -41,17 +41,14 @@ impl Elements {
         }
     }
 
-    /// What stores new parameters.
+    /// What stores new parameters; where that is [at random](Encoding::Stochastic), beside the file of random bits.
     pub(crate) fn store_parameters(&mut self, kernel: Kernel, access: Access) {
         self.push(store(access, kernel.params).into());
         match kernel.encoding {
             Encoding::Exact => {}
             Encoding::Masters => self.push(shared::STORE_MASTERS.into()),
             Encoding::Nearest => self.push(shared::STORE_NEAREST.into()),
-            Encoding::Stochastic => {
-                self.push(shared::RANDOM_BITS.into());
-                self.push(shared::STORE_STOCHASTIC.into());
-            }
+            Encoding::Stochastic => self.push(shared::STORE_STOCHASTIC.into()),
         }
     }
 

@@ -4,7 +4,7 @@ use crate::gpu::pass::{Binding, PassSource, Pipeline, flag, shared};
 use crate::gpu::sweep::{Elements, average, read_beside_written};
 use crate::gpu::tuning::Tuning;
 use crate::layout::SKETCH_BUCKETS;
-use crate::plan::{Access, Alignment, Kernel, QUAD};
+use crate::plan::{Access, Alignment, Encoding, Kernel, QUAD};
 
 pub(crate) const STEM: &str = "update_parameters";
 
@@ -76,6 +76,9 @@ pub(crate) fn pipeline(
         sweep,
     ];
     files.extend(elements.files.iter().map(|file| &**file));
+    if kernel.leaves_sketch() || kernel.encoding == Encoding::Stochastic {
+        files.push(shared::RANDOM_BITS);
+    }
     files.extend(measure);
     files.push(&source);
     let mut constants = vec![

@@ -411,26 +411,26 @@ impl<'a> DeviceRun<'a> {
 
     /// The same without a seeded fault: what the device goes on with.
     pub fn true_parameters(&self) -> Result<Vec<Vec<f32>>, CliError> {
-        let contents = self.contents()?;
-        let tensors = self.places().into_iter().zip(&self.tensors);
-        Ok(tensors
-            .map(|(place, tensor)| {
-                let (buffer, start) = place.params;
-                let range = bytes_of(start, tensor.len, tensor.params);
-                Stored::from_bytes(tensor.params, &contents[buffer][range]).values()
-            })
-            .collect())
+        self.values(|place, tensor| (place.params, tensor.params))
     }
 
     /// What is where the gradients of the next step belong.
     pub fn gradients(&self) -> Result<Vec<Vec<f32>>, CliError> {
+        self.values(|place, tensor| (place.grads, tensor.grads))
+    }
+
+    /// What every tensor has in one of its places, and is stored as there.
+    fn values(
+        &self,
+        of: impl Fn(&Place, &Kind) -> ((usize, usize), Element),
+    ) -> Result<Vec<Vec<f32>>, CliError> {
         let contents = self.contents()?;
         let tensors = self.places().into_iter().zip(&self.tensors);
         Ok(tensors
             .map(|(place, tensor)| {
-                let (buffer, start) = place.grads;
-                let range = bytes_of(start, tensor.len, tensor.grads);
-                Stored::from_bytes(tensor.grads, &contents[buffer][range]).values()
+                let ((buffer, start), element) = of(&place, tensor);
+                let range = bytes_of(start, tensor.len, element);
+                Stored::from_bytes(element, &contents[buffer][range]).values()
             })
             .collect())
     }
