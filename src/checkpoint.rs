@@ -553,7 +553,8 @@ fn fields_of(name: &str, prefix: &str) -> Vec<Field> {
 fn impossible(field: &Field, word: u32) -> Option<String> {
     const MOST: i32 = 4096;
     let largest = match field.name.as_str() {
-        "ln_schedule" | "ln_trust" | "mean_change" => MOST as f32,
+        "ln_schedule" | "ln_trust" => MOST as f32,
+        "mean_fast" | "mean_fast_weight" => 1.0,
         _ => f32::MAX,
     };
     let most = match field.name.as_str() {

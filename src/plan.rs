@@ -1101,7 +1101,7 @@ fn constants_of(
         smoothing: regime.smoothing(),
         norm_floor: regime.norm_floor(),
         brake_slack: regime.brake_slack(),
-        first_step: regime.first_step(),
+        first_step: regime.first_step(&config.rule),
         initial_rate: regime.initial_rate().unwrap_or(0.0),
         regime: regime.kind(),
         scale: regime.scale(config.rule),
