@@ -725,8 +725,8 @@ fn repeats_have_the_same_bits() {
     assert!(trace() == trace(), "two runs differ");
 }
 
-/// A norm that falls by 1e20 raises the rate by a factor of ten, exactly, and the record says what was taken away. One that rises lowers
-/// the rate by all of it.
+/// A norm that falls by 1e20 raises the rate by a factor of ten a step, exactly, and the record says what was taken away, and what of it was
+/// given back later. One that rises lowers the rate by all of it.
 #[test]
 fn a_jump_of_the_norm_raises_the_rate_by_ten_at_most() {
     let ratio = |smoothing| {
@@ -737,43 +737,40 @@ fn a_jump_of_the_norm_raises_the_rate_by_ten_at_most() {
             ..NormRatio::default()
         })
     };
-    let up = Spec::new(Rule::sgd(), ratio(0.9), vec![vec![0.0; 5]]).named("up");
-    let down = Spec::new(Rule::sgd(), ratio(0.0), vec![vec![0.0; 5]]).named("down");
+    let spec = |name: &str, smoothing| {
+        Spec::new(Rule::sgd(), ratio(smoothing), vec![vec![0.0; 5]]).named(name)
+    };
     let log = f64::from(MAX_CHANGE);
     assert!((log - LN_10).abs() <= 1e-7);
-    for mut run in every_path(&[up, down]) {
-        run.step(&[vec![1.0; 5], vec![1.0; 5]]);
-        run.step(&[vec![1e20; 5], vec![1e-20; 5]]);
-        // Just within: e^2.3 is below ten.
-        run.step(&[vec![1e20; 5], vec![1e-20 / 2.3f32.exp(); 5]]);
+    let specs = [spec("up", 0.9), spec("down", 0.0), spec("just within", 0.0)];
+    for mut run in every_path(&specs) {
+        run.step(&[vec![1.0; 5], vec![1.0; 5], vec![1.0; 5]]);
+        // e^2.3 is below ten.
+        let within = 1.0 / 2.3f32.exp();
+        run.step(&[vec![1e20; 5], vec![1e-20; 5], vec![within; 5]]);
+        run.step(&[vec![1e20; 5], vec![1e-20; 5], vec![within; 5]]);
         let records = run.records().records;
-        for (group, change, clamped) in [(0, f64::NAN, false), (1, log, true)] {
+        // The average takes a tenth of the second square and is corrected by 1 - 0.9²: n̂ is the norm itself, the larger one.
+        let up = -20.0 * LN_10;
+        for (group, step, change, clamped, taken) in [
+            (0, 1, up, false, 0.0),
+            (1, 1, log, true, log + up),
+            (1, 2, log, true, log),
+            (2, 1, 2.3, false, 0.0),
+            (2, 2, 0.0, false, 0.0),
+        ] {
             let of: Vec<&Record> = records
                 .iter()
                 .filter(|record| record.group == group)
                 .collect();
-            let what = format!("{}, group {group}", run.path());
-            // The average takes a tenth of the second square and is corrected by 1 - 0.9²: n̂ is the norm itself, the larger one.
-            let change = if clamped { change } else { -20.0 * LN_10 };
+            let what = format!("{}, {}, step {step}", run.path(), specs[group].name);
+            let moved = of[step].ln_rate - of[step - 1].ln_rate;
             // ln η is held to 2^-32; the term of a fall has three ulps.
             let allowed = if clamped { 2f64.powi(-31) } else { 2e-5 };
-            assert!(
-                (of[1].ln_rate - of[0].ln_rate - change).abs() <= allowed,
-                "{what}: {}",
-                of[1].ln_rate - of[0].ln_rate
-            );
-            assert_eq!(of[1].flags.clamped_change(), clamped, "{what}");
-            assert!(!of[0].flags.clamped_change(), "{what}");
-            let expected = if clamped { log - 20.0 * LN_10 } else { 0.0 };
-            assert!(
-                (f64::from(of[1].clamp_term) - expected).abs() <= 1e-4,
-                "{what}: {}",
-                of[1].clamp_term
-            );
-            assert!(
-                !of[2].flags.clamped_change(),
-                "{what}: a change of 2.3 is no jump"
-            );
+            assert!((moved - change).abs() <= allowed, "{what}: {moved}");
+            assert_eq!(of[step].flags.clamped_change(), clamped, "{what}");
+            let clamp = f64::from(of[step].clamp_term);
+            assert!((clamp - taken).abs() <= 1e-4, "{what}: {clamp}");
         }
     }
 }
@@ -898,7 +895,7 @@ fn contradiction_alone_does_not_lower_the_rate_below_its_anchor() {
                 assert!(record.held_term >= 0.0, "{what}: {record:?}");
             }
             let held: f32 = of_group.iter().map(|record| record.held_term).sum();
-            assert!(held > 5.0, "{what}: only {held} was held");
+            assert!(held > 1.0, "{what}: only {held} was held");
             let sentence = of_group
                 .iter()
                 .map(|record| record.to_string())
@@ -1020,10 +1017,10 @@ fn the_rate_is_clamped_at_1e30_both_ways() {
             let what = format!("{}, towards {limit:e}", run.path());
             assert_eq!(
                 clamped,
-                [false, false, true, true, false, false, false],
+                [false, false, true, true, true, false, false],
                 "{what}"
             );
-            for record in &of[2..4] {
+            for record in &of[2..5] {
                 assert!(
                     (record.ln_rate - limit.ln()).abs() <= 1e-7,
                     "{what}: ln η is {}",
@@ -1042,12 +1039,9 @@ fn the_rate_is_clamped_at_1e30_both_ways() {
                     "{what}: clamps are in the terms"
                 );
             }
-            // Back by three factors of 8 from the limit.
-            let back = (of[6].ln_rate - limit.ln()).abs();
-            assert!(
-                (back - 3.0 * 8f64.ln()).abs() <= 1e-5,
-                "{what}: came back by {back}"
-            );
+            // With the norm the rate is back where it was: nothing of the clamp is left.
+            let left = of[6].ln_rate - of[0].ln_rate;
+            assert!(left.abs() <= 1e-6, "{what}: {left}");
         }
     }
 }
