@@ -69,8 +69,10 @@ pub struct GroupConstants {
     pub second_decay: f32,
     /// ε of AdamW; 0 for the other rules.
     pub epsilon: f32,
-    /// p.
+    /// p where the smoothed norm is below its first value.
     pub exponent: f32,
+    /// p where it is above.
+    pub exponent_above: f32,
     /// κ.
     pub gain: f32,
     /// h of the first steps' gain.

@@ -1096,6 +1096,7 @@ fn constants_of(
         second_decay,
         epsilon,
         exponent: regime.exponent(),
+        exponent_above: regime.exponent_above(&config.rule),
         gain: regime.gain(),
         early_steps: regime.early_steps(),
         smoothing: regime.smoothing(),

@@ -243,6 +243,11 @@ impl Regime {
         }
     }
 
+    /// `p` of the norm term where the smoothed norm stands above its first value, see [`Seesaw`].
+    pub fn exponent_above(&self, _rule: &Rule) -> f32 {
+        self.exponent()
+    }
+
     /// `κ` of the alignment term `κ_t (n/n̂) a`, see [`Seesaw`].
     pub fn gain(&self) -> f32 {
         match *self {

@@ -78,6 +78,7 @@ fn rust_layout() -> Layout {
             second_decay,
             epsilon,
             exponent,
+            exponent_above,
             gain,
             early_steps,
             smoothing,

@@ -33,6 +33,7 @@ struct GroupConstants {
     second_decay: f32,
     epsilon: f32,
     exponent: f32,
+    exponent_above: f32,
     gain: f32,
     early_steps: f32,
     smoothing: f32,

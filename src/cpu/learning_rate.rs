@@ -387,12 +387,14 @@ fn change_rate(
         mantissa: s.anchor_norm_mantissa,
         exponent: s.anchor_norm_exponent,
     };
-    let wanted_before = agreement(s).add(anchor.ln_ratio_fixed(last_smoothed).times(c.exponent));
-    r.norm_term = c.exponent * last_smoothed.ln_ratio(smoothed);
+    let from_last_norm = from_norm_ratio(c, anchor.ln_ratio_fixed(last_smoothed));
+    let from_norm = from_norm_ratio(c, anchor.ln_ratio_fixed(smoothed));
+    let wanted_before = agreement(s).add(from_last_norm);
+    r.norm_term = from_norm.subtract(from_last_norm).to_float();
     if c.gain > 0.0 {
         follow_alignment(c, measured, norm, smoothed, scale_of_sums, anchor, s, r);
     }
-    let wanted = agreement(s).add(anchor.ln_ratio_fixed(smoothed).times(c.exponent));
+    let wanted = agreement(s).add(from_norm);
     let before = change(s);
     let mut total = wanted;
     // A fall is not clamped: what a clamp kept of it the rate would have too much.
@@ -426,6 +428,15 @@ fn change_rate(
     // η hangs on its first value, so that a later step gives back what a clamp takes away now.
     let taken_before = before.subtract(wanted_before);
     r.clamp_term = total.subtract(wanted).subtract(taken_before).to_float();
+}
+
+/// What the smoothed norm has changed ln η by since the first step: p ln(n̂_1 / n̂), with a p of its own where the norm has risen.
+fn from_norm_ratio(c: &GroupConstants, fallen: Fixed) -> Fixed {
+    fallen.times(if fallen.whole < 0 {
+        c.exponent_above
+    } else {
+        c.exponent
+    })
 }
 
 /// A: what agreement has raised ln η by, and contradiction lowered it.

@@ -539,7 +539,17 @@ impl Oracle {
             self.ln_rate = Some(after);
             return;
         }
-        out.norm_term = f64::from(self.regime.exponent()) * (last / smoothed).ln();
+        let from_norm = |smoothed: f64| {
+            let fallen = (self.anchor / smoothed).ln();
+            let exponent = if fallen < 0.0 {
+                self.regime.exponent_above(&self.rule)
+            } else {
+                self.regime.exponent()
+            };
+            f64::from(exponent) * fallen
+        };
+        let from_norm_now = from_norm(smoothed);
+        out.norm_term = from_norm_now - from_norm(last);
         let cosine = |a: f64, b: f64| if b > 0.0 { a / b } else { 0.0 };
         let mut brake = 0.0;
         if self.rule.has_momentum() {
@@ -576,8 +586,7 @@ impl Oracle {
             self.agreement = raw;
         }
         let before = self.ln_rate.expect("started");
-        let from_norm = f64::from(self.regime.exponent()) * (self.anchor / smoothed).ln();
-        let wanted = self.ln_first_rate + from_norm + self.agreement;
+        let wanted = self.ln_first_rate + from_norm_now + self.agreement;
         let limit = 1e30_f64.ln();
         let after = wanted
             .min(before + std::f64::consts::LN_10)
