@@ -380,6 +380,10 @@ pub struct GroupState {
     pub first_correction: f32,
     /// [`Update::second_correction`] of the last step of AdamW.
     pub second_correction: f32,
+    /// Σ (η_k k)² of schedule-free training, over the steps k that were not skipped.
+    pub weight_sum_mantissa: f32,
+    /// Σ (η_k k)² of schedule-free training.
+    pub weight_sum_exponent: i32,
     /// One of [`gated_phases`], or 0.
     pub phase: u32,
     /// 1 where a window begins with the last step that was not skipped.

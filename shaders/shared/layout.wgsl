@@ -185,6 +185,8 @@ struct GroupState {
     last_clip: f32,
     first_correction: f32,
     second_correction: f32,
+    weight_sum_mantissa: f32,
+    weight_sum_exponent: i32,
     phase: u32,
     restarted: u32,
     window_steps: u32,
