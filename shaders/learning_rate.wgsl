@@ -180,7 +180,11 @@ fn learning_rate(@builtin(global_invocation_id) id: vec3<u32>) {
         u.direction_exponent = s.direction_exponent;
         u.started = s.started;
         if AVERAGES {
-            u.average_weight = average_weight(c, steps_taken(s));
+            if c.average == AVERAGE_SCHEDULE_FREE {
+                u.average_weight = schedule_free_weight(&s, s.learning_rate, steps_taken(s));
+            } else {
+                u.average_weight = average_weight(c, steps_taken(s));
+            }
         }
         u.regime_rate = s.regime_rate;
         updates[group] = u;

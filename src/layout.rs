@@ -262,6 +262,8 @@ pub mod average_kinds {
     pub const POLYNOMIAL: u32 = 1;
     /// Exponential.
     pub const EXPONENTIAL: u32 = 2;
+    /// That of schedule-free training, by the learning rates.
+    pub const SCHEDULE_FREE: u32 = 3;
 }
 
 /// What a group remembers from step to step; all of it lives on the device.
@@ -380,6 +382,10 @@ pub struct GroupState {
     pub first_correction: f32,
     /// [`Update::second_correction`] of the last step of AdamW.
     pub second_correction: f32,
+    /// Σ (η_k k)² of schedule-free training, over the steps k that were not skipped.
+    pub weight_sum_mantissa: f32,
+    /// Σ (η_k k)² of schedule-free training.
+    pub weight_sum_exponent: i32,
     /// One of [`gated_phases`], or 0.
     pub phase: u32,
     /// 1 where a window begins with the last step that was not skipped.

@@ -164,6 +164,8 @@ fn rust_layout() -> Layout {
             last_clip,
             first_correction,
             second_correction,
+            weight_sum_mantissa,
+            weight_sum_exponent,
             phase,
             restarted,
             window_steps,

@@ -1,6 +1,8 @@
 //! Pass 3: twin of `shaders/learning_rate.wgsl`, function by function.
 
-use crate::cpu::count_steps::{average_weight, bias_corrections, steps_taken};
+use crate::cpu::count_steps::{
+    average_weight, bias_corrections, schedule_free_weight, steps_taken,
+};
 use crate::cpu::gated_distance::gated_distance;
 use crate::cpu::regimes::{first_rate_is_a_formula, hold_rate, schedule_factor, set_rate};
 use crate::cpu::scaled::{Fixed, Scaled};
@@ -8,8 +10,8 @@ use crate::cpu::streams::{Turn, enter_episode, take_turn};
 use crate::element::rounding_key;
 use crate::layout::{
     GroupConstants, GroupState, LOSS_ELEMENT, MEAN_OUTLIER, MEAN_STEPS, RawRecord, ScopeSums,
-    Squares, Update, gated_phases, group_flags, record_flags, regime_kinds, schedule_kinds,
-    unscale,
+    Squares, Update, average_kinds, gated_phases, group_flags, record_flags, regime_kinds,
+    schedule_kinds, unscale,
 };
 use crate::regime::{MAX_CHANGE, RATE_MAX, RATE_MIN};
 
@@ -287,7 +289,11 @@ fn take_step(
         direction_exponent: s.direction_exponent,
         started: s.started,
         first,
-        average_weight: average_weight(c, steps_taken(s)),
+        average_weight: if c.average == average_kinds::SCHEDULE_FREE {
+            schedule_free_weight(s, s.learning_rate, steps_taken(s))
+        } else {
+            average_weight(c, steps_taken(s))
+        },
         regime_rate: s.regime_rate,
         put: turn.put,
         take: turn.take,
