@@ -51,6 +51,8 @@ enum CliError {
     Usage(String),
     #[error("cannot write {path}: {message}")]
     Write { path: String, message: String },
+    #[error("{0}")]
+    Failed(String),
     #[error("{failures} of {cases} cases failed")]
     CheckFailed { failures: usize, cases: usize },
 }
@@ -76,6 +78,7 @@ impl CliError {
                 | wgpu_optim::Error::Readback { .. },
             )
             | CliError::Model(model::ModelError::Device(_))
+            | CliError::Failed(_)
             | CliError::CheckFailed { .. } => 1,
             _ => 2,
         }
@@ -85,7 +88,8 @@ impl CliError {
 fn main() -> ExitCode {
     // Filters go by the beginning of a name: ours begins like wgpu's.
     env_logger::Builder::from_env(env_logger::Env::default().default_filter_or(
-        "warn,wgpu_hal=off,wgpu_core=error,wgpu=error,wgpu_optim=warn,naga=error",
+        // The library's warnings of combinations that are known to fail: `train` tells them itself, once.
+        "warn,wgpu_hal=off,wgpu_core=error,wgpu=error,wgpu_optim=warn,wgpu_optim::warnings=off,naga=error",
     ))
     .init();
     let cli = match Cli::try_parse() {
