@@ -187,9 +187,9 @@ impl Regime {
         matches!(self, Regime::AutoSgd(_))
     }
 
-    /// Whether it can be had with this rule: three streams would need a momentum each.
+    /// Whether it can be had with this rule: three streams would need a momentum each, and a mean of squares.
     pub fn fits(&self, rule: &Rule) -> bool {
-        !(self.needs_streams() && rule.has_momentum())
+        !self.needs_streams() || !(rule.has_momentum() || rule.has_second_moment())
     }
 
     /// Whether every step leaves a sketch of 256 sums, 1 KiB for each norm.
