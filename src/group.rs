@@ -122,6 +122,11 @@ impl<T> Group<T> {
         self
     }
 
+    /// Schedule-free training of this group: [`Averaging::ScheduleFree`], which see for what the caller's buffer then holds.
+    pub fn schedule_free(self) -> Self {
+        self.averaging(Averaging::ScheduleFree)
+    }
+
     /// Makes steps proportional to the parameters' norm: see [`TrustRatio`]. Meant for [`Group::per_tensor`].
     pub fn trust_ratio(mut self, trust_ratio: TrustRatio) -> Self {
         self.settings.trust_ratio = Some(trust_ratio);
@@ -286,6 +291,12 @@ impl<T> OptimizerBuilder<T> {
     pub fn averaging(mut self, averaging: Averaging) -> Self {
         self.settings.averaging = Some(averaging);
         self
+    }
+
+    /// Schedule-free training of every group that names no average: [`Averaging::ScheduleFree`], which see for what the caller's
+    /// buffers then hold.
+    pub fn schedule_free(self) -> Self {
+        self.averaging(Averaging::ScheduleFree)
     }
 
     /// The trust ratio of every group that names none: see [`TrustRatio`].
@@ -542,6 +553,13 @@ impl<T> OptimizerBuilder<T> {
                 "one that goes by the gradient and its direction alone with StepMode::Lagged (StepMode::TwoPass has them all)",
             )?;
             require(
+                self.mode == StepMode::TwoPass || config.averaging != Averaging::ScheduleFree,
+                || format!("group \"{}\"", config.name),
+                "averaging",
+                config.averaging.name(),
+                "another with StepMode::Lagged, which may yet take a step back when it is averaged (StepMode::TwoPass can do it, or use averaging(Averaging::polynomial_decay()))",
+            )?;
+            require(
                 self.mode == StepMode::TwoPass || !config.measures_step(),
                 || format!("group \"{}\"", config.name),
                 if config.telemetry {
@@ -680,6 +698,13 @@ impl GroupConfig {
             "rule",
             self.rule.name(),
             "sgd or signsgd with regime auto-sgd, whose three streams would need a momentum each",
+        )?;
+        require(
+            self.averaging.fits(&self.rule),
+            || format!("group \"{}\" with rule {}", self.name, self.rule.name()),
+            "averaging",
+            self.averaging.name(),
+            "another with a rule that keeps a momentum, in whose place schedule-free training keeps its base sequence: use averaging(Averaging::polynomial_decay()), or a rule without momentum (Rule::sgd(), Rule::sign_sgd(), or Rule::adamw_without_momentum() for AdamW)",
         )?;
         // Both go by the parameters of the step before, which are another stream's.
         for (field, used) in [

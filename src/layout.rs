@@ -260,6 +260,8 @@ pub mod average_kinds {
     pub const POLYNOMIAL: u32 = 1;
     /// Exponential.
     pub const EXPONENTIAL: u32 = 2;
+    /// That of schedule-free training, by the learning rates.
+    pub const SCHEDULE_FREE: u32 = 3;
 }
 
 /// What a group remembers from step to step; all of it lives on the device.

@@ -9,7 +9,7 @@
 use std::collections::HashMap;
 
 use crate::element::{self, Element, Rounding};
-use crate::error::Error;
+use crate::error::{Error, require};
 use crate::group::{GroupConfig, ResolvedGroup};
 use crate::layout::{
     Block, GroupConstants, NO_TENSOR, SKETCH_BUCKETS, ScopeTable, SketchRows, StepUnit,
@@ -98,6 +98,8 @@ pub(crate) enum RuleKind {
     Signum = 4,
     AdamW = 5,
     Lion = 6,
+    /// AdamW with β₁ = 0, which keeps squares and no momentum.
+    AdamWWithoutMomentum = 7,
 }
 
 impl RuleKind {
@@ -110,25 +112,33 @@ impl RuleKind {
             Rule::Sgdm { nesterov: true, .. } => RuleKind::Nesterov,
             Rule::SignSgd => RuleKind::SignSgd,
             Rule::Signum { .. } => RuleKind::Signum,
-            Rule::AdamW { .. } => RuleKind::AdamW,
+            Rule::AdamW { .. } if rule.has_momentum() => RuleKind::AdamW,
+            Rule::AdamW { .. } => RuleKind::AdamWWithoutMomentum,
             Rule::Lion { .. } => RuleKind::Lion,
         }
     }
 
     pub(crate) fn has_momentum(self) -> bool {
-        !matches!(self, RuleKind::Sgd | RuleKind::SignSgd)
+        !matches!(
+            self,
+            RuleKind::Sgd | RuleKind::SignSgd | RuleKind::AdamWWithoutMomentum
+        )
     }
 
-    /// Whether a mean of squares lies behind the momentum.
+    /// Whether a mean of squares is kept: behind the momentum, or in its place where there is none.
     pub(crate) fn has_squares(self) -> bool {
-        self == RuleKind::AdamW
+        matches!(self, RuleKind::AdamW | RuleKind::AdamWWithoutMomentum)
     }
 
     /// [`Rule::is_scale_free`].
     fn is_scale_free(self) -> bool {
         matches!(
             self,
-            RuleKind::SignSgd | RuleKind::Signum | RuleKind::AdamW | RuleKind::Lion
+            RuleKind::SignSgd
+                | RuleKind::Signum
+                | RuleKind::AdamW
+                | RuleKind::AdamWWithoutMomentum
+                | RuleKind::Lion
         )
     }
 }
@@ -274,9 +284,10 @@ impl Kernel {
         self.alignment == Alignment::LastGradient
     }
 
-    /// Words (4 bytes) that are remembered of a quad in one place: momentum, counters, or nothing. Squares lie in another.
+    /// Words (4 bytes) that a lagged step remembers of a quad in one place: momentum or squares, counters, or nothing. Squares beside a
+    /// momentum lie in another.
     pub(crate) fn memory_words(self) -> u32 {
-        if self.rule.has_momentum() {
+        if self.momentum_vectors() > 0 {
             QUAD
         } else if self.has_counters() {
             1
@@ -292,7 +303,7 @@ impl Kernel {
 pub(crate) enum MemoryKind {
     /// m of the rule.
     Momentum,
-    /// v of the rule, which on the device lies in the momentum's buffer, behind it.
+    /// v of the rule, which on the device lies in the momentum's buffer, behind it, or has a buffer of its own where there is none.
     SecondMoment,
     /// Counters of gradient signs, and the sign of the last step.
     Counters,
@@ -563,6 +574,14 @@ impl Plan {
         for (index, config) in configs.iter().enumerate() {
             let scope = &scopes[scope_of_group[index]];
             let mut kernel = kernel_of(config, scope, &configs)?;
+            // Its kernel has no binding left for a second memory and the copy of it.
+            require(
+                mode == StepMode::TwoPass || !(kernel.has_counters() && kernel.rule.has_squares()),
+                || format!("group \"{}\" with rule {}", config.name, config.rule.name()),
+                "beta1",
+                0,
+                "above 0 with StepMode::Lagged and a regime that measures alignment, such as Seesaw (StepMode::TwoPass can do it)",
+            )?;
             kernel.loss_scale = safeguards.loss_scaler.is_some();
             kernel.clears_gradients = accumulation.clears;
             let elements: u64 = scope.groups.iter().map(|&g| elements_of_group[g]).sum();

@@ -188,9 +188,9 @@ impl Regime {
         matches!(self, Regime::AutoSgd(_))
     }
 
-    /// Whether it can be had with this rule: three streams would need a momentum each.
+    /// Whether it can be had with this rule: three streams would need a momentum each, and a mean of squares.
     pub fn fits(&self, rule: &Rule) -> bool {
-        !(self.needs_streams() && rule.has_momentum())
+        !self.needs_streams() || !(rule.has_momentum() || rule.has_second_moment())
     }
 
     /// Whether it is known to work with this rule. Of the others [`OptimizerBuilder::warnings`](crate::OptimizerBuilder::warnings) tells:

@@ -111,6 +111,7 @@ const SCHEDULE_ONE_CYCLE = 4u;
 const AVERAGE_OFF = 0u;
 const AVERAGE_POLYNOMIAL = 1u;
 const AVERAGE_EXPONENTIAL = 2u;
+const AVERAGE_SCHEDULE_FREE = 3u;
 
 struct StreamsState {
     episode: u32,

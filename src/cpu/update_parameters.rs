@@ -461,6 +461,20 @@ fn move_parameters<const SCALED: bool, K: Keep>(
                 *w = step(update, *w, u, direction);
             }
         }
+        RuleKind::AdamWWithoutMomentum => {
+            for (((w, &g), direction), v) in elements.zip(squares) {
+                let g = gradient.of(g, *w).clamp(-LARGEST_SQUARED, LARGEST_SQUARED);
+                *v = update.square_keep * *v + (1.0 - update.square_keep) * (g * g);
+                let u = preconditioned(
+                    g,
+                    *v,
+                    update.first_correction,
+                    update.second_correction,
+                    update.epsilon,
+                );
+                *w = step(update, *w, u, direction);
+            }
+        }
         RuleKind::Lion => {
             for (((w, &g), direction), m) in elements.zip(momentum) {
                 let g = gradient.of(g, *w);

@@ -157,7 +157,7 @@ impl OptimizerBuilder<Tensor> {
 
     /// Checks everything, allocates everything, compiles the kernels.
     ///
-    /// Memory on the device beside the caller's buffers: 4 bytes per parameter for momentum rules, 8 for AdamW, 1 byte per parameter for the
+    /// Memory on the device beside the caller's buffers: 4 bytes per parameter for momentum rules, 8 for AdamW (4 with `β₁ = 0`), 1 byte per parameter for the
     /// direction memory of Seesaw and Hypergradient on rules without momentum, 4 for the last gradient of the secant regimes or the first parameters of DoG and DoWG, 12 for the streams of AutoSgd, 4 for an
     /// [`Averaging`](crate::Averaging), 2 for [`Rounding::Masters`](crate::Rounding::Masters) of 16-bit parameters, 1 KiB for each block of a kernel with GatedDistance (a quarter of a byte per parameter in blocks
     /// of 4096), otherwise nothing in proportion to the parameters.
@@ -1010,8 +1010,9 @@ struct WindowMemory {
 
 impl WindowMemory {
     fn new(gpu: &Gpu, window: &Window, mode: StepMode) -> Self {
-        // Squares are kept where the momentum is.
-        let own = |kind: &MemoryKind| *kind != MemoryKind::SecondMoment;
+        // Squares are kept where the momentum is, if there is one.
+        let behind_momentum = window.kernel.keeps(MemoryKind::Momentum);
+        let own = |kind: &MemoryKind| *kind != MemoryKind::SecondMoment || !behind_momentum;
         let kinds = window.kernel.memories().filter(own).map(|kind| {
             let behind = match kind {
                 MemoryKind::Momentum if window.kernel.keeps(MemoryKind::SecondMoment) => {
@@ -1048,7 +1049,7 @@ impl WindowMemory {
         swapped: bool,
     ) -> Option<(&wgpu::Buffer, u64)> {
         let (place, start) = match kind {
-            MemoryKind::SecondMoment => (
+            MemoryKind::SecondMoment if window.kernel.keeps(MemoryKind::Momentum) => (
                 MemoryKind::Momentum,
                 window.memory_bytes(MemoryKind::Momentum),
             ),
@@ -1059,6 +1060,9 @@ impl WindowMemory {
     }
 }
 
+/// What a rule remembers in a buffer of its own: squares only where there is no momentum.
+const OF_THE_RULE: [MemoryKind; 2] = [MemoryKind::Momentum, MemoryKind::SecondMoment];
+
 /// What a regime remembers, of which there is one kind at most.
 const OF_THE_REGIME: [MemoryKind; 4] = [
     MemoryKind::Counters,
@@ -1068,7 +1072,11 @@ const OF_THE_REGIME: [MemoryKind; 4] = [
 ];
 
 /// What a lagged step remembers, of which there is one kind at most.
-const OF_LAGGED_STEPS: [MemoryKind; 2] = [MemoryKind::Momentum, MemoryKind::Counters];
+const OF_LAGGED_STEPS: [MemoryKind; 3] = [
+    MemoryKind::Momentum,
+    MemoryKind::SecondMoment,
+    MemoryKind::Counters,
+];
 
 /// What is bound where nothing is kept. Two, since one of them may be read while the other is written.
 fn no_memory(gpu: &Gpu) -> [wgpu::Buffer; 2] {
@@ -1126,7 +1134,7 @@ fn two_pass_sweeps(
     let nothing = no_memory(gpu);
     let mut averages = averages.iter_mut();
     for (window, memory) in plan.windows.iter().zip(memories) {
-        let momentum = memory.find(&[MemoryKind::Momentum], 0);
+        let momentum = memory.find(&OF_THE_RULE, 0);
         let regimes = if window.kernel.leaves_sketch() {
             tables.sketches
         } else {
