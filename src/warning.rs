@@ -170,7 +170,10 @@ mod tests {
             Regime::barzilai_borwein(SecantForm::Short),
             Regime::barzilai_borwein(SecantForm::Geometric),
         ] {
-            assert!(momentum.iter().all(|rule| !regime.suits(rule)), "{regime:?}");
+            assert!(
+                momentum.iter().all(|rule| !regime.suits(rule)),
+                "{regime:?}"
+            );
             // Without momentum in it, it is SGD under another name.
             assert!(regime.suits(&Rule::sgd()) && regime.suits(&Rule::sgdm(0.0)));
         }

@@ -88,8 +88,9 @@ impl SplitOnDevice {
 
     /// Mean loss, right rows and rows with a NaN of every batch of the order; of those that have not come yet, what an earlier order left.
     fn read_results(&self, gpu: &Gpu) -> Result<Vec<[f32; RESULT_WORDS]>, ModelError> {
-        let mut results =
-            pollster::block_on(gpu.read_buffer::<[f32; RESULT_WORDS]>("batch results", &self.results))?;
+        let mut results = pollster::block_on(
+            gpu.read_buffer::<[f32; RESULT_WORDS]>("batch results", &self.results),
+        )?;
         results.truncate(self.batches());
         Ok(results)
     }
@@ -240,7 +241,8 @@ impl GpuModel {
         }
         self.gpu.queue().submit([encoder.finish()]);
         let (mut loss, mut correct, mut nan_rows) = (0.0, 0.0, 0.0);
-        for (batch, [mean, right, nan, _]) in split.read_results(&self.gpu)?.into_iter().enumerate() {
+        for (batch, [mean, right, nan, _]) in split.read_results(&self.gpu)?.into_iter().enumerate()
+        {
             let rows = split.batch.min(split.rows - batch * split.batch);
             loss += f64::from(mean) * rows as f64;
             correct += f64::from(right);

@@ -258,7 +258,11 @@ fn no_answer_is_a_wrong_answer() {
                 device.evaluate(Part::Test).expect("evaluates")
             });
             for got in std::iter::once(host).chain(on_devices) {
-                assert_eq!(got.accuracy, right as f64 / rows as f64, "{kind:?} {biases:?}");
+                assert_eq!(
+                    got.accuracy,
+                    right as f64 / rows as f64,
+                    "{kind:?} {biases:?}"
+                );
                 assert_eq!(got.nan_rows, nan_rows, "{kind:?} {biases:?}");
                 assert_eq!(got.loss.is_nan(), nan_rows > 0, "{kind:?} {biases:?}");
             }
