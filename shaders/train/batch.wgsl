@@ -27,7 +27,7 @@ fn positive_part(x: vec4<f32>) -> vec4<f32> {
     return select(x, vec4<f32>(), negative);
 }
 
-// By its bits, as compilers may suppose that there are no NaN.
-fn is_nan(x: f32) -> bool {
-    return (bitcast<u32>(x) & 0x7fffffffu) > 0x7f800000u;
+// By its bits, as compilers may suppose that there is nothing but numbers.
+fn is_finite(x: f32) -> bool {
+    return (bitcast<u32>(x) & 0x7f800000u) != 0x7f800000u;
 }

@@ -1,7 +1,7 @@
 // Adds up the rows' results and goes on to the next batch.
 //
 // Reads:  row_results.
-// Writes: batch_results (mean loss, rows that are right, rows with a NaN, unused), cursor (with that loss).
+// Writes: batch_results (mean loss, rows that are right, rows with an output that is not finite, unused), cursor (with that loss).
 // Grid:   one invocation.
 // Assumes: fewer than 65,535 rows in a batch.
 

@@ -2,7 +2,7 @@
 //
 // Reads:  cursor, batch_labels.
 // Writes: outputs (batch x CLASSES, rows padded to whole quads; replaced by their gradient), row_results (loss; 1 where the label's
-//         output is above every other, which neither a NaN nor one of several that are alike is; 1 where an output is NaN; unused).
+//         output is above every other and all are finite; 1 where an output is not finite; unused).
 // Grid:   one invocation per row of the batch.
 // Assumes: CLASSES below 16,384: three loops over them in one invocation.
 //
@@ -30,7 +30,7 @@ fn loss(@builtin(global_invocation_id) id: vec3<u32>) {
 
     var best = 0u;
     var above_others = true;
-    var has_nan = false;
+    var all_finite = true;
     for (var k = 0u; k < CLASSES; k++) {
         let output = outputs[first + k];
         if output > outputs[first + best] {
@@ -39,7 +39,7 @@ fn loss(@builtin(global_invocation_id) id: vec3<u32>) {
         if k != label && !(outputs[first + label] > output) {
             above_others = false;
         }
-        has_nan = has_nan || is_nan(output);
+        all_finite = all_finite && is_finite(output);
     }
     var row_loss = 0.0;
     if SQUARED_HINGE {
@@ -66,5 +66,5 @@ fn loss(@builtin(global_invocation_id) id: vec3<u32>) {
         }
         row_loss = log(sum) - at_label;
     }
-    row_results[row] = vec4<f32>(row_loss, select(0.0, 1.0, above_others && !has_nan), select(0.0, 1.0, has_nan), 0.0);
+    row_results[row] = vec4<f32>(row_loss, select(0.0, 1.0, above_others && all_finite), select(1.0, 0.0, all_finite), 0.0);
 }

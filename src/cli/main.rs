@@ -27,6 +27,7 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Train a small model on real data; without arguments: an MLP on handwritten digits, untuned.
+    #[command(after_help = train::AFTER_HELP)]
     Train(Box<train::Args>),
     /// List every adapter, what it can do, and which one `auto` takes.
     Devices(devices::Args),

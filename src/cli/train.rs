@@ -34,6 +34,21 @@ use report::{Run, TensorFigures};
 use saving::{Resumed, Saving, Sofar};
 use verdict::Ending;
 
+/// The foot of `train --help`.
+pub const AFTER_HELP: &str = "\
+Examples:
+  wgpu-optim train                                        handwritten digits, nothing to set
+  wgpu-optim train --data spirals --rule adamw            a set that is made, schedule-free AdamW
+  wgpu-optim train --data my.csv --report run.html        your data, the label last; a page of curves
+  wgpu-optim train --compare --data digits,spirals --regimes seesaw
+                                                          against the best of a grid of fixed rates, and of peaks with a cosine
+
+Exit code:
+  0  the run ended, whatever it has learned
+  1  it diverged: a loss that is not finite, above ten times that at the start, or above three times with no more right answers than
+     by chance; or every step was skipped; or the device failed. --json has a verdict: ok, diverged or skipped
+  2  the command is wrong";
+
 /// The rule of a run that names none.
 const DEFAULT_RULE: RuleName = RuleName::Sgdm;
 
@@ -795,7 +810,7 @@ fn train(
         last_train_loss: last.and_then(|(loss, _)| loss),
         last_test_accuracy: last.map(|(_, accuracy)| accuracy),
         averaged_test_accuracy: averaged_accuracy,
-        nan_test_rows: test.nan_rows,
+        nonfinite_test_rows: test.nonfinite_rows,
         lr_first: rates.first,
         lr_last: rates.last,
         lr_min: rates.min,

@@ -151,7 +151,7 @@ impl CpuModel {
     pub fn evaluate(&mut self, parameters: &[f32], x: &[f32], y: &[u32]) -> Evaluation {
         let features = self.model.features;
         let mut evaluator = CpuModel::new(&self.model, EVALUATION_ROWS.min(y.len()));
-        let (mut loss, mut correct, mut nan_rows) = (0.0, 0usize, 0usize);
+        let (mut loss, mut correct, mut nonfinite_rows) = (0.0, 0usize, 0usize);
         for (x, y) in x
             .chunks(EVALUATION_ROWS * features)
             .zip(y.chunks(EVALUATION_ROWS))
@@ -165,22 +165,22 @@ impl CpuModel {
             };
             for (row, &label) in outputs.rows_mut().into_iter().zip(y) {
                 correct += usize::from(is_right(row.view(), label as usize));
-                nan_rows += usize::from(row.iter().any(|output| output.is_nan()));
+                nonfinite_rows += usize::from(row.iter().any(|output| !output.is_finite()));
                 loss += f64::from(row_loss(self.model.kind, row, label as usize));
             }
         }
         Evaluation {
             loss: loss / y.len() as f64,
             accuracy: correct as f64 / y.len() as f64,
-            nan_rows,
+            nonfinite_rows,
         }
     }
 }
 
-/// Whether the label's output is above every other: a NaN on either side, and a tie, are not.
+/// Whether the label's output is above every other, which one of several that are alike is not, and all are finite.
 fn is_right(row: ArrayView1<f32>, label: usize) -> bool {
     let mut others = row.iter().enumerate().filter(|&(class, _)| class != label);
-    others.all(|(_, &other)| row[label] > other)
+    row[label].is_finite() && others.all(|(_, &other)| other.is_finite() && row[label] > other)
 }
 
 /// The largest output that is a number; where there is none, any will do.

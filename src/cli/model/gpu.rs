@@ -65,7 +65,7 @@ impl Pass {
 const CURSOR_WORDS: usize = 4;
 /// Where in it the loss is.
 const LOSS_BYTE: u64 = 12;
-/// Words of a row's results, and of a batch's, in the shaders: loss, right, NaN, unused.
+/// Words of a row's results, and of a batch's, in the shaders: loss, right, not finite, unused.
 const RESULT_WORDS: usize = 4;
 
 impl SplitOnDevice {
@@ -86,7 +86,7 @@ impl SplitOnDevice {
             .write_buffer(&self.cursor, 0, bytemuck::cast_slice(&cursor));
     }
 
-    /// Mean loss, right rows and rows with a NaN of every batch of the order; of those that have not come yet, what an earlier order left.
+    /// Mean loss, right rows and rows that are not finite of every batch of the order; of those that have not come yet, what an earlier order left.
     fn read_results(&self, gpu: &Gpu) -> Result<Vec<[f32; RESULT_WORDS]>, ModelError> {
         let mut results = pollster::block_on(
             gpu.read_buffer::<[f32; RESULT_WORDS]>("batch results", &self.results),
@@ -240,18 +240,19 @@ impl GpuModel {
             }
         }
         self.gpu.queue().submit([encoder.finish()]);
-        let (mut loss, mut correct, mut nan_rows) = (0.0, 0.0, 0.0);
-        for (batch, [mean, right, nan, _]) in split.read_results(&self.gpu)?.into_iter().enumerate()
+        let (mut loss, mut correct, mut nonfinite_rows) = (0.0, 0.0, 0.0);
+        for (batch, [mean, right, nonfinite, _]) in
+            split.read_results(&self.gpu)?.into_iter().enumerate()
         {
             let rows = split.batch.min(split.rows - batch * split.batch);
             loss += f64::from(mean) * rows as f64;
             correct += f64::from(right);
-            nan_rows += f64::from(nan);
+            nonfinite_rows += f64::from(nonfinite);
         }
         Ok(Evaluation {
             loss: loss / split.rows as f64,
             accuracy: correct / split.rows as f64,
-            nan_rows: nan_rows as usize,
+            nonfinite_rows: nonfinite_rows as usize,
         })
     }
 }

@@ -211,11 +211,11 @@ fn compare(gpu: &Gpu, model: &Model, batch: usize) {
         let expected = host.evaluate(&parameters, &data.x, &data.y);
         assert_eq!(got.accuracy, expected.accuracy, "{model}");
         assert!((got.loss - expected.loss).abs() <= 1e-5 * expected.loss);
-        assert_eq!((got.nan_rows, expected.nan_rows), (0, 0));
+        assert_eq!((got.nonfinite_rows, expected.nonfinite_rows), (0, 0));
     }
 }
 
-/// Outputs that are all alike, or all NaN, or one of them NaN, name no class: no row is right, those of class 0 included.
+/// Outputs that are alike, and of which one is not finite, name no class: no row is right, those of class 0 included.
 #[test]
 fn no_answer_is_a_wrong_answer() {
     let gpus = devices();
@@ -241,7 +241,7 @@ fn no_answer_is_a_wrong_answer() {
             parameters
         };
         let (nan, rows) = (f32::NAN, rows as usize);
-        for (biases, right, nan_rows) in [
+        for (biases, right, nonfinite_rows) in [
             ([0.0, 0.0, 0.0], 0, 0),
             ([1.0, 1.0, 0.0], 0, 0),
             ([1.0, 0.0, 0.0], rows / 3, 0),
@@ -249,6 +249,8 @@ fn no_answer_is_a_wrong_answer() {
             ([nan, nan, nan], 0, rows),
             ([nan, 0.0, 0.0], 0, rows),
             ([1.0, nan, 0.0], 0, rows),
+            ([f32::INFINITY, 0.0, 0.0], 0, rows),
+            ([1.0, f32::NEG_INFINITY, 0.0], 0, rows),
         ] {
             let parameters = with(biases);
             let host = CpuModel::new(&model, 4).evaluate(&parameters, &split.x, &split.y);
@@ -263,8 +265,11 @@ fn no_answer_is_a_wrong_answer() {
                     right as f64 / rows as f64,
                     "{kind:?} {biases:?}"
                 );
-                assert_eq!(got.nan_rows, nan_rows, "{kind:?} {biases:?}");
-                assert_eq!(got.loss.is_nan(), nan_rows > 0, "{kind:?} {biases:?}");
+                assert_eq!(got.nonfinite_rows, nonfinite_rows, "{kind:?} {biases:?}");
+                // What is infinitely far below costs nothing.
+                let is_costly = nonfinite_rows > 0 && biases[1] != f32::NEG_INFINITY;
+                assert!(!is_costly || !got.loss.is_finite(), "{kind:?} {biases:?}");
+                assert!(is_costly || nonfinite_rows > 0 || got.loss.is_finite());
             }
         }
     }

@@ -1047,7 +1047,7 @@ impl Results<'_> {
                 .to_owned(),
             "both are chosen on the test rows, and of their last iterate and its polynomial average the better counts: that flatters them"
                 .to_owned(),
-            "a run that diverged counts as the most frequent class; a reference is not chosen among those".to_owned(),
+            "a run that diverged counts as if it had answered with the most frequent class".to_owned(),
         ]);
         for &rule in &self.comparison.args.compare.rules {
             let rates = self.comparison.rates(rule).iter();

@@ -44,8 +44,8 @@ pub struct Run {
     /// Of the average.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub averaged_test_accuracy: Option<f64>,
-    /// Test rows of which an output is NaN. They count as wrong.
-    pub nan_test_rows: usize,
+    /// Test rows of which an output is not finite. They count as wrong.
+    pub nonfinite_test_rows: usize,
     pub lr_first: f32,
     pub lr_last: f32,
     pub lr_min: f32,
@@ -106,9 +106,9 @@ impl Run {
             let name = "test accuracy, last iterate".to_owned();
             figures.push((name, in_percent(accuracy)));
         }
-        if self.nan_test_rows > 0 {
-            let rows = format!("{}, counted as wrong", self.nan_test_rows);
-            figures.push(("test rows with NaN".to_owned(), rows));
+        if self.nonfinite_test_rows > 0 {
+            let rows = format!("{}: outputs are not finite", self.nonfinite_test_rows);
+            figures.push(("test rows without an answer".to_owned(), rows));
         }
         figures
     }

@@ -87,13 +87,13 @@ pub fn in_words(args: &Args, run: &Run) -> Option<String> {
         Verdict::Diverged if !run.train_loss.is_finite() => "is not finite".to_owned(),
         Verdict::Diverged => format!("is {}", loss_in_words(run.train_loss)),
     };
-    let nan = match run.nan_test_rows {
+    let without_answer = match run.nonfinite_test_rows {
         0 => String::new(),
-        rows => format!(" ({rows} rows have an output that is NaN, and count as wrong)"),
+        rows => format!(" (the outputs of {rows} rows are not finite, and count as wrong)"),
     };
     Some(format!(
         "the run diverged: the training loss {happened} after {} steps, from {} at the start, and {} of the test rows are \
-         right{nan}; {}",
+         right{without_answer}; {}",
         run.steps,
         loss_in_words(run.start_loss),
         in_percent(run.test_accuracy),

@@ -121,7 +121,7 @@ pub const HEADER: [&str; 8] = [
     "> 2 below",
 ];
 
-/// A row of the table. A reference that is far away is worth a hundredth of a point less than a line's width.
+/// A row of the table, with its points written as `points` does.
 pub fn cells(overall: &Overall, points: fn(f64) -> String) -> [String; 8] {
     let percent = |share: f64| format!("{:.0} %", 100.0 * share);
     [
