@@ -4,11 +4,11 @@
 // Writes: states, updates (for pass 4), learning_rates and loss_scale (for the caller), records (the ring).
 // Grid:   one invocation per group.
 //
-// Regimes (src/regime.rs has the sources): with n the norm, n̂ the smoothed norm and a the alignment,
-//     ln η_t = ln η_{t-1} + p ln(n̂_{t-1} / n̂_t) + κ_t (n_t / n̂_t) a_t
-// is Seesaw; NormRatio has κ_t = 0, Hypergradient p = 0, Fixed both. The state holds η_0 and the sum of changes, so that
-// rescaling the loss by a power of two leaves every step as it is, bit for bit. The other regimes say what the rate is
-// (shared/regimes.wgsl, shared/gated_distance.wgsl); they start over from it at every step. A schedule's factor is laid over either.
+// Seesaw (src/regime/alignment.rs has the formula and its sources) keeps η_0, the first smoothed norm n̂_1 and the agreement A:
+//     ln η_t = ln η_0 + p ln(n̂_1 / n̂_t) + A_t
+// NormRatio has no A, Hypergradient p = 0, Fixed neither. Rescaling the loss by a power of two leaves every step as it is, bit for bit.
+// The other regimes say what the rate is (shared/regimes.wgsl, shared/gated_distance.wgsl); they start over from it at every step. A
+// schedule's factor is laid over either.
 
 override WORKGROUP: u32;
 // Whether any group has a regime of shared/regimes.wgsl, any that of shared/gated_distance.wgsl, whether any has a schedule, and whether
@@ -33,7 +33,7 @@ override STREAMS: bool;
 @group(0) @binding(6) var<storage, read_write> loss_scale: array<f32>;
 
 const MAX_CHANGE = 2.30258509;        // ln 10
-const FREE_FALL = 2.30258509;         // ln 10: how far below the mean of ln η a fall by alignment begins to fade
+const FAST_KEEP = 0.8;                // share of the old value in the moving average of a_fast
 const RATE_MIN = 1e-30;
 const RATE_MAX = 1e30;
 const LN_RATE_LIMIT = 69.0775528;     // ln 1e30
@@ -180,7 +180,11 @@ fn learning_rate(@builtin(global_invocation_id) id: vec3<u32>) {
         u.direction_exponent = s.direction_exponent;
         u.started = s.started;
         if AVERAGES {
-            u.average_weight = average_weight(c, steps_taken(s));
+            if c.average == AVERAGE_SCHEDULE_FREE {
+                u.average_weight = schedule_free_weight(&s, s.learning_rate, steps_taken(s));
+            } else {
+                u.average_weight = average_weight(c, steps_taken(s));
+            }
         }
         u.regime_rate = s.regime_rate;
         updates[group] = u;
@@ -332,6 +336,8 @@ fn change_rate(
     let first = (*s).started == 0u;
     if first {
         (*s).started = 1u;
+        (*s).anchor_norm_mantissa = smoothed.mantissa;
+        (*s).anchor_norm_exponent = smoothed.exponent;
         (*r).flags |= FIRST;
     }
     if GATED && c.regime == GATED_DISTANCE {
@@ -353,42 +359,37 @@ fn change_rate(
         return;
     }
 
-    let norm_term = c.exponent * ln_ratio(last_smoothed, smoothed);
-    let norm_in_sums = to_float(quotient(norm, scale_of_sums));
-    (*r).slow_alignment = cosine(measured.slow_dot, norm_in_sums * sqrt(measured.direction_square));
-    var brake = 0.0;
-    if (c.flags & BRAKE) != 0u {
-        (*r).fast_alignment = cosine(measured.fast_dot, measured.absolute);
-        brake = min(0.0, (*r).fast_alignment + c.brake_slack);
+    let anchor = Scaled((*s).anchor_norm_mantissa, (*s).anchor_norm_exponent);
+    let wanted_before = add_fixed(
+        Fixed((*s).agreement_int, (*s).agreement_fraction),
+        times_fixed(ln_ratio_fixed(anchor, last_smoothed), c.exponent),
+    );
+    (*r).norm_term = c.exponent * ln_ratio(last_smoothed, smoothed);
+    if c.gain > 0.0 {
+        follow_alignment(c, measured, norm, smoothed, scale_of_sums, anchor, s, r);
     }
-    var weight = gain(c, (*s).mean_steps) * to_float(quotient(norm, smoothed));
-    if (*r).slow_alignment + brake < 0.0 && (c.flags & SIGN_RULE) == 0u {
-        weight *= share_of_fall((*s).mean_change, Fixed((*s).change_int, (*s).change_fraction));
-    }
-    let alignment_term = weight * (*r).slow_alignment;
-    let brake_term = weight * brake;
-    let wanted = norm_term + alignment_term + brake_term;
-    // A fall is not clamped: what a clamp kept of it the rate would have too much once the norm has come back.
-    let change = min(wanted, MAX_CHANGE);
-    if change != wanted {
+    let wanted = add_fixed(
+        Fixed((*s).agreement_int, (*s).agreement_fraction),
+        times_fixed(ln_ratio_fixed(anchor, smoothed), c.exponent),
+    );
+    let before = Fixed((*s).change_int, (*s).change_fraction);
+    var total = wanted;
+    // A fall is not clamped: what a clamp kept of it the rate would have too much.
+    if fixed_to_float(subtract_fixed(total, before)) > MAX_CHANGE {
         (*r).flags |= CLAMPED_CHANGE;
+        total = add_float(before, MAX_CHANGE);
     }
-
     let ln_first = Fixed((*s).ln_first_rate_int, (*s).ln_first_rate_fraction);
-    var total = add_float(Fixed((*s).change_int, (*s).change_fraction), change);
     let ln_rate = add_fixed(ln_first, total);
     let limit = add_float(Fixed(0, 0u), select(LN_RATE_LIMIT, -LN_RATE_LIMIT, ln_rate.whole < 0));
-    var excess = fixed_to_float(subtract_fixed(ln_rate, limit));
+    let excess = fixed_to_float(subtract_fixed(ln_rate, limit));
     // Closer than f32 can tell is not beyond.
     if (ln_rate.whole < 0 && excess < -1e-5) || (ln_rate.whole >= 0 && excess > 1e-5) {
         (*r).flags |= CLAMPED_RATE;
         total = subtract_fixed(limit, ln_first);
-    } else {
-        excess = 0.0;
     }
     (*s).change_int = total.whole;
     (*s).change_fraction = total.fraction;
-    (*s).mean_change += (fixed_to_float(total) - (*s).mean_change) / f32((*s).mean_steps);
     let growth = exp_fixed(total);
     let rate = to_float(scaled(
         (*s).first_rate_mantissa * growth.mantissa,
@@ -396,10 +397,55 @@ fn change_rate(
     ));
     (*s).regime_rate = clamp(rate, RATE_MIN, RATE_MAX);
 
-    (*r).norm_term = norm_term;
-    (*r).alignment_term = alignment_term;
-    (*r).brake_term = brake_term;
-    (*r).clamp_term = (change - wanted) - excess;
+    // η hangs on its first value, so that a later step gives back what a clamp takes away now.
+    let taken_before = subtract_fixed(before, wanted_before);
+    (*r).clamp_term = fixed_to_float(subtract_fixed(subtract_fixed(total, wanted), taken_before));
+}
+
+// Steps that agree raise A. Steps that contradict each other take back what agreement gave; what would carry A below its least value so
+// far counts only while n̂ stands above twice its first value, and in full at four times.
+fn follow_alignment(
+    c: GroupConstants,
+    measured: ScopeSums,
+    norm: Scaled,
+    smoothed: Scaled,
+    scale_of_sums: Scaled,
+    anchor: Scaled,
+    s: ptr<function, GroupState>,
+    r: ptr<function, RawRecord>,
+) {
+    let norm_in_sums = to_float(quotient(norm, scale_of_sums));
+    (*r).slow_alignment = cosine(measured.slow_dot, norm_in_sums * sqrt(measured.direction_square));
+    var brake = 0.0;
+    if (c.flags & BRAKE) != 0u {
+        (*r).fast_alignment = cosine(measured.fast_dot, measured.absolute);
+        // A brake on one step's value would be noise that only ever lowers the rate.
+        (*s).mean_fast = FAST_KEEP * (*s).mean_fast + (1.0 - FAST_KEEP) * (*r).fast_alignment;
+        (*s).mean_fast_weight = FAST_KEEP * (*s).mean_fast_weight + (1.0 - FAST_KEEP);
+        brake = min(0.0, (*s).mean_fast / (*s).mean_fast_weight + c.brake_slack);
+    }
+    let weight = gain(c, (*s).mean_steps) * to_float(quotient(norm, smoothed));
+    (*r).alignment_term = weight * (*r).slow_alignment;
+    (*r).brake_term = weight * brake;
+
+    let least = Fixed((*s).least_agreement_int, (*s).least_agreement_fraction);
+    var next = add_float(Fixed((*s).agreement_int, (*s).agreement_fraction), (*r).alignment_term + (*r).brake_term);
+    let below = fixed_to_float(subtract_fixed(least, next));
+    if below > 0.0 {
+        let doublings = ln_ratio(smoothed, anchor) * 1.44269504;
+        let held = 1.0 - clamp(doublings - 1.0, 0.0, 1.0);
+        (*r).held_term = held * below;
+        if held == 1.0 {
+            // Exactly at the floor where all of the fall is held, so that no rounding wears it down.
+            next = least;
+        } else {
+            next = add_float(next, (*r).held_term);
+        }
+        (*s).least_agreement_int = next.whole;
+        (*s).least_agreement_fraction = next.fraction;
+    }
+    (*s).agreement_int = next.whole;
+    (*s).agreement_fraction = next.fraction;
 }
 
 // κ_t = max(κ, h/(h + k - 2)) at the k-th gradient, which is 1 at the first that can be compared with another: as in stochastic
@@ -407,14 +453,6 @@ fn change_rate(
 fn gain(c: GroupConstants, k: u32) -> f32 {
     let steps = c.early_steps + (f32(k) - 2.0);
     return max(c.gain, c.early_steps / max(1.0, steps));
-}
-
-// The share of a fall by alignment that takes place: all of it down to a tenth of the geometric mean of η so far, none below a
-// hundredth. When each row is drawn once per epoch, gradients contradict each other a little however short the steps are, and
-// without an end to it a rate that may fall does so for ever.
-fn share_of_fall(mean_change: f32, change: Fixed) -> f32 {
-    let below = mean_change - fixed_to_float(change);
-    return clamp(2.0 - below / FREE_FALL, 0.0, 1.0);
 }
 
 // The schedule's factor, at the step that follows those that were taken.

@@ -322,9 +322,22 @@ pub struct GroupState {
     pub change_int: i32,
     /// ln η_t - ln η_0.
     pub change_fraction: u32,
-    /// Mean of ln η_t - ln η_0 over the non-zero gradients, the last [`MEAN_STEPS`] of them at most; kept by the regimes of norm and
-    /// alignment.
-    pub mean_change: f32,
+    /// A of Seesaw: what the alignment has added to ln η since the first step, integer part.
+    pub agreement_int: i32,
+    /// A of Seesaw, fraction.
+    pub agreement_fraction: u32,
+    /// F of Seesaw: the least A so far, 0 at first, integer part.
+    pub least_agreement_int: i32,
+    /// F of Seesaw, fraction.
+    pub least_agreement_fraction: u32,
+    /// n̂₁ of Seesaw: n̂ at the first step.
+    pub anchor_norm_mantissa: f32,
+    /// n̂₁ of Seesaw.
+    pub anchor_norm_exponent: i32,
+    /// Moving average of a_fast, without bias correction.
+    pub mean_fast: f32,
+    /// The sum of the weights in that average.
+    pub mean_fast_weight: f32,
     /// EMA of n², without bias correction.
     pub mean_square_mantissa: f32,
     /// EMA of n².
@@ -367,6 +380,10 @@ pub struct GroupState {
     pub first_correction: f32,
     /// [`Update::second_correction`] of the last step of AdamW.
     pub second_correction: f32,
+    /// Σ (η_k k)² of schedule-free training, over the steps k that were not skipped.
+    pub weight_sum_mantissa: f32,
+    /// Σ (η_k k)² of schedule-free training.
+    pub weight_sum_exponent: i32,
     /// One of [`gated_phases`], or 0.
     pub phase: u32,
     /// 1 where a window begins with the last step that was not skipped.
@@ -649,8 +666,10 @@ pub struct RawRecord {
     pub norm_term: f32,
     /// κ (n/n̂) a_slow.
     pub alignment_term: f32,
-    /// κ (n/n̂) min(0, a_fast + slack).
+    /// κ (n/n̂) min(0, f + slack), f the moving average of a_fast.
     pub brake_term: f32,
+    /// What Seesaw's floor kept back of a fall by alignment.
+    pub held_term: f32,
     /// What the clamps took away.
     pub clamp_term: f32,
     /// What a schedule added.

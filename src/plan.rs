@@ -8,6 +8,7 @@
 
 use std::collections::HashMap;
 
+use crate::averaging::Averaging;
 use crate::element::{self, Element, Rounding};
 use crate::error::{Error, require};
 use crate::group::{GroupConfig, ResolvedGroup};
@@ -174,8 +175,10 @@ pub(crate) struct Kernel {
     pub(crate) raw_norm: bool,
     /// `‖w₀‖` is measured until the first step.
     pub(crate) initial_norm: bool,
-    /// An average of the parameters is kept.
+    /// An average of the parameters is kept, or what follows it in schedule-free training.
     pub(crate) averages: bool,
+    /// What is kept is z of schedule-free training, and the parameters are between z and the average.
+    pub(crate) schedule_free: bool,
     /// The step and the parameters are measured.
     pub(crate) step_sums: bool,
     /// The gradients are multiplied by a scale of the loss.
@@ -199,6 +202,7 @@ impl Kernel {
         raw_norm: false,
         initial_norm: false,
         averages: false,
+        schedule_free: false,
         step_sums: false,
         loss_scale: false,
         clears_gradients: false,
@@ -315,12 +319,14 @@ pub(crate) enum MemoryKind {
     Streams,
     /// The average of the parameters.
     Averages,
+    /// z of schedule-free training, in the average's place.
+    BaseIterates,
     /// What 16-bit parameters lack of f32.
     Remainders,
 }
 
 impl MemoryKind {
-    pub(crate) const ALL: [MemoryKind; 8] = [
+    pub(crate) const ALL: [MemoryKind; 9] = [
         MemoryKind::Momentum,
         MemoryKind::SecondMoment,
         MemoryKind::Counters,
@@ -328,6 +334,7 @@ impl MemoryKind {
         MemoryKind::FirstParameters,
         MemoryKind::Streams,
         MemoryKind::Averages,
+        MemoryKind::BaseIterates,
         MemoryKind::Remainders,
     ];
 
@@ -341,6 +348,7 @@ impl MemoryKind {
             MemoryKind::FirstParameters => "first_parameters",
             MemoryKind::Streams => "streams",
             MemoryKind::Averages => "averages",
+            MemoryKind::BaseIterates => "base_iterates",
             MemoryKind::Remainders => "remainders",
         }
     }
@@ -355,7 +363,8 @@ impl MemoryKind {
             | MemoryKind::LastGradient
             | MemoryKind::FirstParameters
             | MemoryKind::Streams
-            | MemoryKind::Averages => 4,
+            | MemoryKind::Averages
+            | MemoryKind::BaseIterates => 4,
         }
     }
 
@@ -377,7 +386,8 @@ impl Kernel {
             MemoryKind::LastGradient => self.has_last_gradient(),
             MemoryKind::FirstParameters => self.has_first_parameters(),
             MemoryKind::Streams => self.has_streams(),
-            MemoryKind::Averages => self.averages,
+            MemoryKind::Averages => self.averages && !self.schedule_free,
+            MemoryKind::BaseIterates => self.schedule_free,
             MemoryKind::Remainders => self.has_remainders(),
         }
     }
@@ -1034,6 +1044,7 @@ fn kernel_of(
         initial_norm: members()
             .any(|member| member.regime.needs_initial_norm() || member.trust_ratio.is_some()),
         averages: config.averaging.is_on(),
+        schedule_free: config.averaging == Averaging::ScheduleFree,
         step_sums: config.measures_step(),
         // What is left is set by `Plan::new` and `Kernel::at`.
         ..Kernel::PLAIN
@@ -1120,7 +1131,7 @@ fn constants_of(
         smoothing: regime.smoothing(),
         norm_floor: regime.norm_floor(),
         brake_slack: regime.brake_slack(),
-        first_step: regime.first_step(),
+        first_step: regime.first_step(&config.rule),
         initial_rate: regime.initial_rate().unwrap_or(0.0),
         regime: regime.kind(),
         scale: regime.scale(config.rule),

@@ -33,8 +33,10 @@ pub struct Record {
     pub norm_term: f32,
     /// What the alignment did: `κ_t (n/n̂) a_slow`.
     pub alignment_term: f32,
-    /// What the brake did: `κ_t (n/n̂) min(0, a_fast + slack)`.
+    /// What the brake did: `κ_t (n/n̂) min(0, f + slack)`, f the moving average of `a_fast`.
     pub brake_term: f32,
+    /// What the floor of [`Seesaw`](crate::Seesaw) held back of a fall by alignment and brake: 0 or more.
+    pub held_term: f32,
     /// What the clamps of the change and of η took away or gave back.
     pub clamp_term: f32,
     /// What a schedule did.
@@ -346,6 +348,7 @@ impl Record {
             norm_term: raw.norm_term,
             alignment_term: raw.alignment_term,
             brake_term: raw.brake_term,
+            held_term: raw.held_term,
             clamp_term: raw.clamp_term,
             schedule_term: raw.schedule_term,
             curvature_term: raw.curvature_term,
@@ -371,11 +374,12 @@ impl Record {
     }
 
     /// The terms, each with what it stands for.
-    pub fn terms(&self) -> [(Term, f32); 14] {
+    pub fn terms(&self) -> [(Term, f32); 15] {
         [
             (Term::Norm, self.norm_term),
             (Term::Alignment, self.alignment_term),
             (Term::Brake, self.brake_term),
+            (Term::Held, self.held_term),
             (Term::Curvature, self.curvature_term),
             (Term::Distance, self.distance_term),
             (Term::History, self.history_term),
@@ -406,6 +410,8 @@ pub enum Term {
     Alignment,
     /// Two successive steps that contradict each other.
     Brake,
+    /// A fall by alignment and brake that was held back, because the norm has not risen.
+    Held,
     /// The curvature along the last step.
     Curvature,
     /// The distance from the start.
@@ -432,10 +438,11 @@ pub enum Term {
 
 impl Term {
     /// Every cause, in the order of [`Record::terms`].
-    pub const ALL: [Term; 14] = [
+    pub const ALL: [Term; 15] = [
         Term::Norm,
         Term::Alignment,
         Term::Brake,
+        Term::Held,
         Term::Curvature,
         Term::Distance,
         Term::History,
@@ -455,6 +462,7 @@ impl Term {
             Term::Norm => "norm",
             Term::Alignment => "alignment",
             Term::Brake => "brake",
+            Term::Held => "held",
             Term::Curvature => "curvature",
             Term::Distance => "distance",
             Term::History => "history",
@@ -475,9 +483,11 @@ impl Term {
             (Term::Norm, true) => "norm fell",
             (Term::Norm, false) => "norm rose",
             (Term::Alignment, true) => "steps agree",
-            (Term::Alignment, false) => "steps overshoot",
+            (Term::Alignment, false) => "steps contradict",
             (Term::Brake, true) => "brake released",
-            (Term::Brake, false) => "steps contradict",
+            (Term::Brake, false) => "steps overshoot",
+            (Term::Held, true) => "the norm has not risen since the start: rate held",
+            (Term::Held, false) => "rate let go",
             (Term::Curvature, true) => "curvature is low",
             (Term::Curvature, false) => "curvature is high",
             (Term::Distance, true) => "farther from the start",
@@ -503,7 +513,9 @@ impl Term {
     }
 }
 
-/// A sentence: `step 1: η 6.8175e-4, +115.6 %: norm fell (+13.4 %), steps agree (+90.2 %)`. Tensors go by their index. With streams it
+/// A sentence: `step 1: η 6.8175e-4, +115.6 %: norm fell (+13.4 %), steps agree (+90.2 %)`, or `step 9: η 6.1000e-4, +0.2 %: norm fell
+/// (+0.2 %), steps contradict (-3.0 %), but the norm has not risen since the start: rate held (+3.1 %)`. Percentages multiply. Tensors go
+/// by their index. With streams it
 /// tells whose turn it was, and in the first step of an episode how the one before ended: `step 45: η 0.2, +100.0 %: episode 6: the faster
 /// stream won (+100.0 %); slower stream`.
 impl fmt::Display for Record {
@@ -554,7 +566,8 @@ impl fmt::Display for Record {
             let change = percent(f64::from(change));
             if change.abs() >= 0.05 && term != Term::Episode {
                 let cause = term.cause(change > 0.0);
-                write!(f, "{separator}{cause} ({change:+.1} %)")?;
+                let but = if term == Term::Held { "but " } else { "" };
+                write!(f, "{separator}{but}{cause} ({change:+.1} %)")?;
                 separator = ", ";
             }
         }

@@ -321,13 +321,15 @@ impl Regime {
         }
     }
 
-    /// `ε` of the first step's length `ε (1 + ‖w₀‖)`; 0 where the regime has none.
-    pub fn first_step(&self) -> f32 {
+    /// `ε` of the first step's length `ε (1 + ‖w₀‖)` with this rule; 0 where the regime has none.
+    pub fn first_step(&self, rule: &Rule) -> f32 {
         match *self {
             Regime::Seesaw(Seesaw { first_step, .. })
             | Regime::NormRatio(NormRatio { first_step, .. })
-            | Regime::Hypergradient(Hypergradient { first_step, .. })
-            | Regime::BarzilaiBorwein(BarzilaiBorwein { first_step, .. })
+            | Regime::Hypergradient(Hypergradient { first_step, .. }) => {
+                first_step.unwrap_or_else(|| rule.first_step())
+            }
+            Regime::BarzilaiBorwein(BarzilaiBorwein { first_step, .. })
             | Regime::AdGd(AdGd { first_step, .. })
             | Regime::GatedDistance(GatedDistance { first_step, .. })
             | Regime::AutoSgd(AutoSgd { first_step, .. }) => first_step,
@@ -563,13 +565,17 @@ impl Regime {
                 rate,
                 "between 1e-30 and 1e30",
             ),
-            None => require(
-                self.first_step().is_finite() && self.first_step() > 0.0,
-                owner,
-                field,
-                self.first_step(),
-                "finite and above 0",
-            ),
+            None => {
+                // What a rule says is in range.
+                let first_step = self.first_step(&Rule::Sgd);
+                require(
+                    first_step.is_finite() && first_step > 0.0,
+                    owner,
+                    field,
+                    first_step,
+                    "finite and above 0",
+                )
+            }
         }
     }
 }

@@ -370,7 +370,7 @@ fn numbers_out_of_range() {
     }
     for bad in [-1.0, 0.0, inf, nan] {
         cases.push((
-            seesaw(&|s| s.first_step = bad),
+            seesaw(&|s| s.first_step = Some(bad)),
             "regime seesaw",
             "first_step",
         ));
@@ -578,7 +578,7 @@ fn numbers_just_within_range() {
         smoothing: 0.0,
         norm_floor: 0.0,
         brake_slack: 0.0,
-        first_step: f32::MIN_POSITIVE,
+        first_step: Some(f32::MIN_POSITIVE),
     };
     let other = Seesaw {
         smoothing: below_one,

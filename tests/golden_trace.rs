@@ -32,17 +32,27 @@ fn golden(rule: &str) -> Vec<Golden> {
         })
         .filter(|row| row.rule == rule)
         .collect();
-    assert_eq!(rows.len(), 12, "twelve golden steps of {rule}");
+    assert_eq!(rows.len(), 24, "the golden steps of {rule}");
     rows
 }
 
-/// The specification's gradient: a diagonal quadratic with deterministic noise.
+/// The gradient of a diagonal quadratic with deterministic noise.
 fn gradient(w: &[f32], t: usize) -> Vec<f32> {
+    grown_gradient(w, t, 1.0)
+}
+
+/// The same, which turns about at every step until the nineteenth and grows tenfold from the ninth on.
+fn turning_gradient(w: &[f32], t: usize) -> Vec<f32> {
+    let turned = if t.min(18) % 2 == 0 { 1.0 } else { -1.0 };
+    grown_gradient(w, t, turned * 1.5f64.powi((t as i32 - 7).max(0)).min(10.0))
+}
+
+fn grown_gradient(w: &[f32], t: usize, factor: f64) -> Vec<f32> {
     (0..D)
         .map(|i| {
             let h = 10f64.powf(-2.0 * i as f64 / (D - 1) as f64);
             let noise = 0.01 * (1.7 * i as f64 * (t + 1) as f64).sin();
-            (h * (f64::from(w[i]) - (i as f64).cos()) + noise) as f32
+            (factor * (h * (f64::from(w[i]) - (i as f64).cos()) + noise)) as f32
         })
         .collect()
 }
@@ -59,7 +69,7 @@ fn compare(path: &str, row: &Golden, record: &Record, w: &[f32]) {
         f64::from(record.norm_term),
         f64::from(record.alignment_term),
         f64::from(record.brake_term),
-        f64::from(record.clamp_term),
+        f64::from(record.held_term),
         f64::from(w[0]),
         f64::from(w[D - 1]),
     ];
@@ -73,11 +83,13 @@ fn compare(path: &str, row: &Golden, record: &Record, w: &[f32]) {
     }
 }
 
-fn rules() -> [(&'static str, Rule); 3] {
+fn rules() -> [(&'static str, Rule); 5] {
     [
         ("sgd", Rule::sgd()),
         ("sgdm", Rule::sgdm(0.9)),
         ("signsgd", Rule::sign_sgd()),
+        ("adamw", Rule::adamw()),
+        ("lion", Rule::lion()),
     ]
 }
 
@@ -89,8 +101,16 @@ fn cpu_path_follows_the_golden_trace() {
             .group(Group::new("all").tensor("w", &w, &w))
             .build_cpu()
             .expect("builds");
-        for (t, row) in golden(name).iter().enumerate() {
-            let g = gradient(&w, t);
+        let rows = golden(name);
+        // The floor holds all of a fall, a part of it, and nothing.
+        let held = |row: &Golden| row.numbers[6];
+        assert!(
+            rows.iter()
+                .any(|row| held(row) > 0.4 && row.numbers[3].abs() < 0.1)
+        );
+        assert!(rows[18].numbers[2] < rows[0].numbers[2] - 2.0 && held(&rows[18]) == 0.0);
+        for (t, row) in rows.iter().enumerate() {
+            let g = turning_gradient(&w, t);
             optimizer.step(&mut [&mut w], &[&g]).expect("steps");
             let records = optimizer.drain_records().records;
             assert_eq!(records.len(), 1);
@@ -116,7 +136,7 @@ fn every_adapter_follows_the_golden_trace() {
             let mut w = vec![0f32; D];
             for (t, row) in golden(name).iter().enumerate() {
                 gpu.queue()
-                    .write_buffer(&grads, 0, bytemuck::cast_slice(&gradient(&w, t)));
+                    .write_buffer(&grads, 0, bytemuck::cast_slice(&turning_gradient(&w, t)));
                 step(&gpu, &optimizer);
                 w = download(&gpu, &params, D);
                 let records = drain(&mut optimizer).records;

@@ -45,7 +45,7 @@ fn regimes() -> Vec<(&'static str, Regime)> {
         smoothing: 0.0,
         norm_floor: 0.5,
         brake_slack: 0.0,
-        first_step: 0.05,
+        first_step: Some(0.05),
     });
     vec![
         ("seesaw", Regime::seesaw()),
@@ -147,6 +147,7 @@ fn compare(what: &str, record: &Record, out: &Outcome, oracle: &Oracle) {
             out.alignment_term,
         ),
         ("brake term", wide(record.brake_term), out.brake_term),
+        ("held term", wide(record.held_term), out.held_term),
         ("clamp term", wide(record.clamp_term), out.clamp_term),
         ("schedule term", wide(record.schedule_term), 0.0),
         ("ln rate", record.ln_rate, oracle.ln_rate.expect("started")),
@@ -279,7 +280,7 @@ fn an_oracle_with_one_wrong_number_is_refused() {
         }),
         ("first step", |o| {
             o.regime = Regime::Seesaw(Seesaw {
-                first_step: 0.01001,
+                first_step: Some(0.01001),
                 ..Seesaw::default()
             })
         }),

@@ -161,10 +161,22 @@ fn fixed_to_float(a: Fixed) -> f32 {
     return f32(a.whole) + f32(a.fraction) * 2.3283064365386963e-10;
 }
 
+// factor * a, part by part, so that a large whole part does not cost the fraction its digits.
+fn times_fixed(a: Fixed, factor: f32) -> Fixed {
+    let whole = add_float(Fixed(0, 0u), factor * f32(a.whole));
+    return add_float(whole, factor * (f32(a.fraction) * 2.3283064365386963e-10));
+}
+
 // ln a for a above 0.
 fn ln_fixed(a: Scaled) -> Fixed {
-    let whole = add_float(Fixed(0, 0u), f32(a.exponent) * LN_2_HIGH);
-    return add_float(whole, ln_ratio(Scaled(a.mantissa, 0), Scaled(1.0, 0)) + f32(a.exponent) * LN_2_LOW);
+    return ln_ratio_fixed(a, Scaled(1.0, 0));
+}
+
+// ln(a / b) in fixed point: how far apart the two are costs no accuracy, and a power of two in both changes no bit.
+fn ln_ratio_fixed(a: Scaled, b: Scaled) -> Fixed {
+    let exponent = f32(a.exponent - b.exponent);
+    let whole = add_float(Fixed(0, 0u), exponent * LN_2_HIGH);
+    return add_float(whole, ln_ratio(Scaled(a.mantissa, 0), Scaled(b.mantissa, 0)) + exponent * LN_2_LOW);
 }
 
 // exp a for |a| < 2^8, to about two ulps.

@@ -458,8 +458,10 @@ impl RegimeName {
             match &mut regime {
                 Regime::Seesaw(Seesaw { first_step, .. })
                 | Regime::NormRatio(NormRatio { first_step, .. })
-                | Regime::Hypergradient(Hypergradient { first_step, .. })
-                | Regime::BarzilaiBorwein(BarzilaiBorwein { first_step, .. })
+                | Regime::Hypergradient(Hypergradient { first_step, .. }) => {
+                    *first_step = Some(given);
+                }
+                Regime::BarzilaiBorwein(BarzilaiBorwein { first_step, .. })
                 | Regime::AdGd(AdGd { first_step, .. })
                 | Regime::GatedDistance(GatedDistance { first_step, .. })
                 | Regime::AutoSgd(AutoSgd { first_step, .. }) => *first_step = given,
@@ -934,7 +936,7 @@ struct Trace {
 }
 
 /// The columns of old; those of the other terms follow, so that whoever goes by position is not disturbed.
-const TRACE_HEADER: [&str; 11] = [
+const TRACE_HEADER: [&str; 12] = [
     "step",
     "loss",
     "norm",
@@ -943,6 +945,7 @@ const TRACE_HEADER: [&str; 11] = [
     "norm_term",
     "alignment_term",
     "brake_term",
+    "held_term",
     "clamp_term",
     "schedule_term",
     "flags",
@@ -1066,6 +1069,7 @@ impl Trace {
             record.norm_term.to_string(),
             record.alignment_term.to_string(),
             record.brake_term.to_string(),
+            record.held_term.to_string(),
             record.clamp_term.to_string(),
             record.schedule_term.to_string(),
             record.flags.to_string(),

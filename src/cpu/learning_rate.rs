@@ -1,6 +1,8 @@
 //! Pass 3: twin of `shaders/learning_rate.wgsl`, function by function.
 
-use crate::cpu::count_steps::{average_weight, bias_corrections, steps_taken};
+use crate::cpu::count_steps::{
+    average_weight, bias_corrections, schedule_free_weight, steps_taken,
+};
 use crate::cpu::gated_distance::gated_distance;
 use crate::cpu::regimes::{first_rate_is_a_formula, hold_rate, schedule_factor, set_rate};
 use crate::cpu::scaled::{Fixed, Scaled};
@@ -8,8 +10,8 @@ use crate::cpu::streams::{Turn, enter_episode, take_turn};
 use crate::element::rounding_key;
 use crate::layout::{
     GroupConstants, GroupState, LOSS_ELEMENT, MEAN_OUTLIER, MEAN_STEPS, RawRecord, ScopeSums,
-    Squares, Update, gated_phases, group_flags, record_flags, regime_kinds, schedule_kinds,
-    unscale,
+    Squares, Update, average_kinds, gated_phases, group_flags, record_flags, regime_kinds,
+    schedule_kinds, unscale,
 };
 use crate::regime::{MAX_CHANGE, RATE_MAX, RATE_MIN};
 
@@ -20,8 +22,8 @@ const TRUST_MAX: f32 = 1e8;
 /// ln of [`RATE_MAX`].
 const LN_RATE_LIMIT: f32 = 69.077_55;
 
-/// How far below the mean of ln η a fall by alignment begins to fade: ln 10.
-const FREE_FALL: f32 = std::f32::consts::LN_10;
+/// The share of the old value in the moving average of a_fast.
+const FAST_KEEP: f32 = 0.8;
 
 /// What one invocation of the pass writes, beside the state.
 pub(crate) struct Outcome {
@@ -287,7 +289,11 @@ fn take_step(
         direction_exponent: s.direction_exponent,
         started: s.started,
         first,
-        average_weight: average_weight(c, steps_taken(s)),
+        average_weight: if c.average == average_kinds::SCHEDULE_FREE {
+            schedule_free_weight(s, s.learning_rate, steps_taken(s))
+        } else {
+            average_weight(c, steps_taken(s))
+        },
         regime_rate: s.regime_rate,
         put: turn.put,
         take: turn.take,
@@ -358,6 +364,8 @@ fn change_rate(
     let first = s.started == 0;
     if first {
         s.started = 1;
+        s.anchor_norm_mantissa = smoothed.mantissa;
+        s.anchor_norm_exponent = smoothed.exponent;
         r.flags |= record_flags::FIRST;
     }
     if c.regime == regime_kinds::GATED_DISTANCE {
@@ -381,31 +389,23 @@ fn change_rate(
         return;
     }
 
-    let norm_term = c.exponent * last_smoothed.ln_ratio(smoothed);
-    let norm_in_sums = norm.quotient(scale_of_sums).to_float();
-    r.slow_alignment = cosine(
-        measured.slow_dot,
-        norm_in_sums * measured.direction_square.sqrt(),
-    );
-    let mut brake = 0.0;
-    if c.flags & group_flags::BRAKE != 0 {
-        r.fast_alignment = cosine(measured.fast_dot, measured.absolute);
-        brake = (r.fast_alignment + c.brake_slack).min(0.0);
+    let anchor = Scaled {
+        mantissa: s.anchor_norm_mantissa,
+        exponent: s.anchor_norm_exponent,
+    };
+    let wanted_before = agreement(s).add(anchor.ln_ratio_fixed(last_smoothed).times(c.exponent));
+    r.norm_term = c.exponent * last_smoothed.ln_ratio(smoothed);
+    if c.gain > 0.0 {
+        follow_alignment(c, measured, norm, smoothed, scale_of_sums, anchor, s, r);
     }
-    let mut weight = gain(c, s) * norm.quotient(smoothed).to_float();
-    if r.slow_alignment + brake < 0.0 && c.flags & group_flags::SIGN_RULE == 0 {
-        weight *= share_of_fall(s);
-    }
-    let alignment_term = weight * r.slow_alignment;
-    let brake_term = weight * brake;
-    let wanted = norm_term + alignment_term + brake_term;
-    // A fall is not clamped: what a clamp kept of it the rate would have too much once the norm has come back.
-    let step_change = wanted.min(MAX_CHANGE);
-    if step_change != wanted {
+    let wanted = agreement(s).add(anchor.ln_ratio_fixed(smoothed).times(c.exponent));
+    let before = change(s);
+    let mut total = wanted;
+    // A fall is not clamped: what a clamp kept of it the rate would have too much.
+    if total.subtract(before).to_float() > MAX_CHANGE {
         r.flags |= record_flags::CLAMPED_CHANGE;
+        total = before.add_float(MAX_CHANGE);
     }
-
-    let mut total = change(s).add_float(step_change);
     let ln_rate = ln_first_rate(s).add(total);
     let falling = ln_rate.whole < 0;
     let limit = Fixed::default().add_float(if falling {
@@ -413,17 +413,14 @@ fn change_rate(
     } else {
         LN_RATE_LIMIT
     });
-    let mut excess = ln_rate.subtract(limit).to_float();
+    let excess = ln_rate.subtract(limit).to_float();
     // Closer than f32 can tell is not beyond.
     if (falling && excess < -1e-5) || (!falling && excess > 1e-5) {
         r.flags |= record_flags::CLAMPED_RATE;
         total = limit.subtract(ln_first_rate(s));
-    } else {
-        excess = 0.0;
     }
     s.change_int = total.whole;
     s.change_fraction = total.fraction;
-    s.mean_change += (total.to_float() - s.mean_change) / s.mean_steps as f32;
     let growth = total.exp();
     s.regime_rate = Scaled::new(
         s.first_rate_mantissa * growth.mantissa,
@@ -432,10 +429,73 @@ fn change_rate(
     .to_float()
     .clamp(RATE_MIN, RATE_MAX);
 
-    r.norm_term = norm_term;
-    r.alignment_term = alignment_term;
-    r.brake_term = brake_term;
-    r.clamp_term = (step_change - wanted) - excess;
+    // η hangs on its first value, so that a later step gives back what a clamp takes away now.
+    let taken_before = before.subtract(wanted_before);
+    r.clamp_term = total.subtract(wanted).subtract(taken_before).to_float();
+}
+
+/// A: what agreement has raised ln η by, and contradiction lowered it.
+fn agreement(s: &GroupState) -> Fixed {
+    Fixed {
+        whole: s.agreement_int,
+        fraction: s.agreement_fraction,
+    }
+}
+
+/// Steps that agree raise A. Steps that contradict each other take back what agreement gave; what would carry A below its least value so
+/// far counts only while n̂ stands above twice its first value, and in full at four times.
+#[expect(
+    clippy::too_many_arguments,
+    reason = "the shader's function has the same"
+)]
+fn follow_alignment(
+    c: &GroupConstants,
+    measured: &ScopeSums,
+    norm: Scaled,
+    smoothed: Scaled,
+    scale_of_sums: Scaled,
+    anchor: Scaled,
+    s: &mut GroupState,
+    r: &mut RawRecord,
+) {
+    let norm_in_sums = norm.quotient(scale_of_sums).to_float();
+    r.slow_alignment = cosine(
+        measured.slow_dot,
+        norm_in_sums * measured.direction_square.sqrt(),
+    );
+    let mut brake = 0.0;
+    if c.flags & group_flags::BRAKE != 0 {
+        r.fast_alignment = cosine(measured.fast_dot, measured.absolute);
+        // A brake on one step's value would be noise that only ever lowers the rate.
+        s.mean_fast = FAST_KEEP * s.mean_fast + (1.0 - FAST_KEEP) * r.fast_alignment;
+        s.mean_fast_weight = FAST_KEEP * s.mean_fast_weight + (1.0 - FAST_KEEP);
+        brake = (s.mean_fast / s.mean_fast_weight + c.brake_slack).min(0.0);
+    }
+    let weight = gain(c, s) * norm.quotient(smoothed).to_float();
+    r.alignment_term = weight * r.slow_alignment;
+    r.brake_term = weight * brake;
+
+    let least = Fixed {
+        whole: s.least_agreement_int,
+        fraction: s.least_agreement_fraction,
+    };
+    let mut next = agreement(s).add_float(r.alignment_term + r.brake_term);
+    let below = least.subtract(next).to_float();
+    if below > 0.0 {
+        let doublings = smoothed.ln_ratio(anchor) * std::f32::consts::LOG2_E;
+        let held = 1.0 - (doublings - 1.0).clamp(0.0, 1.0);
+        r.held_term = held * below;
+        // Exactly at the floor where all of the fall is held, so that no rounding wears it down.
+        next = if held == 1.0 {
+            least
+        } else {
+            next.add_float(r.held_term)
+        };
+        s.least_agreement_int = next.whole;
+        s.least_agreement_fraction = next.fraction;
+    }
+    s.agreement_int = next.whole;
+    s.agreement_fraction = next.fraction;
 }
 
 /// κ_t = max(κ, h/(h + k - 2)) at the k-th gradient, which is 1 at the first that can be compared with another: as in stochastic
@@ -443,14 +503,6 @@ fn change_rate(
 fn gain(c: &GroupConstants, s: &GroupState) -> f32 {
     let steps = c.early_steps + (s.mean_steps as f32 - 2.0);
     c.gain.max(c.early_steps / steps.max(1.0))
-}
-
-/// The share of a fall by alignment that takes place: all of it down to a tenth of the geometric mean of η so far, none below a
-/// hundredth. When each row is drawn once per epoch, gradients contradict each other a little however short the steps are, and
-/// without an end to it a rate that may fall does so for ever.
-fn share_of_fall(s: &GroupState) -> f32 {
-    let below = s.mean_change - change(s).to_float();
-    (2.0 - below / FREE_FALL).clamp(0.0, 1.0)
 }
 
 /// The schedule's factor, at the step that follows those that were taken.

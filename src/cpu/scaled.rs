@@ -148,13 +148,16 @@ impl Scaled {
 
     /// ln of a value above 0.
     pub(crate) fn ln_fixed(self) -> Fixed {
-        let mantissa = Scaled {
-            exponent: 0,
-            ..self
-        };
+        self.ln_ratio_fixed(Scaled::ONE)
+    }
+
+    /// `ln(self / other)` in fixed point: how far apart the two are costs no accuracy, and a power of two in both changes no bit.
+    pub(crate) fn ln_ratio_fixed(self, other: Self) -> Fixed {
+        let mantissa = |of: Self| Scaled { exponent: 0, ..of };
+        let exponent = (self.exponent - other.exponent) as f32;
         Fixed::default()
-            .add_float(self.exponent as f32 * LN_2_HIGH)
-            .add_float(mantissa.ln_ratio(Scaled::ONE) + self.exponent as f32 * LN_2_LOW)
+            .add_float(exponent * LN_2_HIGH)
+            .add_float(mantissa(self).ln_ratio(mantissa(other)) + exponent * LN_2_LOW)
     }
 }
 
@@ -194,6 +197,13 @@ impl Fixed {
 
     pub(crate) fn to_float(self) -> f32 {
         self.whole as f32 + self.fraction as f32 * 2.328_306_4e-10
+    }
+
+    /// `factor * self`, part by part, so that a large whole part does not cost the fraction its digits.
+    pub(crate) fn times(self, factor: f32) -> Self {
+        Fixed::default()
+            .add_float(factor * self.whole as f32)
+            .add_float(factor * (self.fraction as f32 * 2.328_306_4e-10))
     }
 
     /// exp of a value below 2^8 in magnitude, to about two ulps.

@@ -1,19 +1,40 @@
 //! Regimes that ask whether steps agree.
 
-/// Norm and alignment: `ln η ← ln η + p ln(n̂_{t-1}/n̂_t) + κ_t (n/n̂) a`.
+use crate::rule::Rule;
+
+/// Norm and alignment, anchored to the first step. This is the default regime.
 ///
-/// The learning rate rises as the gradient norm falls and falls as it rises (Z. Yang, arXiv:2508.13639, gives the idea; the
-/// formula is this project's own derivation from the secant equation). `a = a_slow + min(0, a_fast + slack)`:
-/// - rules with momentum: `a_slow = ⟨g, m⟩ / (‖g‖ ‖m‖)` and no brake;
-/// - rules without: a direction memory of one byte per parameter, `q ← clamp(q + sign g, -7, 7)` and the sign of the last
-///   step; `a_slow = ⟨g, q⟩ / (‖g‖ ‖q‖)`, `a_fast = ⟨g, sign u_{t-1}⟩ / ‖g‖₁`.
+/// The learning rate rises as the gradient norm falls and falls as it rises. Z. Yang, arXiv:2508.13639, gives the idea. The formula is
+/// this project's own derivation from the secant equation, not the paper's:
 ///
-/// The gain of the k-th non-zero gradient is `κ_t = max(κ, h/(h + k - 2))`: 1 for the second, which is the first that can be compared with
-/// another, and κ from the 92nd on. A rise of ln η is clamped to ln 10, a fall is not. A fall by alignment (`a < 0`) takes place in full
-/// down to a tenth of the geometric mean of η so far, and fades from there to a hundredth; not so for sign rules, whose steps shrink by
-/// nothing but the rate.
+/// ```text
+/// ln η_t = ln η_0 + p ln(n̂_1 / n̂_t) + A_t
+/// η_0    = ε (1 + ‖w_0‖) / n_1             rules whose step does not shrink with the gradient: / √d
+/// r      = A_{t-1} + κ_k (n_t / n̂_t) a_t   κ_k = max(κ, h / (h + k - 2)) at the k-th non-zero gradient
+/// F      = the least A so far, at most 0
+/// A_t    = r                               where r ≥ F
+///          F + x (r - F)                   elsewhere, with x = clamp(log2(n̂_t / n̂_1) - 1, 0, 1)
+/// ```
 ///
-/// The defaults are constants of the method, chosen once; they are fields so that they can be studied.
+/// In words: the first step is a fixed share of the parameters' length. From there on the rate follows the smoothed norm n̂. Steps that
+/// agree raise the rate above this anchor, and steps that contradict each other take back what agreement gave. They lower the rate
+/// below its anchor only while the smoothed norm stands above twice its first value, and in full from four times on.
+///
+/// The alignment `a_t` is a cosine of the gradient with where the optimizer has been going:
+/// - Rules with momentum compare it with the momentum: `a = ⟨g, m⟩ / (‖g‖ ‖m‖)`. They have no brake.
+/// - Rules without momentum keep a direction memory of one byte per parameter: `q ← clamp(q + sign g, -7, 7)` and the sign of the last
+///   step. With `f` the bias-corrected moving average (weight 0.8 on the past) of `⟨g, sign u_{t-1}⟩ / ‖g‖₁`,
+///   `a = ⟨g, q⟩ / (‖g‖ ‖q‖) + min(0, f + slack)`. The second part is the brake.
+///
+/// [`Record`](crate::Record) has each part as a term: `norm_term`, `alignment_term`, `brake_term` and `held_term`, which is what the
+/// floor `F` kept back of a fall. A rise of ln η by more than ln 10 in one step is clamped.
+///
+/// In the form that this one replaces every negative alignment lowered the rate for good. On mini-batches the alignment is negative on average whatever
+/// the rate is: along a direction of curvature `h` that is dominated by noise the expected cosine of successive gradients is `-ηh/2` (the
+/// short-horizon bias of Wu et al. 2018, arXiv:1803.02021). The rate therefore decayed like `1/t`, paced by the sharpest noisy direction,
+/// and runs on problems that are not nearly linear (spirals, parity, sine) ended at chance.
+///
+/// The defaults are constants of the method. They are fields so that they can be studied, not so that they must be tuned.
 ///
 #[doc = include_str!("TRIED.md")]
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -21,19 +42,20 @@
 pub struct Seesaw {
     /// `p = 1/2`, between a fixed rate (0) and a fixed step length (1).
     pub exponent: f32,
-    /// `κ = 0.1`; with 0 there is no alignment, and nothing is kept for it.
+    /// `κ = 0.1`. With 0 there is no alignment, and no memory is kept for it.
     pub gain: f32,
-    /// `h = 10`: how slowly the gain falls from 1 to κ. The first step's length is a guess, and a rate that may change by 10 % a step
-    /// needs dozens of steps to leave it; with 0 the gain is κ from the start.
+    /// `h = 5`: how slowly the gain falls from 1 to κ. The first step's length is a guess, and a rate that may change by 10 % a step
+    /// needs dozens of steps to leave it. With 0 the gain is κ from the start.
     pub early_steps: f32,
-    /// `β = 0.9`.
+    /// `β = 0.9`, of the moving average in the smoothed norm.
     pub smoothing: f32,
-    /// `φ = 1e-4`: n̂ never falls below this share of the mean norm, so that the rate stops rising once a problem is solved to the last bit.
+    /// `φ = 1e-4`: n̂ never falls below this share of the mean norm, so that the rate stops rising once a problem is solved to the last
+    /// bit.
     pub norm_floor: f32,
-    /// `slack = 0.5`: what two successive steps may contradict each other before the brake acts.
+    /// `slack = 0.5`: by how much successive steps may contradict each other before the brake acts.
     pub brake_slack: f32,
-    /// `ε = 1e-2`: the first step has length `ε (1 + ‖w₀‖)`.
-    pub first_step: f32,
+    /// ε: the first step has length `ε (1 + ‖w₀‖)`. `None` takes [`Rule::first_step`].
+    pub first_step: Option<f32>,
 }
 
 impl Default for Seesaw {
@@ -41,11 +63,31 @@ impl Default for Seesaw {
         Seesaw {
             exponent: 0.5,
             gain: 0.1,
-            early_steps: 10.0,
+            early_steps: 5.0,
             smoothing: 0.9,
             norm_floor: 1e-4,
             brake_slack: 0.5,
-            first_step: 1e-2,
+            first_step: None,
+        }
+    }
+}
+
+impl Rule {
+    /// ε of the first step under [`Seesaw`], [`NormRatio`](crate::NormRatio) and [`Hypergradient`]: the share of the parameters' length
+    /// `1 + ‖w₀‖` that it covers. 0.05 for SGD and AdamW, 0.03 for the rules of signs, 0.01 for Lion.
+    ///
+    /// SGD with momentum μ and dampening δ has 0.07 (1 - μ)/(1 - δ), 0.05 at most, which is 0.007 at the usual μ = 0.9: one gradient moves
+    /// the parameters (1 - δ)/(1 - μ) times as far as its first step does.
+    pub fn first_step(&self) -> f32 {
+        match *self {
+            Rule::Sgd | Rule::AdamW { .. } => 0.05,
+            Rule::Sgdm {
+                momentum,
+                dampening,
+                ..
+            } => (0.07 * (1.0 - momentum) / (1.0 - dampening)).min(0.05),
+            Rule::SignSgd | Rule::Signum { .. } => 0.03,
+            Rule::Lion { .. } => 0.01,
         }
     }
 }
@@ -57,24 +99,24 @@ impl Default for Seesaw {
 pub struct Hypergradient {
     /// `κ = 0.1`.
     pub gain: f32,
-    /// `h = 10`, as in [`Seesaw`].
+    /// `h = 5`, as in [`Seesaw`].
     pub early_steps: f32,
     /// `β = 0.9`, of the smoothed norm in the weight `n/n̂`.
     pub smoothing: f32,
     /// `φ = 1e-4`, as in [`Seesaw`].
     pub norm_floor: f32,
-    /// `ε = 1e-2`.
-    pub first_step: f32,
+    /// ε, as in [`Seesaw`].
+    pub first_step: Option<f32>,
 }
 
 impl Default for Hypergradient {
     fn default() -> Self {
         Hypergradient {
             gain: 0.1,
-            early_steps: 10.0,
+            early_steps: 5.0,
             smoothing: 0.9,
             norm_floor: 1e-4,
-            first_step: 1e-2,
+            first_step: None,
         }
     }
 }

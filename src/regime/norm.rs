@@ -1,6 +1,6 @@
 //! Regimes that need the norm alone.
 
-/// The norm alone: `ln η ← ln η + p ln(n̂_{t-1}/n̂_t)`, so that `η_t = η_0 (n̂_0/n̂_t)^p`; no memory per parameter.
+/// The norm alone: `ln η_t = ln η_0 + p ln(n̂_1/n̂_t)`. It keeps no memory per parameter.
 ///
 /// The smoothed norm takes the larger of average and present value: the rate drops at once when the norm jumps and recovers
 /// slowly.
@@ -15,8 +15,8 @@ pub struct NormRatio {
     pub smoothing: f32,
     /// `φ = 1e-4`, as in [`Seesaw`](crate::Seesaw).
     pub norm_floor: f32,
-    /// `ε = 1e-2`, used where `initial_rate` is `None`.
-    pub first_step: f32,
+    /// ε of the first step, as in [`Seesaw`](crate::Seesaw). Used where `initial_rate` is `None`.
+    pub first_step: Option<f32>,
 }
 
 impl Default for NormRatio {
@@ -26,7 +26,7 @@ impl Default for NormRatio {
             exponent: 1.0,
             smoothing: 0.9,
             norm_floor: 1e-4,
-            first_step: 1e-2,
+            first_step: None,
         }
     }
 }

@@ -1,6 +1,10 @@
-"""Writes seesaw.csv: the trace of a fixed gradient sequence for the three rules, from the executable specification seesaw.py.
+"""Writes seesaw.csv: the trace of a fixed gradient sequence for each rule, from the executable specification seesaw.py.
 
     python3 tests/golden/make_golden.py        # needs numpy
+
+The gradients turn about at every step until the nineteenth, so that steps contradict each other. At first the floor holds A. From the ninth
+step on the gradients grow to ten times their size, the smoothed norm passes twice and four times its first value, and A falls. The last
+steps agree.
 """
 import pathlib
 
@@ -8,8 +12,8 @@ import numpy as np
 
 import seesaw
 
-D, STEPS = 64, 12
-TERMS = ("norm_term", "alignment_term", "brake_term", "clamp_term")
+D, STEPS = 64, 24
+TERMS = ("norm_term", "alignment_term", "brake_term", "held_term")
 
 
 def rows(rule):
@@ -19,6 +23,7 @@ def rows(rule):
     opt = seesaw.Seesaw(rule, w)
     for t in range(STEPS):
         g = h * (w - target) + 0.01 * np.sin(1.7 * np.arange(D) * (t + 1))
+        g = g * min(10.0, 1.5 ** max(0, t - 7)) * (-1) ** min(t, 18)
         w = opt.step(w, g)
         numbers = [np.linalg.norm(g), opt.nhat, opt.log_lr]
         numbers += [opt.record.get(term, 0.0) for term in TERMS]
@@ -28,5 +33,5 @@ def rows(rule):
 
 header = ["rule", "step", "norm", "smoothed_norm", "ln_rate", *TERMS, "w_first", "w_last"]
 with open(pathlib.Path(__file__).with_name("seesaw.csv"), "w") as out:
-    for row in [header] + [row for rule in ("sgd", "sgdm", "signsgd") for row in rows(rule)]:
+    for row in [header] + [row for rule in ("sgd", "sgdm", "signsgd", "adamw", "lion") for row in rows(rule)]:
         out.write(",".join(row) + "\n")

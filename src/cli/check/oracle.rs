@@ -22,7 +22,13 @@ pub struct Oracle {
     w0_norm: f64,
     mean_square: f64,
     mean_norm: f64,
-    mean_change: f64,
+    /// n̂ at the first step.
+    anchor: f64,
+    /// A and F of Seesaw.
+    agreement: f64,
+    least_agreement: f64,
+    /// The moving average of a_fast, and the sum of its weights.
+    mean_fast: (f64, f64),
     ln_first_rate: f64,
     /// Of the next step, for regimes that go by it.
     pub loss: f64,
@@ -41,6 +47,9 @@ pub struct Oracle {
     pub averaging: Averaging,
     /// The average of the parameters, once it has started.
     pub average: Option<Vec<f64>>,
+    /// z of schedule-free training, and the sum of its weights.
+    base: Option<Vec<f64>>,
+    weight_sum: f64,
     /// η of the last step that was not skipped, with the schedule.
     last_rate: Option<f64>,
     k: i32,
@@ -178,6 +187,7 @@ pub struct Outcome {
     pub norm_term: f64,
     pub alignment_term: f64,
     pub brake_term: f64,
+    pub held_term: f64,
     pub clamp_term: f64,
     pub rate: f64,
 }
@@ -222,7 +232,10 @@ impl Oracle {
             w0_norm: norm(&w),
             mean_square: 0.0,
             mean_norm: 0.0,
-            mean_change: 0.0,
+            anchor: 0.0,
+            agreement: 0.0,
+            least_agreement: 0.0,
+            mean_fast: (0.0, 0.0),
             ln_first_rate: 0.0,
             loss: 1.0,
             schedule: Schedule::Constant,
@@ -238,6 +251,8 @@ impl Oracle {
             taken: 0,
             averaging: Averaging::Off,
             average: None,
+            base: None,
+            weight_sum: 0.0,
             last_rate: None,
             k: 0,
             smoothed: 0.0,
@@ -425,14 +440,37 @@ impl Oracle {
         self.last_seen = seen;
         self.last_direction = direction.clone();
         let shrink = 1.0 - rate * f64::from(self.decay.decoupled());
-        for (w, u) in self.w.iter_mut().zip(&direction) {
-            *w = shrink * *w - rate * u;
+        if self.averaging == Averaging::ScheduleFree {
+            self.move_schedule_free(shrink, rate, &direction);
+        } else {
+            for (w, u) in self.w.iter_mut().zip(&direction) {
+                *w = shrink * *w - rate * u;
+            }
+            self.average_iterate();
         }
-        self.average_iterate();
         if let Some(streams) = &mut self.streams {
             self.w = streams.pass(&self.w, Some(sign_of_climb * self.loss));
         }
         out
+    }
+
+    /// A step of schedule-free training, with the average in memory of its own: `w` is where gradients are taken.
+    fn move_schedule_free(&mut self, shrink: f64, rate: f64, direction: &[f64]) {
+        // Until there is a rate nothing moves, and the parameters are their average.
+        if rate == 0.0 {
+            return;
+        }
+        let weight = (rate * f64::from(self.taken)).powi(2);
+        self.weight_sum += weight;
+        let share = weight / self.weight_sum;
+        let average = self.average.get_or_insert_with(|| self.w.clone());
+        let base = self.base.get_or_insert_with(|| self.w.clone());
+        let elements = self.w.iter_mut().zip(average).zip(base).zip(direction);
+        for (((w, x), z), u) in elements {
+            *z = shrink * *z - rate * u;
+            *x = (1.0 - share) * *x + share * *z;
+            *w = 0.9 * *x + 0.1 * *z;
+        }
     }
 
     /// Takes the iterate of the step just taken into the average, as the papers have it.
@@ -493,11 +531,12 @@ impl Oracle {
         }
         if !started {
             out.first = true;
+            self.anchor = smoothed;
             if let Some(rate) = self.formula(g, n, true) {
                 self.ln_rate = Some(rate.clamp(1e-30, 1e30).ln());
                 return;
             }
-            let length = f64::from(self.regime.first_step()) * (1.0 + self.w0_norm);
+            let length = f64::from(self.regime.first_step(&self.rule)) * (1.0 + self.w0_norm);
             let direction = if self.rule.is_scale_free() {
                 (g.len() as f64).sqrt()
             } else {
@@ -541,24 +580,38 @@ impl Oracle {
                 dot(g, &self.last_sign),
                 g.iter().map(|g| g.abs()).sum::<f64>(),
             );
-            brake = (out.fast + f64::from(self.regime.brake_slack())).min(0.0);
+            let (sum, weight) = self.mean_fast;
+            self.mean_fast = (0.8 * sum + 0.2 * out.fast, 0.8 * weight + 0.2);
+            let mean = self.mean_fast.0 / self.mean_fast.1;
+            brake = (mean + f64::from(self.regime.brake_slack())).min(0.0);
         }
         let (k, early) = (f64::from(self.k), f64::from(self.regime.early_steps()));
-        let gain = f64::from(self.regime.gain()).max(early / (early + k - 2.0).max(1.0));
-        let before = self.ln_rate.expect("started");
-        let mut weight = gain * n / smoothed;
-        if out.slow + brake < 0.0 && !self.rule.is_scale_free() {
-            let below = self.mean_change - (before - self.ln_first_rate);
-            weight *= (2.0 - below / std::f64::consts::LN_10).clamp(0.0, 1.0);
-        }
+        let gain = match f64::from(self.regime.gain()) {
+            0.0 => 0.0,
+            gain => gain.max(early / (early + k - 2.0).max(1.0)),
+        };
+        let weight = gain * n / smoothed;
         out.alignment_term = weight * out.slow;
         out.brake_term = weight * brake;
-        let wanted = out.norm_term + out.alignment_term + out.brake_term;
-        let change = wanted.min(std::f64::consts::LN_10);
+        let raw = self.agreement + out.alignment_term + out.brake_term;
+        if raw < self.least_agreement {
+            let counts = ((smoothed / self.anchor).log2() - 1.0).clamp(0.0, 1.0);
+            let agreement = self.least_agreement + counts * (raw - self.least_agreement);
+            out.held_term = agreement - raw;
+            self.least_agreement = agreement;
+            self.agreement = agreement;
+        } else {
+            self.agreement = raw;
+        }
+        let before = self.ln_rate.expect("started");
+        let from_norm = f64::from(self.regime.exponent()) * (self.anchor / smoothed).ln();
+        let wanted = self.ln_first_rate + from_norm + self.agreement;
         let limit = 1e30_f64.ln();
-        let after = (before + change).clamp(-limit, limit);
-        out.clamp_term = after - before - wanted;
-        self.mean_change += (after - self.ln_first_rate - self.mean_change) / f64::from(self.k);
+        let after = wanted
+            .min(before + std::f64::consts::LN_10)
+            .clamp(-limit, limit);
+        let explained = out.norm_term + out.alignment_term + out.brake_term + out.held_term;
+        out.clamp_term = after - before - explained;
         self.ln_rate = Some(after);
     }
 
@@ -578,7 +631,8 @@ impl Oracle {
             }
             Regime::DoG(_) | Regime::DoWG(_) => {
                 if first {
-                    self.farthest = f64::from(self.regime.first_step()) * (1.0 + self.w0_norm);
+                    self.farthest =
+                        f64::from(self.regime.first_step(&self.rule)) * (1.0 + self.w0_norm);
                 }
                 let way: Vec<f64> = self.w.iter().zip(&self.w_0).map(|(a, b)| a - b).collect();
                 self.farthest = self.farthest.max(norm(&way));

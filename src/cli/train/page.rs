@@ -31,6 +31,7 @@ const TERM_COLORS: [RGBColor; Term::ALL.len()] = [
     COLORS[0],
     COLORS[2],
     COLORS[1],
+    RGBColor(200, 170, 200),
     COLORS[3],
     COLORS[4],
     COLORS[5],
