@@ -15,6 +15,7 @@ use crate::schedule::Schedule;
 use crate::shard::Shard;
 use crate::step_mode::StepMode;
 use crate::trust::TrustRatio;
+use crate::warning::Warning;
 
 /// A parameter slice with its gradient slice, as [`Group::tensor`] takes it. Implemented for pairs of
 /// [`wgpu::BufferSlice`] and for pairs of `&[f32]`.
@@ -401,6 +402,35 @@ impl<T> OptimizerBuilder<T> {
         self
     }
 
+    /// The combinations among the groups that can be built and are known to fail, with what to use instead. `build` writes the same to
+    /// the log.
+    ///
+    /// ```
+    /// use wgpu_optim::{Group, OptimizerBuilder, Regime, Rule};
+    ///
+    /// let (weights, gradients) = ([0.0f32; 8], [0.0f32; 8]);
+    /// let builder = OptimizerBuilder::new(Rule::sgdm(0.9))
+    ///     .regime(Regime::dog())
+    ///     .group(Group::new("all").tensor("w", &weights[..], &gradients[..]));
+    /// for warning in builder.warnings() {
+    ///     eprintln!("{warning}"); // group "all": regime dog is known to fail with rule sgdm, …: use rule sgd, …
+    /// }
+    /// # assert_eq!(builder.warnings().len(), 1);
+    /// ```
+    pub fn warnings(&self) -> Vec<Warning> {
+        let all = &self.settings;
+        let of = |group: &Group<T>| {
+            let own = &group.settings;
+            Warning::of(
+                &group.name,
+                group.rule.unwrap_or(self.rule),
+                own.regime.or(all.regime).unwrap_or_default(),
+                own.schedule.or(all.schedule).unwrap_or_default(),
+            )
+        };
+        self.groups.iter().flat_map(of).collect()
+    }
+
     /// How many steps a ring of at most `records` records is to hold.
     pub(crate) fn record_steps_for(&self, records: u64) -> Result<u32, Error> {
         let groups: usize = self.groups.iter().map(Group::rates).sum();
@@ -464,6 +494,7 @@ impl<T> OptimizerBuilder<T> {
                 "two-pass with OptimizerBuilder::sharded, since a lagged step moves before the ranks have heard of each other",
             )?;
         }
+        let warnings = self.warnings();
         let mut group_names = HashSet::new();
         let mut tensor_names = HashSet::new();
         let mut resolved = Vec::with_capacity(self.groups.len());
@@ -571,6 +602,10 @@ impl<T> OptimizerBuilder<T> {
                 config,
                 tensors: group.tensors,
             });
+        }
+        // Only of what will be built: an error says more than a warning.
+        for warning in warnings {
+            log::warn!(target: Warning::LOG_TARGET, "{warning}");
         }
         Ok(resolved)
     }
