@@ -1228,11 +1228,16 @@ impl Results<'_> {
         say("")?;
         let mut notes = self.caption();
         for (data, setting, rule) in self.comparison.combinations() {
-            let title = self.title(data, setting);
+            let Setting { batch, epochs } = setting;
+            // Not the title, which names the machine: the page is about figures that are the same on all.
+            let place = format!(
+                "{} {batch}x{epochs}",
+                self.comparison.subjects[data].dataset.name
+            );
             let schedules = self.comparison.fixed_schedules();
             notes.extend(schedules.filter_map(|schedule| {
                 let note = self.edge_of_grid(data, setting, rule, schedule)?;
-                Some(format!("{title}: {note}"))
+                Some(format!("{place}, {note}"))
             }));
         }
         notes
