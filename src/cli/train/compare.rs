@@ -1263,7 +1263,7 @@ impl Results<'_> {
                 format!("{accuracy} (at {})", rate_in_words(lr))
             }
             _ => {
-                let gaps = above.map(|points| tenths_in_words(points)).join(", ");
+                let gaps = above.map(tenths_in_words).join(", ");
                 let accuracy = if above[0] <= -1.0 {
                     format!("**{accuracy}**")
                 } else {
