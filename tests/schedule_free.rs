@@ -168,8 +168,8 @@ impl Plain {
         self.weights += weight;
         let share = weight / self.weights;
         let shrink = 1.0 - rate * f64::from(self.decay.decoupled());
-        for i in 0..u.len() {
-            self.z[i] = shrink * self.z[i] - rate * u[i];
+        for (i, u) in u.iter().enumerate() {
+            self.z[i] = shrink * self.z[i] - rate * u;
             self.x[i] = (1.0 - share) * self.x[i] + share * self.z[i];
             self.y[i] = 0.9 * self.x[i] + 0.1 * self.z[i];
         }
@@ -744,7 +744,7 @@ fn sixteen_bits_with_masters() {
             half.swap_averages();
             for (stored, averages) in half.params().iter().zip(&averages) {
                 let expected = common::stored::rounded(element, averages);
-                assert_eq!(bits(&[stored.clone()]), bits(&[expected]));
+                assert_eq!(bits(std::slice::from_ref(stored)), bits(&[expected]));
             }
             half.swap_averages();
             assert_eq!(bits(&half.params()), bits(&params), "{}", half.path());
@@ -1078,8 +1078,8 @@ fn many_steps_stay_close() {
             }
         }
     }
-    // Half a unit of the last place of 1, a random walk of as many steps, and the rounding of z.
+    // Half a unit of the last place of 1 at each step, at random: 0.6 of it after 100,000 steps, 1.5 of it after a million.
     let walk = (steps as f64).sqrt() * f64::from(f32::EPSILON) / 2.0;
     println!("{steps} steps: {worst:.1e}, a random walk of half units {walk:.1e}");
-    assert!(worst <= 8.0 * walk, "{worst:e}, {walk:e}");
+    assert!(worst <= 3.0 * walk, "{worst:e}, {walk:e}");
 }
