@@ -1,10 +1,6 @@
 //! Promises of `Averaging::ScheduleFree`: z, x and y are those of the paper's formula, for every rule without momentum, under every kind
 //! of regime, wherever tensors lie; a skipped step leaves no trace; a rescaled loss changes no bit; x is what an exchange, a copy and a
 //! checkpoint give, and the parameters come back from an exchange; a resumed run has the same bits; what cannot be is refused.
-//!
-//! Faults tried once by hand, each failed its test: the weight of a step without its number k, or of the rate without the schedule; the
-//! weights added up in one f32; k counted with the skipped steps; decoupled decay on y; x recovered with the new z; z not set at the first
-//! step; the parameters in the place of the average in a checkpoint.
 
 mod common;
 
