@@ -584,7 +584,8 @@ pub struct Update {
     pub started: u32,
     /// 1 in the first step, before which the parameters were the first ones; with AutoSgd in the first step of an episode.
     pub first: u32,
-    /// The share of the new parameters in their average; 0 until the average starts, and above 0 from then on.
+    /// The share of the new parameters in their average, in schedule-free training that of z; 0 until the average starts, and above 0 from
+    /// then on.
     pub average_weight: f32,
     /// [`GroupState::regime_rate`]: η without the schedule, by which a sketch counts.
     pub regime_rate: f32,

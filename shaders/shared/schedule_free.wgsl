@@ -29,7 +29,7 @@ fn units_away(x: vec4<f32>, units: i32) -> vec4<f32> {
 fn average_of(y: vec4<f32>, z: vec4<f32>) -> vec4<f32> {
     var x = beyond(y, z);
     for (var i = 0; i < 2; i++) {
-        let closer = x + 1.1111111 * (y - between(x, z));
+        let closer = x + 1.111111 * (y - between(x, z));
         x = select(closer, x, between(x, z) == y);
     }
     let center = x;

@@ -36,7 +36,7 @@ pub(crate) fn average_of(y: f32, z: f32) -> f32 {
     let mut x = beyond(y, z);
     for _ in 0..2 {
         if between(x, z) != y {
-            x += 1.111_111_1 * (y - between(x, z));
+            x += 1.111_111 * (y - between(x, z));
         }
     }
     let center = x;

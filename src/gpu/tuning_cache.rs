@@ -367,7 +367,12 @@ const SHADERS: &[&str] = &[
     include_str!("../../shaders/shared/store_masters.wgsl"),
     include_str!("../../shaders/shared/store_nearest.wgsl"),
     include_str!("../../shaders/shared/store_stochastic.wgsl"),
+    include_str!("../../shaders/shared/move_parameters.wgsl"),
+    include_str!("../../shaders/shared/move_schedule_free.wgsl"),
+    include_str!("../../shaders/shared/schedule_free.wgsl"),
+    include_str!("../../shaders/copy_schedule_free.wgsl"),
     include_str!("../../shaders/swap_averages.wgsl"),
+    include_str!("../../shaders/swap_schedule_free.wgsl"),
     include_str!("../../shaders/finish_update.wgsl"),
 ];
 
