@@ -416,7 +416,10 @@ fn follow_alignment(
     r: ptr<function, RawRecord>,
 ) {
     let norm_in_sums = to_float(quotient(norm, scale_of_sums));
-    (*r).slow_alignment = cosine(measured.slow_dot, norm_in_sums * sqrt(measured.direction_square));
+    // Before the third gradient y is z, and their difference what rounding makes of it.
+    if (c.flags & ITERATES) == 0u || (*s).mean_steps > 2u {
+        (*r).slow_alignment = cosine(measured.slow_dot, norm_in_sums * sqrt(measured.direction_square));
+    }
     var brake = 0.0;
     if (c.flags & BRAKE) != 0u {
         (*r).fast_alignment = cosine(measured.fast_dot, measured.absolute);

@@ -65,7 +65,7 @@ pub enum Averaging {
     /// z ← z - η_k u(∇f(y))           a decoupled weight decay acts on z:  z ← (1 - η_k λ) z - η_k u
     /// w_k = (η_k k)²,  c_k = w_k / (w_1 + … + w_k)
     /// x ← x + c_k (z - x)
-    /// y ← x + (z - x)/10
+    /// y ← x + 0.15 (z - x)
     /// ```
     ///
     /// `η_k` is the learning rate of the step as the record has it, from any regime, with its schedule and trust ratio. While it is 0

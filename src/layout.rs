@@ -160,6 +160,8 @@ pub mod group_flags {
     pub const LAGGED: u32 = 32;
     /// The direction is taken from the momentum as it was before the step (Lion).
     pub const LOOKS_BACK: u32 = 64;
+    /// The alignment is measured against y - z of schedule-free training, where y and z begin to differ with the second step.
+    pub const ITERATES: u32 = 128;
 }
 
 /// Values of [`GroupConstants::regime`]: the formulas of pass 3.

@@ -167,7 +167,7 @@ impl Plain {
         for (i, u) in u.iter().enumerate() {
             self.z[i] = shrink * self.z[i] - rate * u;
             self.x[i] = (1.0 - share) * self.x[i] + share * self.z[i];
-            self.y[i] = 0.9 * self.x[i] + 0.1 * self.z[i];
+            self.y[i] = 0.85 * self.x[i] + 0.15 * self.z[i];
         }
     }
 }

@@ -327,6 +327,7 @@ const SHADERS: &[&str] = &[
     include_str!("../../shaders/shared/measure_counters.wgsl"),
     include_str!("../../shaders/shared/keep_parameters.wgsl"),
     include_str!("../../shaders/shared/measure_distance.wgsl"),
+    include_str!("../../shaders/shared/measure_iterates.wgsl"),
     include_str!("../../shaders/shared/measure_magnitude.wgsl"),
     include_str!("../../shaders/shared/measure_momentum.wgsl"),
     include_str!("../../shaders/shared/measure_secant.wgsl"),
