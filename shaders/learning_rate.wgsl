@@ -45,6 +45,7 @@ fn from_squares(squares: Squares) -> Scaled {
     return scaled(squares.sum, 2 * squares.exponent);
 }
 
+// Of an x that was loaded; what was computed a compiler may take to be finite (shared/sweep_again.wgsl).
 fn is_finite(x: f32) -> bool {
     return (bitcast<u32>(x) & MAGNITUDE_BITS) < INFINITY_BITS;
 }
@@ -411,7 +412,11 @@ fn follow_alignment(
     r: ptr<function, RawRecord>,
 ) {
     let norm_in_sums = to_float(quotient(norm, scale_of_sums));
-    (*r).slow_alignment = cosine(measured.slow_dot, norm_in_sums * sqrt(measured.direction_square));
+    (*r).slow_alignment = 0.0;
+    // Of the sum as it was loaded: shared/sweep_again.wgsl says why.
+    if is_finite(measured.direction_square) {
+        (*r).slow_alignment = cosine(measured.slow_dot, norm_in_sums * sqrt(measured.direction_square));
+    }
     var brake = 0.0;
     if (c.flags & BRAKE) != 0u {
         (*r).fast_alignment = cosine(measured.fast_dot, measured.absolute);
