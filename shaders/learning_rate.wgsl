@@ -181,7 +181,11 @@ fn learning_rate(@builtin(global_invocation_id) id: vec3<u32>) {
         u.direction_exponent = s.direction_exponent;
         u.started = s.started;
         if AVERAGES {
-            u.average_weight = average_weight(c, steps_taken(s));
+            if c.average == AVERAGE_SCHEDULE_FREE {
+                u.average_weight = schedule_free_weight(&s, s.learning_rate, steps_taken(s));
+            } else {
+                u.average_weight = average_weight(c, steps_taken(s));
+            }
         }
         u.regime_rate = s.regime_rate;
         updates[group] = u;
@@ -357,18 +361,14 @@ fn change_rate(
     }
 
     let anchor = Scaled((*s).anchor_norm_mantissa, (*s).anchor_norm_exponent);
-    let wanted_before = add_fixed(
-        Fixed((*s).agreement_int, (*s).agreement_fraction),
-        times_fixed(ln_ratio_fixed(anchor, last_smoothed), c.exponent),
-    );
-    (*r).norm_term = c.exponent * ln_ratio(last_smoothed, smoothed);
+    let from_last_norm = from_norm_ratio(c, ln_ratio_fixed(anchor, last_smoothed));
+    let from_norm = from_norm_ratio(c, ln_ratio_fixed(anchor, smoothed));
+    let wanted_before = add_fixed(Fixed((*s).agreement_int, (*s).agreement_fraction), from_last_norm);
+    (*r).norm_term = fixed_to_float(subtract_fixed(from_norm, from_last_norm));
     if c.gain > 0.0 {
         follow_alignment(c, measured, norm, smoothed, scale_of_sums, anchor, s, r);
     }
-    let wanted = add_fixed(
-        Fixed((*s).agreement_int, (*s).agreement_fraction),
-        times_fixed(ln_ratio_fixed(anchor, smoothed), c.exponent),
-    );
+    let wanted = add_fixed(Fixed((*s).agreement_int, (*s).agreement_fraction), from_norm);
     let before = Fixed((*s).change_int, (*s).change_fraction);
     var total = wanted;
     // A fall is not clamped: what a clamp kept of it the rate would have too much.
@@ -397,6 +397,11 @@ fn change_rate(
     // η hangs on its first value, so that a later step gives back what a clamp takes away now.
     let taken_before = subtract_fixed(before, wanted_before);
     (*r).clamp_term = fixed_to_float(subtract_fixed(subtract_fixed(total, wanted), taken_before));
+}
+
+// What the smoothed norm has changed ln η by since the first step: p ln(n̂_1 / n̂), with a p of its own where the norm has risen.
+fn from_norm_ratio(c: GroupConstants, fallen: Fixed) -> Fixed {
+    return times_fixed(fallen, select(c.exponent, c.exponent_above, fallen.whole < 0));
 }
 
 // Steps that agree raise A. Steps that contradict each other take back what agreement gave; what would carry A below its least value so

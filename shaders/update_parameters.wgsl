@@ -11,9 +11,9 @@
 //     g ← g / loss scale
 //     g ← sign·clip·g/k + λ w          k micro-batches; coupled weight decay
 //     m ← keep·m + share·g             Sgdm, Nesterov, Signum, AdamW; Lion, after u
-//     v ← β₂ v + (1 - β₂) g²           AdamW; in the second half of the momentum
+//     v ← β₂ v + (1 - β₂) g²           AdamW; in the second half of the momentum, or alone where β₁ is 0
 //     u = g | m | g + μ m | sign g | sign m | c₁ m / (c₂ √v + ε) | sign(β₁ m + (1 - β₁) g)
-//     w ← (1 - η λ') w - η u           decoupled weight decay
+//     w ← (1 - η λ') w - η u           decoupled weight decay; in schedule-free training this is z, and w what is between z and its average
 
 override WORKGROUP: u32;
 override RULE: u32;
@@ -53,13 +53,13 @@ fn update_quad(block: Block, update: Update, quad: u32) -> vec4<f32> {
         momentum[at] = m;
     }
     if has_squares() {
-        let behind = arrayLength(&momentum) / 2u + at;
+        let behind = squares_at(arrayLength(&momentum), at);
         v = next_squares(update, momentum[behind], admitted(g));
         momentum[behind] = v;
     }
     keep(update, at, w, raw, g);
     let direction = direction_of(update, g, last, m, v);
-    let next = moved(update, w, direction);
+    let next = next_parameters(update, at, w, direction);
     store_parameters(block, quad, settled(update, at, next), update.rounding_key);
     average(update, at, next);
     watch(w, next);

@@ -2,6 +2,7 @@
 
 use crate::error::{Error, require};
 use crate::layout::average_kinds;
+use crate::rule::Rule;
 
 /// An average of a group's parameters over its steps, beside the parameters themselves, which train on as if there were none.
 ///
@@ -53,6 +54,53 @@ pub enum Averaging {
         /// The first step that counts.
         start: u32,
     },
+    /// Schedule-free training (Defazio et al. 2024, *The Road Less Scheduled*, arXiv:2405.15682): no schedule and no number of steps
+    /// has to be chosen, and the average is what is evaluated, at any time.
+    ///
+    /// Unlike the other averages this one takes part in the training. Gradients are taken at a point `y` between the average `x` and
+    /// the sequence `z` that takes the steps. With the direction `u` of the rule and the learning rate `η_k`, at the k-th step that was
+    /// not skipped (from 1 on):
+    ///
+    /// ```text
+    /// z ← z - η_k u(∇f(y))           a decoupled weight decay acts on z:  z ← (1 - η_k λ) z - η_k u
+    /// w_k = (η_k k)²,  c_k = w_k / (w_1 + … + w_k)
+    /// x ← x + c_k (z - x)
+    /// y ← x + (z - x)/10
+    /// ```
+    ///
+    /// `η_k` is the learning rate of the step as the record has it, from any regime, with its schedule and trust ratio. While it is 0
+    /// nothing moves and nothing counts. A skipped step leaves `x`, `y`, `z` and the sum of the weights as they are, bit for bit. The sum
+    /// is kept on the device as a mantissa and an exponent, so that it cannot overflow, and a loss that is rescaled by a power of
+    /// two leaves `c_k` as it is.
+    ///
+    /// # What lies where, and what to evaluate and save
+    /// **The caller's buffer holds `y` during training. Evaluate and publish `x`, not `y`.** `x` has no buffer of its own: it follows from
+    /// `y` and `z`.
+    /// - [`encode_swap_averages`](crate::Optimizer::encode_swap_averages) ([`swap_averages`](crate::CpuOptimizer::swap_averages) on the
+    ///   host) puts `x` into the caller's buffer, and `y` back again at the second call. No step can be taken in between. `y` comes
+    ///   back bit for bit on the host, and within one unit in the last place on any device. 16-bit parameters are as exact as
+    ///   their [masters](crate::Rounding::Masters).
+    /// - [`encode_copy_averages`](crate::Optimizer::encode_copy_averages), [`read_averages`](crate::Optimizer::read_averages) and, on the
+    ///   host, [`copy_averages`](crate::CpuOptimizer::copy_averages) give `x` and leave everything as it is.
+    /// - A checkpoint with parameters holds `y` as `parameters/NAME`, `z` as `base_iterates/NAME`, and `x` as `averages/NAME`, which is
+    ///   the tensor to take out of it for inference.
+    /// - **An application that saves its own buffer during training saves `y`.** The optimizer cannot notice that. Swap first, or copy
+    ///   the averages.
+    ///
+    /// # What it works with
+    /// Rules without momentum, whose place `z` takes: [`Rule::Sgd`], [`Rule::SignSgd`], and [`Rule::AdamW`] with `β₁ = 0`
+    /// ([`Rule::adamw_without_momentum`]). [`Averaging::fits`] tells. With momentum it diverges: use
+    /// [`Averaging::polynomial_decay`] there. It is refused with [`StepMode::Lagged`](crate::StepMode::Lagged), with
+    /// [`AutoSgd`](crate::AutoSgd), and for 16-bit parameters without masters.
+    ///
+    /// Coupled weight decay is a part of the gradient at `y`. The telemetry, the trust ratio and the distance of DoG and DoWG see `y`;
+    /// the secant regimes and GatedDistance go by the steps of `z`.
+    ///
+    /// # Cost
+    /// 4 bytes per parameter for `z`, 8 bytes per parameter and step of traffic, and no pass of its own: SGD with Seesaw then moves
+    /// 27 bytes per parameter and step. `x` is recovered from `y` at every step, so that its rounding errors grow with the square root of
+    /// the number of steps, and are held together by the factor `1 - c_k`.
+    ScheduleFree,
 }
 
 impl Averaging {
@@ -68,7 +116,13 @@ impl Averaging {
             Averaging::Running { .. } => "running",
             Averaging::Exponential { .. } => "exponential",
             Averaging::PolynomialDecay { .. } => "polynomial",
+            Averaging::ScheduleFree => "schedule-free",
         }
+    }
+
+    /// Whether a rule can have this average: [`Averaging::ScheduleFree`] needs one without momentum, the others fit every rule.
+    pub fn fits(&self, rule: &Rule) -> bool {
+        *self != Averaging::ScheduleFree || !rule.has_momentum()
     }
 
     pub(crate) fn is_on(&self) -> bool {
@@ -83,13 +137,14 @@ impl Averaging {
                 average_kinds::POLYNOMIAL
             }
             Averaging::Exponential { .. } => average_kinds::EXPONENTIAL,
+            Averaging::ScheduleFree => average_kinds::SCHEDULE_FREE,
         }
     }
 
     /// The first step that counts.
     pub(crate) fn start(&self) -> u32 {
         match *self {
-            Averaging::Off => 0,
+            Averaging::Off | Averaging::ScheduleFree => 0,
             Averaging::Running { start }
             | Averaging::Exponential { start, .. }
             | Averaging::PolynomialDecay { start, .. } => start,
@@ -99,7 +154,7 @@ impl Averaging {
     /// 1 + η, or the share 1 - decay of a new iterate.
     pub(crate) fn gain(&self) -> f32 {
         match *self {
-            Averaging::Off => 0.0,
+            Averaging::Off | Averaging::ScheduleFree => 0.0,
             Averaging::Running { .. } => 1.0,
             Averaging::Exponential { decay, .. } => 1.0 - decay,
             Averaging::PolynomialDecay { eta, .. } => 1.0 + eta,
@@ -110,7 +165,7 @@ impl Averaging {
     pub(crate) fn validate(&self) -> Result<(), Error> {
         let owner = || format!("averaging {}", self.name());
         match *self {
-            Averaging::Off | Averaging::Running { .. } => Ok(()),
+            Averaging::Off | Averaging::Running { .. } | Averaging::ScheduleFree => Ok(()),
             Averaging::Exponential { decay, .. } => require(
                 (0.0..1.0).contains(&decay),
                 owner,

@@ -16,6 +16,8 @@ use std::path::Path;
 use half::{bf16, f16};
 use safetensors::tensor::{Dtype, Metadata, TensorInfo};
 
+use crate::cpu::Slice;
+use crate::cpu::schedule_free::average_of;
 use crate::element::Element;
 use crate::error::Error;
 use crate::layout::{GroupState, MEAN_STEPS, NO_TENSOR, RawTensorRecord, SKETCH_BUCKETS, Update};
@@ -47,8 +49,11 @@ pub enum Parameters {
 /// keep it elsewhere, add notes, or look into it. The records are not in it: drain them before.
 ///
 /// A file is [safetensors](https://github.com/huggingface/safetensors), with a tensor `parameters/NAME` for each tensor, `momentum/NAME`,
-/// `second_moment/NAME` (v of AdamW), `direction_counters/NAME`, `last_gradient/NAME`, `first_parameters/NAME`, `streams/NAME`, `averages/NAME` or `remainders/NAME` (what 16-bit parameters lack of their masters, as i16) where that is remembered; and
+/// `second_moment/NAME` (v of AdamW), `direction_counters/NAME`, `last_gradient/NAME`, `first_parameters/NAME`, `streams/NAME`, `averages/NAME`, `base_iterates/NAME` (z of [schedule-free](crate::Averaging::ScheduleFree) training) or `remainders/NAME` (what 16-bit parameters lack of their masters, as i16) where that is remembered; and
 /// `groups/state`, `groups/update` and, where they are needed, `norms/way` and `tensors/record`, with a row for each group, norm or tensor.
+///
+/// Of a schedule-free group `parameters/NAME` is y, where gradients are taken. With the parameters there is also `averages/NAME`, which
+/// is the average x: **that is the tensor to use for inference**. For resuming it is not needed.
 /// The header's metadata has the version of this form, the step, the configuration, and the notes.
 ///
 /// # Bits
@@ -345,6 +350,7 @@ impl Checkpoint {
             Slot::Table(table) => table.name().to_owned(),
             Slot::Memory(tensor, kind) => memory_name(kind, &self.about.tensors[tensor].name),
             Slot::Parameters(tensor) => parameters_name(&self.about.tensors[tensor].name),
+            Slot::Average(tensor) => average_name(&self.about.tensors[tensor].name),
         };
         match self.metadata.info(&name) {
             Some(info) => &self.data[info.data_offsets.0..info.data_offsets.1],
@@ -588,6 +594,8 @@ pub(crate) enum Slot {
     Table(Table),
     Memory(usize, MemoryKind),
     Parameters(usize),
+    /// The average of schedule-free training, which is made from the parameters and nobody restores.
+    Average(usize),
 }
 
 /// A slot as the file has it.
@@ -600,6 +608,11 @@ struct Item {
 
 fn parameters_name(tensor: &str) -> String {
     format!("parameters/{tensor}")
+}
+
+/// As if the average were kept.
+fn average_name(tensor: &str) -> String {
+    memory_name(MemoryKind::Averages, tensor)
 }
 
 fn memory_name(kind: MemoryKind, tensor: &str) -> String {
@@ -631,6 +644,15 @@ fn items(plan: &Plan, parameters: bool) -> Vec<Item> {
             },
         })
     });
+    let averages = tensors.clone().filter(|_| parameters);
+    let averages = averages
+        .filter(|(index, _)| plan.kernel_of(*index).keeps(MemoryKind::BaseIterates))
+        .map(|(index, tensor)| Item {
+            slot: Slot::Average(index),
+            name: average_name(&tensor.name),
+            dtype: Dtype::F32,
+            shape: vec![tensor.elements as usize],
+        });
     let parameters = tensors.filter(|_| parameters).map(|(index, tensor)| Item {
         slot: Slot::Parameters(index),
         name: parameters_name(&tensor.name),
@@ -641,10 +663,21 @@ fn items(plan: &Plan, parameters: bool) -> Vec<Item> {
         },
         shape: vec![tensor.elements as usize],
     });
-    let mut items: Vec<Item> = parameters.chain(memories).chain(tables).collect();
+    let kept = parameters.chain(averages).chain(memories);
+    let mut items: Vec<Item> = kept.chain(tables).collect();
     // So that each is aligned in the file.
     items.sort_by_key(|item| std::cmp::Reverse(item.dtype));
     items
+}
+
+/// Parameters of 16 bits with what they lack of f32.
+fn masters<'a, T>(stored: &'a Vec<T>, remainders: &[i16]) -> Vec<f32>
+where
+    Slice<'a>: From<&'a Vec<T>>,
+{
+    let mut masters = vec![0.0; stored.len()];
+    Slice::from(stored).decode_parameters(remainders, &mut masters);
+    masters
 }
 
 /// A checkpoint that is being filled.
@@ -696,6 +729,40 @@ impl Draft {
         match self.slots.get(&slot) {
             Some(range) => &mut self.data[range.clone()],
             None => &mut [],
+        }
+    }
+
+    /// Makes the averages of schedule-free training from the parameters, when every other slot is filled.
+    pub(crate) fn fill_averages(&mut self, plan: &Plan) {
+        let rows = self.bytes(Slot::Table(Table::Updates));
+        let updates: Vec<Update> = bytemuck::pod_collect_to_vec(rows);
+        for (index, tensor) in plan.tensors.iter().enumerate() {
+            if !self.slots.contains_key(&Slot::Average(index)) {
+                continue;
+            }
+            let base = self.bytes(Slot::Memory(index, MemoryKind::BaseIterates));
+            let base: Vec<f32> = bytemuck::pod_collect_to_vec(base);
+            let remainders = self.bytes(Slot::Memory(index, MemoryKind::Remainders));
+            let remainders: Vec<i16> = bytemuck::pod_collect_to_vec(remainders);
+            let stored = self.bytes(Slot::Parameters(index));
+            let mut average: Vec<f32> = match plan.places[index].params {
+                Element::F32 => bytemuck::pod_collect_to_vec(stored),
+                Element::F16 => {
+                    masters(&bytemuck::pod_collect_to_vec::<_, f16>(stored), &remainders)
+                }
+                Element::Bf16 => masters(
+                    &bytemuck::pod_collect_to_vec::<_, bf16>(stored),
+                    &remainders,
+                ),
+            };
+            // Before the first rate the parameters are their average.
+            if updates[tensor.group].average_weight > 0.0 {
+                for (y, &z) in average.iter_mut().zip(&base) {
+                    *y = average_of(*y, z);
+                }
+            }
+            let slot = self.bytes(Slot::Average(index));
+            slot.copy_from_slice(bytemuck::cast_slice(&average));
         }
     }
 

@@ -15,6 +15,7 @@ mod optimizer;
 mod reduce_gradient;
 mod regimes;
 mod scaled;
+pub(crate) mod schedule_free;
 mod streams;
 mod tensor;
 mod update_parameters;

@@ -15,6 +15,7 @@ use crate::schedule::Schedule;
 use crate::shard::Shard;
 use crate::step_mode::StepMode;
 use crate::trust::TrustRatio;
+use crate::warning::Warning;
 
 /// A parameter slice with its gradient slice, as [`Group::tensor`] takes it. Implemented for pairs of
 /// [`wgpu::BufferSlice`] and for pairs of `&[f32]`.
@@ -119,6 +120,11 @@ impl<T> Group<T> {
     pub fn averaging(mut self, averaging: Averaging) -> Self {
         self.settings.averaging = Some(averaging);
         self
+    }
+
+    /// Schedule-free training of this group: [`Averaging::ScheduleFree`], which see for what the caller's buffer then holds.
+    pub fn schedule_free(self) -> Self {
+        self.averaging(Averaging::ScheduleFree)
     }
 
     /// Makes steps proportional to the parameters' norm: see [`TrustRatio`]. Meant for [`Group::per_tensor`].
@@ -287,6 +293,12 @@ impl<T> OptimizerBuilder<T> {
         self
     }
 
+    /// Schedule-free training of every group that names no average: [`Averaging::ScheduleFree`], which see for what the caller's
+    /// buffers then hold.
+    pub fn schedule_free(self) -> Self {
+        self.averaging(Averaging::ScheduleFree)
+    }
+
     /// The trust ratio of every group that names none: see [`TrustRatio`].
     pub fn trust_ratio(mut self, trust_ratio: TrustRatio) -> Self {
         self.settings.trust_ratio = Some(trust_ratio);
@@ -390,6 +402,35 @@ impl<T> OptimizerBuilder<T> {
         self
     }
 
+    /// The combinations among the groups that can be built and are known to fail, with what to use instead. `build` writes the same to
+    /// the log.
+    ///
+    /// ```
+    /// use wgpu_optim::{Group, OptimizerBuilder, Regime, Rule};
+    ///
+    /// let (weights, gradients) = ([0.0f32; 8], [0.0f32; 8]);
+    /// let builder = OptimizerBuilder::new(Rule::sgdm(0.9))
+    ///     .regime(Regime::dog())
+    ///     .group(Group::new("all").tensor("w", &weights[..], &gradients[..]));
+    /// for warning in builder.warnings() {
+    ///     eprintln!("{warning}"); // group "all": regime dog is known to fail with rule sgdm, …: use rule sgd, …
+    /// }
+    /// # assert_eq!(builder.warnings().len(), 1);
+    /// ```
+    pub fn warnings(&self) -> Vec<Warning> {
+        let all = &self.settings;
+        let of = |group: &Group<T>| {
+            let own = &group.settings;
+            Warning::of(
+                &group.name,
+                group.rule.unwrap_or(self.rule),
+                own.regime.or(all.regime).unwrap_or_default(),
+                own.schedule.or(all.schedule).unwrap_or_default(),
+            )
+        };
+        self.groups.iter().flat_map(of).collect()
+    }
+
     /// How many steps a ring of at most `records` records is to hold.
     pub(crate) fn record_steps_for(&self, records: u64) -> Result<u32, Error> {
         let groups: usize = self.groups.iter().map(Group::rates).sum();
@@ -453,6 +494,7 @@ impl<T> OptimizerBuilder<T> {
                 "two-pass with OptimizerBuilder::sharded, since a lagged step moves before the ranks have heard of each other",
             )?;
         }
+        let warnings = self.warnings();
         let mut group_names = HashSet::new();
         let mut tensor_names = HashSet::new();
         let mut resolved = Vec::with_capacity(self.groups.len());
@@ -511,6 +553,13 @@ impl<T> OptimizerBuilder<T> {
                 "one that goes by the gradient and its direction alone with StepMode::Lagged (StepMode::TwoPass has them all)",
             )?;
             require(
+                self.mode == StepMode::TwoPass || config.averaging != Averaging::ScheduleFree,
+                || format!("group \"{}\"", config.name),
+                "averaging",
+                config.averaging.name(),
+                "another with StepMode::Lagged, which may yet take a step back when it is averaged (StepMode::TwoPass can do it, or use averaging(Averaging::polynomial_decay()))",
+            )?;
+            require(
                 self.mode == StepMode::TwoPass || !config.measures_step(),
                 || format!("group \"{}\"", config.name),
                 if config.telemetry {
@@ -553,6 +602,10 @@ impl<T> OptimizerBuilder<T> {
                 config,
                 tensors: group.tensors,
             });
+        }
+        // Only of what will be built: an error says more than a warning.
+        for warning in warnings {
+            log::warn!(target: Warning::LOG_TARGET, "{warning}");
         }
         Ok(resolved)
     }
@@ -645,6 +698,13 @@ impl GroupConfig {
             "rule",
             self.rule.name(),
             "sgd or signsgd with regime auto-sgd, whose three streams would need a momentum each",
+        )?;
+        require(
+            self.averaging.fits(&self.rule),
+            || format!("group \"{}\" with rule {}", self.name, self.rule.name()),
+            "averaging",
+            self.averaging.name(),
+            "another with a rule that keeps a momentum, in whose place schedule-free training keeps its base sequence: use averaging(Averaging::polynomial_decay()), or a rule without momentum (Rule::sgd(), Rule::sign_sgd(), or Rule::adamw_without_momentum() for AdamW)",
         )?;
         // Both go by the parameters of the step before, which are another stream's.
         for (field, used) in [

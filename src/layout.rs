@@ -69,8 +69,10 @@ pub struct GroupConstants {
     pub second_decay: f32,
     /// ε of AdamW; 0 for the other rules.
     pub epsilon: f32,
-    /// p.
+    /// p where the smoothed norm is below its first value.
     pub exponent: f32,
+    /// p where it is above.
+    pub exponent_above: f32,
     /// κ.
     pub gain: f32,
     /// h of the first steps' gain.
@@ -260,6 +262,8 @@ pub mod average_kinds {
     pub const POLYNOMIAL: u32 = 1;
     /// Exponential.
     pub const EXPONENTIAL: u32 = 2;
+    /// That of schedule-free training, by the learning rates.
+    pub const SCHEDULE_FREE: u32 = 3;
 }
 
 /// What a group remembers from step to step; all of it lives on the device.
@@ -378,6 +382,10 @@ pub struct GroupState {
     pub first_correction: f32,
     /// [`Update::second_correction`] of the last step of AdamW.
     pub second_correction: f32,
+    /// Σ (η_k k)² of schedule-free training, over the steps k that were not skipped.
+    pub weight_sum_mantissa: f32,
+    /// Σ (η_k k)² of schedule-free training.
+    pub weight_sum_exponent: i32,
     /// One of [`gated_phases`], or 0.
     pub phase: u32,
     /// 1 where a window begins with the last step that was not skipped.

@@ -73,6 +73,7 @@ mod schedule;
 mod shard;
 mod step_mode;
 mod trust;
+mod warning;
 
 pub use averaging::Averaging;
 #[cfg(feature = "checkpoint")]
@@ -96,6 +97,7 @@ pub use schedule::Schedule;
 pub use shard::{CombinedSums, ShardSums};
 pub use step_mode::StepMode;
 pub use trust::TrustRatio;
+pub use warning::Warning;
 // Whose types are in the interface.
 pub use half;
 pub use wgpu;

@@ -8,8 +8,9 @@
 
 use std::collections::HashMap;
 
+use crate::averaging::Averaging;
 use crate::element::{self, Element, Rounding};
-use crate::error::Error;
+use crate::error::{Error, require};
 use crate::group::{GroupConfig, ResolvedGroup};
 use crate::layout::{
     Block, GroupConstants, NO_TENSOR, SKETCH_BUCKETS, ScopeTable, SketchRows, StepUnit,
@@ -98,6 +99,8 @@ pub(crate) enum RuleKind {
     Signum = 4,
     AdamW = 5,
     Lion = 6,
+    /// AdamW with β₁ = 0, which keeps squares and no momentum.
+    AdamWWithoutMomentum = 7,
 }
 
 impl RuleKind {
@@ -110,25 +113,33 @@ impl RuleKind {
             Rule::Sgdm { nesterov: true, .. } => RuleKind::Nesterov,
             Rule::SignSgd => RuleKind::SignSgd,
             Rule::Signum { .. } => RuleKind::Signum,
-            Rule::AdamW { .. } => RuleKind::AdamW,
+            Rule::AdamW { .. } if rule.has_momentum() => RuleKind::AdamW,
+            Rule::AdamW { .. } => RuleKind::AdamWWithoutMomentum,
             Rule::Lion { .. } => RuleKind::Lion,
         }
     }
 
     pub(crate) fn has_momentum(self) -> bool {
-        !matches!(self, RuleKind::Sgd | RuleKind::SignSgd)
+        !matches!(
+            self,
+            RuleKind::Sgd | RuleKind::SignSgd | RuleKind::AdamWWithoutMomentum
+        )
     }
 
-    /// Whether a mean of squares lies behind the momentum.
+    /// Whether a mean of squares is kept: behind the momentum, or in its place where there is none.
     pub(crate) fn has_squares(self) -> bool {
-        self == RuleKind::AdamW
+        matches!(self, RuleKind::AdamW | RuleKind::AdamWWithoutMomentum)
     }
 
     /// [`Rule::is_scale_free`].
     fn is_scale_free(self) -> bool {
         matches!(
             self,
-            RuleKind::SignSgd | RuleKind::Signum | RuleKind::AdamW | RuleKind::Lion
+            RuleKind::SignSgd
+                | RuleKind::Signum
+                | RuleKind::AdamW
+                | RuleKind::AdamWWithoutMomentum
+                | RuleKind::Lion
         )
     }
 }
@@ -164,8 +175,10 @@ pub(crate) struct Kernel {
     pub(crate) raw_norm: bool,
     /// `‖w₀‖` is measured until the first step.
     pub(crate) initial_norm: bool,
-    /// An average of the parameters is kept.
+    /// An average of the parameters is kept, or what follows it in schedule-free training.
     pub(crate) averages: bool,
+    /// What is kept is z of schedule-free training, and the parameters are between z and the average.
+    pub(crate) schedule_free: bool,
     /// The step and the parameters are measured.
     pub(crate) step_sums: bool,
     /// The gradients are multiplied by a scale of the loss.
@@ -189,6 +202,7 @@ impl Kernel {
         raw_norm: false,
         initial_norm: false,
         averages: false,
+        schedule_free: false,
         step_sums: false,
         loss_scale: false,
         clears_gradients: false,
@@ -274,9 +288,10 @@ impl Kernel {
         self.alignment == Alignment::LastGradient
     }
 
-    /// Words (4 bytes) that are remembered of a quad in one place: momentum, counters, or nothing. Squares lie in another.
+    /// Words (4 bytes) that a lagged step remembers of a quad in one place: momentum or squares, counters, or nothing. Squares beside a
+    /// momentum lie in another.
     pub(crate) fn memory_words(self) -> u32 {
-        if self.rule.has_momentum() {
+        if self.momentum_vectors() > 0 {
             QUAD
         } else if self.has_counters() {
             1
@@ -292,7 +307,7 @@ impl Kernel {
 pub(crate) enum MemoryKind {
     /// m of the rule.
     Momentum,
-    /// v of the rule, which on the device lies in the momentum's buffer, behind it.
+    /// v of the rule, which on the device lies in the momentum's buffer, behind it, or has a buffer of its own where there is none.
     SecondMoment,
     /// Counters of gradient signs, and the sign of the last step.
     Counters,
@@ -304,12 +319,14 @@ pub(crate) enum MemoryKind {
     Streams,
     /// The average of the parameters.
     Averages,
+    /// z of schedule-free training, in the average's place.
+    BaseIterates,
     /// What 16-bit parameters lack of f32.
     Remainders,
 }
 
 impl MemoryKind {
-    pub(crate) const ALL: [MemoryKind; 8] = [
+    pub(crate) const ALL: [MemoryKind; 9] = [
         MemoryKind::Momentum,
         MemoryKind::SecondMoment,
         MemoryKind::Counters,
@@ -317,6 +334,7 @@ impl MemoryKind {
         MemoryKind::FirstParameters,
         MemoryKind::Streams,
         MemoryKind::Averages,
+        MemoryKind::BaseIterates,
         MemoryKind::Remainders,
     ];
 
@@ -330,6 +348,7 @@ impl MemoryKind {
             MemoryKind::FirstParameters => "first_parameters",
             MemoryKind::Streams => "streams",
             MemoryKind::Averages => "averages",
+            MemoryKind::BaseIterates => "base_iterates",
             MemoryKind::Remainders => "remainders",
         }
     }
@@ -344,7 +363,8 @@ impl MemoryKind {
             | MemoryKind::LastGradient
             | MemoryKind::FirstParameters
             | MemoryKind::Streams
-            | MemoryKind::Averages => 4,
+            | MemoryKind::Averages
+            | MemoryKind::BaseIterates => 4,
         }
     }
 
@@ -366,7 +386,8 @@ impl Kernel {
             MemoryKind::LastGradient => self.has_last_gradient(),
             MemoryKind::FirstParameters => self.has_first_parameters(),
             MemoryKind::Streams => self.has_streams(),
-            MemoryKind::Averages => self.averages,
+            MemoryKind::Averages => self.averages && !self.schedule_free,
+            MemoryKind::BaseIterates => self.schedule_free,
             MemoryKind::Remainders => self.has_remainders(),
         }
     }
@@ -563,6 +584,14 @@ impl Plan {
         for (index, config) in configs.iter().enumerate() {
             let scope = &scopes[scope_of_group[index]];
             let mut kernel = kernel_of(config, scope, &configs)?;
+            // Its kernel has no binding left for a second memory and the copy of it.
+            require(
+                mode == StepMode::TwoPass || !(kernel.has_counters() && kernel.rule.has_squares()),
+                || format!("group \"{}\" with rule {}", config.name, config.rule.name()),
+                "beta1",
+                0,
+                "above 0 with StepMode::Lagged and a regime that measures alignment, such as Seesaw (StepMode::TwoPass can do it)",
+            )?;
             kernel.loss_scale = safeguards.loss_scaler.is_some();
             kernel.clears_gradients = accumulation.clears;
             let elements: u64 = scope.groups.iter().map(|&g| elements_of_group[g]).sum();
@@ -1015,6 +1044,7 @@ fn kernel_of(
         initial_norm: members()
             .any(|member| member.regime.needs_initial_norm() || member.trust_ratio.is_some()),
         averages: config.averaging.is_on(),
+        schedule_free: config.averaging == Averaging::ScheduleFree,
         step_sums: config.measures_step(),
         // What is left is set by `Plan::new` and `Kernel::at`.
         ..Kernel::PLAIN
@@ -1096,6 +1126,7 @@ fn constants_of(
         second_decay,
         epsilon,
         exponent: regime.exponent(),
+        exponent_above: regime.exponent_above(&config.rule),
         gain: regime.gain(),
         early_steps: regime.early_steps(),
         smoothing: regime.smoothing(),

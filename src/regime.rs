@@ -19,6 +19,7 @@ pub use streams::AutoSgd;
 use crate::error::{Error, require};
 use crate::layout::regime_kinds;
 use crate::rule::Rule;
+use crate::schedule::Schedule;
 
 /// The regime that sets a group's learning rate η, once per step, from that step's reductions.
 ///
@@ -187,9 +188,40 @@ impl Regime {
         matches!(self, Regime::AutoSgd(_))
     }
 
-    /// Whether it can be had with this rule: three streams would need a momentum each.
+    /// Whether it can be had with this rule: three streams would need a momentum each, and a mean of squares.
     pub fn fits(&self, rule: &Rule) -> bool {
-        !(self.needs_streams() && rule.has_momentum())
+        !self.needs_streams() || !(rule.has_momentum() || rule.has_second_moment())
+    }
+
+    /// Whether it is known to work with this rule. Of the others [`OptimizerBuilder::warnings`](crate::OptimizerBuilder::warnings) tells:
+    /// they can be built, and diverge, or nearly so, on every problem they were tried on.
+    ///
+    /// - DoG and DoWG take the direction for one as long as the gradient. Momentum makes it many times longer, so that the distance, and
+    ///   with it the rate, grows without end. AdamW's direction does not grow, and works.
+    /// - Polyak has the same trouble with [`Rule::Sgdm`]; rules whose direction does not grow with the momentum work.
+    /// - Barzilai and Borwein's secants go by the change of the gradient along the step, which momentum does not take along the gradient.
+    ///
+    /// Whether regimes that compare gradients of different batches fail for that reason depends on the batches, and is not told.
+    pub fn suits(&self, rule: &Rule) -> bool {
+        let momentum = rule.momentum() > 0.0;
+        match self {
+            Regime::DoG(_) | Regime::DoWG(_) => !momentum || rule.has_second_moment(),
+            Regime::Polyak(_) => !momentum || rule.is_scale_free(),
+            Regime::BarzilaiBorwein(_) => !momentum,
+            _ => true,
+        }
+    }
+
+    /// Whether it is known to work under this schedule: the regimes that go by the alignment do not under one that rises over more than a
+    /// tenth of the steps. (How many steps there will be is not known of [`Schedule::InverseSqrt`], so that it always is.)
+    pub fn suits_schedule(&self, schedule: &Schedule) -> bool {
+        let rises = match *schedule {
+            Schedule::WarmupCosine { .. } => true,
+            Schedule::OneCycle { first, .. } => first < 1.0,
+            _ => false,
+        };
+        let rise = 10 * u64::from(schedule.rise());
+        !(self.needs_alignment() && rises && rise > u64::from(schedule.steps()))
     }
 
     /// Whether every step leaves a sketch of 256 sums, 1 KiB for each norm.
@@ -241,6 +273,11 @@ impl Regime {
             | Regime::GatedDistance(GatedDistance { exponent, .. }) => exponent,
             _ => 0.0,
         }
+    }
+
+    /// `p` of the norm term where the smoothed norm stands above its first value, see [`Seesaw`].
+    pub fn exponent_above(&self, _rule: &Rule) -> f32 {
+        self.exponent()
     }
 
     /// `κ` of the alignment term `κ_t (n/n̂) a`, see [`Seesaw`].

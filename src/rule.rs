@@ -4,7 +4,7 @@ use crate::error::{Error, require};
 
 /// How a gradient `g` becomes a direction `u`; the step is `w ← w - η u`.
 ///
-/// Semantics are those of `torch.optim` where it has the rule. State is per parameter (4 bytes for the momentum rules, 8 for AdamW) and
+/// Semantics are those of `torch.optim` where it has the rule. State is per parameter (4 bytes for the momentum rules, 8 for AdamW, 4 with `β₁ = 0`) and
 /// lives beside the optimizer, not in the caller's buffers.
 #[derive(Debug, Clone, Copy, PartialEq)]
 #[cfg_attr(feature = "checkpoint", derive(serde::Serialize))]
@@ -47,8 +47,10 @@ pub enum Rule {
     /// - v is a square: of |g| below about 1e-22 f32 makes a zero, as in PyTorch, which does not matter beside an ε above 1e-18. An
     ///   element above 1.8e19 counts as 1.8e19, whose square f32 can hold; in PyTorch its v would be infinite, and it would never move
     ///   again. So no finite gradient makes a step that is not finite.
+    /// - With `β₁ = 0` no m is kept: `u = g / (√v/√(1-β₂ᵏ) + ε)`, with 4 bytes per parameter for v alone. The rule then counts as one
+    ///   without momentum: Seesaw measures its alignment by direction counters, as for [`Rule::Sgd`].
     AdamW {
-        /// β₁ in `[0, 1)`; 0.9 in PyTorch.
+        /// β₁ in `[0, 1)`; 0.9 in PyTorch. 0 keeps no momentum.
         beta1: f32,
         /// β₂ in `[0, 1)`; 0.999 in PyTorch.
         beta2: f32,
@@ -108,6 +110,16 @@ impl Rule {
         }
     }
 
+    /// Adam with `β₁ = 0`, which keeps no momentum, only a mean of squares; β₂ = 0.999 and ε = 1e-8 as in [`Rule::adamw`]. It is what
+    /// [`Averaging::ScheduleFree`](crate::Averaging::ScheduleFree) makes schedule-free AdamW of.
+    pub fn adamw_without_momentum() -> Self {
+        Rule::AdamW {
+            beta1: 0.0,
+            beta2: 0.999,
+            epsilon: 1e-8,
+        }
+    }
+
     /// Lion with the paper's β₁ = 0.9, β₂ = 0.99.
     pub fn lion() -> Self {
         Rule::Lion {
@@ -145,12 +157,13 @@ impl Rule {
         }
     }
 
-    /// Whether the rule keeps a momentum `m` (4 bytes per parameter).
+    /// Whether the rule keeps a momentum `m` (4 bytes per parameter). AdamW with `β₁ = 0` does not.
     pub fn has_momentum(&self) -> bool {
-        matches!(
-            self,
-            Rule::Sgdm { .. } | Rule::Signum { .. } | Rule::AdamW { .. } | Rule::Lion { .. }
-        )
+        match *self {
+            Rule::Sgd | Rule::SignSgd => false,
+            Rule::Sgdm { .. } | Rule::Signum { .. } | Rule::Lion { .. } => true,
+            Rule::AdamW { beta1, .. } => beta1 != 0.0,
+        }
     }
 
     /// Whether the rule keeps a mean of squares `v` (4 bytes more).

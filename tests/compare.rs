@@ -69,23 +69,58 @@ fn without_clock(run: &Value) -> Value {
     run
 }
 
+/// What a comparison looks at; a single run looks at more.
+fn judged(run: &Value) -> Value {
+    let mut run = without_clock(run);
+    let fields = run.as_object_mut().expect("an object");
+    for key in [
+        "last_train_loss",
+        "last_test_accuracy",
+        "averaged_test_accuracy",
+    ] {
+        fields.remove(key);
+    }
+    run
+}
+
 #[test]
 fn every_run_is_there_and_is_what_a_single_run_gives() {
     let report = json("2", &[&SMALL[..], &["--json"]].concat());
     let mut runs = list(&report, "runs").iter();
     for rule in ["sgd", "signsgd"] {
-        for extra in [
-            ["--regime", "fixed", "--lr", "0.01"].as_slice(),
-            &["--regime", "fixed", "--lr", "0.3"],
-            &["--regime", "seesaw"],
-            &["--regime", "norm-ratio"],
+        let cosine = ["--schedule", "warmup-cosine"];
+        for (extra, schedule) in [
+            (["--regime", "fixed", "--lr", "0.01"].as_slice(), &[][..]),
+            (&["--regime", "fixed", "--lr", "0.3"], &[]),
+            (&["--regime", "fixed", "--lr", "0.01"], &cosine),
+            (&["--regime", "fixed", "--lr", "0.3"], &cosine),
+            (&["--regime", "seesaw"], &[]),
+            (&["--regime", "norm-ratio"], &[]),
         ] {
             for seed in ["3", "4"] {
                 let args = ["--json", "--backend", "cpu", "--epochs", "1"];
                 let which = ["--rule", rule, "--seed", seed];
-                let single = json("2", &[&args[..], &which, extra].concat());
+                let single = |average: &[&str]| {
+                    json("2", &[&args[..], &which, extra, schedule, average].concat())["runs"][0]
+                        .take()
+                };
                 let run = runs.next().expect("a run");
-                assert_eq!(without_clock(run), without_clock(&single["runs"][0]));
+                // What is tuned is judged by the better of two iterates, what is not by its own.
+                let single = if extra[1] == "fixed" {
+                    let [last, averaged] =
+                        [&["--last"][..], &["--average", "polynomial"]].map(single);
+                    let accuracies = [&last, &averaged].map(|run| number(run, "test_accuracy"));
+                    assert_eq!(number(run, "last_test_accuracy"), accuracies[0]);
+                    assert_eq!(number(run, "averaged_test_accuracy"), accuracies[1]);
+                    if accuracies[0] > accuracies[1] {
+                        last
+                    } else {
+                        averaged
+                    }
+                } else {
+                    single(&[])
+                };
+                assert_eq!(judged(run), judged(&single));
                 let rate = extra
                     .get(3)
                     .map(|rate| rate.parse::<f64>().expect("a rate"));
@@ -97,10 +132,10 @@ fn every_run_is_there_and_is_what_a_single_run_gives() {
 }
 
 #[test]
-fn means_and_regret_follow_from_the_runs() {
+fn means_and_gaps_follow_from_the_runs() {
     let report = json("2", &[&SMALL[..], &["--json"]].concat());
     let (runs, summary) = (list(&report, "runs"), list(&report, "summary"));
-    assert_eq!((runs.len(), summary.len()), (16, 8));
+    assert_eq!((runs.len(), summary.len()), (24, 12));
     for (cell, pair) in summary.iter().zip(runs.chunks(2)) {
         let [a, b] = [0, 1].map(|at| number(&pair[at], "test_accuracy"));
         let accuracy = number(cell, "test_accuracy");
@@ -110,15 +145,55 @@ fn means_and_regret_follow_from_the_runs() {
         let loss = (number(&pair[0], "train_loss") + number(&pair[1], "train_loss")) / 2.0;
         assert!((number(cell, "train_loss") - loss).abs() < 1e-12);
     }
-    for rule in summary.chunks(4) {
-        let accuracies = rule.iter().map(|cell| number(cell, "test_accuracy"));
-        let fixed: Vec<f64> = accuracies.clone().take(2).collect();
-        let best = fixed[0].max(fixed[1]);
-        assert_ne!(fixed[0], fixed[1], "a tie shows nothing");
-        for (cell, accuracy) in rule.iter().zip(accuracies) {
-            let rate = if fixed[0] == best { 0.01 } else { 0.3 };
-            assert_eq!(number(cell, "best_fixed_lr"), rate);
-            assert!((number(cell, "regret") - 100.0 * (best - accuracy)).abs() < 1e-9);
+    for rule in summary.chunks(6) {
+        let accuracies: Vec<f64> = rule
+            .iter()
+            .map(|cell| number(cell, "test_accuracy"))
+            .collect();
+        for (at, lr, above) in [
+            (0, "best_fixed_lr", "above_best_fixed"),
+            (2, "best_cosine_lr", "above_best_cosine"),
+        ] {
+            let tuned = &accuracies[at..at + 2];
+            let best = tuned[0].max(tuned[1]);
+            assert_ne!(tuned[0], tuned[1], "a tie shows nothing");
+            for (cell, accuracy) in rule.iter().zip(&accuracies) {
+                let rate = if tuned[0] == best { 0.01 } else { 0.3 };
+                assert_eq!(number(cell, lr), rate);
+                assert!((number(cell, above) - 100.0 * (accuracy - best)).abs() < 1e-9);
+            }
+        }
+    }
+    // The few lines at the end: every rule and regime against both references, and all rules together.
+    let overall = list(&report, "overall");
+    assert_eq!(overall.len(), 2 * (2 + 1) * 2);
+    for line in overall {
+        let key = match line["against"].as_str() {
+            Some("best fixed") => "above_best_fixed",
+            Some("best cosine") => "above_best_cosine",
+            _ => panic!("{line}"),
+        };
+        let points: Vec<f64> = summary
+            .iter()
+            .filter(|cell| cell["regime"] == line["rate_from"])
+            .filter(|cell| line["rule"] == "all" || cell["rule"] == line["rule"])
+            .map(|cell| number(cell, key))
+            .collect();
+        let count = points.len() as f64;
+        assert_eq!(number(line, "compared"), count);
+        assert_eq!(points.len(), if line["rule"] == "all" { 2 } else { 1 });
+        let mean = points.iter().sum::<f64>() / count;
+        assert!((number(line, "mean") - mean).abs() < 1e-9, "{line}");
+        let worst = points.iter().copied().fold(f64::INFINITY, f64::min);
+        assert_eq!(number(line, "worst"), worst, "{line}");
+        let place = line["worst_at"].as_str().expect("a place");
+        assert!(place.starts_with("digits 64x1, s"), "{line}");
+        for (key, limit) in [
+            ("more_than_half_a_point_below", -0.5),
+            ("more_than_two_points_below", -2.0),
+        ] {
+            let below = points.iter().filter(|&&points| points < limit).count();
+            assert_eq!(number(line, key), below as f64 / count, "{line}");
         }
     }
 }
@@ -161,6 +236,7 @@ fn tables_can_be_read_at_120_columns_and_markdown_has_its_columns() {
         "chosen on the test rows",
         "hypergradient",
         "end of its grid",
+        "all together",
     ] {
         assert!(text.contains(words), "{words}: {text}");
     }
@@ -170,10 +246,22 @@ fn tables_can_be_read_at_120_columns_and_markdown_has_its_columns() {
         lines[2].starts_with("| digits | 64, 1 | best fixed | "),
         "{text}"
     );
-    assert!(lines[3].starts_with("| | | seesaw | "), "{text}");
-    for line in lines {
-        assert_eq!(line.matches('|').count(), 3 + 5 + 1, "{line}");
-    }
+    assert!(lines[3].starts_with("| | | best cosine | "), "{text}");
+    assert!(lines[4].starts_with("| | | seesaw | "), "{text}");
+    // A table of all, one of them together, and notes.
+    let mut tables = lines.split(|line| line.is_empty());
+    let bars = |table: &[&str], count: usize| {
+        for line in table {
+            assert_eq!(line.matches('|').count(), count, "{line}");
+        }
+    };
+    bars(tables.next().expect("a table"), 3 + 5 + 1);
+    let title = tables.next().expect("a title");
+    assert!(title[0].starts_with("all together") && title[0].ends_with(':'));
+    bars(tables.next().expect("a table"), 8 + 1);
+    let notes = tables.next().expect("notes");
+    assert!(notes.iter().all(|line| line.starts_with("- ")), "{notes:?}");
+    assert!(tables.next().is_none());
 }
 
 /// Rows for the first step's length, and for a loss that was rescaled: the tuned rate is the one of the unscaled gradient.
@@ -213,10 +301,10 @@ fn first_steps_and_gradient_scales_have_a_row_each() {
         assert!(regime == "fixed" && scale == 1.0 || found.next().is_none());
         cell
     };
-    assert_eq!(summary.len(), 2 + 4 + 1);
+    assert_eq!(summary.len(), 2 * 2 + 4 + 1);
     let tuned = find("fixed", None, 1024.0);
     assert_eq!(number(tuned, "lr"), number(tuned, "best_fixed_lr"));
-    assert!(number(tuned, "regret") > 20.0, "{tuned}");
+    assert!(number(tuned, "above_best_fixed") < -20.0, "{tuned}");
     let [short, default] = [1e-3, 1e-2].map(|step| find("seesaw", Some(step), 1.0));
     assert_ne!(short["train_loss"], default["train_loss"]);
     // The default's value, given: what is run without it.
@@ -269,17 +357,25 @@ fn schedules_have_a_best_fixed_rate_and_a_row_per_regime_each() {
         let lr = cell["lr"].as_f64().map(|lr| lr.to_string());
         let mut args = vec!["--json", "--backend", "cpu", "--epochs", "2"];
         args.extend(["--rule", "sgd", "--regime", regime, "--schedule", schedule]);
-        args.extend(lr.iter().flat_map(|lr| ["--lr", lr]));
+        if let Some(lr) = &lr {
+            args.extend(["--average", "polynomial", "--lr", lr]);
+        }
         let single = &json("2", &args)["runs"][0];
-        assert_eq!(single["train_loss"], cell["train_loss"], "{cell}");
+        let losses = ["train_loss", "last_train_loss"].map(|key| &single[key]);
+        // A rate that is given is judged by the better of the two.
+        assert!(
+            losses[..1 + usize::from(lr.is_some())].contains(&&cell["train_loss"]),
+            "{cell}"
+        );
         assert_eq!(single["schedule"], schedule);
         // Every schedule but the constant ends below where a rate alone would.
         if regime == "fixed" {
             let last = number(single, "lr_last") / number(cell, "lr");
             assert_eq!(last > 0.999, schedule == "constant", "{schedule}: {last}");
         }
-        // All are against the best rate without a schedule.
+        // All are against the best rate without a schedule, and against the best peak of the cosine.
         assert_eq!(cell["best_fixed_lr"], summary[0]["best_fixed_lr"]);
+        assert_eq!(cell["best_cosine_lr"], summary[0]["best_cosine_lr"]);
         seen.push(number(cell, "train_loss").to_bits());
     }
     seen.sort_unstable();
@@ -313,6 +409,168 @@ fn a_run_that_diverges_is_a_result() {
     assert!(printed("2", &args).contains("best fixed"));
 }
 
+/// It counts as if it had answered with the most frequent class, and a regime that does it is told of; the command does not fail for it.
+#[test]
+fn a_regime_that_diverges_is_told_of_and_counts_as_chance() {
+    let args = [
+        "--compare",
+        "--backend",
+        "cpu",
+        "--epochs",
+        "2",
+        "--rules",
+        "sgdm",
+        "--regimes",
+        "bb-long",
+        "--lrs",
+        "0.1,0.01",
+        "--seeds",
+        "0",
+    ];
+    let report = json("2", &[&args[..], &["--json"]].concat());
+    let runs = list(&report, "runs");
+    let run = runs.last().expect("a run");
+    assert_eq!(
+        (&run["regime"], &run["verdict"]),
+        (&"bb-long".into(), &"diverged".into())
+    );
+    let cell = list(&report, "summary").last().expect("a cell");
+    assert_eq!(number(cell, "diverged"), 1.0);
+    // The most frequent of ten classes has a tenth of the rows, more or less.
+    let chance = number(cell, "test_accuracy");
+    assert!((0.07..0.13).contains(&chance), "{cell}");
+    assert!(number(cell, "above_best_fixed") < -50.0, "{cell}");
+    assert_eq!(number(&list(&report, "overall")[0], "diverged"), 1.0);
+    let table = printed("2", &args);
+    for words in ["│ diverged │", "sgdm, bb-long: 1 of 1 runs diverged"] {
+        assert!(table.contains(words), "{words}: {table}");
+    }
+    let markdown = printed("2", &[&args[..], &["--markdown"]].concat());
+    assert!(markdown.contains("| **diverged** ("), "{markdown}");
+}
+
+/// Two steps ask for rates beyond the grid, which is made longer until the best one is within it, or three times; a grid that is given
+/// is left as it is, and said to be too short.
+#[test]
+fn a_grid_is_made_longer_where_the_best_is_at_its_end() {
+    let args = [
+        "--compare",
+        "--backend",
+        "cpu",
+        "--settings",
+        "1024x1",
+        "--rules",
+        "signsgd",
+        "--regimes",
+        "seesaw",
+        "--seeds",
+        "0",
+    ];
+    let rates = |args: &[&str], schedule: &str| -> Vec<f64> {
+        let report = json("2", &[args, &["--json"]].concat());
+        let cells = list(&report, "summary").iter();
+        let grid = cells.filter(|cell| cell["regime"] == "fixed" && cell["schedule"] == schedule);
+        grid.map(|cell| number(cell, "lr")).collect()
+    };
+    let given = [&args[..], &["--lrs", "1e-4,3e-4"]].concat();
+    assert_eq!(rates(&given, "constant"), [1e-4, 3e-4]);
+    let table = printed("2", &given);
+    for best in ["signsgd, best fixed: 3e-4", "signsgd, best cosine: 3e-4"] {
+        let note = format!("{best} is at the upper end of its grid");
+        assert!(table.contains(&note), "{note}: {table}");
+    }
+    let default = [1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2];
+    let beyond = [1e-1, 3e-1, 1.0];
+    let mut longer = 0;
+    for schedule in ["constant", "warmup-cosine"] {
+        let rates = rates(&args, schedule);
+        let (given, more) = rates.split_at(default.len());
+        assert_eq!(given, default);
+        assert_eq!(more, &beyond[..more.len()]);
+        longer += more.len();
+    }
+    assert!(
+        longer > 0,
+        "no best rate was at an end: another setting would show something"
+    );
+}
+
+/// Each set has the epochs that it asks for.
+#[test]
+fn made_and_other_sets_have_their_own_epochs() {
+    let args = [
+        "--compare",
+        "--json",
+        "--backend",
+        "cpu",
+        "--data",
+        "sine,digits",
+        "--rules",
+        "lion",
+        "--regimes",
+        "seesaw",
+        "--lrs",
+        "0.01",
+        "--seeds",
+        "0",
+    ];
+    let report = json("2", &args);
+    for (cells, (data, epochs)) in list(&report, "summary")
+        .chunks(3)
+        .zip([("sine", 40), ("digits", 10)])
+    {
+        for cell in cells {
+            assert_eq!(
+                (&cell["data"], &cell["epochs"]),
+                (&data.into(), &epochs.into())
+            );
+        }
+    }
+    let short = json("2", &[&args[..], &["--epochs", "2"]].concat());
+    assert!(
+        list(&short, "summary")
+            .iter()
+            .all(|cell| cell["epochs"] == 2)
+    );
+}
+
+/// The last weights of a regime instead of its average, and AdamW with its momentum.
+#[test]
+fn last_judges_regimes_by_their_last_weights() {
+    let args = [
+        "--compare",
+        "--json",
+        "--backend",
+        "cpu",
+        "--epochs",
+        "1",
+        "--rules",
+        "sgdm,adamw",
+        "--regimes",
+        "seesaw",
+        "--lrs",
+        "0.01",
+        "--seeds",
+        "0",
+    ];
+    for (more, sgdm, adamw, momentum) in [
+        (&[][..], "polynomial", "schedule-free", 0.0),
+        (&["--last"], "last", "last", 0.9),
+    ] {
+        let report = json("2", &[&args[..], more].concat());
+        let runs = list(&report, "runs");
+        for (run, evaluated) in [(&runs[2], sgdm), (&runs[5], adamw)] {
+            assert_eq!(
+                (&run["regime"], &run["evaluated"]),
+                (&"seesaw".into(), &evaluated.into())
+            );
+        }
+        assert!((number(&runs[5], "momentum") - momentum).abs() < 1e-6);
+        // What is tuned has the momentum that AdamW is known for.
+        assert!((number(&runs[3], "momentum") - 0.9).abs() < 1e-6);
+    }
+}
+
 #[test]
 fn the_report_has_a_table_and_a_chart_and_needs_nothing_else() {
     let folder = tempfile::tempdir().expect("a folder");
@@ -320,7 +578,7 @@ fn the_report_has_a_table_and_a_chart_and_needs_nothing_else() {
     let path = path.to_str().expect("UTF-8");
     printed("2", &[&SMALL[..], &["--report", path]].concat());
     let page = std::fs::read_to_string(path).expect("reads");
-    for (what, count) in [("<table>", 1), ("<svg ", 1), ("src=", 0), ("href=", 0)] {
+    for (what, count) in [("<table>", 2), ("<svg ", 1), ("src=", 0), ("href=", 0)] {
         assert_eq!(page.matches(what).count(), count, "{what}");
     }
     assert!(page.contains("norm-ratio") && page.contains("(at 0.3)"));

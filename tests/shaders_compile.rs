@@ -69,7 +69,7 @@ fn passes_say_what_they_read_write_and_how_many_invocations() {
             assert!(head.contains(word), "the head of {name} has no \"{word}\"");
         }
     }
-    assert_eq!(passes, 10);
+    assert_eq!(passes, 12);
 }
 
 /// Seeded faults.
@@ -88,7 +88,9 @@ fn the_checks_see_a_missing_head_and_an_endless_loop() {
 #[test]
 fn every_combination_compiles_on_every_adapter() {
     let mut specs = Vec::new();
-    for rule in Rule::all() {
+    let mut rules = Rule::all();
+    rules.push(Rule::adamw_without_momentum());
+    for rule in rules {
         for regime in [
             Regime::seesaw(),
             Regime::norm_ratio(),
@@ -107,13 +109,19 @@ fn every_combination_compiles_on_every_adapter() {
                     spec.averaging = Averaging::polynomial_decay();
                 }
                 spec.telemetry = specs.len() % 3 == 0;
+                let mut free = spec.clone().named(format!("{} free", specs.len()));
                 specs.push(spec);
+                free.averaging = Averaging::ScheduleFree;
+                if free.averaging.fits(&rule) {
+                    specs.push(free);
+                }
             }
         }
     }
     let streams: Vec<Spec> = specs
         .iter()
         .filter(|spec| Regime::auto_sgd().fits(&spec.rule) && spec.regime == Regime::seesaw())
+        .filter(|spec| spec.averaging != Averaging::ScheduleFree)
         .map(|spec| Spec {
             regime: Regime::auto_sgd(),
             // Which would mix the streams.

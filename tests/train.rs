@@ -16,11 +16,17 @@ fn wgpu_optim(args: &[&str]) -> Output {
 }
 
 fn run(args: &[&str]) -> serde_json::Value {
+    run_to(0, args)
+}
+
+/// Trains; the exit code must be this one.
+fn run_to(code: i32, args: &[&str]) -> serde_json::Value {
     let mut all = vec!["train", "--json"];
     all.extend(args);
     let output = wgpu_optim(&all);
-    assert!(
-        output.status.success(),
+    assert_eq!(
+        output.status.code(),
+        Some(code),
         "{args:?}: {}",
         String::from_utf8_lossy(&output.stderr)
     );
@@ -57,7 +63,8 @@ fn without_arguments_it_reaches_95_percent_on_digits() {
 fn json_has_every_key_that_is_promised() {
     let run = run(&["--epochs", "1"]);
     let keys: Vec<&str> = [
-        "data model rule regime schedule backend adapter tuning epochs batch seed steps train_loss test_accuracy",
+        "data model rule momentum regime schedule backend adapter tuning epochs batch seed steps verdict evaluated start_loss",
+        "train_loss test_accuracy last_train_loss last_test_accuracy averaged_test_accuracy nonfinite_test_rows",
         "lr_first lr_last lr_min lr_max skipped_steps seconds",
     ]
     .iter()
@@ -68,38 +75,250 @@ fn json_has_every_key_that_is_promised() {
     }
     assert_eq!(run.as_object().expect("an object").len(), keys.len());
     assert_eq!(number(&run, "steps"), 23.0);
+    assert_eq!(
+        (&run["verdict"], &run["nonfinite_test_rows"]),
+        (&"ok".into(), &0.into())
+    );
+    // Only the last iterate: nothing beside it.
+    let last = self::run(&["--epochs", "1", "--last"]);
+    assert_eq!(last.as_object().expect("an object").len(), keys.len() - 3);
 }
 
-/// Every average, on both engines: both accuracies are there, and the averaged one is not the last one by another name.
+/// Every average, on both engines: both accuracies are there, the run is judged by the averaged one, and that is not the last one by
+/// another name.
 #[test]
 fn averaged_weights_are_evaluated_beside_the_last() {
     for average in ["running", "exponential", "polynomial"] {
         let args = ["--average", average, "--rule", "sgd", "--epochs", "4"];
         let on = |backend: &str| run(&[&args[..], &["--backend", backend]].concat());
         let (host, device) = (on("cpu"), on("vulkan"));
-        let plain = run(&[&args[2..], &["--backend", "cpu"]].concat());
+        let plain = run(&[&args[2..], &["--backend", "cpu", "--last"]].concat());
         for run in [&host, &device] {
-            assert_eq!(run["average"], average);
+            assert_eq!(run["evaluated"], average);
             let averaged = number(run, "averaged_test_accuracy");
             assert!((0.7..1.0).contains(&averaged), "{run}");
+            assert_eq!(averaged, number(run, "test_accuracy"));
         }
         // Averages change nothing but themselves.
-        assert_eq!(host["test_accuracy"], plain["test_accuracy"]);
-        assert_eq!(host["train_loss"], plain["train_loss"]);
-        assert!(plain["averaged_test_accuracy"].is_null() && plain["average"].is_null());
-        for key in ["test_accuracy", "averaged_test_accuracy"] {
+        assert_eq!(host["last_test_accuracy"], plain["test_accuracy"]);
+        assert_eq!(host["last_train_loss"], plain["train_loss"]);
+        assert_ne!(host["train_loss"], plain["train_loss"]);
+        assert_eq!(plain["evaluated"], "last");
+        for key in ["test_accuracy", "last_test_accuracy"] {
             let apart = (number(&host, key) - number(&device, key)).abs();
             assert!(apart <= 0.005, "{average}: {key} is {apart} apart");
         }
     }
-    // The mean of all lags behind where four epochs go uphill.
-    let running = run(&["--average", "running", "--rule", "sgd", "--epochs", "4"]);
-    assert_ne!(running["averaged_test_accuracy"], running["test_accuracy"]);
     refused(&["train", "--average", "median"], &["--average", "median"]);
     refused(
         &["train", "--average", "running", "--compare"],
         &["--average", "--compare"],
     );
+    refused(
+        &["train", "--average", "running", "--last"],
+        &["--average", "--last"],
+    );
+}
+
+/// Without a word schedule-free where the rule can, and AdamW then has no momentum; the polynomial average where it cannot, and where
+/// there is a schedule; nothing where streams take turns.
+#[test]
+fn what_is_evaluated_follows_from_the_rule() {
+    for (args, evaluated, momentum) in [
+        (&["--rule", "sgd"][..], "schedule-free", 0.0),
+        (&["--rule", "signsgd"], "schedule-free", 0.0),
+        (&["--rule", "adamw"], "schedule-free", 0.0),
+        (&["--rule", "adamw", "--last"], "last", 0.9),
+        (
+            &["--rule", "adamw", "--average", "polynomial"],
+            "polynomial",
+            0.9,
+        ),
+        (
+            &["--rule", "adamw", "--average", "schedule-free"],
+            "schedule-free",
+            0.0,
+        ),
+        (
+            &["--rule", "adamw", "--schedule", "warmup-cosine"],
+            "polynomial",
+            0.9,
+        ),
+        (&["--rule", "sgd", "--schedule", "step"], "polynomial", 0.0),
+        (&["--rule", "sgdm"], "polynomial", 0.9),
+        (&["--rule", "nesterov", "--last"], "last", 0.9),
+        (&["--rule", "signum"], "polynomial", 0.9),
+        (&["--rule", "lion"], "polynomial", 0.99),
+        (&["--rule", "sgd", "--regime", "auto-sgd"], "last", 0.0),
+    ] {
+        let run = run(&[args, &["--backend", "cpu", "--epochs", "1"]].concat());
+        assert_eq!(run["evaluated"], evaluated, "{args:?}");
+        let apart = number(&run, "momentum") - momentum;
+        assert!(apart.abs() < 1e-6, "{args:?}: {run}");
+        let others = ["last_test_accuracy", "averaged_test_accuracy"];
+        for key in others {
+            assert_eq!(run[key].is_null(), evaluated == "last", "{args:?}, {key}");
+        }
+    }
+    let output = wgpu_optim(&[
+        "train",
+        "--rule",
+        "adamw",
+        "--backend",
+        "cpu",
+        "--epochs",
+        "1",
+    ]);
+    let table = String::from_utf8_lossy(&output.stdout);
+    for words in [
+        "adamw with beta1 = 0, seesaw, schedule-free average",
+        "1 epoch: 23 steps of 64 rows",
+        "test accuracy, schedule-free average",
+        "test accuracy, last iterate",
+    ] {
+        assert!(table.contains(words), "{words}: {table}");
+    }
+    refused(
+        &["train", "--rule", "sgdm", "--average", "schedule-free"],
+        &["schedule-free", "sgdm"],
+    );
+}
+
+/// Made from a seed: no file, forty epochs without a word, and a rate that is tuned solves them, which no linear model does.
+#[test]
+fn sets_that_are_made_train_without_a_file() {
+    for (data, steps) in [
+        ("spirals", 760),
+        ("parity", 1000),
+        ("sine", 1000),
+        ("board", 1520),
+    ] {
+        let args = ["--data", data, "--backend", "cpu", "--rule", "lion"];
+        let tuned = ["--regime", "fixed", "--lr", "0.01"];
+        let solved = run(&[&args[..], &tuned].concat());
+        assert_eq!(
+            (&solved["data"], &solved["epochs"]),
+            (&data.into(), &40.into())
+        );
+        assert_eq!(solved["steps"], steps);
+        assert!(number(&solved, "test_accuracy") > 0.93, "{solved}");
+        let linear = run(&[&args[..], &tuned, &["--model", "softmax"]].concat());
+        assert!(number(&linear, "test_accuracy") < 0.75, "{linear}");
+        let short = run(&[&args[..], &["--epochs", "1"]].concat());
+        assert_eq!(short["epochs"], 1);
+    }
+    let output = wgpu_optim(&["train", "--data", "sine", "--backend", "cpu"]);
+    let table = String::from_utf8_lossy(&output.stdout);
+    assert!(
+        table.contains("40 epochs: 1000 steps of 64 rows"),
+        "{table}"
+    );
+}
+
+/// A run that diverged is told in a line, in the table, in `--json`, on the page and by the exit code; and where it is known before that a
+/// combination fails, before.
+#[test]
+fn a_run_that_diverges_is_never_a_success() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let page = folder.path().join("page.html");
+    let page = page.to_str().expect("UTF-8");
+    for (args, words, is_warned) in [
+        (
+            &["--regime", "bb-long"][..],
+            "bb-long is known to fail",
+            true,
+        ),
+        (&["--regime", "dog"], "dog is known to fail", true),
+        (
+            &["--regime", "fixed", "--lr", "1e10"],
+            "a smaller --lr",
+            false,
+        ),
+    ] {
+        let args = [&["train", "--backend", "cpu", "--report", page], args].concat();
+        let output = wgpu_optim(&args);
+        let (stdout, stderr) = (
+            String::from_utf8_lossy(&output.stdout),
+            String::from_utf8_lossy(&output.stderr),
+        );
+        assert_eq!(output.status.code(), Some(1), "{stderr}");
+        let lines: Vec<&str> = stderr.lines().collect();
+        let told = lines.last().expect("a line");
+        assert!(
+            told.starts_with("error: the run diverged: ") && told.contains(words),
+            "{stderr}"
+        );
+        let warned = lines
+            .iter()
+            .filter(|line| line.starts_with("warning: "))
+            .count();
+        assert_eq!(warned, usize::from(is_warned), "{stderr}");
+        assert!(stdout.contains("DIVERGED"), "{stdout}");
+        let page = std::fs::read_to_string(page).expect("a page");
+        assert_eq!(page.matches("class=\"failure\"").count(), 1);
+        let run = run_to(1, &args[1..]);
+        assert_eq!(run["verdict"], "diverged");
+    }
+    let output = wgpu_optim(&[
+        "train",
+        "--backend",
+        "cpu",
+        "--epochs",
+        "1",
+        "--report",
+        page,
+    ]);
+    assert!(output.status.success());
+    let page = std::fs::read_to_string(page).expect("a page");
+    assert!(!page.contains("class=\"failure\""));
+}
+
+/// Outputs that are not finite are wrong answers, not answers of class 0; on either path.
+#[test]
+fn what_is_not_finite_is_no_answer() {
+    for backend in ["cpu", "vulkan"] {
+        let args = [
+            "--backend",
+            backend,
+            "--epochs",
+            "1",
+            "--rule",
+            "sgd",
+            "--last",
+        ];
+        let run = run_to(
+            1,
+            &[&args[..], &["--regime", "fixed", "--lr", "1e30"]].concat(),
+        );
+        assert_eq!(run["verdict"], "diverged", "{run}");
+        // A row that reaches no hidden unit has the bias for an answer, right or wrong.
+        let without_answer = number(&run, "nonfinite_test_rows");
+        assert!(without_answer > 0.0, "{run}");
+        let right = 359.0 * number(&run, "test_accuracy");
+        assert!(right <= 359.0 - without_answer + 1e-9, "{run}");
+    }
+}
+
+/// A schedule that rises for long is warned of where the regime goes by the alignment, once, and only there.
+#[test]
+fn a_schedule_that_rises_is_warned_of() {
+    for (regime, count) in [("seesaw", 1), ("hypergradient", 1), ("norm-ratio", 0)] {
+        let args = [
+            "train",
+            "--backend",
+            "cpu",
+            "--epochs",
+            "1",
+            "--schedule",
+            "one-cycle",
+        ];
+        let output = wgpu_optim(&[&args[..], &["--regime", regime]].concat());
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        let warned = stderr
+            .lines()
+            .filter(|line| line.contains("one-cycle rises"));
+        assert_eq!(warned.count(), count, "{stderr}");
+    }
 }
 
 /// Every rule, over the models, on Vulkan: the same accuracy within half a percent, and the same loss.
@@ -155,10 +374,20 @@ fn seesaw_reaches_the_best_of_a_grid_of_fixed_rates() {
     for data in ["digits", "mushrooms"] {
         for (rule, rates) in grids {
             let args = ["--backend", "cpu", "--data", data, "--rule", rule];
-            let accuracy = |extra: &[&str]| number(&run(&[&args, extra].concat()), "test_accuracy");
+            let accuracy = |extra: &[&str]| {
+                let output = wgpu_optim(&[&["train", "--json"], &args[..], extra].concat());
+                // The largest rates of a grid may diverge, and are not chosen.
+                let of: serde_json::Value =
+                    serde_json::from_slice(&output.stdout).expect("one JSON object");
+                match output.status.code() {
+                    Some(0) => number(&of["runs"][0], "test_accuracy"),
+                    _ => 0.0,
+                }
+            };
             let best = rates
                 .iter()
-                .map(|rate| accuracy(&["--regime", "fixed", "--lr", rate]))
+                // As somebody would run it who tunes: `--compare` asks for more.
+                .map(|rate| accuracy(&["--last", "--regime", "fixed", "--lr", rate]))
                 .fold(0.0, f64::max);
             let untuned = accuracy(&[]);
             assert!(best > 0.9, "{data}, {rule}: {best}");
@@ -194,12 +423,12 @@ fn the_terms_of_each_row_add_up_to_the_change_of_ln_lr() {
             let value = |row: &csv::StringRecord, column: usize| -> f64 {
                 row[column].parse().expect("a number")
             };
-            assert_eq!(&rows[0][10], "first");
+            assert_eq!(&rows[0][11], "first");
             let mut moved = 0;
             for (index, pair) in rows.windows(2).enumerate() {
                 assert_eq!(value(&pair[1], 0), (index + 1) as f64);
-                let terms: f64 = (5..10)
-                    .chain(11..pair[1].len())
+                let terms: f64 = (5..11)
+                    .chain(12..pair[1].len())
                     .map(|column| value(&pair[1], column))
                     .sum();
                 let change = value(&pair[1], 4) - value(&pair[0], 4);
@@ -213,8 +442,12 @@ fn the_terms_of_each_row_add_up_to_the_change_of_ln_lr() {
 
 /// Trains with `--report`: the page, and the object of `--json`.
 fn report_of(path: &Path, extra: &[&str]) -> (String, serde_json::Value) {
+    report_to(0, path, extra)
+}
+
+fn report_to(code: i32, path: &Path, extra: &[&str]) -> (String, serde_json::Value) {
     let name = path.to_str().expect("UTF-8");
-    let run = run(&[&["--report", name], extra].concat());
+    let run = run_to(code, &[&["--report", name], extra].concat());
     (std::fs::read_to_string(path).expect("a page"), run)
 }
 
@@ -278,15 +511,16 @@ fn a_report_copes_with_any_run() {
     let (page, _) = report_of(&path, &["--backend", "cpu", "--epochs", "400"]);
     assert!(page.len() < 500_000, "{}", page.len());
     let data = folder.path().join("<i>.svm");
-    for (rows, epochs) in [
-        ("1:3e38 2:3e38", "2000"),
-        ("1:0 2:0", "1"),
-        ("1:1 2:1", "3"),
+    for (rows, epochs, code) in [
+        ("1:3e38 2:3e38", "2000", 1),
+        ("1:0 2:0", "1", 0),
+        ("1:1 2:1", "3", 0),
     ] {
         let rows: String = (0..40).map(|i| format!("{} {rows}\n", i % 2)).collect();
         std::fs::write(&data, rows).expect("writes");
         let data = data.to_str().expect("UTF-8");
-        let (page, run) = report_of(
+        let (page, run) = report_to(
+            code,
             &path,
             &["--data", data, "--backend", "cpu", "--epochs", epochs],
         );
@@ -322,7 +556,7 @@ fn bad_input_ends_in_one_line_and_exit_code_2() {
     let range = range.to_str().expect("UTF-8");
     refused(
         &["train", "--data", "nowhere.csv"],
-        &["nowhere.csv", "no such file", "digits"],
+        &["nowhere.csv", "no such file", "digits", "spirals", "board"],
     );
     refused(
         &["train", "--data", &ragged],
@@ -472,6 +706,7 @@ fn a_run_that_skips_every_step_says_so() {
         String::from_utf8_lossy(&output.stderr),
     );
     assert!(stderr.contains("every step was skipped"), "{stderr}");
+    assert_eq!(output.status.code(), Some(1));
     assert!(
         stdout.contains("first skipped") && stdout.contains("weights at"),
         "{stdout}"

@@ -24,6 +24,25 @@ fn average_weight(c: GroupConstants, taken: u32) -> f32 {
     return c.average_gain / (f32(since) + c.average_gain);
 }
 
+// The share c_k of z in the average of schedule-free training (src/averaging.rs): w_k = (η_k k)² at the k-th step that is not skipped, over
+// the sum of all so far. All of it at the first step with a rate, nothing before, and above 0 from then on.
+fn schedule_free_weight(s: ptr<function, GroupState>, rate: f32, taken: u32) -> f32 {
+    let k = select(taken + 1u, taken, taken == 0xffffffffu);
+    let length = times(scaled(rate, 0), f32(k));
+    let weight = product(length, length);
+    let total = sum(Scaled((*s).weight_sum_mantissa, (*s).weight_sum_exponent), weight);
+    (*s).weight_sum_mantissa = total.mantissa;
+    (*s).weight_sum_exponent = total.exponent;
+    if is_zero(total) {
+        return 0.0;
+    }
+    // Not left to a division, which need not be exact.
+    if total.exponent == weight.exponent && total.mantissa == weight.mantissa {
+        return 1.0;
+    }
+    return max(to_float(quotient(weight, total)), power_of_two(-126));
+}
+
 // 1/(1 - β₁ᵏ) and 1/√(1 - β₂ᵏ) of AdamW, which make up for moments that began at zero.
 fn bias_corrections(c: GroupConstants, taken: u32) -> vec2<f32> {
     // A lagged step's update is for the step after it.

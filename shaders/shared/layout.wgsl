@@ -33,6 +33,7 @@ struct GroupConstants {
     second_decay: f32,
     epsilon: f32,
     exponent: f32,
+    exponent_above: f32,
     gain: f32,
     early_steps: f32,
     smoothing: f32,
@@ -111,6 +112,7 @@ const SCHEDULE_ONE_CYCLE = 4u;
 const AVERAGE_OFF = 0u;
 const AVERAGE_POLYNOMIAL = 1u;
 const AVERAGE_EXPONENTIAL = 2u;
+const AVERAGE_SCHEDULE_FREE = 3u;
 
 struct StreamsState {
     episode: u32,
@@ -184,6 +186,8 @@ struct GroupState {
     last_clip: f32,
     first_correction: f32,
     second_correction: f32,
+    weight_sum_mantissa: f32,
+    weight_sum_exponent: i32,
     phase: u32,
     restarted: u32,
     window_steps: u32,

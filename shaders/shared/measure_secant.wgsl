@@ -28,6 +28,10 @@ fn measure(block: Block, quad: u32, g: vec4<f32>, gradient_scale: f32, momentum_
         let s = &states[block.group];
         let v = momentum[arrayLength(&momentum) / 2u + at];
         u = preconditioned(momentum[at], v, (*s).first_correction, (*s).second_correction, groups[block.group].epsilon);
+    } else if RULE == ADAM_W_WITHOUT_MOMENTUM {
+        let s = &states[block.group];
+        let clipped = admitted((*s).last_clip * last);
+        u = preconditioned(clipped, momentum[at], (*s).first_correction, (*s).second_correction, groups[block.group].epsilon);
     } else if RULE == LION {
         u = lions_last(groups[block.group].direction_momentum, groups[block.group].momentum, momentum[at], states[block.group].last_clip * last);
     }

@@ -1,4 +1,4 @@
-// What a lagged step does with its memory where that is the momentum, with squares in its second half or without, or nothing.
+// What a lagged step does with its memory where that is the momentum, with squares in its second half or without, squares alone, or nothing.
 
 alias Memory = vec4<f32>;
 
@@ -22,7 +22,7 @@ fn remember(
         next_memory[at] = m;
     }
     if has_squares() {
-        let behind = arrayLength(&memory) / 2u + at;
+        let behind = squares_at(arrayLength(&memory), at);
         v = next_squares(update, memory[behind], admitted(g));
         next_memory[behind] = v;
     }

@@ -7,22 +7,28 @@ const SIGN_SGD = 3u;
 const SIGNUM = 4u;
 const ADAM_W = 5u;
 const LION = 6u;
+// AdamW with β₁ = 0.
+const ADAM_W_WITHOUT_MOMENTUM = 7u;
 
 // The largest element of a gradient that AdamW takes as it is (src/rule.rs).
 const LARGEST_SQUARED = 1.8e19;
 
 fn has_momentum() -> bool {
-    return RULE != SGD && RULE != SIGN_SGD;
+    return RULE != SGD && RULE != SIGN_SGD && RULE != ADAM_W_WITHOUT_MOMENTUM;
 }
 
-// Whether the memory of the momentum has a mean of squares in its second half.
 fn has_squares() -> bool {
-    return RULE == ADAM_W;
+    return RULE == ADAM_W || RULE == ADAM_W_WITHOUT_MOMENTUM;
+}
+
+// Where the mean of squares of a quad lies in a memory of so many quads: in the second half, behind the momentum, or alone.
+fn squares_at(quads: u32, at: u32) -> u32 {
+    return select(at, quads / 2u + at, has_momentum());
 }
 
 // The gradient as the rule takes it.
 fn admitted(g: vec4<f32>) -> vec4<f32> {
-    if RULE == ADAM_W {
+    if has_squares() {
         return clamp(g, vec4<f32>(-LARGEST_SQUARED), vec4<f32>(LARGEST_SQUARED));
     }
     return g;
@@ -57,6 +63,9 @@ fn direction_of(update: Update, g: vec4<f32>, last: vec4<f32>, m: vec4<f32>, v: 
     }
     if RULE == ADAM_W {
         return preconditioned(m, v, update.first_correction, update.second_correction, update.epsilon);
+    }
+    if RULE == ADAM_W_WITHOUT_MOMENTUM {
+        return preconditioned(admitted(g), v, update.first_correction, update.second_correction, update.epsilon);
     }
     if RULE == LION {
         return sign(update.momentum * last + (1.0 - update.momentum) * g);

@@ -26,3 +26,8 @@ fn positive_part(x: vec4<f32>) -> vec4<f32> {
     let negative = (bits > vec4<u32>(0x80000000u)) & (bits <= vec4<u32>(0xff800000u));
     return select(x, vec4<f32>(), negative);
 }
+
+// By its bits, as compilers may suppose that there is nothing but numbers.
+fn is_finite(x: f32) -> bool {
+    return (bitcast<u32>(x) & 0x7f800000u) != 0x7f800000u;
+}

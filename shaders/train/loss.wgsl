@@ -1,8 +1,8 @@
 // The loss of each row, and its gradient in place of the outputs, already divided by the batch's rows.
 //
 // Reads:  cursor, batch_labels.
-// Writes: outputs (batch x CLASSES, rows padded to whole quads; replaced by their gradient), row_results (loss, 1 where the
-//         largest output is the label's).
+// Writes: outputs (batch x CLASSES, rows padded to whole quads; replaced by their gradient), row_results (loss; 1 where the label's
+//         output is above every other and all are finite; 1 where an output is not finite; unused).
 // Grid:   one invocation per row of the batch.
 // Assumes: CLASSES below 16,384: three loops over them in one invocation.
 //
@@ -15,7 +15,7 @@ override SQUARED_HINGE: bool;
 @group(0) @binding(0) var<storage, read> cursor: Cursor;
 @group(0) @binding(1) var<storage, read> batch_labels: array<u32>;
 @group(0) @binding(2) var<storage, read_write> outputs: array<f32>;
-@group(0) @binding(3) var<storage, read_write> row_results: array<vec2<f32>>;
+@group(0) @binding(3) var<storage, read_write> row_results: array<vec4<f32>>;
 
 @compute @workgroup_size(WORKGROUP)
 fn loss(@builtin(global_invocation_id) id: vec3<u32>) {
@@ -29,10 +29,17 @@ fn loss(@builtin(global_invocation_id) id: vec3<u32>) {
     let share = 1.0 / f32(rows);
 
     var best = 0u;
-    for (var k = 1u; k < CLASSES; k++) {
-        if outputs[first + k] > outputs[first + best] {
+    var above_others = true;
+    var all_finite = true;
+    for (var k = 0u; k < CLASSES; k++) {
+        let output = outputs[first + k];
+        if output > outputs[first + best] {
             best = k;
         }
+        if k != label && !(outputs[first + label] > output) {
+            above_others = false;
+        }
+        all_finite = all_finite && is_finite(output);
     }
     var row_loss = 0.0;
     if SQUARED_HINGE {
@@ -59,5 +66,5 @@ fn loss(@builtin(global_invocation_id) id: vec3<u32>) {
         }
         row_loss = log(sum) - at_label;
     }
-    row_results[row] = vec2<f32>(row_loss, select(0.0, 1.0, best == label));
+    row_results[row] = vec4<f32>(row_loss, select(0.0, 1.0, above_others && all_finite), select(1.0, 0.0, all_finite), 0.0);
 }

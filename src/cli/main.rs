@@ -27,6 +27,7 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Train a small model on real data; without arguments: an MLP on handwritten digits, untuned.
+    #[command(after_help = train::AFTER_HELP)]
     Train(Box<train::Args>),
     /// List every adapter, what it can do, and which one `auto` takes.
     Devices(devices::Args),
@@ -51,6 +52,8 @@ enum CliError {
     Usage(String),
     #[error("cannot write {path}: {message}")]
     Write { path: String, message: String },
+    #[error("{0}")]
+    Failed(String),
     #[error("{failures} of {cases} cases failed")]
     CheckFailed { failures: usize, cases: usize },
 }
@@ -76,6 +79,7 @@ impl CliError {
                 | wgpu_optim::Error::Readback { .. },
             )
             | CliError::Model(model::ModelError::Device(_))
+            | CliError::Failed(_)
             | CliError::CheckFailed { .. } => 1,
             _ => 2,
         }
@@ -85,7 +89,8 @@ impl CliError {
 fn main() -> ExitCode {
     // Filters go by the beginning of a name: ours begins like wgpu's.
     env_logger::Builder::from_env(env_logger::Env::default().default_filter_or(
-        "warn,wgpu_hal=off,wgpu_core=error,wgpu=error,wgpu_optim=warn,naga=error",
+        // The library's warnings of combinations that are known to fail: `train` tells them itself, once.
+        "warn,wgpu_hal=off,wgpu_core=error,wgpu=error,wgpu_optim=warn,wgpu_optim::warnings=off,naga=error",
     ))
     .init();
     let cli = match Cli::try_parse() {

@@ -81,8 +81,11 @@ pub enum Part {
 pub struct Evaluation {
     /// Mean loss.
     pub loss: f64,
-    /// Share of rows whose largest output is that of their label.
+    /// Share of rows whose largest output is that of their label, and of no other class. Outputs that are not finite, or alike, name no
+    /// class and are wrong, whatever the label.
     pub accuracy: f64,
+    /// Rows of which an output is not finite.
+    pub nonfinite_rows: usize,
 }
 
 /// Why a model cannot run on a device.

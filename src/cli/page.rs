@@ -43,10 +43,16 @@ pub fn escaped(text: &str) -> String {
 }
 
 /// Names and what they stand for, as a list.
-pub fn facts(facts: &[(&str, String)]) -> String {
+pub fn facts(facts: &[(impl AsRef<str>, String)]) -> String {
     let items: String = facts
         .iter()
-        .map(|(name, value)| format!("<dt>{}</dt><dd>{}</dd>\n", escaped(name), escaped(value)))
+        .map(|(name, value)| {
+            format!(
+                "<dt>{}</dt><dd>{}</dd>\n",
+                escaped(name.as_ref()),
+                escaped(value)
+            )
+        })
         .collect();
     format!("<dl>\n{items}</dl>\n")
 }

@@ -6,6 +6,7 @@ mod engine;
 mod page;
 mod report;
 mod saving;
+mod verdict;
 
 use std::fs::{File, OpenOptions};
 use std::io::{BufRead, BufReader, BufWriter, Seek, SeekFrom, Write};
@@ -31,6 +32,25 @@ use engine::{Engine, Injection, OptimizerSettings};
 use page::{History, Page};
 use report::{Run, TensorFigures};
 use saving::{Resumed, Saving, Sofar};
+use verdict::Ending;
+
+/// The foot of `train --help`.
+pub const AFTER_HELP: &str = "\
+Examples:
+  wgpu-optim train                                        handwritten digits, nothing to set
+  wgpu-optim train --data spirals --rule adamw            a set that is made, schedule-free AdamW
+  wgpu-optim train --data my.csv --report run.html        your data, the label last; a page of curves
+  wgpu-optim train --compare --data digits,spirals --regimes seesaw
+                                                          against the best of a grid of fixed rates, and of peaks with a cosine
+
+Exit code:
+  0  the run ended, whatever it has learned
+  1  it diverged: a loss that is not finite, above ten times that at the start, or above three times with no more right answers than
+     by chance; or every step was skipped; or the device failed. --json has a verdict: ok, diverged or skipped
+  2  the command is wrong";
+
+/// The rule of a run that names none.
+const DEFAULT_RULE: RuleName = RuleName::Sgdm;
 
 /// `--rule`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -46,7 +66,7 @@ pub enum RuleName {
     SignSgd,
     /// The sign of the momentum.
     Signum,
-    /// Adam with PyTorch's defaults, and its decoupled weight decay of 0.01.
+    /// Adam with PyTorch's defaults and its decoupled weight decay of 0.01; where it is schedule-free, with beta1 = 0.
     #[value(name = "adamw")]
     AdamW,
     /// The sign of momentum and gradient.
@@ -163,6 +183,8 @@ impl ScheduleName {
 /// `--average`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum AverageName {
+    /// Schedule-free training: gradients are taken between the average and the iterate; for rules without momentum.
+    ScheduleFree,
     /// The mean of all of them.
     Running,
     /// An exponential average that looks back over about an epoch: 1 - decay is one over the steps of an epoch.
@@ -171,18 +193,41 @@ pub enum AverageName {
     Polynomial,
 }
 
+/// What a run looks at when its steps are done.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Look {
+    /// The average and the last iterate, training rows and test rows.
+    Everything,
+    /// Only what the run is judged by: the average, or the last iterate where there is none.
+    Judged,
+    /// Whichever of the average and the last iterate is better on the test rows, which flatters what is chosen by them.
+    Better,
+}
+
 impl AverageName {
-    /// The average for a run of so many steps: it starts after the first epoch, or half way where that comes first.
+    /// The average for a run of so many steps. Those that remember their start for long begin after the first epoch, or half way where
+    /// that comes first.
     fn over(self, steps_per_epoch: usize, steps: u64) -> Averaging {
         // A run of more steps than the counter can have averages none of them.
         let start = u32::try_from((steps / 2).min(steps_per_epoch as u64)).unwrap_or(u32::MAX);
         match self {
+            AverageName::ScheduleFree => Averaging::ScheduleFree,
             AverageName::Running => Averaging::Running { start },
             AverageName::Exponential => Averaging::Exponential {
                 decay: 1.0 - (1.0 / steps_per_epoch.max(1) as f32).max(f32::EPSILON),
                 start,
             },
-            AverageName::Polynomial => Averaging::PolynomialDecay { eta: 8.0, start },
+            // It forgets the first steps by itself, and does not depend on how many there will be.
+            AverageName::Polynomial => Averaging::polynomial_decay(),
+        }
+    }
+
+    fn in_words(self) -> &'static str {
+        match self {
+            AverageName::ScheduleFree => "schedule-free average",
+            AverageName::Running => "running average",
+            AverageName::Exponential => "exponential average",
+            AverageName::Polynomial => "polynomial average",
         }
     }
 }
@@ -190,8 +235,8 @@ impl AverageName {
 /// Options of `train`.
 #[derive(Debug, Clone, clap::Args)]
 pub struct Args {
-    /// digits, mushrooms, or a path: CSV with the label last, LIBSVM, or a folder of IDX files; gzipped or not. With --compare a
-    /// comma-separated list
+    /// digits or mushrooms; spirals, parity, sine or board, which are made from a seed and are not nearly linear; or a path: CSV with
+    /// the label last, LIBSVM, or a folder of IDX files, gzipped or not. With --compare a comma-separated list
     #[arg(long, default_value = "digits")]
     data: String,
     /// What to train
@@ -201,9 +246,9 @@ pub struct Args {
     #[arg(long, default_value_t = 128, value_parser = clap::value_parser!(u32).range(1..=65536))]
     hidden: u32,
     /// Update rule
-    #[arg(long, value_enum, default_value = "sgdm")]
+    #[arg(long, value_enum, default_value_t = DEFAULT_RULE)]
     rule: RuleName,
-    /// Momentum of sgdm, nesterov and signum (adamw has 0.9 and 0.999, lion 0.9 and 0.99)
+    /// Momentum of sgdm, nesterov and signum (adamw has 0.9 and 0.999, or 0 and 0.999 where it is schedule-free; lion 0.9 and 0.99)
     #[arg(long, default_value_t = 0.9, allow_negative_numbers = true)]
     momentum: f32,
     /// Learning-rate regime
@@ -215,18 +260,22 @@ pub struct Args {
     /// Factor of the learning rate over the run, whatever the regime
     #[arg(long, value_enum, default_value = "constant")]
     schedule: ScheduleName,
-    /// Average the weights from the end of the first epoch on, and evaluate both the last and the averaged ones
+    /// Which average of the weights is kept and evaluated, beside the last ones [default: schedule-free for sgd, signsgd and adamw, where
+    /// no --schedule is given; otherwise polynomial; none with --regime auto-sgd]
     #[arg(long, value_enum)]
     average: Option<AverageName>,
+    /// Keep no average, and evaluate the weights of the last step. adamw then has its momentum of 0.9
+    #[arg(long, conflicts_with = "average")]
+    last: bool,
     /// Weight decay, decoupled for adamw and lion and coupled for the others [default: 0.01 for adamw, as in PyTorch, otherwise 0]
     #[arg(long, value_name = "LAMBDA", allow_negative_numbers = true)]
     weight_decay: Option<f32>,
     /// Clip the gradient to this norm
     #[arg(long, value_name = "NORM", allow_negative_numbers = true)]
     clip_norm: Option<f32>,
-    /// Passes over the training data
-    #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..))]
-    epochs: u32,
+    /// Passes over the training data [default: 40 for spirals, parity, sine and board, otherwise 10]
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
+    epochs: Option<u32>,
     /// Rows per step
     #[arg(long, default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..))]
     batch: u32,
@@ -270,13 +319,48 @@ pub struct Args {
 }
 
 impl Args {
+    fn epochs(&self) -> u32 {
+        self.epochs
+            .unwrap_or_else(|| data::default_epochs(&self.data))
+    }
+
+    /// The average that is kept and evaluated; none where the last iterate is.
+    fn averaged(&self) -> Option<AverageName> {
+        if self.last {
+            return None;
+        }
+        if self.average.is_some() {
+            return self.average;
+        }
+        // Streams of parameters take turns: there is nothing to average.
+        if self.regime == RegimeName::AutoSgd {
+            return None;
+        }
+        // Who gives a schedule wants it instead of what makes do without one.
+        let has_schedule = self.schedule != ScheduleName::Constant;
+        let schedule_free = AverageName::ScheduleFree;
+        let fits = Averaging::ScheduleFree.fits(&self.rule_for(Some(schedule_free)));
+        if fits && !has_schedule {
+            Some(schedule_free)
+        } else {
+            Some(AverageName::Polynomial)
+        }
+    }
+
     fn rule(&self) -> Rule {
+        self.rule_for(self.averaged())
+    }
+
+    fn rule_for(&self, average: Option<AverageName>) -> Rule {
         match self.rule {
             RuleName::Sgd => Rule::sgd(),
             RuleName::Sgdm => Rule::sgdm(self.momentum),
             RuleName::Nesterov => Rule::nesterov(self.momentum),
             RuleName::SignSgd => Rule::sign_sgd(),
             RuleName::Signum => Rule::signum(self.momentum),
+            RuleName::AdamW if average == Some(AverageName::ScheduleFree) => {
+                Rule::adamw_without_momentum()
+            }
             RuleName::AdamW => Rule::adamw(),
             RuleName::Lion => Rule::lion(),
         }
@@ -301,9 +385,16 @@ impl Args {
         dataset.train.rows().div_ceil(self.batch as usize)
     }
 
+    /// The average of a run over these data.
+    fn averaging(&self, dataset: &Dataset) -> Averaging {
+        self.averaged().map_or(Averaging::Off, |average| {
+            average.over(self.steps_per_epoch(dataset), self.steps(dataset))
+        })
+    }
+
     /// Steps of the run. Streams of parameters take turns, and a run ends where the middle one, or the winner, is at hand.
     fn steps(&self, dataset: &Dataset) -> u64 {
-        let steps = u64::from(self.epochs) * self.steps_per_epoch(dataset) as u64;
+        let steps = u64::from(self.epochs()) * self.steps_per_epoch(dataset) as u64;
         let round = match self.regime {
             RegimeName::AutoSgd => u64::from(AutoSgd::STREAMS),
             _ => 1,
@@ -389,6 +480,11 @@ impl RegimeName {
     }
 }
 
+/// A share from 0 to 1.
+fn in_percent(share: f64) -> String {
+    format!("{:.2} %", 100.0 * share)
+}
+
 fn name_of(value: impl ValueEnum) -> String {
     value
         .to_possible_value()
@@ -405,7 +501,10 @@ pub fn run(args: &Args) -> Result<(), CliError> {
         rule: args.rule(),
         regime: args.regime.regime(args.lr, None)?,
         schedule: Schedule::Constant,
-        averaging: Averaging::Off,
+        // With any numbers: whether the rule can have it.
+        averaging: args
+            .averaged()
+            .map_or(Averaging::Off, |average| average.over(1, 1)),
         weight_decay: args.weight_decay(),
         clip_norm: args.clip_norm,
         telemetry: args.telemetry,
@@ -415,9 +514,7 @@ pub fn run(args: &Args) -> Result<(), CliError> {
     let dataset = data::load(&args.data)?;
     args.check_injection(args.steps(&dataset))?;
     settings.schedule = args.schedule.over(args.steps(&dataset));
-    if let Some(average) = args.average {
-        settings.averaging = average.over(args.steps_per_epoch(&dataset), args.steps(&dataset));
-    }
+    settings.averaging = args.averaging(&dataset);
     let model = Model::new(
         args.model,
         dataset.features,
@@ -449,6 +546,9 @@ pub fn run(args: &Args) -> Result<(), CliError> {
         .map(|path| Page::create(path, &args.data, args.trace.as_deref()))
         .transpose()?;
     target.explain();
+    for warning in settings.warnings() {
+        eprintln!("warning: {warning}");
+    }
     if let Some(saving) = saving.as_ref().filter(|_| args.resume) {
         saving.explain(resumed.as_ref());
     }
@@ -466,7 +566,14 @@ pub fn run(args: &Args) -> Result<(), CliError> {
     let mut lost = Vec::new();
     let run = loop {
         let trained = train(
-            args, &settings, &dataset, &target, &model, resumed, &mut watch,
+            args,
+            &settings,
+            &dataset,
+            &target,
+            &model,
+            resumed,
+            &mut watch,
+            Look::Everything,
         );
         let error = match trained {
             Ok(run) => break Run { tuning, ..run },
@@ -493,16 +600,13 @@ pub fn run(args: &Args) -> Result<(), CliError> {
     if let (Some(page), Some(history)) = (page, &watch.history) {
         page.write(args, &run, &model, history)?;
     }
-    if run.skipped_steps == run.steps {
-        eprintln!(
-            "every step was skipped, nothing was learned: the gradients are not finite, so look at the scale of the features"
-        );
-    }
+    let failure = verdict::in_words(args, &run);
     if args.json {
-        say(report::json(&[run]))
+        say(report::json(&[run]))?;
     } else {
-        report::print(&run, &model)
+        report::print(args, &run, &model)?;
     }
+    failure.map_or(Ok(()), |words| Err(CliError::Failed(words)))
 }
 
 /// Who looks on while a model trains, and who interferes.
@@ -547,6 +651,7 @@ impl Watch<'_> {
 }
 
 /// One run, or the rest of one; `progress` hears of each step and of each epoch.
+#[expect(clippy::too_many_arguments)]
 fn train(
     args: &Args,
     settings: &OptimizerSettings,
@@ -555,6 +660,7 @@ fn train(
     model: &Model,
     resumed: Option<Resumed>,
     watch: &mut Watch,
+    look: Look,
 ) -> Result<Run, CliError> {
     let rows = dataset.train.rows();
     let batch = (args.batch as usize).min(rows);
@@ -582,6 +688,7 @@ fn train(
         sofar = resumed.sofar;
     }
     let timed_steps = steps - done;
+    let mut last_loss = None;
 
     let started = Instant::now();
     // What the report costs is not the training's time.
@@ -590,7 +697,7 @@ fn train(
     // A stream of its own, so that the order of the rows does not depend on how many weights there are.
     let mut shuffle = ChaCha8Rng::seed_from_u64(args.seed);
     shuffle.set_stream(1);
-    for epoch in 0..args.epochs {
+    for epoch in 0..args.epochs() {
         // Each order is made of the one before, those of an earlier process too.
         order.shuffle(&mut shuffle);
         let start = u64::from(epoch) * per_epoch as u64;
@@ -615,9 +722,10 @@ fn train(
             let per_step = records.tensors.len() / records.records.len().max(1);
             let mut tensors = records.tensors.chunks(per_step.max(1));
             let records = &records.records;
+            last_loss = losses.last().copied().or(last_loss);
             for (loss, record) in losses.iter().zip(records) {
                 let tensors = tensors.next().unwrap_or_default();
-                sofar.add(record, tensors);
+                sofar.add(*loss, record, tensors);
                 if let Some(trace) = &mut watch.trace {
                     trace.write(*loss, record, tensors)?;
                 }
@@ -646,7 +754,11 @@ fn train(
         }
         if let Some(history) = &mut watch.history {
             let before = Instant::now();
-            history.end_epoch(engine.evaluate(Part::Test)?.accuracy);
+            let test = match args.averaged() {
+                Some(_) => engine.with_averages(|engine| engine.evaluate(Part::Test))?,
+                None => engine.evaluate(Part::Test)?,
+            };
+            history.end_epoch(test.accuracy);
             looking_on += before.elapsed();
         }
     }
@@ -655,20 +767,28 @@ fn train(
         trace.finish()?;
     }
     let Sofar {
+        first_loss,
         rates,
         causes,
         tensors,
     } = sofar;
-    let Evaluation { loss, .. } = engine.evaluate(Part::Train)?;
-    let Evaluation { accuracy, .. } = engine.evaluate(Part::Test)?;
-    let averaged = args
-        .average
-        .map(|average| {
-            let Evaluation { accuracy, .. } = engine.evaluate_averages(Part::Test)?;
-            Ok::<_, CliError>((name_of(average), accuracy))
-        })
-        .transpose()?;
-    let (average, averaged_test_accuracy) = averaged.unzip();
+    let Figures {
+        evaluated,
+        train,
+        test,
+        last,
+        averaged_accuracy,
+    } = figures(&mut engine, args.averaged(), look)?;
+    let start_loss = verdict::start_loss(model, first_loss);
+    let verdict = Ending {
+        loss: train.loss,
+        others: [last_loss.map(f64::from), last.and_then(|(loss, _)| loss)],
+        start: start_loss,
+        accuracy: test.accuracy,
+        chance: dataset.chance(),
+        every_step_skipped: causes.skipped == steps,
+    }
+    .verdict();
     Ok(Run {
         tuning: TuningSource::Preset,
         data: dataset.name.clone(),
@@ -678,14 +798,21 @@ fn train(
         schedule: name_of(args.schedule),
         backend: target.backend(),
         adapter: target.adapter(),
-        epochs: args.epochs,
+        epochs: args.epochs(),
         batch,
         seed: args.seed,
         steps,
-        train_loss: loss,
-        test_accuracy: accuracy,
-        average,
-        averaged_test_accuracy,
+        momentum: settings.rule.momentum(),
+        verdict,
+        evaluated: evaluated.map_or_else(|| "last".to_owned(), name_of),
+        evaluated_in_words: evaluated.map_or("last iterate", AverageName::in_words),
+        start_loss,
+        train_loss: train.loss,
+        test_accuracy: test.accuracy,
+        last_train_loss: last.and_then(|(loss, _)| loss),
+        last_test_accuracy: last.map(|(_, accuracy)| accuracy),
+        averaged_test_accuracy: averaged_accuracy,
+        nonfinite_test_rows: test.nonfinite_rows,
         lr_first: rates.first,
         lr_last: rates.last,
         lr_min: rates.min,
@@ -698,6 +825,68 @@ fn train(
             .iter()
             .map(|record| TensorFigures::new(record, model))
             .collect(),
+    })
+}
+
+/// What a run comes to.
+struct Figures {
+    /// The average that the figures are of; none where they are of the last iterate.
+    evaluated: Option<AverageName>,
+    train: Evaluation,
+    test: Evaluation,
+    /// Of the last iterate, where it was looked at beside an average: training loss and test accuracy.
+    last: Option<(Option<f64>, f64)>,
+    /// Test accuracy of the average, where it was looked at.
+    averaged_accuracy: Option<f64>,
+}
+
+/// Looks at what was trained, no more than once at anything.
+fn figures(
+    engine: &mut Engine,
+    average: Option<AverageName>,
+    look: Look,
+) -> Result<Figures, CliError> {
+    let Some(average) = average else {
+        return Ok(Figures {
+            evaluated: None,
+            train: engine.evaluate(Part::Train)?,
+            test: engine.evaluate(Part::Test)?,
+            last: None,
+            averaged_accuracy: None,
+        });
+    };
+    let last = match look {
+        Look::Judged => None,
+        Look::Better => Some((None, engine.evaluate(Part::Test)?)),
+        Look::Everything => {
+            let train = engine.evaluate(Part::Train)?;
+            Some((Some(train.loss), engine.evaluate(Part::Test)?))
+        }
+    };
+    let (train, test) = engine.with_averages(|engine| {
+        let test = engine.evaluate(Part::Test)?;
+        let worse = last.is_some_and(|(_, last)| last.accuracy > test.accuracy);
+        // The training rows are many: only those of what is chosen.
+        let train = if look == Look::Better && worse {
+            None
+        } else {
+            Some(engine.evaluate(Part::Train)?)
+        };
+        Ok((train, test))
+    })?;
+    let (evaluated, train, judged) = match train {
+        Some(train) => (Some(average), train, test),
+        None => {
+            let last = last.map_or(test, |(_, last)| last);
+            (None, engine.evaluate(Part::Train)?, last)
+        }
+    };
+    Ok(Figures {
+        evaluated,
+        train,
+        test: judged,
+        last: last.map(|(loss, test)| (loss, test.accuracy)),
+        averaged_accuracy: Some(test.accuracy),
     })
 }
 

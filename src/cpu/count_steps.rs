@@ -1,6 +1,6 @@
 //! Pass 3, what follows from the exact number of steps that were taken: twin of `shaders/shared/count_steps.wgsl`.
 
-use crate::cpu::scaled::{LN_2_HIGH, LN_2_LOW, power_of_two};
+use crate::cpu::scaled::{LN_2_HIGH, LN_2_LOW, Scaled, power_of_two};
 use crate::layout::{GroupConstants, GroupState, average_kinds, group_flags, regime_kinds};
 
 /// Steps that were not skipped, this one not counted; the largest u32 where there are more.
@@ -22,6 +22,29 @@ pub(crate) fn average_weight(c: &GroupConstants, taken: u32) -> f32 {
         Some(0) => 1.0,
         Some(_) if c.average == average_kinds::EXPONENTIAL => c.average_gain,
         Some(since) => c.average_gain / (since as f32 + c.average_gain),
+    }
+}
+
+/// The share c_k of z in the average of schedule-free training ([`Averaging::ScheduleFree`](crate::Averaging::ScheduleFree)):
+/// w_k = (η_k k)² at the k-th step that is not skipped, over the sum of all so far. All of it at the first step with a rate, nothing
+/// before, and above 0 from then on.
+pub(crate) fn schedule_free_weight(s: &mut GroupState, rate: f32, taken: u32) -> f32 {
+    let length = Scaled::new(rate, 0).times(taken.saturating_add(1) as f32);
+    let weight = length.product(length);
+    let total = Scaled {
+        mantissa: s.weight_sum_mantissa,
+        exponent: s.weight_sum_exponent,
+    }
+    .sum(weight);
+    s.weight_sum_mantissa = total.mantissa;
+    s.weight_sum_exponent = total.exponent;
+    if total.is_zero() {
+        0.0
+    } else if total == weight {
+        // Not left to a division, which need not be exact on a device.
+        1.0
+    } else {
+        weight.quotient(total).to_float().max(power_of_two(-126))
     }
 }
 

@@ -1,6 +1,8 @@
 //! Pass 3: twin of `shaders/learning_rate.wgsl`, function by function.
 
-use crate::cpu::count_steps::{average_weight, bias_corrections, steps_taken};
+use crate::cpu::count_steps::{
+    average_weight, bias_corrections, schedule_free_weight, steps_taken,
+};
 use crate::cpu::gated_distance::gated_distance;
 use crate::cpu::regimes::{first_rate_is_a_formula, hold_rate, schedule_factor, set_rate};
 use crate::cpu::scaled::{Fixed, Scaled};
@@ -8,8 +10,8 @@ use crate::cpu::streams::{Turn, enter_episode, take_turn};
 use crate::element::rounding_key;
 use crate::layout::{
     GroupConstants, GroupState, LOSS_ELEMENT, MEAN_OUTLIER, MEAN_STEPS, RawRecord, ScopeSums,
-    Squares, Update, gated_phases, group_flags, record_flags, regime_kinds, schedule_kinds,
-    unscale,
+    Squares, Update, average_kinds, gated_phases, group_flags, record_flags, regime_kinds,
+    schedule_kinds, unscale,
 };
 use crate::regime::{MAX_CHANGE, RATE_MAX, RATE_MIN};
 
@@ -287,7 +289,11 @@ fn take_step(
         direction_exponent: s.direction_exponent,
         started: s.started,
         first,
-        average_weight: average_weight(c, steps_taken(s)),
+        average_weight: if c.average == average_kinds::SCHEDULE_FREE {
+            schedule_free_weight(s, s.learning_rate, steps_taken(s))
+        } else {
+            average_weight(c, steps_taken(s))
+        },
         regime_rate: s.regime_rate,
         put: turn.put,
         take: turn.take,
@@ -387,12 +393,14 @@ fn change_rate(
         mantissa: s.anchor_norm_mantissa,
         exponent: s.anchor_norm_exponent,
     };
-    let wanted_before = agreement(s).add(anchor.ln_ratio_fixed(last_smoothed).times(c.exponent));
-    r.norm_term = c.exponent * last_smoothed.ln_ratio(smoothed);
+    let from_last_norm = from_norm_ratio(c, anchor.ln_ratio_fixed(last_smoothed));
+    let from_norm = from_norm_ratio(c, anchor.ln_ratio_fixed(smoothed));
+    let wanted_before = agreement(s).add(from_last_norm);
+    r.norm_term = from_norm.subtract(from_last_norm).to_float();
     if c.gain > 0.0 {
         follow_alignment(c, measured, norm, smoothed, scale_of_sums, anchor, s, r);
     }
-    let wanted = agreement(s).add(anchor.ln_ratio_fixed(smoothed).times(c.exponent));
+    let wanted = agreement(s).add(from_norm);
     let before = change(s);
     let mut total = wanted;
     // A fall is not clamped: what a clamp kept of it the rate would have too much.
@@ -426,6 +434,15 @@ fn change_rate(
     // η hangs on its first value, so that a later step gives back what a clamp takes away now.
     let taken_before = before.subtract(wanted_before);
     r.clamp_term = total.subtract(wanted).subtract(taken_before).to_float();
+}
+
+/// What the smoothed norm has changed ln η by since the first step: p ln(n̂_1 / n̂), with a p of its own where the norm has risen.
+fn from_norm_ratio(c: &GroupConstants, fallen: Fixed) -> Fixed {
+    fallen.times(if fallen.whole < 0 {
+        c.exponent_above
+    } else {
+        c.exponent
+    })
 }
 
 /// A: what agreement has raised ln η by, and contradiction lowered it.

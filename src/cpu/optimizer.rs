@@ -7,6 +7,7 @@ mod shard;
 use pulp::{Arch, NullaryFnOnce};
 use rayon::prelude::*;
 
+use crate::averaging::Averaging;
 use crate::cpu::average::average;
 use crate::cpu::finish_reduction::finish_reduction;
 use crate::cpu::finish_sketch::finish_sketch;
@@ -16,6 +17,7 @@ use crate::cpu::half::Number;
 use crate::cpu::lagged_step::{Lagged, LaggedSlices, lagged_step};
 use crate::cpu::learning_rate::learning_rate;
 use crate::cpu::reduce_gradient::{BlockSlices, no_totals, reduce_gradient};
+use crate::cpu::schedule_free::{average_of, between};
 use crate::cpu::tensor::Tensor;
 use crate::cpu::update_parameters::{Halves, MemorySlices, TILE, Tiles, Wide, update_parameters};
 use crate::cpu::values::{Slice, SliceMut, Values, ValuesMut};
@@ -81,7 +83,7 @@ struct TensorMemory {
     kernel: Option<Kernel>,
     blocks: Vec<Block>,
     memory: Memory,
-    /// Empty where no average is kept.
+    /// The average, or z of schedule-free training; empty where no average is kept.
     averages: Vec<f32>,
     /// What each block measured of the step; empty where that is not asked for.
     step_sums: Vec<StepSums>,
@@ -465,7 +467,7 @@ impl CpuOptimizer {
     }
 
     /// Exchanges parameters and averages: `params` are the tensors' slices, as in a step. A second call brings the parameters back; both
-    /// are then what they were, bit for bit. Groups without an [`Averaging`](crate::Averaging), and groups whose average has not
+    /// are then what they were, bit for bit (of [schedule-free](crate::Averaging::ScheduleFree) groups see there). Groups without an [`Averaging`](crate::Averaging), and groups whose average has not
     /// started yet, keep their parameters throughout.
     ///
     /// # Errors
@@ -500,14 +502,31 @@ impl CpuOptimizer {
             if !self.has_average(index) {
                 continue;
             }
+            let schedule_free = self.is_schedule_free(index);
             let tensor = &mut self.tensors[index];
+            let exchanged: fn(f32, f32) -> f32 = match self.averages_are_swapped {
+                false => average_of,
+                true => between,
+            };
             match params.values_mut() {
+                SliceMut::F32(params) if schedule_free => {
+                    for (w, &z) in params.iter_mut().zip(&tensor.averages) {
+                        *w = exchanged(*w, z);
+                    }
+                }
                 SliceMut::F32(params) => params.swap_with_slice(&mut tensor.averages),
                 mut params => {
                     let mut masters = vec![0.0; tensor.elements];
                     let remainders = &mut tensor.memory.remainders;
                     let stored = params.as_slice();
                     stored.decode_parameters(remainders, &mut masters);
+                    if schedule_free {
+                        for (w, &z) in masters.iter_mut().zip(&tensor.averages) {
+                            *w = exchanged(*w, z);
+                        }
+                        params.encode_parameters(Encoding::Masters, &masters, remainders, 0, 0);
+                        continue;
+                    }
                     // Averages are kept beside masters alone, which need no random bits.
                     let averages = &tensor.averages;
                     params.encode_parameters(Encoding::Masters, averages, remainders, 0, 0);
@@ -525,11 +544,87 @@ impl CpuOptimizer {
     }
 
     /// A tensor's averages; `tensor` is an index into [`tensors`](CpuOptimizer::tensors). `None` where its group keeps none, where the
-    /// average has not started yet, so that the parameters stand in for it, and while the averages are in the caller's slices.
+    /// average has not started yet, so that the parameters stand in for it, and while the averages are in the caller's slices. `None`, too,
+    /// of [schedule-free](crate::Averaging::ScheduleFree) groups, whose average is nowhere kept as such:
+    /// [`copy_averages`](CpuOptimizer::copy_averages) gives every average.
     pub fn averages(&self, tensor: usize) -> Option<&[f32]> {
         let here =
             !self.averages_are_swapped && tensor < self.tensors.len() && self.has_average(tensor);
-        here.then(|| self.tensors[tensor].averages.as_slice())
+        let kept = here && !self.is_schedule_free(tensor);
+        kept.then(|| self.tensors[tensor].averages.as_slice())
+    }
+
+    /// Copies a tensor's averages into a slice of its length. `params` are its parameters as they are after the last step; where the average
+    /// has not started yet, it is a copy of them. `tensor` is an index into [`tensors`](CpuOptimizer::tensors).
+    ///
+    /// ```
+    /// use wgpu_optim::{Group, OptimizerBuilder, Rule};
+    ///
+    /// let (mut w, g) = (vec![1.0f32; 100], vec![0.5f32; 100]);
+    /// let mut optimizer = OptimizerBuilder::new(Rule::sgd())
+    ///     .schedule_free()
+    ///     .group(Group::new("all").tensor("w", &w, &g))
+    ///     .build_cpu()?;
+    /// optimizer.step(&mut [&mut w], &[&g])?;
+    /// let mut evaluated = vec![0.0; 100];
+    /// optimizer.copy_averages(0, &w, &mut evaluated)?;
+    /// # Ok::<(), wgpu_optim::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// [`Error::UnknownTensor`]; [`Error::NoAverages`] where the tensor's group keeps none; [`Error::AveragesSwapped`] while the averages
+    /// are in the caller's own slices; [`Error::StepLength`] or [`Error::StepElement`] where `params` are not the tensor's,
+    /// [`Error::AveragesLength`] for the destination.
+    pub fn copy_averages<'a>(
+        &self,
+        tensor: usize,
+        params: impl Into<Slice<'a>>,
+        destination: &mut [f32],
+    ) -> Result<(), Error> {
+        let tensors = self.tensors.len();
+        let info = self.plan.tensors.get(tensor).ok_or(Error::UnknownTensor {
+            index: tensor,
+            tensors,
+        })?;
+        if !self.plan.configs[info.group].averaging.is_on() {
+            return Err(Error::NoAverages {
+                owner: format!("tensor \"{}\"", info.name),
+            });
+        }
+        self.check_averages_in_place("a copy of the averages")?;
+        let params = params.into();
+        self.check_slice("parameter", tensor, params)?;
+        if destination.len() != params.len() {
+            return Err(Error::AveragesLength {
+                tensor: info.name.clone(),
+                expected: params.len() as u64,
+                actual: destination.len() as u64,
+            });
+        }
+        let memory = &self.tensors[tensor];
+        let started = self.has_average(tensor);
+        if started && !self.is_schedule_free(tensor) {
+            destination.copy_from_slice(&memory.averages);
+            return Ok(());
+        }
+        match params {
+            Slice::F32(params) => destination.copy_from_slice(params),
+            halves => {
+                halves.decode_parameters(&memory.memory.remainders, destination);
+            }
+        }
+        if started {
+            for (w, &z) in destination.iter_mut().zip(&memory.averages) {
+                *w = average_of(*w, z);
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether z is kept in the place of a tensor's average.
+    fn is_schedule_free(&self, tensor: usize) -> bool {
+        let group = self.plan.tensors[tensor].group;
+        self.plan.configs[group].averaging == Averaging::ScheduleFree
     }
 
     /// Whether a tensor's average has started.
@@ -587,31 +682,35 @@ impl CpuOptimizer {
                 actual: slices.len(),
             });
         }
-        for (index, (tensor, slice)) in self.tensors.iter().zip(slices).enumerate() {
-            let place = &self.plan.places[index];
-            let expected = if role == "gradient" {
-                place.grads
-            } else {
-                place.params
-            };
-            let slice = slice.values();
-            if slice.element() != expected {
-                return Err(Error::StepElement {
-                    tensor: self.plan.tensors[index].name.clone(),
-                    role,
-                    expected,
-                    actual: slice.element(),
-                });
-            }
-            let actual = slice.len();
-            if actual != tensor.elements {
-                return Err(Error::StepLength {
-                    tensor: self.plan.tensors[index].name.clone(),
-                    role,
-                    expected: tensor.elements,
-                    actual,
-                });
-            }
+        for (index, slice) in slices.iter().enumerate() {
+            self.check_slice(role, index, slice.values())?;
+        }
+        Ok(())
+    }
+
+    fn check_slice(&self, role: &'static str, index: usize, slice: Slice) -> Result<(), Error> {
+        let place = &self.plan.places[index];
+        let expected = if role == "gradient" {
+            place.grads
+        } else {
+            place.params
+        };
+        if slice.element() != expected {
+            return Err(Error::StepElement {
+                tensor: self.plan.tensors[index].name.clone(),
+                role,
+                expected,
+                actual: slice.element(),
+            });
+        }
+        let (expected, actual) = (self.tensors[index].elements, slice.len());
+        if actual != expected {
+            return Err(Error::StepLength {
+                tensor: self.plan.tensors[index].name.clone(),
+                role,
+                expected,
+                actual,
+            });
         }
         Ok(())
     }

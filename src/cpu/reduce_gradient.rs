@@ -8,6 +8,7 @@ use crate::cpu::scaled::power_of_two;
 use crate::cpu::update_parameters::preconditioned;
 use crate::layout::{Block, GroupConstants, GroupState, ScopeSums, Squares, unscale};
 use crate::plan::{Alignment, Kernel, RuleKind};
+use crate::rule::LARGEST_SQUARED;
 
 /// Elements of a row: four invocations of four lanes, two vectors of AVX2.
 const LANES: usize = 16;
@@ -370,6 +371,13 @@ fn measure_secant(
                 RuleKind::Signum => sign(m[j]),
                 RuleKind::AdamW => preconditioned(
                     m[j],
+                    v[j],
+                    state.first_correction,
+                    state.second_correction,
+                    constants.epsilon,
+                ),
+                RuleKind::AdamWWithoutMomentum => preconditioned(
+                    clipped.clamp(-LARGEST_SQUARED, LARGEST_SQUARED),
                     v[j],
                     state.first_correction,
                     state.second_correction,

@@ -7,6 +7,7 @@ use crate::cpu::finish_update::add_step_sums;
 use crate::cpu::fold_sketches::Sketch;
 use crate::cpu::optimizer::BLOCK_ELEMENTS;
 use crate::cpu::reduce_gradient::{counter_of, pack_counter, squares_of};
+use crate::cpu::schedule_free::move_schedule_free;
 use crate::cpu::values::{Slice, SliceMut};
 use crate::layout::{StepSums, Update, slots};
 use crate::plan::{Encoding, Kernel, RuleKind};
@@ -116,7 +117,7 @@ pub(crate) struct MemorySlices<'a> {
     pub(crate) counters: &'a mut [u8],
     /// Empty where the regime needs none.
     pub(crate) vector: &'a mut [f32],
-    /// Empty where no average is kept, or not here.
+    /// The average, or z of schedule-free training; empty where no average is kept, or not here.
     pub(crate) averages: &'a mut [f32],
     /// One for every [`BLOCK_ELEMENTS`] of the parameters; empty where the step is not measured.
     pub(crate) step_sums: &'a mut [StepSums],
@@ -265,7 +266,7 @@ fn update_elements<const SCALED: bool>(
     let mut before = [0f32; TILE];
     for tile in tiles(elements.len()) {
         let (params, grads) = elements.tile(tile.clone());
-        if !step_sums.is_empty() {
+        if !step_sums.is_empty() || kernel.schedule_free {
             before[..tile.len()].copy_from_slice(params);
         }
         // Counters first: they need the parameters as they were.
@@ -296,7 +297,26 @@ fn update_elements<const SCALED: bool>(
             &mut []
         };
         let memory = (momentum, squares);
-        if let Some(sketch) = &mut sketch {
+        if kernel.schedule_free {
+            let directions = &mut [0.0; TILE][..params.len()];
+            // What becomes of the parameters here does not matter: z takes the step.
+            move_parameters(
+                kernel.rule,
+                update,
+                gradient,
+                params,
+                grads,
+                memory,
+                directions,
+            );
+            let base = &mut averages[tile.clone()];
+            let before = &before[..tile.len()];
+            move_schedule_free(update, params, before, directions, base);
+            if let Some(sketch) = &mut sketch {
+                let first = scope_element.wrapping_add(tile.start as u32);
+                sketch.add_steps(first, update.regime_rate, directions);
+            }
+        } else if let Some(sketch) = &mut sketch {
             let directions = &mut [0.0; TILE][..params.len()];
             move_parameters(
                 kernel.rule,
@@ -332,7 +352,9 @@ fn update_elements<const SCALED: bool>(
             };
             *sums = add_step_sums(sums, &measured);
         }
-        if let Some(averages) = averages.get_mut(tile.clone()) {
+        if !kernel.schedule_free
+            && let Some(averages) = averages.get_mut(tile.clone())
+        {
             average(update.average_weight, averages, params);
         }
         if kernel.has_streams() {
@@ -453,6 +475,20 @@ fn move_parameters<const SCALED: bool, K: Keep>(
                 *v = update.square_keep * *v + (1.0 - update.square_keep) * (g * g);
                 let u = preconditioned(
                     m,
+                    *v,
+                    update.first_correction,
+                    update.second_correction,
+                    update.epsilon,
+                );
+                *w = step(update, *w, u, direction);
+            }
+        }
+        RuleKind::AdamWWithoutMomentum => {
+            for (((w, &g), direction), v) in elements.zip(squares) {
+                let g = gradient.of(g, *w).clamp(-LARGEST_SQUARED, LARGEST_SQUARED);
+                *v = update.square_keep * *v + (1.0 - update.square_keep) * (g * g);
+                let u = preconditioned(
+                    g,
                     *v,
                     update.first_correction,
                     update.second_correction,

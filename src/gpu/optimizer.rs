@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use bytemuck::Pod;
 
+use crate::averaging::Averaging;
 use crate::error::Error;
 use crate::gpu::context::Gpu;
 use crate::gpu::optimizer::rebind::Movable;
@@ -18,8 +19,9 @@ use crate::gpu::readback::{Readback, Source};
 use crate::gpu::sweep::most_storage_buffers;
 use crate::gpu::tensor::{Span, Tensor};
 use crate::gpu::{
-    finish_reduction, finish_sketch, finish_update, fold_sketches, lagged_step, learning_rate,
-    reduce_gradient, swap_averages, undo_step, update_parameters,
+    copy_schedule_free, finish_reduction, finish_sketch, finish_update, fold_sketches, lagged_step,
+    learning_rate, reduce_gradient, swap_averages, swap_schedule_free, undo_step,
+    update_parameters,
 };
 use crate::group::{GroupConfig, OptimizerBuilder, ResolvedGroup};
 use crate::layout::{
@@ -144,8 +146,41 @@ struct WindowAverages {
     buffer: wgpu::Buffer,
     /// Exchanges them with the parameters; two that alternate, as [`Optimizer::steps`].
     exchange: Vec<Dispatch>,
-    /// Fills them with the parameters where no average has started.
+    /// Fills them with the parameters where no average has started. In schedule-free training, copies the averages to a third bind group.
     settle: Vec<Dispatch>,
+    /// In schedule-free training.
+    schedule_free: Option<ScheduleFree>,
+}
+
+/// What exchanges and copies averages that are nowhere kept as such.
+#[derive(Debug)]
+struct ScheduleFree {
+    /// Brings the parameters back after an exchange.
+    back: Dispatch,
+    /// That of the dispatch that copies, to bind where to.
+    copy: Pipeline,
+}
+
+impl WindowAverages {
+    /// The next exchange.
+    fn exchange(&self, parity: usize, swapped: bool) -> &Dispatch {
+        match &self.schedule_free {
+            Some(schedule_free) if swapped => &schedule_free.back,
+            _ => &self.exchange[parity],
+        }
+    }
+
+    /// What copies the averages of schedule-free training, in quads as the base.
+    fn copy_to(&self, gpu: &Gpu, room: &wgpu::Buffer) -> Dispatch {
+        let mut copy = self.settle[0].clone();
+        if let Some(schedule_free) = &self.schedule_free {
+            let buffers = [whole(&self.buffer), whole(room)];
+            let group = copy.bind_groups.len();
+            let bound = schedule_free.copy.bind(gpu.device(), group, &buffers);
+            copy.bind_groups.push(bound);
+        }
+        copy
+    }
 }
 
 impl OptimizerBuilder<Tensor> {
@@ -157,7 +192,7 @@ impl OptimizerBuilder<Tensor> {
 
     /// Checks everything, allocates everything, compiles the kernels.
     ///
-    /// Memory on the device beside the caller's buffers: 4 bytes per parameter for momentum rules, 8 for AdamW, 1 byte per parameter for the
+    /// Memory on the device beside the caller's buffers: 4 bytes per parameter for momentum rules, 8 for AdamW (4 with `β₁ = 0`), 1 byte per parameter for the
     /// direction memory of Seesaw and Hypergradient on rules without momentum, 4 for the last gradient of the secant regimes or the first parameters of DoG and DoWG, 12 for the streams of AutoSgd, 4 for an
     /// [`Averaging`](crate::Averaging), 2 for [`Rounding::Masters`](crate::Rounding::Masters) of 16-bit parameters, 1 KiB for each block of a kernel with GatedDistance (a quarter of a byte per parameter in blocks
     /// of 4096), otherwise nothing in proportion to the parameters.
@@ -606,10 +641,19 @@ impl Optimizer {
         &self.steps[self.parity()]
     }
 
-    /// The dispatches of the next [`encode_swap_averages`](Optimizer::encode_swap_averages), in order.
+    /// The dispatches of the next [`encode_swap_averages`](Optimizer::encode_swap_averages), in order: for callers with an encoder of
+    /// their own, who then call [`Optimizer::count_swap`].
     pub fn swap_dispatches(&self) -> impl Iterator<Item = &Dispatch> {
+        let (parity, swapped) = (self.parity(), self.averages_are_swapped());
         let exchanges = self.averages.iter();
-        exchanges.map(|averages| &averages.exchange[self.parity()])
+        exchanges.map(move |averages| averages.exchange(parity, swapped))
+    }
+
+    /// Tells that the caller has recorded the [`swap_dispatches`](Optimizer::swap_dispatches), so that
+    /// [`averages_are_swapped`](Optimizer::averages_are_swapped) is right, no step is recorded in between, and the next swap goes the other
+    /// way.
+    pub fn count_swap(&self) {
+        self.averages_are_swapped.fetch_xor(true, Ordering::Relaxed);
     }
 
     /// Which of the alternating steps is the next.
@@ -642,7 +686,8 @@ impl Optimizer {
 
     /// Records the exchange of parameters and averages in the caller's buffers, in a compute pass of its own: what comes after it
     /// finds the averages where the parameters were, and evaluates them. A second call brings the parameters back; both are then
-    /// what they were, bit for bit. Groups without an [`Averaging`](crate::Averaging), and groups whose average has not started yet,
+    /// what they were, bit for bit; those of [schedule-free](crate::Averaging::ScheduleFree) groups within one unit in the last place,
+    /// see there. Groups without an [`Averaging`](crate::Averaging), and groups whose average has not started yet,
     /// keep their parameters throughout.
     ///
     /// Everything that is recorded counts, as for [`roles_are_swapped`](Optimizer::roles_are_swapped): submit it all, in the order in
@@ -666,10 +711,10 @@ impl Optimizer {
             label: Some("wgpu-optim averages"),
             timestamp_writes: None,
         });
-        for averages in &self.averages {
-            averages.exchange[self.parity()].encode(&mut pass);
+        for dispatch in self.swap_dispatches() {
+            dispatch.encode(&mut pass);
         }
-        self.averages_are_swapped.fetch_xor(true, Ordering::Relaxed);
+        self.count_swap();
         Ok(())
     }
 
@@ -680,7 +725,8 @@ impl Optimizer {
     }
 
     /// Records a copy of a tensor's averages, in the tensor's own order, into a slice of its length that the caller owns. Where the
-    /// average has not started yet, it is a copy of the parameters. `tensor` is an index into [`tensors`](Optimizer::tensors).
+    /// average has not started yet, it is a copy of the parameters. Of a [schedule-free](crate::Averaging::ScheduleFree) group it takes
+    /// 4 more bytes on the device for each of the tensor's elements until the copy has been made. `tensor` is an index into [`tensors`](Optimizer::tensors).
     ///
     /// # Errors
     /// [`Error::UnknownTensor`]; [`Error::NoAverages`] where the tensor's group keeps none; [`Error::AveragesSwapped`] while the
@@ -697,29 +743,43 @@ impl Optimizer {
         self.check_averages_in_place("a copy of the averages")?;
         let destination = Span::from(destination);
         destination.check_destination(&tensor.name, tensor.elements)?;
-        let parts: Vec<(&WindowAverages, Vec<Stretch>)> = self
-            .averages
-            .iter()
-            .map(|averages| {
-                let window = &self.plan.windows[averages.window];
-                (averages, window.stretches_of(tensor))
-            })
-            .filter(|(_, stretches)| !stretches.is_empty())
-            .collect();
+        let windows = self.averages.iter().filter_map(|averages| {
+            let window = &self.plan.windows[averages.window];
+            let stretches = window.stretches_of(tensor);
+            (!stretches.is_empty()).then_some((averages, window, stretches))
+        });
+        let parts: Vec<(Dispatch, wgpu::Buffer, Vec<Stretch>)> =
+            if self.plan.configs[tensor.group].averaging == Averaging::ScheduleFree {
+                // These averages are nowhere kept: they need room until the copy is made.
+                self.gpu.scoped("room for a copy of the averages", || {
+                    let parts = windows.map(|(averages, window, stretches)| {
+                        let bytes = window.memory_bytes(MemoryKind::BaseIterates);
+                        let room = zeroed::<u8>(&self.gpu, "a copy of the averages", bytes);
+                        (averages.copy_to(&self.gpu, &room), room, stretches)
+                    });
+                    Ok::<_, Error>(parts.collect())
+                })?
+            } else {
+                let parts = windows.map(|(averages, _, stretches)| {
+                    let settle = averages.settle[self.parity()].clone();
+                    (settle, averages.buffer.clone(), stretches)
+                });
+                parts.collect()
+            };
         {
             let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor {
                 label: Some("wgpu-optim averages"),
                 timestamp_writes: None,
             });
-            for (averages, _) in &parts {
-                averages.settle[self.parity()].encode(&mut pass);
+            for (settle, ..) in &parts {
+                settle.encode(&mut pass);
             }
         }
         let element = u64::from(f32_bytes());
-        for (averages, stretches) in &parts {
+        for (_, buffer, stretches) in &parts {
             for stretch in stretches {
                 encoder.copy_buffer_to_buffer(
-                    &averages.buffer,
+                    buffer,
                     stretch.in_memory * element,
                     &destination.buffer,
                     (destination.start() + stretch.in_tensor) * element,
@@ -1010,8 +1070,9 @@ struct WindowMemory {
 
 impl WindowMemory {
     fn new(gpu: &Gpu, window: &Window, mode: StepMode) -> Self {
-        // Squares are kept where the momentum is.
-        let own = |kind: &MemoryKind| *kind != MemoryKind::SecondMoment;
+        // Squares are kept where the momentum is, if there is one.
+        let behind_momentum = window.kernel.keeps(MemoryKind::Momentum);
+        let own = |kind: &MemoryKind| *kind != MemoryKind::SecondMoment || !behind_momentum;
         let kinds = window.kernel.memories().filter(own).map(|kind| {
             let behind = match kind {
                 MemoryKind::Momentum if window.kernel.keeps(MemoryKind::SecondMoment) => {
@@ -1048,7 +1109,7 @@ impl WindowMemory {
         swapped: bool,
     ) -> Option<(&wgpu::Buffer, u64)> {
         let (place, start) = match kind {
-            MemoryKind::SecondMoment => (
+            MemoryKind::SecondMoment if window.kernel.keeps(MemoryKind::Momentum) => (
                 MemoryKind::Momentum,
                 window.memory_bytes(MemoryKind::Momentum),
             ),
@@ -1059,6 +1120,9 @@ impl WindowMemory {
     }
 }
 
+/// What a rule remembers in a buffer of its own: squares only where there is no momentum.
+const OF_THE_RULE: [MemoryKind; 2] = [MemoryKind::Momentum, MemoryKind::SecondMoment];
+
 /// What a regime remembers, of which there is one kind at most.
 const OF_THE_REGIME: [MemoryKind; 4] = [
     MemoryKind::Counters,
@@ -1068,7 +1132,11 @@ const OF_THE_REGIME: [MemoryKind; 4] = [
 ];
 
 /// What a lagged step remembers, of which there is one kind at most.
-const OF_LAGGED_STEPS: [MemoryKind; 2] = [MemoryKind::Momentum, MemoryKind::Counters];
+const OF_LAGGED_STEPS: [MemoryKind; 3] = [
+    MemoryKind::Momentum,
+    MemoryKind::SecondMoment,
+    MemoryKind::Counters,
+];
 
 /// What is bound where nothing is kept. Two, since one of them may be read while the other is written.
 fn no_memory(gpu: &Gpu) -> [wgpu::Buffer; 2] {
@@ -1126,7 +1194,7 @@ fn two_pass_sweeps(
     let nothing = no_memory(gpu);
     let mut averages = averages.iter_mut();
     for (window, memory) in plan.windows.iter().zip(memories) {
-        let momentum = memory.find(&[MemoryKind::Momentum], 0);
+        let momentum = memory.find(&OF_THE_RULE, 0);
         let regimes = if window.kernel.leaves_sketch() {
             tables.sketches
         } else {
@@ -1231,12 +1299,14 @@ fn lagged_sweeps(
 impl WindowAverages {
     /// Those of a window that keeps them.
     fn new(window: usize, memory: &WindowMemory) -> Option<Self> {
-        let buffer = memory.find(&[MemoryKind::Averages], 0)?;
+        let kinds = [MemoryKind::Averages, MemoryKind::BaseIterates];
+        let buffer = memory.find(&kinds, 0)?;
         Some(WindowAverages {
             window,
             buffer: buffer.clone(),
             exchange: Vec::new(),
             settle: Vec::new(),
+            schedule_free: None,
         })
     }
 }
@@ -1258,7 +1328,9 @@ enum Sweep {
     Undo,
     /// Exchanges parameters and averages.
     Exchange,
-    /// Fills averages that have not started.
+    /// Brings parameters back that were exchanged with averages which are nowhere kept.
+    Back,
+    /// Fills averages that have not started, or copies those that are nowhere kept.
     Settle,
 }
 
@@ -1269,7 +1341,7 @@ impl Sweep {
             Sweep::Update => PassName::UpdateParameters,
             Sweep::Lagged => PassName::LaggedStep,
             Sweep::Undo => PassName::UndoStep,
-            Sweep::Exchange | Sweep::Settle => PassName::SwapAverages,
+            Sweep::Exchange | Sweep::Back | Sweep::Settle => PassName::SwapAverages,
         }
     }
 }
@@ -1317,9 +1389,19 @@ impl<'a> Passes<'a> {
         averages
             .exchange
             .push(self.dispatch(Sweep::Exchange, window, &groups));
-        averages
-            .settle
-            .push(self.dispatch(Sweep::Settle, window, &groups));
+        if window.kernel.schedule_free {
+            averages
+                .settle
+                .push(self.dispatch(Sweep::Settle, window, &groups[..OWN_BUFFERS + 1]));
+            averages.schedule_free = Some(ScheduleFree {
+                back: self.dispatch(Sweep::Back, window, &groups),
+                copy: self.compiled(Sweep::Settle, window).clone(),
+            });
+        } else {
+            averages
+                .settle
+                .push(self.dispatch(Sweep::Settle, window, &groups));
+        }
         if window.kernel.step_sums {
             let measured = [whole(&averages.buffer), step_partials];
             return self.dispatch(sweep, window, &[&updates, own, &measured]);
@@ -1358,12 +1440,14 @@ impl<'a> Passes<'a> {
             Sweep::Update | Sweep::Undo => Some(kernel),
             Sweep::Reduce | Sweep::Lagged => Some(Kernel {
                 averages: false,
+                schedule_free: false,
                 step_sums: false,
                 clears_gradients: false,
                 ..kernel
             }),
-            // Of which only what the parameters are stored as matters.
-            Sweep::Exchange | Sweep::Settle => Some(Kernel {
+            // Of which only what the parameters are stored as matters, and what averages there are.
+            Sweep::Exchange | Sweep::Back | Sweep::Settle => Some(Kernel {
+                schedule_free: kernel.schedule_free,
                 params: kernel.params,
                 encoding: kernel.encoding,
                 ..Kernel::PLAIN
@@ -1384,7 +1468,14 @@ impl<'a> Passes<'a> {
                     lagged_step::pipeline(device, &tuning, kernel, access, one_buffer, partials)
                 }
                 Sweep::Undo => undo_step::pipeline(device, &tuning, kernel, access, one_buffer),
-                Sweep::Exchange | Sweep::Settle => swap_averages::pipeline(
+                Sweep::Exchange | Sweep::Back if kernel.schedule_free => {
+                    let back = sweep == Sweep::Back;
+                    swap_schedule_free::pipeline(device, &tuning, kernel, access, back)
+                }
+                Sweep::Settle if kernel.schedule_free => {
+                    copy_schedule_free::pipeline(device, &tuning, kernel, access)
+                }
+                Sweep::Exchange | Sweep::Back | Sweep::Settle => swap_averages::pipeline(
                     device,
                     &tuning,
                     kernel,

@@ -39,6 +39,11 @@ pub(crate) mod shared {
         include_str!("../../shaders/shared/store_exchanged.wgsl");
     pub(crate) const KEEP_COUNTERS: &str = include_str!("../../shaders/shared/keep_counters.wgsl");
     pub(crate) const KEEP_GRADIENT: &str = include_str!("../../shaders/shared/keep_gradient.wgsl");
+    pub(crate) const MOVE_PARAMETERS: &str =
+        include_str!("../../shaders/shared/move_parameters.wgsl");
+    pub(crate) const SCHEDULE_FREE: &str = include_str!("../../shaders/shared/schedule_free.wgsl");
+    pub(crate) const MOVE_SCHEDULE_FREE: &str =
+        include_str!("../../shaders/shared/move_schedule_free.wgsl");
     pub(crate) const AVERAGE: &str = include_str!("../../shaders/shared/average.wgsl");
     pub(crate) const NO_AVERAGE: &str = include_str!("../../shaders/shared/no_average.wgsl");
     pub(crate) const GATED_DISTANCE: &str =

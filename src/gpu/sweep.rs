@@ -145,12 +145,26 @@ pub(crate) fn most_storage_buffers(kernel: Kernel) -> u32 {
     own + (in_measuring + measuring).max(in_updating + updating)
 }
 
-/// The file that averages new parameters, and the bind group for the averages, if there is one.
+/// The file that averages new parameters, and the bind group for the averages, if there is one. That of z in schedule-free training, where
+/// [`moving`] has the average.
 pub(crate) fn average(kernel: Kernel) -> (&'static str, Option<&'static [Binding]>) {
-    if kernel.averages {
-        (shared::AVERAGE, Some(&[Binding::Write]))
+    let file = if kernel.averages && !kernel.schedule_free {
+        shared::AVERAGE
     } else {
-        (shared::NO_AVERAGE, None)
+        shared::NO_AVERAGE
+    };
+    (
+        file,
+        kernel.averages.then_some(&[Binding::Write] as &[Binding]),
+    )
+}
+
+/// The files that move the parameters in pass 4.
+pub(crate) fn moving(kernel: Kernel) -> &'static [&'static str] {
+    if kernel.schedule_free {
+        &[shared::SCHEDULE_FREE, shared::MOVE_SCHEDULE_FREE]
+    } else {
+        &[shared::MOVE_PARAMETERS]
     }
 }
 

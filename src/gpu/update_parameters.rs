@@ -1,7 +1,7 @@
 //! Pass 4 on the host: `shaders/update_parameters.wgsl`.
 
 use crate::gpu::pass::{Binding, PassSource, Pipeline, flag, shared};
-use crate::gpu::sweep::{Elements, average, read_beside_written};
+use crate::gpu::sweep::{Elements, average, moving, read_beside_written};
 use crate::gpu::tuning::Tuning;
 use crate::layout::SKETCH_BUCKETS;
 use crate::plan::{Access, Alignment, Encoding, Kernel, QUAD};
@@ -75,6 +75,7 @@ pub(crate) fn pipeline(
         average,
         sweep,
     ];
+    files.extend(moving(kernel));
     files.extend(elements.files.iter().map(|file| &**file));
     if kernel.leaves_sketch() || kernel.encoding == Encoding::Stochastic {
         files.push(shared::RANDOM_BITS);

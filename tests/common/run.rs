@@ -267,9 +267,14 @@ impl Run for CpuRun {
     fn averages(&self) -> Vec<Vec<f32>> {
         let tensors = self.params.iter().enumerate();
         tensors
-            .map(|(tensor, params)| match self.optimizer.averages(tensor) {
-                Some(averages) => averages.to_vec(),
-                None => params.values(),
+            .map(|(tensor, params)| {
+                // Of 16 bits the masters, where there is an average.
+                let mut averages = params.values();
+                let copied = self
+                    .optimizer
+                    .copy_averages(tensor, params.slice(), &mut averages);
+                assert!(matches!(copied, Ok(()) | Err(Error::NoAverages { .. })));
+                averages
             })
             .collect()
     }

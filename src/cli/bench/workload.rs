@@ -118,15 +118,12 @@ impl Mode {
 /// What the optimizer remembers of a parameter: momentum, with AdamW's mean of squares, or the counters of the alignment where there is
 /// none.
 pub fn state_bytes_per_param(rule: Rule, regime: Regime) -> f64 {
-    if rule.has_second_moment() {
-        8.0
-    } else if rule.has_momentum() {
-        4.0
-    } else if regime.needs_alignment() {
-        1.0
-    } else {
-        0.0
-    }
+    let of_alignment = match regime.needs_alignment() && !rule.has_momentum() {
+        true => 1.0,
+        false => 0.0,
+    };
+    let moments = u8::from(rule.has_momentum()) + u8::from(rule.has_second_moment());
+    4.0 * f64::from(moments) + of_alignment
 }
 
 /// A copy reads 4 bytes per element and writes 4.

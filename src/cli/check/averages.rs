@@ -1,4 +1,4 @@
-//! Averages of the iterates, that start at the first step and after it, of every kind.
+//! Averages of the iterates, that start at the first step and after it, of every kind; and schedule-free training.
 
 use wgpu_optim::{Averaging, Regime, Rule, StepMode};
 
@@ -30,6 +30,22 @@ pub fn cases(_: &Subject) -> Vec<Box<dyn Case>> {
             cases.push(Scenario::new("averages", mode, STEPS, specs).boxed());
         }
     }
+    // Which takes part in the training, and is for rules without momentum and steps of two passes.
+    let specs = [
+        Rule::sgd(),
+        Rule::sign_sgd(),
+        Rule::adamw_without_momentum(),
+    ]
+    .into_iter()
+    .map(|rule| {
+        let spec = Spec {
+            averaging: Averaging::ScheduleFree,
+            ..Spec::new(rule, Regime::seesaw(), Vec::new())
+        };
+        with_lengths(spec.named(rule.name()), &[130, 5, 10_007])
+    })
+    .collect();
+    cases.push(Scenario::new("averages", StepMode::TwoPass, STEPS, specs).boxed());
     cases
 }
 

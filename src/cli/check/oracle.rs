@@ -47,6 +47,9 @@ pub struct Oracle {
     pub averaging: Averaging,
     /// The average of the parameters, once it has started.
     pub average: Option<Vec<f64>>,
+    /// z of schedule-free training, and the sum of its weights.
+    base: Option<Vec<f64>>,
+    weight_sum: f64,
     /// η of the last step that was not skipped, with the schedule.
     last_rate: Option<f64>,
     k: i32,
@@ -248,6 +251,8 @@ impl Oracle {
             taken: 0,
             averaging: Averaging::Off,
             average: None,
+            base: None,
+            weight_sum: 0.0,
             last_rate: None,
             k: 0,
             smoothed: 0.0,
@@ -435,14 +440,37 @@ impl Oracle {
         self.last_seen = seen;
         self.last_direction = direction.clone();
         let shrink = 1.0 - rate * f64::from(self.decay.decoupled());
-        for (w, u) in self.w.iter_mut().zip(&direction) {
-            *w = shrink * *w - rate * u;
+        if self.averaging == Averaging::ScheduleFree {
+            self.move_schedule_free(shrink, rate, &direction);
+        } else {
+            for (w, u) in self.w.iter_mut().zip(&direction) {
+                *w = shrink * *w - rate * u;
+            }
+            self.average_iterate();
         }
-        self.average_iterate();
         if let Some(streams) = &mut self.streams {
             self.w = streams.pass(&self.w, Some(sign_of_climb * self.loss));
         }
         out
+    }
+
+    /// A step of schedule-free training, with the average in memory of its own: `w` is where gradients are taken.
+    fn move_schedule_free(&mut self, shrink: f64, rate: f64, direction: &[f64]) {
+        // Until there is a rate nothing moves, and the parameters are their average.
+        if rate == 0.0 {
+            return;
+        }
+        let weight = (rate * f64::from(self.taken)).powi(2);
+        self.weight_sum += weight;
+        let share = weight / self.weight_sum;
+        let average = self.average.get_or_insert_with(|| self.w.clone());
+        let base = self.base.get_or_insert_with(|| self.w.clone());
+        let elements = self.w.iter_mut().zip(average).zip(base).zip(direction);
+        for (((w, x), z), u) in elements {
+            *z = shrink * *z - rate * u;
+            *x = (1.0 - share) * *x + share * *z;
+            *w = 0.9 * *x + 0.1 * *z;
+        }
     }
 
     /// Takes the iterate of the step just taken into the average, as the papers have it.
@@ -539,7 +567,17 @@ impl Oracle {
             self.ln_rate = Some(after);
             return;
         }
-        out.norm_term = f64::from(self.regime.exponent()) * (last / smoothed).ln();
+        let from_norm = |smoothed: f64| {
+            let fallen = (self.anchor / smoothed).ln();
+            let exponent = if fallen < 0.0 {
+                self.regime.exponent_above(&self.rule)
+            } else {
+                self.regime.exponent()
+            };
+            f64::from(exponent) * fallen
+        };
+        let from_norm_now = from_norm(smoothed);
+        out.norm_term = from_norm_now - from_norm(last);
         let cosine = |a: f64, b: f64| if b > 0.0 { a / b } else { 0.0 };
         let mut brake = 0.0;
         if self.rule.has_momentum() {
@@ -576,8 +614,7 @@ impl Oracle {
             self.agreement = raw;
         }
         let before = self.ln_rate.expect("started");
-        let from_norm = f64::from(self.regime.exponent()) * (self.anchor / smoothed).ln();
-        let wanted = self.ln_first_rate + from_norm + self.agreement;
+        let wanted = self.ln_first_rate + from_norm_now + self.agreement;
         let limit = 1e30_f64.ln();
         let after = wanted
             .min(before + std::f64::consts::LN_10)

@@ -151,7 +151,7 @@ impl CpuModel {
     pub fn evaluate(&mut self, parameters: &[f32], x: &[f32], y: &[u32]) -> Evaluation {
         let features = self.model.features;
         let mut evaluator = CpuModel::new(&self.model, EVALUATION_ROWS.min(y.len()));
-        let (mut loss, mut correct) = (0.0, 0usize);
+        let (mut loss, mut correct, mut nonfinite_rows) = (0.0, 0usize, 0usize);
         for (x, y) in x
             .chunks(EVALUATION_ROWS * features)
             .zip(y.chunks(EVALUATION_ROWS))
@@ -164,26 +164,28 @@ impl CpuModel {
                 continue;
             };
             for (row, &label) in outputs.rows_mut().into_iter().zip(y) {
-                correct += usize::from(largest(row.view()) == label as usize);
+                correct += usize::from(is_right(row.view(), label as usize));
+                nonfinite_rows += usize::from(row.iter().any(|output| !output.is_finite()));
                 loss += f64::from(row_loss(self.model.kind, row, label as usize));
             }
         }
         Evaluation {
             loss: loss / y.len() as f64,
             accuracy: correct as f64 / y.len() as f64,
+            nonfinite_rows,
         }
     }
 }
 
-/// The index of the largest output, the first among equals.
-fn largest(row: ArrayView1<f32>) -> usize {
-    let mut best = 0;
-    for (index, &value) in row.iter().enumerate() {
-        if value > row[best] {
-            best = index;
-        }
-    }
-    best
+/// Whether the label's output is above every other, which one of several that are alike is not, and all are finite.
+fn is_right(row: ArrayView1<f32>, label: usize) -> bool {
+    let mut others = row.iter().enumerate().filter(|&(class, _)| class != label);
+    row[label].is_finite() && others.all(|(_, &other)| other.is_finite() && row[label] > other)
+}
+
+/// The largest output that is a number; where there is none, any will do.
+fn largest(row: ArrayView1<f32>) -> f32 {
+    row.iter().copied().fold(f32::NEG_INFINITY, f32::max)
 }
 
 /// The loss of one row; its outputs are replaced by the loss's gradient.
@@ -202,7 +204,7 @@ fn row_loss(kind: ModelKind, mut row: ArrayViewMut1<f32>, label: usize) -> f32 {
         }
         ModelKind::Softmax | ModelKind::Mlp => {
             // Shifted by the largest, so that no exponential overflows.
-            let shift = row[largest(row.view())];
+            let shift = largest(row.view());
             let at_label = row[label] - shift;
             let mut sum = 0.0;
             for logit in row.iter_mut() {

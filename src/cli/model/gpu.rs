@@ -65,6 +65,8 @@ impl Pass {
 const CURSOR_WORDS: usize = 4;
 /// Where in it the loss is.
 const LOSS_BYTE: u64 = 12;
+/// Words of a row's results, and of a batch's, in the shaders: loss, right, not finite, unused.
+const RESULT_WORDS: usize = 4;
 
 impl SplitOnDevice {
     fn batches(&self) -> usize {
@@ -84,10 +86,11 @@ impl SplitOnDevice {
             .write_buffer(&self.cursor, 0, bytemuck::cast_slice(&cursor));
     }
 
-    /// Mean loss and right rows of every batch of the order; of those that have not come yet, what an earlier order left.
-    fn read_results(&self, gpu: &Gpu) -> Result<Vec<[f32; 2]>, ModelError> {
-        let mut results =
-            pollster::block_on(gpu.read_buffer::<[f32; 2]>("batch results", &self.results))?;
+    /// Mean loss, right rows and rows that are not finite of every batch of the order; of those that have not come yet, what an earlier order left.
+    fn read_results(&self, gpu: &Gpu) -> Result<Vec<[f32; RESULT_WORDS]>, ModelError> {
+        let mut results = pollster::block_on(
+            gpu.read_buffer::<[f32; RESULT_WORDS]>("batch results", &self.results),
+        )?;
         results.truncate(self.batches());
         Ok(results)
     }
@@ -129,7 +132,7 @@ impl GpuModel {
             order: build.order(training.rows)?,
             x: training.x.to_vec(),
             y: training.y.clone(),
-            results: build.buffer("results", 2 * training.rows.div_ceil(train_rows))?,
+            results: build.buffer("results", RESULT_WORDS * training.rows.div_ceil(train_rows))?,
             rows: training.rows,
             batch: train_rows,
         };
@@ -148,7 +151,7 @@ impl GpuModel {
                     build.buffer("the outputs of a layer", most_rows * padded)
                 })
                 .collect::<Result<_, _>>()?,
-            row_results: build.buffer("the results of a batch", 2 * most_rows)?,
+            row_results: build.buffer("the results of a batch", RESULT_WORDS * most_rows)?,
         };
         let mut train_passes = build.forward(&training, &scratch, &parameters)?;
         train_passes.extend(build.backward(&training, &scratch, &parameters, &gradients)?);
@@ -211,7 +214,7 @@ impl GpuModel {
     /// Where the device fails.
     pub fn read_losses(&self, batches: Range<usize>) -> Result<Vec<f32>, ModelError> {
         let results = self.training.read_results(&self.gpu)?;
-        Ok(results[batches].iter().map(|[loss, _]| *loss).collect())
+        Ok(results[batches].iter().map(|[loss, ..]| *loss).collect())
     }
 
     /// Mean loss and accuracy over a split, computed on the device.
@@ -237,15 +240,19 @@ impl GpuModel {
             }
         }
         self.gpu.queue().submit([encoder.finish()]);
-        let (mut loss, mut correct) = (0.0, 0.0);
-        for (batch, [mean, right]) in split.read_results(&self.gpu)?.into_iter().enumerate() {
+        let (mut loss, mut correct, mut nonfinite_rows) = (0.0, 0.0, 0.0);
+        for (batch, [mean, right, nonfinite, _]) in
+            split.read_results(&self.gpu)?.into_iter().enumerate()
+        {
             let rows = split.batch.min(split.rows - batch * split.batch);
             loss += f64::from(mean) * rows as f64;
             correct += f64::from(right);
+            nonfinite_rows += f64::from(nonfinite);
         }
         Ok(Evaluation {
             loss: loss / split.rows as f64,
             accuracy: correct / split.rows as f64,
+            nonfinite_rows: nonfinite_rows as usize,
         })
     }
 }
@@ -326,7 +333,7 @@ impl Build<'_> {
             order: self.order(rows)?,
             x: self.chunks(split)?,
             y: self.buffer("the labels", rows)?,
-            results: self.buffer("results", 2 * rows.div_ceil(batch))?,
+            results: self.buffer("results", RESULT_WORDS * rows.div_ceil(batch))?,
             rows,
             batch,
         };

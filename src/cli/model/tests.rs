@@ -211,6 +211,67 @@ fn compare(gpu: &Gpu, model: &Model, batch: usize) {
         let expected = host.evaluate(&parameters, &data.x, &data.y);
         assert_eq!(got.accuracy, expected.accuracy, "{model}");
         assert!((got.loss - expected.loss).abs() <= 1e-5 * expected.loss);
+        assert_eq!((got.nonfinite_rows, expected.nonfinite_rows), (0, 0));
+    }
+}
+
+/// Outputs that are alike, and of which one is not finite, name no class: no row is right, those of class 0 included.
+#[test]
+fn no_answer_is_a_wrong_answer() {
+    let gpus = devices();
+    for kind in [ModelKind::Softmax, ModelKind::Svm] {
+        let model = Model::new(kind, 2, 3, 0);
+        let rows = 30;
+        let y: Vec<u32> = (0..rows).map(|row| row % 3).collect();
+        let split = Split {
+            x: vec![1.0; 2 * rows as usize],
+            y,
+        };
+        let dataset = Dataset {
+            name: "test".to_owned(),
+            features: 2,
+            classes: 3,
+            train: split.clone(),
+            test: split.clone(),
+        };
+        let bias = model.tensors()[1].range();
+        let with = |values: [f32; 3]| {
+            let mut parameters = vec![0f32; model.padded_len()];
+            parameters[bias.clone()].copy_from_slice(&values);
+            parameters
+        };
+        let (nan, rows) = (f32::NAN, rows as usize);
+        for (biases, right, nonfinite_rows) in [
+            ([0.0, 0.0, 0.0], 0, 0),
+            ([1.0, 1.0, 0.0], 0, 0),
+            ([1.0, 0.0, 0.0], rows / 3, 0),
+            ([0.0, -1.0, 2.0], rows / 3, 0),
+            ([nan, nan, nan], 0, rows),
+            ([nan, 0.0, 0.0], 0, rows),
+            ([1.0, nan, 0.0], 0, rows),
+            ([f32::INFINITY, 0.0, 0.0], 0, rows),
+            ([1.0, f32::NEG_INFINITY, 0.0], 0, rows),
+        ] {
+            let parameters = with(biases);
+            let host = CpuModel::new(&model, 4).evaluate(&parameters, &split.x, &split.y);
+            let on_devices = gpus.iter().map(|gpu| {
+                let device = GpuModel::new(gpu, &model, &dataset, 4).expect("fits");
+                device.write_parameters(&parameters);
+                device.evaluate(Part::Test).expect("evaluates")
+            });
+            for got in std::iter::once(host).chain(on_devices) {
+                assert_eq!(
+                    got.accuracy,
+                    right as f64 / rows as f64,
+                    "{kind:?} {biases:?}"
+                );
+                assert_eq!(got.nonfinite_rows, nonfinite_rows, "{kind:?} {biases:?}");
+                // What is infinitely far below costs nothing.
+                let is_costly = nonfinite_rows > 0 && biases[1] != f32::NEG_INFINITY;
+                assert!(!is_costly || !got.loss.is_finite(), "{kind:?} {biases:?}");
+                assert!(is_costly || nonfinite_rows > 0 || got.loss.is_finite());
+            }
+        }
     }
 }
 

@@ -1,7 +1,8 @@
-//! `wgpu-optim train --compare`: regimes side by side with the best of a grid of fixed rates, over rules, data sets, settings and
-//! seeds.
+//! `wgpu-optim train --compare`: regimes side by side with the best of a grid of fixed rates, and with the best peak of the same grid
+//! under warm-up and cosine, over rules, data sets, settings and seeds.
 
 mod report;
+mod summary;
 
 use std::fmt;
 use std::sync::Mutex;
@@ -14,9 +15,14 @@ use serde::Serialize;
 use wgpu_optim::Averaging;
 
 use self::report::ReportFile;
+use self::summary::overall;
 use super::engine::OptimizerSettings;
 use super::report::Run;
-use super::{Args, RegimeName, RuleName, ScheduleName, Watch, name_of, progress_bar, train};
+use super::verdict::Verdict;
+use super::{
+    Args, AverageName, Look, RegimeName, RuleName, ScheduleName, Watch, name_of, progress_bar,
+    train,
+};
 use crate::CliError;
 use crate::data::{self, Dataset};
 use crate::model::Model;
@@ -26,8 +32,9 @@ use crate::target::{Target, TuningSource};
 /// The options that go with `--compare`.
 #[derive(Debug, Clone, clap::Args)]
 pub struct CompareArgs {
-    /// Compare regimes with the best of a grid of fixed rates: a table for each data set and setting. --data takes a
-    /// comma-separated list
+    /// Compare regimes with the best of a grid of fixed rates, and with the best peak of that grid under warm-up and cosine: a table for
+    /// each data set and setting, and a summary of all. --data takes a comma-separated list; --last evaluates the regimes by their last
+    /// weights; a run that diverges counts as the most frequent class
     #[arg(
         long,
         help_heading = "Compare",
@@ -42,7 +49,7 @@ pub struct CompareArgs {
         help_heading = "Compare",
         value_enum,
         value_delimiter = ',',
-        default_value = "sgd,sgdm,signsgd",
+        default_value = "sgd,sgdm,signsgd,adamw,lion",
         requires = "compare"
     )]
     rules: Vec<RuleName>,
@@ -74,7 +81,8 @@ pub struct CompareArgs {
         requires = "compare"
     )]
     seeds: Vec<u64>,
-    /// Batches and epochs, a table for each, such as 64x10,128x3 [default: --batch and --epochs]
+    /// Batches and epochs, a table for each, such as 64x10,128x3 [default: --batch and --epochs, which are 64 and 10, or 64 and 40 for the
+    /// sets that are made]
     #[arg(
         long,
         help_heading = "Compare",
@@ -85,8 +93,9 @@ pub struct CompareArgs {
         conflicts_with_all = ["batch", "epochs"]
     )]
     settings: Option<Vec<Setting>>,
-    /// Fixed rates to choose the best from [default: seven per rule, from 0.01 to 10 for sgd, 0.001 to 1 for sgdm and nesterov, 1e-5
-    /// to 0.03 for signsgd, signum, adamw and lion]
+    /// Fixed rates to choose the best from, and peaks of the cosine [default: half decades from 0.01 to 10 for sgd, 0.001 to 1 for sgdm
+    /// and nesterov, 3e-4 to 0.1 for adamw, 1e-4 to 0.03 for signsgd, signum and lion, and up to three more beyond an end where the
+    /// best one is]
     #[arg(
         long,
         help_heading = "Compare",
@@ -151,11 +160,37 @@ fn default_rates(rule: RuleName) -> &'static [f32] {
     match rule {
         RuleName::Sgd => &[0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0],
         RuleName::Sgdm | RuleName::Nesterov => &[0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0],
-        RuleName::SignSgd | RuleName::Signum | RuleName::AdamW | RuleName::Lion => {
-            &[1e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2]
+        RuleName::AdamW => &[3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1],
+        RuleName::SignSgd | RuleName::Signum | RuleName::Lion => {
+            &[1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2]
         }
     }
 }
+
+/// How many rates a default grid may get beyond an end at which its best one is.
+const EXTENSIONS: usize = 3;
+
+/// The next half decade up or down: 0.1, 0.3, 1, …
+fn next_rate(rate: f32, up: bool) -> f32 {
+    let text = format!("{rate:e}");
+    let exponent: i32 = text
+        .split_once('e')
+        .and_then(|(_, exponent)| exponent.parse().ok())
+        .unwrap_or(0);
+    let digit = match (text.starts_with('3'), up) {
+        (false, true) => format!("3e{exponent}"),
+        (false, false) => format!("3e{}", exponent - 1),
+        (true, true) => format!("1e{}", exponent + 1),
+        (true, false) => format!("1e{exponent}"),
+    };
+    digit.parse().unwrap_or(rate)
+}
+
+/// What every regime is held against, by the schedule of the fixed rates: the best rate without one, and the best peak with warm-up and
+/// cosine.
+const REFERENCES: [ScheduleName; 2] = [ScheduleName::Constant, ScheduleName::WarmupCosine];
+/// The references' names.
+const REFERENCE_NAMES: [&str; 2] = ["best fixed", "best cosine"];
 
 /// What sets the rate in a case.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -182,13 +217,12 @@ impl Variant {
 /// `seesaw, step, ε 0.1, g × 100`: the row's name.
 impl fmt::Display for Variant {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.regime == RegimeName::Fixed {
-            write!(f, "best fixed")?;
-        } else {
-            write!(f, "{}", name_of(self.regime))?;
-        }
-        if self.schedule != ScheduleName::Constant {
-            write!(f, ", {}", name_of(self.schedule))?;
+        let reference = REFERENCES.iter().position(|&of| of == self.schedule);
+        match (self.regime, reference) {
+            (RegimeName::Fixed, Some(index)) => write!(f, "{}", REFERENCE_NAMES[index])?,
+            (RegimeName::Fixed, None) => write!(f, "best fixed, {}", name_of(self.schedule))?,
+            (regime, Some(0)) => write!(f, "{}", name_of(regime))?,
+            (regime, _) => write!(f, "{}, {}", name_of(regime), name_of(self.schedule))?,
         }
         if let Some(first_step) = self.first_step {
             write!(f, ", ε {}", rate_in_words(first_step))?;
@@ -215,12 +249,22 @@ struct Cell {
     case: Case,
     /// One for each seed.
     runs: Vec<Run>,
+    /// What a run that diverged counts as: the answer that has not looked at the features.
+    chance: f64,
 }
 
 impl Cell {
+    /// The test accuracy of each run, from 0 to 1.
+    fn accuracies(&self) -> impl ExactSizeIterator<Item = f64> {
+        self.runs.iter().map(|run| match run.verdict {
+            Verdict::Ok => run.test_accuracy,
+            Verdict::Diverged | Verdict::Skipped => self.chance,
+        })
+    }
+
     /// Mean test accuracy, from 0 to 1.
     fn accuracy(&self) -> f64 {
-        mean(self.runs.iter().map(|run| run.test_accuracy))
+        mean(self.accuracies())
     }
 
     /// Sample deviation of the accuracy; none with one seed.
@@ -229,11 +273,7 @@ impl Cell {
             return None;
         }
         let center = self.accuracy();
-        let squares: f64 = self
-            .runs
-            .iter()
-            .map(|run| (run.test_accuracy - center).powi(2))
-            .sum();
+        let squares: f64 = self.accuracies().map(|x| (x - center).powi(2)).sum();
         Some((squares / (self.runs.len() - 1) as f64).sqrt())
     }
 
@@ -242,12 +282,10 @@ impl Cell {
         mean(self.runs.iter().map(|run| run.train_loss))
     }
 
-    /// Runs whose loss ended in no number, or that skipped every step.
+    /// Runs that diverged, or skipped every step.
     fn diverged(&self) -> usize {
-        self.runs
-            .iter()
-            .filter(|run| !run.train_loss.is_finite() || run.skipped_steps == run.steps)
-            .count()
+        let failed = self.runs.iter().filter(|run| run.verdict != Verdict::Ok);
+        failed.count()
     }
 }
 
@@ -262,13 +300,14 @@ struct Subject {
     model: Model,
     target: Target,
     tuning: TuningSource,
+    settings: Vec<Setting>,
+    chance: f64,
 }
 
 /// Everything that a comparison runs over.
 struct Comparison<'a> {
     args: &'a Args,
     subjects: Vec<Subject>,
-    settings: Vec<Setting>,
     /// The rows that are not the best fixed rate's, in order.
     variants: Vec<Variant>,
     gradient_scales: Vec<f32>,
@@ -286,9 +325,25 @@ pub fn run(args: &Args) -> Result<(), CliError> {
     let started = Instant::now();
     let first = comparison.first_cases();
     let later = comparison.cases_per_scale() * comparison.other_scales().count();
-    eprintln!("{} runs", (first.len() + later) * args.compare.seeds.len());
+    eprintln!(
+        "{} runs{}",
+        (first.len() + later) * args.compare.seeds.len(),
+        match args.compare.lrs {
+            Some(_) => "",
+            None => ", and some more where the best rate is at the end of its grid",
+        }
+    );
     let progress = comparison.progress_bar(&first);
     let mut cells = comparison.run_cases(first, &progress)?;
+    for _ in 0..EXTENSIONS {
+        let more = comparison.beyond_the_grids(&cells);
+        if more.is_empty() {
+            break;
+        }
+        let steps: u64 = more.iter().map(|case| comparison.steps(case)).sum();
+        progress.inc_length(steps * args.compare.seeds.len() as u64);
+        cells.extend(comparison.run_cases(more, &progress)?);
+    }
     // What is tuned at one scale, at the others: only now is it known which rate that is.
     let tuned = comparison.tuned_at_other_scales(&cells);
     cells.extend(comparison.run_cases(tuned, &progress)?);
@@ -340,12 +395,6 @@ impl<'a> Comparison<'a> {
             let all = RegimeName::value_variants().iter().copied();
             all.filter(|&regime| regime != RegimeName::Fixed).collect()
         });
-        let settings = options.settings.clone().unwrap_or_else(|| {
-            vec![Setting {
-                batch: args.batch,
-                epochs: args.epochs,
-            }]
-        });
         let gradient_scales = options.gradient_scales.clone().unwrap_or_else(|| vec![1.0]);
         check_list("rules", &options.rules, |&rule| name_of(rule))?;
         check_list("regimes", &regimes, |&regime| name_of(regime))?;
@@ -353,9 +402,11 @@ impl<'a> Comparison<'a> {
             name_of(schedule)
         })?;
         check_list("seeds", &options.seeds, u64::to_string)?;
-        check_list("settings", &settings, |setting| {
-            format!("{}x{}", setting.batch, setting.epochs)
-        })?;
+        if let Some(settings) = &options.settings {
+            check_list("settings", settings, |setting| {
+                format!("{}x{}", setting.batch, setting.epochs)
+            })?;
+        }
         check_list("gradient-scales", &gradient_scales, f32::to_string)?;
         for (option, list) in [("lrs", &options.lrs), ("first-steps", &options.first_steps)] {
             if let Some(list) = list {
@@ -396,15 +447,15 @@ impl<'a> Comparison<'a> {
         let names: Vec<&str> = args.data.split(',').map(str::trim).collect();
         if names.contains(&"") {
             return Err(CliError::Usage(format!(
-                "--data \"{}\" has an empty name: give digits, mushrooms or paths, with one comma between two of them",
-                args.data
+                "--data \"{}\" has an empty name: give {} or paths, with one comma between two of them",
+                args.data,
+                data::NAMES
             )));
         }
         check_list("data", &names, |name| format!("\"{name}\""))?;
         let mut comparison = Comparison {
             args,
             subjects: Vec::new(),
-            settings,
             variants,
             gradient_scales,
         };
@@ -433,11 +484,18 @@ impl<'a> Comparison<'a> {
                     .to_owned(),
             ));
         }
-        for dataset in datasets {
+        for (name, dataset) in names.into_iter().zip(datasets) {
             let hidden = args.hidden as usize;
             let model = Model::new(args.model, dataset.features, dataset.classes, hidden);
             let (target, tuning) = target.clone().tuned_for(model.padded_len());
             comparison.subjects.push(Subject {
+                settings: options.settings.clone().unwrap_or_else(|| {
+                    vec![Setting {
+                        batch: args.batch,
+                        epochs: args.epochs.unwrap_or_else(|| data::default_epochs(name)),
+                    }]
+                }),
+                chance: dataset.chance(),
                 dataset,
                 model,
                 target,
@@ -449,12 +507,10 @@ impl<'a> Comparison<'a> {
 
     /// What sets the rate beside the fixed ones, for this rule: not every regime can be had with every rule.
     fn variants_of(&self, rule: RuleName) -> impl Iterator<Item = Variant> {
-        let rule = Args {
-            rule,
-            ..self.args.clone()
-        }
-        .rule();
-        let fits = move |variant: &Variant| variant.regime.with_defaults(1.0).fits(&rule);
+        let fits = move |variant: &Variant| {
+            let rule = self.options_of(rule, *variant).rule();
+            variant.regime.with_defaults(1.0).fits(&rule)
+        };
         self.variants.iter().copied().filter(fits)
     }
 
@@ -465,17 +521,28 @@ impl<'a> Comparison<'a> {
         }
     }
 
+    /// The options of a single run with this rule and rate. What is tuned is evaluated by its polynomial average beside its last iterate,
+    /// what is not as it would be by itself.
+    fn options_of(&self, rule: RuleName, variant: Variant) -> Args {
+        let tuned = variant.regime == RegimeName::Fixed;
+        Args {
+            rule,
+            regime: variant.regime,
+            lr: variant.lr,
+            schedule: variant.schedule,
+            average: tuned.then_some(AverageName::Polynomial),
+            last: self.args.last && !tuned,
+            ..self.args.clone()
+        }
+    }
+
     /// The options of a single run that is the same.
     fn single(&self, case: &Case, seed: u64) -> Args {
         Args {
-            rule: case.rule,
-            regime: case.variant.regime,
-            lr: case.variant.lr,
-            schedule: case.variant.schedule,
             batch: case.setting.batch,
-            epochs: case.setting.epochs,
+            epochs: Some(case.setting.epochs),
             seed,
-            ..self.args.clone()
+            ..self.options_of(case.rule, case.variant)
         }
     }
 
@@ -485,15 +552,15 @@ impl<'a> Comparison<'a> {
         variant: Variant,
         steps: u64,
     ) -> Result<OptimizerSettings, CliError> {
-        let args = Args {
-            rule,
-            ..self.args.clone()
-        };
+        let args = self.options_of(rule, variant);
         Ok(OptimizerSettings {
             rule: args.rule(),
             regime: variant.regime.regime(variant.lr, variant.first_step)?,
             schedule: variant.schedule.over(steps),
-            averaging: Averaging::Off,
+            // Neither of the two that there are depends on the epochs.
+            averaging: args
+                .averaged()
+                .map_or(Averaging::Off, |average| average.over(1, steps)),
             weight_decay: args.weight_decay(),
             clip_norm: args.clip_norm,
             telemetry: false,
@@ -510,24 +577,49 @@ impl<'a> Comparison<'a> {
 
     /// One for each table and rule.
     fn cases_per_scale(&self) -> usize {
-        self.subjects.len() * self.settings.len() * self.args.compare.rules.len()
+        self.combinations().count()
     }
 
     /// Every table's data, setting and rule, in the order they are shown.
     fn combinations(&self) -> impl Iterator<Item = (usize, Setting, RuleName)> {
-        (0..self.subjects.len()).flat_map(move |data| {
-            self.settings.iter().flat_map(move |&setting| {
-                let rules = self.args.compare.rules.iter();
-                rules.map(move |&rule| (data, setting, rule))
+        self.subjects
+            .iter()
+            .enumerate()
+            .flat_map(move |(data, subject)| {
+                subject.settings.iter().flat_map(move |&setting| {
+                    let rules = self.args.compare.rules.iter();
+                    rules.map(move |&rule| (data, setting, rule))
+                })
             })
-        })
     }
 
-    /// The schedules that fixed rates are run under: none first, since every regret is against that.
+    /// The schedules that fixed rates are run under: those of the references first.
     fn fixed_schedules(&self) -> impl Iterator<Item = ScheduleName> {
         let others = self.args.compare.schedules.iter().copied();
-        std::iter::once(ScheduleName::Constant)
-            .chain(others.filter(|&schedule| schedule != ScheduleName::Constant))
+        let others = others.filter(|schedule| !REFERENCES.contains(schedule));
+        REFERENCES.into_iter().chain(others)
+    }
+
+    /// The next rate beyond every default grid whose best one is at its end.
+    fn beyond_the_grids(&self, cells: &[Cell]) -> Vec<Case> {
+        let mut cases = Vec::new();
+        if self.args.compare.lrs.is_some() {
+            return cases;
+        }
+        for (data, setting, rule) in self.combinations() {
+            for schedule in self.fixed_schedules() {
+                let Some((best, end)) = end_of_grid(cells, data, setting, rule, schedule) else {
+                    continue;
+                };
+                cases.push(Case {
+                    data,
+                    setting,
+                    rule,
+                    variant: Variant::fixed(next_rate(best, end == End::Upper), schedule, 1.0),
+                });
+            }
+        }
+        cases
     }
 
     /// The grid of fixed rates and every regime that the rule can have.
@@ -615,6 +707,10 @@ impl<'a> Comparison<'a> {
                 saving: None,
                 lose_device: None,
             },
+            match case.variant.regime {
+                RegimeName::Fixed => Look::Better,
+                _ => Look::Judged,
+            },
         )?;
         Ok(Run {
             tuning: subject.tuning,
@@ -645,6 +741,7 @@ impl<'a> Comparison<'a> {
             .iter()
             .map(|&case| Cell {
                 case,
+                chance: self.subjects[case.data].chance,
                 runs: results.by_ref().take(seeds.len()).collect(),
             })
             .collect())
@@ -719,6 +816,34 @@ fn best_fixed(
     })
 }
 
+/// An end of a grid.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum End {
+    Lower,
+    Upper,
+}
+
+/// The best of a grid of rates where it is at an end of it. A grid of one rate has two ends, of which the upper one is said.
+fn end_of_grid(
+    cells: &[Cell],
+    data: usize,
+    setting: Setting,
+    rule: RuleName,
+    schedule: ScheduleName,
+) -> Option<(f32, End)> {
+    let best = best_fixed(cells, data, setting, rule, schedule)?;
+    let best = best.case.variant.lr?;
+    let rates =
+        || grid(cells, data, setting, rule, schedule).filter_map(|cell| cell.case.variant.lr);
+    if !rates().any(|rate| rate > best) {
+        Some((best, End::Upper))
+    } else if !rates().any(|rate| rate < best) {
+        Some((best, End::Lower))
+    } else {
+        None
+    }
+}
+
 /// The fixed rates of a table's column under a schedule, unscaled.
 fn grid(
     cells: &[Cell],
@@ -763,7 +888,10 @@ struct Summary<'a> {
     train_loss: f64,
     diverged: usize,
     best_fixed_lr: Option<f64>,
-    regret: Option<f64>,
+    best_cosine_lr: Option<f64>,
+    /// Points of accuracy above the references; below where negative.
+    above_best_fixed: Option<f64>,
+    above_best_cosine: Option<f64>,
 }
 
 /// The number that was given, without the digits of a widened f32.
@@ -773,8 +901,8 @@ fn as_given(value: f32) -> f64 {
 
 /// Widest table, so that it can be read in a window of 120 columns.
 const TABLE_WIDTH: usize = 120;
-/// Columns that one rule takes in a table: `100.00 ±0.00`, `00.0000` and `-00.00` with their frames.
-const RULE_WIDTH: usize = 15 + 10 + 9;
+/// Columns that one rule takes in a table: `100.00 ±0.00`, `00.0000`, `to fixed` and `to cosine` with their frames.
+const RULE_WIDTH: usize = 15 + 10 + 11 + 12;
 
 struct Results<'a> {
     comparison: &'a Comparison<'a>,
@@ -782,9 +910,9 @@ struct Results<'a> {
 }
 
 impl Results<'_> {
-    /// The best of the fixed rates without a schedule, which every regret is against.
-    fn best_fixed(&self, data: usize, setting: Setting, rule: RuleName) -> Option<&Cell> {
-        best_fixed(&self.cells, data, setting, rule, ScheduleName::Constant)
+    /// What a column's regimes are held against, as [`REFERENCES`] has them.
+    fn references(&self, data: usize, setting: Setting, rule: RuleName) -> [Option<&Cell>; 2] {
+        REFERENCES.map(|schedule| best_fixed(&self.cells, data, setting, rule, schedule))
     }
 
     fn cell(&self, case: &Case) -> Option<&Cell> {
@@ -807,15 +935,14 @@ impl Results<'_> {
         rows
     }
 
-    /// The cell of a row, and its regret in points: how much accuracy the best fixed rate, unscaled, has more.
+    /// The cell of a row, and by how many points of accuracy it is above each reference, unscaled.
     fn at(
         &self,
         data: usize,
         setting: Setting,
         rule: RuleName,
         row: Variant,
-    ) -> Option<(&Cell, f64)> {
-        let best = self.best_fixed(data, setting, rule)?;
+    ) -> Option<(&Cell, [f64; 2])> {
         let lr = match row.regime {
             RegimeName::Fixed => {
                 let best = best_fixed(&self.cells, data, setting, rule, row.schedule)?;
@@ -830,7 +957,11 @@ impl Results<'_> {
             rule,
             variant,
         })?;
-        Some((cell, 100.0 * (best.accuracy() - cell.accuracy())))
+        let [Some(fixed), Some(cosine)] = self.references(data, setting, rule) else {
+            return None;
+        };
+        let above = |best: &Cell| 100.0 * (cell.accuracy() - best.accuracy());
+        Some((cell, [above(fixed), above(cosine)]))
     }
 
     fn json(&self) -> String {
@@ -851,7 +982,8 @@ impl Results<'_> {
                 first_step: first_step(cell),
                 gradient_scale: as_given(variant.gradient_scale),
             }));
-            let best = self.best_fixed(data, setting, rule);
+            let [fixed, cosine] = self.references(data, setting, rule);
+            let above = |best: &Cell| 100.0 * (cell.accuracy() - best.accuracy());
             summaries.push(Summary {
                 data: &self.comparison.subjects[data].dataset.name,
                 batch: setting.batch,
@@ -867,11 +999,14 @@ impl Results<'_> {
                 test_accuracy_deviation: cell.deviation(),
                 train_loss: cell.loss(),
                 diverged: cell.diverged(),
-                best_fixed_lr: best.and_then(lr),
-                regret: best.map(|best| 100.0 * (best.accuracy() - cell.accuracy())),
+                best_fixed_lr: fixed.and_then(lr),
+                best_cosine_lr: cosine.and_then(lr),
+                above_best_fixed: fixed.map(above),
+                above_best_cosine: cosine.map(above),
             });
         }
-        serde_json::json!({ "runs": runs, "summary": summaries }).to_string()
+        serde_json::json!({ "runs": runs, "summary": summaries, "overall": overall(self) })
+            .to_string()
     }
 
     /// What a table is about.
@@ -906,24 +1041,58 @@ impl Results<'_> {
                 "loss: over the training rows after the last step".to_owned(),
             ]
         };
-        lines.push(
-            "regret: points of accuracy below the best fixed rate; that rate is chosen on the test rows, from these:".to_owned(),
-        );
+        lines.extend([
+            "to fixed: points of accuracy above (+) or below (-) the best of the fixed rates".to_owned(),
+            "to cosine: the same against the best peak of these rates, with warm-up over 5 % of the steps and a cosine down to 0"
+                .to_owned(),
+            "both are chosen on the test rows, and of their last iterate and its polynomial average the better counts: that flatters them"
+                .to_owned(),
+            "a run that diverged counts as if it had answered with the most frequent class".to_owned(),
+        ]);
         for &rule in &self.comparison.args.compare.rules {
             let rates = self.comparison.rates(rule).iter();
             let rates: Vec<String> = rates.map(|&rate| rate_in_words(rate)).collect();
-            lines.push(format!("{}: {}", name_of(rule), rates.join(", ")));
+            let further = match self.comparison.args.compare.lrs {
+                Some(_) => "",
+                None => ", further where the best is at an end",
+            };
+            lines.push(format!(
+                "{}: {}{further}; {}",
+                name_of(rule),
+                rates.join(", "),
+                self.evaluation_in_words(rule)
+            ));
         }
         lines
     }
 
+    /// By what the regimes with this rule are judged.
+    fn evaluation_in_words(&self, rule: RuleName) -> String {
+        let mut averages: Vec<&str> = Vec::new();
+        for variant in self.comparison.variants_of(rule) {
+            let average = self.comparison.options_of(rule, variant).averaged();
+            let words = average.map_or("last iterate", AverageName::in_words);
+            let words = match (rule, average) {
+                (RuleName::AdamW, Some(AverageName::ScheduleFree)) => {
+                    "schedule-free average with beta1 = 0"
+                }
+                _ => words,
+            };
+            if !averages.contains(&words) {
+                averages.push(words);
+            }
+        }
+        format!("regimes are judged by their {}", averages.join(" or "))
+    }
+
     fn print_tables(&self) -> Result<(), CliError> {
         for data in 0..self.comparison.subjects.len() {
-            for &setting in &self.comparison.settings {
+            for &setting in &self.comparison.subjects[data].settings {
                 say(self.title(data, setting))?;
                 self.print_table(data, setting)?;
             }
         }
+        summary::print(self)?;
         self.caption().into_iter().try_for_each(say)
     }
 
@@ -940,24 +1109,27 @@ impl Results<'_> {
         for rules in self.comparison.args.compare.rules.chunks(rules_per_table) {
             let mut header = vec!["rate from".to_owned()];
             for &rule in rules {
-                header.extend([name_of(rule), "loss".to_owned(), "regret".to_owned()]);
+                let others = ["loss", "to fixed", "to cosine"].map(str::to_owned);
+                header.push(name_of(rule));
+                header.extend(others);
             }
             let mut table = Columns::new(header.iter().map(String::as_str), 1);
             for &row in &rows {
                 let mut cells = vec![row.to_string()];
                 for &rule in rules {
-                    let Some((cell, regret)) = self.at(data, setting, rule, row) else {
-                        cells.extend([const { String::new() }; 3]);
+                    let Some((cell, above)) = self.at(data, setting, rule, row) else {
+                        cells.extend([const { String::new() }; 4]);
                         continue;
                     };
                     cells.extend([
                         accuracy_in_words(cell, 2),
                         loss_in_words(cell.loss()),
-                        points_in_words(regret),
+                        points_in_words(above[0]),
+                        points_in_words(above[1]),
                     ]);
                     if cell.diverged() > 0 {
                         notes.push(format!(
-                            "{}, {row}: {} of {} runs diverged",
+                            "{}, {row}: {} of {} runs diverged, and count as the most frequent class",
                             name_of(rule),
                             cell.diverged(),
                             cell.runs.len()
@@ -971,8 +1143,9 @@ impl Results<'_> {
                         let best = self.at(data, setting, rule, row);
                         let rate = best.and_then(|(cell, _)| cell.case.variant.lr);
                         let rate = rate.map(rate_in_words).unwrap_or_default();
-                        cells.extend([rate, String::new(), String::new()]);
-                        notes.extend(self.edge_of_grid(data, setting, rule, row));
+                        cells.push(rate);
+                        cells.extend([const { String::new() }; 3]);
+                        notes.extend(self.edge_of_grid(data, setting, rule, row.schedule));
                     }
                     table.row(cells);
                 }
@@ -988,18 +1161,19 @@ impl Results<'_> {
         data: usize,
         setting: Setting,
         rule: RuleName,
-        row: Variant,
+        schedule: ScheduleName,
     ) -> Option<String> {
-        let rates = self.comparison.rates(rule);
-        let best = self.at(data, setting, rule, row)?.0.case.variant.lr?;
-        let lower = rates.iter().any(|&rate| rate < best);
-        let higher = rates.iter().any(|&rate| rate > best);
-        (!lower || !higher).then(|| {
-            format!(
-                "{}, {row}: this rate is at the end of its grid, a wider one (--lrs) may have a better",
-                name_of(rule)
-            )
-        })
+        let (rate, end) = end_of_grid(&self.cells, data, setting, rule, schedule)?;
+        Some(format!(
+            "{}, {}: {} is at the {} end of its grid, a wider one (--lrs) may have a better",
+            name_of(rule),
+            Variant::fixed(rate, schedule, 1.0),
+            rate_in_words(rate),
+            match end {
+                End::Lower => "lower",
+                End::Upper => "upper",
+            }
+        ))
     }
 
     /// A row per data set, setting and variant, a column per rule.
@@ -1015,7 +1189,7 @@ impl Results<'_> {
         ))?;
         say(format!("|{}", "---|".repeat(3 + rules.len())))?;
         for (data, subject) in self.comparison.subjects.iter().enumerate() {
-            for (index, &setting) in self.comparison.settings.iter().enumerate() {
+            for (index, &setting) in subject.settings.iter().enumerate() {
                 for (at, row) in self.rows().into_iter().enumerate() {
                     // A name stands where it begins, as in a merged cell.
                     let first = at == 0;
@@ -1050,26 +1224,56 @@ impl Results<'_> {
                 }
             }
         }
-        Ok(())
+        summary::print_markdown(self)?;
+        say("")?;
+        let mut notes = self.caption();
+        for (data, setting, rule) in self.comparison.combinations() {
+            let title = self.title(data, setting);
+            let schedules = self.comparison.fixed_schedules();
+            notes.extend(schedules.filter_map(|schedule| {
+                let note = self.edge_of_grid(data, setting, rule, schedule)?;
+                Some(format!("{title}: {note}"))
+            }));
+        }
+        notes
+            .into_iter()
+            .try_for_each(|line| say(format!("- {line}")))
     }
 
-    /// Accuracy to a tenth of a percent; bold where it is a point or more below the best fixed rate.
+    /// Accuracy to a tenth of a percent, and for a regime by how much it is above or below the references; bold where it is a point or
+    /// more below the best fixed rate.
     fn markdown_cell(&self, data: usize, setting: Setting, rule: RuleName, row: Variant) -> String {
-        let Some((cell, regret)) = self.at(data, setting, rule, row) else {
+        let Some((cell, above)) = self.at(data, setting, rule, row) else {
             return String::new();
         };
         let accuracy = accuracy_in_words(cell, 1);
+        let accuracy = match cell.diverged() {
+            some if some > 0 && some < cell.runs.len() => {
+                format!("{accuracy}, {some} of {} diverged", cell.runs.len())
+            }
+            _ => accuracy,
+        };
         match cell.case.variant.lr {
             Some(lr) if row.gradient_scale == 1.0 => {
                 format!("{accuracy} (at {})", rate_in_words(lr))
             }
-            _ if regret >= 1.0 => format!("**{accuracy}**"),
-            _ => accuracy,
+            _ => {
+                let gaps = above.map(|points| tenths_in_words(points)).join(", ");
+                let accuracy = if above[0] <= -1.0 {
+                    format!("**{accuracy}**")
+                } else {
+                    accuracy
+                };
+                format!("{accuracy} ({gaps})")
+            }
         }
     }
 }
 
 fn accuracy_in_words(cell: &Cell, digits: usize) -> String {
+    if cell.diverged() == cell.runs.len() {
+        return "diverged".to_owned();
+    }
     let accuracy = 100.0 * cell.accuracy();
     match cell.deviation() {
         Some(deviation) => format!("{accuracy:.digits$} ±{:.digits$}", 100.0 * deviation),
@@ -1085,13 +1289,22 @@ fn loss_in_words(loss: f64) -> String {
     }
 }
 
-/// Without the sign of a zero that was rounded.
+/// With its sign, unless it is rounded to zero.
 fn points_in_words(points: f64) -> String {
-    let text = format!("{points:.2}");
-    if text == "-0.00" {
+    let text = format!("{points:+.2}");
+    if points.abs() < 0.005 {
         "0.00".to_owned()
     } else {
         text
+    }
+}
+
+/// The same to a tenth of a point.
+fn tenths_in_words(points: f64) -> String {
+    if points.abs() < 0.05 {
+        "0.0".to_owned()
+    } else {
+        format!("{points:+.1}")
     }
 }
 
@@ -1100,5 +1313,28 @@ fn rate_in_words(rate: f32) -> String {
         rate.to_string()
     } else {
         format!("{rate:e}")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn half_decades_follow_each_other() {
+        let mut rate = 0.01;
+        for next in [0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0] {
+            let before = rate;
+            rate = next_rate(rate, true);
+            assert_eq!(rate, next);
+            assert_eq!(next_rate(rate, false), before);
+        }
+        for rule in RuleName::value_variants() {
+            let rates = default_rates(*rule);
+            for pair in rates.windows(2) {
+                assert_eq!(next_rate(pair[0], true), pair[1], "{rule:?}");
+            }
+        }
+        assert_eq!(next_rate(1e-4, false), 3e-5);
     }
 }

@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use wgpu_optim::{
     Averaging, Checkpoint, CpuOptimizer, Gpu, Group, Notes, Optimizer, OptimizerBuilder,
-    Parameters, Records, Regime, Rule, Schedule, WeightDecay, wgpu,
+    Parameters, Records, Regime, Rule, Schedule, Warning, WeightDecay, wgpu,
 };
 
 use crate::CliError;
@@ -40,6 +40,15 @@ impl OptimizerSettings {
             .group(Group::new("model").tensor("check", empty, empty))
             .build_cpu()?;
         Ok(())
+    }
+
+    /// What is known to fail in it.
+    pub fn warnings(&self) -> Vec<Warning> {
+        let empty: &[f32] = &[];
+        let builder: OptimizerBuilder<wgpu_optim::cpu::Tensor> = self.builder();
+        builder
+            .group(Group::new("model").tensor("check", empty, empty))
+            .warnings()
     }
 
     fn builder<T>(&self) -> OptimizerBuilder<T> {
@@ -156,6 +165,7 @@ impl<'a> Engine<'a> {
                         .group(group)
                         .build(gpu)?,
                     model: gpu_model,
+                    tensors: model.tensors(),
                     gpu: gpu.clone(),
                     injection,
                     steps_done: 0,
@@ -234,30 +244,25 @@ impl<'a> Engine<'a> {
         }
     }
 
-    /// As `evaluate`, of the averaged parameters, which are swapped in for as long as it takes.
-    pub fn evaluate_averages(&mut self, part: Part) -> Result<Evaluation, CliError> {
-        self.swap_averages()?;
-        let evaluation = self.evaluate(part)?;
-        self.swap_averages()?;
-        Ok(evaluation)
-    }
-
-    fn swap_averages(&mut self) -> Result<(), CliError> {
-        match self {
+    /// Does something with the averaged parameters in the place of the parameters, which come back bit for bit.
+    pub fn with_averages<R>(
+        &mut self,
+        work: impl FnOnce(&mut Self) -> Result<R, CliError>,
+    ) -> Result<R, CliError> {
+        let parameters = match self {
             Engine::Cpu(engine) => {
-                let mut params = slices_of(&engine.tensors, &mut engine.parameters);
-                engine.optimizer.swap_averages(&mut params)?;
+                engine.swap_averages()?;
+                None
             }
-            Engine::Gpu(engine) => {
-                let (device, queue) = (engine.gpu.device(), engine.gpu.queue());
-                let mut encoder = device.create_command_encoder(&wgpu::CommandEncoderDescriptor {
-                    label: Some("averages"),
-                });
-                engine.optimizer.encode_swap_averages(&mut encoder)?;
-                queue.submit([encoder.finish()]);
-            }
+            Engine::Gpu(engine) => Some(engine.copy_averages()?),
+        };
+        let result = work(self)?;
+        match (self, parameters) {
+            (Engine::Gpu(engine), Some(parameters)) => engine.put_back(&parameters),
+            (Engine::Cpu(engine), _) => engine.swap_averages()?,
+            (Engine::Gpu(_), None) => {}
         }
-        Ok(())
+        Ok(result)
     }
 }
 
@@ -291,6 +296,11 @@ fn slices_of<'a>(tensors: &[TensorShape], parameters: &'a mut [f32]) -> Vec<&'a 
 }
 
 impl CpuEngine<'_> {
+    fn swap_averages(&mut self) -> Result<(), CliError> {
+        let mut params = slices_of(&self.tensors, &mut self.parameters);
+        Ok(self.optimizer.swap_averages(&mut params)?)
+    }
+
     fn train(
         &mut self,
         order: &[u32],
@@ -329,6 +339,7 @@ impl CpuEngine<'_> {
 /// Everything on the device.
 pub struct GpuEngine {
     model: GpuModel,
+    tensors: Vec<TensorShape>,
     optimizer: Optimizer,
     gpu: Gpu,
     injection: Injection,
@@ -336,6 +347,43 @@ pub struct GpuEngine {
 }
 
 impl GpuEngine {
+    /// Copies the averages over the parameters, and gives a copy of those. (A swap would bring back parameters of schedule-free training
+    /// within one unit in the last place only.)
+    fn copy_averages(&self) -> Result<wgpu::Buffer, CliError> {
+        let device = self.gpu.device();
+        let parameters = self.model.parameters();
+        let copy = self.gpu.scoped("a copy of the parameters", || {
+            Ok::<_, CliError>(device.create_buffer(&wgpu::BufferDescriptor {
+                label: Some("a copy of the parameters"),
+                size: parameters.size(),
+                usage: wgpu::BufferUsages::COPY_SRC | wgpu::BufferUsages::COPY_DST,
+                mapped_at_creation: false,
+            }))
+        })?;
+        let mut encoder = device.create_command_encoder(&wgpu::CommandEncoderDescriptor {
+            label: Some("averages"),
+        });
+        encoder.copy_buffer_to_buffer(parameters, 0, &copy, 0, parameters.size());
+        for (index, tensor) in self.tensors.iter().enumerate() {
+            let destination = parameters.slice(tensor.range_bytes());
+            self.optimizer
+                .encode_copy_averages(&mut encoder, index, destination)?;
+        }
+        self.gpu.queue().submit([encoder.finish()]);
+        Ok(copy)
+    }
+
+    fn put_back(&self, copy: &wgpu::Buffer) {
+        let mut encoder =
+            self.gpu
+                .device()
+                .create_command_encoder(&wgpu::CommandEncoderDescriptor {
+                    label: Some("parameters"),
+                });
+        encoder.copy_buffer_to_buffer(copy, 0, self.model.parameters(), 0, copy.size());
+        self.gpu.queue().submit([encoder.finish()]);
+    }
+
     fn train(
         &mut self,
         all: Range<usize>,

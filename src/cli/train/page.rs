@@ -8,7 +8,7 @@ use plotters::prelude::*;
 use wgpu_optim::{NonFinite, Record, TensorRecord, Term};
 
 use super::report::{CAUSES_HEADER, Run, TermCauses, add_terms, in_words, not_finite};
-use super::{Args, create_beside};
+use super::{Args, create_beside, verdict};
 use crate::CliError;
 use crate::model::Model;
 use crate::page::{self, Axis, COLORS, DrawError, bounds, command, escaped, font};
@@ -388,8 +388,13 @@ impl Page {
 
 fn text(args: &Args, run: &Run, model: &Model, history: &History) -> Result<String, String> {
     let title = format!("wgpu-optim train: {model} on {}", run.data);
+    // First of all, lest the figures pass for a success.
+    let failure = verdict::in_words(args, run);
+    let failure = failure.map_or(String::new(), |words| {
+        format!("<p class=\"failure\">{}</p>\n", escaped(&words))
+    });
     let body = format!(
-        "<h1>{}</h1>\n<div class=\"facts\">\n<section>\n<h2>Final figures</h2>\n{}</section>\n\
+        "<h1>{}</h1>\n{failure}<div class=\"facts\">\n<section>\n<h2>Final figures</h2>\n{}</section>\n\
          <section>\n<h2>Configuration</h2>\n{}</section>\n</div>\n{}{}{}{}",
         escaped(&title),
         page::facts(&final_figures(run, history)),
@@ -404,6 +409,7 @@ fn text(args: &Args, run: &Run, model: &Model, history: &History) -> Result<Stri
 
 const STYLE: &str = "
 h2 { font-size: 16px; margin: 18px 0 6px; }
+.failure { padding: 8px 12px; border-left: 6px solid #b00020; background: #fde7ea; font-weight: bold; }
 .facts { display: grid; grid-template-columns: minmax(0, 2fr) minmax(0, 3fr); gap: 0 32px; }
 figure { margin: 14px 0 0; break-inside: avoid; }
 figcaption { font-weight: bold; }
@@ -421,16 +427,9 @@ p { margin: 6px 0; }
 }
 ";
 
-fn final_figures(run: &Run, history: &History) -> Vec<(&'static str, String)> {
-    let mut figures = vec![
-        ("training loss", format!("{:.5}", run.train_loss)),
-        (
-            "test accuracy",
-            format!("{:.2} %", 100.0 * run.test_accuracy),
-        ),
-    ];
-    figures.extend(run.averaged());
-    figures.extend([
+fn final_figures(run: &Run, history: &History) -> Vec<(String, String)> {
+    let mut figures = run.figures();
+    let others = [
         ("first learning rate", format!("{:.4e}", run.lr_first)),
         ("last learning rate", format!("{:.4e}", run.lr_last)),
         ("range", format!("{:.4e} to {:.4e}", run.lr_min, run.lr_max)),
@@ -445,7 +444,8 @@ fn final_figures(run: &Run, history: &History) -> Vec<(&'static str, String)> {
                 1e6 * run.seconds / run.steps.max(1) as f64
             ),
         ),
-    ]);
+    ];
+    figures.extend(others.map(|(name, value)| (name.to_owned(), value)));
     figures
 }
 

@@ -3,6 +3,8 @@
 use serde::Serialize;
 use wgpu_optim::{NonFinite, Record, TensorRecord, Term};
 
+use super::verdict::{Verdict, loss_in_words};
+use super::{Args, RuleName, in_percent};
 use crate::CliError;
 use crate::model::Model;
 use crate::table::{Columns, say};
@@ -14,6 +16,8 @@ pub struct Run {
     pub data: String,
     pub model: String,
     pub rule: String,
+    /// The rule's; 0 of AdamW where it is schedule-free.
+    pub momentum: f32,
     pub regime: String,
     pub schedule: String,
     pub backend: String,
@@ -23,14 +27,25 @@ pub struct Run {
     pub batch: usize,
     pub seed: u64,
     pub steps: u64,
+    pub verdict: Verdict,
+    /// What the training loss and the test accuracy are of: an average by its name, or `last`.
+    pub evaluated: String,
+    #[serde(skip)]
+    pub evaluated_in_words: &'static str,
+    /// Before the first step: see [`start_loss`](super::verdict::start_loss).
+    pub start_loss: f64,
     pub train_loss: f64,
     pub test_accuracy: f64,
-    /// What was averaged, if anything was.
+    /// Of the iterate at which gradients are taken, where an average was evaluated beside it.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub average: Option<String>,
-    /// Of the averaged parameters.
+    pub last_train_loss: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub last_test_accuracy: Option<f64>,
+    /// Of the average.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub averaged_test_accuracy: Option<f64>,
+    /// Test rows of which an output is not finite. They count as wrong.
+    pub nonfinite_test_rows: usize,
     pub lr_first: f32,
     pub lr_last: f32,
     pub lr_min: f32,
@@ -70,14 +85,32 @@ impl TensorFigures {
 }
 
 impl Run {
-    /// The averaged parameters' row, if anything was averaged.
-    pub fn averaged(&self) -> Option<(&'static str, String)> {
-        let accuracy = self.averaged_test_accuracy?;
-        let average = self.average.as_deref().unwrap_or_default();
-        Some((
-            "test accuracy, averaged",
-            format!("{:.2} % ({average})", 100.0 * accuracy),
-        ))
+    /// What the run came to, by name: the figures of what is evaluated, then those of the last iterate where that is something else.
+    pub fn figures(&self) -> Vec<(String, String)> {
+        let of = self.evaluated_in_words;
+        let mut figures = vec![
+            (
+                format!("training loss, {of}"),
+                loss_in_words(self.train_loss),
+            ),
+            (
+                format!("test accuracy, {of}"),
+                in_percent(self.test_accuracy),
+            ),
+        ];
+        if let Some(loss) = self.last_train_loss {
+            let name = "training loss, last iterate".to_owned();
+            figures.push((name, loss_in_words(loss)));
+        }
+        if let Some(accuracy) = self.last_test_accuracy {
+            let name = "test accuracy, last iterate".to_owned();
+            figures.push((name, in_percent(accuracy)));
+        }
+        if self.nonfinite_test_rows > 0 {
+            let rows = format!("{}: outputs are not finite", self.nonfinite_test_rows);
+            figures.push(("test rows without an answer".to_owned(), rows));
+        }
+        figures
     }
 }
 
@@ -232,17 +265,25 @@ pub fn json(runs: &[Run]) -> String {
 }
 
 /// The table.
-pub fn print(run: &Run, model: &Model) -> Result<(), CliError> {
+pub fn print(args: &Args, run: &Run, model: &Model) -> Result<(), CliError> {
+    // It is not what the name usually stands for.
+    let beta1 = if args.rule == RuleName::AdamW && run.momentum == 0.0 {
+        " with beta1 = 0"
+    } else {
+        ""
+    };
     say(format!(
-        "{} on {}: {}, {}, {}",
-        model, run.data, run.rule, run.regime, run.adapter
+        "{} on {}: {}{beta1}, {}, {}, {}",
+        model, run.data, run.rule, run.regime, run.evaluated_in_words, run.adapter
     ))?;
     let earlier = match run.steps - run.timed_steps {
         0 => String::new(),
         steps => format!(", after {steps} from a checkpoint"),
     };
     say(format!(
-        "{} steps of {} rows in {:.2} s ({:.0} µs each){earlier}",
+        "{} epoch{}: {} steps of {} rows in {:.2} s ({:.0} µs each){earlier}",
+        run.epochs,
+        if run.epochs == 1 { "" } else { "s" },
         run.timed_steps,
         run.batch,
         run.seconds,
@@ -250,13 +291,11 @@ pub fn print(run: &Run, model: &Model) -> Result<(), CliError> {
     ))?;
     let mut table = Columns::without_header(1);
     let mut row = |name: &str, value: String| table.row([name.to_owned(), value]);
-    row("training loss", format!("{:.5}", run.train_loss));
-    row(
-        "test accuracy",
-        format!("{:.2} %", 100.0 * run.test_accuracy),
-    );
-    if let Some((name, value)) = run.averaged() {
-        row(name, value);
+    if run.verdict == Verdict::Diverged {
+        row("verdict", "DIVERGED".to_owned());
+    }
+    for (name, value) in run.figures() {
+        row(&name, value);
     }
     row("first learning rate", format!("{:.4e}", run.lr_first));
     row("last learning rate", format!("{:.4e}", run.lr_last));

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use wgpu_optim::{Checkpoint, NonFinite, Notes, Record, TensorRecord, Term};
 
 use super::report::{Cause, Causes, RateRange};
-use super::{Args, ScheduleName, name_of, refuse_data};
+use super::{Args, AverageName, ScheduleName, name_of, refuse_data};
 use crate::CliError;
 use crate::data::{Dataset, Split};
 use crate::model::ModelKind;
@@ -29,6 +29,9 @@ pub struct Saving {
 #[derive(Debug, Default, Serialize, Deserialize)]
 struct Progress {
     settings: BTreeMap<String, String>,
+    /// Of the first batch. Files of before have none.
+    #[serde(default)]
+    first_loss: Option<u32>,
     /// First, last, least and greatest rate.
     rates: [u32; 4],
     /// What each term added to ln η and took away.
@@ -44,6 +47,8 @@ struct Progress {
 /// What the end of a run tells of its steps.
 #[derive(Debug, Default)]
 pub struct Sofar {
+    /// The loss of the first batch.
+    pub first_loss: Option<f32>,
     pub rates: RateRange,
     pub causes: Causes,
     /// Of the last step, with `--telemetry`.
@@ -52,7 +57,8 @@ pub struct Sofar {
 
 impl Sofar {
     /// Takes a step in.
-    pub fn add(&mut self, record: &Record, tensors: &[TensorRecord]) {
+    pub fn add(&mut self, loss: f32, record: &Record, tensors: &[TensorRecord]) {
+        self.first_loss.get_or_insert(loss);
         self.rates.add(record);
         self.causes.add(record);
         self.tensors.clear();
@@ -143,7 +149,7 @@ impl Saving {
         if done > steps {
             return Err(CliError::Usage(format!(
                 "--resume: {shown} is at step {done}, but --epochs {} end at step {steps}: give more epochs",
-                args.epochs
+                args.epochs()
             )));
         }
         Ok(Resumed {
@@ -219,7 +225,7 @@ fn settings(args: &Args, dataset: &Dataset) -> BTreeMap<String, String> {
         set("--momentum", args.rule().momentum().to_string());
     }
     set("--regime", name_of(args.regime));
-    let over = |name| format!("{name} over {} epochs", args.epochs);
+    let over = |name| format!("{name} over {} epochs", args.epochs());
     let schedule = name_of(args.schedule);
     set(
         "--schedule",
@@ -238,7 +244,11 @@ fn settings(args: &Args, dataset: &Dataset) -> BTreeMap<String, String> {
     let optional = [
         (
             "--average",
-            args.average.map(|average| over(name_of(average))),
+            args.averaged().map(|average| match average {
+                AverageName::ScheduleFree | AverageName::Polynomial => name_of(average),
+                // When they begin follows from the number of epochs.
+                AverageName::Running | AverageName::Exponential => over(name_of(average)),
+            }),
         ),
         ("--lr", args.lr.map(|rate| rate.to_string())),
         ("--clip-norm", args.clip_norm.map(|norm| norm.to_string())),
@@ -276,6 +286,7 @@ fn identity(dataset: &Dataset) -> String {
 impl Progress {
     fn new(settings: &BTreeMap<String, String>, sofar: &Sofar) -> Self {
         let Sofar {
+            first_loss,
             rates,
             causes,
             tensors,
@@ -283,6 +294,7 @@ impl Progress {
         let terms = Term::ALL.iter().zip(causes.terms);
         Progress {
             settings: settings.clone(),
+            first_loss: first_loss.map(f32::to_bits),
             rates: [rates.first, rates.last, rates.min, rates.max].map(f32::to_bits),
             terms: terms
                 .map(|(term, cause)| {
@@ -313,6 +325,7 @@ impl Progress {
     fn sofar(&self) -> Sofar {
         let tensors = self.tensors.iter();
         Sofar {
+            first_loss: self.first_loss.map(f32::from_bits),
             rates: self.rates(),
             causes: self.causes(),
             tensors: tensors
@@ -392,6 +405,7 @@ mod tests {
             cause.down = -0.0;
         }
         let sofar = Sofar {
+            first_loss: Some(f32::NAN),
             rates,
             causes,
             tensors: vec![TensorRecord {

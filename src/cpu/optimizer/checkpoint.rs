@@ -33,7 +33,9 @@ impl TensorMemory {
             MemoryKind::Streams => [vector, one, two]
                 .map(|slot| bytemuck::cast_slice(slot))
                 .into(),
-            MemoryKind::Averages => vec![bytemuck::cast_slice(&self.averages)],
+            MemoryKind::Averages | MemoryKind::BaseIterates => {
+                vec![bytemuck::cast_slice(&self.averages)]
+            }
             MemoryKind::Remainders => vec![bytemuck::cast_slice(remainders)],
         }
     }
@@ -57,7 +59,9 @@ impl TensorMemory {
             MemoryKind::Streams => [vector, one, two]
                 .map(|slot| bytemuck::cast_slice_mut(slot))
                 .into(),
-            MemoryKind::Averages => vec![bytemuck::cast_slice_mut(&mut self.averages)],
+            MemoryKind::Averages | MemoryKind::BaseIterates => {
+                vec![bytemuck::cast_slice_mut(&mut self.averages)]
+            }
             MemoryKind::Remainders => vec![bytemuck::cast_slice_mut(remainders)],
         }
     }
@@ -158,6 +162,7 @@ impl CpuOptimizer {
                 .bytes(Slot::Parameters(index))
                 .copy_from_slice(params.values().as_bytes());
         }
+        draft.fill_averages(&self.plan);
         Ok(draft.finish())
     }
 

@@ -131,6 +131,7 @@ impl Optimizer {
         if self.plan.mode == StepMode::Lagged && recorded != run {
             return Err(Error::StepsPending { recorded, run });
         }
+        draft.fill_averages(&self.plan);
         Ok(draft.finish())
     }
 

@@ -223,6 +223,9 @@ impl Optimizer {
         for (averages, [exchange, settle]) in self.averages.iter_mut().zip(averaged) {
             rebind(&mut averages.exchange[0], exchange);
             rebind(&mut averages.settle[0], settle);
+            if let Some(schedule_free) = &mut averages.schedule_free {
+                rebind(&mut schedule_free.back, exchange);
+            }
         }
         let windows = self.movables.iter_mut().zip(&mut self.plan.windows);
         for ((movable, window), (regions, site, bound)) in windows.zip(made) {

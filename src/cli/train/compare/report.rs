@@ -9,10 +9,10 @@ use plotters::coord::Shift;
 use plotters::prelude::*;
 
 use super::super::create_file;
+use super::{REFERENCES, RuleName, name_of, rate_in_words, summary};
 use super::{Results, Setting, Variant, accuracy_in_words, grid, loss_in_words, points_in_words};
-use super::{RuleName, ScheduleName, name_of, rate_in_words};
 use crate::CliError;
-use crate::page::{COLORS, escaped};
+use crate::page::{COLORS, bounds, escaped};
 
 /// A chart's panel in pixels; three of them fit a window 1280 pixels wide.
 const PANEL: (u32, u32) = (400, 340);
@@ -21,6 +21,7 @@ const PANELS: usize = 3;
 /// Height of the legend.
 const HEAD: u32 = 60;
 const GRID: RGBColor = RGBColor(60, 60, 60);
+const COSINE: RGBColor = RGBColor(160, 160, 160);
 /// The page to be, opened before anything is trained.
 pub struct ReportFile {
     path: String,
@@ -61,12 +62,17 @@ fn page(results: &Results) -> Result<String, String> {
     let comparison = results.comparison;
     let mut body = String::new();
     for data in 0..comparison.subjects.len() {
-        for &setting in &comparison.settings {
+        for &setting in &comparison.subjects[data].settings {
             body += &format!("<h2>{}</h2>\n", escaped(&results.title(data, setting)));
             body += &table(results, data, setting);
             body += &plot(results, data, setting)?;
         }
     }
+    body += &format!(
+        "<h2>{}</h2>\n{}",
+        escaped(&summary::title(results)),
+        overall_table(results)
+    );
     let caption: String = results
         .caption()
         .iter()
@@ -80,27 +86,50 @@ fn page(results: &Results) -> Result<String, String> {
     ))
 }
 
+/// The same as on the terminal.
+fn overall_table(results: &Results) -> String {
+    let row = |tag: &str, cells: &[String]| -> String {
+        let cells = cells
+            .iter()
+            .map(|cell| format!("<{tag}>{}</{tag}>", escaped(cell)));
+        format!("<tr>{}</tr>\n", cells.collect::<String>())
+    };
+    let head = row("th", &summary::HEADER.map(str::to_owned));
+    let lines = summary::overall(results);
+    let body: String = lines
+        .iter()
+        .map(|line| row("td", &summary::cells(line, points_in_words)))
+        .collect();
+    format!("<table>\n<thead>{head}</thead>\n<tbody>\n{body}</tbody>\n</table>\n")
+}
+
 fn table(results: &Results, data: usize, setting: Setting) -> String {
     let rules = &results.comparison.args.compare.rules;
     let head: String = rules
         .iter()
-        .map(|&rule| format!("<th>{}</th><th>loss</th><th>regret</th>", name_of(rule)))
+        .map(|&rule| {
+            format!(
+                "<th>{}</th><th>loss</th><th>to fixed</th><th>to cosine</th>",
+                name_of(rule)
+            )
+        })
         .collect();
     let mut body = String::new();
     for row in results.rows() {
         body += &format!("<tr><td>{row}</td>");
         for &rule in rules {
-            let Some((cell, regret)) = results.at(data, setting, rule, row) else {
-                body += "<td></td><td></td><td></td>";
+            let Some((cell, above)) = results.at(data, setting, rule, row) else {
+                body += "<td></td><td></td><td></td><td></td>";
                 continue;
             };
             let rate = cell.case.variant.lr.map(rate_in_words);
             let rate = rate.map(|rate| format!(" (at {rate})")).unwrap_or_default();
             body += &format!(
-                "<td>{}{rate}</td><td>{}</td><td>{}</td>",
+                "<td>{}{rate}</td><td>{}</td><td>{}</td><td>{}</td>",
                 accuracy_in_words(cell, 2),
                 loss_in_words(cell.loss()),
-                points_in_words(regret)
+                points_in_words(above[0]),
+                points_in_words(above[1])
             );
         }
         body += "</tr>\n";
@@ -147,7 +176,10 @@ fn draw<'a>(
         .copied()
         .zip(COLORS.iter().copied().cycle())
         .collect();
-    let mut labels = vec![("fixed rates".to_owned(), GRID)];
+    let mut labels = vec![
+        ("fixed rates".to_owned(), GRID),
+        ("with warm-up and cosine".to_owned(), COSINE),
+    ];
     labels.extend(regimes.iter().map(|(row, color)| (row.to_string(), *color)));
     let (mut x, mut y) = (14, 16);
     for (label, color) in labels {
@@ -176,16 +208,27 @@ fn draw_panel<'a>(
     (data, setting, rule): (usize, Setting, RuleName),
     regimes: &[(Variant, RGBColor)],
 ) -> Result<(), DrawError<'a>> {
-    let mut points: Vec<(f64, f64)> =
-        grid(&results.cells, data, setting, rule, ScheduleName::Constant)
-            .filter_map(|cell| {
-                let rate = f64::from(cell.case.variant.lr?);
-                Some((rate.log10(), 100.0 * cell.accuracy()))
-            })
-            .collect();
-    points.sort_by(|a, b| a.0.total_cmp(&b.0));
-    let low = points.first().map_or(-1.0, |point| point.0) - 0.2;
-    let high = points.last().map_or(1.0, |point| point.0) + 0.2;
+    let curves = [GRID, COSINE]
+        .into_iter()
+        .zip(REFERENCES)
+        .map(|(color, schedule)| {
+            let cells = grid(&results.cells, data, setting, rule, schedule);
+            let mut points: Vec<(f64, f64)> = cells
+                .filter_map(|cell| {
+                    let rate = f64::from(cell.case.variant.lr?);
+                    Some((rate.log10(), 100.0 * cell.accuracy()))
+                })
+                .collect();
+            points.sort_by(|a, b| a.0.total_cmp(&b.0));
+            (color, points)
+        });
+    let curves: Vec<(RGBColor, Vec<(f64, f64)>)> = curves.collect();
+    let rates = curves
+        .iter()
+        .flat_map(|(_, points)| points)
+        .map(|point| point.0);
+    let range = bounds(rates, 0.2);
+    let (low, high) = (range.start, range.end);
     let mut chart = ChartBuilder::on(area)
         .margin(10)
         .caption(name_of(rule), font(16))
@@ -194,7 +237,7 @@ fn draw_panel<'a>(
         .build_cartesian_2d(low..high, 0.0..102.0)?;
     chart
         .configure_mesh()
-        .x_desc("fixed learning rate")
+        .x_desc("learning rate, or its peak")
         .y_desc("test accuracy, %")
         .label_style(font(12))
         .axis_desc_style(font(13))
@@ -210,13 +253,12 @@ fn draw_panel<'a>(
             chart.draw_series(LineSeries::new([(low, accuracy), (high, accuracy)], style))?;
         }
     }
-    let style = ShapeStyle::from(GRID).stroke_width(2);
-    chart.draw_series(LineSeries::new(points.iter().copied(), style))?;
-    chart.draw_series(
-        points
-            .iter()
-            .map(|&point| Circle::new(point, 3, ShapeStyle::from(GRID).filled())),
-    )?;
+    for (color, points) in &curves {
+        let style = ShapeStyle::from(color).stroke_width(2);
+        chart.draw_series(LineSeries::new(points.iter().copied(), style))?;
+        let dot = ShapeStyle::from(color).filled();
+        chart.draw_series(points.iter().map(|&point| Circle::new(point, 3, dot)))?;
+    }
     Ok(())
 }
 

@@ -1,0 +1,28 @@
+// Copies the average of schedule-free training, which is nowhere kept as such. Where no rate was known yet the parameters are their
+// average.
+//
+// Reads:  updates (their weight tells whether the average has started); parameters; base.
+// Writes: copied, in quads as the base.
+// Grid:   one workgroup of WORKGROUP invocations per block; invocation i takes quads i, i + WORKGROUP, … of the block.
+
+override WORKGROUP: u32;
+
+@group(0) @binding(0) var<storage, read> updates: array<Update>;
+@group(1) @binding(0) var<storage, read> blocks: array<Block>;
+@group(1) @binding(1) var<storage, read_write> parameters: array<ParameterLane>;
+@group(2) @binding(1) var<storage, read_write> copied: array<vec4<f32>>;
+
+@compute @workgroup_size(WORKGROUP)
+fn swap_averages(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+    let block = blocks[workgroup.x];
+    let started = updates[block.group].average_weight > 0.0;
+    for (var quad = lane; 4u * quad < block.elements; quad += WORKGROUP) {
+        let at = block.state_quad + quad;
+        let w = load_parameters(block, quad);
+        if started {
+            copied[at] = average_of(w, base[at]);
+        } else {
+            copied[at] = w;
+        }
+    }
+}

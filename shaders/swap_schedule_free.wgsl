@@ -1,0 +1,31 @@
+// Puts the average of schedule-free training in the place of the parameters, or the parameters back. What is kept beside them stays
+// as it is. Where no rate was known yet nothing happens: the parameters are their average.
+//
+// Reads:  updates (their weight tells whether the average has started); parameters; base.
+// Writes: parameters.
+// Grid:   one workgroup of WORKGROUP invocations per block; invocation i takes quads i, i + WORKGROUP, … of the block.
+
+override WORKGROUP: u32;
+// Whether the parameters come back.
+override BACK: bool;
+
+@group(0) @binding(0) var<storage, read> updates: array<Update>;
+@group(1) @binding(0) var<storage, read> blocks: array<Block>;
+@group(1) @binding(1) var<storage, read_write> parameters: array<ParameterLane>;
+
+@compute @workgroup_size(WORKGROUP)
+fn swap_averages(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+    let block = blocks[workgroup.x];
+    if updates[block.group].average_weight == 0.0 {
+        return;
+    }
+    for (var quad = lane; 4u * quad < block.elements; quad += WORKGROUP) {
+        let z = base[block.state_quad + quad];
+        let w = load_parameters(block, quad);
+        if BACK {
+            store_parameters(block, quad, between(w, z), 0u);
+        } else {
+            store_parameters(block, quad, average_of(w, z), 0u);
+        }
+    }
+}

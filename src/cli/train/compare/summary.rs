@@ -1,0 +1,172 @@
+//! Everything that was compared in a few lines: for each rule and regime how far it is from each reference, on average and at worst.
+
+use serde::Serialize;
+
+use super::{
+    REFERENCE_NAMES, Results, RuleName, Setting, Variant, name_of, points_in_words, tenths_in_words,
+};
+use crate::CliError;
+use crate::table::{Columns, say};
+
+/// Points below a reference that are worth a word, and that are a failure.
+const NOTICEABLE: f64 = 0.5;
+const BAD: f64 = 2.0;
+
+/// A rule and a regime against a reference, over all data and settings.
+#[derive(Debug, Clone, Serialize)]
+pub struct Overall {
+    /// `all` is every rule.
+    pub rule: String,
+    pub rate_from: String,
+    pub against: &'static str,
+    /// Data and settings that it has run over, once for every rule.
+    pub compared: usize,
+    /// Points of accuracy above the reference; below where negative.
+    pub mean: f64,
+    pub worst: f64,
+    pub worst_at: String,
+    /// Shares from 0 to 1.
+    pub more_than_half_a_point_below: f64,
+    pub more_than_two_points_below: f64,
+    /// Runs.
+    pub diverged: usize,
+}
+
+/// A data set, a setting and a rule.
+struct Place {
+    name: String,
+    above: [f64; 2],
+    diverged: usize,
+}
+
+/// For every row that is no best rate: each rule, then all of them, against each reference.
+pub fn overall(results: &Results) -> Vec<Overall> {
+    let rules = &results.comparison.args.compare.rules;
+    let rows = results.comparison.variants.iter().copied();
+    let mut all = Vec::new();
+    for row in rows {
+        let places: Vec<Vec<Place>> = rules
+            .iter()
+            .map(|&rule| places(results, rule, row))
+            .collect();
+        for (&rule, places) in rules.iter().zip(&places) {
+            all.extend(against_each(
+                name_of(rule),
+                row,
+                &places.iter().collect::<Vec<_>>(),
+            ));
+        }
+        if rules.len() > 1 {
+            let every: Vec<&Place> = places.iter().flatten().collect();
+            all.extend(against_each("all".to_owned(), row, &every));
+        }
+    }
+    all
+}
+
+fn places(results: &Results, rule: RuleName, row: Variant) -> Vec<Place> {
+    let combinations = results.comparison.combinations();
+    let of_rule = combinations.filter(|&(_, _, other)| other == rule);
+    of_rule
+        .filter_map(|(data, setting, rule)| {
+            let (cell, above) = results.at(data, setting, rule, row)?;
+            let Setting { batch, epochs } = setting;
+            let data = &results.comparison.subjects[data].dataset.name;
+            Some(Place {
+                name: format!("{data} {batch}x{epochs}, {}", name_of(rule)),
+                above,
+                diverged: cell.diverged(),
+            })
+        })
+        .collect()
+}
+
+fn against_each(rule: String, row: Variant, places: &[&Place]) -> Vec<Overall> {
+    let count = places.len() as f64;
+    let one = |(index, against): (usize, &'static str)| {
+        let points = || places.iter().map(|place| place.above[index]);
+        let below = |limit: f64| points().filter(|&points| points < -limit).count() as f64 / count;
+        let worst = places
+            .iter()
+            .min_by(|a, b| a.above[index].total_cmp(&b.above[index]))?;
+        Some(Overall {
+            rule: rule.clone(),
+            rate_from: row.to_string(),
+            against,
+            compared: places.len(),
+            mean: points().sum::<f64>() / count,
+            worst: worst.above[index],
+            worst_at: worst.name.clone(),
+            more_than_half_a_point_below: below(NOTICEABLE),
+            more_than_two_points_below: below(BAD),
+            diverged: places.iter().map(|place| place.diverged).sum(),
+        })
+    };
+    REFERENCE_NAMES
+        .into_iter()
+        .enumerate()
+        .filter_map(one)
+        .collect()
+}
+
+/// The header of [`cells`].
+pub const HEADER: [&str; 8] = [
+    "rule",
+    "rate from",
+    "against",
+    "mean",
+    "worst",
+    "worst at",
+    "> 0.5 below",
+    "> 2 below",
+];
+
+/// A row of the table, with its points written as `points` does.
+pub fn cells(overall: &Overall, points: fn(f64) -> String) -> [String; 8] {
+    let percent = |share: f64| format!("{:.0} %", 100.0 * share);
+    [
+        overall.rule.clone(),
+        overall.rate_from.clone(),
+        overall.against.to_owned(),
+        points(overall.mean),
+        points(overall.worst),
+        overall.worst_at.clone(),
+        percent(overall.more_than_half_a_point_below),
+        percent(overall.more_than_two_points_below),
+    ]
+}
+
+/// What the table is about.
+pub fn title(results: &Results) -> String {
+    let combinations = results.comparison.combinations().count();
+    let places = combinations / results.comparison.args.compare.rules.len().max(1);
+    format!(
+        "all together: points above the references, over {places} data set{} with their settings",
+        if places == 1 { "" } else { "s" }
+    )
+}
+
+/// On the terminal.
+pub fn print(results: &Results) -> Result<(), CliError> {
+    say(title(results))?;
+    let mut table = Columns::new(HEADER, 3);
+    for line in overall(results) {
+        table.row(cells(&line, points_in_words));
+    }
+    table.print()
+}
+
+/// For `--markdown`.
+pub fn print_markdown(results: &Results) -> Result<(), CliError> {
+    say("")?;
+    say(format!("{}:", title(results)))?;
+    say("")?;
+    say(format!("| {} |", HEADER.join(" | ")))?;
+    say(format!("|{}", "---|".repeat(HEADER.len())))?;
+    for line in overall(results) {
+        // A bar in a file's name would end the cell.
+        let cells = cells(&line, tenths_in_words).map(|cell| cell.replace('|', "\\|"));
+        say(format!("| {} |", cells.join(" | ")))?;
+    }
+    Ok(())
+}

@@ -1,0 +1,204 @@
+//! Whether a run came to something: a run that diverged is never reported as a success.
+
+use serde::Serialize;
+
+use super::report::Run;
+use super::{Args, RegimeName, in_percent, name_of};
+use crate::model::{Model, ModelKind};
+
+/// What a run came to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Verdict {
+    /// It ended, and none of the following is true.
+    Ok,
+    /// A loss is not finite at the end, or the training loss is far above where it started: see [`Ending::verdict`].
+    Diverged,
+    /// Every step was skipped.
+    Skipped,
+}
+
+/// How far above its start the training loss may end: ten times.
+const FAR: f64 = 10.0;
+/// The same where the answers are no better than by chance.
+const FAR_AT_CHANCE: f64 = 3.0;
+
+/// What the verdict goes by.
+#[derive(Debug, Clone, Copy)]
+pub struct Ending {
+    /// The training loss of what is evaluated.
+    pub loss: f64,
+    /// The last batch's loss, and that of the last iterate, where they are known.
+    pub others: [Option<f64>; 2],
+    /// The loss at the start, see [`start_loss`].
+    pub start: f64,
+    pub accuracy: f64,
+    /// [`Dataset::chance`](crate::data::Dataset::chance).
+    pub chance: f64,
+    pub every_step_skipped: bool,
+}
+
+impl Ending {
+    /// A run has diverged that ends with a loss that is not finite, with a training loss above ten times that at the start, or with one
+    /// above three times that at the start and no more right answers than by chance.
+    ///
+    /// The loss at the start is what a model has that knows nothing, or that of the first batch, whichever is larger. To end above it is
+    /// to have lost ground, if not much: a model that is right on most rows and sure of itself on the others has a loss of several times
+    /// that. Ten times it is more than being sure of oneself makes.
+    pub fn verdict(&self) -> Verdict {
+        let finite = self.loss.is_finite() && self.others.iter().flatten().all(|x| x.is_finite());
+        let far = if self.accuracy <= self.chance {
+            FAR_AT_CHANCE
+        } else {
+            FAR
+        };
+        if self.every_step_skipped {
+            Verdict::Skipped
+        } else if !finite || self.loss > far * self.start {
+            Verdict::Diverged
+        } else {
+            Verdict::Ok
+        }
+    }
+}
+
+/// The loss before the first step: that of a model whose outputs are all 0, or of the first batch where that is larger, as it is where
+/// features are large. (A single batch of few rows may have next to no loss by luck.)
+pub fn start_loss(model: &Model, first_batch: Option<f32>) -> f64 {
+    let classes = model.classes as f64;
+    let of_zeros = match model.kind {
+        ModelKind::Svm => classes,
+        ModelKind::Softmax | ModelKind::Mlp => classes.ln(),
+    };
+    let first = first_batch.map(f64::from).filter(|loss| loss.is_finite());
+    first.map_or(of_zeros, |first| first.max(of_zeros))
+}
+
+/// What happened and what to do, in one line; nothing of a run that is fine.
+pub fn in_words(args: &Args, run: &Run) -> Option<String> {
+    let happened = match run.verdict {
+        Verdict::Ok => return None,
+        Verdict::Skipped => {
+            return Some(
+                "every step was skipped, nothing was learned: the gradients are not finite, so look at the scale of the features"
+                    .to_owned(),
+            );
+        }
+        Verdict::Diverged if !run.train_loss.is_finite() => "is not finite".to_owned(),
+        Verdict::Diverged => format!("is {}", loss_in_words(run.train_loss)),
+    };
+    let without_answer = match run.nonfinite_test_rows {
+        0 => String::new(),
+        rows => format!(" (the outputs of {rows} rows are not finite, and count as wrong)"),
+    };
+    Some(format!(
+        "the run diverged: the training loss {happened} after {} steps, from {} at the start, and {} of the test rows are \
+         right{without_answer}; {}",
+        run.steps,
+        loss_in_words(run.start_loss),
+        in_percent(run.test_accuracy),
+        way_out(args)
+    ))
+}
+
+/// A loss of any size in a few characters.
+pub fn loss_in_words(loss: f64) -> String {
+    if !loss.is_finite() || (1e-4..1e4).contains(&loss) {
+        format!("{loss:.5}")
+    } else {
+        format!("{loss:.3e}")
+    }
+}
+
+fn way_out(args: &Args) -> String {
+    let suits = args
+        .regime
+        .with_defaults(args.lr.unwrap_or(1.0))
+        .suits(&args.rule());
+    match args.regime {
+        RegimeName::Fixed => {
+            "try a smaller --lr, or leave --regime and --lr out and let the rate be found".to_owned()
+        }
+        RegimeName::Seesaw => {
+            "try --clip-norm 1, leave --schedule out if it is given, or bring the features to one scale".to_owned()
+        }
+        regime if !suits => format!(
+            "--regime {} is known to fail with --rule {}: leave --regime out, or take another rule",
+            name_of(regime),
+            name_of(args.rule)
+        ),
+        regime => format!(
+            "--regime {} does not find a rate here: leave --regime out, or take another rule",
+            name_of(regime)
+        ),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_ends_far_above_its_start_has_diverged() {
+        let ok = Ending {
+            loss: 0.1,
+            others: [Some(0.2), None],
+            start: 2.3,
+            accuracy: 0.9,
+            chance: 0.1,
+            every_step_skipped: false,
+        };
+        let verdict = |ending: Ending| ending.verdict();
+        assert_eq!(verdict(ok), Verdict::Ok);
+        // Sure of itself, and right: six times the loss at the start is no accident.
+        assert_eq!(verdict(Ending { loss: 14.0, ..ok }), Verdict::Ok);
+        let at_chance = Ending {
+            accuracy: 0.1,
+            ..ok
+        };
+        assert_eq!(verdict(at_chance), Verdict::Ok);
+        for diverged in [
+            Ending { loss: 24.0, ..ok },
+            Ending {
+                loss: 7.0,
+                ..at_chance
+            },
+            Ending {
+                loss: f64::NAN,
+                ..ok
+            },
+            Ending {
+                loss: f64::INFINITY,
+                ..ok
+            },
+            Ending {
+                others: [Some(f64::NAN), None],
+                ..ok
+            },
+            Ending {
+                others: [None, Some(f64::INFINITY)],
+                ..ok
+            },
+        ] {
+            assert_eq!(verdict(diverged), Verdict::Diverged, "{diverged:?}");
+        }
+        let skipped = Ending {
+            every_step_skipped: true,
+            loss: f64::NAN,
+            ..ok
+        };
+        assert_eq!(verdict(skipped), Verdict::Skipped);
+    }
+
+    #[test]
+    fn a_start_is_never_better_than_knowing_nothing() {
+        let mlp = Model::new(ModelKind::Mlp, 2, 10, 3);
+        let of_zeros = 10f64.ln();
+        for lucky in [None, Some(1e-3), Some(f32::NAN), Some(f32::INFINITY)] {
+            assert_eq!(start_loss(&mlp, lucky), of_zeros);
+        }
+        assert_eq!(start_loss(&mlp, Some(512.0)), 512.0);
+        let svm = Model::new(ModelKind::Svm, 2, 10, 3);
+        assert_eq!(start_loss(&svm, None), 10.0);
+    }
+}
