@@ -499,7 +499,25 @@ fn of_the_binary() -> Vec<Kernel> {
             &constants,
         ));
     }
+    kernels.push(of_a_copy());
     kernels
+}
+
+/// The copy of schedule-free averages, which is dispatched on request alone, put together as src/gpu/copy_schedule_free.rs does.
+fn of_a_copy() -> Kernel {
+    let load = include_str!("../shaders/shared/load_quads.wgsl")
+        .replace("gradients", "parameters")
+        .replace("grads_start", "params_start")
+        .replace("GradientLane", "ParameterLane");
+    let files = [
+        include_str!("../shaders/shared/layout.wgsl"),
+        include_str!("../shaders/shared/schedule_free.wgsl"),
+        &load,
+        include_str!("../shaders/copy_schedule_free.wgsl"),
+    ];
+    let constants = owned(&[("WORKGROUP", 64.0)]);
+    let name = "copy_schedule_free".to_owned();
+    Kernel::new(name, &files.join("\n"), "swap_averages", &constants)
 }
 
 fn owned(constants: &[(&str, f64)]) -> PipelineConstants {

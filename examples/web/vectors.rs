@@ -608,7 +608,15 @@ fn case_of_halves(gpu: &Gpu, name: &str, kernels: &mut Kernels) -> Outcome<Value
         // Multiples of ¼.
         let values = numbers(2 + step as u64, count);
         let values: Vec<f32> = values.iter().map(|x| (8.0 * x).round() / 4.0).collect();
-        let gradient = encode(&values);
+        let mut gradient = encode(&values);
+        // Two steps have one gradient that is not finite, and must leave no trace.
+        match step {
+            2 => gradient[ranges[0].1.start] = encoded(ranges[0].0, f32::NAN),
+            4 => {
+                gradient[ranges[ranges.len() - 1].1.end - 1] = encoded(Element::Bf16, f32::INFINITY)
+            }
+            _ => {}
+        }
         let mut rest = expected.as_mut_slice();
         let mut end = 0;
         let mut params: Vec<cpu::SliceMut> = Vec::new();
@@ -698,26 +706,114 @@ pub fn compile_halves(gpu: &Gpu, kernels: &mut Kernels) -> Outcome<()> {
 /// What a builder is told beside its groups.
 type Tell = fn(OptimizerBuilder<Tensor>) -> OptimizerBuilder<Tensor>;
 
+/// An optimizer of one group for each rule and regime that fit.
+#[derive(Clone, Copy)]
+struct Groups {
+    mode: StepMode,
+    streams: bool,
+    averaging: Averaging,
+    /// Each rule with each regime; or each rule with the first regime, and two rules with the others.
+    each_with_each: bool,
+}
+
+impl Groups {
+    fn of(mode: StepMode) -> Self {
+        Groups {
+            mode,
+            streams: false,
+            averaging: Averaging::Off,
+            each_with_each: false,
+        }
+    }
+
+    fn averaged(self, averaging: Averaging) -> Self {
+        Groups { averaging, ..self }
+    }
+
+    fn compile(self, gpu: &Gpu, tell: &[Tell], kernels: &mut Kernels) -> Outcome<()> {
+        let values = vec![1.0f32; 1024];
+        let (parameters, gradients) = (buffer(gpu, &values), buffer(gpu, &values));
+        let loss = buffer(gpu, &values);
+        let mut builder: OptimizerBuilder<Tensor> = OptimizerBuilder::new(Rule::sgd())
+            .step_mode(self.mode)
+            .averaging(self.averaging)
+            .record_steps(4)
+            .loss(loss.slice(..4));
+        for tell in tell {
+            builder = tell(builder);
+        }
+        let mut count = 0;
+        for (rule, regime) in self.rules_and_regimes() {
+            // Three past a multiple of four, so that there are heads, bodies and tails.
+            let at = 4 * (3 + 20 * count);
+            let (w, g) = (parameters.slice(at..at + 36), gradients.slice(at..at + 36));
+            let group = Group::new(count.to_string()).rule(rule).regime(regime);
+            builder = builder.group(group.tensor(count.to_string(), w, g));
+            count += 1;
+        }
+        if count == 0 {
+            return Ok(());
+        }
+        let optimizer = builder.build(gpu)?;
+        for dispatch in optimizer.dispatches() {
+            kernels.of(dispatch);
+        }
+        // There and back.
+        for _ in 0..2 {
+            for dispatch in optimizer.swap_dispatches() {
+                kernels.of(dispatch);
+            }
+            optimizer.count_swap();
+        }
+        Ok(())
+    }
+
+    fn rules_and_regimes(self) -> Vec<(Rule, Regime)> {
+        let regimes = regimes(self.mode, self.streams);
+        let mut rules = Rule::all();
+        if self.averaging == Averaging::ScheduleFree {
+            rules.push(Rule::adamw_without_momentum());
+        }
+        let mut all = Vec::new();
+        for rule in rules.into_iter().filter(|rule| self.averaging.fits(rule)) {
+            let usual = [Rule::sgd(), Rule::adamw()].contains(&rule);
+            for (number, &regime) in regimes.iter().enumerate() {
+                if regime.fits(&rule) && (self.each_with_each || usual || number == 0) {
+                    all.push((rule, regime));
+                }
+            }
+        }
+        all
+    }
+}
+
 /// Every kernel that a step can have, to be compiled: few optimizers of many groups, so that none is compiled twice on this machine.
 pub fn compile_everything(gpu: &Gpu, kernels: &mut Kernels) -> Outcome<()> {
     let all: Tell = |builder| builder.weight_decay(0.1).loss_scaler(LossScaler::default());
     let with_sums: Tell = |builder| builder.clip_norm(1.0).telemetry(true);
-    let with_averages: Tell = |builder| builder.averaging(Averaging::polynomial_decay());
     for mode in [StepMode::TwoPass, StepMode::Lagged] {
         for streams in [false, true] {
-            compile_groups(gpu, mode, streams, &[], true, kernels)?;
-            let mut tell = vec![all];
-            if mode == StepMode::TwoPass {
-                tell.push(with_sums);
-            }
-            // Which would mix streams.
-            if !streams {
-                tell.push(with_averages);
-            }
-            compile_groups(gpu, mode, streams, &tell, true, kernels)?;
+            let groups = Groups {
+                streams,
+                each_with_each: true,
+                ..Groups::of(mode)
+            };
+            groups.compile(gpu, &[], kernels)?;
+            let tell = match mode {
+                StepMode::TwoPass => vec![all, with_sums],
+                _ => vec![all],
+            };
+            let averaging = match streams {
+                // Which would mix them.
+                true => Averaging::Off,
+                false => Averaging::polynomial_decay(),
+            };
+            groups.averaged(averaging).compile(gpu, &tell, kernels)?;
         }
     }
-    Ok(())
+    Groups::of(StepMode::TwoPass)
+        .averaged(Averaging::ScheduleFree)
+        .compile(gpu, &[], kernels)
 }
 
 /// More kernels: every setting by itself.
@@ -739,63 +835,29 @@ pub fn compile_settings(gpu: &Gpu, kernels: &mut Kernels) -> Outcome<()> {
         |builder| builder.clear_gradients(true),
     ];
     let trust: Tell = |builder| builder.trust_ratio(TrustRatio::default());
-    let averages: Tell = |builder| builder.averaging(Averaging::polynomial_decay());
+    let two_passes = Groups::of(StepMode::TwoPass);
+    let lagged = Groups::of(StepMode::Lagged);
+    let streams = Groups {
+        streams: true,
+        ..two_passes
+    };
     for tell in in_any_mode {
-        compile_groups(gpu, StepMode::Lagged, false, &[tell], false, kernels)?;
-        compile_groups(gpu, StepMode::TwoPass, false, &[tell], false, kernels)?;
+        lagged.compile(gpu, &[tell], kernels)?;
+        two_passes.compile(gpu, &[tell], kernels)?;
     }
     for tell in in_two_passes {
-        compile_groups(gpu, StepMode::TwoPass, false, &[tell], false, kernels)?;
-        compile_groups(gpu, StepMode::TwoPass, true, &[tell], false, kernels)?;
+        two_passes.compile(gpu, &[tell], kernels)?;
+        streams.compile(gpu, &[tell], kernels)?;
     }
-    compile_groups(gpu, StepMode::TwoPass, false, &[trust], false, kernels)?;
-    compile_groups(gpu, StepMode::TwoPass, false, &[averages], false, kernels)?;
-    compile_groups(gpu, StepMode::Lagged, false, &[averages], false, kernels)
-}
-
-/// An optimizer of one group for each rule and regime: each with each, or each rule with the first regime and two rules with the others.
-fn compile_groups(
-    gpu: &Gpu,
-    mode: StepMode,
-    streams: bool,
-    tell: &[Tell],
-    each_with_each: bool,
-    kernels: &mut Kernels,
-) -> Outcome<()> {
-    let values = vec![1.0f32; 1024];
-    let (parameters, gradients) = (buffer(gpu, &values), buffer(gpu, &values));
-    let loss = buffer(gpu, &values);
-    let mut builder: OptimizerBuilder<Tensor> = OptimizerBuilder::new(Rule::sgd())
-        .step_mode(mode)
-        .record_steps(4)
-        .loss(loss.slice(..4));
-    for tell in tell {
-        builder = tell(builder);
+    two_passes.compile(gpu, &[trust], kernels)?;
+    for groups in [two_passes, lagged] {
+        let groups = groups.averaged(Averaging::polynomial_decay());
+        groups.compile(gpu, &[], kernels)?;
     }
-    let regimes = regimes(mode, streams);
-    let mut count = 0;
-    for rule in Rule::all() {
-        for &regime in regimes.iter().filter(|regime| regime.fits(&rule)) {
-            let usual = [Rule::sgd(), Rule::adamw()].contains(&rule) || regime == regimes[0];
-            if !usual && !each_with_each {
-                continue;
-            }
-            // Three past a multiple of four, so that there are heads, bodies and tails.
-            let at = 4 * (3 + 20 * count);
-            let (w, g) = (parameters.slice(at..at + 36), gradients.slice(at..at + 36));
-            let group = Group::new(count.to_string()).rule(rule).regime(regime);
-            builder = builder.group(group.tensor(count.to_string(), w, g));
-            count += 1;
-        }
-    }
-    if count > 0 {
-        let optimizer = builder.build(gpu)?;
-        let swaps = optimizer.swap_dispatches();
-        for dispatch in optimizer.dispatches().iter().chain(swaps) {
-            kernels.of(dispatch);
-        }
-    }
-    Ok(())
+    let full = [in_any_mode[0], in_any_mode[1], in_two_passes[2]];
+    two_passes
+        .averaged(Averaging::ScheduleFree)
+        .compile(gpu, &full, kernels)
 }
 
 /// One regime for each kind of memory that a mode can have.
