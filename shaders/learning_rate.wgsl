@@ -417,9 +417,10 @@ fn follow_alignment(
     r: ptr<function, RawRecord>,
 ) {
     let norm_in_sums = to_float(quotient(norm, scale_of_sums));
-    (*r).slow_alignment = 0.0;
+    // Before the third gradient y is z, and their difference what rounding makes of it.
+    let compared = (c.flags & ITERATES) == 0u || (*s).mean_steps > 2u;
     // Of the sum as it was loaded: shared/sweep_again.wgsl says why.
-    if is_finite(measured.direction_square) {
+    if compared && is_finite(measured.direction_square) {
         (*r).slow_alignment = cosine(measured.slow_dot, norm_in_sums * sqrt(measured.direction_square));
     }
     var brake = 0.0;

@@ -65,7 +65,7 @@ pub enum Averaging {
     /// z ← z - η_k u(∇f(y))           a decoupled weight decay acts on z:  z ← (1 - η_k λ) z - η_k u
     /// w_k = (η_k k)²,  c_k = w_k / (w_1 + … + w_k)
     /// x ← x + c_k (z - x)
-    /// y ← x + (z - x)/10
+    /// y ← x + 0.15 (z - x)
     /// ```
     ///
     /// `η_k` is the learning rate of the step as the record has it, from any regime, with its schedule and trust ratio. While it is 0
@@ -77,15 +77,18 @@ pub enum Averaging {
     /// **The caller's buffer holds `y` during training. Evaluate and publish `x`, not `y`.** `x` has no buffer of its own: it follows from
     /// `y` and `z`.
     /// - [`encode_swap_averages`](crate::Optimizer::encode_swap_averages) ([`swap_averages`](crate::CpuOptimizer::swap_averages) on the
-    ///   host) puts `x` into the caller's buffer, and `y` back again at the second call. No step can be taken in between. `y` comes
-    ///   back bit for bit on the host, and within one unit in the last place on any device. 16-bit parameters are as exact as
-    ///   their [masters](crate::Rounding::Masters).
+    ///   host) puts `x` into the caller's buffer, and `y` back again at the second call. No step can be taken in between. `x` is
+    ///   chosen such that `y` comes back bit for bit. A device whose compiler rounds that formula differently in two kernels may
+    ///   bring some elements back one unit in the last place (of the largest of `x`, `y` and `z`) away. 16-bit parameters are as exact
+    ///   as their [masters](crate::Rounding::Masters).
     /// - [`encode_copy_averages`](crate::Optimizer::encode_copy_averages), [`read_averages`](crate::Optimizer::read_averages) and, on the
     ///   host, [`copy_averages`](crate::CpuOptimizer::copy_averages) give `x` and leave everything as it is.
     /// - A checkpoint with parameters holds `y` as `parameters/NAME`, `z` as `base_iterates/NAME`, and `x` as `averages/NAME`, which is
     ///   the tensor to take out of it for inference.
     /// - **An application that saves its own buffer during training saves `y`.** The optimizer cannot notice that. Swap first, or copy
     ///   the averages.
+    /// - Parameters that the caller writes between steps do not reach `z`, and the average is taken to be what follows from both. To train
+    ///   on from other parameters, build the optimizer anew.
     ///
     /// # What it works with
     /// Rules without momentum, whose place `z` takes: [`Rule::Sgd`], [`Rule::SignSgd`], and [`Rule::AdamW`] with `β₁ = 0`

@@ -649,6 +649,12 @@ pub struct GroupConfig {
 }
 
 impl GroupConfig {
+    /// Whether its gradient can be compared with y - z of schedule-free training. AdamW's is compared with the direction memory all the
+    /// same: its step is not along the gradient.
+    pub(crate) fn can_compare_iterates(&self) -> bool {
+        self.averaging == Averaging::ScheduleFree && matches!(self.rule, Rule::Sgd | Rule::SignSgd)
+    }
+
     /// Whether pass 4 measures the parameters and the step.
     pub(crate) fn measures_step(&self) -> bool {
         self.telemetry || self.trust_ratio.is_some()

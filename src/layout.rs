@@ -160,6 +160,8 @@ pub mod group_flags {
     pub const LAGGED: u32 = 32;
     /// The direction is taken from the momentum as it was before the step (Lion).
     pub const LOOKS_BACK: u32 = 64;
+    /// The alignment is measured against y - z of schedule-free training, where y and z begin to differ with the second step.
+    pub const ITERATES: u32 = 128;
 }
 
 /// Values of [`GroupConstants::regime`]: the formulas of pass 3.
@@ -584,7 +586,8 @@ pub struct Update {
     pub started: u32,
     /// 1 in the first step, before which the parameters were the first ones; with AutoSgd in the first step of an episode.
     pub first: u32,
-    /// The share of the new parameters in their average; 0 until the average starts, and above 0 from then on.
+    /// The share of the new parameters in their average, in schedule-free training that of z; 0 until the average starts, and above 0 from
+    /// then on.
     pub average_weight: f32,
     /// [`GroupState::regime_rate`]: η without the schedule, by which a sketch counts.
     pub regime_rate: f32,

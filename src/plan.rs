@@ -79,6 +79,8 @@ pub(crate) enum Alignment {
     Momentum,
     /// Sign counters and the sign of the last step, one byte per parameter.
     Counters,
+    /// y - z of schedule-free training, which is kept anyway.
+    Iterates,
     /// The last gradient: not how it agrees is measured, but how it changed.
     LastGradient,
     /// The first parameters: measured is how far the parameters are from them.
@@ -232,7 +234,15 @@ impl Kernel {
 
     /// Whether pass 1 has a use for the parameters, in a step before which the optimizer has `started` or not.
     pub(crate) fn measures_parameters(self, started: bool) -> bool {
-        self.coupled_decay || self.has_first_parameters() || self.initial_norm && !started
+        self.coupled_decay
+            || self.has_first_parameters()
+            || self.compares_iterates()
+            || self.initial_norm && !started
+    }
+
+    /// Whether the gradient is compared with y - z of schedule-free training.
+    pub(crate) fn compares_iterates(self) -> bool {
+        self.alignment == Alignment::Iterates
     }
 
     pub(crate) fn has_counters(self) -> bool {
@@ -242,7 +252,11 @@ impl Kernel {
     /// How many vectors as long as the parameters the regime keeps.
     pub(crate) fn vectors(self) -> u32 {
         match self.alignment {
-            Alignment::None | Alignment::Momentum | Alignment::Counters | Alignment::Sketch => 0,
+            Alignment::None
+            | Alignment::Momentum
+            | Alignment::Counters
+            | Alignment::Iterates
+            | Alignment::Sketch => 0,
             Alignment::LastGradient | Alignment::FirstParameters => 1,
             Alignment::Streams => slots::STREAM_SLOTS,
         }
@@ -261,6 +275,7 @@ impl Kernel {
     /// Whether more is measured than the norm, and more than the momentum's alignment.
     pub(crate) fn measures_memory(self) -> bool {
         self.has_counters()
+            || self.compares_iterates()
             || self.has_last_gradient()
             || self.has_first_parameters()
             || self.measures_magnitude()
@@ -1005,6 +1020,8 @@ fn kernel_of(
         (_, true, ..) => Alignment::FirstParameters,
         (.., false, _) => Alignment::None,
         (.., true, true) => Alignment::Momentum,
+        // All groups of a scope add up the same products.
+        _ if members().all(GroupConfig::can_compare_iterates) => Alignment::Iterates,
         (.., true, false) => Alignment::Counters,
     };
     if (secant || distance)
@@ -1096,6 +1113,7 @@ fn constants_of(
                 group_flags::LOOKS_BACK,
             )
             | flag(kernel.alignment == Alignment::Counters, group_flags::BRAKE)
+            | flag(kernel.compares_iterates(), group_flags::ITERATES)
             | flag(kernel.raw_norm, group_flags::RAW_NORM),
         sign: if config.maximize { -1.0 } else { 1.0 },
         gradient_factor: 0.0, // set by `Plan::new`
@@ -1132,7 +1150,7 @@ fn constants_of(
         smoothing: regime.smoothing(),
         norm_floor: regime.norm_floor(),
         brake_slack: regime.brake_slack(),
-        first_step: regime.first_step(&config.rule),
+        first_step: regime.first_step(&config.rule, &config.averaging),
         initial_rate: regime.initial_rate().unwrap_or(0.0),
         regime: regime.kind(),
         scale: regime.scale(config.rule),

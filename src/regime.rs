@@ -16,6 +16,7 @@ pub use norm::{AdaGradNorm, NormRatio};
 pub use secant::{AdGd, BarzilaiBorwein, SecantForm};
 pub use streams::AutoSgd;
 
+use crate::averaging::Averaging;
 use crate::error::{Error, require};
 use crate::layout::regime_kinds;
 use crate::rule::Rule;
@@ -276,8 +277,13 @@ impl Regime {
     }
 
     /// `p` of the norm term where the smoothed norm stands above its first value, see [`Seesaw`].
-    pub fn exponent_above(&self, _rule: &Rule) -> f32 {
-        self.exponent()
+    pub fn exponent_above(&self, rule: &Rule) -> f32 {
+        match *self {
+            Regime::Seesaw(Seesaw { exponent_above, .. }) if !rule.is_scale_free() => {
+                exponent_above
+            }
+            _ => self.exponent(),
+        }
     }
 
     /// `κ` of the alignment term `κ_t (n/n̂) a`, see [`Seesaw`].
@@ -326,13 +332,13 @@ impl Regime {
         }
     }
 
-    /// `ε` of the first step's length `ε (1 + ‖w₀‖)` with this rule; 0 where the regime has none.
-    pub fn first_step(&self, rule: &Rule) -> f32 {
+    /// `ε` of the first step's length `ε (1 + ‖w₀‖)` with this rule and average; 0 where the regime has none.
+    pub fn first_step(&self, rule: &Rule, averaging: &Averaging) -> f32 {
         match *self {
             Regime::Seesaw(Seesaw { first_step, .. })
             | Regime::NormRatio(NormRatio { first_step, .. })
             | Regime::Hypergradient(Hypergradient { first_step, .. }) => {
-                first_step.unwrap_or_else(|| rule.first_step())
+                first_step.unwrap_or_else(|| rule.first_step(averaging))
             }
             Regime::BarzilaiBorwein(BarzilaiBorwein { first_step, .. })
             | Regime::AdGd(AdGd { first_step, .. })
@@ -437,6 +443,15 @@ impl Regime {
             owner,
             "exponent",
             self.exponent(),
+            "finite and at least 0",
+        )?;
+        // The rule is one to which the exponent matters.
+        let exponent_above = self.exponent_above(&Rule::Sgd);
+        require(
+            finite_at_least_0(exponent_above),
+            owner,
+            "exponent_above",
+            exponent_above,
             "finite and at least 0",
         )?;
         require(
@@ -572,7 +587,7 @@ impl Regime {
             ),
             None => {
                 // What a rule says is in range.
-                let first_step = self.first_step(&Rule::Sgd);
+                let first_step = self.first_step(&Rule::Sgd, &Averaging::Off);
                 require(
                     first_step.is_finite() && first_step > 0.0,
                     owner,

@@ -572,6 +572,7 @@ fn numbers_just_within_range() {
     };
     let below_one = f32::from_bits(1f32.to_bits() - 1);
     let extreme = Seesaw {
+        exponent_above: f32::MAX,
         exponent: 0.0,
         gain: 0.0,
         early_steps: 0.0,

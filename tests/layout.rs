@@ -378,6 +378,7 @@ fn rust_layout() -> Layout {
         ("AVERAGE_OFF", average_kinds::OFF),
         ("AVERAGE_POLYNOMIAL", average_kinds::POLYNOMIAL),
         ("AVERAGE_EXPONENTIAL", average_kinds::EXPONENTIAL),
+        ("AVERAGE_SCHEDULE_FREE", average_kinds::SCHEDULE_FREE),
         ("MEAN_STEPS", MEAN_STEPS),
         ("MEAN_OUTLIER", MEAN_OUTLIER),
         ("SKETCH_BUCKETS", SKETCH_BUCKETS),

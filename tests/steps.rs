@@ -40,6 +40,7 @@ fn regimes() -> Vec<(&'static str, Regime)> {
     });
     let odd_constants = Regime::Seesaw(Seesaw {
         exponent: 0.25,
+        exponent_above: 0.8,
         gain: 0.3,
         early_steps: 1.5,
         smoothing: 0.0,

@@ -69,6 +69,7 @@ const BRAKE = 8u;
 const RAW_NORM_CLIP = 16u;
 const LAGGED = 32u;
 const LOOKS_BACK = 64u;
+const ITERATES = 128u;
 
 const SEESAW = 0u;
 const ADAGRAD_NORM = 1u;

@@ -1,11 +1,11 @@
-// Schedule-free training (src/averaging.rs): the parameters are y = x + (z - x)/10, where gradients are taken. z is kept, in quads as the
+// Schedule-free training (src/averaging.rs): the parameters are y = x + 0.15 (z - x), where gradients are taken. z is kept, in quads as the
 // momentum is; the average x follows from both. CPU twin: src/cpu/schedule_free.rs, operation by operation.
 
 @group(2) @binding(0) var<storage, read_write> base: array<vec4<f32>>;
 
-const TOWARDS_BASE = 0.1;
-// 1/9: x = (y - z/10)/0.9 = y + (y - z)/9, which is y where z is.
-const BEYOND = 0.11111111;
+const TOWARDS_BASE = 0.15;
+// 3/17: x = (y - 0.15 z)/0.85 = y + 3/17 (y - z), which is y where z is.
+const BEYOND = 0.17647059;
 
 // y
 fn between(x: vec4<f32>, z: vec4<f32>) -> vec4<f32> {
@@ -29,7 +29,7 @@ fn units_away(x: vec4<f32>, units: i32) -> vec4<f32> {
 fn average_of(y: vec4<f32>, z: vec4<f32>) -> vec4<f32> {
     var x = beyond(y, z);
     for (var i = 0; i < 2; i++) {
-        let closer = x + 1.1111111 * (y - between(x, z));
+        let closer = x + 1.1764706 * (y - between(x, z));
         x = select(closer, x, between(x, z) == y);
     }
     let center = x;

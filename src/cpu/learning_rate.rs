@@ -470,10 +470,13 @@ fn follow_alignment(
     r: &mut RawRecord,
 ) {
     let norm_in_sums = norm.quotient(scale_of_sums).to_float();
-    r.slow_alignment = cosine(
-        measured.slow_dot,
-        norm_in_sums * measured.direction_square.sqrt(),
-    );
+    // Before the third gradient y is z, and their difference what rounding makes of it.
+    if c.flags & group_flags::ITERATES == 0 || s.mean_steps > 2 {
+        r.slow_alignment = cosine(
+            measured.slow_dot,
+            norm_in_sums * measured.direction_square.sqrt(),
+        );
+    }
     let mut brake = 0.0;
     if c.flags & group_flags::BRAKE != 0 {
         r.fast_alignment = cosine(measured.fast_dot, measured.absolute);

@@ -741,7 +741,11 @@ impl CpuOptimizer {
                     momentum: tensor.memory.momentum.get(start..end).unwrap_or_default(),
                     squares: tensor.memory.squares.get(start..end).unwrap_or_default(),
                     counters: tensor.memory.counters.get(start..end).unwrap_or_default(),
-                    vector: tensor.memory.vector.get(start..end).unwrap_or_default(),
+                    vector: if kernel.compares_iterates() {
+                        &tensor.averages[start..end]
+                    } else {
+                        tensor.memory.vector.get(start..end).unwrap_or_default()
+                    },
                 },
             };
             *partial = match grads[index].values().range(start..end) {

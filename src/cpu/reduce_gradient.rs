@@ -207,6 +207,9 @@ fn measure(
         Alignment::Counters => {
             measure_counters(elements, gradient, state, slices.counters, &mut t);
         }
+        Alignment::Iterates => {
+            measure_iterates(elements, gradient, state, slices, &mut t);
+        }
         Alignment::FirstParameters => {
             t.direction_square = square_of_distance(slices.params, slices.vector);
         }
@@ -247,6 +250,30 @@ fn measure_momentum(
     if whole_rows < elements {
         let g = times(gradient_scale, gradient.last_row(whole_rows));
         sums.add(g, times(momentum_scale, last_row(momentum, whole_rows)));
+    }
+    t.slow_dot = across(&sums.slow_dot);
+    t.direction_square = across(&sums.direction_squares);
+}
+
+/// The gradient against y - z.
+#[inline(always)]
+fn measure_iterates(
+    elements: usize,
+    gradient: impl Rows,
+    state: &GroupState,
+    slices: BlockSlices<impl Number>,
+    t: &mut ScopeSums,
+) {
+    let gradient_scale = power_of_two(-state.gradient_exponent);
+    let mut sums = MomentumSums::default();
+    for start in (0..elements).step_by(LANES) {
+        let g = times(gradient_scale, any_row(elements, gradient, start));
+        let mut way = any_row(elements, Parameters(slices.params), start);
+        let z = any_row(elements, Parameters(slices.vector), start);
+        for j in 0..LANES {
+            way[j] -= z[j];
+        }
+        sums.add(g, way);
     }
     t.slow_dot = across(&sums.slow_dot);
     t.direction_square = across(&sums.direction_squares);

@@ -184,15 +184,15 @@ impl Fixed {
     pub(crate) fn add_float(self, x: f32) -> Self {
         // Scaling by 2^32 is exact; only what lies below 2^-32 is rounded, half away from zero.
         let steps = (f64::from(x) * 4_294_967_296.0).round() as i64;
-        Fixed::from_bits(self.bits() + steps)
+        Fixed::from_bits(self.bits().saturating_add(steps))
     }
 
     pub(crate) fn add(self, other: Self) -> Self {
-        Fixed::from_bits(self.bits() + other.bits())
+        Fixed::from_bits(self.bits().saturating_add(other.bits()))
     }
 
     pub(crate) fn subtract(self, other: Self) -> Self {
-        Fixed::from_bits(self.bits() - other.bits())
+        Fixed::from_bits(self.bits().saturating_sub(other.bits()))
     }
 
     pub(crate) fn to_float(self) -> f32 {

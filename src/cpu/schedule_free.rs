@@ -1,13 +1,13 @@
 //! Schedule-free training: twin of `shaders/shared/schedule_free.wgsl` and `move_schedule_free.wgsl`, operation by operation.
 //!
-//! The caller's parameters are y = x + (z - x)/10, z is kept, and the average x follows from both.
+//! The caller's parameters are y = x + 0.15 (z - x), z is kept, and the average x follows from both.
 
 use crate::layout::Update;
 
-const TOWARDS_BASE: f32 = 0.1;
+const TOWARDS_BASE: f32 = 0.15;
 
-/// 1/9: x = (y - z/10)/0.9 = y + (y - z)/9, which is y where z is.
-const BEYOND: f32 = 0.111_111_11;
+/// 3/17: x = (y - 0.15 z)/0.85 = y + 3/17 (y - z), which is y where z is.
+const BEYOND: f32 = 0.176_470_6;
 
 /// y
 #[inline(always)]
@@ -36,7 +36,7 @@ pub(crate) fn average_of(y: f32, z: f32) -> f32 {
     let mut x = beyond(y, z);
     for _ in 0..2 {
         if between(x, z) != y {
-            x += 1.111_111_1 * (y - between(x, z));
+            x += 1.176_470_6 * (y - between(x, z));
         }
     }
     let center = x;

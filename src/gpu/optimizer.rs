@@ -1151,13 +1151,17 @@ const OWN_BUFFERS: usize = 1;
 struct OwnBuffers {
     blocks: wgpu::Buffer,
     momentum: wgpu::Buffer,
+    /// What pass 1 compares the gradient with: the next, or z of schedule-free training, which pass 4 has in a bind group of its own.
+    compared: wgpu::Buffer,
     memory: wgpu::Buffer,
     remainders: wgpu::Buffer,
 }
 
 impl OwnBuffers {
+    /// Of the pass that measures, or of those that write.
     fn bindings<'a>(
         &'a self,
+        sweep: Sweep,
         params: wgpu::BufferBinding<'a>,
         grads: wgpu::BufferBinding<'a>,
     ) -> [wgpu::BufferBinding<'a>; 6] {
@@ -1166,7 +1170,11 @@ impl OwnBuffers {
             params,
             grads,
             whole(&self.momentum),
-            whole(&self.memory),
+            whole(if sweep == Sweep::Reduce {
+                &self.compared
+            } else {
+                &self.memory
+            }),
             whole(&self.remainders),
         ]
     }
@@ -1200,23 +1208,33 @@ fn two_pass_sweeps(
         } else {
             memory.find(&OF_THE_REGIME, 0).unwrap_or(&nothing[1])
         };
+        let base_iterates = window
+            .kernel
+            .compares_iterates()
+            .then(|| memory.find(&[MemoryKind::BaseIterates], 0))
+            .flatten();
         let remainders = memory.find(&[MemoryKind::Remainders], 0);
         let buffers_of_window = OwnBuffers {
             remainders: remainders.unwrap_or(&nothing[1]).clone(),
             blocks: filled::<Block>(gpu, "blocks", &window.blocks),
             momentum: momentum.unwrap_or(&nothing[0]).clone(),
+            compared: base_iterates.unwrap_or(regimes).clone(),
             memory: regimes.clone(),
         };
-        let own = buffers_of_window.bindings(
-            part(&buffers[window.params.buffer], window.params),
-            part(&buffers[window.grads.buffer], window.grads),
-        );
+        let own_of = |sweep| {
+            buffers_of_window.bindings(
+                sweep,
+                part(&buffers[window.params.buffer], window.params),
+                part(&buffers[window.grads.buffer], window.grads),
+            )
+        };
+        let own = own_of(Sweep::Update);
         let measured = [
             whole(tables.groups),
             whole(tables.states),
             whole(tables.partials),
         ];
-        let reduce = passes.dispatch(Sweep::Reduce, window, &[&measured, &own]);
+        let reduce = passes.dispatch(Sweep::Reduce, window, &[&measured, &own_of(Sweep::Reduce)]);
         let mut averages = averages_of(window, &mut averages);
         let update = passes.update(Sweep::Update, window, tables, &own, averages.as_deref_mut());
         if passes.rebindable {

@@ -30,6 +30,8 @@ pub(crate) mod shared {
         include_str!("../../shaders/shared/measure_counters.wgsl");
     pub(crate) const MEASURE_SECANT: &str =
         include_str!("../../shaders/shared/measure_secant.wgsl");
+    pub(crate) const MEASURE_ITERATES: &str =
+        include_str!("../../shaders/shared/measure_iterates.wgsl");
     pub(crate) const MEASURE_DISTANCE: &str =
         include_str!("../../shaders/shared/measure_distance.wgsl");
     pub(crate) const KEEP_PARAMETERS: &str =

@@ -43,6 +43,10 @@ pub(crate) fn pipeline(
             files.push(shared::MEASURE_COUNTERS);
             (absent, read)
         }
+        Alignment::Iterates => {
+            files.push(shared::MEASURE_ITERATES);
+            (absent, read)
+        }
         Alignment::FirstParameters => {
             files.push(shared::MEASURE_DISTANCE);
             (absent, read)

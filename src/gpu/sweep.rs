@@ -145,8 +145,8 @@ pub(crate) fn most_storage_buffers(kernel: Kernel) -> u32 {
     own + (in_measuring + measuring).max(in_updating + updating)
 }
 
-/// The file that averages new parameters, and the bind group for the averages, if there is one. That of z in schedule-free training, where
-/// [`moving`] has the average.
+/// The file that averages new parameters, and the bind group for the averages, if there is one. In schedule-free training the bind group is
+/// that of z, and the files of [`moving`] compute the average.
 pub(crate) fn average(kernel: Kernel) -> (&'static str, Option<&'static [Binding]>) {
     let file = if kernel.averages && !kernel.schedule_free {
         shared::AVERAGE

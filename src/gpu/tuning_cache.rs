@@ -327,6 +327,7 @@ const SHADERS: &[&str] = &[
     include_str!("../../shaders/shared/measure_counters.wgsl"),
     include_str!("../../shaders/shared/keep_parameters.wgsl"),
     include_str!("../../shaders/shared/measure_distance.wgsl"),
+    include_str!("../../shaders/shared/measure_iterates.wgsl"),
     include_str!("../../shaders/shared/measure_magnitude.wgsl"),
     include_str!("../../shaders/shared/measure_momentum.wgsl"),
     include_str!("../../shaders/shared/measure_secant.wgsl"),
@@ -367,7 +368,12 @@ const SHADERS: &[&str] = &[
     include_str!("../../shaders/shared/store_masters.wgsl"),
     include_str!("../../shaders/shared/store_nearest.wgsl"),
     include_str!("../../shaders/shared/store_stochastic.wgsl"),
+    include_str!("../../shaders/shared/move_parameters.wgsl"),
+    include_str!("../../shaders/shared/move_schedule_free.wgsl"),
+    include_str!("../../shaders/shared/schedule_free.wgsl"),
+    include_str!("../../shaders/copy_schedule_free.wgsl"),
     include_str!("../../shaders/swap_averages.wgsl"),
+    include_str!("../../shaders/swap_schedule_free.wgsl"),
     include_str!("../../shaders/finish_update.wgsl"),
 ];
 

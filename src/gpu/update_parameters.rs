@@ -24,7 +24,7 @@ pub(crate) fn pipeline(
         Alignment::FirstParameters | Alignment::Streams => {
             (shared::KEEP_PARAMETERS, shared::SWEEP_QUADS)
         }
-        Alignment::None | Alignment::Momentum | Alignment::Counters => {
+        Alignment::None | Alignment::Momentum | Alignment::Counters | Alignment::Iterates => {
             (shared::KEEP_COUNTERS, shared::SWEEP_QUADS)
         }
         Alignment::Sketch => (shared::LEAVE_SKETCH, ""),

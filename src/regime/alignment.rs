@@ -1,5 +1,6 @@
 //! Regimes that ask whether steps agree.
 
+use crate::averaging::Averaging;
 use crate::rule::Rule;
 
 /// Norm and alignment, anchored to the first step. This is the default regime.
@@ -8,7 +9,7 @@ use crate::rule::Rule;
 /// this project's own derivation from the secant equation, not the paper's:
 ///
 /// ```text
-/// ln η_t = ln η_0 + p ln(n̂_1 / n̂_t) + A_t
+/// ln η_t = ln η_0 + p ln(n̂_1 / n̂_t) + A_t  rules whose step shrinks with the gradient: p' for p where n̂_t > n̂_1
 /// η_0    = ε (1 + ‖w_0‖) / n_1             rules whose step does not shrink with the gradient: / √d
 /// r      = A_{t-1} + κ_k (n_t / n̂_t) a_t   κ_k = max(κ, h / (h + k - 2)) at the k-th non-zero gradient
 /// F      = the least A so far, at most 0
@@ -25,6 +26,9 @@ use crate::rule::Rule;
 /// - Rules without momentum keep a direction memory of one byte per parameter: `q ← clamp(q + sign g, -7, 7)` and the sign of the last
 ///   step. With `f` the bias-corrected moving average (weight 0.8 on the past) of `⟨g, sign u_{t-1}⟩ / ‖g‖₁`,
 ///   `a = ⟨g, q⟩ / (‖g‖ ‖q‖) + min(0, f + slack)`. The second part is the brake.
+/// - `Sgd` and `SignSgd` in [schedule-free training](Averaging::ScheduleFree) need neither memory nor brake:
+///   `a = ⟨g, y - z⟩ / (‖g‖ ‖y - z‖)`, the slope along the line from `z`, which takes the steps, to the average. It is 0 up to the second
+///   gradient, where `y = z`. Where they share a norm with a group of another kind, they are compared with the direction memory too.
 ///
 /// [`Record`](crate::Record) has each part as a term: `norm_term`, `alignment_term`, `brake_term` and `held_term`, which is what the
 /// floor `F` kept back of a fall. A rise of ln η by more than ln 10 in one step is clamped.
@@ -42,6 +46,10 @@ use crate::rule::Rule;
 pub struct Seesaw {
     /// `p = 1/2`, between a fixed rate (0) and a fixed step length (1).
     pub exponent: f32,
+    /// `p' = 3/2`, which takes the place of `p` while `n̂` is above its first value, for the rules whose step shrinks with the gradient
+    /// (`Sgd`, `Sgdm`). Their steps grow with the gradient, so that with an exponent of 1/2 a first step that is too long is followed by
+    /// longer ones.
+    pub exponent_above: f32,
     /// `κ = 0.1`. With 0 there is no alignment, and no memory is kept for it.
     pub gain: f32,
     /// `h = 5`: how slowly the gain falls from 1 to κ. The first step's length is a guess, and a rate that may change by 10 % a step
@@ -62,6 +70,7 @@ impl Default for Seesaw {
     fn default() -> Self {
         Seesaw {
             exponent: 0.5,
+            exponent_above: 1.5,
             gain: 0.1,
             early_steps: 5.0,
             smoothing: 0.9,
@@ -74,18 +83,26 @@ impl Default for Seesaw {
 
 impl Rule {
     /// ε of the first step under [`Seesaw`], [`NormRatio`](crate::NormRatio) and [`Hypergradient`]: the share of the parameters' length
-    /// `1 + ‖w₀‖` that it covers. 0.05 for SGD and AdamW, 0.03 for the rules of signs, 0.01 for Lion.
+    /// `1 + ‖w₀‖` that it covers.
     ///
-    /// SGD with momentum μ and dampening δ has 0.07 (1 - μ)/(1 - δ), 0.05 at most, which is 0.007 at the usual μ = 0.9: one gradient moves
-    /// the parameters (1 - δ)/(1 - μ) times as far as its first step does.
-    pub fn first_step(&self) -> f32 {
+    /// | rule | ε |
+    /// |---|---|
+    /// | `Sgd` | 0.05, schedule-free 0.15 |
+    /// | `Sgdm` with momentum μ and dampening δ | 0.105 (1 - μ)/(1 - δ), 0.05 at most: 0.0105 at μ = 0.9 |
+    /// | `SignSgd`, `Signum` | 0.03 |
+    /// | `AdamW` | 0.05 |
+    /// | `Lion` | 0.01 |
+    ///
+    /// With momentum a gradient moves the parameters (1 - δ)/(1 - μ) times as far as its first step does.
+    pub fn first_step(&self, averaging: &Averaging) -> f32 {
         match *self {
+            Rule::Sgd if *averaging == Averaging::ScheduleFree => 0.15,
             Rule::Sgd | Rule::AdamW { .. } => 0.05,
             Rule::Sgdm {
                 momentum,
                 dampening,
                 ..
-            } => (0.07 * (1.0 - momentum) / (1.0 - dampening)).min(0.05),
+            } => (0.105 * (1.0 - momentum) / (1.0 - dampening)).min(0.05),
             Rule::SignSgd | Rule::Signum { .. } => 0.03,
             Rule::Lion { .. } => 0.01,
         }

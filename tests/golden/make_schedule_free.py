@@ -3,7 +3,7 @@ in f64, rounded to f32 as hexadecimal bits.
 
     python3 tests/golden/make_schedule_free.py        # needs numpy
 
-Defazio et al. 2024, arXiv:2405.15682, with beta = 0.9 and weights (rate * k)^2. The average is taken from its definition, as the weighted
+Defazio et al. 2024, arXiv:2405.15682, with beta = 0.85 and weights (rate * k)^2. The average is taken from its definition, as the weighted
 mean of all z so far, not step by step; independent of the code it is held against. The gradients are those of make_torch.py.
 """
 import pathlib
@@ -36,7 +36,7 @@ def run(rule, coupled, decoupled):
         base.append(z)
         weights = (LR * np.arange(1, t + 2)) ** 2
         x = (weights[:, None] * np.array(base)).sum(axis=0) / weights.sum()
-        y = 0.1 * z + 0.9 * x
+        y = 0.15 * z + 0.85 * x
         yield y, x
 
 

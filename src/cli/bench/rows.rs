@@ -103,7 +103,7 @@ impl Selection {
     pub fn entries(&self, elements: usize) -> Vec<Entry> {
         let mut entries = Vec::new();
         for &mode in &self.modes {
-            for &rule in &self.rules {
+            for rule in self.rules.iter().filter_map(|&rule| mode.rule(rule)) {
                 for &regime in &self.regimes {
                     entries.push(Entry {
                         what: "step",
@@ -130,9 +130,10 @@ impl Selection {
             .iter()
             .find(|regime| matches!(regime, Regime::Fixed { .. }));
         let rules = self.rules.iter().filter(|rule| !rule.is_sign());
+        let rules = rules.filter_map(|&rule| mode.rule(rule));
         regime
             .into_iter()
-            .flat_map(|&regime| rules.clone().map(move |&rule| (rule, regime)))
+            .flat_map(|&regime| rules.clone().map(move |rule| (rule, regime)))
             .map(|(rule, regime)| Entry {
                 what: "step+clip",
                 spec: Spec {
@@ -146,7 +147,7 @@ impl Selection {
 
     /// The first rule and regime over many tensors, to be held against the same over one.
     fn many(&self, mode: Mode, elements: usize) -> Vec<Entry> {
-        let (Some(&rule), Some(&regime)) = (self.rules.first(), self.regimes.first()) else {
+        let Some((rule, regime)) = self.first(mode) else {
             return Vec::new();
         };
         [("many-tensors", false), ("many-tensors-odd", true)]
@@ -166,12 +167,10 @@ impl Selection {
 
     /// Steps over next to nothing: in a batch, and each submitted and waited for.
     pub fn overhead_entries(&self) -> Vec<Entry> {
-        let (Some(&rule), Some(&regime)) = (self.rules.first(), self.regimes.first()) else {
-            return Vec::new();
-        };
-        self.modes
-            .iter()
-            .flat_map(|&mode| {
+        let modes = self.modes.iter();
+        let firsts = modes.filter_map(|&mode| Some((mode, self.first(mode)?)));
+        firsts
+            .flat_map(|(mode, (rule, regime))| {
                 OVERHEADS.map(|what| Entry {
                     what,
                     spec: Spec {
@@ -181,6 +180,12 @@ impl Selection {
                 })
             })
             .collect()
+    }
+
+    /// The first rule that there is in a mode, and the first regime.
+    fn first(&self, mode: Mode) -> Option<(Rule, Regime)> {
+        let rule = self.rules.iter().find_map(|&rule| mode.rule(rule))?;
+        Some((rule, *self.regimes.first()?))
     }
 }
 
@@ -196,7 +201,9 @@ pub fn bytes_of(elements: usize, entries: &[Entry]) -> f64 {
             let Spec {
                 rule, regime, mode, ..
             } = entry.spec;
-            copies * state_bytes_per_param(rule, regime) + mode.remainder_bytes()
+            copies * state_bytes_per_param(rule, regime)
+                + mode.remainder_bytes()
+                + mode.average_bytes()
         })
         .sum();
     // Beside those of f32 that copy and triad go by.

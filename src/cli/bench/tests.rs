@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::rows::{Selection, bytes_of};
 use super::workload::*;
 use wgpu_optim::gpu::Timestamps;
-use wgpu_optim::{Regime, Rule};
+use wgpu_optim::{Element, Regime, Rule};
 
 #[test]
 fn nonsense_timestamps_are_not_believed() {
@@ -28,6 +28,8 @@ fn the_byte_model_is_the_documented_one() {
         ("bf16", [12.0, 15.0, 20.0, 24.0, 28.0, 32.0]),
         ("f16", [12.0, 15.0, 20.0, 24.0, 28.0, 32.0]),
         ("bf16-stochastic", [8.0, 11.0, 16.0, 20.0, 24.0, 28.0]),
+        // SGD alone of these.
+        ("schedule-free", [24.0, 27.0, 0.0, 0.0, 0.0, 0.0]),
     ] {
         let mode = mode_of(mode);
         for (rule, regime, bytes) in [
@@ -42,10 +44,26 @@ fn the_byte_model_is_the_documented_one() {
             (Rule::adamw(), seesaw, adamw_seesaw),
         ] {
             let (rule_name, regime_name) = (rule.name(), regime.name());
+            if mode.rule(rule) != Some(rule) {
+                continue;
+            }
             let modelled = mode.bytes_per_param(rule, regime);
             assert_eq!(modelled, bytes, "{rule_name}, {regime_name}, {}", mode.name);
         }
     }
+}
+
+/// z in the average's place, and v alone.
+#[test]
+fn schedule_free_adamw_moves_no_momentum() {
+    let [fixed, _, seesaw] = regimes();
+    let mode = mode_of("schedule-free");
+    assert_eq!(mode.rule(Rule::sgdm(0.9)), None);
+    assert_eq!(mode.rule(Rule::sgd()), Some(Rule::sgd()));
+    let rule = mode.rule(Rule::adamw()).expect("without momentum");
+    assert_eq!(rule, Rule::adamw_without_momentum());
+    assert_eq!(mode.bytes_per_param(rule, fixed), 32.0);
+    assert_eq!(mode.bytes_per_param(rule, seesaw), 35.0);
 }
 
 fn mode_of(name: &str) -> Mode {
@@ -90,7 +108,7 @@ fn tensors_lie_side_by_side_and_those_of_16_bits_start_with_words() {
         let ranges = spec.ranges();
         let lengths: Vec<usize> = ranges.iter().map(ExactSizeIterator::len).collect();
         assert_eq!(lengths, spec.tensors.concat());
-        let word = if mode.is_default() { 1 } else { 2 };
+        let word = if mode.element == Element::F32 { 1 } else { 2 };
         assert_eq!(ranges[0].start, 0);
         for pair in ranges.windows(2) {
             assert!(pair[1].start.is_multiple_of(word));

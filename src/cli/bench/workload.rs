@@ -3,7 +3,9 @@
 
 use std::ops::Range;
 
-use wgpu_optim::{Element, Group, OptimizerBuilder, Regime, Rounding, Rule, Seesaw, StepMode};
+use wgpu_optim::{
+    Averaging, Element, Group, OptimizerBuilder, Regime, Rounding, Rule, Seesaw, StepMode,
+};
 
 /// The rules that are measured.
 pub fn rules() -> [Rule; 6] {
@@ -45,6 +47,8 @@ pub struct Mode {
     pub element: Element,
     /// How parameters of 16 bits take a step.
     pub rounding: Rounding,
+    /// Schedule-free, or without an average.
+    pub averaging: Averaging,
 }
 
 const TWO_PASS: Mode = Mode {
@@ -52,6 +56,7 @@ const TWO_PASS: Mode = Mode {
     step_mode: StepMode::TwoPass,
     element: Element::F32,
     rounding: Rounding::Masters,
+    averaging: Averaging::Off,
 };
 
 /// The modes that can be measured.
@@ -78,12 +83,36 @@ pub const MODES: &[Mode] = &[
         rounding: Rounding::Stochastic { seed: 1 },
         ..TWO_PASS
     },
+    Mode {
+        name: "schedule-free",
+        averaging: Averaging::ScheduleFree,
+        ..TWO_PASS
+    },
 ];
 
 impl Mode {
-    /// Whether it is measured where no mode is named: those of 16 bits are not, or a run would take more than twice as long.
+    /// Whether it is measured where no mode is named: those of 16 bits and schedule-free training are not, or a run would take more than
+    /// twice as long.
     pub fn is_default(&self) -> bool {
-        self.element == Element::F32
+        self.element == Element::F32 && self.averaging == Averaging::Off
+    }
+
+    /// The rule as it is in this mode, if it can be had: in schedule-free training AdamW is without momentum, and the others that have
+    /// one are not there.
+    pub fn rule(&self, rule: Rule) -> Option<Rule> {
+        match rule {
+            rule if self.averaging.fits(&rule) => Some(rule),
+            Rule::AdamW { .. } => Some(Rule::adamw_without_momentum()),
+            _ => None,
+        }
+    }
+
+    /// What is kept of a parameter for its average, which pass 4 reads and writes.
+    pub fn average_bytes(&self) -> f64 {
+        match self.averaging {
+            Averaging::Off => 0.0,
+            _ => 4.0,
+        }
     }
 
     /// What is kept of a parameter beside itself because it is stored in 16 bits.
@@ -96,18 +125,19 @@ impl Mode {
 
     /// Bytes per parameter that a step of this rule and regime cannot do without.
     ///
-    /// Pass 1 reads g and, for the alignment, the momentum or the counters; pass 4 reads g and reads and writes w with its remainder,
-    /// the momentum, the mean of squares and the counters. A lagged step does without pass 1.
+    /// Pass 1 reads g and, for the alignment, the momentum or the counters; pass 4 reads g and reads and writes w with its remainder and
+    /// its average, the momentum, the mean of squares and the counters. A lagged step does without pass 1.
     pub fn bytes_per_param(&self, rule: Rule, regime: Regime) -> f64 {
         let memory = state_bytes_per_param(rule, regime);
         let element = self.element.bytes() as f64;
-        let aligned = if regime.needs_alignment() {
-            memory.min(4.0)
-        } else {
-            0.0
+        let aligned = match (regime.needs_alignment(), rule.has_momentum()) {
+            (false, _) => 0.0,
+            (true, true) => 4.0,
+            (true, false) => 1.0,
         };
         let pass_1 = element + aligned;
-        let pass_4 = element + 2.0 * (element + self.remainder_bytes() + memory);
+        let kept = element + self.remainder_bytes() + self.average_bytes() + memory;
+        let pass_4 = element + 2.0 * kept;
         match self.step_mode {
             StepMode::Lagged => pass_4,
             _ => pass_1 + pass_4,
@@ -219,6 +249,7 @@ impl Spec {
             .regime(self.regime)
             .step_mode(self.mode.step_mode)
             .rounding(self.mode.rounding)
+            .averaging(self.mode.averaging)
             .clip_norm(self.clip_norm);
         let mut ranges = self.ranges().into_iter();
         for (number, lengths) in self.tensors.iter().enumerate() {

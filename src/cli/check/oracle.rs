@@ -469,7 +469,7 @@ impl Oracle {
         for (((w, x), z), u) in elements {
             *z = shrink * *z - rate * u;
             *x = (1.0 - share) * *x + share * *z;
-            *w = 0.9 * *x + 0.1 * *z;
+            *w = 0.85 * *x + 0.15 * *z;
         }
     }
 
@@ -536,7 +536,8 @@ impl Oracle {
                 self.ln_rate = Some(rate.clamp(1e-30, 1e30).ln());
                 return;
             }
-            let length = f64::from(self.regime.first_step(&self.rule)) * (1.0 + self.w0_norm);
+            let length = f64::from(self.regime.first_step(&self.rule, &self.averaging))
+                * (1.0 + self.w0_norm);
             let direction = if self.rule.is_scale_free() {
                 (g.len() as f64).sqrt()
             } else {
@@ -583,6 +584,13 @@ impl Oracle {
         if self.rule.has_momentum() {
             if let Some(m) = &self.m {
                 out.slow = cosine(dot(g, m), n * norm(m));
+            }
+        } else if self.averaging == Averaging::ScheduleFree
+            && matches!(self.rule, Rule::Sgd | Rule::SignSgd)
+        {
+            if let Some(z) = self.base.as_ref().filter(|_| self.k > 2) {
+                let way: Vec<f64> = self.w.iter().zip(z).map(|(y, z)| y - z).collect();
+                out.slow = cosine(dot(g, &way), n * norm(&way));
             }
         } else {
             out.slow = cosine(dot(g, &self.q), n * norm(&self.q));
@@ -640,8 +648,8 @@ impl Oracle {
             }
             Regime::DoG(_) | Regime::DoWG(_) => {
                 if first {
-                    self.farthest =
-                        f64::from(self.regime.first_step(&self.rule)) * (1.0 + self.w0_norm);
+                    self.farthest = f64::from(self.regime.first_step(&self.rule, &self.averaging))
+                        * (1.0 + self.w0_norm);
                 }
                 let way: Vec<f64> = self.w.iter().zip(&self.w_0).map(|(a, b)| a - b).collect();
                 self.farthest = self.farthest.max(norm(&way));

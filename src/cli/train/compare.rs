@@ -1228,11 +1228,16 @@ impl Results<'_> {
         say("")?;
         let mut notes = self.caption();
         for (data, setting, rule) in self.comparison.combinations() {
-            let title = self.title(data, setting);
+            let Setting { batch, epochs } = setting;
+            // Not the title, which names the machine: the page is about figures that are the same on all.
+            let place = format!(
+                "{} {batch}x{epochs}",
+                self.comparison.subjects[data].dataset.name
+            );
             let schedules = self.comparison.fixed_schedules();
             notes.extend(schedules.filter_map(|schedule| {
                 let note = self.edge_of_grid(data, setting, rule, schedule)?;
-                Some(format!("{title}: {note}"))
+                Some(format!("{place}, {note}"))
             }));
         }
         notes
@@ -1258,7 +1263,7 @@ impl Results<'_> {
                 format!("{accuracy} (at {})", rate_in_words(lr))
             }
             _ => {
-                let gaps = above.map(|points| tenths_in_words(points)).join(", ");
+                let gaps = above.map(tenths_in_words).join(", ");
                 let accuracy = if above[0] <= -1.0 {
                     format!("**{accuracy}**")
                 } else {

@@ -1,7 +1,8 @@
 //! Binding other buffers than before: for parameters and gradients that somebody else's allocator moves.
 
 use super::{
-    Dispatch, Numbered, OWN_BUFFERS, Optimizer, OwnBuffers, PassName, binding_alignment, part,
+    Dispatch, Numbered, OWN_BUFFERS, Optimizer, OwnBuffers, PassName, Sweep, binding_alignment,
+    part,
 };
 use crate::error::Error;
 use crate::gpu::pass::{BoundGroup, Pipeline};
@@ -88,13 +89,17 @@ impl Movable {
         if let Some((_, bound)) = self.bound.iter().find(|(known, _)| known == site) {
             return bound.clone();
         }
-        let own = self.own.bindings(
-            part(&buffers[params.buffer], params),
-            part(&buffers[grads.buffer], grads),
-        );
+        let own_of = |sweep| {
+            self.own.bindings(
+                sweep,
+                part(&buffers[params.buffer], params),
+                part(&buffers[grads.buffer], grads),
+            )
+        };
+        let own = own_of(Sweep::Update);
         let bind = |pipeline: &Pipeline, own: &[_]| pipeline.bind(device, OWN_BUFFERS, own);
         Sweeps {
-            reduce: bind(&self.pipelines.reduce, &own),
+            reduce: bind(&self.pipelines.reduce, &own_of(Sweep::Reduce)),
             update: bind(&self.pipelines.update, &own),
             averages: self
                 .pipelines

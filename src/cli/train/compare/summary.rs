@@ -138,11 +138,14 @@ pub fn cells(overall: &Overall, points: fn(f64) -> String) -> [String; 8] {
 
 /// What the table is about.
 pub fn title(results: &Results) -> String {
-    let combinations = results.comparison.combinations().count();
-    let places = combinations / results.comparison.args.compare.rules.len().max(1);
+    let subjects = &results.comparison.subjects;
+    let settings: usize = subjects.iter().map(|subject| subject.settings.len()).sum();
+    let plural = |count: usize| if count == 1 { "" } else { "s" };
     format!(
-        "all together: points above the references, over {places} data set{} with their settings",
-        if places == 1 { "" } else { "s" }
+        "all together: points above the references, over {} data set{} at {settings} setting{} in all",
+        subjects.len(),
+        plural(subjects.len()),
+        plural(settings)
     )
 }
 
