@@ -13,12 +13,18 @@ override STRIDE: u32;
 @group(0) @binding(0) var<storage, read> scopes: array<SketchRows>;
 @group(0) @binding(1) var<storage, read> groups: array<GroupConstants>;
 @group(0) @binding(2) var<storage, read> updates: array<Update>;
-@group(0) @binding(3) var<storage, read> sketches: array<f32>;
-@group(0) @binding(4) var<storage, read_write> ways: array<f32>;
+@group(0) @binding(3) var<storage, read> sketches: array<u32>;
+@group(0) @binding(4) var<storage, read_write> ways: array<u32>;
 @group(0) @binding(5) var<storage, read_write> states: array<GroupState>;
 
 var<workgroup> largest: array<u32, WORKGROUP>;
 var<workgroup> squares: array<f32, WORKGROUP>;
+
+// The magnitude bits of what is not finite: as they were loaded, which shared/sweep_again.wgsl says why.
+fn if_not_finite(bits: u32) -> u32 {
+    let magnitude = bits & MAGNITUDE_BITS;
+    return select(0u, magnitude, magnitude >= INFINITY_BITS);
+}
 
 @compute @workgroup_size(WORKGROUP)
 fn finish_sketch(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
@@ -32,11 +38,14 @@ fn finish_sketch(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_inv
     for (var bucket = lane; bucket < SKETCH_BUCKETS; bucket += WORKGROUP) {
         var steps = 0.0;
         for (var row = 0u; row < scope.rows; row += STRIDE) {
-            steps += sketches[(scope.first + row) * SKETCH_BUCKETS + bucket];
+            let step = sketches[(scope.first + row) * SKETCH_BUCKETS + bucket];
+            steps += bitcast<f32>(step);
+            most = max(most, if_not_finite(step));
         }
-        let before = select(ways[way + bucket], 0.0, restarted);
-        ways[way + bucket] = before + steps;
-        most = max(most, bitcast<u32>(before + steps) & MAGNITUDE_BITS);
+        let before = select(ways[way + bucket], 0u, restarted);
+        let after = bitcast<u32>(bitcast<f32>(before) + steps);
+        ways[way + bucket] = after;
+        most = max(max(most, if_not_finite(before)), after & MAGNITUDE_BITS);
     }
     largest[lane] = most;
     for (var half = WORKGROUP / 2u; half > 0u; half /= 2u) {
@@ -52,7 +61,7 @@ fn finish_sketch(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_inv
     let scale = power_of_two(-exponent);
     var square = 0.0;
     for (var bucket = lane; bucket < SKETCH_BUCKETS; bucket += WORKGROUP) {
-        let x = scale * ways[way + bucket];
+        let x = scale * bitcast<f32>(ways[way + bucket]);
         square += x * x;
     }
     squares[lane] = square;

@@ -19,9 +19,11 @@ override TENSORS: u32;
 
 var<workgroup> step_tree: array<StepSums, WORKGROUP>;
 
+const NAN_BITS = 0x7fc00000u;
+
 fn norm_of(squares: Squares) -> f32 {
-    if (bitcast<u32>(squares.sum) & MAGNITUDE_BITS) >= INFINITY_BITS {
-        return squares.sum;
+    if squares.exponent >= INFINITE_EXPONENT {
+        return bitcast<f32>(select(INFINITY_BITS, NAN_BITS, squares.exponent >= NAN_EXPONENT));
     }
     return to_float(root(scaled(squares.sum, 2 * squares.exponent)));
 }
@@ -48,7 +50,7 @@ fn finish_update(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_inv
     if unit.tensor == NO_TENSOR {
         if !skipped {
             var norm = Scaled(0.0, 0);
-            if (bitcast<u32>(sums.parameters.sum) & MAGNITUDE_BITS) < INFINITY_BITS {
+            if sums.parameters.exponent < INFINITE_EXPONENT {
                 norm = root(scaled(sums.parameters.sum, 2 * sums.parameters.exponent));
             }
             states[unit.group].parameter_mantissa = norm.mantissa;

@@ -34,6 +34,10 @@ fn load(what: u32, block: Block, quad: u32) -> vec4<f32> {
     return load_parameters(block, quad);
 }
 
+fn loaded(what: u32, block: Block, quad: u32) -> vec4<u32> {
+    return bits_of_parameters(block, quad) & vec4<u32>(MAGNITUDE_BITS);
+}
+
 @compute @workgroup_size(WORKGROUP)
 fn lagged_step(invocation: Invocation) {
     let lane = invocation.lane;
@@ -46,8 +50,10 @@ fn lagged_step(invocation: Invocation) {
     var squares = ScaledSquares();
     var alignment = AlignmentSums();
     for (var quad = lane; 4u * quad < block.elements; quad += WORKGROUP) {
-        let w = load_parameters(block, quad);
-        var g = update.gradient_factor * load_gradients(block, quad);
+        let w_bits = bits_of_parameters(block, quad);
+        let g_bits = bits_of_gradients(block, quad);
+        let w = bitcast<vec4<f32>>(w_bits);
+        var g = update.gradient_factor * bitcast<vec4<f32>>(g_bits);
         if LOSS_SCALE && COUPLED_DECAY {
             g *= update.unscale;
         }
@@ -55,7 +61,11 @@ fn lagged_step(invocation: Invocation) {
             g += update.coupled_decay * w;
         }
         add_squares_of(g, &squares);
-        let bits = magnitude_bits(g);
+        // As they were loaded, too: shared/sweep_again.wgsl says why.
+        var bits = max(magnitude_bits(g), g_bits & vec4<u32>(MAGNITUDE_BITS));
+        if COUPLED_DECAY {
+            bits = max(bits, w_bits & vec4<u32>(MAGNITUDE_BITS));
+        }
         if largest_of(bits) >= INFINITY_BITS {
             count_nonfinite(bits, block.first_element + 4u * quad, &t);
         }
@@ -66,6 +76,9 @@ fn lagged_step(invocation: Invocation) {
         store_parameters(block, quad, moved(update, w, direction), 0u);
     }
 
+    if largest_of(squares.largest) >= INFINITY_BITS {
+        count_overflow(block, &t);
+    }
     t.square = trusted(squares);
     if LOSS_SCALE && !COUPLED_DECAY {
         // Of the gradients as they came, as in reduce_gradient.wgsl; unscale is 2^-e.

@@ -45,6 +45,7 @@ fn from_squares(squares: Squares) -> Scaled {
     return scaled(squares.sum, 2 * squares.exponent);
 }
 
+// Of an x that was loaded; what was computed a compiler may take to be finite (shared/sweep_again.wgsl).
 fn is_finite(x: f32) -> bool {
     return (bitcast<u32>(x) & MAGNITUDE_BITS) < INFINITY_BITS;
 }
@@ -417,7 +418,9 @@ fn follow_alignment(
 ) {
     let norm_in_sums = to_float(quotient(norm, scale_of_sums));
     // Before the third gradient y is z, and their difference what rounding makes of it.
-    if (c.flags & ITERATES) == 0u || (*s).mean_steps > 2u {
+    let compared = (c.flags & ITERATES) == 0u || (*s).mean_steps > 2u;
+    // Of the sum as it was loaded: shared/sweep_again.wgsl says why.
+    if compared && is_finite(measured.direction_square) {
         (*r).slow_alignment = cosine(measured.slow_dot, norm_in_sums * sqrt(measured.direction_square));
     }
     var brake = 0.0;

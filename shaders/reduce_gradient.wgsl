@@ -9,7 +9,8 @@
 // Norm. A plain sum of squares in f32 overflows for |g| above 1e19 and vanishes below 1e-23. So the sweep also keeps the
 // largest magnitude, as bits, for one `max` per element; where that lies outside [2^-40, 2^40] the invocation sweeps its
 // elements again with an exact power of two as scale (J. Blue, TOMS 4, 1978; E. Anderson, TOMS 44, 2017, with the range chosen
-// per invocation rather than per element). A sum carries its scale with it. The same maximum tells whether any element is NaN or infinite; only then are those counted.
+// per invocation rather than per element). A sum carries its scale with it. Such a maximum, of the bits as they were loaded, tells whether
+// any element is NaN or infinite; only then are those counted.
 //
 // Inner products are linear in g and need no such care: g is scaled by the exponent of recent norms, the momentum by a bound on its
 // norm. Where that scale is off by more than 2^80 the learning-rate pass ignores the alignment, which then has a weight below
@@ -37,18 +38,51 @@ override LOSS_SCALE: bool;
 @group(1) @binding(3) var<storage, read> momentum: array<vec4<f32>>;
 @group(1) @binding(4) var<storage, read> memory: array<Memory>;
 
-fn load(what: u32, block: Block, quad: u32) -> vec4<f32> {
-    if what == PARAMETERS {
-        return load_parameters(block, quad);
+// What a quad's gradient is computed from, as bits.
+struct Quad {
+    gradients: vec4<u32>,
+    parameters: vec4<u32>,
+}
+
+fn quad_of(block: Block, quad: u32) -> Quad {
+    var q = Quad(bits_of_gradients(block, quad), vec4<u32>());
+    if COUPLED_DECAY {
+        q.parameters = bits_of_parameters(block, quad);
     }
-    var g = groups[block.group].gradient_factor * load_gradients(block, quad);
+    return q;
+}
+
+fn magnitudes_of(q: Quad) -> vec4<u32> {
+    let gradients = q.gradients & vec4<u32>(MAGNITUDE_BITS);
+    if COUPLED_DECAY {
+        return max(gradients, q.parameters & vec4<u32>(MAGNITUDE_BITS));
+    }
+    return gradients;
+}
+
+fn gradient_of(what: u32, block: Block, q: Quad) -> vec4<f32> {
+    var g = groups[block.group].gradient_factor * bitcast<vec4<f32>>(q.gradients);
     if COUPLED_DECAY && what == GRADIENT {
         if LOSS_SCALE {
             g *= power_of_two(-states[block.group].loss_scale_exponent);
         }
-        g += groups[block.group].coupled_decay * load_parameters(block, quad);
+        g += groups[block.group].coupled_decay * bitcast<vec4<f32>>(q.parameters);
     }
     return g;
+}
+
+fn load(what: u32, block: Block, quad: u32) -> vec4<f32> {
+    if what == PARAMETERS {
+        return load_parameters(block, quad);
+    }
+    return gradient_of(what, block, quad_of(block, quad));
+}
+
+fn loaded(what: u32, block: Block, quad: u32) -> vec4<u32> {
+    if what == PARAMETERS {
+        return bits_of_parameters(block, quad) & vec4<u32>(MAGNITUDE_BITS);
+    }
+    return magnitudes_of(quad_of(block, quad));
 }
 
 // What load(GRADIENT, …) gave, without the loss scale.
@@ -68,17 +102,22 @@ fn reduce_gradient(invocation: Invocation) {
     let loss_scale_exponent = states[block.group].loss_scale_exponent;
     let unscale = power_of_two(-loss_scale_exponent);
 
+    var largest_loaded = vec4<u32>();
     var largest = vec4<u32>();
     var squares = vec4<f32>();
     var raw_largest = vec4<u32>();
     var raw_squares = vec4<f32>();
     var alignment = AlignmentSums();
     for (var quad = lane; 4u * quad < block.elements; quad += WORKGROUP) {
-        let g = load(GRADIENT, block, quad);
-        largest = max(largest, magnitude_bits(g));
+        let q = quad_of(block, quad);
+        let g = gradient_of(GRADIENT, block, q);
+        largest_loaded = max(largest_loaded, magnitudes_of(q));
+        if COUPLED_DECAY {
+            largest = max(largest, magnitude_bits(g));
+        }
         squares += g * g;
         if RAW_NORM {
-            let raw = load(RAW_GRADIENT, block, quad);
+            let raw = gradient_of(RAW_GRADIENT, block, q);
             raw_largest = max(raw_largest, magnitude_bits(raw));
             raw_squares += raw * raw;
         }
@@ -88,7 +127,13 @@ fn reduce_gradient(invocation: Invocation) {
     }
 
     var t = no_totals();
-    let largest_magnitude = largest_of(largest);
+    let loaded_magnitude = largest_of(largest_loaded);
+    var largest_magnitude = largest_of(largest);
+    if !COUPLED_DECAY {
+        // Of products by one factor the largest is that of the largest.
+        let most = groups[block.group].gradient_factor * bitcast<f32>(loaded_magnitude);
+        largest_magnitude = bitcast<u32>(most) & MAGNITUDE_BITS;
+    }
     t.square = squares_of(GRADIENT, block, lane, largest_magnitude, across(squares));
     if LOSS_SCALE && !COUPLED_DECAY {
         t.square.exponent -= loss_scale_exponent;
@@ -100,7 +145,7 @@ fn reduce_gradient(invocation: Invocation) {
         }
     }
     add_alignment(alignment, &t);
-    if largest_magnitude >= INFINITY_BITS {
+    if max(loaded_magnitude, largest_magnitude) >= INFINITY_BITS {
         find_nonfinite(GRADIENT, block, lane, &t);
     }
 

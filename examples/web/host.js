@@ -116,7 +116,7 @@ async function runCase(host, test) {
     const launches = await host.step(test.dispatches, buffers);
     const rows = test.groups.map((name) => ({ geometry: test.name, name, values: 0, ulps: 0 }));
     for (let step = 0; step < test.gradients.length; step++) {
-        const Words = test.exact ? Uint32Array : Float32Array;
+        const Words = test.exact || test.words ? Uint32Array : Float32Array;
         host.device.queue.writeBuffer(gradients, 0, new Words(test.gradients[step]));
         host.submit(launches);
         const got = await host.read(rates);

@@ -40,10 +40,6 @@ fn widened_bits(element: u32, codes: vec4<u32>) -> vec4<u32> {
     return bits | sign;
 }
 
-fn widened(element: u32, codes: vec4<u32>) -> vec4<f32> {
-    return bitcast<vec4<f32>>(widened_bits(element, codes));
-}
-
 // What of a magnitude's bits is kept is above so many that are cut off. Below the normal f16, where these are more, the leading one has
 // to be there, and bits that no random number reaches are gone at once.
 struct Cut {
@@ -124,7 +120,8 @@ fn remainder(element: u32, value: vec4<f32>, codes: vec4<u32>) -> vec4<i32> {
     return select(select(ulps, units, is_tiny(element, code)), vec4<i32>(), infinite);
 }
 
-fn joined(element: u32, codes: vec4<u32>, remainders: vec4<i32>) -> vec4<f32> {
+// The f32 of a code and its remainder, as bits.
+fn joined_bits(element: u32, codes: vec4<u32>, remainders: vec4<i32>) -> vec4<u32> {
     let sign = (codes & vec4<u32>(SIGN_CODE)) << vec4<u32>(16u);
     let code = codes & vec4<u32>(0x7fffu);
     let infinite = code >= vec4<u32>(select(BF16_INFINITY, F16_INFINITY, element == F16));
@@ -133,5 +130,5 @@ fn joined(element: u32, codes: vec4<u32>, remainders: vec4<i32>) -> vec4<f32> {
     let units = max(bitcast<vec4<i32>>(code << vec4<u32>(14u)) + kept, vec4<i32>());
     let fixed = bitcast<vec4<u32>>(0x1p-38f * vec4<f32>(units));
     let bits = select(bitcast<vec4<u32>>(ulps), fixed, is_tiny(element, code));
-    return bitcast<vec4<f32>>(bits | sign);
+    return bits | sign;
 }

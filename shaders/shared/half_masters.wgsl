@@ -5,7 +5,11 @@ override PARAMETERS_ARE: u32;
 
 @group(1) @binding(5) var<storage, read_write> remainders: array<vec2<u32>>;
 
-fn load_parameters(block: Block, quad: u32) -> vec4<f32> {
+fn bits_of_parameters(block: Block, quad: u32) -> vec4<u32> {
     let remainder = remainders_of(remainders[block.state_quad + quad]);
-    return joined(PARAMETERS_ARE, codes_of(packed_parameters(block, quad)), remainder);
+    return joined_bits(PARAMETERS_ARE, codes_of(packed_parameters(block, quad)), remainder);
+}
+
+fn load_parameters(block: Block, quad: u32) -> vec4<f32> {
+    return bitcast<vec4<f32>>(bits_of_parameters(block, quad));
 }

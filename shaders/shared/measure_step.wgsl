@@ -19,11 +19,11 @@ fn watch(w: vec4<f32>, next: vec4<f32>) {
     seen = Measured(parameters, step);
 }
 
-// What is not finite is not hidden.
+// What is not finite is not hidden, whatever a compiler makes of sums with it: the exponent says so.
 fn total_of(squares: ScaledSquares) -> Squares {
     let largest = largest_of(squares.largest);
     if largest >= INFINITY_BITS {
-        return Squares(bitcast<f32>(largest), 0);
+        return Squares(1.0, select(INFINITE_EXPONENT, NAN_EXPONENT, largest > INFINITY_BITS));
     }
     return trusted(squares);
 }

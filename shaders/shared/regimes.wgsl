@@ -180,12 +180,12 @@ fn secant_rate(
         if u_dot_y >= 0.0 || u_square == 0.0 {
             return old;
         }
-        factor = quotient(scaled(u_square, shift), scaled(-u_dot_y, 0));
+        factor = quotient(scaled(u_square, shift), scaled(u_dot_y, 0));
     } else if c.regime == SECANT_SHORT {
         if u_dot_y >= 0.0 || y_square == 0.0 {
             return old;
         }
-        factor = quotient(scaled(-u_dot_y, shift), scaled(y_square, 0));
+        factor = quotient(scaled(u_dot_y, shift), scaled(y_square, 0));
         share_of_norm = -1.0;
     } else {
         if u_square == 0.0 || y_square == 0.0 {

@@ -1,5 +1,10 @@
 // What a sweep looks at a second time, because it rarely has to: elements whose squares f32 cannot hold, elements that are not
-// finite, and the parameters before the first step. `load(what, block, quad)` is the pass's own.
+// finite, and the parameters before the first step. `load(what, block, quad)` and `loaded(what, block, quad)` are the pass's own: four
+// elements, and the magnitude bits, as they were loaded, of all that these are computed from.
+//
+// What is finite is told by bits that no arithmetic has touched. Drivers may compile floats as if there were neither NaN nor infinities
+// (Metal's fast math, which wgpu does not turn off), and a compiler that takes a product to be finite knows the answer to a question about
+// its exponent: a test of computed bits is compiled to nothing, and the step is taken.
 
 // What there is to look at. Not every pass can load all of it.
 const GRADIENT = 0u;      // what the regime sees: sign * g + λ w
@@ -34,10 +39,21 @@ fn count_nonfinite(bits: vec4<u32>, first: u32, t: ptr<function, Totals>) {
     }
 }
 
-// Counts what is not finite, and finds the first.
+// Counts what is not finite, and finds the first. To be called where there is something.
 fn find_nonfinite(what: u32, block: Block, lane: u32, t: ptr<function, Totals>) {
     for (var quad = lane; 4u * quad < block.elements; quad += WORKGROUP) {
-        count_nonfinite(magnitude_bits(load(what, block, quad)), block.first_element + 4u * quad, t);
+        // What was loaded is finite and what is computed of it is not: it overflowed.
+        let bits = max(loaded(what, block, quad), magnitude_bits(load(what, block, quad)));
+        count_nonfinite(bits, block.first_element + 4u * quad, t);
+    }
+    count_overflow(block, t);
+}
+
+// Something overflowed; where the compiler would not have it, so that nothing was counted, the block's first element stands for it.
+fn count_overflow(block: Block, t: ptr<function, Totals>) {
+    if (*t).nonfinite == 0u {
+        (*t).nonfinite = 1u;
+        (*t).first_nonfinite = block.first_element;
     }
 }
 
@@ -46,8 +62,9 @@ fn measure_initial_norm(block: Block, lane: u32, t: ptr<function, Totals>) {
     var largest = vec4<u32>();
     var squares = vec4<f32>();
     for (var quad = lane; 4u * quad < block.elements; quad += WORKGROUP) {
-        let w = load_parameters(block, quad);
-        largest = max(largest, magnitude_bits(w));
+        let bits = bits_of_parameters(block, quad);
+        largest = max(largest, bits & vec4<u32>(MAGNITUDE_BITS));
+        let w = bitcast<vec4<f32>>(bits);
         squares += w * w;
     }
     let magnitude = largest_of(largest);

@@ -234,7 +234,7 @@ fn secant_rate(
                 return old;
             }
             (
-                Scaled::new(u_square, shift).quotient(Scaled::new(-u_dot_y, 0)),
+                Scaled::new(u_square, shift).quotient(Scaled::new(u_dot_y, 0)),
                 0.0,
             )
         }
@@ -243,7 +243,7 @@ fn secant_rate(
                 return old;
             }
             (
-                Scaled::new(-u_dot_y, shift).quotient(Scaled::new(y_square, 0)),
+                Scaled::new(u_dot_y, shift).quotient(Scaled::new(y_square, 0)),
                 -1.0,
             )
         }

@@ -29,7 +29,7 @@ impl Scaled {
         exponent: 0,
     };
 
-    /// `x * 2^exponent` for a normal, non-negative `x`.
+    /// `|x| * 2^exponent` for a normal `x`.
     pub(crate) fn new(x: f32, exponent: i32) -> Self {
         let field = (x.to_bits() >> 23) & 0xff;
         if field == 0 {

@@ -1,7 +1,7 @@
 //! The one sweep of [`StepMode::Lagged`](crate::StepMode::Lagged) on the host: `shaders/lagged_step.wgsl`.
 
 use crate::gpu::pass::{Binding, PassSource, Pipeline, shared};
-use crate::gpu::sweep::{Elements, Measuring, read_beside_written};
+use crate::gpu::sweep::{Elements, Measuring, read_beside_written, with_subgroup_argument};
 use crate::gpu::tuning::Tuning;
 use crate::plan::{Access, Kernel};
 
@@ -32,6 +32,7 @@ pub(crate) fn pipeline(
     let mut files: Vec<&str> = files;
     files.extend([shared::RULE, remember]);
     files.extend(elements.files.iter().map(|file| &**file));
+    let source = with_subgroup_argument(&source, tuning.partials);
     files.push(&source);
     constants.push(("RULE", f64::from(kernel.rule as u32)));
     Pipeline::new(

@@ -1,7 +1,7 @@
 //! Pass 1 on the host: `shaders/reduce_gradient.wgsl`.
 
 use crate::gpu::pass::{Binding, PassSource, Pipeline, flag, shared};
-use crate::gpu::sweep::{Elements, Measuring};
+use crate::gpu::sweep::{Elements, Measuring, with_subgroup_argument};
 use crate::gpu::tuning::Tuning;
 use crate::plan::{Access, Alignment, Kernel};
 
@@ -19,6 +19,10 @@ pub(crate) fn pipeline(
         files,
         mut constants,
     } = Measuring::new(device, tuning, kernel, partials);
+    let source = with_subgroup_argument(
+        include_str!("../../shaders/reduce_gradient.wgsl"),
+        tuning.partials,
+    );
     let mut elements = Elements::default();
     elements.load_parameters(kernel, access);
     elements.load_gradients(kernel, access);
@@ -54,7 +58,7 @@ pub(crate) fn pipeline(
         }
     };
     files.extend(elements.files.iter().map(|file| &**file));
-    files.push(include_str!("../../shaders/reduce_gradient.wgsl"));
+    files.push(&source);
     constants.push(flag("RAW_NORM", kernel.raw_norm));
     constants.extend(elements.constants);
     Pipeline::new(

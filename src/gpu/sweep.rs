@@ -180,6 +180,21 @@ pub(crate) fn read_beside_written(source: &str, name: &str, one_buffer: bool) ->
     }
 }
 
+/// A measuring pass's shader, with an argument more where its invocations work in subgroups. naga's writer of HLSL makes up for the
+/// subgroup built-ins that Direct3D lacks, but only where an argument of the entry point is one, and not a member of its struct alone:
+/// without this DXC stops with "Semantic must be defined for all parameters of an entry function" (docs/upstream-naga.md).
+pub(crate) fn with_subgroup_argument(source: &str, partials: Partials) -> Cow<'_, str> {
+    match partials {
+        Partials::Subgroup => source
+            .replace(
+                "(invocation: Invocation)",
+                "(invocation: Invocation, @builtin(subgroup_size) subgroup_size: u32)",
+            )
+            .into(),
+        _ => source.into(),
+    }
+}
+
 /// Files and constants of a pass that measures.
 pub(crate) struct Measuring {
     /// To come first in the module.

@@ -1,0 +1,1 @@
+// What Metal's <simd/simd.h> declares, <metal_stdlib> beside it has already.
