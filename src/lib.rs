@@ -32,6 +32,7 @@
 //! let mut w = vec![5.0f32; 100];
 //! let mut g = vec![0.0f32; 100];
 //! let mut optimizer = OptimizerBuilder::new(Rule::sgd())
+//!     .schedule_free()
 //!     .group(Group::new("all").tensor("w", &w, &g))
 //!     .build_cpu()?;
 //! for _ in 0..200 {
@@ -40,6 +41,8 @@
 //!     }
 //!     optimizer.step(&mut [&mut w], &[&g])?;
 //! }
+//! // The answer is the average, not the point where gradients were taken.
+//! optimizer.swap_averages(&mut [&mut w])?;
 //! assert!(w.iter().all(|w| (w - 1.0).abs() < 1e-2));
 //! let records = optimizer.drain_records().records;
 //! println!("{}", records[3]); // step 3: η …, +… %: norm fell (+… %), steps agree (+… %)

@@ -554,7 +554,13 @@ impl fmt::Display for Record {
         }
         write!(f, "η {:.4e}", self.learning_rate)?;
         if self.flags.first() {
-            return write!(f, ", the first step");
+            write!(f, ", the first step")?;
+            // What came before was skipped, or had a gradient of zero.
+            return if self.step > 0 {
+                write!(f, " with a gradient")
+            } else {
+                Ok(())
+            };
         }
         if self.flags.zero_gradient() && self.outcome.is_none() {
             return write!(f, ", carried over: the gradient is zero");
