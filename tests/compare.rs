@@ -164,13 +164,36 @@ fn means_and_gaps_follow_from_the_runs() {
             }
         }
     }
+    // The same without averages: the best of the last iterates.
+    for rule in summary.chunks(6) {
+        let runs = list(&report, "runs");
+        let last = |lr: f64| {
+            let of_rate = runs.iter().filter(|run| {
+                run["rule"] == rule[0]["rule"]
+                    && run["regime"] == "fixed"
+                    && run["schedule"] == "constant"
+                    && run["lr"].as_f64() == Some(lr)
+            });
+            let accuracies: Vec<f64> = of_rate
+                .map(|run| number(run, "last_test_accuracy"))
+                .collect();
+            assert_eq!(accuracies.len(), 2);
+            accuracies.iter().sum::<f64>() / 2.0
+        };
+        let best = last(0.01).max(last(0.3));
+        for cell in rule {
+            let above = 100.0 * (number(cell, "test_accuracy") - best);
+            assert!((number(cell, "above_best_last") - above).abs() < 1e-9);
+        }
+    }
     // The few lines at the end: every rule and regime against both references, and all rules together.
     let overall = list(&report, "overall");
-    assert_eq!(overall.len(), 2 * (2 + 1) * 2);
+    assert_eq!(overall.len(), 2 * (2 + 1) * 3);
     for line in overall {
         let key = match line["against"].as_str() {
             Some("best fixed") => "above_best_fixed",
             Some("best cosine") => "above_best_cosine",
+            Some("best fixed, last") => "above_best_last",
             _ => panic!("{line}"),
         };
         let points: Vec<f64> = summary

@@ -267,6 +267,14 @@ impl Cell {
         mean(self.accuracies())
     }
 
+    /// Mean test accuracy of the last iterates, from 0 to 1.
+    fn last_accuracy(&self) -> f64 {
+        mean(self.runs.iter().map(|run| match run.verdict {
+            Verdict::Ok => run.last_test_accuracy.unwrap_or(run.test_accuracy),
+            Verdict::Diverged | Verdict::Skipped => self.chance,
+        }))
+    }
+
     /// Sample deviation of the accuracy; none with one seed.
     fn deviation(&self) -> Option<f64> {
         if self.runs.len() < 2 {
@@ -892,6 +900,7 @@ struct Summary<'a> {
     /// Points of accuracy above the references; below where negative.
     above_best_fixed: Option<f64>,
     above_best_cosine: Option<f64>,
+    above_best_last: Option<f64>,
 }
 
 /// The number that was given, without the digits of a widened f32.
@@ -913,6 +922,19 @@ impl Results<'_> {
     /// What a column's regimes are held against, as [`REFERENCES`] has them.
     fn references(&self, data: usize, setting: Setting, rule: RuleName) -> [Option<&Cell>; 2] {
         REFERENCES.map(|schedule| best_fixed(&self.cells, data, setting, rule, schedule))
+    }
+
+    /// By how many points a cell is above the best of the fixed rates that are judged by their last iterates, as a run without averages is.
+    fn above_last(&self, cell: &Cell) -> Option<f64> {
+        let Case {
+            data,
+            setting,
+            rule,
+            ..
+        } = cell.case;
+        let rates = grid(&self.cells, data, setting, rule, ScheduleName::Constant);
+        let best = rates.map(Cell::last_accuracy).max_by(f64::total_cmp)?;
+        Some(100.0 * (cell.accuracy() - best))
     }
 
     fn cell(&self, case: &Case) -> Option<&Cell> {
@@ -1003,6 +1025,7 @@ impl Results<'_> {
                 best_cosine_lr: cosine.and_then(lr),
                 above_best_fixed: fixed.map(above),
                 above_best_cosine: cosine.map(above),
+                above_best_last: self.above_last(cell),
             });
         }
         serde_json::json!({ "runs": runs, "summary": summaries, "overall": overall(self) })
@@ -1047,6 +1070,7 @@ impl Results<'_> {
                 .to_owned(),
             "both are chosen on the test rows, and of their last iterate and its polynomial average the better counts: that flatters them"
                 .to_owned(),
+            "best fixed, last: the best of the fixed rates by their last iterates alone, as a run without averages has them".to_owned(),
             "a run that diverged counts as if it had answered with the most frequent class".to_owned(),
         ]);
         for &rule in &self.comparison.args.compare.rules {
