@@ -417,6 +417,9 @@ fn in_parallel<T: Sync, U: Send>(all: &[T], each: impl Fn(&T) -> U + Sync) -> Ve
     done.into_iter().map(|(_, made)| made).collect()
 }
 
+/// Values of override constants.
+type Constants = Vec<(&'static str, f64)>;
+
 /// What src/cli compiles beside an optimizer.
 fn of_the_binary() -> Vec<Kernel> {
     let batch = include_str!("../shaders/train/batch.wgsl");
@@ -432,7 +435,7 @@ fn of_the_binary() -> Vec<Kernel> {
         [constants, more].concat()
     };
     let workgroup = ("WORKGROUP", 64.0);
-    let mut listed: Vec<(&str, &str, Vec<(&str, f64)>)> = vec![
+    let mut listed: Vec<(&str, &str, Constants)> = vec![
         (
             "gather",
             include_str!("../shaders/train/gather.wgsl"),
