@@ -399,14 +399,36 @@ fn buffer(gpu: &Gpu, contents: &[f32]) -> wgpu::Buffer {
     buffer
 }
 
-/// Every rule under Seesaw and NormRatio, over lengths around the kernels' boundaries: gradients of some steps, and what the CPU path makes
+/// Every rule under Seesaw and NormRatio, schedule-free too where it can, over lengths around the kernels' boundaries: gradients of some steps, and what the CPU path makes
 /// of them.
 fn case(gpu: &Gpu, name: &str, kernels: &mut Kernels) -> Outcome<Value> {
     let block = gpu.tuning().block_elements() as usize;
     let lengths = [1, 3, 4, 5, 31, 33, block - 1, block, block + 1];
-    let groups: Vec<(Rule, Regime)> = Rule::all()
+    let every_rule = Rule::all()
         .into_iter()
-        .flat_map(|rule| [(rule, Regime::seesaw()), (rule, Regime::norm_ratio())])
+        .chain([Rule::adamw_without_momentum()]);
+    let mut groups: Vec<(Rule, Regime, Averaging)> = Vec::new();
+    for rule in every_rule {
+        for averaging in [Averaging::Off, Averaging::ScheduleFree] {
+            if averaging.fits(&rule) {
+                let regimes = [Regime::seesaw(), Regime::norm_ratio()];
+                groups.extend(regimes.map(|regime| (rule, regime, averaging)));
+            }
+        }
+    }
+    let names: Vec<String> = groups
+        .iter()
+        .map(|(rule, regime, averaging)| {
+            let without = match rule {
+                Rule::AdamW { beta1: 0.0, .. } => " without momentum",
+                _ => "",
+            };
+            let free = match averaging {
+                Averaging::ScheduleFree => ", schedule-free",
+                _ => "",
+            };
+            format!("{}{without}, {}{free}", rule.name(), regime.name())
+        })
         .collect();
     let count: usize = groups.len() * lengths.iter().sum::<usize>();
     let first = numbers(1, count);
@@ -415,11 +437,15 @@ fn case(gpu: &Gpu, name: &str, kernels: &mut Kernels) -> Outcome<Value> {
     let mut host = OptimizerBuilder::new(Rule::sgd());
     let mut ranges = Vec::new();
     let mut at = 0;
-    for (rule, regime) in &groups {
-        let name = format!("{} {}", rule.name(), regime.name());
-        let group = || Group::new(name.clone()).rule(*rule).regime(*regime);
-        let mut on_device = group();
-        let mut on_host = Group::new(name.clone()).rule(*rule).regime(*regime);
+    for ((rule, regime, averaging), name) in groups.iter().zip(&names) {
+        let mut on_device = Group::new(name.clone())
+            .rule(*rule)
+            .regime(*regime)
+            .averaging(*averaging);
+        let mut on_host = Group::new(name.clone())
+            .rule(*rule)
+            .regime(*regime)
+            .averaging(*averaging);
         for length in lengths {
             let tensor = format!("{name} {length}");
             let bytes = 4 * at as u64..4 * (at + length) as u64;
@@ -469,10 +495,6 @@ fn case(gpu: &Gpu, name: &str, kernels: &mut Kernels) -> Outcome<Value> {
     };
     let dispatches = recording.dispatches(&optimizer, kernels);
     let lengths: Vec<usize> = groups.iter().map(|_| lengths.iter().sum()).collect();
-    let names: Vec<String> = groups
-        .iter()
-        .map(|(rule, regime)| format!("{}, {}", rule.name(), regime.name()))
-        .collect();
     Ok(json!({
         "name": name,
         "groups": names,
@@ -629,21 +651,36 @@ fn compile_halves(gpu: &Gpu, kernels: &mut Kernels) -> Outcome<()> {
             .clear_gradients(true)
             .record_steps(4);
         let mut count = 0;
-        for rule in [Rule::sgd(), Rule::adamw()] {
+        let free = Averaging::ScheduleFree;
+        for (rule, averaging) in [
+            (Rule::sgd(), Averaging::Off),
+            (Rule::adamw(), Averaging::Off),
+            (Rule::sgd(), free),
+            (Rule::adamw_without_momentum(), free),
+        ] {
+            // It needs all of y.
+            if averaging == free && rounding != Rounding::Masters {
+                continue;
+            }
             for regime in [Regime::seesaw(), Regime::dowg()] {
                 // Two past a multiple of four, so that there are heads, bodies and tails.
                 let bytes = |element: Element| {
                     let at = element.bytes() * (2 + 20 * count);
                     at..at + 9 * element.bytes()
                 };
-                let group = Group::new(count.to_string()).rule(rule).regime(regime);
+                let group = Group::new(count.to_string())
+                    .rule(rule)
+                    .regime(regime)
+                    .averaging(averaging);
                 let w = params.of(parameters.slice(bytes(params)));
                 let g = grads.of(gradients.slice(bytes(grads)));
                 builder = builder.group(group.tensor(count.to_string(), w, g));
                 count += 1;
             }
         }
-        for dispatch in builder.build(gpu)?.dispatches() {
+        let optimizer = builder.build(gpu)?;
+        let swaps = optimizer.swap_dispatches();
+        for dispatch in optimizer.dispatches().iter().chain(swaps) {
             kernels.of(dispatch);
         }
     }
@@ -652,7 +689,7 @@ fn compile_halves(gpu: &Gpu, kernels: &mut Kernels) -> Outcome<()> {
 
 /// Every kernel that a step can have, to be compiled: few optimizers of many groups, so that none is compiled twice on this machine.
 fn compile_everything(gpu: &Gpu, kernels: &mut Kernels) -> Outcome<()> {
-    let values = vec![1.0f32; 1024];
+    let values = vec![1.0f32; 4096];
     let (parameters, gradients) = (buffer(gpu, &values), buffer(gpu, &values));
     let loss = buffer(gpu, &values);
     for mode in [StepMode::TwoPass, StepMode::Lagged] {
@@ -667,21 +704,37 @@ fn compile_everything(gpu: &Gpu, kernels: &mut Kernels) -> Outcome<()> {
                     if mode == StepMode::TwoPass {
                         builder = builder.clip_norm(1.0).telemetry(true);
                     }
-                    if !streams {
-                        builder = builder.averaging(Averaging::polynomial_decay());
-                    }
+                }
+                let plain = match full && !streams {
+                    true => Averaging::polynomial_decay(),
+                    false => Averaging::Off,
+                };
+                let mut averages = vec![plain];
+                // The others refuse it.
+                if mode == StepMode::TwoPass && !streams {
+                    averages.push(Averaging::ScheduleFree);
                 }
                 let mut count = 0;
-                for (rule, regime) in Rule::all().into_iter().flat_map(|rule| {
-                    regimes(mode, streams)
-                        .into_iter()
-                        .map(move |regime| (rule, regime))
+                let mut rules = Rule::all();
+                if mode == StepMode::TwoPass {
+                    rules.push(Rule::adamw_without_momentum());
+                }
+                for (rule, regime, averaging) in rules.into_iter().flat_map(|rule| {
+                    let averages = averages.clone();
+                    let regimes = regimes(mode, streams).into_iter();
+                    regimes.flat_map(move |regime| {
+                        let averages = averages.clone().into_iter();
+                        averages.map(move |averaging| (rule, regime, averaging))
+                    })
                 }) {
-                    if regime.fits(&rule) {
+                    if regime.fits(&rule) && averaging.fits(&rule) {
                         // Three past a multiple of four, so that there are heads, bodies and tails.
                         let at = 4 * (3 + 20 * count);
                         let (w, g) = (parameters.slice(at..at + 36), gradients.slice(at..at + 36));
-                        let group = Group::new(count.to_string()).rule(rule).regime(regime);
+                        let group = Group::new(count.to_string())
+                            .rule(rule)
+                            .regime(regime)
+                            .averaging(averaging);
                         builder = builder.group(group.tensor(count.to_string(), w, g));
                         count += 1;
                     }
