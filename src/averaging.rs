@@ -100,8 +100,9 @@ pub enum Averaging {
     /// the secant regimes and GatedDistance go by the steps of `z`.
     ///
     /// # Cost
-    /// 4 bytes per parameter for `z`, 8 bytes per parameter and step of traffic, and no pass of its own. With SGD and SIGNSGD, Seesaw goes
-    /// by `y` and `z` instead of a direction memory: it reads 8 bytes more in pass 1, and moves 32 bytes per parameter and step. `x` is recovered from `y` at every step, so that its rounding errors grow with the square root of
+    /// 4 bytes per parameter for `z`, 8 bytes per parameter and step of traffic, and no pass of its own. Under Seesaw
+    /// and Hypergradient `Sgd` and `SignSgd` keep no direction memory beside it, and pass 1 reads `y` and `z` in its place: they move 32 bytes
+    /// per parameter and step. `x` is recovered from `y` at every step, so that its rounding errors grow with the square root of
     /// the number of steps, and are held together by the factor `1 - c_k`.
     ScheduleFree,
 }

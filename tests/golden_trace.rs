@@ -7,7 +7,8 @@ mod common;
 use common::run::{Spec, every_path};
 use common::{adapters, build, download, drain, step, upload};
 use wgpu_optim::{
-    AutoSgd, DoG, DoWG, Group, OptimizerBuilder, Outcome, Record, Regime, Rule, SecantForm, Stream,
+    AutoSgd, Averaging, DoG, DoWG, Group, OptimizerBuilder, Outcome, Record, Regime, Rule,
+    SecantForm, Stream,
 };
 
 const D: usize = 64;
@@ -24,8 +25,10 @@ fn golden(rule: &str) -> Vec<Golden> {
         .map(|line| {
             let mut fields = line.split(',');
             let rule = fields.next().expect("a rule").to_owned();
+            // z and x are there in schedule-free training alone.
             let numbers = fields
                 .skip(1)
+                .filter(|x| !x.is_empty())
                 .map(|x| x.parse().expect("a number"))
                 .collect();
             Golden { rule, numbers }
@@ -83,6 +86,27 @@ fn compare(path: &str, row: &Golden, record: &Record, w: &[f32]) {
     }
 }
 
+/// The trace shows what it is for: the floor holds all of a fall, a part of it, and nothing.
+fn assert_the_gate_opens(rows: &[Golden]) {
+    let rule = &rows[0].rule;
+    let held = |row: &Golden| row.numbers[6];
+    let wanted = |row: &Golden| row.numbers[4] + row.numbers[5];
+    assert!(
+        rows.iter()
+            .any(|row| held(row) > 0.4 && (held(row) + wanted(row)).abs() < 1e-12),
+        "{rule}"
+    );
+    assert!(
+        rows.iter()
+            .any(|row| held(row) > 0.03 && held(row) + wanted(row) < -0.03),
+        "{rule}"
+    );
+    assert_eq!(held(&rows[18]), 0.0, "{rule}");
+    // What contradiction has lowered ln η by, beside the norm.
+    let agreement: f64 = rows[..19].iter().map(|row| held(row) + wanted(row)).sum();
+    assert!(agreement < -0.6, "{rule}: {agreement}");
+}
+
 fn rules() -> [(&'static str, Rule); 5] {
     [
         ("sgd", Rule::sgd()),
@@ -102,13 +126,7 @@ fn cpu_path_follows_the_golden_trace() {
             .build_cpu()
             .expect("builds");
         let rows = golden(name);
-        // The floor holds all of a fall, a part of it, and nothing.
-        let held = |row: &Golden| row.numbers[6];
-        assert!(
-            rows.iter()
-                .any(|row| held(row) > 0.4 && row.numbers[3].abs() < 0.1)
-        );
-        assert!(rows[18].numbers[2] < rows[0].numbers[2] - 2.0 && held(&rows[18]) == 0.0);
+        assert_the_gate_opens(&rows);
         for (t, row) in rows.iter().enumerate() {
             let g = turning_gradient(&w, t);
             optimizer.step(&mut [&mut w], &[&g]).expect("steps");
@@ -142,6 +160,46 @@ fn every_adapter_follows_the_golden_trace() {
                 let records = drain(&mut optimizer).records;
                 assert_eq!(records.len(), 1);
                 compare(&gpu.describe(), row, &records[0], &w);
+            }
+        }
+    }
+}
+
+/// The same in schedule-free training, where `Sgd` and `SignSgd` are compared with y - z: the record, y, z and x.
+#[test]
+fn every_path_follows_the_golden_trace_of_schedule_free_training() {
+    for (name, rule) in [
+        ("sgd-free", Rule::sgd()),
+        ("signsgd-free", Rule::sign_sgd()),
+        ("adamw-free", Rule::adamw_without_momentum()),
+    ] {
+        let rows = golden(name);
+        assert_the_gate_opens(&rows);
+        let spec = Spec {
+            averaging: Averaging::ScheduleFree,
+            ..Spec::new(rule, Regime::seesaw(), vec![vec![0.0; D]])
+        };
+        for mut run in every_path(std::slice::from_ref(&spec)) {
+            for (t, row) in rows.iter().enumerate() {
+                let w = run.params().remove(0);
+                run.step(&[turning_gradient(&w, t)]);
+                let record = run.records().records[0];
+                let [y, x] = [run.params().remove(0), run.averages().remove(0)];
+                compare(&run.path(), row, &record, &y);
+                let bytes = run.checkpoint().to_bytes();
+                let file = safetensors::SafeTensors::deserialize(&bytes).expect("safetensors");
+                let base = file
+                    .tensor(&format!("base_iterates/{}", spec.tensor_name(0)))
+                    .expect("z");
+                let z: Vec<f32> = bytemuck::pod_collect_to_vec(base.data());
+                let got = [z[0], z[D - 1], x[0], x[D - 1]].map(f64::from);
+                for (got, expected) in got.into_iter().zip(&row.numbers[9..]) {
+                    assert!(
+                        (got - expected).abs() <= TOLERANCE,
+                        "{}, {name}, step {t}: {got} but the specification says {expected}",
+                        run.path()
+                    );
+                }
             }
         }
     }

@@ -12,7 +12,8 @@ use common::{Numbers, ulps};
 use proptest::prelude::*;
 use wgpu_optim::gpu::PassName;
 use wgpu_optim::{
-    Gpu, MAX_CHANGE, NormRatio, OptimizerBuilder, Record, Regime, Rule, Seesaw, WeightDecay, wgpu,
+    Averaging, Gpu, MAX_CHANGE, NormRatio, OptimizerBuilder, Record, Regime, Rule, Seesaw,
+    WeightDecay, wgpu,
 };
 
 fn three_rules() -> [Rule; 3] {
@@ -126,8 +127,21 @@ fn p1_rates_come_from_the_gradients_alone() {
     }
 }
 
-/// Regimes without alignment: the norm term is all there is.
-fn norm_regimes() -> Vec<(f64, Regime)> {
+/// A regime without alignment: the norm term is all there is.
+struct NormRegime {
+    regime: Regime,
+    /// p while n̂ is at most its first value, and above.
+    exponents: [f64; 2],
+}
+
+impl NormRegime {
+    /// What a norm lowers ln η by, from the first on.
+    fn fall(&self, first: f64, norm: f64) -> f64 {
+        self.exponents[usize::from(norm > first)] * (norm / first).ln()
+    }
+}
+
+fn norm_regimes() -> Vec<NormRegime> {
     let ratio = |exponent, smoothing| {
         let regime = NormRatio {
             exponent,
@@ -135,17 +149,32 @@ fn norm_regimes() -> Vec<(f64, Regime)> {
             initial_rate: Some(0.1),
             ..NormRatio::default()
         };
-        (f64::from(exponent), Regime::NormRatio(regime))
+        NormRegime {
+            regime: Regime::NormRatio(regime),
+            exponents: [exponent.into(); 2],
+        }
     };
+    let seesaw = |exponent, exponent_above, smoothing| {
+        let regime = Seesaw {
+            exponent,
+            exponent_above,
+            smoothing,
+            gain: 0.0,
+            ..Seesaw::default()
+        };
+        NormRegime {
+            regime: Regime::Seesaw(regime),
+            exponents: [exponent.into(), exponent_above.into()],
+        }
+    };
+    let default = Seesaw::default();
     vec![
         ratio(1.0, 0.9),
         ratio(0.5, 0.9),
         ratio(0.25, 0.0),
-        (0.5, seesaw(|s| s.gain = 0.0)),
-        (
-            1.0,
-            seesaw(|s| (s.gain, s.exponent, s.smoothing) = (0.0, 1.0, 0.5)),
-        ),
+        seesaw(default.exponent, default.exponent_above, default.smoothing),
+        seesaw(0.5, 0.5, 0.9),
+        seesaw(1.0, 0.75, 0.5),
     ]
 }
 
@@ -179,7 +208,7 @@ proptest! {
         let specs: Vec<Spec> = regimes
             .iter()
             .enumerate()
-            .map(|(i, (_, regime))| Spec::new(Rule::sgd(), *regime, vec![vec![1.0]]).named(format!("{i}")))
+            .map(|(i, of)| Spec::new(Rule::sgd(), of.regime, vec![vec![1.0]]).named(format!("{i}")))
             .collect();
         let rates: Vec<Vec<f32>> = [lower, higher]
             .into_iter()
@@ -191,10 +220,15 @@ proptest! {
                 run.rates()
             })
             .collect();
-        for (i, (exponent, regime)) in regimes.iter().enumerate() {
-            let of = |last: f32| exponent * smoothed(regime, &[history.as_slice(), &[last]].concat()).ln();
+        for (i, norm_regime) in regimes.iter().enumerate() {
+            let regime = &norm_regime.regime;
+            let of = |last: f32| {
+                let norm = smoothed(regime, &[history.as_slice(), &[last]].concat());
+                norm_regime.fall(history[0].into(), norm)
+            };
             let fall = of(higher) - of(lower);
-            let told_apart = (1.0 + 2.0 * 2.0 + 3.0) * f64::from(f32::EPSILON);
+            let exponent = norm_regime.exponents[0].max(norm_regime.exponents[1]).max(1.0);
+            let told_apart = (exponent * (1.0 + 2.0 * 2.0) + 3.0) * f64::from(f32::EPSILON);
             if fall >= told_apart {
                 prop_assert!(rates[1][i] < rates[0][i], "{regime:?}: η {} at n {lower}, {} at {higher}", rates[0][i], rates[1][i]);
             } else {
@@ -207,7 +241,7 @@ proptest! {
 /// P2 on every path: a ladder of 200 norms, a group each, after the same history: η strictly falls from rung to rung.
 #[test]
 fn p2_a_ladder_of_norms_is_a_ladder_of_rates() {
-    for (exponent, regime) in norm_regimes() {
+    for NormRegime { regime, exponents } in norm_regimes() {
         let norms: Vec<f32> = (0..200).map(|i| 0.5 * 1.02f32.powi(i)).collect();
         let specs: Vec<Spec> = (0..norms.len())
             .map(|i| Spec::new(Rule::sgd(), regime, vec![vec![0.0; 4]]).named(format!("{i}")))
@@ -224,7 +258,7 @@ fn p2_a_ladder_of_norms_is_a_ladder_of_rates() {
             for (pair, n) in rates.windows(2).zip(&norms) {
                 assert!(
                     pair[1] < pair[0],
-                    "{}, p {exponent}: η {} at n {n}, {} above",
+                    "{}, p {exponents:?}: η {} at n {n}, {} above",
                     run.path(),
                     pair[0],
                     pair[1]
@@ -234,29 +268,34 @@ fn p2_a_ladder_of_norms_is_a_ladder_of_rates() {
     }
 }
 
-/// P2 as an equation: η_t n̂_t^p is constant over a whole run.
+/// P2 as an equation: η_t (n̂_t / n̂_1)^p is constant over a whole run.
 #[test]
 fn p2_rate_times_norm_to_the_p_is_constant() {
-    let specs: Vec<Spec> = norm_regimes()
+    let regimes = norm_regimes();
+    let specs: Vec<Spec> = regimes
         .iter()
         .enumerate()
-        .map(|(i, (_, regime))| {
-            Spec::new(Rule::sgd(), *regime, vec![vec![1.0; 33]]).named(format!("{i}"))
-        })
+        .map(|(i, of)| Spec::new(Rule::sgd(), of.regime, vec![vec![1.0; 33]]).named(format!("{i}")))
         .collect();
     for mut run in every_path(&specs) {
         let mut numbers = Numbers(2);
         let mut constants = vec![0.0; specs.len()];
+        let mut first = vec![0.0; specs.len()];
+        let (mut risen, mut fallen) = (0, 0);
         for t in 0..50 {
             let scale = (1.5 * numbers.next()).exp();
             let g: Vec<f32> = numbers.vec(33).iter().map(|g| scale * g).collect();
             run.step(&vec![g; specs.len()]);
             for record in run.records().records {
-                let exponent = norm_regimes()[record.group].0;
-                let constant = record.ln_rate + exponent * f64::from(record.smoothed_norm).ln();
+                let norm = f64::from(record.smoothed_norm);
                 if t == 0 {
-                    constants[record.group] = constant;
+                    first[record.group] = norm;
+                    constants[record.group] = record.ln_rate;
                 }
+                risen += u32::from(norm > first[record.group]);
+                fallen += u32::from(norm < first[record.group]);
+                let constant =
+                    record.ln_rate + regimes[record.group].fall(first[record.group], norm);
                 assert!(!record.flags.clamped_change(), "the case must not clamp");
                 // Each step adds a term below ln 10 with an error of three ulps, and n̂ has two of its own.
                 let allowed = (3.0 * LN_10 * f64::from(t) + 4.0) * f64::from(f32::EPSILON);
@@ -269,6 +308,7 @@ fn p2_rate_times_norm_to_the_p_is_constant() {
                 );
             }
         }
+        assert!(risen > 20 && fallen > 20, "{risen} {fallen}");
     }
 }
 
@@ -277,7 +317,7 @@ fn dot(a: &[f64], b: &[f64]) -> f64 {
 }
 
 /// P3. The secant equation's rate splits exactly into norm, variation and curvature (ALGORITHM 5.2), in f64 for random vectors;
-/// the first is the regime's norm term at p = 1/2, the last, to first order, half of what the regime calls alignment.
+/// the first is the regime's norm term at p = 1/2, below and above the first norm alike, the last, to first order, half of what the regime calls alignment.
 #[test]
 fn p3_the_two_terms_are_those_of_the_secant_rate() {
     let mut numbers = Numbers(3);
@@ -314,7 +354,7 @@ fn p3_the_two_terms_are_those_of_the_secant_rate() {
         // Without smoothing n̂ is n; the momentum after one step is the gradient before, so that a_slow is ρ.
         let spec = Spec::new(
             Rule::sgdm(0.9),
-            seesaw(|s| (s.smoothing, s.early_steps) = (0.0, 0.0)),
+            seesaw(|s| (s.exponent_above, s.smoothing, s.early_steps) = (s.exponent, 0.0, 0.0)),
             vec![vec![0.0; d]],
         );
         let mut run = CpuRun::new(&[spec]);
@@ -807,6 +847,73 @@ fn a_vanishing_norm_does_not_raise_the_rate_without_end() {
     }
 }
 
+/// Seesaw's p: 1/2 up to the first smoothed norm whatever the rule, and above it 3/2 for the rules whose step grows with the gradient, 1/2 for
+/// signs, AdamW and Lion; schedule-free too. The two pieces meet at the first norm, and the way there is of no consequence.
+#[test]
+fn above_the_first_norm_the_slope_depends_on_the_rule() {
+    let mut rules: Vec<(Rule, f64)> = [
+        Rule::sgd(),
+        Rule::sgdm(0.9),
+        Rule::sgdm(0.0),
+        Rule::nesterov(0.9),
+        Rule::Sgdm {
+            momentum: 0.9,
+            dampening: 0.5,
+            nesterov: false,
+        },
+    ]
+    .map(|rule| (rule, 1.5))
+    .to_vec();
+    let others = [
+        Rule::sign_sgd(),
+        Rule::signum(0.9),
+        Rule::adamw(),
+        Rule::adamw_without_momentum(),
+        Rule::lion(),
+    ];
+    rules.extend(others.map(|rule| (rule, 0.5)));
+    let mut specs = Vec::new();
+    let mut slopes = Vec::new();
+    for (rule, above) in rules {
+        for averaging in [Averaging::Off, Averaging::ScheduleFree] {
+            if averaging.fits(&rule) {
+                // With alignment, so that what the record calls the norm's part is told from the rest.
+                let regime = seesaw(|s| s.smoothing = 0.0);
+                let name = format!("{} {}", rule.name(), specs.len());
+                specs.push(Spec {
+                    averaging,
+                    ..Spec::new(rule, regime, vec![vec![0.0; 4]]).named(name)
+                });
+                slopes.push(above);
+            }
+        }
+    }
+    let norms = [
+        1.0f32, 1.25, 7.0, 7.5, 2.0, 0.5, 0.25, 1.5, 0.75, 1.0, 40.0, 0.9,
+    ];
+    for mut run in every_path(&specs) {
+        for norm in norms {
+            run.step(&vec![vec![norm / 2.0; 4]; specs.len()]);
+        }
+        for (group, (spec, above)) in specs.iter().zip(&slopes).enumerate() {
+            let mut last = 0.0;
+            for (record, norm) in records(run.as_mut(), group).iter().zip(norms) {
+                let slope = if norm > 1.0 { *above } else { 0.5 };
+                let fallen = -slope * f64::from(norm).ln();
+                let what = format!("{}, {}, norm {norm}", run.path(), spec.name);
+                assert!((record.smoothed_norm - norm).abs() <= 1e-6 * norm, "{what}");
+                assert!(
+                    (f64::from(record.norm_term) - (fallen - last)).abs() <= 1e-5,
+                    "{what}: {} instead of {}",
+                    record.norm_term,
+                    fallen - last
+                );
+                last = fallen;
+            }
+        }
+    }
+}
+
 /// One gradient 1e8 times the others lowers the rate for as long as the average remembers it, and leaves it where it was: no clamp of the
 /// fall keeps a part of it, and no floor from the mean norm holds the rate down.
 #[test]
@@ -820,9 +927,9 @@ fn an_outlier_leaves_the_rate_where_it_was() {
         }
         let records = run.records().records;
         let lowest = records[20].ln_rate - records[19].ln_rate;
-        // √(0.1/(1 - 0.9²¹)) of the outlier is in the average, but n̂ is the outlier itself.
+        // √(0.1/(1 - 0.9²¹)) of the outlier is in the average, but n̂ is the outlier itself, and above the first norm p is 3/2.
         assert!(
-            (lowest + 0.5 * 1e8f64.ln()).abs() <= 1e-5,
+            (lowest + 1.5 * 1e8f64.ln()).abs() <= 1e-5,
             "{}: {lowest}",
             run.path()
         );
@@ -860,13 +967,18 @@ fn the_first_gradients_move_the_rate_most() {
 }
 
 /// The rate of a run under Seesaw and the smoothed norm hang together: what the alignment did is the rest.
-fn agreements(records: &[&Record]) -> Vec<f64> {
+fn agreements(spec: &Spec, records: &[&Record]) -> Vec<f64> {
     let first = records[0];
     let anchor = f64::from(first.smoothed_norm).ln();
     records
         .iter()
         .map(|record| {
-            let from_norm = 0.5 * (anchor - f64::from(record.smoothed_norm).ln());
+            let exponent = if record.smoothed_norm > first.smoothed_norm {
+                spec.regime.exponent_above(&spec.rule)
+            } else {
+                spec.regime.exponent()
+            };
+            let from_norm = f64::from(exponent) * (anchor - f64::from(record.smoothed_norm).ln());
             record.ln_rate - first.ln_rate - from_norm
         })
         .collect()
@@ -890,7 +1002,7 @@ fn contradiction_alone_does_not_lower_the_rate_below_its_anchor() {
                 .filter(|record| record.group == group)
                 .collect();
             let what = format!("{}, {}", run.path(), spec.rule.name());
-            for (record, agreement) in of_group.iter().zip(agreements(&of_group)) {
+            for (record, agreement) in of_group.iter().zip(agreements(spec, &of_group)) {
                 assert!(agreement >= -2e-6, "{what}: A is {agreement}");
                 assert!(record.held_term >= 0.0, "{what}: {record:?}");
             }
@@ -913,7 +1025,7 @@ fn contradiction_alone_does_not_lower_the_rate_below_its_anchor() {
 /// four times on. A fall that counted is kept when the norm has come back, and the floor is then where it ended.
 #[test]
 fn a_risen_norm_lets_contradiction_count() {
-    let regime = seesaw(|s| (s.exponent, s.smoothing) = (0.0, 0.0));
+    let regime = seesaw(|s| (s.exponent, s.exponent_above, s.smoothing) = (0.0, 0.0, 0.0));
     for (size, share) in [
         (1.0, 0.0),
         (1.99, 0.0),
@@ -965,7 +1077,7 @@ fn contradiction_takes_back_what_agreement_gave() {
         }
         let records = run.records().records;
         let records: Vec<&Record> = records.iter().collect();
-        let agreement = agreements(&records);
+        let agreement = agreements(&specs[0], &records);
         assert!(agreement[4] > 2.0, "{}: {agreement:?}", run.path());
         for (t, pair) in agreement.windows(2).enumerate().skip(5) {
             let (before, record) = (pair[0], records[t + 1]);

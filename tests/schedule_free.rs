@@ -331,6 +331,239 @@ fn the_golden_numbers_are_met() {
     }
 }
 
+/// Of a group that `Alignment::Iterates` is for: record, y and x are those of the oracle, with each kind of decay, clip and direction of climb.
+#[test]
+fn comparing_with_the_way_back_follows_the_oracle() {
+    let _alone = alone();
+    let hypergradient = Regime::hypergradient();
+    let mut specs = Vec::new();
+    for rule in [Rule::sgd(), Rule::sign_sgd()] {
+        for regime in [Regime::seesaw(), hypergradient] {
+            for decay in [
+                WeightDecay::Coupled(0.0),
+                WeightDecay::Coupled(0.05),
+                WeightDecay::Decoupled(0.1),
+            ] {
+                for (clip, maximize) in [(f32::INFINITY, false), (0.8, true)] {
+                    let tensors = tensors(18 + specs.len() as u64, &[37, 24]);
+                    let spec = free(rule, regime, tensors).named(format!("{}", specs.len()));
+                    specs.push(Spec {
+                        decay,
+                        clip,
+                        maximize,
+                        ..spec
+                    });
+                }
+            }
+        }
+    }
+    for mut run in every_path(&specs) {
+        let mut oracles: Vec<_> = specs.iter().map(Spec::oracle).collect();
+        let (mut agreed, mut contradicted) = (0, 0);
+        for step in 0..STEPS {
+            let params = run.params();
+            let mut grads = gradients(&params, step);
+            for (i, g) in grads.iter_mut().enumerate() {
+                if specs[i / 2].maximize {
+                    g.iter_mut().for_each(|g| *g = -*g);
+                }
+            }
+            run.step(&grads);
+            let (params, averages) = (run.params(), run.averages());
+            for record in run.records().records {
+                let (group, spec) = (record.group, &specs[record.group]);
+                let oracle = &mut oracles[group];
+                let out = oracle.step(&of_group(&specs, group, &grads));
+                let what = format!("{}, {spec:?}, step {step}", run.path());
+                for (got, expected) in [
+                    (record.slow_alignment, out.slow),
+                    (record.fast_alignment, 0.0),
+                    (record.norm_term, out.norm_term),
+                    (record.alignment_term, out.alignment_term),
+                    (record.brake_term, 0.0),
+                    (record.held_term, out.held_term),
+                    (record.learning_rate / out.rate as f32, 1.0),
+                ] {
+                    let off = f64::from(got) - expected;
+                    assert!(off.abs() <= 2e-5, "{what}: {got} instead of {expected}");
+                }
+                assert_eq!(record.slow_alignment == 0.0, step < 2, "{what}");
+                agreed += usize::from(record.slow_alignment > 0.05);
+                contradicted += usize::from(record.slow_alignment < -0.05);
+                let average = oracle.average.as_ref().expect("an average");
+                for (got, expected) in [
+                    (of_group(&specs, group, &params), &oracle.w),
+                    (of_group(&specs, group, &averages), average),
+                ] {
+                    for (got, expected) in got.iter().zip(expected) {
+                        let off = f64::from(*got) - expected;
+                        assert!(off.abs() <= 2e-5, "{what}: {got} instead of {expected}");
+                    }
+                }
+            }
+        }
+        assert!(agreed > 50 && contradicted > 50, "{agreed} {contradicted}");
+    }
+}
+
+/// What the record says of the alignment, against f64 from x, z and the gradients as they are before each step, whichever groups share a
+/// norm. Groups that all can are compared with y - z = 0.85 (x - z) and keep nothing else. Where one cannot, all are compared with counters.
+fn watch_alignment(run: &mut dyn Run, specs: &[Spec], iterates: bool, steps: u64) {
+    // One scope, that of the first group.
+    let members: Vec<usize> = (0..specs.len())
+        .filter(|&group| {
+            group == 0 || specs[group].norm.is_some() && specs[group].norm == specs[0].norm
+        })
+        .collect();
+    let mut counters: Vec<Vec<f64>> = specs
+        .iter()
+        .map(|spec| vec![0.0; spec.tensors.concat().len()])
+        .collect();
+    let mut agreed = 0;
+    for step in 0..steps {
+        let grads = gradients(&run.params(), step);
+        let (averages, checkpoint) = (run.averages(), run.checkpoint());
+        let [mut product, mut gradient, mut direction] = [0f64; 3];
+        for &group in &members {
+            let spec = &specs[group];
+            let of = |tensors: &[Vec<f32>]| of_group(specs, group, tensors);
+            let x = of(&averages);
+            let tensors = spec.tensors.iter().enumerate();
+            let z: Vec<f32> = if spec.averaging == Averaging::ScheduleFree && step > 0 {
+                let names = tensors.map(|(i, _)| format!("base_iterates/{}", spec.tensor_name(i)));
+                names
+                    .flat_map(|name| tensor_of(&checkpoint, &name))
+                    .collect()
+            } else {
+                x.clone()
+            };
+            for (i, raw) in of(&grads).into_iter().enumerate() {
+                let y = 0.85 * f64::from(x[i]) + 0.15 * f64::from(z[i]);
+                // As the optimizer has it.
+                let stored = common::stored::rounded(spec.grads, &[raw])[0];
+                let g = f64::from(stored) + f64::from(spec.decay.coupled()) * y;
+                let way = if iterates {
+                    f64::from(x[i]) - f64::from(z[i])
+                } else {
+                    counters[group][i]
+                };
+                product += g * way;
+                gradient += g * g;
+                direction += way * way;
+                counters[group][i] = (counters[group][i] + g.signum()).clamp(-7.0, 7.0);
+            }
+        }
+        let expected = match step {
+            0 => 0.0,
+            1 if iterates => 0.0,
+            _ => product / (gradient.sqrt() * direction.sqrt()),
+        };
+        run.step(&grads);
+        for record in run.records().records {
+            let asks = specs[record.group].regime.needs_alignment();
+            if asks && members.contains(&record.group) {
+                let what = format!("{}, group {}, step {step}", run.path(), record.group);
+                let off = f64::from(record.slow_alignment) - expected;
+                assert!(
+                    off.abs() <= 1e-4,
+                    "{what}: {} instead of {expected}",
+                    record.slow_alignment
+                );
+                if iterates {
+                    assert_eq!(
+                        (record.fast_alignment, record.brake_term),
+                        (0.0, 0.0),
+                        "{what}"
+                    );
+                } else if step > 0 {
+                    assert_ne!(record.fast_alignment, 0.0, "{what}");
+                }
+                agreed += usize::from(expected.abs() > 0.02);
+            }
+        }
+    }
+    assert!(agreed > 5, "{}: nothing was told apart", run.path());
+    let names = run.checkpoint().names();
+    for &group in &members {
+        let counted = format!("direction_counters/{}", specs[group].tensor_name(0));
+        assert_eq!(names.contains(&counted), !iterates, "{names:?}");
+    }
+}
+
+#[test]
+fn what_is_compared_with_the_gradient_depends_on_who_shares_the_norm() {
+    let _alone = alone();
+    let of = |rule, seed, name: &str| {
+        free(rule, Regime::seesaw(), tensors(seed, &[33, 6, 130]))
+            .named(name)
+            .sharing("both")
+    };
+    let decayed = |spec: Spec| Spec {
+        decay: WeightDecay::Coupled(0.1),
+        ..spec
+    };
+    let [sgd, sign, adamw] = rules();
+    let plain = Spec {
+        averaging: Averaging::Off,
+        ..of(sgd, 21, "plain")
+    };
+    let fixed = Spec {
+        regime: Regime::fixed(0.01),
+        ..of(sign, 22, "fixed")
+    };
+    for (others, iterates) in [
+        (vec![], true),
+        (vec![of(sgd, 20, "another")], true),
+        (vec![of(sign, 20, "signs")], true),
+        // Its rate is given, but its gradient counts, and it has a way back as well.
+        (vec![fixed.clone()], true),
+        (vec![plain.clone()], false),
+        (vec![of(adamw, 20, "adamw")], false),
+        (vec![of(sign, 20, "signs"), plain.clone(), fixed], false),
+    ] {
+        for first in [sgd, sign] {
+            let specs = [vec![decayed(of(first, 19, "first"))], others.clone()].concat();
+            for mut run in every_path(&specs) {
+                watch_alignment(&mut *run, &specs, iterates, 16);
+            }
+        }
+    }
+}
+
+/// Masters of 16-bit parameters, gradients of 16 bits, and tensors that need windows and threads of their own.
+#[test]
+fn the_way_back_is_of_masters_and_of_every_window() {
+    let _alone = alone();
+    for (params, grads) in [
+        (Element::F16, Element::F16),
+        (Element::Bf16, Element::Bf16),
+        (Element::F32, Element::Bf16),
+    ] {
+        for rule in [Rule::sgd(), Rule::sign_sgd()] {
+            let mut spec = free(rule, Regime::seesaw(), tensors(23, &[35, 6, 129])).stored(
+                params,
+                grads,
+                Rounding::Masters,
+            );
+            spec.decay = WeightDecay::Coupled(0.1);
+            let specs = [spec];
+            for mut run in every_path(&specs) {
+                watch_alignment(&mut *run, &specs, true, 16);
+            }
+        }
+    }
+    let specs = [free(
+        Rule::sgd(),
+        Regime::seesaw(),
+        tensors(24, &[140_001, 3]),
+    )];
+    watch_alignment(&mut CpuRun::new(&specs), &specs, true, 8);
+    for gpu in small_bindings(128 << 10) {
+        let mut run = GpuRun::new(&gpu, &specs, packed(&specs, 5, 2));
+        watch_alignment(&mut run, &specs, true, 8);
+    }
+}
+
 /// A tensor that needs several windows, and blocks of the host that go to several threads.
 #[test]
 fn large_tensors_too() {
@@ -578,20 +811,34 @@ fn a_resumed_run_has_the_same_bits() {
     let specs = few_cases(&[37, 4]);
     let runs = every_path(&specs).into_iter().zip(every_path(&specs));
     for (mut run, mut resumed) in runs {
-        for step in 0..12 {
-            let grads = gradients(&run.params(), step);
-            run.step(&grads);
+        let mut step = 0;
+        // While y is z, when they have just parted, and later.
+        for interrupted in [1, 2, 3, 12] {
+            while step < interrupted {
+                let grads = gradients(&run.params(), step);
+                run.step(&grads);
+                step += 1;
+            }
+            run.records();
+            let checkpoint = Checkpoint::from_bytes(run.checkpoint().to_bytes()).expect("reads");
+            resumed.restore(&checkpoint).expect("restores");
+            assert_eq!(bits(&run.averages()), bits(&resumed.averages()));
+            for _ in 0..8 {
+                let grads = gradients(&run.params(), step);
+                run.step(&grads);
+                resumed.step(&grads);
+                step += 1;
+            }
+            assert_eq!(bits(&run.params()), bits(&resumed.params()));
+            assert_eq!(bits(&run.averages()), bits(&resumed.averages()));
+            let [of_run, of_resumed] = [&mut run, &mut resumed].map(|run| run.records().records);
+            assert_eq!(of_run.len(), 8 * specs.len());
+            assert_eq!(of_resumed.len(), of_run.len());
+            for (run, resumed) in of_run.iter().zip(&of_resumed) {
+                assert_eq!(run.slow_alignment, resumed.slow_alignment);
+                assert_eq!(run.ln_rate, resumed.ln_rate);
+            }
         }
-        let checkpoint = Checkpoint::from_bytes(run.checkpoint().to_bytes()).expect("reads");
-        resumed.restore(&checkpoint).expect("restores");
-        assert_eq!(bits(&run.averages()), bits(&resumed.averages()));
-        for step in 12..24 {
-            let grads = gradients(&run.params(), step);
-            run.step(&grads);
-            resumed.step(&grads);
-        }
-        assert_eq!(bits(&run.params()), bits(&resumed.params()));
-        assert_eq!(bits(&run.averages()), bits(&resumed.averages()));
     }
 }
 
@@ -867,22 +1114,34 @@ fn adamw_without_momentum_keeps_one_vector() {
             assert!(names.iter().any(|name| name.starts_with("second_moment/")));
         }
     }
-    let bytes = |rule: Rule, averaging: Averaging| {
+    let bytes = |rule: Rule, averaging: Averaging, regime: Regime| {
         let values = vec![0.0f32; 1 << 20];
         let mut optimizer = None;
         let info = allocation_counter::measure(|| {
             let builder = OptimizerBuilder::new(rule)
                 .averaging(averaging)
+                .regime(regime)
                 .group(Group::new("all").tensor("w", &values, &values));
             optimizer = Some(builder.build_cpu().expect("builds"));
         });
         drop(optimizer);
         info.bytes_current
     };
-    let sgd = bytes(Rule::sgd(), Averaging::Off);
-    assert_eq!(bytes(rule, Averaging::Off) - sgd, 4 << 20);
-    assert_eq!(bytes(rule, Averaging::ScheduleFree) - sgd, 8 << 20);
-    assert_eq!(bytes(Rule::sgd(), Averaging::ScheduleFree) - sgd, 4 << 20);
+    // v and z; under Seesaw AdamW is compared with a byte of direction memory, and SGD and SIGNSGD with y - z.
+    let nothing = bytes(Rule::sgd(), Averaging::Off, Regime::fixed(0.1));
+    for (rule, regime, plain, free) in [
+        (rule, Regime::fixed(0.1), 4, 8),
+        (rule, Regime::seesaw(), 5, 9),
+        (Rule::sgd(), Regime::fixed(0.1), 0, 4),
+        (Rule::sgd(), Regime::seesaw(), 1, 4),
+        (Rule::sgd(), Regime::hypergradient(), 1, 4),
+        (Rule::sign_sgd(), Regime::seesaw(), 1, 4),
+    ] {
+        for (averaging, expected) in [(Averaging::Off, plain), (Averaging::ScheduleFree, free)] {
+            let more = bytes(rule, averaging, regime) - nothing;
+            assert_eq!(more, expected << 20, "{rule:?}, {regime:?}, {averaging:?}");
+        }
+    }
 }
 
 /// With regimes without alignment a lagged step has one memory to copy; with the others it would have two.
@@ -925,8 +1184,13 @@ fn lagged_adamw_without_momentum() {
 #[test]
 fn ranks_take_the_same_steps() {
     let _alone = alone();
-    let whole = [free(Rule::sgd(), Regime::seesaw(), tensors(14, &[20, 12]))];
-    let mut alone = CpuRun::new(&whole);
+    for rule in rules() {
+        ranks_take_the_same_steps_of(&[free(rule, Regime::seesaw(), tensors(14, &[20, 12]))]);
+    }
+}
+
+fn ranks_take_the_same_steps_of(whole: &[Spec; 1]) {
+    let mut alone = CpuRun::new(whole);
     let ranks: Vec<Vec<Spec>> = (0..2)
         .map(|rank| {
             let mut specs = whole.to_vec();
@@ -955,8 +1219,18 @@ fn ranks_take_the_same_steps() {
             }
         }
     }
-    for (rank, runs) in runs.iter().enumerate() {
+    let expected = alone.records().records;
+    assert!(
+        expected[2..]
+            .iter()
+            .all(|record| record.slow_alignment != 0.0)
+    );
+    for (rank, runs) in runs.iter_mut().enumerate() {
         for run in runs {
+            for (record, expected) in run.records().records.iter().zip(&expected) {
+                let off = record.slow_alignment - expected.slow_alignment;
+                assert!(off.abs() <= 1e-4, "{}: {record:?}", run.path());
+            }
             for (whole, rank) in [
                 (&alone.params()[rank], &run.params()[0]),
                 (&alone.averages()[rank], &run.averages()[0]),
@@ -973,11 +1247,12 @@ fn ranks_take_the_same_steps() {
 #[test]
 fn moved_buffers_take_the_same_steps() {
     let _alone = alone();
-    let specs = [free(
-        Rule::adamw_without_momentum(),
-        Regime::seesaw(),
-        tensors(15, &[64, 64]),
-    )];
+    for rule in rules() {
+        moved_buffers_of(&[free(rule, Regime::seesaw(), tensors(15, &[64, 64]))]);
+    }
+}
+
+fn moved_buffers_of(specs: &[Spec]) {
     for gpu in devices() {
         let room = [1024, 1024, 1024, 1024];
         let at = |start: usize| {
@@ -988,9 +1263,7 @@ fn moved_buffers_take_the_same_steps() {
             vec![place(0), place(1)]
         };
         let build = |gpu: &Gpu| {
-            GpuRun::with_room(gpu, &specs, at(0), &room, |builder| {
-                builder.rebindable(true)
-            })
+            GpuRun::with_room(gpu, specs, at(0), &room, |builder| builder.rebindable(true))
         };
         let (mut stays, mut moves) = (build(gpu), build(gpu));
         for step in 0..8usize {
@@ -1006,6 +1279,13 @@ fn moved_buffers_take_the_same_steps() {
             moves.move_to(at(64 * (1 + step % 3))).expect("moves");
         }
         assert_eq!(bits(&stays.params()), bits(&moves.params()));
+        let alignments = |run: &mut GpuRun| -> Vec<f32> {
+            let records = run.records().records.into_iter();
+            records.map(|record| record.slow_alignment).collect()
+        };
+        let compared = alignments(&mut stays);
+        assert!(compared[2..].iter().all(|alignment| *alignment != 0.0));
+        assert_eq!(compared, alignments(&mut moves), "{}", gpu.describe());
     }
 }
 

@@ -13,8 +13,8 @@ use common::run::{
 use common::{Numbers, drain, ulps};
 use wgpu_optim::gpu::PassName;
 use wgpu_optim::{
-    DoG, Group, OptimizerBuilder, Regime, Rule, Schedule, SecantForm, StepMode, TensorRecord,
-    TrustRatio, WeightDecay,
+    Averaging, DoG, Group, OptimizerBuilder, Regime, Rule, Schedule, SecantForm, StepMode,
+    TensorRecord, TrustRatio, WeightDecay,
 };
 
 fn norm(values: impl Iterator<Item = f64>) -> f64 {
@@ -464,8 +464,9 @@ fn the_trust_ratio_is_the_oracles() {
 fn the_first_step_has_its_length_with_a_trust_ratio() {
     let _alone = alone();
     let w = Numbers(2).vec(100);
-    let expected = 0.01 * (1.0 + norm(w.iter().map(|&w| f64::from(w))));
     for rule in [Rule::sgd(), Rule::sign_sgd()] {
+        let epsilon = f64::from(rule.first_step(&Averaging::Off));
+        let expected = epsilon * (1.0 + norm(w.iter().map(|&w| f64::from(w))));
         for coefficient in [1e-3, 1.0] {
             let mut spec = Spec::new(rule, Regime::seesaw(), vec![w.clone()]);
             (spec.trust, spec.telemetry) = (Some(coefficient), true);

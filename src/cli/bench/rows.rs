@@ -4,7 +4,7 @@ use serde::Serialize;
 use wgpu_optim::{Element, Error, Regime, Rule, StepMode};
 
 use super::measure::{Bench, Effort, Measured, Seconds, measure};
-use super::workload::{COPY_BYTES, Mode, Spec, TRIAD_BYTES, many_tensors, state_bytes_per_param};
+use super::workload::{COPY_BYTES, Mode, Spec, TRIAD_BYTES, many_tensors};
 
 /// Which clock a row's figures are by.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -201,7 +201,7 @@ pub fn bytes_of(elements: usize, entries: &[Entry]) -> f64 {
             let Spec {
                 rule, regime, mode, ..
             } = entry.spec;
-            copies * state_bytes_per_param(rule, regime)
+            copies * mode.state_bytes_per_param(rule, regime)
                 + mode.remainder_bytes()
                 + mode.average_bytes()
         })

@@ -28,8 +28,8 @@ fn the_byte_model_is_the_documented_one() {
         ("bf16", [12.0, 15.0, 20.0, 24.0, 28.0, 32.0]),
         ("f16", [12.0, 15.0, 20.0, 24.0, 28.0, 32.0]),
         ("bf16-stochastic", [8.0, 11.0, 16.0, 20.0, 24.0, 28.0]),
-        // SGD alone of these.
-        ("schedule-free", [24.0, 27.0, 0.0, 0.0, 0.0, 0.0]),
+        // SGD alone of these; with Seesaw pass 1 reads y and z, and no counters are kept.
+        ("schedule-free", [24.0, 32.0, 0.0, 0.0, 0.0, 0.0]),
     ] {
         let mode = mode_of(mode);
         for (rule, regime, bytes) in [
@@ -63,7 +63,14 @@ fn schedule_free_adamw_moves_no_momentum() {
     let rule = mode.rule(Rule::adamw()).expect("without momentum");
     assert_eq!(rule, Rule::adamw_without_momentum());
     assert_eq!(mode.bytes_per_param(rule, fixed), 32.0);
+    // It keeps counters.
     assert_eq!(mode.bytes_per_param(rule, seesaw), 35.0);
+    assert_eq!(mode.state_bytes_per_param(rule, seesaw), 5.0);
+    for rule in [Rule::sgd(), Rule::sign_sgd()] {
+        assert_eq!(mode.bytes_per_param(rule, seesaw), 32.0);
+        assert_eq!(mode.state_bytes_per_param(rule, seesaw), 0.0);
+        assert_eq!(mode_of("two-pass").state_bytes_per_param(rule, seesaw), 1.0);
+    }
 }
 
 fn mode_of(name: &str) -> Mode {

@@ -123,16 +123,36 @@ impl Mode {
         }
     }
 
+    /// Whether the alignment is measured against y - z of schedule-free training, which is kept anyway.
+    fn compares_iterates(&self, rule: Rule, regime: Regime) -> bool {
+        regime.needs_alignment()
+            && self.averaging == Averaging::ScheduleFree
+            && matches!(rule, Rule::Sgd | Rule::SignSgd)
+    }
+
+    /// What the optimizer remembers of a parameter, beside its average and its remainder: momentum, with AdamW's mean of squares, and the
+    /// counters of the alignment where nothing else is compared with the gradient.
+    pub fn state_bytes_per_param(&self, rule: Rule, regime: Regime) -> f64 {
+        let counters = regime.needs_alignment()
+            && !rule.has_momentum()
+            && !self.compares_iterates(rule, regime);
+        let moments = u8::from(rule.has_momentum()) + u8::from(rule.has_second_moment());
+        4.0 * f64::from(moments) + f64::from(u8::from(counters))
+    }
+
     /// Bytes per parameter that a step of this rule and regime cannot do without.
     ///
-    /// Pass 1 reads g and, for the alignment, the momentum or the counters; pass 4 reads g and reads and writes w with its remainder and
-    /// its average, the momentum, the mean of squares and the counters. A lagged step does without pass 1.
+    /// Pass 1 reads g and, for the alignment, the momentum, the counters, or w with its remainder and z; pass 4 reads g and reads and writes
+    /// w with its remainder and its average, the momentum, the mean of squares and the counters. A lagged step does without pass 1.
     pub fn bytes_per_param(&self, rule: Rule, regime: Regime) -> f64 {
-        let memory = state_bytes_per_param(rule, regime);
+        let memory = self.state_bytes_per_param(rule, regime);
         let element = self.element.bytes() as f64;
         let aligned = match (regime.needs_alignment(), rule.has_momentum()) {
             (false, _) => 0.0,
             (true, true) => 4.0,
+            (true, false) if self.compares_iterates(rule, regime) => {
+                element + self.remainder_bytes() + self.average_bytes()
+            }
             (true, false) => 1.0,
         };
         let pass_1 = element + aligned;
@@ -143,17 +163,6 @@ impl Mode {
             _ => pass_1 + pass_4,
         }
     }
-}
-
-/// What the optimizer remembers of a parameter: momentum, with AdamW's mean of squares, or the counters of the alignment where there is
-/// none.
-pub fn state_bytes_per_param(rule: Rule, regime: Regime) -> f64 {
-    let of_alignment = match regime.needs_alignment() && !rule.has_momentum() {
-        true => 1.0,
-        false => 0.0,
-    };
-    let moments = u8::from(rule.has_momentum()) + u8::from(rule.has_second_moment());
-    4.0 * f64::from(moments) + of_alignment
 }
 
 /// A copy reads 4 bytes per element and writes 4.
