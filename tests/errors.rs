@@ -337,6 +337,11 @@ fn numbers_out_of_range() {
     };
     for bad in [-0.5, inf, nan] {
         cases.push((seesaw(&|s| s.exponent = bad), "regime seesaw", "exponent"));
+        cases.push((
+            seesaw(&|s| s.exponent_above = bad),
+            "regime seesaw",
+            "exponent_above",
+        ));
         cases.push((seesaw(&|s| s.gain = bad), "regime seesaw", "gain"));
         cases.push((
             seesaw(&|s| s.early_steps = bad),

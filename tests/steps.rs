@@ -261,6 +261,12 @@ fn an_oracle_with_one_wrong_number_is_refused() {
                 ..Seesaw::default()
             })
         }),
+        ("exponent above the first norm", |o| {
+            o.regime = Regime::Seesaw(Seesaw {
+                exponent_above: 1.501,
+                ..Seesaw::default()
+            })
+        }),
         ("gain", |o| {
             o.regime = Regime::Seesaw(Seesaw {
                 gain: 0.5,
