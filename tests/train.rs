@@ -53,7 +53,7 @@ fn without_arguments_it_reaches_95_percent_on_digits() {
     let run = run(&[]);
     assert_eq!(run["data"], "digits");
     assert_eq!(run["model"], "mlp");
-    assert_eq!(run["rule"], "sgdm");
+    assert_eq!(run["rule"], "sgd");
     assert_eq!(run["regime"], "seesaw");
     assert!(number(&run, "test_accuracy") > 0.95, "{run}");
     assert!(number(&run, "seconds") < 60.0);
