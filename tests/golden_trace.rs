@@ -46,7 +46,11 @@ fn gradient(w: &[f32], t: usize) -> Vec<f32> {
 
 /// The same, which turns about at every step until the nineteenth and grows tenfold from the ninth on.
 fn turning_gradient(w: &[f32], t: usize) -> Vec<f32> {
-    let turned = if t.min(18) % 2 == 0 { 1.0 } else { -1.0 };
+    let turned = if t.min(18).is_multiple_of(2) {
+        1.0
+    } else {
+        -1.0
+    };
     grown_gradient(w, t, turned * 1.5f64.powi((t as i32 - 7).max(0)).min(10.0))
 }
 

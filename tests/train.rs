@@ -89,7 +89,18 @@ fn json_has_every_key_that_is_promised() {
 #[test]
 fn averaged_weights_are_evaluated_beside_the_last() {
     for average in ["running", "exponential", "polynomial"] {
-        let args = ["--average", average, "--rule", "sgd", "--epochs", "4"];
+        // With seed 0 the rate is so near the edge that rounding decides on rows of the test set after some 50 steps; here the paths stay
+        // within 2e-6 of each other.
+        let args = [
+            "--average",
+            average,
+            "--rule",
+            "sgd",
+            "--epochs",
+            "4",
+            "--seed",
+            "2",
+        ];
         let on = |backend: &str| run(&[&args[..], &["--backend", backend]].concat());
         let (host, device) = (on("cpu"), on("vulkan"));
         let plain = run(&[&args[2..], &["--backend", "cpu", "--last"]].concat());
