@@ -414,7 +414,7 @@ fn trace_of(path: &Path, extra: &[&str]) -> Vec<csv::StringRecord> {
     let path = path.to_str().expect("UTF-8");
     run(&[&["--trace", path, "--epochs", "3"], extra].concat());
     let mut reader = csv::Reader::from_path(path).expect("opens");
-    let header: Vec<&str> = "step,loss,norm,smoothed_norm,ln_lr,norm_term,alignment_term,brake_term,held_term,clamp_term,schedule_term,flags,\
+    let header: Vec<&str> = "step,loss,norm,smoothed_norm,ln_lr,norm_term,alignment_term,brake_term,clamp_term,schedule_term,flags,held_term,\
                             curvature_term,distance_term,history_term,loss_term,gate_term,\
                             restart_term,magnitude_term,episode_term,trust_term"
         .split(',')

@@ -936,7 +936,7 @@ struct Trace {
 }
 
 /// The columns of old; those of the other terms follow, so that whoever goes by position is not disturbed.
-const TRACE_HEADER: [&str; 12] = [
+const TRACE_HEADER: [&str; 11] = [
     "step",
     "loss",
     "norm",
@@ -945,7 +945,6 @@ const TRACE_HEADER: [&str; 12] = [
     "norm_term",
     "alignment_term",
     "brake_term",
-    "held_term",
     "clamp_term",
     "schedule_term",
     "flags",
@@ -1069,7 +1068,6 @@ impl Trace {
             record.norm_term.to_string(),
             record.alignment_term.to_string(),
             record.brake_term.to_string(),
-            record.held_term.to_string(),
             record.clamp_term.to_string(),
             record.schedule_term.to_string(),
             record.flags.to_string(),
