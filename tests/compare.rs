@@ -308,7 +308,7 @@ fn first_steps_and_gradient_scales_have_a_row_each() {
             "--seeds",
             "0",
             "--first-steps",
-            "1e-3,5e-2",
+            "1e-3,0.15",
             "--gradient-scales",
             "1,1024",
         ],
@@ -328,7 +328,7 @@ fn first_steps_and_gradient_scales_have_a_row_each() {
     let tuned = find("fixed", None, 1024.0);
     assert_eq!(number(tuned, "lr"), number(tuned, "best_fixed_lr"));
     assert!(number(tuned, "above_best_fixed") < -20.0, "{tuned}");
-    let [short, default] = [1e-3, 5e-2].map(|step| find("seesaw", Some(step), 1.0));
+    let [short, default] = [1e-3, 0.15].map(|step| find("seesaw", Some(step), 1.0));
     assert_ne!(short["train_loss"], default["train_loss"]);
     // The default's value, given: what is run without it.
     let args = [
@@ -343,7 +343,7 @@ fn first_steps_and_gradient_scales_have_a_row_each() {
     let single = json("2", &args);
     assert_eq!(single["runs"][0]["train_loss"], default["train_loss"]);
     // A power of two leaves every digit of the gradient, and the first step's length makes up for it.
-    let scaled = find("seesaw", Some(5e-2), 1024.0);
+    let scaled = find("seesaw", Some(0.15), 1024.0);
     assert!((number(scaled, "test_accuracy") - number(default, "test_accuracy")).abs() < 0.01);
 }
 
