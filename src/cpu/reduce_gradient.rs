@@ -266,17 +266,27 @@ fn measure_iterates(
 ) {
     let gradient_scale = power_of_two(-state.gradient_exponent);
     let mut sums = MomentumSums::default();
-    for start in (0..elements).step_by(LANES) {
-        let g = times(gradient_scale, any_row(elements, gradient, start));
-        let mut way = any_row(elements, Parameters(slices.params), start);
-        let z = any_row(elements, Parameters(slices.vector), start);
-        for j in 0..LANES {
-            way[j] -= z[j];
-        }
+    let whole_rows = elements / LANES * LANES;
+    for start in (0..whole_rows).step_by(LANES) {
+        let g = times(gradient_scale, gradient.row(start));
+        let way = difference(row(slices.params, start), row(slices.vector, start));
         sums.add(g, way);
+    }
+    if whole_rows < elements {
+        let g = times(gradient_scale, gradient.last_row(whole_rows));
+        let y = last_row(slices.params, whole_rows);
+        sums.add(g, difference(y, last_row(slices.vector, whole_rows)));
     }
     t.slow_dot = across(&sums.slow_dot);
     t.direction_square = across(&sums.direction_squares);
+}
+
+#[inline(always)]
+fn difference(mut a: [f32; LANES], b: [f32; LANES]) -> [f32; LANES] {
+    for j in 0..LANES {
+        a[j] -= b[j];
+    }
+    a
 }
 
 #[inline(always)]
