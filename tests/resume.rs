@@ -229,7 +229,9 @@ fn a_run_goes_on_on_another_path() {
             (loss(&end) / loss(&whole) - 1.0).abs() <= 2e-3,
             "{end} {whole}"
         );
-        assert_eq!(end["lr_first"], whole["lr_first"]);
+        // Computed anew on either path, from sums of another order.
+        let first = |run: &serde_json::Value| run["lr_first"].as_f64().expect("a number");
+        assert!((first(&end) / first(&whole) - 1.0).abs() <= 1e-6);
     }
 }
 
@@ -346,6 +348,8 @@ fn what_would_be_another_run_is_named() {
         "cpu",
         "--epochs",
         "2",
+        "--rule",
+        "sgdm",
     ];
     numbers(&train(folder, &file));
     let saved = std::fs::read(folder.join("run.safetensors")).expect("saved");
@@ -387,8 +391,13 @@ fn what_would_be_another_run_is_named() {
         ),
     ];
     for (args, words) in cases {
+        // An option is given once.
+        let given = match args[0] {
+            "--rule" => &file[..file.len() - 2],
+            _ => &file[..],
+        };
         assert_refused(
-            &train(folder, &[&file[..], &["--resume"], args].concat()),
+            &train(folder, &[given, &["--resume"], args].concat()),
             words,
         );
     }
@@ -400,6 +409,8 @@ fn what_would_be_another_run_is_named() {
         "--epochs",
         "1",
         "--resume",
+        "--rule",
+        "sgdm",
     ];
     assert_refused(
         &train(folder, &fewer),

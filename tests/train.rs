@@ -246,7 +246,16 @@ fn a_run_that_diverges_is_never_a_success() {
             false,
         ),
     ] {
-        let args = [&["train", "--backend", "cpu", "--report", page], args].concat();
+        let common = [
+            "train",
+            "--backend",
+            "cpu",
+            "--rule",
+            "sgdm",
+            "--report",
+            page,
+        ];
+        let args = [&common[..], args].concat();
         let output = wgpu_optim(&args);
         let (stdout, stderr) = (
             String::from_utf8_lossy(&output.stdout),
@@ -519,7 +528,10 @@ fn a_report_explains_what_happened_and_changes_nothing() {
 fn a_report_copes_with_any_run() {
     let folder = tempfile::tempdir().expect("a folder");
     let path = folder.path().join("page.html");
-    let (page, _) = report_of(&path, &["--backend", "cpu", "--epochs", "400"]);
+    let (page, _) = report_of(
+        &path,
+        &["--backend", "cpu", "--epochs", "400", "--rule", "sgdm"],
+    );
     assert!(page.len() < 500_000, "{}", page.len());
     let data = folder.path().join("<i>.svm");
     for (rows, epochs, code) in [
@@ -533,7 +545,16 @@ fn a_report_copes_with_any_run() {
         let (page, run) = report_to(
             code,
             &path,
-            &["--data", data, "--backend", "cpu", "--epochs", epochs],
+            &[
+                "--data",
+                data,
+                "--backend",
+                "cpu",
+                "--epochs",
+                epochs,
+                "--rule",
+                "sgdm",
+            ],
         );
         assert!(page.contains("&lt;i&gt;") && !page.contains("<i>"));
         assert!(page.len() < 2_000_000, "{}", page.len());
@@ -598,7 +619,10 @@ fn bad_input_ends_in_one_line_and_exit_code_2() {
         &["train", "--regime", "fixed", "--lr", "-1"],
         &["learning rate", "-1"],
     );
-    refused(&["train", "--momentum", "1.5"], &["momentum", "1.5"]);
+    refused(
+        &["train", "--rule", "sgdm", "--momentum", "1.5"],
+        &["momentum", "1.5"],
+    );
     refused(
         &["train", "--weight-decay", "nan"],
         &["weight_decay", "NaN"],

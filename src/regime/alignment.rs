@@ -87,8 +87,8 @@ impl Rule {
     ///
     /// | rule | ε |
     /// |---|---|
-    /// | `Sgd` | 0.075, schedule-free 0.15 |
-    /// | `Sgdm` with momentum μ and dampening δ | 0.105 (1 - μ)/(1 - δ), 0.075 at most: 0.0105 at μ = 0.9 |
+    /// | `Sgd` | 0.05, schedule-free 0.15 |
+    /// | `Sgdm` with momentum μ and dampening δ | 0.105 (1 - μ)/(1 - δ), 0.05 at most: 0.0105 at μ = 0.9 |
     /// | `SignSgd`, `Signum` | 0.03 |
     /// | `AdamW` | 0.05 |
     /// | `Lion` | 0.01 |
@@ -97,13 +97,12 @@ impl Rule {
     pub fn first_step(&self, averaging: &Averaging) -> f32 {
         match *self {
             Rule::Sgd if *averaging == Averaging::ScheduleFree => 0.15,
-            Rule::Sgd => 0.075,
-            Rule::AdamW { .. } => 0.05,
+            Rule::Sgd | Rule::AdamW { .. } => 0.05,
             Rule::Sgdm {
                 momentum,
                 dampening,
                 ..
-            } => (0.105 * (1.0 - momentum) / (1.0 - dampening)).min(0.075),
+            } => (0.105 * (1.0 - momentum) / (1.0 - dampening)).min(0.05),
             Rule::SignSgd | Rule::Signum { .. } => 0.03,
             Rule::Lion { .. } => 0.01,
         }
