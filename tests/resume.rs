@@ -356,7 +356,7 @@ fn what_would_be_another_run_is_named() {
     let cases: [(&[&str], &[&str]); 14] = [
         (&["--batch", "32"], &["--batch was 64", "is 32 now"]),
         (&["--seed", "1"], &["--seed was 0", "is 1 now"]),
-        (&["--rule", "sgd"], &["--rule was sgdm"]),
+        (&["--rule", "signum"], &["--rule was sgdm"]),
         (&["--momentum", "0.8"], &["--momentum was 0.9", "0.8 now"]),
         (
             &["--regime", "fixed", "--lr", "0.1"],
