@@ -365,7 +365,7 @@ fn what_would_be_another_run_is_named() {
         (&["--regime", "norm-ratio"], &["--regime was seesaw"]),
         (
             &["--average", "running"],
-            &["--average was not given", "running over 2 epochs now"],
+            &["--average was polynomial", "running over 2 epochs now"],
         ),
         (
             &["--schedule", "step"],

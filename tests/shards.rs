@@ -843,7 +843,8 @@ fn signs_go_by_the_elements_of_all_ranks() {
         let mut ranks = Ranks::new(&kinds, 4, Deal::Pieces, &specs, Setup::default());
         ranks.step(&[vec![1.0; 400]]);
         // ε (1 + ‖w₀‖) / √d
-        let expected = 0.01 * (1.0 + 20.0) / 20.0;
+        let epsilon = Rule::sign_sgd().first_step(&wgpu_optim::Averaging::Off);
+        let expected = f64::from(epsilon) * (1.0 + 20.0) / 20.0;
         for run in &ranks.ranks {
             let distance = ulps(run.rates()[0], expected);
             assert!(distance <= 4.0, "{kinds:?}: {distance} ulps");
