@@ -1,7 +1,6 @@
 //! The device path: the four passes on a [`wgpu::Device`], yours or ours.
 
 mod context;
-mod copy_schedule_free;
 mod finish_reduction;
 mod finish_sketch;
 mod finish_update;
@@ -13,7 +12,6 @@ mod pass;
 mod readback;
 mod reduce_gradient;
 mod swap_averages;
-mod swap_schedule_free;
 mod sweep;
 mod tensor;
 mod timestamps;

@@ -297,9 +297,9 @@ fn update_elements<const SCALED: bool>(
             &mut []
         };
         let memory = (momentum, squares);
-        if kernel.schedule_free {
+        if kernel.schedule_free || sketch.is_some() {
             let directions = &mut [0.0; TILE][..params.len()];
-            // What becomes of the parameters here does not matter: z takes the step.
+            // In schedule-free training z takes the step, and what becomes of the parameters here does not matter.
             move_parameters(
                 kernel.rule,
                 update,
@@ -309,26 +309,15 @@ fn update_elements<const SCALED: bool>(
                 memory,
                 directions,
             );
-            let base = &mut averages[tile.clone()];
-            let before = &before[..tile.len()];
-            move_schedule_free(update, params, before, directions, base);
+            if kernel.schedule_free {
+                let base = &mut averages[tile.clone()];
+                let before = &before[..tile.len()];
+                move_schedule_free(update, params, before, directions, base);
+            }
             if let Some(sketch) = &mut sketch {
                 let first = scope_element.wrapping_add(tile.start as u32);
                 sketch.add_steps(first, update.regime_rate, directions);
             }
-        } else if let Some(sketch) = &mut sketch {
-            let directions = &mut [0.0; TILE][..params.len()];
-            move_parameters(
-                kernel.rule,
-                update,
-                gradient,
-                params,
-                grads,
-                memory,
-                directions,
-            );
-            let first = scope_element.wrapping_add(tile.start as u32);
-            sketch.add_steps(first, update.regime_rate, directions);
         } else {
             let nowhere = &mut [(); TILE][..params.len()];
             move_parameters(

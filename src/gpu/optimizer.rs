@@ -16,12 +16,12 @@ use crate::gpu::context::Gpu;
 use crate::gpu::optimizer::rebind::Movable;
 use crate::gpu::pass::{BoundGroup, CompiledKernel, Pipeline};
 use crate::gpu::readback::{Readback, Source};
+use crate::gpu::swap_averages::Exchange;
 use crate::gpu::sweep::most_storage_buffers;
 use crate::gpu::tensor::{Span, Tensor};
 use crate::gpu::{
-    copy_schedule_free, finish_reduction, finish_sketch, finish_update, fold_sketches, lagged_step,
-    learning_rate, reduce_gradient, swap_averages, swap_schedule_free, undo_step,
-    update_parameters,
+    finish_reduction, finish_sketch, finish_update, fold_sketches, lagged_step, learning_rate,
+    reduce_gradient, swap_averages, undo_step, update_parameters,
 };
 use crate::group::{GroupConfig, OptimizerBuilder, ResolvedGroup};
 use crate::layout::{
@@ -1486,20 +1486,16 @@ impl<'a> Passes<'a> {
                     lagged_step::pipeline(device, &tuning, kernel, access, one_buffer, partials)
                 }
                 Sweep::Undo => undo_step::pipeline(device, &tuning, kernel, access, one_buffer),
-                Sweep::Exchange | Sweep::Back if kernel.schedule_free => {
-                    let back = sweep == Sweep::Back;
-                    swap_schedule_free::pipeline(device, &tuning, kernel, access, back)
+                Sweep::Exchange | Sweep::Back | Sweep::Settle => {
+                    let exchange = match (sweep, kernel.schedule_free) {
+                        (Sweep::Exchange, false) => Exchange::Swap,
+                        (_, false) => Exchange::Settle,
+                        (Sweep::Exchange, true) => Exchange::ToAverage,
+                        (Sweep::Back, true) => Exchange::Back,
+                        (_, true) => Exchange::Copy,
+                    };
+                    swap_averages::pipeline(device, &tuning, kernel, access, exchange)
                 }
-                Sweep::Settle if kernel.schedule_free => {
-                    copy_schedule_free::pipeline(device, &tuning, kernel, access)
-                }
-                Sweep::Exchange | Sweep::Back | Sweep::Settle => swap_averages::pipeline(
-                    device,
-                    &tuning,
-                    kernel,
-                    access,
-                    sweep == Sweep::Exchange,
-                ),
             })
     }
 }

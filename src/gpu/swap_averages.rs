@@ -1,4 +1,5 @@
-//! Exchanging parameters and averages on the host: `shaders/swap_averages.wgsl`.
+//! Exchanging and copying averages on the host: `shaders/swap_averages.wgsl`, and of schedule-free training `swap_schedule_free.wgsl` and
+//! `copy_schedule_free.wgsl`.
 
 use crate::gpu::pass::{Binding, PassSource, Pipeline, flag, shared};
 use crate::gpu::sweep::Elements;
@@ -7,25 +8,59 @@ use crate::plan::{Access, Kernel};
 
 pub(crate) const STEM: &str = "swap_averages";
 
-/// Compiles the exchange, or what of it comes before the average has started.
+/// What one of these passes does.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Exchange {
+    /// Parameters and averages change places.
+    Swap,
+    /// Averages that have not started become the parameters: the part of a swap that leaves the parameters alone.
+    Settle,
+    /// In schedule-free training, x takes the place of y.
+    ToAverage,
+    /// y takes the place of x again.
+    Back,
+    /// x is copied to what is bound when the copy is recorded.
+    Copy,
+}
+
+/// Compiles the pass.
 pub(crate) fn pipeline(
     device: &wgpu::Device,
     tuning: &Tuning,
     kernel: Kernel,
     access: Access,
-    exchange: bool,
+    exchange: Exchange,
 ) -> Pipeline {
+    let (own, source, constant) = match exchange {
+        Exchange::Swap | Exchange::Settle => (
+            shared::AVERAGE,
+            include_str!("../../shaders/swap_averages.wgsl"),
+            Some(flag("EXCHANGE", matches!(exchange, Exchange::Swap))),
+        ),
+        Exchange::ToAverage | Exchange::Back => (
+            shared::SCHEDULE_FREE,
+            include_str!("../../shaders/swap_schedule_free.wgsl"),
+            Some(flag("BACK", matches!(exchange, Exchange::Back))),
+        ),
+        Exchange::Copy => (
+            shared::SCHEDULE_FREE,
+            include_str!("../../shaders/copy_schedule_free.wgsl"),
+            None,
+        ),
+    };
     let mut elements = Elements::default();
     elements.load_parameters(kernel, access);
     elements.store_parameters(kernel, access);
-    let mut files = vec![shared::LAYOUT, shared::AVERAGE];
+    let mut files = vec![shared::LAYOUT, own];
     files.extend(elements.files.iter().map(|file| &**file));
-    files.push(include_str!("../../shaders/swap_averages.wgsl"));
-    let mut constants = vec![
-        ("WORKGROUP", f64::from(tuning.workgroup_size)),
-        flag("EXCHANGE", exchange),
-    ];
+    files.push(source);
+    let mut constants = vec![("WORKGROUP", f64::from(tuning.workgroup_size))];
+    constants.extend(constant);
     constants.extend(elements.constants);
+    let averages: &[Binding] = match exchange {
+        Exchange::Copy => &[Binding::Write, Binding::Write],
+        _ => &[Binding::Write],
+    };
     Pipeline::new(
         device,
         &PassSource {
@@ -42,7 +77,7 @@ pub(crate) fn pipeline(
                     Binding::Absent,
                     Elements::remainders(kernel),
                 ],
-                &[Binding::Write],
+                averages,
             ],
         },
     )
