@@ -37,6 +37,7 @@ const FAST_KEEP = 0.8;                // share of the old value in the moving av
 const RATE_MIN = 1e-30;
 const RATE_MAX = 1e30;
 const LN_RATE_LIMIT = 69.0775528;     // ln 1e30
+const AGREEMENT_LIMIT = 138.1551056;  // the largest magnitude of A: as far as from one limit of ln η to the other
 const NO_CLIP = 3.4028234e38;
 const TRUST_MIN = 1e-8;
 const TRUST_MAX = 1e8;
@@ -365,13 +366,14 @@ fn change_rate(
     let from_norm = from_norm_ratio(c, ln_ratio_fixed(anchor, smoothed));
     let wanted_before = add_fixed(Fixed((*s).agreement_int, (*s).agreement_fraction), from_last_norm);
     (*r).norm_term = fixed_to_float(subtract_fixed(from_norm, from_last_norm));
+    var lost = 0.0;
     if c.gain > 0.0 {
-        follow_alignment(c, measured, norm, smoothed, scale_of_sums, anchor, s, r);
+        lost = follow_alignment(c, measured, norm, smoothed, scale_of_sums, anchor, s, r);
     }
     let wanted = add_fixed(Fixed((*s).agreement_int, (*s).agreement_fraction), from_norm);
     let before = Fixed((*s).change_int, (*s).change_fraction);
     var total = wanted;
-    // A fall is not clamped: what a clamp kept of it the rate would have too much.
+    // Only a rise is clamped. A fall protects the run, and takes effect at once.
     if fixed_to_float(subtract_fixed(total, before)) > MAX_CHANGE {
         (*r).flags |= CLAMPED_CHANGE;
         total = add_float(before, MAX_CHANGE);
@@ -396,7 +398,7 @@ fn change_rate(
 
     // η hangs on its first value, so that a later step gives back what a clamp takes away now.
     let taken_before = subtract_fixed(before, wanted_before);
-    (*r).clamp_term = fixed_to_float(subtract_fixed(subtract_fixed(total, wanted), taken_before));
+    (*r).clamp_term = fixed_to_float(subtract_fixed(subtract_fixed(total, wanted), taken_before)) - lost;
 }
 
 // What the smoothed norm has changed ln η by since the first step: p ln(n̂_1 / n̂), with a p of its own where the norm has risen.
@@ -405,7 +407,7 @@ fn from_norm_ratio(c: GroupConstants, fallen: Fixed) -> Fixed {
 }
 
 // Steps that agree raise A. Steps that contradict each other take back what agreement gave; what would carry A below its least value so
-// far counts only while n̂ stands above twice its first value, and in full at four times.
+// far counts only while n̂ stands above twice its first value, and in full at four times. Returns what the bounds of A took away.
 fn follow_alignment(
     c: GroupConstants,
     measured: ScopeSums,
@@ -415,9 +417,9 @@ fn follow_alignment(
     anchor: Scaled,
     s: ptr<function, GroupState>,
     r: ptr<function, RawRecord>,
-) {
+) -> f32 {
     let norm_in_sums = to_float(quotient(norm, scale_of_sums));
-    // Before the third gradient y is z, and their difference what rounding makes of it.
+    // Before the third gradient y equals z up to rounding, so that their difference has no direction yet.
     let compared = (c.flags & ITERATES) == 0u || (*s).mean_steps > 2u;
     // Of the sum as it was loaded: shared/sweep_again.wgsl says why.
     if compared && is_finite(measured.direction_square) {
@@ -426,7 +428,7 @@ fn follow_alignment(
     var brake = 0.0;
     if (c.flags & BRAKE) != 0u {
         (*r).fast_alignment = cosine(measured.fast_dot, measured.absolute);
-        // A brake on one step's value would be noise that only ever lowers the rate.
+        // The brake goes by an average. One step's value is noisy, and noise in a brake only ever lowers the rate.
         (*s).mean_fast = FAST_KEEP * (*s).mean_fast + (1.0 - FAST_KEEP) * (*r).fast_alignment;
         (*s).mean_fast_weight = FAST_KEEP * (*s).mean_fast_weight + (1.0 - FAST_KEEP);
         brake = min(0.0, (*s).mean_fast / (*s).mean_fast_weight + c.brake_slack);
@@ -443,7 +445,7 @@ fn follow_alignment(
         let held = 1.0 - clamp(doublings - 1.0, 0.0, 1.0);
         (*r).held_term = held * below;
         if held == 1.0 {
-            // Exactly at the floor where all of the fall is held, so that no rounding wears it down.
+            // Where all of the fall is held, A is exactly its floor, so that rounding cannot wear the floor down.
             next = least;
         } else {
             next = add_float(next, (*r).held_term);
@@ -451,8 +453,16 @@ fn follow_alignment(
         (*s).least_agreement_int = next.whole;
         (*s).least_agreement_fraction = next.fraction;
     }
+    // Beyond this the rate is at its limit whatever the norm does, and a rate that is clamped for long must not take as long to come back.
+    let bound = clamp(fixed_to_float(next), -AGREEMENT_LIMIT, AGREEMENT_LIMIT);
+    let lost = fixed_to_float(next) - bound;
+    if lost != 0.0 {
+        (*r).flags |= CLAMPED_RATE;
+        next = add_float(Fixed(0, 0u), bound);
+    }
     (*s).agreement_int = next.whole;
     (*s).agreement_fraction = next.fraction;
+    return lost;
 }
 
 // κ_t = max(κ, h/(h + k - 2)) at the k-th gradient, which is 1 at the first that can be compared with another: as in stochastic

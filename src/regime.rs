@@ -429,6 +429,8 @@ impl Regime {
     pub(crate) fn validate(&self) -> Result<(), Error> {
         let owner = || format!("regime {}", self.name());
         let finite_at_least_0 = |x: f32| x.is_finite() && x >= 0.0;
+        // Above, their products with logarithms leave the fixed point that the device adds them up in.
+        let factor = |x: f32| (0.0..=LARGEST_FACTOR).contains(&x);
         let above_0 = |field, value: f32| {
             require(
                 value.is_finite() && value >= f32::MIN_POSITIVE,
@@ -439,27 +441,27 @@ impl Regime {
             )
         };
         require(
-            finite_at_least_0(self.exponent()),
+            factor(self.exponent()),
             owner,
             "exponent",
             self.exponent(),
-            "finite and at least 0",
+            "between 0 and 1e6",
         )?;
         // The rule is one to which the exponent matters.
         let exponent_above = self.exponent_above(&Rule::Sgd);
         require(
-            finite_at_least_0(exponent_above),
+            factor(exponent_above),
             owner,
             "exponent_above",
             exponent_above,
-            "finite and at least 0",
+            "between 0 and 1e6",
         )?;
         require(
-            finite_at_least_0(self.gain()),
+            factor(self.gain()),
             owner,
             "gain",
             self.gain(),
-            "finite and at least 0",
+            "between 0 and 1e6",
         )?;
         require(
             finite_at_least_0(self.early_steps()),
@@ -604,6 +606,8 @@ impl Regime {
 pub const RATE_MIN: f32 = 1e-30;
 /// The largest learning rate a regime may set.
 pub const RATE_MAX: f32 = 1e30;
+/// The largest exponent and gain.
+const LARGEST_FACTOR: f32 = 1e6;
 /// The largest factor by which one step changes η.
 const MAX_FACTOR: f32 = 10.0;
 /// The largest rise of `ln η` in one step, and the largest fall of the regimes that say what η is: a factor of ten.

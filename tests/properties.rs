@@ -1095,6 +1095,39 @@ fn contradiction_takes_back_what_agreement_gave() {
     }
 }
 
+/// A rate that agreement has carried to its limit comes back as soon as gradients contradict each other: what lies beyond the limit is not
+/// stored. The terms tell of it, and the state is one that a checkpoint takes back.
+#[test]
+fn agreement_beyond_the_limit_of_the_rate_is_not_stored() {
+    let regime = seesaw(|s| (s.gain, s.exponent) = (1.0, 0.0));
+    let specs = group_per_rule(&[Rule::sgdm(0.0)], regime, &[vec![0.0; 8]]);
+    let limit = 1e30f64.ln();
+    for mut run in every_path(&specs) {
+        for t in 0..600 {
+            let sign = if t < 300 || t % 2 == 0 { 1e-12 } else { -1e-12 };
+            run.step(&[vec![sign; 8]]);
+        }
+        let records = run.records().records;
+        let path = run.path();
+        assert!((records[299].ln_rate - limit).abs() <= 1e-5, "{path}");
+        assert!(records[299].flags.clamped_rate(), "{path}");
+        // A is 138 at most, and falls by 1 a step.
+        let ended = records[300..].iter().position(|r| r.ln_rate < limit - 1.0);
+        let ended = ended.expect("it comes back");
+        assert!((60..=120).contains(&ended), "{path}: after {ended} steps");
+        for pair in records.windows(2) {
+            let change = pair[1].ln_rate - pair[0].ln_rate;
+            let terms = pair[1].change();
+            assert!(
+                (terms - change).abs() <= 1e-4,
+                "{path}: {terms}, but {change}"
+            );
+        }
+        let checkpoint = run.checkpoint();
+        run.restore(&checkpoint).expect("its own checkpoint");
+    }
+}
+
 /// η stays within [1e-30, 1e30], says so, and comes back.
 #[test]
 fn the_rate_is_clamped_at_1e30_both_ways() {

@@ -22,6 +22,9 @@ const TRUST_MAX: f32 = 1e8;
 /// ln of [`RATE_MAX`].
 const LN_RATE_LIMIT: f32 = 69.077_55;
 
+/// The largest magnitude of A: as far as from one limit of ln η to the other.
+const AGREEMENT_LIMIT: f32 = 2.0 * LN_RATE_LIMIT;
+
 /// The share of the old value in the moving average of a_fast.
 const FAST_KEEP: f32 = 0.8;
 
@@ -397,13 +400,14 @@ fn change_rate(
     let from_norm = from_norm_ratio(c, anchor.ln_ratio_fixed(smoothed));
     let wanted_before = agreement(s).add(from_last_norm);
     r.norm_term = from_norm.subtract(from_last_norm).to_float();
+    let mut lost = 0.0;
     if c.gain > 0.0 {
-        follow_alignment(c, measured, norm, smoothed, scale_of_sums, anchor, s, r);
+        lost = follow_alignment(c, measured, norm, smoothed, scale_of_sums, anchor, s, r);
     }
     let wanted = agreement(s).add(from_norm);
     let before = change(s);
     let mut total = wanted;
-    // A fall is not clamped: what a clamp kept of it the rate would have too much.
+    // Only a rise is clamped. A fall protects the run, and takes effect at once.
     if total.subtract(before).to_float() > MAX_CHANGE {
         r.flags |= record_flags::CLAMPED_CHANGE;
         total = before.add_float(MAX_CHANGE);
@@ -433,7 +437,7 @@ fn change_rate(
 
     // η hangs on its first value, so that a later step gives back what a clamp takes away now.
     let taken_before = before.subtract(wanted_before);
-    r.clamp_term = total.subtract(wanted).subtract(taken_before).to_float();
+    r.clamp_term = total.subtract(wanted).subtract(taken_before).to_float() - lost;
 }
 
 /// What the smoothed norm has changed ln η by since the first step: p ln(n̂_1 / n̂), with a p of its own where the norm has risen.
@@ -454,7 +458,7 @@ fn agreement(s: &GroupState) -> Fixed {
 }
 
 /// Steps that agree raise A. Steps that contradict each other take back what agreement gave; what would carry A below its least value so
-/// far counts only while n̂ stands above twice its first value, and in full at four times.
+/// far counts only while n̂ stands above twice its first value, and in full at four times. Returns what the bounds of A took away.
 #[expect(
     clippy::too_many_arguments,
     reason = "the shader's function has the same"
@@ -468,9 +472,9 @@ fn follow_alignment(
     anchor: Scaled,
     s: &mut GroupState,
     r: &mut RawRecord,
-) {
+) -> f32 {
     let norm_in_sums = norm.quotient(scale_of_sums).to_float();
-    // Before the third gradient y is z, and their difference what rounding makes of it.
+    // Before the third gradient y equals z up to rounding, so that their difference has no direction yet.
     if c.flags & group_flags::ITERATES == 0 || s.mean_steps > 2 {
         r.slow_alignment = cosine(
             measured.slow_dot,
@@ -480,7 +484,7 @@ fn follow_alignment(
     let mut brake = 0.0;
     if c.flags & group_flags::BRAKE != 0 {
         r.fast_alignment = cosine(measured.fast_dot, measured.absolute);
-        // A brake on one step's value would be noise that only ever lowers the rate.
+        // The brake goes by an average. One step's value is noisy, and noise in a brake only ever lowers the rate.
         s.mean_fast = FAST_KEEP * s.mean_fast + (1.0 - FAST_KEEP) * r.fast_alignment;
         s.mean_fast_weight = FAST_KEEP * s.mean_fast_weight + (1.0 - FAST_KEEP);
         brake = (s.mean_fast / s.mean_fast_weight + c.brake_slack).min(0.0);
@@ -499,7 +503,7 @@ fn follow_alignment(
         let doublings = smoothed.ln_ratio(anchor) * std::f32::consts::LOG2_E;
         let held = 1.0 - (doublings - 1.0).clamp(0.0, 1.0);
         r.held_term = held * below;
-        // Exactly at the floor where all of the fall is held, so that no rounding wears it down.
+        // Where all of the fall is held, A is exactly its floor, so that rounding cannot wear the floor down.
         next = if held == 1.0 {
             least
         } else {
@@ -508,8 +512,16 @@ fn follow_alignment(
         s.least_agreement_int = next.whole;
         s.least_agreement_fraction = next.fraction;
     }
+    // Beyond this the rate is at its limit whatever the norm does, and a rate that is clamped for long must not take as long to come back.
+    let bound = next.to_float().clamp(-AGREEMENT_LIMIT, AGREEMENT_LIMIT);
+    let lost = next.to_float() - bound;
+    if lost != 0.0 {
+        r.flags |= record_flags::CLAMPED_RATE;
+        next = Fixed::default().add_float(bound);
+    }
     s.agreement_int = next.whole;
     s.agreement_fraction = next.fraction;
+    lost
 }
 
 /// κ_t = max(κ, h/(h + k - 2)) at the k-th gradient, which is 1 at the first that can be compared with another: as in stochastic

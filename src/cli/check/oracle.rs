@@ -621,6 +621,8 @@ impl Oracle {
         } else {
             self.agreement = raw;
         }
+        let limit = 2.0 * 1e30_f64.ln();
+        self.agreement = self.agreement.clamp(-limit, limit);
         let before = self.ln_rate.expect("started");
         let wanted = self.ln_first_rate + from_norm_now + self.agreement;
         let limit = 1e30_f64.ln();
