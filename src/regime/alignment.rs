@@ -31,7 +31,7 @@ use crate::rule::Rule;
 ///   gradient, where `y = z`. Where they share a norm with a group of another kind, they are compared with the direction memory too.
 ///
 /// [`Record`](crate::Record) has each part as a term: `norm_term`, `alignment_term`, `brake_term` and `held_term`, which is what the
-/// floor `F` kept back of a fall. A rise of ln η by more than ln 10 in one step is clamped, η is clamped to [1e-30, 1e30], and A to
+/// floor `F` kept back of a fall. A rise of ln η by more than ln 10 in one step is clamped, η is clamped to `[1e-30, 1e30]`, and A to
 /// twice the logarithm of that, so that a rate at its limit comes back soon after gradients turn.
 ///
 /// In the form that this one replaces every negative alignment lowered the rate for good. On mini-batches the alignment is negative on average whatever
