@@ -343,6 +343,7 @@ fn rust_layout() -> Layout {
         ("RAW_NORM_CLIP", group_flags::RAW_NORM),
         ("LAGGED", group_flags::LAGGED),
         ("LOOKS_BACK", group_flags::LOOKS_BACK),
+        ("ITERATES", group_flags::ITERATES),
         ("SEESAW", regime_kinds::SEESAW),
         ("ADAGRAD_NORM", regime_kinds::ADAGRAD_NORM),
         ("SECANT_LONG", regime_kinds::SECANT_LONG),
