@@ -7,7 +7,6 @@
 // Assumes: a scope has fewer than 65,535 * WORKGROUP partials.
 
 override WORKGROUP: u32;
-override PARTIALS: u32;
 override RAW_NORM: bool;
 override MOMENTUM: bool;
 override COUNTERS: bool;
@@ -22,11 +21,11 @@ override LOSS_AT: u32;
 @group(0) @binding(4) var<storage, read> losses: array<u32>;
 
 fn word(index: u32, at: u32) -> f32 {
-    return bitcast<f32>(partials[index * PARTIALS + at]);
+    return bitcast<f32>(partials[place(index, at, arrayLength(&partials))]);
 }
 
 fn squares(index: u32, at: u32) -> Squares {
-    return Squares(word(index, at), bitcast<i32>(partials[(index + 1u) * PARTIALS + at]));
+    return Squares(word(index, at), bitcast<i32>(partials[place(index + 1u, at, arrayLength(&partials))]));
 }
 
 @compute @workgroup_size(WORKGROUP)
@@ -51,8 +50,8 @@ fn finish_reduction(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_
             t.absolute += word(ABSOLUTE, at);
             t.fast_dot += word(FAST_DOT, at);
         }
-        t.nonfinite += partials[NONFINITE * PARTIALS + at];
-        t.first_nonfinite = min(t.first_nonfinite, partials[FIRST_NONFINITE * PARTIALS + at]);
+        t.nonfinite += partials[place(NONFINITE, at, arrayLength(&partials))];
+        t.first_nonfinite = min(t.first_nonfinite, partials[place(FIRST_NONFINITE, at, arrayLength(&partials))]);
     }
     add_up_in_tree(lane, t);
     if lane == 0u {

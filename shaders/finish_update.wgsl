@@ -8,8 +8,8 @@
 // Assumes: a unit has fewer than 65,535 * WORKGROUP blocks.
 
 override WORKGROUP: u32;
-// Tensors that are recorded.
-override TENSORS: u32;
+// Steps in the ring of records.
+override RING_STEPS: u32;
 
 @group(0) @binding(0) var<storage, read> units: array<StepUnit>;
 @group(0) @binding(1) var<storage, read> step_partials: array<StepSums>;
@@ -59,7 +59,7 @@ fn finish_update(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_inv
         return;
     }
     // Pass 3 has counted the step, and moved on in the ring.
-    let ring_steps = arrayLength(&tensor_records) / TENSORS;
+    let tensors = arrayLength(&tensor_records) / RING_STEPS;
     let slot = states[unit.group].record_slot - 1u;
     let step = states[unit.group].steps_low - 1u;
     var r = RawTensorRecord();
@@ -71,7 +71,7 @@ fn finish_update(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_inv
     if skipped {
         // Nothing moved: the norm is that of the step before.
         r.flags |= SKIPPED;
-        let before = tensor_records[((slot + ring_steps - 1u) % ring_steps) * TENSORS + workgroup.x];
+        let before = tensor_records[((slot + RING_STEPS - 1u) % RING_STEPS) * tensors + workgroup.x];
         if (before.flags & WRITTEN) == 0u {
             r.flags |= WAITING;
         } else {
@@ -82,5 +82,5 @@ fn finish_update(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_inv
         r.parameter_norm = norm_of(sums.parameters);
         r.step_norm = norm_of(sums.step);
     }
-    tensor_records[slot * TENSORS + workgroup.x] = r;
+    tensor_records[slot * tensors + workgroup.x] = r;
 }

@@ -10,7 +10,6 @@
 // up at three scales (shared/scaled_squares.wgsl).
 
 override WORKGROUP: u32;
-override PARTIALS: u32;
 override RULE: u32;
 override COUPLED_DECAY: bool;
 override INITIAL_NORM: bool;

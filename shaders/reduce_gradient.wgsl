@@ -21,7 +21,6 @@
 // taken of them as they are, so that it is right also where f32 cannot hold the true gradient, and its exponent is lowered.
 
 override WORKGROUP: u32;
-override PARTIALS: u32;
 override COUPLED_DECAY: bool;
 override RAW_NORM: bool;
 override INITIAL_NORM: bool;

@@ -5,10 +5,14 @@
 
 mod common;
 
-use common::Numbers;
 use common::oracle::{Oracle, Outcome};
 use common::run::{Run, Spec, alone, every_path, every_path_in_mode};
-use wgpu_optim::{Hypergradient, NormRatio, Record, Regime, Rule, Seesaw, StepMode, WeightDecay};
+use common::{Numbers, upload};
+use wgpu_optim::gpu::KernelSource;
+use wgpu_optim::{
+    Gpu, Group, Hypergradient, NormRatio, Optimizer, OptimizerBuilder, Record, Regime, Rule,
+    Seesaw, StepMode, WeightDecay,
+};
 
 const LEN: usize = 61;
 const STEPS: usize = 20;
@@ -475,5 +479,48 @@ fn clip_scales_the_gradient_and_the_record_says_so() {
             (1.0, 1.0, false)
         );
         assert_eq!(run.params()[0], vec![-0.25; 16]);
+    }
+}
+
+/// A device keeps its pipelines: a second optimizer of the same kind compiles nothing, whatever the sizes of its tensors.
+#[test]
+fn a_second_optimizer_of_the_same_kind_compiles_nothing() {
+    for gpu in common::adapters() {
+        let built = |gpu: &Gpu, rule, sizes: &[u64]| {
+            let mut builder = OptimizerBuilder::new(rule).telemetry(true);
+            for (index, &size) in sizes.iter().enumerate() {
+                let zeros = vec![0.0; size as usize];
+                let [params, grads] = [(); 2].map(|()| upload(gpu, &zeros));
+                let group = Group::new(format!("g{index}")).tensor(
+                    "t",
+                    params.slice(..4 * size),
+                    grads.slice(..4 * size),
+                );
+                builder = builder.group(group);
+            }
+            common::build(builder, gpu)
+        };
+        // Clones of a source are one: the pipelines' addresses tell whether they are the same.
+        let kernels = |optimizer: &Optimizer| -> Vec<*const KernelSource> {
+            let dispatches = optimizer.dispatches().iter();
+            dispatches
+                .map(|dispatch| std::ptr::from_ref(dispatch.pipeline.source()))
+                .collect()
+        };
+        let first = built(&gpu, Rule::sgdm(0.9), &[64]);
+        let second = built(&gpu.clone(), Rule::sgdm(0.9), &[4_096, 100_000]);
+        assert_eq!(kernels(&first).len(), 5, "passes 1 to 5");
+        assert_eq!(
+            kernels(&first),
+            kernels(&second),
+            "{} compiled something again",
+            gpu.describe()
+        );
+        let other = built(&gpu, Rule::lion(), &[64]);
+        assert_ne!(kernels(&first)[0], kernels(&other)[0]);
+        // Another device has nothing in common with this one.
+        let elsewhere = Gpu::from_parts(gpu.device().clone(), gpu.queue().clone());
+        let apart = built(&elsewhere, Rule::sgdm(0.9), &[64]);
+        assert_ne!(kernels(&first)[0], kernels(&apart)[0]);
     }
 }

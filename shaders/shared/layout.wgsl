@@ -352,7 +352,7 @@ const SCALE_CHANGED = 1024u;
 const STREAM_LOST = 2048u;
 const EPISODE_ENDS = 4096u;
 
-// Words of a partial, in the order of ScopeSums. A partial lies across the array: word k of partial i is at k * PARTIALS + i.
+// Words of a partial, in the order of ScopeSums. shared/totals.wgsl says where in the array they lie.
 const SQUARE = 0u;
 const RAW_SQUARE = 2u;
 const INITIAL_SQUARE = 4u;

@@ -1,8 +1,8 @@
 // Where a sweep leaves its totals; what the kernel does not measure is not stored.
 
 fn store_squares(word: u32, at: u32, squares: Squares) {
-    partials[word * PARTIALS + at] = bitcast<u32>(squares.sum);
-    partials[(word + 1u) * PARTIALS + at] = bitcast<u32>(squares.exponent);
+    partials[place(word, at, arrayLength(&partials))] = bitcast<u32>(squares.sum);
+    partials[place(word + 1u, at, arrayLength(&partials))] = bitcast<u32>(squares.exponent);
 }
 
 fn store_partial(at: u32, t: Totals) {
@@ -14,13 +14,13 @@ fn store_partial(at: u32, t: Totals) {
         store_squares(INITIAL_SQUARE, at, t.initial_square);
     }
     if MOMENTUM || COUNTERS {
-        partials[SLOW_DOT * PARTIALS + at] = bitcast<u32>(t.slow_dot);
-        partials[DIRECTION_SQUARE * PARTIALS + at] = bitcast<u32>(t.direction_square);
+        partials[place(SLOW_DOT, at, arrayLength(&partials))] = bitcast<u32>(t.slow_dot);
+        partials[place(DIRECTION_SQUARE, at, arrayLength(&partials))] = bitcast<u32>(t.direction_square);
     }
     if COUNTERS {
-        partials[ABSOLUTE * PARTIALS + at] = bitcast<u32>(t.absolute);
-        partials[FAST_DOT * PARTIALS + at] = bitcast<u32>(t.fast_dot);
+        partials[place(ABSOLUTE, at, arrayLength(&partials))] = bitcast<u32>(t.absolute);
+        partials[place(FAST_DOT, at, arrayLength(&partials))] = bitcast<u32>(t.fast_dot);
     }
-    partials[NONFINITE * PARTIALS + at] = t.nonfinite;
-    partials[FIRST_NONFINITE * PARTIALS + at] = t.first_nonfinite;
+    partials[place(NONFINITE, at, arrayLength(&partials))] = t.nonfinite;
+    partials[place(FIRST_NONFINITE, at, arrayLength(&partials))] = t.first_nonfinite;
 }

@@ -2,6 +2,11 @@
 
 alias Totals = ScopeSums;
 
+// Where word `word` of partial `at` lies in an array of `words` words: first come all partials' words 0, then all their words 1, and so on.
+fn place(word: u32, at: u32, words: u32) -> u32 {
+    return word * (words / PARTIAL_WORDS) + at;
+}
+
 fn no_squares() -> Squares {
     return Squares(0.0, 0);
 }

@@ -4,14 +4,17 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use crate::error::Error;
+use crate::gpu::pass::Pipelines;
 use crate::gpu::tuning::Tuning;
 
-/// A device, its queue, and the kernels' geometry for it. Cheap to clone.
+/// A device, its queue, the kernels' geometry for it, and the pipelines that were compiled for it. Cheap to clone; clones share the pipelines,
+/// so that a second optimizer of the same kind compiles nothing.
 #[derive(Debug, Clone)]
 pub struct Gpu {
     device: wgpu::Device,
     queue: wgpu::Queue,
     tuning: Tuning,
+    pipelines: Pipelines,
     readback_timeout: Duration,
     lost: Arc<Mutex<Option<String>>>,
 }
@@ -43,6 +46,7 @@ impl Gpu {
             device,
             queue,
             tuning,
+            pipelines: Pipelines::default(),
             readback_timeout: DEFAULT_READBACK_TIMEOUT,
             lost: Arc::default(),
         }
@@ -163,6 +167,10 @@ impl Gpu {
         self.readback_timeout
     }
 
+    pub(crate) fn pipelines(&self) -> &Pipelines {
+        &self.pipelines
+    }
+
     /// The device.
     pub fn device(&self) -> &wgpu::Device {
         &self.device
@@ -212,6 +220,9 @@ impl Gpu {
         ];
         // Out of memory comes last and explains what validation then says of the invalid buffer.
         let problem = errors.into_iter().flatten().last();
+        if problem.is_some() {
+            self.pipelines.clear();
+        }
         (result, problem.map(|error| one_line(&error.to_string())))
     }
 

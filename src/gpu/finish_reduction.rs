@@ -1,5 +1,6 @@
 //! Pass 2 on the host: `shaders/finish_reduction.wgsl`.
 
+use crate::gpu::context::Gpu;
 use crate::gpu::pass::{Binding, PassSource, Pipeline, flag, shared};
 use crate::gpu::tuning::Tuning;
 use crate::plan::Kernel;
@@ -8,15 +9,14 @@ pub(crate) const STEM: &str = "finish_reduction";
 
 /// Compiles the pass for everything that any of the kernels measures. `loss_at` is the loss's word in its binding, where it is needed.
 pub(crate) fn pipeline(
-    device: &wgpu::Device,
+    gpu: &Gpu,
     tuning: &Tuning,
     kernels: &[Kernel],
-    partials: u32,
     loss_at: Option<u32>,
 ) -> Pipeline {
     let any = |what: fn(Kernel) -> bool| kernels.iter().any(|&kernel| what(kernel));
     Pipeline::new(
-        device,
+        gpu,
         &PassSource {
             stem: STEM,
             files: &[
@@ -27,7 +27,6 @@ pub(crate) fn pipeline(
             ],
             constants: &[
                 ("WORKGROUP", f64::from(tuning.finish_workgroup_size)),
-                ("PARTIALS", f64::from(partials)),
                 flag("RAW_NORM", any(|kernel| kernel.raw_norm)),
                 flag("MOMENTUM", any(Kernel::reads_momentum)),
                 flag("COUNTERS", any(Kernel::measures_memory)),

@@ -1,14 +1,15 @@
 //! The last pass, where a regime goes by a sketch, on the host: `shaders/finish_sketch.wgsl`.
 
+use crate::gpu::context::Gpu;
 use crate::gpu::pass::{Binding, PassSource, Pipeline, shared};
 use crate::gpu::tuning::Tuning;
 
 pub(crate) const STEM: &str = "finish_sketch";
 
 /// Compiles the pass for rows that were folded by so many.
-pub(crate) fn pipeline(device: &wgpu::Device, tuning: &Tuning, stride: u32) -> Pipeline {
+pub(crate) fn pipeline(gpu: &Gpu, tuning: &Tuning, stride: u32) -> Pipeline {
     Pipeline::new(
-        device,
+        gpu,
         &PassSource {
             stem: STEM,
             files: &[

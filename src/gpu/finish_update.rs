@@ -1,14 +1,15 @@
 //! Pass 5 on the host: `shaders/finish_update.wgsl`.
 
+use crate::gpu::context::Gpu;
 use crate::gpu::pass::{Binding, PassSource, Pipeline, shared};
 use crate::gpu::tuning::Tuning;
 
 pub(crate) const STEM: &str = "finish_update";
 
-/// Compiles the pass; `tensors` are those that are recorded.
-pub(crate) fn pipeline(device: &wgpu::Device, tuning: &Tuning, tensors: u32) -> Pipeline {
+/// Compiles the pass for a ring of so many steps.
+pub(crate) fn pipeline(gpu: &Gpu, tuning: &Tuning, ring_steps: u32) -> Pipeline {
     Pipeline::new(
-        device,
+        gpu,
         &PassSource {
             stem: STEM,
             files: &[
@@ -20,7 +21,7 @@ pub(crate) fn pipeline(device: &wgpu::Device, tuning: &Tuning, tensors: u32) -> 
             ],
             constants: &[
                 ("WORKGROUP", f64::from(tuning.finish_workgroup_size)),
-                ("TENSORS", f64::from(tensors.max(1))),
+                ("RING_STEPS", f64::from(ring_steps)),
             ],
             groups: &[&[
                 Binding::Read,

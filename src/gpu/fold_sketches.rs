@@ -1,14 +1,15 @@
 //! The pass that adds up blocks' sketches on the host: `shaders/fold_sketches.wgsl`.
 
+use crate::gpu::context::Gpu;
 use crate::gpu::pass::{Binding, PassSource, Pipeline, shared};
 use crate::gpu::tuning::Tuning;
 
 pub(crate) const STEM: &str = "fold_sketches";
 
 /// Compiles the pass.
-pub(crate) fn pipeline(device: &wgpu::Device, tuning: &Tuning) -> Pipeline {
+pub(crate) fn pipeline(gpu: &Gpu, tuning: &Tuning) -> Pipeline {
     Pipeline::new(
-        device,
+        gpu,
         &PassSource {
             stem: STEM,
             files: &[

@@ -1,5 +1,6 @@
 //! The one sweep of [`StepMode::Lagged`](crate::StepMode::Lagged) on the host: `shaders/lagged_step.wgsl`.
 
+use crate::gpu::context::Gpu;
 use crate::gpu::pass::{Binding, PassSource, Pipeline, shared};
 use crate::gpu::sweep::{Elements, Measuring, read_beside_written, with_subgroup_argument};
 use crate::gpu::tuning::Tuning;
@@ -7,14 +8,13 @@ use crate::plan::{Access, Kernel};
 
 pub(crate) const STEM: &str = "lagged_step";
 
-/// Compiles the pass for a kernel; `partials` is the number of partials of all scopes.
+/// Compiles the pass for a kernel.
 pub(crate) fn pipeline(
-    device: &wgpu::Device,
+    gpu: &Gpu,
     tuning: &Tuning,
     kernel: Kernel,
     access: Access,
     one_buffer: bool,
-    partials: u32,
 ) -> Pipeline {
     let remember = if kernel.has_counters() {
         shared::REMEMBER_SIGNS
@@ -27,7 +27,7 @@ pub(crate) fn pipeline(
     let Measuring {
         files,
         mut constants,
-    } = Measuring::new(device, tuning, kernel, partials);
+    } = Measuring::new(gpu, tuning, kernel);
     // Its own files are not static.
     let mut files: Vec<&str> = files;
     files.extend([shared::RULE, remember]);
@@ -36,7 +36,7 @@ pub(crate) fn pipeline(
     files.push(&source);
     constants.push(("RULE", f64::from(kernel.rule as u32)));
     Pipeline::new(
-        device,
+        gpu,
         &PassSource {
             stem: STEM,
             files: &files,

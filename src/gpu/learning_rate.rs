@@ -1,5 +1,6 @@
 //! Pass 3 on the host: `shaders/learning_rate.wgsl`.
 
+use crate::gpu::context::Gpu;
 use crate::gpu::pass::{Binding, PassSource, Pipeline, flag, shared};
 use crate::layout::{GroupConstants, average_kinds, regime_kinds, schedule_kinds};
 
@@ -9,7 +10,7 @@ pub(crate) const STEM: &str = "learning_rate";
 pub(crate) const WORKGROUP: u32 = 8;
 
 /// Compiles the pass for what any of the groups needs.
-pub(crate) fn pipeline(device: &wgpu::Device, groups: &[GroupConstants]) -> Pipeline {
+pub(crate) fn pipeline(gpu: &Gpu, groups: &[GroupConstants]) -> Pipeline {
     let streams = |c: &GroupConstants| c.regime == regime_kinds::AUTO_SGD;
     let gated = |c: &GroupConstants| c.regime == regime_kinds::GATED_DISTANCE;
     let formulas = groups
@@ -22,7 +23,7 @@ pub(crate) fn pipeline(device: &wgpu::Device, groups: &[GroupConstants]) -> Pipe
     let second_moments = groups.iter().any(|c| c.epsilon > 0.0);
     let averages = groups.iter().any(|c| c.average != average_kinds::OFF);
     Pipeline::new(
-        device,
+        gpu,
         &PassSource {
             stem: STEM,
             files: &[

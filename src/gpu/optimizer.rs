@@ -443,7 +443,7 @@ impl Optimizer {
             },
         );
 
-        let mut passes = Passes::new(gpu, plan.partials, rebindable);
+        let mut passes = Passes::new(gpu, rebindable);
         let mut movables = Vec::new();
         let tables = Tables {
             step_partials: &step_partials,
@@ -502,14 +502,13 @@ impl Optimizer {
             (span.buffer.clone(), region, (span.start() - start) as u32)
         });
         let finish = finish_reduction::pipeline(
-            device,
+            gpu,
             &gpu.tuning(),
             &kernels,
-            plan.partials,
             loss.as_ref().map(|(.., at)| *at),
         );
         let no_loss = zeroed::<f32>(gpu, "no loss", 0);
-        let rate = learning_rate::pipeline(device, &plan.groups);
+        let rate = learning_rate::pipeline(gpu, &plan.groups);
         let scalar = [
             Dispatch {
                 pass: PassName::FinishReduction,
@@ -552,7 +551,7 @@ impl Optimizer {
         let mut last = Vec::new();
         if !plan.units.is_empty() {
             let units = filled::<StepUnit>(gpu, "units", &plan.units);
-            let finish = finish_update::pipeline(device, &gpu.tuning(), recorded);
+            let finish = finish_update::pipeline(gpu, &gpu.tuning(), record_steps);
             last.push(Dispatch {
                 pass: PassName::FinishUpdate,
                 bind_groups: vec![finish.bind(
@@ -1015,7 +1014,7 @@ fn sketch_passes(gpu: &Gpu, plan: &Plan, tables: Tables) -> Vec<Dispatch> {
                     })
             })
             .collect();
-        let pass = fold_sketches::pipeline(device, &tuning);
+        let pass = fold_sketches::pipeline(gpu, &tuning);
         // As many in a dispatch as a device can have.
         let grid = device.limits().max_compute_workgroups_per_dimension;
         for strips in strips.chunks(grid as usize) {
@@ -1033,7 +1032,7 @@ fn sketch_passes(gpu: &Gpu, plan: &Plan, tables: Tables) -> Vec<Dispatch> {
         }
     }
     let scopes = filled(gpu, "sketched scopes", &plan.sketches);
-    let pass = finish_sketch::pipeline(device, &tuning, if folds { STRIP } else { 1 });
+    let pass = finish_sketch::pipeline(gpu, &tuning, if folds { STRIP } else { 1 });
     passes.push(Dispatch {
         pass: PassName::FinishSketch,
         bind_groups: vec![pass.bind(
@@ -1367,17 +1366,15 @@ impl Sweep {
 /// Pipelines by what they are compiled for.
 struct Passes<'a> {
     gpu: &'a Gpu,
-    partials: u32,
     /// Whether parameters and gradients may come to lie in one buffer, wherever they are now.
     rebindable: bool,
     compiled: HashMap<(Sweep, Option<Kernel>, Access, bool), Pipeline>,
 }
 
 impl<'a> Passes<'a> {
-    fn new(gpu: &'a Gpu, partials: u32, rebindable: bool) -> Self {
+    fn new(gpu: &'a Gpu, rebindable: bool) -> Self {
         Passes {
             gpu,
-            partials,
             rebindable,
             compiled: HashMap::new(),
         }
@@ -1471,21 +1468,16 @@ impl<'a> Passes<'a> {
                 ..Kernel::PLAIN
             }),
         };
-        let (device, tuning) = (self.gpu.device(), self.gpu.tuning());
-        let partials = self.partials;
+        let (gpu, tuning) = (self.gpu, self.gpu.tuning());
         self.compiled
             .entry((sweep, matters, access, one_buffer))
             .or_insert_with(|| match sweep {
-                Sweep::Reduce => {
-                    reduce_gradient::pipeline(device, &tuning, kernel, access, partials)
-                }
+                Sweep::Reduce => reduce_gradient::pipeline(gpu, &tuning, kernel, access),
                 Sweep::Update => {
-                    update_parameters::pipeline(device, &tuning, kernel, access, one_buffer)
+                    update_parameters::pipeline(gpu, &tuning, kernel, access, one_buffer)
                 }
-                Sweep::Lagged => {
-                    lagged_step::pipeline(device, &tuning, kernel, access, one_buffer, partials)
-                }
-                Sweep::Undo => undo_step::pipeline(device, &tuning, kernel, access, one_buffer),
+                Sweep::Lagged => lagged_step::pipeline(gpu, &tuning, kernel, access, one_buffer),
+                Sweep::Undo => undo_step::pipeline(gpu, &tuning, kernel, access, one_buffer),
                 Sweep::Exchange | Sweep::Back | Sweep::Settle => {
                     let exchange = match (sweep, kernel.schedule_free) {
                         (Sweep::Exchange, false) => Exchange::Swap,
@@ -1494,7 +1486,7 @@ impl<'a> Passes<'a> {
                         (Sweep::Back, true) => Exchange::Back,
                         (_, true) => Exchange::Copy,
                     };
-                    swap_averages::pipeline(device, &tuning, kernel, access, exchange)
+                    swap_averages::pipeline(gpu, &tuning, kernel, access, exchange)
                 }
             })
     }

@@ -1,6 +1,11 @@
 //! What the four passes have in common on the host: shader sources, layouts, pipelines, bind groups. All of it is set-up.
 
-use std::sync::Arc;
+use std::collections::HashMap;
+use std::fmt;
+use std::hash::{Hash, Hasher};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+
+use crate::gpu::context::Gpu;
 
 /// Shader files that several passes share.
 pub(crate) mod shared {
@@ -98,7 +103,7 @@ pub(crate) mod shared {
 }
 
 /// How a storage buffer is used.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) enum Binding {
     Read,
     Write,
@@ -200,12 +205,29 @@ pub(crate) struct Pipeline {
 }
 
 impl Pipeline {
-    /// Compiles a pass. Errors surface in the caller's error scope.
-    pub(crate) fn new(device: &wgpu::Device, source: &PassSource) -> Self {
-        let wgsl = source.files.join("\n");
+    /// The compiled pass, which [`Pipelines`] keep. Errors surface in the caller's error scope.
+    pub(crate) fn new(gpu: &Gpu, source: &PassSource) -> Self {
+        let key = Key {
+            source: Arc::new(KernelSource {
+                wgsl: source.files.join("\n"),
+                entry_point: source.stem,
+                constants: source
+                    .constants
+                    .iter()
+                    .map(|&(name, value)| (name.to_owned(), value))
+                    .collect(),
+            }),
+            groups: source.groups.iter().map(|group| group.to_vec()).collect(),
+        };
+        let kernel = Arc::clone(&key.source);
+        gpu.pipelines()
+            .get(key, || Self::compile(gpu.device(), source, kernel))
+    }
+
+    fn compile(device: &wgpu::Device, source: &PassSource, kernel: Arc<KernelSource>) -> Self {
         let module = device.create_shader_module(wgpu::ShaderModuleDescriptor {
             label: Some(source.stem),
-            source: wgpu::ShaderSource::Wgsl(wgsl.as_str().into()),
+            source: wgpu::ShaderSource::Wgsl(kernel.wgsl.as_str().into()),
         });
         let layouts: Vec<_> = source
             .groups
@@ -229,17 +251,10 @@ impl Pipeline {
             },
             cache: None,
         });
-        let constants = source.constants.iter();
         Pipeline {
             pipeline: CompiledKernel {
                 pipeline,
-                source: Arc::new(KernelSource {
-                    wgsl,
-                    entry_point: source.stem,
-                    constants: constants
-                        .map(|&(name, value)| (name.to_owned(), value))
-                        .collect(),
-                }),
+                source: kernel,
             },
             layouts,
             groups: source.groups.iter().map(|group| group.to_vec()).collect(),
@@ -282,6 +297,73 @@ impl Pipeline {
                     read_only: *access == Binding::Read,
                 })
                 .collect(),
+        }
+    }
+}
+
+/// The pipelines of a device by what they are compiled from, so that a second optimizer of the same kind compiles nothing.
+///
+/// They are kept as long as the device is. Their number is bounded by the kinds of optimizers, since no kernel is compiled for the number or
+/// the size of the tensors.
+#[derive(Clone, Default)]
+pub(crate) struct Pipelines(Arc<Mutex<HashMap<Key, Arc<OnceLock<Pipeline>>>>>);
+
+impl Pipelines {
+    /// The pipeline of a kernel. Threads that ask for the same one compile it once.
+    fn get(&self, key: Key, compile: impl FnOnce() -> Pipeline) -> Pipeline {
+        let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let pipeline = Arc::clone(kept.entry(key).or_default());
+        drop(kept);
+        pipeline.get_or_init(compile).clone()
+    }
+
+    /// Forgets all pipelines: after an error one of them may be invalid, which wgpu does not tell of a pipeline.
+    pub(crate) fn clear(&self) {
+        self.0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clear();
+    }
+}
+
+impl fmt::Debug for Pipelines {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        let kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        write!(f, "Pipelines({})", kept.len())
+    }
+}
+
+/// What tells one pipeline from another.
+struct Key {
+    source: Arc<KernelSource>,
+    groups: Vec<Vec<Binding>>,
+}
+
+impl Key {
+    /// The constants with their values as bits, which can be compared and hashed.
+    fn constants(&self) -> impl Iterator<Item = (&str, u64)> {
+        let constants = self.source.constants.iter();
+        constants.map(|(name, value)| (name.as_str(), value.to_bits()))
+    }
+}
+
+impl PartialEq for Key {
+    fn eq(&self, other: &Self) -> bool {
+        self.source.entry_point == other.source.entry_point
+            && self.constants().eq(other.constants())
+            && self.groups == other.groups
+            && self.source.wgsl == other.source.wgsl
+    }
+}
+
+impl Eq for Key {}
+
+impl Hash for Key {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.source.wgsl.hash(state);
+        self.groups.hash(state);
+        for constant in self.constants() {
+            constant.hash(state);
         }
     }
 }

@@ -1,5 +1,6 @@
 //! Pass 1 on the host: `shaders/reduce_gradient.wgsl`.
 
+use crate::gpu::context::Gpu;
 use crate::gpu::pass::{Binding, PassSource, Pipeline, flag, shared};
 use crate::gpu::sweep::{Elements, Measuring, with_subgroup_argument};
 use crate::gpu::tuning::Tuning;
@@ -7,18 +8,12 @@ use crate::plan::{Access, Alignment, Kernel};
 
 pub(crate) const STEM: &str = "reduce_gradient";
 
-/// Compiles the pass for a kernel; `partials` is the number of partials of all scopes.
-pub(crate) fn pipeline(
-    device: &wgpu::Device,
-    tuning: &Tuning,
-    kernel: Kernel,
-    access: Access,
-    partials: u32,
-) -> Pipeline {
+/// Compiles the pass for a kernel.
+pub(crate) fn pipeline(gpu: &Gpu, tuning: &Tuning, kernel: Kernel, access: Access) -> Pipeline {
     let Measuring {
         files,
         mut constants,
-    } = Measuring::new(device, tuning, kernel, partials);
+    } = Measuring::new(gpu, tuning, kernel);
     let source = with_subgroup_argument(
         include_str!("../../shaders/reduce_gradient.wgsl"),
         tuning.partials,
@@ -62,7 +57,7 @@ pub(crate) fn pipeline(
     constants.push(flag("RAW_NORM", kernel.raw_norm));
     constants.extend(elements.constants);
     Pipeline::new(
-        device,
+        gpu,
         &PassSource {
             stem: STEM,
             files: &files,

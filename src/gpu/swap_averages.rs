@@ -1,6 +1,7 @@
 //! Exchanging and copying averages on the host: `shaders/swap_averages.wgsl`, and of schedule-free training `swap_schedule_free.wgsl` and
 //! `copy_schedule_free.wgsl`.
 
+use crate::gpu::context::Gpu;
 use crate::gpu::pass::{Binding, PassSource, Pipeline, flag, shared};
 use crate::gpu::sweep::Elements;
 use crate::gpu::tuning::Tuning;
@@ -25,7 +26,7 @@ pub(crate) enum Exchange {
 
 /// Compiles the pass.
 pub(crate) fn pipeline(
-    device: &wgpu::Device,
+    gpu: &Gpu,
     tuning: &Tuning,
     kernel: Kernel,
     access: Access,
@@ -62,7 +63,7 @@ pub(crate) fn pipeline(
         _ => &[Binding::Write],
     };
     Pipeline::new(
-        device,
+        gpu,
         &PassSource {
             stem: STEM,
             files: &files,

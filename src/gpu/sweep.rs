@@ -3,6 +3,7 @@
 use std::borrow::Cow;
 
 use crate::element::Element;
+use crate::gpu::context::Gpu;
 use crate::gpu::pass::{Binding, flag, shared};
 use crate::gpu::tuning::{Partials, Tuning};
 use crate::plan::{Access, Alignment, Encoding, Kernel};
@@ -203,16 +204,9 @@ pub(crate) struct Measuring {
 }
 
 impl Measuring {
-    /// `partials` is the number of partials of all scopes.
-    pub(crate) fn new(
-        device: &wgpu::Device,
-        tuning: &Tuning,
-        kernel: Kernel,
-        partials: u32,
-    ) -> Self {
+    pub(crate) fn new(gpu: &Gpu, tuning: &Tuning, kernel: Kernel) -> Self {
         let mut constants = vec![
             ("WORKGROUP", f64::from(tuning.workgroup_size)),
-            ("PARTIALS", f64::from(partials)),
             flag("COUPLED_DECAY", kernel.coupled_decay),
             flag("LOSS_SCALE", kernel.loss_scale),
             flag("INITIAL_NORM", kernel.initial_norm),
@@ -224,7 +218,7 @@ impl Measuring {
             Partials::PerInvocation => vec![shared::EMIT_PER_INVOCATION],
             Partials::PerWorkgroup => vec![shared::TREE, shared::EMIT_PER_WORKGROUP],
             Partials::Subgroup => {
-                let subgroups = tuning.subgroups(&device.adapter_info());
+                let subgroups = tuning.subgroups(&gpu.device().adapter_info());
                 constants.push(("SUBGROUPS", f64::from(subgroups)));
                 vec![shared::ENABLE_SUBGROUPS, shared::EMIT_PER_SUBGROUP]
             }

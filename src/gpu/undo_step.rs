@@ -1,5 +1,6 @@
 //! Taking back a lagged step on the host: `shaders/undo_step.wgsl`.
 
+use crate::gpu::context::Gpu;
 use crate::gpu::lagged_step::{elements, with_bindings};
 use crate::gpu::pass::{Binding, PassSource, Pipeline, flag, shared};
 use crate::gpu::sweep::average;
@@ -10,7 +11,7 @@ pub(crate) const STEM: &str = "undo_step";
 
 /// Compiles the pass for a kernel.
 pub(crate) fn pipeline(
-    device: &wgpu::Device,
+    gpu: &Gpu,
     tuning: &Tuning,
     kernel: Kernel,
     access: Access,
@@ -26,7 +27,7 @@ pub(crate) fn pipeline(
     files.extend(elements.files.iter().map(|file| &**file));
     files.push(&source);
     Pipeline::new(
-        device,
+        gpu,
         &PassSource {
             stem: STEM,
             files: &files,

@@ -1,5 +1,6 @@
 //! Pass 4 on the host: `shaders/update_parameters.wgsl`.
 
+use crate::gpu::context::Gpu;
 use crate::gpu::pass::{Binding, PassSource, Pipeline, flag, shared};
 use crate::gpu::sweep::{Elements, average, moving, read_beside_written};
 use crate::gpu::tuning::Tuning;
@@ -10,7 +11,7 @@ pub(crate) const STEM: &str = "update_parameters";
 
 /// Compiles the pass for a kernel.
 pub(crate) fn pipeline(
-    device: &wgpu::Device,
+    gpu: &Gpu,
     tuning: &Tuning,
     kernel: Kernel,
     access: Access,
@@ -96,7 +97,7 @@ pub(crate) fn pipeline(
         constants.push(("SLOTS", f64::from(slots)));
     }
     Pipeline::new(
-        device,
+        gpu,
         &PassSource {
             stem: STEM,
             files: &files,

@@ -10,18 +10,33 @@ pub mod spec;
 #[path = "../../src/cli/check/stored.rs"]
 pub mod stored;
 
+use std::sync::OnceLock;
+
 use wgpu_optim::gpu::{Partials, Tensor};
 use wgpu_optim::wgpu;
 use wgpu_optim::{Gpu, Optimizer, OptimizerBuilder, Records};
 
 /// Every adapter with compute shaders, opened. None is a failure, never a skip.
+///
+/// The tests of a binary share their devices, and with them the pipelines that were compiled. Only OpenGL is opened anew each time: its calls
+/// lock the adapter, and give up after a second of waiting for another thread.
 pub fn adapters() -> Vec<Gpu> {
-    let adapters = pollster::block_on(Gpu::adapters(None));
+    static SHARED: OnceLock<Vec<Gpu>> = OnceLock::new();
+    let on_opengl = |gpu: &Gpu| gpu.device().adapter_info().backend == wgpu::Backend::Gl;
+    let mut all = SHARED.get_or_init(|| open_all(None)).clone();
+    if all.iter().any(on_opengl) {
+        all.retain(|gpu| !on_opengl(gpu));
+        all.extend(open_all(Some(wgpu::Backends::GL)));
+    }
     assert!(
-        !adapters.is_empty(),
+        !all.is_empty(),
         "no adapter: the device tests need at least a software driver (Debian: mesa-vulkan-drivers)"
     );
-    adapters
+    all
+}
+
+fn open_all(backends: Option<wgpu::Backends>) -> Vec<Gpu> {
+    pollster::block_on(Gpu::adapters(backends))
         .iter()
         .map(|adapter| pollster::block_on(Gpu::open(adapter)).expect("an adapter opens"))
         .collect()
