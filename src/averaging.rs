@@ -97,7 +97,7 @@ pub enum Averaging {
     /// [`AutoSgd`](crate::AutoSgd), and for 16-bit parameters without masters.
     ///
     /// Coupled weight decay is a part of the gradient at `y`. The telemetry, the trust ratio and the distance of DoG and DoWG see `y`;
-    /// the secant regimes and GatedDistance go by the steps of `z`.
+    /// the secant regimes go by the steps of `z`.
     ///
     /// # Cost
     /// 4 bytes per parameter for `z`, 8 bytes per parameter and step of traffic, and no pass of its own. Under Seesaw

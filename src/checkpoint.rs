@@ -20,7 +20,7 @@ use crate::cpu::Slice;
 use crate::cpu::schedule_free::average_of;
 use crate::element::Element;
 use crate::error::Error;
-use crate::layout::{GroupState, MEAN_STEPS, NO_TENSOR, RawTensorRecord, SKETCH_BUCKETS, Update};
+use crate::layout::{GroupState, MEAN_STEPS, NO_TENSOR, RawTensorRecord, Update};
 use crate::plan::{MemoryKind, Plan};
 use about::About;
 
@@ -50,7 +50,7 @@ pub enum Parameters {
 ///
 /// A file is [safetensors](https://github.com/huggingface/safetensors), with a tensor `parameters/NAME` for each tensor, `momentum/NAME`,
 /// `second_moment/NAME` (v of AdamW), `direction_counters/NAME`, `last_gradient/NAME`, `first_parameters/NAME`, `streams/NAME`, `averages/NAME`, `base_iterates/NAME` (z of [schedule-free](crate::Averaging::ScheduleFree) training) or `remainders/NAME` (what 16-bit parameters lack of their masters, as i16) where that is remembered; and
-/// `groups/state`, `groups/update` and, where they are needed, `norms/way` and `tensors/record`, with a row for each group, norm or tensor.
+/// `groups/state`, `groups/update` and, where they are needed, `tensors/record`, with a row for each group or tensor.
 ///
 /// Of a schedule-free group `parameters/NAME` is y, where gradients are taken. With the parameters there is also `averages/NAME`, which
 /// is the average x: **that is the tensor to use for inference**. For resuming it is not needed.
@@ -459,15 +459,13 @@ pub(crate) fn steps_of(state: &GroupState) -> u64 {
     u64::from(state.steps_high) << 32 | u64::from(state.steps_low)
 }
 
-/// What is remembered of each group or norm, a row for each.
+/// What is remembered of each group or tensor, a row for each.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) enum Table {
     /// [`GroupState`] of each group, word by word.
     States,
     /// [`Update`] of each group, word by word: a lagged step takes it over from the step before, and averages go by it.
     Updates,
-    /// The sketch of the way since a window began, of each norm whose regime goes by that.
-    Ways,
     /// The last [`RawTensorRecord`] of each tensor with telemetry, word by word: that of a skipped step takes its norm from it.
     TensorRecords,
 }
@@ -482,32 +480,22 @@ struct Field {
 impl Table {
     /// The tables that a plan has.
     pub(crate) fn all(plan: &Plan) -> impl Iterator<Item = Table> {
-        let ways = (!plan.sketches.is_empty()).then_some(Table::Ways);
         let records = (recorded_tensors(plan) > 0).then_some(Table::TensorRecords);
         let always = [Table::States, Table::Updates];
-        always.into_iter().chain(ways).chain(records)
+        always.into_iter().chain(records)
     }
 
     fn name(self) -> &'static str {
         match self {
             Table::States => "groups/state",
             Table::Updates => "groups/update",
-            Table::Ways => "norms/way",
             Table::TensorRecords => "tensors/record",
-        }
-    }
-
-    fn dtype(self) -> Dtype {
-        match self {
-            Table::States | Table::Updates | Table::TensorRecords => Dtype::U32,
-            Table::Ways => Dtype::F32,
         }
     }
 
     pub(crate) fn rows(self, plan: &Plan) -> usize {
         match self {
             Table::States | Table::Updates => plan.groups.len(),
-            Table::Ways => plan.sketches.len(),
             Table::TensorRecords => recorded_tensors(plan),
         }
     }
@@ -516,7 +504,6 @@ impl Table {
         match self {
             Table::States => size_of::<GroupState>(),
             Table::Updates => size_of::<Update>(),
-            Table::Ways => SKETCH_BUCKETS as usize * size_of::<f32>(),
             Table::TensorRecords => size_of::<RawTensorRecord>(),
         }
     }
@@ -531,7 +518,6 @@ impl Table {
             Table::States => fields_of("GroupState", ""),
             Table::Updates => fields_of("Update", ""),
             Table::TensorRecords => fields_of("RawTensorRecord", ""),
-            Table::Ways => Vec::new(),
         }
     }
 }
@@ -564,9 +550,9 @@ fn impossible(field: &Field, word: u32) -> Option<String> {
         _ => f32::MAX,
     };
     let most = match field.name.as_str() {
-        "started" | "momentum_started" | "halted" | "restarted" => 1,
+        "started" | "momentum_started" | "halted" => 1,
         "mean_steps" => MEAN_STEPS,
-        "good_steps" | "window_steps" | "window_limit" | "streams.rounds" => u32::MAX / 2 - 1,
+        "good_steps" | "streams.rounds" => u32::MAX / 2 - 1,
         // Three streams, two turns each.
         "streams.turn" => 5,
         "streams.moved" | "streams.lost" | "streams.heard" => 7,
@@ -624,7 +610,7 @@ fn items(plan: &Plan, parameters: bool) -> Vec<Item> {
     let tables = Table::all(plan).map(|table| Item {
         slot: Slot::Table(table),
         name: table.name().to_owned(),
-        dtype: table.dtype(),
+        dtype: Dtype::U32,
         shape: vec![table.rows(plan), table.words()],
     });
     let tensors = plan.tensors.iter().enumerate();

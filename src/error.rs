@@ -265,19 +265,6 @@ pub enum Error {
         scope: String,
     },
 
-    /// Groups share one norm and a regime that goes by a sketch of their steps, but do not step alike.
-    #[error(
-        "groups \"{first}\" and \"{second}\" share the norm \"{scope}\", and with it how far regime gated-distance finds they have come: give both the same rule, regime and clip, or let each have its own norm"
-    )]
-    MixedSketch {
-        /// One of them.
-        first: String,
-        /// The other.
-        second: String,
-        /// The shared norm's name.
-        scope: String,
-    },
-
     /// A regime goes by the loss, which nobody gave.
     #[error(
         "group \"{group}\": regime {regime} needs the loss of every step: give it with OptimizerBuilder::loss on the device, with CpuOptimizer::step_with_loss on the host"

@@ -2,9 +2,7 @@
 
 mod context;
 mod finish_reduction;
-mod finish_sketch;
 mod finish_update;
-mod fold_sketches;
 mod lagged_step;
 mod learning_rate;
 mod optimizer;

@@ -101,7 +101,7 @@ impl<T> Group<T> {
         self
     }
 
-    /// Shares one norm (and one alignment, and one way of [`GatedDistance`](crate::GatedDistance)) with every other group that names the same `scope`.
+    /// Shares one norm (and one alignment) with every other group that names the same `scope`.
     ///
     /// Groups that share a norm and have the same rule and regime have the same learning rate as one group of all their
     /// tensors. Without this a group has a norm of its own.
@@ -389,8 +389,7 @@ impl<T> OptimizerBuilder<T> {
     /// A step is then measured, combined and applied, see [`ShardSums`](crate::ShardSums); the learning rate, the record, skips, halts and
     /// the loss scale are the same on all ranks.
     ///
-    /// What more sums would be needed for is refused: [`StepMode::Lagged`], [`GatedDistance`](crate::GatedDistance),
-    /// [`TrustRatio`] and telemetry.
+    /// What more sums would be needed for is refused: [`StepMode::Lagged`], [`TrustRatio`] and telemetry.
     pub fn sharded(mut self, rank: u32, ranks: u32) -> Self {
         self.shard = Some((rank, ranks));
         self
@@ -576,13 +575,6 @@ impl<T> OptimizerBuilder<T> {
                 "trust_ratio",
                 "a ratio to a norm that is shared",
                 "used with a norm of the group's own (leave share_norm and global_norm out)",
-            )?;
-            require(
-                self.shard.is_none() || !config.regime.needs_sketch(),
-                || format!("group \"{}\"", config.name),
-                "regime",
-                config.regime.name(),
-                "another with OptimizerBuilder::sharded, whose ranks do not hear how far the others' steps have come",
             )?;
             require(
                 self.shard.is_none() || !config.measures_step(),

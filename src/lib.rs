@@ -16,8 +16,6 @@
 //! parameters, momentum, direction memory ◀─▶ update_parameters ◀─ gradients ◀──────┘
 //! ```
 //!
-//! A regime that goes by how far the steps have come ([`GatedDistance`]) adds one or two passes over sketches, after pass 4.
-//!
 //! Several ranks can share one optimizer, with what they have measured exchanged after pass 2 ([`ShardSums`]).
 //!
 //! Pass 1 and pass 4 are the only ones that touch memory in proportion to the parameters: SGD with a rate from the norm moves 16
@@ -91,8 +89,8 @@ pub use record::{
     Flags, NonFinite, Outcome, RankNonFinite, Record, Records, Stream, TensorRecord, Term,
 };
 pub use regime::{
-    AdGd, AdaGradNorm, AutoSgd, BarzilaiBorwein, DoG, DoWG, GatedDistance, Hypergradient,
-    MAX_CHANGE, Ngn, NormRatio, Polyak, RATE_MAX, RATE_MIN, Regime, SecantForm, Seesaw,
+    AdGd, AdaGradNorm, AutoSgd, BarzilaiBorwein, DoG, DoWG, Hypergradient, MAX_CHANGE, Ngn,
+    NormRatio, Polyak, RATE_MAX, RATE_MIN, Regime, SecantForm, Seesaw,
 };
 pub use rule::{Rule, WeightDecay};
 pub use safeguards::{LossScaler, NonFinitePolicy};

@@ -39,7 +39,6 @@ fn cases(mode: StepMode) -> Vec<Spec> {
             Regime::barzilai_borwein(SecantForm::Geometric),
             Regime::dowg(),
             Regime::polyak(),
-            Regime::gated_distance(),
         ]);
     }
     let mut numbers = Numbers(1);
@@ -107,8 +106,7 @@ fn few(mode: StepMode) -> Vec<Spec> {
             "sgd, dowg",
             "sgdm, bb-geometric",
             "signum, norm-ratio",
-            "nesterov, gated-distance",
-            "signum, gated-distance",
+            "nesterov, dowg",
             "signsgd, fixed",
         ]
         .iter()

@@ -856,7 +856,6 @@ fn gradient_users(mode: StepMode) -> Vec<Spec> {
                 )
             },
             new(Rule::sgd(), Regime::adgd(), "adgd"),
-            new(Rule::sgd(), Regime::gated_distance(), "gated distance"),
         ]);
     }
     specs
@@ -1414,7 +1413,6 @@ fn every_regime_goes_by_masters_as_by_parameters_of_f32() {
         Regime::dowg(),
         Regime::polyak(),
         Regime::ngn(),
-        Regime::gated_distance(),
     ];
     let rules = [Rule::sgd(), Rule::nesterov(0.5), Rule::lion()];
     let mut cases = vec![

@@ -21,7 +21,6 @@ fn specs(mode: StepMode) -> Vec<Spec> {
         Regime::adagrad_norm(),
         Regime::barzilai_borwein(SecantForm::Geometric),
         Regime::dowg(),
-        Regime::gated_distance(),
         Regime::polyak(),
     ];
     let mut numbers = Numbers(1);

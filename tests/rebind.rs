@@ -41,7 +41,6 @@ fn cases() -> Vec<Spec> {
             Regime::barzilai_borwein(SecantForm::Geometric),
         ),
         (Rule::sgd(), Regime::dowg()),
-        (Rule::sgd(), Regime::gated_distance()),
     ] {
         let tensors = vec![numbers.vec(1), vec![], numbers.vec(5003)];
         specs.push(Spec::new(rule, regime, tensors).named(regime.name()));

@@ -281,7 +281,6 @@ fn every_schedule_multiplies_every_kind_of_regime() {
         Regime::seesaw(),
         Regime::polyak(),
         Regime::barzilai_borwein(SecantForm::Geometric),
-        Regime::gated_distance(),
     ];
     let mut specs = Vec::new();
     for schedule in schedules {
@@ -376,7 +375,6 @@ fn lagged_steps_refuse_what_they_cannot_measure() {
         Regime::adgd(),
         Regime::dog(),
         Regime::polyak(),
-        Regime::gated_distance(),
         Regime::auto_sgd(),
     ] {
         let error = OptimizerBuilder::new(Rule::sgd())
@@ -395,12 +393,7 @@ fn per_tensor_is_a_group_for_each_tensor() {
     let _alone = alone();
     let mut numbers = Numbers(4);
     let tensors: Vec<Vec<f32>> = [7, 300, 1, 64].map(|len| numbers.vec(len)).into();
-    for regime in [
-        Regime::seesaw(),
-        Regime::dowg(),
-        Regime::adgd(),
-        Regime::gated_distance(),
-    ] {
+    for regime in [Regime::seesaw(), Regime::dowg(), Regime::adgd()] {
         let mut together = Spec::new(Rule::sgd(), regime, tensors.clone());
         together.per_tensor = true;
         let apart: Vec<Spec> = tensors

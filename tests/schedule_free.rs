@@ -73,11 +73,6 @@ fn every_case(lengths: &[usize]) -> Vec<Spec> {
                 Regime::adgd(),
                 Schedule::Constant,
             ),
-            (
-                WeightDecay::Coupled(0.0),
-                Regime::gated_distance(),
-                Schedule::Constant,
-            ),
         ] {
             let tensors = tensors(specs.len() as u64, lengths);
             let mut spec = free(rule, regime, tensors).named(format!("{}", specs.len()));

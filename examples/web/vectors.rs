@@ -398,7 +398,6 @@ pub fn case_of_nonfinite(
             setting(Rule::sgd(), Regime::norm_ratio(), 0.0, 1.0),
             setting(Rule::sgd(), Regime::adgd(), 0.0, none),
             setting(Rule::sgd(), Regime::dowg(), 0.0, none),
-            setting(Rule::sgd(), Regime::gated_distance(), 0.0, none),
         ]);
     }
     let tell = |builder: OptimizerBuilder<Tensor>| builder.step_mode(mode).record_steps(16);
@@ -870,7 +869,6 @@ fn regimes(mode: StepMode, streams: bool) -> Vec<Regime> {
             Regime::adgd(),
             Regime::dowg(),
             Regime::polyak(),
-            Regime::gated_distance(),
         ],
         (_, true) => Vec::new(),
         (_, false) => vec![Regime::seesaw(), Regime::norm_ratio()],

@@ -372,7 +372,6 @@ fn regimes() -> Vec<Regime> {
         }),
         Regime::polyak(),
         Regime::ngn(),
-        Regime::gated_distance(),
         // Some stream wins after five rounds.
         Regime::AutoSgd(AutoSgd {
             rounds: 4,

@@ -19,8 +19,8 @@ use rand::SeedableRng;
 use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;
 use wgpu_optim::{
-    AdGd, AutoSgd, Averaging, BarzilaiBorwein, DoG, DoWG, GatedDistance, Hypergradient, NormRatio,
-    Record, Regime, Rule, Schedule, SecantForm, Seesaw, TensorRecord, Term, WeightDecay,
+    AdGd, AutoSgd, Averaging, BarzilaiBorwein, DoG, DoWG, Hypergradient, NormRatio, Record, Regime,
+    Rule, Schedule, SecantForm, Seesaw, TensorRecord, Term, WeightDecay,
 };
 
 use crate::CliError;
@@ -107,7 +107,6 @@ pub enum RegimeName {
     /// Loss and squared norm, bounded by 1.
     Ngn,
     /// Distance over gradients on windows, behind a gate that asks the norm.
-    GatedDistance,
     /// Three streams at three rates, of which the loss picks one; sgd and signsgd only.
     AutoSgd,
 }
@@ -129,7 +128,6 @@ impl RegimeName {
             RegimeName::DoWG => Regime::dowg(),
             RegimeName::Polyak => Regime::polyak(),
             RegimeName::Ngn => Regime::ngn(),
-            RegimeName::GatedDistance => Regime::gated_distance(),
             RegimeName::AutoSgd => Regime::auto_sgd(),
         }
     }
@@ -463,7 +461,6 @@ impl RegimeName {
                 }
                 Regime::BarzilaiBorwein(BarzilaiBorwein { first_step, .. })
                 | Regime::AdGd(AdGd { first_step, .. })
-                | Regime::GatedDistance(GatedDistance { first_step, .. })
                 | Regime::AutoSgd(AutoSgd { first_step, .. }) => *first_step = given,
                 Regime::DoG(DoG { initial_distance }) | Regime::DoWG(DoWG { initial_distance }) => {
                     *initial_distance = given;

@@ -125,7 +125,7 @@ pub(crate) fn lagged_step(of: &Lagged, slices: LaggedSlices) {
                 counters: next_counters,
                 ..Default::default()
             };
-            update_parameters(kernel, &update, elements, memory, None);
+            update_parameters(kernel, &update, elements, memory);
             slices.grads[tile].copy_from_slice(new);
         }
         block_start = block_end;

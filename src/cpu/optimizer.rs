@@ -10,9 +10,7 @@ use rayon::prelude::*;
 use crate::averaging::Averaging;
 use crate::cpu::average::average;
 use crate::cpu::finish_reduction::finish_reduction;
-use crate::cpu::finish_sketch::finish_sketch;
 use crate::cpu::finish_update::finish_update;
-use crate::cpu::fold_sketches::Sketch;
 use crate::cpu::half::Number;
 use crate::cpu::lagged_step::{Lagged, LaggedSlices, lagged_step};
 use crate::cpu::learning_rate::learning_rate;
@@ -62,8 +60,6 @@ pub struct CpuOptimizer {
     sums: Vec<ScopeSums>,
     states: Vec<GroupState>,
     updates: Vec<Update>,
-    /// One for each scope whose regime goes by a sketch.
-    ways: Vec<Way>,
     learning_rates: Vec<f32>,
     records: Vec<RawRecord>,
     /// By row, as `partials`; empty where no step is measured.
@@ -91,16 +87,6 @@ struct TensorMemory {
     next_memory: Memory,
     /// Of [`StepMode::Lagged`]: what each block measured.
     partials: Vec<ScopeSums>,
-    /// The last step, where the regime goes by a sketch.
-    sketch: Option<Box<Sketch>>,
-}
-
-/// How far a scope has come since its window began.
-#[derive(Debug)]
-struct Way {
-    sketch: Sketch,
-    groups: Vec<usize>,
-    tensors: Vec<usize>,
 }
 
 /// What the rule and the regime remember of a tensor.
@@ -198,7 +184,6 @@ impl OptimizerBuilder<Tensor> {
                 binding_alignment: 4,
                 dispatch_blocks: u32::MAX,
                 scope_partials: u64::MAX,
-                scope_sketches: u64::MAX,
                 quads_need_alignment: false,
                 apart: false,
             },
@@ -221,7 +206,6 @@ impl CpuOptimizer {
                 step_sums: Vec::new(),
                 next_memory: Memory::default(),
                 partials: Vec::new(),
-                sketch: None,
             })
             .collect();
         let blocks: usize = plan.windows.iter().map(|window| window.blocks.len()).sum();
@@ -238,10 +222,6 @@ impl CpuOptimizer {
             if window.kernel.step_sums {
                 tensor.step_sums = vec![StepSums::default(); window.blocks.len()];
             }
-            tensor.sketch = window
-                .kernel
-                .leaves_sketch()
-                .then(|| Box::new(Sketch::NONE));
             if plan.mode == StepMode::Lagged {
                 tensor.next_memory = Memory::new(window.kernel, tensor.elements);
                 tensor.partials = vec![no_totals(); window.blocks.len()];
@@ -250,20 +230,6 @@ impl CpuOptimizer {
                 rows[block.row as usize] = (index, number);
             }
         }
-        let ways = plan
-            .sketches
-            .iter()
-            .map(|rows| {
-                let is_driven = |&group: &usize| plan.groups[group].scope == rows.scope;
-                Way {
-                    sketch: Sketch::NONE,
-                    groups: (0..plan.groups.len()).filter(is_driven).collect(),
-                    tensors: (0..plan.tensors.len())
-                        .filter(|&tensor| is_driven(&plan.tensors[tensor].group))
-                        .collect(),
-                }
-            })
-            .collect();
         let states: Vec<GroupState> = plan.groups.iter().map(GroupState::initial).collect();
         CpuOptimizer {
             arch: Arch::new(),
@@ -274,7 +240,6 @@ impl CpuOptimizer {
             partials: vec![no_totals(); blocks],
             sums: vec![no_totals(); plan.scopes.len()],
             updates: plan.groups.iter().map(Update::initial).collect(),
-            ways,
             learning_rates: states.iter().map(|state| state.learning_rate).collect(),
             records: vec![RawRecord::default(); record_steps * states.len()],
             step_partials: if plan.units.is_empty() {
@@ -385,7 +350,6 @@ impl CpuOptimizer {
         self.set_rates();
         self.update(params, grads);
         self.finish_update();
-        self.finish_ways();
         self.check_halted()
     }
 
@@ -405,30 +369,6 @@ impl CpuOptimizer {
             // All groups hear of it from one scope.
             if let (false, Some(sums)) = (loss.is_finite(), self.sums.first_mut()) {
                 sums.first_nonfinite = sums.first_nonfinite.min(LOSS_ELEMENT);
-            }
-        }
-    }
-
-    /// The last pass, where a regime goes by a sketch of the steps.
-    fn finish_ways(&mut self) {
-        for way in &mut self.ways {
-            let Some(&group) = way.groups.first() else {
-                continue;
-            };
-            if self.updates[group].skip != 0 {
-                continue;
-            }
-            let mut steps = Sketch::NONE;
-            for &tensor in &way.tensors {
-                if let Some(sketch) = &self.tensors[tensor].sketch {
-                    steps.fold(sketch);
-                }
-            }
-            let restarted = self.states[group].restarted != 0;
-            let square = finish_sketch(&mut way.sketch, &steps, restarted);
-            for &group in &way.groups {
-                self.states[group].way_square_mantissa = square.mantissa;
-                self.states[group].way_square_exponent = square.exponent;
             }
         }
     }
@@ -803,7 +743,7 @@ impl CpuOptimizer {
             };
             let update = &updates[block.group as usize];
             if update.skip != skips::SKIP_ALL {
-                let steps = update_in_halves(
+                update_in_halves(
                     arch,
                     kernel,
                     update,
@@ -819,14 +759,10 @@ impl CpuOptimizer {
                             vector: &mut tensor.memory.vector,
                             averages: &mut tensor.averages,
                             step_sums: &mut tensor.step_sums,
-                            scope_element: block.scope_element,
                             streams: tensor.memory.streams.each_mut().map(Vec::as_mut_slice),
                         },
                     },
                 );
-                if let (Some(sketch), Some(steps)) = (&mut tensor.sketch, steps) {
-                    **sketch = steps;
-                }
             }
         };
         if self.parallel {
@@ -1060,7 +996,6 @@ struct UpdateStretch<'a, T> {
     update: &'a Update,
     elements: T,
     memory: MemorySlices<'a>,
-    sketch: Option<&'a mut Sketch>,
 }
 
 impl<T: Tiles> NullaryFnOnce for UpdateStretch<'_, T> {
@@ -1068,13 +1003,7 @@ impl<T: Tiles> NullaryFnOnce for UpdateStretch<'_, T> {
 
     #[inline(always)]
     fn call(self) {
-        update_parameters(
-            self.kernel,
-            self.update,
-            self.elements,
-            self.memory,
-            self.sketch,
-        );
+        update_parameters(self.kernel, self.update, self.elements, self.memory);
     }
 }
 
@@ -1133,18 +1062,11 @@ impl StretchSlices<'_> {
     }
 }
 
-/// Halves a tensor, at a multiple of the block, until a half is not worth handing to another thread. Where the regime goes by a
-/// sketch of the steps, halves are added up.
-fn update_in_halves(
-    arch: Arch,
-    kernel: Kernel,
-    update: &Update,
-    slices: StretchSlices,
-) -> Option<Sketch> {
+/// Halves a tensor, at a multiple of the block, until a half is not worth handing to another thread.
+fn update_in_halves(arch: Arch, kernel: Kernel, update: &Update, slices: StretchSlices) {
     let block = BLOCK_ELEMENTS as usize;
     let elements = slices.params.len();
     if elements <= block * PARALLEL_BLOCKS / 4 {
-        let mut sketch = kernel.leaves_sketch().then_some(Sketch::NONE);
         let StretchSlices {
             params,
             grads,
@@ -1152,13 +1074,12 @@ fn update_in_halves(
             first_element,
             memory,
         } = slices;
-        match (params, grads) {
+        return match (params, grads) {
             (SliceMut::F32(params), Slice::F32(grads)) => arch.dispatch(UpdateStretch {
                 kernel,
                 update,
                 elements: Wide { params, grads },
                 memory,
-                sketch: sketch.as_mut(),
             }),
             (params, grads) => arch.dispatch(UpdateStretch {
                 kernel,
@@ -1173,24 +1094,15 @@ fn update_in_halves(
                     buffers: &mut [[0.0; TILE]; 2],
                 },
                 memory,
-                sketch: sketch.as_mut(),
             }),
-        }
-        return sketch;
+        };
     }
     let middle = elements.div_ceil(block) / 2 * block;
     let (before, after) = slices.split_at(middle);
-    let (steps, steps_after) = rayon::join(
+    rayon::join(
         || update_in_halves(arch, kernel, update, before),
         || update_in_halves(arch, kernel, update, after),
     );
-    match (steps, steps_after) {
-        (Some(mut steps), Some(after)) => {
-            steps.fold(&after);
-            Some(steps)
-        }
-        _ => None,
-    }
 }
 
 /// The sweep of a lagged step over some blocks of a tensor.

@@ -20,13 +20,13 @@ use crate::gpu::swap_averages::Exchange;
 use crate::gpu::sweep::most_storage_buffers;
 use crate::gpu::tensor::{Span, Tensor};
 use crate::gpu::{
-    finish_reduction, finish_sketch, finish_update, fold_sketches, lagged_step, learning_rate,
-    reduce_gradient, swap_averages, undo_step, update_parameters,
+    finish_reduction, finish_update, lagged_step, learning_rate, reduce_gradient, swap_averages,
+    undo_step, update_parameters,
 };
 use crate::group::{GroupConfig, OptimizerBuilder, ResolvedGroup};
 use crate::layout::{
-    Block, GroupState, NO_TENSOR, PARTIAL_WORDS, RawRecord, RawTensorRecord, SKETCH_BUCKETS,
-    ScopeSums, SketchRows, StepSums, StepUnit, Update,
+    Block, GroupState, NO_TENSOR, PARTIAL_WORDS, RawRecord, RawTensorRecord, ScopeSums, StepSums,
+    StepUnit, Update,
 };
 use crate::plan::{
     Access, Geometry, Kernel, MemoryKind, Place, Plan, QUAD, Region, Stretch, TensorInfo, Window,
@@ -34,8 +34,8 @@ use crate::plan::{
 use crate::record::{RecordCursor, Records};
 use crate::step_mode::StepMode;
 
-/// One of the four passes, of the two that take the place of the first and the last in [`StepMode::Lagged`], of the two that follow
-/// where a regime goes by a sketch of the steps, or the one that is no part of a step.
+/// One of the four passes, of the two that take the place of the first and the last in [`StepMode::Lagged`], or the one that is no
+/// part of a step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum PassName {
     /// Pass 1.
@@ -54,10 +54,6 @@ pub enum PassName {
     UndoStep,
     /// Exchanges parameters and averages ([`Optimizer::encode_swap_averages`]).
     SwapAverages,
-    /// Adds up the sketches of many blocks.
-    FoldSketches,
-    /// Adds the step's sketch to that of the steps before.
-    FinishSketch,
 }
 
 impl PassName {
@@ -72,8 +68,6 @@ impl PassName {
             PassName::LaggedStep => lagged_step::STEM,
             PassName::UndoStep => undo_step::STEM,
             PassName::SwapAverages => swap_averages::STEM,
-            PassName::FoldSketches => fold_sketches::STEM,
-            PassName::FinishSketch => finish_sketch::STEM,
         }
     }
 }
@@ -194,8 +188,8 @@ impl OptimizerBuilder<Tensor> {
     ///
     /// Memory on the device beside the caller's buffers: 4 bytes per parameter for momentum rules, 8 for AdamW (4 with `β₁ = 0`), 1 byte per parameter for the
     /// direction memory of Seesaw and Hypergradient on rules without momentum, 4 for the last gradient of the secant regimes or the first parameters of DoG and DoWG, 12 for the streams of AutoSgd, 4 for an
-    /// [`Averaging`](crate::Averaging), 2 for [`Rounding::Masters`](crate::Rounding::Masters) of 16-bit parameters, 1 KiB for each block of a kernel with GatedDistance (a quarter of a byte per parameter in blocks
-    /// of 4096), otherwise nothing in proportion to the parameters.
+    /// [`Averaging`](crate::Averaging), 2 for [`Rounding::Masters`](crate::Rounding::Masters) of 16-bit parameters, otherwise nothing in proportion to
+    /// the parameters.
     ///
     /// Parameters and gradients may lie in one buffer. That is fine on every native backend; browsers refuse it where the two
     /// interleave.
@@ -352,8 +346,6 @@ fn geometry(gpu: &Gpu, limits: &wgpu::Limits) -> Geometry {
         binding_alignment,
         dispatch_blocks: limits.max_compute_workgroups_per_dimension,
         scope_partials: u64::from(gpu.tuning().finish_workgroup_size) * MOST_TRIPS,
-        scope_sketches: u64::from(STRIP) * MOST_TRIPS
-            / u64::from(SKETCH_BUCKETS.div_ceil(gpu.tuning().finish_workgroup_size)),
         quads_need_alignment: true,
         apart: false,
     }
@@ -403,12 +395,6 @@ impl Optimizer {
             u64::from(plan.partials) * u64::from(PARTIAL_WORDS),
         );
         let records = zeroed::<RawRecord>(gpu, "records", u64::from(record_steps) * group_count);
-        let rows: u64 = plan.sketches.iter().map(|rows| u64::from(rows.rows)).sum();
-        let sketches = zeroed::<f32>(gpu, "sketches", rows * u64::from(SKETCH_BUCKETS));
-
-        let ways = u64::from(SKETCH_BUCKETS) * plan.sketches.len() as u64;
-        let ways = zeroed::<f32>(gpu, "ways", ways);
-
         let recorded = plan.units.iter().filter(|unit| unit.tensor != NO_TENSOR);
         let recorded = recorded.count() as u32;
         let tensor_records = u64::from(record_steps) * u64::from(recorded);
@@ -451,8 +437,6 @@ impl Optimizer {
             states: &states,
             updates: &updates,
             partials: &partials,
-            sketches: &sketches,
-            ways: &ways,
         };
         let memories: Vec<WindowMemory> = plan
             .windows
@@ -570,7 +554,6 @@ impl Optimizer {
                 workgroups: plan.units.len() as u32,
             });
         }
-        last.extend(sketch_passes(gpu, &plan, tables));
         let steps = sweeps
             .into_iter()
             .map(|Sweeps { before, after }| [before, scalar.to_vec(), after, last.clone()].concat())
@@ -601,7 +584,6 @@ impl Optimizer {
                 buffers,
                 memories,
                 updates,
-                ways,
             },
         })
     }
@@ -983,75 +965,6 @@ struct Tables<'a> {
     states: &'a wgpu::Buffer,
     updates: &'a wgpu::Buffer,
     partials: &'a wgpu::Buffer,
-    /// What each block leaves of its steps where a regime goes by that.
-    sketches: &'a wgpu::Buffer,
-    /// The sum of those since a window began, per scope.
-    ways: &'a wgpu::Buffer,
-}
-
-/// Sketches that are folded into one where there are more.
-const STRIP: u32 = 32;
-
-/// The passes after the last sweep: none unless a regime goes by a sketch.
-fn sketch_passes(gpu: &Gpu, plan: &Plan, tables: Tables) -> Vec<Dispatch> {
-    let (device, tuning) = (gpu.device(), gpu.tuning());
-    if plan.sketches.is_empty() {
-        return Vec::new();
-    }
-    let mut passes = Vec::new();
-    let most = plan.sketches.iter().map(|scope| scope.rows).max();
-    let folds = most.unwrap_or(0) > STRIP;
-    if folds {
-        let strips: Vec<SketchRows> = plan
-            .sketches
-            .iter()
-            .flat_map(|scope| {
-                (0..scope.rows)
-                    .step_by(STRIP as usize)
-                    .map(|row| SketchRows {
-                        first: scope.first + row,
-                        rows: STRIP.min(scope.rows - row),
-                        ..*scope
-                    })
-            })
-            .collect();
-        let pass = fold_sketches::pipeline(device, &tuning);
-        // As many in a dispatch as a device can have.
-        let grid = device.limits().max_compute_workgroups_per_dimension;
-        for strips in strips.chunks(grid as usize) {
-            let table = filled(gpu, "strips", strips);
-            passes.push(Dispatch {
-                pass: PassName::FoldSketches,
-                bind_groups: vec![pass.bind(
-                    device,
-                    0,
-                    &[whole(&table), whole(tables.updates), whole(tables.sketches)],
-                )],
-                pipeline: pass.pipeline.clone(),
-                workgroups: strips.len() as u32,
-            });
-        }
-    }
-    let scopes = filled(gpu, "sketched scopes", &plan.sketches);
-    let pass = finish_sketch::pipeline(device, &tuning, if folds { STRIP } else { 1 });
-    passes.push(Dispatch {
-        pass: PassName::FinishSketch,
-        bind_groups: vec![pass.bind(
-            device,
-            0,
-            &[
-                whole(&scopes),
-                whole(tables.groups),
-                whole(tables.updates),
-                whole(tables.sketches),
-                whole(tables.ways),
-                whole(tables.states),
-            ],
-        )],
-        pipeline: pass.pipeline.clone(),
-        workgroups: plan.sketches.len() as u32,
-    });
-    passes
 }
 
 /// The dispatches before and after those that handle scalars.
@@ -1203,11 +1116,7 @@ fn two_pass_sweeps(
     let mut averages = averages.iter_mut();
     for (window, memory) in plan.windows.iter().zip(memories) {
         let momentum = memory.find(&OF_THE_RULE, 0);
-        let regimes = if window.kernel.leaves_sketch() {
-            tables.sketches
-        } else {
-            memory.find(&OF_THE_REGIME, 0).unwrap_or(&nothing[1])
-        };
+        let regimes = memory.find(&OF_THE_REGIME, 0).unwrap_or(&nothing[1]);
         let base_iterates = window
             .kernel
             .compares_iterates()

@@ -48,12 +48,6 @@ pub(crate) mod shared {
         include_str!("../../shaders/shared/move_schedule_free.wgsl");
     pub(crate) const AVERAGE: &str = include_str!("../../shaders/shared/average.wgsl");
     pub(crate) const NO_AVERAGE: &str = include_str!("../../shaders/shared/no_average.wgsl");
-    pub(crate) const GATED_DISTANCE: &str =
-        include_str!("../../shaders/shared/gated_distance.wgsl");
-    pub(crate) const MEASURE_MAGNITUDE: &str =
-        include_str!("../../shaders/shared/measure_magnitude.wgsl");
-    pub(crate) const SWEEP_QUADS: &str = include_str!("../../shaders/shared/sweep_quads.wgsl");
-    pub(crate) const LEAVE_SKETCH: &str = include_str!("../../shaders/shared/leave_sketch.wgsl");
     pub(crate) const TREE: &str = include_str!("../../shaders/shared/tree.wgsl");
     pub(crate) const COUNTERS: &str = include_str!("../../shaders/shared/counters.wgsl");
     pub(crate) const LOAD_QUADS: &str = include_str!("../../shaders/shared/load_quads.wgsl");

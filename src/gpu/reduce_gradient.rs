@@ -34,11 +34,6 @@ pub(crate) fn pipeline(
             files.push(shared::MEASURE_MOMENTUM);
             (read, absent)
         }
-        // Whatever is measured: without the magnitude nothing is.
-        Alignment::Sketch => {
-            files.push(shared::MEASURE_MAGNITUDE);
-            (absent, absent)
-        }
         Alignment::Counters => {
             files.push(shared::MEASURE_COUNTERS);
             (absent, read)

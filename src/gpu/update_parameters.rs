@@ -3,8 +3,7 @@
 use crate::gpu::pass::{Binding, PassSource, Pipeline, flag, shared};
 use crate::gpu::sweep::{Elements, average, moving, read_beside_written};
 use crate::gpu::tuning::Tuning;
-use crate::layout::SKETCH_BUCKETS;
-use crate::plan::{Access, Alignment, Encoding, Kernel, QUAD};
+use crate::plan::{Access, Alignment, Encoding, Kernel};
 
 pub(crate) const STEM: &str = "update_parameters";
 
@@ -19,15 +18,12 @@ pub(crate) fn pipeline(
     let source = include_str!("../../shaders/update_parameters.wgsl");
     let (source, gradients) =
         read_beside_written(source, "gradients", one_buffer || kernel.clears_gradients);
-    let (keep, sweep) = match kernel.alignment {
-        Alignment::LastGradient => (shared::KEEP_GRADIENT, shared::SWEEP_QUADS),
-        Alignment::FirstParameters | Alignment::Streams => {
-            (shared::KEEP_PARAMETERS, shared::SWEEP_QUADS)
-        }
+    let keep = match kernel.alignment {
+        Alignment::LastGradient => shared::KEEP_GRADIENT,
+        Alignment::FirstParameters | Alignment::Streams => shared::KEEP_PARAMETERS,
         Alignment::None | Alignment::Momentum | Alignment::Counters | Alignment::Iterates => {
-            (shared::KEEP_COUNTERS, shared::SWEEP_QUADS)
+            shared::KEEP_COUNTERS
         }
-        Alignment::Sketch => (shared::LEAVE_SKETCH, ""),
     };
     let settle = if kernel.has_streams() {
         shared::STORE_EXCHANGED
@@ -73,11 +69,10 @@ pub(crate) fn pipeline(
         keep,
         settle,
         average,
-        sweep,
     ];
     files.extend(moving(kernel));
     files.extend(elements.files.iter().map(|file| &**file));
-    if kernel.leaves_sketch() || kernel.encoding == Encoding::Stochastic {
+    if kernel.encoding == Encoding::Stochastic {
         files.push(shared::RANDOM_BITS);
     }
     files.extend(measure);
@@ -91,10 +86,6 @@ pub(crate) fn pipeline(
         flag("CLEAR", kernel.clears_gradients),
     ];
     constants.extend(elements.constants);
-    if kernel.leaves_sketch() {
-        let slots = tuning.workgroup_size.max(SKETCH_BUCKETS / QUAD);
-        constants.push(("SLOTS", f64::from(slots)));
-    }
     Pipeline::new(
         device,
         &PassSource {

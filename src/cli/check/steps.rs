@@ -39,16 +39,9 @@ pub fn cases(subject: &Subject) -> Vec<Box<dyn Case>> {
     cases
 }
 
-/// GatedDistance only runs after an ignition, and begins its third window 48 steps later. An episode of streams takes fifteen, and the
-/// first after it tells how it ended.
+/// An episode of streams takes fifteen, and the first after it tells how it ended.
 fn steps(regime: Regime) -> usize {
-    if regime.needs_sketch() {
-        8 * STEPS
-    } else if regime.needs_streams() {
-        18
-    } else {
-        STEPS
-    }
+    if regime.needs_streams() { 18 } else { STEPS }
 }
 
 /// Regimes that keep the same memory share an optimizer, so that most kernels are compiled once: some drivers take a tenth of a second
@@ -59,7 +52,6 @@ fn by_memory(regimes: Vec<Regime>) -> Vec<Vec<Regime>> {
             regime.needs_alignment(),
             regime.needs_last_gradient(),
             regime.needs_first_parameters(),
-            regime.needs_sketch(),
             regime.needs_streams(),
             regime.fits_lagged_steps(),
         )

@@ -20,7 +20,6 @@ pub(super) struct Kept {
     /// What is remembered of each window's parameters.
     pub(super) memories: Vec<WindowMemory>,
     pub(super) updates: wgpu::Buffer,
-    pub(super) ways: wgpu::Buffer,
 }
 
 /// A stretch of a buffer on the device, and what is in it.
@@ -257,7 +256,6 @@ impl Optimizer {
             buffers,
             memories,
             updates,
-            ways,
         } = &self.kept;
         let mut pieces = Vec::new();
         for table in Table::all(&self.plan) {
@@ -266,7 +264,6 @@ impl Optimizer {
                 buffer: match table {
                     Table::States => &self.states,
                     Table::Updates => updates,
-                    Table::Ways => ways,
                     Table::TensorRecords => &self.tensor_records,
                 },
                 start: 0,
