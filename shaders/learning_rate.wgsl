@@ -149,8 +149,7 @@ fn learning_rate(@builtin(global_invocation_id) id: vec3<u32>) {
         u.momentum = c.direction_momentum;
         u.momentum_keep = c.momentum;
         u.gradient_share = c.gradient_share;
-        // A lagged step has taken its own gradient into the momentum before this.
-        if (c.flags & MOMENTUM_FROM_GRADIENT) != 0u && (c.flags & LAGGED) == 0u && s.momentum_started == 0u {
+        if (c.flags & MOMENTUM_FROM_GRADIENT) != 0u && s.momentum_started == 0u {
             u.gradient_share = 1.0;
         }
         if SECOND_MOMENTS && c.epsilon > 0.0 {
@@ -185,10 +184,6 @@ fn learning_rate(@builtin(global_invocation_id) id: vec3<u32>) {
         updates[group].first = 0u;
         updates[group].put = turn.put;
         updates[group].take = turn.take;
-    }
-    // A lagged step's update is for the next gradient, which is made with the next scale.
-    if (c.flags & LAGGED) != 0u {
-        updates[group].unscale = power_of_two(-s.loss_scale_exponent);
     }
     if group == 0u {
         loss_scale[0] = power_of_two(s.loss_scale_exponent);

@@ -96,7 +96,7 @@ pub struct Checkpoint {
 }
 
 /// The version of the form, one higher with every change that an older version of this crate would not understand.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 
 /// The key of [`About`] in the header's metadata.
 const ABOUT: &str = "wgpu-optim checkpoint";
@@ -153,7 +153,7 @@ impl Checkpoint {
     /// in memory that is in proportion to their number.
     ///
     /// # Errors
-    /// [`Error::CheckpointDamaged`] for bytes that are no whole checkpoint, [`Error::CheckpointVersion`] for a newer form. What does not
+    /// [`Error::CheckpointDamaged`] for bytes that are no whole checkpoint, [`Error::CheckpointVersion`] for another form. What does not
     /// fit an optimizer is found when it is restored.
     pub fn from_bytes(bytes: impl Into<Vec<u8>>) -> Result<Self, Error> {
         let mut bytes = bytes.into();
@@ -207,11 +207,6 @@ impl Checkpoint {
     /// Steps attempted before it was saved, skipped ones included: the number of the step that comes next.
     pub fn step(&self) -> u64 {
         self.about.step
-    }
-
-    /// How the optimizer's steps go over the gradients: [`StepMode::name`](crate::StepMode::name).
-    pub fn step_mode(&self) -> &str {
-        &self.about.step_mode
     }
 
     /// What the caller added when it was made.
@@ -411,16 +406,15 @@ fn sized(bytes: usize) -> Result<Vec<u8>, String> {
     Ok(sized)
 }
 
-/// `checkpoint of step 230: two-pass, groups "model"; 4 tensors of 9610 elements, with parameters`
+/// `checkpoint of step 230: groups "model"; 4 tensors of 9610 elements, with parameters`
 impl fmt::Display for Checkpoint {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let groups: Vec<String> = self.groups().map(|name| format!("\"{name}\"")).collect();
         let elements: u64 = self.tensors().map(|(_, elements)| elements).sum();
         write!(
             f,
-            "checkpoint of step {}: {}, groups {}; {} tensors of {elements} elements, {} parameters",
+            "checkpoint of step {}: groups {}; {} tensors of {elements} elements, {} parameters",
             self.step(),
-            self.step_mode(),
             groups.join(", "),
             self.about.tensors.len(),
             if self.has_parameters() {
@@ -464,7 +458,7 @@ pub(crate) fn steps_of(state: &GroupState) -> u64 {
 pub(crate) enum Table {
     /// [`GroupState`] of each group, word by word.
     States,
-    /// [`Update`] of each group, word by word: a lagged step takes it over from the step before, and averages go by it.
+    /// [`Update`] of each group, word by word: averages go by it.
     Updates,
     /// The last [`RawTensorRecord`] of each tensor with telemetry, word by word: that of a skipped step takes its norm from it.
     TensorRecords,

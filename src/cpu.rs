@@ -6,7 +6,6 @@ mod count_steps;
 mod finish_reduction;
 mod finish_update;
 mod half;
-mod lagged_step;
 mod learning_rate;
 mod optimizer;
 mod reduce_gradient;

@@ -37,12 +37,6 @@ pub enum Error {
         name: String,
     },
 
-    /// `step` of a lagged optimizer, or `step_lagged` of another.
-    #[error(
-        "the optimizer was built for the other step mode: call step with StepMode::TwoPass (the default), step_lagged with StepMode::Lagged"
-    )]
-    StepMode,
-
     /// A call that does not come next in a step: that of several ranks is measured, combined and applied, in this order, and others are not.
     #[error("{call} was called out of turn: {way_out}")]
     ShardedStep {
@@ -402,17 +396,6 @@ pub enum Error {
     CheckpointWithoutParameters {
         /// Which checkpoint.
         checkpoint: String,
-    },
-
-    /// A lagged optimizer's recorded steps are not those that were run.
-    #[error(
-        "{recorded} lagged steps were recorded, but the device has run {run}: submit every recorded step, once, before the state is saved"
-    )]
-    StepsPending {
-        /// Steps that were recorded.
-        recorded: u64,
-        /// Steps that were run.
-        run: u64,
     },
 
     /// A readback failed or did not come in time.

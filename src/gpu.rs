@@ -3,7 +3,6 @@
 mod context;
 mod finish_reduction;
 mod finish_update;
-mod lagged_step;
 mod learning_rate;
 mod optimizer;
 mod pass;
@@ -17,7 +16,6 @@ mod tune;
 mod tuning;
 #[cfg(feature = "tuning-cache")]
 mod tuning_cache;
-mod undo_step;
 mod update_parameters;
 
 pub use context::{DEFAULT_READBACK_TIMEOUT, Gpu, GpuOptions};

@@ -3,8 +3,6 @@
 
 use bytemuck::{Pod, Zeroable};
 
-use crate::schedule::Schedule;
-
 /// A stretch of one group's elements that one workgroup walks, within one dispatch.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Pod, Zeroable)]
@@ -126,21 +124,6 @@ pub struct GroupConstants {
     pub rounding_seed: u32,
 }
 
-impl GroupConstants {
-    /// The schedule's factor of the first step.
-    fn first_schedule_factor(&self) -> f32 {
-        let rises = self.schedule_rise > 0;
-        let factor = match self.schedule {
-            schedule_kinds::WARMUP_COSINE | schedule_kinds::INVERSE_SQRT if rises => {
-                1.0 / self.schedule_rise as f32
-            }
-            schedule_kinds::ONE_CYCLE if rises => self.schedule_first,
-            _ => 1.0,
-        };
-        factor.max(Schedule::FLOOR)
-    }
-}
-
 /// Bits of [`GroupConstants::flags`].
 pub mod group_flags {
     /// The direction is a vector of signs, or as long as one ([`Rule::is_scale_free`](crate::Rule::is_scale_free)): the first rate is the
@@ -154,10 +137,8 @@ pub mod group_flags {
     pub const BRAKE: u32 = 8;
     /// The clip's norm is that of the gradient without weight decay and has sums of its own.
     pub const RAW_NORM: u32 = 16;
-    /// The update is for the next step, not for this one ([`StepMode::Lagged`](crate::StepMode::Lagged)).
-    pub const LAGGED: u32 = 32;
     /// The alignment is measured against y - z of schedule-free training, where y and z begin to differ with the second step.
-    pub const ITERATES: u32 = 64;
+    pub const ITERATES: u32 = 32;
 }
 
 /// Values of [`GroupConstants::regime`]: the formulas of pass 3.
@@ -530,47 +511,6 @@ pub struct Update {
     pub rounding_key: u32,
 }
 
-impl Update {
-    /// What the first lagged step does, which has no sums to go by: a given rate holds, otherwise nothing moves yet.
-    pub(crate) fn initial(constants: &GroupConstants) -> Self {
-        let learning_rate = if constants.flags & group_flags::INITIAL_RATE != 0 {
-            constants.initial_rate * constants.first_schedule_factor()
-        } else {
-            0.0
-        };
-        let second_moment = constants.epsilon > 0.0;
-        let of_second_moment = |number: f32| if second_moment { number } else { 0.0 };
-        Update {
-            skip: 0,
-            learning_rate,
-            gradient_factor: constants.gradient_factor,
-            micro_share: constants.gradient_factor.abs(),
-            unscale: unscale(constants.loss_scale_first),
-            coupled_decay: constants.coupled_decay,
-            shrink: 1.0 - learning_rate * constants.decoupled_decay,
-            momentum_keep: constants.momentum,
-            gradient_share: if constants.flags & group_flags::MOMENTUM_FROM_GRADIENT != 0 {
-                1.0
-            } else {
-                constants.gradient_share
-            },
-            momentum: constants.direction_momentum,
-            square_keep: constants.square_keep,
-            first_correction: of_second_moment(1.0 / (1.0 - constants.momentum)),
-            second_correction: of_second_moment(1.0 / (1.0 - constants.square_keep).sqrt()),
-            epsilon: constants.epsilon,
-            gradient_exponent: 0,
-            direction_exponent: 0,
-            started: 0,
-            first: 0,
-            average_weight: 0.0,
-            put: slots::NO_SLOT,
-            take: slots::NO_SLOT,
-            rounding_key: 0,
-        }
-    }
-}
-
 /// One step of one group, as pass 3 writes it into the ring. Read it as [`Record`](crate::Record).
 #[repr(C)]
 #[derive(Debug, Clone, Copy, PartialEq, Default, Pod, Zeroable)]
@@ -748,12 +688,6 @@ impl GroupState {
             state.first_rate_exponent = exponent;
             state.ln_first_rate_int = ln_rate.floor() as i32;
             state.ln_first_rate_fraction = ((ln_rate - ln_rate.floor()) * 4_294_967_296.0) as u32;
-            // The first lagged step takes the rate that holds now, and no other than a two-pass step would.
-            if constants.flags & group_flags::LAGGED != 0 {
-                let factor = constants.first_schedule_factor();
-                state.learning_rate *= factor;
-                state.ln_schedule = f64::from(factor).ln() as f32;
-            }
         }
         state
     }

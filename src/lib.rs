@@ -19,7 +19,7 @@
 //! Several ranks can share one optimizer, with what they have measured exchanged after pass 2 ([`ShardSums`]).
 //!
 //! Pass 1 and pass 4 are the only ones that touch memory in proportion to the parameters: SGD with a rate from the norm moves 16
-//! bytes per parameter (g; then w, g, w). [`StepMode::Lagged`] is another algorithm that sweeps once and moves 12.
+//! bytes per parameter (g; then w, g, w).
 //!
 //! # Example
 //! On the CPU; the README has the same on a device.
@@ -72,7 +72,6 @@ mod rule;
 mod safeguards;
 mod schedule;
 mod shard;
-mod step_mode;
 mod trust;
 mod warning;
 
@@ -96,7 +95,6 @@ pub use rule::{Rule, WeightDecay};
 pub use safeguards::{LossScaler, NonFinitePolicy};
 pub use schedule::Schedule;
 pub use shard::{CombinedSums, ShardSums};
-pub use step_mode::StepMode;
 pub use trust::TrustRatio;
 pub use warning::Warning;
 // Whose types are in the interface.

@@ -10,7 +10,7 @@ use std::collections::HashMap;
 
 use crate::averaging::Averaging;
 use crate::element::{self, Element, Rounding};
-use crate::error::{Error, require};
+use crate::error::Error;
 use crate::group::{GroupConfig, ResolvedGroup};
 use crate::layout::{Block, GroupConstants, NO_TENSOR, ScopeTable, StepUnit, group_flags, slots};
 use crate::record::Record;
@@ -18,7 +18,6 @@ use crate::regime::Regime;
 use crate::rule::{LARGEST_SQUARED, Rule, decay_of};
 use crate::safeguards::Safeguards;
 use crate::shard::Shard;
-use crate::step_mode::StepMode;
 
 /// Elements that one lane operation of a kernel handles.
 pub(crate) const QUAD: u32 = 4;
@@ -268,18 +267,6 @@ impl Kernel {
     pub(crate) fn has_last_gradient(self) -> bool {
         self.alignment == Alignment::LastGradient
     }
-
-    /// Words (4 bytes) that a lagged step remembers of a quad in one place: momentum or squares, counters, or nothing. Squares beside a
-    /// momentum lie in another.
-    pub(crate) fn memory_words(self) -> u32 {
-        if self.momentum_vectors() > 0 {
-            QUAD
-        } else if self.has_counters() {
-            1
-        } else {
-            0
-        }
-    }
 }
 
 /// A memory with an entry for every parameter. These are all that a step remembers of a parameter, so that whoever allocates, saves or
@@ -468,7 +455,6 @@ pub struct TensorInfo {
 /// The whole plan.
 #[derive(Debug, Clone)]
 pub(crate) struct Plan {
-    pub(crate) mode: StepMode,
     pub(crate) safeguards: Safeguards,
     pub(crate) accumulation: Accumulation,
     pub(crate) configs: Vec<GroupConfig>,
@@ -517,7 +503,6 @@ impl Plan {
     /// Decides everything. Tensor places are checked for length and overlap elsewhere ([`check_overlaps`]).
     pub(crate) fn new(
         groups: Vec<ResolvedGroup<Place>>,
-        mode: StepMode,
         safeguards: Safeguards,
         accumulation: Accumulation,
         geometry: &Geometry,
@@ -526,8 +511,7 @@ impl Plan {
             for (name, place) in &group.tensors {
                 element::check(
                     name,
-                    [place.params, place.grads],
-                    mode == StepMode::Lagged,
+                    place.params,
                     group.config.averaging.is_on(),
                     group.config.rounding,
                 )?;
@@ -563,14 +547,6 @@ impl Plan {
         for (index, config) in configs.iter().enumerate() {
             let scope = &scopes[scope_of_group[index]];
             let mut kernel = kernel_of(config, scope, &configs)?;
-            // Its kernel has no binding left for a second memory and the copy of it.
-            require(
-                mode == StepMode::TwoPass || !(kernel.has_counters() && kernel.rule.has_squares()),
-                || format!("group \"{}\" with rule {}", config.name, config.rule.name()),
-                "beta1",
-                0,
-                "above 0 with StepMode::Lagged and a regime that measures alignment, such as Seesaw (StepMode::TwoPass can do it)",
-            )?;
             kernel.loss_scale = safeguards.loss_scaler.is_some();
             kernel.clears_gradients = accumulation.clears;
             let elements: u64 = scope.groups.iter().map(|&g| elements_of_group[g]).sum();
@@ -582,9 +558,6 @@ impl Plan {
                 &configs,
                 elements,
             );
-            if mode == StepMode::Lagged {
-                group.flags |= group_flags::LAGGED;
-            }
             safeguards.write_to(&mut group);
             group.gradient_factor = group.sign / accumulation.micro_batches as f32;
             constants.push(group);
@@ -632,7 +605,6 @@ impl Plan {
         let (table, partials) = number_rows(&scopes, &scope_of_group, &mut windows, geometry)?;
         let units = units_of(&configs, &tensors, &windows);
         Ok(Plan {
-            mode,
             safeguards,
             accumulation,
             configs,

@@ -215,11 +215,6 @@ impl Regime {
         !(self.needs_alignment() && rises && rise > u64::from(schedule.steps()))
     }
 
-    /// Whether [`StepMode::Lagged`](crate::StepMode::Lagged) can measure what it needs: the gradient and its direction, no more.
-    pub fn fits_lagged_steps(&self) -> bool {
-        !(self.needs_last_gradient() || self.needs_first_parameters() || self.needs_loss())
-    }
-
     /// Whether the first rate comes from the length of the first step, so that pass 1 must measure `‖w₀‖` once.
     pub fn needs_initial_norm(&self) -> bool {
         match self {

@@ -310,7 +310,6 @@ fn rust_layout() -> Layout {
         ("BRAKE", group_flags::BRAKE),
         // The override constant of pass 1 has the short name.
         ("RAW_NORM_CLIP", group_flags::RAW_NORM),
-        ("LAGGED", group_flags::LAGGED),
         ("ITERATES", group_flags::ITERATES),
         ("SEESAW", regime_kinds::SEESAW),
         ("ADAGRAD_NORM", regime_kinds::ADAGRAD_NORM),

@@ -8,7 +8,7 @@ use common::oracle::Oracle;
 use common::run::{Spec, alone, bits, devices, every_path};
 use wgpu_optim::{
     AdaGradNorm, AutoSgd, BarzilaiBorwein, DoG, DoWG, Error, Group, Ngn, OptimizerBuilder, Polyak,
-    Record, Regime, Rule, Schedule, SecantForm, StepMode, WeightDecay,
+    Record, Regime, Rule, Schedule, SecantForm, WeightDecay,
 };
 
 const LEN: usize = 61;
@@ -364,26 +364,6 @@ fn a_loss_that_nobody_gave_is_asked_for() {
             error.to_string().contains("OptimizerBuilder::loss"),
             "{error}"
         );
-    }
-}
-
-#[test]
-fn lagged_steps_refuse_what_they_cannot_measure() {
-    let _alone = alone();
-    let w = [1.0f32; 4];
-    for regime in [
-        Regime::adgd(),
-        Regime::dog(),
-        Regime::polyak(),
-        Regime::auto_sgd(),
-    ] {
-        let error = OptimizerBuilder::new(Rule::sgd())
-            .regime(regime)
-            .step_mode(StepMode::Lagged)
-            .group(Group::new("all").tensor("w", &w[..], &w[..]))
-            .build_cpu()
-            .unwrap_err();
-        assert!(error.to_string().contains("TwoPass"), "{error}");
     }
 }
 

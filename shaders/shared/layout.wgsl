@@ -66,8 +66,7 @@ const INITIAL_RATE = 2u;
 const MOMENTUM_FROM_GRADIENT = 4u;
 const BRAKE = 8u;
 const RAW_NORM_CLIP = 16u;
-const LAGGED = 32u;
-const ITERATES = 64u;
+const ITERATES = 32u;
 
 const SEESAW = 0u;
 const ADAGRAD_NORM = 1u;

@@ -1,7 +1,7 @@
 //! Pass 3, what follows from the exact number of steps that were taken: twin of `shaders/shared/count_steps.wgsl`.
 
 use crate::cpu::scaled::{LN_2_HIGH, LN_2_LOW, Scaled, power_of_two};
-use crate::layout::{GroupConstants, GroupState, average_kinds, group_flags};
+use crate::layout::{GroupConstants, GroupState, average_kinds};
 
 /// Steps that were not skipped, this one not counted; the largest u32 where there are more.
 pub(crate) fn steps_taken(s: &GroupState) -> u32 {
@@ -50,9 +50,7 @@ pub(crate) fn schedule_free_weight(s: &mut GroupState, rate: f32, taken: u32) ->
 
 /// 1/(1 - β₁ᵏ) and 1/√(1 - β₂ᵏ) of AdamW, which make up for moments that began at zero.
 pub(crate) fn bias_corrections(c: &GroupConstants, taken: u32) -> (f32, f32) {
-    // A lagged step's update is for the step after it.
-    let lag = u32::from(c.flags & group_flags::LAGGED != 0);
-    let k = taken.saturating_add(1 + lag);
+    let k = taken.saturating_add(1);
     (
         1.0 / one_less_power(c.first_decay, k),
         1.0 / one_less_power(c.second_decay, k).sqrt(),

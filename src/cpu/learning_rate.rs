@@ -240,10 +240,8 @@ fn take_step(
         (bound.exponent + 1).clamp(-126, 126)
     };
 
-    // A lagged step has taken its own gradient into the momentum before this.
-    let first_momentum = c.flags & group_flags::MOMENTUM_FROM_GRADIENT != 0
-        && c.flags & group_flags::LAGGED == 0
-        && s.momentum_started == 0;
+    let first_momentum =
+        c.flags & group_flags::MOMENTUM_FROM_GRADIENT != 0 && s.momentum_started == 0;
     if c.epsilon > 0.0 {
         (s.first_correction, s.second_correction) = bias_corrections(c, steps_taken(s));
     }

@@ -4,15 +4,14 @@
 mod checkpoint;
 mod shard;
 
+use bytemuck::Zeroable;
 use pulp::{Arch, NullaryFnOnce};
 use rayon::prelude::*;
 
 use crate::averaging::Averaging;
-use crate::cpu::average::average;
 use crate::cpu::finish_reduction::finish_reduction;
 use crate::cpu::finish_update::finish_update;
 use crate::cpu::half::Number;
-use crate::cpu::lagged_step::{Lagged, LaggedSlices, lagged_step};
 use crate::cpu::learning_rate::learning_rate;
 use crate::cpu::reduce_gradient::{BlockSlices, no_totals, reduce_gradient};
 use crate::cpu::schedule_free::{average_of, between};
@@ -28,7 +27,6 @@ use crate::layout::{
 use crate::plan::{Encoding, Geometry, Kernel, Place, Plan, TensorInfo};
 use crate::record::{Record, RecordCursor, Records};
 use crate::shard::Stage;
-use crate::step_mode::StepMode;
 
 /// Elements of a block: small enough for the first-level cache, large enough that handing it to a thread costs nothing.
 pub(crate) const BLOCK_ELEMENTS: u32 = 4096;
@@ -83,10 +81,6 @@ struct TensorMemory {
     averages: Vec<f32>,
     /// What each block measured of the step; empty where that is not asked for.
     step_sums: Vec<StepSums>,
-    /// Of [`StepMode::Lagged`]: what the memory becomes unless the step is skipped.
-    next_memory: Memory,
-    /// Of [`StepMode::Lagged`]: what each block measured.
-    partials: Vec<ScopeSums>,
 }
 
 /// What the rule and the regime remember of a tensor.
@@ -135,7 +129,7 @@ impl OptimizerBuilder<Tensor> {
     /// # Errors
     /// A wrong number, name or length.
     pub fn build_cpu(self) -> Result<CpuOptimizer, Error> {
-        let (mode, safeguards, shard) = (self.mode, self.safeguards, self.shard);
+        let (safeguards, shard) = (self.safeguards, self.shard);
         let accumulation = self.accumulation;
         require(
             !accumulation.clears,
@@ -174,7 +168,6 @@ impl OptimizerBuilder<Tensor> {
         }
         let plan = Plan::new(
             placed,
-            mode,
             safeguards,
             accumulation,
             &Geometry {
@@ -204,8 +197,6 @@ impl CpuOptimizer {
                 memory: Memory::default(),
                 averages: Vec::new(),
                 step_sums: Vec::new(),
-                next_memory: Memory::default(),
-                partials: Vec::new(),
             })
             .collect();
         let blocks: usize = plan.windows.iter().map(|window| window.blocks.len()).sum();
@@ -222,10 +213,6 @@ impl CpuOptimizer {
             if window.kernel.step_sums {
                 tensor.step_sums = vec![StepSums::default(); window.blocks.len()];
             }
-            if plan.mode == StepMode::Lagged {
-                tensor.next_memory = Memory::new(window.kernel, tensor.elements);
-                tensor.partials = vec![no_totals(); window.blocks.len()];
-            }
             for (number, block) in window.blocks.iter().enumerate() {
                 rows[block.row as usize] = (index, number);
             }
@@ -239,7 +226,7 @@ impl CpuOptimizer {
             rows,
             partials: vec![no_totals(); blocks],
             sums: vec![no_totals(); plan.scopes.len()],
-            updates: plan.groups.iter().map(Update::initial).collect(),
+            updates: vec![Update::zeroed(); plan.groups.len()],
             learning_rates: states.iter().map(|state| state.learning_rate).collect(),
             records: vec![RawRecord::default(); record_steps * states.len()],
             step_partials: if plan.units.is_empty() {
@@ -263,7 +250,7 @@ impl CpuOptimizer {
     ///
     /// # Errors
     /// [`Error::StepTensors`] or [`Error::StepLength`] where the slices are not those that were declared,
-    /// [`Error::StepMode`] for an optimizer of [`StepMode::Lagged`], [`Error::ShardedStep`] where other ranks have other parameters,
+    /// [`Error::ShardedStep`] where other ranks have other parameters,
     /// [`Error::MissingLoss`] where a regime goes by the loss,
     /// [`Error::AveragesSwapped`] between two [`swap_averages`](CpuOptimizer::swap_averages); nothing has changed then.
     /// [`Error::Halted`] by [`NonFinitePolicy::Error`](crate::NonFinitePolicy::Error), at every step until
@@ -341,7 +328,6 @@ impl CpuOptimizer {
         grads: &[impl Values + Sync],
         loss: f32,
     ) -> Result<(), Error> {
-        self.check_mode(StepMode::TwoPass)?;
         self.check_averages_in_place("a step")?;
         self.check_alone("step")?;
         self.check_slices("parameter", params)?;
@@ -371,39 +357,6 @@ impl CpuOptimizer {
                 sums.first_nonfinite = sums.first_nonfinite.min(LOSS_ELEMENT);
             }
         }
-    }
-
-    /// One step of [`StepMode::Lagged`]. The new parameters are written over the gradients; then the slices are exchanged, so that
-    /// `params` are the parameters again, and `grads` where the next gradients belong. In a step that is skipped they stay as they
-    /// are: the parameters are untouched, and what `grads` holds is of no more use.
-    ///
-    /// # Errors
-    /// As [`CpuOptimizer::step`], the other way round.
-    pub fn step_lagged<'a>(
-        &mut self,
-        params: &mut [&'a mut [f32]],
-        grads: &mut [&'a mut [f32]],
-    ) -> Result<(), Error> {
-        self.check_mode(StepMode::Lagged)?;
-        self.check_averages_in_place("a step")?;
-        self.check_slices("parameter", params)?;
-        self.check_slices("gradient", grads)?;
-        self.sweep_lagged(params, grads);
-        for (partial, &(tensor, block)) in self.partials.iter_mut().zip(&self.rows) {
-            *partial = self.tensors[tensor].partials[block];
-        }
-        self.finish();
-        self.set_rates();
-        // A gradient that is not finite holds back every group.
-        if self.updates.iter().any(|update| update.skip != 0) {
-            return self.check_halted();
-        }
-        for tensor in &mut self.tensors {
-            std::mem::swap(&mut tensor.memory, &mut tensor.next_memory);
-        }
-        params.swap_with_slice(grads);
-        self.average(params);
-        Ok(())
     }
 
     /// Exchanges parameters and averages: `params` are the tensors' slices, as in a step. A second call brings the parameters back; both
@@ -598,14 +551,6 @@ impl CpuOptimizer {
         );
     }
 
-    fn check_mode(&self, needed: StepMode) -> Result<(), Error> {
-        if self.plan.mode == needed {
-            Ok(())
-        } else {
-            Err(Error::StepMode)
-        }
-    }
-
     /// Pass 2.
     fn finish(&mut self) {
         for (scope, sums) in self.plan.scopes.iter().zip(&mut self.sums) {
@@ -724,10 +669,6 @@ impl CpuOptimizer {
                     update.take = outcome.turn.take;
                 }
             }
-            // A lagged step's update is for the next gradient, which is made with the next scale.
-            if self.plan.mode == StepMode::Lagged {
-                self.updates[group].unscale = unscale(state.loss_scale_exponent);
-            }
             self.learning_rates[group] = state.learning_rate;
             ring[group] = outcome.record;
             state.record_slot = slot as u32 + 1;
@@ -784,81 +725,6 @@ impl CpuOptimizer {
         }
     }
 
-    /// The sweep of a lagged step over all blocks.
-    fn sweep_lagged(&mut self, params: &[&mut [f32]], grads: &mut [&mut [f32]]) {
-        let (arch, updates) = (self.arch, &self.updates);
-        let (groups, states) = (&self.plan.groups, &self.states);
-        let sweep_tensor =
-            |((tensor, params), grads): ((&mut TensorMemory, &&mut [f32]), &mut &mut [f32])| {
-                let (Some(kernel), Some(block)) = (tensor.kernel, tensor.blocks.first()) else {
-                    return;
-                };
-                let group = block.group as usize;
-                lagged_in_halves(
-                    arch,
-                    &Lagged {
-                        kernel,
-                        constants: &groups[group],
-                        state: &states[group],
-                        update: &updates[group],
-                    },
-                    LaggedSlices {
-                        blocks: &tensor.blocks,
-                        partials: &mut tensor.partials,
-                        params,
-                        grads,
-                        momentum: &tensor.memory.momentum,
-                        next_momentum: &mut tensor.next_memory.momentum,
-                        squares: &tensor.memory.squares,
-                        next_squares: &mut tensor.next_memory.squares,
-                        counters: &tensor.memory.counters,
-                        next_counters: &mut tensor.next_memory.counters,
-                    },
-                );
-            };
-        if self.parallel {
-            self.tensors
-                .par_iter_mut()
-                .zip(params.par_iter())
-                .zip(grads.par_iter_mut())
-                .for_each(sweep_tensor);
-        } else {
-            self.tensors
-                .iter_mut()
-                .zip(params)
-                .zip(grads)
-                .for_each(sweep_tensor);
-        }
-    }
-
-    /// Takes the parameters of a lagged step that holds into their averages.
-    fn average(&mut self, params: &[&mut [f32]]) {
-        let (arch, updates, parallel) = (self.arch, &self.updates, self.parallel);
-        let tensors = self.tensors.iter_mut().zip(params);
-        for ((tensor, params), info) in tensors.zip(&self.plan.tensors) {
-            let weight = updates[info.group].average_weight;
-            let average = |(averages, params): (&mut [f32], &[f32])| {
-                arch.dispatch(Average {
-                    weight,
-                    averages,
-                    params,
-                });
-            };
-            let block = BLOCK_ELEMENTS as usize;
-            // None of a tensor without averages.
-            let averages = tensor.averages.as_mut_slice();
-            if parallel {
-                averages
-                    .par_chunks_mut(block)
-                    .zip(params.par_chunks(block))
-                    .for_each(average);
-            } else {
-                let chunks = averages.chunks_mut(block);
-                chunks.zip(params.chunks(block)).for_each(average);
-            }
-        }
-    }
-
     /// The learning rate of each group, in the order of declaration. 0 until the first non-zero gradient, unless the regime
     /// was given a first rate.
     pub fn learning_rates(&self) -> &[f32] {
@@ -892,11 +758,6 @@ impl CpuOptimizer {
             }
             _ => Ok(()),
         }
-    }
-
-    /// How its steps go over the gradients.
-    pub fn step_mode(&self) -> StepMode {
-        self.plan.mode
     }
 
     /// The groups' settings, with every default filled in.
@@ -1007,22 +868,6 @@ impl<T: Tiles> NullaryFnOnce for UpdateStretch<'_, T> {
     }
 }
 
-/// A stretch of the averages.
-struct Average<'a> {
-    weight: f32,
-    averages: &'a mut [f32],
-    params: &'a [f32],
-}
-
-impl NullaryFnOnce for Average<'_> {
-    type Output = ();
-
-    #[inline(always)]
-    fn call(self) {
-        average(self.weight, self.averages, self.params);
-    }
-}
-
 /// A stretch of a tensor of whatever elements.
 struct StretchSlices<'a> {
     params: SliceMut<'a>,
@@ -1102,34 +947,6 @@ fn update_in_halves(arch: Arch, kernel: Kernel, update: &Update, slices: Stretch
     rayon::join(
         || update_in_halves(arch, kernel, update, before),
         || update_in_halves(arch, kernel, update, after),
-    );
-}
-
-/// The sweep of a lagged step over some blocks of a tensor.
-struct LaggedStretch<'a> {
-    of: &'a Lagged<'a>,
-    slices: LaggedSlices<'a>,
-}
-
-impl NullaryFnOnce for LaggedStretch<'_> {
-    type Output = ();
-
-    #[inline(always)]
-    fn call(self) {
-        lagged_step(self.of, self.slices);
-    }
-}
-
-/// Halves a tensor's blocks until a half is not worth handing to another thread.
-fn lagged_in_halves(arch: Arch, of: &Lagged, slices: LaggedSlices) {
-    if slices.blocks.len() <= PARALLEL_BLOCKS / 4 {
-        return arch.dispatch(LaggedStretch { of, slices });
-    }
-    let middle = slices.blocks.len() / 2;
-    let (before, after) = slices.split_at(middle, middle * BLOCK_ELEMENTS as usize);
-    rayon::join(
-        || lagged_in_halves(arch, of, before),
-        || lagged_in_halves(arch, of, after),
     );
 }
 

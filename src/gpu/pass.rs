@@ -20,10 +20,6 @@ pub(crate) mod shared {
     pub(crate) const ALIGNMENT: &str = include_str!("../../shaders/shared/alignment.wgsl");
     pub(crate) const PARTIALS: &str = include_str!("../../shaders/shared/partials.wgsl");
     pub(crate) const RULE: &str = include_str!("../../shaders/shared/rule.wgsl");
-    pub(crate) const REMEMBER_MOMENTUM: &str =
-        include_str!("../../shaders/shared/remember_momentum.wgsl");
-    pub(crate) const REMEMBER_SIGNS: &str =
-        include_str!("../../shaders/shared/remember_signs.wgsl");
     pub(crate) const MEASURE_MOMENTUM: &str =
         include_str!("../../shaders/shared/measure_momentum.wgsl");
     pub(crate) const MEASURE_COUNTERS: &str =

@@ -306,10 +306,8 @@ impl Entry {
 /// Every shader of a step: what was measured with others says nothing about these.
 const SHADERS: &[&str] = &[
     include_str!("../../shaders/finish_reduction.wgsl"),
-    include_str!("../../shaders/lagged_step.wgsl"),
     include_str!("../../shaders/learning_rate.wgsl"),
     include_str!("../../shaders/reduce_gradient.wgsl"),
-    include_str!("../../shaders/undo_step.wgsl"),
     include_str!("../../shaders/update_parameters.wgsl"),
     include_str!("../../shaders/shared/alignment.wgsl"),
     include_str!("../../shaders/shared/counters.wgsl"),
@@ -332,8 +330,6 @@ const SHADERS: &[&str] = &[
     include_str!("../../shaders/shared/store_exchanged.wgsl"),
     include_str!("../../shaders/shared/keep_gradient.wgsl"),
     include_str!("../../shaders/shared/regimes.wgsl"),
-    include_str!("../../shaders/shared/remember_momentum.wgsl"),
-    include_str!("../../shaders/shared/remember_signs.wgsl"),
     include_str!("../../shaders/shared/rule.wgsl"),
     include_str!("../../shaders/shared/scaled.wgsl"),
     include_str!("../../shaders/shared/store_quads.wgsl"),

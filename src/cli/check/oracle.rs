@@ -1,7 +1,7 @@
 //! The right answer, in f64, written from the specification and not from the shaders: one parameter group, one step at a time.
 #![allow(dead_code, reason = "each test file uses its own part")]
 
-use wgpu_optim::{AutoSgd, Averaging, Regime, Rule, Schedule, SecantForm, StepMode, WeightDecay};
+use wgpu_optim::{AutoSgd, Averaging, Regime, Rule, Schedule, SecantForm, WeightDecay};
 
 /// One group in f64.
 pub struct Oracle {
@@ -266,16 +266,6 @@ impl Oracle {
     }
 
     pub fn step(&mut self, raw: &[f32]) -> Outcome {
-        self.step_in(StepMode::TwoPass, raw)
-    }
-
-    /// With `Lagged` the step takes the rate that held before it.
-    pub fn step_in(&mut self, mode: StepMode, raw: &[f32]) -> Outcome {
-        // A lagged step takes what the one before left, and the first the given rate with the schedule's first factor.
-        let rate_before = self.last_rate.unwrap_or_else(|| match mode {
-            StepMode::Lagged => self.rate() * self.schedule_factor(),
-            _ => self.rate(),
-        });
         let sign_of_climb = if self.maximize { -1.0 } else { 1.0 };
         let coupled = f64::from(self.decay.coupled());
         let raw: Vec<f64> = raw.iter().map(|&g| sign_of_climb * f64::from(g)).collect();
@@ -287,7 +277,7 @@ impl Oracle {
         let mut out = Outcome::default();
         if seen.iter().any(|g| !g.is_finite()) || !self.loss.is_finite() {
             out.skipped = true;
-            out.rate = rate_before;
+            out.rate = self.last_rate.unwrap_or_else(|| self.rate());
             if let Some(streams) = &mut self.streams {
                 self.w = streams.pass(&self.w, None);
                 out.rate = self.rate();
@@ -316,11 +306,7 @@ impl Oracle {
         out.rate = self.rate() * self.schedule_factor() * self.last_trust;
         self.last_rate = Some(out.rate);
         self.taken += 1;
-        let rate = match mode {
-            StepMode::Lagged => rate_before,
-            _ => share * out.rate,
-        };
-
+        let rate = share * out.rate;
         let factor = self.clip_factor(&raw);
         let g: Vec<f64> = raw
             .iter()

@@ -1,11 +1,11 @@
-//! Every rule, regime and mode, over lengths around the kernels' boundaries.
+//! Every rule and regime, over lengths around the kernels' boundaries.
 
 use wgpu_optim::{Regime, Rule};
 
 use super::case::{Case, Subject};
+use super::regimes;
 use super::scenario::{Scenario, with_lengths};
 use super::spec::Spec;
-use super::{modes, regimes};
 
 /// Steps of a case, but for [`steps`].
 const STEPS: usize = 8;
@@ -19,21 +19,16 @@ pub fn cases(subject: &Subject) -> Vec<Box<dyn Case>> {
     for rule in Rule::all() {
         let fitting = regimes().into_iter().filter(|regime| regime.fits(&rule));
         for regimes in by_memory(fitting.collect()) {
-            for mode in modes(regimes[0]) {
-                let mut specs = Vec::new();
-                for &regime in regimes
-                    .iter()
-                    .filter(|regime| modes(**regime).contains(&mode))
-                {
-                    for &length in &lengths {
-                        let name = format!("{} {} {length}", rule.name(), regime.name());
-                        let spec = Spec::new(rule, regime, Vec::new()).named(name);
-                        specs.push(with_lengths(spec, &[length]));
-                    }
+            let mut specs = Vec::new();
+            for &regime in &regimes {
+                for &length in &lengths {
+                    let name = format!("{} {} {length}", rule.name(), regime.name());
+                    let spec = Spec::new(rule, regime, Vec::new()).named(name);
+                    specs.push(with_lengths(spec, &[length]));
                 }
-                let steps = steps(regimes[0]);
-                cases.push(Scenario::new("rules and regimes", mode, steps, specs).boxed());
             }
+            let steps = steps(regimes[0]);
+            cases.push(Scenario::new("rules and regimes", steps, specs).boxed());
         }
     }
     cases
@@ -53,7 +48,6 @@ fn by_memory(regimes: Vec<Regime>) -> Vec<Vec<Regime>> {
             regime.needs_last_gradient(),
             regime.needs_first_parameters(),
             regime.needs_streams(),
-            regime.fits_lagged_steps(),
         )
     };
     let mut batches: Vec<Vec<Regime>> = Vec::new();
