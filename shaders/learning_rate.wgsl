@@ -7,14 +7,12 @@
 // Seesaw (src/regime/alignment.rs has the formula and its sources) keeps η_0, the first smoothed norm n̂_1 and the agreement A:
 //     ln η_t = ln η_0 + p ln(n̂_1 / n̂_t) + A_t
 // NormRatio has no A, Hypergradient p = 0, Fixed neither. Rescaling the loss by a power of two leaves every step as it is, bit for bit.
-// The other regimes say what the rate is (shared/regimes.wgsl, shared/gated_distance.wgsl); they start over from it at every step. A
-// schedule's factor is laid over either.
+// The other regimes say what the rate is (shared/regimes.wgsl); they start over from it at every step. A schedule's
+// factor is laid over either.
 
 override WORKGROUP: u32;
-// Whether any group has a regime of shared/regimes.wgsl, any that of shared/gated_distance.wgsl, whether any has a schedule, and whether
-// any an average.
+// Whether any group has a regime of shared/regimes.wgsl, whether any has a schedule, and whether any an average.
 override FORMULAS: bool;
-override GATED: bool;
 override SCHEDULES: bool;
 override AVERAGES: bool;
 // Whether any has a trust ratio.
@@ -115,7 +113,6 @@ fn learning_rate(@builtin(global_invocation_id) id: vec3<u32>) {
             r.clip_factor = to_float(quotient(limit, raw_norm));
         }
 
-        s.restarted = 0u;
         if is_zero(square) {
             r.flags |= ZERO_GRADIENT;
         } else {
@@ -152,17 +149,8 @@ fn learning_rate(@builtin(global_invocation_id) id: vec3<u32>) {
         u.momentum = c.direction_momentum;
         u.momentum_keep = c.momentum;
         u.gradient_share = c.gradient_share;
-        // A lagged step has taken its own gradient into the momentum before this.
-        if (c.flags & MOMENTUM_FROM_GRADIENT) != 0u && (c.flags & LAGGED) == 0u && s.momentum_started == 0u {
+        if (c.flags & MOMENTUM_FROM_GRADIENT) != 0u && s.momentum_started == 0u {
             u.gradient_share = 1.0;
-        }
-        // No momentum while a rate is looked for: its lag would let the rate rise too far. As long as it will be in the end.
-        if GATED && c.regime == GATED_DISTANCE && s.phase != RUN {
-            u.momentum_keep = 0.0;
-            u.gradient_share = c.gradient_share / (1.0 - c.momentum);
-            if (c.flags & LOOKS_BACK) != 0u {
-                u.momentum = 0.0;
-            }
         }
         if SECOND_MOMENTS && c.epsilon > 0.0 {
             let corrections = bias_corrections(c, steps_taken(s));
@@ -188,7 +176,6 @@ fn learning_rate(@builtin(global_invocation_id) id: vec3<u32>) {
                 u.average_weight = average_weight(c, steps_taken(s));
             }
         }
-        u.regime_rate = s.regime_rate;
         updates[group] = u;
         learning_rates[group] = s.learning_rate;
     }
@@ -197,10 +184,6 @@ fn learning_rate(@builtin(global_invocation_id) id: vec3<u32>) {
         updates[group].first = 0u;
         updates[group].put = turn.put;
         updates[group].take = turn.take;
-    }
-    // A lagged step's update is for the next gradient, which is made with the next scale.
-    if (c.flags & LAGGED) != 0u {
-        updates[group].unscale = power_of_two(-s.loss_scale_exponent);
     }
     if group == 0u {
         loss_scale[0] = power_of_two(s.loss_scale_exponent);
@@ -341,10 +324,6 @@ fn change_rate(
         (*s).anchor_norm_mantissa = smoothed.mantissa;
         (*s).anchor_norm_exponent = smoothed.exponent;
         (*r).flags |= FIRST;
-    }
-    if GATED && c.regime == GATED_DISTANCE {
-        gated_distance(c, measured, norm, last_norm, scale_of_sums.exponent, s, r);
-        return;
     }
     // Only an episode's outcome changes the rate of streams.
     if STREAMS && !first {

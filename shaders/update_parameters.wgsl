@@ -2,11 +2,9 @@
 //
 // Reads:  updates (one per group, from pass 3), gradients.
 // Writes: parameters, with what 16 bits lack of them where that is kept; momentum; memory (counters, the last gradient, the first parameters, streams of
-//         parameters, or a sketch of the block's steps); averages;
-//         what it measures of the step. Nothing where the step is skipped, but for streams, which change turns.
+//         parameters); averages; what it measures of the step. Nothing where the step is skipped, but for streams, which change turns.
 //         Zeros in the place of the gradients where that is asked, skipped or not.
-// Grid:   one workgroup of WORKGROUP invocations per block; invocation i takes quads i, i + WORKGROUP, … of the block, in the order of
-//         shared/sweep_quads.wgsl or shared/leave_sketch.wgsl.
+// Grid:   one workgroup of WORKGROUP invocations per block; invocation i takes quads i, i + WORKGROUP, … of the block.
 //
 //     g ← g / loss scale
 //     g ← sign·clip·g/k + λ w          k micro-batches; coupled weight decay
@@ -29,8 +27,7 @@ override CLEAR: bool;
 @group(1) @binding(3) var<storage, read_write> momentum: array<vec4<f32>>;
 @group(1) @binding(4) var<storage, read_write> memory: array<Memory>;
 
-// One quad's step along the direction that it gives back.
-fn update_quad(block: Block, update: Update, quad: u32) -> vec4<f32> {
+fn update_quad(block: Block, update: Update, quad: u32) {
     let w = load_parameters(block, quad);
     var raw = load_gradients(block, quad);
     if CLEAR {
@@ -63,7 +60,6 @@ fn update_quad(block: Block, update: Update, quad: u32) -> vec4<f32> {
     store_parameters(block, quad, settled(update, at, next), update.rounding_key);
     average(update, at, next);
     watch(w, next);
-    return direction;
 }
 
 @compute @workgroup_size(WORKGROUP)
@@ -78,6 +74,8 @@ fn update_parameters(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local
         }
         return;
     }
-    sweep(block, update, lane);
+    for (var quad = lane; 4u * quad < block.elements; quad += WORKGROUP) {
+        update_quad(block, update, quad);
+    }
     leave(block, lane);
 }

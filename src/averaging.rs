@@ -18,8 +18,7 @@ use crate::rule::Rule;
 /// with a weight `a_k` that is computed on the device from the exact number of steps. A skipped step leaves the average as it is, bit
 /// for bit. The sum is rounded to f32 once a step: where `a_k (w_t - w̄)` is below half of the last place of `w̄`, the average rests.
 ///
-/// Memory: 4 bytes per parameter. Traffic: 8 bytes per parameter and step, once the average has started; with
-/// [`StepMode::Lagged`](crate::StepMode::Lagged) 12, in a sweep of its own, since that mode knows only then that the step holds.
+/// Memory: 4 bytes per parameter. Traffic: 8 bytes per parameter and step, once the average has started.
 ///
 /// [`Optimizer::encode_swap_averages`](crate::Optimizer::encode_swap_averages) and
 /// [`CpuOptimizer::swap_averages`](crate::CpuOptimizer::swap_averages) exchange parameters and averages, to evaluate them in place;
@@ -93,11 +92,11 @@ pub enum Averaging {
     /// # What it works with
     /// Rules without momentum, whose place `z` takes: [`Rule::Sgd`], [`Rule::SignSgd`], and [`Rule::AdamW`] with `β₁ = 0`
     /// ([`Rule::adamw_without_momentum`]). [`Averaging::fits`] tells. With momentum it diverges: use
-    /// [`Averaging::polynomial_decay`] there. It is refused with [`StepMode::Lagged`](crate::StepMode::Lagged), with
-    /// [`AutoSgd`](crate::AutoSgd), and for 16-bit parameters without masters.
+    /// [`Averaging::polynomial_decay`] there. It is refused with [`AutoSgd`](crate::AutoSgd), and for 16-bit
+    /// parameters without masters.
     ///
     /// Coupled weight decay is a part of the gradient at `y`. The telemetry, the trust ratio and the distance of DoG and DoWG see `y`;
-    /// the secant regimes and GatedDistance go by the steps of `z`.
+    /// the secant regimes go by the steps of `z`.
     ///
     /// # Cost
     /// 4 bytes per parameter for `z`, 8 bytes per parameter and step of traffic, and no pass of its own. Under Seesaw

@@ -20,7 +20,7 @@ use crate::cpu::Slice;
 use crate::cpu::schedule_free::average_of;
 use crate::element::Element;
 use crate::error::Error;
-use crate::layout::{GroupState, MEAN_STEPS, NO_TENSOR, RawTensorRecord, SKETCH_BUCKETS, Update};
+use crate::layout::{GroupState, MEAN_STEPS, NO_TENSOR, RawTensorRecord, Update};
 use crate::plan::{MemoryKind, Plan};
 use about::About;
 
@@ -50,7 +50,7 @@ pub enum Parameters {
 ///
 /// A file is [safetensors](https://github.com/huggingface/safetensors), with a tensor `parameters/NAME` for each tensor, `momentum/NAME`,
 /// `second_moment/NAME` (v of AdamW), `direction_counters/NAME`, `last_gradient/NAME`, `first_parameters/NAME`, `streams/NAME`, `averages/NAME`, `base_iterates/NAME` (z of [schedule-free](crate::Averaging::ScheduleFree) training) or `remainders/NAME` (what 16-bit parameters lack of their masters, as i16) where that is remembered; and
-/// `groups/state`, `groups/update` and, where they are needed, `norms/way` and `tensors/record`, with a row for each group, norm or tensor.
+/// `groups/state`, `groups/update` and, where they are needed, `tensors/record`, with a row for each group or tensor.
 ///
 /// Of a schedule-free group `parameters/NAME` is y, where gradients are taken. With the parameters there is also `averages/NAME`, which
 /// is the average x: **that is the tensor to use for inference**. For resuming it is not needed.
@@ -96,7 +96,7 @@ pub struct Checkpoint {
 }
 
 /// The version of the form, one higher with every change that an older version of this crate would not understand.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 
 /// The key of [`About`] in the header's metadata.
 const ABOUT: &str = "wgpu-optim checkpoint";
@@ -153,7 +153,7 @@ impl Checkpoint {
     /// in memory that is in proportion to their number.
     ///
     /// # Errors
-    /// [`Error::CheckpointDamaged`] for bytes that are no whole checkpoint, [`Error::CheckpointVersion`] for a newer form. What does not
+    /// [`Error::CheckpointDamaged`] for bytes that are no whole checkpoint, [`Error::CheckpointVersion`] for another form. What does not
     /// fit an optimizer is found when it is restored.
     pub fn from_bytes(bytes: impl Into<Vec<u8>>) -> Result<Self, Error> {
         let mut bytes = bytes.into();
@@ -207,11 +207,6 @@ impl Checkpoint {
     /// Steps attempted before it was saved, skipped ones included: the number of the step that comes next.
     pub fn step(&self) -> u64 {
         self.about.step
-    }
-
-    /// How the optimizer's steps go over the gradients: [`StepMode::name`](crate::StepMode::name).
-    pub fn step_mode(&self) -> &str {
-        &self.about.step_mode
     }
 
     /// What the caller added when it was made.
@@ -411,16 +406,15 @@ fn sized(bytes: usize) -> Result<Vec<u8>, String> {
     Ok(sized)
 }
 
-/// `checkpoint of step 230: two-pass, groups "model"; 4 tensors of 9610 elements, with parameters`
+/// `checkpoint of step 230: groups "model"; 4 tensors of 9610 elements, with parameters`
 impl fmt::Display for Checkpoint {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let groups: Vec<String> = self.groups().map(|name| format!("\"{name}\"")).collect();
         let elements: u64 = self.tensors().map(|(_, elements)| elements).sum();
         write!(
             f,
-            "checkpoint of step {}: {}, groups {}; {} tensors of {elements} elements, {} parameters",
+            "checkpoint of step {}: groups {}; {} tensors of {elements} elements, {} parameters",
             self.step(),
-            self.step_mode(),
             groups.join(", "),
             self.about.tensors.len(),
             if self.has_parameters() {
@@ -459,15 +453,13 @@ pub(crate) fn steps_of(state: &GroupState) -> u64 {
     u64::from(state.steps_high) << 32 | u64::from(state.steps_low)
 }
 
-/// What is remembered of each group or norm, a row for each.
+/// What is remembered of each group or tensor, a row for each.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) enum Table {
     /// [`GroupState`] of each group, word by word.
     States,
-    /// [`Update`] of each group, word by word: a lagged step takes it over from the step before, and averages go by it.
+    /// [`Update`] of each group, word by word: averages go by it.
     Updates,
-    /// The sketch of the way since a window began, of each norm whose regime goes by that.
-    Ways,
     /// The last [`RawTensorRecord`] of each tensor with telemetry, word by word: that of a skipped step takes its norm from it.
     TensorRecords,
 }
@@ -482,32 +474,22 @@ struct Field {
 impl Table {
     /// The tables that a plan has.
     pub(crate) fn all(plan: &Plan) -> impl Iterator<Item = Table> {
-        let ways = (!plan.sketches.is_empty()).then_some(Table::Ways);
         let records = (recorded_tensors(plan) > 0).then_some(Table::TensorRecords);
         let always = [Table::States, Table::Updates];
-        always.into_iter().chain(ways).chain(records)
+        always.into_iter().chain(records)
     }
 
     fn name(self) -> &'static str {
         match self {
             Table::States => "groups/state",
             Table::Updates => "groups/update",
-            Table::Ways => "norms/way",
             Table::TensorRecords => "tensors/record",
-        }
-    }
-
-    fn dtype(self) -> Dtype {
-        match self {
-            Table::States | Table::Updates | Table::TensorRecords => Dtype::U32,
-            Table::Ways => Dtype::F32,
         }
     }
 
     pub(crate) fn rows(self, plan: &Plan) -> usize {
         match self {
             Table::States | Table::Updates => plan.groups.len(),
-            Table::Ways => plan.sketches.len(),
             Table::TensorRecords => recorded_tensors(plan),
         }
     }
@@ -516,7 +498,6 @@ impl Table {
         match self {
             Table::States => size_of::<GroupState>(),
             Table::Updates => size_of::<Update>(),
-            Table::Ways => SKETCH_BUCKETS as usize * size_of::<f32>(),
             Table::TensorRecords => size_of::<RawTensorRecord>(),
         }
     }
@@ -531,7 +512,6 @@ impl Table {
             Table::States => fields_of("GroupState", ""),
             Table::Updates => fields_of("Update", ""),
             Table::TensorRecords => fields_of("RawTensorRecord", ""),
-            Table::Ways => Vec::new(),
         }
     }
 }
@@ -564,9 +544,9 @@ fn impossible(field: &Field, word: u32) -> Option<String> {
         _ => f32::MAX,
     };
     let most = match field.name.as_str() {
-        "started" | "momentum_started" | "halted" | "restarted" => 1,
+        "started" | "momentum_started" | "halted" => 1,
         "mean_steps" => MEAN_STEPS,
-        "good_steps" | "window_steps" | "window_limit" | "streams.rounds" => u32::MAX / 2 - 1,
+        "good_steps" | "streams.rounds" => u32::MAX / 2 - 1,
         // Three streams, two turns each.
         "streams.turn" => 5,
         "streams.moved" | "streams.lost" | "streams.heard" => 7,
@@ -624,7 +604,7 @@ fn items(plan: &Plan, parameters: bool) -> Vec<Item> {
     let tables = Table::all(plan).map(|table| Item {
         slot: Slot::Table(table),
         name: table.name().to_owned(),
-        dtype: table.dtype(),
+        dtype: Dtype::U32,
         shape: vec![table.rows(plan), table.words()],
     });
     let tensors = plan.tensors.iter().enumerate();

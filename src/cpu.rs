@@ -4,12 +4,8 @@
 mod average;
 mod count_steps;
 mod finish_reduction;
-mod finish_sketch;
 mod finish_update;
-mod fold_sketches;
-mod gated_distance;
 mod half;
-mod lagged_step;
 mod learning_rate;
 mod optimizer;
 mod reduce_gradient;

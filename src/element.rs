@@ -98,24 +98,13 @@ impl Rounding {
 /// Refuses what a tensor's elements do not go together with.
 pub(crate) fn check(
     tensor: &str,
-    [params, grads]: [Element; 2],
-    lagged: bool,
+    params: Element,
     averages: bool,
     rounding: Rounding,
 ) -> Result<(), Error> {
-    let owner = || format!("tensor \"{tensor}\"");
-    for element in [params, grads] {
-        require(
-            !(lagged && element.is_half()),
-            owner,
-            "element",
-            element.name(),
-            "f32 with StepMode::Lagged, where parameters and gradients change places (StepMode::TwoPass has them all)",
-        )?;
-    }
     require(
         !(averages && params.is_half()) || rounding == Rounding::Masters,
-        owner,
+        || format!("tensor \"{tensor}\""),
         "rounding",
         rounding.name(),
         "masters where an average is kept, which must come back from the parameters' place as it was",

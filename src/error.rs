@@ -37,12 +37,6 @@ pub enum Error {
         name: String,
     },
 
-    /// `step` of a lagged optimizer, or `step_lagged` of another.
-    #[error(
-        "the optimizer was built for the other step mode: call step with StepMode::TwoPass (the default), step_lagged with StepMode::Lagged"
-    )]
-    StepMode,
-
     /// A call that does not come next in a step: that of several ranks is measured, combined and applied, in this order, and others are not.
     #[error("{call} was called out of turn: {way_out}")]
     ShardedStep {
@@ -265,19 +259,6 @@ pub enum Error {
         scope: String,
     },
 
-    /// Groups share one norm and a regime that goes by a sketch of their steps, but do not step alike.
-    #[error(
-        "groups \"{first}\" and \"{second}\" share the norm \"{scope}\", and with it how far regime gated-distance finds they have come: give both the same rule, regime and clip, or let each have its own norm"
-    )]
-    MixedSketch {
-        /// One of them.
-        first: String,
-        /// The other.
-        second: String,
-        /// The shared norm's name.
-        scope: String,
-    },
-
     /// A regime goes by the loss, which nobody gave.
     #[error(
         "group \"{group}\": regime {regime} needs the loss of every step: give it with OptimizerBuilder::loss on the device, with CpuOptimizer::step_with_loss on the host"
@@ -415,17 +396,6 @@ pub enum Error {
     CheckpointWithoutParameters {
         /// Which checkpoint.
         checkpoint: String,
-    },
-
-    /// A lagged optimizer's recorded steps are not those that were run.
-    #[error(
-        "{recorded} lagged steps were recorded, but the device has run {run}: submit every recorded step, once, before the state is saved"
-    )]
-    StepsPending {
-        /// Steps that were recorded.
-        recorded: u64,
-        /// Steps that were run.
-        run: u64,
     },
 
     /// A readback failed or did not come in time.

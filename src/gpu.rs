@@ -2,10 +2,7 @@
 
 mod context;
 mod finish_reduction;
-mod finish_sketch;
 mod finish_update;
-mod fold_sketches;
-mod lagged_step;
 mod learning_rate;
 mod optimizer;
 mod pass;
@@ -19,7 +16,6 @@ mod tune;
 mod tuning;
 #[cfg(feature = "tuning-cache")]
 mod tuning_cache;
-mod undo_step;
 mod update_parameters;
 
 pub use context::{DEFAULT_READBACK_TIMEOUT, Gpu, GpuOptions};

@@ -13,7 +13,6 @@ use crate::rule::{Rule, WeightDecay};
 use crate::safeguards::{LossScaler, NonFinitePolicy, Safeguards};
 use crate::schedule::Schedule;
 use crate::shard::Shard;
-use crate::step_mode::StepMode;
 use crate::trust::TrustRatio;
 use crate::warning::Warning;
 
@@ -101,7 +100,7 @@ impl<T> Group<T> {
         self
     }
 
-    /// Shares one norm (and one alignment, and one way of [`GatedDistance`](crate::GatedDistance)) with every other group that names the same `scope`.
+    /// Shares one norm (and one alignment) with every other group that names the same `scope`.
     ///
     /// Groups that share a norm and have the same rule and regime have the same learning rate as one group of all their
     /// tensors. Without this a group has a norm of its own.
@@ -210,7 +209,6 @@ pub struct OptimizerBuilder<T> {
     pub(crate) rule: Rule,
     pub(crate) settings: Settings,
     pub(crate) global_norm: bool,
-    pub(crate) mode: StepMode,
     pub(crate) safeguards: Safeguards,
     pub(crate) accumulation: Accumulation,
     pub(crate) record_steps: Option<u32>,
@@ -235,7 +233,6 @@ impl<T> OptimizerBuilder<T> {
             rule,
             settings: Settings::default(),
             global_norm: false,
-            mode: StepMode::TwoPass,
             safeguards: Safeguards::default(),
             accumulation: Accumulation {
                 micro_batches: 1,
@@ -322,12 +319,6 @@ impl<T> OptimizerBuilder<T> {
         self
     }
 
-    /// How often a step goes over the gradients; [`StepMode::TwoPass`] without this.
-    pub fn step_mode(mut self, mode: StepMode) -> Self {
-        self.mode = mode;
-        self
-    }
-
     /// What is done about gradients that are not finite; [`NonFinitePolicy::Skip`] without this.
     pub fn nonfinite_policy(mut self, policy: NonFinitePolicy) -> Self {
         self.safeguards.nonfinite = policy;
@@ -389,8 +380,7 @@ impl<T> OptimizerBuilder<T> {
     /// A step is then measured, combined and applied, see [`ShardSums`](crate::ShardSums); the learning rate, the record, skips, halts and
     /// the loss scale are the same on all ranks.
     ///
-    /// What more sums would be needed for is refused: [`StepMode::Lagged`], [`GatedDistance`](crate::GatedDistance),
-    /// [`TrustRatio`] and telemetry.
+    /// What more sums would be needed for is refused: [`TrustRatio`] and telemetry.
     pub fn sharded(mut self, rank: u32, ranks: u32) -> Self {
         self.shard = Some((rank, ranks));
         self
@@ -470,29 +460,8 @@ impl<T> OptimizerBuilder<T> {
             micro_batches,
             "at least 1",
         )?;
-        require(
-            self.mode == StepMode::TwoPass || !self.accumulation.clears,
-            || "optimizer".to_owned(),
-            "clear_gradients",
-            "on",
-            "off with StepMode::Lagged, which leaves the parameters where the gradients were (StepMode::TwoPass can do it)",
-        )?;
-        require(
-            self.mode == StepMode::TwoPass || !self.rebindable,
-            || "optimizer".to_owned(),
-            "rebindable",
-            "on",
-            "off with StepMode::Lagged, where the parameters change places with the gradients (StepMode::TwoPass can do it)",
-        )?;
         if let Some((rank, ranks)) = self.shard {
             Shard::validate(rank, ranks)?;
-            require(
-                self.mode == StepMode::TwoPass,
-                || "optimizer".to_owned(),
-                "step_mode",
-                self.mode.name(),
-                "two-pass with OptimizerBuilder::sharded, since a lagged step moves before the ranks have heard of each other",
-            )?;
         }
         let warnings = self.warnings();
         let mut group_names = HashSet::new();
@@ -539,50 +508,11 @@ impl<T> OptimizerBuilder<T> {
             };
             config.validate()?;
             require(
-                self.mode == StepMode::TwoPass || config.clip_norm.is_infinite(),
-                || format!("group \"{}\"", config.name),
-                "clip_norm",
-                config.clip_norm,
-                "infinite with StepMode::Lagged, which knows the norm only when the step is taken (StepMode::TwoPass can clip)",
-            )?;
-            require(
-                self.mode == StepMode::TwoPass || config.regime.fits_lagged_steps(),
-                || format!("group \"{}\"", config.name),
-                "regime",
-                config.regime.name(),
-                "one that goes by the gradient and its direction alone with StepMode::Lagged (StepMode::TwoPass has them all)",
-            )?;
-            require(
-                self.mode == StepMode::TwoPass || config.averaging != Averaging::ScheduleFree,
-                || format!("group \"{}\"", config.name),
-                "averaging",
-                config.averaging.name(),
-                "another with StepMode::Lagged, which may yet take a step back when it is averaged (StepMode::TwoPass can do it, or use averaging(Averaging::polynomial_decay()))",
-            )?;
-            require(
-                self.mode == StepMode::TwoPass || !config.measures_step(),
-                || format!("group \"{}\"", config.name),
-                if config.telemetry {
-                    "telemetry"
-                } else {
-                    "trust_ratio"
-                },
-                "on",
-                "off with StepMode::Lagged, which may yet take a step back when it is measured (StepMode::TwoPass can do it)",
-            )?;
-            require(
                 config.trust_ratio.is_none() || config.scope.is_none(),
                 || format!("group \"{}\"", config.name),
                 "trust_ratio",
                 "a ratio to a norm that is shared",
                 "used with a norm of the group's own (leave share_norm and global_norm out)",
-            )?;
-            require(
-                self.shard.is_none() || !config.regime.needs_sketch(),
-                || format!("group \"{}\"", config.name),
-                "regime",
-                config.regime.name(),
-                "another with OptimizerBuilder::sharded, whose ranks do not hear how far the others' steps have come",
             )?;
             require(
                 self.shard.is_none() || !config.measures_step(),

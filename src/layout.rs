@@ -3,8 +3,6 @@
 
 use bytemuck::{Pod, Zeroable};
 
-use crate::schedule::Schedule;
-
 /// A stretch of one group's elements that one workgroup walks, within one dispatch.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Pod, Zeroable)]
@@ -23,8 +21,6 @@ pub struct Block {
     pub row: u32,
     /// Index of the first element among all elements of the optimizer, in the order of declaration.
     pub first_element: u32,
-    /// Index of the first element among the elements of its scope, in the order of declaration: what a sketch goes by.
-    pub scope_element: u32,
 }
 
 /// What passes 1 and 3 know of a group from the start.
@@ -89,9 +85,9 @@ pub struct GroupConstants {
     pub initial_rate: f32,
     /// One of [`regime_kinds`].
     pub regime: u32,
-    /// c of AdaGradNorm and Polyak, σ of Ngn, c of GatedDistance when its ignition ends, C of AutoSgd.
+    /// c of AdaGradNorm and Polyak, σ of Ngn, C of AutoSgd.
     pub scale: f32,
-    /// b₀ of AdaGradNorm, f* of Polyak, c of GatedDistance after its ignition, the least t of AutoSgd.
+    /// b₀ of AdaGradNorm, f* of Polyak, the least t of AutoSgd.
     pub offset: f32,
     /// The most rounds that an episode of AutoSgd compares.
     pub rounds: u32,
@@ -128,21 +124,6 @@ pub struct GroupConstants {
     pub rounding_seed: u32,
 }
 
-impl GroupConstants {
-    /// The schedule's factor of the first step.
-    fn first_schedule_factor(&self) -> f32 {
-        let rises = self.schedule_rise > 0;
-        let factor = match self.schedule {
-            schedule_kinds::WARMUP_COSINE | schedule_kinds::INVERSE_SQRT if rises => {
-                1.0 / self.schedule_rise as f32
-            }
-            schedule_kinds::ONE_CYCLE if rises => self.schedule_first,
-            _ => 1.0,
-        };
-        factor.max(Schedule::FLOOR)
-    }
-}
-
 /// Bits of [`GroupConstants::flags`].
 pub mod group_flags {
     /// The direction is a vector of signs, or as long as one ([`Rule::is_scale_free`](crate::Rule::is_scale_free)): the first rate is the
@@ -156,12 +137,8 @@ pub mod group_flags {
     pub const BRAKE: u32 = 8;
     /// The clip's norm is that of the gradient without weight decay and has sums of its own.
     pub const RAW_NORM: u32 = 16;
-    /// The update is for the next step, not for this one ([`StepMode::Lagged`](crate::StepMode::Lagged)).
-    pub const LAGGED: u32 = 32;
-    /// The direction is taken from the momentum as it was before the step (Lion).
-    pub const LOOKS_BACK: u32 = 64;
     /// The alignment is measured against y - z of schedule-free training, where y and z begin to differ with the second step.
-    pub const ITERATES: u32 = 128;
+    pub const ITERATES: u32 = 32;
 }
 
 /// Values of [`GroupConstants::regime`]: the formulas of pass 3.
@@ -186,18 +163,8 @@ pub mod regime_kinds {
     pub const POLYAK: u32 = 8;
     /// Ngn.
     pub const NGN: u32 = 9;
-    /// GatedDistance.
-    pub const GATED_DISTANCE: u32 = 10;
     /// AutoSgd.
-    pub const AUTO_SGD: u32 = 11;
-}
-
-/// Values of [`GroupState::phase`]; 0 before the first gradient.
-pub mod gated_phases {
-    /// The rate is raised while steps agree.
-    pub const IGNITION: u32 = 1;
-    /// Distance over gradients, behind the gate.
-    pub const RUN: u32 = 2;
+    pub const AUTO_SGD: u32 = 10;
 }
 
 /// The streams of AutoSgd, in the order of their turns.
@@ -388,61 +355,8 @@ pub struct GroupState {
     pub weight_sum_mantissa: f32,
     /// Σ (η_k k)² of schedule-free training.
     pub weight_sum_exponent: i32,
-    /// One of [`gated_phases`], or 0.
-    pub phase: u32,
-    /// 1 where a window begins with the last step that was not skipped.
-    pub restarted: u32,
-    /// Steps with a gradient in the window.
-    pub window_steps: u32,
-    /// Steps after which the next window begins.
-    pub window_limit: u32,
-    /// The rate that the gate let through; η, but for signs, whose rate has the gradient's mean magnitude in it.
-    pub gated_rate: f32,
-    /// The factor of the last raise of the ignition.
-    pub raise: f32,
-    /// The rate that the ignition, or the last window, proposed.
-    pub level_mantissa: f32,
-    /// The rate that the ignition, or the last window, proposed.
-    pub level_exponent: i32,
-    /// n at the last raise of the ignition.
-    pub ignition_norm_mantissa: f32,
-    /// n at the last raise of the ignition.
-    pub ignition_norm_exponent: i32,
-    /// Σ ‖u‖² of the window.
-    pub window_energy_mantissa: f32,
-    /// Σ ‖u‖² of the window.
-    pub window_energy_exponent: i32,
-    /// Σ η² ‖u‖² of the window.
-    pub window_square_mantissa: f32,
-    /// Σ η² ‖u‖² of the window.
-    pub window_square_exponent: i32,
-    /// The largest ‖Σ η u‖ of the window.
-    pub window_distance_mantissa: f32,
-    /// The largest ‖Σ η u‖ of the window.
-    pub window_distance_exponent: i32,
-    /// ‖Σ η u‖² over the window, by the sketch: written after the step.
-    pub way_square_mantissa: f32,
-    /// ‖Σ η u‖² over the window, by the sketch.
-    pub way_square_exponent: i32,
     /// What AutoSgd remembers.
     pub streams: StreamsState,
-}
-
-/// Buckets of a sketch.
-pub const SKETCH_BUCKETS: u32 = 256;
-
-/// Where the sketches of a scope's blocks lie.
-#[repr(C)]
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Pod, Zeroable)]
-pub struct SketchRows {
-    /// The first of them.
-    pub first: u32,
-    /// How many there are.
-    pub rows: u32,
-    /// The scope.
-    pub scope: u32,
-    /// The first group that the scope drives.
-    pub group: u32,
 }
 
 /// Where the episode of an AutoSgd group stands. All groups of an optimizer hold the same here, for all of them see the same losses.
@@ -589,56 +503,12 @@ pub struct Update {
     /// The share of the new parameters in their average, in schedule-free training that of z; 0 until the average starts, and above 0 from
     /// then on.
     pub average_weight: f32,
-    /// [`GroupState::regime_rate`]: η without the schedule, by which a sketch counts.
-    pub regime_rate: f32,
     /// The slot where the stream's parameters go, one of [`slots`].
     pub put: u32,
     /// The slot from where the next stream's parameters come, one of [`slots`].
     pub take: u32,
     /// What this step's random bits are drawn from, where parameters are rounded by them.
     pub rounding_key: u32,
-}
-
-impl Update {
-    /// What the first lagged step does, which has no sums to go by: a given rate holds, otherwise nothing moves yet.
-    pub(crate) fn initial(constants: &GroupConstants) -> Self {
-        let learning_rate = if constants.flags & group_flags::INITIAL_RATE != 0 {
-            constants.initial_rate * constants.first_schedule_factor()
-        } else {
-            0.0
-        };
-        let second_moment = constants.epsilon > 0.0;
-        let of_second_moment = |number: f32| if second_moment { number } else { 0.0 };
-        Update {
-            skip: 0,
-            learning_rate,
-            gradient_factor: constants.gradient_factor,
-            micro_share: constants.gradient_factor.abs(),
-            unscale: unscale(constants.loss_scale_first),
-            coupled_decay: constants.coupled_decay,
-            shrink: 1.0 - learning_rate * constants.decoupled_decay,
-            momentum_keep: constants.momentum,
-            gradient_share: if constants.flags & group_flags::MOMENTUM_FROM_GRADIENT != 0 {
-                1.0
-            } else {
-                constants.gradient_share
-            },
-            momentum: constants.direction_momentum,
-            square_keep: constants.square_keep,
-            first_correction: of_second_moment(1.0 / (1.0 - constants.momentum)),
-            second_correction: of_second_moment(1.0 / (1.0 - constants.square_keep).sqrt()),
-            epsilon: constants.epsilon,
-            gradient_exponent: 0,
-            direction_exponent: 0,
-            started: 0,
-            first: 0,
-            average_weight: 0.0,
-            regime_rate: learning_rate,
-            put: slots::NO_SLOT,
-            take: slots::NO_SLOT,
-            rounding_key: 0,
-        }
-    }
 }
 
 /// One step of one group, as pass 3 writes it into the ring. Read it as [`Record`](crate::Record).
@@ -687,16 +557,12 @@ pub struct RawRecord {
     pub history_term: f32,
     /// What the loss added.
     pub loss_term: f32,
-    /// What a gate held back or released.
+    /// What the bound on growth of AdGd held back.
     pub gate_term: f32,
     /// What the trust ratio added.
     pub trust_term: f32,
     /// The trust ratio; 1 without one.
     pub trust_ratio: f32,
-    /// What a new window changed.
-    pub restart_term: f32,
-    /// What the mean magnitude of the gradient's elements did.
-    pub magnitude_term: f32,
     /// What the outcome of the last episode did.
     pub episode_term: f32,
     /// The episode of the step.
@@ -822,12 +688,6 @@ impl GroupState {
             state.first_rate_exponent = exponent;
             state.ln_first_rate_int = ln_rate.floor() as i32;
             state.ln_first_rate_fraction = ((ln_rate - ln_rate.floor()) * 4_294_967_296.0) as u32;
-            // The first lagged step takes the rate that holds now, and no other than a two-pass step would.
-            if constants.flags & group_flags::LAGGED != 0 {
-                let factor = constants.first_schedule_factor();
-                state.learning_rate *= factor;
-                state.ln_schedule = f64::from(factor).ln() as f32;
-            }
         }
         state
     }

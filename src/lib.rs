@@ -16,12 +16,10 @@
 //! parameters, momentum, direction memory ◀─▶ update_parameters ◀─ gradients ◀──────┘
 //! ```
 //!
-//! A regime that goes by how far the steps have come ([`GatedDistance`]) adds one or two passes over sketches, after pass 4.
-//!
 //! Several ranks can share one optimizer, with what they have measured exchanged after pass 2 ([`ShardSums`]).
 //!
 //! Pass 1 and pass 4 are the only ones that touch memory in proportion to the parameters: SGD with a rate from the norm moves 16
-//! bytes per parameter (g; then w, g, w). [`StepMode::Lagged`] is another algorithm that sweeps once and moves 12.
+//! bytes per parameter (g; then w, g, w).
 //!
 //! # Example
 //! On the CPU; the README has the same on a device.
@@ -74,7 +72,6 @@ mod rule;
 mod safeguards;
 mod schedule;
 mod shard;
-mod step_mode;
 mod trust;
 mod warning;
 
@@ -91,14 +88,13 @@ pub use record::{
     Flags, NonFinite, Outcome, RankNonFinite, Record, Records, Stream, TensorRecord, Term,
 };
 pub use regime::{
-    AdGd, AdaGradNorm, AutoSgd, BarzilaiBorwein, DoG, DoWG, GatedDistance, Hypergradient,
-    MAX_CHANGE, Ngn, NormRatio, Polyak, RATE_MAX, RATE_MIN, Regime, SecantForm, Seesaw,
+    AdGd, AdaGradNorm, AutoSgd, BarzilaiBorwein, DoG, DoWG, Hypergradient, MAX_CHANGE, Ngn,
+    NormRatio, Polyak, RATE_MAX, RATE_MIN, Regime, SecantForm, Seesaw,
 };
 pub use rule::{Rule, WeightDecay};
 pub use safeguards::{LossScaler, NonFinitePolicy};
 pub use schedule::Schedule;
 pub use shard::{CombinedSums, ShardSums};
-pub use step_mode::StepMode;
 pub use trust::TrustRatio;
 pub use warning::Warning;
 // Whose types are in the interface.

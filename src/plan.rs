@@ -10,18 +10,14 @@ use std::collections::HashMap;
 
 use crate::averaging::Averaging;
 use crate::element::{self, Element, Rounding};
-use crate::error::{Error, require};
+use crate::error::Error;
 use crate::group::{GroupConfig, ResolvedGroup};
-use crate::layout::{
-    Block, GroupConstants, NO_TENSOR, SKETCH_BUCKETS, ScopeTable, SketchRows, StepUnit,
-    group_flags, slots,
-};
+use crate::layout::{Block, GroupConstants, NO_TENSOR, ScopeTable, StepUnit, group_flags, slots};
 use crate::record::Record;
 use crate::regime::Regime;
 use crate::rule::{LARGEST_SQUARED, Rule, decay_of};
 use crate::safeguards::Safeguards;
 use crate::shard::Shard;
-use crate::step_mode::StepMode;
 
 /// Elements that one lane operation of a kernel handles.
 pub(crate) const QUAD: u32 = 4;
@@ -53,8 +49,6 @@ pub(crate) struct Geometry {
     pub(crate) dispatch_blocks: u32,
     /// Partials that pass 2 can add up for one scope.
     pub(crate) scope_partials: u64,
-    /// Sketches that the last pass can add up for one scope.
-    pub(crate) scope_sketches: u64,
     /// Whether parameters and gradients can only be loaded four at a time where both lie on a multiple of four.
     pub(crate) quads_need_alignment: bool,
     /// Whether every tensor has windows of its own, so that nothing but bindings depends on where it lies.
@@ -85,8 +79,6 @@ pub(crate) enum Alignment {
     LastGradient,
     /// The first parameters: measured is how far the parameters are from them.
     FirstParameters,
-    /// None: pass 4 leaves a sketch of the steps, and for signs the gradient's mean magnitude is measured.
-    Sketch,
     /// Three streams of parameters: nothing of them is measured but the gradient.
     Streams,
 }
@@ -131,18 +123,6 @@ impl RuleKind {
     /// Whether a mean of squares is kept: behind the momentum, or in its place where there is none.
     pub(crate) fn has_squares(self) -> bool {
         matches!(self, RuleKind::AdamW | RuleKind::AdamWWithoutMomentum)
-    }
-
-    /// [`Rule::is_scale_free`].
-    fn is_scale_free(self) -> bool {
-        matches!(
-            self,
-            RuleKind::SignSgd
-                | RuleKind::Signum
-                | RuleKind::AdamW
-                | RuleKind::AdamWWithoutMomentum
-                | RuleKind::Lion
-        )
     }
 }
 
@@ -252,11 +232,7 @@ impl Kernel {
     /// How many vectors as long as the parameters the regime keeps.
     pub(crate) fn vectors(self) -> u32 {
         match self.alignment {
-            Alignment::None
-            | Alignment::Momentum
-            | Alignment::Counters
-            | Alignment::Iterates
-            | Alignment::Sketch => 0,
+            Alignment::None | Alignment::Momentum | Alignment::Counters | Alignment::Iterates => 0,
             Alignment::LastGradient | Alignment::FirstParameters => 1,
             Alignment::Streams => slots::STREAM_SLOTS,
         }
@@ -278,17 +254,6 @@ impl Kernel {
             || self.compares_iterates()
             || self.has_last_gradient()
             || self.has_first_parameters()
-            || self.measures_magnitude()
-    }
-
-    /// Whether pass 4 leaves a sketch of the steps.
-    pub(crate) fn leaves_sketch(self) -> bool {
-        self.alignment == Alignment::Sketch
-    }
-
-    /// Whether the rate of a step along signs, or of one as long, goes by the mean magnitude of the gradient's elements.
-    pub(crate) fn measures_magnitude(self) -> bool {
-        self.leaves_sketch() && self.rule.is_scale_free()
     }
 
     pub(crate) fn has_first_parameters(self) -> bool {
@@ -301,18 +266,6 @@ impl Kernel {
 
     pub(crate) fn has_last_gradient(self) -> bool {
         self.alignment == Alignment::LastGradient
-    }
-
-    /// Words (4 bytes) that a lagged step remembers of a quad in one place: momentum or squares, counters, or nothing. Squares beside a
-    /// momentum lie in another.
-    pub(crate) fn memory_words(self) -> u32 {
-        if self.momentum_vectors() > 0 {
-            QUAD
-        } else if self.has_counters() {
-            1
-        } else {
-            0
-        }
     }
 }
 
@@ -502,7 +455,6 @@ pub struct TensorInfo {
 /// The whole plan.
 #[derive(Debug, Clone)]
 pub(crate) struct Plan {
-    pub(crate) mode: StepMode,
     pub(crate) safeguards: Safeguards,
     pub(crate) accumulation: Accumulation,
     pub(crate) configs: Vec<GroupConfig>,
@@ -511,8 +463,6 @@ pub(crate) struct Plan {
     #[cfg(feature = "checkpoint")]
     pub(crate) kernels: Vec<Kernel>,
     pub(crate) scopes: Vec<ScopeTable>,
-    /// Where the blocks' sketches lie, of each scope that has them; from row 0 on without a gap.
-    pub(crate) sketches: Vec<SketchRows>,
     pub(crate) windows: Vec<Window>,
     pub(crate) tensors: Vec<TensorInfo>,
     /// Where each tensor lies.
@@ -553,7 +503,6 @@ impl Plan {
     /// Decides everything. Tensor places are checked for length and overlap elsewhere ([`check_overlaps`]).
     pub(crate) fn new(
         groups: Vec<ResolvedGroup<Place>>,
-        mode: StepMode,
         safeguards: Safeguards,
         accumulation: Accumulation,
         geometry: &Geometry,
@@ -562,8 +511,7 @@ impl Plan {
             for (name, place) in &group.tensors {
                 element::check(
                     name,
-                    [place.params, place.grads],
-                    mode == StepMode::Lagged,
+                    place.params,
                     group.config.averaging.is_on(),
                     group.config.rounding,
                 )?;
@@ -599,14 +547,6 @@ impl Plan {
         for (index, config) in configs.iter().enumerate() {
             let scope = &scopes[scope_of_group[index]];
             let mut kernel = kernel_of(config, scope, &configs)?;
-            // Its kernel has no binding left for a second memory and the copy of it.
-            require(
-                mode == StepMode::TwoPass || !(kernel.has_counters() && kernel.rule.has_squares()),
-                || format!("group \"{}\" with rule {}", config.name, config.rule.name()),
-                "beta1",
-                0,
-                "above 0 with StepMode::Lagged and a regime that measures alignment, such as Seesaw (StepMode::TwoPass can do it)",
-            )?;
             kernel.loss_scale = safeguards.loss_scaler.is_some();
             kernel.clears_gradients = accumulation.clears;
             let elements: u64 = scope.groups.iter().map(|&g| elements_of_group[g]).sum();
@@ -618,9 +558,6 @@ impl Plan {
                 &configs,
                 elements,
             );
-            if mode == StepMode::Lagged {
-                group.flags |= group_flags::LAGGED;
-            }
             safeguards.write_to(&mut group);
             group.gradient_factor = group.sign / accumulation.micro_batches as f32;
             constants.push(group);
@@ -631,10 +568,8 @@ impl Plan {
         let mut places = Vec::new();
         let mut windows = Windows::new(geometry);
         let mut first_element = 0;
-        let mut elements_of_scope = vec![0; scopes.len()];
         for (index, group) in groups.into_iter().enumerate() {
             let mut spans: Vec<Span> = Vec::new();
-            let scope_element = &mut elements_of_scope[scope_of_group[index]];
             for (name, place) in group.tensors {
                 tensors.push(TensorInfo {
                     name,
@@ -655,12 +590,10 @@ impl Plan {
                     _ if place.elements > 0 => spans.push(Span {
                         place,
                         first_element,
-                        scope_element: *scope_element,
                     }),
                     _ => {}
                 }
                 first_element += place.elements;
-                *scope_element += place.elements;
             }
             for span in &spans {
                 let kernel = kernels[index].at(&span.place, group.config.rounding);
@@ -669,16 +602,9 @@ impl Plan {
         }
         let mut windows = windows.finish();
 
-        let sketched: Vec<bool> = scopes
-            .iter()
-            .map(|scope| kernels[scope.groups[0]].leaves_sketch())
-            .collect();
-        let (table, partials) =
-            number_rows(&scopes, &sketched, &scope_of_group, &mut windows, geometry)?;
-        let sketches = rows_of_sketches(&table, &sketched, geometry)?;
+        let (table, partials) = number_rows(&scopes, &scope_of_group, &mut windows, geometry)?;
         let units = units_of(&configs, &tensors, &windows);
         Ok(Plan {
-            mode,
             safeguards,
             accumulation,
             configs,
@@ -686,7 +612,6 @@ impl Plan {
             #[cfg(feature = "checkpoint")]
             kernels,
             scopes: table,
-            sketches,
             windows,
             tensors,
             places,
@@ -767,7 +692,6 @@ impl Plan {
 struct Span {
     place: Place,
     first_element: u64,
-    scope_element: u64,
 }
 
 impl Span {
@@ -901,7 +825,6 @@ impl<'a> Windows<'a> {
             group: group as u32,
             row: 0, // set by `number_rows`
             first_element: (span.first_element + at) as u32,
-            scope_element: (span.scope_element + at) as u32,
         });
         all.push(starts);
         window.state_quads += quads;
@@ -998,22 +921,7 @@ fn kernel_of(
     let measured = members().any(|member| member.regime.needs_alignment());
     let secant = members().any(|member| member.regime.needs_last_gradient());
     let distance = members().any(|member| member.regime.needs_first_parameters());
-    let sketch = members().any(|member| member.regime.needs_sketch());
-    if sketch
-        && let Some(other) = members().find(|member| {
-            member.regime != config.regime
-                || member.rule != config.rule
-                || member.clip_norm != config.clip_norm
-        })
-    {
-        return Err(Error::MixedSketch {
-            first: config.name.clone(),
-            second: other.name.clone(),
-            scope: scope.name.unwrap_or_default().to_owned(),
-        });
-    }
     let alignment = match (secant, distance, measured, config.rule.has_momentum()) {
-        _ if sketch => Alignment::Sketch,
         // All groups have streams or none has (`OptimizerBuilder::resolve`).
         _ if config.regime.needs_streams() => Alignment::Streams,
         (true, ..) => Alignment::LastGradient,
@@ -1108,10 +1016,6 @@ fn constants_of(
                 matches!(config.rule, Rule::Sgdm { .. }),
                 group_flags::MOMENTUM_FROM_GRADIENT,
             )
-            | flag(
-                matches!(config.rule, Rule::Lion { .. }),
-                group_flags::LOOKS_BACK,
-            )
             | flag(kernel.alignment == Alignment::Counters, group_flags::BRAKE)
             | flag(kernel.compares_iterates(), group_flags::ITERATES)
             | flag(kernel.raw_norm, group_flags::RAW_NORM),
@@ -1153,8 +1057,8 @@ fn constants_of(
         first_step: regime.first_step(&config.rule, &config.averaging),
         initial_rate: regime.initial_rate().unwrap_or(0.0),
         regime: regime.kind(),
-        scale: regime.scale(config.rule),
-        offset: regime.offset(config.rule),
+        scale: regime.scale(),
+        offset: regime.offset(),
         rounds: regime.rounds(),
         max_change: regime.max_change(),
         max_rate: regime.max_rate(),
@@ -1176,10 +1080,9 @@ fn constants_of(
     }
 }
 
-/// Gives every block its row in the partials, scope by scope: those whose steps are `sketched` first, whose sketches have the same rows.
+/// Gives every block its row in the partials, scope by scope.
 fn number_rows(
     scopes: &[Scope],
-    sketched: &[bool],
     scope_of_group: &[usize],
     windows: &mut [Window],
     geometry: &Geometry,
@@ -1209,13 +1112,11 @@ fn number_rows(
             way_out: "use larger blocks or a larger finish_workgroup_size in the tuning",
         });
     }
-    let mut order: Vec<usize> = (0..scopes.len()).collect();
-    order.sort_by_key(|&scope| !sketched[scope]);
-    let mut next = vec![0u32; scopes.len()];
     let mut first = 0u32;
-    for scope in order {
-        next[scope] = first;
-        first += rows[scope] as u32;
+    let mut next: Vec<u32> = Vec::with_capacity(rows.len());
+    for &rows in &rows {
+        next.push(first);
+        first += rows as u32;
     }
     let table = scopes
         .iter()
@@ -1276,46 +1177,6 @@ fn units_of(configs: &[GroupConfig], tensors: &[TensorInfo], windows: &[Window])
         }
     }
     units
-}
-
-/// Where the sketches of each scope's blocks lie.
-fn rows_of_sketches(
-    table: &[ScopeTable],
-    sketched: &[bool],
-    geometry: &Geometry,
-) -> Result<Vec<SketchRows>, Error> {
-    let sketches: Vec<SketchRows> = table
-        .iter()
-        .enumerate()
-        .filter(|&(scope, _)| sketched[scope])
-        .map(|(scope, table)| SketchRows {
-            first: table.first_partial / geometry.partials_per_block,
-            rows: table.partials / geometry.partials_per_block,
-            scope: scope as u32,
-            group: table.group,
-        })
-        .collect();
-    let rows: u64 = sketches.iter().map(|scope| u64::from(scope.rows)).sum();
-    let most = sketches.iter().map(|scope| u64::from(scope.rows)).max();
-    if most.unwrap_or(0) > geometry.scope_sketches {
-        return Err(Error::Limit {
-            what: "the number of sketches of one norm".to_owned(),
-            value: most.unwrap_or(0),
-            limit: geometry.scope_sketches,
-            way_out: "use larger blocks or a larger finish_workgroup_size in the tuning",
-        });
-    }
-    let words = rows * u64::from(SKETCH_BUCKETS);
-    let limit = geometry.binding_elements.min(u64::from(u32::MAX));
-    if words > limit {
-        return Err(Error::Limit {
-            what: "the number of words of sketches".to_owned(),
-            value: words,
-            limit,
-            way_out: "use larger blocks in the tuning, or another regime for most of the parameters",
-        });
-    }
-    Ok(sketches)
 }
 
 /// Refuses parameters that overlap other parameters, and gradients that overlap parameters or other gradients.

@@ -41,25 +41,20 @@ pub struct Record {
     pub clamp_term: f32,
     /// What a schedule did.
     pub schedule_term: f32,
-    /// What the curvature along the last step did: the secant regimes' change, less what the norm alone explains; all that the ignition
-    /// of GatedDistance does.
+    /// What the curvature along the last step did: the secant regimes' change, less what the norm alone explains.
     pub curvature_term: f32,
-    /// What the distance from the start, of GatedDistance that of the window, did: `ln(r̄_t/r̄_{t-1})`, twice that for DoWG.
+    /// What the distance from the start did: `ln(r̄_t/r̄_{t-1})`, twice that for DoWG.
     pub distance_term: f32,
     /// What the sum of squared norms did: `-½ ln` of its growth.
     pub history_term: f32,
     /// What the loss did.
     pub loss_term: f32,
-    /// What a gate held back, or released of what it had held back before.
+    /// What the bound on growth of [`AdGd`](crate::AdGd) held back: 0 or less.
     pub gate_term: f32,
     /// What the trust ratio did: the change of its ln.
     pub trust_term: f32,
     /// The trust ratio, a factor of η ([`TrustRatio`](crate::TrustRatio)); 1 without one.
     pub trust_ratio: f32,
-    /// What a new window of steps did: the rate by what the last window came to, against the rate before.
-    pub restart_term: f32,
-    /// What the mean magnitude `‖g‖₁/d` did, to which GatedDistance makes a step along signs proportional.
-    pub magnitude_term: f32,
     /// What the outcome of the last episode of [`AutoSgd`](crate::AutoSgd) did.
     pub episode_term: f32,
     /// With [`AutoSgd`](crate::AutoSgd): the episode of the step, counted from 0.
@@ -358,8 +353,6 @@ impl Record {
             gate_term: raw.gate_term,
             trust_term: raw.trust_term,
             trust_ratio: raw.trust_ratio,
-            restart_term: raw.restart_term,
-            magnitude_term: raw.magnitude_term,
             episode_term: raw.episode_term,
             episode: raw.episode,
             stream: Stream::from_raw(raw.stream),
@@ -374,7 +367,7 @@ impl Record {
     }
 
     /// The terms, each with what it stands for.
-    pub fn terms(&self) -> [(Term, f32); 15] {
+    pub fn terms(&self) -> [(Term, f32); 13] {
         [
             (Term::Norm, self.norm_term),
             (Term::Alignment, self.alignment_term),
@@ -385,8 +378,6 @@ impl Record {
             (Term::History, self.history_term),
             (Term::Loss, self.loss_term),
             (Term::Gate, self.gate_term),
-            (Term::Restart, self.restart_term),
-            (Term::Magnitude, self.magnitude_term),
             (Term::Episode, self.episode_term),
             (Term::Clamp, self.clamp_term),
             (Term::Schedule, self.schedule_term),
@@ -420,12 +411,8 @@ pub enum Term {
     History,
     /// The loss.
     Loss,
-    /// A change held back, or released.
+    /// A rise held back by a bound on growth.
     Gate,
-    /// A new window of steps.
-    Restart,
-    /// The mean magnitude of the gradient's elements.
-    Magnitude,
     /// The outcome of an episode.
     Episode,
     /// The clamps of η and its change.
@@ -438,7 +425,7 @@ pub enum Term {
 
 impl Term {
     /// Every cause, in the order of [`Record::terms`].
-    pub const ALL: [Term; 15] = [
+    pub const ALL: [Term; 13] = [
         Term::Norm,
         Term::Alignment,
         Term::Brake,
@@ -448,8 +435,6 @@ impl Term {
         Term::History,
         Term::Loss,
         Term::Gate,
-        Term::Restart,
-        Term::Magnitude,
         Term::Episode,
         Term::Clamp,
         Term::Schedule,
@@ -468,8 +453,6 @@ impl Term {
             Term::History => "history",
             Term::Loss => "loss",
             Term::Gate => "gate",
-            Term::Restart => "restart",
-            Term::Magnitude => "magnitude",
             Term::Episode => "episode",
             Term::Clamp => "clamp",
             Term::Schedule => "schedule",
@@ -496,12 +479,7 @@ impl Term {
             (Term::History, false) => "gradients add up",
             (Term::Loss, true) => "loss rose",
             (Term::Loss, false) => "loss fell",
-            (Term::Gate, true) => "gate released",
-            (Term::Gate, false) => "gate held back",
-            (Term::Restart, true) => "the last window came far",
-            (Term::Restart, false) => "the last window came less far",
-            (Term::Magnitude, true) => "the gradient's elements grew",
-            (Term::Magnitude, false) => "the gradient's elements shrank",
+            (Term::Gate, _) => "gate held back",
             (Term::Episode, true) => "faster stream won",
             (Term::Episode, false) => "slower stream won",
             (Term::Clamp, true) => "fall clamped",

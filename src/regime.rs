@@ -2,7 +2,6 @@
 
 mod alignment;
 mod distance;
-mod gated;
 mod loss;
 mod norm;
 mod secant;
@@ -10,7 +9,6 @@ mod streams;
 
 pub use alignment::{Hypergradient, Seesaw};
 pub use distance::{DoG, DoWG};
-pub use gated::GatedDistance;
 pub use loss::{Ngn, Polyak};
 pub use norm::{AdaGradNorm, NormRatio};
 pub use secant::{AdGd, BarzilaiBorwein, SecantForm};
@@ -59,8 +57,6 @@ pub enum Regime {
     Polyak(Polyak),
     /// The loss and the squared norm, bounded. See [`Ngn`].
     Ngn(Ngn),
-    /// Distance over gradients on windows, behind a gate that asks the norm. See [`GatedDistance`].
-    GatedDistance(GatedDistance),
     /// Three streams at three rates, of which the loss picks one. See [`AutoSgd`].
     AutoSgd(AutoSgd),
 }
@@ -127,11 +123,6 @@ impl Regime {
         Regime::Ngn(Ngn::default())
     }
 
-    /// [`GatedDistance`] with its constants.
-    pub fn gated_distance() -> Self {
-        Regime::GatedDistance(GatedDistance::default())
-    }
-
     /// [`AutoSgd`], starting from the automatic first step.
     pub fn auto_sgd() -> Self {
         Regime::AutoSgd(AutoSgd::default())
@@ -155,7 +146,6 @@ impl Regime {
             Regime::DoWG(_) => "dowg",
             Regime::Polyak(_) => "polyak",
             Regime::Ngn(_) => "ngn",
-            Regime::GatedDistance(_) => "gated-distance",
             Regime::AutoSgd(_) => "auto-sgd",
         }
     }
@@ -225,19 +215,6 @@ impl Regime {
         !(self.needs_alignment() && rises && rise > u64::from(schedule.steps()))
     }
 
-    /// Whether every step leaves a sketch of 256 sums, 1 KiB for each norm.
-    pub fn needs_sketch(&self) -> bool {
-        matches!(self, Regime::GatedDistance(_))
-    }
-
-    /// Whether [`StepMode::Lagged`](crate::StepMode::Lagged) can measure what it needs: the gradient and its direction, no more.
-    pub fn fits_lagged_steps(&self) -> bool {
-        !(self.needs_last_gradient()
-            || self.needs_first_parameters()
-            || self.needs_loss()
-            || self.needs_sketch())
-    }
-
     /// Whether the first rate comes from the length of the first step, so that pass 1 must measure `‖w₀‖` once.
     pub fn needs_initial_norm(&self) -> bool {
         match self {
@@ -266,12 +243,11 @@ impl Regime {
         }
     }
 
-    /// `p` of the norm term `p ln(n̂_{t-1}/n̂_t)`, of GatedDistance with n for n̂.
+    /// `p` of the norm term `p ln(n̂_{t-1}/n̂_t)`.
     pub fn exponent(&self) -> f32 {
         match *self {
             Regime::Seesaw(Seesaw { exponent, .. })
-            | Regime::NormRatio(NormRatio { exponent, .. })
-            | Regime::GatedDistance(GatedDistance { exponent, .. }) => exponent,
+            | Regime::NormRatio(NormRatio { exponent, .. }) => exponent,
             _ => 0.0,
         }
     }
@@ -342,7 +318,6 @@ impl Regime {
             }
             Regime::BarzilaiBorwein(BarzilaiBorwein { first_step, .. })
             | Regime::AdGd(AdGd { first_step, .. })
-            | Regime::GatedDistance(GatedDistance { first_step, .. })
             | Regime::AutoSgd(AutoSgd { first_step, .. }) => first_step,
             Regime::DoG(DoG { initial_distance }) | Regime::DoWG(DoWG { initial_distance }) => {
                 initial_distance
@@ -372,28 +347,25 @@ impl Regime {
             Regime::Polyak(_) => regime_kinds::POLYAK,
             Regime::Ngn(_) => regime_kinds::NGN,
             Regime::AutoSgd(_) => regime_kinds::AUTO_SGD,
-            Regime::GatedDistance(_) => regime_kinds::GATED_DISTANCE,
         }
     }
 
-    /// c of AdaGradNorm and Polyak, σ of Ngn: what the formula is multiplied or divided by; C of AutoSgd, c of GatedDistance when its ignition ends.
-    pub(crate) fn scale(&self, rule: Rule) -> f32 {
+    /// c of AdaGradNorm and Polyak, σ of Ngn: what the formula is multiplied or divided by; C of AutoSgd.
+    pub(crate) fn scale(&self) -> f32 {
         match *self {
             Regime::AdaGradNorm(AdaGradNorm { scale, .. }) => scale,
             Regime::Polyak(Polyak { factor, .. }) => factor,
             Regime::Ngn(Ngn { rate }) => rate,
-            Regime::GatedDistance(gated) => gated.energy_factor_at_first(rule),
             Regime::AutoSgd(AutoSgd { factor, .. }) => factor,
             _ => 1.0,
         }
     }
 
-    /// b₀ of AdaGradNorm, f* of Polyak, c of GatedDistance after its ignition, the least t of AutoSgd.
-    pub(crate) fn offset(&self, rule: Rule) -> f32 {
+    /// b₀ of AdaGradNorm, f* of Polyak, the least t of AutoSgd.
+    pub(crate) fn offset(&self) -> f32 {
         match *self {
             Regime::AdaGradNorm(AdaGradNorm { offset, .. }) => offset,
             Regime::Polyak(Polyak { optimum, .. }) => optimum,
-            Regime::GatedDistance(gated) => gated.energy_factor(rule),
             Regime::AutoSgd(AutoSgd { certainty, .. }) => certainty,
             _ => 0.0,
         }
@@ -524,12 +496,6 @@ impl Regime {
                 rate,
                 "between 1e-30 and 1e30",
             ),
-            Regime::GatedDistance(GatedDistance { energy_factor, .. }) => {
-                if let Some(factor) = energy_factor {
-                    above_0("energy_factor", factor)?;
-                }
-                self.validate_first_step()
-            }
             Regime::BarzilaiBorwein(BarzilaiBorwein { max_change, .. }) => {
                 require(
                     max_change.is_finite() && max_change > 1.0,

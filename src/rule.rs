@@ -39,8 +39,8 @@ pub enum Rule {
     ///
     /// - The bias corrections follow on the device from the group's exact count of steps, however long the run.
     /// - The direction's elements are about 1 and no longer shrink with the gradient, so that the regimes treat it as one of signs
-    ///   ([`Rule::is_scale_free`]); the secant regimes, the distances of DoG, DoWG and GatedDistance and the telemetry see the step that
-    ///   was really taken.
+    ///   ([`Rule::is_scale_free`]); the secant regimes, the distances of DoG and DoWG and the telemetry see the step that was really
+    ///   taken.
     /// - ε is an absolute size: a loss rescaled by a power of two changes the direction where `√v` is not far above ε. The norm, the
     ///   alignment and all that a regime makes of them stay as they were, bit for bit. A [`LossScaler`](crate::LossScaler) is divided
     ///   out before.

@@ -56,7 +56,7 @@ impl NonFinitePolicy {
 /// [`Optimizer::loss_scale`](crate::Optimizer::loss_scale), so that all gradients arrive multiplied by it. The step divides it out:
 /// rule, regime, clip, decay and record see the true gradient. A step whose gradient is not finite is skipped and halves the scale; after
 /// `growth_interval` good steps in a row it doubles. Both happen in order on the device, so that the next gradients are made with the
-/// scale that will be divided out of them, also within one submit, and in [`StepMode::Lagged`](crate::StepMode::Lagged).
+/// scale that will be divided out of them, also within one submit.
 ///
 /// Scales are powers of two, so that dividing them out is exact: with any scale the parameters have the same bits as without one, as long
 /// as no true gradient is too small for a normal f32 (2⁻¹²⁶). The norm is right even then.

@@ -1,11 +1,10 @@
 //! Promises of `Averaging`: every average is the one its paper defines, of the iterates that there were, for every rule, wherever
-//! tensors lie and in both step modes; skipped steps leave it alone; exchanged twice, everything is as it was; where it is off there is
+//! tensors lie; skipped steps leave it alone; exchanged twice, everything is as it was; where it is off there is
 //! nothing of it.
 //!
 //! Faults tried once by hand, each failed its test: a weight of the step before; steps counted with the skipped ones; the average taken
-//! before the update, or of the old parameters; weight 1 computed instead of copied; a lagged step of the host not averaged; a stretch of
-//! the host averaged at its start only; averages not exchanged in the second of two alternating steps; copies that exchange; copies that
-//! start at the block instead of at the tensor.
+//! before the update, or of the old parameters; weight 1 computed instead of copied; a stretch of the host averaged at its start only;
+//! copies that exchange; copies that start at the block instead of at the tensor.
 
 mod common;
 
@@ -13,9 +12,7 @@ use common::run::{CpuRun, GpuRun, Place, Run, Spec, bits, devices, lengths, pack
 use common::{Kernel, Numbers, download, small_bindings, upload};
 use wgpu_optim::gpu::{PassName, Tuning};
 use wgpu_optim::layout::{GroupConstants, GroupState, average_kinds};
-use wgpu_optim::{Averaging, Error, Gpu, Group, OptimizerBuilder, Regime, Rule, StepMode, wgpu};
-
-const MODES: [StepMode; 2] = [StepMode::TwoPass, StepMode::Lagged];
+use wgpu_optim::{Averaging, Error, Gpu, Group, OptimizerBuilder, Regime, Rule, wgpu};
 
 fn averagings() -> [Averaging; 4] {
     [
@@ -144,14 +141,12 @@ fn every_rule_and_average(tensors: &[usize]) -> Vec<Spec> {
 #[test]
 fn averages_are_those_of_the_iterates_for_every_rule() {
     let specs = every_rule_and_average(&[1, 37, 4]);
-    for mode in MODES {
-        check(&mut CpuRun::in_mode(&specs, mode), &specs);
-        for gpu in devices() {
-            for places in [packed(&specs, 3, 0), separate(&specs)] {
-                let mut run = GpuRun::in_mode(gpu, &specs, places, mode);
-                check(&mut run, &specs);
-                run.assert_surroundings_untouched();
-            }
+    check(&mut CpuRun::new(&specs), &specs);
+    for gpu in devices() {
+        for places in [packed(&specs, 3, 0), separate(&specs)] {
+            let mut run = GpuRun::new(gpu, &specs, places);
+            check(&mut run, &specs);
+            run.assert_surroundings_untouched();
         }
     }
 }
@@ -196,12 +191,10 @@ fn averages_around_the_boundaries_of_blocks() {
         };
         let gpu = gpu.clone().with_tuning(tuning).expect("a small geometry");
         assert_eq!(gpu.tuning().block_elements(), block as u32);
-        for mode in MODES {
-            for places in [places.clone(), packed(&specs, 0, 0)] {
-                let mut run = GpuRun::in_mode(&gpu, &specs, places, mode);
-                check(&mut run, &specs);
-                run.assert_surroundings_untouched();
-            }
+        for places in [places.clone(), packed(&specs, 0, 0)] {
+            let mut run = GpuRun::new(&gpu, &specs, places);
+            check(&mut run, &specs);
+            run.assert_surroundings_untouched();
         }
     }
 }
@@ -213,29 +206,24 @@ fn averages_of_large_tensors() {
     let mut spec = Spec::new(Rule::sgd(), Regime::fixed(0.07), tensors);
     spec.averaging = Averaging::PolynomialDecay { eta: 1.0, start: 1 };
     let specs = [spec];
-    for mode in MODES {
-        check(&mut CpuRun::in_mode(&specs, mode), &specs);
-        for gpu in small_bindings(128 << 10) {
-            let mut run = GpuRun::with(&gpu, &specs, packed(&specs, 5, 2), |builder| {
-                builder.record_steps(4).step_mode(mode)
-            });
-            let windows = run.optimizer.dispatches().iter();
-            let last = match mode {
-                StepMode::Lagged => PassName::UndoStep,
-                _ => PassName::UpdateParameters,
-            };
-            assert!(windows.filter(|dispatch| dispatch.pass == last).count() > 4);
-            check(&mut run, &specs);
-        }
+    check(&mut CpuRun::new(&specs), &specs);
+    for gpu in small_bindings(128 << 10) {
+        let mut run = GpuRun::with(&gpu, &specs, packed(&specs, 5, 2), |builder| {
+            builder.record_steps(4)
+        });
+        let windows = run.optimizer.dispatches().iter();
+        let last = PassName::UpdateParameters;
+        assert!(windows.filter(|dispatch| dispatch.pass == last).count() > 4);
+        check(&mut run, &specs);
     }
 }
 
-/// The case on every path in a mode, the device's tensors at odd places.
-fn every_path(specs: &[Spec], mode: StepMode) -> Vec<Box<dyn Run>> {
-    let mut runs: Vec<Box<dyn Run>> = vec![Box::new(CpuRun::in_mode(specs, mode))];
+/// The case on every path, the device's tensors at odd places.
+fn every_path(specs: &[Spec]) -> Vec<Box<dyn Run>> {
+    let mut runs: Vec<Box<dyn Run>> = vec![Box::new(CpuRun::new(specs))];
     for gpu in devices() {
         let places = packed(specs, 3, 1);
-        runs.push(Box::new(GpuRun::in_mode(gpu, specs, places, mode)));
+        runs.push(Box::new(GpuRun::new(gpu, specs, places)));
     }
     runs
 }
@@ -244,32 +232,28 @@ fn every_path(specs: &[Spec], mode: StepMode) -> Vec<Box<dyn Run>> {
 #[test]
 fn exchanged_twice_is_not_exchanged() {
     let specs = every_rule_and_average(&[9, 70]);
-    for mode in MODES {
-        let pairs = every_path(&specs, mode)
-            .into_iter()
-            .zip(every_path(&specs, mode));
-        for (mut run, mut alone) in pairs {
-            for step in 0..6 {
-                run.step(&gradients(&specs, step));
-                alone.step(&gradients(&specs, step));
-                let (params, averages) = (bits(&run.params()), bits(&run.averages()));
-                run.swap_averages();
-                assert_eq!(bits(&run.params()), averages, "{}, {mode:?}", run.path());
-                if step > 2 {
-                    assert_ne!(averages, params, "{}, {mode:?}", run.path());
-                }
-                run.swap_averages();
-                assert_eq!(bits(&run.params()), params, "{}, {mode:?}", run.path());
-                assert_eq!(bits(&run.averages()), averages, "{}, {mode:?}", run.path());
+    let pairs = every_path(&specs).into_iter().zip(every_path(&specs));
+    for (mut run, mut alone) in pairs {
+        for step in 0..6 {
+            run.step(&gradients(&specs, step));
+            alone.step(&gradients(&specs, step));
+            let (params, averages) = (bits(&run.params()), bits(&run.averages()));
+            run.swap_averages();
+            assert_eq!(bits(&run.params()), averages, "{}", run.path());
+            if step > 2 {
+                assert_ne!(averages, params, "{}", run.path());
             }
-            assert_eq!(bits(&run.params()), bits(&alone.params()), "{}", run.path());
-            assert_eq!(
-                bits(&run.averages()),
-                bits(&alone.averages()),
-                "{}",
-                run.path()
-            );
+            run.swap_averages();
+            assert_eq!(bits(&run.params()), params, "{}", run.path());
+            assert_eq!(bits(&run.averages()), averages, "{}", run.path());
         }
+        assert_eq!(bits(&run.params()), bits(&alone.params()), "{}", run.path());
+        assert_eq!(
+            bits(&run.averages()),
+            bits(&alone.averages()),
+            "{}",
+            run.path()
+        );
     }
 }
 
@@ -289,19 +273,17 @@ fn an_average_starts_from_its_first_iterate() {
         let mut spec = Spec::new(Rule::sgd(), Regime::fixed(0.5), vec![values.clone()]);
         spec.averaging = averaging;
         let specs = [spec];
-        for mode in MODES {
-            for mut run in every_path(&specs, mode) {
-                for step in 0..=4 {
-                    let params = bits(&run.params());
-                    assert_eq!(bits(&run.averages()), params, "{}, {step}", run.path());
-                    run.swap_averages();
-                    assert_eq!(bits(&run.params()), params, "{}, {step}", run.path());
-                    run.swap_averages();
-                    assert_eq!(bits(&run.params()), params, "{}, {step}", run.path());
-                    run.step(&[vec![0.0, 0.0, 0.0, 0.0, 0.0, 1.0, 0.0, 2.0, 3.0]]);
-                }
-                assert_ne!(bits(&run.averages()), bits(&run.params()), "{}", run.path());
+        for mut run in every_path(&specs) {
+            for step in 0..=4 {
+                let params = bits(&run.params());
+                assert_eq!(bits(&run.averages()), params, "{}, {step}", run.path());
+                run.swap_averages();
+                assert_eq!(bits(&run.params()), params, "{}, {step}", run.path());
+                run.swap_averages();
+                assert_eq!(bits(&run.params()), params, "{}, {step}", run.path());
+                run.step(&[vec![0.0, 0.0, 0.0, 0.0, 0.0, 1.0, 0.0, 2.0, 3.0]]);
             }
+            assert_ne!(bits(&run.averages()), bits(&run.params()), "{}", run.path());
         }
     }
 }
@@ -319,57 +301,50 @@ fn averages_cost_nothing_where_they_are_off_and_change_no_parameter() {
         })
         .collect();
     let all_gradients: Vec<Vec<Vec<f32>>> = (0..5).map(|step| gradients(&with, step)).collect();
-    for mode in MODES {
-        let pairs = every_path(&with, mode)
-            .into_iter()
-            .zip(every_path(&without, mode));
-        for (mut with, mut without) in pairs {
-            for gradients in &all_gradients {
-                with.step(gradients);
-                without.step(gradients);
-            }
-            assert_eq!(bits(&with.params()), bits(&without.params()));
+    let pairs = every_path(&with).into_iter().zip(every_path(&without));
+    for (mut with, mut without) in pairs {
+        for gradients in &all_gradients {
+            with.step(gradients);
+            without.step(gradients);
         }
-        for gpu in devices() {
-            let buffers = |specs: &[Spec]| -> Vec<(PassName, usize)> {
-                let run = GpuRun::in_mode(gpu, specs, packed(specs, 0, 0), mode);
-                let dispatches = run.optimizer.dispatches().iter();
-                dispatches
-                    .map(|dispatch| (dispatch.pass, dispatch.bind_groups.len()))
-                    .collect()
-            };
-            assert!(buffers(&without).iter().all(|(_, groups)| *groups <= 2));
-            let buffers = buffers(&with);
-            let averaging = buffers.iter().filter(|(_, groups)| *groups == 3).count();
-            assert!(averaging >= 5 && averaging < buffers.len(), "{buffers:?}");
-            let swaps = |(pass, _): &(PassName, usize)| *pass == PassName::SwapAverages;
-            assert!(!buffers.iter().any(swaps), "{buffers:?}");
-        }
+        assert_eq!(bits(&with.params()), bits(&without.params()));
+    }
+    for gpu in devices() {
+        let buffers = |specs: &[Spec]| -> Vec<(PassName, usize)> {
+            let run = GpuRun::new(gpu, specs, packed(specs, 0, 0));
+            let dispatches = run.optimizer.dispatches().iter();
+            dispatches
+                .map(|dispatch| (dispatch.pass, dispatch.bind_groups.len()))
+                .collect()
+        };
+        assert!(buffers(&without).iter().all(|(_, groups)| *groups <= 2));
+        let buffers = buffers(&with);
+        let averaging = buffers.iter().filter(|(_, groups)| *groups == 3).count();
+        assert!(averaging >= 5 && averaging < buffers.len(), "{buffers:?}");
+        let swaps = |(pass, _): &(PassName, usize)| *pass == PassName::SwapAverages;
+        assert!(!buffers.iter().any(swaps), "{buffers:?}");
     }
 }
 
 /// From the allocator: what a million parameters more cost on the host, where there may be counters and momentum beside the averages.
 #[test]
 fn averages_take_four_bytes_per_parameter() {
-    for mode in MODES {
-        let bytes = |elements: usize, averaging: Averaging| {
-            let values = vec![0.0f32; elements];
-            let mut optimizer = None;
-            let info = allocation_counter::measure(|| {
-                let builder = OptimizerBuilder::new(Rule::sgd())
-                    .step_mode(mode)
-                    .averaging(averaging)
-                    .group(Group::new("all").tensor("w", &values, &values));
-                optimizer = Some(builder.build_cpu().expect("builds"));
-            });
-            drop(optimizer);
-            info.bytes_current
-        };
-        let running = Averaging::Running { start: 0 };
-        for elements in [0, 5, 1 << 20] {
-            let more = bytes(elements, running) - bytes(elements, Averaging::Off);
-            assert_eq!(more, 4 * elements as i64, "{mode:?}");
-        }
+    let bytes = |elements: usize, averaging: Averaging| {
+        let values = vec![0.0f32; elements];
+        let mut optimizer = None;
+        let info = allocation_counter::measure(|| {
+            let builder = OptimizerBuilder::new(Rule::sgd())
+                .averaging(averaging)
+                .group(Group::new("all").tensor("w", &values, &values));
+            optimizer = Some(builder.build_cpu().expect("builds"));
+        });
+        drop(optimizer);
+        info.bytes_current
+    };
+    let running = Averaging::Running { start: 0 };
+    for elements in [0, 5, 1 << 20] {
+        let more = bytes(elements, running) - bytes(elements, Averaging::Off);
+        assert_eq!(more, 4 * elements as i64);
     }
 }
 
@@ -408,28 +383,19 @@ fn steps_and_copies_are_refused_while_averages_are_swapped_in() {
         assert_eq!(run.params(), [vec![0.0; 5], vec![1.0; 2]]);
         assert_eq!(run.averages(), [vec![0.25; 5], vec![1.25; 2]]);
     }
-    for mode in MODES {
-        let mut run = CpuRun::in_mode(&specs, mode);
-        let (mut a, mut b) = (vec![1.0; 5], vec![2.0; 2]);
-        let (mut c, mut d) = (vec![1.0; 5], vec![1.0; 2]);
-        let params: &mut [&mut [f32]] = &mut [&mut a, &mut b];
-        let grads: &mut [&mut [f32]] = &mut [&mut c, &mut d];
-        let optimizer = &mut run.optimizer;
-        assert_eq!(optimizer.averages(0), None);
-        optimizer.swap_averages(params).expect("swaps");
-        assert!(optimizer.averages_are_swapped());
-        let refused = match mode {
-            StepMode::Lagged => optimizer.step_lagged(params, grads),
-            _ => {
-                let grads: Vec<&[f32]> = grads.iter().map(|g| &**g).collect();
-                optimizer.step(params, &grads)
-            }
-        };
-        assert_eq!(refused, Err(Error::AveragesSwapped { what: "a step" }));
-        assert!(optimizer.drain_records().records.is_empty());
-        optimizer.swap_averages(params).expect("swaps");
-        assert!(!optimizer.averages_are_swapped());
-    }
+    let mut run = CpuRun::new(&specs);
+    let (mut a, mut b) = (vec![1.0; 5], vec![2.0; 2]);
+    let params: &mut [&mut [f32]] = &mut [&mut a, &mut b];
+    let (c, d) = ([1.0; 5], [1.0; 2]);
+    let optimizer = &mut run.optimizer;
+    assert_eq!(optimizer.averages(0), None);
+    optimizer.swap_averages(params).expect("swaps");
+    assert!(optimizer.averages_are_swapped());
+    let refused = optimizer.step(params, &[&c, &d]);
+    assert_eq!(refused, Err(Error::AveragesSwapped { what: "a step" }));
+    assert!(optimizer.drain_records().records.is_empty());
+    optimizer.swap_averages(params).expect("swaps");
+    assert!(!optimizer.averages_are_swapped());
 }
 
 /// Averages go to any place of any buffer, and nowhere else.

@@ -23,25 +23,20 @@ use wgpu_optim::gpu::Tuning;
 use wgpu_optim::layout::GroupState;
 use wgpu_optim::{
     Averaging, Checkpoint, CpuOptimizer, Error, Group, LossScaler, NonFinitePolicy, Notes,
-    OptimizerBuilder, Parameters, Regime, Rule, Schedule, SecantForm, StepMode, wgpu,
+    OptimizerBuilder, Parameters, Regime, Rule, Schedule, SecantForm, wgpu,
 };
 
 /// Every rule, and regimes of every kind of memory, with averages, telemetry and trust ratios here and there; and a group of odd tensors whose norm is shared.
-fn cases(mode: StepMode) -> Vec<Spec> {
-    let mut regimes = vec![
+fn cases() -> Vec<Spec> {
+    let regimes = [
         Regime::seesaw(),
         Regime::norm_ratio(),
         Regime::fixed(0.01),
         Regime::adagrad_norm(),
+        Regime::barzilai_borwein(SecantForm::Geometric),
+        Regime::dowg(),
+        Regime::polyak(),
     ];
-    if mode == StepMode::TwoPass {
-        regimes.extend([
-            Regime::barzilai_borwein(SecantForm::Geometric),
-            Regime::dowg(),
-            Regime::polyak(),
-            Regime::gated_distance(),
-        ]);
-    }
     let mut numbers = Numbers(1);
     let mut specs = Vec::new();
     for (row, rule) in Rule::all().into_iter().enumerate() {
@@ -65,8 +60,8 @@ fn cases(mode: StepMode) -> Vec<Spec> {
     ];
     for (spec, averaging) in specs.iter_mut().zip(averages.into_iter().cycle()) {
         spec.averaging = averaging;
-        spec.telemetry = mode == StepMode::TwoPass && spec.name.starts_with("nesterov");
-        spec.trust = (mode == StepMode::TwoPass && spec.name.ends_with("fixed")).then_some(0.1);
+        spec.telemetry = spec.name.starts_with("nesterov");
+        spec.trust = spec.name.ends_with("fixed").then_some(0.1);
     }
     specs[1].schedule = Schedule::WarmupCosine {
         warmup: 3,
@@ -98,8 +93,8 @@ fn streams() -> Vec<Spec> {
 }
 
 /// A few groups that between them have every kind of memory.
-fn few(mode: StepMode) -> Vec<Spec> {
-    let all = cases(mode);
+fn few() -> Vec<Spec> {
+    let all = cases();
     let wanted = |spec: &Spec| {
         [
             "shared",
@@ -107,8 +102,7 @@ fn few(mode: StepMode) -> Vec<Spec> {
             "sgd, dowg",
             "sgdm, bb-geometric",
             "signum, norm-ratio",
-            "nesterov, gated-distance",
-            "signum, gated-distance",
+            "nesterov, dowg",
             "signsgd, fixed",
         ]
         .iter()
@@ -150,9 +144,8 @@ fn elsewhere(specs: &[Spec]) -> Vec<Spec> {
 type Maker = Box<dyn Fn(&[Spec]) -> Box<dyn Run>>;
 
 /// With a scale of the loss that changes.
-fn setup(mode: StepMode) -> Setup {
+fn setup() -> Setup {
     Setup {
-        mode,
         scaler: Some(LossScaler {
             initial_scale: 8.0,
             growth_interval: 2,
@@ -173,16 +166,12 @@ fn makers(setup: Setup) -> Vec<Maker> {
     makers
 }
 
-/// In both modes, after an even and an odd number of steps.
+/// After an even and an odd number of steps.
 #[test]
 fn a_resumed_run_has_the_bits_of_one_that_was_not_interrupted() {
     let _alone = alone();
-    for (mode, specs) in [
-        (StepMode::TwoPass, cases(StepMode::TwoPass)),
-        (StepMode::Lagged, cases(StepMode::Lagged)),
-        (StepMode::TwoPass, streams()),
-    ] {
-        for make in makers(setup(mode)) {
+    for specs in [cases(), streams()] {
+        for make in makers(setup()) {
             let mut whole = make(&specs);
             advance(&mut *whole, &specs, 0..4);
             let even = whole.checkpoint();
@@ -201,7 +190,7 @@ fn a_resumed_run_has_the_bits_of_one_that_was_not_interrupted() {
                 resumed.restore(checkpoint).expect("it fits");
                 assert!(resumed.records().records.is_empty(), "{}", resumed.path());
                 advance(&mut *resumed, &specs, checkpoint.step()..12);
-                let path = format!("{}, {mode:?}, from {}", resumed.path(), checkpoint.step());
+                let path = format!("{}, from {}", resumed.path(), checkpoint.step());
                 assert!(bits(&resumed.params()) == bits(&whole.params()), "{path}");
                 assert_eq!(resumed.states(), whole.states(), "{path}");
                 assert_eq!(bits(&[resumed.rates()]), bits(&[whole.rates()]), "{path}");
@@ -224,7 +213,7 @@ fn a_resumed_run_has_the_bits_of_one_that_was_not_interrupted() {
 }
 
 /// A device in another geometry than its preset: scattered tensors, small blocks.
-fn scattered(specs: &[Spec], mode: StepMode, index: usize) -> GpuRun {
+fn scattered(specs: &[Spec], index: usize) -> GpuRun {
     let gpu = &devices()[index];
     let tuning = Tuning {
         workgroup_size: 16,
@@ -245,7 +234,7 @@ fn scattered(specs: &[Spec], mode: StepMode, index: usize) -> GpuRun {
         })
         .collect();
     GpuRun::with(&gpu, specs, places, |builder| {
-        setup(mode).tell(builder).record_steps(5)
+        setup().tell(builder).record_steps(5)
     })
 }
 
@@ -253,28 +242,24 @@ fn scattered(specs: &[Spec], mode: StepMode, index: usize) -> GpuRun {
 #[test]
 fn a_checkpoint_is_the_same_on_every_path_and_in_every_geometry() {
     let _alone = alone();
-    for (mode, specs) in [
-        (StepMode::TwoPass, few(StepMode::TwoPass)),
-        (StepMode::Lagged, few(StepMode::Lagged)),
-        (StepMode::TwoPass, streams()),
-    ] {
+    for specs in [few(), streams()] {
         for steps in [3, 4] {
-            let mut first = CpuRun::with(&specs, setup(mode));
+            let mut first = CpuRun::with(&specs, setup());
             advance(&mut first, &specs, 0..steps);
             let bytes = first.checkpoint().to_bytes();
-            let mut paths: Vec<Box<dyn Run>> = makers(setup(mode))
+            let mut paths: Vec<Box<dyn Run>> = makers(setup())
                 .iter()
                 .map(|make| make(&elsewhere(&specs)))
                 .collect();
             for index in 0..devices().len() {
-                paths.push(Box::new(scattered(&elsewhere(&specs), mode, index)));
+                paths.push(Box::new(scattered(&elsewhere(&specs), index)));
             }
-            paths.push(Box::new(CpuRun::with(&elsewhere(&specs), setup(mode))));
+            paths.push(Box::new(CpuRun::with(&elsewhere(&specs), setup())));
             let mut checkpoint = Checkpoint::from_bytes(&bytes[..]).expect("whole");
             for path in &mut paths {
                 path.restore(&checkpoint).expect("it fits");
                 checkpoint = path.checkpoint();
-                assert!(checkpoint.to_bytes() == bytes, "{}, {mode:?}", path.path());
+                assert!(checkpoint.to_bytes() == bytes, "{}", path.path());
             }
             advance(&mut first, &specs, steps..steps + 4);
             for path in &mut paths {
@@ -302,45 +287,42 @@ fn a_checkpoint_is_the_same_on_every_path_and_in_every_geometry() {
 #[test]
 fn a_halted_run_is_halted_until_it_is_resumed() {
     let _alone = alone();
-    let halting = |mode| Setup {
+    let halting = Setup {
         policy: NonFinitePolicy::Error { after: 2 },
-        mode,
         ..Setup::default()
     };
-    for mode in [StepMode::TwoPass, StepMode::Lagged] {
-        let specs = plain();
-        let ones = |value: f32| {
-            let tensors = specs.iter().flat_map(|spec| &spec.tensors);
-            tensors.map(|tensor| vec![value; tensor.len()]).collect()
-        };
-        let (good, bad): (Vec<Vec<f32>>, Vec<Vec<f32>>) = (ones(1.0), ones(f32::NAN));
-        for make in makers(halting(mode)) {
-            let mut run = make(&specs);
-            run.step(&good);
-            run.step(&good);
-            let params = run.params();
-            for _ in 0..3 {
-                let _ = run.try_step(&bad);
-            }
-            let checkpoint = run.checkpoint();
-            let mut resumed = make(&specs);
-            resumed.restore(&checkpoint).expect("it fits");
-            let stepped = resumed.try_step(&good).and_then(|()| resumed.try_records());
-            assert!(matches!(stepped, Err(Error::Halted { .. })), "{stepped:?}");
-            assert!(
-                bits(&resumed.params()) == bits(&params),
-                "{}",
-                resumed.path()
-            );
-            resumed.resume();
-            resumed.step(&good);
-            resumed.step(&good);
-            assert!(
-                bits(&resumed.params()) != bits(&params),
-                "{}",
-                resumed.path()
-            );
+    let specs = plain();
+    let ones = |value: f32| {
+        let tensors = specs.iter().flat_map(|spec| &spec.tensors);
+        tensors.map(|tensor| vec![value; tensor.len()]).collect()
+    };
+    let (good, bad): (Vec<Vec<f32>>, Vec<Vec<f32>>) = (ones(1.0), ones(f32::NAN));
+    for make in makers(halting) {
+        let mut run = make(&specs);
+        run.step(&good);
+        run.step(&good);
+        let params = run.params();
+        for _ in 0..3 {
+            let _ = run.try_step(&bad);
         }
+        let checkpoint = run.checkpoint();
+        let mut resumed = make(&specs);
+        resumed.restore(&checkpoint).expect("it fits");
+        let stepped = resumed.try_step(&good).and_then(|()| resumed.try_records());
+        assert!(matches!(stepped, Err(Error::Halted { .. })), "{stepped:?}");
+        assert!(
+            bits(&resumed.params()) == bits(&params),
+            "{}",
+            resumed.path()
+        );
+        resumed.resume();
+        resumed.step(&good);
+        resumed.step(&good);
+        assert!(
+            bits(&resumed.params()) != bits(&params),
+            "{}",
+            resumed.path()
+        );
     }
 }
 
@@ -533,14 +515,6 @@ fn what_differs_is_named_and_nothing_changes() {
         let error = run.restore(&checkpoint).expect_err(words);
         assert!(error.to_string().contains(words), "{error}");
     }
-    let mut lagged = CpuRun::in_mode(&plain(), StepMode::Lagged);
-    let error = lagged.restore(&checkpoint).expect_err("another mode");
-    assert!(
-        error
-            .to_string()
-            .contains("the step mode is two-pass there, lagged here"),
-        "{error}"
-    );
 }
 
 /// The same tensors under other names, and in another order.
@@ -624,15 +598,12 @@ fn a_checkpoint_tells_what_it_is() {
         .checkpoint(Some(&slices), &notes)
         .expect("a checkpoint");
     let read = Checkpoint::from_bytes(checkpoint.to_bytes()).expect("whole");
-    assert_eq!(
-        (read.notes(), read.step(), read.step_mode()),
-        (&notes, 3, "two-pass")
-    );
+    assert_eq!((read.notes(), read.step()), (&notes, 3));
     assert_eq!(read.groups().collect::<Vec<_>>(), ["weights", "biases"]);
     assert_eq!(read.tensors().last(), Some(("biases/1", 9)));
     assert_eq!(
         read.to_string(),
-        "checkpoint of step 3: two-pass, groups \"weights\", \"biases\"; 4 tensors of 28 elements, with parameters"
+        "checkpoint of step 3: groups \"weights\", \"biases\"; 4 tensors of 28 elements, with parameters"
     );
     // Other readers of the format see the numbers as they are.
     let bytes = checkpoint.to_bytes();
@@ -779,8 +750,8 @@ fn foreign_and_hostile_bytes_are_refused_with_a_reason() {
             "overflow",
         ),
         (
-            changed(r#"\"version\":1"#, r#"\"version\":2"#),
-            "has version 2, but this wgpu-optim reads version 1",
+            changed(r#"\"version\":2"#, r#"\"version\":3"#),
+            "has version 3, but this wgpu-optim reads version 2",
         ),
         (
             changed(r#"\"step\":3"#, r#"\"step\":true"#),
@@ -939,7 +910,7 @@ proptest! {
     fn pieces_of_a_header_in_any_order_are_refused(
         pieces in prop::collection::vec(prop::sample::select(vec![
             "{", "}", "[", "]", ",", ":", "\"__metadata__\"", "\"wgpu-optim checkpoint\"", "\"a\"", "\"dtype\"", "\"F32\"", "\"shape\"",
-            "\"data_offsets\"", "0", "4", "18446744073709551615", "-1", "1e999", "null", "true", "\"{\\\"version\\\":1}\"", "\u{fffd}",
+            "\"data_offsets\"", "0", "4", "18446744073709551615", "-1", "1e999", "null", "true", "\"{\\\"version\\\":2}\"", "\u{fffd}",
             "{\"dtype\":\"F32\",\"shape\":[1],\"data_offsets\":[0,4]}",
         ]), 0..40),
         data in 0..9usize,
@@ -990,7 +961,7 @@ fn memory_is_in_proportion_to_the_bytes() {
     let notes: Vec<String> = (0..50_000)
         .map(|index| format!(r#""{index:x}":"""#))
         .collect();
-    let about = r#"{\"version\":1,\"written_by\":\"\",\"step\":0,\"step_mode\":\"\",\"settings\":{},\"parameters\":false,\"groups\":[GROUPS],\"tensors\":[],\"tables\":{},\"notes\":{}}"#;
+    let about = r#"{\"version\":2,\"written_by\":\"\",\"step\":0,\"settings\":{},\"parameters\":false,\"groups\":[GROUPS],\"tensors\":[],\"tables\":{},\"notes\":{}}"#;
     let groups = vec![r#"{\"name\":\"\",\"settings\":{}}"#; 20_000].join(",");
     // And how many times their bytes they may take: strings are small, and a dimension must not become a word of memory.
     for (header, times) in [
@@ -1038,15 +1009,14 @@ fn a_device_says_what_keeps_it_from_saving_and_loading() {
             })
         };
         let gradients = upload(gpu, &[1.0; 16]);
-        let build = |params: &wgpu::Buffer, mode| {
-            OptimizerBuilder::new(Rule::sgdm(0.9))
-                .step_mode(mode)
+        let build = |params: &wgpu::Buffer, rule| {
+            OptimizerBuilder::new(rule)
                 .group(Group::new("all").tensor("w", params.slice(..), gradients.slice(..)))
                 .build(gpu)
                 .expect("builds")
         };
         let neither = buffer(wgpu::BufferUsages::empty());
-        let mut optimizer = build(&neither, StepMode::TwoPass);
+        let mut optimizer = build(&neither, Rule::sgdm(0.9));
         step(gpu, &optimizer);
         let save = |optimizer: &wgpu_optim::Optimizer, parameters| {
             pollster::block_on(optimizer.checkpoint(parameters, &Notes::new()))
@@ -1063,7 +1033,7 @@ fn a_device_says_what_keeps_it_from_saving_and_loading() {
             .restore(&without, Parameters::Excluded)
             .expect("needs no usage");
         let both = buffer(wgpu::BufferUsages::COPY_SRC | wgpu::BufferUsages::COPY_DST);
-        let with = save(&build(&both, StepMode::TwoPass), Parameters::Included).expect("saved");
+        let with = save(&build(&both, Rule::sgdm(0.9)), Parameters::Included).expect("saved");
         let error = optimizer
             .restore(&with, Parameters::Included)
             .expect_err("cannot be written");
@@ -1078,41 +1048,19 @@ fn a_device_says_what_keeps_it_from_saving_and_loading() {
             1
         );
 
-        // A lagged step that was recorded and not submitted.
-        let lagged = build(&both, StepMode::Lagged);
-        let mut encoder = gpu.device().create_command_encoder(&Default::default());
-        lagged.encode_step(&mut encoder).expect("alive");
-        let error = save(&lagged, Parameters::Excluded).expect_err("not submitted");
-        assert_eq!(
-            error,
-            Error::StepsPending {
-                recorded: 1,
-                run: 0
-            }
-        );
-        gpu.queue().submit([encoder.finish()]);
-        assert_eq!(
-            save(&lagged, Parameters::Excluded).expect("saved").step(),
-            1
-        );
-
         // Another rule, on the device too, and through a file.
         let folder = tempfile::tempdir().expect("a folder");
         let path = folder.path().join("w.safetensors");
-        pollster::block_on(lagged.save(&path, Parameters::Included)).expect("saved");
+        let other = build(&both, Rule::signum(0.9));
+        step(gpu, &other);
+        pollster::block_on(other.save(&path, Parameters::Included)).expect("saved");
         let error = optimizer
             .load(&path, Parameters::Excluded)
-            .expect_err("another mode");
-        assert!(
-            error
-                .to_string()
-                .contains("the step mode is lagged there, two-pass here"),
-            "{error}"
-        );
-        let mut resumed = build(&both, StepMode::Lagged);
-        assert!(!resumed.roles_are_swapped());
+            .expect_err("another rule");
+        assert!(error.to_string().contains("Signum"), "{error}");
+        let mut resumed = build(&both, Rule::signum(0.9));
         let loaded = resumed.load(&path, Parameters::Included).expect("it fits");
-        assert_eq!((loaded.step(), resumed.roles_are_swapped()), (1, true));
+        assert_eq!(loaded.step(), 1);
     }
 }
 

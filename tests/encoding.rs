@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use common::run::{CpuRun, GpuRun, Run, Spec, bits, devices, every_path, packed};
 use common::{Kernel, Numbers, download, drain, upload};
-use wgpu_optim::{Averaging, Gpu, Group, OptimizerBuilder, Records, Regime, Rule, StepMode, wgpu};
+use wgpu_optim::{Averaging, Gpu, Group, OptimizerBuilder, Records, Regime, Rule, wgpu};
 
 fn spec(len: usize) -> Spec {
     Spec::new(
@@ -182,16 +182,12 @@ fn recording_a_step_allocates_no_more_than_its_raw_calls() {
                 ..spec(100 + i).named(format!("{i}"))
             })
             .collect();
-        for (mode, measures) in [
-            (StepMode::TwoPass, false),
-            (StepMode::TwoPass, true),
-            (StepMode::Lagged, false),
-        ] {
+        for measures in [false, true] {
             let mut specs = specs.clone();
             for spec in &mut specs {
                 (spec.telemetry, spec.trust) = (measures, measures.then_some(0.1));
             }
-            let run = GpuRun::in_mode(gpu, &specs, packed(&specs, 0, 0), mode);
+            let run = GpuRun::new(gpu, &specs, packed(&specs, 0, 0));
             let optimizer = &run.optimizer;
             let record = |by_hand: bool| {
                 let mut encoder = gpu.device().create_command_encoder(&Default::default());
@@ -252,25 +248,19 @@ fn a_cpu_step_allocates_nothing() {
             lengths.iter().map(|&len| vec![1.0; len]).collect(),
         )];
         let grads: Vec<Vec<f32>> = lengths.iter().map(|&len| Numbers(1).vec(len)).collect();
-        for (mode, averaging, measures) in [
-            (StepMode::TwoPass, Averaging::Off, false),
-            (StepMode::Lagged, Averaging::Off, false),
-            (StepMode::TwoPass, Averaging::polynomial_decay(), false),
-            (StepMode::Lagged, Averaging::polynomial_decay(), false),
-            (StepMode::TwoPass, Averaging::polynomial_decay(), true),
+        for (averaging, measures) in [
+            (Averaging::Off, false),
+            (Averaging::polynomial_decay(), false),
+            (Averaging::polynomial_decay(), true),
         ] {
             specs[0].averaging = averaging;
             (specs[0].telemetry, specs[0].trust) = (measures, measures.then_some(0.1));
-            let mut run = CpuRun::in_mode(&specs, mode);
-            let (mut params, mut written) = (run.params(), grads.clone());
+            let mut run = CpuRun::new(&specs);
+            let mut params = run.params();
             let mut params: Vec<&mut [f32]> = params.iter_mut().map(Vec::as_mut_slice).collect();
-            let mut written: Vec<&mut [f32]> = written.iter_mut().map(Vec::as_mut_slice).collect();
             let grads: Vec<&[f32]> = grads.iter().map(Vec::as_slice).collect();
             let optimizer = &mut run.optimizer;
-            let mut step = || match mode {
-                StepMode::Lagged => optimizer.step_lagged(&mut params, &mut written),
-                _ => optimizer.step(&mut params, &grads),
-            };
+            let mut step = || optimizer.step(&mut params, &grads);
             step().expect("steps");
             let info = allocation_counter::measure(|| {
                 for _ in 0..100 {
@@ -279,7 +269,7 @@ fn a_cpu_step_allocates_nothing() {
             });
             assert!(
                 info.count_total <= chunks,
-                "{lengths:?}, {mode:?}, {averaging:?}: {} allocations in 100 steps",
+                "{lengths:?}, {averaging:?}: {} allocations in 100 steps",
                 info.count_total
             );
             assert_eq!(run.records().records.len(), 101);

@@ -13,7 +13,7 @@ use wgpu_optim::gpu::{PassName, Tuning};
 use wgpu_optim::layout::Squares;
 use wgpu_optim::{
     Averaging, GroupConfig, NormRatio, OptimizerBuilder, Regime, Rounding, Rule, Schedule, Seesaw,
-    StepMode, WeightDecay,
+    WeightDecay,
 };
 
 fn run_steps(run: &mut dyn Run, grads: &[Vec<Vec<f32>>]) {
@@ -494,15 +494,11 @@ fn empty_groups_and_tensors_do_nothing_and_disturb_nothing() {
 }
 
 fn count(optimizer: &wgpu_optim::Optimizer) -> [usize; 4] {
-    let (first, last) = match optimizer.step_mode() {
-        StepMode::Lagged => (PassName::LaggedStep, PassName::UndoStep),
-        _ => (PassName::ReduceGradient, PassName::UpdateParameters),
-    };
     [
-        first,
+        PassName::ReduceGradient,
         PassName::FinishReduction,
         PassName::LearningRate,
-        last,
+        PassName::UpdateParameters,
     ]
     .map(|pass| {
         optimizer
@@ -672,15 +668,13 @@ fn windows_of_64_kib_change_nothing() {
     let grads = gradients(&lengths, 4, 20);
     for (whole, windowed) in devices().iter().zip(small_bindings(64 << 10)) {
         assert_eq!(whole.tuning(), windowed.tuning());
-        let modes = [StepMode::TwoPass, StepMode::Lagged];
-        let kinds = modes.map(|mode| [(mode, Rule::sgd()), (mode, Rule::sgdm(0.9))]);
-        for (mode, rule) in kinds.concat() {
+        for rule in [Rule::sgd(), Rule::sgdm(0.9)] {
             let mut numbers = Numbers(19);
             let tensors: Vec<Vec<f32>> = lengths.iter().map(|&len| numbers.vec(len)).collect();
             let specs = [Spec::new(rule, Regime::seesaw(), tensors)];
-            let mut unwindowed = GpuRun::in_mode(whole, &specs, packed(&specs, 0, 4), mode);
+            let mut unwindowed = GpuRun::new(whole, &specs, packed(&specs, 0, 4));
             let mut run = GpuRun::with(&windowed, &specs, packed(&specs, 0, 4), |builder| {
-                builder.step_mode(mode).record_steps(8)
+                builder.record_steps(8)
             });
             let windows = count(&run.optimizer)[0];
             assert_eq!(count(&unwindowed.optimizer), [2, 1, 1, 2]);

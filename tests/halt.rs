@@ -7,12 +7,10 @@
 
 mod common;
 
-use common::run::{Run, Setup, Spec, bits, devices, every_path_with, gpu_run_with};
+use common::run::{Run, Setup, Spec, bits, devices, every_path, every_path_with, gpu_run_with};
 use common::{Numbers, step};
 use wgpu_optim::layout::GroupState;
-use wgpu_optim::{Error, LossScaler, NonFinite, NonFinitePolicy, Regime, Rule, StepMode};
-
-const MODES: [StepMode; 2] = [StepMode::TwoPass, StepMode::Lagged];
+use wgpu_optim::{Error, LossScaler, NonFinite, NonFinitePolicy, Regime, Rule};
 
 fn setup(after: u32) -> Setup {
     Setup {
@@ -66,91 +64,88 @@ fn step_and_tell(run: &mut dyn Run, grads: &[Vec<f32>]) -> Result<(), Error> {
 
 #[test]
 fn three_in_a_row_halt_and_two_do_not() {
-    for mode in MODES {
-        let setup = Setup { mode, ..setup(3) };
-        let specs = specs();
-        let runs = every_path_with(&specs, setup).into_iter();
-        for (mut run, mut undisturbed) in runs.zip(every_path_with(&specs, mode.into())) {
-            let path = format!("{}, {mode:?}", run.path());
-            let told: Vec<Result<(), Error>> = [0, 0, 2, 1, 0, 1, 1]
-                .iter()
-                .enumerate()
-                .map(|(t, &bad)| step_and_tell(run.as_mut(), &gradients(t as u64, bad)))
-                .collect();
-            assert!(told.iter().all(Result::is_ok), "{path}: {told:?}");
-            let (before, states) = (bits(&run.params()), run.states());
+    let specs = specs();
+    let runs = every_path_with(&specs, setup(3)).into_iter();
+    for (mut run, mut undisturbed) in runs.zip(every_path(&specs)) {
+        let path = run.path();
+        let told: Vec<Result<(), Error>> = [0, 0, 2, 1, 0, 1, 1]
+            .iter()
+            .enumerate()
+            .map(|(t, &bad)| step_and_tell(run.as_mut(), &gradients(t as u64, bad)))
+            .collect();
+        assert!(told.iter().all(Result::is_ok), "{path}: {told:?}");
+        let (before, states) = (bits(&run.params()), run.states());
 
-            let halted = Error::Halted {
-                first_step: 5,
-                after: 3,
-                cause: "2 non-finite elements, the first in tensor \"counters/1\" at index 3"
-                    .to_owned(),
-                nonfinite: Some(NonFinite {
-                    count: 2,
-                    tensor: 1,
-                    element: 3,
-                }),
-            };
-            // The third in a row, then good ones and bad ones alike.
-            for (t, bad) in [(7, 2), (8, 0), (9, 4), (10, 0)] {
-                let told = step_and_tell(run.as_mut(), &gradients(t, bad));
-                assert_eq!(told, Err(halted.clone()), "{path}, step {t}");
-            }
-            assert!(bits(&run.params()) == before, "{path}: parameters changed");
-            let after = run.states();
-            assert!(after.iter().all(|state| state.halted == 1), "{path}");
-            for (a, b) in without_counts(states).iter().zip(without_counts(after)) {
-                let b = GroupState {
-                    halted: 0,
-                    skips_in_row: 2,
-                    ..b
-                };
-                assert_eq!(*a, b, "{path}");
-            }
-
-            run.resume();
-            let records = run.records();
-            assert_eq!(records.lost_steps, 0, "{path}");
-            let said: Vec<(u64, bool, u32)> = records
-                .records
-                .iter()
-                .filter(|record| record.group == 0 && record.step >= 7)
-                .map(|record| (record.step, record.flags.halted(), record.skips_in_row))
-                .collect();
-            let expected = [(7, true, 3), (8, true, 4), (9, true, 5), (10, true, 6)];
-            assert_eq!(said, expected, "{path}");
-            for record in records.records.iter().filter(|record| record.step >= 7) {
-                assert!(record.flags.skipped() && record.norm.is_nan(), "{path}");
-                let bad = record.nonfinite.expect("what was not finite");
-                assert_eq!((bad.count, bad.tensor, bad.element), (2, 1, 3), "{path}");
-                assert!(record.to_string().contains("; halted, "), "{record}");
-            }
-
-            for t in [0, 1, 4] {
-                undisturbed.step(&gradients(t, 0));
-            }
-            for t in 11..14 {
-                run.step(&gradients(t, 0));
-                undisturbed.step(&gradients(t, 0));
-            }
-            let what = format!("{path}: the halt left a trace");
-            assert!(bits(&run.params()) == bits(&undisturbed.params()), "{what}");
-            assert_eq!(
-                without_counts(run.states()),
-                without_counts(undisturbed.states()),
-                "{what}"
-            );
-            assert!(run.records().records.iter().all(|r| !r.flags.skipped()));
-            // And it can halt again.
-            for t in 14..16 {
-                assert_eq!(step_and_tell(run.as_mut(), &gradients(t, 1)), Ok(()));
-            }
-            let again = step_and_tell(run.as_mut(), &gradients(16, 1));
-            assert!(
-                matches!(again, Err(Error::Halted { first_step: 14, .. })),
-                "{path}: {again:?}"
-            );
+        let halted = Error::Halted {
+            first_step: 5,
+            after: 3,
+            cause: "2 non-finite elements, the first in tensor \"counters/1\" at index 3"
+                .to_owned(),
+            nonfinite: Some(NonFinite {
+                count: 2,
+                tensor: 1,
+                element: 3,
+            }),
+        };
+        // The third in a row, then good ones and bad ones alike.
+        for (t, bad) in [(7, 2), (8, 0), (9, 4), (10, 0)] {
+            let told = step_and_tell(run.as_mut(), &gradients(t, bad));
+            assert_eq!(told, Err(halted.clone()), "{path}, step {t}");
         }
+        assert!(bits(&run.params()) == before, "{path}: parameters changed");
+        let after = run.states();
+        assert!(after.iter().all(|state| state.halted == 1), "{path}");
+        for (a, b) in without_counts(states).iter().zip(without_counts(after)) {
+            let b = GroupState {
+                halted: 0,
+                skips_in_row: 2,
+                ..b
+            };
+            assert_eq!(*a, b, "{path}");
+        }
+
+        run.resume();
+        let records = run.records();
+        assert_eq!(records.lost_steps, 0, "{path}");
+        let said: Vec<(u64, bool, u32)> = records
+            .records
+            .iter()
+            .filter(|record| record.group == 0 && record.step >= 7)
+            .map(|record| (record.step, record.flags.halted(), record.skips_in_row))
+            .collect();
+        let expected = [(7, true, 3), (8, true, 4), (9, true, 5), (10, true, 6)];
+        assert_eq!(said, expected, "{path}");
+        for record in records.records.iter().filter(|record| record.step >= 7) {
+            assert!(record.flags.skipped() && record.norm.is_nan(), "{path}");
+            let bad = record.nonfinite.expect("what was not finite");
+            assert_eq!((bad.count, bad.tensor, bad.element), (2, 1, 3), "{path}");
+            assert!(record.to_string().contains("; halted, "), "{record}");
+        }
+
+        for t in [0, 1, 4] {
+            undisturbed.step(&gradients(t, 0));
+        }
+        for t in 11..14 {
+            run.step(&gradients(t, 0));
+            undisturbed.step(&gradients(t, 0));
+        }
+        let what = format!("{path}: the halt left a trace");
+        assert!(bits(&run.params()) == bits(&undisturbed.params()), "{what}");
+        assert_eq!(
+            without_counts(run.states()),
+            without_counts(undisturbed.states()),
+            "{what}"
+        );
+        assert!(run.records().records.iter().all(|r| !r.flags.skipped()));
+        // And it can halt again.
+        for t in 14..16 {
+            assert_eq!(step_and_tell(run.as_mut(), &gradients(t, 1)), Ok(()));
+        }
+        let again = step_and_tell(run.as_mut(), &gradients(16, 1));
+        assert!(
+            matches!(again, Err(Error::Halted { first_step: 14, .. })),
+            "{path}: {again:?}"
+        );
     }
 }
 
@@ -270,41 +265,38 @@ fn a_loss_that_is_not_finite_halts_too_and_is_named() {
 /// While the scale can still fall, it is to blame; at its smallest, the gradient is.
 #[test]
 fn with_a_loss_scaler_skips_count_from_the_smallest_scale_on() {
-    for mode in MODES {
-        let setup = Setup {
-            mode,
-            scaler: Some(LossScaler {
-                initial_scale: 8.0,
-                min_scale: 2.0,
-                ..LossScaler::default()
-            }),
-            ..setup(2)
-        };
-        for mut run in every_path_with(&specs(), setup) {
-            let path = run.path();
-            let mut said = Vec::new();
-            let error = (0..)
-                .find_map(|t| {
-                    said.push(run.loss_scale());
-                    step_and_tell(run.as_mut(), &gradients(t, 1)).err()
-                })
-                .expect("it halts");
-            assert_eq!(said, [8.0, 4.0, 2.0, 2.0], "{path}");
-            assert!(
-                matches!(
-                    error,
-                    Error::Halted {
-                        first_step: 2,
-                        after: 2,
-                        ..
-                    }
-                ),
-                "{path}: {error}"
-            );
-            // A halt leaves the scale alone.
-            assert!(step_and_tell(run.as_mut(), &gradients(9, 1)).is_err());
-            assert_eq!(run.loss_scale(), 2.0, "{path}");
-        }
+    let setup = Setup {
+        scaler: Some(LossScaler {
+            initial_scale: 8.0,
+            min_scale: 2.0,
+            ..LossScaler::default()
+        }),
+        ..setup(2)
+    };
+    for mut run in every_path_with(&specs(), setup) {
+        let path = run.path();
+        let mut said = Vec::new();
+        let error = (0..)
+            .find_map(|t| {
+                said.push(run.loss_scale());
+                step_and_tell(run.as_mut(), &gradients(t, 1)).err()
+            })
+            .expect("it halts");
+        assert_eq!(said, [8.0, 4.0, 2.0, 2.0], "{path}");
+        assert!(
+            matches!(
+                error,
+                Error::Halted {
+                    first_step: 2,
+                    after: 2,
+                    ..
+                }
+            ),
+            "{path}: {error}"
+        );
+        // A halt leaves the scale alone.
+        assert!(step_and_tell(run.as_mut(), &gradients(9, 1)).is_err());
+        assert_eq!(run.loss_scale(), 2.0, "{path}");
     }
 }
 

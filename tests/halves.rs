@@ -20,7 +20,7 @@ use wgpu_optim::gpu::Tuning;
 use wgpu_optim::{
     Averaging, Checkpoint, CpuOptimizer, Element, Error, Gpu, Group, LossScaler, NonFinitePolicy,
     Notes, OptimizerBuilder, Parameters, Record, Regime, Rounding, Rule, SecantForm, ShardSums,
-    StepMode, WeightDecay, cpu, wgpu,
+    WeightDecay, cpu, wgpu,
 };
 
 const HALVES: [Element; 2] = [Element::F16, Element::Bf16];
@@ -823,43 +823,37 @@ fn sums_of(grads: &[Vec<f32>], micro_batches: u32) -> Vec<Vec<f32>> {
 }
 
 /// Whatever goes by the gradient in a way of its own.
-fn gradient_users(mode: StepMode) -> Vec<Spec> {
+fn gradient_users() -> Vec<Spec> {
     let new = |rule, regime, name: &str| Spec::new(rule, regime, tensors(11, &LENGTHS)).named(name);
-    let mut specs = vec![
+    vec![
         new(Rule::sgd(), Regime::seesaw(), "counters"),
         new(Rule::sgdm(0.9), Regime::seesaw(), "momentum"),
         new(Rule::adamw(), Regime::seesaw(), "adamw"),
-    ];
-    if mode == StepMode::TwoPass {
-        specs.extend([
-            Spec {
-                clip: 2.0,
-                ..new(Rule::sgd(), Regime::norm_ratio(), "clip")
-            },
-            Spec {
-                clip: 2.0,
-                decay: WeightDecay::Coupled(0.1),
-                maximize: true,
-                ..new(Rule::nesterov(0.5), Regime::norm_ratio(), "clip and decay")
-            },
-            new(
-                Rule::sgd(),
-                Regime::barzilai_borwein(SecantForm::Long),
-                "secant",
-            ),
-            Spec {
-                decay: WeightDecay::Coupled(0.1),
-                ..new(
-                    Rule::sgdm(0.9),
-                    Regime::barzilai_borwein(SecantForm::Geometric),
-                    "secant and decay",
-                )
-            },
-            new(Rule::sgd(), Regime::adgd(), "adgd"),
-            new(Rule::sgd(), Regime::gated_distance(), "gated distance"),
-        ]);
-    }
-    specs
+        Spec {
+            clip: 2.0,
+            ..new(Rule::sgd(), Regime::norm_ratio(), "clip")
+        },
+        Spec {
+            clip: 2.0,
+            decay: WeightDecay::Coupled(0.1),
+            maximize: true,
+            ..new(Rule::nesterov(0.5), Regime::norm_ratio(), "clip and decay")
+        },
+        new(
+            Rule::sgd(),
+            Regime::barzilai_borwein(SecantForm::Long),
+            "secant",
+        ),
+        Spec {
+            decay: WeightDecay::Coupled(0.1),
+            ..new(
+                Rule::sgdm(0.9),
+                Regime::barzilai_borwein(SecantForm::Geometric),
+                "secant and decay",
+            )
+        },
+        new(Rule::sgd(), Regime::adgd(), "adgd"),
+    ]
 }
 
 #[test]
@@ -872,14 +866,13 @@ fn a_sum_of_micro_batches_is_a_step_along_their_mean() {
     });
     let modes = [
         Setup::default(),
-        Setup::from(StepMode::Lagged),
         Setup {
             scaler,
             ..Setup::default()
         },
     ];
     for setup in modes {
-        let specs = gradient_users(setup.mode);
+        let specs = gradient_users();
         for micro_batches in [1, 3, 4] {
             let of_sums = Setup {
                 micro_batches: Some(micro_batches),
@@ -939,7 +932,7 @@ fn a_sum_of_micro_batches_is_a_step_along_their_mean() {
 fn micro_batches_of_halves_are_summed_in_halves() {
     // Four times 16 bits are 16 bits: the same steps.
     for element in HALVES {
-        let specs: Vec<Spec> = gradient_users(StepMode::TwoPass)
+        let specs: Vec<Spec> = gradient_users()
             .into_iter()
             .map(|spec| spec.stored(element, element, Rounding::Masters))
             .collect();
@@ -965,7 +958,7 @@ fn micro_batches_of_halves_are_summed_in_halves() {
 
 /// Settings under which a kernel reads the gradients in a way of its own before it clears them.
 fn cleared(element: Element) -> Vec<Spec> {
-    let mut specs = gradient_users(StepMode::TwoPass);
+    let mut specs = gradient_users();
     specs[0].telemetry = true;
     specs[1].trust = Some(0.1);
     for spec in &mut specs {
@@ -1383,17 +1376,9 @@ fn numbers_of_micro_batches_and_paths_that_are_refused() {
                 g.slice(..16),
             ))
         };
-        for (builder, words) in [
-            (device().micro_batches(0), ["micro_batches", "at least 1"]),
-            (
-                device().clear_gradients(true).step_mode(StepMode::Lagged),
-                ["clear_gradients", "StepMode::TwoPass"],
-            ),
-        ] {
-            let message = builder.build(gpu).expect_err("refused").to_string();
-            for word in words {
-                assert!(message.contains(word), "no {word:?} in: {message}");
-            }
+        let error = device().micro_batches(0).build(gpu).expect_err("refused");
+        for word in ["micro_batches", "at least 1"] {
+            assert!(error.to_string().contains(word), "no {word:?} in: {error}");
         }
     }
 }
@@ -1414,7 +1399,6 @@ fn every_regime_goes_by_masters_as_by_parameters_of_f32() {
         Regime::dowg(),
         Regime::polyak(),
         Regime::ngn(),
-        Regime::gated_distance(),
     ];
     let rules = [Rule::sgd(), Rule::nesterov(0.5), Rule::lion()];
     let mut cases = vec![

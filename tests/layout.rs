@@ -52,7 +52,6 @@ fn rust_layout() -> Layout {
             group,
             row,
             first_element,
-            scope_element,
         }
     );
     fields_of!(
@@ -166,24 +165,6 @@ fn rust_layout() -> Layout {
             second_correction,
             weight_sum_mantissa,
             weight_sum_exponent,
-            phase,
-            restarted,
-            window_steps,
-            window_limit,
-            gated_rate,
-            raise,
-            level_mantissa,
-            level_exponent,
-            ignition_norm_mantissa,
-            ignition_norm_exponent,
-            window_energy_mantissa,
-            window_energy_exponent,
-            window_square_mantissa,
-            window_square_exponent,
-            window_distance_mantissa,
-            window_distance_exponent,
-            way_square_mantissa,
-            way_square_exponent,
             streams,
         }
     );
@@ -211,15 +192,6 @@ fn rust_layout() -> Layout {
         ScopeTable {
             first_partial,
             partials,
-            group
-        }
-    );
-    fields_of!(
-        layout,
-        SketchRows {
-            first,
-            rows,
-            scope,
             group
         }
     );
@@ -261,7 +233,6 @@ fn rust_layout() -> Layout {
             started,
             first,
             average_weight,
-            regime_rate,
             put,
             take,
             rounding_key,
@@ -294,8 +265,6 @@ fn rust_layout() -> Layout {
             gate_term,
             trust_term,
             trust_ratio,
-            restart_term,
-            magnitude_term,
             episode_term,
             episode,
             stream,
@@ -341,8 +310,6 @@ fn rust_layout() -> Layout {
         ("BRAKE", group_flags::BRAKE),
         // The override constant of pass 1 has the short name.
         ("RAW_NORM_CLIP", group_flags::RAW_NORM),
-        ("LAGGED", group_flags::LAGGED),
-        ("LOOKS_BACK", group_flags::LOOKS_BACK),
         ("ITERATES", group_flags::ITERATES),
         ("SEESAW", regime_kinds::SEESAW),
         ("ADAGRAD_NORM", regime_kinds::ADAGRAD_NORM),
@@ -354,9 +321,6 @@ fn rust_layout() -> Layout {
         ("DOWG", regime_kinds::DOWG),
         ("POLYAK", regime_kinds::POLYAK),
         ("NGN", regime_kinds::NGN),
-        ("GATED_DISTANCE", regime_kinds::GATED_DISTANCE),
-        ("IGNITION", gated_phases::IGNITION),
-        ("RUN", gated_phases::RUN),
         ("AUTO_SGD", regime_kinds::AUTO_SGD),
         ("SLOWER", streams::SLOWER),
         ("MIDDLE", streams::MIDDLE),
@@ -382,7 +346,6 @@ fn rust_layout() -> Layout {
         ("AVERAGE_SCHEDULE_FREE", average_kinds::SCHEDULE_FREE),
         ("MEAN_STEPS", MEAN_STEPS),
         ("MEAN_OUTLIER", MEAN_OUTLIER),
-        ("SKETCH_BUCKETS", SKETCH_BUCKETS),
         ("FIRST", record_flags::FIRST),
         ("ZERO_GRADIENT", record_flags::ZERO_GRADIENT),
         ("SKIPPED", record_flags::SKIPPED),

@@ -2,18 +2,19 @@
 //! for scaled gradients of any size; a gradient that is not finite halves the scale, good steps double it, within its bounds, as
 //! `torch.amp.GradScaler` would; what is divided out is the scale that the gradients were made with, also within one submit.
 //!
-//! Faults tried once by hand, each failed its test: the next scale divided out by pass 4, the norm's exponent left as it is, a lagged
-//! update with the scale of its own gradient, good steps that go on counting through a skip.
+//! Faults tried once by hand, each failed its test: the next scale divided out by pass 4, the norm's exponent left as it is, good steps that go on counting through a skip.
 
 mod common;
 
-use common::run::{Run, Setup, Spec, alone, bits, devices, every_path_with, gpu_run_with};
+use common::run::{
+    Run, Setup, Spec, alone, bits, devices, every_path, every_path_with, gpu_run_with,
+};
 use common::{Numbers, upload};
 use wgpu_optim::layout::GroupState;
-use wgpu_optim::{LossScaler, Regime, Rule, SecantForm, StepMode, WeightDecay, wgpu};
+use wgpu_optim::{LossScaler, Regime, Rule, SecantForm, WeightDecay, wgpu};
 
 /// Every rule with every other regime, of every kind of memory, each with one of three: nothing, decay, decay and a clip.
-fn specs(mode: StepMode) -> Vec<Spec> {
+fn specs() -> Vec<Spec> {
     let regimes = [
         Regime::seesaw(),
         Regime::norm_ratio(),
@@ -21,15 +22,13 @@ fn specs(mode: StepMode) -> Vec<Spec> {
         Regime::adagrad_norm(),
         Regime::barzilai_borwein(SecantForm::Geometric),
         Regime::dowg(),
-        Regime::gated_distance(),
         Regime::polyak(),
     ];
     let mut numbers = Numbers(1);
     let mut specs = Vec::new();
     for (i, rule) in Rule::all().into_iter().enumerate() {
         for (j, regime) in regimes.into_iter().enumerate() {
-            let fits = mode == StepMode::TwoPass || regime.fits_lagged_steps();
-            if (i + j) % 2 == 1 || !fits {
+            if (i + j) % 2 == 1 {
                 continue;
             }
             let mut spec = Spec::new(rule, regime, vec![numbers.vec(67)]);
@@ -37,7 +36,7 @@ fn specs(mode: StepMode) -> Vec<Spec> {
             if (i + j) % 3 > 0 {
                 spec.decay = WeightDecay::Coupled(0.1);
             }
-            if (i + j) % 3 > 1 && mode == StepMode::TwoPass {
+            if (i + j) % 3 > 1 {
                 spec.clip = 3.0;
             }
             specs.push(spec);
@@ -74,53 +73,51 @@ fn without_scale(states: Vec<GroupState>) -> Vec<GroupState> {
 #[test]
 fn with_any_scale_the_bits_are_those_without() {
     let _alone = alone();
-    for mode in [StepMode::TwoPass, StepMode::Lagged] {
-        let all = specs(mode);
-        // One that changes between the steps, one far beyond.
-        let growing = LossScaler {
-            initial_scale: 1.0,
-            growth_interval: 2,
-            ..LossScaler::default()
+    let all = specs();
+    // One that changes between the steps, one far beyond.
+    let growing = LossScaler {
+        initial_scale: 1.0,
+        growth_interval: 2,
+        ..LossScaler::default()
+    };
+    let far = LossScaler::fixed(2f32.powi(100));
+    for (scaler, specs) in [(growing, &all[..]), (far, &all[..4])] {
+        let setup = Setup {
+            scaler: Some(scaler),
+            ..Setup::default()
         };
-        let far = LossScaler::fixed(2f32.powi(100));
-        for (scaler, specs) in [(growing, &all[..]), (far, &all[..4])] {
-            let setup = Setup {
-                scaler: Some(scaler),
-                ..mode.into()
-            };
-            let plain = every_path_with(specs, mode.into()).into_iter();
-            for (mut plain, mut scaled) in plain.zip(every_path_with(specs, setup)) {
-                let mut numbers = Numbers(2);
-                for t in 0..6 {
-                    let grads = gradients(specs, &mut numbers);
-                    let scale = scaled.loss_scale();
-                    plain.step(&grads);
-                    scaled.step(&times(scale, &grads));
-                    let what = format!("{}, {mode:?}, step {t}, scale {scale}", plain.path());
-                    let (mut without, mut with) = (plain.records(), scaled.records());
-                    for record in &mut with.records {
-                        assert_eq!(record.loss_scale, scale, "{what}");
-                        assert_eq!(
-                            record.flags.scale_changed(),
-                            scaler == growing && t % 2 == 1,
-                            "{what}"
-                        );
-                        record.loss_scale = 1.0;
-                        record.flags = without.records[record.group].flags;
-                    }
-                    for (a, b) in without.records.iter_mut().zip(&mut with.records) {
-                        let name = &specs[a.group].name;
-                        assert_eq!(a, b, "{what}: {name}");
-                    }
-                    for ((spec, a), b) in specs.iter().zip(plain.params()).zip(scaled.params()) {
-                        assert!(bits(&[a]) == bits(&[b]), "{what}: {}", spec.name);
-                    }
+        let plain = every_path(specs).into_iter();
+        for (mut plain, mut scaled) in plain.zip(every_path_with(specs, setup)) {
+            let mut numbers = Numbers(2);
+            for t in 0..6 {
+                let grads = gradients(specs, &mut numbers);
+                let scale = scaled.loss_scale();
+                plain.step(&grads);
+                scaled.step(&times(scale, &grads));
+                let what = format!("{}, step {t}, scale {scale}", plain.path());
+                let (mut without, mut with) = (plain.records(), scaled.records());
+                for record in &mut with.records {
+                    assert_eq!(record.loss_scale, scale, "{what}");
                     assert_eq!(
-                        without_scale(plain.states()),
-                        without_scale(scaled.states()),
+                        record.flags.scale_changed(),
+                        scaler == growing && t % 2 == 1,
                         "{what}"
                     );
+                    record.loss_scale = 1.0;
+                    record.flags = without.records[record.group].flags;
                 }
+                for (a, b) in without.records.iter_mut().zip(&mut with.records) {
+                    let name = &specs[a.group].name;
+                    assert_eq!(a, b, "{what}: {name}");
+                }
+                for ((spec, a), b) in specs.iter().zip(plain.params()).zip(scaled.params()) {
+                    assert!(bits(&[a]) == bits(&[b]), "{what}: {}", spec.name);
+                }
+                assert_eq!(
+                    without_scale(plain.states()),
+                    without_scale(scaled.states()),
+                    "{what}"
+                );
             }
         }
     }
@@ -131,34 +128,32 @@ fn with_any_scale_the_bits_are_those_without() {
 fn the_oracle_agrees() {
     let _alone = alone();
     let mut numbers = Numbers(7);
-    for mode in [StepMode::TwoPass, StepMode::Lagged] {
-        for rule in Rule::all() {
-            let mut spec = Spec::new(rule, Regime::seesaw(), vec![numbers.vec(300)]);
-            spec.decay = WeightDecay::Coupled(0.01);
-            let setup = Setup {
-                scaler: Some(LossScaler {
-                    growth_interval: 3,
-                    ..LossScaler::default()
-                }),
-                ..mode.into()
-            };
-            for mut run in every_path_with(std::slice::from_ref(&spec), setup) {
-                let mut oracle = spec.oracle();
-                let mut numbers = Numbers(8);
-                for t in 0..8 {
-                    let grads = numbers.vec(300);
-                    let expected = oracle.step_in(mode, &grads);
-                    run.step(&times(run.loss_scale(), &[grads]));
-                    let record = run.records().records[0];
-                    let what = format!("{}, {mode:?}, {rule:?}, step {t}", run.path());
-                    let off = (f64::from(record.norm) / expected.norm - 1.0).abs();
-                    assert!(off <= 1e-6, "{what}: norm off by {off:e}");
-                    let off = (f64::from(record.learning_rate) - expected.rate).abs();
-                    assert!(off <= 1e-5 * expected.rate, "{what}: rate off by {off:e}");
-                    for (w, expected) in run.params()[0].iter().zip(&oracle.w) {
-                        let off = (f64::from(*w) - expected).abs();
-                        assert!(off <= 1e-5, "{what}: {w} instead of {expected}");
-                    }
+    for rule in Rule::all() {
+        let mut spec = Spec::new(rule, Regime::seesaw(), vec![numbers.vec(300)]);
+        spec.decay = WeightDecay::Coupled(0.01);
+        let setup = Setup {
+            scaler: Some(LossScaler {
+                growth_interval: 3,
+                ..LossScaler::default()
+            }),
+            ..Setup::default()
+        };
+        for mut run in every_path_with(std::slice::from_ref(&spec), setup) {
+            let mut oracle = spec.oracle();
+            let mut numbers = Numbers(8);
+            for t in 0..8 {
+                let grads = numbers.vec(300);
+                let expected = oracle.step(&grads);
+                run.step(&times(run.loss_scale(), &[grads]));
+                let record = run.records().records[0];
+                let what = format!("{}, {rule:?}, step {t}", run.path());
+                let off = (f64::from(record.norm) / expected.norm - 1.0).abs();
+                assert!(off <= 1e-6, "{what}: norm off by {off:e}");
+                let off = (f64::from(record.learning_rate) - expected.rate).abs();
+                assert!(off <= 1e-5 * expected.rate, "{what}: rate off by {off:e}");
+                for (w, expected) in run.params()[0].iter().zip(&oracle.w) {
+                    let off = (f64::from(*w) - expected).abs();
+                    assert!(off <= 1e-5, "{what}: {w} instead of {expected}");
                 }
             }
         }
@@ -169,63 +164,58 @@ fn the_oracle_agrees() {
 #[test]
 fn the_norm_is_right_for_scaled_gradients_of_any_size() {
     let _alone = alone();
-    for mode in [StepMode::TwoPass, StepMode::Lagged] {
-        let decayed = Spec {
-            decay: WeightDecay::Coupled(0.5),
-            ..Spec::new(Rule::sgdm(0.9), Regime::fixed(0.1), vec![vec![0.0; 200]]).named("decayed")
+    let decayed = Spec {
+        decay: WeightDecay::Coupled(0.5),
+        ..Spec::new(Rule::sgdm(0.9), Regime::fixed(0.1), vec![vec![0.0; 200]]).named("decayed")
+    };
+    let clipped = Spec {
+        clip: 1e-3,
+        ..decayed.clone().named("clipped")
+    };
+    let plain = Spec::new(Rule::sgd(), Regime::norm_ratio(), vec![vec![1.0; 200]]);
+    let specs = [plain, decayed, clipped];
+    for exponent in [0, 16, 60, 126] {
+        let scale = 2f32.powi(exponent);
+        let setup = Setup {
+            scaler: Some(LossScaler::fixed(scale)),
+            ..Setup::default()
         };
-        let mut clipped = Spec {
-            ..decayed.clone().named("clipped")
-        };
-        if mode == StepMode::TwoPass {
-            clipped.clip = 1e-3;
-        }
-        let plain = Spec::new(Rule::sgd(), Regime::norm_ratio(), vec![vec![1.0; 200]]);
-        let specs = [plain, decayed, clipped];
-        for exponent in [0, 16, 60, 126] {
-            let scale = 2f32.powi(exponent);
-            let setup = Setup {
-                scaler: Some(LossScaler::fixed(scale)),
-                ..mode.into()
-            };
-            for size in [f32::MIN_POSITIVE, 1e-30, 1e-9, 1.0, 1e9, 1e30, 3e38] {
-                let mut numbers = Numbers(3);
-                let grads: Vec<f32> = (0..200)
-                    .map(|_| size * (0.75 + 0.25 * numbers.next().abs()))
-                    .collect();
-                let true_norm = grads
-                    .iter()
-                    .map(|&g| (f64::from(g) / f64::from(scale)).powi(2))
-                    .sum::<f64>()
-                    .sqrt();
-                for mut run in every_path_with(&specs, setup) {
-                    run.step(&[grads.clone(), grads.clone(), grads.clone()]);
-                    let what = format!("{}, {mode:?}, 2^{exponent}, {size:e}", run.path());
-                    let states = run.states();
-                    let norm_of = |state: &GroupState| {
-                        f64::from(state.last_norm_mantissa)
-                            * f64::from(state.last_norm_exponent).exp2()
-                    };
-                    let flushed = size == f32::MIN_POSITIVE;
-                    if !flushed || norm_of(&states[0]) > 0.0 {
-                        let off = (norm_of(&states[0]) / true_norm - 1.0).abs();
-                        assert!(off <= 2e-6, "{what}: off by {off:e}");
+        for size in [f32::MIN_POSITIVE, 1e-30, 1e-9, 1.0, 1e9, 1e30, 3e38] {
+            let mut numbers = Numbers(3);
+            let grads: Vec<f32> = (0..200)
+                .map(|_| size * (0.75 + 0.25 * numbers.next().abs()))
+                .collect();
+            let true_norm = grads
+                .iter()
+                .map(|&g| (f64::from(g) / f64::from(scale)).powi(2))
+                .sum::<f64>()
+                .sqrt();
+            for mut run in every_path_with(&specs, setup) {
+                run.step(&[grads.clone(), grads.clone(), grads.clone()]);
+                let what = format!("{}, 2^{exponent}, {size:e}", run.path());
+                let states = run.states();
+                let norm_of = |state: &GroupState| {
+                    f64::from(state.last_norm_mantissa) * f64::from(state.last_norm_exponent).exp2()
+                };
+                let flushed = size == f32::MIN_POSITIVE;
+                if !flushed || norm_of(&states[0]) > 0.0 {
+                    let off = (norm_of(&states[0]) / true_norm - 1.0).abs();
+                    assert!(off <= 2e-6, "{what}: off by {off:e}");
+                }
+                // With decay the true gradient is added to w: it must be a normal f32.
+                if true_norm > 1e-36 {
+                    let off = (norm_of(&states[1]) / true_norm - 1.0).abs();
+                    assert!(off <= 2e-6, "{what}, decayed: off by {off:e}");
+                }
+                for record in run.records().records {
+                    let expected = (1e-3 / true_norm).min(1.0);
+                    if record.group == 2 {
+                        let factor = f64::from(record.clip_factor);
+                        let off = (factor / expected - 1.0).abs();
+                        let tiny = expected < f64::from(f32::MIN_POSITIVE);
+                        assert!(off <= 4e-6 || tiny, "{what}: clipped to {factor:e}");
                     }
-                    // With decay the true gradient is added to w: it must be a normal f32.
-                    if true_norm > 1e-36 {
-                        let off = (norm_of(&states[1]) / true_norm - 1.0).abs();
-                        assert!(off <= 2e-6, "{what}, decayed: off by {off:e}");
-                    }
-                    for record in run.records().records {
-                        let expected = (1e-3 / true_norm).min(1.0);
-                        if record.group == 2 && mode == StepMode::TwoPass {
-                            let factor = f64::from(record.clip_factor);
-                            let off = (factor / expected - 1.0).abs();
-                            let tiny = expected < f64::from(f32::MIN_POSITIVE);
-                            assert!(off <= 4e-6 || tiny, "{what}: clipped to {factor:e}");
-                        }
-                        assert!(!record.flags.skipped(), "{what}");
-                    }
+                    assert!(!record.flags.skipped(), "{what}");
                 }
             }
         }
@@ -263,53 +253,51 @@ fn it_grows_and_falls_as_a_grad_scaler() {
         Spec::new(Rule::sgd(), Regime::seesaw(), vec![vec![1.0; 33]]).named("first"),
         Spec::new(Rule::sgdm(0.5), Regime::fixed(0.1), vec![vec![1.0; 5]]).named("second"),
     ];
-    for mode in [StepMode::TwoPass, StepMode::Lagged] {
-        let scaler = LossScaler {
-            initial_scale: 16.0,
-            growth_interval: 3,
-            min_scale: 4.0,
-            max_scale: 64.0,
+    let scaler = LossScaler {
+        initial_scale: 16.0,
+        growth_interval: 3,
+        min_scale: 4.0,
+        max_scale: 64.0,
+    };
+    let setup = Setup {
+        scaler: Some(scaler),
+        ..Setup::default()
+    };
+    for mut run in every_path_with(&specs, setup) {
+        let mut model = Model {
+            scaler,
+            scale: 16.0,
+            good: 0,
         };
-        let setup = Setup {
-            scaler: Some(scaler),
-            ..mode.into()
-        };
-        for mut run in every_path_with(&specs, setup) {
-            let mut model = Model {
-                scaler,
-                scale: 16.0,
-                good: 0,
-            };
-            // Up to the largest, down to the smallest, and back, with single bad steps between.
-            let good = [
-                1, 1, 1, 1, 0, 1, 1, 1, 1, 1, 1, 1, 1, 1, 0, 0, 0, 0, 0, 0, 1, 1, 0, 1, 1, 1, 0, 1,
-                1, 1,
-            ];
-            let (mut lowest, mut highest) = (f32::MAX, 0f32);
-            for (t, &good) in good.iter().enumerate() {
-                let mut grads = vec![vec![1.0; 33], vec![1.0; 5]];
-                if good == 0 {
-                    grads[t % 2][t % 5] = f32::NAN;
-                }
-                let scale = run.loss_scale();
-                let before = bits(&run.params());
-                run.step(&times(scale, &grads));
-                let what = format!("{}, {mode:?}, step {t}", run.path());
-                let next = model.update(good == 1);
-                for record in run.records().records {
-                    assert_eq!(record.loss_scale, scale, "{what}");
-                    assert_eq!(record.flags.scale_changed(), next != scale, "{what}");
-                    assert_eq!(record.flags.skipped(), good == 0, "{what}");
-                    let word = if good == 0 { "halved" } else { "doubled" };
-                    let says = record.to_string().contains(word);
-                    assert!(!says || next != scale, "{what}: {record}");
-                }
-                assert_eq!(run.loss_scale(), next, "{what}");
-                assert!(good == 1 || bits(&run.params()) == before, "{what}");
-                (lowest, highest) = (lowest.min(next), highest.max(next));
+        // Up to the largest, down to the smallest, and back, with single bad steps between.
+        let good = [
+            1, 1, 1, 1, 0, 1, 1, 1, 1, 1, 1, 1, 1, 1, 0, 0, 0, 0, 0, 0, 1, 1, 0, 1, 1, 1, 0, 1, 1,
+            1,
+        ];
+        let (mut lowest, mut highest) = (f32::MAX, 0f32);
+        for (t, &good) in good.iter().enumerate() {
+            let mut grads = vec![vec![1.0; 33], vec![1.0; 5]];
+            if good == 0 {
+                grads[t % 2][t % 5] = f32::NAN;
             }
-            assert_eq!((lowest, highest), (4.0, 64.0));
+            let scale = run.loss_scale();
+            let before = bits(&run.params());
+            run.step(&times(scale, &grads));
+            let what = format!("{}, step {t}", run.path());
+            let next = model.update(good == 1);
+            for record in run.records().records {
+                assert_eq!(record.loss_scale, scale, "{what}");
+                assert_eq!(record.flags.scale_changed(), next != scale, "{what}");
+                assert_eq!(record.flags.skipped(), good == 0, "{what}");
+                let word = if good == 0 { "halved" } else { "doubled" };
+                let says = record.to_string().contains(word);
+                assert!(!says || next != scale, "{what}: {record}");
+            }
+            assert_eq!(run.loss_scale(), next, "{what}");
+            assert!(good == 1 || bits(&run.params()) == before, "{what}");
+            (lowest, highest) = (lowest.min(next), highest.max(next));
         }
+        assert_eq!((lowest, highest), (4.0, 64.0));
     }
 }
 

@@ -9,7 +9,7 @@ use common::Numbers;
 use common::run::{CpuRun, GpuRun, Place, Run, Spec, devices, lengths};
 use proptest::prelude::*;
 use wgpu_optim::gpu::{Partials, Tuning};
-use wgpu_optim::{Averaging, NormRatio, Regime, Rule, StepMode, WeightDecay};
+use wgpu_optim::{Averaging, NormRatio, Regime, Rule, WeightDecay};
 
 /// A case, small enough to be read when it fails: data comes from the seed.
 #[derive(Debug, Clone)]
@@ -17,7 +17,6 @@ struct Case {
     groups: Vec<CaseGroup>,
     /// `None`: the adapter's own geometry.
     tuning: Option<Tuning>,
-    mode: StepMode,
     seed: u64,
 }
 
@@ -140,13 +139,11 @@ fn case() -> impl Strategy<Value = Case> {
     (
         prop::collection::vec(group(), 1..5),
         prop::option::of(tuning()),
-        prop_oneof![Just(StepMode::TwoPass), Just(StepMode::Lagged)],
         any::<u64>(),
     )
-        .prop_map(|(groups, tuning, mode, seed)| Case {
+        .prop_map(|(groups, tuning, seed)| Case {
             groups,
             tuning,
-            mode,
             seed,
         })
 }
@@ -165,10 +162,7 @@ impl Case {
                     .collect();
                 let spec = Spec {
                     decay: group.decay,
-                    clip: match self.mode {
-                        StepMode::Lagged => f32::INFINITY,
-                        _ => group.clip,
-                    },
+                    clip: group.clip,
                     maximize: group.maximize,
                     averaging: group.averaging,
                     ..Spec::new(group.rule, group.regime, tensors).named(format!("{i}"))
@@ -260,7 +254,7 @@ const STEPS: u64 = 3;
 
 fn check(case: &Case) -> Result<(), TestCaseError> {
     let specs = case.specs();
-    let mut host = CpuRun::in_mode(&specs, case.mode);
+    let mut host = CpuRun::new(&specs);
     for step in 0..STEPS {
         host.step(&case.gradients(step));
     }
@@ -280,7 +274,7 @@ fn check(case: &Case) -> Result<(), TestCaseError> {
             }
             None => gpu.clone(),
         };
-        let mut device = GpuRun::in_mode(&gpu, &specs, case.places(), case.mode);
+        let mut device = GpuRun::new(&gpu, &specs, case.places());
         for step in 0..STEPS {
             device.step(&case.gradients(step));
         }

@@ -13,8 +13,7 @@ use common::run::{GpuRun, Place, Run, Spec, alone, bits, devices, lengths, separ
 use common::{Numbers, download, small_bindings, upload};
 use wgpu_optim::gpu::Tensor;
 use wgpu_optim::{
-    Averaging, Error, Gpu, Group, Optimizer, OptimizerBuilder, Regime, Rule, SecantForm, StepMode,
-    wgpu,
+    Averaging, Error, Gpu, Group, Optimizer, OptimizerBuilder, Regime, Rule, SecantForm, wgpu,
 };
 
 /// Every rule, a regime of each kind of memory, and everything else that has a part in a step.
@@ -41,7 +40,6 @@ fn cases() -> Vec<Spec> {
             Regime::barzilai_borwein(SecantForm::Geometric),
         ),
         (Rule::sgd(), Regime::dowg()),
-        (Rule::sgd(), Regime::gated_distance()),
     ] {
         let tensors = vec![numbers.vec(1), vec![], numbers.vec(5003)];
         specs.push(Spec::new(rule, regime, tensors).named(regime.name()));
@@ -360,9 +358,6 @@ fn what_cannot_be_bound_is_refused_and_nothing_changes() {
         let same = (a.slice(..32), b.slice(..32));
         let error = fixed.rebind(&[same, (slice(&c, 0), slice(&d, 0))]);
         assert_eq!(error, Err(Error::NotRebindable));
-        let lagged = builder().rebindable(true).step_mode(StepMode::Lagged);
-        let error = lagged.build(gpu).expect_err("roles change places");
-        assert!(error.to_string().contains("rebindable"), "{error}");
         let odd = Group::new("all").tensor("w", slice(&a, 8), slice(&b, 0));
         let odd = OptimizerBuilder::new(Rule::sgd())
             .rebindable(true)

@@ -8,7 +8,7 @@ use common::oracle::Oracle;
 use common::run::{Spec, alone, bits, devices, every_path};
 use wgpu_optim::{
     AdaGradNorm, AutoSgd, BarzilaiBorwein, DoG, DoWG, Error, Group, Ngn, OptimizerBuilder, Polyak,
-    Record, Regime, Rule, Schedule, SecantForm, StepMode, WeightDecay,
+    Record, Regime, Rule, Schedule, SecantForm, WeightDecay,
 };
 
 const LEN: usize = 61;
@@ -281,7 +281,6 @@ fn every_schedule_multiplies_every_kind_of_regime() {
         Regime::seesaw(),
         Regime::polyak(),
         Regime::barzilai_borwein(SecantForm::Geometric),
-        Regime::gated_distance(),
     ];
     let mut specs = Vec::new();
     for schedule in schedules {
@@ -368,39 +367,13 @@ fn a_loss_that_nobody_gave_is_asked_for() {
     }
 }
 
-#[test]
-fn lagged_steps_refuse_what_they_cannot_measure() {
-    let _alone = alone();
-    let w = [1.0f32; 4];
-    for regime in [
-        Regime::adgd(),
-        Regime::dog(),
-        Regime::polyak(),
-        Regime::gated_distance(),
-        Regime::auto_sgd(),
-    ] {
-        let error = OptimizerBuilder::new(Rule::sgd())
-            .regime(regime)
-            .step_mode(StepMode::Lagged)
-            .group(Group::new("all").tensor("w", &w[..], &w[..]))
-            .build_cpu()
-            .unwrap_err();
-        assert!(error.to_string().contains("TwoPass"), "{error}");
-    }
-}
-
 /// A group with a rate per tensor is as many groups of one tensor each, bit for bit, in no more dispatches.
 #[test]
 fn per_tensor_is_a_group_for_each_tensor() {
     let _alone = alone();
     let mut numbers = Numbers(4);
     let tensors: Vec<Vec<f32>> = [7, 300, 1, 64].map(|len| numbers.vec(len)).into();
-    for regime in [
-        Regime::seesaw(),
-        Regime::dowg(),
-        Regime::adgd(),
-        Regime::gated_distance(),
-    ] {
+    for regime in [Regime::seesaw(), Regime::dowg(), Regime::adgd()] {
         let mut together = Spec::new(Rule::sgd(), regime, tensors.clone());
         together.per_tensor = true;
         let apart: Vec<Spec> = tensors

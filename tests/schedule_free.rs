@@ -10,7 +10,7 @@ use common::run::{
 use common::{Numbers, small_bindings, ulps};
 use wgpu_optim::{
     Averaging, Checkpoint, CpuOptimizer, Element, Error, Gpu, Group, LossScaler, Notes,
-    OptimizerBuilder, Parameters, Record, Regime, Rounding, Rule, Schedule, StepMode, WeightDecay,
+    OptimizerBuilder, Parameters, Record, Regime, Rounding, Rule, Schedule, WeightDecay,
 };
 
 fn rules() -> [Rule; 3] {
@@ -71,11 +71,6 @@ fn every_case(lengths: &[usize]) -> Vec<Spec> {
             (
                 WeightDecay::Coupled(0.0),
                 Regime::adgd(),
-                Schedule::Constant,
-            ),
-            (
-                WeightDecay::Coupled(0.0),
-                Regime::gated_distance(),
                 Schedule::Constant,
             ),
         ] {
@@ -1050,10 +1045,6 @@ fn what_cannot_be_is_refused_by_name() {
     }
     assert!(Averaging::ScheduleFree.fits(&Rule::adamw_without_momentum()));
     all(
-        built(Rule::sgd(), |builder| builder.step_mode(StepMode::Lagged)),
-        &["\"weights\"", "schedule-free", "StepMode::TwoPass"],
-    );
-    all(
         built(Rule::sgd(), |builder| builder.regime(Regime::auto_sgd())),
         &["\"weights\"", "auto-sgd"],
     );
@@ -1141,42 +1132,6 @@ fn adamw_without_momentum_keeps_one_vector() {
             let more = bytes(rule, averaging, regime) - nothing;
             assert_eq!(more, expected << 20, "{rule:?}, {regime:?}, {averaging:?}");
         }
-    }
-}
-
-/// With regimes without alignment a lagged step has one memory to copy; with the others it would have two.
-#[test]
-fn lagged_adamw_without_momentum() {
-    let _alone = alone();
-    let rule = Rule::adamw_without_momentum();
-    let specs = [Spec::new(rule, Regime::fixed(0.01), tensors(13, &[37, 5]))];
-    let lagged = every_path_with(&specs, StepMode::Lagged.into());
-    for (mut run, mut lagged) in every_path(&specs).into_iter().zip(lagged) {
-        for step in 0..9 {
-            let mut grads = gradients(&run.params(), step);
-            if step == 4 {
-                grads[0][3] = f32::NAN;
-            }
-            run.step(&grads);
-            lagged.step(&grads);
-        }
-        for (a, b) in run
-            .params()
-            .iter()
-            .flatten()
-            .zip(lagged.params().iter().flatten())
-        {
-            assert!(ulps(*a, f64::from(*b)) <= 8.0, "{}: {a} {b}", run.path());
-        }
-    }
-    let values = [1.0f32; 4];
-    let refused = OptimizerBuilder::new(rule)
-        .step_mode(StepMode::Lagged)
-        .group(Group::new("weights").tensor("w", &values[..], &values[..]))
-        .build_cpu();
-    let error = refused.expect_err("two memories").to_string();
-    for word in ["\"weights\"", "adamw", "beta1", "StepMode::TwoPass"] {
-        assert!(error.contains(word), "{error}");
     }
 }
 

@@ -97,7 +97,6 @@ fn every_combination_compiles_on_every_adapter() {
             Regime::fixed(0.1),
             Regime::adgd(),
             Regime::dowg(),
-            Regime::gated_distance(),
         ] {
             for (decay, clip) in [(0.0, f32::INFINITY), (0.1, f32::INFINITY), (0.1, 1.0)] {
                 let mut spec =

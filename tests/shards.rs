@@ -7,9 +7,9 @@ use common::run::{CpuRun, Run, Setup, Spec, alone, bits, devices, gpu_run_with};
 use common::{Numbers, ulps};
 use wgpu_optim::layout::ScopeSums;
 use wgpu_optim::{
-    AutoSgd, Averaging, BarzilaiBorwein, CombinedSums, CpuOptimizer, DoG, Error, GatedDistance,
-    Group, LossScaler, NonFinitePolicy, OptimizerBuilder, RankNonFinite, Record, Regime, Rule,
-    Schedule, SecantForm, ShardSums, StepMode, TrustRatio, WeightDecay,
+    AutoSgd, Averaging, BarzilaiBorwein, CombinedSums, CpuOptimizer, DoG, Error, Group, LossScaler,
+    NonFinitePolicy, OptimizerBuilder, RankNonFinite, Record, Regime, Rule, Schedule, SecantForm,
+    ShardSums, TrustRatio, WeightDecay,
 };
 
 /// Where the parts of a run are.
@@ -800,18 +800,7 @@ fn what_needs_more_sums_is_refused() {
     assert!(build(|builder| builder).is_ok());
     for (settings, words) in [
         (
-            (|builder| builder.step_mode(StepMode::Lagged)) as fn(Builder) -> Builder,
-            [
-                "step_mode is lagged",
-                "two-pass with OptimizerBuilder::sharded",
-            ],
-        ),
-        (
-            |builder| builder.regime(Regime::GatedDistance(GatedDistance::default())),
-            ["gated-distance", "OptimizerBuilder::sharded"],
-        ),
-        (
-            |builder| builder.telemetry(true),
+            (|builder| builder.telemetry(true)) as fn(Builder) -> Builder,
             ["telemetry is on", "OptimizerBuilder::sharded"],
         ),
         (

@@ -6,12 +6,12 @@
 mod common;
 
 use common::oracle::{Oracle, Outcome};
-use common::run::{Run, Spec, alone, every_path, every_path_in_mode};
+use common::run::{Run, Spec, alone, every_path};
 use common::{Numbers, upload};
 use wgpu_optim::gpu::KernelSource;
 use wgpu_optim::{
     Gpu, Group, Hypergradient, NormRatio, Optimizer, OptimizerBuilder, Record, Regime, Rule,
-    Seesaw, StepMode, WeightDecay,
+    Seesaw, WeightDecay,
 };
 
 const LEN: usize = 61;
@@ -171,7 +171,7 @@ fn compare(what: &str, record: &Record, out: &Outcome, oracle: &Oracle) {
 fn twenty_steps_of_every_combination_follow_the_oracle() {
     let specs = every_case();
     assert_eq!(specs.len(), 8 * 6 * 3 * 2 * 2);
-    let (clipped, braked, decayed) = follow_the_oracle(&specs, StepMode::TwoPass);
+    let (clipped, braked, decayed) = follow_the_oracle(&specs);
     // The cases exercise what they name.
     assert!(
         clipped > 1000 && braked > 100 && decayed > 1000,
@@ -179,23 +179,11 @@ fn twenty_steps_of_every_combination_follow_the_oracle() {
     );
 }
 
-#[test]
-fn twenty_lagged_steps_of_every_combination_follow_the_oracle() {
-    let mut specs = every_case();
-    specs.retain(|spec| spec.clip.is_infinite());
-    assert_eq!(specs.len(), 8 * 6 * 3 * 2);
-    let (clipped, braked, decayed) = follow_the_oracle(&specs, StepMode::Lagged);
-    assert!(
-        clipped == 0 && braked > 50 && decayed > 1000,
-        "{clipped} {braked} {decayed}"
-    );
-}
-
 /// Returns the number of clipped, braked and decayed steps of the last path.
-fn follow_the_oracle(specs: &[Spec], mode: StepMode) -> (usize, usize, usize) {
+fn follow_the_oracle(specs: &[Spec]) -> (usize, usize, usize) {
     let _alone = alone();
     let mut counts = (0, 0, 0);
-    for mut run in every_path_in_mode(specs, mode) {
+    for mut run in every_path(specs) {
         let mut noise = Numbers(2);
         let mut oracles: Vec<Oracle> = specs.iter().map(Spec::oracle).collect();
         let (mut clipped, mut braked, mut decayed) = (0, 0, 0);
@@ -210,7 +198,7 @@ fn follow_the_oracle(specs: &[Spec], mode: StepMode) -> (usize, usize, usize) {
             let records = run.records().records;
             assert_eq!(records.len(), specs.len());
             for (i, spec) in specs.iter().enumerate() {
-                let out = oracles[i].step_in(mode, &grads[i]);
+                let out = oracles[i].step(&grads[i]);
                 let what = format!("{}, {}, step {t}", run.path(), spec.name);
                 compare(&what, &records[i], &out, &oracles[i]);
                 clipped += usize::from(records[i].flags.clipped());

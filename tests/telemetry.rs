@@ -13,8 +13,8 @@ use common::run::{
 use common::{Numbers, drain, ulps};
 use wgpu_optim::gpu::PassName;
 use wgpu_optim::{
-    Averaging, DoG, Group, OptimizerBuilder, Regime, Rule, Schedule, SecantForm, StepMode,
-    TensorRecord, TrustRatio, WeightDecay,
+    Averaging, DoG, Group, OptimizerBuilder, Regime, Rule, Schedule, SecantForm, TensorRecord,
+    TrustRatio, WeightDecay,
 };
 
 fn norm(values: impl Iterator<Item = f64>) -> f64 {
@@ -711,19 +711,6 @@ fn what_cannot_be_is_refused() {
                 .global_norm()
                 .group(group().trust_ratio(trust(1.0))),
             "shared",
-        ),
-        (
-            builder()
-                .step_mode(StepMode::Lagged)
-                .group(group().trust_ratio(trust(1.0))),
-            "StepMode::TwoPass",
-        ),
-        (
-            builder()
-                .step_mode(StepMode::Lagged)
-                .telemetry(true)
-                .group(group()),
-            "telemetry",
         ),
     ];
     for (builder, word) in cases {

@@ -1,4 +1,4 @@
-//! Promise: the CPU path gives the same bits for any number of threads, in both step modes.
+//! Promise: the CPU path gives the same bits for any number of threads.
 //!
 //! Tried once by hand: partial sums that depend on the thread that made them.
 
@@ -6,13 +6,13 @@ mod common;
 
 use common::Numbers;
 use common::run::{CpuRun, Run, Spec, bits};
-use wgpu_optim::{Averaging, Regime, Rule, StepMode};
+use wgpu_optim::{Averaging, Regime, Rule};
 
 /// Above what is worth handing to other threads, and no multiple of a block.
 const LEN: usize = (1 << 18) + 4099;
 
 /// Parameters, averages and rates after some steps.
-fn outcome(mode: StepMode, threads: usize) -> Vec<Vec<u32>> {
+fn outcome(threads: usize) -> Vec<Vec<u32>> {
     let pool = rayon::ThreadPoolBuilder::new()
         .num_threads(threads)
         .build()
@@ -27,7 +27,7 @@ fn outcome(mode: StepMode, threads: usize) -> Vec<Vec<u32>> {
                 spec.named(format!("{rule:?}"))
             })
             .collect();
-        let mut run = CpuRun::in_mode(&specs, mode);
+        let mut run = CpuRun::new(&specs);
         let mut numbers = Numbers(3);
         for _ in 0..4 {
             let grads: Vec<Vec<f32>> = specs
@@ -46,14 +46,9 @@ fn outcome(mode: StepMode, threads: usize) -> Vec<Vec<u32>> {
 
 #[test]
 fn the_number_of_threads_changes_no_bit() {
-    for mode in [StepMode::TwoPass, StepMode::Lagged] {
-        let alone = outcome(mode, 1);
-        assert_ne!(alone[0], bits(&[Numbers(1).vec(LEN)])[0], "nothing moved");
-        for threads in [2, 3, 7] {
-            assert!(
-                outcome(mode, threads) == alone,
-                "{mode:?}, {threads} threads"
-            );
-        }
+    let alone = outcome(1);
+    assert_ne!(alone[0], bits(&[Numbers(1).vec(LEN)])[0], "nothing moved");
+    for threads in [2, 3, 7] {
+        assert!(outcome(threads) == alone, "{threads} threads");
     }
 }

@@ -19,7 +19,7 @@ use naga::{Binding, Block, BuiltIn, Expression, Function, Handle, Module, Shader
 use naga::{ScalarKind, StorageAccess, TypeInner, UnaryOperator};
 use serde_json::Value;
 use vectors::Kernels;
-use wgpu_optim::{Gpu, StepMode, wgpu};
+use wgpu_optim::{Gpu, wgpu};
 
 /// A kernel whose override constants have their values.
 struct Kernel {
@@ -364,10 +364,8 @@ fn kernels() -> &'static (Vec<Kernel>, Vec<Value>) {
         for gpu in geometries.iter().filter(|_| folder().is_some()) {
             cases.extend(vectors::cases_of(gpu, &mut listed).expect("the cases"));
             let name = gpu.tuning().partials.name();
-            for mode in [StepMode::TwoPass, StepMode::Lagged] {
-                let case = vectors::case_of_nonfinite(gpu, name, mode, true, &mut listed);
-                cases.push(case.expect("a case"));
-            }
+            let case = vectors::case_of_nonfinite(gpu, name, true, &mut listed);
+            cases.push(case.expect("a case"));
         }
         for of_geometry in in_parallel(&geometries, kernels_of) {
             of_geometry.listed.into_iter().for_each(|kernel| {

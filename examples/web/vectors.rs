@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use wgpu_optim::gpu::{Dispatch, KernelSource, Partials, Tensor, Tuning};
 use wgpu_optim::{
     Averaging, Element, Gpu, Group, LossScaler, Optimizer, OptimizerBuilder, Regime, Rounding,
-    Rule, Schedule, StepMode, TrustRatio, cpu, wgpu,
+    Rule, Schedule, TrustRatio, cpu, wgpu,
 };
 
 pub type Outcome<T> = Result<T, Box<dyn std::error::Error>>;
@@ -87,7 +87,7 @@ pub fn cases_of(gpu: &Gpu, kernels: &mut Kernels) -> Outcome<Vec<Value>> {
     Ok(vec![
         case(gpu, name, kernels)?,
         case_of_halves(gpu, name, kernels)?,
-        case_of_nonfinite(gpu, name, StepMode::TwoPass, false, kernels)?,
+        case_of_nonfinite(gpu, name, false, kernels)?,
     ])
 }
 
@@ -368,7 +368,6 @@ const HUGE: f32 = 2.5e38;
 pub fn case_of_nonfinite(
     gpu: &Gpu,
     name: &str,
-    mode: StepMode,
     full: bool,
     kernels: &mut Kernels,
 ) -> Outcome<Value> {
@@ -382,28 +381,22 @@ pub fn case_of_nonfinite(
     };
     let none = f32::INFINITY;
     // What is measured depends on the rule through its memory alone.
-    let mut settings = vec![
+    let settings = [
         setting(Rule::sgd(), Regime::seesaw(), 0.0, none),
         setting(Rule::sgdm(0.9), Regime::seesaw(), 0.0, none),
         setting(Rule::adamw(), Regime::seesaw(), 0.0, none),
         setting(Rule::sgd(), Regime::seesaw(), 0.1, none),
+        Setting {
+            huge: true,
+            ..setting(Rule::sgd(), Regime::fixed(2f32.powi(-40)), 1.0, none)
+        },
+        setting(Rule::sgdm(0.9), Regime::norm_ratio(), 0.1, 1.0),
+        setting(Rule::sgd(), Regime::norm_ratio(), 0.0, 1.0),
+        setting(Rule::sgd(), Regime::adgd(), 0.0, none),
+        setting(Rule::sgd(), Regime::dowg(), 0.0, none),
     ];
-    settings.push(Setting {
-        huge: true,
-        ..setting(Rule::sgd(), Regime::fixed(2f32.powi(-40)), 1.0, none)
-    });
-    if mode == StepMode::TwoPass {
-        settings.extend([
-            setting(Rule::sgdm(0.9), Regime::norm_ratio(), 0.1, 1.0),
-            setting(Rule::sgd(), Regime::norm_ratio(), 0.0, 1.0),
-            setting(Rule::sgd(), Regime::adgd(), 0.0, none),
-            setting(Rule::sgd(), Regime::dowg(), 0.0, none),
-            setting(Rule::sgd(), Regime::gated_distance(), 0.0, none),
-        ]);
-    }
-    let tell = |builder: OptimizerBuilder<Tensor>| builder.step_mode(mode).record_steps(16);
-    let mut device = tell(OptimizerBuilder::new(Rule::sgd()));
-    let mut host = OptimizerBuilder::new(Rule::sgd()).step_mode(mode);
+    let mut device = OptimizerBuilder::<Tensor>::new(Rule::sgd()).record_steps(16);
+    let mut host = OptimizerBuilder::new(Rule::sgd());
     if full {
         device = device.loss_scaler(LossScaler::default()).micro_batches(2);
         host = host.loss_scaler(LossScaler::default()).micro_batches(2);
@@ -453,7 +446,6 @@ pub fn case_of_nonfinite(
     let mut host = host.build_cpu()?;
 
     let mut expected = first.clone();
-    let mut spent = vec![0.0; at];
     let (mut steps, mut rates) = (Vec::new(), Vec::new());
     // Each tensor once, at its end or its beginning.
     for bad in 0..2 * ranges.len() {
@@ -473,27 +465,15 @@ pub fn case_of_nonfinite(
                 f32::from_bits(NOT_FINITE[number % NOT_FINITE.len()])
             };
         }
-        spent.copy_from_slice(&gradient);
-        expected = {
-            let (mut params, mut grads) = (Vec::new(), Vec::new());
-            let (mut w, mut g) = (expected.as_mut_slice(), spent.as_mut_slice());
-            for (range, _) in &ranges {
-                let (own, rest) = w.split_at_mut(range.len());
-                params.push(own);
-                w = rest;
-                let (own, rest) = g.split_at_mut(range.len());
-                grads.push(own);
-                g = rest;
-            }
-            if mode == StepMode::Lagged {
-                host.step_lagged(&mut params, &mut grads)?;
-            } else {
-                let grads: Vec<&[f32]> = grads.iter().map(|own| &**own).collect();
-                host.step(&mut params, &grads)?;
-            }
-            // A lagged step has exchanged them.
-            params.concat()
-        };
+        let (mut params, mut grads) = (Vec::new(), Vec::new());
+        let mut w = expected.as_mut_slice();
+        for (range, _) in &ranges {
+            let (own, rest) = w.split_at_mut(range.len());
+            params.push(own);
+            w = rest;
+            grads.push(&gradient[range.clone()]);
+        }
+        host.step(&mut params, &grads)?;
         rates.push(host.learning_rates().to_vec());
         steps.push(gradient.into_iter().map(f32::to_bits).collect::<Vec<u32>>());
     }
@@ -501,20 +481,10 @@ pub fn case_of_nonfinite(
         gpu: gpu.clone(),
         buffers: vec![parameters, gradients, optimizer.learning_rates().clone()],
     };
-    // A lagged step leaves the parameters where its gradients were.
-    let mut turns = vec![recording.dispatches(&optimizer, kernels)];
-    if mode == StepMode::Lagged {
-        optimizer.count_step();
-        turns.push(recording.dispatches(&optimizer, kernels));
-    }
+    let dispatches = recording.dispatches(&optimizer, kernels);
     let title = format!(
-        "{name}, not finite{}{}",
-        if mode == StepMode::Lagged {
-            ", lagged"
-        } else {
-            ""
-        },
-        if full { ", loss scale" } else { "" },
+        "{name}, not finite{}",
+        if full { ", loss scale" } else { "" }
     );
     Ok(json!({
         "name": title,
@@ -522,8 +492,7 @@ pub fn case_of_nonfinite(
         "groups": settings.iter().map(Setting::name).collect::<Vec<_>>(),
         "lengths": lengths,
         "buffers": recording.contents()?,
-        "dispatches": turns[0],
-        "turns": turns,
+        "dispatches": dispatches,
         "gradients": steps,
         "rates": rates,
         "parameters": expected,
@@ -709,7 +678,6 @@ type Tell = fn(OptimizerBuilder<Tensor>) -> OptimizerBuilder<Tensor>;
 /// An optimizer of one group for each rule and regime that fit.
 #[derive(Clone, Copy)]
 struct Groups {
-    mode: StepMode,
     streams: bool,
     averaging: Averaging,
     /// Each rule with each regime; or each rule with the first regime, and two rules with the others.
@@ -717,14 +685,11 @@ struct Groups {
 }
 
 impl Groups {
-    fn of(mode: StepMode) -> Self {
-        Groups {
-            mode,
-            streams: false,
-            averaging: Averaging::Off,
-            each_with_each: false,
-        }
-    }
+    const PLAIN: Groups = Groups {
+        streams: false,
+        averaging: Averaging::Off,
+        each_with_each: false,
+    };
 
     fn averaged(self, averaging: Averaging) -> Self {
         Groups { averaging, ..self }
@@ -735,7 +700,6 @@ impl Groups {
         let (parameters, gradients) = (buffer(gpu, &values), buffer(gpu, &values));
         let loss = buffer(gpu, &values);
         let mut builder: OptimizerBuilder<Tensor> = OptimizerBuilder::new(Rule::sgd())
-            .step_mode(self.mode)
             .averaging(self.averaging)
             .record_steps(4)
             .loss(loss.slice(..4));
@@ -769,7 +733,7 @@ impl Groups {
     }
 
     fn rules_and_regimes(self) -> Vec<(Rule, Regime)> {
-        let regimes = regimes(self.mode, self.streams);
+        let regimes = regimes(self.streams);
         let mut rules = Rule::all();
         if self.averaging == Averaging::ScheduleFree {
             rules.push(Rule::adamw_without_momentum());
@@ -791,34 +755,29 @@ impl Groups {
 pub fn compile_everything(gpu: &Gpu, kernels: &mut Kernels) -> Outcome<()> {
     let all: Tell = |builder| builder.weight_decay(0.1).loss_scaler(LossScaler::default());
     let with_sums: Tell = |builder| builder.clip_norm(1.0).telemetry(true);
-    for mode in [StepMode::TwoPass, StepMode::Lagged] {
-        for streams in [false, true] {
-            let groups = Groups {
-                streams,
-                each_with_each: true,
-                ..Groups::of(mode)
-            };
-            groups.compile(gpu, &[], kernels)?;
-            let tell = match mode {
-                StepMode::TwoPass => vec![all, with_sums],
-                _ => vec![all],
-            };
-            let averaging = match streams {
-                // Which would mix them.
-                true => Averaging::Off,
-                false => Averaging::polynomial_decay(),
-            };
-            groups.averaged(averaging).compile(gpu, &tell, kernels)?;
-        }
+    for streams in [false, true] {
+        let groups = Groups {
+            streams,
+            each_with_each: true,
+            ..Groups::PLAIN
+        };
+        groups.compile(gpu, &[], kernels)?;
+        let averaging = match streams {
+            // Which would mix them.
+            true => Averaging::Off,
+            false => Averaging::polynomial_decay(),
+        };
+        let groups = groups.averaged(averaging);
+        groups.compile(gpu, &[all, with_sums], kernels)?;
     }
-    Groups::of(StepMode::TwoPass)
+    Groups::PLAIN
         .averaged(Averaging::ScheduleFree)
         .compile(gpu, &[], kernels)
 }
 
 /// More kernels: every setting by itself.
 pub fn compile_settings(gpu: &Gpu, kernels: &mut Kernels) -> Outcome<()> {
-    let in_any_mode: [Tell; 3] = [
+    let without_streams: [Tell; 3] = [
         |builder| builder.weight_decay(0.1),
         |builder| builder.loss_scaler(LossScaler::default()),
         |builder| {
@@ -828,53 +787,47 @@ pub fn compile_settings(gpu: &Gpu, kernels: &mut Kernels) -> Outcome<()> {
             })
         },
     ];
-    let in_two_passes: [Tell; 4] = [
+    let with_streams: [Tell; 4] = [
         |builder| builder.clip_norm(1.0),
         |builder| builder.clip_norm(1.0).weight_decay(0.1),
         |builder| builder.telemetry(true),
         |builder| builder.clear_gradients(true),
     ];
     let trust: Tell = |builder| builder.trust_ratio(TrustRatio::default());
-    let two_passes = Groups::of(StepMode::TwoPass);
-    let lagged = Groups::of(StepMode::Lagged);
+    let plain = Groups::PLAIN;
     let streams = Groups {
         streams: true,
-        ..two_passes
+        ..plain
     };
-    for tell in in_any_mode {
-        lagged.compile(gpu, &[tell], kernels)?;
-        two_passes.compile(gpu, &[tell], kernels)?;
+    for tell in without_streams {
+        plain.compile(gpu, &[tell], kernels)?;
     }
-    for tell in in_two_passes {
-        two_passes.compile(gpu, &[tell], kernels)?;
+    for tell in with_streams {
+        plain.compile(gpu, &[tell], kernels)?;
         streams.compile(gpu, &[tell], kernels)?;
     }
-    two_passes.compile(gpu, &[trust], kernels)?;
-    for groups in [two_passes, lagged] {
-        let groups = groups.averaged(Averaging::polynomial_decay());
-        groups.compile(gpu, &[], kernels)?;
-    }
-    let full = [in_any_mode[0], in_any_mode[1], in_two_passes[2]];
-    two_passes
+    plain.compile(gpu, &[trust], kernels)?;
+    plain
+        .averaged(Averaging::polynomial_decay())
+        .compile(gpu, &[], kernels)?;
+    let full = [without_streams[0], without_streams[1], with_streams[2]];
+    plain
         .averaged(Averaging::ScheduleFree)
         .compile(gpu, &full, kernels)
 }
 
-/// One regime for each kind of memory that a mode can have.
-fn regimes(mode: StepMode, streams: bool) -> Vec<Regime> {
-    match (mode, streams) {
-        (StepMode::TwoPass, true) => vec![Regime::auto_sgd()],
-        (StepMode::TwoPass, false) => vec![
-            Regime::seesaw(),
-            Regime::norm_ratio(),
-            Regime::adgd(),
-            Regime::dowg(),
-            Regime::polyak(),
-            Regime::gated_distance(),
-        ],
-        (_, true) => Vec::new(),
-        (_, false) => vec![Regime::seesaw(), Regime::norm_ratio()],
+/// One regime for each kind of memory.
+fn regimes(streams: bool) -> Vec<Regime> {
+    if streams {
+        return vec![Regime::auto_sgd()];
     }
+    vec![
+        Regime::seesaw(),
+        Regime::norm_ratio(),
+        Regime::adgd(),
+        Regime::dowg(),
+        Regime::polyak(),
+    ]
 }
 
 /// A step of many parameters, and a copy of as many.

@@ -45,15 +45,8 @@ fn schedule_free_weight(s: ptr<function, GroupState>, rate: f32, taken: u32) -> 
 
 // 1/(1 - β₁ᵏ) and 1/√(1 - β₂ᵏ) of AdamW, which make up for moments that began at zero.
 fn bias_corrections(c: GroupConstants, taken: u32) -> vec2<f32> {
-    // A lagged step's update is for the step after it.
-    let ahead = select(1u, 2u, (c.flags & LAGGED) != 0u);
-    let k = select(taken + ahead, 0xffffffffu, taken > 0xffffffffu - ahead);
-    // Of GatedDistance, whose momentum is the gradient itself until a rate is found: that is no less than a mean.
-    var first = 1.0;
-    if c.regime != GATED_DISTANCE {
-        first = 1.0 / one_less_power(c.first_decay, k);
-    }
-    return vec2<f32>(first, 1.0 / sqrt(one_less_power(c.second_decay, k)));
+    let k = select(taken + 1u, 0xffffffffu, taken == 0xffffffffu);
+    return vec2<f32>(1.0 / one_less_power(c.first_decay, k), 1.0 / sqrt(one_less_power(c.second_decay, k)));
 }
 
 // 1 - βᵏ with decay = -ln β, to about two ulps also where βᵏ is close to 1: with k ln β = -(h ln 2 + r) it is (1 - 2^-h) + 2^-h (1 - e^-r).

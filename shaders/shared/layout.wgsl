@@ -9,7 +9,6 @@ struct Block {
     group: u32,
     row: u32,
     first_element: u32,
-    scope_element: u32,
 }
 
 struct GroupConstants {
@@ -67,9 +66,7 @@ const INITIAL_RATE = 2u;
 const MOMENTUM_FROM_GRADIENT = 4u;
 const BRAKE = 8u;
 const RAW_NORM_CLIP = 16u;
-const LAGGED = 32u;
-const LOOKS_BACK = 64u;
-const ITERATES = 128u;
+const ITERATES = 32u;
 
 const SEESAW = 0u;
 const ADAGRAD_NORM = 1u;
@@ -81,11 +78,7 @@ const DOG = 6u;
 const DOWG = 7u;
 const POLYAK = 8u;
 const NGN = 9u;
-const GATED_DISTANCE = 10u;
-const AUTO_SGD = 11u;
-
-const IGNITION = 1u;
-const RUN = 2u;
+const AUTO_SGD = 10u;
 
 const MIDDLE = 0u;
 const SLOWER = 1u;
@@ -189,38 +182,11 @@ struct GroupState {
     second_correction: f32,
     weight_sum_mantissa: f32,
     weight_sum_exponent: i32,
-    phase: u32,
-    restarted: u32,
-    window_steps: u32,
-    window_limit: u32,
-    gated_rate: f32,
-    raise: f32,
-    level_mantissa: f32,
-    level_exponent: i32,
-    ignition_norm_mantissa: f32,
-    ignition_norm_exponent: i32,
-    window_energy_mantissa: f32,
-    window_energy_exponent: i32,
-    window_square_mantissa: f32,
-    window_square_exponent: i32,
-    window_distance_mantissa: f32,
-    window_distance_exponent: i32,
-    way_square_mantissa: f32,
-    way_square_exponent: i32,
     streams: StreamsState,
 }
 
 const MEAN_STEPS = 65536u;
 const MEAN_OUTLIER = 10u;
-
-const SKETCH_BUCKETS = 256u;
-
-struct SketchRows {
-    first: u32,
-    rows: u32,
-    scope: u32,
-    group: u32,
-}
 
 struct ScopeTable {
     first_partial: u32,
@@ -267,7 +233,6 @@ struct Update {
     started: u32,
     first: u32,
     average_weight: f32,
-    regime_rate: f32,
     put: u32,
     take: u32,
     rounding_key: u32,
@@ -298,8 +263,6 @@ struct RawRecord {
     gate_term: f32,
     trust_term: f32,
     trust_ratio: f32,
-    restart_term: f32,
-    magnitude_term: f32,
     episode_term: f32,
     episode: u32,
     stream: u32,

@@ -9,7 +9,6 @@ struct Scaled {
     exponent: i32,
 }
 
-const LN_2 = 0.69314718;
 // ln 2 in two parts: a whole exponent times the first is exact.
 const LN_2_HIGH = 0.693145751953125;
 const LN_2_LOW = 1.42860677e-6;

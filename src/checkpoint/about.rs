@@ -17,7 +17,6 @@ pub(super) struct About {
     written_by: String,
     /// Steps attempted.
     pub(super) step: u64,
-    pub(super) step_mode: String,
     /// What all groups have in common, by name.
     settings: BTreeMap<String, String>,
     /// Whether the parameters are there too.
@@ -87,7 +86,6 @@ impl About {
             version: VERSION,
             written_by: format!("wgpu-optim {}", env!("CARGO_PKG_VERSION")),
             step: 0,
-            step_mode: plan.mode.name().to_owned(),
             settings: {
                 let mut settings = settings_of(&plan.safeguards);
                 if let Some(shard) = &plan.shard {
@@ -127,7 +125,6 @@ impl About {
 
     /// The first difference that keeps a checkpoint from going with the optimizer `here`.
     pub(super) fn compare(&self, here: &About) -> Result<(), Difference> {
-        same("the step mode", &self.step_mode, &here.step_mode)?;
         same_settings(&self.settings, &here.settings, "the optimizer")?;
         let name = |group: &AboutGroup| format!("\"{}\"", group.name);
         for (index, (found, expected)) in pairs(&self.groups, &here.groups).enumerate() {

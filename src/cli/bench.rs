@@ -48,7 +48,7 @@ pub struct Args {
     /// Only these regimes, separated by commas
     #[arg(long, value_delimiter = ',', value_parser = PossibleValuesParser::new(regimes().map(|regime| regime.name())))]
     regime: Vec<String>,
-    /// Only these modes, separated by commas [default: two-pass,lagged]. In bf16 and f16 parameters and gradients are of that element,
+    /// Only these modes, separated by commas [default: f32]. In bf16 and f16 parameters and gradients are of that element,
     /// with masters of f32; in bf16-stochastic they are rounded at random. In schedule-free there are the rules without momentum
     #[arg(long, value_delimiter = ',', value_parser = PossibleValuesParser::new(MODES.iter().map(|mode| mode.name)))]
     mode: Vec<String>,

@@ -30,7 +30,7 @@ use std::time::Instant;
 use clap::builder::PossibleValuesParser;
 use serde::Serialize;
 use wgpu_optim::gpu::{Partials, Tuning, TuningCache};
-use wgpu_optim::{AutoSgd, DoG, DoWG, Gpu, GpuOptions, Regime, SecantForm, StepMode, wgpu};
+use wgpu_optim::{AutoSgd, DoG, DoWG, Gpu, GpuOptions, Regime, SecantForm, wgpu};
 
 use crate::CliError;
 use crate::table::{Columns, say};
@@ -372,22 +372,12 @@ fn regimes() -> Vec<Regime> {
         }),
         Regime::polyak(),
         Regime::ngn(),
-        Regime::gated_distance(),
         // Some stream wins after five rounds.
         Regime::AutoSgd(AutoSgd {
             rounds: 4,
             ..AutoSgd::default()
         }),
     ]
-}
-
-/// The modes that the regime can be had in.
-fn modes(regime: Regime) -> Vec<StepMode> {
-    let mut modes = vec![StepMode::TwoPass];
-    if regime.fits_lagged_steps() {
-        modes.push(StepMode::Lagged);
-    }
-    modes
 }
 
 fn print(report: &Report) -> Result<(), CliError> {

@@ -19,8 +19,8 @@ use rand::SeedableRng;
 use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;
 use wgpu_optim::{
-    AdGd, AutoSgd, Averaging, BarzilaiBorwein, DoG, DoWG, GatedDistance, Hypergradient, NormRatio,
-    Record, Regime, Rule, Schedule, SecantForm, Seesaw, TensorRecord, Term, WeightDecay,
+    AdGd, AutoSgd, Averaging, BarzilaiBorwein, DoG, DoWG, Hypergradient, NormRatio, Record, Regime,
+    Rule, Schedule, SecantForm, Seesaw, TensorRecord, Term, WeightDecay,
 };
 
 use crate::CliError;
@@ -107,7 +107,6 @@ pub enum RegimeName {
     /// Loss and squared norm, bounded by 1.
     Ngn,
     /// Distance over gradients on windows, behind a gate that asks the norm.
-    GatedDistance,
     /// Three streams at three rates, of which the loss picks one; sgd and signsgd only.
     AutoSgd,
 }
@@ -129,7 +128,6 @@ impl RegimeName {
             RegimeName::DoWG => Regime::dowg(),
             RegimeName::Polyak => Regime::polyak(),
             RegimeName::Ngn => Regime::ngn(),
-            RegimeName::GatedDistance => Regime::gated_distance(),
             RegimeName::AutoSgd => Regime::auto_sgd(),
         }
     }
@@ -463,7 +461,6 @@ impl RegimeName {
                 }
                 Regime::BarzilaiBorwein(BarzilaiBorwein { first_step, .. })
                 | Regime::AdGd(AdGd { first_step, .. })
-                | Regime::GatedDistance(GatedDistance { first_step, .. })
                 | Regime::AutoSgd(AutoSgd { first_step, .. }) => *first_step = given,
                 Regime::DoG(DoG { initial_distance }) | Regime::DoWG(DoWG { initial_distance }) => {
                     *initial_distance = given;
@@ -931,24 +928,10 @@ fn create_file(option: &str, path: &Path) -> Result<File, CliError> {
 struct Trace {
     path: String,
     writer: csv::Writer<BufWriter<File>>,
-    /// Which of `Term::ALL` have their column after the flags.
-    further: [bool; Term::ALL.len()],
 }
 
-/// The columns of old; those of the other terms follow, so that whoever goes by position is not disturbed.
-const TRACE_HEADER: [&str; 11] = [
-    "step",
-    "loss",
-    "norm",
-    "smoothed_norm",
-    "ln_lr",
-    "norm_term",
-    "alignment_term",
-    "brake_term",
-    "clamp_term",
-    "schedule_term",
-    "flags",
-];
+/// The columns before those of the terms, which the flags follow.
+const TRACE_HEADER: [&str; 5] = ["step", "loss", "norm", "smoothed_norm", "ln_lr"];
 
 /// Of every tensor with --telemetry, after everything else, named `tensor.column`.
 const TENSOR_COLUMNS: [&str; 4] = [
@@ -958,14 +941,10 @@ const TENSOR_COLUMNS: [&str; 4] = [
     "effective_lr",
 ];
 
-fn is_further(term: Term) -> bool {
-    !TRACE_HEADER.contains(&format!("{}_term", term.name()).as_str())
-}
-
 /// The names of all columns.
 fn trace_columns(args: &Args, model: &Model) -> impl Iterator<Item = String> {
-    let further = Term::ALL.into_iter().filter(|&term| is_further(term));
-    let further = further.map(|term| format!("{}_term", term.name()));
+    let terms = Term::ALL.map(|term| format!("{}_term", term.name()));
+    let flags = ["flags".to_owned()];
     let recorded = args
         .telemetry
         .then(|| model.tensors())
@@ -974,7 +953,7 @@ fn trace_columns(args: &Args, model: &Model) -> impl Iterator<Item = String> {
     let tensors = recorded
         .flat_map(|tensor| TENSOR_COLUMNS.map(|column| format!("{}.{column}", tensor.name)));
     let header = TRACE_HEADER.map(str::to_owned).into_iter();
-    header.chain(further).chain(tensors)
+    header.chain(terms).chain(flags).chain(tensors)
 }
 
 impl Trace {
@@ -996,7 +975,6 @@ impl Trace {
         let mut trace = Trace {
             path: path.display().to_string(),
             writer: csv::Writer::from_writer(BufWriter::new(file)),
-            further: Term::ALL.map(is_further),
         };
         if is_new {
             trace.row(columns.into_iter())?;
@@ -1065,19 +1043,9 @@ impl Trace {
             record.norm.to_string(),
             record.smoothed_norm.to_string(),
             record.ln_rate.to_string(),
-            record.norm_term.to_string(),
-            record.alignment_term.to_string(),
-            record.brake_term.to_string(),
-            record.clamp_term.to_string(),
-            record.schedule_term.to_string(),
-            record.flags.to_string(),
         ];
-        let further = record
-            .terms()
-            .into_iter()
-            .zip(self.further)
-            .filter(|(_, further)| *further)
-            .map(|((_, value), _)| value.to_string());
+        let terms = record.terms().map(|(_, value)| value.to_string());
+        let flags = [record.flags.to_string()];
         let tensors = tensors.iter().flat_map(|tensor| {
             [
                 tensor.parameter_norm.to_string(),
@@ -1086,7 +1054,7 @@ impl Trace {
                 tensor.effective_rate().to_string(),
             ]
         });
-        self.row(fields.into_iter().chain(further).chain(tensors))
+        self.row(fields.into_iter().chain(terms).chain(flags).chain(tensors))
     }
 
     fn row(&mut self, fields: impl Iterator<Item = String>) -> Result<(), CliError> {

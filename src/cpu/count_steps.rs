@@ -1,7 +1,7 @@
 //! Pass 3, what follows from the exact number of steps that were taken: twin of `shaders/shared/count_steps.wgsl`.
 
 use crate::cpu::scaled::{LN_2_HIGH, LN_2_LOW, Scaled, power_of_two};
-use crate::layout::{GroupConstants, GroupState, average_kinds, group_flags, regime_kinds};
+use crate::layout::{GroupConstants, GroupState, average_kinds};
 
 /// Steps that were not skipped, this one not counted; the largest u32 where there are more.
 pub(crate) fn steps_taken(s: &GroupState) -> u32 {
@@ -50,16 +50,11 @@ pub(crate) fn schedule_free_weight(s: &mut GroupState, rate: f32, taken: u32) ->
 
 /// 1/(1 - β₁ᵏ) and 1/√(1 - β₂ᵏ) of AdamW, which make up for moments that began at zero.
 pub(crate) fn bias_corrections(c: &GroupConstants, taken: u32) -> (f32, f32) {
-    // A lagged step's update is for the step after it.
-    let lag = u32::from(c.flags & group_flags::LAGGED != 0);
-    let k = taken.saturating_add(1 + lag);
-    // Of GatedDistance, whose momentum is the gradient itself until a rate is found: that is no less than a mean.
-    let first = if c.regime == regime_kinds::GATED_DISTANCE {
-        1.0
-    } else {
-        1.0 / one_less_power(c.first_decay, k)
-    };
-    (first, 1.0 / one_less_power(c.second_decay, k).sqrt())
+    let k = taken.saturating_add(1);
+    (
+        1.0 / one_less_power(c.first_decay, k),
+        1.0 / one_less_power(c.second_decay, k).sqrt(),
+    )
 }
 
 /// 1 - βᵏ with decay = -ln β, to about two ulps also where βᵏ is close to 1: with k ln β = -(h ln 2 + r) it is (1 - 2^-h) + 2^-h (1 - e^-r).

@@ -3,15 +3,14 @@
 use crate::cpu::count_steps::{
     average_weight, bias_corrections, schedule_free_weight, steps_taken,
 };
-use crate::cpu::gated_distance::gated_distance;
 use crate::cpu::regimes::{first_rate_is_a_formula, hold_rate, schedule_factor, set_rate};
 use crate::cpu::scaled::{Fixed, Scaled};
 use crate::cpu::streams::{Turn, enter_episode, take_turn};
 use crate::element::rounding_key;
 use crate::layout::{
     GroupConstants, GroupState, LOSS_ELEMENT, MEAN_OUTLIER, MEAN_STEPS, RawRecord, ScopeSums,
-    Squares, Update, average_kinds, gated_phases, group_flags, record_flags, regime_kinds,
-    schedule_kinds, unscale,
+    Squares, Update, average_kinds, group_flags, record_flags, regime_kinds, schedule_kinds,
+    unscale,
 };
 use crate::regime::{MAX_CHANGE, RATE_MAX, RATE_MIN};
 
@@ -209,7 +208,6 @@ fn take_step(
         r.clip_factor = limit.quotient(raw_norm).to_float();
     }
 
-    s.restarted = 0;
     if square.is_zero() {
         r.flags |= record_flags::ZERO_GRADIENT;
     } else {
@@ -242,25 +240,8 @@ fn take_step(
         (bound.exponent + 1).clamp(-126, 126)
     };
 
-    // A lagged step has taken its own gradient into the momentum before this.
-    let first_momentum = c.flags & group_flags::MOMENTUM_FROM_GRADIENT != 0
-        && c.flags & group_flags::LAGGED == 0
-        && s.momentum_started == 0;
-    let mut momentum_keep = c.momentum;
-    let mut direction_momentum = c.direction_momentum;
-    let mut gradient_share = if first_momentum {
-        1.0
-    } else {
-        c.gradient_share
-    };
-    // No momentum while a rate is looked for: its lag would let the rate rise too far. As long as it will be in the end.
-    if c.regime == regime_kinds::GATED_DISTANCE && s.phase != gated_phases::RUN {
-        momentum_keep = 0.0;
-        gradient_share = c.gradient_share / (1.0 - c.momentum);
-        if c.flags & group_flags::LOOKS_BACK != 0 {
-            direction_momentum = 0.0;
-        }
-    }
+    let first_momentum =
+        c.flags & group_flags::MOMENTUM_FROM_GRADIENT != 0 && s.momentum_started == 0;
     if c.epsilon > 0.0 {
         (s.first_correction, s.second_correction) = bias_corrections(c, steps_taken(s));
     }
@@ -281,9 +262,13 @@ fn take_step(
         unscale: unscale(r.loss_scale_exponent),
         coupled_decay: c.coupled_decay,
         shrink: 1.0 - rate * c.decoupled_decay,
-        momentum_keep,
-        gradient_share,
-        momentum: direction_momentum,
+        momentum_keep: c.momentum,
+        gradient_share: if first_momentum {
+            1.0
+        } else {
+            c.gradient_share
+        },
+        momentum: c.direction_momentum,
         square_keep: c.square_keep,
         first_correction: s.first_correction,
         second_correction: s.second_correction,
@@ -297,7 +282,6 @@ fn take_step(
         } else {
             average_weight(c, steps_taken(s))
         },
-        regime_rate: s.regime_rate,
         put: turn.put,
         take: turn.take,
         rounding_key: rounding_key(c.rounding_seed, s.steps_low, s.steps_high),
@@ -370,11 +354,6 @@ fn change_rate(
         s.anchor_norm_mantissa = smoothed.mantissa;
         s.anchor_norm_exponent = smoothed.exponent;
         r.flags |= record_flags::FIRST;
-    }
-    if c.regime == regime_kinds::GATED_DISTANCE {
-        let exponent = scale_of_sums.exponent;
-        gated_distance(c, measured, norm, last_norm, exponent, s, r);
-        return;
     }
     // Only an episode's outcome changes the rate of streams.
     if c.regime == regime_kinds::AUTO_SGD && !first {

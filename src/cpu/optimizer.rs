@@ -4,17 +4,14 @@
 mod checkpoint;
 mod shard;
 
+use bytemuck::Zeroable;
 use pulp::{Arch, NullaryFnOnce};
 use rayon::prelude::*;
 
 use crate::averaging::Averaging;
-use crate::cpu::average::average;
 use crate::cpu::finish_reduction::finish_reduction;
-use crate::cpu::finish_sketch::finish_sketch;
 use crate::cpu::finish_update::finish_update;
-use crate::cpu::fold_sketches::Sketch;
 use crate::cpu::half::Number;
-use crate::cpu::lagged_step::{Lagged, LaggedSlices, lagged_step};
 use crate::cpu::learning_rate::learning_rate;
 use crate::cpu::reduce_gradient::{BlockSlices, no_totals, reduce_gradient};
 use crate::cpu::schedule_free::{average_of, between};
@@ -30,7 +27,6 @@ use crate::layout::{
 use crate::plan::{Encoding, Geometry, Kernel, Place, Plan, TensorInfo};
 use crate::record::{Record, RecordCursor, Records};
 use crate::shard::Stage;
-use crate::step_mode::StepMode;
 
 /// Elements of a block: small enough for the first-level cache, large enough that handing it to a thread costs nothing.
 pub(crate) const BLOCK_ELEMENTS: u32 = 4096;
@@ -62,8 +58,6 @@ pub struct CpuOptimizer {
     sums: Vec<ScopeSums>,
     states: Vec<GroupState>,
     updates: Vec<Update>,
-    /// One for each scope whose regime goes by a sketch.
-    ways: Vec<Way>,
     learning_rates: Vec<f32>,
     records: Vec<RawRecord>,
     /// By row, as `partials`; empty where no step is measured.
@@ -87,20 +81,6 @@ struct TensorMemory {
     averages: Vec<f32>,
     /// What each block measured of the step; empty where that is not asked for.
     step_sums: Vec<StepSums>,
-    /// Of [`StepMode::Lagged`]: what the memory becomes unless the step is skipped.
-    next_memory: Memory,
-    /// Of [`StepMode::Lagged`]: what each block measured.
-    partials: Vec<ScopeSums>,
-    /// The last step, where the regime goes by a sketch.
-    sketch: Option<Box<Sketch>>,
-}
-
-/// How far a scope has come since its window began.
-#[derive(Debug)]
-struct Way {
-    sketch: Sketch,
-    groups: Vec<usize>,
-    tensors: Vec<usize>,
 }
 
 /// What the rule and the regime remember of a tensor.
@@ -149,7 +129,7 @@ impl OptimizerBuilder<Tensor> {
     /// # Errors
     /// A wrong number, name or length.
     pub fn build_cpu(self) -> Result<CpuOptimizer, Error> {
-        let (mode, safeguards, shard) = (self.mode, self.safeguards, self.shard);
+        let (safeguards, shard) = (self.safeguards, self.shard);
         let accumulation = self.accumulation;
         require(
             !accumulation.clears,
@@ -188,7 +168,6 @@ impl OptimizerBuilder<Tensor> {
         }
         let plan = Plan::new(
             placed,
-            mode,
             safeguards,
             accumulation,
             &Geometry {
@@ -198,7 +177,6 @@ impl OptimizerBuilder<Tensor> {
                 binding_alignment: 4,
                 dispatch_blocks: u32::MAX,
                 scope_partials: u64::MAX,
-                scope_sketches: u64::MAX,
                 quads_need_alignment: false,
                 apart: false,
             },
@@ -219,9 +197,6 @@ impl CpuOptimizer {
                 memory: Memory::default(),
                 averages: Vec::new(),
                 step_sums: Vec::new(),
-                next_memory: Memory::default(),
-                partials: Vec::new(),
-                sketch: None,
             })
             .collect();
         let blocks: usize = plan.windows.iter().map(|window| window.blocks.len()).sum();
@@ -238,32 +213,10 @@ impl CpuOptimizer {
             if window.kernel.step_sums {
                 tensor.step_sums = vec![StepSums::default(); window.blocks.len()];
             }
-            tensor.sketch = window
-                .kernel
-                .leaves_sketch()
-                .then(|| Box::new(Sketch::NONE));
-            if plan.mode == StepMode::Lagged {
-                tensor.next_memory = Memory::new(window.kernel, tensor.elements);
-                tensor.partials = vec![no_totals(); window.blocks.len()];
-            }
             for (number, block) in window.blocks.iter().enumerate() {
                 rows[block.row as usize] = (index, number);
             }
         }
-        let ways = plan
-            .sketches
-            .iter()
-            .map(|rows| {
-                let is_driven = |&group: &usize| plan.groups[group].scope == rows.scope;
-                Way {
-                    sketch: Sketch::NONE,
-                    groups: (0..plan.groups.len()).filter(is_driven).collect(),
-                    tensors: (0..plan.tensors.len())
-                        .filter(|&tensor| is_driven(&plan.tensors[tensor].group))
-                        .collect(),
-                }
-            })
-            .collect();
         let states: Vec<GroupState> = plan.groups.iter().map(GroupState::initial).collect();
         CpuOptimizer {
             arch: Arch::new(),
@@ -273,8 +226,7 @@ impl CpuOptimizer {
             rows,
             partials: vec![no_totals(); blocks],
             sums: vec![no_totals(); plan.scopes.len()],
-            updates: plan.groups.iter().map(Update::initial).collect(),
-            ways,
+            updates: vec![Update::zeroed(); plan.groups.len()],
             learning_rates: states.iter().map(|state| state.learning_rate).collect(),
             records: vec![RawRecord::default(); record_steps * states.len()],
             step_partials: if plan.units.is_empty() {
@@ -298,7 +250,7 @@ impl CpuOptimizer {
     ///
     /// # Errors
     /// [`Error::StepTensors`] or [`Error::StepLength`] where the slices are not those that were declared,
-    /// [`Error::StepMode`] for an optimizer of [`StepMode::Lagged`], [`Error::ShardedStep`] where other ranks have other parameters,
+    /// [`Error::ShardedStep`] where other ranks have other parameters,
     /// [`Error::MissingLoss`] where a regime goes by the loss,
     /// [`Error::AveragesSwapped`] between two [`swap_averages`](CpuOptimizer::swap_averages); nothing has changed then.
     /// [`Error::Halted`] by [`NonFinitePolicy::Error`](crate::NonFinitePolicy::Error), at every step until
@@ -376,7 +328,6 @@ impl CpuOptimizer {
         grads: &[impl Values + Sync],
         loss: f32,
     ) -> Result<(), Error> {
-        self.check_mode(StepMode::TwoPass)?;
         self.check_averages_in_place("a step")?;
         self.check_alone("step")?;
         self.check_slices("parameter", params)?;
@@ -385,7 +336,6 @@ impl CpuOptimizer {
         self.set_rates();
         self.update(params, grads);
         self.finish_update();
-        self.finish_ways();
         self.check_halted()
     }
 
@@ -407,63 +357,6 @@ impl CpuOptimizer {
                 sums.first_nonfinite = sums.first_nonfinite.min(LOSS_ELEMENT);
             }
         }
-    }
-
-    /// The last pass, where a regime goes by a sketch of the steps.
-    fn finish_ways(&mut self) {
-        for way in &mut self.ways {
-            let Some(&group) = way.groups.first() else {
-                continue;
-            };
-            if self.updates[group].skip != 0 {
-                continue;
-            }
-            let mut steps = Sketch::NONE;
-            for &tensor in &way.tensors {
-                if let Some(sketch) = &self.tensors[tensor].sketch {
-                    steps.fold(sketch);
-                }
-            }
-            let restarted = self.states[group].restarted != 0;
-            let square = finish_sketch(&mut way.sketch, &steps, restarted);
-            for &group in &way.groups {
-                self.states[group].way_square_mantissa = square.mantissa;
-                self.states[group].way_square_exponent = square.exponent;
-            }
-        }
-    }
-
-    /// One step of [`StepMode::Lagged`]. The new parameters are written over the gradients; then the slices are exchanged, so that
-    /// `params` are the parameters again, and `grads` where the next gradients belong. In a step that is skipped they stay as they
-    /// are: the parameters are untouched, and what `grads` holds is of no more use.
-    ///
-    /// # Errors
-    /// As [`CpuOptimizer::step`], the other way round.
-    pub fn step_lagged<'a>(
-        &mut self,
-        params: &mut [&'a mut [f32]],
-        grads: &mut [&'a mut [f32]],
-    ) -> Result<(), Error> {
-        self.check_mode(StepMode::Lagged)?;
-        self.check_averages_in_place("a step")?;
-        self.check_slices("parameter", params)?;
-        self.check_slices("gradient", grads)?;
-        self.sweep_lagged(params, grads);
-        for (partial, &(tensor, block)) in self.partials.iter_mut().zip(&self.rows) {
-            *partial = self.tensors[tensor].partials[block];
-        }
-        self.finish();
-        self.set_rates();
-        // A gradient that is not finite holds back every group.
-        if self.updates.iter().any(|update| update.skip != 0) {
-            return self.check_halted();
-        }
-        for tensor in &mut self.tensors {
-            std::mem::swap(&mut tensor.memory, &mut tensor.next_memory);
-        }
-        params.swap_with_slice(grads);
-        self.average(params);
-        Ok(())
     }
 
     /// Exchanges parameters and averages: `params` are the tensors' slices, as in a step. A second call brings the parameters back; both
@@ -658,14 +551,6 @@ impl CpuOptimizer {
         );
     }
 
-    fn check_mode(&self, needed: StepMode) -> Result<(), Error> {
-        if self.plan.mode == needed {
-            Ok(())
-        } else {
-            Err(Error::StepMode)
-        }
-    }
-
     /// Pass 2.
     fn finish(&mut self) {
         for (scope, sums) in self.plan.scopes.iter().zip(&mut self.sums) {
@@ -784,10 +669,6 @@ impl CpuOptimizer {
                     update.take = outcome.turn.take;
                 }
             }
-            // A lagged step's update is for the next gradient, which is made with the next scale.
-            if self.plan.mode == StepMode::Lagged {
-                self.updates[group].unscale = unscale(state.loss_scale_exponent);
-            }
             self.learning_rates[group] = state.learning_rate;
             ring[group] = outcome.record;
             state.record_slot = slot as u32 + 1;
@@ -803,7 +684,7 @@ impl CpuOptimizer {
             };
             let update = &updates[block.group as usize];
             if update.skip != skips::SKIP_ALL {
-                let steps = update_in_halves(
+                update_in_halves(
                     arch,
                     kernel,
                     update,
@@ -819,14 +700,10 @@ impl CpuOptimizer {
                             vector: &mut tensor.memory.vector,
                             averages: &mut tensor.averages,
                             step_sums: &mut tensor.step_sums,
-                            scope_element: block.scope_element,
                             streams: tensor.memory.streams.each_mut().map(Vec::as_mut_slice),
                         },
                     },
                 );
-                if let (Some(sketch), Some(steps)) = (&mut tensor.sketch, steps) {
-                    **sketch = steps;
-                }
             }
         };
         if self.parallel {
@@ -845,81 +722,6 @@ impl CpuOptimizer {
                 .for_each(|((tensor, params), grads)| {
                     update_one(tensor, params.values_mut(), grads.values());
                 });
-        }
-    }
-
-    /// The sweep of a lagged step over all blocks.
-    fn sweep_lagged(&mut self, params: &[&mut [f32]], grads: &mut [&mut [f32]]) {
-        let (arch, updates) = (self.arch, &self.updates);
-        let (groups, states) = (&self.plan.groups, &self.states);
-        let sweep_tensor =
-            |((tensor, params), grads): ((&mut TensorMemory, &&mut [f32]), &mut &mut [f32])| {
-                let (Some(kernel), Some(block)) = (tensor.kernel, tensor.blocks.first()) else {
-                    return;
-                };
-                let group = block.group as usize;
-                lagged_in_halves(
-                    arch,
-                    &Lagged {
-                        kernel,
-                        constants: &groups[group],
-                        state: &states[group],
-                        update: &updates[group],
-                    },
-                    LaggedSlices {
-                        blocks: &tensor.blocks,
-                        partials: &mut tensor.partials,
-                        params,
-                        grads,
-                        momentum: &tensor.memory.momentum,
-                        next_momentum: &mut tensor.next_memory.momentum,
-                        squares: &tensor.memory.squares,
-                        next_squares: &mut tensor.next_memory.squares,
-                        counters: &tensor.memory.counters,
-                        next_counters: &mut tensor.next_memory.counters,
-                    },
-                );
-            };
-        if self.parallel {
-            self.tensors
-                .par_iter_mut()
-                .zip(params.par_iter())
-                .zip(grads.par_iter_mut())
-                .for_each(sweep_tensor);
-        } else {
-            self.tensors
-                .iter_mut()
-                .zip(params)
-                .zip(grads)
-                .for_each(sweep_tensor);
-        }
-    }
-
-    /// Takes the parameters of a lagged step that holds into their averages.
-    fn average(&mut self, params: &[&mut [f32]]) {
-        let (arch, updates, parallel) = (self.arch, &self.updates, self.parallel);
-        let tensors = self.tensors.iter_mut().zip(params);
-        for ((tensor, params), info) in tensors.zip(&self.plan.tensors) {
-            let weight = updates[info.group].average_weight;
-            let average = |(averages, params): (&mut [f32], &[f32])| {
-                arch.dispatch(Average {
-                    weight,
-                    averages,
-                    params,
-                });
-            };
-            let block = BLOCK_ELEMENTS as usize;
-            // None of a tensor without averages.
-            let averages = tensor.averages.as_mut_slice();
-            if parallel {
-                averages
-                    .par_chunks_mut(block)
-                    .zip(params.par_chunks(block))
-                    .for_each(average);
-            } else {
-                let chunks = averages.chunks_mut(block);
-                chunks.zip(params.chunks(block)).for_each(average);
-            }
         }
     }
 
@@ -956,11 +758,6 @@ impl CpuOptimizer {
             }
             _ => Ok(()),
         }
-    }
-
-    /// How its steps go over the gradients.
-    pub fn step_mode(&self) -> StepMode {
-        self.plan.mode
     }
 
     /// The groups' settings, with every default filled in.
@@ -1060,7 +857,6 @@ struct UpdateStretch<'a, T> {
     update: &'a Update,
     elements: T,
     memory: MemorySlices<'a>,
-    sketch: Option<&'a mut Sketch>,
 }
 
 impl<T: Tiles> NullaryFnOnce for UpdateStretch<'_, T> {
@@ -1068,29 +864,7 @@ impl<T: Tiles> NullaryFnOnce for UpdateStretch<'_, T> {
 
     #[inline(always)]
     fn call(self) {
-        update_parameters(
-            self.kernel,
-            self.update,
-            self.elements,
-            self.memory,
-            self.sketch,
-        );
-    }
-}
-
-/// A stretch of the averages.
-struct Average<'a> {
-    weight: f32,
-    averages: &'a mut [f32],
-    params: &'a [f32],
-}
-
-impl NullaryFnOnce for Average<'_> {
-    type Output = ();
-
-    #[inline(always)]
-    fn call(self) {
-        average(self.weight, self.averages, self.params);
+        update_parameters(self.kernel, self.update, self.elements, self.memory);
     }
 }
 
@@ -1133,18 +907,11 @@ impl StretchSlices<'_> {
     }
 }
 
-/// Halves a tensor, at a multiple of the block, until a half is not worth handing to another thread. Where the regime goes by a
-/// sketch of the steps, halves are added up.
-fn update_in_halves(
-    arch: Arch,
-    kernel: Kernel,
-    update: &Update,
-    slices: StretchSlices,
-) -> Option<Sketch> {
+/// Halves a tensor, at a multiple of the block, until a half is not worth handing to another thread.
+fn update_in_halves(arch: Arch, kernel: Kernel, update: &Update, slices: StretchSlices) {
     let block = BLOCK_ELEMENTS as usize;
     let elements = slices.params.len();
     if elements <= block * PARALLEL_BLOCKS / 4 {
-        let mut sketch = kernel.leaves_sketch().then_some(Sketch::NONE);
         let StretchSlices {
             params,
             grads,
@@ -1152,13 +919,12 @@ fn update_in_halves(
             first_element,
             memory,
         } = slices;
-        match (params, grads) {
+        return match (params, grads) {
             (SliceMut::F32(params), Slice::F32(grads)) => arch.dispatch(UpdateStretch {
                 kernel,
                 update,
                 elements: Wide { params, grads },
                 memory,
-                sketch: sketch.as_mut(),
             }),
             (params, grads) => arch.dispatch(UpdateStretch {
                 kernel,
@@ -1173,51 +939,14 @@ fn update_in_halves(
                     buffers: &mut [[0.0; TILE]; 2],
                 },
                 memory,
-                sketch: sketch.as_mut(),
             }),
-        }
-        return sketch;
+        };
     }
     let middle = elements.div_ceil(block) / 2 * block;
     let (before, after) = slices.split_at(middle);
-    let (steps, steps_after) = rayon::join(
+    rayon::join(
         || update_in_halves(arch, kernel, update, before),
         || update_in_halves(arch, kernel, update, after),
-    );
-    match (steps, steps_after) {
-        (Some(mut steps), Some(after)) => {
-            steps.fold(&after);
-            Some(steps)
-        }
-        _ => None,
-    }
-}
-
-/// The sweep of a lagged step over some blocks of a tensor.
-struct LaggedStretch<'a> {
-    of: &'a Lagged<'a>,
-    slices: LaggedSlices<'a>,
-}
-
-impl NullaryFnOnce for LaggedStretch<'_> {
-    type Output = ();
-
-    #[inline(always)]
-    fn call(self) {
-        lagged_step(self.of, self.slices);
-    }
-}
-
-/// Halves a tensor's blocks until a half is not worth handing to another thread.
-fn lagged_in_halves(arch: Arch, of: &Lagged, slices: LaggedSlices) {
-    if slices.blocks.len() <= PARALLEL_BLOCKS / 4 {
-        return arch.dispatch(LaggedStretch { of, slices });
-    }
-    let middle = slices.blocks.len() / 2;
-    let (before, after) = slices.split_at(middle, middle * BLOCK_ELEMENTS as usize);
-    rayon::join(
-        || lagged_in_halves(arch, of, before),
-        || lagged_in_halves(arch, of, after),
     );
 }
 

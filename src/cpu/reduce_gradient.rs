@@ -196,11 +196,6 @@ fn measure(
     let mut t = sweep(elements, block, scaled);
     match kernel.alignment {
         Alignment::None | Alignment::Streams => {}
-        Alignment::Sketch => {
-            if kernel.measures_magnitude() {
-                t.absolute = sum_of_magnitudes(elements, gradient, state);
-            }
-        }
         Alignment::Momentum => {
             measure_momentum(elements, gradient, state, slices.momentum, &mut t);
         }
@@ -336,20 +331,6 @@ fn measure_counters(
     t.slow_dot = across(&sums.slow_dot);
     t.fast_dot = across(&sums.fast_dot);
     t.direction_square = across(&sums.direction_squares);
-}
-
-/// ‖g‖₁, scaled.
-#[inline(always)]
-fn sum_of_magnitudes(elements: usize, gradient: impl Rows, state: &GroupState) -> f32 {
-    let gradient_scale = power_of_two(-state.gradient_exponent);
-    let mut absolute = [0.0; LANES];
-    for start in (0..elements).step_by(LANES) {
-        let g = times(gradient_scale, any_row(elements, gradient, start));
-        for j in 0..LANES {
-            absolute[j] += g[j].abs();
-        }
-    }
-    across(&absolute)
 }
 
 /// ‖w - w_0‖².

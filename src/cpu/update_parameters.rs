@@ -4,7 +4,6 @@ use std::ops::Range;
 
 use crate::cpu::average::average;
 use crate::cpu::finish_update::add_step_sums;
-use crate::cpu::fold_sketches::Sketch;
 use crate::cpu::optimizer::BLOCK_ELEMENTS;
 use crate::cpu::reduce_gradient::{counter_of, pack_counter, squares_of};
 use crate::cpu::schedule_free::move_schedule_free;
@@ -121,8 +120,6 @@ pub(crate) struct MemorySlices<'a> {
     pub(crate) averages: &'a mut [f32],
     /// One for every [`BLOCK_ELEMENTS`] of the parameters; empty where the step is not measured.
     pub(crate) step_sums: &'a mut [StepSums],
-    /// Index of the first element in its scope.
-    pub(crate) scope_element: u32,
     /// Empty where the regime needs none.
     pub(crate) streams: [&'a mut [f32]; 2],
 }
@@ -153,7 +150,6 @@ impl<'a> MemorySlices<'a> {
                 vector,
                 averages,
                 step_sums,
-                scope_element: self.scope_element,
                 streams: [one, two],
             },
             MemorySlices {
@@ -163,7 +159,6 @@ impl<'a> MemorySlices<'a> {
                 vector: vector_after,
                 averages: averages_after,
                 step_sums: step_sums_after,
-                scope_element: self.scope_element.wrapping_add(middle as u32),
                 streams: [one_after, two_after],
             },
         )
@@ -210,7 +205,7 @@ impl<const SCALED: bool> Gradient<SCALED> {
     }
 }
 
-/// Updates one block, and adds its steps to the sketch where there is one. Not to be called where nothing may change.
+/// Updates one block. Not to be called where nothing may change.
 /// Inlined, as everything it calls, so that the caller chooses the vector instructions.
 #[inline(always)]
 pub(crate) fn update_parameters(
@@ -218,12 +213,11 @@ pub(crate) fn update_parameters(
     update: &Update,
     elements: impl Tiles,
     memory: MemorySlices,
-    sketch: Option<&mut Sketch>,
 ) {
     if kernel.loss_scale {
-        update_elements::<true>(kernel, update, elements, memory, sketch);
+        update_elements::<true>(kernel, update, elements, memory);
     } else {
-        update_elements::<false>(kernel, update, elements, memory, sketch);
+        update_elements::<false>(kernel, update, elements, memory);
     }
 }
 
@@ -233,7 +227,6 @@ fn update_elements<const SCALED: bool>(
     update: &Update,
     mut elements: impl Tiles,
     memory: MemorySlices,
-    mut sketch: Option<&mut Sketch>,
 ) {
     let gradient = Gradient::<SCALED> {
         unscale: update.unscale,
@@ -248,7 +241,6 @@ fn update_elements<const SCALED: bool>(
         vector,
         averages,
         step_sums,
-        scope_element,
         mut streams,
     } = memory;
     if update.skip != 0 {
@@ -297,9 +289,9 @@ fn update_elements<const SCALED: bool>(
             &mut []
         };
         let memory = (momentum, squares);
-        if kernel.schedule_free || sketch.is_some() {
+        if kernel.schedule_free {
             let directions = &mut [0.0; TILE][..params.len()];
-            // In schedule-free training z takes the step, and what becomes of the parameters here does not matter.
+            // z takes the step, and what becomes of the parameters here does not matter.
             move_parameters(
                 kernel.rule,
                 update,
@@ -309,15 +301,9 @@ fn update_elements<const SCALED: bool>(
                 memory,
                 directions,
             );
-            if kernel.schedule_free {
-                let base = &mut averages[tile.clone()];
-                let before = &before[..tile.len()];
-                move_schedule_free(update, params, before, directions, base);
-            }
-            if let Some(sketch) = &mut sketch {
-                let first = scope_element.wrapping_add(tile.start as u32);
-                sketch.add_steps(first, update.regime_rate, directions);
-            }
+            let base = &mut averages[tile.clone()];
+            let before = &before[..tile.len()];
+            move_schedule_free(update, params, before, directions, base);
         } else {
             let nowhere = &mut [(); TILE][..params.len()];
             move_parameters(

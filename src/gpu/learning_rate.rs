@@ -12,10 +12,9 @@ pub(crate) const WORKGROUP: u32 = 8;
 /// Compiles the pass for what any of the groups needs.
 pub(crate) fn pipeline(gpu: &Gpu, groups: &[GroupConstants]) -> Pipeline {
     let streams = |c: &GroupConstants| c.regime == regime_kinds::AUTO_SGD;
-    let gated = |c: &GroupConstants| c.regime == regime_kinds::GATED_DISTANCE;
     let formulas = groups
         .iter()
-        .any(|c| c.regime != regime_kinds::SEESAW && !gated(c) && !streams(c));
+        .any(|c| c.regime != regime_kinds::SEESAW && !streams(c));
     let schedules = groups
         .iter()
         .any(|c| c.schedule != schedule_kinds::CONSTANT);
@@ -31,7 +30,6 @@ pub(crate) fn pipeline(gpu: &Gpu, groups: &[GroupConstants]) -> Pipeline {
                 shared::SCALED,
                 shared::REGIMES,
                 shared::COUNT_STEPS,
-                shared::GATED_DISTANCE,
                 shared::STREAMS,
                 shared::RANDOM_BITS,
                 include_str!("../../shaders/learning_rate.wgsl"),
@@ -39,7 +37,6 @@ pub(crate) fn pipeline(gpu: &Gpu, groups: &[GroupConstants]) -> Pipeline {
             constants: &[
                 ("WORKGROUP", f64::from(WORKGROUP)),
                 flag("FORMULAS", formulas),
-                flag("GATED", groups.iter().any(gated)),
                 flag("SCHEDULES", schedules),
                 flag("AVERAGES", averages),
                 flag("TRUST", trust),

@@ -6,7 +6,7 @@ mod rebind;
 mod shard;
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use bytemuck::Pod;
 
@@ -20,22 +20,20 @@ use crate::gpu::swap_averages::Exchange;
 use crate::gpu::sweep::most_storage_buffers;
 use crate::gpu::tensor::{Span, Tensor};
 use crate::gpu::{
-    finish_reduction, finish_sketch, finish_update, fold_sketches, lagged_step, learning_rate,
-    reduce_gradient, swap_averages, undo_step, update_parameters,
+    finish_reduction, finish_update, learning_rate, reduce_gradient, swap_averages,
+    update_parameters,
 };
 use crate::group::{GroupConfig, OptimizerBuilder, ResolvedGroup};
 use crate::layout::{
-    Block, GroupState, NO_TENSOR, PARTIAL_WORDS, RawRecord, RawTensorRecord, SKETCH_BUCKETS,
-    ScopeSums, SketchRows, StepSums, StepUnit, Update,
+    Block, GroupState, NO_TENSOR, PARTIAL_WORDS, RawRecord, RawTensorRecord, ScopeSums, StepSums,
+    StepUnit, Update,
 };
 use crate::plan::{
-    Access, Geometry, Kernel, MemoryKind, Place, Plan, QUAD, Region, Stretch, TensorInfo, Window,
+    Geometry, Kernel, MemoryKind, Place, Plan, QUAD, Region, Stretch, TensorInfo, Window,
 };
 use crate::record::{RecordCursor, Records};
-use crate::step_mode::StepMode;
 
-/// One of the four passes, of the two that take the place of the first and the last in [`StepMode::Lagged`], of the two that follow
-/// where a regime goes by a sketch of the steps, or the one that is no part of a step.
+/// One of the passes of a step, or the one that is no part of it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum PassName {
     /// Pass 1.
@@ -48,16 +46,8 @@ pub enum PassName {
     UpdateParameters,
     /// Pass 5, where a group has telemetry or a trust ratio.
     FinishUpdate,
-    /// Passes 4 and 1 in one sweep.
-    LaggedStep,
-    /// Takes a lagged step back where its gradient was not finite.
-    UndoStep,
     /// Exchanges parameters and averages ([`Optimizer::encode_swap_averages`]).
     SwapAverages,
-    /// Adds up the sketches of many blocks.
-    FoldSketches,
-    /// Adds the step's sketch to that of the steps before.
-    FinishSketch,
 }
 
 impl PassName {
@@ -69,11 +59,7 @@ impl PassName {
             PassName::LearningRate => learning_rate::STEM,
             PassName::UpdateParameters => update_parameters::STEM,
             PassName::FinishUpdate => finish_update::STEM,
-            PassName::LaggedStep => lagged_step::STEM,
-            PassName::UndoStep => undo_step::STEM,
             PassName::SwapAverages => swap_averages::STEM,
-            PassName::FoldSketches => fold_sketches::STEM,
-            PassName::FinishSketch => finish_sketch::STEM,
         }
     }
 }
@@ -111,9 +97,8 @@ impl Dispatch {
 pub struct Optimizer {
     gpu: Gpu,
     plan: Plan,
-    /// The dispatches of a step; of two that alternate where parameters and gradients change places.
-    steps: Vec<Vec<Dispatch>>,
-    recorded: AtomicU64,
+    /// The dispatches of a step.
+    step: Vec<Dispatch>,
     /// Of the windows that keep averages.
     averages: Vec<WindowAverages>,
     averages_are_swapped: AtomicBool,
@@ -144,10 +129,10 @@ struct WindowAverages {
     /// The window's index in the plan.
     window: usize,
     buffer: wgpu::Buffer,
-    /// Exchanges them with the parameters; two that alternate, as [`Optimizer::steps`].
-    exchange: Vec<Dispatch>,
+    /// Exchanges them with the parameters.
+    exchange: Dispatch,
     /// Fills them with the parameters where no average has started. In schedule-free training, copies the averages to a third bind group.
-    settle: Vec<Dispatch>,
+    settle: Dispatch,
     /// In schedule-free training.
     schedule_free: Option<ScheduleFree>,
 }
@@ -163,16 +148,16 @@ struct ScheduleFree {
 
 impl WindowAverages {
     /// The next exchange.
-    fn exchange(&self, parity: usize, swapped: bool) -> &Dispatch {
+    fn exchange(&self, swapped: bool) -> &Dispatch {
         match &self.schedule_free {
             Some(schedule_free) if swapped => &schedule_free.back,
-            _ => &self.exchange[parity],
+            _ => &self.exchange,
         }
     }
 
     /// What copies the averages of schedule-free training, in quads as the base.
     fn copy_to(&self, gpu: &Gpu, room: &wgpu::Buffer) -> Dispatch {
-        let mut copy = self.settle[0].clone();
+        let mut copy = self.settle.clone();
         if let Some(schedule_free) = &self.schedule_free {
             let buffers = [whole(&self.buffer), whole(room)];
             let group = copy.bind_groups.len();
@@ -194,8 +179,8 @@ impl OptimizerBuilder<Tensor> {
     ///
     /// Memory on the device beside the caller's buffers: 4 bytes per parameter for momentum rules, 8 for AdamW (4 with `β₁ = 0`), 1 byte per parameter for the
     /// direction memory of Seesaw and Hypergradient on rules without momentum, 4 for the last gradient of the secant regimes or the first parameters of DoG and DoWG, 12 for the streams of AutoSgd, 4 for an
-    /// [`Averaging`](crate::Averaging), 2 for [`Rounding::Masters`](crate::Rounding::Masters) of 16-bit parameters, 1 KiB for each block of a kernel with GatedDistance (a quarter of a byte per parameter in blocks
-    /// of 4096), otherwise nothing in proportion to the parameters.
+    /// [`Averaging`](crate::Averaging), 2 for [`Rounding::Masters`](crate::Rounding::Masters) of 16-bit parameters, otherwise nothing in proportion to
+    /// the parameters.
     ///
     /// Parameters and gradients may lie in one buffer. That is fine on every native backend; browsers refuse it where the two
     /// interleave.
@@ -209,8 +194,7 @@ impl OptimizerBuilder<Tensor> {
         let record_bytes = std::mem::size_of::<RawRecord>() as u64;
         let record_steps = self.record_steps_for(largest_binding(&limits) / record_bytes)?;
         gpu.tuning().validate(gpu.device())?;
-        let (mode, safeguards, rebindable, shard) =
-            (self.mode, self.safeguards, self.rebindable, self.shard);
+        let (safeguards, rebindable, shard) = (self.safeguards, self.rebindable, self.shard);
         let accumulation = self.accumulation;
         let loss = self.loss.clone();
         let alignment = rebindable.then(|| binding_alignment(&limits));
@@ -239,7 +223,7 @@ impl OptimizerBuilder<Tensor> {
             apart: rebindable,
             ..geometry(gpu, &limits)
         };
-        let plan = Plan::new(groups, mode, safeguards, accumulation, &geometry)?.sharded(shard);
+        let plan = Plan::new(groups, safeguards, accumulation, &geometry)?.sharded(shard);
         check_storage_buffers(&plan, &limits)?;
         gpu.scoped("the optimizer's buffers and kernels", || {
             Optimizer::allocate(gpu, plan, buffers, loss, record_steps, rebindable, &limits)
@@ -352,8 +336,6 @@ fn geometry(gpu: &Gpu, limits: &wgpu::Limits) -> Geometry {
         binding_alignment,
         dispatch_blocks: limits.max_compute_workgroups_per_dimension,
         scope_partials: u64::from(gpu.tuning().finish_workgroup_size) * MOST_TRIPS,
-        scope_sketches: u64::from(STRIP) * MOST_TRIPS
-            / u64::from(SKETCH_BUCKETS.div_ceil(gpu.tuning().finish_workgroup_size)),
         quads_need_alignment: true,
         apart: false,
     }
@@ -395,20 +377,13 @@ impl Optimizer {
         let scale = scale.map_or(1.0, |scaler| scaler.initial_scale);
         let loss_scale = filled(gpu, "loss scale", &[scale]);
         let sums = zeroed::<ScopeSums>(gpu, "sums", plan.scopes.len() as u64);
-        let first: Vec<Update> = plan.groups.iter().map(Update::initial).collect();
-        let updates = filled(gpu, "updates", &first);
+        let updates = zeroed::<Update>(gpu, "updates", group_count);
         let partials = zeroed::<u32>(
             gpu,
             "partials",
             u64::from(plan.partials) * u64::from(PARTIAL_WORDS),
         );
         let records = zeroed::<RawRecord>(gpu, "records", u64::from(record_steps) * group_count);
-        let rows: u64 = plan.sketches.iter().map(|rows| u64::from(rows.rows)).sum();
-        let sketches = zeroed::<f32>(gpu, "sketches", rows * u64::from(SKETCH_BUCKETS));
-
-        let ways = u64::from(SKETCH_BUCKETS) * plan.sketches.len() as u64;
-        let ways = zeroed::<f32>(gpu, "ways", ways);
-
         let recorded = plan.units.iter().filter(|unit| unit.tensor != NO_TENSOR);
         let recorded = recorded.count() as u32;
         let tensor_records = u64::from(record_steps) * u64::from(recorded);
@@ -443,50 +418,24 @@ impl Optimizer {
             },
         );
 
-        let mut passes = Passes::new(gpu, rebindable);
-        let mut movables = Vec::new();
         let tables = Tables {
             step_partials: &step_partials,
             groups: &groups,
             states: &states,
             updates: &updates,
             partials: &partials,
-            sketches: &sketches,
-            ways: &ways,
         };
         let memories: Vec<WindowMemory> = plan
             .windows
             .iter()
-            .map(|window| WindowMemory::new(gpu, window, plan.mode))
+            .map(|window| WindowMemory::new(gpu, window))
             .collect();
-        let mut averages: Vec<WindowAverages> = memories
-            .iter()
-            .enumerate()
-            .filter_map(|(window, memory)| WindowAverages::new(window, memory))
-            .collect();
-        let averaged = &mut averages;
-        let sweeps = match plan.mode {
-            StepMode::TwoPass => vec![two_pass_sweeps(
-                gpu,
-                &plan,
-                &buffers,
-                &memories,
-                tables,
-                averaged,
-                &mut passes,
-                &mut movables,
-            )],
-            StepMode::Lagged => lagged_sweeps(
-                gpu,
-                &plan,
-                &buffers,
-                &memories,
-                tables,
-                averaged,
-                &mut passes,
-            )
-            .into(),
-        };
+        let Sweeps {
+            reduce,
+            update,
+            averages,
+            movables,
+        } = sweeps(gpu, &plan, &buffers, &memories, tables, rebindable);
 
         let kernels: Vec<Kernel> = plan.windows.iter().map(|window| window.kernel).collect();
         // A binding may only start at certain offsets.
@@ -548,11 +497,11 @@ impl Optimizer {
                 workgroups: (plan.groups.len() as u32).div_ceil(learning_rate::WORKGROUP),
             },
         ];
-        let mut last = Vec::new();
+        let mut step = [reduce, scalar.into(), update].concat();
         if !plan.units.is_empty() {
             let units = filled::<StepUnit>(gpu, "units", &plan.units);
             let finish = finish_update::pipeline(gpu, &gpu.tuning(), record_steps);
-            last.push(Dispatch {
+            step.push(Dispatch {
                 pass: PassName::FinishUpdate,
                 bind_groups: vec![finish.bind(
                     device,
@@ -569,18 +518,11 @@ impl Optimizer {
                 workgroups: plan.units.len() as u32,
             });
         }
-        last.extend(sketch_passes(gpu, &plan, tables));
-        let steps = sweeps
-            .into_iter()
-            .map(|Sweeps { before, after }| [before, scalar.to_vec(), after, last.clone()].concat())
-            .collect();
-
         Ok(Optimizer {
             gpu: gpu.clone(),
             sharded: shard::Sharded::new(gpu, &plan, &groups),
             plan,
-            steps,
-            recorded: AtomicU64::new(0),
+            step,
             averages,
             averages_are_swapped: AtomicBool::new(false),
             learning_rates,
@@ -600,7 +542,6 @@ impl Optimizer {
                 buffers,
                 memories,
                 updates,
-                ways,
             },
         })
     }
@@ -629,23 +570,22 @@ impl Optimizer {
         for dispatch in self.dispatches() {
             dispatch.encode(pass);
         }
-        self.count_step();
         Ok(())
     }
 
-    /// The dispatches of the next step, in order: for profilers, and for callers with an encoder of their own, who then call
-    /// [`Optimizer::count_step`], and record no step while [`averages_are_swapped`](Optimizer::averages_are_swapped). Of one rank of several
-    /// they are a step by its own gradients alone.
+    /// The dispatches of the next step, in order: for profilers, and for callers with an encoder of their own, who record
+    /// no step while [`averages_are_swapped`](Optimizer::averages_are_swapped). Of one rank of several they are a step by its own gradients
+    /// alone.
     pub fn dispatches(&self) -> &[Dispatch] {
-        &self.steps[self.parity()]
+        &self.step
     }
 
     /// The dispatches of the next [`encode_swap_averages`](Optimizer::encode_swap_averages), in order: for callers with an encoder of
     /// their own, who then call [`Optimizer::count_swap`].
     pub fn swap_dispatches(&self) -> impl Iterator<Item = &Dispatch> {
-        let (parity, swapped) = (self.parity(), self.averages_are_swapped());
+        let swapped = self.averages_are_swapped();
         let exchanges = self.averages.iter();
-        exchanges.map(move |averages| averages.exchange(parity, swapped))
+        exchanges.map(move |averages| averages.exchange(swapped))
     }
 
     /// Tells that the caller has recorded the [`swap_dispatches`](Optimizer::swap_dispatches), so that
@@ -655,42 +595,13 @@ impl Optimizer {
         self.averages_are_swapped.fetch_xor(true, Ordering::Relaxed);
     }
 
-    /// Which of the alternating steps is the next.
-    fn parity(&self) -> usize {
-        (self.recorded() % self.steps.len() as u64) as usize
-    }
-
-    /// Tells that the caller has recorded the [`dispatches`](Optimizer::dispatches) of a step. Only [`StepMode::Lagged`] needs to know.
-    pub fn count_step(&self) {
-        self.recorded.fetch_add(1, Ordering::Relaxed);
-    }
-
-    /// Takes back the last [`count_step`](Optimizer::count_step) or recorded step: for one that was never submitted, or that wgpu refused
-    /// together with the rest of its encoder because of a mistake elsewhere in it. Only [`StepMode::Lagged`] needs to know.
-    pub fn uncount_step(&self) {
-        self.recorded.fetch_sub(1, Ordering::Relaxed);
-    }
-
-    /// Whether, after all steps recorded so far, the parameters lie where the gradients were declared, and the other way round. Always
-    /// false but in [`StepMode::Lagged`], where it is true after an odd number of steps, those before a checkpoint included. Every step
-    /// that is recorded counts: submit them all, in the order in which they were recorded, or say so with
-    /// [`uncount_step`](Optimizer::uncount_step).
-    pub fn roles_are_swapped(&self) -> bool {
-        self.plan.mode == StepMode::Lagged && self.recorded() % 2 == 1
-    }
-
-    fn recorded(&self) -> u64 {
-        self.recorded.load(Ordering::Relaxed)
-    }
-
     /// Records the exchange of parameters and averages in the caller's buffers, in a compute pass of its own: what comes after it
     /// finds the averages where the parameters were, and evaluates them. A second call brings the parameters back; both are then
     /// what they were, bit for bit; those of [schedule-free](crate::Averaging::ScheduleFree) groups within one unit in the last place,
     /// see there. Groups without an [`Averaging`](crate::Averaging), and groups whose average has not started yet,
     /// keep their parameters throughout.
     ///
-    /// Everything that is recorded counts, as for [`roles_are_swapped`](Optimizer::roles_are_swapped): submit it all, in the order in
-    /// which it was recorded.
+    /// Everything that is recorded counts: submit it all, in the order in which it was recorded.
     ///
     /// # Errors
     /// [`Error::NoAverages`] where no group keeps one, [`Error::DeviceLost`].
@@ -760,7 +671,7 @@ impl Optimizer {
                 })?
             } else {
                 let parts = windows.map(|(averages, _, stretches)| {
-                    let settle = averages.settle[self.parity()].clone();
+                    let settle = averages.settle.clone();
                     (settle, averages.buffer.clone(), stretches)
                 });
                 parts.collect()
@@ -847,11 +758,6 @@ impl Optimizer {
     /// [`LossScaler`](crate::LossScaler).
     pub fn loss_scale(&self) -> &wgpu::Buffer {
         &self.loss_scale
-    }
-
-    /// How its steps go over the gradients.
-    pub fn step_mode(&self) -> StepMode {
-        self.plan.mode
     }
 
     /// The groups' settings, with every default filled in.
@@ -982,93 +888,17 @@ struct Tables<'a> {
     states: &'a wgpu::Buffer,
     updates: &'a wgpu::Buffer,
     partials: &'a wgpu::Buffer,
-    /// What each block leaves of its steps where a regime goes by that.
-    sketches: &'a wgpu::Buffer,
-    /// The sum of those since a window began, per scope.
-    ways: &'a wgpu::Buffer,
-}
-
-/// Sketches that are folded into one where there are more.
-const STRIP: u32 = 32;
-
-/// The passes after the last sweep: none unless a regime goes by a sketch.
-fn sketch_passes(gpu: &Gpu, plan: &Plan, tables: Tables) -> Vec<Dispatch> {
-    let (device, tuning) = (gpu.device(), gpu.tuning());
-    if plan.sketches.is_empty() {
-        return Vec::new();
-    }
-    let mut passes = Vec::new();
-    let most = plan.sketches.iter().map(|scope| scope.rows).max();
-    let folds = most.unwrap_or(0) > STRIP;
-    if folds {
-        let strips: Vec<SketchRows> = plan
-            .sketches
-            .iter()
-            .flat_map(|scope| {
-                (0..scope.rows)
-                    .step_by(STRIP as usize)
-                    .map(|row| SketchRows {
-                        first: scope.first + row,
-                        rows: STRIP.min(scope.rows - row),
-                        ..*scope
-                    })
-            })
-            .collect();
-        let pass = fold_sketches::pipeline(gpu, &tuning);
-        // As many in a dispatch as a device can have.
-        let grid = device.limits().max_compute_workgroups_per_dimension;
-        for strips in strips.chunks(grid as usize) {
-            let table = filled(gpu, "strips", strips);
-            passes.push(Dispatch {
-                pass: PassName::FoldSketches,
-                bind_groups: vec![pass.bind(
-                    device,
-                    0,
-                    &[whole(&table), whole(tables.updates), whole(tables.sketches)],
-                )],
-                pipeline: pass.pipeline.clone(),
-                workgroups: strips.len() as u32,
-            });
-        }
-    }
-    let scopes = filled(gpu, "sketched scopes", &plan.sketches);
-    let pass = finish_sketch::pipeline(gpu, &tuning, if folds { STRIP } else { 1 });
-    passes.push(Dispatch {
-        pass: PassName::FinishSketch,
-        bind_groups: vec![pass.bind(
-            device,
-            0,
-            &[
-                whole(&scopes),
-                whole(tables.groups),
-                whole(tables.updates),
-                whole(tables.sketches),
-                whole(tables.ways),
-                whole(tables.states),
-            ],
-        )],
-        pipeline: pass.pipeline.clone(),
-        workgroups: plan.sketches.len() as u32,
-    });
-    passes
-}
-
-/// The dispatches before and after those that handle scalars.
-struct Sweeps {
-    before: Vec<Dispatch>,
-    after: Vec<Dispatch>,
 }
 
 /// What is remembered of a window's parameters.
 #[derive(Debug)]
 struct WindowMemory {
-    /// A buffer of each kind that the window's kernel keeps, or two that change places with every step. That of the momentum has the
-    /// squares behind it.
-    kinds: Vec<(MemoryKind, Vec<wgpu::Buffer>)>,
+    /// A buffer of each kind that the window's kernel keeps. That of the momentum has the squares behind it.
+    kinds: Vec<(MemoryKind, wgpu::Buffer)>,
 }
 
 impl WindowMemory {
-    fn new(gpu: &Gpu, window: &Window, mode: StepMode) -> Self {
+    fn new(gpu: &Gpu, window: &Window) -> Self {
         // Squares are kept where the momentum is, if there is one.
         let behind_momentum = window.kernel.keeps(MemoryKind::Momentum);
         let own = |kind: &MemoryKind| *kind != MemoryKind::SecondMoment || !behind_momentum;
@@ -1080,33 +910,23 @@ impl WindowMemory {
                 _ => 0,
             };
             let bytes = window.memory_bytes(kind) + behind;
-            let buffer = || zeroed::<u8>(gpu, kind.name(), bytes);
-            // Averages are added to when the step is known to hold.
-            let copies = match (mode, kind) {
-                (StepMode::TwoPass, _) | (_, MemoryKind::Averages) => 1,
-                (StepMode::Lagged, _) => 2,
-            };
-            (kind, std::iter::repeat_with(buffer).take(copies).collect())
+            (kind, zeroed::<u8>(gpu, kind.name(), bytes))
         });
         WindowMemory {
             kinds: kinds.collect(),
         }
     }
 
-    /// The first of these kinds that there is, in one of its copies.
-    fn find(&self, wanted: &[MemoryKind], copy: usize) -> Option<&wgpu::Buffer> {
-        let (_, copies) = self.kinds.iter().find(|(kind, _)| wanted.contains(kind))?;
-        Some(&copies[copy])
+    /// The first of these kinds that there is.
+    fn find(&self, wanted: &[MemoryKind]) -> Option<&wgpu::Buffer> {
+        let mut kinds = self.kinds.iter();
+        let (_, buffer) = kinds.find(|(kind, _)| wanted.contains(kind))?;
+        Some(buffer)
     }
 
-    /// A kind that is kept, where the next step finds it: the buffer, and its first byte there.
+    /// A kind that is kept: the buffer, and its first byte there.
     #[cfg(feature = "checkpoint")]
-    fn current(
-        &self,
-        window: &Window,
-        kind: MemoryKind,
-        swapped: bool,
-    ) -> Option<(&wgpu::Buffer, u64)> {
+    fn place_of(&self, window: &Window, kind: MemoryKind) -> Option<(&wgpu::Buffer, u64)> {
         let (place, start) = match kind {
             MemoryKind::SecondMoment if window.kernel.keeps(MemoryKind::Momentum) => (
                 MemoryKind::Momentum,
@@ -1114,8 +934,7 @@ impl WindowMemory {
             ),
             kind => (kind, 0),
         };
-        let (_, copies) = self.kinds.iter().find(|(kind, _)| *kind == place)?;
-        Some((&copies[usize::from(swapped) % copies.len()], start))
+        Some((self.find(&[place])?, start))
     }
 }
 
@@ -1130,13 +949,6 @@ const OF_THE_REGIME: [MemoryKind; 4] = [
     MemoryKind::Streams,
 ];
 
-/// What a lagged step remembers, of which there is one kind at most.
-const OF_LAGGED_STEPS: [MemoryKind; 3] = [
-    MemoryKind::Momentum,
-    MemoryKind::SecondMoment,
-    MemoryKind::Counters,
-];
-
 /// What is bound where nothing is kept. Two, since one of them may be read while the other is written.
 fn no_memory(gpu: &Gpu) -> [wgpu::Buffer; 2] {
     [(); 2].map(|()| zeroed::<u8>(gpu, "no memory", 0))
@@ -1145,7 +957,7 @@ fn no_memory(gpu: &Gpu) -> [wgpu::Buffer; 2] {
 /// The bind group of a sweep that has the window's own buffers.
 const OWN_BUFFERS: usize = 1;
 
-/// What a sweep of two passes binds there beside parameters and gradients.
+/// What a sweep binds there beside parameters and gradients.
 #[derive(Debug)]
 struct OwnBuffers {
     blocks: wgpu::Buffer,
@@ -1179,40 +991,36 @@ impl OwnBuffers {
     }
 }
 
-/// Passes 1 and 4.
-#[expect(
-    clippy::too_many_arguments,
-    reason = "what the windows are bound to, and what comes of it"
-)]
-fn two_pass_sweeps(
+/// The dispatches of passes 1 and 4, and what belongs to their windows.
+#[derive(Default)]
+struct Sweeps {
+    reduce: Vec<Dispatch>,
+    update: Vec<Dispatch>,
+    averages: Vec<WindowAverages>,
+    /// Of an optimizer that can be rebound.
+    movables: Vec<Movable>,
+}
+
+fn sweeps(
     gpu: &Gpu,
     plan: &Plan,
     buffers: &[wgpu::Buffer],
     memories: &[WindowMemory],
     tables: Tables,
-    averages: &mut [WindowAverages],
-    passes: &mut Passes,
-    movables: &mut Vec<Movable>,
+    rebindable: bool,
 ) -> Sweeps {
-    let mut sweeps = Sweeps {
-        before: Vec::with_capacity(plan.windows.len()),
-        after: Vec::with_capacity(plan.windows.len()),
-    };
+    let passes = Passes { gpu, rebindable };
+    let mut sweeps = Sweeps::default();
     let nothing = no_memory(gpu);
-    let mut averages = averages.iter_mut();
-    for (window, memory) in plan.windows.iter().zip(memories) {
-        let momentum = memory.find(&OF_THE_RULE, 0);
-        let regimes = if window.kernel.leaves_sketch() {
-            tables.sketches
-        } else {
-            memory.find(&OF_THE_REGIME, 0).unwrap_or(&nothing[1])
-        };
+    for (index, (window, memory)) in plan.windows.iter().zip(memories).enumerate() {
+        let momentum = memory.find(&OF_THE_RULE);
+        let regimes = memory.find(&OF_THE_REGIME).unwrap_or(&nothing[1]);
         let base_iterates = window
             .kernel
             .compares_iterates()
-            .then(|| memory.find(&[MemoryKind::BaseIterates], 0))
+            .then(|| memory.find(&[MemoryKind::BaseIterates]))
             .flatten();
-        let remainders = memory.find(&[MemoryKind::Remainders], 0);
+        let remainders = memory.find(&[MemoryKind::Remainders]);
         let buffers_of_window = OwnBuffers {
             remainders: remainders.unwrap_or(&nothing[1]).clone(),
             blocks: filled::<Block>(gpu, "blocks", &window.blocks),
@@ -1234,16 +1042,18 @@ fn two_pass_sweeps(
             whole(tables.partials),
         ];
         let reduce = passes.dispatch(Sweep::Reduce, window, &[&measured, &own_of(Sweep::Reduce)]);
-        let mut averages = averages_of(window, &mut averages);
-        let update = passes.update(Sweep::Update, window, tables, &own, averages.as_deref_mut());
-        if passes.rebindable {
+        let averaged = memory.find(&[MemoryKind::Averages, MemoryKind::BaseIterates]);
+        let (update, averages) = passes.update(index, window, tables, &own, averaged);
+        if rebindable {
             let group = |dispatch: &Dispatch| dispatch.bind_groups[OWN_BUFFERS].clone();
             let bound = rebind::Sweeps {
                 reduce: group(&reduce),
                 update: group(&update),
-                averages: averages.map(|own| [group(&own.exchange[0]), group(&own.settle[0])]),
+                averages: averages
+                    .as_ref()
+                    .map(|own| [group(&own.exchange), group(&own.settle)]),
             };
-            let mut pipeline = |sweep| passes.compiled(sweep, window).clone();
+            let pipeline = |sweep| passes.compiled(sweep, window);
             let pipelines = rebind::Sweeps {
                 reduce: pipeline(Sweep::Reduce),
                 update: pipeline(Sweep::Update),
@@ -1253,87 +1063,14 @@ fn two_pass_sweeps(
                     .then(|| [Sweep::Exchange, Sweep::Settle].map(pipeline)),
             };
             let own = buffers_of_window;
-            movables.push(Movable::new(plan, window, buffers, own, pipelines, bound));
+            let movable = Movable::new(plan, window, buffers, own, pipelines, bound);
+            sweeps.movables.push(movable);
         }
-        sweeps.before.push(reduce);
-        sweeps.after.push(update);
+        sweeps.reduce.push(reduce);
+        sweeps.update.push(update);
+        sweeps.averages.extend(averages);
     }
     sweeps
-}
-
-/// The sweeps of two steps that alternate: the second finds parameters and gradients, and the two copies of the memory, exchanged.
-fn lagged_sweeps(
-    gpu: &Gpu,
-    plan: &Plan,
-    buffers: &[wgpu::Buffer],
-    memories: &[WindowMemory],
-    tables: Tables,
-    averages: &mut [WindowAverages],
-    passes: &mut Passes,
-) -> [Sweeps; 2] {
-    let mut steps = [(); 2].map(|()| Sweeps {
-        before: Vec::with_capacity(plan.windows.len()),
-        after: Vec::with_capacity(plan.windows.len()),
-    });
-    let nothing = no_memory(gpu);
-    let mut averages = averages.iter_mut();
-    for (window, memory) in plan.windows.iter().zip(memories) {
-        let mut averages = averages_of(window, &mut averages);
-        for (parity, sweeps) in steps.iter_mut().enumerate() {
-            let mut blocks = window.blocks.clone();
-            let mut places = [window.params, window.grads];
-            if parity == 1 {
-                places.reverse();
-                for block in &mut blocks {
-                    std::mem::swap(&mut block.params_start, &mut block.grads_start);
-                }
-            }
-            let blocks = filled::<Block>(gpu, "blocks", &blocks);
-            let own = [
-                whole(&blocks),
-                part(&buffers[places[0].buffer], places[0]),
-                part(&buffers[places[1].buffer], places[1]),
-                whole(memory.find(&OF_LAGGED_STEPS, parity).unwrap_or(&nothing[0])),
-                whole(
-                    memory
-                        .find(&OF_LAGGED_STEPS, 1 - parity)
-                        .unwrap_or(&nothing[1]),
-                ),
-            ];
-            let both = [whole(tables.updates), whole(tables.partials)];
-            sweeps
-                .before
-                .push(passes.dispatch(Sweep::Lagged, window, &[&both, &own]));
-            let averages = averages.as_deref_mut();
-            sweeps
-                .after
-                .push(passes.update(Sweep::Undo, window, tables, &own, averages));
-        }
-    }
-    steps
-}
-
-impl WindowAverages {
-    /// Those of a window that keeps them.
-    fn new(window: usize, memory: &WindowMemory) -> Option<Self> {
-        let kinds = [MemoryKind::Averages, MemoryKind::BaseIterates];
-        let buffer = memory.find(&kinds, 0)?;
-        Some(WindowAverages {
-            window,
-            buffer: buffer.clone(),
-            exchange: Vec::new(),
-            settle: Vec::new(),
-            schedule_free: None,
-        })
-    }
-}
-
-/// The next of the averages, which come in the order of their windows, if this window has any.
-fn averages_of<'a>(
-    window: &Window,
-    averages: &mut impl Iterator<Item = &'a mut WindowAverages>,
-) -> Option<&'a mut WindowAverages> {
-    window.kernel.averages.then(|| averages.next()).flatten()
 }
 
 /// A pass over a window's elements.
@@ -1341,8 +1078,6 @@ fn averages_of<'a>(
 enum Sweep {
     Reduce,
     Update,
-    Lagged,
-    Undo,
     /// Exchanges parameters and averages.
     Exchange,
     /// Brings parameters back that were exchanged with averages which are nowhere kept.
@@ -1356,77 +1091,73 @@ impl Sweep {
         match self {
             Sweep::Reduce => PassName::ReduceGradient,
             Sweep::Update => PassName::UpdateParameters,
-            Sweep::Lagged => PassName::LaggedStep,
-            Sweep::Undo => PassName::UndoStep,
             Sweep::Exchange | Sweep::Back | Sweep::Settle => PassName::SwapAverages,
         }
     }
 }
 
-/// Pipelines by what they are compiled for.
+/// The sweeps over windows, bound to what they work on.
+#[derive(Clone, Copy)]
 struct Passes<'a> {
     gpu: &'a Gpu,
     /// Whether parameters and gradients may come to lie in one buffer, wherever they are now.
     rebindable: bool,
-    compiled: HashMap<(Sweep, Option<Kernel>, Access, bool), Pipeline>,
 }
 
-impl<'a> Passes<'a> {
-    fn new(gpu: &'a Gpu, rebindable: bool) -> Self {
-        Passes {
-            gpu,
-            rebindable,
-            compiled: HashMap::new(),
-        }
-    }
-
-    /// The sweep that ends a step, with the window's averages where it has some. What exchanges them is recorded along the way.
+impl Passes<'_> {
+    /// Pass 4, and the window's averages where it keeps some in this buffer.
     fn update(
-        &mut self,
-        sweep: Sweep,
+        self,
+        index: usize,
         window: &Window,
         tables: Tables,
         own: &[wgpu::BufferBinding],
-        averages: Option<&mut WindowAverages>,
-    ) -> Dispatch {
+        averages: Option<&wgpu::Buffer>,
+    ) -> (Dispatch, Option<WindowAverages>) {
         let updates = [whole(tables.updates)];
         let step_partials = whole(tables.step_partials);
-        let Some(averages) = averages else {
-            if window.kernel.step_sums {
+        let Some(buffer) = averages else {
+            let update = if window.kernel.step_sums {
                 // There are no averages, so that nothing is bound in their place.
                 let measured = [step_partials.clone(), step_partials];
-                return self.dispatch(sweep, window, &[&updates, own, &measured]);
-            }
-            return self.dispatch(sweep, window, &[&updates, own]);
+                self.dispatch(Sweep::Update, window, &[&updates, own, &measured])
+            } else {
+                self.dispatch(Sweep::Update, window, &[&updates, own])
+            };
+            return (update, None);
         };
-        let memory = [whole(&averages.buffer)];
+        let memory = [whole(buffer)];
         let groups: [&[_]; 3] = [&updates, own, &memory];
-        averages
-            .exchange
-            .push(self.dispatch(Sweep::Exchange, window, &groups));
-        if window.kernel.schedule_free {
-            averages
-                .settle
-                .push(self.dispatch(Sweep::Settle, window, &groups[..OWN_BUFFERS + 1]));
-            averages.schedule_free = Some(ScheduleFree {
+        let exchange = self.dispatch(Sweep::Exchange, window, &groups);
+        let (settle, schedule_free) = if window.kernel.schedule_free {
+            let settle = self.dispatch(Sweep::Settle, window, &groups[..OWN_BUFFERS + 1]);
+            let schedule_free = ScheduleFree {
                 back: self.dispatch(Sweep::Back, window, &groups),
-                copy: self.compiled(Sweep::Settle, window).clone(),
-            });
+                copy: self.compiled(Sweep::Settle, window),
+            };
+            (settle, Some(schedule_free))
         } else {
-            averages
-                .settle
-                .push(self.dispatch(Sweep::Settle, window, &groups));
-        }
-        if window.kernel.step_sums {
-            let measured = [whole(&averages.buffer), step_partials];
-            return self.dispatch(sweep, window, &[&updates, own, &measured]);
-        }
-        self.dispatch(sweep, window, &[&updates, own, &memory])
+            (self.dispatch(Sweep::Settle, window, &groups), None)
+        };
+        let update = if window.kernel.step_sums {
+            let measured = [whole(buffer), step_partials];
+            self.dispatch(Sweep::Update, window, &[&updates, own, &measured])
+        } else {
+            self.dispatch(Sweep::Update, window, &groups)
+        };
+        let averages = WindowAverages {
+            window: index,
+            buffer: buffer.clone(),
+            exchange,
+            settle,
+            schedule_free,
+        };
+        (update, Some(averages))
     }
 
     /// A sweep over a window, with the buffers of its bind groups.
     fn dispatch(
-        &mut self,
+        self,
         sweep: Sweep,
         window: &Window,
         groups: &[&[wgpu::BufferBinding]],
@@ -1445,50 +1176,23 @@ impl<'a> Passes<'a> {
         }
     }
 
-    fn compiled(&mut self, sweep: Sweep, window: &Window) -> &Pipeline {
+    fn compiled(self, sweep: Sweep, window: &Window) -> Pipeline {
         let (kernel, access) = (window.kernel, window.access);
-        // Pass 1 writes neither parameters nor gradients, and does not care whether they share a buffer; an exchange has no gradients.
-        let one_buffer = matches!(sweep, Sweep::Update | Sweep::Lagged | Sweep::Undo)
-            && (self.rebindable || window.params.buffer == window.grads.buffer);
-        // What it is compiled for, so that nothing is compiled twice.
-        let matters = match sweep {
-            Sweep::Update | Sweep::Undo => Some(kernel),
-            Sweep::Reduce | Sweep::Lagged => Some(Kernel {
-                averages: false,
-                schedule_free: false,
-                step_sums: false,
-                clears_gradients: false,
-                ..kernel
-            }),
-            // Of which only what the parameters are stored as matters, and what averages there are.
-            Sweep::Exchange | Sweep::Back | Sweep::Settle => Some(Kernel {
-                schedule_free: kernel.schedule_free,
-                params: kernel.params,
-                encoding: kernel.encoding,
-                ..Kernel::PLAIN
-            }),
-        };
         let (gpu, tuning) = (self.gpu, self.gpu.tuning());
-        self.compiled
-            .entry((sweep, matters, access, one_buffer))
-            .or_insert_with(|| match sweep {
-                Sweep::Reduce => reduce_gradient::pipeline(gpu, &tuning, kernel, access),
-                Sweep::Update => {
-                    update_parameters::pipeline(gpu, &tuning, kernel, access, one_buffer)
-                }
-                Sweep::Lagged => lagged_step::pipeline(gpu, &tuning, kernel, access, one_buffer),
-                Sweep::Undo => undo_step::pipeline(gpu, &tuning, kernel, access, one_buffer),
-                Sweep::Exchange | Sweep::Back | Sweep::Settle => {
-                    let exchange = match (sweep, kernel.schedule_free) {
-                        (Sweep::Exchange, false) => Exchange::Swap,
-                        (_, false) => Exchange::Settle,
-                        (Sweep::Exchange, true) => Exchange::ToAverage,
-                        (Sweep::Back, true) => Exchange::Back,
-                        (_, true) => Exchange::Copy,
-                    };
-                    swap_averages::pipeline(gpu, &tuning, kernel, access, exchange)
-                }
-            })
+        let exchange = match (sweep, kernel.schedule_free) {
+            (Sweep::Reduce, _) => return reduce_gradient::pipeline(gpu, &tuning, kernel, access),
+            (Sweep::Update, _) => {
+                // The other passes do not write beside what they read: they do not care.
+                let one_buffer = self.rebindable || window.params.buffer == window.grads.buffer;
+                return update_parameters::pipeline(gpu, &tuning, kernel, access, one_buffer);
+            }
+            (Sweep::Exchange, false) => Exchange::Swap,
+            (Sweep::Back | Sweep::Settle, false) => Exchange::Settle,
+            (Sweep::Exchange, true) => Exchange::ToAverage,
+            (Sweep::Back, true) => Exchange::Back,
+            (Sweep::Settle, true) => Exchange::Copy,
+        };
+        swap_averages::pipeline(gpu, &tuning, kernel, access, exchange)
     }
 }
 

@@ -25,10 +25,6 @@ pub(crate) mod shared {
     pub(crate) const ALIGNMENT: &str = include_str!("../../shaders/shared/alignment.wgsl");
     pub(crate) const PARTIALS: &str = include_str!("../../shaders/shared/partials.wgsl");
     pub(crate) const RULE: &str = include_str!("../../shaders/shared/rule.wgsl");
-    pub(crate) const REMEMBER_MOMENTUM: &str =
-        include_str!("../../shaders/shared/remember_momentum.wgsl");
-    pub(crate) const REMEMBER_SIGNS: &str =
-        include_str!("../../shaders/shared/remember_signs.wgsl");
     pub(crate) const MEASURE_MOMENTUM: &str =
         include_str!("../../shaders/shared/measure_momentum.wgsl");
     pub(crate) const MEASURE_COUNTERS: &str =
@@ -53,12 +49,6 @@ pub(crate) mod shared {
         include_str!("../../shaders/shared/move_schedule_free.wgsl");
     pub(crate) const AVERAGE: &str = include_str!("../../shaders/shared/average.wgsl");
     pub(crate) const NO_AVERAGE: &str = include_str!("../../shaders/shared/no_average.wgsl");
-    pub(crate) const GATED_DISTANCE: &str =
-        include_str!("../../shaders/shared/gated_distance.wgsl");
-    pub(crate) const MEASURE_MAGNITUDE: &str =
-        include_str!("../../shaders/shared/measure_magnitude.wgsl");
-    pub(crate) const SWEEP_QUADS: &str = include_str!("../../shaders/shared/sweep_quads.wgsl");
-    pub(crate) const LEAVE_SKETCH: &str = include_str!("../../shaders/shared/leave_sketch.wgsl");
     pub(crate) const TREE: &str = include_str!("../../shaders/shared/tree.wgsl");
     pub(crate) const COUNTERS: &str = include_str!("../../shaders/shared/counters.wgsl");
     pub(crate) const LOAD_QUADS: &str = include_str!("../../shaders/shared/load_quads.wgsl");

@@ -3,9 +3,7 @@
 use std::borrow::Cow;
 
 use crate::element::Element;
-use crate::gpu::context::Gpu;
-use crate::gpu::pass::{Binding, flag, shared};
-use crate::gpu::tuning::{Partials, Tuning};
+use crate::gpu::pass::{Binding, shared};
 use crate::plan::{Access, Alignment, Encoding, Kernel};
 
 /// Files and constants of what parameters and gradients are stored as.
@@ -51,14 +49,6 @@ impl Elements {
             Encoding::Nearest => self.push(shared::STORE_NEAREST.into()),
             Encoding::Stochastic => self.push(shared::STORE_STOCHASTIC.into()),
         }
-    }
-
-    /// What stores new parameters in the place of the gradients. Both are f32.
-    pub(crate) fn store_over_gradients(&mut self, access: Access) {
-        let store = store(access, Element::F32)
-            .replace("parameters[", "gradients[")
-            .replace("params_start", "grads_start");
-        self.push(store.into());
     }
 
     /// What clears the gradients, or does not.
@@ -133,106 +123,14 @@ fn code_of(element: Element) -> f64 {
     }
 }
 
-/// Storage buffers that the sweep of two passes with most of them binds: the device has a limit for each.
+/// Storage buffers that the one of passes 1 and 4 with more of them binds: the device has a limit for each.
 pub(crate) fn most_storage_buffers(kernel: Kernel) -> u32 {
     // Tables; blocks, parameters, gradients.
     let (in_measuring, in_updating, own) = (3, 1, 3 + u32::from(kernel.has_remainders()));
     let measuring = match kernel.alignment {
-        Alignment::Sketch => 0,
         Alignment::LastGradient => 2,
         _ => 1,
     };
     let updating = 2 + u32::from(kernel.averages) + u32::from(kernel.step_sums);
     own + (in_measuring + measuring).max(in_updating + updating)
-}
-
-/// The file that averages new parameters, and the bind group for the averages, if there is one. In schedule-free training the bind group is
-/// that of z, and the files of [`moving`] compute the average.
-pub(crate) fn average(kernel: Kernel) -> (&'static str, Option<&'static [Binding]>) {
-    let file = if kernel.averages && !kernel.schedule_free {
-        shared::AVERAGE
-    } else {
-        shared::NO_AVERAGE
-    };
-    (
-        file,
-        kernel.averages.then_some(&[Binding::Write] as &[Binding]),
-    )
-}
-
-/// The files that move the parameters in pass 4.
-pub(crate) fn moving(kernel: Kernel) -> &'static [&'static str] {
-    if kernel.schedule_free {
-        &[shared::SCHEDULE_FREE, shared::MOVE_SCHEDULE_FREE]
-    } else {
-        &[shared::MOVE_PARAMETERS]
-    }
-}
-
-/// The shader's source and the access to its buffer `name`, which it only reads. Where parameters and gradients lie in `one_buffer`,
-/// one of them is written, and wgpu wants both bindings to have the same access.
-pub(crate) fn read_beside_written(source: &str, name: &str, one_buffer: bool) -> (String, Binding) {
-    if one_buffer {
-        let read = format!("var<storage, read> {name}:");
-        let written = format!("var<storage, read_write> {name}:");
-        (source.replace(&read, &written), Binding::Write)
-    } else {
-        (source.to_owned(), Binding::Read)
-    }
-}
-
-/// A measuring pass's shader, with an argument more where its invocations work in subgroups. naga's writer of HLSL makes up for the
-/// subgroup built-ins that Direct3D lacks, but only where an argument of the entry point is one, and not a member of its struct alone:
-/// without this DXC stops with "Semantic must be defined for all parameters of an entry function" (docs/upstream-naga.md).
-pub(crate) fn with_subgroup_argument(source: &str, partials: Partials) -> Cow<'_, str> {
-    match partials {
-        Partials::Subgroup => source
-            .replace(
-                "(invocation: Invocation)",
-                "(invocation: Invocation, @builtin(subgroup_size) subgroup_size: u32)",
-            )
-            .into(),
-        _ => source.into(),
-    }
-}
-
-/// Files and constants of a pass that measures.
-pub(crate) struct Measuring {
-    /// To come first in the module.
-    pub(crate) files: Vec<&'static str>,
-    pub(crate) constants: Vec<(&'static str, f64)>,
-}
-
-impl Measuring {
-    pub(crate) fn new(gpu: &Gpu, tuning: &Tuning, kernel: Kernel) -> Self {
-        let mut constants = vec![
-            ("WORKGROUP", f64::from(tuning.workgroup_size)),
-            flag("COUPLED_DECAY", kernel.coupled_decay),
-            flag("LOSS_SCALE", kernel.loss_scale),
-            flag("INITIAL_NORM", kernel.initial_norm),
-            flag("MOMENTUM", kernel.reads_momentum()),
-            // Secant and distance need no more sums than the counters.
-            flag("COUNTERS", kernel.measures_memory()),
-        ];
-        let mut files = match tuning.partials {
-            Partials::PerInvocation => vec![shared::EMIT_PER_INVOCATION],
-            Partials::PerWorkgroup => vec![shared::TREE, shared::EMIT_PER_WORKGROUP],
-            Partials::Subgroup => {
-                let subgroups = tuning.subgroups(&gpu.device().adapter_info());
-                constants.push(("SUBGROUPS", f64::from(subgroups)));
-                vec![shared::ENABLE_SUBGROUPS, shared::EMIT_PER_SUBGROUP]
-            }
-        };
-        files.extend([
-            shared::LAYOUT,
-            shared::SCALED,
-            shared::TOTALS,
-            shared::COUNTERS,
-            shared::ALIGNMENT,
-            shared::SCALED_SQUARES,
-            shared::SWEEP_AGAIN,
-            shared::PARTIALS,
-        ]);
-        Measuring { files, constants }
-    }
 }

@@ -1,11 +1,12 @@
 //! Pass 4 on the host: `shaders/update_parameters.wgsl`.
 
+use std::borrow::Cow;
+
 use crate::gpu::context::Gpu;
 use crate::gpu::pass::{Binding, PassSource, Pipeline, flag, shared};
-use crate::gpu::sweep::{Elements, average, moving, read_beside_written};
+use crate::gpu::sweep::Elements;
 use crate::gpu::tuning::Tuning;
-use crate::layout::SKETCH_BUCKETS;
-use crate::plan::{Access, Alignment, Encoding, Kernel, QUAD};
+use crate::plan::{Access, Alignment, Encoding, Kernel};
 
 pub(crate) const STEM: &str = "update_parameters";
 
@@ -18,24 +19,39 @@ pub(crate) fn pipeline(
     one_buffer: bool,
 ) -> Pipeline {
     let source = include_str!("../../shaders/update_parameters.wgsl");
-    let (source, gradients) =
-        read_beside_written(source, "gradients", one_buffer || kernel.clears_gradients);
-    let (keep, sweep) = match kernel.alignment {
-        Alignment::LastGradient => (shared::KEEP_GRADIENT, shared::SWEEP_QUADS),
-        Alignment::FirstParameters | Alignment::Streams => {
-            (shared::KEEP_PARAMETERS, shared::SWEEP_QUADS)
-        }
+    // Where parameters and gradients lie in one buffer, which is written, wgpu wants both bindings to have the same access.
+    let (source, gradients) = if one_buffer || kernel.clears_gradients {
+        let (read, written) = ("var<storage, read>", "var<storage, read_write>");
+        let source = source.replace(
+            &format!("{read} gradients:"),
+            &format!("{written} gradients:"),
+        );
+        (Cow::Owned(source), Binding::Write)
+    } else {
+        (Cow::Borrowed(source), Binding::Read)
+    };
+    let keep = match kernel.alignment {
+        Alignment::LastGradient => shared::KEEP_GRADIENT,
+        Alignment::FirstParameters | Alignment::Streams => shared::KEEP_PARAMETERS,
         Alignment::None | Alignment::Momentum | Alignment::Counters | Alignment::Iterates => {
-            (shared::KEEP_COUNTERS, shared::SWEEP_QUADS)
+            shared::KEEP_COUNTERS
         }
-        Alignment::Sketch => (shared::LEAVE_SKETCH, ""),
     };
     let settle = if kernel.has_streams() {
         shared::STORE_EXCHANGED
     } else {
         shared::STORE_MOVED
     };
-    let (average, averages) = average(kernel);
+    let average = if kernel.averages && !kernel.schedule_free {
+        shared::AVERAGE
+    } else {
+        shared::NO_AVERAGE
+    };
+    let moving: &[&str] = if kernel.schedule_free {
+        &[shared::SCHEDULE_FREE, shared::MOVE_SCHEDULE_FREE]
+    } else {
+        &[shared::MOVE_PARAMETERS]
+    };
     let measure: &[&str] = if kernel.step_sums {
         &[
             shared::TOTALS,
@@ -55,12 +71,18 @@ pub(crate) fn pipeline(
         Elements::remainders(kernel),
     ];
     let mut groups: Vec<&[Binding]> = vec![&[Binding::Read], &own];
-    let (no_averages, step_partials) = (Binding::Absent, Binding::Write);
-    let measured = [averages.map_or(no_averages, |own| own[0]), step_partials];
+    // In schedule-free training z lies where the averages do.
+    let averages = if kernel.averages {
+        Binding::Write
+    } else {
+        Binding::Absent
+    };
+    let step_partials = Binding::Write;
+    let measured = [averages, step_partials];
     if kernel.step_sums {
         groups.push(&measured);
-    } else {
-        groups.extend(averages);
+    } else if kernel.averages {
+        groups.push(&measured[..1]);
     }
     let mut elements = Elements::default();
     elements.load_parameters(kernel, access);
@@ -74,11 +96,10 @@ pub(crate) fn pipeline(
         keep,
         settle,
         average,
-        sweep,
     ];
-    files.extend(moving(kernel));
+    files.extend(moving);
     files.extend(elements.files.iter().map(|file| &**file));
-    if kernel.leaves_sketch() || kernel.encoding == Encoding::Stochastic {
+    if kernel.encoding == Encoding::Stochastic {
         files.push(shared::RANDOM_BITS);
     }
     files.extend(measure);
@@ -92,10 +113,6 @@ pub(crate) fn pipeline(
         flag("CLEAR", kernel.clears_gradients),
     ];
     constants.extend(elements.constants);
-    if kernel.leaves_sketch() {
-        let slots = tuning.workgroup_size.max(SKETCH_BUCKETS / QUAD);
-        constants.push(("SLOTS", f64::from(slots)));
-    }
     Pipeline::new(
         gpu,
         &PassSource {

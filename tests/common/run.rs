@@ -13,7 +13,7 @@ use wgpu_optim::{
     Averaging, Checkpoint, CombinedSums, CpuOptimizer, Element, Error, Gpu, GroupConfig, Notes,
     Optimizer, OptimizerBuilder, Parameters, ShardSums, cpu,
 };
-use wgpu_optim::{LossScaler, NonFinitePolicy, Records, Rule, StepMode, wgpu};
+use wgpu_optim::{LossScaler, NonFinitePolicy, Records, Rule, wgpu};
 
 /// Every adapter, opened once per test binary: opening a device costs more than most tests.
 pub fn devices() -> &'static [Gpu] {
@@ -38,7 +38,6 @@ const LOSS_BYTE: u64 = 0;
 /// What the builder of either path is told beside its groups.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Setup {
-    pub mode: StepMode,
     pub policy: NonFinitePolicy,
     pub scaler: Option<LossScaler>,
     pub record_steps: Option<u32>,
@@ -50,7 +49,7 @@ pub struct Setup {
 
 impl Setup {
     pub fn tell<T>(self, builder: OptimizerBuilder<T>) -> OptimizerBuilder<T> {
-        let mut builder = builder.step_mode(self.mode).nonfinite_policy(self.policy);
+        let mut builder = builder.nonfinite_policy(self.policy);
         if let Some(scaler) = self.scaler {
             builder = builder.loss_scaler(scaler);
         }
@@ -63,15 +62,6 @@ impl Setup {
         match self.record_steps {
             Some(steps) => builder.record_steps(steps),
             None => builder,
-        }
-    }
-}
-
-impl From<StepMode> for Setup {
-    fn from(mode: StepMode) -> Self {
-        Setup {
-            mode,
-            ..Setup::default()
         }
     }
 }
@@ -140,11 +130,7 @@ pub struct CpuRun {
 
 impl CpuRun {
     pub fn new(specs: &[Spec]) -> Self {
-        Self::in_mode(specs, StepMode::TwoPass)
-    }
-
-    pub fn in_mode(specs: &[Spec], mode: StepMode) -> Self {
-        Self::with(specs, mode.into())
+        Self::with(specs, Setup::default())
     }
 
     pub fn with(specs: &[Spec], setup: Setup) -> Self {
@@ -215,15 +201,6 @@ impl Run for CpuRun {
         self.loss = loss;
     }
     fn try_step(&mut self, grads: &[Vec<f32>]) -> Result<(), Error> {
-        if self.optimizer.step_mode() == StepMode::Lagged {
-            let mut grads = grads.to_vec();
-            let mut params = floats_mut(&mut self.params);
-            let mut grads: Vec<&mut [f32]> = grads.iter_mut().map(Vec::as_mut_slice).collect();
-            let stepped = self.optimizer.step_lagged(&mut params, &mut grads);
-            let params = params.iter().map(|tensor| Stored::F32(tensor.to_vec()));
-            self.params = params.collect();
-            return stepped;
-        }
         if self.floats().is_some() {
             let mut params = floats_mut(&mut self.params);
             let (grads, loss) = (as_slices(grads), self.loss);
@@ -363,10 +340,6 @@ impl GpuRun {
         Self::with(gpu, specs, places, |builder| builder)
     }
 
-    pub fn in_mode(gpu: &Gpu, specs: &[Spec], places: Vec<Place>, mode: StepMode) -> Self {
-        Self::with(gpu, specs, places, |builder| builder.step_mode(mode))
-    }
-
     /// As `new`, with what the builder itself is told.
     pub fn with(
         gpu: &Gpu,
@@ -454,19 +427,6 @@ impl GpuRun {
         }
     }
 
-    /// Where the tensors lie now: a lagged step exchanges parameters and gradients.
-    fn places(&self) -> Vec<Place> {
-        let swapped = self.optimizer.roles_are_swapped();
-        let now = |place: &Place| match swapped {
-            false => *place,
-            true => Place {
-                params: place.grads,
-                grads: place.params,
-            },
-        };
-        self.places.iter().map(now).collect()
-    }
-
     /// Rebinds to other places in the same buffers, and takes the parameters there; where they were, and where the gradients were, is
     /// nothing that a step could read unnoticed.
     pub fn move_to(&mut self, places: Vec<Place>) -> Result<(), Error> {
@@ -494,7 +454,7 @@ impl GpuRun {
 
     /// Writes parameters, as the caller may between steps.
     pub fn write_params(&mut self, params: &[Vec<f32>]) {
-        for ((place, kind), params) in self.places().iter().zip(&self.kinds).zip(params) {
+        for ((place, kind), params) in self.places.iter().zip(&self.kinds).zip(params) {
             let host = &mut self.host[place.params.0];
             write(
                 &self.gpu,
@@ -508,7 +468,7 @@ impl GpuRun {
 
     pub fn write_grads(&mut self, grads: &[Vec<f32>]) {
         assert_eq!(grads.len(), self.places.len());
-        for ((place, grads), kind) in self.places().iter().zip(grads).zip(&self.kinds) {
+        for ((place, grads), kind) in self.places.iter().zip(grads).zip(&self.kinds) {
             assert_eq!(grads.len(), kind.len);
             let host = &mut self.host[place.grads.0];
             write(
@@ -528,7 +488,7 @@ impl GpuRun {
 
     /// Gradients should be zeros now.
     pub fn expect_cleared(&mut self) {
-        for (place, kind) in self.places().iter().zip(&self.kinds) {
+        for (place, kind) in self.places.iter().zip(&self.kinds) {
             let (buffer, start) = place.grads;
             self.host[buffer][bytes_of(start, kind.len, kind.grads)].fill(0);
         }
@@ -547,10 +507,10 @@ impl GpuRun {
 
     fn read(&self, what: impl Fn(&Place, &Kind) -> ((usize, usize), Element)) -> Vec<Vec<f32>> {
         let contents = self.contents();
-        let tensors = self.places().into_iter().zip(&self.kinds);
+        let tensors = self.places.iter().zip(&self.kinds);
         tensors
             .map(|(place, kind)| {
-                let ((buffer, start), element) = what(&place, kind);
+                let ((buffer, start), element) = what(place, kind);
                 let bytes = &contents[buffer][bytes_of(start, kind.len, element)];
                 Stored::from_bytes(element, bytes).values()
             })
@@ -562,15 +522,10 @@ impl GpuRun {
         let mut expected = self.host.clone();
         let mut found = self.contents();
         for (place, kind) in self.places.iter().zip(&self.kinds) {
-            let mut written = vec![(place.params, kind.params)];
-            if self.optimizer.step_mode() == StepMode::Lagged {
-                written.push((place.grads, kind.grads));
-            }
-            for ((buffer, start), element) in written {
-                let bytes = bytes_of(start, kind.len, element);
-                found[buffer][bytes.clone()].fill(0);
-                expected[buffer][bytes].fill(0);
-            }
+            let (buffer, start) = place.params;
+            let bytes = bytes_of(start, kind.len, kind.params);
+            found[buffer][bytes.clone()].fill(0);
+            expected[buffer][bytes].fill(0);
         }
         for (buffer, (found, expected)) in found.iter().zip(&expected).enumerate() {
             for (at, (found, expected)) in found.iter().zip(expected).enumerate() {
@@ -715,11 +670,7 @@ impl Run for GpuRun {
 
 /// The case on the CPU path and, packed in two arenas, on every adapter.
 pub fn every_path(specs: &[Spec]) -> Vec<Box<dyn Run>> {
-    every_path_in_mode(specs, StepMode::TwoPass)
-}
-
-pub fn every_path_in_mode(specs: &[Spec], mode: StepMode) -> Vec<Box<dyn Run>> {
-    every_path_with(specs, mode.into())
+    every_path_with(specs, Setup::default())
 }
 
 pub fn every_path_with(specs: &[Spec], setup: Setup) -> Vec<Box<dyn Run>> {
@@ -739,11 +690,7 @@ pub fn gpu_run_with(gpu: &Gpu, specs: &[Spec], setup: Setup) -> GpuRun {
 
 /// As `every_path`, and on every adapter with each other kind of partials that it can have, in workgroups of several subgroups.
 pub fn every_path_and_kind(specs: &[Spec]) -> Vec<Box<dyn Run>> {
-    every_path_and_kind_in_mode(specs, StepMode::TwoPass)
-}
-
-pub fn every_path_and_kind_in_mode(specs: &[Spec], mode: StepMode) -> Vec<Box<dyn Run>> {
-    let mut runs = every_path_in_mode(specs, mode);
+    let mut runs = every_path(specs);
     for gpu in devices() {
         for partials in kinds_of_partials(gpu).filter(|&kind| kind != gpu.tuning().partials) {
             let tuning = Tuning {
@@ -754,7 +701,7 @@ pub fn every_path_and_kind_in_mode(specs: &[Spec], mode: StepMode) -> Vec<Box<dy
             };
             let gpu = gpu.clone().with_tuning(tuning).expect("a small geometry");
             let places = packed(specs, 0, 0);
-            runs.push(Box::new(GpuRun::in_mode(&gpu, specs, places, mode)));
+            runs.push(Box::new(GpuRun::new(&gpu, specs, places)));
         }
     }
     runs

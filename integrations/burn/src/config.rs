@@ -37,8 +37,7 @@ pub struct WgpuOptimConfig {
 }
 
 impl WgpuOptimConfig {
-    /// These settings for every parameter. All that an [`OptimizerBuilder`] can be told holds here, but for
-    /// [`StepMode::Lagged`](wgpu_optim::StepMode::Lagged), where gradients and parameters change places; its
+    /// These settings for every parameter. All that an [`OptimizerBuilder`] can be told holds here; its
     /// [`loss`](OptimizerBuilder::loss) is replaced, see [`WgpuOptim::step_with_loss`].
     pub fn new(builder: OptimizerBuilder<gpu::Tensor>) -> Self {
         WgpuOptimConfig {

@@ -13,7 +13,7 @@ use burn::optim::momentum::MomentumConfig;
 use burn::optim::{GradientsParams, SgdConfig};
 use burn::tensor::{Device, Tensor, TensorData};
 use wgpu_optim_burn::wgpu_optim::{
-    Averaging, Gpu, Group, OptimizerBuilder, Regime, Rule, StepMode, wgpu,
+    Averaging, Gpu, Group, OptimizerBuilder, Regime, Rule, wgpu,
 };
 use wgpu_optim_burn::{Copies, Error, WgpuOptimConfig, features, share_ours};
 
@@ -478,8 +478,8 @@ fn what_does_not_fit_is_refused_and_the_module_comes_back() {
             matches!(refused, Err(Error::MissingLoss { .. })),
             "{refused:?}"
         );
-        let lagged = OptimizerBuilder::new(Rule::sgd()).step_mode(StepMode::Lagged);
-        let refused = WgpuOptimConfig::new(lagged).init(&net, gpu);
+        let ranks = OptimizerBuilder::new(Rule::sgd()).sharded(2, 2);
+        let refused = WgpuOptimConfig::new(ranks).init(&net, gpu);
         assert!(matches!(refused, Err(Error::Optimizer(_))), "{refused:?}");
         assert_eq!(net.values(), before);
     }

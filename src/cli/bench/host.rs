@@ -6,7 +6,7 @@ use std::time::Instant;
 use pulp::Arch;
 use rayon::prelude::*;
 use wgpu_optim::cpu::{Slice, SliceMut};
-use wgpu_optim::{CpuOptimizer, Element, Error, StepMode};
+use wgpu_optim::{CpuOptimizer, Element, Error};
 
 use super::measure::{Bench, Times};
 use super::stored::Stored;
@@ -124,17 +124,6 @@ impl Bench for Host {
     fn time(&mut self, job: &mut HostJob, calls: usize) -> Result<Times, Error> {
         let arch = self.arch;
         let start = match job {
-            HostJob::Step {
-                optimizer, ranges, ..
-            } if optimizer.step_mode() == StepMode::Lagged => {
-                let mut params: Vec<&mut [f32]> = pieces(&mut self.params, ranges);
-                let mut grads: Vec<&mut [f32]> = pieces(&mut self.grads, ranges);
-                let start = Instant::now();
-                for _ in 0..calls {
-                    optimizer.step_lagged(&mut params, &mut grads)?;
-                }
-                start
-            }
             HostJob::Step {
                 optimizer,
                 element,

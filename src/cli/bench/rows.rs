@@ -1,7 +1,7 @@
 //! Rows: what is measured at one size, and what it comes to against copy and triad.
 
 use serde::Serialize;
-use wgpu_optim::{Element, Error, Regime, Rule, StepMode};
+use wgpu_optim::{Element, Error, Regime, Rule};
 
 use super::measure::{Bench, Effort, Measured, Seconds, measure};
 use super::workload::{COPY_BYTES, Mode, Spec, TRIAD_BYTES, many_tensors};
@@ -114,10 +114,7 @@ impl Selection {
                     });
                 }
             }
-            if mode.step_mode == StepMode::TwoPass {
-                // The others cannot clip.
-                entries.extend(self.clipped(mode, elements));
-            }
+            entries.extend(self.clipped(mode, elements));
             entries.extend(self.many(mode, elements));
         }
         entries
@@ -194,16 +191,10 @@ pub fn bytes_of(elements: usize, entries: &[Entry]) -> f64 {
     let states: f64 = entries
         .iter()
         .map(|entry| {
-            let copies = match entry.spec.mode.step_mode {
-                StepMode::Lagged => 2.0,
-                _ => 1.0,
-            };
             let Spec {
                 rule, regime, mode, ..
             } = entry.spec;
-            copies * mode.state_bytes_per_param(rule, regime)
-                + mode.remainder_bytes()
-                + mode.average_bytes()
+            mode.state_bytes_per_param(rule, regime) + mode.remainder_bytes() + mode.average_bytes()
         })
         .sum();
     // Beside those of f32 that copy and triad go by.

@@ -23,8 +23,7 @@ fn nonsense_timestamps_are_not_believed() {
 fn the_byte_model_is_the_documented_one() {
     let [fixed, norm_ratio, seesaw] = regimes();
     for (mode, [sgd, sgd_seesaw, sgdm, sgdm_seesaw, adamw, adamw_seesaw]) in [
-        ("two-pass", [16.0, 19.0, 24.0, 28.0, 32.0, 36.0]),
-        ("lagged", [12.0, 14.0, 20.0, 20.0, 28.0, 28.0]),
+        ("f32", [16.0, 19.0, 24.0, 28.0, 32.0, 36.0]),
         ("bf16", [12.0, 15.0, 20.0, 24.0, 28.0, 32.0]),
         ("f16", [12.0, 15.0, 20.0, 24.0, 28.0, 32.0]),
         ("bf16-stochastic", [8.0, 11.0, 16.0, 20.0, 24.0, 28.0]),
@@ -69,7 +68,7 @@ fn schedule_free_adamw_moves_no_momentum() {
     for rule in [Rule::sgd(), Rule::sign_sgd()] {
         assert_eq!(mode.bytes_per_param(rule, seesaw), 32.0);
         assert_eq!(mode.state_bytes_per_param(rule, seesaw), 0.0);
-        assert_eq!(mode_of("two-pass").state_bytes_per_param(rule, seesaw), 1.0);
+        assert_eq!(mode_of("f32").state_bytes_per_param(rule, seesaw), 1.0);
     }
 }
 
@@ -82,8 +81,7 @@ fn mode_of(name: &str) -> Mode {
 fn the_memory_that_is_asked_for_is_what_is_kept() {
     let [_, _, seesaw] = regimes();
     for (modes, bytes) in [
-        (&["two-pass"][..], 12.0 + 4.0),
-        (&["lagged"], 12.0 + 8.0),
+        (&["f32"][..], 12.0 + 4.0),
         (&["bf16"], 12.0 + 4.0 + 6.0),
         (&["bf16-stochastic"], 12.0 + 4.0 + 4.0),
         (&["bf16", "bf16-stochastic"], 12.0 + 4.0 + 6.0 + 4.0),

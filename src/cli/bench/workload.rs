@@ -3,9 +3,7 @@
 
 use std::ops::Range;
 
-use wgpu_optim::{
-    Averaging, Element, Group, OptimizerBuilder, Regime, Rounding, Rule, Seesaw, StepMode,
-};
+use wgpu_optim::{Averaging, Element, Group, OptimizerBuilder, Regime, Rounding, Rule, Seesaw};
 
 /// The rules that are measured.
 pub fn rules() -> [Rule; 6] {
@@ -22,8 +20,7 @@ pub fn rules() -> [Rule; 6] {
 /// The regimes that are measured.
 ///
 /// The benchmark's gradient never changes, so it always agrees with itself. With the usual gain Seesaw would raise the rate to its
-/// limit and carry the parameters off; a tiny one runs the same kernels over numbers that stay moderate. In the lagged mode the last
-/// parameters are the next gradient, which a large fixed rate would shrink to denormal numbers.
+/// limit and carry the parameters off; a tiny one runs the same kernels over numbers that stay moderate.
 pub fn regimes() -> [Regime; 3] {
     [
         Regime::fixed(1e-7),
@@ -41,8 +38,6 @@ pub fn regimes() -> [Regime; 3] {
 pub struct Mode {
     /// As tables, `--mode` and `--json` name it.
     pub name: &'static str,
-    /// Asks the builder for this mode.
-    pub step_mode: StepMode,
     /// What parameters and gradients are stored as.
     pub element: Element,
     /// How parameters of 16 bits take a step.
@@ -51,9 +46,8 @@ pub struct Mode {
     pub averaging: Averaging,
 }
 
-const TWO_PASS: Mode = Mode {
-    name: "two-pass",
-    step_mode: StepMode::TwoPass,
+const F32: Mode = Mode {
+    name: "f32",
     element: Element::F32,
     rounding: Rounding::Masters,
     averaging: Averaging::Off,
@@ -61,32 +55,27 @@ const TWO_PASS: Mode = Mode {
 
 /// The modes that can be measured.
 pub const MODES: &[Mode] = &[
-    TWO_PASS,
-    Mode {
-        name: "lagged",
-        step_mode: StepMode::Lagged,
-        ..TWO_PASS
-    },
+    F32,
     Mode {
         name: "bf16",
         element: Element::Bf16,
-        ..TWO_PASS
+        ..F32
     },
     Mode {
         name: "f16",
         element: Element::F16,
-        ..TWO_PASS
+        ..F32
     },
     Mode {
         name: "bf16-stochastic",
         element: Element::Bf16,
         rounding: Rounding::Stochastic { seed: 1 },
-        ..TWO_PASS
+        ..F32
     },
     Mode {
         name: "schedule-free",
         averaging: Averaging::ScheduleFree,
-        ..TWO_PASS
+        ..F32
     },
 ];
 
@@ -143,7 +132,7 @@ impl Mode {
     /// Bytes per parameter that a step of this rule and regime cannot do without.
     ///
     /// Pass 1 reads g and, for the alignment, the momentum, the counters, or w with its remainder and z; pass 4 reads g and reads and writes
-    /// w with its remainder and its average, the momentum, the mean of squares and the counters. A lagged step does without pass 1.
+    /// w with its remainder and its average, the momentum, the mean of squares and the counters.
     pub fn bytes_per_param(&self, rule: Rule, regime: Regime) -> f64 {
         let memory = self.state_bytes_per_param(rule, regime);
         let element = self.element.bytes() as f64;
@@ -158,10 +147,7 @@ impl Mode {
         let pass_1 = element + aligned;
         let kept = element + self.remainder_bytes() + self.average_bytes() + memory;
         let pass_4 = element + 2.0 * kept;
-        match self.step_mode {
-            StepMode::Lagged => pass_4,
-            _ => pass_1 + pass_4,
-        }
+        pass_1 + pass_4
     }
 }
 
@@ -256,7 +242,6 @@ impl Spec {
     ) -> OptimizerBuilder<T> {
         let mut builder = OptimizerBuilder::new(self.rule)
             .regime(self.regime)
-            .step_mode(self.mode.step_mode)
             .rounding(self.mode.rounding)
             .averaging(self.mode.averaging)
             .clip_norm(self.clip_norm);

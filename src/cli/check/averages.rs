@@ -1,6 +1,6 @@
 //! Averages of the iterates, that start at the first step and after it, of every kind; and schedule-free training.
 
-use wgpu_optim::{Averaging, Regime, Rule, StepMode};
+use wgpu_optim::{Averaging, Regime, Rule};
 
 use super::case::{Case, Subject};
 use super::scenario::{Scenario, with_lengths};
@@ -10,27 +10,25 @@ const STEPS: usize = 8;
 
 pub fn cases(_: &Subject) -> Vec<Box<dyn Case>> {
     let mut cases = Vec::new();
-    for mode in [StepMode::TwoPass, StepMode::Lagged] {
-        for rule in [
-            Rule::sgd(),
-            Rule::sgdm(0.9),
-            Rule::sign_sgd(),
-            Rule::adamw(),
-        ] {
-            let specs = averagings()
-                .into_iter()
-                .map(|averaging| {
-                    let spec = Spec {
-                        averaging,
-                        ..Spec::new(rule, Regime::seesaw(), Vec::new())
-                    };
-                    with_lengths(spec.named(averaging.name()), &[130, 5, 10_007])
-                })
-                .collect();
-            cases.push(Scenario::new("averages", mode, STEPS, specs).boxed());
-        }
+    for rule in [
+        Rule::sgd(),
+        Rule::sgdm(0.9),
+        Rule::sign_sgd(),
+        Rule::adamw(),
+    ] {
+        let specs = averagings()
+            .into_iter()
+            .map(|averaging| {
+                let spec = Spec {
+                    averaging,
+                    ..Spec::new(rule, Regime::seesaw(), Vec::new())
+                };
+                with_lengths(spec.named(averaging.name()), &[130, 5, 10_007])
+            })
+            .collect();
+        cases.push(Scenario::new("averages", STEPS, specs).boxed());
     }
-    // Which takes part in the training, and is for rules without momentum and steps of two passes.
+    // Which takes part in the training, and is for rules without momentum.
     let specs = [
         Rule::sgd(),
         Rule::sign_sgd(),
@@ -45,7 +43,7 @@ pub fn cases(_: &Subject) -> Vec<Box<dyn Case>> {
         with_lengths(spec.named(rule.name()), &[130, 5, 10_007])
     })
     .collect();
-    cases.push(Scenario::new("averages", StepMode::TwoPass, STEPS, specs).boxed());
+    cases.push(Scenario::new("averages", STEPS, specs).boxed());
     cases
 }
 

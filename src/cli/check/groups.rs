@@ -1,6 +1,6 @@
 //! What a group can be told: decay, clip, maximize, schedules, a rate per tensor, a shared norm; all side by side in one optimizer.
 
-use wgpu_optim::{Regime, Rule, Schedule, StepMode, WeightDecay};
+use wgpu_optim::{Regime, Rule, Schedule, WeightDecay};
 
 use super::case::{Case, Subject};
 use super::scenario::{Scenario, with_lengths};
@@ -9,47 +9,36 @@ use super::spec::Spec;
 const STEPS: usize = 8;
 
 pub fn cases(_: &Subject) -> Vec<Box<dyn Case>> {
-    let mut cases = Vec::new();
-    for mode in [StepMode::TwoPass, StepMode::Lagged] {
-        for rule in [
-            Rule::sgd(),
-            Rule::sgdm(0.9),
-            Rule::sign_sgd(),
-            Rule::adamw(),
-        ] {
-            cases.push(Scenario::new("groups", mode, STEPS, groups(rule, mode)).boxed());
-        }
-    }
-    cases
+    let rules = [
+        Rule::sgd(),
+        Rule::sgdm(0.9),
+        Rule::sign_sgd(),
+        Rule::adamw(),
+    ];
+    rules
+        .into_iter()
+        .map(|rule| Scenario::new("groups", STEPS, groups(rule)).boxed())
+        .collect()
 }
 
-fn groups(rule: Rule, mode: StepMode) -> Vec<Spec> {
+fn groups(rule: Rule) -> Vec<Spec> {
     let of = |regime| Spec::new(rule, regime, Vec::new());
     let seesaw = of(Regime::seesaw());
     let mut groups: Vec<(&str, Spec)> = Vec::new();
-    for (name, decay) in [
-        ("coupled", WeightDecay::Coupled(0.1)),
-        ("decoupled", WeightDecay::Decoupled(0.1)),
+    for (name, clipped, decay) in [
+        ("coupled", "coupled, clipped", WeightDecay::Coupled(0.1)),
+        (
+            "decoupled",
+            "decoupled, clipped",
+            WeightDecay::Decoupled(0.1),
+        ),
     ] {
-        groups.push((
-            name,
-            Spec {
-                decay,
-                ..seesaw.clone()
-            },
-        ));
-        // No step needs its own norm before it is taken, but for a clip.
-        if mode == StepMode::TwoPass {
-            let name = if name == "coupled" {
-                "coupled, clipped"
-            } else {
-                "decoupled, clipped"
-            };
+        for (name, clip) in [(name, f32::INFINITY), (clipped, 0.5)] {
             groups.push((
                 name,
                 Spec {
                     decay,
-                    clip: 0.5,
+                    clip,
                     ..seesaw.clone()
                 },
             ));

@@ -1,7 +1,7 @@
 //! Halves: parameters and gradients of 16 bits against the oracle, and against the CPU path code by code; micro-batches; gradients that
 //! are cleared.
 
-use wgpu_optim::{DoG, Element, Regime, Rounding, Rule, SecantForm, StepMode, WeightDecay};
+use wgpu_optim::{DoG, Element, Regime, Rounding, Rule, SecantForm, WeightDecay};
 
 use super::case::{Case, Outcome, Path, Subject};
 use super::run::HostRun;
@@ -34,12 +34,7 @@ const STORED: [(Element, Element, Rounding); 9] = [
 pub fn cases(_: &Subject) -> Vec<Box<dyn Case>> {
     let mut cases: Vec<Box<dyn Case>> = Vec::new();
     for (params, grads, rounding) in STORED {
-        let mut scenario = Scenario::new(
-            "halves",
-            StepMode::TwoPass,
-            STEPS,
-            specs(params, grads, rounding),
-        );
+        let mut scenario = Scenario::new("halves", STEPS, specs(params, grads, rounding));
         scenario.layout = Layout::Packed { start: 2, gap: 1 };
         cases.push(scenario.boxed());
     }
@@ -70,8 +65,7 @@ pub fn cases(_: &Subject) -> Vec<Box<dyn Case>> {
         let specs = specs.into_iter().map(|spec| {
             with_lengths(spec, &LENGTHS).stored(Element::F32, grads, Rounding::Masters)
         });
-        let mut scenario =
-            Scenario::new("micro-batches", StepMode::TwoPass, STEPS, specs.collect());
+        let mut scenario = Scenario::new("micro-batches", STEPS, specs.collect());
         scenario.layout = Layout::Packed { start: 2, gap: 1 };
         scenario.micro_batches = micro_batches;
         scenario.clears = true;
@@ -133,7 +127,7 @@ fn exact(params: Element, rounding: Rounding) -> Scenario {
         .into_iter()
         .map(|spec| spec.stored(params, params, rounding))
         .collect();
-    let mut scenario = Scenario::new("codes", StepMode::TwoPass, 24, specs);
+    let mut scenario = Scenario::new("codes", 24, specs);
     for part in &mut scenario.parts {
         part.gradients = Gradients::Dyadic;
     }

@@ -1,6 +1,6 @@
 //! Numbers of every size: 1e38, 1e-38, denormals, and all of them mixed; zeros of either sign.
 
-use wgpu_optim::{Regime, Rule, StepMode};
+use wgpu_optim::{Regime, Rule};
 
 use super::case::{Case, Subject};
 use super::scenario::{Gradients, Part, Scenario, with_lengths};
@@ -46,35 +46,33 @@ pub fn cases(_: &Subject) -> Vec<Box<dyn Case>> {
     let with_momentum = [Rule::sgdm(0.5), Rule::signum(0.5), Rule::adamw(), lion];
     let all = [&plain[..], &with_momentum].concat();
     let mut cases = Vec::new();
-    for mode in [StepMode::TwoPass, StepMode::Lagged] {
-        for regime in [Regime::seesaw(), Regime::norm_ratio()] {
-            // All in one optimizer, whose kernels are compiled once.
-            let mut parts = Vec::new();
-            for (rules, magnitudes) in [
-                (&all, &FINITE[..]),
-                (&plain, &LARGEST[..]),
-                (&plain, &DENORMAL[..]),
-            ] {
-                for &rule in rules {
-                    for &(name, magnitudes) in magnitudes {
-                        let spec = Spec::new(rule, regime, Vec::new());
-                        let spec = spec.named(format!("{} at {name}", rule.name()));
-                        parts.push(Part {
-                            spec: with_lengths(spec, &LENGTHS),
-                            gradients: Gradients::Magnitudes(name, magnitudes),
-                        });
-                    }
+    for regime in [Regime::seesaw(), Regime::norm_ratio()] {
+        // All in one optimizer, whose kernels are compiled once.
+        let mut parts = Vec::new();
+        for (rules, magnitudes) in [
+            (&all, &FINITE[..]),
+            (&plain, &LARGEST[..]),
+            (&plain, &DENORMAL[..]),
+        ] {
+            for &rule in rules {
+                for &(name, magnitudes) in magnitudes {
+                    let spec = Spec::new(rule, regime, Vec::new());
+                    let spec = spec.named(format!("{} at {name}", rule.name()));
+                    parts.push(Part {
+                        spec: with_lengths(spec, &LENGTHS),
+                        gradients: Gradients::Magnitudes(name, magnitudes),
+                    });
                 }
             }
-            cases.push(
-                Scenario {
-                    parts,
-                    denormals: true,
-                    ..Scenario::new("magnitudes", mode, STEPS, Vec::new())
-                }
-                .boxed(),
-            );
         }
+        cases.push(
+            Scenario {
+                parts,
+                denormals: true,
+                ..Scenario::new("magnitudes", STEPS, Vec::new())
+            }
+            .boxed(),
+        );
     }
     cases
 }

@@ -1,9 +1,7 @@
 //! The right answer, in f64, written from the specification and not from the shaders: one parameter group, one step at a time.
 #![allow(dead_code, reason = "each test file uses its own part")]
 
-use wgpu_optim::{
-    AutoSgd, Averaging, GatedDistance, Regime, Rule, Schedule, SecantForm, StepMode, WeightDecay,
-};
+use wgpu_optim::{AutoSgd, Averaging, Regime, Rule, Schedule, SecantForm, WeightDecay};
 
 /// One group in f64.
 pub struct Oracle {
@@ -42,7 +40,6 @@ pub struct Oracle {
     history: f64,
     farthest: f64,
     last_growth: f64,
-    pub gated: Gated,
     taken: u32,
     pub averaging: Averaging,
     /// The average of the parameters, once it has started.
@@ -247,7 +244,6 @@ impl Oracle {
             history: 0.0,
             farthest: 0.0,
             last_growth: f64::INFINITY,
-            gated: Gated::default(),
             taken: 0,
             averaging: Averaging::Off,
             average: None,
@@ -270,16 +266,6 @@ impl Oracle {
     }
 
     pub fn step(&mut self, raw: &[f32]) -> Outcome {
-        self.step_in(StepMode::TwoPass, raw)
-    }
-
-    /// With `Lagged` the step takes the rate that held before it.
-    pub fn step_in(&mut self, mode: StepMode, raw: &[f32]) -> Outcome {
-        // A lagged step takes what the one before left, and the first the given rate with the schedule's first factor.
-        let rate_before = self.last_rate.unwrap_or_else(|| match mode {
-            StepMode::Lagged => self.rate() * self.schedule_factor(),
-            _ => self.rate(),
-        });
         let sign_of_climb = if self.maximize { -1.0 } else { 1.0 };
         let coupled = f64::from(self.decay.coupled());
         let raw: Vec<f64> = raw.iter().map(|&g| sign_of_climb * f64::from(g)).collect();
@@ -291,7 +277,7 @@ impl Oracle {
         let mut out = Outcome::default();
         if seen.iter().any(|g| !g.is_finite()) || !self.loss.is_finite() {
             out.skipped = true;
-            out.rate = rate_before;
+            out.rate = self.last_rate.unwrap_or_else(|| self.rate());
             if let Some(streams) = &mut self.streams {
                 self.w = streams.pass(&self.w, None);
                 out.rate = self.rate();
@@ -312,8 +298,7 @@ impl Oracle {
         if out.norm == 0.0 {
             out.zero = true;
         } else {
-            let clip_factor = self.clip_factor(&raw);
-            self.change_rate(&seen, clip_factor, &mut out);
+            self.change_rate(&seen, &mut out);
         }
         if !out.zero {
             self.last_trust = self.trust_ratio(out.norm);
@@ -321,20 +306,13 @@ impl Oracle {
         out.rate = self.rate() * self.schedule_factor() * self.last_trust;
         self.last_rate = Some(out.rate);
         self.taken += 1;
-        let rate = match mode {
-            StepMode::Lagged => rate_before,
-            _ => share * out.rate,
-        };
-
+        let rate = share * out.rate;
         let factor = self.clip_factor(&raw);
         let g: Vec<f64> = raw
             .iter()
             .zip(&self.w)
             .map(|(g, w)| factor * g + coupled * w)
             .collect();
-        // Its momentum, while a rate is looked for, is what it would be if all gradients were this one.
-        let without_momentum =
-            matches!(self.regime, Regime::GatedDistance(_)) && !self.gated.runs();
         let flush = |x: f64| {
             let is_denormal = x.abs() < f64::from(f32::MIN_POSITIVE);
             if self.flushes && is_denormal { 0.0 } else { x }
@@ -351,7 +329,6 @@ impl Oracle {
             } => {
                 let (mu, share) = (f64::from(momentum), 1.0 - f64::from(dampening));
                 let m: Vec<f64> = match self.m.take() {
-                    _ if without_momentum => g.iter().map(|g| share / (1.0 - mu) * g).collect(),
                     None => g.clone(),
                     Some(m) => m
                         .iter()
@@ -368,11 +345,7 @@ impl Oracle {
                 u
             }
             Rule::Signum { momentum } => {
-                let beta = if without_momentum {
-                    0.0
-                } else {
-                    f64::from(momentum)
-                };
+                let beta = f64::from(momentum);
                 let m = self.m.take().unwrap_or_else(|| vec![0.0; g.len()]);
                 let m: Vec<f64> = m
                     .iter()
@@ -392,22 +365,14 @@ impl Oracle {
                 let g: Vec<f64> = g.iter().map(|g| g.clamp(-1.8e19, 1.8e19)).collect();
                 let zeros = || vec![0.0; g.len()];
                 let m: Vec<f64> = (self.m.take().unwrap_or_else(zeros).iter().zip(&g))
-                    .map(|(&m, &g)| match without_momentum {
-                        true => g,
-                        false => keep(beta1, m, 1.0 - beta1, g),
-                    })
+                    .map(|(&m, &g)| keep(beta1, m, 1.0 - beta1, g))
                     .collect();
                 let v: Vec<f64> = (self.v.take().unwrap_or_else(zeros).iter().zip(&g))
                     .map(|(&v, &g)| keep(beta2, v, 1.0 - beta2, flush(g * g)))
                     .collect();
                 // Steps that were not skipped, this one included.
                 let k = f64::from(self.taken);
-                // A mean whose weights add up to 1 from the start has no bias.
-                let first = match self.regime {
-                    Regime::GatedDistance(_) => 1.0,
-                    _ => 1.0 - beta1.powf(k),
-                };
-                let second = 1.0 - beta2.powf(k);
+                let (first, second) = (1.0 - beta1.powf(k), 1.0 - beta2.powf(k));
                 let u = m.iter().zip(&v);
                 let u = u
                     .map(|(m, v)| m / first / ((v / second).sqrt() + f64::from(epsilon)))
@@ -416,10 +381,7 @@ impl Oracle {
                 u
             }
             Rule::Lion { beta1, beta2 } => {
-                let (beta1, beta2) = match without_momentum {
-                    true => (0.0, 0.0),
-                    false => (f64::from(beta1), f64::from(beta2)),
-                };
+                let (beta1, beta2) = (f64::from(beta1), f64::from(beta2));
                 let m = self.m.take().unwrap_or_else(|| vec![0.0; g.len()]);
                 let u = m.iter().zip(&g);
                 let u = u.map(|(&m, &g)| sign(keep(beta1, m, 1.0 - beta1, g)));
@@ -435,8 +397,6 @@ impl Oracle {
             *q = (*q + sign(*g)).clamp(-7.0, 7.0);
             *last = sign(*g);
         }
-        self.gated
-            .add_steps(self.ln_rate.map_or(0.0, f64::exp), &direction);
         self.last_seen = seen;
         self.last_direction = direction.clone();
         let shrink = 1.0 - rate * f64::from(self.decay.decoupled());
@@ -504,7 +464,7 @@ impl Oracle {
         (self.clip / norm(raw)).min(1.0)
     }
 
-    fn change_rate(&mut self, g: &[f64], clip_factor: f64, out: &mut Outcome) {
+    fn change_rate(&mut self, g: &[f64], out: &mut Outcome) {
         let n = out.norm;
         let beta = f64::from(self.regime.smoothing());
         self.k += 1;
@@ -522,13 +482,6 @@ impl Oracle {
             .max(n)
             .max(f64::from(self.regime.norm_floor()) * self.mean_norm);
         let last = std::mem::replace(&mut self.smoothed, smoothed);
-        if let Regime::GatedDistance(regime) = self.regime {
-            out.first = !started;
-            let first = f64::from(regime.first_step) * (1.0 + self.w0_norm);
-            let rate = self.gated.rate(regime, self.rule, g, clip_factor, first);
-            self.ln_rate = Some(rate.ln());
-            return;
-        }
         if !started {
             out.first = true;
             self.anchor = smoothed;
@@ -748,186 +701,5 @@ impl Oracle {
             _ => 1.0,
         };
         factor.max(1e-6)
-    }
-}
-
-/// 1 + 2 Σ (2/π) asin ρ_k over the autocorrelations ρ_k of Lion's average over noise, from its weights.
-fn inertia_of_lion(beta1: f32, beta2: f32) -> f64 {
-    let (beta1, beta2) = (f64::from(beta1), f64::from(beta2));
-    let past = (0..1500).map(|j| beta1 * (1.0 - beta2) * beta2.powi(j));
-    let weights: Vec<f64> = std::iter::once(1.0 - beta1).chain(past).collect();
-    let square = dot(&weights, &weights);
-    let correlation = |k: usize| dot(&weights[k..], &weights[..weights.len() - k]) / square;
-    let sum: f64 = (1..weights.len()).map(|k| correlation(k).asin()).sum();
-    1.0 + 4.0 / std::f64::consts::PI * sum
-}
-
-/// What GatedDistance remembers; src/regime/gated.rs has the equations.
-#[derive(Debug, Clone, Default)]
-pub struct Gated {
-    phase: Phase,
-    /// The rate behind the gate.
-    pub held: f64,
-    applied: f64,
-    level: f64,
-    raise: f64,
-    loud: f64,
-    last_norm: f64,
-    steps: u32,
-    limit: u32,
-    energy: f64,
-    square: f64,
-    farthest: f64,
-    history: f64,
-    reach: f64,
-    way: Vec<f64>,
-}
-
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-enum Phase {
-    #[default]
-    Wait,
-    Ignition,
-    Run,
-}
-
-impl Gated {
-    pub fn runs(&self) -> bool {
-        self.phase == Phase::Run
-    }
-
-    fn begin_window(&mut self) {
-        (self.steps, self.energy, self.square, self.farthest) = (0, 0.0, 0.0, 0.0);
-        self.way = vec![0.0; 256];
-    }
-
-    /// The sketch of the way: element i times a random sign in bucket i mod 256.
-    fn add_steps(&mut self, rate: f64, direction: &[f64]) {
-        if self.way.is_empty() {
-            return;
-        }
-        for (i, u) in direction.iter().enumerate() {
-            let mut x = i as u32;
-            x = (x ^ (x >> 16)).wrapping_mul(0x7feb_352d);
-            x = (x ^ (x >> 15)).wrapping_mul(0x846c_a68b);
-            let sign = if x < 1 << 31 { 1.0 } else { -1.0 };
-            self.way[i % 256] += sign * rate * u;
-        }
-    }
-
-    fn rate(
-        &mut self,
-        regime: GatedDistance,
-        rule: Rule,
-        g: &[f64],
-        clip_factor: f64,
-        first_step: f64,
-    ) -> f64 {
-        let (n, d) = (norm(g), g.len() as f64);
-        let mut magnitude = 1.0;
-        let length = match rule {
-            Rule::Sgdm {
-                momentum,
-                dampening,
-                ..
-            } => clip_factor * n * (1.0 - f64::from(dampening)) / (1.0 - f64::from(momentum)),
-            Rule::SignSgd | Rule::Signum { .. } | Rule::AdamW { .. } | Rule::Lion { .. } => {
-                magnitude = g.iter().map(|g| g.abs()).sum::<f64>() / d;
-                magnitude * d.sqrt()
-            }
-            _ => clip_factor * n,
-        };
-        let given = regime.energy_factor.map(f64::from);
-        let (first_factor, factor) = match rule {
-            Rule::Signum { momentum } => {
-                let inertia: f64 = (1..400)
-                    .map(|k| f64::from(momentum).powi(k).asin())
-                    .sum::<f64>()
-                    * 4.0
-                    / std::f64::consts::PI;
-                (1.5, (1.0 + inertia).max(1.5))
-            }
-            Rule::Lion { beta1, beta2 } => (1.5, inertia_of_lion(beta1, beta2).max(1.5)),
-            Rule::SignSgd | Rule::AdamW { .. } => (1.5, 1.5),
-            _ => (1.0, 1.0),
-        };
-        let (first_factor, factor) = (given.unwrap_or(first_factor), given.unwrap_or(factor));
-        let (before, old) = (self.phase, self.held);
-        match before {
-            Phase::Wait => {
-                (self.level, self.raise, self.loud) = (first_step / length, 1.0, n);
-                self.phase = Phase::Ignition;
-                self.begin_window();
-            }
-            Phase::Ignition => {
-                let average = (self.square / self.energy).sqrt();
-                let agreement = dot(&self.way, &self.way) / self.square - 1.0;
-                let others = f64::from(self.steps.max(2) - 1);
-                let several = self.steps >= 2;
-                let alarm = n > 2.0 * self.loud || several && agreement <= -0.5;
-                if !alarm && several && agreement >= (others / 2.0).min(1.0) {
-                    let apart = (1.0 - agreement / others).max(1e-6);
-                    self.raise = (1.0 / (2.0 * apart).sqrt()).clamp(2.0, 8.0);
-                    (self.level, self.loud) = (average * self.raise, n);
-                    self.begin_window();
-                } else if alarm || self.steps >= 12 {
-                    self.level = average / if alarm { self.raise } else { 1.0 };
-                    self.history = first_factor * self.energy;
-                    self.reach = self.level * self.history.sqrt();
-                    self.limit = 16;
-                    self.phase = Phase::Run;
-                    self.begin_window();
-                }
-            }
-            Phase::Run => {
-                let way = norm(&self.way);
-                self.reach = self.reach.max(way);
-                self.farthest = self.farthest.max(way);
-                if self.steps >= self.limit {
-                    let level = self.farthest / (factor * self.energy).sqrt();
-                    if level <= 1.2 * self.level {
-                        self.limit *= 2;
-                    }
-                    self.level = level.min(4.0 * self.level);
-                    self.history = factor * self.energy;
-                    self.reach = self.level * self.history.sqrt();
-                    self.begin_window();
-                }
-            }
-        }
-        let mut rate = self.level;
-        if self.runs() {
-            self.history += factor * length * length;
-            rate = (self.reach / self.history.sqrt()).min(4.0 * self.level);
-        }
-        if before != Phase::Wait {
-            rate = rate.min(if self.runs() { 2.0 } else { 8.0 } * old);
-        }
-        if before == Phase::Run {
-            let x = (n / self.last_norm).clamp(0.5, 2.0);
-            let moved = old * x.powf(-f64::from(regime.exponent));
-            rate = if n < self.last_norm {
-                moved.max(rate).max(old)
-            } else if n > self.last_norm {
-                moved.min(rate).min(old)
-            } else {
-                old
-            };
-        }
-        self.held = rate.clamp(1e-30, 1e30);
-        let mut applied = self.held * magnitude;
-        if rule.is_scale_free() {
-            if before != Phase::Wait {
-                applied = applied.clamp(self.applied / 10.0, 10.0 * self.applied);
-            }
-            self.square += applied * applied * d;
-        } else {
-            self.square += (applied * length).powi(2);
-        }
-        self.applied = applied.clamp(1e-30, 1e30);
-        self.energy += length * length;
-        self.steps += 1;
-        self.last_norm = n;
-        self.applied
     }
 }

@@ -1,9 +1,9 @@
-//! Each pass by itself: the sums of passes 1 and 2 with every kind of partials, pass 3 where the sums have no rounding, the update and
-//! the lagged sweep at a fixed rate, the undo pass.
+//! Each pass by itself: the sums of passes 1 and 2 with every kind of partials, pass 3 where the sums have no rounding, the update at a
+//! fixed rate.
 
 use wgpu_optim::gpu::{Partials, PassName, Tuning};
 use wgpu_optim::layout::{GroupState, ScopeSums};
-use wgpu_optim::{Regime, Rule, StepMode, WeightDecay};
+use wgpu_optim::{Regime, Rule, WeightDecay};
 
 use super::case::{Case, Outcome, Path, Subject, ulp};
 use super::regimes;
@@ -21,11 +21,8 @@ pub fn cases(subject: &Subject) -> Vec<Box<dyn Case>> {
             scenario: sums(tuning),
         }));
     }
-    for mode in [StepMode::TwoPass, StepMode::Lagged] {
-        cases.extend(rates(mode).map(|scenario| Box::new(Rates(scenario)) as Box<dyn Case>));
-        cases.push(update(mode).boxed());
-    }
-    cases.push(Box::new(Undo(undo())));
+    cases.extend(rates().map(|scenario| Box::new(Rates(scenario)) as Box<dyn Case>));
+    cases.push(update().boxed());
     cases
 }
 
@@ -79,7 +76,7 @@ fn sums(tuning: Tuning) -> Scenario {
             specs.push(with_lengths(spec, &[length]));
         }
     }
-    Scenario::new("sums of passes 1 and 2", StepMode::TwoPass, 3, specs)
+    Scenario::new("sums of passes 1 and 2", 3, specs)
 }
 
 /// Passes 1 and 2 against f64 and against the CPU path.
@@ -233,8 +230,8 @@ impl Case for Sums {
 }
 
 /// Every rule and regime where all sums are exact, so that passes 1 and 2 give pass 3 the same bits on every path.
-fn rates(mode: StepMode) -> impl Iterator<Item = Scenario> {
-    Rule::all().into_iter().map(move |rule| {
+fn rates() -> impl Iterator<Item = Scenario> {
+    Rule::all().into_iter().map(|rule| {
         // Powers of two, so that momentum has no rounding either.
         let rule = match rule {
             Rule::Sgdm { nesterov, .. } if nesterov => Rule::nesterov(0.5),
@@ -249,8 +246,7 @@ fn rates(mode: StepMode) -> impl Iterator<Item = Scenario> {
         let specs = regimes()
             .into_iter()
             // AutoSgd has no other regime beside it; the steps have it.
-            .filter(|regime| !regime.needs_streams())
-            .filter(|regime| super::modes(*regime).contains(&mode) && regime.fits(&rule))
+            .filter(|regime| !regime.needs_streams() && regime.fits(&rule))
             .map(|regime| {
                 let name = format!("{} {}", rule.name(), regime.name());
                 let mut spec = Spec::new(rule, regime, Vec::new()).named(name);
@@ -263,7 +259,7 @@ fn rates(mode: StepMode) -> impl Iterator<Item = Scenario> {
                 spec
             })
             .collect();
-        let mut scenario = Scenario::new("pass 3 given the same sums", mode, 4, specs);
+        let mut scenario = Scenario::new("pass 3 given the same sums", 4, specs);
         for part in &mut scenario.parts {
             part.gradients = Gradients::Dyadic;
         }
@@ -353,7 +349,7 @@ impl Case for Rates {
 }
 
 /// Every rule with every decay at a fixed rate: what is left is the update.
-fn update(mode: StepMode) -> Scenario {
+fn update() -> Scenario {
     let mut specs = Vec::new();
     for rule in Rule::all() {
         for (name, decay) in [
@@ -369,69 +365,10 @@ fn update(mode: StepMode) -> Scenario {
             specs.push(with_lengths(spec, &[1001, 1, 3, 4, 5, 33]));
         }
     }
-    let what = match mode {
-        StepMode::Lagged => "the lagged sweep at a fixed rate",
-        _ => "pass 4 at a fixed rate",
-    };
     Scenario {
         // A product, a decay and a difference are rounded, and two products and a sum before them where there is momentum.
         tolerance: Tolerance::OfEach(3.0),
-        ..Scenario::new(what, mode, 3, specs)
-    }
-}
-
-/// The undo pass by itself: a lagged step whose gradient is not finite, without it, then it alone.
-#[derive(Clone)]
-struct Undo(Scenario);
-
-fn undo() -> Scenario {
-    let specs = [
-        Spec::new(Rule::sgd(), Regime::seesaw(), Vec::new()),
-        Spec::new(Rule::sgdm(0.9), Regime::seesaw(), Vec::new()),
-        Spec::new(Rule::sign_sgd(), Regime::norm_ratio(), Vec::new()),
-    ];
-    let specs = specs
-        .into_iter()
-        .map(|spec| {
-            let name = spec.rule.name();
-            with_lengths(spec.named(name), &[10_003, 1, 6])
-        })
-        .collect();
-    Scenario::new("the undo pass", StepMode::Lagged, 3, specs)
-}
-
-impl Case for Undo {
-    fn name(&self) -> String {
-        self.0.name()
-    }
-
-    fn run(&self, subject: &Subject) -> Result<Outcome, CliError> {
-        let mut outcome = Outcome::default();
-        let scenario = &self.0;
-        let mut device = scenario.device_run(subject, &subject.gpu)?;
-        for step in 1..=scenario.steps {
-            device.step(&scenario.gradients(step), loss_of(step))?;
-        }
-        let before = device.parameters()?;
-        let mut gradients = scenario.gradients(scenario.steps + 1);
-        if let Some(g) = gradients.iter_mut().find_map(|tensor| tensor.last_mut()) {
-            *g = f32::NAN;
-        }
-        device.write(&gradients, 1.0);
-        device.run_passes(|pass| pass != PassName::UndoStep);
-        device.run_passes(|pass| pass == PassName::UndoStep);
-        device.optimizer.count_step();
-        outcome.same_tensors(
-            Path::Device,
-            "what the undo pass left",
-            &device.parameters()?,
-            &before,
-        );
-        Ok(outcome)
-    }
-
-    fn smaller(&self) -> Vec<Box<dyn Case>> {
-        boxed(&self.0, Undo)
+        ..Scenario::new("pass 4 at a fixed rate", 3, specs)
     }
 }
 

@@ -1,6 +1,6 @@
 //! Repeats: the same steps, recorded in other ways, have the same bits.
 
-use wgpu_optim::{Record, Regime, Rule, StepMode};
+use wgpu_optim::{Record, Regime, Rule};
 
 use super::case::{Case, Outcome, Path, Subject};
 use super::scenario::{Scenario, loss_of, with_lengths};
@@ -41,26 +41,21 @@ impl Way {
 struct Repeat(Scenario);
 
 pub fn cases(_: &Subject) -> Vec<Box<dyn Case>> {
-    [StepMode::TwoPass, StepMode::Lagged]
+    let specs = [
+        Spec::new(Rule::sgd(), Regime::seesaw(), Vec::new()),
+        Spec::new(Rule::sgdm(0.9), Regime::seesaw(), Vec::new()),
+        Spec::new(Rule::adamw(), Regime::seesaw(), Vec::new()),
+        Spec::new(Rule::sign_sgd(), Regime::norm_ratio(), Vec::new()),
+    ];
+    let specs = specs
         .into_iter()
-        .map(|mode| {
-            let specs = [
-                Spec::new(Rule::sgd(), Regime::seesaw(), Vec::new()),
-                Spec::new(Rule::sgdm(0.9), Regime::seesaw(), Vec::new()),
-                Spec::new(Rule::adamw(), Regime::seesaw(), Vec::new()),
-                Spec::new(Rule::sign_sgd(), Regime::norm_ratio(), Vec::new()),
-            ];
-            let specs = specs
-                .into_iter()
-                .map(|spec| {
-                    let name = spec.rule.name();
-                    // Whole quads, for which half as many kernels are compiled, six times over.
-                    with_lengths(spec.named(name), &[20_004, 64, 4])
-                })
-                .collect();
-            Box::new(Repeat(Scenario::new("repeats", mode, STEPS, specs))) as Box<dyn Case>
+        .map(|spec| {
+            let name = spec.rule.name();
+            // Whole quads, for which half as many kernels are compiled, six times over.
+            with_lengths(spec.named(name), &[20_004, 64, 4])
         })
-        .collect()
+        .collect();
+    vec![Box::new(Repeat(Scenario::new("repeats", STEPS, specs)))]
 }
 
 impl Repeat {
@@ -68,7 +63,7 @@ impl Repeat {
         let Repeat(scenario) = self;
         let steps = scenario.steps;
         let mut run = scenario.device_run(subject, &subject.gpu)?;
-        // Once for all steps. Lagged steps find old parameters where the gradients were, which serve as well.
+        // Once for all steps.
         run.write(&scenario.gradients(1), loss_of(1));
         match way {
             Way::Apart => {
@@ -108,7 +103,6 @@ impl Repeat {
             Way::ByHand => {
                 for _ in 0..steps {
                     run.run_passes(|_| true);
-                    run.optimizer.count_step();
                 }
             }
         }

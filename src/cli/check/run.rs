@@ -6,7 +6,7 @@ use wgpu_optim::gpu::{PassName, Tensor};
 use wgpu_optim::layout::{GroupState, ScopeSums};
 use wgpu_optim::{
     CombinedSums, CpuOptimizer, Element, Gpu, Optimizer, OptimizerBuilder, Record, Rule, ShardSums,
-    StepMode, cpu, wgpu,
+    cpu, wgpu,
 };
 
 use super::case::{Outcome, Path};
@@ -36,7 +36,6 @@ impl Fault {
 /// What the builder is told beside its groups.
 #[derive(Debug, Clone, Copy)]
 pub struct Told {
-    pub mode: StepMode,
     /// The rank, and how many there are.
     pub rank: Option<(u32, u32)>,
     pub micro_batches: u32,
@@ -46,9 +45,7 @@ pub struct Told {
 
 impl Told {
     fn tell<T>(self, builder: OptimizerBuilder<T>) -> OptimizerBuilder<T> {
-        let builder = builder
-            .step_mode(self.mode)
-            .micro_batches(self.micro_batches);
+        let builder = builder.micro_batches(self.micro_batches);
         match self.rank {
             Some((rank, ranks)) => builder.sharded(rank, ranks),
             None => builder,
@@ -56,10 +53,9 @@ impl Told {
     }
 }
 
-impl From<StepMode> for Told {
-    fn from(mode: StepMode) -> Self {
+impl Default for Told {
+    fn default() -> Self {
         Told {
-            mode,
             rank: None,
             micro_batches: 1,
             clears: false,
@@ -105,26 +101,12 @@ impl HostRun {
 
     /// One step; gradients tensor by tensor.
     pub fn step(&mut self, gradients: &[Vec<f32>], loss: f32) -> Result<Vec<Record>, CliError> {
-        if self.optimizer.step_mode() == StepMode::Lagged {
-            // All of f32, since they change places.
-            let mut parameters = self.parameters();
-            let mut parameters: Vec<&mut [f32]> =
-                parameters.iter_mut().map(Vec::as_mut_slice).collect();
-            let mut gradients = gradients.to_vec();
-            let mut gradients: Vec<&mut [f32]> =
-                gradients.iter_mut().map(Vec::as_mut_slice).collect();
-            self.optimizer
-                .step_lagged(&mut parameters, &mut gradients)?;
-            let tensors = parameters.iter().map(|tensor| tensor.to_vec());
-            self.parameters = tensors.map(Stored::F32).collect();
-        } else {
-            let gradients = self.stored(gradients);
-            let gradients: Vec<cpu::Slice> = gradients.iter().map(Stored::slice).collect();
-            let mut parameters: Vec<cpu::SliceMut> =
-                self.parameters.iter_mut().map(Stored::slice_mut).collect();
-            self.optimizer
-                .step_values_with_loss(&mut parameters, &gradients, loss)?;
-        }
+        let gradients = self.stored(gradients);
+        let gradients: Vec<cpu::Slice> = gradients.iter().map(Stored::slice).collect();
+        let mut parameters: Vec<cpu::SliceMut> =
+            self.parameters.iter_mut().map(Stored::slice_mut).collect();
+        self.optimizer
+            .step_values_with_loss(&mut parameters, &gradients, loss)?;
         one_each(self.optimizer.drain_records().records, self.groups)
     }
 
@@ -296,24 +278,11 @@ impl<'a> DeviceRun<'a> {
         })
     }
 
-    /// Where the tensors lie now: a lagged step exchanges parameters and gradients.
-    fn places(&self) -> Vec<Place> {
-        let swapped = self.optimizer.roles_are_swapped();
-        let now = |place: &Place| match swapped {
-            false => *place,
-            true => Place {
-                params: place.grads,
-                grads: place.params,
-            },
-        };
-        self.places.iter().map(now).collect()
-    }
-
     /// Writes the loss and the gradients of the next step.
     pub fn write(&self, gradients: &[Vec<f32>], loss: f32) {
         let queue = self.gpu.queue();
         queue.write_buffer(&self.loss, LOSS_OFFSET, bytemuck::bytes_of(&loss));
-        for ((place, tensor), gradient) in self.places().iter().zip(&self.tensors).zip(gradients) {
+        for ((place, tensor), gradient) in self.places.iter().zip(&self.tensors).zip(gradients) {
             let (buffer, start) = place.grads;
             let range = bytes_of(start, tensor.len, tensor.grads);
             let mut bytes = Stored::new(tensor.grads, gradient).bytes().to_vec();
@@ -425,10 +394,10 @@ impl<'a> DeviceRun<'a> {
         of: impl Fn(&Place, &Kind) -> ((usize, usize), Element),
     ) -> Result<Vec<Vec<f32>>, CliError> {
         let contents = self.contents()?;
-        let tensors = self.places().into_iter().zip(&self.tensors);
+        let tensors = self.places.iter().zip(&self.tensors);
         Ok(tensors
             .map(|(place, tensor)| {
-                let ((buffer, start), element) = of(&place, tensor);
+                let ((buffer, start), element) = of(place, tensor);
                 let range = bytes_of(start, tensor.len, element);
                 Stored::from_bytes(element, &contents[buffer][range]).values()
             })

@@ -1,8 +1,6 @@
 //! The case that most families are made of: groups that take some steps, on the device and on the CPU path, against the oracle.
 
-use wgpu_optim::{
-    Averaging, Element, Gpu, Record, Rounding, Schedule, StepMode, WeightDecay, wgpu,
-};
+use wgpu_optim::{Averaging, Element, Gpu, Record, Rounding, Schedule, WeightDecay, wgpu};
 
 use super::case::{Case, Outcome, Path, Subject, less, shorter, ulp};
 use super::oracle::Oracle;
@@ -61,7 +59,6 @@ const ALIGNMENT_ULPS: f64 = 64.0;
 pub struct Scenario {
     pub what: &'static str,
     pub parts: Vec<Part>,
-    pub mode: StepMode,
     pub steps: usize,
     pub layout: Layout,
     pub tolerance: Tolerance,
@@ -75,7 +72,7 @@ pub struct Scenario {
 }
 
 impl Scenario {
-    pub fn new(what: &'static str, mode: StepMode, steps: usize, specs: Vec<Spec>) -> Self {
+    pub fn new(what: &'static str, steps: usize, specs: Vec<Spec>) -> Self {
         Scenario {
             what,
             parts: specs
@@ -85,7 +82,6 @@ impl Scenario {
                     gradients: Gradients::Ordinary,
                 })
                 .collect(),
-            mode,
             steps,
             layout: Layout::Packed { start: 0, gap: 0 },
             tolerance: Tolerance::OfLargest(RATE_ULPS),
@@ -101,7 +97,7 @@ impl Scenario {
         Told {
             micro_batches: self.micro_batches,
             clears: self.clears,
-            ..self.mode.into()
+            ..Told::default()
         }
     }
 
@@ -275,7 +271,7 @@ impl Scenario {
                 .map(|&g| flush(g) / self.micro_batches as f32)
                 .collect();
             oracle.loss = f64::from(loss_of(index + 1));
-            let out = oracle.step_in(self.mode, &gradient);
+            let out = oracle.step(&gradient);
             expected.rates.push(out.rate);
             expected.norms.push(out.norm);
             expected.alignments.push((out.slow, out.fast));
@@ -490,9 +486,8 @@ impl Case for Scenario {
             Layout::OneBuffer { .. } => ", in one buffer".to_owned(),
         };
         format!(
-            "{}, {}, {} step{}{binding}{layout}: {}",
+            "{}, {} step{}{binding}{layout}: {}",
             self.what,
-            self.mode.name(),
             self.steps,
             if self.steps == 1 { "" } else { "s" },
             parts.join("; ")

@@ -1,8 +1,7 @@
 //! Ranks that have a piece of every tensor each, and step by what all of them have measured: they are one optimizer of the whole.
 
 use wgpu_optim::{
-    AdaGradNorm, DoG, Element, Record, Regime, Rounding, Rule, SecantForm, ShardSums, StepMode,
-    WeightDecay,
+    AdaGradNorm, DoG, Element, Record, Regime, Rounding, Rule, SecantForm, ShardSums, WeightDecay,
 };
 
 use super::case::{Case, Outcome, Path, Subject};
@@ -55,7 +54,7 @@ pub fn cases(_: &Subject) -> Vec<Box<dyn Case>> {
             with_lengths(spec.named(name), &LENGTHS)
         });
         cases.push(Box::new(Sharded {
-            whole: Scenario::new("shards", StepMode::TwoPass, STEPS, specs.collect()),
+            whole: Scenario::new("shards", STEPS, specs.collect()),
             ranks,
         }));
     }
@@ -68,7 +67,7 @@ pub fn cases(_: &Subject) -> Vec<Box<dyn Case>> {
         spec.stored(element, element, Rounding::Masters)
     });
     cases.push(Box::new(Sharded {
-        whole: Scenario::new("shards", StepMode::TwoPass, STEPS, halves.into()),
+        whole: Scenario::new("shards", STEPS, halves.into()),
         ranks: 3,
     }));
     cases

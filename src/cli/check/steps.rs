@@ -1,11 +1,11 @@
-//! Every rule, regime and mode, over lengths around the kernels' boundaries.
+//! Every rule and regime, over lengths around the kernels' boundaries.
 
 use wgpu_optim::{Regime, Rule};
 
 use super::case::{Case, Subject};
+use super::regimes;
 use super::scenario::{Scenario, with_lengths};
 use super::spec::Spec;
-use super::{modes, regimes};
 
 /// Steps of a case, but for [`steps`].
 const STEPS: usize = 8;
@@ -19,36 +19,24 @@ pub fn cases(subject: &Subject) -> Vec<Box<dyn Case>> {
     for rule in Rule::all() {
         let fitting = regimes().into_iter().filter(|regime| regime.fits(&rule));
         for regimes in by_memory(fitting.collect()) {
-            for mode in modes(regimes[0]) {
-                let mut specs = Vec::new();
-                for &regime in regimes
-                    .iter()
-                    .filter(|regime| modes(**regime).contains(&mode))
-                {
-                    for &length in &lengths {
-                        let name = format!("{} {} {length}", rule.name(), regime.name());
-                        let spec = Spec::new(rule, regime, Vec::new()).named(name);
-                        specs.push(with_lengths(spec, &[length]));
-                    }
+            let mut specs = Vec::new();
+            for &regime in &regimes {
+                for &length in &lengths {
+                    let name = format!("{} {} {length}", rule.name(), regime.name());
+                    let spec = Spec::new(rule, regime, Vec::new()).named(name);
+                    specs.push(with_lengths(spec, &[length]));
                 }
-                let steps = steps(regimes[0]);
-                cases.push(Scenario::new("rules and regimes", mode, steps, specs).boxed());
             }
+            let steps = steps(regimes[0]);
+            cases.push(Scenario::new("rules and regimes", steps, specs).boxed());
         }
     }
     cases
 }
 
-/// GatedDistance only runs after an ignition, and begins its third window 48 steps later. An episode of streams takes fifteen, and the
-/// first after it tells how it ended.
+/// An episode of streams takes fifteen, and the first after it tells how it ended.
 fn steps(regime: Regime) -> usize {
-    if regime.needs_sketch() {
-        8 * STEPS
-    } else if regime.needs_streams() {
-        18
-    } else {
-        STEPS
-    }
+    if regime.needs_streams() { 18 } else { STEPS }
 }
 
 /// Regimes that keep the same memory share an optimizer, so that most kernels are compiled once: some drivers take a tenth of a second
@@ -59,9 +47,7 @@ fn by_memory(regimes: Vec<Regime>) -> Vec<Vec<Regime>> {
             regime.needs_alignment(),
             regime.needs_last_gradient(),
             regime.needs_first_parameters(),
-            regime.needs_sketch(),
             regime.needs_streams(),
-            regime.fits_lagged_steps(),
         )
     };
     let mut batches: Vec<Vec<Regime>> = Vec::new();

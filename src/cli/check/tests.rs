@@ -5,7 +5,7 @@ use super::case::{Case, Outcome, Path, less, shorter, shrink, ulp};
 use super::scenario::{Scenario, with_lengths};
 use super::spec::Spec;
 use wgpu_optim::layout::GroupState;
-use wgpu_optim::{Regime, Rule, StepMode};
+use wgpu_optim::{Regime, Rule};
 
 fn near(got: f64, expected: f64, allowed_ulps: f64) -> Outcome {
     let mut outcome = Outcome::default();
@@ -93,7 +93,7 @@ fn the_smallest_case_that_fails_is_found() {
             with_lengths(spec.named(i.to_string()), &[5, 100 * i, 7])
         })
         .collect();
-    let scenario = Scenario::new("seeded", StepMode::TwoPass, 8, specs);
+    let scenario = Scenario::new("seeded", 8, specs);
     let fails = |scenario: &Scenario| {
         let mut tensors = scenario.parts.iter().flat_map(|part| &part.spec.tensors);
         let long = tensors.any(|tensor| tensor.len() > 36);
@@ -102,10 +102,7 @@ fn the_smallest_case_that_fails_is_found() {
     };
     let first = fails(&scenario).expect("it fails as it is");
     let (smallest, _) = shrink(scenario, first, Scenario::smaller_scenarios, fails);
-    assert_eq!(
-        smallest.name(),
-        "seeded, two-pass, 3 steps: sgd, seesaw, 37 elements"
-    );
+    assert_eq!(smallest.name(), "seeded, 3 steps: sgd, seesaw, 37 elements");
 }
 
 #[test]

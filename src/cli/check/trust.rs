@@ -1,6 +1,6 @@
 //! Trust ratios, with what passes 4 and 5 measure of the step.
 
-use wgpu_optim::{Regime, Rule, StepMode, WeightDecay};
+use wgpu_optim::{Regime, Rule, WeightDecay};
 
 use super::case::{Case, Subject};
 use super::scenario::{Scenario, with_lengths};
@@ -30,7 +30,7 @@ pub fn cases(_: &Subject) -> Vec<Box<dyn Case>> {
                     with_lengths(spec.named(regime.name()), &[130, 5, 10_007])
                 })
                 .collect();
-            Scenario::new("trust ratios", StepMode::TwoPass, STEPS, specs).boxed()
+            Scenario::new("trust ratios", STEPS, specs).boxed()
         })
         .collect()
 }

@@ -37,8 +37,6 @@ const TERM_COLORS: [RGBColor; Term::ALL.len()] = [
     COLORS[5],
     RGBColor(150, 140, 0),
     RGBColor(110, 60, 20),
-    RGBColor(0, 110, 110),
-    RGBColor(120, 60, 150),
     RGBColor(150, 150, 150),
     RGBColor(30, 30, 30),
     RGBColor(190, 190, 190),

@@ -136,11 +136,6 @@ impl CpuOptimizer {
             match table {
                 Table::States => slot.copy_from_slice(bytemuck::cast_slice(&self.states)),
                 Table::Updates => slot.copy_from_slice(bytemuck::cast_slice(&self.updates)),
-                Table::Ways => {
-                    for (row, way) in slot.chunks_exact_mut(table.row_bytes()).zip(&self.ways) {
-                        row.copy_from_slice(bytemuck::cast_slice(&way.sketch.0));
-                    }
-                }
                 Table::TensorRecords => {
                     let rows = &self.tensor_records[self.last_tensor_records()];
                     slot.copy_from_slice(bytemuck::cast_slice(rows));
@@ -215,11 +210,6 @@ impl CpuOptimizer {
             match table {
                 Table::States => bytemuck::cast_slice_mut(&mut self.states).copy_from_slice(slot),
                 Table::Updates => bytemuck::cast_slice_mut(&mut self.updates).copy_from_slice(slot),
-                Table::Ways => {
-                    for (row, way) in slot.chunks_exact(table.row_bytes()).zip(&mut self.ways) {
-                        bytemuck::cast_slice_mut(&mut way.sketch.0).copy_from_slice(row);
-                    }
-                }
                 Table::TensorRecords => {
                     self.tensor_records.fill(RawTensorRecord::default());
                     let rows = self.last_tensor_records();

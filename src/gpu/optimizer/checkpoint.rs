@@ -3,14 +3,13 @@
 use std::path::Path;
 
 use super::{Optimizer, WindowMemory};
-use crate::checkpoint::{Checkpoint, Draft, Notes, Parameters, Slot, Table, last_slot, steps_of};
+use crate::checkpoint::{Checkpoint, Draft, Notes, Parameters, Slot, Table, last_slot};
 use crate::error::Error;
 use crate::gpu::context::Gpu;
 use crate::gpu::readback::{Readback, Source};
 use crate::layout::{GroupState, RawRecord, unscale};
-use crate::plan::{MemoryKind, Place, Plan};
+use crate::plan::{MemoryKind, Plan};
 use crate::record::{RecordCursor, Records};
-use crate::step_mode::StepMode;
 
 /// What only checkpoints need to know of an optimizer's buffers.
 #[derive(Debug)]
@@ -20,7 +19,6 @@ pub(super) struct Kept {
     /// What is remembered of each window's parameters.
     pub(super) memories: Vec<WindowMemory>,
     pub(super) updates: wgpu::Buffer,
-    pub(super) ways: wgpu::Buffer,
 }
 
 /// A stretch of a buffer on the device, and what is in it.
@@ -49,8 +47,7 @@ impl Optimizer {
     /// What is saved is the state after every step that was submitted before the call; none may be submitted meanwhile.
     ///
     /// # Errors
-    /// [`Error::CheckpointFile`]; [`Error::MissingUsage`] where a parameter buffer lacks `COPY_SRC`; [`Error::StepsPending`] where lagged
-    /// steps were recorded but not submitted; [`Error::AveragesSwapped`] between two
+    /// [`Error::CheckpointFile`]; [`Error::MissingUsage`] where a parameter buffer lacks `COPY_SRC`; [`Error::AveragesSwapped`] between two
     /// [`encode_swap_averages`](Optimizer::encode_swap_averages); [`Error::Device`], [`Error::DeviceLost`] or [`Error::Readback`].
     pub async fn save(&self, path: impl AsRef<Path>, parameters: Parameters) -> Result<(), Error> {
         let checkpoint = self.checkpoint(parameters, &Notes::new()).await?;
@@ -83,15 +80,13 @@ impl Optimizer {
     ) -> Result<Checkpoint, Error> {
         self.gpu.check_alive()?;
         self.check_averages_in_place("a checkpoint")?;
-        let swapped = self.roles_are_swapped();
         self.check_usage(
             parameters,
-            swapped,
             wgpu::BufferUsages::COPY_SRC,
             "BufferUsages::COPY_SRC",
         )?;
         let mut draft = Draft::new(&self.plan, parameters, notes)?;
-        let mut pieces = self.pieces(parameters, swapped);
+        let mut pieces = self.pieces(parameters);
         for piece in &mut pieces {
             // Which records are the last is known only when the states, which come before them, are here.
             if let Content::Table(Table::TensorRecords) = piece.content {
@@ -126,11 +121,6 @@ impl Optimizer {
                 })
                 .await?;
         }
-        let run = steps_of(&first_state(&mut draft));
-        let recorded = self.recorded();
-        if self.plan.mode == StepMode::Lagged && recorded != run {
-            return Err(Error::StepsPending { recorded, run });
-        }
         draft.fill_averages(&self.plan);
         Ok(draft.finish())
     }
@@ -138,10 +128,6 @@ impl Optimizer {
     /// Goes on from a checkpoint. If asked, its parameters are written to the caller's buffers; otherwise whatever it has of them is only
     /// checked, and the caller sees to it that they are those of that step. The copies are submitted, ahead of every later submit; nothing is
     /// waited for. Steps that were recorded before and are submitted later would start from what is restored.
-    ///
-    /// In [`StepMode::Lagged`](crate::StepMode::Lagged) the roles are those of the checkpoint's step too: after an odd number of steps the
-    /// parameters are where the gradients were declared, in this process as in the one that was interrupted. Ask
-    /// [`Optimizer::roles_are_swapped`] afterwards.
     ///
     /// Records of steps before this one that were not drained are gone. The 2 bytes behind 16-bit parameters of odd length become 0.
     ///
@@ -158,15 +144,13 @@ impl Optimizer {
         self.check_averages_in_place("a checkpoint")?;
         checkpoint.check(&self.plan, parameters)?;
         let step = checkpoint.step();
-        let swapped = self.plan.mode == StepMode::Lagged && step % 2 == 1;
         self.check_usage(
             parameters,
-            swapped,
             wgpu::BufferUsages::COPY_DST,
             "BufferUsages::COPY_DST",
         )?;
         let states = checkpoint.states();
-        let mut pieces = self.pieces(parameters, swapped);
+        let mut pieces = self.pieces(parameters);
         for piece in &mut pieces {
             if let Content::Table(Table::TensorRecords) = piece.content {
                 piece.start = last_slot(&states[0], self.ring_steps()) as u64 * piece.bytes;
@@ -206,7 +190,6 @@ impl Optimizer {
         encoder.copy_buffer_to_buffer(&rates, 0, &self.learning_rates, 0, rates.size());
         encoder.copy_buffer_to_buffer(&scale, 0, &self.loss_scale, 0, scale.size());
         self.gpu.queue().submit([encoder.finish()]);
-        self.recorded = step.into();
         self.go_on_from(step);
         self.readback = readback;
         self.cursor = RecordCursor::at(step);
@@ -231,7 +214,6 @@ impl Optimizer {
     fn check_usage(
         &self,
         parameters: Parameters,
-        swapped: bool,
         usage: wgpu::BufferUsages,
         missing: &'static str,
     ) -> Result<(), Error> {
@@ -239,11 +221,13 @@ impl Optimizer {
             return Ok(());
         }
         for (tensor, place) in self.plan.tensors.iter().zip(&self.plan.places) {
-            let (buffer, _) = parameters_of(place, swapped);
-            if !self.kept.buffers[buffer].usage().contains(usage) {
+            if !self.kept.buffers[place.params_buffer]
+                .usage()
+                .contains(usage)
+            {
                 return Err(Error::MissingUsage {
                     tensor: tensor.name.clone(),
-                    role: if swapped { "gradient" } else { "parameter" },
+                    role: "parameter",
                     missing,
                 });
             }
@@ -251,13 +235,12 @@ impl Optimizer {
         Ok(())
     }
 
-    /// All that a checkpoint copies, from or to where it is when the roles are these.
-    fn pieces(&self, parameters: Parameters, swapped: bool) -> Vec<Piece<'_>> {
+    /// All that a checkpoint copies, from or to where it is.
+    fn pieces(&self, parameters: Parameters) -> Vec<Piece<'_>> {
         let Kept {
             buffers,
             memories,
             updates,
-            ways,
         } = &self.kept;
         let mut pieces = Vec::new();
         for table in Table::all(&self.plan) {
@@ -266,7 +249,6 @@ impl Optimizer {
                 buffer: match table {
                     Table::States => &self.states,
                     Table::Updates => updates,
-                    Table::Ways => ways,
                     Table::TensorRecords => &self.tensor_records,
                 },
                 start: 0,
@@ -275,7 +257,7 @@ impl Optimizer {
         }
         for (index, (window, memory)) in self.plan.windows.iter().zip(memories).enumerate() {
             for kind in window.kernel.memories() {
-                let Some((buffer, start)) = memory.current(window, kind, swapped) else {
+                let Some((buffer, start)) = memory.place_of(window, kind) else {
                     continue;
                 };
                 pieces.push(Piece {
@@ -288,12 +270,11 @@ impl Optimizer {
         }
         if parameters == Parameters::Included {
             for (index, place) in self.plan.places.iter().enumerate() {
-                let (buffer, start) = parameters_of(place, swapped);
                 let element = place.params.bytes();
                 pieces.push(Piece {
                     content: Content::Parameters(index),
-                    buffer: &buffers[buffer],
-                    start: start * element,
+                    buffer: &buffers[place.params_buffer],
+                    start: place.params_start * element,
                     // Copies are of whole words.
                     bytes: (place.elements * element).next_multiple_of(4),
                 });
@@ -309,15 +290,6 @@ impl Optimizer {
 fn first_state(draft: &mut Draft) -> GroupState {
     let states = draft.bytes(Slot::Table(Table::States));
     bytemuck::pod_read_unaligned(&states[..size_of::<GroupState>()])
-}
-
-/// Where a tensor's parameters are: the number of the buffer, and the first element.
-fn parameters_of(place: &Place, swapped: bool) -> (usize, u64) {
-    if swapped {
-        (place.grads_buffer, place.grads_start)
-    } else {
-        (place.params_buffer, place.params_start)
-    }
 }
 
 /// Cuts the pieces into batches that fit a buffer each.

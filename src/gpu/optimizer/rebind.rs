@@ -215,7 +215,7 @@ impl Optimizer {
             dispatch.bind_groups[OWN_BUFFERS] = group.clone();
         };
         let mut of_pass = |name: PassName, group: fn(&Sweeps<_>) -> &BoundGroup| {
-            let dispatches = self.steps[0].iter_mut().filter(|one| one.pass == name);
+            let dispatches = self.step.iter_mut().filter(|one| one.pass == name);
             for (dispatch, (.., bound)) in dispatches.zip(&made) {
                 rebind(dispatch, group(bound));
             }
@@ -226,8 +226,8 @@ impl Optimizer {
             .iter()
             .filter_map(|(.., bound)| bound.averages.as_ref());
         for (averages, [exchange, settle]) in self.averages.iter_mut().zip(averaged) {
-            rebind(&mut averages.exchange[0], exchange);
-            rebind(&mut averages.settle[0], settle);
+            rebind(&mut averages.exchange, exchange);
+            rebind(&mut averages.settle, settle);
             if let Some(schedule_free) = &mut averages.schedule_free {
                 rebind(&mut schedule_free.back, exchange);
             }

@@ -161,7 +161,6 @@ impl Optimizer {
             dispatch.encode(&mut pass);
         }
         drop(pass);
-        self.count_step();
         Ok(())
     }
 

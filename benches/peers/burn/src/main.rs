@@ -10,7 +10,7 @@ use burn::optim::{Optimizer as BurnOptimizer, Sgd, SgdConfig};
 use burn::tensor::wgpu::WgpuBackend;
 use burn::tensor::{Device, DeviceKind, Tensor, TensorData};
 use clap::Parser;
-use wgpu_optim::{Gpu, Group, Optimizer, OptimizerBuilder, Regime, Rule, StepMode, wgpu};
+use wgpu_optim::{Gpu, Group, Optimizer, OptimizerBuilder, Regime, Rule, wgpu};
 
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
 
@@ -203,7 +203,6 @@ impl Ours {
         rule: Rule,
         regime: Regime,
         clip: bool,
-        mode: StepMode,
     ) -> Result<Self> {
         let buffer = |label| {
             let buffer = gpu.device().create_buffer(&wgpu::BufferDescriptor {
@@ -221,7 +220,6 @@ impl Ours {
         let (parameters, gradients) = (buffer("parameters"), buffer("gradients"));
         let optimizer = OptimizerBuilder::new(rule)
             .regime(regime)
-            .step_mode(mode)
             .clip_norm(if clip { CLIP } else { f32::INFINITY })
             .group(Group::new("all").tensor("w", parameters.slice(..), gradients.slice(..)))
             .build(gpu)?;
@@ -286,7 +284,7 @@ fn measure(args: &Args, device: &Device, gpu: &Gpu, elements: usize) -> Result<V
     let values = values(elements);
     let rules = [("sgd", Rule::sgd()), ("sgdm", Rule::sgdm(0.9))];
     let fixed = Regime::fixed(RATE);
-    let ours = |rule, clip| Ours::new(gpu, &values, rule, fixed, clip, StepMode::TwoPass);
+    let ours = |rule, clip| Ours::new(gpu, &values, rule, fixed, clip);
     let mut contestants: Vec<(String, Option<usize>, Box<dyn Contestant>)> = Vec::new();
     for (name, rule) in rules {
         for clip in [false, true] {
@@ -315,17 +313,8 @@ fn measure(args: &Args, device: &Device, gpu: &Gpu, elements: usize) -> Result<V
                 Box::new(own),
             ));
         }
-        let seesaw = Ours::new(
-            gpu,
-            &values,
-            rule,
-            Regime::seesaw(),
-            false,
-            StepMode::TwoPass,
-        )?;
+        let seesaw = Ours::new(gpu, &values, rule, Regime::seesaw(), false)?;
         contestants.push((format!("{name}, ours, seesaw"), None, Box::new(seesaw)));
-        let lagged = Ours::new(gpu, &values, rule, fixed, false, StepMode::Lagged)?;
-        contestants.push((format!("{name}, ours, lagged"), None, Box::new(lagged)));
     }
 
     let mut times = vec![Vec::new(); contestants.len()];
