@@ -480,7 +480,7 @@ fn a_second_optimizer_of_the_same_kind_compiles_nothing() {
                 let zeros = vec![0.0; size as usize];
                 let [params, grads] = [(); 2].map(|()| upload(gpu, &zeros));
                 let group = Group::new(format!("g{index}")).tensor(
-                    "t",
+                    format!("t{index}"),
                     params.slice(..4 * size),
                     grads.slice(..4 * size),
                 );
