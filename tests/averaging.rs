@@ -560,7 +560,8 @@ fn weights_are_right_after_any_number_of_steps() {
     let source = [
         include_str!("../shaders/shared/layout.wgsl"),
         include_str!("../shaders/shared/scaled.wgsl"),
-        include_str!("../shaders/shared/count_steps.wgsl"),
+        include_str!("../shaders/learning_rate/steps_taken.wgsl"),
+        include_str!("../shaders/learning_rate/average_share.wgsl"),
         WEIGHTS,
     ]
     .concat();

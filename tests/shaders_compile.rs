@@ -10,7 +10,9 @@ use wgpu_optim::{Averaging, Regime, Rule, WeightDecay};
 fn files() -> Vec<(String, String)> {
     let root = concat!(env!("CARGO_MANIFEST_DIR"), "/shaders");
     let mut files = Vec::new();
-    for folder in [root.to_owned(), format!("{root}/shared")] {
+    for folder in
+        ["", "/shared", "/regimes", "/learning_rate"].map(|folder| format!("{root}{folder}"))
+    {
         for entry in std::fs::read_dir(folder).expect("shaders/ is there") {
             let path = entry.expect("an entry").path();
             if path

@@ -1,7 +1,8 @@
 // Arithmetic that no scale of the loss can overflow, and logarithms that do not drift. CPU twin: src/cpu/scaled.rs.
 //
 // Everything here is scalar and runs once per group and step, so that it is written for accuracy: WGSL's own log is only good
-// to 2^-21 absolute near 1, where the changes of a learning rate live.
+// to 2^-21 absolute near 1, where the changes of a learning rate live. There are no branches, and no && and ||, which naga translates to
+// branches: compilers inline these functions some hundred times, and FXC takes several times as long for branches.
 
 // value = mantissa * 2^exponent, mantissa in [1, 2), or 0 with exponent 0. Only values of 0 and above.
 struct Scaled {
@@ -23,105 +24,76 @@ fn power_of_two(k: i32) -> f32 {
 fn scaled(x: f32, exponent: i32) -> Scaled {
     let bits = bitcast<u32>(x);
     let field = (bits >> 23u) & 0xffu;
-    if field == 0u {
-        return Scaled(0.0, 0);
-    }
-    return Scaled(bitcast<f32>((bits & 0x007fffffu) | 0x3f800000u), exponent + i32(field) - 127);
+    let value = Scaled(bitcast<f32>((bits & 0x007fffffu) | 0x3f800000u), exponent + i32(field) - 127);
+    return choose(value, Scaled(0.0, 0), field == 0u);
 }
 
 fn is_zero(a: Scaled) -> bool {
     return a.mantissa == 0.0;
 }
 
+// `second` where the condition holds, and `first` elsewhere.
+fn choose(first: Scaled, second: Scaled, condition: bool) -> Scaled {
+    return Scaled(
+        select(first.mantissa, second.mantissa, condition),
+        select(first.exponent, second.exponent, condition),
+    );
+}
+
 // a < b
 fn less(a: Scaled, b: Scaled) -> bool {
-    if is_zero(a) || is_zero(b) {
-        return !is_zero(b);
-    }
-    return a.exponent < b.exponent || (a.exponent == b.exponent && a.mantissa < b.mantissa);
+    let is_less = (a.exponent < b.exponent) | ((a.exponent == b.exponent) & (a.mantissa < b.mantissa));
+    return select(is_less, !is_zero(b), is_zero(a) | is_zero(b));
 }
 
 fn smaller(a: Scaled, b: Scaled) -> Scaled {
-    if less(b, a) {
-        return b;
-    }
-    return a;
+    return choose(a, b, less(b, a));
 }
 
 fn larger(a: Scaled, b: Scaled) -> Scaled {
-    if less(a, b) {
-        return b;
-    }
-    return a;
+    return choose(a, b, less(a, b));
 }
 
 fn sum(a: Scaled, b: Scaled) -> Scaled {
-    if is_zero(a) {
-        return b;
-    }
-    if is_zero(b) {
-        return a;
-    }
     let exponent = max(a.exponent, b.exponent);
-    return scaled(
+    let both = scaled(
         a.mantissa * power_of_two(a.exponent - exponent) + b.mantissa * power_of_two(b.exponent - exponent),
         exponent,
     );
+    return choose(choose(both, a, is_zero(b)), b, is_zero(a));
 }
 
 // a * factor for a normal, non-negative factor.
 fn times(a: Scaled, factor: f32) -> Scaled {
-    let f = scaled(factor, 0);
-    if is_zero(a) || is_zero(f) {
-        return Scaled(0.0, 0);
-    }
-    return scaled(a.mantissa * f.mantissa, a.exponent + f.exponent);
+    return product(a, scaled(factor, 0));
 }
 
 fn product(a: Scaled, b: Scaled) -> Scaled {
-    if is_zero(a) || is_zero(b) {
-        return Scaled(0.0, 0);
-    }
     return scaled(a.mantissa * b.mantissa, a.exponent + b.exponent);
 }
 
-// a / b for b above 0.
+// a / b for b above 0; 0 where a is 0.
 fn quotient(a: Scaled, b: Scaled) -> Scaled {
-    if is_zero(a) {
-        return a;
-    }
-    return scaled(a.mantissa / b.mantissa, a.exponent - b.exponent);
+    return choose(scaled(a.mantissa / b.mantissa, a.exponent - b.exponent), a, is_zero(a));
 }
 
 fn root(a: Scaled) -> Scaled {
-    if (a.exponent & 1) == 0 {
-        return scaled(sqrt(a.mantissa), a.exponent / 2);
-    }
-    return scaled(sqrt(2.0 * a.mantissa), (a.exponent - 1) / 2);
+    let odd = (a.exponent & 1) != 0;
+    return scaled(sqrt(select(a.mantissa, 2.0 * a.mantissa, odd)), (a.exponent - select(0, 1, odd)) / 2);
 }
 
 // As an f32; saturates at the largest one, and is 0 below the smallest normal one.
 fn to_float(a: Scaled) -> f32 {
-    if is_zero(a) || a.exponent < -126 {
-        return 0.0;
-    }
-    if a.exponent > 127 {
-        return 3.4028234e38;
-    }
-    return a.mantissa * power_of_two(a.exponent);
+    let value = select(a.mantissa * power_of_two(a.exponent), 3.4028234e38, a.exponent > 127);
+    return select(value, 0.0, is_zero(a) | (a.exponent < -126));
 }
 
 // ln(a / b) to about two ulps even where a is close to b: ln r = 2 atanh((r-1)/(r+1)).
 fn ln_ratio(a: Scaled, b: Scaled) -> f32 {
-    var x = a.mantissa;
-    var exponent = a.exponent - b.exponent;
-    if x > 1.41421356 * b.mantissa {
-        x = 0.5 * x;
-        exponent += 1;
-    } else if x < 0.70710678 * b.mantissa {
-        x = 2.0 * x;
-        exponent -= 1;
-    }
+    let halve = a.mantissa > 1.41421356 * b.mantissa;
+    let double = a.mantissa < 0.70710678 * b.mantissa;
+    let x = a.mantissa * select(select(1.0, 2.0, double), 0.5, halve);
+    let exponent = a.exponent - b.exponent + select(select(0, -1, double), 1, halve);
     let s = (x - b.mantissa) / (x + b.mantissa);
     let z = s * s;
     let tail = s * z * (0.666666667 + z * (0.4 + z * (0.285714286 + z * (0.222222222 + z * 0.181818182))));
@@ -141,11 +113,10 @@ fn add_float(a: Fixed, x: f32) -> Fixed {
     // The product is exact; only what lies below 2^-32 is rounded.
     let parts = (magnitude - f32(whole)) * 4294967296.0;
     let fraction = u32(select(parts, floor(parts + 0.5), parts < 8388608.0));
-    if x >= 0.0 {
-        let low = a.fraction + fraction;
-        return Fixed(a.whole + whole + select(0, 1, low < fraction), low);
-    }
-    return Fixed(a.whole - whole - select(0, 1, a.fraction < fraction), a.fraction - fraction);
+    let more = add_fixed(a, Fixed(whole, fraction));
+    let less = subtract_fixed(a, Fixed(whole, fraction));
+    let is_more = x >= 0.0;
+    return Fixed(select(less.whole, more.whole, is_more), select(less.fraction, more.fraction, is_more));
 }
 
 fn add_fixed(a: Fixed, b: Fixed) -> Fixed {

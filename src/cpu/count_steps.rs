@@ -1,4 +1,4 @@
-//! Pass 3, what follows from the exact number of steps that were taken: twin of `shaders/shared/count_steps.wgsl`.
+//! Pass 3, what follows from the exact number of steps that were taken: twin of `average_share.wgsl` and `second_moment.wgsl` in `shaders/learning_rate/`.
 
 use crate::cpu::scaled::{LN_2_HIGH, LN_2_LOW, Scaled, power_of_two};
 use crate::layout::{GroupConstants, GroupState, average_kinds};

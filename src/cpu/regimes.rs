@@ -1,4 +1,4 @@
-//! Pass 3, the regimes that say what the rate is, and the schedules: twin of `shaders/shared/regimes.wgsl`, function by function.
+//! Pass 3, the regimes that say what the rate is, and the schedules: twin of the files in `shaders/regimes/`, and of `shaders/learning_rate/schedule.wgsl`.
 
 use crate::cpu::learning_rate::from_squares;
 use crate::cpu::scaled::{Fixed, Scaled};
@@ -120,6 +120,7 @@ pub(crate) fn set_rate(
             r.history_term = -0.5 * ln_ratio_or_0(history, old_history);
         }
         regime_kinds::POLYAK => {
+            s.last_loss = loss;
             if loss > 0.0 {
                 wanted = Scaled::new(loss, 0).quotient(square.times(c.scale));
             }
@@ -127,6 +128,7 @@ pub(crate) fn set_rate(
             r.loss_term = ln_ratio_or_0(Scaled::new(loss, 0), Scaled::new(last_loss, 0));
         }
         regime_kinds::NGN => {
+            s.last_loss = loss;
             if loss > 0.0 {
                 let divisor = ngn_divisor(c.scale, square, loss);
                 wanted = Scaled::new(c.scale, 0).quotient(divisor);
@@ -142,7 +144,6 @@ pub(crate) fn set_rate(
             wanted = secant_rate(c, measured, old, norm, norm_change, scale_of_sums, s, r);
         }
     }
-    s.last_loss = loss;
     s.history_mantissa = history.mantissa;
     s.history_exponent = history.exponent;
     s.distance_mantissa = farthest.mantissa;

@@ -1,4 +1,4 @@
-//! Pass 3, the regime that runs three streams of parameters: twin of `shaders/shared/streams.wgsl`, function by function.
+//! Pass 3, the regime that runs three streams of parameters: twin of `shaders/regimes/streams.wgsl`, function by function.
 
 use crate::cpu::regimes::hold_rate;
 use crate::cpu::scaled::Scaled;

@@ -1,7 +1,7 @@
 //! Pass 3 on the host: `shaders/learning_rate.wgsl`.
 
 use crate::gpu::context::Gpu;
-use crate::gpu::pass::{Binding, PassSource, Pipeline, flag, shared};
+use crate::gpu::pass::{Binding, PassSource, Pipeline, shared};
 use crate::layout::{GroupConstants, average_kinds, regime_kinds, schedule_kinds};
 
 pub(crate) const STEM: &str = "learning_rate";
@@ -9,40 +9,112 @@ pub(crate) const STEM: &str = "learning_rate";
 /// Invocations per workgroup; a workgroup serves this many groups.
 pub(crate) const WORKGROUP: u32 = 8;
 
-/// Compiles the pass for what any of the groups needs.
-pub(crate) fn pipeline(gpu: &Gpu, groups: &[GroupConstants]) -> Pipeline {
-    let streams = |c: &GroupConstants| c.regime == regime_kinds::AUTO_SGD;
-    let formulas = groups
-        .iter()
-        .any(|c| c.regime != regime_kinds::SEESAW && !streams(c));
-    let schedules = groups
-        .iter()
-        .any(|c| c.schedule != schedule_kinds::CONSTANT);
-    let trust = groups.iter().any(|c| c.trust_coefficient > 0.0);
-    let second_moments = groups.iter().any(|c| c.epsilon > 0.0);
-    let averages = groups.iter().any(|c| c.average != average_kinds::OFF);
+macro_rules! shader {
+    ($file:literal) => {
+        include_str!(concat!("../../shaders/", $file))
+    };
+}
+
+const FIRST_RATE: &str = shader!("regimes/first_rate.wgsl");
+const FORMULA: &str = shader!("regimes/formula.wgsl");
+const ONE_STREAM: &str = shader!("regimes/one_stream.wgsl");
+
+/// Regimes that share a file in `shaders/regimes/`, and the files that they are compiled from.
+struct Family {
+    regimes: &'static [u32],
+    files: &'static [&'static str],
+}
+
+const FAMILIES: [Family; 6] = [
+    Family {
+        regimes: &[regime_kinds::SEESAW],
+        files: &[shader!("regimes/alignment.wgsl"), FIRST_RATE, ONE_STREAM],
+    },
+    Family {
+        regimes: &[regime_kinds::ADAGRAD_NORM],
+        files: &[shader!("regimes/norm.wgsl"), FORMULA, ONE_STREAM],
+    },
+    Family {
+        regimes: &[regime_kinds::DOG, regime_kinds::DOWG],
+        files: &[shader!("regimes/distance.wgsl"), FORMULA, ONE_STREAM],
+    },
+    Family {
+        regimes: &[regime_kinds::POLYAK, regime_kinds::NGN],
+        files: &[shader!("regimes/loss.wgsl"), FORMULA, ONE_STREAM],
+    },
+    Family {
+        regimes: &[
+            regime_kinds::SECANT_LONG,
+            regime_kinds::SECANT_SHORT,
+            regime_kinds::SECANT_GEOMETRIC,
+            regime_kinds::ADGD,
+        ],
+        files: &[
+            shader!("regimes/secant.wgsl"),
+            FORMULA,
+            FIRST_RATE,
+            ONE_STREAM,
+        ],
+    },
+    Family {
+        regimes: &[regime_kinds::AUTO_SGD],
+        files: &[shader!("regimes/streams.wgsl"), FIRST_RATE],
+    },
+];
+
+/// Compiles the pass: a kernel for each file of regimes that the groups have, each with what its groups need and no more. A kernel leaves the
+/// groups of the others alone.
+pub(crate) fn pipelines(gpu: &Gpu, groups: &[GroupConstants]) -> Vec<Pipeline> {
+    let served = FAMILIES.iter().filter_map(|family| {
+        let served: Vec<&GroupConstants> = groups
+            .iter()
+            .filter(|group| family.regimes.contains(&group.regime))
+            .collect();
+        (!served.is_empty()).then(|| pipeline(gpu, family, &served))
+    });
+    served.collect()
+}
+
+fn pipeline(gpu: &Gpu, family: &Family, groups: &[&GroupConstants]) -> Pipeline {
+    let either = |needed: fn(&GroupConstants) -> bool, with, without| {
+        if groups.iter().any(|group| needed(group)) {
+            with
+        } else {
+            without
+        }
+    };
+    let mut files = vec![shared::LAYOUT, shared::SCALED, shared::RANDOM_BITS];
+    files.extend(family.files);
+    files.extend([
+        either(
+            |group| group.schedule != schedule_kinds::CONSTANT,
+            shader!("learning_rate/schedule.wgsl"),
+            shader!("learning_rate/no_schedule.wgsl"),
+        ),
+        either(
+            |group| group.trust_coefficient > 0.0,
+            shader!("learning_rate/trust_ratio.wgsl"),
+            shader!("learning_rate/no_trust_ratio.wgsl"),
+        ),
+        either(
+            |group| group.average != average_kinds::OFF,
+            shader!("learning_rate/average_share.wgsl"),
+            shader!("learning_rate/no_average_share.wgsl"),
+        ),
+        either(
+            |group| group.epsilon > 0.0,
+            shader!("learning_rate/second_moment.wgsl"),
+            shader!("learning_rate/no_second_moment.wgsl"),
+        ),
+        shader!("learning_rate/steps_taken.wgsl"),
+        shader!("learning_rate.wgsl"),
+    ]);
     Pipeline::new(
         gpu,
         &PassSource {
             stem: STEM,
-            files: &[
-                shared::LAYOUT,
-                shared::SCALED,
-                shared::REGIMES,
-                shared::COUNT_STEPS,
-                shared::STREAMS,
-                shared::RANDOM_BITS,
-                include_str!("../../shaders/learning_rate.wgsl"),
-            ],
-            constants: &[
-                ("WORKGROUP", f64::from(WORKGROUP)),
-                flag("FORMULAS", formulas),
-                flag("SCHEDULES", schedules),
-                flag("AVERAGES", averages),
-                flag("TRUST", trust),
-                flag("SECOND_MOMENTS", second_moments),
-                flag("STREAMS", groups.iter().any(streams)),
-            ],
+            files: &files,
+            constants: &[("WORKGROUP", f64::from(WORKGROUP))],
             groups: &[&[
                 Binding::Read,
                 Binding::Read,

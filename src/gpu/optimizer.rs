@@ -457,47 +457,43 @@ impl Optimizer {
             loss.as_ref().map(|(.., at)| *at),
         );
         let no_loss = zeroed::<f32>(gpu, "no loss", 0);
-        let rate = learning_rate::pipeline(gpu, &plan.groups);
-        let scalar = [
-            Dispatch {
-                pass: PassName::FinishReduction,
-                bind_groups: vec![finish.bind(
-                    device,
-                    0,
-                    &[
-                        whole(&scopes),
-                        whole(&states),
-                        whole(&partials),
-                        whole(&sums),
-                        match &loss {
-                            Some((buffer, region, _)) => part(buffer, *region),
-                            None => whole(&no_loss),
-                        },
-                    ],
-                )],
-                pipeline: finish.pipeline.clone(),
-                workgroups: plan.scopes.len() as u32,
-            },
-            Dispatch {
-                pass: PassName::LearningRate,
-                bind_groups: vec![rate.bind(
-                    device,
-                    0,
-                    &[
-                        whole(&groups),
-                        whole(&sums),
-                        whole(&states),
-                        whole(&updates),
-                        whole(&learning_rates),
-                        whole(&records),
-                        whole(&loss_scale),
-                    ],
-                )],
-                pipeline: rate.pipeline.clone(),
-                workgroups: (plan.groups.len() as u32).div_ceil(learning_rate::WORKGROUP),
-            },
+        let mut scalar = vec![Dispatch {
+            pass: PassName::FinishReduction,
+            bind_groups: vec![finish.bind(
+                device,
+                0,
+                &[
+                    whole(&scopes),
+                    whole(&states),
+                    whole(&partials),
+                    whole(&sums),
+                    match &loss {
+                        Some((buffer, region, _)) => part(buffer, *region),
+                        None => whole(&no_loss),
+                    },
+                ],
+            )],
+            pipeline: finish.pipeline.clone(),
+            workgroups: plan.scopes.len() as u32,
+        }];
+        let of_groups = [
+            whole(&groups),
+            whole(&sums),
+            whole(&states),
+            whole(&updates),
+            whole(&learning_rates),
+            whole(&records),
+            whole(&loss_scale),
         ];
-        let mut step = [reduce, scalar.into(), update].concat();
+        for rate in learning_rate::pipelines(gpu, &plan.groups) {
+            scalar.push(Dispatch {
+                pass: PassName::LearningRate,
+                bind_groups: vec![rate.bind(device, 0, &of_groups)],
+                pipeline: rate.pipeline,
+                workgroups: (plan.groups.len() as u32).div_ceil(learning_rate::WORKGROUP),
+            });
+        }
+        let mut step = [reduce, scalar, update].concat();
         if !plan.units.is_empty() {
             let units = filled::<StepUnit>(gpu, "units", &plan.units);
             let finish = finish_update::pipeline(gpu, &gpu.tuning(), record_steps);

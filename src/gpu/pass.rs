@@ -11,9 +11,6 @@ use crate::gpu::context::Gpu;
 pub(crate) mod shared {
     pub(crate) const LAYOUT: &str = include_str!("../../shaders/shared/layout.wgsl");
     pub(crate) const SCALED: &str = include_str!("../../shaders/shared/scaled.wgsl");
-    pub(crate) const REGIMES: &str = include_str!("../../shaders/shared/regimes.wgsl");
-    pub(crate) const COUNT_STEPS: &str = include_str!("../../shaders/shared/count_steps.wgsl");
-    pub(crate) const STREAMS: &str = include_str!("../../shaders/shared/streams.wgsl");
     pub(crate) const TOTALS: &str = include_str!("../../shaders/shared/totals.wgsl");
     pub(crate) const SCALED_SQUARES: &str =
         include_str!("../../shaders/shared/scaled_squares.wgsl");

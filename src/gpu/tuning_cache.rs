@@ -303,7 +303,7 @@ impl Entry {
     }
 }
 
-/// Every shader of a step: what was measured with others says nothing about these.
+/// The shaders of the passes over elements, which are what is tuned: what was measured with others says nothing about these.
 const SHADERS: &[&str] = &[
     include_str!("../../shaders/finish_reduction.wgsl"),
     include_str!("../../shaders/learning_rate.wgsl"),
@@ -325,11 +325,9 @@ const SHADERS: &[&str] = &[
     include_str!("../../shaders/shared/measure_momentum.wgsl"),
     include_str!("../../shaders/shared/measure_secant.wgsl"),
     include_str!("../../shaders/shared/keep_counters.wgsl"),
-    include_str!("../../shaders/shared/streams.wgsl"),
     include_str!("../../shaders/shared/store_moved.wgsl"),
     include_str!("../../shaders/shared/store_exchanged.wgsl"),
     include_str!("../../shaders/shared/keep_gradient.wgsl"),
-    include_str!("../../shaders/shared/regimes.wgsl"),
     include_str!("../../shaders/shared/rule.wgsl"),
     include_str!("../../shaders/shared/scaled.wgsl"),
     include_str!("../../shaders/shared/store_quads.wgsl"),
@@ -342,7 +340,6 @@ const SHADERS: &[&str] = &[
     include_str!("../../shaders/shared/no_average.wgsl"),
     include_str!("../../shaders/shared/measure_step.wgsl"),
     include_str!("../../shaders/shared/measure_no_step.wgsl"),
-    include_str!("../../shaders/shared/count_steps.wgsl"),
     include_str!("../../shaders/shared/average.wgsl"),
     include_str!("../../shaders/shared/clear_gradients.wgsl"),
     include_str!("../../shaders/shared/clear_half_gradients.wgsl"),

@@ -3,18 +3,32 @@
 const ALL_STREAMS = 7u;  // a bit for each stream
 const FIRST_LOOK = 4u;   // rounds before the first test
 
-// What pass 4 does with the streams after the step, or instead of it.
-struct Turn {
-    factor: f32,  // the stream's share of η
-    begins: u32,  // 1 where the step is the first of its episode
-    skip: u32,    // what Update.skip is where the step is skipped
-    put: u32,
-    take: u32,
+fn serves(regime: u32) -> bool {
+    return regime == AUTO_SGD;
 }
 
-// Where there are no streams.
-fn no_turn() -> Turn {
-    return Turn(1.0, 0u, SKIP_ALL, NO_SLOT, NO_SLOT);
+// Only an episode's outcome changes the rate after the first step.
+fn follow_regime(c: GroupConstants, g: Gradient, s: ptr<function, GroupState>, r: ptr<function, RawRecord>) {
+    if g.first {
+        set_first_rate(c, g, s, r);
+    }
+}
+
+fn begin_step(
+    c: GroupConstants,
+    loss: f32,
+    skip: bool,
+    halted: bool,
+    s: ptr<function, GroupState>,
+    r: ptr<function, RawRecord>,
+) -> Turn {
+    if !skip {
+        enter_episode(c, s, r);
+    } else if halted {
+        // After a halt nothing changes any more.
+        return Turn(1.0, 0u, SKIP_ALL, NO_SLOT, NO_SLOT);
+    }
+    return take_turn(c, loss, skip, s, r);
 }
 
 // The outcome of the last episode changes the rate, at the first step that is taken after it.
@@ -52,7 +66,7 @@ fn take_turn(
     let bit = 1u << stream;
     (*r).episode = s.episode;
     (*r).stream = 1u + stream;
-    var turn = no_turn();
+    var turn = Turn(1.0, 0u, SKIP_ALL, NO_SLOT, NO_SLOT);
     if stream == SLOWER {
         turn.factor = 1.0 / c.scale;
     } else if stream == FASTER {

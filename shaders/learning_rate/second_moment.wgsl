@@ -1,0 +1,36 @@
+// Pass 3, the numbers of AdamW. CPU twin: src/cpu/count_steps.rs.
+
+fn follow_moments(c: GroupConstants, s: ptr<function, GroupState>, u: ptr<function, Update>) {
+    if c.epsilon <= 0.0 {
+        return;
+    }
+    let corrections = bias_corrections(c, steps_taken(*s));
+    (*s).first_correction = corrections.x;
+    (*s).second_correction = corrections.y;
+    (*u).square_keep = c.square_keep;
+    (*u).first_correction = corrections.x;
+    (*u).second_correction = corrections.y;
+    (*u).epsilon = c.epsilon;
+}
+
+// 1/(1 - β₁ᵏ) and 1/√(1 - β₂ᵏ) of AdamW, which make up for moments that began at zero.
+fn bias_corrections(c: GroupConstants, taken: u32) -> vec2<f32> {
+    let k = select(taken + 1u, 0xffffffffu, taken == 0xffffffffu);
+    return vec2<f32>(1.0 / one_less_power(c.first_decay, k), 1.0 / sqrt(one_less_power(c.second_decay, k)));
+}
+
+// 1 - βᵏ with decay = -ln β, to about two ulps also where βᵏ is close to 1: with k ln β = -(h ln 2 + r) it is (1 - 2^-h) + 2^-h (1 - e^-r).
+fn one_less_power(decay: f32, k: u32) -> f32 {
+    // Beyond 2^24 k is rounded, as the product is anyway.
+    let x = f32(k) * decay;
+    // Less than half a unit in the last place is missing.
+    if x > 18.0 {
+        return 1.0;
+    }
+    let halvings = round(x * 1.44269504);
+    let r = (x - halvings * LN_2_HIGH) - halvings * LN_2_LOW;
+    let tail = r * r * (0.5 - r * (0.166666667 - r * (0.0416666667 - r * (0.00833333333
+        - r * (0.00138888889 - r * 0.000198412698)))));
+    let power = power_of_two(-i32(halvings));
+    return (1.0 - power) + power * (r - tail);
+}

@@ -1,0 +1,44 @@
+// Pass 3, the trust ratio of LARS. What it computes and its source: src/trust.rs.
+
+const TRUST_MIN = 1e-8;
+const TRUST_MAX = 1e8;
+
+// The trust ratio, over what regime and schedule say. A gradient of zero carries it over, as it does the rate.
+fn follow_trust(c: GroupConstants, g: Gradient, s: ptr<function, GroupState>, r: ptr<function, RawRecord>) {
+    if c.trust_coefficient <= 0.0 {
+        return;
+    }
+    if !is_zero(g.square) {
+        let trust = trust_of(c, g, s);
+        let ln_trust = ln_ratio(trust, Scaled(1.0, 0));
+        if ((*r).flags & FIRST) == 0u {
+            (*r).trust_term = ln_trust - (*s).ln_trust;
+        }
+        (*s).ln_trust = ln_trust;
+        (*s).trust = to_float(trust);
+    }
+    (*r).trust_ratio = (*s).trust;
+    (*s).learning_rate *= (*s).trust;
+}
+
+// A first rate whose step is to have its length with the trust ratio that follows.
+fn before_trust(c: GroupConstants, g: Gradient, s: ptr<function, GroupState>, rate: Scaled) -> Scaled {
+    if c.trust_coefficient <= 0.0 {
+        return rate;
+    }
+    return quotient(rate, trust_of(c, g, s));
+}
+
+// LARS: coefficient ‖w‖ / ‖u‖ (src/trust.rs), of the parameters as they were after the last step, and 1 where either is 0.
+fn trust_of(c: GroupConstants, g: Gradient, s: ptr<function, GroupState>) -> Scaled {
+    var parameters = Scaled((*s).parameter_mantissa, (*s).parameter_exponent);
+    if (*s).momentum_started == 0u {
+        parameters = root(from_squares(g.sums.initial_square));
+    }
+    let direction = direction_of(c, g.norm);
+    if is_zero(parameters) || is_zero(direction) {
+        return Scaled(1.0, 0);
+    }
+    let wanted = quotient(times(parameters, c.trust_coefficient), direction);
+    return smaller(larger(wanted, scaled(TRUST_MIN, 0)), scaled(TRUST_MAX, 0));
+}
