@@ -506,7 +506,7 @@ impl Table {
         self.row_bytes() / size_of::<u32>()
     }
 
-    /// The fields of a struct, from the shaders' declaration, which tests/layout.rs holds against Rust's.
+    /// The fields of a struct, from the shaders' declaration, which tests/kernels/layout.rs holds against Rust's.
     fn fields(self) -> Vec<Field> {
         match self {
             Table::States => fields_of("GroupState", ""),

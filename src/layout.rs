@@ -1,5 +1,5 @@
 //! Every struct and constant that crosses to the shaders, once in Rust; `shaders/shared/layout.wgsl` is its only other copy and
-//! `tests/layout.rs` compares the two through naga. The CPU path uses the same structs, so that state can move between them.
+//! `tests/kernels/layout.rs` compares the two through naga. The CPU path uses the same structs, so that state can move between them.
 
 use bytemuck::{Pod, Zeroable};
 

@@ -256,7 +256,7 @@ impl OnDevice {
 fn every_adapter_runs_long() {
     let _alone = alone();
     let steps = if full() { 100_000 } else { 3_000 };
-    for gpu in devices() {
+    for gpu in &devices() {
         for (name, rule) in groups() {
             let mut device = OnDevice::new(gpu, rule);
             let mut ledger = Ledger::default();

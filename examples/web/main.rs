@@ -5,7 +5,7 @@
 //! `cargo run --release --example web` serves on <http://127.0.0.1:8031/>; `-- --browser chromium` starts a headless one, waits for its report and
 //! exits with 1 where anything differs.
 
-#[allow(dead_code, reason = "tests/translate.rs uses the rest")]
+#[allow(dead_code, reason = "tests/kernels/translate.rs uses the rest")]
 mod vectors;
 
 use std::io::{BufRead, BufReader, Read, Write};

@@ -1,4 +1,4 @@
-//! What the page is given, and what tests/translate.rs and tests/metal take from the same place: kernels, and cases with what the CPU path makes
+//! What the page is given, and what tests/kernels/translate.rs and tests/metal take from the same place: kernels, and cases with what the CPU path makes
 //! of them.
 
 use std::collections::HashMap;

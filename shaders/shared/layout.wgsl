@@ -1,5 +1,5 @@
 // The structs and constants that cross between host and device. The other copy is src/layout.rs, where each field is
-// explained; tests/layout.rs compares the two.
+// explained; tests/kernels/layout.rs compares the two.
 
 struct Block {
     params_start: u32,

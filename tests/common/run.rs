@@ -1,7 +1,7 @@
 //! A case is stated once and run on the CPU path and on every adapter: groups with their settings and initial parameters, then
 //! gradients step by step.
 
-use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 #[allow(unused_imports, reason = "each test file uses its own part")]
 pub use super::spec::{Place, Spec, lengths, packed, separate};
@@ -15,10 +15,12 @@ use wgpu_optim::{
 };
 use wgpu_optim::{LossScaler, NonFinitePolicy, Records, Rule, wgpu};
 
-/// Every adapter, opened once per test binary: opening a device costs more than most tests.
-pub fn devices() -> &'static [Gpu] {
-    static DEVICES: OnceLock<Vec<Gpu>> = OnceLock::new();
-    DEVICES.get_or_init(adapters)
+/// Every adapter, opened once for a test: opening a device costs more than most tests.
+pub fn devices() -> Vec<Gpu> {
+    thread_local! {
+        static DEVICES: Vec<Gpu> = adapters();
+    }
+    DEVICES.with(Clone::clone)
 }
 
 /// To be held by each test of a binary where one must not be disturbed by another: because it compiles hundreds of kernels, where wgpu's
@@ -675,7 +677,7 @@ pub fn every_path(specs: &[Spec]) -> Vec<Box<dyn Run>> {
 
 pub fn every_path_with(specs: &[Spec], setup: Setup) -> Vec<Box<dyn Run>> {
     let mut runs: Vec<Box<dyn Run>> = vec![Box::new(CpuRun::with(specs, setup))];
-    for gpu in devices() {
+    for gpu in &devices() {
         runs.push(Box::new(gpu_run_with(gpu, specs, setup)));
     }
     runs
@@ -691,7 +693,7 @@ pub fn gpu_run_with(gpu: &Gpu, specs: &[Spec], setup: Setup) -> GpuRun {
 /// As `every_path`, and on every adapter with each other kind of partials that it can have, in workgroups of several subgroups.
 pub fn every_path_and_kind(specs: &[Spec]) -> Vec<Box<dyn Run>> {
     let mut runs = every_path(specs);
-    for gpu in devices() {
+    for gpu in &devices() {
         for partials in kinds_of_partials(gpu).filter(|&kind| kind != gpu.tuning().partials) {
             let tuning = Tuning {
                 workgroup_size: 64,

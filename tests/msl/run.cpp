@@ -207,7 +207,7 @@ bool dispatch(const Dispatch& what, std::vector<std::vector<char>>& memory) {
     return true;
 }
 
-// The file of cases, in the order of tests/translate.rs.
+// The file of cases, in the order of tests/kernels/translate.rs.
 struct Reader {
     std::vector<uint32_t> words;
     size_t at = 0;

@@ -1,0 +1,176 @@
+//! Promises of the shader files: each says at its head what it is, none loops without a bound, and every combination of rule,
+//! regime, decay, clip, average, access and geometry compiles on every adapter (wgpu validates each through naga, overrides included).
+
+use crate::common;
+use crate::common::run::{GpuRun, Place, Run, Spec, devices};
+use wgpu_optim::gpu::Tuning;
+use wgpu_optim::{Averaging, Regime, Rule, WeightDecay};
+
+fn files() -> Vec<(String, String)> {
+    let root = concat!(env!("CARGO_MANIFEST_DIR"), "/shaders");
+    let mut files = Vec::new();
+    for folder in
+        ["", "/shared", "/regimes", "/learning_rate"].map(|folder| format!("{root}{folder}"))
+    {
+        for entry in std::fs::read_dir(folder).expect("shaders/ is there") {
+            let path = entry.expect("an entry").path();
+            if path
+                .extension()
+                .is_some_and(|extension| extension == "wgsl")
+            {
+                let text = std::fs::read_to_string(&path).expect("text");
+                files.push((path.display().to_string(), text));
+            }
+        }
+    }
+    assert!(files.len() >= 15, "{} shader files", files.len());
+    files
+}
+
+/// What is wrong with a shader file's text.
+fn faults(text: &str) -> Vec<&'static str> {
+    let mut faults = Vec::new();
+    let code: String = text
+        .lines()
+        .map(|line| line.split("//").next().unwrap_or_default())
+        .collect::<Vec<_>>()
+        .join("\n");
+    if !text.starts_with("// ") {
+        faults.push("no head comment");
+    }
+    let words: Vec<&str> = code
+        .split(|c: char| !c.is_alphanumeric() && c != '_')
+        .collect();
+    if words.iter().any(|word| ["while", "loop"].contains(word)) {
+        faults.push("a loop that is not a bounded for");
+    }
+    if code.contains("for (;") || code.replace(' ', "").contains(";;") {
+        faults.push("a for without condition");
+    }
+    faults
+}
+
+#[test]
+fn every_file_has_a_head_and_bounded_loops() {
+    for (name, text) in files() {
+        assert_eq!(faults(&text), Vec::<&str>::new(), "{name}");
+    }
+}
+
+#[test]
+fn passes_say_what_they_read_write_and_how_many_invocations() {
+    let mut passes = 0;
+    for (name, text) in files().iter().filter(|(_, text)| text.contains("@compute")) {
+        passes += 1;
+        let head: String = text
+            .lines()
+            .take_while(|line| line.starts_with("//"))
+            .collect();
+        for word in ["Reads:", "Writes:", "Grid:"] {
+            assert!(head.contains(word), "the head of {name} has no \"{word}\"");
+        }
+    }
+    assert_eq!(passes, 12);
+}
+
+/// Seeded faults.
+#[test]
+fn the_checks_see_a_missing_head_and_an_endless_loop() {
+    assert_eq!(faults("fn f() {}"), ["no head comment"]);
+    assert_eq!(faults("// f\nfn f() { while true {} }").len(), 1);
+    assert_eq!(faults("// f\nfn f() { loop { } }").len(), 1);
+    assert_eq!(faults("// f\nfn f() { for (;;) { } }").len(), 1);
+    assert_eq!(
+        faults("// while this loops\nfn f() { for (var i = 0; i < 3; i++) { } }").len(),
+        0
+    );
+}
+
+#[test]
+fn every_combination_compiles_on_every_adapter() {
+    let mut specs = Vec::new();
+    let mut rules = Rule::all();
+    rules.push(Rule::adamw_without_momentum());
+    for rule in rules {
+        for regime in [
+            Regime::seesaw(),
+            Regime::norm_ratio(),
+            Regime::fixed(0.1),
+            Regime::adgd(),
+            Regime::dowg(),
+        ] {
+            for (decay, clip) in [(0.0, f32::INFINITY), (0.1, f32::INFINITY), (0.1, 1.0)] {
+                let mut spec =
+                    Spec::new(rule, regime, vec![vec![1.0; 9]]).named(format!("{}", specs.len()));
+                spec.decay = WeightDecay::Coupled(decay);
+                spec.clip = clip;
+                // Every second, so that every two settings meet with and without.
+                if specs.len() % 2 == 0 {
+                    spec.averaging = Averaging::polynomial_decay();
+                }
+                spec.telemetry = specs.len() % 3 == 0;
+                let mut free = spec.clone().named(format!("{} free", specs.len()));
+                specs.push(spec);
+                free.averaging = Averaging::ScheduleFree;
+                if free.averaging.fits(&rule) {
+                    specs.push(free);
+                }
+            }
+        }
+    }
+    let streams: Vec<Spec> = specs
+        .iter()
+        .filter(|spec| Regime::auto_sgd().fits(&spec.rule) && spec.regime == Regime::seesaw())
+        .filter(|spec| spec.averaging != Averaging::ScheduleFree)
+        .map(|spec| Spec {
+            regime: Regime::auto_sgd(),
+            // Which would mix the streams.
+            averaging: Averaging::Off,
+            ..spec.clone()
+        })
+        .collect();
+    assert_eq!(streams.len(), 6);
+    compiles_everywhere(&specs);
+    // In an optimizer of their own: all of it takes turns.
+    compiles_everywhere(&streams);
+}
+
+fn compiles_everywhere(specs: &[Spec]) {
+    // Three elements past a multiple of four, so that heads, bodies and tails are there, and all in one buffer. Two buffers and
+    // the adapter's own kind of partials are what tests/optimizer/steps.rs compiles.
+    let together: Vec<Place> = (0..specs.len())
+        .map(|i| Place {
+            params: (0, 3 + 32 * i),
+            grads: (0, 19 + 32 * i),
+        })
+        .collect();
+    for gpu in &devices() {
+        // One after the other, so that each kind meets every combination.
+        for partials in common::kinds_of_partials(gpu).filter(|&kind| kind != gpu.tuning().partials)
+        {
+            // More than one subgroup.
+            let tuning = Tuning {
+                workgroup_size: 4 * gpu.device().adapter_info().subgroup_max_size.min(16),
+                quads_per_invocation: 2,
+                partials,
+                finish_workgroup_size: 4,
+            };
+            let gpu = gpu.clone().with_tuning(tuning).expect("a small geometry");
+            let mut run = GpuRun::new(&gpu, specs, together.clone());
+            run.step(&vec![vec![0.5; 9]; specs.len()]);
+            let records = run.records().records;
+            assert_eq!(records.len(), specs.len());
+            for record in records {
+                let spec = &specs[record.group];
+                let expected = 0.5 + f64::from(spec.decay.coupled());
+                let norm = 3.0 * expected;
+                assert!(
+                    (f64::from(record.norm) - norm).abs() <= 1e-6 * norm,
+                    "{}, {partials:?}, {spec:?}: norm {} instead of {norm}",
+                    gpu.describe(),
+                    record.norm
+                );
+            }
+        }
+    }
+}

@@ -1,0 +1,655 @@
+//! Promise: the three streams of AutoSgd are three optimizers, bit for bit, whichever turn it is; an episode ends as its test says, with the
+//! winner's parameters in the caller's buffer; what is not finite loses a stream and nothing else; all groups agree. On every path.
+
+use crate::common;
+use crate::common::run::{
+    CpuRun, GpuRun, Run, Setup, Spec, alone, bits, devices, every_path, every_path_with, packed,
+};
+use crate::common::{Numbers, upload};
+use wgpu_optim::{
+    AutoSgd, Flags, Group, LossScaler, NonFinitePolicy, Outcome, Record, Regime, Rule, Stream,
+};
+
+/// Lengths around quads, so that heads, bodies and tails are there.
+const LENGTHS: [usize; 6] = [1, 3, 4, 5, 61, 300];
+
+/// Numbers whose sums and products with powers of two f32 holds exactly: what a device makes of them has no rounding in it.
+fn dyadic(numbers: &mut Numbers, len: usize) -> Vec<f32> {
+    (0..len)
+        .map(|_| (numbers.next() * 64.0).round() / 64.0)
+        .collect()
+}
+
+fn spec(rule: Rule, regime: AutoSgd) -> Spec {
+    let mut numbers = Numbers(7);
+    let tensors = LENGTHS.map(|len| dyadic(&mut numbers, len)).into();
+    Spec::new(rule, Regime::AutoSgd(regime), tensors)
+}
+
+/// A given first rate, so that everything is exact.
+fn regime() -> AutoSgd {
+    AutoSgd {
+        initial_rate: Some(0.25),
+        ..AutoSgd::default()
+    }
+}
+
+fn gradients(numbers: &mut Numbers) -> Vec<Vec<f32>> {
+    LENGTHS.map(|len| dyadic(numbers, len)).into()
+}
+
+/// The CPU path and every adapter, tensors at odd places with gaps between them.
+fn paths(spec: &Spec) -> Vec<Box<dyn Run>> {
+    let specs = std::slice::from_ref(spec);
+    let mut runs: Vec<Box<dyn Run>> = vec![Box::new(CpuRun::new(specs))];
+    for gpu in &devices() {
+        runs.push(Box::new(GpuRun::new(gpu, specs, packed(specs, 3, 2))));
+    }
+    runs
+}
+
+/// What a stream is without the others: parameters and steps at one rate.
+#[derive(Clone)]
+struct Alone {
+    w: Vec<Vec<f32>>,
+    rate: f32,
+    signs: bool,
+}
+
+impl Alone {
+    fn step(&mut self, gradients: &[Vec<f32>]) {
+        for (w, g) in self.w.iter_mut().flatten().zip(gradients.iter().flatten()) {
+            let sign = if *g == 0.0 { 0.0 } else { g.signum() };
+            *w -= self.rate * if self.signs { sign } else { *g };
+        }
+    }
+}
+
+/// The middle stream, the slower and the faster, in the order of their turns.
+fn three(spec: &Spec, rate: f32) -> [Alone; 3] {
+    [1.0, 0.5, 2.0].map(|share| Alone {
+        w: spec.tensors.clone(),
+        rate: share * rate,
+        signs: spec.rule.is_sign(),
+    })
+}
+
+fn one_record(run: &mut dyn Run) -> Record {
+    let records = run.records().records;
+    assert_eq!(records.len(), 1);
+    records[0]
+}
+
+const STREAMS: [Stream; 3] = [Stream::Middle, Stream::Slower, Stream::Faster];
+
+#[test]
+fn streams_that_take_turns_are_three_optimizers_bit_for_bit() {
+    let _alone = alone();
+    for rule in [Rule::sgd(), Rule::sign_sgd()] {
+        let spec = spec(
+            rule,
+            AutoSgd {
+                certainty: 1e9,
+                ..regime()
+            },
+        );
+        for mut run in paths(&spec) {
+            let mut streams = three(&spec, 0.25);
+            let mut numbers = Numbers(11);
+            for t in 0..14 {
+                let turn = t % 3;
+                assert_eq!(
+                    bits(&run.params()),
+                    bits(&streams[turn].w),
+                    "{}, {}, before step {t}",
+                    run.path(),
+                    rule.name()
+                );
+                let grads = gradients(&mut numbers);
+                run.step(&grads);
+                streams[turn].step(&grads);
+                let record = one_record(&mut *run);
+                assert_eq!(record.stream, Some(STREAMS[turn]));
+                assert_eq!((record.episode, record.outcome), (0, None));
+                assert_eq!(record.learning_rate, 0.25);
+            }
+        }
+    }
+}
+
+#[test]
+fn nothing_around_the_tensors_is_touched() {
+    let _alone = alone();
+    let spec = spec(
+        Rule::sgd(),
+        AutoSgd {
+            rounds: 4,
+            ..regime()
+        },
+    );
+    for gpu in &devices() {
+        let specs = std::slice::from_ref(&spec);
+        let mut run = GpuRun::new(gpu, specs, packed(specs, 3, 2));
+        let mut numbers = Numbers(11);
+        for _ in 0..17 {
+            run.step(&gradients(&mut numbers));
+        }
+        run.assert_surroundings_untouched();
+    }
+}
+
+/// A loss by round and stream: the middle one's is 1.
+fn loss_of(round: usize, slower: f32, faster: f32) -> [f32; 3] {
+    // Some noise, that there be a deviation.
+    let noise = [0.0, 0.01, -0.01, 0.02, -0.02][round % 5];
+    [1.0, slower + noise, faster - noise]
+}
+
+#[test]
+fn an_episode_ends_with_the_winners_parameters() {
+    let _alone = alone();
+    // Losses of the slower and the faster stream, the rounds it takes, who wins, and the rate's factor.
+    let cases = [
+        (1.2, 0.8, 5, Outcome::Won(Stream::Faster), 2.0),
+        (0.8, 0.7, 5, Outcome::Won(Stream::Faster), 2.0),
+        (0.8, 1.2, 5, Outcome::Won(Stream::Slower), 0.5),
+        (1.2, 1.2, 5, Outcome::Won(Stream::Middle), 1.0),
+        // Certain of one alone, and of neither: after as many rounds as there may be.
+        (1.2, 1.0, 7, Outcome::Won(Stream::Middle), 1.0),
+        (1.0, 1.0, 7, Outcome::Won(Stream::Middle), 1.0),
+        // Lower than the middle one's, but more than twice that at the start, which is 0.25.
+        (0.8, 1.2, 5, Outcome::TakenBack, 0.5),
+    ];
+    for (case, (slower, faster, rounds, outcome, factor)) in cases.into_iter().enumerate() {
+        let spec = spec(
+            Rule::sgd(),
+            AutoSgd {
+                rounds: 6,
+                ..regime()
+            },
+        );
+        for mut run in paths(&spec) {
+            let what = format!("{}, case {case}", run.path());
+            let mut streams = three(&spec, 0.25);
+            let mut numbers = Numbers(11);
+            for t in 0..3 * rounds {
+                let loss = match (t / 3, outcome) {
+                    (0, Outcome::TakenBack) => 0.25,
+                    (0, _) => 1.0,
+                    (round, _) => loss_of(round, slower, faster)[t % 3],
+                };
+                run.set_loss(loss);
+                let grads = gradients(&mut numbers);
+                run.step(&grads);
+                streams[t % 3].step(&grads);
+                let record = one_record(&mut *run);
+                assert_eq!(
+                    record.flags.episode_ends(),
+                    t == 3 * rounds - 1,
+                    "{what}, {t}"
+                );
+                assert_eq!(record.episode, 0);
+            }
+            let winner = match outcome {
+                Outcome::Won(stream) => {
+                    let index = STREAMS.iter().position(|&other| other == stream);
+                    streams[index.expect("a stream")].w.clone()
+                }
+                Outcome::TakenBack => spec.tensors.clone(),
+            };
+            assert_eq!(bits(&run.params()), bits(&winner), "{what}");
+            // Every stream goes on from there, at its share of the new rate.
+            let mut streams = three(
+                &Spec {
+                    tensors: winner,
+                    ..spec.clone()
+                },
+                0.25 * factor,
+            );
+            for t in 0..9 {
+                assert_eq!(
+                    bits(&run.params()),
+                    bits(&streams[t % 3].w),
+                    "{what}, {t} later"
+                );
+                let grads = gradients(&mut numbers);
+                run.set_loss(1.0);
+                run.step(&grads);
+                streams[t % 3].step(&grads);
+                let record = one_record(&mut *run);
+                assert_eq!(record.learning_rate, 0.25 * factor, "{what}");
+                assert_eq!(record.episode, 1);
+                assert_eq!(record.outcome, (t == 0).then_some(outcome), "{what}");
+                let change = if t == 0 { factor.ln() } else { 0.0 };
+                assert!(
+                    (record.change() - f64::from(change)).abs() <= 1e-6,
+                    "{what}"
+                );
+                if t == 0 {
+                    let percent = format!("({:+.1} %)", 100.0 * (factor - 1.0));
+                    let words = format!("episode 0: {outcome} {percent}; middle stream");
+                    assert!(record.to_string().contains(&words), "{record}");
+                }
+            }
+        }
+    }
+}
+
+/// What is not finite: at a stream's first step nothing comes of it, later the stream is lost.
+#[test]
+fn what_is_not_finite_loses_a_stream_and_nothing_else() {
+    let _alone = alone();
+    // Which streams, and how the episode ends.
+    let cases = [
+        (vec![2], Outcome::Won(Stream::Middle)),
+        (vec![1], Outcome::Won(Stream::Middle)),
+        (vec![1, 2], Outcome::Won(Stream::Middle)),
+        (vec![0], Outcome::Won(Stream::Slower)),
+        (vec![0, 2], Outcome::Won(Stream::Slower)),
+        (vec![0, 1], Outcome::TakenBack),
+        (vec![0, 1, 2], Outcome::TakenBack),
+    ];
+    for (lost, outcome) in cases {
+        for by_loss in [false, true] {
+            let spec = spec(Rule::sgd(), regime());
+            for mut run in paths(&spec) {
+                let what = format!("{}, {lost:?}, by the loss: {by_loss}", run.path());
+                let mut streams = three(&spec, 0.25);
+                let mut numbers = Numbers(11);
+                for t in 0..9 {
+                    let mut grads = gradients(&mut numbers);
+                    // Before anything has moved: nobody's fault. In the last round: the stream's.
+                    let at_start = t == 0;
+                    let bad = at_start || t >= 6 && lost.contains(&(t % 3));
+                    if bad && by_loss {
+                        run.set_loss(f32::INFINITY);
+                    } else if bad {
+                        grads[4][60] = f32::NAN;
+                    } else {
+                        streams[t % 3].step(&grads);
+                    }
+                    run.step(&grads);
+                    run.set_loss(1.0);
+                    let record = one_record(&mut *run);
+                    assert_eq!(record.flags.skipped(), bad, "{what}, step {t}");
+                    assert_eq!(
+                        record.flags.stream_lost(),
+                        bad && !at_start,
+                        "{what}, step {t}"
+                    );
+                    assert_eq!(record.flags.nonfinite_loss(), bad && by_loss, "{what}");
+                    if record.flags.stream_lost() {
+                        let words = format!("the {} stream is lost", STREAMS[t % 3].name());
+                        assert!(record.to_string().contains(&words), "{record}");
+                    }
+                    assert_eq!(record.flags.episode_ends(), t == 8, "{what}, step {t}");
+                    if t < 8 {
+                        // A turn that was skipped left its stream as it was.
+                        let shown = &streams[(t + 1) % 3].w;
+                        assert_eq!(bits(&run.params()), bits(shown), "{what}, after step {t}");
+                    }
+                }
+                let (winner, rate) = match outcome {
+                    Outcome::Won(Stream::Middle) => (&streams[0].w, 0.25),
+                    Outcome::Won(_) => (&streams[1].w, 0.125),
+                    Outcome::TakenBack => (&spec.tensors, 0.125),
+                };
+                assert_eq!(bits(&run.params()), bits(winner), "{what}");
+                run.step(&gradients(&mut numbers));
+                let record = one_record(&mut *run);
+                assert_eq!(record.outcome, Some(outcome), "{what}");
+                assert_eq!(record.learning_rate, rate, "{what}");
+                assert_eq!(record.skipped as usize, 1 + lost.len(), "{what}");
+            }
+        }
+    }
+}
+
+/// Skipped steps anywhere: turns pass, streams that have not moved are at the start, those that have are lost.
+#[test]
+fn skips_in_any_order_leave_every_stream_where_it_was() {
+    let _alone = alone();
+    let spec = spec(
+        Rule::sgd(),
+        AutoSgd {
+            certainty: 1e9,
+            ..regime()
+        },
+    );
+    // How episodes ended: with the middle one, with the slower, taken back; and with a winner that had not moved.
+    let mut ends = [0; 3];
+    let mut unmoved = [0; 3];
+    for seed in 17..21 {
+        for mut run in paths(&spec) {
+            let mut numbers = Numbers(seed);
+            let mut rate = 0.25;
+            let mut start = spec.tensors.clone();
+            let mut streams = three(&spec, rate);
+            let (mut moved, mut lost) = ([false; 3], [false; 3]);
+            for t in 0..150 {
+                let turn = t % 3;
+                let what = format!("{}, seed {seed}, step {t}", run.path());
+                assert_eq!(bits(&run.params()), bits(&streams[turn].w), "{what}");
+                let mut grads = gradients(&mut numbers);
+                if numbers.next() < 0.0 {
+                    grads[3][1] = f32::NAN;
+                    lost[turn] |= moved[turn];
+                } else {
+                    streams[turn].step(&grads);
+                    moved[turn] = true;
+                }
+                run.step(&grads);
+                if turn < 2 || lost == [false; 3] {
+                    continue;
+                }
+                let (case, end) = match lost {
+                    [false, ..] => (0, streams[0].w.clone()),
+                    [_, false, _] => (1, streams[1].w.clone()),
+                    _ => (2, start.clone()),
+                };
+                ends[case] += 1;
+                unmoved[case] += usize::from(!moved[case]);
+                rate *= [1.0, 0.5, 0.5][case];
+                start = end.clone();
+                let next = Spec {
+                    tensors: end,
+                    ..spec.clone()
+                };
+                (streams, moved, lost) = (three(&next, rate), [false; 3], [false; 3]);
+            }
+        }
+    }
+    assert!(ends.iter().all(|&ends| ends >= 3), "{ends:?}");
+    assert!(unmoved[..2].iter().all(|&ends| ends >= 3), "{unmoved:?}");
+}
+
+/// However long the gradients are not finite before anything has moved: parameters, rate and episode stay.
+#[test]
+fn a_start_that_is_not_finite_waits() {
+    let _alone = alone();
+    let spec = spec(Rule::sgd(), regime());
+    for mut run in paths(&spec) {
+        let mut bad = gradients(&mut Numbers(3));
+        bad[0][0] = f32::NEG_INFINITY;
+        for _ in 0..20 {
+            run.step(&bad);
+        }
+        assert_eq!(bits(&run.params()), bits(&spec.tensors), "{}", run.path());
+        let records = run.records().records;
+        let is_quiet =
+            |flags: Flags| flags.skipped() && !flags.stream_lost() && !flags.episode_ends();
+        assert!(records.iter().all(|r| is_quiet(r.flags) && r.episode == 0));
+        run.step(&gradients(&mut Numbers(3)));
+        assert_eq!(one_record(&mut *run).learning_rate, 0.25);
+    }
+}
+
+/// The test compares losses by their ratio, and the first rate comes from the gradient: a power of two on the loss changes no bit.
+#[test]
+fn the_scale_of_the_loss_changes_no_bit() {
+    let _alone = alone();
+    let run_at = |run: &mut dyn Run, scale: f32| {
+        let mut numbers = Numbers(11);
+        let mut outcomes = Vec::new();
+        for t in 0..60 {
+            run.set_loss(scale * (2.0 + 0.5 * numbers.next() + [0.0, 0.3, -0.3][t % 3]));
+            let grads: Vec<Vec<f32>> = LENGTHS.map(|len| numbers.vec(len)).into();
+            let scaled: Vec<Vec<f32>> = grads
+                .iter()
+                .map(|tensor| tensor.iter().map(|g| scale * g).collect())
+                .collect();
+            run.step(&scaled);
+            outcomes.extend(run.records().records[0].outcome);
+        }
+        assert!(outcomes.len() >= 2, "{outcomes:?}");
+        (outcomes, bits(&run.params()))
+    };
+    let spec = spec(
+        Rule::sgd(),
+        AutoSgd {
+            certainty: 1.0,
+            rounds: 8,
+            ..AutoSgd::default()
+        },
+    );
+    let scales = [1.0, 2f32.powi(-40), 2f32.powi(60)];
+    let mut results: Vec<Vec<_>> = Vec::new();
+    for scale in scales {
+        let mut runs = paths(&spec);
+        results.push(
+            runs.iter_mut()
+                .map(|run| run_at(&mut **run, scale))
+                .collect(),
+        );
+    }
+    assert_eq!(results[0], results[1]);
+    assert_eq!(results[0], results[2]);
+}
+
+#[test]
+fn all_groups_walk_in_step_whatever_their_rates() {
+    let _alone = alone();
+    let mut numbers = Numbers(7);
+    let mut spec_of = |name: &str, rule, lengths: &[usize], per_tensor| Spec {
+        per_tensor,
+        ..Spec::new(
+            rule,
+            Regime::AutoSgd(AutoSgd {
+                certainty: 1.0,
+                rounds: 8,
+                ..AutoSgd::default()
+            }),
+            lengths.iter().map(|&len| numbers.vec(len)).collect(),
+        )
+        .named(name)
+    };
+    let specs = [
+        spec_of("a", Rule::sgd(), &[5, 61], true),
+        spec_of("b", Rule::sign_sgd(), &[7], false).sharing("norm"),
+        spec_of("c", Rule::sgd(), &[64], false).sharing("norm"),
+    ];
+    for mut run in every_path(&specs) {
+        let mut noise = Numbers(13);
+        let mut first = None;
+        let mut ends = 0;
+        for t in 0..60 {
+            let mut grads: Vec<Vec<f32>> = [5, 61, 7, 64].map(|len| noise.vec(len)).into();
+            if t < 2 {
+                // A group that has no rate yet takes its turns all the same.
+                grads[2].fill(0.0);
+                grads[3].fill(0.0);
+            }
+            if t == 20 {
+                grads[1][3] = f32::NAN;
+            }
+            run.set_loss(2.0 + 0.5 * noise.next() + [0.0, 0.3, -0.3][t % 3]);
+            run.step(&grads);
+            let records = run.records().records;
+            assert_eq!(records.len(), 4);
+            for record in &records {
+                let of = |r: &Record| (r.stream, r.episode, r.flags.episode_ends());
+                assert_eq!(of(record), of(&records[0]), "{}, step {t}", run.path());
+            }
+            ends += usize::from(records[0].flags.episode_ends());
+            let states = run.states();
+            assert!(
+                states
+                    .iter()
+                    .take(4)
+                    .all(|s| s.streams == states[0].streams)
+            );
+            let rates = run.rates();
+            if t == 2 {
+                assert!(rates.windows(2).all(|pair| pair[0] != pair[1]), "{rates:?}");
+                first = Some(rates);
+            } else if let Some(first) = &first {
+                let growth = rates[0] / first[0];
+                for (rate, first) in rates.iter().zip(first) {
+                    assert!((rate / first / growth - 1.0).abs() <= 1e-5, "{rates:?}");
+                }
+            }
+        }
+        assert!(ends >= 2, "{}", run.path());
+    }
+}
+
+/// After a halt no turn passes; the steps that led to it lost their streams as any do.
+#[test]
+fn a_halt_holds_every_stream() {
+    let _alone = alone();
+    let spec = spec(Rule::sgd(), regime());
+    let setup = Setup {
+        policy: NonFinitePolicy::Error { after: 2 },
+        ..Setup::default()
+    };
+    for mut run in every_path_with(std::slice::from_ref(&spec), setup) {
+        let path = run.path();
+        let mut streams = three(&spec, 0.25);
+        let mut numbers = Numbers(11);
+        for stream in [0, 1, 2, 0] {
+            let grads = gradients(&mut numbers);
+            run.step(&grads);
+            streams[stream].step(&grads);
+        }
+        let mut bad = gradients(&mut numbers);
+        bad[5][7] = f32::NAN;
+        let mut halts = 0;
+        for t in 0..6 {
+            halts += usize::from(run.try_step(&bad).is_err());
+            // The slower and the faster one are lost, so that the middle one wins; then nothing happens.
+            let shown = &streams[if t == 0 { 2 } else { 0 }].w;
+            assert_eq!(bits(&run.params()), bits(shown), "{path}, {t}");
+        }
+        halts += usize::from(run.try_records().is_err());
+        assert!(halts >= 1, "{path}");
+        let states = run.states()[0].streams;
+        assert_eq!((states.episode, states.turn, states.moved), (1, 0, 0));
+        run.resume();
+        let mut streams = three(
+            &Spec {
+                tensors: streams[0].w.clone(),
+                ..spec.clone()
+            },
+            0.25,
+        );
+        for t in 0..6 {
+            assert_eq!(
+                bits(&run.params()),
+                bits(&streams[t % 3].w),
+                "{path}, {t} later"
+            );
+            let grads = gradients(&mut numbers);
+            run.step(&grads);
+            streams[t % 3].step(&grads);
+        }
+    }
+}
+
+/// A scale of the loss that was too large is no stream's fault.
+#[test]
+fn a_loss_scale_that_falls_loses_no_stream() {
+    let _alone = alone();
+    let spec = spec(Rule::sgd(), regime());
+    let setup = Setup {
+        scaler: Some(LossScaler {
+            initial_scale: 2.0,
+            ..LossScaler::default()
+        }),
+        ..Setup::default()
+    };
+    for mut run in every_path_with(std::slice::from_ref(&spec), setup) {
+        let mut numbers = Numbers(11);
+        for t in 0..9 {
+            let scale = run.loss_scale();
+            assert_eq!(scale, if t <= 4 { 2.0 } else { 1.0 });
+            let mut grads = gradients(&mut numbers);
+            for g in grads.iter_mut().flatten() {
+                *g *= scale;
+            }
+            // First the scale falls, then it is at its smallest.
+            if t == 4 || t == 7 {
+                grads[0][0] = f32::INFINITY;
+            }
+            run.step(&grads);
+            let record = one_record(&mut *run);
+            assert_eq!(record.flags.skipped(), t == 4 || t == 7);
+            assert_eq!(record.flags.stream_lost(), t == 7, "{}", run.path());
+            assert_eq!(record.flags.episode_ends(), t == 8, "{}", run.path());
+        }
+    }
+}
+
+/// Steps recorded into one submit are steps, whose turn it is being known to the device alone.
+#[test]
+fn turns_need_no_host() {
+    let _alone = alone();
+    let spec = spec(
+        Rule::sgd(),
+        AutoSgd {
+            rounds: 4,
+            ..regime()
+        },
+    );
+    for gpu in &devices() {
+        let specs = std::slice::from_ref(&spec);
+        let new = || GpuRun::new(gpu, specs, packed(specs, 3, 2));
+        let (mut one, mut other) = (new(), new());
+        let grads = gradients(&mut Numbers(3));
+        one.write_grads(&grads);
+        let mut encoder = gpu.device().create_command_encoder(&Default::default());
+        for _ in 0..17 {
+            one.optimizer.encode_step(&mut encoder).expect("alive");
+            other.step(&grads);
+        }
+        gpu.queue().submit([encoder.finish()]);
+        assert_eq!(bits(&one.params()), bits(&other.params()));
+        assert_eq!(one.states(), other.states());
+        assert_ne!(bits(&one.params()), bits(&spec.tensors));
+    }
+}
+
+/// The memory that `build` states: 12 bytes per parameter, in bindings that the device can have, whatever the block.
+#[test]
+fn a_tensor_whose_streams_do_not_fit_one_binding_is_cut() {
+    let _alone = alone();
+    for gpu in &devices() {
+        let mut limits = gpu.device().limits();
+        limits.max_storage_buffer_binding_size = 1 << 16;
+        let adapter = gpu.device().adapter_info();
+        let adapters = pollster::block_on(wgpu_optim::Gpu::adapters(None));
+        let adapter = adapters
+            .iter()
+            .find(|other| other.get_info() == adapter)
+            .expect("the device's adapter");
+        let request = adapter.request_device(&wgpu_optim::wgpu::DeviceDescriptor {
+            required_limits: limits,
+            ..Default::default()
+        });
+        let (device, queue) = pollster::block_on(request).expect("a smaller device");
+        let small = wgpu_optim::Gpu::from_parts(device, queue);
+        let len = 12_000;
+        let w = dyadic(&mut Numbers(5), len);
+        let g = dyadic(&mut Numbers(6), len);
+        let (params, grads) = (upload(&small, &w), upload(&small, &g));
+        let loss = upload(&small, &[1.0]);
+        let optimizer = wgpu_optim::OptimizerBuilder::new(Rule::sgd())
+            .regime(Regime::AutoSgd(AutoSgd {
+                rounds: 4,
+                ..regime()
+            }))
+            .loss(loss.slice(0..4))
+            .group(Group::new("all").tensor(
+                "w",
+                params.slice(..4 * len as u64),
+                grads.slice(..4 * len as u64),
+            ))
+            .build(&small)
+            .expect("builds");
+        for _ in 0..15 {
+            common::step(&small, &optimizer);
+        }
+        // The middle stream wins: five steps of the same gradient.
+        let expected: Vec<f32> = w.iter().zip(&g).map(|(w, g)| w - 5.0 * 0.25 * g).collect();
+        assert_eq!(common::download(&small, &params, len), expected);
+    }
+}

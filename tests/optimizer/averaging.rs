@@ -1,0 +1,593 @@
+//! Promises of `Averaging`: every average is the one its paper defines, of the iterates that there were, for every rule, wherever
+//! tensors lie; skipped steps leave it alone; exchanged twice, everything is as it was; where it is off there is
+//! nothing of it.
+//!
+//! Faults tried once by hand, each failed its test: a weight of the step before; steps counted with the skipped ones; the average taken
+//! before the update, or of the old parameters; weight 1 computed instead of copied; a stretch of the host averaged at its start only;
+//! copies that exchange; copies that start at the block instead of at the tensor.
+
+use crate::common::run::{
+    CpuRun, GpuRun, Place, Run, Spec, bits, devices, lengths, packed, separate,
+};
+use crate::common::{Kernel, Numbers, download, small_bindings, upload};
+use wgpu_optim::gpu::{PassName, Tuning};
+use wgpu_optim::layout::{GroupConstants, GroupState, average_kinds};
+use wgpu_optim::{Averaging, Error, Gpu, Group, OptimizerBuilder, Regime, Rule, wgpu};
+
+fn averagings() -> [Averaging; 4] {
+    [
+        Averaging::Running { start: 0 },
+        Averaging::Exponential {
+            decay: 0.75,
+            start: 1,
+        },
+        Averaging::PolynomialDecay { eta: 3.0, start: 2 },
+        Averaging::Off,
+    ]
+}
+
+/// The average of these iterates as it is defined: by its weights, where the optimizer goes step by step. `None` before the start.
+fn definition(averaging: Averaging, iterates: &[Vec<f32>]) -> Option<Vec<f64>> {
+    let (start, weight): (u32, &dyn Fn(usize, usize) -> f64) = match averaging {
+        Averaging::Running { start } => (start, &|_, k| 1.0 / k as f64),
+        Averaging::Exponential { decay, start } => (start, &move |j, k| {
+            let decay = f64::from(decay);
+            let share = if j == 1 { 1.0 } else { 1.0 - decay };
+            share * decay.powi((k - j) as i32)
+        }),
+        Averaging::PolynomialDecay { eta, start } => (start, &move |j, k| {
+            let eta = f64::from(eta);
+            let a = |t: usize| (1.0 + eta) / (t as f64 + eta);
+            (j + 1..=k).map(|t| 1.0 - a(t)).product::<f64>() * a(j)
+        }),
+        _ => return None,
+    };
+    let counted = iterates.get(start as usize..)?;
+    let mut average = vec![0.0; counted.first()?.len()];
+    for (j, iterate) in counted.iter().enumerate() {
+        let weight = weight(j + 1, counted.len());
+        for (sum, &w) in average.iter_mut().zip(iterate) {
+            *sum += weight * f64::from(w);
+        }
+    }
+    Some(average)
+}
+
+/// Each step rounds a weight, a difference, a product and a sum; what a step got wrong fades with its iterate.
+fn assert_near(path: &str, averaging: Averaging, got: &[f32], iterates: &[Vec<f32>]) {
+    let Some(expected) = definition(averaging, iterates) else {
+        let now = iterates.last().expect("an iterate");
+        assert_eq!(
+            bits(&[got.to_vec()]),
+            bits(std::slice::from_ref(now)),
+            "{path}"
+        );
+        return;
+    };
+    assert_eq!(got.len(), expected.len(), "{path}");
+    let largest = iterates.iter().flatten().fold(0f32, |a, b| a.max(b.abs()));
+    let tolerance = 4.0 * f64::from(f32::EPSILON) * f64::from(largest);
+    for (element, (&got, expected)) in got.iter().zip(expected).enumerate() {
+        assert!(
+            (f64::from(got) - expected).abs() <= tolerance,
+            "{path}, {averaging:?}, element {element}: {got} instead of {expected}"
+        );
+    }
+}
+
+fn group_of(specs: &[Spec]) -> Vec<usize> {
+    let groups = specs.iter().enumerate();
+    groups
+        .flat_map(|(group, spec)| spec.tensors.iter().map(move |_| group))
+        .collect()
+}
+
+fn gradients(specs: &[Spec], step: u64) -> Vec<Vec<f32>> {
+    let mut numbers = Numbers(100 + step);
+    lengths(specs).map(|len| numbers.vec(len)).collect()
+}
+
+const STEPS: u64 = 8;
+const SKIPPED: [u64; 2] = [0, 4];
+
+/// Steps, two of them skipped, and after each of them the averages are those of the iterates so far.
+fn check(run: &mut dyn Run, specs: &[Spec]) {
+    let mut iterates: Vec<Vec<Vec<f32>>> = lengths(specs).map(|_| Vec::new()).collect();
+    for step in 0..STEPS {
+        let mut grads = gradients(specs, step);
+        let before = bits(&run.averages());
+        if SKIPPED.contains(&step) {
+            *grads.last_mut().and_then(|g| g.last_mut()).expect("some") = f32::NAN;
+        }
+        run.step(&grads);
+        let averages = run.averages();
+        if SKIPPED.contains(&step) {
+            assert_eq!(bits(&averages), before, "{}: skipped", run.path());
+            continue;
+        }
+        for (tensor, params) in run.params().into_iter().enumerate() {
+            iterates[tensor].push(params);
+        }
+        for (tensor, &group) in group_of(specs).iter().enumerate() {
+            let averaging = specs[group].averaging;
+            assert_near(&run.path(), averaging, &averages[tensor], &iterates[tensor]);
+        }
+    }
+    let (averages, params) = (bits(&run.averages()), bits(&run.params()));
+    let averaged = group_of(specs).into_iter().enumerate();
+    let different = averaged
+        .filter(|&(tensor, group)| {
+            specs[group].averaging != Averaging::Off && averages[tensor] != params[tensor]
+        })
+        .count();
+    assert!(different > 0, "{}: averages are parameters", run.path());
+}
+
+/// Every rule with every average, each a group.
+fn every_rule_and_average(tensors: &[usize]) -> Vec<Spec> {
+    let mut numbers = Numbers(1);
+    let mut specs = Vec::new();
+    for rule in Rule::all() {
+        for averaging in averagings() {
+            let tensors = tensors.iter().map(|&len| numbers.vec(len)).collect();
+            let mut spec = Spec::new(rule, Regime::fixed(0.07), tensors);
+            spec.averaging = averaging;
+            specs.push(spec.named(format!("{}", specs.len())));
+        }
+    }
+    specs
+}
+
+#[test]
+fn averages_are_those_of_the_iterates_for_every_rule() {
+    let specs = every_rule_and_average(&[1, 37, 4]);
+    check(&mut CpuRun::new(&specs), &specs);
+    for gpu in &devices() {
+        for places in [packed(&specs, 3, 0), separate(&specs)] {
+            let mut run = GpuRun::new(gpu, &specs, places);
+            check(&mut run, &specs);
+            run.assert_surroundings_untouched();
+        }
+    }
+}
+
+/// Lengths around a block's, starts at every remainder, parameters and gradients in one buffer.
+#[test]
+fn averages_around_the_boundaries_of_blocks() {
+    let block = 32;
+    let mut numbers = Numbers(2);
+    let mut spec_of = |averaging, lengths: &[usize]| {
+        let tensors = lengths.iter().map(|&len| numbers.vec(len)).collect();
+        let mut spec = Spec::new(Rule::sgdm(0.5), Regime::fixed(0.07), tensors);
+        spec.averaging = averaging;
+        spec.named(averaging.name())
+    };
+    let [running, exponential, polynomial, off] = averagings();
+    let specs = [
+        spec_of(running, &[block - 1, block, block + 1, 0, 3]),
+        spec_of(off, &[5]),
+        spec_of(exponential, &[3 * block + 2, 1]),
+        spec_of(polynomial, &[2, 5 * block]),
+    ];
+    // Gradients follow their parameters, at another remainder for every second tensor.
+    let mut at = 1;
+    let places: Vec<Place> = lengths(&specs)
+        .enumerate()
+        .map(|(i, len)| {
+            let grads = at + (len + i % 2).next_multiple_of(4) + i % 2;
+            let place = Place {
+                params: (0, at),
+                grads: (0, grads),
+            };
+            at = grads + len + i % 3;
+            place
+        })
+        .collect();
+    for gpu in &devices() {
+        let tuning = Tuning {
+            workgroup_size: 4,
+            quads_per_invocation: 2,
+            ..gpu.tuning()
+        };
+        let gpu = gpu.clone().with_tuning(tuning).expect("a small geometry");
+        assert_eq!(gpu.tuning().block_elements(), block as u32);
+        for places in [places.clone(), packed(&specs, 0, 0)] {
+            let mut run = GpuRun::new(&gpu, &specs, places);
+            check(&mut run, &specs);
+            run.assert_surroundings_untouched();
+        }
+    }
+}
+
+/// A tensor that needs several windows, and blocks of the host that go to several threads.
+#[test]
+fn averages_of_large_tensors() {
+    let tensors = vec![Numbers(3).vec(140_001), Numbers(4).vec(3)];
+    let mut spec = Spec::new(Rule::sgd(), Regime::fixed(0.07), tensors);
+    spec.averaging = Averaging::PolynomialDecay { eta: 1.0, start: 1 };
+    let specs = [spec];
+    check(&mut CpuRun::new(&specs), &specs);
+    for gpu in small_bindings(128 << 10) {
+        let mut run = GpuRun::with(&gpu, &specs, packed(&specs, 5, 2), |builder| {
+            builder.record_steps(4)
+        });
+        let windows = run.optimizer.dispatches().iter();
+        let last = PassName::UpdateParameters;
+        assert!(windows.filter(|dispatch| dispatch.pass == last).count() > 4);
+        check(&mut run, &specs);
+    }
+}
+
+/// The case on every path, the device's tensors at odd places.
+fn every_path(specs: &[Spec]) -> Vec<Box<dyn Run>> {
+    let mut runs: Vec<Box<dyn Run>> = vec![Box::new(CpuRun::new(specs))];
+    for gpu in &devices() {
+        let places = packed(specs, 3, 1);
+        runs.push(Box::new(GpuRun::new(gpu, specs, places)));
+    }
+    runs
+}
+
+/// Exchanged once, the parameters are the averages, bit for bit; exchanged twice, everything is as if nothing had been, and goes on so.
+#[test]
+fn exchanged_twice_is_not_exchanged() {
+    let specs = every_rule_and_average(&[9, 70]);
+    let pairs = every_path(&specs).into_iter().zip(every_path(&specs));
+    for (mut run, mut alone) in pairs {
+        for step in 0..6 {
+            run.step(&gradients(&specs, step));
+            alone.step(&gradients(&specs, step));
+            let (params, averages) = (bits(&run.params()), bits(&run.averages()));
+            run.swap_averages();
+            assert_eq!(bits(&run.params()), averages, "{}", run.path());
+            if step > 2 {
+                assert_ne!(averages, params, "{}", run.path());
+            }
+            run.swap_averages();
+            assert_eq!(bits(&run.params()), params, "{}", run.path());
+            assert_eq!(bits(&run.averages()), averages, "{}", run.path());
+        }
+        assert_eq!(bits(&run.params()), bits(&alone.params()), "{}", run.path());
+        assert_eq!(
+            bits(&run.averages()),
+            bits(&alone.averages()),
+            "{}",
+            run.path()
+        );
+    }
+}
+
+/// Before the average starts the parameters stand in for it, also before the first step; it starts as its first iterate, bit for bit,
+/// that of a zero with a sign and of the largest number included.
+#[test]
+fn an_average_starts_from_its_first_iterate() {
+    let values = vec![-0.0, 0.0, f32::MAX, -f32::MAX, 1e-45, 0.1, -3e-39, 7.5, 1.0];
+    for averaging in [
+        Averaging::Running { start: 3 },
+        Averaging::Exponential {
+            decay: 0.999,
+            start: 3,
+        },
+        Averaging::PolynomialDecay { eta: 8.0, start: 3 },
+    ] {
+        let mut spec = Spec::new(Rule::sgd(), Regime::fixed(0.5), vec![values.clone()]);
+        spec.averaging = averaging;
+        let specs = [spec];
+        for mut run in every_path(&specs) {
+            for step in 0..=4 {
+                let params = bits(&run.params());
+                assert_eq!(bits(&run.averages()), params, "{}, {step}", run.path());
+                run.swap_averages();
+                assert_eq!(bits(&run.params()), params, "{}, {step}", run.path());
+                run.swap_averages();
+                assert_eq!(bits(&run.params()), params, "{}, {step}", run.path());
+                run.step(&[vec![0.0, 0.0, 0.0, 0.0, 0.0, 1.0, 0.0, 2.0, 3.0]]);
+            }
+            assert_ne!(bits(&run.averages()), bits(&run.params()), "{}", run.path());
+        }
+    }
+}
+
+/// Where it is off there is no buffer and no dispatch of it; where it is on, the parameters do not know.
+#[test]
+fn averages_cost_nothing_where_they_are_off_and_change_no_parameter() {
+    let with = every_rule_and_average(&[33]);
+    let without: Vec<Spec> = with
+        .iter()
+        .cloned()
+        .map(|spec| Spec {
+            averaging: Averaging::Off,
+            ..spec
+        })
+        .collect();
+    let all_gradients: Vec<Vec<Vec<f32>>> = (0..5).map(|step| gradients(&with, step)).collect();
+    let pairs = every_path(&with).into_iter().zip(every_path(&without));
+    for (mut with, mut without) in pairs {
+        for gradients in &all_gradients {
+            with.step(gradients);
+            without.step(gradients);
+        }
+        assert_eq!(bits(&with.params()), bits(&without.params()));
+    }
+    for gpu in &devices() {
+        let buffers = |specs: &[Spec]| -> Vec<(PassName, usize)> {
+            let run = GpuRun::new(gpu, specs, packed(specs, 0, 0));
+            let dispatches = run.optimizer.dispatches().iter();
+            dispatches
+                .map(|dispatch| (dispatch.pass, dispatch.bind_groups.len()))
+                .collect()
+        };
+        assert!(buffers(&without).iter().all(|(_, groups)| *groups <= 2));
+        let buffers = buffers(&with);
+        let averaging = buffers.iter().filter(|(_, groups)| *groups == 3).count();
+        assert!(averaging >= 5 && averaging < buffers.len(), "{buffers:?}");
+        let swaps = |(pass, _): &(PassName, usize)| *pass == PassName::SwapAverages;
+        assert!(!buffers.iter().any(swaps), "{buffers:?}");
+    }
+}
+
+/// From the allocator: what a million parameters more cost on the host, where there may be counters and momentum beside the averages.
+#[test]
+fn averages_take_four_bytes_per_parameter() {
+    let bytes = |elements: usize, averaging: Averaging| {
+        let values = vec![0.0f32; elements];
+        let mut optimizer = None;
+        let info = allocation_counter::measure(|| {
+            let builder = OptimizerBuilder::new(Rule::sgd())
+                .averaging(averaging)
+                .group(Group::new("all").tensor("w", &values, &values));
+            optimizer = Some(builder.build_cpu().expect("builds"));
+        });
+        drop(optimizer);
+        info.bytes_current
+    };
+    let running = Averaging::Running { start: 0 };
+    for elements in [0, 5, 1 << 20] {
+        let more = bytes(elements, running) - bytes(elements, Averaging::Off);
+        assert_eq!(more, 4 * elements as i64);
+    }
+}
+
+/// Nothing is recorded while the averages are swapped in but the way back.
+#[test]
+fn steps_and_copies_are_refused_while_averages_are_swapped_in() {
+    let mut specs = [Spec::new(
+        Rule::sgd(),
+        Regime::fixed(0.5),
+        vec![vec![1.0; 5], vec![2.0; 2]],
+    )];
+    specs[0].averaging = Averaging::Running { start: 0 };
+    for gpu in &devices() {
+        let mut run = GpuRun::new(gpu, &specs, packed(&specs, 0, 0));
+        run.step(&[vec![1.0; 5], vec![1.0; 2]]);
+        let place = upload(gpu, &[0.0; 5]);
+        let optimizer = &run.optimizer;
+        let mut encoder = gpu.device().create_command_encoder(&Default::default());
+        assert!(!optimizer.averages_are_swapped());
+        optimizer.encode_swap_averages(&mut encoder).expect("alive");
+        assert!(optimizer.averages_are_swapped());
+        assert_eq!(
+            optimizer.encode_step(&mut encoder),
+            Err(Error::AveragesSwapped { what: "a step" })
+        );
+        assert_eq!(
+            optimizer.encode_copy_averages(&mut encoder, 0, place.slice(..20)),
+            Err(Error::AveragesSwapped {
+                what: "a copy of the averages"
+            })
+        );
+        optimizer.encode_swap_averages(&mut encoder).expect("alive");
+        assert!(!optimizer.averages_are_swapped());
+        optimizer.encode_step(&mut encoder).expect("alive");
+        gpu.queue().submit([encoder.finish()]);
+        assert_eq!(run.params(), [vec![0.0; 5], vec![1.0; 2]]);
+        assert_eq!(run.averages(), [vec![0.25; 5], vec![1.25; 2]]);
+    }
+    let mut run = CpuRun::new(&specs);
+    let (mut a, mut b) = (vec![1.0; 5], vec![2.0; 2]);
+    let params: &mut [&mut [f32]] = &mut [&mut a, &mut b];
+    let (c, d) = ([1.0; 5], [1.0; 2]);
+    let optimizer = &mut run.optimizer;
+    assert_eq!(optimizer.averages(0), None);
+    optimizer.swap_averages(params).expect("swaps");
+    assert!(optimizer.averages_are_swapped());
+    let refused = optimizer.step(params, &[&c, &d]);
+    assert_eq!(refused, Err(Error::AveragesSwapped { what: "a step" }));
+    assert!(optimizer.drain_records().records.is_empty());
+    optimizer.swap_averages(params).expect("swaps");
+    assert!(!optimizer.averages_are_swapped());
+}
+
+/// Averages go to any place of any buffer, and nowhere else.
+#[test]
+fn copies_of_averages_touch_nothing_but_their_place() {
+    let mut specs = [
+        Spec::new(
+            Rule::sgd(),
+            Regime::fixed(0.5),
+            vec![Numbers(1).vec(7), vec![], Numbers(2).vec(66)],
+        ),
+        Spec::new(Rule::sgd(), Regime::fixed(0.5), vec![vec![1.0; 3]]).named("off"),
+    ];
+    specs[0].averaging = Averaging::Running { start: 0 };
+    for gpu in &devices() {
+        let mut run = GpuRun::new(gpu, &specs, packed(&specs, 2, 0));
+        for step in 0..3 {
+            run.step(&gradients(&specs, step));
+        }
+        let averages = run.averages();
+        let place = upload(gpu, &[9.0; 80]);
+        let optimizer = &run.optimizer;
+        let mut encoder = gpu.device().create_command_encoder(&Default::default());
+        optimizer
+            .encode_copy_averages(&mut encoder, 2, place.slice(12..12 + 4 * 66))
+            .expect("alive");
+        optimizer
+            .encode_copy_averages(&mut encoder, 0, place.slice(4 * 71..4 * 78))
+            .expect("alive");
+        gpu.queue().submit([encoder.finish()]);
+        let mut expected = vec![9.0; 80];
+        expected[3..69].copy_from_slice(&averages[2]);
+        expected[71..78].copy_from_slice(&averages[0]);
+        assert_eq!(download(gpu, &place, 80), expected, "{}", gpu.describe());
+        assert_ne!(averages[2], run.params()[2]);
+        for (tensor, expected) in averages.iter().take(3).enumerate() {
+            let read = pollster::block_on(optimizer.read_averages(tensor));
+            assert_eq!(read.as_ref(), Ok(expected), "{}", gpu.describe());
+        }
+        run.assert_surroundings_untouched();
+
+        let copy_only = gpu.device().create_buffer(&wgpu::BufferDescriptor {
+            label: None,
+            size: 28,
+            usage: wgpu::BufferUsages::STORAGE,
+            mapped_at_creation: false,
+        });
+        let optimizer = &run.optimizer;
+        let mut encoder = gpu.device().create_command_encoder(&Default::default());
+        let mut refused = |tensor, slice| {
+            let error = optimizer
+                .encode_copy_averages(&mut encoder, tensor, slice)
+                .expect_err("this must be refused");
+            assert!(!error.to_string().contains('\n'));
+            error
+        };
+        assert_eq!(
+            refused(4, place.slice(..12)),
+            Error::UnknownTensor {
+                index: 4,
+                tensors: 4
+            }
+        );
+        assert_eq!(
+            refused(3, place.slice(..12)),
+            Error::NoAverages {
+                owner: "tensor \"off/0\"".to_owned()
+            }
+        );
+        assert_eq!(
+            refused(0, place.slice(..24)),
+            Error::AveragesLength {
+                tensor: "group/0".to_owned(),
+                expected: 7,
+                actual: 6
+            }
+        );
+        assert!(matches!(
+            refused(0, place.slice(2..30)),
+            Error::Misaligned {
+                role: "average",
+                offset_bytes: 2,
+                ..
+            }
+        ));
+        assert!(matches!(
+            refused(0, copy_only.slice(..)),
+            Error::MissingUsage {
+                missing: "BufferUsages::COPY_DST",
+                ..
+            }
+        ));
+    }
+}
+
+const WEIGHTS: &str = "
+@group(0) @binding(0) var<storage, read> groups: array<GroupConstants>;
+@group(0) @binding(1) var<storage, read> states: array<GroupState>;
+@group(0) @binding(2) var<storage, read_write> weights: array<f32>;
+@compute @workgroup_size(64) fn weigh(@builtin(local_invocation_index) i: u32) {
+    if i < arrayLength(&groups) {
+        weights[i] = average_weight(groups[i], steps_taken(states[i]));
+    }
+}
+";
+
+fn upload_structs<T: bytemuck::Pod>(gpu: &Gpu, items: &[T]) -> wgpu::Buffer {
+    upload(gpu, bytemuck::cast_slice(items))
+}
+
+/// The weight follows from the exact count, however many steps there were: past 2^24, where f32 no longer counts, past 2^32, and with
+/// skipped steps in between.
+#[test]
+fn weights_are_right_after_any_number_of_steps() {
+    let (mut groups, mut states, mut expected) = (Vec::new(), Vec::new(), Vec::new());
+    for (taken, skipped) in [
+        (0u64, 0u32),
+        (4, 0),
+        (5, 0),
+        (5, 7),
+        (6, 0),
+        (7, u32::MAX),
+        ((1 << 24) + 4, 0),
+        ((1 << 24) + 5, 1),
+        ((1 << 24) + 6, 3),
+        ((1 << 32) - 2, 100),
+        ((1 << 32) - 1, 0),
+        (1 << 32, 0),
+        (1 << 40, 5),
+    ] {
+        for start in [0, 5, (1 << 24) + 5] {
+            for (average, gain) in [
+                (average_kinds::OFF, 0.0),
+                (average_kinds::POLYNOMIAL, 1.0f32),
+                (average_kinds::POLYNOMIAL, 9.0),
+                (average_kinds::EXPONENTIAL, 0.001),
+            ] {
+                let steps = taken + u64::from(skipped);
+                groups.push(GroupConstants {
+                    average,
+                    average_start: start,
+                    average_gain: gain,
+                    ..bytemuck::Zeroable::zeroed()
+                });
+                states.push(GroupState {
+                    steps_low: steps as u32,
+                    steps_high: (steps >> 32) as u32,
+                    skipped,
+                    ..GroupState::default()
+                });
+                let k = taken.min(u64::from(u32::MAX)) as f64 - f64::from(start) + 1.0;
+                let eta = f64::from(gain) - 1.0;
+                expected.push(match average {
+                    _ if k < 1.0 => 0.0,
+                    average_kinds::OFF => 0.0,
+                    average_kinds::EXPONENTIAL if k > 1.0 => f64::from(gain),
+                    _ => (1.0 + eta) / (k + eta),
+                });
+            }
+        }
+    }
+    let source = [
+        include_str!("../../shaders/shared/layout.wgsl"),
+        include_str!("../../shaders/shared/scaled.wgsl"),
+        include_str!("../../shaders/learning_rate/steps_taken.wgsl"),
+        include_str!("../../shaders/learning_rate/average_share.wgsl"),
+        WEIGHTS,
+    ]
+    .concat();
+    for gpu in &devices() {
+        let mut weights = Vec::new();
+        for (groups, states) in groups.chunks(64).zip(states.chunks(64)) {
+            let out = upload(gpu, &[f32::NAN; 64]);
+            let buffers = [upload_structs(gpu, groups), upload_structs(gpu, states)];
+            let kernel = Kernel::new(gpu, &source, &[&buffers[0], &buffers[1], &out]);
+            let mut encoder = gpu.device().create_command_encoder(&Default::default());
+            kernel.dispatch(&mut encoder.begin_compute_pass(&Default::default()));
+            gpu.queue().submit([encoder.finish()]);
+            weights.extend(download(gpu, &out, groups.len()));
+        }
+        for (case, (&weight, &expected)) in weights.iter().zip(&expected).enumerate() {
+            // A conversion, a sum and a division, which WGSL gives 2.5 ulps.
+            let tolerance = 4.0 * f64::from(f32::EPSILON) * expected;
+            assert!(
+                (f64::from(weight) - expected).abs() <= tolerance,
+                "{}: {:?} {:?}: {weight} instead of {expected}",
+                gpu.describe(),
+                groups[case],
+                states[case]
+            );
+            assert!(expected != 1.0 || weight == 1.0);
+        }
+        assert_eq!(weights.len(), expected.len());
+    }
+}

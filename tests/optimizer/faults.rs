@@ -1,0 +1,427 @@
+//! Promises for when things break: a device lost in the middle of a run, memory that runs out while building, a mistake in the caller's own
+//! pass, a readback that does not come, a ring that overruns. Each ends in an `Err` that names the cause, never in a hang or a panic, and
+//! what can go on does, with nothing lost or half done.
+//!
+//! Faults tried once by hand, each failed its test: no probe in `scoped`, no probe after a failed readback, an unmap outside of its error
+//! scope. (What a ring does past 2^32 steps is tested beside the optimizers, where the counter can be set.)
+
+use crate::common;
+use std::process::Command;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use crate::common::run::{CpuRun, Run, Setup, Spec, bits, devices, every_path_with, gpu_run_with};
+use crate::common::{download, step, upload};
+use wgpu_optim::{Error, Gpu, Group, OptimizerBuilder, Records, Regime, Rule, wgpu};
+
+fn specs() -> Vec<Spec> {
+    vec![Spec::new(
+        Rule::sgd(),
+        Regime::fixed(0.5),
+        vec![vec![1.0; 8]],
+    )]
+}
+
+fn grads() -> Vec<Vec<f32>> {
+    vec![vec![1.0; 8]]
+}
+
+/// Every adapter's device, once as ours and once as a caller's, of whose loss nobody tells us.
+fn fresh_devices() -> Vec<(String, Gpu)> {
+    let mut found = Vec::new();
+    for adapter in pollster::block_on(Gpu::adapters(None)) {
+        let ours = pollster::block_on(Gpu::open(&adapter)).expect("opens");
+        let (device, queue) = pollster::block_on(adapter.request_device(&Default::default()))
+            .expect("the default limits");
+        let theirs = Gpu::from_parts(device, queue);
+        found.push((format!("{}, ours", ours.describe()), ours));
+        found.push((format!("{}, the caller's", theirs.describe()), theirs));
+    }
+    found
+}
+
+fn is_lost<T: std::fmt::Debug>(result: Result<T, Error>, what: &str) {
+    let error = match result {
+        Err(error @ Error::DeviceLost(_)) => error.to_string(),
+        other => panic!("{what}: {other:?} instead of a lost device"),
+    };
+    for part in ["device is lost", "half done", "build a new optimizer"] {
+        assert!(error.contains(part), "{what}: {error}");
+    }
+}
+
+#[test]
+fn a_device_destroyed_in_the_middle_of_a_run_is_an_error_everywhere() {
+    for blocking in [true, false] {
+        for (name, gpu) in fresh_devices() {
+            let mut run = gpu_run_with(&gpu, &specs(), Setup::default());
+            run.write_grads(&grads());
+            for _ in 0..20 {
+                step(&gpu, &run.optimizer);
+            }
+            // Records are on their way.
+            assert_eq!(run.optimizer.try_drain_records(), Ok(None), "{name}");
+            step(&gpu, &run.optimizer);
+            gpu.device().destroy();
+            if blocking {
+                is_lost(pollster::block_on(run.optimizer.drain_records()), &name);
+            } else {
+                let told = (0..10_000).find_map(|_| {
+                    std::thread::sleep(Duration::from_millis(1));
+                    run.optimizer.try_drain_records().err()
+                });
+                is_lost(told.map_or(Ok(()), Err), &name);
+            }
+            // From now on it is known, and nothing more is recorded.
+            let mut encoder = gpu.device().create_command_encoder(&Default::default());
+            is_lost(run.optimizer.encode_step(&mut encoder), &name);
+            is_lost(gpu.check_alive(), &name);
+            is_lost(run.optimizer.try_drain_records(), &name);
+            is_lost(pollster::block_on(run.optimizer.drain_records()), &name);
+            is_lost(pollster::block_on(run.optimizer.resume()), &name);
+            is_lost(pollster::block_on(run.optimizer.read_states()), &name);
+            is_lost(pollster::block_on(run.optimizer.read_sums()), &name);
+            let rates = run.optimizer.learning_rates();
+            let rates = gpu.read_buffer::<f32>("rates", rates);
+            is_lost(pollster::block_on(rates), &name);
+        }
+    }
+}
+
+#[test]
+fn building_on_a_destroyed_device_is_an_error() {
+    for (name, gpu) in fresh_devices() {
+        let (w, g) = (upload(&gpu, &[1.0; 8]), upload(&gpu, &[1.0; 8]));
+        let builder = OptimizerBuilder::new(Rule::sgd()).group(Group::new("all").tensor(
+            "w",
+            w.slice(..),
+            g.slice(..),
+        ));
+        gpu.device().destroy();
+        is_lost(builder.build(&gpu), &name);
+        is_lost(pollster::block_on(gpu.read_buffer::<f32>("w", &w)), &name);
+    }
+}
+
+/// Runs one ignored test of this binary in a process that may not have more than so much address space.
+fn in_a_small_process(test: &str, kibibytes: u64) {
+    let this = std::env::current_exe().expect("a test binary");
+    let output = Command::new("sh")
+        .arg("-c")
+        .arg(format!("ulimit -v {kibibytes} && exec \"$0\" \"$@\""))
+        .arg(this)
+        .args(["--exact", test, "--ignored", "--nocapture"])
+        .env("WGPU_BACKEND", "vulkan")
+        .output()
+        .expect("a shell");
+    let said = String::from_utf8_lossy(&output.stdout);
+    let complaints = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{said}{complaints}");
+    assert!(said.contains("1 passed"), "{said}{complaints}");
+}
+
+const GIB: u64 = 1 << 30;
+
+/// A software driver's memory is the process's own.
+#[cfg(target_os = "linux")]
+#[test]
+fn memory_that_runs_out_while_building_is_an_error_and_the_device_goes_on() {
+    let software = |gpu: &&Gpu| {
+        let info = gpu.device().adapter_info();
+        (info.backend, info.device_type) == (wgpu::Backend::Vulkan, wgpu::DeviceType::Cpu)
+    };
+    if devices().iter().any(|gpu| software(&gpu)) {
+        in_a_small_process("out_of_memory", 12 * GIB / 1024);
+    }
+}
+
+/// The tensors fit, their momentum does not.
+#[test]
+#[ignore = "wants a process that has 12 GiB of addresses"]
+fn out_of_memory() {
+    let gpu = &devices()[0];
+    let size = gpu.device().limits().max_buffer_size.min(2 * GIB - 1) / 16 * 16;
+    let huge = |label: &str| {
+        gpu.scoped(label, || {
+            Ok::<_, Error>(gpu.device().create_buffer(&wgpu::BufferDescriptor {
+                label: Some(label),
+                size,
+                usage: wgpu::BufferUsages::STORAGE,
+                mapped_at_creation: false,
+            }))
+        })
+    };
+    let small = upload(gpu, &[0.25; 8]);
+    let mut buffers = Vec::new();
+    // Until the caller's own buffers do not fit any more; then the last ones go, so that a little is free again.
+    while let Ok(buffer) = huge("the caller's") {
+        buffers.push(buffer);
+        assert!(buffers.len() < 100, "memory without end");
+    }
+    let keep = (buffers.len() - 1) / 2 * 2;
+    assert!(keep >= 2, "{} buffers fit", buffers.len());
+    buffers.truncate(keep);
+    gpu.device().poll(wgpu::PollType::Poll).expect("polls");
+    let mut group = Group::new("huge").tensor("small", small.slice(..16), small.slice(16..));
+    for (i, pair) in buffers.chunks(2).enumerate() {
+        group = group.tensor(format!("{i}"), pair[0].slice(..), pair[1].slice(..));
+    }
+    let builder = OptimizerBuilder::new(Rule::sgdm(0.9)).group(group);
+    let error = builder.build(gpu).expect_err("there is no memory for this");
+    let message = error.to_string();
+    assert!(
+        matches!(error, Error::Device { .. })
+            && message.to_lowercase().contains("memory")
+            && message.contains("the optimizer's buffers")
+            && !message.contains('\n'),
+        "{message}"
+    );
+    // Nothing of the caller's has changed, and the device is as good as ever.
+    assert_eq!(download(gpu, &small, 8), [0.25; 8]);
+    let mut run = gpu_run_with(gpu, &specs(), Setup::default());
+    run.step(&grads());
+    assert_eq!(run.params(), [[0.5; 8]]);
+    assert_eq!(run.records().records.len(), 1);
+}
+
+/// A dispatch without a pipeline, in the caller's own pass.
+fn mistake(encoder: &mut wgpu::CommandEncoder) {
+    let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor {
+        label: Some("the caller's mistake"),
+        timestamp_writes: None,
+    });
+    pass.dispatch_workgroups(1, 1, 1);
+}
+
+/// The caller's scope gets it, the step in the same encoder is not taken, whole or in part, and the optimizer goes on.
+#[test]
+fn a_mistake_in_the_callers_own_pass_is_the_callers() {
+    for gpu in &devices() {
+        let mut run = gpu_run_with(gpu, &specs(), Setup::default());
+        let mut undisturbed = gpu_run_with(gpu, &specs(), Setup::default());
+        for run in [&mut run, &mut undisturbed] {
+            run.step(&grads());
+        }
+        let (before, states) = (bits(&run.params()), run.states());
+        let scope = gpu.device().push_error_scope(wgpu::ErrorFilter::Validation);
+        let mut encoder = gpu.device().create_command_encoder(&Default::default());
+        assert_eq!(run.optimizer.encode_step(&mut encoder), Ok(()));
+        mistake(&mut encoder);
+        gpu.queue().submit([encoder.finish()]);
+        let error = pollster::block_on(scope.pop())
+            .expect("a mistake")
+            .to_string();
+        assert!(error.contains("pipeline must be set"), "{error}");
+        assert!(bits(&run.params()) == before, "{}", run.path());
+        assert_eq!(run.states(), states, "{}", run.path());
+        for run in [&mut run, &mut undisturbed] {
+            run.step(&grads());
+        }
+        let what = run.path();
+        assert!(bits(&run.params()) == bits(&undisturbed.params()), "{what}");
+        let records = run.records();
+        assert_eq!(records, undisturbed.records(), "{what}");
+        assert_eq!(
+            (records.records.len(), records.lost_steps),
+            (2, 0),
+            "{what}"
+        );
+    }
+}
+
+/// Some tenths of a second of work.
+const LONG: &str = "
+@group(0) @binding(0) var<storage, read_write> x: array<f32>;
+@compute @workgroup_size(64) fn long(@builtin(global_invocation_id) id: vec3<u32>) {
+    var y = x[id.x & 63u];
+    for (var i = 0u; i < 10000u; i++) { y = y * 0.999 + 0.001; }
+    x[id.x & 63u] = y;
+}
+";
+
+fn submit_long_work(gpu: &Gpu) {
+    let device = gpu.device();
+    let module = device.create_shader_module(wgpu::ShaderModuleDescriptor {
+        label: None,
+        source: wgpu::ShaderSource::Wgsl(LONG.into()),
+    });
+    let pipeline = device.create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
+        label: None,
+        layout: None,
+        module: &module,
+        entry_point: None,
+        compilation_options: Default::default(),
+        cache: None,
+    });
+    let x = upload(gpu, &[1.0; 64]);
+    let bind_group = device.create_bind_group(&wgpu::BindGroupDescriptor {
+        label: None,
+        layout: &pipeline.get_bind_group_layout(0),
+        entries: &[wgpu::BindGroupEntry {
+            binding: 0,
+            resource: x.as_entire_binding(),
+        }],
+    });
+    let mut encoder = device.create_command_encoder(&Default::default());
+    {
+        let mut pass = encoder.begin_compute_pass(&Default::default());
+        pass.set_pipeline(&pipeline);
+        pass.set_bind_group(0, &bind_group, &[]);
+        pass.dispatch_workgroups(1024, 1, 1);
+    }
+    gpu.queue().submit([encoder.finish()]);
+}
+
+/// With a time-out of nothing, no readback behind long work can come in time: an error, whether or not the caller waits; and when the work
+/// is done, everything is there.
+#[test]
+fn a_readback_that_does_not_come_in_time_is_an_error_and_loses_nothing() {
+    // Devices of its own: whoever else waits for one holds up a wait that should not.
+    for gpu in &common::adapters() {
+        let hurried = gpu.clone().with_readback_timeout(Duration::ZERO);
+        let mut run = gpu_run_with(&hurried, &specs(), Setup::default());
+        let (mut late, mut records) = (Vec::new(), Vec::new());
+        let mut note = |told: Result<Option<Records>, Error>| match told {
+            Ok(more) => records.extend(more.unwrap_or_default().records),
+            Err(error) => late.push(error),
+        };
+        let mut steps = 0;
+        for blocking in [true, false] {
+            // On a busy machine the work may be done before we get to ask.
+            for _ in 0..20 {
+                submit_long_work(gpu);
+                run.write_grads(&grads());
+                step(gpu, &run.optimizer);
+                steps += 1;
+                let told = if blocking {
+                    vec![pollster::block_on(run.optimizer.drain_records()).map(Some)]
+                } else {
+                    // The first brings what was started before, and starts another copy.
+                    let first = run.optimizer.try_drain_records();
+                    vec![first, run.optimizer.try_drain_records()]
+                };
+                gpu.device()
+                    .poll(wgpu::PollType::wait_indefinitely())
+                    .expect("the work gets done");
+                let failed = told.iter().any(Result::is_err);
+                told.into_iter().for_each(&mut note);
+                if failed {
+                    break;
+                }
+            }
+        }
+        // OpenGL does its work while it is submitted.
+        if gpu.device().adapter_info().backend == wgpu::Backend::Vulkan {
+            assert!(late.len() >= 2, "{}: {late:?}", gpu.describe());
+        }
+        for error in late {
+            assert!(matches!(
+                error,
+                Error::Readback {
+                    what: "records",
+                    ..
+                }
+            ));
+            let message = error.to_string();
+            for part in ["records", "time-out", "within 0ns", "with_readback_timeout"] {
+                assert!(message.contains(part), "{message}");
+            }
+        }
+        for _ in 0..10_000 {
+            if let Ok(Some(more)) = run.optimizer.try_drain_records() {
+                assert_eq!(more.lost_steps, 0);
+                records.extend(more.records);
+            }
+            if records.len() == steps {
+                break;
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        assert_eq!(records.len(), steps, "{}", gpu.describe());
+        assert_eq!(run.params(), [[1.0 - 0.5 * steps as f32; 8]]);
+    }
+}
+
+/// Who polls takes along the answers that others wait for, and hands them over a little later.
+#[test]
+fn other_threads_may_poll_the_device_while_a_readback_is_waited_for() {
+    for gpu in &common::adapters() {
+        let buffer = upload(gpu, &[1.0; 64]);
+        let done = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            for _ in 0..3 {
+                scope.spawn(|| {
+                    while !done.load(Ordering::Relaxed) {
+                        // Its own failures show in the readbacks.
+                        let _ = gpu.device().poll(wgpu::PollType::Poll);
+                    }
+                });
+            }
+            let failed = (0..2000).find_map(|_| {
+                let read = gpu.read_buffer::<f32>("a buffer", &buffer);
+                pollster::block_on(read).err()
+            });
+            done.store(true, Ordering::Relaxed);
+            assert!(failed.is_none(), "{}: {failed:?}", gpu.describe());
+        });
+    }
+}
+
+#[test]
+fn a_time_out_can_be_chosen() {
+    let gpu = devices()[0].clone();
+    assert_eq!(gpu.readback_timeout(), Duration::from_secs(30));
+    // Longer than any clock counts.
+    let patient = gpu.with_readback_timeout(Duration::MAX);
+    assert_eq!(patient.readback_timeout(), Duration::MAX);
+    let mut run = gpu_run_with(&patient, &specs(), Setup::default());
+    run.step(&grads());
+    assert_eq!(run.records().records.len(), 1);
+}
+
+/// The newest step is always there, and every other is counted.
+#[test]
+fn a_ring_of_one_step_counts_all_the_others() {
+    let setup = Setup {
+        record_steps: Some(1),
+        ..Setup::default()
+    };
+    for mut run in every_path_with(&specs(), setup) {
+        let (mut seen, mut lost) = (0, 0);
+        for steps in [1, 5, 1, 2, 0, 3] {
+            for _ in 0..steps {
+                run.step(&grads());
+            }
+            let records = run.records();
+            assert_eq!(
+                records.records.len(),
+                usize::from(steps > 0),
+                "{}",
+                run.path()
+            );
+            seen += records.records.len() as u64;
+            lost += records.lost_steps;
+            if let Some(record) = records.records.last() {
+                assert_eq!(record.step + 1, seen + lost, "{}", run.path());
+            }
+        }
+        assert_eq!((seen, lost), (5, 7), "{}", run.path());
+    }
+}
+
+/// What a lost device leaves to do: go on on another path from parameters that were read before.
+#[test]
+fn a_run_goes_on_on_the_host_where_the_device_left_it() {
+    for (name, gpu) in fresh_devices() {
+        let mut on_device = gpu_run_with(&gpu, &specs(), Setup::default());
+        on_device.step(&grads());
+        let saved = on_device.params();
+        gpu.device().destroy();
+        is_lost(on_device.try_records(), &name);
+        let mut specs = specs();
+        specs[0].tensors = saved;
+        let mut on_host = CpuRun::with(&specs, Setup::default());
+        on_host.step(&grads());
+        assert_eq!(on_host.params(), [[0.0; 8]], "{name}");
+    }
+}

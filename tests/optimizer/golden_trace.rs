@@ -1,0 +1,364 @@
+//! Promise: Seesaw is what its executable specification says, and the other regimes what their papers' formulas say, step by step, for
+//! the three rules, on the CPU path and on every adapter. The numbers come from `tests/golden/make_golden.py`, `make_regimes.py`
+//! and `make_auto_sgd.py`.
+
+use crate::common::run::{Spec, every_path};
+use crate::common::{adapters, build, download, drain, step, upload};
+use wgpu_optim::{
+    AutoSgd, Averaging, DoG, DoWG, Group, OptimizerBuilder, Outcome, Record, Regime, Rule,
+    SecantForm, Stream,
+};
+
+const D: usize = 64;
+
+struct Golden {
+    rule: String,
+    numbers: Vec<f64>,
+}
+
+fn golden(rule: &str) -> Vec<Golden> {
+    let rows: Vec<Golden> = include_str!("../golden/seesaw.csv")
+        .lines()
+        .skip(1)
+        .map(|line| {
+            let mut fields = line.split(',');
+            let rule = fields.next().expect("a rule").to_owned();
+            // z and x are there in schedule-free training alone.
+            let numbers = fields
+                .skip(1)
+                .filter(|x| !x.is_empty())
+                .map(|x| x.parse().expect("a number"))
+                .collect();
+            Golden { rule, numbers }
+        })
+        .filter(|row| row.rule == rule)
+        .collect();
+    assert_eq!(rows.len(), 24, "the golden steps of {rule}");
+    rows
+}
+
+/// The gradient of a diagonal quadratic with deterministic noise.
+fn gradient(w: &[f32], t: usize) -> Vec<f32> {
+    grown_gradient(w, t, 1.0)
+}
+
+/// The same, which turns about at every step until the nineteenth and grows tenfold from the ninth on.
+fn turning_gradient(w: &[f32], t: usize) -> Vec<f32> {
+    let turned = if t.min(18).is_multiple_of(2) {
+        1.0
+    } else {
+        -1.0
+    };
+    grown_gradient(w, t, turned * 1.5f64.powi((t as i32 - 7).max(0)).min(10.0))
+}
+
+fn grown_gradient(w: &[f32], t: usize, factor: f64) -> Vec<f32> {
+    (0..D)
+        .map(|i| {
+            let h = 10f64.powf(-2.0 * i as f64 / (D - 1) as f64);
+            let noise = 0.01 * (1.7 * i as f64 * (t + 1) as f64).sin();
+            (factor * (h * (f64::from(w[i]) - (i as f64).cos()) + noise)) as f32
+        })
+        .collect()
+}
+
+/// Parameters and gradients are f32 and feed back on each other, so that errors of 2^-24 per element accumulate over the steps.
+const TOLERANCE: f64 = 4e-6;
+
+fn compare(path: &str, row: &Golden, record: &Record, w: &[f32]) {
+    let expected = &row.numbers;
+    let got = [
+        f64::from(record.norm),
+        f64::from(record.smoothed_norm),
+        record.ln_rate,
+        f64::from(record.norm_term),
+        f64::from(record.alignment_term),
+        f64::from(record.brake_term),
+        f64::from(record.held_term),
+        f64::from(w[0]),
+        f64::from(w[D - 1]),
+    ];
+    for (column, (got, expected)) in got.iter().zip(expected).enumerate() {
+        assert!(
+            (got - expected).abs() <= TOLERANCE * expected.abs().max(1.0),
+            "{path}, {}, step {}, column {column}: {got} but the specification says {expected}",
+            row.rule,
+            record.step,
+        );
+    }
+}
+
+/// The trace shows what it is for: the floor holds all of a fall, a part of it, and nothing.
+fn assert_the_gate_opens(rows: &[Golden]) {
+    let rule = &rows[0].rule;
+    let held = |row: &Golden| row.numbers[6];
+    let wanted = |row: &Golden| row.numbers[4] + row.numbers[5];
+    assert!(
+        rows.iter()
+            .any(|row| held(row) > 0.4 && (held(row) + wanted(row)).abs() < 1e-12),
+        "{rule}"
+    );
+    assert!(
+        rows.iter()
+            .any(|row| held(row) > 0.03 && held(row) + wanted(row) < -0.03),
+        "{rule}"
+    );
+    assert_eq!(held(&rows[18]), 0.0, "{rule}");
+    // What contradiction has lowered ln η by, beside the norm.
+    let agreement: f64 = rows[..19].iter().map(|row| held(row) + wanted(row)).sum();
+    assert!(agreement < -0.6, "{rule}: {agreement}");
+}
+
+fn rules() -> [(&'static str, Rule); 5] {
+    [
+        ("sgd", Rule::sgd()),
+        ("sgdm", Rule::sgdm(0.9)),
+        ("signsgd", Rule::sign_sgd()),
+        ("adamw", Rule::adamw()),
+        ("lion", Rule::lion()),
+    ]
+}
+
+#[test]
+fn cpu_path_follows_the_golden_trace() {
+    for (name, rule) in rules() {
+        let mut w = vec![0f32; D];
+        let mut optimizer = OptimizerBuilder::new(rule)
+            .group(Group::new("all").tensor("w", &w, &w))
+            .build_cpu()
+            .expect("builds");
+        let rows = golden(name);
+        assert_the_gate_opens(&rows);
+        for (t, row) in rows.iter().enumerate() {
+            let g = turning_gradient(&w, t);
+            optimizer.step(&mut [&mut w], &[&g]).expect("steps");
+            let records = optimizer.drain_records().records;
+            assert_eq!(records.len(), 1);
+            compare("CPU", row, &records[0], &w);
+        }
+    }
+}
+
+#[test]
+fn every_adapter_follows_the_golden_trace() {
+    for gpu in adapters() {
+        for (name, rule) in rules() {
+            let params = upload(&gpu, &[0.0; D]);
+            let grads = upload(&gpu, &[0.0; D]);
+            let mut optimizer = build(
+                OptimizerBuilder::new(rule).group(Group::new("all").tensor(
+                    "w",
+                    params.slice(..),
+                    grads.slice(..),
+                )),
+                &gpu,
+            );
+            let mut w = vec![0f32; D];
+            for (t, row) in golden(name).iter().enumerate() {
+                gpu.queue()
+                    .write_buffer(&grads, 0, bytemuck::cast_slice(&turning_gradient(&w, t)));
+                step(&gpu, &optimizer);
+                w = download(&gpu, &params, D);
+                let records = drain(&mut optimizer).records;
+                assert_eq!(records.len(), 1);
+                compare(&gpu.describe(), row, &records[0], &w);
+            }
+        }
+    }
+}
+
+/// The same in schedule-free training, where `Sgd` and `SignSgd` are compared with y - z: the record, y, z and x.
+#[test]
+fn every_path_follows_the_golden_trace_of_schedule_free_training() {
+    for (name, rule) in [
+        ("sgd-free", Rule::sgd()),
+        ("signsgd-free", Rule::sign_sgd()),
+        ("adamw-free", Rule::adamw_without_momentum()),
+    ] {
+        let rows = golden(name);
+        assert_the_gate_opens(&rows);
+        let spec = Spec {
+            averaging: Averaging::ScheduleFree,
+            ..Spec::new(rule, Regime::seesaw(), vec![vec![0.0; D]])
+        };
+        for mut run in every_path(std::slice::from_ref(&spec)) {
+            for (t, row) in rows.iter().enumerate() {
+                let w = run.params().remove(0);
+                run.step(&[turning_gradient(&w, t)]);
+                let record = run.records().records[0];
+                let [y, x] = [run.params().remove(0), run.averages().remove(0)];
+                compare(&run.path(), row, &record, &y);
+                let bytes = run.checkpoint().to_bytes();
+                let file = safetensors::SafeTensors::deserialize(&bytes).expect("safetensors");
+                let base = file
+                    .tensor(&format!("base_iterates/{}", spec.tensor_name(0)))
+                    .expect("z");
+                let z: Vec<f32> = bytemuck::pod_collect_to_vec(base.data());
+                let got = [z[0], z[D - 1], x[0], x[D - 1]].map(f64::from);
+                for (got, expected) in got.into_iter().zip(&row.numbers[9..]) {
+                    assert!(
+                        (got - expected).abs() <= TOLERANCE,
+                        "{}, {name}, step {t}: {got} but the specification says {expected}",
+                        run.path()
+                    );
+                }
+            }
+        }
+    }
+}
+
+/// A regime of `tests/golden/make_regimes.py`.
+fn regime(name: &str) -> Regime {
+    let initial_distance = 1e-2;
+    match name {
+        "adagrad-norm" => Regime::adagrad_norm(),
+        "bb-long" => Regime::barzilai_borwein(SecantForm::Long),
+        "bb-short" => Regime::barzilai_borwein(SecantForm::Short),
+        "bb-geometric" => Regime::barzilai_borwein(SecantForm::Geometric),
+        "adgd" => Regime::adgd(),
+        "dog" => Regime::DoG(DoG { initial_distance }),
+        "dowg" => Regime::DoWG(DoWG { initial_distance }),
+        "polyak" => Regime::polyak(),
+        "ngn" => Regime::ngn(),
+        other => panic!("no regime is called {other}"),
+    }
+}
+
+/// The formulas feed on differences of parameters and gradients, whose rounding the steps carry on.
+const FORMULA_TOLERANCE: f64 = 1e-4;
+
+/// ½ Σ h (w - target)² + 0.05, as the specification has it.
+fn loss(w: &[f32]) -> f32 {
+    let sum: f64 = w
+        .iter()
+        .enumerate()
+        .map(|(i, &w)| {
+            let h = 10f64.powf(-2.0 * i as f64 / (D - 1) as f64);
+            h * (f64::from(w) - (i as f64).cos()).powi(2)
+        })
+        .sum();
+    (0.05 + 0.5 * sum) as f32
+}
+
+#[test]
+fn every_path_follows_the_golden_traces_of_the_formulas() {
+    let traces: Vec<Vec<&str>> = include_str!("../golden/regimes.csv")
+        .lines()
+        .skip(1)
+        .map(|line| line.split(',').collect())
+        .collect();
+    assert_eq!(traces.len(), 3 * 9 * 12);
+    for trace in traces.chunks(12) {
+        let (rule_name, regime_name) = (trace[0][0], trace[0][1]);
+        let (_, rule) = rules()
+            .into_iter()
+            .find(|(name, _)| *name == rule_name)
+            .expect("a rule");
+        let spec = Spec::new(rule, regime(regime_name), vec![vec![0.0; D]]);
+        for mut run in every_path(&[spec]) {
+            for (t, row) in trace.iter().enumerate() {
+                let w = run.params().remove(0);
+                run.set_loss(loss(&w));
+                run.step(&[gradient(&w, t)]);
+                let record = run.records().records[0];
+                let after = run.params().remove(0);
+                let got = [
+                    f64::from(loss(&w)),
+                    f64::from(record.norm),
+                    record.ln_rate,
+                    f64::from(after[0]),
+                    f64::from(after[D - 1]),
+                ];
+                for (column, got) in got.into_iter().enumerate() {
+                    let expected: f64 = row[3 + column].parse().expect("a number");
+                    assert!(
+                        (got - expected).abs() <= FORMULA_TOLERANCE * expected.abs().max(1.0),
+                        "{}, {rule_name}, {regime_name}, step {t}, column {column}: {got} instead of {expected}",
+                        run.path()
+                    );
+                }
+            }
+        }
+    }
+}
+
+/// A case of `tests/golden/make_auto_sgd.py`.
+fn auto_sgd(rule: &str, case: &str) -> Regime {
+    let high = if rule == "signsgd" { 2.0 } else { 8.0 };
+    let (initial_rate, rounds) = match case {
+        "automatic" => (None, 64),
+        "too high" => (Some(high), 64),
+        "short" => (Some(high / 4.0), 5),
+        other => panic!("no case is called {other}"),
+    };
+    Regime::AutoSgd(AutoSgd {
+        initial_rate,
+        rounds,
+        certainty: 2.0,
+        ..AutoSgd::default()
+    })
+}
+
+/// The specification's batch lasts a round of three steps.
+fn shared_batch(w: &[f32], t: usize) -> (f32, Vec<f32>) {
+    let batch = t / 3;
+    let factor = 1.0 + 0.02 * (2.3 * batch as f64).sin();
+    ((f64::from(loss(w)) * factor) as f32, gradient(w, batch))
+}
+
+#[test]
+fn every_path_follows_the_golden_traces_of_three_streams() {
+    const STEPS: usize = 90;
+    let traces: Vec<Vec<&str>> = include_str!("../golden/auto_sgd.csv")
+        .lines()
+        .skip(1)
+        .map(|line| line.split(',').collect())
+        .collect();
+    assert_eq!(traces.len(), 2 * 3 * STEPS);
+    for trace in traces.chunks(STEPS) {
+        let (rule_name, case) = (trace[0][0], trace[0][1]);
+        let (_, rule) = rules()
+            .into_iter()
+            .find(|(name, _)| *name == rule_name)
+            .expect("a rule");
+        let spec = Spec::new(rule, auto_sgd(rule_name, case), vec![vec![0.0; D]]);
+        for mut run in every_path(&[spec]) {
+            for (t, row) in trace.iter().enumerate() {
+                let what = format!("{}, {rule_name}, {case}, step {t}", run.path());
+                let w = run.params().remove(0);
+                let (loss, gradient) = shared_batch(&w, t);
+                run.set_loss(loss);
+                run.step(&[gradient]);
+                let record = run.records().records[0];
+                let after = run.params().remove(0);
+                let stream = [Stream::Middle, Stream::Slower, Stream::Faster][t % 3];
+                assert_eq!(record.stream, Some(stream), "{what}");
+                assert_eq!(row[4], (t % 3).to_string(), "{what}");
+                assert_eq!(row[3], record.episode.to_string(), "{what}");
+                let outcome = match row[5] {
+                    "" => None,
+                    "increase" => Some(Outcome::Won(Stream::Faster)),
+                    "stay" => Some(Outcome::Won(Stream::Middle)),
+                    "decrease" => Some(Outcome::Won(Stream::Slower)),
+                    "restart" => Some(Outcome::TakenBack),
+                    other => panic!("no outcome is called {other}"),
+                };
+                assert_eq!(record.outcome, outcome, "{what}");
+                let got = [
+                    f64::from(loss),
+                    f64::from(record.norm),
+                    record.ln_rate,
+                    f64::from(after[0]),
+                    f64::from(after[D - 1]),
+                ];
+                for (column, got) in got.into_iter().enumerate() {
+                    let expected: f64 = row[6 + column].parse().expect("a number");
+                    assert!(
+                        (got - expected).abs() <= FORMULA_TOLERANCE * expected.abs().max(1.0),
+                        "{what}, column {column}: {got} instead of {expected}"
+                    );
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,804 @@
+//! Promises about groups and about where tensors lie: settings per group, shared norms, empty tensors, many tensors at the cost of
+//! one, one buffer or many, and tensors larger than a binding.
+//!
+//! Faults tried once by hand, each failed its test: memory of a window shorter by a quad per block, blocks larger than a binding.
+//! Two faults were found by this file: a clip by the regularised norm, inner products scaled differently within one norm.
+
+use crate::common;
+use crate::common::oracle::Oracle;
+use crate::common::run::{
+    CpuRun, GpuRun, Place, Run, Spec, bits, devices, every_path, packed, separate,
+};
+use crate::common::{Numbers, download, small_bindings, step, ulps};
+use wgpu_optim::gpu::{PassName, Tuning};
+use wgpu_optim::layout::Squares;
+use wgpu_optim::{
+    Averaging, GroupConfig, NormRatio, OptimizerBuilder, Regime, Rounding, Rule, Schedule, Seesaw,
+    WeightDecay,
+};
+
+fn run_steps(run: &mut dyn Run, grads: &[Vec<Vec<f32>>]) {
+    for grads in grads {
+        run.step(grads);
+    }
+}
+
+/// Gradients for some steps, of norms that vary by powers of four.
+fn gradients(lengths: &[usize], steps: usize, seed: u64) -> Vec<Vec<Vec<f32>>> {
+    let mut numbers = Numbers(seed);
+    (0..steps)
+        .map(|_| {
+            let scale = 4f32.powi((3.0 * numbers.next()).round() as i32);
+            lengths
+                .iter()
+                .map(|&len| (0..len).map(|_| scale * (numbers.next() + 0.3)).collect())
+                .collect()
+        })
+        .collect()
+}
+
+fn rate_bits(run: &dyn Run) -> Vec<u32> {
+    run.rates().iter().map(|rate| rate.to_bits()).collect()
+}
+
+#[test]
+fn each_group_takes_the_builders_settings_or_its_own() {
+    let values = vec![0.0f32; 4];
+    let own = Spec {
+        decay: WeightDecay::Decoupled(0.5),
+        clip: 3.0,
+        maximize: false,
+        ..Spec::new(Rule::signum(0.5), Regime::norm_ratio(), vec![])
+            .named("own")
+            .sharing("together")
+    };
+    let builder = || {
+        OptimizerBuilder::new(Rule::sgdm(0.9))
+            .regime(Regime::fixed(0.25))
+            .weight_decay(0.125)
+            .clip_norm(2.0)
+            .maximize(true)
+            .averaging(Averaging::Running { start: 3 })
+            .global_norm()
+            .group(wgpu_optim::Group::new("inherits").tensor("a", &values, &values))
+            .group(own.group().tensor("b", &values, &values))
+    };
+    let inherits = GroupConfig {
+        name: "inherits".to_owned(),
+        rule: Rule::sgdm(0.9),
+        regime: Regime::fixed(0.25),
+        weight_decay: WeightDecay::Coupled(0.125),
+        clip_norm: 2.0,
+        maximize: true,
+        schedule: Schedule::Constant,
+        averaging: Averaging::Running { start: 3 },
+        trust_ratio: None,
+        telemetry: false,
+        rounding: Rounding::Masters,
+        scope: Some("global".to_owned()),
+    };
+    let owns = GroupConfig {
+        name: "own".to_owned(),
+        rule: Rule::signum(0.5),
+        regime: Regime::norm_ratio(),
+        weight_decay: WeightDecay::Decoupled(0.5),
+        clip_norm: 3.0,
+        maximize: false,
+        schedule: Schedule::Constant,
+        averaging: Averaging::Off,
+        trust_ratio: None,
+        telemetry: false,
+        rounding: Rounding::Masters,
+        scope: Some("together".to_owned()),
+    };
+    let optimizer = builder().build_cpu().expect("builds");
+    assert_eq!(optimizer.groups(), [inherits, owns]);
+    // Without a word there is the default regime, no decay, no clip, no climbing and a norm of one's own.
+    let plain = OptimizerBuilder::new(Rule::sgd())
+        .group(wgpu_optim::Group::new("plain").tensor("a", &values, &values))
+        .build_cpu()
+        .expect("builds");
+    let config = &plain.groups()[0];
+    assert_eq!(
+        (config.rule, config.regime),
+        (Rule::sgd(), Regime::seesaw())
+    );
+    assert_eq!(
+        (config.weight_decay, config.clip_norm),
+        (WeightDecay::Coupled(0.0), f32::INFINITY)
+    );
+    assert_eq!((config.maximize, &config.scope), (false, &None));
+    assert_eq!(config.averaging, Averaging::Off);
+}
+
+/// Groups with different settings beside each other are what each is alone.
+#[test]
+fn groups_do_not_disturb_each_other() {
+    let mut numbers = Numbers(4);
+    let specs: Vec<Spec> = [
+        Spec::new(
+            Rule::sgd(),
+            Regime::seesaw(),
+            vec![numbers.vec(37), numbers.vec(5)],
+        ),
+        Spec::new(Rule::sgdm(0.9), Regime::seesaw(), vec![numbers.vec(100)]),
+        Spec {
+            decay: WeightDecay::Coupled(0.1),
+            clip: 0.5,
+            ..Spec::new(
+                Rule::signum(0.8),
+                Regime::norm_ratio(),
+                vec![numbers.vec(3)],
+            )
+        },
+        Spec {
+            maximize: true,
+            ..Spec::new(
+                Rule::nesterov(0.5),
+                Regime::fixed(0.01),
+                vec![numbers.vec(64)],
+            )
+        },
+        Spec::new(
+            Rule::sign_sgd(),
+            Regime::hypergradient(),
+            vec![numbers.vec(9)],
+        ),
+    ]
+    .into_iter()
+    .enumerate()
+    .map(|(i, spec)| spec.named(format!("{i}")))
+    .collect();
+    let tensors: Vec<usize> = specs.iter().map(|spec| spec.tensors.len()).collect();
+    let grads = gradients(&common::run::lengths(&specs).collect::<Vec<_>>(), 6, 8);
+    let all = every_path(&specs);
+    for (path, mut together) in all.into_iter().enumerate() {
+        run_steps(together.as_mut(), &grads);
+        let mut first = 0;
+        for (i, spec) in specs.iter().enumerate() {
+            // At the same places on the device, so that the blocks are the same.
+            let alone_specs = std::slice::from_ref(spec);
+            let mut alone: Box<dyn Run> = match path {
+                0 => Box::new(CpuRun::new(alone_specs)),
+                _ => {
+                    let places = packed(&specs, 0, 0)[first..][..tensors[i]].to_vec();
+                    Box::new(GpuRun::new(&devices()[path - 1], alone_specs, places))
+                }
+            };
+            for grads in &grads {
+                alone.step(&grads[first..][..tensors[i]]);
+            }
+            let what = format!("{}, group {i}", alone.path());
+            assert_eq!(
+                bits(&alone.params()),
+                bits(&together.params()[first..][..tensors[i]]),
+                "{what}"
+            );
+            assert_eq!(
+                rate_bits(alone.as_ref()),
+                rate_bits(together.as_ref())[i..=i],
+                "{what}"
+            );
+            first += tensors[i];
+        }
+    }
+}
+
+/// Three groups with the same settings and one norm are one group of all their tensors: bit for bit where the blocks are the
+/// same, as they are when each tensor has buffers of its own.
+#[test]
+fn groups_that_share_a_norm_are_one_group() {
+    for rule in [Rule::sgd(), Rule::sgdm(0.9), Rule::sign_sgd()] {
+        let mut numbers = Numbers(5);
+        let tensors = vec![numbers.vec(1001), numbers.vec(40), numbers.vec(8193)];
+        let grads = gradients(&[1001, 40, 8193], 6, 6);
+        let one = [Spec::new(rule, Regime::seesaw(), tensors.clone())];
+        let many: Vec<Spec> = tensors
+            .iter()
+            .enumerate()
+            .map(|(i, tensor)| {
+                Spec::new(rule, Regime::seesaw(), vec![tensor.clone()])
+                    .named(format!("{i}"))
+                    .sharing("all")
+            })
+            .collect();
+        let mut pairs: Vec<(Box<dyn Run>, Box<dyn Run>)> =
+            vec![(Box::new(CpuRun::new(&one)), Box::new(CpuRun::new(&many)))];
+        for gpu in &devices() {
+            pairs.push((
+                Box::new(GpuRun::new(gpu, &one, separate(&one))),
+                Box::new(GpuRun::new(gpu, &many, separate(&many))),
+            ));
+        }
+        for (one, many) in &mut pairs {
+            run_steps(one.as_mut(), &grads);
+            run_steps(many.as_mut(), &grads);
+            let what = format!("{}, {rule:?}", one.path());
+            assert_eq!(
+                rate_bits(many.as_ref()),
+                [rate_bits(one.as_ref())[0]; 3],
+                "{what}"
+            );
+            assert_eq!(bits(&one.params()), bits(&many.params()), "{what}");
+        }
+        // A fault that must show: the same groups with a norm of their own have other rates.
+        let own: Vec<Spec> = many
+            .iter()
+            .map(|spec| Spec {
+                norm: None,
+                ..spec.clone()
+            })
+            .collect();
+        let mut own = CpuRun::new(&own);
+        run_steps(&mut own, &grads);
+        assert_ne!(rate_bits(&own)[0], rate_bits(pairs[0].0.as_ref())[0]);
+    }
+}
+
+/// Packed tensors of one group are cut into blocks across their borders, so that sums differ by roundings only.
+#[test]
+fn packed_groups_that_share_a_norm_are_one_group_to_roundings() {
+    let mut numbers = Numbers(5);
+    let tensors = vec![numbers.vec(1001), numbers.vec(43), numbers.vec(8193)];
+    let grads = gradients(&[1001, 43, 8193], 6, 6);
+    let one = [Spec::new(Rule::sgd(), Regime::seesaw(), tensors.clone())];
+    let many: Vec<Spec> = (0..3)
+        .map(|i| {
+            Spec::new(Rule::sgd(), Regime::seesaw(), vec![tensors[i].clone()])
+                .named(format!("{i}"))
+                .sharing("all")
+        })
+        .collect();
+    for (mut one, mut many) in every_path(&one).into_iter().zip(every_path(&many)) {
+        run_steps(one.as_mut(), &grads);
+        run_steps(many.as_mut(), &grads);
+        for rate in many.rates() {
+            // Six changes of the rate, each from sums that differ by a few roundings.
+            assert!(
+                ulps(rate, f64::from(one.rates()[0])) <= 40.0,
+                "{}: {rate}",
+                one.path()
+            );
+        }
+    }
+}
+
+/// Groups that share a norm but not a regime: each has the rate its regime gives for all gradients together. Their smoothed
+/// norms differ, which must not disturb the inner products that they share.
+#[test]
+fn groups_of_different_regimes_share_a_norm() {
+    let regime = |smoothing| {
+        Regime::Seesaw(Seesaw {
+            smoothing,
+            ..Seesaw::default()
+        })
+    };
+    let regimes = [
+        regime(0.9),
+        regime(0.0),
+        Regime::norm_ratio(),
+        regime(0.99),
+        Regime::fixed(0.5),
+        Regime::hypergradient(),
+    ];
+    for rule in [
+        Rule::sgd(),
+        Rule::sgdm(0.9),
+        Rule::sign_sgd(),
+        Rule::signum(0.9),
+    ] {
+        let mut numbers = Numbers(31);
+        let specs: Vec<Spec> = regimes
+            .iter()
+            .enumerate()
+            .map(|(i, &regime)| {
+                Spec::new(rule, regime, vec![numbers.vec(20 + i)])
+                    .named(format!("{i}"))
+                    .sharing("all")
+            })
+            .collect();
+        let lengths: Vec<usize> = common::run::lengths(&specs).collect();
+        // Norms fall and rise by 4^±6, so that averages over one, ten and a hundred steps lie far apart.
+        let grads: Vec<Vec<Vec<f32>>> = gradients(&lengths, 12, 32)
+            .into_iter()
+            .enumerate()
+            .map(|(t, step)| {
+                let scale = 4f32.powi([0, -3, -6, -1, 3, -2][t % 6]);
+                step.into_iter()
+                    .map(|g| g.into_iter().map(|g| scale * g).collect())
+                    .collect()
+            })
+            .collect();
+        let all: Vec<f32> = specs
+            .iter()
+            .flat_map(|spec| spec.tensors[0].clone())
+            .collect();
+        for mut run in every_path(&specs) {
+            let mut oracles: Vec<Oracle> = regimes
+                .iter()
+                .map(|&regime| Oracle::new(rule, regime, &all))
+                .collect();
+            for (t, grads) in grads.iter().enumerate() {
+                run.step(grads);
+                let records = run.records().records;
+                for (i, oracle) in oracles.iter_mut().enumerate() {
+                    let out = oracle.step(&grads.concat());
+                    let what = format!("{}, {rule:?}, {:?}, step {t}", run.path(), regimes[i]);
+                    let ln_rate = oracle.ln_rate.expect("started");
+                    // Some ten roundings of 2^-24 a step.
+                    let allowed = 1e-6 * (t + 1) as f64;
+                    assert!(
+                        (records[i].ln_rate - ln_rate).abs() <= allowed,
+                        "{what}: ln η is {} instead of {ln_rate}; a_slow {} instead of {}, a_fast {} instead of {}",
+                        records[i].ln_rate,
+                        records[i].slow_alignment,
+                        out.slow,
+                        records[i].fast_alignment,
+                        out.fast
+                    );
+                }
+            }
+        }
+    }
+}
+
+/// A clip goes by the norm of the gradients as they came, over all groups that share it, also where the decay is one group's
+/// and the clip another's.
+#[test]
+fn a_shared_clip_goes_by_the_raw_norm() {
+    let spec = |name: &str| {
+        Spec::new(Rule::sgd(), Regime::fixed(1.0), vec![vec![8.0; 8]])
+            .named(name)
+            .sharing("all")
+    };
+    for clipped_too in [false, true] {
+        let decayed = Spec {
+            decay: WeightDecay::Coupled(1.0),
+            clip: if clipped_too { 1.0 } else { f32::INFINITY },
+            ..spec("decayed")
+        };
+        let clipped = Spec {
+            clip: 1.0,
+            ..spec("clipped")
+        };
+        for mut run in every_path(&[decayed, clipped]) {
+            // ‖g‖ = 1/2 √16 = 2 over both; with decay it would be much more.
+            run.step(&[vec![0.5; 8], vec![0.5; 8]]);
+            let records = run.records().records;
+            assert_eq!(records[1].clip_factor, 0.5, "{}, {clipped_too}", run.path());
+            assert_eq!(
+                run.params()[1],
+                vec![7.75; 8],
+                "{}, {clipped_too}",
+                run.path()
+            );
+            let factor = if clipped_too { 0.5 } else { 1.0 };
+            assert_eq!(
+                run.params()[0],
+                vec![8.0 - (factor * 0.5 + 8.0); 8],
+                "{}, {clipped_too}",
+                run.path()
+            );
+        }
+    }
+}
+
+#[test]
+fn a_global_norm_is_over_every_group_that_names_no_other() {
+    let ones = vec![0.0f32; 8];
+    let group = |name: &str| wgpu_optim::Group::new(name);
+    let mut optimizer = OptimizerBuilder::new(Rule::sgd())
+        .regime(Regime::norm_ratio())
+        .global_norm()
+        .group(group("a").tensor("a", &ones, &ones))
+        .group(group("b").share_norm("own").tensor("b", &ones, &ones))
+        .group(group("c").tensor("c", &ones, &ones))
+        .build_cpu()
+        .expect("builds");
+    let (mut a, mut b, mut c) = (ones.clone(), ones.clone(), ones.clone());
+    optimizer
+        .step(
+            &mut [&mut a, &mut b, &mut c],
+            &[&[1.0; 8], &[2.0; 8], &[1.0; 8]],
+        )
+        .expect("steps");
+    let norms: Vec<f32> = optimizer
+        .drain_records()
+        .records
+        .iter()
+        .map(|record| record.norm)
+        .collect();
+    assert_eq!(norms, [4.0, 32f32.sqrt(), 4.0]);
+    for gpu in &devices() {
+        let specs: Vec<Spec> = ["a", "b", "c"]
+            .iter()
+            .map(|name| {
+                let spec =
+                    Spec::new(Rule::sgd(), Regime::norm_ratio(), vec![ones.clone()]).named(*name);
+                if *name == "b" {
+                    spec.sharing("own")
+                } else {
+                    spec
+                }
+            })
+            .collect();
+        let mut run = GpuRun::with(gpu, &specs, packed(&specs, 0, 0), |builder| {
+            builder.global_norm()
+        });
+        run.step(&[vec![1.0; 8], vec![2.0; 8], vec![1.0; 8]]);
+        let norms: Vec<f32> = run
+            .records()
+            .records
+            .iter()
+            .map(|record| record.norm)
+            .collect();
+        assert_eq!((norms[0], norms[2]), (4.0, 4.0), "{}", run.path());
+        assert!(ulps(norms[1], 32f64.sqrt()) <= 1.0, "{}", run.path());
+    }
+}
+
+#[test]
+fn empty_groups_and_tensors_do_nothing_and_disturb_nothing() {
+    let mut numbers = Numbers(9);
+    let (first, last) = (numbers.vec(5), numbers.vec(7));
+    let full = [Spec::new(
+        Rule::sgdm(0.9),
+        Regime::seesaw(),
+        vec![first.clone(), last.clone()],
+    )];
+    let with_empty = [
+        Spec::new(Rule::sgd(), Regime::seesaw(), vec![]).named("no tensor"),
+        Spec::new(
+            Rule::sgdm(0.9),
+            Regime::seesaw(),
+            vec![vec![], first, vec![], last, vec![]],
+        ),
+        Spec::new(Rule::signum(0.9), Regime::fixed(0.25), vec![vec![]]).named("an empty tensor"),
+    ];
+    for (mut full, mut run) in every_path(&full).into_iter().zip(every_path(&with_empty)) {
+        for grads in gradients(&[5, 7], 4, 10) {
+            full.step(&grads);
+            run.step(&[
+                vec![],
+                grads[0].clone(),
+                vec![],
+                grads[1].clone(),
+                vec![],
+                vec![],
+            ]);
+        }
+        let params = run.params();
+        assert_eq!(
+            bits(&full.params()),
+            bits(&[params[1].clone(), params[3].clone()]),
+            "{}",
+            run.path()
+        );
+        assert_eq!(run.rates(), [0.0, full.rates()[0], 0.25], "{}", run.path());
+        let records = run.records().records;
+        assert_eq!(records.len(), 12);
+        for record in &records {
+            assert_eq!(
+                record.flags.zero_gradient(),
+                record.group != 1,
+                "{}",
+                run.path()
+            );
+            assert_eq!(record.flags.waiting(), record.group == 0, "{}", run.path());
+        }
+    }
+    // Nothing at all.
+    for mut run in every_path(&with_empty[..1]) {
+        run.step(&[]);
+        assert!(run.records().records[0].flags.waiting(), "{}", run.path());
+    }
+}
+
+fn count(optimizer: &wgpu_optim::Optimizer) -> [usize; 4] {
+    [
+        PassName::ReduceGradient,
+        PassName::FinishReduction,
+        PassName::LearningRate,
+        PassName::UpdateParameters,
+    ]
+    .map(|pass| {
+        optimizer
+            .dispatches()
+            .iter()
+            .filter(|dispatch| dispatch.pass == pass)
+            .count()
+    })
+}
+
+fn layers(count: usize) -> Vec<usize> {
+    let mut numbers = Numbers(12);
+    (0..count)
+        .map(|i| {
+            if i % 2 == 0 {
+                1 + (numbers.next().abs() * 900.0) as usize
+            } else {
+                1 + i % 9
+            }
+        })
+        .collect()
+}
+
+/// 200 tensors cost the dispatches of one.
+#[test]
+fn two_hundred_tensors_take_one_dispatch_per_pass() {
+    let mut lengths = layers(200);
+    let total: usize = lengths.iter().sum();
+    lengths[0] += 4 - total % 4;
+    let mut numbers = Numbers(13);
+    let tensors: Vec<Vec<f32>> = lengths.iter().map(|&len| numbers.vec(len)).collect();
+    let specs = [Spec::new(Rule::sgd(), Regime::seesaw(), tensors)];
+    let grads = gradients(&lengths, 3, 14);
+    let mut cpu = CpuRun::new(&specs);
+    run_steps(&mut cpu, &grads);
+    for gpu in &devices() {
+        let tight = packed(&specs, 0, 0);
+        let mut odd_start = packed(&specs, 1, 0);
+        for place in &mut odd_start {
+            place.params.1 += 4;
+        }
+        // Each tensor on a multiple of 64 elements, as an allocator would do it.
+        let mut at = 0;
+        let padded: Vec<Place> = lengths
+            .iter()
+            .map(|&len| {
+                let place = Place {
+                    params: (0, at),
+                    grads: (1, at),
+                };
+                at += len.next_multiple_of(64);
+                place
+            })
+            .collect();
+        for (name, places, windows) in [
+            ("tight", tight, 1),
+            ("odd start", odd_start, 2),
+            ("padded", padded, 2),
+        ] {
+            let mut run = GpuRun::new(gpu, &specs, places);
+            assert_eq!(count(&run.optimizer), [windows, 1, 1, windows], "{name}");
+            run_steps(&mut run, &grads);
+            run.assert_surroundings_untouched();
+            let rate = f64::from(run.rates()[0]);
+            assert!(
+                ulps(cpu.rates()[0], rate) <= 20.0,
+                "{name}: {rate} but {} on the CPU path",
+                cpu.rates()[0]
+            );
+            for (gpu, cpu) in run.params().concat().iter().zip(cpu.params().concat()) {
+                assert!(
+                    (gpu - cpu).abs() <= 1e-6 * cpu.abs().max(1.0),
+                    "{name}: {gpu} but {cpu} on the CPU path"
+                );
+            }
+        }
+        // In buffers of their own they cost a window each (two with a tail): that is why one packs.
+        let apart = GpuRun::new(gpu, &specs, separate(&specs));
+        assert!(count(&apart.optimizer)[0] >= 200);
+    }
+}
+
+/// Parameters and gradients in one buffer (as burn's allocator does it) are what they are in two.
+#[test]
+fn one_buffer_for_parameters_and_gradients() {
+    let lengths = [129, 3, 1000];
+    for rule in [Rule::sgd(), Rule::nesterov(0.9)] {
+        let mut numbers = Numbers(15);
+        let tensors: Vec<Vec<f32>> = lengths.iter().map(|&len| numbers.vec(len)).collect();
+        let specs = [Spec::new(rule, Regime::seesaw(), tensors)];
+        let grads = gradients(&lengths, 5, 16);
+        for gpu in &devices() {
+            let two: Vec<Place> = [0, 400, 800]
+                .iter()
+                .map(|&at| Place {
+                    params: (0, at),
+                    grads: (1, at + 1),
+                })
+                .collect();
+            let one: Vec<Place> = two
+                .iter()
+                .map(|place| Place {
+                    params: place.params,
+                    grads: (0, 2000 + place.grads.1),
+                })
+                .collect();
+            let [mut two, mut one] = [two, one].map(|places| GpuRun::new(gpu, &specs, places));
+            run_steps(&mut two, &grads);
+            run_steps(&mut one, &grads);
+            one.assert_surroundings_untouched();
+            two.assert_surroundings_untouched();
+            assert_eq!(
+                bits(&one.params()),
+                bits(&two.params()),
+                "{}, {rule:?}",
+                gpu.describe()
+            );
+            assert_eq!(
+                rate_bits(&one),
+                rate_bits(&two),
+                "{}, {rule:?}",
+                gpu.describe()
+            );
+        }
+    }
+}
+
+/// Gradients before parameters, and interleaved, tensor by tensor, without a gap between them.
+#[test]
+fn interleaved_tensors_do_not_touch_their_neighbours() {
+    let lengths = [5, 64, 7, 130];
+    let mut numbers = Numbers(17);
+    let tensors: Vec<Vec<f32>> = lengths.iter().map(|&len| numbers.vec(len)).collect();
+    let specs = [Spec::new(Rule::sgdm(0.9), Regime::seesaw(), tensors)];
+    let mut at = 0;
+    let places: Vec<Place> = lengths
+        .iter()
+        .map(|len| {
+            let place = Place {
+                params: (0, at + len),
+                grads: (0, at),
+            };
+            at += 2 * len;
+            place
+        })
+        .collect();
+    let grads = gradients(&lengths, 5, 18);
+    let mut cpu = CpuRun::new(&specs);
+    run_steps(&mut cpu, &grads);
+    for gpu in &devices() {
+        let mut run = GpuRun::new(gpu, &specs, places.clone());
+        run_steps(&mut run, &grads);
+        run.assert_surroundings_untouched();
+        for (gpu, cpu) in run.params().concat().iter().zip(cpu.params().concat()) {
+            assert!(
+                (gpu - cpu).abs() <= 1e-6 * cpu.abs().max(1.0),
+                "{gpu} but {cpu} on the CPU path"
+            );
+        }
+    }
+}
+
+/// Tensors of up to seven bindings: the windows change nothing, bit for bit.
+#[test]
+fn windows_of_64_kib_change_nothing() {
+    let lengths = [40_000, 100_004, 8, 65_539];
+    let grads = gradients(&lengths, 4, 20);
+    for (whole, windowed) in devices().iter().zip(small_bindings(64 << 10)) {
+        assert_eq!(whole.tuning(), windowed.tuning());
+        for rule in [Rule::sgd(), Rule::sgdm(0.9)] {
+            let mut numbers = Numbers(19);
+            let tensors: Vec<Vec<f32>> = lengths.iter().map(|&len| numbers.vec(len)).collect();
+            let specs = [Spec::new(rule, Regime::seesaw(), tensors)];
+            let mut unwindowed = GpuRun::new(whole, &specs, packed(&specs, 0, 4));
+            let mut run = GpuRun::with(&windowed, &specs, packed(&specs, 0, 4), |builder| {
+                builder.record_steps(8)
+            });
+            let windows = count(&run.optimizer)[0];
+            assert_eq!(count(&unwindowed.optimizer), [2, 1, 1, 2]);
+            assert!(windows >= 205_551 / 16_384, "{windows} windows");
+            run_steps(&mut unwindowed, &grads);
+            run_steps(&mut run, &grads);
+            run.assert_surroundings_untouched();
+            assert_eq!(rate_bits(&run), rate_bits(&unwindowed), "{}", run.path());
+            assert!(
+                bits(&run.params()) == bits(&unwindowed.params()),
+                "{}: parameters differ",
+                run.path()
+            );
+        }
+    }
+}
+
+/// A block is never larger than a binding, whatever the geometry asks for.
+#[test]
+fn blocks_larger_than_a_binding_are_cut() {
+    for gpu in small_bindings(64 << 10) {
+        let most = Tuning {
+            workgroup_size: 8,
+            quads_per_invocation: 4096,
+            ..gpu.tuning()
+        };
+        let gpu = gpu.with_tuning(most).expect("within the tuning's range");
+        let len = 40_001;
+        let specs = [Spec::new(
+            Rule::sgd(),
+            Regime::fixed(0.5),
+            vec![vec![0.0; len]],
+        )];
+        // The worst start: one element before an alignment.
+        let place = Place {
+            params: (0, 7),
+            grads: (1, 3),
+        };
+        let mut run = GpuRun::with(&gpu, &specs, vec![place], |builder| builder.record_steps(4));
+        run.step(&[vec![1.0; len]]);
+        assert_eq!(
+            run.sums()[0].square,
+            Squares {
+                sum: len as f32,
+                exponent: 0
+            },
+            "{}",
+            run.path()
+        );
+        assert!(run.params()[0].iter().all(|w| *w == -0.5), "{}", run.path());
+    }
+}
+
+/// More than one binding of 128 MiB, and more elements than a driver's 65,535 loop trips could walk in one workgroup: one of
+/// each element, so that a lost window, block or trip is missed in the norm and in the parameters.
+#[test]
+fn two_to_the_25_elements_and_five() {
+    let len = (1usize << 25) + 5;
+    for gpu in &devices() {
+        let mut spec = Spec::new(Rule::sgd(), Regime::fixed(0.5), vec![vec![]]);
+        spec.tensors[0] = vec![0.0; len];
+        let mut run = GpuRun::new(
+            gpu,
+            &[spec],
+            vec![Place {
+                params: (0, 0),
+                grads: (1, 0),
+            }],
+        );
+        // 2^25 ones and five times 1024: 2^25 + 5 · 2^20 is exact in f32, and so is every partial sum of it.
+        let mut grads = vec![1.0f32; len];
+        grads[len - 5..].fill(1024.0);
+        gpu.queue()
+            .write_buffer(&run.buffers[1], 0, bytemuck::cast_slice(&grads));
+        step(gpu, &run.optimizer);
+        let square = run.sums()[0].square;
+        assert_eq!(
+            square,
+            Squares {
+                sum: (1u32 << 25) as f32 + 5.0 * (1u32 << 20) as f32,
+                exponent: 0
+            },
+            "{}",
+            run.path()
+        );
+        let params = download(gpu, &run.buffers[0], len);
+        let wrong = params.iter().zip(&grads).position(|(w, g)| *w != -0.5 * g);
+        assert_eq!(wrong, None, "{}: the first wrong parameter", run.path());
+        assert_eq!(run.records().records.len(), 1);
+    }
+}
+
+/// A first rate given by the caller in one group does not start another group's automatic one, and the other way round.
+#[test]
+fn a_given_and_an_automatic_first_rate_share_a_norm() {
+    let given = Regime::NormRatio(NormRatio {
+        initial_rate: Some(0.125),
+        ..NormRatio::default()
+    });
+    let specs = [
+        Spec::new(Rule::sgd(), given, vec![vec![3.0; 4]])
+            .named("given")
+            .sharing("all"),
+        Spec::new(
+            Rule::sgd(),
+            Regime::norm_ratio(),
+            vec![vec![3.0; 4], vec![0.0; 28]],
+        )
+        .named("automatic")
+        .sharing("all"),
+    ];
+    for mut run in every_path(&specs) {
+        run.step(&[vec![0.5; 4], vec![0.5; 4], vec![0.5; 28]]);
+        let rates = run.rates();
+        assert_eq!(rates[0], 0.125, "{}", run.path());
+        // ‖w₀‖ = √72 and ‖g‖ = 3 over both groups.
+        let epsilon = Rule::sgd().first_step(&Averaging::Off);
+        let expected = f64::from(epsilon) * (1.0 + 72f64.sqrt()) / 3.0;
+        assert!(
+            ulps(rates[1], expected) <= 4.0,
+            "{}: {} instead of {expected}",
+            run.path(),
+            rates[1]
+        );
+    }
+}

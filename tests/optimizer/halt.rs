@@ -1,0 +1,321 @@
+//! Promises of `NonFinitePolicy`: so many skips in a row halt training on the device, without a word to the host; whatever is submitted
+//! after that changes nothing, bit for bit, and the records say so; the next drain, or the step on the host, is an error that names tensor,
+//! element, count and the first step; `resume` goes on as if the skipped steps had never been.
+//!
+//! Faults tried once by hand, each failed its test: a good step that does not end the count, pass 3 that looks at the gradient alone once
+//! halted, resume without the drain.
+
+use crate::common::run::{
+    Run, Setup, Spec, bits, devices, every_path, every_path_with, gpu_run_with,
+};
+use crate::common::{Numbers, step};
+use wgpu_optim::layout::GroupState;
+use wgpu_optim::{Error, LossScaler, NonFinite, NonFinitePolicy, Regime, Rule};
+
+fn setup(after: u32) -> Setup {
+    Setup {
+        policy: NonFinitePolicy::Error { after },
+        ..Setup::default()
+    }
+}
+
+/// Two groups, so that one hears of the other's troubles.
+fn specs() -> Vec<Spec> {
+    let mut numbers = Numbers(1);
+    vec![
+        Spec::new(
+            Rule::sgd(),
+            Regime::seesaw(),
+            vec![numbers.vec(301), numbers.vec(7)],
+        )
+        .named("counters"),
+        Spec::new(Rule::sgdm(0.9), Regime::norm_ratio(), vec![numbers.vec(50)]).named("momentum"),
+    ]
+}
+
+/// Gradients of a step; `bad` of them are not finite, from the second tensor's third element on.
+fn gradients(t: u64, bad: usize) -> Vec<Vec<f32>> {
+    let mut numbers = Numbers(100 + t);
+    let mut grads = vec![numbers.vec(301), numbers.vec(7), numbers.vec(50)];
+    grads[1][3..3 + bad].fill(f32::INFINITY);
+    grads
+}
+
+/// What tells a state from one that never saw the skipped steps.
+fn without_counts(states: Vec<GroupState>) -> Vec<GroupState> {
+    states
+        .into_iter()
+        .map(|state| GroupState {
+            steps_low: 0,
+            record_slot: 0,
+            skipped: 0,
+            last_nonfinite: 0,
+            last_first_nonfinite: 0,
+            ..state
+        })
+        .collect()
+}
+
+/// A step and what its records tell, on either path.
+fn step_and_tell(run: &mut dyn Run, grads: &[Vec<f32>]) -> Result<(), Error> {
+    run.try_step(grads)?;
+    run.try_records().map(|_| ())
+}
+
+#[test]
+fn three_in_a_row_halt_and_two_do_not() {
+    let specs = specs();
+    let runs = every_path_with(&specs, setup(3)).into_iter();
+    for (mut run, mut undisturbed) in runs.zip(every_path(&specs)) {
+        let path = run.path();
+        let told: Vec<Result<(), Error>> = [0, 0, 2, 1, 0, 1, 1]
+            .iter()
+            .enumerate()
+            .map(|(t, &bad)| step_and_tell(run.as_mut(), &gradients(t as u64, bad)))
+            .collect();
+        assert!(told.iter().all(Result::is_ok), "{path}: {told:?}");
+        let (before, states) = (bits(&run.params()), run.states());
+
+        let halted = Error::Halted {
+            first_step: 5,
+            after: 3,
+            cause: "2 non-finite elements, the first in tensor \"counters/1\" at index 3"
+                .to_owned(),
+            nonfinite: Some(NonFinite {
+                count: 2,
+                tensor: 1,
+                element: 3,
+            }),
+        };
+        // The third in a row, then good ones and bad ones alike.
+        for (t, bad) in [(7, 2), (8, 0), (9, 4), (10, 0)] {
+            let told = step_and_tell(run.as_mut(), &gradients(t, bad));
+            assert_eq!(told, Err(halted.clone()), "{path}, step {t}");
+        }
+        assert!(bits(&run.params()) == before, "{path}: parameters changed");
+        let after = run.states();
+        assert!(after.iter().all(|state| state.halted == 1), "{path}");
+        for (a, b) in without_counts(states).iter().zip(without_counts(after)) {
+            let b = GroupState {
+                halted: 0,
+                skips_in_row: 2,
+                ..b
+            };
+            assert_eq!(*a, b, "{path}");
+        }
+
+        run.resume();
+        let records = run.records();
+        assert_eq!(records.lost_steps, 0, "{path}");
+        let said: Vec<(u64, bool, u32)> = records
+            .records
+            .iter()
+            .filter(|record| record.group == 0 && record.step >= 7)
+            .map(|record| (record.step, record.flags.halted(), record.skips_in_row))
+            .collect();
+        let expected = [(7, true, 3), (8, true, 4), (9, true, 5), (10, true, 6)];
+        assert_eq!(said, expected, "{path}");
+        for record in records.records.iter().filter(|record| record.step >= 7) {
+            assert!(record.flags.skipped() && record.norm.is_nan(), "{path}");
+            let bad = record.nonfinite.expect("what was not finite");
+            assert_eq!((bad.count, bad.tensor, bad.element), (2, 1, 3), "{path}");
+            assert!(record.to_string().contains("; halted, "), "{record}");
+        }
+
+        for t in [0, 1, 4] {
+            undisturbed.step(&gradients(t, 0));
+        }
+        for t in 11..14 {
+            run.step(&gradients(t, 0));
+            undisturbed.step(&gradients(t, 0));
+        }
+        let what = format!("{path}: the halt left a trace");
+        assert!(bits(&run.params()) == bits(&undisturbed.params()), "{what}");
+        assert_eq!(
+            without_counts(run.states()),
+            without_counts(undisturbed.states()),
+            "{what}"
+        );
+        assert!(run.records().records.iter().all(|r| !r.flags.skipped()));
+        // And it can halt again.
+        for t in 14..16 {
+            assert_eq!(step_and_tell(run.as_mut(), &gradients(t, 1)), Ok(()));
+        }
+        let again = step_and_tell(run.as_mut(), &gradients(16, 1));
+        assert!(
+            matches!(again, Err(Error::Halted { first_step: 14, .. })),
+            "{path}: {again:?}"
+        );
+    }
+}
+
+/// The message has the number, the culprit and the way out, on one line.
+#[test]
+fn the_error_says_what_happened_and_what_to_do() {
+    for mut run in every_path_with(&specs(), setup(1)) {
+        let error = step_and_tell(run.as_mut(), &gradients(0, 1)).expect_err("halted");
+        let message = error.to_string();
+        for part in [
+            "1 steps in a row",
+            "from step 0 on",
+            "1 non-finite element,",
+            "\"counters/1\" at index 3",
+            "call resume",
+        ] {
+            assert!(message.contains(part), "{}: {message}", run.path());
+        }
+        assert!(!message.contains('\n'));
+    }
+}
+
+/// The whole of it in one submit, and a ring that holds nothing but the last step: the last record tells it all.
+#[test]
+fn steps_in_one_submit_halt_by_themselves() {
+    for gpu in &devices() {
+        let setup = Setup {
+            record_steps: Some(1),
+            ..setup(4)
+        };
+        let mut run = gpu_run_with(gpu, &specs(), setup);
+        run.step(&gradients(0, 0));
+        let before = bits(&run.params());
+        run.write_grads(&gradients(1, 1));
+        let mut encoder = gpu.device().create_command_encoder(&Default::default());
+        for _ in 0..9 {
+            run.optimizer.encode_step(&mut encoder).expect("alive");
+        }
+        gpu.queue().submit([encoder.finish()]);
+        // Good ones come too late.
+        run.write_grads(&gradients(2, 0));
+        step(gpu, &run.optimizer);
+        assert!(bits(&run.params()) == before, "{}", run.path());
+        // The drain that never waits tells it too, as soon as it has a record.
+        let told = (0..10_000)
+            .find_map(|_| {
+                std::thread::sleep(std::time::Duration::from_millis(1));
+                run.optimizer.try_drain_records().err()
+            })
+            .expect("it is told");
+        assert!(
+            matches!(
+                told,
+                Error::Halted {
+                    first_step: 1,
+                    after: 4,
+                    ..
+                }
+            ),
+            "{told}"
+        );
+        assert_eq!(
+            run.try_records().err(),
+            Some(told.clone()),
+            "{}",
+            run.path()
+        );
+        assert_eq!(run.optimizer.try_drain_records().err(), Some(told));
+
+        // Steps that were submitted after the last drain, and before the host resumes, are no second halt.
+        step(gpu, &run.optimizer);
+        run.resume();
+        assert!(bits(&run.params()) == before, "{}", run.path());
+        let halted = run.records();
+        assert_eq!(halted.records.last().map(|record| record.step), Some(11));
+        run.step(&gradients(3, 0));
+        let records = run.records();
+        assert_eq!(records.lost_steps, 0);
+        assert!(
+            records
+                .records
+                .iter()
+                .all(|record| !record.flags.skipped() && record.step == 12),
+            "{}: {records:?}",
+            run.path()
+        );
+        assert!(bits(&run.params()) != before);
+    }
+}
+
+#[test]
+fn a_loss_that_is_not_finite_halts_too_and_is_named() {
+    let spec = Spec::new(Rule::sgd(), Regime::polyak(), vec![vec![1.0; 9]]);
+    for mut run in every_path_with(std::slice::from_ref(&spec), setup(2)) {
+        run.set_loss(f32::NAN);
+        let grads = [vec![1.0; 9]];
+        assert_eq!(step_and_tell(run.as_mut(), &grads), Ok(()));
+        let error = step_and_tell(run.as_mut(), &grads).expect_err("halted");
+        assert_eq!(
+            error,
+            Error::Halted {
+                first_step: 0,
+                after: 2,
+                cause: "a loss that was not finite".to_owned(),
+                nonfinite: None,
+            },
+            "{}",
+            run.path()
+        );
+        run.set_loss(1.0);
+        assert_eq!(step_and_tell(run.as_mut(), &grads), Err(error));
+        run.resume();
+        assert_eq!(step_and_tell(run.as_mut(), &grads), Ok(()));
+    }
+}
+
+/// While the scale can still fall, it is to blame; at its smallest, the gradient is.
+#[test]
+fn with_a_loss_scaler_skips_count_from_the_smallest_scale_on() {
+    let setup = Setup {
+        scaler: Some(LossScaler {
+            initial_scale: 8.0,
+            min_scale: 2.0,
+            ..LossScaler::default()
+        }),
+        ..setup(2)
+    };
+    for mut run in every_path_with(&specs(), setup) {
+        let path = run.path();
+        let mut said = Vec::new();
+        let error = (0..)
+            .find_map(|t| {
+                said.push(run.loss_scale());
+                step_and_tell(run.as_mut(), &gradients(t, 1)).err()
+            })
+            .expect("it halts");
+        assert_eq!(said, [8.0, 4.0, 2.0, 2.0], "{path}");
+        assert!(
+            matches!(
+                error,
+                Error::Halted {
+                    first_step: 2,
+                    after: 2,
+                    ..
+                }
+            ),
+            "{path}: {error}"
+        );
+        // A halt leaves the scale alone.
+        assert!(step_and_tell(run.as_mut(), &gradients(9, 1)).is_err());
+        assert_eq!(run.loss_scale(), 2.0, "{path}");
+    }
+}
+
+/// A loss that is not finite, beside a gradient that is, says nothing against the scale.
+#[test]
+fn a_bad_loss_leaves_the_scale_alone() {
+    let spec = Spec::new(Rule::sgd(), Regime::ngn(), vec![vec![1.0; 9]]);
+    let setup = Setup {
+        scaler: Some(LossScaler::default()),
+        ..setup(2)
+    };
+    for mut run in every_path_with(std::slice::from_ref(&spec), setup) {
+        run.set_loss(f32::INFINITY);
+        assert_eq!(step_and_tell(run.as_mut(), &[vec![1.0; 9]]), Ok(()));
+        // A gradient that is not finite does, and the count starts anew.
+        assert_eq!(step_and_tell(run.as_mut(), &[vec![f32::NAN; 9]]), Ok(()));
+        assert_eq!(run.loss_scale(), 32768.0, "{}", run.path());
+        assert_eq!(step_and_tell(run.as_mut(), &[vec![1.0; 9]]), Ok(()));
+        assert!(step_and_tell(run.as_mut(), &[vec![1.0; 9]]).is_err());
+        assert_eq!(run.loss_scale(), 32768.0, "{}", run.path());
+    }
+}

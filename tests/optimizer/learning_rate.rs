@@ -1,0 +1,102 @@
+//! Promise: pass 3 is right to the last places at every size of number: a rate and its terms against f64, relatively, on every
+//! path.
+
+use crate::common::Numbers;
+use crate::common::oracle::Oracle;
+use crate::common::run::{Spec, every_path};
+use wgpu_optim::{Regime, Rule};
+
+const LEN: usize = 257;
+
+/// Sums of 257 products of mixed sign, divided by a norm: a cosine is good to about 30 · 2^-24 absolute, and κ = 0.1 of it counts.
+const ALIGNMENT: f64 = 2e-7;
+/// A norm is good to about 20 · 2^-24 relative, and its logarithm to that, absolute.
+const LOGARITHM: f64 = 2e-6;
+
+#[test]
+fn rates_and_terms_are_right_at_every_scale() {
+    let start = Numbers(3).vec(LEN);
+    for rule in [
+        Rule::sgd(),
+        Rule::sgdm(0.9),
+        Rule::sign_sgd(),
+        Rule::signum(0.9),
+        Rule::adamw(),
+        Rule::lion(),
+    ] {
+        for scale in [1e-20f32, 1e-8, 1.0, 1e8, 1e20] {
+            let specs = [Spec::new(rule, Regime::seesaw(), vec![start.clone()])];
+            for mut run in every_path(&specs) {
+                let mut oracle = Oracle::new(rule, Regime::seesaw(), &start);
+                for step in 0..12u64 {
+                    let grow = scale * (1.0 + step as f32 * 0.1);
+                    let grads: Vec<f32> = Numbers(100 + step)
+                        .vec(LEN)
+                        .iter()
+                        .zip(&start)
+                        .map(|(noise, pull)| grow * (noise + 0.5 * pull))
+                        .collect();
+                    let expected = oracle.step(&grads);
+                    run.step(&[grads]);
+                    let records = run.records().records;
+                    let record = records.last().expect("a record");
+                    let what = format!("{}, {}, {scale:e}, step {step}", run.path(), rule.name());
+                    let near = |got: f32, exact: f64, tolerance: f64, name: &str| {
+                        assert!(
+                            (f64::from(got) - exact).abs() <= tolerance,
+                            "{what}: {name} {got:e} against {exact:e}"
+                        );
+                    };
+                    near(record.norm, expected.norm, 3e-6 * expected.norm, "norm");
+                    near(
+                        record.slow_alignment,
+                        expected.slow,
+                        10.0 * ALIGNMENT,
+                        "a_slow",
+                    );
+                    near(
+                        record.fast_alignment,
+                        expected.fast,
+                        10.0 * ALIGNMENT,
+                        "a_fast",
+                    );
+                    near(record.norm_term, expected.norm_term, LOGARITHM, "norm term");
+                    near(
+                        record.alignment_term,
+                        expected.alignment_term,
+                        ALIGNMENT,
+                        "alignment",
+                    );
+                    near(record.brake_term, expected.brake_term, ALIGNMENT, "brake");
+                    let rate = expected.rate;
+                    // The norm's error does not add up over the steps: its terms telescope. The others' do.
+                    let drift = LOGARITHM + step as f64 * ALIGNMENT;
+                    near(record.learning_rate, rate, drift * rate, "rate");
+                    assert!(rate > 0.0);
+                }
+            }
+        }
+    }
+}
+
+/// The caller's rate is used to the bit, up to the largest, and nothing is clamped.
+#[test]
+fn a_fixed_rate_is_exact() {
+    for rate in [1e-30, 0.1, 0.3, 1e30] {
+        let specs = [Spec::new(
+            Rule::sgd(),
+            Regime::fixed(rate),
+            vec![vec![0.0; 5]],
+        )];
+        for mut run in every_path(&specs) {
+            for _ in 0..3 {
+                run.step(&[vec![1e-20; 5]]);
+            }
+            for record in run.records().records {
+                assert_eq!(record.learning_rate, rate, "{}", run.path());
+                assert!(!record.flags.clamped_rate(), "{}, {rate}", run.path());
+                assert_eq!(record.change(), 0.0);
+            }
+        }
+    }
+}

@@ -1,0 +1,366 @@
+//! Promises of `Optimizer::rebind`: buffers that move have the bits of buffers that stay, in steps, averages, records and checkpoints,
+//! wherever parameters and gradients come to lie; what cannot be bound is refused and leaves everything bound as it was; and a place
+//! that comes again is looked up.
+//!
+//! Faults tried once by hand, each failed its test: gradients not rebound; the update not rebound; averages not rebound; windows that begin
+//! with their tensor wherever they begin; parameters of checkpoints where they were at first; places told apart by their parameters alone;
+//! a kernel that only reads the gradients; tensors that share a window; overlaps not
+//! looked for.
+
+use crate::common::run::{GpuRun, Place, Run, Spec, alone, bits, devices, lengths, separate};
+use crate::common::{Numbers, download, small_bindings, upload};
+use wgpu_optim::gpu::Tensor;
+use wgpu_optim::{
+    Averaging, Error, Gpu, Group, Optimizer, OptimizerBuilder, Regime, Rule, SecantForm, wgpu,
+};
+
+/// Every rule, a regime of each kind of memory, and everything else that has a part in a step.
+fn cases() -> Vec<Spec> {
+    let rules = [
+        Rule::sgd(),
+        Rule::sgdm(0.9),
+        Rule::nesterov(0.8),
+        Rule::sign_sgd(),
+        Rule::signum(0.9),
+    ];
+    let mut numbers = Numbers(1);
+    let mut specs = Vec::new();
+    for rule in rules {
+        for regime in [Regime::seesaw(), Regime::norm_ratio()] {
+            let tensors = vec![numbers.vec(7), numbers.vec(68)];
+            let name = format!("{}, {}", rule.name(), regime.name());
+            specs.push(Spec::new(rule, regime, tensors).named(name));
+        }
+    }
+    for (rule, regime) in [
+        (
+            Rule::sgdm(0.9),
+            Regime::barzilai_borwein(SecantForm::Geometric),
+        ),
+        (Rule::sgd(), Regime::dowg()),
+    ] {
+        let tensors = vec![numbers.vec(1), vec![], numbers.vec(5003)];
+        specs.push(Spec::new(rule, regime, tensors).named(regime.name()));
+    }
+    let averages = [
+        Averaging::Running { start: 2 },
+        Averaging::Off,
+        Averaging::polynomial_decay(),
+    ];
+    for (spec, averaging) in specs.iter_mut().zip(averages.into_iter().cycle()) {
+        spec.averaging = averaging;
+    }
+    specs[1].per_tensor = true;
+    specs[2].telemetry = true;
+    specs[3].trust = Some(0.1);
+    specs[4].clip = 0.5;
+    specs[0].norm = Some("shared".to_owned());
+    specs[6].norm = Some("shared".to_owned());
+    specs
+}
+
+/// What a place must start at a multiple of, in elements.
+fn alignment(gpu: &Gpu) -> usize {
+    let limit = gpu.device().limits().min_storage_buffer_offset_alignment;
+    limit.max(16) as usize / 4
+}
+
+const BUFFERS: usize = 3;
+
+/// Places drawn from a few buffers, without order: parameters and gradients of a tensor are often in one buffer.
+fn scattered(gpu: &Gpu, specs: &[Spec], seed: u64) -> Vec<Place> {
+    let alignment = alignment(gpu);
+    let mut numbers = Numbers(seed);
+    let mut ends = [0; BUFFERS];
+    let mut place = |len: usize| {
+        let buffer = ((numbers.next() + 1.0) / 2.0 * BUFFERS as f32) as usize;
+        // Now and then a gap.
+        let gap = usize::from(numbers.next() > 0.0);
+        let start = ends[buffer] + gap * alignment;
+        ends[buffer] = start + len.next_multiple_of(alignment).max(alignment);
+        (buffer, start)
+    };
+    let mut places: Vec<_> = lengths(specs)
+        .map(|len| Place {
+            params: place(len),
+            grads: place(len),
+        })
+        .collect();
+    // And some the other way round: the gradients first.
+    for place in places.iter_mut().step_by(3) {
+        std::mem::swap(&mut place.params, &mut place.grads);
+    }
+    places
+}
+
+fn movable(gpu: &Gpu, specs: &[Spec]) -> GpuRun {
+    let room = 4 * lengths(specs)
+        .map(|len| len + 2 * alignment(gpu))
+        .sum::<usize>();
+    let places = scattered(gpu, specs, 0);
+    GpuRun::with_room(gpu, specs, places, &[room; BUFFERS], |builder| {
+        builder.rebindable(true)
+    })
+}
+
+fn gradients(specs: &[Spec], step: u64) -> Vec<Vec<f32>> {
+    let mut numbers = Numbers(100 + step);
+    lengths(specs).map(|len| numbers.vec(len)).collect()
+}
+
+/// Everything that there is of a run, to the bit.
+fn assert_same(moving: &mut GpuRun, staying: &mut GpuRun, when: &str) {
+    let path = format!("{}, {when}", moving.path());
+    assert!(
+        bits(&moving.params()) == bits(&staying.params()),
+        "{path}: parameters"
+    );
+    assert!(
+        bits(&moving.averages()) == bits(&staying.averages()),
+        "{path}: averages"
+    );
+    // As text, where a NaN is itself.
+    let [moved, stayed] = [&mut *moving, staying].map(|run| format!("{:?}", run.records()));
+    assert!(moved == stayed, "{path}: records");
+    assert!(
+        moving.checkpoint().to_bytes() == staying.checkpoint().to_bytes(),
+        "{path}: checkpoints"
+    );
+}
+
+#[test]
+fn buffers_that_move_have_the_bits_of_buffers_that_stay() {
+    let _alone = alone();
+    let specs = cases();
+    for gpu in &devices() {
+        let mut staying = GpuRun::new(gpu, &specs, separate(&specs));
+        let mut moving = movable(gpu, &specs);
+        for step in 0..8 {
+            let mut grads = gradients(&specs, step);
+            if step == 4 {
+                // A step that is skipped.
+                grads[0][3] = f32::NAN;
+            }
+            let places = scattered(gpu, &specs, step);
+            moving.move_to(places).expect("rebinds");
+            moving.step(&grads);
+            moving.assert_surroundings_untouched();
+            staying.step(&grads);
+            if step % 3 == 1 {
+                assert_same(&mut moving, &mut staying, &format!("step {step}"));
+            }
+        }
+        assert_same(&mut moving, &mut staying, "at the end");
+
+        // Back in time, at places that the checkpoint knows nothing of.
+        let checkpoint = staying.checkpoint();
+        for run in [&mut moving, &mut staying] {
+            run.step(&gradients(&specs, 20));
+            run.restore(&checkpoint).expect("it fits");
+        }
+        moving.move_to(scattered(gpu, &specs, 30)).expect("rebinds");
+        moving.restore(&checkpoint).expect("it fits");
+        for run in [&mut moving, &mut staying] {
+            run.step(&gradients(&specs, 21));
+        }
+        assert_same(&mut moving, &mut staying, "after a restore");
+
+        // The averages come where the parameters are.
+        moving.move_to(scattered(gpu, &specs, 31)).expect("rebinds");
+        for run in [&mut moving, &mut staying] {
+            run.swap_averages();
+        }
+        assert!(bits(&moving.params()) == bits(&staying.params()));
+        let refused = moving.move_to(scattered(gpu, &specs, 32));
+        assert!(
+            matches!(refused, Err(Error::AveragesSwapped { .. })),
+            "{refused:?}"
+        );
+        for run in [&mut moving, &mut staying] {
+            run.swap_averages();
+            run.step(&gradients(&specs, 22));
+        }
+        assert_same(&mut moving, &mut staying, "after an exchange");
+    }
+}
+
+/// A tensor in several windows, each of which moves with it.
+#[test]
+fn tensors_longer_than_a_binding_move() {
+    let mut numbers = Numbers(3);
+    let tensors = vec![numbers.vec(40_001), numbers.vec(6)];
+    let specs = [Spec::new(Rule::sgdm(0.9), Regime::seesaw(), tensors)];
+    for gpu in &small_bindings(1 << 16) {
+        let mut staying = GpuRun::new(gpu, &specs, separate(&specs));
+        let mut moving = movable(gpu, &specs);
+        assert!(
+            moving.optimizer.dispatches().len() > 2 * 4 + 2,
+            "one window"
+        );
+        for step in 0..4 {
+            let grads = gradients(&specs, step);
+            moving
+                .move_to(scattered(gpu, &specs, 40 + step))
+                .expect("rebinds");
+            moving.step(&grads);
+            staying.step(&grads);
+            moving.assert_surroundings_untouched();
+        }
+        assert_same(&mut moving, &mut staying, "in windows");
+    }
+}
+
+/// One tensor of these many elements in buffers of its own.
+fn one_tensor(
+    gpu: &Gpu,
+    builder: OptimizerBuilder<Tensor>,
+    buffers: [&wgpu::Buffer; 2],
+) -> Result<Optimizer, Error> {
+    let [params, grads] = buffers.map(|buffer| buffer.slice(..32));
+    let group = Group::new("all").tensor("w", params, grads);
+    builder.group(group).build(gpu)
+}
+
+fn own_groups(optimizer: &Optimizer) -> Vec<wgpu::BindGroup> {
+    let sweeps = optimizer.dispatches().iter();
+    sweeps
+        .filter_map(|dispatch| dispatch.bind_groups.get(1))
+        .map(|group| (**group).clone())
+        .collect()
+}
+
+/// What was recorded keeps its places, in one submit with what is recorded after a rebind.
+#[test]
+fn recorded_steps_keep_their_places() {
+    for gpu in &devices() {
+        let [mut first, mut second] = [1.0, 2.0].map(|w| upload(gpu, &[w; 8]));
+        let ones = upload(gpu, &[1.0; 8]);
+        let builder = OptimizerBuilder::new(Rule::sgd())
+            .regime(Regime::fixed(0.25))
+            .rebindable(true);
+        let mut optimizer = one_tensor(gpu, builder, [&first, &ones]).expect("builds");
+        let mut encoder = gpu.device().create_command_encoder(&Default::default());
+        optimizer.encode_step(&mut encoder).expect("alive");
+        optimizer
+            .rebind(&[(second.slice(..32), ones.slice(..32))])
+            .expect("rebinds");
+        for _ in 0..2 {
+            optimizer.encode_step(&mut encoder).expect("alive");
+        }
+        gpu.queue().submit([encoder.finish()]);
+        for (buffer, expected) in [(&mut first, 0.75), (&mut second, 1.5)] {
+            assert_eq!(
+                download(gpu, buffer, 8),
+                [expected; 8],
+                "{}",
+                gpu.describe()
+            );
+        }
+    }
+}
+
+#[test]
+fn a_place_that_comes_again_is_looked_up() {
+    for gpu in &devices() {
+        let params = upload(gpu, &[1.0; 8]);
+        let grads: Vec<_> = (0..10).map(|_| upload(gpu, &[1.0; 8])).collect();
+        let builder = OptimizerBuilder::new(Rule::sgd()).rebindable(true);
+        let mut optimizer = one_tensor(gpu, builder, [&params, &grads[0]]).expect("builds");
+        let mut groups_at = |index: usize| {
+            optimizer
+                .rebind(&[(params.slice(..32), grads[index].slice(..32))])
+                .expect("rebinds");
+            own_groups(&optimizer)
+        };
+        let first = groups_at(0);
+        assert_eq!(first.len(), 2);
+        let others: Vec<_> = (1..8).map(&mut groups_at).collect();
+        assert!(!others.contains(&first));
+        // Eight places are kept, the latest.
+        assert!(groups_at(0) == first);
+        for (index, groups) in (1..8).zip(&others) {
+            assert!(groups_at(index) == *groups, "place {index}");
+        }
+        groups_at(8);
+        assert!(groups_at(1) == others[0]);
+        assert!(groups_at(0) != first, "without bound");
+    }
+}
+
+/// Eight elements from a byte on.
+fn slice(buffer: &wgpu::Buffer, start: u64) -> wgpu::BufferSlice<'_> {
+    buffer.slice(start..start + 32)
+}
+
+#[test]
+fn what_cannot_be_bound_is_refused_and_nothing_changes() {
+    for gpu in &devices() {
+        let aligned = 4 * alignment(gpu) as u64;
+        let size = 3 * aligned + 64;
+        let buffer = |usage| {
+            gpu.device().create_buffer(&wgpu::BufferDescriptor {
+                label: None,
+                size,
+                usage,
+                mapped_at_creation: false,
+            })
+        };
+        let storage = wgpu::BufferUsages::STORAGE;
+        let [a, b, c, d] = [(); 4].map(|()| buffer(storage | wgpu::BufferUsages::COPY_DST));
+        let wrong = buffer(wgpu::BufferUsages::COPY_DST);
+        let gone = buffer(storage);
+        gone.destroy();
+        let builder = || {
+            let group = Group::new("all")
+                .tensor("v", a.slice(..32), b.slice(..32))
+                .tensor("w", c.slice(..32), d.slice(..32));
+            OptimizerBuilder::new(Rule::sgd()).group(group)
+        };
+        let mut optimizer = builder().rebindable(true).build(gpu).expect("builds");
+        let before = own_groups(&optimizer);
+        let good = (a.slice(..32), b.slice(aligned..aligned + 32));
+        let cases: Vec<(&str, Vec<_>)> = vec![
+            ("StepTensors", vec![good]),
+            ("StepTensors", vec![good, good, good]),
+            ("StepLength", vec![good, (c.slice(..48), d.slice(..48))]),
+            ("LengthMismatch", vec![good, (c.slice(..32), d.slice(..48))]),
+            ("BindingAlignment", vec![good, (slice(&c, 8), slice(&d, 0))]),
+            ("BindingAlignment", vec![good, (slice(&c, 0), slice(&d, 4))]),
+            ("MissingUsage", vec![good, (slice(&c, 0), slice(&wrong, 0))]),
+            ("Overlap", vec![good, (slice(&c, 0), slice(&c, 0))]),
+            ("Overlap", vec![good, (slice(&c, 0), slice(&b, aligned))]),
+            ("Device", vec![good, (slice(&c, 0), slice(&gone, 0))]),
+        ];
+        for (expected, tensors) in cases {
+            let error = optimizer.rebind(&tensors).expect_err(expected);
+            assert!(
+                format!("{error:?}").starts_with(expected),
+                "{expected}, but {error:?}"
+            );
+            assert!(own_groups(&optimizer) == before, "{error}");
+        }
+        let error = optimizer.rebind(&[good, (slice(&c, 8), slice(&d, 0))]);
+        let text = error.expect_err("misaligned").to_string();
+        assert!(
+            text.contains("\"w\": the parameter slice starts at byte 8")
+                && text.contains(&format!("a multiple of {aligned}")),
+            "{text}"
+        );
+        optimizer
+            .rebind(&[good, (slice(&c, 0), slice(&d, 0))])
+            .expect("rebinds");
+        assert!(own_groups(&optimizer) != before);
+
+        // Who did not ask for it, or cannot have it, is told so.
+        let mut fixed = builder().build(gpu).expect("builds");
+        let same = (a.slice(..32), b.slice(..32));
+        let error = fixed.rebind(&[same, (slice(&c, 0), slice(&d, 0))]);
+        assert_eq!(error, Err(Error::NotRebindable));
+        let odd = Group::new("all").tensor("w", slice(&a, 8), slice(&b, 0));
+        let odd = OptimizerBuilder::new(Rule::sgd())
+            .rebindable(true)
+            .group(odd);
+        let error = odd.build(gpu).expect_err("misaligned");
+        assert!(matches!(error, Error::BindingAlignment { .. }), "{error:?}");
+    }
+}
