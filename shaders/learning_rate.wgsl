@@ -166,9 +166,6 @@ fn learning_rate(@builtin(global_invocation_id) id: vec3<u32>) {
         u.take = turn.take;
         u.rounding_key = rounding_key(c.rounding_seed, s.steps_low, s.steps_high);
         s.momentum_started = 1u;
-        u.gradient_exponent = s.gradient_exponent;
-        u.direction_exponent = s.direction_exponent;
-        u.started = s.started;
         if AVERAGES {
             if c.average == AVERAGE_SCHEDULE_FREE {
                 u.average_weight = schedule_free_weight(&s, s.learning_rate, steps_taken(s));
