@@ -159,9 +159,6 @@ fn learning_rate(@builtin(global_invocation_id) id: vec3<u32>) {
         u.take = turn.take;
         u.rounding_key = rounding_key(c.rounding_seed, s.steps_low, s.steps_high);
         s.momentum_started = 1u;
-        u.gradient_exponent = s.gradient_exponent;
-        u.direction_exponent = s.direction_exponent;
-        u.started = s.started;
         u.average_weight = average_share(c, &s);
         updates[group] = u;
         learning_rates[group] = s.learning_rate;

@@ -492,12 +492,6 @@ pub struct Update {
     pub second_correction: f32,
     /// ε of AdamW.
     pub epsilon: f32,
-    /// [`GroupState::gradient_exponent`], for the next step's sweep.
-    pub gradient_exponent: i32,
-    /// [`GroupState::direction_exponent`], for the next step's sweep.
-    pub direction_exponent: i32,
-    /// [`GroupState::started`], for the next step's sweep.
-    pub started: u32,
     /// 1 in the first step, before which the parameters were the first ones; with AutoSgd in the first step of an episode.
     pub first: u32,
     /// The share of the new parameters in their average, in schedule-free training that of z; 0 until the average starts, and above 0 from

@@ -6,7 +6,7 @@
 // (Metal's fast math, which wgpu does not turn off), and a compiler that takes a product to be finite knows the answer to a question about
 // its exponent: a test of computed bits is compiled to nothing, and the step is taken.
 
-// What there is to look at. Not every pass can load all of it.
+// What there is to look at.
 const GRADIENT = 0u;      // what the regime sees: sign * g + λ w
 const RAW_GRADIENT = 1u;  // sign * g
 const PARAMETERS = 2u;    // w
@@ -29,28 +29,19 @@ fn squares_of(what: u32, block: Block, lane: u32, largest: u32, plain: f32) -> S
     return Squares(across(squares), exponent);
 }
 
-// Counts what is not finite among four elements from `first` on.
-fn count_nonfinite(bits: vec4<u32>, first: u32, t: ptr<function, Totals>) {
-    for (var i = 0u; i < 4u; i++) {
-        if bits[i] >= INFINITY_BITS {
-            (*t).nonfinite += 1u;
-            (*t).first_nonfinite = min((*t).first_nonfinite, first + i);
-        }
-    }
-}
-
 // Counts what is not finite, and finds the first. To be called where there is something.
 fn find_nonfinite(what: u32, block: Block, lane: u32, t: ptr<function, Totals>) {
     for (var quad = lane; 4u * quad < block.elements; quad += WORKGROUP) {
         // What was loaded is finite and what is computed of it is not: it overflowed.
         let bits = max(loaded(what, block, quad), magnitude_bits(load(what, block, quad)));
-        count_nonfinite(bits, block.first_element + 4u * quad, t);
+        for (var i = 0u; i < 4u; i++) {
+            if bits[i] >= INFINITY_BITS {
+                (*t).nonfinite += 1u;
+                (*t).first_nonfinite = min((*t).first_nonfinite, block.first_element + 4u * quad + i);
+            }
+        }
     }
-    count_overflow(block, t);
-}
-
-// Something overflowed; where the compiler would not have it, so that nothing was counted, the block's first element stands for it.
-fn count_overflow(block: Block, t: ptr<function, Totals>) {
+    // Something overflowed; where the compiler would not have it, so that nothing was counted, the block's first element stands for it.
     if (*t).nonfinite == 0u {
         (*t).nonfinite = 1u;
         (*t).first_nonfinite = block.first_element;

@@ -273,9 +273,6 @@ fn take_step(
         first_correction: s.first_correction,
         second_correction: s.second_correction,
         epsilon: c.epsilon,
-        gradient_exponent: s.gradient_exponent,
-        direction_exponent: s.direction_exponent,
-        started: s.started,
         first,
         average_weight: if c.average == average_kinds::SCHEDULE_FREE {
             schedule_free_weight(s, s.learning_rate, steps_taken(s))

@@ -106,7 +106,6 @@ impl Tiles for Halves<'_> {
 }
 
 /// What is remembered of a stretch of parameters, and measured of their step.
-#[derive(Default)]
 pub(crate) struct MemorySlices<'a> {
     /// Empty where the rule has none.
     pub(crate) momentum: &'a mut [f32],
@@ -116,7 +115,7 @@ pub(crate) struct MemorySlices<'a> {
     pub(crate) counters: &'a mut [u8],
     /// Empty where the regime needs none.
     pub(crate) vector: &'a mut [f32],
-    /// The average, or z of schedule-free training; empty where no average is kept, or not here.
+    /// The average, or z of schedule-free training; empty where no average is kept.
     pub(crate) averages: &'a mut [f32],
     /// One for every [`BLOCK_ELEMENTS`] of the parameters; empty where the step is not measured.
     pub(crate) step_sums: &'a mut [StepSums],
