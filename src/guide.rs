@@ -1,5 +1,5 @@
-// Links between pages are references that each page defines at its end for readers of the files. The definitions here come first, so that
-// they win: here the same links lead to these modules.
+// Pages link to each other by reference. Each page defines its references at its end, as file names, for readers of the files.
+// In Markdown the first definition counts: the ones below come first and turn the same links into links to modules.
 //! [choosing]: crate::guide::choosing
 //! [from-pytorch]: crate::guide::from_pytorch
 //! [troubleshooting]: crate::guide::troubleshooting
@@ -7,25 +7,33 @@
 //! [results]: crate::guide::results
 //! [performance]: crate::guide::performance
 //! [testing]: crate::guide::testing
+//! [tried]: crate::guide::tried
 #![doc = "\n"]
 #![doc = include_str!("../docs/guide.md")]
 
-macro_rules! pages {
-    ($($module:ident: $file:literal, [$($name:literal => $target:literal),*];)*) => {$(
-        $(#[doc = concat!("[", $name, "]: crate::guide", $target)])*
+/// A module that documents one page.
+macro_rules! page {
+    ($module:ident, $file:literal) => {
+        #[doc = "[guide]: crate::guide"]
+        #[doc = "[choosing]: crate::guide::choosing"]
+        #[doc = "[from-pytorch]: crate::guide::from_pytorch"]
+        #[doc = "[troubleshooting]: crate::guide::troubleshooting"]
+        #[doc = "[algorithm]: crate::guide::algorithm"]
+        #[doc = "[results]: crate::guide::results"]
+        #[doc = "[performance]: crate::guide::performance"]
+        #[doc = "[testing]: crate::guide::testing"]
+        #[doc = "[tried]: crate::guide::tried"]
         #[doc = "\n"]
         #[doc = include_str!(concat!("../docs/", $file))]
         pub mod $module {}
-    )*};
+    };
 }
 
-pages! {
-    choosing: "choosing.md", ["guide" => "", "algorithm" => "::algorithm", "results" => "::results", "performance" => "::performance"];
-    from_pytorch: "from-pytorch.md", ["guide" => "", "choosing" => "::choosing", "results" => "::results"];
-    troubleshooting: "troubleshooting.md", ["guide" => "", "choosing" => "::choosing", "algorithm" => "::algorithm", "results" => "::results", "performance" => "::performance", "testing" => "::testing"];
-    algorithm: "algorithm.md", ["choosing" => "::choosing", "tried" => "::tried"];
-    results: "results.md", ["performance" => "::performance", "choosing" => "::choosing", "tried" => "::tried"];
-    performance: "performance.md", ["guide" => "", "results" => "::results"];
-    testing: "testing.md", ["algorithm" => "::algorithm", "performance" => "::performance"];
-    tried: "tried.md", ["algorithm" => "::algorithm", "results" => "::results"];
-}
+page!(choosing, "choosing.md");
+page!(from_pytorch, "from-pytorch.md");
+page!(troubleshooting, "troubleshooting.md");
+page!(algorithm, "algorithm.md");
+page!(results, "results.md");
+page!(performance, "performance.md");
+page!(testing, "testing.md");
+page!(tried, "tried.md");
