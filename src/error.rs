@@ -29,7 +29,9 @@ pub enum Error {
     NoGroups,
 
     /// Two groups, or two tensors of one optimizer, have the same name.
-    #[error("two {what}s are named \"{name}\": give each its own name, so that messages can refer to it")]
+    #[error(
+        "two {what}s are named \"{name}\": give each its own name, so that messages can refer to it"
+    )]
     DuplicateName {
         /// `group` or `tensor`.
         what: &'static str,
