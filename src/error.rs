@@ -363,7 +363,7 @@ pub enum Error {
 
     /// A checkpoint has a form that this version of the crate does not know.
     #[error(
-        "{checkpoint} has version {version}, but this wgpu-optim reads version {newest}: use a version that reads that"
+        "{checkpoint} has version {version}, but this wgpu-optim reads versions 2 to {newest}: use a version that reads that"
     )]
     CheckpointVersion {
         /// Which checkpoint.
