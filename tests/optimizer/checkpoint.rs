@@ -1134,7 +1134,7 @@ fn a_process_killed_while_it_saves_loses_nothing() {
     let (mut safe, mut killed_while_writing) = (0, 0);
     for kill in 0..kills {
         let mut child = Command::new(std::env::current_exe().expect("this test"))
-            .args(["--exact", "child_that_saves", "--ignored", "--nocapture"])
+            .args(["--exact", "checkpoint::child_that_saves", "--ignored", "--nocapture"])
             .env(CHILD, &path)
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
