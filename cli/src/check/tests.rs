@@ -1,4 +1,4 @@
-//! The comparisons can fail, and the shrinker ends at the smallest case. (`tests/program/check.rs` seeds a fault into what comes back from the
+//! The comparisons can fail, and the shrinker ends at the smallest case. (`cli/tests/program/check.rs` seeds a fault into what comes back from the
 //! devices, and sees every family tell.)
 
 use super::case::{Case, Outcome, Path, less, shorter, shrink, ulp};

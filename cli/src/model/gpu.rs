@@ -1,4 +1,4 @@
-//! Forward and backward on the device: the kernels of `shaders/train/`.
+//! Forward and backward on the device: the kernels of `cli/shaders/train/`.
 
 use std::ops::Range;
 
