@@ -1,7 +1,7 @@
-//! Checkpoints: all that an optimizer remembers, in a safetensors file of one portable form.
+//! Checkpoints: the complete state of an optimizer in a portable safetensors file.
 //!
-//! Every tensor's memory is kept in the tensor's own order of elements, whatever the device's geometry, so that a file that was saved on
-//! one adapter can be loaded on another, or on the CPU path. Both paths fill a [`Draft`] and read a checked [`Checkpoint`].
+//! The memory of every tensor is stored in the tensor's own order of elements, independent of the device's geometry, so that a file saved on
+//! one adapter can be loaded on another or on the CPU path. Both paths fill a [`Draft`] and read a checked [`Checkpoint`].
 
 mod about;
 mod header;
@@ -30,42 +30,41 @@ const _: () = assert!(
     "safetensors are little-endian, and so is everything here"
 );
 
-/// What the caller adds to a checkpoint in words of their own, by name: the epoch, the seed, where the data is.
+/// Notes that the caller adds to a checkpoint, by name: the epoch, the seed, the path of the data.
 pub type Notes = BTreeMap<String, String>;
 
-/// Whether a checkpoint is to hold the parameters too, or to give them back.
+/// Selects whether a checkpoint stores and restores the parameters.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Parameters {
-    /// With the parameters.
+    /// Stores or restores the parameters too.
     Included,
-    /// What the optimizer remembers alone; the parameters are the caller's business.
+    /// Stores or restores the optimizer's state alone. The caller keeps the parameters.
     Excluded,
 }
 
-/// All that an optimizer remembers, and the parameters if asked: momentum, direction memory, the regimes' state, the step, the counts of
-/// skipped steps, and the configuration it belongs to.
+/// The complete state of an optimizer, and the parameters if requested: momentum, direction memory, the regimes' state, the number of steps
+/// and of skipped steps, and the configuration that it belongs to.
 ///
-/// [`Optimizer::save`](crate::Optimizer::save) and [`Optimizer::load`](crate::Optimizer::load) write and read files of it,
-/// [`CpuOptimizer::save`](crate::CpuOptimizer::save) and [`CpuOptimizer::load`](crate::CpuOptimizer::load) too; this type is for those who
-/// keep it elsewhere, add notes, or look into it. The records are not in it: drain them before.
+/// [`Optimizer::save`](crate::Optimizer::save) and [`Optimizer::load`](crate::Optimizer::load) write and read it as a file, and so do
+/// [`CpuOptimizer::save`](crate::CpuOptimizer::save) and [`CpuOptimizer::load`](crate::CpuOptimizer::load). Use this type to store it
+/// elsewhere, to add notes, or to inspect it. Records are not part of it: drain them before.
 ///
 /// A file is [safetensors](https://github.com/huggingface/safetensors), with a tensor `parameters/NAME` for each tensor, `momentum/NAME`,
-/// `second_moment/NAME` (v of AdamW), `direction_counters/NAME`, `last_gradient/NAME`, `first_parameters/NAME`, `streams/NAME`, `averages/NAME`, `base_iterates/NAME` (z of [schedule-free](crate::Averaging::ScheduleFree) training) or `remainders/NAME` (what 16-bit parameters lack of their masters, as i16) where that is remembered; and
-/// `groups/state`, `groups/update` and, where they are needed, `tensors/record`, with a row for each group or tensor.
+/// `second_moment/NAME` (v of AdamW), `direction_counters/NAME`, `last_gradient/NAME`, `first_parameters/NAME`, `streams/NAME`, `averages/NAME`, `base_iterates/NAME` (z of [schedule-free](crate::Averaging::ScheduleFree) training) or `remainders/NAME` (the remainders of master weights of 16-bit parameters, as i16), as far as the configuration keeps
+/// them; and `groups/state`, `groups/update` and, if needed, `tensors/record`, with a row for each group or tensor.
 ///
-/// Of a schedule-free group `parameters/NAME` is y, where gradients are taken. With the parameters there is also `averages/NAME`, which
-/// is the average x: **that is the tensor to use for inference**. For resuming it is not needed.
-/// The header's metadata has the version of this form, the step, the configuration, the notes, and a checksum (CRC-32) of the configuration
-/// and the data, so that a file with a flipped bit is refused.
+/// In a schedule-free group `parameters/NAME` is y, where gradients are taken. A checkpoint with parameters also has `averages/NAME`, the
+/// average x: **use that tensor for inference**. Resuming does not need it. The header's metadata has the format version, the step, the
+/// configuration, the notes, and a checksum (CRC-32) of the configuration and the data. A file with a flipped bit is refused.
 ///
 /// # Versions
-/// A file names the fields of its tables and its settings. A file of an older version of this crate, which lacks a field or a setting, can be
-/// loaded: the field then has the value that it has before the first step, and the setting is the optimizer's. A field or a setting that this
+/// A file names its settings and the fields of its tables. Files of older versions of this crate, which lack a setting or a field, can be
+/// loaded: the field gets the value that it has before the first step, and the setting is the optimizer's own. A setting or a field that this
 /// version does not know is an error that names it.
 ///
 /// # Bits
-/// Every number is kept as it is. A run that goes on from a checkpoint has the same bits as one that was never interrupted, on the same
-/// path, adapter, driver and tuning, and on the CPU path with any number of threads. On another path or adapter it goes on within rounding.
+/// Numbers are stored exactly. A run that resumes from a checkpoint has the same bits as one that was never interrupted, on the same path,
+/// adapter, driver and tuning, and on the CPU path with any number of threads. On another path or adapter the results agree within rounding.
 ///
 /// # Example
 /// ```
@@ -95,16 +94,16 @@ pub enum Parameters {
 /// ```
 #[derive(Clone)]
 pub struct Checkpoint {
-    /// What messages call it.
+    /// Name of the checkpoint in messages.
     origin: String,
     about: About,
     metadata: Metadata,
     data: Vec<u8>,
 }
 
-/// The version of the form, one higher with every change that an older version of this crate would not understand.
+/// Format version. It is raised by every change that older versions of this crate cannot read.
 const VERSION: u32 = 3;
-/// The oldest version that is read. It has no checksum.
+/// Oldest format version that is read. It has no checksum.
 const OLDEST_VERSION: u32 = 2;
 
 /// The key of [`About`] in the header's metadata.
@@ -112,14 +111,14 @@ const ABOUT: &str = "wgpu-optim checkpoint";
 /// The key of the checksum: the CRC-32 of [`About`] as it stands in the metadata and of the data behind it, in hexadecimal digits.
 const CHECKSUM: &str = "wgpu-optim crc32";
 
-/// What messages call a checkpoint that is in no file.
+/// Name in messages of a checkpoint that is not in a file.
 const NO_FILE: &str = "the checkpoint";
 
 impl Checkpoint {
     /// Reads a checkpoint from a file.
     ///
     /// # Errors
-    /// [`Error::CheckpointFile`] where the file cannot be read, else as [`Checkpoint::from_bytes`].
+    /// [`Error::CheckpointFile`] if the file cannot be read; otherwise as [`Checkpoint::from_bytes`].
     pub fn load(path: impl AsRef<Path>) -> Result<Self, Error> {
         let path = path.as_ref();
         let unreadable = |message: String| Error::CheckpointFile {
@@ -165,12 +164,12 @@ impl Checkpoint {
         })
     }
 
-    /// Takes the bytes of a checkpoint apart, which may come from anywhere: whatever is wrong with them is found before they are used,
-    /// in memory that is in proportion to their number.
+    /// Reads a checkpoint from bytes, which need not be trusted: they are validated before they are used, in memory proportional to their
+    /// number.
     ///
     /// # Errors
-    /// [`Error::CheckpointDamaged`] for bytes that are no whole checkpoint, [`Error::CheckpointVersion`] for another form. What does not
-    /// fit an optimizer is found when it is restored.
+    /// [`Error::CheckpointDamaged`] if the bytes are not a complete checkpoint, [`Error::CheckpointVersion`] for another format version.
+    /// Whether the checkpoint belongs to an optimizer is checked by `restore`.
     pub fn from_bytes(bytes: impl Into<Vec<u8>>) -> Result<Self, Error> {
         let mut bytes = bytes.into();
         let size = bytes.len() as u64;
@@ -195,11 +194,11 @@ impl Checkpoint {
         })
     }
 
-    /// Writes the checkpoint to a file, which is replaced as a whole: written beside it, brought to the disk, then renamed. A process that
-    /// is killed at any instant leaves the old file or the new one.
+    /// Writes the checkpoint to a file atomically: it is written beside the old file, synchronised to the disk, then renamed. A process that is
+    /// killed at any time leaves the old file or the new one.
     ///
     /// # Errors
-    /// [`Error::CheckpointFile`]; an old file is then as it was.
+    /// [`Error::CheckpointFile`]; an old file is then unchanged.
     pub fn save(&self, path: impl AsRef<Path>) -> Result<(), Error> {
         let path = path.as_ref();
         let header = self.header();
@@ -214,7 +213,7 @@ impl Checkpoint {
         })
     }
 
-    /// The bytes of such a file.
+    /// Returns the checkpoint as the bytes of a safetensors file.
     pub fn to_bytes(&self) -> Vec<u8> {
         let mut bytes = self.header();
         bytes.extend_from_slice(&self.data);
@@ -228,38 +227,38 @@ impl Checkpoint {
         header::write(&texts, &self.metadata)
     }
 
-    /// Steps attempted before it was saved, skipped ones included: the number of the step that comes next.
+    /// Returns the number of steps attempted before the checkpoint was made, skipped ones included. It is the number of the next step.
     pub fn step(&self) -> u64 {
         self.about.step
     }
 
-    /// What the caller added when it was made.
+    /// Returns the notes that the caller added.
     pub fn notes(&self) -> &Notes {
         &self.about.notes
     }
 
-    /// The groups' names, in the order of declaration.
+    /// Returns the names of the groups, in the order of declaration.
     pub fn groups(&self) -> impl Iterator<Item = &str> {
         self.about.groups.iter().map(|group| group.name.as_str())
     }
 
-    /// The tensors' names and lengths in elements, in the order of declaration.
+    /// Returns the names and lengths (in elements) of the tensors, in the order of declaration.
     pub fn tensors(&self) -> impl Iterator<Item = (&str, u64)> {
         let tensors = self.about.tensors.iter();
         tensors.map(|tensor| (tensor.name.as_str(), tensor.elements))
     }
 
-    /// The names of what is in it, as a reader of safetensors sees them, in the order of the file.
+    /// Returns the names of the stored safetensors entries, in the order of the file.
     pub fn names(&self) -> Vec<String> {
         self.metadata.offset_keys()
     }
 
-    /// Whether it holds the parameters.
+    /// Returns true if the checkpoint contains the parameters.
     pub fn has_parameters(&self) -> bool {
         self.about.parameters
     }
 
-    /// A tensor's parameters, if it holds them. Those of 16 bits as f32, which has them all.
+    /// Returns a tensor's parameters, if the checkpoint contains them. 16-bit parameters are converted to f32, which is exact.
     pub fn parameters(&self, tensor: &str) -> Option<Vec<f32>> {
         let info = self.metadata.info(&parameters_name(tensor))?;
         let bytes = &self.data[info.data_offsets.0..info.data_offsets.1];
@@ -394,7 +393,7 @@ impl Checkpoint {
         Ok(())
     }
 
-    /// Whether the groups' rows are such that a step could have left them. What this crate wrote is; the rest would end in nonsense.
+    /// Checks that a step could have left the groups' states as they are. Any other values would lead to meaningless steps.
     fn check_states(&self, plan: &Plan) -> Result<(), String> {
         for table in [Table::States, Table::Updates] {
             let fields = table.fields();
@@ -432,7 +431,7 @@ impl Checkpoint {
         bytemuck::pod_collect_to_vec(self.bytes(Slot::Table(Table::States)))
     }
 
-    /// What is kept for a slot; nothing where there is no such slot.
+    /// Returns the bytes of a slot; empty if there is no such slot.
     pub(crate) fn bytes(&self, slot: Slot) -> &[u8] {
         let name = match slot {
             Slot::Table(table) => table.name().to_owned(),
@@ -598,7 +597,7 @@ pub(crate) fn steps_of(state: &GroupState) -> u64 {
     u64::from(state.steps_high) << 32 | u64::from(state.steps_low)
 }
 
-/// What is remembered of each group or tensor, a row for each.
+/// Table of the state of each group or tensor, with one row for each.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) enum Table {
     /// [`GroupState`] of each group, word by word.
@@ -699,7 +698,8 @@ fn fields_of(name: &str, prefix: &str) -> Vec<Field> {
         .collect()
 }
 
-/// Why a word cannot be in a field. Exponents and sums of logarithms are far from their types' ends, where adding two would overflow.
+/// Returns the reason why a word is impossible in a field. Exponents and sums of logarithms must be far from the limits of their types,
+/// where adding two would overflow.
 fn impossible(field: &Field, word: u32) -> Option<String> {
     const MOST: i32 = 4096;
     let largest = match field.name.as_str() {
@@ -868,7 +868,7 @@ impl Draft {
         })
     }
 
-    /// Where a slot's bytes go; none where there is no such slot.
+    /// Returns the destination of a slot's bytes; empty if there is no such slot.
     pub(crate) fn bytes(&mut self, slot: Slot) -> &mut [u8] {
         match self.slots.get(&slot) {
             Some(range) => &mut self.data[range.clone()],

@@ -12,10 +12,6 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use crate::common::run::{
-    CpuRun, GpuRun, Place, Run, Setup, Spec, alone, bits, devices, gpu_run_with, packed,
-};
-use crate::common::{Numbers, step, upload};
 use proptest::prelude::*;
 use wgpu_optim::gpu::Tuning;
 use wgpu_optim::layout::GroupState;
@@ -23,6 +19,10 @@ use wgpu_optim::{
     Averaging, Checkpoint, CpuOptimizer, Error, Group, LossScaler, NonFinitePolicy, Notes,
     OptimizerBuilder, Parameters, Regime, Rule, Schedule, SecantForm, wgpu,
 };
+use wgpu_optim_conformance::run::{
+    CpuRun, GpuRun, Place, Run, Setup, Spec, alone, bits, devices, gpu_run_with, packed,
+};
+use wgpu_optim_conformance::{Numbers, step, upload};
 
 /// Every rule, and regimes of every kind of memory, with averages, telemetry and trust ratios here and there; and a group of odd tensors whose norm is shared.
 fn cases() -> Vec<Spec> {
@@ -1315,7 +1315,12 @@ fn a_process_killed_while_it_saves_loses_nothing() {
     let (mut safe, mut killed_while_writing) = (0, 0);
     for kill in 0..kills {
         let mut child = Command::new(std::env::current_exe().expect("this test"))
-            .args(["--exact", "child_that_saves", "--ignored", "--nocapture"])
+            .args([
+                "--exact",
+                "checkpoint::child_that_saves",
+                "--ignored",
+                "--nocapture",
+            ])
             .env(CHILD, &path)
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())

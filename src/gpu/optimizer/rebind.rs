@@ -10,7 +10,8 @@ use crate::gpu::tensor::Tensor;
 use crate::group::TensorPair;
 use crate::plan::{Place, Plan, Region, Window, check_overlaps};
 
-/// Places of a tensor whose bind groups are kept. An allocator that pools its buffers hands out few, over and over.
+/// Capacity of the bind-group cache for each tensor. Pooling allocators cycle through a small set of buffers, so that eight entries avoid
+/// creating bind groups in every step.
 const KEPT_PLACES: usize = 8;
 
 /// What it takes to bind a window's parameters and gradients elsewhere.
