@@ -3,15 +3,16 @@
 
 mod common;
 
-use common::workload::{Spec, many_tensors, one_tensor};
 use criterion::{Criterion, criterion_group, criterion_main};
 use wgpu_optim::{Regime, Rule};
+use wgpu_optim_conformance::bench::targets;
+use wgpu_optim_conformance::bench::workload::{Spec, many_tensors, one_tensor};
 
 fn overhead(c: &mut Criterion) {
     let elements = 1 << 20;
     let many = many_tensors(elements, false).expect("enough for every tensor");
     let many_odd = many_tensors(elements, true).expect("enough for every tensor");
-    for (name, target) in common::targets() {
+    for (name, target) in targets() {
         let mut group = common::group(c, format!("overhead/{name}"));
         let mut memory = target.memory(elements);
         for (what, tensors) in [

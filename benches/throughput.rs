@@ -3,11 +3,12 @@
 
 mod common;
 
-use common::workload::{MODES, Spec, regimes, rules};
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
+use wgpu_optim_conformance::bench::targets;
+use wgpu_optim_conformance::bench::workload::{MODES, Spec, regimes, rules};
 
 fn throughput(c: &mut Criterion) {
-    for (name, target) in common::targets() {
+    for (name, target) in targets() {
         let mut group = common::group(c, format!("throughput/{name}"));
         let largest = if target.is_software() { 22 } else { 26 };
         for power in (10..=largest).step_by(4) {

@@ -6,6 +6,7 @@
 mod about;
 mod header;
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::fs::File;
@@ -54,7 +55,12 @@ pub enum Parameters {
 ///
 /// In a schedule-free group `parameters/NAME` is y, where gradients are taken. A checkpoint with parameters also has `averages/NAME`, the
 /// average x: **use that tensor for inference**. Resuming does not need it. The header's metadata has the format version, the step, the
-/// configuration and the notes.
+/// configuration, the notes, and a checksum (CRC-32) of the configuration and the data. A file with a flipped bit is refused.
+///
+/// # Versions
+/// A file names its settings and the fields of its tables. Files of older versions of this crate, which lack a setting or a field, can be
+/// loaded: the field gets the value that it has before the first step, and the setting is the optimizer's own. A setting or a field that this
+/// version does not know is an error that names it.
 ///
 /// # Bits
 /// Numbers are stored exactly. A run that resumes from a checkpoint has the same bits as one that was never interrupted, on the same path,
@@ -96,10 +102,14 @@ pub struct Checkpoint {
 }
 
 /// Format version. It is raised by every change that older versions of this crate cannot read.
-const VERSION: u32 = 2;
+const VERSION: u32 = 3;
+/// Oldest format version that is read. It has no checksum.
+const OLDEST_VERSION: u32 = 2;
 
 /// The key of [`About`] in the header's metadata.
 const ABOUT: &str = "wgpu-optim checkpoint";
+/// The key of the checksum: the CRC-32 of [`About`] as it stands in the metadata and of the data behind it, in hexadecimal digits.
+const CHECKSUM: &str = "wgpu-optim crc32";
 
 /// Name in messages of a checkpoint that is not in a file.
 const NO_FILE: &str = "the checkpoint";
@@ -138,9 +148,14 @@ impl Checkpoint {
         let mut text = sized(header_bytes).map_err(&unreadable)?;
         file.read_exact(&mut text).map_err(words)?;
         let data_bytes = size - (header::LENGTH_BYTES + header_bytes) as u64;
-        let (about, metadata) = open(&origin, &text, data_bytes)?;
+        let Opened {
+            about,
+            metadata,
+            checksum,
+        } = open(&origin, &text, data_bytes)?;
         let mut data = sized(metadata.data_len()).map_err(&unreadable)?;
         file.read_exact(&mut data).map_err(words)?;
+        checksum.check(&data).map_err(damaged)?;
         Ok(Checkpoint {
             origin,
             about,
@@ -164,7 +179,12 @@ impl Checkpoint {
         let length = length.try_into().unwrap_or_default();
         let header_bytes = header::checked_length(length, size).map_err(damaged)?;
         let (text, data) = rest.split_at(header_bytes);
-        let (about, metadata) = open(NO_FILE, text, data.len() as u64)?;
+        let Opened {
+            about,
+            metadata,
+            checksum,
+        } = open(NO_FILE, text, data.len() as u64)?;
+        checksum.check(data).map_err(damaged)?;
         bytes.drain(..header::LENGTH_BYTES + header_bytes);
         Ok(Checkpoint {
             origin: NO_FILE.to_owned(),
@@ -201,7 +221,10 @@ impl Checkpoint {
     }
 
     fn header(&self) -> Vec<u8> {
-        header::write(ABOUT, &self.about, &self.metadata)
+        let about = self.about.to_json();
+        let checksum = format!("{:08x}", checksum(&about, &self.data));
+        let texts = BTreeMap::from([(ABOUT, about), (CHECKSUM, checksum)]);
+        header::write(&texts, &self.metadata)
     }
 
     /// Returns the number of steps attempted before the checkpoint was made, skipped ones included. It is the number of the next step.
@@ -253,8 +276,9 @@ impl Checkpoint {
         }
     }
 
-    /// Refuses everything but a checkpoint of an optimizer with this plan, before anything is changed.
-    pub(crate) fn check(&self, plan: &Plan, parameters: Parameters) -> Result<(), Error> {
+    /// The checkpoint with the tables of this version, if it is one of an optimizer with this plan. Everything else is refused, before
+    /// anything is changed.
+    pub(crate) fn fit(&self, plan: &Plan, parameters: Parameters) -> Result<Cow<'_, Self>, Error> {
         let differs = |difference: about::Difference| Error::CheckpointDiffers {
             checkpoint: self.origin.clone(),
             what: difference.what,
@@ -264,19 +288,87 @@ impl Checkpoint {
         let here = About::of(plan, self.about.parameters);
         self.about.compare(&here).map_err(differs)?;
         let damaged = |problem| damaged(&self.origin, problem);
-        self.check_contents(plan).map_err(damaged)?;
-        self.check_states(plan).map_err(damaged)?;
+        let tables: Vec<_> = Table::all(plan)
+            .map(|table| (table, self.about.fields_of(table)))
+            .collect();
+        self.check_contents(plan, &tables).map_err(damaged)?;
+        let fitted = if self.about.tables == here.tables {
+            Cow::Borrowed(self)
+        } else {
+            for (table, fields) in &tables {
+                about::check_fields(*table, fields).map_err(differs)?;
+            }
+            let tables = tables
+                .iter()
+                .map(|(table, fields)| (*table, self.table_of_this_version(plan, *table, fields)));
+            Cow::Owned(self.with_tables(plan, here, tables.collect())?)
+        };
+        fitted.check_states(plan).map_err(damaged)?;
         if parameters == Parameters::Included && !self.about.parameters {
             return Err(Error::CheckpointWithoutParameters {
                 checkpoint: self.origin.clone(),
             });
         }
-        Ok(())
+        Ok(fitted)
     }
 
-    /// Checks that the entries are those of the configuration, each with its type and shape, and that there are no others.
-    fn check_contents(&self, plan: &Plan) -> Result<(), String> {
-        let items = items(plan, self.about.parameters);
+    /// A table with the fields of this version: those that the file lacks have the values of before the first step.
+    fn table_of_this_version(&self, plan: &Plan, table: Table, fields: &[Field]) -> Vec<u32> {
+        let old: Vec<u32> = bytemuck::pod_collect_to_vec(self.bytes(Slot::Table(table)));
+        let mut new = table.first_rows(plan);
+        let rows = new.chunks_exact_mut(table.words());
+        for (new, old) in rows.zip(old.chunks_exact(fields.len().max(1))) {
+            for (word, field) in new.iter_mut().zip(table.fields()) {
+                if let Some(at) = fields.iter().position(|old| *old == field) {
+                    *word = old[at];
+                }
+            }
+        }
+        new
+    }
+
+    /// The checkpoint with other tables, those of an optimizer that is described by `here`.
+    fn with_tables(
+        &self,
+        plan: &Plan,
+        here: About,
+        tables: HashMap<Table, Vec<u32>>,
+    ) -> Result<Self, Error> {
+        let parameters = if self.about.parameters {
+            Parameters::Included
+        } else {
+            Parameters::Excluded
+        };
+        let mut draft = Draft::new(plan, parameters, self.notes())?;
+        for (slot, range) in &draft.slots {
+            let bytes = match slot {
+                Slot::Table(table) => bytemuck::cast_slice(&tables[table]),
+                slot => self.bytes(*slot),
+            };
+            draft.data[range.clone()].copy_from_slice(bytes);
+        }
+        let mut about = self.about.clone();
+        about.tables = here.tables;
+        Ok(Checkpoint {
+            origin: self.origin.clone(),
+            about,
+            metadata: draft.metadata,
+            data: draft.data,
+        })
+    }
+
+    /// Whether everything that the configuration calls for is there in its type and shape, and nothing else.
+    fn check_contents(&self, plan: &Plan, tables: &[(Table, Vec<Field>)]) -> Result<(), String> {
+        let mut items = items(plan, self.about.parameters);
+        // Another version's rows may be shorter or longer.
+        for (table, fields) in tables {
+            let item = items
+                .iter_mut()
+                .find(|item| item.slot == Slot::Table(*table));
+            if let Some(item) = item {
+                item.shape[1] = fields.len();
+            }
+        }
         for item in &items {
             let info = self
                 .metadata
@@ -354,25 +446,73 @@ impl Checkpoint {
     }
 }
 
-/// The header's two parts, if they describe so many bytes of data.
-fn open(origin: &str, text: &[u8], data_bytes: u64) -> Result<(About, Metadata), Error> {
+/// What a header says.
+struct Opened {
+    about: About,
+    metadata: Metadata,
+    checksum: Checksum,
+}
+
+/// The checksum of a file: of its description so far, and what it is to be in the end. A file of the oldest version has none.
+struct Checksum {
+    so_far: crc32fast::Hasher,
+    expected: Option<u32>,
+}
+
+impl Checksum {
+    /// Whether the data is as it was written.
+    fn check(mut self, data: &[u8]) -> Result<(), String> {
+        self.so_far.update(data);
+        let found = self.so_far.finalize();
+        match self.expected {
+            Some(expected) if expected != found => Err(format!(
+                "its checksum is {found:08x} instead of {expected:08x}: some of its bytes have changed"
+            )),
+            _ => Ok(()),
+        }
+    }
+}
+
+fn checksum(about: &str, data: &[u8]) -> u32 {
+    let mut hasher = crc32fast::Hasher::new();
+    hasher.update(about.as_bytes());
+    hasher.update(data);
+    hasher.finalize()
+}
+
+/// Reads a header, if it describes so many bytes of data.
+fn open(origin: &str, text: &[u8], data_bytes: u64) -> Result<Opened, Error> {
     let damaged = |problem| damaged(origin, problem);
-    let header = header::parse(ABOUT, text).map_err(damaged)?;
-    let about = header.about.ok_or_else(|| {
+    let header = header::parse(text).map_err(damaged)?;
+    let about = header.texts.get(ABOUT).ok_or_else(|| {
         damaged(format!(
             "it is in the safetensors format, but has no \"{ABOUT}\" in its metadata"
         ))
     })?;
     // The version first: a newer one may have everything else changed.
-    let version = about::version(&about).map_err(damaged)?;
-    if version != VERSION {
+    let version = about::version(about).map_err(damaged)?;
+    if !(OLDEST_VERSION..=VERSION).contains(&version) {
         return Err(Error::CheckpointVersion {
             checkpoint: origin.to_owned(),
             version,
             newest: VERSION,
         });
     }
-    let about = About::from_json(&about).map_err(damaged)?;
+    let expected = match header.texts.get(CHECKSUM) {
+        Some(text) => {
+            let value = u32::from_str_radix(text, 16);
+            Some(value.map_err(|_| {
+                damaged(format!(
+                    "its checksum is \"{text}\", not 8 hexadecimal digits"
+                ))
+            })?)
+        }
+        None if version == OLDEST_VERSION => None,
+        None => return Err(damaged(format!("it has no \"{CHECKSUM}\" in its metadata"))),
+    };
+    let mut so_far = crc32fast::Hasher::new();
+    so_far.update(about.as_bytes());
+    let about = About::from_json(about).map_err(damaged)?;
     let described = header.metadata.data_len() as u64;
     if described != data_bytes {
         let what = if data_bytes < described {
@@ -384,7 +524,11 @@ fn open(origin: &str, text: &[u8], data_bytes: u64) -> Result<(About, Metadata),
             "it is {what}: its header describes {described} bytes, {data_bytes} follow it"
         )));
     }
-    Ok((about, header.metadata))
+    Ok(Opened {
+        about,
+        metadata: header.metadata,
+        checksum: Checksum { so_far, expected },
+    })
 }
 
 fn damaged(origin: &str, problem: String) -> Error {
@@ -465,10 +609,11 @@ pub(crate) enum Table {
 }
 
 /// A field of a table's struct; of one within it, `struct.field`.
+#[derive(Debug, Clone, PartialEq, Eq)]
 struct Field {
     name: String,
     /// `f32`, `i32` or `u32`.
-    kind: &'static str,
+    kind: String,
 }
 
 impl Table {
@@ -506,6 +651,21 @@ impl Table {
         self.row_bytes() / size_of::<u32>()
     }
 
+    /// The rows of before the first step, word by word.
+    fn first_rows(self, plan: &Plan) -> Vec<u32> {
+        match self {
+            Table::States => {
+                let states: Vec<_> = plan.groups.iter().map(GroupState::initial).collect();
+                bytemuck::cast_slice(&states).to_vec()
+            }
+            Table::Updates => {
+                let updates = vec![<Update as bytemuck::Zeroable>::zeroed(); plan.groups.len()];
+                bytemuck::cast_slice(&updates).to_vec()
+            }
+            Table::TensorRecords => vec![0; self.rows(plan) * self.words()],
+        }
+    }
+
     /// The fields of a struct, from the shaders' declaration, which tests/kernels/layout.rs holds against Rust's.
     fn fields(self) -> Vec<Field> {
         match self {
@@ -528,7 +688,10 @@ fn fields_of(name: &str, prefix: &str) -> Vec<Field> {
         .flat_map(|(name, kind)| {
             let name = format!("{prefix}{name}");
             match kind {
-                "f32" | "i32" | "u32" => vec![Field { name, kind }],
+                "f32" | "i32" | "u32" => vec![Field {
+                    name,
+                    kind: kind.to_owned(),
+                }],
                 within => fields_of(within, &format!("{name}.")),
             }
         })
@@ -555,7 +718,7 @@ fn impossible(field: &Field, word: u32) -> Option<String> {
     };
     let float = f32::from_bits(word);
     let is_mantissa = float == 0.0 || (1.0..2.0).contains(&float);
-    match field.kind {
+    match field.kind.as_str() {
         "f32" if !float.is_finite() => Some(format!("{float}, not finite")),
         "f32" if float.abs() > largest => Some(format!("{float}, beyond {largest}")),
         "f32" if field.name.ends_with("_mantissa") && !is_mantissa => {
@@ -773,7 +936,7 @@ mod tests {
             assert_eq!(fields.len(), table.words(), "{table:?}");
             for field in fields {
                 assert!(
-                    ["f32", "i32", "u32"].contains(&field.kind),
+                    ["f32", "i32", "u32"].contains(&field.kind.as_str()),
                     "{}",
                     field.kind
                 );

@@ -366,7 +366,7 @@ pub enum Error {
 
     /// A checkpoint has a format version that this version of the crate does not read.
     #[error(
-        "{checkpoint} has version {version}, but this wgpu-optim reads version {newest}: use a version of the crate that reads it"
+        "{checkpoint} has version {version}, but this wgpu-optim reads versions 2 to {newest}: use a version of the crate that reads it"
     )]
     CheckpointVersion {
         /// Which checkpoint.

@@ -4,14 +4,12 @@
 //! The suite runs a short form. `WGPU_OPTIM_SOAK=full cargo test --release --test soak` is the long one: 1,000,000 steps on the CPU
 //! path, 100,000 on every adapter, and 2^24 + 1000 of a small model for the counters.
 
-mod common;
-
-use common::run::{alone, devices};
-use common::{Numbers, drain, upload};
 use wgpu_optim::{
     CpuOptimizer, Gpu, Group, Hypergradient, Optimizer, OptimizerBuilder, Record, Records, Regime,
     Rule, wgpu,
 };
+use wgpu_optim_conformance::run::{alone, devices};
+use wgpu_optim_conformance::{Numbers, drain, upload};
 
 const LEN: usize = 1001;
 /// Steps whose records are drained at once.

@@ -5,9 +5,6 @@
 //! `cargo run --release --example web` serves on <http://127.0.0.1:8031/>; `-- --browser chromium` starts a headless one, waits for its report and
 //! exits with 1 where anything differs.
 
-#[allow(dead_code, reason = "tests/kernels/translate.rs uses the rest")]
-mod vectors;
-
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::process::{Child, Command, ExitCode, Stdio};
@@ -15,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use clap::Parser;
 use serde_json::Value;
-use vectors::Outcome;
+use wgpu_optim_conformance::vectors::{self, Outcome};
 
 #[derive(Debug, Parser)]
 struct Args {

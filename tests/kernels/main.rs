@@ -1,8 +1,5 @@
 //! Promises of the shaders: their structs, that every kernel compiles, and that it can be translated for other platforms.
 
-#[path = "../common/mod.rs"]
-mod common;
-
 mod layout;
 mod shaders_compile;
 mod translate;

@@ -3,10 +3,6 @@
 //!
 //! With `WGPU_OPTIM_TRANSLATED=FOLDER` the translations are left in that folder, with what `tests/dxc` and `tests/metal` need beside them.
 
-#[allow(dead_code, reason = "the page uses the rest")]
-#[path = "../../examples/web/vectors.rs"]
-mod vectors;
-
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -18,8 +14,8 @@ use naga::valid::{Capabilities, ModuleInfo, ValidationFlags, Validator};
 use naga::{Binding, Block, BuiltIn, Expression, Function, Handle, Module, ShaderStage, Statement};
 use naga::{ScalarKind, StorageAccess, TypeInner, UnaryOperator};
 use serde_json::Value;
-use vectors::Kernels;
 use wgpu_optim::{Gpu, wgpu};
+use wgpu_optim_conformance::vectors::{self, Kernels};
 
 /// A kernel whose override constants have their values.
 struct Kernel {
@@ -418,9 +414,9 @@ fn in_parallel<T: Sync, U: Send>(all: &[T], each: impl Fn(&T) -> U + Sync) -> Ve
 /// Values of override constants.
 type Constants = Vec<(&'static str, f64)>;
 
-/// What src/cli compiles beside an optimizer.
+/// What the program compiles beside an optimizer.
 fn of_the_binary() -> Vec<Kernel> {
-    let batch = include_str!("../../shaders/train/batch.wgsl");
+    let batch = include_str!("../../cli/shaders/train/batch.wgsl");
     let layer = |outputs: f64| {
         [
             ("WORKGROUP", 64.0),
@@ -436,7 +432,7 @@ fn of_the_binary() -> Vec<Kernel> {
     let mut listed: Vec<(&str, &str, Constants)> = vec![
         (
             "gather",
-            include_str!("../../shaders/train/gather.wgsl"),
+            include_str!("../../cli/shaders/train/gather.wgsl"),
             vec![
                 workgroup,
                 ("QUADS", 8.0),
@@ -446,26 +442,26 @@ fn of_the_binary() -> Vec<Kernel> {
         ),
         (
             "bias_gradient",
-            include_str!("../../shaders/train/bias_gradient.wgsl"),
+            include_str!("../../cli/shaders/train/bias_gradient.wgsl"),
             vec![workgroup, ("OUTPUTS", 10.0), ("BIAS", 4.0)],
         ),
         (
             "finish_batch",
-            include_str!("../../shaders/train/finish_batch.wgsl"),
+            include_str!("../../cli/shaders/train/finish_batch.wgsl"),
             vec![],
         ),
     ];
     for flag in [0.0, 1.0] {
         listed.push((
             "loss",
-            include_str!("../../shaders/train/loss.wgsl"),
+            include_str!("../../cli/shaders/train/loss.wgsl"),
             vec![workgroup, ("CLASSES", 10.0), ("SQUARED_HINGE", flag)],
         ));
         // Rows of whole quads, or not.
         for outputs in [10.0, 16.0] {
             listed.push((
                 "dense_forward",
-                include_str!("../../shaders/train/dense_forward.wgsl"),
+                include_str!("../../cli/shaders/train/dense_forward.wgsl"),
                 with(&layer(outputs), &[("BIAS", 4.0), ("RELU", flag)]),
             ));
         }
@@ -473,11 +469,11 @@ fn of_the_binary() -> Vec<Kernel> {
     for (entry, source) in [
         (
             "weight_gradient",
-            include_str!("../../shaders/train/weight_gradient.wgsl"),
+            include_str!("../../cli/shaders/train/weight_gradient.wgsl"),
         ),
         (
             "input_gradient",
-            include_str!("../../shaders/train/input_gradient.wgsl"),
+            include_str!("../../cli/shaders/train/input_gradient.wgsl"),
         ),
     ] {
         listed.push((entry, source, layer(10.0).to_vec()));
@@ -489,8 +485,11 @@ fn of_the_binary() -> Vec<Kernel> {
         kernels.push(Kernel::new(name, &text, entry, &owned(&constants)));
     }
     for (entry, source) in [
-        ("copy", include_str!("../../shaders/bench/copy.wgsl")),
-        ("triad", include_str!("../../shaders/bench/triad.wgsl")),
+        ("copy", include_str!("../../conformance/shaders/copy.wgsl")),
+        (
+            "triad",
+            include_str!("../../conformance/shaders/triad.wgsl"),
+        ),
     ] {
         let constants = owned(&[workgroup, ("QUADS", 8.0)]);
         kernels.push(Kernel::new(

@@ -1,14 +1,14 @@
 //! Promise: the three streams of AutoSgd are three optimizers, bit for bit, whichever turn it is; an episode ends as its test says, with the
 //! winner's parameters in the caller's buffer; what is not finite loses a stream and nothing else; all groups agree. On every path.
 
-use crate::common;
-use crate::common::run::{
-    CpuRun, GpuRun, Run, Setup, Spec, alone, bits, devices, every_path, every_path_with, packed,
-};
-use crate::common::{Numbers, upload};
 use wgpu_optim::{
     AutoSgd, Flags, Group, LossScaler, NonFinitePolicy, Outcome, Record, Regime, Rule, Stream,
 };
+use wgpu_optim_conformance as conformance;
+use wgpu_optim_conformance::run::{
+    CpuRun, GpuRun, Run, Setup, Spec, alone, bits, devices, every_path, every_path_with, packed,
+};
+use wgpu_optim_conformance::{Numbers, upload};
 
 /// Lengths around quads, so that heads, bodies and tails are there.
 const LENGTHS: [usize; 6] = [1, 3, 4, 5, 61, 300];
@@ -646,10 +646,10 @@ fn a_tensor_whose_streams_do_not_fit_one_binding_is_cut() {
             .build(&small)
             .expect("builds");
         for _ in 0..15 {
-            common::step(&small, &optimizer);
+            conformance::step(&small, &optimizer);
         }
         // The middle stream wins: five steps of the same gradient.
         let expected: Vec<f32> = w.iter().zip(&g).map(|(w, g)| w - 5.0 * 0.25 * g).collect();
-        assert_eq!(common::download(&small, &params, len), expected);
+        assert_eq!(conformance::download(&small, &params, len), expected);
     }
 }

@@ -6,13 +6,13 @@
 //! before the update, or of the old parameters; weight 1 computed instead of copied; a stretch of the host averaged at its start only;
 //! copies that exchange; copies that start at the block instead of at the tensor.
 
-use crate::common::run::{
-    CpuRun, GpuRun, Place, Run, Spec, bits, devices, lengths, packed, separate,
-};
-use crate::common::{Kernel, Numbers, download, small_bindings, upload};
 use wgpu_optim::gpu::{PassName, Tuning};
 use wgpu_optim::layout::{GroupConstants, GroupState, average_kinds};
 use wgpu_optim::{Averaging, Error, Gpu, Group, OptimizerBuilder, Regime, Rule, wgpu};
+use wgpu_optim_conformance::run::{
+    CpuRun, GpuRun, Place, Run, Spec, bits, devices, lengths, packed, separate,
+};
+use wgpu_optim_conformance::{Kernel, Numbers, download, small_bindings, upload};
 
 fn averagings() -> [Averaging; 4] {
     [

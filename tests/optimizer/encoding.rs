@@ -5,9 +5,9 @@
 
 use std::time::{Duration, Instant};
 
-use crate::common::run::{CpuRun, GpuRun, Run, Spec, bits, devices, every_path, packed};
-use crate::common::{Kernel, Numbers, download, drain, upload};
 use wgpu_optim::{Averaging, Gpu, Group, OptimizerBuilder, Records, Regime, Rule, wgpu};
+use wgpu_optim_conformance::run::{CpuRun, GpuRun, Run, Spec, bits, devices, every_path, packed};
+use wgpu_optim_conformance::{Kernel, Numbers, download, drain, upload};
 
 fn spec(len: usize) -> Spec {
     Spec::new(

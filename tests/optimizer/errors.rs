@@ -1,9 +1,6 @@
 //! Promise: whatever is wrong comes back as an `Err` whose one line names the culprit, the number and the limit, and nothing has
 //! changed; no panic, no driver message out of the blue, no half-done work.
 
-use crate::common;
-use crate::common::run::{GpuRun, Place, Run, Spec, bits, devices, packed};
-use crate::common::{download, upload};
 use wgpu_optim::gpu::{Partials, Tuning};
 use wgpu_optim::layout::RawRecord;
 use wgpu_optim::{
@@ -11,6 +8,9 @@ use wgpu_optim::{
     NonFinitePolicy, NormRatio, Optimizer, OptimizerBuilder, Regime, Rounding, Rule, Seesaw,
     TrustRatio, wgpu,
 };
+use wgpu_optim_conformance as conformance;
+use wgpu_optim_conformance::run::{GpuRun, Place, Run, Spec, bits, devices, packed};
+use wgpu_optim_conformance::{download, upload};
 
 type Device = OptimizerBuilder<wgpu_optim::gpu::Tensor>;
 type Host = OptimizerBuilder<wgpu_optim::cpu::Tensor>;
@@ -1386,11 +1386,11 @@ fn kernels_with_more_storage_buffers_than_the_device_has() {
                 spec.name = index.to_string();
             }
             // Each in its own two buffers, since they are stored in different elements.
-            let places = common::run::separate(&specs);
+            let places = conformance::run::separate(&specs);
             let mut run = GpuRun::with(gpu, &specs, places, |builder| {
                 builder.clear_gradients(true).micro_batches(2)
             });
-            let grads: Vec<Vec<f32>> = common::run::lengths(&specs)
+            let grads: Vec<Vec<f32>> = conformance::run::lengths(&specs)
                 .map(|len| vec![0.5; len])
                 .collect();
             for _ in 0..2 {

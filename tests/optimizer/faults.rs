@@ -5,14 +5,16 @@
 //! Faults tried once by hand, each failed its test: no probe in `scoped`, no probe after a failed readback, an unmap outside of its error
 //! scope. (What a ring does past 2^32 steps is tested beside the optimizers, where the counter can be set.)
 
-use crate::common;
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
+use wgpu_optim_conformance as conformance;
 
-use crate::common::run::{CpuRun, Run, Setup, Spec, bits, devices, every_path_with, gpu_run_with};
-use crate::common::{download, step, upload};
 use wgpu_optim::{Error, Gpu, Group, OptimizerBuilder, Records, Regime, Rule, wgpu};
+use wgpu_optim_conformance::run::{
+    CpuRun, Run, Setup, Spec, bits, devices, every_path_with, gpu_run_with,
+};
+use wgpu_optim_conformance::{download, step, upload};
 
 fn specs() -> Vec<Spec> {
     vec![Spec::new(
@@ -131,7 +133,7 @@ fn memory_that_runs_out_while_building_is_an_error_and_the_device_goes_on() {
         (info.backend, info.device_type) == (wgpu::Backend::Vulkan, wgpu::DeviceType::Cpu)
     };
     if devices().iter().any(|gpu| software(&gpu)) {
-        in_a_small_process("out_of_memory", 12 * GIB / 1024);
+        in_a_small_process("faults::out_of_memory", 12 * GIB / 1024);
     }
 }
 
@@ -277,7 +279,7 @@ fn submit_long_work(gpu: &Gpu) {
 #[test]
 fn a_readback_that_does_not_come_in_time_is_an_error_and_loses_nothing() {
     // Devices of its own: whoever else waits for one holds up a wait that should not.
-    for gpu in &common::adapters() {
+    for gpu in &conformance::adapters() {
         let hurried = gpu.clone().with_readback_timeout(Duration::ZERO);
         let mut run = gpu_run_with(&hurried, &specs(), Setup::default());
         let (mut late, mut records) = (Vec::new(), Vec::new());
@@ -345,7 +347,7 @@ fn a_readback_that_does_not_come_in_time_is_an_error_and_loses_nothing() {
 /// Who polls takes along the answers that others wait for, and hands them over a little later.
 #[test]
 fn other_threads_may_poll_the_device_while_a_readback_is_waited_for() {
-    for gpu in &common::adapters() {
+    for gpu in &conformance::adapters() {
         let buffer = upload(gpu, &[1.0; 64]);
         let done = AtomicBool::new(false);
         std::thread::scope(|scope| {

@@ -1,9 +1,9 @@
 //! Promise: pass 2 adds up every partial of a scope, however many there are, and refuses what its loop could not walk.
 
-use crate::common;
-use crate::common::run::{GpuRun, Place, Run, Spec, devices};
 use wgpu_optim::gpu::{Partials, Tuning};
 use wgpu_optim::{Error, Group, OptimizerBuilder, Regime, Rule};
+use wgpu_optim_conformance as conformance;
+use wgpu_optim_conformance::run::{GpuRun, Place, Run, Spec, devices};
 
 fn tuning(finish_workgroup_size: u32, partials: Partials) -> Tuning {
     Tuning {
@@ -18,7 +18,7 @@ fn tuning(finish_workgroup_size: u32, partials: Partials) -> Tuning {
 #[test]
 fn thousands_of_partials_add_up_exactly() {
     for gpu in &devices() {
-        for style in common::kinds_of_partials(gpu) {
+        for style in conformance::kinds_of_partials(gpu) {
             for finish in [1, 2, 64] {
                 let gpu = gpu
                     .clone()
@@ -55,7 +55,7 @@ fn more_partials_than_a_loop_may_walk_are_refused() {
         .with_tuning(tuning(1, Partials::PerInvocation))
         .expect("fits");
     let len = 1usize << 20;
-    let buffers = [0, 1].map(|_| common::upload(&gpu, &vec![1.0; len]));
+    let buffers = [0, 1].map(|_| conformance::upload(&gpu, &vec![1.0; len]));
     let error = OptimizerBuilder::new(Rule::sgd())
         .group(Group::new("all").tensor("w", buffers[0].slice(..), buffers[1].slice(..)))
         .build(&gpu)

@@ -2,12 +2,12 @@
 //! the three rules, on the CPU path and on every adapter. The numbers come from `tests/golden/make_golden.py`, `make_regimes.py`
 //! and `make_auto_sgd.py`.
 
-use crate::common::run::{Spec, every_path};
-use crate::common::{adapters, build, download, drain, step, upload};
 use wgpu_optim::{
     AutoSgd, Averaging, DoG, DoWG, Group, OptimizerBuilder, Outcome, Record, Regime, Rule,
     SecantForm, Stream,
 };
+use wgpu_optim_conformance::run::{Spec, every_path};
+use wgpu_optim_conformance::{adapters, build, download, drain, step, upload};
 
 const D: usize = 64;
 

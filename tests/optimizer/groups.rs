@@ -4,18 +4,18 @@
 //! Faults tried once by hand, each failed its test: memory of a window shorter by a quad per block, blocks larger than a binding.
 //! Two faults were found by this file: a clip by the regularised norm, inner products scaled differently within one norm.
 
-use crate::common;
-use crate::common::oracle::Oracle;
-use crate::common::run::{
-    CpuRun, GpuRun, Place, Run, Spec, bits, devices, every_path, packed, separate,
-};
-use crate::common::{Numbers, download, small_bindings, step, ulps};
 use wgpu_optim::gpu::{PassName, Tuning};
 use wgpu_optim::layout::Squares;
 use wgpu_optim::{
     Averaging, GroupConfig, NormRatio, OptimizerBuilder, Regime, Rounding, Rule, Schedule, Seesaw,
     WeightDecay,
 };
+use wgpu_optim_conformance as conformance;
+use wgpu_optim_conformance::oracle::Oracle;
+use wgpu_optim_conformance::run::{
+    CpuRun, GpuRun, Place, Run, Spec, bits, devices, every_path, packed, separate,
+};
+use wgpu_optim_conformance::{Numbers, download, small_bindings, step, ulps};
 
 fn run_steps(run: &mut dyn Run, grads: &[Vec<Vec<f32>>]) {
     for grads in grads {
@@ -150,7 +150,7 @@ fn groups_do_not_disturb_each_other() {
     .map(|(i, spec)| spec.named(format!("{i}")))
     .collect();
     let tensors: Vec<usize> = specs.iter().map(|spec| spec.tensors.len()).collect();
-    let grads = gradients(&common::run::lengths(&specs).collect::<Vec<_>>(), 6, 8);
+    let grads = gradients(&conformance::run::lengths(&specs).collect::<Vec<_>>(), 6, 8);
     let all = every_path(&specs);
     for (path, mut together) in all.into_iter().enumerate() {
         run_steps(together.as_mut(), &grads);
@@ -297,7 +297,7 @@ fn groups_of_different_regimes_share_a_norm() {
                     .sharing("all")
             })
             .collect();
-        let lengths: Vec<usize> = common::run::lengths(&specs).collect();
+        let lengths: Vec<usize> = conformance::run::lengths(&specs).collect();
         // Norms fall and rise by 4^±6, so that averages over one, ten and a hundred steps lie far apart.
         let grads: Vec<Vec<Vec<f32>>> = gradients(&lengths, 12, 32)
             .into_iter()

@@ -5,12 +5,12 @@
 //! Faults tried once by hand, each failed its test: a good step that does not end the count, pass 3 that looks at the gradient alone once
 //! halted, resume without the drain.
 
-use crate::common::run::{
-    Run, Setup, Spec, bits, devices, every_path, every_path_with, gpu_run_with,
-};
-use crate::common::{Numbers, step};
 use wgpu_optim::layout::GroupState;
 use wgpu_optim::{Error, LossScaler, NonFinite, NonFinitePolicy, Regime, Rule};
+use wgpu_optim_conformance::run::{
+    Run, Setup, Spec, bits, devices, every_path, every_path_with, gpu_run_with,
+};
+use wgpu_optim_conformance::{Numbers, step};
 
 fn setup(after: u32) -> Setup {
     Setup {

@@ -6,14 +6,9 @@
 //! word behind an odd tensor written; the last gradient kept undivided; gradients of a skipped step left; a checkpoint whose kind of
 //! 16 bits is not compared.
 
-use crate::common;
 use std::ops::Range;
+use wgpu_optim_conformance as conformance;
 
-use crate::common::run::{
-    CpuRun, GpuRun, Place, Run, Setup, Spec, alone, bits, devices, gpu_run_with, lengths, packed,
-};
-use crate::common::stored::{Stored, half_ulp, rounded};
-use crate::common::{Numbers, kinds_of_partials, step, ulps};
 use half::{bf16, f16};
 use wgpu_optim::gpu::Tuning;
 use wgpu_optim::{
@@ -21,6 +16,11 @@ use wgpu_optim::{
     Notes, OptimizerBuilder, Parameters, Record, Regime, Rounding, Rule, SecantForm, ShardSums,
     WeightDecay, cpu, wgpu,
 };
+use wgpu_optim_conformance::run::{
+    CpuRun, GpuRun, Place, Run, Setup, Spec, alone, bits, devices, gpu_run_with, lengths, packed,
+};
+use wgpu_optim_conformance::stored::{Stored, half_ulp, rounded};
+use wgpu_optim_conformance::{Numbers, kinds_of_partials, step, ulps};
 
 const HALVES: [Element; 2] = [Element::F16, Element::Bf16];
 const ROUNDINGS: [Rounding; 3] = [
@@ -583,7 +583,7 @@ fn slices_of_other_elements_are_not_bound() {
             }
         }
         step(gpu, &optimizer);
-        let found = common::download(gpu, &w, 8);
+        let found = conformance::download(gpu, &w, 8);
         let found: Vec<bf16> = bytemuck::pod_collect_to_vec::<f32, bf16>(&found);
         assert_eq!(found[..15], [bf16::from_f32(0.75); 15]);
         assert_eq!(found[15], bf16::ONE, "what is behind an odd tensor");
@@ -1366,8 +1366,8 @@ fn numbers_of_micro_batches_and_paths_that_are_refused() {
         &["clear_gradients", "CPU path"],
     );
     for gpu in &devices() {
-        let w = common::upload(gpu, &values);
-        let g = common::upload(gpu, &values);
+        let w = conformance::upload(gpu, &values);
+        let g = conformance::upload(gpu, &values);
         let device = || {
             OptimizerBuilder::new(Rule::sgd()).group(Group::new("all").tensor(
                 "w",
@@ -1512,7 +1512,7 @@ fn long_tensors_have_the_codes_of_short_ones() {
                 let found = after(Box::new(CpuRun::new(&short)), &short, 20);
                 assert_eq!(bits(&[found.concat()]), bits(&expected[1..]), "{element:?}");
             }
-            for gpu in common::small_bindings(1 << 18) {
+            for gpu in conformance::small_bindings(1 << 18) {
                 for start in [0, 2] {
                     let places = packed(&specs, start, 1);
                     let mut run = GpuRun::with(&gpu, &specs, places, |builder| {
@@ -1588,7 +1588,7 @@ fn groups_of_different_elements_share_a_norm() {
         Box::new(CpuRun::new(&floats)),
     )];
     for gpu in &devices() {
-        let run = |specs: &[Spec]| GpuRun::new(gpu, specs, common::run::separate(specs));
+        let run = |specs: &[Spec]| GpuRun::new(gpu, specs, conformance::run::separate(specs));
         pairs.push((Box::new(run(&specs)), Box::new(run(&floats))));
     }
     for (mut half, mut float) in pairs {
@@ -1654,7 +1654,9 @@ fn a_group_may_have_tensors_of_different_elements() {
                 bytes.resize(bytes.len().next_multiple_of(4), 0);
                 bytemuck::pod_collect_to_vec::<u8, f32>(&bytes)
             });
-            words.map(|words| common::upload(gpu, &words)).collect()
+            words
+                .map(|words| conformance::upload(gpu, &words))
+                .collect()
         };
         let build = |w: &[wgpu::Buffer], g: &[wgpu::Buffer]| {
             let mut group = Group::new("mixed");

@@ -1,10 +1,10 @@
 //! Promise: pass 3 is right to the last places at every size of number: a rate and its terms against f64, relatively, on every
 //! path.
 
-use crate::common::Numbers;
-use crate::common::oracle::Oracle;
-use crate::common::run::{Spec, every_path};
 use wgpu_optim::{Regime, Rule};
+use wgpu_optim_conformance::Numbers;
+use wgpu_optim_conformance::oracle::Oracle;
+use wgpu_optim_conformance::run::{Spec, every_path};
 
 const LEN: usize = 257;
 

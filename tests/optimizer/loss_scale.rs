@@ -4,13 +4,13 @@
 //!
 //! Faults tried once by hand, each failed its test: the next scale divided out by pass 4, the norm's exponent left as it is, good steps that go on counting through a skip.
 
-use crate::common;
-use crate::common::run::{
-    Run, Setup, Spec, alone, bits, devices, every_path, every_path_with, gpu_run_with,
-};
-use crate::common::{Numbers, upload};
 use wgpu_optim::layout::GroupState;
 use wgpu_optim::{LossScaler, Regime, Rule, SecantForm, WeightDecay, wgpu};
+use wgpu_optim_conformance as conformance;
+use wgpu_optim_conformance::run::{
+    Run, Setup, Spec, alone, bits, devices, every_path, every_path_with, gpu_run_with,
+};
+use wgpu_optim_conformance::{Numbers, upload};
 
 /// Every rule with every other regime, of every kind of memory, each with one of three: nothing, decay, decay and a clip.
 fn specs() -> Vec<Spec> {
@@ -46,7 +46,7 @@ fn specs() -> Vec<Spec> {
 }
 
 fn gradients(specs: &[Spec], numbers: &mut Numbers) -> Vec<Vec<f32>> {
-    common::run::lengths(specs)
+    conformance::run::lengths(specs)
         .map(|len| numbers.vec(len))
         .collect()
 }

@@ -1,8 +1,5 @@
 //! Promises of the library, on the CPU path and on every adapter there is.
 
-#[path = "../common/mod.rs"]
-mod common;
-
 mod auto_sgd;
 mod averaging;
 mod checkpoint;

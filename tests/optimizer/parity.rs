@@ -1,8 +1,8 @@
 //! Promise: with a fixed rate SGD, SGD with momentum, Adam and AdamW are those of PyTorch, and Lion is that of its paper, parameter for
 //! parameter over 100 steps. The numbers come from `tests/golden/make_torch.py` and `tests/golden/make_lion.py`.
 
-use crate::common::run::{Spec, every_path};
 use wgpu_optim::{Regime, Rule, WeightDecay};
+use wgpu_optim_conformance::run::{Spec, every_path};
 
 const D: usize = 12;
 const RATE: f32 = 0.01;

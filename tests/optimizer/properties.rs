@@ -3,17 +3,17 @@
 //!
 //! Beside the kept faults below, tried once by hand: a clamp at 2.302 instead of ln 10.
 
-use crate::common;
 use std::f64::consts::LN_10;
+use wgpu_optim_conformance as conformance;
 
-use crate::common::run::{CpuRun, GpuRun, Run, Spec, bits, devices, every_path, packed};
-use crate::common::{Numbers, ulps};
 use proptest::prelude::*;
 use wgpu_optim::gpu::PassName;
 use wgpu_optim::{
     Averaging, Gpu, MAX_CHANGE, NormRatio, OptimizerBuilder, Record, Regime, Rule, Seesaw,
     WeightDecay, wgpu,
 };
+use wgpu_optim_conformance::run::{CpuRun, GpuRun, Run, Spec, bits, devices, every_path, packed};
+use wgpu_optim_conformance::{Numbers, ulps};
 
 fn three_rules() -> [Rule; 3] {
     [Rule::sgd(), Rule::sgdm(0.9), Rule::sign_sgd()]
@@ -557,8 +557,8 @@ fn p5_bytes_per_parameter_on_the_device() {
         for (rule, regime, expected) in expected_bytes() {
             let bytes = |elements: usize| {
                 let values = vec![0.0; elements];
-                let buffer = common::upload(&gpu, &values);
-                let grads = common::upload(&gpu, &values);
+                let buffer = conformance::upload(&gpu, &values);
+                let grads = conformance::upload(&gpu, &values);
                 gpu.queue().submit([]);
                 gpu.device()
                     .poll(wgpu::PollType::wait_indefinitely())

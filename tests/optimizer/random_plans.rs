@@ -3,11 +3,11 @@
 //!
 //! Faults tried once by hand, each failed: gradients addressed as the parameters are, spans joined across a gap of the gradients.
 
-use crate::common::Numbers;
-use crate::common::run::{CpuRun, GpuRun, Place, Run, Spec, devices, lengths};
 use proptest::prelude::*;
 use wgpu_optim::gpu::{Partials, Tuning};
 use wgpu_optim::{Averaging, NormRatio, Regime, Rule, WeightDecay};
+use wgpu_optim_conformance::Numbers;
+use wgpu_optim_conformance::run::{CpuRun, GpuRun, Place, Run, Spec, devices, lengths};
 
 /// A case, small enough to be read when it fails: data comes from the seed.
 #[derive(Debug, Clone)]

@@ -7,12 +7,14 @@
 //! a kernel that only reads the gradients; tensors that share a window; overlaps not
 //! looked for.
 
-use crate::common::run::{GpuRun, Place, Run, Spec, alone, bits, devices, lengths, separate};
-use crate::common::{Numbers, download, small_bindings, upload};
 use wgpu_optim::gpu::Tensor;
 use wgpu_optim::{
     Averaging, Error, Gpu, Group, Optimizer, OptimizerBuilder, Regime, Rule, SecantForm, wgpu,
 };
+use wgpu_optim_conformance::run::{
+    GpuRun, Place, Run, Spec, alone, bits, devices, lengths, separate,
+};
+use wgpu_optim_conformance::{Numbers, download, small_bindings, upload};
 
 /// Every rule, a regime of each kind of memory, and everything else that has a part in a step.
 fn cases() -> Vec<Spec> {

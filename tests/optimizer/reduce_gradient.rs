@@ -5,13 +5,13 @@
 //! scalar load dropped, the last level of the tree dropped, plain sums at any magnitude, a scalar store past the end. So were, in the
 //! sums by subgroup: a subgroup dropped, sums added at different exponents, an exponent taken from a sum of zero, a sum left unadded.
 
-use crate::common::run::{
-    CpuRun, GpuRun, Place, Run, Spec, bits, devices, every_path, every_path_and_kind, packed,
-};
-use crate::common::{Numbers, ulps};
 use wgpu_optim::gpu::{Partials, Tuning};
 use wgpu_optim::layout::{ScopeSums, Squares};
 use wgpu_optim::{Gpu, Regime, Rule};
+use wgpu_optim_conformance::run::{
+    CpuRun, GpuRun, Place, Run, Spec, bits, devices, every_path, every_path_and_kind, packed,
+};
+use wgpu_optim_conformance::{Numbers, ulps};
 
 /// Σ x² in f64: exact squares, and an error of at most n · 2^-53.
 fn exact_square(x: &[f32]) -> f64 {

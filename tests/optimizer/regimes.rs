@@ -1,14 +1,14 @@
 //! Promise: every regime that says what the rate is, every schedule, and layer-wise rates do what their papers' formulas say, on every
 //! path: record by record and parameter by parameter against the f64 oracle. What the terms say adds up.
 
-use crate::common;
-use crate::common::Numbers;
-use crate::common::oracle::Oracle;
-use crate::common::run::{Spec, alone, bits, devices, every_path};
 use wgpu_optim::{
     AdaGradNorm, AutoSgd, BarzilaiBorwein, DoG, DoWG, Error, Group, Ngn, OptimizerBuilder, Polyak,
     Record, Regime, Rule, Schedule, SecantForm, WeightDecay,
 };
+use wgpu_optim_conformance as conformance;
+use wgpu_optim_conformance::Numbers;
+use wgpu_optim_conformance::oracle::Oracle;
+use wgpu_optim_conformance::run::{Spec, alone, bits, devices, every_path};
 
 const LEN: usize = 61;
 const STEPS: usize = 20;
@@ -352,8 +352,8 @@ fn a_loss_that_nobody_gave_is_asked_for() {
     assert!(matches!(error, Error::MissingLoss { .. }), "{error}");
     assert_eq!(params, w);
     for gpu in &devices() {
-        let buffer = common::upload(gpu, &w);
-        let other = common::upload(gpu, &w);
+        let buffer = conformance::upload(gpu, &w);
+        let other = conformance::upload(gpu, &w);
         let group = Group::new("all").regime(Regime::ngn());
         let error = OptimizerBuilder::new(Rule::sgd())
             .group(group.tensor("w", buffer.slice(..), other.slice(..)))

@@ -4,12 +4,12 @@
 //! Faults tried once by hand, each failed its test: pass 4 without its skip, a group that looks at its own norm only, the first bad
 //! element located by lane.
 
-use crate::common;
-use crate::common::run::{CpuRun, GpuRun, Run, Spec, bits, every_path, packed};
-use crate::common::spec::without_counts;
-use crate::common::{Numbers, ulps};
 use wgpu_optim::gpu::Tuning;
 use wgpu_optim::{Record, Regime, Rule, WeightDecay};
+use wgpu_optim_conformance as conformance;
+use wgpu_optim_conformance::run::{CpuRun, GpuRun, Run, Spec, bits, every_path, packed};
+use wgpu_optim_conformance::spec::without_counts;
+use wgpu_optim_conformance::{Numbers, ulps};
 
 /// Every kind of f32 that is not finite.
 const NONFINITE: [u32; 8] = [
@@ -45,14 +45,14 @@ fn specs() -> Vec<Spec> {
 
 fn gradients(specs: &[Spec], seed: u64) -> Vec<Vec<f32>> {
     let mut numbers = Numbers(seed);
-    common::run::lengths(specs)
+    conformance::run::lengths(specs)
         .map(|len| numbers.vec(len))
         .collect()
 }
 
 /// Where a bad element is put: tensor and index.
 fn spots(specs: &[Spec]) -> Vec<(usize, usize)> {
-    common::run::lengths(specs)
+    conformance::run::lengths(specs)
         .enumerate()
         .flat_map(|(tensor, len)| [(tensor, 0), (tensor, len / 2), (tensor, len - 1)])
         .collect()
@@ -239,7 +239,7 @@ fn waiting(record: &Record) -> bool {
 fn zero_gradients_before_the_first_step_wait_for_it() {
     let mut specs = specs();
     specs.truncate(1);
-    let zeros: Vec<Vec<f32>> = common::run::lengths(&specs)
+    let zeros: Vec<Vec<f32>> = conformance::run::lengths(&specs)
         .map(|len| {
             (0..len)
                 .map(|i| if i % 2 == 0 { 0.0 } else { -0.0 })
@@ -434,8 +434,8 @@ fn steps_are_counted_in_order() {
 /// after 65,535 trips in silence; the step must be skipped and the first element named all the same.
 #[test]
 fn the_longest_loops_still_find_what_is_not_finite() {
-    for gpu in &common::run::devices() {
-        for partials in common::kinds_of_partials(gpu) {
+    for gpu in &conformance::run::devices() {
+        for partials in conformance::kinds_of_partials(gpu) {
             let tuning = Tuning {
                 workgroup_size: 2,
                 quads_per_invocation: 4096,

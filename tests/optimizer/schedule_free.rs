@@ -2,15 +2,15 @@
 //! of regime, wherever tensors lie; a skipped step leaves no trace; a rescaled loss changes no bit; x is what an exchange, a copy and a
 //! checkpoint give, and the parameters come back from an exchange; a resumed run has the same bits; what cannot be is refused.
 
-use crate::common;
-use crate::common::run::{
-    CpuRun, GpuRun, Run, Setup, Spec, alone, bits, devices, every_path, every_path_with, packed,
-};
-use crate::common::{Numbers, small_bindings, ulps};
 use wgpu_optim::{
     Averaging, Checkpoint, CpuOptimizer, Element, Error, Gpu, Group, LossScaler, Notes,
     OptimizerBuilder, Parameters, Record, Regime, Rounding, Rule, Schedule, WeightDecay,
 };
+use wgpu_optim_conformance as conformance;
+use wgpu_optim_conformance::run::{
+    CpuRun, GpuRun, Run, Setup, Spec, alone, bits, devices, every_path, every_path_with, packed,
+};
+use wgpu_optim_conformance::{Numbers, small_bindings, ulps};
 
 fn rules() -> [Rule; 3] {
     [
@@ -434,7 +434,7 @@ fn watch_alignment(run: &mut dyn Run, specs: &[Spec], iterates: bool, steps: u64
             for (i, raw) in of(&grads).into_iter().enumerate() {
                 let y = 0.85 * f64::from(x[i]) + 0.15 * f64::from(z[i]);
                 // As the optimizer has it.
-                let stored = common::stored::rounded(spec.grads, &[raw])[0];
+                let stored = conformance::stored::rounded(spec.grads, &[raw])[0];
                 let g = f64::from(stored) + f64::from(spec.decay.coupled()) * y;
                 let way = if iterates {
                     f64::from(x[i]) - f64::from(z[i])
@@ -980,7 +980,7 @@ fn sixteen_bits_with_masters() {
             let (params, averages) = (half.params(), half.averages());
             half.swap_averages();
             for (stored, averages) in half.params().iter().zip(&averages) {
-                let expected = common::stored::rounded(element, averages);
+                let expected = conformance::stored::rounded(element, averages);
                 assert_eq!(bits(std::slice::from_ref(stored)), bits(&[expected]));
             }
             half.swap_averages();
@@ -1210,7 +1210,7 @@ fn moved_buffers_of(specs: &[Spec]) {
     for gpu in &devices() {
         let room = [1024, 1024, 1024, 1024];
         let at = |start: usize| {
-            let place = |i: usize| common::run::Place {
+            let place = |i: usize| conformance::run::Place {
                 params: (0, start + 64 * i),
                 grads: (1, start + 64 * i),
             };

@@ -1,15 +1,15 @@
 //! Promises of an optimizer over several ranks: together they take the step of one that has all the parameters, with the same rates,
 //! records, skips, halts and loss scales on every rank; what does not belong together is refused.
 
-use crate::common;
-use crate::common::run::{CpuRun, Run, Setup, Spec, alone, bits, devices, gpu_run_with};
-use crate::common::{Numbers, ulps};
 use wgpu_optim::layout::ScopeSums;
 use wgpu_optim::{
     AutoSgd, Averaging, BarzilaiBorwein, CombinedSums, CpuOptimizer, DoG, Error, Group, LossScaler,
     NonFinitePolicy, OptimizerBuilder, RankNonFinite, Record, Regime, Rule, Schedule, SecantForm,
     ShardSums, TrustRatio, WeightDecay,
 };
+use wgpu_optim_conformance as conformance;
+use wgpu_optim_conformance::run::{CpuRun, Run, Setup, Spec, alone, bits, devices, gpu_run_with};
+use wgpu_optim_conformance::{Numbers, ulps};
 
 /// Where the parts of a run are.
 #[derive(Debug, Clone, Copy)]
@@ -717,7 +717,7 @@ fn calls_out_of_turn_are_refused_on_the_host() {
 #[test]
 fn calls_out_of_turn_are_refused_on_the_device() {
     for gpu in &devices() {
-        let both = common::upload(gpu, &[1.0; 16]);
+        let both = conformance::upload(gpu, &[1.0; 16]);
         let build = |sharded: bool| {
             let builder = OptimizerBuilder::new(Rule::sgd()).group(Group::new("all").tensor(
                 "w",
@@ -729,7 +729,7 @@ fn calls_out_of_turn_are_refused_on_the_device() {
             } else {
                 builder
             };
-            common::build(builder, gpu)
+            conformance::build(builder, gpu)
         };
         let encoder = || gpu.device().create_command_encoder(&Default::default());
         let submit = |encoder: wgpu_optim::wgpu::CommandEncoder| {

@@ -3,17 +3,17 @@
 //!
 //! Beside the kept faults below, tried once by hand: counters that saturate at 6 on the host, Nesterov's direction from m alone.
 
-use crate::common;
 use std::collections::BTreeSet;
+use wgpu_optim_conformance as conformance;
 
-use crate::common::oracle::{Oracle, Outcome};
-use crate::common::run::{Run, Spec, alone, every_path};
-use crate::common::{Numbers, upload};
 use wgpu_optim::gpu::KernelSource;
 use wgpu_optim::{
     Gpu, Group, Hypergradient, NormRatio, Optimizer, OptimizerBuilder, Record, Regime, Rule,
     Seesaw, WeightDecay,
 };
+use wgpu_optim_conformance::oracle::{Oracle, Outcome};
+use wgpu_optim_conformance::run::{Run, Spec, alone, every_path};
+use wgpu_optim_conformance::{Numbers, upload};
 
 const LEN: usize = 61;
 const STEPS: usize = 20;
@@ -289,7 +289,7 @@ fn an_oracle_with_one_wrong_number_is_refused() {
         let mut wrong = Oracle::new(Rule::sgdm(0.9), Regime::seesaw(), &w);
         alter(&mut wrong);
         let spec = Spec::new(Rule::sgdm(0.9), Regime::seesaw(), vec![w.clone()]);
-        let mut run = common::run::CpuRun::new(&[spec]);
+        let mut run = conformance::run::CpuRun::new(&[spec]);
         let mut noise = Numbers(4);
         let mut agree = true;
         for _ in 0..STEPS {
@@ -474,7 +474,7 @@ fn clip_scales_the_gradient_and_the_record_says_so() {
 /// A device keeps its pipelines: a second optimizer of the same kind compiles nothing, whatever the sizes of its tensors.
 #[test]
 fn a_second_optimizer_of_the_same_kind_compiles_nothing() {
-    for gpu in common::adapters() {
+    for gpu in conformance::adapters() {
         let built = |gpu: &Gpu, rule, sizes: &[u64]| {
             let mut builder = OptimizerBuilder::new(rule).telemetry(true);
             for (index, &size) in sizes.iter().enumerate() {
@@ -487,7 +487,7 @@ fn a_second_optimizer_of_the_same_kind_compiles_nothing() {
                 );
                 builder = builder.group(group);
             }
-            common::build(builder, gpu)
+            conformance::build(builder, gpu)
         };
         // Clones of a source are one: the pipelines' addresses tell whether they are the same.
         let kernels = |optimizer: &Optimizer| -> BTreeSet<*const KernelSource> {

@@ -4,16 +4,16 @@
 //! Beside the kept faults below, tried once by hand: pass 5 that leaves out the last row of a unit; a trust ratio of the parameters after
 //! the step; a first step without the division by the ratio.
 
-use crate::common::run::{
-    CpuRun, GpuRun, Run, Spec, alone, bits, devices, every_path, every_path_and_kind, packed,
-    separate,
-};
-use crate::common::{Numbers, drain, ulps};
 use wgpu_optim::gpu::PassName;
 use wgpu_optim::{
     Averaging, DoG, Group, OptimizerBuilder, Regime, Rule, Schedule, SecantForm, TensorRecord,
     TrustRatio, WeightDecay,
 };
+use wgpu_optim_conformance::run::{
+    CpuRun, GpuRun, Run, Spec, alone, bits, devices, every_path, every_path_and_kind, packed,
+    separate,
+};
+use wgpu_optim_conformance::{Numbers, drain, ulps};
 
 fn norm(values: impl Iterator<Item = f64>) -> f64 {
     // Of numbers of any size.

@@ -2,9 +2,9 @@
 //!
 //! Tried once by hand: partial sums that depend on the thread that made them.
 
-use crate::common::Numbers;
-use crate::common::run::{CpuRun, Run, Spec, bits};
 use wgpu_optim::{Averaging, Regime, Rule};
+use wgpu_optim_conformance::Numbers;
+use wgpu_optim_conformance::run::{CpuRun, Run, Spec, bits};
 
 /// Above what is worth handing to other threads, and no multiple of a block.
 const LEN: usize = (1 << 18) + 4099;

@@ -1,8 +1,8 @@
 //! Promise: pass 4 is right to the last places, for every rule, on every path: one parameter at a time against f64, in ulps.
 
-use crate::common::Numbers;
-use crate::common::run::{Spec, every_path};
 use wgpu_optim::{Regime, Rule};
+use wgpu_optim_conformance::Numbers;
+use wgpu_optim_conformance::run::{Spec, every_path};
 
 const LEN: usize = 1001;
 const RATE: f32 = 0.037;

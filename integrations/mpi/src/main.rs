@@ -6,14 +6,6 @@
 //!
 //! `mpirun -n 4 wgpu-optim-mpi --path cpu`
 
-// The binary's own; of each a part is used here.
-#[allow(dead_code)]
-#[path = "../../../src/cli/data.rs"]
-mod data;
-#[allow(dead_code)]
-#[path = "../../../src/cli/model.rs"]
-mod model;
-
 use std::ops::Range;
 use std::time::{Duration, Instant};
 
@@ -28,9 +20,9 @@ use wgpu_optim::{
     CombinedSums, CpuOptimizer, Gpu, GpuOptions, Group, Optimizer, OptimizerBuilder, Rule,
     ShardSums, cpu, gpu, wgpu,
 };
-
-use model::cpu::CpuModel;
-use model::{Model, ModelKind};
+use wgpu_optim_cli::data;
+use wgpu_optim_cli::model::cpu::CpuModel;
+use wgpu_optim_cli::model::{Model, ModelKind};
 
 type Outcome<T> = Result<T, Box<dyn std::error::Error>>;
 

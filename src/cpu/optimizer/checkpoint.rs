@@ -203,7 +203,7 @@ impl CpuOptimizer {
             None => Parameters::Excluded,
         };
         self.check_averages_in_place("a checkpoint")?;
-        checkpoint.check(&self.plan, parameters)?;
+        let checkpoint = &*checkpoint.fit(&self.plan, parameters)?;
 
         for table in Table::all(&self.plan) {
             let slot = checkpoint.bytes(Slot::Table(table));

@@ -142,7 +142,7 @@ impl Optimizer {
     ) -> Result<(), Error> {
         self.gpu.check_alive()?;
         self.check_averages_in_place("a checkpoint")?;
-        checkpoint.check(&self.plan, parameters)?;
+        let checkpoint = &*checkpoint.fit(&self.plan, parameters)?;
         let step = checkpoint.step();
         self.check_usage(
             parameters,

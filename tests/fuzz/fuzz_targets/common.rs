@@ -1,14 +1,8 @@
-//! The binary's readers, and a folder in memory for the files that they are given.
+//! A folder in memory for the files that they are given.
 
 use std::path::PathBuf;
 
-#[path = "../../../src/cli"]
-mod cli {
-    #![allow(dead_code)]
-    pub mod data;
-}
-
-pub use cli::data;
+use wgpu_optim_cli::data;
 
 /// Writes these files and reads the first. What comes back must hold together.
 pub fn load(folder: &str, files: &[(&str, &[u8])]) {

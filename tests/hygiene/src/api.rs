@@ -11,7 +11,8 @@ use crate::root;
 pub fn list() -> anyhow::Result<String> {
     let status = Command::new("cargo")
         .current_dir(root())
-        .args(["rustdoc", "--quiet", "--release", "--locked", "--lib"])
+        .args(["rustdoc", "--quiet", "--release", "--locked"])
+        .args(["--package", "wgpu-optim", "--lib", "--all-features"])
         .args(["--", "-Zunstable-options", "--output-format", "json"])
         // The form that programs can read is not stable yet.
         .env("RUSTC_BOOTSTRAP", "1")

@@ -39,7 +39,7 @@ fn own(metadata: &Metadata) -> anyhow::Result<&Package> {
     metadata.root_package().context("the package itself")
 }
 
-/// What the library takes without the binary's features: names, with their features, one to a line.
+/// What the library takes without its features: names, with their features, one to a line.
 pub fn of_core() -> anyhow::Result<String> {
     let metadata = metadata(CargoOpt::NoDefaultFeatures)?;
     let lines: Vec<String> = own(&metadata)?
@@ -67,10 +67,12 @@ pub fn complaints() -> anyhow::Result<Vec<String>> {
     let metadata = metadata(CargoOpt::AllFeatures)?;
     let own = own(&metadata)?;
     let mut complaints = Vec::new();
-    let shipped = shipped(&metadata, &own.id)?;
+    // The library, the program, and what both are held against.
+    let members = &metadata.workspace_members;
+    let shipped = shipped(&metadata, members)?;
     for package in &metadata.packages {
         let name = format!("{} {}", package.name, package.version);
-        if package.id != own.id
+        if !members.contains(&package.id)
             && package.source.as_ref().map(|s| s.repr.as_str()) != Some(CRATES_IO)
         {
             complaints.push(format!("{name}: does not come from crates.io"));
@@ -98,8 +100,8 @@ pub fn complaints() -> anyhow::Result<Vec<String>> {
     }
     println!(
         "dependencies: {} crates for all platforms, {} of them shipped",
-        metadata.packages.len() - 1,
-        shipped.len() - 1
+        metadata.packages.len() - members.len(),
+        shipped.len() - members.len()
     );
     Ok(complaints)
 }
@@ -120,11 +122,11 @@ fn may_be_shipped(package: &Package) -> bool {
 }
 
 /// Every package that ends up in a program, build scripts and tests left out.
-fn shipped(metadata: &Metadata, own: &PackageId) -> anyhow::Result<HashSet<PackageId>> {
+fn shipped(metadata: &Metadata, members: &[PackageId]) -> anyhow::Result<HashSet<PackageId>> {
     let resolve = metadata.resolve.as_ref().context("the dependency graph")?;
     let nodes: HashMap<&PackageId, _> = resolve.nodes.iter().map(|node| (&node.id, node)).collect();
-    let mut seen = HashSet::from([own.clone()]);
-    let mut next = VecDeque::from([own]);
+    let mut seen: HashSet<PackageId> = members.iter().cloned().collect();
+    let mut next: VecDeque<&PackageId> = members.iter().collect();
     while let Some(id) = next.pop_front() {
         for dependency in &nodes[id].deps {
             let mut kinds = dependency.dep_kinds.iter();

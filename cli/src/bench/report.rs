@@ -1,0 +1,388 @@
+//! `--report`: a roofline plot, alone or on a page with the table.
+
+use std::fs::File;
+use std::io::Write;
+
+use plotters::prelude::*;
+use plotters::style::text_anchor::{HPos, Pos, VPos};
+
+use super::rows::Row;
+use super::{Report, TEXT_COLUMNS, remarks, table};
+use crate::CliError;
+use crate::page::{self, Area, Axis, COLORS, DrawError, bounds, escaped, font, log_marks};
+
+/// The plot's size in pixels: it fits a window 1280 pixels wide.
+const SIZE: (u32, u32) = (1200, 900);
+/// Height of the title, and of a row of the legend below it.
+const TITLE: u32 = 66;
+const LEGEND_ROW: u32 = 22;
+
+/// A report to be, opened before anything is measured.
+#[derive(Debug)]
+pub struct ReportFile {
+    path: String,
+    file: File,
+    kind: Kind,
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Kind {
+    Html,
+    Svg,
+}
+
+impl ReportFile {
+    /// Opens the file.
+    pub fn create(path: &str) -> Result<Self, CliError> {
+        let ending = std::path::Path::new(path)
+            .extension()
+            .and_then(|ending| ending.to_str());
+        let kind = match ending {
+            Some("html" | "htm") => Kind::Html,
+            Some("svg") => Kind::Svg,
+            _ => {
+                return Err(CliError::Usage(format!(
+                    "--report {path}: a report is a page (.html) or a plot (.svg), give one of these endings"
+                )));
+            }
+        };
+        match File::create(path) {
+            Ok(file) => Ok(ReportFile {
+                path: path.to_owned(),
+                file,
+                kind,
+            }),
+            Err(error) => Err(write_error(path, &error)),
+        }
+    }
+
+    /// Writes the report.
+    pub fn write(mut self, report: &Report) -> Result<(), CliError> {
+        let plot = plot(report).map_err(|message| CliError::Write {
+            path: self.path.clone(),
+            message,
+        })?;
+        let text = match self.kind {
+            Kind::Svg => plot,
+            Kind::Html => page(report, &plot),
+        };
+        self.file
+            .write_all(text.as_bytes())
+            .map_err(|error| write_error(&self.path, &error))
+    }
+}
+
+fn write_error(path: &str, error: &std::io::Error) -> CliError {
+    CliError::Write {
+        path: path.to_owned(),
+        message: error.to_string(),
+    }
+}
+
+/// One line of the plot.
+#[derive(Debug, Clone, PartialEq)]
+struct Line {
+    label: String,
+    color: RGBColor,
+    /// Lengths of dash and gap; solid without.
+    dash: Option<(i32, i32)>,
+    /// log2 of the size, log10 of GB/s.
+    points: Vec<(f64, f64)>,
+}
+
+const ROOF: RGBColor = RGBColor(60, 60, 60);
+/// Dashes of the modes, in order.
+const DASHES: [Option<(i32, i32)>; 6] = [
+    None,
+    Some((7, 4)),
+    Some((2, 3)),
+    Some((12, 5)),
+    Some((4, 8)),
+    Some((1, 1)),
+];
+
+/// Distinct values in the order of their first appearance.
+fn distinct<T: PartialEq>(values: impl Iterator<Item = T>) -> Vec<T> {
+    values.fold(Vec::new(), |mut seen, value| {
+        if !seen.contains(&value) {
+            seen.push(value);
+        }
+        seen
+    })
+}
+
+fn steps(report: &Report) -> impl Iterator<Item = &Row> {
+    report.rows.iter().filter(|row| row.what == "step")
+}
+
+fn points<'a>(rows: impl Iterator<Item = &'a Row>) -> Vec<(f64, f64)> {
+    rows.map(|row| ((row.elements as f64).log2(), row.gb_per_s.log10()))
+        .collect()
+}
+
+/// Copy and triad, at the sizes of the steps.
+fn roofs(report: &Report) -> Vec<Line> {
+    [("copy", None), ("triad", Some((7, 4)))]
+        .into_iter()
+        .map(|(what, dash)| Line {
+            label: what.to_owned(),
+            color: ROOF,
+            dash,
+            points: points(report.rows.iter().filter(|row| {
+                row.what == what && steps(report).any(|step| step.elements == row.elements)
+            })),
+        })
+        .collect()
+}
+
+/// A line for each regime and mode of a rule.
+fn lines(report: &Report, rule: &str) -> Vec<Line> {
+    let modes = distinct(steps(report).map(|row| row.mode));
+    let mut lines = Vec::new();
+    for (color, regime) in distinct(steps(report).map(|row| row.regime))
+        .into_iter()
+        .enumerate()
+    {
+        for (dash, mode) in modes.iter().enumerate() {
+            lines.push(Line {
+                label: if modes.len() > 1 {
+                    format!("{regime}, {mode}")
+                } else {
+                    regime.to_owned()
+                },
+                color: COLORS[color % COLORS.len()],
+                dash: DASHES[dash % DASHES.len()],
+                points: points(
+                    steps(report).filter(|row| {
+                        row.rule == rule && row.regime == regime && row.mode == *mode
+                    }),
+                ),
+            });
+        }
+    }
+    lines
+}
+
+/// The plot: a panel for each rule, lines for its regimes, copy and triad as the roof.
+fn plot(report: &Report) -> Result<String, String> {
+    let mut svg = String::new();
+    {
+        let root = SVGBackend::with_string(&mut svg, SIZE).into_drawing_area();
+        draw(&root, report).map_err(|error| error.to_string())?;
+        root.present().map_err(|error| error.to_string())?;
+    }
+    Ok(svg)
+}
+
+fn draw<'a>(root: &Area<'a>, report: &Report) -> Result<(), DrawError<'a>> {
+    root.fill(&WHITE)?;
+    let rules = distinct(steps(report).map(|row| row.rule));
+    let roofs = roofs(report);
+    let panels: Vec<(&str, Vec<Line>)> = rules
+        .iter()
+        .map(|&rule| {
+            let own = lines(report, rule);
+            (rule, roofs.iter().cloned().chain(own).collect())
+        })
+        .collect();
+    let legend = panels.first().map(|(_, lines)| legend(lines));
+    let rows = legend.iter().flatten().map(|(_, row)| row + 1).max();
+    let (head, body) = root.split_vertically(TITLE + LEGEND_ROW * rows.unwrap_or(1));
+    let title = format!("Memory bandwidth of a step: {}", report.device);
+    head.draw(&Text::new(title, (14, 10), font(20)))?;
+    let source = format!("{}: {}", report.driver, report.command);
+    head.draw(&Text::new(source, (14, 36), font(13)))?;
+    let Some(legend) = legend else {
+        return head.draw(&Text::new("nothing was measured", (14, 60), font(16)));
+    };
+    draw_legend(&head, &panels[0].1, &legend)?;
+    let columns = if panels.len() > 1 { 2 } else { 1 };
+    let areas = body.split_evenly((panels.len().div_ceil(columns), columns));
+    let sizes = distinct(steps(report).map(|row| (row.elements as f64).log2()));
+    let lines = || panels.iter().flat_map(|(_, lines)| lines);
+    for ((rule, own), area) in panels.iter().zip(&areas) {
+        let rates = lines().flat_map(|line| line.points.iter().map(|point| point.1));
+        let axes = (axis_of_sizes(&sizes), axis_of_rates(rates));
+        draw_panel(area, rule, own, axes)?;
+    }
+    Ok(())
+}
+
+/// Where the legend's entries are, side by side in as many rows as it takes: from the left in pixels, and the row. The label's width is
+/// a guess, no font is at hand.
+fn legend(lines: &[Line]) -> Vec<(i32, u32)> {
+    let (mut x, mut row) = (14, 0);
+    lines
+        .iter()
+        .map(|line| {
+            let width = 72 + 8 * line.label.chars().count() as i32;
+            if x + width > SIZE.0 as i32 {
+                x = 14;
+                row += 1;
+            }
+            let place = (x, row);
+            x += width;
+            place
+        })
+        .collect()
+}
+
+fn draw_legend<'a>(
+    area: &Area<'a>,
+    lines: &[Line],
+    places: &[(i32, u32)],
+) -> Result<(), DrawError<'a>> {
+    for (line, &(x, row)) in lines.iter().zip(places) {
+        let y = (TITLE + 2 + LEGEND_ROW * row) as i32;
+        draw_line_sample(area, line, (x, y))?;
+        let style = font(15).pos(Pos::new(HPos::Left, VPos::Center));
+        area.draw(&Text::new(line.label.clone(), (x + 42, y), style))?;
+    }
+    Ok(())
+}
+
+fn draw_line_sample<'a>(
+    area: &Area<'a>,
+    line: &Line,
+    (x, y): (i32, i32),
+) -> Result<(), DrawError<'a>> {
+    let style = ShapeStyle::from(line.color).stroke_width(2);
+    let (dash, gap) = line.dash.unwrap_or((36, 0));
+    let mut at = 0;
+    while at < 36 {
+        let end = (at + dash).min(36);
+        area.draw(&PathElement::new(vec![(x + at, y), (x + end, y)], style))?;
+        at = end + gap.max(1);
+    }
+    Ok(())
+}
+
+/// Sizes as log2, a mark at each, or at every second or third where there are many.
+fn axis_of_sizes(sizes: &[f64]) -> Axis {
+    let every = sizes.len().div_ceil(12).max(1);
+    Axis {
+        range: bounds(sizes.iter().copied(), 0.5),
+        marks: sizes.iter().step_by(every).copied().collect(),
+    }
+}
+
+/// Rates as log10, marks at 1, 2 and 5 times the powers of ten.
+fn axis_of_rates(rates: impl Iterator<Item = f64>) -> Axis {
+    let range = bounds(rates, 0.1);
+    Axis {
+        marks: log_marks(&range, &[1.0, 2.0, 5.0]),
+        range,
+    }
+}
+
+fn draw_panel<'a>(
+    area: &Area<'a>,
+    rule: &str,
+    lines: &[Line],
+    (sizes, rates): (Axis, Axis),
+) -> Result<(), DrawError<'a>> {
+    let mut chart = ChartBuilder::on(area)
+        .margin(12)
+        .margin_right(24)
+        .caption(rule, font(18))
+        .x_label_area_size(44)
+        .y_label_area_size(64)
+        .build_cartesian_2d(sizes, rates)?;
+    chart
+        .configure_mesh()
+        .x_desc("parameters")
+        .y_desc("GB/s")
+        .label_style(font(14))
+        .axis_desc_style(font(15))
+        .bold_line_style(RGBColor(215, 215, 215))
+        .light_line_style(TRANSPARENT)
+        .x_label_formatter(&|size| format!("2^{size}"))
+        .y_label_formatter(&|rate| ((1e5 * 10f64.powf(*rate)).round() / 1e5).to_string())
+        .draw()?;
+    for line in lines {
+        let style = ShapeStyle::from(line.color).stroke_width(2);
+        let points = line.points.iter().copied();
+        match line.dash {
+            None => chart.draw_series(LineSeries::new(points, style))?,
+            Some((dash, gap)) => {
+                chart.draw_series(DashedLineSeries::new(points, dash, gap, style))?
+            }
+        };
+        let dots = line
+            .points
+            .iter()
+            .map(|&point| Circle::new(point, 3, ShapeStyle::from(line.color).filled()));
+        chart.draw_series(dots)?;
+    }
+    Ok(())
+}
+
+/// The page: nothing in it comes from elsewhere.
+fn page(report: &Report, plot: &str) -> String {
+    let (header, rows) = table(report);
+    let cells = |tag: &str, cells: &[String]| -> String {
+        cells
+            .iter()
+            .enumerate()
+            .map(|(column, cell)| {
+                let class = if column < TEXT_COLUMNS {
+                    ""
+                } else {
+                    " class=n"
+                };
+                // Long names may break, or the table is too wide.
+                let text = escaped(cell).replace('_', "_<wbr>");
+                format!("<{tag}{class}>{text}</{tag}>")
+            })
+            .collect()
+    };
+    let body: String = rows
+        .iter()
+        .map(|row| format!("<tr>{}</tr>\n", cells("td", row)))
+        .collect();
+    let facts = page::facts(&[
+        ("device", report.device.clone()),
+        ("driver", report.driver.clone()),
+        ("backend", report.backend.clone()),
+        ("command", report.command.clone()),
+    ]);
+    let remarks: String = remarks(report)
+        .iter()
+        .map(|remark| format!("<li>{}</li>\n", escaped(remark)))
+        .collect();
+    let body = format!(
+        "<h1>wgpu-optim bench</h1>\n{facts}{plot}\n\
+         <ul>\n<li>medians of {rounds} alternating rounds</li>\n{remarks}</ul>\n\
+         <table>\n<thead><tr>{header}</tr></thead>\n<tbody>\n{body}</tbody>\n</table>\n",
+        rounds = report.rounds,
+        header = cells("th", &header),
+    );
+    page::page(&format!("wgpu-optim bench: {}", report.device), "", &body)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_legend_tells_every_mode_apart_and_stays_on_the_page() {
+        let modes = wgpu_optim_conformance::bench::workload::MODES.len();
+        assert!(distinct(DASHES.into_iter()).len() >= modes);
+        let lines: Vec<Line> = (0..3 * modes)
+            .map(|_| Line {
+                label: "norm-ratio, bf16-stochastic".to_owned(),
+                color: ROOF,
+                dash: None,
+                points: Vec::new(),
+            })
+            .collect();
+        let places = legend(&lines);
+        assert_eq!(distinct(places.iter()).len(), lines.len());
+        assert!(places.iter().all(|&(x, _)| x + 250 < SIZE.0 as i32));
+    }
+
+    #[test]
+    fn distinct_keeps_the_order() {
+        assert_eq!(distinct([3, 1, 3, 2, 1].into_iter()), [3, 1, 2]);
+    }
+}

@@ -1,0 +1,373 @@
+//! Rows: what is measured at one size, and what it comes to against copy and triad.
+
+use serde::Serialize;
+use wgpu_optim::{Element, Error, Regime, Rule};
+
+use wgpu_optim_conformance::bench::measure::{Bench, Effort, Measured, Seconds, measure};
+use wgpu_optim_conformance::bench::workload::{COPY_BYTES, Mode, Spec, TRIAD_BYTES, many_tensors};
+
+/// Which clock a row's figures are by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Clock {
+    /// The device's own.
+    Timestamps,
+    /// The host's.
+    Wall,
+}
+
+/// One measurement. Times are medians over the rounds.
+#[derive(Debug, Clone, Serialize)]
+pub struct Row {
+    /// `copy`, `triad`, `step`, `step+clip`, `many-tensors`, `many-tensors-odd`, `overhead-step` or `overhead-submit-wait`.
+    pub what: &'static str,
+    /// How a copy was made: the fastest way there is.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub by: Option<&'static str>,
+    /// The rule; empty where nothing is optimized.
+    pub rule: &'static str,
+    /// The regime; empty where nothing is optimized.
+    pub regime: &'static str,
+    /// How the step was taken; empty where nothing is optimized.
+    pub mode: &'static str,
+    /// Parameters, over all tensors.
+    pub elements: usize,
+    /// Tensors.
+    pub tensors: usize,
+    /// Nanoseconds per parameter.
+    pub ns_per_param: f64,
+    /// The fastest round, in nanoseconds per parameter.
+    pub spread_low: f64,
+    /// The slowest round, in nanoseconds per parameter.
+    pub spread_high: f64,
+    /// The clock of these three and of what follows from them.
+    pub clock: Clock,
+    /// Nanoseconds per parameter by the wall clock, recording and waiting included.
+    pub wall_ns_per_param: f64,
+    /// Microseconds of the whole step, by the row's clock.
+    pub us_per_step: f64,
+    /// Bytes that the step cannot do without, per nanosecond.
+    pub gb_per_s: f64,
+    /// Percent of the bandwidth of the copy at this size, by the same clock.
+    pub percent_of_copy: f64,
+    /// Percent of the bandwidth of the triad at this size, by the same clock.
+    pub percent_of_triad: f64,
+    /// Host time of `encode_step`, where steps are recorded.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub encode_us_per_step: Option<f64>,
+    /// The step's share of `CommandEncoder::finish`, where steps are recorded.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub finish_us_per_step: Option<f64>,
+    /// Device time of each pass, by its stem. Each is timed in a compute pass of its own, so that at small sizes they come to more
+    /// than the step.
+    #[serde(
+        skip_serializing_if = "Vec::is_empty",
+        serialize_with = "in_order_of_the_step"
+    )]
+    pub pass_ns_per_param: Vec<(&'static str, f64)>,
+}
+
+/// An object whose keys are not sorted.
+fn in_order_of_the_step<S: serde::Serializer>(
+    passes: &[(&'static str, f64)],
+    serializer: S,
+) -> Result<S::Ok, S::Error> {
+    serializer.collect_map(passes.iter().copied())
+}
+
+/// What is to be measured.
+#[derive(Debug, Clone)]
+pub struct Selection {
+    /// The rules.
+    pub rules: Vec<Rule>,
+    /// The regimes.
+    pub regimes: Vec<Regime>,
+    /// The modes.
+    pub modes: Vec<Mode>,
+}
+
+/// A row to be.
+#[derive(Debug)]
+pub struct Entry {
+    what: &'static str,
+    spec: Spec,
+}
+
+/// The tensor of the overhead rows: one quad.
+pub const OVERHEAD_ELEMENTS: usize = 4;
+const SUBMIT_WAIT: &str = "overhead-submit-wait";
+const OVERHEADS: [&str; 2] = ["overhead-step", SUBMIT_WAIT];
+
+impl Selection {
+    /// The optimizers that are measured at one size.
+    pub fn entries(&self, elements: usize) -> Vec<Entry> {
+        let mut entries = Vec::new();
+        for &mode in &self.modes {
+            for rule in self.rules.iter().filter_map(|&rule| mode.rule(rule)) {
+                for &regime in &self.regimes {
+                    entries.push(Entry {
+                        what: "step",
+                        spec: Spec {
+                            mode,
+                            ..Spec::new(rule, regime, elements)
+                        },
+                    });
+                }
+            }
+            entries.extend(self.clipped(mode, elements));
+            entries.extend(self.many(mode, elements));
+        }
+        entries
+    }
+
+    /// What `clip_grad_norm_` and a step of SGD do elsewhere: a fixed rate, and a norm that the gradient exceeds.
+    fn clipped(&self, mode: Mode, elements: usize) -> Vec<Entry> {
+        let regime = self
+            .regimes
+            .iter()
+            .find(|regime| matches!(regime, Regime::Fixed { .. }));
+        let rules = self.rules.iter().filter(|rule| !rule.is_sign());
+        let rules = rules.filter_map(|&rule| mode.rule(rule));
+        regime
+            .into_iter()
+            .flat_map(|&regime| rules.clone().map(move |rule| (rule, regime)))
+            .map(|(rule, regime)| Entry {
+                what: "step+clip",
+                spec: Spec {
+                    mode,
+                    clip_norm: 1.0,
+                    ..Spec::new(rule, regime, elements)
+                },
+            })
+            .collect()
+    }
+
+    /// The first rule and regime over many tensors, to be held against the same over one.
+    fn many(&self, mode: Mode, elements: usize) -> Vec<Entry> {
+        let Some((rule, regime)) = self.first(mode) else {
+            return Vec::new();
+        };
+        [("many-tensors", false), ("many-tensors-odd", true)]
+            .into_iter()
+            .filter_map(|(what, odd)| {
+                Some(Entry {
+                    what,
+                    spec: Spec {
+                        mode,
+                        tensors: many_tensors(elements, odd)?,
+                        ..Spec::new(rule, regime, elements)
+                    },
+                })
+            })
+            .collect()
+    }
+
+    /// Steps over next to nothing: in a batch, and each submitted and waited for.
+    pub fn overhead_entries(&self) -> Vec<Entry> {
+        let modes = self.modes.iter();
+        let firsts = modes.filter_map(|&mode| Some((mode, self.first(mode)?)));
+        firsts
+            .flat_map(|(mode, (rule, regime))| {
+                OVERHEADS.map(|what| Entry {
+                    what,
+                    spec: Spec {
+                        mode,
+                        ..Spec::new(rule, regime, OVERHEAD_ELEMENTS)
+                    },
+                })
+            })
+            .collect()
+    }
+
+    /// The first rule that there is in a mode, and the first regime.
+    fn first(&self, mode: Mode) -> Option<(Rule, Regime)> {
+        let rule = self.rules.iter().find_map(|&rule| mode.rule(rule))?;
+        Some((rule, *self.regimes.first()?))
+    }
+}
+
+/// Bytes that the entries of one size keep at once, arrays included.
+pub fn bytes_of(elements: usize, entries: &[Entry]) -> f64 {
+    let states: f64 = entries
+        .iter()
+        .map(|entry| {
+            let Spec {
+                rule, regime, mode, ..
+            } = entry.spec;
+            mode.state_bytes_per_param(rule, regime) + mode.remainder_bytes() + mode.average_bytes()
+        })
+        .sum();
+    // Beside those of f32 that copy and triad go by.
+    let arrays: f64 = [Element::F16, Element::Bf16]
+        .into_iter()
+        .filter(|&element| {
+            entries
+                .iter()
+                .any(|entry| entry.spec.mode.element == element)
+        })
+        .map(|element| 2.0 * element.bytes() as f64)
+        .sum();
+    elements as f64 * (TRIAD_BYTES + arrays + states)
+}
+
+/// Measures the entries of one size beside copy and triad. What the device has no room for becomes a note.
+///
+/// # Errors
+/// What ends the whole run: a lost device.
+pub fn measure_size<B: Bench>(
+    bench: &mut B,
+    elements: usize,
+    entries: Vec<Entry>,
+    effort: Effort,
+    notes: &mut Vec<String>,
+    done: impl FnMut(),
+) -> Result<Vec<Row>, Error> {
+    let mut jobs = Vec::new();
+    let copies = bench.copies()?;
+    let copy_count = copies.len();
+    let mut labels: Vec<Label> = Vec::new();
+    for (by, job) in copies {
+        labels.push(Label {
+            what: "copy",
+            by: Some(by),
+            bytes_per_param: COPY_BYTES,
+            spec: None,
+        });
+        jobs.push(job);
+    }
+    labels.push(Label {
+        what: "triad",
+        by: None,
+        bytes_per_param: TRIAD_BYTES,
+        spec: None,
+    });
+    jobs.push(bench.triad()?);
+    for Entry { what, spec } in entries {
+        let job = if what == SUBMIT_WAIT {
+            bench.lone_step(&spec)
+        } else {
+            bench.step(&spec).map(Some)
+        };
+        match job {
+            Ok(Some(job)) => {
+                jobs.push(job);
+                labels.push(Label {
+                    what,
+                    by: None,
+                    bytes_per_param: spec.mode.bytes_per_param(spec.rule, spec.regime),
+                    spec: Some(spec),
+                });
+            }
+            Ok(None) => {}
+            Err(error @ (Error::Limit { .. } | Error::Device { .. })) => {
+                let (rule, regime, mode) = (spec.rule.name(), spec.regime.name(), spec.mode.name);
+                notes.push(format!(
+                    "{what} of {rule}, {regime}, {mode} and {elements} parameters skipped: {error}"
+                ));
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    let measured = measure(bench, &mut jobs, effort, done)?;
+
+    let (copies, rest) = measured.split_at(copy_count);
+    let roofs = Roofs::new(elements, copies, rest.first());
+    let mut rows: Vec<Row> = labels
+        .iter()
+        .zip(&measured)
+        .map(|(label, measured)| label.row(elements, measured, &roofs))
+        .collect();
+    // Of the copies only the fastest, by the device's clock if one of them has it.
+    let fastest = (0..copy_count).max_by(|&a, &b| {
+        let by_device = |row: &Row| row.clock == Clock::Timestamps;
+        by_device(&rows[a])
+            .cmp(&by_device(&rows[b]))
+            .then(rows[a].percent_of_copy.total_cmp(&rows[b].percent_of_copy))
+    });
+    if let Some(fastest) = fastest {
+        rows.swap(fastest, 0);
+        rows.drain(1..copy_count);
+    }
+    Ok(rows)
+}
+
+/// What was measured.
+struct Label {
+    what: &'static str,
+    by: Option<&'static str>,
+    bytes_per_param: f64,
+    spec: Option<Spec>,
+}
+
+/// Bandwidth of copy and triad in bytes per second, by each clock that both have.
+struct Roofs {
+    wall: [f64; 2],
+    device: Option<[f64; 2]>,
+}
+
+impl Roofs {
+    fn new(elements: usize, copies: &[Measured], triad: Option<&Measured>) -> Self {
+        let bandwidth = |bytes: f64, seconds: &Seconds| bytes * elements as f64 / seconds.median;
+        let by = |clock: fn(&Measured) -> Option<&Seconds>| {
+            let copy = copies
+                .iter()
+                .filter_map(clock)
+                .map(|seconds| bandwidth(COPY_BYTES, seconds))
+                .max_by(f64::total_cmp)?;
+            Some([copy, bandwidth(TRIAD_BYTES, clock(triad?)?)])
+        };
+        Roofs {
+            // There is always a copy, a triad and a wall clock.
+            wall: by(|measured| Some(&measured.wall)).unwrap_or([f64::NAN; 2]),
+            device: by(|measured| measured.device.as_ref()),
+        }
+    }
+}
+
+impl Label {
+    fn row(&self, elements: usize, measured: &Measured, roofs: &Roofs) -> Row {
+        let (clock, seconds, [copy, triad]) = match (&measured.device, roofs.device) {
+            // Of an overhead it is the host's time that counts.
+            (Some(seconds), Some(roof)) if !OVERHEADS.contains(&self.what) => {
+                (Clock::Timestamps, seconds, roof)
+            }
+            _ => (Clock::Wall, &measured.wall, roofs.wall),
+        };
+        let ns_per_param = |seconds: f64| 1e9 * seconds / elements as f64;
+        let bytes_per_s = self.bytes_per_param * elements as f64 / seconds.median;
+        let names = self.spec.as_ref().map(|spec| {
+            (
+                spec.rule.name(),
+                spec.regime.name(),
+                spec.mode.name,
+                spec.tensors.iter().map(Vec::len).sum(),
+            )
+        });
+        let (rule, regime, mode, tensors) = names.unwrap_or(("", "", "", 1));
+        Row {
+            what: self.what,
+            by: self.by,
+            rule,
+            regime,
+            mode,
+            elements,
+            tensors,
+            ns_per_param: ns_per_param(seconds.median),
+            spread_low: ns_per_param(seconds.low),
+            spread_high: ns_per_param(seconds.high),
+            clock,
+            wall_ns_per_param: ns_per_param(measured.wall.median),
+            us_per_step: 1e6 * seconds.median,
+            gb_per_s: 1e-9 * bytes_per_s,
+            percent_of_copy: 100.0 * bytes_per_s / copy,
+            percent_of_triad: 100.0 * bytes_per_s / triad,
+            encode_us_per_step: measured.recording.map(|(encode, _)| 1e6 * encode),
+            finish_us_per_step: measured.recording.map(|(_, finish)| 1e6 * finish),
+            pass_ns_per_param: measured
+                .passes
+                .iter()
+                .map(|&(pass, seconds)| (pass, ns_per_param(seconds)))
+                .collect(),
+        }
+    }
+}

@@ -1,0 +1,461 @@
+//! `wgpu-optim check`, the conformance suite: is this device's arithmetic right? Families of cases, each on the device and on the CPU
+//! path, against an f64 oracle; what fails is made smaller until the smallest case that still fails is left.
+//!
+//! A new rule or regime is a line in [`wgpu_optim::Rule::all`] or [`regimes`] and its formula in [`wgpu_optim_conformance::oracle`]; a new family is a file and a line in
+//! [`FAMILIES`].
+
+mod averages;
+mod case;
+mod groups;
+mod halves;
+mod magnitudes;
+mod nonfinite;
+mod passes;
+mod repeats;
+mod run;
+mod scenario;
+mod shards;
+mod steps;
+#[cfg(test)]
+mod tests;
+mod trust;
+mod windows;
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Instant;
+
+use clap::builder::PossibleValuesParser;
+use serde::Serialize;
+use wgpu_optim::gpu::{Partials, Tuning, TuningCache};
+use wgpu_optim::{AutoSgd, DoG, DoWG, Gpu, GpuOptions, Regime, SecantForm, wgpu};
+
+use crate::CliError;
+use crate::table::{Columns, say};
+use crate::target::size_in_words;
+use case::{Case, Mismatch, Outcome, Subject, outcome_of, shrink};
+use run::Fault;
+
+/// Options of `check`.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// Part of the name of the adapters to check; all of them without it
+    #[arg(long, value_name = "NAME")]
+    adapter: Option<String>,
+    /// Run only this family of cases; may be given several times
+    #[arg(long, value_name = "NAME", value_parser = PossibleValuesParser::new(FAMILIES.map(|family| family.name)))]
+    family: Vec<String>,
+    /// Print one JSON object instead of a table
+    #[arg(long)]
+    json: bool,
+    /// Falsify what comes back from the devices, to see that every family tells
+    #[arg(long, hide = true)]
+    seed_fault: bool,
+}
+
+/// A family of cases.
+struct Family {
+    name: &'static str,
+    cases: fn(&Subject) -> Vec<Box<dyn Case>>,
+}
+
+/// Every family, in the order of the table.
+const FAMILIES: [Family; 11] = [
+    Family {
+        name: "steps",
+        cases: steps::cases,
+    },
+    Family {
+        name: "passes",
+        cases: passes::cases,
+    },
+    Family {
+        name: "windows",
+        cases: windows::cases,
+    },
+    Family {
+        name: "magnitudes",
+        cases: magnitudes::cases,
+    },
+    Family {
+        name: "nonfinite",
+        cases: nonfinite::cases,
+    },
+    Family {
+        name: "repeats",
+        cases: repeats::cases,
+    },
+    Family {
+        name: "groups",
+        cases: groups::cases,
+    },
+    Family {
+        name: "averages",
+        cases: averages::cases,
+    },
+    Family {
+        name: "trust",
+        cases: trust::cases,
+    },
+    Family {
+        name: "shards",
+        cases: shards::cases,
+    },
+    Family {
+        name: "halves",
+        cases: halves::cases,
+    },
+];
+
+/// How often a row looks for the smallest form of a case that fails; the others of its failures are listed as they are.
+const SHRUNK: usize = 1;
+
+/// One family on one adapter in one geometry.
+#[derive(Debug, Serialize)]
+struct Row {
+    family: &'static str,
+    adapter: String,
+    driver: String,
+    /// Where its geometry comes from: the preset, the preset with subgroups, the cache.
+    geometry: String,
+    cases: usize,
+    failed: usize,
+    /// Values compared.
+    values: usize,
+    /// The device's worst value, in units of the last place of what it should be.
+    device_ulps: f64,
+    /// The CPU path's.
+    cpu_ulps: f64,
+    /// The largest distance as a share of what is allowed for it; 1 and above is a failure. `None` where it has no size.
+    share_of_allowed: Option<f64>,
+    /// Which value that is.
+    nearest: String,
+    seconds: f64,
+    notes: Vec<String>,
+    failures: Vec<Failure>,
+}
+
+/// A case that failed.
+#[derive(Debug, Serialize)]
+struct Failure {
+    case: String,
+    /// What failed in it; of many, the first few.
+    mismatches: Vec<Mismatch>,
+    /// The smallest form of the case that still fails, where it was looked for.
+    smallest: Option<Smallest>,
+}
+
+#[derive(Debug, Serialize)]
+struct Smallest {
+    case: String,
+    mismatch: Mismatch,
+}
+
+#[derive(Serialize)]
+struct Report {
+    cases: usize,
+    failed: usize,
+    seconds: f64,
+    rows: Vec<Row>,
+}
+
+/// Checks every adapter.
+pub fn run(args: &Args) -> Result<(), CliError> {
+    let start = Instant::now();
+    let wanted = |family: &&Family| {
+        args.family.is_empty() || args.family.iter().any(|name| name == family.name)
+    };
+    let families: Vec<&Family> = FAMILIES.iter().filter(wanted).collect();
+    let mut rows = Vec::new();
+    for adapter in adapters(args)? {
+        let subjects = subjects(&adapter, args)?;
+        let jobs: Vec<(&Subject, &Family)> = subjects
+            .iter()
+            .flat_map(|subject| families.iter().map(move |&family| (subject, family)))
+            .collect();
+        rows.extend(run_all(&jobs, threads_for(&adapter)));
+    }
+    let report = Report {
+        cases: rows.iter().map(|row| row.cases).sum(),
+        failed: rows.iter().map(|row| row.failed).sum(),
+        seconds: start.elapsed().as_secs_f64(),
+        rows,
+    };
+    if args.json {
+        say(serde_json::json!(report))?;
+    } else {
+        print(&report)?;
+    }
+    if report.failed > 0 {
+        return Err(CliError::CheckFailed {
+            failures: report.failed,
+            cases: report.cases,
+        });
+    }
+    Ok(())
+}
+
+/// Families that run at once: most of their time goes into the compilation of kernels. wgpu's OpenGL devices are not for several threads.
+fn threads_for(adapter: &wgpu::Adapter) -> usize {
+    match adapter.get_info().backend {
+        wgpu::Backend::Gl => 1,
+        _ => std::thread::available_parallelism().map_or(1, |threads| threads.get().min(4)),
+    }
+}
+
+/// The rows of all jobs, in their order.
+fn run_all(jobs: &[(&Subject, &Family)], threads: usize) -> Vec<Row> {
+    let next = AtomicUsize::new(0);
+    let work = || {
+        let mut rows = Vec::new();
+        loop {
+            let index = next.fetch_add(1, Ordering::Relaxed);
+            let Some((subject, family)) = jobs.get(index) else {
+                return rows;
+            };
+            rows.push((index, run_family(family, subject)));
+        }
+    };
+    let mut rows: Vec<(usize, Row)> = std::thread::scope(|scope| {
+        let workers: Vec<_> = (0..threads).map(|_| scope.spawn(work)).collect();
+        let rows = workers.into_iter().map(|worker| match worker.join() {
+            Ok(rows) => rows,
+            Err(panic) => std::panic::resume_unwind(panic),
+        });
+        rows.flatten().collect()
+    });
+    rows.sort_by_key(|(index, _)| *index);
+    rows.into_iter().map(|(_, row)| row).collect()
+}
+
+fn run_family(family: &Family, subject: &Subject) -> Row {
+    let start = Instant::now();
+    let info = subject.adapter.get_info();
+    let mut row = Row {
+        family: family.name,
+        adapter: subject.gpu.describe(),
+        driver: format!("{} {}", info.driver, info.driver_info)
+            .trim()
+            .to_owned(),
+        geometry: subject.geometry.clone(),
+        cases: 0,
+        failed: 0,
+        values: 0,
+        device_ulps: 0.0,
+        cpu_ulps: 0.0,
+        share_of_allowed: None,
+        nearest: String::new(),
+        seconds: 0.0,
+        notes: Vec::new(),
+        failures: Vec::new(),
+    };
+    let mut total = Outcome::default();
+    for case in (family.cases)(subject) {
+        let mut outcome = outcome_of(case.as_ref(), subject);
+        row.cases += 1;
+        row.notes.extend(outcome.note.take());
+        if let Some(first) = outcome.mismatches.first().cloned() {
+            row.failed += 1;
+            let mismatches = std::mem::take(&mut outcome.mismatches);
+            let name = case.name();
+            let smallest = (row.failed <= SHRUNK).then(|| {
+                let (case, mismatch) = shrink(
+                    case,
+                    first,
+                    |case| case.smaller(),
+                    |case| {
+                        let outcome = outcome_of(case.as_ref(), subject);
+                        outcome.mismatches.into_iter().next()
+                    },
+                );
+                Smallest {
+                    case: case.name(),
+                    mismatch,
+                }
+            });
+            row.failures.push(Failure {
+                case: name,
+                mismatches,
+                smallest,
+            });
+        }
+        total.merge(outcome);
+    }
+    row.notes.sort();
+    row.notes.dedup();
+    row.values = total.values;
+    (row.device_ulps, row.cpu_ulps) = (total.device_ulps, total.cpu_ulps);
+    let share = total.share_of_allowed;
+    row.share_of_allowed = share.is_finite().then_some(share);
+    row.nearest = total.nearest;
+    row.seconds = start.elapsed().as_secs_f64();
+    row
+}
+
+fn adapters(args: &Args) -> Result<Vec<wgpu::Adapter>, CliError> {
+    let mut adapters = pollster::block_on(Gpu::adapters(None));
+    let wanted = args.adapter.as_deref().unwrap_or_default().to_lowercase();
+    adapters.retain(|adapter| adapter.get_info().name.to_lowercase().contains(&wanted));
+    if adapters.is_empty() {
+        // Says which adapters there are, or that there is none.
+        pollster::block_on(Gpu::request(&GpuOptions {
+            adapter_name: args.adapter.clone(),
+            allow_software: true,
+            ..GpuOptions::default()
+        }))?;
+    }
+    Ok(adapters)
+}
+
+/// The geometry that every adapter has.
+const PRESET: &str = "preset";
+
+/// The adapter in its preset, with sums by subgroup where it can and the preset does not, and as it was tuned.
+fn subjects(adapter: &wgpu::Adapter, args: &Args) -> Result<Vec<Subject>, CliError> {
+    let gpu = pollster::block_on(Gpu::open(adapter))?;
+    let preset = gpu.tuning();
+    let mut tunings = vec![(PRESET.to_owned(), preset)];
+    if Partials::Subgroup.is_supported(gpu.device().features()) {
+        let subgroup = Tuning {
+            partials: Partials::Subgroup,
+            ..preset
+        };
+        tunings.push(("preset, but by subgroup".to_owned(), subgroup));
+    }
+    for (elements, tuning) in TuningCache::from_env()
+        .map(|cache| cache.entries(&gpu))
+        .unwrap_or_default()
+    {
+        let size = size_in_words(elements);
+        tunings.push((format!("cached for {size}"), tuning));
+    }
+    if args.seed_fault {
+        // It is in the reading of what came out, whatever the geometry.
+        tunings.truncate(1);
+    }
+    let mut seen = Vec::new();
+    let mut subjects = Vec::new();
+    for (geometry, tuning) in tunings {
+        if !seen.contains(&tuning) {
+            seen.push(tuning);
+            subjects.push(Subject {
+                adapter: adapter.clone(),
+                gpu: gpu.clone().with_tuning(tuning)?,
+                geometry,
+                fault: args.seed_fault.then(Fault::default),
+            });
+        }
+    }
+    Ok(subjects)
+}
+
+/// Every regime.
+fn regimes() -> Vec<Regime> {
+    vec![
+        Regime::seesaw(),
+        Regime::norm_ratio(),
+        Regime::hypergradient(),
+        Regime::fixed(0.01),
+        Regime::adagrad_norm(),
+        Regime::barzilai_borwein(SecantForm::Long),
+        Regime::barzilai_borwein(SecantForm::Short),
+        Regime::barzilai_borwein(SecantForm::Geometric),
+        Regime::adgd(),
+        // Steps of the usual 1e-6 are so small beside the parameters that their rounding shows.
+        Regime::DoG(DoG {
+            initial_distance: 1e-2,
+        }),
+        Regime::DoWG(DoWG {
+            initial_distance: 1e-2,
+        }),
+        Regime::polyak(),
+        Regime::ngn(),
+        // Some stream wins after five rounds.
+        Regime::AutoSgd(AutoSgd {
+            rounds: 4,
+            ..AutoSgd::default()
+        }),
+    ]
+}
+
+fn print(report: &Report) -> Result<(), CliError> {
+    let mut table = Columns::new(
+        [
+            "family",
+            "",
+            "cases",
+            "values",
+            "device: worst ulps",
+            "CPU path: worst ulps",
+            "of allowed",
+            "s",
+        ],
+        2,
+    );
+    let mut heading = String::new();
+    for row in &report.rows {
+        let of_row = format!("{}, {}", row.adapter, row.geometry);
+        if of_row != heading {
+            let mut cells = [""; 8].map(str::to_owned);
+            cells[0].clone_from(&of_row);
+            table.row(cells);
+            heading = of_row;
+        }
+        let verdict = match row.failed {
+            0 => "ok".to_owned(),
+            failed => format!("{failed} FAILED"),
+        };
+        table.row([
+            row.family.to_owned(),
+            [&[verdict][..], &row.notes].concat().join(", "),
+            row.cases.to_string(),
+            row.values.to_string(),
+            format!("{:.1}", row.device_ulps),
+            format!("{:.1}", row.cpu_ulps),
+            match row.share_of_allowed {
+                Some(share) => format!("{:.0} %", 100.0 * share),
+                None => "beyond".to_owned(),
+            },
+            format!("{:.1}", row.seconds),
+        ]);
+    }
+    table.print()?;
+    for row in &report.rows {
+        for failure in &row.failures {
+            say(format!(
+                "FAILED on {}, {}: {}: {}",
+                row.adapter, row.geometry, row.family, failure.case
+            ))?;
+            match &failure.smallest {
+                Some(smallest) => {
+                    say(format!("  smallest: {}", smallest.case))?;
+                    say(in_words(&smallest.mismatch))?;
+                }
+                None => {
+                    for mismatch in failure.mismatches.iter().take(1) {
+                        say(in_words(mismatch))?;
+                    }
+                }
+            }
+        }
+    }
+    say(format!(
+        "{} cases, {} failed, in {:.0} s; an ulp is the unit in the last place of the f32 that should come out, or of the largest of its \
+         tensor",
+        report.cases, report.failed, report.seconds
+    ))
+}
+
+/// The indented lines of a value that is not what it should be.
+fn in_words(mismatch: &Mismatch) -> String {
+    let ulps = match mismatch.ulps {
+        Some(ulps) => format!(" ({ulps:.1} ulps, {:.1} allowed)", mismatch.allowed_ulps),
+        None => String::new(),
+    };
+    format!(
+        "  {}: {}\n    is        {}\n    should be {}{ulps}",
+        mismatch.path.name(),
+        mismatch.what,
+        mismatch.got,
+        mismatch.expected
+    )
+}

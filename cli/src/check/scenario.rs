@@ -1,0 +1,676 @@
+//! The case that most families are made of: groups that take some steps, on the device and on the CPU path, against the oracle.
+
+use wgpu_optim::{Averaging, Element, Gpu, Record, Rounding, Schedule, WeightDecay, wgpu};
+
+use super::case::{Case, Outcome, Path, Subject, less, shorter, ulp};
+use super::run::{DeviceRun, HostRun, Told};
+use crate::CliError;
+use wgpu_optim_conformance::oracle::Oracle;
+use wgpu_optim_conformance::spec::{Place, Spec, lengths, packed};
+use wgpu_optim_conformance::stored::{half_ulp, rounded};
+
+/// One group and what its gradients are like.
+#[derive(Debug, Clone)]
+pub struct Part {
+    pub spec: Spec,
+    pub gradients: Gradients,
+}
+
+/// What gradients are like; all of them follow from the group's name, tensor, element and step.
+#[derive(Debug, Clone, Copy)]
+pub enum Gradients {
+    /// Half the first parameter, plus noise in [-1, 1).
+    Ordinary,
+    /// Of either sign, one of these times something in [½, 1); with a name for the lot.
+    Magnitudes(&'static str, &'static [f32]),
+    /// Multiples of ¼ up to 2, of which hundreds of squares and products add up without rounding.
+    Dyadic,
+}
+
+/// How near the oracle the parameters must be.
+#[derive(Debug, Clone, Copy)]
+pub enum Tolerance {
+    /// So many units in the last place of the group's largest parameter.
+    OfLargest(f64),
+    /// For each step so many units in the last place of the largest number that went into the element.
+    OfEach(f64),
+}
+
+/// Where the tensors lie.
+#[derive(Debug, Clone, Copy)]
+pub enum Layout {
+    /// Parameters in one buffer and gradients in another, so many elements apart, from an element on.
+    Packed { start: usize, gap: usize },
+    /// Parameters and gradients of one tensor after the other in one buffer.
+    OneBuffer { gap: usize },
+}
+
+/// Distance allowed of rates, in units of the last place: each step rounds a dozen times, sums of up to 2^15 elements lose a few bits in
+/// f32, and a wrong kernel is off by more than 10^5.
+pub const RATE_ULPS: f64 = 300.0;
+
+/// Of norms: half a unit for each addition in a row, of which there are up to 256 of the same sign; they hardly ever all err one way.
+const NORM_ULPS: f64 = 64.0;
+
+/// Of cosines, in units of the last place of 1: products of either sign add up to less than their roundings.
+const ALIGNMENT_ULPS: f64 = 64.0;
+
+#[derive(Debug, Clone)]
+pub struct Scenario {
+    pub what: &'static str,
+    pub parts: Vec<Part>,
+    pub steps: usize,
+    pub layout: Layout,
+    pub tolerance: Tolerance,
+    /// Whether denormal numbers occur, which a device may take for zeros.
+    pub denormals: bool,
+    /// Run on a device whose bindings hold only so many bytes, and again on one that can bind everything: the bits must be the same.
+    pub binding_bytes: Option<u64>,
+    pub micro_batches: u32,
+    /// Whether the device clears the gradients.
+    pub clears: bool,
+}
+
+impl Scenario {
+    pub fn new(what: &'static str, steps: usize, specs: Vec<Spec>) -> Self {
+        Scenario {
+            what,
+            parts: specs
+                .into_iter()
+                .map(|spec| Part {
+                    spec,
+                    gradients: Gradients::Ordinary,
+                })
+                .collect(),
+            steps,
+            layout: Layout::Packed { start: 0, gap: 0 },
+            tolerance: Tolerance::OfLargest(RATE_ULPS),
+            denormals: false,
+            binding_bytes: None,
+            micro_batches: 1,
+            clears: false,
+        }
+    }
+
+    /// What builders are told.
+    pub fn told(&self) -> Told {
+        Told {
+            micro_batches: self.micro_batches,
+            clears: self.clears,
+            ..Told::default()
+        }
+    }
+
+    pub fn boxed(self) -> Box<dyn Case> {
+        Box::new(self)
+    }
+
+    pub fn specs(&self) -> Vec<Spec> {
+        self.parts.iter().map(|part| part.spec.clone()).collect()
+    }
+
+    /// The gradients of a step, counted from 1, tensor by tensor.
+    pub fn gradients(&self, step: usize) -> Vec<Vec<f32>> {
+        self.parts
+            .iter()
+            .flat_map(|part| {
+                let tensors = part.spec.tensors.iter().enumerate();
+                tensors.map(move |(tensor, w)| {
+                    let key = key(&part.spec.name, tensor);
+                    let values = (0..w.len()).map(|i| part.gradients.value(key, w[i], i, step));
+                    // Numbers that the gradients can be stored as.
+                    rounded(part.spec.grads, &values.collect::<Vec<_>>())
+                })
+            })
+            .collect()
+    }
+
+    fn places(&self, specs: &[Spec]) -> Vec<Place> {
+        match self.layout {
+            Layout::Packed { start, gap } => packed(specs, start, gap),
+            Layout::OneBuffer { gap } => {
+                let mut at = 0;
+                lengths(specs)
+                    .map(|len| {
+                        let (params, grads) = (at, at + len + gap);
+                        at = grads + len + gap;
+                        Place {
+                            params: (0, params),
+                            grads: (0, grads),
+                        }
+                    })
+                    .collect()
+            }
+        }
+    }
+
+    pub fn device_run<'a>(
+        &self,
+        subject: &'a Subject,
+        gpu: &Gpu,
+    ) -> Result<DeviceRun<'a>, CliError> {
+        let specs = self.specs();
+        let places = self.places(&specs);
+        DeviceRun::new(gpu, subject.fault.as_ref(), &specs, places, self.told())
+    }
+
+    fn on_device(
+        &self,
+        subject: &Subject,
+        gpu: &Gpu,
+        outcome: &mut Outcome,
+    ) -> Result<Trace, CliError> {
+        let mut run = self.device_run(subject, gpu)?;
+        let records = (1..=self.steps)
+            .map(|step| run.step(&self.gradients(step), loss_of(step)))
+            .collect::<Result<_, _>>()?;
+        let parameters = run.parameters()?;
+        let averages = if self.averages() {
+            run.swap_averages()?;
+            run.parameters()?
+        } else {
+            Vec::new()
+        };
+        run.compare_surroundings(outcome)?;
+        Ok(Trace {
+            records,
+            parameters,
+            averages,
+        })
+    }
+
+    fn on_host(&self) -> Result<Trace, CliError> {
+        let mut run = HostRun::new(&self.specs(), self.told())?;
+        let records = (1..=self.steps)
+            .map(|step| run.step(&self.gradients(step), loss_of(step)))
+            .collect::<Result<_, _>>()?;
+        let parameters = run.parameters();
+        let averages = if self.averages() {
+            run.swap_averages()?;
+            run.parameters()
+        } else {
+            Vec::new()
+        };
+        Ok(Trace {
+            records,
+            parameters,
+            averages,
+        })
+    }
+
+    /// Whether any group has an average.
+    fn averages(&self) -> bool {
+        let mut parts = self.parts.iter();
+        parts.any(|part| part.spec.averaging != Averaging::Off)
+    }
+
+    /// What one oracle answers for: a group, the tensors of a group with a rate each, or all groups that share a norm.
+    fn units(&self) -> Vec<Unit> {
+        let mut units: Vec<Unit> = Vec::new();
+        let (mut tensor, mut group) = (0, 0);
+        for &Part {
+            ref spec,
+            gradients,
+        } in &self.parts
+        {
+            let count = spec.tensors.len();
+            let tensors: Vec<usize> = (tensor..tensor + count).collect();
+            tensor += count;
+            if spec.per_tensor {
+                for (own, &tensor) in spec.tensors.iter().zip(&tensors) {
+                    let mut spec = spec.clone();
+                    spec.tensors = vec![own.clone()];
+                    units.push(Unit {
+                        spec,
+                        gradients,
+                        tensors: vec![tensor],
+                        groups: vec![group],
+                    });
+                    group += 1;
+                }
+                continue;
+            }
+            let shared = units
+                .iter_mut()
+                .find(|unit| spec.norm.is_some() && unit.spec.norm == spec.norm);
+            match shared {
+                Some(unit) => {
+                    unit.spec.tensors.extend(spec.tensors.clone());
+                    unit.tensors.extend(tensors);
+                    unit.groups.push(group);
+                }
+                None => units.push(Unit {
+                    spec: spec.clone(),
+                    gradients,
+                    tensors,
+                    groups: vec![group],
+                }),
+            }
+            group += 1;
+        }
+        units
+    }
+
+    /// The right answer for a unit. With `flushed`, where denormal inputs are zeros, and denormal momentum is.
+    fn expected(&self, unit: &Unit, gradients: &[Vec<Vec<f32>>], flushed: bool) -> Expected {
+        let flush = |x: f32| if flushed && !x.is_normal() { 0.0 } else { x };
+        let mut spec = unit.spec.clone();
+        spec.tensors
+            .iter_mut()
+            .flatten()
+            .for_each(|w| *w = flush(*w));
+        let mut oracle: Oracle = spec.oracle();
+        oracle.flushes = flushed;
+        let mut largest_gradient = vec![0f64; oracle.w.len()];
+        let mut expected = Expected::default();
+        for (index, gradients) in gradients.iter().enumerate() {
+            let gradient: Vec<f32> = unit
+                .tensors
+                .iter()
+                .flat_map(|&tensor| &gradients[tensor])
+                .map(|&g| flush(g) / self.micro_batches as f32)
+                .collect();
+            oracle.loss = f64::from(loss_of(index + 1));
+            let out = oracle.step(&gradient);
+            expected.rates.push(out.rate);
+            expected.norms.push(out.norm);
+            expected.alignments.push((out.slow, out.fast));
+            for (largest, g) in largest_gradient.iter_mut().zip(&gradient) {
+                *largest = largest.max(f64::from(g.abs()));
+            }
+        }
+        let largest = oracle.w.iter().fold(0.0, |a: f64, w| a.max(w.abs()));
+        let rate = expected.rates.iter().copied().fold(0.0, f64::max);
+        // Heavy balls of momentum μ are at most 1/(1-μ) as large as the largest gradient, and Nesterov looks μ farther.
+        let momentum = f64::from(spec.rule.momentum());
+        let reach = (1.0 + momentum) / (1.0 - momentum);
+        let decay = f64::from(spec.decay.coupled().max(spec.decay.decoupled()));
+        expected.sizes = oracle
+            .w
+            .iter()
+            .zip(spec.tensors.iter().flatten())
+            .zip(&largest_gradient)
+            .map(|((w, w_0), g)| match self.tolerance {
+                Tolerance::OfLargest(_) => largest,
+                Tolerance::OfEach(_) => {
+                    let w = w.abs().max(f64::from(w_0.abs()));
+                    let direction = if spec.rule.is_scale_free() {
+                        1.0
+                    } else {
+                        reach * (g + decay * w)
+                    };
+                    w.max(rate * direction)
+                }
+            })
+            .collect();
+        expected.averages = oracle.average;
+        expected.parameters = oracle.w;
+        expected
+    }
+
+    fn judge(&self, path: Path, unit: &Unit, trace: &Trace, expected: &Expected) -> Outcome {
+        let mut outcome = Outcome::default();
+        let name = describe(&unit.spec, unit.gradients);
+        for (step, records) in trace.records.iter().enumerate() {
+            let (rate, norm) = (expected.rates[step], expected.norms[step]);
+            for &group in &unit.groups {
+                let record = &records[group];
+                outcome.near(
+                    path,
+                    || format!("learning rate of step {}, {name}", step + 1),
+                    record.learning_rate.into(),
+                    rate,
+                    ulp(rate),
+                    RATE_ULPS,
+                );
+                if unit.spec.regime.needs_alignment() {
+                    let (slow, fast) = expected.alignments[step];
+                    for (got, exact, what) in [
+                        (record.slow_alignment, slow, "slow"),
+                        (record.fast_alignment, fast, "fast"),
+                    ] {
+                        outcome.near(
+                            path,
+                            || format!("{what} alignment of step {}, {name}", step + 1),
+                            got.into(),
+                            exact,
+                            ulp(1.0),
+                            ALIGNMENT_ULPS,
+                        );
+                    }
+                }
+                let norm = norm.min(f32::MAX.into());
+                let got = f64::from(record.norm);
+                outcome.near(
+                    path,
+                    || format!("norm of step {}, {name}", step + 1),
+                    if is_flushed(got, norm) { norm } else { got },
+                    norm,
+                    ulp(norm),
+                    NORM_ULPS,
+                );
+            }
+        }
+        let allowed = match self.tolerance {
+            Tolerance::OfLargest(ulps) => ulps,
+            Tolerance::OfEach(ulps) => ulps * self.steps as f64,
+        };
+        let mut compare = |what: &str, tensors: &[Vec<f32>], exact: &[f64]| {
+            let spec = &unit.spec;
+            let is_half = spec.params != Element::F32;
+            let mut exact = exact.iter().zip(&expected.sizes);
+            for (number, &tensor) in unit.tensors.iter().enumerate() {
+                for (element, (&got, (&exact, &size))) in
+                    tensors[tensor].iter().zip(&mut exact).enumerate()
+                {
+                    let got = f64::from(got);
+                    // Of 16 bits a last place is a larger one, and half of it is lost in the end, or in each step, or all of it in
+                    // each step where that is at random.
+                    let unit_of = |size: f64| 2.0 * half_ulp(spec.params, size);
+                    let (unit, lost) = match spec.rounding {
+                        _ if !is_half => (ulp(size), 0.0),
+                        Rounding::Masters => (unit_of(got.abs().max(exact.abs())), 0.5),
+                        Rounding::Nearest => (unit_of(size), 0.5 * self.steps as f64),
+                        _ => (unit_of(size), self.steps as f64),
+                    };
+                    let allowed = lost + allowed * ulp(size) / unit;
+                    outcome.near(
+                        path,
+                        || format!("{what} {element} of tensor {number}, {name}"),
+                        if is_flushed(got, exact) { exact } else { got },
+                        exact,
+                        unit,
+                        allowed,
+                    );
+                }
+            }
+        };
+        compare("parameter", &trace.parameters, &expected.parameters);
+        if !trace.averages.is_empty() {
+            // Without an average, or before it starts, an exchange changes nothing.
+            let averages = expected.averages.as_ref().unwrap_or(&expected.parameters);
+            compare("average", &trace.averages, averages);
+        }
+        outcome
+    }
+
+    /// Against the oracle; where there are denormals, against the one of two that is nearer.
+    pub fn judge_all(&self, path: Path, trace: &Trace, outcome: &mut Outcome) {
+        let gradients: Vec<Vec<Vec<f32>>> =
+            (1..=self.steps).map(|step| self.gradients(step)).collect();
+        for unit in self.units() {
+            let mut kept = self.judge(path, &unit, trace, &self.expected(&unit, &gradients, false));
+            if self.denormals {
+                let expected = self.expected(&unit, &gradients, true);
+                let flushed = self.judge(path, &unit, trace, &expected);
+                let note = match (kept.mismatches.is_empty(), flushed.mismatches.is_empty()) {
+                    (true, false) => Some("keeps denormals"),
+                    (false, true) => Some("flushes denormals"),
+                    _ => None,
+                };
+                if flushed.share_of_allowed < kept.share_of_allowed {
+                    kept = flushed;
+                }
+                if path == Path::Device {
+                    kept.note = note.map(str::to_owned);
+                }
+            }
+            outcome.merge(kept);
+        }
+    }
+
+    /// Scenarios that are smaller in one way each: groups, steps, layout, tensors, lengths.
+    pub fn smaller_scenarios(&self) -> Vec<Scenario> {
+        let with = |change: &dyn Fn(&mut Scenario)| {
+            let mut scenario = self.clone();
+            change(&mut scenario);
+            scenario
+        };
+        let mut smaller: Vec<Scenario> = shorter(&self.parts)
+            .into_iter()
+            .map(|parts| with(&|case| case.parts = parts.clone()))
+            .collect();
+        let steps = less(self.steps, 1).into_iter();
+        smaller.extend(steps.map(|steps| with(&|case| case.steps = steps)));
+        if !matches!(self.layout, Layout::Packed { start: 0, gap: 0 }) {
+            smaller.push(with(&|case| {
+                case.layout = Layout::Packed { start: 0, gap: 0 };
+            }));
+        }
+        // Lengths last, and when there are few left to choose from.
+        for (at, part) in self.parts.iter().enumerate().take(4) {
+            let tensors = shorter(&part.spec.tensors).into_iter();
+            smaller.extend(
+                tensors.map(|tensors| with(&|case| case.parts[at].spec.tensors = tensors.clone())),
+            );
+            for (tensor, values) in part.spec.tensors.iter().enumerate().take(4) {
+                let lengths = less(values.len(), 1).into_iter();
+                smaller
+                    .extend(lengths.map(|len| {
+                        with(&|case| case.parts[at].spec.tensors[tensor].truncate(len))
+                    }));
+            }
+        }
+        smaller
+    }
+}
+
+impl Case for Scenario {
+    fn name(&self) -> String {
+        let mut parts: Vec<String> = self
+            .parts
+            .iter()
+            .take(3)
+            .map(|part| {
+                let lengths: Vec<String> = part
+                    .spec
+                    .tensors
+                    .iter()
+                    .take(6)
+                    .map(|tensor| tensor.len().to_string())
+                    .collect();
+                let what = describe(&part.spec, part.gradients);
+                format!("{what}, {} elements", lengths.join(" + "))
+            })
+            .collect();
+        if self.parts.len() > parts.len() {
+            parts.push(format!("{} more groups", self.parts.len() - parts.len()));
+        }
+        let binding = match self.binding_bytes {
+            Some(bytes) => format!(", bindings of {bytes} bytes"),
+            None => String::new(),
+        };
+        let layout = match self.layout {
+            Layout::Packed { start: 0, gap: 0 } => String::new(),
+            Layout::Packed { start, gap } => format!(", from element {start}, {gap} apart"),
+            Layout::OneBuffer { .. } => ", in one buffer".to_owned(),
+        };
+        format!(
+            "{}, {} step{}{binding}{layout}: {}",
+            self.what,
+            self.steps,
+            if self.steps == 1 { "" } else { "s" },
+            parts.join("; ")
+        )
+    }
+
+    fn run(&self, subject: &Subject) -> Result<Outcome, CliError> {
+        let mut outcome = Outcome::default();
+        let trace = match self.binding_bytes {
+            None => self.on_device(subject, &subject.gpu, &mut outcome)?,
+            Some(bytes) => {
+                let narrow = with_bindings(subject, bytes)?;
+                let wide = subject.gpu.clone().with_tuning(narrow.tuning())?;
+                let trace = self.on_device(subject, &narrow, &mut outcome)?;
+                let unwindowed = self.on_device(subject, &wide, &mut outcome)?;
+                outcome.same_tensors(
+                    Path::Device,
+                    "parameters in many windows against one",
+                    &trace.parameters,
+                    &unwindowed.parameters,
+                );
+                trace
+            }
+        };
+        self.judge_all(Path::Device, &trace, &mut outcome);
+        self.judge_all(Path::Cpu, &self.on_host()?, &mut outcome);
+        Ok(outcome)
+    }
+
+    fn smaller(&self) -> Vec<Box<dyn Case>> {
+        self.smaller_scenarios()
+            .into_iter()
+            .map(Scenario::boxed)
+            .collect()
+    }
+}
+
+/// What a path did.
+pub struct Trace {
+    /// By step, then by group.
+    pub records: Vec<Vec<Record>>,
+    pub parameters: Vec<Vec<f32>>,
+    /// What an exchange brings in the parameters' place; empty where no group has an average.
+    pub averages: Vec<Vec<f32>>,
+}
+
+struct Unit {
+    /// With all the unit's tensors.
+    spec: Spec,
+    gradients: Gradients,
+    /// Their places among all tensors.
+    tensors: Vec<usize>,
+    /// The records that are about it.
+    groups: Vec<usize>,
+}
+
+#[derive(Default)]
+struct Expected {
+    rates: Vec<f64>,
+    norms: Vec<f64>,
+    /// Slow and fast.
+    alignments: Vec<(f64, f64)>,
+    parameters: Vec<f64>,
+    averages: Option<Vec<f64>>,
+    /// What the last place is taken of, for each parameter.
+    sizes: Vec<f64>,
+}
+
+impl Gradients {
+    pub fn value(self, key: u64, first_parameter: f32, element: usize, step: usize) -> f32 {
+        let noise = pseudo_random(key, element, step);
+        match self {
+            Gradients::Ordinary => 0.5 * first_parameter + noise,
+            Gradients::Magnitudes(_, magnitudes) => {
+                let share = 0.75 + 0.25 * pseudo_random(key ^ 1, element, step);
+                (magnitudes[element % magnitudes.len()] * share).copysign(noise)
+            }
+            Gradients::Dyadic => (noise * 8.0).round() / 4.0,
+        }
+    }
+}
+
+/// Whether a number that is denormal came out as zero, as it may.
+fn is_flushed(got: f64, exact: f64) -> bool {
+    got == 0.0 && exact.abs() < f64::from(f32::MIN_POSITIVE)
+}
+
+/// A group in words.
+pub fn describe(spec: &Spec, gradients: Gradients) -> String {
+    let mut words = vec![spec.rule.name().to_owned(), spec.regime.name().to_owned()];
+    match spec.decay {
+        WeightDecay::Coupled(0.0) => {}
+        WeightDecay::Coupled(lambda) => words.push(format!("decay {lambda}")),
+        WeightDecay::Decoupled(lambda) => words.push(format!("decoupled decay {lambda}")),
+    }
+    if spec.clip.is_finite() {
+        words.push(format!("clip {}", spec.clip));
+    }
+    if spec.maximize {
+        words.push("maximize".to_owned());
+    }
+    if spec.schedule != Schedule::Constant {
+        words.push(format!("schedule {}", spec.schedule.name()));
+    }
+    if spec.averaging != Averaging::Off {
+        words.push(format!("average {}", spec.averaging.name()));
+    }
+    if spec.per_tensor {
+        words.push("a rate per tensor".to_owned());
+    }
+    if spec.norm.is_some() {
+        words.push("a shared norm".to_owned());
+    }
+    if spec.params != Element::F32 || spec.grads != Element::F32 {
+        let (params, grads) = (spec.params.name(), spec.grads.name());
+        words.push(format!("{params} parameters, {grads} gradients"));
+    }
+    if spec.params != Element::F32 {
+        words.push(format!("rounding {}", spec.rounding.name()));
+    }
+    if let Gradients::Magnitudes(name, _) = gradients {
+        words.push(format!("gradients of {name}"));
+    }
+    words.join(", ")
+}
+
+/// A spec whose tensors have these lengths; the parameters follow from its name.
+pub fn with_lengths(mut spec: Spec, lengths: &[usize]) -> Spec {
+    spec.tensors = lengths
+        .iter()
+        .enumerate()
+        .map(|(tensor, &len)| {
+            let key = key(&spec.name, tensor);
+            (0..len).map(|i| pseudo_random(key, i, 0)).collect()
+        })
+        .collect();
+    spec
+}
+
+/// The loss of a step: it falls, with some noise, and every eighth is below the smallest loss there can be.
+pub fn loss_of(step: usize) -> f32 {
+    if step.is_multiple_of(8) {
+        -0.5
+    } else {
+        (3.0 + pseudo_random(0, 0, step)) / step as f32
+    }
+}
+
+/// FNV-1a of a group's name and a tensor's number in it.
+pub fn key(name: &str, tensor: usize) -> u64 {
+    let start = 0xcbf2_9ce4_8422_2325 ^ tensor as u64;
+    name.bytes().fold(start, |hash, byte| {
+        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
+    })
+}
+
+/// Uniform in [-1, 1): a hash of the tensor, the element and the step.
+pub fn pseudo_random(key: u64, element: usize, step: usize) -> f32 {
+    let mut x = key ^ ((element as u64) << 20 | step as u64);
+    for _ in 0..2 {
+        x = (x ^ (x >> 31)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    }
+    (x >> 40) as f32 / 8_388_608.0 - 1.0
+}
+
+/// A device on the same adapter whose bindings hold only so many bytes. Blocks are no smaller than such bindings can hold the partials
+/// of.
+fn with_bindings(subject: &Subject, bytes: u64) -> Result<Gpu, CliError> {
+    let (device, queue) =
+        pollster::block_on(subject.adapter.request_device(&wgpu::DeviceDescriptor {
+            label: Some("narrow bindings"),
+            required_features: subject.adapter.features() & wgpu::Features::SUBGROUP,
+            required_limits: wgpu::Limits {
+                max_storage_buffer_binding_size: bytes,
+                ..subject.adapter.limits()
+            },
+            ..Default::default()
+        }))
+        .map_err(|error| wgpu_optim::Error::Device {
+            what: format!("a device with bindings of {bytes} bytes"),
+            message: error.to_string(),
+        })?;
+    let mut tuning = subject.gpu.tuning();
+    tuning.quads_per_invocation = tuning.quads_per_invocation.max(64);
+    Ok(Gpu::from_parts(device, queue).with_tuning(tuning)?)
+}

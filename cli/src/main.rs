@@ -1,0 +1,138 @@
+//! The `wgpu-optim` binary: look at devices, check them, measure them, train on real data.
+#![forbid(unsafe_code)]
+
+mod bench;
+mod check;
+mod devices;
+mod page;
+mod table;
+mod target;
+mod train;
+mod tune;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use wgpu_optim_cli::{data, model};
+
+/// Optimizers on the GPU that set their own learning rate, and say why.
+#[derive(Debug, Parser)]
+#[command(version, max_term_width = 120, after_help = target::ENVIRONMENT)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Train a small model on real data; without arguments: an MLP on handwritten digits, untuned.
+    #[command(after_help = train::AFTER_HELP)]
+    Train(Box<train::Args>),
+    /// List every adapter, what it can do, and which one `auto` takes.
+    Devices(devices::Args),
+    /// Compare every adapter with the CPU path and an f64 oracle; exit code 1 on any difference.
+    Check(check::Args),
+    /// Find the kernels' geometry that does best on a device, and keep it for train, bench and your own runs.
+    Tune(tune::Args),
+    /// Measure the optimizer step against the device's own copy bandwidth.
+    Bench(bench::Args),
+}
+
+/// What ends a command early, in one line.
+#[derive(Debug, thiserror::Error)]
+enum CliError {
+    #[error(transparent)]
+    Optimizer(#[from] wgpu_optim::Error),
+    #[error(transparent)]
+    Data(#[from] data::DataError),
+    #[error(transparent)]
+    Model(#[from] model::ModelError),
+    #[error("{0}")]
+    Usage(String),
+    #[error("cannot write {path}: {message}")]
+    Write { path: String, message: String },
+    #[error("{0}")]
+    Failed(String),
+    #[error("{failures} of {cases} cases failed")]
+    CheckFailed { failures: usize, cases: usize },
+}
+
+impl CliError {
+    /// Why the device is lost, where that is what went wrong.
+    fn lost_device(&self) -> Option<&str> {
+        match self {
+            CliError::Optimizer(wgpu_optim::Error::DeviceLost(reason))
+            | CliError::Model(model::ModelError::Device(wgpu_optim::Error::DeviceLost(reason))) => {
+                Some(reason)
+            }
+            _ => None,
+        }
+    }
+
+    /// 2 for what the user can mend in the command, 1 for what went wrong while running.
+    fn exit_code(&self) -> u8 {
+        match self {
+            CliError::Optimizer(
+                wgpu_optim::Error::Device { .. }
+                | wgpu_optim::Error::DeviceLost(_)
+                | wgpu_optim::Error::Readback { .. },
+            )
+            | CliError::Model(model::ModelError::Device(_))
+            | CliError::Failed(_)
+            | CliError::CheckFailed { .. } => 1,
+            _ => 2,
+        }
+    }
+}
+
+fn main() -> ExitCode {
+    // Filters go by the beginning of a name: ours begins like wgpu's.
+    env_logger::Builder::from_env(env_logger::Env::default().default_filter_or(
+        // The library's warnings of combinations that are known to fail: `train` tells them itself, once.
+        "warn,wgpu_hal=off,wgpu_core=error,wgpu=error,wgpu_optim=warn,wgpu_optim::warnings=off,naga=error",
+    ))
+    .init();
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => return report_usage(&error),
+    };
+    let result = match cli.command {
+        Command::Train(args) => train::run(&args),
+        Command::Devices(args) => devices::run(&args),
+        Command::Check(args) => check::run(&args),
+        Command::Tune(args) => tune::run(&args),
+        Command::Bench(args) => bench::run(&args),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error}");
+            ExitCode::from(error.exit_code())
+        }
+    }
+}
+
+/// Prints help as it is, and an error in one line.
+fn report_usage(error: &clap::Error) -> ExitCode {
+    if !error.use_stderr() {
+        // Plain text in a pipe, and a reader that has gone away is not an error.
+        let _ = error.print();
+        return ExitCode::SUCCESS;
+    }
+    let text = error.to_string();
+    let said: Vec<&str> = text
+        .lines()
+        .map(str::trim)
+        .take_while(|line| !line.starts_with("Usage:") && !line.starts_with("For more"))
+        .filter(|line| !line.is_empty())
+        .collect();
+    if said.is_empty()
+        || error.kind() == clap::error::ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand
+    {
+        // A bare `wgpu-optim`: the help is the answer.
+        eprint!("{text}");
+    } else {
+        eprintln!("{} (see --help)", said.join("; "));
+    }
+    ExitCode::from(2)
+}

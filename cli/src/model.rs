@@ -1,0 +1,217 @@
+//! The models that `train` trains: softmax regression, a linear SVM, a multi-layer perceptron. All parameters of a model lie in
+//! one flat buffer, all gradients in another; every tensor starts on a multiple of four elements, and the padding between
+//! tensors is zero.
+
+pub mod cpu;
+pub mod gpu;
+#[cfg(test)]
+mod tests;
+
+use std::fmt;
+use std::ops::Range;
+
+use clap::ValueEnum;
+use rand::SeedableRng;
+use rand_chacha::ChaCha8Rng;
+use rand_distr::{Distribution, Normal};
+
+/// `--model`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum ModelKind {
+    /// Softmax regression: logits x W + b, mean cross-entropy.
+    Softmax,
+    /// Linear SVM, one against the rest: the squared hinge max(0, 1 - y s)², summed over classes, mean over rows.
+    Svm,
+    /// One hidden layer of ReLU units, then softmax regression.
+    Mlp,
+}
+
+/// A model's shape.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Model {
+    pub kind: ModelKind,
+    pub features: usize,
+    pub classes: usize,
+    /// Hidden units; 0 for the linear models.
+    pub hidden: usize,
+}
+
+/// A matrix within the flat parameters, row-major.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TensorShape {
+    pub name: &'static str,
+    /// First element.
+    pub offset: usize,
+    /// Inputs of a weight matrix; 1 for a bias.
+    pub rows: usize,
+    /// Outputs.
+    pub cols: usize,
+}
+
+impl TensorShape {
+    /// The tensor's elements in the flat parameters.
+    pub fn range(&self) -> Range<usize> {
+        self.offset..self.offset + self.rows * self.cols
+    }
+
+    /// The same in bytes.
+    pub fn range_bytes(&self) -> Range<u64> {
+        let range = self.range();
+        4 * range.start as u64..4 * range.end as u64
+    }
+}
+
+/// A dense layer: where its weights (inputs x outputs) and its bias lie.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Layer {
+    pub weights: TensorShape,
+    pub bias: TensorShape,
+}
+
+/// Which rows an evaluation looks at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Part {
+    Train,
+    Test,
+}
+
+/// What an evaluation over a split gives.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Evaluation {
+    /// Mean loss.
+    pub loss: f64,
+    /// Share of rows whose largest output is that of their label, and of no other class. Outputs that are not finite, or alike, name no
+    /// class and are wrong, whatever the label.
+    pub accuracy: f64,
+    /// Rows of which an output is not finite.
+    pub nonfinite_rows: usize,
+}
+
+/// Why a model cannot run on a device.
+#[derive(Debug, thiserror::Error)]
+pub enum ModelError {
+    /// The data or a layer is larger than the device can bind.
+    #[error("{what} needs {bytes} bytes, but the device binds at most {limit}: {way_out}")]
+    TooLarge {
+        what: &'static str,
+        bytes: u64,
+        limit: u64,
+        way_out: &'static str,
+    },
+    /// More work than one grid holds.
+    #[error(
+        "kernel {what} needs {value} workgroups, but the device runs at most {limit} at once: use a smaller --batch or --hidden, or --backend cpu"
+    )]
+    Grid {
+        what: &'static str,
+        value: u64,
+        limit: u64,
+    },
+    /// A sum of more terms than a loop may have.
+    #[error(
+        "a layer adds up {terms} terms, but a loop on a device may have at most {most}: use --backend cpu, or fewer features, a smaller --hidden or --batch"
+    )]
+    TooLong { terms: usize, most: usize },
+    /// The device failed.
+    #[error(transparent)]
+    Device(#[from] wgpu_optim::Error),
+}
+
+impl Model {
+    /// A model; `hidden` is only looked at for the MLP.
+    pub fn new(kind: ModelKind, features: usize, classes: usize, hidden: usize) -> Self {
+        Model {
+            kind,
+            features,
+            classes,
+            hidden: if kind == ModelKind::Mlp { hidden } else { 0 },
+        }
+    }
+
+    /// The dense layers, from the input on.
+    pub fn layers(&self) -> Vec<Layer> {
+        let shapes: &[(&'static str, &'static str, usize, usize)] = match self.kind {
+            ModelKind::Softmax | ModelKind::Svm => {
+                &[("weights", "bias", self.features, self.classes)]
+            }
+            ModelKind::Mlp => &[
+                ("hidden.weights", "hidden.bias", self.features, self.hidden),
+                ("output.weights", "output.bias", self.hidden, self.classes),
+            ],
+        };
+        let mut offset = 0;
+        let mut tensor = |name, rows, cols| {
+            let shape = TensorShape {
+                name,
+                offset,
+                rows,
+                cols,
+            };
+            offset = (offset + rows * cols).next_multiple_of(4);
+            shape
+        };
+        shapes
+            .iter()
+            .map(|&(weights, bias, inputs, outputs)| Layer {
+                weights: tensor(weights, inputs, outputs),
+                bias: tensor(bias, 1, outputs),
+            })
+            .collect()
+    }
+
+    /// All tensors, in the order they lie in.
+    pub fn tensors(&self) -> Vec<TensorShape> {
+        self.layers()
+            .iter()
+            .flat_map(|layer| [layer.weights, layer.bias])
+            .collect()
+    }
+
+    /// Elements of the flat parameters, padding included.
+    pub fn padded_len(&self) -> usize {
+        self.tensors()
+            .last()
+            .map_or(0, |last| last.range().end.next_multiple_of(4))
+    }
+
+    /// Biases and linear models start at zero; the MLP's weights are normal with variance 2/inputs (He) before the ReLU and
+    /// 1/inputs (LeCun) before the softmax.
+    pub fn initial_parameters(&self, seed: u64) -> Vec<f32> {
+        let mut parameters = vec![0.0; self.padded_len()];
+        if self.kind != ModelKind::Mlp {
+            return parameters;
+        }
+        let mut rng = ChaCha8Rng::seed_from_u64(seed);
+        for (layer, gain) in self.layers().iter().zip([2.0f32, 1.0]) {
+            let deviation = (gain / layer.weights.rows as f32).sqrt();
+            // A finite deviation above 0 is all a normal distribution asks for.
+            if let Ok(normal) = Normal::new(0.0, deviation) {
+                for weight in &mut parameters[layer.weights.range()] {
+                    *weight = normal.sample(&mut rng);
+                }
+            }
+        }
+        parameters
+    }
+}
+
+/// `MLP 64-128-10 (9610 parameters)`.
+impl fmt::Display for Model {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let parameters: usize = self
+            .tensors()
+            .iter()
+            .map(|tensor| tensor.range().len())
+            .sum();
+        let (name, hidden) = match self.kind {
+            ModelKind::Softmax => ("softmax regression", String::new()),
+            ModelKind::Svm => ("linear SVM", String::new()),
+            ModelKind::Mlp => ("MLP", format!("{}-", self.hidden)),
+        };
+        write!(
+            f,
+            "{name} {}-{hidden}{} ({parameters} parameters)",
+            self.features, self.classes
+        )
+    }
+}

@@ -1,0 +1,586 @@
+//! Forward and backward on the device: the kernels of `cli/shaders/train/`.
+
+use std::ops::Range;
+
+use wgpu_optim::{Gpu, wgpu};
+
+use crate::data::{Dataset, Split};
+use crate::model::{Evaluation, Layer, Model, ModelError, ModelKind, Part};
+
+/// Trips of a loop that are safe: some drivers stop an invocation in silence after 65,535, all its loops together.
+const MOST_TRIPS: usize = 65_000;
+
+/// Most rows evaluated at a time.
+const EVALUATION_ROWS: usize = 256;
+
+/// A model on the device, with both splits of the data.
+///
+/// The device counts its own batches: recording a batch twice trains on two successive batches.
+pub struct GpuModel {
+    gpu: Gpu,
+    parameters: wgpu::Buffer,
+    gradients: wgpu::Buffer,
+    training: SplitOnDevice,
+    train_evaluation: SplitOnDevice,
+    test_evaluation: SplitOnDevice,
+    train_passes: Vec<Pass>,
+    train_evaluation_passes: Vec<Pass>,
+    test_evaluation_passes: Vec<Pass>,
+}
+
+/// A split's order and results; `x` and `y` are shared between training and evaluation.
+struct SplitOnDevice {
+    cursor: wgpu::Buffer,
+    order: wgpu::Buffer,
+    x: Vec<Chunk>,
+    y: wgpu::Buffer,
+    results: wgpu::Buffer,
+    rows: usize,
+    batch: usize,
+}
+
+/// Successive rows of a split, as many as one binding holds.
+#[derive(Clone)]
+struct Chunk {
+    rows: Range<usize>,
+    values: wgpu::Buffer,
+}
+
+/// A dispatch.
+struct Pass {
+    pipeline: wgpu::ComputePipeline,
+    bind_group: wgpu::BindGroup,
+    workgroups: [u32; 2],
+}
+
+impl Pass {
+    fn encode(&self, pass: &mut wgpu::ComputePass) {
+        pass.set_pipeline(&self.pipeline);
+        pass.set_bind_group(0, &self.bind_group, &[]);
+        pass.dispatch_workgroups(self.workgroups[0], self.workgroups[1], 1);
+    }
+}
+
+/// Words of `Cursor` in the shaders: batch, rows of a batch, rows in all, loss.
+const CURSOR_WORDS: usize = 4;
+/// Where in it the loss is.
+const LOSS_BYTE: u64 = 12;
+/// Words of a row's results, and of a batch's, in the shaders: loss, right, not finite, unused.
+const RESULT_WORDS: usize = 4;
+
+impl SplitOnDevice {
+    fn batches(&self) -> usize {
+        self.rows.div_ceil(self.batch)
+    }
+
+    /// Goes to a batch of this order, counted from 0.
+    fn begin(&self, gpu: &Gpu, order: &[u32], batch: usize) {
+        gpu.queue()
+            .write_buffer(&self.order, 0, bytemuck::cast_slice(order));
+        self.go_to(gpu, batch);
+    }
+
+    fn go_to(&self, gpu: &Gpu, batch: usize) {
+        let cursor = [batch as u32, self.batch as u32, self.rows as u32];
+        gpu.queue()
+            .write_buffer(&self.cursor, 0, bytemuck::cast_slice(&cursor));
+    }
+
+    /// Mean loss, right rows and rows that are not finite of every batch of the order; of those that have not come yet, what an earlier order left.
+    fn read_results(&self, gpu: &Gpu) -> Result<Vec<[f32; RESULT_WORDS]>, ModelError> {
+        let mut results = pollster::block_on(
+            gpu.read_buffer::<[f32; RESULT_WORDS]>("batch results", &self.results),
+        )?;
+        results.truncate(self.batches());
+        Ok(results)
+    }
+}
+
+impl GpuModel {
+    /// Uploads the data and compiles the kernels.
+    ///
+    /// # Errors
+    /// [`ModelError`] where the data or the model does not fit the device.
+    pub fn new(
+        gpu: &Gpu,
+        model: &Model,
+        dataset: &Dataset,
+        batch: usize,
+    ) -> Result<Self, ModelError> {
+        check_loops(model, batch)?;
+        let limits = gpu.device().limits();
+        let build = Build {
+            gpu,
+            model,
+            workgroup: match gpu.device().adapter_info().device_type {
+                wgpu::DeviceType::Cpu => 8,
+                _ => 64,
+            },
+            largest: limits
+                .max_storage_buffer_binding_size
+                .min(limits.max_buffer_size),
+            grid: u64::from(limits.max_compute_workgroups_per_dimension),
+        };
+        let evaluated = |split: &Split| split.rows().clamp(1, EVALUATION_ROWS);
+        let (train_rows, test_rows) = (evaluated(&dataset.train), evaluated(&dataset.test));
+        let most_rows = batch.max(train_rows).max(test_rows);
+        let parameters = build.buffer("the model", model.padded_len())?;
+        let gradients = build.buffer("the gradients", model.padded_len())?;
+        let training = build.split(&dataset.train, batch)?;
+        let train_evaluation = SplitOnDevice {
+            cursor: build.buffer("the cursor", CURSOR_WORDS)?,
+            order: build.order(training.rows)?,
+            x: training.x.to_vec(),
+            y: training.y.clone(),
+            results: build.buffer("results", RESULT_WORDS * training.rows.div_ceil(train_rows))?,
+            rows: training.rows,
+            batch: train_rows,
+        };
+        let test_evaluation = build.split(&dataset.test, test_rows)?;
+        let scratch = Scratch {
+            input: build.buffer(
+                "a batch of rows",
+                most_rows * model.features.next_multiple_of(4),
+            )?,
+            labels: build.buffer("a batch of labels", most_rows)?,
+            outputs: model
+                .layers()
+                .iter()
+                .map(|layer| {
+                    let padded = layer.weights.cols.next_multiple_of(4);
+                    build.buffer("the outputs of a layer", most_rows * padded)
+                })
+                .collect::<Result<_, _>>()?,
+            row_results: build.buffer("the results of a batch", RESULT_WORDS * most_rows)?,
+        };
+        let mut train_passes = build.forward(&training, &scratch, &parameters)?;
+        train_passes.extend(build.backward(&training, &scratch, &parameters, &gradients)?);
+        train_passes.push(build.finish(&training, &scratch)?);
+        let evaluation = |split: &SplitOnDevice| -> Result<Vec<Pass>, ModelError> {
+            let mut passes = build.forward(split, &scratch, &parameters)?;
+            passes.push(build.finish(split, &scratch)?);
+            Ok(passes)
+        };
+        Ok(GpuModel {
+            train_evaluation_passes: evaluation(&train_evaluation)?,
+            test_evaluation_passes: evaluation(&test_evaluation)?,
+            gpu: gpu.clone(),
+            parameters,
+            gradients,
+            training,
+            train_evaluation,
+            test_evaluation,
+            train_passes,
+        })
+    }
+
+    /// The flat parameters.
+    pub fn parameters(&self) -> &wgpu::Buffer {
+        &self.parameters
+    }
+
+    /// The flat gradients.
+    pub fn gradients(&self) -> &wgpu::Buffer {
+        &self.gradients
+    }
+
+    /// The mean loss of the batch that was recorded last.
+    pub fn loss(&self) -> wgpu::BufferSlice<'_> {
+        self.training.cursor.slice(LOSS_BYTE..LOSS_BYTE + 4)
+    }
+
+    /// Sets the parameters.
+    pub fn write_parameters(&self, values: &[f32]) {
+        self.gpu
+            .queue()
+            .write_buffer(&self.parameters, 0, bytemuck::cast_slice(values));
+    }
+
+    /// Starts a pass over the training rows in this order, from some batch on.
+    pub fn begin_epoch(&self, order: &[u32], batch: usize) {
+        self.training.begin(&self.gpu, order, batch);
+    }
+
+    /// Records the next batch: its mean loss, and the gradients of it.
+    pub fn encode_batch(&self, pass: &mut wgpu::ComputePass) {
+        for step in &self.train_passes {
+            step.encode(pass);
+        }
+    }
+
+    /// The mean loss of these batches of the epoch, which have been. Waits for the device.
+    ///
+    /// # Errors
+    /// Where the device fails.
+    pub fn read_losses(&self, batches: Range<usize>) -> Result<Vec<f32>, ModelError> {
+        let results = self.training.read_results(&self.gpu)?;
+        Ok(results[batches].iter().map(|[loss, ..]| *loss).collect())
+    }
+
+    /// Mean loss and accuracy over a split, computed on the device.
+    ///
+    /// # Errors
+    /// Where the device fails.
+    pub fn evaluate(&self, part: Part) -> Result<Evaluation, ModelError> {
+        let (split, passes) = match part {
+            Part::Train => (&self.train_evaluation, &self.train_evaluation_passes),
+            Part::Test => (&self.test_evaluation, &self.test_evaluation_passes),
+        };
+        split.go_to(&self.gpu, 0);
+        let mut encoder = self
+            .gpu
+            .device()
+            .create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
+        {
+            let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor::default());
+            for _ in 0..split.batches() {
+                for step in passes {
+                    step.encode(&mut pass);
+                }
+            }
+        }
+        self.gpu.queue().submit([encoder.finish()]);
+        let (mut loss, mut correct, mut nonfinite_rows) = (0.0, 0.0, 0.0);
+        for (batch, [mean, right, nonfinite, _]) in
+            split.read_results(&self.gpu)?.into_iter().enumerate()
+        {
+            let rows = split.batch.min(split.rows - batch * split.batch);
+            loss += f64::from(mean) * rows as f64;
+            correct += f64::from(right);
+            nonfinite_rows += f64::from(nonfinite);
+        }
+        Ok(Evaluation {
+            loss: loss / split.rows as f64,
+            accuracy: correct / split.rows as f64,
+            nonfinite_rows: nonfinite_rows as usize,
+        })
+    }
+}
+
+/// Refuses a model or batch whose loops some drivers would cut short.
+fn check_loops(model: &Model, batch: usize) -> Result<(), ModelError> {
+    // Trips of one invocation for so many terms: `dense_forward` takes four inputs at a time, `loss` goes over the classes three
+    // times, the others take one row or one output at a time.
+    let loops = [
+        (model.features, model.features / 4 + 3),
+        (model.hidden, model.hidden / 4 + 3),
+        (model.classes, 3 * model.classes),
+        (batch, batch),
+    ];
+    match loops.into_iter().find(|&(_, trips)| trips > MOST_TRIPS) {
+        Some((terms, trips)) => Err(ModelError::TooLong {
+            terms,
+            most: MOST_TRIPS * terms / trips,
+        }),
+        None => Ok(()),
+    }
+}
+
+/// What the kernels of a batch hand to each other.
+struct Scratch {
+    input: wgpu::Buffer,
+    labels: wgpu::Buffer,
+    outputs: Vec<wgpu::Buffer>,
+    row_results: wgpu::Buffer,
+}
+
+const BATCH: &str = include_str!("../../shaders/train/batch.wgsl");
+
+/// Set-up of a model on a device.
+struct Build<'a> {
+    gpu: &'a Gpu,
+    model: &'a Model,
+    workgroup: u32,
+    largest: u64,
+    grid: u64,
+}
+
+impl Build<'_> {
+    /// A zeroed buffer of 4-byte elements.
+    fn buffer(&self, what: &'static str, elements: usize) -> Result<wgpu::Buffer, ModelError> {
+        let bytes = (elements.max(1) as u64 * 4).next_multiple_of(16);
+        if bytes > self.largest {
+            return Err(ModelError::TooLarge {
+                what,
+                bytes,
+                limit: self.largest,
+                way_out: "use --backend cpu, fewer rows, or a smaller --batch or --hidden",
+            });
+        }
+        Ok(self.gpu.device().create_buffer(&wgpu::BufferDescriptor {
+            label: Some(what),
+            size: bytes,
+            usage: wgpu::BufferUsages::STORAGE
+                | wgpu::BufferUsages::COPY_SRC
+                | wgpu::BufferUsages::COPY_DST,
+            mapped_at_creation: false,
+        }))
+    }
+
+    fn order(&self, rows: usize) -> Result<wgpu::Buffer, ModelError> {
+        let buffer = self.buffer("the order of the rows", rows)?;
+        let identity: Vec<u32> = (0..rows as u32).collect();
+        self.gpu
+            .queue()
+            .write_buffer(&buffer, 0, bytemuck::cast_slice(&identity));
+        Ok(buffer)
+    }
+
+    fn split(&self, split: &Split, batch: usize) -> Result<SplitOnDevice, ModelError> {
+        let rows = split.rows();
+        let on_device = SplitOnDevice {
+            cursor: self.buffer("the cursor", CURSOR_WORDS)?,
+            order: self.order(rows)?,
+            x: self.chunks(split)?,
+            y: self.buffer("the labels", rows)?,
+            results: self.buffer("results", RESULT_WORDS * rows.div_ceil(batch))?,
+            rows,
+            batch,
+        };
+        self.gpu
+            .queue()
+            .write_buffer(&on_device.y, 0, bytemuck::cast_slice(&split.y));
+        Ok(on_device)
+    }
+
+    /// Uploads the rows of a split, each padded with zeros to a multiple of four values.
+    fn chunks(&self, split: &Split) -> Result<Vec<Chunk>, ModelError> {
+        let features = self.model.features;
+        let padded = features.next_multiple_of(4);
+        let rows_at_once = (self.largest as usize / 4 / padded).max(1);
+        let mut chunks = Vec::new();
+        let mut start = 0;
+        for values in split.x.chunks(rows_at_once * features) {
+            let rows = start..start + values.len() / features;
+            start = rows.end;
+            let buffer = self.buffer("a row of the data", rows.len() * padded)?;
+            let queue = self.gpu.queue();
+            if padded == features {
+                queue.write_buffer(&buffer, 0, bytemuck::cast_slice(values));
+            } else {
+                let mut with_padding = vec![0f32; rows.len() * padded];
+                for (row, values) in with_padding.chunks_mut(padded).zip(values.chunks(features)) {
+                    row[..features].copy_from_slice(values);
+                }
+                queue.write_buffer(&buffer, 0, bytemuck::cast_slice(&with_padding));
+            }
+            chunks.push(Chunk {
+                rows,
+                values: buffer,
+            });
+        }
+        Ok(chunks)
+    }
+
+    /// Compiles a kernel and binds its buffers.
+    fn pass(
+        &self,
+        stem: &'static str,
+        source: &str,
+        constants: &[(&str, f64)],
+        buffers: &[&wgpu::Buffer],
+        workgroups: [u64; 2],
+    ) -> Result<Pass, ModelError> {
+        if let Some(&value) = workgroups.iter().find(|&&count| count > self.grid) {
+            return Err(ModelError::Grid {
+                what: stem,
+                value,
+                limit: self.grid,
+            });
+        }
+        let device = self.gpu.device();
+        let module = device.create_shader_module(wgpu::ShaderModuleDescriptor {
+            label: Some(stem),
+            source: wgpu::ShaderSource::Wgsl([BATCH, source].join("\n").into()),
+        });
+        let pipeline = device.create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
+            label: Some(stem),
+            layout: None,
+            module: &module,
+            entry_point: Some(stem),
+            compilation_options: wgpu::PipelineCompilationOptions {
+                constants,
+                ..Default::default()
+            },
+            cache: None,
+        });
+        let entries: Vec<_> = buffers
+            .iter()
+            .enumerate()
+            .map(|(binding, buffer)| wgpu::BindGroupEntry {
+                binding: binding as u32,
+                resource: buffer.as_entire_binding(),
+            })
+            .collect();
+        let bind_group = device.create_bind_group(&wgpu::BindGroupDescriptor {
+            label: Some(stem),
+            layout: &pipeline.get_bind_group_layout(0),
+            entries: &entries,
+        });
+        Ok(Pass {
+            pipeline,
+            bind_group,
+            workgroups: workgroups.map(|count| count as u32),
+        })
+    }
+
+    fn groups(&self, invocations: usize) -> u64 {
+        (invocations as u64).div_ceil(u64::from(self.workgroup))
+    }
+
+    /// A grid for this many tiles, folded where one dimension does not hold them; see `tile_of` in `batch.wgsl`.
+    fn tiles(&self, tiles: usize) -> [u64; 2] {
+        let groups = self.groups(tiles);
+        [groups.min(self.grid), groups.div_ceil(self.grid)]
+    }
+
+    /// The constants that every kernel of a layer has in common.
+    fn layer_constants(&self, layer: &Layer) -> [(&'static str, f64); 4] {
+        [
+            ("WORKGROUP", f64::from(self.workgroup)),
+            ("INPUTS", layer.weights.rows as f64),
+            ("OUTPUTS", layer.weights.cols as f64),
+            ("WEIGHTS", layer.weights.offset as f64),
+        ]
+    }
+
+    /// Gathers a batch, computes outputs and loss.
+    fn forward(
+        &self,
+        split: &SplitOnDevice,
+        scratch: &Scratch,
+        parameters: &wgpu::Buffer,
+    ) -> Result<Vec<Pass>, ModelError> {
+        let features = self.model.features;
+        let workgroup = ("WORKGROUP", f64::from(self.workgroup));
+        let mut passes = Vec::new();
+        for chunk in &split.x {
+            passes.push(self.pass(
+                "gather",
+                include_str!("../../shaders/train/gather.wgsl"),
+                &[
+                    workgroup,
+                    ("QUADS", features.div_ceil(4) as f64),
+                    ("CHUNK_START", chunk.rows.start as f64),
+                    ("CHUNK_END", chunk.rows.end as f64),
+                ],
+                &[
+                    &split.cursor,
+                    &split.order,
+                    &chunk.values,
+                    &split.y,
+                    &scratch.input,
+                    &scratch.labels,
+                ],
+                [self.groups(features.div_ceil(16)), split.batch as u64],
+            )?);
+        }
+        let layers = self.model.layers();
+        for (index, layer) in layers.iter().enumerate() {
+            let relu = index + 1 < layers.len();
+            let [workgroup, inputs, outputs, weights] = self.layer_constants(layer);
+            passes.push(self.pass(
+                "dense_forward",
+                include_str!("../../shaders/train/dense_forward.wgsl"),
+                &[
+                    workgroup,
+                    inputs,
+                    outputs,
+                    weights,
+                    ("BIAS", layer.bias.offset as f64),
+                    ("RELU", f64::from(u8::from(relu))),
+                ],
+                &[
+                    &split.cursor,
+                    scratch.layer_input(index),
+                    parameters,
+                    parameters,
+                    &scratch.outputs[index],
+                ],
+                self.tiles(split.batch.div_ceil(8) * layer.weights.cols.div_ceil(4)),
+            )?);
+        }
+        let hinge = self.model.kind == ModelKind::Svm;
+        passes.push(self.pass(
+            "loss",
+            include_str!("../../shaders/train/loss.wgsl"),
+            &[
+                workgroup,
+                ("CLASSES", self.model.classes as f64),
+                ("SQUARED_HINGE", f64::from(u8::from(hinge))),
+            ],
+            &[
+                &split.cursor,
+                &scratch.labels,
+                &scratch.outputs[layers.len() - 1],
+                &scratch.row_results,
+            ],
+            [self.groups(split.batch), 1],
+        )?);
+        Ok(passes)
+    }
+
+    /// From the gradient of the last outputs to the gradient of every parameter.
+    fn backward(
+        &self,
+        split: &SplitOnDevice,
+        scratch: &Scratch,
+        parameters: &wgpu::Buffer,
+        gradients: &wgpu::Buffer,
+    ) -> Result<Vec<Pass>, ModelError> {
+        let mut passes = Vec::new();
+        for (index, layer) in self.model.layers().iter().enumerate().rev() {
+            let Layer { weights, bias } = layer;
+            let input = scratch.layer_input(index);
+            let output_gradient = &scratch.outputs[index];
+            passes.push(self.pass(
+                "bias_gradient",
+                include_str!("../../shaders/train/bias_gradient.wgsl"),
+                &[
+                    ("WORKGROUP", f64::from(self.workgroup)),
+                    ("OUTPUTS", weights.cols as f64),
+                    ("BIAS", bias.offset as f64),
+                ],
+                &[&split.cursor, output_gradient, gradients],
+                [self.groups(weights.cols), 1],
+            )?);
+            passes.push(self.pass(
+                "weight_gradient",
+                include_str!("../../shaders/train/weight_gradient.wgsl"),
+                &self.layer_constants(layer),
+                &[&split.cursor, input, output_gradient, gradients],
+                self.tiles(weights.rows.div_ceil(8) * weights.cols.div_ceil(4)),
+            )?);
+            if index > 0 {
+                passes.push(self.pass(
+                    "input_gradient",
+                    include_str!("../../shaders/train/input_gradient.wgsl"),
+                    &self.layer_constants(layer),
+                    &[&split.cursor, output_gradient, parameters, input],
+                    self.tiles(split.batch.div_ceil(4) * weights.rows.div_ceil(4)),
+                )?);
+            }
+        }
+        Ok(passes)
+    }
+
+    fn finish(&self, split: &SplitOnDevice, scratch: &Scratch) -> Result<Pass, ModelError> {
+        self.pass(
+            "finish_batch",
+            include_str!("../../shaders/train/finish_batch.wgsl"),
+            &[],
+            &[&split.cursor, &scratch.row_results, &split.results],
+            [1, 1],
+        )
+    }
+}
+
+impl Scratch {
+    /// What layer `index` reads.
+    fn layer_input(&self, index: usize) -> &wgpu::Buffer {
+        match index {
+            0 => &self.input,
+            _ => &self.outputs[index - 1],
+        }
+    }
+}

@@ -1,0 +1,110 @@
+//! Promises of `wgpu-optim check`: every family passes on every adapter; a fault in what comes back from a device is told by every
+//! family, with the smallest case that shows it; the exit code says which.
+
+use crate::command::{assert_refused, wgpu_optim};
+use serde_json::Value;
+use wgpu_optim_conformance::run::devices;
+
+const FAMILIES: [&str; 10] = [
+    "steps",
+    "passes",
+    "windows",
+    "magnitudes",
+    "nonfinite",
+    "repeats",
+    "groups",
+    "averages",
+    "shards",
+    "halves",
+];
+
+/// The exit code and the report of `check --json`, on one backend or on all there are.
+fn check(backend: Option<&str>, arguments: &[&str]) -> (Option<i32>, Value) {
+    let mut command = wgpu_optim();
+    if let Some(backend) = backend {
+        command.env("WGPU_BACKEND", backend);
+    }
+    let output = command
+        .args(["check", "--json"])
+        .args(arguments)
+        .output()
+        .expect("the binary runs");
+    let report = serde_json::from_slice(&output.stdout).unwrap_or_else(|error| {
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        panic!("no JSON: {error}; {stderr}")
+    });
+    (output.status.code(), report)
+}
+
+fn rows(report: &Value) -> &[Value] {
+    report["rows"].as_array().expect("rows")
+}
+
+#[test]
+fn every_family_passes_on_every_adapter() {
+    let (code, report) = check(None, &[]);
+    for row in rows(&report) {
+        assert_eq!(row["failed"], 0, "{row}");
+        assert!(row["values"].as_u64() > Some(100), "{row}");
+        assert!(row["share_of_allowed"].as_f64().expect("finite") <= 1.0);
+    }
+    assert_eq!((code, &report["failed"]), (Some(0), &Value::from(0)));
+    for family in FAMILIES {
+        let of_family = |row: &&Value| row["family"] == family && row["geometry"] == "preset";
+        let count = rows(&report).iter().filter(of_family).count();
+        assert_eq!(count, devices().len(), "{family}");
+    }
+}
+
+/// The fault is in element 17 of whatever tensor, from the third step on; nothing is right that was read after that.
+#[test]
+fn a_seeded_fault_is_told_by_every_family_with_its_smallest_case() {
+    let info = devices()[0].device().adapter_info();
+    let backend = info.backend.to_string();
+    let (code, report) = check(Some(&backend), &["--adapter", &info.name, "--seed-fault"]);
+    assert_eq!(code, Some(1));
+    for family in FAMILIES {
+        let row = rows(&report).iter().find(|row| row["family"] == family);
+        let row = row.expect("a row for each family");
+        assert!(row["failed"].as_u64() > Some(0), "{family}: {row}");
+        let smallest = &row["failures"][0]["smallest"];
+        let mismatch = &smallest["mismatch"];
+        assert_eq!(mismatch["path"], "device", "{family}: {smallest}");
+        for value in ["got", "expected"] {
+            let bits = mismatch[value]["bits"].as_str().expect("bits");
+            assert_eq!(bits.len(), 8, "{family}: {smallest}");
+        }
+        let ulps = mismatch["ulps"].as_f64().expect("a distance");
+        let allowed = mismatch["allowed_ulps"].as_f64().expect("a bound");
+        assert!(ulps > allowed, "{family}: {smallest}");
+    }
+    // Bisected in every way there is: one group, one tensor of 18 elements, three steps.
+    let smallest = |family: &str| {
+        let row = rows(&report).iter().find(|row| row["family"] == family);
+        let failure = &row.expect("a row")["failures"][0];
+        failure["smallest"]["case"]
+            .as_str()
+            .expect("a case")
+            .to_owned()
+    };
+    for family in ["steps", "groups"] {
+        let case = smallest(family);
+        assert!(
+            case.contains(" 3 steps") && case.ends_with(" 18 elements"),
+            "{case}"
+        );
+        assert!(!case.contains(';'), "one group: {case}");
+    }
+}
+
+#[test]
+fn one_family_runs_alone_and_an_unknown_one_is_refused() {
+    let (code, report) = check(None, &["--family", "repeats"]);
+    assert_eq!(code, Some(0));
+    assert!(rows(&report).iter().all(|row| row["family"] == "repeats"));
+    assert!(rows(&report).len() >= devices().len());
+    let output = wgpu_optim().args(["check", "--family", "nothing"]).output();
+    assert_refused(&output.expect("the binary runs"), &["nothing", "windows"]);
+    let output = wgpu_optim().args(["check", "--adapter", "nobody"]).output();
+    assert_refused(&output.expect("the binary runs"), &["nobody"]);
+}

@@ -1,0 +1,573 @@
+//! Promise: `wgpu-optim train` that was interrupted and goes on with `--resume` prints the same numbers, and leaves the same trace, as if it
+//! had not been; a run that loses its device goes on by itself, from its checkpoint or from the start, on another adapter or on the CPU
+//! path; and settings that would make it another run are named.
+//!
+//! Tried once by hand, each with the test that then failed: an order of rows that begins anew, rates of the first part that are
+//! forgotten, a trace that is not cut off, a batch size that is not compared; after a lost device a history that is not rewound, an epoch
+//! whose end is not looked at, an older file that is taken for the run's own.
+
+use std::path::Path;
+use std::process::{Output, Stdio};
+use std::time::Duration;
+
+use crate::command::{assert_refused, wgpu_optim};
+use wgpu_optim::{Gpu, wgpu};
+
+fn train(folder: &Path, args: &[&str]) -> Output {
+    let mut command = wgpu_optim();
+    command
+        .current_dir(folder)
+        .args(["train", "--json"])
+        .args(args);
+    command.output().expect("the binary runs")
+}
+
+/// The numbers of a run, but for the time it took.
+#[track_caller]
+fn numbers(output: &Output) -> serde_json::Value {
+    assert!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    let mut report: serde_json::Value =
+        serde_json::from_slice(&output.stdout).expect("one JSON object");
+    report["runs"][0]["seconds"] = 0.into();
+    report["runs"][0].take()
+}
+
+fn text(path: &Path) -> String {
+    std::fs::read_to_string(path).expect("text")
+}
+
+/// The same, and the table of what moved the rate, which is no part of `--json`.
+#[track_caller]
+fn table(output: &Output) -> String {
+    assert!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    let text = String::from_utf8_lossy(&output.stdout);
+    let lines = text.lines().filter(|line| !line.contains(" steps of "));
+    lines.collect::<Vec<_>>().join("\n")
+}
+
+/// Interrupted within an epoch, at the end of one, and twice; on the CPU path and on a device; with skipped and clipped steps. The first
+/// process is one with fewer epochs, or one that is cut off by hand.
+#[test]
+fn a_run_that_was_interrupted_ends_as_if_it_had_not_been() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let folder = folder.path();
+    for backend in ["cpu", "vulkan"] {
+        for (rule, regime) in [
+            ("sgdm", "seesaw"),
+            ("signsgd", "hypergradient"),
+            ("sgd", "auto-sgd"),
+            ("sgd", "ngn"),
+            ("sgd", "dog"),
+        ] {
+            let common = [
+                "--backend",
+                backend,
+                "--rule",
+                rule,
+                "--regime",
+                regime,
+                "--inject-nan",
+                "5",
+                "--clip-norm",
+                "0.9",
+                "--telemetry",
+            ];
+            let run = |more: &[&str]| train(folder, &[&common[..], more].concat());
+            let whole = run(&["--epochs", "3", "--trace", "whole.csv"]);
+            let checkpoint = ["--checkpoint", "run.safetensors", "--trace", "parts.csv"];
+            let _ = std::fs::remove_file(folder.join("run.safetensors"));
+            numbers(&run(
+                &[&checkpoint[..], &["--epochs", "1", "--every", "7"]].concat()
+            ));
+            // As if the process had been killed before its next checkpoint: rows that are one step too many, and half a row.
+            let mut trace = text(&folder.join("parts.csv"));
+            trace.push_str("23,1,1,1,1,1,1,1,1,1,,1,1,1,1,1,1\n24,0.5");
+            std::fs::write(folder.join("parts.csv"), trace).expect("written");
+            numbers(&run(
+                &[&checkpoint[..], &["--epochs", "2", "--resume"]].concat()
+            ));
+            let last = run(&[
+                &checkpoint[..],
+                &["--epochs", "3", "--resume", "--every", "10"],
+            ]
+            .concat());
+            assert_eq!(
+                numbers(&last),
+                numbers(&whole),
+                "{backend}, {rule}, {regime}"
+            );
+            assert_eq!(
+                text(&folder.join("parts.csv")),
+                text(&folder.join("whole.csv"))
+            );
+
+            // Nothing is left to do, and the numbers are still there.
+            let again = run(&[&checkpoint[..], &["--epochs", "3", "--resume"]].concat());
+            assert_eq!(numbers(&again), numbers(&whole));
+            assert_eq!(
+                text(&folder.join("parts.csv")),
+                text(&folder.join("whole.csv"))
+            );
+        }
+    }
+}
+
+/// A file that was saved by the version of before, without a checksum, with the settings and fields of that time. The run goes on from it as
+/// from a file of this version.
+#[test]
+fn a_checkpoint_of_the_version_before_is_resumed() {
+    const OLD: &[u8] = include_bytes!("../golden/checkpoint-version-2.safetensors");
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = "run.safetensors";
+    let run = |epochs: &str| {
+        let run = ["--data", "digits", "--model", "softmax", "--rule", "sgdm"];
+        let to = ["--backend", "cpu", "--checkpoint", file, "--resume"];
+        train(
+            folder.path(),
+            &[&run[..], &to, &["--epochs", epochs]].concat(),
+        )
+    };
+    std::fs::write(folder.path().join(file), OLD).expect("written");
+    let from_old = numbers(&run("4"));
+    std::fs::remove_file(folder.path().join(file)).expect("saved");
+    numbers(&run("2"));
+    let from_new = numbers(&run("4"));
+    assert_eq!(from_old["steps"], from_new["steps"]);
+    // The old file is of one machine; on another the sums of the first epochs may be rounded otherwise.
+    for number in ["lr_last", "last_train_loss", "train_loss"] {
+        let [old, new] = [&from_old, &from_new].map(|run| run[number].as_f64().expect(number));
+        assert!((old - new).abs() <= 1e-3 * new, "{number}: {old}, {new}");
+    }
+}
+
+/// Saved in the middle of an epoch by a process that is killed, several times over, on either path; also what the table shows.
+#[test]
+fn a_run_that_is_killed_again_and_again_ends_as_if_it_had_not_been() {
+    for backend in ["cpu", "vulkan"] {
+        let folder = tempfile::tempdir().expect("a folder");
+        let folder = folder.path();
+        let args = [
+            "train",
+            "--backend",
+            backend,
+            "--epochs",
+            "20",
+            "--rule",
+            "signsgd",
+            "--average",
+            "exponential",
+            "--seed",
+            "3",
+        ];
+        let whole = wgpu_optim()
+            .current_dir(folder)
+            .args(args)
+            .args(["--trace", "whole.csv"])
+            .output();
+        let saved = [
+            "--checkpoint",
+            "run.safetensors",
+            "--every",
+            "5",
+            "--resume",
+            "--trace",
+            "parts.csv",
+        ];
+        let (mut kills, mut killed_late) = (0, 0);
+        let last = loop {
+            let mut child = wgpu_optim()
+                .current_dir(folder)
+                .args(args)
+                .args(saved)
+                .stdout(Stdio::piped())
+                .stderr(Stdio::piped())
+                .spawn()
+                .expect("the binary runs");
+            if kills == 6 {
+                break child.wait_with_output();
+            }
+            // Until there is something to go on from, and then a little longer each time.
+            let begun = std::time::Instant::now();
+            let path = folder.join("run.safetensors");
+            let modified = || path.metadata().and_then(|about| about.modified()).ok();
+            let before = modified();
+            while modified() == before && begun.elapsed() < Duration::from_secs(60) {
+                if child.try_wait().expect("a child").is_some() {
+                    break;
+                }
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            std::thread::sleep(Duration::from_millis(kills));
+            child.kill().expect("killed");
+            let output = child.wait_with_output().expect("gone");
+            assert!(
+                output.status.code().is_none_or(|code| code == 0),
+                "{}",
+                String::from_utf8_lossy(&output.stderr)
+            );
+            killed_late += u32::from(output.status.code().is_none());
+            kills += 1;
+        };
+        assert!(
+            killed_late > 0,
+            "every process was done before it was killed"
+        );
+        assert_eq!(table(&last.expect("ran")), table(&whole.expect("ran")));
+        assert_eq!(
+            text(&folder.join("parts.csv")),
+            text(&folder.join("whole.csv"))
+        );
+    }
+}
+
+/// From one path to the other the run goes on within rounding.
+#[test]
+fn a_run_goes_on_on_another_path() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let folder = folder.path();
+    let whole = numbers(&train(folder, &["--epochs", "4", "--backend", "cpu"]));
+    for (first, second) in [("cpu", "vulkan"), ("vulkan", "cpu")] {
+        let file = ["--checkpoint", "run.safetensors"];
+        numbers(&train(
+            folder,
+            &[&file[..], &["--epochs", "2", "--backend", first]].concat(),
+        ));
+        let end = train(
+            folder,
+            &[
+                &file[..],
+                &["--epochs", "4", "--resume", "--backend", second],
+            ]
+            .concat(),
+        );
+        let end = numbers(&end);
+        assert_eq!(end["backend"], second);
+        let loss = |run: &serde_json::Value| run["train_loss"].as_f64().expect("a number");
+        assert!(
+            (loss(&end) / loss(&whole) - 1.0).abs() <= 2e-3,
+            "{end} {whole}"
+        );
+        // Computed anew on either path, from sums of another order.
+        let first = |run: &serde_json::Value| run["lr_first"].as_f64().expect("a number");
+        assert!((first(&end) / first(&whole) - 1.0).abs() <= 1e-6);
+    }
+}
+
+/// The run says in one line what it lost and where it goes on, and ends where it would have ended, within the paths' rounding: from the
+/// last checkpoint, in the middle of an epoch and at the end of one, or from the start; with a trace and a report that lack nothing. An
+/// older file that it did not go on from is not taken.
+#[test]
+fn a_run_that_loses_its_device_goes_on_without_it() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let folder = folder.path();
+    let run = |backends: &str, args: &[&str]| {
+        let mut command = wgpu_optim();
+        command
+            .current_dir(folder)
+            .env("WGPU_BACKEND", backends)
+            .args(["train", "--json", "--epochs", "3", "--backend", "vulkan"])
+            .args(args);
+        command.output().expect("the binary runs")
+    };
+    let whole = run(
+        "vulkan",
+        &["--trace", "whole.csv", "--report", "whole.html"],
+    );
+    assert_eq!(numbers(&whole)["backend"], "vulkan");
+    let whole = numbers(&whole);
+    // 23 steps an epoch. What is left of another run, which is none of this one's.
+    numbers(&run("vulkan", &["--checkpoint", "old.safetensors"]));
+    let adapters = pollster::block_on(Gpu::adapters(Some(wgpu::Backends::all())));
+    let is = |backend| adapters.iter().any(|a| a.get_info().backend == backend);
+    for (backends, to) in [("vulkan", "cpu"), ("vulkan,gl", "gl")] {
+        if to == "gl" && !is(wgpu::Backend::Gl) {
+            continue;
+        }
+        for (file, every, lost, from) in [
+            (
+                Some("new.safetensors"),
+                "10",
+                "37",
+                "from the checkpoint of step 30",
+            ),
+            (
+                Some("new.safetensors"),
+                "23",
+                "46",
+                "from the checkpoint of step 46",
+            ),
+            (Some("old.safetensors"), "40", "31", "from the start"),
+            (None, "", "0", "from the start"),
+            (None, "", "68", "from the start"),
+        ] {
+            let mut args = vec!["--lose-device", lost, "--trace", "parts.csv"];
+            args.extend(["--report", "parts.html"]);
+            if let Some(file) = file {
+                args.extend(["--checkpoint", file, "--every", every]);
+            }
+            let output = run(backends, &args);
+            let said = String::from_utf8_lossy(&output.stderr);
+            let what = format!("{backends}, {args:?}: {said}");
+            let end = numbers(&output);
+            assert_eq!(end["backend"], to, "{what}");
+            let lines: Vec<&str> = said.lines().filter(|line| line.contains("lost")).collect();
+            assert_eq!(lines.len(), 1, "{what}");
+            let place = if to == "cpu" {
+                "on the CPU path"
+            } else {
+                "(gl, software)"
+            };
+            for words in ["the device ", "(vulkan, software) is lost", from, place] {
+                assert!(lines[0].contains(words), "{words}: {what}");
+            }
+            assert!(!said.contains("panicked"), "{what}");
+            let loss = |run: &serde_json::Value| run["train_loss"].as_f64().expect("a number");
+            let off = (loss(&end) / loss(&whole) - 1.0).abs();
+            assert!(off <= 2e-3, "off by {off:e}, {what}");
+            let first = |run: &serde_json::Value| run["lr_first"].as_f64().expect("a number");
+            let off = (first(&end) / first(&whole) - 1.0).abs();
+            assert!(off <= 1e-5, "off by {off:e}, {what}");
+            let steps = |file: &str| -> Vec<String> {
+                let rows = text(&folder.join(file));
+                let first = rows.lines().map(|row| row.split(',').next());
+                first.flatten().map(str::to_owned).collect()
+            };
+            assert_eq!(steps("parts.csv"), steps("whole.csv"), "{what}");
+            // As many points on every curve; axes and marks have two.
+            let curves = |file: &str| -> Vec<usize> {
+                let page = text(&folder.join(file));
+                let lists = page.split("points=\"").skip(1);
+                let lists = lists.filter_map(|rest| rest.split('"').next());
+                let counts = lists.map(|points| points.split_whitespace().count());
+                counts.filter(|&count| count > 2).collect()
+            };
+            assert_eq!(curves("whole.html"), [69, 3, 69, 69], "{what}");
+            assert_eq!(curves("parts.html"), curves("whole.html"), "{what}");
+        }
+    }
+    for (backend, step, words) in [
+        ("cpu", "5", "no device to lose"),
+        ("vulkan", "69", "the run has 69 steps"),
+    ] {
+        let args = ["--epochs", "3", "--backend", backend, "--lose-device", step];
+        let output = train(folder, &args);
+        assert_refused(&output, &["--lose-device", words]);
+    }
+}
+
+#[test]
+fn what_would_be_another_run_is_named() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let folder = folder.path();
+    let file = [
+        "--checkpoint",
+        "run.safetensors",
+        "--backend",
+        "cpu",
+        "--epochs",
+        "2",
+        "--rule",
+        "sgdm",
+    ];
+    numbers(&train(folder, &file));
+    let saved = std::fs::read(folder.join("run.safetensors")).expect("saved");
+    let cases: [(&[&str], &[&str]); 14] = [
+        (&["--batch", "32"], &["--batch was 64", "is 32 now"]),
+        (&["--seed", "1"], &["--seed was 0", "is 1 now"]),
+        (&["--rule", "signum"], &["--rule was sgdm"]),
+        (&["--momentum", "0.8"], &["--momentum was 0.9", "0.8 now"]),
+        (
+            &["--regime", "fixed", "--lr", "0.1"],
+            &["--lr was not given", "0.1 now"],
+        ),
+        (&["--regime", "norm-ratio"], &["--regime was seesaw"]),
+        (
+            &["--average", "running"],
+            &["--average was polynomial", "running over 2 epochs now"],
+        ),
+        (
+            &["--schedule", "step"],
+            &["--schedule was constant", "step over 2 epochs now"],
+        ),
+        (&["--model", "svm"], &["--model was mlp", "is svm now"]),
+        (&["--hidden", "64"], &["--hidden was 128", "64 now"]),
+        (
+            &["--data", "mushrooms"],
+            &[
+                "the data of --data was 14",
+                "6513 + 1611 rows of 126 features",
+            ],
+        ),
+        (&["--inject-nan", "3"], &["--inject-nan was not given"]),
+        (
+            &["--weight-decay", "0.1"],
+            &["--weight-decay was 0 ", "0.1 now"],
+        ),
+        (
+            &["--report", "page.html"],
+            &["--report would lack the first 46 steps"],
+        ),
+    ];
+    for (args, words) in cases {
+        // An option is given once.
+        let given = match args[0] {
+            "--rule" => &file[..file.len() - 2],
+            _ => &file[..],
+        };
+        assert_refused(
+            &train(folder, &[given, &["--resume"], args].concat()),
+            words,
+        );
+    }
+    let fewer = [
+        "--checkpoint",
+        "run.safetensors",
+        "--backend",
+        "cpu",
+        "--epochs",
+        "1",
+        "--resume",
+        "--rule",
+        "sgdm",
+    ];
+    assert_refused(
+        &train(folder, &fewer),
+        &["at step 46", "--epochs 1 end at step 23"],
+    );
+    assert_eq!(
+        std::fs::read(folder.join("run.safetensors")).expect("there"),
+        saved
+    );
+    assert!(!folder.join("page.html").exists());
+}
+
+#[test]
+fn files_that_cannot_serve_are_refused_before_training() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let folder = folder.path();
+    let refused = |args: &[&str], words: &[&str]| {
+        assert_refused(
+            &train(
+                folder,
+                &[&["--backend", "cpu", "--epochs", "1"], args].concat(),
+            ),
+            words,
+        );
+    };
+    refused(
+        &["--checkpoint", "nowhere/run.safetensors"],
+        &["nowhere/run.safetensors", "a folder that exists"],
+    );
+    refused(&["--checkpoint", "."], &["not a file"]);
+    refused(
+        &["--checkpoint", "a", "--trace", "a"],
+        &["--checkpoint and --trace both name a"],
+    );
+    refused(&["--every", "3"], &["--checkpoint"]);
+    refused(&["--resume"], &["--checkpoint"]);
+    refused(&["--checkpoint", "a", "--every", "0"], &["--every"]);
+
+    std::fs::write(
+        folder.join("foreign"),
+        "1,2,a\n3,4,b\n5,6,a\n7,8,b\n1,1,a\n2,2,b\n",
+    )
+    .expect("written");
+    refused(
+        &["--checkpoint", "foreign", "--resume"],
+        &["the checkpoint foreign is damaged, or none of wgpu-optim"],
+    );
+    refused(
+        &["--checkpoint", "foreign", "--data", "foreign"],
+        &["would overwrite the data"],
+    );
+
+    // One that the library wrote, of no run.
+    let tensor = [0.0f32; 3];
+    let optimizer = wgpu_optim::OptimizerBuilder::new(wgpu_optim::Rule::sgd())
+        .group(wgpu_optim::Group::new("all").tensor("w", &tensor[..], &tensor[..]))
+        .build_cpu()
+        .expect("builds");
+    optimizer.save(folder.join("other"), None).expect("saved");
+    refused(
+        &["--checkpoint", "other", "--resume"],
+        &["other is a checkpoint, but was not saved by `wgpu-optim train`"],
+    );
+
+    // A trace of another run, or none of ours.
+    numbers(&train(
+        folder,
+        &[
+            "--backend",
+            "cpu",
+            "--epochs",
+            "1",
+            "--checkpoint",
+            "run",
+            "--trace",
+            "trace.csv",
+        ],
+    ));
+    let whole = text(&folder.join("trace.csv"));
+    let short: String = whole.split_inclusive('\n').take(20).collect();
+    for (trace, words) in [
+        (short.as_str(), "no row of step 19"),
+        ("step,loss\n", "the header is not that"),
+        ("", "the header is not that"),
+    ] {
+        std::fs::write(folder.join("trace.csv"), trace).expect("written");
+        let args = [
+            "--backend",
+            "cpu",
+            "--epochs",
+            "2",
+            "--checkpoint",
+            "run",
+            "--resume",
+            "--trace",
+            "trace.csv",
+        ];
+        assert_refused(&train(folder, &args), &[words, "trace.csv"]);
+        assert_eq!(text(&folder.join("trace.csv")), trace);
+    }
+    // A new file has the rows from here on.
+    let args = [
+        "--backend",
+        "cpu",
+        "--epochs",
+        "2",
+        "--checkpoint",
+        "run",
+        "--resume",
+        "--trace",
+        "new.csv",
+    ];
+    numbers(&train(folder, &args));
+    let new = text(&folder.join("new.csv"));
+    assert!(
+        new.lines().nth(1).expect("a row").starts_with("23,"),
+        "{new}"
+    );
+
+    // Nothing to go on from is no error.
+    let args = [
+        "--backend",
+        "cpu",
+        "--epochs",
+        "1",
+        "--checkpoint",
+        "fresh",
+        "--resume",
+    ];
+    let output = train(folder, &args);
+    assert!(String::from_utf8_lossy(&output.stderr).contains("fresh is not there yet"));
+    numbers(&output);
+    assert!(folder.join("fresh").exists());
+}

@@ -1,0 +1,208 @@
+//! What [`wgpu_optim`] is held against, shared by its tests, its benches, `wgpu-optim check` and `wgpu-optim bench`:
+//!
+//! - [`oracle`] is the right answer in f64, written from the specification.
+//! - [`spec`] states a case once, [`stored`] keeps its values in whatever elements, and [`run`] runs it on the CPU path and on devices.
+//! - [`vectors`] writes down what optimizers consist of, for hosts that know nothing of this crate.
+//! - [`bench`] is the work that is measured.
+//!
+//! Beside them are the helpers of device tests: every adapter there is, buffers there and back, numbers by chance, ulps. They panic where something
+//! fails, as tests should.
+#![forbid(unsafe_code)]
+#![deny(missing_docs)]
+
+pub mod bench;
+pub mod oracle;
+pub mod run;
+pub mod spec;
+pub mod stored;
+pub mod vectors;
+
+use std::sync::OnceLock;
+
+use wgpu_optim::gpu::{Partials, Tensor};
+use wgpu_optim::wgpu;
+use wgpu_optim::{Gpu, Optimizer, OptimizerBuilder, Records};
+
+/// Every adapter with compute shaders, opened. None is a failure, never a skip.
+///
+/// The tests of a binary share their devices, and with them the pipelines that were compiled. Only OpenGL is opened anew each time: its calls
+/// lock the adapter, and give up after a second of waiting for another thread.
+pub fn adapters() -> Vec<Gpu> {
+    static SHARED: OnceLock<Vec<Gpu>> = OnceLock::new();
+    let on_opengl = |gpu: &Gpu| gpu.device().adapter_info().backend == wgpu::Backend::Gl;
+    let mut all = SHARED.get_or_init(|| open_all(None)).clone();
+    if all.iter().any(on_opengl) {
+        all.retain(|gpu| !on_opengl(gpu));
+        all.extend(open_all(Some(wgpu::Backends::GL)));
+    }
+    assert!(
+        !all.is_empty(),
+        "no adapter: the device tests need at least a software driver (Debian: mesa-vulkan-drivers)"
+    );
+    all
+}
+
+fn open_all(backends: Option<wgpu::Backends>) -> Vec<Gpu> {
+    pollster::block_on(Gpu::adapters(backends))
+        .iter()
+        .map(|adapter| pollster::block_on(Gpu::open(adapter)).expect("an adapter opens"))
+        .collect()
+}
+
+/// The kinds of partials that the device can have.
+pub fn kinds_of_partials(gpu: &Gpu) -> impl Iterator<Item = Partials> {
+    let features = gpu.device().features();
+    Partials::ALL
+        .into_iter()
+        .filter(move |partials| partials.is_supported(features))
+}
+
+/// A buffer with these values.
+pub fn upload(gpu: &Gpu, values: &[f32]) -> wgpu::Buffer {
+    let buffer = gpu.device().create_buffer(&wgpu::BufferDescriptor {
+        label: Some("test"),
+        size: (values.len().max(4) as u64 * 4).next_multiple_of(16),
+        usage: wgpu::BufferUsages::STORAGE
+            | wgpu::BufferUsages::COPY_DST
+            | wgpu::BufferUsages::COPY_SRC,
+        mapped_at_creation: false,
+    });
+    gpu.queue()
+        .write_buffer(&buffer, 0, bytemuck::cast_slice(values));
+    buffer
+}
+
+/// The first `len` values of a buffer.
+pub fn download(gpu: &Gpu, buffer: &wgpu::Buffer, len: usize) -> Vec<f32> {
+    let staging = gpu.device().create_buffer(&wgpu::BufferDescriptor {
+        label: Some("staging"),
+        size: buffer.size(),
+        usage: wgpu::BufferUsages::COPY_DST | wgpu::BufferUsages::MAP_READ,
+        mapped_at_creation: false,
+    });
+    let mut encoder = gpu.device().create_command_encoder(&Default::default());
+    encoder.copy_buffer_to_buffer(buffer, 0, &staging, 0, buffer.size());
+    gpu.queue().submit([encoder.finish()]);
+    staging.map_async(wgpu::MapMode::Read, .., |result| result.expect("maps"));
+    gpu.device()
+        .poll(wgpu::PollType::wait_indefinitely())
+        .expect("polls");
+    let view = staging.get_mapped_range(..).expect("mapped");
+    bytemuck::pod_collect_to_vec::<u8, f32>(&view)[..len].to_vec()
+}
+
+/// Records and submits one step.
+pub fn step(gpu: &Gpu, optimizer: &Optimizer) {
+    let mut encoder = gpu.device().create_command_encoder(&Default::default());
+    optimizer.encode_step(&mut encoder).expect("alive");
+    gpu.queue().submit([encoder.finish()]);
+}
+
+/// All records so far.
+pub fn drain(optimizer: &mut Optimizer) -> Records {
+    pollster::block_on(optimizer.drain_records()).expect("records arrive")
+}
+
+/// A builder that is known to be right.
+pub fn build(builder: OptimizerBuilder<Tensor>, gpu: &Gpu) -> Optimizer {
+    builder.build(gpu).expect("builds")
+}
+
+/// A kernel of the caller's: storage buffers by binding, the last one written.
+pub struct Kernel {
+    pipeline: wgpu::ComputePipeline,
+    bind_group: wgpu::BindGroup,
+}
+
+impl Kernel {
+    /// A kernel of these storage buffers, in the order of their bindings.
+    pub fn new(gpu: &Gpu, source: &str, buffers: &[&wgpu::Buffer]) -> Self {
+        let device = gpu.device();
+        let module = device.create_shader_module(wgpu::ShaderModuleDescriptor {
+            label: None,
+            source: wgpu::ShaderSource::Wgsl(source.into()),
+        });
+        let pipeline = device.create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
+            label: None,
+            layout: None,
+            module: &module,
+            entry_point: None,
+            compilation_options: Default::default(),
+            cache: None,
+        });
+        let entries: Vec<_> = buffers
+            .iter()
+            .enumerate()
+            .map(|(binding, buffer)| wgpu::BindGroupEntry {
+                binding: binding as u32,
+                resource: buffer.as_entire_binding(),
+            })
+            .collect();
+        let bind_group = device.create_bind_group(&wgpu::BindGroupDescriptor {
+            label: None,
+            layout: &pipeline.get_bind_group_layout(0),
+            entries: &entries,
+        });
+        Kernel {
+            pipeline,
+            bind_group,
+        }
+    }
+
+    /// Records one workgroup of it.
+    pub fn dispatch(&self, pass: &mut wgpu::ComputePass) {
+        pass.set_pipeline(&self.pipeline);
+        pass.set_bind_group(0, &self.bind_group, &[]);
+        pass.dispatch_workgroups(1, 1, 1);
+    }
+}
+
+/// A device whose bindings hold only so many bytes, on each adapter.
+pub fn small_bindings(bytes: u64) -> Vec<Gpu> {
+    pollster::block_on(Gpu::adapters(None))
+        .iter()
+        .map(|adapter| {
+            let (device, queue) =
+                pollster::block_on(adapter.request_device(&wgpu::DeviceDescriptor {
+                    required_limits: wgpu::Limits {
+                        max_storage_buffer_binding_size: bytes,
+                        ..adapter.limits()
+                    },
+                    ..Default::default()
+                }))
+                .expect("a device with less than the adapter has");
+            Gpu::from_parts(device, queue)
+        })
+        .collect()
+}
+
+/// Reproducible numbers, uniform in [-1, 1): a 64-bit linear congruential generator, high bits.
+pub struct Numbers(pub u64);
+
+impl Numbers {
+    /// The next number.
+    #[expect(clippy::should_implement_trait, reason = "there is always a next one")]
+    pub fn next(&mut self) -> f32 {
+        self.0 = self
+            .0
+            .wrapping_mul(6364136223846793005)
+            .wrapping_add(1442695040888963407);
+        ((self.0 >> 40) as f32) / 8_388_608.0 - 1.0
+    }
+
+    /// The next numbers.
+    pub fn vec(&mut self, len: usize) -> Vec<f32> {
+        (0..len).map(|_| self.next()).collect()
+    }
+}
+
+/// |a - b| in units of b's last place; NaN is infinitely far.
+pub fn ulps(a: f32, b: f64) -> f64 {
+    let unit = f64::from(((b as f32).abs()).max(f32::MIN_POSITIVE)) * f64::from(f32::EPSILON);
+    let distance = (f64::from(a) - b).abs() / unit;
+    if distance.is_nan() {
+        f64::INFINITY
+    } else {
+        distance
+    }
+}

@@ -1,0 +1,729 @@
+//! The right answer, in f64, written from the specification and not from the shaders: one parameter group, one step at a time.
+
+use wgpu_optim::{AutoSgd, Averaging, Regime, Rule, Schedule, SecantForm, WeightDecay};
+
+/// One group in f64.
+pub struct Oracle {
+    /// Its update rule.
+    pub rule: Rule,
+    /// Its regime.
+    pub regime: Regime,
+    /// Its weight decay.
+    pub decay: WeightDecay,
+    /// Its clip by norm; infinite for none.
+    pub clip: f64,
+    /// Whether it climbs.
+    pub maximize: bool,
+    /// The parameters.
+    pub w: Vec<f64>,
+    m: Option<Vec<f64>>,
+    v: Option<Vec<f64>>,
+    /// Momentum, and what goes into it, is zero where f32 would be denormal: for a device that takes such numbers for zeros.
+    pub flushes: bool,
+    q: Vec<f64>,
+    last_sign: Vec<f64>,
+    w0_norm: f64,
+    mean_square: f64,
+    mean_norm: f64,
+    /// n̂ at the first step.
+    anchor: f64,
+    /// A and F of Seesaw.
+    agreement: f64,
+    least_agreement: f64,
+    /// The moving average of a_fast, and the sum of its weights.
+    mean_fast: (f64, f64),
+    ln_first_rate: f64,
+    /// Of the next step, for regimes that go by it.
+    pub loss: f64,
+    /// Its schedule.
+    pub schedule: Schedule,
+    /// Coefficient of the trust ratio.
+    pub trust: Option<f64>,
+    last_trust: f64,
+    w_0: Vec<f64>,
+    last_seen: Vec<f64>,
+    last_direction: Vec<f64>,
+    history: f64,
+    farthest: f64,
+    last_growth: f64,
+    taken: u32,
+    /// Its averaging.
+    pub averaging: Averaging,
+    /// The average of the parameters, once it has started.
+    pub average: Option<Vec<f64>>,
+    /// z of schedule-free training, and the sum of its weights.
+    base: Option<Vec<f64>>,
+    weight_sum: f64,
+    /// η of the last step that was not skipped, with the schedule.
+    last_rate: Option<f64>,
+    k: i32,
+    /// n̂, the smoothed norm that regimes go by, after the last step.
+    pub smoothed: f64,
+    /// ln η before the schedule, once there is a rate.
+    pub ln_rate: Option<f64>,
+    streams: Option<Streams>,
+}
+
+/// The three streams of AutoSgd: the middle one, the slower and the faster, in the order of their turns.
+struct Streams {
+    regime: AutoSgd,
+    turn: usize,
+    start: Vec<f64>,
+    w: [Vec<f64>; 3],
+    steps: [u32; 3],
+    lost: [bool; 3],
+    start_losses: Vec<f64>,
+    losses: [Option<f64>; 3],
+    /// How much higher the losses of the slower and of the faster stream are than the middle one's, round by round.
+    slower: Vec<f64>,
+    faster: Vec<f64>,
+    /// By how many factors the rate changes at the next step.
+    pending: f64,
+}
+
+const MIDDLE: usize = 0;
+const SLOWER: usize = 1;
+const FASTER: usize = 2;
+
+impl Streams {
+    fn new(regime: AutoSgd, w: &[f64]) -> Self {
+        Streams {
+            regime,
+            turn: 0,
+            start: w.to_vec(),
+            w: [(); 3].map(|()| w.to_vec()),
+            steps: [0; 3],
+            lost: [false; 3],
+            start_losses: Vec::new(),
+            losses: [None; 3],
+            slower: Vec::new(),
+            faster: Vec::new(),
+            pending: 0.0,
+        }
+    }
+
+    /// The share of η that the stream whose turn it is takes.
+    fn factor(&self) -> f64 {
+        f64::from(self.regime.factor).powi([0, -1, 1][self.turn])
+    }
+
+    /// The turn ends with these parameters, at this loss to be made small, or with a step that is skipped. What the caller is shown next.
+    fn pass(&mut self, w: &[f64], loss: Option<f64>) -> Vec<f64> {
+        let turn = self.turn;
+        self.turn = (turn + 1) % 3;
+        match loss {
+            Some(loss) if self.steps[turn] == 0 => self.start_losses.push(loss),
+            Some(loss) => self.losses[turn] = Some(loss),
+            None => self.lost[turn] |= self.steps[turn] > 0,
+        }
+        self.w[turn] = w.to_vec();
+        self.steps[turn] += u32::from(loss.is_some());
+        if turn == FASTER {
+            let relative = |a: f64, b: f64| {
+                let sum = a.abs() + b.abs();
+                if sum > 0.0 { (a - b) / sum } else { 0.0 }
+            };
+            let slower_last = self.losses[SLOWER];
+            let mut is_look = false;
+            if let [Some(middle), Some(slower), Some(faster)] = self.losses {
+                self.slower.push(relative(slower, middle));
+                self.faster.push(relative(faster, middle));
+                let k = self.slower.len() as u32;
+                is_look = k >= 4 && (k.is_power_of_two() || k >= self.regime.rounds);
+            }
+            self.losses = [None; 3];
+            let risen = || {
+                let start = self.start_losses.iter().sum::<f64>() / self.start_losses.len() as f64;
+                slower_last.is_some_and(|loss| relative(loss, start) > 1.0 / 3.0)
+            };
+            let certainty = f64::from(self.regime.certainty);
+            let (slower, faster) = (t_value(&self.slower), t_value(&self.faster));
+            let faster_wins = faster <= -certainty && !self.lost[FASTER];
+            let slower_wins = slower <= -certainty && !self.lost[SLOWER];
+            let end = if !is_look && self.lost == [false; 3] {
+                None
+            } else if self.lost[MIDDLE] || slower_wins && !faster_wins {
+                if self.lost[SLOWER] || risen() {
+                    Some((self.start.clone(), -1.0))
+                } else {
+                    Some((self.w[SLOWER].clone(), -1.0))
+                }
+            } else if faster_wins {
+                Some((self.w[FASTER].clone(), 1.0))
+            } else {
+                let ends = slower >= certainty && faster >= certainty
+                    || self.lost != [false; 3]
+                    || self.slower.len() as u32 >= self.regime.rounds;
+                ends.then(|| (self.w[MIDDLE].clone(), 0.0))
+            };
+            if let Some((w, factors)) = end {
+                *self = Streams {
+                    pending: factors,
+                    ..Streams::new(self.regime, &w)
+                };
+            }
+        }
+        self.w[self.turn].clone()
+    }
+}
+
+/// Mean over standard error; 0 where there is nothing to tell.
+fn t_value(differences: &[f64]) -> f64 {
+    let k = differences.len() as f64;
+    if differences.len() < 4 {
+        return 0.0;
+    }
+    let mean = differences.iter().sum::<f64>() / k;
+    let square: f64 = differences.iter().map(|d| (d - mean).powi(2)).sum();
+    if mean == 0.0 {
+        return 0.0;
+    }
+    mean / (square / (k - 1.0) / k).sqrt()
+}
+
+/// What a step of the oracle did.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Outcome {
+    /// Whether the gradient or the loss was not finite.
+    pub skipped: bool,
+    /// Whether the gradient was zero.
+    pub zero: bool,
+    /// Whether it was the step that sets the first rate.
+    pub first: bool,
+    /// Norm of the gradient, with coupled decay.
+    pub norm: f64,
+    /// a_slow: the cosine of the gradient and the memory of directions.
+    pub slow: f64,
+    /// a_fast: the cosine of the gradient and the one before.
+    pub fast: f64,
+    /// Of the change of ln η, what comes from the norm.
+    pub norm_term: f64,
+    /// What comes from a_slow, the alignment.
+    pub alignment_term: f64,
+    /// What comes from the average of a_fast, the brake.
+    pub brake_term: f64,
+    /// What the floor of the agreement held back of a fall.
+    pub held_term: f64,
+    /// What limits took away or gave back.
+    pub clamp_term: f64,
+    /// η with schedule and trust ratio, as a record has it.
+    pub rate: f64,
+}
+
+fn norm(x: &[f64]) -> f64 {
+    // Scaled, so that 1e30 and 1e-38 square to something.
+    let largest = x.iter().fold(0.0, |a: f64, b| a.max(b.abs()));
+    if largest == 0.0 {
+        return 0.0;
+    }
+    largest * x.iter().map(|x| (x / largest).powi(2)).sum::<f64>().sqrt()
+}
+
+fn dot(a: &[f64], b: &[f64]) -> f64 {
+    a.iter().zip(b).map(|(a, b)| a * b).sum()
+}
+
+fn sign(x: f64) -> f64 {
+    if x > 0.0 {
+        1.0
+    } else if x < 0.0 {
+        -1.0
+    } else {
+        0.0
+    }
+}
+
+impl Oracle {
+    /// A group with these parameters and everything else as it is by default.
+    pub fn new(rule: Rule, regime: Regime, w: &[f32]) -> Self {
+        let w: Vec<f64> = w.iter().map(|&x| f64::from(x)).collect();
+        Oracle {
+            rule,
+            regime,
+            decay: WeightDecay::Coupled(0.0),
+            clip: f64::INFINITY,
+            maximize: false,
+            m: None,
+            v: None,
+            flushes: false,
+            q: vec![0.0; w.len()],
+            last_sign: vec![0.0; w.len()],
+            w0_norm: norm(&w),
+            mean_square: 0.0,
+            mean_norm: 0.0,
+            anchor: 0.0,
+            agreement: 0.0,
+            least_agreement: 0.0,
+            mean_fast: (0.0, 0.0),
+            ln_first_rate: 0.0,
+            loss: 1.0,
+            schedule: Schedule::Constant,
+            trust: None,
+            last_trust: 1.0,
+            w_0: w.clone(),
+            last_seen: Vec::new(),
+            last_direction: Vec::new(),
+            history: 0.0,
+            farthest: 0.0,
+            last_growth: f64::INFINITY,
+            taken: 0,
+            averaging: Averaging::Off,
+            average: None,
+            base: None,
+            weight_sum: 0.0,
+            last_rate: None,
+            k: 0,
+            smoothed: 0.0,
+            ln_rate: regime.initial_rate().map(|rate| f64::from(rate).ln()),
+            streams: match regime {
+                Regime::AutoSgd(regime) => Some(Streams::new(regime, &w)),
+                _ => None,
+            },
+            w,
+        }
+    }
+
+    /// η of the next step before the schedule; 0 before the first.
+    pub fn rate(&self) -> f64 {
+        self.ln_rate.map_or(0.0, f64::exp)
+    }
+
+    /// One step with these gradients.
+    pub fn step(&mut self, raw: &[f32]) -> Outcome {
+        let sign_of_climb = if self.maximize { -1.0 } else { 1.0 };
+        let coupled = f64::from(self.decay.coupled());
+        let raw: Vec<f64> = raw.iter().map(|&g| sign_of_climb * f64::from(g)).collect();
+        let seen: Vec<f64> = raw
+            .iter()
+            .zip(&self.w)
+            .map(|(g, w)| g + coupled * w)
+            .collect();
+        let mut out = Outcome::default();
+        if seen.iter().any(|g| !g.is_finite()) || !self.loss.is_finite() {
+            out.skipped = true;
+            out.rate = self.last_rate.unwrap_or_else(|| self.rate());
+            if let Some(streams) = &mut self.streams {
+                self.w = streams.pass(&self.w, None);
+                out.rate = self.rate();
+            }
+            return out;
+        }
+        let mut share = 1.0;
+        if let Some(streams) = &mut self.streams {
+            share = streams.factor();
+            let change =
+                std::mem::take(&mut streams.pending) * f64::from(streams.regime.factor).ln();
+            let limit = 1e30_f64.ln();
+            self.ln_rate = self
+                .ln_rate
+                .map(|rate| (rate + change).clamp(-limit, limit));
+        }
+        out.norm = norm(&seen);
+        if out.norm == 0.0 {
+            out.zero = true;
+        } else {
+            self.change_rate(&seen, &mut out);
+        }
+        if !out.zero {
+            self.last_trust = self.trust_ratio(out.norm);
+        }
+        out.rate = self.rate() * self.schedule_factor() * self.last_trust;
+        self.last_rate = Some(out.rate);
+        self.taken += 1;
+        let rate = share * out.rate;
+        let factor = self.clip_factor(&raw);
+        let g: Vec<f64> = raw
+            .iter()
+            .zip(&self.w)
+            .map(|(g, w)| factor * g + coupled * w)
+            .collect();
+        let flush = |x: f64| {
+            let is_denormal = x.abs() < f64::from(f32::MIN_POSITIVE);
+            if self.flushes && is_denormal { 0.0 } else { x }
+        };
+        // The next momentum of an element.
+        let keep = |mu: f64, m: f64, share: f64, g: f64| flush(flush(mu * m) + flush(share * g));
+        let direction: Vec<f64> = match self.rule {
+            Rule::Sgd => g.clone(),
+            Rule::SignSgd => g.iter().map(|&g| sign(g)).collect(),
+            Rule::Sgdm {
+                momentum,
+                dampening,
+                nesterov,
+            } => {
+                let (mu, share) = (f64::from(momentum), 1.0 - f64::from(dampening));
+                let m: Vec<f64> = match self.m.take() {
+                    None => g.clone(),
+                    Some(m) => m
+                        .iter()
+                        .zip(&g)
+                        .map(|(&m, &g)| keep(mu, m, share, g))
+                        .collect(),
+                };
+                let u = if nesterov {
+                    g.iter().zip(&m).map(|(g, m)| g + mu * m).collect()
+                } else {
+                    m.clone()
+                };
+                self.m = Some(m);
+                u
+            }
+            Rule::Signum { momentum } => {
+                let beta = f64::from(momentum);
+                let m = self.m.take().unwrap_or_else(|| vec![0.0; g.len()]);
+                let m: Vec<f64> = m
+                    .iter()
+                    .zip(&g)
+                    .map(|(&m, &g)| keep(beta, m, 1.0 - beta, g))
+                    .collect();
+                let u = m.iter().map(|&m| sign(m)).collect();
+                self.m = Some(m);
+                u
+            }
+            Rule::AdamW {
+                beta1,
+                beta2,
+                epsilon,
+            } => {
+                let (beta1, beta2) = (f64::from(beta1), f64::from(beta2));
+                let g: Vec<f64> = g.iter().map(|g| g.clamp(-1.8e19, 1.8e19)).collect();
+                let zeros = || vec![0.0; g.len()];
+                let m: Vec<f64> = (self.m.take().unwrap_or_else(zeros).iter().zip(&g))
+                    .map(|(&m, &g)| keep(beta1, m, 1.0 - beta1, g))
+                    .collect();
+                let v: Vec<f64> = (self.v.take().unwrap_or_else(zeros).iter().zip(&g))
+                    .map(|(&v, &g)| keep(beta2, v, 1.0 - beta2, flush(g * g)))
+                    .collect();
+                // Steps that were not skipped, this one included.
+                let k = f64::from(self.taken);
+                let (first, second) = (1.0 - beta1.powf(k), 1.0 - beta2.powf(k));
+                let u = m.iter().zip(&v);
+                let u = u
+                    .map(|(m, v)| m / first / ((v / second).sqrt() + f64::from(epsilon)))
+                    .collect();
+                (self.m, self.v) = (Some(m), Some(v));
+                u
+            }
+            Rule::Lion { beta1, beta2 } => {
+                let (beta1, beta2) = (f64::from(beta1), f64::from(beta2));
+                let m = self.m.take().unwrap_or_else(|| vec![0.0; g.len()]);
+                let u = m.iter().zip(&g);
+                let u = u.map(|(&m, &g)| sign(keep(beta1, m, 1.0 - beta1, g)));
+                let u = u.collect();
+                let m = m.iter().zip(&g);
+                let m = m.map(|(&m, &g)| keep(beta2, m, 1.0 - beta2, g));
+                self.m = Some(m.collect());
+                u
+            }
+            _ => unreachable!("the oracle knows every rule"),
+        };
+        for ((q, last), g) in self.q.iter_mut().zip(&mut self.last_sign).zip(&g) {
+            *q = (*q + sign(*g)).clamp(-7.0, 7.0);
+            *last = sign(*g);
+        }
+        self.last_seen = seen;
+        self.last_direction = direction.clone();
+        let shrink = 1.0 - rate * f64::from(self.decay.decoupled());
+        if self.averaging == Averaging::ScheduleFree {
+            self.move_schedule_free(shrink, rate, &direction);
+        } else {
+            for (w, u) in self.w.iter_mut().zip(&direction) {
+                *w = shrink * *w - rate * u;
+            }
+            self.average_iterate();
+        }
+        if let Some(streams) = &mut self.streams {
+            self.w = streams.pass(&self.w, Some(sign_of_climb * self.loss));
+        }
+        out
+    }
+
+    /// A step of schedule-free training, with the average in memory of its own: `w` is where gradients are taken.
+    fn move_schedule_free(&mut self, shrink: f64, rate: f64, direction: &[f64]) {
+        // Until there is a rate nothing moves, and the parameters are their average.
+        if rate == 0.0 {
+            return;
+        }
+        let weight = (rate * f64::from(self.taken)).powi(2);
+        self.weight_sum += weight;
+        let share = weight / self.weight_sum;
+        let average = self.average.get_or_insert_with(|| self.w.clone());
+        let base = self.base.get_or_insert_with(|| self.w.clone());
+        let elements = self.w.iter_mut().zip(average).zip(base).zip(direction);
+        for (((w, x), z), u) in elements {
+            *z = shrink * *z - rate * u;
+            *x = (1.0 - share) * *x + share * *z;
+            *w = 0.85 * *x + 0.15 * *z;
+        }
+    }
+
+    /// Takes the iterate of the step just taken into the average, as the papers have it.
+    fn average_iterate(&mut self) {
+        let (start, weight): (u32, &dyn Fn(f64) -> f64) = match self.averaging {
+            Averaging::Running { start } => (start, &|k| 1.0 / k),
+            Averaging::Exponential { decay, start } => (start, &move |_| 1.0 - f64::from(decay)),
+            Averaging::PolynomialDecay { eta, start } => {
+                let eta = f64::from(eta);
+                (start, &move |k| (1.0 + eta) / (k + eta))
+            }
+            _ => return,
+        };
+        if self.taken <= start {
+            return;
+        }
+        self.average = Some(match self.average.take() {
+            None => self.w.clone(),
+            Some(average) => {
+                let a = weight(f64::from(self.taken - start));
+                let pairs = average.iter().zip(&self.w);
+                pairs
+                    .map(|(average, w)| (1.0 - a) * average + a * w)
+                    .collect()
+            }
+        });
+    }
+
+    /// The clip's factor, by the norm of the gradient without weight decay.
+    fn clip_factor(&self, raw: &[f64]) -> f64 {
+        (self.clip / norm(raw)).min(1.0)
+    }
+
+    fn change_rate(&mut self, g: &[f64], out: &mut Outcome) {
+        let n = out.norm;
+        let beta = f64::from(self.regime.smoothing());
+        self.k += 1;
+        let started = self.k > 1;
+        self.mean_square = beta * self.mean_square + (1.0 - beta) * n * n;
+        // Over fewer steps than the mean's longest memory.
+        let counted = if started {
+            n.min(10.0 * self.smoothed)
+        } else {
+            n
+        };
+        self.mean_norm += (counted - self.mean_norm) / f64::from(self.k);
+        let smoothed = (self.mean_square / (1.0 - beta.powi(self.k)))
+            .sqrt()
+            .max(n)
+            .max(f64::from(self.regime.norm_floor()) * self.mean_norm);
+        let last = std::mem::replace(&mut self.smoothed, smoothed);
+        if !started {
+            out.first = true;
+            self.anchor = smoothed;
+            if let Some(rate) = self.formula(g, n, true) {
+                self.ln_rate = Some(rate.clamp(1e-30, 1e30).ln());
+                return;
+            }
+            let length = f64::from(self.regime.first_step(&self.rule, &self.averaging))
+                * (1.0 + self.w0_norm);
+            let direction = if self.rule.is_scale_free() {
+                (g.len() as f64).sqrt()
+            } else {
+                n
+            };
+            let length = length / self.trust_ratio(n);
+            self.ln_first_rate = *self
+                .ln_rate
+                .get_or_insert((length / direction).clamp(1e-30, 1e30).ln());
+            return;
+        }
+        if self.streams.is_some() {
+            return;
+        }
+        if let Some(wanted) = self.formula(g, n, false) {
+            let before = self.ln_rate.expect("started");
+            let most = match self.regime {
+                Regime::BarzilaiBorwein(secant) => f64::from(secant.max_change).ln(),
+                _ => std::f64::consts::LN_10,
+            };
+            let change = (wanted.ln() - before).clamp(-most, most);
+            let limit = match self.regime {
+                Regime::Polyak(polyak) => f64::from(polyak.max_rate.min(1e30)).ln(),
+                _ => 1e30_f64.ln(),
+            };
+            let after = (before + change).min(limit).max(-(1e30_f64.ln()));
+            self.last_growth = (after - before).exp();
+            self.ln_rate = Some(after);
+            return;
+        }
+        let from_norm = |smoothed: f64| {
+            let fallen = (self.anchor / smoothed).ln();
+            let exponent = if fallen < 0.0 {
+                self.regime.exponent_above(&self.rule)
+            } else {
+                self.regime.exponent()
+            };
+            f64::from(exponent) * fallen
+        };
+        let from_norm_now = from_norm(smoothed);
+        out.norm_term = from_norm_now - from_norm(last);
+        let cosine = |a: f64, b: f64| if b > 0.0 { a / b } else { 0.0 };
+        let mut brake = 0.0;
+        if self.rule.has_momentum() {
+            if let Some(m) = &self.m {
+                out.slow = cosine(dot(g, m), n * norm(m));
+            }
+        } else if self.averaging == Averaging::ScheduleFree
+            && matches!(self.rule, Rule::Sgd | Rule::SignSgd)
+        {
+            if let Some(z) = self.base.as_ref().filter(|_| self.k > 2) {
+                let way: Vec<f64> = self.w.iter().zip(z).map(|(y, z)| y - z).collect();
+                out.slow = cosine(dot(g, &way), n * norm(&way));
+            }
+        } else {
+            out.slow = cosine(dot(g, &self.q), n * norm(&self.q));
+            out.fast = cosine(
+                dot(g, &self.last_sign),
+                g.iter().map(|g| g.abs()).sum::<f64>(),
+            );
+            let (sum, weight) = self.mean_fast;
+            self.mean_fast = (0.8 * sum + 0.2 * out.fast, 0.8 * weight + 0.2);
+            let mean = self.mean_fast.0 / self.mean_fast.1;
+            brake = (mean + f64::from(self.regime.brake_slack())).min(0.0);
+        }
+        let (k, early) = (f64::from(self.k), f64::from(self.regime.early_steps()));
+        let gain = match f64::from(self.regime.gain()) {
+            0.0 => 0.0,
+            gain => gain.max(early / (early + k - 2.0).max(1.0)),
+        };
+        let weight = gain * n / smoothed;
+        out.alignment_term = weight * out.slow;
+        out.brake_term = weight * brake;
+        let raw = self.agreement + out.alignment_term + out.brake_term;
+        if raw < self.least_agreement {
+            let counts = ((smoothed / self.anchor).log2() - 1.0).clamp(0.0, 1.0);
+            let agreement = self.least_agreement + counts * (raw - self.least_agreement);
+            out.held_term = agreement - raw;
+            self.least_agreement = agreement;
+            self.agreement = agreement;
+        } else {
+            self.agreement = raw;
+        }
+        let limit = 2.0 * 1e30_f64.ln();
+        self.agreement = self.agreement.clamp(-limit, limit);
+        let before = self.ln_rate.expect("started");
+        let wanted = self.ln_first_rate + from_norm_now + self.agreement;
+        let limit = 1e30_f64.ln();
+        let after = wanted
+            .min(before + std::f64::consts::LN_10)
+            .clamp(-limit, limit);
+        let explained = out.norm_term + out.alignment_term + out.brake_term + out.held_term;
+        out.clamp_term = after - before - explained;
+        self.ln_rate = Some(after);
+    }
+
+    /// The rate of regimes that say what it is; `None` for those that say how it changes, and for a first step by its length.
+    fn formula(&mut self, g: &[f64], n: f64, first: bool) -> Option<f64> {
+        let d = g.len() as f64;
+        let signs = self.rule.is_scale_free();
+        let square = if signs { d } else { n * n };
+        let to_signs = if signs { n / d.sqrt() } else { 1.0 };
+        match self.regime {
+            Regime::AdaGradNorm(regime) => {
+                if first {
+                    self.history = f64::from(regime.offset).powi(2);
+                }
+                self.history += square;
+                Some(f64::from(regime.scale) / self.history.sqrt())
+            }
+            Regime::DoG(_) | Regime::DoWG(_) => {
+                if first {
+                    self.farthest = f64::from(self.regime.first_step(&self.rule, &self.averaging))
+                        * (1.0 + self.w0_norm);
+                }
+                let way: Vec<f64> = self.w.iter().zip(&self.w_0).map(|(a, b)| a - b).collect();
+                self.farthest = self.farthest.max(norm(&way));
+                let weight = match self.regime {
+                    Regime::DoWG(_) => self.farthest.powi(2),
+                    _ => 1.0,
+                };
+                self.history += weight * square;
+                let reached = match self.regime {
+                    Regime::DoWG(_) => self.farthest.powi(2),
+                    _ => self.farthest,
+                };
+                Some(reached / self.history.sqrt())
+            }
+            Regime::Polyak(regime) => {
+                let excess = (self.loss - f64::from(regime.optimum)).max(0.0);
+                let least = if first { 1e-30 } else { 0.0 };
+                Some((excess / (f64::from(regime.factor) * n * n) * to_signs).max(least))
+            }
+            Regime::Ngn(regime) => {
+                let sigma = f64::from(regime.rate);
+                if self.loss <= 0.0 {
+                    return Some(0.0);
+                }
+                Some(sigma / (1.0 + sigma * n * n / (2.0 * self.loss)) * to_signs)
+            }
+            Regime::BarzilaiBorwein(_) | Regime::AdGd(_) if !first => {
+                let eta = self.rate();
+                let y: Vec<f64> = g.iter().zip(&self.last_seen).map(|(a, b)| a - b).collect();
+                let s: Vec<f64> = self.last_direction.iter().map(|u| -eta * u).collect();
+                let (ss, sy, yy) = (dot(&s, &s), dot(&s, &y), dot(&y, &y));
+                let wanted = match self.regime {
+                    Regime::BarzilaiBorwein(regime) => match regime.form {
+                        SecantForm::Long | SecantForm::Short if sy <= 0.0 || yy == 0.0 => {
+                            return Some(eta);
+                        }
+                        SecantForm::Long => ss / sy,
+                        SecantForm::Short => sy / yy,
+                        SecantForm::Geometric => (ss / yy).sqrt(),
+                    },
+                    _ => {
+                        let secant = (ss / yy).sqrt() / 2.0 * to_signs;
+                        return Some(secant.min((1.0 + self.last_growth).sqrt() * eta));
+                    }
+                };
+                Some(wanted * to_signs)
+            }
+            _ => None,
+        }
+    }
+
+    /// LARS, of the parameters as they are before the step.
+    fn trust_ratio(&self, n: f64) -> f64 {
+        let Some(coefficient) = self.trust else {
+            return 1.0;
+        };
+        let parameters = norm(&self.w);
+        let direction = if self.rule.is_scale_free() {
+            (self.w.len() as f64).sqrt()
+        } else {
+            n
+        };
+        if parameters == 0.0 || direction == 0.0 {
+            return 1.0;
+        }
+        (coefficient * parameters / direction).clamp(1e-8, 1e8)
+    }
+
+    fn schedule_factor(&self) -> f64 {
+        let t = f64::from(self.taken);
+        let half_cosine = |from: f64, to: f64, x: f64| {
+            to + (from - to) * (1.0 + (std::f64::consts::PI * x.min(1.0)).cos()) / 2.0
+        };
+        let share = |start: u32, end: u32| (t - f64::from(start)) / f64::from(end - start);
+        let factor: f64 = match self.schedule {
+            Schedule::WarmupCosine { warmup, .. } | Schedule::InverseSqrt { warmup }
+                if self.taken < warmup =>
+            {
+                (t + 1.0) / f64::from(warmup)
+            }
+            Schedule::WarmupCosine {
+                warmup,
+                steps,
+                last,
+            } => half_cosine(1.0, f64::from(last), share(warmup, steps)),
+            Schedule::InverseSqrt { warmup } => (f64::from(warmup) / (t + 1.0)).sqrt(),
+            Schedule::Step { every, factor } => f64::from(factor).powi((self.taken / every) as i32),
+            Schedule::OneCycle { rise, first, .. } if self.taken < rise => {
+                half_cosine(f64::from(first), 1.0, share(0, rise))
+            }
+            Schedule::OneCycle {
+                rise, steps, last, ..
+            } => half_cosine(1.0, f64::from(last), share(rise, steps)),
+            _ => 1.0,
+        };
+        factor.max(1e-6)
+    }
+}

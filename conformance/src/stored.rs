@@ -1,0 +1,102 @@
+//! Values in whatever elements, for cases that are stated in f32.
+
+use half::{bf16, f16};
+use wgpu_optim::{Element, cpu};
+
+/// Values as they are stored.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Stored {
+    /// 32 bits.
+    F32(Vec<f32>),
+    /// 16 bits, IEEE half precision.
+    F16(Vec<f16>),
+    /// 16 bits, brain floating point.
+    Bf16(Vec<bf16>),
+}
+
+macro_rules! each {
+    ($self:expr, $values:ident => $value:expr) => {
+        match $self {
+            Stored::F32($values) => $value,
+            Stored::F16($values) => $value,
+            Stored::Bf16($values) => $value,
+        }
+    };
+}
+
+impl Stored {
+    /// The nearest to these.
+    pub fn new(element: Element, values: &[f32]) -> Self {
+        let values = values.iter().copied();
+        match element {
+            Element::F32 => Stored::F32(values.collect()),
+            Element::F16 => Stored::F16(values.map(f16::from_f32).collect()),
+            Element::Bf16 => Stored::Bf16(values.map(bf16::from_f32).collect()),
+        }
+    }
+
+    /// What bytes stand for, of which there may be more than whole elements.
+    pub fn from_bytes(element: Element, bytes: &[u8]) -> Self {
+        match element {
+            Element::F32 => Stored::F32(bytemuck::pod_collect_to_vec(bytes)),
+            Element::F16 => Stored::F16(bytemuck::pod_collect_to_vec(bytes)),
+            Element::Bf16 => Stored::Bf16(bytemuck::pod_collect_to_vec(bytes)),
+        }
+    }
+
+    /// As f32, exactly.
+    pub fn values(&self) -> Vec<f32> {
+        match self {
+            Stored::F32(values) => values.clone(),
+            Stored::F16(values) => values.iter().map(|value| value.to_f32()).collect(),
+            Stored::Bf16(values) => values.iter().map(|value| value.to_f32()).collect(),
+        }
+    }
+
+    /// As the CPU path reads them.
+    pub fn slice(&self) -> cpu::Slice<'_> {
+        each!(self, values => values.into())
+    }
+
+    /// As the CPU path changes them.
+    pub fn slice_mut(&mut self) -> cpu::SliceMut<'_> {
+        each!(self, values => values.into())
+    }
+
+    /// The values, if they are stored in f32.
+    pub fn floats(&self) -> Option<&[f32]> {
+        match self {
+            Stored::F32(values) => Some(values),
+            _ => None,
+        }
+    }
+
+    /// The same, to be changed.
+    pub fn floats_mut(&mut self) -> Option<&mut [f32]> {
+        match self {
+            Stored::F32(values) => Some(values),
+            _ => None,
+        }
+    }
+
+    /// As they lie in memory.
+    pub fn bytes(&self) -> &[u8] {
+        each!(self, values => bytemuck::cast_slice(values))
+    }
+}
+
+/// The nearest values in an element.
+pub fn rounded(element: Element, values: &[f32]) -> Vec<f32> {
+    Stored::new(element, values).values()
+}
+
+/// Half a unit in the last place of an element of this size.
+pub fn half_ulp(element: Element, size: f64) -> f64 {
+    let (bits, least) = match element {
+        Element::F32 => (24, f64::from(f32::MIN_POSITIVE)),
+        Element::F16 => (11, f64::from(f16::MIN_POSITIVE.to_f32())),
+        Element::Bf16 => (8, f64::from(f32::MIN_POSITIVE)),
+    };
+    let exponent = (size.abs().max(least).to_bits() >> 52) as i32 - 1023;
+    f64::from(exponent - bits).exp2()
+}
