@@ -49,9 +49,11 @@ pub enum Parameters {
 /// [`CpuOptimizer::save`](crate::CpuOptimizer::save) and [`CpuOptimizer::load`](crate::CpuOptimizer::load). Use this type to store it
 /// elsewhere, to add notes, or to inspect it. Records are not part of it: drain them before.
 ///
-/// A file is [safetensors](https://github.com/huggingface/safetensors), with a tensor `parameters/NAME` for each tensor, `momentum/NAME`,
-/// `second_moment/NAME` (v of AdamW), `direction_counters/NAME`, `last_gradient/NAME`, `first_parameters/NAME`, `streams/NAME`, `averages/NAME`, `base_iterates/NAME` (z of [schedule-free](crate::Averaging::ScheduleFree) training) or `remainders/NAME` (the remainders of master weights of 16-bit parameters, as i16), as far as the configuration keeps
-/// them; and `groups/state`, `groups/update` and, if needed, `tensors/record`, with a row for each group or tensor.
+/// A file is [safetensors](https://github.com/huggingface/safetensors). For each tensor it has those of these entries that the
+/// configuration keeps: `parameters/NAME`, `momentum/NAME`, `second_moment/NAME` (v of AdamW), `direction_counters/NAME`,
+/// `last_gradient/NAME`, `first_parameters/NAME`, `streams/NAME`, `averages/NAME`, `base_iterates/NAME` (z of
+/// [schedule-free](crate::Averaging::ScheduleFree) training) and `remainders/NAME` (the remainders of master weights, as i16). `groups/state`,
+/// `groups/update` and, if needed, `tensors/record` have a row for each group or tensor.
 ///
 /// In a schedule-free group `parameters/NAME` is y, where gradients are taken. A checkpoint with parameters also has `averages/NAME`, the
 /// average x: **use that tensor for inference**. Resuming does not need it. The header's metadata has the format version, the step, the
