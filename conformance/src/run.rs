@@ -5,7 +5,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 pub use crate::spec::{Place, Spec, lengths, packed, separate};
 use crate::stored::Stored;
-use crate::{adapters, download, kinds_of_partials, step, upload};
+use crate::{adapters, download, kinds_of_partials, upload};
 use wgpu_optim::gpu::Tuning;
 use wgpu_optim::layout::{GroupState, ScopeSums};
 use wgpu_optim::{
@@ -30,11 +30,11 @@ pub fn alone() -> MutexGuard<'static, ()> {
 }
 
 /// What surrounds tensors in their buffers: a NaN in every element, so that a kernel that reads it would skip the step.
-const GUARD: u32 = 0x7fc1_7fc1;
+pub const GUARD: u32 = 0x7fc1_7fc1;
 const GUARD_ELEMENTS: usize = 9;
 
-/// Where in its buffer a device's loss is.
-const LOSS_BYTE: u64 = 0;
+/// Where in its buffer a device's loss is: not where a binding may start.
+const LOSS_BYTE: u64 = 36;
 
 /// What the builder of either path is told beside its groups.
 #[derive(Debug, Clone, Copy, Default)]
@@ -96,14 +96,18 @@ pub trait Run {
     fn path(&self) -> String;
     /// The loss of the steps to come; 1 without.
     fn set_loss(&mut self, loss: f32);
-    /// One step; gradients tensor by tensor. On the device no step is an error.
+    /// One step; gradients tensor by tensor. On the device it does not tell of a halt, which the next records do.
     fn try_step(&mut self, grads: &[Vec<f32>]) -> Result<(), Error>;
     /// As [`Run::try_step`], where nothing may fail.
     fn step(&mut self, grads: &[Vec<f32>]) {
         self.try_step(grads).expect("steps");
     }
     /// This rank's part of a step of several.
-    fn measure(&mut self, grads: &[Vec<f32>]) -> ShardSums;
+    fn try_measure(&mut self, grads: &[Vec<f32>]) -> Result<ShardSums, Error>;
+    /// As [`Run::try_measure`], where nothing may fail.
+    fn measure(&mut self, grads: &[Vec<f32>]) -> ShardSums {
+        self.try_measure(grads).expect("measures")
+    }
     /// The step that was measured.
     fn try_apply(&mut self, grads: &[Vec<f32>], combined: &CombinedSums) -> Result<(), Error>;
     /// The parameters, tensor by tensor.
@@ -111,7 +115,11 @@ pub trait Run {
     /// The average of every tensor; its parameters where there is none, or none yet.
     fn averages(&self) -> Vec<Vec<f32>>;
     /// Exchanges parameters and averages.
-    fn swap_averages(&mut self);
+    fn try_swap_averages(&mut self) -> Result<(), Error>;
+    /// As [`Run::try_swap_averages`], where nothing may fail.
+    fn swap_averages(&mut self) {
+        self.try_swap_averages().expect("swaps");
+    }
     /// On the host no drain is an error.
     fn try_records(&mut self) -> Result<Records, Error>;
     /// As [`Run::try_records`], where nothing may fail.
@@ -153,6 +161,14 @@ impl CpuRun {
 
     /// As `new`, with what the builder itself is told.
     pub fn with(specs: &[Spec], setup: Setup) -> Self {
+        Self::try_with(specs, setup).expect("builds")
+    }
+
+    /// As `with`.
+    ///
+    /// # Errors
+    /// What the builder refuses.
+    pub fn try_with(specs: &[Spec], setup: Setup) -> Result<Self, Error> {
         let mut builder: OptimizerBuilder<cpu::Tensor> =
             setup.tell(OptimizerBuilder::new(Rule::sgd()));
         let mut params = Vec::new();
@@ -166,12 +182,12 @@ impl CpuRun {
             }
             builder = builder.group(group);
         }
-        CpuRun {
-            optimizer: builder.build_cpu().expect("builds"),
+        Ok(CpuRun {
+            optimizer: builder.build_cpu()?,
             loss: 1.0,
             params,
             kinds: kinds(specs),
-        }
+        })
     }
 
     /// The parameters, where all that there is is f32 and the methods for slices of f32 are called.
@@ -232,18 +248,16 @@ impl Run for CpuRun {
             self.loss,
         )
     }
-    fn measure(&mut self, grads: &[Vec<f32>]) -> ShardSums {
+    fn try_measure(&mut self, grads: &[Vec<f32>]) -> Result<ShardSums, Error> {
         let loss = self.loss;
-        let measured = if self.floats().is_some() {
+        if self.floats().is_some() {
             let params: Vec<Vec<f32>> = self.params.iter().map(Stored::values).collect();
-            self.optimizer.measure_with_loss(&params, grads, loss)
-        } else {
-            let grads = self.stored(grads);
-            let (params, grads) = (slices(&self.params), slices(&grads));
-            self.optimizer
-                .measure_values_with_loss(&params, &grads, loss)
-        };
-        measured.expect("measures")
+            return self.optimizer.measure_with_loss(&params, grads, loss);
+        }
+        let grads = self.stored(grads);
+        let (params, grads) = (slices(&self.params), slices(&grads));
+        self.optimizer
+            .measure_values_with_loss(&params, &grads, loss)
     }
     fn try_apply(&mut self, grads: &[Vec<f32>], combined: &CombinedSums) -> Result<(), Error> {
         if self.floats().is_some() {
@@ -274,15 +288,13 @@ impl Run for CpuRun {
             })
             .collect()
     }
-    fn swap_averages(&mut self) {
-        let swapped = if self.floats().is_some() {
+    fn try_swap_averages(&mut self) -> Result<(), Error> {
+        if self.floats().is_some() {
             let mut params = floats_mut(&mut self.params);
-            self.optimizer.swap_averages(&mut params)
-        } else {
-            let mut params = slices_mut(&mut self.params);
-            self.optimizer.swap_averages_values(&mut params)
-        };
-        swapped.expect("swaps");
+            return self.optimizer.swap_averages(&mut params);
+        }
+        let mut params = slices_mut(&mut self.params);
+        self.optimizer.swap_averages_values(&mut params)
     }
     fn try_records(&mut self) -> Result<Records, Error> {
         Ok(self.optimizer.drain_records())
@@ -386,6 +398,22 @@ impl GpuRun {
             OptimizerBuilder<wgpu_optim::gpu::Tensor>,
         ) -> OptimizerBuilder<wgpu_optim::gpu::Tensor>,
     ) -> Self {
+        Self::try_with_room(gpu, specs, places, room, settings).expect("builds")
+    }
+
+    /// As `with_room`.
+    ///
+    /// # Errors
+    /// What the builder or the device refuses.
+    pub fn try_with_room(
+        gpu: &Gpu,
+        specs: &[Spec],
+        places: Vec<Place>,
+        room: &[usize],
+        settings: impl FnOnce(
+            OptimizerBuilder<wgpu_optim::gpu::Tensor>,
+        ) -> OptimizerBuilder<wgpu_optim::gpu::Tensor>,
+    ) -> Result<Self, Error> {
         let kinds = kinds(specs);
         let spans = || {
             places.iter().zip(&kinds).flat_map(|(place, kind)| {
@@ -409,7 +437,8 @@ impl GpuRun {
                     .max()
                     .unwrap_or(0)
                     .max(4 * room.get(buffer).copied().unwrap_or(0));
-                guards(end.div_ceil(4) + GUARD_ELEMENTS)
+                // As large as the buffer, which is of whole bindings of 16 bytes.
+                guards((end.div_ceil(4) + GUARD_ELEMENTS).next_multiple_of(4))
             })
             .collect();
         let tensors = specs.iter().flat_map(|spec| &spec.tensors);
@@ -422,7 +451,7 @@ impl GpuRun {
             .iter()
             .map(|bytes| upload(gpu, &bytemuck::pod_collect_to_vec::<u8, f32>(bytes)))
             .collect();
-        let loss = upload(gpu, &[1.0]);
+        let loss = upload(gpu, &[1.0; 16]);
         let mut builder =
             settings(OptimizerBuilder::new(Rule::sgd())).loss(loss.slice(LOSS_BYTE..LOSS_BYTE + 4));
         let mut next = places.iter();
@@ -439,8 +468,8 @@ impl GpuRun {
             }
             builder = builder.group(group);
         }
-        let optimizer = builder.build(gpu).expect("builds");
-        GpuRun {
+        let optimizer = builder.build(gpu)?;
+        Ok(GpuRun {
             gpu: gpu.clone(),
             optimizer,
             buffers,
@@ -448,7 +477,14 @@ impl GpuRun {
             host,
             places,
             kinds,
-        }
+        })
+    }
+
+    /// An encoder of the device's.
+    pub fn encoder(&self) -> wgpu::CommandEncoder {
+        self.gpu
+            .device()
+            .create_command_encoder(&wgpu::CommandEncoderDescriptor::default())
     }
 
     /// Rebinds to other places in the same buffers, and takes the parameters there; where they were, and where the gradients were, is
@@ -508,7 +544,70 @@ impl GpuRun {
 
     /// What is where the gradients of the next step belong.
     pub fn grads(&self) -> Vec<Vec<f32>> {
+        self.read_grads().expect("gradients arrive")
+    }
+
+    /// As `grads`.
+    ///
+    /// # Errors
+    /// Where a device does not answer.
+    pub fn read_grads(&self) -> Result<Vec<Vec<f32>>, Error> {
         self.read(|place, kind| (place.grads, kind.grads))
+    }
+
+    /// As [`Run::params`].
+    ///
+    /// # Errors
+    /// Where a device does not answer.
+    pub fn read_params(&self) -> Result<Vec<Vec<f32>>, Error> {
+        self.read(|place, kind| (place.params, kind.params))
+    }
+
+    /// As [`Run::rates`].
+    ///
+    /// # Errors
+    /// Where a device does not answer.
+    pub fn read_rates(&self) -> Result<Vec<f32>, Error> {
+        let rates = self.optimizer.learning_rates();
+        let rates = self.gpu.read_buffer("learning rates", rates);
+        let mut rates: Vec<f32> = pollster::block_on(rates)?;
+        // The buffer is padded to 16 bytes.
+        rates.truncate(self.optimizer.groups().len());
+        Ok(rates)
+    }
+
+    /// As [`Run::sums`].
+    ///
+    /// # Errors
+    /// Where a device does not answer.
+    pub fn read_sums(&self) -> Result<Vec<ScopeSums>, Error> {
+        let mut sums = pollster::block_on(self.optimizer.read_sums())?;
+        // The buffer is padded to 16 bytes.
+        sums.truncate(self.optimizer.groups().len());
+        Ok(sums)
+    }
+
+    /// The words of the buffers, with [`GUARD`] in the place of every parameter and gradient: what lies between tensors, and should be [`GUARD`] too.
+    ///
+    /// # Errors
+    /// Where a device does not answer.
+    pub fn read_surroundings(&self) -> Result<Vec<Vec<u32>>, Error> {
+        let mut contents = self.contents()?;
+        for (place, kind) in self.places.iter().zip(&self.kinds) {
+            for ((buffer, start), element) in
+                [(place.params, kind.params), (place.grads, kind.grads)]
+            {
+                let guard = bytemuck::bytes_of(&GUARD).iter().cycle();
+                let own = &mut contents[buffer][bytes_of(start, kind.len, element)];
+                own.iter_mut()
+                    .zip(guard)
+                    .for_each(|(byte, &guard)| *byte = guard);
+            }
+        }
+        let contents = contents.iter();
+        Ok(contents
+            .map(|bytes| bytemuck::pod_collect_to_vec(bytes))
+            .collect())
     }
 
     /// Gradients should be zeros now.
@@ -519,33 +618,32 @@ impl GpuRun {
         }
     }
 
-    fn contents(&self) -> Vec<Vec<u8>> {
+    fn contents(&self) -> Result<Vec<Vec<u8>>, Error> {
         self.buffers
             .iter()
-            .zip(&self.host)
-            .map(|(buffer, host)| {
-                let words = download(&self.gpu, buffer, host.len() / 4);
-                bytemuck::cast_slice(&words).to_vec()
-            })
+            .map(|buffer| pollster::block_on(self.gpu.read_buffer("tensors", buffer)))
             .collect()
     }
 
-    fn read(&self, what: impl Fn(&Place, &Kind) -> ((usize, usize), Element)) -> Vec<Vec<f32>> {
-        let contents = self.contents();
+    fn read(
+        &self,
+        what: impl Fn(&Place, &Kind) -> ((usize, usize), Element),
+    ) -> Result<Vec<Vec<f32>>, Error> {
+        let contents = self.contents()?;
         let tensors = self.places.iter().zip(&self.kinds);
-        tensors
+        Ok(tensors
             .map(|(place, kind)| {
                 let ((buffer, start), element) = what(place, kind);
                 let bytes = &contents[buffer][bytes_of(start, kind.len, element)];
                 Stored::from_bytes(element, bytes).values()
             })
-            .collect()
+            .collect())
     }
 
     /// Everything in the buffers that is not a parameter is, bit for bit, what was put there.
     pub fn assert_surroundings_untouched(&self) {
         let mut expected = self.host.clone();
-        let mut found = self.contents();
+        let mut found = self.contents().expect("the device answers");
         for (place, kind) in self.places.iter().zip(&self.kinds) {
             let (buffer, start) = place.params;
             let bytes = bytes_of(start, kind.len, kind.params);
@@ -596,39 +694,32 @@ impl Run for GpuRun {
     }
     fn try_step(&mut self, grads: &[Vec<f32>]) -> Result<(), Error> {
         self.write_grads(grads);
-        step(&self.gpu, &self.optimizer);
+        let mut encoder = self.encoder();
+        self.optimizer.encode_step(&mut encoder)?;
+        self.gpu.queue().submit([encoder.finish()]);
         Ok(())
     }
-    fn measure(&mut self, grads: &[Vec<f32>]) -> ShardSums {
+    fn try_measure(&mut self, grads: &[Vec<f32>]) -> Result<ShardSums, Error> {
         self.write_grads(grads);
-        let mut encoder = self
-            .gpu
-            .device()
-            .create_command_encoder(&Default::default());
-        self.optimizer.encode_measure(&mut encoder).expect("alive");
+        let mut encoder = self.encoder();
+        self.optimizer.encode_measure(&mut encoder)?;
         self.gpu.queue().submit([encoder.finish()]);
-        pollster::block_on(self.optimizer.read_shard_sums()).expect("sums arrive")
+        pollster::block_on(self.optimizer.read_shard_sums())
     }
     fn try_apply(&mut self, _: &[Vec<f32>], combined: &CombinedSums) -> Result<(), Error> {
-        let mut encoder = self
-            .gpu
-            .device()
-            .create_command_encoder(&Default::default());
+        let mut encoder = self.encoder();
         self.optimizer.encode_apply(&mut encoder, combined)?;
         self.gpu.queue().submit([encoder.finish()]);
         Ok(())
     }
     fn params(&self) -> Vec<Vec<f32>> {
-        self.read(|place, kind| (place.params, kind.params))
+        self.read_params().expect("parameters arrive")
     }
     fn averages(&self) -> Vec<Vec<f32>> {
         let (groups, tensors) = (self.optimizer.groups(), self.optimizer.tensors());
         let elements = self.kinds.iter().map(|kind| kind.len).sum();
         let place = upload(&self.gpu, &vec![0.0; elements]);
-        let mut encoder = self
-            .gpu
-            .device()
-            .create_command_encoder(&Default::default());
+        let mut encoder = self.encoder();
         for (index, tensor) in tensors.iter().enumerate() {
             if groups[tensor.group].averaging != Averaging::Off {
                 let start = 4 * tensor.first_element;
@@ -648,15 +739,11 @@ impl Run for GpuRun {
             })
             .collect()
     }
-    fn swap_averages(&mut self) {
-        let mut encoder = self
-            .gpu
-            .device()
-            .create_command_encoder(&Default::default());
-        self.optimizer
-            .encode_swap_averages(&mut encoder)
-            .expect("alive");
+    fn try_swap_averages(&mut self) -> Result<(), Error> {
+        let mut encoder = self.encoder();
+        self.optimizer.encode_swap_averages(&mut encoder)?;
         self.gpu.queue().submit([encoder.finish()]);
+        Ok(())
     }
     fn try_records(&mut self) -> Result<Records, Error> {
         pollster::block_on(self.optimizer.drain_records())
@@ -668,17 +755,13 @@ impl Run for GpuRun {
         download(&self.gpu, self.optimizer.loss_scale(), 1)[0]
     }
     fn rates(&self) -> Vec<f32> {
-        let groups = self.optimizer.groups().len();
-        download(&self.gpu, self.optimizer.learning_rates(), groups)
+        self.read_rates().expect("rates arrive")
     }
     fn states(&self) -> Vec<GroupState> {
         pollster::block_on(self.optimizer.read_states()).expect("states arrive")
     }
     fn sums(&self) -> Vec<ScopeSums> {
-        let mut sums = pollster::block_on(self.optimizer.read_sums()).expect("sums arrive");
-        // The buffer is padded to 16 bytes.
-        sums.truncate(self.optimizer.groups().len());
-        sums
+        self.read_sums().expect("sums arrive")
     }
     fn groups(&self) -> Vec<GroupConfig> {
         self.optimizer.groups().to_vec()

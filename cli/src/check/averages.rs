@@ -1,10 +1,10 @@
 //! Averages of the iterates, that start at the first step and after it, of every kind; and schedule-free training.
 
 use wgpu_optim::{Averaging, Regime, Rule};
+use wgpu_optim_conformance::spec::Spec;
 
 use super::case::{Case, Subject};
 use super::scenario::{Scenario, with_lengths};
-use wgpu_optim_conformance::spec::Spec;
 
 const STEPS: usize = 8;
 

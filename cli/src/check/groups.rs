@@ -1,10 +1,10 @@
 //! What a group can be told: decay, clip, maximize, schedules, a rate per tensor, a shared norm; all side by side in one optimizer.
 
 use wgpu_optim::{Regime, Rule, Schedule, WeightDecay};
+use wgpu_optim_conformance::spec::Spec;
 
 use super::case::{Case, Subject};
 use super::scenario::{Scenario, with_lengths};
-use wgpu_optim_conformance::spec::Spec;
 
 const STEPS: usize = 8;
 

@@ -2,12 +2,12 @@
 //! are cleared.
 
 use wgpu_optim::{DoG, Element, Regime, Rounding, Rule, SecantForm, WeightDecay};
+use wgpu_optim_conformance::spec::Spec;
 
 use super::case::{Case, Outcome, Path, Subject};
 use super::run::HostRun;
 use super::scenario::{Gradients, Layout, Scenario, loss_of, with_lengths};
 use crate::CliError;
-use wgpu_optim_conformance::spec::Spec;
 
 const STEPS: usize = 5;
 

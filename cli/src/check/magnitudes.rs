@@ -1,10 +1,10 @@
 //! Numbers of every size: 1e38, 1e-38, denormals, and all of them mixed; zeros of either sign.
 
 use wgpu_optim::{Regime, Rule};
+use wgpu_optim_conformance::spec::Spec;
 
 use super::case::{Case, Subject};
 use super::scenario::{Gradients, Part, Scenario, with_lengths};
-use wgpu_optim_conformance::spec::Spec;
 
 const STEPS: usize = 3;
 

@@ -2,12 +2,12 @@
 //! step is skipped bit for bit, on the device as on the CPU path, and the record names the element.
 
 use wgpu_optim::{Record, Regime, Rule, WeightDecay};
+use wgpu_optim_conformance::spec::{Spec, lengths, without_counts};
 
 use super::case::{Case, Outcome, Path, Subject, less, shorter};
 use super::run::{DeviceRun, HostRun};
 use super::scenario::{Scenario, loss_of, with_lengths};
 use crate::CliError;
-use wgpu_optim_conformance::spec::{Spec, lengths, without_counts};
 
 /// Every kind of f32 that is not finite.
 const BITS: [u32; 10] = [

@@ -4,6 +4,7 @@
 use wgpu_optim::gpu::{Partials, PassName, Tuning};
 use wgpu_optim::layout::{GroupState, ScopeSums};
 use wgpu_optim::{Regime, Rule, WeightDecay};
+use wgpu_optim_conformance::spec::Spec;
 
 use super::case::{Case, Outcome, Path, Subject, ulp};
 use super::regimes;
@@ -11,7 +12,6 @@ use super::run::HostRun;
 use super::scenario::{Gradients, RATE_ULPS, Scenario, Tolerance, describe, loss_of, with_lengths};
 use super::steps::lengths;
 use crate::CliError;
-use wgpu_optim_conformance::spec::Spec;
 
 pub fn cases(subject: &Subject) -> Vec<Box<dyn Case>> {
     let mut cases: Vec<Box<dyn Case>> = Vec::new();

@@ -1,11 +1,11 @@
 //! Repeats: the same steps, recorded in other ways, have the same bits.
 
 use wgpu_optim::{Record, Regime, Rule};
+use wgpu_optim_conformance::spec::Spec;
 
 use super::case::{Case, Outcome, Path, Subject};
 use super::scenario::{Scenario, loss_of, with_lengths};
 use crate::CliError;
-use wgpu_optim_conformance::spec::Spec;
 
 const STEPS: usize = 5;
 
@@ -69,14 +69,14 @@ impl Repeat {
             Way::Apart => {
                 for _ in 0..steps {
                     let mut encoder = run.encoder();
-                    run.optimizer.encode_step(&mut encoder)?;
+                    run.optimizer().encode_step(&mut encoder)?;
                     run.submit([encoder]);
                 }
             }
             Way::OneEncoder => {
                 let mut encoder = run.encoder();
                 for _ in 0..steps {
-                    run.optimizer.encode_step(&mut encoder)?;
+                    run.optimizer().encode_step(&mut encoder)?;
                 }
                 run.submit([encoder]);
             }
@@ -85,7 +85,7 @@ impl Repeat {
                 {
                     let mut pass = encoder.begin_compute_pass(&Default::default());
                     for _ in 0..steps {
-                        run.optimizer.encode_step_in(&mut pass)?;
+                        run.optimizer().encode_step_in(&mut pass)?;
                     }
                 }
                 run.submit([encoder]);
@@ -94,7 +94,7 @@ impl Repeat {
                 let encoders = (0..steps)
                     .map(|_| {
                         let mut encoder = run.encoder();
-                        run.optimizer.encode_step(&mut encoder)?;
+                        run.optimizer().encode_step(&mut encoder)?;
                         Ok(encoder)
                     })
                     .collect::<Result<Vec<_>, CliError>>()?;

@@ -1,13 +1,14 @@
 //! The case that most families are made of: groups that take some steps, on the device and on the CPU path, against the oracle.
 
 use wgpu_optim::{Averaging, Element, Gpu, Record, Rounding, Schedule, WeightDecay, wgpu};
+use wgpu_optim_conformance::oracle::Oracle;
+use wgpu_optim_conformance::run::Setup;
+use wgpu_optim_conformance::spec::{Place, Spec, lengths, packed};
+use wgpu_optim_conformance::stored::{half_ulp, rounded};
 
 use super::case::{Case, Outcome, Path, Subject, less, shorter, ulp};
 use super::run::{DeviceRun, HostRun, Told};
 use crate::CliError;
-use wgpu_optim_conformance::oracle::Oracle;
-use wgpu_optim_conformance::spec::{Place, Spec, lengths, packed};
-use wgpu_optim_conformance::stored::{half_ulp, rounded};
 
 /// One group and what its gradients are like.
 #[derive(Debug, Clone)]
@@ -95,9 +96,11 @@ impl Scenario {
     /// What builders are told.
     pub fn told(&self) -> Told {
         Told {
-            micro_batches: self.micro_batches,
+            setup: Setup {
+                micro_batches: Some(self.micro_batches),
+                ..Setup::default()
+            },
             clears: self.clears,
-            ..Told::default()
         }
     }
 

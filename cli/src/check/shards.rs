@@ -3,12 +3,12 @@
 use wgpu_optim::{
     AdaGradNorm, DoG, Element, Record, Regime, Rounding, Rule, SecantForm, ShardSums, WeightDecay,
 };
+use wgpu_optim_conformance::spec::{Spec, packed};
 
 use super::case::{Case, Outcome, Path, Subject};
-use super::run::{DeviceRun, HostRun, Told};
+use super::run::{DeviceRun, HostRun};
 use super::scenario::{Scenario, Trace, loss_of, with_lengths};
 use crate::CliError;
-use wgpu_optim_conformance::spec::{Spec, packed};
 
 const STEPS: usize = 8;
 
@@ -190,9 +190,10 @@ impl Case for Sharded {
 
     fn run(&self, subject: &Subject) -> Result<Outcome, CliError> {
         let mut outcome = Outcome::default();
-        let told = |rank| Told {
-            rank: Some(rank),
-            ..self.whole.told()
+        let told = |rank| {
+            let mut told = self.whole.told();
+            told.setup.shard = Some(rank);
+            told
         };
         let on_device = |rank: usize, of| {
             let specs = self.specs_of(rank);

@@ -1,11 +1,11 @@
 //! Every rule and regime, over lengths around the kernels' boundaries.
 
 use wgpu_optim::{Regime, Rule};
+use wgpu_optim_conformance::spec::Spec;
 
 use super::case::{Case, Subject};
 use super::regimes;
 use super::scenario::{Scenario, with_lengths};
-use wgpu_optim_conformance::spec::Spec;
 
 /// Steps of a case, but for [`steps`].
 const STEPS: usize = 8;

@@ -1,10 +1,10 @@
 //! Trust ratios, with what passes 4 and 5 measure of the step.
 
 use wgpu_optim::{Regime, Rule, WeightDecay};
+use wgpu_optim_conformance::spec::Spec;
 
 use super::case::{Case, Subject};
 use super::scenario::{Scenario, with_lengths};
-use wgpu_optim_conformance::spec::Spec;
 
 const STEPS: usize = 8;
 

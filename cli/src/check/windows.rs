@@ -1,10 +1,10 @@
 //! Tensors over many binding windows, at odd offsets, many small ones, and parameters and gradients in one buffer.
 
 use wgpu_optim::{Regime, Rule};
+use wgpu_optim_conformance::spec::Spec;
 
 use super::case::{Case, Subject};
 use super::scenario::{Layout, Scenario, with_lengths};
-use wgpu_optim_conformance::spec::Spec;
 
 /// The device can bind so many bytes at once: several windows are cheap to have then.
 const BINDING_BYTES: u64 = 64 << 10;
