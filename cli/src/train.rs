@@ -106,7 +106,6 @@ pub enum RegimeName {
     Polyak,
     /// Loss and squared norm, bounded by 1.
     Ngn,
-    /// Distance over gradients on windows, behind a gate that asks the norm.
     /// Three streams at three rates, of which the loss picks one; sgd and signsgd only.
     AutoSgd,
 }

@@ -126,7 +126,7 @@ pub struct CompareArgs {
         requires = "compare"
     )]
     gradient_scales: Option<Vec<f32>>,
-    /// Print rows for the README's table instead of tables
+    /// Print Markdown rows, as in docs/results.md, instead of tables
     #[arg(
         long,
         help_heading = "Compare",

@@ -375,7 +375,7 @@ fn runs_repeat_bit_for_bit() {
     }
 }
 
-/// Untuned, each rule reaches the accuracy of the best of seven fixed rates within 1 %. (The README has the table, MNIST included.)
+/// Untuned, each rule reaches the accuracy of the best of seven fixed rates within 1 %. (docs/results.md has the table, MNIST included.)
 #[test]
 fn seesaw_reaches_the_best_of_a_grid_of_fixed_rates() {
     let grids: [(&str, [&str; 7]); 3] = [
