@@ -1,4 +1,4 @@
-//! Files that are replaced as a whole: whoever reads, and whoever dies, sees the old file or the new one.
+//! Atomic replacement of files: readers see the old file or the new one, and so they do after a writing process was killed.
 
 use std::ffi::{OsStr, OsString};
 use std::fs::{File, TryLockError};
@@ -10,8 +10,8 @@ use tempfile::NamedTempFile;
 /// The end of the name of a file that is being written.
 const SUFFIX: &str = ".partial";
 
-/// Writes a file beside `path` by `write`, brings it to the disk, then gives it the name `path`, in place of what has that name.
-/// Where `path` is a link, the file that it points to is replaced.
+/// Writes a file beside `path` with `write`, synchronises it to the disk, then renames it to `path`. If `path` is a link, the file that it
+/// points to is replaced.
 ///
 /// A process that is killed meanwhile leaves a file `.NAME.XXXXXX.partial`, which the next call removes.
 pub(crate) fn replace(

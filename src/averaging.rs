@@ -1,10 +1,11 @@
-//! Averages of the iterates: kept by pass 4 while it has the new parameters at hand, swapped in for evaluation.
+//! Averages of the parameters: updated by the pass that writes the parameters, swapped in for evaluation.
 
 use crate::error::{Error, require};
 use crate::layout::average_kinds;
 use crate::rule::Rule;
 
-/// An average of a group's parameters over its steps, beside the parameters themselves, which train on as if there were none.
+/// Average of a group's parameters over its steps, kept beside the parameters. Except for [`Averaging::ScheduleFree`] it does not affect
+/// training.
 ///
 /// The iterate `w_t` is what the parameters are after a step; `t` counts the steps that were not skipped, from 0, as for
 /// [`Schedule`](crate::Schedule). The average starts at `t = start`, with that step's iterate, bit for bit: nothing of the
@@ -28,7 +29,7 @@ use crate::rule::Rule;
 #[cfg_attr(feature = "checkpoint", derive(serde::Serialize))]
 #[non_exhaustive]
 pub enum Averaging {
-    /// No average, no memory, no traffic.
+    /// Keeps no average.
     #[default]
     Off,
     /// The mean of the iterates from step `start` on: `a_k = 1/k` (Polyak & Juditsky 1992, SIAM J. Control Optim. 30(4); Ruppert 1988).
@@ -107,12 +108,12 @@ pub enum Averaging {
 }
 
 impl Averaging {
-    /// [`Averaging::PolynomialDecay`] from the first step on, with DoG's `η = 8`.
+    /// Returns [`Averaging::PolynomialDecay`] from the first step on, with `η = 8`, as DoG is evaluated.
     pub fn polynomial_decay() -> Self {
         Averaging::PolynomialDecay { eta: 8.0, start: 0 }
     }
 
-    /// The average's name as tables and the command line write it.
+    /// Returns the name that tables and the command line use.
     pub fn name(&self) -> &'static str {
         match self {
             Averaging::Off => "off",
@@ -123,7 +124,8 @@ impl Averaging {
         }
     }
 
-    /// Whether a rule can have this average: [`Averaging::ScheduleFree`] needs one without momentum, the others fit every rule.
+    /// Returns true if this average works with a rule. [`Averaging::ScheduleFree`] needs a rule without momentum; the others work with every
+    /// rule.
     pub fn fits(&self, rule: &Rule) -> bool {
         *self != Averaging::ScheduleFree || !rule.has_momentum()
     }
@@ -132,7 +134,7 @@ impl Averaging {
         *self != Averaging::Off
     }
 
-    /// What pass 3 computes: one of [`average_kinds`].
+    /// Returns the number by which the learning-rate pass selects the weights: one of [`average_kinds`].
     pub(crate) fn kind(&self) -> u32 {
         match self {
             Averaging::Off => average_kinds::OFF,

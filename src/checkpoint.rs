@@ -1,11 +1,12 @@
-//! Checkpoints: all that an optimizer remembers, in a safetensors file of one portable form.
+//! Checkpoints: the complete state of an optimizer in a portable safetensors file.
 //!
-//! Every tensor's memory is kept in the tensor's own order of elements, whatever the device's geometry, so that a file that was saved on
-//! one adapter can be loaded on another, or on the CPU path. Both paths fill a [`Draft`] and read a checked [`Checkpoint`].
+//! The memory of every tensor is stored in the tensor's own order of elements, independent of the device's geometry, so that a file saved on
+//! one adapter can be loaded on another or on the CPU path. Both paths fill a [`Draft`] and read a checked [`Checkpoint`].
 
 mod about;
 mod header;
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::fs::File;
@@ -29,36 +30,43 @@ const _: () = assert!(
     "safetensors are little-endian, and so is everything here"
 );
 
-/// What the caller adds to a checkpoint in words of their own, by name: the epoch, the seed, where the data is.
+/// Notes that the caller adds to a checkpoint, by name: the epoch, the seed, the path of the data.
 pub type Notes = BTreeMap<String, String>;
 
-/// Whether a checkpoint is to hold the parameters too, or to give them back.
+/// Selects whether a checkpoint stores and restores the parameters.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Parameters {
-    /// With the parameters.
+    /// Stores or restores the parameters too.
     Included,
-    /// What the optimizer remembers alone; the parameters are the caller's business.
+    /// Stores or restores the optimizer's state alone. The caller keeps the parameters.
     Excluded,
 }
 
-/// All that an optimizer remembers, and the parameters if asked: momentum, direction memory, the regimes' state, the step, the counts of
-/// skipped steps, and the configuration it belongs to.
+/// The complete state of an optimizer, and the parameters if requested: momentum, direction memory, the regimes' state, the number of steps
+/// and of skipped steps, and the configuration that it belongs to.
 ///
-/// [`Optimizer::save`](crate::Optimizer::save) and [`Optimizer::load`](crate::Optimizer::load) write and read files of it,
-/// [`CpuOptimizer::save`](crate::CpuOptimizer::save) and [`CpuOptimizer::load`](crate::CpuOptimizer::load) too; this type is for those who
-/// keep it elsewhere, add notes, or look into it. The records are not in it: drain them before.
+/// [`Optimizer::save`](crate::Optimizer::save) and [`Optimizer::load`](crate::Optimizer::load) write and read it as a file, and so do
+/// [`CpuOptimizer::save`](crate::CpuOptimizer::save) and [`CpuOptimizer::load`](crate::CpuOptimizer::load). Use this type to store it
+/// elsewhere, to add notes, or to inspect it. Records are not part of it: drain them before.
 ///
-/// A file is [safetensors](https://github.com/huggingface/safetensors), with a tensor `parameters/NAME` for each tensor, `momentum/NAME`,
-/// `second_moment/NAME` (v of AdamW), `direction_counters/NAME`, `last_gradient/NAME`, `first_parameters/NAME`, `streams/NAME`, `averages/NAME`, `base_iterates/NAME` (z of [schedule-free](crate::Averaging::ScheduleFree) training) or `remainders/NAME` (what 16-bit parameters lack of their masters, as i16) where that is remembered; and
-/// `groups/state`, `groups/update` and, where they are needed, `tensors/record`, with a row for each group or tensor.
+/// A file is [safetensors](https://github.com/huggingface/safetensors). For each tensor it has those of these entries that the
+/// configuration keeps: `parameters/NAME`, `momentum/NAME`, `second_moment/NAME` (v of AdamW), `direction_counters/NAME`,
+/// `last_gradient/NAME`, `first_parameters/NAME`, `streams/NAME`, `averages/NAME`, `base_iterates/NAME` (z of
+/// [schedule-free](crate::Averaging::ScheduleFree) training) and `remainders/NAME` (the remainders of master weights, as i16). `groups/state`,
+/// `groups/update` and, if needed, `tensors/record` have a row for each group or tensor.
 ///
-/// Of a schedule-free group `parameters/NAME` is y, where gradients are taken. With the parameters there is also `averages/NAME`, which
-/// is the average x: **that is the tensor to use for inference**. For resuming it is not needed.
-/// The header's metadata has the version of this form, the step, the configuration, and the notes.
+/// In a schedule-free group `parameters/NAME` is y, where gradients are taken. A checkpoint with parameters also has `averages/NAME`, the
+/// average x: **use that tensor for inference**. Resuming does not need it. The header's metadata has the format version, the step, the
+/// configuration, the notes, and a checksum (CRC-32) of the configuration and the data. A file with a flipped bit is refused.
+///
+/// # Versions
+/// A file names its settings and the fields of its tables. Files of older versions of this crate, which lack a setting or a field, can be
+/// loaded: the field gets the value that it has before the first step, and the setting is the optimizer's own. A setting or a field that this
+/// version does not know is an error that names it.
 ///
 /// # Bits
-/// Every number is kept as it is. A run that goes on from a checkpoint has the same bits as one that was never interrupted, on the same
-/// path, adapter, driver and tuning, and on the CPU path with any number of threads. On another path or adapter it goes on within rounding.
+/// Numbers are stored exactly. A run that resumes from a checkpoint has the same bits as one that was never interrupted, on the same path,
+/// adapter, driver and tuning, and on the CPU path with any number of threads. On another path or adapter the results agree within rounding.
 ///
 /// # Example
 /// ```
@@ -88,27 +96,31 @@ pub enum Parameters {
 /// ```
 #[derive(Clone)]
 pub struct Checkpoint {
-    /// What messages call it.
+    /// Name of the checkpoint in messages.
     origin: String,
     about: About,
     metadata: Metadata,
     data: Vec<u8>,
 }
 
-/// The version of the form, one higher with every change that an older version of this crate would not understand.
-const VERSION: u32 = 2;
+/// Format version. It is raised by every change that older versions of this crate cannot read.
+const VERSION: u32 = 3;
+/// Oldest format version that is read. It has no checksum.
+const OLDEST_VERSION: u32 = 2;
 
 /// The key of [`About`] in the header's metadata.
 const ABOUT: &str = "wgpu-optim checkpoint";
+/// The key of the checksum: the CRC-32 of [`About`] as it stands in the metadata and of the data behind it, in hexadecimal digits.
+const CHECKSUM: &str = "wgpu-optim crc32";
 
-/// What messages call a checkpoint that is in no file.
+/// Name in messages of a checkpoint that is not in a file.
 const NO_FILE: &str = "the checkpoint";
 
 impl Checkpoint {
     /// Reads a checkpoint from a file.
     ///
     /// # Errors
-    /// [`Error::CheckpointFile`] where the file cannot be read, else as [`Checkpoint::from_bytes`].
+    /// [`Error::CheckpointFile`] if the file cannot be read; otherwise as [`Checkpoint::from_bytes`].
     pub fn load(path: impl AsRef<Path>) -> Result<Self, Error> {
         let path = path.as_ref();
         let unreadable = |message: String| Error::CheckpointFile {
@@ -138,9 +150,14 @@ impl Checkpoint {
         let mut text = sized(header_bytes).map_err(&unreadable)?;
         file.read_exact(&mut text).map_err(words)?;
         let data_bytes = size - (header::LENGTH_BYTES + header_bytes) as u64;
-        let (about, metadata) = open(&origin, &text, data_bytes)?;
+        let Opened {
+            about,
+            metadata,
+            checksum,
+        } = open(&origin, &text, data_bytes)?;
         let mut data = sized(metadata.data_len()).map_err(&unreadable)?;
         file.read_exact(&mut data).map_err(words)?;
+        checksum.check(&data).map_err(damaged)?;
         Ok(Checkpoint {
             origin,
             about,
@@ -149,12 +166,12 @@ impl Checkpoint {
         })
     }
 
-    /// Takes the bytes of a checkpoint apart, which may come from anywhere: whatever is wrong with them is found before they are used,
-    /// in memory that is in proportion to their number.
+    /// Reads a checkpoint from bytes, which need not be trusted: they are validated before they are used, in memory proportional to their
+    /// number.
     ///
     /// # Errors
-    /// [`Error::CheckpointDamaged`] for bytes that are no whole checkpoint, [`Error::CheckpointVersion`] for another form. What does not
-    /// fit an optimizer is found when it is restored.
+    /// [`Error::CheckpointDamaged`] if the bytes are not a complete checkpoint, [`Error::CheckpointVersion`] for another format version.
+    /// Whether the checkpoint belongs to an optimizer is checked by `restore`.
     pub fn from_bytes(bytes: impl Into<Vec<u8>>) -> Result<Self, Error> {
         let mut bytes = bytes.into();
         let size = bytes.len() as u64;
@@ -164,7 +181,12 @@ impl Checkpoint {
         let length = length.try_into().unwrap_or_default();
         let header_bytes = header::checked_length(length, size).map_err(damaged)?;
         let (text, data) = rest.split_at(header_bytes);
-        let (about, metadata) = open(NO_FILE, text, data.len() as u64)?;
+        let Opened {
+            about,
+            metadata,
+            checksum,
+        } = open(NO_FILE, text, data.len() as u64)?;
+        checksum.check(data).map_err(damaged)?;
         bytes.drain(..header::LENGTH_BYTES + header_bytes);
         Ok(Checkpoint {
             origin: NO_FILE.to_owned(),
@@ -174,11 +196,11 @@ impl Checkpoint {
         })
     }
 
-    /// Writes the checkpoint to a file, which is replaced as a whole: written beside it, brought to the disk, then renamed. A process that
-    /// is killed at any instant leaves the old file or the new one.
+    /// Writes the checkpoint to a file atomically: it is written beside the old file, synchronised to the disk, then renamed. A process that is
+    /// killed at any time leaves the old file or the new one.
     ///
     /// # Errors
-    /// [`Error::CheckpointFile`]; an old file is then as it was.
+    /// [`Error::CheckpointFile`]; an old file is then unchanged.
     pub fn save(&self, path: impl AsRef<Path>) -> Result<(), Error> {
         let path = path.as_ref();
         let header = self.header();
@@ -193,7 +215,7 @@ impl Checkpoint {
         })
     }
 
-    /// The bytes of such a file.
+    /// Returns the checkpoint as the bytes of a safetensors file.
     pub fn to_bytes(&self) -> Vec<u8> {
         let mut bytes = self.header();
         bytes.extend_from_slice(&self.data);
@@ -201,41 +223,44 @@ impl Checkpoint {
     }
 
     fn header(&self) -> Vec<u8> {
-        header::write(ABOUT, &self.about, &self.metadata)
+        let about = self.about.to_json();
+        let checksum = format!("{:08x}", checksum(&about, &self.data));
+        let texts = BTreeMap::from([(ABOUT, about), (CHECKSUM, checksum)]);
+        header::write(&texts, &self.metadata)
     }
 
-    /// Steps attempted before it was saved, skipped ones included: the number of the step that comes next.
+    /// Returns the number of steps attempted before the checkpoint was made, skipped ones included. It is the number of the next step.
     pub fn step(&self) -> u64 {
         self.about.step
     }
 
-    /// What the caller added when it was made.
+    /// Returns the notes that the caller added.
     pub fn notes(&self) -> &Notes {
         &self.about.notes
     }
 
-    /// The groups' names, in the order of declaration.
+    /// Returns the names of the groups, in the order of declaration.
     pub fn groups(&self) -> impl Iterator<Item = &str> {
         self.about.groups.iter().map(|group| group.name.as_str())
     }
 
-    /// The tensors' names and lengths in elements, in the order of declaration.
+    /// Returns the names and lengths (in elements) of the tensors, in the order of declaration.
     pub fn tensors(&self) -> impl Iterator<Item = (&str, u64)> {
         let tensors = self.about.tensors.iter();
         tensors.map(|tensor| (tensor.name.as_str(), tensor.elements))
     }
 
-    /// The names of what is in it, as a reader of safetensors sees them, in the order of the file.
+    /// Returns the names of the stored safetensors entries, in the order of the file.
     pub fn names(&self) -> Vec<String> {
         self.metadata.offset_keys()
     }
 
-    /// Whether it holds the parameters.
+    /// Returns true if the checkpoint contains the parameters.
     pub fn has_parameters(&self) -> bool {
         self.about.parameters
     }
 
-    /// A tensor's parameters, if it holds them. Those of 16 bits as f32, which has them all.
+    /// Returns a tensor's parameters, if the checkpoint contains them. 16-bit parameters are converted to f32, which is exact.
     pub fn parameters(&self, tensor: &str) -> Option<Vec<f32>> {
         let info = self.metadata.info(&parameters_name(tensor))?;
         let bytes = &self.data[info.data_offsets.0..info.data_offsets.1];
@@ -253,8 +278,9 @@ impl Checkpoint {
         }
     }
 
-    /// Refuses everything but a checkpoint of an optimizer with this plan, before anything is changed.
-    pub(crate) fn check(&self, plan: &Plan, parameters: Parameters) -> Result<(), Error> {
+    /// The checkpoint with the tables of this version, if it is one of an optimizer with this plan. Everything else is refused, before
+    /// anything is changed.
+    pub(crate) fn fit(&self, plan: &Plan, parameters: Parameters) -> Result<Cow<'_, Self>, Error> {
         let differs = |difference: about::Difference| Error::CheckpointDiffers {
             checkpoint: self.origin.clone(),
             what: difference.what,
@@ -264,19 +290,87 @@ impl Checkpoint {
         let here = About::of(plan, self.about.parameters);
         self.about.compare(&here).map_err(differs)?;
         let damaged = |problem| damaged(&self.origin, problem);
-        self.check_contents(plan).map_err(damaged)?;
-        self.check_states(plan).map_err(damaged)?;
+        let tables: Vec<_> = Table::all(plan)
+            .map(|table| (table, self.about.fields_of(table)))
+            .collect();
+        self.check_contents(plan, &tables).map_err(damaged)?;
+        let fitted = if self.about.tables == here.tables {
+            Cow::Borrowed(self)
+        } else {
+            for (table, fields) in &tables {
+                about::check_fields(*table, fields).map_err(differs)?;
+            }
+            let tables = tables
+                .iter()
+                .map(|(table, fields)| (*table, self.table_of_this_version(plan, *table, fields)));
+            Cow::Owned(self.with_tables(plan, here, tables.collect())?)
+        };
+        fitted.check_states(plan).map_err(damaged)?;
         if parameters == Parameters::Included && !self.about.parameters {
             return Err(Error::CheckpointWithoutParameters {
                 checkpoint: self.origin.clone(),
             });
         }
-        Ok(())
+        Ok(fitted)
+    }
+
+    /// A table with the fields of this version: those that the file lacks have the values of before the first step.
+    fn table_of_this_version(&self, plan: &Plan, table: Table, fields: &[Field]) -> Vec<u32> {
+        let old: Vec<u32> = bytemuck::pod_collect_to_vec(self.bytes(Slot::Table(table)));
+        let mut new = table.first_rows(plan);
+        let rows = new.chunks_exact_mut(table.words());
+        for (new, old) in rows.zip(old.chunks_exact(fields.len().max(1))) {
+            for (word, field) in new.iter_mut().zip(table.fields()) {
+                if let Some(at) = fields.iter().position(|old| *old == field) {
+                    *word = old[at];
+                }
+            }
+        }
+        new
+    }
+
+    /// The checkpoint with other tables, those of an optimizer that is described by `here`.
+    fn with_tables(
+        &self,
+        plan: &Plan,
+        here: About,
+        tables: HashMap<Table, Vec<u32>>,
+    ) -> Result<Self, Error> {
+        let parameters = if self.about.parameters {
+            Parameters::Included
+        } else {
+            Parameters::Excluded
+        };
+        let mut draft = Draft::new(plan, parameters, self.notes())?;
+        for (slot, range) in &draft.slots {
+            let bytes = match slot {
+                Slot::Table(table) => bytemuck::cast_slice(&tables[table]),
+                slot => self.bytes(*slot),
+            };
+            draft.data[range.clone()].copy_from_slice(bytes);
+        }
+        let mut about = self.about.clone();
+        about.tables = here.tables;
+        Ok(Checkpoint {
+            origin: self.origin.clone(),
+            about,
+            metadata: draft.metadata,
+            data: draft.data,
+        })
     }
 
     /// Whether everything that the configuration calls for is there in its type and shape, and nothing else.
-    fn check_contents(&self, plan: &Plan) -> Result<(), String> {
-        let items = items(plan, self.about.parameters);
+    fn check_contents(&self, plan: &Plan, tables: &[(Table, Vec<Field>)]) -> Result<(), String> {
+        let mut items = items(plan, self.about.parameters);
+        // Another version's rows may be shorter or longer.
+        for (table, fields) in tables {
+            let item = items
+                .iter_mut()
+                .find(|item| item.slot == Slot::Table(*table));
+            if let Some(item) = item {
+                item.shape[1] = fields.len();
+            }
+        }
         for item in &items {
             let info = self
                 .metadata
@@ -301,7 +395,7 @@ impl Checkpoint {
         Ok(())
     }
 
-    /// Whether the groups' rows are such that a step could have left them. What this crate wrote is; the rest would end in nonsense.
+    /// Checks that a step could have left the groups' states as they are. Any other values would lead to meaningless steps.
     fn check_states(&self, plan: &Plan) -> Result<(), String> {
         for table in [Table::States, Table::Updates] {
             let fields = table.fields();
@@ -339,7 +433,7 @@ impl Checkpoint {
         bytemuck::pod_collect_to_vec(self.bytes(Slot::Table(Table::States)))
     }
 
-    /// What is kept for a slot; nothing where there is no such slot.
+    /// Returns the bytes of a slot; empty if there is no such slot.
     pub(crate) fn bytes(&self, slot: Slot) -> &[u8] {
         let name = match slot {
             Slot::Table(table) => table.name().to_owned(),
@@ -354,25 +448,73 @@ impl Checkpoint {
     }
 }
 
-/// The header's two parts, if they describe so many bytes of data.
-fn open(origin: &str, text: &[u8], data_bytes: u64) -> Result<(About, Metadata), Error> {
+/// What a header says.
+struct Opened {
+    about: About,
+    metadata: Metadata,
+    checksum: Checksum,
+}
+
+/// The checksum of a file: of its description so far, and what it is to be in the end. A file of the oldest version has none.
+struct Checksum {
+    so_far: crc32fast::Hasher,
+    expected: Option<u32>,
+}
+
+impl Checksum {
+    /// Whether the data is as it was written.
+    fn check(mut self, data: &[u8]) -> Result<(), String> {
+        self.so_far.update(data);
+        let found = self.so_far.finalize();
+        match self.expected {
+            Some(expected) if expected != found => Err(format!(
+                "its checksum is {found:08x} instead of {expected:08x}: some of its bytes have changed"
+            )),
+            _ => Ok(()),
+        }
+    }
+}
+
+fn checksum(about: &str, data: &[u8]) -> u32 {
+    let mut hasher = crc32fast::Hasher::new();
+    hasher.update(about.as_bytes());
+    hasher.update(data);
+    hasher.finalize()
+}
+
+/// Reads a header, if it describes so many bytes of data.
+fn open(origin: &str, text: &[u8], data_bytes: u64) -> Result<Opened, Error> {
     let damaged = |problem| damaged(origin, problem);
-    let header = header::parse(ABOUT, text).map_err(damaged)?;
-    let about = header.about.ok_or_else(|| {
+    let header = header::parse(text).map_err(damaged)?;
+    let about = header.texts.get(ABOUT).ok_or_else(|| {
         damaged(format!(
             "it is in the safetensors format, but has no \"{ABOUT}\" in its metadata"
         ))
     })?;
     // The version first: a newer one may have everything else changed.
-    let version = about::version(&about).map_err(damaged)?;
-    if version != VERSION {
+    let version = about::version(about).map_err(damaged)?;
+    if !(OLDEST_VERSION..=VERSION).contains(&version) {
         return Err(Error::CheckpointVersion {
             checkpoint: origin.to_owned(),
             version,
             newest: VERSION,
         });
     }
-    let about = About::from_json(&about).map_err(damaged)?;
+    let expected = match header.texts.get(CHECKSUM) {
+        Some(text) => {
+            let value = u32::from_str_radix(text, 16);
+            Some(value.map_err(|_| {
+                damaged(format!(
+                    "its checksum is \"{text}\", not 8 hexadecimal digits"
+                ))
+            })?)
+        }
+        None if version == OLDEST_VERSION => None,
+        None => return Err(damaged(format!("it has no \"{CHECKSUM}\" in its metadata"))),
+    };
+    let mut so_far = crc32fast::Hasher::new();
+    so_far.update(about.as_bytes());
+    let about = About::from_json(about).map_err(damaged)?;
     let described = header.metadata.data_len() as u64;
     if described != data_bytes {
         let what = if data_bytes < described {
@@ -384,7 +526,11 @@ fn open(origin: &str, text: &[u8], data_bytes: u64) -> Result<(About, Metadata),
             "it is {what}: its header describes {described} bytes, {data_bytes} follow it"
         )));
     }
-    Ok((about, header.metadata))
+    Ok(Opened {
+        about,
+        metadata: header.metadata,
+        checksum: Checksum { so_far, expected },
+    })
 }
 
 fn damaged(origin: &str, problem: String) -> Error {
@@ -453,7 +599,7 @@ pub(crate) fn steps_of(state: &GroupState) -> u64 {
     u64::from(state.steps_high) << 32 | u64::from(state.steps_low)
 }
 
-/// What is remembered of each group or tensor, a row for each.
+/// Table of the state of each group or tensor, with one row for each.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) enum Table {
     /// [`GroupState`] of each group, word by word.
@@ -465,10 +611,11 @@ pub(crate) enum Table {
 }
 
 /// A field of a table's struct; of one within it, `struct.field`.
+#[derive(Debug, Clone, PartialEq, Eq)]
 struct Field {
     name: String,
     /// `f32`, `i32` or `u32`.
-    kind: &'static str,
+    kind: String,
 }
 
 impl Table {
@@ -506,6 +653,21 @@ impl Table {
         self.row_bytes() / size_of::<u32>()
     }
 
+    /// The rows of before the first step, word by word.
+    fn first_rows(self, plan: &Plan) -> Vec<u32> {
+        match self {
+            Table::States => {
+                let states: Vec<_> = plan.groups.iter().map(GroupState::initial).collect();
+                bytemuck::cast_slice(&states).to_vec()
+            }
+            Table::Updates => {
+                let updates = vec![<Update as bytemuck::Zeroable>::zeroed(); plan.groups.len()];
+                bytemuck::cast_slice(&updates).to_vec()
+            }
+            Table::TensorRecords => vec![0; self.rows(plan) * self.words()],
+        }
+    }
+
     /// The fields of a struct, from the shaders' declaration, which tests/kernels/layout.rs holds against Rust's.
     fn fields(self) -> Vec<Field> {
         match self {
@@ -528,14 +690,18 @@ fn fields_of(name: &str, prefix: &str) -> Vec<Field> {
         .flat_map(|(name, kind)| {
             let name = format!("{prefix}{name}");
             match kind {
-                "f32" | "i32" | "u32" => vec![Field { name, kind }],
+                "f32" | "i32" | "u32" => vec![Field {
+                    name,
+                    kind: kind.to_owned(),
+                }],
                 within => fields_of(within, &format!("{name}.")),
             }
         })
         .collect()
 }
 
-/// Why a word cannot be in a field. Exponents and sums of logarithms are far from their types' ends, where adding two would overflow.
+/// Returns the reason why a word is impossible in a field. Exponents and sums of logarithms must be far from the limits of their types,
+/// where adding two would overflow.
 fn impossible(field: &Field, word: u32) -> Option<String> {
     const MOST: i32 = 4096;
     let largest = match field.name.as_str() {
@@ -554,7 +720,7 @@ fn impossible(field: &Field, word: u32) -> Option<String> {
     };
     let float = f32::from_bits(word);
     let is_mantissa = float == 0.0 || (1.0..2.0).contains(&float);
-    match field.kind {
+    match field.kind.as_str() {
         "f32" if !float.is_finite() => Some(format!("{float}, not finite")),
         "f32" if float.abs() > largest => Some(format!("{float}, beyond {largest}")),
         "f32" if field.name.ends_with("_mantissa") && !is_mantissa => {
@@ -704,7 +870,7 @@ impl Draft {
         })
     }
 
-    /// Where a slot's bytes go; none where there is no such slot.
+    /// Returns the destination of a slot's bytes; empty if there is no such slot.
     pub(crate) fn bytes(&mut self, slot: Slot) -> &mut [u8] {
         match self.slots.get(&slot) {
             Some(range) => &mut self.data[range.clone()],
@@ -772,7 +938,7 @@ mod tests {
             assert_eq!(fields.len(), table.words(), "{table:?}");
             for field in fields {
                 assert!(
-                    ["f32", "i32", "u32"].contains(&field.kind),
+                    ["f32", "i32", "u32"].contains(&field.kind.as_str()),
                     "{}",
                     field.kind
                 );

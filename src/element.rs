@@ -1,13 +1,13 @@
-//! What the elements of parameters and gradients are stored as, and how parameters get back into 16 bits.
+//! Element types of parameters and gradients, and the rounding of 16-bit parameters.
 
 use crate::error::{Error, require};
 use crate::gpu::ElementSlice;
 
-/// What an element is stored as. Whatever it is, every sum and every step is computed in f32, and what the optimizer remembers is f32.
+/// Element type of a tensor. All sums and steps are computed in f32, and the optimizer's own memory is f32.
 ///
-/// 16-bit elements are decoded and encoded by their bits, in instructions of u32 and f32, so that no adapter feature is needed (`SHADER_F16`
-/// is not), and the same f32 has the same code on every driver. Two of them share a word: a 16-bit tensor starts at a multiple of 4 bytes, and nothing else may be in the
-/// 2 bytes behind one of odd length, which steps leave as they are.
+/// The shaders convert 16-bit elements by bit manipulation in u32 and f32. No adapter feature is needed (not even `SHADER_F16`), and the same
+/// f32 becomes the same 16 bits on every driver. Two elements share a 32-bit word: a 16-bit tensor starts at a multiple of 4 bytes. Steps leave
+/// the 2 bytes behind a tensor of odd length as they are, and nothing else may use them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 #[cfg_attr(feature = "checkpoint", derive(serde::Serialize))]
 pub enum Element {
@@ -21,7 +21,7 @@ pub enum Element {
 }
 
 impl Element {
-    /// Bytes of an element.
+    /// Returns the size of an element in bytes.
     pub fn bytes(self) -> u64 {
         match self {
             Element::F32 => 4,
@@ -29,7 +29,7 @@ impl Element {
         }
     }
 
-    /// `f32`, `f16` or `bf16`.
+    /// Returns `f32`, `f16` or `bf16`.
     pub fn name(self) -> &'static str {
         match self {
             Element::F32 => "f32",
@@ -38,47 +38,49 @@ impl Element {
         }
     }
 
-    /// A slice of a buffer with such elements, for [`Group::tensor`](crate::Group::tensor) and
-    /// [`Optimizer::rebind`](crate::Optimizer::rebind). A plain [`wgpu::BufferSlice`] is one of f32.
+    /// Marks a buffer slice as having elements of this type, for [`Group::tensor`](crate::Group::tensor) and
+    /// [`Optimizer::rebind`](crate::Optimizer::rebind). A plain [`wgpu::BufferSlice`] has f32 elements.
     pub fn of(self, slice: wgpu::BufferSlice<'_>) -> ElementSlice<'_> {
         ElementSlice::new(self, slice)
     }
 
-    /// Whether two of them share a word.
+    /// Returns true for 16-bit types, two of which share a 32-bit word.
     pub(crate) fn is_half(self) -> bool {
         self != Element::F32
     }
 }
 
-/// How 16-bit parameters take a step: it is computed in f32, and mostly smaller than what 16 bits can tell. Parameters in f32 do not care.
+/// Rounding of 16-bit parameters. A step is computed in f32 and is usually smaller than the spacing of 16-bit numbers; this says what happens
+/// to it. f32 parameters are not affected.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 #[cfg_attr(feature = "checkpoint", derive(serde::Serialize))]
 #[non_exhaustive]
 pub enum Rounding {
-    /// Master weights (Micikevicius et al., arXiv:1710.03740, section 3.1): the optimizer goes by parameters of f32, of which the caller's are the nearest, ties to
-    /// even. It keeps what they lack, 2 bytes per parameter, not a second copy of 4.
+    /// Master weights (Micikevicius et al., arXiv:1710.03740, section 3.1): the update is applied to an f32 master copy, and the caller's
+    /// buffer holds its nearest 16-bit number, ties to even. The optimizer stores only the remainder: 2 bytes per parameter instead of 4.
     ///
-    /// A master is exact to f32's last place, but for two cases. Of bf16 it is 1 ulp of f32 too small where it lies exactly between two codes
-    /// and the lower one is even, once in 2¹⁷. Of f16 it is a multiple of 2⁻³⁸ below 2⁻¹⁴, where f32 goes on to finer ones; and beyond 65520 it is infinite, as
-    /// its f16 is. The caller may write other parameters between steps: masters follow, to within half a unit of 16 bits,
-    /// or a whole one where a parameter of f16 was below 2⁻¹⁴.
+    /// A master weight is exact to f32's last place, with these exceptions. For bf16 it is 1 f32 ulp too small if it lies exactly between two
+    /// bf16 numbers and the lower one is even, once in 2¹⁷. For f16 it is a multiple of 2⁻³⁸ below 2⁻¹⁴, where f32 is finer, and it is
+    /// infinite beyond 65520, as its f16 is. The caller may write other parameters between steps: the master follows, to within half a unit in
+    /// the last place of 16 bits, or a whole one if an f16 parameter was below 2⁻¹⁴.
     #[default]
     Masters,
-    /// To the nearest, ties to even, with nothing kept: a step smaller than half a unit in the last place of the parameter is lost.
+    /// Rounds to the nearest 16-bit number, ties to even, and keeps nothing. A step smaller than half a unit in the parameter's last place is lost.
     Nearest,
-    /// Up or down at random, with the probability that makes the mean right (Gupta et al., arXiv:1502.02551, section 3): small steps count on average, with nothing kept.
+    /// Rounds up or down at random, with the probability that makes the mean right (Gupta et al., arXiv:1502.02551, section 3), and keeps
+    /// nothing. Small steps count on average.
     ///
     /// The random bits are a hash of the seed, the step's number and the element's place in the order of declaration: the same on every
     /// adapter and on the CPU path, for every geometry, and after a resumed checkpoint. Ranks ([`sharded`](crate::OptimizerBuilder::sharded))
-    /// draw different ones. What f16 cannot hold may become infinite from 65504 on, where the nearest does from 65520.
+    /// draw different bits. An f16 parameter may become infinite from 65504 on; rounding to nearest does so from 65520.
     Stochastic {
-        /// Any number.
+        /// Seed of the random bits; any number.
         seed: u32,
     },
 }
 
 impl Rounding {
-    /// `masters`, `nearest` or `stochastic`.
+    /// Returns `masters`, `nearest` or `stochastic`.
     pub fn name(self) -> &'static str {
         match self {
             Rounding::Masters => "masters",
@@ -95,7 +97,7 @@ impl Rounding {
     }
 }
 
-/// Refuses what a tensor's elements do not go together with.
+/// Returns an error for settings that a tensor's element type does not support.
 pub(crate) fn check(
     tensor: &str,
     params: Element,
@@ -121,12 +123,12 @@ pub(crate) fn mix(mut x: u32) -> u32 {
     x ^ x >> 16
 }
 
-/// What random bits of one step are drawn from: those of element i are `mix(key + 0x9e3779b9 i)`.
+/// Returns the key of one step's random bits. The bits of element i are `mix(key + 0x9e3779b9 i)`.
 pub(crate) fn rounding_key(seed: u32, steps_low: u32, steps_high: u32) -> u32 {
     mix(mix(mix(seed) ^ steps_low) ^ steps_high)
 }
 
-/// The seed of one rank.
+/// Returns the seed of one rank.
 pub(crate) fn seed_of_rank(seed: u32, rank: u32) -> u32 {
     match rank {
         0 => seed,

@@ -1,18 +1,18 @@
-//! Everything that can go wrong, in words that name the culprit and the way out.
+//! Errors. Each message names the culprit and the way out.
 
 use crate::element::Element;
 
-/// What a call of this crate can refuse, and why.
+/// Error of a call of this crate.
 ///
-/// Every message is one line that names the group or tensor, the number that is wrong, the limit it breaks and what to do
-/// instead. Whatever returns an `Err` has changed nothing, but for what [`Error::Halted`] and [`Error::DeviceLost`] say of themselves.
+/// Every message is one line that names the group or tensor, the value, the limit that it breaks, and what to do instead. A call that
+/// returns an `Err` has changed nothing. [`Error::Halted`] and [`Error::DeviceLost`] are the exceptions, and describe what they leave behind.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
     /// A number of a rule, a regime or a group is outside its range.
     #[error("{owner}: {field} is {value}, but it must be {expected}")]
     InvalidValue {
-        /// Whose number it is: `rule sgdm`, `group "weights"`, …
+        /// Owner of the number: `rule sgdm`, `group "weights"`, …
         owner: String,
         /// The number's name.
         field: &'static str,
@@ -29,7 +29,9 @@ pub enum Error {
     NoGroups,
 
     /// Two groups, or two tensors of one optimizer, have the same name.
-    #[error("two {what}s are named \"{name}\": give each its own name, messages go by it")]
+    #[error(
+        "two {what}s are named \"{name}\": give each its own name, so that messages can refer to it"
+    )]
     DuplicateName {
         /// `group` or `tensor`.
         what: &'static str,
@@ -37,16 +39,17 @@ pub enum Error {
         name: String,
     },
 
-    /// A call that does not come next in a step: that of several ranks is measured, combined and applied, in this order, and others are not.
+    /// A call came out of order. A step over several ranks is measured, combined and applied, in this order; other optimizers have no such
+    /// calls.
     #[error("{call} was called out of turn: {way_out}")]
     ShardedStep {
-        /// The call.
+        /// Name of the call.
         call: &'static str,
-        /// What to do.
+        /// Way out.
         way_out: &'static str,
     },
 
-    /// What ranks have measured does not belong together, or not to this step.
+    /// The sums of the ranks do not belong to each other, or not to this step.
     #[error("the sums of the ranks cannot be used: {problem}")]
     ShardSums {
         /// Which rank differs, in what, and the way out.
@@ -80,11 +83,11 @@ pub enum Error {
         offset_bytes: u64,
         /// The slice's length in bytes.
         size_bytes: u64,
-        /// What its elements are stored as.
+        /// Element type of the slice.
         element: Element,
     },
 
-    /// The word that a 16-bit tensor of odd length ends in is not all in its buffer.
+    /// A 16-bit tensor of odd length ends in a 32-bit word that is not entirely inside its buffer.
     #[error(
         "tensor \"{tensor}\": the {role} slice ends at byte {end_bytes} of a buffer of {buffer_bytes}, in the middle of a word: make the buffer 2 bytes longer"
     )]
@@ -99,7 +102,7 @@ pub enum Error {
         buffer_bytes: u64,
     },
 
-    /// A slice handed to a CPU step, or to [`Optimizer::rebind`](crate::Optimizer::rebind), has other elements than were declared.
+    /// A slice passed to a CPU step or to [`Optimizer::rebind`](crate::Optimizer::rebind) does not have the declared element type.
     #[error(
         "tensor \"{tensor}\" was built with {role}s of {}, but this call was given {}: pass slices of the builder's elements",
         expected.name(),
@@ -110,9 +113,9 @@ pub enum Error {
         tensor: String,
         /// `parameter` or `gradient`.
         role: &'static str,
-        /// What they were at build time.
+        /// Element type at build time.
         expected: Element,
-        /// What they are now.
+        /// Element type in this call.
         actual: Element,
     },
 
@@ -144,7 +147,7 @@ pub enum Error {
         end: u64,
     },
 
-    /// A slice handed to a CPU step, or to [`Optimizer::rebind`](crate::Optimizer::rebind), differs in length from what was declared.
+    /// A slice passed to a CPU step or to [`Optimizer::rebind`](crate::Optimizer::rebind) does not have the declared length.
     #[error(
         "tensor \"{tensor}\" was built with {expected} elements, but this call was given {actual} {role}s: pass the slices in the order and length of the builder"
     )]
@@ -159,7 +162,7 @@ pub enum Error {
         actual: usize,
     },
 
-    /// A CPU step, or [`Optimizer::rebind`](crate::Optimizer::rebind), was given another number of tensors than was declared.
+    /// A CPU step or [`Optimizer::rebind`](crate::Optimizer::rebind) was given a number of tensors that differs from the declared one.
     #[error(
         "the optimizer was built with {expected} tensors, but this call was given {actual} {role} slices: pass one slice per tensor, in the order of the builder"
     )]
@@ -172,13 +175,13 @@ pub enum Error {
         actual: usize,
     },
 
-    /// `rebind` of an optimizer that was not built for it.
+    /// `rebind` was called on an optimizer that was built without `rebindable`.
     #[error(
         "the optimizer was built for buffers that stay where they are: call OptimizerBuilder::rebindable(true) before build"
     )]
     NotRebindable,
 
-    /// A slice of an optimizer that can be rebound starts where no binding can start.
+    /// A slice of a rebindable optimizer starts at an offset at which no binding can start.
     #[error(
         "tensor \"{tensor}\": the {role} slice starts at byte {offset_bytes}, but with OptimizerBuilder::rebindable it must start at a multiple of {alignment_bytes}, the device's min_storage_buffer_offset_alignment"
     )]
@@ -189,23 +192,23 @@ pub enum Error {
         role: &'static str,
         /// The slice's first byte in its buffer.
         offset_bytes: u64,
-        /// What it must be a multiple of.
+        /// Required alignment in bytes.
         alignment_bytes: u64,
     },
 
-    /// Something was asked of an average that nobody keeps.
+    /// A call needs an average that is not kept.
     #[error("{owner} has no average: give its group an Averaging other than Off before build")]
     NoAverages {
         /// `the optimizer`, or a tensor by its name.
         owner: String,
     },
 
-    /// A step, or a copy of averages, while the averages lie where the parameters belong.
+    /// A step, a copy of averages or a checkpoint was requested while the averages are swapped in.
     #[error(
         "{what} was asked for while the averages are swapped in: swap them back first with Optimizer::encode_swap_averages (CpuOptimizer::swap_averages on the host)"
     )]
     AveragesSwapped {
-        /// What was asked for.
+        /// Requested operation.
         what: &'static str,
     },
 
@@ -220,7 +223,7 @@ pub enum Error {
         tensors: usize,
     },
 
-    /// The place for a tensor's averages is not as long as the tensor.
+    /// The destination slice for a tensor's averages does not have the tensor's length.
     #[error(
         "tensor \"{tensor}\" has {expected} elements, but the place for its averages has {actual}: give a slice of the tensor's length"
     )]
@@ -233,9 +236,9 @@ pub enum Error {
         actual: u64,
     },
 
-    /// Groups that share one norm do not keep the same kind of direction memory.
+    /// Groups that share one norm keep different kinds of direction memory (momentum and sign counters).
     #[error(
-        "groups \"{first}\" and \"{second}\" share the norm \"{scope}\", but one remembers directions by momentum and the other by sign counters: give both a momentum rule, or neither, or let each have its own norm"
+        "groups \"{first}\" and \"{second}\" share the norm \"{scope}\", but one keeps a momentum and the other sign counters to measure its alignment: give both a momentum rule, or neither, or let each have its own norm"
     )]
     MixedScope {
         /// A group with a momentum rule.
@@ -246,100 +249,100 @@ pub enum Error {
         scope: String,
     },
 
-    /// Groups share one norm, but not what their regimes remember.
+    /// Groups share one norm, but their regimes keep different memory.
     #[error(
-        "groups \"{first}\" and \"{second}\" share the norm \"{scope}\", but their regimes do not remember the same: give both the same rule and regime, or let each have its own norm"
+        "groups \"{first}\" and \"{second}\" share the norm \"{scope}\", but their regimes keep different memory: give both the same rule and regime, or let each have its own norm"
     )]
     MixedMemory {
-        /// One of them.
+        /// Name of one group.
         first: String,
-        /// The other.
+        /// Name of the other group.
         second: String,
         /// The shared norm's name.
         scope: String,
     },
 
-    /// A regime goes by the loss, which nobody gave.
+    /// A regime needs the loss of the step, which was not given.
     #[error(
         "group \"{group}\": regime {regime} needs the loss of every step: give it with OptimizerBuilder::loss on the device, with CpuOptimizer::step_with_loss on the host"
     )]
     MissingLoss {
-        /// The group.
+        /// Name of the group.
         group: String,
-        /// Its regime.
+        /// Name of the group's regime.
         regime: &'static str,
     },
 
     /// The problem does not fit the crate's 32-bit block tables or the device's limits.
     #[error("{what} is {value}, above {limit}: {way_out}")]
     Limit {
-        /// What is too large.
+        /// Quantity that is too large.
         what: String,
-        /// How large it is.
+        /// Its value.
         value: u64,
-        /// The largest possible value.
+        /// Largest allowed value.
         limit: u64,
-        /// What to do.
+        /// Way out.
         way_out: &'static str,
     },
 
-    /// No adapter fits what was asked for.
+    /// No adapter meets the request.
     #[error("no usable adapter: {0}")]
     NoAdapter(String),
 
-    /// No adapter has the name that was asked for.
+    /// No adapter's name contains the requested one.
     #[error("no adapter's name contains \"{wanted}\"; there is {seen}")]
     UnknownAdapter {
-        /// What was asked for.
+        /// Requested name.
         wanted: String,
-        /// The adapters there are.
+        /// Available adapters.
         seen: String,
     },
 
     /// The device refused an allocation or a pipeline while building.
     #[error("the device refused {what}: {message}")]
     Device {
-        /// What was being created.
+        /// Object that was being created.
         what: String,
         /// The driver's or wgpu's message, on one line.
         message: String,
     },
 
-    /// The device is lost: nothing recorded from now on has any effect. Parameters, gradients and everything that the optimizer
-    /// remembered of them lie on it and cannot be read any more; a step that was under way may have been cut off in the middle.
+    /// The device is lost: commands recorded from now on have no effect. Parameters, gradients and the optimizer's state were on the device
+    /// and cannot be read any more. A step that was running may have been interrupted.
     #[error(
         "the device is lost ({0}): its parameters are gone with it, steps not yet completed may have been half done; build a new optimizer on a new device, from the last parameters that were read or saved"
     )]
     DeviceLost(String),
 
-    /// So many steps in a row were skipped that, by [`NonFinitePolicy::Error`](crate::NonFinitePolicy::Error), training has halted. The
-    /// steps since are counted and recorded, and changed neither parameters nor anything that the rule or the regime remembers.
+    /// Training has halted because [`NonFinitePolicy::Error`](crate::NonFinitePolicy::Error) allows no more skipped steps in a row. Later
+    /// steps are counted and recorded, and change neither parameters nor the state of rule and regime.
     #[error(
         "training has halted: {after} steps in a row were skipped, from step {first_step} on, the last of them for {cause}; parameters are as they were before step {first_step} and stay so: find the cause, then call resume"
     )]
     Halted {
-        /// The first of the steps in a row.
+        /// First of the skipped steps in a row.
         first_step: u64,
-        /// How many the policy allows for.
+        /// Number of skipped steps in a row after which training halts.
         after: u32,
-        /// What was not finite, in words: how many elements, the tensor and the element of the first.
+        /// Cause in words: number of elements that were not finite, tensor and index of the first.
         cause: String,
-        /// The same in numbers; `None` where it was the loss.
+        /// Cause in numbers; `None` if the loss was not finite.
         nonfinite: Option<crate::NonFinite>,
     },
 
-    /// The file that keeps tunings could not be written.
+    /// The tuning cache could not be written.
     #[error(
         "cannot write the tuning cache {path}: {message}; name another file in WGPU_OPTIM_TUNING_CACHE"
     )]
     TuningCache {
         /// The file.
         path: String,
-        /// Why not.
+        /// Reason.
         message: String,
     },
 
-    /// The file of a checkpoint could not be read or written.
+    /// A checkpoint file could not be read or written.
     #[error(
         "the checkpoint {path} cannot be {action}: {message}; name a file that is there to be read, in a folder that can be written"
     )]
@@ -348,48 +351,48 @@ pub enum Error {
         path: String,
         /// `read`, `written` or `made`.
         action: &'static str,
-        /// Why not, and the way out.
+        /// Reason and way out.
         message: String,
     },
 
-    /// Bytes are no checkpoint, or not a whole one.
+    /// The bytes are not a complete checkpoint.
     #[error("{checkpoint} is damaged, or none of wgpu-optim: {problem}; take another")]
     CheckpointDamaged {
         /// Which checkpoint.
         checkpoint: String,
-        /// What is wrong with it.
+        /// Description of the damage.
         problem: String,
     },
 
-    /// A checkpoint has a form that this version of the crate does not know.
+    /// A checkpoint has a format version that this version of the crate does not read.
     #[error(
-        "{checkpoint} has version {version}, but this wgpu-optim reads version {newest}: use a version that reads that"
+        "{checkpoint} has version {version}, but this wgpu-optim reads versions 2 to {newest}: use a version of the crate that reads it"
     )]
     CheckpointVersion {
         /// Which checkpoint.
         checkpoint: String,
-        /// Its version.
+        /// Format version of the checkpoint.
         version: u32,
-        /// The newest that is known here.
+        /// Format version that this crate reads.
         newest: u32,
     },
 
-    /// A checkpoint belongs to an optimizer that was built otherwise.
+    /// A checkpoint belongs to an optimizer with a different configuration.
     #[error(
         "{checkpoint} is of another optimizer: {what} is {found} there, {expected} here; build the optimizer as it was when it was saved"
     )]
     CheckpointDiffers {
         /// Which checkpoint.
         checkpoint: String,
-        /// What differs.
+        /// Setting that differs.
         what: String,
-        /// What it is in the checkpoint.
+        /// Value in the checkpoint.
         found: String,
-        /// What it is in the optimizer.
+        /// Value in the optimizer.
         expected: String,
     },
 
-    /// Parameters are asked of a checkpoint that was saved without.
+    /// Parameters were requested from a checkpoint that was saved without them.
     #[error(
         "{checkpoint} was saved without the parameters: save it with them, or restore the rest alone"
     )]
@@ -401,16 +404,16 @@ pub enum Error {
     /// A readback failed or did not come in time.
     #[error("reading {what} back from the device failed: {message}")]
     Readback {
-        /// What was being read.
+        /// Data that was being read.
         what: &'static str,
-        /// Why it failed.
+        /// Reason of the failure.
         message: String,
     },
 }
 
 /// Checks one number of a configuration.
 ///
-/// `owner` is only called for the message, so a valid number costs no allocation.
+/// Calls `owner` only to make the message, so that a valid number costs no allocation.
 pub(crate) fn require(
     ok: bool,
     owner: impl FnOnce() -> String,

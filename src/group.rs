@@ -1,5 +1,4 @@
-//! What the caller says: parameter groups and the optimizer's defaults. No device in sight; the tensors' type `T` says where
-//! they live ([`gpu::Tensor`](crate::gpu::Tensor) or [`cpu::Tensor`](crate::cpu::Tensor)).
+//! Parameter groups and the optimizer builder. Independent of the device: the tensors' type `T` says where they are ([`gpu::Tensor`](crate::gpu::Tensor) or [`cpu::Tensor`](crate::cpu::Tensor)).
 
 use std::collections::HashSet;
 
@@ -19,9 +18,9 @@ use crate::warning::Warning;
 /// A parameter slice with its gradient slice, as [`Group::tensor`] takes it. Implemented for pairs of
 /// [`wgpu::BufferSlice`] and for pairs of `&[f32]`.
 pub trait TensorPair<Gradients> {
-    /// Where such a tensor lives.
+    /// Tensor type: [`gpu::Tensor`](crate::gpu::Tensor) or [`cpu::Tensor`](crate::cpu::Tensor).
     type Tensor;
-    /// Joins parameters and gradients. Nothing is checked here: `build` does, when the name is known.
+    /// Joins parameters and gradients. `build` checks them later, when the name is known.
     fn join(self, gradients: Gradients) -> Self::Tensor;
 }
 
@@ -36,7 +35,7 @@ pub struct Group<T> {
     pub(crate) tensors: Vec<(String, T)>,
 }
 
-/// What a group may set for itself and the builder sets for all: `None` takes the builder's.
+/// Settings that a group may have for itself and the builder for all groups. `None` uses the builder's.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Settings {
     pub(crate) regime: Option<Regime>,
@@ -51,7 +50,7 @@ pub(crate) struct Settings {
 }
 
 impl<T> Group<T> {
-    /// An empty group. Messages go by its name.
+    /// Returns an empty group. Messages and records refer to it by this name.
     pub fn new(name: impl Into<String>) -> Self {
         Group {
             name: name.into(),
@@ -63,25 +62,25 @@ impl<T> Group<T> {
         }
     }
 
-    /// This group's rule instead of the builder's.
+    /// Sets this group's rule instead of the builder's.
     pub fn rule(mut self, rule: Rule) -> Self {
         self.rule = Some(rule);
         self
     }
 
-    /// This group's regime instead of the builder's.
+    /// Sets this group's regime instead of the builder's.
     pub fn regime(mut self, regime: Regime) -> Self {
         self.settings.regime = Some(regime);
         self
     }
 
-    /// Coupled weight decay λ, as `torch.optim.SGD(weight_decay=λ)`. 0 switches the builder's off.
+    /// Sets a coupled weight decay λ, as `torch.optim.SGD(weight_decay=λ)`. Replaces a decoupled one; 0 switches the builder's off.
     pub fn weight_decay(mut self, lambda: f32) -> Self {
         self.settings.weight_decay = Some(WeightDecay::Coupled(lambda));
         self
     }
 
-    /// Decoupled weight decay λ, as in AdamW.
+    /// Sets a decoupled weight decay λ, as in AdamW. Replaces a coupled one.
     pub fn decoupled_weight_decay(mut self, lambda: f32) -> Self {
         self.settings.weight_decay = Some(WeightDecay::Decoupled(lambda));
         self
@@ -94,22 +93,22 @@ impl<T> Group<T> {
         self
     }
 
-    /// Climbs instead of descending: the gradient's sign is flipped first.
+    /// Maximizes instead of minimizing: the gradient's sign is flipped before everything else.
     pub fn maximize(mut self, maximize: bool) -> Self {
         self.settings.maximize = Some(maximize);
         self
     }
 
-    /// Shares one norm (and one alignment) with every other group that names the same `scope`.
+    /// Computes the gradient norm and the alignment jointly over all groups with the same `scope` name.
     ///
-    /// Groups that share a norm and have the same rule and regime have the same learning rate as one group of all their
-    /// tensors. Without this a group has a norm of its own.
+    /// Groups that share a norm and have the same rule and regime have one learning rate, as if they were a single group. Without this call a
+    /// group has a norm of its own.
     pub fn share_norm(mut self, scope: impl Into<String>) -> Self {
         self.shared_norm = Some(scope.into());
         self
     }
 
-    /// A schedule: a factor of this group's learning rate that follows from the step's number.
+    /// Sets this group's schedule: a factor of its learning rate that depends on the number of the step.
     pub fn schedule(mut self, schedule: Schedule) -> Self {
         self.settings.schedule = Some(schedule);
         self
@@ -121,31 +120,31 @@ impl<T> Group<T> {
         self
     }
 
-    /// Schedule-free training of this group: [`Averaging::ScheduleFree`], which see for what the caller's buffer then holds.
+    /// Trains this group schedule-free. [`Averaging::ScheduleFree`] says what the caller's buffer then holds.
     pub fn schedule_free(self) -> Self {
         self.averaging(Averaging::ScheduleFree)
     }
 
-    /// Makes steps proportional to the parameters' norm: see [`TrustRatio`]. Meant for [`Group::per_tensor`].
+    /// Makes steps proportional to the norm of the parameters, see [`TrustRatio`]. Meant for [`Group::per_tensor`].
     pub fn trust_ratio(mut self, trust_ratio: TrustRatio) -> Self {
         self.settings.trust_ratio = Some(trust_ratio);
         self
     }
 
-    /// Records every tensor's norm and step: see [`OptimizerBuilder::telemetry`].
+    /// Records the norm of every tensor and of its steps, see [`OptimizerBuilder::telemetry`].
     pub fn telemetry(mut self, on: bool) -> Self {
         self.settings.telemetry = Some(on);
         self
     }
 
-    /// How this group's 16-bit parameters take a step; those of f32 do not care.
+    /// Sets the rounding of this group's 16-bit parameters. f32 parameters are not affected.
     pub fn rounding(mut self, rounding: Rounding) -> Self {
         self.settings.rounding = Some(rounding);
         self
     }
 
-    /// One learning rate per tensor, each from its own norm (layer-wise, as Bahamou & Goldfarb 2023, arXiv:2305.13664, have it for their
-    /// rates), instead of one for the whole group. It costs no further dispatch.
+    /// Gives every tensor a learning rate of its own, from its own norm, instead of one for the group (layer-wise rates: Bahamou & Goldfarb
+    /// 2023, arXiv:2305.13664). It costs no further dispatch.
     ///
     /// Each tensor becomes a group of its own, named `group/tensor`: in [`groups`](crate::Optimizer::groups), in the learning rates and in
     /// the records. With a shared norm the tensors keep that norm, and then have the same rate.
@@ -154,11 +153,11 @@ impl<T> Group<T> {
         self
     }
 
-    /// Adds a tensor: its parameters and its gradients, of the same length, which may be 0.
+    /// Adds a tensor: its parameters and its gradients, which must have the same length. The length may be 0.
     ///
-    /// On the device both are [`wgpu::BufferSlice`]s of f32, or, of whatever [`Element`](crate::Element), what
-    /// [`Element::of`](crate::Element::of) makes of one. On the CPU both are `&[f32]`, `&[half::f16]` or `&[half::bf16]`, of which only the
-    /// length is kept: the slices themselves are handed to each step. Parameters and gradients need not be of one kind.
+    /// On the device both are [`wgpu::BufferSlice`]s of f32, or slices of another [`Element`](crate::Element) made with
+    /// [`Element::of`](crate::Element::of). On the CPU both are `&[f32]`, `&[half::f16]` or `&[half::bf16]`. Only their length is kept: the
+    /// slices themselves are passed to each step. Parameters and gradients may have different element types.
     pub fn tensor<P, G>(mut self, name: impl Into<String>, params: P, grads: G) -> Self
     where
         P: TensorPair<G, Tensor = T>,
@@ -169,12 +168,12 @@ impl<T> Group<T> {
 }
 
 impl<T> Group<T> {
-    /// Its name.
+    /// Returns the group's name.
     pub fn name(&self) -> &str {
         &self.name
     }
 
-    /// How many learning rates it has.
+    /// Returns the number of learning rates of the group.
     fn rates(&self) -> usize {
         if self.per_tensor {
             self.tensors.len().max(1)
@@ -202,7 +201,7 @@ impl<T> Group<T> {
     }
 }
 
-/// Says everything about an optimizer; `build` checks it and allocates. See
+/// Description of an optimizer, which `build` checks and allocates. See
 /// [`Optimizer`](crate::Optimizer) (device) and [`CpuOptimizer`](crate::CpuOptimizer).
 #[derive(Debug, Clone)]
 pub struct OptimizerBuilder<T> {
@@ -213,9 +212,9 @@ pub struct OptimizerBuilder<T> {
     pub(crate) accumulation: Accumulation,
     pub(crate) record_steps: Option<u32>,
     pub(crate) rebindable: bool,
-    /// The rank, and how many there are.
+    /// The rank, and the number of ranks.
     pub(crate) shard: Option<(u32, u32)>,
-    /// Where on the device the loss is.
+    /// Slice on the device that holds the loss.
     pub(crate) loss: Option<Span>,
     pub(crate) groups: Vec<Group<T>>,
 }
@@ -227,7 +226,7 @@ pub const DEFAULT_RECORD_STEPS: u32 = 1024;
 const GLOBAL_SCOPE: &str = "global";
 
 impl<T> OptimizerBuilder<T> {
-    /// An optimizer with this rule for every group that names none, [`Regime::Seesaw`], no weight decay and no clip.
+    /// Starts an optimizer with this rule for every group that sets none, [`Regime::Seesaw`], no weight decay and no clip.
     pub fn new(rule: Rule) -> Self {
         OptimizerBuilder {
             rule,
@@ -246,25 +245,25 @@ impl<T> OptimizerBuilder<T> {
         }
     }
 
-    /// The regime of every group that names none.
+    /// Sets the regime of every group that sets none.
     pub fn regime(mut self, regime: Regime) -> Self {
         self.settings.regime = Some(regime);
         self
     }
 
-    /// Coupled weight decay λ of every group that names none.
+    /// Sets the coupled weight decay λ of every group that sets none. Replaces a decoupled one.
     pub fn weight_decay(mut self, lambda: f32) -> Self {
         self.settings.weight_decay = Some(WeightDecay::Coupled(lambda));
         self
     }
 
-    /// Decoupled weight decay λ of every group that names none.
+    /// Sets the decoupled weight decay λ of every group that sets none. Replaces a coupled one.
     pub fn decoupled_weight_decay(mut self, lambda: f32) -> Self {
         self.settings.weight_decay = Some(WeightDecay::Decoupled(lambda));
         self
     }
 
-    /// Clip by norm, see [`Group::clip_norm`]. With [`OptimizerBuilder::global_norm`] this is
+    /// Clips every group's gradient by its own norm, see [`Group::clip_norm`]. Together with [`OptimizerBuilder::global_norm`] this is
     /// `torch.nn.utils.clip_grad_norm_` over all parameters, without its readback (and without the 1e-6 that it adds to the
     /// norm).
     pub fn clip_norm(mut self, max_norm: f32) -> Self {
@@ -272,115 +271,112 @@ impl<T> OptimizerBuilder<T> {
         self
     }
 
-    /// Climbs instead of descending.
+    /// Maximizes instead of minimizing, in every group that does not say otherwise.
     pub fn maximize(mut self, maximize: bool) -> Self {
         self.settings.maximize = Some(maximize);
         self
     }
 
-    /// The schedule of every group that names none; [`Schedule::Constant`] without this.
+    /// Sets the schedule of every group that sets none. The default is [`Schedule::Constant`].
     pub fn schedule(mut self, schedule: Schedule) -> Self {
         self.settings.schedule = Some(schedule);
         self
     }
 
-    /// The average of every group that names none; [`Averaging::Off`] without this.
+    /// Sets the average of every group that sets none. The default is [`Averaging::Off`].
     pub fn averaging(mut self, averaging: Averaging) -> Self {
         self.settings.averaging = Some(averaging);
         self
     }
 
-    /// Schedule-free training of every group that names no average: [`Averaging::ScheduleFree`], which see for what the caller's
-    /// buffers then hold.
+    /// Trains every group that sets no average schedule-free. [`Averaging::ScheduleFree`] says what the caller's buffers then hold.
     pub fn schedule_free(self) -> Self {
         self.averaging(Averaging::ScheduleFree)
     }
 
-    /// The trust ratio of every group that names none: see [`TrustRatio`].
+    /// Sets the trust ratio of every group that sets none, see [`TrustRatio`].
     pub fn trust_ratio(mut self, trust_ratio: TrustRatio) -> Self {
         self.settings.trust_ratio = Some(trust_ratio);
         self
     }
 
-    /// Records, for every step and tensor, the norm of the parameters and that of the step ([`TensorRecord`](crate::TensorRecord)), of the
-    /// groups that do not say otherwise. Off without this.
+    /// Records for every step and tensor the norm of the parameters and of the step ([`TensorRecord`](crate::TensorRecord)), in every group
+    /// that does not say otherwise. The default is off.
     ///
-    /// It costs no memory traffic in proportion to the parameters, since pass 4 has both at hand; it does cost arithmetic, one small
-    /// dispatch, a ring of 28 bytes per tensor and step beside the record ring, and a block more for every tensor that lies next to
-    /// another in one buffer.
+    /// It costs no memory traffic in proportion to the parameters, because the update pass has both at hand. It does cost arithmetic, one
+    /// small dispatch, a ring of 28 bytes per tensor and step, and one more block for every tensor that lies next to another in one buffer.
     pub fn telemetry(mut self, on: bool) -> Self {
         self.settings.telemetry = Some(on);
         self
     }
 
-    /// One norm over every group that names no other: see [`Group::share_norm`].
+    /// Computes one norm over all groups that set no other, see [`Group::share_norm`].
     pub fn global_norm(mut self) -> Self {
         self.global_norm = true;
         self
     }
 
-    /// What is done about gradients that are not finite; [`NonFinitePolicy::Skip`] without this.
+    /// Sets what happens after steps with gradients that are not finite. The default is [`NonFinitePolicy::Skip`].
     pub fn nonfinite_policy(mut self, policy: NonFinitePolicy) -> Self {
         self.safeguards.nonfinite = policy;
         self
     }
 
-    /// A scale of the loss that the device adapts. The caller multiplies the loss by it, the step divides it out again: see
-    /// [`LossScaler`]. A loss that a regime goes by is given without it.
+    /// Keeps a dynamic loss scale on the device. The caller multiplies the loss by it and the step divides it out, see [`LossScaler`]. The
+    /// loss that a regime uses is given without it.
     pub fn loss_scaler(mut self, scaler: LossScaler) -> Self {
         self.safeguards.loss_scaler = Some(scaler);
         self
     }
 
-    /// How 16-bit parameters of every group that says nothing else take a step; [`Rounding::Masters`] without this.
+    /// Sets the rounding of 16-bit parameters in every group that sets none. The default is [`Rounding::Masters`].
     pub fn rounding(mut self, rounding: Rounding) -> Self {
         self.settings.rounding = Some(rounding);
         self
     }
 
-    /// Gradient accumulation: the caller adds up the gradients of so many micro-batches before each step, which goes by their mean, as if
-    /// the loss of each had been divided by the number. At least 1; 1 without this.
+    /// Sets the number of micro-batches whose gradients the caller adds up before each step. The step uses their mean, as if each loss had
+    /// been divided by this number. At least 1, which is the default.
     ///
-    /// The division is part of a product that every gradient goes through anyway: no pass over memory, no more bytes.
+    /// The division is part of a product that every gradient is multiplied by anyway, so it costs no memory traffic.
     pub fn micro_batches(mut self, micro_batches: u32) -> Self {
         self.accumulation.micro_batches = micro_batches;
         self
     }
 
-    /// Leaves zeros in the place of the gradients, in the pass that reads them for the last time, so that the next can be added up there:
-    /// `zero_grad` without a pass over memory of its own. In a step that is skipped, too: what was not finite would stay so. Off without this.
+    /// Sets the gradients to zero after each step, so that the next ones can be added up in place (PyTorch's `zero_grad`). The pass that reads
+    /// them for the last time does it, without another pass over memory, also in a step that is skipped. The default is off.
     ///
-    /// For the device only: on the CPU path a step borrows the gradients, and the caller fills them.
+    /// On the device only: on the CPU path a step borrows the gradients, and the caller clears them.
     pub fn clear_gradients(mut self, clear: bool) -> Self {
         self.accumulation.clears = clear;
         self
     }
 
-    /// How many steps the record ring holds before the oldest are overwritten; at least 1. Without this it holds
-    /// [`DEFAULT_RECORD_STEPS`], or fewer where there are so many groups that the device could not bind it.
+    /// Sets the number of steps that the record ring holds before the oldest are overwritten; at least 1. The default is
+    /// [`DEFAULT_RECORD_STEPS`], or fewer if there are so many groups that the device could not bind the ring.
     pub fn record_steps(mut self, steps: u32) -> Self {
         self.record_steps = Some(steps);
         self
     }
 
-    /// Lets parameters and gradients move between steps: see [`Optimizer::rebind`](crate::Optimizer::rebind). For buffers that belong to
-    /// somebody else's allocator, as a framework's do. Off without this; the CPU path is handed its slices with every step anyway.
+    /// Allows parameters and gradients to move between steps, see [`Optimizer::rebind`](crate::Optimizer::rebind). For buffers that belong to
+    /// the allocator of a framework. The default is off; the CPU path is given its slices with every step anyway.
     ///
-    /// Each tensor then has dispatches of its own, two per step (four where its length is no multiple of 4), and must start at a
-    /// multiple of [`min_storage_buffer_offset_alignment`](wgpu::Limits::min_storage_buffer_offset_alignment) in both buffers, which is
-    /// true of all that can be bound by itself.
+    /// Each tensor then has dispatches of its own, two per step (four if its length is not a multiple of 4), and must start at a multiple of
+    /// [`min_storage_buffer_offset_alignment`](wgpu::Limits::min_storage_buffer_offset_alignment) in both buffers.
     pub fn rebindable(mut self, rebindable: bool) -> Self {
         self.rebindable = rebindable;
         self
     }
 
-    /// One optimizer over several ranks: this is rank `rank` of `ranks`, which between them have all the parameters, a shard of every
-    /// tensor or some tensors each. All of them declare the same groups, of whatever tensors they have, none included.
+    /// Makes this optimizer rank `rank` of `ranks` that share one optimization: each rank owns a shard of every tensor, or some of the
+    /// tensors. All ranks declare the same groups, with the tensors that they own, which may be none.
     ///
-    /// A step is then measured, combined and applied, see [`ShardSums`](crate::ShardSums); the learning rate, the record, skips, halts and
-    /// the loss scale are the same on all ranks.
+    /// A step is measured, combined and applied, see [`ShardSums`](crate::ShardSums). The learning rate, the record, skips, halts and the
+    /// loss scale are the same on all ranks.
     ///
-    /// What more sums would be needed for is refused: [`TrustRatio`] and telemetry.
+    /// [`TrustRatio`] and telemetry are refused, because they would need further sums.
     pub fn sharded(mut self, rank: u32, ranks: u32) -> Self {
         self.shard = Some((rank, ranks));
         self
@@ -392,8 +388,8 @@ impl<T> OptimizerBuilder<T> {
         self
     }
 
-    /// The combinations among the groups that can be built and are known to fail, with what to use instead. `build` writes the same to
-    /// the log.
+    /// Returns the combinations among the groups that can be built but are known to fail, with what to use instead. `build` writes the same
+    /// to the log.
     ///
     /// ```
     /// use wgpu_optim::{Group, OptimizerBuilder, Regime, Rule};
@@ -421,7 +417,7 @@ impl<T> OptimizerBuilder<T> {
         self.groups.iter().flat_map(of).collect()
     }
 
-    /// How many steps a ring of at most `records` records is to hold.
+    /// Returns the number of steps for a ring of at most `records` records.
     pub(crate) fn record_steps_for(&self, records: u64) -> Result<u32, Error> {
         let groups: usize = self.groups.iter().map(Group::rates).sum();
         let most = records / groups.max(1) as u64;
@@ -437,7 +433,7 @@ impl<T> OptimizerBuilder<T> {
         }
     }
 
-    /// Fills in every default and refuses what cannot be.
+    /// Fills in every default and validates all settings.
     pub(crate) fn resolve(self) -> Result<Vec<ResolvedGroup<T>>, Error> {
         if self.groups.is_empty() {
             return Err(Error::NoGroups);
@@ -552,40 +548,40 @@ pub(crate) struct ResolvedGroup<T> {
 #[derive(Debug, Clone, PartialEq)]
 #[cfg_attr(feature = "checkpoint", derive(serde::Serialize))]
 pub struct GroupConfig {
-    /// The group's name.
+    /// Name of the group.
     pub name: String,
-    /// Its update rule.
+    /// Update rule.
     pub rule: Rule,
-    /// Its learning-rate regime.
+    /// Learning-rate regime.
     pub regime: Regime,
-    /// Its weight decay; `Coupled(0.0)` is none.
+    /// Weight decay; `Coupled(0.0)` is none.
     pub weight_decay: WeightDecay,
     /// Largest gradient norm; infinite without a clip.
     pub clip_norm: f32,
-    /// Whether it climbs.
+    /// True if the group maximizes.
     pub maximize: bool,
-    /// The factor of its learning rate over the steps.
+    /// Schedule: a factor of the learning rate over the steps.
     pub schedule: Schedule,
-    /// The average of its parameters.
+    /// Average of the parameters.
     pub averaging: Averaging,
-    /// The factor that keeps its steps in proportion to its parameters.
+    /// Trust ratio: keeps steps in proportion to the parameters.
     pub trust_ratio: Option<TrustRatio>,
-    /// Whether every tensor's norm and step are recorded.
+    /// True if the norms of every tensor and of its steps are recorded.
     pub telemetry: bool,
-    /// How its 16-bit parameters take a step.
+    /// Rounding of 16-bit parameters.
     pub rounding: Rounding,
-    /// The norm it shares with other groups; `None` is a norm of its own.
+    /// Name of the norm that is shared with other groups; `None` for a norm of the group's own.
     pub scope: Option<String>,
 }
 
 impl GroupConfig {
-    /// Whether its gradient can be compared with y - z of schedule-free training. AdamW's is compared with the direction memory all the
-    /// same: its step is not along the gradient.
+    /// Returns true if the alignment can be measured against y - z of schedule-free training. AdamW uses the direction memory instead,
+    /// because its step is not along the gradient.
     pub(crate) fn can_compare_iterates(&self) -> bool {
         self.averaging == Averaging::ScheduleFree && matches!(self.rule, Rule::Sgd | Rule::SignSgd)
     }
 
-    /// Whether pass 4 measures the parameters and the step.
+    /// Returns true if the update pass measures the norms of parameters and steps.
     pub(crate) fn measures_step(&self) -> bool {
         self.telemetry || self.trust_ratio.is_some()
     }

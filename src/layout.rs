@@ -1,5 +1,5 @@
-//! Every struct and constant that crosses to the shaders, once in Rust; `shaders/shared/layout.wgsl` is its only other copy and
-//! `tests/kernels/layout.rs` compares the two through naga. The CPU path uses the same structs, so that state can move between them.
+//! Structs and constants that are shared with the shaders. `shaders/shared/layout.wgsl` is the only other copy, and
+//! `tests/kernels/layout.rs` compares the two through naga. The CPU path uses the same structs, so that state can move between the paths.
 
 use bytemuck::{Pod, Zeroable};
 
@@ -23,7 +23,7 @@ pub struct Block {
     pub first_element: u32,
 }
 
-/// What passes 1 and 3 know of a group from the start.
+/// Constants of a group, read by passes 1 and 3.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, PartialEq, Pod, Zeroable)]
 pub struct GroupConstants {
@@ -117,10 +117,10 @@ pub struct GroupConstants {
     pub sqrt_elements: f32,
     /// Largest μ in the scope: with the next field it bounds the momentum's norm.
     pub scope_momentum: f32,
-    /// The largest norm that a gradient can have in a momentum of the scope, by clips and by what AdamW takes; `f32::MAX` without such a
-    /// bound.
+    /// Upper bound on the norm of what one step adds to a momentum buffer: the largest clip among the groups of this scope (for AdamW, its own
+    /// bound); `f32::MAX` if one of them has none. It bounds the momentum's norm, from which the scale of the inner products is chosen.
     pub scope_clip: f32,
-    /// What the random bits of [`Rounding::Stochastic`](crate::Rounding::Stochastic) are drawn from.
+    /// Seed of the random bits of [`Rounding::Stochastic`](crate::Rounding::Stochastic).
     pub rounding_seed: u32,
 }
 
@@ -169,17 +169,17 @@ pub mod regime_kinds {
 
 /// The streams of AutoSgd, in the order of their turns.
 pub mod streams {
-    /// At η.
+    /// Stream at η.
     pub const MIDDLE: u32 = 0;
-    /// At η/C.
+    /// Stream at η/C.
     pub const SLOWER: u32 = 1;
-    /// At C η.
+    /// Stream at C η.
     pub const FASTER: u32 = 2;
 }
 
-/// How an episode of AutoSgd ended.
+/// Outcomes of an episode of AutoSgd.
 pub mod outcomes {
-    /// It has not.
+    /// The episode has not ended.
     pub const UNDECIDED: u32 = 0;
     /// The faster stream won: its parameters, C η.
     pub const INCREASE: u32 = 1;
@@ -197,7 +197,7 @@ pub mod slots {
     pub const START_SLOT: u32 = 0;
     /// None: the parameters stay with the caller.
     pub const NO_SLOT: u32 = 3;
-    /// How many there are.
+    /// Number of copies.
     pub const STREAM_SLOTS: u32 = 3;
 }
 
@@ -231,11 +231,11 @@ pub mod average_kinds {
     pub const POLYNOMIAL: u32 = 1;
     /// Exponential.
     pub const EXPONENTIAL: u32 = 2;
-    /// That of schedule-free training, by the learning rates.
+    /// Schedule-free, weighted by the learning rates.
     pub const SCHEDULE_FREE: u32 = 3;
 }
 
-/// What a group remembers from step to step; all of it lives on the device.
+/// State of a group from step to step. It is on the device.
 ///
 /// Numbers that must survive any scale of the loss are held as mantissa in `[1, 2)` and exponent; sums of logarithms are held
 /// in fixed point (integer part and fraction in units of 2⁻³²), which neither drifts nor depends on how a driver orders
@@ -247,7 +247,7 @@ pub struct GroupState {
     pub steps_low: u32,
     /// Steps attempted, high word.
     pub steps_high: u32,
-    /// Where in the ring the next record belongs.
+    /// Slot of the ring into which the next record is written.
     pub record_slot: u32,
     /// Steps skipped because of a non-finite gradient.
     pub skipped: u32,
@@ -269,13 +269,13 @@ pub struct GroupState {
     pub momentum_started: u32,
     /// η of this step, as in the learning-rate buffer.
     pub learning_rate: f32,
-    /// What the regime says, without the schedule.
+    /// η of the regime, without the schedule.
     pub regime_rate: f32,
     /// ln of the schedule's factor at the last step.
     pub ln_schedule: f32,
     /// The trust ratio of the last step with a gradient; 1 without one.
     pub trust: f32,
-    /// Its ln.
+    /// ln of the trust ratio.
     pub ln_trust: f32,
     /// ‖w‖ after the last step, of groups with a trust ratio.
     pub parameter_mantissa: f32,
@@ -293,7 +293,7 @@ pub struct GroupState {
     pub change_int: i32,
     /// ln η_t - ln η_0.
     pub change_fraction: u32,
-    /// A of Seesaw: what the alignment has added to ln η since the first step, integer part.
+    /// A of Seesaw, the sum of alignment, brake and held terms since the first step: integer part.
     pub agreement_int: i32,
     /// A of Seesaw, fraction.
     pub agreement_fraction: u32,
@@ -355,11 +355,11 @@ pub struct GroupState {
     pub weight_sum_mantissa: f32,
     /// Σ (η_k k)² of schedule-free training.
     pub weight_sum_exponent: i32,
-    /// What AutoSgd remembers.
+    /// State of AutoSgd.
     pub streams: StreamsState,
 }
 
-/// Where the episode of an AutoSgd group stands. All groups of an optimizer hold the same here, for all of them see the same losses.
+/// State of an AutoSgd episode. It is the same in all groups of an optimizer, because they see the same losses.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, PartialEq, Default, Pod, Zeroable)]
 pub struct StreamsState {
@@ -399,7 +399,7 @@ pub const MEAN_STEPS: u32 = 65536;
 /// A norm counts in [`GroupState::mean_norm_mantissa`] as no more than this many n̂ of the step before.
 pub const MEAN_OUTLIER: u32 = 10;
 
-/// Where a scope's partials lie.
+/// Location of a scope's partial sums.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Pod, Zeroable)]
 pub struct ScopeTable {
@@ -428,7 +428,7 @@ impl Squares {
     }
 }
 
-/// Everything one sweep measures, per scope.
+/// Sums of one sweep over the gradients of a scope.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, PartialEq, Pod, Zeroable)]
 pub struct ScopeSums {
@@ -460,7 +460,7 @@ pub const LOSS_ELEMENT: u32 = u32::MAX - 1;
 /// Words of a partial: those of [`ScopeSums`] but for the loss.
 pub const PARTIAL_WORDS: u32 = 12;
 
-/// What pass 3 tells pass 4 about a group.
+/// Parameters of a group's update, written by pass 3 for pass 4.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, PartialEq, Pod, Zeroable)]
 pub struct Update {
@@ -472,7 +472,7 @@ pub struct Update {
     pub gradient_factor: f32,
     /// One over the number of micro-batches.
     pub micro_share: f32,
-    /// What the gradient is multiplied by before, exactly: the inverse of the loss scale.
+    /// Inverse of the loss scale, a power of two by which the gradient is multiplied first.
     pub unscale: f32,
     /// λ of coupled weight decay.
     pub coupled_decay: f32,
@@ -501,7 +501,7 @@ pub struct Update {
     pub put: u32,
     /// The slot from where the next stream's parameters come, one of [`slots`].
     pub take: u32,
-    /// What this step's random bits are drawn from, where parameters are rounded by them.
+    /// Key of this step's random bits, for stochastic rounding.
     pub rounding_key: u32,
 }
 
@@ -537,27 +537,27 @@ pub struct RawRecord {
     pub alignment_term: f32,
     /// κ (n/n̂) min(0, f + slack), f the moving average of a_fast.
     pub brake_term: f32,
-    /// What Seesaw's floor kept back of a fall by alignment.
+    /// Part of a fall by alignment and brake that Seesaw's floor holds back.
     pub held_term: f32,
-    /// What the clamps took away.
+    /// Contribution of the limits of η and of its change.
     pub clamp_term: f32,
-    /// What a schedule added.
+    /// Contribution of the schedule.
     pub schedule_term: f32,
-    /// What the secant regimes add beyond the norm.
+    /// Contribution of curvature: the change of a secant regime minus the norm term.
     pub curvature_term: f32,
-    /// What the distance from the start added.
+    /// Contribution of the distance from the first parameters.
     pub distance_term: f32,
-    /// What the sum of squared norms added.
+    /// Contribution of the sum of squared norms.
     pub history_term: f32,
-    /// What the loss added.
+    /// Contribution of the loss.
     pub loss_term: f32,
-    /// What the bound on growth of AdGd held back.
+    /// Part of a rise that the bound on growth of AdGd holds back.
     pub gate_term: f32,
-    /// What the trust ratio added.
+    /// Contribution of the trust ratio.
     pub trust_term: f32,
     /// The trust ratio; 1 without one.
     pub trust_ratio: f32,
-    /// What the outcome of the last episode did.
+    /// Contribution of the outcome of the last episode.
     pub episode_term: f32,
     /// The episode of the step.
     pub episode: u32,
@@ -584,23 +584,23 @@ pub(crate) fn unscale(exponent: i32) -> f32 {
     f32::from_bits(((127 - exponent) as u32) << 23)
 }
 
-/// What pass 4 measures of a step, block by block; then of a tensor or a group.
+/// Sums of squares that pass 4 measures for each block, and pass 5 adds up for each tensor or group.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, PartialEq, Default, Pod, Zeroable)]
 pub struct StepSums {
     /// Σ w² of the new parameters.
     pub parameters: Squares,
-    /// Σ s², s the way from the old parameters to the new ones, as rounded.
+    /// Σ s², where s is the difference of the new and the old parameters after rounding.
     pub step: Squares,
 }
 
-/// What pass 5 adds up.
+/// Blocks whose step sums pass 5 adds up: those of a tensor or of a group.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Pod, Zeroable)]
 pub struct StepUnit {
     /// The first of its blocks, as [`Block::row`] counts.
     pub first_row: u32,
-    /// Its blocks, side by side.
+    /// Number of blocks, which lie next to each other.
     pub rows: u32,
     /// The group it belongs to, or is.
     pub group: u32,

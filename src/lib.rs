@@ -1,14 +1,18 @@
-//! Optimizers on [wgpu] whose **learning rate is computed on the device from the gradients themselves**, with no readback in the
-//! step, nothing to tune, and a record that says why the rate is what it is.
+//! Optimizers on [wgpu] whose **learning rate is computed on the device from the gradients**, with no readback in the step and no learning
+//! rate to tune. A record of every step says why the rate moved.
 //!
-//! - [`OptimizerBuilder`] and [`Group`] say what is to be optimized: a [`Rule`] (which way), a [`Regime`] (how far), tensors.
-//! - [`Optimizer`] runs on a [`Gpu`], the caller's or one that is found; it records its step into the caller's encoder.
-//! - [`CpuOptimizer`] does the same over slices. The device is checked against it, and it runs where there is no device.
-//! - `Checkpoint` (feature `checkpoint`) is all that an optimizer remembers, in a file from which a run goes on bit for bit.
-//! - [`Element`] says what a tensor is stored as, 16 bits included, and [`Rounding`] how steps get into those.
+//! The [`guide`] has the pages for users: how to embed the optimizer, which rule and regime to choose, what corresponds to PyTorch, optax and
+//! burn, troubleshooting, the formulas, and what was measured.
+//!
+//! - [`OptimizerBuilder`] and [`Group`] describe the optimizer: tensors, a [`Rule`] that turns gradients into a direction, and a [`Regime`]
+//!   that chooses the learning rate.
+//! - [`Optimizer`] runs on a [`Gpu`], yours or one that is found, and records its step into your command encoder.
+//! - [`CpuOptimizer`] takes the same steps over slices on the host. The device is tested against it.
 //! - [`Record`] explains a step: terms that add up to the change of ln η, in numbers and in words.
+//! - [`Element`] selects f32, f16 or bf16 for a tensor, and [`Rounding`] how steps get into 16-bit parameters.
+//! - `Checkpoint` (feature `checkpoint`) saves the optimizer's whole state to a file. A run that resumes from it has the same bits.
 //!
-//! A step is four passes, and nothing of it returns to the host:
+//! A step is four compute passes. Nothing returns to the host:
 //!
 //! ```text
 //! gradients ─▶ reduce_gradient ─▶ partials ─▶ finish_reduction ─▶ sums ─▶ learning_rate ─▶ η, record
@@ -16,13 +20,13 @@
 //! parameters, momentum, direction memory ◀─▶ update_parameters ◀─ gradients ◀──────┘
 //! ```
 //!
-//! Several ranks can share one optimizer, with what they have measured exchanged after pass 2 ([`ShardSums`]).
+//! Several ranks can share one optimizer and exchange their sums after the second pass ([`ShardSums`]).
 //!
-//! Pass 1 and pass 4 are the only ones that touch memory in proportion to the parameters: SGD with a rate from the norm moves 16
-//! bytes per parameter (g; then w, g, w).
+//! Only the first and the last pass touch memory in proportion to the parameters. SGD with a rate from the norm moves 16 bytes per parameter:
+//! it reads g, then reads w and g and writes w.
 //!
 //! # Example
-//! On the CPU; the README has the same on a device.
+//! On the CPU. The [`guide`] has code for a device.
 //! ```
 //! use wgpu_optim::{Group, OptimizerBuilder, Rule};
 //!
@@ -48,8 +52,8 @@
 //! ```
 //!
 //! # Where the idea comes from
-//! Z. Yang, *Explainable Learning Rate Regimes for Stochastic Optimization*, arXiv:2508.13639: a rate that rises as the norm of the
-//! stochastic gradient falls and falls as it rises, from second-order reasoning, with nothing to tune, for SGD, SGD with momentum and
+//! Z. Yang, *Explainable Learning Rate Regimes for Stochastic Optimization*, arXiv:2508.13639: a learning rate that rises as the norm of the
+//! stochastic gradient falls and falls as the norm rises, by second-order reasoning, with nothing to tune, for SGD, SGD with momentum and
 //! SIGNSGD. The formula here ([`Seesaw`]) is this project's own derivation from the secant equation, not the paper's.
 #![forbid(unsafe_code)]
 #![deny(missing_docs)]
@@ -64,6 +68,7 @@ mod element;
 mod error;
 pub mod gpu;
 mod group;
+pub mod guide;
 pub mod layout;
 mod plan;
 mod record;
@@ -97,7 +102,7 @@ pub use schedule::Schedule;
 pub use shard::{CombinedSums, ShardSums};
 pub use trust::TrustRatio;
 pub use warning::Warning;
-// Whose types are in the interface.
+// Their types are part of the public interface.
 pub use half;
 pub use wgpu;
 

@@ -1,4 +1,4 @@
-//! What `build` decides, once: scopes, windows, blocks, offsets. Both paths walk the same plan.
+//! The plan that `build` makes once: scopes, windows, blocks, offsets. Both paths follow the same plan.
 //!
 //! - A **scope** is what one norm is taken over: a group, or several that share their norm.
 //! - A **block** is a stretch of elements that one workgroup walks; the list of blocks is the segment table that makes many
@@ -22,7 +22,7 @@ use crate::shard::Shard;
 /// Elements that one lane operation of a kernel handles.
 pub(crate) const QUAD: u32 = 4;
 
-/// Where a tensor lies: buffers are numbered by the caller of [`Plan::new`], offsets and lengths are in elements.
+/// Location of a tensor. Buffers are numbered by the caller of [`Plan::new`]; offsets and lengths are in elements.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Place {
     pub(crate) params: Element,
@@ -34,7 +34,7 @@ pub(crate) struct Place {
     pub(crate) elements: u64,
 }
 
-/// How blocks are cut, by the tuning and the device's limits.
+/// Sizes by which blocks are cut, from the tuning and the device's limits.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Geometry {
     /// Elements of a full block; a multiple of 4.
@@ -49,13 +49,13 @@ pub(crate) struct Geometry {
     pub(crate) dispatch_blocks: u32,
     /// Partials that pass 2 can add up for one scope.
     pub(crate) scope_partials: u64,
-    /// Whether parameters and gradients can only be loaded four at a time where both lie on a multiple of four.
+    /// True if parameters and gradients can be loaded four at a time only where both start at a multiple of four.
     pub(crate) quads_need_alignment: bool,
-    /// Whether every tensor has windows of its own, so that nothing but bindings depends on where it lies.
+    /// True if every tensor has windows of its own, so that only bindings depend on its location.
     pub(crate) apart: bool,
 }
 
-/// How a window's parameters and gradients are loaded.
+/// Access to a window's parameters and gradients.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) enum Access {
     /// Four at a time; starts and lengths are multiples of 4.
@@ -64,7 +64,7 @@ pub(crate) enum Access {
     Scalars,
 }
 
-/// What kind of direction memory pass 1 measures the alignment against.
+/// Vector against which pass 1 measures the alignment, or what it measures instead.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) enum Alignment {
     /// No alignment is measured.
@@ -75,15 +75,15 @@ pub(crate) enum Alignment {
     Counters,
     /// y - z of schedule-free training, which is kept anyway.
     Iterates,
-    /// The last gradient: not how it agrees is measured, but how it changed.
+    /// The last gradient. Its difference from the present one is measured instead of an alignment.
     LastGradient,
-    /// The first parameters: measured is how far the parameters are from them.
+    /// The first parameters. The distance from them is measured instead of an alignment.
     FirstParameters,
-    /// Three streams of parameters: nothing of them is measured but the gradient.
+    /// Three streams of parameters. Only the gradient is measured.
     Streams,
 }
 
-/// The rule without its numbers: what pass 4 is compiled for.
+/// Kind of rule, without its constants, for which pass 4 is compiled. The number is `RULE` in the shaders.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) enum RuleKind {
     Sgd = 0,
@@ -120,7 +120,7 @@ impl RuleKind {
         )
     }
 
-    /// Whether a mean of squares is kept: behind the momentum, or in its place where there is none.
+    /// Returns true if a mean of squares is kept: behind the momentum, or in its place if there is none.
     pub(crate) fn has_squares(self) -> bool {
         matches!(self, RuleKind::AdamW | RuleKind::AdamWWithoutMomentum)
     }
@@ -159,7 +159,7 @@ pub(crate) struct Kernel {
     pub(crate) initial_norm: bool,
     /// An average of the parameters is kept, or what follows it in schedule-free training.
     pub(crate) averages: bool,
-    /// What is kept is z of schedule-free training, and the parameters are between z and the average.
+    /// True if z of schedule-free training is kept, and the parameters lie between z and the average.
     pub(crate) schedule_free: bool,
     /// The step and the parameters are measured.
     pub(crate) step_sums: bool,
@@ -167,11 +167,11 @@ pub(crate) struct Kernel {
     pub(crate) loss_scale: bool,
     /// Gradients are cleared when they have been read for the last time.
     pub(crate) clears_gradients: bool,
-    /// What the parameters are stored as. This and the next two are the tensor's, the others its group's.
+    /// Element type of the parameters. This and the next two depend on the tensor, the others on its group.
     pub(crate) params: Element,
-    /// What the gradients are stored as.
+    /// Element type of the gradients.
     pub(crate) grads: Element,
-    /// How new parameters are encoded.
+    /// Encoding of new parameters.
     pub(crate) encoding: Encoding,
 }
 
@@ -197,7 +197,7 @@ impl Kernel {
         self.alignment == Alignment::Momentum
     }
 
-    /// That of a tensor at this place.
+    /// Returns this key with the element types and the rounding of a tensor at `place`.
     pub(crate) fn at(self, place: &Place, rounding: Rounding) -> Self {
         Kernel {
             params: place.params,
@@ -207,12 +207,12 @@ impl Kernel {
         }
     }
 
-    /// Whether what 16-bit parameters lack of f32 is kept.
+    /// Returns true if remainders of master weights are kept.
     pub(crate) fn has_remainders(self) -> bool {
         self.encoding == Encoding::Masters
     }
 
-    /// Whether pass 1 has a use for the parameters, in a step before which the optimizer has `started` or not.
+    /// Returns true if pass 1 reads the parameters, in a step before which the optimizer has `started` or not.
     pub(crate) fn measures_parameters(self, started: bool) -> bool {
         self.coupled_decay
             || self.has_first_parameters()
@@ -220,7 +220,7 @@ impl Kernel {
             || self.initial_norm && !started
     }
 
-    /// Whether the gradient is compared with y - z of schedule-free training.
+    /// Returns true if the alignment is measured against y - z of schedule-free training.
     pub(crate) fn compares_iterates(self) -> bool {
         self.alignment == Alignment::Iterates
     }
@@ -229,7 +229,7 @@ impl Kernel {
         self.alignment == Alignment::Counters
     }
 
-    /// How many vectors as long as the parameters the regime keeps.
+    /// Returns the number of vectors of the parameters' length that the regime keeps.
     pub(crate) fn vectors(self) -> u32 {
         match self.alignment {
             Alignment::None | Alignment::Momentum | Alignment::Counters | Alignment::Iterates => 0,
@@ -238,17 +238,17 @@ impl Kernel {
         }
     }
 
-    /// How many vectors as long as the parameters one binding must hold at the most.
+    /// Returns the largest number of vectors of the parameters' length in one binding.
     fn vectors_in_one_binding(self) -> u32 {
         self.vectors().max(self.momentum_vectors()).max(1)
     }
 
-    /// How many vectors as long as the parameters lie one behind the other where the momentum is.
+    /// Returns the number of vectors of the parameters' length in the momentum's buffer.
     pub(crate) fn momentum_vectors(self) -> u32 {
         u32::from(self.rule.has_momentum()) + u32::from(self.rule.has_squares())
     }
 
-    /// Whether more is measured than the norm, and more than the momentum's alignment.
+    /// Returns true if pass 1 measures something against the regime's memory, beside the norm and the momentum's alignment.
     pub(crate) fn measures_memory(self) -> bool {
         self.has_counters()
             || self.compares_iterates()
@@ -289,7 +289,7 @@ pub(crate) enum MemoryKind {
     Averages,
     /// z of schedule-free training, in the average's place.
     BaseIterates,
-    /// What 16-bit parameters lack of f32.
+    /// Remainders of the master weights of 16-bit parameters.
     Remainders,
 }
 
@@ -306,7 +306,7 @@ impl MemoryKind {
         MemoryKind::Remainders,
     ];
 
-    /// Its name in checkpoints and in labels of buffers.
+    /// Returns the name in checkpoints and in labels of buffers.
     pub(crate) fn name(self) -> &'static str {
         match self {
             MemoryKind::Momentum => "momentum",
@@ -336,7 +336,7 @@ impl MemoryKind {
         }
     }
 
-    /// How many entries it has of every parameter; they lie as far apart as there are parameters.
+    /// Returns the number of entries for each parameter. They lie as far apart as there are parameters.
     pub(crate) fn slots(self) -> u32 {
         match self {
             MemoryKind::Streams => slots::STREAM_SLOTS,
@@ -360,7 +360,7 @@ impl Kernel {
         }
     }
 
-    /// What it keeps, in the order of [`MemoryKind::ALL`].
+    /// Returns the memories that the kernel keeps, in the order of [`MemoryKind::ALL`].
     pub(crate) fn memories(self) -> impl Iterator<Item = MemoryKind> {
         MemoryKind::ALL
             .into_iter()
@@ -459,37 +459,37 @@ pub(crate) struct Plan {
     pub(crate) accumulation: Accumulation,
     pub(crate) configs: Vec<GroupConfig>,
     pub(crate) groups: Vec<GroupConstants>,
-    /// What each group's passes are compiled for.
+    /// Specialisation of each group's passes.
     #[cfg(feature = "checkpoint")]
     pub(crate) kernels: Vec<Kernel>,
     pub(crate) scopes: Vec<ScopeTable>,
     pub(crate) windows: Vec<Window>,
     pub(crate) tensors: Vec<TensorInfo>,
-    /// Where each tensor lies.
+    /// Location of each tensor.
     pub(crate) places: Vec<Place>,
     /// Partials of all scopes.
     pub(crate) partials: u32,
-    /// What pass 5 adds up: the tensors that are recorded, then the groups with a trust ratio. None where nobody asked.
+    /// Units that pass 5 adds up: tensors with telemetry, then groups with a trust ratio.
     pub(crate) units: Vec<StepUnit>,
     /// Which of the parameters these are, where other ranks have the rest.
     pub(crate) shard: Option<Shard>,
 }
 
-/// Where an element is that pass 3 has told of.
+/// Location of an element that pass 3 has reported.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Location {
-    /// Its tensor, and its index in it; `None` where another rank has it.
+    /// Tensor of the element, and its index there; `None` if another rank has it.
     pub(crate) tensor: Option<(usize, u64)>,
     /// The rank that has it, and its index there, where there are ranks.
     pub(crate) rank: Option<(u32, u64)>,
 }
 
-/// How gradients come to be whole.
+/// Gradient accumulation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Accumulation {
     /// Gradients that the caller adds up in one.
     pub(crate) micro_batches: u32,
-    /// Whether pass 4 leaves zeros in their place.
+    /// True if pass 4 sets the gradients to zero.
     pub(crate) clears: bool,
 }
 
@@ -621,7 +621,7 @@ impl Plan {
         })
     }
 
-    /// The same where other ranks have other parameters.
+    /// Returns this plan for one rank of a sharded optimizer, with the shard's settings and a rounding seed for each rank.
     pub(crate) fn sharded(mut self, rank_of_ranks: Option<(u32, u32)>) -> Self {
         self.shard = rank_of_ranks.map(|(rank, ranks)| Shard::new(rank, ranks, &self));
         if let Some((rank, _)) = rank_of_ranks {
@@ -632,7 +632,7 @@ impl Plan {
         self
     }
 
-    /// What the passes over a tensor are compiled for.
+    /// Returns the key for which the passes over a tensor are compiled.
     #[cfg(feature = "checkpoint")]
     pub(crate) fn kernel_of(&self, tensor: usize) -> Kernel {
         let group = self.tensors[tensor].group;
@@ -659,7 +659,7 @@ impl Plan {
         })
     }
 
-    /// Where an element is, counted among those of all ranks if there are several.
+    /// Returns the location of an element, which is counted among those of all ranks if there are several.
     pub(crate) fn locate(&self, element: u32) -> Location {
         let element = u64::from(element);
         let Some(shard) = &self.shard else {
@@ -911,7 +911,7 @@ fn scopes_of(configs: &[GroupConfig]) -> Vec<Scope<'_>> {
     scopes
 }
 
-/// What a group's passes are compiled for. Its scope decides what is measured, so that every group of it adds its share.
+/// Returns the key for which a group's passes are compiled. The scope decides what is measured, because every group of it contributes.
 fn kernel_of(
     config: &GroupConfig,
     scope: &Scope,

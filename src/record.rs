@@ -1,4 +1,4 @@
-//! Why the learning rate is what it is: one record per step and group, with terms that add up.
+//! Records: one per step and group, with terms that add up to the change of ln η.
 
 use std::fmt;
 
@@ -15,53 +15,54 @@ pub struct Record {
     pub step: u64,
     /// The group's index, in the order of declaration.
     pub group: usize,
-    /// What was special about the step.
+    /// Special events of the step: first, skipped, clipped and so on.
     pub flags: Flags,
-    /// n, the norm of the gradient that the regime sees; saturates at `f32::MAX`. Of a skipped step: NaN.
+    /// n, the norm of the gradient that the regime sees, before a clip. Saturates at `f32::MAX`. NaN for a skipped step.
     pub norm: f32,
-    /// n̂, the smoothed norm. Of a skipped step: that of the step before.
+    /// n̂, the smoothed norm. A skipped step has the value of the step before.
     pub smoothed_norm: f32,
-    /// a_slow: cosine of the gradient and the direction memory, 0 where none is kept.
+    /// a_slow: the cosine of the gradient with the momentum or direction memory; 0 if the group keeps neither.
     pub slow_alignment: f32,
-    /// a_fast: `⟨g, sign u_{t-1}⟩ / ‖g‖₁`, 0 where no direction counters are kept.
+    /// a_fast: `⟨g, sign u_{t-1}⟩ / ‖g‖₁`, the agreement with the last step; 0 if the group keeps no direction counters.
     pub fast_alignment: f32,
-    /// η; with streams that of the middle one, see [`Stream::name`].
+    /// η, the learning rate of the step. Under [`AutoSgd`](crate::AutoSgd) the rate of the middle stream.
     pub learning_rate: f32,
     /// ln η, exact to 2⁻³²; `-inf` while there is no learning rate yet ([`Flags::waiting`]).
     pub ln_rate: f64,
-    /// What the norm did: `p ln(n̂_{t-1}/n̂_t)`.
+    /// Contribution of the gradient norm to the change of ln η. For Seesaw and NormRatio `p ln(n̂_{t-1}/n̂_t)`.
     pub norm_term: f32,
-    /// What the alignment did: `κ_t (n/n̂) a_slow`.
+    /// Contribution of the alignment: `κ_t (n/n̂) a_slow`. Positive where steps agree.
     pub alignment_term: f32,
-    /// What the brake did: `κ_t (n/n̂) min(0, f + slack)`, f the moving average of `a_fast`.
+    /// Contribution of the brake: `κ_t (n/n̂) min(0, f + slack)`, where f is the moving average of `a_fast`. Never positive.
     pub brake_term: f32,
-    /// What the floor of [`Seesaw`](crate::Seesaw) held back of a fall by alignment and brake: 0 or more.
+    /// Part of a fall by alignment and brake that [`Seesaw`](crate::Seesaw) holds back because the norm has not risen. Never negative.
     pub held_term: f32,
-    /// What the clamps of the change and of η took away or gave back.
+    /// Contribution of the limits of η and of its change per step: what they take away, or give back later.
     pub clamp_term: f32,
-    /// What a schedule did.
+    /// Contribution of the schedule: the change of ln of its factor.
     pub schedule_term: f32,
-    /// What the curvature along the last step did: the secant regimes' change, less what the norm alone explains.
+    /// Contribution of curvature, for the secant regimes ([`BarzilaiBorwein`](crate::BarzilaiBorwein), [`AdGd`](crate::AdGd)): their total
+    /// change minus `norm_term`.
     pub curvature_term: f32,
-    /// What the distance from the start did: `ln(r̄_t/r̄_{t-1})`, twice that for DoWG.
+    /// Contribution of the distance from the first parameters: `ln(r̄_t/r̄_{t-1})` for DoG, twice that for DoWG.
     pub distance_term: f32,
-    /// What the sum of squared norms did: `-½ ln` of its growth.
+    /// Contribution of the sum of squared norms (AdaGradNorm, DoG, DoWG): `-½ ln` of its growth.
     pub history_term: f32,
-    /// What the loss did.
+    /// Contribution of the change of the loss (Polyak, Ngn).
     pub loss_term: f32,
-    /// What the bound on growth of [`AdGd`](crate::AdGd) held back: 0 or less.
+    /// Part of a rise that the bound on growth of [`AdGd`](crate::AdGd) holds back. Never positive.
     pub gate_term: f32,
-    /// What the trust ratio did: the change of its ln.
+    /// Contribution of the trust ratio: the change of its ln.
     pub trust_term: f32,
-    /// The trust ratio, a factor of η ([`TrustRatio`](crate::TrustRatio)); 1 without one.
+    /// The trust ratio, a factor of η ([`TrustRatio`](crate::TrustRatio)); 1 if the group has none.
     pub trust_ratio: f32,
-    /// What the outcome of the last episode of [`AutoSgd`](crate::AutoSgd) did.
+    /// Contribution of the outcome of the last episode of [`AutoSgd`](crate::AutoSgd).
     pub episode_term: f32,
-    /// With [`AutoSgd`](crate::AutoSgd): the episode of the step, counted from 0.
+    /// Episode of the step under [`AutoSgd`](crate::AutoSgd), counted from 0.
     pub episode: u32,
-    /// With [`AutoSgd`](crate::AutoSgd): the stream whose turn it was.
+    /// Stream that took the step under [`AutoSgd`](crate::AutoSgd).
     pub stream: Option<Stream>,
-    /// In the first step that is taken after an episode: how that one ended.
+    /// Outcome of the previous episode, in the first step that is taken after it.
     pub outcome: Option<Outcome>,
     /// The factor of the clip by norm, `min(1, C/n)`.
     pub clip_factor: f32,
@@ -72,14 +73,14 @@ pub struct Record {
     pub skips_in_row: u32,
     /// The scale of this step's gradients, which was divided out of them; 1 without a [`LossScaler`](crate::LossScaler).
     pub loss_scale: f32,
-    /// Of a skipped step: what was not finite. Of steps after a halt: what was not finite in the step that halted.
+    /// Elements that were not finite and caused the skip; after a halt, those of the step that halted. `None` for a step that was taken.
     pub nonfinite: Option<NonFinite>,
-    /// The same of an optimizer over several ranks ([`sharded`](crate::OptimizerBuilder::sharded)), alike on all of them;
-    /// [`Record::nonfinite`] is then only there where the element is one of this rank.
+    /// Elements that were not finite, in an optimizer over several ranks ([`sharded`](crate::OptimizerBuilder::sharded)); the same on all
+    /// ranks. [`Record::nonfinite`] is then set only on the rank that has the element.
     pub rank_nonfinite: Option<RankNonFinite>,
 }
 
-/// What one step did to one tensor ([`telemetry`](crate::OptimizerBuilder::telemetry)).
+/// Norms of one tensor and of its step, recorded with [`telemetry`](crate::OptimizerBuilder::telemetry).
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct TensorRecord {
     /// Steps attempted before this one.
@@ -88,24 +89,24 @@ pub struct TensorRecord {
     pub tensor: usize,
     /// The step was skipped: nothing moved.
     pub skipped: bool,
-    /// ‖w‖ of the parameters after the step, right for every finite f32; saturates at `f32::MAX`, and is not finite where an element is not.
-    /// NaN where every step so far was skipped.
+    /// ‖w‖, the norm of the parameters after the step. Right for all finite f32 values; saturates at `f32::MAX`. Not finite if an element is
+    /// not, and NaN if every step so far was skipped.
     pub parameter_norm: f32,
-    /// ‖s‖ of the step: the way from the old parameters to the new ones, as rounded, weight decay included. 0 where it was skipped.
+    /// ‖s‖, the distance from the old parameters to the new ones after rounding, weight decay included. 0 if the step was skipped.
     pub step_norm: f32,
     /// η of the tensor's group.
     pub learning_rate: f32,
 }
 
 impl TensorRecord {
-    /// ‖s‖/‖w‖: how far a step goes beside what it changes. Networks tend to train well at about 1e-3.
+    /// Returns ‖s‖/‖w‖, the length of the step relative to the parameters. Networks tend to train well at about 1e-3.
     pub fn relative_step(&self) -> f64 {
         f64::from(self.step_norm) / f64::from(self.parameter_norm)
     }
 
-    /// η/‖w‖²: the rate that counts for a tensor whose scale does not matter, such as weights before a normalisation: there the gradient
-    /// is at right angles to `w` and goes with 1/‖w‖, so that gradient descent on the direction w/‖w‖ has this rate (Kodryan et al. 2022,
-    /// arXiv:2209.03695; Ali Mehmeti-Göpel & Wand 2023, arXiv:2306.00700, on layers whose effective rates differ). Elsewhere it has no such meaning.
+    /// Returns the effective learning rate η/‖w‖² of a scale-invariant tensor, such as weights before a normalisation layer. There the
+    /// gradient is orthogonal to `w` and proportional to 1/‖w‖, so that gradient descent on the direction w/‖w‖ has this rate (Kodryan et al.
+    /// 2022, arXiv:2209.03695; Ali Mehmeti-Göpel & Wand 2023, arXiv:2306.00700). For other tensors it has no such meaning.
     pub fn effective_rate(&self) -> f64 {
         f64::from(self.learning_rate) / f64::from(self.parameter_norm).powi(2)
     }
@@ -126,14 +127,14 @@ impl TensorRecord {
     }
 }
 
-/// A stream of [`AutoSgd`](crate::AutoSgd), in the order of their turns.
+/// One of the three parameter streams of [`AutoSgd`](crate::AutoSgd), in the order in which they take steps.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Stream {
-    /// At the rate η.
+    /// The stream with learning rate η.
     Middle,
-    /// At the rate `η/C`.
+    /// The stream with learning rate `η/C`.
     Slower,
-    /// At the rate `C η`.
+    /// The stream with learning rate `C η`.
     Faster,
 }
 
@@ -146,7 +147,7 @@ impl Stream {
         }
     }
 
-    /// `slower`, `middle` or `faster`: at `η/C`, η or `C η`.
+    /// Returns `slower`, `middle` or `faster`.
     pub fn name(self) -> &'static str {
         match self {
             Stream::Slower => "slower",
@@ -156,12 +157,12 @@ impl Stream {
     }
 }
 
-/// How an episode of [`AutoSgd`](crate::AutoSgd) ended.
+/// Outcome of an episode of [`AutoSgd`](crate::AutoSgd).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Outcome {
-    /// This stream won, and all go on from its parameters at its rate.
+    /// This stream had the lowest losses. All streams continue from its parameters, at its rate.
     Won(Stream),
-    /// No stream was any good: all go on from the parameters from before the episode, at the slower rate.
+    /// No stream improved the loss. All continue from the parameters before the episode, at the slower rate.
     TakenBack,
 }
 
@@ -187,25 +188,25 @@ impl fmt::Display for Outcome {
     }
 }
 
-/// The elements that made a step be skipped.
+/// Elements that caused a step to be skipped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct NonFinite {
-    /// How many gradient (or, before the first step, parameter) elements were NaN or infinite, over all groups.
+    /// Number of gradient elements (before the first step, also parameter elements) that were NaN or infinite, over all groups.
     pub count: u32,
     /// The tensor of the first of them, as an index into [`tensors`](crate::Optimizer::tensors).
     pub tensor: usize,
-    /// Its index in that tensor.
+    /// Index of the first such element in its tensor.
     pub element: u64,
 }
 
-/// The elements that made a step of several ranks be skipped.
+/// Elements that caused a step over several ranks to be skipped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct RankNonFinite {
-    /// How many elements were NaN or infinite, over all groups and ranks.
+    /// Number of elements that were NaN or infinite, over all groups and ranks.
     pub count: u32,
     /// The rank that has the first of them.
     pub rank: u32,
-    /// Its index among the elements of that rank, in the order of declaration.
+    /// Index of the first such element among the elements of its rank, in the order of declaration.
     pub element: u64,
 }
 
@@ -223,59 +224,60 @@ impl fmt::Display for RankNonFinite {
     }
 }
 
-/// What was special about a step.
+/// Special events of a step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Flags(u32);
 
 impl Flags {
-    /// The rate comes from the first step's length, or from the caller.
+    /// Returns true for the first step with a gradient: its rate comes from the first step's length, or from the caller.
     pub fn first(self) -> bool {
         self.0 & record_flags::FIRST != 0
     }
-    /// The gradient was zero: the rate and the regime's state are carried over. The rule still runs, so that momentum coasts and
-    /// decoupled decay shrinks, as with any optimizer.
+    /// Returns true if the gradient was zero. The rate and the regime's state are carried over. The rule still runs: momentum and decoupled
+    /// decay move the parameters, as with any optimizer.
     pub fn zero_gradient(self) -> bool {
         self.0 & record_flags::ZERO_GRADIENT != 0
     }
-    /// A gradient, of this or another group, was not finite, or training has halted: the step changed nothing. (With [`AutoSgd`](crate::AutoSgd) the turn passes to the
-    /// next stream all the same.)
+    /// Returns true if the step was skipped, because a gradient of any group was not finite or training has halted. A skipped step changes
+    /// nothing. (Under [`AutoSgd`](crate::AutoSgd) the next stream's turn comes all the same.)
     pub fn skipped(self) -> bool {
         self.0 & record_flags::SKIPPED != 0
     }
-    /// The gradient was scaled down to the clip norm.
+    /// Returns true if the gradient was scaled down to the clip norm.
     pub fn clipped(self) -> bool {
         self.0 & record_flags::CLIPPED != 0
     }
-    /// The change of ln η was clamped: to ±ln 10, that of Seesaw, NormRatio and Hypergradient from above only.
+    /// Returns true if the change of ln η was limited to ±ln 10. Seesaw, NormRatio and Hypergradient limit rises only.
     pub fn clamped_change(self) -> bool {
         self.0 & record_flags::CLAMPED_CHANGE != 0
     }
-    /// η was clamped to `[1e-30, 1e30]`.
+    /// Returns true if η was limited to `[1e-30, 1e30]`.
     pub fn clamped_rate(self) -> bool {
         self.0 & record_flags::CLAMPED_RATE != 0
     }
-    /// The step was skipped because the loss was not finite.
+    /// Returns true if the step was skipped because the loss was not finite.
     pub fn nonfinite_loss(self) -> bool {
         self.0 & record_flags::NONFINITE_LOSS != 0
     }
-    /// Too many steps in a row were skipped, up to this one or one before: no step changes anything, until
+    /// Returns true if training has halted because too many steps in a row were skipped. No step changes anything until
     /// [`resume`](crate::Optimizer::resume) is called. See [`NonFinitePolicy::Error`](crate::NonFinitePolicy::Error).
     pub fn halted(self) -> bool {
         self.0 & record_flags::HALTED != 0
     }
-    /// The loss scale of the next step is half of this one's where the step was skipped, else twice this one's.
+    /// Returns true if the loss scale changes after this step: it is halved if the step was skipped, and doubled otherwise.
     pub fn scale_changed(self) -> bool {
         self.0 & record_flags::SCALE_CHANGED != 0
     }
-    /// The stream is lost: after it had moved its loss or a gradient was not finite.
+    /// Returns true if the [`AutoSgd`](crate::AutoSgd) stream of this step is lost: its loss or gradient was not finite after it had moved.
     pub fn stream_lost(self) -> bool {
         self.0 & record_flags::STREAM_LOST != 0
     }
-    /// An episode of [`AutoSgd`](crate::AutoSgd) ends with this step: until the next step the caller's buffer holds the winner's parameters.
+    /// Returns true if an episode of [`AutoSgd`](crate::AutoSgd) ends with this step. Until the next step the caller's buffer holds the
+    /// winner's parameters.
     pub fn episode_ends(self) -> bool {
         self.0 & record_flags::EPISODE_ENDS != 0
     }
-    /// No learning rate yet: every gradient so far was zero or not finite.
+    /// Returns true if there is no learning rate yet, because every gradient so far was zero or not finite.
     pub fn waiting(self) -> bool {
         self.0 & record_flags::WAITING != 0
     }
@@ -366,7 +368,7 @@ impl Record {
         }
     }
 
-    /// The terms, each with what it stands for.
+    /// Returns every term with its cause, in the order of [`Term::ALL`]. They add up to [`Record::change`].
     pub fn terms(&self) -> [(Term, f32); 13] {
         [
             (Term::Norm, self.norm_term),
@@ -385,13 +387,13 @@ impl Record {
         ]
     }
 
-    /// The change of ln η that the terms add up to.
+    /// Returns the change of ln η since the group's previous step: the sum of the terms.
     pub fn change(&self) -> f64 {
         self.terms().iter().map(|(_, term)| f64::from(*term)).sum()
     }
 }
 
-/// A cause of change of ln η.
+/// Cause of a change of ln η.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Term {
@@ -441,7 +443,7 @@ impl Term {
         Term::Trust,
     ];
 
-    /// Its name in tables and column headers.
+    /// Returns the name that tables and column headers use.
     pub fn name(self) -> &'static str {
         match self {
             Term::Norm => "norm",
@@ -460,7 +462,7 @@ impl Term {
         }
     }
 
-    /// What happened where the term is `rising` the rate, or else lowering it, in words.
+    /// Returns in words what happened where the term raises the rate (`rising`) or lowers it.
     pub fn cause(self, rising: bool) -> &'static str {
         match (self, rising) {
             (Term::Norm, true) => "norm fell",
@@ -632,15 +634,15 @@ impl RecordCursor {
     }
 }
 
-/// What a drain of the record ring brings.
+/// Records that a drain of the ring returns.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Records {
-    /// Records not drained before, by step, then by group.
+    /// Records that were not drained before, ordered by step and group.
     pub records: Vec<Record>,
-    /// Records of tensors not drained before, by step, then by tensor: of the groups with
+    /// Records of tensors that were not drained before, ordered by step and tensor. Only groups with
     /// [`telemetry`](crate::OptimizerBuilder::telemetry).
     pub tensors: Vec<TensorRecord>,
-    /// Steps that were overwritten before they were drained.
+    /// Number of steps whose records were overwritten before they were drained.
     pub lost_steps: u64,
 }
 

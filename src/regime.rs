@@ -1,4 +1,4 @@
-//! Learning-rate regimes: how long a step is, decided on the device from the gradients.
+//! Learning-rate regimes: they choose the learning rate on the device, from the gradients.
 
 mod alignment;
 mod distance;
@@ -32,32 +32,32 @@ use crate::schedule::Schedule;
 #[cfg_attr(feature = "checkpoint", derive(serde::Serialize))]
 #[non_exhaustive]
 pub enum Regime {
-    /// The default: norm and alignment, nothing to tune. See [`Seesaw`].
+    /// The default: uses the gradient norm and the alignment, with nothing to tune. See [`Seesaw`].
     Seesaw(Seesaw),
-    /// The norm alone. See [`NormRatio`].
+    /// Uses the gradient norm alone. See [`NormRatio`].
     NormRatio(NormRatio),
-    /// The alignment alone. See [`Hypergradient`].
+    /// Uses the alignment alone. See [`Hypergradient`].
     Hypergradient(Hypergradient),
-    /// The learning rate the caller gives, step after step.
+    /// Uses the learning rate that the caller gives, in every step.
     Fixed {
         /// η, above 0.
         learning_rate: f32,
     },
-    /// The sum of squared norms. See [`AdaGradNorm`].
+    /// Divides by the root of the sum of squared norms. See [`AdaGradNorm`].
     AdaGradNorm(AdaGradNorm),
-    /// The secant of the last step. See [`BarzilaiBorwein`].
+    /// Estimates the curvature from the last step. See [`BarzilaiBorwein`].
     BarzilaiBorwein(BarzilaiBorwein),
-    /// The secant, with bounded growth. See [`AdGd`].
+    /// Estimates the curvature from the last step, with bounded growth. See [`AdGd`].
     AdGd(AdGd),
-    /// Distance over gradients. See [`DoG`].
+    /// Divides the distance from the start by the gradients. See [`DoG`].
     DoG(DoG),
-    /// Distance over weighted gradients. See [`DoWG`].
+    /// Divides the distance from the start by weighted gradients. See [`DoWG`].
     DoWG(DoWG),
-    /// The loss over the squared norm. See [`Polyak`].
+    /// Divides the loss by the squared norm. See [`Polyak`].
     Polyak(Polyak),
-    /// The loss and the squared norm, bounded. See [`Ngn`].
+    /// Uses the loss and the squared norm, with a largest rate. See [`Ngn`].
     Ngn(Ngn),
-    /// Three streams at three rates, of which the loss picks one. See [`AutoSgd`].
+    /// Compares the losses of three parameter streams at three rates. See [`AutoSgd`].
     AutoSgd(AutoSgd),
 }
 
@@ -128,7 +128,7 @@ impl Regime {
         Regime::AutoSgd(AutoSgd::default())
     }
 
-    /// The regime's name as records, tables and the command line write it.
+    /// Returns the name that records, tables and the command line use.
     pub fn name(&self) -> &'static str {
         match self {
             Regime::Seesaw(_) => "seesaw",
@@ -150,23 +150,23 @@ impl Regime {
         }
     }
 
-    /// Whether pass 1 must measure the alignment of the gradient with past directions (one byte per parameter of direction
-    /// memory for rules without momentum).
+    /// Returns true if the regime uses the alignment of the gradient with past directions. Rules without momentum then keep one byte of
+    /// direction memory per parameter.
     pub fn needs_alignment(&self) -> bool {
         self.gain() > 0.0
     }
 
-    /// Whether the last gradient is kept, 4 bytes per parameter.
+    /// Returns true if the last gradient is kept: 4 bytes per parameter.
     pub fn needs_last_gradient(&self) -> bool {
         matches!(self, Regime::BarzilaiBorwein(_) | Regime::AdGd(_))
     }
 
-    /// Whether the first parameters are kept, 4 bytes per parameter.
+    /// Returns true if the first parameters are kept: 4 bytes per parameter.
     pub fn needs_first_parameters(&self) -> bool {
         matches!(self, Regime::DoG(_) | Regime::DoWG(_))
     }
 
-    /// Whether the caller must give the loss of every step.
+    /// Returns true if the caller must provide the loss of every step.
     pub fn needs_loss(&self) -> bool {
         matches!(
             self,
@@ -174,25 +174,26 @@ impl Regime {
         )
     }
 
-    /// Whether three streams of parameters take turns, for which 12 bytes per parameter are kept.
+    /// Returns true if three streams of parameters take turns, which takes 12 bytes per parameter.
     pub fn needs_streams(&self) -> bool {
         matches!(self, Regime::AutoSgd(_))
     }
 
-    /// Whether it can be had with this rule: three streams would need a momentum each, and a mean of squares.
+    /// Returns true if the regime supports this rule. [`AutoSgd`] needs three copies of the rule's memory and rejects rules with momentum or a
+    /// second moment. All other combinations can be built.
     pub fn fits(&self, rule: &Rule) -> bool {
         !self.needs_streams() || !(rule.has_momentum() || rule.has_second_moment())
     }
 
-    /// Whether it is known to work with this rule. Of the others [`OptimizerBuilder::warnings`](crate::OptimizerBuilder::warnings) tells:
-    /// they can be built, and diverge, or nearly so, on every problem they were tried on.
+    /// Returns false for combinations that are known to fail: they can be built, but diverged or nearly so on every problem they were tried
+    /// on. [`OptimizerBuilder::warnings`](crate::OptimizerBuilder::warnings) reports them.
     ///
-    /// - DoG and DoWG take the direction for one as long as the gradient. Momentum makes it many times longer, so that the distance, and
-    ///   with it the rate, grows without end. AdamW's direction does not grow, and works.
-    /// - Polyak has the same trouble with [`Rule::Sgdm`]; rules whose direction does not grow with the momentum work.
-    /// - Barzilai and Borwein's secants go by the change of the gradient along the step, which momentum does not take along the gradient.
+    /// - DoG and DoWG assume that the direction is as long as the gradient. Momentum makes it many times longer, so that the distance and
+    ///   with it the rate grow without bound. AdamW's direction does not grow, and works.
+    /// - Polyak fails with [`Rule::Sgdm`] for the same reason. Rules whose direction does not grow with the momentum work.
+    /// - BarzilaiBorwein assumes that the step is along the gradient; with momentum it is not.
     ///
-    /// Whether regimes that compare gradients of different batches fail for that reason depends on the batches, and is not told.
+    /// Regimes that compare gradients of different mini-batches may fail for that reason too. That depends on the data and is not reported.
     pub fn suits(&self, rule: &Rule) -> bool {
         let momentum = rule.momentum() > 0.0;
         match self {
@@ -203,8 +204,8 @@ impl Regime {
         }
     }
 
-    /// Whether it is known to work under this schedule: the regimes that go by the alignment do not under one that rises over more than a
-    /// tenth of the steps. (How many steps there will be is not known of [`Schedule::InverseSqrt`], so that it always is.)
+    /// Returns false for schedules that are known to fail: regimes that use the alignment fail under a schedule that rises over more than a
+    /// tenth of the steps. [`Schedule::InverseSqrt`] has no number of steps and always returns true.
     pub fn suits_schedule(&self, schedule: &Schedule) -> bool {
         let rises = match *schedule {
             Schedule::WarmupCosine { .. } => true,
@@ -215,7 +216,7 @@ impl Regime {
         !(self.needs_alignment() && rises && rise > u64::from(schedule.steps()))
     }
 
-    /// Whether the first rate comes from the length of the first step, so that pass 1 must measure `‖w₀‖` once.
+    /// Returns true if the first rate is derived from the length of the first step, which needs `‖w₀‖` once.
     pub fn needs_initial_norm(&self) -> bool {
         match self {
             Regime::AdaGradNorm(_) | Regime::Polyak(_) | Regime::Ngn(_) => false,
@@ -223,7 +224,7 @@ impl Regime {
         }
     }
 
-    /// η of the first step, where the caller gave it.
+    /// Returns η of the first step if the caller gave it.
     pub fn initial_rate(&self) -> Option<f32> {
         match *self {
             Regime::Fixed { learning_rate } => Some(learning_rate),
@@ -243,7 +244,7 @@ impl Regime {
         }
     }
 
-    /// `p` of the norm term `p ln(n̂_{t-1}/n̂_t)`.
+    /// Returns the exponent `p` of the norm term `p ln(n̂_{t-1}/n̂_t)`.
     pub fn exponent(&self) -> f32 {
         match *self {
             Regime::Seesaw(Seesaw { exponent, .. })
@@ -252,7 +253,7 @@ impl Regime {
         }
     }
 
-    /// `p` of the norm term where the smoothed norm stands above its first value, see [`Seesaw`].
+    /// Returns the exponent `p` of the norm term while the smoothed norm is above its first value, see [`Seesaw`].
     pub fn exponent_above(&self, rule: &Rule) -> f32 {
         match *self {
             Regime::Seesaw(Seesaw { exponent_above, .. }) if !rule.is_scale_free() => {
@@ -262,7 +263,7 @@ impl Regime {
         }
     }
 
-    /// `κ` of the alignment term `κ_t (n/n̂) a`, see [`Seesaw`].
+    /// Returns the gain `κ` of the alignment term `κ_t (n/n̂) a`, see [`Seesaw`].
     pub fn gain(&self) -> f32 {
         match *self {
             Regime::Seesaw(Seesaw { gain, .. })
@@ -271,7 +272,7 @@ impl Regime {
         }
     }
 
-    /// `h` of the alignment's gain `κ_t` in the first steps, see [`Seesaw`].
+    /// Returns `h`, which sets how slowly the alignment's gain falls in the first steps, see [`Seesaw`].
     pub fn early_steps(&self) -> f32 {
         match *self {
             Regime::Seesaw(Seesaw { early_steps, .. })
@@ -280,7 +281,7 @@ impl Regime {
         }
     }
 
-    /// `β` of the moving average of `n²`.
+    /// Returns the weight `β` of the past in the moving average of `n²`.
     pub fn smoothing(&self) -> f32 {
         match *self {
             Regime::Seesaw(Seesaw { smoothing, .. })
@@ -290,7 +291,7 @@ impl Regime {
         }
     }
 
-    /// `φ`: n̂ never falls below this share of the mean norm.
+    /// Returns `φ`: n̂ never falls below this share of the mean norm.
     pub fn norm_floor(&self) -> f32 {
         match *self {
             Regime::Seesaw(Seesaw { norm_floor, .. })
@@ -300,7 +301,7 @@ impl Regime {
         }
     }
 
-    /// How far two successive steps may contradict each other before the brake acts: `min(0, a_fast + slack)`.
+    /// Returns how far two successive steps may contradict each other before the brake acts: `min(0, a_fast + slack)`.
     pub fn brake_slack(&self) -> f32 {
         match *self {
             Regime::Seesaw(Seesaw { brake_slack, .. }) => brake_slack,
@@ -308,7 +309,7 @@ impl Regime {
         }
     }
 
-    /// `ε` of the first step's length `ε (1 + ‖w₀‖)` with this rule and average; 0 where the regime has none.
+    /// Returns `ε` of the first step's length `ε (1 + ‖w₀‖)` for this rule and average; 0 if the regime does not use it.
     pub fn first_step(&self, rule: &Rule, averaging: &Averaging) -> f32 {
         match *self {
             Regime::Seesaw(Seesaw { first_step, .. })
@@ -328,7 +329,7 @@ impl Regime {
         }
     }
 
-    /// What pass 3 computes: one of [`regime_kinds`].
+    /// Returns the number by which the learning-rate pass selects the formula: one of [`regime_kinds`].
     pub(crate) fn kind(&self) -> u32 {
         match self {
             Regime::Seesaw(_)

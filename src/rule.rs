@@ -1,11 +1,11 @@
-//! Update rules: what direction a step takes. How long the step is, is the [regime](crate::Regime)'s business.
+//! Update rules: they turn a gradient into the direction of a step. The [regime](crate::Regime) chooses the learning rate.
 
 use crate::error::{Error, require};
 
-/// How a gradient `g` becomes a direction `u`; the step is `w ← w - η u`.
+/// Update rule: turns a gradient `g` into a direction `u`. The step is `w ← w - η u`.
 ///
-/// Semantics are those of `torch.optim` where it has the rule. State is per parameter (4 bytes for the momentum rules, 8 for AdamW, 4 with `β₁ = 0`) and
-/// lives beside the optimizer, not in the caller's buffers.
+/// Rules that `torch.optim` has take the same steps. The optimizer keeps their memory in buffers of its own: 4 bytes per parameter for
+/// rules with momentum, 8 for AdamW, 4 for AdamW with `β₁ = 0`.
 #[derive(Debug, Clone, Copy, PartialEq)]
 #[cfg_attr(feature = "checkpoint", derive(serde::Serialize))]
 #[non_exhaustive]
@@ -37,18 +37,16 @@ pub enum Rule {
     /// The decay is the group's own: PyTorch's default is 0.01
     /// ([`decoupled_weight_decay(0.01)`](crate::OptimizerBuilder::decoupled_weight_decay)), here it is none.
     ///
-    /// - The bias corrections follow on the device from the group's exact count of steps, however long the run.
-    /// - The direction's elements are about 1 and no longer shrink with the gradient, so that the regimes treat it as one of signs
-    ///   ([`Rule::is_scale_free`]); the secant regimes, the distances of DoG and DoWG and the telemetry see the step that was really
-    ///   taken.
-    /// - ε is an absolute size: a loss rescaled by a power of two changes the direction where `√v` is not far above ε. The norm, the
-    ///   alignment and all that a regime makes of them stay as they were, bit for bit. A [`LossScaler`](crate::LossScaler) is divided
-    ///   out before.
-    /// - v is a square: of |g| below about 1e-22 f32 makes a zero, as in PyTorch, which does not matter beside an ε above 1e-18. An
-    ///   element above 1.8e19 counts as 1.8e19, whose square f32 can hold; in PyTorch its v would be infinite, and it would never move
-    ///   again. So no finite gradient makes a step that is not finite.
-    /// - With `β₁ = 0` no m is kept: `u = g / (√v/√(1-β₂ᵏ) + ε)`, with 4 bytes per parameter for v alone. The rule then counts as one
-    ///   without momentum: Seesaw measures its alignment by direction counters, as for [`Rule::Sgd`].
+    /// - The bias corrections are computed on the device from the group's exact count of steps.
+    /// - The direction's elements are about 1 and do not shrink with the gradient, so that the regimes treat it like a direction of signs
+    ///   ([`Rule::is_scale_free`]). The secant regimes, the distances of DoG and DoWG and the telemetry use the actual step.
+    /// - Because of ε the rule is not scale-invariant: a loss rescaled by a power of two changes the direction where `√v` is not far above ε.
+    ///   The norm, the alignment and the regime's decisions keep their bits. A [`LossScaler`](crate::LossScaler) is divided out before.
+    /// - g² underflows to 0 in f32 for |g| below about 1e-22, as in PyTorch. That does not matter beside an ε above 1e-18. An element above
+    ///   1.8e19 counts as 1.8e19, whose square f32 can hold. (In PyTorch its v becomes infinite and the parameter never moves again.) No
+    ///   finite gradient makes a step that is not finite.
+    /// - With `β₁ = 0` no m is kept: `u = g / (√v/√(1-β₂ᵏ) + ε)`, with 4 bytes per parameter for v. The rule then counts as one without
+    ///   momentum, so that Seesaw measures its alignment against direction counters, as for [`Rule::Sgd`].
     AdamW {
         /// β₁ in `[0, 1)`; 0.9 in PyTorch. 0 keeps no momentum.
         beta1: f32,
@@ -57,8 +55,8 @@ pub enum Rule {
         /// ε, finite, above 0 and not denormal; 1e-8 in PyTorch. (PyTorch takes 0 too, and makes NaN of a gradient of 0 with it.)
         epsilon: f32,
     },
-    /// Lion (Chen et al. 2023, arXiv:2302.06675, program 1): `u = sign(β₁ m + (1-β₁) g)`, then `m ← β₂ m + (1-β₂) g`. Its decay, too, is
-    /// a decoupled one, and is the group's.
+    /// Lion (Chen et al. 2023, arXiv:2302.06675, program 1): `u = sign(β₁ m + (1-β₁) g)`, then `m ← β₂ m + (1-β₂) g`. The paper's decay is the
+    /// decoupled one; set it on the group.
     Lion {
         /// β₁ in `[0, 1)`; 0.9 in the paper.
         beta1: f32,
@@ -68,12 +66,12 @@ pub enum Rule {
 }
 
 impl Rule {
-    /// Plain SGD.
+    /// Returns plain SGD.
     pub fn sgd() -> Self {
         Rule::Sgd
     }
 
-    /// SGD with heavy-ball momentum `μ`, no dampening.
+    /// Returns SGD with heavy-ball momentum `μ` and no dampening.
     pub fn sgdm(momentum: f32) -> Self {
         Rule::Sgdm {
             momentum,
@@ -82,7 +80,7 @@ impl Rule {
         }
     }
 
-    /// SGD with Nesterov momentum `μ`.
+    /// Returns SGD with Nesterov momentum `μ`.
     pub fn nesterov(momentum: f32) -> Self {
         Rule::Sgdm {
             momentum,
@@ -91,17 +89,17 @@ impl Rule {
         }
     }
 
-    /// signSGD.
+    /// Returns signSGD.
     pub fn sign_sgd() -> Self {
         Rule::SignSgd
     }
 
-    /// Signum with momentum `β`.
+    /// Returns Signum with momentum `β`.
     pub fn signum(momentum: f32) -> Self {
         Rule::Signum { momentum }
     }
 
-    /// Adam with PyTorch's β₁ = 0.9, β₂ = 0.999, ε = 1e-8. It is AdamW with a decoupled weight decay.
+    /// Returns Adam with PyTorch's β₁ = 0.9, β₂ = 0.999, ε = 1e-8. With a decoupled weight decay it is AdamW; it has none of its own.
     pub fn adamw() -> Self {
         Rule::AdamW {
             beta1: 0.9,
@@ -110,8 +108,8 @@ impl Rule {
         }
     }
 
-    /// Adam with `β₁ = 0`, which keeps no momentum, only a mean of squares; β₂ = 0.999 and ε = 1e-8 as in [`Rule::adamw`]. It is what
-    /// [`Averaging::ScheduleFree`](crate::Averaging::ScheduleFree) makes schedule-free AdamW of.
+    /// Returns Adam with `β₁ = 0`, which keeps a mean of squares and no momentum; β₂ = 0.999 and ε = 1e-8 as in [`Rule::adamw`]. With
+    /// [`Averaging::ScheduleFree`](crate::Averaging::ScheduleFree) it is schedule-free AdamW.
     pub fn adamw_without_momentum() -> Self {
         Rule::AdamW {
             beta1: 0.0,
@@ -120,7 +118,7 @@ impl Rule {
         }
     }
 
-    /// Lion with the paper's β₁ = 0.9, β₂ = 0.99.
+    /// Returns Lion with the paper's β₁ = 0.9, β₂ = 0.99.
     pub fn lion() -> Self {
         Rule::Lion {
             beta1: 0.9,
@@ -128,7 +126,7 @@ impl Rule {
         }
     }
 
-    /// Every kind of rule with its usual numbers, for those who go over them all; μ and β are 0.9.
+    /// Returns one rule of every kind with its usual constants, to iterate over. μ and β are 0.9.
     pub fn all() -> Vec<Self> {
         vec![
             Rule::sgd(),
@@ -141,7 +139,7 @@ impl Rule {
         ]
     }
 
-    /// The rule's name as records, tables and the command line write it: `sgd`, `sgdm`, `nesterov`, `signsgd`,
+    /// Returns the name that records, tables and the command line use: `sgd`, `sgdm`, `nesterov`, `signsgd`,
     /// `signum`, `adamw`, `lion`.
     pub fn name(&self) -> &'static str {
         match self {
@@ -157,7 +155,7 @@ impl Rule {
         }
     }
 
-    /// Whether the rule keeps a momentum `m` (4 bytes per parameter). AdamW with `β₁ = 0` does not.
+    /// Returns true if the rule keeps a momentum `m` (4 bytes per parameter). AdamW with `β₁ = 0` does not.
     pub fn has_momentum(&self) -> bool {
         match *self {
             Rule::Sgd | Rule::SignSgd => false,
@@ -166,12 +164,12 @@ impl Rule {
         }
     }
 
-    /// Whether the rule keeps a mean of squares `v` (4 bytes more).
+    /// Returns true if the rule keeps a mean of squares `v` (4 bytes per parameter).
     pub fn has_second_moment(&self) -> bool {
         matches!(self, Rule::AdamW { .. })
     }
 
-    /// Whether the direction is a vector of signs, so that its length is √d whatever the gradient.
+    /// Returns true if the direction is a vector of signs, whose length is √d for every gradient.
     pub fn is_sign(&self) -> bool {
         matches!(
             self,
@@ -179,13 +177,13 @@ impl Rule {
         )
     }
 
-    /// Whether the direction does not shrink with the gradient: the rules of signs, and AdamW. To the regimes its length is √d; AdamW's
-    /// first direction has that length, and later ones are no longer but for a short while after the gradient grew.
+    /// Returns true if the direction does not shrink with the gradient: sign rules and AdamW. Regimes take its length to be √d. AdamW's first
+    /// direction has that length, and later ones are longer only for a short while after the gradient has grown.
     pub fn is_scale_free(&self) -> bool {
         self.is_sign() || self.has_second_moment()
     }
 
-    /// The share of the old momentum in the new one: μ, β, β₁ of AdamW, β₂ of Lion; 0 for the rules without momentum.
+    /// Returns the share of the old momentum in the new one: μ, β, β₁ of AdamW, β₂ of Lion; 0 for rules without momentum.
     pub fn momentum(&self) -> f32 {
         match *self {
             Rule::Sgdm { momentum, .. }
@@ -277,19 +275,19 @@ pub(crate) fn decay_of(beta: f32) -> f32 {
     (-f64::from(beta).ln()).min(128.0) as f32
 }
 
-/// Pulling parameters towards zero by `λ` per unit of learning rate.
+/// Weight decay: pulls parameters towards zero by `λ` per unit of learning rate.
 #[derive(Debug, Clone, Copy, PartialEq)]
 #[cfg_attr(feature = "checkpoint", derive(serde::Serialize))]
 pub enum WeightDecay {
-    /// `g ← g + λ w` before everything else, as `torch.optim.SGD(weight_decay=λ)`: the regime sees the gradient of the
-    /// regularised loss. Pass 1 then reads the parameters too (4 more bytes per parameter).
+    /// Coupled: `g ← g + λ w` before everything else, as `torch.optim.SGD(weight_decay=λ)`. The regime sees the gradient of the regularised
+    /// loss. The first pass then reads the parameters too (4 more bytes per parameter).
     Coupled(f32),
-    /// `w ← w (1 - η λ)` before the step, as in AdamW (Loshchilov & Hutter, arXiv:1711.05101). The regime does not see it.
+    /// Decoupled: `w ← w (1 - η λ)` before the step, as in AdamW (Loshchilov & Hutter, arXiv:1711.05101). The regime does not see it.
     Decoupled(f32),
 }
 
 impl WeightDecay {
-    /// λ of the coupled form, 0 otherwise.
+    /// Returns λ of the coupled form, 0 otherwise.
     pub fn coupled(&self) -> f32 {
         match *self {
             WeightDecay::Coupled(lambda) => lambda,
@@ -297,7 +295,7 @@ impl WeightDecay {
         }
     }
 
-    /// λ of the decoupled form, 0 otherwise.
+    /// Returns λ of the decoupled form, 0 otherwise.
     pub fn decoupled(&self) -> f32 {
         match *self {
             WeightDecay::Decoupled(lambda) => lambda,

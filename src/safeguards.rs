@@ -1,18 +1,18 @@
-//! What is done about gradients that are not finite, and the scale of the loss that keeps small ones from vanishing.
+//! Policy for gradients that are not finite, and dynamic loss scaling.
 
 use crate::error::{Error, require};
 use crate::layout::GroupConstants;
 
-/// What happens when a gradient (or the loss) is not finite. The step itself is skipped in any case: parameters, momentum and the
-/// regime's state stay as they are, bit for bit, and the record says in which tensor and at which element.
+/// Policy for steps whose gradient or loss is not finite. Such a step is skipped in any case: parameters, momentum and the regime's state
+/// keep their bits, and the record names the tensor and the element. The policy says what happens then.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 #[cfg_attr(feature = "checkpoint", derive(serde::Serialize))]
 #[non_exhaustive]
 pub enum NonFinitePolicy {
-    /// The step is skipped, and training goes on, however often that happens.
+    /// Training goes on, however many steps are skipped.
     #[default]
     Skip,
-    /// After so many skipped steps in a row training halts: nothing changes any more, and the caller gets
+    /// Training halts after `after` skipped steps in a row: nothing changes any more, and the caller gets
     /// [`Error::Halted`](crate::Error::Halted), as from `optax.apply_if_finite(max_consecutive_errors)` or DeepSpeed at its smallest
     /// loss scale.
     ///
@@ -21,16 +21,16 @@ pub enum NonFinitePolicy {
     /// [`drain_records`](crate::Optimizer::drain_records), [`try_drain_records`](crate::Optimizer::try_drain_records) and the steps of
     /// a [`CpuOptimizer`](crate::CpuOptimizer). [`resume`](crate::Optimizer::resume) lets training go on.
     ///
-    /// With a [`LossScaler`] a step whose gradient was not finite counts only where the scale was at its smallest already: before that,
-    /// it is the scale that is to blame, and it is halved.
+    /// With a [`LossScaler`] such a step counts only if the scale was at its smallest already. Before that, the scale is taken to be the cause
+    /// and is halved.
     Error {
-        /// Skipped steps in a row, at least 1.
+        /// Number of skipped steps in a row, at least 1.
         after: u32,
     },
 }
 
 impl NonFinitePolicy {
-    /// Skips in a row that halt; 0 for never.
+    /// Number of skipped steps in a row that halt training; 0 for never.
     pub(crate) fn halt_after(self) -> u32 {
         match self {
             NonFinitePolicy::Skip => 0,
@@ -49,8 +49,8 @@ impl NonFinitePolicy {
     }
 }
 
-/// A factor on the loss that lives on the device and adapts, as `torch.amp.GradScaler` has it (Micikevicius et al. 2018,
-/// arXiv:1710.03740, section 3.2): gradients that pass through 16-bit numbers on their way are kept away from the small end.
+/// Dynamic loss scale on the device, like `torch.amp.GradScaler` (Micikevicius et al. 2018, arXiv:1710.03740, section 3.2). It keeps
+/// gradients that pass through 16-bit numbers from underflowing.
 ///
 /// The caller's kernels multiply the loss (or the gradient of the loss by the outputs) by the f32 in
 /// [`Optimizer::loss_scale`](crate::Optimizer::loss_scale), so that all gradients arrive multiplied by it. The step divides it out:
@@ -63,13 +63,13 @@ impl NonFinitePolicy {
 #[derive(Debug, Clone, Copy, PartialEq)]
 #[cfg_attr(feature = "checkpoint", derive(serde::Serialize))]
 pub struct LossScaler {
-    /// The scale of the first step.
+    /// Scale of the first step. A power of two.
     pub initial_scale: f32,
-    /// Good steps in a row after which the scale doubles, at least 1.
+    /// Number of good steps in a row after which the scale doubles, at least 1.
     pub growth_interval: u32,
-    /// The scale falls no further; at least 1.
+    /// Smallest scale, at least 1. A power of two.
     pub min_scale: f32,
-    /// The scale rises no further.
+    /// Largest scale. A power of two.
     pub max_scale: f32,
 }
 
@@ -86,7 +86,7 @@ impl Default for LossScaler {
 }
 
 impl LossScaler {
-    /// A scale that stays what it is.
+    /// Returns a loss scaler whose scale never changes.
     pub fn fixed(scale: f32) -> Self {
         LossScaler {
             initial_scale: scale,
@@ -139,7 +139,7 @@ impl LossScaler {
 const MAX_SCALE: f32 = 8.507_059e37;
 const MANTISSA_BITS: u32 = 0x007f_ffff;
 
-/// Both, for all groups.
+/// Non-finite policy and loss scaler of the optimizer.
 #[derive(Debug, Clone, Copy, Default)]
 #[cfg_attr(feature = "checkpoint", derive(serde::Serialize))]
 pub(crate) struct Safeguards {
@@ -153,7 +153,7 @@ impl Safeguards {
         self.loss_scaler.map_or(Ok(()), LossScaler::validate)
     }
 
-    /// What pass 3 must know.
+    /// Writes the settings into a group's constants for the learning-rate pass.
     pub(crate) fn write_to(&self, constants: &mut GroupConstants) {
         constants.halt_after = self.nonfinite.halt_after();
         if let Some(scaler) = self.loss_scaler {

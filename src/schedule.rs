@@ -1,5 +1,5 @@
-//! Schedules: factors that follow from the number of the step alone, evaluated on the device, so that a command buffer that was
-//! recorded once can be replayed.
+//! Schedules: factors of the learning rate that depend only on the number of the step. They are evaluated on the device, so that a command
+//! buffer can be replayed.
 
 use crate::error::{Error, require};
 use crate::layout::schedule_kinds;
@@ -13,7 +13,7 @@ use crate::layout::schedule_kinds;
 #[cfg_attr(feature = "checkpoint", derive(serde::Serialize))]
 #[non_exhaustive]
 pub enum Schedule {
-    /// 1.
+    /// The factor 1.
     #[default]
     Constant,
     /// `(t+1)/warmup` for `t < warmup`; then a half cosine from 1 to `last` (Loshchilov & Hutter 2017, arXiv:1608.03983, eq. 5, without
@@ -56,7 +56,7 @@ impl Schedule {
     /// The smallest factor.
     pub const FLOOR: f32 = 1e-6;
 
-    /// The schedule's name as tables and the command line write it.
+    /// Returns the name that tables and the command line use.
     pub fn name(&self) -> &'static str {
         match self {
             Schedule::Constant => "constant",
@@ -67,7 +67,7 @@ impl Schedule {
         }
     }
 
-    /// What pass 3 computes: one of [`schedule_kinds`].
+    /// Returns the number by which the learning-rate pass selects the formula: one of [`schedule_kinds`].
     pub(crate) fn kind(&self) -> u32 {
         match self {
             Schedule::Constant => schedule_kinds::CONSTANT,

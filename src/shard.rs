@@ -1,4 +1,4 @@
-//! What the ranks of one optimizer tell each other between passes 2 and 3, and what becomes of it: see [`ShardSums`].
+//! Sums that the ranks of one optimizer exchange between passes 2 and 3, and their combination: see [`ShardSums`].
 
 use bytemuck::{Pod, Zeroable};
 
@@ -11,7 +11,7 @@ use crate::plan::Plan;
 pub(crate) struct Shard {
     pub(crate) rank: u32,
     pub(crate) ranks: u32,
-    /// Of everything that must be the same on all ranks.
+    /// Hash of all settings that must be the same on all ranks.
     fingerprint: u64,
     /// Elements that this rank has of each scope.
     elements: Vec<u32>,
@@ -19,14 +19,14 @@ pub(crate) struct Shard {
     starts: Vec<u64>,
 }
 
-/// Where a rank stands in a step.
+/// Stage of a step on one rank.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Stage {
-    /// Nothing is known of the next step.
+    /// Nothing of the next step has been recorded.
     Idle,
-    /// Its passes 1 and 2 are recorded.
+    /// Passes 1 and 2 have been recorded.
     Measured,
-    /// Their sums were handed to the caller.
+    /// The sums have been returned to the caller.
     Read,
 }
 
@@ -110,22 +110,22 @@ struct Row {
 /// Says what the bytes are, in which version, and the byte order that they are in.
 const MAGIC: u32 = u32::from_le_bytes(*b"WGS1");
 
-/// What one rank has measured of a step: the sums of passes 1 and 2 over its shard, one entry for each norm.
+/// Sums of passes 1 and 2 over one rank's shard, one entry for each norm.
 ///
-/// A rank owns a shard of every tensor, or some tensors, and has the gradients of its shard, summed or averaged over the ranks' rows
-/// by then. A step of all of them is
+/// A rank owns a shard of every tensor, or some tensors, and has the gradients of its shard, already summed or averaged over the ranks'
+/// data. A step of all ranks is
 ///
 /// 1. [`Optimizer::encode_measure`](crate::Optimizer::encode_measure) on each rank: passes 1 and 2, over its own shard;
-/// 2. [`Optimizer::read_shard_sums`](crate::Optimizer::read_shard_sums): the few numbers that they leave ([`ShardSums`]), 32 bytes and 56
-///    for every norm. This is the only mode of this crate that has a readback in the step;
-/// 3. an all-gather of these bytes, by whatever means the caller has;
-/// 4. [`ShardSums::combine`], the same on every rank, whatever the order in which they come;
+/// 2. [`Optimizer::read_shard_sums`](crate::Optimizer::read_shard_sums): reads the sums back, 32 bytes and 56 for every norm to exchange. This
+///    is the only mode of this crate that has a readback in the step;
+/// 3. an all-gather of these bytes by the caller;
+/// 4. [`ShardSums::combine`], with the same result on every rank and for any order of the bytes;
 /// 5. [`Optimizer::encode_apply`](crate::Optimizer::encode_apply): passes 3 and 4.
 ///
-/// [`CpuOptimizer::measure`](crate::CpuOptimizer::measure) and [`CpuOptimizer::apply`](crate::CpuOptimizer::apply) are the same on the
-/// host. Sums are gathered and not reduced on their way, because the order of an all-reduce is its own affair: what is added up here in
-/// the order of the ranks has the same bits everywhere. So have the learning rate, the record, skips, halts and the loss scale, on ranks of
-/// one kind (path, adapter and driver); on different kinds they agree as the CPU path and a device do, to a few units in the last place.
+/// [`CpuOptimizer::measure`](crate::CpuOptimizer::measure) and [`CpuOptimizer::apply`](crate::CpuOptimizer::apply) do the same on the host.
+/// The sums are gathered and not reduced on the way, because the order of additions in an all-reduce is unspecified. Added up here in the
+/// order of the ranks they have the same bits everywhere, and so have the learning rate, the record, skips, halts and the loss scale, on ranks
+/// of one kind (path, adapter and driver). Ranks of different kinds agree to a few units in the last place, as the CPU path and a device do.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ShardSums {
     head: Head,
@@ -133,7 +133,7 @@ pub struct ShardSums {
 }
 
 impl ShardSums {
-    /// Of a rank that has measured `sums` in its step `step`.
+    /// Makes the sums of a rank that has measured `sums` in step `step`.
     pub(crate) fn new(shard: &Shard, step: u64, sums: &[ScopeSums]) -> Self {
         ShardSums {
             head: Head {
@@ -154,7 +154,7 @@ impl ShardSums {
         }
     }
 
-    /// The rank that measured them.
+    /// Returns the rank that measured the sums.
     pub fn rank(&self) -> u32 {
         self.head.rank
     }
@@ -169,17 +169,17 @@ impl ShardSums {
         self.rows.iter().map(|row| &row.sums)
     }
 
-    /// The bytes to send: 32 and 56 for every norm, as many on every rank. They are words of 4 bytes in the machine's byte order; a rank
-    /// of the other byte order is refused.
+    /// Returns the bytes to send: 32 and 56 for every norm, the same number on every rank. They are words of 4 bytes in the machine's byte
+    /// order; ranks of the other byte order are refused.
     pub fn to_bytes(&self) -> Vec<u8> {
         let rows = bytemuck::cast_slice(&self.rows);
         [bytemuck::bytes_of(&self.head), rows].concat()
     }
 
-    /// What [`ShardSums::to_bytes`] made.
+    /// Reads the bytes that [`ShardSums::to_bytes`] made.
     ///
     /// # Errors
-    /// [`Error::ShardSums`] where it did not.
+    /// [`Error::ShardSums`] for other bytes.
     pub fn from_bytes(bytes: &[u8]) -> Result<Self, Error> {
         let (sums, rest) = Self::first_of(bytes)?;
         if rest.is_empty() {
@@ -221,11 +221,11 @@ impl ShardSums {
         Ok((ShardSums { head, rows }, rest))
     }
 
-    /// The sums of the whole, from those of all ranks, in any order: they are added up in the order of the ranks, in f64, so that the
-    /// result has the same bits wherever it is computed. A loss is averaged; where all ranks give the same it stays what it is.
+    /// Combines the sums of all ranks, given in any order. They are added up in the order of the ranks, in f64, so that the result has the
+    /// same bits wherever it is computed. Losses are averaged; a loss that all ranks share keeps its bits.
     ///
     /// # Errors
-    /// [`Error::ShardSums`] where a rank is missing or there twice, or where ranks differ in the step, in the number of ranks or in anything that
+    /// [`Error::ShardSums`] if a rank is missing or appears twice, or if ranks differ in the step, in the number of ranks or in anything that
     /// decides a learning rate: groups, rules, regimes, norms, safeguards, the version of this crate. [`Error::Limit`] for more
     /// parameters in all than one optimizer can have.
     pub fn combine(ranks: &[ShardSums]) -> Result<CombinedSums, Error> {
@@ -319,7 +319,7 @@ impl ShardSums {
         })
     }
 
-    /// The same from the bytes of all ranks, one after the other in any order, as an all-gather leaves them.
+    /// Combines the sums of all ranks from their concatenated bytes, in any order, as an all-gather leaves them.
     ///
     /// # Errors
     /// As [`ShardSums::combine`] and [`ShardSums::from_bytes`].
@@ -338,7 +338,7 @@ impl ShardSums {
     }
 }
 
-/// The sums of a step over all ranks: what [`ShardSums::combine`] makes for
+/// Sums of a step over all ranks. [`ShardSums::combine`] makes them for
 /// [`Optimizer::encode_apply`](crate::Optimizer::encode_apply) and [`CpuOptimizer::apply`](crate::CpuOptimizer::apply).
 #[derive(Debug, Clone, PartialEq)]
 pub struct CombinedSums {
@@ -352,7 +352,7 @@ pub struct CombinedSums {
 }
 
 impl CombinedSums {
-    /// How many ranks there are.
+    /// Returns the number of ranks.
     pub fn ranks(&self) -> usize {
         self.starts.len() - 1
     }
@@ -385,7 +385,8 @@ impl CombinedSums {
         Ok(())
     }
 
-    /// Takes over what can only be known of all ranks together. Whether a group's constants have changed by it.
+    /// Sets what depends on all ranks: √d of each group's norm from the global number of elements, and the first element of each rank. Returns
+    /// true if a group's constants have changed and must be uploaded again.
     pub(crate) fn teach(&self, groups: &mut [GroupConstants], shard: &mut Shard) -> bool {
         shard.starts.clone_from(&self.starts);
         let mut changed = false;

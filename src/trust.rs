@@ -1,4 +1,4 @@
-//! The trust ratio: a factor of a group's rate that keeps its steps in proportion to its parameters.
+//! Trust ratio: a factor of a group's learning rate that keeps its steps in proportion to its parameters.
 
 use crate::error::{Error, require};
 
@@ -10,14 +10,14 @@ use crate::error::{Error, require};
 ///
 /// and 1 in the place of the ratio where either norm is 0 (You, Gitman & Ginsburg 2017, arXiv:1708.03888, eq. 6, with the weight decay
 /// inside the norm as in `optax.scale_by_trust_ratio`). Rules that step along signs, and AdamW, have `√d` in the place of the gradient's norm, which
-/// is the length of that direction or about it ([`Rule::is_scale_free`](crate::Rule::is_scale_free)). The ratio is kept within `[1e-8, 1e8]`; a gradient of zero carries the last one over. As every rate
-/// here it multiplies the direction after the momentum.
+/// is about the length of that direction ([`Rule::is_scale_free`](crate::Rule::is_scale_free)). The ratio is kept within `[1e-8, 1e8]`; after
+/// a gradient of zero the last ratio is used. Like every learning rate here it multiplies the direction after the momentum.
 ///
 /// It is meant for [`Group::per_tensor`](crate::Group::per_tensor), which makes it layer-wise; a group with several tensors has one ratio
 /// for all of them. The group's norm must be its own.
 ///
-/// `‖w_t‖` is what pass 4 measured when it wrote `w_t`, at no cost in memory traffic; before the first step pass 1 measures it. Parameters
-/// that are changed by others between two steps are therefore seen one step late.
+/// `‖w_t‖` is measured by the pass that writes `w_t`, at no cost in memory traffic, and before the first step by the first pass. Parameters
+/// that the caller changes between two steps are therefore taken into account one step late.
 ///
 /// A regime that finds its first rate by the length of the first step still takes a first step of that length, so that the coefficient
 /// matters for the regimes that are given a rate, such as [`Regime::Fixed`](crate::Regime::Fixed).

@@ -1,4 +1,4 @@
-//! What can be built, and is known to fail.
+//! Warnings of combinations that can be built but are known to fail.
 
 use std::fmt;
 
@@ -15,40 +15,40 @@ use crate::schedule::Schedule;
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 pub enum Warning {
-    /// The regime's formula takes the step for one along the gradient, and this rule's is longer or points elsewhere: the rate diverges.
+    /// The regime's formula assumes a step along the gradient. With this rule the step is longer or points elsewhere, and the rate diverges.
     /// See [`Regime::suits`].
     RuleUnderRegime {
         /// The group's name.
         group: String,
-        /// Its rule.
+        /// The group's rule.
         rule: Rule,
-        /// Its regime.
+        /// The group's regime.
         regime: Regime,
     },
-    /// The schedule rises for long, and the regime raises the rate for as long as successive steps agree, which they do while the schedule
-    /// holds them down: when the schedule has risen, the product of both is far too large. See [`Regime::suits_schedule`].
+    /// The schedule rises over a large part of the run. While it holds the rate down, successive steps agree and the regime raises its own
+    /// part of the rate; when the schedule has risen, the product of both is far too large. See [`Regime::suits_schedule`].
     RisingSchedule {
         /// The group's name.
         group: String,
-        /// Its regime.
+        /// The group's regime.
         regime: Regime,
-        /// Its schedule.
+        /// The group's schedule.
         schedule: Schedule,
     },
 }
 
 impl Warning {
-    /// The target under which `build` logs warnings, for those who filter them.
+    /// Log target of the warnings that `build` writes.
     pub const LOG_TARGET: &'static str = "wgpu_optim::warnings";
 
-    /// The name of the group that it is about.
+    /// Returns the name of the group.
     pub fn group(&self) -> &str {
         match self {
             Warning::RuleUnderRegime { group, .. } | Warning::RisingSchedule { group, .. } => group,
         }
     }
 
-    /// Those of a group.
+    /// Returns the warnings for a group with these settings.
     pub(crate) fn of(group: &str, rule: Rule, regime: Regime, schedule: Schedule) -> Vec<Self> {
         let mut warnings = Vec::new();
         if !regime.suits(&rule) {
@@ -154,7 +154,7 @@ mod tests {
         builder.build_cpu().expect("a warning is no error");
     }
 
-    /// What fails in the README's tables is warned of, and what works there is not.
+    /// There are warnings for what fails in the tables of docs/results.md, and none for what works there.
     #[test]
     fn warnings_are_those_of_the_tables() {
         let momentum = [

@@ -21,6 +21,7 @@ mod tests;
 mod trust;
 mod windows;
 
+use std::num::NonZeroUsize;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
@@ -44,6 +45,9 @@ pub struct Args {
     /// Run only this family of cases; may be given several times
     #[arg(long, value_name = "NAME", value_parser = PossibleValuesParser::new(FAMILIES.map(|family| family.name)))]
     family: Vec<String>,
+    /// Run only every Nth case of each family, for slow drivers; all of them without it
+    #[arg(long, value_name = "N", default_value = "1", hide_default_value = true)]
+    sample: NonZeroUsize,
     /// Print one JSON object instead of a table
     #[arg(long)]
     json: bool,
@@ -172,7 +176,7 @@ pub fn run(args: &Args) -> Result<(), CliError> {
             .iter()
             .flat_map(|subject| families.iter().map(move |&family| (subject, family)))
             .collect();
-        rows.extend(run_all(&jobs, threads_for(&adapter)));
+        rows.extend(run_all(&jobs, args.sample, threads_for(&adapter)));
     }
     let report = Report {
         cases: rows.iter().map(|row| row.cases).sum(),
@@ -203,7 +207,7 @@ fn threads_for(adapter: &wgpu::Adapter) -> usize {
 }
 
 /// The rows of all jobs, in their order.
-fn run_all(jobs: &[(&Subject, &Family)], threads: usize) -> Vec<Row> {
+fn run_all(jobs: &[(&Subject, &Family)], sample: NonZeroUsize, threads: usize) -> Vec<Row> {
     let next = AtomicUsize::new(0);
     let work = || {
         let mut rows = Vec::new();
@@ -212,7 +216,7 @@ fn run_all(jobs: &[(&Subject, &Family)], threads: usize) -> Vec<Row> {
             let Some((subject, family)) = jobs.get(index) else {
                 return rows;
             };
-            rows.push((index, run_family(family, subject)));
+            rows.push((index, run_family(family, subject, sample)));
         }
     };
     let mut rows: Vec<(usize, Row)> = std::thread::scope(|scope| {
@@ -227,7 +231,7 @@ fn run_all(jobs: &[(&Subject, &Family)], threads: usize) -> Vec<Row> {
     rows.into_iter().map(|(_, row)| row).collect()
 }
 
-fn run_family(family: &Family, subject: &Subject) -> Row {
+fn run_family(family: &Family, subject: &Subject, sample: NonZeroUsize) -> Row {
     let start = Instant::now();
     let info = subject.adapter.get_info();
     let mut row = Row {
@@ -249,7 +253,7 @@ fn run_family(family: &Family, subject: &Subject) -> Row {
         failures: Vec::new(),
     };
     let mut total = Outcome::default();
-    for case in (family.cases)(subject) {
+    for case in (family.cases)(subject).into_iter().step_by(sample.get()) {
         let mut outcome = outcome_of(case.as_ref(), subject);
         row.cases += 1;
         row.notes.extend(outcome.note.take());

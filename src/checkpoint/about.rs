@@ -5,13 +5,14 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::{Notes, Table, VERSION};
+use super::{Field, Notes, Table, VERSION};
 use crate::element::Element;
 use crate::group::GroupConfig;
 use crate::plan::Plan;
 
 /// An optimizer, and where it is.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub(super) struct About {
     version: u32,
     written_by: String,
@@ -23,19 +24,21 @@ pub(super) struct About {
     pub(super) parameters: bool,
     pub(super) groups: Vec<AboutGroup>,
     pub(super) tensors: Vec<AboutTensor>,
-    /// The fields of each table's rows.
-    tables: BTreeMap<String, String>,
+    /// The fields of each table's rows, in their order: `name: kind` with commas between them.
+    pub(super) tables: BTreeMap<String, String>,
     pub(super) notes: Notes,
 }
 
 /// A group's settings by name, `regime.gain` and the like.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub(super) struct AboutGroup {
     pub(super) name: String,
     settings: BTreeMap<String, String>,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub(super) struct AboutTensor {
     pub(super) name: String,
     group: usize,
@@ -75,23 +78,15 @@ fn unreadable(error: serde_json::Error) -> String {
 impl About {
     /// Of an optimizer before its first step.
     pub(super) fn of(plan: &Plan, parameters: bool) -> Self {
-        let fields = |table: Table| {
-            let fields = table.fields();
-            let fields = fields
-                .iter()
-                .map(|field| format!("{}: {}", field.name, field.kind));
-            fields.collect::<Vec<_>>().join(", ")
-        };
         About {
             version: VERSION,
             written_by: format!("wgpu-optim {}", env!("CARGO_PKG_VERSION")),
             step: 0,
             settings: {
                 let mut settings = settings_of(&plan.safeguards);
-                if let Some(shard) = &plan.shard {
-                    let rank = format!("{} of {}", shard.rank, shard.ranks);
-                    settings.insert("rank".to_owned(), rank);
-                }
+                let rank = plan.shard.as_ref();
+                let rank = rank.map(|shard| format!("{} of {}", shard.rank, shard.ranks));
+                settings.insert(RANK.to_owned(), rank.unwrap_or(ALONE.to_owned()));
                 settings
             },
             parameters,
@@ -108,7 +103,7 @@ impl About {
                 })
                 .collect(),
             tables: Table::all(plan)
-                .map(|table| (table.name().to_owned(), fields(table)))
+                .map(|table| (table.name().to_owned(), in_text(&table.fields())))
                 .collect(),
             notes: Notes::new(),
         }
@@ -121,6 +116,21 @@ impl About {
     pub(super) fn to_json(&self) -> String {
         // Strings and numbers: this cannot fail.
         serde_json::to_string(self).unwrap_or_default()
+    }
+
+    /// The fields of a table's rows in this checkpoint.
+    pub(super) fn fields_of(&self, table: Table) -> Vec<Field> {
+        let text = self.tables.get(table.name()).map_or("", String::as_str);
+        let fields = text.split(", ").filter(|field| !field.is_empty());
+        fields
+            .map(|field| {
+                let (name, kind) = field.split_once(": ").unwrap_or((field, ""));
+                Field {
+                    name: name.to_owned(),
+                    kind: kind.to_owned(),
+                }
+            })
+            .collect()
     }
 
     /// The first difference that keeps a checkpoint from going with the optimizer `here`.
@@ -156,15 +166,6 @@ impl About {
             same(&of("the length"), &elements(found), &elements(expected))?;
             same(&of("the parameters"), &found.params, &expected.params)?;
         }
-        for (table, expected) in &here.tables {
-            let found = self.tables.get(table).map_or("", String::as_str);
-            let fields = pairs_of(found.split(", "), expected.split(", "));
-            for (index, (found, expected)) in fields.enumerate() {
-                let what = format!("field {index} of \"{table}\" (another version of wgpu-optim)");
-                let name = |field: &str| format!("\"{field}\"");
-                same(&what, &in_words(found, name), &in_words(expected, name))?;
-            }
-        }
         Ok(())
     }
 }
@@ -180,7 +181,13 @@ fn same(what: &str, found: &str, expected: &str) -> Result<(), Difference> {
     })
 }
 
-/// The first setting that differs; a kind before its numbers, of which another has others.
+/// The setting that says which rank of several the optimizer is.
+const RANK: &str = "rank";
+/// That setting where there is one rank.
+const ALONE: &str = "none";
+
+/// The first setting that differs; a kind before its numbers, of which another has others. A setting that the file does not know was added to
+/// this crate after the file was written. It does not matter.
 fn same_settings(
     found: &BTreeMap<String, String>,
     expected: &BTreeMap<String, String>,
@@ -189,13 +196,21 @@ fn same_settings(
     let mut keys: Vec<&String> = found.keys().chain(expected.keys()).collect();
     keys.sort_by_key(|key| (key.matches('.').count(), *key));
     for key in keys {
+        let is_alone = key == RANK && !found.contains_key(key);
+        let inner = format!("{key}.");
+        let is_known =
+            found.contains_key(key) || found.keys().any(|known| known.starts_with(&inner));
+        if !is_known && !is_alone {
+            continue;
+        }
         let value =
             |settings: &BTreeMap<String, String>| in_words(settings.get(key), String::clone);
-        same(
-            &format!("{key} of {owner}"),
-            &value(found),
-            &value(expected),
-        )?;
+        let of_file = if is_alone {
+            ALONE.to_owned()
+        } else {
+            value(found)
+        };
+        same(&format!("{key} of {owner}"), &of_file, &value(expected))?;
     }
     Ok(())
 }
@@ -217,6 +232,29 @@ fn pairs_of<T>(
         (None, None) => None,
         pair => Some(pair),
     })
+}
+
+/// Refuses fields that this version does not know.
+pub(super) fn check_fields(table: Table, found: &[Field]) -> Result<(), Difference> {
+    let known = table.fields();
+    for (index, field) in found.iter().enumerate() {
+        let of_name = |other: &&Field| other.name == field.name;
+        let what = format!("the field \"{}\" of \"{}\"", field.name, table.name());
+        let expected = in_words(known.iter().find(of_name), |field| field.kind.clone());
+        same(&what, &field.kind, &expected)?;
+        if found[..index].iter().any(|other| of_name(&other)) {
+            same(&what, "there twice", "there once")?;
+        }
+    }
+    Ok(())
+}
+
+/// The fields of a table's rows as text.
+pub(super) fn in_text(fields: &[Field]) -> String {
+    let fields = fields
+        .iter()
+        .map(|field| format!("{}: {}", field.name, field.kind));
+    fields.collect::<Vec<_>>().join(", ")
 }
 
 impl AboutGroup {

@@ -9,8 +9,6 @@ use serde::de::{Deserializer, Error as _, MapAccess, SeqAccess, Visitor};
 use serde::ser::{SerializeMap, Serializer};
 use serde::{Deserialize, Serialize};
 
-use super::about::About;
-
 /// Bytes of the header's length.
 pub(super) const LENGTH_BYTES: usize = size_of::<u64>();
 /// The longest header that readers of the format accept.
@@ -47,18 +45,15 @@ pub(super) fn checked_length(length: [u8; LENGTH_BYTES], size: u64) -> Result<us
 
 /// A header that was found to be in order.
 pub(super) struct Header {
-    /// What the metadata has for the key that was asked for.
-    pub(super) about: Option<String>,
+    /// The metadata: texts by key.
+    pub(super) texts: BTreeMap<String, String>,
     /// The tensors.
     pub(super) metadata: Metadata,
 }
 
 /// Reads a header.
-pub(super) fn parse(key: &str, text: &[u8]) -> Result<Header, String> {
-    let Listing {
-        mut notes,
-        mut tensors,
-    } = serde_json::from_slice(text)
+pub(super) fn parse(text: &[u8]) -> Result<Header, String> {
+    let Listing { texts, mut tensors } = serde_json::from_slice(text)
         .map_err(|error| format!("its header cannot be read: {error}"))?;
     tensors.sort_by_key(|(_, info)| info.data_offsets);
     let mut seen = HashSet::new();
@@ -68,16 +63,13 @@ pub(super) fn parse(key: &str, text: &[u8]) -> Result<Header, String> {
     // Checks that the tensors lie one after the other, without gaps, each as long as its shape says.
     let metadata = Metadata::new(None, tensors)
         .map_err(|error| format!("its header contradicts itself: {error}"))?;
-    Ok(Header {
-        about: notes.remove(key),
-        metadata,
-    })
+    Ok(Header { texts, metadata })
 }
 
 /// What is in a header.
 #[derive(Default)]
 struct Listing {
-    notes: BTreeMap<String, String>,
+    texts: BTreeMap<String, String>,
     tensors: Vec<(String, TensorInfo)>,
 }
 
@@ -103,7 +95,7 @@ impl<'de> Deserialize<'de> for Listing {
                 let mut listing = Listing::default();
                 while let Some(name) = map.next_key::<String>()? {
                     if name == METADATA {
-                        listing.notes = map.next_value()?;
+                        listing.texts = map.next_value()?;
                     } else {
                         let Entry {
                             dtype,
@@ -154,30 +146,22 @@ impl<'de> Deserialize<'de> for Shape {
 }
 
 /// The head of a file: the same bytes for the same content.
-pub(super) fn write(key: &str, about: &About, metadata: &Metadata) -> Vec<u8> {
+pub(super) fn write(texts: &BTreeMap<&str, String>, metadata: &Metadata) -> Vec<u8> {
     struct Out<'a> {
-        key: &'a str,
-        about: &'a About,
+        texts: &'a BTreeMap<&'a str, String>,
         metadata: &'a Metadata,
     }
     impl Serialize for Out<'_> {
         fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
             let mut map = serializer.serialize_map(None)?;
-            map.serialize_entry(
-                METADATA,
-                &BTreeMap::from([(self.key, self.about.to_json())]),
-            )?;
+            map.serialize_entry(METADATA, self.texts)?;
             for name in self.metadata.offset_keys() {
                 map.serialize_entry(&name, &self.metadata.info(&name))?;
             }
             map.end()
         }
     }
-    let out = Out {
-        key,
-        about,
-        metadata,
-    };
+    let out = Out { texts, metadata };
     // Maps by strings, of strings and numbers: this cannot fail.
     let text = serde_json::to_vec(&out).unwrap_or_default();
     // The data is to begin at a multiple of eight.

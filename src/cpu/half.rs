@@ -26,7 +26,7 @@ const ROUNDER: f32 = 12_582_912.0;
 
 /// A number of 16 bits. A trait, so that a loop is compiled for each kind.
 pub(crate) trait Half: Copy + Default {
-    /// Whether it is f16.
+    /// True for f16, false for bf16.
     const IS_F16: bool;
 
     /// Its bits.
@@ -64,7 +64,7 @@ impl Half for bf16 {
     }
 }
 
-/// What stands for an f32. A trait, so that a loop is compiled for each kind.
+/// Storage element that converts to f32. Generic parameter of the inner loops, so that each element type is compiled separately.
 pub(crate) trait Number: Copy + Default {
     /// The f32.
     fn wide(self) -> f32;
@@ -186,7 +186,7 @@ fn is_infinite<H: Half>(code: u32) -> bool {
     code >= infinity
 }
 
-/// What a code lacks of the f32 that it is the nearest to.
+/// Returns the remainder: the difference between an f32 master weight and its nearest 16-bit number.
 #[inline(always)]
 fn remainder<H: Half>(value: f32, code: u32) -> i16 {
     let code = code & MAGNITUDE_CODE;

@@ -48,9 +48,9 @@ pub struct CpuOptimizer {
     /// The processor's vector instructions, found at run time.
     arch: Arch,
     tensors: Vec<TensorMemory>,
-    /// Whether a regime goes by the loss.
+    /// True if a regime uses the loss.
     needs_loss: bool,
-    /// Whether a step is worth handing to other threads.
+    /// True if the tensors are large enough to use several threads.
     parallel: bool,
     /// Tensor and block of each row of the partials.
     rows: Vec<(usize, usize)>,
@@ -246,7 +246,7 @@ impl CpuOptimizer {
         }
     }
 
-    /// One step: `params` and `grads` are the tensors' slices, in the order of declaration over all groups.
+    /// Takes one step. `params` and `grads` are the tensors' slices, in the order of declaration over all groups.
     ///
     /// # Errors
     /// [`Error::StepTensors`] or [`Error::StepLength`] where the slices are not those that were declared,
@@ -260,7 +260,7 @@ impl CpuOptimizer {
         self.step_of(params, grads, 0.0)
     }
 
-    /// As [`CpuOptimizer::step`], over slices of whatever elements.
+    /// Takes a step like [`CpuOptimizer::step`], over slices of any element type.
     ///
     /// ```
     /// use half::bf16;
@@ -281,7 +281,7 @@ impl CpuOptimizer {
         self.step_of(params, grads, 0.0)
     }
 
-    /// As [`CpuOptimizer::step_values`], with the loss.
+    /// Takes a step like [`CpuOptimizer::step_values`], with the loss.
     ///
     /// # Errors
     /// As [`CpuOptimizer::step_values`].
@@ -308,8 +308,8 @@ impl CpuOptimizer {
         Ok(())
     }
 
-    /// As [`CpuOptimizer::step`], with the loss whose gradients these are: for regimes that go by it ([`Regime::needs_loss`](crate::Regime::needs_loss)). The
-    /// others ignore it.
+    /// Takes a step like [`CpuOptimizer::step`], with the loss of these gradients, for regimes that need it
+    /// ([`Regime::needs_loss`](crate::Regime::needs_loss)). Other regimes ignore it.
     ///
     /// # Errors
     /// As [`CpuOptimizer::step`].
@@ -370,8 +370,8 @@ impl CpuOptimizer {
         self.swap_averages_of(params)
     }
 
-    /// As [`CpuOptimizer::swap_averages`], over slices of whatever elements. Of 16 bits it is the masters that are exchanged: as exact as
-    /// [`Rounding::Masters`](crate::Rounding::Masters) says.
+    /// Exchanges parameters and averages like [`CpuOptimizer::swap_averages`], over slices of any element type. For 16-bit parameters the
+    /// master weights are exchanged, as exactly as [`Rounding::Masters`](crate::Rounding::Masters) says.
     ///
     /// # Errors
     /// As [`CpuOptimizer::swap_averages`]; [`Error::StepElement`] where the elements are not those that were declared.
@@ -431,7 +431,7 @@ impl CpuOptimizer {
         Ok(())
     }
 
-    /// Whether the averages are in the caller's slices, and the parameters here. No step can be taken then.
+    /// Returns true while the averages are in the caller's slices and the parameters are kept here. No step can be taken then.
     pub fn averages_are_swapped(&self) -> bool {
         self.averages_are_swapped
     }
@@ -514,13 +514,13 @@ impl CpuOptimizer {
         Ok(())
     }
 
-    /// Whether z is kept in the place of a tensor's average.
+    /// Returns true if z of schedule-free training is kept in the place of a tensor's average.
     fn is_schedule_free(&self, tensor: usize) -> bool {
         let group = self.plan.tensors[tensor].group;
         self.plan.configs[group].averaging == Averaging::ScheduleFree
     }
 
-    /// Whether a tensor's average has started.
+    /// Returns true if a tensor's average has started.
     fn has_average(&self, tensor: usize) -> bool {
         self.updates[self.plan.tensors[tensor].group].average_weight > 0.0
     }
@@ -725,20 +725,20 @@ impl CpuOptimizer {
         }
     }
 
-    /// The learning rate of each group, in the order of declaration. 0 until the first non-zero gradient, unless the regime
+    /// Returns the learning rate of each group, in the order of declaration. It is 0 until the first non-zero gradient, unless the regime
     /// was given a first rate.
     pub fn learning_rates(&self) -> &[f32] {
         &self.learning_rates
     }
 
-    /// What the gradients of the next step are to be multiplied by, a power of two; 1 without a [`LossScaler`](crate::LossScaler).
+    /// Returns the loss scale by which the gradients of the next step must be multiplied: a power of two, 1 without a
+    /// [`LossScaler`](crate::LossScaler).
     pub fn loss_scale(&self) -> f32 {
         let exponent = self.states.first().map(|state| state.loss_scale_exponent);
         unscale(-exponent.unwrap_or(0))
     }
 
-    /// Lets training go on after [`Error::Halted`], from where it was before the steps that were skipped; the count of skips in a row
-    /// starts anew.
+    /// Lets training go on after [`Error::Halted`], from the state before the skipped steps. The count of skips in a row starts at 0.
     pub fn resume(&mut self) {
         for state in &mut self.states {
             state.skips_in_row = 0;
@@ -760,17 +760,17 @@ impl CpuOptimizer {
         }
     }
 
-    /// The groups' settings, with every default filled in.
+    /// Returns the settings of the groups, with every default filled in.
     pub fn groups(&self) -> &[GroupConfig] {
         &self.plan.configs
     }
 
-    /// The tensors, in the order of declaration; [`NonFinite::tensor`](crate::NonFinite::tensor) is an index into them.
+    /// Returns the tensors, in the order of declaration; [`NonFinite::tensor`](crate::NonFinite::tensor) is an index into them.
     pub fn tensors(&self) -> &[TensorInfo] {
         &self.plan.tensors
     }
 
-    /// The records of all steps not drained before.
+    /// Returns the records of all steps that were not drained before.
     pub fn drain_records(&mut self) -> Records {
         let plan = &self.plan;
         let rings = (
@@ -780,12 +780,12 @@ impl CpuOptimizer {
         self.cursor.read(rings, |element| plan.locate(element))
     }
 
-    /// The state of every group, for tests and for the curious.
+    /// Returns the state of every group. For tests and inspection.
     pub fn states(&self) -> &[GroupState] {
         &self.states
     }
 
-    /// What the last step's reduction measured, per scope.
+    /// Returns the sums of the last step's reduction, one entry for each norm. For tests and inspection.
     pub fn sums(&self) -> &[ScopeSums] {
         &self.sums
     }

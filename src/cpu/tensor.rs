@@ -16,7 +16,7 @@ pub struct Tensor {
 
 /// A type that elements are stored as on the host: `f32`, [`half::f16`] or [`half::bf16`].
 pub trait Value: sealed::Sealed {
-    /// What it is.
+    /// The element type.
     const ELEMENT: Element;
 }
 
@@ -70,7 +70,7 @@ impl<'b> TensorPair<Slice<'b>> for Slice<'_> {
 }
 
 impl Tensor {
-    /// What parameters and gradients are stored as.
+    /// Element types of parameters and gradients.
     pub(crate) fn elements(&self) -> (Element, Element) {
         (self.params.0, self.grads.0)
     }

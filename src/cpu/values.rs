@@ -6,7 +6,7 @@ use crate::cpu::half::{decode, decode_parameters, encode_parameters};
 use crate::element::Element;
 use crate::plan::Encoding;
 
-/// Values that a step reads.
+/// Slice of f32, f16 or bf16 values that a step reads.
 #[derive(Debug, Clone, Copy)]
 pub enum Slice<'a> {
     /// Of f32.
@@ -17,7 +17,7 @@ pub enum Slice<'a> {
     Bf16(&'a [bf16]),
 }
 
-/// Values that a step changes.
+/// Slice of f32, f16 or bf16 values that a step changes.
 #[derive(Debug)]
 pub enum SliceMut<'a> {
     /// Of f32.
@@ -118,7 +118,7 @@ impl<'a> Slice<'a> {
         buffer
     }
 
-    /// As [`Slice::decode`], of parameters with what they lack of f32.
+    /// Decodes like [`Slice::decode`], for parameters with the remainders of their master weights.
     #[inline(always)]
     pub(crate) fn decode_parameters(self, remainders: &[i16], buffer: &'a mut [f32]) -> &'a [f32] {
         let buffer = &mut buffer[..self.len()];
@@ -172,7 +172,7 @@ impl<'a> SliceMut<'a> {
         each!(self, SliceMut: slice => bytemuck::cast_slice_mut(slice))
     }
 
-    /// Takes new parameters in.
+    /// Stores new parameters.
     #[inline(always)]
     pub(crate) fn encode_parameters(
         &mut self,
@@ -194,7 +194,7 @@ impl<'a> SliceMut<'a> {
     }
 }
 
-/// What can be read as values. All that is f32 anyway, and slices of whatever elements.
+/// Values that can be read: slices of f32, and slices of any element type.
 pub(crate) trait Values {
     fn values(&self) -> Slice<'_>;
 }
@@ -217,7 +217,7 @@ impl Values for SliceMut<'_> {
     }
 }
 
-/// What can be changed as values.
+/// Values that can be changed.
 pub(crate) trait ValuesMut: Values {
     fn values_mut(&mut self) -> SliceMut<'_>;
 }

@@ -1,4 +1,4 @@
-//! A device to run on: the caller's, or one that is looked for here.
+//! `Gpu`: a device to run on, the caller's or one that is found here.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -19,27 +19,28 @@ pub struct Gpu {
     lost: Arc<Mutex<Option<String>>>,
 }
 
-/// How long a readback may take unless [`Gpu::with_readback_timeout`] says otherwise: 30 seconds, longer than any driver lets a kernel
-/// run before it resets the device.
+/// Default of [`Gpu::with_readback_timeout`]: 30 seconds, longer than any driver lets a kernel run before it resets the device.
 pub const DEFAULT_READBACK_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// What [`Gpu::request`] looks for.
+/// Options of [`Gpu::request`].
 #[derive(Debug, Clone, Default)]
 pub struct GpuOptions {
-    /// Backends to look at; `None` takes `WGPU_BACKEND` from the environment, or all.
+    /// Backends to search. `None` uses the environment variable `WGPU_BACKEND`, or all backends.
     pub backends: Option<wgpu::Backends>,
-    /// Part of the adapter's name, in any case; `None` takes `WGPU_ADAPTER_NAME` from the environment, or any.
+    /// Part of the adapter's name, in upper or lower case. `None` uses the environment variable `WGPU_ADAPTER_NAME`, or any adapter.
     pub adapter_name: Option<String>,
-    /// Whether software drivers (lavapipe, SwiftShader, WARP) will do.
+    /// True to accept software drivers (lavapipe, SwiftShader, WARP).
     pub allow_software: bool,
 }
 
 impl Gpu {
     /// Uses the caller's device and queue.
     ///
-    /// No handler is installed on a device that is not ours: a caller who learns of its loss says so with
-    /// [`Gpu::mark_lost`]. Otherwise it is noticed at the next readback or build: until then steps are recorded, and do nothing. Ask for the adapter's own limits when you create the device, the default ones bind at most 128 MiB, and
-    /// for [`wgpu::Features::SUBGROUP`] where the adapter has it: without, the preset makes do with workgroup memory.
+    /// Request the adapter's own limits when you create the device, because wgpu's default limits bind at most 128 MiB, and
+    /// [`wgpu::Features::SUBGROUP`] if the adapter has it, which makes sums faster.
+    ///
+    /// No device-lost callback is installed on the caller's device. Call [`Gpu::mark_lost`] from yours. Otherwise the loss is noticed at the
+    /// next readback or build; until then steps are recorded and have no effect.
     pub fn from_parts(device: wgpu::Device, queue: wgpu::Queue) -> Self {
         let tuning = Tuning::for_device(&device);
         Gpu {
@@ -55,7 +56,7 @@ impl Gpu {
     /// Finds an adapter and opens a device with all its limits. Hardware comes before software, discrete before integrated.
     ///
     /// # Errors
-    /// [`Error::NoAdapter`] says what was found and why none of it will do, [`Error::UnknownAdapter`] which names there are.
+    /// [`Error::NoAdapter`] with what was found and why none of it can be used, [`Error::UnknownAdapter`] with the available names.
     pub async fn request(options: &GpuOptions) -> Result<Self, Error> {
         let mut found = Self::adapters(options.backends).await;
         let wanted = options
@@ -98,7 +99,7 @@ impl Gpu {
         }
     }
 
-    /// Every adapter with compute shaders on the given backends (`None`: `WGPU_BACKEND`, or all).
+    /// Returns every adapter with compute shaders on the given backends. `None` uses the environment variable `WGPU_BACKEND`, or all.
     pub async fn adapters(backends: Option<wgpu::Backends>) -> Vec<wgpu::Adapter> {
         let mut descriptor = wgpu::InstanceDescriptor::new_without_display_handle_from_env();
         if let Some(backends) = backends {
@@ -143,10 +144,10 @@ impl Gpu {
         Ok(gpu)
     }
 
-    /// The same device with another geometry.
+    /// Returns the same device with another geometry of the kernels.
     ///
     /// # Errors
-    /// [`Error::InvalidValue`] where the device cannot have it.
+    /// [`Error::InvalidValue`] if the device does not support it.
     pub fn with_tuning(mut self, tuning: Tuning) -> Result<Self, Error> {
         tuning.validate(&self.device)?;
         self.tuning = tuning;
@@ -162,7 +163,7 @@ impl Gpu {
         self
     }
 
-    /// How long a readback waits for the device.
+    /// Returns how long a readback waits for the device.
     pub fn readback_timeout(&self) -> Duration {
         self.readback_timeout
     }
@@ -171,18 +172,18 @@ impl Gpu {
         &self.pipelines
     }
 
-    /// The device.
+    /// Returns the device.
     pub fn device(&self) -> &wgpu::Device {
         &self.device
     }
 
-    /// Its queue.
+    /// Returns the queue.
     pub fn queue(&self) -> &wgpu::Queue {
         &self.queue
     }
 
-    /// Creates buffers and pipelines within error scopes, so that what the device refuses, memory above all, comes back as an
-    /// `Err` instead of a panic. `what` is being created, for the message. The device can be used as before then.
+    /// Runs a closure that creates buffers and pipelines within error scopes, so that a refusal by the device (most often of memory) is an
+    /// `Err` instead of a panic. `what` names the object in the message. The device remains usable after an error.
     ///
     /// # Errors
     /// The closure's own, [`Error::Device`], or [`Error::DeviceLost`].
@@ -226,7 +227,8 @@ impl Gpu {
         (result, problem.map(|error| one_line(&error.to_string())))
     }
 
-    /// Finds out whether the device is lost where nobody has told: wgpu then makes buffers that cannot be mapped, and says nothing.
+    /// Detects a lost device when the device-lost callback has not fired. On a lost device wgpu creates buffers without an error, but they
+    /// cannot be mapped, so this tries one.
     pub(crate) fn probe(&self) {
         let (is_mapped, problem) = self.catching(|| {
             let buffer = self.device.create_buffer(&wgpu::BufferDescriptor {
@@ -243,22 +245,22 @@ impl Gpu {
         }
     }
 
-    /// The kernels' geometry.
+    /// Returns the geometry of the kernels.
     pub fn tuning(&self) -> Tuning {
         self.tuning
     }
 
-    /// The adapter in words: `llvmpipe (Vulkan, software)`.
+    /// Returns a description of the adapter: `llvmpipe (Vulkan, software)`.
     pub fn describe(&self) -> String {
         describe(&self.device.adapter_info())
     }
 
-    /// Tells every optimizer on this `Gpu` that the device is lost; wire it to your device-lost callback.
+    /// Marks the device as lost for every optimizer on this `Gpu`. Call it from your device-lost callback.
     pub fn mark_lost(&self, reason: impl Into<String>) {
         set_lost(&self.lost, reason.into());
     }
 
-    /// Refuses where the device is known to be lost: wgpu itself would do nothing, in silence.
+    /// Returns an error if the device is known to be lost. wgpu itself would ignore further commands silently.
     ///
     /// # Errors
     /// [`Error::DeviceLost`] with the reason.

@@ -1,4 +1,4 @@
-//! Bringing bytes back from the device. Never part of a step.
+//! Readback: copies bytes from the device to the host. It is never part of a step.
 
 use std::time::{Duration, Instant};
 
@@ -8,10 +8,10 @@ use futures_intrusive::channel::shared::{Receiver, channel};
 use crate::error::Error;
 use crate::gpu::context::{Gpu, one_line};
 
-/// Whether time-outs can be kept: a browser has no clock for us, and does not let us wait.
+/// False in browsers, where there is no clock to use and no way to wait, so that time-outs are not supported.
 const HAS_CLOCK: bool = cfg!(not(target_arch = "wasm32"));
 
-/// How long to sleep while another thread hands over what it took along.
+/// Time to sleep while another thread delivers the result of a poll.
 const HANDOVER: Duration = Duration::from_micros(20);
 
 type MapResult = Result<(), wgpu::BufferAsyncError>;

@@ -9,16 +9,16 @@ use crate::plan::{Access, Kernel};
 
 pub(crate) const STEM: &str = "swap_averages";
 
-/// What one of these passes does.
+/// Operation of one of these passes.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Exchange {
     /// Parameters and averages change places.
     Swap,
     /// Averages that have not started become the parameters: the part of a swap that leaves the parameters alone.
     Settle,
-    /// In schedule-free training, x takes the place of y.
+    /// Replaces y by x, in schedule-free training.
     ToAverage,
-    /// y takes the place of x again.
+    /// Replaces x by y again.
     Back,
     /// x is copied to what is bound when the copy is recorded.
     Copy,

@@ -1,4 +1,4 @@
-//! What the passes over a window's elements are compiled from, in so far as they share it.
+//! WGSL files that the passes over a window's elements share: loads and stores for each element type.
 
 use std::borrow::Cow;
 
@@ -14,7 +14,7 @@ pub(crate) struct Elements {
 }
 
 impl Elements {
-    /// What loads the parameters.
+    /// Adds the files that load parameters.
     pub(crate) fn load_parameters(&mut self, kernel: Kernel, access: Access) {
         self.push(of_parameters(load(access, kernel.params)));
         if kernel.params.is_half() {
@@ -29,7 +29,7 @@ impl Elements {
         }
     }
 
-    /// What loads the gradients.
+    /// Adds the files that load gradients.
     pub(crate) fn load_gradients(&mut self, kernel: Kernel, access: Access) {
         self.push(load(access, kernel.grads).into());
         if kernel.grads.is_half() {
@@ -40,7 +40,7 @@ impl Elements {
         }
     }
 
-    /// What stores new parameters; where that is [at random](Encoding::Stochastic), beside the file of random bits.
+    /// Adds the files that store new parameters. [`Encoding::Stochastic`] also needs the file of random bits.
     pub(crate) fn store_parameters(&mut self, kernel: Kernel, access: Access) {
         self.push(store(access, kernel.params).into());
         match kernel.encoding {
@@ -51,7 +51,7 @@ impl Elements {
         }
     }
 
-    /// What clears the gradients, or does not.
+    /// Adds the files that clear the gradients, or those that leave them.
     pub(crate) fn clear_gradients(&mut self, kernel: Kernel, access: Access) {
         if !kernel.clears_gradients {
             return self.push(shared::LEAVE_GRADIENTS.into());
@@ -67,7 +67,7 @@ impl Elements {
         });
     }
 
-    /// Whether the files that were added hold the remainders of 16-bit parameters.
+    /// Returns the binding of the remainders of 16-bit parameters, which is absent without master weights.
     pub(crate) fn remainders(kernel: Kernel) -> Binding {
         if kernel.has_remainders() {
             Binding::Write

@@ -4,7 +4,7 @@ use crate::element::Element;
 use crate::error::Error;
 use crate::group::TensorPair;
 
-/// The parameters and gradients of one tensor in the caller's buffers; made by [`Group::tensor`](crate::Group::tensor).
+/// Parameters and gradients of one tensor in the caller's buffers. [`Group::tensor`](crate::Group::tensor) makes it.
 #[derive(Debug, Clone)]
 pub struct Tensor {
     params: Span,
@@ -20,7 +20,7 @@ pub(crate) struct Span {
     size_bytes: u64,
 }
 
-/// A slice of a buffer, and what its elements are stored as; made by [`Element::of`].
+/// Slice of a buffer with an element type. [`Element::of`] makes it.
 #[derive(Debug, Clone, Copy)]
 pub struct ElementSlice<'a> {
     element: Element,
@@ -73,7 +73,7 @@ pairs! {
     ElementSlice, ElementSlice;
 }
 
-/// What two elements of 16 bits share.
+/// Size of the word that two 16-bit elements share.
 const WORD_BYTES: u64 = 4;
 
 impl Span {

@@ -8,7 +8,7 @@ use crate::gpu::context::Gpu;
 /// Pairs of timestamps one measurement can have.
 const SPANS: usize = 128;
 
-/// A query set with room for 128 pairs of timestamps, for those who time steps or passes on the device.
+/// Query set with room for 128 pairs of timestamps, to time steps or passes on the device.
 #[derive(Debug)]
 pub struct Timestamps {
     set: wgpu::QuerySet,
@@ -18,7 +18,7 @@ pub struct Timestamps {
 }
 
 impl Timestamps {
-    /// `None` where the device has no timestamps.
+    /// Returns `None` if the device has no timestamps.
     pub fn new(gpu: &Gpu) -> Option<Self> {
         let device = gpu.device();
         if !device.features().contains(wgpu::Features::TIMESTAMP_QUERY) {
@@ -43,17 +43,17 @@ impl Timestamps {
         })
     }
 
-    /// How many pairs there can be.
+    /// Returns the number of pairs.
     pub fn spans(&self) -> usize {
         SPANS
     }
 
-    /// Whether [`Timestamps::begin`] and [`Timestamps::end`] may be called.
+    /// Returns true if the device supports [`Timestamps::begin`] and [`Timestamps::end`].
     pub fn in_encoders(&self) -> bool {
         self.in_encoders
     }
 
-    /// Pair `span`, counted from 0, around a compute pass.
+    /// Returns pair `span`, counted from 0, to be written around a compute pass.
     pub fn around_pass(&self, span: usize) -> wgpu::ComputePassTimestampWrites<'_> {
         wgpu::ComputePassTimestampWrites {
             query_set: &self.set,
@@ -72,7 +72,7 @@ impl Timestamps {
         encoder.write_timestamp(&self.set, 2 * span as u32 + 1);
     }
 
-    /// The lengths of the first `spans` pairs, all submitted by now; `None` where one is not written or runs backwards.
+    /// Returns the durations of the first `spans` pairs, which must have been submitted. `None` if one was not written or runs backwards.
     ///
     /// # Errors
     /// [`Error::DeviceLost`] or [`Error::Readback`].

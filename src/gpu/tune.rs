@@ -12,14 +12,14 @@ use crate::group::{Group, OptimizerBuilder};
 use crate::regime::{Hypergradient, NormRatio, Regime, Seesaw};
 use crate::rule::Rule;
 
-/// What [`Gpu::tune`] measures, and for how long.
+/// Options of [`Gpu::tune`].
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct TuneOptions {
-    /// Parameters of the optimizer.
+    /// Number of parameters of the optimizer.
     pub elements: u64,
-    /// Its rule.
+    /// Rule of the optimizer.
     pub rule: Rule,
-    /// Its regime. Only the kind matters: the numbers are replaced by such as keep the parameters finite.
+    /// Regime of the optimizer. Only its kind matters: its constants are replaced by values that keep the parameters finite.
     pub regime: Regime,
     /// Time to spend, compilation included. A candidate that has begun is finished, and the preset is always measured.
     pub budget: Duration,
@@ -37,7 +37,7 @@ impl Default for TuneOptions {
     }
 }
 
-/// A geometry that was tried.
+/// Geometry that was measured.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Candidate {
     /// The geometry.
@@ -48,7 +48,7 @@ pub struct Candidate {
     pub ns_per_param: Result<f64, String>,
 }
 
-/// What [`Gpu::tune`] found.
+/// Result of [`Gpu::tune`].
 #[derive(Debug, Clone, PartialEq)]
 pub struct TuneReport {
     /// Parameters of the optimizer that was measured.
@@ -63,7 +63,7 @@ pub struct TuneReport {
     pub preset_ns_per_param: Option<f64>,
     /// Everything that was tried, in the order of the search. The preset comes first.
     pub candidates: Vec<Candidate>,
-    /// Whether times are the device's timestamps; otherwise they are the wall clock's, submit and wait included.
+    /// True if times are the device's timestamps. Otherwise they are wall-clock times, which include submitting and waiting.
     pub timestamps: bool,
 }
 

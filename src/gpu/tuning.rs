@@ -1,11 +1,11 @@
-//! The kernels' geometry: how many invocations, how much work each, how partial sums are left.
+//! Geometry of the kernels: number of invocations, work per invocation, and the way partial sums are combined.
 
 use crate::error::{Error, require};
 use crate::gpu::optimizer::{MOST_TRIPS, largest_binding};
 use crate::layout::PARTIAL_WORDS;
 use crate::plan::QUAD;
 
-/// How pass 1 leaves its partial sums.
+/// Way in which the first pass combines partial sums within a workgroup.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Partials {
     /// One per invocation, without a barrier: for software drivers, where a barrier costs more than a few stores.
@@ -18,14 +18,14 @@ pub enum Partials {
 }
 
 impl Partials {
-    /// Every kind.
+    /// All kinds.
     pub const ALL: [Partials; 3] = [
         Partials::PerInvocation,
         Partials::PerWorkgroup,
         Partials::Subgroup,
     ];
 
-    /// As tables and files name it.
+    /// Returns the name that tables and files use.
     pub fn name(self) -> &'static str {
         match self {
             Partials::PerInvocation => "per-invocation",
@@ -34,7 +34,7 @@ impl Partials {
         }
     }
 
-    /// Whether a device with these features can have it.
+    /// Returns true if a device with these features supports it.
     pub fn is_supported(self, features: wgpu::Features) -> bool {
         self != Partials::Subgroup || features.contains(wgpu::Features::SUBGROUP)
     }

@@ -1,5 +1,4 @@
-//! Keeps tunings on disk, so that the next run need not measure again. Whatever is wrong with the file, nothing but the time it
-//! would have saved is lost.
+//! Cache of tunings on disk, so that the next run need not measure again. A file that cannot be used is ignored.
 
 use std::hash::Hasher;
 use std::io::Write;
@@ -13,10 +12,10 @@ use crate::error::Error;
 use crate::gpu::context::Gpu;
 use crate::gpu::tuning::{Partials, Tuning};
 
-/// The environment variable that names the file of [`TuningCache::from_env`]; empty for none.
+/// Environment variable that names the file of [`TuningCache::from_env`]. An empty value disables the cache.
 pub const CACHE_VARIABLE: &str = "WGPU_OPTIM_TUNING_CACHE";
 
-/// A file of tunings, by adapter, driver, kernels and size.
+/// File of tunings, by adapter, driver, version of the kernels and size.
 ///
 /// ```no_run
 /// # fn main() -> Result<(), wgpu_optim::Error> {
@@ -82,13 +81,13 @@ struct Entry {
 }
 
 impl TuningCache {
-    /// The file at this path. It need not be there.
+    /// Uses the file at this path, which need not exist.
     pub fn at(path: impl Into<PathBuf>) -> Self {
         TuningCache { path: path.into() }
     }
 
-    /// The file that [`CACHE_VARIABLE`] names, else `wgpu-optim/tuning.json` in the system's cache directory. `None` where the
-    /// variable is empty, or where there is no such directory.
+    /// Uses the file that [`CACHE_VARIABLE`] names, otherwise `wgpu-optim/tuning.json` in the system's cache directory. Returns `None` if the
+    /// variable is empty or there is no such directory.
     pub fn from_env() -> Option<Self> {
         match std::env::var_os(CACHE_VARIABLE) {
             Some(path) if path.is_empty() => None,
@@ -103,13 +102,13 @@ impl TuningCache {
         }
     }
 
-    /// The file.
+    /// Returns the path of the file.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// The tuning for this very adapter, driver and these kernels whose size is nearest to `elements`, within a factor of eight.
-    /// `None` where there is none, and where the file or its entry is wrong in any way, which is logged as one warning.
+    /// Returns the tuning for this adapter, driver and version of the kernels whose size is nearest to `elements`, within a factor of eight.
+    /// Returns `None` if there is none, or if the file or its entry is invalid, which is logged as one warning.
     pub fn get(&self, gpu: &Gpu, elements: u64) -> Option<Tuning> {
         let limits = gpu.device().limits();
         let preset = Tuning::for_device(gpu.device());
@@ -133,7 +132,7 @@ impl TuningCache {
         best
     }
 
-    /// Every tuning for this very adapter, driver and these kernels, with its size, smallest first.
+    /// Returns all tunings for this adapter, driver and version of the kernels, with their sizes, smallest first.
     pub fn entries(&self, gpu: &Gpu) -> Vec<(u64, Tuning)> {
         let (entries, problems) = self.right_entries(gpu);
         self.warn(&problems);
@@ -163,12 +162,11 @@ impl TuningCache {
         (found, problems)
     }
 
-    /// Adds a tuning, in place of one for the same adapter, driver, kernels and size; everything else stays. A file that is not
-    /// ours, or not whole, is replaced. Readers see the old file or the new one, never a part; of two processes that write at the same
-    /// moment the later one wins.
+    /// Adds a tuning, replacing one for the same adapter, driver, kernels and size. Other entries are kept. An invalid file is replaced. The
+    /// write is atomic: readers see the old file or the new one. If two processes write at the same time, the later one wins.
     ///
     /// # Errors
-    /// [`Error::InvalidValue`] where the device cannot have the tuning, [`Error::TuningCache`] where the file cannot be written.
+    /// [`Error::InvalidValue`] if the device does not support the tuning, [`Error::TuningCache`] if the file cannot be written.
     pub fn put(&self, gpu: &Gpu, elements: u64, tuning: Tuning) -> Result<(), Error> {
         tuning.validate(gpu.device())?;
         // Threads of one process take turns, so that none loses the other's entry.
@@ -246,8 +244,8 @@ impl TuningCache {
 }
 
 impl Gpu {
-    /// The same device with the geometry that an earlier [`Gpu::tune`] left in the cache of [`TuningCache::from_env`] for about
-    /// this size; as it is where there is none.
+    /// Returns the same device with the geometry that an earlier [`Gpu::tune`] stored in the cache of [`TuningCache::from_env`] for about this
+    /// size. Without such an entry the geometry stays as it is.
     pub fn with_cached_tuning(self, elements: u64) -> Self {
         let cached = TuningCache::from_env().and_then(|cache| cache.get(&self, elements));
         match cached {

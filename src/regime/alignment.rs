@@ -34,14 +34,14 @@ use crate::rule::Rule;
 /// floor `F` kept back of a fall. A rise of ln η by more than ln 10 in one step is clamped, η is clamped to `[1e-30, 1e30]`, and A to
 /// twice the logarithm of that, so that a rate at its limit comes back soon after gradients turn.
 ///
-/// In the form that this one replaces every negative alignment lowered the rate for good. On mini-batches the alignment is negative on average whatever
-/// the rate is: along a direction of curvature `h` that is dominated by noise the expected cosine of successive gradients is `-ηh/2` (the
-/// short-horizon bias of Wu et al. 2018, arXiv:1803.02021). The rate therefore decayed like `1/t`, paced by the sharpest noisy direction,
-/// and runs on problems that are not nearly linear (spirals, parity, sine) ended at chance.
+/// On mini-batches the alignment is negative on average whatever the rate is: along a direction of curvature `h` that is dominated by
+/// noise the expected cosine of successive gradients is `-ηh/2` (the short-horizon bias of Wu et al. 2018, arXiv:1803.02021). That is why
+/// steps that contradict each other cannot lower the rate below its anchor while the norm has not risen: otherwise the rate would decay
+/// like `1/t`, paced by the sharpest noisy direction.
 ///
 /// The defaults are constants of the method. They are fields so that they can be studied, not so that they must be tuned.
-///
-#[doc = include_str!("TRIED.md")]
+/// [`guide::tried`](crate::guide::tried) says how they were chosen and what did not help, and [`guide::results`](crate::guide::results) how the
+/// regime compares with tuned rates.
 #[derive(Debug, Clone, Copy, PartialEq)]
 #[cfg_attr(feature = "checkpoint", derive(serde::Serialize))]
 pub struct Seesaw {

@@ -1,5 +1,5 @@
-//! Regimes that go by the loss, which the caller binds as a scalar on the device
-//! ([`OptimizerBuilder::loss`](crate::OptimizerBuilder::loss)) or hands to
+//! Regimes that use the loss, which the caller binds as a scalar on the device
+//! ([`OptimizerBuilder::loss`](crate::OptimizerBuilder::loss)) or passes to
 //! [`CpuOptimizer::step_with_loss`](crate::CpuOptimizer::step_with_loss).
 //!
 //! A loss that is not finite skips the step, like a gradient. For sign rules the rate of a step along the gradient is turned into that of
@@ -7,8 +7,8 @@
 
 /// `η = (f - f*)/(c n²)` (Polyak 1987; stochastic: Loizou et al. 2021, arXiv:2002.10542, eq. 2), at most `max_rate`.
 ///
-/// No memory per parameter. Where `f ≤ f*` the rate falls as far as the clamp of one step lets it; a step's change is clamped to
-/// ±ln 10. In the record `loss_term` is `ln` of the growth of `f - f*`, `norm_term` is `-2 ln(n_t/n_{t-1})`.
+/// Keeps no memory per parameter. The change of ln η in one step is limited to ±ln 10; if `f ≤ f*` the rate falls by that limit. In the record
+/// `loss_term` is `ln` of the growth of `f - f*`, `norm_term` is `-2 ln(n_t/n_{t-1})`.
 #[derive(Debug, Clone, Copy, PartialEq)]
 #[cfg_attr(feature = "checkpoint", derive(serde::Serialize))]
 pub struct Polyak {
@@ -32,8 +32,8 @@ impl Default for Polyak {
 
 /// `η = σ/(1 + σ n²/(2 f))` for losses of 0 and above (Orvieto & Xiao 2024, arXiv:2407.04358, eq. 4).
 ///
-/// No memory per parameter; σ is the largest rate, and the rate where the gradient vanishes. In the record `norm_term` is what the
-/// change of the norm did at the last loss, `loss_term` what the change of the loss did then.
+/// Keeps no memory per parameter. σ is the largest rate, which is reached where the gradient vanishes. In the record `norm_term` is the effect
+/// of the change of the norm at the previous loss, and `loss_term` the effect of the change of the loss after that.
 #[derive(Debug, Clone, Copy, PartialEq)]
 #[cfg_attr(feature = "checkpoint", derive(serde::Serialize))]
 pub struct Ngn {

@@ -1,9 +1,8 @@
-//! Regimes that need the norm alone.
+//! Regimes that use the gradient norm alone.
 
-/// The norm alone: `ln η_t = ln η_0 + p ln(n̂_1/n̂_t)`. It keeps no memory per parameter.
+/// Learning rate from the gradient norm alone: `ln η_t = ln η_0 + p ln(n̂_1/n̂_t)`. Keeps no memory per parameter.
 ///
-/// The smoothed norm takes the larger of average and present value: the rate drops at once when the norm jumps and recovers
-/// slowly.
+/// The smoothed norm is the larger of average and present value, so that the rate drops at once when the norm jumps and recovers slowly.
 #[derive(Debug, Clone, Copy, PartialEq)]
 #[cfg_attr(feature = "checkpoint", derive(serde::Serialize))]
 pub struct NormRatio {
@@ -31,10 +30,10 @@ impl Default for NormRatio {
     }
 }
 
-/// The sum of squared norms: `η = c / √(b₀² + Σ n²)` (Ward, Wu & Bottou 2019, arXiv:1806.01811, eq. 1, where c is η); no memory per
-/// parameter.
+/// Learning rate from the sum of squared norms: `η = c / √(b₀² + Σ n²)` (Ward, Wu & Bottou 2019, arXiv:1806.01811, eq. 1, where c is η). Keeps
+/// no memory per parameter.
 ///
-/// The rate only ever falls, and falls with the norm. For sign rules Σ n² is Σ d, the squared length of the directions.
+/// The rate only falls. For sign rules Σ n² is Σ d, the squared length of the directions.
 #[derive(Debug, Clone, Copy, PartialEq)]
 #[cfg_attr(feature = "checkpoint", derive(serde::Serialize))]
 pub struct AdaGradNorm {

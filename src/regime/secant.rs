@@ -1,12 +1,12 @@
 //! Regimes from the secant equation `B s = y`, `s = w_t - w_{t-1} = -η u_{t-1}`, `y = g_t - g_{t-1}`.
 //!
-//! Both keep the last gradient (4 bytes per parameter) and read it in pass 1, so that `y` is exact. With mini-batches `y` is mostly noise,
-//! and the rate then shrinks for no good reason: these rules are for full batches, or for comparison. The first step has length
-//! `ε (1 + ‖w₀‖)` unless a first rate is given. Weight decay that is decoupled is not seen in `s`; with a clip,
-//! `u` is the last gradient as clipped (together with coupled weight decay, which the step does not clip, that is not quite it).
+//! Both keep the last gradient (4 bytes per parameter) and read it in the first pass, so that `y` is exact. With mini-batches `y` is mostly
+//! noise, which makes the rate shrink: these regimes are for full batches, or for comparison. The first step has length `ε (1 + ‖w₀‖)` unless a
+//! first rate is given. Decoupled weight decay is not part of `s`. With a clip, `u` is the last gradient after the clip; together with coupled
+//! weight decay, which the step does not clip, this is an approximation.
 //!
-//! A secant gives the rate of a step along the gradient. For sign rules it is turned into that of a step along the signs of the same
-//! length: `η ← η n/√d`.
+//! A secant gives the rate of a step along the gradient. For sign rules it is converted to a step along the signs of the same length:
+//! `η ← η n/√d`.
 
 /// `s·s/s·y`, `s·y/y·y` or their geometric mean `‖s‖/‖y‖` (Barzilai & Borwein 1988; for stochastic gradients Tan et al. 2016,
 /// arXiv:1605.04131, eq. 6 and 7).
@@ -17,7 +17,7 @@
 #[derive(Debug, Clone, Copy, PartialEq)]
 #[cfg_attr(feature = "checkpoint", derive(serde::Serialize))]
 pub struct BarzilaiBorwein {
-    /// Which of the three.
+    /// Formula of the rate.
     pub form: SecantForm,
     /// `2`: the largest growth per step, and its inverse the largest shrink; above 1.
     pub max_change: f32,
@@ -39,7 +39,7 @@ impl BarzilaiBorwein {
     }
 }
 
-/// How a secant becomes a rate.
+/// Formula that turns a secant into a rate.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[cfg_attr(feature = "checkpoint", derive(serde::Serialize))]
 pub enum SecantForm {

@@ -1,4 +1,4 @@
-//! Three streams of parameters, of which a test on the losses picks one.
+//! AutoSgd: three streams of parameters, of which a test on the losses selects one.
 
 use crate::layout::slots;
 

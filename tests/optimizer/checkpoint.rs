@@ -672,10 +672,184 @@ fn with_header(header: &str, data: &[u8]) -> Vec<u8> {
     bytes
 }
 
+/// A checkpoint as version 2 had it, without a checksum, whose bytes can be changed.
+fn without_checksum(checkpoint: &Checkpoint) -> Vec<u8> {
+    let bytes = checkpoint.to_bytes();
+    let header_end = 8 + u64::from_le_bytes(bytes[..8].try_into().expect("eight")) as usize;
+    let header = std::str::from_utf8(&bytes[8..header_end]).expect("text");
+    let (before, after) = header
+        .split_once(r#","wgpu-optim crc32":""#)
+        .expect("a checksum");
+    let header = [before, &after["01234567\"".len()..]].concat();
+    let header = header.replacen(r#"\"version\":3"#, r#"\"version\":2"#, 1);
+    let padded = header.len().next_multiple_of(8);
+    with_header(&format!("{header:padded$}"), &bytes[header_end..])
+}
+
+/// A checkpoint whose description, and whose rows of the groups' states, are changed; as version 2 had it.
+fn edited(
+    checkpoint: &Checkpoint,
+    describe: impl FnOnce(&mut serde_json::Value),
+    change_row: impl Fn(&mut Vec<u32>),
+) -> Vec<u8> {
+    use safetensors::tensor::{Dtype, TensorView};
+    const ABOUT: &str = "wgpu-optim checkpoint";
+    const STATES: &str = "groups/state";
+    let bytes = without_checksum(checkpoint);
+    let (_, header) = safetensors::SafeTensors::read_metadata(&bytes).expect("a header");
+    let texts = header.metadata().as_ref().expect("texts");
+    let mut about = serde_json::from_str(&texts[ABOUT]).expect("a description");
+    describe(&mut about);
+    let tensors = safetensors::SafeTensors::deserialize(&bytes).expect("whole");
+    let groups = tensors.tensor(STATES).expect("states").shape()[0];
+    let states: Vec<u32> =
+        bytemuck::pod_collect_to_vec(tensors.tensor(STATES).expect("states").data());
+    let rows = states.chunks_exact(states.len() / groups).map(|row| {
+        let mut row = row.to_vec();
+        change_row(&mut row);
+        row
+    });
+    let rows: Vec<u32> = rows.flatten().collect();
+    let shape = vec![groups, rows.len() / groups];
+    let states = TensorView::new(Dtype::U32, shape, bytemuck::cast_slice(&rows)).expect("fits");
+    let views = tensors
+        .tensors()
+        .into_iter()
+        .map(|(name, view)| match name.as_str() {
+            STATES => (name, states.clone()),
+            _ => (name, view),
+        });
+    let texts = [(ABOUT.to_owned(), about.to_string())];
+    safetensors::serialize(views, Some(texts.into_iter().collect())).expect("a file")
+}
+
+/// Changes the list of the fields of the groups' states.
+fn edit_fields(about: &mut serde_json::Value, edit: impl FnOnce(&str) -> String) {
+    let fields = &mut about["tables"]["groups/state"];
+    *fields = edit(fields.as_str().expect("a list")).into();
+}
+
+/// An added field or setting breaks no file of before; one that is not known is named.
+#[test]
+fn fields_and_settings_go_by_their_names() {
+    let (run, checkpoint) = saved(&plain());
+    let at = offset_of!(GroupState, mean_norm_mantissa) / 4;
+    let restored = |bytes: Vec<u8>| {
+        let mut fresh = CpuRun::new(&plain());
+        let checkpoint = Checkpoint::from_bytes(bytes)?;
+        fresh.restore(&checkpoint)?;
+        Ok::<_, Error>(fresh)
+    };
+    // A field that the file does not have has its first value, and the others are where they belong.
+    let older = edited(
+        &checkpoint,
+        |about| {
+            edit_fields(about, |fields| {
+                fields.replacen("mean_norm_mantissa: f32, ", "", 1)
+            })
+        },
+        |row| {
+            row.remove(at);
+        },
+    );
+    let fresh = restored(older).expect("an older file");
+    let mut expected = run.states();
+    for state in &mut expected {
+        assert_ne!(state.mean_norm_mantissa, 0.0);
+        state.mean_norm_mantissa = 0.0;
+    }
+    assert_eq!(fresh.states(), expected);
+    assert_eq!(fresh.params(), run.params());
+    // So it is with fields in another order.
+    let turned = edited(
+        &checkpoint,
+        |about| {
+            edit_fields(about, |fields| {
+                fields.replacen(
+                    "steps_low: u32, steps_high: u32",
+                    "steps_high: u32, steps_low: u32",
+                    1,
+                )
+            });
+        },
+        |row| row.swap(0, 1),
+    );
+    assert_eq!(restored(turned).expect("the same").states(), run.states());
+    // A setting that is younger than the file.
+    let older = edited(
+        &checkpoint,
+        |about| {
+            let settings = about["groups"][0]["settings"]
+                .as_object_mut()
+                .expect("settings");
+            settings.remove("clip_norm").expect("a setting");
+        },
+        |_| {},
+    );
+    assert_eq!(restored(older).expect("the same").states(), run.states());
+
+    for (bytes, reason) in [
+        (
+            edited(
+                &checkpoint,
+                |about| edit_fields(about, |fields| format!("{fields}, warmth: f32")),
+                |row| row.push(0),
+            ),
+            "the field \"warmth\" of \"groups/state\" is f32 there",
+        ),
+        (
+            edited(
+                &checkpoint,
+                |about| edit_fields(about, |fields| format!("{fields}, started: u32")),
+                |row| row.push(0),
+            ),
+            "the field \"started\" of \"groups/state\" is there twice",
+        ),
+        (
+            edited(
+                &checkpoint,
+                |about| {
+                    edit_fields(about, |fields| {
+                        fields.replacen("learning_rate: f32", "learning_rate: i32", 1)
+                    })
+                },
+                |_| {},
+            ),
+            "the field \"learning_rate\" of \"groups/state\" is i32 there",
+        ),
+        (
+            edited(
+                &checkpoint,
+                |about| about["groups"][1]["settings"]["warmth"] = "hot".into(),
+                |_| {},
+            ),
+            "warmth of group \"biases\" is hot there",
+        ),
+        (
+            edited(&checkpoint, |about| about["warmth"] = 1.into(), |_| {}),
+            "unknown field `warmth`",
+        ),
+        (
+            edited(&checkpoint, |about| about["version"] = 1.into(), |_| {}),
+            "version 1",
+        ),
+        (
+            edited(&checkpoint, |about| about["version"] = 3.into(), |_| {}),
+            "has no \"wgpu-optim crc32\"",
+        ),
+    ] {
+        let error = restored(bytes).err().expect(reason);
+        assert!(
+            error.to_string().contains(reason),
+            "no {reason:?} in: {error}"
+        );
+    }
+}
+
 #[test]
 fn foreign_and_hostile_bytes_are_refused_with_a_reason() {
     let (_, checkpoint) = saved(&plain());
-    let good = checkpoint.to_bytes();
+    let good = without_checksum(&checkpoint);
     let header_end = 8 + u64::from_le_bytes(good[..8].try_into().expect("eight")) as usize;
     let header = std::str::from_utf8(&good[8..header_end])
         .expect("text")
@@ -748,8 +922,8 @@ fn foreign_and_hostile_bytes_are_refused_with_a_reason() {
             "overflow",
         ),
         (
-            changed(r#"\"version\":2"#, r#"\"version\":3"#),
-            "has version 3, but this wgpu-optim reads version 2",
+            changed(r#"\"version\":2"#, r#"\"version\":4"#),
+            "has version 4, but this wgpu-optim reads versions 2 to 3",
         ),
         (
             changed(r#"\"step\":3"#, r#"\"step\":true"#),
@@ -787,12 +961,8 @@ fn foreign_and_hostile_bytes_are_refused_with_a_reason() {
             "does not belong in it",
         ),
         (
-            changed("learning_rate: f32", "learning_rate: f16"),
-            "field 12 of \"groups/state\"",
-        ),
-        (
             changed("steps_low: u32, ", ""),
-            "field 0 of \"groups/state\"",
+            "\"groups/state\" is U32 of shape [",
         ),
         (
             changed(
@@ -905,6 +1075,17 @@ proptest! {
     }
 
     #[test]
+    fn a_changed_bit_of_the_data_is_told(share in 0.0..1.0f64, bit in 0..8u32) {
+        let (_, checkpoint) = saved(&plain());
+        let mut bytes = checkpoint.to_bytes();
+        let header = 8 + u64::from_le_bytes(bytes[..8].try_into().expect("eight")) as usize;
+        let data = bytes.len() - header;
+        bytes[header + (share * data as f64) as usize] ^= 1 << bit;
+        let error = Checkpoint::from_bytes(bytes).expect_err("changed");
+        prop_assert!(error.to_string().contains("checksum"), "{}", error);
+    }
+
+    #[test]
     fn pieces_of_a_header_in_any_order_are_refused(
         pieces in prop::collection::vec(prop::sample::select(vec![
             "{", "}", "[", "]", ",", ":", "\"__metadata__\"", "\"wgpu-optim checkpoint\"", "\"a\"", "\"dtype\"", "\"F32\"", "\"shape\"",
@@ -934,7 +1115,7 @@ proptest! {
     #[test]
     fn changed_states_are_refused_or_can_go_on(flips in prop::collection::vec((0..size_of::<GroupState>() / 2, any::<u32>()), 1..4)) {
         let (_, checkpoint) = saved(&plain());
-        let mut bytes = checkpoint.to_bytes();
+        let mut bytes = without_checksum(&checkpoint);
         let states = safetensors::SafeTensors::deserialize(&bytes).expect("whole");
         let states = states.tensor("groups/state").expect("there").data().as_ptr() as usize - bytes.as_ptr() as usize;
         for (word, value) in flips {
@@ -1134,7 +1315,12 @@ fn a_process_killed_while_it_saves_loses_nothing() {
     let (mut safe, mut killed_while_writing) = (0, 0);
     for kill in 0..kills {
         let mut child = Command::new(std::env::current_exe().expect("this test"))
-            .args(["--exact", "child_that_saves", "--ignored", "--nocapture"])
+            .args([
+                "--exact",
+                "checkpoint::child_that_saves",
+                "--ignored",
+                "--nocapture",
+            ])
             .env(CHILD, &path)
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())

@@ -133,7 +133,7 @@ fn memory_that_runs_out_while_building_is_an_error_and_the_device_goes_on() {
         (info.backend, info.device_type) == (wgpu::Backend::Vulkan, wgpu::DeviceType::Cpu)
     };
     if devices().iter().any(|gpu| software(&gpu)) {
-        in_a_small_process("out_of_memory", 12 * GIB / 1024);
+        in_a_small_process("faults::out_of_memory", 12 * GIB / 1024);
     }
 }
 

@@ -40,9 +40,10 @@ fn rows(report: &Value) -> &[Value] {
     report["rows"].as_array().expect("rows")
 }
 
+/// A sample of the cases: `tests/drivers` runs them all.
 #[test]
 fn every_family_passes_on_every_adapter() {
-    let (code, report) = check(None, &[]);
+    let (code, report) = check(None, &["--sample", "4"]);
     for row in rows(&report) {
         assert_eq!(row["failed"], 0, "{row}");
         assert!(row["values"].as_u64() > Some(100), "{row}");
@@ -103,6 +104,13 @@ fn one_family_runs_alone_and_an_unknown_one_is_refused() {
     assert_eq!(code, Some(0));
     assert!(rows(&report).iter().all(|row| row["family"] == "repeats"));
     assert!(rows(&report).len() >= devices().len());
+    let cases = |arguments: &[&str]| {
+        let arguments = [&["--family", "magnitudes"], arguments].concat();
+        let (code, report) = check(None, &arguments);
+        assert_eq!(code, Some(0));
+        rows(&report)[0]["cases"].as_u64().expect("a number")
+    };
+    assert_eq!(cases(&["--sample", "2"]), cases(&[]).div_ceil(2));
     let output = wgpu_optim().args(["check", "--family", "nothing"]).output();
     assert_refused(&output.expect("the binary runs"), &["nothing", "windows"]);
     let output = wgpu_optim().args(["check", "--adapter", "nobody"]).output();

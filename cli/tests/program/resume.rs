@@ -120,6 +120,34 @@ fn a_run_that_was_interrupted_ends_as_if_it_had_not_been() {
     }
 }
 
+/// A file that was saved by the version of before, without a checksum, with the settings and fields of that time. The run goes on from it as
+/// from a file of this version.
+#[test]
+fn a_checkpoint_of_the_version_before_is_resumed() {
+    const OLD: &[u8] = include_bytes!("../golden/checkpoint-version-2.safetensors");
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = "run.safetensors";
+    let run = |epochs: &str| {
+        let run = ["--data", "digits", "--model", "softmax", "--rule", "sgdm"];
+        let to = ["--backend", "cpu", "--checkpoint", file, "--resume"];
+        train(
+            folder.path(),
+            &[&run[..], &to, &["--epochs", epochs]].concat(),
+        )
+    };
+    std::fs::write(folder.path().join(file), OLD).expect("written");
+    let from_old = numbers(&run("4"));
+    std::fs::remove_file(folder.path().join(file)).expect("saved");
+    numbers(&run("2"));
+    let from_new = numbers(&run("4"));
+    assert_eq!(from_old["steps"], from_new["steps"]);
+    // The old file is of one machine; on another the sums of the first epochs may be rounded otherwise.
+    for number in ["lr_last", "last_train_loss", "train_loss"] {
+        let [old, new] = [&from_old, &from_new].map(|run| run[number].as_f64().expect(number));
+        assert!((old - new).abs() <= 1e-3 * new, "{number}: {old}, {new}");
+    }
+}
+
 /// Saved in the middle of an epoch by a process that is killed, several times over, on either path; also what the table shows.
 #[test]
 fn a_run_that_is_killed_again_and_again_ends_as_if_it_had_not_been() {

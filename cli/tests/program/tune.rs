@@ -404,7 +404,7 @@ fn with_cached_tuning_takes_the_file_that_the_variable_names() {
         let output = Command::new(std::env::current_exe().expect("this test"))
             .args([
                 "--exact",
-                "with_cached_tuning_takes_the_file_that_the_variable_names",
+                "tune::with_cached_tuning_takes_the_file_that_the_variable_names",
             ])
             .env(CHILD, expected)
             .env(CACHE_VARIABLE, path)

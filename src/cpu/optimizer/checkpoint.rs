@@ -78,8 +78,8 @@ impl CpuOptimizer {
         self.checkpoint(params, &Notes::new())?.save(path)
     }
 
-    /// Goes on from a file that [`CpuOptimizer::save`] or [`Optimizer::save`](crate::Optimizer::save) wrote, as
-    /// [`CpuOptimizer::restore`] does, and gives the checkpoint, which knows the step.
+    /// Restores the state from a file that [`CpuOptimizer::save`] or [`Optimizer::save`](crate::Optimizer::save) wrote, like
+    /// [`CpuOptimizer::restore`]. Returns the checkpoint, which has the number of the step.
     ///
     /// # Errors
     /// As [`Checkpoint::load`] and [`CpuOptimizer::restore`]. Nothing has changed then.
@@ -93,7 +93,7 @@ impl CpuOptimizer {
         Ok(checkpoint)
     }
 
-    /// A checkpoint in memory, with notes of the caller's own.
+    /// Makes a checkpoint in memory, with notes of the caller.
     ///
     /// # Errors
     /// As [`CpuOptimizer::save`].
@@ -105,7 +105,7 @@ impl CpuOptimizer {
         self.checkpoint_of(params, notes)
     }
 
-    /// As [`CpuOptimizer::checkpoint`], with slices of whatever elements.
+    /// Makes a checkpoint like [`CpuOptimizer::checkpoint`], with slices of any element type.
     ///
     /// # Errors
     /// As [`CpuOptimizer::checkpoint`]; [`Error::StepElement`] where the elements are not those that were declared.
@@ -161,10 +161,10 @@ impl CpuOptimizer {
         Ok(draft.finish())
     }
 
-    /// Goes on from a checkpoint. Where slices are given, they take the parameters; otherwise whatever the checkpoint has of them is only
-    /// checked, and the caller sees to it that they are those of that step.
+    /// Restores the state from a checkpoint. If slices are given, they receive the parameters. Otherwise parameters in the checkpoint are only
+    /// checked, and the caller must provide those of that step.
     ///
-    /// Records of steps before this one that were not drained are gone, and [`CpuOptimizer::sums`] are empty until the next step.
+    /// Earlier records that were not drained are discarded, and [`CpuOptimizer::sums`] are empty until the next step.
     ///
     /// # Errors
     /// [`Error::CheckpointDiffers`] names the group, setting or tensor that is not as it was; [`Error::CheckpointDamaged`],
@@ -178,7 +178,7 @@ impl CpuOptimizer {
         self.restore_of(checkpoint, params)
     }
 
-    /// As [`CpuOptimizer::restore`], with slices of whatever elements.
+    /// Restores a checkpoint like [`CpuOptimizer::restore`], with slices of any element type.
     ///
     /// # Errors
     /// As [`CpuOptimizer::restore`]; [`Error::StepElement`] where the elements are not those that were declared.
@@ -203,7 +203,7 @@ impl CpuOptimizer {
             None => Parameters::Excluded,
         };
         self.check_averages_in_place("a checkpoint")?;
-        checkpoint.check(&self.plan, parameters)?;
+        let checkpoint = &*checkpoint.fit(&self.plan, parameters)?;
 
         for table in Table::all(&self.plan) {
             let slot = checkpoint.bytes(Slot::Table(table));

@@ -7,7 +7,7 @@ use crate::shard::{CombinedSums, ShardSums, Stage};
 
 impl CpuOptimizer {
     /// Measures this rank's part of a step, passes 1 and 2: `params` and `grads` are its tensors' slices, in the order of declaration over
-    /// all groups. Nothing changes by it, and it may be done again. What comes of it goes to every rank: see [`ShardSums`].
+    /// all groups. It changes nothing and may be repeated. Send the result to every rank, see [`ShardSums`].
     ///
     /// # Errors
     /// [`Error::ShardedStep`] for an optimizer that was built without [`sharded`](crate::OptimizerBuilder::sharded);
@@ -22,7 +22,8 @@ impl CpuOptimizer {
         self.measure_with_loss(params, grads, 0.0)
     }
 
-    /// As [`CpuOptimizer::measure`], with the loss: that of this rank's rows, of which the mean over the ranks counts, or the same on all.
+    /// Measures like [`CpuOptimizer::measure`], with the loss: either of this rank's data, in which case the mean over the ranks is used, or
+    /// the same value on all ranks.
     ///
     /// # Errors
     /// As [`CpuOptimizer::measure`].
@@ -35,7 +36,7 @@ impl CpuOptimizer {
         self.measure_of(params, grads, loss)
     }
 
-    /// As [`CpuOptimizer::measure`], over slices of whatever elements.
+    /// Measures like [`CpuOptimizer::measure`], over slices of any element type.
     ///
     /// # Errors
     /// As [`CpuOptimizer::measure`]; [`Error::StepElement`] where the elements are not those that were declared.
@@ -48,7 +49,7 @@ impl CpuOptimizer {
         self.measure_of(params, grads, 0.0)
     }
 
-    /// As [`CpuOptimizer::measure_with_loss`], over slices of whatever elements.
+    /// Measures like [`CpuOptimizer::measure_with_loss`], over slices of any element type.
     ///
     /// # Errors
     /// As [`CpuOptimizer::measure_values`].
@@ -82,7 +83,7 @@ impl CpuOptimizer {
             .ok_or_else(|| not_sharded("measure"))
     }
 
-    /// Takes the step that was measured, by what all ranks have measured: passes 3 and 4. `params` and `grads` are what they were for
+    /// Takes the measured step with the combined sums of all ranks (passes 3 and 4). `params` and `grads` must be those that were passed to
     /// [`CpuOptimizer::measure`].
     ///
     /// # Errors
@@ -98,7 +99,7 @@ impl CpuOptimizer {
         self.apply_of(params, grads, combined)
     }
 
-    /// As [`CpuOptimizer::apply`], over slices of whatever elements.
+    /// Takes the step like [`CpuOptimizer::apply`], over slices of any element type.
     ///
     /// # Errors
     /// As [`CpuOptimizer::apply`]; [`Error::StepElement`] where the elements are not those that were declared.

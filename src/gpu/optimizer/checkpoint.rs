@@ -11,12 +11,12 @@ use crate::layout::{GroupState, RawRecord, unscale};
 use crate::plan::{MemoryKind, Plan};
 use crate::record::{RecordCursor, Records};
 
-/// What only checkpoints need to know of an optimizer's buffers.
+/// Buffers of an optimizer that only checkpoints need.
 #[derive(Debug)]
 pub(super) struct Kept {
     /// The caller's buffers.
     pub(super) buffers: Vec<wgpu::Buffer>,
-    /// What is remembered of each window's parameters.
+    /// Memory of each window's parameters.
     pub(super) memories: Vec<WindowMemory>,
     pub(super) updates: wgpu::Buffer,
 }
@@ -41,10 +41,10 @@ enum Content {
 }
 
 impl Optimizer {
-    /// Writes a checkpoint to a file, with the parameters as they are in the caller's buffers if asked. The file is replaced as a whole,
-    /// see [`Checkpoint::save`]. Waits for the device, and holds what is saved in the host's memory meanwhile, up to three times over.
+    /// Writes a checkpoint to a file, with the parameters in the caller's buffers if requested. The file is replaced atomically, see
+    /// [`Checkpoint::save`]. Waits for the device. Meanwhile the host holds up to three copies of the saved data.
     ///
-    /// What is saved is the state after every step that was submitted before the call; none may be submitted meanwhile.
+    /// The saved state is the one after all steps submitted before the call. Submit no step until it returns.
     ///
     /// # Errors
     /// [`Error::CheckpointFile`]; [`Error::MissingUsage`] where a parameter buffer lacks `COPY_SRC`; [`Error::AveragesSwapped`] between two
@@ -54,8 +54,8 @@ impl Optimizer {
         checkpoint.save(path)
     }
 
-    /// Goes on from a file that [`Optimizer::save`] or [`CpuOptimizer::save`](crate::CpuOptimizer::save) wrote, as
-    /// [`Optimizer::restore`] does, and gives the checkpoint, which knows the step.
+    /// Restores the state from a file that [`Optimizer::save`] or [`CpuOptimizer::save`](crate::CpuOptimizer::save) wrote, like
+    /// [`Optimizer::restore`]. Returns the checkpoint, which has the number of the step.
     ///
     /// # Errors
     /// As [`Checkpoint::load`] and [`Optimizer::restore`]. Nothing has changed then.
@@ -69,7 +69,7 @@ impl Optimizer {
         Ok(checkpoint)
     }
 
-    /// A checkpoint in memory, with notes of the caller's own. Waits for the device.
+    /// Makes a checkpoint in memory, with notes of the caller. Waits for the device.
     ///
     /// # Errors
     /// As [`Optimizer::save`].
@@ -125,11 +125,11 @@ impl Optimizer {
         Ok(draft.finish())
     }
 
-    /// Goes on from a checkpoint. If asked, its parameters are written to the caller's buffers; otherwise whatever it has of them is only
-    /// checked, and the caller sees to it that they are those of that step. The copies are submitted, ahead of every later submit; nothing is
-    /// waited for. Steps that were recorded before and are submitted later would start from what is restored.
+    /// Restores the state from a checkpoint. If requested, its parameters are written to the caller's buffers. Otherwise parameters in the
+    /// checkpoint are only checked, and the caller must provide those of that step. The copies are submitted, ahead of every later submit, and
+    /// the call does not wait for them. Steps that were recorded before and are submitted later start from the restored state.
     ///
-    /// Records of steps before this one that were not drained are gone. The 2 bytes behind 16-bit parameters of odd length become 0.
+    /// Earlier records that were not drained are discarded. The 2 bytes behind 16-bit parameters of odd length become 0.
     ///
     /// # Errors
     /// [`Error::CheckpointDiffers`] names the group, setting or tensor that is not as it was; [`Error::CheckpointDamaged`],
@@ -142,7 +142,7 @@ impl Optimizer {
     ) -> Result<(), Error> {
         self.gpu.check_alive()?;
         self.check_averages_in_place("a checkpoint")?;
-        checkpoint.check(&self.plan, parameters)?;
+        let checkpoint = &*checkpoint.fit(&self.plan, parameters)?;
         let step = checkpoint.step();
         self.check_usage(
             parameters,
@@ -235,7 +235,7 @@ impl Optimizer {
         Ok(())
     }
 
-    /// All that a checkpoint copies, from or to where it is.
+    /// Lists the buffer ranges that a checkpoint copies.
     fn pieces(&self, parameters: Parameters) -> Vec<Piece<'_>> {
         let Kept {
             buffers,
@@ -339,7 +339,7 @@ fn upload(gpu: &Gpu, bytes: &[u8]) -> Result<wgpu::Buffer, Error> {
     Ok(buffer)
 }
 
-/// Puts what came from the device where the checkpoint has it.
+/// Copies data from the device to its place in the checkpoint.
 fn take(plan: &Plan, content: Content, bytes: &[u8], ring_steps: usize, draft: &mut Draft) {
     match content {
         Content::TensorRing => {
@@ -360,7 +360,7 @@ fn take(plan: &Plan, content: Content, bytes: &[u8], ring_steps: usize, draft: &
     }
 }
 
-/// The other way round; what belongs to no element stays as it is.
+/// Copies data from the checkpoint to its place on the device. Bytes that belong to no element are not changed.
 fn give(plan: &Plan, content: Content, checkpoint: &Checkpoint, bytes: &mut [u8]) {
     match content {
         // It is only read.
@@ -378,8 +378,8 @@ fn give(plan: &Plan, content: Content, checkpoint: &Checkpoint, bytes: &mut [u8]
     }
 }
 
-/// Every tensor's part in a window: the tensor, the part's bytes in the tensor's own order, and those in the window's memory, where each
-/// block begins with a quad.
+/// Lists the part of every tensor in a window: the tensor, the part's bytes in the tensor's own order, and its bytes in the window's memory,
+/// where each block begins at a quad.
 fn for_each_part(
     plan: &Plan,
     window: usize,

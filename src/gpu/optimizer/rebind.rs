@@ -10,15 +10,16 @@ use crate::gpu::tensor::Tensor;
 use crate::group::TensorPair;
 use crate::plan::{Place, Plan, Region, Window, check_overlaps};
 
-/// Places of a tensor whose bind groups are kept. An allocator that pools its buffers hands out few, over and over.
+/// Capacity of the bind-group cache for each tensor. Pooling allocators cycle through a small set of buffers, so that eight entries avoid
+/// creating bind groups in every step.
 const KEPT_PLACES: usize = 8;
 
-/// What it takes to bind a window's parameters and gradients elsewhere.
+/// Data for binding a window's parameters and gradients to another location.
 #[derive(Debug)]
 pub(super) struct Movable {
     /// The tensor that the window belongs to.
     tensor: usize,
-    /// Where in the tensor the window's bindings begin.
+    /// Offset in the tensor at which the window's bindings begin.
     start: u64,
     own: OwnBuffers,
     pipelines: Sweeps<Pipeline>,
@@ -35,7 +36,7 @@ pub(super) struct Sweeps<T> {
     pub(super) averages: Option<[T; 2]>,
 }
 
-/// Where a tensor's parameters and gradients lie: buffer and first element.
+/// Location of a tensor's parameters and gradients: buffer and first element.
 type Site = [(wgpu::Buffer, u64); 2];
 
 impl Movable {
@@ -118,16 +119,16 @@ impl Movable {
 }
 
 impl Optimizer {
-    /// Tells where parameters and gradients lie from now on: one pair of slices for every tensor, in the order of
-    /// [`tensors`](Optimizer::tensors). For optimizers built with
-    /// [`rebindable`](crate::OptimizerBuilder::rebindable), whose buffers belong to somebody else's allocator.
+    /// Sets new locations of parameters and gradients: one pair of slices for every tensor, in the order of
+    /// [`tensors`](Optimizer::tensors). For optimizers built with [`rebindable`](crate::OptimizerBuilder::rebindable), whose buffers belong to
+    /// the allocator of a framework.
     ///
-    /// Only bindings change. What the optimizer remembers of a tensor goes with the tensor, so that steps are, bit for bit, those of
-    /// buffers that stay; the parameters themselves must be at the new place by the time a step runs. Steps that were recorded before keep
-    /// the places of before. Everything recorded later (steps, exchanges of averages, checkpoints) has the new ones.
+    /// Only bindings change. The optimizer's memory stays with the tensor, so that steps have the same bits as with buffers that do not move.
+    /// The caller must have moved the parameters by the time a step runs. Steps that were recorded before use the old locations; everything
+    /// recorded later (steps, exchanges of averages, checkpoints) uses the new ones.
     ///
-    /// Bind groups are kept for the last 8 places of each tensor, together with the buffers in them, so that buffers that come and go in
-    /// turn cost a look-up; for a new place, two or four bind groups are made for each of the tensor's dispatches.
+    /// Bind groups of the last 8 locations of each tensor are kept, together with their buffers, so that returning to one costs a look-up. For
+    /// a new location two or four bind groups are created for each of the tensor's dispatches.
     ///
     /// # Errors
     /// [`Error::NotRebindable`]; [`Error::StepTensors`], [`Error::StepLength`] or [`Error::StepElement`] where these are not the tensors that were declared;

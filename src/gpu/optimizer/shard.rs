@@ -8,10 +8,10 @@ use crate::layout::{GroupState, ScopeSums};
 use crate::plan::Plan;
 use crate::shard::{CombinedSums, ShardSums, Stage};
 
-/// What only an optimizer over several ranks has.
+/// State of an optimizer over several ranks.
 #[derive(Debug)]
 pub(super) struct Sharded {
-    /// The groups' constants, of which some are known only when the ranks have heard of each other.
+    /// The groups' constants, some of which are known only after the first sums have been combined.
     groups: wgpu::Buffer,
     /// A copy of what was measured: the step's number in two words, then the sums.
     measured: wgpu::Buffer,
@@ -41,8 +41,8 @@ impl Sharded {
 }
 
 impl Optimizer {
-    /// Records passes 1 and 2 over this rank's gradients into the caller's encoder, in a compute pass of their own. Nothing changes by it,
-    /// and it may be done again. When it is submitted, [`read_shard_sums`](Optimizer::read_shard_sums) has what comes of it.
+    /// Records passes 1 and 2 over this rank's gradients into the caller's encoder, in a compute pass of their own. They change no state and
+    /// may be repeated. After the submit, [`read_shard_sums`](Optimizer::read_shard_sums) returns the result.
     ///
     /// # Errors
     /// [`Error::ShardedStep`] for an optimizer that was built without [`sharded`](crate::OptimizerBuilder::sharded);
@@ -71,8 +71,8 @@ impl Optimizer {
         Ok(())
     }
 
-    /// Reads back what this rank has measured, 8 bytes and 52 for every norm: what goes to every rank, see [`ShardSums`]. Waits for the
-    /// device: this mode is the only one whose step does.
+    /// Reads back this rank's sums, 8 bytes and 52 for every norm, to be sent to every rank, see [`ShardSums`]. Waits for the device. This is
+    /// the only mode in which a step does.
     ///
     /// # Errors
     /// [`Error::ShardedStep`] before [`encode_measure`](Optimizer::encode_measure), or where that was not submitted;
@@ -120,8 +120,8 @@ impl Optimizer {
             .ok_or_else(|| not_sharded("read_shard_sums"))
     }
 
-    /// Records the step that was measured, by what all ranks have measured: passes 3 and 4. The sums are written to the device by its
-    /// queue, ahead of the next submit: record nothing else of this optimizer before that.
+    /// Records the measured step with the combined sums of all ranks (passes 3 and 4). The sums are written through the device's queue ahead of
+    /// the next submit: record nothing else of this optimizer before it.
     ///
     /// # Errors
     /// [`Error::ShardedStep`] before [`read_shard_sums`](Optimizer::read_shard_sums), or without

@@ -99,7 +99,18 @@ fn good() -> Vec<u8> {
         let mut parameters = Parameters::new();
         parameters.step(&mut optimizer);
         let checkpoint = optimizer.checkpoint_values(Some(&parameters.slices()), &Notes::new());
-        checkpoint.expect("is made").to_bytes()
+        without_checksum(&checkpoint.expect("is made").to_bytes())
     })
     .clone()
+}
+
+/// A file as version 2 had it, without a checksum, which no change of the fuzzer's would get past.
+fn without_checksum(file: &[u8]) -> Vec<u8> {
+    let end = 8 + u64::from_le_bytes(file[..8].try_into().expect("eight")) as usize;
+    let header = std::str::from_utf8(&file[8..end]).expect("text");
+    let (before, after) = header.split_once(r#","wgpu-optim crc32":""#).expect("a checksum");
+    let header = [before, &after["01234567\"".len()..]].concat();
+    let header = header.replacen(r#"\"version\":3"#, r#"\"version\":2"#, 1);
+    let length = (header.len() as u64).to_le_bytes();
+    [&length[..], header.as_bytes(), &file[end..]].concat()
 }
