@@ -3,6 +3,7 @@
 //! - [`oracle`] is the right answer in f64, written from the specification.
 //! - [`spec`] states a case once, [`stored`] keeps its values in whatever elements, and [`run`] runs it on the CPU path and on devices.
 //! - [`vectors`] writes down what optimizers consist of, for hosts that know nothing of this crate.
+//! - `translate` (feature `translate`) asks what becomes of kernels on drivers that this machine does not have.
 //! - [`bench`] is the work that is measured.
 //!
 //! Beside them are the helpers of device tests: every adapter there is, buffers there and back, numbers by chance, ulps. They panic where something
@@ -15,6 +16,8 @@ pub mod oracle;
 pub mod run;
 pub mod spec;
 pub mod stored;
+#[cfg(feature = "translate")]
+pub mod translate;
 pub mod vectors;
 
 use std::sync::OnceLock;

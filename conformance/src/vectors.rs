@@ -3,6 +3,7 @@
 
 use std::collections::HashMap;
 
+use crate::bench::device::COPY;
 use half::{bf16, f16};
 use serde_json::{Value, json};
 use wgpu_optim::gpu::{Dispatch, KernelSource, Partials, Tensor, Tuning};
@@ -873,7 +874,7 @@ fn throughput(gpu: &Gpu, kernels: &mut Kernels) -> Outcome<Value> {
     }
     let tuning = gpu.tuning();
     let source = KernelSource {
-        wgsl: include_str!("../shaders/copy.wgsl").to_owned(),
+        wgsl: COPY.to_owned(),
         entry_point: "copy",
         constants: vec![
             ("WORKGROUP".to_owned(), tuning.workgroup_size.into()),

@@ -1,4 +1,4 @@
-//! Tests of the benchmark's parts. They are here and not beside the parts because `cargo bench` compiles those too.
+//! Tests of what is measured, and of its rows.
 
 use std::time::Duration;
 

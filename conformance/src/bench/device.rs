@@ -10,6 +10,11 @@ use super::measure::{Bench, RecordingTimes, Times};
 use super::workload::{Spec, room, values};
 use crate::stored::Stored;
 
+/// A kernel that copies; `WORKGROUP` and `QUADS` are its constants, and those of [`TRIAD`].
+pub const COPY: &str = include_str!("../../shaders/copy.wgsl");
+/// The kernel a = b + s c.
+pub const TRIAD: &str = include_str!("../../shaders/triad.wgsl");
+
 /// Steps recorded into one compute pass and one submit.
 const CALLS_PER_SUBMIT: usize = 64;
 /// Steps whose passes are timed one by one.
@@ -264,8 +269,7 @@ impl Bench for Device {
     }
 
     fn copies(&self) -> Result<Vec<(&'static str, DeviceJob)>, Error> {
-        let source = include_str!("../../shaders/copy.wgsl");
-        let kernel = self.kernel("copy", source, &[&self.target, &self.grads])?;
+        let kernel = self.kernel("copy", COPY, &[&self.target, &self.grads])?;
         Ok(vec![
             ("kernel", kernel),
             ("buffer to buffer", DeviceJob::BufferCopy),
@@ -273,9 +277,8 @@ impl Bench for Device {
     }
 
     fn triad(&self) -> Result<DeviceJob, Error> {
-        let source = include_str!("../../shaders/triad.wgsl");
         let buffers = [&self.target, &self.params, &self.grads];
-        self.kernel("triad", source, &buffers)
+        self.kernel("triad", TRIAD, &buffers)
     }
 
     fn time(&mut self, job: &mut DeviceJob, calls: usize) -> Result<Times, Error> {

@@ -1,0 +1,417 @@
+//! Kernels for drivers that this machine does not have: translated to HLSL and MSL as wgpu asks for it on Windows and on Apple's systems, and looked at for the
+//! forms that compilers there are known to refuse.
+//!
+//! With `WGPU_OPTIM_TRANSLATED=FOLDER` the tests that use this leave their translations in that folder, for `tests/dxc` and `tests/metal`.
+
+use std::num::NonZeroUsize;
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use naga::back::{PipelineConstants, hlsl, msl, pipeline_constants::process_overrides};
+use naga::proc::{BoundsCheckPolicies, BoundsCheckPolicy};
+use naga::valid::{Capabilities, ModuleInfo, ValidationFlags, Validator};
+use naga::{Binding, Block, BuiltIn, Expression, Function, Handle, Module, ShaderStage, Statement};
+use naga::{ScalarKind, StorageAccess, TypeInner, UnaryOperator};
+use serde_json::Value;
+
+/// A kernel whose override constants have their values.
+pub struct Kernel {
+    /// Its name, which is also that of its file.
+    pub name: String,
+    /// Its entry point.
+    pub entry: String,
+    /// The module, with nothing but what the entry point needs to know.
+    pub module: Module,
+    info: ModuleInfo,
+}
+
+impl Kernel {
+    /// A kernel with these values of its constants. Panics where naga refuses it.
+    pub fn new(name: String, wgsl: &str, entry: &str, constants: &[(&str, f64)]) -> Self {
+        let constants: PipelineConstants = constants
+            .iter()
+            .map(|&(name, value)| (name.to_owned(), value))
+            .collect();
+        let module = naga::front::wgsl::parse_str(wgsl)
+            .unwrap_or_else(|error| panic!("{name}: {}", error.emit_to_string(wgsl)));
+        let info = Validator::new(ValidationFlags::all(), Capabilities::all())
+            .validate(&module)
+            .unwrap_or_else(|error| panic!("{name}: {}", error.emit_to_string(wgsl)));
+        let stage = (ShaderStage::Compute, entry);
+        let (module, info) = process_overrides(&module, &info, Some(stage), &constants)
+            .unwrap_or_else(|error| panic!("{name}: {error}"));
+        Kernel {
+            entry: entry.to_owned(),
+            module: module.into_owned(),
+            info: info.into_owned(),
+            name,
+        }
+    }
+
+    /// One that is listed among [`Kernels`](crate::vectors::Kernels).
+    pub fn listed(number: usize, kernel: &Value) -> Self {
+        let entry = kernel["entry"].as_str().expect("an entry point");
+        let wgsl = kernel["wgsl"].as_str().expect("a module");
+        // What browsers want and naga refuses.
+        let wgsl = wgsl.replace("enable subgroups;", "");
+        let constants = kernel["constants"].as_object().expect("constants");
+        let constants: Vec<(&str, f64)> = constants
+            .iter()
+            .map(|(name, value)| (name.as_str(), value.as_f64().expect("a number")))
+            .collect();
+        Kernel::new(format!("{number:04}-{entry}"), &wgsl, entry, &constants)
+    }
+
+    /// Whether it has operations of subgroups.
+    pub fn has_subgroups(&self) -> bool {
+        let functions = self.module.functions.iter().map(|(_, function)| function);
+        functions
+            .chain([&self.entry_point().function])
+            .any(|function| {
+                let mut found = false;
+                walk(&function.body, &mut |statement| {
+                    found |= matches!(statement, Statement::SubgroupCollectiveOperation { .. });
+                });
+                found
+            })
+    }
+
+    /// Its entry point, as naga has it.
+    pub fn entry_point(&self) -> &naga::EntryPoint {
+        &self.module.entry_points[0]
+    }
+
+    /// Its storage buffers in the order of groups and bindings, and whether they are written.
+    pub fn buffers(&self) -> Vec<(naga::ResourceBinding, bool)> {
+        let mut buffers: Vec<_> = self
+            .module
+            .global_variables
+            .iter()
+            .filter_map(|(_, variable)| {
+                let naga::AddressSpace::Storage { access } = variable.space else {
+                    return None;
+                };
+                Some((variable.binding?, access.contains(StorageAccess::STORE)))
+            })
+            .collect();
+        buffers.sort();
+        buffers
+    }
+
+    /// Its HLSL and the name of its entry point there, as wgpu-hal's dx12/device.rs asks for it.
+    ///
+    /// # Errors
+    /// What naga says.
+    pub fn hlsl(&self, shader_model: hlsl::ShaderModel) -> Result<(String, String), String> {
+        let mut registers = [0; 2];
+        let binding_map = self
+            .buffers()
+            .into_iter()
+            .map(|(binding, written)| {
+                let register = registers[usize::from(written)];
+                registers[usize::from(written)] += 1;
+                let target = hlsl::BindTarget {
+                    register,
+                    restrict_indexing: true,
+                    ..Default::default()
+                };
+                (binding, target)
+            })
+            .collect();
+        let options = hlsl::Options {
+            shader_model,
+            binding_map,
+            fake_missing_bindings: false,
+            special_constants_binding: Some(hlsl::BindTarget::default()),
+            // As src/gpu/pass.rs says.
+            zero_initialize_workgroup_memory: false,
+            restrict_indexing: true,
+            force_loop_bounding: true,
+            ..Default::default()
+        };
+        let pipeline_options = hlsl::PipelineOptions {
+            entry_point: Some((ShaderStage::Compute, self.entry.clone())),
+        };
+        let mut text = String::new();
+        let written = hlsl::Writer::new(&mut text, &options, &pipeline_options)
+            .write(&self.module, &self.info, None)
+            .map_err(|error| error.to_string())?;
+        let entry = written.entry_point_names.into_iter().next();
+        let entry = entry.ok_or("no entry point")?;
+        Ok((text, entry.map_err(|error| error.to_string())?))
+    }
+
+    /// Its MSL, as wgpu-hal's metal/device.rs asks for it.
+    ///
+    /// # Errors
+    /// What naga says.
+    pub fn msl(&self, lang_version: (u8, u8)) -> Result<String, String> {
+        let buffers = self.buffers();
+        let resources = (0..)
+            .zip(&buffers)
+            .map(|(slot, (binding, written))| {
+                let target = msl::BindTarget {
+                    buffer: Some(slot),
+                    mutable: *written,
+                    ..Default::default()
+                };
+                (*binding, target)
+            })
+            .collect();
+        let resources = msl::EntryPointResources {
+            resources,
+            immediates_buffer: None,
+            sizes_buffer: Some(buffers.len() as u8),
+        };
+        let options = msl::Options {
+            lang_version,
+            per_entry_point_map: [(self.entry.clone(), resources)].into(),
+            fake_missing_bindings: false,
+            bounds_check_policies: BoundsCheckPolicies {
+                index: BoundsCheckPolicy::Restrict,
+                buffer: BoundsCheckPolicy::Restrict,
+                image_load: BoundsCheckPolicy::Restrict,
+                binding_array: BoundsCheckPolicy::Unchecked,
+            },
+            zero_initialize_workgroup_memory: false,
+            force_loop_bounding: true,
+            ..Default::default()
+        };
+        let pipeline_options = msl::PipelineOptions {
+            entry_point: Some((ShaderStage::Compute, self.entry.clone())),
+            vertex_pulling_transform: true,
+            ..Default::default()
+        };
+        let written = msl::write_string(&self.module, &self.info, &options, &pipeline_options);
+        let (text, names) = written.map_err(|error| error.to_string())?;
+        let entry = names.entry_point_names.into_iter().next();
+        entry
+            .ok_or("no entry point")?
+            .map_err(|error| error.to_string())?;
+        Ok(text)
+    }
+}
+
+/// Every statement of a block, those within others too.
+fn walk(block: &Block, visit: &mut impl FnMut(&Statement)) {
+    for statement in block {
+        visit(statement);
+        match statement {
+            Statement::Block(inner) => walk(inner, visit),
+            Statement::If { accept, reject, .. } => {
+                walk(accept, visit);
+                walk(reject, visit);
+            }
+            Statement::Switch { cases, .. } => {
+                cases.iter().for_each(|case| walk(&case.body, visit));
+            }
+            Statement::Loop {
+                body, continuing, ..
+            } => {
+                walk(body, visit);
+                walk(continuing, visit);
+            }
+            _ => {}
+        }
+    }
+}
+
+fn is_subgroup_built_in(binding: Option<&Binding>) -> bool {
+    matches!(
+        binding,
+        Some(Binding::BuiltIn(
+            BuiltIn::SubgroupSize
+                | BuiltIn::SubgroupId
+                | BuiltIn::SubgroupInvocationId
+                | BuiltIn::NumSubgroups
+        ))
+    )
+}
+
+/// Whether built-ins of subgroups are known to the entry point only as members of a struct: naga's HLSL leaves these without a semantic, which DXC
+/// refuses (docs/upstream-naga.md).
+fn has_subgroup_built_ins_in_structs_alone(module: &Module) -> bool {
+    let arguments = &module.entry_points[0].function.arguments;
+    let plain = arguments
+        .iter()
+        .any(|argument| is_subgroup_built_in(argument.binding.as_ref()));
+    let in_structs = arguments.iter().any(|argument| {
+        let TypeInner::Struct { members, .. } = &module.types[argument.ty].inner else {
+            return false;
+        };
+        members
+            .iter()
+            .any(|member| is_subgroup_built_in(member.binding.as_ref()))
+    });
+    in_structs && !plain
+}
+
+/// Where the bits of a float are taken that was given a minus on the way, in the same function or by its caller: FXC folds the minus into what is
+/// done with the bits, and stops (docs/upstream-naga.md).
+fn negated_bits(module: &Module, info: &ModuleInfo) -> Vec<String> {
+    let functions: Vec<(String, &Function, &naga::valid::FunctionInfo)> = module
+        .functions
+        .iter()
+        .map(|(handle, function)| (function, &info[handle]))
+        .chain([(&module.entry_points[0].function, info.get_entry_point(0))])
+        .map(|(function, info)| {
+            let name = function.name.clone().unwrap_or_default();
+            (name, function, info)
+        })
+        .collect();
+    let bits_of = |function: &Function| -> Vec<Handle<Expression>> {
+        let expressions = function.expressions.iter();
+        expressions
+            .filter_map(|(_, expression)| match *expression {
+                Expression::As {
+                    expr,
+                    kind: ScalarKind::Uint | ScalarKind::Sint,
+                    convert: None,
+                } => Some(expr),
+                _ => None,
+            })
+            .collect()
+    };
+    let mut found = Vec::new();
+    for (name, function, info) in &functions {
+        let is_negated = |at: Handle<Expression>| {
+            let kind = info[at].ty.inner_with(&module.types).scalar_kind();
+            let negate = UnaryOperator::Negate;
+            matches!(function.expressions[at], Expression::Unary { op, .. } if op == negate)
+                && kind == Some(ScalarKind::Float)
+        };
+        if bits_of(function).into_iter().any(is_negated) {
+            found.push(name.clone());
+        }
+        walk(&function.body, &mut |statement| {
+            let Statement::Call {
+                function: called,
+                arguments,
+                ..
+            } = statement
+            else {
+                return;
+            };
+            let called = &module.functions[*called];
+            for at in bits_of(called) {
+                if let Expression::FunctionArgument(index) = called.expressions[at]
+                    && is_negated(arguments[index as usize])
+                {
+                    let callee = called.name.clone().unwrap_or_default();
+                    found.push(format!("{name}, calling {callee}"));
+                }
+            }
+        });
+    }
+    found
+}
+
+/// What is wrong with a kernel.
+pub fn faults(kernel: &Kernel) -> Vec<String> {
+    let mut faults = Vec::new();
+    if has_subgroup_built_ins_in_structs_alone(&kernel.module) {
+        faults.push("built-ins of subgroups in a struct alone".to_owned());
+    }
+    for place in negated_bits(&kernel.module, &kernel.info) {
+        faults.push(format!("the bits of a negated float in {place}"));
+    }
+    let subgroups = kernel.has_subgroups();
+    for shader_model in SHADER_MODELS {
+        // wgpu does not offer subgroups below 6.0.
+        if !(subgroups && shader_model < hlsl::ShaderModel::V6_0)
+            && let Err(error) = kernel.hlsl(shader_model)
+        {
+            faults.push(format!("HLSL {shader_model:?}: {error}"));
+        }
+    }
+    for version in METAL_VERSIONS {
+        // Metal has them on Apple's GPUs from 2.1 on, and wgpu asks for that.
+        if !(subgroups && version < (2, 1))
+            && let Err(error) = kernel.msl(version)
+        {
+            faults.push(format!("MSL {version:?}: {error}"));
+        }
+    }
+    faults
+}
+
+/// The oldest that wgpu asks for, FXC's; the oldest with subgroups, the newest, and one between.
+const SHADER_MODELS: [hlsl::ShaderModel; 4] = [
+    hlsl::ShaderModel::V5_1,
+    hlsl::ShaderModel::V6_0,
+    hlsl::ShaderModel::V6_5,
+    hlsl::ShaderModel::V6_7,
+];
+
+/// From macOS 10.13 to 26.
+const METAL_VERSIONS: [(u8, u8); 4] = [(2, 0), (2, 4), (3, 2), (4, 0)];
+
+/// What becomes of each, in the same order.
+pub fn in_parallel<T: Sync, U: Send>(all: &[T], each: impl Fn(&T) -> U + Sync) -> Vec<U> {
+    let threads = std::thread::available_parallelism().map_or(2, NonZeroUsize::get);
+    let next = AtomicUsize::new(0);
+    let done = Mutex::new(Vec::new());
+    std::thread::scope(|scope| {
+        for _ in 0..threads {
+            scope.spawn(|| {
+                loop {
+                    let index = next.fetch_add(1, Ordering::Relaxed);
+                    let Some(value) = all.get(index) else {
+                        break;
+                    };
+                    let made = each(value);
+                    done.lock()
+                        .expect("no thread has failed")
+                        .push((index, made));
+                }
+            });
+        }
+    });
+    let mut done = done.into_inner().expect("no thread has failed");
+    done.sort_by_key(|(index, _)| *index);
+    done.into_iter().map(|(_, made)| made).collect()
+}
+
+/// The version of MSL that tests/metal compiles.
+pub const METAL: (u8, u8) = (2, 4);
+
+/// Where the translations are to be left, if anywhere.
+pub fn folder() -> Option<PathBuf> {
+    std::env::var_os("WGPU_OPTIM_TRANSLATED").map(PathBuf::from)
+}
+
+/// Those of the kernels that are faulty, a line for each.
+pub fn faulty(kernels: &[Kernel]) -> Vec<String> {
+    kernels
+        .iter()
+        .zip(in_parallel(kernels, faults))
+        .filter(|(_, faults)| !faults.is_empty())
+        .map(|(kernel, faults)| format!("{}: {}", kernel.name, faults.join("; ")))
+        .collect()
+}
+
+/// Leaves the translations of kernels without faults in a folder: in `hlsl/` HLSL, of which the first line is a comment with the entry point and the model;
+/// in `msl/` MSL.
+///
+/// # Errors
+/// Where the folder cannot be written to.
+pub fn write_out(folder: &Path, kernels: &[Kernel]) -> std::io::Result<()> {
+    for name in ["hlsl", "msl"] {
+        std::fs::create_dir_all(folder.join(name))?;
+    }
+    for kernel in kernels {
+        let mut texts = SHADER_MODELS
+            .into_iter()
+            .skip(1)
+            .map(|model| kernel.hlsl(model).expect("translated before"));
+        let (text, entry) = texts.next().expect("shader models");
+        // What one shader model's compiler says goes for all.
+        assert!(texts.all(|(other, _)| other == text), "{}", kernel.name);
+        let path = folder.join(format!("hlsl/{}.hlsl", kernel.name));
+        std::fs::write(path, format!("// {entry} cs_6_0\n{text}"))?;
+        let text = kernel.msl(METAL).expect("translated before");
+        std::fs::write(folder.join(format!("msl/{}.metal", kernel.name)), text)?;
+    }
+    Ok(())
+}
