@@ -618,10 +618,12 @@ impl GpuRun {
         }
     }
 
+    /// What is in the buffers, whatever a test has made of this `Gpu`: a short time for readbacks, or the word that the device is lost.
     fn contents(&self) -> Result<Vec<Vec<u8>>, Error> {
+        let gpu = Gpu::from_parts(self.gpu.device().clone(), self.gpu.queue().clone());
         self.buffers
             .iter()
-            .map(|buffer| pollster::block_on(self.gpu.read_buffer("tensors", buffer)))
+            .map(|buffer| pollster::block_on(gpu.read_buffer("tensors", buffer)))
             .collect()
     }
 
