@@ -4,7 +4,7 @@
 //! - [`spec`] states a case once, [`stored`] keeps its values in whatever elements, and [`run`] runs it on the CPU path and on devices.
 //! - [`vectors`] writes down what optimizers consist of, for hosts that know nothing of this crate.
 //! - `translate` (feature `translate`) asks what becomes of kernels on drivers that this machine does not have.
-//! - [`bench`] is the work that is measured.
+//! - [`bench`](mod@bench) is the work that is measured.
 //!
 //! Beside them are the helpers of device tests: every adapter there is, buffers there and back, numbers by chance, ulps. They panic where something
 //! fails, as tests should.
