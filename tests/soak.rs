@@ -203,18 +203,7 @@ impl OnDevice {
         let source = GRADIENT
             .replace("LENu", &format!("{LEN}u"))
             .replace("BAD_EVERYu", &format!("{BAD_EVERY}u"));
-        let module = device.create_shader_module(wgpu::ShaderModuleDescriptor {
-            label: None,
-            source: wgpu::ShaderSource::Wgsl(source.into()),
-        });
-        let gradient = device.create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
-            label: None,
-            layout: None,
-            module: &module,
-            entry_point: None,
-            compilation_options: Default::default(),
-            cache: None,
-        });
+        let gradient = wgpu_optim_conformance::pipeline(gpu, &source);
         let buffers = [&w, &g, &step];
         let entries: Vec<_> = (0..)
             .zip(buffers)

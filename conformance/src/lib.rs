@@ -111,6 +111,23 @@ pub fn build(builder: OptimizerBuilder<Tensor>, gpu: &Gpu) -> Optimizer {
     builder.build(gpu).expect("builds")
 }
 
+/// The compute pipeline of a module with one entry point, with the layout that follows from its bindings.
+pub fn pipeline(gpu: &Gpu, source: &str) -> wgpu::ComputePipeline {
+    let device = gpu.device();
+    let module = device.create_shader_module(wgpu::ShaderModuleDescriptor {
+        label: None,
+        source: wgpu::ShaderSource::Wgsl(source.into()),
+    });
+    device.create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
+        label: None,
+        layout: None,
+        module: &module,
+        entry_point: None,
+        compilation_options: Default::default(),
+        cache: None,
+    })
+}
+
 /// A kernel of the caller's: storage buffers by binding, the last one written.
 pub struct Kernel {
     pipeline: wgpu::ComputePipeline,
@@ -121,18 +138,7 @@ impl Kernel {
     /// A kernel of these storage buffers, in the order of their bindings.
     pub fn new(gpu: &Gpu, source: &str, buffers: &[&wgpu::Buffer]) -> Self {
         let device = gpu.device();
-        let module = device.create_shader_module(wgpu::ShaderModuleDescriptor {
-            label: None,
-            source: wgpu::ShaderSource::Wgsl(source.into()),
-        });
-        let pipeline = device.create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
-            label: None,
-            layout: None,
-            module: &module,
-            entry_point: None,
-            compilation_options: Default::default(),
-            cache: None,
-        });
+        let pipeline = pipeline(gpu, source);
         let entries: Vec<_> = buffers
             .iter()
             .enumerate()

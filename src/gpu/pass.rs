@@ -387,3 +387,35 @@ fn storage_layout(
 pub(crate) fn flag(name: &'static str, set: bool) -> (&'static str, f64) {
     (name, if set { 1.0 } else { 0.0 })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::Error;
+
+    /// A pipeline that is not valid must not be kept: wgpu reports the error only when the pipeline is made.
+    #[test]
+    fn a_kernel_that_does_not_compile_is_an_error_every_time() {
+        let adapters = pollster::block_on(Gpu::adapters(None));
+        assert!(!adapters.is_empty(), "no adapter");
+        for adapter in adapters {
+            let gpu = pollster::block_on(Gpu::open(&adapter)).expect("opens");
+            let build = |wgsl: &str| {
+                gpu.scoped("a kernel", || {
+                    let source = PassSource {
+                        stem: "kernel",
+                        files: &[wgsl],
+                        constants: &[],
+                        groups: &[],
+                    };
+                    Ok::<_, Error>(Pipeline::new(&gpu, &source))
+                })
+            };
+            for _ in 0..2 {
+                let error = build("@compute @workgroup_size(1) fn kernel() { missing(); }");
+                assert!(matches!(error, Err(Error::Device { .. })), "{error:?}");
+            }
+            build("@compute @workgroup_size(1) fn kernel() {}").expect("compiles");
+        }
+    }
+}

@@ -243,18 +243,7 @@ const LONG: &str = "
 
 fn submit_long_work(gpu: &Gpu) {
     let device = gpu.device();
-    let module = device.create_shader_module(wgpu::ShaderModuleDescriptor {
-        label: None,
-        source: wgpu::ShaderSource::Wgsl(LONG.into()),
-    });
-    let pipeline = device.create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
-        label: None,
-        layout: None,
-        module: &module,
-        entry_point: None,
-        compilation_options: Default::default(),
-        cache: None,
-    });
+    let pipeline = wgpu_optim_conformance::pipeline(gpu, LONG);
     let x = upload(gpu, &[1.0; 64]);
     let bind_group = device.create_bind_group(&wgpu::BindGroupDescriptor {
         label: None,

@@ -341,18 +341,7 @@ fn within_one_submit_gradients_meet_the_scale_they_were_made_with() {
                 one.clone()
             };
             let device = gpu.device();
-            let module = device.create_shader_module(wgpu::ShaderModuleDescriptor {
-                label: None,
-                source: wgpu::ShaderSource::Wgsl(BACKWARD.into()),
-            });
-            let pipeline = device.create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
-                label: None,
-                layout: None,
-                module: &module,
-                entry_point: None,
-                compilation_options: Default::default(),
-                cache: None,
-            });
+            let pipeline = wgpu_optim_conformance::pipeline(gpu, BACKWARD);
             let entries: Vec<_> = [&run.buffers[0], &scale, &run.buffers[1]]
                 .into_iter()
                 .enumerate()
