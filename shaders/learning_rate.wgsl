@@ -4,17 +4,19 @@
 // Writes: states, updates (for pass 4), learning_rates and loss_scale (for the caller), records (the ring).
 // Grid:   one invocation per group.
 //
-// A kernel has the regimes of one file in regimes/ and serves the groups that have one of them: where groups have regimes of several files
-// there is a kernel for each. That file has
-//     serves(regime)               whether the regime is one of its own
-//     follow_regime(c, g, s, r)    the regime proper: a finite gradient that is not zero changes the rate
-//     begin_step(c, loss, skip, halted, s, r)
-// where only streams have a begin_step of their own. What is laid over a regime is in learning_rate/: schedules, the trust ratio, the averages'
-// shares and the second moments. Each of these files has another in its place where no group needs it.
+// A kernel is compiled with one file of regimes/ and serves the groups with a regime of that file. Where the groups' regimes are in several
+// files, a step has a kernel for each of them. The kernel calls two functions of the regime's files:
+//     follow_regime(c, g, s, r)                  changes the rate at a finite gradient that is not zero
+//     begin_step(c, loss, skip, halted, s, r)    chooses the stream that the step belongs to (one_stream.wgsl where there is one)
+// The files in learning_rate/ change what every regime gives: schedule, trust ratio, share of an average, second moment. Where no group needs
+// one of them, the kernel is compiled with its counterpart no_*.wgsl, which does nothing.
 //
 // Rescaling the loss by a power of two leaves every step as it is, bit for bit.
 
 override WORKGROUP: u32;
+// The regimes that the kernel serves, as numbers of shared/layout.wgsl.
+override FIRST_REGIME: u32;
+override LAST_REGIME: u32;
 
 @group(0) @binding(0) var<storage, read> groups: array<GroupConstants>;
 @group(0) @binding(1) var<storage, read> sums: array<ScopeSums>;
@@ -65,7 +67,7 @@ fn learning_rate(@builtin(global_invocation_id) id: vec3<u32>) {
         return;
     }
     let c = groups[group];
-    if !serves(c.regime) {
+    if c.regime < FIRST_REGIME || c.regime > LAST_REGIME {
         return;
     }
     let measured = sums[c.scope];

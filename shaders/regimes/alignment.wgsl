@@ -10,10 +10,6 @@ const FAST_KEEP = 0.8;                // share of the old value in the moving av
 const LN_RATE_LIMIT = 69.0775528;     // ln 1e30
 const AGREEMENT_LIMIT = 138.1551056;  // the largest magnitude of A: as far as from one limit of ln η to the other
 
-fn serves(regime: u32) -> bool {
-    return regime == SEESAW;
-}
-
 fn follow_regime(c: GroupConstants, g: Gradient, s: ptr<function, GroupState>, r: ptr<function, RawRecord>) {
     if g.first {
         set_first_rate(c, g, s, r);

@@ -1,9 +1,5 @@
 // Pass 3, DoG and DoWG: the rate goes by the way from the first parameters. What they compute and its sources: src/regime/distance.rs.
 
-fn serves(regime: u32) -> bool {
-    return regime == DOG || regime == DOWG;
-}
-
 fn follow_regime(c: GroupConstants, g: Gradient, s: ptr<function, GroupState>, r: ptr<function, RawRecord>) {
     set_rate(c, g, s, r);
 }

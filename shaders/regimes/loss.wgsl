@@ -1,9 +1,5 @@
 // Pass 3, Polyak and Ngn: the rate goes by the loss. What they compute and its sources: src/regime/loss.rs.
 
-fn serves(regime: u32) -> bool {
-    return regime == POLYAK || regime == NGN;
-}
-
 fn follow_regime(c: GroupConstants, g: Gradient, s: ptr<function, GroupState>, r: ptr<function, RawRecord>) {
     set_rate(c, g, s, r);
 }

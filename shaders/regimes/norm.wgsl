@@ -1,9 +1,5 @@
 // Pass 3, AdaGradNorm: the rate goes by the sum of all squared norms. What it computes and its source: src/regime/norm.rs.
 
-fn serves(regime: u32) -> bool {
-    return regime == ADAGRAD_NORM;
-}
-
 fn follow_regime(c: GroupConstants, g: Gradient, s: ptr<function, GroupState>, r: ptr<function, RawRecord>) {
     set_rate(c, g, s, r);
 }

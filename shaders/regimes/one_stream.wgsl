@@ -1,4 +1,4 @@
-// Pass 3, of the regimes with one stream of parameters: every step is of the one, and none is put aside.
+// Pass 3, for regimes with one stream of parameters: every step belongs to it, and no parameters are put aside.
 
 fn begin_step(
     c: GroupConstants,

@@ -1,10 +1,6 @@
 // Pass 3, Barzilai-Borwein (long, short and geometric) and AdGd: the rate goes by how the gradient has changed along the last step. What
 // they compute and its sources: src/regime/secant.rs.
 
-fn serves(regime: u32) -> bool {
-    return regime == SECANT_LONG || regime == SECANT_SHORT || regime == SECANT_GEOMETRIC || regime == ADGD;
-}
-
 fn follow_regime(c: GroupConstants, g: Gradient, s: ptr<function, GroupState>, r: ptr<function, RawRecord>) {
     if g.first {
         set_first_rate(c, g, s, r);

@@ -3,10 +3,6 @@
 const ALL_STREAMS = 7u;  // a bit for each stream
 const FIRST_LOOK = 4u;   // rounds before the first test
 
-fn serves(regime: u32) -> bool {
-    return regime == AUTO_SGD;
-}
-
 // Only an episode's outcome changes the rate after the first step.
 fn follow_regime(c: GroupConstants, g: Gradient, s: ptr<function, GroupState>, r: ptr<function, RawRecord>) {
     if g.first {

@@ -1,5 +1,7 @@
 //! Pass 3 on the host: `shaders/learning_rate.wgsl`.
 
+use std::ops::RangeInclusive;
+
 use crate::gpu::context::Gpu;
 use crate::gpu::pass::{Binding, PassSource, Pipeline, shared};
 use crate::layout::{GroupConstants, average_kinds, regime_kinds, schedule_kinds};
@@ -19,36 +21,23 @@ const FIRST_RATE: &str = shader!("regimes/first_rate.wgsl");
 const FORMULA: &str = shader!("regimes/formula.wgsl");
 const ONE_STREAM: &str = shader!("regimes/one_stream.wgsl");
 
-/// Regimes that share a file in `shaders/regimes/`, and the files that they are compiled from.
+/// Regimes that share a file in `shaders/regimes/`, which have neighbouring numbers, and the files that they are compiled from.
 struct Family {
-    regimes: &'static [u32],
+    regimes: RangeInclusive<u32>,
     files: &'static [&'static str],
 }
 
 const FAMILIES: [Family; 6] = [
     Family {
-        regimes: &[regime_kinds::SEESAW],
+        regimes: regime_kinds::SEESAW..=regime_kinds::SEESAW,
         files: &[shader!("regimes/alignment.wgsl"), FIRST_RATE, ONE_STREAM],
     },
     Family {
-        regimes: &[regime_kinds::ADAGRAD_NORM],
+        regimes: regime_kinds::ADAGRAD_NORM..=regime_kinds::ADAGRAD_NORM,
         files: &[shader!("regimes/norm.wgsl"), FORMULA, ONE_STREAM],
     },
     Family {
-        regimes: &[regime_kinds::DOG, regime_kinds::DOWG],
-        files: &[shader!("regimes/distance.wgsl"), FORMULA, ONE_STREAM],
-    },
-    Family {
-        regimes: &[regime_kinds::POLYAK, regime_kinds::NGN],
-        files: &[shader!("regimes/loss.wgsl"), FORMULA, ONE_STREAM],
-    },
-    Family {
-        regimes: &[
-            regime_kinds::SECANT_LONG,
-            regime_kinds::SECANT_SHORT,
-            regime_kinds::SECANT_GEOMETRIC,
-            regime_kinds::ADGD,
-        ],
+        regimes: regime_kinds::SECANT_LONG..=regime_kinds::ADGD,
         files: &[
             shader!("regimes/secant.wgsl"),
             FORMULA,
@@ -57,13 +46,21 @@ const FAMILIES: [Family; 6] = [
         ],
     },
     Family {
-        regimes: &[regime_kinds::AUTO_SGD],
+        regimes: regime_kinds::DOG..=regime_kinds::DOWG,
+        files: &[shader!("regimes/distance.wgsl"), FORMULA, ONE_STREAM],
+    },
+    Family {
+        regimes: regime_kinds::POLYAK..=regime_kinds::NGN,
+        files: &[shader!("regimes/loss.wgsl"), FORMULA, ONE_STREAM],
+    },
+    Family {
+        regimes: regime_kinds::AUTO_SGD..=regime_kinds::AUTO_SGD,
         files: &[shader!("regimes/streams.wgsl"), FIRST_RATE],
     },
 ];
 
-/// Compiles the pass: a kernel for each file of regimes that the groups have, each with what its groups need and no more. A kernel leaves the
-/// groups of the others alone.
+/// Compiles the pass: a kernel for each family that the groups have regimes of, with the files that its groups need. A kernel skips the
+/// groups of other families.
 pub(crate) fn pipelines(gpu: &Gpu, groups: &[GroupConstants]) -> Vec<Pipeline> {
     let served = FAMILIES.iter().filter_map(|family| {
         let served: Vec<&GroupConstants> = groups
@@ -114,7 +111,11 @@ fn pipeline(gpu: &Gpu, family: &Family, groups: &[&GroupConstants]) -> Pipeline 
         &PassSource {
             stem: STEM,
             files: &files,
-            constants: &[("WORKGROUP", f64::from(WORKGROUP))],
+            constants: &[
+                ("WORKGROUP", f64::from(WORKGROUP)),
+                ("FIRST_REGIME", f64::from(*family.regimes.start())),
+                ("LAST_REGIME", f64::from(*family.regimes.end())),
+            ],
             groups: &[&[
                 Binding::Read,
                 Binding::Read,
@@ -126,4 +127,16 @@ fn pipeline(gpu: &Gpu, family: &Family, groups: &[&GroupConstants]) -> Pipeline 
             ]],
         },
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A group whose regime is in no family would have no kernel, and one whose regime is in two would take two steps at once.
+    #[test]
+    fn every_regime_is_in_one_family() {
+        let regimes = FAMILIES.iter().flat_map(|family| family.regimes.clone());
+        assert!(regimes.eq(regime_kinds::SEESAW..=regime_kinds::AUTO_SGD));
+    }
 }
