@@ -21,10 +21,7 @@ fn overhead(c: &mut Criterion) {
             ("many-tensors-odd", many_odd.clone()),
             ("four-elements", one_tensor(4)),
         ] {
-            let mut step = memory.step(&Spec {
-                tensors,
-                ..Spec::new(Rule::sgd(), Regime::norm_ratio(), elements)
-            });
+            let mut step = memory.step(&Spec { tensors, ..Spec::new(Rule::sgd(), Regime::norm_ratio(), elements) });
             group.bench_function(what, |b| {
                 b.iter_custom(|count| memory.time(&mut step, count));
             });

@@ -22,14 +22,8 @@ fn throughput(c: &mut Criterion) {
                             elements: elements as u64,
                             bytes: bytes as u64,
                         });
-                        let id = BenchmarkId::new(
-                            format!("{}-{}-{}", rule.name(), regime.name(), mode.name),
-                            elements,
-                        );
-                        let mut step = memory.step(&Spec {
-                            mode,
-                            ..Spec::new(rule, regime, elements)
-                        });
+                        let id = BenchmarkId::new(format!("{}-{}-{}", rule.name(), regime.name(), mode.name), elements);
+                        let mut step = memory.step(&Spec { mode, ..Spec::new(rule, regime, elements) });
                         group.bench_function(id, |b| {
                             b.iter_custom(|count| memory.time(&mut step, count));
                         });

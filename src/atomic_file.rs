@@ -14,10 +14,7 @@ const SUFFIX: &str = ".partial";
 /// points to is replaced.
 ///
 /// A process that is killed meanwhile leaves a file `.NAME.XXXXXX.partial`, which the next call removes.
-pub(crate) fn replace(
-    path: &Path,
-    write: impl FnOnce(&mut File) -> io::Result<()>,
-) -> io::Result<()> {
+pub(crate) fn replace(path: &Path, write: impl FnOnce(&mut File) -> io::Result<()>) -> io::Result<()> {
     let path = &path.canonicalize().unwrap_or_else(|_| path.to_path_buf());
     let (folder, name) = check(path)?;
     let mut prefix = OsString::from(".");
@@ -38,9 +35,7 @@ fn check(path: &Path) -> io::Result<(&Path, &OsStr)> {
     if path.metadata().is_ok_and(|about| !about.is_file()) {
         return Err(refused("it is there, and is not a file"));
     }
-    let name = path
-        .file_name()
-        .ok_or_else(|| refused("it is not the name of a file"))?;
+    let name = path.file_name().ok_or_else(|| refused("it is not the name of a file"))?;
     let folder = match path.parent() {
         Some(folder) if !folder.as_os_str().is_empty() => folder,
         _ => Path::new("."),
@@ -145,21 +140,14 @@ mod tests {
     fn what_a_dead_process_left_is_removed_and_what_is_being_written_is_not() {
         let folder = tempfile::tempdir().expect("a folder");
         let path = folder.path().join("file");
-        for name in [
-            ".file.aaaaaa.partial",
-            ".other.aaaaaa.partial",
-            ".file.keep",
-        ] {
+        for name in [".file.aaaaaa.partial", ".other.aaaaaa.partial", ".file.keep"] {
             std::fs::write(folder.path().join(name), "").expect("written");
         }
         let being_written = begin(folder.path(), OsStr::new(".file.")).expect("begun");
         replace(&path, |_| Ok(())).expect("replaced");
         assert!(being_written.path().exists());
         drop(being_written);
-        assert_eq!(
-            names(folder.path()),
-            [".file.keep", ".other.aaaaaa.partial", "file"]
-        );
+        assert_eq!(names(folder.path()), [".file.keep", ".other.aaaaaa.partial", "file"]);
     }
 
     #[cfg(unix)]

@@ -138,9 +138,7 @@ impl Averaging {
     pub(crate) fn kind(&self) -> u32 {
         match self {
             Averaging::Off => average_kinds::OFF,
-            Averaging::Running { .. } | Averaging::PolynomialDecay { .. } => {
-                average_kinds::POLYNOMIAL
-            }
+            Averaging::Running { .. } | Averaging::PolynomialDecay { .. } => average_kinds::POLYNOMIAL,
             Averaging::Exponential { .. } => average_kinds::EXPONENTIAL,
             Averaging::ScheduleFree => average_kinds::SCHEDULE_FREE,
         }
@@ -171,20 +169,12 @@ impl Averaging {
         let owner = || format!("averaging {}", self.name());
         match *self {
             Averaging::Off | Averaging::Running { .. } | Averaging::ScheduleFree => Ok(()),
-            Averaging::Exponential { decay, .. } => require(
-                (0.0..1.0).contains(&decay),
-                owner,
-                "decay",
-                decay,
-                "at least 0 and below 1",
-            ),
-            Averaging::PolynomialDecay { eta, .. } => require(
-                eta.is_finite() && eta >= 0.0,
-                owner,
-                "eta",
-                eta,
-                "finite and at least 0",
-            ),
+            Averaging::Exponential { decay, .. } => {
+                require((0.0..1.0).contains(&decay), owner, "decay", decay, "at least 0 and below 1")
+            }
+            Averaging::PolynomialDecay { eta, .. } => {
+                require(eta.is_finite() && eta >= 0.0, owner, "eta", eta, "finite and at least 0")
+            }
         }
     }
 }

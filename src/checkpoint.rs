@@ -25,10 +25,7 @@ use crate::layout::{GroupState, MEAN_STEPS, NO_TENSOR, RawTensorRecord, Update};
 use crate::plan::{MemoryKind, Plan};
 use about::About;
 
-const _: () = assert!(
-    cfg!(target_endian = "little"),
-    "safetensors are little-endian, and so is everything here"
-);
+const _: () = assert!(cfg!(target_endian = "little"), "safetensors are little-endian, and so is everything here");
 
 /// Notes that the caller adds to a checkpoint, by name: the epoch, the seed, the path of the data.
 pub type Notes = BTreeMap<String, String>;
@@ -123,16 +120,9 @@ impl Checkpoint {
     /// [`Error::CheckpointFile`] if the file cannot be read; otherwise as [`Checkpoint::from_bytes`].
     pub fn load(path: impl AsRef<Path>) -> Result<Self, Error> {
         let path = path.as_ref();
-        let unreadable = |message: String| Error::CheckpointFile {
-            path: path.display().to_string(),
-            action: "read",
-            message,
-        };
-        let words = |error: std::io::Error| {
-            unreadable(format!(
-                "{error}; name a file that is there and may be read"
-            ))
-        };
+        let unreadable =
+            |message: String| Error::CheckpointFile { path: path.display().to_string(), action: "read", message };
+        let words = |error: std::io::Error| unreadable(format!("{error}; name a file that is there and may be read"));
         // A pipe would keep us waiting.
         if !path.metadata().map_err(words)?.is_file() {
             return Err(unreadable("it is not a file; name one".to_owned()));
@@ -150,20 +140,11 @@ impl Checkpoint {
         let mut text = sized(header_bytes).map_err(&unreadable)?;
         file.read_exact(&mut text).map_err(words)?;
         let data_bytes = size - (header::LENGTH_BYTES + header_bytes) as u64;
-        let Opened {
-            about,
-            metadata,
-            checksum,
-        } = open(&origin, &text, data_bytes)?;
+        let Opened { about, metadata, checksum } = open(&origin, &text, data_bytes)?;
         let mut data = sized(metadata.data_len()).map_err(&unreadable)?;
         file.read_exact(&mut data).map_err(words)?;
         checksum.check(&data).map_err(damaged)?;
-        Ok(Checkpoint {
-            origin,
-            about,
-            metadata,
-            data,
-        })
+        Ok(Checkpoint { origin, about, metadata, data })
     }
 
     /// Reads a checkpoint from bytes, which need not be trusted: they are validated before they are used, in memory proportional to their
@@ -181,19 +162,10 @@ impl Checkpoint {
         let length = length.try_into().unwrap_or_default();
         let header_bytes = header::checked_length(length, size).map_err(damaged)?;
         let (text, data) = rest.split_at(header_bytes);
-        let Opened {
-            about,
-            metadata,
-            checksum,
-        } = open(NO_FILE, text, data.len() as u64)?;
+        let Opened { about, metadata, checksum } = open(NO_FILE, text, data.len() as u64)?;
         checksum.check(data).map_err(damaged)?;
         bytes.drain(..header::LENGTH_BYTES + header_bytes);
-        Ok(Checkpoint {
-            origin: NO_FILE.to_owned(),
-            about,
-            metadata,
-            data: bytes,
-        })
+        Ok(Checkpoint { origin: NO_FILE.to_owned(), about, metadata, data: bytes })
     }
 
     /// Writes the checkpoint to a file atomically: it is written beside the old file, synchronised to the disk, then renamed. A process that is
@@ -290,9 +262,7 @@ impl Checkpoint {
         let here = About::of(plan, self.about.parameters);
         self.about.compare(&here).map_err(differs)?;
         let damaged = |problem| damaged(&self.origin, problem);
-        let tables: Vec<_> = Table::all(plan)
-            .map(|table| (table, self.about.fields_of(table)))
-            .collect();
+        let tables: Vec<_> = Table::all(plan).map(|table| (table, self.about.fields_of(table))).collect();
         self.check_contents(plan, &tables).map_err(damaged)?;
         let fitted = if self.about.tables == here.tables {
             Cow::Borrowed(self)
@@ -300,16 +270,13 @@ impl Checkpoint {
             for (table, fields) in &tables {
                 about::check_fields(*table, fields).map_err(differs)?;
             }
-            let tables = tables
-                .iter()
-                .map(|(table, fields)| (*table, self.table_of_this_version(plan, *table, fields)));
+            let tables =
+                tables.iter().map(|(table, fields)| (*table, self.table_of_this_version(plan, *table, fields)));
             Cow::Owned(self.with_tables(plan, here, tables.collect())?)
         };
         fitted.check_states(plan).map_err(damaged)?;
         if parameters == Parameters::Included && !self.about.parameters {
-            return Err(Error::CheckpointWithoutParameters {
-                checkpoint: self.origin.clone(),
-            });
+            return Err(Error::CheckpointWithoutParameters { checkpoint: self.origin.clone() });
         }
         Ok(fitted)
     }
@@ -330,17 +297,8 @@ impl Checkpoint {
     }
 
     /// The checkpoint with other tables, those of an optimizer that is described by `here`.
-    fn with_tables(
-        &self,
-        plan: &Plan,
-        here: About,
-        tables: HashMap<Table, Vec<u32>>,
-    ) -> Result<Self, Error> {
-        let parameters = if self.about.parameters {
-            Parameters::Included
-        } else {
-            Parameters::Excluded
-        };
+    fn with_tables(&self, plan: &Plan, here: About, tables: HashMap<Table, Vec<u32>>) -> Result<Self, Error> {
+        let parameters = if self.about.parameters { Parameters::Included } else { Parameters::Excluded };
         let mut draft = Draft::new(plan, parameters, self.notes())?;
         for (slot, range) in &draft.slots {
             let bytes = match slot {
@@ -351,12 +309,7 @@ impl Checkpoint {
         }
         let mut about = self.about.clone();
         about.tables = here.tables;
-        Ok(Checkpoint {
-            origin: self.origin.clone(),
-            about,
-            metadata: draft.metadata,
-            data: draft.data,
-        })
+        Ok(Checkpoint { origin: self.origin.clone(), about, metadata: draft.metadata, data: draft.data })
     }
 
     /// Whether everything that the configuration calls for is there in its type and shape, and nothing else.
@@ -364,18 +317,13 @@ impl Checkpoint {
         let mut items = items(plan, self.about.parameters);
         // Another version's rows may be shorter or longer.
         for (table, fields) in tables {
-            let item = items
-                .iter_mut()
-                .find(|item| item.slot == Slot::Table(*table));
+            let item = items.iter_mut().find(|item| item.slot == Slot::Table(*table));
             if let Some(item) = item {
                 item.shape[1] = fields.len();
             }
         }
         for item in &items {
-            let info = self
-                .metadata
-                .info(&item.name)
-                .ok_or_else(|| format!("\"{}\" is missing in it", item.name))?;
+            let info = self.metadata.info(&item.name).ok_or_else(|| format!("\"{}\" is missing in it", item.name))?;
             if info.dtype != item.dtype || info.shape != item.shape {
                 return Err(format!(
                     "\"{}\" is {} of shape {:?}, not {} of shape {:?}",
@@ -387,10 +335,7 @@ impl Checkpoint {
         if names.len() != items.len() {
             let known = |name: &String| items.iter().any(|item| item.name == *name);
             let foreign = names.into_iter().find(|name| !known(name));
-            return Err(format!(
-                "\"{}\" does not belong in it",
-                foreign.unwrap_or_default()
-            ));
+            return Err(format!("\"{}\" does not belong in it", foreign.unwrap_or_default()));
         }
         Ok(())
     }
@@ -467,9 +412,9 @@ impl Checksum {
         self.so_far.update(data);
         let found = self.so_far.finalize();
         match self.expected {
-            Some(expected) if expected != found => Err(format!(
-                "its checksum is {found:08x} instead of {expected:08x}: some of its bytes have changed"
-            )),
+            Some(expected) if expected != found => {
+                Err(format!("its checksum is {found:08x} instead of {expected:08x}: some of its bytes have changed"))
+            }
             _ => Ok(()),
         }
     }
@@ -486,28 +431,19 @@ fn checksum(about: &str, data: &[u8]) -> u32 {
 fn open(origin: &str, text: &[u8], data_bytes: u64) -> Result<Opened, Error> {
     let damaged = |problem| damaged(origin, problem);
     let header = header::parse(text).map_err(damaged)?;
-    let about = header.texts.get(ABOUT).ok_or_else(|| {
-        damaged(format!(
-            "it is in the safetensors format, but has no \"{ABOUT}\" in its metadata"
-        ))
-    })?;
+    let about = header
+        .texts
+        .get(ABOUT)
+        .ok_or_else(|| damaged(format!("it is in the safetensors format, but has no \"{ABOUT}\" in its metadata")))?;
     // The version first: a newer one may have everything else changed.
     let version = about::version(about).map_err(damaged)?;
     if !(OLDEST_VERSION..=VERSION).contains(&version) {
-        return Err(Error::CheckpointVersion {
-            checkpoint: origin.to_owned(),
-            version,
-            newest: VERSION,
-        });
+        return Err(Error::CheckpointVersion { checkpoint: origin.to_owned(), version, newest: VERSION });
     }
     let expected = match header.texts.get(CHECKSUM) {
         Some(text) => {
             let value = u32::from_str_radix(text, 16);
-            Some(value.map_err(|_| {
-                damaged(format!(
-                    "its checksum is \"{text}\", not 8 hexadecimal digits"
-                ))
-            })?)
+            Some(value.map_err(|_| damaged(format!("its checksum is \"{text}\", not 8 hexadecimal digits")))?)
         }
         None if version == OLDEST_VERSION => None,
         None => return Err(damaged(format!("it has no \"{CHECKSUM}\" in its metadata"))),
@@ -517,37 +453,22 @@ fn open(origin: &str, text: &[u8], data_bytes: u64) -> Result<Opened, Error> {
     let about = About::from_json(about).map_err(damaged)?;
     let described = header.metadata.data_len() as u64;
     if described != data_bytes {
-        let what = if data_bytes < described {
-            "cut off"
-        } else {
-            "longer than it should be"
-        };
-        return Err(damaged(format!(
-            "it is {what}: its header describes {described} bytes, {data_bytes} follow it"
-        )));
+        let what = if data_bytes < described { "cut off" } else { "longer than it should be" };
+        return Err(damaged(format!("it is {what}: its header describes {described} bytes, {data_bytes} follow it")));
     }
-    Ok(Opened {
-        about,
-        metadata: header.metadata,
-        checksum: Checksum { so_far, expected },
-    })
+    Ok(Opened { about, metadata: header.metadata, checksum: Checksum { so_far, expected } })
 }
 
 fn damaged(origin: &str, problem: String) -> Error {
-    Error::CheckpointDamaged {
-        checkpoint: origin.to_owned(),
-        problem,
-    }
+    Error::CheckpointDamaged { checkpoint: origin.to_owned(), problem }
 }
 
 /// So many zeros, or why not.
 fn sized(bytes: usize) -> Result<Vec<u8>, String> {
     let mut sized = Vec::new();
-    sized.try_reserve_exact(bytes).map_err(|_| {
-        format!(
-            "there is no memory for {bytes} bytes; leave the parameters out, or split the groups"
-        )
-    })?;
+    sized
+        .try_reserve_exact(bytes)
+        .map_err(|_| format!("there is no memory for {bytes} bytes; leave the parameters out, or split the groups"))?;
     sized.resize(bytes, 0);
     Ok(sized)
 }
@@ -563,11 +484,7 @@ impl fmt::Display for Checkpoint {
             self.step(),
             groups.join(", "),
             self.about.tensors.len(),
-            if self.has_parameters() {
-                "with"
-            } else {
-                "without"
-            }
+            if self.has_parameters() { "with" } else { "without" }
         )
     }
 }
@@ -690,10 +607,7 @@ fn fields_of(name: &str, prefix: &str) -> Vec<Field> {
         .flat_map(|(name, kind)| {
             let name = format!("{prefix}{name}");
             match kind {
-                "f32" | "i32" | "u32" => vec![Field {
-                    name,
-                    kind: kind.to_owned(),
-                }],
+                "f32" | "i32" | "u32" => vec![Field { name, kind: kind.to_owned() }],
                 within => fields_of(within, &format!("{name}.")),
             }
         })
@@ -791,13 +705,14 @@ fn items(plan: &Plan, parameters: bool) -> Vec<Item> {
         })
     });
     let averages = tensors.clone().filter(|_| parameters);
-    let averages = averages
-        .filter(|(index, _)| plan.kernel_of(*index).keeps(MemoryKind::BaseIterates))
-        .map(|(index, tensor)| Item {
-            slot: Slot::Average(index),
-            name: average_name(&tensor.name),
-            dtype: Dtype::F32,
-            shape: vec![tensor.elements as usize],
+    let averages =
+        averages.filter(|(index, _)| plan.kernel_of(*index).keeps(MemoryKind::BaseIterates)).map(|(index, tensor)| {
+            Item {
+                slot: Slot::Average(index),
+                name: average_name(&tensor.name),
+                dtype: Dtype::F32,
+                shape: vec![tensor.elements as usize],
+            }
         });
     let parameters = tensors.filter(|_| parameters).map(|(index, tensor)| Item {
         slot: Slot::Parameters(index),
@@ -849,19 +764,11 @@ impl Draft {
             end = range.end;
             infos.push((
                 item.name,
-                TensorInfo {
-                    dtype: item.dtype,
-                    shape: item.shape,
-                    data_offsets: (range.start, range.end),
-                },
+                TensorInfo { dtype: item.dtype, shape: item.shape, data_offsets: (range.start, range.end) },
             ));
             slots.insert(item.slot, range);
         }
-        let refused = |message: String| Error::CheckpointFile {
-            path: "in memory".to_owned(),
-            action: "made",
-            message,
-        };
+        let refused = |message: String| Error::CheckpointFile { path: "in memory".to_owned(), action: "made", message };
         Ok(Draft {
             about,
             metadata: Metadata::new(None, infos).map_err(|error| refused(error.to_string()))?,
@@ -893,13 +800,8 @@ impl Draft {
             let stored = self.bytes(Slot::Parameters(index));
             let mut average: Vec<f32> = match plan.places[index].params {
                 Element::F32 => bytemuck::pod_collect_to_vec(stored),
-                Element::F16 => {
-                    masters(&bytemuck::pod_collect_to_vec::<_, f16>(stored), &remainders)
-                }
-                Element::Bf16 => masters(
-                    &bytemuck::pod_collect_to_vec::<_, bf16>(stored),
-                    &remainders,
-                ),
+                Element::F16 => masters(&bytemuck::pod_collect_to_vec::<_, f16>(stored), &remainders),
+                Element::Bf16 => masters(&bytemuck::pod_collect_to_vec::<_, bf16>(stored), &remainders),
             };
             // Before the first rate the parameters are their average.
             if updates[tensor.group].average_weight > 0.0 {
@@ -918,12 +820,7 @@ impl Draft {
         // Every group counts the same steps.
         let first = &states[..size_of::<GroupState>()];
         self.about.step = steps_of(&bytemuck::pod_read_unaligned(first));
-        Checkpoint {
-            origin: NO_FILE.to_owned(),
-            about: self.about,
-            metadata: self.metadata,
-            data: self.data,
-        }
+        Checkpoint { origin: NO_FILE.to_owned(), about: self.about, metadata: self.metadata, data: self.data }
     }
 }
 
@@ -937,11 +834,7 @@ mod tests {
             let fields = table.fields();
             assert_eq!(fields.len(), table.words(), "{table:?}");
             for field in fields {
-                assert!(
-                    ["f32", "i32", "u32"].contains(&field.kind.as_str()),
-                    "{}",
-                    field.kind
-                );
+                assert!(["f32", "i32", "u32"].contains(&field.kind.as_str()), "{}", field.kind);
             }
         }
         assert_eq!(Table::States.fields()[0].name, "steps_low");

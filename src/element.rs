@@ -98,12 +98,7 @@ impl Rounding {
 }
 
 /// Returns an error for settings that a tensor's element type does not support.
-pub(crate) fn check(
-    tensor: &str,
-    params: Element,
-    averages: bool,
-    rounding: Rounding,
-) -> Result<(), Error> {
+pub(crate) fn check(tensor: &str, params: Element, averages: bool, rounding: Rounding) -> Result<(), Error> {
     require(
         !(averages && params.is_half()) || rounding == Rounding::Masters,
         || format!("tensor \"{tensor}\""),

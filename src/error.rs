@@ -23,15 +23,11 @@ pub enum Error {
     },
 
     /// `build` was called before any group was given.
-    #[error(
-        "the optimizer has no group: add at least one with OptimizerBuilder::group before build"
-    )]
+    #[error("the optimizer has no group: add at least one with OptimizerBuilder::group before build")]
     NoGroups,
 
     /// Two groups, or two tensors of one optimizer, have the same name.
-    #[error(
-        "two {what}s are named \"{name}\": give each its own name, so that messages can refer to it"
-    )]
+    #[error("two {what}s are named \"{name}\": give each its own name, so that messages can refer to it")]
     DuplicateName {
         /// `group` or `tensor`.
         what: &'static str,
@@ -120,9 +116,7 @@ pub enum Error {
     },
 
     /// A buffer lacks a usage flag that is needed.
-    #[error(
-        "tensor \"{tensor}\": the {role} buffer was created without {missing}: add it to the buffer's usage"
-    )]
+    #[error("tensor \"{tensor}\": the {role} buffer was created without {missing}: add it to the buffer's usage")]
     MissingUsage {
         /// The tensor's name.
         tensor: String,
@@ -213,9 +207,7 @@ pub enum Error {
     },
 
     /// There is no tensor of this index.
-    #[error(
-        "there is no tensor {index}: the optimizer has {tensors}, counted from 0 in the order of the builder"
-    )]
+    #[error("there is no tensor {index}: the optimizer has {tensors}, counted from 0 in the order of the builder")]
     UnknownTensor {
         /// The index.
         index: usize,
@@ -332,9 +324,7 @@ pub enum Error {
     },
 
     /// The tuning cache could not be written.
-    #[error(
-        "cannot write the tuning cache {path}: {message}; name another file in WGPU_OPTIM_TUNING_CACHE"
-    )]
+    #[error("cannot write the tuning cache {path}: {message}; name another file in WGPU_OPTIM_TUNING_CACHE")]
     TuningCache {
         /// The file.
         path: String,
@@ -393,9 +383,7 @@ pub enum Error {
     },
 
     /// Parameters were requested from a checkpoint that was saved without them.
-    #[error(
-        "{checkpoint} was saved without the parameters: save it with them, or restore the rest alone"
-    )]
+    #[error("{checkpoint} was saved without the parameters: save it with them, or restore the rest alone")]
     CheckpointWithoutParameters {
         /// Which checkpoint.
         checkpoint: String,
@@ -421,14 +409,5 @@ pub(crate) fn require(
     value: impl std::fmt::Display,
     expected: &'static str,
 ) -> Result<(), Error> {
-    if ok {
-        Ok(())
-    } else {
-        Err(Error::InvalidValue {
-            owner: owner(),
-            field,
-            value: value.to_string(),
-            expected,
-        })
-    }
+    if ok { Ok(()) } else { Err(Error::InvalidValue { owner: owner(), field, value: value.to_string(), expected }) }
 }

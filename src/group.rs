@@ -175,11 +175,7 @@ impl<T> Group<T> {
 
     /// Returns the number of learning rates of the group.
     fn rates(&self) -> usize {
-        if self.per_tensor {
-            self.tensors.len().max(1)
-        } else {
-            1
-        }
+        if self.per_tensor { self.tensors.len().max(1) } else { 1 }
     }
 
     /// A group for each learning rate.
@@ -233,10 +229,7 @@ impl<T> OptimizerBuilder<T> {
             settings: Settings::default(),
             global_norm: false,
             safeguards: Safeguards::default(),
-            accumulation: Accumulation {
-                micro_batches: 1,
-                clears: false,
-            },
+            accumulation: Accumulation { micro_batches: 1, clears: false },
             record_steps: None,
             rebindable: false,
             shard: None,
@@ -439,23 +432,11 @@ impl<T> OptimizerBuilder<T> {
             return Err(Error::NoGroups);
         }
         if let Some(steps) = self.record_steps {
-            require(
-                steps >= 1,
-                || "optimizer".to_owned(),
-                "record_steps",
-                steps,
-                "at least 1",
-            )?;
+            require(steps >= 1, || "optimizer".to_owned(), "record_steps", steps, "at least 1")?;
         }
         self.safeguards.validate()?;
         let micro_batches = self.accumulation.micro_batches;
-        require(
-            micro_batches >= 1,
-            || "optimizer".to_owned(),
-            "micro_batches",
-            micro_batches,
-            "at least 1",
-        )?;
+        require(micro_batches >= 1, || "optimizer".to_owned(), "micro_batches", micro_batches, "at least 1")?;
         if let Some((rank, ranks)) = self.shard {
             Shard::validate(rank, ranks)?;
         }
@@ -465,17 +446,11 @@ impl<T> OptimizerBuilder<T> {
         let mut resolved = Vec::with_capacity(self.groups.len());
         for group in self.groups.into_iter().flat_map(Group::by_rate) {
             if !group_names.insert(group.name.clone()) {
-                return Err(Error::DuplicateName {
-                    what: "group",
-                    name: group.name,
-                });
+                return Err(Error::DuplicateName { what: "group", name: group.name });
             }
             for (name, _) in &group.tensors {
                 if !tensor_names.insert(name.clone()) {
-                    return Err(Error::DuplicateName {
-                        what: "tensor",
-                        name: name.clone(),
-                    });
+                    return Err(Error::DuplicateName { what: "tensor", name: name.clone() });
                 }
             }
             let own = group.settings;
@@ -489,10 +464,7 @@ impl<T> OptimizerBuilder<T> {
                 name: group.name,
                 rule: group.rule.unwrap_or(self.rule),
                 regime: own.regime.or(all.regime).unwrap_or_default(),
-                weight_decay: own
-                    .weight_decay
-                    .or(all.weight_decay)
-                    .unwrap_or(WeightDecay::Coupled(0.0)),
+                weight_decay: own.weight_decay.or(all.weight_decay).unwrap_or(WeightDecay::Coupled(0.0)),
                 clip_norm: own.clip_norm.or(all.clip_norm).unwrap_or(f32::INFINITY),
                 maximize: own.maximize.or(all.maximize).unwrap_or(false),
                 schedule: own.schedule.or(all.schedule).unwrap_or_default(),
@@ -513,21 +485,14 @@ impl<T> OptimizerBuilder<T> {
             require(
                 self.shard.is_none() || !config.measures_step(),
                 || format!("group \"{}\"", config.name),
-                if config.telemetry {
-                    "telemetry"
-                } else {
-                    "trust_ratio"
-                },
+                if config.telemetry { "telemetry" } else { "trust_ratio" },
                 "on",
                 "off with OptimizerBuilder::sharded, whose ranks do not hear the norm of the others' parameters",
             )?;
             if let Some(ResolvedGroup { config: first, .. }) = resolved.first() {
                 config.check_beside(first)?;
             }
-            resolved.push(ResolvedGroup {
-                config,
-                tensors: group.tensors,
-            });
+            resolved.push(ResolvedGroup { config, tensors: group.tensors });
         }
         // Only of what will be built: an error says more than a warning.
         for warning in warnings {
@@ -589,12 +554,9 @@ impl GroupConfig {
     /// Refuses what cannot be in one optimizer with its first group: streams of parameters take turns in all of it.
     fn check_beside(&self, first: &GroupConfig) -> Result<(), Error> {
         let decisions = |config: &GroupConfig| match config.regime {
-            Regime::AutoSgd(AutoSgd {
-                factor,
-                certainty,
-                rounds,
-                ..
-            }) => Some((factor, certainty, rounds, config.maximize)),
+            Regime::AutoSgd(AutoSgd { factor, certainty, rounds, .. }) => {
+                Some((factor, certainty, rounds, config.maximize))
+            }
             _ => None,
         };
         require(
@@ -609,13 +571,7 @@ impl GroupConfig {
     fn validate(&self) -> Result<(), Error> {
         let owner = || format!("group \"{}\"", self.name);
         let (WeightDecay::Coupled(lambda) | WeightDecay::Decoupled(lambda)) = self.weight_decay;
-        require(
-            lambda.is_finite() && lambda >= 0.0,
-            owner,
-            "weight_decay",
-            lambda,
-            "finite and at least 0",
-        )?;
+        require(lambda.is_finite() && lambda >= 0.0, owner, "weight_decay", lambda, "finite and at least 0")?;
         require(
             self.clip_norm >= f32::MIN_POSITIVE,
             owner,
@@ -639,10 +595,7 @@ impl GroupConfig {
             "another with a rule that keeps a momentum, in whose place schedule-free training keeps its base sequence: use averaging(Averaging::polynomial_decay()), or a rule without momentum (Rule::sgd(), Rule::sign_sgd(), or Rule::adamw_without_momentum() for AdamW)",
         )?;
         // Both go by the parameters of the step before, which are another stream's.
-        for (field, used) in [
-            ("averaging", self.averaging.is_on()),
-            ("trust_ratio", self.trust_ratio.is_some()),
-        ] {
+        for (field, used) in [("averaging", self.averaging.is_on()), ("trust_ratio", self.trust_ratio.is_some())] {
             require(
                 !(used && self.regime.needs_streams()),
                 owner,

@@ -89,12 +89,10 @@ pub use error::Error;
 pub use gpu::{Gpu, GpuOptions, Optimizer};
 pub use group::{DEFAULT_RECORD_STEPS, Group, GroupConfig, OptimizerBuilder, TensorPair};
 pub use plan::TensorInfo;
-pub use record::{
-    Flags, NonFinite, Outcome, RankNonFinite, Record, Records, Stream, TensorRecord, Term,
-};
+pub use record::{Flags, NonFinite, Outcome, RankNonFinite, Record, Records, Stream, TensorRecord, Term};
 pub use regime::{
-    AdGd, AdaGradNorm, AutoSgd, BarzilaiBorwein, DoG, DoWG, Hypergradient, MAX_CHANGE, Ngn,
-    NormRatio, Polyak, RATE_MAX, RATE_MIN, Regime, SecantForm, Seesaw,
+    AdGd, AdaGradNorm, AutoSgd, BarzilaiBorwein, DoG, DoWG, Hypergradient, MAX_CHANGE, Ngn, NormRatio, Polyak,
+    RATE_MAX, RATE_MIN, Regime, SecantForm, Seesaw,
 };
 pub use rule::{Rule, WeightDecay};
 pub use safeguards::{LossScaler, NonFinitePolicy};

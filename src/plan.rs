@@ -101,9 +101,7 @@ impl RuleKind {
     fn of(rule: Rule) -> Self {
         match rule {
             Rule::Sgd => RuleKind::Sgd,
-            Rule::Sgdm {
-                nesterov: false, ..
-            } => RuleKind::Sgdm,
+            Rule::Sgdm { nesterov: false, .. } => RuleKind::Sgdm,
             Rule::Sgdm { nesterov: true, .. } => RuleKind::Nesterov,
             Rule::SignSgd => RuleKind::SignSgd,
             Rule::Signum { .. } => RuleKind::Signum,
@@ -114,10 +112,7 @@ impl RuleKind {
     }
 
     pub(crate) fn has_momentum(self) -> bool {
-        !matches!(
-            self,
-            RuleKind::Sgd | RuleKind::SignSgd | RuleKind::AdamWWithoutMomentum
-        )
+        !matches!(self, RuleKind::Sgd | RuleKind::SignSgd | RuleKind::AdamWWithoutMomentum)
     }
 
     /// Returns true if a mean of squares is kept: behind the momentum, or in its place if there is none.
@@ -199,12 +194,7 @@ impl Kernel {
 
     /// Returns this key with the element types and the rounding of a tensor at `place`.
     pub(crate) fn at(self, place: &Place, rounding: Rounding) -> Self {
-        Kernel {
-            params: place.params,
-            grads: place.grads,
-            encoding: Encoding::of(place.params, rounding),
-            ..self
-        }
+        Kernel { params: place.params, grads: place.grads, encoding: Encoding::of(place.params, rounding), ..self }
     }
 
     /// Returns true if remainders of master weights are kept.
@@ -214,10 +204,7 @@ impl Kernel {
 
     /// Returns true if pass 1 reads the parameters, in a step before which the optimizer has `started` or not.
     pub(crate) fn measures_parameters(self, started: bool) -> bool {
-        self.coupled_decay
-            || self.has_first_parameters()
-            || self.compares_iterates()
-            || self.initial_norm && !started
+        self.coupled_decay || self.has_first_parameters() || self.compares_iterates() || self.initial_norm && !started
     }
 
     /// Returns true if the alignment is measured against y - z of schedule-free training.
@@ -250,10 +237,7 @@ impl Kernel {
 
     /// Returns true if pass 1 measures something against the regime's memory, beside the norm and the momentum's alignment.
     pub(crate) fn measures_memory(self) -> bool {
-        self.has_counters()
-            || self.compares_iterates()
-            || self.has_last_gradient()
-            || self.has_first_parameters()
+        self.has_counters() || self.compares_iterates() || self.has_last_gradient() || self.has_first_parameters()
     }
 
     pub(crate) fn has_first_parameters(self) -> bool {
@@ -362,9 +346,7 @@ impl Kernel {
 
     /// Returns the memories that the kernel keeps, in the order of [`MemoryKind::ALL`].
     pub(crate) fn memories(self) -> impl Iterator<Item = MemoryKind> {
-        MemoryKind::ALL
-            .into_iter()
-            .filter(move |&kind| self.keeps(kind))
+        MemoryKind::ALL.into_iter().filter(move |&kind| self.keeps(kind))
     }
 }
 
@@ -410,9 +392,7 @@ impl Window {
         let mut stretches: Vec<Stretch> = Vec::new();
         // Blocks come in the order of their elements.
         let end_of = |block: &Block| u64::from(block.first_element) + u64::from(block.elements);
-        let skipped = self
-            .blocks
-            .partition_point(|block| end_of(block) <= tensor.first_element);
+        let skipped = self.blocks.partition_point(|block| end_of(block) <= tensor.first_element);
         for block in &self.blocks[skipped..] {
             let first = u64::from(block.first_element);
             let start = first.max(tensor.first_element);
@@ -509,18 +489,10 @@ impl Plan {
     ) -> Result<Self, Error> {
         for group in &groups {
             for (name, place) in &group.tensors {
-                element::check(
-                    name,
-                    place.params,
-                    group.config.averaging.is_on(),
-                    group.config.rounding,
-                )?;
+                element::check(name, place.params, group.config.averaging.is_on(), group.config.rounding)?;
             }
         }
-        let total: u64 = groups
-            .iter()
-            .flat_map(|group| group.tensors.iter().map(|(_, place)| place.elements))
-            .sum();
+        let total: u64 = groups.iter().flat_map(|group| group.tensors.iter().map(|(_, place)| place.elements)).sum();
         if total >= u64::from(u32::MAX) {
             return Err(Error::Limit {
                 what: "the number of parameters of one optimizer".to_owned(),
@@ -531,10 +503,8 @@ impl Plan {
         }
 
         let configs: Vec<GroupConfig> = groups.iter().map(|group| group.config.clone()).collect();
-        let elements_of_group: Vec<u64> = groups
-            .iter()
-            .map(|group| group.tensors.iter().map(|(_, place)| place.elements).sum())
-            .collect();
+        let elements_of_group: Vec<u64> =
+            groups.iter().map(|group| group.tensors.iter().map(|(_, place)| place.elements).sum()).collect();
         let scopes = scopes_of(&configs);
         let mut constants = Vec::with_capacity(configs.len());
         let mut kernels = Vec::with_capacity(configs.len());
@@ -550,14 +520,7 @@ impl Plan {
             kernel.loss_scale = safeguards.loss_scaler.is_some();
             kernel.clears_gradients = accumulation.clears;
             let elements: u64 = scope.groups.iter().map(|&g| elements_of_group[g]).sum();
-            let mut group = constants_of(
-                config,
-                kernel,
-                scope_of_group[index],
-                scope,
-                &configs,
-                elements,
-            );
+            let mut group = constants_of(config, kernel, scope_of_group[index], scope, &configs, elements);
             safeguards.write_to(&mut group);
             group.gradient_factor = group.sign / accumulation.micro_batches as f32;
             constants.push(group);
@@ -571,26 +534,14 @@ impl Plan {
         for (index, group) in groups.into_iter().enumerate() {
             let mut spans: Vec<Span> = Vec::new();
             for (name, place) in group.tensors {
-                tensors.push(TensorInfo {
-                    name,
-                    group: index,
-                    first_element,
-                    elements: place.elements,
-                });
+                tensors.push(TensorInfo { name, group: index, first_element, elements: place.elements });
                 places.push(place);
                 match spans.last_mut() {
                     // What is recorded tensor by tensor is cut at their boundaries.
-                    Some(span)
-                        if !group.config.telemetry
-                            && !geometry.apart
-                            && span.continues_with(&place) =>
-                    {
+                    Some(span) if !group.config.telemetry && !geometry.apart && span.continues_with(&place) => {
                         span.place.elements += place.elements;
                     }
-                    _ if place.elements > 0 => spans.push(Span {
-                        place,
-                        first_element,
-                    }),
+                    _ if place.elements > 0 => spans.push(Span { place, first_element }),
                     _ => {}
                 }
                 first_element += place.elements;
@@ -663,24 +614,16 @@ impl Plan {
     pub(crate) fn locate(&self, element: u32) -> Location {
         let element = u64::from(element);
         let Some(shard) = &self.shard else {
-            return Location {
-                tensor: self.locate_here(element),
-                rank: None,
-            };
+            return Location { tensor: self.locate_here(element), rank: None };
         };
         let rank = shard.locate(element);
         let here = rank.filter(|&(rank, _)| rank == shard.rank);
-        Location {
-            tensor: here.and_then(|(_, element)| self.locate_here(element)),
-            rank,
-        }
+        Location { tensor: here.and_then(|(_, element)| self.locate_here(element)), rank }
     }
 
     /// The tensor that an element belongs to, and the element's index in it.
     pub(crate) fn locate_here(&self, element: u64) -> Option<(usize, u64)> {
-        let after = self
-            .tensors
-            .partition_point(|tensor| tensor.first_element <= element);
+        let after = self.tensors.partition_point(|tensor| tensor.first_element <= element);
         // Empty tensors share their first element with the one that follows them.
         let index = after.checked_sub(1)?;
         let offset = element - self.tensors[index].first_element;
@@ -707,33 +650,16 @@ impl Span {
     /// Cuts the span into a head, a body that can be loaded in quads, and a tail.
     fn pieces(&self, geometry: &Geometry) -> [(Access, u64, u64); 3] {
         let quad = u64::from(QUAD);
-        let Place {
-            params_start,
-            grads_start,
-            elements,
-            ..
-        } = self.place;
+        let Place { params_start, grads_start, elements, .. } = self.place;
         if !geometry.quads_need_alignment {
-            return [
-                (Access::Quads, 0, elements),
-                (Access::Scalars, 0, 0),
-                (Access::Scalars, 0, 0),
-            ];
+            return [(Access::Quads, 0, elements), (Access::Scalars, 0, 0), (Access::Scalars, 0, 0)];
         }
         if params_start % quad != grads_start % quad {
-            return [
-                (Access::Scalars, 0, elements),
-                (Access::Quads, 0, 0),
-                (Access::Scalars, 0, 0),
-            ];
+            return [(Access::Scalars, 0, elements), (Access::Quads, 0, 0), (Access::Scalars, 0, 0)];
         }
         let head = ((quad - params_start % quad) % quad).min(elements);
         let body_end = head + (elements - head) / quad * quad;
-        [
-            (Access::Scalars, 0, head),
-            (Access::Quads, head, body_end),
-            (Access::Scalars, body_end, elements),
-        ]
+        [(Access::Scalars, 0, head), (Access::Quads, head, body_end), (Access::Scalars, body_end, elements)]
     }
 }
 
@@ -752,11 +678,7 @@ struct FillingWindow {
 
 impl<'a> Windows<'a> {
     fn new(geometry: &'a Geometry) -> Self {
-        Windows {
-            geometry,
-            newest: HashMap::new(),
-            filling: Vec::new(),
-        }
+        Windows { geometry, newest: HashMap::new(), filling: Vec::new() }
     }
 
     fn add_span(&mut self, group: usize, kernel: Kernel, span: &Span) {
@@ -778,15 +700,7 @@ impl<'a> Windows<'a> {
         }
     }
 
-    fn add_block(
-        &mut self,
-        group: usize,
-        kernel: Kernel,
-        access: Access,
-        span: &Span,
-        at: u64,
-        elements: u64,
-    ) {
+    fn add_block(&mut self, group: usize, kernel: Kernel, access: Access, span: &Span, at: u64, elements: u64) {
         let place = &span.place;
         let starts = (place.params_start + at, place.grads_start + at);
         let params = self.region(place.params_buffer, place.params, starts.0, elements);
@@ -797,24 +711,14 @@ impl<'a> Windows<'a> {
             Some(&index) if self.fits(&self.filling[index].window, params, grads, quads) => index,
             _ => {
                 self.filling.push(FillingWindow {
-                    window: Window {
-                        kernel,
-                        access,
-                        params,
-                        grads,
-                        state_quads: 0,
-                        blocks: Vec::new(),
-                    },
+                    window: Window { kernel, access, params, grads, state_quads: 0, blocks: Vec::new() },
                     starts: Vec::new(),
                 });
                 self.newest.insert(key, self.filling.len() - 1);
                 self.filling.len() - 1
             }
         };
-        let FillingWindow {
-            window,
-            starts: all,
-        } = &mut self.filling[index];
+        let FillingWindow { window, starts: all } = &mut self.filling[index];
         window.params = union(window.params, params);
         window.grads = union(window.grads, grads);
         window.blocks.push(Block {
@@ -833,19 +737,13 @@ impl<'a> Windows<'a> {
     fn region(&self, buffer: usize, element: Element, start: u64, elements: u64) -> Region {
         // In elements of this kind; the geometry counts in f32.
         let alignment = self.geometry.binding_alignment * Element::F32.bytes() / element.bytes();
-        Region {
-            buffer,
-            element,
-            start: start / alignment * alignment,
-            end: start + elements,
-        }
+        Region { buffer, element, start: start / alignment * alignment, end: start + elements }
     }
 
     fn fits(&self, window: &Window, params: Region, grads: Region, quads: u32) -> bool {
         let limit = self.geometry.binding_elements;
         let vectors = u64::from(window.kernel.vectors_in_one_binding());
-        let state_elements =
-            (u64::from(window.state_quads) + u64::from(quads)) * u64::from(QUAD) * vectors;
+        let state_elements = (u64::from(window.state_quads) + u64::from(quads)) * u64::from(QUAD) * vectors;
         union(window.params, params).elements() <= limit
             && union(window.grads, grads).elements() <= limit
             && state_elements <= limit
@@ -884,12 +782,7 @@ impl Region {
 }
 
 fn union(a: Region, b: Region) -> Region {
-    Region {
-        buffer: a.buffer,
-        element: a.element,
-        start: a.start.min(b.start),
-        end: a.end.max(b.end),
-    }
+    Region { buffer: a.buffer, element: a.element, start: a.start.min(b.start), end: a.end.max(b.end) }
 }
 
 /// Collects the groups of each norm, in the order of declaration.
@@ -897,26 +790,16 @@ fn scopes_of(configs: &[GroupConfig]) -> Vec<Scope<'_>> {
     let mut scopes: Vec<Scope> = Vec::new();
     for (group, config) in configs.iter().enumerate() {
         let name = config.scope.as_deref();
-        match scopes
-            .iter_mut()
-            .find(|scope| name.is_some() && scope.name == name)
-        {
+        match scopes.iter_mut().find(|scope| name.is_some() && scope.name == name) {
             Some(scope) => scope.groups.push(group),
-            None => scopes.push(Scope {
-                groups: vec![group],
-                name,
-            }),
+            None => scopes.push(Scope { groups: vec![group], name }),
         }
     }
     scopes
 }
 
 /// Returns the key for which a group's passes are compiled. The scope decides what is measured, because every group of it contributes.
-fn kernel_of(
-    config: &GroupConfig,
-    scope: &Scope,
-    configs: &[GroupConfig],
-) -> Result<Kernel, Error> {
+fn kernel_of(config: &GroupConfig, scope: &Scope, configs: &[GroupConfig]) -> Result<Kernel, Error> {
     let members = || scope.groups.iter().map(|&group| &configs[group]);
     let measured = members().any(|member| member.regime.needs_alignment());
     let secant = members().any(|member| member.regime.needs_last_gradient());
@@ -945,15 +828,8 @@ fn kernel_of(
             scope: scope.name.unwrap_or_default().to_owned(),
         });
     }
-    if measured
-        && let Some(other) =
-            members().find(|member| member.rule.has_momentum() != config.rule.has_momentum())
-    {
-        let (first, second) = if config.rule.has_momentum() {
-            (config, other)
-        } else {
-            (other, config)
-        };
+    if measured && let Some(other) = members().find(|member| member.rule.has_momentum() != config.rule.has_momentum()) {
+        let (first, second) = if config.rule.has_momentum() { (config, other) } else { (other, config) };
         return Err(Error::MixedScope {
             first: first.name.clone(),
             second: second.name.clone(),
@@ -966,8 +842,7 @@ fn kernel_of(
         alignment,
         coupled_decay,
         raw_norm: needs_raw_norm(members()),
-        initial_norm: members()
-            .any(|member| member.regime.needs_initial_norm() || member.trust_ratio.is_some()),
+        initial_norm: members().any(|member| member.regime.needs_initial_norm() || member.trust_ratio.is_some()),
         averages: config.averaging.is_on(),
         schedule_free: config.averaging == Averaging::ScheduleFree,
         step_sums: config.measures_step(),
@@ -1001,21 +876,14 @@ fn constants_of(
         _ => clip(config),
     };
     let (square_keep, first_decay, second_decay, epsilon) = match config.rule {
-        Rule::AdamW {
-            beta1,
-            beta2,
-            epsilon,
-        } => (beta2, decay_of(beta1), decay_of(beta2), epsilon),
+        Rule::AdamW { beta1, beta2, epsilon } => (beta2, decay_of(beta1), decay_of(beta2), epsilon),
         _ => (0.0, 0.0, 0.0, 0.0),
     };
     GroupConstants {
         scope: scope_index as u32,
         flags: flag(config.rule.is_scale_free(), group_flags::SIGN_RULE)
             | flag(regime.initial_rate().is_some(), group_flags::INITIAL_RATE)
-            | flag(
-                matches!(config.rule, Rule::Sgdm { .. }),
-                group_flags::MOMENTUM_FROM_GRADIENT,
-            )
+            | flag(matches!(config.rule, Rule::Sgdm { .. }), group_flags::MOMENTUM_FROM_GRADIENT)
             | flag(kernel.alignment == Alignment::Counters, group_flags::BRAKE)
             | flag(kernel.compares_iterates(), group_flags::ITERATES)
             | flag(kernel.raw_norm, group_flags::RAW_NORM),
@@ -1072,9 +940,7 @@ fn constants_of(
         average_gain: config.averaging.gain(),
         trust_coefficient: config.trust_ratio.map_or(0.0, |trust| trust.coefficient),
         sqrt_elements,
-        scope_momentum: members()
-            .map(|member| member.rule.momentum())
-            .fold(0.0, f32::max),
+        scope_momentum: members().map(|member| member.rule.momentum()).fold(0.0, f32::max),
         scope_clip: members().map(reach).fold(0.0, f32::max),
         rounding_seed: config.rounding.seed(),
     }
@@ -1128,10 +994,7 @@ fn number_rows(
         })
         .collect();
     // In the order of declaration, so that the blocks of a tensor lie side by side, whichever windows they are in.
-    let mut blocks: Vec<&mut Block> = windows
-        .iter_mut()
-        .flat_map(|window| &mut window.blocks)
-        .collect();
+    let mut blocks: Vec<&mut Block> = windows.iter_mut().flat_map(|window| &mut window.blocks).collect();
     blocks.sort_by_key(|block| block.first_element);
     for block in blocks {
         let row = &mut next[scope_of_group[block.group as usize]];
@@ -1149,8 +1012,7 @@ fn units_of(configs: &[GroupConfig], tensors: &[TensorInfo], windows: &[Window])
     let mut blocks: Vec<&Block> = windows.iter().flat_map(|window| &window.blocks).collect();
     blocks.sort_by_key(|block| block.first_element);
     let unit = |group: usize, tensor: u32, elements: std::ops::Range<u64>| {
-        let at =
-            |element: u64| blocks.partition_point(|block| u64::from(block.first_element) < element);
+        let at = |element: u64| blocks.partition_point(|block| u64::from(block.first_element) < element);
         let own = &blocks[at(elements.start)..at(elements.end)];
         StepUnit {
             first_row: own.first().map_or(0, |block| block.row),
@@ -1159,9 +1021,7 @@ fn units_of(configs: &[GroupConfig], tensors: &[TensorInfo], windows: &[Window])
             tensor,
         }
     };
-    let recorded = (0u32..)
-        .zip(tensors)
-        .filter(|(_, tensor)| configs[tensor.group].telemetry);
+    let recorded = (0u32..).zip(tensors).filter(|(_, tensor)| configs[tensor.group].telemetry);
     let mut units: Vec<StepUnit> = recorded
         .map(|(index, tensor)| {
             let elements = tensor.first_element..tensor.first_element + tensor.elements;
@@ -1180,35 +1040,17 @@ fn units_of(configs: &[GroupConfig], tensors: &[TensorInfo], windows: &[Window])
 }
 
 /// Refuses parameters that overlap other parameters, and gradients that overlap parameters or other gradients.
-pub(crate) fn check_overlaps<'a>(
-    tensors: impl Iterator<Item = (&'a str, &'a Place)>,
-) -> Result<(), Error> {
+pub(crate) fn check_overlaps<'a>(tensors: impl Iterator<Item = (&'a str, &'a Place)>) -> Result<(), Error> {
     let mut ranges: Vec<(usize, u64, u64, &str, &str)> = tensors
         .filter(|(_, place)| place.elements > 0)
         .flat_map(|(name, place)| {
             let range = |buffer, element: Element, start, role| {
                 let bytes = |elements: u64| elements * element.bytes();
-                (
-                    buffer,
-                    bytes(start),
-                    bytes(start + place.elements),
-                    role,
-                    name,
-                )
+                (buffer, bytes(start), bytes(start + place.elements), role, name)
             };
             [
-                range(
-                    place.params_buffer,
-                    place.params,
-                    place.params_start,
-                    "parameters",
-                ),
-                range(
-                    place.grads_buffer,
-                    place.grads,
-                    place.grads_start,
-                    "gradients",
-                ),
+                range(place.params_buffer, place.params, place.params_start, "parameters"),
+                range(place.grads_buffer, place.grads, place.grads_start, "gradients"),
             ]
         })
         .collect();

@@ -116,11 +116,7 @@ impl TensorRecord {
             step: u64::from(raw.step_high) << 32 | u64::from(raw.step_low),
             tensor: raw.tensor as usize,
             skipped: raw.flags & record_flags::SKIPPED != 0,
-            parameter_norm: if raw.flags & record_flags::WAITING != 0 {
-                f32::NAN
-            } else {
-                raw.parameter_norm
-            },
+            parameter_norm: if raw.flags & record_flags::WAITING != 0 { f32::NAN } else { raw.parameter_norm },
             step_norm: raw.step_norm,
             learning_rate: raw.learning_rate,
         }
@@ -317,17 +313,9 @@ impl Record {
         let found = flags.skipped().then(|| locate(raw.first_nonfinite));
         let count = raw.nonfinite;
         let nonfinite = found.and_then(|found| found.tensor);
-        let nonfinite = nonfinite.map(|(tensor, element)| NonFinite {
-            count,
-            tensor,
-            element,
-        });
+        let nonfinite = nonfinite.map(|(tensor, element)| NonFinite { count, tensor, element });
         let rank_nonfinite = found.and_then(|found| found.rank);
-        let rank_nonfinite = rank_nonfinite.map(|(rank, element)| RankNonFinite {
-            count,
-            rank,
-            element,
-        });
+        let rank_nonfinite = rank_nonfinite.map(|(rank, element)| RankNonFinite { count, rank, element });
         Record {
             step: u64::from(raw.step_high) << 32 | u64::from(raw.step_low),
             group: raw.group as usize,
@@ -536,11 +524,7 @@ impl fmt::Display for Record {
         if self.flags.first() {
             write!(f, ", the first step")?;
             // What came before was skipped, or had a gradient of zero.
-            return if self.step > 0 {
-                write!(f, " with a gradient")
-            } else {
-                Ok(())
-            };
+            return if self.step > 0 { write!(f, " with a gradient") } else { Ok(()) };
         }
         if self.flags.zero_gradient() && self.outcome.is_none() {
             return write!(f, ", carried over: the gradient is zero");
@@ -566,11 +550,7 @@ impl fmt::Display for Record {
             write!(f, "; {} stream", stream.name())?;
         }
         if self.flags.clipped() {
-            write!(
-                f,
-                "; gradient clipped to {:.3} of its norm",
-                self.clip_factor
-            )?;
+            write!(f, "; gradient clipped to {:.3} of its norm", self.clip_factor)?;
         }
         if self.flags.scale_changed() {
             write!(f, "; loss scale {} doubled", self.loss_scale)?;
@@ -595,11 +575,7 @@ impl RecordCursor {
     /// Reads the records of a ring that were not read before, in order, and counts those overwritten meanwhile.
     ///
     /// `rings` are that of the records and that of the tensors' records.
-    pub(crate) fn read(
-        &mut self,
-        rings: (&[u8], &[u8]),
-        locate: impl Fn(u32) -> Location,
-    ) -> Records {
+    pub(crate) fn read(&mut self, rings: (&[u8], &[u8]), locate: impl Fn(u32) -> Location) -> Records {
         let mut records: Vec<Record> = rings
             .0
             .chunks_exact(std::mem::size_of::<RawRecord>())
@@ -626,11 +602,7 @@ impl RecordCursor {
         if let Some(last) = records.last() {
             self.next_step = last.step + 1;
         }
-        Records {
-            records,
-            tensors,
-            lost_steps,
-        }
+        Records { records, tensors, lost_steps }
     }
 }
 

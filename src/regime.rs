@@ -168,10 +168,7 @@ impl Regime {
 
     /// Returns true if the caller must provide the loss of every step.
     pub fn needs_loss(&self) -> bool {
-        matches!(
-            self,
-            Regime::Polyak(_) | Regime::Ngn(_) | Regime::AutoSgd(_)
-        )
+        matches!(self, Regime::Polyak(_) | Regime::Ngn(_) | Regime::AutoSgd(_))
     }
 
     /// Returns true if three streams of parameters take turns, which takes 12 bytes per parameter.
@@ -228,18 +225,10 @@ impl Regime {
     pub fn initial_rate(&self) -> Option<f32> {
         match *self {
             Regime::Fixed { learning_rate } => Some(learning_rate),
-            Regime::NormRatio(NormRatio {
-                initial_rate: rate, ..
-            })
-            | Regime::BarzilaiBorwein(BarzilaiBorwein {
-                initial_rate: rate, ..
-            })
-            | Regime::AdGd(AdGd {
-                initial_rate: rate, ..
-            })
-            | Regime::AutoSgd(AutoSgd {
-                initial_rate: rate, ..
-            }) => rate,
+            Regime::NormRatio(NormRatio { initial_rate: rate, .. })
+            | Regime::BarzilaiBorwein(BarzilaiBorwein { initial_rate: rate, .. })
+            | Regime::AdGd(AdGd { initial_rate: rate, .. })
+            | Regime::AutoSgd(AutoSgd { initial_rate: rate, .. }) => rate,
             _ => None,
         }
     }
@@ -247,8 +236,7 @@ impl Regime {
     /// Returns the exponent `p` of the norm term `p ln(n̂_{t-1}/n̂_t)`.
     pub fn exponent(&self) -> f32 {
         match *self {
-            Regime::Seesaw(Seesaw { exponent, .. })
-            | Regime::NormRatio(NormRatio { exponent, .. }) => exponent,
+            Regime::Seesaw(Seesaw { exponent, .. }) | Regime::NormRatio(NormRatio { exponent, .. }) => exponent,
             _ => 0.0,
         }
     }
@@ -256,9 +244,7 @@ impl Regime {
     /// Returns the exponent `p` of the norm term while the smoothed norm is above its first value, see [`Seesaw`].
     pub fn exponent_above(&self, rule: &Rule) -> f32 {
         match *self {
-            Regime::Seesaw(Seesaw { exponent_above, .. }) if !rule.is_scale_free() => {
-                exponent_above
-            }
+            Regime::Seesaw(Seesaw { exponent_above, .. }) if !rule.is_scale_free() => exponent_above,
             _ => self.exponent(),
         }
     }
@@ -266,8 +252,7 @@ impl Regime {
     /// Returns the gain `κ` of the alignment term `κ_t (n/n̂) a`, see [`Seesaw`].
     pub fn gain(&self) -> f32 {
         match *self {
-            Regime::Seesaw(Seesaw { gain, .. })
-            | Regime::Hypergradient(Hypergradient { gain, .. }) => gain,
+            Regime::Seesaw(Seesaw { gain, .. }) | Regime::Hypergradient(Hypergradient { gain, .. }) => gain,
             _ => 0.0,
         }
     }
@@ -275,8 +260,9 @@ impl Regime {
     /// Returns `h`, which sets how slowly the alignment's gain falls in the first steps, see [`Seesaw`].
     pub fn early_steps(&self) -> f32 {
         match *self {
-            Regime::Seesaw(Seesaw { early_steps, .. })
-            | Regime::Hypergradient(Hypergradient { early_steps, .. }) => early_steps,
+            Regime::Seesaw(Seesaw { early_steps, .. }) | Regime::Hypergradient(Hypergradient { early_steps, .. }) => {
+                early_steps
+            }
             _ => 0.0,
         }
     }
@@ -320,22 +306,17 @@ impl Regime {
             Regime::BarzilaiBorwein(BarzilaiBorwein { first_step, .. })
             | Regime::AdGd(AdGd { first_step, .. })
             | Regime::AutoSgd(AutoSgd { first_step, .. }) => first_step,
-            Regime::DoG(DoG { initial_distance }) | Regime::DoWG(DoWG { initial_distance }) => {
-                initial_distance
-            }
-            Regime::Fixed { .. } | Regime::AdaGradNorm(_) | Regime::Polyak(_) | Regime::Ngn(_) => {
-                0.0
-            }
+            Regime::DoG(DoG { initial_distance }) | Regime::DoWG(DoWG { initial_distance }) => initial_distance,
+            Regime::Fixed { .. } | Regime::AdaGradNorm(_) | Regime::Polyak(_) | Regime::Ngn(_) => 0.0,
         }
     }
 
     /// Returns the number by which the learning-rate pass selects the formula: one of [`regime_kinds`].
     pub(crate) fn kind(&self) -> u32 {
         match self {
-            Regime::Seesaw(_)
-            | Regime::NormRatio(_)
-            | Regime::Hypergradient(_)
-            | Regime::Fixed { .. } => regime_kinds::SEESAW,
+            Regime::Seesaw(_) | Regime::NormRatio(_) | Regime::Hypergradient(_) | Regime::Fixed { .. } => {
+                regime_kinds::SEESAW
+            }
             Regime::AdaGradNorm(_) => regime_kinds::ADAGRAD_NORM,
             Regime::BarzilaiBorwein(BarzilaiBorwein { form, .. }) => match form {
                 SecantForm::Long => regime_kinds::SECANT_LONG,
@@ -383,9 +364,7 @@ impl Regime {
     /// The largest factor by which one step changes η.
     pub(crate) fn max_change(&self) -> f32 {
         match *self {
-            Regime::BarzilaiBorwein(BarzilaiBorwein { max_change, .. }) => {
-                max_change.min(MAX_FACTOR)
-            }
+            Regime::BarzilaiBorwein(BarzilaiBorwein { max_change, .. }) => max_change.min(MAX_FACTOR),
             _ => MAX_FACTOR,
         }
     }
@@ -413,29 +392,11 @@ impl Regime {
                 "finite, above 0 and not denormal",
             )
         };
-        require(
-            factor(self.exponent()),
-            owner,
-            "exponent",
-            self.exponent(),
-            "between 0 and 1e6",
-        )?;
+        require(factor(self.exponent()), owner, "exponent", self.exponent(), "between 0 and 1e6")?;
         // The rule is one to which the exponent matters.
         let exponent_above = self.exponent_above(&Rule::Sgd);
-        require(
-            factor(exponent_above),
-            owner,
-            "exponent_above",
-            exponent_above,
-            "between 0 and 1e6",
-        )?;
-        require(
-            factor(self.gain()),
-            owner,
-            "gain",
-            self.gain(),
-            "between 0 and 1e6",
-        )?;
+        require(factor(exponent_above), owner, "exponent_above", exponent_above, "between 0 and 1e6")?;
+        require(factor(self.gain()), owner, "gain", self.gain(), "between 0 and 1e6")?;
         require(
             finite_at_least_0(self.early_steps()),
             owner,
@@ -450,13 +411,7 @@ impl Regime {
             self.smoothing(),
             "at least 0 and below 1",
         )?;
-        require(
-            (0.0..=1.0).contains(&self.norm_floor()),
-            owner,
-            "norm_floor",
-            self.norm_floor(),
-            "between 0 and 1",
-        )?;
+        require((0.0..=1.0).contains(&self.norm_floor()), owner, "norm_floor", self.norm_floor(), "between 0 and 1")?;
         require(
             finite_at_least_0(self.brake_slack()),
             owner,
@@ -467,36 +422,16 @@ impl Regime {
         match *self {
             Regime::AdaGradNorm(AdaGradNorm { scale, offset }) => {
                 above_0("scale", scale)?;
-                require(
-                    finite_at_least_0(offset),
-                    owner,
-                    "offset",
-                    offset,
-                    "finite and at least 0",
-                )
+                require(finite_at_least_0(offset), owner, "offset", offset, "finite and at least 0")
             }
-            Regime::Polyak(Polyak {
-                optimum,
-                factor,
-                max_rate,
-            }) => {
+            Regime::Polyak(Polyak { optimum, factor, max_rate }) => {
                 require(optimum.is_finite(), owner, "optimum", optimum, "finite")?;
                 above_0("factor", factor)?;
-                require(
-                    max_rate >= RATE_MIN,
-                    owner,
-                    "max_rate",
-                    max_rate,
-                    "at least 1e-30 (f32::INFINITY for none)",
-                )
+                require(max_rate >= RATE_MIN, owner, "max_rate", max_rate, "at least 1e-30 (f32::INFINITY for none)")
             }
-            Regime::Ngn(Ngn { rate }) => require(
-                (RATE_MIN..=RATE_MAX).contains(&rate),
-                owner,
-                "rate",
-                rate,
-                "between 1e-30 and 1e30",
-            ),
+            Regime::Ngn(Ngn { rate }) => {
+                require((RATE_MIN..=RATE_MAX).contains(&rate), owner, "rate", rate, "between 1e-30 and 1e30")
+            }
             Regime::BarzilaiBorwein(BarzilaiBorwein { max_change, .. }) => {
                 require(
                     max_change.is_finite() && max_change > 1.0,
@@ -507,26 +442,9 @@ impl Regime {
                 )?;
                 self.validate_first_step()
             }
-            Regime::AutoSgd(AutoSgd {
-                factor,
-                certainty,
-                rounds,
-                ..
-            }) => {
-                require(
-                    factor > 1.0 && factor <= MAX_FACTOR,
-                    owner,
-                    "factor",
-                    factor,
-                    "above 1 and at most 10",
-                )?;
-                require(
-                    finite_at_least_0(certainty),
-                    owner,
-                    "certainty",
-                    certainty,
-                    "finite and at least 0",
-                )?;
+            Regime::AutoSgd(AutoSgd { factor, certainty, rounds, .. }) => {
+                require(factor > 1.0 && factor <= MAX_FACTOR, owner, "factor", factor, "above 1 and at most 10")?;
+                require(finite_at_least_0(certainty), owner, "certainty", certainty, "finite and at least 0")?;
                 require(
                     (AutoSgd::FIRST_LOOK..=AutoSgd::MOST_ROUNDS).contains(&rounds),
                     owner,
@@ -557,13 +475,7 @@ impl Regime {
             None => {
                 // What a rule says is in range.
                 let first_step = self.first_step(&Rule::Sgd, &Averaging::Off);
-                require(
-                    first_step.is_finite() && first_step > 0.0,
-                    owner,
-                    field,
-                    first_step,
-                    "finite and above 0",
-                )
+                require(first_step.is_finite() && first_step > 0.0, owner, field, first_step, "finite and above 0")
             }
         }
     }

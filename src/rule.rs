@@ -73,20 +73,12 @@ impl Rule {
 
     /// Returns SGD with heavy-ball momentum `μ` and no dampening.
     pub fn sgdm(momentum: f32) -> Self {
-        Rule::Sgdm {
-            momentum,
-            dampening: 0.0,
-            nesterov: false,
-        }
+        Rule::Sgdm { momentum, dampening: 0.0, nesterov: false }
     }
 
     /// Returns SGD with Nesterov momentum `μ`.
     pub fn nesterov(momentum: f32) -> Self {
-        Rule::Sgdm {
-            momentum,
-            dampening: 0.0,
-            nesterov: true,
-        }
+        Rule::Sgdm { momentum, dampening: 0.0, nesterov: true }
     }
 
     /// Returns signSGD.
@@ -101,29 +93,18 @@ impl Rule {
 
     /// Returns Adam with PyTorch's β₁ = 0.9, β₂ = 0.999, ε = 1e-8. With a decoupled weight decay it is AdamW; it has none of its own.
     pub fn adamw() -> Self {
-        Rule::AdamW {
-            beta1: 0.9,
-            beta2: 0.999,
-            epsilon: 1e-8,
-        }
+        Rule::AdamW { beta1: 0.9, beta2: 0.999, epsilon: 1e-8 }
     }
 
     /// Returns Adam with `β₁ = 0`, which keeps a mean of squares and no momentum; β₂ = 0.999 and ε = 1e-8 as in [`Rule::adamw`]. With
     /// [`Averaging::ScheduleFree`](crate::Averaging::ScheduleFree) it is schedule-free AdamW.
     pub fn adamw_without_momentum() -> Self {
-        Rule::AdamW {
-            beta1: 0.0,
-            beta2: 0.999,
-            epsilon: 1e-8,
-        }
+        Rule::AdamW { beta1: 0.0, beta2: 0.999, epsilon: 1e-8 }
     }
 
     /// Returns Lion with the paper's β₁ = 0.9, β₂ = 0.99.
     pub fn lion() -> Self {
-        Rule::Lion {
-            beta1: 0.9,
-            beta2: 0.99,
-        }
+        Rule::Lion { beta1: 0.9, beta2: 0.99 }
     }
 
     /// Returns one rule of every kind with its usual constants, to iterate over. μ and β are 0.9.
@@ -144,9 +125,7 @@ impl Rule {
     pub fn name(&self) -> &'static str {
         match self {
             Rule::Sgd => "sgd",
-            Rule::Sgdm {
-                nesterov: false, ..
-            } => "sgdm",
+            Rule::Sgdm { nesterov: false, .. } => "sgdm",
             Rule::Sgdm { nesterov: true, .. } => "nesterov",
             Rule::SignSgd => "signsgd",
             Rule::Signum { .. } => "signum",
@@ -171,10 +150,7 @@ impl Rule {
 
     /// Returns true if the direction is a vector of signs, whose length is √d for every gradient.
     pub fn is_sign(&self) -> bool {
-        matches!(
-            self,
-            Rule::SignSgd | Rule::Signum { .. } | Rule::Lion { .. }
-        )
+        matches!(self, Rule::SignSgd | Rule::Signum { .. } | Rule::Lion { .. })
     }
 
     /// Returns true if the direction does not shrink with the gradient: sign rules and AdamW. Regimes take its length to be √d. AdamW's first
@@ -188,12 +164,8 @@ impl Rule {
         match *self {
             Rule::Sgdm { momentum, .. }
             | Rule::Signum { momentum }
-            | Rule::AdamW {
-                beta1: momentum, ..
-            }
-            | Rule::Lion {
-                beta2: momentum, ..
-            } => momentum,
+            | Rule::AdamW { beta1: momentum, .. }
+            | Rule::Lion { beta2: momentum, .. } => momentum,
             Rule::Sgd | Rule::SignSgd => 0.0,
         }
     }
@@ -201,23 +173,12 @@ impl Rule {
     /// Refuses numbers outside their ranges.
     pub(crate) fn validate(&self) -> Result<(), Error> {
         let owner = || format!("rule {}", self.name());
-        let share = |field, share: f32| {
-            require(
-                (0.0..1.0).contains(&share),
-                owner,
-                field,
-                share,
-                "at least 0 and below 1",
-            )
-        };
+        let share =
+            |field, share: f32| require((0.0..1.0).contains(&share), owner, field, share, "at least 0 and below 1");
         match *self {
             Rule::Sgd | Rule::SignSgd => {}
             Rule::Sgdm { momentum, .. } | Rule::Signum { momentum } => share("momentum", momentum)?,
-            Rule::AdamW {
-                beta1,
-                beta2,
-                epsilon,
-            } => {
+            Rule::AdamW { beta1, beta2, epsilon } => {
                 share("beta1", beta1)?;
                 share("beta2", beta2)?;
                 require(
@@ -230,37 +191,14 @@ impl Rule {
             }
             Rule::Lion { beta1, beta2 } => {
                 share("beta1", beta1)?;
-                require(
-                    beta2 > 0.0 && beta2 < 1.0,
-                    owner,
-                    "beta2",
-                    beta2,
-                    "above 0 and below 1",
-                )?;
+                require(beta2 > 0.0 && beta2 < 1.0, owner, "beta2", beta2, "above 0 and below 1")?;
             }
         }
-        if let Rule::Sgdm {
-            momentum,
-            dampening,
-            nesterov,
-        } = *self
-        {
+        if let Rule::Sgdm { momentum, dampening, nesterov } = *self {
             share("dampening", dampening)?;
             if nesterov {
-                require(
-                    momentum > 0.0,
-                    owner,
-                    "momentum",
-                    momentum,
-                    "above 0 for Nesterov momentum",
-                )?;
-                require(
-                    dampening == 0.0,
-                    owner,
-                    "dampening",
-                    dampening,
-                    "0 for Nesterov momentum",
-                )?;
+                require(momentum > 0.0, owner, "momentum", momentum, "above 0 for Nesterov momentum")?;
+                require(dampening == 0.0, owner, "dampening", dampening, "0 for Nesterov momentum")?;
             }
         }
         Ok(())

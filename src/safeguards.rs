@@ -76,43 +76,21 @@ pub struct LossScaler {
 /// Starts at 2¹⁶ and doubles every 2000 good steps (torch), between 1 (DeepSpeed) and 2²⁴ (apex).
 impl Default for LossScaler {
     fn default() -> Self {
-        LossScaler {
-            initial_scale: 65536.0,
-            growth_interval: 2000,
-            min_scale: 1.0,
-            max_scale: 16_777_216.0,
-        }
+        LossScaler { initial_scale: 65536.0, growth_interval: 2000, min_scale: 1.0, max_scale: 16_777_216.0 }
     }
 }
 
 impl LossScaler {
     /// Returns a loss scaler whose scale never changes.
     pub fn fixed(scale: f32) -> Self {
-        LossScaler {
-            initial_scale: scale,
-            min_scale: scale,
-            max_scale: scale,
-            ..LossScaler::default()
-        }
+        LossScaler { initial_scale: scale, min_scale: scale, max_scale: scale, ..LossScaler::default() }
     }
 
     fn validate(self) -> Result<(), Error> {
         let owner = || "loss scaler".to_owned();
         for (field, scale, smallest, largest, expected) in [
-            (
-                "min_scale",
-                self.min_scale,
-                1.0,
-                MAX_SCALE,
-                "a power of two between 1 and 2^126",
-            ),
-            (
-                "max_scale",
-                self.max_scale,
-                self.min_scale,
-                MAX_SCALE,
-                "a power of two between min_scale and 2^126",
-            ),
+            ("min_scale", self.min_scale, 1.0, MAX_SCALE, "a power of two between 1 and 2^126"),
+            ("max_scale", self.max_scale, self.min_scale, MAX_SCALE, "a power of two between min_scale and 2^126"),
             (
                 "initial_scale",
                 self.initial_scale,

@@ -116,50 +116,20 @@ impl Schedule {
     /// Refuses numbers outside their ranges.
     pub(crate) fn validate(&self) -> Result<(), Error> {
         let owner = || format!("schedule {}", self.name());
-        let share =
-            |field, x: f32| require((0.0..=1.0).contains(&x), owner, field, x, "between 0 and 1");
+        let share = |field, x: f32| require((0.0..=1.0).contains(&x), owner, field, x, "between 0 and 1");
         match *self {
             Schedule::Constant => Ok(()),
-            Schedule::WarmupCosine {
-                warmup,
-                steps,
-                last,
-            } => {
-                require(
-                    warmup < steps,
-                    owner,
-                    "warmup",
-                    warmup,
-                    "fewer than the steps in all",
-                )?;
+            Schedule::WarmupCosine { warmup, steps, last } => {
+                require(warmup < steps, owner, "warmup", warmup, "fewer than the steps in all")?;
                 share("last", last)
             }
-            Schedule::InverseSqrt { warmup } => {
-                require(warmup >= 1, owner, "warmup", warmup, "at least 1")
-            }
+            Schedule::InverseSqrt { warmup } => require(warmup >= 1, owner, "warmup", warmup, "at least 1"),
             Schedule::Step { every, factor } => {
                 require(every >= 1, owner, "every", every, "at least 1")?;
-                require(
-                    (Self::FLOOR..=1e6).contains(&factor),
-                    owner,
-                    "factor",
-                    factor,
-                    "between 1e-6 and 1e6",
-                )
+                require((Self::FLOOR..=1e6).contains(&factor), owner, "factor", factor, "between 1e-6 and 1e6")
             }
-            Schedule::OneCycle {
-                rise,
-                steps,
-                first,
-                last,
-            } => {
-                require(
-                    rise < steps,
-                    owner,
-                    "rise",
-                    rise,
-                    "fewer than the steps in all",
-                )?;
+            Schedule::OneCycle { rise, steps, first, last } => {
+                require(rise < steps, owner, "rise", rise, "fewer than the steps in all")?;
                 share("first", first)?;
                 share("last", last)
             }

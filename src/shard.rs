@@ -44,25 +44,13 @@ impl Shard {
             &plan.safeguards.loss_scaler,
             plan.accumulation.micro_batches,
         );
-        Shard {
-            rank,
-            ranks,
-            fingerprint: fnv1a(format!("{same:?}").as_bytes()),
-            elements,
-            starts: Vec::new(),
-        }
+        Shard { rank, ranks, fingerprint: fnv1a(format!("{same:?}").as_bytes()), elements, starts: Vec::new() }
     }
 
     pub(crate) fn validate(rank: u32, ranks: u32) -> Result<(), Error> {
         let owner = || "optimizer".to_owned();
         require(ranks >= 1, owner, "ranks", ranks, "at least 1")?;
-        require(
-            rank < ranks,
-            owner,
-            "rank",
-            rank,
-            "below the number of ranks",
-        )
+        require(rank < ranks, owner, "rank", rank, "below the number of ranks")
     }
 
     /// The rank that has an element, and the element's index among those of that rank.
@@ -77,9 +65,7 @@ impl Shard {
 
 /// The hash FNV-1a of 64 bits.
 fn fnv1a(bytes: &[u8]) -> u64 {
-    bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, &byte| {
-        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
-    })
+    bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, &byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
 }
 
 /// The head of a rank's sums on their way.
@@ -146,11 +132,7 @@ impl ShardSums {
                 step_high: (step >> 32) as u32,
                 scopes: sums.len() as u32,
             },
-            rows: sums
-                .iter()
-                .zip(&shard.elements)
-                .map(|(&sums, &elements)| Row { sums, elements })
-                .collect(),
+            rows: sums.iter().zip(&shard.elements).map(|(&sums, &elements)| Row { sums, elements }).collect(),
         }
     }
 
@@ -232,9 +214,7 @@ impl ShardSums {
         let mut in_order: Vec<&ShardSums> = ranks.iter().collect();
         in_order.sort_by_key(|sums| sums.head.rank);
         let Some(first) = in_order.first() else {
-            return Err(refused(
-                "there are none: hand over those of every rank".to_owned(),
-            ));
+            return Err(refused("there are none: hand over those of every rank".to_owned()));
         };
         for (place, sums) in (0u32..).zip(&in_order) {
             let (head, expected) = (sums.head, first.head);
@@ -275,21 +255,13 @@ impl ShardSums {
             }
         }
         if in_order.len() != first.head.ranks as usize {
-            return Err(refused(format!(
-                "rank {} is missing: hand over all {}",
-                in_order.len(),
-                first.head.ranks
-            )));
+            return Err(refused(format!("rank {} is missing: hand over all {}", in_order.len(), first.head.ranks)));
         }
 
         let mut starts = vec![0u64];
         let mut end = 0;
         for sums in &in_order {
-            end += sums
-                .rows
-                .iter()
-                .map(|row| u64::from(row.elements))
-                .sum::<u64>();
+            end += sums.rows.iter().map(|row| u64::from(row.elements)).sum::<u64>();
             starts.push(end);
         }
         let limit = u64::from(u32::MAX) - 1;
@@ -307,9 +279,7 @@ impl ShardSums {
             let parts = rows_of(scope).map(|row| &row.sums).zip(&starts);
             add_up(&parts.collect::<Vec<_>>())
         });
-        let elements = scopes
-            .clone()
-            .map(|scope| rows_of(scope).map(|row| u64::from(row.elements)).sum());
+        let elements = scopes.clone().map(|scope| rows_of(scope).map(|row| u64::from(row.elements)).sum());
         Ok(CombinedSums {
             fingerprint: first.fingerprint(),
             step: first.step(),
@@ -409,15 +379,12 @@ fn add_up(ranks: &[(&ScopeSums, &u64)]) -> ScopeSums {
         let terms = ranks.iter().map(|(sums, _)| f64::from(of(sums)));
         terms.sum::<f64>() as f32
     };
-    let squares =
-        |of: fn(&ScopeSums) -> Squares| add_squares(ranks.iter().map(|(sums, _)| of(sums)));
+    let squares = |of: fn(&ScopeSums) -> Squares| add_squares(ranks.iter().map(|(sums, _)| of(sums)));
     // An element of a rank is counted from there; the loss, and nothing, are the same everywhere.
-    let first = ranks
-        .iter()
-        .map(|(sums, start)| match sums.first_nonfinite {
-            none if none >= LOSS_ELEMENT => none,
-            element => element + **start as u32,
-        });
+    let first = ranks.iter().map(|(sums, start)| match sums.first_nonfinite {
+        none if none >= LOSS_ELEMENT => none,
+        element => element + **start as u32,
+    });
     let losses = ranks.iter().map(|(sums, _)| f64::from(sums.loss));
     ScopeSums {
         square: squares(|sums| sums.square),
@@ -427,9 +394,7 @@ fn add_up(ranks: &[(&ScopeSums, &u64)]) -> ScopeSums {
         slow_dot: sum(|sums| sums.slow_dot),
         fast_dot: sum(|sums| sums.fast_dot),
         direction_square: sum(|sums| sums.direction_square),
-        nonfinite: ranks
-            .iter()
-            .fold(0u32, |all, (sums, _)| all.saturating_add(sums.nonfinite)),
+        nonfinite: ranks.iter().fold(0u32, |all, (sums, _)| all.saturating_add(sums.nonfinite)),
         first_nonfinite: first.min().unwrap_or(u32::MAX),
         loss: (losses.sum::<f64>() / ranks.len() as f64) as f32,
     }
@@ -439,14 +404,9 @@ fn add_up(ranks: &[(&ScopeSums, &u64)]) -> ScopeSums {
 fn add_squares(ranks: impl Iterator<Item = Squares> + Clone) -> Squares {
     let all: f64 = ranks.clone().map(Squares::value).sum();
     // The scale of the largest, at which the sum is within the range of f32.
-    let largest = ranks
-        .filter(|squares| squares.sum > 0.0)
-        .max_by(|a, b| a.value().total_cmp(&b.value()));
+    let largest = ranks.filter(|squares| squares.sum > 0.0).max_by(|a, b| a.value().total_cmp(&b.value()));
     let exponent = largest.map_or(0, |squares| squares.exponent);
-    Squares {
-        sum: (all * f64::from(-2 * exponent).exp2()) as f32,
-        exponent,
-    }
+    Squares { sum: (all * f64::from(-2 * exponent).exp2()) as f32, exponent }
 }
 
 #[cfg(test)]
@@ -463,14 +423,8 @@ mod tests {
             (vec![squares(0.0, 0), squares(0.0, 5)], squares(0.0, 0)),
             (vec![squares(1.5, 0), squares(2.0, 0)], squares(3.5, 0)),
             (vec![squares(1.0, 1), squares(1.0, 0)], squares(1.25, 1)),
-            (
-                vec![squares(1.0, -126), squares(1.0, 126)],
-                squares(1.0, 126),
-            ),
-            (
-                vec![squares(3.0, -126), squares(1.0, -125)],
-                squares(1.75, -125),
-            ),
+            (vec![squares(1.0, -126), squares(1.0, 126)], squares(1.0, 126)),
+            (vec![squares(3.0, -126), squares(1.0, -125)], squares(1.75, -125)),
         ] {
             assert_eq!(add_squares(parts.iter().copied()), expected, "{parts:?}");
         }
@@ -486,13 +440,7 @@ mod tests {
 
     #[test]
     fn an_element_is_found_on_its_rank() {
-        let mut shard = Shard {
-            rank: 0,
-            ranks: 3,
-            fingerprint: 0,
-            elements: vec![10],
-            starts: vec![],
-        };
+        let mut shard = Shard { rank: 0, ranks: 3, fingerprint: 0, elements: vec![10], starts: vec![] };
         assert_eq!(shard.locate(0), None);
         shard.starts = vec![0, 10, 10, 13];
         assert_eq!(shard.locate(0), Some((0, 0)));

@@ -52,18 +52,10 @@ impl Warning {
     pub(crate) fn of(group: &str, rule: Rule, regime: Regime, schedule: Schedule) -> Vec<Self> {
         let mut warnings = Vec::new();
         if !regime.suits(&rule) {
-            warnings.push(Warning::RuleUnderRegime {
-                group: group.to_owned(),
-                rule,
-                regime,
-            });
+            warnings.push(Warning::RuleUnderRegime { group: group.to_owned(), rule, regime });
         }
         if !regime.suits_schedule(&schedule) {
-            warnings.push(Warning::RisingSchedule {
-                group: group.to_owned(),
-                regime,
-                schedule,
-            });
+            warnings.push(Warning::RisingSchedule { group: group.to_owned(), regime, schedule });
         }
         warnings
     }
@@ -74,12 +66,7 @@ impl fmt::Display for Warning {
         write!(f, "group \"{}\": ", self.group())?;
         match self {
             Warning::RuleUnderRegime { rule, regime, .. } => {
-                write!(
-                    f,
-                    "regime {} is known to fail with rule {}, whose momentum ",
-                    regime.name(),
-                    rule.name()
-                )?;
+                write!(f, "regime {} is known to fail with rule {}, whose momentum ", regime.name(), rule.name())?;
                 match regime {
                     Regime::BarzilaiBorwein(_) => write!(
                         f,
@@ -93,9 +80,7 @@ impl fmt::Display for Warning {
                     ),
                 }
             }
-            Warning::RisingSchedule {
-                regime, schedule, ..
-            } => write!(
+            Warning::RisingSchedule { regime, schedule, .. } => write!(
                 f,
                 "schedule {} rises over {} of {} steps, and regime {} raises the rate by itself while the schedule holds it down, so that \
                  the two together end far too high: use a warm-up of at most a tenth of the steps, or no schedule",
@@ -125,20 +110,11 @@ mod tests {
         let builder = OptimizerBuilder::new(Rule::sgdm(0.9))
             .regime(Regime::dog())
             .group(Group::new("fails").tensor("a", empty, empty))
-            .group(
-                Group::new("works")
-                    .rule(Rule::sgd())
-                    .tensor("b", empty, empty),
-            )
+            .group(Group::new("works").rule(Rule::sgd()).tensor("b", empty, empty))
             .group(
                 Group::new("rises")
                     .regime(Regime::seesaw())
-                    .schedule(Schedule::OneCycle {
-                        rise: 30,
-                        steps: 100,
-                        first: 0.04,
-                        last: 0.0,
-                    })
+                    .schedule(Schedule::OneCycle { rise: 30, steps: 100, first: 0.04, last: 0.0 })
                     .tensor("c", empty, empty),
             );
         let texts = texts(&builder);
@@ -157,12 +133,7 @@ mod tests {
     /// There are warnings for what fails in the tables of docs/results.md, and none for what works there.
     #[test]
     fn warnings_are_those_of_the_tables() {
-        let momentum = [
-            Rule::sgdm(0.9),
-            Rule::nesterov(0.9),
-            Rule::signum(0.9),
-            Rule::lion(),
-        ];
+        let momentum = [Rule::sgdm(0.9), Rule::nesterov(0.9), Rule::signum(0.9), Rule::lion()];
         for regime in [
             Regime::dog(),
             Regime::dowg(),
@@ -170,26 +141,16 @@ mod tests {
             Regime::barzilai_borwein(SecantForm::Short),
             Regime::barzilai_borwein(SecantForm::Geometric),
         ] {
-            assert!(
-                momentum.iter().all(|rule| !regime.suits(rule)),
-                "{regime:?}"
-            );
+            assert!(momentum.iter().all(|rule| !regime.suits(rule)), "{regime:?}");
             // Without momentum in it, it is SGD under another name.
             assert!(regime.suits(&Rule::sgd()) && regime.suits(&Rule::sgdm(0.0)));
         }
         assert!(!Regime::polyak().suits(&Rule::sgdm(0.9)));
         for rule in Rule::all() {
             assert!(Regime::seesaw().suits(&rule) && Regime::ngn().suits(&rule));
-            assert_eq!(
-                Regime::polyak().suits(&rule),
-                !matches!(rule, Rule::Sgdm { .. })
-            );
+            assert_eq!(Regime::polyak().suits(&rule), !matches!(rule, Rule::Sgdm { .. }));
         }
-        let cosine = |warmup| Schedule::WarmupCosine {
-            warmup,
-            steps: 100,
-            last: 0.0,
-        };
+        let cosine = |warmup| Schedule::WarmupCosine { warmup, steps: 100, last: 0.0 };
         assert!(Regime::seesaw().suits_schedule(&cosine(10)));
         assert!(!Regime::seesaw().suits_schedule(&cosine(11)));
         assert!(!Regime::hypergradient().suits_schedule(&cosine(50)));

@@ -5,8 +5,7 @@
 //! path, 100,000 on every adapter, and 2^24 + 1000 of a small model for the counters.
 
 use wgpu_optim::{
-    CpuOptimizer, Gpu, Group, Hypergradient, Optimizer, OptimizerBuilder, Record, Records, Regime,
-    Rule, wgpu,
+    CpuOptimizer, Gpu, Group, Hypergradient, Optimizer, OptimizerBuilder, Record, Records, Regime, Rule, wgpu,
 };
 use wgpu_optim_conformance::run::{alone, devices};
 use wgpu_optim_conformance::{Numbers, drain, upload};
@@ -70,18 +69,10 @@ impl Ledger {
         }
         self.sum_of_terms += record.change();
         let terms = record.terms();
-        self.magnitude += terms
-            .iter()
-            .map(|(_, term)| f64::from(term.abs()))
-            .sum::<f64>();
+        self.magnitude += terms.iter().map(|(_, term)| f64::from(term.abs())).sum::<f64>();
         // The rate itself is the exponential of the exact sum, at every step alike.
         let rate = f64::from(record.learning_rate).ln();
-        assert!(
-            (rate - record.ln_rate).abs() <= 1e-6,
-            "step {}: {rate} is not {}",
-            record.step,
-            record.ln_rate
-        );
+        assert!((rate - record.ln_rate).abs() <= 1e-6, "step {}: {rate} is not {}", record.step, record.ln_rate);
         self.last = record.ln_rate;
     }
 
@@ -90,12 +81,7 @@ impl Ledger {
         // Each term is an f32: half a unit of the last place, at most.
         let allowed = self.magnitude * f64::from(f32::EPSILON) + steps as f64 * 2f64.powi(-32);
         let drift = (self.sum_of_terms - self.last).abs();
-        assert!(
-            drift <= allowed,
-            "{what}: the terms add up to {}, and ln η is {}",
-            self.sum_of_terms,
-            self.last
-        );
+        assert!(drift <= allowed, "{what}: the terms add up to {}, and ln η is {}", self.sum_of_terms, self.last);
         if let (Some(before), Some(after)) = (self.resident_after_a_tenth, resident()) {
             assert!(
                 after <= before + SLACK_BYTES,
@@ -130,10 +116,8 @@ fn the_cpu_path_runs_long() {
     for (name, rule) in groups() {
         let mut w = vec![1.0f32; LEN];
         let mut g = vec![0.0f32; LEN];
-        let mut optimizer = OptimizerBuilder::new(rule)
-            .group(Group::new(name).tensor("w", &w, &g))
-            .build_cpu()
-            .expect("builds");
+        let mut optimizer =
+            OptimizerBuilder::new(rule).group(Group::new(name).tensor("w", &w, &g)).build_cpu().expect("builds");
         let curvatures: Vec<f32> = (0..LEN).map(curvature).collect();
         let mut noise = Numbers(SEED);
         let mut ledger = Ledger::default();
@@ -200,29 +184,19 @@ impl OnDevice {
             .group(Group::new("all").tensor("w", w.slice(bytes), g.slice(bytes)))
             .build(gpu)
             .expect("builds");
-        let source = GRADIENT
-            .replace("LENu", &format!("{LEN}u"))
-            .replace("BAD_EVERYu", &format!("{BAD_EVERY}u"));
+        let source = GRADIENT.replace("LENu", &format!("{LEN}u")).replace("BAD_EVERYu", &format!("{BAD_EVERY}u"));
         let gradient = wgpu_optim_conformance::pipeline(gpu, &source);
         let buffers = [&w, &g, &step];
         let entries: Vec<_> = (0..)
             .zip(buffers)
-            .map(|(binding, buffer)| wgpu::BindGroupEntry {
-                binding,
-                resource: buffer.as_entire_binding(),
-            })
+            .map(|(binding, buffer)| wgpu::BindGroupEntry { binding, resource: buffer.as_entire_binding() })
             .collect();
         let bindings = device.create_bind_group(&wgpu::BindGroupDescriptor {
             label: None,
             layout: &gradient.get_bind_group_layout(0),
             entries: &entries,
         });
-        OnDevice {
-            gpu: gpu.clone(),
-            optimizer,
-            gradient,
-            bindings,
-        }
+        OnDevice { gpu: gpu.clone(), optimizer, gradient, bindings }
     }
 
     fn submit(&self, steps: u64) {
@@ -270,11 +244,7 @@ fn changes_below_the_rounding_of_f32_are_kept() {
     let gain = 2f32.powi(-26);
     let mut w = vec![0.0f32; 4];
     let g = vec![1.0f32; 4];
-    let regime = Regime::Hypergradient(Hypergradient {
-        gain,
-        early_steps: 0.0,
-        ..Hypergradient::default()
-    });
+    let regime = Regime::Hypergradient(Hypergradient { gain, early_steps: 0.0, ..Hypergradient::default() });
     let mut optimizer: CpuOptimizer = OptimizerBuilder::new(Rule::sgd())
         .regime(regime)
         .group(Group::new("all").tensor("w", &w, &g))
@@ -296,10 +266,7 @@ fn changes_below_the_rounding_of_f32_are_kept() {
     assert_eq!(last.step, steps - 1, "beyond 2^24 every step counts");
     let risen = last.ln_rate - first;
     let expected = (steps - 1) as f64 * f64::from(gain);
-    assert!(
-        (risen - expected).abs() <= 1e-3 * expected,
-        "ln η has risen by {risen}, not {expected}"
-    );
+    assert!((risen - expected).abs() <= 1e-3 * expected, "ln η has risen by {risen}, not {expected}");
     // What a sum in f32 makes of the same changes.
     let lost = (1..steps).fold(first as f32, |sum, _| sum + gain);
     assert_eq!(lost, first as f32, "such changes would have been lost");

@@ -114,10 +114,7 @@ pub fn run(args: &Args) -> Result<(), CliError> {
         rows: Vec::new(),
     };
     let selection = args.selection();
-    let effort = Effort {
-        round: Duration::from_millis(args.round_ms),
-        by_pass: args.passes,
-    };
+    let effort = Effort { round: Duration::from_millis(args.round_ms), by_pass: args.passes };
     let progress = ProgressBar::new(((sizes.len() + 1) * ROUNDS) as u64).with_style(style());
     for &power in &sizes {
         progress.set_message(format!("2^{power}"));
@@ -127,56 +124,33 @@ pub fn run(args: &Args) -> Result<(), CliError> {
     }
     progress.set_message("overhead");
     let entries = selection.overhead_entries();
-    measure_group(
-        &target,
-        OVERHEAD_ELEMENTS,
-        entries,
-        effort,
-        &mut report,
-        &progress,
-    )?;
+    measure_group(&target, OVERHEAD_ELEMENTS, entries, effort, &mut report, &progress)?;
     progress.finish_and_clear();
 
     if let Some(file) = file {
         file.write(&report)?;
     }
-    if args.json {
-        say(serde_json::json!(report))
-    } else {
-        print(&report)
-    }
+    if args.json { say(serde_json::json!(report)) } else { print(&report) }
 }
 
 impl Args {
     fn selection(&self) -> Selection {
-        let among =
-            |names: &[String], name: &str| names.is_empty() || names.iter().any(|n| n == name);
-        let mut selection = Selection {
-            rules: rules().to_vec(),
-            regimes: regimes().to_vec(),
-            modes: MODES.to_vec(),
-        };
-        selection
-            .rules
-            .retain(|rule| among(&self.rule, rule.name()));
-        selection
-            .regimes
-            .retain(|regime| among(&self.regime, regime.name()));
-        selection.modes.retain(|mode| {
-            if self.mode.is_empty() {
-                mode.is_default()
-            } else {
-                among(&self.mode, mode.name)
-            }
-        });
+        let among = |names: &[String], name: &str| names.is_empty() || names.iter().any(|n| n == name);
+        let mut selection = Selection { rules: rules().to_vec(), regimes: regimes().to_vec(), modes: MODES.to_vec() };
+        selection.rules.retain(|rule| among(&self.rule, rule.name()));
+        selection.regimes.retain(|regime| among(&self.regime, regime.name()));
+        selection.modes.retain(
+            |mode| {
+                if self.mode.is_empty() { mode.is_default() } else { among(&self.mode, mode.name) }
+            },
+        );
         selection
     }
 }
 
 fn style() -> ProgressStyle {
     // The template is a constant, tried by every run.
-    ProgressStyle::with_template("{wide_bar} {msg} {elapsed}")
-        .unwrap_or_else(|_| ProgressStyle::default_bar())
+    ProgressStyle::with_template("{wide_bar} {msg} {elapsed}").unwrap_or_else(|_| ProgressStyle::default_bar())
 }
 
 /// The largest size that a run of about two minutes can afford.
@@ -254,9 +228,7 @@ const GIB: f64 = (1u64 << 30) as f64;
 /// Memory that can be had without swapping, where the system tells.
 fn available_bytes() -> Option<f64> {
     let text = std::fs::read_to_string("/proc/meminfo").ok()?;
-    let line = text
-        .lines()
-        .find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
     let kib: f64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
     Some(1024.0 * kib)
 }
@@ -286,10 +258,7 @@ fn passes(rows: &[Row]) -> Vec<&'static str> {
 
 /// The rows of the table. The roofs of the overhead rows only matter to programs.
 fn shown(report: &Report) -> impl Iterator<Item = &Row> {
-    report
-        .rows
-        .iter()
-        .filter(|row| row.elements != OVERHEAD_ELEMENTS || !row.rule.is_empty())
+    report.rows.iter().filter(|row| row.elements != OVERHEAD_ELEMENTS || !row.rule.is_empty())
 }
 
 /// The table: header and rows, the first [`TEXT_COLUMNS`] of them text.
@@ -345,9 +314,7 @@ fn table(report: &Report) -> (Vec<String>, Vec<Vec<String>>) {
         }
         cells.extend(passes.iter().map(|&pass| {
             let mut timed = row.pass_ns_per_param.iter();
-            timed
-                .find(|(name, _)| *name == pass)
-                .map_or_else(String::new, |&(_, ns)| digits(ns))
+            timed.find(|(name, _)| *name == pass).map_or_else(String::new, |&(_, ns)| digits(ns))
         }));
         cells
     });
@@ -377,10 +344,7 @@ fn remarks(report: &Report) -> Vec<String> {
     if report.backend != "cpu" {
         let count = |clock| shown(report).filter(|row| row.clock == clock).count();
         remarks.push(match (count(Clock::Timestamps), count(Clock::Wall)) {
-            (0, _) => {
-                "all figures by the wall clock: the device has no timestamps, or they made no sense"
-                    .to_owned()
-            }
+            (0, _) => "all figures by the wall clock: the device has no timestamps, or they made no sense".to_owned(),
             (timed, wall) => {
                 format!("{timed} rows by the device's timestamps, {wall} by the wall clock")
             }
@@ -417,10 +381,7 @@ fn remarks(report: &Report) -> Vec<String> {
 }
 
 fn print(report: &Report) -> Result<(), CliError> {
-    say(format!(
-        "{}; {}; medians of {} alternating rounds",
-        report.device, report.driver, report.rounds
-    ))?;
+    say(format!("{}; {}; medians of {} alternating rounds", report.device, report.driver, report.rounds))?;
     let (header, rows) = table(report);
     let mut columns = Columns::new(header.iter().map(String::as_str), TEXT_COLUMNS);
     for row in rows {

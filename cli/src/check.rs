@@ -64,50 +64,17 @@ struct Family {
 
 /// Every family, in the order of the table.
 const FAMILIES: [Family; 11] = [
-    Family {
-        name: "steps",
-        cases: steps::cases,
-    },
-    Family {
-        name: "passes",
-        cases: passes::cases,
-    },
-    Family {
-        name: "windows",
-        cases: windows::cases,
-    },
-    Family {
-        name: "magnitudes",
-        cases: magnitudes::cases,
-    },
-    Family {
-        name: "nonfinite",
-        cases: nonfinite::cases,
-    },
-    Family {
-        name: "repeats",
-        cases: repeats::cases,
-    },
-    Family {
-        name: "groups",
-        cases: groups::cases,
-    },
-    Family {
-        name: "averages",
-        cases: averages::cases,
-    },
-    Family {
-        name: "trust",
-        cases: trust::cases,
-    },
-    Family {
-        name: "shards",
-        cases: shards::cases,
-    },
-    Family {
-        name: "halves",
-        cases: halves::cases,
-    },
+    Family { name: "steps", cases: steps::cases },
+    Family { name: "passes", cases: passes::cases },
+    Family { name: "windows", cases: windows::cases },
+    Family { name: "magnitudes", cases: magnitudes::cases },
+    Family { name: "nonfinite", cases: nonfinite::cases },
+    Family { name: "repeats", cases: repeats::cases },
+    Family { name: "groups", cases: groups::cases },
+    Family { name: "averages", cases: averages::cases },
+    Family { name: "trust", cases: trust::cases },
+    Family { name: "shards", cases: shards::cases },
+    Family { name: "halves", cases: halves::cases },
 ];
 
 /// How often a row looks for the smallest form of a case that fails; the others of its failures are listed as they are.
@@ -165,17 +132,13 @@ struct Report {
 /// Checks every adapter.
 pub fn run(args: &Args) -> Result<(), CliError> {
     let start = Instant::now();
-    let wanted = |family: &&Family| {
-        args.family.is_empty() || args.family.iter().any(|name| name == family.name)
-    };
+    let wanted = |family: &&Family| args.family.is_empty() || args.family.iter().any(|name| name == family.name);
     let families: Vec<&Family> = FAMILIES.iter().filter(wanted).collect();
     let mut rows = Vec::new();
     for adapter in adapters(args)? {
         let subjects = subjects(&adapter, args)?;
-        let jobs: Vec<(&Subject, &Family)> = subjects
-            .iter()
-            .flat_map(|subject| families.iter().map(move |&family| (subject, family)))
-            .collect();
+        let jobs: Vec<(&Subject, &Family)> =
+            subjects.iter().flat_map(|subject| families.iter().map(move |&family| (subject, family))).collect();
         rows.extend(run_all(&jobs, args.sample, threads_for(&adapter)));
     }
     let report = Report {
@@ -190,10 +153,7 @@ pub fn run(args: &Args) -> Result<(), CliError> {
         print(&report)?;
     }
     if report.failed > 0 {
-        return Err(CliError::CheckFailed {
-            failures: report.failed,
-            cases: report.cases,
-        });
+        return Err(CliError::CheckFailed { failures: report.failed, cases: report.cases });
     }
     Ok(())
 }
@@ -237,9 +197,7 @@ fn run_family(family: &Family, subject: &Subject, sample: NonZeroUsize) -> Row {
     let mut row = Row {
         family: family.name,
         adapter: subject.gpu.describe(),
-        driver: format!("{} {}", info.driver, info.driver_info)
-            .trim()
-            .to_owned(),
+        driver: format!("{} {}", info.driver, info.driver_info).trim().to_owned(),
         geometry: subject.geometry.clone(),
         cases: 0,
         failed: 0,
@@ -271,16 +229,9 @@ fn run_family(family: &Family, subject: &Subject, sample: NonZeroUsize) -> Row {
                         outcome.mismatches.into_iter().next()
                     },
                 );
-                Smallest {
-                    case: case.name(),
-                    mismatch,
-                }
+                Smallest { case: case.name(), mismatch }
             });
-            row.failures.push(Failure {
-                case: name,
-                mismatches,
-                smallest,
-            });
+            row.failures.push(Failure { case: name, mismatches, smallest });
         }
         total.merge(outcome);
     }
@@ -319,16 +270,10 @@ fn subjects(adapter: &wgpu::Adapter, args: &Args) -> Result<Vec<Subject>, CliErr
     let preset = gpu.tuning();
     let mut tunings = vec![(PRESET.to_owned(), preset)];
     if Partials::Subgroup.is_supported(gpu.device().features()) {
-        let subgroup = Tuning {
-            partials: Partials::Subgroup,
-            ..preset
-        };
+        let subgroup = Tuning { partials: Partials::Subgroup, ..preset };
         tunings.push(("preset, but by subgroup".to_owned(), subgroup));
     }
-    for (elements, tuning) in TuningCache::from_env()
-        .map(|cache| cache.entries(&gpu))
-        .unwrap_or_default()
-    {
+    for (elements, tuning) in TuningCache::from_env().map(|cache| cache.entries(&gpu)).unwrap_or_default() {
         let size = size_in_words(elements);
         tunings.push((format!("cached for {size}"), tuning));
     }
@@ -365,34 +310,18 @@ fn regimes() -> Vec<Regime> {
         Regime::barzilai_borwein(SecantForm::Geometric),
         Regime::adgd(),
         // Steps of the usual 1e-6 are so small beside the parameters that their rounding shows.
-        Regime::DoG(DoG {
-            initial_distance: 1e-2,
-        }),
-        Regime::DoWG(DoWG {
-            initial_distance: 1e-2,
-        }),
+        Regime::DoG(DoG { initial_distance: 1e-2 }),
+        Regime::DoWG(DoWG { initial_distance: 1e-2 }),
         Regime::polyak(),
         Regime::ngn(),
         // Some stream wins after five rounds.
-        Regime::AutoSgd(AutoSgd {
-            rounds: 4,
-            ..AutoSgd::default()
-        }),
+        Regime::AutoSgd(AutoSgd { rounds: 4, ..AutoSgd::default() }),
     ]
 }
 
 fn print(report: &Report) -> Result<(), CliError> {
     let mut table = Columns::new(
-        [
-            "family",
-            "",
-            "cases",
-            "values",
-            "device: worst ulps",
-            "CPU path: worst ulps",
-            "of allowed",
-            "s",
-        ],
+        ["family", "", "cases", "values", "device: worst ulps", "CPU path: worst ulps", "of allowed", "s"],
         2,
     );
     let mut heading = String::new();
@@ -425,10 +354,7 @@ fn print(report: &Report) -> Result<(), CliError> {
     table.print()?;
     for row in &report.rows {
         for failure in &row.failures {
-            say(format!(
-                "FAILED on {}, {}: {}: {}",
-                row.adapter, row.geometry, row.family, failure.case
-            ))?;
+            say(format!("FAILED on {}, {}: {}: {}", row.adapter, row.geometry, row.family, failure.case))?;
             match &failure.smallest {
                 Some(smallest) => {
                     say(format!("  smallest: {}", smallest.case))?;

@@ -123,11 +123,7 @@ pub const NAMES: &str = "digits, mushrooms, spirals, parity, sine and board";
 
 /// Passes over a set that solve it, where no other number is given. Those that are made have few rows, and are not nearly linear.
 pub fn default_epochs(spec: &str) -> u32 {
-    if made::Made::named(spec).is_some() {
-        40
-    } else {
-        10
-    }
+    if made::Made::named(spec).is_some() { 40 } else { 10 }
 }
 
 /// Loads a data set: one of [`NAMES`], or a path.
@@ -152,14 +148,8 @@ pub fn load(spec: &str) -> Result<Dataset, DataError> {
             Ok(dataset)
         }
         "mushrooms" => {
-            let train = File::built_in(
-                "agaricus.txt.train",
-                include_bytes!("../../data/agaricus.txt.train.gz"),
-            )?;
-            let test = File::built_in(
-                "agaricus.txt.test",
-                include_bytes!("../../data/agaricus.txt.test.gz"),
-            )?;
+            let train = File::built_in("agaricus.txt.train", include_bytes!("../../data/agaricus.txt.train.gz"))?;
+            let test = File::built_in("agaricus.txt.test", include_bytes!("../../data/agaricus.txt.test.gz"))?;
             let tables = (libsvm::parse(&train)?, libsvm::parse(&test)?);
             with_test(spec, &train, &test, tables.0, tables.1)
         }
@@ -170,8 +160,8 @@ pub fn load(spec: &str) -> Result<Dataset, DataError> {
 fn load_path(path: &Path) -> Result<Dataset, DataError> {
     let shown = path.display().to_string();
     if path.is_dir() {
-        let images = with_optional_gz(&path.join("train-images-idx3-ubyte"))
-            .ok_or(DataError::NoIdxFiles { folder: shown })?;
+        let images =
+            with_optional_gz(&path.join("train-images-idx3-ubyte")).ok_or(DataError::NoIdxFiles { folder: shown })?;
         let mut dataset = load_path(&images)?;
         if let Some(name) = path.file_name() {
             dataset.name = name.to_string_lossy().into_owned();
@@ -231,10 +221,7 @@ impl<'a> File<'a> {
         let name = path.display().to_string();
         let bytes = std::fs::read(path).map_err(|error| match error.kind() {
             std::io::ErrorKind::NotFound => DataError::Missing(name.clone()),
-            _ => DataError::Unreadable {
-                file: name.clone(),
-                message: error.to_string(),
-            },
+            _ => DataError::Unreadable { file: name.clone(), message: error.to_string() },
         })?;
         File::unpacked(name, Cow::Owned(bytes))
     }
@@ -251,23 +238,15 @@ impl<'a> File<'a> {
         let mut plain = Vec::new();
         // A hostile file can unpack to a thousand times its size.
         let most = 4 * MOST_VALUES as u64;
-        let read = MultiGzDecoder::new(bytes.as_ref())
-            .take(most + 1)
-            .read_to_end(&mut plain);
+        let read = MultiGzDecoder::new(bytes.as_ref()).take(most + 1).read_to_end(&mut plain);
         let message = match read {
             Err(error) => error.to_string(),
             Ok(length) if length as u64 > most => "it unpacks to more than 8 GiB".to_owned(),
             Ok(_) => {
-                return Ok(File {
-                    name,
-                    bytes: Cow::Owned(plain),
-                });
+                return Ok(File { name, bytes: Cow::Owned(plain) });
             }
         };
-        Err(DataError::Unreadable {
-            file: name,
-            message: format!("{message}; the gzip file is damaged or too large"),
-        })
+        Err(DataError::Unreadable { file: name, message: format!("{message}; the gzip file is damaged or too large") })
     }
 
     fn text(&self) -> Result<&str, DataError> {
@@ -280,19 +259,13 @@ impl<'a> File<'a> {
     }
 
     fn malformed(&self, place: String, problem: String) -> DataError {
-        DataError::Malformed {
-            file: self.name.clone(),
-            place,
-            problem,
-        }
+        DataError::Malformed { file: self.name.clone(), place, problem }
     }
 
     /// The file's name without its folder and endings.
     fn stem(&self) -> String {
-        let name = Path::new(&self.name)
-            .file_name()
-            .map(|name| name.to_string_lossy().into_owned())
-            .unwrap_or_default();
+        let name =
+            Path::new(&self.name).file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
         let name = name.strip_suffix(".gz").unwrap_or(&name);
         name.strip_suffix(".csv").unwrap_or(name).to_owned()
     }
@@ -302,9 +275,7 @@ impl<'a> File<'a> {
 fn with_optional_gz(path: &Path) -> Option<PathBuf> {
     let mut packed = path.as_os_str().to_owned();
     packed.push(".gz");
-    [path.to_owned(), PathBuf::from(packed)]
-        .into_iter()
-        .find(|path| path.is_file())
+    [path.to_owned(), PathBuf::from(packed)].into_iter().find(|path| path.is_file())
 }
 
 /// The file beside `path` whose name has these parts replaced, packed or not; `None` where there is no such part or file.
@@ -335,8 +306,7 @@ fn check_size(file: &File, rows: usize, features: usize) -> Result<(), DataError
 
 /// Labels that are whole numbers come in the order of their values, others in that of the alphabet.
 fn classes_of(labels: &[String]) -> BTreeMap<(i64, String), u32> {
-    let mut classes: BTreeMap<(i64, String), u32> =
-        labels.iter().map(|l| (class_key(l), 0)).collect();
+    let mut classes: BTreeMap<(i64, String), u32> = labels.iter().map(|l| (class_key(l), 0)).collect();
     for (index, class) in classes.values_mut().enumerate() {
         *class = index as u32;
     }
@@ -353,19 +323,12 @@ fn class_key(label: &str) -> (i64, String) {
 
 /// The classes of the training part; refuses what cannot be classified.
 fn training_classes(file: &str, table: &Table) -> Result<BTreeMap<(i64, String), u32>, DataError> {
-    let unusable = |problem: String| {
-        Err(DataError::Unusable {
-            file: file.to_owned(),
-            problem,
-        })
-    };
+    let unusable = |problem: String| Err(DataError::Unusable { file: file.to_owned(), problem });
     if table.labels.is_empty() {
         return unusable("there is not one row of data: give a file with rows".to_owned());
     }
     if table.features == 0 {
-        return unusable(
-            "the rows have a label but no features: put the features before the label".to_owned(),
-        );
+        return unusable("the rows have a label but no features: put the features before the label".to_owned());
     }
     if let Some(label) = table
         .labels
@@ -378,10 +341,9 @@ fn training_classes(file: &str, table: &Table) -> Result<BTreeMap<(i64, String),
     }
     let classes = classes_of(&table.labels);
     match classes.len() {
-        1 => unusable(format!(
-            "every row has the label {}: classification needs at least two classes",
-            table.labels[0]
-        )),
+        1 => {
+            unusable(format!("every row has the label {}: classification needs at least two classes", table.labels[0]))
+        }
         count if count > MOST_CLASSES => unusable(format!(
             "{count} different labels are more than the {MOST_CLASSES} classes that are supported (is the label in the last column?)"
         )),
@@ -406,10 +368,7 @@ fn split_of(
                 ),
             })
     };
-    Ok(Split {
-        x,
-        y: labels.iter().map(class).collect::<Result<_, _>>()?,
-    })
+    Ok(Split { x, y: labels.iter().map(class).collect::<Result<_, _>>()? })
 }
 
 /// A set with a test part of its own. LIBSVM files may end before the other's last feature.
@@ -464,11 +423,7 @@ fn hold_out(file: &str, name: &str, table: Table) -> Result<Dataset, DataError> 
     // At least one row on either side: two classes mean two rows.
     let (test, train) = order.split_at((rows / HELD_OUT).max(1));
     let part = |rows: &[usize]| {
-        let x = rows
-            .iter()
-            .flat_map(|&row| &table.x[row * table.features..][..table.features])
-            .copied()
-            .collect();
+        let x = rows.iter().flat_map(|&row| &table.x[row * table.features..][..table.features]).copied().collect();
         let labels: Vec<String> = rows.iter().map(|&row| table.labels[row].clone()).collect();
         split_of(file, &classes, x, &labels)
     };
@@ -486,20 +441,11 @@ fn standardise(dataset: &mut Dataset) {
     let features = dataset.features;
     let rows = dataset.train.rows() as f64;
     for column in 0..features {
-        let values = || {
-            dataset.train.x[column..]
-                .iter()
-                .step_by(features)
-                .map(|&x| f64::from(x))
-        };
+        let values = || dataset.train.x[column..].iter().step_by(features).map(|&x| f64::from(x));
         let mean = values().sum::<f64>() / rows;
         let variance = values().map(|x| (x - mean).powi(2)).sum::<f64>() / rows;
         let deviation = variance.sqrt();
-        let scale = if deviation > 0.0 {
-            1.0 / deviation
-        } else {
-            0.0
-        };
+        let scale = if deviation > 0.0 { 1.0 / deviation } else { 0.0 };
         for split in [&mut dataset.train, &mut dataset.test] {
             for x in split.x[column..].iter_mut().step_by(features) {
                 *x = ((f64::from(*x) - mean) * scale) as f32;
@@ -515,9 +461,9 @@ fn feature(file: &File, place: impl Fn() -> String, text: &str) -> Result<f32, D
         Ok(_) => {
             format!("the feature \"{text}\" is not finite: remove the row or fill the value in")
         }
-        Err(_) => format!(
-            "\"{text}\" is not a number: features are numbers, only the last column, the label, may be a word"
-        ),
+        Err(_) => {
+            format!("\"{text}\" is not a number: features are numbers, only the last column, the label, may be a word")
+        }
     };
     Err(file.malformed(place(), problem))
 }

@@ -6,9 +6,7 @@ use wgpu_optim::{Gpu, wgpu};
 
 use crate::CliError;
 use crate::table::{Columns, say};
-use crate::target::{
-    Backend, Geometry, Target, TargetArgs, driver_in_words, geometry_in_words, size_in_words,
-};
+use crate::target::{Backend, Geometry, Target, TargetArgs, driver_in_words, geometry_in_words, size_in_words};
 
 /// Options of `devices`.
 #[derive(Debug, clap::Args)]
@@ -57,15 +55,8 @@ struct Report {
 
 /// Lists adapters.
 pub fn run(args: &Args) -> Result<(), CliError> {
-    let devices: Vec<Device> = pollster::block_on(Gpu::adapters(None))
-        .iter()
-        .map(describe)
-        .collect();
-    let target = TargetArgs {
-        backend: Backend::Auto,
-        adapter: None,
-    }
-    .find()?;
+    let devices: Vec<Device> = pollster::block_on(Gpu::adapters(None)).iter().map(describe).collect();
+    let target = TargetArgs { backend: Backend::Auto, adapter: None }.find()?;
     let auto = match &target {
         Target::Gpu(gpu) => gpu.describe(),
         Target::Cpu { reason } => {
@@ -86,18 +77,9 @@ pub fn run(args: &Args) -> Result<(), CliError> {
         table.row(["driver".to_owned(), device.driver.clone()]);
         table.row(["largest binding".to_owned(), mib(device.max_binding_bytes)]);
         table.row(["largest buffer".to_owned(), mib(device.max_buffer_bytes)]);
-        table.row([
-            "invocations per workgroup".to_owned(),
-            device.max_workgroup_invocations.to_string(),
-        ]);
-        table.row([
-            "storage offset alignment".to_owned(),
-            format!("{} bytes", device.storage_offset_alignment),
-        ]);
-        table.row([
-            "storage buffers per stage".to_owned(),
-            device.storage_buffers_per_stage.to_string(),
-        ]);
+        table.row(["invocations per workgroup".to_owned(), device.max_workgroup_invocations.to_string()]);
+        table.row(["storage offset alignment".to_owned(), format!("{} bytes", device.storage_offset_alignment)]);
+        table.row(["storage buffers per stage".to_owned(), device.storage_buffers_per_stage.to_string()]);
         table.row([
             "subgroup size".to_owned(),
             match device.subgroup_sizes {
@@ -154,19 +136,12 @@ fn describe(adapter: &wgpu::Adapter) -> Device {
 
 /// What is cached for the adapter. One that cannot be opened has nothing.
 fn tuned(adapter: &wgpu::Adapter) -> Vec<Tuned> {
-    let (Some(cache), Ok(gpu)) = (
-        TuningCache::from_env(),
-        pollster::block_on(Gpu::open(adapter)),
-    ) else {
+    let (Some(cache), Ok(gpu)) = (TuningCache::from_env(), pollster::block_on(Gpu::open(adapter))) else {
         return Vec::new();
     };
     cache
         .entries(&gpu)
         .into_iter()
-        .map(|(elements, tuning)| Tuned {
-            elements,
-            geometry: tuning.into(),
-            kernels: geometry_in_words(tuning),
-        })
+        .map(|(elements, tuning)| Tuned { elements, geometry: tuning.into(), kernels: geometry_in_words(tuning) })
         .collect()
 }

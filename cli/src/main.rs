@@ -62,9 +62,7 @@ impl CliError {
     fn lost_device(&self) -> Option<&str> {
         match self {
             CliError::Optimizer(wgpu_optim::Error::DeviceLost(reason))
-            | CliError::Model(model::ModelError::Device(wgpu_optim::Error::DeviceLost(reason))) => {
-                Some(reason)
-            }
+            | CliError::Model(model::ModelError::Device(wgpu_optim::Error::DeviceLost(reason))) => Some(reason),
             _ => None,
         }
     }
@@ -126,9 +124,7 @@ fn report_usage(error: &clap::Error) -> ExitCode {
         .take_while(|line| !line.starts_with("Usage:") && !line.starts_with("For more"))
         .filter(|line| !line.is_empty())
         .collect();
-    if said.is_empty()
-        || error.kind() == clap::error::ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand
-    {
+    if said.is_empty() || error.kind() == clap::error::ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
         // A bare `wgpu-optim`: the help is the answer.
         eprint!("{text}");
     } else {

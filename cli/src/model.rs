@@ -92,21 +92,12 @@ pub struct Evaluation {
 pub enum ModelError {
     /// The data or a layer is larger than the device can bind.
     #[error("{what} needs {bytes} bytes, but the device binds at most {limit}: {way_out}")]
-    TooLarge {
-        what: &'static str,
-        bytes: u64,
-        limit: u64,
-        way_out: &'static str,
-    },
+    TooLarge { what: &'static str, bytes: u64, limit: u64, way_out: &'static str },
     /// More work than one grid holds.
     #[error(
         "kernel {what} needs {value} workgroups, but the device runs at most {limit} at once: use a smaller --batch or --hidden, or --backend cpu"
     )]
-    Grid {
-        what: &'static str,
-        value: u64,
-        limit: u64,
-    },
+    Grid { what: &'static str, value: u64, limit: u64 },
     /// A sum of more terms than a loop may have.
     #[error(
         "a layer adds up {terms} terms, but a loop on a device may have at most {most}: use --backend cpu, or fewer features, a smaller --hidden or --batch"
@@ -120,20 +111,13 @@ pub enum ModelError {
 impl Model {
     /// A model; `hidden` is only looked at for the MLP.
     pub fn new(kind: ModelKind, features: usize, classes: usize, hidden: usize) -> Self {
-        Model {
-            kind,
-            features,
-            classes,
-            hidden: if kind == ModelKind::Mlp { hidden } else { 0 },
-        }
+        Model { kind, features, classes, hidden: if kind == ModelKind::Mlp { hidden } else { 0 } }
     }
 
     /// The dense layers, from the input on.
     pub fn layers(&self) -> Vec<Layer> {
         let shapes: &[(&'static str, &'static str, usize, usize)] = match self.kind {
-            ModelKind::Softmax | ModelKind::Svm => {
-                &[("weights", "bias", self.features, self.classes)]
-            }
+            ModelKind::Softmax | ModelKind::Svm => &[("weights", "bias", self.features, self.classes)],
             ModelKind::Mlp => &[
                 ("hidden.weights", "hidden.bias", self.features, self.hidden),
                 ("output.weights", "output.bias", self.hidden, self.classes),
@@ -141,12 +125,7 @@ impl Model {
         };
         let mut offset = 0;
         let mut tensor = |name, rows, cols| {
-            let shape = TensorShape {
-                name,
-                offset,
-                rows,
-                cols,
-            };
+            let shape = TensorShape { name, offset, rows, cols };
             offset = (offset + rows * cols).next_multiple_of(4);
             shape
         };
@@ -161,17 +140,12 @@ impl Model {
 
     /// All tensors, in the order they lie in.
     pub fn tensors(&self) -> Vec<TensorShape> {
-        self.layers()
-            .iter()
-            .flat_map(|layer| [layer.weights, layer.bias])
-            .collect()
+        self.layers().iter().flat_map(|layer| [layer.weights, layer.bias]).collect()
     }
 
     /// Elements of the flat parameters, padding included.
     pub fn padded_len(&self) -> usize {
-        self.tensors()
-            .last()
-            .map_or(0, |last| last.range().end.next_multiple_of(4))
+        self.tensors().last().map_or(0, |last| last.range().end.next_multiple_of(4))
     }
 
     /// Biases and linear models start at zero; the MLP's weights are normal with variance 2/inputs (He) before the ReLU and
@@ -198,20 +172,12 @@ impl Model {
 /// `MLP 64-128-10 (9610 parameters)`.
 impl fmt::Display for Model {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let parameters: usize = self
-            .tensors()
-            .iter()
-            .map(|tensor| tensor.range().len())
-            .sum();
+        let parameters: usize = self.tensors().iter().map(|tensor| tensor.range().len()).sum();
         let (name, hidden) = match self.kind {
             ModelKind::Softmax => ("softmax regression", String::new()),
             ModelKind::Svm => ("linear SVM", String::new()),
             ModelKind::Mlp => ("MLP", format!("{}-", self.hidden)),
         };
-        write!(
-            f,
-            "{name} {}-{hidden}{} ({parameters} parameters)",
-            self.features, self.classes
-        )
+        write!(f, "{name} {}-{hidden}{} ({parameters} parameters)", self.features, self.classes)
     }
 }

@@ -36,23 +36,14 @@ pub fn font(size: i32) -> TextStyle<'static> {
 
 /// Text as HTML and SVG take it.
 pub fn escaped(text: &str) -> String {
-    text.replace('&', "&amp;")
-        .replace('<', "&lt;")
-        .replace('>', "&gt;")
-        .replace('"', "&quot;")
+    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
 }
 
 /// Names and what they stand for, as a list.
 pub fn facts(facts: &[(impl AsRef<str>, String)]) -> String {
     let items: String = facts
         .iter()
-        .map(|(name, value)| {
-            format!(
-                "<dt>{}</dt><dd>{}</dd>\n",
-                escaped(name.as_ref()),
-                escaped(value)
-            )
-        })
+        .map(|(name, value)| format!("<dt>{}</dt><dd>{}</dd>\n", escaped(name.as_ref()), escaped(value)))
         .collect();
     format!("<dl>\n{items}</dl>\n")
 }
@@ -101,10 +92,7 @@ impl Axis {
             .max(least_apart);
         let first = (range.start / apart).ceil() as i64;
         let last = (range.end / apart).floor() as i64;
-        Axis {
-            marks: (first..=last).map(|mark| mark as f64 * apart).collect(),
-            range,
-        }
+        Axis { marks: (first..=last).map(|mark| mark as f64 * apart).collect(), range }
     }
 
     /// log10 of values; at most `most` marks, at the roundest values that there is room for.
@@ -139,9 +127,8 @@ pub fn log_marks(range: &Range<f64>, digits: &[f64]) -> Vec<f64> {
 
 /// From the least to the greatest, and a margin beyond; an arbitrary range where there are no values.
 pub fn bounds(values: impl Iterator<Item = f64>, margin: f64) -> Range<f64> {
-    let (low, high) = values.fold((f64::INFINITY, f64::NEG_INFINITY), |(low, high), value| {
-        (low.min(value), high.max(value))
-    });
+    let (low, high) =
+        values.fold((f64::INFINITY, f64::NEG_INFINITY), |(low, high), value| (low.min(value), high.max(value)));
     if low > high {
         return 0.0..1.0;
     }

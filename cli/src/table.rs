@@ -9,10 +9,9 @@ use crate::CliError;
 /// Writes a line on standard output. A reader that has gone away is not an error.
 pub fn say(line: impl std::fmt::Display) -> Result<(), CliError> {
     match writeln!(std::io::stdout().lock(), "{line}") {
-        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => Err(CliError::Write {
-            path: "standard output".to_owned(),
-            message: error.to_string(),
-        }),
+        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => {
+            Err(CliError::Write { path: "standard output".to_owned(), message: error.to_string() })
+        }
         _ => Ok(()),
     }
 }
@@ -35,10 +34,7 @@ impl Columns {
     pub fn without_header(first_number: usize) -> Self {
         let mut table = Table::new();
         table.load_preset(presets::UTF8_FULL_CONDENSED);
-        Columns {
-            table,
-            first_number,
-        }
+        Columns { table, first_number }
     }
 
     /// Adds a row.

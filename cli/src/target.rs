@@ -132,9 +132,7 @@ impl TargetArgs {
                 // Who names an adapter means it, software or not.
                 return match request(None, self.adapter.is_some()) {
                     Ok(gpu) => Ok(Target::Gpu(gpu)),
-                    Err(Error::NoAdapter(reason)) => Ok(Target::Cpu {
-                        reason: Some(reason),
-                    }),
+                    Err(Error::NoAdapter(reason)) => Ok(Target::Cpu { reason: Some(reason) }),
                     Err(error) => Err(error.into()),
                 };
             }
@@ -152,19 +150,15 @@ impl Target {
     /// only do after other software, the CPU path is faster.
     pub fn instead_of(lost: &[wgpu::AdapterInfo]) -> Self {
         let is_software = |info: &wgpu::AdapterInfo| info.device_type == wgpu::DeviceType::Cpu;
-        let is_lost = |info: &wgpu::AdapterInfo| {
-            lost.iter()
-                .any(|lost| (lost.backend, &lost.name) == (info.backend, &info.name))
-        };
+        let is_lost =
+            |info: &wgpu::AdapterInfo| lost.iter().any(|lost| (lost.backend, &lost.name) == (info.backend, &info.name));
         let mut others = pollster::block_on(Gpu::adapters(None));
         others.retain(|adapter| {
             let info = adapter.get_info();
             !is_lost(&info) && (!is_software(&info) || lost.iter().all(is_software))
         });
         others.sort_by_key(|adapter| is_software(&adapter.get_info()));
-        let opened = others
-            .iter()
-            .find_map(|adapter| pollster::block_on(Gpu::open(adapter)).ok());
+        let opened = others.iter().find_map(|adapter| pollster::block_on(Gpu::open(adapter)).ok());
         match opened {
             Some(gpu) => Target::Gpu(gpu),
             None => Target::Cpu { reason: None },
@@ -208,10 +202,7 @@ impl Target {
         match self {
             Target::Cpu { .. } => {
                 let threads = rayon::current_num_threads();
-                format!(
-                    "CPU path, {threads} thread{}",
-                    if threads == 1 { "" } else { "s" }
-                )
+                format!("CPU path, {threads} thread{}", if threads == 1 { "" } else { "s" })
             }
             Target::Gpu(gpu) => gpu.describe(),
         }
@@ -227,10 +218,7 @@ impl Target {
 
     /// Says on standard error why the CPU path was taken, where nobody asked for it.
     pub fn explain(&self) {
-        if let Target::Cpu {
-            reason: Some(reason),
-        } = self
-        {
+        if let Target::Cpu { reason: Some(reason) } = self {
             eprintln!("running on the CPU path: {reason}");
         }
     }
@@ -239,9 +227,5 @@ impl Target {
 /// An adapter's driver with its version, as far as it tells.
 pub fn driver_in_words(info: &wgpu::AdapterInfo) -> String {
     let texts = [info.driver.as_str(), info.driver_info.as_str()];
-    texts
-        .into_iter()
-        .filter(|text| !text.is_empty())
-        .collect::<Vec<_>>()
-        .join(" ")
+    texts.into_iter().filter(|text| !text.is_empty()).collect::<Vec<_>>().join(" ")
 }

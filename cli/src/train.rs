@@ -19,8 +19,8 @@ use rand::SeedableRng;
 use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;
 use wgpu_optim::{
-    AdGd, AutoSgd, Averaging, BarzilaiBorwein, DoG, DoWG, Hypergradient, NormRatio, Record, Regime,
-    Rule, Schedule, SecantForm, Seesaw, TensorRecord, Term, WeightDecay,
+    AdGd, AutoSgd, Averaging, BarzilaiBorwein, DoG, DoWG, Hypergradient, NormRatio, Record, Regime, Rule, Schedule,
+    SecantForm, Seesaw, TensorRecord, Term, WeightDecay,
 };
 
 use crate::CliError;
@@ -155,24 +155,12 @@ impl ScheduleName {
         let warmup = steps / 20;
         match self {
             ScheduleName::Constant => Schedule::Constant,
-            ScheduleName::WarmupCosine => Schedule::WarmupCosine {
-                warmup,
-                steps,
-                last: 0.0,
-            },
-            ScheduleName::InverseSqrt => Schedule::InverseSqrt {
-                warmup: warmup.max(1),
-            },
-            ScheduleName::Step => Schedule::Step {
-                every: steps.div_ceil(3),
-                factor: 0.1,
-            },
-            ScheduleName::OneCycle => Schedule::OneCycle {
-                rise: (u64::from(steps) * 3 / 10) as u32,
-                steps,
-                first: 0.04,
-                last: 4e-6,
-            },
+            ScheduleName::WarmupCosine => Schedule::WarmupCosine { warmup, steps, last: 0.0 },
+            ScheduleName::InverseSqrt => Schedule::InverseSqrt { warmup: warmup.max(1) },
+            ScheduleName::Step => Schedule::Step { every: steps.div_ceil(3), factor: 0.1 },
+            ScheduleName::OneCycle => {
+                Schedule::OneCycle { rise: (u64::from(steps) * 3 / 10) as u32, steps, first: 0.04, last: 4e-6 }
+            }
         }
     }
 }
@@ -210,10 +198,9 @@ impl AverageName {
         match self {
             AverageName::ScheduleFree => Averaging::ScheduleFree,
             AverageName::Running => Averaging::Running { start },
-            AverageName::Exponential => Averaging::Exponential {
-                decay: 1.0 - (1.0 / steps_per_epoch.max(1) as f32).max(f32::EPSILON),
-                start,
-            },
+            AverageName::Exponential => {
+                Averaging::Exponential { decay: 1.0 - (1.0 / steps_per_epoch.max(1) as f32).max(f32::EPSILON), start }
+            }
             // It forgets the first steps by itself, and does not depend on how many there will be.
             AverageName::Polynomial => Averaging::polynomial_decay(),
         }
@@ -317,8 +304,7 @@ pub struct Args {
 
 impl Args {
     fn epochs(&self) -> u32 {
-        self.epochs
-            .unwrap_or_else(|| data::default_epochs(&self.data))
+        self.epochs.unwrap_or_else(|| data::default_epochs(&self.data))
     }
 
     /// The average that is kept and evaluated; none where the last iterate is.
@@ -337,11 +323,7 @@ impl Args {
         let has_schedule = self.schedule != ScheduleName::Constant;
         let schedule_free = AverageName::ScheduleFree;
         let fits = Averaging::ScheduleFree.fits(&self.rule_for(Some(schedule_free)));
-        if fits && !has_schedule {
-            Some(schedule_free)
-        } else {
-            Some(AverageName::Polynomial)
-        }
+        if fits && !has_schedule { Some(schedule_free) } else { Some(AverageName::Polynomial) }
     }
 
     fn rule(&self) -> Rule {
@@ -355,9 +337,7 @@ impl Args {
             RuleName::Nesterov => Rule::nesterov(self.momentum),
             RuleName::SignSgd => Rule::sign_sgd(),
             RuleName::Signum => Rule::signum(self.momentum),
-            RuleName::AdamW if average == Some(AverageName::ScheduleFree) => {
-                Rule::adamw_without_momentum()
-            }
+            RuleName::AdamW if average == Some(AverageName::ScheduleFree) => Rule::adamw_without_momentum(),
             RuleName::AdamW => Rule::adamw(),
             RuleName::Lion => Rule::lion(),
         }
@@ -384,9 +364,8 @@ impl Args {
 
     /// The average of a run over these data.
     fn averaging(&self, dataset: &Dataset) -> Averaging {
-        self.averaged().map_or(Averaging::Off, |average| {
-            average.over(self.steps_per_epoch(dataset), self.steps(dataset))
-        })
+        self.averaged()
+            .map_or(Averaging::Off, |average| average.over(self.steps_per_epoch(dataset), self.steps(dataset)))
     }
 
     /// Steps of the run. Streams of parameters take turns, and a run ends where the middle one, or the winner, is at hand.
@@ -396,19 +375,11 @@ impl Args {
             RegimeName::AutoSgd => u64::from(AutoSgd::STREAMS),
             _ => 1,
         };
-        if steps < round {
-            steps
-        } else {
-            steps - steps % round
-        }
+        if steps < round { steps } else { steps - steps % round }
     }
 
     fn injection(&self) -> Injection {
-        Injection {
-            nan: self.inject_nan,
-            spike: self.inject_spike,
-            loss_of_device: None,
-        }
+        Injection { nan: self.inject_nan, spike: self.inject_spike, loss_of_device: None }
     }
 
     /// Refuses to change steps that the run does not have.
@@ -419,9 +390,7 @@ impl Args {
             ("--lose-device", self.lose_device),
         ] {
             if let Some(step) = step.filter(|&step| step >= steps) {
-                return Err(CliError::Usage(format!(
-                    "{option} {step}: the run has {steps} steps, counted from 0"
-                )));
+                return Err(CliError::Usage(format!("{option} {step}: the run has {steps} steps, counted from 0")));
             }
         }
         Ok(())
@@ -435,13 +404,13 @@ impl RegimeName {
         let mut regime = match (self, lr) {
             (RegimeName::Fixed, None) => {
                 return Err(CliError::Usage(
-                    "--regime fixed needs a learning rate: add --lr RATE, or leave --regime out and let it be found".to_owned(),
+                    "--regime fixed needs a learning rate: add --lr RATE, or leave --regime out and let it be found"
+                        .to_owned(),
                 ));
             }
-            (RegimeName::NormRatio, initial_rate) => Regime::NormRatio(NormRatio {
-                initial_rate,
-                ..NormRatio::default()
-            }),
+            (RegimeName::NormRatio, initial_rate) => {
+                Regime::NormRatio(NormRatio { initial_rate, ..NormRatio::default() })
+            }
             (RegimeName::Fixed, Some(rate)) => self.with_defaults(rate),
             (_, None) => self.with_defaults(0.0),
             (_, Some(_)) => {
@@ -482,10 +451,7 @@ fn in_percent(share: f64) -> String {
 }
 
 fn name_of(value: impl ValueEnum) -> String {
-    value
-        .to_possible_value()
-        .map(|value| value.get_name().to_owned())
-        .unwrap_or_default()
+    value.to_possible_value().map(|value| value.get_name().to_owned()).unwrap_or_default()
 }
 
 /// Trains, and reports.
@@ -498,9 +464,7 @@ pub fn run(args: &Args) -> Result<(), CliError> {
         regime: args.regime.regime(args.lr, None)?,
         schedule: Schedule::Constant,
         // With any numbers: whether the rule can have it.
-        averaging: args
-            .averaged()
-            .map_or(Averaging::Off, |average| average.over(1, 1)),
+        averaging: args.averaged().map_or(Averaging::Off, |average| average.over(1, 1)),
         weight_decay: args.weight_decay(),
         clip_norm: args.clip_norm,
         telemetry: args.telemetry,
@@ -511,12 +475,7 @@ pub fn run(args: &Args) -> Result<(), CliError> {
     args.check_injection(args.steps(&dataset))?;
     settings.schedule = args.schedule.over(args.steps(&dataset));
     settings.averaging = args.averaging(&dataset);
-    let model = Model::new(
-        args.model,
-        dataset.features,
-        dataset.classes,
-        args.hidden as usize,
-    );
+    let model = Model::new(args.model, dataset.features, dataset.classes, args.hidden as usize);
     let target = args.target.find()?;
     if args.lose_device.is_some() && matches!(target, Target::Cpu { .. }) {
         return Err(CliError::Usage(
@@ -531,16 +490,8 @@ pub fn run(args: &Args) -> Result<(), CliError> {
         None => None,
     };
     let step = resumed.as_ref().map_or(0, |run| run.checkpoint.step());
-    let trace = args
-        .trace
-        .as_deref()
-        .map(|path| Trace::from_step(path, args, &model, step))
-        .transpose()?;
-    let page = args
-        .report
-        .as_deref()
-        .map(|path| Page::create(path, &args.data, args.trace.as_deref()))
-        .transpose()?;
+    let trace = args.trace.as_deref().map(|path| Trace::from_step(path, args, &model, step)).transpose()?;
+    let page = args.report.as_deref().map(|path| Page::create(path, &args.data, args.trace.as_deref())).transpose()?;
     target.explain();
     for warning in settings.warnings() {
         eprintln!("warning: {warning}");
@@ -561,16 +512,7 @@ pub fn run(args: &Args) -> Result<(), CliError> {
     };
     let mut lost = Vec::new();
     let run = loop {
-        let trained = train(
-            args,
-            &settings,
-            &dataset,
-            &target,
-            &model,
-            resumed,
-            &mut watch,
-            Look::Everything,
-        );
+        let trained = train(args, &settings, &dataset, &target, &model, resumed, &mut watch, Look::Everything);
         let error = match trained {
             Ok(run) => break Run { tuning, ..run },
             Err(error) => error,
@@ -620,12 +562,7 @@ struct Watch<'a> {
 
 impl Watch<'_> {
     /// Goes back to where the run was last saved, or to its start, and says from what it is to go on.
-    fn rewind(
-        &mut self,
-        args: &Args,
-        dataset: &Dataset,
-        model: &Model,
-    ) -> Result<Option<Resumed>, CliError> {
+    fn rewind(&mut self, args: &Args, dataset: &Dataset, model: &Model) -> Result<Option<Resumed>, CliError> {
         let steps = args.steps(dataset);
         let resumed = match self.saving {
             Some(saving) => saving.last(args, steps)?,
@@ -711,8 +648,7 @@ fn train(
             let saved = watch.saving.and_then(|saving| saving.next_after(done));
             let until = saved.map_or(end, |saved| saved.min(end));
             let stretch = (done - start) as usize..(until - start) as usize;
-            let (losses, records) =
-                engine.train(&order, stretch, |steps| progress.inc(steps as u64))?;
+            let (losses, records) = engine.train(&order, stretch, |steps| progress.inc(steps as u64))?;
             done = until;
             // As many of each step, or none.
             let per_step = records.tensors.len() / records.records.len().max(1);
@@ -730,16 +666,9 @@ fn train(
                 }
             }
             if let (Some(loss), Some(record)) = (losses.last(), records.last()) {
-                progress.set_message(format!(
-                    "epoch {}, loss {loss:.4}, lr {:.3e}",
-                    epoch + 1,
-                    record.learning_rate
-                ));
+                progress.set_message(format!("epoch {}, loss {loss:.4}, lr {:.3e}", epoch + 1, record.learning_rate));
             }
-            if let Some(saving) = watch
-                .saving
-                .filter(|saving| saving.is_due(done, done == steps))
-            {
+            if let Some(saving) = watch.saving.filter(|saving| saving.is_due(done, done == steps)) {
                 // First the rows up to here, so that whoever goes on from here finds them.
                 if let Some(trace) = &mut watch.trace {
                     trace.sync()?;
@@ -762,19 +691,8 @@ fn train(
     if let Some(trace) = watch.trace.take() {
         trace.finish()?;
     }
-    let Sofar {
-        first_loss,
-        rates,
-        causes,
-        tensors,
-    } = sofar;
-    let Figures {
-        evaluated,
-        train,
-        test,
-        last,
-        averaged_accuracy,
-    } = figures(&mut engine, args.averaged(), look)?;
+    let Sofar { first_loss, rates, causes, tensors } = sofar;
+    let Figures { evaluated, train, test, last, averaged_accuracy } = figures(&mut engine, args.averaged(), look)?;
     let start_loss = verdict::start_loss(model, first_loss);
     let verdict = Ending {
         loss: train.loss,
@@ -817,10 +735,7 @@ fn train(
         seconds,
         timed_steps,
         causes,
-        tensors: tensors
-            .iter()
-            .map(|record| TensorFigures::new(record, model))
-            .collect(),
+        tensors: tensors.iter().map(|record| TensorFigures::new(record, model)).collect(),
     })
 }
 
@@ -837,11 +752,7 @@ struct Figures {
 }
 
 /// Looks at what was trained, no more than once at anything.
-fn figures(
-    engine: &mut Engine,
-    average: Option<AverageName>,
-    look: Look,
-) -> Result<Figures, CliError> {
+fn figures(engine: &mut Engine, average: Option<AverageName>, look: Look) -> Result<Figures, CliError> {
     let Some(average) = average else {
         return Ok(Figures {
             evaluated: None,
@@ -863,11 +774,7 @@ fn figures(
         let test = engine.evaluate(Part::Test)?;
         let worse = last.is_some_and(|(_, last)| last.accuracy > test.accuracy);
         // The training rows are many: only those of what is chosen.
-        let train = if look == Look::Better && worse {
-            None
-        } else {
-            Some(engine.evaluate(Part::Train)?)
-        };
+        let train = if look == Look::Better && worse { None } else { Some(engine.evaluate(Part::Train)?) };
         Ok((train, test))
     })?;
     let (evaluated, train, judged) = match train {
@@ -889,8 +796,7 @@ fn figures(
 fn progress_bar(steps: u64) -> ProgressBar {
     // Draws on standard error, and only where that is a terminal.
     let bar = ProgressBar::new(steps);
-    if let Ok(style) = ProgressStyle::with_template("{bar:32} {pos}/{len} steps, {eta} left  {msg}")
-    {
+    if let Ok(style) = ProgressStyle::with_template("{bar:32} {pos}/{len} steps, {eta} left  {msg}") {
         bar.set_style(style);
     }
     bar
@@ -933,24 +839,14 @@ struct Trace {
 const TRACE_HEADER: [&str; 5] = ["step", "loss", "norm", "smoothed_norm", "ln_lr"];
 
 /// Of every tensor with --telemetry, after everything else, named `tensor.column`.
-const TENSOR_COLUMNS: [&str; 4] = [
-    "parameter_norm",
-    "step_norm",
-    "relative_step",
-    "effective_lr",
-];
+const TENSOR_COLUMNS: [&str; 4] = ["parameter_norm", "step_norm", "relative_step", "effective_lr"];
 
 /// The names of all columns.
 fn trace_columns(args: &Args, model: &Model) -> impl Iterator<Item = String> {
     let terms = Term::ALL.map(|term| format!("{}_term", term.name()));
     let flags = ["flags".to_owned()];
-    let recorded = args
-        .telemetry
-        .then(|| model.tensors())
-        .into_iter()
-        .flatten();
-    let tensors = recorded
-        .flat_map(|tensor| TENSOR_COLUMNS.map(|column| format!("{}.{column}", tensor.name)));
+    let recorded = args.telemetry.then(|| model.tensors()).into_iter().flatten();
+    let tensors = recorded.flat_map(|tensor| TENSOR_COLUMNS.map(|column| format!("{}.{column}", tensor.name)));
     let header = TRACE_HEADER.map(str::to_owned).into_iter();
     header.chain(terms).chain(flags).chain(tensors)
 }
@@ -961,20 +857,14 @@ impl Trace {
     fn from_step(path: &Path, args: &Args, model: &Model, step: u64) -> Result<Self, CliError> {
         refuse_data("--trace", path, &args.data)?;
         let columns: Vec<String> = trace_columns(args, model).collect();
-        let kept = if step > 0 && path.exists() {
-            Some(Self::keep(path, &columns.join(","), step)?)
-        } else {
-            None
-        };
+        let kept = if step > 0 && path.exists() { Some(Self::keep(path, &columns.join(","), step)?) } else { None };
         let is_new = kept.is_none();
         let file = match kept {
             Some(file) => file,
             None => create_file("--trace", path)?,
         };
-        let mut trace = Trace {
-            path: path.display().to_string(),
-            writer: csv::Writer::from_writer(BufWriter::new(file)),
-        };
+        let mut trace =
+            Trace { path: path.display().to_string(), writer: csv::Writer::from_writer(BufWriter::new(file)) };
         if is_new {
             trace.row(columns.into_iter())?;
         }
@@ -984,20 +874,13 @@ impl Trace {
     /// The file of an earlier process, cut off after the rows of the steps before this one.
     fn keep(path: &Path, header: &str, step: u64) -> Result<File, CliError> {
         let shown = path.display();
-        let words = |error: std::io::Error| CliError::Write {
-            path: shown.to_string(),
-            message: error.to_string(),
-        };
+        let words = |error: std::io::Error| CliError::Write { path: shown.to_string(), message: error.to_string() };
         let refused = |what: String| {
             CliError::Usage(format!(
                 "--resume: {what} in {shown}, so that the rows from step {step} on cannot follow: give --trace another file"
             ))
         };
-        let mut file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .open(path)
-            .map_err(words)?;
+        let mut file = OpenOptions::new().read(true).write(true).open(path).map_err(words)?;
         let mut reader = BufReader::new(&file);
         let mut kept = 0;
         let mut line = String::new();
@@ -1007,9 +890,7 @@ impl Trace {
             let first = line.split(',').next().unwrap_or_default();
             match row.checked_sub(1) {
                 None if line.trim_end() != header => {
-                    return Err(refused(
-                        "the header is not that of this run's trace".to_owned(),
-                    ));
+                    return Err(refused("the header is not that of this run's trace".to_owned()));
                 }
                 Some(row) if !line.ends_with('\n') || first != row.to_string() => {
                     return Err(refused(format!("there is no row of step {row}")));
@@ -1030,12 +911,7 @@ impl Trace {
             .map_err(|error| self.failed(&error.to_string()))
     }
 
-    fn write(
-        &mut self,
-        loss: f32,
-        record: &Record,
-        tensors: &[TensorRecord],
-    ) -> Result<(), CliError> {
+    fn write(&mut self, loss: f32, record: &Record, tensors: &[TensorRecord]) -> Result<(), CliError> {
         let fields = [
             record.step.to_string(),
             loss.to_string(),
@@ -1057,31 +933,20 @@ impl Trace {
     }
 
     fn row(&mut self, fields: impl Iterator<Item = String>) -> Result<(), CliError> {
-        self.writer
-            .write_record(fields)
-            .map_err(|error| self.failed(&error.to_string()))
+        self.writer.write_record(fields).map_err(|error| self.failed(&error.to_string()))
     }
 
     fn finish(mut self) -> Result<(), CliError> {
-        self.writer
-            .flush()
-            .map_err(|error| self.failed(&error.to_string()))?;
+        self.writer.flush().map_err(|error| self.failed(&error.to_string()))?;
         match self.writer.into_inner() {
-            Ok(mut file) => file.flush().map_err(|error| CliError::Write {
-                path: self.path,
-                message: error.to_string(),
-            }),
-            Err(error) => Err(CliError::Write {
-                path: self.path,
-                message: error.to_string(),
-            }),
+            Ok(mut file) => {
+                file.flush().map_err(|error| CliError::Write { path: self.path, message: error.to_string() })
+            }
+            Err(error) => Err(CliError::Write { path: self.path, message: error.to_string() }),
         }
     }
 
     fn failed(&self, message: &str) -> CliError {
-        CliError::Write {
-            path: self.path.clone(),
-            message: message.to_owned(),
-        }
+        CliError::Write { path: self.path.clone(), message: message.to_owned() }
     }
 }

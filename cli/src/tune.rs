@@ -8,9 +8,7 @@ use wgpu_optim::{Regime, Rule};
 
 use crate::CliError;
 use crate::table::{Columns, say};
-use crate::target::{
-    Geometry, Target, TargetArgs, driver_in_words, geometry_in_words, size_in_words,
-};
+use crate::target::{Geometry, Target, TargetArgs, driver_in_words, geometry_in_words, size_in_words};
 use crate::train::{RegimeName, RuleName};
 
 /// Options of `tune`.
@@ -77,21 +75,12 @@ struct Measured {
 
 impl Measured {
     fn new(tuning: Tuning, ns_per_param: Option<f64>, problem: Option<String>) -> Self {
-        Measured {
-            geometry: tuning.into(),
-            ns_per_param,
-            problem,
-            tuning,
-        }
+        Measured { geometry: tuning.into(), ns_per_param, problem, tuning }
     }
 
     fn of(candidate: &Candidate) -> Self {
         let result = candidate.ns_per_param.as_ref();
-        Self::new(
-            candidate.tuning,
-            result.ok().copied(),
-            result.err().cloned(),
-        )
+        Self::new(candidate.tuning, result.ok().copied(), result.err().cloned())
     }
 }
 
@@ -111,7 +100,8 @@ pub fn run(args: &Args) -> Result<(), CliError> {
     } else {
         Some(TuningCache::from_env().ok_or_else(|| {
             CliError::Usage(
-                "there is no file to keep the tuning in: name one in WGPU_OPTIM_TUNING_CACHE, or add --dry-run".to_owned(),
+                "there is no file to keep the tuning in: name one in WGPU_OPTIM_TUNING_CACHE, or add --dry-run"
+                    .to_owned(),
             )
         })?)
     };
@@ -132,17 +122,12 @@ pub fn run(args: &Args) -> Result<(), CliError> {
             regime,
             budget: Duration::from_millis(args.budget_ms),
         })?;
-        report
-            .sizes
-            .push(Size::new(&found, rule, regime, started.elapsed()));
+        report.sizes.push(Size::new(&found, rule, regime, started.elapsed()));
     }
     // What was measured is shown even where it cannot be kept.
     let mut kept = Ok(());
     if let Some(cache) = &cache {
-        kept = report
-            .sizes
-            .iter()
-            .try_for_each(|size| cache.put(&gpu, size.elements, size.best.tuning));
+        kept = report.sizes.iter().try_for_each(|size| cache.put(&gpu, size.elements, size.best.tuning));
         if kept.is_ok() {
             report.written = Some(cache.path().display().to_string());
         }
@@ -170,10 +155,7 @@ fn rule(name: RuleName) -> Rule {
 
 impl Size {
     fn new(found: &TuneReport, rule: Rule, regime: Regime, time: Duration) -> Self {
-        let preset = found
-            .candidates
-            .iter()
-            .find(|candidate| candidate.tuning == found.preset);
+        let preset = found.candidates.iter().find(|candidate| candidate.tuning == found.preset);
         let problem = preset.and_then(|preset| preset.ns_per_param.as_ref().err().cloned());
         Size {
             elements: found.elements,
@@ -204,10 +186,7 @@ impl Size {
                 "best: {}: {} ns/param; the preset failed: {}",
                 geometry_in_words(self.best.tuning),
                 ns(best),
-                self.preset
-                    .problem
-                    .as_deref()
-                    .unwrap_or("for no known reason")
+                self.preset.problem.as_deref().unwrap_or("for no known reason")
             ),
         }
     }
@@ -220,11 +199,7 @@ fn ns(value: Option<f64>) -> String {
 fn print(report: &Report) -> Result<(), CliError> {
     say(format!("{}; {}", report.device, report.driver))?;
     for size in &report.sizes {
-        let clock = if size.timestamps {
-            "the device's timestamps"
-        } else {
-            "the wall clock"
-        };
+        let clock = if size.timestamps { "the device's timestamps" } else { "the wall clock" };
         say(format!(
             "{} parameters, {}, {}: {} geometries in {:.1} s, by {clock}",
             size_in_words(size.elements),
@@ -233,10 +208,7 @@ fn print(report: &Report) -> Result<(), CliError> {
             size.candidates.len(),
             size.seconds
         ))?;
-        let mut table = Columns::new(
-            ["partials", "", "workgroup", "quads", "finish", "ns/param"],
-            2,
-        );
+        let mut table = Columns::new(["partials", "", "workgroup", "quads", "finish", "ns/param"], 2);
         let mut order: Vec<&Measured> = size.candidates.iter().collect();
         let rank = |of: &Measured| of.ns_per_param.unwrap_or(f64::INFINITY);
         order.sort_by(|a, b| rank(a).total_cmp(&rank(b)));

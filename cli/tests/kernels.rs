@@ -9,39 +9,21 @@ type Constants = Vec<(&'static str, f64)>;
 /// What the program compiles beside an optimizer.
 fn kernels() -> Vec<Kernel> {
     let batch = include_str!("../shaders/train/batch.wgsl");
-    let layer = |outputs: f64| {
-        [
-            ("WORKGROUP", 64.0),
-            ("INPUTS", 30.0),
-            ("OUTPUTS", outputs),
-            ("WEIGHTS", 16.0),
-        ]
-    };
-    let with = |constants: &[(&'static str, f64)], more: &[(&'static str, f64)]| {
-        [constants, more].concat()
-    };
+    let layer = |outputs: f64| [("WORKGROUP", 64.0), ("INPUTS", 30.0), ("OUTPUTS", outputs), ("WEIGHTS", 16.0)];
+    let with = |constants: &[(&'static str, f64)], more: &[(&'static str, f64)]| [constants, more].concat();
     let workgroup = ("WORKGROUP", 64.0);
     let mut listed: Vec<(&str, &str, Constants)> = vec![
         (
             "gather",
             include_str!("../shaders/train/gather.wgsl"),
-            vec![
-                workgroup,
-                ("QUADS", 8.0),
-                ("CHUNK_START", 0.0),
-                ("CHUNK_END", 100.0),
-            ],
+            vec![workgroup, ("QUADS", 8.0), ("CHUNK_START", 0.0), ("CHUNK_END", 100.0)],
         ),
         (
             "bias_gradient",
             include_str!("../shaders/train/bias_gradient.wgsl"),
             vec![workgroup, ("OUTPUTS", 10.0), ("BIAS", 4.0)],
         ),
-        (
-            "finish_batch",
-            include_str!("../shaders/train/finish_batch.wgsl"),
-            vec![],
-        ),
+        ("finish_batch", include_str!("../shaders/train/finish_batch.wgsl"), vec![]),
     ];
     for flag in [0.0, 1.0] {
         listed.push((
@@ -59,14 +41,8 @@ fn kernels() -> Vec<Kernel> {
         }
     }
     for (entry, source) in [
-        (
-            "weight_gradient",
-            include_str!("../shaders/train/weight_gradient.wgsl"),
-        ),
-        (
-            "input_gradient",
-            include_str!("../shaders/train/input_gradient.wgsl"),
-        ),
+        ("weight_gradient", include_str!("../shaders/train/weight_gradient.wgsl")),
+        ("input_gradient", include_str!("../shaders/train/input_gradient.wgsl")),
     ] {
         listed.push((entry, source, layer(10.0).to_vec()));
     }

@@ -62,9 +62,7 @@ impl Target {
     pub fn memory(&self, elements: usize) -> Memory {
         match self {
             Target::Cpu => Memory::Host(Host::new(elements)),
-            Target::Gpu(gpu) => {
-                Memory::Device(Device::new(gpu, elements).expect("room on the device"))
-            }
+            Target::Gpu(gpu) => Memory::Device(Device::new(gpu, elements).expect("room on the device")),
         }
     }
 }
@@ -94,9 +92,7 @@ impl Memory {
         let (Memory::Device(device), Step::Device(job)) = (self, step) else {
             return None;
         };
-        let times = device
-            .time_recording(job, count as usize)
-            .expect("the device lives")?;
+        let times = device.time_recording(job, count as usize).expect("the device lives")?;
         Some(times.encode + times.finish)
     }
 }

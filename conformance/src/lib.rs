@@ -55,9 +55,7 @@ fn open_all(backends: Option<wgpu::Backends>) -> Vec<Gpu> {
 /// The kinds of partials that the device can have.
 pub fn kinds_of_partials(gpu: &Gpu) -> impl Iterator<Item = Partials> {
     let features = gpu.device().features();
-    Partials::ALL
-        .into_iter()
-        .filter(move |partials| partials.is_supported(features))
+    Partials::ALL.into_iter().filter(move |partials| partials.is_supported(features))
 }
 
 /// A buffer with these values.
@@ -65,13 +63,10 @@ pub fn upload(gpu: &Gpu, values: &[f32]) -> wgpu::Buffer {
     let buffer = gpu.device().create_buffer(&wgpu::BufferDescriptor {
         label: Some("test"),
         size: (values.len().max(4) as u64 * 4).next_multiple_of(16),
-        usage: wgpu::BufferUsages::STORAGE
-            | wgpu::BufferUsages::COPY_DST
-            | wgpu::BufferUsages::COPY_SRC,
+        usage: wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_DST | wgpu::BufferUsages::COPY_SRC,
         mapped_at_creation: false,
     });
-    gpu.queue()
-        .write_buffer(&buffer, 0, bytemuck::cast_slice(values));
+    gpu.queue().write_buffer(&buffer, 0, bytemuck::cast_slice(values));
     buffer
 }
 
@@ -87,9 +82,7 @@ pub fn download(gpu: &Gpu, buffer: &wgpu::Buffer, len: usize) -> Vec<f32> {
     encoder.copy_buffer_to_buffer(buffer, 0, &staging, 0, buffer.size());
     gpu.queue().submit([encoder.finish()]);
     staging.map_async(wgpu::MapMode::Read, .., |result| result.expect("maps"));
-    gpu.device()
-        .poll(wgpu::PollType::wait_indefinitely())
-        .expect("polls");
+    gpu.device().poll(wgpu::PollType::wait_indefinitely()).expect("polls");
     let view = staging.get_mapped_range(..).expect("mapped");
     bytemuck::pod_collect_to_vec::<u8, f32>(&view)[..len].to_vec()
 }
@@ -152,10 +145,7 @@ impl Kernel {
             layout: &pipeline.get_bind_group_layout(0),
             entries: &entries,
         });
-        Kernel {
-            pipeline,
-            bind_group,
-        }
+        Kernel { pipeline, bind_group }
     }
 
     /// Records one workgroup of it.
@@ -171,15 +161,11 @@ pub fn small_bindings(bytes: u64) -> Vec<Gpu> {
     pollster::block_on(Gpu::adapters(None))
         .iter()
         .map(|adapter| {
-            let (device, queue) =
-                pollster::block_on(adapter.request_device(&wgpu::DeviceDescriptor {
-                    required_limits: wgpu::Limits {
-                        max_storage_buffer_binding_size: bytes,
-                        ..adapter.limits()
-                    },
-                    ..Default::default()
-                }))
-                .expect("a device with less than the adapter has");
+            let (device, queue) = pollster::block_on(adapter.request_device(&wgpu::DeviceDescriptor {
+                required_limits: wgpu::Limits { max_storage_buffer_binding_size: bytes, ..adapter.limits() },
+                ..Default::default()
+            }))
+            .expect("a device with less than the adapter has");
             Gpu::from_parts(device, queue)
         })
         .collect()
@@ -192,10 +178,7 @@ impl Numbers {
     /// The next number.
     #[expect(clippy::should_implement_trait, reason = "there is always a next one")]
     pub fn next(&mut self) -> f32 {
-        self.0 = self
-            .0
-            .wrapping_mul(6364136223846793005)
-            .wrapping_add(1442695040888963407);
+        self.0 = self.0.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
         ((self.0 >> 40) as f32) / 8_388_608.0 - 1.0
     }
 
@@ -209,9 +192,5 @@ impl Numbers {
 pub fn ulps(a: f32, b: f64) -> f64 {
     let unit = f64::from(((b as f32).abs()).max(f32::MIN_POSITIVE)) * f64::from(f32::EPSILON);
     let distance = (f64::from(a) - b).abs() / unit;
-    if distance.is_nan() {
-        f64::INFINITY
-    } else {
-        distance
-    }
+    if distance.is_nan() { f64::INFINITY } else { distance }
 }

@@ -157,10 +157,7 @@ impl Streams {
                 ends.then(|| (self.w[MIDDLE].clone(), 0.0))
             };
             if let Some((w, factors)) = end {
-                *self = Streams {
-                    pending: factors,
-                    ..Streams::new(self.regime, &w)
-                };
+                *self = Streams { pending: factors, ..Streams::new(self.regime, &w) };
             }
         }
         self.w[self.turn].clone()
@@ -293,11 +290,7 @@ impl Oracle {
         let sign_of_climb = if self.maximize { -1.0 } else { 1.0 };
         let coupled = f64::from(self.decay.coupled());
         let raw: Vec<f64> = raw.iter().map(|&g| sign_of_climb * f64::from(g)).collect();
-        let seen: Vec<f64> = raw
-            .iter()
-            .zip(&self.w)
-            .map(|(g, w)| g + coupled * w)
-            .collect();
+        let seen: Vec<f64> = raw.iter().zip(&self.w).map(|(g, w)| g + coupled * w).collect();
         let mut out = Outcome::default();
         if seen.iter().any(|g| !g.is_finite()) || !self.loss.is_finite() {
             out.skipped = true;
@@ -311,12 +304,9 @@ impl Oracle {
         let mut share = 1.0;
         if let Some(streams) = &mut self.streams {
             share = streams.factor();
-            let change =
-                std::mem::take(&mut streams.pending) * f64::from(streams.regime.factor).ln();
+            let change = std::mem::take(&mut streams.pending) * f64::from(streams.regime.factor).ln();
             let limit = 1e30_f64.ln();
-            self.ln_rate = self
-                .ln_rate
-                .map(|rate| (rate + change).clamp(-limit, limit));
+            self.ln_rate = self.ln_rate.map(|rate| (rate + change).clamp(-limit, limit));
         }
         out.norm = norm(&seen);
         if out.norm == 0.0 {
@@ -332,11 +322,7 @@ impl Oracle {
         self.taken += 1;
         let rate = share * out.rate;
         let factor = self.clip_factor(&raw);
-        let g: Vec<f64> = raw
-            .iter()
-            .zip(&self.w)
-            .map(|(g, w)| factor * g + coupled * w)
-            .collect();
+        let g: Vec<f64> = raw.iter().zip(&self.w).map(|(g, w)| factor * g + coupled * w).collect();
         let flush = |x: f64| {
             let is_denormal = x.abs() < f64::from(f32::MIN_POSITIVE);
             if self.flushes && is_denormal { 0.0 } else { x }
@@ -346,45 +332,25 @@ impl Oracle {
         let direction: Vec<f64> = match self.rule {
             Rule::Sgd => g.clone(),
             Rule::SignSgd => g.iter().map(|&g| sign(g)).collect(),
-            Rule::Sgdm {
-                momentum,
-                dampening,
-                nesterov,
-            } => {
+            Rule::Sgdm { momentum, dampening, nesterov } => {
                 let (mu, share) = (f64::from(momentum), 1.0 - f64::from(dampening));
                 let m: Vec<f64> = match self.m.take() {
                     None => g.clone(),
-                    Some(m) => m
-                        .iter()
-                        .zip(&g)
-                        .map(|(&m, &g)| keep(mu, m, share, g))
-                        .collect(),
+                    Some(m) => m.iter().zip(&g).map(|(&m, &g)| keep(mu, m, share, g)).collect(),
                 };
-                let u = if nesterov {
-                    g.iter().zip(&m).map(|(g, m)| g + mu * m).collect()
-                } else {
-                    m.clone()
-                };
+                let u = if nesterov { g.iter().zip(&m).map(|(g, m)| g + mu * m).collect() } else { m.clone() };
                 self.m = Some(m);
                 u
             }
             Rule::Signum { momentum } => {
                 let beta = f64::from(momentum);
                 let m = self.m.take().unwrap_or_else(|| vec![0.0; g.len()]);
-                let m: Vec<f64> = m
-                    .iter()
-                    .zip(&g)
-                    .map(|(&m, &g)| keep(beta, m, 1.0 - beta, g))
-                    .collect();
+                let m: Vec<f64> = m.iter().zip(&g).map(|(&m, &g)| keep(beta, m, 1.0 - beta, g)).collect();
                 let u = m.iter().map(|&m| sign(m)).collect();
                 self.m = Some(m);
                 u
             }
-            Rule::AdamW {
-                beta1,
-                beta2,
-                epsilon,
-            } => {
+            Rule::AdamW { beta1, beta2, epsilon } => {
                 let (beta1, beta2) = (f64::from(beta1), f64::from(beta2));
                 let g: Vec<f64> = g.iter().map(|g| g.clamp(-1.8e19, 1.8e19)).collect();
                 let zeros = || vec![0.0; g.len()];
@@ -398,9 +364,7 @@ impl Oracle {
                 let k = f64::from(self.taken);
                 let (first, second) = (1.0 - beta1.powf(k), 1.0 - beta2.powf(k));
                 let u = m.iter().zip(&v);
-                let u = u
-                    .map(|(m, v)| m / first / ((v / second).sqrt() + f64::from(epsilon)))
-                    .collect();
+                let u = u.map(|(m, v)| m / first / ((v / second).sqrt() + f64::from(epsilon))).collect();
                 (self.m, self.v) = (Some(m), Some(v));
                 u
             }
@@ -476,9 +440,7 @@ impl Oracle {
             Some(average) => {
                 let a = weight(f64::from(self.taken - start));
                 let pairs = average.iter().zip(&self.w);
-                pairs
-                    .map(|(average, w)| (1.0 - a) * average + a * w)
-                    .collect()
+                pairs.map(|(average, w)| (1.0 - a) * average + a * w).collect()
             }
         });
     }
@@ -495,11 +457,7 @@ impl Oracle {
         let started = self.k > 1;
         self.mean_square = beta * self.mean_square + (1.0 - beta) * n * n;
         // Over fewer steps than the mean's longest memory.
-        let counted = if started {
-            n.min(10.0 * self.smoothed)
-        } else {
-            n
-        };
+        let counted = if started { n.min(10.0 * self.smoothed) } else { n };
         self.mean_norm += (counted - self.mean_norm) / f64::from(self.k);
         let smoothed = (self.mean_square / (1.0 - beta.powi(self.k)))
             .sqrt()
@@ -513,17 +471,10 @@ impl Oracle {
                 self.ln_rate = Some(rate.clamp(1e-30, 1e30).ln());
                 return;
             }
-            let length = f64::from(self.regime.first_step(&self.rule, &self.averaging))
-                * (1.0 + self.w0_norm);
-            let direction = if self.rule.is_scale_free() {
-                (g.len() as f64).sqrt()
-            } else {
-                n
-            };
+            let length = f64::from(self.regime.first_step(&self.rule, &self.averaging)) * (1.0 + self.w0_norm);
+            let direction = if self.rule.is_scale_free() { (g.len() as f64).sqrt() } else { n };
             let length = length / self.trust_ratio(n);
-            self.ln_first_rate = *self
-                .ln_rate
-                .get_or_insert((length / direction).clamp(1e-30, 1e30).ln());
+            self.ln_first_rate = *self.ln_rate.get_or_insert((length / direction).clamp(1e-30, 1e30).ln());
             return;
         }
         if self.streams.is_some() {
@@ -547,11 +498,7 @@ impl Oracle {
         }
         let from_norm = |smoothed: f64| {
             let fallen = (self.anchor / smoothed).ln();
-            let exponent = if fallen < 0.0 {
-                self.regime.exponent_above(&self.rule)
-            } else {
-                self.regime.exponent()
-            };
+            let exponent = if fallen < 0.0 { self.regime.exponent_above(&self.rule) } else { self.regime.exponent() };
             f64::from(exponent) * fallen
         };
         let from_norm_now = from_norm(smoothed);
@@ -562,19 +509,14 @@ impl Oracle {
             if let Some(m) = &self.m {
                 out.slow = cosine(dot(g, m), n * norm(m));
             }
-        } else if self.averaging == Averaging::ScheduleFree
-            && matches!(self.rule, Rule::Sgd | Rule::SignSgd)
-        {
+        } else if self.averaging == Averaging::ScheduleFree && matches!(self.rule, Rule::Sgd | Rule::SignSgd) {
             if let Some(z) = self.base.as_ref().filter(|_| self.k > 2) {
                 let way: Vec<f64> = self.w.iter().zip(z).map(|(y, z)| y - z).collect();
                 out.slow = cosine(dot(g, &way), n * norm(&way));
             }
         } else {
             out.slow = cosine(dot(g, &self.q), n * norm(&self.q));
-            out.fast = cosine(
-                dot(g, &self.last_sign),
-                g.iter().map(|g| g.abs()).sum::<f64>(),
-            );
+            out.fast = cosine(dot(g, &self.last_sign), g.iter().map(|g| g.abs()).sum::<f64>());
             let (sum, weight) = self.mean_fast;
             self.mean_fast = (0.8 * sum + 0.2 * out.fast, 0.8 * weight + 0.2);
             let mean = self.mean_fast.0 / self.mean_fast.1;
@@ -603,9 +545,7 @@ impl Oracle {
         let before = self.ln_rate.expect("started");
         let wanted = self.ln_first_rate + from_norm_now + self.agreement;
         let limit = 1e30_f64.ln();
-        let after = wanted
-            .min(before + std::f64::consts::LN_10)
-            .clamp(-limit, limit);
+        let after = wanted.min(before + std::f64::consts::LN_10).clamp(-limit, limit);
         let explained = out.norm_term + out.alignment_term + out.brake_term + out.held_term;
         out.clamp_term = after - before - explained;
         self.ln_rate = Some(after);
@@ -627,8 +567,8 @@ impl Oracle {
             }
             Regime::DoG(_) | Regime::DoWG(_) => {
                 if first {
-                    self.farthest = f64::from(self.regime.first_step(&self.rule, &self.averaging))
-                        * (1.0 + self.w0_norm);
+                    self.farthest =
+                        f64::from(self.regime.first_step(&self.rule, &self.averaging)) * (1.0 + self.w0_norm);
                 }
                 let way: Vec<f64> = self.w.iter().zip(&self.w_0).map(|(a, b)| a - b).collect();
                 self.farthest = self.farthest.max(norm(&way));
@@ -686,11 +626,7 @@ impl Oracle {
             return 1.0;
         };
         let parameters = norm(&self.w);
-        let direction = if self.rule.is_scale_free() {
-            (self.w.len() as f64).sqrt()
-        } else {
-            n
-        };
+        let direction = if self.rule.is_scale_free() { (self.w.len() as f64).sqrt() } else { n };
         if parameters == 0.0 || direction == 0.0 {
             return 1.0;
         }
@@ -699,29 +635,20 @@ impl Oracle {
 
     fn schedule_factor(&self) -> f64 {
         let t = f64::from(self.taken);
-        let half_cosine = |from: f64, to: f64, x: f64| {
-            to + (from - to) * (1.0 + (std::f64::consts::PI * x.min(1.0)).cos()) / 2.0
-        };
+        let half_cosine =
+            |from: f64, to: f64, x: f64| to + (from - to) * (1.0 + (std::f64::consts::PI * x.min(1.0)).cos()) / 2.0;
         let share = |start: u32, end: u32| (t - f64::from(start)) / f64::from(end - start);
         let factor: f64 = match self.schedule {
-            Schedule::WarmupCosine { warmup, .. } | Schedule::InverseSqrt { warmup }
-                if self.taken < warmup =>
-            {
+            Schedule::WarmupCosine { warmup, .. } | Schedule::InverseSqrt { warmup } if self.taken < warmup => {
                 (t + 1.0) / f64::from(warmup)
             }
-            Schedule::WarmupCosine {
-                warmup,
-                steps,
-                last,
-            } => half_cosine(1.0, f64::from(last), share(warmup, steps)),
+            Schedule::WarmupCosine { warmup, steps, last } => half_cosine(1.0, f64::from(last), share(warmup, steps)),
             Schedule::InverseSqrt { warmup } => (f64::from(warmup) / (t + 1.0)).sqrt(),
             Schedule::Step { every, factor } => f64::from(factor).powi((self.taken / every) as i32),
             Schedule::OneCycle { rise, first, .. } if self.taken < rise => {
                 half_cosine(f64::from(first), 1.0, share(0, rise))
             }
-            Schedule::OneCycle {
-                rise, steps, last, ..
-            } => half_cosine(1.0, f64::from(last), share(rise, steps)),
+            Schedule::OneCycle { rise, steps, last, .. } => half_cosine(1.0, f64::from(last), share(rise, steps)),
             _ => 1.0,
         };
         factor.max(1e-6)

@@ -9,8 +9,8 @@ use crate::{adapters, download, kinds_of_partials, upload};
 use wgpu_optim::gpu::Tuning;
 use wgpu_optim::layout::{GroupState, ScopeSums};
 use wgpu_optim::{
-    Averaging, Checkpoint, CombinedSums, CpuOptimizer, Element, Error, Gpu, GroupConfig, Notes,
-    Optimizer, OptimizerBuilder, Parameters, ShardSums, cpu,
+    Averaging, Checkpoint, CombinedSums, CpuOptimizer, Element, Error, Gpu, GroupConfig, Notes, Optimizer,
+    OptimizerBuilder, Parameters, ShardSums, cpu,
 };
 use wgpu_optim::{LossScaler, NonFinitePolicy, Records, Rule, wgpu};
 
@@ -81,11 +81,7 @@ struct Kind {
 
 fn kinds(specs: &[Spec]) -> Vec<Kind> {
     let kinds = specs.iter().flat_map(|spec| {
-        spec.tensors.iter().map(|tensor| Kind {
-            len: tensor.len(),
-            params: spec.params,
-            grads: spec.grads,
-        })
+        spec.tensors.iter().map(|tensor| Kind { len: tensor.len(), params: spec.params, grads: spec.grads })
     });
     kinds.collect()
 }
@@ -169,8 +165,7 @@ impl CpuRun {
     /// # Errors
     /// What the builder refuses.
     pub fn try_with(specs: &[Spec], setup: Setup) -> Result<Self, Error> {
-        let mut builder: OptimizerBuilder<cpu::Tensor> =
-            setup.tell(OptimizerBuilder::new(Rule::sgd()));
+        let mut builder: OptimizerBuilder<cpu::Tensor> = setup.tell(OptimizerBuilder::new(Rule::sgd()));
         let mut params = Vec::new();
         for spec in specs {
             let mut group = spec.group();
@@ -182,21 +177,13 @@ impl CpuRun {
             }
             builder = builder.group(group);
         }
-        Ok(CpuRun {
-            optimizer: builder.build_cpu()?,
-            loss: 1.0,
-            params,
-            kinds: kinds(specs),
-        })
+        Ok(CpuRun { optimizer: builder.build_cpu()?, loss: 1.0, params, kinds: kinds(specs) })
     }
 
     /// The parameters, where all that there is is f32 and the methods for slices of f32 are called.
     fn floats(&self) -> Option<Vec<&[f32]>> {
         let all = self.kinds.iter();
-        if all
-            .map(|kind| [kind.params, kind.grads])
-            .any(|kind| kind != [Element::F32; 2])
-        {
+        if all.map(|kind| [kind.params, kind.grads]).any(|kind| kind != [Element::F32; 2]) {
             return None;
         }
         self.params.iter().map(Stored::floats).collect()
@@ -205,9 +192,7 @@ impl CpuRun {
     fn stored(&self, grads: &[Vec<f32>]) -> Vec<Stored> {
         assert_eq!(grads.len(), self.kinds.len());
         let pairs = self.kinds.iter().zip(grads);
-        pairs
-            .map(|(kind, grads)| Stored::new(kind.grads, grads))
-            .collect()
+        pairs.map(|(kind, grads)| Stored::new(kind.grads, grads)).collect()
     }
 }
 
@@ -242,11 +227,7 @@ impl Run for CpuRun {
             return self.optimizer.step_with_loss(&mut params, &grads, loss);
         }
         let grads = self.stored(grads);
-        self.optimizer.step_values_with_loss(
-            &mut slices_mut(&mut self.params),
-            &slices(&grads),
-            self.loss,
-        )
+        self.optimizer.step_values_with_loss(&mut slices_mut(&mut self.params), &slices(&grads), self.loss)
     }
     fn try_measure(&mut self, grads: &[Vec<f32>]) -> Result<ShardSums, Error> {
         let loss = self.loss;
@@ -256,20 +237,16 @@ impl Run for CpuRun {
         }
         let grads = self.stored(grads);
         let (params, grads) = (slices(&self.params), slices(&grads));
-        self.optimizer
-            .measure_values_with_loss(&params, &grads, loss)
+        self.optimizer.measure_values_with_loss(&params, &grads, loss)
     }
     fn try_apply(&mut self, grads: &[Vec<f32>], combined: &CombinedSums) -> Result<(), Error> {
         if self.floats().is_some() {
             let mut params = floats_mut(&mut self.params);
-            return self
-                .optimizer
-                .apply(&mut params, &as_slices(grads), combined);
+            return self.optimizer.apply(&mut params, &as_slices(grads), combined);
         }
         let grads = self.stored(grads);
         let mut params = slices_mut(&mut self.params);
-        self.optimizer
-            .apply_values(&mut params, &slices(&grads), combined)
+        self.optimizer.apply_values(&mut params, &slices(&grads), combined)
     }
     fn params(&self) -> Vec<Vec<f32>> {
         self.params.iter().map(Stored::values).collect()
@@ -280,9 +257,7 @@ impl Run for CpuRun {
             .map(|(tensor, params)| {
                 // Of 16 bits the masters, where there is an average.
                 let mut averages = params.values();
-                let copied = self
-                    .optimizer
-                    .copy_averages(tensor, params.slice(), &mut averages);
+                let copied = self.optimizer.copy_averages(tensor, params.slice(), &mut averages);
                 assert!(matches!(copied, Ok(()) | Err(Error::NoAverages { .. })));
                 averages
             })
@@ -322,8 +297,7 @@ impl Run for CpuRun {
             Some(params) => self.optimizer.checkpoint(Some(&params), &Notes::new()),
             None => {
                 let params = slices(&self.params);
-                self.optimizer
-                    .checkpoint_values(Some(&params), &Notes::new())
+                self.optimizer.checkpoint_values(Some(&params), &Notes::new())
             }
         };
         checkpoint.expect("a checkpoint")
@@ -381,9 +355,7 @@ impl GpuRun {
         gpu: &Gpu,
         specs: &[Spec],
         places: Vec<Place>,
-        settings: impl FnOnce(
-            OptimizerBuilder<wgpu_optim::gpu::Tensor>,
-        ) -> OptimizerBuilder<wgpu_optim::gpu::Tensor>,
+        settings: impl FnOnce(OptimizerBuilder<wgpu_optim::gpu::Tensor>) -> OptimizerBuilder<wgpu_optim::gpu::Tensor>,
     ) -> Self {
         Self::with_room(gpu, specs, places, &[], settings)
     }
@@ -394,9 +366,7 @@ impl GpuRun {
         specs: &[Spec],
         places: Vec<Place>,
         room: &[usize],
-        settings: impl FnOnce(
-            OptimizerBuilder<wgpu_optim::gpu::Tensor>,
-        ) -> OptimizerBuilder<wgpu_optim::gpu::Tensor>,
+        settings: impl FnOnce(OptimizerBuilder<wgpu_optim::gpu::Tensor>) -> OptimizerBuilder<wgpu_optim::gpu::Tensor>,
     ) -> Self {
         Self::try_with_room(gpu, specs, places, room, settings).expect("builds")
     }
@@ -410,25 +380,16 @@ impl GpuRun {
         specs: &[Spec],
         places: Vec<Place>,
         room: &[usize],
-        settings: impl FnOnce(
-            OptimizerBuilder<wgpu_optim::gpu::Tensor>,
-        ) -> OptimizerBuilder<wgpu_optim::gpu::Tensor>,
+        settings: impl FnOnce(OptimizerBuilder<wgpu_optim::gpu::Tensor>) -> OptimizerBuilder<wgpu_optim::gpu::Tensor>,
     ) -> Result<Self, Error> {
         let kinds = kinds(specs);
         let spans = || {
             places.iter().zip(&kinds).flat_map(|(place, kind)| {
                 let span = |(buffer, start), element| (buffer, bytes_of(start, kind.len, element));
-                [
-                    span(place.params, kind.params),
-                    span(place.grads, kind.grads),
-                ]
+                [span(place.params, kind.params), span(place.grads, kind.grads)]
             })
         };
-        let count = spans()
-            .map(|(buffer, _)| buffer + 1)
-            .max()
-            .unwrap_or(0)
-            .max(room.len());
+        let count = spans().map(|(buffer, _)| buffer + 1).max().unwrap_or(0).max(room.len());
         let mut host: Vec<Vec<u8>> = (0..count)
             .map(|buffer| {
                 let end = spans()
@@ -447,44 +408,28 @@ impl GpuRun {
             let bytes = bytes_of(start, kind.len, kind.params);
             host[buffer][bytes].copy_from_slice(Stored::new(kind.params, tensor).bytes());
         }
-        let buffers: Vec<wgpu::Buffer> = host
-            .iter()
-            .map(|bytes| upload(gpu, &bytemuck::pod_collect_to_vec::<u8, f32>(bytes)))
-            .collect();
+        let buffers: Vec<wgpu::Buffer> =
+            host.iter().map(|bytes| upload(gpu, &bytemuck::pod_collect_to_vec::<u8, f32>(bytes))).collect();
         let loss = upload(gpu, &[1.0; 16]);
-        let mut builder =
-            settings(OptimizerBuilder::new(Rule::sgd())).loss(loss.slice(LOSS_BYTE..LOSS_BYTE + 4));
+        let mut builder = settings(OptimizerBuilder::new(Rule::sgd())).loss(loss.slice(LOSS_BYTE..LOSS_BYTE + 4));
         let mut next = places.iter();
         for spec in specs {
             let mut group = spec.group();
             for (i, tensor) in spec.tensors.iter().enumerate() {
                 let place = next.next().expect("a place for each tensor");
                 let slice = |place, element| slice_of(&buffers, place, tensor.len(), element);
-                let (params, grads) = (
-                    slice(place.params, spec.params),
-                    slice(place.grads, spec.grads),
-                );
+                let (params, grads) = (slice(place.params, spec.params), slice(place.grads, spec.grads));
                 group = group.tensor(spec.tensor_name(i), params, grads);
             }
             builder = builder.group(group);
         }
         let optimizer = builder.build(gpu)?;
-        Ok(GpuRun {
-            gpu: gpu.clone(),
-            optimizer,
-            buffers,
-            loss,
-            host,
-            places,
-            kinds,
-        })
+        Ok(GpuRun { gpu: gpu.clone(), optimizer, buffers, loss, host, places, kinds })
     }
 
     /// An encoder of the device's.
     pub fn encoder(&self) -> wgpu::CommandEncoder {
-        self.gpu
-            .device()
-            .create_command_encoder(&wgpu::CommandEncoderDescriptor::default())
+        self.gpu.device().create_command_encoder(&wgpu::CommandEncoderDescriptor::default())
     }
 
     /// Rebinds to other places in the same buffers, and takes the parameters there; where they were, and where the gradients were, is
@@ -495,10 +440,7 @@ impl GpuRun {
             .zip(&self.kinds)
             .map(|(place, kind)| {
                 let slice = |place, element| slice_of(&self.buffers, place, kind.len, element);
-                (
-                    slice(place.params, kind.params),
-                    slice(place.grads, kind.grads),
-                )
+                (slice(place.params, kind.params), slice(place.grads, kind.grads))
             })
             .collect();
         let params = self.params();
@@ -516,13 +458,7 @@ impl GpuRun {
     pub fn write_params(&mut self, params: &[Vec<f32>]) {
         for ((place, kind), params) in self.places.iter().zip(&self.kinds).zip(params) {
             let host = &mut self.host[place.params.0];
-            write(
-                &self.gpu,
-                &self.buffers,
-                host,
-                place.params,
-                &Stored::new(kind.params, params),
-            );
+            write(&self.gpu, &self.buffers, host, place.params, &Stored::new(kind.params, params));
         }
     }
 
@@ -532,13 +468,7 @@ impl GpuRun {
         for ((place, grads), kind) in self.places.iter().zip(grads).zip(&self.kinds) {
             assert_eq!(grads.len(), kind.len);
             let host = &mut self.host[place.grads.0];
-            write(
-                &self.gpu,
-                &self.buffers,
-                host,
-                place.grads,
-                &Stored::new(kind.grads, grads),
-            );
+            write(&self.gpu, &self.buffers, host, place.grads, &Stored::new(kind.grads, grads));
         }
     }
 
@@ -594,20 +524,14 @@ impl GpuRun {
     pub fn read_surroundings(&self) -> Result<Vec<Vec<u32>>, Error> {
         let mut contents = self.contents()?;
         for (place, kind) in self.places.iter().zip(&self.kinds) {
-            for ((buffer, start), element) in
-                [(place.params, kind.params), (place.grads, kind.grads)]
-            {
+            for ((buffer, start), element) in [(place.params, kind.params), (place.grads, kind.grads)] {
                 let guard = bytemuck::bytes_of(&GUARD).iter().cycle();
                 let own = &mut contents[buffer][bytes_of(start, kind.len, element)];
-                own.iter_mut()
-                    .zip(guard)
-                    .for_each(|(byte, &guard)| *byte = guard);
+                own.iter_mut().zip(guard).for_each(|(byte, &guard)| *byte = guard);
             }
         }
         let contents = contents.iter();
-        Ok(contents
-            .map(|bytes| bytemuck::pod_collect_to_vec(bytes))
-            .collect())
+        Ok(contents.map(|bytes| bytemuck::pod_collect_to_vec(bytes)).collect())
     }
 
     /// Gradients should be zeros now.
@@ -621,16 +545,10 @@ impl GpuRun {
     /// What is in the buffers, whatever a test has made of this `Gpu`: a short time for readbacks, or the word that the device is lost.
     fn contents(&self) -> Result<Vec<Vec<u8>>, Error> {
         let gpu = Gpu::from_parts(self.gpu.device().clone(), self.gpu.queue().clone());
-        self.buffers
-            .iter()
-            .map(|buffer| pollster::block_on(gpu.read_buffer("tensors", buffer)))
-            .collect()
+        self.buffers.iter().map(|buffer| pollster::block_on(gpu.read_buffer("tensors", buffer))).collect()
     }
 
-    fn read(
-        &self,
-        what: impl Fn(&Place, &Kind) -> ((usize, usize), Element),
-    ) -> Result<Vec<Vec<f32>>, Error> {
+    fn read(&self, what: impl Fn(&Place, &Kind) -> ((usize, usize), Element)) -> Result<Vec<Vec<f32>>, Error> {
         let contents = self.contents()?;
         let tensors = self.places.iter().zip(&self.kinds);
         Ok(tensors
@@ -670,18 +588,11 @@ fn guards(words: usize) -> Vec<u8> {
 }
 
 /// Writes a tensor, on the host and on the device, where writes are of whole words.
-fn write(
-    gpu: &Gpu,
-    buffers: &[wgpu::Buffer],
-    host: &mut [u8],
-    (buffer, start): (usize, usize),
-    values: &Stored,
-) {
+fn write(gpu: &Gpu, buffers: &[wgpu::Buffer], host: &mut [u8], (buffer, start): (usize, usize), values: &Stored) {
     let bytes = bytes_of(start, values.slice().len(), values.slice().element());
     host[bytes.clone()].copy_from_slice(values.bytes());
     let words = bytes.start..bytes.end.next_multiple_of(4);
-    gpu.queue()
-        .write_buffer(&buffers[buffer], words.start as u64, &host[words]);
+    gpu.queue().write_buffer(&buffers[buffer], words.start as u64, &host[words]);
 }
 
 impl Run for GpuRun {
@@ -690,9 +601,7 @@ impl Run for GpuRun {
         format!("{}, {partials}", self.gpu.describe())
     }
     fn set_loss(&mut self, loss: f32) {
-        self.gpu
-            .queue()
-            .write_buffer(&self.loss, LOSS_BYTE, bytemuck::bytes_of(&loss));
+        self.gpu.queue().write_buffer(&self.loss, LOSS_BYTE, bytemuck::bytes_of(&loss));
     }
     fn try_step(&mut self, grads: &[Vec<f32>]) -> Result<(), Error> {
         self.write_grads(grads);
@@ -726,9 +635,7 @@ impl Run for GpuRun {
             if groups[tensor.group].averaging != Averaging::Off {
                 let start = 4 * tensor.first_element;
                 let slice = place.slice(start..start + 4 * tensor.elements);
-                self.optimizer
-                    .encode_copy_averages(&mut encoder, index, slice)
-                    .expect("alive");
+                self.optimizer.encode_copy_averages(&mut encoder, index, slice).expect("alive");
             }
         }
         self.gpu.queue().submit([encoder.finish()]);
@@ -794,9 +701,7 @@ pub fn every_path_with(specs: &[Spec], setup: Setup) -> Vec<Box<dyn Run>> {
 
 /// The case on one adapter, packed in two arenas.
 pub fn gpu_run_with(gpu: &Gpu, specs: &[Spec], setup: Setup) -> GpuRun {
-    GpuRun::with(gpu, specs, packed(specs, 0, 0), |builder| {
-        setup.tell(builder)
-    })
+    GpuRun::with(gpu, specs, packed(specs, 0, 0), |builder| setup.tell(builder))
 }
 
 /// As `every_path`, and on every adapter with each other kind of partials that it can have, in workgroups of several subgroups.
@@ -804,12 +709,7 @@ pub fn every_path_and_kind(specs: &[Spec]) -> Vec<Box<dyn Run>> {
     let mut runs = every_path(specs);
     for gpu in &devices() {
         for partials in kinds_of_partials(gpu).filter(|&kind| kind != gpu.tuning().partials) {
-            let tuning = Tuning {
-                workgroup_size: 64,
-                quads_per_invocation: 8,
-                partials,
-                finish_workgroup_size: 64,
-            };
+            let tuning = Tuning { workgroup_size: 64, quads_per_invocation: 8, partials, finish_workgroup_size: 64 };
             let gpu = gpu.clone().with_tuning(tuning).expect("a small geometry");
             let places = packed(specs, 0, 0);
             runs.push(Box::new(GpuRun::new(&gpu, specs, places)));
@@ -820,8 +720,5 @@ pub fn every_path_and_kind(specs: &[Spec]) -> Vec<Box<dyn Run>> {
 
 /// Floats as their bits, for comparisons that tell zeros apart and NaN from NaN.
 pub fn bits(values: &[Vec<f32>]) -> Vec<Vec<u32>> {
-    values
-        .iter()
-        .map(|tensor| tensor.iter().map(|x| x.to_bits()).collect())
-        .collect()
+    values.iter().map(|tensor| tensor.iter().map(|x| x.to_bits()).collect()).collect()
 }

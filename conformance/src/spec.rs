@@ -3,9 +3,7 @@
 use crate::oracle::Oracle;
 use crate::stored::rounded;
 use wgpu_optim::layout::GroupState;
-use wgpu_optim::{
-    Averaging, Element, Group, Regime, Rounding, Rule, Schedule, TrustRatio, WeightDecay,
-};
+use wgpu_optim::{Averaging, Element, Group, Regime, Rounding, Rule, Schedule, TrustRatio, WeightDecay};
 
 /// One group: everything a caller can say of it, and its tensors' parameters before the first step.
 #[derive(Debug, Clone)]
@@ -103,11 +101,7 @@ impl Spec {
             Some(coefficient) => group.trust_ratio(TrustRatio { coefficient }),
             None => group,
         };
-        let group = if self.per_tensor {
-            group.per_tensor()
-        } else {
-            group
-        };
+        let group = if self.per_tensor { group.per_tensor() } else { group };
         let group = match self.decay {
             WeightDecay::Coupled(lambda) => group.weight_decay(lambda),
             WeightDecay::Decoupled(lambda) => group.decoupled_weight_decay(lambda),
@@ -155,10 +149,7 @@ pub fn packed(specs: &[Spec], start: usize, gap: usize) -> Vec<Place> {
             // Two elements of 16 bits share a word.
             let words = [spec.params, spec.grads] == [Element::F32; 2];
             at = at.next_multiple_of(if words { 1 } else { 2 });
-            let place = Place {
-                params: (0, at),
-                grads: (1, at),
-            };
+            let place = Place { params: (0, at), grads: (1, at) };
             at += len + gap;
             place
         })
@@ -167,19 +158,12 @@ pub fn packed(specs: &[Spec], start: usize, gap: usize) -> Vec<Place> {
 
 /// Each tensor in two buffers of its own.
 pub fn separate(specs: &[Spec]) -> Vec<Place> {
-    (0..lengths(specs).count())
-        .map(|i| Place {
-            params: (2 * i, 0),
-            grads: (2 * i + 1, 0),
-        })
-        .collect()
+    (0..lengths(specs).count()).map(|i| Place { params: (2 * i, 0), grads: (2 * i + 1, 0) }).collect()
 }
 
 /// The lengths of all tensors.
 pub fn lengths(specs: &[Spec]) -> impl Iterator<Item = usize> + '_ {
-    specs
-        .iter()
-        .flat_map(|spec| spec.tensors.iter().map(Vec::len))
+    specs.iter().flat_map(|spec| spec.tensors.iter().map(Vec::len))
 }
 
 /// What a skipped step may change in a state: what is counted of steps, and nothing else.

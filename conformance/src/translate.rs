@@ -29,24 +29,16 @@ pub struct Kernel {
 impl Kernel {
     /// A kernel with these values of its constants. Panics where naga refuses it.
     pub fn new(name: String, wgsl: &str, entry: &str, constants: &[(&str, f64)]) -> Self {
-        let constants: PipelineConstants = constants
-            .iter()
-            .map(|&(name, value)| (name.to_owned(), value))
-            .collect();
-        let module = naga::front::wgsl::parse_str(wgsl)
-            .unwrap_or_else(|error| panic!("{name}: {}", error.emit_to_string(wgsl)));
+        let constants: PipelineConstants = constants.iter().map(|&(name, value)| (name.to_owned(), value)).collect();
+        let module =
+            naga::front::wgsl::parse_str(wgsl).unwrap_or_else(|error| panic!("{name}: {}", error.emit_to_string(wgsl)));
         let info = Validator::new(ValidationFlags::all(), Capabilities::all())
             .validate(&module)
             .unwrap_or_else(|error| panic!("{name}: {}", error.emit_to_string(wgsl)));
         let stage = (ShaderStage::Compute, entry);
         let (module, info) = process_overrides(&module, &info, Some(stage), &constants)
             .unwrap_or_else(|error| panic!("{name}: {error}"));
-        Kernel {
-            entry: entry.to_owned(),
-            module: module.into_owned(),
-            info: info.into_owned(),
-            name,
-        }
+        Kernel { entry: entry.to_owned(), module: module.into_owned(), info: info.into_owned(), name }
     }
 
     /// One that is listed among [`Kernels`](crate::vectors::Kernels).
@@ -56,25 +48,21 @@ impl Kernel {
         // What browsers want and naga refuses.
         let wgsl = wgsl.replace("enable subgroups;", "");
         let constants = kernel["constants"].as_object().expect("constants");
-        let constants: Vec<(&str, f64)> = constants
-            .iter()
-            .map(|(name, value)| (name.as_str(), value.as_f64().expect("a number")))
-            .collect();
+        let constants: Vec<(&str, f64)> =
+            constants.iter().map(|(name, value)| (name.as_str(), value.as_f64().expect("a number"))).collect();
         Kernel::new(format!("{number:04}-{entry}"), &wgsl, entry, &constants)
     }
 
     /// Whether it has operations of subgroups.
     pub fn has_subgroups(&self) -> bool {
         let functions = self.module.functions.iter().map(|(_, function)| function);
-        functions
-            .chain([&self.entry_point().function])
-            .any(|function| {
-                let mut found = false;
-                walk(&function.body, &mut |statement| {
-                    found |= matches!(statement, Statement::SubgroupCollectiveOperation { .. });
-                });
-                found
-            })
+        functions.chain([&self.entry_point().function]).any(|function| {
+            let mut found = false;
+            walk(&function.body, &mut |statement| {
+                found |= matches!(statement, Statement::SubgroupCollectiveOperation { .. });
+            });
+            found
+        })
     }
 
     /// Its entry point, as naga has it.
@@ -111,11 +99,7 @@ impl Kernel {
             .map(|(binding, written)| {
                 let register = registers[usize::from(written)];
                 registers[usize::from(written)] += 1;
-                let target = hlsl::BindTarget {
-                    register,
-                    restrict_indexing: true,
-                    ..Default::default()
-                };
+                let target = hlsl::BindTarget { register, restrict_indexing: true, ..Default::default() };
                 (binding, target)
             })
             .collect();
@@ -130,9 +114,7 @@ impl Kernel {
             force_loop_bounding: true,
             ..Default::default()
         };
-        let pipeline_options = hlsl::PipelineOptions {
-            entry_point: Some((ShaderStage::Compute, self.entry.clone())),
-        };
+        let pipeline_options = hlsl::PipelineOptions { entry_point: Some((ShaderStage::Compute, self.entry.clone())) };
         let mut text = String::new();
         let written = hlsl::Writer::new(&mut text, &options, &pipeline_options)
             .write(&self.module, &self.info, None)
@@ -151,19 +133,12 @@ impl Kernel {
         let resources = (0..)
             .zip(&buffers)
             .map(|(slot, (binding, written))| {
-                let target = msl::BindTarget {
-                    buffer: Some(slot),
-                    mutable: *written,
-                    ..Default::default()
-                };
+                let target = msl::BindTarget { buffer: Some(slot), mutable: *written, ..Default::default() };
                 (*binding, target)
             })
             .collect();
-        let resources = msl::EntryPointResources {
-            resources,
-            immediates_buffer: None,
-            sizes_buffer: Some(buffers.len() as u8),
-        };
+        let resources =
+            msl::EntryPointResources { resources, immediates_buffer: None, sizes_buffer: Some(buffers.len() as u8) };
         let options = msl::Options {
             lang_version,
             per_entry_point_map: [(self.entry.clone(), resources)].into(),
@@ -186,9 +161,7 @@ impl Kernel {
         let written = msl::write_string(&self.module, &self.info, &options, &pipeline_options);
         let (text, names) = written.map_err(|error| error.to_string())?;
         let entry = names.entry_point_names.into_iter().next();
-        entry
-            .ok_or("no entry point")?
-            .map_err(|error| error.to_string())?;
+        entry.ok_or("no entry point")?.map_err(|error| error.to_string())?;
         Ok(text)
     }
 }
@@ -206,9 +179,7 @@ fn walk(block: &Block, visit: &mut impl FnMut(&Statement)) {
             Statement::Switch { cases, .. } => {
                 cases.iter().for_each(|case| walk(&case.body, visit));
             }
-            Statement::Loop {
-                body, continuing, ..
-            } => {
+            Statement::Loop { body, continuing, .. } => {
                 walk(body, visit);
                 walk(continuing, visit);
             }
@@ -221,10 +192,7 @@ fn is_subgroup_built_in(binding: Option<&Binding>) -> bool {
     matches!(
         binding,
         Some(Binding::BuiltIn(
-            BuiltIn::SubgroupSize
-                | BuiltIn::SubgroupId
-                | BuiltIn::SubgroupInvocationId
-                | BuiltIn::NumSubgroups
+            BuiltIn::SubgroupSize | BuiltIn::SubgroupId | BuiltIn::SubgroupInvocationId | BuiltIn::NumSubgroups
         ))
     )
 }
@@ -233,16 +201,12 @@ fn is_subgroup_built_in(binding: Option<&Binding>) -> bool {
 /// refuses (docs/upstream-naga.md).
 fn has_subgroup_built_ins_in_structs_alone(module: &Module) -> bool {
     let arguments = &module.entry_points[0].function.arguments;
-    let plain = arguments
-        .iter()
-        .any(|argument| is_subgroup_built_in(argument.binding.as_ref()));
+    let plain = arguments.iter().any(|argument| is_subgroup_built_in(argument.binding.as_ref()));
     let in_structs = arguments.iter().any(|argument| {
         let TypeInner::Struct { members, .. } = &module.types[argument.ty].inner else {
             return false;
         };
-        members
-            .iter()
-            .any(|member| is_subgroup_built_in(member.binding.as_ref()))
+        members.iter().any(|member| is_subgroup_built_in(member.binding.as_ref()))
     });
     in_structs && !plain
 }
@@ -264,11 +228,7 @@ fn negated_bits(module: &Module, info: &ModuleInfo) -> Vec<String> {
         let expressions = function.expressions.iter();
         expressions
             .filter_map(|(_, expression)| match *expression {
-                Expression::As {
-                    expr,
-                    kind: ScalarKind::Uint | ScalarKind::Sint,
-                    convert: None,
-                } => Some(expr),
+                Expression::As { expr, kind: ScalarKind::Uint | ScalarKind::Sint, convert: None } => Some(expr),
                 _ => None,
             })
             .collect()
@@ -285,12 +245,7 @@ fn negated_bits(module: &Module, info: &ModuleInfo) -> Vec<String> {
             found.push(name.clone());
         }
         walk(&function.body, &mut |statement| {
-            let Statement::Call {
-                function: called,
-                arguments,
-                ..
-            } = statement
-            else {
+            let Statement::Call { function: called, arguments, .. } = statement else {
                 return;
             };
             let called = &module.functions[*called];
@@ -337,12 +292,8 @@ pub fn faults(kernel: &Kernel) -> Vec<String> {
 }
 
 /// The oldest that wgpu asks for, FXC's; the oldest with subgroups, the newest, and one between.
-const SHADER_MODELS: [hlsl::ShaderModel; 4] = [
-    hlsl::ShaderModel::V5_1,
-    hlsl::ShaderModel::V6_0,
-    hlsl::ShaderModel::V6_5,
-    hlsl::ShaderModel::V6_7,
-];
+const SHADER_MODELS: [hlsl::ShaderModel; 4] =
+    [hlsl::ShaderModel::V5_1, hlsl::ShaderModel::V6_0, hlsl::ShaderModel::V6_5, hlsl::ShaderModel::V6_7];
 
 /// From macOS 10.13 to 26.
 const METAL_VERSIONS: [(u8, u8); 4] = [(2, 0), (2, 4), (3, 2), (4, 0)];
@@ -361,9 +312,7 @@ pub fn in_parallel<T: Sync, U: Send>(all: &[T], each: impl Fn(&T) -> U + Sync) -
                         break;
                     };
                     let made = each(value);
-                    done.lock()
-                        .expect("no thread has failed")
-                        .push((index, made));
+                    done.lock().expect("no thread has failed").push((index, made));
                 }
             });
         }
@@ -401,10 +350,7 @@ pub fn write_out(folder: &Path, kernels: &[Kernel]) -> std::io::Result<()> {
         std::fs::create_dir_all(folder.join(name))?;
     }
     for kernel in kernels {
-        let mut texts = SHADER_MODELS
-            .into_iter()
-            .skip(1)
-            .map(|model| kernel.hlsl(model).expect("translated before"));
+        let mut texts = SHADER_MODELS.into_iter().skip(1).map(|model| kernel.hlsl(model).expect("translated before"));
         let (text, entry) = texts.next().expect("shader models");
         // What one shader model's compiler says goes for all.
         assert!(texts.all(|(other, _)| other == text), "{}", kernel.name);

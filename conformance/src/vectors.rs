@@ -8,8 +8,8 @@ use half::{bf16, f16};
 use serde_json::{Value, json};
 use wgpu_optim::gpu::{Dispatch, KernelSource, Partials, Tensor, Tuning};
 use wgpu_optim::{
-    Averaging, Element, Gpu, Group, LossScaler, Optimizer, OptimizerBuilder, Regime, Rounding,
-    Rule, Schedule, TrustRatio, cpu, wgpu,
+    Averaging, Element, Gpu, Group, LossScaler, Optimizer, OptimizerBuilder, Regime, Rounding, Rule, Schedule,
+    TrustRatio, cpu, wgpu,
 };
 
 /// What may fail, for whatever reason.
@@ -37,10 +37,7 @@ pub fn open(adapter: &wgpu::Adapter) -> Outcome<Gpu> {
     let request = adapter.request_device(&wgpu::DeviceDescriptor {
         label: Some("for the page"),
         required_features: adapter.features() & wgpu::Features::SUBGROUP,
-        required_limits: wgpu::Limits {
-            min_storage_buffer_offset_alignment: 256,
-            ..adapter.limits()
-        },
+        required_limits: wgpu::Limits { min_storage_buffer_offset_alignment: 256, ..adapter.limits() },
         ..Default::default()
     });
     let (device, queue) = pollster::block_on(request)?;
@@ -53,12 +50,8 @@ pub fn geometries(found: &Gpu) -> Outcome<Vec<Gpu>> {
     kinds
         .filter(|partials| partials.is_supported(found.device().features()))
         .map(|partials| {
-            let tuning = Tuning {
-                workgroup_size: WORKGROUP,
-                quads_per_invocation: 8,
-                partials,
-                finish_workgroup_size: 64,
-            };
+            let tuning =
+                Tuning { workgroup_size: WORKGROUP, quads_per_invocation: 8, partials, finish_workgroup_size: 64 };
             Ok(found.clone().with_tuning(tuning)?)
         })
         .collect()
@@ -136,9 +129,7 @@ impl Kernels {
     fn of(&mut self, dispatch: &Dispatch) -> usize {
         let layout = dispatch.bind_groups.iter().map(|group| {
             let buffers = group.buffers().iter();
-            buffers
-                .map(|bound| (bound.binding, bound.read_only))
-                .collect()
+            buffers.map(|bound| (bound.binding, bound.read_only)).collect()
         });
         self.place(dispatch.pipeline.source(), layout.collect())
     }
@@ -170,12 +161,7 @@ impl Recording {
                         let buffers = group.buffers().iter();
                         buffers
                             .map(|bound| {
-                                json!([
-                                    bound.binding,
-                                    self.number(&bound.buffer),
-                                    bound.offset_bytes,
-                                    bound.size_bytes
-                                ])
+                                json!([bound.binding, self.number(&bound.buffer), bound.offset_bytes, bound.size_bytes])
                             })
                             .collect()
                     })
@@ -208,9 +194,7 @@ impl Recording {
 fn numbers(seed: u64, count: usize) -> Vec<f32> {
     let mut state = seed;
     let next = || {
-        state = state
-            .wrapping_mul(6_364_136_223_846_793_005)
-            .wrapping_add(1_442_695_040_888_963_407);
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         (state >> 40) as f32 / 8_388_608.0 - 1.0
     };
     std::iter::repeat_with(next).take(count).collect()
@@ -220,13 +204,10 @@ fn buffer(gpu: &Gpu, contents: &[f32]) -> wgpu::Buffer {
     let buffer = gpu.device().create_buffer(&wgpu::BufferDescriptor {
         label: None,
         size: (4 * contents.len() as u64).next_multiple_of(16),
-        usage: wgpu::BufferUsages::STORAGE
-            | wgpu::BufferUsages::COPY_DST
-            | wgpu::BufferUsages::COPY_SRC,
+        usage: wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_DST | wgpu::BufferUsages::COPY_SRC,
         mapped_at_creation: false,
     });
-    gpu.queue()
-        .write_buffer(&buffer, 0, bytemuck::cast_slice(contents));
+    gpu.queue().write_buffer(&buffer, 0, bytemuck::cast_slice(contents));
     buffer
 }
 
@@ -235,10 +216,8 @@ fn buffer(gpu: &Gpu, contents: &[f32]) -> wgpu::Buffer {
 fn case(gpu: &Gpu, name: &str, kernels: &mut Kernels) -> Outcome<Value> {
     let block = gpu.tuning().block_elements() as usize;
     let lengths = [1, 3, 4, 5, 31, 33, block - 1, block, block + 1];
-    let groups: Vec<(Rule, Regime)> = Rule::all()
-        .into_iter()
-        .flat_map(|rule| [(rule, Regime::seesaw()), (rule, Regime::norm_ratio())])
-        .collect();
+    let groups: Vec<(Rule, Regime)> =
+        Rule::all().into_iter().flat_map(|rule| [(rule, Regime::seesaw()), (rule, Regime::norm_ratio())]).collect();
     let count: usize = groups.len() * lengths.iter().sum::<usize>();
     let first = numbers(1, count);
     let (parameters, gradients) = (buffer(gpu, &first), buffer(gpu, &vec![0.0; count]));
@@ -254,11 +233,7 @@ fn case(gpu: &Gpu, name: &str, kernels: &mut Kernels) -> Outcome<Value> {
         for length in lengths {
             let tensor = format!("{name} {length}");
             let bytes = 4 * at as u64..4 * (at + length) as u64;
-            on_device = on_device.tensor(
-                tensor.clone(),
-                parameters.slice(bytes.clone()),
-                gradients.slice(bytes),
-            );
+            on_device = on_device.tensor(tensor.clone(), parameters.slice(bytes.clone()), gradients.slice(bytes));
             let slice = &first[at..at + length];
             on_host = on_host.tensor(tensor, slice, slice);
             ranges.push(at..at + length);
@@ -274,11 +249,7 @@ fn case(gpu: &Gpu, name: &str, kernels: &mut Kernels) -> Outcome<Value> {
     let mut rates = Vec::new();
     for step in 0..STEPS {
         let noise = numbers(2 + step as u64, count);
-        let gradient: Vec<f32> = first
-            .iter()
-            .zip(noise)
-            .map(|(w, noise)| 0.5 * w + noise)
-            .collect();
+        let gradient: Vec<f32> = first.iter().zip(noise).map(|(w, noise)| 0.5 * w + noise).collect();
         let mut rest = expected.as_mut_slice();
         let mut params = Vec::new();
         for range in &ranges {
@@ -286,24 +257,17 @@ fn case(gpu: &Gpu, name: &str, kernels: &mut Kernels) -> Outcome<Value> {
             params.push(slice);
             rest = after;
         }
-        let grads: Vec<&[f32]> = ranges
-            .iter()
-            .map(|range| &gradient[range.clone()])
-            .collect();
+        let grads: Vec<&[f32]> = ranges.iter().map(|range| &gradient[range.clone()]).collect();
         host.step(&mut params, &grads)?;
         rates.push(host.learning_rates().to_vec());
         steps.push(gradient);
     }
-    let mut recording = Recording {
-        gpu: gpu.clone(),
-        buffers: vec![parameters, gradients, optimizer.learning_rates().clone()],
-    };
+    let mut recording =
+        Recording { gpu: gpu.clone(), buffers: vec![parameters, gradients, optimizer.learning_rates().clone()] };
     let dispatches = recording.dispatches(&optimizer, kernels);
     let lengths: Vec<usize> = groups.iter().map(|_| lengths.iter().sum()).collect();
-    let names: Vec<String> = groups
-        .iter()
-        .map(|(rule, regime)| format!("{}, {}", rule.name(), regime.name()))
-        .collect();
+    let names: Vec<String> =
+        groups.iter().map(|(rule, regime)| format!("{}, {}", rule.name(), regime.name())).collect();
     Ok(json!({
         "name": name,
         "groups": names,
@@ -317,13 +281,7 @@ fn case(gpu: &Gpu, name: &str, kernels: &mut Kernels) -> Outcome<Value> {
 }
 
 /// What is put into gradients that is not finite: quiet and signalling NaN, and the infinities.
-const NOT_FINITE: [u32; 5] = [
-    0x7fc0_0000,
-    0xffc0_0000,
-    0x7f80_0001,
-    0x7f80_0000,
-    0xff80_0000,
-];
+const NOT_FINITE: [u32; 5] = [0x7fc0_0000, 0xffc0_0000, 0x7f80_0001, 0x7f80_0000, 0xff80_0000];
 
 /// A group of [`case_of_nonfinite`].
 #[derive(Clone, Copy)]
@@ -343,21 +301,13 @@ impl Setting {
             self.rule.name(),
             self.regime.name(),
             if self.decay > 0.0 { ", decay" } else { "" },
-            if self.clip < f32::INFINITY {
-                ", clip"
-            } else {
-                ""
-            },
+            if self.clip < f32::INFINITY { ", clip" } else { "" },
             if self.huge { ", huge" } else { "" },
         )
     }
 
     fn group<T>(&self) -> Group<T> {
-        Group::new(self.name())
-            .rule(self.rule)
-            .regime(self.regime)
-            .weight_decay(self.decay)
-            .clip_norm(self.clip)
+        Group::new(self.name()).rule(self.rule).regime(self.regime).weight_decay(self.decay).clip_norm(self.clip)
     }
 }
 
@@ -367,20 +317,9 @@ const HUGE: f32 = 2.5e38;
 /// Steps of which every second has one NaN or infinity in one gradient, or makes a sum that f32 cannot hold, so that it must leave no trace. A
 /// driver that compiles floats as if there were none of either (Metal's fast math) has to see them all the same. `full` is with a loss scale and
 /// with micro-batches.
-pub fn case_of_nonfinite(
-    gpu: &Gpu,
-    name: &str,
-    full: bool,
-    kernels: &mut Kernels,
-) -> Outcome<Value> {
+pub fn case_of_nonfinite(gpu: &Gpu, name: &str, full: bool, kernels: &mut Kernels) -> Outcome<Value> {
     let block = gpu.tuning().block_elements() as usize;
-    let setting = |rule, regime, decay, clip| Setting {
-        rule,
-        regime,
-        decay,
-        clip,
-        huge: false,
-    };
+    let setting = |rule, regime, decay, clip| Setting { rule, regime, decay, clip, huge: false };
     let none = f32::INFINITY;
     // What is measured depends on the rule through its memory alone.
     let settings = [
@@ -388,10 +327,7 @@ pub fn case_of_nonfinite(
         setting(Rule::sgdm(0.9), Regime::seesaw(), 0.0, none),
         setting(Rule::adamw(), Regime::seesaw(), 0.0, none),
         setting(Rule::sgd(), Regime::seesaw(), 0.1, none),
-        Setting {
-            huge: true,
-            ..setting(Rule::sgd(), Regime::fixed(2f32.powi(-40)), 1.0, none)
-        },
+        Setting { huge: true, ..setting(Rule::sgd(), Regime::fixed(2f32.powi(-40)), 1.0, none) },
         setting(Rule::sgdm(0.9), Regime::norm_ratio(), 0.1, 1.0),
         setting(Rule::sgd(), Regime::norm_ratio(), 0.0, 1.0),
         setting(Rule::sgd(), Regime::adgd(), 0.0, none),
@@ -410,11 +346,7 @@ pub fn case_of_nonfinite(
     for (number, setting) in settings.iter().enumerate() {
         let before = at;
         // More than a block where no memory is measured with it, and where something overflows.
-        let longest = if number == 0 || setting.huge {
-            block + 1
-        } else {
-            34
-        };
+        let longest = if number == 0 || setting.huge { block + 1 } else { 34 };
         for length in [1, 5, longest] {
             ranges.push((at..at + length, setting.huge));
             at += length;
@@ -425,9 +357,7 @@ pub fn case_of_nonfinite(
     let mut first = numbers(11, at);
     for (range, huge) in &ranges {
         if *huge {
-            first[range.clone()]
-                .iter_mut()
-                .for_each(|w| *w = HUGE.copysign(*w));
+            first[range.clone()].iter_mut().for_each(|w| *w = HUGE.copysign(*w));
         }
     }
     let (parameters, gradients) = (buffer(gpu, &first), buffer(gpu, &vec![0.0; at]));
@@ -479,15 +409,10 @@ pub fn case_of_nonfinite(
         rates.push(host.learning_rates().to_vec());
         steps.push(gradient.into_iter().map(f32::to_bits).collect::<Vec<u32>>());
     }
-    let mut recording = Recording {
-        gpu: gpu.clone(),
-        buffers: vec![parameters, gradients, optimizer.learning_rates().clone()],
-    };
+    let mut recording =
+        Recording { gpu: gpu.clone(), buffers: vec![parameters, gradients, optimizer.learning_rates().clone()] };
     let dispatches = recording.dispatches(&optimizer, kernels);
-    let title = format!(
-        "{name}, not finite{}",
-        if full { ", loss scale" } else { "" }
-    );
+    let title = format!("{name}, not finite{}", if full { ", loss scale" } else { "" });
     Ok(json!({
         "name": title,
         "words": true,
@@ -526,9 +451,7 @@ fn case_of_halves(gpu: &Gpu, name: &str, kernels: &mut Kernels) -> Outcome<Value
     let element_of = |at: usize| HALVES[at / (2 * per_group)].0;
     let encode = |values: &[f32]| -> Vec<u16> {
         let places = values.iter().enumerate();
-        places
-            .map(|(at, &value)| encoded(element_of(at), value))
-            .collect()
+        places.map(|(at, &value)| encoded(element_of(at), value)).collect()
     };
     let first = encode(&numbers(1, count));
     let in_words = |codes: &[u16]| bytemuck::pod_collect_to_vec::<u16, u32>(codes);
@@ -536,9 +459,7 @@ fn case_of_halves(gpu: &Gpu, name: &str, kernels: &mut Kernels) -> Outcome<Value
     let gradients = buffer(gpu, &vec![0.0; count / 2]);
     // A step of ¼ is at least a unit of f32 of all that is below 1, and much smaller than a unit of 16 bits.
     let regime = Regime::fixed(2f32.powi(-12));
-    let mut device: OptimizerBuilder<Tensor> = OptimizerBuilder::new(Rule::sgd())
-        .regime(regime)
-        .record_steps(16);
+    let mut device: OptimizerBuilder<Tensor> = OptimizerBuilder::new(Rule::sgd()).regime(regime).record_steps(16);
     let mut host = OptimizerBuilder::new(Rule::sgd()).regime(regime);
     let mut ranges = Vec::new();
     let mut at = 0;
@@ -583,9 +504,7 @@ fn case_of_halves(gpu: &Gpu, name: &str, kernels: &mut Kernels) -> Outcome<Value
         // Two steps have one gradient that is not finite, and must leave no trace.
         match step {
             2 => gradient[ranges[0].1.start] = encoded(ranges[0].0, f32::NAN),
-            4 => {
-                gradient[ranges[ranges.len() - 1].1.end - 1] = encoded(Element::Bf16, f32::INFINITY)
-            }
+            4 => gradient[ranges[ranges.len() - 1].1.end - 1] = encoded(Element::Bf16, f32::INFINITY),
             _ => {}
         }
         let mut rest = expected.as_mut_slice();
@@ -609,18 +528,11 @@ fn case_of_halves(gpu: &Gpu, name: &str, kernels: &mut Kernels) -> Outcome<Value
         rates.push(host.learning_rates().to_vec());
         steps.push(in_words(&gradient));
     }
-    let mut recording = Recording {
-        gpu: gpu.clone(),
-        buffers: vec![parameters, gradients, optimizer.learning_rates().clone()],
-    };
+    let mut recording =
+        Recording { gpu: gpu.clone(), buffers: vec![parameters, gradients, optimizer.learning_rates().clone()] };
     let dispatches = recording.dispatches(&optimizer, kernels);
-    let names = HALVES.map(|(element, rounding)| {
-        format!(
-            "{} parameters, rounding {}",
-            element.name(),
-            rounding.name()
-        )
-    });
+    let names =
+        HALVES.map(|(element, rounding)| format!("{} parameters, rounding {}", element.name(), rounding.name()));
     Ok(json!({
         "name": name,
         "exact": true,
@@ -640,11 +552,7 @@ pub fn compile_halves(gpu: &Gpu, kernels: &mut Kernels) -> Outcome<()> {
     let (parameters, gradients) = (buffer(gpu, &values), buffer(gpu, &values));
     for (params, grads, rounding) in [
         (Element::F16, Element::Bf16, Rounding::Masters),
-        (
-            Element::Bf16,
-            Element::F16,
-            Rounding::Stochastic { seed: 1 },
-        ),
+        (Element::Bf16, Element::F16, Rounding::Stochastic { seed: 1 }),
         (Element::F32, Element::F16, Rounding::Nearest),
     ] {
         let mut builder: OptimizerBuilder<Tensor> = OptimizerBuilder::new(Rule::sgd())
@@ -687,11 +595,7 @@ struct Groups {
 }
 
 impl Groups {
-    const PLAIN: Groups = Groups {
-        streams: false,
-        averaging: Averaging::Off,
-        each_with_each: false,
-    };
+    const PLAIN: Groups = Groups { streams: false, averaging: Averaging::Off, each_with_each: false };
 
     fn averaged(self, averaging: Averaging) -> Self {
         Groups { averaging, ..self }
@@ -701,10 +605,8 @@ impl Groups {
         let values = vec![1.0f32; 1024];
         let (parameters, gradients) = (buffer(gpu, &values), buffer(gpu, &values));
         let loss = buffer(gpu, &values);
-        let mut builder: OptimizerBuilder<Tensor> = OptimizerBuilder::new(Rule::sgd())
-            .averaging(self.averaging)
-            .record_steps(4)
-            .loss(loss.slice(..4));
+        let mut builder: OptimizerBuilder<Tensor> =
+            OptimizerBuilder::new(Rule::sgd()).averaging(self.averaging).record_steps(4).loss(loss.slice(..4));
         for tell in tell {
             builder = tell(builder);
         }
@@ -758,11 +660,7 @@ pub fn compile_everything(gpu: &Gpu, kernels: &mut Kernels) -> Outcome<()> {
     let all: Tell = |builder| builder.weight_decay(0.1).loss_scaler(LossScaler::default());
     let with_sums: Tell = |builder| builder.clip_norm(1.0).telemetry(true);
     for streams in [false, true] {
-        let groups = Groups {
-            streams,
-            each_with_each: true,
-            ..Groups::PLAIN
-        };
+        let groups = Groups { streams, each_with_each: true, ..Groups::PLAIN };
         groups.compile(gpu, &[], kernels)?;
         let averaging = match streams {
             // Which would mix them.
@@ -772,9 +670,7 @@ pub fn compile_everything(gpu: &Gpu, kernels: &mut Kernels) -> Outcome<()> {
         let groups = groups.averaged(averaging);
         groups.compile(gpu, &[all, with_sums], kernels)?;
     }
-    Groups::PLAIN
-        .averaged(Averaging::ScheduleFree)
-        .compile(gpu, &[], kernels)
+    Groups::PLAIN.averaged(Averaging::ScheduleFree).compile(gpu, &[], kernels)
 }
 
 /// More kernels: every setting by itself.
@@ -782,12 +678,7 @@ pub fn compile_settings(gpu: &Gpu, kernels: &mut Kernels) -> Outcome<()> {
     let without_streams: [Tell; 3] = [
         |builder| builder.weight_decay(0.1),
         |builder| builder.loss_scaler(LossScaler::default()),
-        |builder| {
-            builder.schedule(Schedule::Step {
-                every: 10,
-                factor: 0.5,
-            })
-        },
+        |builder| builder.schedule(Schedule::Step { every: 10, factor: 0.5 }),
     ];
     let with_streams: [Tell; 4] = [
         |builder| builder.clip_norm(1.0),
@@ -797,10 +688,7 @@ pub fn compile_settings(gpu: &Gpu, kernels: &mut Kernels) -> Outcome<()> {
     ];
     let trust: Tell = |builder| builder.trust_ratio(TrustRatio::default());
     let plain = Groups::PLAIN;
-    let streams = Groups {
-        streams: true,
-        ..plain
-    };
+    let streams = Groups { streams: true, ..plain };
     for tell in without_streams {
         plain.compile(gpu, &[tell], kernels)?;
     }
@@ -809,13 +697,9 @@ pub fn compile_settings(gpu: &Gpu, kernels: &mut Kernels) -> Outcome<()> {
         streams.compile(gpu, &[tell], kernels)?;
     }
     plain.compile(gpu, &[trust], kernels)?;
-    plain
-        .averaged(Averaging::polynomial_decay())
-        .compile(gpu, &[], kernels)?;
+    plain.averaged(Averaging::polynomial_decay()).compile(gpu, &[], kernels)?;
     let full = [without_streams[0], without_streams[1], with_streams[2]];
-    plain
-        .averaged(Averaging::ScheduleFree)
-        .compile(gpu, &full, kernels)
+    plain.averaged(Averaging::ScheduleFree).compile(gpu, &full, kernels)
 }
 
 /// One regime for each kind of memory.
@@ -823,13 +707,7 @@ fn regimes(streams: bool) -> Vec<Regime> {
     if streams {
         return vec![Regime::auto_sgd()];
     }
-    vec![
-        Regime::seesaw(),
-        Regime::norm_ratio(),
-        Regime::adgd(),
-        Regime::dowg(),
-        Regime::polyak(),
-    ]
+    vec![Regime::seesaw(), Regime::norm_ratio(), Regime::adgd(), Regime::dowg(), Regime::polyak()]
 }
 
 /// A step of many parameters, and a copy of as many.
@@ -838,20 +716,12 @@ fn throughput(gpu: &Gpu, kernels: &mut Kernels) -> Outcome<Value> {
     // The geometry of a GPU without subgroups, or of a processor.
     let tuning = match gpu.device().adapter_info().device_type {
         wgpu::DeviceType::Cpu => gpu.tuning(),
-        _ => Tuning {
-            partials: Partials::PerWorkgroup,
-            ..gpu.tuning()
-        },
+        _ => Tuning { partials: Partials::PerWorkgroup, ..gpu.tuning() },
     };
     let gpu = gpu.clone().with_tuning(tuning)?;
     let mut rows = Vec::new();
     for (name, rule, regime, bytes) in [
-        (
-            "SGD, rate from the norm",
-            Rule::sgd(),
-            Regime::norm_ratio(),
-            16.0,
-        ),
+        ("SGD, rate from the norm", Rule::sgd(), Regime::norm_ratio(), 16.0),
         ("SGD, Seesaw", Rule::sgd(), Regime::seesaw(), 19.0),
         ("SGDM, Seesaw", Rule::sgdm(0.9), Regime::seesaw(), 28.0),
     ] {
@@ -861,10 +731,7 @@ fn throughput(gpu: &Gpu, kernels: &mut Kernels) -> Outcome<Value> {
             .record_steps(16)
             .group(Group::new("all").tensor("w", parameters.slice(..), gradients.slice(..)))
             .build(&gpu)?;
-        let mut recording = Recording {
-            gpu: gpu.clone(),
-            buffers: Vec::new(),
-        };
+        let mut recording = Recording { gpu: gpu.clone(), buffers: Vec::new() };
         rows.push(json!({
             "name": name,
             "bytes": bytes,

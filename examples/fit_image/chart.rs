@@ -18,13 +18,8 @@ pub struct Line {
     pub values: Vec<f64>,
 }
 
-const COLOURS: [RGBColor; 5] = [
-    RGBColor(0, 95, 175),
-    RGBColor(205, 75, 0),
-    RGBColor(0, 130, 80),
-    RGBColor(165, 60, 160),
-    RGBColor(120, 120, 120),
-];
+const COLOURS: [RGBColor; 5] =
+    [RGBColor(0, 95, 175), RGBColor(205, 75, 0), RGBColor(0, 130, 80), RGBColor(165, 60, 160), RGBColor(120, 120, 120)];
 const GAP: usize = 12;
 const TEXT: usize = RasterHeight::Size16.val();
 const CHART_HEIGHT: usize = 250;
@@ -55,23 +50,14 @@ pub fn write_page(
         }
     }
     // Rates belong to steps, the PSNR to the states before and after them.
-    let last_step = rates
-        .iter()
-        .map(|line| line.values.len())
-        .max()
-        .unwrap_or(1);
+    let last_step = rates.iter().map(|line| line.values.len()).max().unwrap_or(1);
     {
         let area = (&mut page).into_drawing_area();
         let (_, charts) = area.split_vertically(charts_top as u32);
         let (upper, lower) = charts.split_vertically(CHART_HEIGHT as u32);
         draw(&upper, "PSNR in dB by step:", quality, last_step)?;
         let logarithms: Vec<Line> = rates.iter().map(Line::log10).collect();
-        draw(
-            &lower,
-            "log10 of the learning rate by step:",
-            &logarithms,
-            last_step,
-        )?;
+        draw(&lower, "log10 of the learning rate by step:", &logarithms, last_step)?;
         area.present()?;
     }
     write_png(path, page.width, page.height, &page.rgb)
@@ -79,10 +65,7 @@ pub fn write_page(
 
 impl Line {
     fn log10(&self) -> Line {
-        Line {
-            name: self.name.clone(),
-            values: self.values.iter().map(|value| value.log10()).collect(),
-        }
+        Line { name: self.name.clone(), values: self.values.iter().map(|value| value.log10()).collect() }
     }
 }
 
@@ -92,15 +75,9 @@ fn draw(
     lines: &[Line],
     last_step: usize,
 ) -> Result<(), Box<dyn Error>> {
-    let finite = || {
-        lines
-            .iter()
-            .flat_map(|line| &line.values)
-            .filter(|value| value.is_finite())
-    };
-    let (low, high) = finite().fold((f64::INFINITY, f64::NEG_INFINITY), |(low, high), &value| {
-        (low.min(value), high.max(value))
-    });
+    let finite = || lines.iter().flat_map(|line| &line.values).filter(|value| value.is_finite());
+    let (low, high) =
+        finite().fold((f64::INFINITY, f64::NEG_INFINITY), |(low, high), &value| (low.min(value), high.max(value)));
     if low > high {
         return Err(format!("{caption}: nothing to draw").into());
     }
@@ -157,11 +134,7 @@ struct Page {
 
 impl Page {
     fn new(width: usize, height: usize) -> Self {
-        Page {
-            width,
-            height,
-            rgb: vec![255; 3 * width * height],
-        }
+        Page { width, height, rgb: vec![255; 3 * width * height] }
     }
 
     /// Puts so much of a colour over what is there; outside of the page it is lost.
@@ -199,11 +172,7 @@ impl DrawingBackend for &mut Page {
         Ok(())
     }
 
-    fn draw_pixel(
-        &mut self,
-        (x, y): BackendCoord,
-        colour: BackendColor,
-    ) -> Result<(), DrawingErrorKind<Infallible>> {
+    fn draw_pixel(&mut self, (x, y): BackendCoord, colour: BackendColor) -> Result<(), DrawingErrorKind<Infallible>> {
         let (r, g, b) = colour.rgb;
         self.blend(x, y, [r, g, b], colour.alpha as f32);
         Ok(())

@@ -67,12 +67,7 @@ impl Found {
 }
 
 /// The mean PSNR over seeds.
-fn mean(
-    task: &Task,
-    seeds: Range<u64>,
-    regimes: [Regime; 4],
-    norms: Norms,
-) -> Result<f64, Box<dyn Error>> {
+fn mean(task: &Task, seeds: Range<u64>, regimes: [Regime; 4], norms: Norms) -> Result<f64, Box<dyn Error>> {
     let count = (seeds.end - seeds.start) as f64;
     let mut sum = 0.0;
     for seed in seeds {
@@ -85,23 +80,14 @@ fn mean(
 /// the table has means over all of them.
 pub fn compare(task: &Task, seed: u64, seeds: u64) -> Result<Vec<Line>, Box<dyn Error>> {
     let all = seed..seed + seeds;
-    println!(
-        "\n| learning rates | runs to tune them | PSNR in dB, mean of {seeds} |\n|---|---|---|"
-    );
-    for (name, norms) in [
-        ("a rate for each group", Norms::ByGroup),
-        ("one rate for all", Norms::Shared),
-    ] {
+    println!("\n| learning rates | runs to tune them | PSNR in dB, mean of {seeds} |\n|---|---|---|");
+    for (name, norms) in [("a rate for each group", Norms::ByGroup), ("one rate for all", Norms::Shared)] {
         let psnr = mean(task, all.clone(), [Regime::seesaw(); 4], norms)?;
         println!("| Seesaw, {name} | 0 | {psnr:.2} |");
     }
 
     let lowest = [*HALF_DECADES.start(); 4];
-    let mut found = Found {
-        rates: lowest,
-        outcome: task.run(seed, fixed(lowest), Norms::ByGroup)?,
-        runs: 1,
-    };
+    let mut found = Found { rates: lowest, outcome: task.run(seed, fixed(lowest), Norms::ByGroup)?, runs: 1 };
     for half_decades in HALF_DECADES.skip(1) {
         found.try_rates(task, seed, [half_decades; 4])?;
     }
@@ -119,8 +105,5 @@ pub fn compare(task: &Task, seed: u64, seeds: u64) -> Result<Vec<Line>, Box<dyn 
         .collect();
     let (named, runs) = (named.join(", "), found.runs);
     println!("| fixed, a rate for each group: {named} | {runs} | {psnr:.2} |");
-    Ok(vec![
-        best_for_all,
-        found.outcome.quality("fixed, tuned for each group"),
-    ])
+    Ok(vec![best_for_all, found.outcome.quality("fixed, tuned for each group")])
 }

@@ -7,8 +7,7 @@ use wgpu_optim::{Error, Gpu, Group, Optimizer, OptimizerBuilder, Regime, Rule};
 use crate::picture::Picture;
 
 /// The tensors: name, and parameters per Gaussian, in the order in which they lie in the buffer.
-pub const TENSORS: [(&str, usize); 4] =
-    [("position", 2), ("shape", 3), ("colour", 3), ("opacity", 1)];
+pub const TENSORS: [(&str, usize); 4] = [("position", 2), ("shape", 3), ("colour", 3), ("opacity", 1)];
 
 /// Parameters per Gaussian.
 pub const PER_SPLAT: usize = 9;
@@ -27,17 +26,10 @@ pub fn random_start(target: &Picture, splats: usize, seed: u64) -> Vec<f32> {
     let sigma = 0.6 * (width * height / splats as f32).sqrt();
     let mut parameters = Vec::with_capacity(PER_SPLAT * splats);
     for _ in 0..splats {
-        parameters.extend([
-            random.random_range(0.0..width),
-            random.random_range(0.0..height),
-        ]);
+        parameters.extend([random.random_range(0.0..width), random.random_range(0.0..height)]);
     }
     for _ in 0..splats {
-        parameters.extend([
-            sigma.ln(),
-            sigma.ln(),
-            random.random_range(0.0..std::f32::consts::PI),
-        ]);
+        parameters.extend([sigma.ln(), sigma.ln(), random.random_range(0.0..std::f32::consts::PI)]);
     }
     for _ in 0..3 * splats {
         parameters.push(random.random_range(0.0..1.0));
@@ -83,18 +75,12 @@ impl Fit {
             device.create_buffer(&wgpu::BufferDescriptor {
                 label: Some(label),
                 size: bytes,
-                usage: wgpu::BufferUsages::STORAGE
-                    | wgpu::BufferUsages::COPY_DST
-                    | wgpu::BufferUsages::COPY_SRC,
+                usage: wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_DST | wgpu::BufferUsages::COPY_SRC,
                 mapped_at_creation: false,
             })
         };
         let splats = start.len() / PER_SPLAT;
-        let pixels: Vec<[f32; 4]> = target
-            .pixels
-            .iter()
-            .map(|&[r, g, b]| [r, g, b, 0.0])
-            .collect();
+        let pixels: Vec<[f32; 4]> = target.pixels.iter().map(|&[r, g, b]| [r, g, b, 0.0]).collect();
         let bytes = 4 * start.len() as u64;
         let (parameters, gradients) = (buffer("parameters", bytes), buffer("gradients", bytes));
         let ready = buffer("splats", SPLAT_BYTES * splats as u64);
@@ -105,40 +91,20 @@ impl Fit {
         let goal = buffer("target", 16 * pixels.len() as u64);
         let residual = buffer("residual", goal.size());
         let history = buffer("history", 4 * (1 + steps.max(1)) as u64);
-        gpu.queue()
-            .write_buffer(&parameters, 0, bytemuck::cast_slice(start));
-        gpu.queue()
-            .write_buffer(&goal, 0, bytemuck::cast_slice(&pixels));
+        gpu.queue().write_buffer(&parameters, 0, bytemuck::cast_slice(start));
+        gpu.queue().write_buffer(&goal, 0, bytemuck::cast_slice(&pixels));
 
         let kernel = |source: &str, buffers: &[&wgpu::Buffer], workgroups| {
-            let constants = [
-                ("WIDTH", target.width as f64),
-                ("HEIGHT", target.height as f64),
-                ("SPLATS", splats as f64),
-            ];
+            let constants =
+                [("WIDTH", target.width as f64), ("HEIGHT", target.height as f64), ("SPLATS", splats as f64)];
             Kernel::new(device, source, &constants, buffers, workgroups)
         };
-        let prepare = kernel(
-            include_str!("prepare.wgsl"),
-            &[&parameters, &ready],
-            [(splats as u32).div_ceil(64), 1],
-        );
-        let cover_tiles = kernel(
-            include_str!("cover.wgsl"),
-            &[&ready, &cover],
-            [words.div_ceil(8), (columns * rows).div_ceil(8)],
-        );
-        let render = kernel(
-            include_str!("render.wgsl"),
-            &[&ready, &cover, &goal, &residual],
-            [columns, rows],
-        );
+        let prepare = kernel(include_str!("prepare.wgsl"), &[&parameters, &ready], [(splats as u32).div_ceil(64), 1]);
+        let cover_tiles =
+            kernel(include_str!("cover.wgsl"), &[&ready, &cover], [words.div_ceil(8), (columns * rows).div_ceil(8)]);
+        let render = kernel(include_str!("render.wgsl"), &[&ready, &cover, &goal, &residual], [columns, rows]);
         let loss = kernel(include_str!("loss.wgsl"), &[&residual, &history], [1, 1]);
-        let gradient = kernel(
-            include_str!("gradient.wgsl"),
-            &[&ready, &residual, &gradients],
-            [splats as u32, 1],
-        );
+        let gradient = kernel(include_str!("gradient.wgsl"), &[&ready, &residual, &gradients], [splats as u32, 1]);
         Fit {
             gpu: gpu.clone(),
             target: target.clone(),
@@ -153,13 +119,7 @@ impl Fit {
     }
 
     /// An optimizer over our buffers: a group, and so a learning rate, for each of the four tensors.
-    pub fn optimizer(
-        &self,
-        rule: Rule,
-        regimes: [Regime; 4],
-        norms: Norms,
-        steps: u32,
-    ) -> Result<Optimizer, Error> {
+    pub fn optimizer(&self, rule: Rule, regimes: [Regime; 4], norms: Norms, steps: u32) -> Result<Optimizer, Error> {
         let mut builder = OptimizerBuilder::new(rule).record_steps(steps);
         if norms == Norms::Shared {
             builder = builder.global_norm();
@@ -180,10 +140,7 @@ impl Fit {
 
     /// One iteration, in one pass of one submit: the picture, its loss, the gradients, the step.
     pub fn iterate(&self, optimizer: &Optimizer) -> Result<wgpu::SubmissionIndex, Error> {
-        let mut encoder = self
-            .gpu
-            .device()
-            .create_command_encoder(&Default::default());
+        let mut encoder = self.gpu.device().create_command_encoder(&Default::default());
         {
             let mut pass = encoder.begin_compute_pass(&Default::default());
             for kernel in self.forward.iter().chain(&self.backward) {
@@ -204,8 +161,7 @@ impl Fit {
     /// The picture as the parameters are now. Waits for the device.
     pub fn picture(&self) -> Result<Picture, Error> {
         self.dispatch(&self.forward);
-        let residual: Vec<[f32; 4]> =
-            pollster::block_on(self.gpu.read_buffer("residual", &self.residual))?;
+        let residual: Vec<[f32; 4]> = pollster::block_on(self.gpu.read_buffer("residual", &self.residual))?;
         let mut picture = self.target.clone();
         for (pixel, residual) in picture.pixels.iter_mut().zip(&residual) {
             for (channel, residual) in pixel.iter_mut().zip(residual) {
@@ -217,10 +173,7 @@ impl Fit {
 
     /// Kernels without a step.
     fn dispatch<'a>(&self, kernels: impl IntoIterator<Item = &'a Kernel>) {
-        let mut encoder = self
-            .gpu
-            .device()
-            .create_command_encoder(&Default::default());
+        let mut encoder = self.gpu.device().create_command_encoder(&Default::default());
         {
             let mut pass = encoder.begin_compute_pass(&Default::default());
             for kernel in kernels {
@@ -234,10 +187,7 @@ impl Fit {
     pub fn losses(&self) -> Result<Vec<f32>, Error> {
         let words: Vec<u32> = pollster::block_on(self.gpu.read_buffer("losses", &self.history))?;
         let steps = words[0] as usize;
-        Ok(words[1..=steps]
-            .iter()
-            .map(|&word| f32::from_bits(word))
-            .collect())
+        Ok(words[1..=steps].iter().map(|&word| f32::from_bits(word)).collect())
     }
 }
 
@@ -259,29 +209,19 @@ impl Kernel {
             layout: None,
             module: &module,
             entry_point: None,
-            compilation_options: wgpu::PipelineCompilationOptions {
-                constants,
-                ..Default::default()
-            },
+            compilation_options: wgpu::PipelineCompilationOptions { constants, ..Default::default() },
             cache: None,
         });
         let entries: Vec<_> = (0..)
             .zip(buffers)
-            .map(|(binding, buffer)| wgpu::BindGroupEntry {
-                binding,
-                resource: buffer.as_entire_binding(),
-            })
+            .map(|(binding, buffer)| wgpu::BindGroupEntry { binding, resource: buffer.as_entire_binding() })
             .collect();
         let bind_group = device.create_bind_group(&wgpu::BindGroupDescriptor {
             label: None,
             layout: &pipeline.get_bind_group_layout(0),
             entries: &entries,
         });
-        Kernel {
-            pipeline,
-            bind_group,
-            workgroups,
-        }
+        Kernel { pipeline, bind_group, workgroups }
     }
 
     fn encode(&self, pass: &mut wgpu::ComputePass) {

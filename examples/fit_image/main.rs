@@ -103,29 +103,18 @@ impl Outcome {
     /// The learning rates of each group, by step.
     fn rates(&self) -> Vec<Line> {
         let of_group = |group| {
-            let records = self
-                .records
-                .iter()
-                .filter(move |record| record.group == group);
-            records
-                .map(|record| f64::from(record.learning_rate))
-                .collect()
+            let records = self.records.iter().filter(move |record| record.group == group);
+            records.map(|record| f64::from(record.learning_rate)).collect()
         };
         TENSORS
             .iter()
             .enumerate()
-            .map(|(group, (name, _))| Line {
-                name: (*name).to_owned(),
-                values: of_group(group),
-            })
+            .map(|(group, (name, _))| Line { name: (*name).to_owned(), values: of_group(group) })
             .collect()
     }
 
     fn quality(&self, name: &str) -> Line {
-        Line {
-            name: name.to_owned(),
-            values: self.losses.iter().map(|&loss| psnr(loss)).collect(),
-        }
+        Line { name: name.to_owned(), values: self.losses.iter().map(|&loss| psnr(loss)).collect() }
     }
 }
 
@@ -135,12 +124,7 @@ fn psnr(mean_square: f64) -> f64 {
 }
 
 impl Task {
-    fn run(
-        &self,
-        seed: u64,
-        regimes: [Regime; 4],
-        norms: Norms,
-    ) -> Result<Outcome, wgpu_optim::Error> {
+    fn run(&self, seed: u64, regimes: [Regime; 4], norms: Norms) -> Result<Outcome, wgpu_optim::Error> {
         let start = fit::random_start(&self.target, self.splats, seed);
         let fit = Fit::new(&self.gpu, &self.target, &start, self.steps as usize);
         let mut optimizer = fit.optimizer(self.rule, regimes, norms, self.steps)?;
@@ -158,13 +142,7 @@ impl Task {
         let mut losses: Vec<f64> = fit.losses()?.into_iter().map(f64::from).collect();
         losses.push(after.mean_square_from(&self.target));
         let records = pollster::block_on(optimizer.drain_records())?.records;
-        Ok(Outcome {
-            before,
-            after,
-            losses,
-            records,
-            time,
-        })
+        Ok(Outcome { before, after, losses, records, time })
     }
 }
 
@@ -201,9 +179,7 @@ fn main() -> ExitCode {
 fn run(arguments: &Arguments) -> Result<(), Box<dyn Error>> {
     let side = usize::from(arguments.side);
     let target = match &arguments.image {
-        Some(path) => {
-            Picture::read(path, side).map_err(|error| format!("{}: {error}", path.display()))?
-        }
+        Some(path) => Picture::read(path, side).map_err(|error| format!("{}: {error}", path.display()))?,
         None => Picture::drawn(side),
     };
     let (device, queue) = pollster::block_on(open())?;
@@ -236,10 +212,7 @@ fn run(arguments: &Arguments) -> Result<(), Box<dyn Error>> {
     for line in outcome.rates() {
         let (first, last) = (line.values.first(), line.values.last());
         if let (Some(first), Some(last)) = (first, last) {
-            println!(
-                "{:>8}: learning rate {first:.3e} at first, {last:.3e} at last",
-                line.name
-            );
+            println!("{:>8}: learning rate {first:.3e} at first, {last:.3e} at last", line.name);
         }
     }
     let mut quality = vec![outcome.quality(regime.name())];
@@ -249,12 +222,7 @@ fn run(arguments: &Arguments) -> Result<(), Box<dyn Error>> {
     write_result(&arguments.out, &task, &outcome, &quality)
 }
 
-fn write_result(
-    path: &Path,
-    task: &Task,
-    outcome: &Outcome,
-    quality: &[Line],
-) -> Result<(), Box<dyn Error>> {
+fn write_result(path: &Path, task: &Task, outcome: &Outcome, quality: &[Line]) -> Result<(), Box<dyn Error>> {
     let pictures = [
         ("start".to_owned(), &outcome.before),
         (format!("after {} steps", task.steps), &outcome.after),

@@ -21,9 +21,7 @@ impl Picture {
         let mut decoder = png::Decoder::new(BufReader::new(File::open(path)?));
         decoder.set_transformations(png::Transformations::normalize_to_color8());
         let mut reader = decoder.read_info()?;
-        let size = reader
-            .output_buffer_size()
-            .ok_or("the picture is too large")?;
+        let size = reader.output_buffer_size().ok_or("the picture is too large")?;
         let mut bytes = vec![0; size];
         let frame = reader.next_frame(&mut bytes)?;
         let channels = frame.color_type.samples();
@@ -41,21 +39,13 @@ impl Picture {
                 colour.map(|value| 1.0 + alpha * (f32::from(value) / 255.0 - 1.0))
             })
             .collect();
-        let picture = Picture {
-            width: frame.width as usize,
-            height: frame.height as usize,
-            pixels,
-        };
+        let picture = Picture { width: frame.width as usize, height: frame.height as usize, pixels };
         Ok(picture.shrunk(side))
     }
 
     /// The mean square of the difference, over pixels and channels.
     pub fn mean_square_from(&self, other: &Picture) -> f64 {
-        let differences = self
-            .pixels
-            .iter()
-            .flatten()
-            .zip(other.pixels.iter().flatten());
+        let differences = self.pixels.iter().flatten().zip(other.pixels.iter().flatten());
         let sum: f64 = differences.map(|(a, b)| f64::from(a - b).powi(2)).sum();
         sum / (3 * self.pixels.len()) as f64
     }
@@ -66,10 +56,7 @@ impl Picture {
         if longer <= side {
             return self;
         }
-        let (width, height) = (
-            (self.width * side / longer).max(1),
-            (self.height * side / longer).max(1),
-        );
+        let (width, height) = ((self.width * side / longer).max(1), (self.height * side / longer).max(1));
         let mut pixels = Vec::with_capacity(width * height);
         for y in 0..height {
             for x in 0..width {
@@ -88,11 +75,7 @@ impl Picture {
                 pixels.push(sum.map(|sum| sum / count));
             }
         }
-        Picture {
-            width,
-            height,
-            pixels,
-        }
+        Picture { width, height, pixels }
     }
 
     /// Smooth shading, soft and hard edges, fine stripes and letters.
@@ -114,16 +97,8 @@ impl Picture {
                 pixels.push(sum);
             }
         }
-        let mut picture = Picture {
-            width: side,
-            height: side,
-            pixels,
-        };
-        let size = if side >= 96 {
-            RasterHeight::Size32
-        } else {
-            RasterHeight::Size16
-        };
+        let mut picture = Picture { width: side, height: side, pixels };
+        let size = if side >= 96 { RasterHeight::Size32 } else { RasterHeight::Size16 };
         let margin = side / 16;
         letters("wgpu", size, |x, y, ink| {
             let (x, y) = (x + margin, y + side - margin / 2 - size.val());
@@ -141,16 +116,8 @@ fn scene(x: f32, y: f32) -> [f32; 3] {
     // A sky with the sun and its glow.
     let sky = mix([0.18, 0.22, 0.48], [0.98, 0.62, 0.36], (1.5 * y).min(1.0));
     let from_sun = ((x - 0.7).powi(2) + (y - 0.27).powi(2)).sqrt();
-    let glow = mix(
-        sky,
-        [1.0, 0.86, 0.55],
-        0.6 * (-from_sun * from_sun / 0.03).exp(),
-    );
-    let mut colour = if from_sun < 0.1 {
-        [1.0, 0.95, 0.8]
-    } else {
-        glow
-    };
+    let glow = mix(sky, [1.0, 0.86, 0.55], 0.6 * (-from_sun * from_sun / 0.03).exp());
+    let mut colour = if from_sun < 0.1 { [1.0, 0.95, 0.8] } else { glow };
     // Two ridges.
     let far = 0.5 + 0.06 * (9.0 * x).sin() + 0.03 * (23.0 * x + 1.0).sin();
     if y > far {
@@ -166,20 +133,12 @@ fn scene(x: f32, y: f32) -> [f32; 3] {
     if inside > 0.0 {
         let light = (0.55 * u - 0.5 * v + 0.67 * inside.sqrt()).max(0.0);
         let shine = light.powi(24);
-        colour = mix(
-            mix([0.12, 0.02, 0.1], [0.9, 0.25, 0.3], light),
-            [1.0, 0.95, 0.9],
-            shine,
-        );
+        colour = mix(mix([0.12, 0.02, 0.1], [0.9, 0.25, 0.3], light), [1.0, 0.95, 0.9], shine);
     }
     // A striped post.
     if (x - 0.88).abs() < 0.045 && y > 0.45 && y < 0.95 {
         let is_light = (((y + 0.5 * x) * 16.0) as i32) % 2 == 0;
-        colour = if is_light {
-            [0.92, 0.9, 0.85]
-        } else {
-            [0.75, 0.15, 0.15]
-        };
+        colour = if is_light { [0.92, 0.9, 0.85] } else { [0.75, 0.15, 0.15] };
     }
     colour
 }
@@ -206,12 +165,7 @@ pub fn letters(text: &str, size: RasterHeight, mut draw: impl FnMut(usize, usize
 }
 
 /// Writes 8-bit RGB as a PNG file.
-pub fn write_png(
-    path: &Path,
-    width: usize,
-    height: usize,
-    rgb: &[u8],
-) -> Result<(), Box<dyn Error>> {
+pub fn write_png(path: &Path, width: usize, height: usize, rgb: &[u8]) -> Result<(), Box<dyn Error>> {
     let file = BufWriter::new(File::create(path)?);
     let mut encoder = png::Encoder::new(file, width as u32, height as u32);
     encoder.set_color(png::ColorType::Rgb);

@@ -21,14 +21,8 @@ const TOLERANCE: f64 = 1e-3;
 /// Every adapter with compute shaders, opened. None is a failure, never a skip.
 fn adapters() -> Vec<Gpu> {
     let adapters = pollster::block_on(Gpu::adapters(None));
-    assert!(
-        !adapters.is_empty(),
-        "no adapter: install a driver, lavapipe at least"
-    );
-    adapters
-        .iter()
-        .map(|adapter| pollster::block_on(Gpu::open(adapter)).expect("an adapter opens"))
-        .collect()
+    assert!(!adapters.is_empty(), "no adapter: install a driver, lavapipe at least");
+    adapters.iter().map(|adapter| pollster::block_on(Gpu::open(adapter)).expect("an adapter opens")).collect()
 }
 
 fn small_target() -> Picture {
@@ -57,10 +51,7 @@ fn reference(target: &Picture, parameters: &[f64]) -> Vec<[f64; 3]> {
     let (shapes, colours, opacities) = (2 * splats, 5 * splats, 8 * splats);
     let mut pixels = vec![[0.0; 3]; target.pixels.len()];
     for splat in 0..splats {
-        let (x, y) = (
-            side * parameters[2 * splat],
-            side * parameters[2 * splat + 1],
-        );
+        let (x, y) = (side * parameters[2 * splat], side * parameters[2 * splat + 1]);
         let shape = &parameters[shapes + 3 * splat..][..3];
         let (a, b) = (side * shape[0].exp() + 0.35, side * shape[1].exp() + 0.35);
         let (sin, cos) = shape[2].sin_cos();
@@ -84,9 +75,7 @@ fn reference(target: &Picture, parameters: &[f64]) -> Vec<[f64; 3]> {
 fn reference_loss(target: &Picture, parameters: &[f64]) -> f64 {
     let pixels = reference(target, parameters);
     let values = pixels.iter().flatten().zip(target.pixels.iter().flatten());
-    let sum: f64 = values
-        .map(|(value, goal)| (value - f64::from(*goal)).powi(2))
-        .sum();
+    let sum: f64 = values.map(|(value, goal)| (value - f64::from(*goal)).powi(2)).sum();
     sum / (3 * pixels.len()) as f64
 }
 
@@ -117,25 +106,18 @@ fn the_gradients_are_those_of_finite_differences() {
         for (at, (drawn, expected)) in drawn.pixels.iter().zip(&picture).enumerate() {
             for (drawn, expected) in drawn.iter().zip(expected) {
                 let off = (f64::from(*drawn) - expected).abs();
-                assert!(
-                    off <= TOLERANCE,
-                    "{name}: pixel {at}: {drawn} where {expected} is right"
-                );
+                assert!(off <= TOLERANCE, "{name}: pixel {at}: {drawn} where {expected} is right");
             }
         }
         let gradients = fit.gradients().expect("gradients");
         let off = (f64::from(fit.losses().expect("losses")[0]) - loss).abs();
-        assert!(
-            off <= TOLERANCE * loss,
-            "{name}: the loss is off by {off} of {loss}"
-        );
+        assert!(off <= TOLERANCE * loss, "{name}: the loss is off by {off} of {loss}");
         let mut first = 0;
         for (tensor, per_splat) in TENSORS {
             let elements = first..first + per_splat * SPLATS;
             first = elements.end;
-            let largest = differences[elements.clone()]
-                .iter()
-                .fold(0.0, |largest: f64, value| largest.max(value.abs()));
+            let largest =
+                differences[elements.clone()].iter().fold(0.0, |largest: f64, value| largest.max(value.abs()));
             assert!(largest > 0.0, "{tensor} has no gradient");
             for at in elements {
                 let off = (f64::from(gradients[at]) - differences[at]).abs();
@@ -155,54 +137,25 @@ fn a_few_untuned_steps_make_the_fit_better() {
     let folder = tempfile::tempdir().expect("a folder");
     let path = folder.path().join("page.png");
     for gpu in adapters() {
-        let task = Task {
-            gpu,
-            target: Picture::drawn(32),
-            splats: 48,
-            steps: 40,
-            rule: Rule::sgdm(0.9),
-        };
-        let outcome = task
-            .run(0, [Regime::seesaw(); 4], Norms::ByGroup)
-            .expect("a run");
+        let task = Task { gpu, target: Picture::drawn(32), splats: 48, steps: 40, rule: Rule::sgdm(0.9) };
+        let outcome = task.run(0, [Regime::seesaw(); 4], Norms::ByGroup).expect("a run");
         let name = task.gpu.describe();
         let (before, after) = (crate::psnr(outcome.losses[0]), outcome.psnr());
-        assert!(
-            after >= before + 5.0,
-            "{name}: from {before} dB to {after} dB"
-        );
+        assert!(after >= before + 5.0, "{name}: from {before} dB to {after} dB");
         assert_eq!(outcome.losses.len(), 41, "{name}");
-        let again = task
-            .run(0, [Regime::seesaw(); 4], Norms::ByGroup)
-            .expect("a run");
-        assert!(
-            again.losses == outcome.losses,
-            "{name}: another run, other bits"
-        );
+        let again = task.run(0, [Regime::seesaw(); 4], Norms::ByGroup).expect("a run");
+        assert!(again.losses == outcome.losses, "{name}: another run, other bits");
         let last_seen = outcome.before.mean_square_from(&task.target);
         let off = (last_seen - outcome.losses[0]).abs();
-        assert!(
-            off <= 1e-5 * last_seen,
-            "{name}: a loss of {last_seen} is off by {off}"
-        );
+        assert!(off <= 1e-5 * last_seen, "{name}: a loss of {last_seen} is off by {off}");
         let rates = outcome.rates();
         for line in &rates {
             assert_eq!(line.values.len(), 40, "{name}: {}", line.name);
-            assert!(
-                line.values
-                    .iter()
-                    .all(|rate| rate.is_finite() && *rate > 0.0)
-            );
+            assert!(line.values.iter().all(|rate| rate.is_finite() && *rate > 0.0));
         }
-        assert!(
-            rates[0].values[39] != rates[1].values[39],
-            "{name}: groups share a rate"
-        );
+        assert!(rates[0].values[39] != rates[1].values[39], "{name}: groups share a rate");
 
-        let pictures = [
-            ("start".to_owned(), &outcome.before),
-            ("end".to_owned(), &outcome.after),
-        ];
+        let pictures = [("start".to_owned(), &outcome.before), ("end".to_owned(), &outcome.after)];
         chart::write_page(&path, &pictures, &[outcome.quality("seesaw")], &rates).expect("a page");
         let page = Picture::read(&path, 10_000).expect("a PNG file");
         let is_coloured = |pixel: &&[f32; 3]| pixel[0] != pixel[1] || pixel[1] != pixel[2];
@@ -220,10 +173,7 @@ fn png_files_are_read_as_they_were_written() {
     let picture = Picture::read(&path, 6).expect("reads");
     assert_eq!((picture.width, picture.height), (6, 4));
     for (value, byte) in picture.pixels.iter().flatten().zip(&bytes) {
-        assert!(
-            (255.0 * value - f32::from(*byte)).abs() <= 1e-3,
-            "{value} {byte}"
-        );
+        assert!((255.0 * value - f32::from(*byte)).abs() <= 1e-3, "{value} {byte}");
     }
     // Half as large: means of two by two.
     let half = Picture::read(&path, 3).expect("reads");

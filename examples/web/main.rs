@@ -50,11 +50,7 @@ fn main() -> ExitCode {
 fn run(args: &Args) -> Outcome<bool> {
     let start = Instant::now();
     let vectors = vectors::vectors()?.to_string();
-    eprintln!(
-        "{:.1} MB of vectors in {:.1} s",
-        vectors.len() as f64 / 1e6,
-        start.elapsed().as_secs_f64()
-    );
+    eprintln!("{:.1} MB of vectors in {:.1} s", vectors.len() as f64 / 1e6, start.elapsed().as_secs_f64());
     let listener = TcpListener::bind(("127.0.0.1", args.port))?;
     let address = format!("http://{}/", listener.local_addr()?);
     let Some(program) = &args.browser else {
@@ -89,10 +85,7 @@ fn run(args: &Args) -> Outcome<bool> {
 }
 
 /// A browser, and what it writes down, which both end with this value.
-struct Browser(
-    Child,
-    #[expect(dead_code, reason = "kept until it is dropped")] tempfile::TempDir,
-);
+struct Browser(Child, #[expect(dead_code, reason = "kept until it is dropped")] tempfile::TempDir);
 
 impl Browser {
     fn start(program: &str, url: &str, picture: Option<&std::path::Path>) -> Outcome<Self> {
@@ -116,10 +109,7 @@ impl Browser {
             command.arg(format!("--screenshot={}", picture.display()));
         }
         let child = command.arg(url).spawn();
-        Ok(Browser(
-            child.map_err(|error| format!("{program}: {error}"))?,
-            profile,
-        ))
+        Ok(Browser(child.map_err(|error| format!("{program}: {error}"))?, profile))
     }
 }
 
@@ -132,12 +122,7 @@ impl Drop for Browser {
 }
 
 /// Serves until the page has sent its report.
-fn wait_for_report(
-    listener: &TcpListener,
-    vectors: &str,
-    timeout: u64,
-    browser: &mut Browser,
-) -> Outcome<Vec<u8>> {
+fn wait_for_report(listener: &TcpListener, vectors: &str, timeout: u64, browser: &mut Browser) -> Outcome<Vec<u8>> {
     let start = Instant::now();
     listener.set_nonblocking(true)?;
     loop {

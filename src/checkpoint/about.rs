@@ -102,9 +102,7 @@ impl About {
                     params: place.params.name().to_owned(),
                 })
                 .collect(),
-            tables: Table::all(plan)
-                .map(|table| (table.name().to_owned(), in_text(&table.fields())))
-                .collect(),
+            tables: Table::all(plan).map(|table| (table.name().to_owned(), in_text(&table.fields()))).collect(),
             notes: Notes::new(),
         }
     }
@@ -125,10 +123,7 @@ impl About {
         fields
             .map(|field| {
                 let (name, kind) = field.split_once(": ").unwrap_or((field, ""));
-                Field {
-                    name: name.to_owned(),
-                    kind: kind.to_owned(),
-                }
+                Field { name: name.to_owned(), kind: kind.to_owned() }
             })
             .collect()
     }
@@ -153,15 +148,9 @@ impl About {
         for (found, expected) in self.tensors.iter().zip(&here.tensors) {
             let of = |what: &str| format!("{what} of tensor \"{}\"", found.name);
             let group = |tensor: &AboutTensor, about: &About| {
-                in_words(about.groups.get(tensor.group), |group| {
-                    format!("\"{}\"", group.name)
-                })
+                in_words(about.groups.get(tensor.group), |group| format!("\"{}\"", group.name))
             };
-            same(
-                &of("the group"),
-                &group(found, self),
-                &group(expected, here),
-            )?;
+            same(&of("the group"), &group(found, self), &group(expected, here))?;
             let elements = |tensor: &AboutTensor| format!("{} elements", tensor.elements);
             same(&of("the length"), &elements(found), &elements(expected))?;
             same(&of("the parameters"), &found.params, &expected.params)?;
@@ -174,11 +163,7 @@ fn same(what: &str, found: &str, expected: &str) -> Result<(), Difference> {
     if found == expected {
         return Ok(());
     }
-    Err(Difference {
-        what: what.to_owned(),
-        found: found.to_owned(),
-        expected: expected.to_owned(),
-    })
+    Err(Difference { what: what.to_owned(), found: found.to_owned(), expected: expected.to_owned() })
 }
 
 /// The setting that says which rank of several the optimizer is.
@@ -198,18 +183,12 @@ fn same_settings(
     for key in keys {
         let is_alone = key == RANK && !found.contains_key(key);
         let inner = format!("{key}.");
-        let is_known =
-            found.contains_key(key) || found.keys().any(|known| known.starts_with(&inner));
+        let is_known = found.contains_key(key) || found.keys().any(|known| known.starts_with(&inner));
         if !is_known && !is_alone {
             continue;
         }
-        let value =
-            |settings: &BTreeMap<String, String>| in_words(settings.get(key), String::clone);
-        let of_file = if is_alone {
-            ALONE.to_owned()
-        } else {
-            value(found)
-        };
+        let value = |settings: &BTreeMap<String, String>| in_words(settings.get(key), String::clone);
+        let of_file = if is_alone { ALONE.to_owned() } else { value(found) };
         same(&format!("{key} of {owner}"), &of_file, &value(expected))?;
     }
     Ok(())
@@ -251,9 +230,7 @@ pub(super) fn check_fields(table: Table, found: &[Field]) -> Result<(), Differen
 
 /// The fields of a table's rows as text.
 pub(super) fn in_text(fields: &[Field]) -> String {
-    let fields = fields
-        .iter()
-        .map(|field| format!("{}: {}", field.name, field.kind));
+    let fields = fields.iter().map(|field| format!("{}: {}", field.name, field.kind));
     fields.collect::<Vec<_>>().join(", ")
 }
 
@@ -268,10 +245,7 @@ impl AboutGroup {
             None => "its own".to_owned(),
         };
         settings.insert("the norm".to_owned(), norm);
-        AboutGroup {
-            name: config.name.clone(),
-            settings,
-        }
+        AboutGroup { name: config.name.clone(), settings }
     }
 }
 

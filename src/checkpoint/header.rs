@@ -36,9 +36,7 @@ pub(super) fn checked_length(length: [u8; LENGTH_BYTES], size: u64) -> Result<us
         ));
     }
     if length > MOST_BYTES {
-        return Err(format!(
-            "its header has {length} bytes, more than {MOST_BYTES}"
-        ));
+        return Err(format!("its header has {length} bytes, more than {MOST_BYTES}"));
     }
     Ok(length as usize)
 }
@@ -53,16 +51,15 @@ pub(super) struct Header {
 
 /// Reads a header.
 pub(super) fn parse(text: &[u8]) -> Result<Header, String> {
-    let Listing { texts, mut tensors } = serde_json::from_slice(text)
-        .map_err(|error| format!("its header cannot be read: {error}"))?;
+    let Listing { texts, mut tensors } =
+        serde_json::from_slice(text).map_err(|error| format!("its header cannot be read: {error}"))?;
     tensors.sort_by_key(|(_, info)| info.data_offsets);
     let mut seen = HashSet::new();
     if let Some((name, _)) = tensors.iter().find(|(name, _)| !seen.insert(name.as_str())) {
         return Err(format!("its header names \"{name}\" twice"));
     }
     // Checks that the tensors lie one after the other, without gaps, each as long as its shape says.
-    let metadata = Metadata::new(None, tensors)
-        .map_err(|error| format!("its header contradicts itself: {error}"))?;
+    let metadata = Metadata::new(None, tensors).map_err(|error| format!("its header contradicts itself: {error}"))?;
     Ok(Header { texts, metadata })
 }
 
@@ -97,16 +94,8 @@ impl<'de> Deserialize<'de> for Listing {
                     if name == METADATA {
                         listing.texts = map.next_value()?;
                     } else {
-                        let Entry {
-                            dtype,
-                            shape: Shape(shape),
-                            data_offsets,
-                        } = map.next_value()?;
-                        let info = TensorInfo {
-                            dtype,
-                            shape,
-                            data_offsets,
-                        };
+                        let Entry { dtype, shape: Shape(shape), data_offsets } = map.next_value()?;
+                        let info = TensorInfo { dtype, shape, data_offsets };
                         listing.tensors.push((name, info));
                     }
                 }

@@ -6,11 +6,7 @@ use crate::layout::{GroupConstants, GroupState, average_kinds};
 /// Steps that were not skipped, this one not counted; the largest u32 where there are more.
 pub(crate) fn steps_taken(s: &GroupState) -> u32 {
     let (low, borrow) = s.steps_low.overflowing_sub(s.skipped);
-    if s.steps_high > u32::from(borrow) {
-        u32::MAX
-    } else {
-        low
-    }
+    if s.steps_high > u32::from(borrow) { u32::MAX } else { low }
 }
 
 /// The share of this step's parameters in their average ([`Averaging`](crate::Averaging)): all of it at the first step that counts,
@@ -31,11 +27,7 @@ pub(crate) fn average_weight(c: &GroupConstants, taken: u32) -> f32 {
 pub(crate) fn schedule_free_weight(s: &mut GroupState, rate: f32, taken: u32) -> f32 {
     let length = Scaled::new(rate, 0).times(taken.saturating_add(1) as f32);
     let weight = length.product(length);
-    let total = Scaled {
-        mantissa: s.weight_sum_mantissa,
-        exponent: s.weight_sum_exponent,
-    }
-    .sum(weight);
+    let total = Scaled { mantissa: s.weight_sum_mantissa, exponent: s.weight_sum_exponent }.sum(weight);
     s.weight_sum_mantissa = total.mantissa;
     s.weight_sum_exponent = total.exponent;
     if total.is_zero() {
@@ -51,10 +43,7 @@ pub(crate) fn schedule_free_weight(s: &mut GroupState, rate: f32, taken: u32) ->
 /// 1/(1 - β₁ᵏ) and 1/√(1 - β₂ᵏ) of AdamW, which make up for moments that began at zero.
 pub(crate) fn bias_corrections(c: &GroupConstants, taken: u32) -> (f32, f32) {
     let k = taken.saturating_add(1);
-    (
-        1.0 / one_less_power(c.first_decay, k),
-        1.0 / one_less_power(c.second_decay, k).sqrt(),
-    )
+    (1.0 / one_less_power(c.first_decay, k), 1.0 / one_less_power(c.second_decay, k).sqrt())
 }
 
 /// 1 - βᵏ with decay = -ln β, to about two ulps also where βᵏ is close to 1: with k ln β = -(h ln 2 + r) it is (1 - 2^-h) + 2^-h (1 - e^-r).
@@ -70,9 +59,7 @@ fn one_less_power(decay: f32, k: u32) -> f32 {
     let tail = r
         * r
         * (0.5
-            - r * (0.166_666_67
-                - r * (0.041_666_668
-                    - r * (0.008_333_334 - r * (0.001_388_889 - r * 1.984_127e-4)))));
+            - r * (0.166_666_67 - r * (0.041_666_668 - r * (0.008_333_334 - r * (0.001_388_889 - r * 1.984_127e-4)))));
     let power = power_of_two(-(halvings as i32));
     (1.0 - power) + power * (r - tail)
 }
@@ -84,19 +71,7 @@ mod tests {
     #[test]
     fn one_less_a_power_is_right_for_every_count() {
         let mut worst = 0.0f64;
-        for beta in [
-            0.0f32,
-            1e-30,
-            0.1,
-            0.5,
-            0.9,
-            0.95,
-            0.99,
-            0.999,
-            0.999_9,
-            0.999_999,
-            1f32.next_down(),
-        ] {
+        for beta in [0.0f32, 1e-30, 0.1, 0.5, 0.9, 0.95, 0.99, 0.999, 0.999_9, 0.999_999, 1f32.next_down()] {
             let decay = crate::rule::decay_of(beta);
             let counts = (1..3000)
                 .chain((0..32).flat_map(|e| [(1u32 << e) - 1, 1 << e, (1 << e) + 1]))

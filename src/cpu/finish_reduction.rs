@@ -35,10 +35,7 @@ pub(crate) fn as_a_workgroup<T: Copy>(partials: &[T], nothing: T, add: impl Fn(&
 /// sum. What is lost to underflow is below 2^-100 of the other term.
 pub(crate) fn add_squares(a: Squares, b: Squares) -> Squares {
     if a.exponent == b.exponent {
-        return Squares {
-            sum: a.sum + b.sum,
-            exponent: a.exponent,
-        };
+        return Squares { sum: a.sum + b.sum, exponent: a.exponent };
     }
     if a.sum == 0.0 {
         return b;
@@ -48,8 +45,7 @@ pub(crate) fn add_squares(a: Squares, b: Squares) -> Squares {
     }
     let exponent = a.exponent.max(b.exponent);
     Squares {
-        sum: a.sum * quarter_to_the(exponent - a.exponent)
-            + b.sum * quarter_to_the(exponent - b.exponent),
+        sum: a.sum * quarter_to_the(exponent - a.exponent) + b.sum * quarter_to_the(exponent - b.exponent),
         exponent,
     }
 }

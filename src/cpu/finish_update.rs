@@ -3,9 +3,7 @@
 use crate::cpu::finish_reduction::{add_squares, as_a_workgroup};
 use crate::cpu::learning_rate::from_squares;
 use crate::cpu::scaled::Scaled;
-use crate::layout::{
-    GroupState, NO_TENSOR, RawTensorRecord, Squares, StepSums, StepUnit, Update, record_flags,
-};
+use crate::layout::{GroupState, NO_TENSOR, RawTensorRecord, Squares, StepSums, StepUnit, Update, record_flags};
 
 /// The rows of a tensor or a group, added up: one after the other, thousands of blocks would lose digits.
 fn sums_of(rows: &[StepSums]) -> StepSums {
@@ -14,18 +12,11 @@ fn sums_of(rows: &[StepSums]) -> StepSums {
 
 /// Both sums of squares.
 pub(crate) fn add_step_sums(a: &StepSums, b: &StepSums) -> StepSums {
-    StepSums {
-        parameters: add_squares(a.parameters, b.parameters),
-        step: add_squares(a.step, b.step),
-    }
+    StepSums { parameters: add_squares(a.parameters, b.parameters), step: add_squares(a.step, b.step) }
 }
 
 fn norm_of(squares: Squares) -> f32 {
-    if squares.sum.is_finite() {
-        from_squares(squares).root().to_float()
-    } else {
-        squares.sum
-    }
+    if squares.sum.is_finite() { from_squares(squares).root().to_float() } else { squares.sum }
 }
 
 /// Adds up what pass 4 left in `partials`. `ring` holds the records of `tensors` tensors, step after step.
@@ -91,10 +82,7 @@ mod tests {
     #[test]
     fn many_rows_lose_no_digits() {
         let square = |sum| Squares { sum, exponent: 0 };
-        let row = StepSums {
-            parameters: square(1365.3),
-            step: square(1.1e-7),
-        };
+        let row = StepSums { parameters: square(1365.3), step: square(1.1e-7) };
         let rows = vec![row; 16_384];
         let sums = sums_of(&rows);
         for (got, each) in [(sums.parameters, 1365.3f32), (sums.step, 1.1e-7)] {

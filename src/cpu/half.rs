@@ -95,22 +95,14 @@ fn widened_bits<H: Half>(code: u32) -> u32 {
     let normal = normal_bits::<H>(code);
     let tiny = (TWO_TO_MINUS_24 * code as f32).to_bits();
     let bits = if code < F16_NORMAL { tiny } else { normal };
-    let bits = if code >= F16_INFINITY {
-        normal + REBIASED
-    } else {
-        bits
-    };
+    let bits = if code >= F16_INFINITY { normal + REBIASED } else { bits };
     bits | sign
 }
 
 /// The bits of a number without a sign that is normal, or 0 of bf16.
 #[inline(always)]
 fn normal_bits<H: Half>(code: u32) -> u32 {
-    if H::IS_F16 {
-        (code << 13) + REBIASED
-    } else {
-        code << 16
-    }
+    if H::IS_F16 { (code << 13) + REBIASED } else { code << 16 }
 }
 
 /// What is kept above so many bits that are cut off.
@@ -134,11 +126,7 @@ fn cut_of<H: Half>(magnitude: u32) -> (u32, u32) {
 fn finished<H: Half>(bits: u32, rounded: u32) -> u32 {
     let sign = bits >> 16 & SIGN_CODE;
     let magnitude = bits & MAGNITUDE_BITS;
-    let code = if H::IS_F16 && magnitude >= BEYOND_BITS {
-        F16_INFINITY
-    } else {
-        rounded
-    };
+    let code = if H::IS_F16 && magnitude >= BEYOND_BITS { F16_INFINITY } else { rounded };
     let nan = if H::IS_F16 { F16_NAN } else { BF16_NAN };
     let code = if magnitude > INFINITY_BITS { nan } else { code };
     code | sign
@@ -149,21 +137,13 @@ fn finished<H: Half>(bits: u32, rounded: u32) -> u32 {
 fn narrowed<H: Half>(value: f32) -> u32 {
     let bits = value.to_bits();
     let magnitude = bits & MAGNITUDE_BITS;
-    let (body, shift) = if H::IS_F16 {
-        (magnitude.wrapping_sub(REBIASED), 13)
-    } else {
-        (magnitude, 16)
-    };
+    let (body, shift) = if H::IS_F16 { (magnitude.wrapping_sub(REBIASED), 13) } else { (magnitude, 16) };
     let half = (1 << (shift - 1)) - 1 + (body >> shift & 1);
     let normal = body.wrapping_add(half) >> shift;
     // The lowest bit of 1/2 is the unit of a denormal f16. The kernel shifts, for a driver may round a sum another way; here that would
     // take a shift of its own for each lane.
     let tiny = (value.abs() + 0.5).to_bits().wrapping_sub(0.5f32.to_bits());
-    let rounded = if H::IS_F16 && magnitude < NORMAL_BITS {
-        tiny
-    } else {
-        normal
-    };
+    let rounded = if H::IS_F16 && magnitude < NORMAL_BITS { tiny } else { normal };
     finished::<H>(bits, rounded)
 }
 
@@ -178,11 +158,7 @@ fn dithered<H: Half>(value: f32, noise: u32) -> u32 {
 
 #[inline(always)]
 fn is_infinite<H: Half>(code: u32) -> bool {
-    let infinity = if H::IS_F16 {
-        F16_INFINITY
-    } else {
-        BF16_INFINITY
-    };
+    let infinity = if H::IS_F16 { F16_INFINITY } else { BF16_INFINITY };
     code >= infinity
 }
 
@@ -191,26 +167,12 @@ fn is_infinite<H: Half>(code: u32) -> bool {
 fn remainder<H: Half>(value: f32, code: u32) -> i16 {
     let code = code & MAGNITUDE_CODE;
     let magnitude = value.to_bits() & MAGNITUDE_BITS;
-    let ulps = magnitude
-        .wrapping_sub(normal_bits::<H>(code))
-        .cast_signed()
-        .min(i32::from(i16::MAX));
+    let ulps = magnitude.wrapping_sub(normal_bits::<H>(code)).cast_signed().min(i32::from(i16::MAX));
     // Exact up to the last sum, for the code is the nearest. That rounds, where a cast would go element by element.
     let fixed = TWO_TO_38 * (value.abs() - TWO_TO_MINUS_24 * code as f32) + ROUNDER;
-    let units = fixed
-        .to_bits()
-        .wrapping_sub(ROUNDER.to_bits())
-        .cast_signed();
-    let kept = if H::IS_F16 && code < F16_NORMAL {
-        units
-    } else {
-        ulps
-    };
-    if is_infinite::<H>(code) {
-        0
-    } else {
-        kept as i16
-    }
+    let units = fixed.to_bits().wrapping_sub(ROUNDER.to_bits()).cast_signed();
+    let kept = if H::IS_F16 && code < F16_NORMAL { units } else { ulps };
+    if is_infinite::<H>(code) { 0 } else { kept as i16 }
 }
 
 /// The f32 of a code and its remainder.
@@ -227,11 +189,7 @@ fn joined<H: Half>(code: u32, remainder: i16) -> f32 {
     let ulps = normal_bits::<H>(code).cast_signed().wrapping_add(up).max(0);
     let units = ((code << 14).cast_signed() + kept).max(0);
     let fixed = units as f32 / TWO_TO_38;
-    let bits = if H::IS_F16 && code < F16_NORMAL {
-        fixed.to_bits()
-    } else {
-        ulps.cast_unsigned()
-    };
+    let bits = if H::IS_F16 && code < F16_NORMAL { fixed.to_bits() } else { ulps.cast_unsigned() };
     f32::from_bits(bits | sign)
 }
 
@@ -302,8 +260,8 @@ mod tests {
     /// Every f32 whose upper 16 bits are any and whose lower ones are around every boundary.
     fn values() -> impl Iterator<Item = f32> {
         let lows = [
-            0, 1, 2, 0xfff, 0x1000, 0x1001, 0x1fff, 0x2000, 0x2fff, 0x3000, 0x3001, 0x7fff, 0x8000,
-            0x8001, 0xefff, 0xf000, 0xf001, 0xffff,
+            0, 1, 2, 0xfff, 0x1000, 0x1001, 0x1fff, 0x2000, 0x2fff, 0x3000, 0x3001, 0x7fff, 0x8000, 0x8001, 0xefff,
+            0xf000, 0xf001, 0xffff,
         ];
         (0..=0xffffu32).flat_map(move |high| lows.map(|low| f32::from_bits(high << 16 | low)))
     }
@@ -313,16 +271,10 @@ mod tests {
         for code in 0..=0xffffu32 {
             let wide = f32::from_bits(widened_bits::<f16>(code));
             let half = f16::from_code(code).to_f32();
-            assert!(
-                wide.to_bits() == half.to_bits() || wide.is_nan() && half.is_nan(),
-                "{code:#x}"
-            );
+            assert!(wide.to_bits() == half.to_bits() || wide.is_nan() && half.is_nan(), "{code:#x}");
             let wide = f32::from_bits(widened_bits::<bf16>(code));
             let half = bf16::from_code(code).to_f32();
-            assert!(
-                wide.to_bits() == half.to_bits() || wide.is_nan() && half.is_nan(),
-                "{code:#x}"
-            );
+            assert!(wide.to_bits() == half.to_bits() || wide.is_nan() && half.is_nan(), "{code:#x}");
         }
         for value in values() {
             let (short, half) = (f16::from_code(narrowed::<f16>(value)), f16::from_f32(value));
@@ -330,10 +282,7 @@ mod tests {
                 short.to_bits() == half.to_bits() || short.is_nan() && half.is_nan(),
                 "{value:e}: {short:e} instead of {half:e}"
             );
-            let (short, half) = (
-                bf16::from_code(narrowed::<bf16>(value)),
-                bf16::from_f32(value),
-            );
+            let (short, half) = (bf16::from_code(narrowed::<bf16>(value)), bf16::from_f32(value));
             assert!(
                 short.to_bits() == half.to_bits() || short.is_nan() && half.is_nan(),
                 "{value:e}: {short:e} instead of {half:e}"
@@ -366,10 +315,7 @@ mod tests {
                 let expected = units / f64::from(TWO_TO_38);
                 // Just below 2^-14 the code may be a normal one, whose remainder is exact.
                 let exact = f64::from(kept) == f64::from(value);
-                assert!(
-                    exact || f64::from(kept) == expected,
-                    "f16 {value:e}: {kept:e}"
-                );
+                assert!(exact || f64::from(kept) == expected, "f16 {value:e}: {kept:e}");
             }
         }
     }
@@ -381,18 +327,12 @@ mod tests {
                 let wide = f32::from_bits(widened_bits::<f16>(code));
                 if !wide.is_nan() {
                     assert_eq!(dithered::<f16>(wide, noise), code);
-                    assert_eq!(
-                        (narrowed::<f16>(wide), remainder::<f16>(wide, code)),
-                        (code, 0)
-                    );
+                    assert_eq!((narrowed::<f16>(wide), remainder::<f16>(wide, code)), (code, 0));
                 }
                 let wide = f32::from_bits(widened_bits::<bf16>(code));
                 if !wide.is_nan() {
                     assert_eq!(dithered::<bf16>(wide, noise), code);
-                    assert_eq!(
-                        (narrowed::<bf16>(wide), remainder::<bf16>(wide, code)),
-                        (code, 0)
-                    );
+                    assert_eq!((narrowed::<bf16>(wide), remainder::<bf16>(wide, code)), (code, 0));
                 }
             }
         }
@@ -407,23 +347,14 @@ mod tests {
             let nearest = wide(narrowed::<H>(value));
             let codes = (0..draws).map(|i| dithered::<H>(value, random_bits(7, i)));
             let values: Vec<f64> = codes.map(wide).collect();
-            let (least, most) = values
-                .iter()
-                .fold((f64::MAX, f64::MIN), |(least, most), &x| {
-                    (least.min(x), most.max(x))
-                });
-            assert!(
-                least <= f64::from(value) && f64::from(value) <= most,
-                "{value:e}: {least:e}, {most:e}"
-            );
+            let (least, most) =
+                values.iter().fold((f64::MAX, f64::MIN), |(least, most), &x| (least.min(x), most.max(x)));
+            assert!(least <= f64::from(value) && f64::from(value) <= most, "{value:e}: {least:e}, {most:e}");
             assert!(values.iter().all(|&x| x == least || x == most));
             assert!(nearest == least || nearest == most);
             let mean = values.iter().sum::<f64>() / f64::from(draws);
             let error = (most - least) / 2.0 / f64::from(draws).sqrt();
-            assert!(
-                (mean - f64::from(value)).abs() <= 5.0 * error,
-                "{value:e}: mean {mean:e}"
-            );
+            assert!((mean - f64::from(value)).abs() <= 5.0 * error, "{value:e}: mean {mean:e}");
         }
         for value in [1.003, -3.3e-3, 7.7e4, 1.1e-6, -2.9e-8, 5e-9, 1.0001, 0.3] {
             check::<bf16>(value);

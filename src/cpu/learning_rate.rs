@@ -1,16 +1,13 @@
 //! Pass 3: twin of `shaders/learning_rate.wgsl`, function by function.
 
-use crate::cpu::count_steps::{
-    average_weight, bias_corrections, schedule_free_weight, steps_taken,
-};
+use crate::cpu::count_steps::{average_weight, bias_corrections, schedule_free_weight, steps_taken};
 use crate::cpu::regimes::{first_rate_is_a_formula, hold_rate, schedule_factor, set_rate};
 use crate::cpu::scaled::{Fixed, Scaled};
 use crate::cpu::streams::{Turn, enter_episode, take_turn};
 use crate::element::rounding_key;
 use crate::layout::{
-    GroupConstants, GroupState, LOSS_ELEMENT, MEAN_OUTLIER, MEAN_STEPS, RawRecord, ScopeSums,
-    Squares, Update, average_kinds, group_flags, record_flags, regime_kinds, schedule_kinds,
-    unscale,
+    GroupConstants, GroupState, LOSS_ELEMENT, MEAN_OUTLIER, MEAN_STEPS, RawRecord, ScopeSums, Squares, Update,
+    average_kinds, group_flags, record_flags, regime_kinds, schedule_kinds, unscale,
 };
 use crate::regime::{MAX_CHANGE, RATE_MAX, RATE_MIN};
 
@@ -37,12 +34,7 @@ pub(crate) struct Outcome {
 }
 
 /// One group's step.
-pub(crate) fn learning_rate(
-    group: u32,
-    c: &GroupConstants,
-    sums: &[ScopeSums],
-    s: &mut GroupState,
-) -> Outcome {
+pub(crate) fn learning_rate(group: u32, c: &GroupConstants, sums: &[ScopeSums], s: &mut GroupState) -> Outcome {
     let measured = &sums[c.scope as usize];
     let mut nonfinite = 0u32;
     let mut first_nonfinite = u32::MAX;
@@ -82,10 +74,7 @@ pub(crate) fn learning_rate(
         Some(take_step(c, measured, &turn, s, &mut r))
     };
 
-    let ln_rate = ln_first_rate(s)
-        .add(change(s))
-        .add_float(s.ln_schedule)
-        .add_float(s.ln_trust);
+    let ln_rate = ln_first_rate(s).add(change(s)).add_float(s.ln_schedule).add_float(s.ln_trust);
     if s.learning_rate == 0.0 {
         r.flags |= record_flags::WAITING;
     }
@@ -99,11 +88,7 @@ pub(crate) fn learning_rate(
     let (low, carry) = s.steps_low.overflowing_add(1);
     s.steps_low = low;
     s.steps_high = s.steps_high.wrapping_add(u32::from(carry));
-    Outcome {
-        update,
-        turn,
-        record: r,
-    }
+    Outcome { update, turn, record: r }
 }
 
 /// Nothing changes but the counters and the loss scale; all groups come to the same.
@@ -153,24 +138,15 @@ fn count_good_step(c: &GroupConstants, s: &mut GroupState, r: &mut RawRecord) {
 }
 
 fn smoothed(s: &GroupState) -> Scaled {
-    Scaled {
-        mantissa: s.smoothed_mantissa,
-        exponent: s.smoothed_exponent,
-    }
+    Scaled { mantissa: s.smoothed_mantissa, exponent: s.smoothed_exponent }
 }
 
 fn ln_first_rate(s: &GroupState) -> Fixed {
-    Fixed {
-        whole: s.ln_first_rate_int,
-        fraction: s.ln_first_rate_fraction,
-    }
+    Fixed { whole: s.ln_first_rate_int, fraction: s.ln_first_rate_fraction }
 }
 
 fn change(s: &GroupState) -> Fixed {
-    Fixed {
-        whole: s.change_int,
-        fraction: s.change_fraction,
-    }
+    Fixed { whole: s.change_int, fraction: s.change_fraction }
 }
 
 pub(crate) fn from_squares(squares: Squares) -> Scaled {
@@ -186,22 +162,12 @@ fn cosine(numerator: f32, denominator: f32) -> f32 {
 }
 
 /// The step of a finite gradient.
-fn take_step(
-    c: &GroupConstants,
-    measured: &ScopeSums,
-    turn: &Turn,
-    s: &mut GroupState,
-    r: &mut RawRecord,
-) -> Update {
+fn take_step(c: &GroupConstants, measured: &ScopeSums, turn: &Turn, s: &mut GroupState, r: &mut RawRecord) -> Update {
     let square = from_squares(measured.square);
     let norm = square.root();
     r.norm = norm.to_float();
     let raw_norm_clip = c.flags & group_flags::RAW_NORM != 0;
-    let raw_norm = if raw_norm_clip {
-        from_squares(measured.raw_square).root()
-    } else {
-        norm
-    };
+    let raw_norm = if raw_norm_clip { from_squares(measured.raw_square).root() } else { norm };
     let limit = Scaled::new(c.clip_norm, 0);
     if c.clip_norm < f32::MAX && limit.less(raw_norm) {
         r.flags |= record_flags::CLIPPED;
@@ -230,27 +196,16 @@ fn take_step(
     } else {
         clipped
     };
-    let old = Scaled::new(measured.direction_square, 2 * s.direction_exponent)
-        .root()
-        .times(c.scope_momentum);
+    let old = Scaled::new(measured.direction_square, 2 * s.direction_exponent).root().times(c.scope_momentum);
     let bound = old.sum(added);
-    s.direction_exponent = if bound.is_zero() {
-        0
-    } else {
-        (bound.exponent + 1).clamp(-126, 126)
-    };
+    s.direction_exponent = if bound.is_zero() { 0 } else { (bound.exponent + 1).clamp(-126, 126) };
 
-    let first_momentum =
-        c.flags & group_flags::MOMENTUM_FROM_GRADIENT != 0 && s.momentum_started == 0;
+    let first_momentum = c.flags & group_flags::MOMENTUM_FROM_GRADIENT != 0 && s.momentum_started == 0;
     if c.epsilon > 0.0 {
         (s.first_correction, s.second_correction) = bias_corrections(c, steps_taken(s));
     }
     count_good_step(c, s, r);
-    let first = if c.regime == regime_kinds::AUTO_SGD {
-        turn.begins
-    } else {
-        1 - s.momentum_started
-    };
+    let first = if c.regime == regime_kinds::AUTO_SGD { turn.begins } else { 1 - s.momentum_started };
     s.momentum_started = 1;
     s.last_clip = r.clip_factor;
     let rate = turn.factor * s.learning_rate;
@@ -263,11 +218,7 @@ fn take_step(
         coupled_decay: c.coupled_decay,
         shrink: 1.0 - rate * c.decoupled_decay,
         momentum_keep: c.momentum,
-        gradient_share: if first_momentum {
-            1.0
-        } else {
-            c.gradient_share
-        },
+        gradient_share: if first_momentum { 1.0 } else { c.gradient_share },
         momentum: c.direction_momentum,
         square_keep: c.square_keep,
         first_correction: s.first_correction,
@@ -294,12 +245,9 @@ fn change_rate(
     s: &mut GroupState,
     r: &mut RawRecord,
 ) {
-    let mean_square = Scaled {
-        mantissa: s.mean_square_mantissa,
-        exponent: s.mean_square_exponent,
-    }
-    .times(c.smoothing)
-    .sum(square.times(1.0 - c.smoothing));
+    let mean_square = Scaled { mantissa: s.mean_square_mantissa, exponent: s.mean_square_exponent }
+        .times(c.smoothing)
+        .sum(square.times(1.0 - c.smoothing));
     s.mean_square_mantissa = mean_square.mantissa;
     s.mean_square_exponent = mean_square.exponent;
     s.smoothing_power *= c.smoothing;
@@ -307,42 +255,26 @@ fn change_rate(
     let last_smoothed = smoothed(s);
     // The norm of a problem that is solved may vanish, and a rate that follows it without end makes the next ordinary gradient a
     // disaster: relative to its mean the norm counts as no smaller than this. One outlier must not raise that mean for good.
-    let counted = if s.started == 0 {
-        norm
-    } else {
-        norm.smaller(last_smoothed.times(MEAN_OUTLIER as f32))
-    };
+    let counted = if s.started == 0 { norm } else { norm.smaller(last_smoothed.times(MEAN_OUTLIER as f32)) };
     s.mean_steps = (s.mean_steps + 1).min(MEAN_STEPS);
     let share = 1.0 / s.mean_steps as f32;
-    let mean_norm = Scaled {
-        mantissa: s.mean_norm_mantissa,
-        exponent: s.mean_norm_exponent,
-    }
-    .times(1.0 - share)
-    .sum(counted.times(share));
+    let mean_norm = Scaled { mantissa: s.mean_norm_mantissa, exponent: s.mean_norm_exponent }
+        .times(1.0 - share)
+        .sum(counted.times(share));
     s.mean_norm_mantissa = mean_norm.mantissa;
     s.mean_norm_exponent = mean_norm.exponent;
-    let smoothed = unbiased
-        .root()
-        .larger(norm)
-        .larger(mean_norm.times(c.norm_floor));
+    let smoothed = unbiased.root().larger(norm).larger(mean_norm.times(c.norm_floor));
     s.smoothed_mantissa = smoothed.mantissa;
     s.smoothed_exponent = smoothed.exponent;
     // The sums are of gradients scaled by this. It falls slowly, so that one tiny gradient does not push the next out of range,
     // and depends on the norm alone, so that groups of one scope agree on it.
-    let scale_of_sums = Scaled {
-        mantissa: 1.0,
-        exponent: s.gradient_exponent,
-    };
+    let scale_of_sums = Scaled { mantissa: 1.0, exponent: s.gradient_exponent };
     s.gradient_exponent = norm.exponent.clamp(-126, 126);
     if s.started != 0 {
         s.gradient_exponent = s.gradient_exponent.max(scale_of_sums.exponent - 1);
     }
 
-    let last_norm = Scaled {
-        mantissa: s.last_norm_mantissa,
-        exponent: s.last_norm_exponent,
-    };
+    let last_norm = Scaled { mantissa: s.last_norm_mantissa, exponent: s.last_norm_exponent };
     s.last_norm_mantissa = norm.mantissa;
     s.last_norm_exponent = norm.exponent;
     let first = s.started == 0;
@@ -368,10 +300,7 @@ fn change_rate(
         return;
     }
 
-    let anchor = Scaled {
-        mantissa: s.anchor_norm_mantissa,
-        exponent: s.anchor_norm_exponent,
-    };
+    let anchor = Scaled { mantissa: s.anchor_norm_mantissa, exponent: s.anchor_norm_exponent };
     let from_last_norm = from_norm_ratio(c, anchor.ln_ratio_fixed(last_smoothed));
     let from_norm = from_norm_ratio(c, anchor.ln_ratio_fixed(smoothed));
     let wanted_before = agreement(s).add(from_last_norm);
@@ -390,11 +319,7 @@ fn change_rate(
     }
     let ln_rate = ln_first_rate(s).add(total);
     let falling = ln_rate.whole < 0;
-    let limit = Fixed::default().add_float(if falling {
-        -LN_RATE_LIMIT
-    } else {
-        LN_RATE_LIMIT
-    });
+    let limit = Fixed::default().add_float(if falling { -LN_RATE_LIMIT } else { LN_RATE_LIMIT });
     let excess = ln_rate.subtract(limit).to_float();
     // Closer than f32 can tell is not beyond.
     if (falling && excess < -1e-5) || (!falling && excess > 1e-5) {
@@ -404,12 +329,9 @@ fn change_rate(
     s.change_int = total.whole;
     s.change_fraction = total.fraction;
     let growth = total.exp();
-    s.regime_rate = Scaled::new(
-        s.first_rate_mantissa * growth.mantissa,
-        s.first_rate_exponent + growth.exponent,
-    )
-    .to_float()
-    .clamp(RATE_MIN, RATE_MAX);
+    s.regime_rate = Scaled::new(s.first_rate_mantissa * growth.mantissa, s.first_rate_exponent + growth.exponent)
+        .to_float()
+        .clamp(RATE_MIN, RATE_MAX);
 
     // η hangs on its first value, so that a later step gives back what a clamp takes away now.
     let taken_before = before.subtract(wanted_before);
@@ -418,27 +340,17 @@ fn change_rate(
 
 /// What the smoothed norm has changed ln η by since the first step: p ln(n̂_1 / n̂), with a p of its own where the norm has risen.
 fn from_norm_ratio(c: &GroupConstants, fallen: Fixed) -> Fixed {
-    fallen.times(if fallen.whole < 0 {
-        c.exponent_above
-    } else {
-        c.exponent
-    })
+    fallen.times(if fallen.whole < 0 { c.exponent_above } else { c.exponent })
 }
 
 /// A: what agreement has raised ln η by, and contradiction lowered it.
 fn agreement(s: &GroupState) -> Fixed {
-    Fixed {
-        whole: s.agreement_int,
-        fraction: s.agreement_fraction,
-    }
+    Fixed { whole: s.agreement_int, fraction: s.agreement_fraction }
 }
 
 /// Steps that agree raise A. Steps that contradict each other take back what agreement gave; what would carry A below its least value so
 /// far counts only while n̂ stands above twice its first value, and in full at four times. Returns what the bounds of A took away.
-#[expect(
-    clippy::too_many_arguments,
-    reason = "the shader's function has the same"
-)]
+#[expect(clippy::too_many_arguments, reason = "the shader's function has the same")]
 fn follow_alignment(
     c: &GroupConstants,
     measured: &ScopeSums,
@@ -452,10 +364,7 @@ fn follow_alignment(
     let norm_in_sums = norm.quotient(scale_of_sums).to_float();
     // Before the third gradient y equals z up to rounding, so that their difference has no direction yet.
     if c.flags & group_flags::ITERATES == 0 || s.mean_steps > 2 {
-        r.slow_alignment = cosine(
-            measured.slow_dot,
-            norm_in_sums * measured.direction_square.sqrt(),
-        );
+        r.slow_alignment = cosine(measured.slow_dot, norm_in_sums * measured.direction_square.sqrt());
     }
     let mut brake = 0.0;
     if c.flags & group_flags::BRAKE != 0 {
@@ -469,10 +378,7 @@ fn follow_alignment(
     r.alignment_term = weight * r.slow_alignment;
     r.brake_term = weight * brake;
 
-    let least = Fixed {
-        whole: s.least_agreement_int,
-        fraction: s.least_agreement_fraction,
-    };
+    let least = Fixed { whole: s.least_agreement_int, fraction: s.least_agreement_fraction };
     let mut next = agreement(s).add_float(r.alignment_term + r.brake_term);
     let below = least.subtract(next).to_float();
     if below > 0.0 {
@@ -480,11 +386,7 @@ fn follow_alignment(
         let held = 1.0 - (doublings - 1.0).clamp(0.0, 1.0);
         r.held_term = held * below;
         // Where all of the fall is held, A is exactly its floor, so that rounding cannot wear the floor down.
-        next = if held == 1.0 {
-            least
-        } else {
-            next.add_float(r.held_term)
-        };
+        next = if held == 1.0 { least } else { next.add_float(r.held_term) };
         s.least_agreement_int = next.whole;
         s.least_agreement_fraction = next.fraction;
     }
@@ -519,28 +421,16 @@ fn follow_schedule(c: &GroupConstants, s: &mut GroupState, r: &mut RawRecord) {
 }
 
 /// η_0 = ε (1 + ‖w_0‖) / n_0, or over √d where the direction is a vector of signs.
-fn set_first_rate(
-    c: &GroupConstants,
-    measured: &ScopeSums,
-    norm: Scaled,
-    s: &mut GroupState,
-    r: &mut RawRecord,
-) {
+fn set_first_rate(c: &GroupConstants, measured: &ScopeSums, norm: Scaled, s: &mut GroupState, r: &mut RawRecord) {
     let initial_norm = from_squares(measured.initial_square).root();
     let length = Scaled::ONE.sum(initial_norm).times(c.first_step);
-    let direction = if c.flags & group_flags::SIGN_RULE != 0 {
-        Scaled::new(c.sqrt_elements, 0)
-    } else {
-        norm
-    };
+    let direction = if c.flags & group_flags::SIGN_RULE != 0 { Scaled::new(c.sqrt_elements, 0) } else { norm };
     let mut wanted = length.quotient(direction);
     if c.trust_coefficient > 0.0 {
         // The trust ratio follows, and the step is to have this length with it.
         wanted = wanted.quotient(trust_of(c, measured, norm, s));
     }
-    let rate = wanted
-        .larger(Scaled::new(RATE_MIN, 0))
-        .smaller(Scaled::new(RATE_MAX, 0));
+    let rate = wanted.larger(Scaled::new(RATE_MIN, 0)).smaller(Scaled::new(RATE_MAX, 0));
     if rate != wanted {
         r.flags |= record_flags::CLAMPED_RATE;
     }
@@ -553,16 +443,9 @@ fn trust_of(c: &GroupConstants, measured: &ScopeSums, norm: Scaled, s: &GroupSta
     let parameters = if s.momentum_started == 0 {
         from_squares(measured.initial_square).root()
     } else {
-        Scaled {
-            mantissa: s.parameter_mantissa,
-            exponent: s.parameter_exponent,
-        }
+        Scaled { mantissa: s.parameter_mantissa, exponent: s.parameter_exponent }
     };
-    let direction = if c.flags & group_flags::SIGN_RULE != 0 {
-        Scaled::new(c.sqrt_elements, 0)
-    } else {
-        norm
-    };
+    let direction = if c.flags & group_flags::SIGN_RULE != 0 { Scaled::new(c.sqrt_elements, 0) } else { norm };
     if parameters.is_zero() || direction.is_zero() {
         return Scaled::ONE;
     }

@@ -21,8 +21,8 @@ use crate::cpu::values::{Slice, SliceMut, Values, ValuesMut};
 use crate::error::{Error, require};
 use crate::group::{GroupConfig, OptimizerBuilder, ResolvedGroup};
 use crate::layout::{
-    Block, GroupConstants, GroupState, LOSS_ELEMENT, NO_TENSOR, RawRecord, RawTensorRecord,
-    ScopeSums, StepSums, Update, skips, unscale,
+    Block, GroupConstants, GroupState, LOSS_ELEMENT, NO_TENSOR, RawRecord, RawTensorRecord, ScopeSums, StepSums,
+    Update, skips, unscale,
 };
 use crate::plan::{Encoding, Geometry, Kernel, Place, Plan, TensorInfo};
 use crate::record::{Record, RecordCursor, Records};
@@ -99,16 +99,8 @@ struct Memory {
 
 impl Memory {
     fn new(kernel: Kernel, elements: usize) -> Self {
-        let momentum = if kernel.rule.has_momentum() {
-            elements
-        } else {
-            0
-        };
-        let squares = if kernel.rule.has_squares() {
-            elements
-        } else {
-            0
-        };
+        let momentum = if kernel.rule.has_momentum() { elements } else { 0 };
+        let squares = if kernel.rule.has_squares() { elements } else { 0 };
         let counters = if kernel.has_counters() { elements } else { 0 };
         let vector = if kernel.vectors() > 0 { elements } else { 0 };
         let stream = if kernel.has_streams() { elements } else { 0 };
@@ -161,10 +153,7 @@ impl OptimizerBuilder<Tensor> {
                 };
                 tensors.push((name, place));
             }
-            placed.push(ResolvedGroup {
-                config: group.config,
-                tensors,
-            });
+            placed.push(ResolvedGroup { config: group.config, tensors });
         }
         let plan = Plan::new(
             placed,
@@ -229,11 +218,7 @@ impl CpuOptimizer {
             updates: vec![Update::zeroed(); plan.groups.len()],
             learning_rates: states.iter().map(|state| state.learning_rate).collect(),
             records: vec![RawRecord::default(); record_steps * states.len()],
-            step_partials: if plan.units.is_empty() {
-                Vec::new()
-            } else {
-                vec![StepSums::default(); blocks]
-            },
+            step_partials: if plan.units.is_empty() { Vec::new() } else { vec![StepSums::default(); blocks] },
             tensor_records: {
                 let recorded = plan.units.iter().filter(|unit| unit.tensor != NO_TENSOR);
                 vec![RawTensorRecord::default(); record_steps * recorded.count()]
@@ -285,12 +270,7 @@ impl CpuOptimizer {
     ///
     /// # Errors
     /// As [`CpuOptimizer::step_values`].
-    pub fn step_values_with_loss(
-        &mut self,
-        params: &mut [SliceMut],
-        grads: &[Slice],
-        loss: f32,
-    ) -> Result<(), Error> {
+    pub fn step_values_with_loss(&mut self, params: &mut [SliceMut], grads: &[Slice], loss: f32) -> Result<(), Error> {
         self.step_of(params, grads, loss)
     }
 
@@ -300,10 +280,7 @@ impl CpuOptimizer {
         if self.needs_loss
             && let Some(config) = configs.find(|config| config.regime.needs_loss())
         {
-            return Err(Error::MissingLoss {
-                group: config.name.clone(),
-                regime: config.regime.name(),
-            });
+            return Err(Error::MissingLoss { group: config.name.clone(), regime: config.regime.name() });
         }
         Ok(())
     }
@@ -313,12 +290,7 @@ impl CpuOptimizer {
     ///
     /// # Errors
     /// As [`CpuOptimizer::step`].
-    pub fn step_with_loss(
-        &mut self,
-        params: &mut [&mut [f32]],
-        grads: &[&[f32]],
-        loss: f32,
-    ) -> Result<(), Error> {
+    pub fn step_with_loss(&mut self, params: &mut [&mut [f32]], grads: &[&[f32]], loss: f32) -> Result<(), Error> {
         self.step_of(params, grads, loss)
     }
 
@@ -340,12 +312,7 @@ impl CpuOptimizer {
     }
 
     /// Passes 1 and 2.
-    fn measure_here(
-        &mut self,
-        params: &[impl Values + Sync],
-        grads: &[impl Values + Sync],
-        loss: f32,
-    ) {
+    fn measure_here(&mut self, params: &[impl Values + Sync], grads: &[impl Values + Sync], loss: f32) {
         self.reduce(params, grads);
         self.finish();
         if self.needs_loss {
@@ -380,15 +347,8 @@ impl CpuOptimizer {
     }
 
     fn swap_averages_of(&mut self, params: &mut [impl ValuesMut]) -> Result<(), Error> {
-        if !self
-            .plan
-            .configs
-            .iter()
-            .any(|config| config.averaging.is_on())
-        {
-            return Err(Error::NoAverages {
-                owner: "the optimizer".to_owned(),
-            });
+        if !self.plan.configs.iter().any(|config| config.averaging.is_on()) {
+            return Err(Error::NoAverages { owner: "the optimizer".to_owned() });
         }
         self.check_slices("parameter", params)?;
         for (index, params) in params.iter_mut().enumerate() {
@@ -441,8 +401,7 @@ impl CpuOptimizer {
     /// of [schedule-free](crate::Averaging::ScheduleFree) groups, whose average is nowhere kept as such:
     /// [`copy_averages`](CpuOptimizer::copy_averages) gives every average.
     pub fn averages(&self, tensor: usize) -> Option<&[f32]> {
-        let here =
-            !self.averages_are_swapped && tensor < self.tensors.len() && self.has_average(tensor);
+        let here = !self.averages_are_swapped && tensor < self.tensors.len() && self.has_average(tensor);
         let kept = here && !self.is_schedule_free(tensor);
         kept.then(|| self.tensors[tensor].averages.as_slice())
     }
@@ -475,14 +434,9 @@ impl CpuOptimizer {
         destination: &mut [f32],
     ) -> Result<(), Error> {
         let tensors = self.tensors.len();
-        let info = self.plan.tensors.get(tensor).ok_or(Error::UnknownTensor {
-            index: tensor,
-            tensors,
-        })?;
+        let info = self.plan.tensors.get(tensor).ok_or(Error::UnknownTensor { index: tensor, tensors })?;
         if !self.plan.configs[info.group].averaging.is_on() {
-            return Err(Error::NoAverages {
-                owner: format!("tensor \"{}\"", info.name),
-            });
+            return Err(Error::NoAverages { owner: format!("tensor \"{}\"", info.name) });
         }
         self.check_averages_in_place("a copy of the averages")?;
         let params = params.into();
@@ -542,13 +496,7 @@ impl CpuOptimizer {
                 *partial = *sums;
             }
         }
-        finish_update(
-            &self.plan.units,
-            &self.step_partials,
-            &self.updates,
-            &mut self.states,
-            &mut self.tensor_records,
-        );
+        finish_update(&self.plan.units, &self.step_partials, &self.updates, &mut self.states, &mut self.tensor_records);
     }
 
     /// Pass 2.
@@ -561,11 +509,7 @@ impl CpuOptimizer {
 
     fn check_slices(&self, role: &'static str, slices: &[impl Values]) -> Result<(), Error> {
         if slices.len() != self.tensors.len() {
-            return Err(Error::StepTensors {
-                role,
-                expected: self.tensors.len(),
-                actual: slices.len(),
-            });
+            return Err(Error::StepTensors { role, expected: self.tensors.len(), actual: slices.len() });
         }
         for (index, slice) in slices.iter().enumerate() {
             self.check_slice(role, index, slice.values())?;
@@ -575,11 +519,7 @@ impl CpuOptimizer {
 
     fn check_slice(&self, role: &'static str, index: usize, slice: Slice) -> Result<(), Error> {
         let place = &self.plan.places[index];
-        let expected = if role == "gradient" {
-            place.grads
-        } else {
-            place.params
-        };
+        let expected = if role == "gradient" { place.grads } else { place.params };
         if slice.element() != expected {
             return Err(Error::StepElement {
                 tensor: self.plan.tensors[index].name.clone(),
@@ -590,12 +530,7 @@ impl CpuOptimizer {
         }
         let (expected, actual) = (self.tensors[index].elements, slice.len());
         if actual != expected {
-            return Err(Error::StepLength {
-                tensor: self.plan.tensors[index].name.clone(),
-                role,
-                expected,
-                actual,
-            });
+            return Err(Error::StepLength { tensor: self.plan.tensors[index].name.clone(), role, expected, actual });
         }
         Ok(())
     }
@@ -608,10 +543,7 @@ impl CpuOptimizer {
             let tensor = &tensors[index];
             let Some(kernel) = tensor.kernel else { return };
             let block = &tensor.blocks[number];
-            let (start, end) = (
-                block.params_start as usize,
-                (block.params_start + block.elements) as usize,
-            );
+            let (start, end) = (block.params_start as usize, (block.params_start + block.elements) as usize);
             let group = block.group as usize;
             let of = Reduce {
                 kernel,
@@ -640,10 +572,7 @@ impl CpuOptimizer {
             };
         };
         if self.parallel {
-            self.partials
-                .par_iter_mut()
-                .zip(self.rows.par_iter())
-                .for_each(sweep);
+            self.partials.par_iter_mut().zip(self.rows.par_iter()).for_each(sweep);
         } else {
             self.partials.iter_mut().zip(&self.rows).for_each(sweep);
         }
@@ -707,21 +636,15 @@ impl CpuOptimizer {
             }
         };
         if self.parallel {
-            self.tensors
-                .par_iter_mut()
-                .zip(params.par_iter_mut())
-                .zip(grads.par_iter())
-                .for_each(|((tensor, params), grads)| {
+            self.tensors.par_iter_mut().zip(params.par_iter_mut()).zip(grads.par_iter()).for_each(
+                |((tensor, params), grads)| {
                     update_one(tensor, params.values_mut(), grads.values());
-                });
+                },
+            );
         } else {
-            self.tensors
-                .iter_mut()
-                .zip(params.iter_mut())
-                .zip(grads.iter())
-                .for_each(|((tensor, params), grads)| {
-                    update_one(tensor, params.values_mut(), grads.values());
-                });
+            self.tensors.iter_mut().zip(params.iter_mut()).zip(grads.iter()).for_each(|((tensor, params), grads)| {
+                update_one(tensor, params.values_mut(), grads.values());
+            });
         }
     }
 
@@ -751,9 +674,7 @@ impl CpuOptimizer {
             Some(state) if state.halted != 0 => {
                 let groups = self.plan.groups.len();
                 let slot = state.record_slot as usize - 1;
-                let record = Record::from_raw(&self.records[slot * groups], |element| {
-                    self.plan.locate(element)
-                });
+                let record = Record::from_raw(&self.records[slot * groups], |element| self.plan.locate(element));
                 self.plan.halted(&record).map_or(Ok(()), Err)
             }
             _ => Ok(()),
@@ -773,10 +694,7 @@ impl CpuOptimizer {
     /// Returns the records of all steps that were not drained before.
     pub fn drain_records(&mut self) -> Records {
         let plan = &self.plan;
-        let rings = (
-            bytemuck::cast_slice(&self.records),
-            bytemuck::cast_slice(&self.tensor_records),
-        );
+        let rings = (bytemuck::cast_slice(&self.records), bytemuck::cast_slice(&self.tensor_records));
         self.cursor.read(rings, |element| plan.locate(element))
     }
 
@@ -843,10 +761,7 @@ impl<G: Number> NullaryFnOnce for Reduce<'_, G> {
             }
             _ => &[],
         };
-        let slices = BlockSlices {
-            params,
-            ..self.slices
-        };
+        let slices = BlockSlices { params, ..self.slices };
         reduce_gradient(kernel, self.constants, state, self.block, slices)
     }
 }
@@ -889,13 +804,7 @@ impl StretchSlices<'_> {
         let (remainders, remainders_after) = self.remainders.split_at_mut(kept);
         let (memory, memory_after) = self.memory.split_at(middle);
         (
-            StretchSlices {
-                params,
-                grads,
-                remainders,
-                first_element: self.first_element,
-                memory,
-            },
+            StretchSlices { params, grads, remainders, first_element: self.first_element, memory },
             StretchSlices {
                 params: params_after,
                 grads: grads_after,
@@ -912,20 +821,11 @@ fn update_in_halves(arch: Arch, kernel: Kernel, update: &Update, slices: Stretch
     let block = BLOCK_ELEMENTS as usize;
     let elements = slices.params.len();
     if elements <= block * PARALLEL_BLOCKS / 4 {
-        let StretchSlices {
-            params,
-            grads,
-            remainders,
-            first_element,
-            memory,
-        } = slices;
+        let StretchSlices { params, grads, remainders, first_element, memory } = slices;
         return match (params, grads) {
-            (SliceMut::F32(params), Slice::F32(grads)) => arch.dispatch(UpdateStretch {
-                kernel,
-                update,
-                elements: Wide { params, grads },
-                memory,
-            }),
+            (SliceMut::F32(params), Slice::F32(grads)) => {
+                arch.dispatch(UpdateStretch { kernel, update, elements: Wide { params, grads }, memory })
+            }
             (params, grads) => arch.dispatch(UpdateStretch {
                 kernel,
                 update,
@@ -944,10 +844,7 @@ fn update_in_halves(arch: Arch, kernel: Kernel, update: &Update, slices: Stretch
     }
     let middle = elements.div_ceil(block) / 2 * block;
     let (before, after) = slices.split_at(middle);
-    rayon::join(
-        || update_in_halves(arch, kernel, update, before),
-        || update_in_halves(arch, kernel, update, after),
-    );
+    rayon::join(|| update_in_halves(arch, kernel, update, before), || update_in_halves(arch, kernel, update, after));
 }
 
 #[cfg(test)]

@@ -35,10 +35,7 @@ pub(crate) struct BlockSlices<'a, G> {
 
 /// No measurement.
 pub(crate) fn no_totals() -> ScopeSums {
-    ScopeSums {
-        first_nonfinite: u32::MAX,
-        ..bytemuck::Zeroable::zeroed()
-    }
+    ScopeSums { first_nonfinite: u32::MAX, ..bytemuck::Zeroable::zeroed() }
 }
 
 /// Something that is walked row by row. A trait and not a closure: methods can be made to inline, and only what is inlined is
@@ -152,16 +149,9 @@ pub(crate) fn reduce_gradient<G: Number>(
     slices: BlockSlices<G>,
 ) -> ScopeSums {
     let raw = raw_gradient(constants, slices.grads);
-    let unscaled = RawGradient {
-        factor: constants.gradient_factor * unscale(state.loss_scale_exponent),
-        ..raw
-    };
+    let unscaled = RawGradient { factor: constants.gradient_factor * unscale(state.loss_scale_exponent), ..raw };
     let mut t = if kernel.coupled_decay {
-        let gradient = DecayedGradient {
-            raw: unscaled,
-            params: slices.params,
-            coupled_decay: constants.coupled_decay,
-        };
+        let gradient = DecayedGradient { raw: unscaled, params: slices.params, coupled_decay: constants.coupled_decay };
         measure(kernel, gradient, gradient, constants, state, block, slices)
     } else {
         let mut t = measure(kernel, raw, unscaled, constants, state, block, slices);
@@ -173,10 +163,7 @@ pub(crate) fn reduce_gradient<G: Number>(
 }
 
 fn raw_gradient<'a, G>(constants: &GroupConstants, grads: &'a [G]) -> RawGradient<'a, G> {
-    RawGradient {
-        grads,
-        factor: constants.gradient_factor,
-    }
+    RawGradient { grads, factor: constants.gradient_factor }
 }
 
 /// Measures the norm of `scaled`, and everything else of the true `gradient`.
@@ -227,13 +214,7 @@ fn measure(
 }
 
 #[inline(always)]
-fn measure_momentum(
-    elements: usize,
-    gradient: impl Rows,
-    state: &GroupState,
-    momentum: &[f32],
-    t: &mut ScopeSums,
-) {
+fn measure_momentum(elements: usize, gradient: impl Rows, state: &GroupState, momentum: &[f32], t: &mut ScopeSums) {
     let gradient_scale = power_of_two(-state.gradient_exponent);
     let momentum_scale = power_of_two(-state.direction_exponent);
     let mut sums = MomentumSums::default();
@@ -309,13 +290,7 @@ impl MomentumSums {
 }
 
 #[inline(always)]
-fn measure_counters(
-    elements: usize,
-    gradient: impl Rows,
-    state: &GroupState,
-    counters: &[u8],
-    t: &mut ScopeSums,
-) {
+fn measure_counters(elements: usize, gradient: impl Rows, state: &GroupState, counters: &[u8], t: &mut ScopeSums) {
     let gradient_scale = power_of_two(-state.gradient_exponent);
     let mut sums = CounterSums::default();
     let whole_rows = elements / LANES * LANES;
@@ -366,34 +341,20 @@ fn measure_secant(
     for start in (0..elements).step_by(LANES) {
         let g = any_row(elements, gradient, start);
         let last = any_row(elements, Parameters(slices.vector), start);
-        let m = if rule.has_momentum() {
-            any_row(elements, Parameters(slices.momentum), start)
-        } else {
-            [0.0; LANES]
-        };
-        let v = if rule.has_squares() {
-            any_row(elements, Parameters(slices.squares), start)
-        } else {
-            [0.0; LANES]
-        };
+        let m = if rule.has_momentum() { any_row(elements, Parameters(slices.momentum), start) } else { [0.0; LANES] };
+        let v = if rule.has_squares() { any_row(elements, Parameters(slices.squares), start) } else { [0.0; LANES] };
         for j in 0..LANES {
             let y = gradient_scale * g[j] - gradient_scale * last[j];
             let clipped = state.last_clip * last[j];
             let u = match rule {
                 RuleKind::Sgd => gradient_scale * clipped,
                 RuleKind::Sgdm => momentum_scale * m[j],
-                RuleKind::Nesterov => {
-                    momentum_scale * clipped + constants.momentum * (momentum_scale * m[j])
-                }
+                RuleKind::Nesterov => momentum_scale * clipped + constants.momentum * (momentum_scale * m[j]),
                 RuleKind::SignSgd => sign(last[j]),
                 RuleKind::Signum => sign(m[j]),
-                RuleKind::AdamW => preconditioned(
-                    m[j],
-                    v[j],
-                    state.first_correction,
-                    state.second_correction,
-                    constants.epsilon,
-                ),
+                RuleKind::AdamW => {
+                    preconditioned(m[j], v[j], state.first_correction, state.second_correction, constants.epsilon)
+                }
                 RuleKind::AdamWWithoutMomentum => preconditioned(
                     clipped.clamp(-LARGEST_SQUARED, LARGEST_SQUARED),
                     v[j],
@@ -452,10 +413,7 @@ impl CounterSums {
 /// Not inlined, as [`largest_of`]: else the compiler lays out the lanes of the whole loop to suit this sum, and shuffles in every row.
 #[inline(never)]
 fn across(lanes: &[f32; LANES]) -> f32 {
-    lanes
-        .chunks_exact(4)
-        .map(|v| (v[0] + v[1]) + (v[2] + v[3]))
-        .sum()
+    lanes.chunks_exact(4).map(|v| (v[0] + v[1]) + (v[2] + v[3])).sum()
 }
 
 #[inline(never)]
@@ -480,10 +438,7 @@ fn sweep(elements: usize, block: &Block, rows: impl Rows) -> ScopeSums {
     if largest >= INFINITY_BITS {
         find_nonfinite(elements, block, rows, &mut t);
     } else if (SMALL_BITS..=BIG_BITS).contains(&largest) {
-        t.square = Squares {
-            sum: across(&norm.squares),
-            exponent: 0,
-        };
+        t.square = Squares { sum: across(&norm.squares), exponent: 0 };
     } else if largest > 0 {
         let exponent = ((largest >> 23) as i32 - 127).clamp(-126, 126);
         t.square = scaled_square(elements, rows, exponent);
@@ -501,15 +456,9 @@ pub(crate) fn squares_of(x: &[f32]) -> Squares {
     }
     let largest = largest_of(&norm.largest);
     if largest >= INFINITY_BITS {
-        Squares {
-            sum: f32::from_bits(largest),
-            exponent: 0,
-        }
+        Squares { sum: f32::from_bits(largest), exponent: 0 }
     } else if (SMALL_BITS..=BIG_BITS).contains(&largest) {
-        Squares {
-            sum: across(&norm.squares),
-            exponent: 0,
-        }
+        Squares { sum: across(&norm.squares), exponent: 0 }
     } else if largest > 0 {
         let exponent = ((largest >> 23) as i32 - 127).clamp(-126, 126);
         scaled_square(x.len(), rows, exponent)
@@ -546,19 +495,12 @@ fn scaled_square(elements: usize, rows: impl Rows, exponent: i32) -> Squares {
             squares[j] += scaled * scaled;
         }
     }
-    Squares {
-        sum: across(&squares),
-        exponent,
-    }
+    Squares { sum: across(&squares), exponent }
 }
 
 #[inline(always)]
 fn any_row(elements: usize, rows: impl Rows, start: usize) -> [f32; LANES] {
-    if start + LANES <= elements {
-        rows.row(start)
-    } else {
-        rows.last_row(start)
-    }
+    if start + LANES <= elements { rows.row(start) } else { rows.last_row(start) }
 }
 
 #[inline(always)]

@@ -3,8 +3,7 @@
 use crate::cpu::learning_rate::from_squares;
 use crate::cpu::scaled::{Fixed, Scaled};
 use crate::layout::{
-    GroupConstants, GroupState, RawRecord, ScopeSums, group_flags, record_flags, regime_kinds,
-    schedule_kinds,
+    GroupConstants, GroupState, RawRecord, ScopeSums, group_flags, record_flags, regime_kinds, schedule_kinds,
 };
 use crate::regime::RATE_MIN;
 use crate::schedule::Schedule;
@@ -12,11 +11,7 @@ use crate::schedule::Schedule;
 pub(crate) fn first_rate_is_a_formula(regime: u32) -> bool {
     matches!(
         regime,
-        regime_kinds::ADAGRAD_NORM
-            | regime_kinds::DOG
-            | regime_kinds::DOWG
-            | regime_kinds::POLYAK
-            | regime_kinds::NGN
+        regime_kinds::ADAGRAD_NORM | regime_kinds::DOG | regime_kinds::DOWG | regime_kinds::POLYAK | regime_kinds::NGN
     )
 }
 
@@ -30,20 +25,12 @@ fn sqrt_elements(c: &GroupConstants) -> Scaled {
 
 /// The squared length of the step's direction, as far as the regimes of sums know it: that of the gradient, or of its signs.
 fn direction_square_of(c: &GroupConstants, square: Scaled) -> Scaled {
-    if is_sign_rule(c) {
-        sqrt_elements(c).product(sqrt_elements(c))
-    } else {
-        square
-    }
+    if is_sign_rule(c) { sqrt_elements(c).product(sqrt_elements(c)) } else { square }
 }
 
 /// ln(a / b), and 0 where there is nothing to compare.
 fn ln_ratio_or_0(a: Scaled, b: Scaled) -> f32 {
-    if a.is_zero() || b.is_zero() {
-        0.0
-    } else {
-        a.ln_ratio(b)
-    }
+    if a.is_zero() || b.is_zero() { 0.0 } else { a.ln_ratio(b) }
 }
 
 /// 1 + σ n²/(2 f) for f above 0.
@@ -52,10 +39,7 @@ fn ngn_divisor(rate: f32, square: Scaled, loss: f32) -> Scaled {
 }
 
 /// A finite, non-zero gradient sets the rate; its norm may be the `first`, and the last norm then 0.
-#[expect(
-    clippy::too_many_arguments,
-    reason = "the shader's function has the same"
-)]
+#[expect(clippy::too_many_arguments, reason = "the shader's function has the same")]
 pub(crate) fn set_rate(
     c: &GroupConstants,
     measured: &ScopeSums,
@@ -69,20 +53,10 @@ pub(crate) fn set_rate(
 ) {
     let old = Scaled::new(s.regime_rate, 0);
     let last_loss = s.last_loss;
-    let old_history = Scaled {
-        mantissa: s.history_mantissa,
-        exponent: s.history_exponent,
-    };
-    let old_distance = Scaled {
-        mantissa: s.distance_mantissa,
-        exponent: s.distance_exponent,
-    };
+    let old_history = Scaled { mantissa: s.history_mantissa, exponent: s.history_exponent };
+    let old_distance = Scaled { mantissa: s.distance_mantissa, exponent: s.distance_exponent };
     let norm_change = ln_ratio_or_0(norm, last_norm);
-    let optimum = if c.regime == regime_kinds::POLYAK {
-        c.offset
-    } else {
-        0.0
-    };
+    let optimum = if c.regime == regime_kinds::POLYAK { c.offset } else { 0.0 };
     let loss = (measured.loss - optimum).max(0.0);
     let mut history = old_history;
     let mut farthest = old_distance;
@@ -157,16 +131,12 @@ pub(crate) fn set_rate(
 
     let mut rate = wanted;
     if !first {
-        rate = rate
-            .smaller(old.times(c.max_change))
-            .larger(old.quotient(Scaled::new(c.max_change, 0)));
+        rate = rate.smaller(old.times(c.max_change)).larger(old.quotient(Scaled::new(c.max_change, 0)));
         if rate != wanted {
             r.flags |= record_flags::CLAMPED_CHANGE;
         }
     }
-    let within = rate
-        .smaller(Scaled::new(c.max_rate, 0))
-        .larger(Scaled::new(RATE_MIN, 0));
+    let within = rate.smaller(Scaled::new(c.max_rate, 0)).larger(Scaled::new(RATE_MIN, 0));
     if rate != within {
         r.flags |= record_flags::CLAMPED_RATE;
     }
@@ -176,12 +146,7 @@ pub(crate) fn set_rate(
     }
     s.last_growth = within.quotient(old).to_float();
     let change = within.ln_ratio(old);
-    let explained = r.norm_term
-        + r.curvature_term
-        + r.gate_term
-        + r.distance_term
-        + r.history_term
-        + r.loss_term;
+    let explained = r.norm_term + r.curvature_term + r.gate_term + r.distance_term + r.history_term + r.loss_term;
     // Also what earlier clamps had taken away, where the formula is of this step alone. What the rounding of the terms leaves is no clamp.
     r.clamp_term = change - explained;
     if r.clamp_term.abs() < 4e-6 * explained.abs().max(1.0) {
@@ -200,10 +165,7 @@ pub(crate) fn hold_rate(rate: Scaled, s: &mut GroupState) {
 }
 
 /// From s = -η u_{t-1} and y = g_t - g_{t-1}: the sums hold u·y, u·u and y·y, of u and y scaled by powers of two.
-#[expect(
-    clippy::too_many_arguments,
-    reason = "the shader's function has the same"
-)]
+#[expect(clippy::too_many_arguments, reason = "the shader's function has the same")]
 fn secant_rate(
     c: &GroupConstants,
     measured: &ScopeSums,
@@ -234,19 +196,13 @@ fn secant_rate(
             if u_dot_y >= 0.0 || u_square == 0.0 {
                 return old;
             }
-            (
-                Scaled::new(u_square, shift).quotient(Scaled::new(u_dot_y, 0)),
-                0.0,
-            )
+            (Scaled::new(u_square, shift).quotient(Scaled::new(u_dot_y, 0)), 0.0)
         }
         regime_kinds::SECANT_SHORT => {
             if u_dot_y >= 0.0 || y_square == 0.0 {
                 return old;
             }
-            (
-                Scaled::new(u_dot_y, shift).quotient(Scaled::new(y_square, 0)),
-                -1.0,
-            )
+            (Scaled::new(u_dot_y, shift).quotient(Scaled::new(y_square, 0)), -1.0)
         }
         _ => {
             if u_square == 0.0 || y_square == 0.0 {
@@ -293,8 +249,7 @@ fn half_cosine(z: f32) -> f32 {
         * (1.0
             - y * (0.166_666_67
                 - y * (0.008_333_333
-                    - y * (1.984_127e-4
-                        - y * (2.755_732e-6 - y * (2.505_210_8e-8 - y * 1.605_904_4e-10))))));
+                    - y * (1.984_127e-4 - y * (2.755_732e-6 - y * (2.505_210_8e-8 - y * 1.605_904_4e-10))))));
     sine * sine
 }
 
@@ -302,26 +257,18 @@ fn half_cosine(z: f32) -> f32 {
 pub(crate) fn schedule_factor(c: &GroupConstants, t: u32) -> f32 {
     let descent = || {
         let left = c.schedule_steps - t.min(c.schedule_steps);
-        c.schedule_last
-            + (1.0 - c.schedule_last)
-                * half_cosine(share_of(left, c.schedule_steps - c.schedule_rise))
+        c.schedule_last + (1.0 - c.schedule_last) * half_cosine(share_of(left, c.schedule_steps - c.schedule_rise))
     };
     let rising = t < c.schedule_rise;
     let factor = match c.schedule {
-        schedule_kinds::WARMUP_COSINE | schedule_kinds::INVERSE_SQRT if rising => {
-            share_of(t + 1, c.schedule_rise)
-        }
+        schedule_kinds::WARMUP_COSINE | schedule_kinds::INVERSE_SQRT if rising => share_of(t + 1, c.schedule_rise),
         schedule_kinds::WARMUP_COSINE => descent(),
-        schedule_kinds::INVERSE_SQRT => Scaled::new(c.schedule_rise as f32, 0)
-            .quotient(Scaled::new(t as f32 + 1.0, 0))
-            .root()
-            .to_float(),
+        schedule_kinds::INVERSE_SQRT => {
+            Scaled::new(c.schedule_rise as f32, 0).quotient(Scaled::new(t as f32 + 1.0, 0)).root().to_float()
+        }
         schedule_kinds::STEP => {
             let ln_factor = (t / c.schedule_rise) as f32 * c.schedule_last;
-            Fixed::default()
-                .add_float(ln_factor.clamp(-20.0, 20.0))
-                .exp()
-                .to_float()
+            Fixed::default().add_float(ln_factor.clamp(-20.0, 20.0)).exp().to_float()
         }
         schedule_kinds::ONE_CYCLE if rising => {
             c.schedule_first + (1.0 - c.schedule_first) * half_cosine(share_of(t, c.schedule_rise))

@@ -20,14 +20,8 @@ pub(crate) fn power_of_two(k: i32) -> f32 {
 }
 
 impl Scaled {
-    pub(crate) const ZERO: Scaled = Scaled {
-        mantissa: 0.0,
-        exponent: 0,
-    };
-    pub(crate) const ONE: Scaled = Scaled {
-        mantissa: 1.0,
-        exponent: 0,
-    };
+    pub(crate) const ZERO: Scaled = Scaled { mantissa: 0.0, exponent: 0 };
+    pub(crate) const ONE: Scaled = Scaled { mantissa: 1.0, exponent: 0 };
 
     /// `|x| * 2^exponent` for a normal `x`.
     pub(crate) fn new(x: f32, exponent: i32) -> Self {
@@ -81,20 +75,14 @@ impl Scaled {
         if self.is_zero() || factor.is_zero() {
             return Scaled::ZERO;
         }
-        Scaled::new(
-            self.mantissa * factor.mantissa,
-            self.exponent + factor.exponent,
-        )
+        Scaled::new(self.mantissa * factor.mantissa, self.exponent + factor.exponent)
     }
 
     pub(crate) fn product(self, other: Self) -> Self {
         if self.is_zero() || other.is_zero() {
             return Scaled::ZERO;
         }
-        Scaled::new(
-            self.mantissa * other.mantissa,
-            self.exponent + other.exponent,
-        )
+        Scaled::new(self.mantissa * other.mantissa, self.exponent + other.exponent)
     }
 
     /// `self / other` for `other` above 0.
@@ -102,10 +90,7 @@ impl Scaled {
         if self.is_zero() {
             return self;
         }
-        Scaled::new(
-            self.mantissa / other.mantissa,
-            self.exponent - other.exponent,
-        )
+        Scaled::new(self.mantissa / other.mantissa, self.exponent - other.exponent)
     }
 
     pub(crate) fn root(self) -> Self {
@@ -140,9 +125,7 @@ impl Scaled {
         }
         let s = (x - other.mantissa) / (x + other.mantissa);
         let z = s * s;
-        let tail = s
-            * z
-            * (0.666_666_7 + z * (0.4 + z * (0.285_714_3 + z * (0.222_222_22 + z * 0.181_818_18))));
+        let tail = s * z * (0.666_666_7 + z * (0.4 + z * (0.285_714_3 + z * (0.222_222_22 + z * 0.181_818_18))));
         exponent as f32 * LN_2_HIGH + (2.0 * s + (tail + exponent as f32 * LN_2_LOW))
     }
 
@@ -170,10 +153,7 @@ pub(crate) struct Fixed {
 
 impl Fixed {
     fn from_bits(bits: i64) -> Self {
-        Fixed {
-            whole: (bits >> 32) as i32,
-            fraction: bits as u32,
-        }
+        Fixed { whole: (bits >> 32) as i32, fraction: bits as u32 }
     }
 
     fn bits(self) -> i64 {
@@ -210,10 +190,7 @@ impl Fixed {
     pub(crate) fn exp(self) -> Scaled {
         let k = (self.to_float() * LOG2_E).round_ties_even();
         // |rest| <= ln 2 / 2; subtracting in fixed point loses nothing.
-        let rest = self
-            .add_float(-k * LN_2_HIGH)
-            .add_float(-k * LN_2_LOW)
-            .to_float();
+        let rest = self.add_float(-k * LN_2_HIGH).add_float(-k * LN_2_LOW).to_float();
         let tail = rest
             * rest
             * (0.5
@@ -221,9 +198,7 @@ impl Fixed {
                     * (0.166_666_67
                         + rest
                             * (0.041_666_668
-                                + rest
-                                    * (0.008_333_334
-                                        + rest * (0.001_388_888_9 + rest * 0.000_198_412_7)))));
+                                + rest * (0.008_333_334 + rest * (0.001_388_888_9 + rest * 0.000_198_412_7)))));
         Scaled::new(1.0 + (rest + tail), k as i32)
     }
 }
@@ -250,10 +225,7 @@ mod tests {
             let got = Fixed::default().add_float(x).exp();
             let got = f64::from(got.mantissa) * f64::from(got.exponent).exp2();
             // Fixed point holds x to 2^-33.
-            assert!(
-                (got / exact - 1.0).abs() <= 2.0 * f64::from(f32::EPSILON),
-                "exp {x}: {got} against {exact}"
-            );
+            assert!((got / exact - 1.0).abs() <= 2.0 * f64::from(f32::EPSILON), "exp {x}: {got} against {exact}");
         }
     }
 
@@ -278,20 +250,11 @@ mod tests {
     #[test]
     fn roots_and_sums_keep_any_scale() {
         for exponent in [-260, -127, -1, 0, 1, 99, 260] {
-            let x = Scaled {
-                mantissa: 1.5,
-                exponent,
-            };
+            let x = Scaled { mantissa: 1.5, exponent };
             let square = Scaled::new(1.5 * 1.5, 2 * exponent);
             assert_eq!(square.root(), x);
             assert_eq!(x.sum(Scaled::ZERO), x);
-            assert_eq!(
-                x.sum(x),
-                Scaled {
-                    mantissa: 1.5,
-                    exponent: exponent + 1
-                }
-            );
+            assert_eq!(x.sum(x), Scaled { mantissa: 1.5, exponent: exponent + 1 });
         }
     }
 }

@@ -91,9 +91,7 @@ mod tests {
     fn pairs() -> impl Iterator<Item = (f32, f32)> {
         let mut state = 1u64;
         let mut next = move || {
-            state = state
-                .wrapping_mul(6_364_136_223_846_793_005)
-                .wrapping_add(1_442_695_040_888_963_407);
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
             ((state >> 40) as f32) / 8_388_608.0 - 1.0
         };
         let spreads = [1e-6f32, 1e-3, 0.1, 1.0, 3.0, 30.0, 1e3];
@@ -109,16 +107,9 @@ mod tests {
         for (x, z) in pairs() {
             let y = between(x, z);
             let average = average_of(y, z);
-            assert_eq!(
-                between(average, z).to_bits(),
-                y.to_bits(),
-                "{x} {z} {average}"
-            );
+            assert_eq!(between(average, z).to_bits(), y.to_bits(), "{x} {z} {average}");
             let largest = x.abs().max(y.abs()).max(z.abs());
-            assert!(
-                (average - x).abs() <= 4.0 * f32::EPSILON * largest,
-                "{x} {z} {average}"
-            );
+            assert!((average - x).abs() <= 4.0 * f32::EPSILON * largest, "{x} {z} {average}");
         }
     }
 

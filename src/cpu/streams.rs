@@ -3,8 +3,7 @@
 use crate::cpu::regimes::hold_rate;
 use crate::cpu::scaled::Scaled;
 use crate::layout::{
-    GroupConstants, GroupState, RawRecord, StreamsState, outcomes, record_flags, skips, slots,
-    streams,
+    GroupConstants, GroupState, RawRecord, StreamsState, outcomes, record_flags, skips, slots, streams,
 };
 use crate::regime::{AutoSgd, RATE_MAX, RATE_MIN};
 
@@ -27,13 +26,8 @@ pub(crate) struct Turn {
 
 impl Turn {
     /// Where there are no streams.
-    pub(crate) const NONE: Turn = Turn {
-        factor: 1.0,
-        begins: 0,
-        skip: skips::SKIP_ALL,
-        put: slots::NO_SLOT,
-        take: slots::NO_SLOT,
-    };
+    pub(crate) const NONE: Turn =
+        Turn { factor: 1.0, begins: 0, skip: skips::SKIP_ALL, put: slots::NO_SLOT, take: slots::NO_SLOT };
 }
 
 /// The outcome of the last episode changes the rate, at the first step that is taken after it.
@@ -43,18 +37,9 @@ pub(crate) fn enter_episode(c: &GroupConstants, s: &mut GroupState, r: &mut RawR
     if s.started == 0 || outcome == outcomes::UNDECIDED || outcome == outcomes::STAY {
         return;
     }
-    let old = Scaled {
-        mantissa: s.first_rate_mantissa,
-        exponent: s.first_rate_exponent,
-    };
-    let wanted = if outcome == outcomes::INCREASE {
-        old.times(c.scale)
-    } else {
-        old.quotient(Scaled::new(c.scale, 0))
-    };
-    let rate = wanted
-        .smaller(Scaled::new(RATE_MAX, 0))
-        .larger(Scaled::new(RATE_MIN, 0));
+    let old = Scaled { mantissa: s.first_rate_mantissa, exponent: s.first_rate_exponent };
+    let wanted = if outcome == outcomes::INCREASE { old.times(c.scale) } else { old.quotient(Scaled::new(c.scale, 0)) };
+    let rate = wanted.smaller(Scaled::new(RATE_MAX, 0)).larger(Scaled::new(RATE_MIN, 0));
     r.episode_term = wanted.ln_ratio(old);
     if rate != wanted {
         r.flags |= record_flags::CLAMPED_RATE;
@@ -64,13 +49,7 @@ pub(crate) fn enter_episode(c: &GroupConstants, s: &mut GroupState, r: &mut RawR
 }
 
 /// The turn of one stream: what its loss says, and whose turn is next.
-pub(crate) fn take_turn(
-    c: &GroupConstants,
-    loss: f32,
-    skip: bool,
-    s: &mut StreamsState,
-    r: &mut RawRecord,
-) -> Turn {
+pub(crate) fn take_turn(c: &GroupConstants, loss: f32, skip: bool, s: &mut StreamsState, r: &mut RawRecord) -> Turn {
     let stream = s.turn % slots::STREAM_SLOTS;
     let bit = 1 << stream;
     r.episode = s.episode;
@@ -99,11 +78,7 @@ pub(crate) fn take_turn(
             let count = s.moved.count_ones() as f32;
             // Neither quotient overflows.
             let change = loss / count - s.start_loss / count;
-            s.start_loss = if count == 1.0 {
-                loss
-            } else {
-                s.start_loss + change
-            };
+            s.start_loss = if count == 1.0 { loss } else { s.start_loss + change };
         }
     }
     if s.moved != 0 {
@@ -115,11 +90,7 @@ pub(crate) fn take_turn(
         // What a lost stream was is of no more use.
         turn.put = if skip { slots::NO_SLOT } else { slot };
         let found = |stream: u32, slot: u32| {
-            if s.moved & 1 << stream != 0 {
-                slot
-            } else {
-                slots::START_SLOT
-            }
+            if s.moved & 1 << stream != 0 { slot } else { slots::START_SLOT }
         };
         turn.take = found(next, slot);
         if stream == streams::FASTER {
@@ -153,11 +124,7 @@ pub(crate) fn take_turn(
 /// (a - b)/(|a| + |b|): from -1 to 1, the same at any scale of the loss, and 0 where both are 0.
 fn relative_difference(a: f32, b: f32) -> f32 {
     let magnitude = 0.5 * a.abs() + 0.5 * b.abs();
-    if magnitude > 0.0 {
-        (0.5 * a - 0.5 * b) / magnitude
-    } else {
-        0.0
-    }
+    if magnitude > 0.0 { (0.5 * a - 0.5 * b) / magnitude } else { 0.0 }
 }
 
 /// The loss of a stream that has moved. With the last one of a round all are compared.
@@ -194,8 +161,7 @@ fn is_certain(c: &GroupConstants, sum: f32, squares: f32, rounds: u32) -> bool {
 fn decide(c: &GroupConstants, s: &StreamsState) -> u32 {
     let k = s.rounds;
     let is_lost = |stream: u32| s.lost & 1 << stream != 0;
-    let is_look =
-        s.heard == ALL_STREAMS && k >= FIRST_LOOK && (k.is_power_of_two() || k >= c.rounds);
+    let is_look = s.heard == ALL_STREAMS && k >= FIRST_LOOK && (k.is_power_of_two() || k >= c.rounds);
     if !is_look && s.lost == 0 {
         return outcomes::UNDECIDED;
     }
@@ -205,11 +171,7 @@ fn decide(c: &GroupConstants, s: &StreamsState) -> u32 {
     let slower_wins = slower_differs && s.slower_sum < 0.0 && !is_lost(streams::SLOWER);
     if is_lost(streams::MIDDLE) || slower_wins && !faster_wins {
         let risen = c.sign * relative_difference(s.slower_loss, s.start_loss) > 1.0 / 3.0;
-        return if is_lost(streams::SLOWER) || risen {
-            outcomes::RESTART
-        } else {
-            outcomes::DECREASE
-        };
+        return if is_lost(streams::SLOWER) || risen { outcomes::RESTART } else { outcomes::DECREASE };
     }
     if faster_wins {
         return outcomes::INCREASE;

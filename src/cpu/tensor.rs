@@ -43,10 +43,7 @@ impl<'b, P: Value, G: Value> TensorPair<&'b [G]> for &[P] {
     type Tensor = Tensor;
 
     fn join(self, gradients: &'b [G]) -> Tensor {
-        Tensor {
-            params: (P::ELEMENT, self.len()),
-            grads: (G::ELEMENT, gradients.len()),
-        }
+        Tensor { params: (P::ELEMENT, self.len()), grads: (G::ELEMENT, gradients.len()) }
     }
 }
 
@@ -62,10 +59,7 @@ impl<'b> TensorPair<Slice<'b>> for Slice<'_> {
     type Tensor = Tensor;
 
     fn join(self, gradients: Slice<'b>) -> Tensor {
-        Tensor {
-            params: (self.element(), self.len()),
-            grads: (gradients.element(), gradients.len()),
-        }
+        Tensor { params: (self.element(), self.len()), grads: (gradients.element(), gradients.len()) }
     }
 }
 

@@ -142,15 +142,7 @@ impl<'a> MemorySlices<'a> {
         let (step_sums, step_sums_after) = split(self.step_sums, blocks);
         let [(one, one_after), (two, two_after)] = self.streams.map(|stream| split(stream, middle));
         (
-            MemorySlices {
-                momentum,
-                squares,
-                counters,
-                vector,
-                averages,
-                step_sums,
-                streams: [one, two],
-            },
+            MemorySlices { momentum, squares, counters, vector, averages, step_sums, streams: [one, two] },
             MemorySlices {
                 momentum: momentum_after,
                 squares: squares_after,
@@ -196,23 +188,14 @@ impl<const SCALED: bool> Gradient<SCALED> {
     fn of(self, g: f32, w: f32) -> f32 {
         let g = if SCALED { self.unscale * g } else { g };
         let g = self.factor * g;
-        if self.decays {
-            g + self.coupled_decay * w
-        } else {
-            g
-        }
+        if self.decays { g + self.coupled_decay * w } else { g }
     }
 }
 
 /// Updates one block. Not to be called where nothing may change.
 /// Inlined, as everything it calls, so that the caller chooses the vector instructions.
 #[inline(always)]
-pub(crate) fn update_parameters(
-    kernel: Kernel,
-    update: &Update,
-    elements: impl Tiles,
-    memory: MemorySlices,
-) {
+pub(crate) fn update_parameters(kernel: Kernel, update: &Update, elements: impl Tiles, memory: MemorySlices) {
     if kernel.loss_scale {
         update_elements::<true>(kernel, update, elements, memory);
     } else {
@@ -233,15 +216,7 @@ fn update_elements<const SCALED: bool>(
         coupled_decay: update.coupled_decay,
         decays: kernel.coupled_decay,
     };
-    let MemorySlices {
-        momentum,
-        squares,
-        counters,
-        vector,
-        averages,
-        step_sums,
-        mut streams,
-    } = memory;
+    let MemorySlices { momentum, squares, counters, vector, averages, step_sums, mut streams } = memory;
     if update.skip != 0 {
         // No step is taken, but the streams change turns.
         if kernel.has_streams() {
@@ -265,10 +240,7 @@ fn update_elements<const SCALED: bool>(
             count_signs(gradient, &mut counters[tile.clone()], params, grads);
         }
         if kernel.has_last_gradient() {
-            let seen = Gradient {
-                factor: update.micro_share.copysign(update.gradient_factor),
-                ..gradient
-            };
+            let seen = Gradient { factor: update.micro_share.copysign(update.gradient_factor), ..gradient };
             let elements = params.iter().zip(grads);
             for (last, (&w, &g)) in vector[tile.clone()].iter_mut().zip(elements) {
                 *last = seen.of(g, w);
@@ -277,53 +249,26 @@ fn update_elements<const SCALED: bool>(
         if (kernel.has_first_parameters() || kernel.has_streams()) && update.first != 0 {
             vector[tile.clone()].copy_from_slice(params);
         }
-        let momentum = if kernel.rule.has_momentum() {
-            &mut momentum[tile.clone()]
-        } else {
-            &mut []
-        };
-        let squares = if kernel.rule.has_squares() {
-            &mut squares[tile.clone()]
-        } else {
-            &mut []
-        };
+        let momentum = if kernel.rule.has_momentum() { &mut momentum[tile.clone()] } else { &mut [] };
+        let squares = if kernel.rule.has_squares() { &mut squares[tile.clone()] } else { &mut [] };
         let memory = (momentum, squares);
         if kernel.schedule_free {
             let directions = &mut [0.0; TILE][..params.len()];
             // z takes the step, and what becomes of the parameters here does not matter.
-            move_parameters(
-                kernel.rule,
-                update,
-                gradient,
-                params,
-                grads,
-                memory,
-                directions,
-            );
+            move_parameters(kernel.rule, update, gradient, params, grads, memory, directions);
             let base = &mut averages[tile.clone()];
             let before = &before[..tile.len()];
             move_schedule_free(update, params, before, directions, base);
         } else {
             let nowhere = &mut [(); TILE][..params.len()];
-            move_parameters(
-                kernel.rule,
-                update,
-                gradient,
-                params,
-                grads,
-                memory,
-                nowhere,
-            );
+            move_parameters(kernel.rule, update, gradient, params, grads, memory, nowhere);
         }
         if let Some(sums) = step_sums.get_mut(tile.start / BLOCK_ELEMENTS as usize) {
             let step = &mut before[..tile.len()];
             for (step, new) in step.iter_mut().zip(params.iter()) {
                 *step = new - *step;
             }
-            let measured = StepSums {
-                parameters: squares_of(params),
-                step: squares_of(step),
-            };
+            let measured = StepSums { parameters: squares_of(params), step: squares_of(step) };
             *sums = add_step_sums(sums, &measured);
         }
         if !kernel.schedule_free
@@ -345,13 +290,7 @@ fn tiles(elements: usize) -> impl Iterator<Item = Range<usize>> {
 
 /// The stream that took the step goes to a slot; the caller gets that of the stream whose turn comes next, or that won.
 #[inline(always)]
-fn exchange(
-    update: &Update,
-    params: &mut [f32],
-    start: &[f32],
-    [one, two]: &mut [&mut [f32]; 2],
-    tile: Range<usize>,
-) {
+fn exchange(update: &Update, params: &mut [f32], start: &[f32], [one, two]: &mut [&mut [f32]; 2], tile: Range<usize>) {
     let start = &start[tile.clone()];
     let streams = [&mut one[tile.clone()], &mut two[tile]];
     let stream = |slot: u32| slot as usize - 1;
@@ -370,12 +309,7 @@ fn exchange(
 
 /// q ← clamp(q + sign g), and remembers the sign.
 #[inline(always)]
-fn count_signs<const SCALED: bool>(
-    gradient: Gradient<SCALED>,
-    counters: &mut [u8],
-    params: &[f32],
-    grads: &[f32],
-) {
+fn count_signs<const SCALED: bool>(gradient: Gradient<SCALED>, counters: &mut [u8], params: &[f32], grads: &[f32]) {
     let (rows, last) = counters.as_chunks_mut::<ROW>();
     let (params_rows, last_params) = params.as_chunks::<ROW>();
     let (grads_rows, last_grads) = grads.as_chunks::<ROW>();
@@ -447,13 +381,7 @@ fn move_parameters<const SCALED: bool, K: Keep>(
                 let g = gradient.of(g, *w).clamp(-LARGEST_SQUARED, LARGEST_SQUARED);
                 let m = remember(update, m, g);
                 *v = update.square_keep * *v + (1.0 - update.square_keep) * (g * g);
-                let u = preconditioned(
-                    m,
-                    *v,
-                    update.first_correction,
-                    update.second_correction,
-                    update.epsilon,
-                );
+                let u = preconditioned(m, *v, update.first_correction, update.second_correction, update.epsilon);
                 *w = step(update, *w, u, direction);
             }
         }
@@ -461,13 +389,7 @@ fn move_parameters<const SCALED: bool, K: Keep>(
             for (((w, &g), direction), v) in elements.zip(squares) {
                 let g = gradient.of(g, *w).clamp(-LARGEST_SQUARED, LARGEST_SQUARED);
                 *v = update.square_keep * *v + (1.0 - update.square_keep) * (g * g);
-                let u = preconditioned(
-                    g,
-                    *v,
-                    update.first_correction,
-                    update.second_correction,
-                    update.epsilon,
-                );
+                let u = preconditioned(g, *v, update.first_correction, update.second_correction, update.epsilon);
                 *w = step(update, *w, u, direction);
             }
         }
@@ -496,13 +418,7 @@ fn remember(update: &Update, m: &mut f32, g: f32) -> f32 {
 
 /// u of AdamW, from the new moments.
 #[inline(always)]
-pub(crate) fn preconditioned(
-    m: f32,
-    v: f32,
-    first_correction: f32,
-    second_correction: f32,
-    epsilon: f32,
-) -> f32 {
+pub(crate) fn preconditioned(m: f32, v: f32, first_correction: f32, second_correction: f32, epsilon: f32) -> f32 {
     (first_correction * m) / (second_correction * v.sqrt() + epsilon)
 }
 

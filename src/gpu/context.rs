@@ -59,14 +59,8 @@ impl Gpu {
     /// [`Error::NoAdapter`] with what was found and why none of it can be used, [`Error::UnknownAdapter`] with the available names.
     pub async fn request(options: &GpuOptions) -> Result<Self, Error> {
         let mut found = Self::adapters(options.backends).await;
-        let wanted = options
-            .adapter_name
-            .clone()
-            .or_else(|| std::env::var("WGPU_ADAPTER_NAME").ok());
-        let names: Vec<String> = found
-            .iter()
-            .map(|adapter| describe(&adapter.get_info()))
-            .collect();
+        let wanted = options.adapter_name.clone().or_else(|| std::env::var("WGPU_ADAPTER_NAME").ok());
+        let names: Vec<String> = found.iter().map(|adapter| describe(&adapter.get_info())).collect();
         if found.is_empty() {
             return Err(Error::NoAdapter(format!(
                 "no graphics driver answers for {}; install one (Debian: mesa-vulkan-drivers for the software driver lavapipe)",
@@ -78,10 +72,7 @@ impl Gpu {
             let lower = wanted.to_lowercase();
             found.retain(|adapter| adapter.get_info().name.to_lowercase().contains(&lower));
             if found.is_empty() {
-                return Err(Error::UnknownAdapter {
-                    wanted: wanted.clone(),
-                    seen,
-                });
+                return Err(Error::UnknownAdapter { wanted: wanted.clone(), seen });
             }
         }
         if !options.allow_software {
@@ -109,10 +100,7 @@ impl Gpu {
         let instance = wgpu::Instance::new(descriptor);
         let mut adapters = instance.enumerate_adapters(backends).await;
         adapters.retain(|adapter| {
-            adapter
-                .get_downlevel_capabilities()
-                .flags
-                .contains(wgpu::DownlevelFlags::COMPUTE_SHADERS)
+            adapter.get_downlevel_capabilities().flags.contains(wgpu::DownlevelFlags::COMPUTE_SHADERS)
         });
         adapters
     }
@@ -187,19 +175,12 @@ impl Gpu {
     ///
     /// # Errors
     /// The closure's own, [`Error::Device`], or [`Error::DeviceLost`].
-    pub fn scoped<T, E: From<Error>>(
-        &self,
-        what: &str,
-        set_up: impl FnOnce() -> Result<T, E>,
-    ) -> Result<T, E> {
+    pub fn scoped<T, E: From<Error>>(&self, what: &str, set_up: impl FnOnce() -> Result<T, E>) -> Result<T, E> {
         let (result, problem) = self.catching(set_up);
         self.probe();
         self.check_alive()?;
         match problem {
-            Some(message) => Err(E::from(Error::Device {
-                what: what.to_owned(),
-                message,
-            })),
+            Some(message) => Err(E::from(Error::Device { what: what.to_owned(), message })),
             None => result,
         }
     }
@@ -273,9 +254,7 @@ impl Gpu {
 }
 
 fn set_lost(lost: &Mutex<Option<String>>, reason: String) {
-    lost.lock()
-        .unwrap_or_else(PoisonError::into_inner)
-        .get_or_insert(reason);
+    lost.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(reason);
 }
 
 /// Which kind of device is taken first.
@@ -299,11 +278,7 @@ fn describe(info: &wgpu::AdapterInfo) -> String {
 
 fn backends_in_words(backends: Option<wgpu::Backends>) -> String {
     match backends {
-        Some(backends) => backends
-            .iter_names()
-            .map(|(name, _)| name.to_lowercase())
-            .collect::<Vec<_>>()
-            .join(", "),
+        Some(backends) => backends.iter_names().map(|(name, _)| name.to_lowercase()).collect::<Vec<_>>().join(", "),
         None => "any backend".to_owned(),
     }
 }

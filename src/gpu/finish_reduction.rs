@@ -8,23 +8,13 @@ use crate::plan::Kernel;
 pub(crate) const STEM: &str = "finish_reduction";
 
 /// Compiles the pass for everything that any of the kernels measures. `loss_at` is the loss's word in its binding, where it is needed.
-pub(crate) fn pipeline(
-    gpu: &Gpu,
-    tuning: &Tuning,
-    kernels: &[Kernel],
-    loss_at: Option<u32>,
-) -> Pipeline {
+pub(crate) fn pipeline(gpu: &Gpu, tuning: &Tuning, kernels: &[Kernel], loss_at: Option<u32>) -> Pipeline {
     let any = |what: fn(Kernel) -> bool| kernels.iter().any(|&kernel| what(kernel));
     Pipeline::new(
         gpu,
         &PassSource {
             stem: STEM,
-            files: &[
-                shared::LAYOUT,
-                shared::TOTALS,
-                shared::TREE,
-                include_str!("../../shaders/finish_reduction.wgsl"),
-            ],
+            files: &[shared::LAYOUT, shared::TOTALS, shared::TREE, include_str!("../../shaders/finish_reduction.wgsl")],
             constants: &[
                 ("WORKGROUP", f64::from(tuning.finish_workgroup_size)),
                 flag("RAW_NORM", any(|kernel| kernel.raw_norm)),
@@ -33,13 +23,7 @@ pub(crate) fn pipeline(
                 flag("LOSS", loss_at.is_some()),
                 ("LOSS_AT", f64::from(loss_at.unwrap_or(0))),
             ],
-            groups: &[&[
-                Binding::Read,
-                Binding::Read,
-                Binding::Write,
-                Binding::Write,
-                Binding::Read,
-            ]],
+            groups: &[&[Binding::Read, Binding::Read, Binding::Write, Binding::Write, Binding::Read]],
         },
     )
 }

@@ -19,17 +19,8 @@ pub(crate) fn pipeline(gpu: &Gpu, tuning: &Tuning, ring_steps: u32) -> Pipeline 
                 shared::STEP_SUMS,
                 include_str!("../../shaders/finish_update.wgsl"),
             ],
-            constants: &[
-                ("WORKGROUP", f64::from(tuning.finish_workgroup_size)),
-                ("RING_STEPS", f64::from(ring_steps)),
-            ],
-            groups: &[&[
-                Binding::Read,
-                Binding::Read,
-                Binding::Read,
-                Binding::Write,
-                Binding::Write,
-            ]],
+            constants: &[("WORKGROUP", f64::from(tuning.finish_workgroup_size)), ("RING_STEPS", f64::from(ring_steps))],
+            groups: &[&[Binding::Read, Binding::Read, Binding::Read, Binding::Write, Binding::Write]],
         },
     )
 }

@@ -38,12 +38,7 @@ const FAMILIES: [Family; 6] = [
     },
     Family {
         regimes: regime_kinds::SECANT_LONG..=regime_kinds::ADGD,
-        files: &[
-            shader!("regimes/secant.wgsl"),
-            FORMULA,
-            FIRST_RATE,
-            ONE_STREAM,
-        ],
+        files: &[shader!("regimes/secant.wgsl"), FORMULA, FIRST_RATE, ONE_STREAM],
     },
     Family {
         regimes: regime_kinds::DOG..=regime_kinds::DOWG,
@@ -63,10 +58,8 @@ const FAMILIES: [Family; 6] = [
 /// groups of other families.
 pub(crate) fn pipelines(gpu: &Gpu, groups: &[GroupConstants]) -> Vec<Pipeline> {
     let served = FAMILIES.iter().filter_map(|family| {
-        let served: Vec<&GroupConstants> = groups
-            .iter()
-            .filter(|group| family.regimes.contains(&group.regime))
-            .collect();
+        let served: Vec<&GroupConstants> =
+            groups.iter().filter(|group| family.regimes.contains(&group.regime)).collect();
         (!served.is_empty()).then(|| pipeline(gpu, family, &served))
     });
     served.collect()
@@ -74,11 +67,7 @@ pub(crate) fn pipelines(gpu: &Gpu, groups: &[GroupConstants]) -> Vec<Pipeline> {
 
 fn pipeline(gpu: &Gpu, family: &Family, groups: &[&GroupConstants]) -> Pipeline {
     let either = |needed: fn(&GroupConstants) -> bool, with, without| {
-        if groups.iter().any(|group| needed(group)) {
-            with
-        } else {
-            without
-        }
+        if groups.iter().any(|group| needed(group)) { with } else { without }
     };
     let mut files = vec![shared::LAYOUT, shared::SCALED, shared::RANDOM_BITS];
     files.extend(family.files);

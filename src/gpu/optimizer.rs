@@ -19,18 +19,12 @@ use crate::gpu::readback::{Readback, Source};
 use crate::gpu::swap_averages::Exchange;
 use crate::gpu::sweep::most_storage_buffers;
 use crate::gpu::tensor::{Span, Tensor};
-use crate::gpu::{
-    finish_reduction, finish_update, learning_rate, reduce_gradient, swap_averages,
-    update_parameters,
-};
+use crate::gpu::{finish_reduction, finish_update, learning_rate, reduce_gradient, swap_averages, update_parameters};
 use crate::group::{GroupConfig, OptimizerBuilder, ResolvedGroup};
 use crate::layout::{
-    Block, GroupState, NO_TENSOR, PARTIAL_WORDS, RawRecord, RawTensorRecord, ScopeSums, StepSums,
-    StepUnit, Update,
+    Block, GroupState, NO_TENSOR, PARTIAL_WORDS, RawRecord, RawTensorRecord, ScopeSums, StepSums, StepUnit, Update,
 };
-use crate::plan::{
-    Geometry, Kernel, MemoryKind, Place, Plan, QUAD, Region, Stretch, TensorInfo, Window,
-};
+use crate::plan::{Geometry, Kernel, MemoryKind, Place, Plan, QUAD, Region, Stretch, TensorInfo, Window};
 use crate::record::{RecordCursor, Records};
 
 /// One of the passes of a step, or the one that is no part of it.
@@ -214,15 +208,9 @@ impl OptimizerBuilder<Tensor> {
             }
         };
         crate::plan::check_overlaps(
-            groups
-                .iter()
-                .flat_map(|group| group.tensors.iter())
-                .map(|(name, place)| (name.as_str(), place)),
+            groups.iter().flat_map(|group| group.tensors.iter()).map(|(name, place)| (name.as_str(), place)),
         )?;
-        let geometry = Geometry {
-            apart: rebindable,
-            ..geometry(gpu, &limits)
-        };
+        let geometry = Geometry { apart: rebindable, ..geometry(gpu, &limits) };
         let plan = Plan::new(groups, safeguards, accumulation, &geometry)?.sharded(shard);
         check_storage_buffers(&plan, &limits)?;
         gpu.scoped("the optimizer's buffers and kernels", || {
@@ -256,12 +244,7 @@ struct Numbered {
 
 impl Numbered {
     /// Checks a tensor by itself, and where its bindings would start if that is asked.
-    fn place(
-        &mut self,
-        name: &str,
-        tensor: Tensor,
-        alignment_bytes: Option<u64>,
-    ) -> Result<Place, Error> {
+    fn place(&mut self, name: &str, tensor: Tensor, alignment_bytes: Option<u64>) -> Result<Place, Error> {
         if let Some(alignment_bytes) = alignment_bytes {
             tensor.check_alignment(name, alignment_bytes)?;
         }
@@ -298,10 +281,7 @@ fn place_tensors(
             let place = numbered.place(&name, tensor, alignment_bytes)?;
             tensors.push((name, place));
         }
-        placed.push(ResolvedGroup {
-            config: group.config,
-            tensors,
-        });
+        placed.push(ResolvedGroup { config: group.config, tensors });
     }
     Ok((placed, numbered.buffers))
 }
@@ -311,10 +291,7 @@ pub(crate) const MOST_TRIPS: u64 = 60_000;
 
 /// Bytes that one binding can hold: 4 GiB at most, so that indices within it fit 32 bits with room to spare.
 pub(crate) fn largest_binding(limits: &wgpu::Limits) -> u64 {
-    limits
-        .max_storage_buffer_binding_size
-        .min(limits.max_buffer_size)
-        .min(1 << 32)
+    limits.max_storage_buffer_binding_size.min(limits.max_buffer_size).min(1 << 32)
 }
 
 /// What the start of a binding is a multiple of, in bytes.
@@ -378,11 +355,7 @@ impl Optimizer {
         let loss_scale = filled(gpu, "loss scale", &[scale]);
         let sums = zeroed::<ScopeSums>(gpu, "sums", plan.scopes.len() as u64);
         let updates = zeroed::<Update>(gpu, "updates", group_count);
-        let partials = zeroed::<u32>(
-            gpu,
-            "partials",
-            u64::from(plan.partials) * u64::from(PARTIAL_WORDS),
-        );
+        let partials = zeroed::<u32>(gpu, "partials", u64::from(plan.partials) * u64::from(PARTIAL_WORDS));
         let records = zeroed::<RawRecord>(gpu, "records", u64::from(record_steps) * group_count);
         let recorded = plan.units.iter().filter(|unit| unit.tensor != NO_TENSOR);
         let recorded = recorded.count() as u32;
@@ -408,14 +381,7 @@ impl Optimizer {
         let step_partials = zeroed::<StepSums>(
             gpu,
             "partial sums of the step",
-            if plan.units.is_empty() {
-                0
-            } else {
-                plan.windows
-                    .iter()
-                    .map(|window| window.blocks.len() as u64)
-                    .sum()
-            },
+            if plan.units.is_empty() { 0 } else { plan.windows.iter().map(|window| window.blocks.len() as u64).sum() },
         );
 
         let tables = Tables {
@@ -425,37 +391,18 @@ impl Optimizer {
             updates: &updates,
             partials: &partials,
         };
-        let memories: Vec<WindowMemory> = plan
-            .windows
-            .iter()
-            .map(|window| WindowMemory::new(gpu, window))
-            .collect();
-        let Sweeps {
-            reduce,
-            update,
-            averages,
-            movables,
-        } = sweeps(gpu, &plan, &buffers, &memories, tables, rebindable);
+        let memories: Vec<WindowMemory> = plan.windows.iter().map(|window| WindowMemory::new(gpu, window)).collect();
+        let Sweeps { reduce, update, averages, movables } = sweeps(gpu, &plan, &buffers, &memories, tables, rebindable);
 
         let kernels: Vec<Kernel> = plan.windows.iter().map(|window| window.kernel).collect();
         // A binding may only start at certain offsets.
         let loss = loss.map(|span| {
             let alignment = binding_alignment(limits) / u64::from(f32_bytes());
             let start = span.start() / alignment * alignment;
-            let region = Region {
-                buffer: 0,
-                element: span.element,
-                start,
-                end: span.start() + 1,
-            };
+            let region = Region { buffer: 0, element: span.element, start, end: span.start() + 1 };
             (span.buffer.clone(), region, (span.start() - start) as u32)
         });
-        let finish = finish_reduction::pipeline(
-            gpu,
-            &gpu.tuning(),
-            &kernels,
-            loss.as_ref().map(|(.., at)| *at),
-        );
+        let finish = finish_reduction::pipeline(gpu, &gpu.tuning(), &kernels, loss.as_ref().map(|(.., at)| *at));
         let no_loss = zeroed::<f32>(gpu, "no loss", 0);
         let mut scalar = vec![Dispatch {
             pass: PassName::FinishReduction,
@@ -502,13 +449,7 @@ impl Optimizer {
                 bind_groups: vec![finish.bind(
                     device,
                     0,
-                    &[
-                        whole(&units),
-                        whole(&step_partials),
-                        whole(&updates),
-                        whole(&states),
-                        whole(&tensor_records),
-                    ],
+                    &[whole(&units), whole(&step_partials), whole(&updates), whole(&states), whole(&tensor_records)],
                 )],
                 pipeline: finish.pipeline.clone(),
                 workgroups: plan.units.len() as u32,
@@ -534,11 +475,7 @@ impl Optimizer {
             movables,
             halted: None,
             #[cfg(feature = "checkpoint")]
-            kept: checkpoint::Kept {
-                buffers,
-                memories,
-                updates,
-            },
+            kept: checkpoint::Kept { buffers, memories, updates },
         })
     }
 
@@ -603,15 +540,8 @@ impl Optimizer {
     /// [`Error::NoAverages`] where no group keeps one, [`Error::DeviceLost`].
     pub fn encode_swap_averages(&self, encoder: &mut wgpu::CommandEncoder) -> Result<(), Error> {
         self.gpu.check_alive()?;
-        if !self
-            .plan
-            .configs
-            .iter()
-            .any(|config| config.averaging.is_on())
-        {
-            return Err(Error::NoAverages {
-                owner: "the optimizer".to_owned(),
-            });
+        if !self.plan.configs.iter().any(|config| config.averaging.is_on()) {
+            return Err(Error::NoAverages { owner: "the optimizer".to_owned() });
         }
         let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor {
             label: Some("wgpu-optim averages"),
@@ -707,10 +637,7 @@ impl Optimizer {
         let buffer = self.gpu.scoped("a copy of the averages", || {
             Ok::<_, Error>(zeroed::<f32>(&self.gpu, "a copy of the averages", elements))
         })?;
-        let mut encoder = self
-            .gpu
-            .device()
-            .create_command_encoder(&Default::default());
+        let mut encoder = self.gpu.device().create_command_encoder(&Default::default());
         self.encode_copy_averages(&mut encoder, tensor, buffer.slice(..bytes))?;
         self.gpu.queue().submit([encoder.finish()]);
         let mut averages = self.gpu.read_buffer("averages", &buffer).await?;
@@ -722,25 +649,16 @@ impl Optimizer {
     /// The tensor, where it has averages.
     fn averaged_tensor(&self, index: usize) -> Result<&TensorInfo, Error> {
         let tensors = &self.plan.tensors;
-        let tensor = tensors.get(index).ok_or(Error::UnknownTensor {
-            index,
-            tensors: tensors.len(),
-        })?;
+        let tensor = tensors.get(index).ok_or(Error::UnknownTensor { index, tensors: tensors.len() })?;
         if self.plan.configs[tensor.group].averaging.is_on() {
             Ok(tensor)
         } else {
-            Err(Error::NoAverages {
-                owner: format!("tensor \"{}\"", tensor.name),
-            })
+            Err(Error::NoAverages { owner: format!("tensor \"{}\"", tensor.name) })
         }
     }
 
     fn check_averages_in_place(&self, what: &'static str) -> Result<(), Error> {
-        if self.averages_are_swapped() {
-            Err(Error::AveragesSwapped { what })
-        } else {
-            Ok(())
-        }
+        if self.averages_are_swapped() { Err(Error::AveragesSwapped { what }) } else { Ok(()) }
     }
 
     /// The learning rates on the device: one f32 per group, in the order of declaration, then padding to 16 bytes; usable as a
@@ -797,9 +715,7 @@ impl Optimizer {
         let middle = self.records.size() as usize;
         let records = self
             .readback
-            .wait(&self.gpu, |bytes| {
-                cursor.read(bytes.split_at(middle), |element| plan.locate(element))
-            })
+            .wait(&self.gpu, |bytes| cursor.read(bytes.split_at(middle), |element| plan.locate(element)))
             .await?;
         self.keep(records);
         Ok(())
@@ -827,10 +743,7 @@ impl Optimizer {
         // Whatever of it tells of the halt has been read afterwards.
         self.fetch_records().await?;
         for group in 0..self.plan.groups.len() {
-            for field in [
-                std::mem::offset_of!(GroupState, skips_in_row),
-                std::mem::offset_of!(GroupState, halted),
-            ] {
+            for field in [std::mem::offset_of!(GroupState, skips_in_row), std::mem::offset_of!(GroupState, halted)] {
                 let at = group * std::mem::size_of::<GroupState>() + field;
                 let queue = self.gpu.queue();
                 queue.write_buffer(&self.states, at as u64, bytemuck::bytes_of(&0u32));
@@ -848,9 +761,9 @@ impl Optimizer {
         self.check_halted()?;
         let (plan, cursor) = (&self.plan, &mut self.cursor);
         let middle = self.records.size() as usize;
-        let arrived = self.readback.try_finish(&self.gpu, |bytes| {
-            cursor.read(bytes.split_at(middle), |element| plan.locate(element))
-        })?;
+        let arrived = self
+            .readback
+            .try_finish(&self.gpu, |bytes| cursor.read(bytes.split_at(middle), |element| plan.locate(element)))?;
         let any = arrived.is_some();
         self.keep(arrived.unwrap_or_default());
         self.check_halted()?;
@@ -908,9 +821,7 @@ impl WindowMemory {
             let bytes = window.memory_bytes(kind) + behind;
             (kind, zeroed::<u8>(gpu, kind.name(), bytes))
         });
-        WindowMemory {
-            kinds: kinds.collect(),
-        }
+        WindowMemory { kinds: kinds.collect() }
     }
 
     /// The first of these kinds that there is.
@@ -924,10 +835,9 @@ impl WindowMemory {
     #[cfg(feature = "checkpoint")]
     fn place_of(&self, window: &Window, kind: MemoryKind) -> Option<(&wgpu::Buffer, u64)> {
         let (place, start) = match kind {
-            MemoryKind::SecondMoment if window.kernel.keeps(MemoryKind::Momentum) => (
-                MemoryKind::Momentum,
-                window.memory_bytes(MemoryKind::Momentum),
-            ),
+            MemoryKind::SecondMoment if window.kernel.keeps(MemoryKind::Momentum) => {
+                (MemoryKind::Momentum, window.memory_bytes(MemoryKind::Momentum))
+            }
             kind => (kind, 0),
         };
         Some((self.find(&[place])?, start))
@@ -938,12 +848,8 @@ impl WindowMemory {
 const OF_THE_RULE: [MemoryKind; 2] = [MemoryKind::Momentum, MemoryKind::SecondMoment];
 
 /// What a regime remembers, of which there is one kind at most.
-const OF_THE_REGIME: [MemoryKind; 4] = [
-    MemoryKind::Counters,
-    MemoryKind::LastGradient,
-    MemoryKind::FirstParameters,
-    MemoryKind::Streams,
-];
+const OF_THE_REGIME: [MemoryKind; 4] =
+    [MemoryKind::Counters, MemoryKind::LastGradient, MemoryKind::FirstParameters, MemoryKind::Streams];
 
 /// What is bound where nothing is kept. Two, since one of them may be read while the other is written.
 fn no_memory(gpu: &Gpu) -> [wgpu::Buffer; 2] {
@@ -977,11 +883,7 @@ impl OwnBuffers {
             params,
             grads,
             whole(&self.momentum),
-            whole(if sweep == Sweep::Reduce {
-                &self.compared
-            } else {
-                &self.memory
-            }),
+            whole(if sweep == Sweep::Reduce { &self.compared } else { &self.memory }),
             whole(&self.remainders),
         ]
     }
@@ -1011,11 +913,8 @@ fn sweeps(
     for (index, (window, memory)) in plan.windows.iter().zip(memories).enumerate() {
         let momentum = memory.find(&OF_THE_RULE);
         let regimes = memory.find(&OF_THE_REGIME).unwrap_or(&nothing[1]);
-        let base_iterates = window
-            .kernel
-            .compares_iterates()
-            .then(|| memory.find(&[MemoryKind::BaseIterates]))
-            .flatten();
+        let base_iterates =
+            window.kernel.compares_iterates().then(|| memory.find(&[MemoryKind::BaseIterates])).flatten();
         let remainders = memory.find(&[MemoryKind::Remainders]);
         let buffers_of_window = OwnBuffers {
             remainders: remainders.unwrap_or(&nothing[1]).clone(),
@@ -1032,11 +931,7 @@ fn sweeps(
             )
         };
         let own = own_of(Sweep::Update);
-        let measured = [
-            whole(tables.groups),
-            whole(tables.states),
-            whole(tables.partials),
-        ];
+        let measured = [whole(tables.groups), whole(tables.states), whole(tables.partials)];
         let reduce = passes.dispatch(Sweep::Reduce, window, &[&measured, &own_of(Sweep::Reduce)]);
         let averaged = memory.find(&[MemoryKind::Averages, MemoryKind::BaseIterates]);
         let (update, averages) = passes.update(index, window, tables, &own, averaged);
@@ -1045,18 +940,13 @@ fn sweeps(
             let bound = rebind::Sweeps {
                 reduce: group(&reduce),
                 update: group(&update),
-                averages: averages
-                    .as_ref()
-                    .map(|own| [group(&own.exchange), group(&own.settle)]),
+                averages: averages.as_ref().map(|own| [group(&own.exchange), group(&own.settle)]),
             };
             let pipeline = |sweep| passes.compiled(sweep, window);
             let pipelines = rebind::Sweeps {
                 reduce: pipeline(Sweep::Reduce),
                 update: pipeline(Sweep::Update),
-                averages: window
-                    .kernel
-                    .averages
-                    .then(|| [Sweep::Exchange, Sweep::Settle].map(pipeline)),
+                averages: window.kernel.averages.then(|| [Sweep::Exchange, Sweep::Settle].map(pipeline)),
             };
             let own = buffers_of_window;
             let movable = Movable::new(plan, window, buffers, own, pipelines, bound);
@@ -1141,23 +1031,12 @@ impl Passes<'_> {
         } else {
             self.dispatch(Sweep::Update, window, &groups)
         };
-        let averages = WindowAverages {
-            window: index,
-            buffer: buffer.clone(),
-            exchange,
-            settle,
-            schedule_free,
-        };
+        let averages = WindowAverages { window: index, buffer: buffer.clone(), exchange, settle, schedule_free };
         (update, Some(averages))
     }
 
     /// A sweep over a window, with the buffers of its bind groups.
-    fn dispatch(
-        self,
-        sweep: Sweep,
-        window: &Window,
-        groups: &[&[wgpu::BufferBinding]],
-    ) -> Dispatch {
+    fn dispatch(self, sweep: Sweep, window: &Window, groups: &[&[wgpu::BufferBinding]]) -> Dispatch {
         let device = self.gpu.device();
         let pipeline = self.compiled(sweep, window);
         Dispatch {
@@ -1193,19 +1072,11 @@ impl Passes<'_> {
 }
 
 fn whole(buffer: &wgpu::Buffer) -> wgpu::BufferBinding<'_> {
-    wgpu::BufferBinding {
-        buffer,
-        offset: 0,
-        size: None,
-    }
+    wgpu::BufferBinding { buffer, offset: 0, size: None }
 }
 
 fn part(buffer: &wgpu::Buffer, region: Region) -> wgpu::BufferBinding<'_> {
-    wgpu::BufferBinding {
-        buffer,
-        offset: region.start_bytes(),
-        size: wgpu::BufferSize::new(region.bytes()),
-    }
+    wgpu::BufferBinding { buffer, offset: region.start_bytes(), size: wgpu::BufferSize::new(region.bytes()) }
 }
 
 /// A buffer of at least one item, so that it can be bound; wgpu fills it with zeros.
@@ -1213,17 +1084,14 @@ fn zeroed<T>(gpu: &Gpu, label: &str, items: u64) -> wgpu::Buffer {
     gpu.device().create_buffer(&wgpu::BufferDescriptor {
         label: Some(label),
         size: (items.max(1) * std::mem::size_of::<T>() as u64).next_multiple_of(16),
-        usage: wgpu::BufferUsages::STORAGE
-            | wgpu::BufferUsages::COPY_SRC
-            | wgpu::BufferUsages::COPY_DST,
+        usage: wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_SRC | wgpu::BufferUsages::COPY_DST,
         mapped_at_creation: false,
     })
 }
 
 fn filled<T: Pod>(gpu: &Gpu, label: &str, items: &[T]) -> wgpu::Buffer {
     let buffer = zeroed::<T>(gpu, label, items.len() as u64);
-    gpu.queue()
-        .write_buffer(&buffer, 0, bytemuck::cast_slice(items));
+    gpu.queue().write_buffer(&buffer, 0, bytemuck::cast_slice(items));
     buffer
 }
 
@@ -1275,19 +1143,7 @@ mod tests {
                 .group(Group::new("all").tensor("w", w, g))
                 .build(&gpu)
                 .expect("builds");
-            for taken in [
-                0,
-                1,
-                2,
-                9,
-                99,
-                999,
-                9_999,
-                (1 << 24) - 1,
-                1 << 24,
-                u64::from(u32::MAX),
-                1 << 40,
-            ] {
+            for taken in [0, 1, 2, 9, 99, 999, 9_999, (1 << 24) - 1, 1 << 24, u64::from(u32::MAX), 1 << 40] {
                 let words = [taken as u32, (taken >> 32) as u32];
                 let at = std::mem::offset_of!(GroupState, steps_low) as u64;
                 let queue = gpu.queue();

@@ -12,38 +12,27 @@ pub(crate) mod shared {
     pub(crate) const LAYOUT: &str = include_str!("../../shaders/shared/layout.wgsl");
     pub(crate) const SCALED: &str = include_str!("../../shaders/shared/scaled.wgsl");
     pub(crate) const TOTALS: &str = include_str!("../../shaders/shared/totals.wgsl");
-    pub(crate) const SCALED_SQUARES: &str =
-        include_str!("../../shaders/shared/scaled_squares.wgsl");
+    pub(crate) const SCALED_SQUARES: &str = include_str!("../../shaders/shared/scaled_squares.wgsl");
     pub(crate) const STEP_SUMS: &str = include_str!("../../shaders/shared/step_sums.wgsl");
     pub(crate) const MEASURE_STEP: &str = include_str!("../../shaders/shared/measure_step.wgsl");
-    pub(crate) const MEASURE_NO_STEP: &str =
-        include_str!("../../shaders/shared/measure_no_step.wgsl");
+    pub(crate) const MEASURE_NO_STEP: &str = include_str!("../../shaders/shared/measure_no_step.wgsl");
     pub(crate) const SWEEP_AGAIN: &str = include_str!("../../shaders/shared/sweep_again.wgsl");
     pub(crate) const ALIGNMENT: &str = include_str!("../../shaders/shared/alignment.wgsl");
     pub(crate) const PARTIALS: &str = include_str!("../../shaders/shared/partials.wgsl");
     pub(crate) const RULE: &str = include_str!("../../shaders/shared/rule.wgsl");
-    pub(crate) const MEASURE_MOMENTUM: &str =
-        include_str!("../../shaders/shared/measure_momentum.wgsl");
-    pub(crate) const MEASURE_COUNTERS: &str =
-        include_str!("../../shaders/shared/measure_counters.wgsl");
-    pub(crate) const MEASURE_SECANT: &str =
-        include_str!("../../shaders/shared/measure_secant.wgsl");
-    pub(crate) const MEASURE_ITERATES: &str =
-        include_str!("../../shaders/shared/measure_iterates.wgsl");
-    pub(crate) const MEASURE_DISTANCE: &str =
-        include_str!("../../shaders/shared/measure_distance.wgsl");
-    pub(crate) const KEEP_PARAMETERS: &str =
-        include_str!("../../shaders/shared/keep_parameters.wgsl");
+    pub(crate) const MEASURE_MOMENTUM: &str = include_str!("../../shaders/shared/measure_momentum.wgsl");
+    pub(crate) const MEASURE_COUNTERS: &str = include_str!("../../shaders/shared/measure_counters.wgsl");
+    pub(crate) const MEASURE_SECANT: &str = include_str!("../../shaders/shared/measure_secant.wgsl");
+    pub(crate) const MEASURE_ITERATES: &str = include_str!("../../shaders/shared/measure_iterates.wgsl");
+    pub(crate) const MEASURE_DISTANCE: &str = include_str!("../../shaders/shared/measure_distance.wgsl");
+    pub(crate) const KEEP_PARAMETERS: &str = include_str!("../../shaders/shared/keep_parameters.wgsl");
     pub(crate) const STORE_MOVED: &str = include_str!("../../shaders/shared/store_moved.wgsl");
-    pub(crate) const STORE_EXCHANGED: &str =
-        include_str!("../../shaders/shared/store_exchanged.wgsl");
+    pub(crate) const STORE_EXCHANGED: &str = include_str!("../../shaders/shared/store_exchanged.wgsl");
     pub(crate) const KEEP_COUNTERS: &str = include_str!("../../shaders/shared/keep_counters.wgsl");
     pub(crate) const KEEP_GRADIENT: &str = include_str!("../../shaders/shared/keep_gradient.wgsl");
-    pub(crate) const MOVE_PARAMETERS: &str =
-        include_str!("../../shaders/shared/move_parameters.wgsl");
+    pub(crate) const MOVE_PARAMETERS: &str = include_str!("../../shaders/shared/move_parameters.wgsl");
     pub(crate) const SCHEDULE_FREE: &str = include_str!("../../shaders/shared/schedule_free.wgsl");
-    pub(crate) const MOVE_SCHEDULE_FREE: &str =
-        include_str!("../../shaders/shared/move_schedule_free.wgsl");
+    pub(crate) const MOVE_SCHEDULE_FREE: &str = include_str!("../../shaders/shared/move_schedule_free.wgsl");
     pub(crate) const AVERAGE: &str = include_str!("../../shaders/shared/average.wgsl");
     pub(crate) const NO_AVERAGE: &str = include_str!("../../shaders/shared/no_average.wgsl");
     pub(crate) const TREE: &str = include_str!("../../shaders/shared/tree.wgsl");
@@ -52,41 +41,25 @@ pub(crate) mod shared {
     pub(crate) const LOAD_SCALARS: &str = include_str!("../../shaders/shared/load_scalars.wgsl");
     pub(crate) const STORE_QUADS: &str = include_str!("../../shaders/shared/store_quads.wgsl");
     pub(crate) const STORE_SCALARS: &str = include_str!("../../shaders/shared/store_scalars.wgsl");
-    pub(crate) const LOAD_HALF_QUADS: &str =
-        include_str!("../../shaders/shared/load_half_quads.wgsl");
-    pub(crate) const LOAD_HALF_SCALARS: &str =
-        include_str!("../../shaders/shared/load_half_scalars.wgsl");
-    pub(crate) const STORE_HALF_QUADS: &str =
-        include_str!("../../shaders/shared/store_half_quads.wgsl");
-    pub(crate) const STORE_HALF_SCALARS: &str =
-        include_str!("../../shaders/shared/store_half_scalars.wgsl");
+    pub(crate) const LOAD_HALF_QUADS: &str = include_str!("../../shaders/shared/load_half_quads.wgsl");
+    pub(crate) const LOAD_HALF_SCALARS: &str = include_str!("../../shaders/shared/load_half_scalars.wgsl");
+    pub(crate) const STORE_HALF_QUADS: &str = include_str!("../../shaders/shared/store_half_quads.wgsl");
+    pub(crate) const STORE_HALF_SCALARS: &str = include_str!("../../shaders/shared/store_half_scalars.wgsl");
     pub(crate) const HALF: &str = include_str!("../../shaders/shared/half.wgsl");
-    pub(crate) const HALF_GRADIENTS: &str =
-        include_str!("../../shaders/shared/half_gradients.wgsl");
+    pub(crate) const HALF_GRADIENTS: &str = include_str!("../../shaders/shared/half_gradients.wgsl");
     pub(crate) const HALF_MASTERS: &str = include_str!("../../shaders/shared/half_masters.wgsl");
     pub(crate) const STORE_NEAREST: &str = include_str!("../../shaders/shared/store_nearest.wgsl");
-    pub(crate) const STORE_STOCHASTIC: &str =
-        include_str!("../../shaders/shared/store_stochastic.wgsl");
+    pub(crate) const STORE_STOCHASTIC: &str = include_str!("../../shaders/shared/store_stochastic.wgsl");
     pub(crate) const STORE_MASTERS: &str = include_str!("../../shaders/shared/store_masters.wgsl");
-    pub(crate) const CLEAR_GRADIENTS: &str =
-        include_str!("../../shaders/shared/clear_gradients.wgsl");
-    pub(crate) const CLEAR_HALF_GRADIENTS: &str =
-        include_str!("../../shaders/shared/clear_half_gradients.wgsl");
-    pub(crate) const LEAVE_GRADIENTS: &str =
-        include_str!("../../shaders/shared/leave_gradients.wgsl");
+    pub(crate) const CLEAR_GRADIENTS: &str = include_str!("../../shaders/shared/clear_gradients.wgsl");
+    pub(crate) const CLEAR_HALF_GRADIENTS: &str = include_str!("../../shaders/shared/clear_half_gradients.wgsl");
+    pub(crate) const LEAVE_GRADIENTS: &str = include_str!("../../shaders/shared/leave_gradients.wgsl");
     pub(crate) const RANDOM_BITS: &str = include_str!("../../shaders/shared/random_bits.wgsl");
-    pub(crate) const EMIT_PER_INVOCATION: &str =
-        include_str!("../../shaders/shared/emit_per_invocation.wgsl");
-    pub(crate) const EMIT_PER_WORKGROUP: &str =
-        include_str!("../../shaders/shared/emit_per_workgroup.wgsl");
-    pub(crate) const EMIT_PER_SUBGROUP: &str =
-        include_str!("../../shaders/shared/emit_per_subgroup.wgsl");
+    pub(crate) const EMIT_PER_INVOCATION: &str = include_str!("../../shaders/shared/emit_per_invocation.wgsl");
+    pub(crate) const EMIT_PER_WORKGROUP: &str = include_str!("../../shaders/shared/emit_per_workgroup.wgsl");
+    pub(crate) const EMIT_PER_SUBGROUP: &str = include_str!("../../shaders/shared/emit_per_subgroup.wgsl");
     /// What a browser wants at the head of a module with subgroup operations, and naga refuses.
-    pub(crate) const ENABLE_SUBGROUPS: &str = if cfg!(target_arch = "wasm32") {
-        "enable subgroups;"
-    } else {
-        ""
-    };
+    pub(crate) const ENABLE_SUBGROUPS: &str = if cfg!(target_arch = "wasm32") { "enable subgroups;" } else { "" };
 }
 
 /// How a storage buffer is used.
@@ -198,17 +171,12 @@ impl Pipeline {
             source: Arc::new(KernelSource {
                 wgsl: source.files.join("\n"),
                 entry_point: source.stem,
-                constants: source
-                    .constants
-                    .iter()
-                    .map(|&(name, value)| (name.to_owned(), value))
-                    .collect(),
+                constants: source.constants.iter().map(|&(name, value)| (name.to_owned(), value)).collect(),
             }),
             groups: source.groups.iter().map(|group| group.to_vec()).collect(),
         };
         let kernel = Arc::clone(&key.source);
-        gpu.pipelines()
-            .get(key, || Self::compile(gpu.device(), source, kernel))
+        gpu.pipelines().get(key, || Self::compile(gpu.device(), source, kernel))
     }
 
     fn compile(device: &wgpu::Device, source: &PassSource, kernel: Arc<KernelSource>) -> Self {
@@ -216,11 +184,8 @@ impl Pipeline {
             label: Some(source.stem),
             source: wgpu::ShaderSource::Wgsl(kernel.wgsl.as_str().into()),
         });
-        let layouts: Vec<_> = source
-            .groups
-            .iter()
-            .map(|bindings| storage_layout(device, source.stem, bindings))
-            .collect();
+        let layouts: Vec<_> =
+            source.groups.iter().map(|bindings| storage_layout(device, source.stem, bindings)).collect();
         let layout = device.create_pipeline_layout(&wgpu::PipelineLayoutDescriptor {
             label: Some(source.stem),
             bind_group_layouts: &layouts.iter().map(Some).collect::<Vec<_>>(),
@@ -239,10 +204,7 @@ impl Pipeline {
             cache: None,
         });
         Pipeline {
-            pipeline: CompiledKernel {
-                pipeline,
-                source: kernel,
-            },
+            pipeline: CompiledKernel { pipeline, source: kernel },
             layouts,
             groups: source.groups.iter().map(|group| group.to_vec()).collect(),
             label: source.stem,
@@ -250,16 +212,9 @@ impl Pipeline {
     }
 
     /// Binds buffers, whole or in part, to bind group `group`: those that the shader has.
-    pub(crate) fn bind(
-        &self,
-        device: &wgpu::Device,
-        group: usize,
-        buffers: &[wgpu::BufferBinding],
-    ) -> BoundGroup {
+    pub(crate) fn bind(&self, device: &wgpu::Device, group: usize, buffers: &[wgpu::BufferBinding]) -> BoundGroup {
         let bound = || {
-            (0u32..)
-                .zip(buffers.iter().zip(&self.groups[group]))
-                .filter(|(_, (_, access))| **access != Binding::Absent)
+            (0u32..).zip(buffers.iter().zip(&self.groups[group])).filter(|(_, (_, access))| **access != Binding::Absent)
         };
         let entries: Vec<_> = bound()
             .map(|(binding, (buffer, _))| wgpu::BindGroupEntry {
@@ -278,9 +233,7 @@ impl Pipeline {
                     binding: number,
                     buffer: binding.buffer.clone(),
                     offset_bytes: binding.offset,
-                    size_bytes: binding
-                        .size
-                        .map_or(binding.buffer.size() - binding.offset, u64::from),
+                    size_bytes: binding.size.map_or(binding.buffer.size() - binding.offset, u64::from),
                     read_only: *access == Binding::Read,
                 })
                 .collect(),
@@ -306,10 +259,7 @@ impl Pipelines {
 
     /// Forgets all pipelines: after an error one of them may be invalid, which wgpu does not tell of a pipeline.
     pub(crate) fn clear(&self) {
-        self.0
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clear();
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clear();
     }
 }
 
@@ -355,11 +305,7 @@ impl Hash for Key {
     }
 }
 
-fn storage_layout(
-    device: &wgpu::Device,
-    label: &str,
-    bindings: &[Binding],
-) -> wgpu::BindGroupLayout {
+fn storage_layout(device: &wgpu::Device, label: &str, bindings: &[Binding]) -> wgpu::BindGroupLayout {
     let entries: Vec<_> = bindings
         .iter()
         .enumerate()
@@ -368,19 +314,14 @@ fn storage_layout(
             binding: binding as u32,
             visibility: wgpu::ShaderStages::COMPUTE,
             ty: wgpu::BindingType::Buffer {
-                ty: wgpu::BufferBindingType::Storage {
-                    read_only: *access == Binding::Read,
-                },
+                ty: wgpu::BufferBindingType::Storage { read_only: *access == Binding::Read },
                 has_dynamic_offset: false,
                 min_binding_size: None,
             },
             count: None,
         })
         .collect();
-    device.create_bind_group_layout(&wgpu::BindGroupLayoutDescriptor {
-        label: Some(label),
-        entries: &entries,
-    })
+    device.create_bind_group_layout(&wgpu::BindGroupLayoutDescriptor { label: Some(label), entries: &entries })
 }
 
 /// An override constant from a flag.
@@ -402,12 +343,7 @@ mod tests {
             let gpu = pollster::block_on(Gpu::open(&adapter)).expect("opens");
             let build = |wgsl: &str| {
                 gpu.scoped("a kernel", || {
-                    let source = PassSource {
-                        stem: "kernel",
-                        files: &[wgsl],
-                        constants: &[],
-                        groups: &[],
-                    };
+                    let source = PassSource { stem: "kernel", files: &[wgsl], constants: &[], groups: &[] };
                     Ok::<_, Error>(Pipeline::new(&gpu, &source))
                 })
             };

@@ -32,10 +32,7 @@ struct InFlight {
 
 impl std::fmt::Debug for Readback {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Readback")
-            .field("what", &self.what)
-            .field("in_flight", &self.in_flight.is_some())
-            .finish()
+        f.debug_struct("Readback").field("what", &self.what).field("in_flight", &self.in_flight.is_some()).finish()
     }
 }
 
@@ -49,11 +46,7 @@ pub(crate) struct Source<'a> {
 
 impl<'a> Source<'a> {
     pub(crate) fn whole(buffer: &'a wgpu::Buffer) -> Self {
-        Source {
-            buffer,
-            start: 0,
-            bytes: buffer.size(),
-        }
+        Source { buffer, start: 0, bytes: buffer.size() }
     }
 }
 
@@ -84,51 +77,33 @@ impl Readback {
         let (sender, receiver) = channel(1);
         let (submission, problem) = gpu.catching(|| {
             let mut encoder =
-                gpu.device()
-                    .create_command_encoder(&wgpu::CommandEncoderDescriptor {
-                        label: Some(self.what),
-                    });
+                gpu.device().create_command_encoder(&wgpu::CommandEncoderDescriptor { label: Some(self.what) });
             let mut at = 0;
             for source in sources {
-                let Source {
-                    buffer,
-                    start,
-                    bytes,
-                } = *source;
+                let Source { buffer, start, bytes } = *source;
                 encoder.copy_buffer_to_buffer(buffer, start, &self.staging, at, bytes);
                 at += bytes;
             }
             let submission = gpu.queue().submit([encoder.finish()]);
-            self.staging
-                .map_async(wgpu::MapMode::Read, .., move |result| {
-                    // The receiver is gone only if the whole optimizer is.
-                    let _ = sender.try_send(result);
-                });
+            self.staging.map_async(wgpu::MapMode::Read, .., move |result| {
+                // The receiver is gone only if the whole optimizer is.
+                let _ = sender.try_send(result);
+            });
             submission
         });
         if let Some(problem) = problem {
             return Err(self.failed(gpu, &problem));
         }
-        self.in_flight = Some(InFlight {
-            receiver,
-            submission,
-            started: HAS_CLOCK.then(Instant::now),
-        });
+        self.in_flight = Some(InFlight { receiver, submission, started: HAS_CLOCK.then(Instant::now) });
         Ok(())
     }
 
     /// Hands the bytes to `read` if they have arrived, without waiting.
-    pub(crate) fn try_finish<T>(
-        &mut self,
-        gpu: &Gpu,
-        read: impl FnOnce(&[u8]) -> T,
-    ) -> Result<Option<T>, Error> {
+    pub(crate) fn try_finish<T>(&mut self, gpu: &Gpu, read: impl FnOnce(&[u8]) -> T) -> Result<Option<T>, Error> {
         let Some(copy) = &self.in_flight else {
             return Ok(None);
         };
-        gpu.device()
-            .poll(wgpu::PollType::Poll)
-            .map_err(|error| self.failed(gpu, &error.to_string()))?;
+        gpu.device().poll(wgpu::PollType::Poll).map_err(|error| self.failed(gpu, &error.to_string()))?;
         match copy.receiver.try_receive() {
             Ok(result) => return self.finish(gpu, result, read).map(Some),
             Err(TryReceiveError::Closed) => return Err(self.dropped(gpu)),
@@ -142,11 +117,7 @@ impl Readback {
     }
 
     /// Waits for the bytes and hands them to `read`. After a time-out the copy is still under way, and may be waited for again.
-    pub(crate) async fn wait<T>(
-        &mut self,
-        gpu: &Gpu,
-        read: impl FnOnce(&[u8]) -> T,
-    ) -> Result<T, Error> {
+    pub(crate) async fn wait<T>(&mut self, gpu: &Gpu, read: impl FnOnce(&[u8]) -> T) -> Result<T, Error> {
         let Some(copy) = &self.in_flight else {
             return Err(self.failed(gpu, "no copy was started"));
         };
@@ -174,12 +145,7 @@ impl Readback {
         }
     }
 
-    fn finish<T>(
-        &mut self,
-        gpu: &Gpu,
-        result: MapResult,
-        read: impl FnOnce(&[u8]) -> T,
-    ) -> Result<T, Error> {
+    fn finish<T>(&mut self, gpu: &Gpu, result: MapResult, read: impl FnOnce(&[u8]) -> T) -> Result<T, Error> {
         self.in_flight = None;
         result.map_err(|error| self.failed(gpu, &error.to_string()))?;
         let value = match self.staging.get_mapped_range(..) {
@@ -194,10 +160,7 @@ impl Readback {
     /// Why it failed: a device that is gone, if that is what it is.
     fn failed(&self, gpu: &Gpu, message: &str) -> Error {
         gpu.probe();
-        gpu.check_alive().err().unwrap_or_else(|| Error::Readback {
-            what: self.what,
-            message: one_line(message),
-        })
+        gpu.check_alive().err().unwrap_or_else(|| Error::Readback { what: self.what, message: one_line(message) })
     }
 
     /// The request has gone without an answer; another one may be made.
@@ -223,11 +186,7 @@ impl Gpu {
     ///
     /// # Errors
     /// [`Error::DeviceLost`], or [`Error::Readback`] where the driver refuses to wait.
-    pub fn finish(
-        &self,
-        what: &'static str,
-        submission: &wgpu::SubmissionIndex,
-    ) -> Result<(), Error> {
+    pub fn finish(&self, what: &'static str, submission: &wgpu::SubmissionIndex) -> Result<(), Error> {
         let done = self.wait_for(submission, None);
         self.check_alive()?;
         done.map_err(|message| Error::Readback { what, message })?;
@@ -236,21 +195,15 @@ impl Gpu {
 
     /// Waits for a submission; whether it was done in time, if there is a limit. One wait of wgpu's OpenGL ends after four seconds,
     /// whatever limit it was given.
-    fn wait_for(
-        &self,
-        submission: &wgpu::SubmissionIndex,
-        limit: Option<Duration>,
-    ) -> Result<bool, String> {
+    fn wait_for(&self, submission: &wgpu::SubmissionIndex, limit: Option<Duration>) -> Result<bool, String> {
         let started = HAS_CLOCK.then(Instant::now);
         loop {
             let left = match (limit, started) {
                 (Some(limit), Some(started)) => Some(limit.saturating_sub(started.elapsed())),
                 _ => None,
             };
-            let waited = self.device().poll(wgpu::PollType::Wait {
-                submission_index: Some(submission.clone()),
-                timeout: left,
-            });
+            let waited =
+                self.device().poll(wgpu::PollType::Wait { submission_index: Some(submission.clone()), timeout: left });
             match waited {
                 Ok(_) => return Ok(true),
                 Err(wgpu::PollError::Timeout) if left == Some(Duration::ZERO) => return Ok(false),
@@ -269,28 +222,19 @@ impl Gpu {
         what: &'static str,
         buffer: &wgpu::Buffer,
     ) -> Result<Vec<T>, Error> {
-        let refused = |message: &str| {
-            Err(Error::Readback {
-                what,
-                message: message.to_owned(),
-            })
-        };
+        let refused = |message: &str| Err(Error::Readback { what, message: message.to_owned() });
         if !buffer.usage().contains(wgpu::BufferUsages::COPY_SRC) {
             return refused("the buffer was created without BufferUsages::COPY_SRC: add it");
         }
         if !buffer.size().is_multiple_of(wgpu::COPY_BUFFER_ALIGNMENT) {
             return refused("the buffer's size is not a multiple of 4 bytes: make it one");
         }
-        let mut readback = self.scoped("a buffer to read through", || {
-            Ok::<_, Error>(Readback::new(self.device(), what, buffer.size()))
-        })?;
+        let mut readback = self
+            .scoped("a buffer to read through", || Ok::<_, Error>(Readback::new(self.device(), what, buffer.size())))?;
         readback.start(self, &[Source::whole(buffer)])?;
         readback
             .wait(self, |bytes| {
-                bytes
-                    .chunks_exact(std::mem::size_of::<T>().max(1))
-                    .map(bytemuck::pod_read_unaligned)
-                    .collect()
+                bytes.chunks_exact(std::mem::size_of::<T>().max(1)).map(bytemuck::pod_read_unaligned).collect()
             })
             .await
     }

@@ -80,14 +80,7 @@ pub(crate) fn pipeline(gpu: &Gpu, tuning: &Tuning, kernel: Kernel, access: Acces
             constants: &constants,
             groups: &[
                 &[Binding::Read, Binding::Read, Binding::Write],
-                &[
-                    read,
-                    read,
-                    read,
-                    momentum,
-                    memory,
-                    Elements::remainders(kernel),
-                ],
+                &[read, read, read, momentum, memory, Elements::remainders(kernel)],
             ],
         },
     )
@@ -100,10 +93,7 @@ fn source(partials: Partials) -> Cow<'static, str> {
     let source = include_str!("../../shaders/reduce_gradient.wgsl");
     match partials {
         Partials::Subgroup => source
-            .replace(
-                "(invocation: Invocation)",
-                "(invocation: Invocation, @builtin(subgroup_size) subgroup_size: u32)",
-            )
+            .replace("(invocation: Invocation)", "(invocation: Invocation, @builtin(subgroup_size) subgroup_size: u32)")
             .into(),
         _ => source.into(),
     }

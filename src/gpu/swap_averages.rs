@@ -25,13 +25,7 @@ pub(crate) enum Exchange {
 }
 
 /// Compiles the pass.
-pub(crate) fn pipeline(
-    gpu: &Gpu,
-    tuning: &Tuning,
-    kernel: Kernel,
-    access: Access,
-    exchange: Exchange,
-) -> Pipeline {
+pub(crate) fn pipeline(gpu: &Gpu, tuning: &Tuning, kernel: Kernel, access: Access, exchange: Exchange) -> Pipeline {
     let (own, source, constant) = match exchange {
         Exchange::Swap | Exchange::Settle => (
             shared::AVERAGE,
@@ -43,11 +37,7 @@ pub(crate) fn pipeline(
             include_str!("../../shaders/swap_schedule_free.wgsl"),
             Some(flag("BACK", matches!(exchange, Exchange::Back))),
         ),
-        Exchange::Copy => (
-            shared::SCHEDULE_FREE,
-            include_str!("../../shaders/copy_schedule_free.wgsl"),
-            None,
-        ),
+        Exchange::Copy => (shared::SCHEDULE_FREE, include_str!("../../shaders/copy_schedule_free.wgsl"), None),
     };
     let mut elements = Elements::default();
     elements.load_parameters(kernel, access);

@@ -24,8 +24,7 @@ impl Elements {
             } else {
                 of_parameters(shared::HALF_GRADIENTS)
             });
-            self.constants
-                .push(("PARAMETERS_ARE", code_of(kernel.params)));
+            self.constants.push(("PARAMETERS_ARE", code_of(kernel.params)));
         }
     }
 
@@ -35,8 +34,7 @@ impl Elements {
         if kernel.grads.is_half() {
             self.use_halves();
             self.push(shared::HALF_GRADIENTS.into());
-            self.constants
-                .push(("GRADIENTS_ARE", code_of(kernel.grads)));
+            self.constants.push(("GRADIENTS_ARE", code_of(kernel.grads)));
         }
     }
 
@@ -56,9 +54,8 @@ impl Elements {
         if !kernel.clears_gradients {
             return self.push(shared::LEAVE_GRADIENTS.into());
         }
-        let store = store(access, kernel.grads)
-            .replace("parameters", "gradients")
-            .replace("params_start", "grads_start");
+        let store =
+            store(access, kernel.grads).replace("parameters", "gradients").replace("params_start", "grads_start");
         self.push(store.into());
         self.push(if kernel.grads.is_half() {
             shared::CLEAR_HALF_GRADIENTS.into()
@@ -69,11 +66,7 @@ impl Elements {
 
     /// Returns the binding of the remainders of 16-bit parameters, which is absent without master weights.
     pub(crate) fn remainders(kernel: Kernel) -> Binding {
-        if kernel.has_remainders() {
-            Binding::Write
-        } else {
-            Binding::Absent
-        }
+        if kernel.has_remainders() { Binding::Write } else { Binding::Absent }
     }
 
     fn use_halves(&mut self) {

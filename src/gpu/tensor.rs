@@ -41,12 +41,7 @@ impl From<wgpu::BufferSlice<'_>> for Span {
 
 impl From<ElementSlice<'_>> for Span {
     fn from(ElementSlice { element, slice }: ElementSlice) -> Self {
-        Span {
-            buffer: slice.buffer().clone(),
-            element,
-            offset_bytes: slice.offset(),
-            size_bytes: slice.size(),
-        }
+        Span { buffer: slice.buffer().clone(), element, offset_bytes: slice.offset(), size_bytes: slice.size() }
     }
 }
 
@@ -86,22 +81,12 @@ impl Span {
     }
 
     pub(crate) fn check(&self, tensor: &str, role: &'static str) -> Result<(), Error> {
-        self.check_usage(
-            tensor,
-            role,
-            wgpu::BufferUsages::STORAGE,
-            "BufferUsages::STORAGE",
-        )
+        self.check_usage(tensor, role, wgpu::BufferUsages::STORAGE, "BufferUsages::STORAGE")
     }
 
     /// Checks a place that a tensor's averages are to be copied to.
     pub(crate) fn check_destination(&self, tensor: &str, elements: u64) -> Result<(), Error> {
-        self.check_usage(
-            tensor,
-            "average",
-            wgpu::BufferUsages::COPY_DST,
-            "BufferUsages::COPY_DST",
-        )?;
+        self.check_usage(tensor, "average", wgpu::BufferUsages::COPY_DST, "BufferUsages::COPY_DST")?;
         if self.elements() != elements {
             return Err(Error::AveragesLength {
                 tensor: tensor.to_owned(),
@@ -119,9 +104,7 @@ impl Span {
         usage: wgpu::BufferUsages,
         missing: &'static str,
     ) -> Result<(), Error> {
-        if !self.offset_bytes.is_multiple_of(WORD_BYTES)
-            || !self.size_bytes.is_multiple_of(self.element.bytes())
-        {
+        if !self.offset_bytes.is_multiple_of(WORD_BYTES) || !self.size_bytes.is_multiple_of(self.element.bytes()) {
             return Err(Error::Misaligned {
                 tensor: tensor.to_owned(),
                 role,
@@ -133,19 +116,10 @@ impl Span {
         let end_bytes = self.offset_bytes + self.size_bytes;
         let buffer_bytes = self.buffer.size();
         if end_bytes.next_multiple_of(WORD_BYTES) > buffer_bytes {
-            return Err(Error::HalfWord {
-                tensor: tensor.to_owned(),
-                role,
-                end_bytes,
-                buffer_bytes,
-            });
+            return Err(Error::HalfWord { tensor: tensor.to_owned(), role, end_bytes, buffer_bytes });
         }
         if !self.buffer.usage().contains(usage) {
-            return Err(Error::MissingUsage {
-                tensor: tensor.to_owned(),
-                role,
-                missing,
-            });
+            return Err(Error::MissingUsage { tensor: tensor.to_owned(), role, missing });
         }
         Ok(())
     }
@@ -173,11 +147,7 @@ impl Tensor {
         self.grads.check(name, "gradient")?;
         let (params, grads) = (self.params.elements(), self.grads.elements());
         if params != grads {
-            return Err(Error::LengthMismatch {
-                tensor: name.to_owned(),
-                params,
-                grads,
-            });
+            return Err(Error::LengthMismatch { tensor: name.to_owned(), params, grads });
         }
         Ok((self.params, self.grads, params))
     }

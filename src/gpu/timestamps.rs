@@ -37,9 +37,7 @@ impl Timestamps {
                 mapped_at_creation: false,
             }),
             period_ns: f64::from(gpu.queue().get_timestamp_period()),
-            in_encoders: device
-                .features()
-                .contains(wgpu::Features::TIMESTAMP_QUERY_INSIDE_ENCODERS),
+            in_encoders: device.features().contains(wgpu::Features::TIMESTAMP_QUERY_INSIDE_ENCODERS),
         })
     }
 
@@ -77,16 +75,11 @@ impl Timestamps {
     /// # Errors
     /// [`Error::DeviceLost`] or [`Error::Readback`].
     pub fn read(&self, gpu: &Gpu, spans: usize) -> Result<Option<Vec<Duration>>, Error> {
-        let mut encoder = gpu
-            .device()
-            .create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
+        let mut encoder = gpu.device().create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
         encoder.resolve_query_set(&self.set, 0..2 * spans as u32, &self.resolved, 0);
         gpu.queue().submit([encoder.finish()]);
         let ticks: Vec<u64> = pollster::block_on(gpu.read_buffer("timestamps", &self.resolved))?;
-        Ok(ticks[..2 * spans]
-            .chunks_exact(2)
-            .map(|pair| self.span(pair[0], pair[1]))
-            .collect())
+        Ok(ticks[..2 * spans].chunks_exact(2).map(|pair| self.span(pair[0], pair[1])).collect())
     }
 
     /// Timestamps stop and start within the wall clock's span, so they cannot make more of it, a little jitter aside; and work
@@ -99,7 +92,6 @@ impl Timestamps {
     fn span(&self, begin: u64, end: u64) -> Option<Duration> {
         let ticks = end.checked_sub(begin).filter(|_| begin > 0)?;
         let nanoseconds = ticks as f64 * self.period_ns;
-        (nanoseconds.is_finite() && nanoseconds < 1e12)
-            .then(|| Duration::from_nanos(nanoseconds as u64))
+        (nanoseconds.is_finite() && nanoseconds < 1e12).then(|| Duration::from_nanos(nanoseconds as u64))
     }
 }

@@ -184,17 +184,11 @@ impl Search<'_> {
         let features = self.bench.gpu.device().features();
         let most = most_invocations(&limits);
         let kinds = Partials::ALL.map(|kind| kind.is_supported(features).then_some(kind));
-        let widest = if kinds[2].is_some() {
-            Partials::Subgroup
-        } else {
-            Partials::PerWorkgroup
-        };
+        let widest = if kinds[2].is_some() { Partials::Subgroup } else { Partials::PerWorkgroup };
         // What does well on one kind of device or another, should the preset be in the wrong valley.
-        for (workgroup_size, quads_per_invocation, partials) in [
-            (256, 4, widest),
-            (64, 16, widest),
-            (8, 256, Partials::PerInvocation),
-        ] {
+        for (workgroup_size, quads_per_invocation, partials) in
+            [(256, 4, widest), (64, 16, widest), (8, 256, Partials::PerInvocation)]
+        {
             self.try_in_time(Tuning {
                 workgroup_size: most.min(workgroup_size),
                 quads_per_invocation,
@@ -206,20 +200,13 @@ impl Search<'_> {
             let before = self.best;
             for kind in kinds.into_iter().flatten() {
                 if let Some((best, _)) = self.best {
-                    self.try_in_time(Tuning {
-                        partials: kind,
-                        ..best
-                    })?;
+                    self.try_in_time(Tuning { partials: kind, ..best })?;
                 }
             }
             for (workgroup, quads, finish) in MOVES {
                 self.walk(|from| Tuning {
                     workgroup_size: scaled(from.workgroup_size, workgroup, most),
-                    quads_per_invocation: scaled(
-                        from.quads_per_invocation,
-                        quads,
-                        MOST_QUADS_PER_INVOCATION,
-                    ),
+                    quads_per_invocation: scaled(from.quads_per_invocation, quads, MOST_QUADS_PER_INVOCATION),
                     finish_workgroup_size: scaled(from.finish_workgroup_size, finish, most),
                     ..from
                 })?;
@@ -243,16 +230,11 @@ impl Search<'_> {
 
     fn try_in_time(&mut self, mut tuning: Tuning) -> Result<(), Error> {
         // Blocks of twice the size or more are one block, as blocks of the size are.
-        while u64::from(tuning.block_elements()) >= 2 * self.bench.elements
-            && tuning.quads_per_invocation > 1
-        {
+        while u64::from(tuning.block_elements()) >= 2 * self.bench.elements && tuning.quads_per_invocation > 1 {
             tuning.quads_per_invocation /= 2;
         }
         // What is found serves sizes around this one, too.
-        let suits = tuning.suits(
-            self.bench.elements.saturating_mul(8),
-            &self.bench.gpu.device().limits(),
-        );
+        let suits = tuning.suits(self.bench.elements.saturating_mul(8), &self.bench.gpu.device().limits());
         if self.seen.contains_key(&tuning) || !suits || Instant::now() >= self.end {
             return Ok(());
         }
@@ -269,12 +251,8 @@ impl Search<'_> {
                 Err(words)
             }
         };
-        self.seen
-            .insert(tuning, ns_per_param.as_ref().ok().copied());
-        self.candidates.push(Candidate {
-            tuning,
-            ns_per_param,
-        });
+        self.seen.insert(tuning, ns_per_param.as_ref().ok().copied());
+        self.candidates.push(Candidate { tuning, ns_per_param });
         Ok(())
     }
 
@@ -360,13 +338,7 @@ struct Ready {
 impl<'a> Bench<'a> {
     fn new(gpu: &'a Gpu, options: &TuneOptions) -> Result<Self, Error> {
         let elements = options.elements;
-        require(
-            elements > 0,
-            || "tune".to_owned(),
-            "elements",
-            elements,
-            "at least 1: there is nothing to measure",
-        )?;
+        require(elements > 0, || "tune".to_owned(), "elements", elements, "at least 1: there is nothing to measure")?;
         let most = gpu.device().limits().max_buffer_size / 4;
         if elements > most {
             return Err(Error::Limit {
@@ -378,12 +350,9 @@ impl<'a> Bench<'a> {
         }
         let piece: Vec<f32> = (0..elements.min(PIECE_ELEMENTS)).map(gradient).collect();
         let [params, grads] = gpu.scoped("the buffers to tune on", || {
-            Ok::<_, Error>(
-                ["parameters", "gradients"].map(|label| filled(gpu, label, elements, &piece)),
-            )
+            Ok::<_, Error>(["parameters", "gradients"].map(|label| filled(gpu, label, elements, &piece)))
         })?;
-        let square_of =
-            |piece: &[f32]| -> f64 { piece.iter().map(|&g| f64::from(g).powi(2)).sum() };
+        let square_of = |piece: &[f32]| -> f64 { piece.iter().map(|&g| f64::from(g).powi(2)).sum() };
         let (whole, rest) = (elements / PIECE_ELEMENTS, elements % PIECE_ELEMENTS);
         let mut bench = Bench {
             gpu,
@@ -393,8 +362,7 @@ impl<'a> Bench<'a> {
             params,
             grads,
             square: whole as f64 * square_of(&piece) + square_of(&piece[..rest as usize]),
-            sample: (options.budget / 500)
-                .clamp(Duration::from_millis(1), Duration::from_millis(40)),
+            sample: (options.budget / 500).clamp(Duration::from_millis(1), Duration::from_millis(40)),
             clock: Timestamps::new(gpu),
         };
         bench.check_clock()?;
@@ -430,16 +398,10 @@ impl<'a> Bench<'a> {
             .record_steps(1)
             // Any number will do, for regimes that go by the loss.
             .loss(self.grads.slice(..4))
-            .group(Group::new("tune").tensor(
-                "w",
-                self.params.slice(bytes),
-                self.grads.slice(bytes),
-            ))
+            .group(Group::new("tune").tensor("w", self.params.slice(bytes), self.grads.slice(bytes)))
             .build(&gpu)?;
         self.step(&optimizer, 1, None)?;
-        let square = pollster::block_on(optimizer.read_sums())?
-            .first()
-            .map_or(f64::NAN, |sums| sums.square.value());
+        let square = pollster::block_on(optimizer.read_sums())?.first().map_or(f64::NAN, |sums| sums.square.value());
         let close = (square / self.square - 1.0).abs() <= 1e-3;
         if !close {
             return Err(Error::Device {
@@ -450,19 +412,11 @@ impl<'a> Bench<'a> {
         let start = Instant::now();
         self.step(&optimizer, 1, None)?;
         let steps = self.sample.as_secs_f64() / start.elapsed().as_secs_f64().max(1e-9);
-        Ok(Ready {
-            optimizer,
-            steps: (steps as usize).clamp(1, MOST_STEPS),
-        })
+        Ok(Ready { optimizer, steps: (steps as usize).clamp(1, MOST_STEPS) })
     }
 
     /// Submits steps and waits for them; the wall-clock time.
-    fn step(
-        &self,
-        optimizer: &Optimizer,
-        steps: usize,
-        clock: Option<&Timestamps>,
-    ) -> Result<Duration, Error> {
+    fn step(&self, optimizer: &Optimizer, steps: usize, clock: Option<&Timestamps>) -> Result<Duration, Error> {
         let device = self.gpu.device();
         let start = Instant::now();
         let mut encoder = device.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
@@ -485,9 +439,7 @@ impl<'a> Bench<'a> {
         let wall = self.step(&ready.optimizer, ready.steps, self.clock.as_ref())?;
         let time = match &self.clock {
             None => Some(wall),
-            Some(clock) => clock
-                .read(self.gpu, 1)?
-                .and_then(|spans| Timestamps::plausible(spans[0], wall)),
+            Some(clock) => clock.read(self.gpu, 1)?.and_then(|spans| Timestamps::plausible(spans[0], wall)),
         };
         Ok(time.map(|time| time.as_secs_f64() / ready.steps as f64))
     }
@@ -530,21 +482,15 @@ impl<'a> Bench<'a> {
                 break;
             }
             let [first, second] = [self.seconds(&pair[0])?, self.seconds(&pair[1])?];
-            rounds.extend(
-                first
-                    .zip(second)
-                    .map(|(first, second)| [self.ns_per_param(first), self.ns_per_param(second)]),
-            );
+            rounds
+                .extend(first.zip(second).map(|(first, second)| [self.ns_per_param(first), self.ns_per_param(second)]));
         }
         Ok(rounds)
     }
 }
 
 fn no_sense() -> Error {
-    Error::Device {
-        what: "this geometry".to_owned(),
-        message: "its timestamps make no sense".to_owned(),
-    }
+    Error::Device { what: "this geometry".to_owned(), message: "its timestamps make no sense".to_owned() }
 }
 
 fn median(values: impl Iterator<Item = f64>) -> Option<f64> {
@@ -559,20 +505,13 @@ fn moderate(regime: Regime) -> Regime {
     const GAIN: f32 = 1e-9;
     const RATE: f32 = 1e-3;
     match regime {
-        Regime::Seesaw(_) => Regime::Seesaw(Seesaw {
-            gain: GAIN,
-            early_steps: 0.0,
-            ..Seesaw::default()
-        }),
-        Regime::Hypergradient(_) => Regime::Hypergradient(Hypergradient {
-            gain: GAIN,
-            early_steps: 0.0,
-            ..Hypergradient::default()
-        }),
-        Regime::NormRatio(NormRatio { initial_rate, .. }) => Regime::NormRatio(NormRatio {
-            initial_rate: initial_rate.map(|_| RATE),
-            ..NormRatio::default()
-        }),
+        Regime::Seesaw(_) => Regime::Seesaw(Seesaw { gain: GAIN, early_steps: 0.0, ..Seesaw::default() }),
+        Regime::Hypergradient(_) => {
+            Regime::Hypergradient(Hypergradient { gain: GAIN, early_steps: 0.0, ..Hypergradient::default() })
+        }
+        Regime::NormRatio(NormRatio { initial_rate, .. }) => {
+            Regime::NormRatio(NormRatio { initial_rate: initial_rate.map(|_| RATE), ..NormRatio::default() })
+        }
         Regime::Fixed { .. } => Regime::fixed(RATE),
         // Rates that fall, that are bounded by what they are given or by the largest there is, or that start tiny.
         other => other,
@@ -594,19 +533,14 @@ fn filled(gpu: &Gpu, label: &str, elements: u64, piece: &[f32]) -> wgpu::Buffer 
         gpu.device().create_buffer(&wgpu::BufferDescriptor {
             label: Some(label),
             size: bytes.next_multiple_of(16),
-            usage: wgpu::BufferUsages::STORAGE
-                | wgpu::BufferUsages::COPY_SRC
-                | wgpu::BufferUsages::COPY_DST,
+            usage: wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_SRC | wgpu::BufferUsages::COPY_DST,
             mapped_at_creation: false,
         })
     };
     let source = create("values", 4 * piece.len() as u64);
     let buffer = create(label, 4 * elements);
-    gpu.queue()
-        .write_buffer(&source, 0, bytemuck::cast_slice(piece));
-    let mut encoder = gpu
-        .device()
-        .create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
+    gpu.queue().write_buffer(&source, 0, bytemuck::cast_slice(piece));
+    let mut encoder = gpu.device().create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
     for start in (0..elements).step_by(PIECE_ELEMENTS as usize) {
         let bytes = 4 * PIECE_ELEMENTS.min(elements - start);
         encoder.copy_buffer_to_buffer(&source, 0, &buffer, 4 * start, bytes);
@@ -633,22 +567,12 @@ mod tests {
     /// Whatever adapters there are.
     fn gpus() -> Vec<Gpu> {
         let adapters = pollster::block_on(Gpu::adapters(None));
-        assert!(
-            !adapters.is_empty(),
-            "no adapter: install a software driver"
-        );
-        adapters
-            .iter()
-            .map(|adapter| pollster::block_on(Gpu::open(adapter)).expect("opens"))
-            .collect()
+        assert!(!adapters.is_empty(), "no adapter: install a software driver");
+        adapters.iter().map(|adapter| pollster::block_on(Gpu::open(adapter)).expect("opens")).collect()
     }
 
     fn options(elements: u64) -> TuneOptions {
-        TuneOptions {
-            elements,
-            budget: Duration::from_secs(2),
-            ..TuneOptions::default()
-        }
+        TuneOptions { elements, budget: Duration::from_secs(2), ..TuneOptions::default() }
     }
 
     /// No preset is as bad as one invocation per workgroup with a quad each: whoever misses something better does not search.
@@ -662,10 +586,7 @@ mod tests {
                 finish_workgroup_size: 1,
             };
             // Time enough for a look around on a machine that has other things to do.
-            let patient = TuneOptions {
-                budget: Duration::from_secs(15),
-                ..options(1 << 17)
-            };
+            let patient = TuneOptions { budget: Duration::from_secs(15), ..options(1 << 17) };
             let report = gpu.tune_from(bad, &patient).expect("tunes");
             let bad_ns = report.preset_ns_per_param.expect("slow, but right");
             assert_ne!(report.best, bad);
@@ -676,28 +597,17 @@ mod tests {
     #[test]
     fn a_start_that_fails_is_only_one_candidate() {
         let gpu = &gpus()[0];
-        let never = Tuning {
-            workgroup_size: 3,
-            ..gpu.tuning()
-        };
+        let never = Tuning { workgroup_size: 3, ..gpu.tuning() };
         // On a busy machine a short search gets no farther than the start.
-        let searches = [1, 5, 25].map(|seconds| TuneOptions {
-            budget: Duration::from_secs(seconds),
-            ..options(1000)
-        });
+        let searches = [1, 5, 25].map(|seconds| TuneOptions { budget: Duration::from_secs(seconds), ..options(1000) });
         let mut reports = searches.iter().map(|search| gpu.tune_from(never, search));
         let report = reports.find_map(Result::ok).expect("tunes");
         assert_eq!(report.preset_ns_per_param, None);
         let problem = report.candidates[0].ns_per_param.as_ref();
         assert!(problem.is_err_and(|problem| problem.contains("workgroup_size is 3")));
         assert!(gpu.clone().with_tuning(report.best).is_ok(), "{report:?}");
-        let without_time = TuneOptions {
-            budget: Duration::ZERO,
-            ..options(1000)
-        };
-        let error = gpu
-            .tune_from(never, &without_time)
-            .expect_err("nothing else was tried");
+        let without_time = TuneOptions { budget: Duration::ZERO, ..options(1000) };
+        let error = gpu.tune_from(never, &without_time).expect_err("nothing else was tried");
         assert!(error.to_string().contains("workgroup_size is 3"), "{error}");
     }
 

@@ -19,11 +19,7 @@ pub enum Partials {
 
 impl Partials {
     /// All kinds.
-    pub const ALL: [Partials; 3] = [
-        Partials::PerInvocation,
-        Partials::PerWorkgroup,
-        Partials::Subgroup,
-    ];
+    pub const ALL: [Partials; 3] = [Partials::PerInvocation, Partials::PerWorkgroup, Partials::Subgroup];
 
     /// Returns the name that tables and files use.
     pub fn name(self) -> &'static str {
@@ -56,29 +52,23 @@ pub struct Tuning {
 impl Tuning {
     /// The preset for a device on an adapter, by its kind and its subgroups; `features` are the device's.
     /// [`Gpu::tune`](crate::Gpu::tune) finds out whether another geometry does better.
-    pub fn for_adapter(
-        info: &wgpu::AdapterInfo,
-        limits: &wgpu::Limits,
-        features: wgpu::Features,
-    ) -> Self {
+    pub fn for_adapter(info: &wgpu::AdapterInfo, limits: &wgpu::Limits, features: wgpu::Features) -> Self {
         let most = most_invocations(limits);
         // In browsers the shader is not tested, and asks for what older ones lack (`subgroup_id`): only who wants it has it there.
-        let subgroups =
-            features.contains(wgpu::Features::SUBGROUP) && cfg!(not(target_arch = "wasm32"));
-        let (workgroup_size, quads_per_invocation, partials, finish_workgroup_size) =
-            match info.device_type {
-                // A workgroup is a loop on one core and a barrier cuts it in two: few lanes (one vector register), long stretches.
-                wgpu::DeviceType::Cpu => (8, 256, Partials::PerInvocation, 64),
-                // Narrow subgroups are those of small GPUs, which hide latency better with more and smaller workgroups per core.
-                wgpu::DeviceType::IntegratedGpu if subgroups && info.subgroup_min_size <= 16 => {
-                    (128, 4, Partials::Subgroup, 128)
-                }
-                // 256 invocations fit every GPU, and a few quads each leave blocks enough for all its cores; registers and one
-                // barrier instead of a tree of eight.
-                _ if subgroups => (256, 4, Partials::Subgroup, 256),
-                // The same where lanes can only meet in workgroup memory.
-                _ => (256, 4, Partials::PerWorkgroup, 256),
-            };
+        let subgroups = features.contains(wgpu::Features::SUBGROUP) && cfg!(not(target_arch = "wasm32"));
+        let (workgroup_size, quads_per_invocation, partials, finish_workgroup_size) = match info.device_type {
+            // A workgroup is a loop on one core and a barrier cuts it in two: few lanes (one vector register), long stretches.
+            wgpu::DeviceType::Cpu => (8, 256, Partials::PerInvocation, 64),
+            // Narrow subgroups are those of small GPUs, which hide latency better with more and smaller workgroups per core.
+            wgpu::DeviceType::IntegratedGpu if subgroups && info.subgroup_min_size <= 16 => {
+                (128, 4, Partials::Subgroup, 128)
+            }
+            // 256 invocations fit every GPU, and a few quads each leave blocks enough for all its cores; registers and one
+            // barrier instead of a tree of eight.
+            _ if subgroups => (256, 4, Partials::Subgroup, 256),
+            // The same where lanes can only meet in workgroup memory.
+            _ => (256, 4, Partials::PerWorkgroup, 256),
+        };
         Tuning {
             workgroup_size: most.min(workgroup_size),
             quads_per_invocation,
@@ -94,9 +84,7 @@ impl Tuning {
 
     /// Elements of a full block.
     pub fn block_elements(&self) -> u32 {
-        self.workgroup_size
-            .saturating_mul(self.quads_per_invocation)
-            .saturating_mul(QUAD)
+        self.workgroup_size.saturating_mul(self.quads_per_invocation).saturating_mul(QUAD)
     }
 
     /// Partials each block leaves.
@@ -118,24 +106,20 @@ impl Tuning {
     /// What was measured or read must not refuse an optimizer that the preset can build.
     pub(crate) fn suits(&self, elements: u64, limits: &wgpu::Limits) -> bool {
         const SPARE_BLOCKS: u64 = 1 << 15;
-        let blocks = elements
-            .div_ceil(self.block_elements().max(1).into())
-            .saturating_mul(4)
-            .saturating_add(SPARE_BLOCKS);
+        let blocks =
+            elements.div_ceil(self.block_elements().max(1).into()).saturating_mul(4).saturating_add(SPARE_BLOCKS);
         let partials = blocks.saturating_mul(self.partials_per_block().into());
         let bytes = partials.saturating_mul(4 * u64::from(PARTIAL_WORDS));
-        partials <= MOST_TRIPS * u64::from(self.finish_workgroup_size)
-            && bytes <= largest_binding(limits)
+        partials <= MOST_TRIPS * u64::from(self.finish_workgroup_size) && bytes <= largest_binding(limits)
     }
 
     /// Refuses a geometry the device or the shaders cannot have.
     pub(crate) fn validate(&self, device: &wgpu::Device) -> Result<(), Error> {
         let owner = || "tuning".to_owned();
         let most = most_invocations(&device.limits());
-        for (field, size) in [
-            ("workgroup_size", self.workgroup_size),
-            ("finish_workgroup_size", self.finish_workgroup_size),
-        ] {
+        for (field, size) in
+            [("workgroup_size", self.workgroup_size), ("finish_workgroup_size", self.finish_workgroup_size)]
+        {
             require(
                 size.is_power_of_two() && size <= most,
                 owner,

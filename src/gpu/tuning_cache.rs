@@ -95,9 +95,7 @@ impl TuningCache {
             None => {
                 use etcetera::BaseStrategy;
                 let system = etcetera::base_strategy::choose_native_strategy().ok()?;
-                Some(Self::at(
-                    system.cache_dir().join("wgpu-optim").join("tuning.json"),
-                ))
+                Some(Self::at(system.cache_dir().join("wgpu-optim").join("tuning.json")))
             }
         }
     }
@@ -120,9 +118,7 @@ impl TuningCache {
             .filter(|&(_, tuning)| {
                 let suits = tuning == preset || tuning.suits(elements, &limits);
                 if !suits {
-                    problems.push(format!(
-                        "its blocks are too small for {elements} parameters"
-                    ));
+                    problems.push(format!("its blocks are too small for {elements} parameters"));
                 }
                 suits
             })
@@ -178,14 +174,10 @@ impl TuningCache {
             Vec::new()
         });
         entries.retain(|value| {
-            Entry::deserialize(value)
-                .is_ok_and(|other| other.elements != elements || other.key != entry.key)
+            Entry::deserialize(value).is_ok_and(|other| other.elements != elements || other.key != entry.key)
         });
         self.write(entries, &entry)
-            .map_err(|error| Error::TuningCache {
-                path: self.path.display().to_string(),
-                message: error.to_string(),
-            })
+            .map_err(|error| Error::TuningCache { path: self.path.display().to_string(), message: error.to_string() })
     }
 
     fn write(&self, mut entries: Vec<Value>, entry: &Entry) -> std::io::Result<()> {
@@ -197,10 +189,7 @@ impl TuningCache {
             _ => Path::new("."),
         };
         std::fs::create_dir_all(folder)?;
-        let mut text = serde_json::to_vec_pretty(&File {
-            version: VERSION,
-            entries,
-        })?;
+        let mut text = serde_json::to_vec_pretty(&File { version: VERSION, entries })?;
         text.push(b'\n');
         crate::atomic_file::replace(&self.path, |file| file.write_all(&text))
     }
@@ -294,9 +283,7 @@ impl Entry {
             partials: kind,
             finish_workgroup_size: self.finish_workgroup_size,
         };
-        tuning
-            .validate(gpu.device())
-            .map_err(|error| error.to_string())?;
+        tuning.validate(gpu.device()).map_err(|error| error.to_string())?;
         Ok(tuning)
     }
 }
@@ -407,11 +394,7 @@ mod tests {
                     continue;
                 }
                 let text = std::fs::read_to_string(&path).expect("text");
-                assert!(
-                    SHADERS.contains(&text.as_str()),
-                    "{} is not in SHADERS",
-                    path.display()
-                );
+                assert!(SHADERS.contains(&text.as_str()), "{} is not in SHADERS", path.display());
                 count += 1;
             }
         }

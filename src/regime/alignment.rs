@@ -99,11 +99,7 @@ impl Rule {
         match *self {
             Rule::Sgd if *averaging == Averaging::ScheduleFree => 0.15,
             Rule::Sgd | Rule::AdamW { .. } => 0.05,
-            Rule::Sgdm {
-                momentum,
-                dampening,
-                ..
-            } => (0.105 * (1.0 - momentum) / (1.0 - dampening)).min(0.05),
+            Rule::Sgdm { momentum, dampening, .. } => (0.105 * (1.0 - momentum) / (1.0 - dampening)).min(0.05),
             Rule::SignSgd | Rule::Signum { .. } => 0.03,
             Rule::Lion { .. } => 0.01,
         }
@@ -129,12 +125,6 @@ pub struct Hypergradient {
 
 impl Default for Hypergradient {
     fn default() -> Self {
-        Hypergradient {
-            gain: 0.1,
-            early_steps: 5.0,
-            smoothing: 0.9,
-            norm_floor: 1e-4,
-            first_step: None,
-        }
+        Hypergradient { gain: 0.1, early_steps: 5.0, smoothing: 0.9, norm_floor: 1e-4, first_step: None }
     }
 }

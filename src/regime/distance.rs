@@ -15,9 +15,7 @@ pub struct DoG {
 
 impl Default for DoG {
     fn default() -> Self {
-        DoG {
-            initial_distance: 1e-6,
-        }
+        DoG { initial_distance: 1e-6 }
     }
 }
 
@@ -32,8 +30,6 @@ pub struct DoWG {
 
 impl Default for DoWG {
     fn default() -> Self {
-        DoWG {
-            initial_distance: 1e-6,
-        }
+        DoWG { initial_distance: 1e-6 }
     }
 }

@@ -22,11 +22,7 @@ pub struct Polyak {
 
 impl Default for Polyak {
     fn default() -> Self {
-        Polyak {
-            optimum: 0.0,
-            factor: 0.5,
-            max_rate: f32::INFINITY,
-        }
+        Polyak { optimum: 0.0, factor: 0.5, max_rate: f32::INFINITY }
     }
 }
 

@@ -20,13 +20,7 @@ pub struct NormRatio {
 
 impl Default for NormRatio {
     fn default() -> Self {
-        NormRatio {
-            initial_rate: None,
-            exponent: 1.0,
-            smoothing: 0.9,
-            norm_floor: 1e-4,
-            first_step: None,
-        }
+        NormRatio { initial_rate: None, exponent: 1.0, smoothing: 0.9, norm_floor: 1e-4, first_step: None }
     }
 }
 
@@ -45,9 +39,6 @@ pub struct AdaGradNorm {
 
 impl Default for AdaGradNorm {
     fn default() -> Self {
-        AdaGradNorm {
-            scale: 1.0,
-            offset: 0.0,
-        }
+        AdaGradNorm { scale: 1.0, offset: 0.0 }
     }
 }

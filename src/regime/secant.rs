@@ -30,12 +30,7 @@ pub struct BarzilaiBorwein {
 impl BarzilaiBorwein {
     /// This form, with the default constants.
     pub fn new(form: SecantForm) -> Self {
-        BarzilaiBorwein {
-            form,
-            max_change: 2.0,
-            initial_rate: None,
-            first_step: 1e-2,
-        }
+        BarzilaiBorwein { form, max_change: 2.0, initial_rate: None, first_step: 1e-2 }
     }
 }
 
@@ -66,9 +61,6 @@ pub struct AdGd {
 
 impl Default for AdGd {
     fn default() -> Self {
-        AdGd {
-            initial_rate: None,
-            first_step: 1e-2,
-        }
+        AdGd { initial_rate: None, first_step: 1e-2 }
     }
 }

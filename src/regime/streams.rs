@@ -73,12 +73,6 @@ impl AutoSgd {
 
 impl Default for AutoSgd {
     fn default() -> Self {
-        AutoSgd {
-            factor: 2.0,
-            certainty: 3.0,
-            rounds: 1024,
-            initial_rate: None,
-            first_step: 1e-2,
-        }
+        AutoSgd { factor: 2.0, certainty: 3.0, rounds: 1024, initial_rate: None, first_step: 1e-2 }
     }
 }

@@ -42,18 +42,7 @@ macro_rules! fields_of {
 
 fn rust_layout() -> Layout {
     let mut layout = Layout::default();
-    fields_of!(
-        layout,
-        Block {
-            params_start,
-            grads_start,
-            state_quad,
-            elements,
-            group,
-            row,
-            first_element,
-        }
-    );
+    fields_of!(layout, Block { params_start, grads_start, state_quad, elements, group, row, first_element });
     fields_of!(
         layout,
         GroupConstants {
@@ -187,14 +176,7 @@ fn rust_layout() -> Layout {
             faster_squares,
         }
     );
-    fields_of!(
-        layout,
-        ScopeTable {
-            first_partial,
-            partials,
-            group
-        }
-    );
+    fields_of!(layout, ScopeTable { first_partial, partials, group });
     fields_of!(layout, Squares { sum, exponent });
     fields_of!(
         layout,
@@ -275,35 +257,16 @@ fn rust_layout() -> Layout {
         }
     );
     fields_of!(layout, StepSums { parameters, step });
+    fields_of!(layout, StepUnit { first_row, rows, group, tensor });
     fields_of!(
         layout,
-        StepUnit {
-            first_row,
-            rows,
-            group,
-            tensor,
-        }
-    );
-    fields_of!(
-        layout,
-        RawTensorRecord {
-            step_low,
-            step_high,
-            tensor,
-            flags,
-            parameter_norm,
-            step_norm,
-            learning_rate,
-        }
+        RawTensorRecord { step_low, step_high, tensor, flags, parameter_norm, step_norm, learning_rate }
     );
     let word = |offset: usize| offset as u32 / 4;
     for (name, value) in [
         ("SIGN_RULE", group_flags::SIGN_RULE),
         ("INITIAL_RATE", group_flags::INITIAL_RATE),
-        (
-            "MOMENTUM_FROM_GRADIENT",
-            group_flags::MOMENTUM_FROM_GRADIENT,
-        ),
+        ("MOMENTUM_FROM_GRADIENT", group_flags::MOMENTUM_FROM_GRADIENT),
         ("BRAKE", group_flags::BRAKE),
         // The override constant of pass 1 has the short name.
         ("RAW_NORM_CLIP", group_flags::RAW_NORM),
@@ -359,23 +322,14 @@ fn rust_layout() -> Layout {
         // A partial is a ScopeSums, word by word.
         ("SQUARE", word(offset_of!(ScopeSums, square))),
         ("RAW_SQUARE", word(offset_of!(ScopeSums, raw_square))),
-        (
-            "INITIAL_SQUARE",
-            word(offset_of!(ScopeSums, initial_square)),
-        ),
+        ("INITIAL_SQUARE", word(offset_of!(ScopeSums, initial_square))),
         ("ABSOLUTE", word(offset_of!(ScopeSums, absolute))),
         ("SLOW_DOT", word(offset_of!(ScopeSums, slow_dot))),
         ("FAST_DOT", word(offset_of!(ScopeSums, fast_dot))),
-        (
-            "DIRECTION_SQUARE",
-            word(offset_of!(ScopeSums, direction_square)),
-        ),
+        ("DIRECTION_SQUARE", word(offset_of!(ScopeSums, direction_square))),
         ("PARTIAL_WORDS", PARTIAL_WORDS),
         ("NONFINITE", word(offset_of!(ScopeSums, nonfinite))),
-        (
-            "FIRST_NONFINITE",
-            word(offset_of!(ScopeSums, first_nonfinite)),
-        ),
+        ("FIRST_NONFINITE", word(offset_of!(ScopeSums, first_nonfinite))),
         ("INFINITY_BITS", f32::INFINITY.to_bits()),
         ("MAGNITUDE_BITS", i32::MAX as u32),
         ("NO_ELEMENT", u32::MAX),
@@ -390,9 +344,7 @@ fn rust_layout() -> Layout {
 fn wgsl_layout(source: &str) -> Layout {
     let module = naga::front::wgsl::parse_str(source).expect("layout.wgsl is valid WGSL");
     let mut layouter = naga::proc::Layouter::default();
-    layouter
-        .update(module.to_ctx())
-        .expect("types have layouts");
+    layouter.update(module.to_ctx()).expect("types have layouts");
     let mut layout = Layout::default();
     for (_, ty) in module.types.iter() {
         if let (Some(name), TypeInner::Struct { members, span }) = (&ty.name, &ty.inner) {
@@ -413,8 +365,7 @@ fn wgsl_layout(source: &str) -> Layout {
     }
     for (_, constant) in module.constants.iter() {
         let name = constant.name.clone().expect("constants have names");
-        let Expression::Literal(Literal::U32(value)) = module.global_expressions[constant.init]
-        else {
+        let Expression::Literal(Literal::U32(value)) = module.global_expressions[constant.init] else {
             panic!("{name} is not a u32");
         };
         layout.constants.insert(name, value);
@@ -440,11 +391,7 @@ fn differences(rust: &Layout, wgsl: &Layout) -> Vec<String> {
     let mut found = Vec::new();
     for name in rust.structs.keys().chain(wgsl.structs.keys()) {
         if rust.structs.get(name) != wgsl.structs.get(name) {
-            found.push(format!(
-                "{name}: {:?} in Rust, {:?} in WGSL",
-                rust.structs.get(name),
-                wgsl.structs.get(name)
-            ));
+            found.push(format!("{name}: {:?} in Rust, {:?} in WGSL", rust.structs.get(name), wgsl.structs.get(name)));
         }
     }
     for name in rust.constants.keys().chain(wgsl.constants.keys()) {
@@ -480,10 +427,7 @@ fn every_rust_struct_and_constant_is_compared() {
     let structs = names("pub struct ");
     assert_eq!(structs.len(), layout.structs.len(), "{structs:?}");
     for name in structs {
-        assert!(
-            layout.structs.contains_key(name),
-            "struct {name} is not compared"
-        );
+        assert!(layout.structs.contains_key(name), "struct {name} is not compared");
     }
     let constants = names("pub const ");
     assert!(constants.len() >= 14);
@@ -501,28 +445,12 @@ fn every_rust_struct_and_constant_is_compared() {
 fn the_comparison_sees_a_swap_a_type_a_missing_field_and_a_flag() {
     let rust = rust_layout();
     for (name, right, wrong) in [
-        (
-            "Block",
-            "    params_start: u32,\n    grads_start: u32,",
-            "    grads_start: u32,\n    params_start: u32,",
-        ),
-        (
-            "GroupState",
-            "first_rate_exponent: i32",
-            "first_rate_exponent: u32",
-        ),
+        ("Block", "    params_start: u32,\n    grads_start: u32,", "    grads_start: u32,\n    params_start: u32,"),
+        ("GroupState", "first_rate_exponent: i32", "first_rate_exponent: u32"),
         ("GroupConstants", "    scope_clip: f32,\n", ""),
         ("ScopeSums", "raw_square: Squares", "raw_square: vec2<f32>"),
-        (
-            "Update",
-            "    skip: u32,\n    learning_rate: f32,",
-            "    skip: u32,\n    learning_rate: i32,",
-        ),
-        (
-            "RawRecord",
-            "    schedule_term: f32,\n",
-            "    schedule_term: f32,\n    extra: f32,\n",
-        ),
+        ("Update", "    skip: u32,\n    learning_rate: f32,", "    skip: u32,\n    learning_rate: i32,"),
+        ("RawRecord", "    schedule_term: f32,\n", "    schedule_term: f32,\n    extra: f32,\n"),
         ("CLIPPED", "const CLIPPED = 8u", "const CLIPPED = 4u"),
         ("FAST_DOT", "const FAST_DOT = 8u", "const FAST_DOT = 10u"),
         ("BRAKE", "const BRAKE = 8u;\n", ""),

@@ -9,15 +9,10 @@ use wgpu_optim_conformance::run::{GpuRun, Place, Run, Spec, devices};
 fn files() -> Vec<(String, String)> {
     let root = concat!(env!("CARGO_MANIFEST_DIR"), "/shaders");
     let mut files = Vec::new();
-    for folder in
-        ["", "/shared", "/regimes", "/learning_rate"].map(|folder| format!("{root}{folder}"))
-    {
+    for folder in ["", "/shared", "/regimes", "/learning_rate"].map(|folder| format!("{root}{folder}")) {
         for entry in std::fs::read_dir(folder).expect("shaders/ is there") {
             let path = entry.expect("an entry").path();
-            if path
-                .extension()
-                .is_some_and(|extension| extension == "wgsl")
-            {
+            if path.extension().is_some_and(|extension| extension == "wgsl") {
                 let text = std::fs::read_to_string(&path).expect("text");
                 files.push((path.display().to_string(), text));
             }
@@ -30,17 +25,12 @@ fn files() -> Vec<(String, String)> {
 /// What is wrong with a shader file's text.
 fn faults(text: &str) -> Vec<&'static str> {
     let mut faults = Vec::new();
-    let code: String = text
-        .lines()
-        .map(|line| line.split("//").next().unwrap_or_default())
-        .collect::<Vec<_>>()
-        .join("\n");
+    let code: String =
+        text.lines().map(|line| line.split("//").next().unwrap_or_default()).collect::<Vec<_>>().join("\n");
     if !text.starts_with("// ") {
         faults.push("no head comment");
     }
-    let words: Vec<&str> = code
-        .split(|c: char| !c.is_alphanumeric() && c != '_')
-        .collect();
+    let words: Vec<&str> = code.split(|c: char| !c.is_alphanumeric() && c != '_').collect();
     if words.iter().any(|word| ["while", "loop"].contains(word)) {
         faults.push("a loop that is not a bounded for");
     }
@@ -62,10 +52,7 @@ fn passes_say_what_they_read_write_and_how_many_invocations() {
     let mut passes = 0;
     for (name, text) in files().iter().filter(|(_, text)| text.contains("@compute")) {
         passes += 1;
-        let head: String = text
-            .lines()
-            .take_while(|line| line.starts_with("//"))
-            .collect();
+        let head: String = text.lines().take_while(|line| line.starts_with("//")).collect();
         for word in ["Reads:", "Writes:", "Grid:"] {
             assert!(head.contains(word), "the head of {name} has no \"{word}\"");
         }
@@ -80,10 +67,7 @@ fn the_checks_see_a_missing_head_and_an_endless_loop() {
     assert_eq!(faults("// f\nfn f() { while true {} }").len(), 1);
     assert_eq!(faults("// f\nfn f() { loop { } }").len(), 1);
     assert_eq!(faults("// f\nfn f() { for (;;) { } }").len(), 1);
-    assert_eq!(
-        faults("// while this loops\nfn f() { for (var i = 0; i < 3; i++) { } }").len(),
-        0
-    );
+    assert_eq!(faults("// while this loops\nfn f() { for (var i = 0; i < 3; i++) { } }").len(), 0);
 }
 
 #[test]
@@ -92,16 +76,9 @@ fn every_combination_compiles_on_every_adapter() {
     let mut rules = Rule::all();
     rules.push(Rule::adamw_without_momentum());
     for rule in rules {
-        for regime in [
-            Regime::seesaw(),
-            Regime::norm_ratio(),
-            Regime::fixed(0.1),
-            Regime::adgd(),
-            Regime::dowg(),
-        ] {
+        for regime in [Regime::seesaw(), Regime::norm_ratio(), Regime::fixed(0.1), Regime::adgd(), Regime::dowg()] {
             for (decay, clip) in [(0.0, f32::INFINITY), (0.1, f32::INFINITY), (0.1, 1.0)] {
-                let mut spec =
-                    Spec::new(rule, regime, vec![vec![1.0; 9]]).named(format!("{}", specs.len()));
+                let mut spec = Spec::new(rule, regime, vec![vec![1.0; 9]]).named(format!("{}", specs.len()));
                 spec.decay = WeightDecay::Coupled(decay);
                 spec.clip = clip;
                 // Every second, so that every two settings meet with and without.
@@ -138,17 +115,11 @@ fn every_combination_compiles_on_every_adapter() {
 fn compiles_everywhere(specs: &[Spec]) {
     // Three elements past a multiple of four, so that heads, bodies and tails are there, and all in one buffer. Two buffers and
     // the adapter's own kind of partials are what tests/optimizer/steps.rs compiles.
-    let together: Vec<Place> = (0..specs.len())
-        .map(|i| Place {
-            params: (0, 3 + 32 * i),
-            grads: (0, 19 + 32 * i),
-        })
-        .collect();
+    let together: Vec<Place> =
+        (0..specs.len()).map(|i| Place { params: (0, 3 + 32 * i), grads: (0, 19 + 32 * i) }).collect();
     for gpu in &devices() {
         // One after the other, so that each kind meets every combination.
-        for partials in
-            conformance::kinds_of_partials(gpu).filter(|&kind| kind != gpu.tuning().partials)
-        {
+        for partials in conformance::kinds_of_partials(gpu).filter(|&kind| kind != gpu.tuning().partials) {
             // More than one subgroup.
             let tuning = Tuning {
                 workgroup_size: 4 * gpu.device().adapter_info().subgroup_max_size.min(16),

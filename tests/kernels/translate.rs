@@ -43,9 +43,7 @@ fn kernels() -> &'static (Vec<Kernel>, Vec<Value>) {
             });
         }
         let numbered: Vec<(usize, Value)> = listed.listed.into_iter().enumerate().collect();
-        let mut kernels = in_parallel(&numbered, |(number, kernel)| {
-            Kernel::listed(*number, kernel)
-        });
+        let mut kernels = in_parallel(&numbered, |(number, kernel)| Kernel::listed(*number, kernel));
         kernels.extend(others());
         (kernels, cases)
     })
@@ -94,13 +92,7 @@ fn every_kernel_is_translated_for_direct3d_and_metal() {
     println!("{} kernels, {subgroups} with subgroups", kernels.len());
     assert!(kernels.len() > 500 && subgroups > 100);
     let faulty = faulty(kernels);
-    assert!(
-        faulty.is_empty(),
-        "{} of {} kernels:\n{}",
-        faulty.len(),
-        kernels.len(),
-        faulty.join("\n")
-    );
+    assert!(faulty.is_empty(), "{} of {} kernels:\n{}", faulty.len(), kernels.len(), faulty.join("\n"));
     if let Some(folder) = folder() {
         write_out(&folder, kernels, cases).expect("the folder can be written to");
     }
@@ -127,10 +119,7 @@ fn a_subgroup_built_in_in_a_struct_is_told() {
             }}"
         )
     };
-    assert_eq!(
-        planted(&kernel("")),
-        ["built-ins of subgroups in a struct alone"]
-    );
+    assert_eq!(planted(&kernel("")), ["built-ins of subgroups in a struct alone"]);
     let argument = ", @builtin(subgroup_size) size: u32";
     assert_eq!(planted(&kernel(argument)), Vec::<String>::new());
 }
@@ -168,17 +157,11 @@ fn write_out(folder: &Path, kernels: &[Kernel], cases: &[Value]) -> std::io::Res
         let text = kernel.msl(METAL).expect("translated before");
         // All have functions of the same names.
         let body = text.replace("#include", "// #include");
-        let text = format!(
-            "#include <metal_stdlib>\nnamespace {{\n{body}}}\n{}",
-            caller(kernel, number, &text)
-        );
+        let text = format!("#include <metal_stdlib>\nnamespace {{\n{body}}}\n{}", caller(kernel, number, &text));
         std::fs::write(folder.join(format!("run/{}.cpp", kernel.name)), text)?;
     }
     std::fs::write(folder.join("run/table.inc"), table(kernels, &run))?;
-    std::fs::write(
-        folder.join("cases.bin"),
-        bytemuck::cast_slice(&words_of(cases)),
-    )
+    std::fs::write(folder.join("cases.bin"), bytemuck::cast_slice(&words_of(cases)))
 }
 
 /// The kernels that a case dispatches.
@@ -192,10 +175,7 @@ fn kernels_of_case(case: &Value) -> Vec<usize> {
 
 /// The dispatches of steps that take turns.
 fn turns(case: &Value) -> Vec<Value> {
-    case["turns"]
-        .as_array()
-        .cloned()
-        .unwrap_or_else(|| vec![case["dispatches"].clone()])
+    case["turns"].as_array().cloned().unwrap_or_else(|| vec![case["dispatches"].clone()])
 }
 
 fn integer(value: &Value) -> u32 {
@@ -263,18 +243,10 @@ fn sizes(kernel: &Kernel, text: &str, buffers: &[(naga::ResourceBinding, bool)])
         .map(|line| {
             let number = line.trim().trim_start_matches("uint size");
             let number: usize = number.trim_end_matches(';').parse().expect("a number");
-            let (_, variable) = kernel
-                .module
-                .global_variables
-                .iter()
-                .nth(number)
-                .expect("a variable");
+            let (_, variable) = kernel.module.global_variables.iter().nth(number).expect("a variable");
             let binding = variable.binding.expect("a buffer");
             assert!(buffers.iter().any(|(other, _)| *other == binding));
-            format!(
-                "stand_in.buffers.at({}, {}).bytes",
-                binding.group, binding.binding
-            )
+            format!("stand_in.buffers.at({}, {}).bytes", binding.group, binding.binding)
         })
         .collect();
     sizes.join(", ")
@@ -313,10 +285,7 @@ fn words_of(cases: &[Value]) -> Vec<u32> {
             let dispatches = array(turn);
             words.push(dispatches.len() as u32);
             for dispatch in &dispatches {
-                words.extend([
-                    integer(&dispatch["kernel"]),
-                    integer(&dispatch["workgroups"]),
-                ]);
+                words.extend([integer(&dispatch["kernel"]), integer(&dispatch["workgroups"])]);
                 let groups = array(&dispatch["groups"]);
                 words.push(groups.len() as u32);
                 for group in &groups {

@@ -1,9 +1,7 @@
 //! Promise: the three streams of AutoSgd are three optimizers, bit for bit, whichever turn it is; an episode ends as its test says, with the
 //! winner's parameters in the caller's buffer; what is not finite loses a stream and nothing else; all groups agree. On every path.
 
-use wgpu_optim::{
-    AutoSgd, Flags, Group, LossScaler, NonFinitePolicy, Outcome, Record, Regime, Rule, Stream,
-};
+use wgpu_optim::{AutoSgd, Flags, Group, LossScaler, NonFinitePolicy, Outcome, Record, Regime, Rule, Stream};
 use wgpu_optim_conformance as conformance;
 use wgpu_optim_conformance::run::{
     CpuRun, GpuRun, Run, Setup, Spec, alone, bits, devices, every_path, every_path_with, packed,
@@ -15,9 +13,7 @@ const LENGTHS: [usize; 6] = [1, 3, 4, 5, 61, 300];
 
 /// Numbers whose sums and products with powers of two f32 holds exactly: what a device makes of them has no rounding in it.
 fn dyadic(numbers: &mut Numbers, len: usize) -> Vec<f32> {
-    (0..len)
-        .map(|_| (numbers.next() * 64.0).round() / 64.0)
-        .collect()
+    (0..len).map(|_| (numbers.next() * 64.0).round() / 64.0).collect()
 }
 
 fn spec(rule: Rule, regime: AutoSgd) -> Spec {
@@ -28,10 +24,7 @@ fn spec(rule: Rule, regime: AutoSgd) -> Spec {
 
 /// A given first rate, so that everything is exact.
 fn regime() -> AutoSgd {
-    AutoSgd {
-        initial_rate: Some(0.25),
-        ..AutoSgd::default()
-    }
+    AutoSgd { initial_rate: Some(0.25), ..AutoSgd::default() }
 }
 
 fn gradients(numbers: &mut Numbers) -> Vec<Vec<f32>> {
@@ -67,11 +60,7 @@ impl Alone {
 
 /// The middle stream, the slower and the faster, in the order of their turns.
 fn three(spec: &Spec, rate: f32) -> [Alone; 3] {
-    [1.0, 0.5, 2.0].map(|share| Alone {
-        w: spec.tensors.clone(),
-        rate: share * rate,
-        signs: spec.rule.is_sign(),
-    })
+    [1.0, 0.5, 2.0].map(|share| Alone { w: spec.tensors.clone(), rate: share * rate, signs: spec.rule.is_sign() })
 }
 
 fn one_record(run: &mut dyn Run) -> Record {
@@ -86,13 +75,7 @@ const STREAMS: [Stream; 3] = [Stream::Middle, Stream::Slower, Stream::Faster];
 fn streams_that_take_turns_are_three_optimizers_bit_for_bit() {
     let _alone = alone();
     for rule in [Rule::sgd(), Rule::sign_sgd()] {
-        let spec = spec(
-            rule,
-            AutoSgd {
-                certainty: 1e9,
-                ..regime()
-            },
-        );
+        let spec = spec(rule, AutoSgd { certainty: 1e9, ..regime() });
         for mut run in paths(&spec) {
             let mut streams = three(&spec, 0.25);
             let mut numbers = Numbers(11);
@@ -120,13 +103,7 @@ fn streams_that_take_turns_are_three_optimizers_bit_for_bit() {
 #[test]
 fn nothing_around_the_tensors_is_touched() {
     let _alone = alone();
-    let spec = spec(
-        Rule::sgd(),
-        AutoSgd {
-            rounds: 4,
-            ..regime()
-        },
-    );
+    let spec = spec(Rule::sgd(), AutoSgd { rounds: 4, ..regime() });
     for gpu in &devices() {
         let specs = std::slice::from_ref(&spec);
         let mut run = GpuRun::new(gpu, specs, packed(specs, 3, 2));
@@ -161,13 +138,7 @@ fn an_episode_ends_with_the_winners_parameters() {
         (0.8, 1.2, 5, Outcome::TakenBack, 0.5),
     ];
     for (case, (slower, faster, rounds, outcome, factor)) in cases.into_iter().enumerate() {
-        let spec = spec(
-            Rule::sgd(),
-            AutoSgd {
-                rounds: 6,
-                ..regime()
-            },
-        );
+        let spec = spec(Rule::sgd(), AutoSgd { rounds: 6, ..regime() });
         for mut run in paths(&spec) {
             let what = format!("{}, case {case}", run.path());
             let mut streams = three(&spec, 0.25);
@@ -183,11 +154,7 @@ fn an_episode_ends_with_the_winners_parameters() {
                 run.step(&grads);
                 streams[t % 3].step(&grads);
                 let record = one_record(&mut *run);
-                assert_eq!(
-                    record.flags.episode_ends(),
-                    t == 3 * rounds - 1,
-                    "{what}, {t}"
-                );
+                assert_eq!(record.flags.episode_ends(), t == 3 * rounds - 1, "{what}, {t}");
                 assert_eq!(record.episode, 0);
             }
             let winner = match outcome {
@@ -199,19 +166,9 @@ fn an_episode_ends_with_the_winners_parameters() {
             };
             assert_eq!(bits(&run.params()), bits(&winner), "{what}");
             // Every stream goes on from there, at its share of the new rate.
-            let mut streams = three(
-                &Spec {
-                    tensors: winner,
-                    ..spec.clone()
-                },
-                0.25 * factor,
-            );
+            let mut streams = three(&Spec { tensors: winner, ..spec.clone() }, 0.25 * factor);
             for t in 0..9 {
-                assert_eq!(
-                    bits(&run.params()),
-                    bits(&streams[t % 3].w),
-                    "{what}, {t} later"
-                );
+                assert_eq!(bits(&run.params()), bits(&streams[t % 3].w), "{what}, {t} later");
                 let grads = gradients(&mut numbers);
                 run.set_loss(1.0);
                 run.step(&grads);
@@ -221,10 +178,7 @@ fn an_episode_ends_with_the_winners_parameters() {
                 assert_eq!(record.episode, 1);
                 assert_eq!(record.outcome, (t == 0).then_some(outcome), "{what}");
                 let change = if t == 0 { factor.ln() } else { 0.0 };
-                assert!(
-                    (record.change() - f64::from(change)).abs() <= 1e-6,
-                    "{what}"
-                );
+                assert!((record.change() - f64::from(change)).abs() <= 1e-6, "{what}");
                 if t == 0 {
                     let percent = format!("({:+.1} %)", 100.0 * (factor - 1.0));
                     let words = format!("episode 0: {outcome} {percent}; middle stream");
@@ -272,11 +226,7 @@ fn what_is_not_finite_loses_a_stream_and_nothing_else() {
                     run.set_loss(1.0);
                     let record = one_record(&mut *run);
                     assert_eq!(record.flags.skipped(), bad, "{what}, step {t}");
-                    assert_eq!(
-                        record.flags.stream_lost(),
-                        bad && !at_start,
-                        "{what}, step {t}"
-                    );
+                    assert_eq!(record.flags.stream_lost(), bad && !at_start, "{what}, step {t}");
                     assert_eq!(record.flags.nonfinite_loss(), bad && by_loss, "{what}");
                     if record.flags.stream_lost() {
                         let words = format!("the {} stream is lost", STREAMS[t % 3].name());
@@ -309,13 +259,7 @@ fn what_is_not_finite_loses_a_stream_and_nothing_else() {
 #[test]
 fn skips_in_any_order_leave_every_stream_where_it_was() {
     let _alone = alone();
-    let spec = spec(
-        Rule::sgd(),
-        AutoSgd {
-            certainty: 1e9,
-            ..regime()
-        },
-    );
+    let spec = spec(Rule::sgd(), AutoSgd { certainty: 1e9, ..regime() });
     // How episodes ended: with the middle one, with the slower, taken back; and with a winner that had not moved.
     let mut ends = [0; 3];
     let mut unmoved = [0; 3];
@@ -351,10 +295,7 @@ fn skips_in_any_order_leave_every_stream_where_it_was() {
                 unmoved[case] += usize::from(!moved[case]);
                 rate *= [1.0, 0.5, 0.5][case];
                 start = end.clone();
-                let next = Spec {
-                    tensors: end,
-                    ..spec.clone()
-                };
+                let next = Spec { tensors: end, ..spec.clone() };
                 (streams, moved, lost) = (three(&next, rate), [false; 3], [false; 3]);
             }
         }
@@ -376,8 +317,7 @@ fn a_start_that_is_not_finite_waits() {
         }
         assert_eq!(bits(&run.params()), bits(&spec.tensors), "{}", run.path());
         let records = run.records().records;
-        let is_quiet =
-            |flags: Flags| flags.skipped() && !flags.stream_lost() && !flags.episode_ends();
+        let is_quiet = |flags: Flags| flags.skipped() && !flags.stream_lost() && !flags.episode_ends();
         assert!(records.iter().all(|r| is_quiet(r.flags) && r.episode == 0));
         run.step(&gradients(&mut Numbers(3)));
         assert_eq!(one_record(&mut *run).learning_rate, 0.25);
@@ -394,33 +334,19 @@ fn the_scale_of_the_loss_changes_no_bit() {
         for t in 0..60 {
             run.set_loss(scale * (2.0 + 0.5 * numbers.next() + [0.0, 0.3, -0.3][t % 3]));
             let grads: Vec<Vec<f32>> = LENGTHS.map(|len| numbers.vec(len)).into();
-            let scaled: Vec<Vec<f32>> = grads
-                .iter()
-                .map(|tensor| tensor.iter().map(|g| scale * g).collect())
-                .collect();
+            let scaled: Vec<Vec<f32>> = grads.iter().map(|tensor| tensor.iter().map(|g| scale * g).collect()).collect();
             run.step(&scaled);
             outcomes.extend(run.records().records[0].outcome);
         }
         assert!(outcomes.len() >= 2, "{outcomes:?}");
         (outcomes, bits(&run.params()))
     };
-    let spec = spec(
-        Rule::sgd(),
-        AutoSgd {
-            certainty: 1.0,
-            rounds: 8,
-            ..AutoSgd::default()
-        },
-    );
+    let spec = spec(Rule::sgd(), AutoSgd { certainty: 1.0, rounds: 8, ..AutoSgd::default() });
     let scales = [1.0, 2f32.powi(-40), 2f32.powi(60)];
     let mut results: Vec<Vec<_>> = Vec::new();
     for scale in scales {
         let mut runs = paths(&spec);
-        results.push(
-            runs.iter_mut()
-                .map(|run| run_at(&mut **run, scale))
-                .collect(),
-        );
+        results.push(runs.iter_mut().map(|run| run_at(&mut **run, scale)).collect());
     }
     assert_eq!(results[0], results[1]);
     assert_eq!(results[0], results[2]);
@@ -434,11 +360,7 @@ fn all_groups_walk_in_step_whatever_their_rates() {
         per_tensor,
         ..Spec::new(
             rule,
-            Regime::AutoSgd(AutoSgd {
-                certainty: 1.0,
-                rounds: 8,
-                ..AutoSgd::default()
-            }),
+            Regime::AutoSgd(AutoSgd { certainty: 1.0, rounds: 8, ..AutoSgd::default() }),
             lengths.iter().map(|&len| numbers.vec(len)).collect(),
         )
         .named(name)
@@ -472,12 +394,7 @@ fn all_groups_walk_in_step_whatever_their_rates() {
             }
             ends += usize::from(records[0].flags.episode_ends());
             let states = run.states();
-            assert!(
-                states
-                    .iter()
-                    .take(4)
-                    .all(|s| s.streams == states[0].streams)
-            );
+            assert!(states.iter().take(4).all(|s| s.streams == states[0].streams));
             let rates = run.rates();
             if t == 2 {
                 assert!(rates.windows(2).all(|pair| pair[0] != pair[1]), "{rates:?}");
@@ -498,10 +415,7 @@ fn all_groups_walk_in_step_whatever_their_rates() {
 fn a_halt_holds_every_stream() {
     let _alone = alone();
     let spec = spec(Rule::sgd(), regime());
-    let setup = Setup {
-        policy: NonFinitePolicy::Error { after: 2 },
-        ..Setup::default()
-    };
+    let setup = Setup { policy: NonFinitePolicy::Error { after: 2 }, ..Setup::default() };
     for mut run in every_path_with(std::slice::from_ref(&spec), setup) {
         let path = run.path();
         let mut streams = three(&spec, 0.25);
@@ -525,19 +439,9 @@ fn a_halt_holds_every_stream() {
         let states = run.states()[0].streams;
         assert_eq!((states.episode, states.turn, states.moved), (1, 0, 0));
         run.resume();
-        let mut streams = three(
-            &Spec {
-                tensors: streams[0].w.clone(),
-                ..spec.clone()
-            },
-            0.25,
-        );
+        let mut streams = three(&Spec { tensors: streams[0].w.clone(), ..spec.clone() }, 0.25);
         for t in 0..6 {
-            assert_eq!(
-                bits(&run.params()),
-                bits(&streams[t % 3].w),
-                "{path}, {t} later"
-            );
+            assert_eq!(bits(&run.params()), bits(&streams[t % 3].w), "{path}, {t} later");
             let grads = gradients(&mut numbers);
             run.step(&grads);
             streams[t % 3].step(&grads);
@@ -550,13 +454,7 @@ fn a_halt_holds_every_stream() {
 fn a_loss_scale_that_falls_loses_no_stream() {
     let _alone = alone();
     let spec = spec(Rule::sgd(), regime());
-    let setup = Setup {
-        scaler: Some(LossScaler {
-            initial_scale: 2.0,
-            ..LossScaler::default()
-        }),
-        ..Setup::default()
-    };
+    let setup = Setup { scaler: Some(LossScaler { initial_scale: 2.0, ..LossScaler::default() }), ..Setup::default() };
     for mut run in every_path_with(std::slice::from_ref(&spec), setup) {
         let mut numbers = Numbers(11);
         for t in 0..9 {
@@ -583,13 +481,7 @@ fn a_loss_scale_that_falls_loses_no_stream() {
 #[test]
 fn turns_need_no_host() {
     let _alone = alone();
-    let spec = spec(
-        Rule::sgd(),
-        AutoSgd {
-            rounds: 4,
-            ..regime()
-        },
-    );
+    let spec = spec(Rule::sgd(), AutoSgd { rounds: 4, ..regime() });
     for gpu in &devices() {
         let specs = std::slice::from_ref(&spec);
         let new = || GpuRun::new(gpu, specs, packed(specs, 3, 2));
@@ -617,14 +509,9 @@ fn a_tensor_whose_streams_do_not_fit_one_binding_is_cut() {
         limits.max_storage_buffer_binding_size = 1 << 16;
         let adapter = gpu.device().adapter_info();
         let adapters = pollster::block_on(wgpu_optim::Gpu::adapters(None));
-        let adapter = adapters
-            .iter()
-            .find(|other| other.get_info() == adapter)
-            .expect("the device's adapter");
-        let request = adapter.request_device(&wgpu_optim::wgpu::DeviceDescriptor {
-            required_limits: limits,
-            ..Default::default()
-        });
+        let adapter = adapters.iter().find(|other| other.get_info() == adapter).expect("the device's adapter");
+        let request = adapter
+            .request_device(&wgpu_optim::wgpu::DeviceDescriptor { required_limits: limits, ..Default::default() });
         let (device, queue) = pollster::block_on(request).expect("a smaller device");
         let small = wgpu_optim::Gpu::from_parts(device, queue);
         let len = 12_000;
@@ -633,16 +520,9 @@ fn a_tensor_whose_streams_do_not_fit_one_binding_is_cut() {
         let (params, grads) = (upload(&small, &w), upload(&small, &g));
         let loss = upload(&small, &[1.0]);
         let optimizer = wgpu_optim::OptimizerBuilder::new(Rule::sgd())
-            .regime(Regime::AutoSgd(AutoSgd {
-                rounds: 4,
-                ..regime()
-            }))
+            .regime(Regime::AutoSgd(AutoSgd { rounds: 4, ..regime() }))
             .loss(loss.slice(0..4))
-            .group(Group::new("all").tensor(
-                "w",
-                params.slice(..4 * len as u64),
-                grads.slice(..4 * len as u64),
-            ))
+            .group(Group::new("all").tensor("w", params.slice(..4 * len as u64), grads.slice(..4 * len as u64)))
             .build(&small)
             .expect("builds");
         for _ in 0..15 {

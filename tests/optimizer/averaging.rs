@@ -9,18 +9,13 @@
 use wgpu_optim::gpu::{PassName, Tuning};
 use wgpu_optim::layout::{GroupConstants, GroupState, average_kinds};
 use wgpu_optim::{Averaging, Error, Gpu, Group, OptimizerBuilder, Regime, Rule, wgpu};
-use wgpu_optim_conformance::run::{
-    CpuRun, GpuRun, Place, Run, Spec, bits, devices, lengths, packed, separate,
-};
+use wgpu_optim_conformance::run::{CpuRun, GpuRun, Place, Run, Spec, bits, devices, lengths, packed, separate};
 use wgpu_optim_conformance::{Kernel, Numbers, download, small_bindings, upload};
 
 fn averagings() -> [Averaging; 4] {
     [
         Averaging::Running { start: 0 },
-        Averaging::Exponential {
-            decay: 0.75,
-            start: 1,
-        },
+        Averaging::Exponential { decay: 0.75, start: 1 },
         Averaging::PolynomialDecay { eta: 3.0, start: 2 },
         Averaging::Off,
     ]
@@ -57,11 +52,7 @@ fn definition(averaging: Averaging, iterates: &[Vec<f32>]) -> Option<Vec<f64>> {
 fn assert_near(path: &str, averaging: Averaging, got: &[f32], iterates: &[Vec<f32>]) {
     let Some(expected) = definition(averaging, iterates) else {
         let now = iterates.last().expect("an iterate");
-        assert_eq!(
-            bits(&[got.to_vec()]),
-            bits(std::slice::from_ref(now)),
-            "{path}"
-        );
+        assert_eq!(bits(&[got.to_vec()]), bits(std::slice::from_ref(now)), "{path}");
         return;
     };
     assert_eq!(got.len(), expected.len(), "{path}");
@@ -77,9 +68,7 @@ fn assert_near(path: &str, averaging: Averaging, got: &[f32], iterates: &[Vec<f3
 
 fn group_of(specs: &[Spec]) -> Vec<usize> {
     let groups = specs.iter().enumerate();
-    groups
-        .flat_map(|(group, spec)| spec.tensors.iter().map(move |_| group))
-        .collect()
+    groups.flat_map(|(group, spec)| spec.tensors.iter().map(move |_| group)).collect()
 }
 
 fn gradients(specs: &[Spec], step: u64) -> Vec<Vec<f32>> {
@@ -116,9 +105,7 @@ fn check(run: &mut dyn Run, specs: &[Spec]) {
     let (averages, params) = (bits(&run.averages()), bits(&run.params()));
     let averaged = group_of(specs).into_iter().enumerate();
     let different = averaged
-        .filter(|&(tensor, group)| {
-            specs[group].averaging != Averaging::Off && averages[tensor] != params[tensor]
-        })
+        .filter(|&(tensor, group)| specs[group].averaging != Averaging::Off && averages[tensor] != params[tensor])
         .count();
     assert!(different > 0, "{}: averages are parameters", run.path());
 }
@@ -175,20 +162,13 @@ fn averages_around_the_boundaries_of_blocks() {
         .enumerate()
         .map(|(i, len)| {
             let grads = at + (len + i % 2).next_multiple_of(4) + i % 2;
-            let place = Place {
-                params: (0, at),
-                grads: (0, grads),
-            };
+            let place = Place { params: (0, at), grads: (0, grads) };
             at = grads + len + i % 3;
             place
         })
         .collect();
     for gpu in &devices() {
-        let tuning = Tuning {
-            workgroup_size: 4,
-            quads_per_invocation: 2,
-            ..gpu.tuning()
-        };
+        let tuning = Tuning { workgroup_size: 4, quads_per_invocation: 2, ..gpu.tuning() };
         let gpu = gpu.clone().with_tuning(tuning).expect("a small geometry");
         assert_eq!(gpu.tuning().block_elements(), block as u32);
         for places in [places.clone(), packed(&specs, 0, 0)] {
@@ -208,9 +188,7 @@ fn averages_of_large_tensors() {
     let specs = [spec];
     check(&mut CpuRun::new(&specs), &specs);
     for gpu in small_bindings(128 << 10) {
-        let mut run = GpuRun::with(&gpu, &specs, packed(&specs, 5, 2), |builder| {
-            builder.record_steps(4)
-        });
+        let mut run = GpuRun::with(&gpu, &specs, packed(&specs, 5, 2), |builder| builder.record_steps(4));
         let windows = run.optimizer.dispatches().iter();
         let last = PassName::UpdateParameters;
         assert!(windows.filter(|dispatch| dispatch.pass == last).count() > 4);
@@ -248,12 +226,7 @@ fn exchanged_twice_is_not_exchanged() {
             assert_eq!(bits(&run.averages()), averages, "{}", run.path());
         }
         assert_eq!(bits(&run.params()), bits(&alone.params()), "{}", run.path());
-        assert_eq!(
-            bits(&run.averages()),
-            bits(&alone.averages()),
-            "{}",
-            run.path()
-        );
+        assert_eq!(bits(&run.averages()), bits(&alone.averages()), "{}", run.path());
     }
 }
 
@@ -264,10 +237,7 @@ fn an_average_starts_from_its_first_iterate() {
     let values = vec![-0.0, 0.0, f32::MAX, -f32::MAX, 1e-45, 0.1, -3e-39, 7.5, 1.0];
     for averaging in [
         Averaging::Running { start: 3 },
-        Averaging::Exponential {
-            decay: 0.999,
-            start: 3,
-        },
+        Averaging::Exponential { decay: 0.999, start: 3 },
         Averaging::PolynomialDecay { eta: 8.0, start: 3 },
     ] {
         let mut spec = Spec::new(Rule::sgd(), Regime::fixed(0.5), vec![values.clone()]);
@@ -292,14 +262,7 @@ fn an_average_starts_from_its_first_iterate() {
 #[test]
 fn averages_cost_nothing_where_they_are_off_and_change_no_parameter() {
     let with = every_rule_and_average(&[33]);
-    let without: Vec<Spec> = with
-        .iter()
-        .cloned()
-        .map(|spec| Spec {
-            averaging: Averaging::Off,
-            ..spec
-        })
-        .collect();
+    let without: Vec<Spec> = with.iter().cloned().map(|spec| Spec { averaging: Averaging::Off, ..spec }).collect();
     let all_gradients: Vec<Vec<Vec<f32>>> = (0..5).map(|step| gradients(&with, step)).collect();
     let pairs = every_path(&with).into_iter().zip(every_path(&without));
     for (mut with, mut without) in pairs {
@@ -313,9 +276,7 @@ fn averages_cost_nothing_where_they_are_off_and_change_no_parameter() {
         let buffers = |specs: &[Spec]| -> Vec<(PassName, usize)> {
             let run = GpuRun::new(gpu, specs, packed(specs, 0, 0));
             let dispatches = run.optimizer.dispatches().iter();
-            dispatches
-                .map(|dispatch| (dispatch.pass, dispatch.bind_groups.len()))
-                .collect()
+            dispatches.map(|dispatch| (dispatch.pass, dispatch.bind_groups.len())).collect()
         };
         assert!(buffers(&without).iter().all(|(_, groups)| *groups <= 2));
         let buffers = buffers(&with);
@@ -351,11 +312,7 @@ fn averages_take_four_bytes_per_parameter() {
 /// Nothing is recorded while the averages are swapped in but the way back.
 #[test]
 fn steps_and_copies_are_refused_while_averages_are_swapped_in() {
-    let mut specs = [Spec::new(
-        Rule::sgd(),
-        Regime::fixed(0.5),
-        vec![vec![1.0; 5], vec![2.0; 2]],
-    )];
+    let mut specs = [Spec::new(Rule::sgd(), Regime::fixed(0.5), vec![vec![1.0; 5], vec![2.0; 2]])];
     specs[0].averaging = Averaging::Running { start: 0 };
     for gpu in &devices() {
         let mut run = GpuRun::new(gpu, &specs, packed(&specs, 0, 0));
@@ -366,15 +323,10 @@ fn steps_and_copies_are_refused_while_averages_are_swapped_in() {
         assert!(!optimizer.averages_are_swapped());
         optimizer.encode_swap_averages(&mut encoder).expect("alive");
         assert!(optimizer.averages_are_swapped());
-        assert_eq!(
-            optimizer.encode_step(&mut encoder),
-            Err(Error::AveragesSwapped { what: "a step" })
-        );
+        assert_eq!(optimizer.encode_step(&mut encoder), Err(Error::AveragesSwapped { what: "a step" }));
         assert_eq!(
             optimizer.encode_copy_averages(&mut encoder, 0, place.slice(..20)),
-            Err(Error::AveragesSwapped {
-                what: "a copy of the averages"
-            })
+            Err(Error::AveragesSwapped { what: "a copy of the averages" })
         );
         optimizer.encode_swap_averages(&mut encoder).expect("alive");
         assert!(!optimizer.averages_are_swapped());
@@ -402,11 +354,7 @@ fn steps_and_copies_are_refused_while_averages_are_swapped_in() {
 #[test]
 fn copies_of_averages_touch_nothing_but_their_place() {
     let mut specs = [
-        Spec::new(
-            Rule::sgd(),
-            Regime::fixed(0.5),
-            vec![Numbers(1).vec(7), vec![], Numbers(2).vec(66)],
-        ),
+        Spec::new(Rule::sgd(), Regime::fixed(0.5), vec![Numbers(1).vec(7), vec![], Numbers(2).vec(66)]),
         Spec::new(Rule::sgd(), Regime::fixed(0.5), vec![vec![1.0; 3]]).named("off"),
     ];
     specs[0].averaging = Averaging::Running { start: 0 };
@@ -419,12 +367,8 @@ fn copies_of_averages_touch_nothing_but_their_place() {
         let place = upload(gpu, &[9.0; 80]);
         let optimizer = &run.optimizer;
         let mut encoder = gpu.device().create_command_encoder(&Default::default());
-        optimizer
-            .encode_copy_averages(&mut encoder, 2, place.slice(12..12 + 4 * 66))
-            .expect("alive");
-        optimizer
-            .encode_copy_averages(&mut encoder, 0, place.slice(4 * 71..4 * 78))
-            .expect("alive");
+        optimizer.encode_copy_averages(&mut encoder, 2, place.slice(12..12 + 4 * 66)).expect("alive");
+        optimizer.encode_copy_averages(&mut encoder, 0, place.slice(4 * 71..4 * 78)).expect("alive");
         gpu.queue().submit([encoder.finish()]);
         let mut expected = vec![9.0; 80];
         expected[3..69].copy_from_slice(&averages[2]);
@@ -446,47 +390,20 @@ fn copies_of_averages_touch_nothing_but_their_place() {
         let optimizer = &run.optimizer;
         let mut encoder = gpu.device().create_command_encoder(&Default::default());
         let mut refused = |tensor, slice| {
-            let error = optimizer
-                .encode_copy_averages(&mut encoder, tensor, slice)
-                .expect_err("this must be refused");
+            let error = optimizer.encode_copy_averages(&mut encoder, tensor, slice).expect_err("this must be refused");
             assert!(!error.to_string().contains('\n'));
             error
         };
-        assert_eq!(
-            refused(4, place.slice(..12)),
-            Error::UnknownTensor {
-                index: 4,
-                tensors: 4
-            }
-        );
-        assert_eq!(
-            refused(3, place.slice(..12)),
-            Error::NoAverages {
-                owner: "tensor \"off/0\"".to_owned()
-            }
-        );
+        assert_eq!(refused(4, place.slice(..12)), Error::UnknownTensor { index: 4, tensors: 4 });
+        assert_eq!(refused(3, place.slice(..12)), Error::NoAverages { owner: "tensor \"off/0\"".to_owned() });
         assert_eq!(
             refused(0, place.slice(..24)),
-            Error::AveragesLength {
-                tensor: "group/0".to_owned(),
-                expected: 7,
-                actual: 6
-            }
+            Error::AveragesLength { tensor: "group/0".to_owned(), expected: 7, actual: 6 }
         );
-        assert!(matches!(
-            refused(0, place.slice(2..30)),
-            Error::Misaligned {
-                role: "average",
-                offset_bytes: 2,
-                ..
-            }
-        ));
+        assert!(matches!(refused(0, place.slice(2..30)), Error::Misaligned { role: "average", offset_bytes: 2, .. }));
         assert!(matches!(
             refused(0, copy_only.slice(..)),
-            Error::MissingUsage {
-                missing: "BufferUsages::COPY_DST",
-                ..
-            }
+            Error::MissingUsage { missing: "BufferUsages::COPY_DST", .. }
         ));
     }
 }

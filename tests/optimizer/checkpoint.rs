@@ -16,8 +16,8 @@ use proptest::prelude::*;
 use wgpu_optim::gpu::Tuning;
 use wgpu_optim::layout::GroupState;
 use wgpu_optim::{
-    Averaging, Checkpoint, CpuOptimizer, Error, Group, LossScaler, NonFinitePolicy, Notes,
-    OptimizerBuilder, Parameters, Regime, Rule, Schedule, SecantForm, wgpu,
+    Averaging, Checkpoint, CpuOptimizer, Error, Group, LossScaler, NonFinitePolicy, Notes, OptimizerBuilder,
+    Parameters, Regime, Rule, Schedule, SecantForm, wgpu,
 };
 use wgpu_optim_conformance::run::{
     CpuRun, GpuRun, Place, Run, Setup, Spec, alone, bits, devices, gpu_run_with, packed,
@@ -48,10 +48,7 @@ fn cases() -> Vec<Spec> {
     let averages = [
         Averaging::Off,
         Averaging::Running { start: 2 },
-        Averaging::Exponential {
-            decay: 0.5,
-            start: 0,
-        },
+        Averaging::Exponential { decay: 0.5, start: 0 },
         Averaging::polynomial_decay(),
         // It has not started when the run is interrupted.
         Averaging::Running { start: 8 },
@@ -61,17 +58,11 @@ fn cases() -> Vec<Spec> {
         spec.telemetry = spec.name.starts_with("nesterov");
         spec.trust = spec.name.ends_with("fixed").then_some(0.1);
     }
-    specs[1].schedule = Schedule::WarmupCosine {
-        warmup: 3,
-        steps: 20,
-        last: 0.1,
-    };
+    specs[1].schedule = Schedule::WarmupCosine { warmup: 3, steps: 20, last: 0.1 };
     for rule in [Rule::sgd(), Rule::sign_sgd()] {
         let tensors = vec![numbers.vec(1), vec![], numbers.vec(5003)];
         let name = format!("shared, {}", rule.name());
-        let mut spec = Spec::new(rule, Regime::seesaw(), tensors)
-            .named(name)
-            .sharing("both");
+        let mut spec = Spec::new(rule, Regime::seesaw(), tensors).named(name).sharing("both");
         spec.per_tensor = rule == Rule::sgd();
         specs.push(spec);
     }
@@ -112,11 +103,8 @@ fn few() -> Vec<Spec> {
 /// The gradients of a step. One step in five has a NaN.
 fn gradients(specs: &[Spec], step: u64) -> Vec<Vec<f32>> {
     let mut numbers = Numbers(100 + step);
-    let mut grads: Vec<Vec<f32>> = specs
-        .iter()
-        .flat_map(|spec| &spec.tensors)
-        .map(|tensor| numbers.vec(tensor.len()))
-        .collect();
+    let mut grads: Vec<Vec<f32>> =
+        specs.iter().flat_map(|spec| &spec.tensors).map(|tensor| numbers.vec(tensor.len())).collect();
     if step % 5 == 2 {
         grads[1][3] = f32::NAN;
     }
@@ -144,11 +132,7 @@ type Maker = Box<dyn Fn(&[Spec]) -> Box<dyn Run>>;
 /// With a scale of the loss that changes.
 fn setup() -> Setup {
     Setup {
-        scaler: Some(LossScaler {
-            initial_scale: 8.0,
-            growth_interval: 2,
-            ..LossScaler::default()
-        }),
+        scaler: Some(LossScaler { initial_scale: 8.0, growth_interval: 2, ..LossScaler::default() }),
         ..Setup::default()
     }
 }
@@ -157,9 +141,7 @@ fn setup() -> Setup {
 fn makers(setup: Setup) -> Vec<Maker> {
     let mut makers: Vec<Maker> = vec![Box::new(move |specs| Box::new(CpuRun::with(specs, setup)))];
     for gpu in devices() {
-        makers.push(Box::new(move |specs| {
-            Box::new(gpu_run_with(&gpu, specs, setup))
-        }));
+        makers.push(Box::new(move |specs| Box::new(gpu_run_with(&gpu, specs, setup))));
     }
     makers
 }
@@ -192,10 +174,7 @@ fn a_resumed_run_has_the_bits_of_one_that_was_not_interrupted() {
                 assert!(bits(&resumed.params()) == bits(&whole.params()), "{path}");
                 assert_eq!(resumed.states(), whole.states(), "{path}");
                 assert_eq!(bits(&[resumed.rates()]), bits(&[whole.rates()]), "{path}");
-                assert!(
-                    bits(&resumed.averages()) == bits(&whole.averages()),
-                    "{path}"
-                );
+                assert!(bits(&resumed.averages()) == bits(&whole.averages()), "{path}");
                 assert_eq!(resumed.loss_scale(), whole.loss_scale(), "{path}");
                 let mut records = resumed.records();
                 assert_eq!(records.lost_steps, 0, "{path}");
@@ -213,11 +192,7 @@ fn a_resumed_run_has_the_bits_of_one_that_was_not_interrupted() {
 /// A device in another geometry than its preset: scattered tensors, small blocks.
 fn scattered(specs: &[Spec], index: usize) -> GpuRun {
     let gpu = &devices()[index];
-    let tuning = Tuning {
-        workgroup_size: 16,
-        quads_per_invocation: 4,
-        ..gpu.tuning()
-    };
+    let tuning = Tuning { workgroup_size: 16, quads_per_invocation: 4, ..gpu.tuning() };
     let gpu = gpu.clone().with_tuning(tuning).expect("it can");
     let places: Vec<Place> = packed(specs, 3, 1)
         .into_iter()
@@ -231,9 +206,7 @@ fn scattered(specs: &[Spec], index: usize) -> GpuRun {
             },
         })
         .collect();
-    GpuRun::with(&gpu, specs, places, |builder| {
-        setup().tell(builder).record_steps(5)
-    })
+    GpuRun::with(&gpu, specs, places, |builder| setup().tell(builder).record_steps(5))
 }
 
 /// From each path to each other, in any geometry: the bytes are the same, and the run goes on as on the first within rounding.
@@ -245,10 +218,7 @@ fn a_checkpoint_is_the_same_on_every_path_and_in_every_geometry() {
             let mut first = CpuRun::with(&specs, setup());
             advance(&mut first, &specs, 0..steps);
             let bytes = first.checkpoint().to_bytes();
-            let mut paths: Vec<Box<dyn Run>> = makers(setup())
-                .iter()
-                .map(|make| make(&elsewhere(&specs)))
-                .collect();
+            let mut paths: Vec<Box<dyn Run>> = makers(setup()).iter().map(|make| make(&elsewhere(&specs))).collect();
             for index in 0..devices().len() {
                 paths.push(Box::new(scattered(&elsewhere(&specs), index)));
             }
@@ -262,9 +232,7 @@ fn a_checkpoint_is_the_same_on_every_path_and_in_every_geometry() {
             advance(&mut first, &specs, steps..steps + 4);
             for path in &mut paths {
                 advance(&mut **path, &specs, steps..steps + 4);
-                let names = specs
-                    .iter()
-                    .flat_map(|spec| std::iter::repeat_n(spec.name.as_str(), spec.tensors.len()));
+                let names = specs.iter().flat_map(|spec| std::iter::repeat_n(spec.name.as_str(), spec.tensors.len()));
                 let tensors = first.params().into_iter().zip(path.params()).zip(names);
                 for ((expected, got), name) in tensors {
                     for (a, b) in expected.into_iter().zip(got) {
@@ -285,10 +253,7 @@ fn a_checkpoint_is_the_same_on_every_path_and_in_every_geometry() {
 #[test]
 fn a_halted_run_is_halted_until_it_is_resumed() {
     let _alone = alone();
-    let halting = Setup {
-        policy: NonFinitePolicy::Error { after: 2 },
-        ..Setup::default()
-    };
+    let halting = Setup { policy: NonFinitePolicy::Error { after: 2 }, ..Setup::default() };
     let specs = plain();
     let ones = |value: f32| {
         let tensors = specs.iter().flat_map(|spec| &spec.tensors);
@@ -308,19 +273,11 @@ fn a_halted_run_is_halted_until_it_is_resumed() {
         resumed.restore(&checkpoint).expect("it fits");
         let stepped = resumed.try_step(&good).and_then(|()| resumed.try_records());
         assert!(matches!(stepped, Err(Error::Halted { .. })), "{stepped:?}");
-        assert!(
-            bits(&resumed.params()) == bits(&params),
-            "{}",
-            resumed.path()
-        );
+        assert!(bits(&resumed.params()) == bits(&params), "{}", resumed.path());
         resumed.resume();
         resumed.step(&good);
         resumed.step(&good);
-        assert!(
-            bits(&resumed.params()) != bits(&params),
-            "{}",
-            resumed.path()
-        );
+        assert!(bits(&resumed.params()) != bits(&params), "{}", resumed.path());
     }
 }
 
@@ -339,37 +296,23 @@ fn swapped_averages_are_neither_saved_nor_restored() {
         let refused = pollster::block_on(saved).expect_err("swapped");
         assert!(refused.to_string().contains("a checkpoint"), "{refused}");
         let refused = run.restore(&before).expect_err("swapped");
-        assert!(
-            matches!(refused, Error::AveragesSwapped { .. }),
-            "{refused}"
-        );
+        assert!(matches!(refused, Error::AveragesSwapped { .. }), "{refused}");
         run.swap_averages();
         run.restore(&before).expect("in place");
     }
     let mut run = CpuRun::new(&specs);
     let before = run.checkpoint();
     run.swap_averages();
-    let refused = run
-        .optimizer
-        .checkpoint(None, &Notes::new())
-        .expect_err("swapped");
-    assert!(
-        matches!(refused, Error::AveragesSwapped { .. }),
-        "{refused}"
-    );
+    let refused = run.optimizer.checkpoint(None, &Notes::new()).expect_err("swapped");
+    assert!(matches!(refused, Error::AveragesSwapped { .. }), "{refused}");
     let refused = run.restore(&before).expect_err("swapped");
     assert!(refused.to_string().contains("a checkpoint"), "{refused}");
 }
 
 /// Two groups of plain tensors.
 fn plain() -> Vec<Spec> {
-    let spec = |rule, name| {
-        Spec::new(rule, Regime::seesaw(), vec![vec![1.0; 5], vec![2.0; 9]]).named(name)
-    };
-    vec![
-        spec(Rule::sgdm(0.9), "weights"),
-        spec(Rule::sgd(), "biases"),
-    ]
+    let spec = |rule, name| Spec::new(rule, Regime::seesaw(), vec![vec![1.0; 5], vec![2.0; 9]]).named(name);
+    vec![spec(Rule::sgdm(0.9), "weights"), spec(Rule::sgd(), "biases")]
 }
 
 /// Saved after three steps.
@@ -392,51 +335,20 @@ type Change = (fn(&mut Vec<Spec>), &'static [&'static str]);
 fn what_differs_is_named_and_nothing_changes() {
     let (_, checkpoint) = saved(&plain());
     let changes: [Change; 18] = [
-        (
-            |s| s[0].rule = Rule::nesterov(0.9),
-            &["rule.nesterov of group \"weights\"", "false", "true"],
-        ),
-        (
-            |s| s[0].rule = Rule::sgdm(0.8),
-            &[
-                "rule.momentum of group \"weights\"",
-                "0.9 there",
-                "0.8 here",
-            ],
-        ),
-        (
-            |s| s[0].rule = Rule::signum(0.9),
-            &["rule of group \"weights\"", "Sgdm", "Signum"],
-        ),
-        (
-            |s| s[1].regime = Regime::norm_ratio(),
-            &["regime of group \"biases\"", "Seesaw", "NormRatio"],
-        ),
+        (|s| s[0].rule = Rule::nesterov(0.9), &["rule.nesterov of group \"weights\"", "false", "true"]),
+        (|s| s[0].rule = Rule::sgdm(0.8), &["rule.momentum of group \"weights\"", "0.9 there", "0.8 here"]),
+        (|s| s[0].rule = Rule::signum(0.9), &["rule of group \"weights\"", "Sgdm", "Signum"]),
+        (|s| s[1].regime = Regime::norm_ratio(), &["regime of group \"biases\"", "Seesaw", "NormRatio"]),
         (
             |s| {
-                s[1].regime = Regime::Seesaw(wgpu_optim::Seesaw {
-                    gain: 0.2,
-                    ..Default::default()
-                });
+                s[1].regime = Regime::Seesaw(wgpu_optim::Seesaw { gain: 0.2, ..Default::default() });
             },
             &["regime.gain of group \"biases\"", "0.1 there", "0.2 here"],
         ),
-        (
-            |s| s[1].clip = 3.0,
-            &["clip_norm of group \"biases\"", "none", "3"],
-        ),
-        (
-            |s| s[1].averaging = Averaging::Running { start: 3 },
-            &["averaging of group \"biases\"", "Off", "Running"],
-        ),
-        (
-            |s| s[1].trust = Some(0.1),
-            &["trust_ratio of group \"biases\"", "none", "nothing"],
-        ),
-        (
-            |s| s[1].maximize = true,
-            &["maximize of group \"biases\"", "false", "true"],
-        ),
+        (|s| s[1].clip = 3.0, &["clip_norm of group \"biases\"", "none", "3"]),
+        (|s| s[1].averaging = Averaging::Running { start: 3 }, &["averaging of group \"biases\"", "Off", "Running"]),
+        (|s| s[1].trust = Some(0.1), &["trust_ratio of group \"biases\"", "none", "nothing"]),
+        (|s| s[1].maximize = true, &["maximize of group \"biases\"", "false", "true"]),
         (
             |s| s[1].decay = wgpu_optim::WeightDecay::Decoupled(0.0),
             &["weight_decay of group \"biases\"", "Coupled", "Decoupled"],
@@ -445,34 +357,12 @@ fn what_differs_is_named_and_nothing_changes() {
             |s| s[1].schedule = Schedule::InverseSqrt { warmup: 3 },
             &["schedule of group \"biases\"", "Constant", "InverseSqrt"],
         ),
-        (
-            |s| s[1].norm = Some("all".to_owned()),
-            &["the norm of group \"biases\"", "its own", "\"all\""],
-        ),
-        (
-            |s| s[1].name = "bias".to_owned(),
-            &["group 1", "\"biases\"", "\"bias\""],
-        ),
-        (
-            |s| s.truncate(1),
-            &["group 1", "\"biases\" there", "nothing here"],
-        ),
-        (
-            |s| s.swap(0, 1),
-            &["group 0", "\"weights\" there", "\"biases\" here"],
-        ),
-        (
-            |s| s[1].tensors[0].push(0.0),
-            &[
-                "the length of tensor \"biases/0\"",
-                "5 elements",
-                "6 elements",
-            ],
-        ),
-        (
-            |s| s[1].tensors.push(vec![]),
-            &["tensor 4", "nothing there", "\"biases/2\" here"],
-        ),
+        (|s| s[1].norm = Some("all".to_owned()), &["the norm of group \"biases\"", "its own", "\"all\""]),
+        (|s| s[1].name = "bias".to_owned(), &["group 1", "\"biases\"", "\"bias\""]),
+        (|s| s.truncate(1), &["group 1", "\"biases\" there", "nothing here"]),
+        (|s| s.swap(0, 1), &["group 0", "\"weights\" there", "\"biases\" here"]),
+        (|s| s[1].tensors[0].push(0.0), &["the length of tensor \"biases/0\"", "5 elements", "6 elements"]),
+        (|s| s[1].tensors.push(vec![]), &["tensor 4", "nothing there", "\"biases/2\" here"]),
         (
             |s| {
                 s[1].tensors.truncate(1);
@@ -494,17 +384,11 @@ fn what_differs_is_named_and_nothing_changes() {
     }
     let others = [
         (
-            Setup {
-                policy: NonFinitePolicy::Error { after: 3 },
-                ..Setup::default()
-            },
+            Setup { policy: NonFinitePolicy::Error { after: 3 }, ..Setup::default() },
             "nonfinite of the optimizer is Skip there, Error here",
         ),
         (
-            Setup {
-                scaler: Some(LossScaler::default()),
-                ..Setup::default()
-            },
+            Setup { scaler: Some(LossScaler::default()), ..Setup::default() },
             "loss_scaler of the optimizer is none there",
         ),
     ];
@@ -528,13 +412,8 @@ fn a_tensor_of_another_name_or_place_is_named() {
     };
     let checkpoint = build(["a", "b"]).checkpoint(None, &Notes::new());
     let checkpoint = checkpoint.expect("a checkpoint");
-    for (names, found, expected) in [
-        (["a", "c"], "\"b\"", "\"c\""),
-        (["b", "a"], "\"a\"", "\"b\""),
-    ] {
-        let error = build(names)
-            .restore(&checkpoint, None)
-            .expect_err("differs");
+    for (names, found, expected) in [(["a", "c"], "\"b\"", "\"c\""), (["b", "a"], "\"a\"", "\"b\"")] {
+        let error = build(names).restore(&checkpoint, None).expect_err("differs");
         let words = format!("is {found} there, {expected} here");
         assert!(error.to_string().contains(&words), "{error}");
     }
@@ -543,33 +422,19 @@ fn a_tensor_of_another_name_or_place_is_named() {
 #[test]
 fn parameters_are_optional_both_ways() {
     let (run, with) = saved(&plain());
-    let without = run
-        .optimizer
-        .checkpoint(None, &Notes::new())
-        .expect("a checkpoint");
+    let without = run.optimizer.checkpoint(None, &Notes::new()).expect("a checkpoint");
     assert!(with.has_parameters() && !without.has_parameters());
     assert_eq!(with.parameters("weights/1"), Some(run.params()[1].clone()));
     assert_eq!(without.parameters("weights/1"), None);
     assert!(with.names().contains(&"parameters/biases/0".to_owned()));
-    assert!(
-        !without
-            .names()
-            .iter()
-            .any(|name| name.starts_with("parameters"))
-    );
+    assert!(!without.names().iter().any(|name| name.starts_with("parameters")));
 
     let mut resumed = CpuRun::new(&plain());
     let error = resumed.restore(&without).expect_err("no parameters");
-    assert!(
-        error.to_string().contains("without the parameters"),
-        "{error}"
-    );
+    assert!(error.to_string().contains("without the parameters"), "{error}");
     for checkpoint in [&with, &without] {
         let mut resumed = CpuRun::new(&plain());
-        resumed
-            .optimizer
-            .restore(checkpoint, None)
-            .expect("it fits");
+        resumed.optimizer.restore(checkpoint, None).expect("it fits");
         assert_eq!(resumed.states(), run.states());
         assert_eq!(resumed.params(), CpuRun::new(&plain()).params());
     }
@@ -579,9 +444,7 @@ fn parameters_are_optional_both_ways() {
     let slices: Vec<&[f32]> = slices.iter().map(Vec::as_slice).collect();
     let short = resumed.optimizer.checkpoint(Some(&slices), &Notes::new());
     assert!(matches!(short, Err(Error::StepLength { .. })), "{short:?}");
-    let few = resumed
-        .optimizer
-        .checkpoint(Some(&slices[..2]), &Notes::new());
+    let few = resumed.optimizer.checkpoint(Some(&slices[..2]), &Notes::new());
     assert!(matches!(few, Err(Error::StepTensors { .. })), "{few:?}");
 }
 
@@ -591,10 +454,7 @@ fn a_checkpoint_tells_what_it_is() {
     let notes = Notes::from([("seed \"1\"\n".to_owned(), "ünicode {}".to_owned())]);
     let params = run.params();
     let slices: Vec<&[f32]> = params.iter().map(Vec::as_slice).collect();
-    let checkpoint = run
-        .optimizer
-        .checkpoint(Some(&slices), &notes)
-        .expect("a checkpoint");
+    let checkpoint = run.optimizer.checkpoint(Some(&slices), &notes).expect("a checkpoint");
     let read = Checkpoint::from_bytes(checkpoint.to_bytes()).expect("whole");
     assert_eq!((read.notes(), read.step()), (&notes, 3));
     assert_eq!(read.groups().collect::<Vec<_>>(), ["weights", "biases"]);
@@ -618,16 +478,8 @@ fn files_that_cannot_be_read_or_written_are_named() {
     let missing = folder.path().join("missing.safetensors");
     let mut fresh = CpuRun::new(&plain());
     let error = fresh.optimizer.load(&missing, None).expect_err("no file");
-    assert!(
-        error
-            .to_string()
-            .contains("missing.safetensors cannot be read"),
-        "{error}"
-    );
-    let error = fresh
-        .optimizer
-        .load(folder.path(), None)
-        .expect_err("a folder");
+    assert!(error.to_string().contains("missing.safetensors cannot be read"), "{error}");
+    let error = fresh.optimizer.load(folder.path(), None).expect_err("a folder");
     assert!(error.to_string().contains("not a file"), "{error}");
     let nowhere = folder.path().join("nowhere").join("file");
     let error = run.optimizer.save(nowhere, None).expect_err("no folder");
@@ -643,12 +495,7 @@ fn files_that_cannot_be_read_or_written_are_named() {
     // Messages say which file.
     let mut other = CpuRun::new(&plain()[..1]);
     let error = other.optimizer.load(&path, None).expect_err("differs");
-    assert!(
-        error
-            .to_string()
-            .contains("file.safetensors is of another optimizer"),
-        "{error}"
-    );
+    assert!(error.to_string().contains("file.safetensors is of another optimizer"), "{error}");
     // Cut off at any place, read from a file as from memory.
     let bytes = std::fs::read(&path).expect("read");
     for len in [0, 7, 8, 100, bytes.len() - 1] {
@@ -656,10 +503,7 @@ fn files_that_cannot_be_read_or_written_are_named() {
         let error = fresh.optimizer.load(&path, None).expect_err("cut off");
         let from_bytes = Checkpoint::from_bytes(&bytes[..len]).expect_err("cut off");
         assert!(matches!(error, Error::CheckpointDamaged { .. }), "{error}");
-        let named = from_bytes.to_string().replace(
-            "the checkpoint",
-            &format!("the checkpoint {}", path.display()),
-        );
+        let named = from_bytes.to_string().replace("the checkpoint", &format!("the checkpoint {}", path.display()));
         assert_eq!(error.to_string(), named);
     }
 }
@@ -677,9 +521,7 @@ fn without_checksum(checkpoint: &Checkpoint) -> Vec<u8> {
     let bytes = checkpoint.to_bytes();
     let header_end = 8 + u64::from_le_bytes(bytes[..8].try_into().expect("eight")) as usize;
     let header = std::str::from_utf8(&bytes[8..header_end]).expect("text");
-    let (before, after) = header
-        .split_once(r#","wgpu-optim crc32":""#)
-        .expect("a checksum");
+    let (before, after) = header.split_once(r#","wgpu-optim crc32":""#).expect("a checksum");
     let header = [before, &after["01234567\"".len()..]].concat();
     let header = header.replacen(r#"\"version\":3"#, r#"\"version\":2"#, 1);
     let padded = header.len().next_multiple_of(8);
@@ -702,8 +544,7 @@ fn edited(
     describe(&mut about);
     let tensors = safetensors::SafeTensors::deserialize(&bytes).expect("whole");
     let groups = tensors.tensor(STATES).expect("states").shape()[0];
-    let states: Vec<u32> =
-        bytemuck::pod_collect_to_vec(tensors.tensor(STATES).expect("states").data());
+    let states: Vec<u32> = bytemuck::pod_collect_to_vec(tensors.tensor(STATES).expect("states").data());
     let rows = states.chunks_exact(states.len() / groups).map(|row| {
         let mut row = row.to_vec();
         change_row(&mut row);
@@ -712,13 +553,10 @@ fn edited(
     let rows: Vec<u32> = rows.flatten().collect();
     let shape = vec![groups, rows.len() / groups];
     let states = TensorView::new(Dtype::U32, shape, bytemuck::cast_slice(&rows)).expect("fits");
-    let views = tensors
-        .tensors()
-        .into_iter()
-        .map(|(name, view)| match name.as_str() {
-            STATES => (name, states.clone()),
-            _ => (name, view),
-        });
+    let views = tensors.tensors().into_iter().map(|(name, view)| match name.as_str() {
+        STATES => (name, states.clone()),
+        _ => (name, view),
+    });
     let texts = [(ABOUT.to_owned(), about.to_string())];
     safetensors::serialize(views, Some(texts.into_iter().collect())).expect("a file")
 }
@@ -743,11 +581,7 @@ fn fields_and_settings_go_by_their_names() {
     // A field that the file does not have has its first value, and the others are where they belong.
     let older = edited(
         &checkpoint,
-        |about| {
-            edit_fields(about, |fields| {
-                fields.replacen("mean_norm_mantissa: f32, ", "", 1)
-            })
-        },
+        |about| edit_fields(about, |fields| fields.replacen("mean_norm_mantissa: f32, ", "", 1)),
         |row| {
             row.remove(at);
         },
@@ -765,11 +599,7 @@ fn fields_and_settings_go_by_their_names() {
         &checkpoint,
         |about| {
             edit_fields(about, |fields| {
-                fields.replacen(
-                    "steps_low: u32, steps_high: u32",
-                    "steps_high: u32, steps_low: u32",
-                    1,
-                )
+                fields.replacen("steps_low: u32, steps_high: u32", "steps_high: u32, steps_low: u32", 1)
             });
         },
         |row| row.swap(0, 1),
@@ -779,9 +609,7 @@ fn fields_and_settings_go_by_their_names() {
     let older = edited(
         &checkpoint,
         |about| {
-            let settings = about["groups"][0]["settings"]
-                .as_object_mut()
-                .expect("settings");
+            let settings = about["groups"][0]["settings"].as_object_mut().expect("settings");
             settings.remove("clip_norm").expect("a setting");
         },
         |_| {},
@@ -808,41 +636,21 @@ fn fields_and_settings_go_by_their_names() {
         (
             edited(
                 &checkpoint,
-                |about| {
-                    edit_fields(about, |fields| {
-                        fields.replacen("learning_rate: f32", "learning_rate: i32", 1)
-                    })
-                },
+                |about| edit_fields(about, |fields| fields.replacen("learning_rate: f32", "learning_rate: i32", 1)),
                 |_| {},
             ),
             "the field \"learning_rate\" of \"groups/state\" is i32 there",
         ),
         (
-            edited(
-                &checkpoint,
-                |about| about["groups"][1]["settings"]["warmth"] = "hot".into(),
-                |_| {},
-            ),
+            edited(&checkpoint, |about| about["groups"][1]["settings"]["warmth"] = "hot".into(), |_| {}),
             "warmth of group \"biases\" is hot there",
         ),
-        (
-            edited(&checkpoint, |about| about["warmth"] = 1.into(), |_| {}),
-            "unknown field `warmth`",
-        ),
-        (
-            edited(&checkpoint, |about| about["version"] = 1.into(), |_| {}),
-            "version 1",
-        ),
-        (
-            edited(&checkpoint, |about| about["version"] = 3.into(), |_| {}),
-            "has no \"wgpu-optim crc32\"",
-        ),
+        (edited(&checkpoint, |about| about["warmth"] = 1.into(), |_| {}), "unknown field `warmth`"),
+        (edited(&checkpoint, |about| about["version"] = 1.into(), |_| {}), "version 1"),
+        (edited(&checkpoint, |about| about["version"] = 3.into(), |_| {}), "has no \"wgpu-optim crc32\""),
     ] {
         let error = restored(bytes).err().expect(reason);
-        assert!(
-            error.to_string().contains(reason),
-            "no {reason:?} in: {error}"
-        );
+        assert!(error.to_string().contains(reason), "no {reason:?} in: {error}");
     }
 }
 
@@ -851,10 +659,7 @@ fn foreign_and_hostile_bytes_are_refused_with_a_reason() {
     let (_, checkpoint) = saved(&plain());
     let good = without_checksum(&checkpoint);
     let header_end = 8 + u64::from_le_bytes(good[..8].try_into().expect("eight")) as usize;
-    let header = std::str::from_utf8(&good[8..header_end])
-        .expect("text")
-        .trim_end()
-        .to_owned();
+    let header = std::str::from_utf8(&good[8..header_end]).expect("text").trim_end().to_owned();
     let data = &good[header_end..];
     let changed = |from: &str, to: &str| {
         assert!(header.contains(from), "no {from} in {header}");
@@ -864,10 +669,7 @@ fn foreign_and_hostile_bytes_are_refused_with_a_reason() {
     longer.push(0);
     let mut huge = good.clone();
     huge[..8].copy_from_slice(&u64::MAX.to_le_bytes());
-    let dimensions = format!(
-        r#"{{"a":{{"dtype":"F32","shape":[{}1],"data_offsets":[0,4]}}}}"#,
-        "1,".repeat(10_000)
-    );
+    let dimensions = format!(r#"{{"a":{{"dtype":"F32","shape":[{}1],"data_offsets":[0,4]}}}}"#, "1,".repeat(10_000));
     let nested = "[".repeat(100_000);
     let cases: Vec<(Vec<u8>, &str)> = vec![
         (vec![], "0 bytes are too few"),
@@ -875,31 +677,13 @@ fn foreign_and_hostile_bytes_are_refused_with_a_reason() {
         (huge, "header would have 18446744073709551615 bytes"),
         (longer, "longer than it should be"),
         (good[..good.len() - 4].to_vec(), "cut off"),
-        (
-            b"\x7fELF is not a checkpoint, is it?".to_vec(),
-            "not in the safetensors format",
-        ),
-        (
-            with_header("{}", &[]),
-            "no \"wgpu-optim checkpoint\" in its metadata",
-        ),
+        (b"\x7fELF is not a checkpoint, is it?".to_vec(), "not in the safetensors format"),
+        (with_header("{}", &[]), "no \"wgpu-optim checkpoint\" in its metadata"),
         (with_header("[]", &[]), "cannot be read"),
         (with_header(&nested, &[]), "cannot be read"),
         (with_header(&dimensions, &[0; 4]), "at most 2 dimensions"),
-        (
-            with_header(
-                r#"{"a":{"dtype":"F32","shape":[1],"data_offsets":[4,8]}}"#,
-                &[0; 8],
-            ),
-            "invalid offset",
-        ),
-        (
-            with_header(
-                r#"{"a":{"dtype":"F32","shape":[2],"data_offsets":[0,4]}}"#,
-                &[0; 4],
-            ),
-            "contradicts itself",
-        ),
+        (with_header(r#"{"a":{"dtype":"F32","shape":[1],"data_offsets":[4,8]}}"#, &[0; 8]), "invalid offset"),
+        (with_header(r#"{"a":{"dtype":"F32","shape":[2],"data_offsets":[0,4]}}"#, &[0; 4]), "contradicts itself"),
         (
             with_header(
                 r#"{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]},"b":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}"#,
@@ -915,27 +699,15 @@ fn foreign_and_hostile_bytes_are_refused_with_a_reason() {
             "names \"a\" twice",
         ),
         (
-            with_header(
-                r#"{"a":{"dtype":"F32","shape":[9223372036854775807,4],"data_offsets":[0,4]}}"#,
-                &[0; 4],
-            ),
+            with_header(r#"{"a":{"dtype":"F32","shape":[9223372036854775807,4],"data_offsets":[0,4]}}"#, &[0; 4]),
             "overflow",
         ),
-        (
-            changed(r#"\"version\":2"#, r#"\"version\":4"#),
-            "has version 4, but this wgpu-optim reads versions 2 to 3",
-        ),
-        (
-            changed(r#"\"step\":3"#, r#"\"step\":true"#),
-            "description cannot be read",
-        ),
+        (changed(r#"\"version\":2"#, r#"\"version\":4"#), "has version 4, but this wgpu-optim reads versions 2 to 3"),
+        (changed(r#"\"step\":3"#, r#"\"step\":true"#), "description cannot be read"),
     ];
     for (bytes, reason) in cases {
         let error = Checkpoint::from_bytes(bytes).expect_err(reason);
-        assert!(
-            error.to_string().contains(reason),
-            "no {reason:?} in: {error}"
-        );
+        assert!(error.to_string().contains(reason), "no {reason:?} in: {error}");
     }
 
     // These have to be held against an optimizer.
@@ -943,75 +715,35 @@ fn foreign_and_hostile_bytes_are_refused_with_a_reason() {
     let words = size_of::<GroupState>() / 4;
     let (shape, turned) = (format!("[2,{words}]"), format!("[{words},2]"));
     let cases: Vec<(Vec<u8>, &str)> = vec![
-        (
-            changed(last, "parameters/weights/2"),
-            "\"parameters/weights/1\" is missing",
-        ),
+        (changed(last, "parameters/weights/2"), "\"parameters/weights/1\" is missing"),
         (changed("\"U32\"", "\"F32\""), "\"groups/state\" is F32"),
+        (changed(&shape, &turned), "\"groups/state\" is U32 of shape ["),
+        (changed(r#"\"step\":3"#, r#"\"step\":4"#), "it is of step 4, but group \"weights\" is at step 3"),
+        (changed(r#"\"parameters\":true"#, r#"\"parameters\":false"#), "does not belong in it"),
+        (changed("steps_low: u32, ", ""), "\"groups/state\" is U32 of shape ["),
         (
-            changed(&shape, &turned),
-            "\"groups/state\" is U32 of shape [",
-        ),
-        (
-            changed(r#"\"step\":3"#, r#"\"step\":4"#),
-            "it is of step 4, but group \"weights\" is at step 3",
-        ),
-        (
-            changed(r#"\"parameters\":true"#, r#"\"parameters\":false"#),
-            "does not belong in it",
-        ),
-        (
-            changed("steps_low: u32, ", ""),
-            "\"groups/state\" is U32 of shape [",
-        ),
-        (
-            changed(
-                r#"\"tensors\":["#,
-                r#"\"tensors\":[{\"name\":\"x\",\"group\":9,\"elements\":1},"#,
-            ),
+            changed(r#"\"tensors\":["#, r#"\"tensors\":[{\"name\":\"x\",\"group\":9,\"elements\":1},"#),
             "tensor 0 is \"x\"",
         ),
-        (
-            changed(r#"\"group\":1"#, r#"\"group\":9"#),
-            "the group of tensor \"biases/0\" is nothing there",
-        ),
+        (changed(r#"\"group\":1"#, r#"\"group\":9"#), "the group of tensor \"biases/0\" is nothing there"),
     ];
     for (bytes, reason) in cases {
         let mut run = CpuRun::new(&plain());
         let before = run.checkpoint().to_bytes();
         let error = Checkpoint::from_bytes(bytes).and_then(|checkpoint| run.restore(&checkpoint));
         let error = error.expect_err(reason);
-        assert!(
-            error.to_string().contains(reason),
-            "no {reason:?} in: {error}"
-        );
+        assert!(error.to_string().contains(reason), "no {reason:?} in: {error}");
         assert!(run.checkpoint().to_bytes() == before);
     }
 
     // Words of a state that no step leaves: of the group's own field, by its place in the row.
     let states = safetensors::SafeTensors::deserialize(&good).expect("whole");
-    let states = states
-        .tensor("groups/state")
-        .expect("there")
-        .data()
-        .as_ptr() as usize;
+    let states = states.tensor("groups/state").expect("there").data().as_ptr() as usize;
     let states = states - good.as_ptr() as usize;
     for (field, word, reason) in [
-        (
-            offset_of!(GroupState, started),
-            2u32,
-            "started of group \"weights\" is 2, above 1",
-        ),
-        (
-            offset_of!(GroupState, learning_rate),
-            f32::NAN.to_bits(),
-            "learning_rate of group \"weights\" is NaN",
-        ),
-        (
-            offset_of!(GroupState, mean_steps),
-            u32::MAX,
-            "mean_steps of group \"weights\" is 4294967295",
-        ),
+        (offset_of!(GroupState, started), 2u32, "started of group \"weights\" is 2, above 1"),
+        (offset_of!(GroupState, learning_rate), f32::NAN.to_bits(), "learning_rate of group \"weights\" is NaN"),
+        (offset_of!(GroupState, mean_steps), u32::MAX, "mean_steps of group \"weights\" is 4294967295"),
         (
             offset_of!(GroupState, gradient_exponent),
             0x8000_0000,
@@ -1021,13 +753,8 @@ fn foreign_and_hostile_bytes_are_refused_with_a_reason() {
         let mut bytes = good.clone();
         bytes[states + field..][..4].copy_from_slice(&word.to_le_bytes());
         let checkpoint = Checkpoint::from_bytes(bytes).expect("its form is right");
-        let error = CpuRun::new(&plain())
-            .restore(&checkpoint)
-            .expect_err(reason);
-        assert!(
-            error.to_string().contains(reason),
-            "no {reason:?} in: {error}"
-        );
+        let error = CpuRun::new(&plain()).restore(&checkpoint).expect_err(reason);
+        assert!(error.to_string().contains(reason), "no {reason:?} in: {error}");
     }
 }
 
@@ -1037,10 +764,7 @@ fn is_refused_or_harmless(good: &[u8], bytes: Vec<u8>) -> Result<(), TestCaseErr
     let len = bytes.len();
     let mut read = Err(Error::NoGroups);
     let used = allocation_counter::measure(|| read = Checkpoint::from_bytes(bytes));
-    prop_assert!(
-        used.bytes_max <= 16 * len as u64 + 65_536,
-        "{used:?} for {len} bytes"
-    );
+    prop_assert!(used.bytes_max <= 16 * len as u64 + 65_536, "{used:?} for {len} bytes");
     let Ok(checkpoint) = read else { return Ok(()) };
     let mut run = CpuRun::new(&plain());
     if run.restore(&checkpoint).is_ok() {
@@ -1134,43 +858,23 @@ proptest! {
 /// Headers alone, as large as they come for their bytes.
 #[test]
 fn memory_is_in_proportion_to_the_bytes() {
-    let entry =
-        |index: usize| format!(r#""{index:x}":{{"dtype":"U8","shape":[0],"data_offsets":[0,0]}}"#);
+    let entry = |index: usize| format!(r#""{index:x}":{{"dtype":"U8","shape":[0],"data_offsets":[0,0]}}"#);
     let entries: Vec<String> = (0..20_000).map(entry).collect();
-    let notes: Vec<String> = (0..50_000)
-        .map(|index| format!(r#""{index:x}":"""#))
-        .collect();
+    let notes: Vec<String> = (0..50_000).map(|index| format!(r#""{index:x}":"""#)).collect();
     let about = r#"{\"version\":2,\"written_by\":\"\",\"step\":0,\"settings\":{},\"parameters\":false,\"groups\":[GROUPS],\"tensors\":[],\"tables\":{},\"notes\":{}}"#;
     let groups = vec![r#"{\"name\":\"\",\"settings\":{}}"#; 20_000].join(",");
     // And how many times their bytes they may take: strings are small, and a dimension must not become a word of memory.
     for (header, times) in [
         (format!("{{{}}}", entries.join(",")), 6),
         (format!(r#"{{"__metadata__":{{{}}}}}"#, notes.join(",")), 12),
-        (
-            format!(
-                r#"{{"__metadata__":{{"wgpu-optim checkpoint":"{}"}}}}"#,
-                about.replace("GROUPS", &groups)
-            ),
-            6,
-        ),
-        (
-            format!(
-                r#"{{"a":{{"dtype":"U8","shape":[{}0],"data_offsets":[0,0]}}}}"#,
-                "0,".repeat(500_000)
-            ),
-            1,
-        ),
+        (format!(r#"{{"__metadata__":{{"wgpu-optim checkpoint":"{}"}}}}"#, about.replace("GROUPS", &groups)), 6),
+        (format!(r#"{{"a":{{"dtype":"U8","shape":[{}0],"data_offsets":[0,0]}}}}"#, "0,".repeat(500_000)), 1),
         (format!(r#"{{"a":{}"#, "[".repeat(500_000)), 1),
     ] {
         let bytes = with_header(&header, &[]);
         let len = bytes.len() as u64;
         let used = allocation_counter::measure(|| drop(Checkpoint::from_bytes(bytes)));
-        assert!(
-            used.bytes_max <= times * len,
-            "{} for {len} of {}…",
-            used.bytes_max,
-            &header[..40]
-        );
+        assert!(used.bytes_max <= times * len, "{} for {len} of {}…", used.bytes_max, &header[..40]);
     }
 }
 
@@ -1202,30 +906,16 @@ fn a_device_says_what_keeps_it_from_saving_and_loading() {
         };
         let error = save(&optimizer, Parameters::Included).expect_err("cannot be read");
         assert!(
-            error.to_string().contains(
-                "tensor \"w\": the parameter buffer was created without BufferUsages::COPY_SRC"
-            ),
+            error.to_string().contains("tensor \"w\": the parameter buffer was created without BufferUsages::COPY_SRC"),
             "{error}"
         );
         let without = save(&optimizer, Parameters::Excluded).expect("needs no usage");
-        optimizer
-            .restore(&without, Parameters::Excluded)
-            .expect("needs no usage");
+        optimizer.restore(&without, Parameters::Excluded).expect("needs no usage");
         let both = buffer(wgpu::BufferUsages::COPY_SRC | wgpu::BufferUsages::COPY_DST);
         let with = save(&build(&both, Rule::sgdm(0.9)), Parameters::Included).expect("saved");
-        let error = optimizer
-            .restore(&with, Parameters::Included)
-            .expect_err("cannot be written");
-        assert!(
-            error.to_string().contains("without BufferUsages::COPY_DST"),
-            "{error}"
-        );
-        assert_eq!(
-            save(&optimizer, Parameters::Excluded)
-                .expect("saved")
-                .step(),
-            1
-        );
+        let error = optimizer.restore(&with, Parameters::Included).expect_err("cannot be written");
+        assert!(error.to_string().contains("without BufferUsages::COPY_DST"), "{error}");
+        assert_eq!(save(&optimizer, Parameters::Excluded).expect("saved").step(), 1);
 
         // Another rule, on the device too, and through a file.
         let folder = tempfile::tempdir().expect("a folder");
@@ -1233,9 +923,7 @@ fn a_device_says_what_keeps_it_from_saving_and_loading() {
         let other = build(&both, Rule::signum(0.9));
         step(gpu, &other);
         pollster::block_on(other.save(&path, Parameters::Included)).expect("saved");
-        let error = optimizer
-            .load(&path, Parameters::Excluded)
-            .expect_err("another rule");
+        let error = optimizer.load(&path, Parameters::Excluded).expect_err("another rule");
         assert!(error.to_string().contains("Signum"), "{error}");
         let mut resumed = build(&both, Rule::signum(0.9));
         let loaded = resumed.load(&path, Parameters::Included).expect("it fits");
@@ -1259,12 +947,7 @@ fn records_of_another_time_are_gone() {
         run.step(&grads);
         let records = run.records();
         let steps: Vec<u64> = records.records.iter().map(|record| record.step).collect();
-        assert_eq!(
-            (steps, records.lost_steps),
-            (vec![0, 0], 0),
-            "{}",
-            run.path()
-        );
+        assert_eq!((steps, records.lost_steps), (vec![0, 0], 0), "{}", run.path());
     }
 }
 
@@ -1291,9 +974,7 @@ fn child_that_saves() {
     let mut optimizer = childs_optimizer();
     let mut w = vec![0.0f32; CHILD_ELEMENTS];
     if Path::new(&path).exists() {
-        optimizer
-            .load(&path, Some(&mut [&mut w]))
-            .expect("a whole file");
+        optimizer.load(&path, Some(&mut [&mut w])).expect("a whole file");
     }
     let gradient = vec![1.0f32; CHILD_ELEMENTS];
     loop {
@@ -1307,20 +988,14 @@ fn child_that_saves() {
 /// process knew was safe; the next process goes on from it. `WGPU_OPTIM_TEST_KILLS` says how often, 25 times without.
 #[test]
 fn a_process_killed_while_it_saves_loses_nothing() {
-    let kills =
-        std::env::var("WGPU_OPTIM_TEST_KILLS").map_or(25, |kills| kills.parse().expect("a number"));
+    let kills = std::env::var("WGPU_OPTIM_TEST_KILLS").map_or(25, |kills| kills.parse().expect("a number"));
     let folder = tempfile::tempdir().expect("a folder");
     let path = folder.path().join("run.safetensors");
     let mut numbers = Numbers(7);
     let (mut safe, mut killed_while_writing) = (0, 0);
     for kill in 0..kills {
         let mut child = Command::new(std::env::current_exe().expect("this test"))
-            .args([
-                "--exact",
-                "checkpoint::child_that_saves",
-                "--ignored",
-                "--nocapture",
-            ])
+            .args(["--exact", "checkpoint::child_that_saves", "--ignored", "--nocapture"])
             .env(CHILD, &path)
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
@@ -1330,20 +1005,12 @@ fn a_process_killed_while_it_saves_loses_nothing() {
         let mut stdout = BufReader::new(child.stdout.take().expect("piped"));
         let mut said = String::new();
         while !said.contains("saved ") && stdout.read_line(&mut said).expect("read") > 0 {}
-        std::thread::sleep(Duration::from_micros(
-            (10_000.0 + 10_000.0 * numbers.next()) as u64,
-        ));
+        std::thread::sleep(Duration::from_micros((10_000.0 + 10_000.0 * numbers.next()) as u64));
         child.kill().expect("killed");
         stdout.read_to_string(&mut said).expect("read");
         let output = child.wait_with_output().expect("gone");
-        assert!(
-            output.status.code().is_none_or(|code| code != 101),
-            "{}",
-            String::from_utf8_lossy(&output.stderr)
-        );
-        let saved = said
-            .lines()
-            .filter_map(|line| line.split_once("saved ")?.1.parse().ok());
+        assert!(output.status.code().is_none_or(|code| code != 101), "{}", String::from_utf8_lossy(&output.stderr));
+        let saved = said.lines().filter_map(|line| line.split_once("saved ")?.1.parse().ok());
         safe = saved.fold(safe, |_, step: u64| step);
         let entries = || folder.path().read_dir().expect("a folder").count();
         killed_while_writing += usize::from(entries() > usize::from(path.exists()));
@@ -1354,34 +1021,17 @@ fn a_process_killed_while_it_saves_loses_nothing() {
         let mut optimizer = childs_optimizer();
         let mut w = vec![0.0f32; CHILD_ELEMENTS];
         let loaded = optimizer.load(&path, Some(&mut [&mut w]));
-        let step = loaded
-            .unwrap_or_else(|error| panic!("kill {kill}: {error}"))
-            .step();
-        assert!(
-            step >= safe,
-            "kill {kill}: step {safe} was safe, but this is step {step}"
-        );
+        let step = loaded.unwrap_or_else(|error| panic!("kill {kill}: {error}")).step();
+        assert!(step >= safe, "kill {kill}: step {safe} was safe, but this is step {step}");
         // m = 2 - 2 ½^t and w = -Σ m, in every element.
         let mut file = Vec::new();
-        std::fs::File::open(&path)
-            .expect("there")
-            .read_to_end(&mut file)
-            .expect("read");
+        std::fs::File::open(&path).expect("there").read_to_end(&mut file).expect("read");
         let tensors = safetensors::SafeTensors::deserialize(&file).expect("whole");
         let momentum = tensors.tensor("momentum/w").expect("there").data();
         let momentum: Vec<f32> = bytemuck::pod_collect_to_vec(momentum);
         let expected = 2.0 - 2.0 * 0.5f64.powi(step.min(60) as i32);
-        assert!(
-            momentum
-                .iter()
-                .all(|m| (f64::from(*m) - expected).abs() <= 1e-6),
-            "kill {kill}, step {step}"
-        );
-        assert!(
-            w.iter().all(|x| *x == w[0]) && w[0] <= -(step as f32),
-            "kill {kill}, step {step}: {}",
-            w[0]
-        );
+        assert!(momentum.iter().all(|m| (f64::from(*m) - expected).abs() <= 1e-6), "kill {kill}, step {step}");
+        assert!(w.iter().all(|x| *x == w[0]) && w[0] <= -(step as f32), "kill {kill}, step {step}: {}", w[0]);
         // What a killed process left is cleared away by the next that saves.
         assert!(entries() <= 2, "kill {kill}: files are left");
     }

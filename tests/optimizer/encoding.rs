@@ -10,11 +10,7 @@ use wgpu_optim_conformance::run::{CpuRun, GpuRun, Run, Spec, bits, devices, ever
 use wgpu_optim_conformance::{Kernel, Numbers, download, drain, upload};
 
 fn spec(len: usize) -> Spec {
-    Spec::new(
-        Rule::sgd(),
-        Regime::seesaw(),
-        vec![Numbers(len as u64).vec(len)],
-    )
+    Spec::new(Rule::sgd(), Regime::seesaw(), vec![Numbers(len as u64).vec(len)])
 }
 
 fn gpu_run(gpu: &Gpu, specs: &[Spec]) -> GpuRun {
@@ -24,10 +20,7 @@ fn gpu_run(gpu: &Gpu, specs: &[Spec]) -> GpuRun {
 /// All per-step state is on the device: k steps in one submit, in one pass, or in k submits, are the same steps.
 #[test]
 fn steps_in_one_submit_are_steps() {
-    let specs = [
-        spec(1003),
-        Spec::new(Rule::sgdm(0.9), Regime::seesaw(), vec![Numbers(7).vec(64)]).named("momentum"),
-    ];
+    let specs = [spec(1003), Spec::new(Rule::sgdm(0.9), Regime::seesaw(), vec![Numbers(7).vec(64)]).named("momentum")];
     let grads: Vec<Vec<f32>> = [1003, 64].iter().map(|&len| Numbers(3).vec(len)).collect();
     for gpu in &devices() {
         let finish = |mut run: GpuRun| (bits(&run.params()), run.records());
@@ -39,10 +32,7 @@ fn steps_in_one_submit_are_steps() {
         one_encoder.write_grads(&grads);
         let mut encoder = gpu.device().create_command_encoder(&Default::default());
         for _ in 0..5 {
-            one_encoder
-                .optimizer
-                .encode_step(&mut encoder)
-                .expect("alive");
+            one_encoder.optimizer.encode_step(&mut encoder).expect("alive");
         }
         gpu.queue().submit([encoder.finish()]);
         let mut one_pass = gpu_run(gpu, &specs);
@@ -63,11 +53,7 @@ fn steps_in_one_submit_are_steps() {
             finish(run)
         };
         let apart = finish(apart);
-        assert!(
-            apart == finish(one_encoder),
-            "{}: one encoder",
-            gpu.describe()
-        );
+        assert!(apart == finish(one_encoder), "{}: one encoder", gpu.describe());
         assert!(apart == finish(one_pass), "{}: one pass", gpu.describe());
         assert!(apart != four, "{}: four steps are not five", gpu.describe());
     }
@@ -108,9 +94,8 @@ fn a_step_in_the_callers_pass_between_the_callers_kernels() {
         let w = upload(gpu, &[0.25; 64]);
         let g = upload(gpu, &[0.0; 64]);
         let out = upload(gpu, &[0.0; 64]);
-        let half = |w: &wgpu::Buffer, from: u64| -> std::ops::Range<u64> {
-            from * w.size() / 2..(from + 1) * w.size() / 2
-        };
+        let half =
+            |w: &wgpu::Buffer, from: u64| -> std::ops::Range<u64> { from * w.size() / 2..(from + 1) * w.size() / 2 };
         let mut optimizer = OptimizerBuilder::new(Rule::sgd())
             .group(Group::new("first").tensor("a", w.slice(half(&w, 0)), g.slice(half(&g, 0))))
             .group(Group::new("second").regime(Regime::fixed(0.5)).tensor(
@@ -134,30 +119,15 @@ fn a_step_in_the_callers_pass_between_the_callers_kernels() {
         gpu.queue().submit([encoder.finish()]);
         // w - 1 shrinks by 3/4 a step in the second group: exact.
         let after = download(gpu, &w, 64);
-        assert_eq!(
-            after[32..],
-            [1.0 - 0.75 * 0.75f32.powi(3); 32],
-            "{}",
-            gpu.describe()
-        );
+        assert_eq!(after[32..], [1.0 - 0.75 * 0.75f32.powi(3); 32], "{}", gpu.describe());
         // The first group saw the same gradient kernel three times over.
-        let norms: Vec<f32> = drain(&mut optimizer)
-            .records
-            .iter()
-            .filter(|record| record.group == 0)
-            .map(|record| record.norm)
-            .collect();
-        assert!(
-            norms.len() == 3 && norms[0] > norms[1] && norms[1] > norms[2],
-            "{norms:?}"
-        );
+        let norms: Vec<f32> =
+            drain(&mut optimizer).records.iter().filter(|record| record.group == 0).map(|record| record.norm).collect();
+        assert!(norms.len() == 3 && norms[0] > norms[1] && norms[1] > norms[2], "{norms:?}");
         let expected: Vec<f32> = (0..64).map(|i| 1.5 * i as f32).collect();
         assert_eq!(download(gpu, &out, 64), expected, "{}", gpu.describe());
         assert!(
-            optimizer
-                .learning_rates()
-                .usage()
-                .contains(wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_SRC)
+            optimizer.learning_rates().usage().contains(wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_SRC)
         );
     }
 }
@@ -174,12 +144,8 @@ fn an_allocation_is_counted() {
 fn recording_a_step_allocates_no_more_than_its_raw_calls() {
     let averagings = [Averaging::Off, Averaging::polynomial_decay()];
     for gpu in &devices() {
-        let specs: Vec<Spec> = (0..5)
-            .map(|i| Spec {
-                averaging: averagings[i % 2],
-                ..spec(100 + i).named(format!("{i}"))
-            })
-            .collect();
+        let specs: Vec<Spec> =
+            (0..5).map(|i| Spec { averaging: averagings[i % 2], ..spec(100 + i).named(format!("{i}")) }).collect();
         for measures in [false, true] {
             let mut specs = specs.clone();
             for spec in &mut specs {
@@ -223,11 +189,7 @@ fn recording_a_step_allocates_no_more_than_its_raw_calls() {
             }
             let mut workgroups = 0;
             let walk = allocation_counter::measure(|| {
-                workgroups = optimizer
-                    .dispatches()
-                    .iter()
-                    .map(|dispatch| dispatch.workgroups)
-                    .sum();
+                workgroups = optimizer.dispatches().iter().map(|dispatch| dispatch.workgroups).sum();
             });
             assert!(workgroups > 0);
             assert_eq!(walk.count_total, 0);
@@ -240,17 +202,11 @@ fn recording_a_step_allocates_no_more_than_its_raw_calls() {
 #[test]
 fn a_cpu_step_allocates_nothing() {
     for (lengths, chunks) in [(vec![8192], 0), (vec![1], 0), (vec![200_000, 3, 20_000], 4)] {
-        let mut specs = [Spec::new(
-            Rule::sgd(),
-            Regime::seesaw(),
-            lengths.iter().map(|&len| vec![1.0; len]).collect(),
-        )];
+        let mut specs = [Spec::new(Rule::sgd(), Regime::seesaw(), lengths.iter().map(|&len| vec![1.0; len]).collect())];
         let grads: Vec<Vec<f32>> = lengths.iter().map(|&len| Numbers(1).vec(len)).collect();
-        for (averaging, measures) in [
-            (Averaging::Off, false),
-            (Averaging::polynomial_decay(), false),
-            (Averaging::polynomial_decay(), true),
-        ] {
+        for (averaging, measures) in
+            [(Averaging::Off, false), (Averaging::polynomial_decay(), false), (Averaging::polynomial_decay(), true)]
+        {
             specs[0].averaging = averaging;
             (specs[0].telemetry, specs[0].trust) = (measures, measures.then_some(0.1));
             let mut run = CpuRun::new(&specs);
@@ -287,21 +243,10 @@ fn records_are_handed_over_once_and_in_order() {
             }
             let drained = run.records();
             assert_eq!(drained.lost_steps, 0);
-            let found: Vec<(u64, usize)> = drained
-                .records
-                .iter()
-                .map(|record| (record.step, record.group))
-                .collect();
-            let expected: Vec<(u64, usize)> = (first..first + count)
-                .flat_map(|step| [(step, 0), (step, 1)])
-                .collect();
+            let found: Vec<(u64, usize)> = drained.records.iter().map(|record| (record.step, record.group)).collect();
+            let expected: Vec<(u64, usize)> = (first..first + count).flat_map(|step| [(step, 0), (step, 1)]).collect();
             assert_eq!(found, expected, "{}", run.path());
-            assert_eq!(
-                run.records(),
-                Records::default(),
-                "{}: nothing is handed over twice",
-                run.path()
-            );
+            assert_eq!(run.records(), Records::default(), "{}: nothing is handed over twice", run.path());
         }
     }
 }
@@ -311,24 +256,12 @@ fn a_ring_of_four_loses_six_of_ten_steps_and_says_so() {
     let specs = [spec(10), spec(20).named("second")];
     let grads = [vec![1.0f32; 10], vec![1.0; 20]];
     let check = |path: &str, ten: Records, two: Records| {
-        let steps = |records: &Records| -> Vec<u64> {
-            records.records.iter().map(|record| record.step).collect()
-        };
-        assert_eq!(
-            (ten.lost_steps, steps(&ten)),
-            (6, vec![6, 6, 7, 7, 8, 8, 9, 9]),
-            "{path}"
-        );
-        assert_eq!(
-            (two.lost_steps, steps(&two)),
-            (0, vec![10, 10, 11, 11]),
-            "{path}"
-        );
+        let steps = |records: &Records| -> Vec<u64> { records.records.iter().map(|record| record.step).collect() };
+        assert_eq!((ten.lost_steps, steps(&ten)), (6, vec![6, 6, 7, 7, 8, 8, 9, 9]), "{path}");
+        assert_eq!((two.lost_steps, steps(&two)), (0, vec![10, 10, 11, 11]), "{path}");
     };
     for gpu in &devices() {
-        let mut run = GpuRun::with(gpu, &specs, packed(&specs, 0, 0), |builder| {
-            builder.record_steps(4)
-        });
+        let mut run = GpuRun::with(gpu, &specs, packed(&specs, 0, 0), |builder| builder.record_steps(4));
         for _ in 0..10 {
             run.step(&grads);
         }
@@ -348,9 +281,7 @@ fn a_ring_of_four_loses_six_of_ten_steps_and_says_so() {
     let mut steps = |count: usize| {
         for _ in 0..count {
             let [a, b] = &mut params;
-            optimizer
-                .step(&mut [a, b], &[&grads[0], &grads[1]])
-                .expect("steps");
+            optimizer.step(&mut [a, b], &[&grads[0], &grads[1]]).expect("steps");
         }
         optimizer.drain_records()
     };
@@ -368,21 +299,12 @@ fn try_drain_delivers_without_waiting() {
         for _ in 0..3 {
             run.step(&grads);
         }
-        assert_eq!(
-            run.optimizer.try_drain_records().expect("alive"),
-            None,
-            "{}",
-            gpu.describe()
-        );
+        assert_eq!(run.optimizer.try_drain_records().expect("alive"), None, "{}", gpu.describe());
         run.step(&grads);
         let mut steps = Vec::new();
         let deadline = Instant::now() + Duration::from_secs(20);
         while steps.len() < 4 {
-            assert!(
-                Instant::now() < deadline,
-                "{}: only {steps:?} arrived",
-                gpu.describe()
-            );
+            assert!(Instant::now() < deadline, "{}: only {steps:?} arrived", gpu.describe());
             if let Some(records) = run.optimizer.try_drain_records().expect("alive") {
                 assert_eq!(records.lost_steps, 0);
                 steps.extend(records.records.iter().map(|record| record.step));
@@ -392,11 +314,7 @@ fn try_drain_delivers_without_waiting() {
         // A copy is under way, from before this step: the blocking drain brings both.
         run.optimizer.try_drain_records().expect("alive");
         run.step(&grads);
-        let rest: Vec<u64> = drain(&mut run.optimizer)
-            .records
-            .iter()
-            .map(|record| record.step)
-            .collect();
+        let rest: Vec<u64> = drain(&mut run.optimizer).records.iter().map(|record| record.step).collect();
         assert_eq!(rest, [4], "{}", gpu.describe());
     }
 }
@@ -415,12 +333,7 @@ fn reading_back_changes_nothing() {
             watched.records();
             alone.step(&grads);
         }
-        assert_eq!(
-            bits(&watched.params()),
-            bits(&alone.params()),
-            "{}",
-            watched.path()
-        );
+        assert_eq!(bits(&watched.params()), bits(&alone.params()), "{}", watched.path());
         assert_eq!(watched.states(), alone.states(), "{}", watched.path());
     }
 }

@@ -11,17 +11,11 @@ use std::time::Duration;
 use wgpu_optim_conformance as conformance;
 
 use wgpu_optim::{Error, Gpu, Group, OptimizerBuilder, Records, Regime, Rule, wgpu};
-use wgpu_optim_conformance::run::{
-    CpuRun, Run, Setup, Spec, bits, devices, every_path_with, gpu_run_with,
-};
+use wgpu_optim_conformance::run::{CpuRun, Run, Setup, Spec, bits, devices, every_path_with, gpu_run_with};
 use wgpu_optim_conformance::{download, step, upload};
 
 fn specs() -> Vec<Spec> {
-    vec![Spec::new(
-        Rule::sgd(),
-        Regime::fixed(0.5),
-        vec![vec![1.0; 8]],
-    )]
+    vec![Spec::new(Rule::sgd(), Regime::fixed(0.5), vec![vec![1.0; 8]])]
 }
 
 fn grads() -> Vec<Vec<f32>> {
@@ -33,8 +27,8 @@ fn fresh_devices() -> Vec<(String, Gpu)> {
     let mut found = Vec::new();
     for adapter in pollster::block_on(Gpu::adapters(None)) {
         let ours = pollster::block_on(Gpu::open(&adapter)).expect("opens");
-        let (device, queue) = pollster::block_on(adapter.request_device(&Default::default()))
-            .expect("the default limits");
+        let (device, queue) =
+            pollster::block_on(adapter.request_device(&Default::default())).expect("the default limits");
         let theirs = Gpu::from_parts(device, queue);
         found.push((format!("{}, ours", ours.describe()), ours));
         found.push((format!("{}, the caller's", theirs.describe()), theirs));
@@ -94,11 +88,7 @@ fn a_device_destroyed_in_the_middle_of_a_run_is_an_error_everywhere() {
 fn building_on_a_destroyed_device_is_an_error() {
     for (name, gpu) in fresh_devices() {
         let (w, g) = (upload(&gpu, &[1.0; 8]), upload(&gpu, &[1.0; 8]));
-        let builder = OptimizerBuilder::new(Rule::sgd()).group(Group::new("all").tensor(
-            "w",
-            w.slice(..),
-            g.slice(..),
-        ));
+        let builder = OptimizerBuilder::new(Rule::sgd()).group(Group::new("all").tensor("w", w.slice(..), g.slice(..)));
         gpu.device().destroy();
         is_lost(builder.build(&gpu), &name);
         is_lost(pollster::block_on(gpu.read_buffer::<f32>("w", &w)), &name);
@@ -210,9 +200,7 @@ fn a_mistake_in_the_callers_own_pass_is_the_callers() {
         assert_eq!(run.optimizer.encode_step(&mut encoder), Ok(()));
         mistake(&mut encoder);
         gpu.queue().submit([encoder.finish()]);
-        let error = pollster::block_on(scope.pop())
-            .expect("a mistake")
-            .to_string();
+        let error = pollster::block_on(scope.pop()).expect("a mistake").to_string();
         assert!(error.contains("pipeline must be set"), "{error}");
         assert!(bits(&run.params()) == before, "{}", run.path());
         assert_eq!(run.states(), states, "{}", run.path());
@@ -223,11 +211,7 @@ fn a_mistake_in_the_callers_own_pass_is_the_callers() {
         assert!(bits(&run.params()) == bits(&undisturbed.params()), "{what}");
         let records = run.records();
         assert_eq!(records, undisturbed.records(), "{what}");
-        assert_eq!(
-            (records.records.len(), records.lost_steps),
-            (2, 0),
-            "{what}"
-        );
+        assert_eq!((records.records.len(), records.lost_steps), (2, 0), "{what}");
     }
 }
 
@@ -248,10 +232,7 @@ fn submit_long_work(gpu: &Gpu) {
     let bind_group = device.create_bind_group(&wgpu::BindGroupDescriptor {
         label: None,
         layout: &pipeline.get_bind_group_layout(0),
-        entries: &[wgpu::BindGroupEntry {
-            binding: 0,
-            resource: x.as_entire_binding(),
-        }],
+        entries: &[wgpu::BindGroupEntry { binding: 0, resource: x.as_entire_binding() }],
     });
     let mut encoder = device.create_command_encoder(&Default::default());
     {
@@ -291,9 +272,7 @@ fn a_readback_that_does_not_come_in_time_is_an_error_and_loses_nothing() {
                     let first = run.optimizer.try_drain_records();
                     vec![first, run.optimizer.try_drain_records()]
                 };
-                gpu.device()
-                    .poll(wgpu::PollType::wait_indefinitely())
-                    .expect("the work gets done");
+                gpu.device().poll(wgpu::PollType::wait_indefinitely()).expect("the work gets done");
                 let failed = told.iter().any(Result::is_err);
                 told.into_iter().for_each(&mut note);
                 if failed {
@@ -306,13 +285,7 @@ fn a_readback_that_does_not_come_in_time_is_an_error_and_loses_nothing() {
             assert!(late.len() >= 2, "{}: {late:?}", gpu.describe());
         }
         for error in late {
-            assert!(matches!(
-                error,
-                Error::Readback {
-                    what: "records",
-                    ..
-                }
-            ));
+            assert!(matches!(error, Error::Readback { what: "records", .. }));
             let message = error.to_string();
             for part in ["records", "time-out", "within 0ns", "with_readback_timeout"] {
                 assert!(message.contains(part), "{message}");
@@ -373,10 +346,7 @@ fn a_time_out_can_be_chosen() {
 /// The newest step is always there, and every other is counted.
 #[test]
 fn a_ring_of_one_step_counts_all_the_others() {
-    let setup = Setup {
-        record_steps: Some(1),
-        ..Setup::default()
-    };
+    let setup = Setup { record_steps: Some(1), ..Setup::default() };
     for mut run in every_path_with(&specs(), setup) {
         let (mut seen, mut lost) = (0, 0);
         for steps in [1, 5, 1, 2, 0, 3] {
@@ -384,12 +354,7 @@ fn a_ring_of_one_step_counts_all_the_others() {
                 run.step(&grads());
             }
             let records = run.records();
-            assert_eq!(
-                records.records.len(),
-                usize::from(steps > 0),
-                "{}",
-                run.path()
-            );
+            assert_eq!(records.records.len(), usize::from(steps > 0), "{}", run.path());
             seen += records.records.len() as u64;
             lost += records.lost_steps;
             if let Some(record) = records.records.last() {

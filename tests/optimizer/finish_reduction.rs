@@ -6,12 +6,7 @@ use wgpu_optim_conformance as conformance;
 use wgpu_optim_conformance::run::{GpuRun, Place, Run, Spec, devices};
 
 fn tuning(finish_workgroup_size: u32, partials: Partials) -> Tuning {
-    Tuning {
-        workgroup_size: 8,
-        quads_per_invocation: 1,
-        partials,
-        finish_workgroup_size,
-    }
+    Tuning { workgroup_size: 8, quads_per_invocation: 1, partials, finish_workgroup_size }
 }
 
 /// Blocks of 32 elements: thousands of partials, around the multiples of the finishing workgroup. Ones add up exactly.
@@ -20,21 +15,11 @@ fn thousands_of_partials_add_up_exactly() {
     for gpu in &devices() {
         for style in conformance::kinds_of_partials(gpu) {
             for finish in [1, 2, 64] {
-                let gpu = gpu
-                    .clone()
-                    .with_tuning(tuning(finish, style))
-                    .expect("fits");
+                let gpu = gpu.clone().with_tuning(tuning(finish, style)).expect("fits");
                 for blocks in [1usize, 63, 64, 65, 2000] {
                     let len = 32 * blocks;
-                    let specs = [Spec::new(
-                        Rule::sgd(),
-                        Regime::norm_ratio(),
-                        vec![vec![0.5; len]],
-                    )];
-                    let place = Place {
-                        params: (0, 0),
-                        grads: (1, 0),
-                    };
+                    let specs = [Spec::new(Rule::sgd(), Regime::norm_ratio(), vec![vec![0.5; len]])];
+                    let place = Place { params: (0, 0), grads: (1, 0) };
                     let mut run = GpuRun::new(&gpu, &specs, vec![place]);
                     run.step(&[vec![1.0; len]]);
                     let sums = run.sums()[0];
@@ -50,29 +35,13 @@ fn thousands_of_partials_add_up_exactly() {
 /// One invocation would have to walk 2^18 partials: some drivers would stop it in silence, so it is refused.
 #[test]
 fn more_partials_than_a_loop_may_walk_are_refused() {
-    let gpu = devices()[0]
-        .clone()
-        .with_tuning(tuning(1, Partials::PerInvocation))
-        .expect("fits");
+    let gpu = devices()[0].clone().with_tuning(tuning(1, Partials::PerInvocation)).expect("fits");
     let len = 1usize << 20;
     let buffers = [0, 1].map(|_| conformance::upload(&gpu, &vec![1.0; len]));
     let error = OptimizerBuilder::new(Rule::sgd())
         .group(Group::new("all").tensor("w", buffers[0].slice(..), buffers[1].slice(..)))
         .build(&gpu)
         .expect_err("refused");
-    assert!(
-        matches!(
-            error,
-            Error::Limit {
-                value: 262_144,
-                limit: 60_000,
-                ..
-            }
-        ),
-        "{error}"
-    );
-    assert!(
-        error.to_string().contains("finish_workgroup_size"),
-        "{error}"
-    );
+    assert!(matches!(error, Error::Limit { value: 262_144, limit: 60_000, .. }), "{error}");
+    assert!(error.to_string().contains("finish_workgroup_size"), "{error}");
 }

@@ -3,8 +3,7 @@
 //! and `make_auto_sgd.py`.
 
 use wgpu_optim::{
-    AutoSgd, Averaging, DoG, DoWG, Group, OptimizerBuilder, Outcome, Record, Regime, Rule,
-    SecantForm, Stream,
+    AutoSgd, Averaging, DoG, DoWG, Group, OptimizerBuilder, Outcome, Record, Regime, Rule, SecantForm, Stream,
 };
 use wgpu_optim_conformance::run::{Spec, every_path};
 use wgpu_optim_conformance::{adapters, build, download, drain, step, upload};
@@ -24,11 +23,7 @@ fn golden(rule: &str) -> Vec<Golden> {
             let mut fields = line.split(',');
             let rule = fields.next().expect("a rule").to_owned();
             // z and x are there in schedule-free training alone.
-            let numbers = fields
-                .skip(1)
-                .filter(|x| !x.is_empty())
-                .map(|x| x.parse().expect("a number"))
-                .collect();
+            let numbers = fields.skip(1).filter(|x| !x.is_empty()).map(|x| x.parse().expect("a number")).collect();
             Golden { rule, numbers }
         })
         .filter(|row| row.rule == rule)
@@ -44,11 +39,7 @@ fn gradient(w: &[f32], t: usize) -> Vec<f32> {
 
 /// The same, which turns about at every step until the nineteenth and grows tenfold from the ninth on.
 fn turning_gradient(w: &[f32], t: usize) -> Vec<f32> {
-    let turned = if t.min(18).is_multiple_of(2) {
-        1.0
-    } else {
-        -1.0
-    };
+    let turned = if t.min(18).is_multiple_of(2) { 1.0 } else { -1.0 };
     grown_gradient(w, t, turned * 1.5f64.powi((t as i32 - 7).max(0)).min(10.0))
 }
 
@@ -93,16 +84,8 @@ fn assert_the_gate_opens(rows: &[Golden]) {
     let rule = &rows[0].rule;
     let held = |row: &Golden| row.numbers[6];
     let wanted = |row: &Golden| row.numbers[4] + row.numbers[5];
-    assert!(
-        rows.iter()
-            .any(|row| held(row) > 0.4 && (held(row) + wanted(row)).abs() < 1e-12),
-        "{rule}"
-    );
-    assert!(
-        rows.iter()
-            .any(|row| held(row) > 0.03 && held(row) + wanted(row) < -0.03),
-        "{rule}"
-    );
+    assert!(rows.iter().any(|row| held(row) > 0.4 && (held(row) + wanted(row)).abs() < 1e-12), "{rule}");
+    assert!(rows.iter().any(|row| held(row) > 0.03 && held(row) + wanted(row) < -0.03), "{rule}");
     assert_eq!(held(&rows[18]), 0.0, "{rule}");
     // What contradiction has lowered ln η by, beside the norm.
     let agreement: f64 = rows[..19].iter().map(|row| held(row) + wanted(row)).sum();
@@ -123,10 +106,8 @@ fn rules() -> [(&'static str, Rule); 5] {
 fn cpu_path_follows_the_golden_trace() {
     for (name, rule) in rules() {
         let mut w = vec![0f32; D];
-        let mut optimizer = OptimizerBuilder::new(rule)
-            .group(Group::new("all").tensor("w", &w, &w))
-            .build_cpu()
-            .expect("builds");
+        let mut optimizer =
+            OptimizerBuilder::new(rule).group(Group::new("all").tensor("w", &w, &w)).build_cpu().expect("builds");
         let rows = golden(name);
         assert_the_gate_opens(&rows);
         for (t, row) in rows.iter().enumerate() {
@@ -146,17 +127,12 @@ fn every_adapter_follows_the_golden_trace() {
             let params = upload(&gpu, &[0.0; D]);
             let grads = upload(&gpu, &[0.0; D]);
             let mut optimizer = build(
-                OptimizerBuilder::new(rule).group(Group::new("all").tensor(
-                    "w",
-                    params.slice(..),
-                    grads.slice(..),
-                )),
+                OptimizerBuilder::new(rule).group(Group::new("all").tensor("w", params.slice(..), grads.slice(..))),
                 &gpu,
             );
             let mut w = vec![0f32; D];
             for (t, row) in golden(name).iter().enumerate() {
-                gpu.queue()
-                    .write_buffer(&grads, 0, bytemuck::cast_slice(&turning_gradient(&w, t)));
+                gpu.queue().write_buffer(&grads, 0, bytemuck::cast_slice(&turning_gradient(&w, t)));
                 step(&gpu, &optimizer);
                 w = download(&gpu, &params, D);
                 let records = drain(&mut optimizer).records;
@@ -170,17 +146,12 @@ fn every_adapter_follows_the_golden_trace() {
 /// The same in schedule-free training, where `Sgd` and `SignSgd` are compared with y - z: the record, y, z and x.
 #[test]
 fn every_path_follows_the_golden_trace_of_schedule_free_training() {
-    for (name, rule) in [
-        ("sgd-free", Rule::sgd()),
-        ("signsgd-free", Rule::sign_sgd()),
-        ("adamw-free", Rule::adamw_without_momentum()),
-    ] {
+    for (name, rule) in
+        [("sgd-free", Rule::sgd()), ("signsgd-free", Rule::sign_sgd()), ("adamw-free", Rule::adamw_without_momentum())]
+    {
         let rows = golden(name);
         assert_the_gate_opens(&rows);
-        let spec = Spec {
-            averaging: Averaging::ScheduleFree,
-            ..Spec::new(rule, Regime::seesaw(), vec![vec![0.0; D]])
-        };
+        let spec = Spec { averaging: Averaging::ScheduleFree, ..Spec::new(rule, Regime::seesaw(), vec![vec![0.0; D]]) };
         for mut run in every_path(std::slice::from_ref(&spec)) {
             for (t, row) in rows.iter().enumerate() {
                 let w = run.params().remove(0);
@@ -190,9 +161,7 @@ fn every_path_follows_the_golden_trace_of_schedule_free_training() {
                 compare(&run.path(), row, &record, &y);
                 let bytes = run.checkpoint().to_bytes();
                 let file = safetensors::SafeTensors::deserialize(&bytes).expect("safetensors");
-                let base = file
-                    .tensor(&format!("base_iterates/{}", spec.tensor_name(0)))
-                    .expect("z");
+                let base = file.tensor(&format!("base_iterates/{}", spec.tensor_name(0))).expect("z");
                 let z: Vec<f32> = bytemuck::pod_collect_to_vec(base.data());
                 let got = [z[0], z[D - 1], x[0], x[D - 1]].map(f64::from);
                 for (got, expected) in got.into_iter().zip(&row.numbers[9..]) {
@@ -242,18 +211,12 @@ fn loss(w: &[f32]) -> f32 {
 
 #[test]
 fn every_path_follows_the_golden_traces_of_the_formulas() {
-    let traces: Vec<Vec<&str>> = include_str!("../golden/regimes.csv")
-        .lines()
-        .skip(1)
-        .map(|line| line.split(',').collect())
-        .collect();
+    let traces: Vec<Vec<&str>> =
+        include_str!("../golden/regimes.csv").lines().skip(1).map(|line| line.split(',').collect()).collect();
     assert_eq!(traces.len(), 3 * 9 * 12);
     for trace in traces.chunks(12) {
         let (rule_name, regime_name) = (trace[0][0], trace[0][1]);
-        let (_, rule) = rules()
-            .into_iter()
-            .find(|(name, _)| *name == rule_name)
-            .expect("a rule");
+        let (_, rule) = rules().into_iter().find(|(name, _)| *name == rule_name).expect("a rule");
         let spec = Spec::new(rule, regime(regime_name), vec![vec![0.0; D]]);
         for mut run in every_path(&[spec]) {
             for (t, row) in trace.iter().enumerate() {
@@ -291,12 +254,7 @@ fn auto_sgd(rule: &str, case: &str) -> Regime {
         "short" => (Some(high / 4.0), 5),
         other => panic!("no case is called {other}"),
     };
-    Regime::AutoSgd(AutoSgd {
-        initial_rate,
-        rounds,
-        certainty: 2.0,
-        ..AutoSgd::default()
-    })
+    Regime::AutoSgd(AutoSgd { initial_rate, rounds, certainty: 2.0, ..AutoSgd::default() })
 }
 
 /// The specification's batch lasts a round of three steps.
@@ -309,18 +267,12 @@ fn shared_batch(w: &[f32], t: usize) -> (f32, Vec<f32>) {
 #[test]
 fn every_path_follows_the_golden_traces_of_three_streams() {
     const STEPS: usize = 90;
-    let traces: Vec<Vec<&str>> = include_str!("../golden/auto_sgd.csv")
-        .lines()
-        .skip(1)
-        .map(|line| line.split(',').collect())
-        .collect();
+    let traces: Vec<Vec<&str>> =
+        include_str!("../golden/auto_sgd.csv").lines().skip(1).map(|line| line.split(',').collect()).collect();
     assert_eq!(traces.len(), 2 * 3 * STEPS);
     for trace in traces.chunks(STEPS) {
         let (rule_name, case) = (trace[0][0], trace[0][1]);
-        let (_, rule) = rules()
-            .into_iter()
-            .find(|(name, _)| *name == rule_name)
-            .expect("a rule");
+        let (_, rule) = rules().into_iter().find(|(name, _)| *name == rule_name).expect("a rule");
         let spec = Spec::new(rule, auto_sgd(rule_name, case), vec![vec![0.0; D]]);
         for mut run in every_path(&[spec]) {
             for (t, row) in trace.iter().enumerate() {

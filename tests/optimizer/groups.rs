@@ -7,14 +7,11 @@
 use wgpu_optim::gpu::{PassName, Tuning};
 use wgpu_optim::layout::Squares;
 use wgpu_optim::{
-    Averaging, GroupConfig, NormRatio, OptimizerBuilder, Regime, Rounding, Rule, Schedule, Seesaw,
-    WeightDecay,
+    Averaging, GroupConfig, NormRatio, OptimizerBuilder, Regime, Rounding, Rule, Schedule, Seesaw, WeightDecay,
 };
 use wgpu_optim_conformance as conformance;
 use wgpu_optim_conformance::oracle::Oracle;
-use wgpu_optim_conformance::run::{
-    CpuRun, GpuRun, Place, Run, Spec, bits, devices, every_path, packed, separate,
-};
+use wgpu_optim_conformance::run::{CpuRun, GpuRun, Place, Run, Spec, bits, devices, every_path, packed, separate};
 use wgpu_optim_conformance::{Numbers, download, small_bindings, step, ulps};
 
 fn run_steps(run: &mut dyn Run, grads: &[Vec<Vec<f32>>]) {
@@ -29,10 +26,7 @@ fn gradients(lengths: &[usize], steps: usize, seed: u64) -> Vec<Vec<Vec<f32>>> {
     (0..steps)
         .map(|_| {
             let scale = 4f32.powi((3.0 * numbers.next()).round() as i32);
-            lengths
-                .iter()
-                .map(|&len| (0..len).map(|_| scale * (numbers.next() + 0.3)).collect())
-                .collect()
+            lengths.iter().map(|&len| (0..len).map(|_| scale * (numbers.next() + 0.3)).collect()).collect()
         })
         .collect()
 }
@@ -48,9 +42,7 @@ fn each_group_takes_the_builders_settings_or_its_own() {
         decay: WeightDecay::Decoupled(0.5),
         clip: 3.0,
         maximize: false,
-        ..Spec::new(Rule::signum(0.5), Regime::norm_ratio(), vec![])
-            .named("own")
-            .sharing("together")
+        ..Spec::new(Rule::signum(0.5), Regime::norm_ratio(), vec![]).named("own").sharing("together")
     };
     let builder = || {
         OptimizerBuilder::new(Rule::sgdm(0.9))
@@ -99,14 +91,8 @@ fn each_group_takes_the_builders_settings_or_its_own() {
         .build_cpu()
         .expect("builds");
     let config = &plain.groups()[0];
-    assert_eq!(
-        (config.rule, config.regime),
-        (Rule::sgd(), Regime::seesaw())
-    );
-    assert_eq!(
-        (config.weight_decay, config.clip_norm),
-        (WeightDecay::Coupled(0.0), f32::INFINITY)
-    );
+    assert_eq!((config.rule, config.regime), (Rule::sgd(), Regime::seesaw()));
+    assert_eq!((config.weight_decay, config.clip_norm), (WeightDecay::Coupled(0.0), f32::INFINITY));
     assert_eq!((config.maximize, &config.scope), (false, &None));
     assert_eq!(config.averaging, Averaging::Off);
 }
@@ -116,34 +102,15 @@ fn each_group_takes_the_builders_settings_or_its_own() {
 fn groups_do_not_disturb_each_other() {
     let mut numbers = Numbers(4);
     let specs: Vec<Spec> = [
-        Spec::new(
-            Rule::sgd(),
-            Regime::seesaw(),
-            vec![numbers.vec(37), numbers.vec(5)],
-        ),
+        Spec::new(Rule::sgd(), Regime::seesaw(), vec![numbers.vec(37), numbers.vec(5)]),
         Spec::new(Rule::sgdm(0.9), Regime::seesaw(), vec![numbers.vec(100)]),
         Spec {
             decay: WeightDecay::Coupled(0.1),
             clip: 0.5,
-            ..Spec::new(
-                Rule::signum(0.8),
-                Regime::norm_ratio(),
-                vec![numbers.vec(3)],
-            )
+            ..Spec::new(Rule::signum(0.8), Regime::norm_ratio(), vec![numbers.vec(3)])
         },
-        Spec {
-            maximize: true,
-            ..Spec::new(
-                Rule::nesterov(0.5),
-                Regime::fixed(0.01),
-                vec![numbers.vec(64)],
-            )
-        },
-        Spec::new(
-            Rule::sign_sgd(),
-            Regime::hypergradient(),
-            vec![numbers.vec(9)],
-        ),
+        Spec { maximize: true, ..Spec::new(Rule::nesterov(0.5), Regime::fixed(0.01), vec![numbers.vec(64)]) },
+        Spec::new(Rule::sign_sgd(), Regime::hypergradient(), vec![numbers.vec(9)]),
     ]
     .into_iter()
     .enumerate()
@@ -169,16 +136,8 @@ fn groups_do_not_disturb_each_other() {
                 alone.step(&grads[first..][..tensors[i]]);
             }
             let what = format!("{}, group {i}", alone.path());
-            assert_eq!(
-                bits(&alone.params()),
-                bits(&together.params()[first..][..tensors[i]]),
-                "{what}"
-            );
-            assert_eq!(
-                rate_bits(alone.as_ref()),
-                rate_bits(together.as_ref())[i..=i],
-                "{what}"
-            );
+            assert_eq!(bits(&alone.params()), bits(&together.params()[first..][..tensors[i]]), "{what}");
+            assert_eq!(rate_bits(alone.as_ref()), rate_bits(together.as_ref())[i..=i], "{what}");
             first += tensors[i];
         }
     }
@@ -197,9 +156,7 @@ fn groups_that_share_a_norm_are_one_group() {
             .iter()
             .enumerate()
             .map(|(i, tensor)| {
-                Spec::new(rule, Regime::seesaw(), vec![tensor.clone()])
-                    .named(format!("{i}"))
-                    .sharing("all")
+                Spec::new(rule, Regime::seesaw(), vec![tensor.clone()]).named(format!("{i}")).sharing("all")
             })
             .collect();
         let mut pairs: Vec<(Box<dyn Run>, Box<dyn Run>)> =
@@ -214,21 +171,11 @@ fn groups_that_share_a_norm_are_one_group() {
             run_steps(one.as_mut(), &grads);
             run_steps(many.as_mut(), &grads);
             let what = format!("{}, {rule:?}", one.path());
-            assert_eq!(
-                rate_bits(many.as_ref()),
-                [rate_bits(one.as_ref())[0]; 3],
-                "{what}"
-            );
+            assert_eq!(rate_bits(many.as_ref()), [rate_bits(one.as_ref())[0]; 3], "{what}");
             assert_eq!(bits(&one.params()), bits(&many.params()), "{what}");
         }
         // A fault that must show: the same groups with a norm of their own have other rates.
-        let own: Vec<Spec> = many
-            .iter()
-            .map(|spec| Spec {
-                norm: None,
-                ..spec.clone()
-            })
-            .collect();
+        let own: Vec<Spec> = many.iter().map(|spec| Spec { norm: None, ..spec.clone() }).collect();
         let mut own = CpuRun::new(&own);
         run_steps(&mut own, &grads);
         assert_ne!(rate_bits(&own)[0], rate_bits(pairs[0].0.as_ref())[0]);
@@ -244,9 +191,7 @@ fn packed_groups_that_share_a_norm_are_one_group_to_roundings() {
     let one = [Spec::new(Rule::sgd(), Regime::seesaw(), tensors.clone())];
     let many: Vec<Spec> = (0..3)
         .map(|i| {
-            Spec::new(Rule::sgd(), Regime::seesaw(), vec![tensors[i].clone()])
-                .named(format!("{i}"))
-                .sharing("all")
+            Spec::new(Rule::sgd(), Regime::seesaw(), vec![tensors[i].clone()]).named(format!("{i}")).sharing("all")
         })
         .collect();
     for (mut one, mut many) in every_path(&one).into_iter().zip(every_path(&many)) {
@@ -254,11 +199,7 @@ fn packed_groups_that_share_a_norm_are_one_group_to_roundings() {
         run_steps(many.as_mut(), &grads);
         for rate in many.rates() {
             // Six changes of the rate, each from sums that differ by a few roundings.
-            assert!(
-                ulps(rate, f64::from(one.rates()[0])) <= 40.0,
-                "{}: {rate}",
-                one.path()
-            );
+            assert!(ulps(rate, f64::from(one.rates()[0])) <= 40.0, "{}: {rate}", one.path());
         }
     }
 }
@@ -267,35 +208,15 @@ fn packed_groups_that_share_a_norm_are_one_group_to_roundings() {
 /// norms differ, which must not disturb the inner products that they share.
 #[test]
 fn groups_of_different_regimes_share_a_norm() {
-    let regime = |smoothing| {
-        Regime::Seesaw(Seesaw {
-            smoothing,
-            ..Seesaw::default()
-        })
-    };
-    let regimes = [
-        regime(0.9),
-        regime(0.0),
-        Regime::norm_ratio(),
-        regime(0.99),
-        Regime::fixed(0.5),
-        Regime::hypergradient(),
-    ];
-    for rule in [
-        Rule::sgd(),
-        Rule::sgdm(0.9),
-        Rule::sign_sgd(),
-        Rule::signum(0.9),
-    ] {
+    let regime = |smoothing| Regime::Seesaw(Seesaw { smoothing, ..Seesaw::default() });
+    let regimes =
+        [regime(0.9), regime(0.0), Regime::norm_ratio(), regime(0.99), Regime::fixed(0.5), Regime::hypergradient()];
+    for rule in [Rule::sgd(), Rule::sgdm(0.9), Rule::sign_sgd(), Rule::signum(0.9)] {
         let mut numbers = Numbers(31);
         let specs: Vec<Spec> = regimes
             .iter()
             .enumerate()
-            .map(|(i, &regime)| {
-                Spec::new(rule, regime, vec![numbers.vec(20 + i)])
-                    .named(format!("{i}"))
-                    .sharing("all")
-            })
+            .map(|(i, &regime)| Spec::new(rule, regime, vec![numbers.vec(20 + i)]).named(format!("{i}")).sharing("all"))
             .collect();
         let lengths: Vec<usize> = conformance::run::lengths(&specs).collect();
         // Norms fall and rise by 4^±6, so that averages over one, ten and a hundred steps lie far apart.
@@ -304,20 +225,12 @@ fn groups_of_different_regimes_share_a_norm() {
             .enumerate()
             .map(|(t, step)| {
                 let scale = 4f32.powi([0, -3, -6, -1, 3, -2][t % 6]);
-                step.into_iter()
-                    .map(|g| g.into_iter().map(|g| scale * g).collect())
-                    .collect()
+                step.into_iter().map(|g| g.into_iter().map(|g| scale * g).collect()).collect()
             })
             .collect();
-        let all: Vec<f32> = specs
-            .iter()
-            .flat_map(|spec| spec.tensors[0].clone())
-            .collect();
+        let all: Vec<f32> = specs.iter().flat_map(|spec| spec.tensors[0].clone()).collect();
         for mut run in every_path(&specs) {
-            let mut oracles: Vec<Oracle> = regimes
-                .iter()
-                .map(|&regime| Oracle::new(rule, regime, &all))
-                .collect();
+            let mut oracles: Vec<Oracle> = regimes.iter().map(|&regime| Oracle::new(rule, regime, &all)).collect();
             for (t, grads) in grads.iter().enumerate() {
                 run.step(grads);
                 let records = run.records().records;
@@ -346,39 +259,22 @@ fn groups_of_different_regimes_share_a_norm() {
 /// and the clip another's.
 #[test]
 fn a_shared_clip_goes_by_the_raw_norm() {
-    let spec = |name: &str| {
-        Spec::new(Rule::sgd(), Regime::fixed(1.0), vec![vec![8.0; 8]])
-            .named(name)
-            .sharing("all")
-    };
+    let spec = |name: &str| Spec::new(Rule::sgd(), Regime::fixed(1.0), vec![vec![8.0; 8]]).named(name).sharing("all");
     for clipped_too in [false, true] {
         let decayed = Spec {
             decay: WeightDecay::Coupled(1.0),
             clip: if clipped_too { 1.0 } else { f32::INFINITY },
             ..spec("decayed")
         };
-        let clipped = Spec {
-            clip: 1.0,
-            ..spec("clipped")
-        };
+        let clipped = Spec { clip: 1.0, ..spec("clipped") };
         for mut run in every_path(&[decayed, clipped]) {
             // ‖g‖ = 1/2 √16 = 2 over both; with decay it would be much more.
             run.step(&[vec![0.5; 8], vec![0.5; 8]]);
             let records = run.records().records;
             assert_eq!(records[1].clip_factor, 0.5, "{}, {clipped_too}", run.path());
-            assert_eq!(
-                run.params()[1],
-                vec![7.75; 8],
-                "{}, {clipped_too}",
-                run.path()
-            );
+            assert_eq!(run.params()[1], vec![7.75; 8], "{}, {clipped_too}", run.path());
             let factor = if clipped_too { 0.5 } else { 1.0 };
-            assert_eq!(
-                run.params()[0],
-                vec![8.0 - (factor * 0.5 + 8.0); 8],
-                "{}, {clipped_too}",
-                run.path()
-            );
+            assert_eq!(run.params()[0], vec![8.0 - (factor * 0.5 + 8.0); 8], "{}, {clipped_too}", run.path());
         }
     }
 }
@@ -396,42 +292,20 @@ fn a_global_norm_is_over_every_group_that_names_no_other() {
         .build_cpu()
         .expect("builds");
     let (mut a, mut b, mut c) = (ones.clone(), ones.clone(), ones.clone());
-    optimizer
-        .step(
-            &mut [&mut a, &mut b, &mut c],
-            &[&[1.0; 8], &[2.0; 8], &[1.0; 8]],
-        )
-        .expect("steps");
-    let norms: Vec<f32> = optimizer
-        .drain_records()
-        .records
-        .iter()
-        .map(|record| record.norm)
-        .collect();
+    optimizer.step(&mut [&mut a, &mut b, &mut c], &[&[1.0; 8], &[2.0; 8], &[1.0; 8]]).expect("steps");
+    let norms: Vec<f32> = optimizer.drain_records().records.iter().map(|record| record.norm).collect();
     assert_eq!(norms, [4.0, 32f32.sqrt(), 4.0]);
     for gpu in &devices() {
         let specs: Vec<Spec> = ["a", "b", "c"]
             .iter()
             .map(|name| {
-                let spec =
-                    Spec::new(Rule::sgd(), Regime::norm_ratio(), vec![ones.clone()]).named(*name);
-                if *name == "b" {
-                    spec.sharing("own")
-                } else {
-                    spec
-                }
+                let spec = Spec::new(Rule::sgd(), Regime::norm_ratio(), vec![ones.clone()]).named(*name);
+                if *name == "b" { spec.sharing("own") } else { spec }
             })
             .collect();
-        let mut run = GpuRun::with(gpu, &specs, packed(&specs, 0, 0), |builder| {
-            builder.global_norm()
-        });
+        let mut run = GpuRun::with(gpu, &specs, packed(&specs, 0, 0), |builder| builder.global_norm());
         run.step(&[vec![1.0; 8], vec![2.0; 8], vec![1.0; 8]]);
-        let norms: Vec<f32> = run
-            .records()
-            .records
-            .iter()
-            .map(|record| record.norm)
-            .collect();
+        let norms: Vec<f32> = run.records().records.iter().map(|record| record.norm).collect();
         assert_eq!((norms[0], norms[2]), (4.0, 4.0), "{}", run.path());
         assert!(ulps(norms[1], 32f64.sqrt()) <= 1.0, "{}", run.path());
     }
@@ -441,49 +315,24 @@ fn a_global_norm_is_over_every_group_that_names_no_other() {
 fn empty_groups_and_tensors_do_nothing_and_disturb_nothing() {
     let mut numbers = Numbers(9);
     let (first, last) = (numbers.vec(5), numbers.vec(7));
-    let full = [Spec::new(
-        Rule::sgdm(0.9),
-        Regime::seesaw(),
-        vec![first.clone(), last.clone()],
-    )];
+    let full = [Spec::new(Rule::sgdm(0.9), Regime::seesaw(), vec![first.clone(), last.clone()])];
     let with_empty = [
         Spec::new(Rule::sgd(), Regime::seesaw(), vec![]).named("no tensor"),
-        Spec::new(
-            Rule::sgdm(0.9),
-            Regime::seesaw(),
-            vec![vec![], first, vec![], last, vec![]],
-        ),
+        Spec::new(Rule::sgdm(0.9), Regime::seesaw(), vec![vec![], first, vec![], last, vec![]]),
         Spec::new(Rule::signum(0.9), Regime::fixed(0.25), vec![vec![]]).named("an empty tensor"),
     ];
     for (mut full, mut run) in every_path(&full).into_iter().zip(every_path(&with_empty)) {
         for grads in gradients(&[5, 7], 4, 10) {
             full.step(&grads);
-            run.step(&[
-                vec![],
-                grads[0].clone(),
-                vec![],
-                grads[1].clone(),
-                vec![],
-                vec![],
-            ]);
+            run.step(&[vec![], grads[0].clone(), vec![], grads[1].clone(), vec![], vec![]]);
         }
         let params = run.params();
-        assert_eq!(
-            bits(&full.params()),
-            bits(&[params[1].clone(), params[3].clone()]),
-            "{}",
-            run.path()
-        );
+        assert_eq!(bits(&full.params()), bits(&[params[1].clone(), params[3].clone()]), "{}", run.path());
         assert_eq!(run.rates(), [0.0, full.rates()[0], 0.25], "{}", run.path());
         let records = run.records().records;
         assert_eq!(records.len(), 12);
         for record in &records {
-            assert_eq!(
-                record.flags.zero_gradient(),
-                record.group != 1,
-                "{}",
-                run.path()
-            );
+            assert_eq!(record.flags.zero_gradient(), record.group != 1, "{}", run.path());
             assert_eq!(record.flags.waiting(), record.group == 0, "{}", run.path());
         }
     }
@@ -495,32 +344,13 @@ fn empty_groups_and_tensors_do_nothing_and_disturb_nothing() {
 }
 
 fn count(optimizer: &wgpu_optim::Optimizer) -> [usize; 4] {
-    [
-        PassName::ReduceGradient,
-        PassName::FinishReduction,
-        PassName::LearningRate,
-        PassName::UpdateParameters,
-    ]
-    .map(|pass| {
-        optimizer
-            .dispatches()
-            .iter()
-            .filter(|dispatch| dispatch.pass == pass)
-            .count()
-    })
+    [PassName::ReduceGradient, PassName::FinishReduction, PassName::LearningRate, PassName::UpdateParameters]
+        .map(|pass| optimizer.dispatches().iter().filter(|dispatch| dispatch.pass == pass).count())
 }
 
 fn layers(count: usize) -> Vec<usize> {
     let mut numbers = Numbers(12);
-    (0..count)
-        .map(|i| {
-            if i % 2 == 0 {
-                1 + (numbers.next().abs() * 900.0) as usize
-            } else {
-                1 + i % 9
-            }
-        })
-        .collect()
+    (0..count).map(|i| if i % 2 == 0 { 1 + (numbers.next().abs() * 900.0) as usize } else { 1 + i % 9 }).collect()
 }
 
 /// 200 tensors cost the dispatches of one.
@@ -546,34 +376,20 @@ fn two_hundred_tensors_take_one_dispatch_per_pass() {
         let padded: Vec<Place> = lengths
             .iter()
             .map(|&len| {
-                let place = Place {
-                    params: (0, at),
-                    grads: (1, at),
-                };
+                let place = Place { params: (0, at), grads: (1, at) };
                 at += len.next_multiple_of(64);
                 place
             })
             .collect();
-        for (name, places, windows) in [
-            ("tight", tight, 1),
-            ("odd start", odd_start, 2),
-            ("padded", padded, 2),
-        ] {
+        for (name, places, windows) in [("tight", tight, 1), ("odd start", odd_start, 2), ("padded", padded, 2)] {
             let mut run = GpuRun::new(gpu, &specs, places);
             assert_eq!(count(&run.optimizer), [windows, 1, 1, windows], "{name}");
             run_steps(&mut run, &grads);
             run.assert_surroundings_untouched();
             let rate = f64::from(run.rates()[0]);
-            assert!(
-                ulps(cpu.rates()[0], rate) <= 20.0,
-                "{name}: {rate} but {} on the CPU path",
-                cpu.rates()[0]
-            );
+            assert!(ulps(cpu.rates()[0], rate) <= 20.0, "{name}: {rate} but {} on the CPU path", cpu.rates()[0]);
             for (gpu, cpu) in run.params().concat().iter().zip(cpu.params().concat()) {
-                assert!(
-                    (gpu - cpu).abs() <= 1e-6 * cpu.abs().max(1.0),
-                    "{name}: {gpu} but {cpu} on the CPU path"
-                );
+                assert!((gpu - cpu).abs() <= 1e-6 * cpu.abs().max(1.0), "{name}: {gpu} but {cpu} on the CPU path");
             }
         }
         // In buffers of their own they cost a window each (two with a tail): that is why one packs.
@@ -592,37 +408,17 @@ fn one_buffer_for_parameters_and_gradients() {
         let specs = [Spec::new(rule, Regime::seesaw(), tensors)];
         let grads = gradients(&lengths, 5, 16);
         for gpu in &devices() {
-            let two: Vec<Place> = [0, 400, 800]
-                .iter()
-                .map(|&at| Place {
-                    params: (0, at),
-                    grads: (1, at + 1),
-                })
-                .collect();
-            let one: Vec<Place> = two
-                .iter()
-                .map(|place| Place {
-                    params: place.params,
-                    grads: (0, 2000 + place.grads.1),
-                })
-                .collect();
+            let two: Vec<Place> =
+                [0, 400, 800].iter().map(|&at| Place { params: (0, at), grads: (1, at + 1) }).collect();
+            let one: Vec<Place> =
+                two.iter().map(|place| Place { params: place.params, grads: (0, 2000 + place.grads.1) }).collect();
             let [mut two, mut one] = [two, one].map(|places| GpuRun::new(gpu, &specs, places));
             run_steps(&mut two, &grads);
             run_steps(&mut one, &grads);
             one.assert_surroundings_untouched();
             two.assert_surroundings_untouched();
-            assert_eq!(
-                bits(&one.params()),
-                bits(&two.params()),
-                "{}, {rule:?}",
-                gpu.describe()
-            );
-            assert_eq!(
-                rate_bits(&one),
-                rate_bits(&two),
-                "{}, {rule:?}",
-                gpu.describe()
-            );
+            assert_eq!(bits(&one.params()), bits(&two.params()), "{}, {rule:?}", gpu.describe());
+            assert_eq!(rate_bits(&one), rate_bits(&two), "{}, {rule:?}", gpu.describe());
         }
     }
 }
@@ -638,10 +434,7 @@ fn interleaved_tensors_do_not_touch_their_neighbours() {
     let places: Vec<Place> = lengths
         .iter()
         .map(|len| {
-            let place = Place {
-                params: (0, at + len),
-                grads: (0, at),
-            };
+            let place = Place { params: (0, at + len), grads: (0, at) };
             at += 2 * len;
             place
         })
@@ -654,10 +447,7 @@ fn interleaved_tensors_do_not_touch_their_neighbours() {
         run_steps(&mut run, &grads);
         run.assert_surroundings_untouched();
         for (gpu, cpu) in run.params().concat().iter().zip(cpu.params().concat()) {
-            assert!(
-                (gpu - cpu).abs() <= 1e-6 * cpu.abs().max(1.0),
-                "{gpu} but {cpu} on the CPU path"
-            );
+            assert!((gpu - cpu).abs() <= 1e-6 * cpu.abs().max(1.0), "{gpu} but {cpu} on the CPU path");
         }
     }
 }
@@ -674,9 +464,7 @@ fn windows_of_64_kib_change_nothing() {
             let tensors: Vec<Vec<f32>> = lengths.iter().map(|&len| numbers.vec(len)).collect();
             let specs = [Spec::new(rule, Regime::seesaw(), tensors)];
             let mut unwindowed = GpuRun::new(whole, &specs, packed(&specs, 0, 4));
-            let mut run = GpuRun::with(&windowed, &specs, packed(&specs, 0, 4), |builder| {
-                builder.record_steps(8)
-            });
+            let mut run = GpuRun::with(&windowed, &specs, packed(&specs, 0, 4), |builder| builder.record_steps(8));
             let windows = count(&run.optimizer)[0];
             assert_eq!(count(&unwindowed.optimizer), [2, 1, 1, 2]);
             assert!(windows >= 205_551 / 16_384, "{windows} windows");
@@ -684,11 +472,7 @@ fn windows_of_64_kib_change_nothing() {
             run_steps(&mut run, &grads);
             run.assert_surroundings_untouched();
             assert_eq!(rate_bits(&run), rate_bits(&unwindowed), "{}", run.path());
-            assert!(
-                bits(&run.params()) == bits(&unwindowed.params()),
-                "{}: parameters differ",
-                run.path()
-            );
+            assert!(bits(&run.params()) == bits(&unwindowed.params()), "{}: parameters differ", run.path());
         }
     }
 }
@@ -697,34 +481,15 @@ fn windows_of_64_kib_change_nothing() {
 #[test]
 fn blocks_larger_than_a_binding_are_cut() {
     for gpu in small_bindings(64 << 10) {
-        let most = Tuning {
-            workgroup_size: 8,
-            quads_per_invocation: 4096,
-            ..gpu.tuning()
-        };
+        let most = Tuning { workgroup_size: 8, quads_per_invocation: 4096, ..gpu.tuning() };
         let gpu = gpu.with_tuning(most).expect("within the tuning's range");
         let len = 40_001;
-        let specs = [Spec::new(
-            Rule::sgd(),
-            Regime::fixed(0.5),
-            vec![vec![0.0; len]],
-        )];
+        let specs = [Spec::new(Rule::sgd(), Regime::fixed(0.5), vec![vec![0.0; len]])];
         // The worst start: one element before an alignment.
-        let place = Place {
-            params: (0, 7),
-            grads: (1, 3),
-        };
+        let place = Place { params: (0, 7), grads: (1, 3) };
         let mut run = GpuRun::with(&gpu, &specs, vec![place], |builder| builder.record_steps(4));
         run.step(&[vec![1.0; len]]);
-        assert_eq!(
-            run.sums()[0].square,
-            Squares {
-                sum: len as f32,
-                exponent: 0
-            },
-            "{}",
-            run.path()
-        );
+        assert_eq!(run.sums()[0].square, Squares { sum: len as f32, exponent: 0 }, "{}", run.path());
         assert!(run.params()[0].iter().all(|w| *w == -0.5), "{}", run.path());
     }
 }
@@ -737,27 +502,16 @@ fn two_to_the_25_elements_and_five() {
     for gpu in &devices() {
         let mut spec = Spec::new(Rule::sgd(), Regime::fixed(0.5), vec![vec![]]);
         spec.tensors[0] = vec![0.0; len];
-        let mut run = GpuRun::new(
-            gpu,
-            &[spec],
-            vec![Place {
-                params: (0, 0),
-                grads: (1, 0),
-            }],
-        );
+        let mut run = GpuRun::new(gpu, &[spec], vec![Place { params: (0, 0), grads: (1, 0) }]);
         // 2^25 ones and five times 1024: 2^25 + 5 · 2^20 is exact in f32, and so is every partial sum of it.
         let mut grads = vec![1.0f32; len];
         grads[len - 5..].fill(1024.0);
-        gpu.queue()
-            .write_buffer(&run.buffers[1], 0, bytemuck::cast_slice(&grads));
+        gpu.queue().write_buffer(&run.buffers[1], 0, bytemuck::cast_slice(&grads));
         step(gpu, &run.optimizer);
         let square = run.sums()[0].square;
         assert_eq!(
             square,
-            Squares {
-                sum: (1u32 << 25) as f32 + 5.0 * (1u32 << 20) as f32,
-                exponent: 0
-            },
+            Squares { sum: (1u32 << 25) as f32 + 5.0 * (1u32 << 20) as f32, exponent: 0 },
             "{}",
             run.path()
         );
@@ -771,21 +525,12 @@ fn two_to_the_25_elements_and_five() {
 /// A first rate given by the caller in one group does not start another group's automatic one, and the other way round.
 #[test]
 fn a_given_and_an_automatic_first_rate_share_a_norm() {
-    let given = Regime::NormRatio(NormRatio {
-        initial_rate: Some(0.125),
-        ..NormRatio::default()
-    });
+    let given = Regime::NormRatio(NormRatio { initial_rate: Some(0.125), ..NormRatio::default() });
     let specs = [
-        Spec::new(Rule::sgd(), given, vec![vec![3.0; 4]])
-            .named("given")
+        Spec::new(Rule::sgd(), given, vec![vec![3.0; 4]]).named("given").sharing("all"),
+        Spec::new(Rule::sgd(), Regime::norm_ratio(), vec![vec![3.0; 4], vec![0.0; 28]])
+            .named("automatic")
             .sharing("all"),
-        Spec::new(
-            Rule::sgd(),
-            Regime::norm_ratio(),
-            vec![vec![3.0; 4], vec![0.0; 28]],
-        )
-        .named("automatic")
-        .sharing("all"),
     ];
     for mut run in every_path(&specs) {
         run.step(&[vec![0.5; 4], vec![0.5; 4], vec![0.5; 28]]);
@@ -794,11 +539,6 @@ fn a_given_and_an_automatic_first_rate_share_a_norm() {
         // ‖w₀‖ = √72 and ‖g‖ = 3 over both groups.
         let epsilon = Rule::sgd().first_step(&Averaging::Off);
         let expected = f64::from(epsilon) * (1.0 + 72f64.sqrt()) / 3.0;
-        assert!(
-            ulps(rates[1], expected) <= 4.0,
-            "{}: {} instead of {expected}",
-            run.path(),
-            rates[1]
-        );
+        assert!(ulps(rates[1], expected) <= 4.0, "{}: {} instead of {expected}", run.path(), rates[1]);
     }
 }

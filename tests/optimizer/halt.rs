@@ -7,28 +7,18 @@
 
 use wgpu_optim::layout::GroupState;
 use wgpu_optim::{Error, LossScaler, NonFinite, NonFinitePolicy, Regime, Rule};
-use wgpu_optim_conformance::run::{
-    Run, Setup, Spec, bits, devices, every_path, every_path_with, gpu_run_with,
-};
+use wgpu_optim_conformance::run::{Run, Setup, Spec, bits, devices, every_path, every_path_with, gpu_run_with};
 use wgpu_optim_conformance::{Numbers, step};
 
 fn setup(after: u32) -> Setup {
-    Setup {
-        policy: NonFinitePolicy::Error { after },
-        ..Setup::default()
-    }
+    Setup { policy: NonFinitePolicy::Error { after }, ..Setup::default() }
 }
 
 /// Two groups, so that one hears of the other's troubles.
 fn specs() -> Vec<Spec> {
     let mut numbers = Numbers(1);
     vec![
-        Spec::new(
-            Rule::sgd(),
-            Regime::seesaw(),
-            vec![numbers.vec(301), numbers.vec(7)],
-        )
-        .named("counters"),
+        Spec::new(Rule::sgd(), Regime::seesaw(), vec![numbers.vec(301), numbers.vec(7)]).named("counters"),
         Spec::new(Rule::sgdm(0.9), Regime::norm_ratio(), vec![numbers.vec(50)]).named("momentum"),
     ]
 }
@@ -79,13 +69,8 @@ fn three_in_a_row_halt_and_two_do_not() {
         let halted = Error::Halted {
             first_step: 5,
             after: 3,
-            cause: "2 non-finite elements, the first in tensor \"counters/1\" at index 3"
-                .to_owned(),
-            nonfinite: Some(NonFinite {
-                count: 2,
-                tensor: 1,
-                element: 3,
-            }),
+            cause: "2 non-finite elements, the first in tensor \"counters/1\" at index 3".to_owned(),
+            nonfinite: Some(NonFinite { count: 2, tensor: 1, element: 3 }),
         };
         // The third in a row, then good ones and bad ones alike.
         for (t, bad) in [(7, 2), (8, 0), (9, 4), (10, 0)] {
@@ -96,11 +81,7 @@ fn three_in_a_row_halt_and_two_do_not() {
         let after = run.states();
         assert!(after.iter().all(|state| state.halted == 1), "{path}");
         for (a, b) in without_counts(states).iter().zip(without_counts(after)) {
-            let b = GroupState {
-                halted: 0,
-                skips_in_row: 2,
-                ..b
-            };
+            let b = GroupState { halted: 0, skips_in_row: 2, ..b };
             assert_eq!(*a, b, "{path}");
         }
 
@@ -131,21 +112,14 @@ fn three_in_a_row_halt_and_two_do_not() {
         }
         let what = format!("{path}: the halt left a trace");
         assert!(bits(&run.params()) == bits(&undisturbed.params()), "{what}");
-        assert_eq!(
-            without_counts(run.states()),
-            without_counts(undisturbed.states()),
-            "{what}"
-        );
+        assert_eq!(without_counts(run.states()), without_counts(undisturbed.states()), "{what}");
         assert!(run.records().records.iter().all(|r| !r.flags.skipped()));
         // And it can halt again.
         for t in 14..16 {
             assert_eq!(step_and_tell(run.as_mut(), &gradients(t, 1)), Ok(()));
         }
         let again = step_and_tell(run.as_mut(), &gradients(16, 1));
-        assert!(
-            matches!(again, Err(Error::Halted { first_step: 14, .. })),
-            "{path}: {again:?}"
-        );
+        assert!(matches!(again, Err(Error::Halted { first_step: 14, .. })), "{path}: {again:?}");
     }
 }
 
@@ -155,13 +129,9 @@ fn the_error_says_what_happened_and_what_to_do() {
     for mut run in every_path_with(&specs(), setup(1)) {
         let error = step_and_tell(run.as_mut(), &gradients(0, 1)).expect_err("halted");
         let message = error.to_string();
-        for part in [
-            "1 steps in a row",
-            "from step 0 on",
-            "1 non-finite element,",
-            "\"counters/1\" at index 3",
-            "call resume",
-        ] {
+        for part in
+            ["1 steps in a row", "from step 0 on", "1 non-finite element,", "\"counters/1\" at index 3", "call resume"]
+        {
             assert!(message.contains(part), "{}: {message}", run.path());
         }
         assert!(!message.contains('\n'));
@@ -172,10 +142,7 @@ fn the_error_says_what_happened_and_what_to_do() {
 #[test]
 fn steps_in_one_submit_halt_by_themselves() {
     for gpu in &devices() {
-        let setup = Setup {
-            record_steps: Some(1),
-            ..setup(4)
-        };
+        let setup = Setup { record_steps: Some(1), ..setup(4) };
         let mut run = gpu_run_with(gpu, &specs(), setup);
         run.step(&gradients(0, 0));
         let before = bits(&run.params());
@@ -196,23 +163,8 @@ fn steps_in_one_submit_halt_by_themselves() {
                 run.optimizer.try_drain_records().err()
             })
             .expect("it is told");
-        assert!(
-            matches!(
-                told,
-                Error::Halted {
-                    first_step: 1,
-                    after: 4,
-                    ..
-                }
-            ),
-            "{told}"
-        );
-        assert_eq!(
-            run.try_records().err(),
-            Some(told.clone()),
-            "{}",
-            run.path()
-        );
+        assert!(matches!(told, Error::Halted { first_step: 1, after: 4, .. }), "{told}");
+        assert_eq!(run.try_records().err(), Some(told.clone()), "{}", run.path());
         assert_eq!(run.optimizer.try_drain_records().err(), Some(told));
 
         // Steps that were submitted after the last drain, and before the host resumes, are no second halt.
@@ -225,10 +177,7 @@ fn steps_in_one_submit_halt_by_themselves() {
         let records = run.records();
         assert_eq!(records.lost_steps, 0);
         assert!(
-            records
-                .records
-                .iter()
-                .all(|record| !record.flags.skipped() && record.step == 12),
+            records.records.iter().all(|record| !record.flags.skipped() && record.step == 12),
             "{}: {records:?}",
             run.path()
         );
@@ -246,12 +195,7 @@ fn a_loss_that_is_not_finite_halts_too_and_is_named() {
         let error = step_and_tell(run.as_mut(), &grads).expect_err("halted");
         assert_eq!(
             error,
-            Error::Halted {
-                first_step: 0,
-                after: 2,
-                cause: "a loss that was not finite".to_owned(),
-                nonfinite: None,
-            },
+            Error::Halted { first_step: 0, after: 2, cause: "a loss that was not finite".to_owned(), nonfinite: None },
             "{}",
             run.path()
         );
@@ -265,14 +209,8 @@ fn a_loss_that_is_not_finite_halts_too_and_is_named() {
 /// While the scale can still fall, it is to blame; at its smallest, the gradient is.
 #[test]
 fn with_a_loss_scaler_skips_count_from_the_smallest_scale_on() {
-    let setup = Setup {
-        scaler: Some(LossScaler {
-            initial_scale: 8.0,
-            min_scale: 2.0,
-            ..LossScaler::default()
-        }),
-        ..setup(2)
-    };
+    let setup =
+        Setup { scaler: Some(LossScaler { initial_scale: 8.0, min_scale: 2.0, ..LossScaler::default() }), ..setup(2) };
     for mut run in every_path_with(&specs(), setup) {
         let path = run.path();
         let mut said = Vec::new();
@@ -283,17 +221,7 @@ fn with_a_loss_scaler_skips_count_from_the_smallest_scale_on() {
             })
             .expect("it halts");
         assert_eq!(said, [8.0, 4.0, 2.0, 2.0], "{path}");
-        assert!(
-            matches!(
-                error,
-                Error::Halted {
-                    first_step: 2,
-                    after: 2,
-                    ..
-                }
-            ),
-            "{path}: {error}"
-        );
+        assert!(matches!(error, Error::Halted { first_step: 2, after: 2, .. }), "{path}: {error}");
         // A halt leaves the scale alone.
         assert!(step_and_tell(run.as_mut(), &gradients(9, 1)).is_err());
         assert_eq!(run.loss_scale(), 2.0, "{path}");
@@ -304,10 +232,7 @@ fn with_a_loss_scaler_skips_count_from_the_smallest_scale_on() {
 #[test]
 fn a_bad_loss_leaves_the_scale_alone() {
     let spec = Spec::new(Rule::sgd(), Regime::ngn(), vec![vec![1.0; 9]]);
-    let setup = Setup {
-        scaler: Some(LossScaler::default()),
-        ..setup(2)
-    };
+    let setup = Setup { scaler: Some(LossScaler::default()), ..setup(2) };
     for mut run in every_path_with(std::slice::from_ref(&spec), setup) {
         run.set_loss(f32::INFINITY);
         assert_eq!(step_and_tell(run.as_mut(), &[vec![1.0; 9]]), Ok(()));

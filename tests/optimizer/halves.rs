@@ -12,9 +12,8 @@ use wgpu_optim_conformance as conformance;
 use half::{bf16, f16};
 use wgpu_optim::gpu::Tuning;
 use wgpu_optim::{
-    Averaging, Checkpoint, CpuOptimizer, Element, Error, Gpu, Group, LossScaler, NonFinitePolicy,
-    Notes, OptimizerBuilder, Parameters, Record, Regime, Rounding, Rule, SecantForm, ShardSums,
-    WeightDecay, cpu, wgpu,
+    Averaging, Checkpoint, CpuOptimizer, Element, Error, Gpu, Group, LossScaler, NonFinitePolicy, Notes,
+    OptimizerBuilder, Parameters, Record, Regime, Rounding, Rule, SecantForm, ShardSums, WeightDecay, cpu, wgpu,
 };
 use wgpu_optim_conformance::run::{
     CpuRun, GpuRun, Place, Run, Setup, Spec, alone, bits, devices, gpu_run_with, lengths, packed,
@@ -23,11 +22,7 @@ use wgpu_optim_conformance::stored::{Stored, half_ulp, rounded};
 use wgpu_optim_conformance::{Numbers, kinds_of_partials, step, ulps};
 
 const HALVES: [Element; 2] = [Element::F16, Element::Bf16];
-const ROUNDINGS: [Rounding; 3] = [
-    Rounding::Masters,
-    Rounding::Nearest,
-    Rounding::Stochastic { seed: 7 },
-];
+const ROUNDINGS: [Rounding; 3] = [Rounding::Masters, Rounding::Nearest, Rounding::Stochastic { seed: 7 }];
 
 /// Around the boundaries of words, quads and blocks.
 const LENGTHS: [usize; 6] = [1, 2, 3, 4, 7, 4099];
@@ -50,13 +45,7 @@ fn gradients(specs: &[Spec], step: usize) -> Vec<Vec<f32>> {
 /// The same in f32, beginning at the same numbers.
 fn in_floats(specs: &[Spec]) -> Vec<Spec> {
     let specs = specs.iter().cloned();
-    specs
-        .map(|spec| Spec {
-            params: Element::F32,
-            grads: Element::F32,
-            ..spec
-        })
-        .collect()
+    specs.map(|spec| Spec { params: Element::F32, grads: Element::F32, ..spec }).collect()
 }
 
 /// The CPU path, and every adapter, with tensors that lie the same way whatever they are stored as.
@@ -73,28 +62,20 @@ fn paths(specs: &[Spec], like: &[Spec], setup: Setup) -> Vec<Box<dyn Run>> {
 /// Runs on every path, each beside one in f32 that begins at the same numbers.
 fn beside_floats(specs: &[Spec]) -> impl Iterator<Item = (Box<dyn Run>, Box<dyn Run>)> {
     let floats = paths(&in_floats(specs), specs, Setup::default());
-    paths(specs, specs, Setup::default())
-        .into_iter()
-        .zip(floats)
+    paths(specs, specs, Setup::default()).into_iter().zip(floats)
 }
 
 /// A tensor of a checkpoint as another program reads it.
 fn raw(checkpoint: &[u8], name: &str) -> (safetensors::Dtype, Vec<usize>, Vec<u8>) {
     let file = safetensors::SafeTensors::deserialize(checkpoint).expect("safetensors");
     let tensor = file.tensor(name).expect("a tensor of this name");
-    (
-        tensor.dtype(),
-        tensor.shape().to_vec(),
-        tensor.data().to_vec(),
-    )
+    (tensor.dtype(), tensor.shape().to_vec(), tensor.data().to_vec())
 }
 
 /// The masters of a tensor, from what a checkpoint says of them.
 fn masters(checkpoint: &[u8], element: Element, tensor: &str) -> Vec<f32> {
-    let codes: Vec<u16> =
-        bytemuck::pod_collect_to_vec(&raw(checkpoint, &format!("parameters/{tensor}")).2);
-    let kept: Vec<i16> =
-        bytemuck::pod_collect_to_vec(&raw(checkpoint, &format!("remainders/{tensor}")).2);
+    let codes: Vec<u16> = bytemuck::pod_collect_to_vec(&raw(checkpoint, &format!("parameters/{tensor}")).2);
+    let kept: Vec<i16> = bytemuck::pod_collect_to_vec(&raw(checkpoint, &format!("remainders/{tensor}")).2);
     let pairs = codes.into_iter().zip(kept);
     pairs
         .map(|(code, kept)| {
@@ -162,9 +143,7 @@ fn masters_take_the_steps_of_f32() {
             }
             assert!(1000 * others <= all, "{others} of {all} codes differ");
             let checkpoint = half.checkpoint().to_bytes();
-            let names = specs
-                .iter()
-                .flat_map(|spec| (0..spec.tensors.len()).map(|i| spec.tensor_name(i)));
+            let names = specs.iter().flat_map(|spec| (0..spec.tensors.len()).map(|i| spec.tensor_name(i)));
             for (name, values) in names.zip(float.params()) {
                 for (master, value) in masters(&checkpoint, element, &name).iter().zip(values) {
                     assert!(
@@ -183,10 +162,7 @@ const SMALL_STEPS: usize = 1000;
 
 /// A thousand steps that 16 bits cannot tell, each exact in f32.
 fn small_steps(element: Element, rounding: Rounding, lengths: &[usize]) -> Vec<Spec> {
-    let tensors = lengths
-        .iter()
-        .map(|&len| (0..len).map(|i| 1.25 + (i % 64) as f32 / 128.0).collect())
-        .collect();
+    let tensors = lengths.iter().map(|&len| (0..len).map(|i| 1.25 + (i % 64) as f32 / 128.0).collect()).collect();
     vec![Spec::new(Rule::sgd(), Regime::fixed(SMALL), tensors).stored(element, element, rounding)]
 }
 
@@ -226,9 +202,7 @@ fn small_steps_arrive_or_stay() {
         let by_seed = [1, 1, 2].map(|seed| {
             let specs = small_steps(element, Rounding::Stochastic { seed }, &LENGTHS);
             let runs = paths(&specs, &specs, Setup::default());
-            runs.into_iter()
-                .map(|run| after(run, &specs, SMALL_STEPS))
-                .collect::<Vec<_>>()
+            runs.into_iter().map(|run| after(run, &specs, SMALL_STEPS)).collect::<Vec<_>>()
         });
         for found in &by_seed[0] {
             // Exact steps: the same codes on every path.
@@ -244,17 +218,11 @@ fn small_steps_arrive_or_stay() {
         let p = f64::from(SMALL) / unit;
         let variance = SMALL_STEPS as f64 * p * (1.0 - p);
         let starts = small_steps(element, Rounding::Nearest, &LENGTHS)[0].tensors[5].clone();
-        let errors: Vec<f64> = values
-            .iter()
-            .zip(&starts)
-            .map(|(&value, w)| f64::from(value - arrived(w)) / unit)
-            .collect();
+        let errors: Vec<f64> =
+            values.iter().zip(&starts).map(|(&value, w)| f64::from(value - arrived(w)) / unit).collect();
         let count = errors.len() as f64;
         let mean = errors.iter().sum::<f64>() / count;
-        assert!(
-            mean.abs() <= 5.0 * (variance / count).sqrt(),
-            "{element:?}: mean error {mean} units"
-        );
+        assert!(mean.abs() <= 5.0 * (variance / count).sqrt(), "{element:?}: mean error {mean} units");
         // Draws of one element in different steps, and of neighbours, have nothing to do with each other.
         let spread = errors.iter().map(|error| error * error).sum::<f64>() / count;
         assert!(
@@ -271,19 +239,15 @@ fn small_steps_arrive_or_stay() {
 
 /// Other geometries, with every kind of partials that the device can have.
 fn geometries(gpu: &Gpu) -> Vec<Gpu> {
-    let tunings = kinds_of_partials(gpu)
-        .zip([(64, 1), (32, 8), (128, 2)].into_iter().cycle())
-        .map(
-            |(partials, (workgroup_size, quads_per_invocation))| Tuning {
-                workgroup_size,
-                quads_per_invocation,
-                partials,
-                finish_workgroup_size: 64,
-            },
-        );
-    tunings
-        .filter_map(|tuning| gpu.clone().with_tuning(tuning).ok())
-        .collect()
+    let tunings = kinds_of_partials(gpu).zip([(64, 1), (32, 8), (128, 2)].into_iter().cycle()).map(
+        |(partials, (workgroup_size, quads_per_invocation))| Tuning {
+            workgroup_size,
+            quads_per_invocation,
+            partials,
+            finish_workgroup_size: 64,
+        },
+    );
+    tunings.filter_map(|tuning| gpu.clone().with_tuning(tuning).ok()).collect()
 }
 
 #[test]
@@ -315,18 +279,26 @@ fn codes_are_the_same_in_every_geometry() {
 fn kept(element: Element) -> Vec<Spec> {
     let lengths = [1, 0, 7, 4099];
     let mut specs = vec![
-        Spec::new(Rule::sgdm(0.9), Regime::seesaw(), tensors(3, &lengths))
-            .named("masters")
-            .stored(element, element, Rounding::Masters),
-        Spec::new(Rule::adamw(), Regime::seesaw(), tensors(4, &lengths))
-            .named("stochastic")
-            .stored(element, element, Rounding::Stochastic { seed: 3 }),
-        Spec::new(Rule::sgd(), Regime::seesaw(), tensors(5, &lengths))
-            .named("nearest")
-            .stored(element, element, Rounding::Nearest),
-        Spec::new(Rule::sgd(), Regime::dog(), tensors(6, &lengths))
-            .named("averaged")
-            .stored(element, element, Rounding::Masters),
+        Spec::new(Rule::sgdm(0.9), Regime::seesaw(), tensors(3, &lengths)).named("masters").stored(
+            element,
+            element,
+            Rounding::Masters,
+        ),
+        Spec::new(Rule::adamw(), Regime::seesaw(), tensors(4, &lengths)).named("stochastic").stored(
+            element,
+            element,
+            Rounding::Stochastic { seed: 3 },
+        ),
+        Spec::new(Rule::sgd(), Regime::seesaw(), tensors(5, &lengths)).named("nearest").stored(
+            element,
+            element,
+            Rounding::Nearest,
+        ),
+        Spec::new(Rule::sgd(), Regime::dog(), tensors(6, &lengths)).named("averaged").stored(
+            element,
+            element,
+            Rounding::Masters,
+        ),
     ];
     specs[3].averaging = Averaging::Running { start: 2 };
     specs
@@ -386,10 +358,7 @@ fn a_resumed_run_has_the_bits_of_one_that_was_not_interrupted() {
 
 #[test]
 fn other_programs_read_parameters_in_their_own_elements() {
-    for (element, dtype) in [
-        (Element::F16, safetensors::Dtype::F16),
-        (Element::Bf16, safetensors::Dtype::BF16),
-    ] {
+    for (element, dtype) in [(Element::F16, safetensors::Dtype::F16), (Element::Bf16, safetensors::Dtype::BF16)] {
         let specs = kept(element);
         for mut run in paths(&specs, &specs, Setup::default()) {
             run.step(&gradients(&specs, 1));
@@ -402,11 +371,7 @@ fn other_programs_read_parameters_in_their_own_elements() {
                     let (found, shape, data) = raw(&bytes, &format!("parameters/{name}"));
                     assert_eq!((found, shape), (dtype, vec![expected.len()]), "{name}");
                     let values = Stored::from_bytes(element, &data).values();
-                    assert_eq!(
-                        bits(&[values]),
-                        bits(std::slice::from_ref(&expected)),
-                        "{name}"
-                    );
+                    assert_eq!(bits(&[values]), bits(std::slice::from_ref(&expected)), "{name}");
                     let values = checkpoint.parameters(&name).expect("parameters");
                     assert_eq!(bits(&[values]), bits(&[expected]), "{name}");
                 }
@@ -418,13 +383,11 @@ fn other_programs_read_parameters_in_their_own_elements() {
 #[test]
 fn a_checkpoint_of_other_elements_is_refused_and_nothing_changes() {
     let spec = |element| {
-        vec![
-            Spec::new(Rule::sgdm(0.9), Regime::seesaw(), tensors(3, &[7, 66])).stored(
-                element,
-                Element::F32,
-                Rounding::Masters,
-            ),
-        ]
+        vec![Spec::new(Rule::sgdm(0.9), Regime::seesaw(), tensors(3, &[7, 66])).stored(
+            element,
+            Element::F32,
+            Rounding::Masters,
+        )]
     };
     let all = [Element::F32, Element::F16, Element::Bf16];
     for from in all {
@@ -432,20 +395,14 @@ fn a_checkpoint_of_other_elements_is_refused_and_nothing_changes() {
         let mut source = CpuRun::new(&specs);
         source.step(&gradients(&specs, 1));
         let with = source.checkpoint();
-        let without = source
-            .optimizer
-            .checkpoint_values(None, &Notes::new())
-            .expect("a checkpoint");
+        let without = source.optimizer.checkpoint_values(None, &Notes::new()).expect("a checkpoint");
         for to in all.into_iter().filter(|&to| to != from) {
             let specs = spec(to);
             for checkpoint in [&with, &without] {
                 let assert_refused = |run: &mut dyn Run, refused: Result<(), Error>, before| {
                     let error = refused.expect_err("other elements");
                     let what = format!("{}, {from:?} to {to:?}: {error}", run.path());
-                    assert!(
-                        matches!(error, Error::CheckpointDiffers { .. }),
-                        "{what}: it is not damaged"
-                    );
+                    assert!(matches!(error, Error::CheckpointDiffers { .. }), "{what}: it is not damaged");
                     let message = error.to_string();
                     for word in ["group/0", from.name(), to.name()] {
                         assert!(message.contains(word), "no {word:?} in: {what}");
@@ -486,29 +443,21 @@ fn moved(gpu: &Gpu, specs: &[Spec], turn: usize) -> Vec<Place> {
     };
     let lengths = lengths(specs).enumerate();
     lengths
-        .map(|(i, len)| Place {
-            params: place((i + turn) % 2, len),
-            grads: place(2 + (i + turn / 2) % 2, len),
-        })
+        .map(|(i, len)| Place { params: place((i + turn) % 2, len), grads: place(2 + (i + turn / 2) % 2, len) })
         .collect()
 }
 
 #[test]
 fn buffers_that_move_have_the_bits_of_buffers_that_stay() {
     let _alone = alone();
-    for (params, grads) in [
-        (Element::Bf16, Element::Bf16),
-        (Element::F16, Element::F16),
-        (Element::Bf16, Element::F32),
-    ] {
+    for (params, grads) in [(Element::Bf16, Element::Bf16), (Element::F16, Element::F16), (Element::Bf16, Element::F32)]
+    {
         let mut specs = kept(params);
         for spec in &mut specs {
             spec.grads = grads;
         }
         for gpu in &devices() {
-            let room = lengths(&specs)
-                .map(|len| len + 2 * alignment(gpu))
-                .sum::<usize>();
+            let room = lengths(&specs).map(|len| len + 2 * alignment(gpu)).sum::<usize>();
             let run = || {
                 let places = moved(gpu, &specs, 0);
                 GpuRun::with_room(gpu, &specs, places, &[room; 4], |b| b.rebindable(true))
@@ -534,9 +483,7 @@ fn slices_of_other_elements_are_not_bound() {
             gpu.device().create_buffer(&wgpu::BufferDescriptor {
                 label: Some(label),
                 size: 256,
-                usage: wgpu::BufferUsages::STORAGE
-                    | wgpu::BufferUsages::COPY_DST
-                    | wgpu::BufferUsages::COPY_SRC,
+                usage: wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_DST | wgpu::BufferUsages::COPY_SRC,
                 mapped_at_creation: false,
             })
         };
@@ -551,11 +498,7 @@ fn slices_of_other_elements_are_not_bound() {
         let mut optimizer = OptimizerBuilder::new(Rule::sgd())
             .regime(Regime::fixed(0.25))
             .rebindable(true)
-            .group(Group::new("all").tensor(
-                "w",
-                Element::Bf16.of(w.slice(..30)),
-                Element::Bf16.of(g.slice(..30)),
-            ))
+            .group(Group::new("all").tensor("w", Element::Bf16.of(w.slice(..30)), Element::Bf16.of(g.slice(..30))))
             .build(gpu)
             .expect("builds");
         for (params, grads, role, actual) in [
@@ -565,18 +508,9 @@ fn slices_of_other_elements_are_not_bound() {
             (Element::Bf16, Element::F32, "gradient", Element::F32),
         ] {
             let (p, q) = (halves(&other, params), halves(&g, grads));
-            let error = optimizer
-                .rebind(&[(p.0.of(p.1.slice(..p.2)), q.0.of(q.1.slice(..q.2)))])
-                .expect_err("other elements");
-            assert_eq!(
-                error,
-                Error::StepElement {
-                    tensor: "w".to_owned(),
-                    role,
-                    expected: Element::Bf16,
-                    actual,
-                }
-            );
+            let error =
+                optimizer.rebind(&[(p.0.of(p.1.slice(..p.2)), q.0.of(q.1.slice(..q.2)))]).expect_err("other elements");
+            assert_eq!(error, Error::StepElement { tensor: "w".to_owned(), role, expected: Element::Bf16, actual });
             let message = error.to_string();
             for word in ["\"w\"", role, "bf16", actual.name()] {
                 assert!(message.contains(word), "no {word:?} in: {message}");
@@ -599,12 +533,7 @@ fn slices_of_other_elements_take_no_step_on_the_host() {
         .group(Group::new("all").tensor("w", &params, &grads))
         .build_cpu()
         .expect("builds");
-    let expected = |role, actual| Error::StepElement {
-        tensor: "w".to_owned(),
-        role,
-        expected: Element::Bf16,
-        actual,
-    };
+    let expected = |role, actual| Error::StepElement { tensor: "w".to_owned(), role, expected: Element::Bf16, actual };
     let mut wrong = vec![f16::ONE; 5];
     let (mut floats, float_grads) = (vec![1.0f32; 5], vec![1.0f32; 5]);
     let found = optimizer.step_values(&mut [(&mut wrong).into()], &[(&grads).into()]);
@@ -615,9 +544,7 @@ fn slices_of_other_elements_take_no_step_on_the_host() {
     assert_eq!(found, Err(expected("parameter", Element::F32)));
     assert_eq!((wrong, floats), (vec![f16::ONE; 5], vec![1.0; 5]));
     assert!(optimizer.drain_records().records.is_empty(), "no step");
-    optimizer
-        .step_values(&mut [(&mut params).into()], &[(&grads).into()])
-        .expect("steps");
+    optimizer.step_values(&mut [(&mut params).into()], &[(&grads).into()]).expect("steps");
     assert_eq!(params, [bf16::from_f32(0.75); 5]);
 }
 
@@ -628,9 +555,7 @@ fn piece(len: usize, rank: usize, ranks: usize) -> Range<usize> {
 
 fn pieces(tensors: &[Vec<f32>], rank: usize, ranks: usize) -> Vec<Vec<f32>> {
     let tensors = tensors.iter();
-    tensors
-        .map(|tensor| tensor[piece(tensor.len(), rank, ranks)].to_vec())
-        .collect()
+    tensors.map(|tensor| tensor[piece(tensor.len(), rank, ranks)].to_vec()).collect()
 }
 
 /// A step of several ranks.
@@ -654,10 +579,7 @@ fn in_common(record: &Record) -> [u32; 4] {
 }
 
 fn rank_of(kind: usize, specs: &[Spec], shard: (usize, usize)) -> Box<dyn Run> {
-    let setup = Setup {
-        shard: Some((shard.0 as u32, shard.1 as u32)),
-        ..Setup::default()
-    };
+    let setup = Setup { shard: Some((shard.0 as u32, shard.1 as u32)), ..Setup::default() };
     match kind.checked_sub(1) {
         None => Box::new(CpuRun::with(specs, setup)),
         Some(device) => Box::new(gpu_run_with(&devices()[device], specs, setup)),
@@ -668,36 +590,24 @@ fn rank_of(kind: usize, specs: &[Spec], shard: (usize, usize)) -> Box<dyn Run> {
 fn ranks_together_take_the_step_of_one() {
     let _alone = alone();
     for element in HALVES {
-        let specs: Vec<Spec> = kept(element)
-            .into_iter()
-            .filter(|spec| spec.rounding == Rounding::Masters)
-            .collect();
+        let specs: Vec<Spec> = kept(element).into_iter().filter(|spec| spec.rounding == Rounding::Masters).collect();
         for count in [2, 3] {
             let own = |rank| -> Vec<Spec> {
                 let specs = specs.iter().cloned();
-                specs
-                    .map(|spec| Spec {
-                        tensors: pieces(&spec.tensors, rank, count),
-                        ..spec
-                    })
-                    .collect()
+                specs.map(|spec| Spec { tensors: pieces(&spec.tensors, rank, count), ..spec }).collect()
             };
             // All on the host, all on the first device, or on whatever there is.
             for kinds in [[0, 0, 0], [1, 1, 1], [0, 1, devices().len()]] {
-                let mut ranks: Vec<Box<dyn Run>> = (0..count)
-                    .map(|rank| rank_of(kinds[rank], &own(rank), (rank, count)))
-                    .collect();
+                let mut ranks: Vec<Box<dyn Run>> =
+                    (0..count).map(|rank| rank_of(kinds[rank], &own(rank), (rank, count))).collect();
                 let mut one = CpuRun::new(&specs);
                 for t in 1..=12 {
                     let grads = gradients(&specs, t);
-                    let parts: Vec<_> =
-                        (0..count).map(|rank| pieces(&grads, rank, count)).collect();
+                    let parts: Vec<_> = (0..count).map(|rank| pieces(&grads, rank, count)).collect();
                     step_together(&mut ranks, &parts);
                     one.step(&grads);
-                    let records: Vec<Vec<_>> = ranks
-                        .iter_mut()
-                        .map(|rank| rank.records().records.iter().map(in_common).collect())
-                        .collect();
+                    let records: Vec<Vec<_>> =
+                        ranks.iter_mut().map(|rank| rank.records().records.iter().map(in_common).collect()).collect();
                     let what = format!("{element:?}, ranks {kinds:?}, step {t}");
                     for other in &records {
                         assert_eq!(*other, records[0], "{what}");
@@ -724,9 +634,7 @@ fn ranks_together_take_the_step_of_one() {
 fn ranks_draw_their_own_random_bits() {
     let specs = small_steps(Element::Bf16, Rounding::Stochastic { seed: 5 }, &[4099]);
     for kind in 0..=devices().len() {
-        let mut ranks: Vec<Box<dyn Run>> = (0..3)
-            .map(|rank| rank_of(kind, &specs, (rank, 3)))
-            .collect();
+        let mut ranks: Vec<Box<dyn Run>> = (0..3).map(|rank| rank_of(kind, &specs, (rank, 3))).collect();
         let parts = vec![ones(&specs); 3];
         for _ in 0..50 {
             step_together(&mut ranks, &parts);
@@ -752,10 +660,7 @@ fn averages_beside_masters_are_of_f32_and_come_and_go() {
         specs[0].averaging = Averaging::Running { start: 0 };
         specs[1].averaging = Averaging::polynomial_decay();
         specs[2].averaging = Averaging::Running { start: 100 };
-        let specs: Vec<Spec> = specs
-            .into_iter()
-            .map(|spec| spec.stored(element, element, Rounding::Masters))
-            .collect();
+        let specs: Vec<Spec> = specs.into_iter().map(|spec| spec.stored(element, element, Rounding::Masters)).collect();
         for (mut half, mut float) in beside_floats(&specs) {
             for t in 1..=10 {
                 half.step(&gradients(&specs, t));
@@ -772,21 +677,14 @@ fn averages_beside_masters_are_of_f32_and_come_and_go() {
                     let stands_in = found == *stored.next().expect("as many")
                         && index >= 2 * LENGTHS.len()
                         && is_nearest(element, found, expected);
-                    assert!(
-                        error <= drift(expected) || stands_in,
-                        "{what}: {found:e}, not {expected:e}"
-                    );
+                    assert!(error <= drift(expected) || stands_in, "{what}: {found:e}, not {expected:e}");
                 }
             }
             let before = half.params();
             half.swap_averages();
             for (stored, averages) in half.params().iter().zip(&averages) {
                 let expected = rounded(element, averages);
-                assert_eq!(
-                    bits(std::slice::from_ref(stored)),
-                    bits(&[expected]),
-                    "{what}"
-                );
+                assert_eq!(bits(std::slice::from_ref(stored)), bits(&[expected]), "{what}");
             }
             half.swap_averages();
             assert_eq!(bits(&half.params()), bits(&before), "{what}");
@@ -797,10 +695,7 @@ fn averages_beside_masters_are_of_f32_and_come_and_go() {
             }
             for (stored, values) in half.params().iter().zip(float.params()) {
                 for (&stored, value) in stored.iter().zip(values) {
-                    assert!(
-                        is_nearest(element, stored, value),
-                        "{what}: {stored:e}, not the nearest to {value:e}"
-                    );
+                    assert!(is_nearest(element, stored, value), "{what}: {stored:e}, not the nearest to {value:e}");
                 }
             }
         }
@@ -828,28 +723,17 @@ fn gradient_users() -> Vec<Spec> {
         new(Rule::sgd(), Regime::seesaw(), "counters"),
         new(Rule::sgdm(0.9), Regime::seesaw(), "momentum"),
         new(Rule::adamw(), Regime::seesaw(), "adamw"),
-        Spec {
-            clip: 2.0,
-            ..new(Rule::sgd(), Regime::norm_ratio(), "clip")
-        },
+        Spec { clip: 2.0, ..new(Rule::sgd(), Regime::norm_ratio(), "clip") },
         Spec {
             clip: 2.0,
             decay: WeightDecay::Coupled(0.1),
             maximize: true,
             ..new(Rule::nesterov(0.5), Regime::norm_ratio(), "clip and decay")
         },
-        new(
-            Rule::sgd(),
-            Regime::barzilai_borwein(SecantForm::Long),
-            "secant",
-        ),
+        new(Rule::sgd(), Regime::barzilai_borwein(SecantForm::Long), "secant"),
         Spec {
             decay: WeightDecay::Coupled(0.1),
-            ..new(
-                Rule::sgdm(0.9),
-                Regime::barzilai_borwein(SecantForm::Geometric),
-                "secant and decay",
-            )
+            ..new(Rule::sgdm(0.9), Regime::barzilai_borwein(SecantForm::Geometric), "secant and decay")
         },
         new(Rule::sgd(), Regime::adgd(), "adgd"),
     ]
@@ -858,25 +742,12 @@ fn gradient_users() -> Vec<Spec> {
 #[test]
 fn a_sum_of_micro_batches_is_a_step_along_their_mean() {
     let _alone = alone();
-    let scaler = Some(LossScaler {
-        initial_scale: 16.0,
-        growth_interval: 3,
-        ..LossScaler::default()
-    });
-    let modes = [
-        Setup::default(),
-        Setup {
-            scaler,
-            ..Setup::default()
-        },
-    ];
+    let scaler = Some(LossScaler { initial_scale: 16.0, growth_interval: 3, ..LossScaler::default() });
+    let modes = [Setup::default(), Setup { scaler, ..Setup::default() }];
     for setup in modes {
         let specs = gradient_users();
         for micro_batches in [1, 3, 4] {
-            let of_sums = Setup {
-                micro_batches: Some(micro_batches),
-                ..setup
-            };
+            let of_sums = Setup { micro_batches: Some(micro_batches), ..setup };
             let sums = paths(&specs, &specs, of_sums);
             for (mut sum, mut mean) in sums.into_iter().zip(paths(&specs, &specs, setup)) {
                 let what = format!("{}, {micro_batches} in {:?}", sum.path(), setup);
@@ -887,11 +758,7 @@ fn a_sum_of_micro_batches_is_a_step_along_their_mean() {
                         grads.iter().map(of).collect()
                     };
                     assert_eq!(sum.loss_scale(), mean.loss_scale(), "{what}");
-                    let scale = if setup.scaler.is_some() {
-                        mean.loss_scale()
-                    } else {
-                        1.0
-                    };
+                    let scale = if setup.scaler.is_some() { mean.loss_scale() } else { 1.0 };
                     sum.step(&sums_of(&scaled(scale), micro_batches));
                     mean.step(&scaled(scale));
                     let (found, expected) = (sum.records().records, mean.records().records);
@@ -909,17 +776,12 @@ fn a_sum_of_micro_batches_is_a_step_along_their_mean() {
                     assert_eq!(bits(&found), bits(&expected), "{what}");
                     continue;
                 }
-                let mut names = specs
-                    .iter()
-                    .flat_map(|spec| spec.tensors.iter().map(|_| &spec.name));
+                let mut names = specs.iter().flat_map(|spec| spec.tensors.iter().map(|_| &spec.name));
                 for (found, expected) in found.iter().zip(&expected) {
                     let name = names.next().expect("a name");
                     for (&found, &expected) in found.iter().zip(expected) {
                         let error = (found - expected).abs();
-                        assert!(
-                            error <= 1e-4 * expected.abs().max(1.0),
-                            "{what}, {name}: {found}, not {expected}"
-                        );
+                        assert!(error <= 1e-4 * expected.abs().max(1.0), "{what}, {name}: {found}, not {expected}");
                     }
                 }
             }
@@ -931,19 +793,11 @@ fn a_sum_of_micro_batches_is_a_step_along_their_mean() {
 fn micro_batches_of_halves_are_summed_in_halves() {
     // Four times 16 bits are 16 bits: the same steps.
     for element in HALVES {
-        let specs: Vec<Spec> = gradient_users()
-            .into_iter()
-            .map(|spec| spec.stored(element, element, Rounding::Masters))
-            .collect();
-        let of_sums = Setup {
-            micro_batches: Some(4),
-            ..Setup::default()
-        };
+        let specs: Vec<Spec> =
+            gradient_users().into_iter().map(|spec| spec.stored(element, element, Rounding::Masters)).collect();
+        let of_sums = Setup { micro_batches: Some(4), ..Setup::default() };
         let sums = paths(&specs, &specs, of_sums);
-        for (mut sum, mut mean) in sums
-            .into_iter()
-            .zip(paths(&specs, &specs, Setup::default()))
-        {
+        for (mut sum, mut mean) in sums.into_iter().zip(paths(&specs, &specs, Setup::default())) {
             for t in 1..=5 {
                 let grads = gradients(&specs, t);
                 sum.step(&sums_of(&grads, 4));
@@ -1012,11 +866,7 @@ fn gradients_are_cleared_whatever_became_of_the_step() {
                     assert_eq!(bits(&run.grads()), bits(&zeros), "{path}, {what}");
                     run.assert_surroundings_untouched();
                     staying.assert_surroundings_untouched();
-                    assert_eq!(
-                        bits(&run.params()),
-                        bits(&staying.params()),
-                        "{path}, {what}"
-                    );
+                    assert_eq!(bits(&run.params()), bits(&staying.params()), "{path}, {what}");
                 }
                 assert!(matches!(run.try_records(), Err(Error::Halted { .. })));
             }
@@ -1028,17 +878,13 @@ fn gradients_are_cleared_whatever_became_of_the_step() {
 fn streams_and_ranks_clear_gradients_too() {
     let _alone = alone();
     for gpu in &devices() {
-        let specs = vec![
-            Spec::new(Rule::sgd(), Regime::auto_sgd(), tensors(12, &LENGTHS)).stored(
-                Element::Bf16,
-                Element::Bf16,
-                Rounding::Masters,
-            ),
-        ];
+        let specs = vec![Spec::new(Rule::sgd(), Regime::auto_sgd(), tensors(12, &LENGTHS)).stored(
+            Element::Bf16,
+            Element::Bf16,
+            Rounding::Masters,
+        )];
         let zeros: Vec<Vec<f32>> = lengths(&specs).map(|len| vec![0.0; len]).collect();
-        let mut run = GpuRun::with(gpu, &specs, packed(&specs, 2, 1), |builder| {
-            builder.clear_gradients(true)
-        });
+        let mut run = GpuRun::with(gpu, &specs, packed(&specs, 2, 1), |builder| builder.clear_gradients(true));
         for t in 1..=9 {
             let mut grads = gradients(&specs, t);
             if t == 5 {
@@ -1051,9 +897,8 @@ fn streams_and_ranks_clear_gradients_too() {
         }
         let specs = kept(Element::F16);
         let zeros: Vec<Vec<f32>> = lengths(&specs).map(|len| vec![0.0; len]).collect();
-        let mut run = GpuRun::with(gpu, &specs, packed(&specs, 2, 1), |builder| {
-            builder.clear_gradients(true).sharded(0, 1)
-        });
+        let mut run =
+            GpuRun::with(gpu, &specs, packed(&specs, 2, 1), |builder| builder.clear_gradients(true).sharded(0, 1));
         for t in 1..=3 {
             let mut grads = gradients(&specs, t);
             if t == 2 {
@@ -1076,8 +921,7 @@ fn gradients_that_are_not_finite_skip_the_step_and_are_named() {
     for element in HALVES {
         for rounding in ROUNDINGS {
             let specs = vec![
-                Spec::new(Rule::sgdm(0.9), Regime::seesaw(), tensors(13, &LENGTHS))
-                    .stored(element, element, rounding),
+                Spec::new(Rule::sgdm(0.9), Regime::seesaw(), tensors(13, &LENGTHS)).stored(element, element, rounding),
             ];
             for mut run in paths(&specs, &specs, Setup::default()) {
                 run.step(&gradients(&specs, 1));
@@ -1121,31 +965,19 @@ fn the_largest_and_the_smallest_gradients_have_the_right_norm() {
         ("a large bf16", Element::Bf16, bf16::MAX.to_f32() / 128.0),
         ("the least normal bf16", Element::Bf16, f32::MIN_POSITIVE),
     ] {
-        let specs = vec![
-            Spec::new(
-                Rule::sgd(),
-                Regime::norm_ratio(),
-                vec![vec![1.0; 3], vec![1.0; 4099]],
-            )
-            .stored(element, element, Rounding::Masters),
-        ];
+        let specs = vec![Spec::new(Rule::sgd(), Regime::norm_ratio(), vec![vec![1.0; 3], vec![1.0; 4099]]).stored(
+            element,
+            element,
+            Rounding::Masters,
+        )];
         for mut run in paths(&specs, &specs, Setup::default()) {
             let grads: Vec<Vec<f32>> = lengths(&specs)
-                .map(|len| {
-                    (0..len)
-                        .map(|i| if i % 2 == 0 { value } else { -value })
-                        .collect()
-                })
+                .map(|len| (0..len).map(|i| if i % 2 == 0 { value } else { -value }).collect())
                 .collect();
             run.step(&grads);
             let record = &run.records().records[0];
             let expected = f64::from(value) * (4102f64).sqrt();
-            assert!(
-                ulps(record.norm, expected) <= 8.0,
-                "{}, {what}: {:e}, not {expected:e}",
-                run.path(),
-                record.norm
-            );
+            assert!(ulps(record.norm, expected) <= 8.0, "{}, {what}: {:e}, not {expected:e}", run.path(), record.norm);
             assert!(!record.flags.skipped(), "{what}");
         }
     }
@@ -1157,14 +989,9 @@ fn digits() -> (Vec<[f32; 64]>, Vec<usize>) {
     let path = concat!(env!("CARGO_MANIFEST_DIR"), "/data/digits.csv.gz");
     let file = std::fs::File::open(path).expect("the digits");
     let mut text = String::new();
-    flate2::read::GzDecoder::new(file)
-        .read_to_string(&mut text)
-        .expect("text");
+    flate2::read::GzDecoder::new(file).read_to_string(&mut text).expect("text");
     let rows = text.lines().map(|line| {
-        let row: Vec<f32> = line
-            .split(',')
-            .map(|field| field.trim().parse().expect("a number"))
-            .collect();
+        let row: Vec<f32> = line.split(',').map(|field| field.trim().parse().expect("a number")).collect();
         let mut pixels = [0.0; 64];
         for (pixel, value) in pixels.iter_mut().zip(&row) {
             *pixel = value / 16.0;
@@ -1179,10 +1006,7 @@ fn scores(params: &[Vec<f32>], pixels: &[f32; 64]) -> [f32; 10] {
     let mut scores = [0.0; 10];
     for (digit, score) in scores.iter_mut().enumerate() {
         let weighted = pixels.iter().enumerate();
-        *score = params[1][digit]
-            + weighted
-                .map(|(i, x)| params[0][10 * i + digit] * x)
-                .sum::<f32>();
+        *score = params[1][digit] + weighted.map(|(i, x)| params[0][10 * i + digit] * x).sum::<f32>();
     }
     scores
 }
@@ -1212,11 +1036,7 @@ fn softmax_gradients(
     grads
 }
 
-fn percent_right(
-    params: &[Vec<f32>],
-    data: &(Vec<[f32; 64]>, Vec<usize>),
-    range: Range<usize>,
-) -> f64 {
+fn percent_right(params: &[Vec<f32>], data: &(Vec<[f32; 64]>, Vec<usize>), range: Range<usize>) -> f64 {
     let count = range.len() as f64;
     let right = range.filter(|&index| {
         let scores = scores(params, &data.0[index]);
@@ -1235,12 +1055,8 @@ fn digits_are_learned_in_halves_as_in_f32() {
     assert_eq!(data.0.len(), 1797);
     let specs = |params, grads, rounding| {
         vec![
-            Spec::new(
-                Rule::sgdm(0.9),
-                Regime::seesaw(),
-                vec![vec![0.0; 640], vec![0.0; 10]],
-            )
-            .stored(params, grads, rounding),
+            Spec::new(Rule::sgdm(0.9), Regime::seesaw(), vec![vec![0.0; 640], vec![0.0; 10]])
+                .stored(params, grads, rounding),
         ]
     };
     let accuracies = |specs: &[Spec]| -> Vec<f64> {
@@ -1260,21 +1076,14 @@ fn digits_are_learned_in_halves_as_in_f32() {
     assert!(in_f32.iter().all(|&right| right >= 85.0), "{in_f32:?}");
     for (params, grads, rounding) in [
         (Element::Bf16, Element::Bf16, Rounding::Masters),
-        (
-            Element::Bf16,
-            Element::F32,
-            Rounding::Stochastic { seed: 1 },
-        ),
+        (Element::Bf16, Element::F32, Rounding::Stochastic { seed: 1 }),
         (Element::F16, Element::F16, Rounding::Masters),
         (Element::F16, Element::F16, Rounding::Stochastic { seed: 2 }),
         (Element::F32, Element::Bf16, Rounding::Masters),
     ] {
         let found = accuracies(&specs(params, grads, rounding));
         for (found, expected) in found.iter().zip(&in_f32) {
-            assert!(
-                (found - expected).abs() <= 3.0,
-                "{params:?}, {grads:?}, {rounding:?}: {found} %, not {expected}"
-            );
+            assert!((found - expected).abs() <= 3.0, "{params:?}, {grads:?}, {rounding:?}: {found} %, not {expected}");
         }
     }
 }
@@ -1283,14 +1092,11 @@ fn digits_are_learned_in_halves_as_in_f32() {
 #[test]
 fn masters_follow_parameters_that_are_written() {
     for element in HALVES {
-        let specs = vec![
-            Spec::new(
-                Rule::sgd(),
-                Regime::fixed(2f32.powi(-20)),
-                tensors(14, &[4099]),
-            )
-            .stored(element, element, Rounding::Masters),
-        ];
+        let specs = vec![Spec::new(Rule::sgd(), Regime::fixed(2f32.powi(-20)), tensors(14, &[4099])).stored(
+            element,
+            element,
+            Rounding::Masters,
+        )];
         // So small that in f16 they have the coarsest remainders.
         let mut tiny = specs.clone();
         for w in &mut tiny[0].tensors[0] {
@@ -1298,11 +1104,7 @@ fn masters_follow_parameters_that_are_written() {
         }
         for (specs, is_tiny) in [(specs, false), (tiny, true)] {
             // In halves of a unit.
-            let reach = if is_tiny && element == Element::F16 {
-                2.0
-            } else {
-                1.0
-            };
+            let reach = if is_tiny && element == Element::F16 { 2.0 } else { 1.0 };
             for gpu in &devices() {
                 let mut run = gpu_run_with(gpu, &specs, Setup::default());
                 for t in 1..=3 {
@@ -1319,10 +1121,7 @@ fn masters_follow_parameters_that_are_written() {
                     let half = half_ulp(element, f64::from(expected));
                     let error = (f64::from(found) - f64::from(expected)).abs();
                     // Half a unit of the master's, and half a one of what is stored of it.
-                    assert!(
-                        error <= (1.0 + reach) * half,
-                        "{element:?}: {found}, not {expected}"
-                    );
+                    assert!(error <= (1.0 + reach) * half, "{element:?}: {found}, not {expected}");
                 }
                 let checkpoint = run.checkpoint().to_bytes();
                 let masters = masters(&checkpoint, element, "group/0");
@@ -1343,13 +1142,8 @@ fn masters_follow_parameters_that_are_written() {
 #[test]
 fn numbers_of_micro_batches_and_paths_that_are_refused() {
     let values = [0f32; 4];
-    let builder = |name: &str| {
-        OptimizerBuilder::new(Rule::sgd()).group(Group::new(name).tensor(
-            "w",
-            &values[..],
-            &values[..],
-        ))
-    };
+    let builder =
+        |name: &str| OptimizerBuilder::new(Rule::sgd()).group(Group::new(name).tensor("w", &values[..], &values[..]));
     let refused = |builder: OptimizerBuilder<cpu::Tensor>, words: &[&str]| {
         let error = builder.build_cpu().map(|_: CpuOptimizer| ());
         let message = error.expect_err("refused").to_string();
@@ -1357,24 +1151,13 @@ fn numbers_of_micro_batches_and_paths_that_are_refused() {
             assert!(message.contains(word), "no {word:?} in: {message}");
         }
     };
-    refused(
-        builder("all").micro_batches(0),
-        &["micro_batches", "0", "at least 1"],
-    );
-    refused(
-        builder("all").clear_gradients(true),
-        &["clear_gradients", "CPU path"],
-    );
+    refused(builder("all").micro_batches(0), &["micro_batches", "0", "at least 1"]);
+    refused(builder("all").clear_gradients(true), &["clear_gradients", "CPU path"]);
     for gpu in &devices() {
         let w = conformance::upload(gpu, &values);
         let g = conformance::upload(gpu, &values);
-        let device = || {
-            OptimizerBuilder::new(Rule::sgd()).group(Group::new("all").tensor(
-                "w",
-                w.slice(..16),
-                g.slice(..16),
-            ))
-        };
+        let device =
+            || OptimizerBuilder::new(Rule::sgd()).group(Group::new("all").tensor("w", w.slice(..16), g.slice(..16)));
         let error = device().micro_batches(0).build(gpu).expect_err("refused");
         for word in ["micro_batches", "at least 1"] {
             assert!(error.to_string().contains(word), "no {word:?} in: {error}");
@@ -1402,48 +1185,29 @@ fn every_regime_goes_by_masters_as_by_parameters_of_f32() {
     let rules = [Rule::sgd(), Rule::nesterov(0.5), Rule::lion()];
     let mut cases = vec![
         // Streams, which all groups have or none.
-        vec![Spec::new(
-            Rule::sgd(),
-            Regime::auto_sgd(),
-            tensors(21, &[7, 66]),
-        )],
+        vec![Spec::new(Rule::sgd(), Regime::auto_sgd(), tensors(21, &[7, 66]))],
         Vec::new(),
     ];
     for (regime, rule) in regimes.into_iter().zip(rules.into_iter().cycle()) {
         let spec = Spec::new(rule, regime, tensors(22, &[7, 66])).named(regime.name());
-        cases[1].push(Spec {
-            decay: WeightDecay::Coupled(0.01),
-            clip: 3.0,
-            ..spec
-        });
+        cases[1].push(Spec { decay: WeightDecay::Coupled(0.01), clip: 3.0, ..spec });
     }
     for element in HALVES {
         for specs in &cases {
-            let specs: Vec<Spec> = specs
-                .iter()
-                .map(|spec| spec.clone().stored(element, element, Rounding::Masters))
-                .collect();
+            let specs: Vec<Spec> =
+                specs.iter().map(|spec| spec.clone().stored(element, element, Rounding::Masters)).collect();
             let floats = in_floats(&specs);
             let halves = paths(&specs, &specs, Setup::default());
-            for (mut half, mut float) in
-                halves
-                    .into_iter()
-                    .zip(paths(&floats, &specs, Setup::default()))
-            {
+            for (mut half, mut float) in halves.into_iter().zip(paths(&floats, &specs, Setup::default())) {
                 for t in 1..=16 {
                     for run in [&mut half, &mut float] {
                         run.set_loss(3.0 + (t as f32).sin());
                         run.step(&gradients(&specs, t));
                     }
                     let what = format!("{}, {element:?}, step {t}", half.path());
-                    for (group, (found, expected)) in
-                        half.rates().iter().zip(float.rates()).enumerate()
-                    {
+                    for (group, (found, expected)) in half.rates().iter().zip(float.rates()).enumerate() {
                         let error = (found - expected).abs();
-                        assert!(
-                            error <= 1e-4 * expected,
-                            "{what}, group {group}: rate {found:e}, not {expected:e}"
-                        );
+                        assert!(error <= 1e-4 * expected, "{what}, group {group}: rate {found:e}, not {expected:e}");
                     }
                     for (stored, values) in half.params().iter().zip(float.params()) {
                         for (&stored, value) in stored.iter().zip(values) {
@@ -1467,13 +1231,11 @@ fn every_regime_goes_by_masters_as_by_parameters_of_f32() {
 fn the_nearest_is_that_of_the_half_crate() {
     let rate = 2f32.powi(-6);
     for element in HALVES {
-        let specs = vec![
-            Spec::new(Rule::sgd(), Regime::fixed(rate), tensors(23, &LENGTHS)).stored(
-                element,
-                element,
-                Rounding::Nearest,
-            ),
-        ];
+        let specs = vec![Spec::new(Rule::sgd(), Regime::fixed(rate), tensors(23, &LENGTHS)).stored(
+            element,
+            element,
+            Rounding::Nearest,
+        )];
         for mut run in paths(&specs, &specs, Setup::default()) {
             let mut expected = specs[0].tensors.clone();
             for t in 1..=20 {
@@ -1501,10 +1263,7 @@ fn long_tensors_have_the_codes_of_short_ones() {
             let expected = after(Box::new(CpuRun::new(&specs)), &specs, 20);
             // Element by element, from pieces that one thread takes.
             if !matches!(rounding, Rounding::Stochastic { .. }) {
-                let pieces: Vec<usize> = (0..LEN)
-                    .step_by(1000)
-                    .map(|at| 1000.min(LEN - at))
-                    .collect();
+                let pieces: Vec<usize> = (0..LEN).step_by(1000).map(|at| 1000.min(LEN - at)).collect();
                 let mut short = small_steps(element, rounding, &pieces);
                 for (at, tensor) in short[0].tensors.iter_mut().enumerate() {
                     tensor.copy_from_slice(&specs[0].tensors[1][1000 * at..][..pieces[at]]);
@@ -1515,9 +1274,7 @@ fn long_tensors_have_the_codes_of_short_ones() {
             for gpu in conformance::small_bindings(1 << 18) {
                 for start in [0, 2] {
                     let places = packed(&specs, start, 1);
-                    let mut run = GpuRun::with(&gpu, &specs, places, |builder| {
-                        builder.clear_gradients(true)
-                    });
+                    let mut run = GpuRun::with(&gpu, &specs, places, |builder| builder.clear_gradients(true));
                     for _ in 0..20 {
                         run.step(&ones(&specs));
                     }
@@ -1542,13 +1299,8 @@ fn parameters_and_gradients_may_share_a_buffer() {
             place.grads = (0, place.grads.1 + end);
         }
         for gpu in &devices() {
-            let run =
-                |places, clears| GpuRun::with(gpu, &specs, places, |b| b.clear_gradients(clears));
-            let mut runs = [
-                run(packed(&specs, 2, 1), false),
-                run(one.clone(), false),
-                run(one.clone(), true),
-            ];
+            let run = |places, clears| GpuRun::with(gpu, &specs, places, |b| b.clear_gradients(clears));
+            let mut runs = [run(packed(&specs, 2, 1), false), run(one.clone(), false), run(one.clone(), true)];
             for t in 1..=4 {
                 for run in &mut runs {
                     run.step(&gradients(&specs, t));
@@ -1567,26 +1319,17 @@ fn parameters_and_gradients_may_share_a_buffer() {
 #[test]
 fn groups_of_different_elements_share_a_norm() {
     let _alone = alone();
-    let spec = |rule, seed, name: &str| {
-        Spec::new(rule, Regime::seesaw(), tensors(seed, &LENGTHS))
-            .named(name)
-            .sharing("all")
-    };
+    let spec =
+        |rule, seed, name: &str| Spec::new(rule, Regime::seesaw(), tensors(seed, &LENGTHS)).named(name).sharing("all");
     let specs = vec![
         spec(Rule::sgdm(0.9), 31, "bf16").stored(Element::Bf16, Element::Bf16, Rounding::Masters),
-        spec(Rule::sgdm(0.9), 32, "f16").stored(
-            Element::F16,
-            Element::F32,
-            Rounding::Stochastic { seed: 1 },
-        ),
+        spec(Rule::sgdm(0.9), 32, "f16").stored(Element::F16, Element::F32, Rounding::Stochastic { seed: 1 }),
         spec(Rule::adamw(), 33, "f32").stored(Element::F32, Element::F16, Rounding::Masters),
     ];
     // Where they lie must not tell the two runs apart.
     let floats = in_floats(&specs);
-    let mut pairs: Vec<(Box<dyn Run>, Box<dyn Run>)> = vec![(
-        Box::new(CpuRun::new(&specs)),
-        Box::new(CpuRun::new(&floats)),
-    )];
+    let mut pairs: Vec<(Box<dyn Run>, Box<dyn Run>)> =
+        vec![(Box::new(CpuRun::new(&specs)), Box::new(CpuRun::new(&floats)))];
     for gpu in &devices() {
         let run = |specs: &[Spec]| GpuRun::new(gpu, specs, conformance::run::separate(specs));
         pairs.push((Box::new(run(&specs)), Box::new(run(&floats))));
@@ -1613,14 +1356,10 @@ fn a_group_may_have_tensors_of_different_elements() {
     ];
     let stored = |which: fn(&(Element, Element, usize)) -> Element, seed: u64| -> Vec<Stored> {
         let all = tensors(seed, &kinds.map(|kind| kind.2));
-        let dyadic = all
-            .iter()
-            .map(|tensor| tensor.iter().map(|x| (x * 63.0).round() / 64.0).collect());
+        let dyadic = all.iter().map(|tensor| tensor.iter().map(|x| (x * 63.0).round() / 64.0).collect());
         let dyadic: Vec<Vec<f32>> = dyadic.collect();
         let pairs = kinds.iter().zip(&dyadic);
-        pairs
-            .map(|(kind, tensor)| Stored::new(which(kind), tensor))
-            .collect()
+        pairs.map(|(kind, tensor)| Stored::new(which(kind), tensor)).collect()
     };
     let (params, grads) = (stored(|kind| kind.0, 41), stored(|kind| kind.1, 42));
     let on_host = || {
@@ -1628,11 +1367,7 @@ fn a_group_may_have_tensors_of_different_elements() {
         for (index, (params, grads)) in params.iter().zip(&grads).enumerate() {
             group = group.tensor(index.to_string(), params.slice(), grads.slice());
         }
-        OptimizerBuilder::new(Rule::sgdm(0.9))
-            .regime(Regime::seesaw())
-            .group(group)
-            .build_cpu()
-            .expect("builds")
+        OptimizerBuilder::new(Rule::sgdm(0.9)).regime(Regime::seesaw()).group(group).build_cpu().expect("builds")
     };
     let (mut host, mut values) = (on_host(), params.clone());
     let step_on_host = |host: &mut CpuOptimizer, values: &mut [Stored]| {
@@ -1644,9 +1379,7 @@ fn a_group_may_have_tensors_of_different_elements() {
         step_on_host(&mut host, &mut values);
     }
     let slices: Vec<cpu::Slice> = values.iter().map(Stored::slice).collect();
-    let saved = host
-        .checkpoint_values(Some(&slices), &Notes::new())
-        .expect("a checkpoint");
+    let saved = host.checkpoint_values(Some(&slices), &Notes::new()).expect("a checkpoint");
     for gpu in &devices() {
         let upload = |tensors: &[Stored]| -> Vec<wgpu::Buffer> {
             let words = tensors.iter().map(|tensor| {
@@ -1654,25 +1387,18 @@ fn a_group_may_have_tensors_of_different_elements() {
                 bytes.resize(bytes.len().next_multiple_of(4), 0);
                 bytemuck::pod_collect_to_vec::<u8, f32>(&bytes)
             });
-            words
-                .map(|words| conformance::upload(gpu, &words))
-                .collect()
+            words.map(|words| conformance::upload(gpu, &words)).collect()
         };
         let build = |w: &[wgpu::Buffer], g: &[wgpu::Buffer]| {
             let mut group = Group::new("mixed");
             for (index, &(params, grads, len)) in kinds.iter().enumerate() {
-                let slice = |element: Element, buffer: &wgpu::Buffer| {
-                    (element, buffer.clone(), element.bytes() * len as u64)
-                };
+                let slice =
+                    |element: Element, buffer: &wgpu::Buffer| (element, buffer.clone(), element.bytes() * len as u64);
                 let ((p, w, a), (q, g, b)) = (slice(params, &w[index]), slice(grads, &g[index]));
                 let name = index.to_string();
                 group = group.tensor(name, p.of(w.slice(..a)), q.of(g.slice(..b)));
             }
-            OptimizerBuilder::new(Rule::sgdm(0.9))
-                .regime(Regime::seesaw())
-                .group(group)
-                .build(gpu)
-                .expect("builds")
+            OptimizerBuilder::new(Rule::sgdm(0.9)).regime(Regime::seesaw()).group(group).build(gpu).expect("builds")
         };
         let (w, g) = (upload(&params), upload(&grads));
         let optimizer = build(&w, &g);
@@ -1689,10 +1415,7 @@ fn a_group_may_have_tensors_of_different_elements() {
         for (index, kind) in kinds.iter().enumerate() {
             let name = index.to_string();
             let (found, expected) = (here.parameters(&name), saved.parameters(&name));
-            let pairs = found
-                .expect("there")
-                .into_iter()
-                .zip(expected.expect("there"));
+            let pairs = found.expect("there").into_iter().zip(expected.expect("there"));
             for (found, expected) in pairs {
                 let unit = 2.0 * half_ulp(kind.0, f64::from(expected)) + 1e-6;
                 let error = (f64::from(found) - f64::from(expected)).abs();
@@ -1702,14 +1425,11 @@ fn a_group_may_have_tensors_of_different_elements() {
         // And what the host saved goes on there, and comes back as it was.
         let (w, g) = (upload(&params), upload(&grads));
         let mut again = build(&w, &g);
-        again
-            .restore(&saved, Parameters::Included)
-            .expect("restores");
+        again.restore(&saved, Parameters::Included).expect("restores");
         assert!(save(&again).to_bytes() == saved.to_bytes());
         let (mut host, mut values) = (on_host(), params.clone());
         let mut slices: Vec<cpu::SliceMut> = values.iter_mut().map(Stored::slice_mut).collect();
-        host.restore_values(&here, Some(&mut slices))
-            .expect("restores");
+        host.restore_values(&here, Some(&mut slices)).expect("restores");
         let slices: Vec<cpu::Slice> = values.iter().map(Stored::slice).collect();
         let back = host.checkpoint_values(Some(&slices), &Notes::new());
         assert!(back.expect("a checkpoint").to_bytes() == here.to_bytes());

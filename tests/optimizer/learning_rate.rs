@@ -16,14 +16,7 @@ const LOGARITHM: f64 = 2e-6;
 #[test]
 fn rates_and_terms_are_right_at_every_scale() {
     let start = Numbers(3).vec(LEN);
-    for rule in [
-        Rule::sgd(),
-        Rule::sgdm(0.9),
-        Rule::sign_sgd(),
-        Rule::signum(0.9),
-        Rule::adamw(),
-        Rule::lion(),
-    ] {
+    for rule in [Rule::sgd(), Rule::sgdm(0.9), Rule::sign_sgd(), Rule::signum(0.9), Rule::adamw(), Rule::lion()] {
         for scale in [1e-20f32, 1e-8, 1.0, 1e8, 1e20] {
             let specs = [Spec::new(rule, Regime::seesaw(), vec![start.clone()])];
             for mut run in every_path(&specs) {
@@ -48,25 +41,10 @@ fn rates_and_terms_are_right_at_every_scale() {
                         );
                     };
                     near(record.norm, expected.norm, 3e-6 * expected.norm, "norm");
-                    near(
-                        record.slow_alignment,
-                        expected.slow,
-                        10.0 * ALIGNMENT,
-                        "a_slow",
-                    );
-                    near(
-                        record.fast_alignment,
-                        expected.fast,
-                        10.0 * ALIGNMENT,
-                        "a_fast",
-                    );
+                    near(record.slow_alignment, expected.slow, 10.0 * ALIGNMENT, "a_slow");
+                    near(record.fast_alignment, expected.fast, 10.0 * ALIGNMENT, "a_fast");
                     near(record.norm_term, expected.norm_term, LOGARITHM, "norm term");
-                    near(
-                        record.alignment_term,
-                        expected.alignment_term,
-                        ALIGNMENT,
-                        "alignment",
-                    );
+                    near(record.alignment_term, expected.alignment_term, ALIGNMENT, "alignment");
                     near(record.brake_term, expected.brake_term, ALIGNMENT, "brake");
                     let rate = expected.rate;
                     // The norm's error does not add up over the steps: its terms telescope. The others' do.
@@ -83,11 +61,7 @@ fn rates_and_terms_are_right_at_every_scale() {
 #[test]
 fn a_fixed_rate_is_exact() {
     for rate in [1e-30, 0.1, 0.3, 1e30] {
-        let specs = [Spec::new(
-            Rule::sgd(),
-            Regime::fixed(rate),
-            vec![vec![0.0; 5]],
-        )];
+        let specs = [Spec::new(Rule::sgd(), Regime::fixed(rate), vec![vec![0.0; 5]])];
         for mut run in every_path(&specs) {
             for _ in 0..3 {
                 run.step(&[vec![1e-20; 5]]);

@@ -7,9 +7,7 @@
 use wgpu_optim::layout::GroupState;
 use wgpu_optim::{LossScaler, Regime, Rule, SecantForm, WeightDecay, wgpu};
 use wgpu_optim_conformance as conformance;
-use wgpu_optim_conformance::run::{
-    Run, Setup, Spec, alone, bits, devices, every_path, every_path_with, gpu_run_with,
-};
+use wgpu_optim_conformance::run::{Run, Setup, Spec, alone, bits, devices, every_path, every_path_with, gpu_run_with};
 use wgpu_optim_conformance::{Numbers, upload};
 
 /// Every rule with every other regime, of every kind of memory, each with one of three: nothing, decay, decay and a clip.
@@ -46,27 +44,15 @@ fn specs() -> Vec<Spec> {
 }
 
 fn gradients(specs: &[Spec], numbers: &mut Numbers) -> Vec<Vec<f32>> {
-    conformance::run::lengths(specs)
-        .map(|len| numbers.vec(len))
-        .collect()
+    conformance::run::lengths(specs).map(|len| numbers.vec(len)).collect()
 }
 
 fn times(scale: f32, grads: &[Vec<f32>]) -> Vec<Vec<f32>> {
-    grads
-        .iter()
-        .map(|tensor| tensor.iter().map(|g| scale * g).collect())
-        .collect()
+    grads.iter().map(|tensor| tensor.iter().map(|g| scale * g).collect()).collect()
 }
 
 fn without_scale(states: Vec<GroupState>) -> Vec<GroupState> {
-    states
-        .into_iter()
-        .map(|state| GroupState {
-            loss_scale_exponent: 0,
-            good_steps: 0,
-            ..state
-        })
-        .collect()
+    states.into_iter().map(|state| GroupState { loss_scale_exponent: 0, good_steps: 0, ..state }).collect()
 }
 
 #[test]
@@ -74,17 +60,10 @@ fn with_any_scale_the_bits_are_those_without() {
     let _alone = alone();
     let all = specs();
     // One that changes between the steps, one far beyond.
-    let growing = LossScaler {
-        initial_scale: 1.0,
-        growth_interval: 2,
-        ..LossScaler::default()
-    };
+    let growing = LossScaler { initial_scale: 1.0, growth_interval: 2, ..LossScaler::default() };
     let far = LossScaler::fixed(2f32.powi(100));
     for (scaler, specs) in [(growing, &all[..]), (far, &all[..4])] {
-        let setup = Setup {
-            scaler: Some(scaler),
-            ..Setup::default()
-        };
+        let setup = Setup { scaler: Some(scaler), ..Setup::default() };
         let plain = every_path(specs).into_iter();
         for (mut plain, mut scaled) in plain.zip(every_path_with(specs, setup)) {
             let mut numbers = Numbers(2);
@@ -97,11 +76,7 @@ fn with_any_scale_the_bits_are_those_without() {
                 let (mut without, mut with) = (plain.records(), scaled.records());
                 for record in &mut with.records {
                     assert_eq!(record.loss_scale, scale, "{what}");
-                    assert_eq!(
-                        record.flags.scale_changed(),
-                        scaler == growing && t % 2 == 1,
-                        "{what}"
-                    );
+                    assert_eq!(record.flags.scale_changed(), scaler == growing && t % 2 == 1, "{what}");
                     record.loss_scale = 1.0;
                     record.flags = without.records[record.group].flags;
                 }
@@ -112,11 +87,7 @@ fn with_any_scale_the_bits_are_those_without() {
                 for ((spec, a), b) in specs.iter().zip(plain.params()).zip(scaled.params()) {
                     assert!(bits(&[a]) == bits(&[b]), "{what}: {}", spec.name);
                 }
-                assert_eq!(
-                    without_scale(plain.states()),
-                    without_scale(scaled.states()),
-                    "{what}"
-                );
+                assert_eq!(without_scale(plain.states()), without_scale(scaled.states()), "{what}");
             }
         }
     }
@@ -130,13 +101,8 @@ fn the_oracle_agrees() {
     for rule in Rule::all() {
         let mut spec = Spec::new(rule, Regime::seesaw(), vec![numbers.vec(300)]);
         spec.decay = WeightDecay::Coupled(0.01);
-        let setup = Setup {
-            scaler: Some(LossScaler {
-                growth_interval: 3,
-                ..LossScaler::default()
-            }),
-            ..Setup::default()
-        };
+        let setup =
+            Setup { scaler: Some(LossScaler { growth_interval: 3, ..LossScaler::default() }), ..Setup::default() };
         for mut run in every_path_with(std::slice::from_ref(&spec), setup) {
             let mut oracle = spec.oracle();
             let mut numbers = Numbers(8);
@@ -167,28 +133,16 @@ fn the_norm_is_right_for_scaled_gradients_of_any_size() {
         decay: WeightDecay::Coupled(0.5),
         ..Spec::new(Rule::sgdm(0.9), Regime::fixed(0.1), vec![vec![0.0; 200]]).named("decayed")
     };
-    let clipped = Spec {
-        clip: 1e-3,
-        ..decayed.clone().named("clipped")
-    };
+    let clipped = Spec { clip: 1e-3, ..decayed.clone().named("clipped") };
     let plain = Spec::new(Rule::sgd(), Regime::norm_ratio(), vec![vec![1.0; 200]]);
     let specs = [plain, decayed, clipped];
     for exponent in [0, 16, 60, 126] {
         let scale = 2f32.powi(exponent);
-        let setup = Setup {
-            scaler: Some(LossScaler::fixed(scale)),
-            ..Setup::default()
-        };
+        let setup = Setup { scaler: Some(LossScaler::fixed(scale)), ..Setup::default() };
         for size in [f32::MIN_POSITIVE, 1e-30, 1e-9, 1.0, 1e9, 1e30, 3e38] {
             let mut numbers = Numbers(3);
-            let grads: Vec<f32> = (0..200)
-                .map(|_| size * (0.75 + 0.25 * numbers.next().abs()))
-                .collect();
-            let true_norm = grads
-                .iter()
-                .map(|&g| (f64::from(g) / f64::from(scale)).powi(2))
-                .sum::<f64>()
-                .sqrt();
+            let grads: Vec<f32> = (0..200).map(|_| size * (0.75 + 0.25 * numbers.next().abs())).collect();
+            let true_norm = grads.iter().map(|&g| (f64::from(g) / f64::from(scale)).powi(2)).sum::<f64>().sqrt();
             for mut run in every_path_with(&specs, setup) {
                 run.step(&[grads.clone(), grads.clone(), grads.clone()]);
                 let what = format!("{}, 2^{exponent}, {size:e}", run.path());
@@ -252,27 +206,12 @@ fn it_grows_and_falls_as_a_grad_scaler() {
         Spec::new(Rule::sgd(), Regime::seesaw(), vec![vec![1.0; 33]]).named("first"),
         Spec::new(Rule::sgdm(0.5), Regime::fixed(0.1), vec![vec![1.0; 5]]).named("second"),
     ];
-    let scaler = LossScaler {
-        initial_scale: 16.0,
-        growth_interval: 3,
-        min_scale: 4.0,
-        max_scale: 64.0,
-    };
-    let setup = Setup {
-        scaler: Some(scaler),
-        ..Setup::default()
-    };
+    let scaler = LossScaler { initial_scale: 16.0, growth_interval: 3, min_scale: 4.0, max_scale: 64.0 };
+    let setup = Setup { scaler: Some(scaler), ..Setup::default() };
     for mut run in every_path_with(&specs, setup) {
-        let mut model = Model {
-            scaler,
-            scale: 16.0,
-            good: 0,
-        };
+        let mut model = Model { scaler, scale: 16.0, good: 0 };
         // Up to the largest, down to the smallest, and back, with single bad steps between.
-        let good = [
-            1, 1, 1, 1, 0, 1, 1, 1, 1, 1, 1, 1, 1, 1, 0, 0, 0, 0, 0, 0, 1, 1, 0, 1, 1, 1, 0, 1, 1,
-            1,
-        ];
+        let good = [1, 1, 1, 1, 0, 1, 1, 1, 1, 1, 1, 1, 1, 1, 0, 0, 0, 0, 0, 0, 1, 1, 0, 1, 1, 1, 0, 1, 1, 1];
         let (mut lowest, mut highest) = (f32::MAX, 0f32);
         for (t, &good) in good.iter().enumerate() {
             let mut grads = vec![vec![1.0; 33], vec![1.0; 5]];
@@ -318,28 +257,14 @@ fn within_one_submit_gradients_meet_the_scale_they_were_made_with() {
     let _alone = alone();
     for gpu in &devices() {
         let w = vec![5.0; 64];
-        let specs = [Spec::new(
-            Rule::sgdm(0.5),
-            Regime::seesaw(),
-            vec![w.clone()],
-        )];
-        let scaler = LossScaler {
-            growth_interval: 7,
-            ..LossScaler::default()
-        };
-        let setup = Setup {
-            scaler: Some(scaler),
-            ..Setup::default()
-        };
+        let specs = [Spec::new(Rule::sgdm(0.5), Regime::seesaw(), vec![w.clone()])];
+        let scaler = LossScaler { growth_interval: 7, ..LossScaler::default() };
+        let setup = Setup { scaler: Some(scaler), ..Setup::default() };
         let one = upload(gpu, &[1.0]);
         let mut finals = Vec::new();
         for scaled in [true, false] {
             let mut run = gpu_run_with(gpu, &specs, if scaled { setup } else { Setup::default() });
-            let scale = if scaled {
-                run.optimizer.loss_scale().clone()
-            } else {
-                one.clone()
-            };
+            let scale = if scaled { run.optimizer.loss_scale().clone() } else { one.clone() };
             let device = gpu.device();
             let pipeline = wgpu_optim_conformance::pipeline(gpu, BACKWARD);
             let entries: Vec<_> = [&run.buffers[0], &scale, &run.buffers[1]]
@@ -369,11 +294,8 @@ fn within_one_submit_gradients_meet_the_scale_they_were_made_with() {
             }
             gpu.queue().submit([encoder.finish()]);
             let records = run.records().records;
-            let norms: Vec<u32> = records
-                .iter()
-                .filter(|record| !record.flags.skipped())
-                .map(|record| record.norm.to_bits())
-                .collect();
+            let norms: Vec<u32> =
+                records.iter().filter(|record| !record.flags.skipped()).map(|record| record.norm.to_bits()).collect();
             if scaled {
                 let changes = records.iter().filter(|record| record.flags.scale_changed());
                 let skips = records.iter().filter(|record| record.flags.skipped());
@@ -384,10 +306,6 @@ fn within_one_submit_gradients_meet_the_scale_they_were_made_with() {
             finals.push(norms);
         }
         let common = finals[0].len().min(finals[1].len());
-        assert!(
-            finals[0][..common] == finals[1][..common],
-            "{}",
-            gpu.describe()
-        );
+        assert!(finals[0][..common] == finals[1][..common], "{}", gpu.describe());
     }
 }

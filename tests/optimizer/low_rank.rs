@@ -18,9 +18,7 @@ fn dot(a: &[f32], b: &[f32]) -> f32 {
 
 fn transposed(matrix: &[f32], columns: usize) -> Vec<f32> {
     let rows = matrix.len() / columns;
-    (0..matrix.len())
-        .map(|at| matrix[at % rows * columns + at / rows])
-        .collect()
+    (0..matrix.len()).map(|at| matrix[at % rows * columns + at / rows]).collect()
 }
 
 /// ½ ‖B A - T‖², and its gradients with respect to B and A.
@@ -46,9 +44,7 @@ fn loss_and_gradients(b: &[f32], a: &[f32], target: &[f32]) -> (f32, Vec<f32>, V
 }
 
 fn pseudo_random(len: usize, seed: f32) -> Vec<f32> {
-    (0..len)
-        .map(|i| (seed * (i as f32 + 1.0) * 12.9898).sin())
-        .collect()
+    (0..len).map(|i| (seed * (i as f32 + 1.0) * 12.9898).sin()).collect()
 }
 
 #[test]
@@ -58,25 +54,13 @@ fn an_adapter_that_begins_at_zero_is_learnt() {
     let nothing = vec![0.0; ROWS * COLUMNS];
     // Of rank 4, so that the loss can vanish.
     let columns = transposed(&tall, COLUMNS);
-    let target: Vec<f32> = (0..ROWS * COLUMNS)
-        .map(|at| {
-            dot(
-                row(&wide, at / COLUMNS, RANK),
-                row(&columns, at % COLUMNS, RANK),
-            )
-        })
-        .collect();
+    let target: Vec<f32> =
+        (0..ROWS * COLUMNS).map(|at| dot(row(&wide, at / COLUMNS, RANK), row(&columns, at % COLUMNS, RANK))).collect();
     for rule in [Rule::all(), vec![Rule::adamw_without_momentum()]].concat() {
         let mut b = vec![0.0f32; ROWS * RANK];
-        let mut a: Vec<f32> = pseudo_random(RANK * COLUMNS, 0.9)
-            .iter()
-            .map(|x| 0.3 * x)
-            .collect();
+        let mut a: Vec<f32> = pseudo_random(RANK * COLUMNS, 0.9).iter().map(|x| 0.3 * x).collect();
         let (start, of_b, of_a) = loss_and_gradients(&b, &a, &target);
-        assert_eq!(
-            start,
-            loss_and_gradients(&b, &a, &nothing).0 + dot(&target, &target) / 2.0
-        );
+        assert_eq!(start, loss_and_gradients(&b, &a, &nothing).0 + dot(&target, &target) / 2.0);
         assert!(of_a.iter().all(|g| *g == 0.0) && of_b.iter().any(|g| *g != 0.0));
         let mut optimizer: CpuOptimizer = OptimizerBuilder::new(rule)
             .group(Group::new("B").tensor("B", &b, &b))
@@ -87,9 +71,7 @@ fn an_adapter_that_begins_at_zero_is_learnt() {
         for _ in 0..600 {
             let (loss, of_b, of_a) = loss_and_gradients(&b, &a, &target);
             largest = largest.max(loss);
-            optimizer
-                .step(&mut [&mut b, &mut a], &[&of_b, &of_a])
-                .expect("steps");
+            optimizer.step(&mut [&mut b, &mut a], &[&of_b, &of_a]).expect("steps");
         }
         let (end, ..) = loss_and_gradients(&b, &a, &target);
         let name = rule.name();
@@ -98,12 +80,6 @@ fn an_adapter_that_begins_at_zero_is_learnt() {
         let records = optimizer.drain_records().records;
         let of_a: Vec<_> = records.iter().filter(|record| record.group == 1).collect();
         assert!(of_a[0].flags.waiting() && of_a[1].flags.first(), "{name}");
-        assert!(
-            of_a[1]
-                .to_string()
-                .ends_with("the first step with a gradient"),
-            "{}",
-            of_a[1]
-        );
+        assert!(of_a[1].to_string().ends_with("the first step with a gradient"), "{}", of_a[1]);
     }
 }

@@ -9,26 +9,16 @@ const RATE: f32 = 0.01;
 
 /// The generator's gradient, exact in f32.
 fn gradient(t: usize) -> Vec<f32> {
-    (0..D)
-        .map(|i| ((7 * i + 13 * t) % 32) as f32 / 16.0 - 1.0 + (i as f32 - 5.0) / 64.0)
-        .collect()
+    (0..D).map(|i| ((7 * i + 13 * t) % 32) as f32 / 16.0 - 1.0 + (i as f32 - 5.0) / 64.0).collect()
 }
 
 fn spec(name: &str) -> Spec {
-    let sgdm = |dampening, nesterov| Rule::Sgdm {
-        momentum: 0.9,
-        dampening,
-        nesterov,
-    };
+    let sgdm = |dampening, nesterov| Rule::Sgdm { momentum: 0.9, dampening, nesterov };
     let rule = match name {
         "sgd" | "decay" | "clip" => Rule::sgd(),
         "dampened" => sgdm(0.1, false),
         "nesterov" | "nesterov-decay" => sgdm(0.0, true),
-        "adamw-betas" => Rule::AdamW {
-            beta1: 0.5,
-            beta2: 0.75,
-            epsilon: 0.125,
-        },
+        "adamw-betas" => Rule::AdamW { beta1: 0.5, beta2: 0.75, epsilon: 0.125 },
         name if name.starts_with("adam") => Rule::adamw(),
         name if name.starts_with("lion") => Rule::lion(),
         _ => sgdm(0.0, false),
@@ -94,10 +84,8 @@ fn follow(text: &str, cases: usize) {
                 let at = names.iter().position(|name| *name == row[0]);
                 let at = at.expect("a case");
                 let params = &run.params()[at];
-                let expected: Vec<f32> = row[2..]
-                    .iter()
-                    .map(|bits| f32::from_bits(u32::from_str_radix(bits, 16).expect("bits")))
-                    .collect();
+                let expected: Vec<f32> =
+                    row[2..].iter().map(|bits| f32::from_bits(u32::from_str_radix(bits, 16).expect("bits"))).collect();
                 let largest = expected.iter().fold(0f32, |most, w| most.max(w.abs()));
                 let unit = f64::from(largest) * f64::from(f32::EPSILON);
                 assert_eq!(params.len(), expected.len());

@@ -9,8 +9,7 @@ use wgpu_optim_conformance as conformance;
 use proptest::prelude::*;
 use wgpu_optim::gpu::PassName;
 use wgpu_optim::{
-    Averaging, Gpu, MAX_CHANGE, NormRatio, OptimizerBuilder, Record, Regime, Rule, Seesaw,
-    WeightDecay, wgpu,
+    Averaging, Gpu, MAX_CHANGE, NormRatio, OptimizerBuilder, Record, Regime, Rule, Seesaw, WeightDecay, wgpu,
 };
 use wgpu_optim_conformance::run::{CpuRun, GpuRun, Run, Spec, bits, devices, every_path, packed};
 use wgpu_optim_conformance::{Numbers, ulps};
@@ -25,20 +24,8 @@ fn every_rule() -> Vec<Rule> {
 
 /// All but AdamW, whose ε has a size.
 fn scale_free_rules() -> [Rule; 7] {
-    let dampened = Rule::Sgdm {
-        momentum: 0.9,
-        dampening: 0.5,
-        nesterov: false,
-    };
-    [
-        Rule::sgd(),
-        Rule::sgdm(0.9),
-        dampened,
-        Rule::nesterov(0.9),
-        Rule::sign_sgd(),
-        Rule::signum(0.9),
-        Rule::lion(),
-    ]
+    let dampened = Rule::Sgdm { momentum: 0.9, dampening: 0.5, nesterov: false };
+    [Rule::sgd(), Rule::sgdm(0.9), dampened, Rule::nesterov(0.9), Rule::sign_sgd(), Rule::signum(0.9), Rule::lion()]
 }
 
 fn seesaw(change: impl FnOnce(&mut Seesaw)) -> Regime {
@@ -49,11 +36,7 @@ fn seesaw(change: impl FnOnce(&mut Seesaw)) -> Regime {
 
 /// A group per rule, each with tensors of these values.
 fn group_per_rule(rules: &[Rule], regime: Regime, tensors: &[Vec<f32>]) -> Vec<Spec> {
-    rules
-        .iter()
-        .enumerate()
-        .map(|(i, &rule)| Spec::new(rule, regime, tensors.to_vec()).named(format!("{i}")))
-        .collect()
+    rules.iter().enumerate().map(|(i, &rule)| Spec::new(rule, regime, tensors.to_vec()).named(format!("{i}"))).collect()
 }
 
 fn repeated(grads: &[Vec<f32>], groups: usize) -> Vec<Vec<f32>> {
@@ -63,11 +46,7 @@ fn repeated(grads: &[Vec<f32>], groups: usize) -> Vec<Vec<f32>> {
 fn records(run: &mut dyn Run, group: usize) -> Vec<Record> {
     let records = run.records();
     assert_eq!(records.lost_steps, 0);
-    records
-        .records
-        .into_iter()
-        .filter(|record| record.group == group)
-        .collect()
+    records.records.into_iter().filter(|record| record.group == group).collect()
 }
 
 /// P1. The rate comes from the gradients alone: other parameters of the same norm, same rates, bit for bit; of another norm, another
@@ -76,11 +55,7 @@ fn records(run: &mut dyn Run, group: usize) -> Vec<Record> {
 fn p1_rates_come_from_the_gradients_alone() {
     let mut numbers = Numbers(1);
     let w = numbers.vec(301);
-    let flipped: Vec<f32> = w
-        .iter()
-        .enumerate()
-        .map(|(i, w)| if i % 3 == 0 { -w } else { *w })
-        .collect();
+    let flipped: Vec<f32> = w.iter().enumerate().map(|(i, w)| if i % 3 == 0 { -w } else { *w }).collect();
     let larger: Vec<f32> = w.iter().map(|w| 5.0 * w).collect();
     let other_grads = numbers.vec(301);
     let steps: Vec<Vec<f32>> = (0..10).map(|_| numbers.vec(301)).collect();
@@ -92,28 +67,15 @@ fn p1_rates_come_from_the_gradients_alone() {
                 let mut rates = Vec::new();
                 for g in steps {
                     run.step(&repeated(std::slice::from_ref(g), 3));
-                    rates.push(
-                        run.rates()
-                            .iter()
-                            .map(|rate| rate.to_bits())
-                            .collect::<Vec<_>>(),
-                    );
+                    rates.push(run.rates().iter().map(|rate| rate.to_bits()).collect::<Vec<_>>());
                 }
-                let changes: Vec<_> = run
-                    .states()
-                    .iter()
-                    .map(|s| (s.change_int, s.change_fraction))
-                    .collect();
+                let changes: Vec<_> = run.states().iter().map(|s| (s.change_int, s.change_fraction)).collect();
                 (rates, changes)
             })
             .collect::<Vec<_>>()
     };
     let of_w = run(&w, &steps);
-    assert_eq!(
-        of_w,
-        run(&flipped, &steps),
-        "other parameters of the same norm"
-    );
+    assert_eq!(of_w, run(&flipped, &steps), "other parameters of the same norm");
     let of_larger = run(&larger, &steps);
     let mut other = steps.clone();
     other[4] = other_grads;
@@ -142,29 +104,12 @@ impl NormRegime {
 
 fn norm_regimes() -> Vec<NormRegime> {
     let ratio = |exponent, smoothing| {
-        let regime = NormRatio {
-            exponent,
-            smoothing,
-            initial_rate: Some(0.1),
-            ..NormRatio::default()
-        };
-        NormRegime {
-            regime: Regime::NormRatio(regime),
-            exponents: [exponent.into(); 2],
-        }
+        let regime = NormRatio { exponent, smoothing, initial_rate: Some(0.1), ..NormRatio::default() };
+        NormRegime { regime: Regime::NormRatio(regime), exponents: [exponent.into(); 2] }
     };
     let seesaw = |exponent, exponent_above, smoothing| {
-        let regime = Seesaw {
-            exponent,
-            exponent_above,
-            smoothing,
-            gain: 0.0,
-            ..Seesaw::default()
-        };
-        NormRegime {
-            regime: Regime::Seesaw(regime),
-            exponents: [exponent.into(), exponent_above.into()],
-        }
+        let regime = Seesaw { exponent, exponent_above, smoothing, gain: 0.0, ..Seesaw::default() };
+        NormRegime { regime: Regime::Seesaw(regime), exponents: [exponent.into(), exponent_above.into()] }
     };
     let default = Seesaw::default();
     vec![
@@ -180,13 +125,9 @@ fn norm_regimes() -> Vec<NormRegime> {
 /// n̂ in f64 of a history of norms.
 fn smoothed(regime: &Regime, norms: &[f32]) -> f64 {
     let beta = f64::from(regime.smoothing());
-    let mean = norms.iter().fold(0.0, |mean, &n| {
-        beta * mean + (1.0 - beta) * f64::from(n) * f64::from(n)
-    });
+    let mean = norms.iter().fold(0.0, |mean, &n| beta * mean + (1.0 - beta) * f64::from(n) * f64::from(n));
     let unbiased = mean / (1.0 - beta.powi(norms.len() as i32));
-    unbiased
-        .sqrt()
-        .max(f64::from(*norms.last().expect("a norm")))
+    unbiased.sqrt().max(f64::from(*norms.last().expect("a norm")))
 }
 
 proptest! {
@@ -247,12 +188,7 @@ fn p2_a_ladder_of_norms_is_a_ladder_of_rates() {
             .collect();
         for mut run in every_path(&specs) {
             run.step(&vec![vec![3.0, 0.0, -4.0, 0.0]; norms.len()]);
-            run.step(
-                &norms
-                    .iter()
-                    .map(|&n| vec![0.0, 0.6 * n, 0.0, 0.8 * n])
-                    .collect::<Vec<_>>(),
-            );
+            run.step(&norms.iter().map(|&n| vec![0.0, 0.6 * n, 0.0, 0.8 * n]).collect::<Vec<_>>());
             let rates = run.rates();
             for (pair, n) in rates.windows(2).zip(&norms) {
                 assert!(
@@ -293,18 +229,12 @@ fn p2_rate_times_norm_to_the_p_is_constant() {
                 }
                 risen += u32::from(norm > first[record.group]);
                 fallen += u32::from(norm < first[record.group]);
-                let constant =
-                    record.ln_rate + regimes[record.group].fall(first[record.group], norm);
+                let constant = record.ln_rate + regimes[record.group].fall(first[record.group], norm);
                 assert!(!record.flags.clamped_change(), "the case must not clamp");
                 // Each step adds a term below ln 10 with an error of three ulps, and n̂ has two of its own.
                 let allowed = (3.0 * LN_10 * f64::from(t) + 4.0) * f64::from(f32::EPSILON);
                 let off = (constant - constants[record.group]).abs();
-                assert!(
-                    off <= allowed,
-                    "{}, {:?}, step {t}: off by {off:e}",
-                    run.path(),
-                    specs[record.group].regime
-                );
+                assert!(off <= allowed, "{}, {:?}, step {t}: off by {off:e}", run.path(), specs[record.group].regime);
             }
         }
         assert!(risen > 20 && fallen > 20, "{risen} {fallen}");
@@ -325,10 +255,7 @@ fn p3_the_two_terms_are_those_of_the_secant_rate() {
         let scale = (4.0 * numbers.next()).exp();
         let previous: Vec<f32> = numbers.vec(d);
         let lean = numbers.next();
-        let next: Vec<f32> = previous
-            .iter()
-            .map(|g| scale * (lean * g + 0.7 * numbers.next()))
-            .collect();
+        let next: Vec<f32> = previous.iter().map(|g| scale * (lean * g + 0.7 * numbers.next())).collect();
         let wide = |x: &[f32]| -> Vec<f64> { x.iter().map(|&x| f64::from(x)).collect() };
         let (a, b) = (wide(&previous), wide(&next));
         let eta = 0.37;
@@ -341,15 +268,9 @@ fn p3_the_two_terms_are_those_of_the_secant_rate() {
         let (norm_term, variation) = (-x / 2.0, -0.5 * (2.0 * x.cosh()).ln());
         let z = rho / x.cosh();
         let curvature = -0.5 * (1.0 - z).ln();
-        assert!(
-            (secant - (norm_term + variation + curvature)).abs() <= 1e-12,
-            "case {case}"
-        );
+        assert!((secant - (norm_term + variation + curvature)).abs() <= 1e-12, "case {case}");
         assert!(variation < 0.0, "the variation only lowers the rate");
-        assert!(
-            z.abs() > 0.5 || (curvature - z / 2.0).abs() <= z * z / 2.0,
-            "case {case}"
-        );
+        assert!(z.abs() > 0.5 || (curvature - z / 2.0).abs() <= z * z / 2.0, "case {case}");
         // Without smoothing n̂ is n; the momentum after one step is the gradient before, so that a_slow is ρ.
         let spec = Spec::new(
             Rule::sgdm(0.9),
@@ -360,18 +281,9 @@ fn p3_the_two_terms_are_those_of_the_secant_rate() {
         run.step(&[previous]);
         run.step(&[next]);
         let record = records(&mut run, 0)[1];
-        let close =
-            |got: f32, exact: f64| (f64::from(got) - exact).abs() <= 1e-5 * exact.abs().max(0.1);
-        assert!(
-            close(record.norm_term, norm_term),
-            "case {case}: {} instead of {norm_term}",
-            record.norm_term
-        );
-        assert!(
-            close(record.slow_alignment, rho),
-            "case {case}: {} instead of {rho}",
-            record.slow_alignment
-        );
+        let close = |got: f32, exact: f64| (f64::from(got) - exact).abs() <= 1e-5 * exact.abs().max(0.1);
+        assert!(close(record.norm_term, norm_term), "case {case}: {} instead of {norm_term}", record.norm_term);
+        assert!(close(record.slow_alignment, rho), "case {case}: {} instead of {rho}", record.slow_alignment);
         assert!(close(record.alignment_term, 0.1 * rho), "case {case}");
     }
 }
@@ -386,25 +298,15 @@ impl Quadratic {
     fn new(dimensions: usize, condition: f64, scale: f64) -> Self {
         let last = (dimensions - 1) as f64;
         Quadratic {
-            h: (0..dimensions)
-                .map(|i| scale * condition.powf(-(i as f64) / last))
-                .collect(),
+            h: (0..dimensions).map(|i| scale * condition.powf(-(i as f64) / last)).collect(),
             target: (0..dimensions).map(|i| (i as f64).cos()).collect(),
         }
     }
     fn loss(&self, w: &[f32]) -> f64 {
-        w.iter()
-            .zip(&self.h)
-            .zip(&self.target)
-            .map(|((&w, h), t)| 0.5 * h * (f64::from(w) - t).powi(2))
-            .sum()
+        w.iter().zip(&self.h).zip(&self.target).map(|((&w, h), t)| 0.5 * h * (f64::from(w) - t).powi(2)).sum()
     }
     fn gradient(&self, w: &[f32]) -> Vec<f32> {
-        w.iter()
-            .zip(&self.h)
-            .zip(&self.target)
-            .map(|((&w, h), t)| (h * (f64::from(w) - t)) as f32)
-            .collect()
+        w.iter().zip(&self.h).zip(&self.target).map(|((&w, h), t)| (h * (f64::from(w) - t)) as f32).collect()
     }
     /// Final loss over initial loss.
     fn train(&self, rule: Rule, regime: Regime, steps: usize) -> f64 {
@@ -425,18 +327,14 @@ fn p4_nothing_to_tune_from_1e_minus_12_to_1e12() {
     for rule in three_rules() {
         for scale in scales {
             let left = Quadratic::new(40, 30.0, scale).train(rule, Regime::seesaw(), 150);
-            assert!(
-                left <= 0.05,
-                "{rule:?} at scale {scale:e}: {left} of the loss is left"
-            );
+            assert!(left <= 0.05, "{rule:?} at scale {scale:e}: {left} of the loss is left");
         }
     }
     // The same test refuses every fixed rate of a wide grid, so that it asks for something.
     for exponent in -7..8 {
         let regime = Regime::fixed(10f32.powi(exponent));
-        let trained = scales
-            .iter()
-            .all(|&scale| Quadratic::new(40, 30.0, scale).train(Rule::sgd(), regime, 150) <= 0.05);
+        let trained =
+            scales.iter().all(|&scale| Quadratic::new(40, 30.0, scale).train(Rule::sgd(), regime, 150) <= 0.05);
         assert!(!trained, "a fixed rate of 1e{exponent}");
     }
 }
@@ -448,10 +346,7 @@ fn p6_one_regime_serves_three_rules() {
     for rule in three_rules() {
         for condition in [1.0, 100.0] {
             let left = Quadratic::new(50, condition, 3.0).train(rule, regime, 400);
-            assert!(
-                left <= 0.01,
-                "{rule:?}, condition {condition}: {left} of the loss is left"
-            );
+            assert!(left <= 0.01, "{rule:?}, condition {condition}: {left} of the loss is left");
         }
     }
 }
@@ -460,30 +355,16 @@ fn p6_one_regime_serves_three_rules() {
 /// update; one byte per parameter of memory for the rules without momentum, none beside the momentum for the others.
 #[test]
 fn p5_no_more_dispatches_than_sgd_with_a_clip_and_one_byte_per_parameter() {
-    let passes = [
-        PassName::ReduceGradient,
-        PassName::FinishReduction,
-        PassName::LearningRate,
-        PassName::UpdateParameters,
-    ];
+    let passes =
+        [PassName::ReduceGradient, PassName::FinishReduction, PassName::LearningRate, PassName::UpdateParameters];
     for gpu in &devices() {
         for rule in three_rules() {
             let mut spec = Spec::new(rule, Regime::seesaw(), vec![vec![0.0; 4096]]);
-            let automatic = GpuRun::new(
-                gpu,
-                std::slice::from_ref(&spec),
-                packed(std::slice::from_ref(&spec), 0, 0),
-            );
+            let automatic = GpuRun::new(gpu, std::slice::from_ref(&spec), packed(std::slice::from_ref(&spec), 0, 0));
             spec.regime = Regime::fixed(0.1);
             spec.clip = 1.0;
-            let fixed = GpuRun::new(
-                gpu,
-                std::slice::from_ref(&spec),
-                packed(std::slice::from_ref(&spec), 0, 0),
-            );
-            let names = |run: &GpuRun| -> Vec<PassName> {
-                run.optimizer.dispatches().iter().map(|d| d.pass).collect()
-            };
+            let fixed = GpuRun::new(gpu, std::slice::from_ref(&spec), packed(std::slice::from_ref(&spec), 0, 0));
+            let names = |run: &GpuRun| -> Vec<PassName> { run.optimizer.dispatches().iter().map(|d| d.pass).collect() };
             assert_eq!(names(&automatic), passes);
             assert_eq!(names(&automatic), names(&fixed));
         }
@@ -498,15 +379,8 @@ fn p5_bytes_per_parameter_on_the_cpu_path() {
             let values = vec![0.0f32; elements];
             let mut optimizer = None;
             let info = allocation_counter::measure(|| {
-                let group = Spec::new(rule, regime, vec![])
-                    .group()
-                    .tensor("w", &values, &values);
-                optimizer = Some(
-                    OptimizerBuilder::new(rule)
-                        .group(group)
-                        .build_cpu()
-                        .expect("builds"),
-                );
+                let group = Spec::new(rule, regime, vec![]).group().tensor("w", &values, &values);
+                optimizer = Some(OptimizerBuilder::new(rule).group(group).build_cpu().expect("builds"));
             });
             drop(optimizer);
             info.bytes_current
@@ -541,17 +415,9 @@ fn p5_bytes_per_parameter_on_the_device() {
     for adapter in pollster::block_on(Gpu::adapters(None)) {
         // A device of its own, so that nothing else allocates on it meanwhile.
         let gpu = pollster::block_on(Gpu::open(&adapter)).expect("opens");
-        let allocated = || {
-            gpu.device()
-                .generate_allocator_report()
-                .map(|report| report.total_allocated_bytes)
-        };
+        let allocated = || gpu.device().generate_allocator_report().map(|report| report.total_allocated_bytes);
         if allocated().is_none() {
-            assert_ne!(
-                adapter.get_info().backend,
-                wgpu::Backend::Vulkan,
-                "wgpu allocates for Vulkan"
-            );
+            assert_ne!(adapter.get_info().backend, wgpu::Backend::Vulkan, "wgpu allocates for Vulkan");
             continue;
         }
         for (rule, regime, expected) in expected_bytes() {
@@ -560,24 +426,16 @@ fn p5_bytes_per_parameter_on_the_device() {
                 let buffer = conformance::upload(&gpu, &values);
                 let grads = conformance::upload(&gpu, &values);
                 gpu.queue().submit([]);
-                gpu.device()
-                    .poll(wgpu::PollType::wait_indefinitely())
-                    .expect("polls");
+                gpu.device().poll(wgpu::PollType::wait_indefinitely()).expect("polls");
                 let before = allocated().expect("a report") as f64;
                 let group = Spec::new(rule, regime, vec![]).group().tensor(
                     "w",
                     buffer.slice(..4 * elements as u64),
                     grads.slice(..4 * elements as u64),
                 );
-                let optimizer = OptimizerBuilder::new(rule)
-                    .record_steps(1)
-                    .group(group)
-                    .build(&gpu)
-                    .expect("builds");
+                let optimizer = OptimizerBuilder::new(rule).record_steps(1).group(group).build(&gpu).expect("builds");
                 gpu.queue().submit([]);
-                gpu.device()
-                    .poll(wgpu::PollType::wait_indefinitely())
-                    .expect("polls");
+                gpu.device().poll(wgpu::PollType::wait_indefinitely()).expect("polls");
                 let after = allocated().expect("a report") as f64;
                 drop(optimizer);
                 after - before
@@ -604,11 +462,7 @@ fn noisy_gradients(lengths: &[usize], steps: usize, seed: u64) -> Vec<Vec<Vec<f3
             let scale = (2.0 * numbers.next()).exp();
             lengths
                 .iter()
-                .map(|&len| {
-                    (0..len)
-                        .map(|i| scale * (0.5 * ((i + t) as f32).sin() + numbers.next()))
-                        .collect()
-                })
+                .map(|&len| (0..len).map(|i| scale * (0.5 * ((i + t) as f32).sin() + numbers.next())).collect())
                 .collect()
         })
         .collect()
@@ -628,10 +482,7 @@ fn assert_rescaling_changes_no_bit(powers: &[i32]) {
                 let trace = steps
                     .iter()
                     .map(|grads| {
-                        let scaled: Vec<Vec<f32>> = grads
-                            .iter()
-                            .map(|g| g.iter().map(|g| c * g).collect())
-                            .collect();
+                        let scaled: Vec<Vec<f32>> = grads.iter().map(|g| g.iter().map(|g| c * g).collect()).collect();
                         run.step(&repeated(&scaled, specs.len()));
                         bits(&run.params())
                     })
@@ -644,10 +495,7 @@ fn assert_rescaling_changes_no_bit(powers: &[i32]) {
     for &power in powers {
         for ((path, scaled), (_, unscaled)) in run(2f32.powi(power)).iter().zip(&as_it_is) {
             let first = scaled.iter().zip(unscaled).position(|(a, b)| a != b);
-            assert_eq!(
-                first, None,
-                "{path}: the first step that differs at 2^{power}"
-            );
+            assert_eq!(first, None, "{path}: the first step that differs at 2^{power}");
         }
     }
     // A factor that is no power of two rounds, and is told.
@@ -671,20 +519,14 @@ fn rescaling_across_the_border_of_a_range_changes_no_bit() {
 fn rescaling_changes_of_adamw_what_epsilon_adds() {
     let lengths = [500];
     let tensors = [Numbers(6).vec(500)];
-    let with = |epsilon| Rule::AdamW {
-        beta1: 0.9,
-        beta2: 0.999,
-        epsilon,
-    };
+    let with = |epsilon| Rule::AdamW { beta1: 0.9, beta2: 0.999, epsilon };
     let specs = group_per_rule(&[with(1e-30), with(1e-8)], Regime::seesaw(), &tensors);
     let steps = noisy_gradients(&lengths, 8, 7);
     for power in [-16, 30] {
         for (mut run, mut other) in every_path(&specs).into_iter().zip(every_path(&specs)) {
             for grads in &steps {
-                let scaled: Vec<Vec<f32>> = grads
-                    .iter()
-                    .map(|g| g.iter().map(|g| 2f32.powi(power) * g).collect())
-                    .collect();
+                let scaled: Vec<Vec<f32>> =
+                    grads.iter().map(|g| g.iter().map(|g| 2f32.powi(power) * g).collect()).collect();
                 run.step(&repeated(grads, specs.len()));
                 other.step(&repeated(&scaled, specs.len()));
                 let what = format!("{}, 2^{power}", run.path());
@@ -701,12 +543,9 @@ fn rescaling_changes_of_adamw_what_epsilon_adds() {
 fn the_terms_add_up_to_the_change_of_ln_eta() {
     let lengths = [65];
     let tensors = [Numbers(8).vec(65)];
-    for regime in [
-        Regime::seesaw(),
-        Regime::norm_ratio(),
-        Regime::hypergradient(),
-        seesaw(|s| (s.gain, s.exponent) = (2.0, 3.0)),
-    ] {
+    for regime in
+        [Regime::seesaw(), Regime::norm_ratio(), Regime::hypergradient(), seesaw(|s| (s.gain, s.exponent) = (2.0, 3.0))]
+    {
         let specs = group_per_rule(&every_rule(), regime, &tensors);
         for mut run in every_path(&specs) {
             for grads in noisy_gradients(&lengths, 60, 9) {
@@ -714,10 +553,7 @@ fn the_terms_add_up_to_the_change_of_ln_eta() {
             }
             let records = run.records().records;
             for group in 0..specs.len() {
-                let of_group: Vec<&Record> = records
-                    .iter()
-                    .filter(|record| record.group == group)
-                    .collect();
+                let of_group: Vec<&Record> = records.iter().filter(|record| record.group == group).collect();
                 assert_eq!(of_group.len(), 60);
                 assert!(of_group[0].flags.first() && of_group[0].change() == 0.0);
                 let mut moved = 0.0;
@@ -734,10 +570,7 @@ fn the_terms_add_up_to_the_change_of_ln_eta() {
                     let rate = pair[1].ln_rate.exp();
                     assert!(ulps(pair[1].learning_rate, rate) <= 4.0, "η and ln η agree");
                 }
-                assert!(
-                    moved > 0.02,
-                    "a run in which nothing changes proves nothing"
-                );
+                assert!(moved > 0.02, "a run in which nothing changes proves nothing");
             }
         }
     }
@@ -769,16 +602,9 @@ fn repeats_have_the_same_bits() {
 #[test]
 fn a_jump_of_the_norm_raises_the_rate_by_ten_at_most() {
     let ratio = |smoothing| {
-        Regime::NormRatio(NormRatio {
-            initial_rate: Some(0.5),
-            smoothing,
-            norm_floor: 0.0,
-            ..NormRatio::default()
-        })
+        Regime::NormRatio(NormRatio { initial_rate: Some(0.5), smoothing, norm_floor: 0.0, ..NormRatio::default() })
     };
-    let spec = |name: &str, smoothing| {
-        Spec::new(Rule::sgd(), ratio(smoothing), vec![vec![0.0; 5]]).named(name)
-    };
+    let spec = |name: &str, smoothing| Spec::new(Rule::sgd(), ratio(smoothing), vec![vec![0.0; 5]]).named(name);
     let log = f64::from(MAX_CHANGE);
     assert!((log - LN_10).abs() <= 1e-7);
     let specs = [spec("up", 0.9), spec("down", 0.0), spec("just within", 0.0)];
@@ -798,10 +624,7 @@ fn a_jump_of_the_norm_raises_the_rate_by_ten_at_most() {
             (2, 1, 2.3, false, 0.0),
             (2, 2, 0.0, false, 0.0),
         ] {
-            let of: Vec<&Record> = records
-                .iter()
-                .filter(|record| record.group == group)
-                .collect();
+            let of: Vec<&Record> = records.iter().filter(|record| record.group == group).collect();
             let what = format!("{}, {}, step {step}", run.path(), specs[group].name);
             let moved = of[step].ln_rate - of[step - 1].ln_rate;
             // ln η is held to 2^-32; the term of a fall has three ulps.
@@ -818,11 +641,7 @@ fn a_jump_of_the_norm_raises_the_rate_by_ten_at_most() {
 /// last bit must not leave a rate behind that throws it away.
 #[test]
 fn a_vanishing_norm_does_not_raise_the_rate_without_end() {
-    let regime = Regime::NormRatio(NormRatio {
-        initial_rate: Some(0.5),
-        smoothing: 0.0,
-        ..NormRatio::default()
-    });
+    let regime = Regime::NormRatio(NormRatio { initial_rate: Some(0.5), smoothing: 0.0, ..NormRatio::default() });
     let spec = Spec::new(Rule::sgd(), regime, vec![vec![0.0; 4]]);
     for mut run in every_path(&[spec]) {
         let (mut sum, mut last) = (0.0, f64::NEG_INFINITY);
@@ -855,21 +674,11 @@ fn above_the_first_norm_the_slope_depends_on_the_rule() {
         Rule::sgdm(0.9),
         Rule::sgdm(0.0),
         Rule::nesterov(0.9),
-        Rule::Sgdm {
-            momentum: 0.9,
-            dampening: 0.5,
-            nesterov: false,
-        },
+        Rule::Sgdm { momentum: 0.9, dampening: 0.5, nesterov: false },
     ]
     .map(|rule| (rule, 1.5))
     .to_vec();
-    let others = [
-        Rule::sign_sgd(),
-        Rule::signum(0.9),
-        Rule::adamw(),
-        Rule::adamw_without_momentum(),
-        Rule::lion(),
-    ];
+    let others = [Rule::sign_sgd(), Rule::signum(0.9), Rule::adamw(), Rule::adamw_without_momentum(), Rule::lion()];
     rules.extend(others.map(|rule| (rule, 0.5)));
     let mut specs = Vec::new();
     let mut slopes = Vec::new();
@@ -879,17 +688,12 @@ fn above_the_first_norm_the_slope_depends_on_the_rule() {
                 // With alignment, so that what the record calls the norm's part is told from the rest.
                 let regime = seesaw(|s| s.smoothing = 0.0);
                 let name = format!("{} {}", rule.name(), specs.len());
-                specs.push(Spec {
-                    averaging,
-                    ..Spec::new(rule, regime, vec![vec![0.0; 4]]).named(name)
-                });
+                specs.push(Spec { averaging, ..Spec::new(rule, regime, vec![vec![0.0; 4]]).named(name) });
                 slopes.push(above);
             }
         }
     }
-    let norms = [
-        1.0f32, 1.25, 7.0, 7.5, 2.0, 0.5, 0.25, 1.5, 0.75, 1.0, 40.0, 0.9,
-    ];
+    let norms = [1.0f32, 1.25, 7.0, 7.5, 2.0, 0.5, 0.25, 1.5, 0.75, 1.0, 40.0, 0.9];
     for mut run in every_path(&specs) {
         for norm in norms {
             run.step(&vec![vec![norm / 2.0; 4]; specs.len()]);
@@ -927,11 +731,7 @@ fn an_outlier_leaves_the_rate_where_it_was() {
         let records = run.records().records;
         let lowest = records[20].ln_rate - records[19].ln_rate;
         // √(0.1/(1 - 0.9²¹)) of the outlier is in the average, but n̂ is the outlier itself, and above the first norm p is 3/2.
-        assert!(
-            (lowest + 1.5 * 1e8f64.ln()).abs() <= 1e-5,
-            "{}: {lowest}",
-            run.path()
-        );
+        assert!((lowest + 1.5 * 1e8f64.ln()).abs() <= 1e-5, "{}: {lowest}", run.path());
         // 0.9⁴⁷⁹ of its square is left, which is nothing.
         let back = records[499].ln_rate - records[19].ln_rate;
         assert!(back.abs() <= 1e-4, "{}: {back}", run.path());
@@ -950,11 +750,7 @@ fn the_first_gradients_move_the_rate_most() {
         for record in run.records().records {
             let k = f64::from(record.step as u32 + 1);
             let early = 2.0 / k;
-            let expected = if record.flags.first() {
-                0.0
-            } else {
-                early.max(0.25)
-            };
+            let expected = if record.flags.first() { 0.0 } else { early.max(0.25) };
             assert!(
                 (f64::from(record.alignment_term) - expected).abs() <= 1e-6,
                 "{}, gradient {k}: {} instead of {expected}",
@@ -996,10 +792,7 @@ fn contradiction_alone_does_not_lower_the_rate_below_its_anchor() {
         }
         let records = run.records().records;
         for (group, spec) in specs.iter().enumerate() {
-            let of_group: Vec<&Record> = records
-                .iter()
-                .filter(|record| record.group == group)
-                .collect();
+            let of_group: Vec<&Record> = records.iter().filter(|record| record.group == group).collect();
             let what = format!("{}, {}", run.path(), spec.rule.name());
             for (record, agreement) in of_group.iter().zip(agreements(spec, &of_group)) {
                 assert!(agreement >= -2e-6, "{what}: A is {agreement}");
@@ -1012,10 +805,7 @@ fn contradiction_alone_does_not_lower_the_rate_below_its_anchor() {
                 .map(|record| record.to_string())
                 .find(|sentence| sentence.contains("rate held"))
                 .expect("a sentence");
-            assert!(
-                sentence.contains(", but the norm has not risen since the start: rate held (+"),
-                "{sentence}"
-            );
+            assert!(sentence.contains(", but the norm has not risen since the start: rate held (+"), "{sentence}");
         }
     }
 }
@@ -1025,13 +815,7 @@ fn contradiction_alone_does_not_lower_the_rate_below_its_anchor() {
 #[test]
 fn a_risen_norm_lets_contradiction_count() {
     let regime = seesaw(|s| (s.exponent, s.exponent_above, s.smoothing) = (0.0, 0.0, 0.0));
-    for (size, share) in [
-        (1.0, 0.0),
-        (1.99, 0.0),
-        (8f32.sqrt(), 0.5),
-        (4.01, 1.0),
-        (1e6, 1.0),
-    ] {
+    for (size, share) in [(1.0, 0.0), (1.99, 0.0), (8f32.sqrt(), 0.5), (4.01, 1.0), (1e6, 1.0)] {
         let specs = group_per_rule(&[Rule::sgdm(0.0)], regime, &[vec![0.0; 8]]);
         for mut run in every_path(&specs) {
             for factor in [1.0, -size, 1.0, 1.0] {
@@ -1040,15 +824,9 @@ fn a_risen_norm_lets_contradiction_count() {
             let records = run.records().records;
             let what = format!("{}, {size} times the first norm", run.path());
             // At the second gradient κ is 1 and the cosine -1.
-            assert!(
-                (f64::from(records[1].alignment_term) + 1.0).abs() <= 1e-6,
-                "{what}"
-            );
+            assert!((f64::from(records[1].alignment_term) + 1.0).abs() <= 1e-6, "{what}");
             let fall = records[1].ln_rate - records[0].ln_rate;
-            assert!(
-                (fall + share).abs() <= 1e-6,
-                "{what}: {fall} instead of {share}"
-            );
+            assert!((fall + share).abs() <= 1e-6, "{what}: {fall} instead of {share}");
             assert!(
                 (f64::from(records[1].held_term) - (1.0 - share)).abs() <= 1e-6,
                 "{what}: {} held",
@@ -1056,10 +834,7 @@ fn a_risen_norm_lets_contradiction_count() {
             );
             // The third contradicts the second at an ordinary norm: held at what the floor is now. The fourth agrees.
             let kept = records[2].ln_rate - records[1].ln_rate;
-            assert!(
-                kept.abs() <= 1e-6,
-                "{what}: {kept} after the norm came back"
-            );
+            assert!(kept.abs() <= 1e-6, "{what}: {kept} after the norm came back");
             assert!(records[3].ln_rate > records[2].ln_rate + 0.1, "{what}");
         }
     }
@@ -1085,12 +860,7 @@ fn contradiction_takes_back_what_agreement_gave() {
                 assert!(pair[1] < before, "{}, step {t}", run.path());
             }
         }
-        assert!(
-            agreement[59].abs() <= 2e-6,
-            "{}: {}",
-            run.path(),
-            agreement[59]
-        );
+        assert!(agreement[59].abs() <= 2e-6, "{}: {}", run.path(), agreement[59]);
     }
 }
 
@@ -1117,10 +887,7 @@ fn agreement_beyond_the_limit_of_the_rate_is_not_stored() {
         for pair in records.windows(2) {
             let change = pair[1].ln_rate - pair[0].ln_rate;
             let terms = pair[1].change();
-            assert!(
-                (terms - change).abs() <= 1e-4,
-                "{path}: {terms}, but {change}"
-            );
+            assert!((terms - change).abs() <= 1e-4, "{path}: {terms}, but {change}");
         }
         let checkpoint = run.checkpoint();
         run.restore(&checkpoint).expect("its own checkpoint");
@@ -1131,11 +898,7 @@ fn agreement_beyond_the_limit_of_the_rate_is_not_stored() {
 #[test]
 fn the_rate_is_clamped_at_1e30_both_ways() {
     let ratio = |initial_rate| {
-        let regime = NormRatio {
-            initial_rate: Some(initial_rate),
-            smoothing: 0.0,
-            ..NormRatio::default()
-        };
+        let regime = NormRatio { initial_rate: Some(initial_rate), smoothing: 0.0, ..NormRatio::default() };
         Regime::NormRatio(regime)
     };
     let specs = [
@@ -1150,38 +913,17 @@ fn the_rate_is_clamped_at_1e30_both_ways() {
         }
         let records = run.records().records;
         for (group, limit) in [(0, 1e-30f64), (1, 1e30)] {
-            let of: Vec<&Record> = records
-                .iter()
-                .filter(|record| record.group == group)
-                .collect();
-            let clamped: Vec<bool> = of
-                .iter()
-                .map(|record| record.flags.clamped_rate())
-                .collect();
+            let of: Vec<&Record> = records.iter().filter(|record| record.group == group).collect();
+            let clamped: Vec<bool> = of.iter().map(|record| record.flags.clamped_rate()).collect();
             let what = format!("{}, towards {limit:e}", run.path());
-            assert_eq!(
-                clamped,
-                [false, false, true, true, true, false, false],
-                "{what}"
-            );
+            assert_eq!(clamped, [false, false, true, true, true, false, false], "{what}");
             for record in &of[2..5] {
-                assert!(
-                    (record.ln_rate - limit.ln()).abs() <= 1e-7,
-                    "{what}: ln η is {}",
-                    record.ln_rate
-                );
-                assert!(
-                    ulps(record.learning_rate, limit) <= 3.0,
-                    "{what}: η is {:e}",
-                    record.learning_rate
-                );
+                assert!((record.ln_rate - limit.ln()).abs() <= 1e-7, "{what}: ln η is {}", record.ln_rate);
+                assert!(ulps(record.learning_rate, limit) <= 3.0, "{what}: η is {:e}", record.learning_rate);
             }
             for pair in of.windows(2) {
                 let change = pair[1].ln_rate - pair[0].ln_rate;
-                assert!(
-                    (pair[1].change() - change).abs() <= 1e-5,
-                    "{what}: clamps are in the terms"
-                );
+                assert!((pair[1].change() - change).abs() <= 1e-5, "{what}: clamps are in the terms");
             }
             // With the norm the rate is back where it was: nothing of the clamp is left.
             let left = of[6].ln_rate - of[0].ln_rate;
@@ -1198,26 +940,14 @@ fn the_first_step_has_the_length_it_should() {
         let w = numbers.vec(500);
         let g: Vec<f32> = numbers.vec(500).iter().map(|g| scale * g).collect();
         // AdamW's ε is not small beside the smallest gradients.
-        let rules = if scale < 1.0 {
-            scale_free_rules().to_vec()
-        } else {
-            every_rule()
-        };
-        let specs = group_per_rule(
-            &rules,
-            seesaw(|s| s.first_step = Some(epsilon)),
-            std::slice::from_ref(&w),
-        );
+        let rules = if scale < 1.0 { scale_free_rules().to_vec() } else { every_rule() };
+        let specs = group_per_rule(&rules, seesaw(|s| s.first_step = Some(epsilon)), std::slice::from_ref(&w));
         for mut run in every_path(&specs) {
             run.step(&repeated(std::slice::from_ref(&g), specs.len()));
             let w_norm = w.iter().map(|&w| f64::from(w).powi(2)).sum::<f64>().sqrt();
             for (after, spec) in run.params().iter().zip(&specs) {
-                let length = after
-                    .iter()
-                    .zip(&w)
-                    .map(|(a, b)| (f64::from(*a) - f64::from(*b)).powi(2))
-                    .sum::<f64>()
-                    .sqrt();
+                let length =
+                    after.iter().zip(&w).map(|(a, b)| (f64::from(*a) - f64::from(*b)).powi(2)).sum::<f64>().sqrt();
                 let mut expected = f64::from(epsilon) * (1.0 + w_norm);
                 if spec.rule == Rule::nesterov(0.9) {
                     // u = g + μ m = 1.9 g: the rate is that of g.
@@ -1238,22 +968,11 @@ fn the_first_step_has_the_length_it_should() {
 /// The kept gradient is what the regime of a decayed loss sees; a decoupled decay is not.
 #[test]
 fn coupled_decay_is_seen_by_the_regime_and_decoupled_is_not() {
-    let spec = |decay| Spec {
-        decay,
-        ..Spec::new(Rule::sgd(), Regime::seesaw(), vec![vec![2.0; 4]])
-    };
-    for (decay, norm) in [
-        (WeightDecay::Coupled(0.5), 4.0),
-        (WeightDecay::Decoupled(0.5), 2.0),
-    ] {
+    let spec = |decay| Spec { decay, ..Spec::new(Rule::sgd(), Regime::seesaw(), vec![vec![2.0; 4]]) };
+    for (decay, norm) in [(WeightDecay::Coupled(0.5), 4.0), (WeightDecay::Decoupled(0.5), 2.0)] {
         for mut run in every_path(&[spec(decay)]) {
             run.step(&[vec![1.0; 4]]);
-            assert_eq!(
-                records(run.as_mut(), 0)[0].norm,
-                norm,
-                "{}, {decay:?}",
-                run.path()
-            );
+            assert_eq!(records(run.as_mut(), 0)[0].norm, norm, "{}, {decay:?}", run.path());
         }
     }
 }

@@ -42,11 +42,7 @@ fn rule() -> impl Strategy<Value = Rule> {
     prop_oneof![
         Just(Rule::sgd()),
         Just(Rule::sgdm(0.9)),
-        Just(Rule::Sgdm {
-            momentum: 0.5,
-            dampening: 0.25,
-            nesterov: false
-        }),
+        Just(Rule::Sgdm { momentum: 0.5, dampening: 0.25, nesterov: false }),
         Just(Rule::nesterov(0.8)),
         Just(Rule::sign_sgd()),
         Just(Rule::signum(0.9)),
@@ -56,10 +52,7 @@ fn rule() -> impl Strategy<Value = Rule> {
 }
 
 fn regime() -> impl Strategy<Value = Regime> {
-    let from_rate = Regime::NormRatio(NormRatio {
-        initial_rate: Some(0.01),
-        ..NormRatio::default()
-    });
+    let from_rate = Regime::NormRatio(NormRatio { initial_rate: Some(0.01), ..NormRatio::default() });
     prop_oneof![
         3 => Just(Regime::seesaw()),
         1 => Just(Regime::norm_ratio()),
@@ -71,8 +64,11 @@ fn regime() -> impl Strategy<Value = Regime> {
 
 fn tensor() -> impl Strategy<Value = CaseTensor> {
     let len = prop_oneof![0usize..10, 0usize..300, 0usize..3000];
-    (len, (0usize..3, 0usize..6), (0usize..4, 0usize..6))
-        .prop_map(|(len, params, grads)| CaseTensor { len, params, grads })
+    (len, (0usize..3, 0usize..6), (0usize..4, 0usize..6)).prop_map(|(len, params, grads)| CaseTensor {
+        len,
+        params,
+        grads,
+    })
 }
 
 /// Over three steps: from the start, after it, and not at all.
@@ -92,58 +88,33 @@ fn group() -> impl Strategy<Value = CaseGroup> {
         Just(WeightDecay::Decoupled(0.1)),
     ];
     let clip = prop_oneof![Just(f32::INFINITY), Just(0.5f32), Just(20.0f32)];
-    (
-        rule(),
-        regime(),
-        decay,
-        clip,
-        any::<bool>(),
-        averaging(),
-        any::<bool>(),
-        prop::collection::vec(tensor(), 0..5),
-    )
-        .prop_map(
-            |(rule, regime, decay, clip, maximize, averaging, shares, tensors)| CaseGroup {
-                rule,
-                regime,
-                decay,
-                clip,
-                maximize,
-                averaging,
-                shares,
-                tensors,
-            },
-        )
+    (rule(), regime(), decay, clip, any::<bool>(), averaging(), any::<bool>(), prop::collection::vec(tensor(), 0..5))
+        .prop_map(|(rule, regime, decay, clip, maximize, averaging, shares, tensors)| CaseGroup {
+            rule,
+            regime,
+            decay,
+            clip,
+            maximize,
+            averaging,
+            shares,
+            tensors,
+        })
 }
 
 fn tuning() -> impl Strategy<Value = Tuning> {
-    (
-        0u32..7,
-        1u32..5,
-        prop::sample::select(&Partials::ALL[..]),
-        0u32..7,
+    (0u32..7, 1u32..5, prop::sample::select(&Partials::ALL[..]), 0u32..7).prop_map(
+        |(workgroup, quads_per_invocation, partials, finish)| Tuning {
+            workgroup_size: 1 << workgroup,
+            quads_per_invocation,
+            partials,
+            finish_workgroup_size: 1 << finish,
+        },
     )
-        .prop_map(
-            |(workgroup, quads_per_invocation, partials, finish)| Tuning {
-                workgroup_size: 1 << workgroup,
-                quads_per_invocation,
-                partials,
-                finish_workgroup_size: 1 << finish,
-            },
-        )
 }
 
 fn case() -> impl Strategy<Value = Case> {
-    (
-        prop::collection::vec(group(), 1..5),
-        prop::option::of(tuning()),
-        any::<u64>(),
-    )
-        .prop_map(|(groups, tuning, seed)| Case {
-            groups,
-            tuning,
-            seed,
-        })
+    (prop::collection::vec(group(), 1..5), prop::option::of(tuning()), any::<u64>())
+        .prop_map(|(groups, tuning, seed)| Case { groups, tuning, seed })
 }
 
 impl Case {
@@ -153,11 +124,7 @@ impl Case {
             .iter()
             .enumerate()
             .map(|(i, group)| {
-                let tensors = group
-                    .tensors
-                    .iter()
-                    .map(|tensor| numbers.vec(tensor.len))
-                    .collect();
+                let tensors = group.tensors.iter().map(|tensor| numbers.vec(tensor.len)).collect();
                 let spec = Spec {
                     decay: group.decay,
                     clip: group.clip,
@@ -167,11 +134,7 @@ impl Case {
                 };
                 match group.shares {
                     // Rules with and without momentum cannot share an alignment.
-                    true => spec.sharing(if group.rule.has_momentum() {
-                        "heavy"
-                    } else {
-                        "plain"
-                    }),
+                    true => spec.sharing(if group.rule.has_momentum() { "heavy" } else { "plain" }),
                     false => spec,
                 }
             })
@@ -189,19 +152,14 @@ impl Case {
         self.groups
             .iter()
             .flat_map(|group| &group.tensors)
-            .map(|tensor| Place {
-                params: place(tensor.params, tensor.len),
-                grads: place(tensor.grads, tensor.len),
-            })
+            .map(|tensor| Place { params: place(tensor.params, tensor.len), grads: place(tensor.grads, tensor.len) })
             .collect()
     }
 
     fn gradients(&self, step: u64) -> Vec<Vec<f32>> {
         let mut numbers = Numbers(self.seed ^ (step + 1));
         let scale = (6.0 * numbers.next()).exp();
-        lengths(&self.specs())
-            .map(|len| (0..len).map(|_| scale * (numbers.next() + 0.2)).collect())
-            .collect()
+        lengths(&self.specs()).map(|len| (0..len).map(|_| scale * (numbers.next() + 0.2)).collect()).collect()
     }
 }
 
@@ -213,32 +171,20 @@ struct FromHost(Vec<Vec<f32>>);
 /// in η; parameters then differ by that share of three steps, which are shorter than ten.
 const TOLERANCE: f64 = 1e-5;
 
-fn compare_params(
-    specs: &[Spec],
-    device: &FromDevice,
-    host: &FromHost,
-    rates: &[f32],
-) -> Result<(), String> {
-    let groups = specs
-        .iter()
-        .enumerate()
-        .flat_map(|(i, spec)| spec.tensors.iter().map(move |_| i));
+fn compare_params(specs: &[Spec], device: &FromDevice, host: &FromHost, rates: &[f32]) -> Result<(), String> {
+    let groups = specs.iter().enumerate().flat_map(|(i, spec)| spec.tensors.iter().map(move |_| i));
     let mut flips = 0;
     for (tensor, group) in groups.enumerate() {
-        for (i, (&on_device, &on_host)) in device.0[tensor].iter().zip(&host.0[tensor]).enumerate()
-        {
+        for (i, (&on_device, &on_host)) in device.0[tensor].iter().zip(&host.0[tensor]).enumerate() {
             let off = (f64::from(on_device) - f64::from(on_host)).abs();
             if off <= TOLERANCE * f64::from(on_host).abs().max(1.0) {
                 continue;
             }
             // A sum such as g + λw that cancels to its last bit may have either sign: one or two elements of a case.
-            let flip =
-                specs[group].rule.is_scale_free() && off <= 2.1 * f64::from(rates[group]) * 10.0;
+            let flip = specs[group].rule.is_scale_free() && off <= 2.1 * f64::from(rates[group]) * 10.0;
             flips += usize::from(flip);
             if !flip || flips > 2 {
-                return Err(format!(
-                    "tensor {tensor}, element {i}: {on_device} but {on_host} on the CPU path"
-                ));
+                return Err(format!("tensor {tensor}, element {i}: {on_device} but {on_host} on the CPU path"));
             }
         }
         if device.0[tensor].len() != host.0[tensor].len() {
@@ -264,10 +210,7 @@ fn check(case: &Case) -> Result<(), TestCaseError> {
                 gpu.clone().with_tuning(tuning).expect("a small geometry")
             }
             Some(tuning) => {
-                let without = Tuning {
-                    partials: Partials::PerWorkgroup,
-                    ..tuning
-                };
+                let without = Tuning { partials: Partials::PerWorkgroup, ..tuning };
                 gpu.clone().with_tuning(without).expect("a small geometry")
             }
             None => gpu.clone(),
@@ -279,13 +222,7 @@ fn check(case: &Case) -> Result<(), TestCaseError> {
         let records = device.records().records;
         prop_assert_eq!(records.len(), host_records.len());
         for (record, expected) in records.iter().zip(&host_records) {
-            prop_assert_eq!(
-                record.flags,
-                expected.flags,
-                "{}, {:?}",
-                device.path(),
-                record
-            );
+            prop_assert_eq!(record.flags, expected.flags, "{}, {:?}", device.path(), record);
             let close = |a: f64, b: f64| a == b || (a - b).abs() <= TOLERANCE * b.abs().max(1.0);
             prop_assert!(
                 close(record.norm.into(), expected.norm.into()),
@@ -294,26 +231,13 @@ fn check(case: &Case) -> Result<(), TestCaseError> {
                 record,
                 expected
             );
-            prop_assert!(
-                close(record.ln_rate, expected.ln_rate),
-                "{}: {:?} but {:?}",
-                device.path(),
-                record,
-                expected
-            );
-            prop_assert!(
-                close(record.clip_factor.into(), expected.clip_factor.into()),
-                "{}",
-                device.path()
-            );
+            prop_assert!(close(record.ln_rate, expected.ln_rate), "{}: {:?} but {:?}", device.path(), record, expected);
+            prop_assert!(close(record.clip_factor.into(), expected.clip_factor.into()), "{}", device.path());
         }
         let on_device = [FromDevice(device.params()), FromDevice(device.averages())];
         for (on_device, on_host) in on_device.iter().zip(&on_host) {
             if let Err(difference) = compare_params(&specs, on_device, on_host, &host.rates()) {
-                return Err(TestCaseError::fail(format!(
-                    "{}: {difference}",
-                    device.path()
-                )));
+                return Err(TestCaseError::fail(format!("{}: {difference}", device.path())));
             }
         }
         device.assert_surroundings_untouched();
@@ -338,11 +262,7 @@ proptest! {
 /// A seeded fault: one element off by little, one lost, one NaN: the comparison tells.
 #[test]
 fn the_comparison_sees_one_wrong_element() {
-    let specs = [Spec::new(
-        Rule::sgd(),
-        Regime::seesaw(),
-        vec![vec![0.5; 100], vec![2.0; 3]],
-    )];
+    let specs = [Spec::new(Rule::sgd(), Regime::seesaw(), vec![vec![0.5; 100], vec![2.0; 3]])];
     let right = || specs[0].tensors.clone();
     let told = |change: &dyn Fn(&mut Vec<Vec<f32>>)| {
         let mut wrong = right();

@@ -8,23 +8,13 @@
 //! looked for.
 
 use wgpu_optim::gpu::Tensor;
-use wgpu_optim::{
-    Averaging, Error, Gpu, Group, Optimizer, OptimizerBuilder, Regime, Rule, SecantForm, wgpu,
-};
-use wgpu_optim_conformance::run::{
-    GpuRun, Place, Run, Spec, alone, bits, devices, lengths, separate,
-};
+use wgpu_optim::{Averaging, Error, Gpu, Group, Optimizer, OptimizerBuilder, Regime, Rule, SecantForm, wgpu};
+use wgpu_optim_conformance::run::{GpuRun, Place, Run, Spec, alone, bits, devices, lengths, separate};
 use wgpu_optim_conformance::{Numbers, download, small_bindings, upload};
 
 /// Every rule, a regime of each kind of memory, and everything else that has a part in a step.
 fn cases() -> Vec<Spec> {
-    let rules = [
-        Rule::sgd(),
-        Rule::sgdm(0.9),
-        Rule::nesterov(0.8),
-        Rule::sign_sgd(),
-        Rule::signum(0.9),
-    ];
+    let rules = [Rule::sgd(), Rule::sgdm(0.9), Rule::nesterov(0.8), Rule::sign_sgd(), Rule::signum(0.9)];
     let mut numbers = Numbers(1);
     let mut specs = Vec::new();
     for rule in rules {
@@ -34,21 +24,13 @@ fn cases() -> Vec<Spec> {
             specs.push(Spec::new(rule, regime, tensors).named(name));
         }
     }
-    for (rule, regime) in [
-        (
-            Rule::sgdm(0.9),
-            Regime::barzilai_borwein(SecantForm::Geometric),
-        ),
-        (Rule::sgd(), Regime::dowg()),
-    ] {
+    for (rule, regime) in
+        [(Rule::sgdm(0.9), Regime::barzilai_borwein(SecantForm::Geometric)), (Rule::sgd(), Regime::dowg())]
+    {
         let tensors = vec![numbers.vec(1), vec![], numbers.vec(5003)];
         specs.push(Spec::new(rule, regime, tensors).named(regime.name()));
     }
-    let averages = [
-        Averaging::Running { start: 2 },
-        Averaging::Off,
-        Averaging::polynomial_decay(),
-    ];
+    let averages = [Averaging::Running { start: 2 }, Averaging::Off, Averaging::polynomial_decay()];
     for (spec, averaging) in specs.iter_mut().zip(averages.into_iter().cycle()) {
         spec.averaging = averaging;
     }
@@ -82,12 +64,7 @@ fn scattered(gpu: &Gpu, specs: &[Spec], seed: u64) -> Vec<Place> {
         ends[buffer] = start + len.next_multiple_of(alignment).max(alignment);
         (buffer, start)
     };
-    let mut places: Vec<_> = lengths(specs)
-        .map(|len| Place {
-            params: place(len),
-            grads: place(len),
-        })
-        .collect();
+    let mut places: Vec<_> = lengths(specs).map(|len| Place { params: place(len), grads: place(len) }).collect();
     // And some the other way round: the gradients first.
     for place in places.iter_mut().step_by(3) {
         std::mem::swap(&mut place.params, &mut place.grads);
@@ -96,13 +73,9 @@ fn scattered(gpu: &Gpu, specs: &[Spec], seed: u64) -> Vec<Place> {
 }
 
 fn movable(gpu: &Gpu, specs: &[Spec]) -> GpuRun {
-    let room = 4 * lengths(specs)
-        .map(|len| len + 2 * alignment(gpu))
-        .sum::<usize>();
+    let room = 4 * lengths(specs).map(|len| len + 2 * alignment(gpu)).sum::<usize>();
     let places = scattered(gpu, specs, 0);
-    GpuRun::with_room(gpu, specs, places, &[room; BUFFERS], |builder| {
-        builder.rebindable(true)
-    })
+    GpuRun::with_room(gpu, specs, places, &[room; BUFFERS], |builder| builder.rebindable(true))
 }
 
 fn gradients(specs: &[Spec], step: u64) -> Vec<Vec<f32>> {
@@ -113,21 +86,12 @@ fn gradients(specs: &[Spec], step: u64) -> Vec<Vec<f32>> {
 /// Everything that there is of a run, to the bit.
 fn assert_same(moving: &mut GpuRun, staying: &mut GpuRun, when: &str) {
     let path = format!("{}, {when}", moving.path());
-    assert!(
-        bits(&moving.params()) == bits(&staying.params()),
-        "{path}: parameters"
-    );
-    assert!(
-        bits(&moving.averages()) == bits(&staying.averages()),
-        "{path}: averages"
-    );
+    assert!(bits(&moving.params()) == bits(&staying.params()), "{path}: parameters");
+    assert!(bits(&moving.averages()) == bits(&staying.averages()), "{path}: averages");
     // As text, where a NaN is itself.
     let [moved, stayed] = [&mut *moving, staying].map(|run| format!("{:?}", run.records()));
     assert!(moved == stayed, "{path}: records");
-    assert!(
-        moving.checkpoint().to_bytes() == staying.checkpoint().to_bytes(),
-        "{path}: checkpoints"
-    );
+    assert!(moving.checkpoint().to_bytes() == staying.checkpoint().to_bytes(), "{path}: checkpoints");
 }
 
 #[test]
@@ -174,10 +138,7 @@ fn buffers_that_move_have_the_bits_of_buffers_that_stay() {
         }
         assert!(bits(&moving.params()) == bits(&staying.params()));
         let refused = moving.move_to(scattered(gpu, &specs, 32));
-        assert!(
-            matches!(refused, Err(Error::AveragesSwapped { .. })),
-            "{refused:?}"
-        );
+        assert!(matches!(refused, Err(Error::AveragesSwapped { .. })), "{refused:?}");
         for run in [&mut moving, &mut staying] {
             run.swap_averages();
             run.step(&gradients(&specs, 22));
@@ -195,15 +156,10 @@ fn tensors_longer_than_a_binding_move() {
     for gpu in &small_bindings(1 << 16) {
         let mut staying = GpuRun::new(gpu, &specs, separate(&specs));
         let mut moving = movable(gpu, &specs);
-        assert!(
-            moving.optimizer.dispatches().len() > 2 * 4 + 2,
-            "one window"
-        );
+        assert!(moving.optimizer.dispatches().len() > 2 * 4 + 2, "one window");
         for step in 0..4 {
             let grads = gradients(&specs, step);
-            moving
-                .move_to(scattered(gpu, &specs, 40 + step))
-                .expect("rebinds");
+            moving.move_to(scattered(gpu, &specs, 40 + step)).expect("rebinds");
             moving.step(&grads);
             staying.step(&grads);
             moving.assert_surroundings_untouched();
@@ -213,11 +169,7 @@ fn tensors_longer_than_a_binding_move() {
 }
 
 /// One tensor of these many elements in buffers of its own.
-fn one_tensor(
-    gpu: &Gpu,
-    builder: OptimizerBuilder<Tensor>,
-    buffers: [&wgpu::Buffer; 2],
-) -> Result<Optimizer, Error> {
+fn one_tensor(gpu: &Gpu, builder: OptimizerBuilder<Tensor>, buffers: [&wgpu::Buffer; 2]) -> Result<Optimizer, Error> {
     let [params, grads] = buffers.map(|buffer| buffer.slice(..32));
     let group = Group::new("all").tensor("w", params, grads);
     builder.group(group).build(gpu)
@@ -225,10 +177,7 @@ fn one_tensor(
 
 fn own_groups(optimizer: &Optimizer) -> Vec<wgpu::BindGroup> {
     let sweeps = optimizer.dispatches().iter();
-    sweeps
-        .filter_map(|dispatch| dispatch.bind_groups.get(1))
-        .map(|group| (**group).clone())
-        .collect()
+    sweeps.filter_map(|dispatch| dispatch.bind_groups.get(1)).map(|group| (**group).clone()).collect()
 }
 
 /// What was recorded keeps its places, in one submit with what is recorded after a rebind.
@@ -237,26 +186,17 @@ fn recorded_steps_keep_their_places() {
     for gpu in &devices() {
         let [mut first, mut second] = [1.0, 2.0].map(|w| upload(gpu, &[w; 8]));
         let ones = upload(gpu, &[1.0; 8]);
-        let builder = OptimizerBuilder::new(Rule::sgd())
-            .regime(Regime::fixed(0.25))
-            .rebindable(true);
+        let builder = OptimizerBuilder::new(Rule::sgd()).regime(Regime::fixed(0.25)).rebindable(true);
         let mut optimizer = one_tensor(gpu, builder, [&first, &ones]).expect("builds");
         let mut encoder = gpu.device().create_command_encoder(&Default::default());
         optimizer.encode_step(&mut encoder).expect("alive");
-        optimizer
-            .rebind(&[(second.slice(..32), ones.slice(..32))])
-            .expect("rebinds");
+        optimizer.rebind(&[(second.slice(..32), ones.slice(..32))]).expect("rebinds");
         for _ in 0..2 {
             optimizer.encode_step(&mut encoder).expect("alive");
         }
         gpu.queue().submit([encoder.finish()]);
         for (buffer, expected) in [(&mut first, 0.75), (&mut second, 1.5)] {
-            assert_eq!(
-                download(gpu, buffer, 8),
-                [expected; 8],
-                "{}",
-                gpu.describe()
-            );
+            assert_eq!(download(gpu, buffer, 8), [expected; 8], "{}", gpu.describe());
         }
     }
 }
@@ -269,9 +209,7 @@ fn a_place_that_comes_again_is_looked_up() {
         let builder = OptimizerBuilder::new(Rule::sgd()).rebindable(true);
         let mut optimizer = one_tensor(gpu, builder, [&params, &grads[0]]).expect("builds");
         let mut groups_at = |index: usize| {
-            optimizer
-                .rebind(&[(params.slice(..32), grads[index].slice(..32))])
-                .expect("rebinds");
+            optimizer.rebind(&[(params.slice(..32), grads[index].slice(..32))]).expect("rebinds");
             own_groups(&optimizer)
         };
         let first = groups_at(0);
@@ -300,12 +238,7 @@ fn what_cannot_be_bound_is_refused_and_nothing_changes() {
         let aligned = 4 * alignment(gpu) as u64;
         let size = 3 * aligned + 64;
         let buffer = |usage| {
-            gpu.device().create_buffer(&wgpu::BufferDescriptor {
-                label: None,
-                size,
-                usage,
-                mapped_at_creation: false,
-            })
+            gpu.device().create_buffer(&wgpu::BufferDescriptor { label: None, size, usage, mapped_at_creation: false })
         };
         let storage = wgpu::BufferUsages::STORAGE;
         let [a, b, c, d] = [(); 4].map(|()| buffer(storage | wgpu::BufferUsages::COPY_DST));
@@ -313,9 +246,8 @@ fn what_cannot_be_bound_is_refused_and_nothing_changes() {
         let gone = buffer(storage);
         gone.destroy();
         let builder = || {
-            let group = Group::new("all")
-                .tensor("v", a.slice(..32), b.slice(..32))
-                .tensor("w", c.slice(..32), d.slice(..32));
+            let group =
+                Group::new("all").tensor("v", a.slice(..32), b.slice(..32)).tensor("w", c.slice(..32), d.slice(..32));
             OptimizerBuilder::new(Rule::sgd()).group(group)
         };
         let mut optimizer = builder().rebindable(true).build(gpu).expect("builds");
@@ -335,10 +267,7 @@ fn what_cannot_be_bound_is_refused_and_nothing_changes() {
         ];
         for (expected, tensors) in cases {
             let error = optimizer.rebind(&tensors).expect_err(expected);
-            assert!(
-                format!("{error:?}").starts_with(expected),
-                "{expected}, but {error:?}"
-            );
+            assert!(format!("{error:?}").starts_with(expected), "{expected}, but {error:?}");
             assert!(own_groups(&optimizer) == before, "{error}");
         }
         let error = optimizer.rebind(&[good, (slice(&c, 8), slice(&d, 0))]);
@@ -348,9 +277,7 @@ fn what_cannot_be_bound_is_refused_and_nothing_changes() {
                 && text.contains(&format!("a multiple of {aligned}")),
             "{text}"
         );
-        optimizer
-            .rebind(&[good, (slice(&c, 0), slice(&d, 0))])
-            .expect("rebinds");
+        optimizer.rebind(&[good, (slice(&c, 0), slice(&d, 0))]).expect("rebinds");
         assert!(own_groups(&optimizer) != before);
 
         // Who did not ask for it, or cannot have it, is told so.
@@ -359,9 +286,7 @@ fn what_cannot_be_bound_is_refused_and_nothing_changes() {
         let error = fixed.rebind(&[same, (slice(&c, 0), slice(&d, 0))]);
         assert_eq!(error, Err(Error::NotRebindable));
         let odd = Group::new("all").tensor("w", slice(&a, 8), slice(&b, 0));
-        let odd = OptimizerBuilder::new(Rule::sgd())
-            .rebindable(true)
-            .group(odd);
+        let odd = OptimizerBuilder::new(Rule::sgd()).rebindable(true).group(odd);
         let error = odd.build(gpu).expect_err("misaligned");
         assert!(matches!(error, Error::BindingAlignment { .. }), "{error:?}");
     }

@@ -96,18 +96,13 @@ fn check_lengths(gpu: Option<&Gpu>, lengths: &[usize], start: usize, gap: usize,
     let mut values = |len: usize| -> Vec<f32> {
         if dyadic {
             // Multiples of 1/4 up to 2: up to 2^17 squares add up without rounding.
-            (0..len)
-                .map(|_| (numbers.next() * 8.0).round() / 4.0)
-                .collect()
+            (0..len).map(|_| (numbers.next() * 8.0).round() / 4.0).collect()
         } else {
             numbers.vec(len)
         }
     };
-    let specs: Vec<Spec> = lengths
-        .iter()
-        .enumerate()
-        .map(|(i, &len)| spec(&values(len)).named(format!("{i}")))
-        .collect();
+    let specs: Vec<Spec> =
+        lengths.iter().enumerate().map(|(i, &len)| spec(&values(len)).named(format!("{i}"))).collect();
     let grads: Vec<Vec<f32>> = lengths.iter().map(|&len| values(len)).collect();
     let (what, sums): (String, Vec<ScopeSums>) = match gpu {
         None => {
@@ -139,18 +134,8 @@ fn check_lengths(gpu: Option<&Gpu>, lengths: &[usize], start: usize, gap: usize,
             (None, _) => cpu_roundings(len),
             (Some(gpu), _) => gpu_roundings(gpu.tuning(), len),
         };
-        assert_square(
-            &format!("{what}, gradients"),
-            sums[i].square,
-            &grads[i],
-            roundings,
-        );
-        assert_square(
-            &format!("{what}, parameters"),
-            sums[i].initial_square,
-            &specs[i].tensors[0],
-            roundings,
-        );
+        assert_square(&format!("{what}, gradients"), sums[i].square, &grads[i], roundings);
+        assert_square(&format!("{what}, parameters"), sums[i].initial_square, &specs[i].tensors[0], roundings);
         assert_eq!(sums[i].nonfinite, 0);
     }
 }
@@ -176,10 +161,7 @@ fn every_length_offset_and_phase_with_the_adapters_geometry() {
 fn every_length_with_small_geometries_and_every_kind_of_partials() {
     for gpu in &devices() {
         for tuning in small_tunings(gpu) {
-            let gpu = gpu
-                .clone()
-                .with_tuning(tuning)
-                .expect("the adapter can have it");
+            let gpu = gpu.clone().with_tuning(tuning).expect("the adapter can have it");
             let lengths = lengths(tuning.block_elements() as usize);
             check_lengths(Some(&gpu), &lengths, 1, 3, true);
         }
@@ -190,24 +172,17 @@ fn every_length_with_small_geometries_and_every_kind_of_partials() {
 #[test]
 fn many_blocks_lose_no_element() {
     let len = (1 << 20) + 3;
-    let ones: Vec<f32> = (0..len)
-        .map(|i| if i % 3 == 0 { -1.0 } else { 1.0 })
-        .collect();
+    let ones: Vec<f32> = (0..len).map(|i| if i % 3 == 0 { -1.0 } else { 1.0 }).collect();
     let mut random = Numbers(3).vec(len);
     // A spike at either end of what would be nothing: whoever drops it loses nearly all.
     random[0] = 100.0;
     random[len - 1] = 1000.0;
     for grads in [ones, random] {
         let spec = spec(&vec![0.5; len]);
-        let mut runs: Vec<(f64, Box<dyn Run>)> = vec![(
-            cpu_roundings(len),
-            Box::new(CpuRun::new(std::slice::from_ref(&spec))),
-        )];
+        let mut runs: Vec<(f64, Box<dyn Run>)> =
+            vec![(cpu_roundings(len), Box::new(CpuRun::new(std::slice::from_ref(&spec))))];
         for gpu in &devices() {
-            let place = Place {
-                params: (0, 1),
-                grads: (1, 5),
-            };
+            let place = Place { params: (0, 1), grads: (1, 5) };
             let run = GpuRun::new(gpu, std::slice::from_ref(&spec), vec![place]);
             runs.push((gpu_roundings(gpu.tuning(), len), Box::new(run)));
         }
@@ -233,14 +208,8 @@ fn any_magnitude_has_its_norm() {
         ("1e-37", vec![1e-37]),
         ("the largest f32", vec![f32::MAX]),
         ("the least normal f32", vec![least_normal]),
-        (
-            "2^-40 from both sides",
-            vec![f32::from_bits(0x2b7f_ffff), f32::from_bits(0x2b80_0000)],
-        ),
-        (
-            "2^40 from both sides",
-            vec![f32::from_bits(0x5380_0000), f32::from_bits(0x5380_0001)],
-        ),
+        ("2^-40 from both sides", vec![f32::from_bits(0x2b7f_ffff), f32::from_bits(0x2b80_0000)]),
+        ("2^40 from both sides", vec![f32::from_bits(0x5380_0000), f32::from_bits(0x5380_0001)]),
         ("1e-38 and 1e30", vec![least_normal, 1e30]),
         ("1, 1e30, 1e-30", vec![1.0, 1e30, 1e-30]),
         ("1e-30, 1", vec![1e-30, -1.0]),
@@ -261,18 +230,13 @@ fn any_magnitude_has_its_norm() {
                     // Between one half and all of the value, but never below the normal range.
                     _ => {
                         values[i % values.len()]
-                            * (0.75 + 0.25 * numbers.next()).max(if values[0] == least_normal {
-                                1.0
-                            } else {
-                                0.0
-                            })
+                            * (0.75 + 0.25 * numbers.next()).max(if values[0] == least_normal { 1.0 } else { 0.0 })
                     }
                 })
                 .collect();
             assert!(g.iter().all(|g| *g == 0.0 || g.is_normal()), "{name}");
             specs.push(
-                Spec::new(Rule::sgd(), Regime::norm_ratio(), vec![g.clone()])
-                    .named(format!("{name}, sparse {sparse}")),
+                Spec::new(Rule::sgd(), Regime::norm_ratio(), vec![g.clone()]).named(format!("{name}, sparse {sparse}")),
             );
             grads.push(g);
         }
@@ -290,11 +254,7 @@ fn any_magnitude_has_its_norm() {
             // The record's norm saturates where f32 does; the state behind it does not.
             let norm = exact_square(g).sqrt().min(f64::from(f32::MAX));
             let off = ulps(records[i].norm, norm);
-            assert!(
-                off <= roundings,
-                "{what}: norm {:e} is {off} ulps off {norm:e}",
-                records[i].norm
-            );
+            assert!(off <= roundings, "{what}: norm {:e} is {off} ulps off {norm:e}", records[i].norm);
         }
     }
 }
@@ -312,10 +272,7 @@ fn the_comparison_sees_overflow_underflow_and_lost_elements() {
     assert!(refused(plain(&[1e-30; 8]), &[1e-30; 8]), "underflow");
     assert!(refused(of(f32::NAN), &[1.0]), "NaN");
     let x = Numbers(5).vec(20_000);
-    assert!(
-        !refused(plain(&x[..8192]), &x[..8192]),
-        "a right sum passes"
-    );
+    assert!(!refused(plain(&x[..8192]), &x[..8192]), "a right sum passes");
     assert!(refused(plain(&x[..8191]), &x[..8192]), "a lost tail");
     assert!(refused(plain(&x[8192..]), &x), "a lost block");
 }
@@ -323,18 +280,10 @@ fn the_comparison_sees_overflow_underflow_and_lost_elements() {
 /// Denormals: a device may flush them, then the norm is 0 and the step waits; the norm is right where they are kept.
 #[test]
 fn denormals_are_right_or_flushed_but_never_garbage() {
-    for value in [
-        f32::from_bits(1),
-        f32::from_bits(0x0040_0000),
-        f32::from_bits(0x007f_ffff),
-    ] {
+    for value in [f32::from_bits(1), f32::from_bits(0x0040_0000), f32::from_bits(0x007f_ffff)] {
         let g = vec![value; 1000];
         let exact = exact_square(&g);
-        for mut run in every_path(&[Spec::new(
-            Rule::sgd(),
-            Regime::seesaw(),
-            vec![vec![1.0; 1000]],
-        )]) {
+        for mut run in every_path(&[Spec::new(Rule::sgd(), Regime::seesaw(), vec![vec![1.0; 1000]])]) {
             run.step(std::slice::from_ref(&g));
             let got = run.sums()[0].square.value();
             let right = (got - exact).abs() <= exact * cpu_roundings(1000) * 2f64.powi(-24);
@@ -342,11 +291,7 @@ fn denormals_are_right_or_flushed_but_never_garbage() {
             if run.path() == "CPU path" {
                 assert!(right, "Rust keeps denormals: {got:e} instead of {exact:e}");
             }
-            assert!(
-                right || flushed,
-                "{}: {got:e} instead of {exact:e} or 0",
-                run.path()
-            );
+            assert!(right || flushed, "{}: {got:e} instead of {exact:e} or 0", run.path());
             let record = run.records().records[0];
             assert_eq!(record.flags.zero_gradient(), flushed);
             assert!(run.params()[0].iter().all(|w| w.is_finite()));
@@ -363,24 +308,12 @@ fn inner_products_with_the_direction_memory() {
     let scales = [1.0f32, 1e-20, 1e20];
     let mut specs = Vec::new();
     for (i, _) in scales.iter().enumerate() {
-        for rule in [
-            Rule::sgd(),
-            Rule::sgdm(0.9),
-            Rule::sign_sgd(),
-            Rule::signum(0.9),
-            Rule::lion(),
-        ] {
-            specs.push(
-                Spec::new(rule, Regime::seesaw(), vec![vec![0.0; len]])
-                    .named(format!("{}, {i}", rule.name())),
-            );
+        for rule in [Rule::sgd(), Rule::sgdm(0.9), Rule::sign_sgd(), Rule::signum(0.9), Rule::lion()] {
+            specs.push(Spec::new(rule, Regime::seesaw(), vec![vec![0.0; len]]).named(format!("{}, {i}", rule.name())));
         }
     }
     let scaled = |g: &[f32]| -> Vec<Vec<f32>> {
-        scales
-            .iter()
-            .flat_map(|&scale| vec![g.iter().map(|g| scale * g).collect::<Vec<f32>>(); 5])
-            .collect()
+        scales.iter().flat_map(|&scale| vec![g.iter().map(|g| scale * g).collect::<Vec<f32>>(); 5]).collect()
     };
     let (first, second) = (scaled(&first), scaled(&second));
     for mut run in every_path_and_kind(&specs) {
@@ -392,9 +325,7 @@ fn inner_products_with_the_direction_memory() {
             let what = format!("{}, {}", run.path(), spec.name);
             let gradient_scale = f64::from(-states[i].gradient_exponent).exp2();
             let momentum_scale = f64::from(-states[i].direction_exponent).exp2();
-            let wide = |x: &[f32], scale: f64| -> Vec<f64> {
-                x.iter().map(|&x| f64::from(x) * scale).collect()
-            };
+            let wide = |x: &[f32], scale: f64| -> Vec<f64> { x.iter().map(|&x| f64::from(x) * scale).collect() };
             let g = wide(&second[i], gradient_scale);
             let sign = |x: &f64| x.signum() * f64::from(u8::from(*x != 0.0));
             let before = wide(&first[i], 1.0);
@@ -442,19 +373,9 @@ fn weight_decay_and_clip_have_a_sum_each() {
         run.step(std::slice::from_ref(&g));
         let sums = run.sums()[0];
         let path = run.path();
-        assert_square(
-            &format!("{path}, raw"),
-            sums.raw_square,
-            &g,
-            cpu_roundings(len) + 32.0,
-        );
+        assert_square(&format!("{path}, raw"), sums.raw_square, &g, cpu_roundings(len) + 32.0);
         // g + λw was rounded once per element, in f32, above; fused or not on the device.
-        assert_square(
-            &format!("{path}, seen"),
-            sums.square,
-            &seen,
-            cpu_roundings(len) + 34.0,
-        );
+        assert_square(&format!("{path}, seen"), sums.square, &seen, cpu_roundings(len) + 34.0);
     }
 }
 
@@ -472,14 +393,9 @@ fn every_kind_of_partials_repeats_bit_for_bit() {
     };
     let firsts = every_path_and_kind(&specs);
     let seconds = every_path_and_kind(&specs);
-    let with_subgroups = devices()
-        .iter()
-        .filter(|gpu| Partials::Subgroup.is_supported(gpu.device().features()))
-        .count();
-    assert!(
-        with_subgroups > 0,
-        "no adapter with subgroups: half of this is not tested"
-    );
+    let with_subgroups =
+        devices().iter().filter(|gpu| Partials::Subgroup.is_supported(gpu.device().features())).count();
+    assert!(with_subgroups > 0, "no adapter with subgroups: half of this is not tested");
     for (first, second) in firsts.into_iter().zip(seconds) {
         let (first, second) = (sums_of(first), sums_of(second));
         assert_eq!(first, second);

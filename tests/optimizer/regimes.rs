@@ -2,8 +2,8 @@
 //! path: record by record and parameter by parameter against the f64 oracle. What the terms say adds up.
 
 use wgpu_optim::{
-    AdaGradNorm, AutoSgd, BarzilaiBorwein, DoG, DoWG, Error, Group, Ngn, OptimizerBuilder, Polyak,
-    Record, Regime, Rule, Schedule, SecantForm, WeightDecay,
+    AdaGradNorm, AutoSgd, BarzilaiBorwein, DoG, DoWG, Error, Group, Ngn, OptimizerBuilder, Polyak, Record, Regime,
+    Rule, Schedule, SecantForm, WeightDecay,
 };
 use wgpu_optim_conformance as conformance;
 use wgpu_optim_conformance::Numbers;
@@ -21,63 +21,26 @@ fn formulas() -> Vec<(&'static str, Regime)> {
         ..BarzilaiBorwein::new(SecantForm::Geometric)
     });
     vec![
-        (
-            "adagrad-norm",
-            Regime::AdaGradNorm(AdaGradNorm {
-                scale: 0.3,
-                offset: 0.5,
-            }),
-        ),
+        ("adagrad-norm", Regime::AdaGradNorm(AdaGradNorm { scale: 0.3, offset: 0.5 })),
         ("bb-long", Regime::barzilai_borwein(SecantForm::Long)),
         ("bb-short", Regime::barzilai_borwein(SecantForm::Short)),
         ("bb-geometric, tight", tight),
         ("adgd", Regime::adgd()),
-        (
-            "dog",
-            Regime::DoG(DoG {
-                initial_distance: 1e-2,
-            }),
-        ),
-        (
-            "dowg",
-            Regime::DoWG(DoWG {
-                initial_distance: 1e-2,
-            }),
-        ),
-        (
-            "polyak",
-            Regime::Polyak(Polyak {
-                optimum: 0.1,
-                factor: 2.0,
-                max_rate: 0.2,
-            }),
-        ),
+        ("dog", Regime::DoG(DoG { initial_distance: 1e-2 })),
+        ("dowg", Regime::DoWG(DoWG { initial_distance: 1e-2 })),
+        ("polyak", Regime::Polyak(Polyak { optimum: 0.1, factor: 2.0, max_rate: 0.2 })),
         ("ngn", Regime::Ngn(Ngn { rate: 0.5 })),
     ]
 }
 
 /// Streams that know after five rounds, and streams of which the middle one wins then.
 fn streams() -> Vec<(&'static str, Regime)> {
-    let auto = |factor, certainty| {
-        Regime::AutoSgd(AutoSgd {
-            factor,
-            certainty,
-            rounds: 4,
-            ..AutoSgd::default()
-        })
-    };
-    vec![
-        ("auto-sgd", auto(3.0, 0.0)),
-        ("auto-sgd, never certain", auto(2.0, 1e9)),
-    ]
+    let auto = |factor, certainty| Regime::AutoSgd(AutoSgd { factor, certainty, rounds: 4, ..AutoSgd::default() });
+    vec![("auto-sgd", auto(3.0, 0.0)), ("auto-sgd, never certain", auto(2.0, 1e9))]
 }
 
 fn rules() -> [(&'static str, Rule); 8] {
-    let dampened = Rule::Sgdm {
-        momentum: 0.8,
-        dampening: 0.3,
-        nesterov: false,
-    };
+    let dampened = Rule::Sgdm { momentum: 0.8, dampening: 0.3, nesterov: false };
     [
         ("sgd", Rule::sgd()),
         ("sgdm", Rule::sgdm(0.9)),
@@ -92,9 +55,7 @@ fn rules() -> [(&'static str, Rule); 8] {
 
 /// Gradients that do not depend on the parameters, so that errors do not feed back: a pull that turns and fades, and noise.
 fn gradient(t: usize, noise: &mut Numbers) -> Vec<f32> {
-    (0..LEN)
-        .map(|i| ((i + 2 * t) as f32).cos() / (1.0 + 0.2 * t as f32) + 0.3 * noise.next())
-        .collect()
+    (0..LEN).map(|i| ((i + 2 * t) as f32).cos() / (1.0 + 0.2 * t as f32) + 0.3 * noise.next()).collect()
 }
 
 /// It falls with noise, jumps once, and is below any optimum in the end.
@@ -134,27 +95,15 @@ fn follow_the_oracle(specs: &[Spec], mut see: impl FnMut(usize, &Record)) {
                 oracles[i].loss = f64::from(loss);
                 let out = oracles[i].step(&grads[i]);
                 let what = format!("{}, {}, step {t}", run.path(), spec.name);
-                assert_close(
-                    &format!("{what}: norm"),
-                    f64::from(records[i].norm),
-                    out.norm,
-                );
-                assert_close(
-                    &format!("{what}: ln rate"),
-                    records[i].ln_rate,
-                    out.rate.ln(),
-                );
+                assert_close(&format!("{what}: norm"), f64::from(records[i].norm), out.norm);
+                assert_close(&format!("{what}: ln rate"), records[i].ln_rate, out.rate.ln());
                 let rate = f64::from(records[i].learning_rate);
                 assert_close(&format!("{what}: rate"), rate / out.rate, 1.0);
                 assert_eq!(records[i].flags.first(), out.first, "{what}");
                 // The terms are the change, whatever was clamped.
                 if let Some(last) = last_rates[i].replace(records[i].ln_rate) {
                     let change = records[i].ln_rate - last;
-                    assert_close(
-                        &format!("{what}: sum of terms"),
-                        records[i].change(),
-                        change,
-                    );
+                    assert_close(&format!("{what}: sum of terms"), records[i].change(), change);
                 }
                 see(i, &records[i]);
             }
@@ -164,11 +113,7 @@ fn follow_the_oracle(specs: &[Spec], mut see: impl FnMut(usize, &Record)) {
                 let what = format!("{}, {}, parameter {i}", run.path(), spec.name);
                 assert_close(&what, f64::from(*w), *expected);
             }
-            assert_ne!(
-                params, &spec.tensors[0],
-                "{}: nothing was learnt",
-                spec.name
-            );
+            assert_ne!(params, &spec.tensors[0], "{}: nothing was learnt", spec.name);
         }
     }
 }
@@ -191,9 +136,8 @@ fn every_formula_follows_the_oracle() {
                         decay,
                         clip,
                         maximize,
-                        ..Spec::new(rule, regime, vec![numbers.vec(LEN)]).named(format!(
-                            "{rule_name}, {regime_name}, {decay:?}, clip {clip}"
-                        ))
+                        ..Spec::new(rule, regime, vec![numbers.vec(LEN)])
+                            .named(format!("{rule_name}, {regime_name}, {decay:?}, clip {clip}"))
                     });
                 }
             }
@@ -217,11 +161,7 @@ fn streams_follow_the_oracle() {
             for rule in [Rule::sgd(), Rule::sign_sgd()] {
                 for (decay, clip, schedule) in [
                     (WeightDecay::Coupled(0.0), f32::INFINITY, Schedule::Constant),
-                    (
-                        WeightDecay::Coupled(0.05),
-                        f32::INFINITY,
-                        Schedule::InverseSqrt { warmup: 3 },
-                    ),
+                    (WeightDecay::Coupled(0.05), f32::INFINITY, Schedule::InverseSqrt { warmup: 3 }),
                     (WeightDecay::Decoupled(0.01), 2.0, Schedule::Constant),
                 ] {
                     specs.push(Spec {
@@ -229,10 +169,8 @@ fn streams_follow_the_oracle() {
                         clip,
                         maximize,
                         schedule,
-                        ..Spec::new(rule, regime, vec![Numbers(3).vec(LEN)]).named(format!(
-                            "{}, {name}, {decay:?}, maximize {maximize}",
-                            rule.name()
-                        ))
+                        ..Spec::new(rule, regime, vec![Numbers(3).vec(LEN)])
+                            .named(format!("{}, {name}, {decay:?}, maximize {maximize}", rule.name()))
                     });
                 }
             }
@@ -253,34 +191,14 @@ fn every_schedule_multiplies_every_kind_of_regime() {
     let _alone = alone();
     let schedules = [
         Schedule::Constant,
-        Schedule::WarmupCosine {
-            warmup: 4,
-            steps: 15,
-            last: 0.0,
-        },
-        Schedule::WarmupCosine {
-            warmup: 0,
-            steps: 30,
-            last: 0.1,
-        },
+        Schedule::WarmupCosine { warmup: 4, steps: 15, last: 0.0 },
+        Schedule::WarmupCosine { warmup: 0, steps: 30, last: 0.1 },
         Schedule::InverseSqrt { warmup: 3 },
-        Schedule::Step {
-            every: 6,
-            factor: 0.3,
-        },
-        Schedule::OneCycle {
-            rise: 6,
-            steps: 18,
-            first: 0.04,
-            last: 0.001,
-        },
+        Schedule::Step { every: 6, factor: 0.3 },
+        Schedule::OneCycle { rise: 6, steps: 18, first: 0.04, last: 0.001 },
     ];
-    let regimes = [
-        Regime::fixed(0.1),
-        Regime::seesaw(),
-        Regime::polyak(),
-        Regime::barzilai_borwein(SecantForm::Geometric),
-    ];
+    let regimes =
+        [Regime::fixed(0.1), Regime::seesaw(), Regime::polyak(), Regime::barzilai_borwein(SecantForm::Geometric)];
     let mut specs = Vec::new();
     for schedule in schedules {
         for regime in regimes {
@@ -328,10 +246,7 @@ fn a_skipped_step_does_not_advance_the_schedule_or_any_state() {
             assert!(skipped[0].nonfinite.is_some() && !skipped[0].flags.nonfinite_loss());
             let last = skipped[skipped.len() - 1];
             assert!(last.nonfinite.is_none() && last.flags.nonfinite_loss());
-            assert!(
-                last.to_string().contains("the loss is not finite"),
-                "{last}"
-            );
+            assert!(last.to_string().contains("the loss is not finite"), "{last}");
         }
         assert_eq!(bits(&run.params()), bits(&other.params()), "{}", run.path());
         assert_eq!(run.rates(), other.rates(), "{}", run.path());
@@ -359,10 +274,7 @@ fn a_loss_that_nobody_gave_is_asked_for() {
             .group(group.tensor("w", buffer.slice(..), other.slice(..)))
             .build(gpu)
             .unwrap_err();
-        assert!(
-            error.to_string().contains("OptimizerBuilder::loss"),
-            "{error}"
-        );
+        assert!(error.to_string().contains("OptimizerBuilder::loss"), "{error}");
     }
 }
 
@@ -378,9 +290,7 @@ fn per_tensor_is_a_group_for_each_tensor() {
         let apart: Vec<Spec> = tensors
             .iter()
             .enumerate()
-            .map(|(i, tensor)| {
-                Spec::new(Rule::sgd(), regime, vec![tensor.clone()]).named(format!("{i}"))
-            })
+            .map(|(i, tensor)| Spec::new(Rule::sgd(), regime, vec![tensor.clone()]).named(format!("{i}")))
             .collect();
         let runs = every_path(&[together]).into_iter().zip(every_path(&apart));
         for (mut run, mut other) in runs {

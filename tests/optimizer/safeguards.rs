@@ -28,12 +28,7 @@ const NONFINITE: [u32; 8] = [
 fn specs() -> Vec<Spec> {
     let mut numbers = Numbers(1);
     vec![
-        Spec::new(
-            Rule::sgd(),
-            Regime::seesaw(),
-            vec![numbers.vec(9001), numbers.vec(7)],
-        )
-        .named("counters"),
+        Spec::new(Rule::sgd(), Regime::seesaw(), vec![numbers.vec(9001), numbers.vec(7)]).named("counters"),
         Spec {
             decay: WeightDecay::Coupled(0.1),
             clip: 3.0,
@@ -45,9 +40,7 @@ fn specs() -> Vec<Spec> {
 
 fn gradients(specs: &[Spec], seed: u64) -> Vec<Vec<f32>> {
     let mut numbers = Numbers(seed);
-    conformance::run::lengths(specs)
-        .map(|len| numbers.vec(len))
-        .collect()
+    conformance::run::lengths(specs).map(|len| numbers.vec(len)).collect()
 }
 
 /// Where a bad element is put: tensor and index.
@@ -74,34 +67,19 @@ fn a_bad_element_anywhere_skips_the_step_bit_for_bit() {
                     grads[tensor][element] = f32::from_bits(bad);
                     run.step(&grads);
                     skipped += 1;
-                    let what = format!(
-                        "{}, step {t}, {bad:08x} in tensor {tensor} at {element}",
-                        run.path()
-                    );
+                    let what = format!("{}, step {t}, {bad:08x} in tensor {tensor} at {element}", run.path());
                     assert!(bits(&run.params()) == before, "{what}: parameters changed");
                     let records = run.records().records;
                     assert_eq!(records.len(), specs.len(), "{what}");
                     for record in &records {
-                        assert!(
-                            record.flags.skipped() && record.norm.is_nan(),
-                            "{what}: {record:?}"
-                        );
+                        assert!(record.flags.skipped() && record.norm.is_nan(), "{what}: {record:?}");
                         assert_eq!(record.skipped, skipped, "{what}");
                         let found = record.nonfinite.expect("what was not finite");
-                        assert_eq!(
-                            (found.count, found.tensor, found.element),
-                            (1, tensor, element as u64),
-                            "{what}"
-                        );
+                        assert_eq!((found.count, found.tensor, found.element), (1, tensor, element as u64), "{what}");
                     }
                 }
             }
-            assert_eq!(
-                without_counts(&run.states()),
-                without_counts(&states),
-                "{}, step {t}",
-                run.path()
-            );
+            assert_eq!(without_counts(&run.states()), without_counts(&states), "{}, step {t}", run.path());
             assert_eq!(run.rates(), rates, "{}, step {t}", run.path());
             run.step(grads);
             undisturbed.step(grads);
@@ -109,11 +87,7 @@ fn a_bad_element_anywhere_skips_the_step_bit_for_bit() {
             // The momentum and the counters are seen in the steps that follow.
             let what = format!("{}, step {t}: the bad steps left a trace", run.path());
             assert!(bits(&run.params()) == bits(&undisturbed.params()), "{what}");
-            assert_eq!(
-                without_counts(&run.states()),
-                without_counts(&undisturbed.states()),
-                "{what}"
-            );
+            assert_eq!(without_counts(&run.states()), without_counts(&undisturbed.states()), "{what}");
         }
     }
 }
@@ -128,11 +102,7 @@ fn the_largest_finite_gradient_is_no_reason_to_skip() {
         for mut run in every_path(&specs) {
             run.step(&grads);
             for record in run.records().records {
-                assert!(
-                    !record.flags.skipped(),
-                    "{}, {value:e}: {record:?}",
-                    run.path()
-                );
+                assert!(!record.flags.skipped(), "{}, {value:e}: {record:?}", run.path());
                 assert_eq!((record.skipped, record.nonfinite), (0, None));
             }
         }
@@ -151,17 +121,10 @@ fn many_bad_elements_are_counted_and_the_first_is_named() {
         run.step(&grads);
         for record in run.records().records {
             let found = record.nonfinite.expect("what was not finite");
-            assert_eq!(
-                (found.count, found.tensor, found.element),
-                (6, 0, 5000),
-                "{}",
-                run.path()
-            );
+            assert_eq!((found.count, found.tensor, found.element), (6, 0, 5000), "{}", run.path());
             let sentence = record.to_string();
             assert!(
-                sentence.contains(
-                    "skipped, 6 non-finite elements, the first in tensor 0 at index 5000"
-                ),
+                sentence.contains("skipped, 6 non-finite elements, the first in tensor 0 at index 5000"),
                 "{sentence}"
             );
         }
@@ -170,15 +133,8 @@ fn many_bad_elements_are_counted_and_the_first_is_named() {
     grads[0].fill(f32::NAN);
     for mut run in every_path(&specs) {
         run.step(&grads);
-        let found = run.records().records[2]
-            .nonfinite
-            .expect("what was not finite");
-        assert_eq!(
-            (found.count, found.tensor, found.element),
-            (9001 + 4, 0, 0),
-            "{}",
-            run.path()
-        );
+        let found = run.records().records[2].nonfinite.expect("what was not finite");
+        assert_eq!((found.count, found.tensor, found.element), (9001 + 4, 0, 0), "{}", run.path());
     }
 }
 
@@ -195,18 +151,10 @@ fn parameters_that_are_not_finite_hold_up_the_automatic_first_step() {
                 run.step(&[vec![1.0; 3], vec![1.0; 77]]);
                 assert_eq!(bits(&run.params()), before, "{}, {bad:08x}", run.path());
                 let record = run.records().records[0];
-                assert!(
-                    record.flags.skipped() && record.flags.waiting(),
-                    "{record:?}"
-                );
+                assert!(record.flags.skipped() && record.flags.waiting(), "{record:?}");
                 assert_eq!(record.ln_rate, f64::NEG_INFINITY);
                 let found = record.nonfinite.expect("what was not finite");
-                assert_eq!(
-                    (found.count, found.tensor, found.element),
-                    (1, 1, 76),
-                    "{}",
-                    run.path()
-                );
+                assert_eq!((found.count, found.tensor, found.element), (1, 1, 76), "{}", run.path());
                 assert_eq!(run.rates(), [0.0]);
             }
         }
@@ -218,11 +166,7 @@ fn parameters_that_are_not_finite_hold_up_the_automatic_first_step() {
 fn coupled_decay_sees_parameters_that_are_not_finite() {
     let spec = Spec {
         decay: WeightDecay::Coupled(0.5),
-        ..Spec::new(
-            Rule::sgd(),
-            Regime::fixed(0.1),
-            vec![vec![1.0, f32::INFINITY, 2.0]],
-        )
+        ..Spec::new(Rule::sgd(), Regime::fixed(0.1), vec![vec![1.0, f32::INFINITY, 2.0]])
     };
     for mut run in every_path(&[spec]) {
         run.step(&[vec![1.0; 3]]);
@@ -240,11 +184,7 @@ fn zero_gradients_before_the_first_step_wait_for_it() {
     let mut specs = specs();
     specs.truncate(1);
     let zeros: Vec<Vec<f32>> = conformance::run::lengths(&specs)
-        .map(|len| {
-            (0..len)
-                .map(|i| if i % 2 == 0 { 0.0 } else { -0.0 })
-                .collect()
-        })
+        .map(|len| (0..len).map(|i| if i % 2 == 0 { 0.0 } else { -0.0 }).collect())
         .collect();
     let grads = gradients(&specs, 5);
     for (mut run, mut at_once) in every_path(&specs).into_iter().zip(every_path(&specs)) {
@@ -255,28 +195,12 @@ fn zero_gradients_before_the_first_step_wait_for_it() {
         assert_eq!(bits(&run.params()), before, "{}", run.path());
         assert_eq!(run.rates(), [0.0]);
         let records = run.records().records;
-        assert!(
-            records.len() == 3 && records.iter().all(waiting),
-            "{records:?}"
-        );
-        assert!(
-            records
-                .iter()
-                .all(|record| record.ln_rate == f64::NEG_INFINITY && record.norm == 0.0)
-        );
+        assert!(records.len() == 3 && records.iter().all(waiting), "{records:?}");
+        assert!(records.iter().all(|record| record.ln_rate == f64::NEG_INFINITY && record.norm == 0.0));
         run.step(&grads);
         at_once.step(&grads);
-        assert!(
-            bits(&run.params()) == bits(&at_once.params()),
-            "{}: waiting left a trace",
-            run.path()
-        );
-        assert_eq!(
-            without_counts(&run.states()),
-            without_counts(&at_once.states()),
-            "{}",
-            run.path()
-        );
+        assert!(bits(&run.params()) == bits(&at_once.params()), "{}: waiting left a trace", run.path());
+        assert_eq!(without_counts(&run.states()), without_counts(&at_once.states()), "{}", run.path());
         let record = run.records().records[0];
         assert!(record.flags.first() && record.step == 3, "{record:?}");
     }
@@ -288,13 +212,7 @@ fn zero_gradients_before_the_first_step_wait_for_it() {
 fn zero_gradients_in_the_middle_carry_the_rate_over() {
     let mut numbers = Numbers(3);
     let w = numbers.vec(50);
-    let rules = [
-        Rule::sgd(),
-        Rule::sign_sgd(),
-        Rule::sgdm(0.5),
-        Rule::nesterov(0.5),
-        Rule::signum(0.5),
-    ];
+    let rules = [Rule::sgd(), Rule::sign_sgd(), Rule::sgdm(0.5), Rule::nesterov(0.5), Rule::signum(0.5)];
     let specs: Vec<Spec> = rules
         .iter()
         .enumerate()
@@ -308,15 +226,9 @@ fn zero_gradients_in_the_middle_carry_the_rate_over() {
         run.step(&vec![vec![-0.0; 50]; 5]);
         assert_eq!(run.rates(), rates, "{}", run.path());
         for (record, state) in run.records().records.iter().zip(&states) {
-            assert!(
-                record.flags.zero_gradient() && !record.flags.waiting(),
-                "{record:?}"
-            );
+            assert!(record.flags.zero_gradient() && !record.flags.waiting(), "{record:?}");
             assert_eq!((record.norm, record.change()), (0.0, 0.0));
-            assert_eq!(
-                f64::from(record.learning_rate).ln() as f32,
-                record.ln_rate as f32
-            );
+            assert_eq!(f64::from(record.learning_rate).ln() as f32, record.ln_rate as f32);
             assert!(record.smoothed_norm > 0.0);
             let after = run.states()[record.group];
             assert_eq!(after.smoothed_mantissa, state.smoothed_mantissa);
@@ -326,28 +238,16 @@ fn zero_gradients_in_the_middle_carry_the_rate_over() {
             );
         }
         let after = run.params();
-        assert_eq!(
-            bits(&after[..2]),
-            bits(&before[..2]),
-            "{}: plain rules stand still",
-            run.path()
-        );
+        assert_eq!(bits(&after[..2]), bits(&before[..2]), "{}: plain rules stand still", run.path());
         for i in 0..50 {
             let wide = |x: f32| f64::from(x);
             // m is g, halved; Nesterov looks ahead by another half; Signum's sign stays.
-            for (group, direction) in [
-                (2, 0.5 * wide(first[i])),
-                (3, 0.25 * wide(first[i])),
-                (4, wide(first[i]).signum()),
-            ] {
+            for (group, direction) in
+                [(2, 0.5 * wide(first[i])), (3, 0.25 * wide(first[i])), (4, wide(first[i]).signum())]
+            {
                 let expected = wide(before[group][i]) - wide(rates[group]) * direction;
                 let off = (wide(after[group][i]) - expected).abs();
-                assert!(
-                    off <= 1e-7,
-                    "{}, rule {group}, {i}: coasts to {} not {expected}",
-                    run.path(),
-                    after[group][i]
-                );
+                assert!(off <= 1e-7, "{}, rule {group}, {i}: coasts to {} not {expected}", run.path(), after[group][i]);
             }
         }
     }
@@ -360,12 +260,7 @@ fn zero_elements_do_not_move_under_sign_rules() {
         let spec = Spec::new(rule, Regime::fixed(0.5), vec![vec![1.0; 6]]);
         for mut run in every_path(std::slice::from_ref(&spec)) {
             run.step(&[vec![0.0, -0.0, 3.0, -3.0, 1e-30, -1e-30]]);
-            assert_eq!(
-                run.params()[0],
-                [1.0, 1.0, 0.5, 1.5, 0.5, 1.5],
-                "{}, {rule:?}",
-                run.path()
-            );
+            assert_eq!(run.params()[0], [1.0, 1.0, 0.5, 1.5, 0.5, 1.5], "{}, {rule:?}", run.path());
         }
     }
 }
@@ -375,11 +270,7 @@ fn zero_elements_do_not_move_under_sign_rules() {
 fn the_rate_buffer_follows_the_record() {
     let specs = specs();
     for mut run in every_path(&specs) {
-        assert_eq!(
-            run.rates(),
-            [0.0, 0.0, 0.01],
-            "a given rate holds from the start"
-        );
+        assert_eq!(run.rates(), [0.0, 0.0, 0.01], "a given rate holds from the start");
         for t in 0..6 {
             let mut grads = gradients(&specs, 20 + t);
             if t == 3 {
@@ -389,17 +280,8 @@ fn the_rate_buffer_follows_the_record() {
             let records = run.records().records;
             let rates = run.rates();
             for (record, rate) in records.iter().zip(&rates) {
-                assert_eq!(
-                    record.learning_rate.to_bits(),
-                    rate.to_bits(),
-                    "{}, step {t}",
-                    run.path()
-                );
-                assert!(
-                    *rate > 0.0 && ulps(*rate, record.ln_rate.exp()) <= 4.0,
-                    "{}, step {t}",
-                    run.path()
-                );
+                assert_eq!(record.learning_rate.to_bits(), rate.to_bits(), "{}, step {t}", run.path());
+                assert!(*rate > 0.0 && ulps(*rate, record.ln_rate.exp()) <= 4.0, "{}, step {t}", run.path());
             }
             assert_eq!(rates[2], 0.01);
         }
@@ -419,10 +301,7 @@ fn steps_are_counted_in_order() {
         assert_eq!(steps, (0..10).collect::<Vec<u64>>(), "{}", run.path());
         assert_eq!(records[9].skipped, 3);
         let state = run.states()[0];
-        assert_eq!(
-            (state.steps_low, state.steps_high, state.skipped),
-            (10, 0, 3)
-        );
+        assert_eq!((state.steps_low, state.steps_high, state.skipped), (10, 0, 3));
     }
     // The CPU path alone is enough to see that a run of good steps is not a run of skips.
     let mut good = CpuRun::new(&[spec]);
@@ -436,12 +315,7 @@ fn steps_are_counted_in_order() {
 fn the_longest_loops_still_find_what_is_not_finite() {
     for gpu in &conformance::run::devices() {
         for partials in conformance::kinds_of_partials(gpu) {
-            let tuning = Tuning {
-                workgroup_size: 2,
-                quads_per_invocation: 4096,
-                partials,
-                finish_workgroup_size: 2,
-            };
+            let tuning = Tuning { workgroup_size: 2, quads_per_invocation: 4096, partials, finish_workgroup_size: 2 };
             let gpu = gpu.clone().with_tuning(tuning).expect("the largest blocks");
             let len = 2 * 4096 * 4;
             let specs = [

@@ -3,8 +3,8 @@
 //! checkpoint give, and the parameters come back from an exchange; a resumed run has the same bits; what cannot be is refused.
 
 use wgpu_optim::{
-    Averaging, Checkpoint, CpuOptimizer, Element, Error, Gpu, Group, LossScaler, Notes,
-    OptimizerBuilder, Parameters, Record, Regime, Rounding, Rule, Schedule, WeightDecay,
+    Averaging, Checkpoint, CpuOptimizer, Element, Error, Gpu, Group, LossScaler, Notes, OptimizerBuilder, Parameters,
+    Record, Regime, Rounding, Rule, Schedule, WeightDecay,
 };
 use wgpu_optim_conformance as conformance;
 use wgpu_optim_conformance::run::{
@@ -13,18 +13,11 @@ use wgpu_optim_conformance::run::{
 use wgpu_optim_conformance::{Numbers, small_bindings, ulps};
 
 fn rules() -> [Rule; 3] {
-    [
-        Rule::sgd(),
-        Rule::sign_sgd(),
-        Rule::adamw_without_momentum(),
-    ]
+    [Rule::sgd(), Rule::sign_sgd(), Rule::adamw_without_momentum()]
 }
 
 fn free(rule: Rule, regime: Regime, tensors: Vec<Vec<f32>>) -> Spec {
-    Spec {
-        averaging: Averaging::ScheduleFree,
-        ..Spec::new(rule, regime, tensors)
-    }
+    Spec { averaging: Averaging::ScheduleFree, ..Spec::new(rule, regime, tensors) }
 }
 
 fn tensors(seed: u64, lengths: &[usize]) -> Vec<Vec<f32>> {
@@ -37,41 +30,17 @@ fn every_case(lengths: &[usize]) -> Vec<Spec> {
     let mut specs = Vec::new();
     for rule in rules() {
         for (decay, regime, schedule) in [
-            (
-                WeightDecay::Coupled(0.0),
-                Regime::fixed(0.05),
-                Schedule::Constant,
-            ),
+            (WeightDecay::Coupled(0.0), Regime::fixed(0.05), Schedule::Constant),
             (
                 WeightDecay::Decoupled(0.1),
                 Regime::fixed(0.05),
-                Schedule::WarmupCosine {
-                    warmup: 3,
-                    steps: 30,
-                    last: 0.1,
-                },
+                Schedule::WarmupCosine { warmup: 3, steps: 30, last: 0.1 },
             ),
-            (
-                WeightDecay::Coupled(0.1),
-                Regime::seesaw(),
-                Schedule::Constant,
-            ),
-            (
-                WeightDecay::Decoupled(0.1),
-                Regime::seesaw(),
-                Schedule::Constant,
-            ),
-            (
-                WeightDecay::Coupled(0.0),
-                Regime::norm_ratio(),
-                Schedule::Constant,
-            ),
+            (WeightDecay::Coupled(0.1), Regime::seesaw(), Schedule::Constant),
+            (WeightDecay::Decoupled(0.1), Regime::seesaw(), Schedule::Constant),
+            (WeightDecay::Coupled(0.0), Regime::norm_ratio(), Schedule::Constant),
             (WeightDecay::Coupled(0.0), Regime::dog(), Schedule::Constant),
-            (
-                WeightDecay::Coupled(0.0),
-                Regime::adgd(),
-                Schedule::Constant,
-            ),
+            (WeightDecay::Coupled(0.0), Regime::adgd(), Schedule::Constant),
         ] {
             let tensors = tensors(specs.len() as u64, lengths);
             let mut spec = free(rule, regime, tensors).named(format!("{}", specs.len()));
@@ -130,17 +99,10 @@ impl Plain {
     fn step(&mut self, raw: &[f32], rate: f64) {
         self.k += 1;
         let coupled = f64::from(self.decay.coupled());
-        let g: Vec<f64> = raw
-            .iter()
-            .zip(&self.y)
-            .map(|(&g, y)| f64::from(g) + coupled * y)
-            .collect();
+        let g: Vec<f64> = raw.iter().zip(&self.y).map(|(&g, y)| f64::from(g) + coupled * y).collect();
         let u: Vec<f64> = match self.rule {
             Rule::Sgd => g,
-            Rule::SignSgd => g
-                .iter()
-                .map(|g| if *g == 0.0 { 0.0 } else { g.signum() })
-                .collect(),
+            Rule::SignSgd => g.iter().map(|g| if *g == 0.0 { 0.0 } else { g.signum() }).collect(),
             Rule::AdamW { beta2, epsilon, .. } => {
                 let (beta2, epsilon) = (f64::from(beta2), f64::from(epsilon));
                 for (v, g) in self.v.iter_mut().zip(&g) {
@@ -148,9 +110,7 @@ impl Plain {
                 }
                 let correction = (1.0 - beta2.powi(self.k)).sqrt();
                 let pairs = g.iter().zip(&self.v);
-                pairs
-                    .map(|(g, v)| g / (v.sqrt() / correction + epsilon))
-                    .collect()
+                pairs.map(|(g, v)| g / (v.sqrt() / correction + epsilon)).collect()
             }
             _ => unreachable!("a rule without momentum"),
         };
@@ -177,17 +137,8 @@ fn distance(got: &[f32], expected: &[f64]) -> f64 {
     assert_eq!(got.len(), expected.len());
     let largest = expected.iter().fold(0f64, |most, x| most.max(x.abs()));
     let unit = f64::from(f32::EPSILON) * largest.max(1e-3);
-    let distances = got
-        .iter()
-        .zip(expected)
-        .map(|(&got, expected)| (f64::from(got) - expected).abs() / unit);
-    distances.fold(0.0, |most, distance| {
-        if distance.is_nan() {
-            f64::INFINITY
-        } else {
-            most.max(distance)
-        }
-    })
+    let distances = got.iter().zip(expected).map(|(&got, expected)| (f64::from(got) - expected).abs() / unit);
+    distances.fold(0.0, |most, distance| if distance.is_nan() { f64::INFINITY } else { most.max(distance) })
 }
 
 const STEPS: u64 = 40;
@@ -206,9 +157,7 @@ fn check(run: &mut dyn Run, specs: &[Spec], gradients: impl Fn(&[Vec<f32>], u64)
         }
         let weights = |run: &dyn Run| -> Vec<(f32, i32)> {
             let states = run.states().into_iter();
-            states
-                .map(|state| (state.weight_sum_mantissa, state.weight_sum_exponent))
-                .collect()
+            states.map(|state| (state.weight_sum_mantissa, state.weight_sum_exponent)).collect()
         };
         let sums = weights(run);
         run.step(&grads);
@@ -234,8 +183,7 @@ fn check(run: &mut dyn Run, specs: &[Spec], gradients: impl Fn(&[Vec<f32>], u64)
     }
     // The average is another point than the parameters by then.
     for group in 0..specs.len() {
-        let [params, averages] =
-            [run.params(), run.averages()].map(|of| bits(&[of_group(specs, group, &of)]));
+        let [params, averages] = [run.params(), run.averages()].map(|of| bits(&[of_group(specs, group, &of)]));
         assert_ne!(params, averages, "{}, group {group}", run.path());
     }
     println!("{}: {worst:.1} ulps", run.path());
@@ -289,9 +237,8 @@ fn the_golden_numbers_are_met() {
         let (mut compared, mut worst) = (0, 0f64);
         for t in 0..100 {
             // Exact in f32.
-            let gradient: Vec<f32> = (0..D)
-                .map(|i| ((7 * i + 13 * t) % 32) as f32 / 16.0 - 1.0 + (i as f32 - 5.0) / 64.0)
-                .collect();
+            let gradient: Vec<f32> =
+                (0..D).map(|i| ((7 * i + 13 * t) % 32) as f32 / 16.0 - 1.0 + (i as f32 - 5.0) / 64.0).collect();
             run.step(&vec![gradient; specs.len()]);
             let step = (t + 1).to_string();
             let (params, averages) = (run.params(), run.averages());
@@ -303,10 +250,7 @@ fn the_golden_numbers_are_met() {
                     _ => &averages[at],
                 };
                 let number = |bits: &str| u32::from_str_radix(bits, 16).expect("bits");
-                let expected: Vec<f64> = row[3..]
-                    .iter()
-                    .map(|bits| f64::from(f32::from_bits(number(bits))))
-                    .collect();
+                let expected: Vec<f64> = row[3..].iter().map(|bits| f64::from(f32::from_bits(number(bits)))).collect();
                 let ulps = distance(got, &expected);
                 // Decoupled decay is a factor of f32 once a step, whose rounding is the same every time.
                 assert!(
@@ -333,20 +277,11 @@ fn comparing_with_the_way_back_follows_the_oracle() {
     let mut specs = Vec::new();
     for rule in [Rule::sgd(), Rule::sign_sgd()] {
         for regime in [Regime::seesaw(), hypergradient] {
-            for decay in [
-                WeightDecay::Coupled(0.0),
-                WeightDecay::Coupled(0.05),
-                WeightDecay::Decoupled(0.1),
-            ] {
+            for decay in [WeightDecay::Coupled(0.0), WeightDecay::Coupled(0.05), WeightDecay::Decoupled(0.1)] {
                 for (clip, maximize) in [(f32::INFINITY, false), (0.8, true)] {
                     let tensors = tensors(18 + specs.len() as u64, &[37, 24]);
                     let spec = free(rule, regime, tensors).named(format!("{}", specs.len()));
-                    specs.push(Spec {
-                        decay,
-                        clip,
-                        maximize,
-                        ..spec
-                    });
+                    specs.push(Spec { decay, clip, maximize, ..spec });
                 }
             }
         }
@@ -385,10 +320,9 @@ fn comparing_with_the_way_back_follows_the_oracle() {
                 agreed += usize::from(record.slow_alignment > 0.05);
                 contradicted += usize::from(record.slow_alignment < -0.05);
                 let average = oracle.average.as_ref().expect("an average");
-                for (got, expected) in [
-                    (of_group(&specs, group, &params), &oracle.w),
-                    (of_group(&specs, group, &averages), average),
-                ] {
+                for (got, expected) in
+                    [(of_group(&specs, group, &params), &oracle.w), (of_group(&specs, group, &averages), average)]
+                {
                     for (got, expected) in got.iter().zip(expected) {
                         let off = f64::from(*got) - expected;
                         assert!(off.abs() <= 2e-5, "{what}: {got} instead of {expected}");
@@ -405,14 +339,9 @@ fn comparing_with_the_way_back_follows_the_oracle() {
 fn watch_alignment(run: &mut dyn Run, specs: &[Spec], iterates: bool, steps: u64) {
     // One scope, that of the first group.
     let members: Vec<usize> = (0..specs.len())
-        .filter(|&group| {
-            group == 0 || specs[group].norm.is_some() && specs[group].norm == specs[0].norm
-        })
+        .filter(|&group| group == 0 || specs[group].norm.is_some() && specs[group].norm == specs[0].norm)
         .collect();
-    let mut counters: Vec<Vec<f64>> = specs
-        .iter()
-        .map(|spec| vec![0.0; spec.tensors.concat().len()])
-        .collect();
+    let mut counters: Vec<Vec<f64>> = specs.iter().map(|spec| vec![0.0; spec.tensors.concat().len()]).collect();
     let mut agreed = 0;
     for step in 0..steps {
         let grads = gradients(&run.params(), step);
@@ -425,9 +354,7 @@ fn watch_alignment(run: &mut dyn Run, specs: &[Spec], iterates: bool, steps: u64
             let tensors = spec.tensors.iter().enumerate();
             let z: Vec<f32> = if spec.averaging == Averaging::ScheduleFree && step > 0 {
                 let names = tensors.map(|(i, _)| format!("base_iterates/{}", spec.tensor_name(i)));
-                names
-                    .flat_map(|name| tensor_of(&checkpoint, &name))
-                    .collect()
+                names.flat_map(|name| tensor_of(&checkpoint, &name)).collect()
             } else {
                 x.clone()
             };
@@ -436,11 +363,7 @@ fn watch_alignment(run: &mut dyn Run, specs: &[Spec], iterates: bool, steps: u64
                 // As the optimizer has it.
                 let stored = conformance::stored::rounded(spec.grads, &[raw])[0];
                 let g = f64::from(stored) + f64::from(spec.decay.coupled()) * y;
-                let way = if iterates {
-                    f64::from(x[i]) - f64::from(z[i])
-                } else {
-                    counters[group][i]
-                };
+                let way = if iterates { f64::from(x[i]) - f64::from(z[i]) } else { counters[group][i] };
                 product += g * way;
                 gradient += g * g;
                 direction += way * way;
@@ -458,17 +381,9 @@ fn watch_alignment(run: &mut dyn Run, specs: &[Spec], iterates: bool, steps: u64
             if asks && members.contains(&record.group) {
                 let what = format!("{}, group {}, step {step}", run.path(), record.group);
                 let off = f64::from(record.slow_alignment) - expected;
-                assert!(
-                    off.abs() <= 1e-4,
-                    "{what}: {} instead of {expected}",
-                    record.slow_alignment
-                );
+                assert!(off.abs() <= 1e-4, "{what}: {} instead of {expected}", record.slow_alignment);
                 if iterates {
-                    assert_eq!(
-                        (record.fast_alignment, record.brake_term),
-                        (0.0, 0.0),
-                        "{what}"
-                    );
+                    assert_eq!((record.fast_alignment, record.brake_term), (0.0, 0.0), "{what}");
                 } else if step > 0 {
                     assert_ne!(record.fast_alignment, 0.0, "{what}");
                 }
@@ -487,24 +402,12 @@ fn watch_alignment(run: &mut dyn Run, specs: &[Spec], iterates: bool, steps: u64
 #[test]
 fn what_is_compared_with_the_gradient_depends_on_who_shares_the_norm() {
     let _alone = alone();
-    let of = |rule, seed, name: &str| {
-        free(rule, Regime::seesaw(), tensors(seed, &[33, 6, 130]))
-            .named(name)
-            .sharing("both")
-    };
-    let decayed = |spec: Spec| Spec {
-        decay: WeightDecay::Coupled(0.1),
-        ..spec
-    };
+    let of =
+        |rule, seed, name: &str| free(rule, Regime::seesaw(), tensors(seed, &[33, 6, 130])).named(name).sharing("both");
+    let decayed = |spec: Spec| Spec { decay: WeightDecay::Coupled(0.1), ..spec };
     let [sgd, sign, adamw] = rules();
-    let plain = Spec {
-        averaging: Averaging::Off,
-        ..of(sgd, 21, "plain")
-    };
-    let fixed = Spec {
-        regime: Regime::fixed(0.01),
-        ..of(sign, 22, "fixed")
-    };
+    let plain = Spec { averaging: Averaging::Off, ..of(sgd, 21, "plain") };
+    let fixed = Spec { regime: Regime::fixed(0.01), ..of(sign, 22, "fixed") };
     for (others, iterates) in [
         (vec![], true),
         (vec![of(sgd, 20, "another")], true),
@@ -528,17 +431,11 @@ fn what_is_compared_with_the_gradient_depends_on_who_shares_the_norm() {
 #[test]
 fn the_way_back_is_of_masters_and_of_every_window() {
     let _alone = alone();
-    for (params, grads) in [
-        (Element::F16, Element::F16),
-        (Element::Bf16, Element::Bf16),
-        (Element::F32, Element::Bf16),
-    ] {
+    for (params, grads) in [(Element::F16, Element::F16), (Element::Bf16, Element::Bf16), (Element::F32, Element::Bf16)]
+    {
         for rule in [Rule::sgd(), Rule::sign_sgd()] {
-            let mut spec = free(rule, Regime::seesaw(), tensors(23, &[35, 6, 129])).stored(
-                params,
-                grads,
-                Rounding::Masters,
-            );
+            let mut spec =
+                free(rule, Regime::seesaw(), tensors(23, &[35, 6, 129])).stored(params, grads, Rounding::Masters);
             spec.decay = WeightDecay::Coupled(0.1);
             let specs = [spec];
             for mut run in every_path(&specs) {
@@ -546,11 +443,7 @@ fn the_way_back_is_of_masters_and_of_every_window() {
             }
         }
     }
-    let specs = [free(
-        Rule::sgd(),
-        Regime::seesaw(),
-        tensors(24, &[140_001, 3]),
-    )];
+    let specs = [free(Rule::sgd(), Regime::seesaw(), tensors(24, &[140_001, 3]))];
     watch_alignment(&mut CpuRun::new(&specs), &specs, true, 8);
     for gpu in small_bindings(128 << 10) {
         let mut run = GpuRun::new(&gpu, &specs, packed(&specs, 5, 2));
@@ -562,11 +455,7 @@ fn the_way_back_is_of_masters_and_of_every_window() {
 #[test]
 fn large_tensors_too() {
     let _alone = alone();
-    let specs = [free(
-        Rule::adamw_without_momentum(),
-        Regime::seesaw(),
-        tensors(3, &[140_001, 3]),
-    )];
+    let specs = [free(Rule::adamw_without_momentum(), Regime::seesaw(), tensors(3, &[140_001, 3]))];
     check(&mut CpuRun::new(&specs), &specs, gradients);
     for gpu in small_bindings(128 << 10) {
         let mut run = GpuRun::new(&gpu, &specs, packed(&specs, 5, 2));
@@ -584,8 +473,7 @@ fn with_clip_maximize_telemetry_trust_and_rates_of_their_own() {
         (spec.telemetry, spec.trust) = (true, Some(0.01));
         spec.per_tensor = false;
         specs.push(spec);
-        let mut spec = free(rule, Regime::fixed(0.05), tensors(5, &[33]))
-            .named(format!("{} shared", rule.name()));
+        let mut spec = free(rule, Regime::fixed(0.05), tensors(5, &[33])).named(format!("{} shared", rule.name()));
         spec.norm = Some("shared".to_owned());
         spec.telemetry = true;
         specs.push(spec);
@@ -605,24 +493,14 @@ fn with_clip_maximize_telemetry_trust_and_rates_of_their_own() {
             up.step(&grads.iter().map(negative).collect::<Vec<_>>());
         }
         assert_eq!(bits(&down.params()), bits(&up.params()), "{}", up.path());
-        assert_eq!(
-            bits(&down.averages()),
-            bits(&up.averages()),
-            "{}",
-            up.path()
-        );
+        assert_eq!(bits(&down.averages()), bits(&up.averages()), "{}", up.path());
     }
     // The sum of two micro-batches counts as their mean, and a clip that is twice the norm changes nothing.
     let once = [free(Rule::sgd(), Regime::seesaw(), tensors(7, &[33]))];
     let mut twice = once.clone();
     twice[0].clip = 1e6;
-    let setup = Setup {
-        micro_batches: Some(2),
-        ..Setup::default()
-    };
-    let runs = every_path(&once)
-        .into_iter()
-        .zip(every_path_with(&twice, setup));
+    let setup = Setup { micro_batches: Some(2), ..Setup::default() };
+    let runs = every_path(&once).into_iter().zip(every_path_with(&twice, setup));
     for (mut once, mut twice) in runs {
         for step in 0..STEPS {
             let grads = gradients(&once.params(), step);
@@ -660,10 +538,7 @@ fn a_rescaled_loss_changes_no_bit() {
             let pairs = run.states().into_iter().zip(rescaled.states());
             for (state, rescaled) in pairs {
                 assert_eq!(state.weight_sum_mantissa, rescaled.weight_sum_mantissa);
-                assert_eq!(
-                    state.weight_sum_exponent,
-                    rescaled.weight_sum_exponent + 2 * exponent
-                );
+                assert_eq!(state.weight_sum_exponent, rescaled.weight_sum_exponent + 2 * exponent);
             }
         }
     }
@@ -674,13 +549,8 @@ fn a_rescaled_loss_changes_no_bit() {
 fn a_loss_scaler_changes_no_bit() {
     let _alone = alone();
     let specs = few_cases(&[9]);
-    let setup = Setup {
-        scaler: Some(LossScaler::default()),
-        ..Setup::default()
-    };
-    let runs = every_path(&specs)
-        .into_iter()
-        .zip(every_path_with(&specs, setup));
+    let setup = Setup { scaler: Some(LossScaler::default()), ..Setup::default() };
+    let runs = every_path(&specs).into_iter().zip(every_path_with(&specs, setup));
     for (mut plain, mut scaled) in runs {
         for step in 0..20 {
             let grads = gradients(&plain.params(), step);
@@ -706,10 +576,8 @@ fn a_loss_scaler_changes_no_bit() {
 fn nothing_moves_before_there_is_a_rate() {
     let _alone = alone();
     let values = vec![-0.0, 0.0, f32::MAX, 1e-45, 0.1, -3e-39, 7.5];
-    let specs: Vec<Spec> = rules()
-        .into_iter()
-        .map(|rule| free(rule, Regime::seesaw(), vec![values.clone()]).named(rule.name()))
-        .collect();
+    let specs: Vec<Spec> =
+        rules().into_iter().map(|rule| free(rule, Regime::seesaw(), vec![values.clone()]).named(rule.name())).collect();
     for mut run in every_path(&specs) {
         let start = bits(&run.params());
         for _ in 0..3 {
@@ -757,10 +625,7 @@ fn the_average_is_what_is_evaluated_and_saved() {
                 .flatten()
                 .zip(run.params().iter().flatten())
                 .fold((0, 0), |(all, same), (before, after)| {
-                    (
-                        all + 1,
-                        same + usize::from(before.to_bits() == after.to_bits()),
-                    )
+                    (all + 1, same + usize::from(before.to_bits() == after.to_bits()))
                 });
             assert_eq!(same, all, "{}, step {step}", run.path());
         }
@@ -780,10 +645,7 @@ fn the_average_is_what_is_evaluated_and_saved() {
                 // It is computed on the host.
                 assert!(ulps(*saved, f64::from(*average)) <= 4.0, "{}", run.path());
             }
-            let (saved, params) = (
-                tensor_of(&checkpoint, &format!("parameters/{name}")),
-                &run.params()[at],
-            );
+            let (saved, params) = (tensor_of(&checkpoint, &format!("parameters/{name}")), &run.params()[at]);
             assert_eq!(bits(&[saved]), bits(std::slice::from_ref(params)));
             assert!(tensor_of(&checkpoint, &format!("base_iterates/{name}")).len() == *len);
         }
@@ -851,9 +713,7 @@ fn a_checkpoint_without_parameters_has_no_average() {
     let mut plain = specs.clone();
     plain[0].averaging = Averaging::Running { start: 0 };
     let mut other = CpuRun::new(&plain);
-    let refused = other
-        .restore(&run.checkpoint())
-        .expect_err("another average");
+    let refused = other.restore(&run.checkpoint()).expect_err("another average");
     assert!(refused.to_string().contains("ScheduleFree"), "{refused}");
     assert!(matches!(refused, Error::CheckpointDiffers { .. }));
 }
@@ -868,18 +728,10 @@ fn nothing_goes_on_while_the_average_is_swapped_in() {
         run.swap_averages();
         assert!(run.optimizer.averages_are_swapped());
         let mut encoder = gpu.device().create_command_encoder(&Default::default());
-        assert_eq!(
-            run.optimizer.encode_step(&mut encoder),
-            Err(Error::AveragesSwapped { what: "a step" })
-        );
+        assert_eq!(run.optimizer.encode_step(&mut encoder), Err(Error::AveragesSwapped { what: "a step" }));
         let notes = Notes::new();
         let saved = run.optimizer.checkpoint(Parameters::Included, &notes);
-        assert!(matches!(
-            pollster::block_on(saved),
-            Err(Error::AveragesSwapped {
-                what: "a checkpoint"
-            })
-        ));
+        assert!(matches!(pollster::block_on(saved), Err(Error::AveragesSwapped { what: "a checkpoint" })));
         run.swap_averages();
         run.step(&[vec![1.0; 5]]);
         // By the caller's own encoder, there and back.
@@ -904,40 +756,18 @@ fn nothing_goes_on_while_the_average_is_swapped_in() {
     let optimizer = &mut run.optimizer;
     optimizer.step(&mut [&mut w], &[&g]).expect("steps");
     optimizer.swap_averages(&mut [&mut w]).expect("swaps");
-    assert_eq!(
-        optimizer.step(&mut [&mut w], &[&g]),
-        Err(Error::AveragesSwapped { what: "a step" })
-    );
+    assert_eq!(optimizer.step(&mut [&mut w], &[&g]), Err(Error::AveragesSwapped { what: "a step" }));
     assert!(matches!(
         optimizer.checkpoint(Some(&[&w]), &Default::default()),
-        Err(Error::AveragesSwapped {
-            what: "a checkpoint"
-        })
+        Err(Error::AveragesSwapped { what: "a checkpoint" })
     ));
     let place = &mut [0.0; 5];
-    assert_eq!(
-        optimizer.copy_averages(0, &w, place),
-        Err(Error::AveragesSwapped {
-            what: "a copy of the averages"
-        })
-    );
+    assert_eq!(optimizer.copy_averages(0, &w, place), Err(Error::AveragesSwapped { what: "a copy of the averages" }));
     optimizer.swap_averages(&mut [&mut w]).expect("swaps");
     assert_eq!(optimizer.averages(0), None);
-    assert!(matches!(
-        optimizer.copy_averages(1, &w, place),
-        Err(Error::UnknownTensor {
-            index: 1,
-            tensors: 1
-        })
-    ));
-    assert!(matches!(
-        optimizer.copy_averages(0, &w[..4], place),
-        Err(Error::StepLength { actual: 4, .. })
-    ));
-    assert!(matches!(
-        optimizer.copy_averages(0, &w, &mut place[..4]),
-        Err(Error::AveragesLength { actual: 4, .. })
-    ));
+    assert!(matches!(optimizer.copy_averages(1, &w, place), Err(Error::UnknownTensor { index: 1, tensors: 1 })));
+    assert!(matches!(optimizer.copy_averages(0, &w[..4], place), Err(Error::StepLength { actual: 4, .. })));
+    assert!(matches!(optimizer.copy_averages(0, &w, &mut place[..4]), Err(Error::AveragesLength { actual: 4, .. })));
     optimizer.copy_averages(0, &w, place).expect("copies");
 }
 
@@ -949,26 +779,18 @@ fn sixteen_bits_with_masters() {
         let specs: Vec<Spec> = rules()
             .into_iter()
             .map(|rule| {
-                free(rule, Regime::fixed(0.01), tensors(11, &[35, 6]))
-                    .named(rule.name())
-                    .stored(element, element, Rounding::Masters)
+                free(rule, Regime::fixed(0.01), tensors(11, &[35, 6])).named(rule.name()).stored(
+                    element,
+                    element,
+                    Rounding::Masters,
+                )
             })
             .collect();
-        let wide: Vec<Spec> = specs
-            .iter()
-            .cloned()
-            .map(|spec| Spec {
-                params: Element::F32,
-                ..spec
-            })
-            .collect();
+        let wide: Vec<Spec> = specs.iter().cloned().map(|spec| Spec { params: Element::F32, ..spec }).collect();
         for (mut half, mut wide) in every_path(&specs).into_iter().zip(every_path(&wide)) {
             for step in 0..20 {
                 let grads = gradients(&vec![vec![0.25; 41]; 3], step);
-                let grads: Vec<Vec<f32>> = grads
-                    .iter()
-                    .flat_map(|g| [g[..35].to_vec(), g[35..].to_vec()])
-                    .collect();
+                let grads: Vec<Vec<f32>> = grads.iter().flat_map(|g| [g[..35].to_vec(), g[35..].to_vec()]).collect();
                 half.step(&grads);
                 wide.step(&grads);
             }
@@ -1002,14 +824,11 @@ fn sixteen_bits_with_masters() {
 
 fn built(
     rule: Rule,
-    configure: impl Fn(
-        OptimizerBuilder<wgpu_optim::cpu::Tensor>,
-    ) -> OptimizerBuilder<wgpu_optim::cpu::Tensor>,
+    configure: impl Fn(OptimizerBuilder<wgpu_optim::cpu::Tensor>) -> OptimizerBuilder<wgpu_optim::cpu::Tensor>,
 ) -> Result<CpuOptimizer, Error> {
     let values = [1.0f32; 4];
-    let builder = OptimizerBuilder::new(rule)
-        .schedule_free()
-        .group(Group::new("weights").tensor("w", &values[..], &values[..]));
+    let builder =
+        OptimizerBuilder::new(rule).schedule_free().group(Group::new("weights").tensor("w", &values[..], &values[..]));
     configure(builder).build_cpu()
 }
 
@@ -1043,28 +862,22 @@ fn what_cannot_be_is_refused_by_name() {
         }
     }
     assert!(Averaging::ScheduleFree.fits(&Rule::adamw_without_momentum()));
-    all(
-        built(Rule::sgd(), |builder| builder.regime(Regime::auto_sgd())),
-        &["\"weights\"", "auto-sgd"],
-    );
+    all(built(Rule::sgd(), |builder| builder.regime(Regime::auto_sgd())), &["\"weights\"", "auto-sgd"]);
     let values = vec![half::f16::ONE; 4];
     for rounding in [Rounding::Nearest, Rounding::Stochastic { seed: 1 }] {
-        let builder = OptimizerBuilder::new(Rule::sgd()).rounding(rounding).group(
-            Group::new("weights")
-                .schedule_free()
-                .tensor("w", &values, &values),
-        );
+        let builder = OptimizerBuilder::new(Rule::sgd())
+            .rounding(rounding)
+            .group(Group::new("weights").schedule_free().tensor("w", &values, &values));
         all(builder.build_cpu(), &["\"w\"", rounding.name(), "masters"]);
     }
     // A group may have it alone, and another may be without.
     let mixed = built(Rule::sgd(), |builder| {
         let values = [1.0f32; 4];
-        builder.group(
-            Group::new("averaged")
-                .rule(Rule::sgdm(0.9))
-                .averaging(Averaging::polynomial_decay())
-                .tensor("v", &values[..], &values[..]),
-        )
+        builder.group(Group::new("averaged").rule(Rule::sgdm(0.9)).averaging(Averaging::polynomial_decay()).tensor(
+            "v",
+            &values[..],
+            &values[..],
+        ))
     });
     mixed.expect("builds");
 }
@@ -1075,16 +888,10 @@ fn adamw_without_momentum_keeps_one_vector() {
     let _alone = alone();
     let rule = Rule::adamw_without_momentum();
     assert!(!rule.has_momentum() && rule.has_second_moment() && rule.is_scale_free());
-    let with = |beta1| Rule::AdamW {
-        beta1,
-        beta2: 0.999,
-        epsilon: 1e-8,
-    };
+    let with = |beta1| Rule::AdamW { beta1, beta2: 0.999, epsilon: 1e-8 };
     for regime in [Regime::fixed(0.01), Regime::adgd(), Regime::norm_ratio()] {
         let specs = |rule| [Spec::new(rule, regime, tensors(12, &[37, 5]))];
-        let runs = every_path(&specs(rule))
-            .into_iter()
-            .zip(every_path(&specs(with(1e-30))));
+        let runs = every_path(&specs(rule)).into_iter().zip(every_path(&specs(with(1e-30))));
         for (mut without, mut with) in runs {
             for step in 0..20 {
                 let grads = gradients(&with.params(), step);
@@ -1092,11 +899,7 @@ fn adamw_without_momentum_keeps_one_vector() {
                 with.step(&grads);
             }
             let [without_params, with_params] = [without.params(), with.params()];
-            for (a, b) in without_params
-                .iter()
-                .flatten()
-                .zip(with_params.iter().flatten())
-            {
+            for (a, b) in without_params.iter().flatten().zip(with_params.iter().flatten()) {
                 assert!(ulps(*a, f64::from(*b)) <= 16.0, "{}: {a} {b}", with.path());
             }
             let names = without.checkpoint().names();
@@ -1152,20 +955,13 @@ fn ranks_take_the_same_steps_of(whole: &[Spec; 1]) {
             specs
         })
         .collect();
-    let setup = |rank: usize| Setup {
-        shard: Some((rank as u32, 2)),
-        ..Setup::default()
-    };
-    let mut runs: Vec<Vec<Box<dyn Run>>> = (0..2)
-        .map(|rank| every_path_with(&ranks[rank], setup(rank)))
-        .collect();
+    let setup = |rank: usize| Setup { shard: Some((rank as u32, 2)), ..Setup::default() };
+    let mut runs: Vec<Vec<Box<dyn Run>>> = (0..2).map(|rank| every_path_with(&ranks[rank], setup(rank))).collect();
     for step in 0..12 {
         let grads = gradients(&alone.params(), step);
         alone.step(&grads);
         for path in 0..runs[0].len() {
-            let measured: Vec<_> = (0..2)
-                .map(|rank| runs[rank][path].measure(&grads[rank..][..1]))
-                .collect();
+            let measured: Vec<_> = (0..2).map(|rank| runs[rank][path].measure(&grads[rank..][..1])).collect();
             let combined = wgpu_optim::ShardSums::combine(&measured).expect("combines");
             for rank in 0..2 {
                 let grads = &grads[rank..][..1];
@@ -1174,21 +970,16 @@ fn ranks_take_the_same_steps_of(whole: &[Spec; 1]) {
         }
     }
     let expected = alone.records().records;
-    assert!(
-        expected[2..]
-            .iter()
-            .all(|record| record.slow_alignment != 0.0)
-    );
+    assert!(expected[2..].iter().all(|record| record.slow_alignment != 0.0));
     for (rank, runs) in runs.iter_mut().enumerate() {
         for run in runs {
             for (record, expected) in run.records().records.iter().zip(&expected) {
                 let off = record.slow_alignment - expected.slow_alignment;
                 assert!(off.abs() <= 1e-4, "{}: {record:?}", run.path());
             }
-            for (whole, rank) in [
-                (&alone.params()[rank], &run.params()[0]),
-                (&alone.averages()[rank], &run.averages()[0]),
-            ] {
+            for (whole, rank) in
+                [(&alone.params()[rank], &run.params()[0]), (&alone.averages()[rank], &run.averages()[0])]
+            {
                 for (a, b) in whole.iter().zip(rank) {
                     assert!((a - b).abs() <= 1e-5, "{}: {a} {b}", run.path());
                 }
@@ -1210,15 +1001,10 @@ fn moved_buffers_of(specs: &[Spec]) {
     for gpu in &devices() {
         let room = [1024, 1024, 1024, 1024];
         let at = |start: usize| {
-            let place = |i: usize| conformance::run::Place {
-                params: (0, start + 64 * i),
-                grads: (1, start + 64 * i),
-            };
+            let place = |i: usize| conformance::run::Place { params: (0, start + 64 * i), grads: (1, start + 64 * i) };
             vec![place(0), place(1)]
         };
-        let build = |gpu: &Gpu| {
-            GpuRun::with_room(gpu, specs, at(0), &room, |builder| builder.rebindable(true))
-        };
+        let build = |gpu: &Gpu| GpuRun::with_room(gpu, specs, at(0), &room, |builder| builder.rebindable(true));
         let (mut stays, mut moves) = (build(gpu), build(gpu));
         for step in 0..8usize {
             let grads = gradients(&stays.params(), step as u64);
@@ -1277,11 +1063,7 @@ fn many_steps_stay_close() {
         Ok("full") => 1_000_000,
         _ => 100_000,
     };
-    let specs = [free(
-        Rule::sgd(),
-        Regime::fixed(0.05),
-        vec![vec![1.0, -0.5, 0.25, 2.0]],
-    )];
+    let specs = [free(Rule::sgd(), Regime::fixed(0.05), vec![vec![1.0, -0.5, 0.25, 2.0]])];
     let mut run = CpuRun::new(&specs);
     let mut plain = Plain::new(&specs[0]);
     let mut numbers = Numbers(17);
@@ -1289,20 +1071,12 @@ fn many_steps_stay_close() {
     let mut params = specs[0].tensors[0].clone();
     for step in 0..steps {
         // Of the exact iterate, so that what is compared is rounding alone.
-        let grads: Vec<f32> = plain
-            .y
-            .iter()
-            .map(|y| (y - 1.0) as f32 + numbers.next())
-            .collect();
-        run.optimizer
-            .step(&mut [&mut params], &[&grads])
-            .expect("steps");
+        let grads: Vec<f32> = plain.y.iter().map(|y| (y - 1.0) as f32 + numbers.next()).collect();
+        run.optimizer.step(&mut [&mut params], &[&grads]).expect("steps");
         plain.step(&grads, f64::from(run.optimizer.learning_rates()[0]));
         if step % 97 == 0 || step + 1 == steps {
             let mut average = [0.0; 4];
-            run.optimizer
-                .copy_averages(0, &params, &mut average)
-                .expect("copies");
+            run.optimizer.copy_averages(0, &params, &mut average).expect("copies");
             for (got, expected) in average.iter().zip(&plain.x) {
                 worst = worst.max((f64::from(*got) - expected).abs());
             }

@@ -3,9 +3,8 @@
 
 use wgpu_optim::layout::ScopeSums;
 use wgpu_optim::{
-    AutoSgd, Averaging, BarzilaiBorwein, CombinedSums, CpuOptimizer, DoG, Error, Group, LossScaler,
-    NonFinitePolicy, OptimizerBuilder, RankNonFinite, Record, Regime, Rule, Schedule, SecantForm,
-    ShardSums, TrustRatio, WeightDecay,
+    AutoSgd, Averaging, BarzilaiBorwein, CombinedSums, CpuOptimizer, DoG, Error, Group, LossScaler, NonFinitePolicy,
+    OptimizerBuilder, RankNonFinite, Record, Regime, Rule, Schedule, SecantForm, ShardSums, TrustRatio, WeightDecay,
 };
 use wgpu_optim_conformance as conformance;
 use wgpu_optim_conformance::run::{CpuRun, Run, Setup, Spec, alone, bits, devices, gpu_run_with};
@@ -54,9 +53,7 @@ impl Deal {
 
     fn part(self, tensors: &[Vec<f32>], rank: usize, ranks: usize) -> Vec<Vec<f32>> {
         let tensors = tensors.iter().enumerate();
-        tensors
-            .map(|(index, values)| values[self.range(index, values.len(), rank, ranks)].to_vec())
-            .collect()
+        tensors.map(|(index, values)| values[self.range(index, values.len(), rank, ranks)].to_vec()).collect()
     }
 }
 
@@ -88,19 +85,14 @@ impl Ranks {
         });
         Ranks {
             deal,
-            lengths: specs
-                .iter()
-                .flat_map(|spec| spec.tensors.iter().map(Vec::len))
-                .collect(),
+            lengths: specs.iter().flat_map(|spec| spec.tensors.iter().map(Vec::len)).collect(),
             ranks: ranks.collect(),
         }
     }
 
     fn parts(&self, grads: &[Vec<f32>]) -> Vec<Vec<Vec<f32>>> {
         let count = self.ranks.len();
-        (0..count)
-            .map(|rank| self.deal.part(grads, rank, count))
-            .collect()
+        (0..count).map(|rank| self.deal.part(grads, rank, count)).collect()
     }
 
     /// What each rank comes to, and what they come to together.
@@ -116,9 +108,7 @@ impl Ranks {
         let (_, combined) = self.measure(grads);
         let parts = self.parts(grads);
         let ranks = self.ranks.iter_mut().zip(&parts);
-        ranks
-            .map(|(rank, grads)| rank.try_apply(grads, &combined))
-            .collect()
+        ranks.map(|(rank, grads)| rank.try_apply(grads, &combined)).collect()
     }
 
     fn step(&mut self, grads: &[Vec<f32>]) {
@@ -151,9 +141,7 @@ fn run(kind: Kind, specs: &[Spec], setup: Setup) -> Box<dyn Run> {
 /// Groups of every kind of sum: norm, norm without decay, ‖w₀‖, alignment by counters and by momentum, √d, secant, distance, loss.
 fn specs() -> Vec<Spec> {
     let mut numbers = Numbers(7);
-    let mut tensors = |lengths: &[usize]| -> Vec<Vec<f32>> {
-        lengths.iter().map(|&len| numbers.vec(len)).collect()
-    };
+    let mut tensors = |lengths: &[usize]| -> Vec<Vec<f32>> { lengths.iter().map(|&len| numbers.vec(len)).collect() };
     vec![
         Spec {
             clip: 2.0,
@@ -161,30 +149,19 @@ fn specs() -> Vec<Spec> {
             ..Spec::new(Rule::sgd(), Regime::seesaw(), tensors(&[5, 4103, 33])).named("counters")
         },
         Spec {
-            schedule: Schedule::Step {
-                every: 3,
-                factor: 0.5,
-            },
+            schedule: Schedule::Step { every: 3, factor: 0.5 },
             averaging: Averaging::Running { start: 1 },
             ..Spec::new(Rule::sgdm(0.9), Regime::seesaw(), tensors(&[130, 2])).named("momentum")
         },
         Spec::new(Rule::sign_sgd(), Regime::seesaw(), tensors(&[97, 0, 1])).named("signs"),
-        Spec::new(
-            Rule::sgd(),
-            Regime::BarzilaiBorwein(BarzilaiBorwein::new(SecantForm::Geometric)),
-            tensors(&[301]),
-        )
-        .named("secant"),
+        Spec::new(Rule::sgd(), Regime::BarzilaiBorwein(BarzilaiBorwein::new(SecantForm::Geometric)), tensors(&[301]))
+            .named("secant"),
         Spec::new(Rule::sgd(), Regime::DoG(DoG::default()), tensors(&[8, 9])).named("distance"),
         Spec::new(Rule::sgd(), Regime::ngn(), tensors(&[64])).named("loss"),
         Spec::new(Rule::adamw(), Regime::seesaw(), tensors(&[35, 6])).named("adamw"),
         Spec::new(Rule::lion(), Regime::seesaw(), tensors(&[29])).named("lion"),
-        Spec::new(Rule::sgdm(0.5), Regime::seesaw(), tensors(&[11]))
-            .named("a")
-            .sharing("both"),
-        Spec::new(Rule::sgdm(0.5), Regime::seesaw(), tensors(&[12]))
-            .named("b")
-            .sharing("both"),
+        Spec::new(Rule::sgdm(0.5), Regime::seesaw(), tensors(&[11])).named("a").sharing("both"),
+        Spec::new(Rule::sgdm(0.5), Regime::seesaw(), tensors(&[12])).named("b").sharing("both"),
     ]
 }
 
@@ -192,14 +169,7 @@ fn specs() -> Vec<Spec> {
 fn grads(specs: &[Spec], step: u64) -> Vec<Vec<f32>> {
     let mut numbers = Numbers(1000 + step);
     let tensors = specs.iter().flat_map(|spec| &spec.tensors);
-    tensors
-        .map(|tensor| {
-            tensor
-                .iter()
-                .map(|w| 0.5 * w + 0.3 * numbers.next())
-                .collect()
-        })
-        .collect()
+    tensors.map(|tensor| tensor.iter().map(|w| 0.5 * w + 0.3 * numbers.next()).collect()).collect()
 }
 
 fn loss(step: u64) -> f32 {
@@ -213,57 +183,31 @@ const STEPS: u64 = 9;
 const ULPS: f64 = 32.0;
 
 fn assert_near(what: &str, got: &[f32], expected: &[f32]) {
-    let largest = expected
-        .iter()
-        .fold(f32::MIN_POSITIVE, |a, b| a.max(b.abs()));
+    let largest = expected.iter().fold(f32::MIN_POSITIVE, |a, b| a.max(b.abs()));
     let unit = f64::from(largest) * f64::from(f32::EPSILON);
     for (at, (got, expected)) in got.iter().zip(expected).enumerate() {
         let distance = (f64::from(*got) - f64::from(*expected)).abs() / unit;
-        assert!(
-            distance <= ULPS,
-            "{what}, element {at}: {distance} ulps, {got} and {expected}"
-        );
+        assert!(distance <= ULPS, "{what}, element {at}: {distance} ulps, {got} and {expected}");
     }
 }
 
 /// Everything but NaN is equal to itself.
 fn in_words(records: &[Record]) -> Vec<String> {
-    let same = |record: &Record| Record {
-        nonfinite: None,
-        ..*record
-    };
-    records
-        .iter()
-        .map(|record| format!("{:?}", same(record)))
-        .collect()
+    let same = |record: &Record| Record { nonfinite: None, ..*record };
+    records.iter().map(|record| format!("{:?}", same(record))).collect()
 }
 
 fn assert_ranks_agree(kinds: &[Kind], ranks: &mut Ranks, what: &str) {
     let rates: Vec<Vec<f32>> = ranks.ranks.iter().map(|rank| rank.rates()).collect();
-    let records: Vec<Vec<Record>> = ranks
-        .ranks
-        .iter_mut()
-        .map(|rank| rank.records().records)
-        .collect();
+    let records: Vec<Vec<Record>> = ranks.ranks.iter_mut().map(|rank| rank.records().records).collect();
     for rank in 1..ranks.ranks.len() {
         // Ranks of one kind have the same bits; of others the CPU path decides.
         let like = rank % kinds.len();
-        assert_eq!(
-            bits(&rates[rank..=rank]),
-            bits(&rates[like..=like]),
-            "{what}, rank {rank}"
-        );
-        assert_eq!(
-            in_words(&records[rank]),
-            in_words(&records[like]),
-            "{what}, rank {rank}"
-        );
+        assert_eq!(bits(&rates[rank..=rank]), bits(&rates[like..=like]), "{what}, rank {rank}");
+        assert_eq!(in_words(&records[rank]), in_words(&records[like]), "{what}, rank {rank}");
         for (group, (got, expected)) in rates[rank].iter().zip(&rates[0]).enumerate() {
             let distance = ulps(*got, f64::from(*expected));
-            assert!(
-                distance <= ULPS,
-                "{what}, rank {rank}, group {group}: {distance} ulps"
-            );
+            assert!(distance <= ULPS, "{what}, rank {rank}, group {group}: {distance} ulps");
         }
     }
 }
@@ -273,13 +217,9 @@ fn ranks_together_take_the_steps_of_one() {
     let _alone = alone();
     let specs = specs();
     for kinds in kinds() {
-        for (count, deal) in [
-            (1, Deal::Pieces),
-            (2, Deal::Pieces),
-            (3, Deal::Tensors),
-            (4, Deal::Pieces),
-            (4, Deal::Last),
-        ] {
+        for (count, deal) in
+            [(1, Deal::Pieces), (2, Deal::Pieces), (3, Deal::Tensors), (4, Deal::Pieces), (4, Deal::Last)]
+        {
             let what = format!("{count} ranks of {kinds:?}, {deal:?}");
             let mut one = run(kinds[0], &specs, Setup::default());
             let mut ranks = Ranks::new(&kinds, count, deal, &specs, Setup::default());
@@ -297,10 +237,7 @@ fn ranks_together_take_the_steps_of_one() {
                 let rates = ranks.ranks[0].rates();
                 for (group, (got, expected)) in rates.iter().zip(one.rates()).enumerate() {
                     let distance = ulps(*got, f64::from(expected));
-                    assert!(
-                        distance <= ULPS,
-                        "{what}, step {step}, group {group}: {distance} ulps"
-                    );
+                    assert!(distance <= ULPS, "{what}, step {step}, group {group}: {distance} ulps");
                 }
             }
             for (tensor, (got, expected)) in ranks.params().iter().zip(one.params()).enumerate() {
@@ -320,14 +257,7 @@ fn ranks_together_take_the_steps_of_one() {
 fn streams_take_their_turns_together() {
     let _alone = alone();
     let tensors = vec![Numbers(3).vec(50), Numbers(4).vec(7)];
-    let specs = [Spec::new(
-        Rule::sgd(),
-        Regime::AutoSgd(AutoSgd {
-            rounds: 4,
-            ..AutoSgd::default()
-        }),
-        tensors,
-    )];
+    let specs = [Spec::new(Rule::sgd(), Regime::AutoSgd(AutoSgd { rounds: 4, ..AutoSgd::default() }), tensors)];
     for kinds in kinds() {
         let mut one = run(kinds[0], &specs, Setup::default());
         let mut ranks = Ranks::new(&kinds, 3, Deal::Pieces, &specs, Setup::default());
@@ -370,11 +300,7 @@ fn what_is_not_finite_on_one_rank_is_skipped_on_all() {
             assert_eq!(records.len(), 4);
             for record in &records[2..] {
                 assert!(record.flags.skipped(), "{kinds:?}, rank {rank}");
-                let expected = RankNonFinite {
-                    count: 2,
-                    rank: 1,
-                    element: 2 + 3,
-                };
+                let expected = RankNonFinite { count: 2, rank: 1, element: 2 + 3 };
                 assert_eq!(record.rank_nonfinite, Some(expected));
                 let words = record.to_string();
                 match record.nonfinite {
@@ -384,10 +310,7 @@ fn what_is_not_finite_on_one_rank_is_skipped_on_all() {
                     }
                     None => {
                         assert_ne!(rank, 1);
-                        assert!(
-                            words.contains("2 non-finite elements, the first on rank 1 at index 5"),
-                            "{words}"
-                        );
+                        assert!(words.contains("2 non-finite elements, the first on rank 1 at index 5"), "{words}");
                     }
                 }
             }
@@ -401,10 +324,7 @@ fn what_is_not_finite_on_one_rank_is_skipped_on_all() {
 #[test]
 fn all_ranks_halt_and_resume_together() {
     let specs = &specs()[..1];
-    let setup = Setup {
-        policy: NonFinitePolicy::Error { after: 2 },
-        ..Setup::default()
-    };
+    let setup = Setup { policy: NonFinitePolicy::Error { after: 2 }, ..Setup::default() };
     for kinds in kinds() {
         let mut ranks = Ranks::new(&kinds, 2, Deal::Pieces, specs, setup);
         ranks.step(&grads(specs, 0));
@@ -418,18 +338,11 @@ fn all_ranks_halt_and_resume_together() {
         for (rank, (run, stepped)) in ranks.ranks.iter_mut().zip(stepped).enumerate() {
             // On the device the records tell.
             let error = stepped.err().or_else(|| run.try_records().err());
-            let Some(Error::Halted {
-                first_step, cause, ..
-            }) = error
-            else {
+            let Some(Error::Halted { first_step, cause, .. }) = error else {
                 panic!("{kinds:?}, rank {rank}: {error:?}");
             };
             assert_eq!(first_step, 1);
-            let place = if rank == 1 {
-                "tensor \"counters/2\" at index 14"
-            } else {
-                "on rank 1"
-            };
+            let place = if rank == 1 { "tensor \"counters/2\" at index 14" } else { "on rank 1" };
             assert!(cause.contains(place), "{cause}");
             run.resume();
         }
@@ -442,11 +355,7 @@ fn all_ranks_halt_and_resume_together() {
 fn the_loss_scale_is_the_same_on_every_rank() {
     let specs = &specs()[..3];
     let setup = Setup {
-        scaler: Some(LossScaler {
-            initial_scale: 1024.0,
-            growth_interval: 3,
-            ..LossScaler::default()
-        }),
+        scaler: Some(LossScaler { initial_scale: 1024.0, growth_interval: 3, ..LossScaler::default() }),
         ..Setup::default()
     };
     for kinds in kinds() {
@@ -467,10 +376,7 @@ fn the_loss_scale_is_the_same_on_every_rank() {
             one.step(&grads);
             ranks.step(&grads);
         }
-        assert_eq!(
-            scales,
-            [1024.0, 1024.0, 512.0, 512.0, 512.0, 1024.0, 1024.0, 1024.0]
-        );
+        assert_eq!(scales, [1024.0, 1024.0, 512.0, 512.0, 512.0, 1024.0, 1024.0, 1024.0]);
         for (got, expected) in ranks.params().iter().zip(one.params()) {
             assert_near(&format!("{kinds:?}"), got, &expected);
         }
@@ -485,11 +391,7 @@ fn a_loss_times_a_power_of_two_changes_no_bit() {
             let specs: Vec<Spec> = specs
                 .iter()
                 .cloned()
-                .map(|spec| Spec {
-                    clip: f32::INFINITY,
-                    decay: WeightDecay::Coupled(0.0),
-                    ..spec
-                })
+                .map(|spec| Spec { clip: f32::INFINITY, decay: WeightDecay::Coupled(0.0), ..spec })
                 .collect();
             let mut ranks = Ranks::new(&kinds, 3, Deal::Pieces, &specs, Setup::default());
             for step in 0..5 {
@@ -515,14 +417,9 @@ fn a_shard_goes_on_from_its_checkpoint() {
         ranks.step(&grads(specs, 3));
         ranks.step(&grads(specs, 4));
         let mut again = Ranks::new(&kinds, 2, Deal::Pieces, specs, Setup::default());
-        let wrong = again.ranks[0]
-            .restore(&saved[1])
-            .expect_err("another rank's");
+        let wrong = again.ranks[0].restore(&saved[1]).expect_err("another rank's");
         let words = wrong.to_string();
-        assert!(
-            words.contains("rank of the optimizer is 1 of 2 there, 0 of 2 here"),
-            "{words}"
-        );
+        assert!(words.contains("rank of the optimizer is 1 of 2 there, 0 of 2 here"), "{words}");
         for (run, saved) in again.ranks.iter_mut().zip(&saved) {
             run.restore(saved).expect("its own");
         }
@@ -532,16 +429,8 @@ fn a_shard_goes_on_from_its_checkpoint() {
         // A rank that goes on from elsewhere is found out.
         again.ranks[1].restore(&saved[1]).expect("its own");
         let parts = again.parts(&grads(specs, 5));
-        let sums: Vec<ShardSums> = again
-            .ranks
-            .iter_mut()
-            .zip(&parts)
-            .map(|(run, grads)| run.measure(grads))
-            .collect();
-        assert_refused(
-            ShardSums::combine(&sums),
-            &["rank 1 has step 3", "rank 0 has 5"],
-        );
+        let sums: Vec<ShardSums> = again.ranks.iter_mut().zip(&parts).map(|(run, grads)| run.measure(grads)).collect();
+        assert_refused(ShardSums::combine(&sums), &["rank 1 has step 3", "rank 0 has 5"]);
     }
 }
 
@@ -572,14 +461,11 @@ impl Small {
     }
 
     fn measure(&mut self) -> ShardSums {
-        self.optimizer
-            .measure(&[&self.w], &[&self.g])
-            .expect("measures")
+        self.optimizer.measure(&[&self.w], &[&self.g]).expect("measures")
     }
 
     fn apply(&mut self, combined: &CombinedSums) -> Result<(), Error> {
-        self.optimizer
-            .apply(&mut [&mut self.w], &[&self.g], combined)
+        self.optimizer.apply(&mut [&mut self.w], &[&self.g], combined)
     }
 }
 
@@ -594,16 +480,10 @@ fn sums_travel_as_bytes_and_in_any_order() {
     let expected = ShardSums::combine(&sums).expect("combine");
     assert_eq!((expected.ranks(), expected.step()), (3, 0));
     for order in [[0, 1, 2], [2, 0, 1], [1, 2, 0], [2, 1, 0]] {
-        let bytes: Vec<u8> = order
-            .iter()
-            .flat_map(|&rank| sums[rank].to_bytes())
-            .collect();
+        let bytes: Vec<u8> = order.iter().flat_map(|&rank| sums[rank].to_bytes()).collect();
         assert_eq!(bytes.len(), 3 * (32 + 56));
         let combined = ShardSums::combine_bytes(&bytes).expect("combine");
-        assert_eq!(
-            bytemuck::bytes_of(&combined.sums()[0]),
-            bytemuck::bytes_of(&expected.sums()[0])
-        );
+        assert_eq!(bytemuck::bytes_of(&combined.sums()[0]), bytemuck::bytes_of(&expected.sums()[0]));
         assert_eq!(combined, expected);
     }
     let back = ShardSums::from_bytes(&sums[1].to_bytes()).expect("its own bytes");
@@ -613,26 +493,17 @@ fn sums_travel_as_bytes_and_in_any_order() {
     for rank in &mut ranks {
         rank.apply(&expected).expect("applies");
     }
-    assert_eq!(
-        ranks[0].optimizer.learning_rates(),
-        ranks[2].optimizer.learning_rates()
-    );
+    assert_eq!(ranks[0].optimizer.learning_rates(), ranks[2].optimizer.learning_rates());
 }
 
 #[test]
 fn bytes_that_are_none_are_refused() {
     let bytes = Small::new(0, 1, Rule::sgd()).measure().to_bytes();
     for len in [0, 1, 31, 32, 87] {
-        assert_refused(
-            ShardSums::from_bytes(&bytes[..len]),
-            &[&format!("{len} bytes"), "hand over all"],
-        );
+        assert_refused(ShardSums::from_bytes(&bytes[..len]), &[&format!("{len} bytes"), "hand over all"]);
     }
     let longer = [bytes.as_slice(), &[0; 4]].concat();
-    assert_refused(
-        ShardSums::from_bytes(&longer),
-        &["4 bytes follow", "rank 0"],
-    );
+    assert_refused(ShardSums::from_bytes(&longer), &["4 bytes follow", "rank 0"]);
     let mut other_order = bytes.clone();
     other_order.chunks_exact_mut(4).for_each(<[u8]>::reverse);
     assert_refused(ShardSums::from_bytes(&other_order), &["byte order"]);
@@ -645,19 +516,10 @@ fn sums_that_do_not_belong_together_are_refused() {
     let combine = |parts: &[ShardSums]| ShardSums::combine(parts);
     assert_refused(combine(&[sums(0, 2)]), &["rank 1 is missing", "all 2"]);
     assert_refused(combine(&[sums(1, 2)]), &["rank 0 is missing"]);
-    assert_refused(
-        combine(&[sums(0, 2), sums(0, 2)]),
-        &["rank 0 is there twice"],
-    );
-    assert_refused(
-        combine(&[sums(0, 2), sums(1, 3)]),
-        &["rank 1 has a number of ranks of 3", "has 2"],
-    );
+    assert_refused(combine(&[sums(0, 2), sums(0, 2)]), &["rank 0 is there twice"]);
+    assert_refused(combine(&[sums(0, 2), sums(1, 3)]), &["rank 1 has a number of ranks of 3", "has 2"]);
     let other = Small::new(1, 2, Rule::sgdm(0.9)).measure();
-    assert_refused(
-        combine(&[sums(0, 2), other]),
-        &["rank 1 was built otherwise than rank 0"],
-    );
+    assert_refused(combine(&[sums(0, 2), other]), &["rank 1 was built otherwise than rank 0"]);
 
     let (mut a, mut b) = (Small::new(0, 2, Rule::sgd()), Small::new(1, 2, Rule::sgd()));
     let first = combine(&[a.measure(), b.measure()]).expect("combine");
@@ -679,13 +541,8 @@ fn parameters_beyond_what_one_optimizer_holds_are_refused() {
         bytes[at..].copy_from_slice(&(1u32 << 31).to_ne_bytes());
         ShardSums::from_bytes(&bytes).expect("whole")
     };
-    let message = ShardSums::combine(&[part(0), part(1)])
-        .expect_err("too many")
-        .to_string();
-    assert!(
-        message.contains("4294967296, above 4294967294"),
-        "{message}"
-    );
+    let message = ShardSums::combine(&[part(0), part(1)]).expect_err("too many").to_string();
+    assert!(message.contains("4294967296, above 4294967294"), "{message}");
 }
 
 #[test]
@@ -697,21 +554,13 @@ fn calls_out_of_turn_are_refused_on_the_host() {
     let w = a.w.clone();
     assert_refused(a.apply(&combined), &["apply", "call measure first"]);
     let stepped = a.optimizer.step(&mut [&mut a.w], &[&a.g]);
-    assert_refused(
-        stepped,
-        &["step was called out of turn", "measure", "apply"],
-    );
+    assert_refused(stepped, &["step was called out of turn", "measure", "apply"]);
     assert_eq!(a.w, w);
     let (mut w, g) = (vec![1.0f32; 6], vec![0.5f32; 6]);
-    let mut plain = OptimizerBuilder::new(Rule::sgd())
-        .group(Group::new("all").tensor("w", &w, &g))
-        .build_cpu()
-        .expect("builds");
+    let mut plain =
+        OptimizerBuilder::new(Rule::sgd()).group(Group::new("all").tensor("w", &w, &g)).build_cpu().expect("builds");
     assert_refused(plain.measure(&[&w], &[&g]), &["OptimizerBuilder::sharded"]);
-    assert_refused(
-        plain.apply(&mut [&mut w], &[&g], &combined),
-        &["OptimizerBuilder::sharded"],
-    );
+    assert_refused(plain.apply(&mut [&mut w], &[&g], &combined), &["OptimizerBuilder::sharded"]);
 }
 
 #[test]
@@ -724,26 +573,18 @@ fn calls_out_of_turn_are_refused_on_the_device() {
                 both.slice(..32),
                 both.slice(32..),
             ));
-            let builder = if sharded {
-                builder.sharded(0, 1)
-            } else {
-                builder
-            };
+            let builder = if sharded { builder.sharded(0, 1) } else { builder };
             conformance::build(builder, gpu)
         };
         let encoder = || gpu.device().create_command_encoder(&Default::default());
         let submit = |encoder: wgpu_optim::wgpu::CommandEncoder| {
             gpu.queue().submit([encoder.finish()]);
         };
-        let read =
-            |optimizer: &mut wgpu_optim::Optimizer| pollster::block_on(optimizer.read_shard_sums());
+        let read = |optimizer: &mut wgpu_optim::Optimizer| pollster::block_on(optimizer.read_shard_sums());
 
         let mut plain = build(false);
         let mut optimizer = build(true);
-        assert_refused(
-            optimizer.encode_step(&mut encoder()),
-            &["encode_step", "encode_measure"],
-        );
+        assert_refused(optimizer.encode_step(&mut encoder()), &["encode_step", "encode_measure"]);
         assert_refused(read(&mut optimizer), &["encode_measure first"]);
         // Recorded, but not submitted.
         optimizer.encode_measure(&mut encoder()).expect("alive");
@@ -751,16 +592,10 @@ fn calls_out_of_turn_are_refused_on_the_device() {
         let mut measure = encoder();
         optimizer.encode_measure(&mut measure).expect("alive");
         submit(measure);
-        let combined =
-            ShardSums::combine(&[read(&mut optimizer).expect("arrives")]).expect("combine");
+        let combined = ShardSums::combine(&[read(&mut optimizer).expect("arrives")]).expect("combine");
         let mut apply = encoder();
-        optimizer
-            .encode_apply(&mut apply, &combined)
-            .expect("applies");
-        assert_refused(
-            optimizer.encode_apply(&mut encoder(), &combined),
-            &["read_shard_sums first"],
-        );
+        optimizer.encode_apply(&mut apply, &combined).expect("applies");
+        assert_refused(optimizer.encode_apply(&mut encoder(), &combined), &["read_shard_sums first"]);
         // The next one before this one is submitted: what it would read is of the step before.
         optimizer.encode_measure(&mut encoder()).expect("alive");
         assert_refused(read(&mut optimizer), &["encode_apply recorded"]);
@@ -769,20 +604,11 @@ fn calls_out_of_turn_are_refused_on_the_device() {
         optimizer.encode_measure(&mut measure).expect("alive");
         submit(measure);
         assert_eq!(read(&mut optimizer).expect("arrives").step(), 1);
-        assert_refused(
-            optimizer.encode_apply(&mut encoder(), &combined),
-            &["step 0", "step 1"],
-        );
+        assert_refused(optimizer.encode_apply(&mut encoder(), &combined), &["step 0", "step 1"]);
 
-        assert_refused(
-            plain.encode_measure(&mut encoder()),
-            &["OptimizerBuilder::sharded"],
-        );
+        assert_refused(plain.encode_measure(&mut encoder()), &["OptimizerBuilder::sharded"]);
         assert_refused(read(&mut plain), &["OptimizerBuilder::sharded"]);
-        assert_refused(
-            plain.encode_apply(&mut encoder(), &combined),
-            &["OptimizerBuilder::sharded"],
-        );
+        assert_refused(plain.encode_apply(&mut encoder(), &combined), &["OptimizerBuilder::sharded"]);
     }
 }
 
@@ -792,9 +618,7 @@ fn what_needs_more_sums_is_refused() {
     type Builder = OptimizerBuilder<wgpu_optim::cpu::Tensor>;
     let build = |settings: fn(Builder) -> Builder| {
         let builder = OptimizerBuilder::new(Rule::sgd()).sharded(0, 2);
-        settings(builder)
-            .group(Group::new("all").tensor("w", &w, &g))
-            .build_cpu()
+        settings(builder).group(Group::new("all").tensor("w", &w, &g)).build_cpu()
     };
     assert!(build(|builder| builder).is_ok());
     for (settings, words) in [
@@ -802,18 +626,9 @@ fn what_needs_more_sums_is_refused() {
             (|builder| builder.telemetry(true)) as fn(Builder) -> Builder,
             ["telemetry is on", "OptimizerBuilder::sharded"],
         ),
-        (
-            |builder| builder.trust_ratio(TrustRatio::default()),
-            ["trust_ratio is on", "OptimizerBuilder::sharded"],
-        ),
-        (
-            |builder| builder.sharded(2, 2),
-            ["rank is 2", "below the number of ranks"],
-        ),
-        (
-            |builder| builder.sharded(0, 0),
-            ["ranks is 0", "at least 1"],
-        ),
+        (|builder| builder.trust_ratio(TrustRatio::default()), ["trust_ratio is on", "OptimizerBuilder::sharded"]),
+        (|builder| builder.sharded(2, 2), ["rank is 2", "below the number of ranks"]),
+        (|builder| builder.sharded(0, 0), ["ranks is 0", "at least 1"]),
     ] {
         assert_refused(build(settings), &words);
     }
@@ -822,11 +637,7 @@ fn what_needs_more_sums_is_refused() {
 /// What a rank must know of the others' numbers of elements: √d of a step along signs.
 #[test]
 fn signs_go_by_the_elements_of_all_ranks() {
-    let specs = [Spec::new(
-        Rule::sign_sgd(),
-        Regime::seesaw(),
-        vec![vec![1.0; 400]],
-    )];
+    let specs = [Spec::new(Rule::sign_sgd(), Regime::seesaw(), vec![vec![1.0; 400]])];
     for kinds in kinds() {
         let mut ranks = Ranks::new(&kinds, 4, Deal::Pieces, &specs, Setup::default());
         ranks.step(&[vec![1.0; 400]]);

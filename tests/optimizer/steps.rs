@@ -8,8 +8,7 @@ use wgpu_optim_conformance as conformance;
 
 use wgpu_optim::gpu::KernelSource;
 use wgpu_optim::{
-    Gpu, Group, Hypergradient, NormRatio, Optimizer, OptimizerBuilder, Record, Regime, Rule,
-    Seesaw, WeightDecay,
+    Gpu, Group, Hypergradient, NormRatio, Optimizer, OptimizerBuilder, Record, Regime, Rule, Seesaw, WeightDecay,
 };
 use wgpu_optim_conformance::oracle::{Oracle, Outcome};
 use wgpu_optim_conformance::run::{Run, Spec, alone, every_path};
@@ -19,11 +18,7 @@ const LEN: usize = 61;
 const STEPS: usize = 20;
 
 fn rules() -> Vec<(&'static str, Rule)> {
-    let dampened = Rule::Sgdm {
-        momentum: 0.8,
-        dampening: 0.3,
-        nesterov: false,
-    };
+    let dampened = Rule::Sgdm { momentum: 0.8, dampening: 0.3, nesterov: false };
     vec![
         ("sgd", Rule::sgd()),
         ("sgdm", Rule::sgdm(0.9)),
@@ -58,13 +53,7 @@ fn regimes() -> Vec<(&'static str, Regime)> {
         ("odd seesaw", odd_constants),
         ("norm-ratio", Regime::norm_ratio()),
         ("norm-ratio from 0.02", initial_rate),
-        (
-            "hypergradient",
-            Regime::Hypergradient(Hypergradient {
-                gain: 0.2,
-                ..Hypergradient::default()
-            }),
-        ),
+        ("hypergradient", Regime::Hypergradient(Hypergradient { gain: 0.2, ..Hypergradient::default() })),
         ("fixed", Regime::fixed(0.03)),
     ]
 }
@@ -81,9 +70,8 @@ fn every_case() -> Vec<Spec> {
             ] {
                 for clip in [f32::INFINITY, 0.8] {
                     for maximize in [false, true] {
-                        let name = format!(
-                            "{rule_name}, {regime_name}, {decay_name}, clip {clip}, maximize {maximize}"
-                        );
+                        let name =
+                            format!("{rule_name}, {regime_name}, {decay_name}, clip {clip}, maximize {maximize}");
                         specs.push(Spec {
                             decay,
                             clip,
@@ -128,30 +116,10 @@ fn compare(what: &str, record: &Record, out: &Outcome, oracle: &Oracle) {
     for (field, got, expected) in [
         ("norm", wide(record.norm), out.norm),
         ("smoothed norm", wide(record.smoothed_norm), oracle.smoothed),
-        (
-            "slow alignment",
-            wide(record.slow_alignment),
-            if oracle.regime.needs_alignment() {
-                out.slow
-            } else {
-                0.0
-            },
-        ),
-        (
-            "fast alignment",
-            wide(record.fast_alignment),
-            if oracle.regime.needs_alignment() {
-                out.fast
-            } else {
-                0.0
-            },
-        ),
+        ("slow alignment", wide(record.slow_alignment), if oracle.regime.needs_alignment() { out.slow } else { 0.0 }),
+        ("fast alignment", wide(record.fast_alignment), if oracle.regime.needs_alignment() { out.fast } else { 0.0 }),
         ("norm term", wide(record.norm_term), out.norm_term),
-        (
-            "alignment term",
-            wide(record.alignment_term),
-            out.alignment_term,
-        ),
+        ("alignment term", wide(record.alignment_term), out.alignment_term),
         ("brake term", wide(record.brake_term), out.brake_term),
         ("held term", wide(record.held_term), out.held_term),
         ("clamp term", wide(record.clamp_term), out.clamp_term),
@@ -162,10 +130,7 @@ fn compare(what: &str, record: &Record, out: &Outcome, oracle: &Oracle) {
         assert_close(&format!("{what}: {field}"), got, expected);
     }
     assert_eq!(record.flags.first(), out.first, "{what}");
-    assert!(
-        !record.flags.zero_gradient() && !record.flags.skipped(),
-        "{what}"
-    );
+    assert!(!record.flags.zero_gradient() && !record.flags.skipped(), "{what}");
 }
 
 #[test]
@@ -174,10 +139,7 @@ fn twenty_steps_of_every_combination_follow_the_oracle() {
     assert_eq!(specs.len(), 8 * 6 * 3 * 2 * 2);
     let (clipped, braked, decayed) = follow_the_oracle(&specs);
     // The cases exercise what they name.
-    assert!(
-        clipped > 1000 && braked > 100 && decayed > 1000,
-        "{clipped} {braked} {decayed}"
-    );
+    assert!(clipped > 1000 && braked > 100 && decayed > 1000, "{clipped} {braked} {decayed}");
 }
 
 /// Returns the number of clipped, braked and decayed steps of the last path.
@@ -190,11 +152,8 @@ fn follow_the_oracle(specs: &[Spec]) -> (usize, usize, usize) {
         let (mut clipped, mut braked, mut decayed) = (0, 0, 0);
         for t in 0..STEPS {
             let params = run.params();
-            let grads: Vec<Vec<f32>> = params
-                .iter()
-                .zip(specs)
-                .map(|(w, spec)| gradient(w, spec.maximize, &mut noise))
-                .collect();
+            let grads: Vec<Vec<f32>> =
+                params.iter().zip(specs).map(|(w, spec)| gradient(w, spec.maximize, &mut noise)).collect();
             run.step(&grads);
             let records = run.records().records;
             assert_eq!(records.len(), specs.len());
@@ -209,16 +168,9 @@ fn follow_the_oracle(specs: &[Spec]) -> (usize, usize, usize) {
         }
         for ((params, spec), oracle) in run.params().iter().zip(specs).zip(&oracles) {
             for (i, (w, expected)) in params.iter().zip(&oracle.w).enumerate() {
-                assert_close(
-                    &format!("{}, {}, parameter {i}", run.path(), spec.name),
-                    f64::from(*w),
-                    *expected,
-                );
+                assert_close(&format!("{}, {}, parameter {i}", run.path(), spec.name), f64::from(*w), *expected);
             }
-            let moved = params
-                .iter()
-                .zip(&spec.tensors[0])
-                .any(|(w, w0)| (w - w0).abs() > 0.01);
+            let moved = params.iter().zip(&spec.tensors[0]).any(|(w, w0)| (w - w0).abs() > 0.01);
             assert!(moved, "{}: nothing was learnt", spec.name);
         }
         counts = (clipped, braked, decayed);
@@ -234,56 +186,22 @@ fn an_oracle_with_one_wrong_number_is_refused() {
     let faults: Vec<(&str, Alter)> = vec![
         ("nothing", |_| {}),
         ("momentum", |o| o.rule = Rule::sgdm(0.899)),
-        ("dampening", |o| {
-            o.rule = Rule::Sgdm {
-                momentum: 0.9,
-                dampening: 0.001,
-                nesterov: false,
-            }
-        }),
+        ("dampening", |o| o.rule = Rule::Sgdm { momentum: 0.9, dampening: 0.001, nesterov: false }),
         ("nesterov", |o| o.rule = Rule::nesterov(0.9)),
         ("decay", |o| o.decay = WeightDecay::Coupled(1e-3)),
-        ("decoupled decay", |o| {
-            o.decay = WeightDecay::Decoupled(1e-2)
-        }),
+        ("decoupled decay", |o| o.decay = WeightDecay::Decoupled(1e-2)),
         ("clip", |o| o.clip = 2.0),
         ("maximize", |o| o.maximize = true),
-        ("exponent", |o| {
-            o.regime = Regime::Seesaw(Seesaw {
-                exponent: 0.501,
-                ..Seesaw::default()
-            })
-        }),
+        ("exponent", |o| o.regime = Regime::Seesaw(Seesaw { exponent: 0.501, ..Seesaw::default() })),
         ("exponent above the first norm", |o| {
-            o.regime = Regime::Seesaw(Seesaw {
-                exponent_above: 1.501,
-                ..Seesaw::default()
-            })
+            o.regime = Regime::Seesaw(Seesaw { exponent_above: 1.501, ..Seesaw::default() })
         }),
-        ("gain", |o| {
-            o.regime = Regime::Seesaw(Seesaw {
-                gain: 0.5,
-                ..Seesaw::default()
-            })
-        }),
+        ("gain", |o| o.regime = Regime::Seesaw(Seesaw { gain: 0.5, ..Seesaw::default() })),
         ("early steps", |o| {
-            o.regime = Regime::Seesaw(Seesaw {
-                early_steps: 1.01 * Seesaw::default().early_steps,
-                ..Seesaw::default()
-            })
+            o.regime = Regime::Seesaw(Seesaw { early_steps: 1.01 * Seesaw::default().early_steps, ..Seesaw::default() })
         }),
-        ("smoothing", |o| {
-            o.regime = Regime::Seesaw(Seesaw {
-                smoothing: 0.899,
-                ..Seesaw::default()
-            })
-        }),
-        ("first step", |o| {
-            o.regime = Regime::Seesaw(Seesaw {
-                first_step: Some(0.01001),
-                ..Seesaw::default()
-            })
-        }),
+        ("smoothing", |o| o.regime = Regime::Seesaw(Seesaw { smoothing: 0.899, ..Seesaw::default() })),
+        ("first step", |o| o.regime = Regime::Seesaw(Seesaw { first_step: Some(0.01001), ..Seesaw::default() })),
     ];
     for (name, alter) in faults {
         let mut wrong = Oracle::new(Rule::sgdm(0.9), Regime::seesaw(), &w);
@@ -298,10 +216,8 @@ fn an_oracle_with_one_wrong_number_is_refused() {
             let record = run.records().records[0];
             let out = wrong.step(&g);
             agree &= std::panic::catch_unwind(|| compare(name, &record, &out, &wrong)).is_ok();
-            let far = run.params()[0]
-                .iter()
-                .zip(&wrong.w)
-                .any(|(w, expected)| (f64::from(*w) - expected).abs() > TOLERANCE);
+            let far =
+                run.params()[0].iter().zip(&wrong.w).any(|(w, expected)| (f64::from(*w) - expected).abs() > TOLERANCE);
             agree &= !far;
         }
         assert_eq!(agree, name == "nothing", "a wrong {name}");
@@ -311,74 +227,25 @@ fn an_oracle_with_one_wrong_number_is_refused() {
 /// Three steps of `torch.optim.SGD` by hand: η = 1/8, w = 1, gradients 1, 2, -1; all numbers are dyadic, so that the answer is
 /// exact. PyTorch: g += λw; buf = g at first, then μ buf + (1-δ) g; g + μ buf with Nesterov; w -= η g.
 #[test]
-#[expect(
-    clippy::excessive_precision,
-    reason = "exact dyadic numbers, written out"
-)]
+#[expect(clippy::excessive_precision, reason = "exact dyadic numbers, written out")]
 fn fixed_is_torch_sgd() {
-    let sgdm = |momentum, dampening, nesterov| Rule::Sgdm {
-        momentum,
-        dampening,
-        nesterov,
-    };
+    let sgdm = |momentum, dampening, nesterov| Rule::Sgdm { momentum, dampening, nesterov };
     let coupled = WeightDecay::Coupled;
     let decoupled = WeightDecay::Decoupled;
     // 1 - 1/8 = 0.875; - 2/8 = 0.625; + 1/8 = 0.75.
     let cases: Vec<(&str, Rule, WeightDecay, bool, [f32; 3])> = vec![
-        (
-            "sgd",
-            Rule::sgd(),
-            coupled(0.0),
-            false,
-            [0.875, 0.625, 0.75],
-        ),
-        (
-            "climbing",
-            Rule::sgd(),
-            coupled(0.0),
-            true,
-            [1.125, 1.375, 1.25],
-        ),
+        ("sgd", Rule::sgd(), coupled(0.0), false, [0.875, 0.625, 0.75]),
+        ("climbing", Rule::sgd(), coupled(0.0), true, [1.125, 1.375, 1.25]),
         // buf 1, 2.5, 0.25.
-        (
-            "momentum 1/2",
-            sgdm(0.5, 0.0, false),
-            coupled(0.0),
-            false,
-            [0.875, 0.5625, 0.53125],
-        ),
+        ("momentum 1/2", sgdm(0.5, 0.0, false), coupled(0.0), false, [0.875, 0.5625, 0.53125]),
         // buf 1, 0.5 + 1 = 1.5, 0.75 - 0.5 = 0.25: the first buffer is not dampened.
-        (
-            "dampening 1/2",
-            sgdm(0.5, 0.5, false),
-            coupled(0.0),
-            false,
-            [0.875, 0.6875, 0.65625],
-        ),
+        ("dampening 1/2", sgdm(0.5, 0.5, false), coupled(0.0), false, [0.875, 0.6875, 0.65625]),
         // buf 1, 2.5, 0.25; u 1.5, 3.25, -0.875.
-        (
-            "nesterov 1/2",
-            sgdm(0.5, 0.0, true),
-            coupled(0.0),
-            false,
-            [0.8125, 0.40625, 0.515625],
-        ),
+        ("nesterov 1/2", sgdm(0.5, 0.0, true), coupled(0.0), false, [0.8125, 0.40625, 0.515625]),
         // g 1.5, 2 + 0.40625 = 2.40625, …: w 0.8125, 0.51171875, -1 + 0.255859375 → 0.604736328125.
-        (
-            "weight decay 1/2",
-            Rule::sgd(),
-            coupled(0.5),
-            false,
-            [0.8125, 0.511_718_75, 0.604_736_328_125],
-        ),
+        ("weight decay 1/2", Rule::sgd(), coupled(0.5), false, [0.8125, 0.511_718_75, 0.604_736_328_125]),
         // w (1 - 1/16) - g/8: 0.8125, 0.51171875, 0.604736328125 as well: they differ once a momentum remembers the decay.
-        (
-            "decoupled 1/2",
-            Rule::sgd(),
-            decoupled(0.5),
-            false,
-            [0.8125, 0.511_718_75, 0.604_736_328_125],
-        ),
+        ("decoupled 1/2", Rule::sgd(), decoupled(0.5), false, [0.8125, 0.511_718_75, 0.604_736_328_125]),
         // g 1.5, 2.40625, …; buf 1.5, 3.15625, …: w 0.8125, 0.41796875; g -0.791015625, buf 0.787109375.
         (
             "momentum and weight decay",
@@ -396,28 +263,10 @@ fn fixed_is_torch_sgd() {
             [0.8125, 0.449_218_75, 0.389_892_578_125],
         ),
         // g -1 + 0.5 = -0.5, …: climbing with decay flips g only: w 1.0625, then -2 + 0.53125 = -1.46875, 1.24609375; 1 + 0.623046875.
-        (
-            "climbing with decay",
-            Rule::sgd(),
-            coupled(0.5),
-            true,
-            [1.0625, 1.246_093_75, 1.043_212_890_625],
-        ),
-        (
-            "signsgd",
-            Rule::sign_sgd(),
-            coupled(0.0),
-            false,
-            [0.875, 0.75, 0.875],
-        ),
+        ("climbing with decay", Rule::sgd(), coupled(0.5), true, [1.0625, 1.246_093_75, 1.043_212_890_625]),
+        ("signsgd", Rule::sign_sgd(), coupled(0.0), false, [0.875, 0.75, 0.875]),
         // m 0.5, 1.25, 0.125.
-        (
-            "signum 1/2",
-            Rule::signum(0.5),
-            coupled(0.0),
-            false,
-            [0.875, 0.75, 0.625],
-        ),
+        ("signum 1/2", Rule::signum(0.5), coupled(0.0), false, [0.875, 0.75, 0.625]),
     ];
     let specs: Vec<Spec> = cases
         .iter()
@@ -431,12 +280,7 @@ fn fixed_is_torch_sgd() {
         for (t, g) in [1.0, 2.0, -1.0].into_iter().enumerate() {
             run.step(&vec![vec![g; 7]; specs.len()]);
             for (params, (name, .., expected)) in run.params().iter().zip(&cases) {
-                assert_eq!(
-                    params,
-                    &vec![expected[t]; 7],
-                    "{}, {name}, step {t}",
-                    run.path()
-                );
+                assert_eq!(params, &vec![expected[t]; 7], "{}, {name}, step {t}", run.path());
             }
         }
     }
@@ -451,22 +295,8 @@ fn clip_scales_the_gradient_and_the_record_says_so() {
         run.step(&[vec![1.0; 16]]);
         run.step(&[vec![0.25; 16]]);
         let records = run.records().records;
-        assert_eq!(
-            (
-                records[0].norm,
-                records[0].clip_factor,
-                records[0].flags.clipped()
-            ),
-            (4.0, 0.25, true)
-        );
-        assert_eq!(
-            (
-                records[1].norm,
-                records[1].clip_factor,
-                records[1].flags.clipped()
-            ),
-            (1.0, 1.0, false)
-        );
+        assert_eq!((records[0].norm, records[0].clip_factor, records[0].flags.clipped()), (4.0, 0.25, true));
+        assert_eq!((records[1].norm, records[1].clip_factor, records[1].flags.clipped()), (1.0, 1.0, false));
         assert_eq!(run.params()[0], vec![-0.25; 16]);
     }
 }
@@ -492,19 +322,12 @@ fn a_second_optimizer_of_the_same_kind_compiles_nothing() {
         // Clones of a source are one: the pipelines' addresses tell whether they are the same.
         let kernels = |optimizer: &Optimizer| -> BTreeSet<*const KernelSource> {
             let dispatches = optimizer.dispatches().iter();
-            dispatches
-                .map(|dispatch| std::ptr::from_ref(dispatch.pipeline.source()))
-                .collect()
+            dispatches.map(|dispatch| std::ptr::from_ref(dispatch.pipeline.source())).collect()
         };
         let first = built(&gpu, Rule::sgdm(0.9), &[64]);
         let second = built(&gpu.clone(), Rule::sgdm(0.9), &[4_096, 100_000]);
         assert_eq!(kernels(&first).len(), 5, "passes 1 to 5");
-        assert_eq!(
-            kernels(&first),
-            kernels(&second),
-            "{} compiled something again",
-            gpu.describe()
-        );
+        assert_eq!(kernels(&first), kernels(&second), "{} compiled something again", gpu.describe());
         let other = built(&gpu, Rule::lion(), &[64]);
         assert_ne!(kernels(&first), kernels(&other));
         // Another device has nothing in common with this one.

@@ -6,12 +6,10 @@
 
 use wgpu_optim::gpu::PassName;
 use wgpu_optim::{
-    Averaging, DoG, Group, OptimizerBuilder, Regime, Rule, Schedule, SecantForm, TensorRecord,
-    TrustRatio, WeightDecay,
+    Averaging, DoG, Group, OptimizerBuilder, Regime, Rule, Schedule, SecantForm, TensorRecord, TrustRatio, WeightDecay,
 };
 use wgpu_optim_conformance::run::{
-    CpuRun, GpuRun, Run, Spec, alone, bits, devices, every_path, every_path_and_kind, packed,
-    separate,
+    CpuRun, GpuRun, Run, Spec, alone, bits, devices, every_path, every_path_and_kind, packed, separate,
 };
 use wgpu_optim_conformance::{Numbers, drain, ulps};
 
@@ -22,12 +20,7 @@ fn norm(values: impl Iterator<Item = f64>) -> f64 {
     if largest == 0.0 {
         return 0.0;
     }
-    largest
-        * values
-            .iter()
-            .map(|x| (x / largest).powi(2))
-            .sum::<f64>()
-            .sqrt()
+    largest * values.iter().map(|x| (x / largest).powi(2)).sum::<f64>().sqrt()
 }
 
 /// f32 sums of up to a few thousand squares in blocks, then a tree.
@@ -42,27 +35,17 @@ fn assert_records(what: &str, records: &[TensorRecord], before: &[Vec<f32>], aft
         let parameters = norm(new.iter().map(|&w| f64::from(w)));
         // The step as rounded is the difference, which f32 holds to its own rounding.
         let step = norm(new.iter().zip(old).map(|(new, old)| f64::from(new - old)));
-        for (name, got, expected) in [
-            ("parameters", record.parameter_norm, parameters),
-            ("step", record.step_norm, step),
-        ] {
-            assert!(
-                ulps(got, expected) <= NORM_ULPS,
-                "{what}: the norm of the {name} is {got}, not {expected}"
-            );
+        for (name, got, expected) in
+            [("parameters", record.parameter_norm, parameters), ("step", record.step_norm, step)]
+        {
+            assert!(ulps(got, expected) <= NORM_ULPS, "{what}: the norm of the {name} is {got}, not {expected}");
         }
         if parameters > 0.0 {
             let ratio = record.relative_step() * parameters / step.max(f64::MIN_POSITIVE);
-            assert!(
-                step == 0.0 || (ratio - 1.0).abs() <= 1e-4,
-                "{what}: {ratio}"
-            );
+            assert!(step == 0.0 || (ratio - 1.0).abs() <= 1e-4, "{what}: {ratio}");
             let effective = record.effective_rate() * parameters * parameters;
             let rate = f64::from(record.learning_rate);
-            assert!(
-                (effective / rate - 1.0).abs() <= 1e-4,
-                "{what}: {effective}"
-            );
+            assert!((effective / rate - 1.0).abs() <= 1e-4, "{what}: {effective}");
         }
     }
 }
@@ -84,8 +67,7 @@ fn every_tensor_has_its_norms() {
         .enumerate()
         .map(|(i, rule)| {
             let regime = [Regime::seesaw(), Regime::fixed(0.1)][i % 2];
-            let mut spec =
-                Spec::new(rule, regime, tensors(&mut numbers, 1.0)).named(format!("{i}"));
+            let mut spec = Spec::new(rule, regime, tensors(&mut numbers, 1.0)).named(format!("{i}"));
             spec.telemetry = i != 1;
             spec.decay = [WeightDecay::Decoupled(0.1), WeightDecay::Coupled(0.01)][i % 2];
             spec
@@ -116,24 +98,12 @@ fn parameters_and_steps_of_any_size_have_norms() {
     let _alone = alone();
     for exponent in [-30, 0, 30] {
         let scale = 10f32.powi(exponent);
-        let mut spec = Spec::new(
-            Rule::sgd(),
-            Regime::fixed(1.0),
-            tensors(&mut Numbers(5), scale),
-        );
+        let mut spec = Spec::new(Rule::sgd(), Regime::fixed(1.0), tensors(&mut Numbers(5), scale));
         spec.telemetry = true;
         for mut run in every_path(std::slice::from_ref(&spec)) {
             let before = run.params();
-            let grads: Vec<Vec<f32>> = before
-                .iter()
-                .map(|w| {
-                    Numbers(8)
-                        .vec(w.len())
-                        .iter()
-                        .map(|g| 0.1 * scale * g)
-                        .collect()
-                })
-                .collect();
+            let grads: Vec<Vec<f32>> =
+                before.iter().map(|w| Numbers(8).vec(w.len()).iter().map(|g| 0.1 * scale * g).collect()).collect();
             run.step(&grads);
             let what = format!("{}, parameters of 1e{exponent}", run.path());
             let records = run.records().tensors;
@@ -147,15 +117,7 @@ fn parameters_and_steps_of_any_size_have_norms() {
 #[test]
 fn tensors_of_two_sizes_have_norms() {
     let _alone = alone();
-    let sizes = [
-        1e-30,
-        2f32.powi(-41),
-        2f32.powi(-40),
-        1.0,
-        2f32.powi(40),
-        1e19,
-        1e30,
-    ];
+    let sizes = [1e-30, 2f32.powi(-41), 2f32.powi(-40), 1.0, 2f32.powi(40), 1e19, 1e30];
     let mut specs = Vec::new();
     for &most in &sizes {
         for &some in &sizes {
@@ -163,10 +125,7 @@ fn tensors_of_two_sizes_have_norms() {
             let size = |i: usize| if i % 97 == 5 || i > 560 { some } else { most };
             let tensor = (0..601).map(|i| size(i) * numbers.next()).collect();
             let spec = Spec::new(Rule::sgd(), Regime::fixed(0.25), vec![tensor]);
-            specs.push(Spec {
-                telemetry: true,
-                ..spec.named(format!("{most} and {some}"))
-            });
+            specs.push(Spec { telemetry: true, ..spec.named(format!("{most} and {some}")) });
         }
     }
     for mut run in every_path_and_kind(&specs) {
@@ -183,10 +142,7 @@ fn long_tensors_and_separate_ones_have_norms() {
     let _alone = alone();
     let mut numbers = Numbers(2);
     let tensors = [140_001, 8192, 70_000].map(|len| numbers.vec(len)).into();
-    let specs = [Spec {
-        telemetry: true,
-        ..Spec::new(Rule::sgd(), Regime::seesaw(), tensors)
-    }];
+    let specs = [Spec { telemetry: true, ..Spec::new(Rule::sgd(), Regime::seesaw(), tensors) }];
     let mut runs = every_path(&specs);
     for gpu in &devices() {
         runs.push(Box::new(GpuRun::new(gpu, &specs, separate(&specs))));
@@ -256,11 +212,7 @@ fn measuring_is_one_dispatch_more() {
 #[test]
 fn what_is_not_finite_is_not_hidden() {
     let _alone = alone();
-    let mut spec = Spec::new(
-        Rule::sgd(),
-        Regime::fixed(1e30),
-        vec![vec![1.0; 9], vec![1.0; 5]],
-    );
+    let mut spec = Spec::new(Rule::sgd(), Regime::fixed(1e30), vec![vec![1.0; 9], vec![1.0; 5]]);
     spec.telemetry = true;
     for mut run in every_path(std::slice::from_ref(&spec)) {
         run.step(&[vec![3e38; 9], vec![0.0; 5]]);
@@ -274,11 +226,7 @@ fn what_is_not_finite_is_not_hidden() {
 #[test]
 fn a_skipped_step_moves_nothing_and_keeps_the_norm() {
     let _alone = alone();
-    let mut spec = Spec::new(
-        Rule::sgdm(0.9),
-        Regime::seesaw(),
-        vec![vec![0.5; 33], vec![2.0; 7]],
-    );
+    let mut spec = Spec::new(Rule::sgdm(0.9), Regime::seesaw(), vec![vec![0.5; 33], vec![2.0; 7]]);
     spec.telemetry = true;
     for mut run in every_path(std::slice::from_ref(&spec)) {
         let good = vec![vec![1.0; 33], vec![-1.0; 7]];
@@ -308,18 +256,12 @@ fn what_is_overwritten_is_counted_once() {
     let mut optimizer = OptimizerBuilder::new(Rule::sgd())
         .telemetry(true)
         .record_steps(3)
-        .group(
-            Group::new("all")
-                .tensor("a", &w[..4], &w[..4])
-                .tensor("b", &w[4..], &w[4..]),
-        )
+        .group(Group::new("all").tensor("a", &w[..4], &w[..4]).tensor("b", &w[4..], &w[4..]))
         .build_cpu()
         .expect("builds");
     let (mut a, mut b) = ([1.0f32; 4], [1.0f32; 2]);
     for _ in 0..5 {
-        optimizer
-            .step(&mut [&mut a, &mut b], &[&w[..4], &w[4..]])
-            .expect("steps");
+        optimizer.step(&mut [&mut a, &mut b], &[&w[..4], &w[4..]]).expect("steps");
     }
     let records = optimizer.drain_records();
     assert_eq!(records.lost_steps, 2);
@@ -340,29 +282,17 @@ fn telemetry_changes_no_bit() {
             Spec::new(rule, Regime::seesaw(), tensors).named(format!("{i}"))
         })
         .collect();
-    let watched: Vec<Spec> = plain
-        .iter()
-        .map(|spec| Spec {
-            telemetry: true,
-            ..spec.clone()
-        })
-        .collect();
+    let watched: Vec<Spec> = plain.iter().map(|spec| Spec { telemetry: true, ..spec.clone() }).collect();
     let grads: Vec<Vec<f32>> = plain.iter().flat_map(|spec| spec.tensors.clone()).collect();
     let run = |mut run: Box<dyn Run>| {
         for t in 0..6 {
-            let grads: Vec<Vec<f32>> = grads
-                .iter()
-                .map(|g| g.iter().map(|g| g * (t as f32).cos()).collect())
-                .collect();
+            let grads: Vec<Vec<f32>> = grads.iter().map(|g| g.iter().map(|g| g * (t as f32).cos()).collect()).collect();
             run.step(&grads);
         }
         let rates: Vec<u32> = run.rates().iter().map(|rate| rate.to_bits()).collect();
         (bits(&run.params()), rates)
     };
-    assert_eq!(
-        run(Box::new(CpuRun::new(&plain))),
-        run(Box::new(CpuRun::new(&watched)))
-    );
+    assert_eq!(run(Box::new(CpuRun::new(&plain))), run(Box::new(CpuRun::new(&watched))));
     for gpu in &devices() {
         // A gap between tensors, so that they are separate either way.
         let of = |specs: &[Spec]| run(Box::new(GpuRun::new(gpu, specs, packed(specs, 1, 5))));
@@ -377,9 +307,7 @@ fn regimes() -> [Regime; 6] {
         Regime::fixed(0.3),
         Regime::adagrad_norm(),
         Regime::barzilai_borwein(SecantForm::Geometric),
-        Regime::DoG(DoG {
-            initial_distance: 1e-2,
-        }),
+        Regime::DoG(DoG { initial_distance: 1e-2 }),
     ]
 }
 
@@ -393,11 +321,9 @@ fn the_trust_ratio_is_the_oracles() {
     let mut specs = Vec::new();
     for rule in Rule::all() {
         for regime in regimes() {
-            let mut spec =
-                Spec::new(rule, regime, vec![numbers.vec(61)]).named(format!("{}", specs.len()));
+            let mut spec = Spec::new(rule, regime, vec![numbers.vec(61)]).named(format!("{}", specs.len()));
             spec.trust = Some(0.02);
-            spec.decay =
-                [WeightDecay::Coupled(0.05), WeightDecay::Decoupled(0.05)][specs.len() % 2];
+            spec.decay = [WeightDecay::Coupled(0.05), WeightDecay::Decoupled(0.05)][specs.len() % 2];
             if specs.len() % 3 == 0 {
                 spec.schedule = Schedule::InverseSqrt { warmup: 3 };
             }
@@ -437,10 +363,7 @@ fn the_trust_ratio_is_the_oracles() {
                 if let Some(last) = last[i].replace(record.ln_rate) {
                     close("sum of terms", record.change(), record.ln_rate - last);
                 }
-                if t == 0
-                    && specs[i].regime == Regime::seesaw()
-                    && !specs[i].decay.decoupled().gt(&0.0)
-                {
+                if t == 0 && specs[i].regime == Regime::seesaw() && !specs[i].decay.decoupled().gt(&0.0) {
                     // The first step has its length, whatever the ratio.
                     assert!(record.trust_ratio != 1.0 || i == 7, "{what}");
                 }
@@ -494,9 +417,7 @@ fn trust_ratios_go_by_each_tensors_own_parameters() {
     let mut numbers = Numbers(10);
     let sizes = [1e-30f32, 1e-3, 1.0, 1e10, 1e30];
     let of_sizes = |numbers: &mut Numbers| -> Vec<Vec<f32>> {
-        sizes
-            .map(|size| numbers.vec(37).iter().map(|x| size * x).collect())
-            .into()
+        sizes.map(|size| numbers.vec(37).iter().map(|x| size * x).collect()).into()
     };
     let tensors = of_sizes(&mut numbers);
     for rule in Rule::all() {
@@ -514,11 +435,7 @@ fn trust_ratios_go_by_each_tensors_own_parameters() {
                 for (tensor, record) in run.records().records.iter().enumerate() {
                     let seen = grads[tensor].iter().zip(&before[tensor]);
                     let seen = seen.map(|(&g, &w)| f64::from(g) + 0.125 * f64::from(w));
-                    let direction = if rule.is_scale_free() {
-                        37f64.sqrt()
-                    } else {
-                        norm(seen)
-                    };
+                    let direction = if rule.is_scale_free() { 37f64.sqrt() } else { norm(seen) };
                     let w = norm(before[tensor].iter().map(|&w| f64::from(w)));
                     // Signs are so long beside the smallest parameters, and so short beside the largest, that the bounds act; and
                     // they can take the smallest back to zero, all at once.
@@ -527,8 +444,7 @@ fn trust_ratios_go_by_each_tensors_own_parameters() {
                         _ => (0.01 * w / direction).clamp(1e-8, 1e8),
                     };
                     assert!(
-                        close(record.trust_ratio, trust)
-                            && close(record.learning_rate, 0.5 * trust),
+                        close(record.trust_ratio, trust) && close(record.learning_rate, 0.5 * trust),
                         "{}, {}, tensor {tensor}: {record:?}, not {trust}",
                         run.path(),
                         rule.name()
@@ -545,29 +461,21 @@ fn a_group_of_several_tensors_has_one_trust_ratio() {
     let _alone = alone();
     let mut numbers = Numbers(11);
     let tensors: Vec<Vec<f32>> = [5000, 3, 64].map(|len| numbers.vec(len)).into();
-    let trusting = Spec {
-        trust: Some(0.1),
-        ..Spec::new(Rule::sgdm(0.9), Regime::fixed(1.0), tensors.clone())
-    };
+    let trusting = Spec { trust: Some(0.1), ..Spec::new(Rule::sgdm(0.9), Regime::fixed(1.0), tensors.clone()) };
     let plain = Spec::new(Rule::sgd(), Regime::seesaw(), tensors.clone()).named("plain");
     for mut run in every_path_and_kind(&[plain, trusting]) {
         for _ in 0..3 {
             let before = run.params();
             let grads: Vec<Vec<f32>> = before.iter().map(|w| numbers.vec(w.len())).collect();
             run.step(&grads);
-            let all =
-                |tensors: &[Vec<f32>]| norm(tensors[3..].iter().flatten().map(|&x| f64::from(x)));
+            let all = |tensors: &[Vec<f32>]| norm(tensors[3..].iter().flatten().map(|&x| f64::from(x)));
             let trust = 0.1 * all(&before) / all(&grads);
             let records = run.records();
             assert_eq!(records.tensors, []);
             let [plain, record] = records.records[..] else {
                 panic!("{} records", records.records.len());
             };
-            assert!(
-                close(record.trust_ratio, trust),
-                "{}: {record:?}, not {trust}",
-                run.path()
-            );
+            assert!(close(record.trust_ratio, trust), "{}: {record:?}, not {trust}", run.path());
             assert_eq!((plain.trust_ratio, plain.trust_term), (1.0, 0.0));
         }
     }
@@ -580,11 +488,7 @@ fn a_skipped_step_leaves_the_trust_ratio_alone() {
     let specs = [Spec {
         per_tensor: true,
         trust: Some(0.1),
-        ..Spec::new(
-            Rule::sgdm(0.9),
-            Regime::seesaw(),
-            vec![Numbers(4).vec(300), Numbers(5).vec(7)],
-        )
+        ..Spec::new(Rule::sgdm(0.9), Regime::seesaw(), vec![Numbers(4).vec(300), Numbers(5).vec(7)])
     }];
     for (mut run, mut other) in every_path(&specs).into_iter().zip(every_path(&specs)) {
         let mut numbers = Numbers(6);
@@ -606,22 +510,14 @@ fn a_skipped_step_leaves_the_trust_ratio_alone() {
 #[test]
 fn the_scale_of_the_loss_changes_no_bit_with_a_trust_ratio() {
     let _alone = alone();
-    let specs = [Spec {
-        trust: Some(0.02),
-        ..Spec::new(Rule::sgdm(0.9), Regime::seesaw(), vec![Numbers(14).vec(77)])
-    }];
+    let specs = [Spec { trust: Some(0.02), ..Spec::new(Rule::sgdm(0.9), Regime::seesaw(), vec![Numbers(14).vec(77)]) }];
     for (mut run, mut scaled) in every_path(&specs).into_iter().zip(every_path(&specs)) {
         let mut numbers = Numbers(15);
         for _ in 0..6 {
             let grads = numbers.vec(77);
             scaled.step(&[grads.iter().map(|g| 1024.0 * g).collect()]);
             run.step(&[grads]);
-            assert_eq!(
-                bits(&run.params()),
-                bits(&scaled.params()),
-                "{}",
-                run.path()
-            );
+            assert_eq!(bits(&run.params()), bits(&scaled.params()), "{}", run.path());
         }
     }
 }
@@ -633,25 +529,15 @@ fn it_is_lars() {
     let rows: Vec<Vec<f64>> = include_str!("../golden/trust.csv")
         .lines()
         .skip(1)
-        .map(|line| {
-            line.split(',')
-                .map(|x| x.parse().expect("a number"))
-                .collect()
-        })
+        .map(|line| line.split(',').map(|x| x.parse().expect("a number")).collect())
         .collect();
     assert_eq!(rows.len(), 30);
     let layers = [3usize, 8, 21];
     let initial = |layer: usize| -> Vec<f32> {
         let scale = [1.0, 10.0, 0.0][layer];
-        (0..layers[layer])
-            .map(|i| (scale * (i as f64 + 1.0).sin()) as f32)
-            .collect()
+        (0..layers[layer]).map(|i| (scale * (i as f64 + 1.0).sin()) as f32).collect()
     };
-    let mut spec = Spec::new(
-        Rule::sgdm(0.9),
-        Regime::fixed(0.5),
-        (0..3).map(initial).collect(),
-    );
+    let mut spec = Spec::new(Rule::sgdm(0.9), Regime::fixed(0.5), (0..3).map(initial).collect());
     spec.decay = WeightDecay::Coupled(0.01);
     spec.per_tensor = true;
     (spec.trust, spec.telemetry) = (Some(0.02), true);
@@ -659,10 +545,8 @@ fn it_is_lars() {
         for t in 0..10 {
             let grads: Vec<Vec<f32>> = (0..3)
                 .map(|layer| {
-                    let g = |i: usize| {
-                        (i as f64 * (layer as f64 + 1.0) + 0.7 * t as f64).cos()
-                            / (1.0 + 0.3 * t as f64)
-                    };
+                    let g =
+                        |i: usize| (i as f64 * (layer as f64 + 1.0) + 0.7 * t as f64).cos() / (1.0 + 0.3 * t as f64);
                     (0..layers[layer]).map(|i| g(i) as f32).collect()
                 })
                 .collect();
@@ -696,20 +580,9 @@ fn what_cannot_be_is_refused() {
     let builder = || OptimizerBuilder::new(Rule::sgd());
     let trust = |coefficient| TrustRatio { coefficient };
     let cases = [
-        (
-            builder().group(group().trust_ratio(trust(0.0))),
-            "coefficient",
-        ),
-        (
-            builder().group(group().trust_ratio(trust(f32::NAN))),
-            "coefficient",
-        ),
-        (
-            builder()
-                .global_norm()
-                .group(group().trust_ratio(trust(1.0))),
-            "shared",
-        ),
+        (builder().group(group().trust_ratio(trust(0.0))), "coefficient"),
+        (builder().group(group().trust_ratio(trust(f32::NAN))), "coefficient"),
+        (builder().global_norm().group(group().trust_ratio(trust(1.0))), "shared"),
     ];
     for (builder, word) in cases {
         let error = builder.build_cpu().expect_err(word).to_string();

@@ -11,10 +11,7 @@ const LEN: usize = (1 << 18) + 4099;
 
 /// Parameters, averages and rates after some steps.
 fn outcome(threads: usize) -> Vec<Vec<u32>> {
-    let pool = rayon::ThreadPoolBuilder::new()
-        .num_threads(threads)
-        .build()
-        .expect("threads");
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().expect("threads");
     pool.install(|| {
         let specs: Vec<Spec> = [Rule::sgd(), Rule::sgdm(0.9), Rule::sign_sgd()]
             .into_iter()
@@ -28,11 +25,8 @@ fn outcome(threads: usize) -> Vec<Vec<u32>> {
         let mut run = CpuRun::new(&specs);
         let mut numbers = Numbers(3);
         for _ in 0..4 {
-            let grads: Vec<Vec<f32>> = specs
-                .iter()
-                .flat_map(|spec| &spec.tensors)
-                .map(|tensor| numbers.vec(tensor.len()))
-                .collect();
+            let grads: Vec<Vec<f32>> =
+                specs.iter().flat_map(|spec| &spec.tensors).map(|tensor| numbers.vec(tensor.len())).collect();
             run.step(&grads);
         }
         let mut outcome = bits(&run.params());

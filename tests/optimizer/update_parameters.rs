@@ -13,11 +13,7 @@ fn exact(rule: Rule, w: f64, g: f64, step: i32, m: &mut Option<f64>, v: &mut f64
     let direction = match rule {
         Rule::Sgd => g,
         Rule::SignSgd => sign(g),
-        Rule::Sgdm {
-            momentum,
-            dampening,
-            nesterov,
-        } => {
+        Rule::Sgdm { momentum, dampening, nesterov } => {
             let (mu, share) = (f64::from(momentum), 1.0 - f64::from(dampening));
             let new = m.map_or(g, |m| mu * m + share * g);
             *m = Some(new);
@@ -29,11 +25,7 @@ fn exact(rule: Rule, w: f64, g: f64, step: i32, m: &mut Option<f64>, v: &mut f64
             *m = Some(new);
             sign(new)
         }
-        Rule::AdamW {
-            beta1,
-            beta2,
-            epsilon,
-        } => {
+        Rule::AdamW { beta1, beta2, epsilon } => {
             let [beta1, beta2, epsilon] = [beta1, beta2, epsilon].map(f64::from);
             let new = beta1 * m.unwrap_or(0.0) + (1.0 - beta1) * g;
             *m = Some(new);
@@ -64,35 +56,23 @@ fn every_rule_is_right_to_the_last_places() {
         Rule::sgd(),
         Rule::sgdm(0.9),
         Rule::nesterov(0.9),
-        Rule::Sgdm {
-            momentum: 0.8,
-            dampening: 0.25,
-            nesterov: false,
-        },
+        Rule::Sgdm { momentum: 0.8, dampening: 0.25, nesterov: false },
         Rule::sign_sgd(),
         Rule::signum(0.5),
         Rule::adamw(),
-        Rule::AdamW {
-            beta1: 0.0,
-            beta2: 0.5,
-            epsilon: 0.125,
-        },
+        Rule::AdamW { beta1: 0.0, beta2: 0.5, epsilon: 0.125 },
         Rule::lion(),
     ];
     let start = Numbers(1).vec(LEN);
     let specs: Vec<Spec> = rules
         .iter()
         .enumerate()
-        .map(|(index, &rule)| {
-            Spec::new(rule, Regime::fixed(RATE), vec![start.clone()]).named(index.to_string())
-        })
+        .map(|(index, &rule)| Spec::new(rule, Regime::fixed(RATE), vec![start.clone()]).named(index.to_string()))
         .collect();
     let steps = 3;
     for mut run in every_path(&specs) {
-        let mut expected: Vec<Vec<(f64, Option<f64>, f64)>> = rules
-            .iter()
-            .map(|_| start.iter().map(|&w| (f64::from(w), None, 0.0)).collect())
-            .collect();
+        let mut expected: Vec<Vec<(f64, Option<f64>, f64)>> =
+            rules.iter().map(|_| start.iter().map(|&w| (f64::from(w), None, 0.0)).collect()).collect();
         let mut largest = vec![0f64; LEN];
         for step in 0..steps {
             let grads = Numbers(10 + step as u64).vec(LEN);
@@ -113,15 +93,7 @@ fn every_rule_is_right_to_the_last_places() {
                 let scale = w.abs().max(f64::from(start[i].abs()));
                 assert!(
                     (f64::from(got[index][i]) - w).abs()
-                        <= tolerance(
-                            scale,
-                            if rule.is_scale_free() {
-                                1.0
-                            } else {
-                                largest[i]
-                            },
-                            steps as usize
-                        ),
+                        <= tolerance(scale, if rule.is_scale_free() { 1.0 } else { largest[i] }, steps as usize),
                     "{}, {}, parameter {i}: {} against {w}",
                     run.path(),
                     rule.name(),
@@ -136,14 +108,8 @@ fn every_rule_is_right_to_the_last_places() {
 /// go on as if nothing had been.
 #[test]
 fn any_finite_gradient_leaves_adamw_finite() {
-    let sizes = [
-        3.4e38f32, 1e30, 1.9e19, 1.8e19, 1e10, 1.0, 1e-5, 1e-20, 1e-30, 1e-38, 0.0,
-    ];
-    let specs = [Spec::new(
-        Rule::adamw(),
-        Regime::fixed(RATE),
-        vec![vec![0.0; 2 * sizes.len()]],
-    )];
+    let sizes = [3.4e38f32, 1e30, 1.9e19, 1.8e19, 1e10, 1.0, 1e-5, 1e-20, 1e-30, 1e-38, 0.0];
+    let specs = [Spec::new(Rule::adamw(), Regime::fixed(RATE), vec![vec![0.0; 2 * sizes.len()]])];
     for mut run in every_path(&specs) {
         let gradient: Vec<f32> = sizes.iter().flat_map(|&size| [size, -size]).collect();
         run.step(std::slice::from_ref(&gradient));
@@ -152,22 +118,14 @@ fn any_finite_gradient_leaves_adamw_finite() {
             let expected = -f64::from(RATE) * size / (size + 1e-8) * f64::from(g.signum());
             let unit = expected.abs().max(1e-37) * f64::from(f32::EPSILON);
             let ulps = (f64::from(*w) - expected).abs() / unit;
-            assert!(
-                ulps <= 12.0,
-                "{}: {g:e} moves by {w:e}, not {expected:e}",
-                run.path()
-            );
+            assert!(ulps <= 12.0, "{}: {g:e} moves by {w:e}, not {expected:e}", run.path());
         }
         let before = run.params();
         run.step(&[vec![1.0; 2 * sizes.len()]]);
         for ((w, old), g) in run.params()[0].iter().zip(&before[0]).zip(&gradient) {
             let step = (w - old).abs();
             // By Cauchy and Schwarz m/√v of two gradients is no more than that.
-            assert!(
-                step.is_finite() && step <= 3.0 * RATE,
-                "{}, after {g:e}: a step of {step}",
-                run.path()
-            );
+            assert!(step.is_finite() && step <= 3.0 * RATE, "{}, after {g:e}: a step of {step}", run.path());
             assert!(step > 0.0, "{}, after {g:e}: it is stuck", run.path());
         }
     }

@@ -34,9 +34,7 @@ enum Kind {
 impl ReportFile {
     /// Opens the file.
     pub fn create(path: &str) -> Result<Self, CliError> {
-        let ending = std::path::Path::new(path)
-            .extension()
-            .and_then(|ending| ending.to_str());
+        let ending = std::path::Path::new(path).extension().and_then(|ending| ending.to_str());
         let kind = match ending {
             Some("html" | "htm") => Kind::Html,
             Some("svg") => Kind::Svg,
@@ -47,36 +45,24 @@ impl ReportFile {
             }
         };
         match File::create(path) {
-            Ok(file) => Ok(ReportFile {
-                path: path.to_owned(),
-                file,
-                kind,
-            }),
+            Ok(file) => Ok(ReportFile { path: path.to_owned(), file, kind }),
             Err(error) => Err(write_error(path, &error)),
         }
     }
 
     /// Writes the report.
     pub fn write(mut self, report: &Report) -> Result<(), CliError> {
-        let plot = plot(report).map_err(|message| CliError::Write {
-            path: self.path.clone(),
-            message,
-        })?;
+        let plot = plot(report).map_err(|message| CliError::Write { path: self.path.clone(), message })?;
         let text = match self.kind {
             Kind::Svg => plot,
             Kind::Html => page(report, &plot),
         };
-        self.file
-            .write_all(text.as_bytes())
-            .map_err(|error| write_error(&self.path, &error))
+        self.file.write_all(text.as_bytes()).map_err(|error| write_error(&self.path, &error))
     }
 }
 
 fn write_error(path: &str, error: &std::io::Error) -> CliError {
-    CliError::Write {
-        path: path.to_owned(),
-        message: error.to_string(),
-    }
+    CliError::Write { path: path.to_owned(), message: error.to_string() }
 }
 
 /// One line of the plot.
@@ -92,14 +78,7 @@ struct Line {
 
 const ROOF: RGBColor = RGBColor(60, 60, 60);
 /// Dashes of the modes, in order.
-const DASHES: [Option<(i32, i32)>; 6] = [
-    None,
-    Some((7, 4)),
-    Some((2, 3)),
-    Some((12, 5)),
-    Some((4, 8)),
-    Some((1, 1)),
-];
+const DASHES: [Option<(i32, i32)>; 6] = [None, Some((7, 4)), Some((2, 3)), Some((12, 5)), Some((4, 8)), Some((1, 1))];
 
 /// Distinct values in the order of their first appearance.
 fn distinct<T: PartialEq>(values: impl Iterator<Item = T>) -> Vec<T> {
@@ -116,8 +95,7 @@ fn steps(report: &Report) -> impl Iterator<Item = &Row> {
 }
 
 fn points<'a>(rows: impl Iterator<Item = &'a Row>) -> Vec<(f64, f64)> {
-    rows.map(|row| ((row.elements as f64).log2(), row.gb_per_s.log10()))
-        .collect()
+    rows.map(|row| ((row.elements as f64).log2(), row.gb_per_s.log10())).collect()
 }
 
 /// Copy and triad, at the sizes of the steps.
@@ -128,9 +106,12 @@ fn roofs(report: &Report) -> Vec<Line> {
             label: what.to_owned(),
             color: ROOF,
             dash,
-            points: points(report.rows.iter().filter(|row| {
-                row.what == what && steps(report).any(|step| step.elements == row.elements)
-            })),
+            points: points(
+                report
+                    .rows
+                    .iter()
+                    .filter(|row| row.what == what && steps(report).any(|step| step.elements == row.elements)),
+            ),
         })
         .collect()
 }
@@ -139,23 +120,14 @@ fn roofs(report: &Report) -> Vec<Line> {
 fn lines(report: &Report, rule: &str) -> Vec<Line> {
     let modes = distinct(steps(report).map(|row| row.mode));
     let mut lines = Vec::new();
-    for (color, regime) in distinct(steps(report).map(|row| row.regime))
-        .into_iter()
-        .enumerate()
-    {
+    for (color, regime) in distinct(steps(report).map(|row| row.regime)).into_iter().enumerate() {
         for (dash, mode) in modes.iter().enumerate() {
             lines.push(Line {
-                label: if modes.len() > 1 {
-                    format!("{regime}, {mode}")
-                } else {
-                    regime.to_owned()
-                },
+                label: if modes.len() > 1 { format!("{regime}, {mode}") } else { regime.to_owned() },
                 color: COLORS[color % COLORS.len()],
                 dash: DASHES[dash % DASHES.len()],
                 points: points(
-                    steps(report).filter(|row| {
-                        row.rule == rule && row.regime == regime && row.mode == *mode
-                    }),
+                    steps(report).filter(|row| row.rule == rule && row.regime == regime && row.mode == *mode),
                 ),
             });
         }
@@ -227,11 +199,7 @@ fn legend(lines: &[Line]) -> Vec<(i32, u32)> {
         .collect()
 }
 
-fn draw_legend<'a>(
-    area: &Area<'a>,
-    lines: &[Line],
-    places: &[(i32, u32)],
-) -> Result<(), DrawError<'a>> {
+fn draw_legend<'a>(area: &Area<'a>, lines: &[Line], places: &[(i32, u32)]) -> Result<(), DrawError<'a>> {
     for (line, &(x, row)) in lines.iter().zip(places) {
         let y = (TITLE + 2 + LEGEND_ROW * row) as i32;
         draw_line_sample(area, line, (x, y))?;
@@ -241,11 +209,7 @@ fn draw_legend<'a>(
     Ok(())
 }
 
-fn draw_line_sample<'a>(
-    area: &Area<'a>,
-    line: &Line,
-    (x, y): (i32, i32),
-) -> Result<(), DrawError<'a>> {
+fn draw_line_sample<'a>(area: &Area<'a>, line: &Line, (x, y): (i32, i32)) -> Result<(), DrawError<'a>> {
     let style = ShapeStyle::from(line.color).stroke_width(2);
     let (dash, gap) = line.dash.unwrap_or((36, 0));
     let mut at = 0;
@@ -260,19 +224,13 @@ fn draw_line_sample<'a>(
 /// Sizes as log2, a mark at each, or at every second or third where there are many.
 fn axis_of_sizes(sizes: &[f64]) -> Axis {
     let every = sizes.len().div_ceil(12).max(1);
-    Axis {
-        range: bounds(sizes.iter().copied(), 0.5),
-        marks: sizes.iter().step_by(every).copied().collect(),
-    }
+    Axis { range: bounds(sizes.iter().copied(), 0.5), marks: sizes.iter().step_by(every).copied().collect() }
 }
 
 /// Rates as log10, marks at 1, 2 and 5 times the powers of ten.
 fn axis_of_rates(rates: impl Iterator<Item = f64>) -> Axis {
     let range = bounds(rates, 0.1);
-    Axis {
-        marks: log_marks(&range, &[1.0, 2.0, 5.0]),
-        range,
-    }
+    Axis { marks: log_marks(&range, &[1.0, 2.0, 5.0]), range }
 }
 
 fn draw_panel<'a>(
@@ -304,14 +262,9 @@ fn draw_panel<'a>(
         let points = line.points.iter().copied();
         match line.dash {
             None => chart.draw_series(LineSeries::new(points, style))?,
-            Some((dash, gap)) => {
-                chart.draw_series(DashedLineSeries::new(points, dash, gap, style))?
-            }
+            Some((dash, gap)) => chart.draw_series(DashedLineSeries::new(points, dash, gap, style))?,
         };
-        let dots = line
-            .points
-            .iter()
-            .map(|&point| Circle::new(point, 3, ShapeStyle::from(line.color).filled()));
+        let dots = line.points.iter().map(|&point| Circle::new(point, 3, ShapeStyle::from(line.color).filled()));
         chart.draw_series(dots)?;
     }
     Ok(())
@@ -325,31 +278,21 @@ fn page(report: &Report, plot: &str) -> String {
             .iter()
             .enumerate()
             .map(|(column, cell)| {
-                let class = if column < TEXT_COLUMNS {
-                    ""
-                } else {
-                    " class=n"
-                };
+                let class = if column < TEXT_COLUMNS { "" } else { " class=n" };
                 // Long names may break, or the table is too wide.
                 let text = escaped(cell).replace('_', "_<wbr>");
                 format!("<{tag}{class}>{text}</{tag}>")
             })
             .collect()
     };
-    let body: String = rows
-        .iter()
-        .map(|row| format!("<tr>{}</tr>\n", cells("td", row)))
-        .collect();
+    let body: String = rows.iter().map(|row| format!("<tr>{}</tr>\n", cells("td", row))).collect();
     let facts = page::facts(&[
         ("device", report.device.clone()),
         ("driver", report.driver.clone()),
         ("backend", report.backend.clone()),
         ("command", report.command.clone()),
     ]);
-    let remarks: String = remarks(report)
-        .iter()
-        .map(|remark| format!("<li>{}</li>\n", escaped(remark)))
-        .collect();
+    let remarks: String = remarks(report).iter().map(|remark| format!("<li>{}</li>\n", escaped(remark))).collect();
     let body = format!(
         "<h1>wgpu-optim bench</h1>\n{facts}{plot}\n\
          <ul>\n<li>medians of {rounds} alternating rounds</li>\n{remarks}</ul>\n\

@@ -60,10 +60,7 @@ pub struct Row {
     pub finish_us_per_step: Option<f64>,
     /// Device time of each pass, by its stem. Each is timed in a compute pass of its own, so that at small sizes they come to more
     /// than the step.
-    #[serde(
-        skip_serializing_if = "Vec::is_empty",
-        serialize_with = "in_order_of_the_step"
-    )]
+    #[serde(skip_serializing_if = "Vec::is_empty", serialize_with = "in_order_of_the_step")]
     pub pass_ns_per_param: Vec<(&'static str, f64)>,
 }
 
@@ -105,13 +102,7 @@ impl Selection {
         for &mode in &self.modes {
             for rule in self.rules.iter().filter_map(|&rule| mode.rule(rule)) {
                 for &regime in &self.regimes {
-                    entries.push(Entry {
-                        what: "step",
-                        spec: Spec {
-                            mode,
-                            ..Spec::new(rule, regime, elements)
-                        },
-                    });
+                    entries.push(Entry { what: "step", spec: Spec { mode, ..Spec::new(rule, regime, elements) } });
                 }
             }
             entries.extend(self.clipped(mode, elements));
@@ -122,10 +113,7 @@ impl Selection {
 
     /// What `clip_grad_norm_` and a step of SGD do elsewhere: a fixed rate, and a norm that the gradient exceeds.
     fn clipped(&self, mode: Mode, elements: usize) -> Vec<Entry> {
-        let regime = self
-            .regimes
-            .iter()
-            .find(|regime| matches!(regime, Regime::Fixed { .. }));
+        let regime = self.regimes.iter().find(|regime| matches!(regime, Regime::Fixed { .. }));
         let rules = self.rules.iter().filter(|rule| !rule.is_sign());
         let rules = rules.filter_map(|&rule| mode.rule(rule));
         regime
@@ -133,11 +121,7 @@ impl Selection {
             .flat_map(|&regime| rules.clone().map(move |rule| (rule, regime)))
             .map(|(rule, regime)| Entry {
                 what: "step+clip",
-                spec: Spec {
-                    mode,
-                    clip_norm: 1.0,
-                    ..Spec::new(rule, regime, elements)
-                },
+                spec: Spec { mode, clip_norm: 1.0, ..Spec::new(rule, regime, elements) },
             })
             .collect()
     }
@@ -152,11 +136,7 @@ impl Selection {
             .filter_map(|(what, odd)| {
                 Some(Entry {
                     what,
-                    spec: Spec {
-                        mode,
-                        tensors: many_tensors(elements, odd)?,
-                        ..Spec::new(rule, regime, elements)
-                    },
+                    spec: Spec { mode, tensors: many_tensors(elements, odd)?, ..Spec::new(rule, regime, elements) },
                 })
             })
             .collect()
@@ -168,13 +148,7 @@ impl Selection {
         let firsts = modes.filter_map(|&mode| Some((mode, self.first(mode)?)));
         firsts
             .flat_map(|(mode, (rule, regime))| {
-                OVERHEADS.map(|what| Entry {
-                    what,
-                    spec: Spec {
-                        mode,
-                        ..Spec::new(rule, regime, OVERHEAD_ELEMENTS)
-                    },
-                })
+                OVERHEADS.map(|what| Entry { what, spec: Spec { mode, ..Spec::new(rule, regime, OVERHEAD_ELEMENTS) } })
             })
             .collect()
     }
@@ -191,20 +165,14 @@ pub fn bytes_of(elements: usize, entries: &[Entry]) -> f64 {
     let states: f64 = entries
         .iter()
         .map(|entry| {
-            let Spec {
-                rule, regime, mode, ..
-            } = entry.spec;
+            let Spec { rule, regime, mode, .. } = entry.spec;
             mode.state_bytes_per_param(rule, regime) + mode.remainder_bytes() + mode.average_bytes()
         })
         .sum();
     // Beside those of f32 that copy and triad go by.
     let arrays: f64 = [Element::F16, Element::Bf16]
         .into_iter()
-        .filter(|&element| {
-            entries
-                .iter()
-                .any(|entry| entry.spec.mode.element == element)
-        })
+        .filter(|&element| entries.iter().any(|entry| entry.spec.mode.element == element))
         .map(|element| 2.0 * element.bytes() as f64)
         .sum();
     elements as f64 * (TRIAD_BYTES + arrays + states)
@@ -227,27 +195,13 @@ pub fn measure_size<B: Bench>(
     let copy_count = copies.len();
     let mut labels: Vec<Label> = Vec::new();
     for (by, job) in copies {
-        labels.push(Label {
-            what: "copy",
-            by: Some(by),
-            bytes_per_param: COPY_BYTES,
-            spec: None,
-        });
+        labels.push(Label { what: "copy", by: Some(by), bytes_per_param: COPY_BYTES, spec: None });
         jobs.push(job);
     }
-    labels.push(Label {
-        what: "triad",
-        by: None,
-        bytes_per_param: TRIAD_BYTES,
-        spec: None,
-    });
+    labels.push(Label { what: "triad", by: None, bytes_per_param: TRIAD_BYTES, spec: None });
     jobs.push(bench.triad()?);
     for Entry { what, spec } in entries {
-        let job = if what == SUBMIT_WAIT {
-            bench.lone_step(&spec)
-        } else {
-            bench.step(&spec).map(Some)
-        };
+        let job = if what == SUBMIT_WAIT { bench.lone_step(&spec) } else { bench.step(&spec).map(Some) };
         match job {
             Ok(Some(job)) => {
                 jobs.push(job);
@@ -261,9 +215,7 @@ pub fn measure_size<B: Bench>(
             Ok(None) => {}
             Err(error @ (Error::Limit { .. } | Error::Device { .. })) => {
                 let (rule, regime, mode) = (spec.rule.name(), spec.regime.name(), spec.mode.name);
-                notes.push(format!(
-                    "{what} of {rule}, {regime}, {mode} and {elements} parameters skipped: {error}"
-                ));
+                notes.push(format!("{what} of {rule}, {regime}, {mode} and {elements} parameters skipped: {error}"));
             }
             Err(error) => return Err(error),
         }
@@ -272,17 +224,12 @@ pub fn measure_size<B: Bench>(
 
     let (copies, rest) = measured.split_at(copy_count);
     let roofs = Roofs::new(elements, copies, rest.first());
-    let mut rows: Vec<Row> = labels
-        .iter()
-        .zip(&measured)
-        .map(|(label, measured)| label.row(elements, measured, &roofs))
-        .collect();
+    let mut rows: Vec<Row> =
+        labels.iter().zip(&measured).map(|(label, measured)| label.row(elements, measured, &roofs)).collect();
     // Of the copies only the fastest, by the device's clock if one of them has it.
     let fastest = (0..copy_count).max_by(|&a, &b| {
         let by_device = |row: &Row| row.clock == Clock::Timestamps;
-        by_device(&rows[a])
-            .cmp(&by_device(&rows[b]))
-            .then(rows[a].percent_of_copy.total_cmp(&rows[b].percent_of_copy))
+        by_device(&rows[a]).cmp(&by_device(&rows[b])).then(rows[a].percent_of_copy.total_cmp(&rows[b].percent_of_copy))
     });
     if let Some(fastest) = fastest {
         rows.swap(fastest, 0);
@@ -309,11 +256,8 @@ impl Roofs {
     fn new(elements: usize, copies: &[Measured], triad: Option<&Measured>) -> Self {
         let bandwidth = |bytes: f64, seconds: &Seconds| bytes * elements as f64 / seconds.median;
         let by = |clock: fn(&Measured) -> Option<&Seconds>| {
-            let copy = copies
-                .iter()
-                .filter_map(clock)
-                .map(|seconds| bandwidth(COPY_BYTES, seconds))
-                .max_by(f64::total_cmp)?;
+            let copy =
+                copies.iter().filter_map(clock).map(|seconds| bandwidth(COPY_BYTES, seconds)).max_by(f64::total_cmp)?;
             Some([copy, bandwidth(TRIAD_BYTES, clock(triad?)?)])
         };
         Roofs {
@@ -328,20 +272,13 @@ impl Label {
     fn row(&self, elements: usize, measured: &Measured, roofs: &Roofs) -> Row {
         let (clock, seconds, [copy, triad]) = match (&measured.device, roofs.device) {
             // Of an overhead it is the host's time that counts.
-            (Some(seconds), Some(roof)) if !OVERHEADS.contains(&self.what) => {
-                (Clock::Timestamps, seconds, roof)
-            }
+            (Some(seconds), Some(roof)) if !OVERHEADS.contains(&self.what) => (Clock::Timestamps, seconds, roof),
             _ => (Clock::Wall, &measured.wall, roofs.wall),
         };
         let ns_per_param = |seconds: f64| 1e9 * seconds / elements as f64;
         let bytes_per_s = self.bytes_per_param * elements as f64 / seconds.median;
         let names = self.spec.as_ref().map(|spec| {
-            (
-                spec.rule.name(),
-                spec.regime.name(),
-                spec.mode.name,
-                spec.tensors.iter().map(Vec::len).sum(),
-            )
+            (spec.rule.name(), spec.regime.name(), spec.mode.name, spec.tensors.iter().map(Vec::len).sum())
         });
         let (rule, regime, mode, tensors) = names.unwrap_or(("", "", "", 1));
         Row {
@@ -363,11 +300,7 @@ impl Label {
             percent_of_triad: 100.0 * bytes_per_s / triad,
             encode_us_per_step: measured.recording.map(|(encode, _)| 1e6 * encode),
             finish_us_per_step: measured.recording.map(|(_, finish)| 1e6 * finish),
-            pass_ns_per_param: measured
-                .passes
-                .iter()
-                .map(|&(pass, seconds)| (pass, ns_per_param(seconds)))
-                .collect(),
+            pass_ns_per_param: measured.passes.iter().map(|&(pass, seconds)| (pass, ns_per_param(seconds))).collect(),
         }
     }
 }

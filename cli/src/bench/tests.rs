@@ -12,10 +12,7 @@ fn nonsense_timestamps_are_not_believed() {
     let wall = Duration::from_millis(10);
     for (device_us, believed) in [(0, false), (1, false), (9_000, true), (20_000, false)] {
         let device = Duration::from_micros(device_us);
-        assert_eq!(
-            Timestamps::plausible(device, wall),
-            believed.then_some(device)
-        );
+        assert_eq!(Timestamps::plausible(device, wall), believed.then_some(device));
     }
 }
 
@@ -93,11 +90,7 @@ fn the_memory_that_is_asked_for_is_what_is_kept() {
             modes: modes.iter().copied().map(mode_of).collect(),
         };
         // Fewer than many tensors need.
-        assert_eq!(
-            bytes_of(100, &selection.entries(100)),
-            100.0 * bytes,
-            "{modes:?}"
-        );
+        assert_eq!(bytes_of(100, &selection.entries(100)), 100.0 * bytes, "{modes:?}");
     }
 }
 
@@ -133,10 +126,7 @@ fn many_tensors_fill_the_size_and_mix_lengths() {
             let lengths = tensors.concat();
             assert_eq!(lengths.len(), MANY);
             assert_eq!(lengths.iter().sum::<usize>(), elements);
-            let odd_lengths = lengths[..MANY - 1]
-                .iter()
-                .filter(|&length| length % 2 == 1)
-                .count();
+            let odd_lengths = lengths[..MANY - 1].iter().filter(|&length| length % 2 == 1).count();
             assert_eq!(odd_lengths, if odd { MANY - 1 } else { 0 });
         }
     }

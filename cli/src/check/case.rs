@@ -99,10 +99,7 @@ impl Value {
     }
 
     fn bits(nearest: f32, value: f64) -> Self {
-        Value::Number {
-            value: value.is_finite().then_some(value),
-            bits: format!("{:08x}", nearest.to_bits()),
-        }
+        Value::Number { value: value.is_finite().then_some(value), bits: format!("{:08x}", nearest.to_bits()) }
     }
 }
 
@@ -141,17 +138,9 @@ impl Outcome {
         unit: f64,
         allowed_ulps: f64,
     ) {
-        let distance = if got == expected {
-            0.0
-        } else {
-            (got - expected).abs() / unit
-        };
+        let distance = if got == expected { 0.0 } else { (got - expected).abs() / unit };
         // From here on comparisons have an answer.
-        let distance = if distance.is_nan() {
-            f64::INFINITY
-        } else {
-            distance
-        };
+        let distance = if distance.is_nan() { f64::INFINITY } else { distance };
         self.values += 1;
         let worst = match path {
             Path::Device => &mut self.device_ulps,
@@ -182,13 +171,7 @@ impl Outcome {
     }
 
     /// Compares two f32 bit for bit.
-    pub fn same_bits(
-        &mut self,
-        path: Path,
-        what: impl FnOnce() -> String,
-        got: f32,
-        expected: f32,
-    ) {
+    pub fn same_bits(&mut self, path: Path, what: impl FnOnce() -> String, got: f32, expected: f32) {
         self.values += 1;
         if got.to_bits() == expected.to_bits() {
             return;
@@ -236,21 +219,10 @@ impl Outcome {
     }
 
     /// Compares tensors bit for bit.
-    pub fn same_tensors(
-        &mut self,
-        path: Path,
-        what: &str,
-        got: &[Vec<f32>],
-        expected: &[Vec<f32>],
-    ) {
+    pub fn same_tensors(&mut self, path: Path, what: &str, got: &[Vec<f32>], expected: &[Vec<f32>]) {
         for (tensor, (got, expected)) in got.iter().zip(expected).enumerate() {
             for (element, (&got, &expected)) in got.iter().zip(expected).enumerate() {
-                self.same_bits(
-                    path,
-                    || format!("{what}, tensor {tensor}, element {element}"),
-                    got,
-                    expected,
-                );
+                self.same_bits(path, || format!("{what}, tensor {tensor}, element {element}"), got, expected);
             }
         }
     }
@@ -271,8 +243,7 @@ impl Outcome {
             self.nearest = other.nearest;
         }
         let room = KEPT - self.mismatches.len();
-        self.mismatches
-            .extend(other.mismatches.into_iter().take(room));
+        self.mismatches.extend(other.mismatches.into_iter().take(room));
         self.note = other.note.or(self.note.take());
     }
 }

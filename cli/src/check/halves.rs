@@ -24,11 +24,7 @@ const STORED: [(Element, Element, Rounding); 9] = [
     (Element::F16, Element::Bf16, Rounding::Nearest),
     (Element::Bf16, Element::Bf16, Rounding::Nearest),
     (Element::F16, Element::F16, Rounding::Stochastic { seed: 1 }),
-    (
-        Element::Bf16,
-        Element::F32,
-        Rounding::Stochastic { seed: 2 },
-    ),
+    (Element::Bf16, Element::F32, Rounding::Stochastic { seed: 2 }),
 ];
 
 pub fn cases(_: &Subject) -> Vec<Box<dyn Case>> {
@@ -51,20 +47,11 @@ pub fn cases(_: &Subject) -> Vec<Box<dyn Case>> {
     for (grads, micro_batches) in [(Element::F32, 3), (Element::F16, 4), (Element::Bf16, 8)] {
         let specs = [
             Spec::new(Rule::sgd(), Regime::seesaw(), Vec::new()).named("counters"),
-            Spec::new(
-                Rule::sgdm(0.9),
-                Regime::barzilai_borwein(SecantForm::Long),
-                Vec::new(),
-            )
-            .named("secant"),
-            Spec {
-                clip: 3.0,
-                ..Spec::new(Rule::adamw(), Regime::norm_ratio(), Vec::new()).named("clipped")
-            },
+            Spec::new(Rule::sgdm(0.9), Regime::barzilai_borwein(SecantForm::Long), Vec::new()).named("secant"),
+            Spec { clip: 3.0, ..Spec::new(Rule::adamw(), Regime::norm_ratio(), Vec::new()).named("clipped") },
         ];
-        let specs = specs.into_iter().map(|spec| {
-            with_lengths(spec, &LENGTHS).stored(Element::F32, grads, Rounding::Masters)
-        });
+        let specs =
+            specs.into_iter().map(|spec| with_lengths(spec, &LENGTHS).stored(Element::F32, grads, Rounding::Masters));
         let mut scenario = Scenario::new("micro-batches", STEPS, specs.collect());
         scenario.layout = Layout::Packed { start: 2, gap: 1 };
         scenario.micro_batches = micro_batches;
@@ -91,9 +78,7 @@ fn specs(params: Element, grads: Element, rounding: Rounding) -> Vec<Spec> {
             Spec::new(
                 Rule::sgd(),
                 // Steps of the usual 1e-6 are so small beside the parameters that their rounding shows.
-                Regime::DoG(DoG {
-                    initial_distance: 1e-2,
-                }),
+                Regime::DoG(DoG { initial_distance: 1e-2 }),
                 Vec::new(),
             )
             .named("distance"),
@@ -101,32 +86,20 @@ fn specs(params: Element, grads: Element, rounding: Rounding) -> Vec<Spec> {
     } else {
         specs.push(Spec::new(Rule::sgdm(0.9), Regime::norm_ratio(), Vec::new()).named("sgdm"));
     }
-    specs
-        .into_iter()
-        .map(|spec| with_lengths(spec, &LENGTHS).stored(params, grads, rounding))
-        .collect()
+    specs.into_iter().map(|spec| with_lengths(spec, &LENGTHS).stored(params, grads, rounding)).collect()
 }
 
 /// Steps that f32 has no rounding for, so that every path must find the same codes.
 fn exact(params: Element, rounding: Rounding) -> Scenario {
     let rate = |exponent: i32| Regime::fixed((exponent as f32).exp2());
-    let mut specs = vec![with_lengths(
-        Spec::new(Rule::sgd(), rate(-12), Vec::new()).named("ordinary"),
-        &LENGTHS,
-    )];
+    let mut specs = vec![with_lengths(Spec::new(Rule::sgd(), rate(-12), Vec::new()).named("ordinary"), &LENGTHS)];
     // Numbers that are denormal in f16.
-    let mut tiny = with_lengths(
-        Spec::new(Rule::sgd(), rate(-30), Vec::new()).named("tiny"),
-        &LENGTHS,
-    );
+    let mut tiny = with_lengths(Spec::new(Rule::sgd(), rate(-30), Vec::new()).named("tiny"), &LENGTHS);
     for w in tiny.tensors.iter_mut().flatten() {
         *w = (*w * 64.0).round() * 2f32.powi(-24);
     }
     specs.push(tiny);
-    let specs = specs
-        .into_iter()
-        .map(|spec| spec.stored(params, params, rounding))
-        .collect();
+    let specs = specs.into_iter().map(|spec| spec.stored(params, params, rounding)).collect();
     let mut scenario = Scenario::new("codes", 24, specs);
     for part in &mut scenario.parts {
         part.gradients = Gradients::Dyadic;
@@ -154,12 +127,7 @@ impl Case for Codes {
             device.step(&gradients, loss_of(step))?;
             host.step(&gradients, loss_of(step))?;
             let what = format!("parameters after step {step}, against the CPU path");
-            outcome.same_tensors(
-                Path::Device,
-                &what,
-                &device.parameters()?,
-                &host.parameters(),
-            );
+            outcome.same_tensors(Path::Device, &what, &device.parameters()?, &host.parameters());
         }
         device.compare_surroundings(&mut outcome)?;
         Ok(outcome)
@@ -167,9 +135,7 @@ impl Case for Codes {
 
     fn smaller(&self) -> Vec<Box<dyn Case>> {
         let smaller = self.0.smaller_scenarios().into_iter();
-        smaller
-            .map(|scenario| Box::new(Codes(scenario)) as Box<dyn Case>)
-            .collect()
+        smaller.map(|scenario| Box::new(Codes(scenario)) as Box<dyn Case>).collect()
     }
 }
 
@@ -194,12 +160,7 @@ impl Case for Cleared {
             device.step(&gradients, loss_of(1))?;
             let zeros: Vec<Vec<f32>> = gradients.iter().map(|g| vec![0.0; g.len()]).collect();
             let left = device.gradients()?;
-            outcome.same_tensors(
-                Path::Device,
-                &format!("gradients after {what}"),
-                &left,
-                &zeros,
-            );
+            outcome.same_tensors(Path::Device, &format!("gradients after {what}"), &left, &zeros);
         }
         device.compare_surroundings(&mut outcome)?;
         Ok(outcome)
@@ -207,8 +168,6 @@ impl Case for Cleared {
 
     fn smaller(&self) -> Vec<Box<dyn Case>> {
         let smaller = self.0.smaller_scenarios().into_iter();
-        smaller
-            .map(|scenario| Box::new(Cleared(scenario)) as Box<dyn Case>)
-            .collect()
+        smaller.map(|scenario| Box::new(Cleared(scenario)) as Box<dyn Case>).collect()
     }
 }

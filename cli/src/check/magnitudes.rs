@@ -30,30 +30,19 @@ const FINITE: [(&str, &[f32]); 10] = [
 const LARGEST: [(&str, &[f32]); 2] = [("3e38", &[3e38]), ("3e38 and 1e-38", &[3e38, 1.2e-38])];
 
 /// Numbers that a device may take for zeros, some of them or all.
-const DENORMAL: [(&str, &[f32]); 4] = [
-    ("1e-38", &[2e-38]),
-    ("1e-39", &[1e-39]),
-    ("the least f32", &[3e-45]),
-    ("1 and 1e-40", &[1.0, 1e-40]),
-];
+const DENORMAL: [(&str, &[f32]); 4] =
+    [("1e-38", &[2e-38]), ("1e-39", &[1e-39]), ("the least f32", &[3e-45]), ("1 and 1e-40", &[1.0, 1e-40])];
 
 pub fn cases(_: &Subject) -> Vec<Box<dyn Case>> {
     let plain = vec![Rule::sgd(), Rule::sign_sgd()];
-    let lion = Rule::Lion {
-        beta1: 0.5,
-        beta2: 0.75,
-    };
+    let lion = Rule::Lion { beta1: 0.5, beta2: 0.75 };
     let with_momentum = [Rule::sgdm(0.5), Rule::signum(0.5), Rule::adamw(), lion];
     let all = [&plain[..], &with_momentum].concat();
     let mut cases = Vec::new();
     for regime in [Regime::seesaw(), Regime::norm_ratio()] {
         // All in one optimizer, whose kernels are compiled once.
         let mut parts = Vec::new();
-        for (rules, magnitudes) in [
-            (&all, &FINITE[..]),
-            (&plain, &LARGEST[..]),
-            (&plain, &DENORMAL[..]),
-        ] {
+        for (rules, magnitudes) in [(&all, &FINITE[..]), (&plain, &LARGEST[..]), (&plain, &DENORMAL[..])] {
             for &rule in rules {
                 for &(name, magnitudes) in magnitudes {
                     let spec = Spec::new(rule, regime, Vec::new());
@@ -65,14 +54,7 @@ pub fn cases(_: &Subject) -> Vec<Box<dyn Case>> {
                 }
             }
         }
-        cases.push(
-            Scenario {
-                parts,
-                denormals: true,
-                ..Scenario::new("magnitudes", STEPS, Vec::new())
-            }
-            .boxed(),
-        );
+        cases.push(Scenario { parts, denormals: true, ..Scenario::new("magnitudes", STEPS, Vec::new()) }.boxed());
     }
     cases
 }

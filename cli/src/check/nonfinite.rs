@@ -85,10 +85,8 @@ pub fn cases(subject: &Subject) -> Vec<Box<dyn Case>> {
     bad.extend(BITS.map(|bits| (Bad::Loss, bits)));
     // Before the first step, and where every state has been written.
     let case = |steps| {
-        Box::new(Skipping {
-            scenario: Scenario::new("not finite", steps, specs.clone()),
-            bad: bad.clone(),
-        }) as Box<dyn Case>
+        Box::new(Skipping { scenario: Scenario::new("not finite", steps, specs.clone()), bad: bad.clone() })
+            as Box<dyn Case>
     };
     [0, 3].map(case).into()
 }
@@ -110,11 +108,7 @@ impl Skipping {
             Bad::Loss => {
                 let mut parts = self.scenario.parts.iter();
                 let heard = parts.any(|part| part.spec.regime.needs_loss());
-                heard.then_some(BadStep {
-                    gradients,
-                    loss: value,
-                    place: None,
-                })
+                heard.then_some(BadStep { gradients, loss: value, place: None })
             }
             Bad::Element { tensor, position } => {
                 let tensor_values = gradients.get_mut(tensor)?;
@@ -125,11 +119,7 @@ impl Skipping {
                     Position::Last => last,
                 };
                 tensor_values[element] = value;
-                Some(BadStep {
-                    gradients,
-                    loss: loss_of(step),
-                    place: Some((tensor, element as u64)),
-                })
+                Some(BadStep { gradients, loss: loss_of(step), place: Some((tensor, element as u64)) })
             }
         }
     }
@@ -148,16 +138,9 @@ fn judge_records(
             record.flags.skipped(),
             record.flags.nonfinite_loss(),
             record.skipped,
-            record
-                .nonfinite
-                .map(|found| (found.count, found.tensor, found.element)),
+            record.nonfinite.map(|found| (found.count, found.tensor, found.element)),
         );
-        let expected = (
-            true,
-            place.is_none(),
-            skipped,
-            place.map(|(tensor, element)| (1, tensor, element)),
-        );
+        let expected = (true, place.is_none(), skipped, place.map(|(tensor, element)| (1, tensor, element)));
         outcome.same(
             path,
             || format!("{what}: skipped, by the loss, times, (elements, tensor, element)"),
@@ -188,21 +171,12 @@ impl Case for Skipping {
             device.step(&gradients, loss)?;
             undisturbed.step(&gradients, loss)?;
         }
-        let before = (
-            device.parameters()?,
-            without_counts(&device.states()?),
-            device.rates()?,
-        );
+        let before = (device.parameters()?, without_counts(&device.states()?), device.rates()?);
         let host_before = (host.parameters(), without_counts(host.states()));
         let next = scenario.steps + 1;
         let mut skipped = 0;
         for &(bad, bits) in &self.bad {
-            let Some(BadStep {
-                gradients,
-                loss,
-                place,
-            }) = self.bad_step(bad, bits, next)
-            else {
+            let Some(BadStep { gradients, loss, place }) = self.bad_step(bad, bits, next) else {
                 continue;
             };
             skipped += 1;
@@ -217,12 +191,7 @@ impl Case for Skipping {
         let states = || "states after all bad steps".to_owned();
         let after = without_counts(&device.states()?);
         outcome.same(Path::Device, states, after, before.1);
-        outcome.same(
-            Path::Cpu,
-            states,
-            without_counts(host.states()),
-            host_before.1,
-        );
+        outcome.same(Path::Cpu, states, without_counts(host.states()), host_before.1);
         let rates = || "learning rates after all bad steps".to_owned();
         outcome.same(Path::Device, rates, device.rates()?, before.2);
         // Momentum and counters show in the step that follows.
@@ -239,14 +208,8 @@ impl Case for Skipping {
     }
 
     fn smaller(&self) -> Vec<Box<dyn Case>> {
-        let mut smaller: Vec<Skipping> = shorter(&self.bad)
-            .into_iter()
-            .take(2)
-            .map(|bad| Skipping {
-                bad,
-                ..self.clone()
-            })
-            .collect();
+        let mut smaller: Vec<Skipping> =
+            shorter(&self.bad).into_iter().take(2).map(|bad| Skipping { bad, ..self.clone() }).collect();
         let with = |change: &dyn Fn(&mut Scenario)| {
             let mut case = self.clone();
             change(&mut case.scenario);
@@ -258,23 +221,14 @@ impl Case for Skipping {
         if self.scenario.parts.len() > 1 {
             smaller.push(with(&|scenario| drop(scenario.parts.pop())));
         }
-        for (part, tensors) in self
-            .scenario
-            .parts
-            .iter()
-            .map(|p| &p.spec.tensors)
-            .enumerate()
-        {
+        for (part, tensors) in self.scenario.parts.iter().map(|p| &p.spec.tensors).enumerate() {
             for (tensor, values) in tensors.iter().enumerate() {
                 let lengths = less(values.len(), 1).into_iter();
-                smaller.extend(lengths.map(|len| {
-                    with(&|scenario| scenario.parts[part].spec.tensors[tensor].truncate(len))
-                }));
+                smaller.extend(
+                    lengths.map(|len| with(&|scenario| scenario.parts[part].spec.tensors[tensor].truncate(len))),
+                );
             }
         }
-        smaller
-            .into_iter()
-            .map(|case| Box::new(case) as Box<dyn Case>)
-            .collect()
+        smaller.into_iter().map(|case| Box::new(case) as Box<dyn Case>).collect()
     }
 }

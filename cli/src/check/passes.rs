@@ -16,10 +16,7 @@ use crate::CliError;
 pub fn cases(subject: &Subject) -> Vec<Box<dyn Case>> {
     let mut cases: Vec<Box<dyn Case>> = Vec::new();
     for tuning in tunings(subject) {
-        cases.push(Box::new(Sums {
-            tuning,
-            scenario: sums(tuning),
-        }));
+        cases.push(Box::new(Sums { tuning, scenario: sums(tuning) }));
     }
     cases.extend(rates().map(|scenario| Box::new(Rates(scenario)) as Box<dyn Case>));
     cases.push(update().boxed());
@@ -33,16 +30,12 @@ fn tunings(subject: &Subject) -> Vec<Tuning> {
     if subject.geometry == super::PRESET {
         let features = subject.gpu.device().features();
         let kinds = Partials::ALL.into_iter();
-        tunings.extend(
-            kinds
-                .filter(|kind| kind.is_supported(features))
-                .map(|partials| Tuning {
-                    workgroup_size: own.workgroup_size.max(64),
-                    quads_per_invocation: 8,
-                    partials,
-                    finish_workgroup_size: own.finish_workgroup_size,
-                }),
-        );
+        tunings.extend(kinds.filter(|kind| kind.is_supported(features)).map(|partials| Tuning {
+            workgroup_size: own.workgroup_size.max(64),
+            quads_per_invocation: 8,
+            partials,
+            finish_workgroup_size: own.finish_workgroup_size,
+        }));
     }
     tunings
 }
@@ -51,20 +44,8 @@ fn tunings(subject: &Subject) -> Vec<Tuning> {
 fn sums(tuning: Tuning) -> Scenario {
     let mut specs = Vec::new();
     for (name, rule, regime, decay, clip) in [
-        (
-            "norm",
-            Rule::sgd(),
-            Regime::norm_ratio(),
-            0.0,
-            f32::INFINITY,
-        ),
-        (
-            "counters",
-            Rule::sgd(),
-            Regime::seesaw(),
-            0.1,
-            f32::INFINITY,
-        ),
+        ("norm", Rule::sgd(), Regime::norm_ratio(), 0.0, f32::INFINITY),
+        ("counters", Rule::sgd(), Regime::seesaw(), 0.1, f32::INFINITY),
         ("momentum", Rule::sgdm(0.9), Regime::seesaw(), 0.1, 1.0),
     ] {
         for length in lengths((tuning.block_elements() as usize).min(1 << 14)) {
@@ -118,11 +99,7 @@ impl Sums {
     ) {
         for (group, part) in self.scenario.parts.iter().enumerate() {
             let spec = &part.spec;
-            let name = format!(
-                "{} of {}",
-                describe(spec, part.gradients),
-                before[group].len()
-            );
+            let name = format!("{} of {}", describe(spec, part.gradients), before[group].len());
             let decay = spec.decay.coupled();
             let wide = |x: &f32| f64::from(*x);
             let square = |values: &mut dyn Iterator<Item = f64>| values.map(|x| x * x).sum::<f64>();
@@ -150,11 +127,7 @@ impl Sums {
 
 impl Case for Sums {
     fn name(&self) -> String {
-        let Tuning {
-            workgroup_size,
-            quads_per_invocation,
-            ..
-        } = self.tuning;
+        let Tuning { workgroup_size, quads_per_invocation, .. } = self.tuning;
         format!(
             "{} ({workgroup_size} x {quads_per_invocation} quads, {})",
             self.scenario.name(),
@@ -177,9 +150,7 @@ impl Case for Sums {
         let on_device = device.true_parameters()?;
         let on_host = host.parameters();
         device.write(&gradients, loss_of(scenario.steps));
-        device.run_passes(|pass| {
-            matches!(pass, PassName::ReduceGradient | PassName::FinishReduction)
-        });
+        device.run_passes(|pass| matches!(pass, PassName::ReduceGradient | PassName::FinishReduction));
         device.count(1);
         let scales: Vec<i32> = host.states().iter().map(|s| s.gradient_exponent).collect();
         host.step(&gradients, loss_of(scenario.steps))?;
@@ -195,20 +166,10 @@ impl Case for Sums {
             let n = expected.square.value().sqrt() * f64::from(-scales[group]).exp2();
             let elements = (on_host[group].len().max(1) as f64).sqrt();
             for (what, got, expected, size) in [
-                (
-                    "⟨g, u⟩",
-                    got.slow_dot,
-                    expected.slow_dot,
-                    n * directions.sqrt(),
-                ),
+                ("⟨g, u⟩", got.slow_dot, expected.slow_dot, n * directions.sqrt()),
                 ("⟨g, sign u⟩", got.fast_dot, expected.fast_dot, n * elements),
                 ("Σ |g|", got.absolute, expected.absolute, n * elements),
-                (
-                    "‖u‖²",
-                    got.direction_square,
-                    expected.direction_square,
-                    directions,
-                ),
+                ("‖u‖²", got.direction_square, expected.direction_square, directions),
             ] {
                 outcome.near(
                     Path::Device,
@@ -237,10 +198,7 @@ fn rates() -> impl Iterator<Item = Scenario> {
             Rule::Sgdm { nesterov, .. } if nesterov => Rule::nesterov(0.5),
             Rule::Sgdm { .. } => Rule::sgdm(0.5),
             Rule::Signum { .. } => Rule::signum(0.5),
-            Rule::Lion { .. } => Rule::Lion {
-                beta1: 0.5,
-                beta2: 0.75,
-            },
+            Rule::Lion { .. } => Rule::Lion { beta1: 0.5, beta2: 0.75 },
             rule => rule,
         };
         let specs = regimes()
@@ -251,11 +209,7 @@ fn rates() -> impl Iterator<Item = Scenario> {
                 let name = format!("{} {}", rule.name(), regime.name());
                 let mut spec = Spec::new(rule, regime, Vec::new()).named(name);
                 // Whole quads, for which half as many kernels are compiled.
-                spec.tensors = vec![
-                    (0..64)
-                        .map(|i| Gradients::Dyadic.value(1, 0.0, i, 0))
-                        .collect(),
-                ];
+                spec.tensors = vec![(0..64).map(|i| Gradients::Dyadic.value(1, 0.0, i, 0)).collect()];
                 spec
             })
             .collect();
@@ -357,10 +311,7 @@ fn update() -> Scenario {
             ("coupled", WeightDecay::Coupled(0.1)),
             ("decoupled", WeightDecay::Decoupled(0.1)),
         ] {
-            let spec = Spec {
-                decay,
-                ..Spec::new(rule, Regime::fixed(0.037), Vec::new())
-            };
+            let spec = Spec { decay, ..Spec::new(rule, Regime::fixed(0.037), Vec::new()) };
             let spec = spec.named(format!("{} {name}", rule.name()));
             specs.push(with_lengths(spec, &[1001, 1, 3, 4, 5, 33]));
         }
@@ -372,12 +323,7 @@ fn update() -> Scenario {
     }
 }
 
-fn boxed<C: Case + 'static>(
-    scenario: &Scenario,
-    case: impl Fn(Scenario) -> C,
-) -> Vec<Box<dyn Case>> {
+fn boxed<C: Case + 'static>(scenario: &Scenario, case: impl Fn(Scenario) -> C) -> Vec<Box<dyn Case>> {
     let smaller = scenario.smaller_scenarios().into_iter();
-    smaller
-        .map(|scenario| Box::new(case(scenario)) as Box<dyn Case>)
-        .collect()
+    smaller.map(|scenario| Box::new(case(scenario)) as Box<dyn Case>).collect()
 }

@@ -107,11 +107,7 @@ impl Repeat {
             }
         }
         run.count(steps);
-        Ok(Done {
-            records: run.records()?,
-            rates: run.rates()?,
-            parameters: run.parameters()?,
-        })
+        Ok(Done { records: run.records()?, rates: run.rates()?, parameters: run.parameters()? })
     }
 }
 
@@ -136,40 +132,20 @@ impl Case for Repeat {
             first.records.len(),
             self.0.steps * first.rates.len(),
         );
-        for way in [
-            Way::Apart,
-            Way::OneEncoder,
-            Way::OnePass,
-            Way::RecordedAhead,
-            Way::ByHand,
-        ] {
+        for way in [Way::Apart, Way::OneEncoder, Way::OnePass, Way::RecordedAhead, Way::ByHand] {
             let again = self.run_as(subject, way)?;
             let what = format!("{} against a submit for each step", way.name());
             for (group, (&got, &expected)) in again.rates.iter().zip(&first.rates).enumerate() {
-                outcome.same_bits(
-                    Path::Device,
-                    || format!("{what}, learning rate of group {group}"),
-                    got,
-                    expected,
-                );
+                outcome.same_bits(Path::Device, || format!("{what}, learning rate of group {group}"), got, expected);
             }
             let what_records = format!("{what}, records");
-            outcome.same(
-                Path::Device,
-                || what_records,
-                format!("{:?}", again.records),
-                format!("{:?}", first.records),
-            );
+            outcome.same(Path::Device, || what_records, format!("{:?}", again.records), format!("{:?}", first.records));
             outcome.same_tensors(Path::Device, &what, &again.parameters, &first.parameters);
         }
         Ok(outcome)
     }
 
     fn smaller(&self) -> Vec<Box<dyn Case>> {
-        self.0
-            .smaller_scenarios()
-            .into_iter()
-            .map(|scenario| Box::new(Repeat(scenario)) as Box<dyn Case>)
-            .collect()
+        self.0.smaller_scenarios().into_iter().map(|scenario| Box::new(Repeat(scenario)) as Box<dyn Case>).collect()
     }
 }

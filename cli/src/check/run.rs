@@ -48,10 +48,7 @@ pub struct HostRun {
 impl HostRun {
     pub fn new(specs: &[Spec], told: Told) -> Result<Self, CliError> {
         let run = CpuRun::try_with(specs, told.setup)?;
-        Ok(HostRun {
-            groups: run.optimizer.groups().len(),
-            run,
-        })
+        Ok(HostRun { groups: run.optimizer.groups().len(), run })
     }
 
     /// One step; gradients tensor by tensor.
@@ -68,11 +65,7 @@ impl HostRun {
     }
 
     /// The step that was measured.
-    pub fn apply(
-        &mut self,
-        gradients: &[Vec<f32>],
-        combined: &CombinedSums,
-    ) -> Result<Vec<Record>, CliError> {
+    pub fn apply(&mut self, gradients: &[Vec<f32>], combined: &CombinedSums) -> Result<Vec<Record>, CliError> {
         self.run.try_apply(gradients, combined)?;
         one_each(self.run.try_records()?.records, self.groups)
     }
@@ -116,17 +109,9 @@ impl<'a> DeviceRun<'a> {
         told: Told,
     ) -> Result<Self, CliError> {
         let run = GpuRun::try_with_room(gpu, specs, places, &[], |builder| {
-            told.setup
-                .tell(builder)
-                .clear_gradients(told.clears)
-                .record_steps(RECORD_STEPS)
+            told.setup.tell(builder).clear_gradients(told.clears).record_steps(RECORD_STEPS)
         })?;
-        Ok(DeviceRun {
-            run,
-            fault,
-            lengths: lengths(specs).collect(),
-            steps: 0,
-        })
+        Ok(DeviceRun { run, fault, lengths: lengths(specs).collect(), steps: 0 })
     }
 
     /// The optimizer, for steps that are recorded by other means than [`DeviceRun::step`].
@@ -203,9 +188,7 @@ impl<'a> DeviceRun<'a> {
     pub fn parameters(&self) -> Result<Vec<Vec<f32>>, CliError> {
         let mut parameters = self.true_parameters()?;
         if let (Some(fault), true) = (self.fault, self.steps >= Fault::STEP) {
-            let elements = parameters
-                .iter_mut()
-                .flat_map(|p| p.get_mut(Fault::ELEMENT));
+            let elements = parameters.iter_mut().flat_map(|p| p.get_mut(Fault::ELEMENT));
             let size = fault.size();
             elements.for_each(|w| *w += w.abs().max(1.0) * size);
         }
@@ -237,11 +220,7 @@ impl<'a> DeviceRun<'a> {
         let mut sums = self.run.read_sums()?;
         if let (Some(fault), true) = (self.fault, self.steps >= Fault::STEP) {
             let size = fault.size();
-            for (sums, _) in sums
-                .iter_mut()
-                .zip(&self.lengths)
-                .filter(|(_, length)| **length > Fault::ELEMENT)
-            {
+            for (sums, _) in sums.iter_mut().zip(&self.lengths).filter(|(_, length)| **length > Fault::ELEMENT) {
                 sums.square.sum *= 1.0 + size;
             }
         }

@@ -76,13 +76,7 @@ impl Scenario {
     pub fn new(what: &'static str, steps: usize, specs: Vec<Spec>) -> Self {
         Scenario {
             what,
-            parts: specs
-                .into_iter()
-                .map(|spec| Part {
-                    spec,
-                    gradients: Gradients::Ordinary,
-                })
-                .collect(),
+            parts: specs.into_iter().map(|spec| Part { spec, gradients: Gradients::Ordinary }).collect(),
             steps,
             layout: Layout::Packed { start: 0, gap: 0 },
             tolerance: Tolerance::OfLargest(RATE_ULPS),
@@ -95,13 +89,7 @@ impl Scenario {
 
     /// What builders are told.
     pub fn told(&self) -> Told {
-        Told {
-            setup: Setup {
-                micro_batches: Some(self.micro_batches),
-                ..Setup::default()
-            },
-            clears: self.clears,
-        }
+        Told { setup: Setup { micro_batches: Some(self.micro_batches), ..Setup::default() }, clears: self.clears }
     }
 
     pub fn boxed(self) -> Box<dyn Case> {
@@ -137,36 +125,23 @@ impl Scenario {
                     .map(|len| {
                         let (params, grads) = (at, at + len + gap);
                         at = grads + len + gap;
-                        Place {
-                            params: (0, params),
-                            grads: (0, grads),
-                        }
+                        Place { params: (0, params), grads: (0, grads) }
                     })
                     .collect()
             }
         }
     }
 
-    pub fn device_run<'a>(
-        &self,
-        subject: &'a Subject,
-        gpu: &Gpu,
-    ) -> Result<DeviceRun<'a>, CliError> {
+    pub fn device_run<'a>(&self, subject: &'a Subject, gpu: &Gpu) -> Result<DeviceRun<'a>, CliError> {
         let specs = self.specs();
         let places = self.places(&specs);
         DeviceRun::new(gpu, subject.fault.as_ref(), &specs, places, self.told())
     }
 
-    fn on_device(
-        &self,
-        subject: &Subject,
-        gpu: &Gpu,
-        outcome: &mut Outcome,
-    ) -> Result<Trace, CliError> {
+    fn on_device(&self, subject: &Subject, gpu: &Gpu, outcome: &mut Outcome) -> Result<Trace, CliError> {
         let mut run = self.device_run(subject, gpu)?;
-        let records = (1..=self.steps)
-            .map(|step| run.step(&self.gradients(step), loss_of(step)))
-            .collect::<Result<_, _>>()?;
+        let records =
+            (1..=self.steps).map(|step| run.step(&self.gradients(step), loss_of(step))).collect::<Result<_, _>>()?;
         let parameters = run.parameters()?;
         let averages = if self.averages() {
             run.swap_averages()?;
@@ -175,18 +150,13 @@ impl Scenario {
             Vec::new()
         };
         run.compare_surroundings(outcome)?;
-        Ok(Trace {
-            records,
-            parameters,
-            averages,
-        })
+        Ok(Trace { records, parameters, averages })
     }
 
     fn on_host(&self) -> Result<Trace, CliError> {
         let mut run = HostRun::new(&self.specs(), self.told())?;
-        let records = (1..=self.steps)
-            .map(|step| run.step(&self.gradients(step), loss_of(step)))
-            .collect::<Result<_, _>>()?;
+        let records =
+            (1..=self.steps).map(|step| run.step(&self.gradients(step), loss_of(step))).collect::<Result<_, _>>()?;
         let parameters = run.parameters();
         let averages = if self.averages() {
             run.swap_averages()?;
@@ -194,11 +164,7 @@ impl Scenario {
         } else {
             Vec::new()
         };
-        Ok(Trace {
-            records,
-            parameters,
-            averages,
-        })
+        Ok(Trace { records, parameters, averages })
     }
 
     /// Whether any group has an average.
@@ -211,11 +177,7 @@ impl Scenario {
     fn units(&self) -> Vec<Unit> {
         let mut units: Vec<Unit> = Vec::new();
         let (mut tensor, mut group) = (0, 0);
-        for &Part {
-            ref spec,
-            gradients,
-        } in &self.parts
-        {
+        for &Part { ref spec, gradients } in &self.parts {
             let count = spec.tensors.len();
             let tensors: Vec<usize> = (tensor..tensor + count).collect();
             tensor += count;
@@ -223,31 +185,19 @@ impl Scenario {
                 for (own, &tensor) in spec.tensors.iter().zip(&tensors) {
                     let mut spec = spec.clone();
                     spec.tensors = vec![own.clone()];
-                    units.push(Unit {
-                        spec,
-                        gradients,
-                        tensors: vec![tensor],
-                        groups: vec![group],
-                    });
+                    units.push(Unit { spec, gradients, tensors: vec![tensor], groups: vec![group] });
                     group += 1;
                 }
                 continue;
             }
-            let shared = units
-                .iter_mut()
-                .find(|unit| spec.norm.is_some() && unit.spec.norm == spec.norm);
+            let shared = units.iter_mut().find(|unit| spec.norm.is_some() && unit.spec.norm == spec.norm);
             match shared {
                 Some(unit) => {
                     unit.spec.tensors.extend(spec.tensors.clone());
                     unit.tensors.extend(tensors);
                     unit.groups.push(group);
                 }
-                None => units.push(Unit {
-                    spec: spec.clone(),
-                    gradients,
-                    tensors,
-                    groups: vec![group],
-                }),
+                None => units.push(Unit { spec: spec.clone(), gradients, tensors, groups: vec![group] }),
             }
             group += 1;
         }
@@ -258,10 +208,7 @@ impl Scenario {
     fn expected(&self, unit: &Unit, gradients: &[Vec<Vec<f32>>], flushed: bool) -> Expected {
         let flush = |x: f32| if flushed && !x.is_normal() { 0.0 } else { x };
         let mut spec = unit.spec.clone();
-        spec.tensors
-            .iter_mut()
-            .flatten()
-            .for_each(|w| *w = flush(*w));
+        spec.tensors.iter_mut().flatten().for_each(|w| *w = flush(*w));
         let mut oracle: Oracle = spec.oracle();
         oracle.flushes = flushed;
         let mut largest_gradient = vec![0f64; oracle.w.len()];
@@ -297,11 +244,7 @@ impl Scenario {
                 Tolerance::OfLargest(_) => largest,
                 Tolerance::OfEach(_) => {
                     let w = w.abs().max(f64::from(w_0.abs()));
-                    let direction = if spec.rule.is_scale_free() {
-                        1.0
-                    } else {
-                        reach * (g + decay * w)
-                    };
+                    let direction = if spec.rule.is_scale_free() { 1.0 } else { reach * (g + decay * w) };
                     w.max(rate * direction)
                 }
             })
@@ -328,10 +271,9 @@ impl Scenario {
                 );
                 if unit.spec.regime.needs_alignment() {
                     let (slow, fast) = expected.alignments[step];
-                    for (got, exact, what) in [
-                        (record.slow_alignment, slow, "slow"),
-                        (record.fast_alignment, fast, "fast"),
-                    ] {
+                    for (got, exact, what) in
+                        [(record.slow_alignment, slow, "slow"), (record.fast_alignment, fast, "fast")]
+                    {
                         outcome.near(
                             path,
                             || format!("{what} alignment of step {}, {name}", step + 1),
@@ -363,9 +305,7 @@ impl Scenario {
             let is_half = spec.params != Element::F32;
             let mut exact = exact.iter().zip(&expected.sizes);
             for (number, &tensor) in unit.tensors.iter().enumerate() {
-                for (element, (&got, (&exact, &size))) in
-                    tensors[tensor].iter().zip(&mut exact).enumerate()
-                {
+                for (element, (&got, (&exact, &size))) in tensors[tensor].iter().zip(&mut exact).enumerate() {
                     let got = f64::from(got);
                     // Of 16 bits a last place is a larger one, and half of it is lost in the end, or in each step, or all of it in
                     // each step where that is at random.
@@ -399,8 +339,7 @@ impl Scenario {
 
     /// Against the oracle; where there are denormals, against the one of two that is nearer.
     pub fn judge_all(&self, path: Path, trace: &Trace, outcome: &mut Outcome) {
-        let gradients: Vec<Vec<Vec<f32>>> =
-            (1..=self.steps).map(|step| self.gradients(step)).collect();
+        let gradients: Vec<Vec<Vec<f32>>> = (1..=self.steps).map(|step| self.gradients(step)).collect();
         for unit in self.units() {
             let mut kept = self.judge(path, &unit, trace, &self.expected(&unit, &gradients, false));
             if self.denormals {
@@ -429,10 +368,8 @@ impl Scenario {
             change(&mut scenario);
             scenario
         };
-        let mut smaller: Vec<Scenario> = shorter(&self.parts)
-            .into_iter()
-            .map(|parts| with(&|case| case.parts = parts.clone()))
-            .collect();
+        let mut smaller: Vec<Scenario> =
+            shorter(&self.parts).into_iter().map(|parts| with(&|case| case.parts = parts.clone())).collect();
         let steps = less(self.steps, 1).into_iter();
         smaller.extend(steps.map(|steps| with(&|case| case.steps = steps)));
         if !matches!(self.layout, Layout::Packed { start: 0, gap: 0 }) {
@@ -443,15 +380,10 @@ impl Scenario {
         // Lengths last, and when there are few left to choose from.
         for (at, part) in self.parts.iter().enumerate().take(4) {
             let tensors = shorter(&part.spec.tensors).into_iter();
-            smaller.extend(
-                tensors.map(|tensors| with(&|case| case.parts[at].spec.tensors = tensors.clone())),
-            );
+            smaller.extend(tensors.map(|tensors| with(&|case| case.parts[at].spec.tensors = tensors.clone())));
             for (tensor, values) in part.spec.tensors.iter().enumerate().take(4) {
                 let lengths = less(values.len(), 1).into_iter();
-                smaller
-                    .extend(lengths.map(|len| {
-                        with(&|case| case.parts[at].spec.tensors[tensor].truncate(len))
-                    }));
+                smaller.extend(lengths.map(|len| with(&|case| case.parts[at].spec.tensors[tensor].truncate(len))));
             }
         }
         smaller
@@ -465,13 +397,8 @@ impl Case for Scenario {
             .iter()
             .take(3)
             .map(|part| {
-                let lengths: Vec<String> = part
-                    .spec
-                    .tensors
-                    .iter()
-                    .take(6)
-                    .map(|tensor| tensor.len().to_string())
-                    .collect();
+                let lengths: Vec<String> =
+                    part.spec.tensors.iter().take(6).map(|tensor| tensor.len().to_string()).collect();
                 let what = describe(&part.spec, part.gradients);
                 format!("{what}, {} elements", lengths.join(" + "))
             })
@@ -521,10 +448,7 @@ impl Case for Scenario {
     }
 
     fn smaller(&self) -> Vec<Box<dyn Case>> {
-        self.smaller_scenarios()
-            .into_iter()
-            .map(Scenario::boxed)
-            .collect()
+        self.smaller_scenarios().into_iter().map(Scenario::boxed).collect()
     }
 }
 
@@ -632,19 +556,13 @@ pub fn with_lengths(mut spec: Spec, lengths: &[usize]) -> Spec {
 
 /// The loss of a step: it falls, with some noise, and every eighth is below the smallest loss there can be.
 pub fn loss_of(step: usize) -> f32 {
-    if step.is_multiple_of(8) {
-        -0.5
-    } else {
-        (3.0 + pseudo_random(0, 0, step)) / step as f32
-    }
+    if step.is_multiple_of(8) { -0.5 } else { (3.0 + pseudo_random(0, 0, step)) / step as f32 }
 }
 
 /// FNV-1a of a group's name and a tensor's number in it.
 pub fn key(name: &str, tensor: usize) -> u64 {
     let start = 0xcbf2_9ce4_8422_2325 ^ tensor as u64;
-    name.bytes().fold(start, |hash, byte| {
-        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
-    })
+    name.bytes().fold(start, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
 }
 
 /// Uniform in [-1, 1): a hash of the tensor, the element and the step.
@@ -659,20 +577,16 @@ pub fn pseudo_random(key: u64, element: usize, step: usize) -> f32 {
 /// A device on the same adapter whose bindings hold only so many bytes. Blocks are no smaller than such bindings can hold the partials
 /// of.
 fn with_bindings(subject: &Subject, bytes: u64) -> Result<Gpu, CliError> {
-    let (device, queue) =
-        pollster::block_on(subject.adapter.request_device(&wgpu::DeviceDescriptor {
-            label: Some("narrow bindings"),
-            required_features: subject.adapter.features() & wgpu::Features::SUBGROUP,
-            required_limits: wgpu::Limits {
-                max_storage_buffer_binding_size: bytes,
-                ..subject.adapter.limits()
-            },
-            ..Default::default()
-        }))
-        .map_err(|error| wgpu_optim::Error::Device {
-            what: format!("a device with bindings of {bytes} bytes"),
-            message: error.to_string(),
-        })?;
+    let (device, queue) = pollster::block_on(subject.adapter.request_device(&wgpu::DeviceDescriptor {
+        label: Some("narrow bindings"),
+        required_features: subject.adapter.features() & wgpu::Features::SUBGROUP,
+        required_limits: wgpu::Limits { max_storage_buffer_binding_size: bytes, ..subject.adapter.limits() },
+        ..Default::default()
+    }))
+    .map_err(|error| wgpu_optim::Error::Device {
+        what: format!("a device with bindings of {bytes} bytes"),
+        message: error.to_string(),
+    })?;
     let mut tuning = subject.gpu.tuning();
     tuning.quads_per_invocation = tuning.quads_per_invocation.max(64);
     Ok(Gpu::from_parts(device, queue).with_tuning(tuning)?)

@@ -1,8 +1,6 @@
 //! Ranks that have a piece of every tensor each, and step by what all of them have measured: they are one optimizer of the whole.
 
-use wgpu_optim::{
-    AdaGradNorm, DoG, Element, Record, Regime, Rounding, Rule, SecantForm, ShardSums, WeightDecay,
-};
+use wgpu_optim::{AdaGradNorm, DoG, Element, Record, Regime, Rounding, Rule, SecantForm, ShardSums, WeightDecay};
 use wgpu_optim_conformance::spec::{Spec, packed};
 
 use super::case::{Case, Outcome, Path, Subject};
@@ -16,11 +14,8 @@ const STEPS: usize = 8;
 const LENGTHS: [usize; 4] = [2, 130, 5, 10_007];
 
 pub fn cases(_: &Subject) -> Vec<Box<dyn Case>> {
-    let decayed = |rule, regime| Spec {
-        decay: WeightDecay::Coupled(0.01),
-        clip: 3.0,
-        ..Spec::new(rule, regime, Vec::new())
-    };
+    let decayed =
+        |rule, regime| Spec { decay: WeightDecay::Coupled(0.01), clip: 3.0, ..Spec::new(rule, regime, Vec::new()) };
     let plain = |rule, regime| Spec::new(rule, regime, Vec::new());
     let batches = [
         vec![
@@ -31,20 +26,12 @@ pub fn cases(_: &Subject) -> Vec<Box<dyn Case>> {
         vec![
             decayed(Rule::sgdm(0.9), Regime::seesaw()),
             plain(Rule::adamw(), Regime::seesaw()),
-            plain(
-                Rule::signum(0.9),
-                Regime::AdaGradNorm(AdaGradNorm::default()),
-            ),
+            plain(Rule::signum(0.9), Regime::AdaGradNorm(AdaGradNorm::default())),
         ],
         vec![
             plain(Rule::sgd(), Regime::barzilai_borwein(SecantForm::Long)),
             // Steps of the usual 1e-6 are so small beside the parameters that their rounding shows.
-            plain(
-                Rule::sgd(),
-                Regime::DoG(DoG {
-                    initial_distance: 1e-2,
-                }),
-            ),
+            plain(Rule::sgd(), Regime::DoG(DoG { initial_distance: 1e-2 })),
         ],
     ];
     let mut cases: Vec<Box<dyn Case>> = Vec::new();
@@ -53,10 +40,7 @@ pub fn cases(_: &Subject) -> Vec<Box<dyn Case>> {
             let name = format!("{} {}", spec.rule.name(), spec.regime.name());
             with_lengths(spec.named(name), &LENGTHS)
         });
-        cases.push(Box::new(Sharded {
-            whole: Scenario::new("shards", STEPS, specs.collect()),
-            ranks,
-        }));
+        cases.push(Box::new(Sharded { whole: Scenario::new("shards", STEPS, specs.collect()), ranks }));
     }
     let halves = [
         (decayed(Rule::sgdm(0.9), Regime::seesaw()), Element::Bf16),
@@ -66,10 +50,7 @@ pub fn cases(_: &Subject) -> Vec<Box<dyn Case>> {
         let spec = with_lengths(spec.named(element.name()), &LENGTHS);
         spec.stored(element, element, Rounding::Masters)
     });
-    cases.push(Box::new(Sharded {
-        whole: Scenario::new("shards", STEPS, halves.into()),
-        ranks: 3,
-    }));
+    cases.push(Box::new(Sharded { whole: Scenario::new("shards", STEPS, halves.into()), ranks: 3 }));
     cases
 }
 
@@ -82,8 +63,7 @@ struct Sharded {
 /// Either path, as one of the ranks.
 trait Rank {
     fn measure(&mut self, gradients: &[Vec<f32>], loss: f32) -> Result<ShardSums, CliError>;
-    fn apply(&mut self, gradients: &[Vec<f32>], all: &[ShardSums])
-    -> Result<Vec<Record>, CliError>;
+    fn apply(&mut self, gradients: &[Vec<f32>], all: &[ShardSums]) -> Result<Vec<Record>, CliError>;
     fn parameters(&self) -> Result<Vec<Vec<f32>>, CliError>;
 }
 
@@ -91,11 +71,7 @@ impl Rank for HostRun {
     fn measure(&mut self, gradients: &[Vec<f32>], loss: f32) -> Result<ShardSums, CliError> {
         HostRun::measure(self, gradients, loss)
     }
-    fn apply(
-        &mut self,
-        gradients: &[Vec<f32>],
-        all: &[ShardSums],
-    ) -> Result<Vec<Record>, CliError> {
+    fn apply(&mut self, gradients: &[Vec<f32>], all: &[ShardSums]) -> Result<Vec<Record>, CliError> {
         HostRun::apply(self, gradients, &ShardSums::combine(all)?)
     }
     fn parameters(&self) -> Result<Vec<Vec<f32>>, CliError> {
@@ -142,26 +118,18 @@ impl Sharded {
         outcome: &mut Outcome,
     ) -> Result<Trace, CliError> {
         let count = self.ranks as u32;
-        let mut ranks = (0..self.ranks)
-            .map(|rank| build(rank, (rank as u32, count)))
-            .collect::<Result<Vec<R>, CliError>>()?;
+        let mut ranks =
+            (0..self.ranks).map(|rank| build(rank, (rank as u32, count))).collect::<Result<Vec<R>, CliError>>()?;
         let mut records = Vec::new();
         for step in 1..=self.whole.steps {
             let gradients = self.whole.gradients(step);
-            let parts: Vec<Vec<Vec<f32>>> = (0..self.ranks)
-                .map(|rank| self.part(&gradients, rank))
-                .collect();
+            let parts: Vec<Vec<Vec<f32>>> = (0..self.ranks).map(|rank| self.part(&gradients, rank)).collect();
             let of_ranks = ranks.iter_mut().zip(&parts);
-            let sums = of_ranks
-                .map(|(rank, part)| rank.measure(part, loss_of(step)))
-                .collect::<Result<Vec<_>, _>>()?;
+            let sums = of_ranks.map(|(rank, part)| rank.measure(part, loss_of(step))).collect::<Result<Vec<_>, _>>()?;
             let of_ranks = ranks.iter_mut().zip(&parts);
-            let mut applied = of_ranks
-                .map(|(rank, part)| rank.apply(part, &sums))
-                .collect::<Result<Vec<_>, _>>()?;
+            let mut applied = of_ranks.map(|(rank, part)| rank.apply(part, &sums)).collect::<Result<Vec<_>, _>>()?;
             for (rank, other) in applied.iter().enumerate().skip(1) {
-                let what =
-                    || format!("records of step {step} on rank {rank}, against those on rank 0");
+                let what = || format!("records of step {step} on rank {rank}, against those on rank 0");
                 outcome.same(path, what, other, &applied[0]);
             }
             records.push(applied.swap_remove(0));
@@ -175,11 +143,7 @@ impl Sharded {
                 tensor.extend(piece);
             }
         }
-        Ok(Trace {
-            records,
-            parameters,
-            averages: Vec::new(),
-        })
+        Ok(Trace { records, parameters, averages: Vec::new() })
     }
 }
 
@@ -210,18 +174,9 @@ impl Case for Sharded {
     }
 
     fn smaller(&self) -> Vec<Box<dyn Case>> {
-        let fewer = (1..self.ranks).map(|ranks| Sharded {
-            whole: self.whole.clone(),
-            ranks,
-        });
+        let fewer = (1..self.ranks).map(|ranks| Sharded { whole: self.whole.clone(), ranks });
         let smaller = self.whole.smaller_scenarios().into_iter();
-        let smaller = smaller.map(|whole| Sharded {
-            whole,
-            ranks: self.ranks,
-        });
-        fewer
-            .chain(smaller)
-            .map(|case| Box::new(case) as Box<dyn Case>)
-            .collect()
+        let smaller = smaller.map(|whole| Sharded { whole, ranks: self.ranks });
+        fewer.chain(smaller).map(|case| Box::new(case) as Box<dyn Case>).collect()
     }
 }

@@ -52,10 +52,7 @@ fn by_memory(regimes: Vec<Regime>) -> Vec<Vec<Regime>> {
     };
     let mut batches: Vec<Vec<Regime>> = Vec::new();
     for regime in regimes {
-        match batches
-            .iter_mut()
-            .find(|batch| memory(&batch[0]) == memory(&regime))
-        {
+        match batches.iter_mut().find(|batch| memory(&batch[0]) == memory(&regime)) {
             Some(batch) => batch.push(regime),
             None => batches.push(vec![regime]),
         }

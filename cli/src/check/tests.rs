@@ -9,14 +9,7 @@ use wgpu_optim_conformance::spec::Spec;
 
 fn near(got: f64, expected: f64, allowed_ulps: f64) -> Outcome {
     let mut outcome = Outcome::default();
-    outcome.near(
-        Path::Device,
-        || "a value".to_owned(),
-        got,
-        expected,
-        ulp(expected),
-        allowed_ulps,
-    );
+    outcome.near(Path::Device, || "a value".to_owned(), got, expected, ulp(expected), allowed_ulps);
     outcome
 }
 
@@ -35,12 +28,7 @@ fn a_number_fails_just_beyond_what_is_allowed() {
 
 #[test]
 fn what_is_not_finite_is_far_from_everything() {
-    for (got, expected) in [
-        (f64::NAN, 1.0),
-        (1.0, f64::NAN),
-        (f64::INFINITY, 1.0),
-        (f64::NAN, f64::NAN),
-    ] {
+    for (got, expected) in [(f64::NAN, 1.0), (1.0, f64::NAN), (f64::INFINITY, 1.0), (f64::NAN, f64::NAN)] {
         let outcome = near(got, expected, 1e30);
         assert_eq!(outcome.mismatches.len(), 1, "{got} and {expected}");
         assert_eq!(outcome.mismatches[0].ulps, None);
@@ -107,10 +95,7 @@ fn the_smallest_case_that_fails_is_found() {
 
 #[test]
 fn of_two_structs_the_fields_that_differ_are_shown() {
-    let state = |skipped| GroupState {
-        skipped,
-        ..GroupState::default()
-    };
+    let state = |skipped| GroupState { skipped, ..GroupState::default() };
     let mut outcome = Outcome::default();
     outcome.same(Path::Device, || "a state".to_owned(), state(1), state(1));
     assert!(outcome.mismatches.is_empty());

@@ -9,12 +9,7 @@ use super::scenario::{Scenario, with_lengths};
 const STEPS: usize = 8;
 
 pub fn cases(_: &Subject) -> Vec<Box<dyn Case>> {
-    let rules = [
-        Rule::sgd(),
-        Rule::sgdm(0.9),
-        Rule::sign_sgd(),
-        Rule::adamw(),
-    ];
+    let rules = [Rule::sgd(), Rule::sgdm(0.9), Rule::sign_sgd(), Rule::adamw()];
     rules
         .into_iter()
         .map(|rule| {

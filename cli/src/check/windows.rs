@@ -40,11 +40,7 @@ pub fn cases(_: &Subject) -> Vec<Box<dyn Case>> {
             .boxed(),
         );
         cases.push(
-            Scenario {
-                layout: Layout::Packed { start: 1, gap: 3 },
-                ..scenario("many small tensors", &small)
-            }
-            .boxed(),
+            Scenario { layout: Layout::Packed { start: 1, gap: 3 }, ..scenario("many small tensors", &small) }.boxed(),
         );
     }
     cases

@@ -7,11 +7,8 @@ use super::{DataError, File, Table, check_size, feature};
 /// Reads a CSV file.
 pub fn parse(file: &File) -> Result<Table, DataError> {
     let text = file.text()?;
-    let mut reader = ReaderBuilder::new()
-        .has_headers(false)
-        .flexible(true)
-        .trim(Trim::All)
-        .from_reader(text.as_bytes());
+    let mut reader =
+        ReaderBuilder::new().has_headers(false).flexible(true).trim(Trim::All).from_reader(text.as_bytes());
     let mut table = Table::default();
     let mut columns = None;
     let mut record = StringRecord::new();
@@ -20,10 +17,9 @@ pub fn parse(file: &File) -> Result<Table, DataError> {
             Ok(false) => return Ok(table),
             Ok(true) => {}
             Err(error) => {
-                return Err(file.malformed(
-                    "CSV".to_owned(),
-                    format!("{error}: give comma-separated values, one row per line"),
-                ));
+                return Err(
+                    file.malformed("CSV".to_owned(), format!("{error}: give comma-separated values, one row per line"))
+                );
             }
         }
         let line = record.position().map_or(0, csv::Position::line);

@@ -23,21 +23,11 @@ fn contents<'a>(file: &'a File) -> Result<(Vec<usize>, &'a [u8]), DataError> {
     let Some((sizes, data)) = bytes[4..].split_at_checked(4 * dimensions) else {
         return header("it ends within the dimensions");
     };
-    let sizes: Vec<usize> = sizes
-        .chunks_exact(4)
-        .map(|size| {
-            size.iter()
-                .fold(0, |value, &byte| value << 8 | usize::from(byte))
-        })
-        .collect();
-    let expected = sizes
-        .iter()
-        .try_fold(1usize, |product, &size| product.checked_mul(size));
+    let sizes: Vec<usize> =
+        sizes.chunks_exact(4).map(|size| size.iter().fold(0, |value, &byte| value << 8 | usize::from(byte))).collect();
+    let expected = sizes.iter().try_fold(1usize, |product, &size| product.checked_mul(size));
     if expected != Some(data.len()) {
-        return header(&format!(
-            "dimensions {sizes:?} do not fit the {} bytes that follow",
-            data.len()
-        ));
+        return header(&format!("dimensions {sizes:?} do not fit the {} bytes that follow", data.len()));
     }
     Ok((sizes, data))
 }
@@ -50,19 +40,14 @@ pub fn parse(images: &File, labels: &File) -> Result<Table, DataError> {
     if label_sizes != [rows] {
         return Err(DataError::Unusable {
             file: labels.name.clone(),
-            problem: format!(
-                "dimensions {label_sizes:?} for {rows} images: give one label per image"
-            ),
+            problem: format!("dimensions {label_sizes:?} for {rows} images: give one label per image"),
         });
     }
     let features = sizes[1..].iter().product();
     check_size(images, rows, features)?;
     Ok(Table {
         features,
-        x: pixels
-            .iter()
-            .map(|&pixel| f32::from(pixel) / 255.0)
-            .collect(),
+        x: pixels.iter().map(|&pixel| f32::from(pixel) / 255.0).collect(),
         labels: classes.iter().map(|class| class.to_string()).collect(),
     })
 }

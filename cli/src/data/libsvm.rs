@@ -67,9 +67,5 @@ pub fn parse(file: &File) -> Result<Table, DataError> {
     for (row, index, value) in sparse {
         x[row * features + index - base] = value;
     }
-    Ok(Table {
-        features,
-        x,
-        labels,
-    })
+    Ok(Table { features, x, labels })
 }

@@ -130,9 +130,7 @@ mod tests {
     /// Rows of both parts, before and after which nothing is known of the order.
     fn all(dataset: &Dataset) -> Vec<(&[f32], u32)> {
         let parts = [&dataset.test, &dataset.train].into_iter();
-        parts
-            .flat_map(|part| part.x.chunks(dataset.features).zip(part.y.iter().copied()))
-            .collect()
+        parts.flat_map(|part| part.x.chunks(dataset.features).zip(part.y.iter().copied())).collect()
     }
 
     #[test]
@@ -159,9 +157,8 @@ mod tests {
             }
             for column in 0..features {
                 let values = set.train.x[column..].iter().step_by(features);
-                let (sum, squares) = values.fold((0.0, 0.0), |(sum, squares), &x| {
-                    (sum + f64::from(x), squares + f64::from(x).powi(2))
-                });
+                let (sum, squares) =
+                    values.fold((0.0, 0.0), |(sum, squares), &x| (sum + f64::from(x), squares + f64::from(x).powi(2)));
                 let rows = set.train.rows() as f64;
                 assert!((sum / rows).abs() < 1e-5 && (squares / rows - 1.0).abs() < 1e-4);
             }
@@ -196,10 +193,7 @@ mod tests {
         let rows = all(&board);
         let edges = |column: usize| {
             let values = || rows.iter().map(|(x, _)| x[column]);
-            (
-                values().fold(f32::INFINITY, f32::min),
-                values().fold(f32::NEG_INFINITY, f32::max),
-            )
+            (values().fold(f32::INFINITY, f32::min), values().fold(f32::NEG_INFINITY, f32::max))
         };
         let field = |x: f32, (low, high): (f32, f32)| ((x - low) / (high - low) * 4.0).min(3.99);
         let mut told = 0;

@@ -5,10 +5,7 @@ use proptest::prelude::*;
 use super::*;
 
 fn file(text: &str) -> File<'_> {
-    File {
-        name: "test".to_owned(),
-        bytes: Cow::Borrowed(text.as_bytes()),
-    }
+    File { name: "test".to_owned(), bytes: Cow::Borrowed(text.as_bytes()) }
 }
 
 fn gz(bytes: &[u8]) -> Vec<u8> {
@@ -26,9 +23,7 @@ fn load_bytes(name: &str, bytes: &[u8]) -> Result<Dataset, DataError> {
 }
 
 fn error(name: &str, bytes: &[u8]) -> String {
-    let message = load_bytes(name, bytes)
-        .expect_err("this must be refused")
-        .to_string();
+    let message = load_bytes(name, bytes).expect_err("this must be refused").to_string();
     assert!(!message.contains('\n'), "one line: {message}");
     message
 }
@@ -43,10 +38,7 @@ fn built_in_sets_are_as_their_readme_says() {
     assert!(digits.train.x.contains(&1.0));
     let mushrooms = load("mushrooms").expect("mushrooms");
     assert_eq!((mushrooms.features, mushrooms.classes), (126, 2));
-    assert_eq!(
-        (mushrooms.train.rows(), mushrooms.test.rows()),
-        (6513, 1611)
-    );
+    assert_eq!((mushrooms.train.rows(), mushrooms.test.rows()), (6513, 1611));
     // 22 attributes, each one-hot.
     assert_eq!(mushrooms.train.x[..126].iter().sum::<f32>(), 22.0);
 }
@@ -61,10 +53,7 @@ fn csv_with_a_header_and_words_as_labels_is_standardised() {
     let text = "a,b,kind\n1,5,cat\n3,5,dog\n1,5,cat\n3,5,dog\n1,5,cat\n3,5,dog\n";
     for bytes in [text.as_bytes().to_vec(), gz(text.as_bytes())] {
         let set = load_bytes("pets.csv", &bytes).expect("loads");
-        assert_eq!(
-            (set.name.as_str(), set.features, set.classes),
-            ("pets.csv", 2, 2).into_name()
-        );
+        assert_eq!((set.name.as_str(), set.features, set.classes), ("pets.csv", 2, 2).into_name());
         let all: Vec<f32> = set.train.x.iter().chain(&set.test.x).copied().collect();
         // Column b is constant; cats have the smaller a.
         for (row, class) in all.chunks(2).zip(set.train.y.iter().chain(&set.test.y)) {
@@ -118,10 +107,7 @@ fn csv_errors_name_the_place() {
 #[test]
 fn libsvm_takes_indices_from_0_and_from_1() {
     assert!(libsvm::is_libsvm(b"1\n0 1:1 2:2\n"));
-    for (text, features) in [
-        ("1 1:2 3:4\n-1 2:1 # x\n\n1 1:1", 3),
-        ("1 0:2 2:4\n-1 1:1\n1 0:1", 3),
-    ] {
+    for (text, features) in [("1 1:2 3:4\n-1 2:1 # x\n\n1 1:1", 3), ("1 0:2 2:4\n-1 1:1\n1 0:1", 3)] {
         assert!(libsvm::is_libsvm(text.as_bytes()));
         let table = libsvm::parse(&file(text)).expect("parses");
         assert_eq!(table.features, features);
@@ -149,20 +135,10 @@ fn a_libsvm_test_file_beside_the_training_file_is_used() {
     let set = load(path("a.train").to_str().expect("UTF-8")).expect("loads");
     assert_eq!(set.features, 4);
     assert_eq!(set.train.x, [1.0, 0.0, 0.0, 0.0, 2.0, 0.0, 0.0, 0.0]);
-    assert_eq!(
-        set.test,
-        Split {
-            x: vec![0.0, 0.0, 0.0, 1.0],
-            y: vec![1]
-        }
-    );
+    assert_eq!(set.test, Split { x: vec![0.0, 0.0, 0.0, 1.0], y: vec![1] });
     std::fs::write(path("a.test.gz"), gz(b"7 4:1\n")).expect("writes");
     let error = load(path("a.train").to_str().expect("UTF-8")).expect_err("refused");
-    assert!(
-        error
-            .to_string()
-            .contains("the label 7 of the test rows is out of range")
-    );
+    assert!(error.to_string().contains("the label 7 of the test rows is out of range"));
 }
 
 fn idx(dimensions: &[u32], data: &[u8]) -> Vec<u8> {
@@ -181,22 +157,9 @@ fn a_folder_of_idx_files_is_a_set() {
         std::fs::write(folder.path().join(name), bytes).expect("writes");
     };
     let load = || load(folder.path().to_str().expect("UTF-8"));
-    assert!(
-        load()
-            .expect_err("empty")
-            .to_string()
-            .contains("train-images-idx3-ubyte")
-    );
-    write(
-        "train-images-idx3-ubyte",
-        idx(&[3, 1, 2], &[0, 255, 51, 0, 1, 2]),
-    );
-    assert!(
-        load()
-            .expect_err("no labels")
-            .to_string()
-            .contains("labels is missing")
-    );
+    assert!(load().expect_err("empty").to_string().contains("train-images-idx3-ubyte"));
+    write("train-images-idx3-ubyte", idx(&[3, 1, 2], &[0, 255, 51, 0, 1, 2]));
+    assert!(load().expect_err("no labels").to_string().contains("labels is missing"));
     write("train-labels-idx1-ubyte.gz", gz(&idx(&[3], &[4, 9, 4])));
     assert_eq!(load().expect("holds out").train.rows(), 2);
     write("t10k-images-idx3-ubyte.gz", gz(&idx(&[1, 1, 2], &[255, 0])));
@@ -204,30 +167,11 @@ fn a_folder_of_idx_files_is_a_set() {
     let set = load().expect("loads");
     assert_eq!((set.features, set.classes), (2, 2));
     assert_eq!(set.train.x[..3], [0.0, 1.0, 0.2]);
-    assert_eq!(
-        set.test,
-        Split {
-            x: vec![1.0, 0.0],
-            y: vec![1]
-        }
-    );
+    assert_eq!(set.test, Split { x: vec![1.0, 0.0], y: vec![1] });
     write("train-labels-idx1-ubyte.gz", idx(&[2], &[4, 9]));
-    assert!(
-        load()
-            .expect_err("labels")
-            .to_string()
-            .contains("one label per image")
-    );
-    write(
-        "train-images-idx3-ubyte",
-        idx(&[u32::MAX, u32::MAX, u32::MAX], &[0]),
-    );
-    assert!(
-        load()
-            .expect_err("hostile")
-            .to_string()
-            .contains("do not fit")
-    );
+    assert!(load().expect_err("labels").to_string().contains("one label per image"));
+    write("train-images-idx3-ubyte", idx(&[u32::MAX, u32::MAX, u32::MAX], &[0]));
+    assert!(load().expect_err("hostile").to_string().contains("do not fit"));
 }
 
 #[test]

@@ -45,10 +45,7 @@ impl CpuModel {
         CpuModel {
             model: *model,
             input: Array2::zeros((batch, model.features)),
-            outputs: layers
-                .iter()
-                .map(|layer| Array2::zeros((batch, layer.weights.cols)))
-                .collect(),
+            outputs: layers.iter().map(|layer| Array2::zeros((batch, layer.weights.cols))).collect(),
             labels: vec![0; batch],
             layers,
         }
@@ -66,9 +63,7 @@ impl CpuModel {
         let features = self.model.features;
         for (at, &row) in rows.iter().enumerate() {
             let row = row as usize;
-            self.input
-                .row_mut(at)
-                .assign(&ArrayView1::from(&x[row * features..][..features]));
+            self.input.row_mut(at).assign(&ArrayView1::from(&x[row * features..][..features]));
             self.labels[at] = y[row];
         }
         let count = rows.len();
@@ -88,13 +83,7 @@ impl CpuModel {
             };
             let mut output = head_mut(&mut after[0], count);
             output.assign(&matrix(parameters, &layer.bias));
-            general_mat_mul(
-                1.0,
-                &input,
-                &matrix(parameters, &layer.weights),
-                1.0,
-                &mut output,
-            );
+            general_mat_mul(1.0, &input, &matrix(parameters, &layer.weights), 1.0, &mut output);
             if index < last {
                 // Not f32::max: a NaN must flow on.
                 output.mapv_inplace(|x| if x < 0.0 { 0.0 } else { x });
@@ -123,9 +112,7 @@ impl CpuModel {
             let layer = self.layers[index];
             let (before, after) = self.outputs.split_at_mut(index);
             let output_gradient = head(&after[0], count);
-            matrix_mut(gradients, &layer.bias)
-                .row_mut(0)
-                .assign(&output_gradient.sum_axis(Axis(0)));
+            matrix_mut(gradients, &layer.bias).row_mut(0).assign(&output_gradient.sum_axis(Axis(0)));
             let mut weight_gradient = matrix_mut(gradients, &layer.weights);
             let Some(hidden) = before.last_mut() else {
                 let input = head(&self.input, count);
@@ -133,17 +120,9 @@ impl CpuModel {
                 continue;
             };
             let mut hidden = head_mut(hidden, count);
-            general_mat_mul(
-                1.0,
-                &hidden.t(),
-                &output_gradient,
-                0.0,
-                &mut weight_gradient,
-            );
+            general_mat_mul(1.0, &hidden.t(), &output_gradient, 0.0, &mut weight_gradient);
             let hidden_gradient = output_gradient.dot(&matrix(parameters, &layer.weights).t());
-            hidden.zip_mut_with(&hidden_gradient, |h, &g| {
-                *h = if *h == 0.0 { 0.0 } else { g }
-            });
+            hidden.zip_mut_with(&hidden_gradient, |h, &g| *h = if *h == 0.0 { 0.0 } else { g });
         }
     }
 
@@ -152,12 +131,8 @@ impl CpuModel {
         let features = self.model.features;
         let mut evaluator = CpuModel::new(&self.model, EVALUATION_ROWS.min(y.len()));
         let (mut loss, mut correct, mut nonfinite_rows) = (0.0, 0usize, 0usize);
-        for (x, y) in x
-            .chunks(EVALUATION_ROWS * features)
-            .zip(y.chunks(EVALUATION_ROWS))
-        {
-            let rows =
-                ArrayView2::from_shape((y.len(), features), x).expect("a chunk holds whole rows");
+        for (x, y) in x.chunks(EVALUATION_ROWS * features).zip(y.chunks(EVALUATION_ROWS)) {
+            let rows = ArrayView2::from_shape((y.len(), features), x).expect("a chunk holds whole rows");
             head_mut(&mut evaluator.input, y.len()).assign(&rows);
             evaluator.forward(parameters, y.len());
             let Some(outputs) = evaluator.outputs.last_mut() else {
@@ -169,11 +144,7 @@ impl CpuModel {
                 loss += f64::from(row_loss(self.model.kind, row, label as usize));
             }
         }
-        Evaluation {
-            loss: loss / y.len() as f64,
-            accuracy: correct as f64 / y.len() as f64,
-            nonfinite_rows,
-        }
+        Evaluation { loss: loss / y.len() as f64, accuracy: correct as f64 / y.len() as f64, nonfinite_rows }
     }
 }
 

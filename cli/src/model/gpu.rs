@@ -75,22 +75,18 @@ impl SplitOnDevice {
 
     /// Goes to a batch of this order, counted from 0.
     fn begin(&self, gpu: &Gpu, order: &[u32], batch: usize) {
-        gpu.queue()
-            .write_buffer(&self.order, 0, bytemuck::cast_slice(order));
+        gpu.queue().write_buffer(&self.order, 0, bytemuck::cast_slice(order));
         self.go_to(gpu, batch);
     }
 
     fn go_to(&self, gpu: &Gpu, batch: usize) {
         let cursor = [batch as u32, self.batch as u32, self.rows as u32];
-        gpu.queue()
-            .write_buffer(&self.cursor, 0, bytemuck::cast_slice(&cursor));
+        gpu.queue().write_buffer(&self.cursor, 0, bytemuck::cast_slice(&cursor));
     }
 
     /// Mean loss, right rows and rows that are not finite of every batch of the order; of those that have not come yet, what an earlier order left.
     fn read_results(&self, gpu: &Gpu) -> Result<Vec<[f32; RESULT_WORDS]>, ModelError> {
-        let mut results = pollster::block_on(
-            gpu.read_buffer::<[f32; RESULT_WORDS]>("batch results", &self.results),
-        )?;
+        let mut results = pollster::block_on(gpu.read_buffer::<[f32; RESULT_WORDS]>("batch results", &self.results))?;
         results.truncate(self.batches());
         Ok(results)
     }
@@ -101,12 +97,7 @@ impl GpuModel {
     ///
     /// # Errors
     /// [`ModelError`] where the data or the model does not fit the device.
-    pub fn new(
-        gpu: &Gpu,
-        model: &Model,
-        dataset: &Dataset,
-        batch: usize,
-    ) -> Result<Self, ModelError> {
+    pub fn new(gpu: &Gpu, model: &Model, dataset: &Dataset, batch: usize) -> Result<Self, ModelError> {
         check_loops(model, batch)?;
         let limits = gpu.device().limits();
         let build = Build {
@@ -116,9 +107,7 @@ impl GpuModel {
                 wgpu::DeviceType::Cpu => 8,
                 _ => 64,
             },
-            largest: limits
-                .max_storage_buffer_binding_size
-                .min(limits.max_buffer_size),
+            largest: limits.max_storage_buffer_binding_size.min(limits.max_buffer_size),
             grid: u64::from(limits.max_compute_workgroups_per_dimension),
         };
         let evaluated = |split: &Split| split.rows().clamp(1, EVALUATION_ROWS);
@@ -138,10 +127,7 @@ impl GpuModel {
         };
         let test_evaluation = build.split(&dataset.test, test_rows)?;
         let scratch = Scratch {
-            input: build.buffer(
-                "a batch of rows",
-                most_rows * model.features.next_multiple_of(4),
-            )?,
+            input: build.buffer("a batch of rows", most_rows * model.features.next_multiple_of(4))?,
             labels: build.buffer("a batch of labels", most_rows)?,
             outputs: model
                 .layers()
@@ -191,9 +177,7 @@ impl GpuModel {
 
     /// Sets the parameters.
     pub fn write_parameters(&self, values: &[f32]) {
-        self.gpu
-            .queue()
-            .write_buffer(&self.parameters, 0, bytemuck::cast_slice(values));
+        self.gpu.queue().write_buffer(&self.parameters, 0, bytemuck::cast_slice(values));
     }
 
     /// Starts a pass over the training rows in this order, from some batch on.
@@ -227,10 +211,7 @@ impl GpuModel {
             Part::Test => (&self.test_evaluation, &self.test_evaluation_passes),
         };
         split.go_to(&self.gpu, 0);
-        let mut encoder = self
-            .gpu
-            .device()
-            .create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
+        let mut encoder = self.gpu.device().create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
         {
             let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor::default());
             for _ in 0..split.batches() {
@@ -241,9 +222,7 @@ impl GpuModel {
         }
         self.gpu.queue().submit([encoder.finish()]);
         let (mut loss, mut correct, mut nonfinite_rows) = (0.0, 0.0, 0.0);
-        for (batch, [mean, right, nonfinite, _]) in
-            split.read_results(&self.gpu)?.into_iter().enumerate()
-        {
+        for (batch, [mean, right, nonfinite, _]) in split.read_results(&self.gpu)?.into_iter().enumerate() {
             let rows = split.batch.min(split.rows - batch * split.batch);
             loss += f64::from(mean) * rows as f64;
             correct += f64::from(right);
@@ -268,10 +247,7 @@ fn check_loops(model: &Model, batch: usize) -> Result<(), ModelError> {
         (batch, batch),
     ];
     match loops.into_iter().find(|&(_, trips)| trips > MOST_TRIPS) {
-        Some((terms, trips)) => Err(ModelError::TooLong {
-            terms,
-            most: MOST_TRIPS * terms / trips,
-        }),
+        Some((terms, trips)) => Err(ModelError::TooLong { terms, most: MOST_TRIPS * terms / trips }),
         None => Ok(()),
     }
 }
@@ -310,9 +286,7 @@ impl Build<'_> {
         Ok(self.gpu.device().create_buffer(&wgpu::BufferDescriptor {
             label: Some(what),
             size: bytes,
-            usage: wgpu::BufferUsages::STORAGE
-                | wgpu::BufferUsages::COPY_SRC
-                | wgpu::BufferUsages::COPY_DST,
+            usage: wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_SRC | wgpu::BufferUsages::COPY_DST,
             mapped_at_creation: false,
         }))
     }
@@ -320,9 +294,7 @@ impl Build<'_> {
     fn order(&self, rows: usize) -> Result<wgpu::Buffer, ModelError> {
         let buffer = self.buffer("the order of the rows", rows)?;
         let identity: Vec<u32> = (0..rows as u32).collect();
-        self.gpu
-            .queue()
-            .write_buffer(&buffer, 0, bytemuck::cast_slice(&identity));
+        self.gpu.queue().write_buffer(&buffer, 0, bytemuck::cast_slice(&identity));
         Ok(buffer)
     }
 
@@ -337,9 +309,7 @@ impl Build<'_> {
             rows,
             batch,
         };
-        self.gpu
-            .queue()
-            .write_buffer(&on_device.y, 0, bytemuck::cast_slice(&split.y));
+        self.gpu.queue().write_buffer(&on_device.y, 0, bytemuck::cast_slice(&split.y));
         Ok(on_device)
     }
 
@@ -364,10 +334,7 @@ impl Build<'_> {
                 }
                 queue.write_buffer(&buffer, 0, bytemuck::cast_slice(&with_padding));
             }
-            chunks.push(Chunk {
-                rows,
-                values: buffer,
-            });
+            chunks.push(Chunk { rows, values: buffer });
         }
         Ok(chunks)
     }
@@ -382,11 +349,7 @@ impl Build<'_> {
         workgroups: [u64; 2],
     ) -> Result<Pass, ModelError> {
         if let Some(&value) = workgroups.iter().find(|&&count| count > self.grid) {
-            return Err(ModelError::Grid {
-                what: stem,
-                value,
-                limit: self.grid,
-            });
+            return Err(ModelError::Grid { what: stem, value, limit: self.grid });
         }
         let device = self.gpu.device();
         let module = device.create_shader_module(wgpu::ShaderModuleDescriptor {
@@ -398,10 +361,7 @@ impl Build<'_> {
             layout: None,
             module: &module,
             entry_point: Some(stem),
-            compilation_options: wgpu::PipelineCompilationOptions {
-                constants,
-                ..Default::default()
-            },
+            compilation_options: wgpu::PipelineCompilationOptions { constants, ..Default::default() },
             cache: None,
         });
         let entries: Vec<_> = buffers
@@ -417,11 +377,7 @@ impl Build<'_> {
             layout: &pipeline.get_bind_group_layout(0),
             entries: &entries,
         });
-        Ok(Pass {
-            pipeline,
-            bind_group,
-            workgroups: workgroups.map(|count| count as u32),
-        })
+        Ok(Pass { pipeline, bind_group, workgroups: workgroups.map(|count| count as u32) })
     }
 
     fn groups(&self, invocations: usize) -> u64 {
@@ -464,14 +420,7 @@ impl Build<'_> {
                     ("CHUNK_START", chunk.rows.start as f64),
                     ("CHUNK_END", chunk.rows.end as f64),
                 ],
-                &[
-                    &split.cursor,
-                    &split.order,
-                    &chunk.values,
-                    &split.y,
-                    &scratch.input,
-                    &scratch.labels,
-                ],
+                &[&split.cursor, &split.order, &chunk.values, &split.y, &scratch.input, &scratch.labels],
                 [self.groups(features.div_ceil(16)), split.batch as u64],
             )?);
         }
@@ -490,13 +439,7 @@ impl Build<'_> {
                     ("BIAS", layer.bias.offset as f64),
                     ("RELU", f64::from(u8::from(relu))),
                 ],
-                &[
-                    &split.cursor,
-                    scratch.layer_input(index),
-                    parameters,
-                    parameters,
-                    &scratch.outputs[index],
-                ],
+                &[&split.cursor, scratch.layer_input(index), parameters, parameters, &scratch.outputs[index]],
                 self.tiles(split.batch.div_ceil(8) * layer.weights.cols.div_ceil(4)),
             )?);
         }
@@ -504,17 +447,8 @@ impl Build<'_> {
         passes.push(self.pass(
             "loss",
             include_str!("../../shaders/train/loss.wgsl"),
-            &[
-                workgroup,
-                ("CLASSES", self.model.classes as f64),
-                ("SQUARED_HINGE", f64::from(u8::from(hinge))),
-            ],
-            &[
-                &split.cursor,
-                &scratch.labels,
-                &scratch.outputs[layers.len() - 1],
-                &scratch.row_results,
-            ],
+            &[workgroup, ("CLASSES", self.model.classes as f64), ("SQUARED_HINGE", f64::from(u8::from(hinge)))],
+            &[&split.cursor, &scratch.labels, &scratch.outputs[layers.len() - 1], &scratch.row_results],
             [self.groups(split.batch), 1],
         )?);
         Ok(passes)

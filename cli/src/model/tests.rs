@@ -10,9 +10,7 @@ fn values(count: usize, seed: u64) -> Vec<f32> {
     let mut state = seed;
     (0..count)
         .map(|_| {
-            state = state
-                .wrapping_mul(6364136223846793005)
-                .wrapping_add(1442695040888963407);
+            state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
             (state >> 40) as f32 / 8_388_608.0 - 1.0
         })
         .collect()
@@ -35,9 +33,7 @@ fn shapes() -> Vec<Model> {
 fn split(model: &Model, rows: usize, seed: u64) -> Split {
     Split {
         x: values(rows * model.features, seed),
-        y: (0..rows)
-            .map(|row| ((row * 7 + seed as usize) % model.classes) as u32)
-            .collect(),
+        y: (0..rows).map(|row| ((row * 7 + seed as usize) % model.classes) as u32).collect(),
     }
 }
 
@@ -50,9 +46,7 @@ fn loss(model: &Model, parameters: &[f64], split: &Split, rows: &[u32]) -> f64 {
                     + input
                         .iter()
                         .enumerate()
-                        .map(|(k, x)| {
-                            x * parameters[layer.weights.offset + k * layer.weights.cols + j]
-                        })
+                        .map(|(k, x)| x * parameters[layer.weights.offset + k * layer.weights.cols + j])
                         .sum::<f64>()
             })
             .collect()
@@ -61,15 +55,10 @@ fn loss(model: &Model, parameters: &[f64], split: &Split, rows: &[u32]) -> f64 {
     let mut total = 0.0;
     for &row in rows {
         let row = row as usize;
-        let mut input: Vec<f64> = split.x[row * model.features..][..model.features]
-            .iter()
-            .map(|&x| f64::from(x))
-            .collect();
+        let mut input: Vec<f64> =
+            split.x[row * model.features..][..model.features].iter().map(|&x| f64::from(x)).collect();
         for layer in &layers[..layers.len() - 1] {
-            input = dense(layer, &input)
-                .into_iter()
-                .map(|x| x.max(0.0))
-                .collect();
+            input = dense(layer, &input).into_iter().map(|x| x.max(0.0)).collect();
         }
         let outputs = dense(&layers[layers.len() - 1], &input);
         let label = split.y[row] as usize;
@@ -95,19 +84,10 @@ fn gradients_are_those_of_the_loss() {
             parameters[tensor.range()].copy_from_slice(&values(tensor.range().len(), 11));
         }
         let mut gradients = vec![0f32; parameters.len()];
-        let got = CpuModel::new(&model, 5).loss_and_gradients(
-            &parameters,
-            &data.x,
-            &data.y,
-            &rows,
-            &mut gradients,
-        );
+        let got = CpuModel::new(&model, 5).loss_and_gradients(&parameters, &data.x, &data.y, &rows, &mut gradients);
         let exact: Vec<f64> = parameters.iter().map(|&p| f64::from(p)).collect();
         let expected = loss(&model, &exact, &data, &rows);
-        assert!(
-            (f64::from(got) - expected).abs() <= 1e-5 * expected,
-            "{model}"
-        );
+        assert!((f64::from(got) - expected).abs() <= 1e-5 * expected, "{model}");
         let mut largest: f64 = 0.0;
         for index in 0..parameters.len() {
             let at = |shift: f64| {
@@ -132,10 +112,7 @@ fn gradients_are_those_of_the_loss() {
 fn devices() -> Vec<Gpu> {
     let adapters = pollster::block_on(Gpu::adapters(None));
     assert!(!adapters.is_empty(), "no adapter to test");
-    adapters
-        .iter()
-        .map(|adapter| pollster::block_on(Gpu::open(adapter)).expect("opens"))
-        .collect()
+    adapters.iter().map(|adapter| pollster::block_on(Gpu::open(adapter)).expect("opens")).collect()
 }
 
 /// The gradients of the next batch.
@@ -181,13 +158,7 @@ fn compare(gpu: &Gpu, model: &Model, batch: usize) {
     let mut expected = vec![0f32; parameters.len()];
     let mut losses = Vec::new();
     for rows in order.chunks(batch) {
-        losses.push(host.loss_and_gradients(
-            &parameters,
-            &dataset.train.x,
-            &dataset.train.y,
-            rows,
-            &mut expected,
-        ));
+        losses.push(host.loss_and_gradients(&parameters, &dataset.train.x, &dataset.train.y, rows, &mut expected));
         let got = run_batch(gpu, &device);
         for (index, (got, expected)) in got.iter().zip(&expected).enumerate() {
             // Sums of up to 64 products of order 1, in another order.
@@ -198,12 +169,7 @@ fn compare(gpu: &Gpu, model: &Model, batch: usize) {
             );
         }
     }
-    for (got, expected) in device
-        .read_losses(0..losses.len())
-        .expect("reads")
-        .iter()
-        .zip(&losses)
-    {
+    for (got, expected) in device.read_losses(0..losses.len()).expect("reads").iter().zip(&losses) {
         assert!((got - expected).abs() <= 1e-5 * expected.abs().max(1.0));
     }
     for (part, data) in [(Part::Train, &dataset.train), (Part::Test, &dataset.test)] {
@@ -223,17 +189,9 @@ fn no_answer_is_a_wrong_answer() {
         let model = Model::new(kind, 2, 3, 0);
         let rows = 30;
         let y: Vec<u32> = (0..rows).map(|row| row % 3).collect();
-        let split = Split {
-            x: vec![1.0; 2 * rows as usize],
-            y,
-        };
-        let dataset = Dataset {
-            name: "test".to_owned(),
-            features: 2,
-            classes: 3,
-            train: split.clone(),
-            test: split.clone(),
-        };
+        let split = Split { x: vec![1.0; 2 * rows as usize], y };
+        let dataset =
+            Dataset { name: "test".to_owned(), features: 2, classes: 3, train: split.clone(), test: split.clone() };
         let bias = model.tensors()[1].range();
         let with = |values: [f32; 3]| {
             let mut parameters = vec![0f32; model.padded_len()];
@@ -260,11 +218,7 @@ fn no_answer_is_a_wrong_answer() {
                 device.evaluate(Part::Test).expect("evaluates")
             });
             for got in std::iter::once(host).chain(on_devices) {
-                assert_eq!(
-                    got.accuracy,
-                    right as f64 / rows as f64,
-                    "{kind:?} {biases:?}"
-                );
+                assert_eq!(got.accuracy, right as f64 / rows as f64, "{kind:?} {biases:?}");
                 assert_eq!(got.nonfinite_rows, nonfinite_rows, "{kind:?} {biases:?}");
                 // What is infinitely far below costs nothing.
                 let is_costly = nonfinite_rows > 0 && biases[1] != f32::NEG_INFINITY;
@@ -297,11 +251,7 @@ fn no_feature_is_lost_in_wide_rows() {
         let device = GpuModel::new(&gpu, &model, &dataset, 4).expect("fits");
         device.write_parameters(&parameters);
         let got = device.evaluate(Part::Test).expect("evaluates");
-        assert!(
-            (got.loss - expected.loss).abs() <= 1e-5,
-            "{}: {got:?} against {expected:?}",
-            gpu.describe()
-        );
+        assert!((got.loss - expected.loss).abs() <= 1e-5, "{}: {got:?} against {expected:?}", gpu.describe());
     }
 }
 
@@ -334,10 +284,8 @@ fn what_is_not_finite_flows_through() {
             test: split(&model, 9, 6),
         };
         let rows: Vec<u32> = (0..9).collect();
-        let on_devices: Vec<GpuModel> = gpus
-            .iter()
-            .map(|gpu| GpuModel::new(gpu, &model, &dataset, 9).expect("fits"))
-            .collect();
+        let on_devices: Vec<GpuModel> =
+            gpus.iter().map(|gpu| GpuModel::new(gpu, &model, &dataset, 9).expect("fits")).collect();
         for tensor in model.tensors() {
             for value in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
                 let mut parameters = vec![0f32; model.padded_len()];

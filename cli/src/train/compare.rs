@@ -19,10 +19,7 @@ use self::summary::overall;
 use super::engine::OptimizerSettings;
 use super::report::Run;
 use super::verdict::Verdict;
-use super::{
-    Args, AverageName, Look, RegimeName, RuleName, ScheduleName, Watch, name_of, progress_bar,
-    train,
-};
+use super::{Args, AverageName, Look, RegimeName, RuleName, ScheduleName, Watch, name_of, progress_bar, train};
 use crate::CliError;
 use crate::data::{self, Dataset};
 use crate::model::Model;
@@ -54,13 +51,7 @@ pub struct CompareArgs {
     )]
     rules: Vec<RuleName>,
     /// Regimes to compare [default: all but fixed]
-    #[arg(
-        long,
-        help_heading = "Compare",
-        value_enum,
-        value_delimiter = ',',
-        requires = "compare"
-    )]
+    #[arg(long, help_heading = "Compare", value_enum, value_delimiter = ',', requires = "compare")]
     regimes: Option<Vec<RegimeName>>,
     /// Schedules to compare: for each a row with the best of the fixed rates under it, and one for every regime under it
     #[arg(
@@ -73,13 +64,7 @@ pub struct CompareArgs {
     )]
     schedules: Vec<ScheduleName>,
     /// Seeds to take means over
-    #[arg(
-        long,
-        help_heading = "Compare",
-        value_delimiter = ',',
-        default_value = "0,1,2",
-        requires = "compare"
-    )]
+    #[arg(long, help_heading = "Compare", value_delimiter = ',', default_value = "0,1,2", requires = "compare")]
     seeds: Vec<u64>,
     /// Batches and epochs, a table for each, such as 64x10,128x3 [default: --batch and --epochs, which are 64 and 10, or 64 and 40 for the
     /// sets that are made]
@@ -127,12 +112,7 @@ pub struct CompareArgs {
     )]
     gradient_scales: Option<Vec<f32>>,
     /// Print Markdown rows, as in docs/results.md, instead of tables
-    #[arg(
-        long,
-        help_heading = "Compare",
-        requires = "compare",
-        conflicts_with = "json"
-    )]
+    #[arg(long, help_heading = "Compare", requires = "compare", conflicts_with = "json")]
     markdown: bool,
 }
 
@@ -146,12 +126,7 @@ struct Setting {
 fn parse_setting(text: &str) -> Result<Setting, String> {
     let number = |text: &str| text.parse::<u32>().ok().filter(|&number| number > 0);
     text.split_once('x')
-        .and_then(|(batch, epochs)| {
-            Some(Setting {
-                batch: number(batch)?,
-                epochs: number(epochs)?,
-            })
-        })
+        .and_then(|(batch, epochs)| Some(Setting { batch: number(batch)?, epochs: number(epochs)? }))
         .ok_or_else(|| "give rows per step and epochs, both at least 1, such as 64x10".to_owned())
 }
 
@@ -161,9 +136,7 @@ fn default_rates(rule: RuleName) -> &'static [f32] {
         RuleName::Sgd => &[0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0],
         RuleName::Sgdm | RuleName::Nesterov => &[0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0],
         RuleName::AdamW => &[3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1],
-        RuleName::SignSgd | RuleName::Signum | RuleName::Lion => {
-            &[1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2]
-        }
+        RuleName::SignSgd | RuleName::Signum | RuleName::Lion => &[1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2],
     }
 }
 
@@ -173,10 +146,7 @@ const EXTENSIONS: usize = 3;
 /// The next half decade up or down: 0.1, 0.3, 1, …
 fn next_rate(rate: f32, up: bool) -> f32 {
     let text = format!("{rate:e}");
-    let exponent: i32 = text
-        .split_once('e')
-        .and_then(|(_, exponent)| exponent.parse().ok())
-        .unwrap_or(0);
+    let exponent: i32 = text.split_once('e').and_then(|(_, exponent)| exponent.parse().ok()).unwrap_or(0);
     let digit = match (text.starts_with('3'), up) {
         (false, true) => format!("3e{exponent}"),
         (false, false) => format!("3e{}", exponent - 1),
@@ -204,13 +174,7 @@ struct Variant {
 
 impl Variant {
     fn fixed(lr: f32, schedule: ScheduleName, gradient_scale: f32) -> Self {
-        Variant {
-            regime: RegimeName::Fixed,
-            lr: Some(lr),
-            schedule,
-            first_step: None,
-            gradient_scale,
-        }
+        Variant { regime: RegimeName::Fixed, lr: Some(lr), schedule, first_step: None, gradient_scale }
     }
 }
 
@@ -357,10 +321,7 @@ pub fn run(args: &Args) -> Result<(), CliError> {
     cells.extend(comparison.run_cases(tuned, &progress)?);
     progress.finish_and_clear();
     eprintln!("done in {:.1} s", started.elapsed().as_secs_f64());
-    let results = Results {
-        comparison: &comparison,
-        cells,
-    };
+    let results = Results { comparison: &comparison, cells };
     if let Some(report) = report {
         report.write(&results)?;
     }
@@ -374,23 +335,14 @@ pub fn run(args: &Args) -> Result<(), CliError> {
 }
 
 /// Refuses a list that is empty or has a value twice, which would count twice in every mean.
-fn check_list<T: PartialEq>(
-    option: &str,
-    values: &[T],
-    show: impl Fn(&T) -> String,
-) -> Result<(), CliError> {
+fn check_list<T: PartialEq>(option: &str, values: &[T], show: impl Fn(&T) -> String) -> Result<(), CliError> {
     for (index, value) in values.iter().enumerate() {
         if values[..index].contains(value) {
-            return Err(CliError::Usage(format!(
-                "--{option} has {} twice: leave one of them out",
-                show(value)
-            )));
+            return Err(CliError::Usage(format!("--{option} has {} twice: leave one of them out", show(value))));
         }
     }
     if values.is_empty() {
-        return Err(CliError::Usage(format!(
-            "--{option} is empty: give it at least one value"
-        )));
+        return Err(CliError::Usage(format!("--{option} is empty: give it at least one value")));
     }
     Ok(())
 }
@@ -406,14 +358,10 @@ impl<'a> Comparison<'a> {
         let gradient_scales = options.gradient_scales.clone().unwrap_or_else(|| vec![1.0]);
         check_list("rules", &options.rules, |&rule| name_of(rule))?;
         check_list("regimes", &regimes, |&regime| name_of(regime))?;
-        check_list("schedules", &options.schedules, |&schedule| {
-            name_of(schedule)
-        })?;
+        check_list("schedules", &options.schedules, |&schedule| name_of(schedule))?;
         check_list("seeds", &options.seeds, u64::to_string)?;
         if let Some(settings) = &options.settings {
-            check_list("settings", settings, |setting| {
-                format!("{}x{}", setting.batch, setting.epochs)
-            })?;
+            check_list("settings", settings, |setting| format!("{}x{}", setting.batch, setting.epochs))?;
         }
         check_list("gradient-scales", &gradient_scales, f32::to_string)?;
         for (option, list) in [("lrs", &options.lrs), ("first-steps", &options.first_steps)] {
@@ -423,13 +371,11 @@ impl<'a> Comparison<'a> {
         }
         if regimes.contains(&RegimeName::Fixed) {
             return Err(CliError::Usage(
-                "--regimes needs no fixed, the best fixed rate is in every table: choose its grid with --lrs".to_owned(),
+                "--regimes needs no fixed, the best fixed rate is in every table: choose its grid with --lrs"
+                    .to_owned(),
             ));
         }
-        if let Some(scale) = gradient_scales
-            .iter()
-            .find(|scale| !(scale.is_finite() && **scale > 0.0))
-        {
+        if let Some(scale) = gradient_scales.iter().find(|scale| !(scale.is_finite() && **scale > 0.0)) {
             return Err(CliError::Usage(format!(
                 "--gradient-scales has {scale}, but a factor must be finite and above 0"
             )));
@@ -461,12 +407,7 @@ impl<'a> Comparison<'a> {
             )));
         }
         check_list("data", &names, |name| format!("\"{name}\""))?;
-        let mut comparison = Comparison {
-            args,
-            subjects: Vec::new(),
-            variants,
-            gradient_scales,
-        };
+        let mut comparison = Comparison { args, subjects: Vec::new(), variants, gradient_scales };
         for &rule in &options.rules {
             for variant in comparison.first_variants(rule) {
                 comparison.optimizer(rule, variant, 1)?.check()?;
@@ -481,15 +422,11 @@ impl<'a> Comparison<'a> {
                 comparison.optimizer(rule, variant, 1)?.check()?;
             }
         }
-        let datasets = names
-            .iter()
-            .map(|name| data::load(name))
-            .collect::<Result<Vec<_>, _>>()?;
+        let datasets = names.iter().map(|name| data::load(name)).collect::<Result<Vec<_>, _>>()?;
         let target = args.target.find()?;
         if matches!(target, Target::Gpu(_)) && options.gradient_scales.is_some() {
             return Err(CliError::Usage(
-                "--gradient-scales works on the CPU path only: add --backend cpu, or leave it out"
-                    .to_owned(),
+                "--gradient-scales works on the CPU path only: add --backend cpu, or leave it out".to_owned(),
             ));
         }
         for (name, dataset) in names.into_iter().zip(datasets) {
@@ -554,21 +491,14 @@ impl<'a> Comparison<'a> {
         }
     }
 
-    fn optimizer(
-        &self,
-        rule: RuleName,
-        variant: Variant,
-        steps: u64,
-    ) -> Result<OptimizerSettings, CliError> {
+    fn optimizer(&self, rule: RuleName, variant: Variant, steps: u64) -> Result<OptimizerSettings, CliError> {
         let args = self.options_of(rule, variant);
         Ok(OptimizerSettings {
             rule: args.rule(),
             regime: variant.regime.regime(variant.lr, variant.first_step)?,
             schedule: variant.schedule.over(steps),
             // Neither of the two that there are depends on the epochs.
-            averaging: args
-                .averaged()
-                .map_or(Averaging::Off, |average| average.over(1, steps)),
+            averaging: args.averaged().map_or(Averaging::Off, |average| average.over(1, steps)),
             weight_decay: args.weight_decay(),
             clip_norm: args.clip_norm,
             telemetry: false,
@@ -577,10 +507,7 @@ impl<'a> Comparison<'a> {
     }
 
     fn other_scales(&self) -> impl Iterator<Item = f32> {
-        self.gradient_scales
-            .iter()
-            .copied()
-            .filter(|&scale| scale != 1.0)
+        self.gradient_scales.iter().copied().filter(|&scale| scale != 1.0)
     }
 
     /// One for each table and rule.
@@ -590,15 +517,12 @@ impl<'a> Comparison<'a> {
 
     /// Every table's data, setting and rule, in the order they are shown.
     fn combinations(&self) -> impl Iterator<Item = (usize, Setting, RuleName)> {
-        self.subjects
-            .iter()
-            .enumerate()
-            .flat_map(move |(data, subject)| {
-                subject.settings.iter().flat_map(move |&setting| {
-                    let rules = self.args.compare.rules.iter();
-                    rules.map(move |&rule| (data, setting, rule))
-                })
+        self.subjects.iter().enumerate().flat_map(move |(data, subject)| {
+            subject.settings.iter().flat_map(move |&setting| {
+                let rules = self.args.compare.rules.iter();
+                rules.map(move |&rule| (data, setting, rule))
             })
+        })
     }
 
     /// The schedules that fixed rates are run under: those of the references first.
@@ -643,12 +567,7 @@ impl<'a> Comparison<'a> {
     fn first_cases(&self) -> Vec<Case> {
         let mut cases = Vec::new();
         for (data, setting, rule) in self.combinations() {
-            cases.extend(self.first_variants(rule).map(|variant| Case {
-                data,
-                setting,
-                rule,
-                variant,
-            }));
+            cases.extend(self.first_variants(rule).map(|variant| Case { data, setting, rule, variant }));
         }
         cases
     }
@@ -656,8 +575,8 @@ impl<'a> Comparison<'a> {
     fn tuned_at_other_scales(&self, cells: &[Cell]) -> Vec<Case> {
         let mut cases = Vec::new();
         for (data, setting, rule) in self.combinations() {
-            let Some(lr) = best_fixed(cells, data, setting, rule, ScheduleName::Constant)
-                .and_then(|cell| cell.case.variant.lr)
+            let Some(lr) =
+                best_fixed(cells, data, setting, rule, ScheduleName::Constant).and_then(|cell| cell.case.variant.lr)
             else {
                 continue;
             };
@@ -680,12 +599,7 @@ impl<'a> Comparison<'a> {
     fn progress_bar(&self, first: &[Case]) -> ProgressBar {
         let scales = self.other_scales().count() as u64;
         let placeholder = Variant::fixed(1.0, ScheduleName::Constant, 1.0);
-        let later = self.combinations().map(|(data, setting, rule)| Case {
-            data,
-            setting,
-            rule,
-            variant: placeholder,
-        });
+        let later = self.combinations().map(|(data, setting, rule)| Case { data, setting, rule, variant: placeholder });
         let steps = first.iter().map(|case| self.steps(case)).sum::<u64>()
             + later.map(|case| scales * self.steps(&case)).sum::<u64>();
         let bar = progress_bar(steps * self.args.compare.seeds.len() as u64);
@@ -707,23 +621,13 @@ impl<'a> Comparison<'a> {
             &subject.target,
             &subject.model,
             None,
-            &mut Watch {
-                history: None,
-                saved_history: None,
-                progress,
-                trace: None,
-                saving: None,
-                lose_device: None,
-            },
+            &mut Watch { history: None, saved_history: None, progress, trace: None, saving: None, lose_device: None },
             match case.variant.regime {
                 RegimeName::Fixed => Look::Better,
                 _ => Look::Judged,
             },
         )?;
-        Ok(Run {
-            tuning: subject.tuning,
-            ..run
-        })
+        Ok(Run { tuning: subject.tuning, ..run })
     }
 
     /// Runs every case with every seed; the results come in the order of the cases, whichever run ends first.
@@ -802,24 +706,14 @@ fn in_parallel<T: Send>(
 }
 
 /// The best fixed rate of a table's column under a schedule: the best mean accuracy on the test rows, then the lowest loss, then the first.
-fn best_fixed(
-    cells: &[Cell],
-    data: usize,
-    setting: Setting,
-    rule: RuleName,
-    schedule: ScheduleName,
-) -> Option<&Cell> {
+fn best_fixed(cells: &[Cell], data: usize, setting: Setting, rule: RuleName, schedule: ScheduleName) -> Option<&Cell> {
     let loss = |cell: &Cell| {
         let loss = cell.loss();
-        if loss.is_finite() {
-            loss
-        } else {
-            f64::INFINITY
-        }
+        if loss.is_finite() { loss } else { f64::INFINITY }
     };
     grid(cells, data, setting, rule, schedule).reduce(|best, cell| {
-        let better = cell.accuracy() > best.accuracy()
-            || (cell.accuracy() == best.accuracy() && loss(cell) < loss(best));
+        let better =
+            cell.accuracy() > best.accuracy() || (cell.accuracy() == best.accuracy() && loss(cell) < loss(best));
         if better { cell } else { best }
     })
 }
@@ -841,8 +735,7 @@ fn end_of_grid(
 ) -> Option<(f32, End)> {
     let best = best_fixed(cells, data, setting, rule, schedule)?;
     let best = best.case.variant.lr?;
-    let rates =
-        || grid(cells, data, setting, rule, schedule).filter_map(|cell| cell.case.variant.lr);
+    let rates = || grid(cells, data, setting, rule, schedule).filter_map(|cell| cell.case.variant.lr);
     if !rates().any(|rate| rate > best) {
         Some((best, End::Upper))
     } else if !rates().any(|rate| rate < best) {
@@ -926,12 +819,7 @@ impl Results<'_> {
 
     /// By how many points a cell is above the best of the fixed rates that are judged by their last iterates, as a run without averages is.
     fn above_last(&self, cell: &Cell) -> Option<f64> {
-        let Case {
-            data,
-            setting,
-            rule,
-            ..
-        } = cell.case;
+        let Case { data, setting, rule, .. } = cell.case;
         let rates = grid(&self.cells, data, setting, rule, ScheduleName::Constant);
         let best = rates.map(Cell::last_accuracy).max_by(f64::total_cmp)?;
         Some(100.0 * (cell.accuracy() - best))
@@ -944,9 +832,7 @@ impl Results<'_> {
     /// The rows of every table: the best fixed rate, that under each schedule, then for each scale the best rate again and the regimes.
     fn rows(&self) -> Vec<Variant> {
         let schedules = self.comparison.fixed_schedules();
-        let mut rows: Vec<Variant> = schedules
-            .map(|schedule| Variant::fixed(f32::NAN, schedule, 1.0))
-            .collect();
+        let mut rows: Vec<Variant> = schedules.map(|schedule| Variant::fixed(f32::NAN, schedule, 1.0)).collect();
         for &scale in &self.comparison.gradient_scales {
             if scale != 1.0 {
                 rows.push(Variant::fixed(f32::NAN, ScheduleName::Constant, scale));
@@ -958,13 +844,7 @@ impl Results<'_> {
     }
 
     /// The cell of a row, and by how many points of accuracy it is above each reference, unscaled.
-    fn at(
-        &self,
-        data: usize,
-        setting: Setting,
-        rule: RuleName,
-        row: Variant,
-    ) -> Option<(&Cell, [f64; 2])> {
+    fn at(&self, data: usize, setting: Setting, rule: RuleName, row: Variant) -> Option<(&Cell, [f64; 2])> {
         let lr = match row.regime {
             RegimeName::Fixed => {
                 let best = best_fixed(&self.cells, data, setting, rule, row.schedule)?;
@@ -973,12 +853,7 @@ impl Results<'_> {
             _ => row.lr,
         };
         let variant = Variant { lr, ..row };
-        let cell = self.cell(&Case {
-            data,
-            setting,
-            rule,
-            variant,
-        })?;
+        let cell = self.cell(&Case { data, setting, rule, variant })?;
         let [Some(fixed), Some(cosine)] = self.references(data, setting, rule) else {
             return None;
         };
@@ -992,12 +867,7 @@ impl Results<'_> {
         let mut runs = Vec::new();
         let mut summaries = Vec::new();
         for cell in &self.cells {
-            let Case {
-                data,
-                setting,
-                rule,
-                variant,
-            } = cell.case;
+            let Case { data, setting, rule, variant } = cell.case;
             runs.extend(cell.runs.iter().map(|run| ComparedRun {
                 run,
                 lr: lr(cell),
@@ -1028,8 +898,7 @@ impl Results<'_> {
                 above_best_last: self.above_last(cell),
             });
         }
-        serde_json::json!({ "runs": runs, "summary": summaries, "overall": overall(self) })
-            .to_string()
+        serde_json::json!({ "runs": runs, "summary": summaries, "overall": overall(self) }).to_string()
     }
 
     /// What a table is about.
@@ -1053,9 +922,7 @@ impl Results<'_> {
         let listed = listed.join(", ");
         let mut lines = if seeds.len() > 1 {
             vec![
-                format!(
-                    "accuracy: percent of the test rows, mean ± sample deviation of seeds {listed}"
-                ),
+                format!("accuracy: percent of the test rows, mean ± sample deviation of seeds {listed}"),
                 "loss: over the training rows after the last step, mean".to_owned(),
             ]
         } else {
@@ -1080,12 +947,7 @@ impl Results<'_> {
                 Some(_) => "",
                 None => ", further where the best is at an end",
             };
-            lines.push(format!(
-                "{}: {}{further}; {}",
-                name_of(rule),
-                rates.join(", "),
-                self.evaluation_in_words(rule)
-            ));
+            lines.push(format!("{}: {}{further}; {}", name_of(rule), rates.join(", "), self.evaluation_in_words(rule)));
         }
         lines
     }
@@ -1097,9 +959,7 @@ impl Results<'_> {
             let average = self.comparison.options_of(rule, variant).averaged();
             let words = average.map_or("last iterate", AverageName::in_words);
             let words = match (rule, average) {
-                (RuleName::AdamW, Some(AverageName::ScheduleFree)) => {
-                    "schedule-free average with beta1 = 0"
-                }
+                (RuleName::AdamW, Some(AverageName::ScheduleFree)) => "schedule-free average with beta1 = 0",
                 _ => words,
             };
             if !averages.contains(&words) {
@@ -1123,11 +983,7 @@ impl Results<'_> {
     /// One table, or one for some of the rules after the other where all of them do not fit a window.
     fn print_table(&self, data: usize, setting: Setting) -> Result<(), CliError> {
         let rows = self.rows();
-        let label_width = rows
-            .iter()
-            .map(|row| row.to_string().chars().count() + 4)
-            .max()
-            .unwrap_or(0);
+        let label_width = rows.iter().map(|row| row.to_string().chars().count() + 4).max().unwrap_or(0);
         let rules_per_table = (TABLE_WIDTH.saturating_sub(label_width) / RULE_WIDTH).max(1);
         let mut notes = Vec::new();
         for rules in self.comparison.args.compare.rules.chunks(rules_per_table) {
@@ -1180,13 +1036,7 @@ impl Results<'_> {
     }
 
     /// A best rate at the end of its grid may not be the best there is, which flatters the regimes.
-    fn edge_of_grid(
-        &self,
-        data: usize,
-        setting: Setting,
-        rule: RuleName,
-        schedule: ScheduleName,
-    ) -> Option<String> {
+    fn edge_of_grid(&self, data: usize, setting: Setting, rule: RuleName, schedule: ScheduleName) -> Option<String> {
         let (rate, end) = end_of_grid(&self.cells, data, setting, rule, schedule)?;
         Some(format!(
             "{}, {}: {} is at the {} end of its grid, a wider one (--lrs) may have a better",
@@ -1203,14 +1053,8 @@ impl Results<'_> {
     /// A row per data set, setting and variant, a column per rule.
     fn print_markdown(&self) -> Result<(), CliError> {
         let rules = &self.comparison.args.compare.rules;
-        let names: Vec<String> = rules
-            .iter()
-            .map(|&rule| name_of(rule).to_uppercase())
-            .collect();
-        say(format!(
-            "| data | batch, epochs | rate from | {} |",
-            names.join(" | ")
-        ))?;
+        let names: Vec<String> = rules.iter().map(|&rule| name_of(rule).to_uppercase()).collect();
+        say(format!("| data | batch, epochs | rate from | {} |", names.join(" | ")))?;
         say(format!("|{}", "---|".repeat(3 + rules.len())))?;
         for (data, subject) in self.comparison.subjects.iter().enumerate() {
             for (index, &setting) in subject.settings.iter().enumerate() {
@@ -1218,16 +1062,8 @@ impl Results<'_> {
                     // A name stands where it begins, as in a merged cell.
                     let first = at == 0;
                     let mut cells = vec![
-                        if first && index == 0 {
-                            subject.dataset.name.clone()
-                        } else {
-                            String::new()
-                        },
-                        if first {
-                            format!("{}, {}", setting.batch, setting.epochs)
-                        } else {
-                            String::new()
-                        },
+                        if first && index == 0 { subject.dataset.name.clone() } else { String::new() },
+                        if first { format!("{}, {}", setting.batch, setting.epochs) } else { String::new() },
                         row.to_string(),
                     ];
                     for &rule in rules {
@@ -1254,19 +1090,14 @@ impl Results<'_> {
         for (data, setting, rule) in self.comparison.combinations() {
             let Setting { batch, epochs } = setting;
             // Not the title, which names the machine: the page is about figures that are the same on all.
-            let place = format!(
-                "{} {batch}x{epochs}",
-                self.comparison.subjects[data].dataset.name
-            );
+            let place = format!("{} {batch}x{epochs}", self.comparison.subjects[data].dataset.name);
             let schedules = self.comparison.fixed_schedules();
             notes.extend(schedules.filter_map(|schedule| {
                 let note = self.edge_of_grid(data, setting, rule, schedule)?;
                 Some(format!("{place}, {note}"))
             }));
         }
-        notes
-            .into_iter()
-            .try_for_each(|line| say(format!("- {line}")))
+        notes.into_iter().try_for_each(|line| say(format!("- {line}")))
     }
 
     /// Accuracy to a tenth of a percent, and for a regime by how much it is above or below the references; bold where it is a point or
@@ -1288,11 +1119,7 @@ impl Results<'_> {
             }
             _ => {
                 let gaps = above.map(tenths_in_words).join(", ");
-                let accuracy = if above[0] <= -1.0 {
-                    format!("**{accuracy}**")
-                } else {
-                    accuracy
-                };
+                let accuracy = if above[0] <= -1.0 { format!("**{accuracy}**") } else { accuracy };
                 format!("{accuracy} ({gaps})")
             }
         }
@@ -1311,38 +1138,22 @@ fn accuracy_in_words(cell: &Cell, digits: usize) -> String {
 }
 
 fn loss_in_words(loss: f64) -> String {
-    if loss.is_finite() && !(1e-4..100.0).contains(&loss) {
-        format!("{loss:.1e}")
-    } else {
-        format!("{loss:.4}")
-    }
+    if loss.is_finite() && !(1e-4..100.0).contains(&loss) { format!("{loss:.1e}") } else { format!("{loss:.4}") }
 }
 
 /// With its sign, unless it is rounded to zero.
 fn points_in_words(points: f64) -> String {
     let text = format!("{points:+.2}");
-    if points.abs() < 0.005 {
-        "0.00".to_owned()
-    } else {
-        text
-    }
+    if points.abs() < 0.005 { "0.00".to_owned() } else { text }
 }
 
 /// The same to a tenth of a point.
 fn tenths_in_words(points: f64) -> String {
-    if points.abs() < 0.05 {
-        "0.0".to_owned()
-    } else {
-        format!("{points:+.1}")
-    }
+    if points.abs() < 0.05 { "0.0".to_owned() } else { format!("{points:+.1}") }
 }
 
 fn rate_in_words(rate: f32) -> String {
-    if (1e-3..1e4).contains(&rate) {
-        rate.to_string()
-    } else {
-        format!("{rate:e}")
-    }
+    if (1e-3..1e4).contains(&rate) { rate.to_string() } else { format!("{rate:e}") }
 }
 
 #[cfg(test)]

@@ -3,8 +3,8 @@
 use std::ops::Range;
 
 use wgpu_optim::{
-    Averaging, Checkpoint, CpuOptimizer, Gpu, Group, Notes, Optimizer, OptimizerBuilder,
-    Parameters, Records, Regime, Rule, Schedule, Warning, WeightDecay, wgpu,
+    Averaging, Checkpoint, CpuOptimizer, Gpu, Group, Notes, Optimizer, OptimizerBuilder, Parameters, Records, Regime,
+    Rule, Schedule, Warning, WeightDecay, wgpu,
 };
 
 use crate::CliError;
@@ -36,9 +36,7 @@ impl OptimizerSettings {
     /// Refuses numbers outside their ranges, before data and devices are looked for.
     pub fn check(&self) -> Result<(), CliError> {
         let empty: &[f32] = &[];
-        self.builder()
-            .group(Group::new("model").tensor("check", empty, empty))
-            .build_cpu()?;
+        self.builder().group(Group::new("model").tensor("check", empty, empty)).build_cpu()?;
         Ok(())
     }
 
@@ -46,9 +44,7 @@ impl OptimizerSettings {
     pub fn warnings(&self) -> Vec<Warning> {
         let empty: &[f32] = &[];
         let builder: OptimizerBuilder<wgpu_optim::cpu::Tensor> = self.builder();
-        builder
-            .group(Group::new("model").tensor("check", empty, empty))
-            .warnings()
+        builder.group(Group::new("model").tensor("check", empty, empty)).warnings()
     }
 
     fn builder<T>(&self) -> OptimizerBuilder<T> {
@@ -127,11 +123,7 @@ impl<'a> Engine<'a> {
                     group = group.tensor(tensor.name, values, values);
                 }
                 Ok(Engine::Cpu(Box::new(CpuEngine {
-                    optimizer: settings
-                        .builder()
-                        .record_steps(builder_steps)
-                        .group(group)
-                        .build_cpu()?,
+                    optimizer: settings.builder().record_steps(builder_steps).group(group).build_cpu()?,
                     model: CpuModel::new(model, batch),
                     tensors,
                     gradients: vec![0.0; initial.len()],
@@ -144,9 +136,8 @@ impl<'a> Engine<'a> {
                 })))
             }
             Target::Gpu(gpu) => {
-                let gpu_model = gpu.scoped("the model's buffers and kernels", || {
-                    GpuModel::new(gpu, model, dataset, batch)
-                })?;
+                let gpu_model =
+                    gpu.scoped("the model's buffers and kernels", || GpuModel::new(gpu, model, dataset, batch))?;
                 gpu_model.write_parameters(&initial);
                 let mut group = Group::new("model");
                 for tensor in model.tensors() {
@@ -201,14 +192,10 @@ impl<'a> Engine<'a> {
         Ok(match self {
             Engine::Cpu(engine) => {
                 let tensors = engine.tensors.iter();
-                let params: Vec<&[f32]> = tensors
-                    .map(|tensor| &engine.parameters[tensor.range()])
-                    .collect();
+                let params: Vec<&[f32]> = tensors.map(|tensor| &engine.parameters[tensor.range()]).collect();
                 engine.optimizer.checkpoint(Some(&params), notes)?
             }
-            Engine::Gpu(engine) => {
-                pollster::block_on(engine.optimizer.checkpoint(Parameters::Included, notes))?
-            }
+            Engine::Gpu(engine) => pollster::block_on(engine.optimizer.checkpoint(Parameters::Included, notes))?,
         })
     }
 
@@ -236,19 +223,14 @@ impl<'a> Engine<'a> {
                     Part::Train => &engine.dataset.train,
                     Part::Test => &engine.dataset.test,
                 };
-                Ok(engine
-                    .model
-                    .evaluate(&engine.parameters, &split.x, &split.y))
+                Ok(engine.model.evaluate(&engine.parameters, &split.x, &split.y))
             }
             Engine::Gpu(engine) => Ok(engine.model.evaluate(part)?),
         }
     }
 
     /// Does something with the averaged parameters in the place of the parameters, which come back bit for bit.
-    pub fn with_averages<R>(
-        &mut self,
-        work: impl FnOnce(&mut Self) -> Result<R, CliError>,
-    ) -> Result<R, CliError> {
+    pub fn with_averages<R>(&mut self, work: impl FnOnce(&mut Self) -> Result<R, CliError>) -> Result<R, CliError> {
         let parameters = match self {
             Engine::Cpu(engine) => {
                 engine.swap_averages()?;
@@ -311,9 +293,7 @@ impl CpuEngine<'_> {
         let mut losses = Vec::with_capacity(steps.len());
         let batches = order.chunks(self.batch);
         for rows in batches.skip(steps.start).take(steps.len()) {
-            let loss =
-                self.model
-                    .loss_and_gradients(&self.parameters, x, y, rows, &mut self.gradients);
+            let loss = self.model.loss_and_gradients(&self.parameters, x, y, rows, &mut self.gradients);
             losses.push(loss);
             if self.injection.is_due(self.steps_done) {
                 self.injection.apply(self.steps_done, &mut self.gradients);
@@ -326,9 +306,7 @@ impl CpuEngine<'_> {
             }
             let mut params = slices_of(&self.tensors, &mut self.parameters);
             let tensors = self.tensors.iter();
-            let grads: Vec<&[f32]> = tensors
-                .map(|tensor| &self.gradients[tensor.range()])
-                .collect();
+            let grads: Vec<&[f32]> = tensors.map(|tensor| &self.gradients[tensor.range()]).collect();
             self.optimizer.step_with_loss(&mut params, &grads, loss)?;
             on_steps(1);
         }
@@ -360,14 +338,11 @@ impl GpuEngine {
                 mapped_at_creation: false,
             }))
         })?;
-        let mut encoder = device.create_command_encoder(&wgpu::CommandEncoderDescriptor {
-            label: Some("averages"),
-        });
+        let mut encoder = device.create_command_encoder(&wgpu::CommandEncoderDescriptor { label: Some("averages") });
         encoder.copy_buffer_to_buffer(parameters, 0, &copy, 0, parameters.size());
         for (index, tensor) in self.tensors.iter().enumerate() {
             let destination = parameters.slice(tensor.range_bytes());
-            self.optimizer
-                .encode_copy_averages(&mut encoder, index, destination)?;
+            self.optimizer.encode_copy_averages(&mut encoder, index, destination)?;
         }
         self.gpu.queue().submit([encoder.finish()]);
         Ok(copy)
@@ -375,20 +350,12 @@ impl GpuEngine {
 
     fn put_back(&self, copy: &wgpu::Buffer) {
         let mut encoder =
-            self.gpu
-                .device()
-                .create_command_encoder(&wgpu::CommandEncoderDescriptor {
-                    label: Some("parameters"),
-                });
+            self.gpu.device().create_command_encoder(&wgpu::CommandEncoderDescriptor { label: Some("parameters") });
         encoder.copy_buffer_to_buffer(copy, 0, self.model.parameters(), 0, copy.size());
         self.gpu.queue().submit([encoder.finish()]);
     }
 
-    fn train(
-        &mut self,
-        all: Range<usize>,
-        mut on_steps: impl FnMut(usize),
-    ) -> Result<(Vec<f32>, Records), CliError> {
+    fn train(&mut self, all: Range<usize>, mut on_steps: impl FnMut(usize)) -> Result<(Vec<f32>, Records), CliError> {
         let (device, queue) = (self.gpu.device(), self.gpu.queue());
         let mut previous: Option<(wgpu::SubmissionIndex, usize)> = None;
         let mut first = all.start;
@@ -408,9 +375,8 @@ impl GpuEngine {
             }
             first = steps.end;
             let count = steps.len();
-            let mut encoder = device.create_command_encoder(&wgpu::CommandEncoderDescriptor {
-                label: Some("training"),
-            });
+            let mut encoder =
+                device.create_command_encoder(&wgpu::CommandEncoderDescriptor { label: Some("training") });
             {
                 let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor::default());
                 for _ in steps {
@@ -443,14 +409,11 @@ impl GpuEngine {
             device.destroy();
         }
         let encoder = || {
-            device.create_command_encoder(&wgpu::CommandEncoderDescriptor {
-                label: Some("training, gradients changed"),
-            })
+            device
+                .create_command_encoder(&wgpu::CommandEncoderDescriptor { label: Some("training, gradients changed") })
         };
         let mut backward = encoder();
-        self.model.encode_batch(
-            &mut backward.begin_compute_pass(&wgpu::ComputePassDescriptor::default()),
-        );
+        self.model.encode_batch(&mut backward.begin_compute_pass(&wgpu::ComputePassDescriptor::default()));
         queue.submit([backward.finish()]);
         let buffer = self.model.gradients();
         let mut gradients = pollster::block_on(self.gpu.read_buffer::<f32>("gradients", buffer))?;

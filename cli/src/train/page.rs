@@ -74,11 +74,7 @@ const TENSOR_CHARTS: [&str; 3] = [
 
 /// Logarithms of base ten.
 fn tensor_quantities(record: &TensorRecord) -> [f64; 3] {
-    [
-        f64::from(record.parameter_norm).log10(),
-        record.relative_step().log10(),
-        record.effective_rate().log10(),
-    ]
+    [f64::from(record.parameter_norm).log10(), record.relative_step().log10(), record.effective_rate().log10()]
 }
 
 /// What curves are drawn of.
@@ -93,12 +89,7 @@ enum Quantity {
 /// Every quantity of a step, in the order of [`Quantity`]. Logarithms are of base ten.
 fn quantities(loss: f32, record: &Record) -> [f64; 4] {
     let loss = f64::from(loss);
-    [
-        loss,
-        loss.log10(),
-        record.ln_rate / std::f64::consts::LN_10,
-        f64::from(record.norm).log10(),
-    ]
+    [loss, loss.log10(), record.ln_rate / std::f64::consts::LN_10, f64::from(record.norm).log10()]
 }
 
 /// Steps that share a bar.
@@ -180,11 +171,8 @@ impl History {
     /// Nothing yet of a run of so many steps.
     pub fn new(steps: u64) -> Self {
         let steps = steps.max(1);
-        let mut history = History {
-            steps,
-            columns: vec![Column::default(); steps.min(COLUMNS) as usize],
-            ..History::default()
-        };
+        let mut history =
+            History { steps, columns: vec![Column::default(); steps.min(COLUMNS) as usize], ..History::default() };
         let bins = steps.div_ceil(history.bin_width());
         history.bins = vec![Bin::default(); bins as usize];
         history
@@ -241,18 +229,10 @@ impl History {
             return;
         }
         // Behind those as large: of equal moves the first is kept.
-        let place = self
-            .moves
-            .partition_point(|other| size(&other.record) >= size(record));
+        let place = self.moves.partition_point(|other| size(&other.record) >= size(record));
         if place < MOVES {
             self.moves.truncate(MOVES - 1);
-            self.moves.insert(
-                place,
-                Move {
-                    record: *record,
-                    smoothed_norm_before: self.smoothed_norm,
-                },
-            );
+            self.moves.insert(place, Move { record: *record, smoothed_norm_before: self.smoothed_norm });
         }
     }
 
@@ -262,10 +242,7 @@ impl History {
     }
 
     fn curve(&self, of: Quantity) -> Vec<(f64, f64)> {
-        self.columns
-            .iter()
-            .flat_map(|column| column.extremes[of as usize].points())
-            .collect()
+        self.columns.iter().flat_map(|column| column.extremes[of as usize].points()).collect()
     }
 
     /// The curves of one of [`TENSOR_CHARTS`], tensor by tensor.
@@ -282,10 +259,7 @@ impl History {
         if self.steps <= COLUMNS {
             return Vec::new();
         }
-        self.bins
-            .iter()
-            .filter_map(|bin| bin.means[of as usize].point())
-            .collect()
+        self.bins.iter().filter_map(|bin| bin.means[of as usize].point()).collect()
     }
 }
 
@@ -322,22 +296,14 @@ fn in_a_sentence(change: &Move) -> String {
         record.step,
         percent(record.change()),
         causes.join(", "),
-        if record.flags.clipped() {
-            "; gradient clipped"
-        } else {
-            ""
-        }
+        if record.flags.clipped() { "; gradient clipped" } else { "" }
     )
 }
 
 /// A change of ln η as a change of η.
 fn percent(change: f64) -> String {
     let percent = 100.0 * change.exp_m1();
-    if percent.abs() >= 9.95 {
-        format!("{percent:+.0} %")
-    } else {
-        format!("{percent:+.1} %")
-    }
+    if percent.abs() >= 9.95 { format!("{percent:+.0} %") } else { format!("{percent:+.1} %") }
 }
 
 /// A page to be, opened before anything is trained.
@@ -359,28 +325,14 @@ impl Page {
                 path.display()
             )));
         }
-        Ok(Page {
-            path: path.display().to_string(),
-            file: create_beside("--report", path, data)?,
-        })
+        Ok(Page { path: path.display().to_string(), file: create_beside("--report", path, data)? })
     }
 
     /// Writes it.
-    pub fn write(
-        mut self,
-        args: &Args,
-        run: &Run,
-        model: &Model,
-        history: &History,
-    ) -> Result<(), CliError> {
-        let failed = |message: String| CliError::Write {
-            path: self.path.clone(),
-            message,
-        };
+    pub fn write(mut self, args: &Args, run: &Run, model: &Model, history: &History) -> Result<(), CliError> {
+        let failed = |message: String| CliError::Write { path: self.path.clone(), message };
         let text = text(args, run, model, history).map_err(&failed)?;
-        self.file
-            .write_all(text.as_bytes())
-            .map_err(|error| failed(error.to_string()))
+        self.file.write_all(text.as_bytes()).map_err(|error| failed(error.to_string()))
     }
 }
 
@@ -388,9 +340,7 @@ fn text(args: &Args, run: &Run, model: &Model, history: &History) -> Result<Stri
     let title = format!("wgpu-optim train: {model} on {}", run.data);
     // First of all, lest the figures pass for a success.
     let failure = verdict::in_words(args, run);
-    let failure = failure.map_or(String::new(), |words| {
-        format!("<p class=\"failure\">{}</p>\n", escaped(&words))
-    });
+    let failure = failure.map_or(String::new(), |words| format!("<p class=\"failure\">{}</p>\n", escaped(&words)));
     let body = format!(
         "<h1>{}</h1>\n{failure}<div class=\"facts\">\n<section>\n<h2>Final figures</h2>\n{}</section>\n\
          <section>\n<h2>Configuration</h2>\n{}</section>\n</div>\n{}{}{}{}",
@@ -434,14 +384,7 @@ fn final_figures(run: &Run, history: &History) -> Vec<(String, String)> {
         ("skipped steps", run.skipped_steps.to_string()),
         ("clamped steps", history.clamped.to_string()),
         ("clipped steps", run.causes.clipped.to_string()),
-        (
-            "time",
-            format!(
-                "{:.2} s, {:.0} µs a step",
-                run.seconds,
-                1e6 * run.seconds / run.steps.max(1) as f64
-            ),
-        ),
+        ("time", format!("{:.2} s, {:.0} µs a step", run.seconds, 1e6 * run.seconds / run.steps.max(1) as f64)),
     ];
     figures.extend(others.map(|(name, value)| (name.to_owned(), value)));
     figures
@@ -459,28 +402,16 @@ fn configuration(args: &Args, run: &Run, model: &Model) -> Vec<(&'static str, St
     }
     let options = [
         ("learning rate given", args.lr.map(|lr| lr.to_string())),
-        (
-            "weight decay",
-            (args.decay() != 0.0).then(|| args.decay().to_string()),
-        ),
+        ("weight decay", (args.decay() != 0.0).then(|| args.decay().to_string())),
         ("clip norm", args.clip_norm.map(|norm| norm.to_string())),
-        (
-            "gradients made NaN",
-            args.inject_nan.map(|step| format!("at step {step}")),
-        ),
-        (
-            "gradients times 100",
-            args.inject_spike.map(|step| format!("at step {step}")),
-        ),
+        ("gradients made NaN", args.inject_nan.map(|step| format!("at step {step}"))),
+        ("gradients times 100", args.inject_spike.map(|step| format!("at step {step}"))),
     ];
     for (name, value) in options {
         facts.extend(value.map(|value| (name, value)));
     }
     facts.extend([
-        (
-            "steps",
-            format!("{} of {} rows, {} epochs", run.steps, run.batch, run.epochs),
-        ),
+        ("steps", format!("{} of {} rows, {} epochs", run.steps, run.batch, run.epochs)),
         ("seed", run.seed.to_string()),
         ("backend", run.backend.clone()),
         ("adapter", run.adapter.clone()),
@@ -518,16 +449,11 @@ fn skipped(run: &Run, model: &Model, history: &History) -> String {
     });
     let more = run.skipped_steps - history.skipped.len() as u64;
     let more = (more > 0).then(|| format!("and {more} more"));
-    format!(
-        "<h2>Skipped steps</h2>\n<ul>\n{}</ul>\n",
-        list(sentences.chain(more))
-    )
+    format!("<h2>Skipped steps</h2>\n<ul>\n{}</ul>\n", list(sentences.chain(more)))
 }
 
 fn list(sentences: impl Iterator<Item = String>) -> String {
-    sentences
-        .map(|sentence| format!("<li>{}</li>\n", escaped(&sentence)))
-        .collect()
+    sentences.map(|sentence| format!("<li>{}</li>\n", escaped(&sentence))).collect()
 }
 
 /// The same table as on the terminal.
@@ -546,10 +472,7 @@ fn causes(run: &Run) -> String {
             })
             .collect()
     };
-    let body: String = rows
-        .iter()
-        .map(|row| format!("<tr>{}</tr>\n", cells("td", row)))
-        .collect();
+    let body: String = rows.iter().map(|row| format!("<tr>{}</tr>\n", cells("td", row))).collect();
     format!(
         "<h2>All moves together</h2>\n<table>\n<thead><tr>{}</tr></thead>\n<tbody>\n{body}</tbody>\n</table>\n",
         cells("th", &CAUSES_HEADER.map(str::to_owned)),
@@ -605,10 +528,7 @@ impl Chart {
             // The axis is made up, and its marks would pass for values.
             y.marks.clear();
         }
-        Chart {
-            means: history.means(of),
-            ..Chart::of(y, |value| plain(10f64.powf(value)), line)
-        }
+        Chart { means: history.means(of), ..Chart::of(y, |value| plain(10f64.powf(value)), line) }
     }
 
     /// A legend for band and means.
@@ -617,21 +537,15 @@ impl Chart {
             return String::new();
         }
         let width = history.bin_width();
-        key(SQUARE, BAND_COLOR, "least to greatest")
-            + &key(SQUARE, COLORS[0], &format!("mean of {width} steps"))
+        key(SQUARE, BAND_COLOR, "least to greatest") + &key(SQUARE, COLORS[0], &format!("mean of {width} steps"))
     }
 
     fn svg(&self, steps: u64) -> Result<String, String> {
-        if self.line.is_empty()
-            && self.lines.is_empty()
-            && self.bars.is_empty()
-            && self.marks.is_empty()
-        {
+        if self.line.is_empty() && self.lines.is_empty() && self.bars.is_empty() && self.marks.is_empty() {
             return Ok("<p>Nothing to show.</p>\n".to_owned());
         }
         let mut svg = String::new();
-        self.draw(&mut svg, steps)
-            .map_err(|error| error.to_string())?;
+        self.draw(&mut svg, steps).map_err(|error| error.to_string())?;
         Ok(svg)
     }
 
@@ -654,9 +568,7 @@ impl Chart {
             .y_label_formatter(&|value| (self.label)(*value))
             .draw()?;
         chart.draw_series(
-            self.bars.iter().map(|bar| {
-                Rectangle::new([bar.from, bar.to], ShapeStyle::from(bar.color).filled())
-            }),
+            self.bars.iter().map(|bar| Rectangle::new([bar.from, bar.to], ShapeStyle::from(bar.color).filled())),
         )?;
         if self.zero_line {
             let zero = [(0.0, 0.0), (steps as f64, 0.0)];
@@ -664,19 +576,11 @@ impl Chart {
         }
         let skip = ShapeStyle::from(SKIP_COLOR);
         // A crowd of them would hide the curve.
-        let lines = if self.marks.len() > 100 {
-            0
-        } else {
-            self.marks.len()
-        };
+        let lines = if self.marks.len() > 100 { 0 } else { self.marks.len() };
         for &step in &self.marks[..lines] {
             chart.draw_series(LineSeries::new([(step, bottom), (step, top)], skip))?;
         }
-        let color = if self.means.is_empty() {
-            COLORS[0]
-        } else {
-            BAND_COLOR
-        };
+        let color = if self.means.is_empty() { COLORS[0] } else { BAND_COLOR };
         // A crowd of points in one line blurs where the line is thick.
         let width = if self.line.len() > 600 { 1 } else { 2 };
         let style = ShapeStyle::from(color).stroke_width(width);
@@ -686,15 +590,9 @@ impl Chart {
         }
         let style = ShapeStyle::from(COLORS[0]).stroke_width(2);
         chart.draw_series(LineSeries::new(self.means.iter().copied(), style))?;
+        chart.draw_series(self.marks.iter().map(|&step| TriangleMarker::new((step, bottom), 7, skip.filled())))?;
         chart.draw_series(
-            self.marks
-                .iter()
-                .map(|&step| TriangleMarker::new((step, bottom), 7, skip.filled())),
-        )?;
-        chart.draw_series(
-            self.dots
-                .iter()
-                .map(|&point| Circle::new(point, 4, ShapeStyle::from(self.dot_color).filled())),
+            self.dots.iter().map(|&point| Circle::new(point, 4, ShapeStyle::from(self.dot_color).filled())),
         )?;
         area.present()
     }
@@ -704,21 +602,14 @@ impl Chart {
 fn plain(value: f64) -> String {
     // Marks are round but for the last bits.
     let rounded = format!("{value:.2e}").parse().unwrap_or(value);
-    if rounded == 0.0 || (1e-4..1e5).contains(&rounded.abs()) {
-        rounded.to_string()
-    } else {
-        format!("{rounded:e}")
-    }
+    if rounded == 0.0 || (1e-4..1e5).contains(&rounded.abs()) { rounded.to_string() } else { format!("{rounded:e}") }
 }
 
 fn charts(run: &Run, model: &Model, history: &History) -> Result<String, String> {
     let svg = |chart: &Chart| chart.svg(history.steps);
     let mut html = "<h2>Over the steps</h2>\n".to_owned();
     let mut add = |caption: &str, legend: &str, plot: String| {
-        html += &format!(
-            "<figure>\n<figcaption>{}{legend}</figcaption>\n{plot}</figure>\n",
-            escaped(caption)
-        );
+        html += &format!("<figure>\n<figcaption>{}{legend}</figcaption>\n{plot}</figure>\n", escaped(caption));
     };
     let (caption, chart) = loss(history);
     add(caption, &chart.band_legend(history), svg(&chart)?);
@@ -726,9 +617,7 @@ fn charts(run: &Run, model: &Model, history: &History) -> Result<String, String>
 
     let mut chart = Chart::logarithmic(history, Quantity::LogRate);
     let mut legend = chart.band_legend(history);
-    chart.marks = marked(history, |column| column.skipped)
-        .map(|(step, _)| step)
-        .collect();
+    chart.marks = marked(history, |column| column.skipped).map(|(step, _)| step).collect();
     if !chart.marks.is_empty() {
         let count = run.skipped_steps;
         legend += &key(TRIANGLE, SKIP_COLOR, &format!("skipped ({count})"));
@@ -748,9 +637,7 @@ fn charts(run: &Run, model: &Model, history: &History) -> Result<String, String>
     let (chart, legend) = stacked_causes(run, history);
     let caption = match history.bin_width() {
         1 => "What moved ln(learning rate), at each step".to_owned(),
-        width => format!(
-            "What moved ln(learning rate): sums over {width} steps each, rises and falls apart"
-        ),
+        width => format!("What moved ln(learning rate): sums over {width} steps each, rises and falls apart"),
     };
     add(&caption, &legend, svg(&chart)?);
 
@@ -765,9 +652,7 @@ fn charts(run: &Run, model: &Model, history: &History) -> Result<String, String>
         chart.lines = curves.into_iter().zip(COLORS.into_iter().cycle()).collect();
         let tensors = model.tensors();
         let names = tensors.iter().zip(COLORS.into_iter().cycle());
-        let legend: String = names
-            .map(|(tensor, color)| key(SQUARE, color, tensor.name))
-            .collect();
+        let legend: String = names.map(|(tensor, color)| key(SQUARE, color, tensor.name)).collect();
         add(caption, &legend, svg(&chart)?);
     }
     Ok(html)
@@ -781,23 +666,15 @@ fn loss(history: &History) -> (&'static str, Chart) {
         let chart = Chart::logarithmic(history, Quantity::LogLoss);
         return ("Loss of the batch, logarithmic", chart);
     }
-    let margin = (0.05 * (range.end - range.start))
-        .max(1e-6 * range.end.abs())
-        .max(1e-12);
+    let margin = (0.05 * (range.end - range.start)).max(1e-6 * range.end.abs()).max(1e-12);
     let y = Axis::linear(range.start - margin..range.end + margin, 8, 0.0);
-    let chart = Chart {
-        means: history.means(Quantity::Loss),
-        ..Chart::of(y, plain, line)
-    };
+    let chart = Chart { means: history.means(Quantity::Loss), ..Chart::of(y, plain, line) };
     ("Loss of the batch", chart)
 }
 
 fn accuracy(history: &History) -> Chart {
-    let line: Vec<(f64, f64)> = history
-        .accuracies
-        .iter()
-        .map(|&(step, accuracy)| (step as f64, 100.0 * accuracy))
-        .collect();
+    let line: Vec<(f64, f64)> =
+        history.accuracies.iter().map(|&(step, accuracy)| (step as f64, 100.0 * accuracy)).collect();
     let range = bounds(line.iter().map(|point| point.1), 0.0);
     let margin = (0.08 * (range.end - range.start)).max(0.5);
     let y = Axis::linear(range.start - margin..range.end + margin, 7, 0.0);
@@ -810,29 +687,13 @@ fn accuracy(history: &History) -> Chart {
 }
 
 /// The marked columns' first step and learning rate; where a column has no rate yet, the bottom is as good a place as any.
-fn marked(
-    history: &History,
-    is_marked: impl Fn(&Column) -> bool,
-) -> impl Iterator<Item = (f64, f64)> {
-    let rates = || {
-        history
-            .columns
-            .iter()
-            .map(|column| column.extremes[Quantity::LogRate as usize])
-    };
+fn marked(history: &History, is_marked: impl Fn(&Column) -> bool) -> impl Iterator<Item = (f64, f64)> {
+    let rates = || history.columns.iter().map(|column| column.extremes[Quantity::LogRate as usize]);
     let lowest = bounds(rates().flat_map(Extremes::points).map(|point| point.1), 0.0).start;
     let width = history.steps as f64 / history.columns.len().max(1) as f64;
-    history
-        .columns
-        .iter()
-        .enumerate()
-        .filter(move |(_, column)| is_marked(column))
-        .map(move |(index, column)| {
-            column.extremes[Quantity::LogRate as usize]
-                .points()
-                .next()
-                .unwrap_or((index as f64 * width, lowest))
-        })
+    history.columns.iter().enumerate().filter(move |(_, column)| is_marked(column)).map(move |(index, column)| {
+        column.extremes[Quantity::LogRate as usize].points().next().unwrap_or((index as f64 * width, lowest))
+    })
 }
 
 /// A bar up for what rose and one down for what fell, term upon term, in every bin.
@@ -846,11 +707,7 @@ fn stacked_causes(run: &Run, history: &History) -> (Chart, String) {
         for (cause, color) in bin.terms.iter().zip(TERM_COLORS) {
             for (end, change) in [(&mut top, cause.up), (&mut bottom, cause.down)] {
                 if change != 0.0 {
-                    bars.push(Bar {
-                        from: (left, *end),
-                        to: (right, *end + change),
-                        color,
-                    });
+                    bars.push(Bar { from: (left, *end), to: (right, *end + change), color });
                     *end += change;
                 }
             }
@@ -859,11 +716,7 @@ fn stacked_causes(run: &Run, history: &History) -> (Chart, String) {
     let ends = bars.iter().map(|bar| bar.to.1).chain([0.0]);
     let range = bounds(ends, 0.0);
     let margin = (0.05 * (range.end - range.start)).max(1e-9);
-    let mut chart = Chart::of(
-        Axis::linear(range.start - margin..range.end + margin, 9, 0.0),
-        plain,
-        Vec::new(),
-    );
+    let mut chart = Chart::of(Axis::linear(range.start - margin..range.end + margin, 9, 0.0), plain, Vec::new());
     chart.size = TALL;
     chart.bars = bars;
     chart.zero_line = true;

@@ -89,14 +89,8 @@ impl Run {
     pub fn figures(&self) -> Vec<(String, String)> {
         let of = self.evaluated_in_words;
         let mut figures = vec![
-            (
-                format!("training loss, {of}"),
-                loss_in_words(self.train_loss),
-            ),
-            (
-                format!("test accuracy, {of}"),
-                in_percent(self.test_accuracy),
-            ),
+            (format!("training loss, {of}"), loss_in_words(self.train_loss)),
+            (format!("test accuracy, {of}"), in_percent(self.test_accuracy)),
         ];
         if let Some(loss) = self.last_train_loss {
             let name = "training loss, last iterate".to_owned();
@@ -131,12 +125,7 @@ impl RateRange {
             return;
         }
         if self.first == 0.0 {
-            *self = RateRange {
-                first: rate,
-                last: rate,
-                min: rate,
-                max: rate,
-            };
+            *self = RateRange { first: rate, last: rate, min: rate, max: rate };
         }
         self.last = rate;
         self.min = self.min.min(rate);
@@ -207,13 +196,7 @@ impl Causes {
     pub fn rows(&self) -> Vec<[String; 5]> {
         let row = |name: String, cause: Cause| {
             let net = cause.up + cause.down;
-            [
-                name,
-                format!("{:+.3}", cause.up),
-                format!("{:+.3}", cause.down),
-                format!("{net:+.3}"),
-                factor(net.exp()),
-            ]
+            [name, format!("{:+.3}", cause.up), format!("{:+.3}", cause.down), format!("{net:+.3}"), factor(net.exp())]
         };
         let mut rows = Vec::new();
         let mut total = Cause::default();
@@ -233,11 +216,7 @@ impl Causes {
 
 /// A factor in a few characters, however far from 1.
 fn factor(factor: f64) -> String {
-    if (1e-2..1e4).contains(&factor) {
-        format!("x {factor:.3}")
-    } else {
-        format!("x {factor:.2e}")
-    }
+    if (1e-2..1e4).contains(&factor) { format!("x {factor:.3}") } else { format!("x {factor:.2e}") }
 }
 
 /// The header of [`Causes::rows`].
@@ -267,11 +246,7 @@ pub fn json(runs: &[Run]) -> String {
 /// The table.
 pub fn print(args: &Args, run: &Run, model: &Model) -> Result<(), CliError> {
     // It is not what the name usually stands for.
-    let beta1 = if args.rule == RuleName::AdamW && run.momentum == 0.0 {
-        " with beta1 = 0"
-    } else {
-        ""
-    };
+    let beta1 = if args.rule == RuleName::AdamW && run.momentum == 0.0 { " with beta1 = 0" } else { "" };
     say(format!(
         "{} on {}: {}{beta1}, {}, {}, {}",
         model, run.data, run.rule, run.regime, run.evaluated_in_words, run.adapter
@@ -307,10 +282,7 @@ pub fn print(args: &Args, run: &Run, model: &Model) -> Result<(), CliError> {
         row("skipped steps", run.skipped_steps.to_string());
     }
     if let Some((step, what)) = run.causes.first_skipped {
-        row(
-            "first skipped",
-            format!("step {step}: {}", not_finite(what, model)),
-        );
+        row("first skipped", format!("step {step}: {}", not_finite(what, model)));
     }
     table.print()?;
     print_causes(&run.causes)
@@ -318,10 +290,7 @@ pub fn print(args: &Args, run: &Run, model: &Model) -> Result<(), CliError> {
 
 /// What made a step be skipped, in words.
 pub fn not_finite(what: NonFinite, model: &Model) -> String {
-    let tensor = model
-        .tensors()
-        .get(what.tensor)
-        .map_or("", |tensor| tensor.name);
+    let tensor = model.tensors().get(what.tensor).map_or("", |tensor| tensor.name);
     format!(
         "{} gradient{} not finite, the first in {tensor} at {}",
         what.count,

@@ -81,8 +81,7 @@ impl Saving {
         refuse_data("--checkpoint", path, &args.data)?;
         for (option, other) in [("--trace", &args.trace), ("--report", &args.report)] {
             let same = |other: &PathBuf| {
-                other == path
-                    || matches!((other.canonicalize(), path.canonicalize()), (Ok(a), Ok(b)) if a == b)
+                other == path || matches!((other.canonicalize(), path.canonicalize()), (Ok(a), Ok(b)) if a == b)
             };
             if other.as_ref().is_some_and(same) {
                 return Err(CliError::Usage(format!(
@@ -152,10 +151,7 @@ impl Saving {
                 args.epochs()
             )));
         }
-        Ok(Resumed {
-            sofar: progress.sofar(),
-            checkpoint,
-        })
+        Ok(Resumed { sofar: progress.sofar(), checkpoint })
     }
 
     /// Says on standard error where a run begins that was to be resumed.
@@ -234,10 +230,7 @@ fn settings(args: &Args, dataset: &Dataset) -> BTreeMap<String, String> {
             _ => over(schedule),
         },
     );
-    set(
-        "--telemetry",
-        if args.telemetry { "given" } else { "not given" }.to_owned(),
-    );
+    set("--telemetry", if args.telemetry { "given" } else { "not given" }.to_owned());
     set("--weight-decay", args.decay().to_string());
     set("--batch", args.batch.to_string());
     set("--seed", args.seed.to_string());
@@ -253,10 +246,7 @@ fn settings(args: &Args, dataset: &Dataset) -> BTreeMap<String, String> {
         ("--lr", args.lr.map(|rate| rate.to_string())),
         ("--clip-norm", args.clip_norm.map(|norm| norm.to_string())),
         ("--inject-nan", args.inject_nan.map(|step| step.to_string())),
-        (
-            "--inject-spike",
-            args.inject_spike.map(|step| step.to_string()),
-        ),
+        ("--inject-spike", args.inject_spike.map(|step| step.to_string())),
     ];
     for (name, value) in optional {
         if let Some(value) = value {
@@ -285,12 +275,7 @@ fn identity(dataset: &Dataset) -> String {
 
 impl Progress {
     fn new(settings: &BTreeMap<String, String>, sofar: &Sofar) -> Self {
-        let Sofar {
-            first_loss,
-            rates,
-            causes,
-            tensors,
-        } = sofar;
+        let Sofar { first_loss, rates, causes, tensors } = sofar;
         let terms = Term::ALL.iter().zip(causes.terms);
         Progress {
             settings: settings.clone(),
@@ -303,18 +288,12 @@ impl Progress {
                 })
                 .collect(),
             skipped: causes.skipped,
-            first_skipped: causes
-                .first_skipped
-                .map(|(step, what)| (step, what.count, what.tensor, what.element)),
+            first_skipped: causes.first_skipped.map(|(step, what)| (step, what.count, what.tensor, what.element)),
             clipped: causes.clipped,
             tensors: tensors
                 .iter()
                 .map(|record| {
-                    let numbers = [
-                        record.parameter_norm,
-                        record.step_norm,
-                        record.learning_rate,
-                    ];
+                    let numbers = [record.parameter_norm, record.step_norm, record.learning_rate];
                     let numbers = numbers.map(f32::to_bits);
                     (record.step, record.tensor, record.skipped, numbers)
                 })
@@ -331,14 +310,7 @@ impl Progress {
             tensors: tensors
                 .map(|&(step, tensor, skipped, numbers)| {
                     let [parameter_norm, step_norm, learning_rate] = numbers.map(f32::from_bits);
-                    TensorRecord {
-                        step,
-                        tensor,
-                        skipped,
-                        parameter_norm,
-                        step_norm,
-                        learning_rate,
-                    }
+                    TensorRecord { step, tensor, skipped, parameter_norm, step_norm, learning_rate }
                 })
                 .collect(),
         }
@@ -346,12 +318,7 @@ impl Progress {
 
     fn rates(&self) -> RateRange {
         let [first, last, min, max] = self.rates.map(f32::from_bits);
-        RateRange {
-            first,
-            last,
-            min,
-            max,
-        }
+        RateRange { first, last, min, max }
     }
 
     fn causes(&self) -> Causes {
@@ -363,11 +330,7 @@ impl Progress {
             }),
             skipped: self.skipped,
             first_skipped: self.first_skipped.map(|(step, count, tensor, element)| {
-                let what = NonFinite {
-                    count,
-                    tensor,
-                    element,
-                };
+                let what = NonFinite { count, tensor, element };
                 (step, what)
             }),
             clipped: self.clipped,
@@ -381,22 +344,10 @@ mod tests {
 
     #[test]
     fn progress_comes_back_bit_for_bit() {
-        let rates = RateRange {
-            first: 0.1,
-            last: f32::MIN_POSITIVE,
-            min: 1e-30,
-            max: 0.3,
-        };
+        let rates = RateRange { first: 0.1, last: f32::MIN_POSITIVE, min: 1e-30, max: 0.3 };
         let mut causes = Causes {
             skipped: 3,
-            first_skipped: Some((
-                u64::MAX,
-                NonFinite {
-                    count: 4,
-                    tensor: 2,
-                    element: u64::MAX,
-                },
-            )),
+            first_skipped: Some((u64::MAX, NonFinite { count: 4, tensor: 2, element: u64::MAX })),
             clipped: 5,
             ..Causes::default()
         };
@@ -425,12 +376,8 @@ mod tests {
 
     #[test]
     fn a_run_is_saved_at_every_multiple() {
-        let saving = |every| Saving {
-            path: PathBuf::new(),
-            every,
-            settings: BTreeMap::new(),
-            is_ours: Cell::new(false),
-        };
+        let saving =
+            |every| Saving { path: PathBuf::new(), every, settings: BTreeMap::new(), is_ours: Cell::new(false) };
         assert_eq!(saving(Some(5)).next_after(0), Some(5));
         assert_eq!(saving(Some(5)).next_after(5), Some(10));
         assert_eq!(saving(None).next_after(7), None);
@@ -441,17 +388,8 @@ mod tests {
     /// One value moved from one row to another, or one label changed, is other data.
     #[test]
     fn data_are_told_apart() {
-        let split = |x: &[f32], y: &[u32]| Split {
-            x: x.to_vec(),
-            y: y.to_vec(),
-        };
-        let set = |train: Split, test: Split| Dataset {
-            name: "set".to_owned(),
-            features: 1,
-            classes: 2,
-            train,
-            test,
-        };
+        let split = |x: &[f32], y: &[u32]| Split { x: x.to_vec(), y: y.to_vec() };
+        let set = |train: Split, test: Split| Dataset { name: "set".to_owned(), features: 1, classes: 2, train, test };
         let a = || split(&[1.0, 2.0], &[0, 1]);
         let all = [
             set(a(), a()),

@@ -47,11 +47,7 @@ impl Ending {
     /// that. Ten times it is more than being sure of oneself makes.
     pub fn verdict(&self) -> Verdict {
         let finite = self.loss.is_finite() && self.others.iter().flatten().all(|x| x.is_finite());
-        let far = if self.accuracy <= self.chance {
-            FAR_AT_CHANCE
-        } else {
-            FAR
-        };
+        let far = if self.accuracy <= self.chance { FAR_AT_CHANCE } else { FAR };
         if self.every_step_skipped {
             Verdict::Skipped
         } else if !finite || self.loss > far * self.start {
@@ -103,22 +99,13 @@ pub fn in_words(args: &Args, run: &Run) -> Option<String> {
 
 /// A loss of any size in a few characters.
 pub fn loss_in_words(loss: f64) -> String {
-    if !loss.is_finite() || (1e-4..1e4).contains(&loss) {
-        format!("{loss:.5}")
-    } else {
-        format!("{loss:.3e}")
-    }
+    if !loss.is_finite() || (1e-4..1e4).contains(&loss) { format!("{loss:.5}") } else { format!("{loss:.3e}") }
 }
 
 fn way_out(args: &Args) -> String {
-    let suits = args
-        .regime
-        .with_defaults(args.lr.unwrap_or(1.0))
-        .suits(&args.rule());
+    let suits = args.regime.with_defaults(args.lr.unwrap_or(1.0)).suits(&args.rule());
     match args.regime {
-        RegimeName::Fixed => {
-            "try a smaller --lr, or leave --regime and --lr out and let the rate be found".to_owned()
-        }
+        RegimeName::Fixed => "try a smaller --lr, or leave --regime and --lr out and let the rate be found".to_owned(),
         RegimeName::Seesaw => {
             "try --clip-norm 1, leave --schedule out if it is given, or bring the features to one scale".to_owned()
         }
@@ -127,10 +114,9 @@ fn way_out(args: &Args) -> String {
             name_of(regime),
             name_of(args.rule)
         ),
-        regime => format!(
-            "--regime {} does not find a rate here: leave --regime out, or take another rule",
-            name_of(regime)
-        ),
+        regime => {
+            format!("--regime {} does not find a rate here: leave --regime out, or take another rule", name_of(regime))
+        }
     }
 }
 
@@ -152,41 +138,19 @@ mod tests {
         assert_eq!(verdict(ok), Verdict::Ok);
         // Sure of itself, and right: six times the loss at the start is no accident.
         assert_eq!(verdict(Ending { loss: 14.0, ..ok }), Verdict::Ok);
-        let at_chance = Ending {
-            accuracy: 0.1,
-            ..ok
-        };
+        let at_chance = Ending { accuracy: 0.1, ..ok };
         assert_eq!(verdict(at_chance), Verdict::Ok);
         for diverged in [
             Ending { loss: 24.0, ..ok },
-            Ending {
-                loss: 7.0,
-                ..at_chance
-            },
-            Ending {
-                loss: f64::NAN,
-                ..ok
-            },
-            Ending {
-                loss: f64::INFINITY,
-                ..ok
-            },
-            Ending {
-                others: [Some(f64::NAN), None],
-                ..ok
-            },
-            Ending {
-                others: [None, Some(f64::INFINITY)],
-                ..ok
-            },
+            Ending { loss: 7.0, ..at_chance },
+            Ending { loss: f64::NAN, ..ok },
+            Ending { loss: f64::INFINITY, ..ok },
+            Ending { others: [Some(f64::NAN), None], ..ok },
+            Ending { others: [None, Some(f64::INFINITY)], ..ok },
         ] {
             assert_eq!(verdict(diverged), Verdict::Diverged, "{diverged:?}");
         }
-        let skipped = Ending {
-            every_step_skipped: true,
-            loss: f64::NAN,
-            ..ok
-        };
+        let skipped = Ending { every_step_skipped: true, loss: f64::NAN, ..ok };
         assert_eq!(verdict(skipped), Verdict::Skipped);
     }
 

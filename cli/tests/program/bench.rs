@@ -8,21 +8,13 @@ use crate::command::{self, assert_refused};
 use serde_json::Value;
 
 fn bench(args: &[&str]) -> Output {
-    command::wgpu_optim()
-        .arg("bench")
-        .args(args)
-        .output()
-        .expect("the binary runs")
+    command::wgpu_optim().arg("bench").args(args).output().expect("the binary runs")
 }
 
 fn report(args: &[&str]) -> Value {
     let small = ["--json", "--from", "10", "--to", "12", "--round-ms", "1"];
     let output = bench(&[&small[..], args].concat());
-    assert!(
-        output.status.success(),
-        "{args:?}: {}",
-        String::from_utf8_lossy(&output.stderr)
-    );
+    assert!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
     serde_json::from_slice(&output.stdout).expect("one JSON object")
 }
 
@@ -31,22 +23,15 @@ fn rows(report: &Value) -> &[Value] {
 }
 
 fn number(row: &Value, key: &str) -> f64 {
-    row[key]
-        .as_f64()
-        .unwrap_or_else(|| panic!("{key} in {row}"))
+    row[key].as_f64().unwrap_or_else(|| panic!("{key} in {row}"))
 }
 
 fn text<'a>(row: &'a Value, key: &str) -> &'a str {
-    row[key]
-        .as_str()
-        .unwrap_or_else(|| panic!("{key} in {row}"))
+    row[key].as_str().unwrap_or_else(|| panic!("{key} in {row}"))
 }
 
 fn count(report: &Value, what: &str) -> usize {
-    rows(report)
-        .iter()
-        .filter(|row| row["what"] == what)
-        .count()
+    rows(report).iter().filter(|row| row["what"] == what).count()
 }
 
 /// What is wrong with the rows, each fault once.
@@ -68,11 +53,7 @@ fn faults(report: &Value) -> Vec<String> {
                 faults.push(format!("{key} is {value}"));
             }
         }
-        let (low, median, high) = (
-            number(row, "spread_low"),
-            number(row, "ns_per_param"),
-            number(row, "spread_high"),
-        );
+        let (low, median, high) = (number(row, "spread_low"), number(row, "ns_per_param"), number(row, "spread_high"));
         if !(low <= median && median <= high) {
             faults.push(format!("{median} is not between {low} and {high}"));
         }
@@ -123,10 +104,7 @@ fn every_rule_and_regime_on_the_cpu_path_against_copy_and_triad() {
     }
     let sgd = |regime: &str, mode: &str| {
         let found = rows(&report).iter().find(|row| {
-            row["what"] == "step"
-                && row["rule"] == "sgd"
-                && row["regime"] == regime
-                && row["mode"] == mode
+            row["what"] == "step" && row["rule"] == "sgd" && row["regime"] == regime && row["mode"] == mode
         });
         found.unwrap_or_else(|| panic!("sgd, {regime}, {mode}"))
     };
@@ -142,22 +120,11 @@ fn every_rule_and_regime_on_the_cpu_path_against_copy_and_triad() {
 #[track_caller]
 fn assert_sixteen_bit_rows(report: &Value) {
     assert_eq!(faults(report), Vec::<String>::new());
-    for (mode, plain, seesaw) in [
-        ("bf16", 12.0, 15.0),
-        ("f16", 12.0, 15.0),
-        ("bf16-stochastic", 8.0, 11.0),
-    ] {
-        let of_mode: Vec<&Value> = rows(report)
-            .iter()
-            .filter(|row| row["mode"] == mode)
-            .collect();
-        for (what, count) in [
-            ("step", 2 * 2 * 2),
-            ("step+clip", 0),
-            ("many-tensors", 2),
-            ("many-tensors-odd", 2),
-            ("overhead-step", 1),
-        ] {
+    for (mode, plain, seesaw) in [("bf16", 12.0, 15.0), ("f16", 12.0, 15.0), ("bf16-stochastic", 8.0, 11.0)] {
+        let of_mode: Vec<&Value> = rows(report).iter().filter(|row| row["mode"] == mode).collect();
+        for (what, count) in
+            [("step", 2 * 2 * 2), ("step+clip", 0), ("many-tensors", 2), ("many-tensors-odd", 2), ("overhead-step", 1)]
+        {
             let found = of_mode.iter().filter(|row| row["what"] == what);
             assert_eq!(found.count(), count, "{what} in {mode}");
         }
@@ -180,14 +147,8 @@ fn assert_sixteen_bit_rows(report: &Value) {
     assert!(notes.is_empty(), "{notes:?}");
 }
 
-const SIXTEEN_BITS: [&str; 6] = [
-    "--mode",
-    "bf16,f16,bf16-stochastic",
-    "--rule",
-    "sgd,adamw",
-    "--regime",
-    "norm-ratio,seesaw",
-];
+const SIXTEEN_BITS: [&str; 6] =
+    ["--mode", "bf16,f16,bf16-stochastic", "--rule", "sgd,adamw", "--regime", "norm-ratio,seesaw"];
 
 #[test]
 fn sixteen_bits_on_the_cpu_path() {
@@ -206,13 +167,7 @@ fn sixteen_bits_on_a_device() {
 fn the_checks_see_a_wrong_percentage_a_zero_and_a_wrong_spread() {
     let sound = report(&["--backend", "cpu", "--rule", "sgd", "--regime", "fixed"]);
     assert_eq!(faults(&sound), Vec::<String>::new());
-    for key in [
-        "ns_per_param",
-        "gb_per_s",
-        "percent_of_triad",
-        "percent_of_copy",
-        "us_per_step",
-    ] {
+    for key in ["ns_per_param", "gb_per_s", "percent_of_triad", "percent_of_copy", "us_per_step"] {
         let mut spoilt = sound.clone();
         spoilt["rows"][2][key] = (1.01 * number(&sound["rows"][2], key)).into();
         assert!(!faults(&spoilt).is_empty(), "{key}");
@@ -230,10 +185,7 @@ fn a_device_has_its_recording_and_its_passes_timed() {
     assert_eq!(faults(&report), Vec::<String>::new());
     assert_eq!(count(&report, "step"), 2 * 6);
     assert_eq!(count(&report, "overhead-submit-wait"), 1);
-    let many = rows(&report)
-        .iter()
-        .find(|row| row["what"] == "many-tensors")
-        .expect("many tensors");
+    let many = rows(&report).iter().find(|row| row["what"] == "many-tensors").expect("many tensors");
     assert_eq!(number(many, "tensors"), 200.0);
     assert!(number(many, "encode_us_per_step") > 0.0);
     assert!(number(many, "finish_us_per_step") > 0.0);
@@ -241,12 +193,7 @@ fn a_device_has_its_recording_and_its_passes_timed() {
         assert!(["timestamps", "wall"].contains(&text(row, "clock")));
         if row["what"] == "step" && row["clock"] == "timestamps" {
             let passes = row["pass_ns_per_param"].as_object().expect("passes");
-            for stem in [
-                "reduce_gradient",
-                "finish_reduction",
-                "learning_rate",
-                "update_parameters",
-            ] {
+            for stem in ["reduce_gradient", "finish_reduction", "learning_rate", "update_parameters"] {
                 assert!(passes[stem].as_f64().expect("a number") > 0.0, "{row}");
             }
         }
@@ -280,10 +227,7 @@ fn reports_hold_a_plot_and_need_nothing_else() {
     let folder = tempfile::tempdir().expect("a folder");
     let svg = written(folder.path(), "plot.svg");
     assert!(svg.starts_with("<svg"), "{}", &svg[..40]);
-    assert!(
-        svg.contains("\nsgd\n") && svg.contains("\n2^12\n"),
-        "labels"
-    );
+    assert!(svg.contains("\nsgd\n") && svg.contains("\n2^12\n"), "labels");
     let page = written(folder.path(), "page.html");
     assert!(page.starts_with("<!doctype html>"));
     for part in ["<svg", "<table>", "CPU path", "--report", "step+clip"] {
@@ -304,10 +248,7 @@ fn bad_input_is_refused_before_anything_is_measured() {
     let cpu = |args: &[&str], names| refused(&[&["--backend", "cpu"], args].concat(), names);
     cpu(&["--report", "plot.pdf"], "plot.pdf");
     cpu(&["--report", "plot"], ".html");
-    cpu(
-        &["--report", "/no/such/folder/x.svg"],
-        "/no/such/folder/x.svg",
-    );
+    cpu(&["--report", "/no/such/folder/x.svg"], "/no/such/folder/x.svg");
     cpu(&["--from", "20", "--to", "10"], "--from 20");
     cpu(&["--to", "64"], "64");
     cpu(&["--step", "0"], "0");

@@ -5,18 +5,8 @@ use crate::command::{assert_refused, wgpu_optim};
 use serde_json::Value;
 use wgpu_optim_conformance::run::devices;
 
-const FAMILIES: [&str; 10] = [
-    "steps",
-    "passes",
-    "windows",
-    "magnitudes",
-    "nonfinite",
-    "repeats",
-    "groups",
-    "averages",
-    "shards",
-    "halves",
-];
+const FAMILIES: [&str; 10] =
+    ["steps", "passes", "windows", "magnitudes", "nonfinite", "repeats", "groups", "averages", "shards", "halves"];
 
 /// The exit code and the report of `check --json`, on one backend or on all there are.
 fn check(backend: Option<&str>, arguments: &[&str]) -> (Option<i32>, Value) {
@@ -24,11 +14,7 @@ fn check(backend: Option<&str>, arguments: &[&str]) -> (Option<i32>, Value) {
     if let Some(backend) = backend {
         command.env("WGPU_BACKEND", backend);
     }
-    let output = command
-        .args(["check", "--json"])
-        .args(arguments)
-        .output()
-        .expect("the binary runs");
+    let output = command.args(["check", "--json"]).args(arguments).output().expect("the binary runs");
     let report = serde_json::from_slice(&output.stdout).unwrap_or_else(|error| {
         let stderr = String::from_utf8_lossy(&output.stderr);
         panic!("no JSON: {error}; {stderr}")
@@ -83,17 +69,11 @@ fn a_seeded_fault_is_told_by_every_family_with_its_smallest_case() {
     let smallest = |family: &str| {
         let row = rows(&report).iter().find(|row| row["family"] == family);
         let failure = &row.expect("a row")["failures"][0];
-        failure["smallest"]["case"]
-            .as_str()
-            .expect("a case")
-            .to_owned()
+        failure["smallest"]["case"].as_str().expect("a case").to_owned()
     };
     for family in ["steps", "groups"] {
         let case = smallest(family);
-        assert!(
-            case.contains(" 3 steps") && case.ends_with(" 18 elements"),
-            "{case}"
-        );
+        assert!(case.contains(" 3 steps") && case.ends_with(" 18 elements"), "{case}");
         assert!(!case.contains(';'), "one group: {case}");
     }
 }

@@ -5,10 +5,7 @@ use std::process::{Command, Output};
 /// `wgpu-optim` with nothing from the user's surroundings: no choice of backend or adapter, no tunings.
 pub fn wgpu_optim() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_wgpu-optim"));
-    command
-        .env_remove("WGPU_BACKEND")
-        .env_remove("WGPU_ADAPTER_NAME")
-        .env("WGPU_OPTIM_TUNING_CACHE", "");
+    command.env_remove("WGPU_BACKEND").env_remove("WGPU_ADAPTER_NAME").env("WGPU_OPTIM_TUNING_CACHE", "");
     command
 }
 
@@ -18,10 +15,7 @@ pub fn assert_refused(output: &Output, words: &[&str]) {
     let stderr = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(2), "{stderr}");
     // Mesa may write a line of its own, where nobody is logged in.
-    let lines: Vec<&str> = stderr
-        .lines()
-        .filter(|line| !line.contains("XDG_RUNTIME_DIR"))
-        .collect();
+    let lines: Vec<&str> = stderr.lines().filter(|line| !line.contains("XDG_RUNTIME_DIR")).collect();
     assert_eq!(lines.len(), 1, "{stderr}");
     for word in words {
         assert!(lines[0].contains(word), "no {word:?} in: {stderr}");

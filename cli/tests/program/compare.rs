@@ -7,12 +7,7 @@ use crate::command::{self, assert_refused};
 use serde_json::Value;
 
 fn wgpu_optim(threads: &str, args: &[&str]) -> Output {
-    command::wgpu_optim()
-        .arg("train")
-        .args(args)
-        .env("RAYON_NUM_THREADS", threads)
-        .output()
-        .expect("the binary runs")
+    command::wgpu_optim().arg("train").args(args).env("RAYON_NUM_THREADS", threads).output().expect("the binary runs")
 }
 
 fn printed(threads: &str, args: &[&str]) -> String {
@@ -27,15 +22,11 @@ fn json(threads: &str, args: &[&str]) -> Value {
 }
 
 fn list<'a>(report: &'a Value, key: &str) -> &'a [Value] {
-    report[key]
-        .as_array()
-        .unwrap_or_else(|| panic!("{key} in {report}"))
+    report[key].as_array().unwrap_or_else(|| panic!("{key} in {report}"))
 }
 
 fn number(object: &Value, key: &str) -> f64 {
-    object[key]
-        .as_f64()
-        .unwrap_or_else(|| panic!("{key} in {object}"))
+    object[key].as_f64().unwrap_or_else(|| panic!("{key} in {object}"))
 }
 
 /// Two regimes, two rates, two seeds, one epoch, two rules.
@@ -71,11 +62,7 @@ fn without_clock(run: &Value) -> Value {
 fn judged(run: &Value) -> Value {
     let mut run = without_clock(run);
     let fields = run.as_object_mut().expect("an object");
-    for key in [
-        "last_train_loss",
-        "last_test_accuracy",
-        "averaged_test_accuracy",
-    ] {
+    for key in ["last_train_loss", "last_test_accuracy", "averaged_test_accuracy"] {
         fields.remove(key);
     }
     run
@@ -99,29 +86,21 @@ fn every_run_is_there_and_is_what_a_single_run_gives() {
                 let args = ["--json", "--backend", "cpu", "--epochs", "1"];
                 let which = ["--rule", rule, "--seed", seed];
                 let single = |average: &[&str]| {
-                    json("2", &[&args[..], &which, extra, schedule, average].concat())["runs"][0]
-                        .take()
+                    json("2", &[&args[..], &which, extra, schedule, average].concat())["runs"][0].take()
                 };
                 let run = runs.next().expect("a run");
                 // What is tuned is judged by the better of two iterates, what is not by its own.
                 let single = if extra[1] == "fixed" {
-                    let [last, averaged] =
-                        [&["--last"][..], &["--average", "polynomial"]].map(single);
+                    let [last, averaged] = [&["--last"][..], &["--average", "polynomial"]].map(single);
                     let accuracies = [&last, &averaged].map(|run| number(run, "test_accuracy"));
                     assert_eq!(number(run, "last_test_accuracy"), accuracies[0]);
                     assert_eq!(number(run, "averaged_test_accuracy"), accuracies[1]);
-                    if accuracies[0] > accuracies[1] {
-                        last
-                    } else {
-                        averaged
-                    }
+                    if accuracies[0] > accuracies[1] { last } else { averaged }
                 } else {
                     single(&[])
                 };
                 assert_eq!(judged(run), judged(&single));
-                let rate = extra
-                    .get(3)
-                    .map(|rate| rate.parse::<f64>().expect("a rate"));
+                let rate = extra.get(3).map(|rate| rate.parse::<f64>().expect("a rate"));
                 assert_eq!(run["lr"].as_f64(), rate, "{run}");
             }
         }
@@ -144,14 +123,8 @@ fn means_and_gaps_follow_from_the_runs() {
         assert!((number(cell, "train_loss") - loss).abs() < 1e-12);
     }
     for rule in summary.chunks(6) {
-        let accuracies: Vec<f64> = rule
-            .iter()
-            .map(|cell| number(cell, "test_accuracy"))
-            .collect();
-        for (at, lr, above) in [
-            (0, "best_fixed_lr", "above_best_fixed"),
-            (2, "best_cosine_lr", "above_best_cosine"),
-        ] {
+        let accuracies: Vec<f64> = rule.iter().map(|cell| number(cell, "test_accuracy")).collect();
+        for (at, lr, above) in [(0, "best_fixed_lr", "above_best_fixed"), (2, "best_cosine_lr", "above_best_cosine")] {
             let tuned = &accuracies[at..at + 2];
             let best = tuned[0].max(tuned[1]);
             assert_ne!(tuned[0], tuned[1], "a tie shows nothing");
@@ -172,9 +145,7 @@ fn means_and_gaps_follow_from_the_runs() {
                     && run["schedule"] == "constant"
                     && run["lr"].as_f64() == Some(lr)
             });
-            let accuracies: Vec<f64> = of_rate
-                .map(|run| number(run, "last_test_accuracy"))
-                .collect();
+            let accuracies: Vec<f64> = of_rate.map(|run| number(run, "last_test_accuracy")).collect();
             assert_eq!(accuracies.len(), 2);
             accuracies.iter().sum::<f64>() / 2.0
         };
@@ -209,10 +180,7 @@ fn means_and_gaps_follow_from_the_runs() {
         assert_eq!(number(line, "worst"), worst, "{line}");
         let place = line["worst_at"].as_str().expect("a place");
         assert!(place.starts_with("digits 64x1, s"), "{line}");
-        for (key, limit) in [
-            ("more_than_half_a_point_below", -0.5),
-            ("more_than_two_points_below", -2.0),
-        ] {
+        for (key, limit) in [("more_than_half_a_point_below", -0.5), ("more_than_two_points_below", -2.0)] {
             let below = points.iter().filter(|&&points| points < limit).count();
             assert_eq!(number(line, key), below as f64 / count, "{line}");
         }
@@ -253,20 +221,12 @@ fn tables_can_be_read_at_120_columns_and_markdown_has_its_columns() {
     for line in text.lines().filter(|line| line.starts_with(['┌', '│'])) {
         assert!(line.chars().count() <= 120, "{line}");
     }
-    for words in [
-        "chosen on the test rows",
-        "hypergradient",
-        "end of its grid",
-        "all together",
-    ] {
+    for words in ["chosen on the test rows", "hypergradient", "end of its grid", "all together"] {
         assert!(text.contains(words), "{words}: {text}");
     }
     let text = printed("2", &[&every_rule[..], &["--markdown"]].concat());
     let lines: Vec<&str> = text.lines().collect();
-    assert!(
-        lines[2].starts_with("| digits | 64, 1 | best fixed | "),
-        "{text}"
-    );
+    assert!(lines[2].starts_with("| digits | 64, 1 | best fixed | "), "{text}");
     assert!(lines[3].starts_with("| | | best cosine | "), "{text}");
     assert!(lines[4].starts_with("| | | seesaw | "), "{text}");
     // A table of all, one of them together, and notes.
@@ -329,15 +289,7 @@ fn first_steps_and_gradient_scales_have_a_row_each() {
     let [short, default] = [1e-3, 0.15].map(|step| find("seesaw", Some(step), 1.0));
     assert_ne!(short["train_loss"], default["train_loss"]);
     // The default's value, given: what is run without it.
-    let args = [
-        "--json",
-        "--backend",
-        "cpu",
-        "--epochs",
-        "1",
-        "--rule",
-        "sgd",
-    ];
+    let args = ["--json", "--backend", "cpu", "--epochs", "1", "--rule", "sgd"];
     let single = json("2", &args);
     assert_eq!(single["runs"][0]["train_loss"], default["train_loss"]);
     // A power of two leaves every digit of the gradient, and the first step's length makes up for it.
@@ -373,8 +325,7 @@ fn schedules_have_a_best_fixed_rate_and_a_row_per_regime_each() {
     assert_eq!(summary.len(), 5 * (2 + 1));
     let mut seen = Vec::new();
     for cell in summary {
-        let [regime, schedule] =
-            ["regime", "schedule"].map(|key| cell[key].as_str().expect("a name"));
+        let [regime, schedule] = ["regime", "schedule"].map(|key| cell[key].as_str().expect("a name"));
         let lr = cell["lr"].as_f64().map(|lr| lr.to_string());
         let mut args = vec!["--json", "--backend", "cpu", "--epochs", "2"];
         args.extend(["--rule", "sgd", "--regime", regime, "--schedule", schedule]);
@@ -384,10 +335,7 @@ fn schedules_have_a_best_fixed_rate_and_a_row_per_regime_each() {
         let single = &json("2", &args)["runs"][0];
         let losses = ["train_loss", "last_train_loss"].map(|key| &single[key]);
         // A rate that is given is judged by the better of the two.
-        assert!(
-            losses[..1 + usize::from(lr.is_some())].contains(&&cell["train_loss"]),
-            "{cell}"
-        );
+        assert!(losses[..1 + usize::from(lr.is_some())].contains(&&cell["train_loss"]), "{cell}");
         assert_eq!(single["schedule"], schedule);
         // Every schedule but the constant ends below where a rate alone would.
         if regime == "fixed" {
@@ -451,10 +399,7 @@ fn a_regime_that_diverges_is_told_of_and_counts_as_chance() {
     let report = json("2", &[&args[..], &["--json"]].concat());
     let runs = list(&report, "runs");
     let run = runs.last().expect("a run");
-    assert_eq!(
-        (&run["regime"], &run["verdict"]),
-        (&"bb-long".into(), &"diverged".into())
-    );
+    assert_eq!((&run["regime"], &run["verdict"]), (&"bb-long".into(), &"diverged".into()));
     let cell = list(&report, "summary").last().expect("a cell");
     assert_eq!(number(cell, "diverged"), 1.0);
     // The most frequent of ten classes has a tenth of the rows, more or less.
@@ -510,10 +455,7 @@ fn a_grid_is_made_longer_where_the_best_is_at_its_end() {
         assert_eq!(more, &beyond[..more.len()]);
         longer += more.len();
     }
-    assert!(
-        longer > 0,
-        "no best rate was at an end: another setting would show something"
-    );
+    assert!(longer > 0, "no best rate was at an end: another setting would show something");
 }
 
 /// Each set has the epochs that it asks for.
@@ -536,23 +478,13 @@ fn made_and_other_sets_have_their_own_epochs() {
         "0",
     ];
     let report = json("2", &args);
-    for (cells, (data, epochs)) in list(&report, "summary")
-        .chunks(3)
-        .zip([("sine", 40), ("digits", 10)])
-    {
+    for (cells, (data, epochs)) in list(&report, "summary").chunks(3).zip([("sine", 40), ("digits", 10)]) {
         for cell in cells {
-            assert_eq!(
-                (&cell["data"], &cell["epochs"]),
-                (&data.into(), &epochs.into())
-            );
+            assert_eq!((&cell["data"], &cell["epochs"]), (&data.into(), &epochs.into()));
         }
     }
     let short = json("2", &[&args[..], &["--epochs", "2"]].concat());
-    assert!(
-        list(&short, "summary")
-            .iter()
-            .all(|cell| cell["epochs"] == 2)
-    );
+    assert!(list(&short, "summary").iter().all(|cell| cell["epochs"] == 2));
 }
 
 /// The last weights of a regime instead of its average, and AdamW with its momentum.
@@ -574,17 +506,13 @@ fn last_judges_regimes_by_their_last_weights() {
         "--seeds",
         "0",
     ];
-    for (more, sgdm, adamw, momentum) in [
-        (&[][..], "polynomial", "schedule-free", 0.0),
-        (&["--last"], "last", "last", 0.9),
-    ] {
+    for (more, sgdm, adamw, momentum) in
+        [(&[][..], "polynomial", "schedule-free", 0.0), (&["--last"], "last", "last", 0.9)]
+    {
         let report = json("2", &[&args[..], more].concat());
         let runs = list(&report, "runs");
         for (run, evaluated) in [(&runs[2], sgdm), (&runs[5], adamw)] {
-            assert_eq!(
-                (&run["regime"], &run["evaluated"]),
-                (&"seesaw".into(), &evaluated.into())
-            );
+            assert_eq!((&run["regime"], &run["evaluated"]), (&"seesaw".into(), &evaluated.into()));
         }
         assert!((number(&runs[5], "momentum") - momentum).abs() < 1e-6);
         // What is tuned has the momentum that AdamW is known for.
@@ -627,10 +555,7 @@ fn what_does_not_go_together_is_left_out() {
         .map(|cell| (cell["rule"].as_str(), cell["regime"].as_str()))
         .map(|(rule, regime)| (rule.expect("a rule"), regime.expect("a regime")))
         .collect();
-    assert_eq!(
-        runs,
-        [("sgd", "seesaw"), ("sgd", "auto-sgd"), ("sgdm", "seesaw")]
-    );
+    assert_eq!(runs, [("sgd", "seesaw"), ("sgd", "auto-sgd"), ("sgdm", "seesaw")]);
     // A run of streams ends with a whole round of three: 23 steps are 21.
     let steps: Vec<u64> = list(&report, "runs")
         .iter()
@@ -650,16 +575,8 @@ fn bad_input_ends_in_one_line_before_anything_runs() {
     for option in [["--rules", "sgd"], ["--seeds", "1"], ["--first-steps", "1"]] {
         refused(&option, &["--compare"]);
     }
-    for option in [
-        ["--rule", "sgd"],
-        ["--regime", "seesaw"],
-        ["--schedule", "step"],
-        ["--seed", "1"],
-    ] {
-        refused(
-            &["--compare", option[0], option[1]],
-            &["--compare", option[0]],
-        );
+    for option in [["--rule", "sgd"], ["--regime", "seesaw"], ["--schedule", "step"], ["--seed", "1"]] {
+        refused(&["--compare", option[0], option[1]], &["--compare", option[0]]);
     }
     let cases: [(&[&str], &[&str]); 15] = [
         (&["--regimes", "fixed"], &["--regimes", "--lrs"]),
@@ -674,27 +591,12 @@ fn bad_input_ends_in_one_line_before_anything_runs() {
         (&["--data", "digits,nowhere"], &["nowhere", "no such file"]),
         (&["--data", "digits,"], &["--data", "empty name"]),
         (&["--first-steps", "0"], &["first_step", "above 0"]),
-        (
-            &["--gradient-scales", "0"],
-            &["--gradient-scales", "above 0"],
-        ),
+        (&["--gradient-scales", "0"], &["--gradient-scales", "above 0"]),
         (&["--json", "--markdown"], &["--json", "--markdown"]),
-        (
-            &["--regimes", "auto-sgd", "--rules", "sgdm,nesterov"],
-            &["auto-sgd", "sgdm"],
-        ),
+        (&["--regimes", "auto-sgd", "--rules", "sgdm,nesterov"], &["auto-sgd", "sgdm"]),
     ];
     for (args, words) in cases {
         refused(&[&["--compare"], args].concat(), words);
     }
-    refused(
-        &[
-            "--compare",
-            "--gradient-scales",
-            "10",
-            "--backend",
-            "vulkan",
-        ],
-        &["--gradient-scales", "--backend cpu"],
-    );
+    refused(&["--compare", "--gradient-scales", "10", "--backend", "vulkan"], &["--gradient-scales", "--backend cpu"]);
 }

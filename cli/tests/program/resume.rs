@@ -15,23 +15,15 @@ use wgpu_optim::{Gpu, wgpu};
 
 fn train(folder: &Path, args: &[&str]) -> Output {
     let mut command = wgpu_optim();
-    command
-        .current_dir(folder)
-        .args(["train", "--json"])
-        .args(args);
+    command.current_dir(folder).args(["train", "--json"]).args(args);
     command.output().expect("the binary runs")
 }
 
 /// The numbers of a run, but for the time it took.
 #[track_caller]
 fn numbers(output: &Output) -> serde_json::Value {
-    assert!(
-        output.status.success(),
-        "{}",
-        String::from_utf8_lossy(&output.stderr)
-    );
-    let mut report: serde_json::Value =
-        serde_json::from_slice(&output.stdout).expect("one JSON object");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let mut report: serde_json::Value = serde_json::from_slice(&output.stdout).expect("one JSON object");
     report["runs"][0]["seconds"] = 0.into();
     report["runs"][0].take()
 }
@@ -43,11 +35,7 @@ fn text(path: &Path) -> String {
 /// The same, and the table of what moved the rate, which is no part of `--json`.
 #[track_caller]
 fn table(output: &Output) -> String {
-    assert!(
-        output.status.success(),
-        "{}",
-        String::from_utf8_lossy(&output.stderr)
-    );
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let text = String::from_utf8_lossy(&output.stdout);
     let lines = text.lines().filter(|line| !line.contains(" steps of "));
     lines.collect::<Vec<_>>().join("\n")
@@ -60,13 +48,9 @@ fn a_run_that_was_interrupted_ends_as_if_it_had_not_been() {
     let folder = tempfile::tempdir().expect("a folder");
     let folder = folder.path();
     for backend in ["cpu", "vulkan"] {
-        for (rule, regime) in [
-            ("sgdm", "seesaw"),
-            ("signsgd", "hypergradient"),
-            ("sgd", "auto-sgd"),
-            ("sgd", "ngn"),
-            ("sgd", "dog"),
-        ] {
+        for (rule, regime) in
+            [("sgdm", "seesaw"), ("signsgd", "hypergradient"), ("sgd", "auto-sgd"), ("sgd", "ngn"), ("sgd", "dog")]
+        {
             let common = [
                 "--backend",
                 backend,
@@ -84,38 +68,20 @@ fn a_run_that_was_interrupted_ends_as_if_it_had_not_been() {
             let whole = run(&["--epochs", "3", "--trace", "whole.csv"]);
             let checkpoint = ["--checkpoint", "run.safetensors", "--trace", "parts.csv"];
             let _ = std::fs::remove_file(folder.join("run.safetensors"));
-            numbers(&run(
-                &[&checkpoint[..], &["--epochs", "1", "--every", "7"]].concat()
-            ));
+            numbers(&run(&[&checkpoint[..], &["--epochs", "1", "--every", "7"]].concat()));
             // As if the process had been killed before its next checkpoint: rows that are one step too many, and half a row.
             let mut trace = text(&folder.join("parts.csv"));
             trace.push_str("23,1,1,1,1,1,1,1,1,1,,1,1,1,1,1,1\n24,0.5");
             std::fs::write(folder.join("parts.csv"), trace).expect("written");
-            numbers(&run(
-                &[&checkpoint[..], &["--epochs", "2", "--resume"]].concat()
-            ));
-            let last = run(&[
-                &checkpoint[..],
-                &["--epochs", "3", "--resume", "--every", "10"],
-            ]
-            .concat());
-            assert_eq!(
-                numbers(&last),
-                numbers(&whole),
-                "{backend}, {rule}, {regime}"
-            );
-            assert_eq!(
-                text(&folder.join("parts.csv")),
-                text(&folder.join("whole.csv"))
-            );
+            numbers(&run(&[&checkpoint[..], &["--epochs", "2", "--resume"]].concat()));
+            let last = run(&[&checkpoint[..], &["--epochs", "3", "--resume", "--every", "10"]].concat());
+            assert_eq!(numbers(&last), numbers(&whole), "{backend}, {rule}, {regime}");
+            assert_eq!(text(&folder.join("parts.csv")), text(&folder.join("whole.csv")));
 
             // Nothing is left to do, and the numbers are still there.
             let again = run(&[&checkpoint[..], &["--epochs", "3", "--resume"]].concat());
             assert_eq!(numbers(&again), numbers(&whole));
-            assert_eq!(
-                text(&folder.join("parts.csv")),
-                text(&folder.join("whole.csv"))
-            );
+            assert_eq!(text(&folder.join("parts.csv")), text(&folder.join("whole.csv")));
         }
     }
 }
@@ -130,10 +96,7 @@ fn a_checkpoint_of_the_version_before_is_resumed() {
     let run = |epochs: &str| {
         let run = ["--data", "digits", "--model", "softmax", "--rule", "sgdm"];
         let to = ["--backend", "cpu", "--checkpoint", file, "--resume"];
-        train(
-            folder.path(),
-            &[&run[..], &to, &["--epochs", epochs]].concat(),
-        )
+        train(folder.path(), &[&run[..], &to, &["--epochs", epochs]].concat())
     };
     std::fs::write(folder.path().join(file), OLD).expect("written");
     let from_old = numbers(&run("4"));
@@ -167,20 +130,8 @@ fn a_run_that_is_killed_again_and_again_ends_as_if_it_had_not_been() {
             "--seed",
             "3",
         ];
-        let whole = wgpu_optim()
-            .current_dir(folder)
-            .args(args)
-            .args(["--trace", "whole.csv"])
-            .output();
-        let saved = [
-            "--checkpoint",
-            "run.safetensors",
-            "--every",
-            "5",
-            "--resume",
-            "--trace",
-            "parts.csv",
-        ];
+        let whole = wgpu_optim().current_dir(folder).args(args).args(["--trace", "whole.csv"]).output();
+        let saved = ["--checkpoint", "run.safetensors", "--every", "5", "--resume", "--trace", "parts.csv"];
         let (mut kills, mut killed_late) = (0, 0);
         let last = loop {
             let mut child = wgpu_optim()
@@ -208,23 +159,13 @@ fn a_run_that_is_killed_again_and_again_ends_as_if_it_had_not_been() {
             std::thread::sleep(Duration::from_millis(kills));
             child.kill().expect("killed");
             let output = child.wait_with_output().expect("gone");
-            assert!(
-                output.status.code().is_none_or(|code| code == 0),
-                "{}",
-                String::from_utf8_lossy(&output.stderr)
-            );
+            assert!(output.status.code().is_none_or(|code| code == 0), "{}", String::from_utf8_lossy(&output.stderr));
             killed_late += u32::from(output.status.code().is_none());
             kills += 1;
         };
-        assert!(
-            killed_late > 0,
-            "every process was done before it was killed"
-        );
+        assert!(killed_late > 0, "every process was done before it was killed");
         assert_eq!(table(&last.expect("ran")), table(&whole.expect("ran")));
-        assert_eq!(
-            text(&folder.join("parts.csv")),
-            text(&folder.join("whole.csv"))
-        );
+        assert_eq!(text(&folder.join("parts.csv")), text(&folder.join("whole.csv")));
     }
 }
 
@@ -236,25 +177,12 @@ fn a_run_goes_on_on_another_path() {
     let whole = numbers(&train(folder, &["--epochs", "4", "--backend", "cpu"]));
     for (first, second) in [("cpu", "vulkan"), ("vulkan", "cpu")] {
         let file = ["--checkpoint", "run.safetensors"];
-        numbers(&train(
-            folder,
-            &[&file[..], &["--epochs", "2", "--backend", first]].concat(),
-        ));
-        let end = train(
-            folder,
-            &[
-                &file[..],
-                &["--epochs", "4", "--resume", "--backend", second],
-            ]
-            .concat(),
-        );
+        numbers(&train(folder, &[&file[..], &["--epochs", "2", "--backend", first]].concat()));
+        let end = train(folder, &[&file[..], &["--epochs", "4", "--resume", "--backend", second]].concat());
         let end = numbers(&end);
         assert_eq!(end["backend"], second);
         let loss = |run: &serde_json::Value| run["train_loss"].as_f64().expect("a number");
-        assert!(
-            (loss(&end) / loss(&whole) - 1.0).abs() <= 2e-3,
-            "{end} {whole}"
-        );
+        assert!((loss(&end) / loss(&whole) - 1.0).abs() <= 2e-3, "{end} {whole}");
         // Computed anew on either path, from sums of another order.
         let first = |run: &serde_json::Value| run["lr_first"].as_f64().expect("a number");
         assert!((first(&end) / first(&whole) - 1.0).abs() <= 1e-6);
@@ -277,10 +205,7 @@ fn a_run_that_loses_its_device_goes_on_without_it() {
             .args(args);
         command.output().expect("the binary runs")
     };
-    let whole = run(
-        "vulkan",
-        &["--trace", "whole.csv", "--report", "whole.html"],
-    );
+    let whole = run("vulkan", &["--trace", "whole.csv", "--report", "whole.html"]);
     assert_eq!(numbers(&whole)["backend"], "vulkan");
     let whole = numbers(&whole);
     // 23 steps an epoch. What is left of another run, which is none of this one's.
@@ -292,18 +217,8 @@ fn a_run_that_loses_its_device_goes_on_without_it() {
             continue;
         }
         for (file, every, lost, from) in [
-            (
-                Some("new.safetensors"),
-                "10",
-                "37",
-                "from the checkpoint of step 30",
-            ),
-            (
-                Some("new.safetensors"),
-                "23",
-                "46",
-                "from the checkpoint of step 46",
-            ),
+            (Some("new.safetensors"), "10", "37", "from the checkpoint of step 30"),
+            (Some("new.safetensors"), "23", "46", "from the checkpoint of step 46"),
             (Some("old.safetensors"), "40", "31", "from the start"),
             (None, "", "0", "from the start"),
             (None, "", "68", "from the start"),
@@ -320,11 +235,7 @@ fn a_run_that_loses_its_device_goes_on_without_it() {
             assert_eq!(end["backend"], to, "{what}");
             let lines: Vec<&str> = said.lines().filter(|line| line.contains("lost")).collect();
             assert_eq!(lines.len(), 1, "{what}");
-            let place = if to == "cpu" {
-                "on the CPU path"
-            } else {
-                "(gl, software)"
-            };
+            let place = if to == "cpu" { "on the CPU path" } else { "(gl, software)" };
             for words in ["the device ", "(vulkan, software) is lost", from, place] {
                 assert!(lines[0].contains(words), "{words}: {what}");
             }
@@ -353,10 +264,7 @@ fn a_run_that_loses_its_device_goes_on_without_it() {
             assert_eq!(curves("parts.html"), curves("whole.html"), "{what}");
         }
     }
-    for (backend, step, words) in [
-        ("cpu", "5", "no device to lose"),
-        ("vulkan", "69", "the run has 69 steps"),
-    ] {
+    for (backend, step, words) in [("cpu", "5", "no device to lose"), ("vulkan", "69", "the run has 69 steps")] {
         let args = ["--epochs", "3", "--backend", backend, "--lose-device", step];
         let output = train(folder, &args);
         assert_refused(&output, &["--lose-device", words]);
@@ -367,16 +275,7 @@ fn a_run_that_loses_its_device_goes_on_without_it() {
 fn what_would_be_another_run_is_named() {
     let folder = tempfile::tempdir().expect("a folder");
     let folder = folder.path();
-    let file = [
-        "--checkpoint",
-        "run.safetensors",
-        "--backend",
-        "cpu",
-        "--epochs",
-        "2",
-        "--rule",
-        "sgdm",
-    ];
+    let file = ["--checkpoint", "run.safetensors", "--backend", "cpu", "--epochs", "2", "--rule", "sgdm"];
     numbers(&train(folder, &file));
     let saved = std::fs::read(folder.join("run.safetensors")).expect("saved");
     let cases: [(&[&str], &[&str]); 14] = [
@@ -384,37 +283,16 @@ fn what_would_be_another_run_is_named() {
         (&["--seed", "1"], &["--seed was 0", "is 1 now"]),
         (&["--rule", "signum"], &["--rule was sgdm"]),
         (&["--momentum", "0.8"], &["--momentum was 0.9", "0.8 now"]),
-        (
-            &["--regime", "fixed", "--lr", "0.1"],
-            &["--lr was not given", "0.1 now"],
-        ),
+        (&["--regime", "fixed", "--lr", "0.1"], &["--lr was not given", "0.1 now"]),
         (&["--regime", "norm-ratio"], &["--regime was seesaw"]),
-        (
-            &["--average", "running"],
-            &["--average was polynomial", "running over 2 epochs now"],
-        ),
-        (
-            &["--schedule", "step"],
-            &["--schedule was constant", "step over 2 epochs now"],
-        ),
+        (&["--average", "running"], &["--average was polynomial", "running over 2 epochs now"]),
+        (&["--schedule", "step"], &["--schedule was constant", "step over 2 epochs now"]),
         (&["--model", "svm"], &["--model was mlp", "is svm now"]),
         (&["--hidden", "64"], &["--hidden was 128", "64 now"]),
-        (
-            &["--data", "mushrooms"],
-            &[
-                "the data of --data was 14",
-                "6513 + 1611 rows of 126 features",
-            ],
-        ),
+        (&["--data", "mushrooms"], &["the data of --data was 14", "6513 + 1611 rows of 126 features"]),
         (&["--inject-nan", "3"], &["--inject-nan was not given"]),
-        (
-            &["--weight-decay", "0.1"],
-            &["--weight-decay was 0 ", "0.1 now"],
-        ),
-        (
-            &["--report", "page.html"],
-            &["--report would lack the first 46 steps"],
-        ),
+        (&["--weight-decay", "0.1"], &["--weight-decay was 0 ", "0.1 now"]),
+        (&["--report", "page.html"], &["--report would lack the first 46 steps"]),
     ];
     for (args, words) in cases {
         // An option is given once.
@@ -422,30 +300,11 @@ fn what_would_be_another_run_is_named() {
             "--rule" => &file[..file.len() - 2],
             _ => &file[..],
         };
-        assert_refused(
-            &train(folder, &[given, &["--resume"], args].concat()),
-            words,
-        );
+        assert_refused(&train(folder, &[given, &["--resume"], args].concat()), words);
     }
-    let fewer = [
-        "--checkpoint",
-        "run.safetensors",
-        "--backend",
-        "cpu",
-        "--epochs",
-        "1",
-        "--resume",
-        "--rule",
-        "sgdm",
-    ];
-    assert_refused(
-        &train(folder, &fewer),
-        &["at step 46", "--epochs 1 end at step 23"],
-    );
-    assert_eq!(
-        std::fs::read(folder.join("run.safetensors")).expect("there"),
-        saved
-    );
+    let fewer = ["--checkpoint", "run.safetensors", "--backend", "cpu", "--epochs", "1", "--resume", "--rule", "sgdm"];
+    assert_refused(&train(folder, &fewer), &["at step 46", "--epochs 1 end at step 23"]);
+    assert_eq!(std::fs::read(folder.join("run.safetensors")).expect("there"), saved);
     assert!(!folder.join("page.html").exists());
 }
 
@@ -454,40 +313,18 @@ fn files_that_cannot_serve_are_refused_before_training() {
     let folder = tempfile::tempdir().expect("a folder");
     let folder = folder.path();
     let refused = |args: &[&str], words: &[&str]| {
-        assert_refused(
-            &train(
-                folder,
-                &[&["--backend", "cpu", "--epochs", "1"], args].concat(),
-            ),
-            words,
-        );
+        assert_refused(&train(folder, &[&["--backend", "cpu", "--epochs", "1"], args].concat()), words);
     };
-    refused(
-        &["--checkpoint", "nowhere/run.safetensors"],
-        &["nowhere/run.safetensors", "a folder that exists"],
-    );
+    refused(&["--checkpoint", "nowhere/run.safetensors"], &["nowhere/run.safetensors", "a folder that exists"]);
     refused(&["--checkpoint", "."], &["not a file"]);
-    refused(
-        &["--checkpoint", "a", "--trace", "a"],
-        &["--checkpoint and --trace both name a"],
-    );
+    refused(&["--checkpoint", "a", "--trace", "a"], &["--checkpoint and --trace both name a"]);
     refused(&["--every", "3"], &["--checkpoint"]);
     refused(&["--resume"], &["--checkpoint"]);
     refused(&["--checkpoint", "a", "--every", "0"], &["--every"]);
 
-    std::fs::write(
-        folder.join("foreign"),
-        "1,2,a\n3,4,b\n5,6,a\n7,8,b\n1,1,a\n2,2,b\n",
-    )
-    .expect("written");
-    refused(
-        &["--checkpoint", "foreign", "--resume"],
-        &["the checkpoint foreign is damaged, or none of wgpu-optim"],
-    );
-    refused(
-        &["--checkpoint", "foreign", "--data", "foreign"],
-        &["would overwrite the data"],
-    );
+    std::fs::write(folder.join("foreign"), "1,2,a\n3,4,b\n5,6,a\n7,8,b\n1,1,a\n2,2,b\n").expect("written");
+    refused(&["--checkpoint", "foreign", "--resume"], &["the checkpoint foreign is damaged, or none of wgpu-optim"]);
+    refused(&["--checkpoint", "foreign", "--data", "foreign"], &["would overwrite the data"]);
 
     // One that the library wrote, of no run.
     let tensor = [0.0f32; 3];
@@ -502,19 +339,7 @@ fn files_that_cannot_serve_are_refused_before_training() {
     );
 
     // A trace of another run, or none of ours.
-    numbers(&train(
-        folder,
-        &[
-            "--backend",
-            "cpu",
-            "--epochs",
-            "1",
-            "--checkpoint",
-            "run",
-            "--trace",
-            "trace.csv",
-        ],
-    ));
+    numbers(&train(folder, &["--backend", "cpu", "--epochs", "1", "--checkpoint", "run", "--trace", "trace.csv"]));
     let whole = text(&folder.join("trace.csv"));
     let short: String = whole.split_inclusive('\n').take(20).collect();
     for (trace, words) in [
@@ -523,49 +348,18 @@ fn files_that_cannot_serve_are_refused_before_training() {
         ("", "the header is not that"),
     ] {
         std::fs::write(folder.join("trace.csv"), trace).expect("written");
-        let args = [
-            "--backend",
-            "cpu",
-            "--epochs",
-            "2",
-            "--checkpoint",
-            "run",
-            "--resume",
-            "--trace",
-            "trace.csv",
-        ];
+        let args = ["--backend", "cpu", "--epochs", "2", "--checkpoint", "run", "--resume", "--trace", "trace.csv"];
         assert_refused(&train(folder, &args), &[words, "trace.csv"]);
         assert_eq!(text(&folder.join("trace.csv")), trace);
     }
     // A new file has the rows from here on.
-    let args = [
-        "--backend",
-        "cpu",
-        "--epochs",
-        "2",
-        "--checkpoint",
-        "run",
-        "--resume",
-        "--trace",
-        "new.csv",
-    ];
+    let args = ["--backend", "cpu", "--epochs", "2", "--checkpoint", "run", "--resume", "--trace", "new.csv"];
     numbers(&train(folder, &args));
     let new = text(&folder.join("new.csv"));
-    assert!(
-        new.lines().nth(1).expect("a row").starts_with("23,"),
-        "{new}"
-    );
+    assert!(new.lines().nth(1).expect("a row").starts_with("23,"), "{new}");
 
     // Nothing to go on from is no error.
-    let args = [
-        "--backend",
-        "cpu",
-        "--epochs",
-        "1",
-        "--checkpoint",
-        "fresh",
-        "--resume",
-    ];
+    let args = ["--backend", "cpu", "--epochs", "1", "--checkpoint", "fresh", "--resume"];
     let output = train(folder, &args);
     assert!(String::from_utf8_lossy(&output.stderr).contains("fresh is not there yet"));
     numbers(&output);

@@ -7,10 +7,7 @@ use std::process::Output;
 use crate::command::{self, assert_refused};
 
 fn wgpu_optim(args: &[&str]) -> Output {
-    command::wgpu_optim()
-        .args(args)
-        .output()
-        .expect("the binary runs")
+    command::wgpu_optim().args(args).output().expect("the binary runs")
 }
 
 fn run(args: &[&str]) -> serde_json::Value {
@@ -22,29 +19,19 @@ fn run_to(code: i32, args: &[&str]) -> serde_json::Value {
     let mut all = vec!["train", "--json"];
     all.extend(args);
     let output = wgpu_optim(&all);
-    assert_eq!(
-        output.status.code(),
-        Some(code),
-        "{args:?}: {}",
-        String::from_utf8_lossy(&output.stderr)
-    );
-    let report: serde_json::Value =
-        serde_json::from_slice(&output.stdout).expect("one JSON object");
+    assert_eq!(output.status.code(), Some(code), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
+    let report: serde_json::Value = serde_json::from_slice(&output.stdout).expect("one JSON object");
     let runs = report["runs"].as_array().expect("runs");
     assert_eq!(runs.len(), 1);
     runs[0].clone()
 }
 
 fn number(run: &serde_json::Value, key: &str) -> f64 {
-    run[key]
-        .as_f64()
-        .unwrap_or_else(|| panic!("{key} in {run}"))
+    run[key].as_f64().unwrap_or_else(|| panic!("{key} in {run}"))
 }
 
 const MODELS: [&str; 3] = ["mlp", "softmax", "svm"];
-const RULES: [&str; 7] = [
-    "sgd", "sgdm", "nesterov", "signsgd", "signum", "adamw", "lion",
-];
+const RULES: [&str; 7] = ["sgd", "sgdm", "nesterov", "signsgd", "signum", "adamw", "lion"];
 
 #[test]
 fn without_arguments_it_reaches_95_percent_on_digits() {
@@ -73,10 +60,7 @@ fn json_has_every_key_that_is_promised() {
     }
     assert_eq!(run.as_object().expect("an object").len(), keys.len());
     assert_eq!(number(&run, "steps"), 23.0);
-    assert_eq!(
-        (&run["verdict"], &run["nonfinite_test_rows"]),
-        (&"ok".into(), &0.into())
-    );
+    assert_eq!((&run["verdict"], &run["nonfinite_test_rows"]), (&"ok".into(), &0.into()));
     // Only the last iterate: nothing beside it.
     let last = self::run(&["--epochs", "1", "--last"]);
     assert_eq!(last.as_object().expect("an object").len(), keys.len() - 3);
@@ -89,16 +73,7 @@ fn averaged_weights_are_evaluated_beside_the_last() {
     for average in ["running", "exponential", "polynomial"] {
         // With seed 0 the rate is so near the edge that rounding decides on rows of the test set after some 50 steps; here the paths stay
         // within 2e-6 of each other.
-        let args = [
-            "--average",
-            average,
-            "--rule",
-            "sgd",
-            "--epochs",
-            "4",
-            "--seed",
-            "2",
-        ];
+        let args = ["--average", average, "--rule", "sgd", "--epochs", "4", "--seed", "2"];
         let on = |backend: &str| run(&[&args[..], &["--backend", backend]].concat());
         let (host, device) = (on("cpu"), on("vulkan"));
         let plain = run(&[&args[2..], &["--backend", "cpu", "--last"]].concat());
@@ -119,14 +94,8 @@ fn averaged_weights_are_evaluated_beside_the_last() {
         }
     }
     refused(&["train", "--average", "median"], &["--average", "median"]);
-    refused(
-        &["train", "--average", "running", "--compare"],
-        &["--average", "--compare"],
-    );
-    refused(
-        &["train", "--average", "running", "--last"],
-        &["--average", "--last"],
-    );
+    refused(&["train", "--average", "running", "--compare"], &["--average", "--compare"]);
+    refused(&["train", "--average", "running", "--last"], &["--average", "--last"]);
 }
 
 /// Without a word schedule-free where the rule can, and AdamW then has no momentum; the polynomial average where it cannot, and where
@@ -138,21 +107,9 @@ fn what_is_evaluated_follows_from_the_rule() {
         (&["--rule", "signsgd"], "schedule-free", 0.0),
         (&["--rule", "adamw"], "schedule-free", 0.0),
         (&["--rule", "adamw", "--last"], "last", 0.9),
-        (
-            &["--rule", "adamw", "--average", "polynomial"],
-            "polynomial",
-            0.9,
-        ),
-        (
-            &["--rule", "adamw", "--average", "schedule-free"],
-            "schedule-free",
-            0.0,
-        ),
-        (
-            &["--rule", "adamw", "--schedule", "warmup-cosine"],
-            "polynomial",
-            0.9,
-        ),
+        (&["--rule", "adamw", "--average", "polynomial"], "polynomial", 0.9),
+        (&["--rule", "adamw", "--average", "schedule-free"], "schedule-free", 0.0),
+        (&["--rule", "adamw", "--schedule", "warmup-cosine"], "polynomial", 0.9),
         (&["--rule", "sgd", "--schedule", "step"], "polynomial", 0.0),
         (&["--rule", "sgdm"], "polynomial", 0.9),
         (&["--rule", "nesterov", "--last"], "last", 0.9),
@@ -169,15 +126,7 @@ fn what_is_evaluated_follows_from_the_rule() {
             assert_eq!(run[key].is_null(), evaluated == "last", "{args:?}, {key}");
         }
     }
-    let output = wgpu_optim(&[
-        "train",
-        "--rule",
-        "adamw",
-        "--backend",
-        "cpu",
-        "--epochs",
-        "1",
-    ]);
+    let output = wgpu_optim(&["train", "--rule", "adamw", "--backend", "cpu", "--epochs", "1"]);
     let table = String::from_utf8_lossy(&output.stdout);
     for words in [
         "adamw with beta1 = 0, seesaw, schedule-free average",
@@ -187,28 +136,17 @@ fn what_is_evaluated_follows_from_the_rule() {
     ] {
         assert!(table.contains(words), "{words}: {table}");
     }
-    refused(
-        &["train", "--rule", "sgdm", "--average", "schedule-free"],
-        &["schedule-free", "sgdm"],
-    );
+    refused(&["train", "--rule", "sgdm", "--average", "schedule-free"], &["schedule-free", "sgdm"]);
 }
 
 /// Made from a seed: no file, forty epochs without a word, and a rate that is tuned solves them, which no linear model does.
 #[test]
 fn sets_that_are_made_train_without_a_file() {
-    for (data, steps) in [
-        ("spirals", 760),
-        ("parity", 1000),
-        ("sine", 1000),
-        ("board", 1520),
-    ] {
+    for (data, steps) in [("spirals", 760), ("parity", 1000), ("sine", 1000), ("board", 1520)] {
         let args = ["--data", data, "--backend", "cpu", "--rule", "lion"];
         let tuned = ["--regime", "fixed", "--lr", "0.01"];
         let solved = run(&[&args[..], &tuned].concat());
-        assert_eq!(
-            (&solved["data"], &solved["epochs"]),
-            (&data.into(), &40.into())
-        );
+        assert_eq!((&solved["data"], &solved["epochs"]), (&data.into(), &40.into()));
         assert_eq!(solved["steps"], steps);
         assert!(number(&solved, "test_accuracy") > 0.93, "{solved}");
         let linear = run(&[&args[..], &tuned, &["--model", "softmax"]].concat());
@@ -218,10 +156,7 @@ fn sets_that_are_made_train_without_a_file() {
     }
     let output = wgpu_optim(&["train", "--data", "sine", "--backend", "cpu"]);
     let table = String::from_utf8_lossy(&output.stdout);
-    assert!(
-        table.contains("40 epochs: 1000 steps of 64 rows"),
-        "{table}"
-    );
+    assert!(table.contains("40 epochs: 1000 steps of 64 rows"), "{table}");
 }
 
 /// A run that diverged is told in a line, in the table, in `--json`, on the page and by the exit code; and where it is known before that a
@@ -232,44 +167,19 @@ fn a_run_that_diverges_is_never_a_success() {
     let page = folder.path().join("page.html");
     let page = page.to_str().expect("UTF-8");
     for (args, words, is_warned) in [
-        (
-            &["--regime", "bb-long"][..],
-            "bb-long is known to fail",
-            true,
-        ),
+        (&["--regime", "bb-long"][..], "bb-long is known to fail", true),
         (&["--regime", "dog"], "dog is known to fail", true),
-        (
-            &["--regime", "fixed", "--lr", "1e10"],
-            "a smaller --lr",
-            false,
-        ),
+        (&["--regime", "fixed", "--lr", "1e10"], "a smaller --lr", false),
     ] {
-        let common = [
-            "train",
-            "--backend",
-            "cpu",
-            "--rule",
-            "sgdm",
-            "--report",
-            page,
-        ];
+        let common = ["train", "--backend", "cpu", "--rule", "sgdm", "--report", page];
         let args = [&common[..], args].concat();
         let output = wgpu_optim(&args);
-        let (stdout, stderr) = (
-            String::from_utf8_lossy(&output.stdout),
-            String::from_utf8_lossy(&output.stderr),
-        );
+        let (stdout, stderr) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
         assert_eq!(output.status.code(), Some(1), "{stderr}");
         let lines: Vec<&str> = stderr.lines().collect();
         let told = lines.last().expect("a line");
-        assert!(
-            told.starts_with("error: the run diverged: ") && told.contains(words),
-            "{stderr}"
-        );
-        let warned = lines
-            .iter()
-            .filter(|line| line.starts_with("warning: "))
-            .count();
+        assert!(told.starts_with("error: the run diverged: ") && told.contains(words), "{stderr}");
+        let warned = lines.iter().filter(|line| line.starts_with("warning: ")).count();
         assert_eq!(warned, usize::from(is_warned), "{stderr}");
         assert!(stdout.contains("DIVERGED"), "{stdout}");
         let page = std::fs::read_to_string(page).expect("a page");
@@ -277,15 +187,7 @@ fn a_run_that_diverges_is_never_a_success() {
         let run = run_to(1, &args[1..]);
         assert_eq!(run["verdict"], "diverged");
     }
-    let output = wgpu_optim(&[
-        "train",
-        "--backend",
-        "cpu",
-        "--epochs",
-        "1",
-        "--report",
-        page,
-    ]);
+    let output = wgpu_optim(&["train", "--backend", "cpu", "--epochs", "1", "--report", page]);
     assert!(output.status.success());
     let page = std::fs::read_to_string(page).expect("a page");
     assert!(!page.contains("class=\"failure\""));
@@ -295,19 +197,8 @@ fn a_run_that_diverges_is_never_a_success() {
 #[test]
 fn what_is_not_finite_is_no_answer() {
     for backend in ["cpu", "vulkan"] {
-        let args = [
-            "--backend",
-            backend,
-            "--epochs",
-            "1",
-            "--rule",
-            "sgd",
-            "--last",
-        ];
-        let run = run_to(
-            1,
-            &[&args[..], &["--regime", "fixed", "--lr", "1e30"]].concat(),
-        );
+        let args = ["--backend", backend, "--epochs", "1", "--rule", "sgd", "--last"];
+        let run = run_to(1, &[&args[..], &["--regime", "fixed", "--lr", "1e30"]].concat());
         assert_eq!(run["verdict"], "diverged", "{run}");
         // A row that reaches no hidden unit has the bias for an answer, right or wrong.
         let without_answer = number(&run, "nonfinite_test_rows");
@@ -321,20 +212,10 @@ fn what_is_not_finite_is_no_answer() {
 #[test]
 fn a_schedule_that_rises_is_warned_of() {
     for (regime, count) in [("seesaw", 1), ("hypergradient", 1), ("norm-ratio", 0)] {
-        let args = [
-            "train",
-            "--backend",
-            "cpu",
-            "--epochs",
-            "1",
-            "--schedule",
-            "one-cycle",
-        ];
+        let args = ["train", "--backend", "cpu", "--epochs", "1", "--schedule", "one-cycle"];
         let output = wgpu_optim(&[&args[..], &["--regime", regime]].concat());
         let stderr = String::from_utf8_lossy(&output.stderr);
-        let warned = stderr
-            .lines()
-            .filter(|line| line.contains("one-cycle rises"));
+        let warned = stderr.lines().filter(|line| line.contains("one-cycle rises"));
         assert_eq!(warned.count(), count, "{stderr}");
     }
 }
@@ -380,14 +261,8 @@ fn runs_repeat_bit_for_bit() {
 fn seesaw_reaches_the_best_of_a_grid_of_fixed_rates() {
     let grids: [(&str, [&str; 7]); 3] = [
         ("sgd", ["0.01", "0.03", "0.1", "0.3", "1", "3", "10"]),
-        (
-            "sgdm",
-            ["0.001", "0.003", "0.01", "0.03", "0.1", "0.3", "1"],
-        ),
-        (
-            "signsgd",
-            ["1e-5", "1e-4", "3e-4", "1e-3", "3e-3", "1e-2", "3e-2"],
-        ),
+        ("sgdm", ["0.001", "0.003", "0.01", "0.03", "0.1", "0.3", "1"]),
+        ("signsgd", ["1e-5", "1e-4", "3e-4", "1e-3", "3e-3", "1e-2", "3e-2"]),
     ];
     for data in ["digits", "mushrooms"] {
         for (rule, rates) in grids {
@@ -395,8 +270,7 @@ fn seesaw_reaches_the_best_of_a_grid_of_fixed_rates() {
             let accuracy = |extra: &[&str]| {
                 let output = wgpu_optim(&[&["train", "--json"], &args[..], extra].concat());
                 // The largest rates of a grid may diverge, and are not chosen.
-                let of: serde_json::Value =
-                    serde_json::from_slice(&output.stdout).expect("one JSON object");
+                let of: serde_json::Value = serde_json::from_slice(&output.stdout).expect("one JSON object");
                 match output.status.code() {
                     Some(0) => number(&of["runs"][0], "test_accuracy"),
                     _ => 0.0,
@@ -409,10 +283,7 @@ fn seesaw_reaches_the_best_of_a_grid_of_fixed_rates() {
                 .fold(0.0, f64::max);
             let untuned = accuracy(&[]);
             assert!(best > 0.9, "{data}, {rule}: {best}");
-            assert!(
-                untuned >= best - 0.01,
-                "{data}, {rule}: {untuned} against {best}"
-            );
+            assert!(untuned >= best - 0.01, "{data}, {rule}: {untuned} against {best}");
         }
     }
 }
@@ -438,9 +309,7 @@ fn the_terms_of_each_row_add_up_to_the_change_of_ln_lr() {
             let path = folder.path().join(format!("{backend}-{rule}.csv"));
             let rows = trace_of(&path, &["--backend", backend, "--rule", rule]);
             assert_eq!(rows.len(), 3 * 23);
-            let value = |row: &csv::StringRecord, column: usize| -> f64 {
-                row[column].parse().expect("a number")
-            };
+            let value = |row: &csv::StringRecord, column: usize| -> f64 { row[column].parse().expect("a number") };
             assert_eq!(&rows[0][18], "first");
             let mut moved = 0;
             for (index, pair) in rows.windows(2).enumerate() {
@@ -481,14 +350,7 @@ fn a_report_explains_what_happened_and_changes_nothing() {
     for backend in ["cpu", "vulkan"] {
         // On the device both in the middle of a submit; one right behind the other in the second run.
         for (nan, spike) in [("40", "120"), ("24", "25")] {
-            let args = [
-                "--backend",
-                backend,
-                "--inject-nan",
-                nan,
-                "--inject-spike",
-                spike,
-            ];
+            let args = ["--backend", backend, "--inject-nan", nan, "--inject-spike", spike];
             let path = folder.path().join(format!("{backend}-{nan}.html"));
             let (page, mut with) = report_of(&path, &args);
             let own = page.replace("xmlns=\"http://www.w3.org/2000/svg\"", "");
@@ -499,9 +361,7 @@ fn a_report_explains_what_happened_and_changes_nothing() {
             let of_nan = sentences(&page, &format!("step {nan}: "));
             assert_eq!(
                 of_nan,
-                [format!(
-                    "step {nan}: skipped: 9610 gradients not finite, the first in hidden.weights at 0"
-                )]
+                [format!("step {nan}: skipped: 9610 gradients not finite, the first in hidden.weights at 0")]
             );
             let of_spike = sentences(&page, &format!("step {spike}: "));
             assert_eq!(of_spike.len(), 1, "{page}");
@@ -523,34 +383,15 @@ fn a_report_explains_what_happened_and_changes_nothing() {
 fn a_report_copes_with_any_run() {
     let folder = tempfile::tempdir().expect("a folder");
     let path = folder.path().join("page.html");
-    let (page, _) = report_of(
-        &path,
-        &["--backend", "cpu", "--epochs", "400", "--rule", "sgdm"],
-    );
+    let (page, _) = report_of(&path, &["--backend", "cpu", "--epochs", "400", "--rule", "sgdm"]);
     assert!(page.len() < 500_000, "{}", page.len());
     let data = folder.path().join("<i>.svm");
-    for (rows, epochs, code) in [
-        ("1:3e38 2:3e38", "2000", 1),
-        ("1:0 2:0", "1", 0),
-        ("1:1 2:1", "3", 0),
-    ] {
+    for (rows, epochs, code) in [("1:3e38 2:3e38", "2000", 1), ("1:0 2:0", "1", 0), ("1:1 2:1", "3", 0)] {
         let rows: String = (0..40).map(|i| format!("{} {rows}\n", i % 2)).collect();
         std::fs::write(&data, rows).expect("writes");
         let data = data.to_str().expect("UTF-8");
-        let (page, run) = report_to(
-            code,
-            &path,
-            &[
-                "--data",
-                data,
-                "--backend",
-                "cpu",
-                "--epochs",
-                epochs,
-                "--rule",
-                "sgdm",
-            ],
-        );
+        let (page, run) =
+            report_to(code, &path, &["--data", data, "--backend", "cpu", "--epochs", epochs, "--rule", "sgdm"]);
         assert!(page.contains("&lt;i&gt;") && !page.contains("<i>"));
         assert!(page.len() < 2_000_000, "{}", page.len());
         if number(&run, "skipped_steps") > 20.0 {
@@ -581,94 +422,38 @@ fn bad_input_ends_in_one_line_and_exit_code_2() {
     file("a.test", "5 1:1\n");
     let range = folder.path().join("a.train");
     let range = range.to_str().expect("UTF-8");
-    refused(
-        &["train", "--data", "nowhere.csv"],
-        &["nowhere.csv", "no such file", "digits", "spirals", "board"],
-    );
-    refused(
-        &["train", "--data", &ragged],
-        &["ragged.csv", "line 3", "2 fields"],
-    );
+    refused(&["train", "--data", "nowhere.csv"], &["nowhere.csv", "no such file", "digits", "spirals", "board"]);
+    refused(&["train", "--data", &ragged], &["ragged.csv", "line 3", "2 fields"]);
     refused(&["train", "--data", &empty], &["empty.csv", "not one row"]);
-    refused(
-        &["train", "--data", &nan],
-        &["nan.csv", "line 2, column 2", "not finite"],
-    );
+    refused(&["train", "--data", &nan], &["nan.csv", "line 2, column 2", "not finite"]);
     refused(&["train", "--data", &fraction], &["0.25", "not a class"]);
     refused(&["train", "--data", range], &["label 5", "out of range"]);
     refused(&["train", "--batch", "0"], &["--batch", "0"]);
     refused(&["train", "--epochs", "0"], &["--epochs"]);
     refused(&["train", "--hidden", "0"], &["--hidden"]);
     refused(&["train", "--rule", "adagrad"], &["adagrad", "sgdm"]);
-    refused(
-        &["train", "--adapter", "Voodoo 2"],
-        &["Voodoo 2", "there is"],
-    );
-    refused(
-        &["train", "--adapter", "x", "--backend", "cpu"],
-        &["--backend cpu"],
-    );
+    refused(&["train", "--adapter", "Voodoo 2"], &["Voodoo 2", "there is"]);
+    refused(&["train", "--adapter", "x", "--backend", "cpu"], &["--backend cpu"]);
     refused(&["train", "--regime", "fixed"], &["--lr"]);
     refused(&["train", "--lr", "0.1"], &["--lr", "seesaw"]);
-    refused(
-        &["train", "--regime", "fixed", "--lr", "-1"],
-        &["learning rate", "-1"],
-    );
-    refused(
-        &["train", "--rule", "sgdm", "--momentum", "1.5"],
-        &["momentum", "1.5"],
-    );
-    refused(
-        &["train", "--weight-decay", "nan"],
-        &["weight_decay", "NaN"],
-    );
-    refused(
-        &["train", "--trace", "/no/such/folder/x.csv"],
-        &["/no/such/folder/x.csv"],
-    );
-    refused(
-        &["train", "--report", "/no/such/folder/x.html"],
-        &["/no/such/folder/x.html", "--report"],
-    );
+    refused(&["train", "--regime", "fixed", "--lr", "-1"], &["learning rate", "-1"]);
+    refused(&["train", "--rule", "sgdm", "--momentum", "1.5"], &["momentum", "1.5"]);
+    refused(&["train", "--weight-decay", "nan"], &["weight_decay", "NaN"]);
+    refused(&["train", "--trace", "/no/such/folder/x.csv"], &["/no/such/folder/x.csv"]);
+    refused(&["train", "--report", "/no/such/folder/x.html"], &["/no/such/folder/x.html", "--report"]);
     let twice = folder.path().join("twice");
     let twice = twice.to_str().expect("UTF-8");
-    refused(
-        &["train", "--trace", twice, "--report", twice],
-        &["twice", "overwrite the trace"],
-    );
-    refused(
-        &["train", "--epochs", "1", "--inject-nan", "23"],
-        &["--inject-nan 23", "23 steps"],
-    );
+    refused(&["train", "--trace", twice, "--report", twice], &["twice", "overwrite the trace"]);
+    refused(&["train", "--epochs", "1", "--inject-nan", "23"], &["--inject-nan 23", "23 steps"]);
     // What would have been overwritten is still there.
     let data = file("data.csv", "1,2,0\n3,4,1\n5,6,0\n");
-    refused(
-        &["train", "--data", &data, "--trace", &data],
-        &["data.csv", "overwrite"],
-    );
-    refused(
-        &["train", "--data", &data, "--report", &data],
-        &["data.csv", "--report", "overwrite"],
-    );
-    assert!(
-        std::fs::read_to_string(&data)
-            .expect("reads")
-            .starts_with("1,2,0")
-    );
-    let wide: String = (0..40)
-        .map(|i| format!("{} {}:1\n", i % 2, 1 + i * 8000))
-        .collect();
+    refused(&["train", "--data", &data, "--trace", &data], &["data.csv", "overwrite"]);
+    refused(&["train", "--data", &data, "--report", &data], &["data.csv", "--report", "overwrite"]);
+    assert!(std::fs::read_to_string(&data).expect("reads").starts_with("1,2,0"));
+    let wide: String = (0..40).map(|i| format!("{} {}:1\n", i % 2, 1 + i * 8000)).collect();
     let wide = file("wide.svm", &wide);
     refused(
-        &[
-            "train",
-            "--data",
-            &wide,
-            "--backend",
-            "vulkan",
-            "--model",
-            "softmax",
-        ],
+        &["train", "--data", &wide, "--backend", "vulkan", "--model", "softmax"],
         &["312001 terms", "--backend cpu"],
     );
 }
@@ -709,10 +494,7 @@ fn a_closed_pipe_is_no_accident() {
     drop(child.stdout.take());
     let output = child.wait_with_output().expect("ends");
     let stderr = String::from_utf8_lossy(&output.stderr);
-    assert!(
-        output.status.success() && !stderr.contains("panicked"),
-        "{stderr}"
-    );
+    assert!(output.status.success() && !stderr.contains("panicked"), "{stderr}");
 }
 
 /// Infinite gradients: nothing is learned, and the user is told so and where it began.
@@ -720,27 +502,13 @@ fn a_closed_pipe_is_no_accident() {
 fn a_run_that_skips_every_step_says_so() {
     let folder = tempfile::tempdir().expect("a folder");
     let path = folder.path().join("huge.svm");
-    let rows: String = (0..40)
-        .map(|i| format!("{} 1:3e38 2:3e38\n", i % 2))
-        .collect();
+    let rows: String = (0..40).map(|i| format!("{} 1:3e38 2:3e38\n", i % 2)).collect();
     std::fs::write(&path, rows).expect("writes");
-    let output = wgpu_optim(&[
-        "train",
-        "--data",
-        path.to_str().expect("UTF-8"),
-        "--backend",
-        "cpu",
-    ]);
-    let (stdout, stderr) = (
-        String::from_utf8_lossy(&output.stdout),
-        String::from_utf8_lossy(&output.stderr),
-    );
+    let output = wgpu_optim(&["train", "--data", path.to_str().expect("UTF-8"), "--backend", "cpu"]);
+    let (stdout, stderr) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     assert!(stderr.contains("every step was skipped"), "{stderr}");
     assert_eq!(output.status.code(), Some(1));
-    assert!(
-        stdout.contains("first skipped") && stdout.contains("weights at"),
-        "{stdout}"
-    );
+    assert!(stdout.contains("first skipped") && stdout.contains("weights at"), "{stdout}");
 }
 
 #[test]
@@ -779,21 +547,11 @@ fn telemetry_is_in_the_trace_the_page_and_the_object() {
     let last = rows.last().expect("a last row");
     for tensor in tensors {
         let name = tensor["name"].as_str().expect("a name");
-        for column in [
-            "parameter_norm",
-            "step_norm",
-            "relative_step",
-            "effective_lr",
-        ] {
-            let at = header
-                .iter()
-                .position(|field| field == format!("{name}.{column}"));
+        for column in ["parameter_norm", "step_norm", "relative_step", "effective_lr"] {
+            let at = header.iter().position(|field| field == format!("{name}.{column}"));
             let traced: f64 = last[at.expect("a column")].parse().expect("a number");
             let said = tensor[column].as_f64().expect("a number");
-            assert!(
-                said > 0.0 && (traced / said - 1.0).abs() <= 1e-6,
-                "{name}, {column}: {traced}, {said}"
-            );
+            assert!(said > 0.0 && (traced / said - 1.0).abs() <= 1e-6, "{name}, {column}: {traced}, {said}");
         }
     }
     let page = std::fs::read_to_string(&page).expect("reads");

@@ -13,11 +13,7 @@ use wgpu_optim_conformance::Numbers;
 use wgpu_optim_conformance::run::{GpuRun, Place, Run, Spec, devices};
 
 fn options(elements: u64, budget_ms: u64) -> TuneOptions {
-    TuneOptions {
-        elements,
-        budget: Duration::from_millis(budget_ms),
-        ..TuneOptions::default()
-    }
+    TuneOptions { elements, budget: Duration::from_millis(budget_ms), ..TuneOptions::default() }
 }
 
 /// ‖g‖ of one step over `len` elements in this geometry, relative to f64.
@@ -26,10 +22,7 @@ fn norm_error(gpu: &Gpu, len: usize) -> f64 {
     let spec = Spec::new(Rule::sgdm(0.9), Regime::seesaw(), vec![numbers.vec(len)]);
     let grads = numbers.vec(len);
     let exact: f64 = grads.iter().map(|&g| f64::from(g).powi(2)).sum();
-    let place = Place {
-        params: (0, 0),
-        grads: (1, 0),
-    };
+    let place = Place { params: (0, 0), grads: (1, 0) };
     let mut run = GpuRun::new(gpu, &[spec], vec![place]);
     run.step(&[grads]);
     (f64::from(run.records().records[0].norm) / exact.sqrt() - 1.0).abs()
@@ -39,19 +32,11 @@ fn norm_error(gpu: &Gpu, len: usize) -> f64 {
 fn what_it_finds_is_valid_and_its_norm_is_right() {
     let len = 40_003;
     for gpu in &devices() {
-        for (rule, regime) in [
-            (Rule::sgdm(0.9), Regime::seesaw()),
-            (Rule::sgd(), Regime::hypergradient()),
-        ] {
+        for (rule, regime) in [(Rule::sgdm(0.9), Regime::seesaw()), (Rule::sgd(), Regime::hypergradient())] {
             // On a busy machine a short search sees the preset alone.
-            let searches = [1500, 6000, 24_000].map(|budget_ms| TuneOptions {
-                rule,
-                regime,
-                ..options(len as u64, budget_ms)
-            });
-            let mut reports = searches
-                .iter()
-                .map(|search| gpu.tune(search).expect("tunes"));
+            let searches =
+                [1500, 6000, 24_000].map(|budget_ms| TuneOptions { rule, regime, ..options(len as u64, budget_ms) });
+            let mut reports = searches.iter().map(|search| gpu.tune(search).expect("tunes"));
             let report = reports.find(|report| report.candidates.len() > 1);
             let report = report.expect("something beside the preset was measured");
             let what = format!("{}: {report:?}", gpu.describe());
@@ -92,41 +77,16 @@ fn what_cannot_be_tuned_is_refused_by_its_number() {
     let gpu = &devices()[0];
     let refusal = |options: TuneOptions| gpu.tune(&options).expect_err("refused");
     let error = refusal(options(0, 100));
-    assert!(
-        matches!(
-            &error,
-            Error::InvalidValue {
-                field: "elements",
-                ..
-            }
-        ),
-        "{error}"
-    );
+    assert!(matches!(&error, Error::InvalidValue { field: "elements", .. }), "{error}");
     let error = refusal(options(u64::MAX / 8, 100));
     assert!(matches!(&error, Error::Limit { .. }), "{error}");
-    let error = refusal(TuneOptions {
-        rule: Rule::sgdm(1.5),
-        ..options(100, 100)
-    });
-    assert!(
-        matches!(
-            &error,
-            Error::InvalidValue {
-                field: "momentum",
-                ..
-            }
-        ),
-        "{error}"
-    );
+    let error = refusal(TuneOptions { rule: Rule::sgdm(1.5), ..options(100, 100) });
+    assert!(matches!(&error, Error::InvalidValue { field: "momentum", .. }), "{error}");
 }
 
 /// No preset, but every device can have it.
-const ODD: Tuning = Tuning {
-    workgroup_size: 16,
-    quads_per_invocation: 3,
-    partials: Partials::PerWorkgroup,
-    finish_workgroup_size: 32,
-};
+const ODD: Tuning =
+    Tuning { workgroup_size: 16, quads_per_invocation: 3, partials: Partials::PerWorkgroup, finish_workgroup_size: 32 };
 
 fn folder() -> tempfile::TempDir {
     tempfile::tempdir().expect("a folder")
@@ -151,10 +111,7 @@ fn what_is_put_is_got_by_the_nearest_size() {
         let cache = TuningCache::at(folder.path().join("tuning.json"));
         assert_eq!(cache.get(gpu, 1000), None);
         assert_eq!(cache.entries(gpu), []);
-        let other = Tuning {
-            partials: Partials::PerInvocation,
-            ..ODD
-        };
+        let other = Tuning { partials: Partials::PerInvocation, ..ODD };
         cache.put(gpu, 1 << 16, other).expect("writes");
         cache.put(gpu, 1 << 12, ODD).expect("writes");
         assert_eq!(cache.entries(gpu), [(1 << 12, ODD), (1 << 16, other)]);
@@ -176,10 +133,7 @@ fn what_is_put_is_got_by_the_nearest_size() {
         cache.put(gpu, 1 << 12, other).expect("writes");
         assert_eq!(cache.entries(gpu), [(1 << 12, other), (1 << 16, other)]);
         if Partials::Subgroup.is_supported(gpu.device().features()) {
-            let subgroup = Tuning {
-                partials: Partials::Subgroup,
-                ..ODD
-            };
+            let subgroup = Tuning { partials: Partials::Subgroup, ..ODD };
             cache.put(gpu, 1, subgroup).expect("writes");
             assert_eq!(cache.get(gpu, 1), Some(subgroup));
         }
@@ -193,10 +147,7 @@ fn what_is_put_is_got_by_the_nearest_size() {
         cache.put(gpu, 1 << 24, tiny).expect("writes");
         assert_eq!(cache.entries(gpu).last(), Some(&(1 << 24, tiny)));
         assert_eq!(cache.get(gpu, 1 << 24), None);
-        let never = Tuning {
-            workgroup_size: 3,
-            ..ODD
-        };
+        let never = Tuning { workgroup_size: 3, ..ODD };
         let error = cache.put(gpu, 1, never).expect_err("no device has it");
         assert!(matches!(error, Error::InvalidValue { .. }), "{error}");
     }
@@ -233,19 +184,13 @@ fn rubbish(file: &Value) -> Vec<(String, Vec<u8>)> {
     let mut cases: Vec<(String, Vec<u8>)> = vec![
         ("empty".into(), Vec::new()),
         ("rubbish".into(), b"\x7fELF tuning".to_vec()),
-        (
-            "not UTF-8".into(),
-            [&[0xff, 0xfe], right.as_bytes()].concat(),
-        ),
+        ("not UTF-8".into(), [&[0xff, 0xfe], right.as_bytes()].concat()),
         ("half".into(), right.as_bytes()[..right.len() / 2].to_vec()),
         ("nested".into(), b"[".repeat(100_000)),
         ("null".into(), b"null".to_vec()),
         ("a list".into(), b"[]".to_vec()),
         ("no entries".into(), br#"{"version": 1}"#.to_vec()),
-        (
-            "padded".into(),
-            [right.as_bytes(), &b" ".repeat(2 << 20)].concat(),
-        ),
+        ("padded".into(), [right.as_bytes(), &b" ".repeat(2 << 20)].concat()),
     ];
     let mut changed = |what: &str, change: &dyn Fn(&mut Value)| {
         let mut file = file.clone();
@@ -255,27 +200,16 @@ fn rubbish(file: &Value) -> Vec<(String, Vec<u8>)> {
     changed("other version", &|file| file["version"] = json!(2));
     changed("version in words", &|file| file["version"] = json!("1"));
     changed("entries in words", &|file| file["entries"] = json!("none"));
-    changed("an entry in words", &|file| {
-        file["entries"][0] = json!("first")
-    });
+    changed("an entry in words", &|file| file["entries"][0] = json!("first"));
     changed("three wrong entries", &|file| {
         let mut wrong = file["entries"][0].clone();
         wrong["workgroup_size"] = json!(0);
         file["entries"] = json!([wrong, "second", 3]);
     });
     for (field, values) in [
-        (
-            "workgroup_size",
-            vec![json!(0), json!(12), json!(1 << 20), json!(-8), json!(8.5)],
-        ),
-        (
-            "quads_per_invocation",
-            vec![json!(0), json!(4097), json!(u64::MAX), json!("4")],
-        ),
-        (
-            "finish_workgroup_size",
-            vec![json!(0), json!(3), json!(1u64 << 31), json!(1e300)],
-        ),
+        ("workgroup_size", vec![json!(0), json!(12), json!(1 << 20), json!(-8), json!(8.5)]),
+        ("quads_per_invocation", vec![json!(0), json!(4097), json!(u64::MAX), json!("4")]),
+        ("finish_workgroup_size", vec![json!(0), json!(3), json!(1u64 << 31), json!(1e300)]),
         ("partials", vec![json!("per-galaxy"), json!(1), Value::Null]),
         ("elements", vec![json!(-1), json!("many"), json!(1e30)]),
     ] {
@@ -285,10 +219,7 @@ fn rubbish(file: &Value) -> Vec<(String, Vec<u8>)> {
             });
         }
         changed(&format!("no {field}"), &|file| {
-            file["entries"][0]
-                .as_object_mut()
-                .expect("an object")
-                .remove(field);
+            file["entries"][0].as_object_mut().expect("an object").remove(field);
         });
     }
     let endless = right.replace("\"workgroup_size\":16", "\"workgroup_size\":1e999");
@@ -337,10 +268,7 @@ fn put_keeps_what_is_not_its_own() {
     foreign["workgroup_size"] = json!(4096);
     file["entries"] = json!([foreign, "a wrong one", file["entries"][0]]);
     write(&cache, &file);
-    let other = Tuning {
-        quads_per_invocation: 5,
-        ..ODD
-    };
+    let other = Tuning { quads_per_invocation: 5, ..ODD };
     cache.put(gpu, 1000, other).expect("writes");
     let text = std::fs::read_to_string(cache.path()).expect("reads");
     let now: Value = serde_json::from_str(&text).expect("JSON");
@@ -362,9 +290,7 @@ fn puts_at_the_same_time_lose_and_spoil_nothing() {
             let cache = cache.clone();
             scope.spawn(move || {
                 for put in 0..PUTS {
-                    cache
-                        .put(gpu, 1 + writer * PUTS + put, ODD)
-                        .expect("writes");
+                    cache.put(gpu, 1 + writer * PUTS + put, ODD).expect("writes");
                 }
             });
         }
@@ -395,17 +321,11 @@ fn with_cached_tuning_takes_the_file_that_the_variable_names() {
     let folder = folder();
     let (cache, _) = filled(folder.path(), gpu);
     let missing = folder.path().join("missing.json");
-    for (path, expected) in [
-        (cache.path(), "cached"),
-        (missing.as_path(), "preset"),
-        (folder.path(), "preset"),
-        (Path::new(""), "preset"),
-    ] {
+    for (path, expected) in
+        [(cache.path(), "cached"), (missing.as_path(), "preset"), (folder.path(), "preset"), (Path::new(""), "preset")]
+    {
         let output = Command::new(std::env::current_exe().expect("this test"))
-            .args([
-                "--exact",
-                "tune::with_cached_tuning_takes_the_file_that_the_variable_names",
-            ])
+            .args(["--exact", "tune::with_cached_tuning_takes_the_file_that_the_variable_names"])
             .env(CHILD, expected)
             .env(CACHE_VARIABLE, path)
             .output()
@@ -418,35 +338,18 @@ fn with_cached_tuning_takes_the_file_that_the_variable_names() {
 }
 
 fn run_cli(args: &[&str], cache: &Path) -> Output {
-    command::wgpu_optim()
-        .args(args)
-        .env(CACHE_VARIABLE, cache)
-        .output()
-        .expect("the binary runs")
+    command::wgpu_optim().args(args).env(CACHE_VARIABLE, cache).output().expect("the binary runs")
 }
 
 fn json_of(args: &[&str], cache: &Path) -> Value {
     let output = run_cli(args, cache);
-    assert!(
-        output.status.success(),
-        "{args:?}: {}",
-        String::from_utf8_lossy(&output.stderr)
-    );
+    assert!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
     serde_json::from_slice(&output.stdout).expect("one JSON object")
 }
 
 /// Arguments that tune Vulkan at these powers of two.
 fn tune<'a>(powers: &'a str, budget_ms: &'a str) -> [&'a str; 8] {
-    [
-        "tune",
-        "--json",
-        "--backend",
-        "vulkan",
-        "--power",
-        powers,
-        "--budget-ms",
-        budget_ms,
-    ]
+    ["tune", "--json", "--backend", "vulkan", "--power", powers, "--budget-ms", budget_ms]
 }
 
 const TRAIN: [&str; 6] = ["train", "--json", "--epochs", "1", "--backend", "vulkan"];
@@ -468,16 +371,10 @@ fn the_commands_use_what_tune_has_found_and_say_so() {
     for (size, elements) in sizes.iter().zip([1 << 13, 1 << 20]) {
         assert_eq!(size["elements"], elements);
         for which in ["preset", "best"] {
-            assert!(
-                size[which]["ns_per_param"].as_f64().expect("a time") > 0.0,
-                "{size}"
-            );
+            assert!(size[which]["ns_per_param"].as_f64().expect("a time") > 0.0, "{size}");
             assert!(size[which]["workgroup_size"].as_u64().expect("a size") > 0);
         }
-        assert_eq!(
-            size["candidates"][0]["partials"],
-            size["preset"]["partials"]
-        );
+        assert_eq!(size["candidates"][0]["partials"], size["preset"]["partials"]);
     }
 
     let output = run_cli(&TRAIN, &path);
@@ -485,10 +382,7 @@ fn the_commands_use_what_tune_has_found_and_say_so() {
     let run: Value = serde_json::from_slice(&output.stdout).expect("JSON");
     assert_eq!(run["runs"][0]["tuning"], "cached");
     assert!(said.contains(path.to_str().expect("UTF-8")), "{said}");
-    let host = json_of(
-        &["train", "--json", "--epochs", "1", "--backend", "cpu"],
-        &path,
-    );
+    let host = json_of(&["train", "--json", "--epochs", "1", "--backend", "cpu"], &path);
     assert_eq!(host["runs"][0]["tuning"], "none");
 
     let bench = [
@@ -520,10 +414,7 @@ fn the_commands_use_what_tune_has_found_and_say_so() {
 
     let report = json_of(&["devices", "--json"], &path);
     let devices = report["devices"].as_array().expect("devices");
-    let tuned: usize = devices
-        .iter()
-        .map(|device| device["tuned"].as_array().expect("a list").len())
-        .sum();
+    let tuned: usize = devices.iter().map(|device| device["tuned"].as_array().expect("a list").len()).sum();
     assert_eq!(tuned, 2);
 }
 
@@ -544,8 +435,7 @@ fn check_covers_the_cached_geometry_and_subgroups() {
     let by_subgroup = devices()
         .iter()
         .filter(|gpu| {
-            gpu.tuning().partials != Partials::Subgroup
-                && Partials::Subgroup.is_supported(gpu.device().features())
+            gpu.tuning().partials != Partials::Subgroup && Partials::Subgroup.is_supported(gpu.device().features())
         })
         .count();
     assert_eq!(count("preset, but by subgroup"), by_subgroup);
@@ -599,15 +489,8 @@ fn rubbish_of_all_entries(file: &Value) -> Vec<(String, Vec<u8>)> {
     let mut file = file.clone();
     // What `rubbish` looks for.
     file["entries"][0]["workgroup_size"] = json!(16);
-    let wanted = [
-        "empty",
-        "not UTF-8",
-        "half",
-        "other version",
-        "three wrong entries",
-        "workgroup_size 1048576",
-        "1e999",
-    ];
+    let wanted =
+        ["empty", "not UTF-8", "half", "other version", "three wrong entries", "workgroup_size 1048576", "1e999"];
     let mut cases = rubbish(&file);
     cases.retain(|(what, _)| wanted.contains(&what.as_str()));
     assert_eq!(cases.len(), wanted.len());
@@ -622,16 +505,7 @@ fn processes_that_write_at_once_leave_a_whole_file() {
         for power in ["4", "6", "8"] {
             let path = &path;
             scope.spawn(move || {
-                let tune = [
-                    "tune",
-                    "--json",
-                    "--backend",
-                    "vulkan",
-                    "--power",
-                    power,
-                    "--budget-ms",
-                    "1",
-                ];
+                let tune = ["tune", "--json", "--backend", "vulkan", "--power", power, "--budget-ms", "1"];
                 json_of(&tune, path);
             });
         }
@@ -659,47 +533,20 @@ fn tune_says_what_it_cannot_do() {
         .output()
         .expect("the binary runs");
     refused(&without_drivers, &["nothing to tune", "no graphics driver"]);
-    refused(
-        &run_cli(&["tune", "--backend", "vulkan"], Path::new("")),
-        &[CACHE_VARIABLE, "--dry-run"],
-    );
-    refused(
-        &run_cli(&["tune", "--power", "31"], &path),
-        &["--power", "31"],
-    );
-    refused(
-        &run_cli(&["tune", "--budget-ms", "0"], &path),
-        &["--budget-ms"],
-    );
+    refused(&run_cli(&["tune", "--backend", "vulkan"], Path::new("")), &[CACHE_VARIABLE, "--dry-run"]);
+    refused(&run_cli(&["tune", "--power", "31"], &path), &["--power", "31"]);
+    refused(&run_cli(&["tune", "--budget-ms", "0"], &path), &["--budget-ms"]);
     assert!(!path.exists());
 
     // Measured, shown, and not kept.
     std::fs::write(&path, "a file").expect("writes");
     let below = path.join("tuning.json");
-    let output = run_cli(
-        &[
-            "tune",
-            "--backend",
-            "vulkan",
-            "--power",
-            "8",
-            "--budget-ms",
-            "1",
-        ],
-        &below,
-    );
+    let output = run_cli(&["tune", "--backend", "vulkan", "--power", "8", "--budget-ms", "1"], &below);
     let shown = String::from_utf8_lossy(&output.stdout).into_owned();
-    assert!(
-        shown.contains("preset") && shown.contains("nothing written"),
-        "{shown}"
-    );
+    assert!(shown.contains("preset") && shown.contains("nothing written"), "{shown}");
     assert_eq!(output.status.code(), Some(2));
     let said = String::from_utf8_lossy(&output.stderr);
-    assert!(
-        said.contains("cannot write the tuning cache")
-            && said.contains(below.to_str().expect("UTF-8")),
-        "{said}"
-    );
+    assert!(said.contains("cannot write the tuning cache") && said.contains(below.to_str().expect("UTF-8")), "{said}");
     let help = run_cli(&["tune", "--help"], &path);
     assert!(String::from_utf8_lossy(&help.stdout).contains(CACHE_VARIABLE));
 }

@@ -121,17 +121,8 @@ impl Device {
     }
 
     /// A kernel over all elements in the geometry of the optimizer: by as many dispatches as bindings and grids allow.
-    fn kernel(
-        &self,
-        stem: &str,
-        source: &str,
-        buffers: &[&wgpu::Buffer],
-    ) -> Result<DeviceJob, Error> {
-        let (device, tuning, limits) = (
-            self.gpu.device(),
-            self.gpu.tuning(),
-            self.gpu.device().limits(),
-        );
+    fn kernel(&self, stem: &str, source: &str, buffers: &[&wgpu::Buffer]) -> Result<DeviceJob, Error> {
+        let (device, tuning, limits) = (self.gpu.device(), self.gpu.tuning(), self.gpu.device().limits());
         let block_bytes = 4 * u64::from(tuning.block_elements());
         // Bindings start on multiples of this.
         let unit = block_bytes.max(limits.min_storage_buffer_offset_alignment.into());
@@ -236,9 +227,7 @@ impl Device {
     }
 
     fn encoder(&self) -> wgpu::CommandEncoder {
-        self.gpu
-            .device()
-            .create_command_encoder(&wgpu::CommandEncoderDescriptor::default())
+        self.gpu.device().create_command_encoder(&wgpu::CommandEncoderDescriptor::default())
     }
 
     /// Parameters of 16 bits start each time from the gradients' values, as at first: so many steps along one gradient lead beyond
@@ -270,10 +259,7 @@ impl Bench for Device {
 
     fn copies(&self) -> Result<Vec<(&'static str, DeviceJob)>, Error> {
         let kernel = self.kernel("copy", COPY, &[&self.target, &self.grads])?;
-        Ok(vec![
-            ("kernel", kernel),
-            ("buffer to buffer", DeviceJob::BufferCopy),
-        ])
+        Ok(vec![("kernel", kernel), ("buffer to buffer", DeviceJob::BufferCopy)])
     }
 
     fn triad(&self) -> Result<DeviceJob, Error> {
@@ -289,10 +275,7 @@ impl Bench for Device {
         let clock = match job {
             // What is asked for is the host's time.
             DeviceJob::LoneStep(_) => None,
-            _ => self
-                .timestamps
-                .as_ref()
-                .filter(|clock| calls.div_ceil(per_submit) <= clock.spans()),
+            _ => self.timestamps.as_ref().filter(|clock| calls.div_ceil(per_submit) <= clock.spans()),
         };
         if matches!(job, DeviceJob::Step(_) | DeviceJob::LoneStep(_)) {
             self.refresh_halves()?;
@@ -319,9 +302,9 @@ impl Bench for Device {
         }
         let wall = start.elapsed();
         let device = match clock {
-            Some(clock) if timed => clock
-                .read(&self.gpu, spans)?
-                .and_then(|spans| Timestamps::plausible(spans.iter().sum(), wall)),
+            Some(clock) if timed => {
+                clock.read(&self.gpu, spans)?.and_then(|spans| Timestamps::plausible(spans.iter().sum(), wall))
+            }
             _ => None,
         };
         Ok(Times { wall, device })
@@ -331,10 +314,7 @@ impl Bench for Device {
         let (DeviceJob::Step(optimizer), Some(clock)) = (job, &self.timestamps) else {
             return Ok(Vec::new());
         };
-        let stretches: Vec<_> = optimizer
-            .dispatches()
-            .chunk_by(|one, next| one.pass == next.pass)
-            .collect();
+        let stretches: Vec<_> = optimizer.dispatches().chunk_by(|one, next| one.pass == next.pass).collect();
         let steps = STEPS_BY_PASS.min(clock.spans() / stretches.len().max(1));
         let start = Instant::now();
         let mut encoder = self.encoder();
@@ -365,19 +345,12 @@ impl Bench for Device {
             .enumerate()
             .map(|(index, dispatches)| {
                 let times = spans.iter().skip(index).step_by(stretches.len());
-                (
-                    dispatches[0].pass.name(),
-                    times.sum::<Duration>() / steps as u32,
-                )
+                (dispatches[0].pass.name(), times.sum::<Duration>() / steps as u32)
             })
             .collect())
     }
 
-    fn time_recording(
-        &self,
-        job: &DeviceJob,
-        steps: usize,
-    ) -> Result<Option<RecordingTimes>, Error> {
+    fn time_recording(&self, job: &DeviceJob, steps: usize) -> Result<Option<RecordingTimes>, Error> {
         let DeviceJob::Step(optimizer) = job else {
             return Ok(None);
         };
@@ -389,10 +362,7 @@ impl Bench for Device {
         let encode = start.elapsed();
         let start = Instant::now();
         drop(encoder.finish());
-        Ok(Some(RecordingTimes {
-            encode,
-            finish: start.elapsed(),
-        }))
+        Ok(Some(RecordingTimes { encode, finish: start.elapsed() }))
     }
 }
 
@@ -400,9 +370,7 @@ fn array(gpu: &Gpu, label: &str, size: u64) -> wgpu::Buffer {
     gpu.device().create_buffer(&wgpu::BufferDescriptor {
         label: Some(label),
         size,
-        usage: wgpu::BufferUsages::STORAGE
-            | wgpu::BufferUsages::COPY_SRC
-            | wgpu::BufferUsages::COPY_DST,
+        usage: wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_SRC | wgpu::BufferUsages::COPY_DST,
         mapped_at_creation: false,
     })
 }
@@ -428,9 +396,7 @@ fn fill(gpu: &Gpu, buffer: &wgpu::Buffer, element: Element) {
     let piece_values = values((piece.size() / element.bytes()) as usize);
     let piece_values = Stored::new(element, &piece_values);
     gpu.queue().write_buffer(&piece, 0, piece_values.bytes());
-    let mut encoder = gpu
-        .device()
-        .create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
+    let mut encoder = gpu.device().create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
     for offset in (0..buffer.size()).step_by(PIECE_BYTES as usize) {
         let size = PIECE_BYTES.min(buffer.size() - offset);
         encoder.copy_buffer_to_buffer(&piece, 0, buffer, offset, size);

@@ -75,17 +75,10 @@ impl Host {
         if element == Element::F32 {
             return ((&mut self.params).into(), (&mut self.grads).into());
         }
-        let known = self
-            .halves
-            .iter()
-            .position(|halves| halves.element == element);
+        let known = self.halves.iter().position(|halves| halves.element == element);
         let at = known.unwrap_or_else(|| {
             let params = Stored::new(element, &values(room(element, self.params.len())));
-            self.halves.push(Halves {
-                element,
-                grads: params.clone(),
-                params,
-            });
+            self.halves.push(Halves { element, grads: params.clone(), params });
             self.halves.len() - 1
         });
         let halves = &mut self.halves[at];
@@ -103,18 +96,11 @@ impl Bench for Host {
             let params = part(params.as_slice(), range.clone());
             group.tensor(name, params, part(grads.as_slice(), range))
         });
-        Ok(HostJob::Step {
-            optimizer: Box::new(builder.build_cpu()?),
-            element,
-            ranges: spec.ranges(),
-        })
+        Ok(HostJob::Step { optimizer: Box::new(builder.build_cpu()?), element, ranges: spec.ranges() })
     }
 
     fn copies(&self) -> Result<Vec<(&'static str, HostJob)>, Error> {
-        Ok(vec![
-            ("in pieces", HostJob::CopyInPieces),
-            ("in blocks", HostJob::CopyInBlocks),
-        ])
+        Ok(vec![("in pieces", HostJob::CopyInPieces), ("in blocks", HostJob::CopyInBlocks)])
     }
 
     fn triad(&self) -> Result<HostJob, Error> {
@@ -124,11 +110,7 @@ impl Bench for Host {
     fn time(&mut self, job: &mut HostJob, calls: usize) -> Result<Times, Error> {
         let arch = self.arch;
         let start = match job {
-            HostJob::Step {
-                optimizer,
-                element,
-                ranges,
-            } => {
+            HostJob::Step { optimizer, element, ranges } => {
                 let (mut params, grads) = self.arrays(*element);
                 refresh(&mut params, &grads);
                 let mut params = pieces_of(params, ranges);
@@ -145,17 +127,12 @@ impl Bench for Host {
                 let piece = self.grads.len().div_ceil(threads).max(BLOCK_ELEMENTS);
                 repeat(calls, || copy(&mut self.target, &self.grads, piece))
             }
-            HostJob::CopyInBlocks => repeat(calls, || {
-                copy(&mut self.target, &self.grads, BLOCK_ELEMENTS)
-            }),
+            HostJob::CopyInBlocks => repeat(calls, || copy(&mut self.target, &self.grads, BLOCK_ELEMENTS)),
             HostJob::Triad => repeat(calls, || {
                 triad(arch, &mut self.target, &self.params, &self.grads);
             }),
         };
-        Ok(Times {
-            wall: start.elapsed(),
-            device: None,
-        })
+        Ok(Times { wall: start.elapsed(), device: None })
     }
 }
 
@@ -215,9 +192,7 @@ fn copy(a: &mut [f32], b: &[f32], piece: usize) {
     if a.len() <= piece.max(SERIAL_ELEMENTS) {
         a.copy_from_slice(b);
     } else {
-        a.par_chunks_mut(piece)
-            .zip(b.par_chunks(piece))
-            .for_each(|(a, b)| a.copy_from_slice(b));
+        a.par_chunks_mut(piece).zip(b.par_chunks(piece)).for_each(|(a, b)| a.copy_from_slice(b));
     }
 }
 

@@ -57,11 +57,7 @@ pub trait Bench {
     ///
     /// # Errors
     /// [`Error::DeviceLost`].
-    fn time_recording(
-        &self,
-        _job: &Self::Job,
-        _steps: usize,
-    ) -> Result<Option<RecordingTimes>, Error> {
+    fn time_recording(&self, _job: &Self::Job, _steps: usize) -> Result<Option<RecordingTimes>, Error> {
         Ok(None)
     }
 }
@@ -114,11 +110,7 @@ pub struct Seconds {
 impl Seconds {
     fn of(mut rounds: Vec<f64>) -> Option<Self> {
         rounds.sort_by(f64::total_cmp);
-        Some(Seconds {
-            low: *rounds.first()?,
-            median: *rounds.get(rounds.len() / 2)?,
-            high: *rounds.last()?,
-        })
+        Some(Seconds { low: *rounds.first()?, median: *rounds.get(rounds.len() / 2)?, high: *rounds.last()? })
     }
 }
 
@@ -158,10 +150,7 @@ pub fn measure<B: Bench>(
 ) -> Result<Vec<Measured>, Error> {
     let mut logs = Vec::with_capacity(jobs.len());
     for job in jobs.iter_mut() {
-        logs.push(Log {
-            calls: calls_per_round(bench, job, effort.round)?,
-            ..Log::default()
-        });
+        logs.push(Log { calls: calls_per_round(bench, job, effort.round)?, ..Log::default() });
     }
     for _ in 0..ROUNDS {
         for (job, log) in jobs.iter_mut().zip(&mut logs) {
@@ -173,11 +162,7 @@ pub fn measure<B: Bench>(
 }
 
 /// Warms up, and finds how many calls fill a round.
-fn calls_per_round<B: Bench>(
-    bench: &mut B,
-    job: &mut B::Job,
-    round: Duration,
-) -> Result<usize, Error> {
+fn calls_per_round<B: Bench>(bench: &mut B, job: &mut B::Job, round: Duration) -> Result<usize, Error> {
     bench.time(job, 1)?;
     let mut calls = 1;
     loop {
@@ -191,12 +176,7 @@ fn calls_per_round<B: Bench>(
 }
 
 impl Log {
-    fn round<B: Bench>(
-        &mut self,
-        bench: &mut B,
-        job: &mut B::Job,
-        by_pass: bool,
-    ) -> Result<(), Error> {
+    fn round<B: Bench>(&mut self, bench: &mut B, job: &mut B::Job, by_pass: bool) -> Result<(), Error> {
         let times = bench.time(job, self.calls)?;
         let per_call = |time: Duration| time.as_secs_f64() / self.calls as f64;
         self.wall.push(per_call(times.wall));
@@ -224,11 +204,7 @@ impl Log {
             wall: Seconds::of(self.wall)?,
             // One round without makes the rest suspect.
             device: Seconds::of(self.device.clone()).filter(|_| self.device.len() == ROUNDS),
-            passes: self
-                .passes
-                .into_iter()
-                .filter_map(|(pass, rounds)| Some((pass, median(rounds)?)))
-                .collect(),
+            passes: self.passes.into_iter().filter_map(|(pass, rounds)| Some((pass, median(rounds)?))).collect(),
             recording: median(self.encode).zip(median(self.finish)),
         })
     }

@@ -7,14 +7,7 @@ use wgpu_optim::{Averaging, Element, Group, OptimizerBuilder, Regime, Rounding, 
 
 /// The rules that are measured.
 pub fn rules() -> [Rule; 6] {
-    [
-        Rule::sgd(),
-        Rule::sgdm(0.9),
-        Rule::sign_sgd(),
-        Rule::signum(0.9),
-        Rule::adamw(),
-        Rule::lion(),
-    ]
+    [Rule::sgd(), Rule::sgdm(0.9), Rule::sign_sgd(), Rule::signum(0.9), Rule::adamw(), Rule::lion()]
 }
 
 /// The regimes that are measured.
@@ -25,11 +18,7 @@ pub fn regimes() -> [Regime; 3] {
     [
         Regime::fixed(1e-7),
         Regime::norm_ratio(),
-        Regime::Seesaw(Seesaw {
-            gain: 1e-9,
-            early_steps: 0.0,
-            ..Seesaw::default()
-        }),
+        Regime::Seesaw(Seesaw { gain: 1e-9, early_steps: 0.0, ..Seesaw::default() }),
     ]
 }
 
@@ -46,37 +35,15 @@ pub struct Mode {
     pub averaging: Averaging,
 }
 
-const F32: Mode = Mode {
-    name: "f32",
-    element: Element::F32,
-    rounding: Rounding::Masters,
-    averaging: Averaging::Off,
-};
+const F32: Mode = Mode { name: "f32", element: Element::F32, rounding: Rounding::Masters, averaging: Averaging::Off };
 
 /// The modes that can be measured.
 pub const MODES: &[Mode] = &[
     F32,
-    Mode {
-        name: "bf16",
-        element: Element::Bf16,
-        ..F32
-    },
-    Mode {
-        name: "f16",
-        element: Element::F16,
-        ..F32
-    },
-    Mode {
-        name: "bf16-stochastic",
-        element: Element::Bf16,
-        rounding: Rounding::Stochastic { seed: 1 },
-        ..F32
-    },
-    Mode {
-        name: "schedule-free",
-        averaging: Averaging::ScheduleFree,
-        ..F32
-    },
+    Mode { name: "bf16", element: Element::Bf16, ..F32 },
+    Mode { name: "f16", element: Element::F16, ..F32 },
+    Mode { name: "bf16-stochastic", element: Element::Bf16, rounding: Rounding::Stochastic { seed: 1 }, ..F32 },
+    Mode { name: "schedule-free", averaging: Averaging::ScheduleFree, ..F32 },
 ];
 
 impl Mode {
@@ -122,9 +89,7 @@ impl Mode {
     /// What the optimizer remembers of a parameter, beside its average and its remainder: momentum, with AdamW's mean of squares, and the
     /// counters of the alignment where nothing else is compared with the gradient.
     pub fn state_bytes_per_param(&self, rule: Rule, regime: Regime) -> f64 {
-        let counters = regime.needs_alignment()
-            && !rule.has_momentum()
-            && !self.compares_iterates(rule, regime);
+        let counters = regime.needs_alignment() && !rule.has_momentum() && !self.compares_iterates(rule, regime);
         let moments = u8::from(rule.has_momentum()) + u8::from(rule.has_second_moment());
         4.0 * f64::from(moments) + f64::from(u8::from(counters))
     }
@@ -182,17 +147,11 @@ pub fn many_tensors(elements: usize, odd: bool) -> Option<Tensors> {
     let weights: usize = (0..MANY).map(weight).sum();
     // What is left after the least that every tensor has.
     let free = elements - 4 * MANY;
-    let mut lengths: Vec<usize> = (0..MANY)
-        .map(|tensor| 4 + free * weight(tensor) / weights / 4 * 4 - usize::from(odd))
-        .collect();
+    let mut lengths: Vec<usize> =
+        (0..MANY).map(|tensor| 4 + free * weight(tensor) / weights / 4 * 4 - usize::from(odd)).collect();
     let rest = elements - lengths.iter().sum::<usize>();
     lengths[MANY - 1] += rest;
-    Some(
-        lengths
-            .chunks(MANY / MANY_GROUPS)
-            .map(<[usize]>::to_vec)
-            .collect(),
-    )
+    Some(lengths.chunks(MANY / MANY_GROUPS).map(<[usize]>::to_vec).collect())
 }
 
 /// Elements of an array that so many, in whatever tensors, lie in: behind one of 16 bits and odd length there is half a word.
@@ -225,13 +184,7 @@ pub struct Spec {
 impl Spec {
     /// One flat tensor, no clip, the first mode.
     pub fn new(rule: Rule, regime: Regime, elements: usize) -> Self {
-        Spec {
-            rule,
-            regime,
-            mode: MODES[0],
-            clip_norm: f32::INFINITY,
-            tensors: one_tensor(elements),
-        }
+        Spec { rule, regime, mode: MODES[0], clip_norm: f32::INFINITY, tensors: one_tensor(elements) }
     }
 
     /// A builder of it. `tensor` adds a tensor to a group, given its name and where it starts and ends in
@@ -273,7 +226,5 @@ impl Spec {
 
 /// Small values, none of them zero or denormal, that many steps do not carry off.
 pub fn values(elements: usize) -> Vec<f32> {
-    (0..elements)
-        .map(|i| 1e-3 * ((i % 251) as f32 - 125.5))
-        .collect()
+    (0..elements).map(|i| 1e-3 * ((i % 251) as f32 - 125.5)).collect()
 }

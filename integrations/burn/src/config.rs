@@ -40,11 +40,7 @@ impl WgpuOptimConfig {
     /// These settings for every parameter. All that an [`OptimizerBuilder`] can be told holds here; its
     /// [`loss`](OptimizerBuilder::loss) is replaced, see [`WgpuOptim::step_with_loss`].
     pub fn new(builder: OptimizerBuilder<gpu::Tensor>) -> Self {
-        WgpuOptimConfig {
-            builder,
-            default: Group::new(DEFAULT_GROUP),
-            groups: Vec::new(),
-        }
+        WgpuOptimConfig { builder, default: Group::new(DEFAULT_GROUP), groups: Vec::new() }
     }
 
     /// The settings of the parameters that no group added with [`with_group`](Self::with_group) has; without this they are the builder's
@@ -81,10 +77,7 @@ impl WgpuOptimConfig {
 
         // The default group first, then the others in their order; in each, parameters in the order of the module.
         let mut members: Vec<Vec<Parameter>> = vec![Vec::new(); self.groups.len() + 1];
-        let names = found
-            .parameters
-            .iter()
-            .map(|one| format!("\"{}\"", one.name));
+        let names = found.parameters.iter().map(|one| format!("\"{}\"", one.name));
         let names = names.collect::<Vec<_>>().join(", ");
         for parameter in found.parameters {
             let path = Some(parameter.name.as_str());
@@ -103,17 +96,13 @@ impl WgpuOptimConfig {
         let mut builder = self.builder.clone().rebindable(true).loss(loss.slice(..4));
         // Something to be built with, of the right lengths: where parameters and gradients are is told with each step.
         let mut held = Vec::new();
-        let templates =
-            std::iter::once(&self.default).chain(self.groups.iter().map(|(_, group)| group));
+        let templates = std::iter::once(&self.default).chain(self.groups.iter().map(|(_, group)| group));
         for (index, (template, members)) in templates.zip(&members).enumerate() {
             if members.is_empty() {
                 if index == 0 {
                     continue;
                 }
-                return Err(Error::EmptyGroup {
-                    group: template.name().to_owned(),
-                    parameters: names,
-                });
+                return Err(Error::EmptyGroup { group: template.name().to_owned(), parameters: names });
             }
             let mut group = template.clone();
             for parameter in members {
@@ -160,10 +149,7 @@ impl ModuleVisitor for Found {
         }
         let name = self.path.join(".");
         if let Some(&first) = self.known.get(&param.id) {
-            self.problem = Some(Error::Tied {
-                first: self.parameters[first].name.clone(),
-                second: name,
-            });
+            self.problem = Some(Error::Tied { first: self.parameters[first].name.clone(), second: name });
             return;
         }
         let elements = value.shape().num_elements();
@@ -175,17 +161,10 @@ impl ModuleVisitor for Found {
             Ok(opened) => {
                 self.place.get_or_insert((device, opened.client));
                 self.known.insert(param.id, self.parameters.len());
-                self.parameters.push(Parameter {
-                    id: param.id,
-                    name,
-                    elements,
-                });
+                self.parameters.push(Parameter { id: param.id, name, elements });
             }
             Err(reason) => {
-                self.problem = Some(Error::Unusable {
-                    parameter: name,
-                    reason,
-                });
+                self.problem = Some(Error::Unusable { parameter: name, reason });
             }
         }
     }

@@ -149,15 +149,9 @@ impl WgpuOptim {
             return Ok(None);
         };
         let Some(loss) = loss else {
-            return Err(Error::MissingLoss {
-                group: group.name.clone(),
-                regime: group.regime.name(),
-            });
+            return Err(Error::MissingLoss { group: group.name.clone(), regime: group.regime.name() });
         };
-        let unusable = |reason| Error::Unusable {
-            parameter: "the loss".to_owned(),
-            reason,
-        };
+        let unusable = |reason| Error::Unusable { parameter: "the loss".to_owned(), reason };
         let value = loss.clone().inner();
         check_dtype(&value).map_err(unusable)?;
         let elements = value.shape().num_elements();
@@ -168,11 +162,7 @@ impl WgpuOptim {
         Lease::of(&opened, 1).map(Some)
     }
 
-    fn submit(
-        &mut self,
-        leased: Vec<Option<(Lease, Lease)>>,
-        loss: Option<Lease>,
-    ) -> Result<(), Error> {
+    fn submit(&mut self, leased: Vec<Option<(Lease, Lease)>>, loss: Option<Lease>) -> Result<(), Error> {
         let mut slices = Vec::with_capacity(leased.len());
         for (parameter, leases) in self.parameters.iter().zip(&leased) {
             let Some((params, grads)) = leases else {
@@ -186,9 +176,7 @@ impl WgpuOptim {
         }
         self.optimizer.rebind(&slices)?;
         // What burn has recorded so far, the gradients above all, comes first.
-        self.client
-            .flush()
-            .map_err(|error| Error::Runtime(error.to_string()))?;
+        self.client.flush().map_err(|error| Error::Runtime(error.to_string()))?;
         let gpu = self.optimizer.gpu();
         let mut encoder = gpu.device().create_command_encoder(&Default::default());
         if let Some(loss) = &loss {
@@ -248,27 +236,19 @@ impl WgpuOptim {
     /// # Errors
     /// [`Error::ModuleDiffers`] where the module is another; [`Error::Optimizer`], [`Error::Runtime`].
     pub fn averaged<M: Module>(&mut self, module: &M) -> Result<M, Error> {
-        let mut copier = Copier {
-            index: &self.index,
-            alignment: self.alignment,
-            copied: Vec::new(),
-            problem: None,
-        };
+        let mut copier = Copier { index: &self.index, alignment: self.alignment, copied: Vec::new(), problem: None };
         let copy = module.clone().map(&mut copier);
         let (copied, problem) = (copier.copied, copier.problem);
         if let Some(problem) = problem {
             return Err(problem);
         }
-        self.client
-            .flush()
-            .map_err(|error| Error::Runtime(error.to_string()))?;
+        self.client.flush().map_err(|error| Error::Runtime(error.to_string()))?;
         let gpu = self.optimizer.gpu();
         let (groups, tensors) = (self.optimizer.groups(), self.optimizer.tensors());
         let mut encoder = gpu.device().create_command_encoder(&Default::default());
         for (tensor, lease) in &copied {
             if groups[tensors[*tensor].group].averaging != Averaging::Off {
-                self.optimizer
-                    .encode_copy_averages(&mut encoder, *tensor, lease.slice())?;
+                self.optimizer.encode_copy_averages(&mut encoder, *tensor, lease.slice())?;
             }
         }
         gpu.queue().submit([encoder.finish()]);
@@ -294,9 +274,7 @@ impl WgpuOptim {
     /// # Errors
     /// As [`Optimizer::load`]; nothing has changed then.
     pub fn load(&mut self, path: impl AsRef<std::path::Path>) -> Result<u64, Error> {
-        let loaded = self
-            .optimizer
-            .load(path, wgpu_optim::Parameters::Excluded)?;
+        let loaded = self.optimizer.load(path, wgpu_optim::Parameters::Excluded)?;
         Ok(loaded.step())
     }
 }
@@ -321,16 +299,11 @@ impl Leases<'_> {
             reason: format!("its gradient: {reason}"),
         };
         let gradient = self.gradients.remove::<D>(parameter.id);
-        let gradient = gradient.ok_or_else(|| Error::MissingGradient {
-            parameter: parameter.name.clone(),
-        })?;
+        let gradient = gradient.ok_or_else(|| Error::MissingGradient { parameter: parameter.name.clone() })?;
         check_dtype(&gradient).map_err(unusable)?;
         let elements = gradient.shape().num_elements();
         if elements != parameter.elements {
-            return Err(unusable(format!(
-                "it has {elements} elements instead of {}",
-                parameter.elements
-            )));
+            return Err(unusable(format!("it has {elements} elements instead of {}", parameter.elements)));
         }
         let opened = open(gradient).map_err(unusable)?;
         let (_, leased) = lease(opened, false, self.alignment);
@@ -358,23 +331,15 @@ impl Leases<'_> {
                 "it is on {device:?}, but the optimizer on {place:?}: move the module (Module::to_device), or make an optimizer there"
             ))
         };
-        checked.map_err(|reason| Error::Unusable {
-            parameter: parameter.name.clone(),
-            reason,
-        })
+        checked.map_err(|reason| Error::Unusable { parameter: parameter.name.clone(), reason })
     }
 
     /// What a step needs of a parameter before it is taken out of the module.
-    fn prepare<const D: usize>(
-        &mut self,
-        param: &Param<Tensor<D>>,
-    ) -> Result<Option<(usize, Lease)>, Error> {
+    fn prepare<const D: usize>(&mut self, param: &Param<Tensor<D>>) -> Result<Option<(usize, Lease)>, Error> {
         let value = param.base();
         let Some(&index) = self.index.get(&param.id) else {
             return if value.is_require_grad() {
-                Err(Error::UnknownParameter {
-                    parameter: self.path.join("."),
-                })
+                Err(Error::UnknownParameter { parameter: self.path.join(".") })
             } else {
                 Ok(None)
             };

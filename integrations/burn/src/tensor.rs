@@ -40,22 +40,13 @@ impl Lease {
     }
 
     /// Of an allocation's first elements.
-    pub(crate) fn of_handle(
-        client: &Client,
-        handle: Handle,
-        elements: usize,
-    ) -> Result<Self, Error> {
+    pub(crate) fn of_handle(client: &Client, handle: Handle, elements: usize) -> Result<Self, Error> {
         let bytes = 4 * elements as u64;
         let held = client
             .get_resource::<WgpuServer<AutoCompiler>>(handle)
             .map_err(|error| Error::Runtime(error.to_string()))?;
         let resource = held.resource();
-        Ok(Lease {
-            buffer: resource.buffer.clone(),
-            start: resource.offset,
-            bytes,
-            _held: Box::new(held),
-        })
+        Ok(Lease { buffer: resource.buffer.clone(), start: resource.offset, bytes, _held: Box::new(held) })
     }
 
     pub(crate) fn slice(&self) -> wgpu::BufferSlice<'_> {
@@ -70,11 +61,7 @@ impl Lease {
 
 /// A tensor's elements in the order of its shape, without gaps, and where they are; and whether they had to be copied for that. A tensor
 /// that is to be `written` must also be nobody else's.
-pub(crate) fn lease(
-    tensor: CubeTensor,
-    written: bool,
-    alignment: u64,
-) -> (CubeTensor, Result<(Lease, bool), Error>) {
+pub(crate) fn lease(tensor: CubeTensor, written: bool, alignment: u64) -> (CubeTensor, Result<(Lease, bool), Error>) {
     let elements = tensor.meta.shape().num_elements();
     let mut copied = tensor.meta.is_tiled() || !tensor.is_contiguous();
     let mut tensor = into_contiguous(tensor);
@@ -83,10 +70,7 @@ pub(crate) fn lease(
         copied = true;
     }
     let mut leased = Lease::of(&tensor, elements);
-    if leased
-        .as_ref()
-        .is_ok_and(|lease| !lease.is_aligned(alignment))
-    {
+    if leased.as_ref().is_ok_and(|lease| !lease.is_aligned(alignment)) {
         // A view into the midst of another tensor.
         tensor = tensor.copy();
         copied = true;

@@ -12,9 +12,7 @@ use burn::optim::decay::WeightDecayConfig;
 use burn::optim::momentum::MomentumConfig;
 use burn::optim::{GradientsParams, SgdConfig};
 use burn::tensor::{Device, Tensor, TensorData};
-use wgpu_optim_burn::wgpu_optim::{
-    Averaging, Gpu, Group, OptimizerBuilder, Regime, Rule, wgpu,
-};
+use wgpu_optim_burn::wgpu_optim::{Averaging, Gpu, Group, OptimizerBuilder, Regime, Rule, wgpu};
 use wgpu_optim_burn::{Copies, Error, WgpuOptimConfig, features, share_ours};
 
 /// A device of ours on every adapter that burn takes, handed to burn.
@@ -57,10 +55,7 @@ struct Net {
 
 impl Net {
     fn new(device: &Device) -> Self {
-        Net {
-            first: LinearConfig::new(13, 10).init(device),
-            second: LinearConfig::new(10, 3).init(device),
-        }
+        Net { first: LinearConfig::new(13, 10).init(device), second: LinearConfig::new(10, 3).init(device) }
     }
 
     fn forward(&self, input: Tensor<2>) -> Tensor<2> {
@@ -81,12 +76,7 @@ impl Net {
     /// Every value, tensor by tensor.
     fn values(&self) -> Vec<Vec<f32>> {
         let bias = |layer: &Linear| values(layer.bias.as_ref().expect("a bias").val());
-        vec![
-            values(self.first.weight.val()),
-            bias(&self.first),
-            values(self.second.weight.val()),
-            bias(&self.second),
-        ]
+        vec![values(self.first.weight.val()), bias(&self.first), values(self.second.weight.val()), bias(&self.second)]
     }
 }
 
@@ -98,14 +88,10 @@ fn values<const D: usize>(tensor: Tensor<D>) -> Vec<f32> {
 fn numbers<const D: usize>(seed: u64, shape: [usize; D]) -> TensorData {
     let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
     let next = || {
-        state = state
-            .wrapping_mul(6364136223846793005)
-            .wrapping_add(1442695040888963407);
+        state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
         ((state >> 40) as f32) / 8_388_608.0 - 1.0
     };
-    let values: Vec<f32> = std::iter::repeat_with(next)
-        .take(shape.iter().product())
-        .collect();
+    let values: Vec<f32> = std::iter::repeat_with(next).take(shape.iter().product()).collect();
     TensorData::new(values, shape)
 }
 
@@ -118,34 +104,15 @@ fn fixed(rule: Rule, rate: f32) -> OptimizerBuilder<wgpu_optim_burn::wgpu_optim:
 fn a_fixed_rate_is_burns_sgd() {
     const RATE: f64 = 0.015625;
     let momentum = |dampening, nesterov| {
-        Some(
-            MomentumConfig::new()
-                .with_momentum(0.9)
-                .with_dampening(dampening)
-                .with_nesterov(nesterov),
-        )
+        Some(MomentumConfig::new().with_momentum(0.9).with_dampening(dampening).with_nesterov(nesterov))
     };
-    let sgdm = |dampening, nesterov| Rule::Sgdm {
-        momentum: 0.9,
-        dampening,
-        nesterov,
-    };
+    let sgdm = |dampening, nesterov| Rule::Sgdm { momentum: 0.9, dampening, nesterov };
     let cases = [
         ("sgd", Rule::sgd(), None, 0.0f32),
         ("sgd with weight decay", Rule::sgd(), None, 0.0625),
         ("sgdm", sgdm(0.0, false), momentum(0.0, false), 0.0),
-        (
-            "sgdm, burn's dampening",
-            sgdm(0.1, false),
-            momentum(0.1, false),
-            0.0,
-        ),
-        (
-            "nesterov with weight decay",
-            sgdm(0.0, true),
-            momentum(0.0, true),
-            0.0625,
-        ),
+        ("sgdm, burn's dampening", sgdm(0.1, false), momentum(0.1, false), 0.0),
+        ("nesterov with weight decay", sgdm(0.0, true), momentum(0.0, true), 0.0625),
     ];
     for (device, gpu) in devices() {
         for (name, rule, momentum, decay) in &cases {
@@ -154,14 +121,9 @@ fn a_fixed_rate_is_burns_sgd() {
             let mut theirs = start.clone().fork(device);
             let mut ours = start.fork(device);
             let decays = (*decay > 0.0).then(|| WeightDecayConfig::new(*decay));
-            let mut burn = SgdConfig::new()
-                .with_momentum(momentum.clone())
-                .with_weight_decay(decays)
-                .init();
+            let mut burn = SgdConfig::new().with_momentum(momentum.clone()).with_weight_decay(decays).init();
             let builder = fixed(*rule, RATE as f32).weight_decay(*decay);
-            let mut optim = WgpuOptimConfig::new(builder)
-                .init(&ours, gpu)
-                .expect("makes");
+            let mut optim = WgpuOptimConfig::new(builder).init(&ours, gpu).expect("makes");
             for step in 0..100 {
                 // The same gradients for both, whatever the parameters have come to.
                 let gradients = |net: &Net| {
@@ -170,14 +132,8 @@ fn a_fixed_rate_is_burns_sgd() {
                     let mut register = |layer: &Linear, seed: u64| {
                         let shape = layer.weight.dims();
                         let bias = layer.bias.as_ref().expect("a bias");
-                        gradients.register(
-                            layer.weight.id,
-                            Tensor::<2>::from_data(numbers(seed, shape), &plain),
-                        );
-                        gradients.register(
-                            bias.id,
-                            Tensor::<1>::from_data(numbers(seed + 1, [shape[1]]), &plain),
-                        );
+                        gradients.register(layer.weight.id, Tensor::<2>::from_data(numbers(seed, shape), &plain));
+                        gradients.register(bias.id, Tensor::<1>::from_data(numbers(seed + 1, [shape[1]]), &plain));
                     };
                     register(&net.first, 4 * step);
                     register(&net.second, 4 * step + 2);
@@ -187,20 +143,13 @@ fn a_fixed_rate_is_burns_sgd() {
                 theirs = burn.step(RATE, theirs, of_theirs);
                 ours = optim.step(ours, of_ours).expect("steps");
             }
-            assert!(
-                ours.values() != before && theirs.values() != before,
-                "{name}: no step"
-            );
+            assert!(ours.values() != before && theirs.values() != before, "{name}: no step");
             let mut largest = 0.0f32;
             for (theirs, ours) in theirs.values().concat().iter().zip(ours.values().concat()) {
                 // Both round every operation, in another order; parameters near zero have come from where they were.
                 let ulp = f32::EPSILON * theirs.abs().max(0.25);
                 let distance = (theirs - ours).abs() / ulp;
-                assert!(
-                    distance <= 8.0,
-                    "{}, {name}: {ours} is {distance} ulps from burn's {theirs}",
-                    gpu.describe()
-                );
+                assert!(distance <= 8.0, "{}, {name}: {ours} is {distance} ulps from burn's {theirs}", gpu.describe());
                 largest = largest.max(distance);
             }
             println!("{}, {name}: at most {largest} ulps", gpu.describe());
@@ -214,14 +163,10 @@ fn a_fixed_rate_is_burns_sgd() {
 fn steps_come_between_backward_and_forward() {
     for (device, gpu) in devices() {
         let mut net = Net::new(device);
-        let zeros = |param: Param<Tensor<2>>| {
-            param.map(|w| Tensor::from_inner(w.inner() * 0.0).require_grad())
-        };
+        let zeros = |param: Param<Tensor<2>>| param.map(|w| Tensor::from_inner(w.inner() * 0.0).require_grad());
         net.first.weight = zeros(net.first.weight);
         net.second.weight = zeros(net.second.weight);
-        let mut optim = WgpuOptimConfig::new(fixed(Rule::sgd(), 0.125))
-            .init(&net, gpu)
-            .expect("makes");
+        let mut optim = WgpuOptimConfig::new(fixed(Rule::sgd(), 0.125)).init(&net, gpu).expect("makes");
         let biases = net.values();
         for _ in 0..20 {
             // The gradient of each weight is w - 1; that of each bias is 0.
@@ -240,11 +185,7 @@ fn steps_come_between_backward_and_forward() {
         let found = net.values();
         for tensor in [0, 2] {
             for &value in &found[tensor] {
-                assert!(
-                    (value - w).abs() <= 1e-6,
-                    "{}: {value} but {w}",
-                    gpu.describe()
-                );
+                assert!((value - w).abs() <= 1e-6, "{}: {value} but {w}", gpu.describe());
             }
         }
         assert_eq!(found[1], biases[1]);
@@ -256,29 +197,19 @@ fn steps_come_between_backward_and_forward() {
 fn training_needs_no_rate_and_no_copy() {
     for (device, gpu) in devices() {
         let mut net = Net::new(device);
-        let mut optim = WgpuOptimConfig::new(OptimizerBuilder::new(Rule::sgdm(0.9)).global_norm())
-            .init(&net, gpu)
-            .expect("makes");
+        let mut optim =
+            WgpuOptimConfig::new(OptimizerBuilder::new(Rule::sgdm(0.9)).global_norm()).init(&net, gpu).expect("makes");
         let first = values(net.loss(0).inner())[0];
         for _ in 0..300 {
             let gradients = net.gradients(0);
             net = optim.step(net, gradients).expect("steps");
         }
         let last = values(net.loss(0).inner())[0];
-        assert!(
-            last <= 0.5 * first,
-            "{}: from {first} to {last}",
-            gpu.describe()
-        );
+        assert!(last <= 0.5 * first, "{}: from {first} to {last}", gpu.describe());
         assert_eq!(optim.copies().parameters, 0, "{}", gpu.describe());
         let records = optim.drain_records().expect("arrive").records;
         assert_eq!(records.len(), 300);
-        assert!(
-            records
-                .iter()
-                .skip(1)
-                .all(|record| record.learning_rate > 0.0)
-        );
+        assert!(records.iter().skip(1).all(|record| record.learning_rate > 0.0));
         assert_eq!(optim.name(0), Some("first.weight"));
     }
 }
@@ -287,9 +218,7 @@ fn training_needs_no_rate_and_no_copy() {
 fn a_clone_keeps_its_parameters() {
     for (device, gpu) in devices() {
         let mut net = Net::new(device);
-        let mut optim = WgpuOptimConfig::new(fixed(Rule::sgd(), 0.1))
-            .init(&net, gpu)
-            .expect("makes");
+        let mut optim = WgpuOptimConfig::new(fixed(Rule::sgd(), 0.1)).init(&net, gpu).expect("makes");
         let kept = net.clone();
         let before = kept.values();
         for step in 0..3 {
@@ -303,9 +232,7 @@ fn a_clone_keeps_its_parameters() {
 
         // The same steps without a clone have the same bits.
         let mut alone = kept;
-        let mut again = WgpuOptimConfig::new(fixed(Rule::sgd(), 0.1))
-            .init(&alone, gpu)
-            .expect("makes");
+        let mut again = WgpuOptimConfig::new(fixed(Rule::sgd(), 0.1)).init(&alone, gpu).expect("makes");
         for step in 0..3 {
             let gradients = alone.gradients(step);
             alone = again.step(alone, gradients).expect("steps");
@@ -320,30 +247,19 @@ fn a_clone_keeps_its_parameters() {
 fn strided_tensors_are_straightened() {
     for (device, gpu) in devices() {
         let plain = device.clone().inner();
-        let [values_of, gradient] =
-            [1, 2].map(|seed| Tensor::<2>::from_data(numbers(seed, [5, 13]), &plain));
+        let [values_of, gradient] = [1, 2].map(|seed| Tensor::<2>::from_data(numbers(seed, [5, 13]), &plain));
         let expected = values((values_of.clone() - gradient.clone() * 0.5).transpose());
         let mut net = Net::new(device);
         let transposed = Tensor::from_inner(values_of.transpose());
         net.first.weight = Param::from_tensor(transposed);
         net.first.bias = None;
         net.second = net.second.no_grad();
-        let mut optim = WgpuOptimConfig::new(fixed(Rule::sgd(), 0.5))
-            .init(&net, gpu)
-            .expect("makes");
+        let mut optim = WgpuOptimConfig::new(fixed(Rule::sgd(), 0.5)).init(&net, gpu).expect("makes");
         let mut gradients = GradientsParams::new();
         gradients.register(net.first.weight.id, gradient.transpose());
         net = optim.step(net, gradients).expect("steps");
-        assert_eq!(
-            values(net.first.weight.val()),
-            expected,
-            "{}",
-            gpu.describe()
-        );
-        let copies = Copies {
-            parameters: 1,
-            gradients: 1,
-        };
+        assert_eq!(values(net.first.weight.val()), expected, "{}", gpu.describe());
+        let copies = Copies { parameters: 1, gradients: 1 };
         assert_eq!(optim.copies(), copies, "{}", gpu.describe());
     }
 }
@@ -353,13 +269,9 @@ fn groups_go_by_the_parameters_paths() {
     for (device, gpu) in devices() {
         let mut net = Net::new(device);
         let biases = ParamGroup::from_regex("bias$").expect("a pattern");
-        let config =
-            WgpuOptimConfig::new(fixed(Rule::sgd(), 0.25).weight_decay(0.5).telemetry(true))
-                .with_group(biases, Group::new("biases").weight_decay(0.0))
-                .with_group(
-                    ParamGroup::from_path("second.weight"),
-                    Group::new("head").per_tensor(),
-                );
+        let config = WgpuOptimConfig::new(fixed(Rule::sgd(), 0.25).weight_decay(0.5).telemetry(true))
+            .with_group(biases, Group::new("biases").weight_decay(0.0))
+            .with_group(ParamGroup::from_path("second.weight"), Group::new("head").per_tensor());
         let mut optim = config.init(&net, gpu).expect("makes");
         let groups = optim.optimizer().groups();
         let names: Vec<&str> = groups.iter().map(|group| group.name.as_str()).collect();
@@ -373,11 +285,7 @@ fn groups_go_by_the_parameters_paths() {
         let gradients = net.gradients(0);
         let plain = |tensor: Option<Tensor<1>>| values(tensor.expect("a gradient"));
         let of_bias = plain(gradients.get(net.first.bias.as_ref().expect("a bias").id));
-        let of_weight = values(
-            gradients
-                .get::<2>(net.second.weight.id)
-                .expect("a gradient"),
-        );
+        let of_weight = values(gradients.get::<2>(net.second.weight.id).expect("a gradient"));
         net = optim.step(net, gradients).expect("steps");
         let after = net.values();
         for (tensor, gradient, decay) in [(1, of_bias, 0.0), (2, of_weight, 0.5)] {
@@ -387,22 +295,13 @@ fn groups_go_by_the_parameters_paths() {
             }
         }
         let records = optim.drain_records().expect("arrive");
-        let recorded: Vec<_> = records
-            .tensors
-            .iter()
-            .filter_map(|record| optim.name(record.tensor))
-            .collect();
+        let recorded: Vec<_> = records.tensors.iter().filter_map(|record| optim.name(record.tensor)).collect();
         assert_eq!(recorded, tensors);
 
         let nothing = Group::new("nothing");
-        let empty = config
-            .with_group(ParamGroup::from_path("third"), nothing)
-            .init(&net, gpu);
+        let empty = config.with_group(ParamGroup::from_path("third"), nothing).init(&net, gpu);
         let text = empty.expect_err("no such parameter").to_string();
-        assert!(
-            text.contains("\"nothing\"") && text.contains("\"second.weight\""),
-            "{text}"
-        );
+        assert!(text.contains("\"nothing\"") && text.contains("\"second.weight\""), "{text}");
     }
 }
 
@@ -427,20 +326,14 @@ fn what_does_not_fit_is_refused_and_the_module_comes_back() {
         gradients.register(net.first.weight.id, short);
         let (net, refused) = optim.try_step(net, gradients, None);
         let text = refused.expect_err("short").to_string();
-        assert!(
-            text.contains("first.weight") && text.contains("4 elements instead of 130"),
-            "{text}"
-        );
+        assert!(text.contains("first.weight") && text.contains("4 elements instead of 130"), "{text}");
         assert_eq!(net.values(), before);
 
         // Another module.
         let other = Net::new(device);
         let gradients = other.gradients(0);
         let refused = optim.try_step(other, gradients, None).1;
-        assert!(
-            matches!(refused, Err(Error::UnknownParameter { .. })),
-            "{refused:?}"
-        );
+        assert!(matches!(refused, Err(Error::UnknownParameter { .. })), "{refused:?}");
 
         // Frozen parameters are none of the optimizer's, and must stay frozen.
         let mut half = net.clone();
@@ -452,10 +345,7 @@ fn what_does_not_fit_is_refused_and_the_module_comes_back() {
         assert_eq!(half.values()[..2], before[..2]);
         let gradients = net.gradients(0);
         let refused = optim.try_step(net.clone(), gradients, None).1;
-        assert!(
-            matches!(refused, Err(Error::UnknownParameter { .. })),
-            "{refused:?}"
-        );
+        assert!(matches!(refused, Err(Error::UnknownParameter { .. })), "{refused:?}");
 
         let frozen = net.clone().no_grad();
         let refused = config.init(&frozen, gpu);
@@ -464,20 +354,13 @@ fn what_does_not_fit_is_refused_and_the_module_comes_back() {
         tied.second.bias = tied.first.bias.clone();
         let refused = config.init(&tied, gpu);
         let text = refused.expect_err("tied").to_string();
-        assert!(
-            text.contains("\"first.bias\" and \"second.bias\""),
-            "{text}"
-        );
+        assert!(text.contains("\"first.bias\" and \"second.bias\""), "{text}");
 
-        let polyak =
-            WgpuOptimConfig::new(OptimizerBuilder::new(Rule::sgd()).regime(Regime::polyak()));
+        let polyak = WgpuOptimConfig::new(OptimizerBuilder::new(Rule::sgd()).regime(Regime::polyak()));
         let mut optim = polyak.init(&net, gpu).expect("makes");
         let gradients = net.gradients(0);
         let (net, refused) = optim.try_step(net, gradients, None);
-        assert!(
-            matches!(refused, Err(Error::MissingLoss { .. })),
-            "{refused:?}"
-        );
+        assert!(matches!(refused, Err(Error::MissingLoss { .. })), "{refused:?}");
         let ranks = OptimizerBuilder::new(Rule::sgd()).sharded(2, 2);
         let refused = WgpuOptimConfig::new(ranks).init(&net, gpu);
         assert!(matches!(refused, Err(Error::Optimizer(_))), "{refused:?}");
@@ -491,9 +374,7 @@ fn a_regime_can_go_by_the_loss() {
     for (device, gpu) in devices() {
         let mut net = Net::new(device);
         let builder = OptimizerBuilder::new(Rule::sgd()).regime(Regime::polyak());
-        let mut optim = WgpuOptimConfig::new(builder)
-            .init(&net, gpu)
-            .expect("makes");
+        let mut optim = WgpuOptimConfig::new(builder).init(&net, gpu).expect("makes");
         let first = values(net.loss(0).inner())[0];
         for _ in 0..50 {
             let loss = net.loss(0);
@@ -501,11 +382,7 @@ fn a_regime_can_go_by_the_loss() {
             net = optim.step_with_loss(net, gradients, &loss).expect("steps");
         }
         let last = values(net.loss(0).inner())[0];
-        assert!(
-            last <= 0.5 * first,
-            "{}: from {first} to {last}",
-            gpu.describe()
-        );
+        assert!(last <= 0.5 * first, "{}: from {first} to {last}", gpu.describe());
     }
 }
 
@@ -514,31 +391,19 @@ fn averages_come_in_a_module_of_their_own() {
     for (device, gpu) in devices() {
         let mut net = Net::new(device);
         let builder = fixed(Rule::sgd(), 0.1).averaging(Averaging::Running { start: 0 });
-        let mut optim = WgpuOptimConfig::new(builder)
-            .init(&net, gpu)
-            .expect("makes");
-        let mut sums: Vec<Vec<f64>> = net
-            .values()
-            .iter()
-            .map(|tensor| vec![0.0; tensor.len()])
-            .collect();
+        let mut optim = WgpuOptimConfig::new(builder).init(&net, gpu).expect("makes");
+        let mut sums: Vec<Vec<f64>> = net.values().iter().map(|tensor| vec![0.0; tensor.len()]).collect();
         for step in 0..4 {
             let gradients = net.gradients(step);
             net = optim.step(net, gradients).expect("steps");
             for (sums, values) in sums.iter_mut().zip(net.values()) {
-                sums.iter_mut()
-                    .zip(values)
-                    .for_each(|(sum, value)| *sum += f64::from(value));
+                sums.iter_mut().zip(values).for_each(|(sum, value)| *sum += f64::from(value));
             }
         }
         let before = net.values();
         let averaged = optim.averaged(&net).expect("averages").values();
         for (average, sum) in averaged.concat().iter().zip(sums.concat()) {
-            assert!(
-                (f64::from(*average) - sum / 4.0).abs() <= 1e-6,
-                "{average} but {}",
-                sum / 4.0
-            );
+            assert!((f64::from(*average) - sum / 4.0).abs() <= 1e-6, "{average} but {}", sum / 4.0);
         }
         assert_eq!(net.values(), before);
         assert_eq!(optim.copies().parameters, 0);
@@ -551,10 +416,7 @@ fn averages_come_in_a_module_of_their_own() {
 fn a_run_goes_on_from_its_files() {
     for (device, gpu) in devices() {
         let folder = tempfile::tempdir().expect("a folder");
-        let (module, state) = (
-            folder.path().join("net.bpk"),
-            folder.path().join("optimizer.safetensors"),
-        );
+        let (module, state) = (folder.path().join("net.bpk"), folder.path().join("optimizer.safetensors"));
         let config = WgpuOptimConfig::new(OptimizerBuilder::new(Rule::sgdm(0.9)));
         let mut net = Net::new(device);
         let mut optim = config.init(&net, gpu).expect("makes");
@@ -585,13 +447,9 @@ fn a_device_with_too_little_is_refused() {
         if features(&adapter).is_empty() {
             continue;
         }
-        let (device, queue) =
-            pollster::block_on(adapter.request_device(&Default::default())).expect("opens");
+        let (device, queue) = pollster::block_on(adapter.request_device(&Default::default())).expect("opens");
         let gpu = Gpu::from_parts(device, queue);
         let refused = share_ours(&gpu, instance.clone(), adapter);
-        assert!(
-            matches!(refused, Err(Error::MissingFeatures { .. })),
-            "{refused:?}"
-        );
+        assert!(matches!(refused, Err(Error::MissingFeatures { .. })), "{refused:?}");
     }
 }

@@ -24,10 +24,7 @@ use wgpu_optim::{CombinedSums, Error, ShardSums};
 /// # Errors
 /// As [`ShardSums::combine`]: the same on all ranks. (Ranks with different numbers of norms send different numbers of bytes, which is a
 /// mistake that MPI itself ends the program for.)
-pub fn combine(
-    world: &impl CommunicatorCollectives,
-    measured: &ShardSums,
-) -> Result<CombinedSums, Error> {
+pub fn combine(world: &impl CommunicatorCollectives, measured: &ShardSums) -> Result<CombinedSums, Error> {
     let own = measured.to_bytes();
     let mut all = vec![0u8; own.len() * world.size() as usize];
     world.all_gather_into(&own[..], &mut all[..]);

@@ -17,8 +17,7 @@ use rand::SeedableRng;
 use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;
 use wgpu_optim::{
-    CombinedSums, CpuOptimizer, Gpu, GpuOptions, Group, Optimizer, OptimizerBuilder, Rule,
-    ShardSums, cpu, gpu, wgpu,
+    CombinedSums, CpuOptimizer, Gpu, GpuOptions, Group, Optimizer, OptimizerBuilder, Rule, ShardSums, cpu, gpu, wgpu,
 };
 use wgpu_optim_cli::data;
 use wgpu_optim_cli::model::cpu::CpuModel;
@@ -78,17 +77,13 @@ fn main() {
 fn run(world: &SimpleCommunicator, args: &Args) -> Outcome<bool> {
     let ranks = world.size() as usize;
     if !PARTS.is_multiple_of(ranks) {
-        return Err(format!(
-            "{ranks} ranks cannot share {PARTS} parts of a batch evenly: start 1, 2 or 4"
-        )
-        .into());
+        return Err(format!("{ranks} ranks cannot share {PARTS} parts of a batch evenly: start 1, 2 or 4").into());
     }
     let gpu = match args.path {
         Path::Cpu => None,
-        Path::Device => Some(pollster::block_on(Gpu::request(&GpuOptions {
-            allow_software: true,
-            ..GpuOptions::default()
-        }))?),
+        Path::Device => {
+            Some(pollster::block_on(Gpu::request(&GpuOptions { allow_software: true, ..GpuOptions::default() }))?)
+        }
     };
     let mut agree = true;
     for rule in [Rule::sgd(), Rule::sgdm(0.9), Rule::sign_sgd()] {
@@ -100,34 +95,15 @@ fn run(world: &SimpleCommunicator, args: &Args) -> Outcome<bool> {
 fn train(world: &SimpleCommunicator, args: &Args, gpu: Option<&Gpu>, rule: Rule) -> Outcome<bool> {
     let (rank, ranks) = (world.rank() as usize, world.size() as usize);
     let data = data::load("digits")?;
-    let model = Model {
-        kind: ModelKind::Mlp,
-        features: data.features,
-        classes: data.classes,
-        hidden: args.hidden,
-    };
+    let model = Model { kind: ModelKind::Mlp, features: data.features, classes: data.classes, hidden: args.hidden };
     let first = model.initial_parameters(0);
     let elements = first.len();
     let shard_of = |rank: usize| elements * rank / ranks..elements * (rank + 1) / ranks;
     let shard = shard_of(rank);
     let mut compute = CpuModel::new(&model, BATCH / PARTS);
-    let mut host = PathOptimizer::new(
-        gpu,
-        rule,
-        &model,
-        &first,
-        shard.clone(),
-        Some((rank, ranks)),
-    )?;
+    let mut host = PathOptimizer::new(gpu, rule, &model, &first, shard.clone(), Some((rank, ranks)))?;
     let mut one = match rank {
-        0 => Some(PathOptimizer::new(
-            gpu,
-            rule,
-            &model,
-            &first,
-            0..elements,
-            None,
-        )?),
+        0 => Some(PathOptimizer::new(gpu, rule, &model, &first, 0..elements, None)?),
         _ => None,
     };
 
@@ -144,11 +120,7 @@ fn train(world: &SimpleCommunicator, args: &Args, gpu: Option<&Gpu>, rule: Rule)
         order.shuffle(&mut random);
         for rows in order.chunks_exact(BATCH) {
             if let Some(one) = &mut one {
-                let at = if matches!(rule, Rule::SignSgd) {
-                    &parameters
-                } else {
-                    &expected
-                };
+                let at = if matches!(rule, Rule::SignSgd) { &parameters } else { &expected };
                 gradients(&mut compute, at, &data.train, rows, 0..PARTS, &mut parts);
                 let whole = add_up(parts.iter().map(Vec::as_slice), elements);
                 let start = Instant::now();
@@ -157,14 +129,7 @@ fn train(world: &SimpleCommunicator, args: &Args, gpu: Option<&Gpu>, rule: Rule)
                 one.parameters_into(&mut expected)?;
             }
             let wanted = own_parts.clone();
-            gradients(
-                &mut compute,
-                &parameters,
-                &data.train,
-                rows,
-                wanted,
-                &mut parts,
-            );
+            gradients(&mut compute, &parameters, &data.train, rows, wanted, &mut parts);
             let own = exchange(world, &parts[own_parts.clone()], &shard, shard_of);
 
             // All start together, or one would wait for the other's gradients in its all-gather.
@@ -182,9 +147,7 @@ fn train(world: &SimpleCommunicator, args: &Args, gpu: Option<&Gpu>, rule: Rule)
             let rate = [host.rate()?];
             let mut rates = vec![0.0f32; ranks];
             world.all_gather_into(&rate[..], &mut rates[..]);
-            same_rates &= rates
-                .iter()
-                .all(|other| other.to_bits() == rate[0].to_bits());
+            same_rates &= rates.iter().all(|other| other.to_bits() == rate[0].to_bits());
 
             let mut piece = vec![0.0; shard.len()];
             host.parameters_into(&mut piece)?;
@@ -205,9 +168,7 @@ fn train(world: &SimpleCommunicator, args: &Args, gpu: Option<&Gpu>, rule: Rule)
             (a - b).abs() / (b * f64::from(f32::EPSILON))
         };
         agree[0] &= ulps <= ULPS;
-        let accuracy = compute
-            .evaluate(&parameters, &data.test.x, &data.test.y)
-            .accuracy;
+        let accuracy = compute.evaluate(&parameters, &data.test.x, &data.test.y).accuracy;
         println!(
             "{ranks} rank{}, {}, {} on {elements} parameters, {steps} steps: accuracy {:.2} %; rates {} on all ranks at every step; \
              from one optimizer of everything: parameters {ulps:.1} ulps of the largest (at most {ULPS}), last rate {rate_ulps:.1} ulps",
@@ -215,11 +176,7 @@ fn train(world: &SimpleCommunicator, args: &Args, gpu: Option<&Gpu>, rule: Rule)
             host.name(),
             rule.name(),
             100.0 * accuracy,
-            if same_rates {
-                "have the same bits"
-            } else {
-                "DIFFER"
-            },
+            if same_rates { "have the same bits" } else { "DIFFER" },
         );
         println!("    {}", times.in_words(32 + 56, ranks));
         if !agree[0] {
@@ -240,12 +197,7 @@ fn gradients(
     parts: &mut [Vec<f32>],
 ) {
     let rows = BATCH / PARTS;
-    for (part, out) in parts
-        .iter_mut()
-        .enumerate()
-        .take(wanted.end)
-        .skip(wanted.start)
-    {
+    for (part, out) in parts.iter_mut().enumerate().take(wanted.end).skip(wanted.start) {
         let batch = &batch[part * rows..(part + 1) * rows];
         compute.loss_and_gradients(parameters, &train.x, &train.y, batch, out);
         out.iter_mut().for_each(|g| *g /= PARTS as f32);
@@ -277,9 +229,7 @@ fn exchange(
             sent.extend_from_slice(&part[shard_of(rank)]);
         }
     }
-    let counts: Vec<i32> = (0..ranks)
-        .map(|rank| (own.len() * shard_of(rank).len()) as i32)
-        .collect();
+    let counts: Vec<i32> = (0..ranks).map(|rank| (own.len() * shard_of(rank).len()) as i32).collect();
     let received_counts = vec![(own.len() * shard.len()) as i32; ranks];
     let mut received = vec![0.0f32; PARTS * shard.len()];
     {
@@ -292,15 +242,8 @@ fn exchange(
 }
 
 /// The parameters of all shards.
-fn gather(
-    world: &SimpleCommunicator,
-    own: &[f32],
-    all: &mut [f32],
-    shard_of: impl Fn(usize) -> Range<usize>,
-) {
-    let counts: Vec<i32> = (0..world.size() as usize)
-        .map(|rank| shard_of(rank).len() as i32)
-        .collect();
+fn gather(world: &SimpleCommunicator, own: &[f32], all: &mut [f32], shard_of: impl Fn(usize) -> Range<usize>) {
+    let counts: Vec<i32> = (0..world.size() as usize).map(|rank| shard_of(rank).len() as i32).collect();
     let places = displacements(&counts);
     let mut all = PartitionMut::new(all, counts, places);
     world.all_gather_varcount_into(own, &mut all);
@@ -356,11 +299,9 @@ impl PathOptimizer {
             .collect();
         let flat = &flat[stretch];
         let Some(gpu) = gpu else {
-            let group = tensors
-                .iter()
-                .fold(Group::new("all"), |group, (name, range)| {
-                    group.tensor(*name, &flat[range.clone()], &flat[range.clone()])
-                });
+            let group = tensors.iter().fold(Group::new("all"), |group, (name, range)| {
+                group.tensor(*name, &flat[range.clone()], &flat[range.clone()])
+            });
             let builder: OptimizerBuilder<cpu::Tensor> = OptimizerBuilder::new(rule).group(group);
             return Ok(PathOptimizer::Host {
                 optimizer: of_rank(builder, rank).build_cpu()?,
@@ -372,25 +313,16 @@ impl PathOptimizer {
             gpu.device().create_buffer(&wgpu::BufferDescriptor {
                 label: Some(label),
                 size: (4 * flat.len().max(4) as u64).next_multiple_of(16),
-                usage: wgpu::BufferUsages::STORAGE
-                    | wgpu::BufferUsages::COPY_DST
-                    | wgpu::BufferUsages::COPY_SRC,
+                usage: wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_DST | wgpu::BufferUsages::COPY_SRC,
                 mapped_at_creation: false,
             })
         };
         let (parameters, gradients) = (buffer("parameters"), buffer("gradients"));
-        gpu.queue()
-            .write_buffer(&parameters, 0, bytemuck::cast_slice(flat));
-        let group = tensors
-            .iter()
-            .fold(Group::new("all"), |group, (name, range)| {
-                let bytes = 4 * range.start as u64..4 * range.end as u64;
-                group.tensor(
-                    *name,
-                    parameters.slice(bytes.clone()),
-                    gradients.slice(bytes),
-                )
-            });
+        gpu.queue().write_buffer(&parameters, 0, bytemuck::cast_slice(flat));
+        let group = tensors.iter().fold(Group::new("all"), |group, (name, range)| {
+            let bytes = 4 * range.start as u64..4 * range.end as u64;
+            group.tensor(*name, parameters.slice(bytes.clone()), gradients.slice(bytes))
+        });
         let builder: OptimizerBuilder<gpu::Tensor> = OptimizerBuilder::new(rule).group(group);
         Ok(PathOptimizer::Device {
             gpu: gpu.clone(),
@@ -410,20 +342,11 @@ impl PathOptimizer {
     /// A step of one optimizer of everything.
     fn step(&mut self, gradients: &[f32]) -> Outcome<()> {
         match self {
-            PathOptimizer::Host {
-                optimizer,
-                parameters,
-                tensors,
-            } => {
+            PathOptimizer::Host { optimizer, parameters, tensors } => {
                 let mut params = cut_mut(parameters, tensors);
                 Ok(optimizer.step(&mut params, &cut(gradients, tensors))?)
             }
-            PathOptimizer::Device {
-                gpu,
-                optimizer,
-                gradients: buffer,
-                ..
-            } => {
+            PathOptimizer::Device { gpu, optimizer, gradients: buffer, .. } => {
                 let mut encoder = encoder_after_writing(gpu, buffer, gradients);
                 optimizer.encode_step(&mut encoder)?;
                 finish(gpu, encoder)
@@ -433,17 +356,10 @@ impl PathOptimizer {
 
     fn measure(&mut self, gradients: &[f32]) -> Outcome<ShardSums> {
         match self {
-            PathOptimizer::Host {
-                optimizer,
-                parameters,
-                tensors,
-            } => Ok(optimizer.measure(&cut(parameters, tensors), &cut(gradients, tensors))?),
-            PathOptimizer::Device {
-                gpu,
-                optimizer,
-                gradients: buffer,
-                ..
-            } => {
+            PathOptimizer::Host { optimizer, parameters, tensors } => {
+                Ok(optimizer.measure(&cut(parameters, tensors), &cut(gradients, tensors))?)
+            }
+            PathOptimizer::Device { gpu, optimizer, gradients: buffer, .. } => {
                 let mut encoder = encoder_after_writing(gpu, buffer, gradients);
                 optimizer.encode_measure(&mut encoder)?;
                 gpu.queue().submit([encoder.finish()]);
@@ -454,11 +370,7 @@ impl PathOptimizer {
 
     fn apply(&mut self, gradients: &[f32], combined: &CombinedSums) -> Outcome<()> {
         match self {
-            PathOptimizer::Host {
-                optimizer,
-                parameters,
-                tensors,
-            } => {
+            PathOptimizer::Host { optimizer, parameters, tensors } => {
                 let mut params = cut_mut(parameters, tensors);
                 Ok(optimizer.apply(&mut params, &cut(gradients, tensors), combined)?)
             }
@@ -484,9 +396,7 @@ impl PathOptimizer {
     fn parameters_into(&self, out: &mut [f32]) -> Outcome<()> {
         match self {
             PathOptimizer::Host { parameters, .. } => out.copy_from_slice(parameters),
-            PathOptimizer::Device {
-                gpu, parameters, ..
-            } => {
+            PathOptimizer::Device { gpu, parameters, .. } => {
                 let all: Vec<f32> = pollster::block_on(gpu.read_buffer("parameters", parameters))?;
                 out.copy_from_slice(&all[..out.len()]);
             }
@@ -521,18 +431,12 @@ fn cut_mut<'a>(mut flat: &'a mut [f32], tensors: &[Range<usize>]) -> Vec<&'a mut
 }
 
 fn encoder(gpu: &Gpu) -> wgpu::CommandEncoder {
-    gpu.device()
-        .create_command_encoder(&wgpu::CommandEncoderDescriptor::default())
+    gpu.device().create_command_encoder(&wgpu::CommandEncoderDescriptor::default())
 }
 
 /// For what reads these gradients from the buffer.
-fn encoder_after_writing(
-    gpu: &Gpu,
-    buffer: &wgpu::Buffer,
-    gradients: &[f32],
-) -> wgpu::CommandEncoder {
-    gpu.queue()
-        .write_buffer(buffer, 0, bytemuck::cast_slice(gradients));
+fn encoder_after_writing(gpu: &Gpu, buffer: &wgpu::Buffer, gradients: &[f32]) -> wgpu::CommandEncoder {
+    gpu.queue().write_buffer(buffer, 0, bytemuck::cast_slice(gradients));
     encoder(gpu)
 }
 
@@ -552,18 +456,11 @@ struct Times {
 
 impl Times {
     fn in_words(&mut self, bytes: usize, ranks: usize) -> String {
-        let [alone, measure, gather, apply] = [
-            &mut self.alone,
-            &mut self.measure,
-            &mut self.gather,
-            &mut self.apply,
-        ]
-        .map(|times| {
-            times.sort_unstable();
-            times
-                .get(times.len() / 2)
-                .map_or(f64::NAN, |time| 1e6 * time.as_secs_f64())
-        });
+        let [alone, measure, gather, apply] = [&mut self.alone, &mut self.measure, &mut self.gather, &mut self.apply]
+            .map(|times| {
+                times.sort_unstable();
+                times.get(times.len() / 2).map_or(f64::NAN, |time| 1e6 * time.as_secs_f64())
+            });
         format!(
             "median µs: measure and read back {measure:.0}, all-gather of {ranks} x {bytes} bytes and combine {gather:.0}, apply {apply:.0}; \
              the step of one optimizer of everything {alone:.0}"

@@ -15,14 +15,7 @@ use crate::shard::Stage;
 impl TensorMemory {
     /// A memory, slot after slot.
     fn slots(&self, kind: MemoryKind) -> Vec<&[u8]> {
-        let Memory {
-            momentum,
-            squares,
-            counters,
-            vector,
-            streams: [one, two],
-            remainders,
-        } = &self.memory;
+        let Memory { momentum, squares, counters, vector, streams: [one, two], remainders } = &self.memory;
         match kind {
             MemoryKind::Momentum => vec![bytemuck::cast_slice(momentum)],
             MemoryKind::SecondMoment => vec![bytemuck::cast_slice(squares)],
@@ -30,9 +23,7 @@ impl TensorMemory {
             MemoryKind::LastGradient | MemoryKind::FirstParameters => {
                 vec![bytemuck::cast_slice(vector)]
             }
-            MemoryKind::Streams => [vector, one, two]
-                .map(|slot| bytemuck::cast_slice(slot))
-                .into(),
+            MemoryKind::Streams => [vector, one, two].map(|slot| bytemuck::cast_slice(slot)).into(),
             MemoryKind::Averages | MemoryKind::BaseIterates => {
                 vec![bytemuck::cast_slice(&self.averages)]
             }
@@ -41,14 +32,7 @@ impl TensorMemory {
     }
 
     fn slots_mut(&mut self, kind: MemoryKind) -> Vec<&mut [u8]> {
-        let Memory {
-            momentum,
-            squares,
-            counters,
-            vector,
-            streams: [one, two],
-            remainders,
-        } = &mut self.memory;
+        let Memory { momentum, squares, counters, vector, streams: [one, two], remainders } = &mut self.memory;
         match kind {
             MemoryKind::Momentum => vec![bytemuck::cast_slice_mut(momentum)],
             MemoryKind::SecondMoment => vec![bytemuck::cast_slice_mut(squares)],
@@ -56,9 +40,7 @@ impl TensorMemory {
             MemoryKind::LastGradient | MemoryKind::FirstParameters => {
                 vec![bytemuck::cast_slice_mut(vector)]
             }
-            MemoryKind::Streams => [vector, one, two]
-                .map(|slot| bytemuck::cast_slice_mut(slot))
-                .into(),
+            MemoryKind::Streams => [vector, one, two].map(|slot| bytemuck::cast_slice_mut(slot)).into(),
             MemoryKind::Averages | MemoryKind::BaseIterates => {
                 vec![bytemuck::cast_slice_mut(&mut self.averages)]
             }
@@ -83,11 +65,7 @@ impl CpuOptimizer {
     ///
     /// # Errors
     /// As [`Checkpoint::load`] and [`CpuOptimizer::restore`]. Nothing has changed then.
-    pub fn load(
-        &mut self,
-        path: impl AsRef<Path>,
-        params: Option<&mut [&mut [f32]]>,
-    ) -> Result<Checkpoint, Error> {
+    pub fn load(&mut self, path: impl AsRef<Path>, params: Option<&mut [&mut [f32]]>) -> Result<Checkpoint, Error> {
         let checkpoint = Checkpoint::load(path)?;
         self.restore(&checkpoint, params)?;
         Ok(checkpoint)
@@ -97,11 +75,7 @@ impl CpuOptimizer {
     ///
     /// # Errors
     /// As [`CpuOptimizer::save`].
-    pub fn checkpoint(
-        &self,
-        params: Option<&[&[f32]]>,
-        notes: &Notes,
-    ) -> Result<Checkpoint, Error> {
+    pub fn checkpoint(&self, params: Option<&[&[f32]]>, notes: &Notes) -> Result<Checkpoint, Error> {
         self.checkpoint_of(params, notes)
     }
 
@@ -109,19 +83,11 @@ impl CpuOptimizer {
     ///
     /// # Errors
     /// As [`CpuOptimizer::checkpoint`]; [`Error::StepElement`] where the elements are not those that were declared.
-    pub fn checkpoint_values(
-        &self,
-        params: Option<&[Slice]>,
-        notes: &Notes,
-    ) -> Result<Checkpoint, Error> {
+    pub fn checkpoint_values(&self, params: Option<&[Slice]>, notes: &Notes) -> Result<Checkpoint, Error> {
         self.checkpoint_of(params, notes)
     }
 
-    fn checkpoint_of(
-        &self,
-        params: Option<&[impl Values]>,
-        notes: &Notes,
-    ) -> Result<Checkpoint, Error> {
+    fn checkpoint_of(&self, params: Option<&[impl Values]>, notes: &Notes) -> Result<Checkpoint, Error> {
         let parameters = match params {
             Some(params) => {
                 self.check_slices("parameter", params)?;
@@ -153,9 +119,7 @@ impl CpuOptimizer {
             }
         }
         for (index, params) in params.unwrap_or_default().iter().enumerate() {
-            draft
-                .bytes(Slot::Parameters(index))
-                .copy_from_slice(params.values().as_bytes());
+            draft.bytes(Slot::Parameters(index)).copy_from_slice(params.values().as_bytes());
         }
         draft.fill_averages(&self.plan);
         Ok(draft.finish())
@@ -170,11 +134,7 @@ impl CpuOptimizer {
     /// [`Error::CheckpointDiffers`] names the group, setting or tensor that is not as it was; [`Error::CheckpointDamaged`],
     /// [`Error::CheckpointWithoutParameters`]; [`Error::StepTensors`], [`Error::StepLength`] or [`Error::AveragesSwapped`]. Nothing has
     /// changed then.
-    pub fn restore(
-        &mut self,
-        checkpoint: &Checkpoint,
-        params: Option<&mut [&mut [f32]]>,
-    ) -> Result<(), Error> {
+    pub fn restore(&mut self, checkpoint: &Checkpoint, params: Option<&mut [&mut [f32]]>) -> Result<(), Error> {
         self.restore_of(checkpoint, params)
     }
 
@@ -182,19 +142,11 @@ impl CpuOptimizer {
     ///
     /// # Errors
     /// As [`CpuOptimizer::restore`]; [`Error::StepElement`] where the elements are not those that were declared.
-    pub fn restore_values(
-        &mut self,
-        checkpoint: &Checkpoint,
-        params: Option<&mut [SliceMut]>,
-    ) -> Result<(), Error> {
+    pub fn restore_values(&mut self, checkpoint: &Checkpoint, params: Option<&mut [SliceMut]>) -> Result<(), Error> {
         self.restore_of(checkpoint, params)
     }
 
-    fn restore_of(
-        &mut self,
-        checkpoint: &Checkpoint,
-        params: Option<&mut [impl ValuesMut]>,
-    ) -> Result<(), Error> {
+    fn restore_of(&mut self, checkpoint: &Checkpoint, params: Option<&mut [impl ValuesMut]>) -> Result<(), Error> {
         let parameters = match &params {
             Some(params) => {
                 self.check_slices("parameter", params)?;
@@ -230,9 +182,7 @@ impl CpuOptimizer {
         }
         for (index, params) in params.unwrap_or_default().iter_mut().enumerate() {
             let mut params = params.values_mut();
-            params
-                .as_bytes_mut()
-                .copy_from_slice(checkpoint.bytes(Slot::Parameters(index)));
+            params.as_bytes_mut().copy_from_slice(checkpoint.bytes(Slot::Parameters(index)));
         }
         for (rate, state) in self.learning_rates.iter_mut().zip(&self.states) {
             *rate = state.learning_rate;

@@ -40,11 +40,7 @@ impl CpuOptimizer {
     ///
     /// # Errors
     /// As [`CpuOptimizer::measure`]; [`Error::StepElement`] where the elements are not those that were declared.
-    pub fn measure_values(
-        &mut self,
-        params: &[Slice],
-        grads: &[Slice],
-    ) -> Result<ShardSums, Error> {
+    pub fn measure_values(&mut self, params: &[Slice], grads: &[Slice]) -> Result<ShardSums, Error> {
         self.check_needs_no_loss()?;
         self.measure_of(params, grads, 0.0)
     }
@@ -78,9 +74,7 @@ impl CpuOptimizer {
         self.stage = Stage::Read;
         let step = self.steps();
         let shard = self.plan.shard.as_ref();
-        shard
-            .map(|shard| ShardSums::new(shard, step, &self.sums))
-            .ok_or_else(|| not_sharded("measure"))
+        shard.map(|shard| ShardSums::new(shard, step, &self.sums)).ok_or_else(|| not_sharded("measure"))
     }
 
     /// Takes the measured step with the combined sums of all ranks (passes 3 and 4). `params` and `grads` must be those that were passed to
@@ -90,12 +84,7 @@ impl CpuOptimizer {
     /// [`Error::ShardedStep`] before [`CpuOptimizer::measure`], or without [`sharded`](crate::OptimizerBuilder::sharded);
     /// [`Error::ShardSums`] for sums of another optimizer or another step; [`Error::StepTensors`], [`Error::StepLength`] or
     /// [`Error::AveragesSwapped`]; nothing has changed then. [`Error::Halted`] as for a [`step`](CpuOptimizer::step).
-    pub fn apply(
-        &mut self,
-        params: &mut [&mut [f32]],
-        grads: &[&[f32]],
-        combined: &CombinedSums,
-    ) -> Result<(), Error> {
+    pub fn apply(&mut self, params: &mut [&mut [f32]], grads: &[&[f32]], combined: &CombinedSums) -> Result<(), Error> {
         self.apply_of(params, grads, combined)
     }
 
@@ -153,9 +142,7 @@ impl CpuOptimizer {
 
     /// Steps attempted.
     fn steps(&self) -> u64 {
-        self.states.first().map_or(0, |state| {
-            u64::from(state.steps_high) << 32 | u64::from(state.steps_low)
-        })
+        self.states.first().map_or(0, |state| u64::from(state.steps_high) << 32 | u64::from(state.steps_low))
     }
 }
 

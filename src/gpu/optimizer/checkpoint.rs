@@ -59,11 +59,7 @@ impl Optimizer {
     ///
     /// # Errors
     /// As [`Checkpoint::load`] and [`Optimizer::restore`]. Nothing has changed then.
-    pub fn load(
-        &mut self,
-        path: impl AsRef<Path>,
-        parameters: Parameters,
-    ) -> Result<Checkpoint, Error> {
+    pub fn load(&mut self, path: impl AsRef<Path>, parameters: Parameters) -> Result<Checkpoint, Error> {
         let checkpoint = Checkpoint::load(path)?;
         self.restore(&checkpoint, parameters)?;
         Ok(checkpoint)
@@ -73,18 +69,10 @@ impl Optimizer {
     ///
     /// # Errors
     /// As [`Optimizer::save`].
-    pub async fn checkpoint(
-        &self,
-        parameters: Parameters,
-        notes: &Notes,
-    ) -> Result<Checkpoint, Error> {
+    pub async fn checkpoint(&self, parameters: Parameters, notes: &Notes) -> Result<Checkpoint, Error> {
         self.gpu.check_alive()?;
         self.check_averages_in_place("a checkpoint")?;
-        self.check_usage(
-            parameters,
-            wgpu::BufferUsages::COPY_SRC,
-            "BufferUsages::COPY_SRC",
-        )?;
+        self.check_usage(parameters, wgpu::BufferUsages::COPY_SRC, "BufferUsages::COPY_SRC")?;
         let mut draft = Draft::new(&self.plan, parameters, notes)?;
         let mut pieces = self.pieces(parameters);
         for piece in &mut pieces {
@@ -103,11 +91,8 @@ impl Optimizer {
         })?;
         // All of them before the first is waited for.
         for (batch, readback) in batches.iter().zip(&mut readbacks) {
-            let sources = batch.iter().map(|piece| Source {
-                buffer: piece.buffer,
-                start: piece.start,
-                bytes: piece.bytes,
-            });
+            let sources =
+                batch.iter().map(|piece| Source { buffer: piece.buffer, start: piece.start, bytes: piece.bytes });
             readback.start(&self.gpu, &sources.collect::<Vec<_>>())?;
         }
         for (batch, mut readback) in batches.iter().zip(readbacks) {
@@ -135,20 +120,12 @@ impl Optimizer {
     /// [`Error::CheckpointDiffers`] names the group, setting or tensor that is not as it was; [`Error::CheckpointDamaged`],
     /// [`Error::CheckpointWithoutParameters`]; [`Error::MissingUsage`] where a parameter buffer lacks `COPY_DST`; [`Error::AveragesSwapped`]; [`Error::Device`] or
     /// [`Error::DeviceLost`]. Nothing has changed then.
-    pub fn restore(
-        &mut self,
-        checkpoint: &Checkpoint,
-        parameters: Parameters,
-    ) -> Result<(), Error> {
+    pub fn restore(&mut self, checkpoint: &Checkpoint, parameters: Parameters) -> Result<(), Error> {
         self.gpu.check_alive()?;
         self.check_averages_in_place("a checkpoint")?;
         let checkpoint = &*checkpoint.fit(&self.plan, parameters)?;
         let step = checkpoint.step();
-        self.check_usage(
-            parameters,
-            wgpu::BufferUsages::COPY_DST,
-            "BufferUsages::COPY_DST",
-        )?;
+        self.check_usage(parameters, wgpu::BufferUsages::COPY_DST, "BufferUsages::COPY_DST")?;
         let states = checkpoint.states();
         let mut pieces = self.pieces(parameters);
         for piece in &mut pieces {
@@ -204,9 +181,7 @@ impl Optimizer {
     }
 
     fn encoder(&self) -> wgpu::CommandEncoder {
-        let descriptor = wgpu::CommandEncoderDescriptor {
-            label: Some("a checkpoint"),
-        };
+        let descriptor = wgpu::CommandEncoderDescriptor { label: Some("a checkpoint") };
         self.gpu.device().create_command_encoder(&descriptor)
     }
 
@@ -221,15 +196,8 @@ impl Optimizer {
             return Ok(());
         }
         for (tensor, place) in self.plan.tensors.iter().zip(&self.plan.places) {
-            if !self.kept.buffers[place.params_buffer]
-                .usage()
-                .contains(usage)
-            {
-                return Err(Error::MissingUsage {
-                    tensor: tensor.name.clone(),
-                    role: "parameter",
-                    missing,
-                });
+            if !self.kept.buffers[place.params_buffer].usage().contains(usage) {
+                return Err(Error::MissingUsage { tensor: tensor.name.clone(), role: "parameter", missing });
             }
         }
         Ok(())
@@ -237,11 +205,7 @@ impl Optimizer {
 
     /// Lists the buffer ranges that a checkpoint copies.
     fn pieces(&self, parameters: Parameters) -> Vec<Piece<'_>> {
-        let Kept {
-            buffers,
-            memories,
-            updates,
-        } = &self.kept;
+        let Kept { buffers, memories, updates } = &self.kept;
         let mut pieces = Vec::new();
         for table in Table::all(&self.plan) {
             pieces.push(Piece {
@@ -330,10 +294,7 @@ fn upload(gpu: &Gpu, bytes: &[u8]) -> Result<wgpu::Buffer, Error> {
     });
     buffer
         .get_mapped_range_mut(..)
-        .map_err(|error| Error::Device {
-            what: "room for a checkpoint".to_owned(),
-            message: error.to_string(),
-        })?
+        .map_err(|error| Error::Device { what: "room for a checkpoint".to_owned(), message: error.to_string() })?
         .copy_from_slice(bytes);
     buffer.unmap();
     Ok(buffer)
@@ -352,11 +313,9 @@ fn take(plan: &Plan, content: Content, bytes: &[u8], ring_steps: usize, draft: &
             let own = draft.bytes(Slot::Parameters(tensor));
             own.copy_from_slice(&bytes[..own.len()]);
         }
-        Content::Memory(window, kind) => {
-            for_each_part(plan, window, kind, |tensor, there, here| {
-                draft.bytes(Slot::Memory(tensor, kind))[there].copy_from_slice(&bytes[here]);
-            })
-        }
+        Content::Memory(window, kind) => for_each_part(plan, window, kind, |tensor, there, here| {
+            draft.bytes(Slot::Memory(tensor, kind))[there].copy_from_slice(&bytes[here]);
+        }),
     }
 }
 
@@ -370,11 +329,9 @@ fn give(plan: &Plan, content: Content, checkpoint: &Checkpoint, bytes: &mut [u8]
             let own = checkpoint.bytes(Slot::Parameters(tensor));
             bytes[..own.len()].copy_from_slice(own);
         }
-        Content::Memory(window, kind) => {
-            for_each_part(plan, window, kind, |tensor, there, here| {
-                bytes[here].copy_from_slice(&checkpoint.bytes(Slot::Memory(tensor, kind))[there]);
-            })
-        }
+        Content::Memory(window, kind) => for_each_part(plan, window, kind, |tensor, there, here| {
+            bytes[here].copy_from_slice(&checkpoint.bytes(Slot::Memory(tensor, kind))[there]);
+        }),
     }
 }
 
@@ -390,8 +347,8 @@ fn for_each_part(
     let slot_bytes = plan.windows[window].memory_bytes(kind) as usize / kind.slots() as usize;
     for (index, tensor) in plan.tensors.iter().enumerate() {
         for stretch in plan.windows[window].stretches_of(tensor) {
-            let [here, there, bytes] = [stretch.in_memory, stretch.in_tensor, stretch.elements]
-                .map(|elements| elements as usize * element);
+            let [here, there, bytes] =
+                [stretch.in_memory, stretch.in_tensor, stretch.elements].map(|elements| elements as usize * element);
             for slot in 0..kind.slots() as usize {
                 let there = there + slot * tensor.elements as usize * element;
                 let here = here + slot * slot_bytes;

@@ -1,9 +1,6 @@
 //! Binding other buffers than before: for parameters and gradients that somebody else's allocator moves.
 
-use super::{
-    Dispatch, Numbered, OWN_BUFFERS, Optimizer, OwnBuffers, PassName, Sweep, binding_alignment,
-    part,
-};
+use super::{Dispatch, Numbered, OWN_BUFFERS, Optimizer, OwnBuffers, PassName, Sweep, binding_alignment, part};
 use crate::error::Error;
 use crate::gpu::pass::{BoundGroup, Pipeline};
 use crate::gpu::tensor::Tensor;
@@ -54,15 +51,8 @@ impl Movable {
         let elements = plan.locate_here(u64::from(first.first_element));
         let (tensor, at) = elements.expect("a block lies in a tensor");
         let start = at - u64::from(first.params_start);
-        let site = [window.params, window.grads]
-            .map(|region| (buffers[region.buffer].clone(), region.start - start));
-        Movable {
-            tensor,
-            start,
-            own,
-            pipelines,
-            bound: vec![(site, bound)],
-        }
+        let site = [window.params, window.grads].map(|region| (buffers[region.buffer].clone(), region.start - start));
+        Movable { tensor, start, own, pipelines, bound: vec![(site, bound)] }
     }
 
     /// The window's parameters and gradients where its tensor lies here.
@@ -91,11 +81,7 @@ impl Movable {
             return bound.clone();
         }
         let own_of = |sweep| {
-            self.own.bindings(
-                sweep,
-                part(&buffers[params.buffer], params),
-                part(&buffers[grads.buffer], grads),
-            )
+            self.own.bindings(sweep, part(&buffers[params.buffer], params), part(&buffers[grads.buffer], grads))
         };
         let own = own_of(Sweep::Update);
         let bind = |pipeline: &Pipeline, own: &[_]| pipeline.bind(device, OWN_BUFFERS, own);
@@ -147,11 +133,7 @@ impl Optimizer {
         self.check_averages_in_place("a place for the parameters")?;
         let (expected, actual) = (self.plan.tensors.len(), tensors.len());
         if actual != expected {
-            return Err(Error::StepTensors {
-                role: "parameter and gradient",
-                expected,
-                actual,
-            });
+            return Err(Error::StepTensors { role: "parameter and gradient", expected, actual });
         }
         let device = self.gpu.device();
         let alignment = binding_alignment(&device.limits());
@@ -168,17 +150,11 @@ impl Optimizer {
                     actual: place.elements as usize,
                 });
             }
-            for (role, expected, actual) in [
-                ("parameter", declared.params, place.params),
-                ("gradient", declared.grads, place.grads),
-            ] {
+            for (role, expected, actual) in
+                [("parameter", declared.params, place.params), ("gradient", declared.grads, place.grads)]
+            {
                 if actual != expected {
-                    return Err(Error::StepElement {
-                        tensor: tensor.name.clone(),
-                        role,
-                        expected,
-                        actual,
-                    });
+                    return Err(Error::StepElement { tensor: tensor.name.clone(), role, expected, actual });
                 }
             }
             places.push(place);
@@ -205,10 +181,7 @@ impl Optimizer {
             bound.collect::<Vec<_>>()
         });
         if let Some(message) = problem {
-            return Err(Error::Device {
-                what: "bind groups for other buffers".to_owned(),
-                message,
-            });
+            return Err(Error::Device { what: "bind groups for other buffers".to_owned(), message });
         }
 
         // Nothing is refused from here on. Dispatches and averages come in the order of their windows.
@@ -223,9 +196,7 @@ impl Optimizer {
         };
         of_pass(PassName::ReduceGradient, |bound| &bound.reduce);
         of_pass(PassName::UpdateParameters, |bound| &bound.update);
-        let averaged = made
-            .iter()
-            .filter_map(|(.., bound)| bound.averages.as_ref());
+        let averaged = made.iter().filter_map(|(.., bound)| bound.averages.as_ref());
         for (averages, [exchange, settle]) in self.averages.iter_mut().zip(averaged) {
             rebind(&mut averages.exchange, exchange);
             rebind(&mut averages.settle, settle);

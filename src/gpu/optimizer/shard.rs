@@ -99,11 +99,8 @@ impl Optimizer {
             .wait(&self.gpu, |bytes| {
                 let (step, sums) = bytes.split_at(STEP_BYTES as usize);
                 let [low, high]: [u32; 2] = bytemuck::pod_read_unaligned(step);
-                let sums: Vec<ScopeSums> = sums
-                    .chunks_exact(size_of::<ScopeSums>())
-                    .take(scopes)
-                    .map(bytemuck::pod_read_unaligned)
-                    .collect();
+                let sums: Vec<ScopeSums> =
+                    sums.chunks_exact(size_of::<ScopeSums>()).take(scopes).map(bytemuck::pod_read_unaligned).collect();
                 (u64::from(high) << 32 | u64::from(low), sums)
             })
             .await?;
@@ -115,9 +112,7 @@ impl Optimizer {
         }
         self.enter(Stage::Read);
         let shard = self.plan.shard.as_ref();
-        shard
-            .map(|shard| ShardSums::new(shard, step, &sums))
-            .ok_or_else(|| not_sharded("read_shard_sums"))
+        shard.map(|shard| ShardSums::new(shard, step, &sums)).ok_or_else(|| not_sharded("read_shard_sums"))
     }
 
     /// Records the measured step with the combined sums of all ranks (passes 3 and 4). The sums are written through the device's queue ahead of
@@ -127,11 +122,7 @@ impl Optimizer {
     /// [`Error::ShardedStep`] before [`read_shard_sums`](Optimizer::read_shard_sums), or without
     /// [`sharded`](crate::OptimizerBuilder::sharded); [`Error::ShardSums`] for sums of another optimizer or another step;
     /// [`Error::AveragesSwapped`] or [`Error::DeviceLost`] as for a step. Nothing has changed then.
-    pub fn encode_apply(
-        &mut self,
-        encoder: &mut wgpu::CommandEncoder,
-        combined: &CombinedSums,
-    ) -> Result<(), Error> {
+    pub fn encode_apply(&mut self, encoder: &mut wgpu::CommandEncoder, combined: &CombinedSums) -> Result<(), Error> {
         self.gpu.check_alive()?;
         self.check_averages_in_place("a step")?;
         let (Some(sharded), Some(shard)) = (&mut self.sharded, &mut self.plan.shard) else {
@@ -167,9 +158,7 @@ impl Optimizer {
     /// A step's dispatches up to pass 2, and from pass 3 on.
     fn halves(&self) -> (&[super::Dispatch], &[super::Dispatch]) {
         let dispatches = self.dispatches();
-        let measure = dispatches
-            .iter()
-            .position(|dispatch| dispatch.pass == PassName::LearningRate);
+        let measure = dispatches.iter().position(|dispatch| dispatch.pass == PassName::LearningRate);
         dispatches.split_at(measure.unwrap_or(dispatches.len()))
     }
 

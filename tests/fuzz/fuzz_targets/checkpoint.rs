@@ -12,12 +12,11 @@ const H: [bf16; 3] = [bf16::ONE, bf16::NEG_ONE, bf16::EPSILON];
 
 fn optimizer() -> CpuOptimizer {
     OptimizerBuilder::new(Rule::sgd())
-        .group(
-            Group::new("all")
-                .tensor("a", &W[..3], &W[..3])
-                .tensor("b", &W[3..], &W[3..])
-                .tensor("c", &H[..], &H[..]),
-        )
+        .group(Group::new("all").tensor("a", &W[..3], &W[..3]).tensor("b", &W[3..], &W[3..]).tensor(
+            "c",
+            &H[..],
+            &H[..],
+        ))
         .build_cpu()
         .expect("builds")
 }
@@ -32,19 +31,11 @@ struct Parameters {
 
 impl Parameters {
     fn new() -> Self {
-        Parameters {
-            a: W[..3].to_vec(),
-            b: W[3..].to_vec(),
-            c: H.to_vec(),
-        }
+        Parameters { a: W[..3].to_vec(), b: W[3..].to_vec(), c: H.to_vec() }
     }
 
     fn slices_mut(&mut self) -> [SliceMut<'_>; 3] {
-        [
-            (&mut self.a).into(),
-            (&mut self.b).into(),
-            (&mut self.c).into(),
-        ]
+        [(&mut self.a).into(), (&mut self.b).into(), (&mut self.c).into()]
     }
 
     fn slices(&self) -> [Slice<'_>; 3] {
@@ -53,9 +44,7 @@ impl Parameters {
 
     fn step(&mut self, optimizer: &mut CpuOptimizer) {
         let gradients = Parameters::new();
-        optimizer
-            .step_values(&mut self.slices_mut(), &gradients.slices())
-            .expect("steps");
+        optimizer.step_values(&mut self.slices_mut(), &gradients.slices()).expect("steps");
     }
 }
 
@@ -76,15 +65,11 @@ fuzz_target!(|bytes: &[u8]| {
     let Ok(checkpoint) = Checkpoint::from_bytes(bytes) else {
         return;
     };
-    let again =
-        Checkpoint::from_bytes(checkpoint.to_bytes()).expect("what was written can be read");
+    let again = Checkpoint::from_bytes(checkpoint.to_bytes()).expect("what was written can be read");
     assert_eq!(again.step(), checkpoint.step());
     let mut optimizer = optimizer();
     let mut parameters = Parameters::new();
-    if optimizer
-        .restore_values(&checkpoint, Some(&mut parameters.slices_mut()))
-        .is_err()
-    {
+    if optimizer.restore_values(&checkpoint, Some(&mut parameters.slices_mut())).is_err() {
         assert_eq!(parameters, Parameters::new(), "nothing was changed");
     }
     parameters.step(&mut optimizer);

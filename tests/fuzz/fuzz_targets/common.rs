@@ -7,11 +7,7 @@ use wgpu_optim_cli::data;
 /// Writes these files and reads the first. What comes back must hold together.
 pub fn load(folder: &str, files: &[(&str, &[u8])]) {
     let memory = PathBuf::from("/dev/shm");
-    let base = if memory.is_dir() {
-        memory
-    } else {
-        std::env::temp_dir()
-    };
+    let base = if memory.is_dir() { memory } else { std::env::temp_dir() };
     let folder = base.join(format!("wgpu-optim-fuzz-{folder}-{}", std::process::id()));
     std::fs::create_dir_all(&folder).expect("a folder");
     for (name, bytes) in files {
@@ -31,10 +27,7 @@ pub fn load(folder: &str, files: &[(&str, &[u8])]) {
         // One line that names one of the files.
         Err(error) => {
             let error = error.to_string();
-            assert!(
-                files.iter().any(|(name, _)| error.contains(name)),
-                "{error}"
-            );
+            assert!(files.iter().any(|(name, _)| error.contains(name)), "{error}");
         }
     }
 }

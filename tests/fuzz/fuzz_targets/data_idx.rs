@@ -8,11 +8,5 @@ libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
         return;
     };
     let (images, labels) = bytes.split_at(bytes.len() * usize::from(share) / 256);
-    common::load(
-        "idx",
-        &[
-            ("train-images-idx3-ubyte", images),
-            ("train-labels-idx1-ubyte", labels),
-        ],
-    );
+    common::load("idx", &[("train-images-idx3-ubyte", images), ("train-labels-idx1-ubyte", labels)]);
 });

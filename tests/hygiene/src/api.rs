@@ -18,10 +18,7 @@ pub fn list() -> anyhow::Result<String> {
         .env("RUSTC_BOOTSTRAP", "1")
         .status()?;
     ensure!(status.success(), "cargo rustdoc failed");
-    let metadata = cargo_metadata::MetadataCommand::new()
-        .current_dir(root())
-        .no_deps()
-        .exec()?;
+    let metadata = cargo_metadata::MetadataCommand::new().current_dir(root()).no_deps().exec()?;
     let json = metadata.target_directory.join("doc/wgpu_optim.json");
     let api = Builder::from_rustdoc_json(json)
         .omit_blanket_impls(true)

@@ -9,17 +9,8 @@ use spdx::{Expression, LicenseReq};
 use crate::root;
 
 /// Licences that a program may be shipped under without more than their text.
-const LICENCES: [&str; 9] = [
-    "MIT",
-    "Apache-2.0",
-    "BSD-2-Clause",
-    "BSD-3-Clause",
-    "BSL-1.0",
-    "ISC",
-    "Unicode-3.0",
-    "Unlicense",
-    "Zlib",
-];
+const LICENCES: [&str; 9] =
+    ["MIT", "Apache-2.0", "BSD-2-Clause", "BSD-3-Clause", "BSL-1.0", "ISC", "Unicode-3.0", "Unlicense", "Zlib"];
 
 /// Crates that are there in two versions because those who need them have not moved on.
 const TWICE: [&str; 4] = ["hashbrown", "jni-sys", "miniz_oxide", "syn"];
@@ -47,16 +38,8 @@ pub fn of_core() -> anyhow::Result<String> {
         .iter()
         .filter(|dependency| dependency.kind == DependencyKind::Normal && !dependency.optional)
         .map(|dependency| {
-            let defaults = if dependency.uses_default_features {
-                "default "
-            } else {
-                ""
-            };
-            format!(
-                "{}: {defaults}{}\n",
-                dependency.name,
-                dependency.features.join(" ")
-            )
+            let defaults = if dependency.uses_default_features { "default " } else { "" };
+            format!("{}: {defaults}{}\n", dependency.name, dependency.features.join(" "))
         })
         .collect();
     Ok(lines.concat().replace(" \n", "\n"))
@@ -72,17 +55,13 @@ pub fn complaints() -> anyhow::Result<Vec<String>> {
     let shipped = shipped(&metadata, members)?;
     for package in &metadata.packages {
         let name = format!("{} {}", package.name, package.version);
-        if !members.contains(&package.id)
-            && package.source.as_ref().map(|s| s.repr.as_str()) != Some(CRATES_IO)
-        {
+        if !members.contains(&package.id) && package.source.as_ref().map(|s| s.repr.as_str()) != Some(CRATES_IO) {
             complaints.push(format!("{name}: does not come from crates.io"));
         }
         if let (Some(theirs), Some(ours)) = (&package.rust_version, &own.rust_version)
             && theirs > ours
         {
-            complaints.push(format!(
-                "{name}: needs Rust {theirs}, and Cargo.toml promises {ours}"
-            ));
+            complaints.push(format!("{name}: needs Rust {theirs}, and Cargo.toml promises {ours}"));
         }
         if shipped.contains(&package.id) && !may_be_shipped(package) {
             let licence = package.license.as_deref().unwrap_or("none given");
@@ -107,12 +86,7 @@ pub fn complaints() -> anyhow::Result<Vec<String>> {
 }
 
 fn may_be_shipped(package: &Package) -> bool {
-    let allowed = |requirement: &LicenseReq| {
-        requirement
-            .license
-            .id()
-            .is_some_and(|id| LICENCES.contains(&id.name))
-    };
+    let allowed = |requirement: &LicenseReq| requirement.license.id().is_some_and(|id| LICENCES.contains(&id.name));
     // Cargo once took a slash for "or".
     package
         .license
@@ -130,9 +104,7 @@ fn shipped(metadata: &Metadata, members: &[PackageId]) -> anyhow::Result<HashSet
     while let Some(id) = next.pop_front() {
         for dependency in &nodes[id].deps {
             let mut kinds = dependency.dep_kinds.iter();
-            if kinds.any(|kind| kind.kind == DependencyKind::Normal)
-                && seen.insert(dependency.pkg.clone())
-            {
+            if kinds.any(|kind| kind.kind == DependencyKind::Normal) && seen.insert(dependency.pkg.clone()) {
                 next.push_back(&dependency.pkg);
             }
         }

@@ -20,10 +20,8 @@ fn main() -> anyhow::Result<ExitCode> {
         ["--update"] => true,
         _ => bail!("the only option is --update, which writes the lists anew"),
     };
-    let lists = [
-        ("api.txt", "public interface", api::list()?),
-        ("core.txt", "core's dependencies", dependencies::of_core()?),
-    ];
+    let lists =
+        [("api.txt", "public interface", api::list()?), ("core.txt", "core's dependencies", dependencies::of_core()?)];
     let mut agreed = true;
     for (file, what, list) in lists {
         agreed &= agrees(file, what, &list, update)?;
@@ -32,11 +30,7 @@ fn main() -> anyhow::Result<ExitCode> {
     for complaint in &complaints {
         println!("{complaint}");
     }
-    Ok(if agreed && complaints.is_empty() {
-        ExitCode::SUCCESS
-    } else {
-        ExitCode::FAILURE
-    })
+    Ok(if agreed && complaints.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 /// The root of the repository.
@@ -58,8 +52,6 @@ fn agrees(file: &str, what: &str, list: &str, update: bool) -> anyhow::Result<bo
     }
     let difference = similar::TextDiff::from_lines(before.as_str(), list);
     print!("{}", difference.unified_diff().context_radius(0));
-    println!(
-        "{what}: changed; if that is meant, say so in CHANGELOG.md and add --update to this command"
-    );
+    println!("{what}: changed; if that is meant, say so in CHANGELOG.md and add --update to this command");
     Ok(false)
 }

@@ -47,56 +47,26 @@ fn main() -> Result<()> {
         "dx12" => WgpuBackend::Dx12,
         _ => WgpuBackend::Vulkan,
     };
-    let kind = if args.hardware {
-        DeviceKind::DefaultDevice
-    } else {
-        DeviceKind::Cpu
-    };
-    let (device, setup) = Device::wgpu_options()
-        .graphics_api(api)
-        .device_kind(kind)
-        .init_with_setup()?;
+    let kind = if args.hardware { DeviceKind::DefaultDevice } else { DeviceKind::Cpu };
+    let (device, setup) = Device::wgpu_options().graphics_api(api).device_kind(kind).init_with_setup()?;
     let gpu = Gpu::from_parts(setup.device, setup.queue);
     let fusion = cfg!(feature = "fusion");
     let mut rows = Vec::new();
     for &power in &args.power {
         rows.extend(measure(&args, &device, &gpu, 1 << power)?);
     }
-    let burn = format!(
-        "burn 0.22.1, {} fusion",
-        if fusion { "with" } else { "without" }
-    );
+    let burn = format!("burn 0.22.1, {} fusion", if fusion { "with" } else { "without" });
     if args.json {
         let rows: Vec<_> = rows.iter().map(Row::json).collect();
         let report = serde_json::json!({ "device": gpu.describe(), "burn": burn, "rows": rows });
         println!("{report}");
     } else {
-        println!(
-            "{}; {burn}; medians of {} rounds, ns per parameter",
-            gpu.describe(),
-            args.rounds
-        );
-        println!(
-            "{:<36} {:>10} {:>8} {:>18} {:>12}",
-            "what", "parameters", "ns", "min to max", "burn / ours"
-        );
+        println!("{}; {burn}; medians of {} rounds, ns per parameter", gpu.describe(), args.rounds);
+        println!("{:<36} {:>10} {:>8} {:>18} {:>12}", "what", "parameters", "ns", "min to max", "burn / ours");
         for row in &rows {
-            let ratio = row
-                .ratio
-                .map_or_else(String::new, |ratio| format!("{ratio:.2}"));
-            let spread = format!(
-                "{:.2} to {:.2}",
-                row.times[0],
-                row.times[row.times.len() - 1]
-            );
-            println!(
-                "{:<36} {:>10} {:>8.2} {:>18} {:>12}",
-                row.name,
-                row.elements,
-                row.median(),
-                spread,
-                ratio
-            );
+            let ratio = row.ratio.map_or_else(String::new, |ratio| format!("{ratio:.2}"));
+            let spread = format!("{:.2} to {:.2}", row.times[0], row.times[row.times.len() - 1]);
+            println!("{:<36} {:>10} {:>8.2} {:>18} {:>12}", row.name, row.elements, row.median(), spread, ratio);
         }
     }
     Ok(())
@@ -146,8 +116,7 @@ struct Burn {
 
 impl Burn {
     fn new(device: &Device, values: &[f32], momentum: bool, clip: bool) -> Self {
-        let momentum =
-            momentum.then(|| MomentumConfig::new().with_momentum(0.9).with_dampening(0.0));
+        let momentum = momentum.then(|| MomentumConfig::new().with_momentum(0.9).with_dampening(0.0));
         let tensor = || Tensor::from_data(TensorData::new(values.to_vec(), [values.len()]), device);
         Burn {
             device: device.clone(),
@@ -167,9 +136,7 @@ impl Contestant for Burn {
             gradients = clip.clip_gradient(gradients);
         }
         let parameters = self.parameters.take().ok_or("a step failed before")?;
-        let (parameters, state) =
-            self.sgd
-                .step(f64::from(RATE), parameters, gradients, self.state.take());
+        let (parameters, state) = self.sgd.step(f64::from(RATE), parameters, gradients, self.state.take());
         self.parameters = Some(parameters);
         self.state = state;
         // Else fusion makes one kernel of many steps, whose gradients here never change.
@@ -182,10 +149,7 @@ impl Contestant for Burn {
 
     fn parameters(&mut self) -> Result<Vec<f32>> {
         let parameters = self.parameters.clone().ok_or("a step failed before")?;
-        Ok(parameters
-            .into_data()
-            .try_to_vec::<f32>()
-            .map_err(|error| format!("{error:?}"))?)
+        Ok(parameters.into_data().try_to_vec::<f32>().map_err(|error| format!("{error:?}"))?)
     }
 }
 
@@ -197,24 +161,15 @@ struct Ours {
 }
 
 impl Ours {
-    fn new(
-        gpu: &Gpu,
-        values: &[f32],
-        rule: Rule,
-        regime: Regime,
-        clip: bool,
-    ) -> Result<Self> {
+    fn new(gpu: &Gpu, values: &[f32], rule: Rule, regime: Regime, clip: bool) -> Result<Self> {
         let buffer = |label| {
             let buffer = gpu.device().create_buffer(&wgpu::BufferDescriptor {
                 label: Some(label),
                 size: 4 * values.len() as u64,
-                usage: wgpu::BufferUsages::STORAGE
-                    | wgpu::BufferUsages::COPY_DST
-                    | wgpu::BufferUsages::COPY_SRC,
+                usage: wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_DST | wgpu::BufferUsages::COPY_SRC,
                 mapped_at_creation: false,
             });
-            gpu.queue()
-                .write_buffer(&buffer, 0, bytemuck::cast_slice(values));
+            gpu.queue().write_buffer(&buffer, 0, bytemuck::cast_slice(values));
             buffer
         };
         let (parameters, gradients) = (buffer("parameters"), buffer("gradients"));
@@ -223,30 +178,20 @@ impl Ours {
             .clip_norm(if clip { CLIP } else { f32::INFINITY })
             .group(Group::new("all").tensor("w", parameters.slice(..), gradients.slice(..)))
             .build(gpu)?;
-        Ok(Ours {
-            gpu: gpu.clone(),
-            optimizer,
-            parameters,
-            elements: values.len(),
-        })
+        Ok(Ours { gpu: gpu.clone(), optimizer, parameters, elements: values.len() })
     }
 }
 
 impl Contestant for Ours {
     fn step(&mut self) -> Result<()> {
-        let mut encoder = self
-            .gpu
-            .device()
-            .create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
+        let mut encoder = self.gpu.device().create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
         self.optimizer.encode_step(&mut encoder)?;
         self.gpu.queue().submit([encoder.finish()]);
         Ok(())
     }
 
     fn wait(&mut self) -> Result<()> {
-        self.gpu
-            .device()
-            .poll(wgpu::PollType::wait_indefinitely())?;
+        self.gpu.device().poll(wgpu::PollType::wait_indefinitely())?;
         Ok(())
     }
 
@@ -275,9 +220,7 @@ impl Contestant for Ours {
 
 /// Small values, none of them zero or denormal.
 fn values(elements: usize) -> Vec<f32> {
-    (0..elements)
-        .map(|i| 1e-3 * ((i % 251) as f32 - 125.5))
-        .collect()
+    (0..elements).map(|i| 1e-3 * ((i % 251) as f32 - 125.5)).collect()
 }
 
 fn measure(args: &Args, device: &Device, gpu: &Gpu, elements: usize) -> Result<Vec<Row>> {
@@ -288,30 +231,16 @@ fn measure(args: &Args, device: &Device, gpu: &Gpu, elements: usize) -> Result<V
     let mut contestants: Vec<(String, Option<usize>, Box<dyn Contestant>)> = Vec::new();
     for (name, rule) in rules {
         for clip in [false, true] {
-            let what = if clip {
-                format!("{name} + clip")
-            } else {
-                name.to_owned()
-            };
+            let what = if clip { format!("{name} + clip") } else { name.to_owned() };
             let mut burn = Burn::new(device, &values, rule.has_momentum(), clip);
             let mut own = ours(rule, clip)?;
             let right = is_right(&mut burn, &values, rule.has_momentum(), clip)?;
             if !is_right(&mut own, &values, rule.has_momentum(), clip)? {
-                return Err(
-                    format!("{what}: our own step is wrong at {elements} parameters").into(),
-                );
+                return Err(format!("{what}: our own step is wrong at {elements} parameters").into());
             }
             let burn_name = if right { "burn" } else { "burn (WRONG RESULT)" };
-            contestants.push((
-                format!("{what}, {burn_name}"),
-                Some(contestants.len() + 1),
-                Box::new(burn),
-            ));
-            contestants.push((
-                format!("{what}, ours, fixed rate and norm"),
-                None,
-                Box::new(own),
-            ));
+            contestants.push((format!("{what}, {burn_name}"), Some(contestants.len() + 1), Box::new(burn)));
+            contestants.push((format!("{what}, ours, fixed rate and norm"), None, Box::new(own)));
         }
         let seesaw = Ours::new(gpu, &values, rule, Regime::seesaw(), false)?;
         contestants.push((format!("{name}, ours, seesaw"), None, Box::new(seesaw)));
@@ -337,22 +266,13 @@ fn measure(args: &Args, device: &Device, gpu: &Gpu, elements: usize) -> Result<V
         .zip(&times)
         .map(|((name, own, _), burn)| {
             let ratio = own.map(|own| {
-                let mut ratios: Vec<f64> = burn
-                    .iter()
-                    .zip(&times[own])
-                    .map(|(burn, own)| burn / own)
-                    .collect();
+                let mut ratios: Vec<f64> = burn.iter().zip(&times[own]).map(|(burn, own)| burn / own).collect();
                 ratios.sort_by(f64::total_cmp);
                 ratios[ratios.len() / 2]
             });
             let mut times = burn.clone();
             times.sort_by(f64::total_cmp);
-            Row {
-                name: name.clone(),
-                elements,
-                times,
-                ratio,
-            }
+            Row { name: name.clone(), elements, times, ratio }
         })
         .collect())
 }
@@ -368,25 +288,12 @@ fn turn(contestant: &mut dyn Contestant, steps: u32) -> Result<Duration> {
 
 /// Takes three steps; what a step should have done is worked out in f64. Ours wrong is an error: a benchmark of wrong results is worth
 /// nothing. burn wrong is said beside its times.
-fn is_right(
-    contestant: &mut dyn Contestant,
-    values: &[f32],
-    momentum: bool,
-    clip: bool,
-) -> Result<bool> {
+fn is_right(contestant: &mut dyn Contestant, values: &[f32], momentum: bool, clip: bool) -> Result<bool> {
     for _ in 0..3 {
         contestant.step()?;
     }
-    let norm = values
-        .iter()
-        .map(|&g| f64::from(g).powi(2))
-        .sum::<f64>()
-        .sqrt();
-    let factor = if clip {
-        (f64::from(CLIP) / norm).min(1.0)
-    } else {
-        1.0
-    };
+    let norm = values.iter().map(|&g| f64::from(g).powi(2)).sum::<f64>().sqrt();
+    let factor = if clip { (f64::from(CLIP) / norm).min(1.0) } else { 1.0 };
     // The gradient is the same at each step: 1 + 1.9 + 2.71 of it with momentum 0.9.
     let gradients = if momentum { 5.61 } else { 3.0 };
     let found = contestant.parameters()?;

@@ -34,14 +34,9 @@ impl ReportFile {
         let name = path.display().to_string();
         // With its own ending it cannot be one of the data files by mistake.
         if !name.ends_with(".html") {
-            return Err(CliError::Usage(format!(
-                "--report {name}: the report is a page, give it the ending .html"
-            )));
+            return Err(CliError::Usage(format!("--report {name}: the report is a page, give it the ending .html")));
         }
-        Ok(ReportFile {
-            file: create_file("--report", path)?,
-            path: name,
-        })
+        Ok(ReportFile { file: create_file("--report", path)?, path: name })
     }
 
     /// Writes the page.
@@ -51,10 +46,7 @@ impl ReportFile {
                 let written = self.file.write_all(page.as_bytes());
                 written.map_err(|error| error.to_string())
             })
-            .map_err(|message| CliError::Write {
-                path: self.path,
-                message,
-            })
+            .map_err(|message| CliError::Write { path: self.path, message })
     }
 }
 
@@ -68,16 +60,8 @@ fn page(results: &Results) -> Result<String, String> {
             body += &plot(results, data, setting)?;
         }
     }
-    body += &format!(
-        "<h2>{}</h2>\n{}",
-        escaped(&summary::title(results)),
-        overall_table(results)
-    );
-    let caption: String = results
-        .caption()
-        .iter()
-        .map(|line| format!("<li>{}</li>\n", escaped(line)))
-        .collect();
+    body += &format!("<h2>{}</h2>\n{}", escaped(&summary::title(results)), overall_table(results));
+    let caption: String = results.caption().iter().map(|line| format!("<li>{}</li>\n", escaped(line))).collect();
     Ok(format!(
         "<!doctype html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n\
          <meta name=\"viewport\" content=\"width=device-width\">\n<title>wgpu-optim train --compare</title>\n\
@@ -89,17 +73,12 @@ fn page(results: &Results) -> Result<String, String> {
 /// The same as on the terminal.
 fn overall_table(results: &Results) -> String {
     let row = |tag: &str, cells: &[String]| -> String {
-        let cells = cells
-            .iter()
-            .map(|cell| format!("<{tag}>{}</{tag}>", escaped(cell)));
+        let cells = cells.iter().map(|cell| format!("<{tag}>{}</{tag}>", escaped(cell)));
         format!("<tr>{}</tr>\n", cells.collect::<String>())
     };
     let head = row("th", &summary::HEADER.map(str::to_owned));
     let lines = summary::overall(results);
-    let body: String = lines
-        .iter()
-        .map(|line| row("td", &summary::cells(line, points_in_words)))
-        .collect();
+    let body: String = lines.iter().map(|line| row("td", &summary::cells(line, points_in_words))).collect();
     format!("<table>\n<thead>{head}</thead>\n<tbody>\n{body}</tbody>\n</table>\n")
 }
 
@@ -107,12 +86,7 @@ fn table(results: &Results, data: usize, setting: Setting) -> String {
     let rules = &results.comparison.args.compare.rules;
     let head: String = rules
         .iter()
-        .map(|&rule| {
-            format!(
-                "<th>{}</th><th>loss</th><th>to fixed</th><th>to cosine</th>",
-                name_of(rule)
-            )
-        })
+        .map(|&rule| format!("<th>{}</th><th>loss</th><th>to fixed</th><th>to cosine</th>", name_of(rule)))
         .collect();
     let mut body = String::new();
     for row in results.rows() {
@@ -134,9 +108,7 @@ fn table(results: &Results, data: usize, setting: Setting) -> String {
         }
         body += "</tr>\n";
     }
-    format!(
-        "<table>\n<thead><tr><th>rate from</th>{head}</tr></thead>\n<tbody>\n{body}</tbody>\n</table>\n"
-    )
+    format!("<table>\n<thead><tr><th>rate from</th>{head}</tr></thead>\n<tbody>\n{body}</tbody>\n</table>\n")
 }
 
 type Area<'a> = DrawingArea<SVGBackend<'a>, Shift>;
@@ -169,17 +141,9 @@ fn draw<'a>(
 ) -> Result<(), DrawError<'a>> {
     root.fill(&WHITE)?;
     let (head, body) = root.split_vertically(HEAD);
-    let regimes: Vec<(Variant, RGBColor)> = results
-        .comparison
-        .variants
-        .iter()
-        .copied()
-        .zip(COLORS.iter().copied().cycle())
-        .collect();
-    let mut labels = vec![
-        ("fixed rates".to_owned(), GRID),
-        ("with warm-up and cosine".to_owned(), COSINE),
-    ];
+    let regimes: Vec<(Variant, RGBColor)> =
+        results.comparison.variants.iter().copied().zip(COLORS.iter().copied().cycle()).collect();
+    let mut labels = vec![("fixed rates".to_owned(), GRID), ("with warm-up and cosine".to_owned(), COSINE)];
     labels.extend(regimes.iter().map(|(row, color)| (row.to_string(), *color)));
     let (mut x, mut y) = (14, 16);
     for (label, color) in labels {
@@ -208,25 +172,19 @@ fn draw_panel<'a>(
     (data, setting, rule): (usize, Setting, RuleName),
     regimes: &[(Variant, RGBColor)],
 ) -> Result<(), DrawError<'a>> {
-    let curves = [GRID, COSINE]
-        .into_iter()
-        .zip(REFERENCES)
-        .map(|(color, schedule)| {
-            let cells = grid(&results.cells, data, setting, rule, schedule);
-            let mut points: Vec<(f64, f64)> = cells
-                .filter_map(|cell| {
-                    let rate = f64::from(cell.case.variant.lr?);
-                    Some((rate.log10(), 100.0 * cell.accuracy()))
-                })
-                .collect();
-            points.sort_by(|a, b| a.0.total_cmp(&b.0));
-            (color, points)
-        });
+    let curves = [GRID, COSINE].into_iter().zip(REFERENCES).map(|(color, schedule)| {
+        let cells = grid(&results.cells, data, setting, rule, schedule);
+        let mut points: Vec<(f64, f64)> = cells
+            .filter_map(|cell| {
+                let rate = f64::from(cell.case.variant.lr?);
+                Some((rate.log10(), 100.0 * cell.accuracy()))
+            })
+            .collect();
+        points.sort_by(|a, b| a.0.total_cmp(&b.0));
+        (color, points)
+    });
     let curves: Vec<(RGBColor, Vec<(f64, f64)>)> = curves.collect();
-    let rates = curves
-        .iter()
-        .flat_map(|(_, points)| points)
-        .map(|point| point.0);
+    let rates = curves.iter().flat_map(|(_, points)| points).map(|point| point.0);
     let range = bounds(rates, 0.2);
     let (low, high) = (range.start, range.end);
     let mut chart = ChartBuilder::on(area)

@@ -2,9 +2,7 @@
 
 use serde::Serialize;
 
-use super::{
-    REFERENCE_NAMES, Results, RuleName, Setting, Variant, name_of, points_in_words, tenths_in_words,
-};
+use super::{REFERENCE_NAMES, Results, RuleName, Setting, Variant, name_of, points_in_words, tenths_in_words};
 use crate::CliError;
 use crate::table::{Columns, say};
 
@@ -49,16 +47,9 @@ pub fn overall(results: &Results) -> Vec<Overall> {
     let rows = results.comparison.variants.iter().copied();
     let mut all = Vec::new();
     for row in rows {
-        let places: Vec<Vec<Place>> = rules
-            .iter()
-            .map(|&rule| places(results, rule, row))
-            .collect();
+        let places: Vec<Vec<Place>> = rules.iter().map(|&rule| places(results, rule, row)).collect();
         for (&rule, places) in rules.iter().zip(&places) {
-            all.extend(against_each(
-                name_of(rule),
-                row,
-                &places.iter().collect::<Vec<_>>(),
-            ));
+            all.extend(against_each(name_of(rule), row, &places.iter().collect::<Vec<_>>()));
         }
         if rules.len() > 1 {
             let every: Vec<&Place> = places.iter().flatten().collect();
@@ -91,9 +82,7 @@ fn against_each(rule: String, row: Variant, places: &[&Place]) -> Vec<Overall> {
     let one = |(index, against): (usize, &'static str)| {
         let points = || places.iter().map(|place| place.above[index]);
         let below = |limit: f64| points().filter(|&points| points < -limit).count() as f64 / count;
-        let worst = places
-            .iter()
-            .min_by(|a, b| a.above[index].total_cmp(&b.above[index]))?;
+        let worst = places.iter().min_by(|a, b| a.above[index].total_cmp(&b.above[index]))?;
         Some(Overall {
             rule: rule.clone(),
             rate_from: row.to_string(),
@@ -111,16 +100,7 @@ fn against_each(rule: String, row: Variant, places: &[&Place]) -> Vec<Overall> {
 }
 
 /// The header of [`cells`].
-pub const HEADER: [&str; 8] = [
-    "rule",
-    "rate from",
-    "against",
-    "mean",
-    "worst",
-    "worst at",
-    "> 0.5 below",
-    "> 2 below",
-];
+pub const HEADER: [&str; 8] = ["rule", "rate from", "against", "mean", "worst", "worst at", "> 0.5 below", "> 2 below"];
 
 /// A row of the table, with its points written as `points` does.
 pub fn cells(overall: &Overall, points: fn(f64) -> String) -> [String; 8] {

@@ -32,30 +32,17 @@ pub fn load(spec: &str) -> Result<Dataset> {
     let (train_side, train) = idx(folder, "train")?;
     let (side, test) = idx(folder, "t10k")?;
     if side != train_side {
-        return Err(
-            format!("{spec}: {train_side} pixels a side to train on, but {side} to test").into(),
-        );
+        return Err(format!("{spec}: {train_side} pixels a side to train on, but {side} to test").into());
     }
-    Ok(Dataset {
-        name: format!("MNIST ({spec})"),
-        side,
-        train,
-        test,
-    })
+    Ok(Dataset { name: format!("MNIST ({spec})"), side, train, test })
 }
 
 /// Every fifth row is held out.
 fn digits() -> Result<Dataset> {
     let bytes = unpacked(include_bytes!("../../../../data/digits.csv.gz"))?;
-    let [mut train, mut test] = [(); 2].map(|()| Split {
-        x: Vec::new(),
-        y: Vec::new(),
-    });
+    let [mut train, mut test] = [(); 2].map(|()| Split { x: Vec::new(), y: Vec::new() });
     for (row, line) in String::from_utf8(bytes)?.lines().enumerate() {
-        let values: Vec<f32> = line
-            .split(',')
-            .map(str::parse)
-            .collect::<std::result::Result<_, _>>()?;
+        let values: Vec<f32> = line.split(',').map(str::parse).collect::<std::result::Result<_, _>>()?;
         let [pixels @ .., class] = values.as_slice() else {
             return Err(format!("digits, row {row}: nothing in it").into());
         };
@@ -63,12 +50,7 @@ fn digits() -> Result<Dataset> {
         split.x.extend(pixels.iter().map(|pixel| pixel / 16.0));
         split.y.push(*class as i32);
     }
-    Ok(Dataset {
-        name: "digits".to_owned(),
-        side: 8,
-        train,
-        test,
-    })
+    Ok(Dataset { name: "digits".to_owned(), side: 8, train, test })
 }
 
 /// Images and labels of one part.
@@ -90,14 +72,9 @@ fn idx(folder: &Path, part: &str) -> Result<(usize, Split)> {
         && classes.len() == count
         && classes.iter().all(|&class| usize::from(class) < CLASSES);
     if !is_right {
-        return Err(
-            format!("{part}: not {count} square images with a label of 0 to 9 each").into(),
-        );
+        return Err(format!("{part}: not {count} square images with a label of 0 to 9 each").into());
     }
-    let x = pixels
-        .iter()
-        .map(|&pixel| f32::from(pixel) / 255.0)
-        .collect();
+    let x = pixels.iter().map(|&pixel| f32::from(pixel) / 255.0).collect();
     let y = classes.iter().map(|&class| i32::from(class)).collect();
     Ok((side, Split { x, y }))
 }
@@ -108,8 +85,7 @@ fn read(path: &Path) -> Result<Vec<u8>> {
         return Ok(bytes);
     }
     let packed = path.with_added_extension("gz");
-    let bytes = std::fs::read(&packed)
-        .map_err(|error| format!("{} (or without .gz): {error}", packed.display()))?;
+    let bytes = std::fs::read(&packed).map_err(|error| format!("{} (or without .gz): {error}", packed.display()))?;
     unpacked(&bytes)
 }
 

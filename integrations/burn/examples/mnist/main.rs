@@ -81,8 +81,7 @@ trait Classifier: Module {
 
 impl Classifier for Cnn {
     fn new(side: usize, classes: usize, device: &Device) -> Self {
-        let conv =
-            |channels| Conv2dConfig::new(channels, [3, 3]).with_padding(PaddingConfig2d::Same);
+        let conv = |channels| Conv2dConfig::new(channels, [3, 3]).with_padding(PaddingConfig2d::Same);
         Cnn {
             conv1: conv([1, 8]).init(device),
             conv2: conv([8, 16]).init(device),
@@ -95,9 +94,7 @@ impl Classifier for Cnn {
         let side = features.isqrt();
         let pool = MaxPool2dConfig::new([2, 2]).with_strides([2, 2]).init();
         let pool = |x| pool.forward(x);
-        let x = pool(relu(
-            self.conv1.forward(rows.reshape([batch, 1, side, side])),
-        ));
+        let x = pool(relu(self.conv1.forward(rows.reshape([batch, 1, side, side]))));
         let x = pool(relu(self.conv2.forward(x)));
         self.dense.forward(x.flatten(1, 3))
     }
@@ -125,25 +122,14 @@ struct Rows<'a> {
 
 impl<'a> Rows<'a> {
     fn new(split: &'a Split, side: usize, limit: usize) -> Self {
-        Rows {
-            split,
-            features: side * side,
-            count: split.y.len().min(limit),
-        }
+        Rows { split, features: side * side, count: split.y.len().min(limit) }
     }
 
     /// Some of them on the device, and their classes.
-    fn upload(
-        &self,
-        rows: impl Iterator<Item = usize> + Clone,
-        device: &Device,
-    ) -> (Tensor<2>, Tensor<1, Int>) {
+    fn upload(&self, rows: impl Iterator<Item = usize> + Clone, device: &Device) -> (Tensor<2>, Tensor<1, Int>) {
         let features = self.features;
-        let x: Vec<f32> = rows
-            .clone()
-            .flat_map(|row| &self.split.x[row * features..(row + 1) * features])
-            .copied()
-            .collect();
+        let x: Vec<f32> =
+            rows.clone().flat_map(|row| &self.split.x[row * features..(row + 1) * features]).copied().collect();
         let y: Vec<i32> = rows.map(|row| self.split.y[row]).collect();
         let count = y.len();
         (
@@ -224,11 +210,7 @@ fn main() -> Result<()> {
     let (device, gpu) = share_burns(Device::wgpu_options())?;
     let dataset = data::load(&args.data)?;
     if dataset.side % 4 != 0 {
-        return Err(format!(
-            "{}: {} pixels a side cannot be halved twice",
-            dataset.name, dataset.side
-        )
-        .into());
+        return Err(format!("{}: {} pixels a side cannot be halved twice", dataset.name, dataset.side).into());
     }
     let test_limit = args.limit.saturating_mul(dataset.test.y.len()) / dataset.train.y.len();
     let lab = Lab {
@@ -263,21 +245,12 @@ fn main() -> Result<()> {
             Model::Mlp => lab.run::<Mlp>(contestant),
         })
         .collect::<Result<_>>()?;
-    let epochs: String = (1..=args.epochs)
-        .map(|epoch| format!(" epoch {epoch} |"))
-        .collect();
+    let epochs: String = (1..=args.epochs).map(|epoch| format!(" epoch {epoch} |")).collect();
     println!("\n| optimizer |{epochs} ms per step | of that the optimizer |");
     println!("|---|{}---|---|", "---|".repeat(args.epochs));
     for outcome in &outcomes {
-        let accuracies: String = outcome
-            .accuracies
-            .iter()
-            .map(|a| format!(" {a:.2} % |"))
-            .collect();
-        println!(
-            "| {} |{accuracies} {:.2} | {:.2} |",
-            outcome.name, outcome.step_ms, outcome.optimizer_ms
-        );
+        let accuracies: String = outcome.accuracies.iter().map(|a| format!(" {a:.2} % |")).collect();
+        println!("| {} |{accuracies} {:.2} | {:.2} |", outcome.name, outcome.step_ms, outcome.optimizer_ms);
     }
     Ok(())
 }
@@ -296,9 +269,7 @@ impl Lab<'_> {
             let mut random = ChaCha8Rng::seed_from_u64(seed);
             // What is compiled and tuned along the way is no part of a step.
             let gradients = self.gradients(&model, &order[..self.args.batch.min(order.len())]);
-            let warm = contestant
-                .optimizer(&model, &self.gpu)?
-                .step(model.clone(), gradients)?;
+            let warm = contestant.optimizer(&model, &self.gpu)?.step(model.clone(), gradients)?;
             drop(warm);
             self.device.sync()?;
             for accuracy in &mut accuracies {
@@ -333,11 +304,7 @@ impl Lab<'_> {
             step_ms: 1e3 * seconds / f64::from(steps),
             optimizer_ms: 1e3 * alone / PROBES as f64,
         };
-        eprintln!(
-            "{}: {:.2} %",
-            outcome.name,
-            outcome.accuracies.last().unwrap_or(&0.0)
-        );
+        eprintln!("{}: {:.2} %", outcome.name, outcome.accuracies.last().unwrap_or(&0.0));
         Ok(outcome)
     }
 
@@ -346,9 +313,7 @@ impl Lab<'_> {
         let (x, y) = self.train.upload(rows, &self.device);
         let x = Tensor::from_inner(x);
         let device = self.device.clone().autodiff();
-        let loss = CrossEntropyLossConfig::new()
-            .init(&device)
-            .forward(model.forward(x), y);
+        let loss = CrossEntropyLossConfig::new().init(&device).forward(model.forward(x), y);
         GradientsParams::from_grads(loss.backward(), model)
     }
 
