@@ -5,11 +5,13 @@
 // Writes: copied, in quads as the base.
 // Grid:   one workgroup of WORKGROUP invocations per block; invocation i takes quads i, i + WORKGROUP, … of the block.
 
-override WORKGROUP: u32;
+import package::elements::parameters::load_parameters;
+import package::geometry::WORKGROUP;
+import package::layout::{Block, Update};
+import package::update::schedule_free::{average_of, base};
 
 @group(0) @binding(0) var<storage, read> updates: array<Update>;
 @group(1) @binding(0) var<storage, read> blocks: array<Block>;
-@group(1) @binding(1) var<storage, read_write> parameters: array<ParameterLane>;
 @group(2) @binding(1) var<storage, read_write> copied: array<vec4<f32>>;
 
 @compute @workgroup_size(WORKGROUP)

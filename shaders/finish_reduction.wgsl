@@ -6,7 +6,14 @@
 //         then a tree. The order is fixed, so that the same partials give the same bits.
 // Assumes: a scope has fewer than 65,535 * WORKGROUP partials.
 
-override WORKGROUP: u32;
+import package::geometry::WORKGROUP;
+import package::layout::{
+    GroupState, ScopeSums, ScopeTable, Squares, INFINITY_BITS, LOSS_ELEMENT, MAGNITUDE_BITS,
+    SQUARE, RAW_SQUARE, INITIAL_SQUARE, ABSOLUTE, SLOW_DOT, FAST_DOT, DIRECTION_SQUARE, NONFINITE, FIRST_NONFINITE,
+};
+import package::reduction::totals::{add_squares, no_totals, place};
+import package::reduction::tree::{add_up_in_tree, tree};
+
 override RAW_NORM: bool;
 override MOMENTUM: bool;
 override COUNTERS: bool;

@@ -7,7 +7,14 @@
 //         tree. The order is fixed, so that the same partials give the same bits.
 // Assumes: a unit has fewer than 65,535 * WORKGROUP blocks.
 
-override WORKGROUP: u32;
+import package::geometry::WORKGROUP;
+import package::layout::{
+    GroupState, RawTensorRecord, Scaled, Squares, StepSums, StepUnit, Update, INFINITY_BITS, NO_TENSOR, SKIPPED, WAITING, WRITTEN,
+};
+import package::reduction::step_sums::{INFINITE_EXPONENT, NAN_EXPONENT, add_step_sums};
+import package::reduction::totals::no_squares;
+import package::scaled::{root, scaled, to_float};
+
 // Steps in the ring of records.
 override RING_STEPS: u32;
 
@@ -53,8 +60,7 @@ fn finish_update(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_inv
             if sums.parameters.exponent < INFINITE_EXPONENT {
                 norm = root(scaled(sums.parameters.sum, 2 * sums.parameters.exponent));
             }
-            states[unit.group].parameter_mantissa = norm.mantissa;
-            states[unit.group].parameter_exponent = norm.exponent;
+            states[unit.group].parameter_norm = norm;
         }
         return;
     }

@@ -4,19 +4,40 @@
 // Writes: states, updates (for pass 4), learning_rates and loss_scale (for the caller), records (the ring).
 // Grid:   one invocation per group.
 //
-// A kernel is compiled with one file of regimes/ and serves the groups with a regime of that file. Where the groups' regimes are in several
-// files, a step has a kernel for each of them. The kernel calls two functions of the regime's files:
-//     follow_regime(c, g, s, r)                  changes the rate at a finite gradient that is not zero
-//     begin_step(c, loss, skip, halted, s, r)    chooses the stream that the step belongs to (one_stream.wgsl where there is one)
-// The files in learning_rate/ change what every regime gives: schedule, trust ratio, share of an average, second moment. Where no group needs
-// one of them, the kernel is compiled with its counterpart no_*.wgsl, which does nothing.
+// A kernel is compiled with one file of regime/ and serves the groups with that regime. It skips the groups of other regimes, for which the
+// step has other kernels. A file in regime/ has the function
+//     follow_regime(c, g, s, r)    sets or changes the rate at a finite gradient that is not zero
+// The files in learning_rate/ change what every regime gives (schedule, trust ratio, averages, second moments) or are shared by regimes.
 //
 // Rescaling the loss by a power of two leaves every step as it is, bit for bit.
 
-override WORKGROUP: u32;
-// The regimes that the kernel serves, as numbers of shared/layout.wgsl.
-override FIRST_REGIME: u32;
-override LAST_REGIME: u32;
+import package::elements::random_bits::rounding_key;
+import package::geometry::WORKGROUP;
+import package::layout::{
+    GroupConstants, GroupState, RawRecord, Scaled, ScopeSums, Update, CLIPPED, FIRST, HALTED, LOSS_ELEMENT, MEAN_OUTLIER, MEAN_STEPS,
+    MOMENTUM_FROM_GRADIENT, NO_ELEMENT, NONFINITE_LOSS, RAW_NORM_CLIP, SCALE_CHANGED, SKIPPED, WAITING, WRITTEN, ZERO_GRADIENT,
+};
+import package::learning_rate::gradient::{Gradient, from_squares};
+import package::scaled::{
+    add_fixed, add_float, choose, is_zero, larger, less, power_of_two, quotient, root, scaled, smaller, sum, times, to_float,
+};
+@if(seesaw) import package::regime::seesaw::follow_regime;
+@if(adagrad_norm) import package::regime::adagrad_norm::follow_regime;
+@if(barzilai_borwein) import package::regime::barzilai_borwein::follow_regime;
+@if(adgd) import package::regime::adgd::follow_regime;
+@if(dog) import package::regime::dog::follow_regime;
+@if(dowg) import package::regime::dowg::follow_regime;
+@if(polyak) import package::regime::polyak::follow_regime;
+@if(ngn) import package::regime::ngn::follow_regime;
+@if(auto_sgd) import package::regime::auto_sgd::{begin_step, follow_regime};
+@if(!auto_sgd) import package::learning_rate::one_stream::begin_step;
+@if(schedule) import package::learning_rate::schedule::follow_schedule;
+@if(trust_ratio) import package::learning_rate::trust_ratio::follow_trust;
+@if(averages) import package::learning_rate::average_share::average_share;
+@if(squares) import package::learning_rate::second_moment::follow_moments;
+
+// The regime that the kernel serves, as GroupConstants.regime has it.
+override REGIME: u32;
 
 @group(0) @binding(0) var<storage, read> groups: array<GroupConstants>;
 @group(0) @binding(1) var<storage, read> sums: array<ScopeSums>;
@@ -26,39 +47,7 @@ override LAST_REGIME: u32;
 @group(0) @binding(5) var<storage, read_write> records: array<RawRecord>;
 @group(0) @binding(6) var<storage, read_write> loss_scale: array<f32>;
 
-const RATE_MIN = 1e-30;
-const RATE_MAX = 1e30;
 const NO_CLIP = 3.4028234e38;
-
-// A finite gradient that is not zero, and what of the state it has replaced.
-struct Gradient {
-    sums: ScopeSums,
-    square: Scaled,
-    norm: Scaled,
-    last_norm: Scaled,      // 0 at the first gradient
-    smoothed: Scaled,       // n̂
-    last_smoothed: Scaled,
-    scale_of_sums: i32,     // the inner products among the sums are of gradients scaled by 2^-this
-    first: bool,
-}
-
-// What pass 4 does with streams of parameters after the step, or instead of it (regimes/streams.wgsl).
-struct Turn {
-    factor: f32,  // the stream's share of η
-    begins: u32,  // 1 where the step is the first of its stream
-    skip: u32,    // what Update.skip is where the step is skipped
-    put: u32,
-    take: u32,
-}
-
-fn from_squares(squares: Squares) -> Scaled {
-    return scaled(squares.sum, 2 * squares.exponent);
-}
-
-// Of an x that was loaded; what was computed a compiler may take to be finite (shared/sweep_again.wgsl).
-fn is_finite(x: f32) -> bool {
-    return (bitcast<u32>(x) & MAGNITUDE_BITS) < INFINITY_BITS;
-}
 
 @compute @workgroup_size(WORKGROUP)
 fn learning_rate(@builtin(global_invocation_id) id: vec3<u32>) {
@@ -67,7 +56,7 @@ fn learning_rate(@builtin(global_invocation_id) id: vec3<u32>) {
         return;
     }
     let c = groups[group];
-    if c.regime < FIRST_REGIME || c.regime > LAST_REGIME {
+    if c.regime != REGIME {
         return;
     }
     let measured = sums[c.scope];
@@ -126,8 +115,8 @@ fn learning_rate(@builtin(global_invocation_id) id: vec3<u32>) {
             follow_regime(c, g, &s, &r);
         }
         s.learning_rate = s.regime_rate;
-        follow_schedule(c, &s, &r);
-        follow_trust(c, g, &s, &r);
+        @if(schedule) follow_schedule(c, &s, &r);
+        @if(trust_ratio) follow_trust(c, g, &s, &r);
 
         // How large the momentum can be at the next step: μ ‖m_{t-1}‖ and what this step adds.
         let clipped = smaller(raw_norm, scaled(c.scope_clip, 0));
@@ -149,19 +138,19 @@ fn learning_rate(@builtin(global_invocation_id) id: vec3<u32>) {
         u.unscale = power_of_two(-r.loss_scale_exponent);
         u.coupled_decay = c.coupled_decay;
         u.shrink = 1.0 - u.learning_rate * c.decoupled_decay;
-        u.momentum = c.direction_momentum;
-        u.momentum_keep = c.momentum;
-        u.gradient_share = c.gradient_share;
+        u.momentum = c.rule.direction_momentum;
+        u.momentum_keep = c.rule.momentum;
+        u.gradient_share = c.rule.gradient_share;
         if (c.flags & MOMENTUM_FROM_GRADIENT) != 0u && s.momentum_started == 0u {
             u.gradient_share = 1.0;
         }
-        follow_moments(c, &s, &u);
+        @if(squares) follow_moments(c, &s, &u);
         u.first = turn.begins;
         u.put = turn.put;
         u.take = turn.take;
         u.rounding_key = rounding_key(c.rounding_seed, s.steps_low, s.steps_high);
         s.momentum_started = 1u;
-        u.average_weight = average_share(c, &s);
+        @if(averages) u.average_weight = average_share(c, &s);
         updates[group] = u;
         learning_rates[group] = s.learning_rate;
     }
@@ -175,18 +164,13 @@ fn learning_rate(@builtin(global_invocation_id) id: vec3<u32>) {
         loss_scale[0] = power_of_two(s.loss_scale_exponent);
     }
 
-    let of_regime = add_fixed(
-        Fixed(s.ln_first_rate_int, s.ln_first_rate_fraction),
-        Fixed(s.change_int, s.change_fraction),
-    );
-    let ln_rate = add_float(add_float(of_regime, s.ln_schedule), s.ln_trust);
+    let ln_rate = add_float(add_float(add_fixed(s.ln_first_rate, s.change), s.ln_schedule), s.ln_trust);
     if s.learning_rate == 0.0 {
         r.flags |= WAITING;
     }
-    r.smoothed_norm = to_float(Scaled(s.smoothed_mantissa, s.smoothed_exponent));
+    r.smoothed_norm = to_float(s.smoothed);
     r.learning_rate = s.learning_rate;
-    r.ln_rate_int = ln_rate.whole;
-    r.ln_rate_fraction = ln_rate.fraction;
+    r.ln_rate = ln_rate;
     r.skipped = s.skipped;
     r.skips_in_row = s.skips_in_row;
 
@@ -213,7 +197,8 @@ fn skip_step(c: GroupConstants, s: ptr<function, GroupState>, r: ptr<function, R
         (*s).last_nonfinite = (*r).nonfinite;
         (*s).last_first_nonfinite = (*r).first_nonfinite;
         (*s).good_steps = 0u;
-        if (*r).first_nonfinite < LOSS_ELEMENT && (*s).loss_scale_exponent > c.loss_scale_least {
+        let may_fall = (*s).loss_scale_exponent > c.loss_scale_least;
+        if may_fall && (*r).first_nonfinite < LOSS_ELEMENT {
             // The scale may be all that is wrong.
             (*s).loss_scale_exponent -= 1;
             (*s).skips_in_row = 0u;
@@ -251,16 +236,15 @@ fn smooth_norm(c: GroupConstants, g: ptr<function, Gradient>, s: ptr<function, G
     let square = (*g).square;
     let norm = (*g).norm;
     let mean_square = sum(
-        times(Scaled((*s).mean_square_mantissa, (*s).mean_square_exponent), c.smoothing),
+        times((*s).mean_square, c.smoothing),
         times(square, 1.0 - c.smoothing),
     );
-    (*s).mean_square_mantissa = mean_square.mantissa;
-    (*s).mean_square_exponent = mean_square.exponent;
+    (*s).mean_square = mean_square;
     (*s).smoothing_power *= c.smoothing;
     let unbiased = quotient(mean_square, scaled(1.0 - (*s).smoothing_power, 0));
     // The norm of a problem that is solved may vanish, and a rate that follows it without end makes the next ordinary gradient a
     // disaster: relative to its mean the norm counts as no smaller than this. One outlier must not raise that mean for good.
-    let last_smoothed = Scaled((*s).smoothed_mantissa, (*s).smoothed_exponent);
+    let last_smoothed = (*s).smoothed;
     var counted = norm;
     if (*s).started != 0u {
         counted = smaller(norm, times(last_smoothed, f32(MEAN_OUTLIER)));
@@ -268,14 +252,12 @@ fn smooth_norm(c: GroupConstants, g: ptr<function, Gradient>, s: ptr<function, G
     (*s).mean_steps = min((*s).mean_steps + 1u, MEAN_STEPS);
     let share = 1.0 / f32((*s).mean_steps);
     let mean_norm = sum(
-        times(Scaled((*s).mean_norm_mantissa, (*s).mean_norm_exponent), 1.0 - share),
+        times((*s).mean_norm, 1.0 - share),
         times(counted, share),
     );
-    (*s).mean_norm_mantissa = mean_norm.mantissa;
-    (*s).mean_norm_exponent = mean_norm.exponent;
+    (*s).mean_norm = mean_norm;
     let smoothed = larger(larger(root(unbiased), norm), times(mean_norm, c.norm_floor));
-    (*s).smoothed_mantissa = smoothed.mantissa;
-    (*s).smoothed_exponent = smoothed.exponent;
+    (*s).smoothed = smoothed;
     // The sums are of gradients scaled by this. It falls slowly, so that one tiny gradient does not push the next out of range,
     // and depends on the norm alone, so that groups of one scope agree on it.
     (*g).scale_of_sums = (*s).gradient_exponent;
@@ -284,34 +266,13 @@ fn smooth_norm(c: GroupConstants, g: ptr<function, Gradient>, s: ptr<function, G
         (*s).gradient_exponent = max((*s).gradient_exponent, (*g).scale_of_sums - 1);
     }
 
-    (*g).last_norm = Scaled((*s).last_norm_mantissa, (*s).last_norm_exponent);
-    (*s).last_norm_mantissa = norm.mantissa;
-    (*s).last_norm_exponent = norm.exponent;
+    (*g).last_norm = (*s).last_norm;
+    (*s).last_norm = norm;
     (*g).smoothed = smoothed;
     (*g).last_smoothed = last_smoothed;
     (*g).first = (*s).started == 0u;
     if (*g).first {
         (*s).started = 1u;
-        (*s).anchor_norm_mantissa = smoothed.mantissa;
-        (*s).anchor_norm_exponent = smoothed.exponent;
     }
 }
 
-// The rate, from which later changes count.
-fn hold_rate(rate: Scaled, s: ptr<function, GroupState>) {
-    let ln_rate = ln_fixed(rate);
-    (*s).first_rate_mantissa = rate.mantissa;
-    (*s).first_rate_exponent = rate.exponent;
-    (*s).ln_first_rate_int = ln_rate.whole;
-    (*s).ln_first_rate_fraction = ln_rate.fraction;
-    (*s).regime_rate = to_float(rate);
-}
-
-fn differ(a: Scaled, b: Scaled) -> bool {
-    return (a.mantissa != b.mantissa) | (a.exponent != b.exponent);
-}
-
-// The length of the step's direction, as far as it is known before momentum: that of the gradient, or of its signs.
-fn direction_of(c: GroupConstants, norm: Scaled) -> Scaled {
-    return choose(norm, scaled(c.sqrt_elements, 0), (c.flags & SIGN_RULE) != 0u);
-}

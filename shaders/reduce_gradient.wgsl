@@ -2,7 +2,7 @@
 // per invocation, every sum the step needs.
 //
 // Reads:  gradients; momentum; memory (counters or the last gradient); parameters with coupled weight decay, and before the first step.
-// Writes: partials (see shared/layout.wgsl for their order).
+// Writes: partials (see layout.wgsl for their order).
 // Grid:   one workgroup of WORKGROUP invocations per block; invocation i takes quads i, i + WORKGROUP, … of the block.
 // Assumes: the trips of all loops of one invocation stay below 65,535 (some drivers stop there in silence).
 //
@@ -20,20 +20,31 @@
 // Loss scale. Gradients may come multiplied by 2^e. With coupled decay they are divided by it as they are read. Otherwise the norm is
 // taken of them as they are, so that it is right also where f32 cannot hold the true gradient, and its exponent is lowered.
 
-override WORKGROUP: u32;
+import package::elements::gradients::bits_of_gradients;
+import package::elements::parameters::{bits_of_parameters, load_parameters};
+import package::geometry::WORKGROUP;
+import package::layout::{Block, GroupConstants, GroupState, INFINITY_BITS, MAGNITUDE_BITS};
+import package::measure::alignment::{AlignmentSums, add_alignment};
+import package::reduction::partials::{COUNTERS, INITIAL_NORM, MOMENTUM, RAW_NORM};
+import package::reduction::scaled_squares::{across, largest_of, magnitude_bits};
+import package::reduction::sweep_again::{GRADIENT, PARAMETERS, RAW_GRADIENT, find_nonfinite, measure_initial_norm, squares_of};
+import package::reduction::totals::no_totals;
+import package::scaled::power_of_two;
+@if(per_invocation) import package::reduction::emit_per_invocation::{Invocation, emit_partial};
+@if(per_workgroup) import package::reduction::emit_per_workgroup::{Invocation, emit_partial};
+@if(per_subgroup) import package::reduction::emit_per_subgroup::{Invocation, emit_partial};
+@if(measures_momentum) import package::measure::momentum::{Memory, measure};
+@if(measures_counters) import package::measure::direction_counters::{Memory, measure};
+@if(measures_iterates) import package::measure::iterates::{Memory, measure};
+@if(measures_distance) import package::measure::distance::{Memory, measure};
+@if(measures_secant) import package::measure::secant::{Memory, measure};
+
 override COUPLED_DECAY: bool;
-override RAW_NORM: bool;
-override INITIAL_NORM: bool;
-override MOMENTUM: bool;
-override COUNTERS: bool;
 override LOSS_SCALE: bool;
 
 @group(0) @binding(0) var<storage, read> groups: array<GroupConstants>;
 @group(0) @binding(1) var<storage, read> states: array<GroupState>;
-@group(0) @binding(2) var<storage, read_write> partials: array<u32>;
 @group(1) @binding(0) var<storage, read> blocks: array<Block>;
-@group(1) @binding(1) var<storage, read> parameters: array<ParameterLane>;
-@group(1) @binding(2) var<storage, read> gradients: array<GradientLane>;
 @group(1) @binding(3) var<storage, read> momentum: array<vec4<f32>>;
 @group(1) @binding(4) var<storage, read> memory: array<Memory>;
 
@@ -92,8 +103,21 @@ fn true_gradient(g: vec4<f32>, unscale: f32) -> vec4<f32> {
     return g;
 }
 
+// naga's HLSL writer declares the subgroup built-ins only where an argument of the entry point is one, and not only a member of its struct:
+// without the second argument DXC stops with "Semantic must be defined for all parameters of an entry function" (docs/upstream-naga.md).
+@if(per_subgroup)
+@compute @workgroup_size(WORKGROUP)
+fn reduce_gradient(invocation: Invocation, @builtin(subgroup_size) subgroup_size: u32) {
+    reduce_block(invocation);
+}
+
+@if(!per_subgroup)
 @compute @workgroup_size(WORKGROUP)
 fn reduce_gradient(invocation: Invocation) {
+    reduce_block(invocation);
+}
+
+fn reduce_block(invocation: Invocation) {
     let block = blocks[invocation.workgroup.x];
     let lane = invocation.lane;
     let gradient_scale = power_of_two(-states[block.group].gradient_exponent);

@@ -5,13 +5,16 @@
 // Writes: parameters.
 // Grid:   one workgroup of WORKGROUP invocations per block; invocation i takes quads i, i + WORKGROUP, … of the block.
 
-override WORKGROUP: u32;
+import package::elements::parameters::{load_parameters, store_parameters};
+import package::geometry::WORKGROUP;
+import package::layout::{Block, Update};
+import package::update::schedule_free::{average_of, base, between};
+
 // Whether the parameters come back.
 override BACK: bool;
 
 @group(0) @binding(0) var<storage, read> updates: array<Update>;
 @group(1) @binding(0) var<storage, read> blocks: array<Block>;
-@group(1) @binding(1) var<storage, read_write> parameters: array<ParameterLane>;
 
 @compute @workgroup_size(WORKGROUP)
 fn swap_averages(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_index) lane: u32) {

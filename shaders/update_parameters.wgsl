@@ -13,26 +13,34 @@
 //     u = g | m | g + μ m | sign g | sign m | c₁ m / (c₂ √v + ε) | sign(β₁ m + (1 - β₁) g)
 //     w ← (1 - η λ') w - η u           decoupled weight decay; in schedule-free training this is z, and w what is between z and its average
 
-override WORKGROUP: u32;
-override RULE: u32;
+import package::elements::gradients::load_gradients;
+@if(clears_gradients) import package::elements::gradients::clear_gradients;
+import package::elements::parameters::{load_parameters, store_parameters};
+import package::geometry::WORKGROUP;
+import package::layout::{Block, Update, SKIP_ALL};
+import package::rule::{admitted, direction_of};
+@if(momentum) import package::rule::next_momentum;
+@if(squares) import package::rule::{next_squares, squares_at};
+@if(keeps_counters) import package::update::keep_counters::{Memory, keep};
+@if(keeps_gradient) import package::update::keep_gradient::{Memory, keep};
+@if(keeps_parameters) import package::update::keep_parameters::{Memory, keep};
+@if(streams) import package::update::exchange_streams::exchanged;
+@if(averages) import package::update::average::average;
+@if(schedule_free) import package::update::schedule_free::moved_schedule_free;
+@if(measures_step) import package::update::measure_step::{leave, watch};
+
 override COUPLED_DECAY: bool;
-override COUNTERS: bool;
 override LOSS_SCALE: bool;
-override CLEAR: bool;
 
 @group(0) @binding(0) var<storage, read> updates: array<Update>;
 @group(1) @binding(0) var<storage, read> blocks: array<Block>;
-@group(1) @binding(1) var<storage, read_write> parameters: array<ParameterLane>;
-@group(1) @binding(2) var<storage, read> gradients: array<GradientLane>;
 @group(1) @binding(3) var<storage, read_write> momentum: array<vec4<f32>>;
-@group(1) @binding(4) var<storage, read_write> memory: array<Memory>;
+@if(keeps_memory) @group(1) @binding(4) var<storage, read_write> memory: array<Memory>;
 
 fn update_quad(block: Block, update: Update, quad: u32) {
     let w = load_parameters(block, quad);
     var raw = load_gradients(block, quad);
-    if CLEAR {
-        clear_gradients(block, quad);
-    }
+    @if(clears_gradients) clear_gradients(block, quad);
     if LOSS_SCALE {
         raw *= update.unscale;
     }
@@ -44,22 +52,24 @@ fn update_quad(block: Block, update: Update, quad: u32) {
     var last = vec4<f32>();
     var m = vec4<f32>();
     var v = vec4<f32>();
-    if has_momentum() {
+    @if(momentum) {
         last = momentum[at];
         m = next_momentum(update, last, admitted(g));
         momentum[at] = m;
     }
-    if has_squares() {
+    @if(squares) {
         let behind = squares_at(arrayLength(&momentum), at);
         v = next_squares(update, momentum[behind], admitted(g));
         momentum[behind] = v;
     }
-    keep(update, at, w, raw, g);
-    let direction = direction_of(update, g, last, m, v);
-    let next = next_parameters(update, at, w, direction);
-    store_parameters(block, quad, settled(update, at, next), update.rounding_key);
-    average(update, at, next);
-    watch(w, next);
+    @if(keeps_memory) keep(update, at, w, raw, g);
+    let u = direction_of(update, g, last, m, v);
+    @if(schedule_free) let next = moved_schedule_free(update, at, w, u);
+    @if(!schedule_free) let next = update.shrink * w - update.learning_rate * u;
+    @if(streams) store_parameters(block, quad, exchanged(update, at, next), update.rounding_key);
+    @if(!streams) store_parameters(block, quad, next, update.rounding_key);
+    @if(averages) average(update, at, next);
+    @if(measures_step) watch(w, next);
 }
 
 @compute @workgroup_size(WORKGROUP)
@@ -67,7 +77,7 @@ fn update_parameters(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local
     let block = blocks[workgroup.x];
     let update = updates[block.group];
     if update.skip == SKIP_ALL {
-        if CLEAR {
+        @if(clears_gradients) {
             for (var quad = lane; 4u * quad < block.elements; quad += WORKGROUP) {
                 clear_gradients(block, quad);
             }
@@ -77,5 +87,5 @@ fn update_parameters(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local
     for (var quad = lane; 4u * quad < block.elements; quad += WORKGROUP) {
         update_quad(block, update, quad);
     }
-    leave(block, lane);
+    @if(measures_step) leave(block, lane);
 }

@@ -2,7 +2,6 @@
 
 use crate::error::{Error, require};
 use crate::layout::average_kinds;
-use crate::rule::Rule;
 
 /// Average of a group's parameters over its steps, kept beside the parameters. Except for [`Averaging::ScheduleFree`] it does not affect
 /// training.
@@ -91,8 +90,8 @@ pub enum Averaging {
     ///   on from other parameters, build the optimizer anew.
     ///
     /// # What it works with
-    /// Rules without momentum, whose place `z` takes: [`Rule::Sgd`], [`Rule::SignSgd`], and [`Rule::AdamW`] with `β₁ = 0`
-    /// ([`Rule::adamw_without_momentum`]). [`Averaging::fits`] tells. With momentum it diverges: use
+    /// Rules without momentum, whose place `z` takes: [`Sgd`](crate::Sgd), [`SignSgd`](crate::SignSgd), and [`AdamW`](crate::AdamW) with `β₁ = 0`
+    /// ([`Rule::adamw_without_momentum`](crate::Rule::adamw_without_momentum)). [`Averaging::fits`] tells. With momentum it diverges: use
     /// [`Averaging::polynomial_decay`] there. It is refused with [`AutoSgd`](crate::AutoSgd), and for 16-bit
     /// parameters without masters.
     ///
@@ -122,12 +121,6 @@ impl Averaging {
             Averaging::PolynomialDecay { .. } => "polynomial",
             Averaging::ScheduleFree => "schedule-free",
         }
-    }
-
-    /// Returns true if this average works with a rule. [`Averaging::ScheduleFree`] needs a rule without momentum; the others work with every
-    /// rule.
-    pub fn fits(&self, rule: &Rule) -> bool {
-        *self != Averaging::ScheduleFree || !rule.has_momentum()
     }
 
     pub(crate) fn is_on(&self) -> bool {

@@ -21,8 +21,9 @@ use crate::cpu::Slice;
 use crate::cpu::schedule_free::average_of;
 use crate::element::Element;
 use crate::error::Error;
-use crate::layout::{GroupState, MEAN_STEPS, NO_TENSOR, RawTensorRecord, Update};
+use crate::layout::{Field, GroupState, MEAN_STEPS, NO_TENSOR, RawTensorRecord, Update};
 use crate::plan::{MemoryKind, Plan};
+use crate::regime::Kernel;
 use about::About;
 
 const _: () = assert!(cfg!(target_endian = "little"), "safetensors are little-endian, and so is everything here");
@@ -101,7 +102,7 @@ pub struct Checkpoint {
 }
 
 /// Format version. It is raised by every change that older versions of this crate cannot read.
-const VERSION: u32 = 3;
+const VERSION: u32 = 4;
 /// Oldest format version that is read. It has no checksum.
 const OLDEST_VERSION: u32 = 2;
 
@@ -262,16 +263,14 @@ impl Checkpoint {
         let here = About::of(plan, self.about.parameters);
         self.about.compare(&here).map_err(differs)?;
         let damaged = |problem| damaged(&self.origin, problem);
-        let tables: Vec<_> = Table::all(plan).map(|table| (table, self.about.fields_of(table))).collect();
-        self.check_contents(plan, &tables).map_err(damaged)?;
+        self.check_contents(plan).map_err(damaged)?;
         let fitted = if self.about.tables == here.tables {
             Cow::Borrowed(self)
         } else {
-            for (table, fields) in &tables {
-                about::check_fields(*table, fields).map_err(differs)?;
+            for table in Table::all(plan) {
+                self.about.check_fields(table, plan).map_err(differs)?;
             }
-            let tables =
-                tables.iter().map(|(table, fields)| (*table, self.table_of_this_version(plan, *table, fields)));
+            let tables = Table::all(plan).map(|table| (table, self.table_of_this_version(plan, table)));
             Cow::Owned(self.with_tables(plan, here, tables.collect())?)
         };
         fitted.check_states(plan).map_err(damaged)?;
@@ -282,12 +281,15 @@ impl Checkpoint {
     }
 
     /// A table with the fields of this version: those that the file lacks have the values of before the first step.
-    fn table_of_this_version(&self, plan: &Plan, table: Table, fields: &[Field]) -> Vec<u32> {
+    fn table_of_this_version(&self, plan: &Plan, table: Table) -> Vec<u32> {
         let old: Vec<u32> = bytemuck::pod_collect_to_vec(self.bytes(Slot::Table(table)));
+        let old_words = self.about.fields_of(table).len().max(1);
         let mut new = table.first_rows(plan);
-        let rows = new.chunks_exact_mut(table.words());
-        for (new, old) in rows.zip(old.chunks_exact(fields.len().max(1))) {
-            for (word, field) in new.iter_mut().zip(table.fields()) {
+        let rows = new.chunks_exact_mut(table.words()).zip(old.chunks_exact(old_words));
+        for (row, (new, old)) in rows.enumerate() {
+            let kernel = table.kernel_of_row(plan, row);
+            let fields = self.about.fields_of_row(table, kernel);
+            for (word, field) in new.iter_mut().zip(table.fields_of_row(plan, row)) {
                 if let Some(at) = fields.iter().position(|old| *old == field) {
                     *word = old[at];
                 }
@@ -308,18 +310,17 @@ impl Checkpoint {
             draft.data[range.clone()].copy_from_slice(bytes);
         }
         let mut about = self.about.clone();
-        about.tables = here.tables;
+        about.take_fields_of(here);
         Ok(Checkpoint { origin: self.origin.clone(), about, metadata: draft.metadata, data: draft.data })
     }
 
     /// Whether everything that the configuration calls for is there in its type and shape, and nothing else.
-    fn check_contents(&self, plan: &Plan, tables: &[(Table, Vec<Field>)]) -> Result<(), String> {
+    fn check_contents(&self, plan: &Plan) -> Result<(), String> {
         let mut items = items(plan, self.about.parameters);
         // Another version's rows may be shorter or longer.
-        for (table, fields) in tables {
-            let item = items.iter_mut().find(|item| item.slot == Slot::Table(*table));
-            if let Some(item) = item {
-                item.shape[1] = fields.len();
+        for item in &mut items {
+            if let Slot::Table(table) = item.slot {
+                item.shape[1] = self.about.fields_of(table).len();
             }
         }
         for item in &items {
@@ -343,10 +344,9 @@ impl Checkpoint {
     /// Checks that a step could have left the groups' states as they are. Any other values would lead to meaningless steps.
     fn check_states(&self, plan: &Plan) -> Result<(), String> {
         for table in [Table::States, Table::Updates] {
-            let fields = table.fields();
             let rows: Vec<u32> = bytemuck::pod_collect_to_vec(self.bytes(Slot::Table(table)));
             for (group, row) in rows.chunks_exact(table.words()).enumerate() {
-                for (field, &word) in fields.iter().zip(row) {
+                for (field, &word) in table.fields_of_row(plan, group).iter().zip(row) {
                     if let Some(problem) = impossible(field, word) {
                         let name = &plan.configs[group].name;
                         return Err(format!("{} of group \"{name}\" is {problem}", field.name));
@@ -527,14 +527,6 @@ pub(crate) enum Table {
     TensorRecords,
 }
 
-/// A field of a table's struct; of one within it, `struct.field`.
-#[derive(Debug, Clone, PartialEq, Eq)]
-struct Field {
-    name: String,
-    /// `f32`, `i32` or `u32`.
-    kind: String,
-}
-
 impl Table {
     /// The tables that a plan has.
     pub(crate) fn all(plan: &Plan) -> impl Iterator<Item = Table> {
@@ -574,7 +566,7 @@ impl Table {
     fn first_rows(self, plan: &Plan) -> Vec<u32> {
         match self {
             Table::States => {
-                let states: Vec<_> = plan.groups.iter().map(GroupState::initial).collect();
+                let states = plan.first_states();
                 bytemuck::cast_slice(&states).to_vec()
             }
             Table::Updates => {
@@ -585,33 +577,30 @@ impl Table {
         }
     }
 
-    /// The fields of a struct, from the shaders' declaration, which tests/kernels/layout.rs holds against Rust's.
+    /// The words of a row. Those of a group's regime have numbers here, and names in [`Table::fields_of_row`].
     fn fields(self) -> Vec<Field> {
-        match self {
-            Table::States => fields_of("GroupState", ""),
-            Table::Updates => fields_of("Update", ""),
-            Table::TensorRecords => fields_of("RawTensorRecord", ""),
-        }
+        let declared = match self {
+            Table::States => GroupState::DECLARED,
+            Table::Updates => Update::DECLARED,
+            Table::TensorRecords => RawTensorRecord::DECLARED,
+        };
+        (declared.fields)()
     }
-}
 
-/// The fields of a struct of the shaders, each with this in front of its name.
-fn fields_of(name: &str, prefix: &str) -> Vec<Field> {
-    let layout = include_str!("../shaders/shared/layout.wgsl");
-    let start = format!("struct {name} {{");
-    let body = layout.split_once(&start).map_or("", |(_, after)| after);
-    body.lines()
-        .skip(1)
-        .take_while(|line| !line.starts_with('}'))
-        .filter_map(|line| line.trim().strip_suffix(',')?.split_once(": "))
-        .flat_map(|(name, kind)| {
-            let name = format!("{prefix}{name}");
-            match kind {
-                "f32" | "i32" | "u32" => vec![Field { name, kind: kind.to_owned() }],
-                within => fields_of(within, &format!("{name}.")),
-            }
-        })
-        .collect()
+    /// The words of one row.
+    fn fields_of_row(self, plan: &Plan, row: usize) -> Vec<Field> {
+        let fields = self.fields();
+        if self != Table::States {
+            return fields;
+        }
+        about::with_regime(fields, about::state_of(self.kernel_of_row(plan, row)))
+    }
+
+    /// The regime's kernel of a group's row; some kernel for a tensor's.
+    fn kernel_of_row(self, plan: &Plan, row: usize) -> &'static Kernel {
+        let group = if self == Table::TensorRecords { 0 } else { row };
+        plan.configs[group].regime.regime().kernel()
+    }
 }
 
 /// Returns the reason why a word is impossible in a field. Exponents and sums of logarithms must be far from the limits of their types,
@@ -620,16 +609,16 @@ fn impossible(field: &Field, word: u32) -> Option<String> {
     const MOST: i32 = 4096;
     let largest = match field.name.as_str() {
         "ln_schedule" | "ln_trust" => MOST as f32,
-        "mean_fast" | "mean_fast_weight" => 1.0,
+        "seesaw.mean_fast" | "seesaw.mean_fast_weight" => 1.0,
         _ => f32::MAX,
     };
     let most = match field.name.as_str() {
         "started" | "momentum_started" | "halted" => 1,
         "mean_steps" => MEAN_STEPS,
-        "good_steps" | "streams.rounds" => u32::MAX / 2 - 1,
+        "good_steps" | "auto_sgd.rounds" => u32::MAX / 2 - 1,
         // Three streams, two turns each.
-        "streams.turn" => 5,
-        "streams.moved" | "streams.lost" | "streams.heard" => 7,
+        "auto_sgd.turn" => 5,
+        "auto_sgd.moved" | "auto_sgd.lost" | "auto_sgd.heard" => 7,
         _ => u32::MAX,
     };
     let float = f32::from_bits(word);
@@ -637,7 +626,7 @@ fn impossible(field: &Field, word: u32) -> Option<String> {
     match field.kind.as_str() {
         "f32" if !float.is_finite() => Some(format!("{float}, not finite")),
         "f32" if float.abs() > largest => Some(format!("{float}, beyond {largest}")),
-        "f32" if field.name.ends_with("_mantissa") && !is_mantissa => {
+        "f32" if field.name.ends_with(".mantissa") && !is_mantissa => {
             Some(format!("{float}, neither 0 nor from 1 to 2"))
         }
         "i32" if !(-MOST..=MOST).contains(&word.cast_signed()) => {
@@ -821,23 +810,5 @@ impl Draft {
         let first = &states[..size_of::<GroupState>()];
         self.about.step = steps_of(&bytemuck::pod_read_unaligned(first));
         Checkpoint { origin: NO_FILE.to_owned(), about: self.about, metadata: self.metadata, data: self.data }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_fields_of_the_tables_are_found() {
-        for table in [Table::States, Table::Updates, Table::TensorRecords] {
-            let fields = table.fields();
-            assert_eq!(fields.len(), table.words(), "{table:?}");
-            for field in fields {
-                assert!(["f32", "i32", "u32"].contains(&field.kind.as_str()), "{}", field.kind);
-            }
-        }
-        assert_eq!(Table::States.fields()[0].name, "steps_low");
-        assert_eq!(Table::Updates.fields()[1].name, "learning_rate");
     }
 }

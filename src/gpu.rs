@@ -8,6 +8,7 @@ mod optimizer;
 mod pass;
 mod readback;
 mod reduce_gradient;
+mod shader;
 mod swap_averages;
 mod sweep;
 mod tensor;
@@ -21,6 +22,8 @@ mod update_parameters;
 pub use context::{DEFAULT_READBACK_TIMEOUT, Gpu, GpuOptions};
 pub use optimizer::{Dispatch, Optimizer, PassName};
 pub use pass::{BoundBuffer, BoundGroup, CompiledKernel, KernelSource};
+#[doc(hidden)]
+pub use shader::link;
 pub(crate) use tensor::Span;
 pub use tensor::{ElementSlice, Tensor};
 pub use timestamps::Timestamps;

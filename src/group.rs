@@ -543,7 +543,7 @@ impl GroupConfig {
     /// Returns true if the alignment can be measured against y - z of schedule-free training. AdamW uses the direction memory instead,
     /// because its step is not along the gradient.
     pub(crate) fn can_compare_iterates(&self) -> bool {
-        self.averaging == Averaging::ScheduleFree && matches!(self.rule, Rule::Sgd | Rule::SignSgd)
+        self.averaging == Averaging::ScheduleFree && !self.rule.has_momentum() && !self.rule.has_second_moment()
     }
 
     /// Returns true if the update pass measures the norms of parameters and steps.

@@ -69,12 +69,16 @@ mod error;
 pub mod gpu;
 mod group;
 pub mod guide;
+#[doc(hidden)]
 pub mod layout;
 mod plan;
 mod record;
+#[doc(hidden)]
+pub mod reference;
 mod regime;
 mod rule;
 mod safeguards;
+mod scaled;
 mod schedule;
 mod shard;
 mod trust;
@@ -89,12 +93,12 @@ pub use error::Error;
 pub use gpu::{Gpu, GpuOptions, Optimizer};
 pub use group::{DEFAULT_RECORD_STEPS, Group, GroupConfig, OptimizerBuilder, TensorPair};
 pub use plan::TensorInfo;
-pub use record::{Flags, NonFinite, Outcome, RankNonFinite, Record, Records, Stream, TensorRecord, Term};
+pub use record::{Flags, NonFinite, RankNonFinite, Record, Records, TensorRecord, Term};
 pub use regime::{
-    AdGd, AdaGradNorm, AutoSgd, BarzilaiBorwein, DoG, DoWG, Hypergradient, MAX_CHANGE, Ngn, NormRatio, Polyak,
-    RATE_MAX, RATE_MIN, Regime, SecantForm, Seesaw,
+    AdGd, AdaGradNorm, AutoSgd, BarzilaiBorwein, DoG, DoWG, FixedRate, Hypergradient, MAX_CHANGE, Ngn, NormRatio,
+    Outcome, Polyak, RATE_MAX, RATE_MIN, Regime, SecantForm, Seesaw, Stream,
 };
-pub use rule::{Rule, WeightDecay};
+pub use rule::{AdamW, Lion, Rule, Sgd, Sgdm, SignSgd, Signum, WeightDecay};
 pub use safeguards::{LossScaler, NonFinitePolicy};
 pub use schedule::Schedule;
 pub use shard::{CombinedSums, ShardSums};

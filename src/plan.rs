@@ -12,10 +12,8 @@ use crate::averaging::Averaging;
 use crate::element::{self, Element, Rounding};
 use crate::error::Error;
 use crate::group::{GroupConfig, ResolvedGroup};
-use crate::layout::{Block, GroupConstants, NO_TENSOR, ScopeTable, StepUnit, group_flags, slots};
-use crate::record::Record;
-use crate::regime::Regime;
-use crate::rule::{LARGEST_SQUARED, Rule, decay_of};
+use crate::layout::{Block, GroupConstants, GroupState, NO_TENSOR, ScopeTable, StepUnit, group_flags, slots};
+use crate::rule::{LARGEST_SQUARED, RuleKind};
 use crate::safeguards::Safeguards;
 use crate::shard::Shard;
 
@@ -81,44 +79,6 @@ pub(crate) enum Alignment {
     FirstParameters,
     /// Three streams of parameters. Only the gradient is measured.
     Streams,
-}
-
-/// Kind of rule, without its constants, for which pass 4 is compiled. The number is `RULE` in the shaders.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(crate) enum RuleKind {
-    Sgd = 0,
-    Sgdm = 1,
-    Nesterov = 2,
-    SignSgd = 3,
-    Signum = 4,
-    AdamW = 5,
-    Lion = 6,
-    /// AdamW with β₁ = 0, which keeps squares and no momentum.
-    AdamWWithoutMomentum = 7,
-}
-
-impl RuleKind {
-    fn of(rule: Rule) -> Self {
-        match rule {
-            Rule::Sgd => RuleKind::Sgd,
-            Rule::Sgdm { nesterov: false, .. } => RuleKind::Sgdm,
-            Rule::Sgdm { nesterov: true, .. } => RuleKind::Nesterov,
-            Rule::SignSgd => RuleKind::SignSgd,
-            Rule::Signum { .. } => RuleKind::Signum,
-            Rule::AdamW { .. } if rule.has_momentum() => RuleKind::AdamW,
-            Rule::AdamW { .. } => RuleKind::AdamWWithoutMomentum,
-            Rule::Lion { .. } => RuleKind::Lion,
-        }
-    }
-
-    pub(crate) fn has_momentum(self) -> bool {
-        !matches!(self, RuleKind::Sgd | RuleKind::SignSgd | RuleKind::AdamWWithoutMomentum)
-    }
-
-    /// Returns true if a mean of squares is kept: behind the momentum, or in its place if there is none.
-    pub(crate) fn has_squares(self) -> bool {
-        matches!(self, RuleKind::AdamW | RuleKind::AdamWWithoutMomentum)
-    }
 }
 
 /// How new parameters are encoded: [`Rounding`] without its numbers, or as they are where they are f32.
@@ -232,7 +192,7 @@ impl Kernel {
 
     /// Returns the number of vectors of the parameters' length in the momentum's buffer.
     pub(crate) fn momentum_vectors(self) -> u32 {
-        u32::from(self.rule.has_momentum()) + u32::from(self.rule.has_squares())
+        u32::from(self.rule.traits().momentum) + u32::from(self.rule.traits().squares)
     }
 
     /// Returns true if pass 1 measures something against the regime's memory, beside the norm and the momentum's alignment.
@@ -332,8 +292,8 @@ impl MemoryKind {
 impl Kernel {
     pub(crate) fn keeps(self, kind: MemoryKind) -> bool {
         match kind {
-            MemoryKind::Momentum => self.rule.has_momentum(),
-            MemoryKind::SecondMoment => self.rule.has_squares(),
+            MemoryKind::Momentum => self.rule.traits().momentum,
+            MemoryKind::SecondMoment => self.rule.traits().squares,
             MemoryKind::Counters => self.has_counters(),
             MemoryKind::LastGradient => self.has_last_gradient(),
             MemoryKind::FirstParameters => self.has_first_parameters(),
@@ -480,6 +440,12 @@ struct Scope<'a> {
 }
 
 impl Plan {
+    /// The groups' states before the first step.
+    pub(crate) fn first_states(&self) -> Vec<GroupState> {
+        let groups = self.groups.iter().zip(&self.configs);
+        groups.map(|(group, config)| GroupState::initial(group, config.regime.regime().first_state())).collect()
+    }
+
     /// Decides everything. Tensor places are checked for length and overlap elsewhere ([`check_overlaps`]).
     pub(crate) fn new(
         groups: Vec<ResolvedGroup<Place>>,
@@ -588,26 +554,6 @@ impl Plan {
     pub(crate) fn kernel_of(&self, tensor: usize) -> Kernel {
         let group = self.tensors[tensor].group;
         self.kernels[group].at(&self.places[tensor], self.configs[group].rounding)
-    }
-
-    /// The error that a record of a halted optimizer stands for.
-    pub(crate) fn halted(&self, record: &Record) -> Option<Error> {
-        record.flags.halted().then(|| Error::Halted {
-            first_step: record.step + 1 - u64::from(record.skips_in_row),
-            after: self.safeguards.nonfinite.halt_after(),
-            cause: match (record.nonfinite, record.rank_nonfinite) {
-                (Some(bad), _) => format!(
-                    "{} non-finite element{}, the first in tensor \"{}\" at index {}",
-                    bad.count,
-                    if bad.count == 1 { "" } else { "s" },
-                    self.tensors[bad.tensor].name,
-                    bad.element
-                ),
-                (None, Some(bad)) => bad.to_string(),
-                (None, None) => "a loss that was not finite".to_owned(),
-            },
-            nonfinite: record.nonfinite,
-        })
     }
 
     /// Returns the location of an element, which is counted among those of all ranks if there are several.
@@ -819,7 +765,7 @@ fn kernel_of(config: &GroupConfig, scope: &Scope, configs: &[GroupConfig]) -> Re
         && let Some(other) = members().find(|member| {
             member.regime.needs_last_gradient() != config.regime.needs_last_gradient()
                 || member.regime.needs_first_parameters() != config.regime.needs_first_parameters()
-                || secant && RuleKind::of(member.rule) != RuleKind::of(config.rule)
+                || secant && member.rule.kind() != config.rule.kind()
         })
     {
         return Err(Error::MixedMemory {
@@ -838,7 +784,7 @@ fn kernel_of(config: &GroupConfig, scope: &Scope, configs: &[GroupConfig]) -> Re
     }
     let coupled_decay = config.weight_decay.coupled() > 0.0;
     Ok(Kernel {
-        rule: RuleKind::of(config.rule),
+        rule: config.rule.kind(),
         alignment,
         coupled_decay,
         raw_norm: needs_raw_norm(members()),
@@ -868,25 +814,21 @@ fn constants_of(
 ) -> GroupConstants {
     let members = || scope.groups.iter().map(|&group| &configs[group]);
     let flag = |set: bool, bit: u32| if set { bit } else { 0 };
-    let regime: &Regime = &config.regime;
+    let regime = config.regime.regime();
     let clip = |config: &GroupConfig| config.clip_norm.min(f32::MAX);
     let sqrt_elements = (scope_elements as f64).sqrt() as f32;
-    let reach = |config: &GroupConfig| match config.rule {
-        Rule::AdamW { .. } => clip(config).min(LARGEST_SQUARED * sqrt_elements.max(1.0)),
-        _ => clip(config),
-    };
-    let (square_keep, first_decay, second_decay, epsilon) = match config.rule {
-        Rule::AdamW { beta1, beta2, epsilon } => (beta2, decay_of(beta1), decay_of(beta2), epsilon),
-        _ => (0.0, 0.0, 0.0, 0.0),
+    let reach = |config: &GroupConfig| match config.rule.has_second_moment() {
+        true => clip(config).min(LARGEST_SQUARED * sqrt_elements.max(1.0)),
+        false => clip(config),
     };
     GroupConstants {
         scope: scope_index as u32,
         flags: flag(config.rule.is_scale_free(), group_flags::SIGN_RULE)
             | flag(regime.initial_rate().is_some(), group_flags::INITIAL_RATE)
-            | flag(matches!(config.rule, Rule::Sgdm { .. }), group_flags::MOMENTUM_FROM_GRADIENT)
+            | flag(config.rule.traits().momentum_from_gradient, group_flags::MOMENTUM_FROM_GRADIENT)
             | flag(kernel.alignment == Alignment::Counters, group_flags::BRAKE)
             | flag(kernel.compares_iterates(), group_flags::ITERATES)
-            | flag(kernel.raw_norm, group_flags::RAW_NORM),
+            | flag(kernel.raw_norm, group_flags::RAW_NORM_CLIP),
         sign: if config.maximize { -1.0 } else { 1.0 },
         gradient_factor: 0.0, // set by `Plan::new`
         coupled_decay: config.weight_decay.coupled(),
@@ -897,39 +839,13 @@ fn constants_of(
         loss_scale_least: 0,
         loss_scale_most: 0,
         growth_interval: 0,
-        momentum: config.rule.momentum(),
-        gradient_share: match config.rule {
-            // As in PyTorch: without momentum there is nothing to dampen.
-            Rule::Sgdm { momentum: 0.0, .. } => 1.0,
-            Rule::Sgdm { dampening, .. } => 1.0 - dampening,
-            Rule::Signum { momentum } => 1.0 - momentum,
-            Rule::AdamW { beta1, .. } => 1.0 - beta1,
-            Rule::Lion { beta2, .. } => 1.0 - beta2,
-            Rule::Sgd | Rule::SignSgd => 1.0,
-        },
-        direction_momentum: match config.rule {
-            Rule::Lion { beta1, .. } => beta1,
-            rule => rule.momentum(),
-        },
-        square_keep,
-        first_decay,
-        second_decay,
-        epsilon,
-        exponent: regime.exponent(),
-        exponent_above: regime.exponent_above(&config.rule),
-        gain: regime.gain(),
-        early_steps: regime.early_steps(),
+        rule: config.rule.numbers(),
         smoothing: regime.smoothing(),
         norm_floor: regime.norm_floor(),
-        brake_slack: regime.brake_slack(),
         first_step: regime.first_step(&config.rule, &config.averaging),
         initial_rate: regime.initial_rate().unwrap_or(0.0),
-        regime: regime.kind(),
-        scale: regime.scale(),
-        offset: regime.offset(),
-        rounds: regime.rounds(),
-        max_change: regime.max_change(),
-        max_rate: regime.max_rate(),
+        regime: regime.kernel().number(),
+        regime_constants: regime.constants(&config.rule),
         schedule: config.schedule.kind(),
         schedule_rise: config.schedule.rise(),
         schedule_steps: config.schedule.steps(),

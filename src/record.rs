@@ -2,8 +2,11 @@
 
 use std::fmt;
 
-use crate::layout::{RawRecord, RawTensorRecord, outcomes, record_flags, streams, unscale};
-use crate::plan::Location;
+use crate::error::Error;
+use crate::layout::terms::{self, TERMS};
+use crate::layout::{RawRecord, RawTensorRecord, record_flags, unscale};
+use crate::plan::Plan;
+use crate::regime::{Kernel, Outcome, Stream};
 
 /// One step of one group, as the learning-rate pass explains it.
 ///
@@ -29,35 +32,10 @@ pub struct Record {
     pub learning_rate: f32,
     /// ln η, exact to 2⁻³²; `-inf` while there is no learning rate yet ([`Flags::waiting`]).
     pub ln_rate: f64,
-    /// Contribution of the gradient norm to the change of ln η. For Seesaw and NormRatio `p ln(n̂_{t-1}/n̂_t)`.
-    pub norm_term: f32,
-    /// Contribution of the alignment: `κ_t (n/n̂) a_slow`. Positive where steps agree.
-    pub alignment_term: f32,
-    /// Contribution of the brake: `κ_t (n/n̂) min(0, f + slack)`, where f is the moving average of `a_fast`. Never positive.
-    pub brake_term: f32,
-    /// Part of a fall by alignment and brake that [`Seesaw`](crate::Seesaw) holds back because the norm has not risen. Never negative.
-    pub held_term: f32,
-    /// Contribution of the limits of η and of its change per step: what they take away, or give back later.
-    pub clamp_term: f32,
-    /// Contribution of the schedule: the change of ln of its factor.
-    pub schedule_term: f32,
-    /// Contribution of curvature, for the secant regimes ([`BarzilaiBorwein`](crate::BarzilaiBorwein), [`AdGd`](crate::AdGd)): their total
-    /// change minus `norm_term`.
-    pub curvature_term: f32,
-    /// Contribution of the distance from the first parameters: `ln(r̄_t/r̄_{t-1})` for DoG, twice that for DoWG.
-    pub distance_term: f32,
-    /// Contribution of the sum of squared norms (AdaGradNorm, DoG, DoWG): `-½ ln` of its growth.
-    pub history_term: f32,
-    /// Contribution of the change of the loss (Polyak, Ngn).
-    pub loss_term: f32,
-    /// Part of a rise that the bound on growth of [`AdGd`](crate::AdGd) holds back. Never positive.
-    pub gate_term: f32,
-    /// Contribution of the trust ratio: the change of its ln.
-    pub trust_term: f32,
+    /// What moved ln η: see [`Record::terms`].
+    pub(crate) terms: [f32; TERMS],
     /// The trust ratio, a factor of η ([`TrustRatio`](crate::TrustRatio)); 1 if the group has none.
     pub trust_ratio: f32,
-    /// Contribution of the outcome of the last episode of [`AutoSgd`](crate::AutoSgd).
-    pub episode_term: f32,
     /// Episode of the step under [`AutoSgd`](crate::AutoSgd), counted from 0.
     pub episode: u32,
     /// Stream that took the step under [`AutoSgd`](crate::AutoSgd).
@@ -119,67 +97,6 @@ impl TensorRecord {
             parameter_norm: if raw.flags & record_flags::WAITING != 0 { f32::NAN } else { raw.parameter_norm },
             step_norm: raw.step_norm,
             learning_rate: raw.learning_rate,
-        }
-    }
-}
-
-/// One of the three parameter streams of [`AutoSgd`](crate::AutoSgd), in the order in which they take steps.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Stream {
-    /// The stream with learning rate η.
-    Middle,
-    /// The stream with learning rate `η/C`.
-    Slower,
-    /// The stream with learning rate `C η`.
-    Faster,
-}
-
-impl Stream {
-    fn from_raw(raw: u32) -> Option<Self> {
-        match raw.checked_sub(1)? {
-            streams::SLOWER => Some(Stream::Slower),
-            streams::MIDDLE => Some(Stream::Middle),
-            _ => Some(Stream::Faster),
-        }
-    }
-
-    /// Returns `slower`, `middle` or `faster`.
-    pub fn name(self) -> &'static str {
-        match self {
-            Stream::Slower => "slower",
-            Stream::Middle => "middle",
-            Stream::Faster => "faster",
-        }
-    }
-}
-
-/// Outcome of an episode of [`AutoSgd`](crate::AutoSgd).
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Outcome {
-    /// This stream had the lowest losses. All streams continue from its parameters, at its rate.
-    Won(Stream),
-    /// No stream improved the loss. All continue from the parameters before the episode, at the slower rate.
-    TakenBack,
-}
-
-impl Outcome {
-    fn from_raw(raw: u32) -> Option<Self> {
-        match raw {
-            outcomes::INCREASE => Some(Outcome::Won(Stream::Faster)),
-            outcomes::STAY => Some(Outcome::Won(Stream::Middle)),
-            outcomes::DECREASE => Some(Outcome::Won(Stream::Slower)),
-            outcomes::RESTART => Some(Outcome::TakenBack),
-            _ => None,
-        }
-    }
-}
-
-/// `the faster stream won`, `it was taken back`.
-impl fmt::Display for Outcome {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Outcome::Won(stream) => write!(f, "the {} stream won", stream.name()),
-            Outcome::TakenBack => write!(f, "it was taken back"),
         }
     }
 }
@@ -307,10 +224,12 @@ impl fmt::Display for Flags {
 }
 
 impl Record {
-    /// Reads a record; `locate` says where an element of the optimizer is.
-    pub(crate) fn from_raw(raw: &RawRecord, locate: impl Fn(u32) -> Location) -> Self {
+    /// Reads a record of an optimizer with this plan.
+    pub(crate) fn from_raw(raw: &RawRecord, plan: &Plan) -> Self {
+        let kernel = plan.groups.get(raw.group as usize).map(Kernel::of);
+        let details = kernel.map_or_else(Default::default, |kernel| (kernel.explain)(raw));
         let flags = Flags(raw.flags);
-        let found = flags.skipped().then(|| locate(raw.first_nonfinite));
+        let found = flags.skipped().then(|| plan.locate(raw.first_nonfinite));
         let count = raw.nonfinite;
         let nonfinite = found.and_then(|found| found.tensor);
         let nonfinite = nonfinite.map(|(tensor, element)| NonFinite { count, tensor, element });
@@ -322,31 +241,19 @@ impl Record {
             flags,
             norm: if flags.skipped() { f32::NAN } else { raw.norm },
             smoothed_norm: raw.smoothed_norm,
-            slow_alignment: raw.slow_alignment,
-            fast_alignment: raw.fast_alignment,
+            slow_alignment: details.slow_alignment,
+            fast_alignment: details.fast_alignment,
             learning_rate: raw.learning_rate,
             ln_rate: if flags.waiting() {
                 f64::NEG_INFINITY
             } else {
-                f64::from(raw.ln_rate_int) + f64::from(raw.ln_rate_fraction) / 4_294_967_296.0
+                f64::from(raw.ln_rate.whole) + f64::from(raw.ln_rate.fraction) / 4_294_967_296.0
             },
-            norm_term: raw.norm_term,
-            alignment_term: raw.alignment_term,
-            brake_term: raw.brake_term,
-            held_term: raw.held_term,
-            clamp_term: raw.clamp_term,
-            schedule_term: raw.schedule_term,
-            curvature_term: raw.curvature_term,
-            distance_term: raw.distance_term,
-            history_term: raw.history_term,
-            loss_term: raw.loss_term,
-            gate_term: raw.gate_term,
-            trust_term: raw.trust_term,
+            terms: raw.terms,
             trust_ratio: raw.trust_ratio,
-            episode_term: raw.episode_term,
-            episode: raw.episode,
-            stream: Stream::from_raw(raw.stream),
-            outcome: Outcome::from_raw(raw.outcome),
+            episode: details.episode,
+            stream: details.stream,
+            outcome: details.outcome,
             clip_factor: raw.clip_factor,
             skipped: raw.skipped,
             skips_in_row: raw.skips_in_row,
@@ -356,129 +263,103 @@ impl Record {
         }
     }
 
-    /// Returns every term with its cause, in the order of [`Term::ALL`]. They add up to [`Record::change`].
-    pub fn terms(&self) -> [(Term, f32); 13] {
-        [
-            (Term::Norm, self.norm_term),
-            (Term::Alignment, self.alignment_term),
-            (Term::Brake, self.brake_term),
-            (Term::Held, self.held_term),
-            (Term::Curvature, self.curvature_term),
-            (Term::Distance, self.distance_term),
-            (Term::History, self.history_term),
-            (Term::Loss, self.loss_term),
-            (Term::Gate, self.gate_term),
-            (Term::Episode, self.episode_term),
-            (Term::Clamp, self.clamp_term),
-            (Term::Schedule, self.schedule_term),
-            (Term::Trust, self.trust_term),
-        ]
+    /// Returns every contribution to the change of ln η since the group's previous step, in the order of [`Term::ALL`]. They add up to
+    /// [`Record::change`], up to the rounding of f32; on the first step there is nothing to change from and they are 0.
+    pub fn terms(&self) -> impl Iterator<Item = (Term, f32)> {
+        Term::ALL.into_iter().zip(self.terms)
+    }
+
+    /// Returns one contribution.
+    pub fn term(&self, term: Term) -> f32 {
+        self.terms[term as usize]
     }
 
     /// Returns the change of ln η since the group's previous step: the sum of the terms.
     pub fn change(&self) -> f64 {
-        self.terms().iter().map(|(_, term)| f64::from(*term)).sum()
+        self.terms().map(|(_, term)| f64::from(term)).sum()
     }
 }
 
-/// Cause of a change of ln η.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-#[non_exhaustive]
-pub enum Term {
-    /// The norm of the gradient.
-    Norm,
-    /// The gradient's alignment with past directions.
-    Alignment,
-    /// Two successive steps that contradict each other.
-    Brake,
-    /// A fall by alignment and brake that was held back, because the norm has not risen.
-    Held,
-    /// The curvature along the last step.
-    Curvature,
-    /// The distance from the start.
-    Distance,
-    /// The sum of squared norms.
-    History,
-    /// The loss.
-    Loss,
-    /// A rise held back by a bound on growth.
-    Gate,
-    /// The outcome of an episode.
-    Episode,
-    /// The clamps of η and its change.
-    Clamp,
-    /// A schedule.
-    Schedule,
-    /// The trust ratio.
-    Trust,
+impl Plan {
+    /// The error that a record of a halted optimizer stands for.
+    pub(crate) fn halted(&self, record: &Record) -> Option<Error> {
+        record.flags.halted().then(|| Error::Halted {
+            first_step: record.step + 1 - u64::from(record.skips_in_row),
+            after: self.safeguards.nonfinite.halt_after(),
+            cause: match (record.nonfinite, record.rank_nonfinite) {
+                (Some(bad), _) => format!(
+                    "{} non-finite element{}, the first in tensor \"{}\" at index {}",
+                    bad.count,
+                    if bad.count == 1 { "" } else { "s" },
+                    self.tensors[bad.tensor].name,
+                    bad.element
+                ),
+                (None, Some(bad)) => bad.to_string(),
+                (None, None) => "a loss that was not finite".to_owned(),
+            },
+            nonfinite: record.nonfinite,
+        })
+    }
 }
 
-impl Term {
-    /// Every cause, in the order of [`Record::terms`].
-    pub const ALL: [Term; 13] = [
-        Term::Norm,
-        Term::Alignment,
-        Term::Brake,
-        Term::Held,
-        Term::Curvature,
-        Term::Distance,
-        Term::History,
-        Term::Loss,
-        Term::Gate,
-        Term::Episode,
-        Term::Clamp,
-        Term::Schedule,
-        Term::Trust,
-    ];
-
-    /// Returns the name that tables and column headers use.
-    pub fn name(self) -> &'static str {
-        match self {
-            Term::Norm => "norm",
-            Term::Alignment => "alignment",
-            Term::Brake => "brake",
-            Term::Held => "held",
-            Term::Curvature => "curvature",
-            Term::Distance => "distance",
-            Term::History => "history",
-            Term::Loss => "loss",
-            Term::Gate => "gate",
-            Term::Episode => "episode",
-            Term::Clamp => "clamp",
-            Term::Schedule => "schedule",
-            Term::Trust => "trust",
+macro_rules! terms {
+    ($($(#[$meta:meta])* $Term:ident($index:ident): $name:literal, $rising:literal, $falling:literal;)*) => {
+        /// Cause of a change of ln η.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+        #[non_exhaustive]
+        pub enum Term {
+            $($(#[$meta])* $Term = terms::$index as isize,)*
         }
-    }
 
-    /// Returns in words what happened where the term raises the rate (`rising`) or lowers it.
-    pub fn cause(self, rising: bool) -> &'static str {
-        match (self, rising) {
-            (Term::Norm, true) => "norm fell",
-            (Term::Norm, false) => "norm rose",
-            (Term::Alignment, true) => "steps agree",
-            (Term::Alignment, false) => "steps contradict",
-            (Term::Brake, true) => "brake released",
-            (Term::Brake, false) => "steps overshoot",
-            (Term::Held, true) => "the norm has not risen since the start: rate held",
-            (Term::Held, false) => "rate let go",
-            (Term::Curvature, true) => "curvature is low",
-            (Term::Curvature, false) => "curvature is high",
-            (Term::Distance, true) => "farther from the start",
-            (Term::Distance, false) => "nearer to the start",
-            (Term::History, true) => "history forgotten",
-            (Term::History, false) => "gradients add up",
-            (Term::Loss, true) => "loss rose",
-            (Term::Loss, false) => "loss fell",
-            (Term::Gate, _) => "gate held back",
-            (Term::Episode, true) => "faster stream won",
-            (Term::Episode, false) => "slower stream won",
-            (Term::Clamp, true) => "fall clamped",
-            (Term::Clamp, false) => "rise clamped",
-            (Term::Schedule, _) => "schedule",
-            (Term::Trust, true) => "parameters grew beside the gradient",
-            (Term::Trust, false) => "parameters shrank beside the gradient",
+        impl Term {
+            /// Every cause, in the order of [`Record::terms`].
+            pub const ALL: [Term; TERMS] = [$(Term::$Term),*];
+
+            /// Returns the name that tables and column headers use.
+            pub fn name(self) -> &'static str {
+                match self {
+                    $(Term::$Term => $name,)*
+                }
+            }
+
+            /// Returns in words what happened where the term raises the rate (`rising`) or lowers it.
+            pub fn cause(self, rising: bool) -> &'static str {
+                match self {
+                    $(Term::$Term => if rising { $rising } else { $falling },)*
+                }
+            }
         }
-    }
+    };
+}
+
+terms! {
+    /// The norm of the gradient. For Seesaw and NormRatio `p ln(n̂_{t-1}/n̂_t)`.
+    Norm(NORM_TERM): "norm", "norm fell", "norm rose";
+    /// The gradient's alignment with past directions: `κ_t (n/n̂) a_slow`. Positive where steps agree.
+    Alignment(ALIGNMENT_TERM): "alignment", "steps agree", "steps contradict";
+    /// Two successive steps that contradict each other: `κ_t (n/n̂) min(0, f + slack)`, where f is the moving average of `a_fast`. Never positive.
+    Brake(BRAKE_TERM): "brake", "brake released", "steps overshoot";
+    /// Part of a fall by alignment and brake that [`Seesaw`](crate::Seesaw) holds back because the norm has not risen. Never negative.
+    Held(HELD_TERM): "held", "the norm has not risen since the start: rate held", "rate let go";
+    /// The curvature along the last step, for the secant regimes ([`BarzilaiBorwein`](crate::BarzilaiBorwein), [`AdGd`](crate::AdGd)): their
+    /// total change minus the norm's.
+    Curvature(CURVATURE_TERM): "curvature", "curvature is low", "curvature is high";
+    /// The distance from the first parameters: `ln(r̄_t/r̄_{t-1})` for DoG, twice that for DoWG.
+    Distance(DISTANCE_TERM): "distance", "farther from the start", "nearer to the start";
+    /// The sum of squared norms (AdaGradNorm, DoG, DoWG): `-½ ln` of its growth.
+    History(HISTORY_TERM): "history", "history forgotten", "gradients add up";
+    /// The change of the loss (Polyak, Ngn).
+    Loss(LOSS_TERM): "loss", "loss rose", "loss fell";
+    /// Part of a rise that the bound on growth of [`AdGd`](crate::AdGd) holds back. Never positive.
+    Gate(GATE_TERM): "gate", "gate held back", "gate held back";
+    /// The outcome of the last episode of [`AutoSgd`](crate::AutoSgd).
+    Episode(EPISODE_TERM): "episode", "faster stream won", "slower stream won";
+    /// The limits of η and of its change per step: what they take away, or give back later.
+    Clamp(CLAMP_TERM): "clamp", "fall clamped", "rise clamped";
+    /// The schedule: the change of ln of its factor.
+    Schedule(SCHEDULE_TERM): "schedule", "schedule", "schedule";
+    /// The trust ratio: the change of its ln.
+    Trust(TRUST_TERM): "trust", "parameters grew beside the gradient", "parameters shrank beside the gradient";
 }
 
 /// A sentence: `step 1: η 6.8175e-4, +115.6 %: norm fell (+13.4 %), steps agree (+90.2 %)`, or `step 9: η 6.1000e-4, +0.2 %: norm fell
@@ -543,7 +424,7 @@ impl fmt::Display for Record {
         }
         if let Some(outcome) = self.outcome {
             let before = self.episode.wrapping_sub(1);
-            let change = percent(f64::from(self.episode_term));
+            let change = percent(f64::from(self.term(Term::Episode)));
             write!(f, "{separator}episode {before}: {outcome} ({change:+.1} %)")?;
         }
         if let Some(stream) = self.stream {
@@ -575,13 +456,13 @@ impl RecordCursor {
     /// Reads the records of a ring that were not read before, in order, and counts those overwritten meanwhile.
     ///
     /// `rings` are that of the records and that of the tensors' records.
-    pub(crate) fn read(&mut self, rings: (&[u8], &[u8]), locate: impl Fn(u32) -> Location) -> Records {
+    pub(crate) fn read(&mut self, rings: (&[u8], &[u8]), plan: &Plan) -> Records {
         let mut records: Vec<Record> = rings
             .0
             .chunks_exact(std::mem::size_of::<RawRecord>())
             .map(bytemuck::pod_read_unaligned::<RawRecord>)
             .filter(|raw| raw.flags & record_flags::WRITTEN != 0)
-            .map(|raw| Record::from_raw(&raw, &locate))
+            .map(|raw| Record::from_raw(&raw, plan))
             .filter(|record| record.step >= self.next_step)
             .collect();
         records.sort_by_key(|record| (record.step, record.group));

@@ -1,156 +1,190 @@
 //! Update rules: they turn a gradient into the direction of a step. The [regime](crate::Regime) chooses the learning rate.
+//!
+//! A rule is a file in `src/rule/`, a file of the same name in `shaders/rule/`, a row of the table below and a row of `shaders/rule.wgsl`.
 
+use crate::averaging::Averaging;
 use crate::error::{Error, require};
+use crate::layout::{RuleNumbers, Update};
+use crate::reference::RuleStep;
 
-/// Update rule: turns a gradient `g` into a direction `u`. The step is `w ← w - η u`.
-///
-/// Rules that `torch.optim` has take the same steps. The optimizer keeps their memory in buffers of its own: 4 bytes per parameter for
-/// rules with momentum, 8 for AdamW, 4 for AdamW with `β₁ = 0`.
-#[derive(Debug, Clone, Copy, PartialEq)]
-#[cfg_attr(feature = "checkpoint", derive(serde::Serialize))]
-#[non_exhaustive]
-pub enum Rule {
-    /// Stochastic gradient descent: `u = g`.
-    Sgd,
-    /// SGD with momentum (heavy ball, Polyak 1964): `m ← μ m + (1-δ) g`, `u = m`; with Nesterov `u = g + μ m`.
-    ///
-    /// As in PyTorch, the very first step sets `m = g` without dampening.
-    Sgdm {
-        /// μ in `[0, 1)`.
-        momentum: f32,
-        /// δ in `[0, 1)`; 0 in PyTorch and here by default.
-        dampening: f32,
-        /// Look ahead along the momentum; needs `momentum > 0` and `dampening = 0`.
-        nesterov: bool,
-    },
-    /// signSGD: `u = sign(g)`, `sign(0) = 0` (Bernstein et al. 2018, arXiv:1802.04434, algorithm 1).
-    SignSgd,
-    /// Signum: `m ← β m + (1-β) g`, `u = sign(m)` (arXiv:1802.04434, algorithm 2).
-    Signum {
-        /// β in `[0, 1)`.
-        momentum: f32,
-    },
-    /// Adam (Kingma & Ba, arXiv:1412.6980, algorithm 1), which with a [`WeightDecay::Decoupled`] is AdamW (Loshchilov & Hutter,
-    /// arXiv:1711.05101, algorithm 2), as `torch.optim.AdamW` has it: `m ← β₁ m + (1-β₁) g`, `v ← β₂ v + (1-β₂) g²`, and at the k-th
-    /// step that was not skipped `u = m/(1-β₁ᵏ) / (√v/√(1-β₂ᵏ) + ε)`.
-    ///
-    /// The decay is the group's own: PyTorch's default is 0.01
-    /// ([`decoupled_weight_decay(0.01)`](crate::OptimizerBuilder::decoupled_weight_decay)), here it is none.
-    ///
-    /// - The bias corrections are computed on the device from the group's exact count of steps.
-    /// - The direction's elements are about 1 and do not shrink with the gradient, so that the regimes treat it like a direction of signs
-    ///   ([`Rule::is_scale_free`]). The secant regimes, the distances of DoG and DoWG and the telemetry use the actual step.
-    /// - Because of ε the rule is not scale-invariant: a loss rescaled by a power of two changes the direction where `√v` is not far above ε.
-    ///   The norm, the alignment and the regime's decisions keep their bits. A [`LossScaler`](crate::LossScaler) is divided out before.
-    /// - g² underflows to 0 in f32 for |g| below about 1e-22, as in PyTorch. That does not matter beside an ε above 1e-18. An element above
-    ///   1.8e19 counts as 1.8e19, whose square f32 can hold. (In PyTorch its v becomes infinite and the parameter never moves again.) No
-    ///   finite gradient makes a step that is not finite.
-    /// - With `β₁ = 0` no m is kept: `u = g / (√v/√(1-β₂ᵏ) + ε)`, with 4 bytes per parameter for v. The rule then counts as one without
-    ///   momentum, so that Seesaw measures its alignment against direction counters, as for [`Rule::Sgd`].
-    AdamW {
-        /// β₁ in `[0, 1)`; 0.9 in PyTorch. 0 keeps no momentum.
-        beta1: f32,
-        /// β₂ in `[0, 1)`; 0.999 in PyTorch.
-        beta2: f32,
-        /// ε, finite, above 0 and not denormal; 1e-8 in PyTorch. (PyTorch takes 0 too, and makes NaN of a gradient of 0 with it.)
-        epsilon: f32,
-    },
-    /// Lion (Chen et al. 2023, arXiv:2302.06675, program 1): `u = sign(β₁ m + (1-β₁) g)`, then `m ← β₂ m + (1-β₂) g`. The paper's decay is the
-    /// decoupled one; set it on the group.
-    Lion {
-        /// β₁ in `[0, 1)`; 0.9 in the paper.
-        beta1: f32,
-        /// β₂ in `(0, 1)`; 0.99 in the paper.
-        beta2: f32,
-    },
+/// What an update rule consists of on the host.
+pub(crate) trait UpdateRule {
+    /// The name in records, tables and on the command line.
+    fn name(&self) -> &'static str;
+
+    /// What kernels are compiled for.
+    fn kind(&self) -> RuleKind;
+
+    /// ε of the first step, see [`Rule::first_step`].
+    fn first_step(&self, averaging: &Averaging) -> f32;
+
+    /// The numbers that kernels read.
+    fn numbers(&self) -> RuleNumbers;
+
+    /// Refuses numbers outside their ranges.
+    fn validate(&self) -> Result<(), Error> {
+        Ok(())
+    }
+
+    /// The direction in f64, from the definition. It is independent of [`HostRule::direction`].
+    fn reference(&self, step: &mut RuleStep) -> Vec<f64>;
+}
+
+/// The formula of a rule on the CPU path: twin of its file in `shaders/rule/`. Its constants and functions are compiled into the loops.
+pub(crate) trait HostRule {
+    const TRAITS: Traits;
+
+    /// The direction u of a step: from the gradient, the momentum before (`last`) and after (`m`) the step, and the new mean of squares v.
+    fn direction(update: &Update, g: f32, last: f32, m: f32, v: f32) -> f32;
+
+    /// The direction of the step before, from what is still in memory, for the secant regimes.
+    fn last_direction(step: &LastStep) -> f32;
+}
+
+/// What is known of the last step, element by element. `shaders/rule.wgsl` explains the scales.
+pub(crate) struct LastStep<'a> {
+    pub(crate) g: f32,
+    pub(crate) clipped: f32,
+    pub(crate) m: f32,
+    pub(crate) v: f32,
+    pub(crate) gradient_scale: f32,
+    pub(crate) momentum_scale: f32,
+    pub(crate) first_correction: f32,
+    pub(crate) second_correction: f32,
+    pub(crate) numbers: &'a RuleNumbers,
+}
+
+/// Properties of a rule that do not depend on its numbers.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Traits {
+    /// What its kernels are linked with (`shaders/rule.wgsl`): the name of its file, and an option that the file has.
+    pub(crate) features: &'static [&'static str],
+    /// It keeps a momentum m.
+    pub(crate) momentum: bool,
+    /// It keeps a mean of squares v.
+    pub(crate) squares: bool,
+    /// Its direction is a vector of signs.
+    pub(crate) sign: bool,
+    /// The first value of its momentum is the gradient itself (PyTorch's SGD).
+    pub(crate) momentum_from_gradient: bool,
+}
+
+impl Traits {
+    /// A rule that keeps nothing.
+    pub(crate) const PLAIN: Traits =
+        Traits { features: &[], momentum: false, squares: false, sign: false, momentum_from_gradient: false };
+}
+
+/// Work on elements that is compiled for each rule. A trait and not a closure: its method can be made to inline, and only what is inlined is
+/// compiled for the vector instructions of the caller.
+pub(crate) trait RuleVisitor {
+    type Output;
+
+    fn visit<R: HostRule>(self) -> Self::Output;
+}
+
+/// The table of rules. A row has the rule's name here, the name of its files, and for each kind of kernels that it needs a type that
+/// implements [`HostRule`].
+macro_rules! rules {
+    ($($(#[$meta:meta])* $Rule:ident in $module:ident { $($Kind:ident = $Host:ident),* })*) => {
+        $(mod $module; pub use $module::$Rule;)*
+
+        /// Update rule: turns a gradient `g` into a direction `u`. The step is `w ← w - η u`.
+        ///
+        /// Rules that `torch.optim` has take the same steps. The optimizer keeps their memory in buffers of its own: 4 bytes per parameter for
+        /// rules with momentum, 8 for AdamW, 4 for AdamW with `β₁ = 0`.
+        #[derive(Debug, Clone, Copy, PartialEq)]
+        #[cfg_attr(feature = "checkpoint", derive(serde::Serialize))]
+        #[non_exhaustive]
+        pub enum Rule {
+            $($(#[$meta])* $Rule($Rule),)*
+        }
+
+        $(
+            impl From<$Rule> for Rule {
+                fn from(rule: $Rule) -> Self {
+                    Rule::$Rule(rule)
+                }
+            }
+        )*
+
+        impl Rule {
+            /// Returns rules of every kind with their usual constants, to iterate over. μ and β are 0.9.
+            pub fn all() -> Vec<Self> {
+                [$($module::examples().map(Rule::$Rule).as_slice()),*].concat()
+            }
+
+            fn rule(&self) -> &dyn UpdateRule {
+                match self {
+                    $(Rule::$Rule(rule) => rule,)*
+                }
+            }
+        }
+
+        /// Rule without its constants, for which passes 1 and 4 are compiled.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+        pub(crate) enum RuleKind {
+            $($($Kind,)*)*
+        }
+
+        impl RuleKind {
+            pub(crate) fn traits(self) -> Traits {
+                match self {
+                    $($(RuleKind::$Kind => <$module::$Host as HostRule>::TRAITS,)*)*
+                }
+            }
+
+            #[inline(always)]
+            pub(crate) fn visit<V: RuleVisitor>(self, visitor: V) -> V::Output {
+                match self {
+                    $($(RuleKind::$Kind => visitor.visit::<$module::$Host>(),)*)*
+                }
+            }
+        }
+
+        /// The rules' WGSL files.
+        pub(crate) const SOURCES: &[(&str, &str)] = &[$((
+            concat!("rule/", stringify!($module)),
+            include_str!(concat!("../shaders/rule/", stringify!($module), ".wgsl")),
+        ),)*];
+    };
+}
+
+rules! {
+    /// Stochastic gradient descent.
+    Sgd in sgd { Sgd = Plain }
+    /// SGD with momentum.
+    Sgdm in sgdm { Sgdm = HeavyBall, Nesterov = Nesterov }
+    /// signSGD.
+    SignSgd in sign_sgd { SignSgd = Signs }
+    /// Signum.
+    Signum in signum { Signum = MomentumSigns }
+    /// AdamW.
+    AdamW in adamw { AdamW = TwoMoments, AdamWWithoutMomentum = SecondMoment }
+    /// Lion.
+    Lion in lion { Lion = MixedSigns }
 }
 
 impl Rule {
-    /// Returns plain SGD.
-    pub fn sgd() -> Self {
-        Rule::Sgd
-    }
-
-    /// Returns SGD with heavy-ball momentum `μ` and no dampening.
-    pub fn sgdm(momentum: f32) -> Self {
-        Rule::Sgdm { momentum, dampening: 0.0, nesterov: false }
-    }
-
-    /// Returns SGD with Nesterov momentum `μ`.
-    pub fn nesterov(momentum: f32) -> Self {
-        Rule::Sgdm { momentum, dampening: 0.0, nesterov: true }
-    }
-
-    /// Returns signSGD.
-    pub fn sign_sgd() -> Self {
-        Rule::SignSgd
-    }
-
-    /// Returns Signum with momentum `β`.
-    pub fn signum(momentum: f32) -> Self {
-        Rule::Signum { momentum }
-    }
-
-    /// Returns Adam with PyTorch's β₁ = 0.9, β₂ = 0.999, ε = 1e-8. With a decoupled weight decay it is AdamW; it has none of its own.
-    pub fn adamw() -> Self {
-        Rule::AdamW { beta1: 0.9, beta2: 0.999, epsilon: 1e-8 }
-    }
-
-    /// Returns Adam with `β₁ = 0`, which keeps a mean of squares and no momentum; β₂ = 0.999 and ε = 1e-8 as in [`Rule::adamw`]. With
-    /// [`Averaging::ScheduleFree`](crate::Averaging::ScheduleFree) it is schedule-free AdamW.
-    pub fn adamw_without_momentum() -> Self {
-        Rule::AdamW { beta1: 0.0, beta2: 0.999, epsilon: 1e-8 }
-    }
-
-    /// Returns Lion with the paper's β₁ = 0.9, β₂ = 0.99.
-    pub fn lion() -> Self {
-        Rule::Lion { beta1: 0.9, beta2: 0.99 }
-    }
-
-    /// Returns one rule of every kind with its usual constants, to iterate over. μ and β are 0.9.
-    pub fn all() -> Vec<Self> {
-        vec![
-            Rule::sgd(),
-            Rule::sgdm(0.9),
-            Rule::nesterov(0.9),
-            Rule::sign_sgd(),
-            Rule::signum(0.9),
-            Rule::adamw(),
-            Rule::lion(),
-        ]
-    }
-
     /// Returns the name that records, tables and the command line use: `sgd`, `sgdm`, `nesterov`, `signsgd`,
     /// `signum`, `adamw`, `lion`.
     pub fn name(&self) -> &'static str {
-        match self {
-            Rule::Sgd => "sgd",
-            Rule::Sgdm { nesterov: false, .. } => "sgdm",
-            Rule::Sgdm { nesterov: true, .. } => "nesterov",
-            Rule::SignSgd => "signsgd",
-            Rule::Signum { .. } => "signum",
-            Rule::AdamW { .. } => "adamw",
-            Rule::Lion { .. } => "lion",
-        }
+        self.rule().name()
     }
 
     /// Returns true if the rule keeps a momentum `m` (4 bytes per parameter). AdamW with `β₁ = 0` does not.
     pub fn has_momentum(&self) -> bool {
-        match *self {
-            Rule::Sgd | Rule::SignSgd => false,
-            Rule::Sgdm { .. } | Rule::Signum { .. } | Rule::Lion { .. } => true,
-            Rule::AdamW { beta1, .. } => beta1 != 0.0,
-        }
+        self.traits().momentum
     }
 
     /// Returns true if the rule keeps a mean of squares `v` (4 bytes per parameter).
     pub fn has_second_moment(&self) -> bool {
-        matches!(self, Rule::AdamW { .. })
+        self.traits().squares
     }
 
     /// Returns true if the direction is a vector of signs, whose length is √d for every gradient.
     pub fn is_sign(&self) -> bool {
-        matches!(self, Rule::SignSgd | Rule::Signum { .. } | Rule::Lion { .. })
+        self.traits().sign
     }
 
     /// Returns true if the direction does not shrink with the gradient: sign rules and AdamW. Regimes take its length to be √d. AdamW's first
@@ -161,48 +195,76 @@ impl Rule {
 
     /// Returns the share of the old momentum in the new one: μ, β, β₁ of AdamW, β₂ of Lion; 0 for rules without momentum.
     pub fn momentum(&self) -> f32 {
-        match *self {
-            Rule::Sgdm { momentum, .. }
-            | Rule::Signum { momentum }
-            | Rule::AdamW { beta1: momentum, .. }
-            | Rule::Lion { beta2: momentum, .. } => momentum,
-            Rule::Sgd | Rule::SignSgd => 0.0,
-        }
+        self.numbers().momentum
     }
 
-    /// Refuses numbers outside their ranges.
-    pub(crate) fn validate(&self) -> Result<(), Error> {
-        let owner = || format!("rule {}", self.name());
-        let share =
-            |field, share: f32| require((0.0..1.0).contains(&share), owner, field, share, "at least 0 and below 1");
-        match *self {
-            Rule::Sgd | Rule::SignSgd => {}
-            Rule::Sgdm { momentum, .. } | Rule::Signum { momentum } => share("momentum", momentum)?,
-            Rule::AdamW { beta1, beta2, epsilon } => {
-                share("beta1", beta1)?;
-                share("beta2", beta2)?;
-                require(
-                    epsilon.is_finite() && epsilon >= f32::MIN_POSITIVE,
-                    owner,
-                    "epsilon",
-                    epsilon,
-                    "finite, above 0 and not denormal (1e-8 in PyTorch)",
-                )?;
-            }
-            Rule::Lion { beta1, beta2 } => {
-                share("beta1", beta1)?;
-                require(beta2 > 0.0 && beta2 < 1.0, owner, "beta2", beta2, "above 0 and below 1")?;
-            }
-        }
-        if let Rule::Sgdm { momentum, dampening, nesterov } = *self {
-            share("dampening", dampening)?;
-            if nesterov {
-                require(momentum > 0.0, owner, "momentum", momentum, "above 0 for Nesterov momentum")?;
-                require(dampening == 0.0, owner, "dampening", dampening, "0 for Nesterov momentum")?;
-            }
-        }
-        Ok(())
+    /// ε of the first step under [`Seesaw`](crate::Seesaw), [`NormRatio`](crate::NormRatio) and [`Hypergradient`](crate::Hypergradient): the share of the parameters' length
+    /// `1 + ‖w₀‖` that it covers.
+    ///
+    /// | rule | ε |
+    /// |---|---|
+    /// | `Sgd` | 0.05, schedule-free 0.15 |
+    /// | `Sgdm` with momentum μ and dampening δ | 0.105 (1 - μ)/(1 - δ), 0.05 at most: 0.0105 at μ = 0.9 |
+    /// | `SignSgd`, `Signum` | 0.03 |
+    /// | `AdamW` | 0.05 |
+    /// | `Lion` | 0.01 |
+    ///
+    /// With momentum a gradient moves the parameters (1 - δ)/(1 - μ) times as far as its first step does.
+    pub fn first_step(&self, averaging: &Averaging) -> f32 {
+        self.rule().first_step(averaging)
     }
+
+    /// The direction of a step in f64, for the conformance suite.
+    #[doc(hidden)]
+    pub fn reference(&self, step: &mut RuleStep) -> Vec<f64> {
+        self.rule().reference(step)
+    }
+
+    pub(crate) fn kind(&self) -> RuleKind {
+        self.rule().kind()
+    }
+
+    pub(crate) fn traits(&self) -> Traits {
+        self.kind().traits()
+    }
+
+    pub(crate) fn numbers(&self) -> RuleNumbers {
+        self.rule().numbers()
+    }
+
+    pub(crate) fn validate(&self) -> Result<(), Error> {
+        self.rule().validate()
+    }
+}
+
+impl Averaging {
+    /// Returns true if this average works with a rule. [`Averaging::ScheduleFree`] needs a rule without momentum; the others work with every
+    /// rule.
+    pub fn fits(&self, rule: &Rule) -> bool {
+        *self != Averaging::ScheduleFree || !rule.has_momentum()
+    }
+}
+
+/// Refuses a share outside `[0, 1)`.
+fn require_share(rule: &dyn UpdateRule, field: &'static str, share: f32) -> Result<(), Error> {
+    require((0.0..1.0).contains(&share), || owner(rule), field, share, "at least 0 and below 1")
+}
+
+/// The rule as errors name it.
+fn owner(rule: &dyn UpdateRule) -> String {
+    format!("rule {}", rule.name())
+}
+
+/// WGSL's sign: 0 of 0, where Rust's `signum` is ±1.
+#[inline(always)]
+pub(crate) fn sign(x: f32) -> f32 {
+    f32::from(i8::from(x > 0.0) - i8::from(x < 0.0))
+}
+
+/// u of AdamW, from the new moments: m / (√v + ε), with both corrected for their start at zero.
+#[inline(always)]
+pub(crate) fn preconditioned(m: f32, v: f32, first_correction: f32, second_correction: f32, epsilon: f32) -> f32 {
+    (first_correction * m) / (second_correction * v.sqrt() + epsilon)
 }
 
 /// The largest element of a gradient that AdamW takes as it is: its square is within f32, with some room.

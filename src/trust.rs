@@ -1,6 +1,7 @@
 //! Trust ratio: a factor of a group's learning rate that keeps its steps in proportion to its parameters.
 
 use crate::error::{Error, require};
+use crate::layout::{GroupConstants, GroupState, Scaled, ScopeSums};
 
 /// A factor of the learning rate that makes the step's length proportional to the parameters' norm, over any regime and schedule:
 ///
@@ -46,4 +47,23 @@ impl TrustRatio {
             "finite, above 0 and not denormal",
         )
     }
+}
+
+/// Bounds of the ratio.
+const TRUST_MIN: f32 = 1e-8;
+const TRUST_MAX: f32 = 1e8;
+
+/// The ratio for a direction of this length, of the parameters as they were after the last step, and 1 where either is 0: twin of
+/// `shaders/learning_rate/trust_ratio.wgsl`.
+pub(crate) fn trust_of(c: &GroupConstants, sums: &ScopeSums, direction: Scaled, s: &GroupState) -> Scaled {
+    let parameters =
+        if s.momentum_started == 0 { Scaled::of_squares(sums.initial_square).root() } else { s.parameter_norm };
+    if parameters.is_zero() || direction.is_zero() {
+        return Scaled::ONE;
+    }
+    parameters
+        .times(c.trust_coefficient)
+        .quotient(direction)
+        .larger(Scaled::new(TRUST_MIN, 0))
+        .smaller(Scaled::new(TRUST_MAX, 0))
 }

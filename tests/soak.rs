@@ -69,7 +69,7 @@ impl Ledger {
         }
         self.sum_of_terms += record.change();
         let terms = record.terms();
-        self.magnitude += terms.iter().map(|(_, term)| f64::from(term.abs())).sum::<f64>();
+        self.magnitude += terms.map(|(_, term)| f64::from(term.abs())).sum::<f64>();
         // The rate itself is the exponential of the exact sum, at every step alike.
         let rate = f64::from(record.learning_rate).ln();
         assert!((rate - record.ln_rate).abs() <= 1e-6, "step {}: {rate} is not {}", record.step, record.ln_rate);

@@ -1,6 +1,8 @@
-//! The right answer, in f64, written from the specification and not from the shaders: one parameter group, one step at a time.
+//! The right answer, in f64: one parameter group, one step at a time. The formulas of rules and regimes stand beside their other forms, in the
+//! files of the library, and are written from the papers.
 
-use wgpu_optim::{AutoSgd, Averaging, Regime, Rule, Schedule, SecantForm, WeightDecay};
+use wgpu_optim::reference::{Moments, Rate, RegimeReference, RegimeStep, RuleStep, dot, norm, sign};
+use wgpu_optim::{AutoSgd, Averaging, Regime, Rule, Schedule, WeightDecay};
 
 /// One group in f64.
 pub struct Oracle {
@@ -8,6 +10,7 @@ pub struct Oracle {
     pub rule: Rule,
     /// Its regime.
     pub regime: Regime,
+    reference: Box<dyn RegimeReference>,
     /// Its weight decay.
     pub decay: WeightDecay,
     /// Its clip by norm; infinite for none.
@@ -16,8 +19,7 @@ pub struct Oracle {
     pub maximize: bool,
     /// The parameters.
     pub w: Vec<f64>,
-    m: Option<Vec<f64>>,
-    v: Option<Vec<f64>>,
+    moments: Moments,
     /// Momentum, and what goes into it, is zero where f32 would be denormal: for a device that takes such numbers for zeros.
     pub flushes: bool,
     q: Vec<f64>,
@@ -25,13 +27,6 @@ pub struct Oracle {
     w0_norm: f64,
     mean_square: f64,
     mean_norm: f64,
-    /// n̂ at the first step.
-    anchor: f64,
-    /// A and F of Seesaw.
-    agreement: f64,
-    least_agreement: f64,
-    /// The moving average of a_fast, and the sum of its weights.
-    mean_fast: (f64, f64),
     ln_first_rate: f64,
     /// Of the next step, for regimes that go by it.
     pub loss: f64,
@@ -43,9 +38,6 @@ pub struct Oracle {
     w_0: Vec<f64>,
     last_seen: Vec<f64>,
     last_direction: Vec<f64>,
-    history: f64,
-    farthest: f64,
-    last_growth: f64,
     taken: u32,
     /// Its averaging.
     pub averaging: Averaging,
@@ -207,29 +199,6 @@ pub struct Outcome {
     pub rate: f64,
 }
 
-fn norm(x: &[f64]) -> f64 {
-    // Scaled, so that 1e30 and 1e-38 square to something.
-    let largest = x.iter().fold(0.0, |a: f64, b| a.max(b.abs()));
-    if largest == 0.0 {
-        return 0.0;
-    }
-    largest * x.iter().map(|x| (x / largest).powi(2)).sum::<f64>().sqrt()
-}
-
-fn dot(a: &[f64], b: &[f64]) -> f64 {
-    a.iter().zip(b).map(|(a, b)| a * b).sum()
-}
-
-fn sign(x: f64) -> f64 {
-    if x > 0.0 {
-        1.0
-    } else if x < 0.0 {
-        -1.0
-    } else {
-        0.0
-    }
-}
-
 impl Oracle {
     /// A group with these parameters and everything else as it is by default.
     pub fn new(rule: Rule, regime: Regime, w: &[f32]) -> Self {
@@ -237,21 +206,17 @@ impl Oracle {
         Oracle {
             rule,
             regime,
+            reference: regime.reference(&rule),
             decay: WeightDecay::Coupled(0.0),
             clip: f64::INFINITY,
             maximize: false,
-            m: None,
-            v: None,
+            moments: Moments::default(),
             flushes: false,
             q: vec![0.0; w.len()],
             last_sign: vec![0.0; w.len()],
             w0_norm: norm(&w),
             mean_square: 0.0,
             mean_norm: 0.0,
-            anchor: 0.0,
-            agreement: 0.0,
-            least_agreement: 0.0,
-            mean_fast: (0.0, 0.0),
             ln_first_rate: 0.0,
             loss: 1.0,
             schedule: Schedule::Constant,
@@ -260,9 +225,6 @@ impl Oracle {
             w_0: w.clone(),
             last_seen: Vec::new(),
             last_direction: Vec::new(),
-            history: 0.0,
-            farthest: 0.0,
-            last_growth: f64::INFINITY,
             taken: 0,
             averaging: Averaging::Off,
             average: None,
@@ -323,64 +285,9 @@ impl Oracle {
         let rate = share * out.rate;
         let factor = self.clip_factor(&raw);
         let g: Vec<f64> = raw.iter().zip(&self.w).map(|(g, w)| factor * g + coupled * w).collect();
-        let flush = |x: f64| {
-            let is_denormal = x.abs() < f64::from(f32::MIN_POSITIVE);
-            if self.flushes && is_denormal { 0.0 } else { x }
-        };
-        // The next momentum of an element.
-        let keep = |mu: f64, m: f64, share: f64, g: f64| flush(flush(mu * m) + flush(share * g));
-        let direction: Vec<f64> = match self.rule {
-            Rule::Sgd => g.clone(),
-            Rule::SignSgd => g.iter().map(|&g| sign(g)).collect(),
-            Rule::Sgdm { momentum, dampening, nesterov } => {
-                let (mu, share) = (f64::from(momentum), 1.0 - f64::from(dampening));
-                let m: Vec<f64> = match self.m.take() {
-                    None => g.clone(),
-                    Some(m) => m.iter().zip(&g).map(|(&m, &g)| keep(mu, m, share, g)).collect(),
-                };
-                let u = if nesterov { g.iter().zip(&m).map(|(g, m)| g + mu * m).collect() } else { m.clone() };
-                self.m = Some(m);
-                u
-            }
-            Rule::Signum { momentum } => {
-                let beta = f64::from(momentum);
-                let m = self.m.take().unwrap_or_else(|| vec![0.0; g.len()]);
-                let m: Vec<f64> = m.iter().zip(&g).map(|(&m, &g)| keep(beta, m, 1.0 - beta, g)).collect();
-                let u = m.iter().map(|&m| sign(m)).collect();
-                self.m = Some(m);
-                u
-            }
-            Rule::AdamW { beta1, beta2, epsilon } => {
-                let (beta1, beta2) = (f64::from(beta1), f64::from(beta2));
-                let g: Vec<f64> = g.iter().map(|g| g.clamp(-1.8e19, 1.8e19)).collect();
-                let zeros = || vec![0.0; g.len()];
-                let m: Vec<f64> = (self.m.take().unwrap_or_else(zeros).iter().zip(&g))
-                    .map(|(&m, &g)| keep(beta1, m, 1.0 - beta1, g))
-                    .collect();
-                let v: Vec<f64> = (self.v.take().unwrap_or_else(zeros).iter().zip(&g))
-                    .map(|(&v, &g)| keep(beta2, v, 1.0 - beta2, flush(g * g)))
-                    .collect();
-                // Steps that were not skipped, this one included.
-                let k = f64::from(self.taken);
-                let (first, second) = (1.0 - beta1.powf(k), 1.0 - beta2.powf(k));
-                let u = m.iter().zip(&v);
-                let u = u.map(|(m, v)| m / first / ((v / second).sqrt() + f64::from(epsilon))).collect();
-                (self.m, self.v) = (Some(m), Some(v));
-                u
-            }
-            Rule::Lion { beta1, beta2 } => {
-                let (beta1, beta2) = (f64::from(beta1), f64::from(beta2));
-                let m = self.m.take().unwrap_or_else(|| vec![0.0; g.len()]);
-                let u = m.iter().zip(&g);
-                let u = u.map(|(&m, &g)| sign(keep(beta1, m, 1.0 - beta1, g)));
-                let u = u.collect();
-                let m = m.iter().zip(&g);
-                let m = m.map(|(&m, &g)| keep(beta2, m, 1.0 - beta2, g));
-                self.m = Some(m.collect());
-                u
-            }
-            _ => unreachable!("the oracle knows every rule"),
-        };
+        let k = f64::from(self.taken);
+        let mut step = RuleStep { g: &g, k, moments: &mut self.moments, flushes: self.flushes };
+        let direction = self.rule.reference(&mut step);
         for ((q, last), g) in self.q.iter_mut().zip(&mut self.last_sign).zip(&g) {
             *q = (*q + sign(*g)).clamp(-7.0, 7.0);
             *last = sign(*g);
@@ -452,172 +359,81 @@ impl Oracle {
 
     fn change_rate(&mut self, g: &[f64], out: &mut Outcome) {
         let n = out.norm;
-        let beta = f64::from(self.regime.smoothing());
+        let (beta, floor) = self.regime.smoothing();
+        let beta = f64::from(beta);
         self.k += 1;
-        let started = self.k > 1;
+        let first = self.k == 1;
         self.mean_square = beta * self.mean_square + (1.0 - beta) * n * n;
         // Over fewer steps than the mean's longest memory.
-        let counted = if started { n.min(10.0 * self.smoothed) } else { n };
+        let counted = if first { n } else { n.min(10.0 * self.smoothed) };
         self.mean_norm += (counted - self.mean_norm) / f64::from(self.k);
-        let smoothed = (self.mean_square / (1.0 - beta.powi(self.k)))
-            .sqrt()
-            .max(n)
-            .max(f64::from(self.regime.norm_floor()) * self.mean_norm);
-        let last = std::mem::replace(&mut self.smoothed, smoothed);
-        if !started {
-            out.first = true;
-            self.anchor = smoothed;
-            if let Some(rate) = self.formula(g, n, true) {
-                self.ln_rate = Some(rate.clamp(1e-30, 1e30).ln());
-                return;
-            }
-            let length = f64::from(self.regime.first_step(&self.rule, &self.averaging)) * (1.0 + self.w0_norm);
-            let direction = if self.rule.is_scale_free() { (g.len() as f64).sqrt() } else { n };
-            let length = length / self.trust_ratio(n);
-            self.ln_first_rate = *self.ln_rate.get_or_insert((length / direction).clamp(1e-30, 1e30).ln());
-            return;
-        }
-        if self.streams.is_some() {
-            return;
-        }
-        if let Some(wanted) = self.formula(g, n, false) {
-            let before = self.ln_rate.expect("started");
-            let most = match self.regime {
-                Regime::BarzilaiBorwein(secant) => f64::from(secant.max_change).ln(),
-                _ => std::f64::consts::LN_10,
-            };
-            let change = (wanted.ln() - before).clamp(-most, most);
-            let limit = match self.regime {
-                Regime::Polyak(polyak) => f64::from(polyak.max_rate.min(1e30)).ln(),
-                _ => 1e30_f64.ln(),
-            };
-            let after = (before + change).min(limit).max(-(1e30_f64.ln()));
-            self.last_growth = (after - before).exp();
-            self.ln_rate = Some(after);
-            return;
-        }
-        let from_norm = |smoothed: f64| {
-            let fallen = (self.anchor / smoothed).ln();
-            let exponent = if fallen < 0.0 { self.regime.exponent_above(&self.rule) } else { self.regime.exponent() };
-            f64::from(exponent) * fallen
-        };
-        let from_norm_now = from_norm(smoothed);
-        out.norm_term = from_norm_now - from_norm(last);
-        let cosine = |a: f64, b: f64| if b > 0.0 { a / b } else { 0.0 };
-        let mut brake = 0.0;
-        if self.rule.has_momentum() {
-            if let Some(m) = &self.m {
-                out.slow = cosine(dot(g, m), n * norm(m));
-            }
-        } else if self.averaging == Averaging::ScheduleFree && matches!(self.rule, Rule::Sgd | Rule::SignSgd) {
-            if let Some(z) = self.base.as_ref().filter(|_| self.k > 2) {
-                let way: Vec<f64> = self.w.iter().zip(z).map(|(y, z)| y - z).collect();
-                out.slow = cosine(dot(g, &way), n * norm(&way));
-            }
-        } else {
-            out.slow = cosine(dot(g, &self.q), n * norm(&self.q));
-            out.fast = cosine(dot(g, &self.last_sign), g.iter().map(|g| g.abs()).sum::<f64>());
-            let (sum, weight) = self.mean_fast;
-            self.mean_fast = (0.8 * sum + 0.2 * out.fast, 0.8 * weight + 0.2);
-            let mean = self.mean_fast.0 / self.mean_fast.1;
-            brake = (mean + f64::from(self.regime.brake_slack())).min(0.0);
-        }
-        let (k, early) = (f64::from(self.k), f64::from(self.regime.early_steps()));
-        let gain = match f64::from(self.regime.gain()) {
-            0.0 => 0.0,
-            gain => gain.max(early / (early + k - 2.0).max(1.0)),
-        };
-        let weight = gain * n / smoothed;
-        out.alignment_term = weight * out.slow;
-        out.brake_term = weight * brake;
-        let raw = self.agreement + out.alignment_term + out.brake_term;
-        if raw < self.least_agreement {
-            let counts = ((smoothed / self.anchor).log2() - 1.0).clamp(0.0, 1.0);
-            let agreement = self.least_agreement + counts * (raw - self.least_agreement);
-            out.held_term = agreement - raw;
-            self.least_agreement = agreement;
-            self.agreement = agreement;
-        } else {
-            self.agreement = raw;
-        }
-        let limit = 2.0 * 1e30_f64.ln();
-        self.agreement = self.agreement.clamp(-limit, limit);
-        let before = self.ln_rate.expect("started");
-        let wanted = self.ln_first_rate + from_norm_now + self.agreement;
+        let smoothed =
+            (self.mean_square / (1.0 - beta.powi(self.k))).sqrt().max(n).max(f64::from(floor) * self.mean_norm);
+        let last_smoothed = std::mem::replace(&mut self.smoothed, smoothed);
+        out.first = first;
+        let alignment = if first { (0.0, None) } else { self.alignment(g, n) };
+        (out.slow, out.fast) = (alignment.0, alignment.1.unwrap_or(0.0));
+        let rate = self.reference.follow(&RegimeStep {
+            g,
+            norm: n,
+            smoothed,
+            last_smoothed,
+            first,
+            k: f64::from(self.k),
+            loss: self.loss,
+            rate: self.rate(),
+            w: &self.w,
+            first_w: &self.w_0,
+            last_g: &self.last_seen,
+            last_direction: &self.last_direction,
+            first_length: f64::from(self.regime.first_step(&self.rule, &self.averaging)) * (1.0 + self.w0_norm),
+            scale_free: self.rule.is_scale_free(),
+            alignment,
+        });
         let limit = 1e30_f64.ln();
-        let after = wanted.min(before + std::f64::consts::LN_10).clamp(-limit, limit);
-        let explained = out.norm_term + out.alignment_term + out.brake_term + out.held_term;
-        out.clamp_term = after - before - explained;
-        self.ln_rate = Some(after);
+        match rate {
+            Rate::Unchanged if first => {
+                let length = f64::from(self.regime.first_step(&self.rule, &self.averaging)) * (1.0 + self.w0_norm);
+                let direction = if self.rule.is_scale_free() { (g.len() as f64).sqrt() } else { n };
+                let length = length / self.trust_ratio(n);
+                self.ln_first_rate = *self.ln_rate.get_or_insert((length / direction).clamp(1e-30, 1e30).ln());
+            }
+            Rate::Unchanged => {}
+            Rate::Wanted { rate, .. } if first => self.ln_rate = Some(rate.clamp(1e-30, 1e30).ln()),
+            Rate::Wanted { rate, max_change, max_rate } => {
+                let before = self.ln_rate.expect("started");
+                let most = max_change.ln();
+                let change = (rate.ln() - before).clamp(-most, most);
+                self.ln_rate = Some((before + change).min(max_rate.ln()).max(-limit));
+            }
+            Rate::Change { total, norm, alignment, brake, held } => {
+                let before = self.ln_rate.expect("started");
+                let wanted = self.ln_first_rate + total;
+                let after = wanted.min(before + std::f64::consts::LN_10).clamp(-limit, limit);
+                (out.norm_term, out.alignment_term, out.brake_term, out.held_term) = (norm, alignment, brake, held);
+                out.clamp_term = after - before - (norm + alignment + brake + held);
+                self.ln_rate = Some(after);
+            }
+        }
     }
 
-    /// The rate of regimes that say what it is; `None` for those that say how it changes, and for a first step by its length.
-    fn formula(&mut self, g: &[f64], n: f64, first: bool) -> Option<f64> {
-        let d = g.len() as f64;
-        let signs = self.rule.is_scale_free();
-        let square = if signs { d } else { n * n };
-        let to_signs = if signs { n / d.sqrt() } else { 1.0 };
-        match self.regime {
-            Regime::AdaGradNorm(regime) => {
-                if first {
-                    self.history = f64::from(regime.offset).powi(2);
-                }
-                self.history += square;
-                Some(f64::from(regime.scale) / self.history.sqrt())
-            }
-            Regime::DoG(_) | Regime::DoWG(_) => {
-                if first {
-                    self.farthest =
-                        f64::from(self.regime.first_step(&self.rule, &self.averaging)) * (1.0 + self.w0_norm);
-                }
-                let way: Vec<f64> = self.w.iter().zip(&self.w_0).map(|(a, b)| a - b).collect();
-                self.farthest = self.farthest.max(norm(&way));
-                let weight = match self.regime {
-                    Regime::DoWG(_) => self.farthest.powi(2),
-                    _ => 1.0,
-                };
-                self.history += weight * square;
-                let reached = match self.regime {
-                    Regime::DoWG(_) => self.farthest.powi(2),
-                    _ => self.farthest,
-                };
-                Some(reached / self.history.sqrt())
-            }
-            Regime::Polyak(regime) => {
-                let excess = (self.loss - f64::from(regime.optimum)).max(0.0);
-                let least = if first { 1e-30 } else { 0.0 };
-                Some((excess / (f64::from(regime.factor) * n * n) * to_signs).max(least))
-            }
-            Regime::Ngn(regime) => {
-                let sigma = f64::from(regime.rate);
-                if self.loss <= 0.0 {
-                    return Some(0.0);
-                }
-                Some(sigma / (1.0 + sigma * n * n / (2.0 * self.loss)) * to_signs)
-            }
-            Regime::BarzilaiBorwein(_) | Regime::AdGd(_) if !first => {
-                let eta = self.rate();
-                let y: Vec<f64> = g.iter().zip(&self.last_seen).map(|(a, b)| a - b).collect();
-                let s: Vec<f64> = self.last_direction.iter().map(|u| -eta * u).collect();
-                let (ss, sy, yy) = (dot(&s, &s), dot(&s, &y), dot(&y, &y));
-                let wanted = match self.regime {
-                    Regime::BarzilaiBorwein(regime) => match regime.form {
-                        SecantForm::Long | SecantForm::Short if sy <= 0.0 || yy == 0.0 => {
-                            return Some(eta);
-                        }
-                        SecantForm::Long => ss / sy,
-                        SecantForm::Short => sy / yy,
-                        SecantForm::Geometric => (ss / yy).sqrt(),
-                    },
-                    _ => {
-                        let secant = (ss / yy).sqrt() / 2.0 * to_signs;
-                        return Some(secant.min((1.0 + self.last_growth).sqrt() * eta));
-                    }
-                };
-                Some(wanted * to_signs)
-            }
-            _ => None,
+    /// a_slow, and a_fast where there are direction counters.
+    fn alignment(&self, g: &[f64], n: f64) -> (f64, Option<f64>) {
+        let cosine = |a: f64, b: f64| if b > 0.0 { a / b } else { 0.0 };
+        if !self.regime.needs_alignment() {
+            return (0.0, None);
         }
+        if self.rule.has_momentum() {
+            let m = self.moments.m.as_ref();
+            return (m.map_or(0.0, |m| cosine(dot(g, m), n * norm(m))), None);
+        }
+        if self.averaging == Averaging::ScheduleFree && !self.rule.has_second_moment() {
+            let way = self.base.as_ref().filter(|_| self.k > 2);
+            let way = way.map(|z| self.w.iter().zip(z).map(|(y, z)| y - z).collect::<Vec<_>>());
+            return (way.map_or(0.0, |way| cosine(dot(g, &way), n * norm(&way))), None);
+        }
+        let fast = cosine(dot(g, &self.last_sign), g.iter().map(|g| g.abs()).sum::<f64>());
+        (cosine(dot(g, &self.q), n * norm(&self.q)), Some(fast))
     }
 
     /// LARS, of the parameters as they are before the step.

@@ -1,5 +1,8 @@
-// Pass 3, the share of a step in the average of the parameters. What it computes and its sources: src/averaging.rs. CPU twin:
-// src/cpu/count_steps.rs.
+// The share of a step in the average of the parameters: src/averaging.rs. CPU twin: src/cpu/count_steps.rs.
+
+import package::layout::{GroupConstants, GroupState, AVERAGE_EXPONENTIAL, AVERAGE_OFF, AVERAGE_SCHEDULE_FREE};
+import package::learning_rate::steps_taken::steps_taken;
+import package::scaled::{is_zero, power_of_two, product, quotient, scaled, sum, times, to_float};
 
 fn average_share(c: GroupConstants, s: ptr<function, GroupState>) -> f32 {
     if c.average == AVERAGE_SCHEDULE_FREE {
@@ -30,9 +33,8 @@ fn schedule_free_weight(s: ptr<function, GroupState>, rate: f32, taken: u32) -> 
     let k = select(taken + 1u, taken, taken == 0xffffffffu);
     let length = times(scaled(rate, 0), f32(k));
     let weight = product(length, length);
-    let total = sum(Scaled((*s).weight_sum_mantissa, (*s).weight_sum_exponent), weight);
-    (*s).weight_sum_mantissa = total.mantissa;
-    (*s).weight_sum_exponent = total.exponent;
+    let total = sum((*s).weight_sum, weight);
+    (*s).weight_sum = total;
     if is_zero(total) {
         return 0.0;
     }

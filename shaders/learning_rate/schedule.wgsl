@@ -1,5 +1,11 @@
-// Pass 3, schedules: a factor that goes by the number of steps, laid over any regime. What they compute: src/schedule.rs. CPU twin:
-// src/cpu/regimes.rs.
+// Schedules, a factor on any regime's rate that depends on the number of steps: src/schedule.rs. CPU twin: src/cpu/schedule.rs.
+
+import package::layout::{
+    Fixed, GroupConstants, GroupState, RawRecord, Scaled, FIRST, SCHEDULE_CONSTANT, SCHEDULE_INVERSE_SQRT, SCHEDULE_ONE_CYCLE, SCHEDULE_STEP,
+    SCHEDULE_TERM, SCHEDULE_WARMUP_COSINE,
+};
+import package::learning_rate::steps_taken::steps_taken;
+import package::scaled::{add_float, exp_fixed, ln_ratio, quotient, root, scaled, to_float};
 
 const FACTOR_FLOOR = 1e-6;
 
@@ -11,7 +17,7 @@ fn follow_schedule(c: GroupConstants, s: ptr<function, GroupState>, r: ptr<funct
     let factor = schedule_factor(c, steps_taken(*s));
     let ln_factor = ln_ratio(scaled(factor, 0), Scaled(1.0, 0));
     if ((*r).flags & FIRST) == 0u {
-        (*r).schedule_term = ln_factor - (*s).ln_schedule;
+        (*r).terms[SCHEDULE_TERM] = ln_factor - (*s).ln_schedule;
     }
     (*s).ln_schedule = ln_factor;
     (*s).learning_rate *= factor;

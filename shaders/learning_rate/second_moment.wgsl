@@ -1,22 +1,26 @@
-// Pass 3, the numbers of AdamW. CPU twin: src/cpu/count_steps.rs.
+// The bias corrections of rules with a mean of squares: src/rule/adamw.rs. CPU twin: src/cpu/count_steps.rs.
+
+import package::layout::{GroupConstants, GroupState, Update};
+import package::learning_rate::steps_taken::steps_taken;
+import package::scaled::{LN_2_HIGH, LN_2_LOW, power_of_two};
 
 fn follow_moments(c: GroupConstants, s: ptr<function, GroupState>, u: ptr<function, Update>) {
-    if c.epsilon <= 0.0 {
+    if c.rule.epsilon <= 0.0 {
         return;
     }
     let corrections = bias_corrections(c, steps_taken(*s));
     (*s).first_correction = corrections.x;
     (*s).second_correction = corrections.y;
-    (*u).square_keep = c.square_keep;
+    (*u).square_keep = c.rule.square_keep;
     (*u).first_correction = corrections.x;
     (*u).second_correction = corrections.y;
-    (*u).epsilon = c.epsilon;
+    (*u).epsilon = c.rule.epsilon;
 }
 
 // 1/(1 - β₁ᵏ) and 1/√(1 - β₂ᵏ) of AdamW, which make up for moments that began at zero.
 fn bias_corrections(c: GroupConstants, taken: u32) -> vec2<f32> {
     let k = select(taken + 1u, 0xffffffffu, taken == 0xffffffffu);
-    return vec2<f32>(1.0 / one_less_power(c.first_decay, k), 1.0 / sqrt(one_less_power(c.second_decay, k)));
+    return vec2<f32>(1.0 / one_less_power(c.rule.first_decay, k), 1.0 / sqrt(one_less_power(c.rule.second_decay, k)));
 }
 
 // 1 - βᵏ with decay = -ln β, to about two ulps also where βᵏ is close to 1: with k ln β = -(h ln 2 + r) it is (1 - 2^-h) + 2^-h (1 - e^-r).

@@ -1,4 +1,6 @@
-// Pass 3, the exact number of steps that were taken. CPU twin: src/cpu/count_steps.rs.
+// The exact number of steps that were taken. CPU twin: src/cpu/count_steps.rs.
+
+import package::layout::GroupState;
 
 // Steps that were not skipped, this one not counted; the largest u32 where there are more.
 fn steps_taken(s: GroupState) -> u32 {

@@ -1,4 +1,8 @@
-// Pass 3, the trust ratio of LARS. What it computes and its source: src/trust.rs.
+// The trust ratio of LARS: src/trust.rs.
+
+import package::layout::{GroupConstants, GroupState, RawRecord, Scaled, FIRST, TRUST_TERM};
+import package::learning_rate::gradient::{Gradient, direction_of, from_squares};
+import package::scaled::{is_zero, larger, ln_ratio, quotient, root, scaled, smaller, times, to_float};
 
 const TRUST_MIN = 1e-8;
 const TRUST_MAX = 1e8;
@@ -12,7 +16,7 @@ fn follow_trust(c: GroupConstants, g: Gradient, s: ptr<function, GroupState>, r:
         let trust = trust_of(c, g, s);
         let ln_trust = ln_ratio(trust, Scaled(1.0, 0));
         if ((*r).flags & FIRST) == 0u {
-            (*r).trust_term = ln_trust - (*s).ln_trust;
+            (*r).terms[TRUST_TERM] = ln_trust - (*s).ln_trust;
         }
         (*s).ln_trust = ln_trust;
         (*s).trust = to_float(trust);
@@ -31,7 +35,7 @@ fn before_trust(c: GroupConstants, g: Gradient, s: ptr<function, GroupState>, ra
 
 // LARS: coefficient ‖w‖ / ‖u‖ (src/trust.rs), of the parameters as they were after the last step, and 1 where either is 0.
 fn trust_of(c: GroupConstants, g: Gradient, s: ptr<function, GroupState>) -> Scaled {
-    var parameters = Scaled((*s).parameter_mantissa, (*s).parameter_exponent);
+    var parameters = (*s).parameter_norm;
     if (*s).momentum_started == 0u {
         parameters = root(from_squares(g.sums.initial_square));
     }

@@ -9,6 +9,7 @@ use super::{Field, Notes, Table, VERSION};
 use crate::element::Element;
 use crate::group::GroupConfig;
 use crate::plan::Plan;
+use crate::regime::Kernel;
 
 /// An optimizer, and where it is.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -24,7 +25,8 @@ pub(super) struct About {
     pub(super) parameters: bool,
     pub(super) groups: Vec<AboutGroup>,
     pub(super) tensors: Vec<AboutTensor>,
-    /// The fields of each table's rows, in their order: `name: kind` with commas between them.
+    /// The words of each table's rows, in their order: `name: kind` with commas between them. Beside them those of each regime's state, which
+    /// stand for the words `regime.0`, `regime.1`, … of the groups that have it.
     pub(super) tables: BTreeMap<String, String>,
     pub(super) notes: Notes,
 }
@@ -102,7 +104,11 @@ impl About {
                     params: place.params.name().to_owned(),
                 })
                 .collect(),
-            tables: Table::all(plan).map(|table| (table.name().to_owned(), in_text(&table.fields()))).collect(),
+            tables: {
+                let tables = Table::all(plan).map(|table| (table.name().to_owned(), in_text(&table.fields())));
+                let kernels = plan.configs.iter().map(|config| config.regime.regime().kernel());
+                tables.chain(kernels.map(|kernel| (kernel.name.to_owned(), in_text(&state_of(kernel))))).collect()
+            },
             notes: Notes::new(),
         }
     }
@@ -116,16 +122,53 @@ impl About {
         serde_json::to_string(self).unwrap_or_default()
     }
 
-    /// The fields of a table's rows in this checkpoint.
+    /// The words of a table's rows in this checkpoint.
     pub(super) fn fields_of(&self, table: Table) -> Vec<Field> {
-        let text = self.tables.get(table.name()).map_or("", String::as_str);
-        let fields = text.split(", ").filter(|field| !field.is_empty());
-        fields
-            .map(|field| {
-                let (name, kind) = field.split_once(": ").unwrap_or((field, ""));
-                Field { name: name.to_owned(), kind: kind.to_owned() }
-            })
-            .collect()
+        from_text(self.tables.get(table.name()).map_or("", String::as_str))
+    }
+
+    /// The words of a row, of a group with such a regime, under the names of this version.
+    pub(super) fn fields_of_row(&self, table: Table, kernel: &Kernel) -> Vec<Field> {
+        let mut fields = self.fields_of(table);
+        if self.version < FIRST_WITH_STRUCTS {
+            let known = known_fields(table, Some(kernel));
+            for field in &mut fields {
+                if let Some(known) = known.iter().find(|known| old_name(&known.name) == field.name) {
+                    field.name.clone_from(&known.name);
+                }
+            }
+            return fields;
+        }
+        match self.tables.get(kernel.name) {
+            Some(state) if table == Table::States => with_regime(fields, from_text(state)),
+            _ => fields,
+        }
+    }
+
+    /// Makes the words of all rows those of another checkpoint of the same groups.
+    pub(super) fn take_fields_of(&mut self, other: About) {
+        self.version = other.version;
+        self.tables = other.tables;
+    }
+
+    /// Refuses fields that this version does not know.
+    pub(super) fn check_fields(&self, table: Table, plan: &Plan) -> Result<(), Difference> {
+        let of_all = known_fields(table, None);
+        for config in &plan.configs {
+            let found = self.fields_of_row(table, config.regime.regime().kernel());
+            for (index, field) in found.iter().enumerate() {
+                let what = format!("the field \"{}\" of \"{}\"", field.name, table.name());
+                // What an old file has for other regimes is known, and not read.
+                let is_old = |other: &&Field| self.version < FIRST_WITH_STRUCTS && old_name(&other.name) == field.name;
+                let of_name = |other: &&Field| other.name == field.name;
+                let known = of_all.iter().find(|other| of_name(other) || is_old(other));
+                same(&what, &field.kind, &in_words(known, |field| field.kind.clone()))?;
+                if found[..index].iter().any(|other| of_name(&other)) {
+                    same(&what, "there twice", "there once")?;
+                }
+            }
+        }
+        Ok(())
     }
 
     /// The first difference that keeps a checkpoint from going with the optimizer `here`.
@@ -213,19 +256,53 @@ fn pairs_of<T>(
     })
 }
 
-/// Refuses fields that this version does not know.
-pub(super) fn check_fields(table: Table, found: &[Field]) -> Result<(), Difference> {
-    let known = table.fields();
-    for (index, field) in found.iter().enumerate() {
-        let of_name = |other: &&Field| other.name == field.name;
-        let what = format!("the field \"{}\" of \"{}\"", field.name, table.name());
-        let expected = in_words(known.iter().find(of_name), |field| field.kind.clone());
-        same(&what, &field.kind, &expected)?;
-        if found[..index].iter().any(|other| of_name(&other)) {
-            same(&what, "there twice", "there once")?;
-        }
+/// The version from which on structs within a row keep their names, and regimes their own words.
+const FIRST_WITH_STRUCTS: u32 = 4;
+
+/// The name of a word before that version.
+fn old_name(name: &str) -> String {
+    if let Some(field) = name.strip_prefix("auto_sgd.") {
+        return format!("streams.{field}");
     }
-    Ok(())
+    let regimes = Kernel::all().iter().filter_map(|kernel| name.strip_prefix(kernel.name)?.strip_prefix('.'));
+    let name = regimes.last().unwrap_or(name);
+    name.replace(".whole", "_int").replace('.', "_")
+}
+
+/// All words that a row of a table can have, of one regime or of all.
+fn known_fields(table: Table, kernel: Option<&Kernel>) -> Vec<Field> {
+    let mut known = table.fields();
+    if table == Table::States {
+        let kernels = Kernel::all().iter().filter(|other| kernel.is_none_or(|kernel| kernel.name == other.name));
+        known.extend(kernels.flat_map(|kernel| state_of(kernel)));
+    }
+    known
+}
+
+/// The words of a regime's own state.
+pub(super) fn state_of(kernel: &Kernel) -> Vec<Field> {
+    let fields = kernel.state.map_or_else(Vec::new, |state| (state.fields)()).into_iter();
+    fields.map(|field| Field { name: format!("{}.{}", kernel.name, field.name), ..field }).collect()
+}
+
+/// A row's words with the names that those of the regime's state have in that regime.
+pub(super) fn with_regime(mut fields: Vec<Field>, state: Vec<Field>) -> Vec<Field> {
+    let words = fields.iter_mut().filter(|field| field.name.starts_with("regime."));
+    for (field, own) in words.zip(state) {
+        *field = own;
+    }
+    fields
+}
+
+/// The inverse of [`in_text`].
+fn from_text(text: &str) -> Vec<Field> {
+    let fields = text.split(", ").filter(|field| !field.is_empty());
+    fields
+        .map(|field| {
+            let (name, kind) = field.split_once(": ").unwrap_or((field, ""));
+            Field { name: name.to_owned(), kind: kind.to_owned() }
+        })
+        .collect()
 }
 
 /// The fields of a table's rows as text.

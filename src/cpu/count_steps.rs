@@ -1,7 +1,7 @@
 //! Pass 3, what follows from the exact number of steps that were taken: twin of `average_share.wgsl` and `second_moment.wgsl` in `shaders/learning_rate/`.
 
-use crate::cpu::scaled::{LN_2_HIGH, LN_2_LOW, Scaled, power_of_two};
-use crate::layout::{GroupConstants, GroupState, average_kinds};
+use crate::layout::{GroupConstants, GroupState, Scaled, average_kinds};
+use crate::scaled::{LN_2_HIGH, LN_2_LOW, power_of_two};
 
 /// Steps that were not skipped, this one not counted; the largest u32 where there are more.
 pub(crate) fn steps_taken(s: &GroupState) -> u32 {
@@ -27,9 +27,8 @@ pub(crate) fn average_weight(c: &GroupConstants, taken: u32) -> f32 {
 pub(crate) fn schedule_free_weight(s: &mut GroupState, rate: f32, taken: u32) -> f32 {
     let length = Scaled::new(rate, 0).times(taken.saturating_add(1) as f32);
     let weight = length.product(length);
-    let total = Scaled { mantissa: s.weight_sum_mantissa, exponent: s.weight_sum_exponent }.sum(weight);
-    s.weight_sum_mantissa = total.mantissa;
-    s.weight_sum_exponent = total.exponent;
+    let total = s.weight_sum.sum(weight);
+    s.weight_sum = total;
     if total.is_zero() {
         0.0
     } else if total == weight {
@@ -43,7 +42,7 @@ pub(crate) fn schedule_free_weight(s: &mut GroupState, rate: f32, taken: u32) ->
 /// 1/(1 - β₁ᵏ) and 1/√(1 - β₂ᵏ) of AdamW, which make up for moments that began at zero.
 pub(crate) fn bias_corrections(c: &GroupConstants, taken: u32) -> (f32, f32) {
     let k = taken.saturating_add(1);
-    (1.0 / one_less_power(c.first_decay, k), 1.0 / one_less_power(c.second_decay, k).sqrt())
+    (1.0 / one_less_power(c.rule.first_decay, k), 1.0 / one_less_power(c.rule.second_decay, k).sqrt())
 }
 
 /// 1 - βᵏ with decay = -ln β, to about two ulps also where βᵏ is close to 1: with k ln β = -(h ln 2 + r) it is (1 - 2^-h) + 2^-h (1 - e^-r).

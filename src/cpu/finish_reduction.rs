@@ -2,8 +2,8 @@
 //! strides, then in a tree.
 
 use crate::cpu::reduce_gradient::no_totals;
-use crate::cpu::scaled::power_of_two;
 use crate::layout::{ScopeSums, Squares};
+use crate::scaled::power_of_two;
 
 /// Invocations of the workgroup.
 const WORKGROUP: usize = 64;

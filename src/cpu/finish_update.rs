@@ -1,9 +1,9 @@
 //! Pass 5: twin of `shaders/finish_update.wgsl`.
 
 use crate::cpu::finish_reduction::{add_squares, as_a_workgroup};
-use crate::cpu::learning_rate::from_squares;
-use crate::cpu::scaled::Scaled;
-use crate::layout::{GroupState, NO_TENSOR, RawTensorRecord, Squares, StepSums, StepUnit, Update, record_flags};
+use crate::layout::{
+    GroupState, NO_TENSOR, RawTensorRecord, Scaled, Squares, StepSums, StepUnit, Update, record_flags,
+};
 
 /// The rows of a tensor or a group, added up: one after the other, thousands of blocks would lose digits.
 fn sums_of(rows: &[StepSums]) -> StepSums {
@@ -16,7 +16,7 @@ pub(crate) fn add_step_sums(a: &StepSums, b: &StepSums) -> StepSums {
 }
 
 fn norm_of(squares: Squares) -> f32 {
-    if squares.sum.is_finite() { from_squares(squares).root().to_float() } else { squares.sum }
+    if squares.sum.is_finite() { Scaled::of_squares(squares).root().to_float() } else { squares.sum }
 }
 
 /// Adds up what pass 4 left in `partials`. `ring` holds the records of `tensors` tensors, step after step.
@@ -34,13 +34,8 @@ pub(crate) fn finish_update(
         let state = &mut states[unit.group as usize];
         if unit.tensor == NO_TENSOR {
             if !skipped {
-                let norm = if sums.parameters.sum.is_finite() {
-                    from_squares(sums.parameters).root()
-                } else {
-                    Scaled::new(0.0, 0)
-                };
-                state.parameter_mantissa = norm.mantissa;
-                state.parameter_exponent = norm.exponent;
+                let known = sums.parameters.sum.is_finite();
+                state.parameter_norm = if known { Scaled::of_squares(sums.parameters).root() } else { Scaled::ZERO };
             }
             continue;
         }

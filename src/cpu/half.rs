@@ -2,8 +2,8 @@
 
 use half::{bf16, f16};
 
-use crate::cpu::reduce_gradient::{INFINITY_BITS, MAGNITUDE_BITS};
 use crate::element::mix;
+use crate::layout::{INFINITY_BITS, MAGNITUDE_BITS};
 use crate::plan::Encoding;
 
 const F16_NORMAL: u32 = 0x400;

@@ -99,8 +99,8 @@ struct Memory {
 
 impl Memory {
     fn new(kernel: Kernel, elements: usize) -> Self {
-        let momentum = if kernel.rule.has_momentum() { elements } else { 0 };
-        let squares = if kernel.rule.has_squares() { elements } else { 0 };
+        let momentum = if kernel.rule.traits().momentum { elements } else { 0 };
+        let squares = if kernel.rule.traits().squares { elements } else { 0 };
         let counters = if kernel.has_counters() { elements } else { 0 };
         let vector = if kernel.vectors() > 0 { elements } else { 0 };
         let stream = if kernel.has_streams() { elements } else { 0 };
@@ -206,7 +206,7 @@ impl CpuOptimizer {
                 rows[block.row as usize] = (index, number);
             }
         }
-        let states: Vec<GroupState> = plan.groups.iter().map(GroupState::initial).collect();
+        let states: Vec<GroupState> = plan.first_states();
         CpuOptimizer {
             arch: Arch::new(),
             needs_loss: plan.configs.iter().any(|config| config.regime.needs_loss()),
@@ -674,7 +674,7 @@ impl CpuOptimizer {
             Some(state) if state.halted != 0 => {
                 let groups = self.plan.groups.len();
                 let slot = state.record_slot as usize - 1;
-                let record = Record::from_raw(&self.records[slot * groups], |element| self.plan.locate(element));
+                let record = Record::from_raw(&self.records[slot * groups], &self.plan);
                 self.plan.halted(&record).map_or(Ok(()), Err)
             }
             _ => Ok(()),
@@ -695,7 +695,7 @@ impl CpuOptimizer {
     pub fn drain_records(&mut self) -> Records {
         let plan = &self.plan;
         let rings = (bytemuck::cast_slice(&self.records), bytemuck::cast_slice(&self.tensor_records));
-        self.cursor.read(rings, |element| plan.locate(element))
+        self.cursor.read(rings, plan)
     }
 
     /// Returns the state of every group. For tests and inspection.

@@ -4,17 +4,14 @@
 //! elements `j`, `j + LANES`, …; the loops are written for the compiler to turn into vector instructions.
 
 use crate::cpu::half::Number;
-use crate::cpu::scaled::power_of_two;
-use crate::cpu::update_parameters::preconditioned;
-use crate::layout::{Block, GroupConstants, GroupState, ScopeSums, Squares, unscale};
-use crate::plan::{Alignment, Kernel, RuleKind};
-use crate::rule::LARGEST_SQUARED;
+use crate::layout::{Block, GroupConstants, GroupState, INFINITY_BITS, MAGNITUDE_BITS, ScopeSums, Squares, unscale};
+use crate::plan::{Alignment, Kernel};
+use crate::rule::{HostRule, LastStep, RuleVisitor};
+use crate::scaled::power_of_two;
 
 /// Elements of a row: four invocations of four lanes, two vectors of AVX2.
 const LANES: usize = 16;
 
-pub(crate) const MAGNITUDE_BITS: u32 = 0x7fff_ffff;
-pub(crate) const INFINITY_BITS: u32 = 0x7f80_0000;
 const SMALL_BITS: u32 = 0x2b80_0000; // 2^-40
 const BIG_BITS: u32 = 0x5380_0000; // 2^40
 
@@ -196,7 +193,7 @@ fn measure(
             t.direction_square = square_of_distance(slices.params, slices.vector);
         }
         Alignment::LastGradient => {
-            measure_secant(kernel.rule, gradient, constants, state, slices, &mut t);
+            kernel.rule.visit(MeasureSecant { gradient, constants, state, slices, totals: &mut t });
         }
     }
     if kernel.raw_norm {
@@ -323,65 +320,55 @@ fn square_of_distance(params: &[f32], first: &[f32]) -> f32 {
 }
 
 /// The change y of the gradient against the direction u of the last step.
-#[inline(always)]
-fn measure_secant(
-    rule: RuleKind,
-    gradient: impl Rows,
-    constants: &GroupConstants,
-    state: &GroupState,
-    slices: BlockSlices<impl Number>,
-    t: &mut ScopeSums,
-) {
-    let gradient_scale = power_of_two(-state.gradient_exponent);
-    let momentum_scale = power_of_two(-state.direction_exponent);
-    let elements = slices.grads.len();
-    let mut u_dot_y = [0.0; LANES];
-    let mut u_square = [0.0; LANES];
-    let mut y_square = [0.0; LANES];
-    for start in (0..elements).step_by(LANES) {
-        let g = any_row(elements, gradient, start);
-        let last = any_row(elements, Parameters(slices.vector), start);
-        let m = if rule.has_momentum() { any_row(elements, Parameters(slices.momentum), start) } else { [0.0; LANES] };
-        let v = if rule.has_squares() { any_row(elements, Parameters(slices.squares), start) } else { [0.0; LANES] };
-        for j in 0..LANES {
-            let y = gradient_scale * g[j] - gradient_scale * last[j];
-            let clipped = state.last_clip * last[j];
-            let u = match rule {
-                RuleKind::Sgd => gradient_scale * clipped,
-                RuleKind::Sgdm => momentum_scale * m[j],
-                RuleKind::Nesterov => momentum_scale * clipped + constants.momentum * (momentum_scale * m[j]),
-                RuleKind::SignSgd => sign(last[j]),
-                RuleKind::Signum => sign(m[j]),
-                RuleKind::AdamW => {
-                    preconditioned(m[j], v[j], state.first_correction, state.second_correction, constants.epsilon)
-                }
-                RuleKind::AdamWWithoutMomentum => preconditioned(
-                    clipped.clamp(-LARGEST_SQUARED, LARGEST_SQUARED),
-                    v[j],
-                    state.first_correction,
-                    state.second_correction,
-                    constants.epsilon,
-                ),
-                // β₂ times the average β₁ m_{t-2} + (1-β₁) g_{t-1} has the same sign, and follows from what there is.
-                RuleKind::Lion => {
-                    let (beta_1, beta_2) = (constants.direction_momentum, constants.momentum);
-                    sign(beta_1 * m[j] + (beta_2 - beta_1) * clipped)
-                }
-            };
-            u_dot_y[j] += u * y;
-            u_square[j] += u * u;
-            y_square[j] += y * y;
-        }
-    }
-    t.slow_dot = across(&u_dot_y);
-    t.direction_square = across(&u_square);
-    t.absolute = across(&y_square);
+struct MeasureSecant<'a, R, G> {
+    gradient: R,
+    constants: &'a GroupConstants,
+    state: &'a GroupState,
+    slices: BlockSlices<'a, G>,
+    totals: &'a mut ScopeSums,
 }
 
-/// WGSL's sign: 0 of 0, where Rust's `signum` is ±1.
-#[inline(always)]
-pub(crate) fn sign(x: f32) -> f32 {
-    f32::from(i8::from(x > 0.0) - i8::from(x < 0.0))
+impl<R: Rows, G: Number> RuleVisitor for MeasureSecant<'_, R, G> {
+    type Output = ();
+
+    #[inline(always)]
+    fn visit<H: HostRule>(self) {
+        let MeasureSecant { gradient, constants, state, slices, totals } = self;
+        let gradient_scale = power_of_two(-state.gradient_exponent);
+        let momentum_scale = power_of_two(-state.direction_exponent);
+        let elements = slices.grads.len();
+        let mut u_dot_y = [0.0; LANES];
+        let mut u_square = [0.0; LANES];
+        let mut y_square = [0.0; LANES];
+        for start in (0..elements).step_by(LANES) {
+            let of =
+                |there: bool, slice| if there { any_row(elements, Parameters(slice), start) } else { [0.0; LANES] };
+            let g = any_row(elements, gradient, start);
+            let last = of(true, slices.vector);
+            let m = of(H::TRAITS.momentum, slices.momentum);
+            let v = of(H::TRAITS.squares, slices.squares);
+            for j in 0..LANES {
+                let y = gradient_scale * g[j] - gradient_scale * last[j];
+                let u = H::last_direction(&LastStep {
+                    g: last[j],
+                    clipped: state.last_clip * last[j],
+                    m: m[j],
+                    v: v[j],
+                    gradient_scale,
+                    momentum_scale,
+                    first_correction: state.first_correction,
+                    second_correction: state.second_correction,
+                    numbers: &constants.rule,
+                });
+                u_dot_y[j] += u * y;
+                u_square[j] += u * u;
+                y_square[j] += y * y;
+            }
+        }
+        totals.slow_dot = across(&u_dot_y);
+        totals.direction_square = across(&u_square);
+        totals.absolute = across(&y_square);
+    }
 }
 
 #[derive(Default)]

@@ -9,8 +9,8 @@ use crate::cpu::reduce_gradient::{counter_of, pack_counter, squares_of};
 use crate::cpu::schedule_free::move_schedule_free;
 use crate::cpu::values::{Slice, SliceMut};
 use crate::layout::{StepSums, Update, slots};
-use crate::plan::{Encoding, Kernel, RuleKind};
-use crate::rule::LARGEST_SQUARED;
+use crate::plan::{Encoding, Kernel};
+use crate::rule::{HostRule, LARGEST_SQUARED, RuleKind, RuleVisitor};
 
 const COUNTER_LIMIT: i8 = 7;
 
@@ -249,8 +249,8 @@ fn update_elements<const SCALED: bool>(
         if (kernel.has_first_parameters() || kernel.has_streams()) && update.first != 0 {
             vector[tile.clone()].copy_from_slice(params);
         }
-        let momentum = if kernel.rule.has_momentum() { &mut momentum[tile.clone()] } else { &mut [] };
-        let squares = if kernel.rule.has_squares() { &mut squares[tile.clone()] } else { &mut [] };
+        let momentum = if kernel.rule.traits().momentum { &mut momentum[tile.clone()] } else { &mut [] };
+        let squares = if kernel.rule.traits().squares { &mut squares[tile.clone()] } else { &mut [] };
         let memory = (momentum, squares);
         if kernel.schedule_free {
             let directions = &mut [0.0; TILE][..params.len()];
@@ -344,85 +344,80 @@ fn move_parameters<const SCALED: bool, K: Keep>(
     (momentum, squares): (&mut [f32], &mut [f32]),
     directions: &mut [K],
 ) {
-    let elements = params.iter_mut().zip(grads).zip(directions);
-    match rule {
-        RuleKind::Sgd => {
-            for ((w, &g), direction) in elements {
-                *w = step(update, *w, gradient.of(g, *w), direction);
-            }
+    rule.visit(Move { update, gradient, params, grads, momentum, squares, directions });
+}
+
+/// What [`move_parameters`] does for each rule.
+struct Move<'a, const SCALED: bool, K> {
+    update: &'a Update,
+    gradient: Gradient<SCALED>,
+    params: &'a mut [f32],
+    grads: &'a [f32],
+    momentum: &'a mut [f32],
+    squares: &'a mut [f32],
+    directions: &'a mut [K],
+}
+
+impl<const SCALED: bool, K: Keep> Move<'_, SCALED, K> {
+    /// One element; m and v are changed where the rule has them.
+    #[inline(always)]
+    fn element<R: HostRule>(
+        update: &Update,
+        gradient: Gradient<SCALED>,
+        w: &mut f32,
+        g: f32,
+        m: &mut f32,
+        v: &mut f32,
+        direction: &mut K,
+    ) {
+        let g = gradient.of(g, *w);
+        let admitted = if R::TRAITS.squares { g.clamp(-LARGEST_SQUARED, LARGEST_SQUARED) } else { g };
+        let last = *m;
+        if R::TRAITS.momentum {
+            *m = update.momentum_keep * last + update.gradient_share * admitted;
         }
-        RuleKind::SignSgd => {
-            for ((w, &g), direction) in elements {
-                let sign = f32::from(sign(gradient.of(g, *w)));
-                *w = step(update, *w, sign, direction);
-            }
+        if R::TRAITS.squares {
+            *v = update.square_keep * *v + (1.0 - update.square_keep) * (admitted * admitted);
         }
-        RuleKind::Sgdm => {
-            for (((w, &g), direction), m) in elements.zip(momentum) {
-                let m = remember(update, m, gradient.of(g, *w));
-                *w = step(update, *w, m, direction);
+        let u = R::direction(update, g, last, *m, *v);
+        direction.keep(u);
+        *w = update.shrink * *w - update.learning_rate * u;
+    }
+}
+
+impl<const SCALED: bool, K: Keep> RuleVisitor for Move<'_, SCALED, K> {
+    type Output = ();
+
+    #[inline(always)]
+    fn visit<R: HostRule>(self) {
+        let (update, gradient) = (self.update, self.gradient);
+        let elements = self.params.iter_mut().zip(self.grads).zip(self.directions);
+        match (R::TRAITS.momentum, R::TRAITS.squares) {
+            (false, false) => {
+                for ((w, &g), u) in elements {
+                    Self::element::<R>(update, gradient, w, g, &mut 0.0, &mut 0.0, u);
+                }
             }
-        }
-        RuleKind::Nesterov => {
-            for (((w, &g), direction), m) in elements.zip(momentum) {
-                let g = gradient.of(g, *w);
-                let ahead = g + update.momentum * remember(update, m, g);
-                *w = step(update, *w, ahead, direction);
+            (true, false) => {
+                for (((w, &g), u), m) in elements.zip(self.momentum) {
+                    Self::element::<R>(update, gradient, w, g, m, &mut 0.0, u);
+                }
             }
-        }
-        RuleKind::Signum => {
-            for (((w, &g), direction), m) in elements.zip(momentum) {
-                let m = remember(update, m, gradient.of(g, *w));
-                *w = step(update, *w, f32::from(sign(m)), direction);
+            (false, true) => {
+                for (((w, &g), u), v) in elements.zip(self.squares) {
+                    Self::element::<R>(update, gradient, w, g, &mut 0.0, v, u);
+                }
             }
-        }
-        RuleKind::AdamW => {
-            for ((((w, &g), direction), m), v) in elements.zip(momentum).zip(squares) {
-                let g = gradient.of(g, *w).clamp(-LARGEST_SQUARED, LARGEST_SQUARED);
-                let m = remember(update, m, g);
-                *v = update.square_keep * *v + (1.0 - update.square_keep) * (g * g);
-                let u = preconditioned(m, *v, update.first_correction, update.second_correction, update.epsilon);
-                *w = step(update, *w, u, direction);
-            }
-        }
-        RuleKind::AdamWWithoutMomentum => {
-            for (((w, &g), direction), v) in elements.zip(squares) {
-                let g = gradient.of(g, *w).clamp(-LARGEST_SQUARED, LARGEST_SQUARED);
-                *v = update.square_keep * *v + (1.0 - update.square_keep) * (g * g);
-                let u = preconditioned(g, *v, update.first_correction, update.second_correction, update.epsilon);
-                *w = step(update, *w, u, direction);
-            }
-        }
-        RuleKind::Lion => {
-            for (((w, &g), direction), m) in elements.zip(momentum) {
-                let g = gradient.of(g, *w);
-                let ahead = update.momentum * *m + (1.0 - update.momentum) * g;
-                remember(update, m, g);
-                *w = step(update, *w, f32::from(sign(ahead)), direction);
+            (true, true) => {
+                for ((((w, &g), u), m), v) in elements.zip(self.momentum).zip(self.squares) {
+                    Self::element::<R>(update, gradient, w, g, m, v, u);
+                }
             }
         }
     }
 }
 
-#[inline(always)]
-fn step(update: &Update, w: f32, direction: f32, kept: &mut impl Keep) -> f32 {
-    kept.keep(direction);
-    update.shrink * w - update.learning_rate * direction
-}
-
-#[inline(always)]
-fn remember(update: &Update, m: &mut f32, g: f32) -> f32 {
-    *m = update.momentum_keep * *m + update.gradient_share * g;
-    *m
-}
-
-/// u of AdamW, from the new moments.
-#[inline(always)]
-pub(crate) fn preconditioned(m: f32, v: f32, first_correction: f32, second_correction: f32, epsilon: f32) -> f32 {
-    (first_correction * m) / (second_correction * v.sqrt() + epsilon)
-}
-
-/// WGSL's sign: 0 of 0, where Rust's `signum` is ±1.
+/// The sign as a byte: 0 of 0, where Rust's `signum` is ±1.
 #[inline(always)]
 fn sign(x: f32) -> i8 {
     i8::from(x > 0.0) - i8::from(x < 0.0)

@@ -1,7 +1,7 @@
 //! Pass 2 on the host: `shaders/finish_reduction.wgsl`.
 
 use crate::gpu::context::Gpu;
-use crate::gpu::pass::{Binding, PassSource, Pipeline, flag, shared};
+use crate::gpu::pass::{Binding, PassSource, Pipeline, flag};
 use crate::gpu::tuning::Tuning;
 use crate::plan::Kernel;
 
@@ -13,8 +13,9 @@ pub(crate) fn pipeline(gpu: &Gpu, tuning: &Tuning, kernels: &[Kernel], loss_at: 
     Pipeline::new(
         gpu,
         &PassSource {
+            module: STEM,
             stem: STEM,
-            files: &[shared::LAYOUT, shared::TOTALS, shared::TREE, include_str!("../../shaders/finish_reduction.wgsl")],
+            features: &[],
             constants: &[
                 ("WORKGROUP", f64::from(tuning.finish_workgroup_size)),
                 flag("RAW_NORM", any(|kernel| kernel.raw_norm)),

@@ -1,7 +1,7 @@
 //! Pass 5 on the host: `shaders/finish_update.wgsl`.
 
 use crate::gpu::context::Gpu;
-use crate::gpu::pass::{Binding, PassSource, Pipeline, shared};
+use crate::gpu::pass::{Binding, PassSource, Pipeline};
 use crate::gpu::tuning::Tuning;
 
 pub(crate) const STEM: &str = "finish_update";
@@ -11,14 +11,9 @@ pub(crate) fn pipeline(gpu: &Gpu, tuning: &Tuning, ring_steps: u32) -> Pipeline 
     Pipeline::new(
         gpu,
         &PassSource {
+            module: STEM,
             stem: STEM,
-            files: &[
-                shared::LAYOUT,
-                shared::SCALED,
-                shared::TOTALS,
-                shared::STEP_SUMS,
-                include_str!("../../shaders/finish_update.wgsl"),
-            ],
+            features: &[],
             constants: &[("WORKGROUP", f64::from(tuning.finish_workgroup_size)), ("RING_STEPS", f64::from(ring_steps))],
             groups: &[&[Binding::Read, Binding::Read, Binding::Read, Binding::Write, Binding::Write]],
         },

@@ -344,7 +344,7 @@ impl Optimizer {
             });
         }
 
-        let initial: Vec<GroupState> = plan.groups.iter().map(GroupState::initial).collect();
+        let initial: Vec<GroupState> = plan.first_states();
         let rates: Vec<f32> = initial.iter().map(|state| state.learning_rate).collect();
         let groups = filled(gpu, "groups", &plan.groups);
         let scopes = filled(gpu, "scopes", &plan.scopes);
@@ -713,10 +713,7 @@ impl Optimizer {
     async fn finish_drain(&mut self) -> Result<(), Error> {
         let (plan, cursor) = (&self.plan, &mut self.cursor);
         let middle = self.records.size() as usize;
-        let records = self
-            .readback
-            .wait(&self.gpu, |bytes| cursor.read(bytes.split_at(middle), |element| plan.locate(element)))
-            .await?;
+        let records = self.readback.wait(&self.gpu, |bytes| cursor.read(bytes.split_at(middle), plan)).await?;
         self.keep(records);
         Ok(())
     }
@@ -761,9 +758,7 @@ impl Optimizer {
         self.check_halted()?;
         let (plan, cursor) = (&self.plan, &mut self.cursor);
         let middle = self.records.size() as usize;
-        let arrived = self
-            .readback
-            .try_finish(&self.gpu, |bytes| cursor.read(bytes.split_at(middle), |element| plan.locate(element)))?;
+        let arrived = self.readback.try_finish(&self.gpu, |bytes| cursor.read(bytes.split_at(middle), plan))?;
         let any = arrived.is_some();
         self.keep(arrived.unwrap_or_default());
         self.check_halted()?;

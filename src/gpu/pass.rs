@@ -2,65 +2,10 @@
 
 use std::collections::HashMap;
 use std::fmt;
-use std::hash::{Hash, Hasher};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use crate::gpu::context::Gpu;
-
-/// Shader files that several passes share.
-pub(crate) mod shared {
-    pub(crate) const LAYOUT: &str = include_str!("../../shaders/shared/layout.wgsl");
-    pub(crate) const SCALED: &str = include_str!("../../shaders/shared/scaled.wgsl");
-    pub(crate) const TOTALS: &str = include_str!("../../shaders/shared/totals.wgsl");
-    pub(crate) const SCALED_SQUARES: &str = include_str!("../../shaders/shared/scaled_squares.wgsl");
-    pub(crate) const STEP_SUMS: &str = include_str!("../../shaders/shared/step_sums.wgsl");
-    pub(crate) const MEASURE_STEP: &str = include_str!("../../shaders/shared/measure_step.wgsl");
-    pub(crate) const MEASURE_NO_STEP: &str = include_str!("../../shaders/shared/measure_no_step.wgsl");
-    pub(crate) const SWEEP_AGAIN: &str = include_str!("../../shaders/shared/sweep_again.wgsl");
-    pub(crate) const ALIGNMENT: &str = include_str!("../../shaders/shared/alignment.wgsl");
-    pub(crate) const PARTIALS: &str = include_str!("../../shaders/shared/partials.wgsl");
-    pub(crate) const RULE: &str = include_str!("../../shaders/shared/rule.wgsl");
-    pub(crate) const MEASURE_MOMENTUM: &str = include_str!("../../shaders/shared/measure_momentum.wgsl");
-    pub(crate) const MEASURE_COUNTERS: &str = include_str!("../../shaders/shared/measure_counters.wgsl");
-    pub(crate) const MEASURE_SECANT: &str = include_str!("../../shaders/shared/measure_secant.wgsl");
-    pub(crate) const MEASURE_ITERATES: &str = include_str!("../../shaders/shared/measure_iterates.wgsl");
-    pub(crate) const MEASURE_DISTANCE: &str = include_str!("../../shaders/shared/measure_distance.wgsl");
-    pub(crate) const KEEP_PARAMETERS: &str = include_str!("../../shaders/shared/keep_parameters.wgsl");
-    pub(crate) const STORE_MOVED: &str = include_str!("../../shaders/shared/store_moved.wgsl");
-    pub(crate) const STORE_EXCHANGED: &str = include_str!("../../shaders/shared/store_exchanged.wgsl");
-    pub(crate) const KEEP_COUNTERS: &str = include_str!("../../shaders/shared/keep_counters.wgsl");
-    pub(crate) const KEEP_GRADIENT: &str = include_str!("../../shaders/shared/keep_gradient.wgsl");
-    pub(crate) const MOVE_PARAMETERS: &str = include_str!("../../shaders/shared/move_parameters.wgsl");
-    pub(crate) const SCHEDULE_FREE: &str = include_str!("../../shaders/shared/schedule_free.wgsl");
-    pub(crate) const MOVE_SCHEDULE_FREE: &str = include_str!("../../shaders/shared/move_schedule_free.wgsl");
-    pub(crate) const AVERAGE: &str = include_str!("../../shaders/shared/average.wgsl");
-    pub(crate) const NO_AVERAGE: &str = include_str!("../../shaders/shared/no_average.wgsl");
-    pub(crate) const TREE: &str = include_str!("../../shaders/shared/tree.wgsl");
-    pub(crate) const COUNTERS: &str = include_str!("../../shaders/shared/counters.wgsl");
-    pub(crate) const LOAD_QUADS: &str = include_str!("../../shaders/shared/load_quads.wgsl");
-    pub(crate) const LOAD_SCALARS: &str = include_str!("../../shaders/shared/load_scalars.wgsl");
-    pub(crate) const STORE_QUADS: &str = include_str!("../../shaders/shared/store_quads.wgsl");
-    pub(crate) const STORE_SCALARS: &str = include_str!("../../shaders/shared/store_scalars.wgsl");
-    pub(crate) const LOAD_HALF_QUADS: &str = include_str!("../../shaders/shared/load_half_quads.wgsl");
-    pub(crate) const LOAD_HALF_SCALARS: &str = include_str!("../../shaders/shared/load_half_scalars.wgsl");
-    pub(crate) const STORE_HALF_QUADS: &str = include_str!("../../shaders/shared/store_half_quads.wgsl");
-    pub(crate) const STORE_HALF_SCALARS: &str = include_str!("../../shaders/shared/store_half_scalars.wgsl");
-    pub(crate) const HALF: &str = include_str!("../../shaders/shared/half.wgsl");
-    pub(crate) const HALF_GRADIENTS: &str = include_str!("../../shaders/shared/half_gradients.wgsl");
-    pub(crate) const HALF_MASTERS: &str = include_str!("../../shaders/shared/half_masters.wgsl");
-    pub(crate) const STORE_NEAREST: &str = include_str!("../../shaders/shared/store_nearest.wgsl");
-    pub(crate) const STORE_STOCHASTIC: &str = include_str!("../../shaders/shared/store_stochastic.wgsl");
-    pub(crate) const STORE_MASTERS: &str = include_str!("../../shaders/shared/store_masters.wgsl");
-    pub(crate) const CLEAR_GRADIENTS: &str = include_str!("../../shaders/shared/clear_gradients.wgsl");
-    pub(crate) const CLEAR_HALF_GRADIENTS: &str = include_str!("../../shaders/shared/clear_half_gradients.wgsl");
-    pub(crate) const LEAVE_GRADIENTS: &str = include_str!("../../shaders/shared/leave_gradients.wgsl");
-    pub(crate) const RANDOM_BITS: &str = include_str!("../../shaders/shared/random_bits.wgsl");
-    pub(crate) const EMIT_PER_INVOCATION: &str = include_str!("../../shaders/shared/emit_per_invocation.wgsl");
-    pub(crate) const EMIT_PER_WORKGROUP: &str = include_str!("../../shaders/shared/emit_per_workgroup.wgsl");
-    pub(crate) const EMIT_PER_SUBGROUP: &str = include_str!("../../shaders/shared/emit_per_subgroup.wgsl");
-    /// What a browser wants at the head of a module with subgroup operations, and naga refuses.
-    pub(crate) const ENABLE_SUBGROUPS: &str = if cfg!(target_arch = "wasm32") { "enable subgroups;" } else { "" };
-}
+use crate::gpu::shader::link;
 
 /// How a storage buffer is used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -73,10 +18,12 @@ pub(crate) enum Binding {
 
 /// A shader to be compiled: files, overrides, and the storage buffers of each bind group.
 pub(crate) struct PassSource<'a> {
-    /// The pass's stem: entry point and label.
+    /// The WGSL module that has the entry point.
+    pub(crate) module: &'static str,
+    /// The entry point, and the label.
     pub(crate) stem: &'static str,
-    /// The files that make up the module.
-    pub(crate) files: &'a [&'a str],
+    /// What the module is linked with.
+    pub(crate) features: &'a [&'a str],
     /// Values of the `override` constants.
     pub(crate) constants: &'a [(&'a str, f64)],
     /// Buffers by bind group, in the order of their binding numbers.
@@ -168,21 +115,29 @@ impl Pipeline {
     /// The compiled pass, which [`Pipelines`] keep. Errors surface in the caller's error scope.
     pub(crate) fn new(gpu: &Gpu, source: &PassSource) -> Self {
         let key = Key {
-            source: Arc::new(KernelSource {
-                wgsl: source.files.join("\n"),
-                entry_point: source.stem,
-                constants: source.constants.iter().map(|&(name, value)| (name.to_owned(), value)).collect(),
-            }),
+            module: source.module,
+            features: source.features.iter().map(|&feature| feature.to_owned()).collect(),
+            constants: source.constants.iter().map(|&(name, value)| (name.to_owned(), value.to_bits())).collect(),
             groups: source.groups.iter().map(|group| group.to_vec()).collect(),
         };
-        let kernel = Arc::clone(&key.source);
-        gpu.pipelines().get(key, || Self::compile(gpu.device(), source, kernel))
+        gpu.pipelines().get(key, || Self::compile(gpu.device(), source))
     }
 
-    fn compile(device: &wgpu::Device, source: &PassSource, kernel: Arc<KernelSource>) -> Self {
+    fn compile(device: &wgpu::Device, source: &PassSource) -> Self {
+        let kernel = Arc::new(KernelSource {
+            wgsl: link(source.module, source.features),
+            entry_point: source.stem,
+            constants: source.constants.iter().map(|&(name, value)| (name.to_owned(), value)).collect(),
+        });
+        // Browsers demand this where a kernel has subgroup operations, and wgpu refuses it.
+        let enable = if cfg!(target_arch = "wasm32") && kernel.wgsl.contains("subgroupAdd") {
+            "enable subgroups;\n"
+        } else {
+            ""
+        };
         let module = device.create_shader_module(wgpu::ShaderModuleDescriptor {
             label: Some(source.stem),
-            source: wgpu::ShaderSource::Wgsl(kernel.wgsl.as_str().into()),
+            source: wgpu::ShaderSource::Wgsl(format!("{enable}{}", kernel.wgsl).into()),
         });
         let layouts: Vec<_> =
             source.groups.iter().map(|bindings| storage_layout(device, source.stem, bindings)).collect();
@@ -271,38 +226,13 @@ impl fmt::Debug for Pipelines {
 }
 
 /// What tells one pipeline from another.
+#[derive(PartialEq, Eq, Hash)]
 struct Key {
-    source: Arc<KernelSource>,
+    module: &'static str,
+    features: Vec<String>,
+    /// Names, and values as bits, which can be compared.
+    constants: Vec<(String, u64)>,
     groups: Vec<Vec<Binding>>,
-}
-
-impl Key {
-    /// The constants with their values as bits, which can be compared and hashed.
-    fn constants(&self) -> impl Iterator<Item = (&str, u64)> {
-        let constants = self.source.constants.iter();
-        constants.map(|(name, value)| (name.as_str(), value.to_bits()))
-    }
-}
-
-impl PartialEq for Key {
-    fn eq(&self, other: &Self) -> bool {
-        self.source.entry_point == other.source.entry_point
-            && self.constants().eq(other.constants())
-            && self.groups == other.groups
-            && self.source.wgsl == other.source.wgsl
-    }
-}
-
-impl Eq for Key {}
-
-impl Hash for Key {
-    fn hash<H: Hasher>(&self, state: &mut H) {
-        self.source.wgsl.hash(state);
-        self.groups.hash(state);
-        for constant in self.constants() {
-            constant.hash(state);
-        }
-    }
 }
 
 fn storage_layout(device: &wgpu::Device, label: &str, bindings: &[Binding]) -> wgpu::BindGroupLayout {
@@ -341,17 +271,21 @@ mod tests {
         assert!(!adapters.is_empty(), "no adapter");
         for adapter in adapters {
             let gpu = pollster::block_on(Gpu::open(&adapter)).expect("opens");
-            let build = |wgsl: &str| {
+            let build = |features: &[&str]| {
                 gpu.scoped("a kernel", || {
-                    let source = PassSource { stem: "kernel", files: &[wgsl], constants: &[], groups: &[] };
+                    let (module, stem) = ("finish_update", "finish_update");
+                    let constants = [("WORKGROUP", if features.is_empty() { 64.0 } else { -1.0 }), ("RING_STEPS", 4.0)];
+                    let (read, write) = (Binding::Read, Binding::Write);
+                    let groups: &[&[Binding]] = &[&[read, read, read, write, write]];
+                    let source = PassSource { module, stem, features, constants: &constants, groups };
                     Ok::<_, Error>(Pipeline::new(&gpu, &source))
                 })
             };
             for _ in 0..2 {
-                let error = build("@compute @workgroup_size(1) fn kernel() { missing(); }");
+                let error = build(&["a workgroup of -1"]);
                 assert!(matches!(error, Err(Error::Device { .. })), "{error:?}");
             }
-            build("@compute @workgroup_size(1) fn kernel() {}").expect("compiles");
+            build(&[]).expect("compiles");
         }
     }
 }

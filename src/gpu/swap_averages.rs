@@ -2,7 +2,7 @@
 //! `copy_schedule_free.wgsl`.
 
 use crate::gpu::context::Gpu;
-use crate::gpu::pass::{Binding, PassSource, Pipeline, flag, shared};
+use crate::gpu::pass::{Binding, PassSource, Pipeline, flag};
 use crate::gpu::sweep::Elements;
 use crate::gpu::tuning::Tuning;
 use crate::plan::{Access, Kernel};
@@ -26,25 +26,17 @@ pub(crate) enum Exchange {
 
 /// Compiles the pass.
 pub(crate) fn pipeline(gpu: &Gpu, tuning: &Tuning, kernel: Kernel, access: Access, exchange: Exchange) -> Pipeline {
-    let (own, source, constant) = match exchange {
-        Exchange::Swap | Exchange::Settle => (
-            shared::AVERAGE,
-            include_str!("../../shaders/swap_averages.wgsl"),
-            Some(flag("EXCHANGE", matches!(exchange, Exchange::Swap))),
-        ),
-        Exchange::ToAverage | Exchange::Back => (
-            shared::SCHEDULE_FREE,
-            include_str!("../../shaders/swap_schedule_free.wgsl"),
-            Some(flag("BACK", matches!(exchange, Exchange::Back))),
-        ),
-        Exchange::Copy => (shared::SCHEDULE_FREE, include_str!("../../shaders/copy_schedule_free.wgsl"), None),
+    let (module, constant) = match exchange {
+        Exchange::Swap | Exchange::Settle => {
+            ("swap_averages", Some(flag("EXCHANGE", matches!(exchange, Exchange::Swap))))
+        }
+        Exchange::ToAverage | Exchange::Back => {
+            ("swap_schedule_free", Some(flag("BACK", matches!(exchange, Exchange::Back))))
+        }
+        Exchange::Copy => ("copy_schedule_free", None),
     };
-    let mut elements = Elements::default();
-    elements.load_parameters(kernel, access);
-    elements.store_parameters(kernel, access);
-    let mut files = vec![shared::LAYOUT, own];
-    files.extend(elements.files.iter().map(|file| &**file));
-    files.push(source);
+    let mut elements = Elements::parameters(kernel, access);
+    elements.features.push("writes_parameters");
     let mut constants = vec![("WORKGROUP", f64::from(tuning.workgroup_size))];
     constants.extend(constant);
     constants.extend(elements.constants);
@@ -55,8 +47,9 @@ pub(crate) fn pipeline(gpu: &Gpu, tuning: &Tuning, kernel: Kernel, access: Acces
     Pipeline::new(
         gpu,
         &PassSource {
+            module,
             stem: STEM,
-            files: &files,
+            features: &elements.features,
             constants: &constants,
             groups: &[
                 &[Binding::Read],

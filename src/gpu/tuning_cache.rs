@@ -10,6 +10,7 @@ use serde_json::Value;
 
 use crate::error::Error;
 use crate::gpu::context::Gpu;
+use crate::gpu::shader::sources;
 use crate::gpu::tuning::{Partials, Tuning};
 
 /// Environment variable that names the file of [`TuningCache::from_env`]. An empty value disables the cache.
@@ -288,74 +289,13 @@ impl Entry {
     }
 }
 
-/// The shaders of the passes over elements, which are what is tuned: what was measured with others says nothing about these.
-const SHADERS: &[&str] = &[
-    include_str!("../../shaders/finish_reduction.wgsl"),
-    include_str!("../../shaders/learning_rate.wgsl"),
-    include_str!("../../shaders/reduce_gradient.wgsl"),
-    include_str!("../../shaders/update_parameters.wgsl"),
-    include_str!("../../shaders/shared/alignment.wgsl"),
-    include_str!("../../shaders/shared/counters.wgsl"),
-    include_str!("../../shaders/shared/emit_per_invocation.wgsl"),
-    include_str!("../../shaders/shared/emit_per_subgroup.wgsl"),
-    include_str!("../../shaders/shared/emit_per_workgroup.wgsl"),
-    include_str!("../../shaders/shared/layout.wgsl"),
-    include_str!("../../shaders/shared/load_quads.wgsl"),
-    include_str!("../../shaders/shared/load_scalars.wgsl"),
-    include_str!("../../shaders/shared/partials.wgsl"),
-    include_str!("../../shaders/shared/measure_counters.wgsl"),
-    include_str!("../../shaders/shared/keep_parameters.wgsl"),
-    include_str!("../../shaders/shared/measure_distance.wgsl"),
-    include_str!("../../shaders/shared/measure_iterates.wgsl"),
-    include_str!("../../shaders/shared/measure_momentum.wgsl"),
-    include_str!("../../shaders/shared/measure_secant.wgsl"),
-    include_str!("../../shaders/shared/keep_counters.wgsl"),
-    include_str!("../../shaders/shared/store_moved.wgsl"),
-    include_str!("../../shaders/shared/store_exchanged.wgsl"),
-    include_str!("../../shaders/shared/keep_gradient.wgsl"),
-    include_str!("../../shaders/shared/rule.wgsl"),
-    include_str!("../../shaders/shared/scaled.wgsl"),
-    include_str!("../../shaders/shared/store_quads.wgsl"),
-    include_str!("../../shaders/shared/store_scalars.wgsl"),
-    include_str!("../../shaders/shared/sweep_again.wgsl"),
-    include_str!("../../shaders/shared/totals.wgsl"),
-    include_str!("../../shaders/shared/tree.wgsl"),
-    include_str!("../../shaders/shared/step_sums.wgsl"),
-    include_str!("../../shaders/shared/scaled_squares.wgsl"),
-    include_str!("../../shaders/shared/no_average.wgsl"),
-    include_str!("../../shaders/shared/measure_step.wgsl"),
-    include_str!("../../shaders/shared/measure_no_step.wgsl"),
-    include_str!("../../shaders/shared/average.wgsl"),
-    include_str!("../../shaders/shared/clear_gradients.wgsl"),
-    include_str!("../../shaders/shared/clear_half_gradients.wgsl"),
-    include_str!("../../shaders/shared/half.wgsl"),
-    include_str!("../../shaders/shared/half_gradients.wgsl"),
-    include_str!("../../shaders/shared/half_masters.wgsl"),
-    include_str!("../../shaders/shared/leave_gradients.wgsl"),
-    include_str!("../../shaders/shared/load_half_quads.wgsl"),
-    include_str!("../../shaders/shared/load_half_scalars.wgsl"),
-    include_str!("../../shaders/shared/random_bits.wgsl"),
-    include_str!("../../shaders/shared/store_half_quads.wgsl"),
-    include_str!("../../shaders/shared/store_half_scalars.wgsl"),
-    include_str!("../../shaders/shared/store_masters.wgsl"),
-    include_str!("../../shaders/shared/store_nearest.wgsl"),
-    include_str!("../../shaders/shared/store_stochastic.wgsl"),
-    include_str!("../../shaders/shared/move_parameters.wgsl"),
-    include_str!("../../shaders/shared/move_schedule_free.wgsl"),
-    include_str!("../../shaders/shared/schedule_free.wgsl"),
-    include_str!("../../shaders/copy_schedule_free.wgsl"),
-    include_str!("../../shaders/swap_averages.wgsl"),
-    include_str!("../../shaders/swap_schedule_free.wgsl"),
-    include_str!("../../shaders/finish_update.wgsl"),
-];
-
 /// The kernels' version: the crate's, and a hash of the shaders.
 fn kernels() -> String {
     static KERNELS: OnceLock<String> = OnceLock::new();
     KERNELS
         .get_or_init(|| {
             let mut hash = Fnv(0xcbf2_9ce4_8422_2325);
-            for shader in SHADERS {
+            for shader in sources() {
                 hash.write(shader.as_bytes());
             }
             format!("{}-{:016x}", env!("CARGO_PKG_VERSION"), hash.finish())
@@ -381,25 +321,6 @@ impl Hasher for Fnv {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    /// A shader that is missing in the list could change without a trace.
-    #[test]
-    fn every_shader_of_a_step_is_in_the_version() {
-        let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("shaders");
-        let mut count = 0;
-        for folder in [root.clone(), root.join("shared")] {
-            for entry in std::fs::read_dir(folder).expect("shaders/ is there") {
-                let path = entry.expect("an entry").path();
-                if path.extension().is_none_or(|extension| extension != "wgsl") {
-                    continue;
-                }
-                let text = std::fs::read_to_string(&path).expect("text");
-                assert!(SHADERS.contains(&text.as_str()), "{} is not in SHADERS", path.display());
-                count += 1;
-            }
-        }
-        assert_eq!(count, SHADERS.len());
-    }
 
     #[test]
     fn the_hash_is_fnv_1a() {

@@ -1,35 +1,55 @@
-//! Regimes that use the distance from the first parameters.
+//! What DoG and DoWG share: the distance from the first parameters. Twin of `shaders/learning_rate/distance.wgsl`.
 
-/// Distance over gradients: `η_t = r̄_t / √(Σ_{i≤t} ‖u_i‖²)`, `r̄_t = max(r_ε, max_{i≤t} ‖w_i - w_0‖)`, `r_ε = ε (1 + ‖w_0‖)` (Ivgi, Hinder
-/// & Carmon 2023, arXiv:2302.12022, eq. 2 and 3; with `ε = 1e-6` as there, and without its averaging of the parameters).
-///
-/// Keeps `w_0`, 4 bytes per parameter, which the first pass reads together with the parameters. `‖u‖` is the norm n of the gradient, or √d for
-/// sign rules; momentum is not taken into account. The change per step is limited as in every regime. In f32 the first distances are as coarse
-/// as the last place of the parameters.
-#[derive(Debug, Clone, Copy, PartialEq)]
-#[cfg_attr(feature = "checkpoint", derive(serde::Serialize))]
-pub struct DoG {
-    /// `ε = 1e-6`.
-    pub initial_distance: f32,
-}
+use crate::error::{Error, require};
+use crate::layout::{GroupConstants, Scaled, shared_structs};
+use crate::reference::{RegimeStep, norm};
+use crate::regime::LearningRateRegime;
+use crate::regime::gradient::Gradient;
+use crate::rule::Rule;
 
-impl Default for DoG {
-    fn default() -> Self {
-        DoG { initial_distance: 1e-6 }
+shared_structs! {
+    /// State of DoG and DoWG.
+    pub(crate) struct DistanceState {
+        /// Σ of squared lengths, with DoWG weighted.
+        pub(crate) history: Scaled,
+        /// r̄, the largest distance from the start.
+        pub(crate) distance: Scaled,
     }
 }
 
-/// Distance over *weighted* gradients: `η_t = r̄_t² / √v_t`, `v_t = Σ_{i≤t} r̄_i² ‖u_i‖²` (Khaled, Mishchenko & Jin 2023, arXiv:2305.16284,
-/// algorithm 1); otherwise as [`DoG`].
-#[derive(Debug, Clone, Copy, PartialEq)]
-#[cfg_attr(feature = "checkpoint", derive(serde::Serialize))]
-pub struct DoWG {
-    /// `ε = 1e-6`.
-    pub initial_distance: f32,
+/// r̄ of this step; r_ε = ε (1 + ‖w_0‖) at the first gradient.
+pub(crate) fn farthest_of(c: &GroupConstants, g: &Gradient, last: Scaled) -> Scaled {
+    if g.first {
+        return Scaled::ONE.sum(Scaled::of_squares(g.sums.initial_square).root()).times(c.first_step);
+    }
+    if !g.sums.direction_square.is_finite() {
+        return last;
+    }
+    last.larger(Scaled::new(g.sums.direction_square, 0).root())
 }
 
-impl Default for DoWG {
-    fn default() -> Self {
-        DoWG { initial_distance: 1e-6 }
+/// Momentum makes the direction many times longer than the gradient, so that the distance and with it the rate grow without bound. AdamW's
+/// direction does not grow.
+pub(crate) fn suits(rule: &Rule) -> bool {
+    rule.momentum() == 0.0 || rule.has_second_moment()
+}
+
+pub(crate) fn validate(regime: &dyn LearningRateRegime, initial_distance: f32) -> Result<(), Error> {
+    let in_range = initial_distance.is_finite() && initial_distance > 0.0;
+    require(in_range, || regime.owner(), "initial_distance", initial_distance, "finite and above 0")
+}
+
+/// r̄ in f64.
+#[derive(Default)]
+pub(crate) struct Farthest(f64);
+
+impl Farthest {
+    pub(crate) fn of(&mut self, step: &RegimeStep) -> f64 {
+        if step.first {
+            self.0 = step.first_length;
+        }
+        let way: Vec<f64> = step.w.iter().zip(step.first_w).map(|(a, b)| a - b).collect();
+        self.0 = self.0.max(norm(&way));
+        self.0
     }
 }

@@ -1,66 +1,45 @@
-//! Regimes from the secant equation `B s = y`, `s = w_t - w_{t-1} = -η u_{t-1}`, `y = g_t - g_{t-1}`.
+//! What BarzilaiBorwein and AdGd share: the last secant. Twin of `shaders/learning_rate/secant.wgsl`.
 //!
-//! Both keep the last gradient (4 bytes per parameter) and read it in the first pass, so that `y` is exact. With mini-batches `y` is mostly
-//! noise, which makes the rate shrink: these regimes are for full batches, or for comparison. The first step has length `ε (1 + ‖w₀‖)` unless a
-//! first rate is given. Decoupled weight decay is not part of `s`. With a clip, `u` is the last gradient after the clip; together with coupled
-//! weight decay, which the step does not clip, this is an approximation.
-//!
-//! A secant gives the rate of a step along the gradient. For sign rules it is converted to a step along the signs of the same length:
-//! `η ← η n/√d`.
+//! The last step is `s = -η u_{t-1}`, and the change of the gradient `y = g_t - g_{t-1}`. Both regimes keep the last gradient (4 bytes per
+//! parameter) and read it in the first pass, so that `y` is exact. With mini-batches `y` is mostly noise, which makes the rate shrink: these
+//! regimes are for full batches, or for comparison. Decoupled weight decay is not part of `s`. With a clip, `u` is the last gradient after the
+//! clip; together with coupled weight decay, which the step does not clip, this is an approximation.
 
-/// `s·s/s·y`, `s·y/y·y` or their geometric mean `‖s‖/‖y‖` (Barzilai & Borwein 1988; for stochastic gradients Tan et al. 2016,
-/// arXiv:1605.04131, eq. 6 and 7).
-///
-/// Safeguards: the rate changes by at most a factor of `max_change` per step; where `y = 0`, and in Long and Short where
-/// `s·y ≤ 0` (no curvature to go by), it is carried over; where a sum left the range of f32 it falls by that factor. In the record `norm_term` is what the norm alone explains (`0`,
-/// `-x` and `-x/2` with `x = ln(n_t/n_{t-1})`), `curvature_term` the rest, `clamp_term` the bound.
-#[derive(Debug, Clone, Copy, PartialEq)]
-#[cfg_attr(feature = "checkpoint", derive(serde::Serialize))]
-pub struct BarzilaiBorwein {
-    /// Formula of the rate.
-    pub form: SecantForm,
-    /// `2`: the largest growth per step, and its inverse the largest shrink; above 1.
-    pub max_change: f32,
-    /// η of the first step; `None` takes it from the first step's length.
-    pub initial_rate: Option<f32>,
-    /// `ε = 1e-2`, used where `initial_rate` is `None`.
-    pub first_step: f32,
+use crate::layout::{GroupConstants, GroupState, Scaled};
+use crate::regime::gradient::{Gradient, is_sign_rule};
+
+/// The sums u·y, u·u and y·y of the first pass, of u and y scaled by powers of two.
+pub(crate) struct Secant {
+    pub(crate) u_dot_y: f32,
+    pub(crate) u_square: f32,
+    pub(crate) y_square: f32,
+    /// log2 of the scale of u over that of y.
+    pub(crate) shift: i32,
 }
 
-impl BarzilaiBorwein {
-    /// This form, with the default constants.
-    pub fn new(form: SecantForm) -> Self {
-        BarzilaiBorwein { form, max_change: 2.0, initial_rate: None, first_step: 1e-2 }
+/// `None` where a sum left the range of f32.
+pub(crate) fn last_secant(c: &GroupConstants, g: &Gradient, s: &GroupState) -> Option<Secant> {
+    let sums = [g.sums.slow_dot, g.sums.direction_square, g.sums.absolute];
+    // u is scaled by the exponent of the momentum's bound, by that of the gradient, or not at all.
+    let direction_exponent = if is_sign_rule(c) {
+        0
+    } else if c.rule.momentum > 0.0 {
+        s.direction_exponent
+    } else {
+        g.scale_of_sums
+    };
+    sums.iter().all(|sum| sum.is_finite()).then(|| Secant {
+        u_dot_y: sums[0],
+        u_square: sums[1],
+        y_square: sums[2],
+        shift: direction_exponent - g.scale_of_sums,
+    })
+}
+
+/// ‖u‖/‖y‖; 0 where either is 0.
+pub(crate) fn ratio_of_lengths(secant: &Secant) -> Scaled {
+    if secant.u_square == 0.0 || secant.y_square == 0.0 {
+        return Scaled::ZERO;
     }
-}
-
-/// Formula that turns a secant into a rate.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[cfg_attr(feature = "checkpoint", derive(serde::Serialize))]
-pub enum SecantForm {
-    /// `s·s/s·y`, the long one: least squares in `s`.
-    Long,
-    /// `s·y/y·y`, the short one: least squares in `y`.
-    Short,
-    /// `‖s‖/‖y‖`, their geometric mean.
-    Geometric,
-}
-
-/// `η = min(√(1 + θ_{t-1}) η_{t-1}, ‖s‖/(2‖y‖))`, `θ_{t-1} = η_{t-1}/η_{t-2}` (Malitsky & Mishchenko 2020, arXiv:1910.09529,
-/// algorithm 1; `θ_0 = ∞`).
-///
-/// In the record `norm_term` is `-x/2`, `curvature_term` the rest of the secant, and `gate_term` what the bound on growth held back.
-#[derive(Debug, Clone, Copy, PartialEq)]
-#[cfg_attr(feature = "checkpoint", derive(serde::Serialize))]
-pub struct AdGd {
-    /// η of the first step; `None` takes it from the first step's length.
-    pub initial_rate: Option<f32>,
-    /// `ε = 1e-2`, used where `initial_rate` is `None`.
-    pub first_step: f32,
-}
-
-impl Default for AdGd {
-    fn default() -> Self {
-        AdGd { initial_rate: None, first_step: 1e-2 }
-    }
+    Scaled::new(secant.u_square, 2 * secant.shift).quotient(Scaled::new(secant.y_square, 0)).root()
 }

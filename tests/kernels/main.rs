@@ -1,5 +1,4 @@
 //! Promises of the shaders: their structs, that every kernel compiles, and that it can be translated for other platforms.
 
-mod layout;
 mod shaders_compile;
 mod translate;

@@ -9,7 +9,9 @@ use wgpu_optim_conformance::run::{GpuRun, Place, Run, Spec, devices};
 fn files() -> Vec<(String, String)> {
     let root = concat!(env!("CARGO_MANIFEST_DIR"), "/shaders");
     let mut files = Vec::new();
-    for folder in ["", "/shared", "/regimes", "/learning_rate"].map(|folder| format!("{root}{folder}")) {
+    for folder in ["", "/elements", "/learning_rate", "/measure", "/reduction", "/regime", "/rule", "/update"]
+        .map(|folder| format!("{root}{folder}"))
+    {
         for entry in std::fs::read_dir(folder).expect("shaders/ is there") {
             let path = entry.expect("an entry").path();
             if path.extension().is_some_and(|extension| extension == "wgsl") {

@@ -67,21 +67,10 @@ fn others() -> Vec<Kernel> {
     kernels
 }
 
-/// The copy of schedule-free averages, which is dispatched on request alone, put together as src/gpu/copy_schedule_free.rs does.
+/// The copy of schedule-free averages, which is dispatched on request alone.
 fn of_a_copy() -> Kernel {
-    let load = include_str!("../../shaders/shared/load_quads.wgsl")
-        .replace("gradients", "parameters")
-        .replace("grads_start", "params_start")
-        .replace("GradientLane", "ParameterLane");
-    let files = [
-        include_str!("../../shaders/shared/layout.wgsl"),
-        include_str!("../../shaders/shared/schedule_free.wgsl"),
-        &load,
-        include_str!("../../shaders/copy_schedule_free.wgsl"),
-    ];
-    let name = "copy_schedule_free".to_owned();
-    let constants = [("WORKGROUP", 64.0)];
-    Kernel::new(name, &files.join("\n"), "swap_averages", &constants)
+    let source = wgpu_optim::gpu::link("copy_schedule_free", &["writes_parameters"]);
+    Kernel::new("copy_schedule_free".to_owned(), &source, "swap_averages", &[("WORKGROUP", 64.0)])
 }
 
 #[test]

@@ -394,7 +394,7 @@ fn all_groups_walk_in_step_whatever_their_rates() {
             }
             ends += usize::from(records[0].flags.episode_ends());
             let states = run.states();
-            assert!(states.iter().take(4).all(|s| s.streams == states[0].streams));
+            assert!(states.iter().take(4).all(|s| s.regime == states[0].regime));
             let rates = run.rates();
             if t == 2 {
                 assert!(rates.windows(2).all(|pair| pair[0] != pair[1]), "{rates:?}");
@@ -436,8 +436,8 @@ fn a_halt_holds_every_stream() {
         }
         halts += usize::from(run.try_records().is_err());
         assert!(halts >= 1, "{path}");
-        let states = run.states()[0].streams;
-        assert_eq!((states.episode, states.turn, states.moved), (1, 0, 0));
+        let [episode, turn, moved, ..] = run.states()[0].regime.0;
+        assert_eq!((episode, turn, moved), (1, 0, 0));
         run.resume();
         let mut streams = three(&Spec { tensors: streams[0].w.clone(), ..spec.clone() }, 0.25);
         for t in 0..6 {

@@ -474,14 +474,7 @@ fn weights_are_right_after_any_number_of_steps() {
             }
         }
     }
-    let source = [
-        include_str!("../../shaders/shared/layout.wgsl"),
-        include_str!("../../shaders/shared/scaled.wgsl"),
-        include_str!("../../shaders/learning_rate/steps_taken.wgsl"),
-        include_str!("../../shaders/learning_rate/average_share.wgsl"),
-        WEIGHTS,
-    ]
-    .concat();
+    let source = wgpu_optim::gpu::link("learning_rate/average_share", &[]) + WEIGHTS;
     for gpu in &devices() {
         let mut weights = Vec::new();
         for (groups, states) in groups.chunks(64).zip(states.chunks(64)) {

@@ -571,7 +571,7 @@ fn edit_fields(about: &mut serde_json::Value, edit: impl FnOnce(&str) -> String)
 #[test]
 fn fields_and_settings_go_by_their_names() {
     let (run, checkpoint) = saved(&plain());
-    let at = offset_of!(GroupState, mean_norm_mantissa) / 4;
+    let at = offset_of!(GroupState, mean_norm) / 4;
     let restored = |bytes: Vec<u8>| {
         let mut fresh = CpuRun::new(&plain());
         let checkpoint = Checkpoint::from_bytes(bytes)?;
@@ -581,7 +581,7 @@ fn fields_and_settings_go_by_their_names() {
     // A field that the file does not have has its first value, and the others are where they belong.
     let older = edited(
         &checkpoint,
-        |about| edit_fields(about, |fields| fields.replacen("mean_norm_mantissa: f32, ", "", 1)),
+        |about| edit_fields(about, |fields| fields.replacen("mean_norm.mantissa: f32, ", "", 1)),
         |row| {
             row.remove(at);
         },
@@ -589,8 +589,8 @@ fn fields_and_settings_go_by_their_names() {
     let fresh = restored(older).expect("an older file");
     let mut expected = run.states();
     for state in &mut expected {
-        assert_ne!(state.mean_norm_mantissa, 0.0);
-        state.mean_norm_mantissa = 0.0;
+        assert_ne!(state.mean_norm.mantissa, 0.0);
+        state.mean_norm.mantissa = 0.0;
     }
     assert_eq!(fresh.states(), expected);
     assert_eq!(fresh.params(), run.params());

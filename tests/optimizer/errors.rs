@@ -4,8 +4,8 @@
 use wgpu_optim::gpu::{Partials, Tuning};
 use wgpu_optim::layout::RawRecord;
 use wgpu_optim::{
-    AutoSgd, Averaging, Element, Error, Gpu, GpuOptions, Group, Hypergradient, LossScaler, NonFinitePolicy, NormRatio,
-    Optimizer, OptimizerBuilder, Regime, Rounding, Rule, Seesaw, TrustRatio, wgpu,
+    AdamW, AutoSgd, Averaging, Element, Error, Gpu, GpuOptions, Group, Hypergradient, Lion, LossScaler,
+    NonFinitePolicy, NormRatio, Optimizer, OptimizerBuilder, Regime, Rounding, Rule, Seesaw, Sgdm, TrustRatio, wgpu,
 };
 use wgpu_optim_conformance as conformance;
 use wgpu_optim_conformance::run::{GpuRun, Place, Run, Spec, bits, devices, packed};
@@ -209,7 +209,7 @@ fn slices_that_overlap() {
 /// Every number of rules, regimes and groups, on both sides of its range, and NaN.
 #[test]
 fn numbers_out_of_range() {
-    let sgdm = |momentum, dampening, nesterov| Rule::Sgdm { momentum, dampening, nesterov };
+    let sgdm = |momentum, dampening, nesterov| Rule::Sgdm(Sgdm { momentum, dampening, nesterov });
     let (nan, inf) = (f32::NAN, f32::INFINITY);
     let mut cases: Vec<(Host, &str, &str)> = Vec::new();
     let values = [0.0f32; 4];
@@ -399,7 +399,7 @@ fn numbers_just_within_range() {
     let other = Seesaw { smoothing: below_one, exponent: 1e6, gain: 1e6, early_steps: f32::MAX, ..Seesaw::default() };
     for builder in [
         with(Rule::signum(0.0), Regime::Seesaw(extreme)),
-        with(Rule::Sgdm { momentum: below_one, dampening: below_one, nesterov: false }, Regime::Seesaw(other)),
+        with(Rule::Sgdm(Sgdm { momentum: below_one, dampening: below_one, nesterov: false }), Regime::Seesaw(other)),
         with(Rule::nesterov(f32::MIN_POSITIVE), Regime::fixed(1e-30)),
         with(adamw(0.0, 0.0, f32::MIN_POSITIVE), Regime::fixed(1e-30)),
         with(adamw(below_one, below_one, f32::MAX), Regime::seesaw()),
@@ -710,11 +710,11 @@ fn a_readback_from_a_device_that_is_gone_is_an_error() {
 }
 
 fn adamw(beta1: f32, beta2: f32, epsilon: f32) -> Rule {
-    Rule::AdamW { beta1, beta2, epsilon }
+    Rule::AdamW(AdamW { beta1, beta2, epsilon })
 }
 
 fn lion(beta1: f32, beta2: f32) -> Rule {
-    Rule::Lion { beta1, beta2 }
+    Rule::Lion(Lion { beta1, beta2 })
 }
 
 /// A buffer of so many bytes.

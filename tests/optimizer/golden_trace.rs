@@ -3,7 +3,7 @@
 //! and `make_auto_sgd.py`.
 
 use wgpu_optim::{
-    AutoSgd, Averaging, DoG, DoWG, Group, OptimizerBuilder, Outcome, Record, Regime, Rule, SecantForm, Stream,
+    AutoSgd, Averaging, DoG, DoWG, Group, OptimizerBuilder, Outcome, Record, Regime, Rule, SecantForm, Stream, Term,
 };
 use wgpu_optim_conformance::run::{Spec, every_path};
 use wgpu_optim_conformance::{adapters, build, download, drain, step, upload};
@@ -62,10 +62,10 @@ fn compare(path: &str, row: &Golden, record: &Record, w: &[f32]) {
         f64::from(record.norm),
         f64::from(record.smoothed_norm),
         record.ln_rate,
-        f64::from(record.norm_term),
-        f64::from(record.alignment_term),
-        f64::from(record.brake_term),
-        f64::from(record.held_term),
+        f64::from(record.term(Term::Norm)),
+        f64::from(record.term(Term::Alignment)),
+        f64::from(record.term(Term::Brake)),
+        f64::from(record.term(Term::Held)),
         f64::from(w[0]),
         f64::from(w[D - 1]),
     ];

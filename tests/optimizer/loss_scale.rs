@@ -148,7 +148,7 @@ fn the_norm_is_right_for_scaled_gradients_of_any_size() {
                 let what = format!("{}, 2^{exponent}, {size:e}", run.path());
                 let states = run.states();
                 let norm_of = |state: &GroupState| {
-                    f64::from(state.last_norm_mantissa) * f64::from(state.last_norm_exponent).exp2()
+                    f64::from(state.last_norm.mantissa) * f64::from(state.last_norm.exponent).exp2()
                 };
                 let flushed = size == f32::MIN_POSITIVE;
                 if !flushed || norm_of(&states[0]) > 0.0 {

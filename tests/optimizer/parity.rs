@@ -1,7 +1,7 @@
 //! Promise: with a fixed rate SGD, SGD with momentum, Adam and AdamW are those of PyTorch, and Lion is that of its paper, parameter for
 //! parameter over 100 steps. The numbers come from `tests/golden/make_torch.py` and `tests/golden/make_lion.py`.
 
-use wgpu_optim::{Regime, Rule, WeightDecay};
+use wgpu_optim::{AdamW, Regime, Rule, Sgdm, WeightDecay};
 use wgpu_optim_conformance::run::{Spec, every_path};
 
 const D: usize = 12;
@@ -13,12 +13,12 @@ fn gradient(t: usize) -> Vec<f32> {
 }
 
 fn spec(name: &str) -> Spec {
-    let sgdm = |dampening, nesterov| Rule::Sgdm { momentum: 0.9, dampening, nesterov };
+    let sgdm = |dampening, nesterov| Rule::Sgdm(Sgdm { momentum: 0.9, dampening, nesterov });
     let rule = match name {
         "sgd" | "decay" | "clip" => Rule::sgd(),
         "dampened" => sgdm(0.1, false),
         "nesterov" | "nesterov-decay" => sgdm(0.0, true),
-        "adamw-betas" => Rule::AdamW { beta1: 0.5, beta2: 0.75, epsilon: 0.125 },
+        "adamw-betas" => Rule::AdamW(AdamW { beta1: 0.5, beta2: 0.75, epsilon: 0.125 }),
         name if name.starts_with("adam") => Rule::adamw(),
         name if name.starts_with("lion") => Rule::lion(),
         _ => sgdm(0.0, false),

@@ -5,7 +5,7 @@
 
 use proptest::prelude::*;
 use wgpu_optim::gpu::{Partials, Tuning};
-use wgpu_optim::{Averaging, NormRatio, Regime, Rule, WeightDecay};
+use wgpu_optim::{Averaging, NormRatio, Regime, Rule, Sgdm, WeightDecay};
 use wgpu_optim_conformance::Numbers;
 use wgpu_optim_conformance::run::{CpuRun, GpuRun, Place, Run, Spec, devices, lengths};
 
@@ -42,7 +42,7 @@ fn rule() -> impl Strategy<Value = Rule> {
     prop_oneof![
         Just(Rule::sgd()),
         Just(Rule::sgdm(0.9)),
-        Just(Rule::Sgdm { momentum: 0.5, dampening: 0.25, nesterov: false }),
+        Just(Rule::Sgdm(Sgdm { momentum: 0.5, dampening: 0.25, nesterov: false })),
         Just(Rule::nesterov(0.8)),
         Just(Rule::sign_sgd()),
         Just(Rule::signum(0.9)),

@@ -330,10 +330,10 @@ fn inner_products_with_the_direction_memory() {
             let sign = |x: &f64| x.signum() * f64::from(u8::from(*x != 0.0));
             let before = wide(&first[i], 1.0);
             let memory: Vec<f64> = match spec.rule {
-                Rule::Sgd | Rule::SignSgd => before.iter().map(sign).collect(),
+                Rule::Sgd(_) | Rule::SignSgd(_) => before.iter().map(sign).collect(),
                 // The first momentum is the gradient, or (1 - β) of it.
-                Rule::Sgdm { .. } => wide(&first[i], momentum_scale),
-                Rule::Lion { .. } => wide(&first[i], momentum_scale * f64::from(1.0 - 0.99f32)),
+                Rule::Sgdm(_) => wide(&first[i], momentum_scale),
+                Rule::Lion(_) => wide(&first[i], momentum_scale * f64::from(1.0 - 0.99f32)),
                 _ => wide(&first[i], momentum_scale * f64::from(1.0 - 0.9f32)),
             };
             // Signed addends: the error is relative to the sum of magnitudes. Two more roundings for scaling and product.

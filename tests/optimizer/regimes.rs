@@ -3,7 +3,7 @@
 
 use wgpu_optim::{
     AdaGradNorm, AutoSgd, BarzilaiBorwein, DoG, DoWG, Error, Group, Ngn, OptimizerBuilder, Polyak, Record, Regime,
-    Rule, Schedule, SecantForm, WeightDecay,
+    Rule, Schedule, SecantForm, Sgdm, Term, WeightDecay,
 };
 use wgpu_optim_conformance as conformance;
 use wgpu_optim_conformance::Numbers;
@@ -40,7 +40,7 @@ fn streams() -> Vec<(&'static str, Regime)> {
 }
 
 fn rules() -> [(&'static str, Rule); 8] {
-    let dampened = Rule::Sgdm { momentum: 0.8, dampening: 0.3, nesterov: false };
+    let dampened = Rule::Sgdm(Sgdm { momentum: 0.8, dampening: 0.3, nesterov: false });
     [
         ("sgd", Rule::sgd()),
         ("sgdm", Rule::sgdm(0.9)),
@@ -210,7 +210,7 @@ fn every_schedule_multiplies_every_kind_of_regime() {
         }
     }
     let mut moved = vec![0.0f32; specs.len()];
-    follow_the_oracle(&specs, |i, record| moved[i] += record.schedule_term.abs());
+    follow_the_oracle(&specs, |i, record| moved[i] += record.term(Term::Schedule).abs());
     for (spec, moved) in specs.iter().zip(moved) {
         let constant = spec.schedule == Schedule::Constant;
         assert_eq!(moved == 0.0, constant, "{}: {moved}", spec.name);

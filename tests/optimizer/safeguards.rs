@@ -231,10 +231,10 @@ fn zero_gradients_in_the_middle_carry_the_rate_over() {
             assert_eq!(f64::from(record.learning_rate).ln() as f32, record.ln_rate as f32);
             assert!(record.smoothed_norm > 0.0);
             let after = run.states()[record.group];
-            assert_eq!(after.smoothed_mantissa, state.smoothed_mantissa);
+            assert_eq!(after.smoothed.mantissa, state.smoothed.mantissa);
             assert_eq!(
-                (after.mean_square_mantissa, after.smoothing_power),
-                (state.mean_square_mantissa, state.smoothing_power)
+                (after.mean_square.mantissa, after.smoothing_power),
+                (state.mean_square.mantissa, state.smoothing_power)
             );
         }
         let after = run.params();

@@ -8,7 +8,8 @@ use wgpu_optim_conformance as conformance;
 
 use wgpu_optim::gpu::KernelSource;
 use wgpu_optim::{
-    Gpu, Group, Hypergradient, NormRatio, Optimizer, OptimizerBuilder, Record, Regime, Rule, Seesaw, WeightDecay,
+    Gpu, Group, Hypergradient, NormRatio, Optimizer, OptimizerBuilder, Record, Regime, Rule, Seesaw, Sgdm, Term,
+    WeightDecay,
 };
 use wgpu_optim_conformance::oracle::{Oracle, Outcome};
 use wgpu_optim_conformance::run::{Run, Spec, alone, every_path};
@@ -18,7 +19,7 @@ const LEN: usize = 61;
 const STEPS: usize = 20;
 
 fn rules() -> Vec<(&'static str, Rule)> {
-    let dampened = Rule::Sgdm { momentum: 0.8, dampening: 0.3, nesterov: false };
+    let dampened = Rule::Sgdm(Sgdm { momentum: 0.8, dampening: 0.3, nesterov: false });
     vec![
         ("sgd", Rule::sgd()),
         ("sgdm", Rule::sgdm(0.9)),
@@ -118,12 +119,12 @@ fn compare(what: &str, record: &Record, out: &Outcome, oracle: &Oracle) {
         ("smoothed norm", wide(record.smoothed_norm), oracle.smoothed),
         ("slow alignment", wide(record.slow_alignment), if oracle.regime.needs_alignment() { out.slow } else { 0.0 }),
         ("fast alignment", wide(record.fast_alignment), if oracle.regime.needs_alignment() { out.fast } else { 0.0 }),
-        ("norm term", wide(record.norm_term), out.norm_term),
-        ("alignment term", wide(record.alignment_term), out.alignment_term),
-        ("brake term", wide(record.brake_term), out.brake_term),
-        ("held term", wide(record.held_term), out.held_term),
-        ("clamp term", wide(record.clamp_term), out.clamp_term),
-        ("schedule term", wide(record.schedule_term), 0.0),
+        ("norm term", wide(record.term(Term::Norm)), out.norm_term),
+        ("alignment term", wide(record.term(Term::Alignment)), out.alignment_term),
+        ("brake term", wide(record.term(Term::Brake)), out.brake_term),
+        ("held term", wide(record.term(Term::Held)), out.held_term),
+        ("clamp term", wide(record.term(Term::Clamp)), out.clamp_term),
+        ("schedule term", wide(record.term(Term::Schedule)), 0.0),
         ("ln rate", record.ln_rate, oracle.ln_rate.expect("started")),
         ("rate", wide(record.learning_rate) / out.rate, 1.0),
     ] {
@@ -162,7 +163,7 @@ fn follow_the_oracle(specs: &[Spec]) -> (usize, usize, usize) {
                 let what = format!("{}, {}, step {t}", run.path(), spec.name);
                 compare(&what, &records[i], &out, &oracles[i]);
                 clipped += usize::from(records[i].flags.clipped());
-                braked += usize::from(records[i].brake_term < 0.0);
+                braked += usize::from(records[i].term(Term::Brake) < 0.0);
                 decayed += usize::from(spec.decay != WeightDecay::Coupled(0.0));
             }
         }
@@ -186,7 +187,7 @@ fn an_oracle_with_one_wrong_number_is_refused() {
     let faults: Vec<(&str, Alter)> = vec![
         ("nothing", |_| {}),
         ("momentum", |o| o.rule = Rule::sgdm(0.899)),
-        ("dampening", |o| o.rule = Rule::Sgdm { momentum: 0.9, dampening: 0.001, nesterov: false }),
+        ("dampening", |o| o.rule = Rule::Sgdm(Sgdm { momentum: 0.9, dampening: 0.001, nesterov: false })),
         ("nesterov", |o| o.rule = Rule::nesterov(0.9)),
         ("decay", |o| o.decay = WeightDecay::Coupled(1e-3)),
         ("decoupled decay", |o| o.decay = WeightDecay::Decoupled(1e-2)),
@@ -229,7 +230,7 @@ fn an_oracle_with_one_wrong_number_is_refused() {
 #[test]
 #[expect(clippy::excessive_precision, reason = "exact dyadic numbers, written out")]
 fn fixed_is_torch_sgd() {
-    let sgdm = |momentum, dampening, nesterov| Rule::Sgdm { momentum, dampening, nesterov };
+    let sgdm = |momentum, dampening, nesterov| Rule::Sgdm(Sgdm { momentum, dampening, nesterov });
     let coupled = WeightDecay::Coupled;
     let decoupled = WeightDecay::Decoupled;
     // 1 - 1/8 = 0.875; - 2/8 = 0.625; + 1/8 = 0.75.

@@ -6,7 +6,8 @@
 
 use wgpu_optim::gpu::PassName;
 use wgpu_optim::{
-    Averaging, DoG, Group, OptimizerBuilder, Regime, Rule, Schedule, SecantForm, TensorRecord, TrustRatio, WeightDecay,
+    Averaging, DoG, Group, OptimizerBuilder, Regime, Rule, Schedule, SecantForm, TensorRecord, Term, TrustRatio,
+    WeightDecay,
 };
 use wgpu_optim_conformance::run::{
     CpuRun, GpuRun, Run, Spec, alone, bits, devices, every_path, every_path_and_kind, packed, separate,
@@ -476,7 +477,7 @@ fn a_group_of_several_tensors_has_one_trust_ratio() {
                 panic!("{} records", records.records.len());
             };
             assert!(close(record.trust_ratio, trust), "{}: {record:?}, not {trust}", run.path());
-            assert_eq!((plain.trust_ratio, plain.trust_term), (1.0, 0.0));
+            assert_eq!((plain.trust_ratio, plain.term(Term::Trust)), (1.0, 0.0));
         }
     }
 }

@@ -1,6 +1,6 @@
 //! Promise: pass 4 is right to the last places, for every rule, on every path: one parameter at a time against f64, in ulps.
 
-use wgpu_optim::{Regime, Rule};
+use wgpu_optim::{AdamW, Lion, Regime, Rule, Sgdm, Signum};
 use wgpu_optim_conformance::Numbers;
 use wgpu_optim_conformance::run::{Spec, every_path};
 
@@ -11,28 +11,28 @@ const RATE: f32 = 0.037;
 fn exact(rule: Rule, w: f64, g: f64, step: i32, m: &mut Option<f64>, v: &mut f64) -> f64 {
     let sign = |x: f64| if x == 0.0 { 0.0 } else { x.signum() };
     let direction = match rule {
-        Rule::Sgd => g,
-        Rule::SignSgd => sign(g),
-        Rule::Sgdm { momentum, dampening, nesterov } => {
+        Rule::Sgd(_) => g,
+        Rule::SignSgd(_) => sign(g),
+        Rule::Sgdm(Sgdm { momentum, dampening, nesterov }) => {
             let (mu, share) = (f64::from(momentum), 1.0 - f64::from(dampening));
             let new = m.map_or(g, |m| mu * m + share * g);
             *m = Some(new);
             if nesterov { g + mu * new } else { new }
         }
-        Rule::Signum { momentum } => {
+        Rule::Signum(Signum { momentum }) => {
             let beta = f64::from(momentum);
             let new = beta * m.unwrap_or(0.0) + (1.0 - beta) * g;
             *m = Some(new);
             sign(new)
         }
-        Rule::AdamW { beta1, beta2, epsilon } => {
+        Rule::AdamW(AdamW { beta1, beta2, epsilon }) => {
             let [beta1, beta2, epsilon] = [beta1, beta2, epsilon].map(f64::from);
             let new = beta1 * m.unwrap_or(0.0) + (1.0 - beta1) * g;
             *m = Some(new);
             *v = beta2 * *v + (1.0 - beta2) * g * g;
             new / (1.0 - beta1.powi(step)) / ((*v / (1.0 - beta2.powi(step))).sqrt() + epsilon)
         }
-        Rule::Lion { beta1, beta2 } => {
+        Rule::Lion(Lion { beta1, beta2 }) => {
             let [beta1, beta2] = [beta1, beta2].map(f64::from);
             let old = m.unwrap_or(0.0);
             *m = Some(beta2 * old + (1.0 - beta2) * g);
@@ -56,11 +56,11 @@ fn every_rule_is_right_to_the_last_places() {
         Rule::sgd(),
         Rule::sgdm(0.9),
         Rule::nesterov(0.9),
-        Rule::Sgdm { momentum: 0.8, dampening: 0.25, nesterov: false },
+        Rule::Sgdm(Sgdm { momentum: 0.8, dampening: 0.25, nesterov: false }),
         Rule::sign_sgd(),
         Rule::signum(0.5),
         Rule::adamw(),
-        Rule::AdamW { beta1: 0.0, beta2: 0.5, epsilon: 0.125 },
+        Rule::AdamW(AdamW { beta1: 0.0, beta2: 0.5, epsilon: 0.125 }),
         Rule::lion(),
     ];
     let start = Numbers(1).vec(LEN);

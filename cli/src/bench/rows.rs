@@ -113,7 +113,7 @@ impl Selection {
 
     /// What `clip_grad_norm_` and a step of SGD do elsewhere: a fixed rate, and a norm that the gradient exceeds.
     fn clipped(&self, mode: Mode, elements: usize) -> Vec<Entry> {
-        let regime = self.regimes.iter().find(|regime| matches!(regime, Regime::Fixed { .. }));
+        let regime = self.regimes.iter().find(|regime| matches!(regime, Regime::Fixed(_)));
         let rules = self.rules.iter().filter(|rule| !rule.is_sign());
         let rules = rules.filter_map(|&rule| mode.rule(rule));
         regime

@@ -1,6 +1,6 @@
 //! Numbers of every size: 1e38, 1e-38, denormals, and all of them mixed; zeros of either sign.
 
-use wgpu_optim::{Regime, Rule};
+use wgpu_optim::{Lion, Regime, Rule};
 use wgpu_optim_conformance::spec::Spec;
 
 use super::case::{Case, Subject};
@@ -35,7 +35,7 @@ const DENORMAL: [(&str, &[f32]); 4] =
 
 pub fn cases(_: &Subject) -> Vec<Box<dyn Case>> {
     let plain = vec![Rule::sgd(), Rule::sign_sgd()];
-    let lion = Rule::Lion { beta1: 0.5, beta2: 0.75 };
+    let lion = Rule::Lion(Lion { beta1: 0.5, beta2: 0.75 });
     let with_momentum = [Rule::sgdm(0.5), Rule::signum(0.5), Rule::adamw(), lion];
     let all = [&plain[..], &with_momentum].concat();
     let mut cases = Vec::new();

@@ -3,7 +3,7 @@
 
 use wgpu_optim::gpu::{Partials, PassName, Tuning};
 use wgpu_optim::layout::{GroupState, ScopeSums};
-use wgpu_optim::{Regime, Rule, WeightDecay};
+use wgpu_optim::{Lion, Regime, Rule, Sgdm, WeightDecay};
 use wgpu_optim_conformance::spec::Spec;
 
 use super::case::{Case, Outcome, Path, Subject, ulp};
@@ -195,10 +195,10 @@ fn rates() -> impl Iterator<Item = Scenario> {
     Rule::all().into_iter().map(|rule| {
         // Powers of two, so that momentum has no rounding either.
         let rule = match rule {
-            Rule::Sgdm { nesterov, .. } if nesterov => Rule::nesterov(0.5),
-            Rule::Sgdm { .. } => Rule::sgdm(0.5),
-            Rule::Signum { .. } => Rule::signum(0.5),
-            Rule::Lion { .. } => Rule::Lion { beta1: 0.5, beta2: 0.75 },
+            Rule::Sgdm(Sgdm { nesterov, .. }) if nesterov => Rule::nesterov(0.5),
+            Rule::Sgdm(_) => Rule::sgdm(0.5),
+            Rule::Signum(_) => Rule::signum(0.5),
+            Rule::Lion(_) => Rule::Lion(Lion { beta1: 0.5, beta2: 0.75 }),
             rule => rule,
         };
         let specs = regimes()

@@ -58,7 +58,7 @@ impl Mode {
     pub fn rule(&self, rule: Rule) -> Option<Rule> {
         match rule {
             rule if self.averaging.fits(&rule) => Some(rule),
-            Rule::AdamW { .. } => Some(Rule::adamw_without_momentum()),
+            Rule::AdamW(_) => Some(Rule::adamw_without_momentum()),
             _ => None,
         }
     }
@@ -83,7 +83,8 @@ impl Mode {
     fn compares_iterates(&self, rule: Rule, regime: Regime) -> bool {
         regime.needs_alignment()
             && self.averaging == Averaging::ScheduleFree
-            && matches!(rule, Rule::Sgd | Rule::SignSgd)
+            && !rule.has_momentum()
+            && !rule.has_second_moment()
     }
 
     /// What the optimizer remembers of a parameter, beside its average and its remainder: momentum, with AdamW's mean of squares, and the

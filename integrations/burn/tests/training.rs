@@ -106,7 +106,7 @@ fn a_fixed_rate_is_burns_sgd() {
     let momentum = |dampening, nesterov| {
         Some(MomentumConfig::new().with_momentum(0.9).with_dampening(dampening).with_nesterov(nesterov))
     };
-    let sgdm = |dampening, nesterov| Rule::Sgdm { momentum: 0.9, dampening, nesterov };
+    let sgdm = |dampening, nesterov| Rule::Sgdm(Sgdm { momentum: 0.9, dampening, nesterov });
     let cases = [
         ("sgd", Rule::sgd(), None, 0.0f32),
         ("sgd with weight decay", Rule::sgd(), None, 0.0625),

@@ -120,7 +120,7 @@ fn train(world: &SimpleCommunicator, args: &Args, gpu: Option<&Gpu>, rule: Rule)
         order.shuffle(&mut random);
         for rows in order.chunks_exact(BATCH) {
             if let Some(one) = &mut one {
-                let at = if matches!(rule, Rule::SignSgd) { &parameters } else { &expected };
+                let at = if matches!(rule, Rule::SignSgd(_)) { &parameters } else { &expected };
                 gradients(&mut compute, at, &data.train, rows, 0..PARTS, &mut parts);
                 let whole = add_up(parts.iter().map(Vec::as_slice), elements);
                 let start = Instant::now();

@@ -1,5 +1,5 @@
 //! `cargo run --manifest-path tests/hygiene/Cargo.toml [-- --update]`: holds the public interface and the dependencies of wgpu-optim
-//! against what was agreed on, so that neither changes unseen. `.ci/run` calls it.
+//! against what was agreed on, so that neither changes unseen, and compiles the shaders with the compiler that their language comes from. `.ci/run` calls it.
 //!
 //! Advisories are not looked up: their database lies outside of the registries that this is run with. `cargo audit` does it where it can
 //! be had.
@@ -7,6 +7,7 @@
 
 mod api;
 mod dependencies;
+mod shaders;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -26,7 +27,10 @@ fn main() -> anyhow::Result<ExitCode> {
     for (file, what, list) in lists {
         agreed &= agrees(file, what, &list, update)?;
     }
-    let complaints = dependencies::complaints()?;
+    let mut complaints = dependencies::complaints()?;
+    let (of_shaders, compiled) = shaders::complaints();
+    println!("shaders: {compiled} kernels compiled as WESL");
+    complaints.extend(of_shaders);
     for complaint in &complaints {
         println!("{complaint}");
     }

@@ -1,0 +1,136 @@
+// Numbers of 16 bits and back, by their bits: no adapter feature is needed, and no driver rounds, flushes or saturates in its own way.
+// A code is one number's 16 bits in a u32.
+
+import package::layout::{INFINITY_BITS, MAGNITUDE_BITS};
+
+const F16 = 1u;
+const BF16 = 2u;
+
+// Of f16, as codes without the sign.
+const F16_NORMAL = 0x400u;
+const F16_INFINITY = 0x7c00u;
+const F16_NAN = 0x7e00u;
+const BF16_INFINITY = 0x7f80u;
+const BF16_NAN = 0x7fc0u;
+const SIGN_CODE = 0x8000u;
+// The exponents of f16 and f32 differ by 112.
+const REBIASED = 0x38000000u;
+// 2^-14, the smallest normal f16, and 2^16, beyond all, as bits of f32.
+const NORMAL_BITS = 0x38800000u;
+const BEYOND_BITS = 0x47800000u;
+
+fn codes_of(packed: vec2<u32>) -> vec4<u32> {
+    let halves = vec4<u32>(packed.x, packed.x >> 16u, packed.y, packed.y >> 16u);
+    return halves & vec4<u32>(0xffffu);
+}
+
+fn packed_codes(codes: vec4<u32>) -> vec2<u32> {
+    return vec2<u32>(codes.x | (codes.y << 16u), codes.z | (codes.w << 16u));
+}
+
+// Exactly the number, as bits. A denormal f16 is a normal f32.
+fn widened_bits(element: u32, codes: vec4<u32>) -> vec4<u32> {
+    if element == BF16 {
+        return codes << vec4<u32>(16u);
+    }
+    let sign = (codes & vec4<u32>(SIGN_CODE)) << vec4<u32>(16u);
+    let code = codes & vec4<u32>(0x7fffu);
+    let normal = (code << vec4<u32>(13u)) + vec4<u32>(REBIASED);
+    let tiny = bitcast<vec4<u32>>(0x1p-24f * vec4<f32>(code));
+    var bits = select(normal, tiny, code < vec4<u32>(F16_NORMAL));
+    bits = select(bits, normal + vec4<u32>(REBIASED), code >= vec4<u32>(F16_INFINITY));
+    return bits | sign;
+}
+
+// What of a magnitude's bits is kept is above so many that are cut off. Below the normal f16, where these are more, the leading one has
+// to be there, and bits that no random number reaches are gone at once.
+struct Cut {
+    body: vec4<u32>,
+    shift: vec4<u32>,
+}
+
+fn cut_of(element: u32, magnitude: vec4<u32>) -> Cut {
+    if element == BF16 {
+        return Cut(magnitude, vec4<u32>(16u));
+    }
+    let significand = (magnitude & vec4<u32>(0x7fffffu)) | vec4<u32>(0x800000u);
+    let depth = vec4<u32>(126u) - min(magnitude >> vec4<u32>(23u), vec4<u32>(126u));
+    let shift = min(depth, vec4<u32>(31u));
+    let tiny = magnitude < vec4<u32>(NORMAL_BITS);
+    return Cut(
+        select(magnitude - vec4<u32>(REBIASED), significand >> min(depth - shift, vec4<u32>(31u)), tiny),
+        select(vec4<u32>(13u), shift, tiny),
+    );
+}
+
+// What is rounded, with the sign, and with what is not a number of this kind.
+fn finished(element: u32, bits: vec4<u32>, rounded: vec4<u32>) -> vec4<u32> {
+    let sign = (bits >> vec4<u32>(16u)) & vec4<u32>(SIGN_CODE);
+    let magnitude = bits & vec4<u32>(MAGNITUDE_BITS);
+    var code = rounded;
+    var nan = vec4<u32>(BF16_NAN);
+    if element == F16 {
+        code = select(code, vec4<u32>(F16_INFINITY), magnitude >= vec4<u32>(BEYOND_BITS));
+        nan = vec4<u32>(F16_NAN);
+    }
+    return select(code, nan, magnitude > vec4<u32>(INFINITY_BITS)) | sign;
+}
+
+// The nearest code, ties to even.
+fn narrowed(element: u32, value: vec4<f32>) -> vec4<u32> {
+    let bits = bitcast<vec4<u32>>(value);
+    let cut = cut_of(element, bits & vec4<u32>(MAGNITUDE_BITS));
+    let one = vec4<u32>(1u);
+    let half = (one << (cut.shift - one)) - one + ((cut.body >> cut.shift) & one);
+    return finished(element, bits, (cut.body + half) >> cut.shift);
+}
+
+// The code above or below, as the random bits have it.
+fn dithered(element: u32, value: vec4<f32>, noise: vec4<u32>) -> vec4<u32> {
+    let bits = bitcast<vec4<u32>>(value);
+    let cut = cut_of(element, bits & vec4<u32>(MAGNITUDE_BITS));
+    let one = vec4<u32>(1u);
+    let part = noise & ((one << cut.shift) - one);
+    return finished(element, bits, (cut.body + part) >> cut.shift);
+}
+
+// Remainders: what a code lacks of the f32 that it is the nearest to. In ulps of f32, away from 0; of f16 below 2^-14 in units of 2^-38.
+
+fn remainders_of(packed: vec2<u32>) -> vec4<i32> {
+    let tops = vec4<u32>(packed.x << 16u, packed.x, packed.y << 16u, packed.y);
+    return bitcast<vec4<i32>>(tops) >> vec4<u32>(16u);
+}
+
+fn packed_remainders(remainders: vec4<i32>) -> vec2<u32> {
+    return packed_codes(bitcast<vec4<u32>>(remainders) & vec4<u32>(0xffffu));
+}
+
+// Whether a code is a denormal f16.
+fn is_tiny(element: u32, code: vec4<u32>) -> vec4<bool> {
+    return code < vec4<u32>(select(0u, F16_NORMAL, element == F16));
+}
+
+fn remainder(element: u32, value: vec4<f32>, codes: vec4<u32>) -> vec4<i32> {
+    let code = codes & vec4<u32>(0x7fffu);
+    let magnitude = bitcast<vec4<u32>>(value) & vec4<u32>(MAGNITUDE_BITS);
+    var ulps = bitcast<vec4<i32>>(magnitude - widened_bits(element, code));
+    // Of a tie that went down there is one more than fits.
+    ulps = min(ulps, vec4<i32>(32767));
+    let fixed = vec4<i32>(round(0x1p38f * min(abs(value), vec4<f32>(0x1p-14f))));
+    let units = fixed - bitcast<vec4<i32>>(code << vec4<u32>(14u));
+    let infinite = code >= vec4<u32>(select(BF16_INFINITY, F16_INFINITY, element == F16));
+    return select(select(ulps, units, is_tiny(element, code)), vec4<i32>(), infinite);
+}
+
+// The f32 of a code and its remainder, as bits.
+fn joined_bits(element: u32, codes: vec4<u32>, remainders: vec4<i32>) -> vec4<u32> {
+    let sign = (codes & vec4<u32>(SIGN_CODE)) << vec4<u32>(16u);
+    let code = codes & vec4<u32>(0x7fffu);
+    let infinite = code >= vec4<u32>(select(BF16_INFINITY, F16_INFINITY, element == F16));
+    let kept = select(remainders, vec4<i32>(), infinite);
+    let ulps = max(bitcast<vec4<i32>>(widened_bits(element, code)) + kept, vec4<i32>());
+    let units = max(bitcast<vec4<i32>>(code << vec4<u32>(14u)) + kept, vec4<i32>());
+    let fixed = bitcast<vec4<u32>>(0x1p-38f * vec4<f32>(units));
+    let bits = select(bitcast<vec4<u32>>(ulps), fixed, is_tiny(element, code));
+    return bits | sign;
+}

@@ -1,0 +1,3 @@
+// Invocations of a workgroup.
+
+override WORKGROUP: u32;

@@ -1,0 +1,412 @@
+// Structs and constants that cross between host and device. Written by a test from src/layout.rs and the files in src/regime/, which explain
+// them. A kernel of the learning-rate pass knows the structs of its regime, and the others their sizes.
+
+struct Scaled {
+    mantissa: f32,
+    exponent: i32,
+}
+
+struct Fixed {
+    whole: i32,
+    fraction: u32,
+}
+
+struct Squares {
+    sum: f32,
+    exponent: i32,
+}
+
+struct Block {
+    params_start: u32,
+    grads_start: u32,
+    state_quad: u32,
+    elements: u32,
+    group: u32,
+    row: u32,
+    first_element: u32,
+}
+
+struct RuleNumbers {
+    momentum: f32,
+    gradient_share: f32,
+    direction_momentum: f32,
+    square_keep: f32,
+    first_decay: f32,
+    second_decay: f32,
+    epsilon: f32,
+}
+
+struct GroupConstants {
+    scope: u32,
+    flags: u32,
+    sign: f32,
+    gradient_factor: f32,
+    coupled_decay: f32,
+    decoupled_decay: f32,
+    clip_norm: f32,
+    halt_after: u32,
+    loss_scale_first: i32,
+    loss_scale_least: i32,
+    loss_scale_most: i32,
+    growth_interval: u32,
+    rule: RuleNumbers,
+    smoothing: f32,
+    norm_floor: f32,
+    first_step: f32,
+    initial_rate: f32,
+    regime: u32,
+    regime_constants: RegimeConstants,
+    schedule: u32,
+    schedule_rise: u32,
+    schedule_steps: u32,
+    schedule_first: f32,
+    schedule_last: f32,
+    average: u32,
+    average_start: u32,
+    average_gain: f32,
+    trust_coefficient: f32,
+    sqrt_elements: f32,
+    scope_momentum: f32,
+    scope_clip: f32,
+    rounding_seed: u32,
+}
+
+struct GroupState {
+    steps_low: u32,
+    steps_high: u32,
+    record_slot: u32,
+    skipped: u32,
+    skips_in_row: u32,
+    halted: u32,
+    last_nonfinite: u32,
+    last_first_nonfinite: u32,
+    loss_scale_exponent: i32,
+    good_steps: u32,
+    started: u32,
+    momentum_started: u32,
+    learning_rate: f32,
+    regime_rate: f32,
+    ln_schedule: f32,
+    trust: f32,
+    ln_trust: f32,
+    parameter_norm: Scaled,
+    first_rate: Scaled,
+    ln_first_rate: Fixed,
+    change: Fixed,
+    mean_square: Scaled,
+    mean_norm: Scaled,
+    mean_steps: u32,
+    smoothing_power: f32,
+    smoothed: Scaled,
+    gradient_exponent: i32,
+    direction_exponent: i32,
+    last_norm: Scaled,
+    last_clip: f32,
+    first_correction: f32,
+    second_correction: f32,
+    weight_sum: Scaled,
+    regime: RegimeState,
+}
+
+struct ScopeTable {
+    first_partial: u32,
+    partials: u32,
+    group: u32,
+}
+
+struct ScopeSums {
+    square: Squares,
+    raw_square: Squares,
+    initial_square: Squares,
+    absolute: f32,
+    slow_dot: f32,
+    fast_dot: f32,
+    direction_square: f32,
+    nonfinite: u32,
+    first_nonfinite: u32,
+    loss: f32,
+}
+
+struct Update {
+    skip: u32,
+    learning_rate: f32,
+    gradient_factor: f32,
+    micro_share: f32,
+    unscale: f32,
+    coupled_decay: f32,
+    shrink: f32,
+    momentum_keep: f32,
+    gradient_share: f32,
+    momentum: f32,
+    square_keep: f32,
+    first_correction: f32,
+    second_correction: f32,
+    epsilon: f32,
+    first: u32,
+    average_weight: f32,
+    put: u32,
+    take: u32,
+    rounding_key: u32,
+}
+
+struct RawRecord {
+    step_low: u32,
+    step_high: u32,
+    group: u32,
+    flags: u32,
+    norm: f32,
+    smoothed_norm: f32,
+    learning_rate: f32,
+    ln_rate: Fixed,
+    terms: array<f32, 13>,
+    regime: RegimeRecord,
+    trust_ratio: f32,
+    clip_factor: f32,
+    nonfinite: u32,
+    first_nonfinite: u32,
+    skipped: u32,
+    skips_in_row: u32,
+    loss_scale_exponent: i32,
+}
+
+struct StepSums {
+    parameters: Squares,
+    step: Squares,
+}
+
+struct StepUnit {
+    first_row: u32,
+    rows: u32,
+    group: u32,
+    tensor: u32,
+}
+
+struct RawTensorRecord {
+    step_low: u32,
+    step_high: u32,
+    tensor: u32,
+    flags: u32,
+    parameter_norm: f32,
+    step_norm: f32,
+    learning_rate: f32,
+}
+
+const MEAN_STEPS = 65536u;
+const MEAN_OUTLIER = 10u;
+const LOSS_ELEMENT = 4294967294u;
+const PARTIAL_WORDS = 12u;
+const NO_TENSOR = 4294967295u;
+const INFINITY_BITS = 2139095040u;
+const MAGNITUDE_BITS = 2147483647u;
+const NO_ELEMENT = 4294967295u;
+
+const SQUARE = 0u;
+const RAW_SQUARE = 2u;
+const INITIAL_SQUARE = 4u;
+const ABSOLUTE = 6u;
+const SLOW_DOT = 7u;
+const FAST_DOT = 8u;
+const DIRECTION_SQUARE = 9u;
+const NONFINITE = 10u;
+const FIRST_NONFINITE = 11u;
+
+const SIGN_RULE = 1u;
+const INITIAL_RATE = 2u;
+const MOMENTUM_FROM_GRADIENT = 4u;
+const BRAKE = 8u;
+const RAW_NORM_CLIP = 16u;
+const ITERATES = 32u;
+
+const START_SLOT = 0u;
+const NO_SLOT = 3u;
+const STREAM_SLOTS = 3u;
+
+const SKIP_ALL = 1u;
+const SKIP_STEP = 2u;
+
+const SCHEDULE_CONSTANT = 0u;
+const SCHEDULE_WARMUP_COSINE = 1u;
+const SCHEDULE_INVERSE_SQRT = 2u;
+const SCHEDULE_STEP = 3u;
+const SCHEDULE_ONE_CYCLE = 4u;
+
+const AVERAGE_OFF = 0u;
+const AVERAGE_POLYNOMIAL = 1u;
+const AVERAGE_EXPONENTIAL = 2u;
+const AVERAGE_SCHEDULE_FREE = 3u;
+
+const FIRST = 1u;
+const ZERO_GRADIENT = 2u;
+const SKIPPED = 4u;
+const CLIPPED = 8u;
+const CLAMPED_CHANGE = 16u;
+const CLAMPED_RATE = 32u;
+const WAITING = 64u;
+const NONFINITE_LOSS = 256u;
+const HALTED = 512u;
+const SCALE_CHANGED = 1024u;
+const STREAM_LOST = 2048u;
+const EPISODE_ENDS = 4096u;
+const WRITTEN = 128u;
+
+const NORM_TERM = 0u;
+const ALIGNMENT_TERM = 1u;
+const BRAKE_TERM = 2u;
+const HELD_TERM = 3u;
+const CURVATURE_TERM = 4u;
+const DISTANCE_TERM = 5u;
+const HISTORY_TERM = 6u;
+const LOSS_TERM = 7u;
+const GATE_TERM = 8u;
+const EPISODE_TERM = 9u;
+const CLAMP_TERM = 10u;
+const SCHEDULE_TERM = 11u;
+const TRUST_TERM = 12u;
+
+const SECANT_LONG = 0u;
+const SECANT_SHORT = 1u;
+const SECANT_GEOMETRIC = 2u;
+const MIDDLE = 0u;
+const SLOWER = 1u;
+const FASTER = 2u;
+const UNDECIDED = 0u;
+const INCREASE = 1u;
+const STAY = 2u;
+const DECREASE = 3u;
+const RESTART = 4u;
+
+struct SeesawConstants {
+    exponent: f32,
+    exponent_above: f32,
+    gain: f32,
+    early_steps: f32,
+    brake_slack: f32,
+}
+
+struct AdaGradNormConstants {
+    scale: f32,
+    offset: f32,
+    unused: array<u32, 3>,
+}
+
+struct BarzilaiBorweinConstants {
+    form: u32,
+    max_change: f32,
+    unused: array<u32, 3>,
+}
+
+struct PolyakConstants {
+    factor: f32,
+    optimum: f32,
+    max_rate: f32,
+    unused: array<u32, 2>,
+}
+
+struct NgnConstants {
+    rate: f32,
+    unused: array<u32, 4>,
+}
+
+struct AutoSgdConstants {
+    factor: f32,
+    certainty: f32,
+    rounds: u32,
+    unused: array<u32, 2>,
+}
+
+@if(!regime) alias RegimeConstants = array<u32, 5>;
+@if(seesaw) alias RegimeConstants = SeesawConstants;
+@if(adagrad_norm) alias RegimeConstants = AdaGradNormConstants;
+@if(barzilai_borwein) alias RegimeConstants = BarzilaiBorweinConstants;
+@if(adgd) alias RegimeConstants = array<u32, 5>;
+@if(dog) alias RegimeConstants = array<u32, 5>;
+@if(dowg) alias RegimeConstants = array<u32, 5>;
+@if(polyak) alias RegimeConstants = PolyakConstants;
+@if(ngn) alias RegimeConstants = NgnConstants;
+@if(auto_sgd) alias RegimeConstants = AutoSgdConstants;
+
+struct SeesawState {
+    agreement: Fixed,
+    least_agreement: Fixed,
+    anchor_norm: Scaled,
+    mean_fast: f32,
+    mean_fast_weight: f32,
+    unused: array<u32, 6>,
+}
+
+struct AdaGradNormState {
+    history: Scaled,
+    unused: array<u32, 12>,
+}
+
+struct AdGdState {
+    last_growth: f32,
+    unused: array<u32, 13>,
+}
+
+struct DistanceState {
+    history: Scaled,
+    distance: Scaled,
+    unused: array<u32, 10>,
+}
+
+struct PolyakState {
+    last_loss: f32,
+    unused: array<u32, 13>,
+}
+
+struct NgnState {
+    last_loss: f32,
+    unused: array<u32, 13>,
+}
+
+struct AutoSgdState {
+    episode: u32,
+    turn: u32,
+    moved: u32,
+    lost: u32,
+    heard: u32,
+    rounds: u32,
+    outcome: u32,
+    start_loss: f32,
+    middle_loss: f32,
+    slower_loss: f32,
+    slower_sum: f32,
+    slower_squares: f32,
+    faster_sum: f32,
+    faster_squares: f32,
+}
+
+@if(!regime) alias RegimeState = array<u32, 14>;
+@if(seesaw) alias RegimeState = SeesawState;
+@if(adagrad_norm) alias RegimeState = AdaGradNormState;
+@if(barzilai_borwein) alias RegimeState = array<u32, 14>;
+@if(adgd) alias RegimeState = AdGdState;
+@if(dog) alias RegimeState = DistanceState;
+@if(dowg) alias RegimeState = DistanceState;
+@if(polyak) alias RegimeState = PolyakState;
+@if(ngn) alias RegimeState = NgnState;
+@if(auto_sgd) alias RegimeState = AutoSgdState;
+
+struct SeesawRecord {
+    slow_alignment: f32,
+    fast_alignment: f32,
+    unused: array<u32, 1>,
+}
+
+struct AutoSgdRecord {
+    episode: u32,
+    stream: u32,
+    outcome: u32,
+}
+
+@if(!regime) alias RegimeRecord = array<u32, 3>;
+@if(seesaw) alias RegimeRecord = SeesawRecord;
+@if(adagrad_norm) alias RegimeRecord = array<u32, 3>;
+@if(barzilai_borwein) alias RegimeRecord = array<u32, 3>;
+@if(adgd) alias RegimeRecord = array<u32, 3>;
+@if(dog) alias RegimeRecord = array<u32, 3>;
+@if(dowg) alias RegimeRecord = array<u32, 3>;
+@if(polyak) alias RegimeRecord = array<u32, 3>;
+@if(ngn) alias RegimeRecord = array<u32, 3>;
+@if(auto_sgd) alias RegimeRecord = AutoSgdRecord;

@@ -1,0 +1,54 @@
+// What the files of the learning-rate pass share: the gradient of a step, and how a rate is held.
+
+import package::layout::{GroupConstants, GroupState, ScopeSums, Squares, Scaled, INFINITY_BITS, MAGNITUDE_BITS, SIGN_RULE};
+import package::scaled::{choose, ln_fixed, scaled, to_float};
+
+const RATE_MIN = 1e-30;
+const RATE_MAX = 1e30;
+
+// A finite gradient that is not zero, and what of the state it has replaced.
+struct Gradient {
+    sums: ScopeSums,
+    square: Scaled,
+    norm: Scaled,
+    last_norm: Scaled,      // 0 at the first gradient
+    smoothed: Scaled,       // n̂
+    last_smoothed: Scaled,
+    scale_of_sums: i32,     // the inner products among the sums are of gradients scaled by 2^-this
+    first: bool,
+}
+
+// What pass 4 does with streams of parameters after the step, or instead of it (regime/auto_sgd.wgsl).
+struct Turn {
+    factor: f32,  // the stream's share of η
+    begins: u32,  // 1 where the step is the first of its stream
+    skip: u32,    // what Update.skip is where the step is skipped
+    put: u32,
+    take: u32,
+}
+
+fn from_squares(squares: Squares) -> Scaled {
+    return scaled(squares.sum, 2 * squares.exponent);
+}
+
+// Of an x that was loaded; what was computed a compiler may take to be finite (reduction/sweep_again.wgsl).
+fn is_finite(x: f32) -> bool {
+    return (bitcast<u32>(x) & MAGNITUDE_BITS) < INFINITY_BITS;
+}
+
+// The rate, from which later changes count.
+fn hold_rate(rate: Scaled, s: ptr<function, GroupState>) {
+    let ln_rate = ln_fixed(rate);
+    (*s).first_rate = rate;
+    (*s).ln_first_rate = ln_rate;
+    (*s).regime_rate = to_float(rate);
+}
+
+fn differ(a: Scaled, b: Scaled) -> bool {
+    return (a.mantissa != b.mantissa) | (a.exponent != b.exponent);
+}
+
+// The length of the step's direction, as far as it is known before momentum: that of the gradient, or of its signs.
+fn direction_of(c: GroupConstants, norm: Scaled) -> Scaled {
+    return choose(norm, scaled(c.sqrt_elements, 0), (c.flags & SIGN_RULE) != 0u);
+}

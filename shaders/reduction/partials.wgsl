@@ -1,0 +1,37 @@
+// Stores what a sweep has measured, one partial for each block, subgroup or invocation. Sums that the kernel does not measure are not stored.
+
+import package::layout::{Squares, SQUARE, RAW_SQUARE, INITIAL_SQUARE, ABSOLUTE, SLOW_DOT, FAST_DOT, DIRECTION_SQUARE, NONFINITE, FIRST_NONFINITE};
+import package::reduction::totals::{Totals, place};
+
+// What the kernel measures beside the norm.
+override RAW_NORM: bool;
+override INITIAL_NORM: bool;
+override MOMENTUM: bool;
+override COUNTERS: bool;
+
+@group(0) @binding(2) var<storage, read_write> partials: array<u32>;
+
+fn store_squares(word: u32, at: u32, squares: Squares) {
+    partials[place(word, at, arrayLength(&partials))] = bitcast<u32>(squares.sum);
+    partials[place(word + 1u, at, arrayLength(&partials))] = bitcast<u32>(squares.exponent);
+}
+
+fn store_partial(at: u32, t: Totals) {
+    store_squares(SQUARE, at, t.square);
+    if RAW_NORM {
+        store_squares(RAW_SQUARE, at, t.raw_square);
+    }
+    if INITIAL_NORM {
+        store_squares(INITIAL_SQUARE, at, t.initial_square);
+    }
+    if MOMENTUM || COUNTERS {
+        partials[place(SLOW_DOT, at, arrayLength(&partials))] = bitcast<u32>(t.slow_dot);
+        partials[place(DIRECTION_SQUARE, at, arrayLength(&partials))] = bitcast<u32>(t.direction_square);
+    }
+    if COUNTERS {
+        partials[place(ABSOLUTE, at, arrayLength(&partials))] = bitcast<u32>(t.absolute);
+        partials[place(FAST_DOT, at, arrayLength(&partials))] = bitcast<u32>(t.fast_dot);
+    }
+    partials[place(NONFINITE, at, arrayLength(&partials))] = t.nonfinite;
+    partials[place(FIRST_NONFINITE, at, arrayLength(&partials))] = t.first_nonfinite;
+}

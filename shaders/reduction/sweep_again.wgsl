@@ -1,0 +1,74 @@
+// What a sweep looks at a second time, because it rarely has to: elements whose squares f32 cannot hold, elements that are not
+// finite, and the parameters before the first step. `load(what, block, quad)` and `loaded(what, block, quad)` are the pass's own: four
+// elements, and the magnitude bits, as they were loaded, of all that these are computed from.
+//
+// What is finite is told by bits that no arithmetic has touched. Drivers may compile floats as if there were neither NaN nor infinities
+// (Metal's fast math, which wgpu does not turn off), and a compiler that takes a product to be finite knows the answer to a question about
+// its exponent: a test of computed bits is compiled to nothing, and the step is taken.
+
+import package::layout::{Block, Squares, INFINITY_BITS, MAGNITUDE_BITS};
+import package::elements::parameters::bits_of_parameters;
+import package::geometry::WORKGROUP;
+import package::reduce_gradient::{load, loaded};
+import package::reduction::scaled_squares::{BIG_BITS, SMALL_BITS, across, largest_of, magnitude_bits};
+import package::reduction::totals::{Totals, no_squares};
+import package::scaled::power_of_two;
+
+// What there is to look at.
+const GRADIENT = 0u;      // what the regime sees: sign * g + λ w
+const RAW_GRADIENT = 1u;  // sign * g
+const PARAMETERS = 2u;    // w
+
+// The sum of squares, from the plain sum and the largest magnitude; sweeps again where the plain sum cannot be trusted.
+fn squares_of(what: u32, block: Block, lane: u32, largest: u32, plain: f32) -> Squares {
+    if largest == 0u || largest >= INFINITY_BITS {
+        return no_squares();
+    }
+    if largest >= SMALL_BITS && largest <= BIG_BITS {
+        return Squares(plain, 0);
+    }
+    let exponent = clamp(i32(largest >> 23u) - 127, -126, 126);
+    let scale = power_of_two(-exponent);
+    var squares = vec4<f32>();
+    for (var quad = lane; 4u * quad < block.elements; quad += WORKGROUP) {
+        let x = scale * load(what, block, quad);
+        squares += x * x;
+    }
+    return Squares(across(squares), exponent);
+}
+
+// Counts what is not finite, and finds the first. To be called where there is something.
+fn find_nonfinite(what: u32, block: Block, lane: u32, t: ptr<function, Totals>) {
+    for (var quad = lane; 4u * quad < block.elements; quad += WORKGROUP) {
+        // What was loaded is finite and what is computed of it is not: it overflowed.
+        let bits = max(loaded(what, block, quad), magnitude_bits(load(what, block, quad)));
+        for (var i = 0u; i < 4u; i++) {
+            if bits[i] >= INFINITY_BITS {
+                (*t).nonfinite += 1u;
+                (*t).first_nonfinite = min((*t).first_nonfinite, block.first_element + 4u * quad + i);
+            }
+        }
+    }
+    // Something overflowed; where the compiler would not have it, so that nothing was counted, the block's first element stands for it.
+    if (*t).nonfinite == 0u {
+        (*t).nonfinite = 1u;
+        (*t).first_nonfinite = block.first_element;
+    }
+}
+
+// ‖w₀‖², and what of the parameters is not finite.
+fn measure_initial_norm(block: Block, lane: u32, t: ptr<function, Totals>) {
+    var largest = vec4<u32>();
+    var squares = vec4<f32>();
+    for (var quad = lane; 4u * quad < block.elements; quad += WORKGROUP) {
+        let bits = bits_of_parameters(block, quad);
+        largest = max(largest, bits & vec4<u32>(MAGNITUDE_BITS));
+        let w = bitcast<vec4<f32>>(bits);
+        squares += w * w;
+    }
+    let magnitude = largest_of(largest);
+    (*t).initial_square = squares_of(PARAMETERS, block, lane, magnitude, across(squares));
+    if magnitude >= INFINITY_BITS {
+        find_nonfinite(PARAMETERS, block, lane, t);
+    }
+}

@@ -1,0 +1,18 @@
+// DoWG: src/regime/dowg.rs.
+
+import package::layout::{GroupConstants, GroupState, RawRecord, DISTANCE_TERM, HISTORY_TERM};
+import package::learning_rate::distance::farthest_of;
+import package::learning_rate::formula::{MAX_FACTOR, direction_square_of, ln_ratio_or_0, set_rate};
+import package::learning_rate::gradient::{Gradient, RATE_MAX};
+import package::scaled::{product, quotient, root, sum};
+
+fn follow_regime(c: GroupConstants, g: Gradient, s: ptr<function, GroupState>, r: ptr<function, RawRecord>) {
+    let last = (*s).regime;
+    let farthest = farthest_of(c, g, s);
+    let square = product(farthest, farthest);
+    let history = sum(last.history, product(square, direction_square_of(c, g.square)));
+    (*s).regime.history = history;
+    (*r).terms[DISTANCE_TERM] = 2.0 * ln_ratio_or_0(farthest, last.distance);
+    (*r).terms[HISTORY_TERM] = -0.5 * ln_ratio_or_0(history, last.history);
+    set_rate(quotient(square, root(history)), MAX_FACTOR, RATE_MAX, g, s, r);
+}

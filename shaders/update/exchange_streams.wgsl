@@ -1,0 +1,17 @@
+// Exchanges the streams of parameters of AutoSgd: the stream that took the step goes to a slot of the memory, and the caller gets that of the
+// stream whose turn comes next, or that won. The memory holds STREAM_SLOTS slots one after the other.
+
+import package::layout::{Update, NO_SLOT, STREAM_SLOTS};
+import package::update_parameters::memory;
+
+fn exchanged(update: Update, at: u32, next: vec4<f32>) -> vec4<f32> {
+    let slot_quads = arrayLength(&memory) / STREAM_SLOTS;
+    var taken = next;
+    if update.take != NO_SLOT {
+        taken = memory[update.take * slot_quads + at];
+    }
+    if update.put != NO_SLOT {
+        memory[update.put * slot_quads + at] = next;
+    }
+    return taken;
+}

@@ -1,0 +1,13 @@
+// Keeps the direction counters for the alignment.
+
+import package::layout::Update;
+import package::measure::counters::{COUNTER_LIMIT, counters_of, pack_counters};
+import package::update_parameters::memory;
+
+alias Memory = u32;
+
+fn keep(update: Update, at: u32, w: vec4<f32>, raw: vec4<f32>, g: vec4<f32>) {
+    let signs = sign(g);
+    let q = clamp(counters_of(memory[at]) + signs, vec4<f32>(-COUNTER_LIMIT), vec4<f32>(COUNTER_LIMIT));
+    memory[at] = pack_counters(q, signs);
+}

@@ -1,0 +1,62 @@
+// Schedule-free training (src/averaging.rs): the parameters are y = x + 0.15 (z - x), where gradients are taken. z is kept, in quads as the
+// momentum is; the average x follows from both. CPU twin: src/cpu/schedule_free.rs, operation by operation.
+
+import package::layout::Update;
+
+@group(2) @binding(0) var<storage, read_write> base: array<vec4<f32>>;
+
+const TOWARDS_BASE = 0.15;
+// 3/17: x = (y - 0.15 z)/0.85 = y + 3/17 (y - z), which is y where z is.
+const BEYOND = 0.17647059;
+
+// y
+fn between(x: vec4<f32>, z: vec4<f32>) -> vec4<f32> {
+    return x + TOWARDS_BASE * (z - x);
+}
+
+// x, as a step recovers it: to about one unit in the last place of the largest of the three.
+fn beyond(y: vec4<f32>, z: vec4<f32>) -> vec4<f32> {
+    return y + BEYOND * (y - z);
+}
+
+// The next number so many units in the last place away; the smallest stay, whose neighbours may be on the other side of zero.
+fn units_away(x: vec4<f32>, units: i32) -> vec4<f32> {
+    let bits = bitcast<vec4<i32>>(x);
+    let small = (bits & vec4<i32>(0x7fffffff)) <= vec4<i32>(2);
+    return bitcast<vec4<f32>>(select(bits + vec4<i32>(units), bits, small));
+}
+
+// x, as it is evaluated: close by, and such that y comes of it, bit for bit, if there is such an x. There nearly always is, for y was
+// made from one.
+fn average_of(y: vec4<f32>, z: vec4<f32>) -> vec4<f32> {
+    var x = beyond(y, z);
+    for (var i = 0; i < 2; i++) {
+        let closer = x + 1.1764706 * (y - between(x, z));
+        x = select(closer, x, between(x, z) == y);
+    }
+    let center = x;
+    for (var i = 0; i < 4; i++) {
+        let units = (1 + i / 2) * (1 - 2 * (i & 1));
+        let other = units_away(center, units);
+        x = select(x, other, (between(x, z) != y) & (between(other, z) == y));
+    }
+    return x;
+}
+
+// A step: z moves along the direction, the average towards z, and the parameters are between them.
+fn moved_schedule_free(update: Update, at: u32, w: vec4<f32>, direction: vec4<f32>) -> vec4<f32> {
+    var z = base[at];
+    if update.first != 0u {
+        z = w;
+        base[at] = z;
+    }
+    // No rate yet: nothing moves.
+    if update.average_weight == 0.0 {
+        return w;
+    }
+    var x = beyond(w, z);
+    z = update.shrink * z - update.learning_rate * direction;
+    base[at] = z;
+    x = select(x + update.average_weight * (z - x), z, update.average_weight == 1.0);
+    return between(x, z);
+}

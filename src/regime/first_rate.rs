@@ -1,0 +1,26 @@
+//! The first rate, of the regimes whose formula gives the change of the rate, where the caller gives none: twin of
+//! `shaders/learning_rate/first_rate.wgsl`.
+
+use crate::layout::{GroupConstants, GroupState, RawRecord, Scaled, group_flags, record_flags};
+use crate::regime::gradient::{Gradient, direction_of, hold_rate};
+use crate::regime::{RATE_MAX, RATE_MIN};
+use crate::trust::trust_of;
+
+/// η_0 = ε (1 + ‖w_0‖) / n_0, or over √d where the direction is a vector of signs.
+pub(crate) fn set_first_rate(c: &GroupConstants, g: &Gradient, s: &mut GroupState, r: &mut RawRecord) {
+    if c.flags & group_flags::INITIAL_RATE != 0 {
+        return;
+    }
+    let initial_norm = Scaled::of_squares(g.sums.initial_square).root();
+    let direction = direction_of(c, g.norm);
+    let mut wanted = Scaled::ONE.sum(initial_norm).times(c.first_step).quotient(direction);
+    if c.trust_coefficient > 0.0 {
+        // The trust ratio follows, and the step is to have this length with it.
+        wanted = wanted.quotient(trust_of(c, g.sums, direction, s));
+    }
+    let rate = wanted.larger(Scaled::new(RATE_MIN, 0)).smaller(Scaled::new(RATE_MAX, 0));
+    if rate != wanted {
+        r.flags |= record_flags::CLAMPED_RATE;
+    }
+    hold_rate(rate, s);
+}

@@ -1,0 +1,59 @@
+//! What the regimes share whose formula gives the rate itself, and not its change: twin of `shaders/learning_rate/formula.wgsl`.
+
+use crate::layout::terms::{CLAMP_TERM, CURVATURE_TERM, DISTANCE_TERM, GATE_TERM, HISTORY_TERM, LOSS_TERM, NORM_TERM};
+use crate::layout::{GroupConstants, GroupState, RawRecord, Scaled, record_flags};
+use crate::regime::RATE_MIN;
+use crate::regime::gradient::{Gradient, hold_rate, is_sign_rule, sqrt_elements};
+
+/// The largest factor by which one step changes η.
+pub(crate) const MAX_FACTOR: f32 = 10.0;
+
+/// Sets the rate that a formula wants, within its limits; a wanted 0 asks for the lowest rate that they allow. Returns η_t / η_{t-1}, and 0 at
+/// the first gradient.
+pub(crate) fn set_rate(
+    wanted: Scaled,
+    max_change: f32,
+    max_rate: f32,
+    g: &Gradient,
+    s: &mut GroupState,
+    r: &mut RawRecord,
+) -> f32 {
+    let old = Scaled::new(s.regime_rate, 0);
+    let mut rate = wanted;
+    if !g.first {
+        rate = rate.smaller(old.times(max_change)).larger(old.quotient(Scaled::new(max_change, 0)));
+        if rate != wanted {
+            r.flags |= record_flags::CLAMPED_CHANGE;
+        }
+    }
+    let within = rate.smaller(Scaled::new(max_rate, 0)).larger(Scaled::new(RATE_MIN, 0));
+    if rate != within {
+        r.flags |= record_flags::CLAMPED_RATE;
+    }
+    hold_rate(within, s);
+    if g.first {
+        return 0.0;
+    }
+    let of_formulas = [NORM_TERM, CURVATURE_TERM, GATE_TERM, DISTANCE_TERM, HISTORY_TERM, LOSS_TERM];
+    let explained: f32 = of_formulas.map(|term| r.terms[term as usize]).iter().sum();
+    // Also what earlier clamps had taken away, where the formula is of this step alone. A remainder within the rounding of the terms is no
+    // clamp.
+    let clamped = within.ln_ratio(old) - explained;
+    r.terms[CLAMP_TERM as usize] = if clamped.abs() < 4e-6 * explained.abs().max(1.0) { 0.0 } else { clamped };
+    within.quotient(old).to_float()
+}
+
+/// The squared length of the step's direction, as far as these regimes know it: that of the gradient, or of its signs.
+pub(crate) fn direction_square_of(c: &GroupConstants, square: Scaled) -> Scaled {
+    if is_sign_rule(c) { sqrt_elements(c).product(sqrt_elements(c)) } else { square }
+}
+
+/// ln(a / b), and 0 where there is nothing to compare.
+pub(crate) fn ln_ratio_or_0(a: Scaled, b: Scaled) -> f32 {
+    if a.is_zero() || b.is_zero() { 0.0 } else { a.ln_ratio(b) }
+}
+
+/// A step along the signs that is as long as one along the gradient at this rate.
+pub(crate) fn rate_along_signs(c: &GroupConstants, rate: Scaled, norm: Scaled) -> Scaled {
+    rate.product(norm).quotient(sqrt_elements(c))
+}

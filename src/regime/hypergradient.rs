@@ -1,0 +1,97 @@
+//! Hypergradient, the alignment alone. On the device: `shaders/regime/seesaw.wgsl`, with some constants of 0.
+
+use super::seesaw::{self, Seesaw};
+use super::{Kernel, LearningRateRegime, Needs, Regime, require_first_step};
+use crate::averaging::Averaging;
+use crate::error::Error;
+use crate::layout::RegimeConstants;
+use crate::reference::RegimeReference;
+use crate::rule::Rule;
+
+/// The alignment alone: [`Seesaw`] with `p = 0`, in the spirit of hypergradient descent (Baydin et al. 2018,
+/// arXiv:1703.04782), multiplicative and with the cosine weighted by `n/n̂`.
+#[derive(Debug, Clone, Copy, PartialEq)]
+#[cfg_attr(feature = "checkpoint", derive(serde::Serialize))]
+pub struct Hypergradient {
+    /// `κ = 0.1`.
+    pub gain: f32,
+    /// `h = 5`, as in [`Seesaw`].
+    pub early_steps: f32,
+    /// `β = 0.9`, of the smoothed norm in the weight `n/n̂`.
+    pub smoothing: f32,
+    /// `φ = 1e-4`, as in [`Seesaw`].
+    pub norm_floor: f32,
+    /// ε, as in [`Seesaw`].
+    pub first_step: Option<f32>,
+}
+
+impl Default for Hypergradient {
+    fn default() -> Self {
+        Hypergradient { gain: 0.1, early_steps: 5.0, smoothing: 0.9, norm_floor: 1e-4, first_step: None }
+    }
+}
+
+impl Regime {
+    /// Returns [`Hypergradient`] with gain 0.1.
+    pub fn hypergradient() -> Self {
+        Hypergradient::default().into()
+    }
+}
+
+pub(super) fn examples() -> [Hypergradient; 1] {
+    [Hypergradient::default()]
+}
+
+impl Hypergradient {
+    /// The regime that it is a special case of.
+    fn as_seesaw(&self) -> Seesaw {
+        Seesaw { 
+            exponent: 0.0,
+            exponent_above: 0.0,
+            gain: self.gain,
+            early_steps: self.early_steps,
+            smoothing: self.smoothing,
+            norm_floor: self.norm_floor,
+            ..Seesaw::default()
+         }
+    }
+}
+
+impl LearningRateRegime for Hypergradient {
+    fn name(&self) -> &'static str {
+        "hypergradient"
+    }
+
+    fn kernel(&self) -> &'static Kernel {
+        &seesaw::KERNEL
+    }
+
+    fn needs(&self) -> Needs {
+        self.as_seesaw().needs()
+    }
+
+    fn first_step(&self, rule: &Rule, averaging: &Averaging) -> f32 {
+        self.first_step.unwrap_or_else(|| rule.first_step(averaging))
+    }
+
+    fn smoothing(&self) -> f32 {
+        self.as_seesaw().smoothing
+    }
+
+    fn norm_floor(&self) -> f32 {
+        self.as_seesaw().norm_floor
+    }
+
+    fn constants(&self, rule: &Rule) -> RegimeConstants {
+        self.as_seesaw().constants(rule)
+    }
+
+    fn validate(&self) -> Result<(), Error> {
+        self.as_seesaw().validate_as(self)?;
+        require_first_step(self, self.first_step, None)
+    }
+
+    fn reference(&self, rule: &Rule) -> Box<dyn RegimeReference> {
+        self.as_seesaw().reference(rule)
+    }
+}
