@@ -18,3 +18,6 @@ mod values;
 pub use optimizer::CpuOptimizer;
 pub use tensor::{Tensor, Value};
 pub use values::{Slice, SliceMut};
+
+/// Elements of a block: small enough for the first-level cache, large enough that handing it to a thread costs nothing.
+pub(crate) const BLOCK_ELEMENTS: u32 = 4096;

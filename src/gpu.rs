@@ -1,9 +1,11 @@
 //! The device path: the four passes on a [`wgpu::Device`], yours or ours.
 
+mod buffers;
 mod context;
 mod finish_reduction;
 mod finish_update;
 mod learning_rate;
+mod limits;
 mod optimizer;
 mod pass;
 mod readback;

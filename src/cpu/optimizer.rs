@@ -1,35 +1,29 @@
 //! The optimizer on the host.
 
+mod averages;
 #[cfg(feature = "checkpoint")]
 mod checkpoint;
 mod shard;
+mod sweeps;
 
 use bytemuck::Zeroable;
-use pulp::{Arch, NullaryFnOnce};
-use rayon::prelude::*;
+use pulp::Arch;
 
-use crate::averaging::Averaging;
+use crate::cpu::BLOCK_ELEMENTS;
 use crate::cpu::finish_reduction::finish_reduction;
 use crate::cpu::finish_update::finish_update;
-use crate::cpu::half::Number;
 use crate::cpu::learning_rate::learning_rate;
-use crate::cpu::reduce_gradient::{BlockSlices, no_totals, reduce_gradient};
-use crate::cpu::schedule_free::{average_of, between};
+use crate::cpu::reduce_gradient::no_totals;
 use crate::cpu::tensor::Tensor;
-use crate::cpu::update_parameters::{Halves, MemorySlices, TILE, Tiles, Wide, update_parameters};
 use crate::cpu::values::{Slice, SliceMut, Values, ValuesMut};
 use crate::error::{Error, require};
 use crate::group::{GroupConfig, OptimizerBuilder, ResolvedGroup};
 use crate::layout::{
-    Block, GroupConstants, GroupState, LOSS_ELEMENT, NO_TENSOR, RawRecord, RawTensorRecord, ScopeSums, StepSums,
-    Update, skips, unscale,
+    Block, GroupState, LOSS_ELEMENT, NO_TENSOR, RawRecord, RawTensorRecord, ScopeSums, StepSums, Update, unscale,
 };
-use crate::plan::{Encoding, Geometry, Kernel, Place, Plan, TensorInfo};
+use crate::plan::{Geometry, Kernel, Place, Plan, TensorInfo};
 use crate::record::{Record, RecordCursor, Records};
 use crate::shard::Stage;
-
-/// Elements of a block: small enough for the first-level cache, large enough that handing it to a thread costs nothing.
-pub(crate) const BLOCK_ELEMENTS: u32 = 4096;
 
 /// Blocks whose elements are worth handing to other threads, however many tensors they are in.
 const PARALLEL_BLOCKS: usize = 32;
@@ -326,166 +320,6 @@ impl CpuOptimizer {
         }
     }
 
-    /// Exchanges parameters and averages: `params` are the tensors' slices, as in a step. A second call brings the parameters back; both
-    /// are then what they were, bit for bit (of [schedule-free](crate::Averaging::ScheduleFree) groups see there). Groups without an [`Averaging`](crate::Averaging), and groups whose average has not
-    /// started yet, keep their parameters throughout.
-    ///
-    /// # Errors
-    /// [`Error::NoAverages`] where no group keeps one, [`Error::StepTensors`] or [`Error::StepLength`] where the slices are not those
-    /// that were declared; nothing has changed then.
-    pub fn swap_averages(&mut self, params: &mut [&mut [f32]]) -> Result<(), Error> {
-        self.swap_averages_of(params)
-    }
-
-    /// Exchanges parameters and averages like [`CpuOptimizer::swap_averages`], over slices of any element type. For 16-bit parameters the
-    /// master weights are exchanged, as exactly as [`Rounding::Masters`](crate::Rounding::Masters) says.
-    ///
-    /// # Errors
-    /// As [`CpuOptimizer::swap_averages`]; [`Error::StepElement`] where the elements are not those that were declared.
-    pub fn swap_averages_values(&mut self, params: &mut [SliceMut]) -> Result<(), Error> {
-        self.swap_averages_of(params)
-    }
-
-    fn swap_averages_of(&mut self, params: &mut [impl ValuesMut]) -> Result<(), Error> {
-        if !self.plan.configs.iter().any(|config| config.averaging.is_on()) {
-            return Err(Error::NoAverages { owner: "the optimizer".to_owned() });
-        }
-        self.check_slices("parameter", params)?;
-        for (index, params) in params.iter_mut().enumerate() {
-            if !self.has_average(index) {
-                continue;
-            }
-            let schedule_free = self.is_schedule_free(index);
-            let tensor = &mut self.tensors[index];
-            let exchanged: fn(f32, f32) -> f32 = match self.averages_are_swapped {
-                false => average_of,
-                true => between,
-            };
-            match params.values_mut() {
-                SliceMut::F32(params) if schedule_free => {
-                    for (w, &z) in params.iter_mut().zip(&tensor.averages) {
-                        *w = exchanged(*w, z);
-                    }
-                }
-                SliceMut::F32(params) => params.swap_with_slice(&mut tensor.averages),
-                mut params => {
-                    let mut masters = vec![0.0; tensor.elements];
-                    let remainders = &mut tensor.memory.remainders;
-                    let stored = params.as_slice();
-                    stored.decode_parameters(remainders, &mut masters);
-                    if schedule_free {
-                        for (w, &z) in masters.iter_mut().zip(&tensor.averages) {
-                            *w = exchanged(*w, z);
-                        }
-                        params.encode_parameters(Encoding::Masters, &masters, remainders, 0, 0);
-                        continue;
-                    }
-                    // Averages are kept beside masters alone, which need no random bits.
-                    let averages = &tensor.averages;
-                    params.encode_parameters(Encoding::Masters, averages, remainders, 0, 0);
-                    tensor.averages = masters;
-                }
-            }
-        }
-        self.averages_are_swapped = !self.averages_are_swapped;
-        Ok(())
-    }
-
-    /// Returns true while the averages are in the caller's slices and the parameters are kept here. No step can be taken then.
-    pub fn averages_are_swapped(&self) -> bool {
-        self.averages_are_swapped
-    }
-
-    /// A tensor's averages; `tensor` is an index into [`tensors`](CpuOptimizer::tensors). `None` where its group keeps none, where the
-    /// average has not started yet, so that the parameters stand in for it, and while the averages are in the caller's slices. `None`, too,
-    /// of [schedule-free](crate::Averaging::ScheduleFree) groups, whose average is nowhere kept as such:
-    /// [`copy_averages`](CpuOptimizer::copy_averages) gives every average.
-    pub fn averages(&self, tensor: usize) -> Option<&[f32]> {
-        let here = !self.averages_are_swapped && tensor < self.tensors.len() && self.has_average(tensor);
-        let kept = here && !self.is_schedule_free(tensor);
-        kept.then(|| self.tensors[tensor].averages.as_slice())
-    }
-
-    /// Copies a tensor's averages into a slice of its length. `params` are its parameters as they are after the last step; where the average
-    /// has not started yet, it is a copy of them. `tensor` is an index into [`tensors`](CpuOptimizer::tensors).
-    ///
-    /// ```
-    /// use wgpu_optim::{Group, OptimizerBuilder, Rule};
-    ///
-    /// let (mut w, g) = (vec![1.0f32; 100], vec![0.5f32; 100]);
-    /// let mut optimizer = OptimizerBuilder::new(Rule::sgd())
-    ///     .schedule_free()
-    ///     .group(Group::new("all").tensor("w", &w, &g))
-    ///     .build_cpu()?;
-    /// optimizer.step(&mut [&mut w], &[&g])?;
-    /// let mut evaluated = vec![0.0; 100];
-    /// optimizer.copy_averages(0, &w, &mut evaluated)?;
-    /// # Ok::<(), wgpu_optim::Error>(())
-    /// ```
-    ///
-    /// # Errors
-    /// [`Error::UnknownTensor`]; [`Error::NoAverages`] where the tensor's group keeps none; [`Error::AveragesSwapped`] while the averages
-    /// are in the caller's own slices; [`Error::StepLength`] or [`Error::StepElement`] where `params` are not the tensor's,
-    /// [`Error::AveragesLength`] for the destination.
-    pub fn copy_averages<'a>(
-        &self,
-        tensor: usize,
-        params: impl Into<Slice<'a>>,
-        destination: &mut [f32],
-    ) -> Result<(), Error> {
-        let tensors = self.tensors.len();
-        let info = self.plan.tensors.get(tensor).ok_or(Error::UnknownTensor { index: tensor, tensors })?;
-        if !self.plan.configs[info.group].averaging.is_on() {
-            return Err(Error::NoAverages { owner: format!("tensor \"{}\"", info.name) });
-        }
-        self.check_averages_in_place("a copy of the averages")?;
-        let params = params.into();
-        self.check_slice("parameter", tensor, params)?;
-        if destination.len() != params.len() {
-            return Err(Error::AveragesLength {
-                tensor: info.name.clone(),
-                expected: params.len() as u64,
-                actual: destination.len() as u64,
-            });
-        }
-        let memory = &self.tensors[tensor];
-        let started = self.has_average(tensor);
-        if started && !self.is_schedule_free(tensor) {
-            destination.copy_from_slice(&memory.averages);
-            return Ok(());
-        }
-        match params {
-            Slice::F32(params) => destination.copy_from_slice(params),
-            halves => {
-                halves.decode_parameters(&memory.memory.remainders, destination);
-            }
-        }
-        if started {
-            for (w, &z) in destination.iter_mut().zip(&memory.averages) {
-                *w = average_of(*w, z);
-            }
-        }
-        Ok(())
-    }
-
-    /// Returns true if z of schedule-free training is kept in the place of a tensor's average.
-    fn is_schedule_free(&self, tensor: usize) -> bool {
-        let group = self.plan.tensors[tensor].group;
-        self.plan.configs[group].averaging == Averaging::ScheduleFree
-    }
-
-    /// Returns true if a tensor's average has started.
-    fn has_average(&self, tensor: usize) -> bool {
-        self.updates[self.plan.tensors[tensor].group].average_weight > 0.0
-    }
-
-    fn check_averages_in_place(&self, what: &'static str) -> Result<(), Error> {
-        if self.averages_are_swapped {
-            return Err(Error::AveragesSwapped { what });
-        }
-        Ok(())
-    }
-
     /// Pass 5, where it is asked for.
     fn finish_update(&mut self) {
         if self.plan.units.is_empty() {
@@ -535,49 +369,6 @@ impl CpuOptimizer {
         Ok(())
     }
 
-    /// Pass 1 over all blocks.
-    fn reduce(&mut self, params: &[impl Values + Sync], grads: &[impl Values + Sync]) {
-        let (tensors, groups, states) = (&self.tensors, &self.plan.groups, &self.states);
-        let arch = self.arch;
-        let sweep = |(partial, &(index, number)): (&mut ScopeSums, &(usize, usize))| {
-            let tensor = &tensors[index];
-            let Some(kernel) = tensor.kernel else { return };
-            let block = &tensor.blocks[number];
-            let (start, end) = (block.params_start as usize, (block.params_start + block.elements) as usize);
-            let group = block.group as usize;
-            let of = Reduce {
-                kernel,
-                constants: &groups[group],
-                state: &states[group],
-                block,
-                params: params[index].values().range(start..end),
-                remainders: tensor.memory.remainders.get(start..end).unwrap_or_default(),
-                slices: BlockSlices {
-                    params: &[],
-                    grads: &[],
-                    momentum: tensor.memory.momentum.get(start..end).unwrap_or_default(),
-                    squares: tensor.memory.squares.get(start..end).unwrap_or_default(),
-                    counters: tensor.memory.counters.get(start..end).unwrap_or_default(),
-                    vector: if kernel.compares_iterates() {
-                        &tensor.averages[start..end]
-                    } else {
-                        tensor.memory.vector.get(start..end).unwrap_or_default()
-                    },
-                },
-            };
-            *partial = match grads[index].values().range(start..end) {
-                Slice::F32(grads) => arch.dispatch(of.over(grads)),
-                Slice::F16(grads) => arch.dispatch(of.over(grads)),
-                Slice::Bf16(grads) => arch.dispatch(of.over(grads)),
-            };
-        };
-        if self.parallel {
-            self.partials.par_iter_mut().zip(self.rows.par_iter()).for_each(sweep);
-        } else {
-            self.partials.iter_mut().zip(&self.rows).for_each(sweep);
-        }
-    }
-
     /// Pass 3 for every group, and the record.
     fn set_rates(&mut self) {
         let groups = self.plan.groups.len();
@@ -601,50 +392,6 @@ impl CpuOptimizer {
             self.learning_rates[group] = state.learning_rate;
             ring[group] = outcome.record;
             state.record_slot = slot as u32 + 1;
-        }
-    }
-
-    /// Pass 4 over all blocks.
-    fn update(&mut self, params: &mut [impl ValuesMut + Send], grads: &[impl Values + Sync]) {
-        let (arch, updates) = (self.arch, &self.updates);
-        let update_one = |tensor: &mut TensorMemory, params: SliceMut, grads: Slice| {
-            let (Some(kernel), Some(block)) = (tensor.kernel, tensor.blocks.first()) else {
-                return;
-            };
-            let update = &updates[block.group as usize];
-            if update.skip != skips::SKIP_ALL {
-                update_in_halves(
-                    arch,
-                    kernel,
-                    update,
-                    StretchSlices {
-                        params,
-                        grads,
-                        remainders: &mut tensor.memory.remainders,
-                        first_element: block.first_element,
-                        memory: MemorySlices {
-                            momentum: &mut tensor.memory.momentum,
-                            squares: &mut tensor.memory.squares,
-                            counters: &mut tensor.memory.counters,
-                            vector: &mut tensor.memory.vector,
-                            averages: &mut tensor.averages,
-                            step_sums: &mut tensor.step_sums,
-                            streams: tensor.memory.streams.each_mut().map(Vec::as_mut_slice),
-                        },
-                    },
-                );
-            }
-        };
-        if self.parallel {
-            self.tensors.par_iter_mut().zip(params.par_iter_mut()).zip(grads.par_iter()).for_each(
-                |((tensor, params), grads)| {
-                    update_one(tensor, params.values_mut(), grads.values());
-                },
-            );
-        } else {
-            self.tensors.iter_mut().zip(params.iter_mut()).zip(grads.iter()).for_each(|((tensor, params), grads)| {
-                update_one(tensor, params.values_mut(), grads.values());
-            });
         }
     }
 
@@ -707,144 +454,6 @@ impl CpuOptimizer {
     pub fn sums(&self) -> &[ScopeSums] {
         &self.sums
     }
-}
-
-/// Pass 1 over one block. A type and not a closure, and so is [`UpdateStretch`]: a closure of this size is not inlined, and only what
-/// is inlined is compiled for the processor's vector instructions.
-struct Reduce<'a, G> {
-    kernel: Kernel,
-    constants: &'a GroupConstants,
-    state: &'a GroupState,
-    block: &'a Block,
-    params: Slice<'a>,
-    remainders: &'a [i16],
-    /// Without parameters.
-    slices: BlockSlices<'a, G>,
-}
-
-impl<'a> Reduce<'a, f32> {
-    /// The same over these gradients.
-    fn over<G>(self, grads: &'a [G]) -> Reduce<'a, G> {
-        let slices = self.slices;
-        Reduce {
-            kernel: self.kernel,
-            constants: self.constants,
-            state: self.state,
-            block: self.block,
-            params: self.params,
-            remainders: self.remainders,
-            slices: BlockSlices {
-                params: slices.params,
-                grads,
-                momentum: slices.momentum,
-                squares: slices.squares,
-                counters: slices.counters,
-                vector: slices.vector,
-            },
-        }
-    }
-}
-
-impl<G: Number> NullaryFnOnce for Reduce<'_, G> {
-    type Output = ScopeSums;
-
-    #[inline(always)]
-    fn call(self) -> ScopeSums {
-        let (kernel, state) = (self.kernel, self.state);
-        // Not filled where nobody looks at it.
-        let mut buffer;
-        let params = match self.params {
-            Slice::F32(params) => params,
-            halves if kernel.measures_parameters(state.started != 0) => {
-                buffer = [0.0; BLOCK_ELEMENTS as usize];
-                halves.decode_parameters(self.remainders, &mut buffer)
-            }
-            _ => &[],
-        };
-        let slices = BlockSlices { params, ..self.slices };
-        reduce_gradient(kernel, self.constants, state, self.block, slices)
-    }
-}
-
-/// Pass 4 over a stretch of a tensor.
-struct UpdateStretch<'a, T> {
-    kernel: Kernel,
-    update: &'a Update,
-    elements: T,
-    memory: MemorySlices<'a>,
-}
-
-impl<T: Tiles> NullaryFnOnce for UpdateStretch<'_, T> {
-    type Output = ();
-
-    #[inline(always)]
-    fn call(self) {
-        update_parameters(self.kernel, self.update, self.elements, self.memory);
-    }
-}
-
-/// A stretch of a tensor of whatever elements.
-struct StretchSlices<'a> {
-    params: SliceMut<'a>,
-    grads: Slice<'a>,
-    /// Empty where nothing is kept of 16-bit parameters.
-    remainders: &'a mut [i16],
-    /// Index of the first element in the optimizer.
-    first_element: u32,
-    memory: MemorySlices<'a>,
-}
-
-impl StretchSlices<'_> {
-    /// Up to an element, a multiple of [`BLOCK_ELEMENTS`] or the end, and from there on.
-    #[inline(always)]
-    fn split_at(self, middle: usize) -> (Self, Self) {
-        let (params, params_after) = self.params.split_at(middle);
-        let (grads, grads_after) = self.grads.split_at(middle);
-        let kept = middle.min(self.remainders.len());
-        let (remainders, remainders_after) = self.remainders.split_at_mut(kept);
-        let (memory, memory_after) = self.memory.split_at(middle);
-        (
-            StretchSlices { params, grads, remainders, first_element: self.first_element, memory },
-            StretchSlices {
-                params: params_after,
-                grads: grads_after,
-                remainders: remainders_after,
-                first_element: self.first_element.wrapping_add(middle as u32),
-                memory: memory_after,
-            },
-        )
-    }
-}
-
-/// Halves a tensor, at a multiple of the block, until a half is not worth handing to another thread.
-fn update_in_halves(arch: Arch, kernel: Kernel, update: &Update, slices: StretchSlices) {
-    let block = BLOCK_ELEMENTS as usize;
-    let elements = slices.params.len();
-    if elements <= block * PARALLEL_BLOCKS / 4 {
-        let StretchSlices { params, grads, remainders, first_element, memory } = slices;
-        return match (params, grads) {
-            (SliceMut::F32(params), Slice::F32(grads)) => {
-                arch.dispatch(UpdateStretch { kernel, update, elements: Wide { params, grads }, memory })
-            }
-            (params, grads) => arch.dispatch(UpdateStretch {
-                kernel,
-                update,
-                elements: Halves {
-                    params,
-                    grads,
-                    remainders,
-                    encoding: kernel.encoding,
-                    rounding_key: update.rounding_key,
-                    first_element,
-                    buffers: &mut [[0.0; TILE]; 2],
-                },
-                memory,
-            }),
-        };
-    }
-    let middle = elements.div_ceil(block) / 2 * block;
-    let (before, after) = slices.split_at(middle);
-    rayon::join(|| update_in_halves(arch, kernel, update, before), || update_in_halves(arch, kernel, update, after));
 }
 
 #[cfg(test)]

@@ -2,9 +2,9 @@
 
 use std::ops::Range;
 
+use crate::cpu::BLOCK_ELEMENTS;
 use crate::cpu::average::average;
 use crate::cpu::finish_update::add_step_sums;
-use crate::cpu::optimizer::BLOCK_ELEMENTS;
 use crate::cpu::reduce_gradient::{counter_of, pack_counter, squares_of};
 use crate::cpu::schedule_free::move_schedule_free;
 use crate::cpu::values::{Slice, SliceMut};

@@ -1,7 +1,7 @@
 //! Geometry of the kernels: number of invocations, work per invocation, and the way partial sums are combined.
 
 use crate::error::{Error, require};
-use crate::gpu::optimizer::{MOST_TRIPS, largest_binding};
+use crate::gpu::limits::{MOST_TRIPS, largest_binding};
 use crate::layout::PARTIAL_WORDS;
 use crate::plan::QUAD;
 

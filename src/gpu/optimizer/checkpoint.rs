@@ -2,7 +2,8 @@
 
 use std::path::Path;
 
-use super::{Optimizer, WindowMemory};
+use super::Optimizer;
+use super::sweeps::WindowMemory;
 use crate::checkpoint::{Checkpoint, Draft, Notes, Parameters, Slot, Table, last_slot};
 use crate::error::Error;
 use crate::gpu::context::Gpu;

@@ -1,7 +1,11 @@
 //! Binding other buffers than before: for parameters and gradients that somebody else's allocator moves.
 
-use super::{Dispatch, Numbered, OWN_BUFFERS, Optimizer, OwnBuffers, PassName, Sweep, binding_alignment, part};
+use super::build::Numbered;
+use super::sweeps::{OWN_BUFFERS, OwnBuffers, Sweep};
+use super::{Dispatch, Optimizer, PassName};
 use crate::error::Error;
+use crate::gpu::buffers::part;
+use crate::gpu::limits::binding_alignment;
 use crate::gpu::pass::{BoundGroup, Pipeline};
 use crate::gpu::tensor::Tensor;
 use crate::group::TensorPair;

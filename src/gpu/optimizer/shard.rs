@@ -1,7 +1,8 @@
 //! A step of several ranks, on the device: see [`ShardSums`].
 
-use super::{Optimizer, PassName, filled};
+use super::{Optimizer, PassName};
 use crate::error::Error;
+use crate::gpu::buffers::filled;
 use crate::gpu::context::Gpu;
 use crate::gpu::readback::{Readback, Source};
 use crate::layout::{GroupState, ScopeSums};

@@ -1,0 +1,239 @@
+//! The loops over elements: blocks in parallel, with the vector instructions of the machine.
+
+use pulp::{Arch, NullaryFnOnce};
+use rayon::prelude::*;
+
+use super::*;
+use crate::cpu::half::Number;
+use crate::cpu::reduce_gradient::{BlockSlices, reduce_gradient};
+use crate::cpu::update_parameters::{Halves, MemorySlices, TILE, Tiles, Wide, update_parameters};
+use crate::cpu::values::{Slice, SliceMut, Values, ValuesMut};
+use crate::layout::{Block, GroupConstants, GroupState, ScopeSums, Update, skips};
+use crate::plan::Kernel;
+
+/// Pass 1 over one block. A type and not a closure, and so is [`UpdateStretch`]: a closure of this size is not inlined, and only what
+/// is inlined is compiled for the processor's vector instructions.
+pub(super) struct Reduce<'a, G> {
+    pub(super) kernel: Kernel,
+    pub(super) constants: &'a GroupConstants,
+    pub(super) state: &'a GroupState,
+    pub(super) block: &'a Block,
+    pub(super) params: Slice<'a>,
+    pub(super) remainders: &'a [i16],
+    /// Without parameters.
+    pub(super) slices: BlockSlices<'a, G>,
+}
+
+impl<'a> Reduce<'a, f32> {
+    /// The same over these gradients.
+    pub(super) fn over<G>(self, grads: &'a [G]) -> Reduce<'a, G> {
+        let slices = self.slices;
+        Reduce {
+            kernel: self.kernel,
+            constants: self.constants,
+            state: self.state,
+            block: self.block,
+            params: self.params,
+            remainders: self.remainders,
+            slices: BlockSlices {
+                params: slices.params,
+                grads,
+                momentum: slices.momentum,
+                squares: slices.squares,
+                counters: slices.counters,
+                vector: slices.vector,
+            },
+        }
+    }
+}
+
+impl<G: Number> NullaryFnOnce for Reduce<'_, G> {
+    type Output = ScopeSums;
+
+    #[inline(always)]
+    fn call(self) -> ScopeSums {
+        let (kernel, state) = (self.kernel, self.state);
+        // Not filled where nobody looks at it.
+        let mut buffer;
+        let params = match self.params {
+            Slice::F32(params) => params,
+            halves if kernel.measures_parameters(state.started != 0) => {
+                buffer = [0.0; BLOCK_ELEMENTS as usize];
+                halves.decode_parameters(self.remainders, &mut buffer)
+            }
+            _ => &[],
+        };
+        let slices = BlockSlices { params, ..self.slices };
+        reduce_gradient(kernel, self.constants, state, self.block, slices)
+    }
+}
+
+/// Pass 4 over a stretch of a tensor.
+pub(super) struct UpdateStretch<'a, T> {
+    pub(super) kernel: Kernel,
+    pub(super) update: &'a Update,
+    pub(super) elements: T,
+    pub(super) memory: MemorySlices<'a>,
+}
+
+impl<T: Tiles> NullaryFnOnce for UpdateStretch<'_, T> {
+    type Output = ();
+
+    #[inline(always)]
+    fn call(self) {
+        update_parameters(self.kernel, self.update, self.elements, self.memory);
+    }
+}
+
+/// A stretch of a tensor of whatever elements.
+pub(super) struct StretchSlices<'a> {
+    pub(super) params: SliceMut<'a>,
+    pub(super) grads: Slice<'a>,
+    /// Empty where nothing is kept of 16-bit parameters.
+    pub(super) remainders: &'a mut [i16],
+    /// Index of the first element in the optimizer.
+    pub(super) first_element: u32,
+    pub(super) memory: MemorySlices<'a>,
+}
+
+impl StretchSlices<'_> {
+    /// Up to an element, a multiple of [`BLOCK_ELEMENTS`] or the end, and from there on.
+    #[inline(always)]
+    pub(super) fn split_at(self, middle: usize) -> (Self, Self) {
+        let (params, params_after) = self.params.split_at(middle);
+        let (grads, grads_after) = self.grads.split_at(middle);
+        let kept = middle.min(self.remainders.len());
+        let (remainders, remainders_after) = self.remainders.split_at_mut(kept);
+        let (memory, memory_after) = self.memory.split_at(middle);
+        (
+            StretchSlices { params, grads, remainders, first_element: self.first_element, memory },
+            StretchSlices {
+                params: params_after,
+                grads: grads_after,
+                remainders: remainders_after,
+                first_element: self.first_element.wrapping_add(middle as u32),
+                memory: memory_after,
+            },
+        )
+    }
+}
+
+/// Halves a tensor, at a multiple of the block, until a half is not worth handing to another thread.
+pub(super) fn update_in_halves(arch: Arch, kernel: Kernel, update: &Update, slices: StretchSlices) {
+    let block = BLOCK_ELEMENTS as usize;
+    let elements = slices.params.len();
+    if elements <= block * PARALLEL_BLOCKS / 4 {
+        let StretchSlices { params, grads, remainders, first_element, memory } = slices;
+        return match (params, grads) {
+            (SliceMut::F32(params), Slice::F32(grads)) => {
+                arch.dispatch(UpdateStretch { kernel, update, elements: Wide { params, grads }, memory })
+            }
+            (params, grads) => arch.dispatch(UpdateStretch {
+                kernel,
+                update,
+                elements: Halves {
+                    params,
+                    grads,
+                    remainders,
+                    encoding: kernel.encoding,
+                    rounding_key: update.rounding_key,
+                    first_element,
+                    buffers: &mut [[0.0; TILE]; 2],
+                },
+                memory,
+            }),
+        };
+    }
+    let middle = elements.div_ceil(block) / 2 * block;
+    let (before, after) = slices.split_at(middle);
+    rayon::join(|| update_in_halves(arch, kernel, update, before), || update_in_halves(arch, kernel, update, after));
+}
+
+impl CpuOptimizer {
+    /// Pass 1 over all blocks.
+    pub(super) fn reduce(&mut self, params: &[impl Values + Sync], grads: &[impl Values + Sync]) {
+        let (tensors, groups, states) = (&self.tensors, &self.plan.groups, &self.states);
+        let arch = self.arch;
+        let sweep = |(partial, &(index, number)): (&mut ScopeSums, &(usize, usize))| {
+            let tensor = &tensors[index];
+            let Some(kernel) = tensor.kernel else { return };
+            let block = &tensor.blocks[number];
+            let (start, end) = (block.params_start as usize, (block.params_start + block.elements) as usize);
+            let group = block.group as usize;
+            let of = Reduce {
+                kernel,
+                constants: &groups[group],
+                state: &states[group],
+                block,
+                params: params[index].values().range(start..end),
+                remainders: tensor.memory.remainders.get(start..end).unwrap_or_default(),
+                slices: BlockSlices {
+                    params: &[],
+                    grads: &[],
+                    momentum: tensor.memory.momentum.get(start..end).unwrap_or_default(),
+                    squares: tensor.memory.squares.get(start..end).unwrap_or_default(),
+                    counters: tensor.memory.counters.get(start..end).unwrap_or_default(),
+                    vector: if kernel.compares_iterates() {
+                        &tensor.averages[start..end]
+                    } else {
+                        tensor.memory.vector.get(start..end).unwrap_or_default()
+                    },
+                },
+            };
+            *partial = match grads[index].values().range(start..end) {
+                Slice::F32(grads) => arch.dispatch(of.over(grads)),
+                Slice::F16(grads) => arch.dispatch(of.over(grads)),
+                Slice::Bf16(grads) => arch.dispatch(of.over(grads)),
+            };
+        };
+        if self.parallel {
+            self.partials.par_iter_mut().zip(self.rows.par_iter()).for_each(sweep);
+        } else {
+            self.partials.iter_mut().zip(&self.rows).for_each(sweep);
+        }
+    }
+
+    /// Pass 4 over all blocks.
+    pub(super) fn update(&mut self, params: &mut [impl ValuesMut + Send], grads: &[impl Values + Sync]) {
+        let (arch, updates) = (self.arch, &self.updates);
+        let update_one = |tensor: &mut TensorMemory, params: SliceMut, grads: Slice| {
+            let (Some(kernel), Some(block)) = (tensor.kernel, tensor.blocks.first()) else {
+                return;
+            };
+            let update = &updates[block.group as usize];
+            if update.skip != skips::SKIP_ALL {
+                update_in_halves(
+                    arch,
+                    kernel,
+                    update,
+                    StretchSlices {
+                        params,
+                        grads,
+                        remainders: &mut tensor.memory.remainders,
+                        first_element: block.first_element,
+                        memory: MemorySlices {
+                            momentum: &mut tensor.memory.momentum,
+                            squares: &mut tensor.memory.squares,
+                            counters: &mut tensor.memory.counters,
+                            vector: &mut tensor.memory.vector,
+                            averages: &mut tensor.averages,
+                            step_sums: &mut tensor.step_sums,
+                            streams: tensor.memory.streams.each_mut().map(Vec::as_mut_slice),
+                        },
+                    },
+                );
+            }
+        };
+        if self.parallel {
+            self.tensors.par_iter_mut().zip(params.par_iter_mut()).zip(grads.par_iter()).for_each(
+                |((tensor, params), grads)| {
+                    update_one(tensor, params.values_mut(), grads.values());
+                },
+            );
+        } else {
+            self.tensors.iter_mut().zip(params.iter_mut()).zip(grads.iter()).for_each(|((tensor, params), grads)| {
+                update_one(tensor, params.values_mut(), grads.values());
+            });
+        }
+    }
+}

@@ -1,0 +1,326 @@
+//! Building an optimizer on the device: checks, buffers and dispatches.
+
+use std::collections::HashMap;
+use std::sync::atomic::AtomicBool;
+
+use super::sweeps::{Sweeps, Tables, WindowMemory, sweeps};
+use super::*;
+use crate::error::Error;
+use crate::gpu::buffers::{filled, part, whole, zeroed};
+use crate::gpu::context::Gpu;
+use crate::gpu::limits::{MOST_TRIPS, binding_alignment, largest_binding};
+use crate::gpu::readback::Readback;
+use crate::gpu::sweep::most_storage_buffers;
+use crate::gpu::tensor::{Span, Tensor};
+use crate::gpu::{finish_reduction, finish_update, learning_rate};
+use crate::group::{OptimizerBuilder, ResolvedGroup};
+use crate::layout::{
+    GroupState, NO_TENSOR, PARTIAL_WORDS, RawRecord, RawTensorRecord, ScopeSums, StepSums, StepUnit, Update,
+};
+use crate::plan::{Geometry, Kernel, Place, Plan, QUAD, Region};
+use crate::record::{RecordCursor, Records};
+
+impl OptimizerBuilder<Tensor> {
+    /// Where the loss of a step is, for the regimes that go by it: a slice of one f32, written by the time the step runs.
+    pub fn loss(mut self, loss: wgpu::BufferSlice) -> Self {
+        self.loss = Some(loss.into());
+        self
+    }
+
+    /// Checks everything, allocates everything, compiles the kernels.
+    ///
+    /// Memory on the device beside the caller's buffers: 4 bytes per parameter for momentum rules, 8 for AdamW (4 with `β₁ = 0`), 1 byte per parameter for the
+    /// direction memory of Seesaw and Hypergradient on rules without momentum, 4 for the last gradient of the secant regimes or the first parameters of DoG and DoWG, 12 for the streams of AutoSgd, 4 for an
+    /// [`Averaging`](crate::Averaging), 2 for [`Rounding::Masters`](crate::Rounding::Masters) of 16-bit parameters, otherwise nothing in proportion to
+    /// the parameters.
+    ///
+    /// Parameters and gradients may lie in one buffer. That is fine on every native backend; browsers refuse it where the two
+    /// interleave.
+    ///
+    /// # Errors
+    /// A wrong number, length, offset, usage, overlap or limit, with its name; [`Error::Device`] where the device refuses
+    /// memory or a kernel. Nothing has been written to the caller's buffers in any case.
+    pub fn build(self, gpu: &Gpu) -> Result<Optimizer, Error> {
+        gpu.check_alive()?;
+        let limits = gpu.device().limits();
+        let record_bytes = std::mem::size_of::<RawRecord>() as u64;
+        let record_steps = self.record_steps_for(largest_binding(&limits) / record_bytes)?;
+        gpu.tuning().validate(gpu.device())?;
+        let (safeguards, rebindable, shard) = (self.safeguards, self.rebindable, self.shard);
+        let accumulation = self.accumulation;
+        let loss = self.loss.clone();
+        let alignment = rebindable.then(|| binding_alignment(&limits));
+        let (groups, buffers) = place_tensors(self.resolve()?, alignment)?;
+        let needs_loss = groups.iter().find(|group| group.config.regime.needs_loss());
+        let loss = match (needs_loss, loss) {
+            (None, _) => None,
+            (Some(_), Some(span)) => {
+                span.check("loss", "loss")?;
+                Some(span)
+            }
+            (Some(group), None) => {
+                return Err(Error::MissingLoss {
+                    group: group.config.name.clone(),
+                    regime: group.config.regime.name(),
+                });
+            }
+        };
+        crate::plan::check_overlaps(
+            groups.iter().flat_map(|group| group.tensors.iter()).map(|(name, place)| (name.as_str(), place)),
+        )?;
+        let geometry = Geometry { apart: rebindable, ..geometry(gpu, &limits) };
+        let plan = Plan::new(groups, safeguards, accumulation, &geometry)?.sharded(shard);
+        check_storage_buffers(&plan, &limits)?;
+        gpu.scoped("the optimizer's buffers and kernels", || {
+            Optimizer::allocate(gpu, plan, buffers, loss, record_steps, rebindable, &limits)
+        })
+    }
+}
+
+/// Refuses a kernel that has more buffers than the device can give it.
+pub(super) fn check_storage_buffers(plan: &Plan, limits: &wgpu::Limits) -> Result<(), Error> {
+    let kernels = plan.windows.iter().map(|window| window.kernel);
+    let most = kernels.map(most_storage_buffers).max().unwrap_or(0);
+    let limit = limits.max_storage_buffers_per_shader_stage;
+    if most <= limit {
+        return Ok(());
+    }
+    Err(Error::Limit {
+        what: "the number of storage buffers of a kernel".to_owned(),
+        value: most.into(),
+        limit: limit.into(),
+        way_out: "ask the adapter for more when the device is created (max_storage_buffers_per_shader_stage), keep no master weights (Rounding::Nearest or Rounding::Stochastic), or leave out averaging, telemetry or the secant regimes",
+    })
+}
+
+/// The caller's buffers, each with its number.
+#[derive(Default)]
+pub(super) struct Numbered {
+    pub(super) numbers: HashMap<wgpu::Buffer, usize>,
+    pub(super) buffers: Vec<wgpu::Buffer>,
+}
+
+impl Numbered {
+    /// Checks a tensor by itself, and where its bindings would start if that is asked.
+    pub(super) fn place(&mut self, name: &str, tensor: Tensor, alignment_bytes: Option<u64>) -> Result<Place, Error> {
+        if let Some(alignment_bytes) = alignment_bytes {
+            tensor.check_alignment(name, alignment_bytes)?;
+        }
+        let (params, grads, elements) = tensor.checked(name)?;
+        Ok(Place {
+            params: params.element,
+            grads: grads.element,
+            params_start: params.start(),
+            params_buffer: self.number(params.buffer),
+            grads_start: grads.start(),
+            grads_buffer: self.number(grads.buffer),
+            elements,
+        })
+    }
+
+    pub(super) fn number(&mut self, buffer: wgpu::Buffer) -> usize {
+        *self.numbers.entry(buffer).or_insert_with_key(|buffer| {
+            self.buffers.push(buffer.clone());
+            self.buffers.len() - 1
+        })
+    }
+}
+
+/// Numbers the caller's buffers and checks each tensor by itself.
+pub(super) fn place_tensors(
+    groups: Vec<ResolvedGroup<Tensor>>,
+    alignment_bytes: Option<u64>,
+) -> Result<(Vec<ResolvedGroup<Place>>, Vec<wgpu::Buffer>), Error> {
+    let mut numbered = Numbered::default();
+    let mut placed = Vec::with_capacity(groups.len());
+    for group in groups {
+        let mut tensors = Vec::with_capacity(group.tensors.len());
+        for (name, tensor) in group.tensors {
+            let place = numbered.place(&name, tensor, alignment_bytes)?;
+            tensors.push((name, place));
+        }
+        placed.push(ResolvedGroup { config: group.config, tensors });
+    }
+    Ok((placed, numbered.buffers))
+}
+
+pub(super) fn geometry(gpu: &Gpu, limits: &wgpu::Limits) -> Geometry {
+    let element = u64::from(f32_bytes());
+    let largest = largest_binding(limits);
+    let binding_elements = largest / element / u64::from(QUAD) * u64::from(QUAD);
+    let binding_alignment = binding_alignment(limits) / element;
+    // A block must fit into a binding wherever it starts.
+    let largest_block = binding_elements.saturating_sub(binding_alignment);
+    Geometry {
+        block_elements: u64::from(gpu.tuning().block_elements()).min(largest_block) as u32,
+        partials_per_block: gpu.tuning().partials_per_block(),
+        binding_elements,
+        binding_alignment,
+        dispatch_blocks: limits.max_compute_workgroups_per_dimension,
+        scope_partials: u64::from(gpu.tuning().finish_workgroup_size) * MOST_TRIPS,
+        quads_need_alignment: true,
+        apart: false,
+    }
+}
+
+pub(super) const fn f32_bytes() -> u32 {
+    std::mem::size_of::<f32>() as u32
+}
+
+impl Optimizer {
+    pub(super) fn allocate(
+        gpu: &Gpu,
+        plan: Plan,
+        buffers: Vec<wgpu::Buffer>,
+        loss: Option<Span>,
+        record_steps: u32,
+        rebindable: bool,
+        limits: &wgpu::Limits,
+    ) -> Result<Self, Error> {
+        let device = gpu.device();
+        let group_count = plan.groups.len() as u64;
+        let grid = u64::from(limits.max_compute_workgroups_per_dimension);
+        if plan.scopes.len() as u64 > grid {
+            return Err(Error::Limit {
+                what: "the number of separate norms".to_owned(),
+                value: plan.scopes.len() as u64,
+                limit: grid,
+                way_out: "let groups share a norm, or use several optimizers",
+            });
+        }
+
+        let initial: Vec<GroupState> = plan.first_states();
+        let rates: Vec<f32> = initial.iter().map(|state| state.learning_rate).collect();
+        let groups = filled(gpu, "groups", &plan.groups);
+        let scopes = filled(gpu, "scopes", &plan.scopes);
+        let states = filled(gpu, "states", &initial);
+        let learning_rates = filled(gpu, "learning rates", &rates);
+        let scale = plan.safeguards.loss_scaler;
+        let scale = scale.map_or(1.0, |scaler| scaler.initial_scale);
+        let loss_scale = filled(gpu, "loss scale", &[scale]);
+        let sums = zeroed::<ScopeSums>(gpu, "sums", plan.scopes.len() as u64);
+        let updates = zeroed::<Update>(gpu, "updates", group_count);
+        let partials = zeroed::<u32>(gpu, "partials", u64::from(plan.partials) * u64::from(PARTIAL_WORDS));
+        let records = zeroed::<RawRecord>(gpu, "records", u64::from(record_steps) * group_count);
+        let recorded = plan.units.iter().filter(|unit| unit.tensor != NO_TENSOR);
+        let recorded = recorded.count() as u32;
+        let tensor_records = u64::from(record_steps) * u64::from(recorded);
+        let most = largest_binding(limits) / std::mem::size_of::<RawTensorRecord>() as u64;
+        if tensor_records > most {
+            return Err(Error::Limit {
+                what: "the number of records of tensors".to_owned(),
+                value: tensor_records,
+                limit: most,
+                way_out: "ask for fewer steps with OptimizerBuilder::record_steps, or for telemetry of fewer groups",
+            });
+        }
+        if plan.units.len() as u64 > grid {
+            return Err(Error::Limit {
+                what: "the number of tensors and groups that are measured".to_owned(),
+                value: plan.units.len() as u64,
+                limit: grid,
+                way_out: "ask for telemetry of fewer groups, or use several optimizers",
+            });
+        }
+        let tensor_records = zeroed::<RawTensorRecord>(gpu, "records of tensors", tensor_records);
+        let step_partials = zeroed::<StepSums>(
+            gpu,
+            "partial sums of the step",
+            if plan.units.is_empty() { 0 } else { plan.windows.iter().map(|window| window.blocks.len() as u64).sum() },
+        );
+
+        let tables = Tables {
+            step_partials: &step_partials,
+            groups: &groups,
+            states: &states,
+            updates: &updates,
+            partials: &partials,
+        };
+        let memories: Vec<WindowMemory> = plan.windows.iter().map(|window| WindowMemory::new(gpu, window)).collect();
+        let Sweeps { reduce, update, averages, movables } = sweeps(gpu, &plan, &buffers, &memories, tables, rebindable);
+
+        let kernels: Vec<Kernel> = plan.windows.iter().map(|window| window.kernel).collect();
+        // A binding may only start at certain offsets.
+        let loss = loss.map(|span| {
+            let alignment = binding_alignment(limits) / u64::from(f32_bytes());
+            let start = span.start() / alignment * alignment;
+            let region = Region { buffer: 0, element: span.element, start, end: span.start() + 1 };
+            (span.buffer.clone(), region, (span.start() - start) as u32)
+        });
+        let finish = finish_reduction::pipeline(gpu, &gpu.tuning(), &kernels, loss.as_ref().map(|(.., at)| *at));
+        let no_loss = zeroed::<f32>(gpu, "no loss", 0);
+        let mut scalar = vec![Dispatch {
+            pass: PassName::FinishReduction,
+            bind_groups: vec![finish.bind(
+                device,
+                0,
+                &[
+                    whole(&scopes),
+                    whole(&states),
+                    whole(&partials),
+                    whole(&sums),
+                    match &loss {
+                        Some((buffer, region, _)) => part(buffer, *region),
+                        None => whole(&no_loss),
+                    },
+                ],
+            )],
+            pipeline: finish.pipeline.clone(),
+            workgroups: plan.scopes.len() as u32,
+        }];
+        let of_groups = [
+            whole(&groups),
+            whole(&sums),
+            whole(&states),
+            whole(&updates),
+            whole(&learning_rates),
+            whole(&records),
+            whole(&loss_scale),
+        ];
+        for rate in learning_rate::pipelines(gpu, &plan.groups) {
+            scalar.push(Dispatch {
+                pass: PassName::LearningRate,
+                bind_groups: vec![rate.bind(device, 0, &of_groups)],
+                pipeline: rate.pipeline,
+                workgroups: (plan.groups.len() as u32).div_ceil(learning_rate::WORKGROUP),
+            });
+        }
+        let mut step = [reduce, scalar, update].concat();
+        if !plan.units.is_empty() {
+            let units = filled::<StepUnit>(gpu, "units", &plan.units);
+            let finish = finish_update::pipeline(gpu, &gpu.tuning(), record_steps);
+            step.push(Dispatch {
+                pass: PassName::FinishUpdate,
+                bind_groups: vec![finish.bind(
+                    device,
+                    0,
+                    &[whole(&units), whole(&step_partials), whole(&updates), whole(&states), whole(&tensor_records)],
+                )],
+                pipeline: finish.pipeline.clone(),
+                workgroups: plan.units.len() as u32,
+            });
+        }
+        Ok(Optimizer {
+            gpu: gpu.clone(),
+            sharded: shard::Sharded::new(gpu, &plan, &groups),
+            plan,
+            step,
+            averages,
+            averages_are_swapped: AtomicBool::new(false),
+            learning_rates,
+            loss_scale,
+            states,
+            sums,
+            readback: Readback::new(device, "records", records.size() + tensor_records.size()),
+            records,
+            tensor_records,
+            cursor: RecordCursor::default(),
+            undelivered: Records::default(),
+            rebindable,
+            movables,
+            halted: None,
+            #[cfg(feature = "checkpoint")]
+            kept: checkpoint::Kept { buffers, memories, updates },
+        })
+    }
+}

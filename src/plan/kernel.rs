@@ -1,0 +1,263 @@
+//! What passes 1 and 4 are compiled for, and the memories that they keep.
+
+use super::Place;
+use crate::element::{Element, Rounding};
+use crate::layout::slots;
+use crate::rule::RuleKind;
+
+/// Access to a window's parameters and gradients.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) enum Access {
+    /// Four at a time; starts and lengths are multiples of 4.
+    Quads,
+    /// One at a time: heads, tails and tensors that do not lie on a multiple of 4.
+    Scalars,
+}
+
+/// Vector against which pass 1 measures the alignment, or what it measures instead.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) enum Alignment {
+    /// No alignment is measured.
+    None,
+    /// The momentum of the rule.
+    Momentum,
+    /// Sign counters and the sign of the last step, one byte per parameter.
+    Counters,
+    /// y - z of schedule-free training, which is kept anyway.
+    Iterates,
+    /// The last gradient. Its difference from the present one is measured instead of an alignment.
+    LastGradient,
+    /// The first parameters. The distance from them is measured instead of an alignment.
+    FirstParameters,
+    /// Three streams of parameters. Only the gradient is measured.
+    Streams,
+}
+
+/// How new parameters are encoded: [`Rounding`] without its numbers, or as they are where they are f32.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) enum Encoding {
+    Exact,
+    Masters,
+    Nearest,
+    Stochastic,
+}
+
+impl Encoding {
+    pub(super) fn of(params: Element, rounding: Rounding) -> Self {
+        match rounding {
+            _ if !params.is_half() => Encoding::Exact,
+            Rounding::Masters => Encoding::Masters,
+            Rounding::Nearest => Encoding::Nearest,
+            Rounding::Stochastic { .. } => Encoding::Stochastic,
+        }
+    }
+}
+
+/// Everything passes 1 and 4 are specialised by at compile time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) struct Kernel {
+    pub(crate) rule: RuleKind,
+    pub(crate) alignment: Alignment,
+    /// Coupled weight decay: pass 1 reads the parameters.
+    pub(crate) coupled_decay: bool,
+    /// The clip needs the norm of the gradient without weight decay.
+    pub(crate) raw_norm: bool,
+    /// `‖w₀‖` is measured until the first step.
+    pub(crate) initial_norm: bool,
+    /// An average of the parameters is kept, or what follows it in schedule-free training.
+    pub(crate) averages: bool,
+    /// True if z of schedule-free training is kept, and the parameters lie between z and the average.
+    pub(crate) schedule_free: bool,
+    /// The step and the parameters are measured.
+    pub(crate) step_sums: bool,
+    /// The gradients are multiplied by a scale of the loss.
+    pub(crate) loss_scale: bool,
+    /// Gradients are cleared when they have been read for the last time.
+    pub(crate) clears_gradients: bool,
+    /// Element type of the parameters. This and the next two depend on the tensor, the others on its group.
+    pub(crate) params: Element,
+    /// Element type of the gradients.
+    pub(crate) grads: Element,
+    /// Encoding of new parameters.
+    pub(crate) encoding: Encoding,
+}
+
+impl Kernel {
+    /// SGD of f32 at a fixed rate.
+    pub(crate) const PLAIN: Kernel = Kernel {
+        rule: RuleKind::Sgd,
+        alignment: Alignment::None,
+        coupled_decay: false,
+        raw_norm: false,
+        initial_norm: false,
+        averages: false,
+        schedule_free: false,
+        step_sums: false,
+        loss_scale: false,
+        clears_gradients: false,
+        params: Element::F32,
+        grads: Element::F32,
+        encoding: Encoding::Exact,
+    };
+
+    pub(crate) fn reads_momentum(self) -> bool {
+        self.alignment == Alignment::Momentum
+    }
+
+    /// Returns this key with the element types and the rounding of a tensor at `place`.
+    pub(crate) fn at(self, place: &Place, rounding: Rounding) -> Self {
+        Kernel { params: place.params, grads: place.grads, encoding: Encoding::of(place.params, rounding), ..self }
+    }
+
+    /// Returns true if remainders of master weights are kept.
+    pub(crate) fn has_remainders(self) -> bool {
+        self.encoding == Encoding::Masters
+    }
+
+    /// Returns true if pass 1 reads the parameters, in a step before which the optimizer has `started` or not.
+    pub(crate) fn measures_parameters(self, started: bool) -> bool {
+        self.coupled_decay || self.has_first_parameters() || self.compares_iterates() || self.initial_norm && !started
+    }
+
+    /// Returns true if the alignment is measured against y - z of schedule-free training.
+    pub(crate) fn compares_iterates(self) -> bool {
+        self.alignment == Alignment::Iterates
+    }
+
+    pub(crate) fn has_counters(self) -> bool {
+        self.alignment == Alignment::Counters
+    }
+
+    /// Returns the number of vectors of the parameters' length that the regime keeps.
+    pub(crate) fn vectors(self) -> u32 {
+        match self.alignment {
+            Alignment::None | Alignment::Momentum | Alignment::Counters | Alignment::Iterates => 0,
+            Alignment::LastGradient | Alignment::FirstParameters => 1,
+            Alignment::Streams => slots::STREAM_SLOTS,
+        }
+    }
+
+    /// Returns the largest number of vectors of the parameters' length in one binding.
+    pub(super) fn vectors_in_one_binding(self) -> u32 {
+        self.vectors().max(self.momentum_vectors()).max(1)
+    }
+
+    /// Returns the number of vectors of the parameters' length in the momentum's buffer.
+    pub(crate) fn momentum_vectors(self) -> u32 {
+        u32::from(self.rule.traits().momentum) + u32::from(self.rule.traits().squares)
+    }
+
+    /// Returns true if pass 1 measures something against the regime's memory, beside the norm and the momentum's alignment.
+    pub(crate) fn measures_memory(self) -> bool {
+        self.has_counters() || self.compares_iterates() || self.has_last_gradient() || self.has_first_parameters()
+    }
+
+    pub(crate) fn has_first_parameters(self) -> bool {
+        self.alignment == Alignment::FirstParameters
+    }
+
+    pub(crate) fn has_streams(self) -> bool {
+        self.alignment == Alignment::Streams
+    }
+
+    pub(crate) fn has_last_gradient(self) -> bool {
+        self.alignment == Alignment::LastGradient
+    }
+}
+
+/// A memory with an entry for every parameter. These are all that a step remembers of a parameter, so that whoever allocates, saves or
+/// restores them goes through this list.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) enum MemoryKind {
+    /// m of the rule.
+    Momentum,
+    /// v of the rule, which on the device lies in the momentum's buffer, behind it, or has a buffer of its own where there is none.
+    SecondMoment,
+    /// Counters of gradient signs, and the sign of the last step.
+    Counters,
+    /// The last gradient as the regime saw it.
+    LastGradient,
+    /// The parameters before the first step.
+    FirstParameters,
+    /// The copies of the parameters that AutoSgd keeps, slot after slot.
+    Streams,
+    /// The average of the parameters.
+    Averages,
+    /// z of schedule-free training, in the average's place.
+    BaseIterates,
+    /// Remainders of the master weights of 16-bit parameters.
+    Remainders,
+}
+
+impl MemoryKind {
+    pub(crate) const ALL: [MemoryKind; 9] = [
+        MemoryKind::Momentum,
+        MemoryKind::SecondMoment,
+        MemoryKind::Counters,
+        MemoryKind::LastGradient,
+        MemoryKind::FirstParameters,
+        MemoryKind::Streams,
+        MemoryKind::Averages,
+        MemoryKind::BaseIterates,
+        MemoryKind::Remainders,
+    ];
+
+    /// Returns the name in checkpoints and in labels of buffers.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            MemoryKind::Momentum => "momentum",
+            MemoryKind::SecondMoment => "second_moment",
+            MemoryKind::Counters => "direction_counters",
+            MemoryKind::LastGradient => "last_gradient",
+            MemoryKind::FirstParameters => "first_parameters",
+            MemoryKind::Streams => "streams",
+            MemoryKind::Averages => "averages",
+            MemoryKind::BaseIterates => "base_iterates",
+            MemoryKind::Remainders => "remainders",
+        }
+    }
+
+    /// Bytes of an entry: 1, the 2 of an i16, or the 4 of an f32.
+    pub(crate) fn element_bytes(self) -> u32 {
+        match self {
+            MemoryKind::Counters => 1,
+            MemoryKind::Remainders => 2,
+            MemoryKind::Momentum
+            | MemoryKind::SecondMoment
+            | MemoryKind::LastGradient
+            | MemoryKind::FirstParameters
+            | MemoryKind::Streams
+            | MemoryKind::Averages
+            | MemoryKind::BaseIterates => 4,
+        }
+    }
+
+    /// Returns the number of entries for each parameter. They lie as far apart as there are parameters.
+    pub(crate) fn slots(self) -> u32 {
+        match self {
+            MemoryKind::Streams => slots::STREAM_SLOTS,
+            _ => 1,
+        }
+    }
+}
+
+impl Kernel {
+    pub(crate) fn keeps(self, kind: MemoryKind) -> bool {
+        match kind {
+            MemoryKind::Momentum => self.rule.traits().momentum,
+            MemoryKind::SecondMoment => self.rule.traits().squares,
+            MemoryKind::Counters => self.has_counters(),
+            MemoryKind::LastGradient => self.has_last_gradient(),
+            MemoryKind::FirstParameters => self.has_first_parameters(),
+            MemoryKind::Streams => self.has_streams(),
+            MemoryKind::Averages => self.averages && !self.schedule_free,
+            MemoryKind::BaseIterates => self.schedule_free,
+            MemoryKind::Remainders => self.has_remainders(),
+        }
+    }
+
+    /// Returns the memories that the kernel keeps, in the order of [`MemoryKind::ALL`].
+    pub(crate) fn memories(self) -> impl Iterator<Item = MemoryKind> {
+        MemoryKind::ALL.into_iter().filter(move |&kind| self.keeps(kind))
+    }
+}

@@ -1,0 +1,238 @@
+//! How spans of tensors are cut into blocks, and blocks gathered into windows.
+
+use std::collections::HashMap;
+
+use super::{Access, Geometry, Kernel, MemoryKind, Place, QUAD, TensorInfo};
+use crate::element::Element;
+use crate::layout::Block;
+
+/// A stretch of one buffer, in elements.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Region {
+    pub(crate) buffer: usize,
+    pub(crate) element: Element,
+    pub(crate) start: u64,
+    pub(crate) end: u64,
+}
+
+impl Region {
+    pub(crate) fn elements(&self) -> u64 {
+        self.end - self.start
+    }
+
+    /// Its first byte in the buffer.
+    pub(crate) fn start_bytes(&self) -> u64 {
+        self.start * self.element.bytes()
+    }
+
+    /// Its length in bytes: whole words.
+    pub(crate) fn bytes(&self) -> u64 {
+        (self.elements() * self.element.bytes()).next_multiple_of(4)
+    }
+}
+
+pub(super) fn union(a: Region, b: Region) -> Region {
+    Region { buffer: a.buffer, element: a.element, start: a.start.min(b.start), end: a.end.max(b.end) }
+}
+
+/// One dispatch of passes 1 and 4.
+#[derive(Debug, Clone)]
+pub(crate) struct Window {
+    pub(crate) kernel: Kernel,
+    pub(crate) access: Access,
+    pub(crate) params: Region,
+    pub(crate) grads: Region,
+    /// Quads of momentum or direction memory.
+    pub(crate) state_quads: u32,
+    pub(crate) blocks: Vec<Block>,
+}
+
+/// Elements of a tensor that lie side by side in a window's memories.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Stretch {
+    /// The first, as an element of such a memory.
+    pub(crate) in_memory: u64,
+    /// The first, as an element of the tensor.
+    pub(crate) in_tensor: u64,
+    pub(crate) elements: u64,
+}
+
+impl Window {
+    /// Bytes that a memory of its parameters takes: whole quads.
+    pub(crate) fn memory_bytes(&self, kind: MemoryKind) -> u64 {
+        u64::from(self.state_quads) * u64::from(QUAD * kind.element_bytes() * kind.slots())
+    }
+
+    /// Where in the window's memory what belongs to a tensor lies; empty where the window has none of it.
+    pub(crate) fn stretches_of(&self, tensor: &TensorInfo) -> Vec<Stretch> {
+        let mut stretches: Vec<Stretch> = Vec::new();
+        // Blocks come in the order of their elements.
+        let end_of = |block: &Block| u64::from(block.first_element) + u64::from(block.elements);
+        let skipped = self.blocks.partition_point(|block| end_of(block) <= tensor.first_element);
+        for block in &self.blocks[skipped..] {
+            let first = u64::from(block.first_element);
+            let start = first.max(tensor.first_element);
+            let end = end_of(block).min(tensor.first_element + tensor.elements);
+            if start >= end {
+                break;
+            }
+            let next = Stretch {
+                in_memory: u64::from(block.state_quad) * u64::from(QUAD) + (start - first),
+                in_tensor: start - tensor.first_element,
+                elements: end - start,
+            };
+            match stretches.last_mut() {
+                Some(last)
+                    if last.in_memory + last.elements == next.in_memory
+                        && last.in_tensor + last.elements == next.in_tensor =>
+                {
+                    last.elements += next.elements;
+                }
+                _ => stretches.push(next),
+            }
+        }
+        stretches
+    }
+}
+
+/// Neighbouring tensors of one group, seen as one.
+pub(super) struct Span {
+    pub(super) place: Place,
+    pub(super) first_element: u64,
+}
+
+impl Span {
+    pub(super) fn continues_with(&self, next: &Place) -> bool {
+        let this = &self.place;
+        (next.params, next.grads) == (this.params, this.grads)
+            && next.params_buffer == this.params_buffer
+            && next.grads_buffer == this.grads_buffer
+            && next.params_start == this.params_start + this.elements
+            && next.grads_start == this.grads_start + this.elements
+    }
+
+    /// Cuts the span into a head, a body that can be loaded in quads, and a tail.
+    pub(super) fn pieces(&self, geometry: &Geometry) -> [(Access, u64, u64); 3] {
+        let quad = u64::from(QUAD);
+        let Place { params_start, grads_start, elements, .. } = self.place;
+        if !geometry.quads_need_alignment {
+            return [(Access::Quads, 0, elements), (Access::Scalars, 0, 0), (Access::Scalars, 0, 0)];
+        }
+        if params_start % quad != grads_start % quad {
+            return [(Access::Scalars, 0, elements), (Access::Quads, 0, 0), (Access::Scalars, 0, 0)];
+        }
+        let head = ((quad - params_start % quad) % quad).min(elements);
+        let body_end = head + (elements - head) / quad * quad;
+        [(Access::Scalars, 0, head), (Access::Quads, head, body_end), (Access::Scalars, body_end, elements)]
+    }
+}
+
+/// Fills windows greedily, in the order of declaration.
+pub(super) struct Windows<'a> {
+    pub(super) geometry: &'a Geometry,
+    pub(super) newest: HashMap<(Kernel, Access, usize, usize), usize>,
+    pub(super) filling: Vec<FillingWindow>,
+}
+
+/// A window whose regions may still grow, so that its blocks' starts are kept absolute.
+pub(super) struct FillingWindow {
+    pub(super) window: Window,
+    pub(super) starts: Vec<(u64, u64)>,
+}
+
+impl<'a> Windows<'a> {
+    pub(super) fn new(geometry: &'a Geometry) -> Self {
+        Windows { geometry, newest: HashMap::new(), filling: Vec::new() }
+    }
+
+    pub(super) fn add_span(&mut self, group: usize, kernel: Kernel, span: &Span) {
+        // What is kept of a block must fit into a binding, too.
+        let quad = u64::from(QUAD);
+        if self.geometry.apart {
+            self.newest.clear();
+        }
+        let vectors = u64::from(kernel.vectors_in_one_binding());
+        let kept = self.geometry.binding_elements / vectors / quad * quad;
+        let block_elements = u64::from(self.geometry.block_elements).min(kept);
+        for (access, start, end) in span.pieces(self.geometry) {
+            let mut at = start;
+            while at < end {
+                let elements = (end - at).min(block_elements);
+                self.add_block(group, kernel, access, span, at, elements);
+                at += elements;
+            }
+        }
+    }
+
+    pub(super) fn add_block(
+        &mut self,
+        group: usize,
+        kernel: Kernel,
+        access: Access,
+        span: &Span,
+        at: u64,
+        elements: u64,
+    ) {
+        let place = &span.place;
+        let starts = (place.params_start + at, place.grads_start + at);
+        let params = self.region(place.params_buffer, place.params, starts.0, elements);
+        let grads = self.region(place.grads_buffer, place.grads, starts.1, elements);
+        let quads = elements.div_ceil(u64::from(QUAD)) as u32;
+        let key = (kernel, access, place.params_buffer, place.grads_buffer);
+        let index = match self.newest.get(&key) {
+            Some(&index) if self.fits(&self.filling[index].window, params, grads, quads) => index,
+            _ => {
+                self.filling.push(FillingWindow {
+                    window: Window { kernel, access, params, grads, state_quads: 0, blocks: Vec::new() },
+                    starts: Vec::new(),
+                });
+                self.newest.insert(key, self.filling.len() - 1);
+                self.filling.len() - 1
+            }
+        };
+        let FillingWindow { window, starts: all } = &mut self.filling[index];
+        window.params = union(window.params, params);
+        window.grads = union(window.grads, grads);
+        window.blocks.push(Block {
+            params_start: 0, // set by `finish`
+            grads_start: 0,  // set by `finish`
+            state_quad: window.state_quads,
+            elements: elements as u32,
+            group: group as u32,
+            row: 0, // set by `number_rows`
+            first_element: (span.first_element + at) as u32,
+        });
+        all.push(starts);
+        window.state_quads += quads;
+    }
+
+    pub(super) fn region(&self, buffer: usize, element: Element, start: u64, elements: u64) -> Region {
+        // In elements of this kind; the geometry counts in f32.
+        let alignment = self.geometry.binding_alignment * Element::F32.bytes() / element.bytes();
+        Region { buffer, element, start: start / alignment * alignment, end: start + elements }
+    }
+
+    pub(super) fn fits(&self, window: &Window, params: Region, grads: Region, quads: u32) -> bool {
+        let limit = self.geometry.binding_elements;
+        let vectors = u64::from(window.kernel.vectors_in_one_binding());
+        let state_elements = (u64::from(window.state_quads) + u64::from(quads)) * u64::from(QUAD) * vectors;
+        union(window.params, params).elements() <= limit
+            && union(window.grads, grads).elements() <= limit
+            && state_elements <= limit
+            && window.blocks.len() < self.geometry.dispatch_blocks as usize
+    }
+
+    /// Makes the blocks' starts relative to their window.
+    pub(super) fn finish(self) -> Vec<Window> {
+        self.filling
+            .into_iter()
+            .map(|FillingWindow { mut window, starts }| {
+                for (block, (params, grads)) in window.blocks.iter_mut().zip(starts) {
+                    block.params_start = (params - window.params.start) as u32;
+                    block.grads_start = (grads - window.grads.start) as u32;
+                }
+                window
+            })
+            .collect()
+    }
+}
