@@ -22,7 +22,6 @@ mod trust;
 mod windows;
 
 use std::num::NonZeroUsize;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
 use clap::builder::PossibleValuesParser;
@@ -31,9 +30,10 @@ use wgpu_optim::gpu::{Partials, Tuning, TuningCache};
 use wgpu_optim::{AutoSgd, DoG, DoWG, Gpu, GpuOptions, Regime, SecantForm, wgpu};
 
 use crate::CliError;
+use crate::parallel::in_parallel;
 use crate::table::{Columns, say};
 use crate::target::size_in_words;
-use case::{Case, Mismatch, Outcome, Subject, outcome_of, shrink};
+use case::{Cases, Mismatch, Outcome, Subject, outcome_of, shrink};
 use run::Fault;
 
 /// Options of `check`.
@@ -59,7 +59,7 @@ pub struct Args {
 /// A family of cases.
 struct Family {
     name: &'static str,
-    cases: fn(&Subject) -> Vec<Box<dyn Case>>,
+    cases: fn(&Subject) -> Cases,
 }
 
 /// Every family, in the order of the table.
@@ -90,16 +90,9 @@ struct Row {
     geometry: String,
     cases: usize,
     failed: usize,
-    /// Values compared.
-    values: usize,
-    /// The device's worst value, in units of the last place of what it should be.
-    device_ulps: f64,
-    /// The CPU path's.
-    cpu_ulps: f64,
-    /// The largest distance as a share of what is allowed for it; 1 and above is a failure. `None` where it has no size.
-    share_of_allowed: Option<f64>,
-    /// Which value that is.
-    nearest: String,
+    /// Of all its cases together.
+    #[serde(flatten)]
+    total: Outcome,
     seconds: f64,
     notes: Vec<String>,
     failures: Vec<Failure>,
@@ -139,7 +132,11 @@ pub fn run(args: &Args) -> Result<(), CliError> {
         let subjects = subjects(&adapter, args)?;
         let jobs: Vec<(&Subject, &Family)> =
             subjects.iter().flat_map(|subject| families.iter().map(move |&family| (subject, family))).collect();
-        rows.extend(run_all(&jobs, args.sample, threads_for(&adapter)));
+        let row = |index| {
+            let (subject, family): (&Subject, &Family) = jobs[index];
+            Ok(run_family(family, subject, args.sample))
+        };
+        rows.extend(in_parallel(jobs.len(), threads_for(&adapter), row)?);
     }
     let report = Report {
         cases: rows.iter().map(|row| row.cases).sum(),
@@ -166,31 +163,6 @@ fn threads_for(adapter: &wgpu::Adapter) -> usize {
     }
 }
 
-/// The rows of all jobs, in their order.
-fn run_all(jobs: &[(&Subject, &Family)], sample: NonZeroUsize, threads: usize) -> Vec<Row> {
-    let next = AtomicUsize::new(0);
-    let work = || {
-        let mut rows = Vec::new();
-        loop {
-            let index = next.fetch_add(1, Ordering::Relaxed);
-            let Some((subject, family)) = jobs.get(index) else {
-                return rows;
-            };
-            rows.push((index, run_family(family, subject, sample)));
-        }
-    };
-    let mut rows: Vec<(usize, Row)> = std::thread::scope(|scope| {
-        let workers: Vec<_> = (0..threads).map(|_| scope.spawn(work)).collect();
-        let rows = workers.into_iter().map(|worker| match worker.join() {
-            Ok(rows) => rows,
-            Err(panic) => std::panic::resume_unwind(panic),
-        });
-        rows.flatten().collect()
-    });
-    rows.sort_by_key(|(index, _)| *index);
-    rows.into_iter().map(|(_, row)| row).collect()
-}
-
 fn run_family(family: &Family, subject: &Subject, sample: NonZeroUsize) -> Row {
     let start = Instant::now();
     let info = subject.adapter.get_info();
@@ -201,47 +173,30 @@ fn run_family(family: &Family, subject: &Subject, sample: NonZeroUsize) -> Row {
         geometry: subject.geometry.clone(),
         cases: 0,
         failed: 0,
-        values: 0,
-        device_ulps: 0.0,
-        cpu_ulps: 0.0,
-        share_of_allowed: None,
-        nearest: String::new(),
+        total: Outcome::default(),
         seconds: 0.0,
         notes: Vec::new(),
         failures: Vec::new(),
     };
-    let mut total = Outcome::default();
     for case in (family.cases)(subject).into_iter().step_by(sample.get()) {
         let mut outcome = outcome_of(case.as_ref(), subject);
         row.cases += 1;
         row.notes.extend(outcome.note.take());
-        if let Some(first) = outcome.mismatches.first().cloned() {
+        let mismatches = std::mem::take(&mut outcome.mismatches);
+        if let Some(first) = mismatches.first().cloned() {
             row.failed += 1;
-            let mismatches = std::mem::take(&mut outcome.mismatches);
             let name = case.name();
             let smallest = (row.failed <= SHRUNK).then(|| {
-                let (case, mismatch) = shrink(
-                    case,
-                    first,
-                    |case| case.smaller(),
-                    |case| {
-                        let outcome = outcome_of(case.as_ref(), subject);
-                        outcome.mismatches.into_iter().next()
-                    },
-                );
+                let fails = |case: &_| outcome_of(Box::as_ref(case), subject).mismatches.into_iter().next();
+                let (case, mismatch) = shrink(case, first, |case| case.smaller(), fails);
                 Smallest { case: case.name(), mismatch }
             });
             row.failures.push(Failure { case: name, mismatches, smallest });
         }
-        total.merge(outcome);
+        row.total.merge(outcome);
     }
     row.notes.sort();
     row.notes.dedup();
-    row.values = total.values;
-    (row.device_ulps, row.cpu_ulps) = (total.device_ulps, total.cpu_ulps);
-    let share = total.share_of_allowed;
-    row.share_of_allowed = share.is_finite().then_some(share);
-    row.nearest = total.nearest;
     row.seconds = start.elapsed().as_secs_f64();
     row
 }
@@ -274,24 +229,17 @@ fn subjects(adapter: &wgpu::Adapter, args: &Args) -> Result<Vec<Subject>, CliErr
         tunings.push(("preset, but by subgroup".to_owned(), subgroup));
     }
     for (elements, tuning) in TuningCache::from_env().map(|cache| cache.entries(&gpu)).unwrap_or_default() {
-        let size = size_in_words(elements);
-        tunings.push((format!("cached for {size}"), tuning));
+        tunings.push((format!("cached for {}", size_in_words(elements)), tuning));
     }
     if args.seed_fault {
         // It is in the reading of what came out, whatever the geometry.
         tunings.truncate(1);
     }
-    let mut seen = Vec::new();
-    let mut subjects = Vec::new();
+    let mut subjects: Vec<Subject> = Vec::new();
     for (geometry, tuning) in tunings {
-        if !seen.contains(&tuning) {
-            seen.push(tuning);
-            subjects.push(Subject {
-                adapter: adapter.clone(),
-                gpu: gpu.clone().with_tuning(tuning)?,
-                geometry,
-                fault: args.seed_fault.then(Fault::default),
-            });
+        if subjects.iter().all(|subject| subject.gpu.tuning() != tuning) {
+            let (adapter, gpu) = (adapter.clone(), gpu.clone().with_tuning(tuning)?);
+            subjects.push(Subject { adapter, gpu, geometry, fault: args.seed_fault.then(Fault::default) });
         }
     }
     Ok(subjects)
@@ -337,17 +285,15 @@ fn print(report: &Report) -> Result<(), CliError> {
             0 => "ok".to_owned(),
             failed => format!("{failed} FAILED"),
         };
+        let share = row.total.share_of_allowed;
         table.row([
             row.family.to_owned(),
             [&[verdict][..], &row.notes].concat().join(", "),
             row.cases.to_string(),
-            row.values.to_string(),
-            format!("{:.1}", row.device_ulps),
-            format!("{:.1}", row.cpu_ulps),
-            match row.share_of_allowed {
-                Some(share) => format!("{:.0} %", 100.0 * share),
-                None => "beyond".to_owned(),
-            },
+            row.total.values.to_string(),
+            format!("{:.1}", row.total.device_ulps),
+            format!("{:.1}", row.total.cpu_ulps),
+            if share.is_finite() { format!("{:.0} %", 100.0 * share) } else { "beyond".to_owned() },
             format!("{:.1}", row.seconds),
         ]);
     }
@@ -355,17 +301,11 @@ fn print(report: &Report) -> Result<(), CliError> {
     for row in &report.rows {
         for failure in &row.failures {
             say(format!("FAILED on {}, {}: {}: {}", row.adapter, row.geometry, row.family, failure.case))?;
-            match &failure.smallest {
-                Some(smallest) => {
-                    say(format!("  smallest: {}", smallest.case))?;
-                    say(in_words(&smallest.mismatch))?;
-                }
-                None => {
-                    for mismatch in failure.mismatches.iter().take(1) {
-                        say(in_words(mismatch))?;
-                    }
-                }
+            if let Some(smallest) = &failure.smallest {
+                say(format!("  smallest: {}", smallest.case))?;
             }
+            let smallest = failure.smallest.as_ref().map(|smallest| &smallest.mismatch);
+            smallest.or(failure.mismatches.first()).map_or(Ok(()), |mismatch| say(in_words(mismatch)))?;
         }
     }
     say(format!(
@@ -377,10 +317,9 @@ fn print(report: &Report) -> Result<(), CliError> {
 
 /// The indented lines of a value that is not what it should be.
 fn in_words(mismatch: &Mismatch) -> String {
-    let ulps = match mismatch.ulps {
-        Some(ulps) => format!(" ({ulps:.1} ulps, {:.1} allowed)", mismatch.allowed_ulps),
-        None => String::new(),
-    };
+    let ulps = mismatch
+        .ulps
+        .map_or_else(String::new, |ulps| format!(" ({ulps:.1} ulps, {:.1} allowed)", mismatch.allowed_ulps));
     format!(
         "  {}: {}\n    is        {}\n    should be {}{ulps}",
         mismatch.path.name(),

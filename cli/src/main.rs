@@ -5,6 +5,7 @@ mod bench;
 mod check;
 mod devices;
 mod page;
+mod parallel;
 mod table;
 mod target;
 mod train;
