@@ -92,10 +92,10 @@ struct SizeTuning {
 /// Measures.
 pub fn run(args: &Args) -> Result<(), CliError> {
     if let Some(to) = args.to.filter(|&to| args.from > to) {
-        return Err(CliError::Usage(format!(
+        return CliError::usage(format!(
             "--from {} is above --to {to}: give the smaller power of two first",
             args.from
-        )));
+        ));
     }
     let target = args.target.find()?;
     target.explain();
@@ -383,10 +383,8 @@ fn remarks(report: &Report) -> Vec<String> {
 fn print(report: &Report) -> Result<(), CliError> {
     say(format!("{}; {}; medians of {} alternating rounds", report.device, report.driver, report.rounds))?;
     let (header, rows) = table(report);
-    let mut columns = Columns::new(header.iter().map(String::as_str), TEXT_COLUMNS);
-    for row in rows {
-        columns.row(row);
-    }
+    let mut columns = Columns::new(&header, TEXT_COLUMNS);
+    rows.into_iter().for_each(|row| columns.row(row));
     columns.print()?;
     remarks(report).into_iter().try_for_each(say)
 }

@@ -269,7 +269,7 @@ fn regimes() -> Vec<Regime> {
 
 fn print(report: &Report) -> Result<(), CliError> {
     let mut table = Columns::new(
-        ["family", "", "cases", "values", "device: worst ulps", "CPU path: worst ulps", "of allowed", "s"],
+        &["family", "", "cases", "values", "device: worst ulps", "CPU path: worst ulps", "of allowed", "s"],
         2,
     );
     let mut heading = String::new();

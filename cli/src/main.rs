@@ -4,6 +4,7 @@
 mod bench;
 mod check;
 mod devices;
+mod files;
 mod page;
 mod parallel;
 mod table;

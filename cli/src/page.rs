@@ -1,4 +1,4 @@
-//! What the pages of `--report` have in common: the skeleton, escaping, axes with marks of their own choice.
+//! What the pages of `--report` have in common: the skeleton, escaping, lists and tables, axes with marks of their own choice.
 
 use std::ops::Range;
 
@@ -17,7 +17,17 @@ pub fn command() -> String {
 /// Where a plot is drawn.
 pub type Area<'a> = DrawingArea<SVGBackend<'a>, Shift>;
 /// What can go wrong there.
-pub type DrawError<'a> = DrawingAreaErrorKind<<SVGBackend<'a> as DrawingBackend>::ErrorType>;
+pub type DrawError = DrawingAreaErrorKind<std::io::Error>;
+
+/// A drawing of this size in pixels.
+pub fn svg(size: (u32, u32), draw: impl FnOnce(&Area) -> Result<(), DrawError>) -> Result<String, String> {
+    let mut svg = String::new();
+    {
+        let area = SVGBackend::with_string(&mut svg, size).into_drawing_area();
+        draw(&area).and_then(|()| area.present()).map_err(|error| error.to_string())?;
+    }
+    Ok(svg)
+}
 
 /// Okabe and Ito's palette, apart in every kind of colour vision: blue, vermilion, green, purple, sky blue, orange.
 pub const COLORS: [RGBColor; 6] = [
@@ -41,11 +51,34 @@ pub fn escaped(text: &str) -> String {
 
 /// Names and what they stand for, as a list.
 pub fn facts(facts: &[(impl AsRef<str>, String)]) -> String {
-    let items: String = facts
-        .iter()
-        .map(|(name, value)| format!("<dt>{}</dt><dd>{}</dd>\n", escaped(name.as_ref()), escaped(value)))
-        .collect();
-    format!("<dl>\n{items}</dl>\n")
+    let item =
+        |(name, value): &(_, String)| format!("<dt>{}</dt><dd>{}</dd>\n", escaped(AsRef::as_ref(name)), escaped(value));
+    format!("<dl>\n{}</dl>\n", facts.iter().map(item).collect::<String>())
+}
+
+/// Sentences as the items of a list.
+pub fn items(sentences: impl IntoIterator<Item = String>) -> String {
+    sentences.into_iter().map(|sentence| format!("<li>{}</li>\n", escaped(&sentence))).collect()
+}
+
+/// A row of a table, whose cells from `first_number` on are numbers.
+pub fn row(tag: &str, cells: &[impl AsRef<str>], first_number: usize) -> String {
+    let cell = |(column, cell): (usize, &_)| {
+        let class = if column < first_number { "" } else { " class=n" };
+        format!("<{tag}{class}>{}</{tag}>", escaped(AsRef::as_ref(cell)))
+    };
+    format!("<tr>{}</tr>", cells.iter().enumerate().map(cell).collect::<String>())
+}
+
+/// A table, whose columns from `first_number` on are of numbers.
+pub fn table<C: AsRef<str>>(
+    header: &[impl AsRef<str>],
+    rows: impl IntoIterator<Item = impl AsRef<[C]>>,
+    first_number: usize,
+) -> String {
+    let body: String = rows.into_iter().map(|cells| row("td", cells.as_ref(), first_number) + "\n").collect();
+    let head = row("th", header, first_number);
+    format!("<table>\n<thead>{head}</thead>\n<tbody>\n{body}</tbody>\n</table>\n")
 }
 
 /// The page: nothing in it comes from elsewhere. The title is text, `style` and `body` are taken as they are.
@@ -53,12 +86,13 @@ pub fn page(title: &str, style: &str, body: &str) -> String {
     format!(
         "<!doctype html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n\
          <meta name=\"viewport\" content=\"width=device-width\">\n<title>{}</title>\n\
-         <style>{STYLE}{style}</style>\n</head>\n<body>\n{body}</body>\n</html>\n",
+         <style>{style}</style>\n</head>\n<body>\n{body}</body>\n</html>\n",
         escaped(title)
     )
 }
 
-const STYLE: &str = "
+/// The style of a run's pages.
+pub const STYLE: &str = "
 body { font: 14px/1.45 sans-serif; color: #111; background: #fff; max-width: 1240px; margin: 0 auto; padding: 16px; }
 h1 { font-size: 20px; }
 dl { display: grid; grid-template-columns: max-content auto; gap: 2px 16px; }

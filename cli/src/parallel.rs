@@ -10,6 +10,9 @@ pub fn in_parallel<T: Send>(
     threads: usize,
     run_at: impl Fn(usize) -> Result<T, CliError> + Sync,
 ) -> Result<Vec<T>, CliError> {
+    if threads < 2 {
+        return (0..count).map(run_at).collect();
+    }
     let (next, failed) = (AtomicUsize::new(0), AtomicBool::new(false));
     let work = || {
         let mut done = Vec::new();

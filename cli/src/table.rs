@@ -9,9 +9,7 @@ use crate::CliError;
 /// Writes a line on standard output. A reader that has gone away is not an error.
 pub fn say(line: impl std::fmt::Display) -> Result<(), CliError> {
     match writeln!(std::io::stdout().lock(), "{line}") {
-        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => {
-            Err(CliError::Write { path: "standard output".to_owned(), message: error.to_string() })
-        }
+        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => Err(CliError::write("standard output", error)),
         _ => Ok(()),
     }
 }
@@ -24,9 +22,9 @@ pub struct Columns {
 
 impl Columns {
     /// A table with a header.
-    pub fn new<'a>(header: impl IntoIterator<Item = &'a str>, first_number: usize) -> Self {
+    pub fn new(header: &[impl AsRef<str>], first_number: usize) -> Self {
         let mut columns = Self::without_header(first_number);
-        columns.table.set_header(header);
+        columns.table.set_header(header.iter().map(AsRef::as_ref));
         columns
     }
 

@@ -123,9 +123,9 @@ impl TargetArgs {
             Backend::Cpu => {
                 return match &self.adapter {
                     None => Ok(Target::Cpu { reason: None }),
-                    Some(name) => Err(CliError::Usage(format!(
+                    Some(name) => CliError::usage(format!(
                         "--adapter \"{name}\" goes with a device, not with --backend cpu: leave one of them out"
-                    ))),
+                    )),
                 };
             }
             Backend::Auto => {

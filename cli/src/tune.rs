@@ -90,9 +90,9 @@ pub fn run(args: &Args) -> Result<(), CliError> {
         Target::Gpu(gpu) => gpu,
         Target::Cpu { reason } => {
             let reason = reason.map_or_else(String::new, |reason| format!(" ({reason})"));
-            return Err(CliError::Usage(format!(
+            return CliError::usage(format!(
                 "there is nothing to tune on the CPU path{reason}: name a device with --backend or --adapter"
-            )));
+            ));
         }
     };
     let cache = if args.dry_run {
@@ -113,7 +113,7 @@ pub fn run(args: &Args) -> Result<(), CliError> {
         written: None,
         sizes: Vec::new(),
     };
-    let (rule, regime) = (rule(args.rule), args.regime.with_defaults(1e-3));
+    let (rule, regime) = (args.rule.with_momentum(0.9), args.regime.with_defaults(1e-3));
     for &power in &args.power {
         let started = Instant::now();
         let found = gpu.tune(&TuneOptions {
@@ -138,19 +138,6 @@ pub fn run(args: &Args) -> Result<(), CliError> {
         print(&report)?;
     }
     Ok(kept?)
-}
-
-fn rule(name: RuleName) -> Rule {
-    const MOMENTUM: f32 = 0.9;
-    match name {
-        RuleName::Sgd => Rule::sgd(),
-        RuleName::Sgdm => Rule::sgdm(MOMENTUM),
-        RuleName::Nesterov => Rule::nesterov(MOMENTUM),
-        RuleName::SignSgd => Rule::sign_sgd(),
-        RuleName::Signum => Rule::signum(MOMENTUM),
-        RuleName::AdamW => Rule::adamw(),
-        RuleName::Lion => Rule::lion(),
-    }
 }
 
 impl Size {
@@ -208,7 +195,7 @@ fn print(report: &Report) -> Result<(), CliError> {
             size.candidates.len(),
             size.seconds
         ))?;
-        let mut table = Columns::new(["partials", "", "workgroup", "quads", "finish", "ns/param"], 2);
+        let mut table = Columns::new(&["partials", "", "workgroup", "quads", "finish", "ns/param"], 2);
         let mut order: Vec<&Measured> = size.candidates.iter().collect();
         let rank = |of: &Measured| of.ns_per_param.unwrap_or(f64::INFINITY);
         order.sort_by(|a, b| rank(a).total_cmp(&rank(b)));

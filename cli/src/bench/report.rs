@@ -1,7 +1,6 @@
 //! `--report`: a roofline plot, alone or on a page with the table.
 
-use std::fs::File;
-use std::io::Write;
+use std::path::Path;
 
 use plotters::prelude::*;
 use plotters::style::text_anchor::{HPos, Pos, VPos};
@@ -9,7 +8,8 @@ use plotters::style::text_anchor::{HPos, Pos, VPos};
 use super::rows::Row;
 use super::{Report, TEXT_COLUMNS, remarks, table};
 use crate::CliError;
-use crate::page::{self, Area, Axis, COLORS, DrawError, bounds, escaped, font, log_marks};
+use crate::files;
+use crate::page::{self, Area, Axis, COLORS, DrawError, bounds, font, log_marks};
 
 /// The plot's size in pixels: it fits a window 1280 pixels wide.
 const SIZE: (u32, u32) = (1200, 900);
@@ -17,52 +17,35 @@ const SIZE: (u32, u32) = (1200, 900);
 const TITLE: u32 = 66;
 const LEGEND_ROW: u32 = 22;
 
-/// A report to be, opened before anything is measured.
+/// A report to be: a page, or the plot alone.
 #[derive(Debug)]
 pub struct ReportFile {
-    path: String,
-    file: File,
-    kind: Kind,
-}
-
-#[derive(Debug, Clone, Copy)]
-enum Kind {
-    Html,
-    Svg,
+    file: files::ReportFile,
+    is_page: bool,
 }
 
 impl ReportFile {
     /// Opens the file.
     pub fn create(path: &str) -> Result<Self, CliError> {
-        let ending = std::path::Path::new(path).extension().and_then(|ending| ending.to_str());
-        let kind = match ending {
-            Some("html" | "htm") => Kind::Html,
-            Some("svg") => Kind::Svg,
+        let path = Path::new(path);
+        let is_page = match path.extension().and_then(|ending| ending.to_str()) {
+            Some("html" | "htm") => true,
+            Some("svg") => false,
             _ => {
-                return Err(CliError::Usage(format!(
-                    "--report {path}: a report is a page (.html) or a plot (.svg), give one of these endings"
-                )));
+                return CliError::usage(format!(
+                    "--report {}: a report is a page (.html) or a plot (.svg), give one of these endings",
+                    path.display()
+                ));
             }
         };
-        match File::create(path) {
-            Ok(file) => Ok(ReportFile { path: path.to_owned(), file, kind }),
-            Err(error) => Err(write_error(path, &error)),
-        }
+        Ok(ReportFile { file: files::ReportFile::create(path)?, is_page })
     }
 
     /// Writes the report.
-    pub fn write(mut self, report: &Report) -> Result<(), CliError> {
-        let plot = plot(report).map_err(|message| CliError::Write { path: self.path.clone(), message })?;
-        let text = match self.kind {
-            Kind::Svg => plot,
-            Kind::Html => page(report, &plot),
-        };
-        self.file.write_all(text.as_bytes()).map_err(|error| write_error(&self.path, &error))
+    pub fn write(self, report: &Report) -> Result<(), CliError> {
+        let plot = plot(report);
+        self.file.write(if self.is_page { plot.map(|plot| page(report, &plot)) } else { plot })
     }
-}
-
-fn write_error(path: &str, error: &std::io::Error) -> CliError {
-    CliError::Write { path: path.to_owned(), message: error.to_string() }
 }
 
 /// One line of the plot.
@@ -137,16 +120,10 @@ fn lines(report: &Report, rule: &str) -> Vec<Line> {
 
 /// The plot: a panel for each rule, lines for its regimes, copy and triad as the roof.
 fn plot(report: &Report) -> Result<String, String> {
-    let mut svg = String::new();
-    {
-        let root = SVGBackend::with_string(&mut svg, SIZE).into_drawing_area();
-        draw(&root, report).map_err(|error| error.to_string())?;
-        root.present().map_err(|error| error.to_string())?;
-    }
-    Ok(svg)
+    page::svg(SIZE, |root| draw(root, report))
 }
 
-fn draw<'a>(root: &Area<'a>, report: &Report) -> Result<(), DrawError<'a>> {
+fn draw(root: &Area, report: &Report) -> Result<(), DrawError> {
     root.fill(&WHITE)?;
     let rules = distinct(steps(report).map(|row| row.rule));
     let roofs = roofs(report);
@@ -199,7 +176,7 @@ fn legend(lines: &[Line]) -> Vec<(i32, u32)> {
         .collect()
 }
 
-fn draw_legend<'a>(area: &Area<'a>, lines: &[Line], places: &[(i32, u32)]) -> Result<(), DrawError<'a>> {
+fn draw_legend(area: &Area, lines: &[Line], places: &[(i32, u32)]) -> Result<(), DrawError> {
     for (line, &(x, row)) in lines.iter().zip(places) {
         let y = (TITLE + 2 + LEGEND_ROW * row) as i32;
         draw_line_sample(area, line, (x, y))?;
@@ -209,7 +186,7 @@ fn draw_legend<'a>(area: &Area<'a>, lines: &[Line], places: &[(i32, u32)]) -> Re
     Ok(())
 }
 
-fn draw_line_sample<'a>(area: &Area<'a>, line: &Line, (x, y): (i32, i32)) -> Result<(), DrawError<'a>> {
+fn draw_line_sample(area: &Area, line: &Line, (x, y): (i32, i32)) -> Result<(), DrawError> {
     let style = ShapeStyle::from(line.color).stroke_width(2);
     let (dash, gap) = line.dash.unwrap_or((36, 0));
     let mut at = 0;
@@ -233,12 +210,7 @@ fn axis_of_rates(rates: impl Iterator<Item = f64>) -> Axis {
     Axis { marks: log_marks(&range, &[1.0, 2.0, 5.0]), range }
 }
 
-fn draw_panel<'a>(
-    area: &Area<'a>,
-    rule: &str,
-    lines: &[Line],
-    (sizes, rates): (Axis, Axis),
-) -> Result<(), DrawError<'a>> {
+fn draw_panel(area: &Area, rule: &str, lines: &[Line], (sizes, rates): (Axis, Axis)) -> Result<(), DrawError> {
     let mut chart = ChartBuilder::on(area)
         .margin(12)
         .margin_right(24)
@@ -270,37 +242,24 @@ fn draw_panel<'a>(
     Ok(())
 }
 
-/// The page: nothing in it comes from elsewhere.
+/// The page.
 fn page(report: &Report, plot: &str) -> String {
     let (header, rows) = table(report);
-    let cells = |tag: &str, cells: &[String]| -> String {
-        cells
-            .iter()
-            .enumerate()
-            .map(|(column, cell)| {
-                let class = if column < TEXT_COLUMNS { "" } else { " class=n" };
-                // Long names may break, or the table is too wide.
-                let text = escaped(cell).replace('_', "_<wbr>");
-                format!("<{tag}{class}>{text}</{tag}>")
-            })
-            .collect()
-    };
-    let body: String = rows.iter().map(|row| format!("<tr>{}</tr>\n", cells("td", row))).collect();
+    // Long names may break, or the table is too wide.
+    let table = page::table(&header, rows, TEXT_COLUMNS).replace('_', "_<wbr>");
     let facts = page::facts(&[
         ("device", report.device.clone()),
         ("driver", report.driver.clone()),
         ("backend", report.backend.clone()),
         ("command", report.command.clone()),
     ]);
-    let remarks: String = remarks(report).iter().map(|remark| format!("<li>{}</li>\n", escaped(remark))).collect();
+    let remarks = page::items(remarks(report));
     let body = format!(
         "<h1>wgpu-optim bench</h1>\n{facts}{plot}\n\
-         <ul>\n<li>medians of {rounds} alternating rounds</li>\n{remarks}</ul>\n\
-         <table>\n<thead><tr>{header}</tr></thead>\n<tbody>\n{body}</tbody>\n</table>\n",
-        rounds = report.rounds,
-        header = cells("th", &header),
+         <ul>\n<li>medians of {} alternating rounds</li>\n{remarks}</ul>\n{table}",
+        report.rounds
     );
-    page::page(&format!("wgpu-optim bench: {}", report.device), "", &body)
+    page::page(&format!("wgpu-optim bench: {}", report.device), page::STYLE, &body)
 }
 
 #[cfg(test)]

@@ -3,8 +3,9 @@
 use serde::Serialize;
 use wgpu_optim::{NonFinite, Record, TensorRecord, Term};
 
+use super::in_percent;
+use super::options::{Args, RuleName};
 use super::verdict::{Verdict, loss_in_words};
-use super::{Args, RuleName, in_percent};
 use crate::CliError;
 use crate::model::Model;
 use crate::table::{Columns, say};
@@ -88,23 +89,18 @@ impl Run {
     /// What the run came to, by name: the figures of what is evaluated, then those of the last iterate where that is something else.
     pub fn figures(&self) -> Vec<(String, String)> {
         let of = self.evaluated_in_words;
-        let mut figures = vec![
-            (format!("training loss, {of}"), loss_in_words(self.train_loss)),
-            (format!("test accuracy, {of}"), in_percent(self.test_accuracy)),
+        let without_answer = Some(self.nonfinite_test_rows).filter(|&rows| rows > 0);
+        let figures = [
+            (format!("training loss, {of}"), Some(loss_in_words(self.train_loss))),
+            (format!("test accuracy, {of}"), Some(in_percent(self.test_accuracy))),
+            ("training loss, last iterate".to_owned(), self.last_train_loss.map(loss_in_words)),
+            ("test accuracy, last iterate".to_owned(), self.last_test_accuracy.map(in_percent)),
+            (
+                "test rows without an answer".to_owned(),
+                without_answer.map(|rows| format!("{rows}: outputs are not finite")),
+            ),
         ];
-        if let Some(loss) = self.last_train_loss {
-            let name = "training loss, last iterate".to_owned();
-            figures.push((name, loss_in_words(loss)));
-        }
-        if let Some(accuracy) = self.last_test_accuracy {
-            let name = "test accuracy, last iterate".to_owned();
-            figures.push((name, in_percent(accuracy)));
-        }
-        if self.nonfinite_test_rows > 0 {
-            let rows = format!("{}: outputs are not finite", self.nonfinite_test_rows);
-            figures.push(("test rows without an answer".to_owned(), rows));
-        }
-        figures
+        figures.into_iter().filter_map(|(name, value)| Some((name, value?))).collect()
     }
 }
 
@@ -232,17 +228,6 @@ pub fn in_words(term: Term, cause: Cause) -> String {
     }
 }
 
-#[derive(Serialize)]
-struct Runs<'a> {
-    runs: &'a [Run],
-}
-
-/// The object of `--json`, on one line.
-pub fn json(runs: &[Run]) -> String {
-    // Plain structs of numbers and strings: this cannot fail.
-    serde_json::json!(Runs { runs }).to_string()
-}
-
 /// The table.
 pub fn print(args: &Args, run: &Run, model: &Model) -> Result<(), CliError> {
     // It is not what the name usually stands for.
@@ -285,7 +270,13 @@ pub fn print(args: &Args, run: &Run, model: &Model) -> Result<(), CliError> {
         row("first skipped", format!("step {step}: {}", not_finite(what, model)));
     }
     table.print()?;
-    print_causes(&run.causes)
+    let rows = run.causes.rows();
+    if rows.is_empty() {
+        return Ok(());
+    }
+    let mut table = Columns::new(&CAUSES_HEADER, 1);
+    rows.into_iter().for_each(|row| table.row(row));
+    table.print()
 }
 
 /// What made a step be skipped, in words.
@@ -297,16 +288,4 @@ pub fn not_finite(what: NonFinite, model: &Model) -> String {
         if what.count == 1 { "" } else { "s" },
         what.element
     )
-}
-
-fn print_causes(causes: &Causes) -> Result<(), CliError> {
-    let rows = causes.rows();
-    if rows.is_empty() {
-        return Ok(());
-    }
-    let mut table = Columns::new(CAUSES_HEADER, 1);
-    for row in rows {
-        table.row(row);
-    }
-    table.print()
 }

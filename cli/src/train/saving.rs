@@ -7,10 +7,11 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use wgpu_optim::{Checkpoint, NonFinite, Notes, Record, TensorRecord, Term};
 
+use super::options::{Args, AverageName, ScheduleName, name_of};
 use super::report::{Cause, Causes, RateRange};
-use super::{Args, AverageName, ScheduleName, name_of, refuse_data};
 use crate::CliError;
 use crate::data::{Dataset, Split};
+use crate::files::{is_same, refuse_data};
 use crate::model::ModelKind;
 
 /// The note of a checkpoint that has a run's [`Progress`].
@@ -80,14 +81,9 @@ impl Saving {
         };
         refuse_data("--checkpoint", path, &args.data)?;
         for (option, other) in [("--trace", &args.trace), ("--report", &args.report)] {
-            let same = |other: &PathBuf| {
-                other == path || matches!((other.canonicalize(), path.canonicalize()), (Ok(a), Ok(b)) if a == b)
-            };
-            if other.as_ref().is_some_and(same) {
-                return Err(CliError::Usage(format!(
-                    "--checkpoint and {option} both name {}: give each its own file",
-                    path.display()
-                )));
+            if other.as_ref().is_some_and(|other| other == path || is_same(other, path)) {
+                let path = path.display();
+                return CliError::usage(format!("--checkpoint and {option} both name {path}: give each its own file"));
             }
         }
         check_writable(path)?;
@@ -107,9 +103,9 @@ impl Saving {
         let run = self.load(args, steps)?;
         let done = run.checkpoint.step();
         if args.report.is_some() && done > 0 {
-            return Err(CliError::Usage(format!(
+            return CliError::usage(format!(
                 "--report would lack the first {done} steps, which an earlier process ran: leave it out, --trace goes on where it was"
-            )));
+            ));
         }
         self.is_ours.set(true);
         Ok(Some(run))
@@ -124,32 +120,27 @@ impl Saving {
     fn load(&self, args: &Args, steps: u64) -> Result<Resumed, CliError> {
         let shown = self.path.display();
         let checkpoint = Checkpoint::load(&self.path)?;
-        let progress: Progress = checkpoint
-            .notes()
-            .get(NOTE)
-            .and_then(|note| serde_json::from_str(note).ok())
-            .ok_or_else(|| {
-                CliError::Usage(format!(
-                    "--resume: {shown} is a checkpoint, but was not saved by `wgpu-optim train`: name another with --checkpoint"
-                ))
-            })?;
-        let none = || "not given".to_owned();
-        let names = self.settings.keys().chain(progress.settings.keys());
-        for name in names {
-            let then = progress.settings.get(name).cloned().unwrap_or_else(none);
-            let now = self.settings.get(name).cloned().unwrap_or_else(none);
+        let note = checkpoint.notes().get(NOTE).and_then(|note| serde_json::from_str::<Progress>(note).ok());
+        let Some(progress) = note else {
+            return CliError::usage(format!(
+                "--resume: {shown} is a checkpoint, but was not saved by `wgpu-optim train`: name another with --checkpoint"
+            ));
+        };
+        for name in self.settings.keys().chain(progress.settings.keys()) {
+            let [then, now] = [&progress.settings, &self.settings]
+                .map(|settings| settings.get(name).map_or("not given", String::as_str));
             if then != now {
-                return Err(CliError::Usage(format!(
+                return CliError::usage(format!(
                     "--resume: {name} was {then} when {shown} was saved, and is {now} now: give the same, or start anew without --resume"
-                )));
+                ));
             }
         }
         let done = checkpoint.step();
         if done > steps {
-            return Err(CliError::Usage(format!(
+            return CliError::usage(format!(
                 "--resume: {shown} is at step {done}, but --epochs {} end at step {steps}: give more epochs",
                 args.epochs()
-            )));
+            ));
         }
         Ok(Resumed { sofar: progress.sofar(), checkpoint })
     }
@@ -191,9 +182,8 @@ impl Saving {
 
 /// Before training, which a path that cannot be written should not cost.
 fn check_writable(path: &Path) -> Result<(), CliError> {
-    let refused = |message: String| CliError::Write {
-        path: path.display().to_string(),
-        message: format!("{message}; give --checkpoint a file in a folder that exists"),
+    let refused = |message: String| {
+        CliError::write(path.display(), format!("{message}; give --checkpoint a file in a folder that exists"))
     };
     if path.exists() && !path.is_file() {
         return Err(refused("it is there, and is not a file".to_owned()));
@@ -209,51 +199,33 @@ fn check_writable(path: &Path) -> Result<(), CliError> {
 /// All that a run's steps follow from, by option. How many epochs there are is among them only where a schedule or an average goes by
 /// it.
 fn settings(args: &Args, dataset: &Dataset) -> BTreeMap<String, String> {
-    let mut settings = BTreeMap::new();
-    let mut set = |name: &str, value: String| settings.insert(name.to_owned(), value);
-    set("the data of --data", identity(dataset));
-    set("--model", name_of(args.model));
-    if args.model == ModelKind::Mlp {
-        set("--hidden", args.hidden.to_string());
-    }
-    set("--rule", name_of(args.rule));
-    if args.rule().has_momentum() {
-        set("--momentum", args.rule().momentum().to_string());
-    }
-    set("--regime", name_of(args.regime));
+    let rule = args.rule();
     let over = |name| format!("{name} over {} epochs", args.epochs());
     let schedule = name_of(args.schedule);
-    set(
-        "--schedule",
-        match args.schedule {
-            ScheduleName::Constant => schedule,
-            _ => over(schedule),
-        },
-    );
-    set("--telemetry", if args.telemetry { "given" } else { "not given" }.to_owned());
-    set("--weight-decay", args.decay().to_string());
-    set("--batch", args.batch.to_string());
-    set("--seed", args.seed.to_string());
-    let optional = [
-        (
-            "--average",
-            args.averaged().map(|average| match average {
-                AverageName::ScheduleFree | AverageName::Polynomial => name_of(average),
-                // When they begin follows from the number of epochs.
-                AverageName::Running | AverageName::Exponential => over(name_of(average)),
-            }),
-        ),
+    let average = args.averaged().map(|average| match average {
+        AverageName::ScheduleFree | AverageName::Polynomial => name_of(average),
+        // When they begin follows from the number of epochs.
+        AverageName::Running | AverageName::Exponential => over(name_of(average)),
+    });
+    let settings = [
+        ("the data of --data", Some(identity(dataset))),
+        ("--model", Some(name_of(args.model))),
+        ("--hidden", (args.model == ModelKind::Mlp).then(|| args.hidden.to_string())),
+        ("--rule", Some(name_of(args.rule))),
+        ("--momentum", rule.has_momentum().then(|| rule.momentum().to_string())),
+        ("--regime", Some(name_of(args.regime))),
+        ("--schedule", Some(if args.schedule == ScheduleName::Constant { schedule } else { over(schedule) })),
+        ("--telemetry", Some(if args.telemetry { "given" } else { "not given" }.to_owned())),
+        ("--weight-decay", Some(args.decay().to_string())),
+        ("--batch", Some(args.batch.to_string())),
+        ("--seed", Some(args.seed.to_string())),
+        ("--average", average),
         ("--lr", args.lr.map(|rate| rate.to_string())),
         ("--clip-norm", args.clip_norm.map(|norm| norm.to_string())),
         ("--inject-nan", args.inject_nan.map(|step| step.to_string())),
         ("--inject-spike", args.inject_spike.map(|step| step.to_string())),
     ];
-    for (name, value) in optional {
-        if let Some(value) = value {
-            set(name, value);
-        }
-    }
-    settings
+    settings.into_iter().filter_map(|(name, value)| Some((name.to_owned(), value?))).collect()
 }
 
 /// What tells data from other data, wherever they lie: `1437 + 360 rows of 64 features, 10 classes (checksum 0f1e2d3c)`.
@@ -277,63 +249,46 @@ impl Progress {
     fn new(settings: &BTreeMap<String, String>, sofar: &Sofar) -> Self {
         let Sofar { first_loss, rates, causes, tensors } = sofar;
         let terms = Term::ALL.iter().zip(causes.terms);
+        let tensor = |record: &TensorRecord| {
+            let numbers = [record.parameter_norm, record.step_norm, record.learning_rate];
+            (record.step, record.tensor, record.skipped, numbers.map(f32::to_bits))
+        };
         Progress {
             settings: settings.clone(),
             first_loss: first_loss.map(f32::to_bits),
             rates: [rates.first, rates.last, rates.min, rates.max].map(f32::to_bits),
             terms: terms
-                .map(|(term, cause)| {
-                    let bits = [cause.up.to_bits(), cause.down.to_bits()];
-                    (term.name().to_owned(), bits)
-                })
+                .map(|(term, cause)| (term.name().to_owned(), [cause.up, cause.down].map(f64::to_bits)))
                 .collect(),
             skipped: causes.skipped,
             first_skipped: causes.first_skipped.map(|(step, what)| (step, what.count, what.tensor, what.element)),
             clipped: causes.clipped,
-            tensors: tensors
-                .iter()
-                .map(|record| {
-                    let numbers = [record.parameter_norm, record.step_norm, record.learning_rate];
-                    let numbers = numbers.map(f32::to_bits);
-                    (record.step, record.tensor, record.skipped, numbers)
-                })
-                .collect(),
+            tensors: tensors.iter().map(tensor).collect(),
         }
     }
 
     fn sofar(&self) -> Sofar {
-        let tensors = self.tensors.iter();
+        let [first, last, min, max] = self.rates.map(f32::from_bits);
+        let cause = |term: Term| {
+            let [up, down] = self.terms.get(term.name()).copied().unwrap_or_default().map(f64::from_bits);
+            Cause { up, down }
+        };
+        let tensor = |&(step, tensor, skipped, numbers): &(_, _, _, [u32; 3])| {
+            let [parameter_norm, step_norm, learning_rate] = numbers.map(f32::from_bits);
+            TensorRecord { step, tensor, skipped, parameter_norm, step_norm, learning_rate }
+        };
+        let first_skipped = self.first_skipped;
         Sofar {
             first_loss: self.first_loss.map(f32::from_bits),
-            rates: self.rates(),
-            causes: self.causes(),
-            tensors: tensors
-                .map(|&(step, tensor, skipped, numbers)| {
-                    let [parameter_norm, step_norm, learning_rate] = numbers.map(f32::from_bits);
-                    TensorRecord { step, tensor, skipped, parameter_norm, step_norm, learning_rate }
-                })
-                .collect(),
-        }
-    }
-
-    fn rates(&self) -> RateRange {
-        let [first, last, min, max] = self.rates.map(f32::from_bits);
-        RateRange { first, last, min, max }
-    }
-
-    fn causes(&self) -> Causes {
-        Causes {
-            terms: Term::ALL.map(|term| {
-                let bits = self.terms.get(term.name()).copied().unwrap_or_default();
-                let [up, down] = bits.map(f64::from_bits);
-                Cause { up, down }
-            }),
-            skipped: self.skipped,
-            first_skipped: self.first_skipped.map(|(step, count, tensor, element)| {
-                let what = NonFinite { count, tensor, element };
-                (step, what)
-            }),
-            clipped: self.clipped,
+            rates: RateRange { first, last, min, max },
+            causes: Causes {
+                terms: Term::ALL.map(cause),
+                skipped: self.skipped,
+                first_skipped: first_skipped
+                    .map(|(step, count, tensor, element)| (step, NonFinite { count, tensor, element })),
+                clipped: self.clipped,
+            },
+            tensors: self.tensors.iter().map(tensor).collect(),
         }
     }
 }
@@ -399,8 +354,6 @@ mod tests {
             set(split(&[1.0, -2.0], &[0, 1]), a()),
         ];
         let mut names: Vec<String> = all.iter().map(identity).collect();
-        names.dedup();
-        assert_eq!(names.len(), all.len());
         names.sort();
         names.dedup();
         assert_eq!(names.len(), all.len());

@@ -2,8 +2,9 @@
 
 use serde::Serialize;
 
+use super::in_percent;
+use super::options::{Args, RegimeName, name_of};
 use super::report::Run;
-use super::{Args, RegimeName, in_percent, name_of};
 use crate::model::{Model, ModelKind};
 
 /// What a run came to.
