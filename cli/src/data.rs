@@ -69,36 +69,22 @@ pub enum DataError {
     #[error(
         "{folder}: neither train-images-idx3-ubyte nor train-images-idx3-ubyte.gz is in this folder; give a folder of IDX files, or one CSV or LIBSVM file"
     )]
-    NoIdxFiles {
-        /// The folder.
-        folder: String,
-    },
+    NoIdxFiles { folder: String },
     /// A file cannot be read or unpacked.
     #[error("{file}: cannot be read: {message}")]
-    Unreadable {
-        /// The file.
-        file: String,
-        /// The system's or gzip's reason.
-        message: String,
-    },
-    /// A place in a file is wrong.
+    Unreadable { file: String, message: String },
+    /// A place in a file is wrong: `line 12, column 3`, `header`, …
     #[error("{file}, {place}: {problem}")]
-    Malformed {
-        /// The file.
-        file: String,
-        /// `line 12, column 3`, `header`, …
-        place: String,
-        /// What is wrong there, and the way out.
-        problem: String,
-    },
+    Malformed { file: String, place: String, problem: String },
     /// The data as a whole is unusable.
     #[error("{file}: {problem}")]
-    Unusable {
-        /// The file.
-        file: String,
-        /// What is wrong, and the way out.
-        problem: String,
-    },
+    Unusable { file: String, problem: String },
+}
+
+impl DataError {
+    fn unusable(file: &str, problem: impl Into<String>) -> Self {
+        DataError::Unusable { file: file.to_owned(), problem: problem.into() }
+    }
 }
 
 /// Rows as a file holds them: labels are not classes yet.
@@ -175,7 +161,7 @@ fn load_path(path: &Path) -> Result<Dataset, DataError> {
     }
     if libsvm::is_libsvm(&file.bytes) {
         let table = libsvm::parse(&file)?;
-        return match sibling(path, &[("train", "test")]) {
+        return match sibling(path, "train", "test") {
             Some(test) => {
                 let test = File::open(&test)?;
                 let test_table = libsvm::parse(&test)?;
@@ -191,16 +177,14 @@ fn load_path(path: &Path) -> Result<Dataset, DataError> {
 
 fn load_idx(path: &Path, images: &File, name: &str) -> Result<Dataset, DataError> {
     let read = |images: &File, path: &Path| -> Result<Table, DataError> {
-        let labels = sibling(path, &[("images-idx3", "labels-idx1")]).ok_or_else(|| {
-            DataError::Unusable {
-                file: images.name.clone(),
-                problem: "the file of labels is missing: put it beside this one, with images-idx3 replaced by labels-idx1 in its name".to_owned(),
-            }
+        let labels = sibling(path, "images-idx3", "labels-idx1").ok_or_else(|| {
+            let problem = "the file of labels is missing: put it beside this one, with images-idx3 replaced by labels-idx1 in its name";
+            DataError::unusable(&images.name, problem)
         })?;
         idx::parse(images, &File::open(&labels)?)
     };
     let table = read(images, path)?;
-    match sibling(path, &[("train-images", "t10k-images")]) {
+    match sibling(path, "train-images", "t10k-images") {
         Some(test) => {
             let test_images = File::open(&test)?;
             let test_table = read(&test_images, &test)?;
@@ -278,30 +262,23 @@ fn with_optional_gz(path: &Path) -> Option<PathBuf> {
     [path.to_owned(), PathBuf::from(packed)].into_iter().find(|path| path.is_file())
 }
 
-/// The file beside `path` whose name has these parts replaced, packed or not; `None` where there is no such part or file.
-fn sibling(path: &Path, replacements: &[(&str, &str)]) -> Option<PathBuf> {
+/// The file beside `path` whose name has another part in this one's place, packed or not; `None` where there is no such part or file.
+fn sibling(path: &Path, part: &str, other: &str) -> Option<PathBuf> {
     let name = path.file_name()?.to_str()?;
-    let mut other = name.strip_suffix(".gz").unwrap_or(name).to_owned();
-    for (from, to) in replacements {
-        if !other.contains(from) {
-            return None;
-        }
-        other = other.replace(from, to);
-    }
+    let name = name.strip_suffix(".gz").unwrap_or(name);
+    let other = name.contains(part).then(|| name.replace(part, other))?;
     with_optional_gz(&path.with_file_name(other))
 }
 
 /// Refuses a set that would not fit in memory, before it is allocated.
 fn check_size(file: &File, rows: usize, features: usize) -> Result<(), DataError> {
-    match rows.checked_mul(features) {
-        Some(values) if values <= MOST_VALUES => Ok(()),
-        _ => Err(DataError::Unusable {
-            file: file.name.clone(),
-            problem: format!(
-                "{rows} rows of {features} features are more than the 2^31 values a dense set may have: use fewer rows or features"
-            ),
-        }),
+    if rows.checked_mul(features).is_some_and(|values| values <= MOST_VALUES) {
+        return Ok(());
     }
+    let problem = format!(
+        "{rows} rows of {features} features are more than the 2^31 values a dense set may have: use fewer rows or features"
+    );
+    Err(DataError::unusable(&file.name, problem))
 }
 
 /// Labels that are whole numbers come in the order of their values, others in that of the alphabet.
@@ -323,18 +300,16 @@ fn class_key(label: &str) -> (i64, String) {
 
 /// The classes of the training part; refuses what cannot be classified.
 fn training_classes(file: &str, table: &Table) -> Result<BTreeMap<(i64, String), u32>, DataError> {
-    let unusable = |problem: String| Err(DataError::Unusable { file: file.to_owned(), problem });
+    let unusable = |problem: String| Err(DataError::unusable(file, problem));
     if table.labels.is_empty() {
         return unusable("there is not one row of data: give a file with rows".to_owned());
     }
     if table.features == 0 {
         return unusable("the rows have a label but no features: put the features before the label".to_owned());
     }
-    if let Some(label) = table
-        .labels
-        .iter()
-        .find(|label| matches!(label.parse::<f64>(), Ok(value) if value.fract() != 0.0 || !value.is_finite()))
-    {
+    let is_target =
+        |label: &&String| label.parse::<f64>().is_ok_and(|value| value.fract() != 0.0 || !value.is_finite());
+    if let Some(label) = table.labels.iter().find(is_target) {
         return unusable(format!(
             "the label {label} is not a class: labels are whole numbers or words, regression targets are not supported (is the label in the last column?)"
         ));
@@ -358,15 +333,12 @@ fn split_of(
     labels: &[String],
 ) -> Result<Split, DataError> {
     let class = |label: &String| {
-        classes
-            .get(&class_key(label))
-            .copied()
-            .ok_or_else(|| DataError::Unusable {
-                file: file.to_owned(),
-                problem: format!(
-                    "the label {label} of the test rows is out of range: no training row has it; give training rows of every class"
-                ),
-            })
+        classes.get(&class_key(label)).copied().ok_or_else(|| {
+            let problem = format!(
+                "the label {label} of the test rows is out of range: no training row has it; give training rows of every class"
+            );
+            DataError::unusable(file, problem)
+        })
     };
     Ok(Split { x, y: labels.iter().map(class).collect::<Result<_, _>>()? })
 }
@@ -382,14 +354,13 @@ fn with_test(
     let features = train.features.max(test.features);
     for table in [&mut train, &mut test] {
         check_size(train_file, table.labels.len(), features)?;
-        widen(table, features);
+        if table.features < features {
+            widen(table, features);
+        }
     }
     let classes = training_classes(&train_file.name, &train)?;
     if test.labels.is_empty() {
-        return Err(DataError::Unusable {
-            file: test_file.name.clone(),
-            problem: "this test file has no rows: remove it, or give it some".to_owned(),
-        });
+        return Err(DataError::unusable(&test_file.name, "this test file has no rows: remove it, or give it some"));
     }
     Ok(Dataset {
         name: name.to_owned(),
@@ -400,18 +371,15 @@ fn with_test(
     })
 }
 
+/// Adds features that are 0 in every row.
 fn widen(table: &mut Table, features: usize) {
-    if table.features < features && table.features > 0 {
-        let mut x = Vec::with_capacity(table.labels.len() * features);
-        for row in table.x.chunks(table.features) {
-            x.extend_from_slice(row);
-            x.resize(x.len() + features - table.features, 0.0);
+    let mut x = vec![0.0; table.labels.len() * features];
+    if table.features > 0 {
+        for (wide, row) in x.chunks_mut(features).zip(table.x.chunks(table.features)) {
+            wide[..row.len()].copy_from_slice(row);
         }
-        table.x = x;
-    } else if table.features == 0 {
-        table.x = vec![0.0; table.labels.len() * features];
     }
-    table.features = features;
+    (table.x, table.features) = (x, features);
 }
 
 /// A set of one part: one row in five becomes the test part.

@@ -1,8 +1,9 @@
-//! What every command writes on standard output: lines and tables.
+//! What every command writes on the terminal: lines, tables and progress.
 
 use std::io::Write;
 
 use comfy_table::{CellAlignment, Table, presets};
+use indicatif::{ProgressBar, ProgressStyle};
 
 use crate::CliError;
 
@@ -47,4 +48,10 @@ impl Columns {
         }
         say(self.table)
     }
+}
+
+/// A bar on standard error, where that is a terminal.
+pub fn progress_bar(length: u64, template: &str) -> ProgressBar {
+    let style = ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
+    ProgressBar::new(length).with_style(style)
 }

@@ -14,7 +14,7 @@ mod verdict;
 
 use std::time::{Duration, Instant};
 
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::ProgressBar;
 use rand::SeedableRng;
 use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;
@@ -22,9 +22,9 @@ use rand_chacha::ChaCha8Rng;
 use crate::CliError;
 use crate::data::{self, Dataset};
 use crate::model::{Evaluation, Model, Part};
-use crate::table::say;
+use crate::table::{progress_bar, say};
 use crate::target::{Target, TuningSource};
-use engine::{Engine, Injection, OptimizerSettings};
+use engine::{Engine, Injection, OptimizerSettings, with_averages};
 use history::History;
 pub use options::{Args, RegimeName, RuleName};
 use options::{AverageName, name_of};
@@ -200,7 +200,7 @@ impl Job<'_> {
         // To lose it once is enough.
         let loss_of_device = watch.lose_device.take();
         let injection = Injection { nan: args.inject_nan, spike: args.inject_spike, loss_of_device };
-        let mut engine = Engine::new(target, model, dataset, batch, settings, injection, args.seed)?;
+        let mut engine = engine::new(target, model, dataset, batch, settings, injection, args.seed)?;
         let progress = watch.progress;
         let mut sofar = Sofar::default();
         let mut done = 0;
@@ -237,7 +237,7 @@ impl Job<'_> {
                 let saved = watch.saving.and_then(|saving| saving.next_after(done));
                 let until = saved.map_or(end, |saved| saved.min(end));
                 let stretch = (done - start) as usize..(until - start) as usize;
-                let (losses, records) = engine.train(&order, stretch, |steps| progress.inc(steps as u64))?;
+                let (losses, records) = engine.train(stretch, &mut |steps| progress.inc(steps as u64))?;
                 done = until;
                 // As many of each step, or none.
                 let per_step = records.tensors.len() / records.records.len().max(1);
@@ -273,7 +273,7 @@ impl Job<'_> {
             if let Some(history) = &mut watch.history {
                 let before = Instant::now();
                 let test = match args.averaged() {
-                    Some(_) => engine.with_averages(|engine| engine.evaluate(Part::Test))?,
+                    Some(_) => with_averages(&mut *engine, |engine| engine.evaluate(Part::Test))?,
                     None => engine.evaluate(Part::Test)?,
                 };
                 history.end_epoch(test.accuracy);
@@ -285,7 +285,7 @@ impl Job<'_> {
             trace.finish()?;
         }
         let Sofar { first_loss, rates, causes, tensors } = sofar;
-        let Figures { evaluated, train, test, last, averaged_accuracy } = figures(&mut engine, args.averaged(), look)?;
+        let Figures { evaluated, train, test, last, averaged_accuracy } = figures(&mut *engine, args.averaged(), look)?;
         let start_loss = verdict::start_loss(model, first_loss);
         let verdict = Ending {
             loss: train.loss,
@@ -346,7 +346,7 @@ struct Figures {
 }
 
 /// Looks at what was trained, no more than once at anything.
-fn figures(engine: &mut Engine, average: Option<AverageName>, look: Look) -> Result<Figures, CliError> {
+fn figures(engine: &mut dyn Engine, average: Option<AverageName>, look: Look) -> Result<Figures, CliError> {
     let Some(average) = average else {
         let (train, test) = (engine.evaluate(Part::Train)?, engine.evaluate(Part::Test)?);
         return Ok(Figures { evaluated: None, train, test, last: None, averaged_accuracy: None });
@@ -356,7 +356,7 @@ fn figures(engine: &mut Engine, average: Option<AverageName>, look: Look) -> Res
         let train = if look == Look::Everything { Some(engine.evaluate(Part::Train)?.loss) } else { None };
         last = Some((train, engine.evaluate(Part::Test)?));
     }
-    let (averaged, train) = engine.with_averages(|engine| {
+    let (averaged, train) = with_averages(engine, |engine| {
         let test = engine.evaluate(Part::Test)?;
         let is_worse = last.is_some_and(|(_, last)| last.accuracy > test.accuracy);
         // The training rows are many: only those of what is chosen.
@@ -369,13 +369,4 @@ fn figures(engine: &mut Engine, average: Option<AverageName>, look: Look) -> Res
     };
     let last = last.map(|(loss, test)| (loss, test.accuracy));
     Ok(Figures { evaluated, train, test, last, averaged_accuracy: Some(averaged.accuracy) })
-}
-
-fn progress_bar(steps: u64, template: &str) -> ProgressBar {
-    // Draws on standard error, and only where that is a terminal.
-    let bar = ProgressBar::new(steps);
-    match ProgressStyle::with_template(template) {
-        Ok(style) => bar.with_style(style),
-        Err(_) => bar,
-    }
 }

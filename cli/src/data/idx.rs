@@ -38,10 +38,8 @@ pub fn parse(images: &File, labels: &File) -> Result<Table, DataError> {
     let (label_sizes, classes) = contents(labels)?;
     let rows = sizes[0];
     if label_sizes != [rows] {
-        return Err(DataError::Unusable {
-            file: labels.name.clone(),
-            problem: format!("dimensions {label_sizes:?} for {rows} images: give one label per image"),
-        });
+        let problem = format!("dimensions {label_sizes:?} for {rows} images: give one label per image");
+        return Err(DataError::unusable(&labels.name, problem));
     }
     let features = sizes[1..].iter().product();
     check_size(images, rows, features)?;

@@ -53,7 +53,7 @@ fn csv_with_a_header_and_words_as_labels_is_standardised() {
     let text = "a,b,kind\n1,5,cat\n3,5,dog\n1,5,cat\n3,5,dog\n1,5,cat\n3,5,dog\n";
     for bytes in [text.as_bytes().to_vec(), gz(text.as_bytes())] {
         let set = load_bytes("pets.csv", &bytes).expect("loads");
-        assert_eq!((set.name.as_str(), set.features, set.classes), ("pets.csv", 2, 2).into_name());
+        assert_eq!((set.name.as_str(), set.features, set.classes), ("pets", 2, 2));
         let all: Vec<f32> = set.train.x.iter().chain(&set.test.x).copied().collect();
         // Column b is constant; cats have the smaller a.
         for (row, class) in all.chunks(2).zip(set.train.y.iter().chain(&set.test.y)) {
@@ -62,17 +62,6 @@ fn csv_with_a_header_and_words_as_labels_is_standardised() {
         }
         let mean: f32 = set.train.x.iter().step_by(2).sum::<f32>() / set.train.rows() as f32;
         assert!(mean.abs() < 1e-6);
-    }
-}
-
-/// The name of a set has no ending.
-trait IntoName {
-    fn into_name(self) -> (&'static str, usize, usize);
-}
-
-impl IntoName for (&'static str, usize, usize) {
-    fn into_name(self) -> (&'static str, usize, usize) {
-        (self.0.trim_end_matches(".csv"), self.1, self.2)
     }
 }
 

@@ -299,7 +299,6 @@ mod tests {
 
     #[test]
     fn progress_comes_back_bit_for_bit() {
-        let rates = RateRange { first: 0.1, last: f32::MIN_POSITIVE, min: 1e-30, max: 0.3 };
         let mut causes = Causes {
             skipped: 3,
             first_skipped: Some((u64::MAX, NonFinite { count: 4, tensor: 2, element: u64::MAX })),
@@ -307,37 +306,16 @@ mod tests {
             ..Causes::default()
         };
         for (index, cause) in causes.terms.iter_mut().enumerate() {
-            cause.up = 1.0 / (3.0 + index as f64);
-            cause.down = -0.0;
+            *cause = Cause { up: 1.0 / (3.0 + index as f64), down: -0.0 };
         }
-        let sofar = Sofar {
-            first_loss: Some(f32::NAN),
-            rates,
-            causes,
-            tensors: vec![TensorRecord {
-                step: u64::MAX,
-                tensor: 3,
-                skipped: true,
-                parameter_norm: f32::NAN,
-                step_norm: -0.0,
-                learning_rate: 0.1,
-            }],
-        };
-        let progress = Progress::new(&BTreeMap::new(), &sofar);
-        let json = serde_json::to_string(&progress).expect("JSON");
+        let (parameter_norm, step_norm, learning_rate) = (f32::NAN, -0.0, 0.1);
+        let tensor =
+            TensorRecord { step: u64::MAX, tensor: 3, skipped: true, parameter_norm, step_norm, learning_rate };
+        let rates = RateRange { first: 0.1, last: f32::MIN_POSITIVE, min: 1e-30, max: 0.3 };
+        let sofar = Sofar { first_loss: Some(f32::NAN), rates, causes, tensors: vec![tensor] };
+        let json = serde_json::to_string(&Progress::new(&BTreeMap::new(), &sofar)).expect("JSON");
         let read: Progress = serde_json::from_str(&json).expect("JSON");
         assert_eq!(format!("{:?}", read.sofar()), format!("{sofar:?}"));
-    }
-
-    #[test]
-    fn a_run_is_saved_at_every_multiple() {
-        let saving =
-            |every| Saving { path: PathBuf::new(), every, settings: BTreeMap::new(), is_ours: Cell::new(false) };
-        assert_eq!(saving(Some(5)).next_after(0), Some(5));
-        assert_eq!(saving(Some(5)).next_after(5), Some(10));
-        assert_eq!(saving(None).next_after(7), None);
-        assert!(saving(Some(5)).is_due(10, false) && !saving(Some(5)).is_due(11, false));
-        assert!(saving(None).is_due(11, true) && !saving(None).is_due(11, false));
     }
 
     /// One value moved from one row to another, or one label changed, is other data.

@@ -8,7 +8,7 @@ use indicatif::ProgressBar;
 use super::super::engine::OptimizerSettings;
 use super::super::options::{Args, AverageName, RegimeName, RuleName, ScheduleName, name_of};
 use super::super::report::Run;
-use super::super::{Job, Look, Watch, progress_bar};
+use super::super::{Job, Look, Watch};
 use super::Setting;
 use super::results::{Cell, best_fixed, end_of_grid};
 use super::tables::rate_in_words;
@@ -16,6 +16,7 @@ use crate::CliError;
 use crate::data::{self, Dataset};
 use crate::model::Model;
 use crate::parallel::in_parallel;
+use crate::table::progress_bar;
 use crate::target::{Target, TuningSource};
 
 /// The fixed rates that a regime is held against, where --lrs gives none: half decades around what the rule usually takes.

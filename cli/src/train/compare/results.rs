@@ -1,6 +1,6 @@
 //! What came of a comparison, and which fixed rates were the best.
 
-use serde::Serialize;
+use serde_json::json;
 
 use super::super::options::{RegimeName, ScheduleName, name_of};
 use super::super::report::Run;
@@ -93,41 +93,6 @@ pub fn end_of_grid(cells: &[Cell], place: Place, schedule: ScheduleName) -> Opti
     (is_upper || !rates().any(|rate| rate < best)).then_some((best, is_upper))
 }
 
-/// A run as `--json` has it: what `train --json` says of it, and what that does not.
-#[derive(Serialize)]
-struct ComparedRun<'a> {
-    #[serde(flatten)]
-    run: &'a Run,
-    lr: Option<f64>,
-    first_step: Option<f64>,
-    gradient_scale: f64,
-}
-
-/// A cell of a table as `--json` has it.
-#[derive(Serialize)]
-struct Summary<'a> {
-    data: &'a str,
-    batch: u32,
-    epochs: u32,
-    rule: String,
-    regime: String,
-    schedule: String,
-    lr: Option<f64>,
-    first_step: Option<f64>,
-    gradient_scale: f64,
-    seeds: usize,
-    test_accuracy: f64,
-    test_accuracy_deviation: Option<f64>,
-    train_loss: f64,
-    diverged: usize,
-    best_fixed_lr: Option<f64>,
-    best_cosine_lr: Option<f64>,
-    /// Points of accuracy above the references; below where negative.
-    above_best_fixed: Option<f64>,
-    above_best_cosine: Option<f64>,
-    above_best_last: Option<f64>,
-}
-
 /// The number that was given, without the digits of a widened f32.
 fn as_given(value: f32) -> f64 {
     value.to_string().parse().unwrap_or(f64::from(value))
@@ -177,6 +142,7 @@ impl Results<'_> {
         Some((cell, [cell.above(fixed?), cell.above(cosine?)]))
     }
 
+    /// The object of `--json`: every run with what `train --json` does not say of it, and a summary of each cell.
     pub fn json(&self) -> String {
         let mut runs = Vec::new();
         let mut summaries = Vec::new();
@@ -184,30 +150,37 @@ impl Results<'_> {
             let Case { place, variant } = cell.case;
             let (lr, first_step) = (cell.lr(), variant.first_step.map(as_given));
             let gradient_scale = as_given(variant.gradient_scale);
-            runs.extend(cell.runs.iter().map(|run| ComparedRun { run, lr, first_step, gradient_scale }));
+            for run in &cell.runs {
+                let mut run = json!(run);
+                run["lr"] = json!(lr);
+                run["first_step"] = json!(first_step);
+                run["gradient_scale"] = json!(gradient_scale);
+                runs.push(run);
+            }
             let [fixed, cosine] = self.references(place);
-            summaries.push(Summary {
-                data: &self.comparison.subjects[place.data].dataset.name,
-                batch: place.setting.batch,
-                epochs: place.setting.epochs,
-                rule: name_of(place.rule),
-                regime: name_of(variant.regime),
-                schedule: name_of(variant.schedule),
-                lr,
-                first_step,
-                gradient_scale,
-                seeds: cell.runs.len(),
-                test_accuracy: cell.accuracy(),
-                test_accuracy_deviation: cell.deviation(),
-                train_loss: cell.loss(),
-                diverged: cell.diverged(),
-                best_fixed_lr: fixed.and_then(Cell::lr),
-                best_cosine_lr: cosine.and_then(Cell::lr),
-                above_best_fixed: fixed.map(|fixed| cell.above(fixed)),
-                above_best_cosine: cosine.map(|cosine| cell.above(cosine)),
-                above_best_last: self.above_last(cell),
-            });
+            summaries.push(json!({
+                "data": self.comparison.subjects[place.data].dataset.name,
+                "batch": place.setting.batch,
+                "epochs": place.setting.epochs,
+                "rule": name_of(place.rule),
+                "regime": name_of(variant.regime),
+                "schedule": name_of(variant.schedule),
+                "lr": lr,
+                "first_step": first_step,
+                "gradient_scale": gradient_scale,
+                "seeds": cell.runs.len(),
+                "test_accuracy": cell.accuracy(),
+                "test_accuracy_deviation": cell.deviation(),
+                "train_loss": cell.loss(),
+                "diverged": cell.diverged(),
+                "best_fixed_lr": fixed.and_then(Cell::lr),
+                "best_cosine_lr": cosine.and_then(Cell::lr),
+                // Points of accuracy above the references; below where negative.
+                "above_best_fixed": fixed.map(|fixed| cell.above(fixed)),
+                "above_best_cosine": cosine.map(|cosine| cell.above(cosine)),
+                "above_best_last": self.above_last(cell),
+            }));
         }
-        serde_json::json!({ "runs": runs, "summary": summaries, "overall": overall(self) }).to_string()
+        json!({ "runs": runs, "summary": summaries, "overall": overall(self) }).to_string()
     }
 }
