@@ -23,7 +23,6 @@ use crate::target::{Target, TargetArgs, TuningSource, driver_in_words, size_in_w
 use report::ReportFile;
 use rows::{Clock, Entry, OVERHEAD_ELEMENTS, Row, Selection, bytes_of, measure_size};
 
-/// Options of `bench`.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     #[command(flatten)]
@@ -61,7 +60,6 @@ pub struct Args {
     json: bool,
 }
 
-/// One run.
 #[derive(Debug, Serialize)]
 pub struct Report {
     /// The adapter, or the CPU path and its threads.
@@ -74,7 +72,6 @@ pub struct Report {
     rounds: usize,
     /// Where the kernels' geometry came from, by size.
     tuning: Vec<SizeTuning>,
-    /// What was left out, and why.
     notes: Vec<String>,
     rows: Vec<Row>,
 }
@@ -85,7 +82,6 @@ struct SizeTuning {
     source: TuningSource,
 }
 
-/// Measures.
 pub fn run(args: &Args) -> Result<(), CliError> {
     if let Some(to) = args.to.filter(|&to| args.from > to) {
         let from = args.from;

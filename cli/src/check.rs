@@ -1,8 +1,8 @@
 //! `wgpu-optim check`, the conformance suite: is this device's arithmetic right? Families of cases, each on the device and on the CPU
 //! path, against an f64 oracle; what fails is made smaller until the smallest case that still fails is left.
 //!
-//! A new rule or regime is a line in [`wgpu_optim::Rule::all`] or [`regimes`] and its formula in [`wgpu_optim_conformance::oracle`]; a new family is a file and a line in
-//! [`FAMILIES`].
+//! A new rule or regime is a line in [`wgpu_optim::Rule::all`] or in [`RegimeName`] and its formula in
+//! [`wgpu_optim_conformance::oracle`]; a new family is a file and a line in [`FAMILIES`].
 
 mod averages;
 mod case;
@@ -24,26 +24,27 @@ mod windows;
 use std::num::NonZeroUsize;
 use std::time::Instant;
 
+use clap::ValueEnum;
 use clap::builder::PossibleValuesParser;
 use serde::Serialize;
 use wgpu_optim::gpu::{Partials, Tuning, TuningCache};
-use wgpu_optim::{AutoSgd, DoG, DoWG, Gpu, GpuOptions, Regime, SecantForm, wgpu};
+use wgpu_optim::{AutoSgd, DoG, DoWG, Gpu, GpuOptions, Regime, wgpu};
 
 use crate::CliError;
 use crate::parallel::in_parallel;
 use crate::table::{Columns, say};
 use crate::target::size_in_words;
-use case::{Cases, Mismatch, Outcome, Subject, outcome_of, shrink};
+use crate::train::RegimeName;
+use case::{Cases, Mismatch, Outcome, Path, Subject, outcome_of, shrink};
 use run::Fault;
 
-/// Options of `check`.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// Part of the name of the adapters to check; all of them without it
     #[arg(long, value_name = "NAME")]
     adapter: Option<String>,
     /// Run only this family of cases; may be given several times
-    #[arg(long, value_name = "NAME", value_parser = PossibleValuesParser::new(FAMILIES.map(|family| family.name)))]
+    #[arg(long, value_name = "NAME", value_parser = PossibleValuesParser::new(FAMILIES.map(|(name, _)| name)))]
     family: Vec<String>,
     /// Run only every Nth case of each family, for slow drivers; all of them without it
     #[arg(long, value_name = "N", default_value = "1", hide_default_value = true)]
@@ -56,25 +57,22 @@ pub struct Args {
     seed_fault: bool,
 }
 
-/// A family of cases.
-struct Family {
-    name: &'static str,
-    cases: fn(&Subject) -> Cases,
-}
+/// A family of cases by name.
+type Family = (&'static str, fn(&Subject) -> Cases);
 
 /// Every family, in the order of the table.
 const FAMILIES: [Family; 11] = [
-    Family { name: "steps", cases: steps::cases },
-    Family { name: "passes", cases: passes::cases },
-    Family { name: "windows", cases: windows::cases },
-    Family { name: "magnitudes", cases: magnitudes::cases },
-    Family { name: "nonfinite", cases: nonfinite::cases },
-    Family { name: "repeats", cases: repeats::cases },
-    Family { name: "groups", cases: groups::cases },
-    Family { name: "averages", cases: averages::cases },
-    Family { name: "trust", cases: trust::cases },
-    Family { name: "shards", cases: shards::cases },
-    Family { name: "halves", cases: halves::cases },
+    ("steps", steps::cases),
+    ("passes", passes::cases),
+    ("windows", windows::cases),
+    ("magnitudes", magnitudes::cases),
+    ("nonfinite", nonfinite::cases),
+    ("repeats", repeats::cases),
+    ("groups", groups::cases),
+    ("averages", averages::cases),
+    ("trust", trust::cases),
+    ("shards", shards::cases),
+    ("halves", halves::cases),
 ];
 
 /// How often a row looks for the smallest form of a case that fails; the others of its failures are listed as they are.
@@ -98,7 +96,6 @@ struct Row {
     failures: Vec<Failure>,
 }
 
-/// A case that failed.
 #[derive(Debug, Serialize)]
 struct Failure {
     case: String,
@@ -114,45 +111,31 @@ struct Smallest {
     mismatch: Mismatch,
 }
 
-#[derive(Serialize)]
-struct Report {
-    cases: usize,
-    failed: usize,
-    seconds: f64,
-    rows: Vec<Row>,
-}
-
-/// Checks every adapter.
 pub fn run(args: &Args) -> Result<(), CliError> {
     let start = Instant::now();
-    let wanted = |family: &&Family| args.family.is_empty() || args.family.iter().any(|name| name == family.name);
-    let families: Vec<&Family> = FAMILIES.iter().filter(wanted).collect();
+    let wanted = |(name, _): &Family| args.family.is_empty() || args.family.iter().any(|family| family == name);
+    let families: Vec<Family> = FAMILIES.into_iter().filter(wanted).collect();
     let mut rows = Vec::new();
     for adapter in adapters(args)? {
         let subjects = subjects(&adapter, args)?;
-        let jobs: Vec<(&Subject, &Family)> =
-            subjects.iter().flat_map(|subject| families.iter().map(move |&family| (subject, family))).collect();
         let row = |index| {
-            let (subject, family): (&Subject, &Family) = jobs[index];
+            let (subject, family) = (&subjects[index / families.len()], families[index % families.len()]);
             Ok(run_family(family, subject, args.sample))
         };
-        rows.extend(in_parallel(jobs.len(), threads_for(&adapter), row)?);
+        rows.extend(in_parallel(subjects.len() * families.len(), threads_for(&adapter), row)?);
     }
-    let report = Report {
-        cases: rows.iter().map(|row| row.cases).sum(),
-        failed: rows.iter().map(|row| row.failed).sum(),
-        seconds: start.elapsed().as_secs_f64(),
-        rows,
-    };
+    let (cases, failures) = (rows.iter().map(|row| row.cases).sum(), rows.iter().map(|row| row.failed).sum());
+    let seconds = start.elapsed().as_secs_f64();
     if args.json {
-        say(serde_json::json!(report))?;
+        say(serde_json::json!({ "cases": cases, "failed": failures, "seconds": seconds, "rows": rows }))?;
     } else {
-        print(&report)?;
+        print(&rows)?;
+        say(format!(
+            "{cases} cases, {failures} failed, in {seconds:.0} s; an ulp is the unit in the last place of the f32 that should come out, \
+             or of the largest of its tensor"
+        ))?;
     }
-    if report.failed > 0 {
-        return Err(CliError::CheckFailed { failures: report.failed, cases: report.cases });
-    }
-    Ok(())
+    if failures > 0 { Err(CliError::CheckFailed { failures, cases }) } else { Ok(()) }
 }
 
 /// Families that run at once: most of their time goes into the compilation of kernels. wgpu's OpenGL devices are not for several threads.
@@ -163,11 +146,11 @@ fn threads_for(adapter: &wgpu::Adapter) -> usize {
     }
 }
 
-fn run_family(family: &Family, subject: &Subject, sample: NonZeroUsize) -> Row {
+fn run_family((family, cases): Family, subject: &Subject, sample: NonZeroUsize) -> Row {
     let start = Instant::now();
     let info = subject.adapter.get_info();
     let mut row = Row {
-        family: family.name,
+        family,
         adapter: subject.gpu.describe(),
         driver: format!("{} {}", info.driver, info.driver_info).trim().to_owned(),
         geometry: subject.geometry.clone(),
@@ -178,7 +161,7 @@ fn run_family(family: &Family, subject: &Subject, sample: NonZeroUsize) -> Row {
         notes: Vec::new(),
         failures: Vec::new(),
     };
-    for case in (family.cases)(subject).into_iter().step_by(sample.get()) {
+    for case in cases(subject).into_iter().step_by(sample.get()) {
         let mut outcome = outcome_of(case.as_ref(), subject);
         row.cases += 1;
         row.notes.extend(outcome.note.take());
@@ -207,11 +190,8 @@ fn adapters(args: &Args) -> Result<Vec<wgpu::Adapter>, CliError> {
     adapters.retain(|adapter| adapter.get_info().name.to_lowercase().contains(&wanted));
     if adapters.is_empty() {
         // Says which adapters there are, or that there is none.
-        pollster::block_on(Gpu::request(&GpuOptions {
-            adapter_name: args.adapter.clone(),
-            allow_software: true,
-            ..GpuOptions::default()
-        }))?;
+        let (adapter_name, allow_software) = (args.adapter.clone(), true);
+        pollster::block_on(Gpu::request(&GpuOptions { adapter_name, allow_software, ..GpuOptions::default() }))?;
     }
     Ok(adapters)
 }
@@ -225,8 +205,7 @@ fn subjects(adapter: &wgpu::Adapter, args: &Args) -> Result<Vec<Subject>, CliErr
     let preset = gpu.tuning();
     let mut tunings = vec![(PRESET.to_owned(), preset)];
     if Partials::Subgroup.is_supported(gpu.device().features()) {
-        let subgroup = Tuning { partials: Partials::Subgroup, ..preset };
-        tunings.push(("preset, but by subgroup".to_owned(), subgroup));
+        tunings.push(("preset, but by subgroup".to_owned(), Tuning { partials: Partials::Subgroup, ..preset }));
     }
     for (elements, tuning) in TuningCache::from_env().map(|cache| cache.entries(&gpu)).unwrap_or_default() {
         tunings.push((format!("cached for {}", size_in_words(elements)), tuning));
@@ -245,35 +224,22 @@ fn subjects(adapter: &wgpu::Adapter, args: &Args) -> Result<Vec<Subject>, CliErr
     Ok(subjects)
 }
 
-/// Every regime.
-fn regimes() -> Vec<Regime> {
-    vec![
-        Regime::seesaw(),
-        Regime::norm_ratio(),
-        Regime::hypergradient(),
-        Regime::fixed(0.01),
-        Regime::adagrad_norm(),
-        Regime::barzilai_borwein(SecantForm::Long),
-        Regime::barzilai_borwein(SecantForm::Short),
-        Regime::barzilai_borwein(SecantForm::Geometric),
-        Regime::adgd(),
+fn regimes() -> impl Iterator<Item = Regime> {
+    RegimeName::value_variants().iter().map(|name| match name {
         // Steps of the usual 1e-6 are so small beside the parameters that their rounding shows.
-        Regime::DoG(DoG { initial_distance: 1e-2 }),
-        Regime::DoWG(DoWG { initial_distance: 1e-2 }),
-        Regime::polyak(),
-        Regime::ngn(),
+        RegimeName::DoG => Regime::DoG(DoG { initial_distance: 1e-2 }),
+        RegimeName::DoWG => Regime::DoWG(DoWG { initial_distance: 1e-2 }),
         // Some stream wins after five rounds.
-        Regime::AutoSgd(AutoSgd { rounds: 4, ..AutoSgd::default() }),
-    ]
+        RegimeName::AutoSgd => Regime::AutoSgd(AutoSgd { rounds: 4, ..AutoSgd::default() }),
+        name => name.with_defaults(0.01),
+    })
 }
 
-fn print(report: &Report) -> Result<(), CliError> {
-    let mut table = Columns::new(
-        &["family", "", "cases", "values", "device: worst ulps", "CPU path: worst ulps", "of allowed", "s"],
-        2,
-    );
+fn print(rows: &[Row]) -> Result<(), CliError> {
+    let columns = ["family", "", "cases", "values", "device: worst ulps", "CPU path: worst ulps", "of allowed", "s"];
+    let mut table = Columns::new(&columns, 2);
     let mut heading = String::new();
-    for row in &report.rows {
+    for row in rows {
         let of_row = format!("{}, {}", row.adapter, row.geometry);
         if of_row != heading {
             let mut cells = [""; 8].map(str::to_owned);
@@ -298,7 +264,7 @@ fn print(report: &Report) -> Result<(), CliError> {
         ]);
     }
     table.print()?;
-    for row in &report.rows {
+    for row in rows {
         for failure in &row.failures {
             say(format!("FAILED on {}, {}: {}: {}", row.adapter, row.geometry, row.family, failure.case))?;
             if let Some(smallest) = &failure.smallest {
@@ -308,11 +274,7 @@ fn print(report: &Report) -> Result<(), CliError> {
             smallest.or(failure.mismatches.first()).map_or(Ok(()), |mismatch| say(in_words(mismatch)))?;
         }
     }
-    say(format!(
-        "{} cases, {} failed, in {:.0} s; an ulp is the unit in the last place of the f32 that should come out, or of the largest of its \
-         tensor",
-        report.cases, report.failed, report.seconds
-    ))
+    Ok(())
 }
 
 /// The indented lines of a value that is not what it should be.
@@ -320,11 +282,10 @@ fn in_words(mismatch: &Mismatch) -> String {
     let ulps = mismatch
         .ulps
         .map_or_else(String::new, |ulps| format!(" ({ulps:.1} ulps, {:.1} allowed)", mismatch.allowed_ulps));
-    format!(
-        "  {}: {}\n    is        {}\n    should be {}{ulps}",
-        mismatch.path.name(),
-        mismatch.what,
-        mismatch.got,
-        mismatch.expected
-    )
+    let path = match mismatch.path {
+        Path::Device => "device",
+        Path::Cpu => "CPU path",
+    };
+    let Mismatch { what, got, expected, .. } = mismatch;
+    format!("  {path}: {what}\n    is        {got}\n    should be {expected}{ulps}")
 }

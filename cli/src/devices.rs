@@ -8,7 +8,6 @@ use crate::CliError;
 use crate::table::{Columns, say};
 use crate::target::{Backend, Geometry, Target, TargetArgs, driver_in_words, size_in_words};
 
-/// Options of `devices`.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// Print one JSON object instead of a table
@@ -41,7 +40,6 @@ struct Tuned {
     geometry: Geometry,
 }
 
-/// Lists adapters.
 pub fn run(args: &Args) -> Result<(), CliError> {
     let devices: Vec<Device> = pollster::block_on(Gpu::adapters(None)).iter().map(describe).collect();
     let target = TargetArgs { backend: Backend::Auto, adapter: None }.find()?;

@@ -13,7 +13,6 @@ impl CliError {
         Err(CliError::Usage(message.into()))
     }
 
-    /// A file that cannot be written.
     pub fn write(path: impl Display, message: impl Display) -> Self {
         CliError::Write { path: path.to_string(), message: message.to_string() }
     }
@@ -48,7 +47,6 @@ pub struct ReportFile {
 }
 
 impl ReportFile {
-    /// Creates the file.
     pub fn create(path: &Path) -> Result<Self, CliError> {
         Ok(ReportFile { path: path.display().to_string(), file: create("--report", path)? })
     }

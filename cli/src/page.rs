@@ -14,9 +14,7 @@ pub fn command() -> String {
     words.join(" ")
 }
 
-/// Where a plot is drawn.
 pub type Area<'a> = DrawingArea<SVGBackend<'a>, Shift>;
-/// What can go wrong there.
 pub type DrawError = DrawingAreaErrorKind<std::io::Error>;
 
 /// A drawing of this size in pixels.
@@ -107,7 +105,7 @@ td { white-space: nowrap; border-bottom: 1px solid #e4e4e4; }
 ";
 
 /// An axis with marks of its own choice.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Default)]
 pub struct Axis {
     pub range: Range<f64>,
     pub marks: Vec<f64>,
@@ -118,12 +116,8 @@ impl Axis {
     pub fn linear(range: Range<f64>, most: usize, least_apart: f64) -> Self {
         let apart = (range.end - range.start) / most as f64;
         let power = 10f64.powf(apart.log10().floor());
-        let apart = [1.0, 2.0, 5.0, 10.0]
-            .map(|digit| digit * power)
-            .into_iter()
-            .find(|&rounded| rounded >= apart)
-            .unwrap_or(apart)
-            .max(least_apart);
+        let rounded = [1.0, 2.0, 5.0, 10.0].map(|digit| digit * power).into_iter().find(|&rounded| rounded >= apart);
+        let apart = rounded.unwrap_or(apart).max(least_apart);
         let first = (range.start / apart).ceil() as i64;
         let last = (range.end / apart).floor() as i64;
         Axis { marks: (first..=last).map(|mark| mark as f64 * apart).collect(), range }
@@ -137,15 +131,13 @@ impl Axis {
         let tenths: Vec<f64> = (10..100).map(|tenth| f64::from(tenth) / 10.0).collect();
         let halves: Vec<f64> = (2..20).map(|half| f64::from(half) / 2.0).collect();
         let whole: Vec<f64> = (1..10).map(f64::from).collect();
-        let marks = [&tenths, &halves, &whole, &[1.0, 2.0, 5.0][..], &[1.0]]
-            .into_iter()
-            .map(|digits| log_marks(&range, digits))
-            .find(|marks| marks.len() <= most)
-            .unwrap_or_else(|| {
-                let decades = log_marks(&range, &[1.0]);
-                let every = decades.len().div_ceil(most);
-                decades.into_iter().step_by(every).collect()
-            });
+        let digits = [&tenths, &halves, &whole, &[1.0, 2.0, 5.0][..], &[1.0]].into_iter();
+        let marks = digits.map(|digits| log_marks(&range, digits)).find(|marks| marks.len() <= most);
+        let marks = marks.unwrap_or_else(|| {
+            let decades = log_marks(&range, &[1.0]);
+            let every = decades.len().div_ceil(most);
+            decades.into_iter().step_by(every).collect()
+        });
         Axis { range, marks }
     }
 }
@@ -153,20 +145,15 @@ impl Axis {
 /// log10 of these digits times the powers of ten, as far as they lie in the range.
 pub fn log_marks(range: &Range<f64>, digits: &[f64]) -> Vec<f64> {
     let decades = range.start.floor() as i32..=range.end.ceil() as i32;
-    decades
-        .flat_map(|decade| digits.iter().map(move |m| f64::from(decade) + m.log10()))
-        .filter(|mark| range.contains(mark))
-        .collect()
+    let marks = decades.flat_map(|decade| digits.iter().map(move |m| f64::from(decade) + m.log10()));
+    marks.filter(|mark| range.contains(mark)).collect()
 }
 
 /// From the least to the greatest, and a margin beyond; an arbitrary range where there are no values.
 pub fn bounds(values: impl Iterator<Item = f64>, margin: f64) -> Range<f64> {
-    let (low, high) =
-        values.fold((f64::INFINITY, f64::NEG_INFINITY), |(low, high), value| (low.min(value), high.max(value)));
-    if low > high {
-        return 0.0..1.0;
-    }
-    low - margin..high + margin
+    let none = (f64::INFINITY, f64::NEG_INFINITY);
+    let (low, high) = values.fold(none, |(low, high), value| (low.min(value), high.max(value)));
+    if low > high { 0.0..1.0 } else { low - margin..high + margin }
 }
 
 impl Ranged for Axis {

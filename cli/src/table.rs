@@ -22,26 +22,22 @@ pub struct Columns {
 }
 
 impl Columns {
-    /// A table with a header.
     pub fn new(header: &[impl AsRef<str>], first_number: usize) -> Self {
         let mut columns = Self::without_header(first_number);
         columns.table.set_header(header.iter().map(AsRef::as_ref));
         columns
     }
 
-    /// A table without one.
     pub fn without_header(first_number: usize) -> Self {
         let mut table = Table::new();
         table.load_preset(presets::UTF8_FULL_CONDENSED);
         Columns { table, first_number }
     }
 
-    /// Adds a row.
     pub fn row(&mut self, cells: impl IntoIterator<Item = String>) {
         self.table.add_row(cells);
     }
 
-    /// Prints it.
     pub fn print(mut self) -> Result<(), CliError> {
         for column in self.table.column_iter_mut().skip(self.first_number) {
             column.set_cell_alignment(CellAlignment::Right);

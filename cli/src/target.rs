@@ -9,7 +9,6 @@ use wgpu_optim::{Error, Gpu, GpuOptions, wgpu};
 
 use crate::CliError;
 
-/// `--backend`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Backend {
     /// A hardware GPU, else the CPU path.
@@ -37,7 +36,6 @@ pub struct TargetArgs {
     pub adapter: Option<String>,
 }
 
-/// The foot of `--help`.
 pub const ENVIRONMENT: &str = "\
 Environment:
   WGPU_OPTIM_TUNING_CACHE  file that `tune` writes and train, bench, check and devices read; empty for none
@@ -99,17 +97,16 @@ pub fn size_in_words(elements: u64) -> String {
     }
 }
 
-/// Where a command runs.
 #[derive(Debug, Clone)]
 pub enum Target {
     /// On the host, and why, unless it was asked for.
-    Cpu { reason: Option<String> },
-    /// On a device.
+    Cpu {
+        reason: Option<String>,
+    },
     Gpu(Gpu),
 }
 
 impl TargetArgs {
-    /// Finds the device.
     pub fn find(&self) -> Result<Target, CliError> {
         let request = |backends, allow_software| {
             let adapter_name = self.adapter.clone();

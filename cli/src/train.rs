@@ -28,12 +28,11 @@ use engine::{Engine, Injection, OptimizerSettings, with_averages};
 use history::History;
 pub use options::{Args, RegimeName, RuleName};
 use options::{AverageName, name_of};
-use report::{Run, TensorFigures};
+use report::{Run, tensor_figures};
 use saving::{Resumed, Saving, Sofar};
 use trace::Trace;
 use verdict::Ending;
 
-/// The foot of `train --help`.
 pub const AFTER_HELP: &str = "\
 Examples:
   wgpu-optim train                                        handwritten digits, nothing to set
@@ -59,7 +58,6 @@ enum Look {
     Better,
 }
 
-/// A share from 0 to 1.
 fn in_percent(share: f64) -> String {
     format!("{:.2} %", 100.0 * share)
 }
@@ -195,18 +193,15 @@ impl Job<'_> {
         let Job { args, settings, dataset, model } = self;
         let rows = dataset.train.rows();
         let batch = (args.batch as usize).min(rows);
-        let steps = args.steps(dataset);
-        let per_epoch = args.steps_per_epoch(dataset) as u64;
+        let (steps, per_epoch) = (args.steps(dataset), args.steps_per_epoch(dataset) as u64);
         // To lose it once is enough.
         let loss_of_device = watch.lose_device.take();
         let injection = Injection { nan: args.inject_nan, spike: args.inject_spike, loss_of_device };
         let mut engine = engine::new(target, model, dataset, batch, settings, injection, args.seed)?;
         let progress = watch.progress;
-        let mut sofar = Sofar::default();
-        let mut done = 0;
+        let (mut done, mut sofar) = (step_of(&resumed), Sofar::default());
         if let Some(resumed) = resumed {
             engine.restore(&resumed.checkpoint)?;
-            done = resumed.checkpoint.step();
             sofar = resumed.sofar;
         }
         let timed_steps = steps - done;
@@ -255,11 +250,8 @@ impl Job<'_> {
                     }
                 }
                 if let (Some(loss), Some(record)) = (losses.last(), records.last()) {
-                    progress.set_message(format!(
-                        "epoch {}, loss {loss:.4}, lr {:.3e}",
-                        epoch + 1,
-                        record.learning_rate
-                    ));
+                    let (epoch, rate) = (epoch + 1, record.learning_rate);
+                    progress.set_message(format!("epoch {epoch}, loss {loss:.4}, lr {rate:.3e}"));
                 }
                 if let Some(saving) = watch.saving.filter(|saving| saving.is_due(done, done == steps)) {
                     // First the rows up to here, so that whoever goes on from here finds them.
@@ -312,7 +304,6 @@ impl Job<'_> {
             momentum: settings.rule.momentum(),
             verdict,
             evaluated: evaluated.map_or_else(|| "last".to_owned(), name_of),
-            evaluated_in_words: evaluated.map_or("last iterate", AverageName::in_words),
             start_loss,
             train_loss: train.loss,
             test_accuracy: test.accuracy,
@@ -328,12 +319,11 @@ impl Job<'_> {
             seconds,
             timed_steps,
             causes,
-            tensors: tensors.iter().map(|record| TensorFigures::new(record, model)).collect(),
+            tensors: tensors.iter().map(|record| tensor_figures(record, model)).collect(),
         })
     }
 }
 
-/// What a run comes to.
 struct Figures {
     /// The average that the figures are of; none where they are of the last iterate.
     evaluated: Option<AverageName>,

@@ -11,7 +11,6 @@ use crate::table::{Columns, say};
 use crate::target::{Geometry, Target, TargetArgs, driver_in_words, size_in_words};
 use crate::train::{RegimeName, RuleName};
 
-/// Options of `tune`.
 #[derive(Debug, clap::Args)]
 #[command(after_help = crate::target::ENVIRONMENT)]
 pub struct Args {
@@ -37,7 +36,6 @@ pub struct Args {
     json: bool,
 }
 
-/// Rows of the table.
 const SHOWN: usize = 10;
 
 #[derive(Serialize)]
@@ -84,7 +82,6 @@ impl Measured {
     }
 }
 
-/// Tunes.
 pub fn run(args: &Args) -> Result<(), CliError> {
     let gpu = match args.target.find()? {
         Target::Gpu(gpu) => gpu,
@@ -95,14 +92,11 @@ pub fn run(args: &Args) -> Result<(), CliError> {
             ));
         }
     };
-    let mut cache = None;
-    if !args.dry_run {
-        cache = TuningCache::from_env();
-        if cache.is_none() {
-            return CliError::usage(
-                "there is no file to keep the tuning in: name one in WGPU_OPTIM_TUNING_CACHE, or add --dry-run",
-            );
-        }
+    let cache = if args.dry_run { None } else { TuningCache::from_env() };
+    if cache.is_none() && !args.dry_run {
+        return CliError::usage(
+            "there is no file to keep the tuning in: name one in WGPU_OPTIM_TUNING_CACHE, or add --dry-run",
+        );
     }
     let info = gpu.device().adapter_info();
     let mut report = Report {
@@ -150,7 +144,6 @@ impl Size {
         }
     }
 
-    /// Preset against best.
     fn verdict(&self) -> String {
         let (preset, best) = (&self.preset, &self.best);
         let (of_preset, of_best) = (ns(preset.ns_per_param), ns(best.ns_per_param));

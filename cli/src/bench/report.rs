@@ -25,7 +25,6 @@ pub struct ReportFile {
 }
 
 impl ReportFile {
-    /// Opens the file.
     pub fn create(path: &str) -> Result<Self, CliError> {
         let path = Path::new(path);
         let is_page = match path.extension().and_then(|ending| ending.to_str()) {
@@ -41,7 +40,6 @@ impl ReportFile {
         Ok(ReportFile { file: files::ReportFile::create(path)?, is_page })
     }
 
-    /// Writes the report.
     pub fn write(self, report: &Report) -> Result<(), CliError> {
         let plot = plot(report);
         self.file.write(if self.is_page { plot.map(|plot| page(report, &plot)) } else { plot })
@@ -82,21 +80,11 @@ fn points<'a>(rows: impl Iterator<Item = &'a Row>) -> Vec<(f64, f64)> {
 }
 
 /// Copy and triad, at the sizes of the steps.
-fn roofs(report: &Report) -> Vec<Line> {
-    [("copy", None), ("triad", Some((7, 4)))]
-        .into_iter()
-        .map(|(what, dash)| Line {
-            label: what.to_owned(),
-            color: ROOF,
-            dash,
-            points: points(
-                report
-                    .rows
-                    .iter()
-                    .filter(|row| row.what == what && steps(report).any(|step| step.elements == row.elements)),
-            ),
-        })
-        .collect()
+fn roofs(report: &Report) -> impl Iterator<Item = Line> {
+    [("copy", None), ("triad", Some((7, 4)))].into_iter().map(|(what, dash)| {
+        let is_shown = |row: &&Row| row.what == what && steps(report).any(|step| step.elements == row.elements);
+        Line { label: what.to_owned(), color: ROOF, dash, points: points(report.rows.iter().filter(is_shown)) }
+    })
 }
 
 /// A line for each regime and mode of a rule.
@@ -105,13 +93,12 @@ fn lines(report: &Report, rule: &str) -> Vec<Line> {
     let mut lines = Vec::new();
     for (color, regime) in distinct(steps(report).map(|row| row.regime)).into_iter().enumerate() {
         for (dash, mode) in modes.iter().enumerate() {
+            let is_shown = |row: &&Row| row.rule == rule && row.regime == regime && row.mode == *mode;
             lines.push(Line {
                 label: if modes.len() > 1 { format!("{regime}, {mode}") } else { regime.to_owned() },
                 color: COLORS[color % COLORS.len()],
                 dash: DASHES[dash % DASHES.len()],
-                points: points(
-                    steps(report).filter(|row| row.rule == rule && row.regime == regime && row.mode == *mode),
-                ),
+                points: points(steps(report).filter(is_shown)),
             });
         }
     }
@@ -126,14 +113,8 @@ fn plot(report: &Report) -> Result<String, String> {
 fn draw(root: &Area, report: &Report) -> Result<(), DrawError> {
     root.fill(&WHITE)?;
     let rules = distinct(steps(report).map(|row| row.rule));
-    let roofs = roofs(report);
-    let panels: Vec<(&str, Vec<Line>)> = rules
-        .iter()
-        .map(|&rule| {
-            let own = lines(report, rule);
-            (rule, roofs.iter().cloned().chain(own).collect())
-        })
-        .collect();
+    let panel = |rule| (rule, roofs(report).chain(lines(report, rule)).collect());
+    let panels: Vec<(&str, Vec<Line>)> = rules.into_iter().map(panel).collect();
     let legend = panels.first().map(|(_, lines)| legend(lines));
     let rows = legend.iter().flatten().map(|(_, row)| row + 1).max();
     let (head, body) = root.split_vertically(TITLE + LEGEND_ROW * rows.unwrap_or(1));
@@ -144,15 +125,25 @@ fn draw(root: &Area, report: &Report) -> Result<(), DrawError> {
     let Some(legend) = legend else {
         return head.draw(&Text::new("nothing was measured", (14, 60), font(16)));
     };
-    draw_legend(&head, &panels[0].1, &legend)?;
+    for (line, &(x, row)) in panels[0].1.iter().zip(&legend) {
+        let y = (TITLE + 2 + LEGEND_ROW * row) as i32;
+        draw_line_sample(&head, line, (x, y))?;
+        let style = font(15).pos(Pos::new(HPos::Left, VPos::Center));
+        head.draw(&Text::new(line.label.clone(), (x + 42, y), style))?;
+    }
     let columns = if panels.len() > 1 { 2 } else { 1 };
     let areas = body.split_evenly((panels.len().div_ceil(columns), columns));
+    // Sizes as log2, a mark at each, or at every second or third where there are many; rates as log10, marks at 1, 2 and 5 times the
+    // powers of ten.
     let sizes = distinct(steps(report).map(|row| (row.elements as f64).log2()));
-    let lines = || panels.iter().flat_map(|(_, lines)| lines);
-    for ((rule, own), area) in panels.iter().zip(&areas) {
-        let rates = lines().flat_map(|line| line.points.iter().map(|point| point.1));
-        let axes = (axis_of_sizes(&sizes), axis_of_rates(rates));
-        draw_panel(area, rule, own, axes)?;
+    let every = sizes.len().div_ceil(12).max(1);
+    let marks = sizes.iter().step_by(every).copied().collect();
+    let sizes = Axis { range: bounds(sizes.into_iter(), 0.5), marks };
+    let range =
+        bounds(panels.iter().flat_map(|(_, lines)| lines).flat_map(|line| &line.points).map(|point| point.1), 0.1);
+    let rates = Axis { marks: log_marks(&range, &[1.0, 2.0, 5.0]), range };
+    for ((rule, lines), area) in panels.iter().zip(&areas) {
+        draw_panel(area, rule, lines, (sizes.clone(), rates.clone()))?;
     }
     Ok(())
 }
@@ -161,29 +152,15 @@ fn draw(root: &Area, report: &Report) -> Result<(), DrawError> {
 /// a guess, no font is at hand.
 fn legend(lines: &[Line]) -> Vec<(i32, u32)> {
     let (mut x, mut row) = (14, 0);
-    lines
-        .iter()
-        .map(|line| {
-            let width = 72 + 8 * line.label.chars().count() as i32;
-            if x + width > SIZE.0 as i32 {
-                x = 14;
-                row += 1;
-            }
-            let place = (x, row);
-            x += width;
-            place
-        })
-        .collect()
-}
-
-fn draw_legend(area: &Area, lines: &[Line], places: &[(i32, u32)]) -> Result<(), DrawError> {
-    for (line, &(x, row)) in lines.iter().zip(places) {
-        let y = (TITLE + 2 + LEGEND_ROW * row) as i32;
-        draw_line_sample(area, line, (x, y))?;
-        let style = font(15).pos(Pos::new(HPos::Left, VPos::Center));
-        area.draw(&Text::new(line.label.clone(), (x + 42, y), style))?;
-    }
-    Ok(())
+    let place = |line: &Line| {
+        let width = 72 + 8 * line.label.chars().count() as i32;
+        if x + width > SIZE.0 as i32 {
+            (x, row) = (14, row + 1);
+        }
+        x += width;
+        (x - width, row)
+    };
+    lines.iter().map(place).collect()
 }
 
 fn draw_line_sample(area: &Area, line: &Line, (x, y): (i32, i32)) -> Result<(), DrawError> {
@@ -196,18 +173,6 @@ fn draw_line_sample(area: &Area, line: &Line, (x, y): (i32, i32)) -> Result<(), 
         at = end + gap.max(1);
     }
     Ok(())
-}
-
-/// Sizes as log2, a mark at each, or at every second or third where there are many.
-fn axis_of_sizes(sizes: &[f64]) -> Axis {
-    let every = sizes.len().div_ceil(12).max(1);
-    Axis { range: bounds(sizes.iter().copied(), 0.5), marks: sizes.iter().step_by(every).copied().collect() }
-}
-
-/// Rates as log10, marks at 1, 2 and 5 times the powers of ten.
-fn axis_of_rates(rates: impl Iterator<Item = f64>) -> Axis {
-    let range = bounds(rates, 0.1);
-    Axis { marks: log_marks(&range, &[1.0, 2.0, 5.0]), range }
 }
 
 fn draw_panel(area: &Area, rule: &str, lines: &[Line], (sizes, rates): (Axis, Axis)) -> Result<(), DrawError> {
@@ -242,7 +207,6 @@ fn draw_panel(area: &Area, rule: &str, lines: &[Line], (sizes, rates): (Axis, Ax
     Ok(())
 }
 
-/// The page.
 fn page(report: &Report, plot: &str) -> String {
     let (header, rows) = table(report);
     // Long names may break, or the table is too wide.
@@ -270,14 +234,8 @@ mod tests {
     fn the_legend_tells_every_mode_apart_and_stays_on_the_page() {
         let modes = wgpu_optim_conformance::bench::workload::MODES.len();
         assert!(distinct(DASHES.into_iter()).len() >= modes);
-        let lines: Vec<Line> = (0..3 * modes)
-            .map(|_| Line {
-                label: "norm-ratio, bf16-stochastic".to_owned(),
-                color: ROOF,
-                dash: None,
-                points: Vec::new(),
-            })
-            .collect();
+        let label = "norm-ratio, bf16-stochastic".to_owned();
+        let lines = vec![Line { label, color: ROOF, dash: None, points: Vec::new() }; 3 * modes];
         let places = legend(&lines);
         assert_eq!(distinct(places.iter()).len(), lines.len());
         assert!(places.iter().all(|&(x, _)| x + 250 < SIZE.0 as i32));

@@ -10,9 +10,7 @@ use wgpu_optim_conformance::bench::workload::{COPY_BYTES, Mode, Spec, TRIAD_BYTE
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Clock {
-    /// The device's own.
     Timestamps,
-    /// The host's.
     Wall,
 }
 
@@ -31,9 +29,8 @@ pub struct Row {
     pub elements: usize,
     pub tensors: usize,
     pub ns_per_param: f64,
-    /// The fastest round, in nanoseconds per parameter.
+    /// The fastest and the slowest round, in nanoseconds per parameter.
     pub spread_low: f64,
-    /// The slowest round, in nanoseconds per parameter.
     pub spread_high: f64,
     /// The clock of these three and of what follows from them.
     pub clock: Clock,
@@ -60,7 +57,6 @@ fn as_object<S: Serializer>(passes: &[(&'static str, f64)], serializer: S) -> Re
     serializer.collect_map(passes.iter().copied())
 }
 
-/// What is to be measured.
 #[derive(Debug, Clone)]
 pub struct Selection {
     pub rules: Vec<Rule>,
@@ -68,7 +64,6 @@ pub struct Selection {
     pub modes: Vec<Mode>,
 }
 
-/// A row to be.
 #[derive(Debug)]
 pub struct Entry {
     what: &'static str,
@@ -145,9 +140,6 @@ pub fn bytes_of(elements: usize, entries: &[Entry]) -> f64 {
 }
 
 /// Measures the entries of one size beside copy and triad. What the device has no room for becomes a note.
-///
-/// # Errors
-/// What ends the whole run: a lost device.
 pub fn measure_size<B: Bench>(
     bench: &mut B,
     elements: usize,
@@ -199,7 +191,6 @@ pub fn measure_size<B: Bench>(
     Ok(rows)
 }
 
-/// What was measured.
 struct Label {
     what: &'static str,
     by: Option<&'static str>,
@@ -217,9 +208,8 @@ impl Roofs {
     fn new(elements: usize, copies: &[Measured], triad: Option<&Measured>) -> Self {
         let bandwidth = |bytes: f64, seconds: &Seconds| bytes * elements as f64 / seconds.median;
         let by = |clock: fn(&Measured) -> Option<&Seconds>| {
-            let copy =
-                copies.iter().filter_map(clock).map(|seconds| bandwidth(COPY_BYTES, seconds)).max_by(f64::total_cmp)?;
-            Some([copy, bandwidth(TRIAD_BYTES, clock(triad?)?)])
+            let copies = copies.iter().filter_map(clock).map(|seconds| bandwidth(COPY_BYTES, seconds));
+            Some([copies.max_by(f64::total_cmp)?, bandwidth(TRIAD_BYTES, clock(triad?)?)])
         };
         Roofs {
             // There is always a copy, a triad and a wall clock.
@@ -238,10 +228,8 @@ impl Label {
         };
         let ns_per_param = |seconds: f64| 1e9 * seconds / elements as f64;
         let bytes_per_s = self.bytes_per_param * elements as f64 / seconds.median;
-        let names = self.spec.as_ref().map(|spec| {
-            (spec.rule.name(), spec.regime.name(), spec.mode.name, spec.tensors.iter().map(Vec::len).sum())
-        });
-        let (rule, regime, mode, tensors) = names.unwrap_or(("", "", "", 1));
+        let names = |spec: &Spec| (spec.rule.name(), spec.regime.name(), spec.mode.name, spec.tensors.concat().len());
+        let (rule, regime, mode, tensors) = self.spec.as_ref().map_or(("", "", "", 1), names);
         Row {
             what: self.what,
             by: self.by,

@@ -1,5 +1,7 @@
 //! What a case is, how its values are compared, and how a case that fails is made smaller until it no longer does.
 
+use std::fmt::{self, Debug};
+
 use serde::Serialize;
 use wgpu_optim::{Gpu, wgpu};
 
@@ -29,7 +31,6 @@ pub trait Case {
     fn smaller(&self) -> Cases;
 }
 
-/// The cases of a family.
 pub type Cases = Vec<Box<dyn Case>>;
 
 /// Who gave a value.
@@ -41,20 +42,10 @@ pub enum Path {
     Cpu,
 }
 
-impl Path {
-    pub fn name(self) -> &'static str {
-        match self {
-            Path::Device => "device",
-            Path::Cpu => "CPU path",
-        }
-    }
-}
-
 /// What came of a case: how many values were compared, how far off the worst was, and the first that was too far off. Numbers that are
 /// not finite are null in JSON.
 #[derive(Debug, Clone, Default, Serialize)]
 pub struct Outcome {
-    /// Values compared.
     pub values: usize,
     /// Distance of the device's worst value, in units of the last place of what it should be.
     pub device_ulps: f64,
@@ -76,14 +67,12 @@ pub struct Outcome {
 /// A value that is not what it should be.
 #[derive(Debug, Clone, Serialize)]
 pub struct Mismatch {
-    /// Which value.
     pub what: String,
     pub path: Path,
     pub got: Value,
     pub expected: Value,
     /// The distance in units of the last place; `None` for what is no number, or not finite.
     pub ulps: Option<f64>,
-    /// The distance allowed.
     pub allowed_ulps: f64,
 }
 
@@ -105,8 +94,8 @@ impl Value {
     }
 }
 
-impl std::fmt::Display for Value {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+impl fmt::Display for Value {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Value::Number { value, bits } if value.is_finite() => write!(f, "{value:e} ({bits})"),
             Value::Number { bits, .. } => write!(f, "not finite ({bits})"),
@@ -171,13 +160,7 @@ impl Outcome {
     }
 
     /// Compares what is no number.
-    pub fn same<T: PartialEq + std::fmt::Debug>(
-        &mut self,
-        path: Path,
-        what: impl FnOnce() -> String,
-        got: T,
-        expected: T,
-    ) {
+    pub fn same<T: PartialEq + Debug>(&mut self, path: Path, what: impl FnOnce() -> String, got: T, expected: T) {
         self.values += 1;
         if got != expected {
             self.share_of_allowed = f64::INFINITY;
@@ -186,7 +169,6 @@ impl Outcome {
         }
     }
 
-    /// Compares tensors bit for bit.
     pub fn same_tensors(&mut self, path: Path, what: &str, got: &[Vec<f32>], expected: &[Vec<f32>]) {
         for (tensor, (got, expected)) in got.iter().zip(expected).enumerate() {
             for (element, (&got, &expected)) in got.iter().zip(expected).enumerate() {

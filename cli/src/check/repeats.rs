@@ -12,11 +12,8 @@ const STEPS: usize = 5;
 /// How the steps reach the device.
 #[derive(Debug, Clone, Copy)]
 enum Way {
-    /// A submit for each.
     Apart,
-    /// All in one encoder.
     OneEncoder,
-    /// All in one compute pass.
     OnePass,
     /// Command buffers that were all recorded before the first was submitted.
     RecordedAhead,
@@ -44,7 +41,6 @@ pub fn cases(_: &Subject) -> Cases {
     vec![Scenario { judge: compare_ways, ..Scenario::new("repeats", STEPS, specs.into()) }.boxed()]
 }
 
-/// What a run left.
 struct Done {
     records: Vec<Record>,
     rates: Vec<f32>,

@@ -33,16 +33,12 @@ impl Fault {
 /// A path whose answers may fail to arrive.
 pub trait Readable: Run {
     fn try_params(&self) -> Result<Vec<Vec<f32>>, Error>;
-    fn try_states(&self) -> Result<Vec<GroupState>, Error>;
     fn try_sums(&self) -> Result<Vec<ScopeSums>, Error>;
 }
 
 impl Readable for CpuRun {
     fn try_params(&self) -> Result<Vec<Vec<f32>>, Error> {
         Ok(self.params())
-    }
-    fn try_states(&self) -> Result<Vec<GroupState>, Error> {
-        Ok(self.states())
     }
     fn try_sums(&self) -> Result<Vec<ScopeSums>, Error> {
         Ok(self.sums())
@@ -53,11 +49,6 @@ impl Readable for GpuRun {
     fn try_params(&self) -> Result<Vec<Vec<f32>>, Error> {
         self.read_params()
     }
-    fn try_states(&self) -> Result<Vec<GroupState>, Error> {
-        let mut states = pollster::block_on(self.optimizer.read_states())?;
-        states.truncate(self.optimizer.groups().len());
-        Ok(states)
-    }
     fn try_sums(&self) -> Result<Vec<ScopeSums>, Error> {
         self.read_sums()
     }
@@ -67,15 +58,12 @@ impl Readable for GpuRun {
 pub struct PathRun<'a, R> {
     pub run: R,
     fault: Option<&'a Fault>,
-    /// The length of every tensor.
     lengths: Vec<usize>,
     /// Steps done. Who records steps by other means than [`PathRun::step`] adds them.
     pub steps: usize,
 }
 
-/// The CPU path at work.
 pub type HostRun = PathRun<'static, CpuRun>;
-/// A device at work.
 pub type DeviceRun<'a> = PathRun<'a, GpuRun>;
 
 impl<'a, R: Readable> PathRun<'a, R> {
@@ -145,6 +133,12 @@ impl DeviceRun<'_> {
     pub fn write(&mut self, gradients: &[Vec<f32>], loss: f32) {
         self.run.set_loss(loss);
         self.run.write_grads(gradients);
+    }
+
+    pub fn states(&self) -> Result<Vec<GroupState>, CliError> {
+        let mut states = pollster::block_on(self.run.optimizer.read_states())?;
+        states.truncate(self.run.optimizer.groups().len());
+        Ok(states)
     }
 
     pub fn submit(&self, encoders: impl IntoIterator<Item = wgpu::CommandEncoder>) {

@@ -117,18 +117,16 @@ impl Scenario {
 
     /// The gradients of a step, counted from 1, tensor by tensor.
     pub fn gradients(&self, step: usize) -> Vec<Vec<f32>> {
-        self.parts
-            .iter()
-            .flat_map(|part| {
-                let tensors = part.spec.tensors.iter().enumerate();
-                tensors.map(move |(tensor, w)| {
-                    let key = key(&part.spec.name, tensor);
-                    let values = (0..w.len()).map(|i| part.gradients.value(key, w[i], i, step));
-                    // Numbers that the gradients can be stored as.
-                    rounded(part.spec.grads, &values.collect::<Vec<_>>())
-                })
-            })
-            .collect()
+        let mut gradients = Vec::new();
+        for Part { spec, gradients: kind } in &self.parts {
+            for (tensor, w) in spec.tensors.iter().enumerate() {
+                let key = key(&spec.name, tensor);
+                let values: Vec<f32> = (0..w.len()).map(|i| kind.value(key, w[i], i, step)).collect();
+                // Numbers that the gradients can be stored as.
+                gradients.push(rounded(spec.grads, &values));
+            }
+        }
+        gradients
     }
 
     fn places(&self, specs: &[Spec]) -> Vec<Place> {
@@ -136,13 +134,12 @@ impl Scenario {
             Layout::Packed { start, gap } => packed(specs, start, gap),
             Layout::OneBuffer { gap } => {
                 let mut at = 0;
-                lengths(specs)
-                    .map(|len| {
-                        let (params, grads) = (at, at + len + gap);
-                        at = grads + len + gap;
-                        Place { params: (0, params), grads: (0, grads) }
-                    })
-                    .collect()
+                let place = |len| {
+                    let (params, grads) = ((0, at), (0, at + len + gap));
+                    at += 2 * (len + gap);
+                    Place { params, grads }
+                };
+                lengths(specs).map(place).collect()
             }
         }
     }
@@ -223,7 +220,6 @@ impl Scenario {
         Ok(outcome)
     }
 
-    /// Whether any group has an average.
     fn averages(&self) -> bool {
         let mut parts = self.parts.iter();
         parts.any(|part| part.spec.averaging != Averaging::Off)
@@ -269,12 +265,8 @@ impl Scenario {
         let mut largest_gradient = vec![0f64; oracle.w.len()];
         let mut expected = Expected::default();
         for (index, gradients) in gradients.iter().enumerate() {
-            let gradient: Vec<f32> = unit
-                .tensors
-                .iter()
-                .flat_map(|&tensor| &gradients[tensor])
-                .map(|&g| flush(g) / self.micro_batches as f32)
-                .collect();
+            let values = unit.tensors.iter().flat_map(|&tensor| &gradients[tensor]);
+            let gradient: Vec<f32> = values.map(|&g| flush(g) / self.micro_batches as f32).collect();
             oracle.loss = f64::from(loss_of(index + 1));
             let out = oracle.step(&gradient);
             expected.rates.push(out.rate);
@@ -290,20 +282,16 @@ impl Scenario {
         let momentum = f64::from(spec.rule.momentum());
         let reach = (1.0 + momentum) / (1.0 - momentum);
         let decay = f64::from(spec.decay.coupled().max(spec.decay.decoupled()));
-        expected.sizes = oracle
-            .w
-            .iter()
-            .zip(spec.tensors.iter().flatten())
-            .zip(&largest_gradient)
-            .map(|((w, w_0), g)| match self.tolerance {
-                Tolerance::OfLargest(_) => largest,
-                Tolerance::OfEach(_) => {
-                    let w = w.abs().max(f64::from(w_0.abs()));
-                    let direction = if spec.rule.is_scale_free() { 1.0 } else { reach * (g + decay * w) };
-                    w.max(rate * direction)
-                }
-            })
-            .collect();
+        let size = |((w, w_0), g): ((&f64, &f32), &f64)| match self.tolerance {
+            Tolerance::OfLargest(_) => largest,
+            Tolerance::OfEach(_) => {
+                let w = w.abs().max(f64::from(w_0.abs()));
+                let direction = if spec.rule.is_scale_free() { 1.0 } else { reach * (g + decay * w) };
+                w.max(rate * direction)
+            }
+        };
+        let start = spec.tensors.iter().flatten();
+        expected.sizes = oracle.w.iter().zip(start).zip(&largest_gradient).map(size).collect();
         expected.averages = oracle.average;
         expected.parameters = oracle.w;
         expected
@@ -459,7 +447,6 @@ impl Case for Scenario {
     }
 }
 
-/// What a path did.
 pub struct Trace {
     /// By step, then by group.
     pub records: Vec<Vec<Record>>,
@@ -482,7 +469,6 @@ struct Unit {
 struct Expected {
     rates: Vec<f64>,
     norms: Vec<f64>,
-    /// Slow and fast.
     alignments: Vec<(f64, f64)>,
     parameters: Vec<f64>,
     averages: Option<Vec<f64>>,

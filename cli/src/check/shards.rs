@@ -1,7 +1,5 @@
 //! Ranks that have a piece of every tensor each, and step by what all of them have measured: they are one optimizer of the whole.
 
-use std::ops::Range;
-
 use wgpu_optim::{AdaGradNorm, DoG, Element, Regime, Rounding, Rule, SecantForm, ShardSums, WeightDecay};
 use wgpu_optim_conformance::spec::{Spec, packed};
 
@@ -50,13 +48,10 @@ pub fn cases(_: &Subject) -> Cases {
     [2, 3, 4, 3].into_iter().zip(batches).map(sharded).collect()
 }
 
-/// What of a tensor of this length a rank has.
-fn range(len: usize, rank: usize, ranks: usize) -> Range<usize> {
-    len * rank / ranks..len * (rank + 1) / ranks
-}
-
+/// What a rank has of every tensor.
 fn part(tensors: &[Vec<f32>], rank: usize, ranks: usize) -> Vec<Vec<f32>> {
-    tensors.iter().map(|tensor| tensor[range(tensor.len(), rank, ranks)].to_vec()).collect()
+    let start = |len: usize, rank: usize| len * rank / ranks;
+    tensors.iter().map(|t| t[start(t.len(), rank)..start(t.len(), rank + 1)].to_vec()).collect()
 }
 
 /// The steps, and the parameters put together. All ranks must have the same records, bit for bit.

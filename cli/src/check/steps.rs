@@ -16,7 +16,7 @@ pub fn cases(subject: &Subject) -> Cases {
     let lengths = lengths(subject.gpu.tuning().block_elements() as usize);
     let mut cases = Vec::new();
     for rule in Rule::all() {
-        let fitting = regimes().into_iter().filter(|regime| regime.fits(&rule));
+        let fitting = regimes().filter(|regime| regime.fits(&rule));
         for regimes in by_memory(fitting.collect()) {
             let mut specs = Vec::new();
             for &regime in &regimes {

@@ -10,10 +10,7 @@ pub fn is_idx(bytes: &[u8]) -> bool {
 /// The dimensions and the bytes of an IDX file.
 fn contents<'a>(file: &'a File) -> Result<(Vec<usize>, &'a [u8]), DataError> {
     let header = |problem: &str| {
-        Err(file.malformed(
-            "header".to_owned(),
-            format!("{problem}: give an IDX file of unsigned bytes, whole and unaltered"),
-        ))
+        Err(file.malformed("header", format!("{problem}: give an IDX file of unsigned bytes, whole and unaltered")))
     };
     let bytes = file.bytes.as_ref();
     if !is_idx(bytes) {

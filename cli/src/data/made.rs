@@ -128,10 +128,9 @@ mod tests {
                 }
             }
             for column in 0..features {
-                let values = set.train.x[column..].iter().step_by(features);
-                let (sum, squares) =
-                    values.fold((0.0, 0.0), |(sum, squares), &x| (sum + f64::from(x), squares + f64::from(x).powi(2)));
+                let values = || set.train.x[column..].iter().step_by(features).map(|&x| f64::from(x));
                 let rows = set.train.rows() as f64;
+                let (sum, squares): (f64, f64) = (values().sum(), values().map(|x| x.powi(2)).sum());
                 assert!((sum / rows).abs() < 1e-5 && (squares / rows - 1.0).abs() < 1e-4);
             }
         }

@@ -20,13 +20,13 @@ pub struct GpuModel {
     gpu: Gpu,
     parameters: wgpu::Buffer,
     gradients: wgpu::Buffer,
-    training: SplitOnDevice,
-    train_evaluation: SplitOnDevice,
-    test_evaluation: SplitOnDevice,
+    training: DeviceSplit,
+    train_evaluation: DeviceSplit,
+    test_evaluation: DeviceSplit,
 }
 
 /// A split's order and results, and what is done to a batch of it.
-struct SplitOnDevice {
+struct DeviceSplit {
     cursor: wgpu::Buffer,
     order: wgpu::Buffer,
     data: Uploaded,
@@ -50,7 +50,6 @@ struct Chunk {
     values: wgpu::Buffer,
 }
 
-/// A dispatch.
 struct Pass {
     pipeline: wgpu::ComputePipeline,
     bind_group: wgpu::BindGroup,
@@ -72,7 +71,7 @@ const LOSS_BYTE: u64 = 12;
 /// Words of a row's results, and of a batch's, in the shaders: loss, right, not finite, unused.
 const RESULT_WORDS: usize = 4;
 
-impl SplitOnDevice {
+impl DeviceSplit {
     fn batches(&self) -> usize {
         self.data.rows.div_ceil(self.batch)
     }
@@ -83,7 +82,8 @@ impl SplitOnDevice {
         gpu.queue().write_buffer(&self.cursor, 0, bytemuck::cast_slice(&cursor));
     }
 
-    /// Mean loss, right rows and rows that are not finite of every batch of the order; of those that have not come yet, what an earlier order left.
+    /// Mean loss, right rows and rows that are not finite of every batch of the order; of those that have not come yet, what an earlier
+    /// order left.
     fn read_results(&self, gpu: &Gpu) -> Result<Vec<[f32; RESULT_WORDS]>, ModelError> {
         let mut results = pollster::block_on(gpu.read_buffer::<[f32; RESULT_WORDS]>("batch results", &self.results))?;
         results.truncate(self.batches());
@@ -93,9 +93,6 @@ impl SplitOnDevice {
 
 impl GpuModel {
     /// Uploads the data and compiles the kernels.
-    ///
-    /// # Errors
-    /// [`ModelError`] where the data or the model does not fit the device.
     pub fn new(gpu: &Gpu, model: &Model, dataset: &Dataset, batch: usize) -> Result<Self, ModelError> {
         check_loops(model, batch)?;
         let limits = gpu.device().limits();
@@ -133,12 +130,10 @@ impl GpuModel {
         })
     }
 
-    /// The flat parameters.
     pub fn parameters(&self) -> &wgpu::Buffer {
         &self.parameters
     }
 
-    /// The flat gradients.
     pub fn gradients(&self) -> &wgpu::Buffer {
         &self.gradients
     }
@@ -148,7 +143,6 @@ impl GpuModel {
         self.training.cursor.slice(LOSS_BYTE..LOSS_BYTE + 4)
     }
 
-    /// Sets the parameters.
     pub fn write_parameters(&self, values: &[f32]) {
         self.gpu.queue().write_buffer(&self.parameters, 0, bytemuck::cast_slice(values));
     }
@@ -165,18 +159,12 @@ impl GpuModel {
     }
 
     /// The mean loss of these batches of the epoch, which have been. Waits for the device.
-    ///
-    /// # Errors
-    /// Where the device fails.
     pub fn read_losses(&self, batches: Range<usize>) -> Result<Vec<f32>, ModelError> {
         let results = self.training.read_results(&self.gpu)?;
         Ok(results[batches].iter().map(|[loss, ..]| *loss).collect())
     }
 
     /// Mean loss and accuracy over a split, computed on the device.
-    ///
-    /// # Errors
-    /// Where the device fails.
     pub fn evaluate(&self, part: Part) -> Result<Evaluation, ModelError> {
         let split = match part {
             Part::Train => &self.train_evaluation,
@@ -231,7 +219,6 @@ struct Scratch {
 
 const BATCH: &str = include_str!("../../shaders/train/batch.wgsl");
 
-/// Set-up of a model on a device.
 struct Build<'a> {
     gpu: &'a Gpu,
     model: &'a Model,
@@ -245,12 +232,7 @@ impl Build<'_> {
     fn buffer(&self, what: &'static str, elements: usize) -> Result<wgpu::Buffer, ModelError> {
         let bytes = (elements.max(1) as u64 * 4).next_multiple_of(16);
         if bytes > self.largest {
-            return Err(ModelError::TooLarge {
-                what,
-                bytes,
-                limit: self.largest,
-                way_out: "use --backend cpu, fewer rows, or a smaller --batch or --hidden",
-            });
+            return Err(ModelError::TooLarge { what, bytes, limit: self.largest });
         }
         Ok(self.gpu.device().create_buffer(&wgpu::BufferDescriptor {
             label: Some(what),
@@ -260,15 +242,9 @@ impl Build<'_> {
         }))
     }
 
-    fn split(
-        &self,
-        data: Uploaded,
-        batch: usize,
-        scratch: &Scratch,
-        trains: bool,
-    ) -> Result<SplitOnDevice, ModelError> {
+    fn split(&self, data: Uploaded, batch: usize, scratch: &Scratch, trains: bool) -> Result<DeviceSplit, ModelError> {
         let order: Vec<u32> = (0..data.rows as u32).collect();
-        let mut split = SplitOnDevice {
+        let mut split = DeviceSplit {
             cursor: self.buffer("the cursor", CURSOR_WORDS)?,
             order: self.buffer("the order of the rows", data.rows)?,
             results: self.buffer("results", RESULT_WORDS * data.rows.div_ceil(batch))?,
@@ -364,7 +340,7 @@ impl Build<'_> {
     }
 
     /// Gathers a batch, computes outputs and loss.
-    fn forward(&self, split: &SplitOnDevice, scratch: &Scratch) -> Result<Vec<Pass>, ModelError> {
+    fn forward(&self, split: &DeviceSplit, scratch: &Scratch) -> Result<Vec<Pass>, ModelError> {
         let features = self.model.features;
         let workgroup = ("WORKGROUP", f64::from(self.workgroup));
         let mut passes = Vec::new();
@@ -396,7 +372,7 @@ impl Build<'_> {
     }
 
     /// From the gradient of the last outputs to the gradient of every parameter.
-    fn backward(&self, split: &SplitOnDevice, scratch: &Scratch) -> Result<Vec<Pass>, ModelError> {
+    fn backward(&self, split: &DeviceSplit, scratch: &Scratch) -> Result<Vec<Pass>, ModelError> {
         let (cursor, gradients) = (&split.cursor, &scratch.gradients);
         let mut passes = Vec::new();
         for (index, layer) in self.model.layers().iter().enumerate().rev() {
@@ -424,7 +400,6 @@ impl Build<'_> {
 }
 
 impl Scratch {
-    /// What layer `index` reads.
     fn layer_input(&self, index: usize) -> &wgpu::Buffer {
         if index == 0 { &self.input } else { &self.outputs[index - 1] }
     }

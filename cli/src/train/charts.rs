@@ -1,5 +1,7 @@
 //! The charts of the page of `--report`.
 
+use std::ops::Range;
+
 use plotters::prelude::*;
 use wgpu_optim::Term;
 
@@ -33,7 +35,6 @@ const BAND_COLOR: RGBColor = RGBColor(150, 198, 226);
 const SKIP_COLOR: RGBColor = COLORS[1];
 const CLAMP_COLOR: RGBColor = COLORS[3];
 
-/// What the charts of tensors show.
 const TENSOR_CHARTS: [&str; 3] = [
     "Norm of the parameters, logarithmic",
     "Length of the step beside the norm of the parameters, logarithmic",
@@ -41,10 +42,12 @@ const TENSOR_CHARTS: [&str; 3] = [
 ];
 
 /// One chart over the steps.
+#[derive(Default)]
 struct Chart {
-    size: (u32, u32),
     y: Axis,
-    label: fn(f64) -> String,
+    /// Whether values are logarithms of base ten.
+    is_logarithmic: bool,
+    /// Bars around a line at zero, on a taller chart.
     bars: Vec<Bar>,
     line: Vec<(f64, f64)>,
     /// Further lines, each in its colour.
@@ -56,7 +59,6 @@ struct Chart {
     dot_color: RGBColor,
     /// Steps with a line from top to bottom, and a triangle on it.
     marks: Vec<f64>,
-    zero_line: bool,
 }
 
 struct Bar {
@@ -66,22 +68,6 @@ struct Bar {
 }
 
 impl Chart {
-    fn of(y: Axis, label: fn(f64) -> String, line: Vec<(f64, f64)>) -> Self {
-        Chart {
-            size: SIZE,
-            y,
-            label,
-            bars: Vec::new(),
-            line,
-            lines: Vec::new(),
-            means: Vec::new(),
-            dots: Vec::new(),
-            dot_color: COLORS[0],
-            marks: Vec::new(),
-            zero_line: false,
-        }
-    }
-
     fn logarithmic(history: &History, of: Quantity) -> Self {
         let line = history.curve(of);
         let mut y = Axis::log10(line.iter().map(|point| point.1), 8);
@@ -89,10 +75,9 @@ impl Chart {
             // The axis is made up, and its marks would pass for values.
             y.marks.clear();
         }
-        Chart { means: history.means(of), ..Chart::of(y, |value| plain(10f64.powf(value)), line) }
+        Chart { y, is_logarithmic: true, line, means: history.means(of), ..Chart::default() }
     }
 
-    /// A legend for band and means.
     fn band_legend(&self, history: &History) -> String {
         if self.means.is_empty() {
             return String::new();
@@ -105,7 +90,7 @@ impl Chart {
         if self.line.is_empty() && self.lines.is_empty() && self.bars.is_empty() && self.marks.is_empty() {
             return Ok("<p>Nothing to show.</p>\n".to_owned());
         }
-        page::svg(self.size, |area| self.draw(area, steps))
+        page::svg(if self.bars.is_empty() { SIZE } else { TALL }, |area| self.draw(area, steps))
     }
 
     fn draw(&self, area: &Area, steps: u64) -> Result<(), DrawError> {
@@ -123,12 +108,11 @@ impl Chart {
             .bold_line_style(RGBColor(222, 222, 222))
             .light_line_style(TRANSPARENT)
             .x_label_formatter(&|step| format!("{step:.0}"))
-            .y_label_formatter(&|value| (self.label)(*value))
+            .y_label_formatter(&|&value| plain(if self.is_logarithmic { 10f64.powf(value) } else { value }))
             .draw()?;
-        chart.draw_series(
-            self.bars.iter().map(|bar| Rectangle::new([bar.from, bar.to], ShapeStyle::from(bar.color).filled())),
-        )?;
-        if self.zero_line {
+        let bar = |bar: &Bar| Rectangle::new([bar.from, bar.to], ShapeStyle::from(bar.color).filled());
+        chart.draw_series(self.bars.iter().map(bar))?;
+        if !self.bars.is_empty() {
             let zero = [(0.0, 0.0), (steps as f64, 0.0)];
             chart.draw_series(LineSeries::new(zero, ShapeStyle::from(BLACK)))?;
         }
@@ -162,7 +146,6 @@ fn plain(value: f64) -> String {
     if rounded == 0.0 || (1e-4..1e5).contains(&rounded.abs()) { rounded.to_string() } else { format!("{rounded:e}") }
 }
 
-/// All charts.
 pub fn charts(run: &Run, model: &Model, history: &History) -> Result<String, String> {
     let svg = |chart: &Chart| chart.svg(history.steps);
     let mut html = "<h2>Over the steps</h2>\n".to_owned();
@@ -202,10 +185,9 @@ pub fn charts(run: &Run, model: &Model, history: &History) -> Result<String, Str
         if curves.iter().all(Vec::is_empty) {
             continue;
         }
-        let points = curves.iter().flatten().map(|point| point.1);
-        let label = |value: f64| plain(10f64.powf(value));
-        let mut chart = Chart::of(Axis::log10(points, 8), label, Vec::new());
-        chart.lines = curves.into_iter().zip(COLORS.into_iter().cycle()).collect();
+        let y = Axis::log10(curves.iter().flatten().map(|point| point.1), 8);
+        let lines = curves.into_iter().zip(COLORS.into_iter().cycle()).collect();
+        let chart = Chart { y, is_logarithmic: true, lines, ..Chart::default() };
         let tensors = model.tensors();
         let names = tensors.iter().zip(COLORS.into_iter().cycle());
         let legend: String = names.map(|(tensor, color)| key(SQUARE, color, tensor.name)).collect();
@@ -214,32 +196,30 @@ pub fn charts(run: &Run, model: &Model, history: &History) -> Result<String, Str
     Ok(html)
 }
 
+/// A linear axis with a share of the range beyond either end, at least so much.
+fn with_margin(range: &Range<f64>, share: f64, least: f64, marks: usize) -> Axis {
+    let margin = (share * (range.end - range.start)).max(least);
+    Axis::linear(range.start - margin..range.end + margin, marks, 0.0)
+}
+
 /// Logarithmic where it spans much, which a linear axis would press flat.
 fn loss(history: &History) -> (&'static str, Chart) {
     let line = history.curve(Quantity::Loss);
     let range = bounds(line.iter().map(|point| point.1), 0.0);
     if range.start > 0.0 && range.end > 20.0 * range.start {
-        let chart = Chart::logarithmic(history, Quantity::LogLoss);
-        return ("Loss of the batch, logarithmic", chart);
+        return ("Loss of the batch, logarithmic", Chart::logarithmic(history, Quantity::LogLoss));
     }
-    let margin = (0.05 * (range.end - range.start)).max(1e-6 * range.end.abs()).max(1e-12);
-    let y = Axis::linear(range.start - margin..range.end + margin, 8, 0.0);
-    let chart = Chart { means: history.means(Quantity::Loss), ..Chart::of(y, plain, line) };
-    ("Loss of the batch", chart)
+    let y = with_margin(&range, 0.05, (1e-6 * range.end.abs()).max(1e-12), 8);
+    ("Loss of the batch", Chart { y, line, means: history.means(Quantity::Loss), ..Chart::default() })
 }
 
 fn accuracy(history: &History) -> Chart {
-    let line: Vec<(f64, f64)> =
-        history.accuracies.iter().map(|&(step, accuracy)| (step as f64, 100.0 * accuracy)).collect();
-    let range = bounds(line.iter().map(|point| point.1), 0.0);
-    let margin = (0.08 * (range.end - range.start)).max(0.5);
-    let y = Axis::linear(range.start - margin..range.end + margin, 7, 0.0);
-    let mut chart = Chart::of(y, plain, line.clone());
+    let accuracies = history.accuracies.iter();
+    let line: Vec<(f64, f64)> = accuracies.map(|&(step, accuracy)| (step as f64, 100.0 * accuracy)).collect();
+    let y = with_margin(&bounds(line.iter().map(|point| point.1), 0.0), 0.08, 0.5, 7);
     // Dots that touch each other say nothing.
-    if line.len() <= 100 {
-        chart.dots = line;
-    }
-    chart
+    let dots = if line.len() <= 100 { line.clone() } else { Vec::new() };
+    Chart { y, line, dots, dot_color: COLORS[0], ..Chart::default() }
 }
 
 /// The marked columns' first step and learning rate; where a column has no rate yet, the bottom is as good a place as any.
@@ -269,21 +249,11 @@ fn stacked_causes(run: &Run, history: &History) -> (Chart, String) {
             }
         }
     }
-    let ends = bars.iter().map(|bar| bar.to.1).chain([0.0]);
-    let range = bounds(ends, 0.0);
-    let margin = (0.05 * (range.end - range.start)).max(1e-9);
-    let mut chart = Chart::of(Axis::linear(range.start - margin..range.end + margin, 9, 0.0), plain, Vec::new());
-    chart.size = TALL;
-    chart.bars = bars;
-    chart.zero_line = true;
-    let legend = Term::ALL
-        .into_iter()
-        .zip(run.causes.terms)
-        .zip(TERM_COLORS)
-        .filter(|((_, cause), _)| cause.occurred())
-        .map(|((term, cause), color)| key(SQUARE, color, &in_words(term, cause)))
-        .collect();
-    (chart, legend)
+    let y = with_margin(&bounds(bars.iter().map(|bar| bar.to.1).chain([0.0]), 0.0), 0.05, 1e-9, 9);
+    let causes = Term::ALL.into_iter().zip(run.causes.terms).zip(TERM_COLORS);
+    let occurred = causes.filter(|((_, cause), _)| cause.occurred());
+    let legend = occurred.map(|((term, cause), color)| key(SQUARE, color, &in_words(term, cause))).collect();
+    (Chart { y, bars, ..Chart::default() }, legend)
 }
 
 const SQUARE: &str = "M0 0h12v12h-12z";

@@ -18,7 +18,6 @@ use crate::table::say;
 use cases::Comparison;
 use results::Results;
 
-/// The options that go with `--compare`.
 #[derive(Debug, Clone, clap::Args)]
 #[command(next_help_heading = "Compare")]
 pub struct CompareArgs {

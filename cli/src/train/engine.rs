@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use wgpu_optim::{
     Averaging, Checkpoint, CpuOptimizer, Gpu, Group, Notes, Optimizer, OptimizerBuilder, Parameters, Records, Regime,
-    Rule, Schedule, Warning, WeightDecay, wgpu,
+    Rule, Schedule, Warning, WeightDecay, cpu, wgpu,
 };
 
 use crate::CliError;
@@ -33,18 +33,20 @@ pub struct OptimizerSettings {
 }
 
 impl OptimizerSettings {
+    /// The builder of an optimizer of nothing.
+    fn empty(&self) -> OptimizerBuilder<cpu::Tensor> {
+        let empty: &[f32] = &[];
+        self.builder().group(Group::new("model").tensor("check", empty, empty))
+    }
+
     /// Refuses numbers outside their ranges, before data and devices are looked for.
     pub fn check(&self) -> Result<(), CliError> {
-        let empty: &[f32] = &[];
-        self.builder().group(Group::new("model").tensor("check", empty, empty)).build_cpu()?;
-        Ok(())
+        Ok(self.empty().build_cpu().map(drop)?)
     }
 
     /// What is known to fail in it.
     pub fn warnings(&self) -> Vec<Warning> {
-        let empty: &[f32] = &[];
-        let builder: OptimizerBuilder<wgpu_optim::cpu::Tensor> = self.builder();
-        builder.group(Group::new("model").tensor("check", empty, empty)).warnings()
+        self.empty().warnings()
     }
 
     fn builder<T>(&self) -> OptimizerBuilder<T> {
@@ -67,7 +69,6 @@ impl OptimizerSettings {
 /// What is done to the gradients of single steps, to see what the optimizer makes of them.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Injection {
-    /// The step whose gradients become NaN.
     pub nan: Option<u64>,
     /// The step whose gradients become a hundred times as large.
     pub spike: Option<u64>,
@@ -81,16 +82,9 @@ impl Injection {
     }
 
     fn apply(&self, step: u64, gradients: &mut [f32]) {
-        let mut factor = 1.0;
-        if self.spike == Some(step) {
-            factor *= 100.0;
-        }
-        if self.nan == Some(step) {
-            factor = f32::NAN;
-        }
-        for gradient in gradients {
-            *gradient *= factor;
-        }
+        let spike = if self.spike == Some(step) { 100.0 } else { 1.0 };
+        let factor = if self.nan == Some(step) { f32::NAN } else { spike };
+        gradients.iter_mut().for_each(|gradient| *gradient *= factor);
     }
 }
 
@@ -176,7 +170,6 @@ pub fn with_averages<R>(
     Ok(result)
 }
 
-/// Everything on the host.
 struct CpuEngine<'a> {
     model: CpuModel,
     optimizer: CpuOptimizer,
@@ -192,7 +185,6 @@ struct CpuEngine<'a> {
     steps_done: u64,
 }
 
-/// The tensors' slices of all parameters.
 fn slices_of<'a>(tensors: &[TensorShape], parameters: &'a mut [f32]) -> Vec<&'a mut [f32]> {
     let mut slices = Vec::with_capacity(tensors.len());
     let mut rest = parameters;
@@ -258,7 +250,6 @@ impl Engine for CpuEngine<'_> {
     }
 }
 
-/// Everything on the device.
 struct GpuEngine {
     model: GpuModel,
     tensors: Vec<TensorShape>,
@@ -296,8 +287,17 @@ impl GpuEngine {
         Ok(())
     }
 
-    fn wait_for(&self, submission: wgpu::SubmissionIndex) -> Result<(), CliError> {
-        Ok(self.gpu.finish("training steps", &submission)?)
+    /// Waits for the steps of a submit, and tells of them.
+    fn finish(
+        &self,
+        submitted: Option<(wgpu::SubmissionIndex, usize)>,
+        on_steps: &mut dyn FnMut(usize),
+    ) -> Result<(), CliError> {
+        if let Some((submission, count)) = submitted {
+            self.gpu.finish("training steps", &submission)?;
+            on_steps(count);
+        }
+        Ok(())
     }
 }
 
@@ -307,21 +307,20 @@ impl Engine for GpuEngine {
     }
 
     fn train(&mut self, all: Range<usize>, on_steps: &mut dyn FnMut(usize)) -> Result<(Vec<f32>, Records), CliError> {
-        let mut previous: Option<(wgpu::SubmissionIndex, usize)> = None;
+        let mut previous = None;
         let mut first = all.start;
         while first < all.end {
             let mut steps = first..(first + STEPS_PER_SUBMIT).min(all.end);
             let of_run = |step: usize| self.steps_done + (step - all.start) as u64;
             let is_due = |step: &usize| self.injection.is_due(of_run(*step));
-            match steps.clone().find(is_due) {
-                Some(step) if step == first => {
+            if let Some(step) = steps.clone().find(is_due) {
+                if step == first {
                     self.step_injected(of_run(step))?;
                     on_steps(1);
                     first += 1;
                     continue;
                 }
-                Some(step) => steps.end = step,
-                None => {}
+                steps.end = step;
             }
             first = steps.end;
             let count = steps.len();
@@ -335,15 +334,9 @@ impl Engine for GpuEngine {
             }
             let submission = self.gpu.queue().submit([encoder.finish()]);
             // One submit runs while the next is recorded, so that the progress shown is progress made.
-            if let Some((submission, count)) = previous.replace((submission, count)) {
-                self.wait_for(submission)?;
-                on_steps(count);
-            }
+            self.finish(previous.replace((submission, count)), on_steps)?;
         }
-        if let Some((submission, count)) = previous {
-            self.wait_for(submission)?;
-            on_steps(count);
-        }
+        self.finish(previous, on_steps)?;
         self.steps_done += all.len() as u64;
         let losses = self.model.read_losses(all)?;
         let records = pollster::block_on(self.optimizer.drain_records())?;

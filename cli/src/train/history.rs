@@ -14,6 +14,7 @@ const BINS: u64 = 200;
 const MOVES: usize = 10;
 /// Skipped steps in words.
 const SKIPPED: usize = 20;
+
 /// The steps of a run so far.
 #[derive(Debug, Default, Clone)]
 pub struct History {
@@ -110,17 +111,13 @@ impl Extremes {
 
     /// Both, in the order of the steps; one where they are the same.
     pub fn points(self) -> impl Iterator<Item = (f64, f64)> {
-        let [low, high] = match self.0 {
-            Some([low, high]) if low.0 > high.0 => [Some(high), Some(low)],
-            Some([low, high]) if low.0 < high.0 => [Some(low), Some(high)],
-            Some([only, _]) => [Some(only), None],
-            None => [None, None],
-        };
-        low.into_iter().chain(high)
+        let mut points = self.0.map_or_else(Vec::new, Vec::from);
+        points.sort_by(|a, b| a.0.total_cmp(&b.0));
+        points.dedup_by_key(|point| point.0);
+        points.into_iter()
     }
 }
 
-/// A change of the learning rate.
 #[derive(Debug, Clone)]
 pub struct Move {
     record: Record,
@@ -142,7 +139,6 @@ impl History {
         self.steps.div_ceil(BINS).max(1)
     }
 
-    /// Takes a step in.
     pub fn add(&mut self, loss: f32, record: &Record, tensors: &[TensorRecord]) {
         let column = (u128::from(record.step) * self.columns.len() as u128 / u128::from(self.steps)) as usize;
         let bin = (record.step / self.bin_width()) as usize;

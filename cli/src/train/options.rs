@@ -122,7 +122,7 @@ impl RegimeName {
                 );
             }
             (RegimeName::NormRatio, initial_rate) => {
-                Regime::NormRatio(NormRatio { initial_rate, ..NormRatio::default() })
+                Regime::NormRatio(NormRatio { initial_rate, ..Default::default() })
             }
             (RegimeName::Fixed, Some(rate)) => self.with_defaults(rate),
             (_, None) => self.with_defaults(0.0),
@@ -137,9 +137,7 @@ impl RegimeName {
             match &mut regime {
                 Regime::Seesaw(Seesaw { first_step, .. })
                 | Regime::NormRatio(NormRatio { first_step, .. })
-                | Regime::Hypergradient(Hypergradient { first_step, .. }) => {
-                    *first_step = Some(given);
-                }
+                | Regime::Hypergradient(Hypergradient { first_step, .. }) => *first_step = Some(given),
                 Regime::BarzilaiBorwein(BarzilaiBorwein { first_step, .. })
                 | Regime::AdGd(AdGd { first_step, .. })
                 | Regime::AutoSgd(AutoSgd { first_step, .. }) => *first_step = given,
@@ -218,15 +216,6 @@ impl AverageName {
             }
             // It forgets the first steps by itself, and does not depend on how many there will be.
             AverageName::Polynomial => Averaging::polynomial_decay(),
-        }
-    }
-
-    pub fn in_words(self) -> &'static str {
-        match self {
-            AverageName::ScheduleFree => "schedule-free average",
-            AverageName::Running => "running average",
-            AverageName::Exponential => "exponential average",
-            AverageName::Polynomial => "polynomial average",
         }
     }
 }

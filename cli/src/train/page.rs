@@ -24,7 +24,6 @@ pub fn create(path: &Path, args: &Args) -> Result<ReportFile, CliError> {
     ReportFile::create(path)
 }
 
-/// The page.
 pub fn text(args: &Args, run: &Run, model: &Model, history: &History) -> Result<String, String> {
     let title = format!("wgpu-optim train: {model} on {}", run.data);
     // First of all, lest the figures pass for a success.
@@ -67,9 +66,6 @@ p { margin: 6px 0; }
 fn final_figures(run: &Run, history: &History) -> Vec<(String, String)> {
     let mut figures = run.figures();
     let others = [
-        ("first learning rate", format!("{:.4e}", run.lr_first)),
-        ("last learning rate", format!("{:.4e}", run.lr_last)),
-        ("range", format!("{:.4e} to {:.4e}", run.lr_min, run.lr_max)),
         ("skipped steps", run.skipped_steps.to_string()),
         ("clamped steps", history.clamped.to_string()),
         ("clipped steps", run.causes.clipped.to_string()),

@@ -1,6 +1,7 @@
 //! What a run came to: a table for people, an object for programs.
 
 use serde::Serialize;
+use serde_json::{Value, json};
 use wgpu_optim::{NonFinite, Record, TensorRecord, Term};
 
 use super::in_percent;
@@ -11,7 +12,6 @@ use crate::model::Model;
 use crate::table::{Columns, say};
 use crate::target::TuningSource;
 
-/// One training run.
 #[derive(Debug, Clone, Serialize)]
 pub struct Run {
     pub data: String,
@@ -31,8 +31,6 @@ pub struct Run {
     pub verdict: Verdict,
     /// What the training loss and the test accuracy are of: an average by its name, or `last`.
     pub evaluated: String,
-    #[serde(skip)]
-    pub evaluated_in_words: &'static str,
     /// Before the first step: see [`start_loss`](super::verdict::start_loss).
     pub start_loss: f64,
     pub train_loss: f64,
@@ -60,45 +58,41 @@ pub struct Run {
     pub causes: Causes,
     /// After the last step, with --telemetry.
     #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub tensors: Vec<TensorFigures>,
+    pub tensors: Vec<Value>,
 }
 
 /// A tensor after a step.
-#[derive(Debug, Clone, Serialize)]
-pub struct TensorFigures {
-    pub name: &'static str,
-    pub parameter_norm: f32,
-    pub step_norm: f32,
-    pub relative_step: f64,
-    pub effective_lr: f64,
-}
-
-impl TensorFigures {
-    pub fn new(record: &TensorRecord, model: &Model) -> Self {
-        TensorFigures {
-            name: model.tensors()[record.tensor].name,
-            parameter_norm: record.parameter_norm,
-            step_norm: record.step_norm,
-            relative_step: record.relative_step(),
-            effective_lr: record.effective_rate(),
-        }
-    }
+pub fn tensor_figures(record: &TensorRecord, model: &Model) -> Value {
+    json!({
+        "name": model.tensors()[record.tensor].name,
+        "parameter_norm": record.parameter_norm,
+        "step_norm": record.step_norm,
+        "relative_step": record.relative_step(),
+        "effective_lr": record.effective_rate(),
+    })
 }
 
 impl Run {
+    /// `last iterate`, or the average.
+    pub fn evaluated_in_words(&self) -> String {
+        let kind = if self.evaluated == "last" { "iterate" } else { "average" };
+        format!("{} {kind}", self.evaluated)
+    }
+
     /// What the run came to, by name: the figures of what is evaluated, then those of the last iterate where that is something else.
     pub fn figures(&self) -> Vec<(String, String)> {
-        let of = self.evaluated_in_words;
-        let without_answer = Some(self.nonfinite_test_rows).filter(|&rows| rows > 0);
+        let of = self.evaluated_in_words();
+        let rows = self.nonfinite_test_rows;
+        let without_answer = (rows > 0).then(|| format!("{rows}: outputs are not finite"));
         let figures = [
             (format!("training loss, {of}"), Some(loss_in_words(self.train_loss))),
             (format!("test accuracy, {of}"), Some(in_percent(self.test_accuracy))),
             ("training loss, last iterate".to_owned(), self.last_train_loss.map(loss_in_words)),
             ("test accuracy, last iterate".to_owned(), self.last_test_accuracy.map(in_percent)),
-            (
-                "test rows without an answer".to_owned(),
-                without_answer.map(|rows| format!("{rows}: outputs are not finite")),
-            ),
+            ("test rows without an answer".to_owned(), without_answer),
+            ("first learning rate".to_owned(), Some(format!("{:.4e}", self.lr_first))),
+            ("last learning rate".to_owned(), Some(format!("{:.4e}", self.lr_last))),
+            ("range".to_owned(), Some(format!("{:.4e} to {:.4e}", self.lr_min, self.lr_max))),
         ];
         figures.into_iter().filter_map(|(name, value)| Some((name, value?))).collect()
     }
@@ -114,18 +108,13 @@ pub struct RateRange {
 }
 
 impl RateRange {
-    /// Takes a step in.
     pub fn add(&mut self, record: &Record) {
         let rate = record.learning_rate;
         if record.flags.waiting() {
             return;
         }
-        if self.first == 0.0 {
-            *self = RateRange { first: rate, last: rate, min: rate, max: rate };
-        }
-        self.last = rate;
-        self.min = self.min.min(rate);
-        self.max = self.max.max(rate);
+        let first = if self.first == 0.0 { RateRange { first: rate, last: rate, min: rate, max: rate } } else { *self };
+        *self = RateRange { last: rate, min: first.min.min(rate), max: first.max.max(rate), ..first };
     }
 }
 
@@ -134,21 +123,15 @@ impl RateRange {
 pub struct Cause {
     /// Sum of the positive changes of ln η.
     pub up: f64,
-    /// Sum of the negative ones.
     pub down: f64,
 }
 
 impl Cause {
-    /// Takes a step's term in.
     pub fn add(&mut self, term: f32) {
-        if term > 0.0 {
-            self.up += f64::from(term);
-        } else {
-            self.down += f64::from(term);
-        }
+        let sum = if term > 0.0 { &mut self.up } else { &mut self.down };
+        *sum += f64::from(term);
     }
 
-    /// Whether there was any change.
     pub fn occurred(&self) -> bool {
         self.up != 0.0 || self.down != 0.0
     }
@@ -157,7 +140,6 @@ impl Cause {
 /// A cause for each of [`Term::ALL`].
 pub type TermCauses = [Cause; Term::ALL.len()];
 
-/// Takes the terms of a step in.
 pub fn add_terms(causes: &mut TermCauses, record: &Record) {
     // The terms of a record come in the order of `Term::ALL`.
     for (cause, (_, term)) in causes.iter_mut().zip(record.terms()) {
@@ -168,7 +150,6 @@ pub fn add_terms(causes: &mut TermCauses, record: &Record) {
 /// What moved the learning rate over a run.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Causes {
-    /// By term.
     pub terms: TermCauses,
     /// Steps skipped because a gradient was not finite.
     pub skipped: u64,
@@ -178,7 +159,6 @@ pub struct Causes {
 }
 
 impl Causes {
-    /// Takes a step in.
     pub fn add(&mut self, record: &Record) {
         add_terms(&mut self.terms, record);
         self.skipped += u64::from(record.flags.skipped());
@@ -190,23 +170,18 @@ impl Causes {
 
     /// The rows of the table, one for each cause that occurred and one for all of them; no rows where nothing moved.
     pub fn rows(&self) -> Vec<[String; 5]> {
-        let row = |name: String, cause: Cause| {
-            let net = cause.up + cause.down;
-            [name, format!("{:+.3}", cause.up), format!("{:+.3}", cause.down), format!("{net:+.3}"), factor(net.exp())]
-        };
-        let mut rows = Vec::new();
-        let mut total = Cause::default();
-        for (term, cause) in Term::ALL.into_iter().zip(self.terms) {
-            if cause.occurred() {
-                rows.push(row(in_words(term, cause), cause));
-                total.up += cause.up;
-                total.down += cause.down;
-            }
-        }
+        let causes = Term::ALL.into_iter().zip(self.terms).filter(|(_, cause)| cause.occurred());
+        let mut rows: Vec<(String, Cause)> = causes.map(|(term, cause)| (in_words(term, cause), cause)).collect();
         if !rows.is_empty() {
-            rows.push(row("all".to_owned(), total));
+            let sum = |of: fn(&Cause) -> f64| rows.iter().map(|(_, cause)| of(cause)).sum();
+            let all = Cause { up: sum(|cause| cause.up), down: sum(|cause| cause.down) };
+            rows.push(("all".to_owned(), all));
         }
-        rows
+        let row = |(name, Cause { up, down }): (String, Cause)| {
+            let net = up + down;
+            [name, format!("{up:+.3}"), format!("{down:+.3}"), format!("{net:+.3}"), factor(net.exp())]
+        };
+        rows.into_iter().map(row).collect()
     }
 }
 
@@ -228,14 +203,11 @@ pub fn in_words(term: Term, cause: Cause) -> String {
     }
 }
 
-/// The table.
 pub fn print(args: &Args, run: &Run, model: &Model) -> Result<(), CliError> {
     // It is not what the name usually stands for.
     let beta1 = if args.rule == RuleName::AdamW && run.momentum == 0.0 { " with beta1 = 0" } else { "" };
-    say(format!(
-        "{} on {}: {}{beta1}, {}, {}, {}",
-        model, run.data, run.rule, run.regime, run.evaluated_in_words, run.adapter
-    ))?;
+    let Run { data, rule, regime, adapter, .. } = run;
+    say(format!("{model} on {data}: {rule}{beta1}, {regime}, {}, {adapter}", run.evaluated_in_words()))?;
     let earlier = match run.steps - run.timed_steps {
         0 => String::new(),
         steps => format!(", after {steps} from a checkpoint"),
@@ -249,28 +221,23 @@ pub fn print(args: &Args, run: &Run, model: &Model) -> Result<(), CliError> {
         run.seconds,
         1e6 * run.seconds / run.timed_steps.max(1) as f64
     ))?;
-    let mut table = Columns::without_header(1);
-    let mut row = |name: &str, value: String| table.row([name.to_owned(), value]);
+    let causes = &run.causes;
+    let count = |count: u64| (count > 0).then(|| count.to_string());
+    let first_skipped = causes.first_skipped.map(|(step, what)| format!("step {step}: {}", not_finite(what, model)));
+    let mut figures = run.figures();
     if run.verdict == Verdict::Diverged {
-        row("verdict", "DIVERGED".to_owned());
+        figures.insert(0, ("verdict".to_owned(), "DIVERGED".to_owned()));
     }
-    for (name, value) in run.figures() {
-        row(&name, value);
-    }
-    row("first learning rate", format!("{:.4e}", run.lr_first));
-    row("last learning rate", format!("{:.4e}", run.lr_last));
-    row("range", format!("{:.4e} to {:.4e}", run.lr_min, run.lr_max));
-    if run.causes.clipped > 0 {
-        row("clipped steps", run.causes.clipped.to_string());
-    }
-    if run.skipped_steps > 0 {
-        row("skipped steps", run.skipped_steps.to_string());
-    }
-    if let Some((step, what)) = run.causes.first_skipped {
-        row("first skipped", format!("step {step}: {}", not_finite(what, model)));
-    }
+    let others = [
+        ("clipped steps", count(causes.clipped)),
+        ("skipped steps", count(run.skipped_steps)),
+        ("first skipped", first_skipped),
+    ];
+    figures.extend(others.into_iter().filter_map(|(name, value)| Some((name.to_owned(), value?))));
+    let mut table = Columns::without_header(1);
+    figures.into_iter().for_each(|(name, value)| table.row([name, value]));
     table.print()?;
-    let rows = run.causes.rows();
+    let rows = causes.rows();
     if rows.is_empty() {
         return Ok(());
     }
@@ -280,12 +247,8 @@ pub fn print(args: &Args, run: &Run, model: &Model) -> Result<(), CliError> {
 }
 
 /// What made a step be skipped, in words.
-pub fn not_finite(what: NonFinite, model: &Model) -> String {
-    let tensor = model.tensors().get(what.tensor).map_or("", |tensor| tensor.name);
-    format!(
-        "{} gradient{} not finite, the first in {tensor} at {}",
-        what.count,
-        if what.count == 1 { "" } else { "s" },
-        what.element
-    )
+pub fn not_finite(NonFinite { count, tensor, element }: NonFinite, model: &Model) -> String {
+    let tensor = model.tensors().get(tensor).map_or("", |tensor| tensor.name);
+    let plural = if count == 1 { "" } else { "s" };
+    format!("{count} gradient{plural} not finite, the first in {tensor} at {element}")
 }

@@ -48,7 +48,6 @@ struct Progress {
 /// What the end of a run tells of its steps.
 #[derive(Debug, Default)]
 pub struct Sofar {
-    /// The loss of the first batch.
     pub first_loss: Option<f32>,
     pub rates: RateRange,
     pub causes: Causes,
@@ -57,7 +56,6 @@ pub struct Sofar {
 }
 
 impl Sofar {
-    /// Takes a step in.
     pub fn add(&mut self, loss: f32, record: &Record, tensors: &[TensorRecord]) {
         self.first_loss.get_or_insert(loss);
         self.rates.add(record);
@@ -87,12 +85,8 @@ impl Saving {
             }
         }
         check_writable(path)?;
-        Ok(Some(Saving {
-            path: path.clone(),
-            every: args.every,
-            settings: settings(args, dataset),
-            is_ours: Cell::new(false),
-        }))
+        let (settings, is_ours) = (settings(args, dataset), Cell::new(false));
+        Ok(Some(Saving { path: path.clone(), every: args.every, settings, is_ours }))
     }
 
     /// The run that the file has, if it is there and `--resume` is given.
@@ -113,8 +107,7 @@ impl Saving {
 
     /// What this process has saved of the run last, or has itself gone on from.
     pub fn last(&self, args: &Args, steps: u64) -> Result<Option<Resumed>, CliError> {
-        let saved = self.is_ours.get();
-        saved.then(|| self.load(args, steps)).transpose()
+        self.is_ours.get().then(|| self.load(args, steps)).transpose()
     }
 
     fn load(&self, args: &Args, steps: u64) -> Result<Resumed, CliError> {
@@ -164,7 +157,6 @@ impl Saving {
         last || self.every.is_some_and(|every| step.is_multiple_of(every))
     }
 
-    /// The checkpoint's notes.
     pub fn notes(&self, sofar: &Sofar) -> Notes {
         let progress = Progress::new(&self.settings, sofar);
         // Maps by strings, of strings and integers: this cannot fail.
@@ -172,7 +164,6 @@ impl Saving {
         Notes::from([(NOTE.to_owned(), note)])
     }
 
-    /// Writes the checkpoint.
     pub fn save(&self, checkpoint: &Checkpoint) -> Result<(), CliError> {
         checkpoint.save(&self.path)?;
         self.is_ours.set(true);
@@ -235,14 +226,9 @@ fn identity(dataset: &Dataset) -> String {
         checksum.update(bytemuck::cast_slice(x));
         checksum.update(bytemuck::cast_slice(y));
     }
-    format!(
-        "{} + {} rows of {} features, {} classes (checksum {:08x})",
-        dataset.train.rows(),
-        dataset.test.rows(),
-        dataset.features,
-        dataset.classes,
-        checksum.sum()
-    )
+    let [train, test] = [&dataset.train, &dataset.test].map(Split::rows);
+    let (Dataset { features, classes, .. }, checksum) = (dataset, checksum.sum());
+    format!("{train} + {test} rows of {features} features, {classes} classes (checksum {checksum:08x})")
 }
 
 impl Progress {

@@ -11,7 +11,6 @@ use crate::CliError;
 use crate::files::{create, refuse_data};
 use crate::model::Model;
 
-/// The file of `--trace`.
 pub struct Trace {
     path: String,
     writer: csv::Writer<BufWriter<File>>,
@@ -23,7 +22,6 @@ const HEADER: [&str; 5] = ["step", "loss", "norm", "smoothed_norm", "ln_lr"];
 /// Of every tensor with --telemetry, after everything else, named `tensor.column`.
 const TENSOR_COLUMNS: [&str; 4] = ["parameter_norm", "step_norm", "relative_step", "effective_lr"];
 
-/// The names of all columns.
 fn columns(args: &Args, model: &Model) -> Vec<String> {
     let terms = Term::ALL.map(|term| format!("{}_term", term.name()));
     let recorded = args.telemetry.then(|| model.tensors()).into_iter().flatten();
@@ -53,7 +51,6 @@ impl Trace {
         synced.map_err(|error| CliError::write(&self.path, error))
     }
 
-    /// Writes the row of a step.
     pub fn write(&mut self, loss: f32, record: &Record, tensors: &[TensorRecord]) -> Result<(), CliError> {
         let fields = [
             record.step.to_string(),

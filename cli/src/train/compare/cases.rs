@@ -50,7 +50,6 @@ fn next_rate(rate: f32, up: bool) -> f32 {
 pub const REFERENCES: [(ScheduleName, &str); 2] =
     [(ScheduleName::Constant, "best fixed"), (ScheduleName::WarmupCosine, "best cosine")];
 
-/// What sets the rate in a case.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Variant {
     pub regime: RegimeName,
@@ -94,14 +93,12 @@ pub struct Place {
     pub rule: RuleName,
 }
 
-/// What is run once for every seed.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Case {
     pub place: Place,
     pub variant: Variant,
 }
 
-/// A data set with what trains on it.
 pub struct Subject {
     pub dataset: Dataset,
     pub model: Model,
@@ -153,9 +150,10 @@ impl<'a> Comparison<'a> {
         if let Some(scale) = gradient_scales.iter().find(|scale| !(scale.is_finite() && **scale > 0.0)) {
             return CliError::usage(format!("--gradient-scales has {scale}, but a factor must be finite and above 0"));
         }
-        let first_steps = options.first_steps.iter().flatten().copied().map(Some);
-        let first_steps: Vec<Option<f32>> =
-            if options.first_steps.is_some() { first_steps.collect() } else { vec![None] };
+        let first_steps = match &options.first_steps {
+            Some(list) => list.iter().copied().map(Some).collect(),
+            None => vec![None],
+        };
         let mut variants = Vec::new();
         for &gradient_scale in &gradient_scales {
             for &regime in &regimes {
@@ -182,11 +180,9 @@ impl<'a> Comparison<'a> {
         }
         // A regime without a rule to be had with is refused in its own words.
         for &variant in &comparison.variants {
-            let mut rules = options.rules.iter();
-            if let Some(&rule) = options.rules.first()
-                && !rules.any(|&rule| comparison.variants_of(rule).any(|other| other == variant))
-            {
-                comparison.optimizer(rule, variant, 1)?.check()?;
+            let has = |&rule: &RuleName| comparison.variants_of(rule).any(|other| other == variant);
+            if !options.rules.iter().any(has) {
+                comparison.optimizer(options.rules[0], variant, 1)?.check()?;
             }
         }
         let datasets = names.iter().map(|name| data::load(name)).collect::<Result<Vec<_>, _>>()?;
@@ -315,7 +311,6 @@ impl<'a> Comparison<'a> {
         cases.into_iter().map(steps).sum::<u64>() * self.args.compare.seeds.len() as u64
     }
 
-    /// Runs everything.
     pub fn run(&self) -> Result<Vec<Cell>, CliError> {
         let of_place = |place: Place| self.first_variants(place.rule).map(move |variant| Case { place, variant });
         let first: Vec<Case> = self.places().flat_map(of_place).collect();

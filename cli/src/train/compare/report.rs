@@ -5,21 +5,18 @@ use plotters::prelude::*;
 
 use super::super::options::name_of;
 use super::cases::{Place, REFERENCES, Variant};
-use super::results::{Results, grid};
+use super::results::{Cell, Results, grid};
 use super::tables::{caption, cells_of, header, points_in_words, rate_in_words, title};
 use super::{Setting, summary};
 use crate::page::{self, Area, COLORS, DrawError, bounds, escaped, font};
 
 /// A chart's panel in pixels; three of them fit a window 1280 pixels wide.
 const PANEL: (u32, u32) = (400, 340);
-/// Panels side by side.
 const PANELS: usize = 3;
-/// Height of the legend.
 const HEAD: u32 = 60;
 const GRID: RGBColor = RGBColor(60, 60, 60);
 const COSINE: RGBColor = RGBColor(160, 160, 160);
 
-/// The page.
 pub fn page(results: &Results) -> Result<String, String> {
     let title_of_page = "wgpu-optim train --compare";
     let mut body = format!("<h1>{title_of_page}</h1>\n");
@@ -61,19 +58,12 @@ fn table(results: &Results, data: usize, setting: Setting) -> String {
 }
 
 fn plot(results: &Results, data: usize, setting: Setting) -> Result<String, String> {
-    let rules = &results.comparison.args.compare.rules;
-    let columns = rules.len().min(PANELS);
-    let lines = rules.len().div_ceil(columns.max(1));
-    let size = (PANEL.0 * PANELS as u32, PANEL.1 * lines as u32 + HEAD);
-    page::svg(size, |root| draw(root, results, (data, setting), (lines, columns)))
+    let lines = results.comparison.args.compare.rules.len().div_ceil(PANELS) as u32;
+    let size = (PANEL.0 * PANELS as u32, PANEL.1 * lines + HEAD);
+    page::svg(size, |root| draw(root, results, data, setting))
 }
 
-fn draw(
-    root: &Area,
-    results: &Results,
-    (data, setting): (usize, Setting),
-    panels: (usize, usize),
-) -> Result<(), DrawError> {
+fn draw(root: &Area, results: &Results, data: usize, setting: Setting) -> Result<(), DrawError> {
     root.fill(&WHITE)?;
     let (head, body) = root.split_vertically(HEAD);
     let regimes: Vec<(Variant, RGBColor)> =
@@ -93,8 +83,9 @@ fn draw(
         head.draw(&Text::new(label, (x + 36, y - 7), font(14)))?;
         x += width;
     }
-    let areas = body.split_evenly(panels);
     let rules = &results.comparison.args.compare.rules;
+    let columns = rules.len().min(PANELS);
+    let areas = body.split_evenly((rules.len().div_ceil(columns), columns));
     for (&rule, area) in rules.iter().zip(&areas) {
         draw_panel(area, results, Place { data, setting, rule }, &regimes)?;
     }
@@ -102,20 +93,14 @@ fn draw(
 }
 
 fn draw_panel(area: &Area, results: &Results, place: Place, regimes: &[(Variant, RGBColor)]) -> Result<(), DrawError> {
+    let point = |cell: &Cell| Some((f64::from(cell.case.variant.lr?).log10(), 100.0 * cell.accuracy()));
     let curves = [GRID, COSINE].into_iter().zip(REFERENCES).map(|(color, (schedule, _))| {
-        let cells = grid(&results.cells, place, schedule);
-        let mut points: Vec<(f64, f64)> = cells
-            .filter_map(|cell| {
-                let rate = f64::from(cell.case.variant.lr?);
-                Some((rate.log10(), 100.0 * cell.accuracy()))
-            })
-            .collect();
+        let mut points: Vec<(f64, f64)> = grid(&results.cells, place, schedule).filter_map(point).collect();
         points.sort_by(|a, b| a.0.total_cmp(&b.0));
         (color, points)
     });
     let curves: Vec<(RGBColor, Vec<(f64, f64)>)> = curves.collect();
-    let rates = curves.iter().flat_map(|(_, points)| points).map(|point| point.0);
-    let range = bounds(rates, 0.2);
+    let range = bounds(curves.iter().flat_map(|(_, points)| points).map(|point| point.0), 0.2);
     let (low, high) = (range.start, range.end);
     let mut chart = ChartBuilder::on(area)
         .margin(10)

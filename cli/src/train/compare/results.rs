@@ -11,7 +11,6 @@ use super::summary::overall;
 /// A case and what came of it. A run that diverged is a result like any other.
 pub struct Cell {
     pub case: Case,
-    /// One for each seed.
     pub runs: Vec<Run>,
     /// What a run that diverged counts as: the answer that has not looked at the features.
     pub chance: f64,

@@ -32,7 +32,6 @@ pub struct Overall {
     /// Shares from 0 to 1.
     pub more_than_half_a_point_below: f64,
     pub more_than_two_points_below: f64,
-    /// Runs.
     pub diverged: usize,
 }
 
@@ -94,7 +93,6 @@ fn against_each(rule: String, row: Variant, places: &[&Place]) -> Vec<Overall> {
     AGAINST.into_iter().enumerate().filter_map(one).collect()
 }
 
-/// The header of [`cells`].
 pub const HEADER: [&str; 8] = ["rule", "rate from", "against", "mean", "worst", "worst at", "> 0.5 below", "> 2 below"];
 
 /// A row of the table, with its points written as `points` does.
@@ -112,7 +110,6 @@ pub fn cells(overall: &Overall, points: fn(f64) -> String) -> [String; 8] {
     ]
 }
 
-/// What the table is about.
 pub fn title(results: &Results) -> String {
     let subjects = &results.comparison.subjects;
     let settings = results.comparison.tables().count();
@@ -125,25 +122,17 @@ pub fn title(results: &Results) -> String {
     )
 }
 
-/// On the terminal.
 pub fn print(results: &Results) -> Result<(), CliError> {
     say(title(results))?;
     let mut table = Columns::new(&HEADER, 3);
-    for line in overall(results) {
-        table.row(cells(&line, points_in_words));
-    }
+    overall(results).iter().for_each(|line| table.row(cells(line, points_in_words)));
     table.print()
 }
 
-/// For `--markdown`.
 pub fn print_markdown(results: &Results) -> Result<(), CliError> {
-    say("")?;
-    say(format!("{}:", title(results)))?;
-    say("")?;
-    say(format!("| {} |", HEADER.join(" | ")))?;
+    say(format!("\n{}:\n", title(results)))?;
+    say(markdown_row(&HEADER.map(str::to_owned)))?;
     say(format!("|{}", "---|".repeat(HEADER.len())))?;
-    for line in overall(results) {
-        say(markdown_row(&cells(&line, tenths_in_words)))?;
-    }
-    Ok(())
+    let lines = overall(results);
+    lines.iter().try_for_each(|line| say(markdown_row(&cells(line, tenths_in_words))))
 }

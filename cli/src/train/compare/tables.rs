@@ -12,7 +12,6 @@ const TABLE_WIDTH: usize = 120;
 /// Columns that one rule takes in a table: `100.00 ±0.00`, `00.0000`, `to fixed` and `to cosine` with their frames.
 const RULE_WIDTH: usize = 15 + 10 + 11 + 12;
 
-/// What a table is about.
 pub fn title(results: &Results, data: usize, setting: Setting) -> String {
     let subject = &results.comparison.subjects[data];
     format!(
@@ -57,12 +56,12 @@ pub fn caption(results: &Results) -> Vec<String> {
 
 /// By what the regimes with this rule are judged.
 fn averages_in_words(results: &Results, rule: RuleName) -> String {
-    let mut averages: Vec<&str> = Vec::new();
+    let mut averages: Vec<String> = Vec::new();
     for variant in results.comparison.variants_of(rule) {
         let average = results.comparison.options_of(rule, variant).averaged();
         let words = match (rule, average) {
-            (RuleName::AdamW, Some(AverageName::ScheduleFree)) => "schedule-free average with beta1 = 0",
-            _ => average.map_or("last iterate", AverageName::in_words),
+            (RuleName::AdamW, Some(AverageName::ScheduleFree)) => "schedule-free average with beta1 = 0".to_owned(),
+            _ => average.map_or("last iterate".to_owned(), |average| format!("{} average", name_of(average))),
         };
         if !averages.contains(&words) {
             averages.push(words);
@@ -71,7 +70,6 @@ fn averages_in_words(results: &Results, rule: RuleName) -> String {
     averages.join(" or ")
 }
 
-/// On the terminal.
 pub fn print(results: &Results) -> Result<(), CliError> {
     for (data, setting) in results.comparison.tables() {
         say(title(results, data, setting))?;
@@ -119,7 +117,6 @@ fn print_table(results: &Results, data: usize, setting: Setting) -> Result<(), C
     notes.into_iter().try_for_each(say)
 }
 
-/// The header of a table of these rules.
 pub fn header(rules: &[RuleName]) -> Vec<String> {
     let columns = rules.iter().flat_map(|&rule| [name_of(rule), "loss".into(), "to fixed".into(), "to cosine".into()]);
     ["rate from".to_owned()].into_iter().chain(columns).collect()
