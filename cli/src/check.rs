@@ -33,7 +33,7 @@ use wgpu_optim::{AutoSgd, DoG, DoWG, Gpu, GpuOptions, Regime, wgpu};
 use crate::CliError;
 use crate::parallel::in_parallel;
 use crate::table::{Columns, say};
-use crate::target::size_in_words;
+use crate::target::{driver_in_words, size_in_words};
 use crate::train::RegimeName;
 use case::{Cases, Mismatch, Outcome, Path, Subject, outcome_of, shrink};
 use run::Fault;
@@ -148,11 +148,10 @@ fn threads_for(adapter: &wgpu::Adapter) -> usize {
 
 fn run_family((family, cases): Family, subject: &Subject, sample: NonZeroUsize) -> Row {
     let start = Instant::now();
-    let info = subject.adapter.get_info();
     let mut row = Row {
         family,
         adapter: subject.gpu.describe(),
-        driver: format!("{} {}", info.driver, info.driver_info).trim().to_owned(),
+        driver: driver_in_words(&subject.adapter.get_info()),
         geometry: subject.geometry.clone(),
         cases: 0,
         failed: 0,

@@ -103,13 +103,11 @@ fn main() -> ExitCode {
         Command::Tune(args) => tune::run(&args),
         Command::Bench(args) => bench::run(&args),
     };
-    match result {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("error: {error}");
-            ExitCode::from(error.exit_code())
-        }
-    }
+    let Err(error) = result else {
+        return ExitCode::SUCCESS;
+    };
+    eprintln!("error: {error}");
+    ExitCode::from(error.exit_code())
 }
 
 /// Prints help as it is, and an error in one line.

@@ -185,7 +185,7 @@ impl Scenario {
         let records = steps.map(|step| run.step(&self.gradients(step), loss_of(step))).collect::<Result<_, _>>()?;
         let parameters = run.parameters()?;
         let mut averages = Vec::new();
-        if self.averages() {
+        if self.parts.iter().any(|part| part.spec.averaging != Averaging::Off) {
             run.run.try_swap_averages()?;
             averages = run.parameters()?;
         }
@@ -218,11 +218,6 @@ impl Scenario {
         let trace = self.trace(&mut self.host_run(&self.specs(), None)?)?;
         self.judge_all(Path::Cpu, &trace, &mut outcome);
         Ok(outcome)
-    }
-
-    fn averages(&self) -> bool {
-        let mut parts = self.parts.iter();
-        parts.any(|part| part.spec.averaging != Averaging::Off)
     }
 
     /// What one oracle answers for: a group, the tensors of a group with a rate each, or all groups that share a norm.

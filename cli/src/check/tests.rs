@@ -48,8 +48,7 @@ fn the_last_place_is_that_of_f32() {
 fn bits_are_compared_with_sign_and_payload() {
     let differ = |a: u32, b: u32| {
         let mut outcome = Outcome::default();
-        let what = || "a value".to_owned();
-        outcome.same_bits(Path::Cpu, what, f32::from_bits(a), f32::from_bits(b));
+        outcome.same_bits(Path::Cpu, || "a value".to_owned(), f32::from_bits(a), f32::from_bits(b));
         !outcome.mismatches.is_empty()
     };
     assert!(!differ(0x7fc0_0001, 0x7fc0_0001));

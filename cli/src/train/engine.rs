@@ -250,6 +250,9 @@ impl Engine for CpuEngine<'_> {
     }
 }
 
+/// A submit, and its steps.
+type Submitted = (wgpu::SubmissionIndex, usize);
+
 struct GpuEngine {
     model: GpuModel,
     tensors: Vec<TensorShape>,
@@ -288,11 +291,7 @@ impl GpuEngine {
     }
 
     /// Waits for the steps of a submit, and tells of them.
-    fn finish(
-        &self,
-        submitted: Option<(wgpu::SubmissionIndex, usize)>,
-        on_steps: &mut dyn FnMut(usize),
-    ) -> Result<(), CliError> {
+    fn finish(&self, submitted: Option<Submitted>, on_steps: &mut dyn FnMut(usize)) -> Result<(), CliError> {
         if let Some((submission, count)) = submitted {
             self.gpu.finish("training steps", &submission)?;
             on_steps(count);

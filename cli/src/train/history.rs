@@ -95,7 +95,6 @@ pub struct Column {
 pub struct Extremes(Option<[(f64, f64); 2]>);
 
 impl Extremes {
-    /// Takes a value in, unless it is not finite.
     fn add(&mut self, step: f64, value: f64) {
         if !value.is_finite() {
             return;

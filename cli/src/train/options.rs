@@ -15,9 +15,6 @@ use crate::data::{self, Dataset};
 use crate::model::ModelKind;
 use crate::target::TargetArgs;
 
-/// The rule of a run that names none: the one that the tables of benches/evidence favour.
-const DEFAULT_RULE: RuleName = RuleName::Sgd;
-
 /// `--rule`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum RuleName {
@@ -234,7 +231,8 @@ pub struct Args {
     #[arg(long, default_value_t = 128, value_parser = clap::value_parser!(u32).range(1..=65536))]
     pub hidden: u32,
     /// Update rule
-    #[arg(long, value_enum, default_value_t = DEFAULT_RULE)]
+    // The one that the tables of benches/evidence favour.
+    #[arg(long, value_enum, default_value = "sgd")]
     pub rule: RuleName,
     /// Momentum of sgdm, nesterov and signum (adamw has 0.9 and 0.999, or 0 and 0.999 where it is schedule-free; lion 0.9 and 0.99)
     #[arg(long, default_value_t = 0.9, allow_negative_numbers = true)]

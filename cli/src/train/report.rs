@@ -45,10 +45,8 @@ pub struct Run {
     pub averaged_test_accuracy: Option<f64>,
     /// Test rows of which an output is not finite. They count as wrong.
     pub nonfinite_test_rows: usize,
-    pub lr_first: f32,
-    pub lr_last: f32,
-    pub lr_min: f32,
-    pub lr_max: f32,
+    #[serde(flatten)]
+    pub rates: RateRange,
     pub skipped_steps: u64,
     pub seconds: f64,
     /// Steps that took them: all but those that a checkpoint brought.
@@ -90,31 +88,33 @@ impl Run {
             ("training loss, last iterate".to_owned(), self.last_train_loss.map(loss_in_words)),
             ("test accuracy, last iterate".to_owned(), self.last_test_accuracy.map(in_percent)),
             ("test rows without an answer".to_owned(), without_answer),
-            ("first learning rate".to_owned(), Some(format!("{:.4e}", self.lr_first))),
-            ("last learning rate".to_owned(), Some(format!("{:.4e}", self.lr_last))),
-            ("range".to_owned(), Some(format!("{:.4e} to {:.4e}", self.lr_min, self.lr_max))),
+            ("first learning rate".to_owned(), Some(format!("{:.4e}", self.rates.lr_first))),
+            ("last learning rate".to_owned(), Some(format!("{:.4e}", self.rates.lr_last))),
+            ("range".to_owned(), Some(format!("{:.4e} to {:.4e}", self.rates.lr_min, self.rates.lr_max))),
         ];
         figures.into_iter().filter_map(|(name, value)| Some((name, value?))).collect()
     }
 }
 
 /// The learning rates of a run, from the first step that had one.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Copy, Default, Serialize)]
 pub struct RateRange {
-    pub first: f32,
-    pub last: f32,
-    pub min: f32,
-    pub max: f32,
+    pub lr_first: f32,
+    pub lr_last: f32,
+    pub lr_min: f32,
+    pub lr_max: f32,
 }
 
 impl RateRange {
     pub fn add(&mut self, record: &Record) {
-        let rate = record.learning_rate;
         if record.flags.waiting() {
             return;
         }
-        let first = if self.first == 0.0 { RateRange { first: rate, last: rate, min: rate, max: rate } } else { *self };
-        *self = RateRange { last: rate, min: first.min.min(rate), max: first.max.max(rate), ..first };
+        let rate = record.learning_rate;
+        if self.lr_first == 0.0 {
+            *self = RateRange { lr_first: rate, lr_last: rate, lr_min: rate, lr_max: rate };
+        }
+        (self.lr_last, self.lr_min, self.lr_max) = (rate, self.lr_min.min(rate), self.lr_max.max(rate));
     }
 }
 

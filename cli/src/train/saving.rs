@@ -179,10 +179,7 @@ fn check_writable(path: &Path) -> Result<(), CliError> {
     if path.exists() && !path.is_file() {
         return Err(refused("it is there, and is not a file".to_owned()));
     }
-    let folder = match path.parent() {
-        Some(folder) if !folder.as_os_str().is_empty() => folder,
-        _ => Path::new("."),
-    };
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
     tempfile::tempfile_in(folder).map_err(|error| refused(error.to_string()))?;
     Ok(())
 }
@@ -242,7 +239,7 @@ impl Progress {
         Progress {
             settings: settings.clone(),
             first_loss: first_loss.map(f32::to_bits),
-            rates: [rates.first, rates.last, rates.min, rates.max].map(f32::to_bits),
+            rates: [rates.lr_first, rates.lr_last, rates.lr_min, rates.lr_max].map(f32::to_bits),
             terms: terms
                 .map(|(term, cause)| (term.name().to_owned(), [cause.up, cause.down].map(f64::to_bits)))
                 .collect(),
@@ -254,7 +251,7 @@ impl Progress {
     }
 
     fn sofar(&self) -> Sofar {
-        let [first, last, min, max] = self.rates.map(f32::from_bits);
+        let [lr_first, lr_last, lr_min, lr_max] = self.rates.map(f32::from_bits);
         let cause = |term: Term| {
             let [up, down] = self.terms.get(term.name()).copied().unwrap_or_default().map(f64::from_bits);
             Cause { up, down }
@@ -266,7 +263,7 @@ impl Progress {
         let first_skipped = self.first_skipped;
         Sofar {
             first_loss: self.first_loss.map(f32::from_bits),
-            rates: RateRange { first, last, min, max },
+            rates: RateRange { lr_first, lr_last, lr_min, lr_max },
             causes: Causes {
                 terms: Term::ALL.map(cause),
                 skipped: self.skipped,
@@ -297,7 +294,7 @@ mod tests {
         let (parameter_norm, step_norm, learning_rate) = (f32::NAN, -0.0, 0.1);
         let tensor =
             TensorRecord { step: u64::MAX, tensor: 3, skipped: true, parameter_norm, step_norm, learning_rate };
-        let rates = RateRange { first: 0.1, last: f32::MIN_POSITIVE, min: 1e-30, max: 0.3 };
+        let rates = RateRange { lr_first: 0.1, lr_last: f32::MIN_POSITIVE, lr_min: 1e-30, lr_max: 0.3 };
         let sofar = Sofar { first_loss: Some(f32::NAN), rates, causes, tensors: vec![tensor] };
         let json = serde_json::to_string(&Progress::new(&BTreeMap::new(), &sofar)).expect("JSON");
         let read: Progress = serde_json::from_str(&json).expect("JSON");

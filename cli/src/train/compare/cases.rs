@@ -294,13 +294,11 @@ impl<'a> Comparison<'a> {
 
     /// The best fixed rates of one scale at the others.
     fn tuned_at_other_scales(&self, cells: &[Cell]) -> Vec<Case> {
-        let tuned = self.places().filter_map(|place| {
-            let best = best_fixed(cells, place, ScheduleName::Constant)?;
-            Some((place, best.case.variant.lr?))
-        });
+        let best = |place| best_fixed(cells, place, ScheduleName::Constant)?.case.variant.lr;
+        let tuned = self.places().filter_map(|place| Some((place, best(place)?)));
         let at_others = tuned.flat_map(|(place, lr)| {
-            let variants = self.other_scales().map(move |scale| Variant::fixed(lr, ScheduleName::Constant, scale));
-            variants.map(move |variant| Case { place, variant })
+            let variant = move |scale| Variant::fixed(lr, ScheduleName::Constant, scale);
+            self.other_scales().map(move |scale| Case { place, variant: variant(scale) })
         });
         at_others.collect()
     }

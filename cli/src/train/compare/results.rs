@@ -123,8 +123,7 @@ impl Results<'_> {
             if scale != 1.0 {
                 rows.push(Variant::fixed(f32::NAN, ScheduleName::Constant, scale));
             }
-            let regimes = self.comparison.variants.iter();
-            rows.extend(regimes.filter(|variant| variant.gradient_scale == scale));
+            rows.extend(self.comparison.variants.iter().filter(|variant| variant.gradient_scale == scale));
         }
         rows
     }
