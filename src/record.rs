@@ -266,7 +266,7 @@ impl Record {
     /// Returns every contribution to the change of ln η since the group's previous step, in the order of [`Term::ALL`]. They add up to
     /// [`Record::change`], up to the rounding of f32; on the first step there is nothing to change from and they are 0.
     pub fn terms(&self) -> impl Iterator<Item = (Term, f32)> {
-        Term::ALL.into_iter().zip(self.terms)
+        Term::ALL.iter().copied().zip(self.terms)
     }
 
     /// Returns one contribution.
@@ -313,7 +313,7 @@ macro_rules! terms {
 
         impl Term {
             /// Every cause, in the order of [`Record::terms`].
-            pub const ALL: [Term; TERMS] = [$(Term::$Term),*];
+            pub const ALL: &[Term] = &[$(Term::$Term),*];
 
             /// Returns the name that tables and column headers use.
             pub fn name(self) -> &'static str {

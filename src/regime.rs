@@ -27,6 +27,9 @@ pub(crate) trait LearningRateRegime {
     /// The name in records, tables and on the command line.
     fn name(&self) -> &'static str;
 
+    /// A line that says what it uses.
+    fn summary(&self) -> &'static str;
+
     /// Its formula, on the host and on the device.
     fn kernel(&self) -> &'static Kernel;
 
@@ -277,6 +280,11 @@ impl Regime {
     /// Returns the name that records, tables and the command line use.
     pub fn name(&self) -> &'static str {
         self.regime().name()
+    }
+
+    /// Returns a line that says what the regime uses, as the command line's help has it.
+    pub fn summary(&self) -> &'static str {
+        self.regime().summary()
     }
 
     /// Returns true if the regime uses the alignment of the gradient with past directions. Rules without momentum then keep one byte of

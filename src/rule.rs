@@ -12,6 +12,17 @@ pub(crate) trait UpdateRule {
     /// The name in records, tables and on the command line.
     fn name(&self) -> &'static str;
 
+    /// A line that says what its direction is.
+    fn summary(&self) -> &'static str;
+
+    /// The rule with this momentum, if it has one that users choose.
+    fn with_momentum(&self, momentum: f32) -> Rule;
+
+    /// The weight decay that it is published with.
+    fn usual_weight_decay(&self) -> WeightDecay {
+        WeightDecay::Coupled(0.0)
+    }
+
     /// What kernels are compiled for.
     fn kind(&self) -> RuleKind;
 
@@ -170,6 +181,23 @@ impl Rule {
     /// `signum`, `adamw`, `lion`.
     pub fn name(&self) -> &'static str {
         self.rule().name()
+    }
+
+    /// Returns a line that says what the rule's direction is, as the command line's help has it.
+    pub fn summary(&self) -> &'static str {
+        self.rule().summary()
+    }
+
+    /// Returns the rule with another momentum: μ of Sgdm, β of Signum. Other rules stay as they are.
+    #[must_use]
+    pub fn with_momentum(self, momentum: f32) -> Self {
+        self.rule().with_momentum(momentum)
+    }
+
+    /// Returns the weight decay that the rule is published with: decoupled for AdamW (0.01, PyTorch's default) and Lion (none by default),
+    /// coupled for the others. A group has the decay that it is given, or none.
+    pub fn usual_weight_decay(&self) -> WeightDecay {
+        self.rule().usual_weight_decay()
     }
 
     /// Returns true if the rule keeps a momentum `m` (4 bytes per parameter). AdamW with `β₁ = 0` does not.

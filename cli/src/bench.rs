@@ -8,22 +8,21 @@ mod tests;
 use std::time::Duration;
 
 use clap::builder::PossibleValuesParser;
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::ProgressBar;
 use serde::Serialize;
 use wgpu_optim::{Error, Gpu, wgpu};
 use wgpu_optim_conformance::bench::device::Device;
 use wgpu_optim_conformance::bench::host::Host;
-use wgpu_optim_conformance::bench::measure::{Bench, Effort, ROUNDS};
-use wgpu_optim_conformance::bench::workload::{MANY, MANY_GROUPS, MODES, regimes, rules};
+use wgpu_optim_conformance::bench::measure::{Effort, ROUNDS};
+use wgpu_optim_conformance::bench::workload::{MANY, MANY_GROUPS, MODES, Mode, regimes, rules};
 
 use crate::CliError;
 use crate::page::command;
-use crate::table::{Columns, say};
+use crate::table::{Columns, progress_bar, say};
 use crate::target::{Target, TargetArgs, TuningSource, driver_in_words, size_in_words};
 use report::ReportFile;
 use rows::{Clock, Entry, OVERHEAD_ELEMENTS, Row, Selection, bytes_of, measure_size};
 
-/// Options of `bench`.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     #[command(flatten)]
@@ -61,48 +60,44 @@ pub struct Args {
     json: bool,
 }
 
-/// One run.
 #[derive(Debug, Serialize)]
 pub struct Report {
     /// The adapter, or the CPU path and its threads.
     device: String,
     /// The driver, or the processor.
     driver: String,
-    /// The backend, `cpu` for the CPU path.
     backend: String,
-    /// The command that made the report.
     command: String,
     /// Each figure is the median of so many rounds.
     rounds: usize,
     /// Where the kernels' geometry came from, by size.
     tuning: Vec<SizeTuning>,
-    /// What was left out, and why.
     notes: Vec<String>,
-    /// The measurements.
     rows: Vec<Row>,
 }
 
-/// Where the geometry of one size came from.
 #[derive(Debug, Serialize)]
 struct SizeTuning {
     elements: usize,
     source: TuningSource,
 }
 
-/// Measures.
 pub fn run(args: &Args) -> Result<(), CliError> {
     if let Some(to) = args.to.filter(|&to| args.from > to) {
-        return Err(CliError::Usage(format!(
-            "--from {} is above --to {to}: give the smaller power of two first",
-            args.from
-        )));
+        let from = args.from;
+        return CliError::usage(format!("--from {from} is above --to {to}: give the smaller power of two first"));
     }
     let target = args.target.find()?;
     target.explain();
     // Before minutes of measuring.
     let file = args.report.as_deref().map(ReportFile::create).transpose()?;
-    let to = args.to.unwrap_or(default_to(&target).max(args.from));
-    let sizes: Vec<u32> = (args.from..=to).step_by(args.step as usize).collect();
+    // The largest size that a run of about two minutes can afford.
+    let default_to = if matches!(&target, Target::Gpu(gpu) if is_software(gpu)) { 22 } else { 26 };
+    let selection = args.selection();
+    let powers = (args.from..=args.to.unwrap_or(default_to.max(args.from))).step_by(args.step as usize);
+    let mut sizes: Vec<(String, usize, Vec<Entry>)> =
+        powers.map(|power| (format!("2^{power}"), 1 << power, selection.entries(1 << power))).collect();
+    sizes.push(("overhead".to_owned(), OVERHEAD_ELEMENTS, selection.overhead_entries()));
     let mut report = Report {
         device: target.adapter(),
         driver: driver(&target),
@@ -113,18 +108,12 @@ pub fn run(args: &Args) -> Result<(), CliError> {
         notes: Vec::new(),
         rows: Vec::new(),
     };
-    let selection = args.selection();
     let effort = Effort { round: Duration::from_millis(args.round_ms), by_pass: args.passes };
-    let progress = ProgressBar::new(((sizes.len() + 1) * ROUNDS) as u64).with_style(style());
-    for &power in &sizes {
-        progress.set_message(format!("2^{power}"));
-        let elements = 1usize << power;
-        let entries = selection.entries(elements);
-        measure_group(&target, elements, entries, effort, &mut report, &progress)?;
+    let progress = progress_bar((sizes.len() * ROUNDS) as u64, "{wide_bar} {msg} {elapsed}");
+    for (name, elements, entries) in sizes {
+        progress.set_message(name);
+        report.measure(&target, elements, entries, effort, &progress)?;
     }
-    progress.set_message("overhead");
-    let entries = selection.overhead_entries();
-    measure_group(&target, OVERHEAD_ELEMENTS, entries, effort, &mut report, &progress)?;
     progress.finish_and_clear();
 
     if let Some(file) = file {
@@ -139,25 +128,10 @@ impl Args {
         let mut selection = Selection { rules: rules().to_vec(), regimes: regimes().to_vec(), modes: MODES.to_vec() };
         selection.rules.retain(|rule| among(&self.rule, rule.name()));
         selection.regimes.retain(|regime| among(&self.regime, regime.name()));
-        selection.modes.retain(
-            |mode| {
-                if self.mode.is_empty() { mode.is_default() } else { among(&self.mode, mode.name) }
-            },
-        );
+        let is_wanted =
+            |mode: &Mode| if self.mode.is_empty() { mode.is_default() } else { among(&self.mode, mode.name) };
+        selection.modes.retain(is_wanted);
         selection
-    }
-}
-
-fn style() -> ProgressStyle {
-    // The template is a constant, tried by every run.
-    ProgressStyle::with_template("{wide_bar} {msg} {elapsed}").unwrap_or_else(|_| ProgressStyle::default_bar())
-}
-
-/// The largest size that a run of about two minutes can afford.
-fn default_to(target: &Target) -> u32 {
-    match target {
-        Target::Gpu(gpu) if is_software(gpu) => 22,
-        _ => 26,
     }
 }
 
@@ -165,62 +139,45 @@ fn is_software(gpu: &Gpu) -> bool {
     gpu.device().adapter_info().device_type == wgpu::DeviceType::Cpu
 }
 
-/// Measures what there is room for at one size.
-fn measure_group(
-    target: &Target,
-    elements: usize,
-    entries: Vec<Entry>,
-    effort: Effort,
-    report: &mut Report,
-    progress: &ProgressBar,
-) -> Result<(), CliError> {
-    let in_host_memory = match target {
-        Target::Cpu { .. } => true,
-        Target::Gpu(gpu) => is_software(gpu),
-    };
-    let needed = bytes_of(elements, &entries);
-    let room = available_bytes().filter(|_| in_host_memory);
-    // Drivers and the staging of uploads want some as well.
-    if let Some(room) = room.filter(|room| needed > 0.7 * room) {
-        report.notes.push(format!(
-            "{elements} parameters skipped: {:.1} GiB needed, {:.1} GiB available",
-            needed / GIB,
-            room / GIB
-        ));
-        return Ok(());
-    }
-    let (target, source) = target.clone().tuned_for(elements);
-    report.tuning.push(SizeTuning { elements, source });
-    match &target {
-        Target::Cpu { .. } => {
-            let mut host = Host::new(elements);
-            measure_on(&mut host, elements, entries, effort, report, progress)
+impl Report {
+    /// Measures what there is room for at one size.
+    fn measure(
+        &mut self,
+        target: &Target,
+        elements: usize,
+        entries: Vec<Entry>,
+        effort: Effort,
+        progress: &ProgressBar,
+    ) -> Result<(), CliError> {
+        let in_host_memory = match target {
+            Target::Cpu { .. } => true,
+            Target::Gpu(gpu) => is_software(gpu),
+        };
+        let needed = bytes_of(elements, &entries);
+        let room = available_bytes().filter(|_| in_host_memory);
+        // Drivers and the staging of uploads want some as well.
+        if let Some(room) = room.filter(|room| needed > 0.7 * room) {
+            let (needed, room) = (needed / GIB, room / GIB);
+            self.notes.push(format!("{elements} parameters skipped: {needed:.1} GiB needed, {room:.1} GiB available"));
+            return Ok(());
         }
-        Target::Gpu(gpu) => match Device::new(gpu, elements) {
-            Ok(mut device) => measure_on(&mut device, elements, entries, effort, report, progress),
-            Err(error @ (Error::Limit { .. } | Error::Device { .. })) => {
-                let note = format!("{elements} parameters skipped: {error}");
-                report.notes.push(note);
-                Ok(())
-            }
-            Err(error) => Err(error.into()),
-        },
+        let (target, source) = target.clone().tuned_for(elements);
+        self.tuning.push(SizeTuning { elements, source });
+        let (notes, done) = (&mut self.notes, || progress.inc(1));
+        let rows = match &target {
+            Target::Cpu { .. } => measure_size(&mut Host::new(elements), elements, entries, effort, notes, done)?,
+            Target::Gpu(gpu) => match Device::new(gpu, elements) {
+                Ok(mut device) => measure_size(&mut device, elements, entries, effort, notes, done)?,
+                Err(error @ (Error::Limit { .. } | Error::Device { .. })) => {
+                    notes.push(format!("{elements} parameters skipped: {error}"));
+                    Vec::new()
+                }
+                Err(error) => return Err(error.into()),
+            },
+        };
+        self.rows.extend(rows);
+        Ok(())
     }
-}
-
-fn measure_on(
-    bench: &mut impl Bench,
-    elements: usize,
-    entries: Vec<Entry>,
-    effort: Effort,
-    report: &mut Report,
-    progress: &ProgressBar,
-) -> Result<(), CliError> {
-    let rows = measure_size(bench, elements, entries, effort, &mut report.notes, || {
-        progress.inc(1);
-    })?;
-    report.rows.extend(rows);
-    Ok(())
 }
 
 const GIB: f64 = (1u64 << 30) as f64;
@@ -235,25 +192,21 @@ fn available_bytes() -> Option<f64> {
 
 /// The driver with its version; for the CPU path the processor, where the system tells.
 fn driver(target: &Target) -> String {
+    let processor = || {
+        let text = std::fs::read_to_string("/proc/cpuinfo").ok()?;
+        let line = text.lines().find(|line| line.starts_with("model name"))?;
+        Some(line.split_once(':')?.1.trim().to_owned())
+    };
     match target {
         Target::Gpu(gpu) => driver_in_words(&gpu.device().adapter_info()),
-        Target::Cpu { .. } => std::fs::read_to_string("/proc/cpuinfo")
-            .ok()
-            .and_then(|text| {
-                let line = text.lines().find(|line| line.starts_with("model name"))?;
-                Some(line.split_once(':')?.1.trim().to_owned())
-            })
-            .unwrap_or_else(|| std::env::consts::ARCH.to_owned()),
+        Target::Cpu { .. } => processor().unwrap_or_else(|| std::env::consts::ARCH.to_owned()),
     }
 }
 
 /// The names of the passes that were timed.
 fn passes(rows: &[Row]) -> Vec<&'static str> {
-    rows.iter()
-        .map(|row| &row.pass_ns_per_param)
-        .max_by_key(|passes| passes.len())
-        .map(|passes| passes.iter().map(|&(pass, _)| pass).collect())
-        .unwrap_or_default()
+    let most = rows.iter().map(|row| &row.pass_ns_per_param).max_by_key(|passes| passes.len());
+    most.into_iter().flatten().map(|&(pass, _)| pass).collect()
 }
 
 /// The rows of the table. The roofs of the overhead rows only matter to programs.
@@ -261,64 +214,47 @@ fn shown(report: &Report) -> impl Iterator<Item = &Row> {
     report.rows.iter().filter(|row| row.elements != OVERHEAD_ELEMENTS || !row.rule.is_empty())
 }
 
+/// A column of the table: its name, and what it says of a row.
+type Column = (&'static str, fn(&Row) -> String);
+
+const COLUMNS: [Column; 11] = [
+    ("what", |row| row.by.map_or_else(|| row.what.to_owned(), |by| format!("{} ({by})", row.what))),
+    ("rule", |row| row.rule.to_owned()),
+    ("regime", |row| row.regime.to_owned()),
+    ("mode", |row| row.mode.to_owned()),
+    ("parameters", |row| size_in_words(row.elements as u64)),
+    ("ns/param", |row| digits(row.ns_per_param)),
+    ("min to max", |row| format!("{} to {}", digits(row.spread_low), digits(row.spread_high))),
+    ("GB/s", |row| digits(row.gb_per_s)),
+    ("% copy", |row| digits(row.percent_of_copy)),
+    ("% triad", |row| digits(row.percent_of_triad)),
+    ("µs/step", |row| digits(row.us_per_step)),
+];
+
+/// Further columns of a device.
+const DEVICE_COLUMNS: [Column; 3] = [
+    ("clock", |row| if row.clock == Clock::Wall { "wall" } else { "timestamps" }.to_owned()),
+    ("wall ns/param", |row| digits(row.wall_ns_per_param)),
+    ("record µs", |row| {
+        let recording = row.encode_us_per_step.zip(row.finish_us_per_step);
+        recording.map_or_else(String::new, |(encode, finish)| digits(encode + finish))
+    }),
+];
+
 /// The table: header and rows, the first [`TEXT_COLUMNS`] of them text.
-fn table(report: &Report) -> (Vec<String>, Vec<Vec<String>>) {
-    let on_device = report.backend != "cpu";
+fn table(report: &Report) -> (Vec<&'static str>, Vec<Vec<String>>) {
     let passes = passes(&report.rows);
-    let mut header: Vec<String> = [
-        "what",
-        "rule",
-        "regime",
-        "mode",
-        "parameters",
-        "ns/param",
-        "min to max",
-        "GB/s",
-        "% copy",
-        "% triad",
-        "µs/step",
-    ]
-    .map(str::to_owned)
-    .to_vec();
-    if on_device {
-        header.extend(["clock", "wall ns/param", "record µs"].map(str::to_owned));
-    }
-    header.extend(passes.iter().map(|&pass| pass.to_owned()));
-    let rows = shown(report).map(|row| {
-        let mut cells = vec![
-            match row.by {
-                Some(by) => format!("{} ({by})", row.what),
-                None => row.what.to_owned(),
-            },
-            row.rule.to_owned(),
-            row.regime.to_owned(),
-            row.mode.to_owned(),
-            size_in_words(row.elements as u64),
-            digits(row.ns_per_param),
-            format!("{} to {}", digits(row.spread_low), digits(row.spread_high)),
-            digits(row.gb_per_s),
-            digits(row.percent_of_copy),
-            digits(row.percent_of_triad),
-            digits(row.us_per_step),
-        ];
-        if on_device {
-            let recording = row.encode_us_per_step.zip(row.finish_us_per_step);
-            cells.extend([
-                match row.clock {
-                    Clock::Timestamps => "timestamps".to_owned(),
-                    Clock::Wall => "wall".to_owned(),
-                },
-                digits(row.wall_ns_per_param),
-                recording.map_or_else(String::new, |(encode, finish)| digits(encode + finish)),
-            ]);
-        }
-        cells.extend(passes.iter().map(|&pass| {
-            let mut timed = row.pass_ns_per_param.iter();
-            timed.find(|(name, _)| *name == pass).map_or_else(String::new, |&(_, ns)| digits(ns))
-        }));
-        cells
-    });
-    (header, rows.collect())
+    let of_device = if report.backend == "cpu" { &[] } else { &DEVICE_COLUMNS[..] };
+    let columns = || COLUMNS.iter().chain(of_device);
+    let cells = |row: &Row| {
+        let timed = passes.iter().map(|pass| {
+            let ns = row.pass_ns_per_param.iter().find(|(name, _)| name == pass);
+            ns.map_or_else(String::new, |&(_, ns)| digits(ns))
+        });
+        columns().map(|(_, cell)| cell(row)).chain(timed).collect()
+    };
+    let rows = shown(report).map(cells).collect();
+    (columns().map(|&(name, _)| name).chain(passes.iter().copied()).collect(), rows)
 }
 
 /// Columns of the table that hold words.
@@ -345,22 +281,15 @@ fn remarks(report: &Report) -> Vec<String> {
         let count = |clock| shown(report).filter(|row| row.clock == clock).count();
         remarks.push(match (count(Clock::Timestamps), count(Clock::Wall)) {
             (0, _) => "all figures by the wall clock: the device has no timestamps, or they made no sense".to_owned(),
-            (timed, wall) => {
-                format!("{timed} rows by the device's timestamps, {wall} by the wall clock")
-            }
+            (timed, wall) => format!("{timed} rows by the device's timestamps, {wall} by the wall clock"),
         });
     }
-    let cached: Vec<String> = report
-        .tuning
-        .iter()
-        .filter(|size| size.source == TuningSource::Cached)
-        .map(|size| size_in_words(size.elements as u64))
-        .collect();
+    let cached = report.tuning.iter().filter(|size| size.source == TuningSource::Cached);
+    let cached: Vec<String> = cached.map(|size| size_in_words(size.elements as u64)).collect();
     if !cached.is_empty() {
-        remarks.push(format!(
-            "in the geometry that `wgpu-optim tune` found: {}; all else in the adapter's preset",
-            cached.join(", ")
-        ));
+        let sizes = cached.join(", ");
+        remarks
+            .push(format!("in the geometry that `wgpu-optim tune` found: {sizes}; all else in the adapter's preset"));
     }
     if !passes(&report.rows).is_empty() {
         remarks.push(
@@ -368,12 +297,13 @@ fn remarks(report: &Report) -> Vec<String> {
                 .to_owned(),
         );
     }
-    let encode = |row: &&Row| row.what == "many-tensors" && row.encode_us_per_step.is_some();
-    if let Some(row) = report.rows.iter().rfind(encode) {
+    let recording =
+        |row: &Row| row.encode_us_per_step.zip(row.finish_us_per_step).filter(|_| row.what == "many-tensors");
+    if let Some((encode, finish)) = report.rows.iter().rev().find_map(recording) {
         remarks.push(format!(
             "recording a step of {MANY} tensors in {MANY_GROUPS} groups costs the host {} µs in encode_step and {} µs in finish",
-            digits(row.encode_us_per_step.unwrap_or_default()),
-            digits(row.finish_us_per_step.unwrap_or_default()),
+            digits(encode),
+            digits(finish)
         ));
     }
     remarks.extend(report.notes.iter().map(|note| format!("note: {note}")));
@@ -383,10 +313,8 @@ fn remarks(report: &Report) -> Vec<String> {
 fn print(report: &Report) -> Result<(), CliError> {
     say(format!("{}; {}; medians of {} alternating rounds", report.device, report.driver, report.rounds))?;
     let (header, rows) = table(report);
-    let mut columns = Columns::new(header.iter().map(String::as_str), TEXT_COLUMNS);
-    for row in rows {
-        columns.row(row);
-    }
+    let mut columns = Columns::new(&header, TEXT_COLUMNS);
+    rows.into_iter().for_each(|row| columns.row(row));
     columns.print()?;
     remarks(report).into_iter().try_for_each(say)
 }

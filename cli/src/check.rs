@@ -1,8 +1,8 @@
 //! `wgpu-optim check`, the conformance suite: is this device's arithmetic right? Families of cases, each on the device and on the CPU
 //! path, against an f64 oracle; what fails is made smaller until the smallest case that still fails is left.
 //!
-//! A new rule or regime is a line in [`wgpu_optim::Rule::all`] or [`regimes`] and its formula in [`wgpu_optim_conformance::oracle`]; a new family is a file and a line in
-//! [`FAMILIES`].
+//! A new rule or regime is a line in [`wgpu_optim::Rule::all`] or in [`RegimeName`] and its formula in
+//! [`wgpu_optim_conformance::oracle`]; a new family is a file and a line in [`FAMILIES`].
 
 mod averages;
 mod case;
@@ -22,28 +22,27 @@ mod trust;
 mod windows;
 
 use std::num::NonZeroUsize;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
 use clap::builder::PossibleValuesParser;
 use serde::Serialize;
 use wgpu_optim::gpu::{Partials, Tuning, TuningCache};
-use wgpu_optim::{AutoSgd, DoG, DoWG, Gpu, GpuOptions, Regime, SecantForm, wgpu};
+use wgpu_optim::{AutoSgd, DoG, DoWG, Gpu, GpuOptions, Regime, wgpu};
 
 use crate::CliError;
+use crate::parallel::in_parallel;
 use crate::table::{Columns, say};
-use crate::target::size_in_words;
-use case::{Case, Mismatch, Outcome, Subject, outcome_of, shrink};
+use crate::target::{driver_in_words, size_in_words};
+use case::{Cases, Mismatch, Outcome, Path, Subject, outcome_of, shrink};
 use run::Fault;
 
-/// Options of `check`.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// Part of the name of the adapters to check; all of them without it
     #[arg(long, value_name = "NAME")]
     adapter: Option<String>,
     /// Run only this family of cases; may be given several times
-    #[arg(long, value_name = "NAME", value_parser = PossibleValuesParser::new(FAMILIES.map(|family| family.name)))]
+    #[arg(long, value_name = "NAME", value_parser = PossibleValuesParser::new(FAMILIES.map(|(name, _)| name)))]
     family: Vec<String>,
     /// Run only every Nth case of each family, for slow drivers; all of them without it
     #[arg(long, value_name = "N", default_value = "1", hide_default_value = true)]
@@ -56,25 +55,22 @@ pub struct Args {
     seed_fault: bool,
 }
 
-/// A family of cases.
-struct Family {
-    name: &'static str,
-    cases: fn(&Subject) -> Vec<Box<dyn Case>>,
-}
+/// A family of cases by name.
+type Family = (&'static str, fn(&Subject) -> Cases);
 
 /// Every family, in the order of the table.
 const FAMILIES: [Family; 11] = [
-    Family { name: "steps", cases: steps::cases },
-    Family { name: "passes", cases: passes::cases },
-    Family { name: "windows", cases: windows::cases },
-    Family { name: "magnitudes", cases: magnitudes::cases },
-    Family { name: "nonfinite", cases: nonfinite::cases },
-    Family { name: "repeats", cases: repeats::cases },
-    Family { name: "groups", cases: groups::cases },
-    Family { name: "averages", cases: averages::cases },
-    Family { name: "trust", cases: trust::cases },
-    Family { name: "shards", cases: shards::cases },
-    Family { name: "halves", cases: halves::cases },
+    ("steps", steps::cases),
+    ("passes", passes::cases),
+    ("windows", windows::cases),
+    ("magnitudes", magnitudes::cases),
+    ("nonfinite", nonfinite::cases),
+    ("repeats", repeats::cases),
+    ("groups", groups::cases),
+    ("averages", averages::cases),
+    ("trust", trust::cases),
+    ("shards", shards::cases),
+    ("halves", halves::cases),
 ];
 
 /// How often a row looks for the smallest form of a case that fails; the others of its failures are listed as they are.
@@ -90,22 +86,14 @@ struct Row {
     geometry: String,
     cases: usize,
     failed: usize,
-    /// Values compared.
-    values: usize,
-    /// The device's worst value, in units of the last place of what it should be.
-    device_ulps: f64,
-    /// The CPU path's.
-    cpu_ulps: f64,
-    /// The largest distance as a share of what is allowed for it; 1 and above is a failure. `None` where it has no size.
-    share_of_allowed: Option<f64>,
-    /// Which value that is.
-    nearest: String,
+    /// Of all its cases together.
+    #[serde(flatten)]
+    total: Outcome,
     seconds: f64,
     notes: Vec<String>,
     failures: Vec<Failure>,
 }
 
-/// A case that failed.
 #[derive(Debug, Serialize)]
 struct Failure {
     case: String,
@@ -121,41 +109,31 @@ struct Smallest {
     mismatch: Mismatch,
 }
 
-#[derive(Serialize)]
-struct Report {
-    cases: usize,
-    failed: usize,
-    seconds: f64,
-    rows: Vec<Row>,
-}
-
-/// Checks every adapter.
 pub fn run(args: &Args) -> Result<(), CliError> {
     let start = Instant::now();
-    let wanted = |family: &&Family| args.family.is_empty() || args.family.iter().any(|name| name == family.name);
-    let families: Vec<&Family> = FAMILIES.iter().filter(wanted).collect();
+    let wanted = |(name, _): &Family| args.family.is_empty() || args.family.iter().any(|family| family == name);
+    let families: Vec<Family> = FAMILIES.into_iter().filter(wanted).collect();
     let mut rows = Vec::new();
     for adapter in adapters(args)? {
         let subjects = subjects(&adapter, args)?;
-        let jobs: Vec<(&Subject, &Family)> =
-            subjects.iter().flat_map(|subject| families.iter().map(move |&family| (subject, family))).collect();
-        rows.extend(run_all(&jobs, args.sample, threads_for(&adapter)));
+        let row = |index| {
+            let (subject, family) = (&subjects[index / families.len()], families[index % families.len()]);
+            Ok(run_family(family, subject, args.sample))
+        };
+        rows.extend(in_parallel(subjects.len() * families.len(), threads_for(&adapter), row)?);
     }
-    let report = Report {
-        cases: rows.iter().map(|row| row.cases).sum(),
-        failed: rows.iter().map(|row| row.failed).sum(),
-        seconds: start.elapsed().as_secs_f64(),
-        rows,
-    };
+    let (cases, failures) = (rows.iter().map(|row| row.cases).sum(), rows.iter().map(|row| row.failed).sum());
+    let seconds = start.elapsed().as_secs_f64();
     if args.json {
-        say(serde_json::json!(report))?;
+        say(serde_json::json!({ "cases": cases, "failed": failures, "seconds": seconds, "rows": rows }))?;
     } else {
-        print(&report)?;
+        print(&rows)?;
+        say(format!(
+            "{cases} cases, {failures} failed, in {seconds:.0} s; an ulp is the unit in the last place of the f32 that should come out, \
+             or of the largest of its tensor"
+        ))?;
     }
-    if report.failed > 0 {
-        return Err(CliError::CheckFailed { failures: report.failed, cases: report.cases });
-    }
-    Ok(())
+    if failures > 0 { Err(CliError::CheckFailed { failures, cases }) } else { Ok(()) }
 }
 
 /// Families that run at once: most of their time goes into the compilation of kernels. wgpu's OpenGL devices are not for several threads.
@@ -166,82 +144,39 @@ fn threads_for(adapter: &wgpu::Adapter) -> usize {
     }
 }
 
-/// The rows of all jobs, in their order.
-fn run_all(jobs: &[(&Subject, &Family)], sample: NonZeroUsize, threads: usize) -> Vec<Row> {
-    let next = AtomicUsize::new(0);
-    let work = || {
-        let mut rows = Vec::new();
-        loop {
-            let index = next.fetch_add(1, Ordering::Relaxed);
-            let Some((subject, family)) = jobs.get(index) else {
-                return rows;
-            };
-            rows.push((index, run_family(family, subject, sample)));
-        }
-    };
-    let mut rows: Vec<(usize, Row)> = std::thread::scope(|scope| {
-        let workers: Vec<_> = (0..threads).map(|_| scope.spawn(work)).collect();
-        let rows = workers.into_iter().map(|worker| match worker.join() {
-            Ok(rows) => rows,
-            Err(panic) => std::panic::resume_unwind(panic),
-        });
-        rows.flatten().collect()
-    });
-    rows.sort_by_key(|(index, _)| *index);
-    rows.into_iter().map(|(_, row)| row).collect()
-}
-
-fn run_family(family: &Family, subject: &Subject, sample: NonZeroUsize) -> Row {
+fn run_family((family, cases): Family, subject: &Subject, sample: NonZeroUsize) -> Row {
     let start = Instant::now();
-    let info = subject.adapter.get_info();
     let mut row = Row {
-        family: family.name,
+        family,
         adapter: subject.gpu.describe(),
-        driver: format!("{} {}", info.driver, info.driver_info).trim().to_owned(),
+        driver: driver_in_words(&subject.adapter.get_info()),
         geometry: subject.geometry.clone(),
         cases: 0,
         failed: 0,
-        values: 0,
-        device_ulps: 0.0,
-        cpu_ulps: 0.0,
-        share_of_allowed: None,
-        nearest: String::new(),
+        total: Outcome::default(),
         seconds: 0.0,
         notes: Vec::new(),
         failures: Vec::new(),
     };
-    let mut total = Outcome::default();
-    for case in (family.cases)(subject).into_iter().step_by(sample.get()) {
+    for case in cases(subject).into_iter().step_by(sample.get()) {
         let mut outcome = outcome_of(case.as_ref(), subject);
         row.cases += 1;
         row.notes.extend(outcome.note.take());
-        if let Some(first) = outcome.mismatches.first().cloned() {
+        let mismatches = std::mem::take(&mut outcome.mismatches);
+        if let Some(first) = mismatches.first().cloned() {
             row.failed += 1;
-            let mismatches = std::mem::take(&mut outcome.mismatches);
             let name = case.name();
             let smallest = (row.failed <= SHRUNK).then(|| {
-                let (case, mismatch) = shrink(
-                    case,
-                    first,
-                    |case| case.smaller(),
-                    |case| {
-                        let outcome = outcome_of(case.as_ref(), subject);
-                        outcome.mismatches.into_iter().next()
-                    },
-                );
+                let fails = |case: &_| outcome_of(Box::as_ref(case), subject).mismatches.into_iter().next();
+                let (case, mismatch) = shrink(case, first, |case| case.smaller(), fails);
                 Smallest { case: case.name(), mismatch }
             });
             row.failures.push(Failure { case: name, mismatches, smallest });
         }
-        total.merge(outcome);
+        row.total.merge(outcome);
     }
     row.notes.sort();
     row.notes.dedup();
-    row.values = total.values;
-    (row.device_ulps, row.cpu_ulps) = (total.device_ulps, total.cpu_ulps);
-    let share = total.share_of_allowed;
-    row.share_of_allowed = share.is_finite().then_some(share);
-    row.nearest = total.nearest;
     row.seconds = start.elapsed().as_secs_f64();
     row
 }
@@ -252,11 +187,8 @@ fn adapters(args: &Args) -> Result<Vec<wgpu::Adapter>, CliError> {
     adapters.retain(|adapter| adapter.get_info().name.to_lowercase().contains(&wanted));
     if adapters.is_empty() {
         // Says which adapters there are, or that there is none.
-        pollster::block_on(Gpu::request(&GpuOptions {
-            adapter_name: args.adapter.clone(),
-            allow_software: true,
-            ..GpuOptions::default()
-        }))?;
+        let (adapter_name, allow_software) = (args.adapter.clone(), true);
+        pollster::block_on(Gpu::request(&GpuOptions { adapter_name, allow_software, ..GpuOptions::default() }))?;
     }
     Ok(adapters)
 }
@@ -270,62 +202,41 @@ fn subjects(adapter: &wgpu::Adapter, args: &Args) -> Result<Vec<Subject>, CliErr
     let preset = gpu.tuning();
     let mut tunings = vec![(PRESET.to_owned(), preset)];
     if Partials::Subgroup.is_supported(gpu.device().features()) {
-        let subgroup = Tuning { partials: Partials::Subgroup, ..preset };
-        tunings.push(("preset, but by subgroup".to_owned(), subgroup));
+        tunings.push(("preset, but by subgroup".to_owned(), Tuning { partials: Partials::Subgroup, ..preset }));
     }
     for (elements, tuning) in TuningCache::from_env().map(|cache| cache.entries(&gpu)).unwrap_or_default() {
-        let size = size_in_words(elements);
-        tunings.push((format!("cached for {size}"), tuning));
+        tunings.push((format!("cached for {}", size_in_words(elements)), tuning));
     }
     if args.seed_fault {
         // It is in the reading of what came out, whatever the geometry.
         tunings.truncate(1);
     }
-    let mut seen = Vec::new();
-    let mut subjects = Vec::new();
+    let mut subjects: Vec<Subject> = Vec::new();
     for (geometry, tuning) in tunings {
-        if !seen.contains(&tuning) {
-            seen.push(tuning);
-            subjects.push(Subject {
-                adapter: adapter.clone(),
-                gpu: gpu.clone().with_tuning(tuning)?,
-                geometry,
-                fault: args.seed_fault.then(Fault::default),
-            });
+        if subjects.iter().all(|subject| subject.gpu.tuning() != tuning) {
+            let (adapter, gpu) = (adapter.clone(), gpu.clone().with_tuning(tuning)?);
+            subjects.push(Subject { adapter, gpu, geometry, fault: args.seed_fault.then(Fault::default) });
         }
     }
     Ok(subjects)
 }
 
-/// Every regime.
-fn regimes() -> Vec<Regime> {
-    vec![
-        Regime::seesaw(),
-        Regime::norm_ratio(),
-        Regime::hypergradient(),
-        Regime::fixed(0.01),
-        Regime::adagrad_norm(),
-        Regime::barzilai_borwein(SecantForm::Long),
-        Regime::barzilai_borwein(SecantForm::Short),
-        Regime::barzilai_borwein(SecantForm::Geometric),
-        Regime::adgd(),
+fn regimes() -> impl Iterator<Item = Regime> {
+    Regime::all().into_iter().map(|regime| match regime {
         // Steps of the usual 1e-6 are so small beside the parameters that their rounding shows.
-        Regime::DoG(DoG { initial_distance: 1e-2 }),
-        Regime::DoWG(DoWG { initial_distance: 1e-2 }),
-        Regime::polyak(),
-        Regime::ngn(),
+        Regime::DoG(_) => Regime::DoG(DoG { initial_distance: 1e-2 }),
+        Regime::DoWG(_) => Regime::DoWG(DoWG { initial_distance: 1e-2 }),
         // Some stream wins after five rounds.
-        Regime::AutoSgd(AutoSgd { rounds: 4, ..AutoSgd::default() }),
-    ]
+        Regime::AutoSgd(_) => Regime::AutoSgd(AutoSgd { rounds: 4, ..AutoSgd::default() }),
+        regime => regime,
+    })
 }
 
-fn print(report: &Report) -> Result<(), CliError> {
-    let mut table = Columns::new(
-        ["family", "", "cases", "values", "device: worst ulps", "CPU path: worst ulps", "of allowed", "s"],
-        2,
-    );
+fn print(rows: &[Row]) -> Result<(), CliError> {
+    let columns = ["family", "", "cases", "values", "device: worst ulps", "CPU path: worst ulps", "of allowed", "s"];
+    let mut table = Columns::new(&columns, 2);
     let mut heading = String::new();
-    for row in &report.rows {
+    for row in rows {
         let of_row = format!("{}, {}", row.adapter, row.geometry);
         if of_row != heading {
             let mut cells = [""; 8].map(str::to_owned);
@@ -337,55 +248,41 @@ fn print(report: &Report) -> Result<(), CliError> {
             0 => "ok".to_owned(),
             failed => format!("{failed} FAILED"),
         };
+        let share = row.total.share_of_allowed;
         table.row([
             row.family.to_owned(),
             [&[verdict][..], &row.notes].concat().join(", "),
             row.cases.to_string(),
-            row.values.to_string(),
-            format!("{:.1}", row.device_ulps),
-            format!("{:.1}", row.cpu_ulps),
-            match row.share_of_allowed {
-                Some(share) => format!("{:.0} %", 100.0 * share),
-                None => "beyond".to_owned(),
-            },
+            row.total.values.to_string(),
+            format!("{:.1}", row.total.device_ulps),
+            format!("{:.1}", row.total.cpu_ulps),
+            if share.is_finite() { format!("{:.0} %", 100.0 * share) } else { "beyond".to_owned() },
             format!("{:.1}", row.seconds),
         ]);
     }
     table.print()?;
-    for row in &report.rows {
+    for row in rows {
         for failure in &row.failures {
             say(format!("FAILED on {}, {}: {}: {}", row.adapter, row.geometry, row.family, failure.case))?;
-            match &failure.smallest {
-                Some(smallest) => {
-                    say(format!("  smallest: {}", smallest.case))?;
-                    say(in_words(&smallest.mismatch))?;
-                }
-                None => {
-                    for mismatch in failure.mismatches.iter().take(1) {
-                        say(in_words(mismatch))?;
-                    }
-                }
+            if let Some(smallest) = &failure.smallest {
+                say(format!("  smallest: {}", smallest.case))?;
             }
+            let smallest = failure.smallest.as_ref().map(|smallest| &smallest.mismatch);
+            smallest.or(failure.mismatches.first()).map_or(Ok(()), |mismatch| say(in_words(mismatch)))?;
         }
     }
-    say(format!(
-        "{} cases, {} failed, in {:.0} s; an ulp is the unit in the last place of the f32 that should come out, or of the largest of its \
-         tensor",
-        report.cases, report.failed, report.seconds
-    ))
+    Ok(())
 }
 
 /// The indented lines of a value that is not what it should be.
 fn in_words(mismatch: &Mismatch) -> String {
-    let ulps = match mismatch.ulps {
-        Some(ulps) => format!(" ({ulps:.1} ulps, {:.1} allowed)", mismatch.allowed_ulps),
-        None => String::new(),
+    let ulps = mismatch
+        .ulps
+        .map_or_else(String::new, |ulps| format!(" ({ulps:.1} ulps, {:.1} allowed)", mismatch.allowed_ulps));
+    let path = match mismatch.path {
+        Path::Device => "device",
+        Path::Cpu => "CPU path",
     };
-    format!(
-        "  {}: {}\n    is        {}\n    should be {}{ulps}",
-        mismatch.path.name(),
-        mismatch.what,
-        mismatch.got,
-        mismatch.expected
-    )
+    let Mismatch { what, got, expected, .. } = mismatch;
+    format!("  {path}: {what}\n    is        {got}\n    should be {expected}{ulps}")
 }

@@ -9,6 +9,7 @@ mod tests;
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
+use std::ffi::OsStr;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
@@ -17,7 +18,6 @@ use rand::SeedableRng;
 use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;
 
-/// Rows with their classes.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Split {
     /// Features, rows x features, row-major.
@@ -27,7 +27,6 @@ pub struct Split {
 }
 
 impl Split {
-    /// The number of rows.
     pub fn rows(&self) -> usize {
         self.y.len()
     }
@@ -38,13 +37,10 @@ impl Dataset {
     /// not looked at the features.
     pub fn chance(&self) -> f64 {
         let mut counts = vec![0usize; self.classes];
-        for &class in &self.train.y {
-            counts[class as usize] += 1;
-        }
-        let most = counts.iter().max().copied().unwrap_or(0);
+        self.train.y.iter().for_each(|&class| counts[class as usize] += 1);
         // The first of several that are equally frequent.
-        let class = counts.iter().position(|&count| count == most).unwrap_or(0);
-        let right = self.test.y.iter().filter(|&&y| y as usize == class);
+        let most = (0..self.classes).rev().max_by_key(|&class| counts[class]).unwrap_or(0);
+        let right = self.test.y.iter().filter(|&&y| y as usize == most);
         right.count() as f64 / self.test.rows().max(1) as f64
     }
 }
@@ -62,43 +58,25 @@ pub struct Dataset {
 /// Why data cannot be used, and what to do about it.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 pub enum DataError {
-    /// No such file.
     #[error("{0}: no such file or folder; the sets without a file are {names}", names = NAMES)]
     Missing(String),
-    /// A folder without the files of an IDX set.
     #[error(
         "{folder}: neither train-images-idx3-ubyte nor train-images-idx3-ubyte.gz is in this folder; give a folder of IDX files, or one CSV or LIBSVM file"
     )]
-    NoIdxFiles {
-        /// The folder.
-        folder: String,
-    },
-    /// A file cannot be read or unpacked.
+    NoIdxFiles { folder: String },
     #[error("{file}: cannot be read: {message}")]
-    Unreadable {
-        /// The file.
-        file: String,
-        /// The system's or gzip's reason.
-        message: String,
-    },
-    /// A place in a file is wrong.
+    Unreadable { file: String, message: String },
+    /// A place in a file is wrong: `line 12, column 3`, `header`, …
     #[error("{file}, {place}: {problem}")]
-    Malformed {
-        /// The file.
-        file: String,
-        /// `line 12, column 3`, `header`, …
-        place: String,
-        /// What is wrong there, and the way out.
-        problem: String,
-    },
-    /// The data as a whole is unusable.
+    Malformed { file: String, place: String, problem: String },
     #[error("{file}: {problem}")]
-    Unusable {
-        /// The file.
-        file: String,
-        /// What is wrong, and the way out.
-        problem: String,
-    },
+    Unusable { file: String, problem: String },
+}
+
+impl DataError {
+    fn unusable(file: &str, problem: impl Into<String>) -> Self {
+        DataError::Unusable { file: file.to_owned(), problem: problem.into() }
+    }
 }
 
 /// Rows as a file holds them: labels are not classes yet.
@@ -140,8 +118,7 @@ pub fn load(spec: &str) -> Result<Dataset, DataError> {
     match spec {
         "digits" => {
             let file = File::built_in("digits.csv", include_bytes!("../../data/digits.csv.gz"))?;
-            let table = csv::parse(&file)?;
-            let mut dataset = hold_out(&file.name, spec, table)?;
+            let mut dataset = hold_out(&file.name, spec, csv::parse(&file)?)?;
             for split in [&mut dataset.train, &mut dataset.test] {
                 split.x.iter_mut().for_each(|x| *x /= 16.0);
             }
@@ -150,8 +127,7 @@ pub fn load(spec: &str) -> Result<Dataset, DataError> {
         "mushrooms" => {
             let train = File::built_in("agaricus.txt.train", include_bytes!("../../data/agaricus.txt.train.gz"))?;
             let test = File::built_in("agaricus.txt.test", include_bytes!("../../data/agaricus.txt.test.gz"))?;
-            let tables = (libsvm::parse(&train)?, libsvm::parse(&test)?);
-            with_test(spec, &train, &test, tables.0, tables.1)
+            with_test(spec, (&train, libsvm::parse(&train)?), (&test, libsvm::parse(&test)?))
         }
         path => load_path(Path::new(path)),
     }
@@ -175,14 +151,11 @@ fn load_path(path: &Path) -> Result<Dataset, DataError> {
     }
     if libsvm::is_libsvm(&file.bytes) {
         let table = libsvm::parse(&file)?;
-        return match sibling(path, &[("train", "test")]) {
-            Some(test) => {
-                let test = File::open(&test)?;
-                let test_table = libsvm::parse(&test)?;
-                with_test(&name, &file, &test, table, test_table)
-            }
-            None => hold_out(&file.name, &name, table),
+        let Some(test) = sibling(path, "train", "test") else {
+            return hold_out(&file.name, &name, table);
         };
+        let test = File::open(&test)?;
+        return with_test(&name, (&file, table), (&test, libsvm::parse(&test)?));
     }
     let mut dataset = hold_out(&file.name, &name, csv::parse(&file)?)?;
     standardise(&mut dataset);
@@ -191,23 +164,18 @@ fn load_path(path: &Path) -> Result<Dataset, DataError> {
 
 fn load_idx(path: &Path, images: &File, name: &str) -> Result<Dataset, DataError> {
     let read = |images: &File, path: &Path| -> Result<Table, DataError> {
-        let labels = sibling(path, &[("images-idx3", "labels-idx1")]).ok_or_else(|| {
-            DataError::Unusable {
-                file: images.name.clone(),
-                problem: "the file of labels is missing: put it beside this one, with images-idx3 replaced by labels-idx1 in its name".to_owned(),
-            }
+        let labels = sibling(path, "images-idx3", "labels-idx1").ok_or_else(|| {
+            let problem = "the file of labels is missing: put it beside this one, with images-idx3 replaced by labels-idx1 in its name";
+            DataError::unusable(&images.name, problem)
         })?;
         idx::parse(images, &File::open(&labels)?)
     };
     let table = read(images, path)?;
-    match sibling(path, &[("train-images", "t10k-images")]) {
-        Some(test) => {
-            let test_images = File::open(&test)?;
-            let test_table = read(&test_images, &test)?;
-            with_test(name, images, &test_images, table, test_table)
-        }
-        None => hold_out(&images.name, name, table),
-    }
+    let Some(test) = sibling(path, "train-images", "t10k-images") else {
+        return hold_out(&images.name, name, table);
+    };
+    let test_images = File::open(&test)?;
+    with_test(name, (images, table), (&test_images, read(&test_images, &test)?))
 }
 
 /// A file's content, unpacked, and what to call it in messages.
@@ -238,34 +206,28 @@ impl<'a> File<'a> {
         let mut plain = Vec::new();
         // A hostile file can unpack to a thousand times its size.
         let most = 4 * MOST_VALUES as u64;
-        let read = MultiGzDecoder::new(bytes.as_ref()).take(most + 1).read_to_end(&mut plain);
-        let message = match read {
+        let message = match MultiGzDecoder::new(bytes.as_ref()).take(most + 1).read_to_end(&mut plain) {
+            Ok(length) if length as u64 <= most => return Ok(File { name, bytes: Cow::Owned(plain) }),
+            Ok(_) => "it unpacks to more than 8 GiB".to_owned(),
             Err(error) => error.to_string(),
-            Ok(length) if length as u64 > most => "it unpacks to more than 8 GiB".to_owned(),
-            Ok(_) => {
-                return Ok(File { name, bytes: Cow::Owned(plain) });
-            }
         };
         Err(DataError::Unreadable { file: name, message: format!("{message}; the gzip file is damaged or too large") })
     }
 
     fn text(&self) -> Result<&str, DataError> {
         std::str::from_utf8(&self.bytes).map_err(|error| {
-            self.malformed(
-                format!("byte {}", error.valid_up_to()),
-                "this is not text: give a CSV, LIBSVM or IDX file, gzipped or not".to_owned(),
-            )
+            let problem = "this is not text: give a CSV, LIBSVM or IDX file, gzipped or not";
+            self.malformed(format!("byte {}", error.valid_up_to()), problem)
         })
     }
 
-    fn malformed(&self, place: String, problem: String) -> DataError {
-        DataError::Malformed { file: self.name.clone(), place, problem }
+    fn malformed(&self, place: impl Into<String>, problem: impl Into<String>) -> DataError {
+        DataError::Malformed { file: self.name.clone(), place: place.into(), problem: problem.into() }
     }
 
     /// The file's name without its folder and endings.
     fn stem(&self) -> String {
-        let name =
-            Path::new(&self.name).file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+        let name = Path::new(&self.name).file_name().map(OsStr::to_string_lossy).unwrap_or_default();
         let name = name.strip_suffix(".gz").unwrap_or(&name);
         name.strip_suffix(".csv").unwrap_or(name).to_owned()
     }
@@ -278,42 +240,35 @@ fn with_optional_gz(path: &Path) -> Option<PathBuf> {
     [path.to_owned(), PathBuf::from(packed)].into_iter().find(|path| path.is_file())
 }
 
-/// The file beside `path` whose name has these parts replaced, packed or not; `None` where there is no such part or file.
-fn sibling(path: &Path, replacements: &[(&str, &str)]) -> Option<PathBuf> {
+/// The file beside `path` whose name has another part in this one's place, packed or not; `None` where there is no such part or file.
+fn sibling(path: &Path, part: &str, other: &str) -> Option<PathBuf> {
     let name = path.file_name()?.to_str()?;
-    let mut other = name.strip_suffix(".gz").unwrap_or(name).to_owned();
-    for (from, to) in replacements {
-        if !other.contains(from) {
-            return None;
-        }
-        other = other.replace(from, to);
-    }
+    let name = name.strip_suffix(".gz").unwrap_or(name);
+    let other = name.contains(part).then(|| name.replace(part, other))?;
     with_optional_gz(&path.with_file_name(other))
 }
 
 /// Refuses a set that would not fit in memory, before it is allocated.
 fn check_size(file: &File, rows: usize, features: usize) -> Result<(), DataError> {
-    match rows.checked_mul(features) {
-        Some(values) if values <= MOST_VALUES => Ok(()),
-        _ => Err(DataError::Unusable {
-            file: file.name.clone(),
-            problem: format!(
-                "{rows} rows of {features} features are more than the 2^31 values a dense set may have: use fewer rows or features"
-            ),
-        }),
+    if rows.checked_mul(features).is_some_and(|values| values <= MOST_VALUES) {
+        return Ok(());
     }
+    let problem = format!(
+        "{rows} rows of {features} features are more than the 2^31 values a dense set may have: use fewer rows or features"
+    );
+    Err(DataError::unusable(&file.name, problem))
 }
 
+/// The number of every class by its label.
+type Classes = BTreeMap<(i64, String), u32>;
+
 /// Labels that are whole numbers come in the order of their values, others in that of the alphabet.
-fn classes_of(labels: &[String]) -> BTreeMap<(i64, String), u32> {
-    let mut classes: BTreeMap<(i64, String), u32> = labels.iter().map(|l| (class_key(l), 0)).collect();
-    for (index, class) in classes.values_mut().enumerate() {
-        *class = index as u32;
-    }
+fn classes_of(labels: &[String]) -> Classes {
+    let mut classes: Classes = labels.iter().map(|label| (class_key(label), 0)).collect();
+    classes.values_mut().zip(0..).for_each(|(class, index)| *class = index);
     classes
 }
 
-/// The key of a label: `1`, `+1` and `1.0` are one class.
 fn class_key(label: &str) -> (i64, String) {
     match label.parse::<f64>() {
         Ok(value) if value.fract() == 0.0 && value.abs() < 1e15 => (value as i64, String::new()),
@@ -322,19 +277,17 @@ fn class_key(label: &str) -> (i64, String) {
 }
 
 /// The classes of the training part; refuses what cannot be classified.
-fn training_classes(file: &str, table: &Table) -> Result<BTreeMap<(i64, String), u32>, DataError> {
-    let unusable = |problem: String| Err(DataError::Unusable { file: file.to_owned(), problem });
+fn training_classes(file: &str, table: &Table) -> Result<Classes, DataError> {
+    let unusable = |problem: String| Err(DataError::unusable(file, problem));
     if table.labels.is_empty() {
         return unusable("there is not one row of data: give a file with rows".to_owned());
     }
     if table.features == 0 {
         return unusable("the rows have a label but no features: put the features before the label".to_owned());
     }
-    if let Some(label) = table
-        .labels
-        .iter()
-        .find(|label| matches!(label.parse::<f64>(), Ok(value) if value.fract() != 0.0 || !value.is_finite()))
-    {
+    let is_target =
+        |label: &&String| label.parse::<f64>().is_ok_and(|value| value.fract() != 0.0 || !value.is_finite());
+    if let Some(label) = table.labels.iter().find(is_target) {
         return unusable(format!(
             "the label {label} is not a class: labels are whole numbers or words, regression targets are not supported (is the label in the last column?)"
         ));
@@ -351,22 +304,14 @@ fn training_classes(file: &str, table: &Table) -> Result<BTreeMap<(i64, String),
     }
 }
 
-fn split_of(
-    file: &str,
-    classes: &BTreeMap<(i64, String), u32>,
-    x: Vec<f32>,
-    labels: &[String],
-) -> Result<Split, DataError> {
+fn split_of(file: &str, classes: &Classes, x: Vec<f32>, labels: &[String]) -> Result<Split, DataError> {
     let class = |label: &String| {
-        classes
-            .get(&class_key(label))
-            .copied()
-            .ok_or_else(|| DataError::Unusable {
-                file: file.to_owned(),
-                problem: format!(
-                    "the label {label} of the test rows is out of range: no training row has it; give training rows of every class"
-                ),
-            })
+        classes.get(&class_key(label)).copied().ok_or_else(|| {
+            let problem = format!(
+                "the label {label} of the test rows is out of range: no training row has it; give training rows of every class"
+            );
+            DataError::unusable(file, problem)
+        })
     };
     Ok(Split { x, y: labels.iter().map(class).collect::<Result<_, _>>()? })
 }
@@ -374,44 +319,34 @@ fn split_of(
 /// A set with a test part of its own. LIBSVM files may end before the other's last feature.
 fn with_test(
     name: &str,
-    train_file: &File,
-    test_file: &File,
-    mut train: Table,
-    mut test: Table,
+    (train_file, mut train): (&File, Table),
+    (test_file, mut test): (&File, Table),
 ) -> Result<Dataset, DataError> {
     let features = train.features.max(test.features);
     for table in [&mut train, &mut test] {
         check_size(train_file, table.labels.len(), features)?;
-        widen(table, features);
+        if table.features < features {
+            widen(table, features);
+        }
     }
     let classes = training_classes(&train_file.name, &train)?;
     if test.labels.is_empty() {
-        return Err(DataError::Unusable {
-            file: test_file.name.clone(),
-            problem: "this test file has no rows: remove it, or give it some".to_owned(),
-        });
+        return Err(DataError::unusable(&test_file.name, "this test file has no rows: remove it, or give it some"));
     }
-    Ok(Dataset {
-        name: name.to_owned(),
-        features,
-        classes: classes.len(),
-        train: split_of(&train_file.name, &classes, train.x, &train.labels)?,
-        test: split_of(&test_file.name, &classes, test.x, &test.labels)?,
-    })
+    let number = classes.len();
+    let train = split_of(&train_file.name, &classes, train.x, &train.labels)?;
+    let test = split_of(&test_file.name, &classes, test.x, &test.labels)?;
+    Ok(Dataset { name: name.to_owned(), features, classes: number, train, test })
 }
 
 fn widen(table: &mut Table, features: usize) {
-    if table.features < features && table.features > 0 {
-        let mut x = Vec::with_capacity(table.labels.len() * features);
-        for row in table.x.chunks(table.features) {
-            x.extend_from_slice(row);
-            x.resize(x.len() + features - table.features, 0.0);
+    let mut x = vec![0.0; table.labels.len() * features];
+    if table.features > 0 {
+        for (wide, row) in x.chunks_mut(features).zip(table.x.chunks(table.features)) {
+            wide[..row.len()].copy_from_slice(row);
         }
-        table.x = x;
-    } else if table.features == 0 {
-        table.x = vec![0.0; table.labels.len() * features];
     }
-    table.features = features;
+    (table.x, table.features) = (x, features);
 }
 
 /// A set of one part: one row in five becomes the test part.
@@ -427,13 +362,8 @@ fn hold_out(file: &str, name: &str, table: Table) -> Result<Dataset, DataError> 
         let labels: Vec<String> = rows.iter().map(|&row| table.labels[row].clone()).collect();
         split_of(file, &classes, x, &labels)
     };
-    Ok(Dataset {
-        name: name.to_owned(),
-        features: table.features,
-        classes: classes.len(),
-        train: part(train)?,
-        test: part(test)?,
-    })
+    let (train, test) = (part(train)?, part(test)?);
+    Ok(Dataset { name: name.to_owned(), features: table.features, classes: classes.len(), train, test })
 }
 
 /// Gives every column mean 0 and deviation 1 over the training rows; a constant column becomes 0.
@@ -458,9 +388,7 @@ fn standardise(dataset: &mut Dataset) {
 fn feature(file: &File, place: impl Fn() -> String, text: &str) -> Result<f32, DataError> {
     let problem = match text.parse::<f32>() {
         Ok(value) if value.is_finite() => return Ok(value),
-        Ok(_) => {
-            format!("the feature \"{text}\" is not finite: remove the row or fill the value in")
-        }
+        Ok(_) => format!("the feature \"{text}\" is not finite: remove the row or fill the value in"),
         Err(_) => {
             format!("\"{text}\" is not a number: features are numbers, only the last column, the label, may be a word")
         }

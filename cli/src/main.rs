@@ -4,7 +4,9 @@
 mod bench;
 mod check;
 mod devices;
+mod files;
 mod page;
+mod parallel;
 mod table;
 mod target;
 mod train;
@@ -101,13 +103,11 @@ fn main() -> ExitCode {
         Command::Tune(args) => tune::run(&args),
         Command::Bench(args) => bench::run(&args),
     };
-    match result {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("error: {error}");
-            ExitCode::from(error.exit_code())
-        }
-    }
+    let Err(error) = result else {
+        return ExitCode::SUCCESS;
+    };
+    eprintln!("error: {error}");
+    ExitCode::from(error.exit_code())
 }
 
 /// Prints help as it is, and an error in one line.
@@ -118,12 +118,9 @@ fn report_usage(error: &clap::Error) -> ExitCode {
         return ExitCode::SUCCESS;
     }
     let text = error.to_string();
-    let said: Vec<&str> = text
-        .lines()
-        .map(str::trim)
-        .take_while(|line| !line.starts_with("Usage:") && !line.starts_with("For more"))
-        .filter(|line| !line.is_empty())
-        .collect();
+    let lines = text.lines().map(str::trim);
+    let said = lines.take_while(|line| !line.starts_with("Usage:") && !line.starts_with("For more"));
+    let said: Vec<&str> = said.filter(|line| !line.is_empty()).collect();
     if said.is_empty() || error.kind() == clap::error::ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
         // A bare `wgpu-optim`: the help is the answer.
         eprint!("{text}");

@@ -15,7 +15,6 @@ use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 use rand_distr::{Distribution, Normal};
 
-/// `--model`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum ModelKind {
     /// Softmax regression: logits x W + b, mean cross-entropy.
@@ -26,7 +25,6 @@ pub enum ModelKind {
     Mlp,
 }
 
-/// A model's shape.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Model {
     pub kind: ModelKind,
@@ -40,11 +38,9 @@ pub struct Model {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct TensorShape {
     pub name: &'static str,
-    /// First element.
     pub offset: usize,
     /// Inputs of a weight matrix; 1 for a bias.
     pub rows: usize,
-    /// Outputs.
     pub cols: usize,
 }
 
@@ -54,7 +50,6 @@ impl TensorShape {
         self.offset..self.offset + self.rows * self.cols
     }
 
-    /// The same in bytes.
     pub fn range_bytes(&self) -> Range<u64> {
         let range = self.range();
         4 * range.start as u64..4 * range.end as u64
@@ -78,7 +73,6 @@ pub enum Part {
 /// What an evaluation over a split gives.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Evaluation {
-    /// Mean loss.
     pub loss: f64,
     /// Share of rows whose largest output is that of their label, and of no other class. Outputs that are not finite, or alike, name no
     /// class and are wrong, whatever the label.
@@ -90,20 +84,18 @@ pub struct Evaluation {
 /// Why a model cannot run on a device.
 #[derive(Debug, thiserror::Error)]
 pub enum ModelError {
-    /// The data or a layer is larger than the device can bind.
-    #[error("{what} needs {bytes} bytes, but the device binds at most {limit}: {way_out}")]
-    TooLarge { what: &'static str, bytes: u64, limit: u64, way_out: &'static str },
-    /// More work than one grid holds.
+    #[error(
+        "{what} needs {bytes} bytes, but the device binds at most {limit}: use --backend cpu, fewer rows, or a smaller --batch or --hidden"
+    )]
+    TooLarge { what: &'static str, bytes: u64, limit: u64 },
     #[error(
         "kernel {what} needs {value} workgroups, but the device runs at most {limit} at once: use a smaller --batch or --hidden, or --backend cpu"
     )]
     Grid { what: &'static str, value: u64, limit: u64 },
-    /// A sum of more terms than a loop may have.
     #[error(
         "a layer adds up {terms} terms, but a loop on a device may have at most {most}: use --backend cpu, or fewer features, a smaller --hidden or --batch"
     )]
     TooLong { terms: usize, most: usize },
-    /// The device failed.
     #[error(transparent)]
     Device(#[from] wgpu_optim::Error),
 }
@@ -129,13 +121,11 @@ impl Model {
             offset = (offset + rows * cols).next_multiple_of(4);
             shape
         };
-        shapes
-            .iter()
-            .map(|&(weights, bias, inputs, outputs)| Layer {
-                weights: tensor(weights, inputs, outputs),
-                bias: tensor(bias, 1, outputs),
-            })
-            .collect()
+        let layer = |&(weights, bias, inputs, outputs): &(_, _, _, _)| {
+            let weights = tensor(weights, inputs, outputs);
+            Layer { weights, bias: tensor(bias, 1, outputs) }
+        };
+        shapes.iter().map(layer).collect()
     }
 
     /// All tensors, in the order they lie in.

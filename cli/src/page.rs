@@ -1,4 +1,4 @@
-//! What the pages of `--report` have in common: the skeleton, escaping, axes with marks of their own choice.
+//! What the pages of `--report` have in common: the skeleton, escaping, lists and tables, axes with marks of their own choice.
 
 use std::ops::Range;
 
@@ -14,10 +14,18 @@ pub fn command() -> String {
     words.join(" ")
 }
 
-/// Where a plot is drawn.
 pub type Area<'a> = DrawingArea<SVGBackend<'a>, Shift>;
-/// What can go wrong there.
-pub type DrawError<'a> = DrawingAreaErrorKind<<SVGBackend<'a> as DrawingBackend>::ErrorType>;
+pub type DrawError = DrawingAreaErrorKind<std::io::Error>;
+
+/// A drawing of this size in pixels.
+pub fn svg(size: (u32, u32), draw: impl FnOnce(&Area) -> Result<(), DrawError>) -> Result<String, String> {
+    let mut svg = String::new();
+    {
+        let area = SVGBackend::with_string(&mut svg, size).into_drawing_area();
+        draw(&area).and_then(|()| area.present()).map_err(|error| error.to_string())?;
+    }
+    Ok(svg)
+}
 
 /// Okabe and Ito's palette, apart in every kind of colour vision: blue, vermilion, green, purple, sky blue, orange.
 pub const COLORS: [RGBColor; 6] = [
@@ -41,11 +49,34 @@ pub fn escaped(text: &str) -> String {
 
 /// Names and what they stand for, as a list.
 pub fn facts(facts: &[(impl AsRef<str>, String)]) -> String {
-    let items: String = facts
-        .iter()
-        .map(|(name, value)| format!("<dt>{}</dt><dd>{}</dd>\n", escaped(name.as_ref()), escaped(value)))
-        .collect();
-    format!("<dl>\n{items}</dl>\n")
+    let item =
+        |(name, value): &(_, String)| format!("<dt>{}</dt><dd>{}</dd>\n", escaped(AsRef::as_ref(name)), escaped(value));
+    format!("<dl>\n{}</dl>\n", facts.iter().map(item).collect::<String>())
+}
+
+/// Sentences as the items of a list.
+pub fn items(sentences: impl IntoIterator<Item = String>) -> String {
+    sentences.into_iter().map(|sentence| format!("<li>{}</li>\n", escaped(&sentence))).collect()
+}
+
+/// A row of a table, whose cells from `first_number` on are numbers.
+pub fn row(tag: &str, cells: &[impl AsRef<str>], first_number: usize) -> String {
+    let cell = |(column, cell): (usize, &_)| {
+        let class = if column < first_number { "" } else { " class=n" };
+        format!("<{tag}{class}>{}</{tag}>", escaped(AsRef::as_ref(cell)))
+    };
+    format!("<tr>{}</tr>", cells.iter().enumerate().map(cell).collect::<String>())
+}
+
+/// A table, whose columns from `first_number` on are of numbers.
+pub fn table<C: AsRef<str>>(
+    header: &[impl AsRef<str>],
+    rows: impl IntoIterator<Item = impl AsRef<[C]>>,
+    first_number: usize,
+) -> String {
+    let body: String = rows.into_iter().map(|cells| row("td", cells.as_ref(), first_number) + "\n").collect();
+    let head = row("th", header, first_number);
+    format!("<table>\n<thead>{head}</thead>\n<tbody>\n{body}</tbody>\n</table>\n")
 }
 
 /// The page: nothing in it comes from elsewhere. The title is text, `style` and `body` are taken as they are.
@@ -53,12 +84,13 @@ pub fn page(title: &str, style: &str, body: &str) -> String {
     format!(
         "<!doctype html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n\
          <meta name=\"viewport\" content=\"width=device-width\">\n<title>{}</title>\n\
-         <style>{STYLE}{style}</style>\n</head>\n<body>\n{body}</body>\n</html>\n",
+         <style>{style}</style>\n</head>\n<body>\n{body}</body>\n</html>\n",
         escaped(title)
     )
 }
 
-const STYLE: &str = "
+/// The style of a run's pages.
+pub const STYLE: &str = "
 body { font: 14px/1.45 sans-serif; color: #111; background: #fff; max-width: 1240px; margin: 0 auto; padding: 16px; }
 h1 { font-size: 20px; }
 dl { display: grid; grid-template-columns: max-content auto; gap: 2px 16px; }
@@ -73,7 +105,7 @@ td { white-space: nowrap; border-bottom: 1px solid #e4e4e4; }
 ";
 
 /// An axis with marks of its own choice.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Default)]
 pub struct Axis {
     pub range: Range<f64>,
     pub marks: Vec<f64>,
@@ -84,12 +116,8 @@ impl Axis {
     pub fn linear(range: Range<f64>, most: usize, least_apart: f64) -> Self {
         let apart = (range.end - range.start) / most as f64;
         let power = 10f64.powf(apart.log10().floor());
-        let apart = [1.0, 2.0, 5.0, 10.0]
-            .map(|digit| digit * power)
-            .into_iter()
-            .find(|&rounded| rounded >= apart)
-            .unwrap_or(apart)
-            .max(least_apart);
+        let rounded = [1.0, 2.0, 5.0, 10.0].map(|digit| digit * power).into_iter().find(|&rounded| rounded >= apart);
+        let apart = rounded.unwrap_or(apart).max(least_apart);
         let first = (range.start / apart).ceil() as i64;
         let last = (range.end / apart).floor() as i64;
         Axis { marks: (first..=last).map(|mark| mark as f64 * apart).collect(), range }
@@ -103,15 +131,13 @@ impl Axis {
         let tenths: Vec<f64> = (10..100).map(|tenth| f64::from(tenth) / 10.0).collect();
         let halves: Vec<f64> = (2..20).map(|half| f64::from(half) / 2.0).collect();
         let whole: Vec<f64> = (1..10).map(f64::from).collect();
-        let marks = [&tenths, &halves, &whole, &[1.0, 2.0, 5.0][..], &[1.0]]
-            .into_iter()
-            .map(|digits| log_marks(&range, digits))
-            .find(|marks| marks.len() <= most)
-            .unwrap_or_else(|| {
-                let decades = log_marks(&range, &[1.0]);
-                let every = decades.len().div_ceil(most);
-                decades.into_iter().step_by(every).collect()
-            });
+        let digits = [&tenths, &halves, &whole, &[1.0, 2.0, 5.0][..], &[1.0]].into_iter();
+        let marks = digits.map(|digits| log_marks(&range, digits)).find(|marks| marks.len() <= most);
+        let marks = marks.unwrap_or_else(|| {
+            let decades = log_marks(&range, &[1.0]);
+            let every = decades.len().div_ceil(most);
+            decades.into_iter().step_by(every).collect()
+        });
         Axis { range, marks }
     }
 }
@@ -119,20 +145,15 @@ impl Axis {
 /// log10 of these digits times the powers of ten, as far as they lie in the range.
 pub fn log_marks(range: &Range<f64>, digits: &[f64]) -> Vec<f64> {
     let decades = range.start.floor() as i32..=range.end.ceil() as i32;
-    decades
-        .flat_map(|decade| digits.iter().map(move |m| f64::from(decade) + m.log10()))
-        .filter(|mark| range.contains(mark))
-        .collect()
+    let marks = decades.flat_map(|decade| digits.iter().map(move |m| f64::from(decade) + m.log10()));
+    marks.filter(|mark| range.contains(mark)).collect()
 }
 
 /// From the least to the greatest, and a margin beyond; an arbitrary range where there are no values.
 pub fn bounds(values: impl Iterator<Item = f64>, margin: f64) -> Range<f64> {
-    let (low, high) =
-        values.fold((f64::INFINITY, f64::NEG_INFINITY), |(low, high), value| (low.min(value), high.max(value)));
-    if low > high {
-        return 0.0..1.0;
-    }
-    low - margin..high + margin
+    let none = (f64::INFINITY, f64::NEG_INFINITY);
+    let (low, high) = values.fold(none, |(low, high), value| (low.min(value), high.max(value)));
+    if low > high { 0.0..1.0 } else { low - margin..high + margin }
 }
 
 impl Ranged for Axis {

@@ -1,17 +1,16 @@
-//! What every command writes on standard output: lines and tables.
+//! What every command writes on the terminal: lines, tables and progress.
 
 use std::io::Write;
 
 use comfy_table::{CellAlignment, Table, presets};
+use indicatif::{ProgressBar, ProgressStyle};
 
 use crate::CliError;
 
 /// Writes a line on standard output. A reader that has gone away is not an error.
 pub fn say(line: impl std::fmt::Display) -> Result<(), CliError> {
     match writeln!(std::io::stdout().lock(), "{line}") {
-        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => {
-            Err(CliError::Write { path: "standard output".to_owned(), message: error.to_string() })
-        }
+        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => Err(CliError::write("standard output", error)),
         _ => Ok(()),
     }
 }
@@ -23,30 +22,32 @@ pub struct Columns {
 }
 
 impl Columns {
-    /// A table with a header.
-    pub fn new<'a>(header: impl IntoIterator<Item = &'a str>, first_number: usize) -> Self {
+    pub fn new(header: &[impl AsRef<str>], first_number: usize) -> Self {
         let mut columns = Self::without_header(first_number);
-        columns.table.set_header(header);
+        columns.table.set_header(header.iter().map(AsRef::as_ref));
         columns
     }
 
-    /// A table without one.
     pub fn without_header(first_number: usize) -> Self {
         let mut table = Table::new();
         table.load_preset(presets::UTF8_FULL_CONDENSED);
         Columns { table, first_number }
     }
 
-    /// Adds a row.
     pub fn row(&mut self, cells: impl IntoIterator<Item = String>) {
         self.table.add_row(cells);
     }
 
-    /// Prints it.
     pub fn print(mut self) -> Result<(), CliError> {
         for column in self.table.column_iter_mut().skip(self.first_number) {
             column.set_cell_alignment(CellAlignment::Right);
         }
         say(self.table)
     }
+}
+
+/// A bar on standard error, where that is a terminal.
+pub fn progress_bar(length: u64, template: &str) -> ProgressBar {
+    let style = ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
+    ProgressBar::new(length).with_style(style)
 }

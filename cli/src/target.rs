@@ -1,5 +1,7 @@
 //! Where a command runs: a device, or the CPU path and why.
 
+use std::fmt;
+
 use clap::ValueEnum;
 use serde::Serialize;
 use wgpu_optim::gpu::{Tuning, TuningCache};
@@ -7,7 +9,6 @@ use wgpu_optim::{Error, Gpu, GpuOptions, wgpu};
 
 use crate::CliError;
 
-/// `--backend`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Backend {
     /// A hardware GPU, else the CPU path.
@@ -35,7 +36,6 @@ pub struct TargetArgs {
     pub adapter: Option<String>,
 }
 
-/// The foot of `--help`.
 pub const ENVIRONMENT: &str = "\
 Environment:
   WGPU_OPTIM_TUNING_CACHE  file that `tune` writes and train, bench, check and devices read; empty for none
@@ -78,14 +78,14 @@ impl From<Tuning> for Geometry {
 }
 
 /// A geometry in words.
-pub fn geometry_in_words(tuning: Tuning) -> String {
-    format!(
-        "workgroups of {}, {} quads each, partials {}, finished by {}",
-        tuning.workgroup_size,
-        tuning.quads_per_invocation,
-        tuning.partials.name(),
-        tuning.finish_workgroup_size
-    )
+impl fmt::Display for Geometry {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Geometry { workgroup_size, quads_per_invocation: quads, partials, finish_workgroup_size, .. } = self;
+        write!(
+            f,
+            "workgroups of {workgroup_size}, {quads} quads each, partials {partials}, finished by {finish_workgroup_size}"
+        )
+    }
 }
 
 /// `2^22`, or the number where it is no large power of two.
@@ -97,51 +97,41 @@ pub fn size_in_words(elements: u64) -> String {
     }
 }
 
-/// Where a command runs.
 #[derive(Debug, Clone)]
 pub enum Target {
     /// On the host, and why, unless it was asked for.
     Cpu {
-        /// Why not on a device.
         reason: Option<String>,
     },
-    /// On a device.
     Gpu(Gpu),
 }
 
 impl TargetArgs {
-    /// Finds the device.
     pub fn find(&self) -> Result<Target, CliError> {
         let request = |backends, allow_software| {
-            pollster::block_on(Gpu::request(&GpuOptions {
-                backends,
-                adapter_name: self.adapter.clone(),
-                allow_software,
-            }))
+            let adapter_name = self.adapter.clone();
+            pollster::block_on(Gpu::request(&GpuOptions { backends, adapter_name, allow_software })).map(Target::Gpu)
         };
-        let backends = match self.backend {
-            Backend::Cpu => {
-                return match &self.adapter {
-                    None => Ok(Target::Cpu { reason: None }),
-                    Some(name) => Err(CliError::Usage(format!(
-                        "--adapter \"{name}\" goes with a device, not with --backend cpu: leave one of them out"
-                    ))),
-                };
+        let backends = match (self.backend, &self.adapter) {
+            (Backend::Cpu, None) => return Ok(Target::Cpu { reason: None }),
+            (Backend::Cpu, Some(name)) => {
+                return CliError::usage(format!(
+                    "--adapter \"{name}\" goes with a device, not with --backend cpu: leave one of them out"
+                ));
             }
-            Backend::Auto => {
+            (Backend::Auto, name) => {
                 // Who names an adapter means it, software or not.
-                return match request(None, self.adapter.is_some()) {
-                    Ok(gpu) => Ok(Target::Gpu(gpu)),
+                return match request(None, name.is_some()) {
                     Err(Error::NoAdapter(reason)) => Ok(Target::Cpu { reason: Some(reason) }),
-                    Err(error) => Err(error.into()),
+                    found => Ok(found?),
                 };
             }
-            Backend::Vulkan => wgpu::Backends::VULKAN,
-            Backend::Metal => wgpu::Backends::METAL,
-            Backend::Dx12 => wgpu::Backends::DX12,
-            Backend::Gl => wgpu::Backends::GL,
+            (Backend::Vulkan, _) => wgpu::Backends::VULKAN,
+            (Backend::Metal, _) => wgpu::Backends::METAL,
+            (Backend::Dx12, _) => wgpu::Backends::DX12,
+            (Backend::Gl, _) => wgpu::Backends::GL,
         };
-        Ok(Target::Gpu(request(Some(backends), true)?))
+        Ok(request(Some(backends), true)?)
     }
 }
 
@@ -150,19 +140,15 @@ impl Target {
     /// only do after other software, the CPU path is faster.
     pub fn instead_of(lost: &[wgpu::AdapterInfo]) -> Self {
         let is_software = |info: &wgpu::AdapterInfo| info.device_type == wgpu::DeviceType::Cpu;
-        let is_lost =
-            |info: &wgpu::AdapterInfo| lost.iter().any(|lost| (lost.backend, &lost.name) == (info.backend, &info.name));
         let mut others = pollster::block_on(Gpu::adapters(None));
         others.retain(|adapter| {
             let info = adapter.get_info();
-            !is_lost(&info) && (!is_software(&info) || lost.iter().all(is_software))
+            let is_lost = lost.iter().any(|lost| (lost.backend, &lost.name) == (info.backend, &info.name));
+            !is_lost && (!is_software(&info) || lost.iter().all(is_software))
         });
         others.sort_by_key(|adapter| is_software(&adapter.get_info()));
         let opened = others.iter().find_map(|adapter| pollster::block_on(Gpu::open(adapter)).ok());
-        match opened {
-            Some(gpu) => Target::Gpu(gpu),
-            None => Target::Cpu { reason: None },
-        }
+        opened.map_or(Target::Cpu { reason: None }, Target::Gpu)
     }
 
     /// The target in the geometry that is cached for about this many parameters, which it then says on standard error; as it is
@@ -175,18 +161,16 @@ impl Target {
             let tuning = cache.get(&gpu, elements as u64)?;
             Some((gpu.clone().with_tuning(tuning).ok()?, cache))
         });
-        match cached {
-            Some((gpu, cache)) => {
-                eprintln!(
-                    "{} parameters in the geometry that `wgpu-optim tune` left in {}: {}",
-                    size_in_words(elements as u64),
-                    cache.path().display(),
-                    geometry_in_words(gpu.tuning())
-                );
-                (Target::Gpu(gpu), TuningSource::Cached)
-            }
-            None => (Target::Gpu(gpu), TuningSource::Preset),
-        }
+        let Some((gpu, cache)) = cached else {
+            return (Target::Gpu(gpu), TuningSource::Preset);
+        };
+        eprintln!(
+            "{} parameters in the geometry that `wgpu-optim tune` left in {}: {}",
+            size_in_words(elements as u64),
+            cache.path().display(),
+            Geometry::from(gpu.tuning())
+        );
+        (Target::Gpu(gpu), TuningSource::Cached)
     }
 
     /// The backend as `--json` names it.

@@ -8,10 +8,9 @@ use wgpu_optim::{Regime, Rule};
 
 use crate::CliError;
 use crate::table::{Columns, say};
-use crate::target::{Geometry, Target, TargetArgs, driver_in_words, geometry_in_words, size_in_words};
+use crate::target::{Geometry, Target, TargetArgs, driver_in_words, size_in_words};
 use crate::train::{RegimeName, RuleName};
 
-/// Options of `tune`.
 #[derive(Debug, clap::Args)]
 #[command(after_help = crate::target::ENVIRONMENT)]
 pub struct Args {
@@ -37,7 +36,6 @@ pub struct Args {
     json: bool,
 }
 
-/// Rows of the table.
 const SHOWN: usize = 10;
 
 #[derive(Serialize)]
@@ -84,27 +82,22 @@ impl Measured {
     }
 }
 
-/// Tunes.
 pub fn run(args: &Args) -> Result<(), CliError> {
     let gpu = match args.target.find()? {
         Target::Gpu(gpu) => gpu,
         Target::Cpu { reason } => {
             let reason = reason.map_or_else(String::new, |reason| format!(" ({reason})"));
-            return Err(CliError::Usage(format!(
+            return CliError::usage(format!(
                 "there is nothing to tune on the CPU path{reason}: name a device with --backend or --adapter"
-            )));
+            ));
         }
     };
-    let cache = if args.dry_run {
-        None
-    } else {
-        Some(TuningCache::from_env().ok_or_else(|| {
-            CliError::Usage(
-                "there is no file to keep the tuning in: name one in WGPU_OPTIM_TUNING_CACHE, or add --dry-run"
-                    .to_owned(),
-            )
-        })?)
-    };
+    let cache = if args.dry_run { None } else { TuningCache::from_env() };
+    if cache.is_none() && !args.dry_run {
+        return CliError::usage(
+            "there is no file to keep the tuning in: name one in WGPU_OPTIM_TUNING_CACHE, or add --dry-run",
+        );
+    }
     let info = gpu.device().adapter_info();
     let mut report = Report {
         device: gpu.describe(),
@@ -113,15 +106,10 @@ pub fn run(args: &Args) -> Result<(), CliError> {
         written: None,
         sizes: Vec::new(),
     };
-    let (rule, regime) = (rule(args.rule), args.regime.with_defaults(1e-3));
+    let (rule, regime) = (args.rule.0.with_momentum(0.9), args.regime.0);
     for &power in &args.power {
-        let started = Instant::now();
-        let found = gpu.tune(&TuneOptions {
-            elements: 1 << power,
-            rule,
-            regime,
-            budget: Duration::from_millis(args.budget_ms),
-        })?;
+        let (started, budget) = (Instant::now(), Duration::from_millis(args.budget_ms));
+        let found = gpu.tune(&TuneOptions { elements: 1 << power, rule, regime, budget })?;
         report.sizes.push(Size::new(&found, rule, regime, started.elapsed()));
     }
     // What was measured is shown even where it cannot be kept.
@@ -140,19 +128,6 @@ pub fn run(args: &Args) -> Result<(), CliError> {
     Ok(kept?)
 }
 
-fn rule(name: RuleName) -> Rule {
-    const MOMENTUM: f32 = 0.9;
-    match name {
-        RuleName::Sgd => Rule::sgd(),
-        RuleName::Sgdm => Rule::sgdm(MOMENTUM),
-        RuleName::Nesterov => Rule::nesterov(MOMENTUM),
-        RuleName::SignSgd => Rule::sign_sgd(),
-        RuleName::Signum => Rule::signum(MOMENTUM),
-        RuleName::AdamW => Rule::adamw(),
-        RuleName::Lion => Rule::lion(),
-    }
-}
-
 impl Size {
     fn new(found: &TuneReport, rule: Rule, regime: Regime, time: Duration) -> Self {
         let preset = found.candidates.iter().find(|candidate| candidate.tuning == found.preset);
@@ -169,24 +144,21 @@ impl Size {
         }
     }
 
-    /// Preset against best.
     fn verdict(&self) -> String {
-        match (self.preset.ns_per_param, self.best.ns_per_param) {
-            _ if self.best.tuning == self.preset.tuning => format!(
-                "the preset stays, nothing is faster by more than 3 %: {}, {} ns/param",
-                geometry_in_words(self.preset.tuning),
-                ns(self.preset.ns_per_param)
+        let (preset, best) = (&self.preset, &self.best);
+        let (of_preset, of_best) = (ns(preset.ns_per_param), ns(best.ns_per_param));
+        let geometry = &best.geometry;
+        match (preset.ns_per_param, best.ns_per_param) {
+            _ if best.tuning == preset.tuning => {
+                format!("the preset stays, nothing is faster by more than 3 %: {geometry}, {of_preset} ns/param")
+            }
+            (Some(before), Some(after)) => format!(
+                "best: {geometry}: {of_best} ns/param against {of_preset} of the preset, in alternating rounds ({:+.1} %)",
+                100.0 * (after / before - 1.0)
             ),
-            (Some(preset), Some(best)) => format!(
-                "best: {}: {best:.3} ns/param against {preset:.3} of the preset, in alternating rounds ({:+.1} %)",
-                geometry_in_words(self.best.tuning),
-                100.0 * (best / preset - 1.0)
-            ),
-            (_, best) => format!(
-                "best: {}: {} ns/param; the preset failed: {}",
-                geometry_in_words(self.best.tuning),
-                ns(best),
-                self.preset.problem.as_deref().unwrap_or("for no known reason")
+            _ => format!(
+                "best: {geometry}: {of_best} ns/param; the preset failed: {}",
+                preset.problem.as_deref().unwrap_or("for no known reason")
             ),
         }
     }
@@ -208,7 +180,7 @@ fn print(report: &Report) -> Result<(), CliError> {
             size.candidates.len(),
             size.seconds
         ))?;
-        let mut table = Columns::new(["partials", "", "workgroup", "quads", "finish", "ns/param"], 2);
+        let mut table = Columns::new(&["partials", "", "workgroup", "quads", "finish", "ns/param"], 2);
         let mut order: Vec<&Measured> = size.candidates.iter().collect();
         let rank = |of: &Measured| of.ns_per_param.unwrap_or(f64::INFINITY);
         order.sort_by(|a, b| rank(a).total_cmp(&rank(b)));
@@ -218,14 +190,11 @@ fn print(report: &Report) -> Result<(), CliError> {
                 tuning if tuning == size.best.tuning => "best",
                 _ => "",
             };
-            table.row([
-                candidate.tuning.partials.name().to_owned(),
-                role.to_owned(),
-                candidate.tuning.workgroup_size.to_string(),
-                candidate.tuning.quads_per_invocation.to_string(),
-                candidate.tuning.finish_workgroup_size.to_string(),
-                ns(candidate.ns_per_param),
-            ]);
+            let Tuning { workgroup_size, quads_per_invocation, partials, finish_workgroup_size } = candidate.tuning;
+            let numbers =
+                [workgroup_size, quads_per_invocation, finish_workgroup_size].map(|number| number.to_string());
+            let words = [partials.name(), role].map(str::to_owned);
+            table.row(words.into_iter().chain(numbers).chain([ns(candidate.ns_per_param)]));
         }
         table.print()?;
         say(size.verdict())?;

@@ -45,6 +45,10 @@ impl LearningRateRegime for AdaGradNorm {
         "adagrad-norm"
     }
 
+    fn summary(&self) -> &'static str {
+        "The sum of squared norms"
+    }
+
     fn kernel(&self) -> &'static Kernel {
         &KERNEL
     }

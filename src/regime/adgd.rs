@@ -47,6 +47,10 @@ impl LearningRateRegime for AdGd {
         "adgd"
     }
 
+    fn summary(&self) -> &'static str {
+        "Malitsky and Mishchenko's secant with bounded growth"
+    }
+
     fn kernel(&self) -> &'static Kernel {
         &KERNEL
     }

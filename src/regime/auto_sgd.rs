@@ -145,6 +145,10 @@ impl LearningRateRegime for AutoSgd {
         "auto-sgd"
     }
 
+    fn summary(&self) -> &'static str {
+        "Three streams at three rates, of which the loss picks one; without momentum only"
+    }
+
     fn kernel(&self) -> &'static Kernel {
         &KERNEL
     }

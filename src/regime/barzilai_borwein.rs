@@ -70,6 +70,14 @@ impl LearningRateRegime for BarzilaiBorwein {
         }
     }
 
+    fn summary(&self) -> &'static str {
+        match self.form {
+            SecantForm::Long => "Barzilai-Borwein, s·s/s·y",
+            SecantForm::Short => "Barzilai-Borwein, s·y/y·y",
+            SecantForm::Geometric => "Barzilai-Borwein, the geometric mean",
+        }
+    }
+
     fn kernel(&self) -> &'static Kernel {
         &KERNEL
     }

@@ -47,6 +47,10 @@ impl LearningRateRegime for DoG {
         "dog"
     }
 
+    fn summary(&self) -> &'static str {
+        "Distance over gradients"
+    }
+
     fn kernel(&self) -> &'static Kernel {
         &KERNEL
     }

@@ -43,6 +43,10 @@ impl LearningRateRegime for DoWG {
         "dowg"
     }
 
+    fn summary(&self) -> &'static str {
+        "Distance over weighted gradients"
+    }
+
     fn kernel(&self) -> &'static Kernel {
         &KERNEL
     }

@@ -39,6 +39,10 @@ impl LearningRateRegime for FixedRate {
         "fixed"
     }
 
+    fn summary(&self) -> &'static str {
+        "The same rate in every step"
+    }
+
     fn kernel(&self) -> &'static Kernel {
         &seesaw::KERNEL
     }

@@ -62,6 +62,10 @@ impl LearningRateRegime for Hypergradient {
         "hypergradient"
     }
 
+    fn summary(&self) -> &'static str {
+        "The alignment alone"
+    }
+
     fn kernel(&self) -> &'static Kernel {
         &seesaw::KERNEL
     }

@@ -46,6 +46,10 @@ impl LearningRateRegime for Ngn {
         "ngn"
     }
 
+    fn summary(&self) -> &'static str {
+        "Loss and squared norm, with a largest rate"
+    }
+
     fn kernel(&self) -> &'static Kernel {
         &KERNEL
     }

@@ -62,6 +62,10 @@ impl LearningRateRegime for NormRatio {
         "norm-ratio"
     }
 
+    fn summary(&self) -> &'static str {
+        "The norm alone"
+    }
+
     fn kernel(&self) -> &'static Kernel {
         &seesaw::KERNEL
     }

@@ -50,6 +50,10 @@ impl LearningRateRegime for Polyak {
         "polyak"
     }
 
+    fn summary(&self) -> &'static str {
+        "Loss over squared norm"
+    }
+
     fn kernel(&self) -> &'static Kernel {
         &KERNEL
     }

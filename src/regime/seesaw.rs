@@ -119,6 +119,10 @@ impl LearningRateRegime for Seesaw {
         "seesaw"
     }
 
+    fn summary(&self) -> &'static str {
+        "Norm and alignment, nothing to tune"
+    }
+
     fn kernel(&self) -> &'static Kernel {
         &KERNEL
     }

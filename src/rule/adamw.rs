@@ -1,7 +1,7 @@
 //! AdamW. On the device: `shaders/rule/adamw.wgsl`.
 
 use super::{
-    HostRule, LARGEST_SQUARED, LastStep, Rule, RuleKind, Traits, UpdateRule, decay_of, owner, preconditioned, require_share,
+    HostRule, LARGEST_SQUARED, LastStep, Rule, RuleKind, Traits, UpdateRule, WeightDecay, decay_of, owner, preconditioned, require_share,
 };
 use crate::averaging::Averaging;
 use crate::error::{Error, require};
@@ -63,6 +63,18 @@ pub(super) fn examples() -> [AdamW; 1] {
 impl UpdateRule for AdamW {
     fn name(&self) -> &'static str {
         "adamw"
+    }
+
+    fn summary(&self) -> &'static str {
+        "Adam with PyTorch's defaults and its decoupled weight decay of 0.01; where it is schedule-free, with beta1 = 0"
+    }
+
+    fn with_momentum(&self, _: f32) -> Rule {
+        (*self).into()
+    }
+
+    fn usual_weight_decay(&self) -> WeightDecay {
+        WeightDecay::Decoupled(0.01)
     }
 
     fn kind(&self) -> RuleKind {

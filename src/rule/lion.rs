@@ -1,6 +1,6 @@
 //! Lion. On the device: `shaders/rule/lion.wgsl`.
 
-use super::{HostRule, LastStep, Rule, RuleKind, Traits, UpdateRule, owner, require_share, sign};
+use super::{HostRule, LastStep, Rule, RuleKind, Traits, UpdateRule, WeightDecay, owner, require_share, sign};
 use crate::averaging::Averaging;
 use crate::error::{Error, require};
 use crate::layout::{RuleNumbers, Update};
@@ -31,6 +31,18 @@ pub(super) fn examples() -> [Lion; 1] {
 impl UpdateRule for Lion {
     fn name(&self) -> &'static str {
         "lion"
+    }
+
+    fn summary(&self) -> &'static str {
+        "The sign of momentum and gradient"
+    }
+
+    fn with_momentum(&self, _: f32) -> Rule {
+        (*self).into()
+    }
+
+    fn usual_weight_decay(&self) -> WeightDecay {
+        WeightDecay::Decoupled(0.0)
     }
 
     fn kind(&self) -> RuleKind {

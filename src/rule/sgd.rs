@@ -26,6 +26,14 @@ impl UpdateRule for Sgd {
         "sgd"
     }
 
+    fn summary(&self) -> &'static str {
+        "Plain SGD"
+    }
+
+    fn with_momentum(&self, _: f32) -> Rule {
+        (*self).into()
+    }
+
     fn kind(&self) -> RuleKind {
         RuleKind::Sgd
     }

@@ -41,6 +41,14 @@ impl UpdateRule for Sgdm {
         if self.nesterov { "nesterov" } else { "sgdm" }
     }
 
+    fn summary(&self) -> &'static str {
+        if self.nesterov { "SGD with Nesterov momentum" } else { "SGD with heavy-ball momentum" }
+    }
+
+    fn with_momentum(&self, momentum: f32) -> Rule {
+        Self { momentum, ..*self }.into()
+    }
+
     fn kind(&self) -> RuleKind {
         if self.nesterov { RuleKind::Nesterov } else { RuleKind::Sgdm }
     }

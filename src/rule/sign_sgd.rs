@@ -26,6 +26,14 @@ impl UpdateRule for SignSgd {
         "signsgd"
     }
 
+    fn summary(&self) -> &'static str {
+        "The sign of the gradient"
+    }
+
+    fn with_momentum(&self, _: f32) -> Rule {
+        (*self).into()
+    }
+
     fn kind(&self) -> RuleKind {
         RuleKind::SignSgd
     }

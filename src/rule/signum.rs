@@ -30,6 +30,14 @@ impl UpdateRule for Signum {
         "signum"
     }
 
+    fn summary(&self) -> &'static str {
+        "The sign of the momentum"
+    }
+
+    fn with_momentum(&self, momentum: f32) -> Rule {
+        Self { momentum }.into()
+    }
+
     fn kind(&self) -> RuleKind {
         RuleKind::Signum
     }

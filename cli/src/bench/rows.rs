@@ -1,6 +1,6 @@
 //! Rows: what is measured at one size, and what it comes to against copy and triad.
 
-use serde::Serialize;
+use serde::{Serialize, Serializer};
 use wgpu_optim::{Element, Error, Regime, Rule};
 
 use wgpu_optim_conformance::bench::measure::{Bench, Effort, Measured, Seconds, measure};
@@ -10,13 +10,11 @@ use wgpu_optim_conformance::bench::workload::{COPY_BYTES, Mode, Spec, TRIAD_BYTE
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Clock {
-    /// The device's own.
     Timestamps,
-    /// The host's.
     Wall,
 }
 
-/// One measurement. Times are medians over the rounds.
+/// One measurement. Times are medians over the rounds; rule, regime and mode are empty where nothing is optimized.
 #[derive(Debug, Clone, Serialize)]
 pub struct Row {
     /// `copy`, `triad`, `step`, `step+clip`, `many-tensors`, `many-tensors-odd`, `overhead-step` or `overhead-submit-wait`.
@@ -24,66 +22,48 @@ pub struct Row {
     /// How a copy was made: the fastest way there is.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub by: Option<&'static str>,
-    /// The rule; empty where nothing is optimized.
     pub rule: &'static str,
-    /// The regime; empty where nothing is optimized.
     pub regime: &'static str,
-    /// How the step was taken; empty where nothing is optimized.
     pub mode: &'static str,
     /// Parameters, over all tensors.
     pub elements: usize,
-    /// Tensors.
     pub tensors: usize,
-    /// Nanoseconds per parameter.
     pub ns_per_param: f64,
-    /// The fastest round, in nanoseconds per parameter.
+    /// The fastest and the slowest round, in nanoseconds per parameter.
     pub spread_low: f64,
-    /// The slowest round, in nanoseconds per parameter.
     pub spread_high: f64,
     /// The clock of these three and of what follows from them.
     pub clock: Clock,
-    /// Nanoseconds per parameter by the wall clock, recording and waiting included.
+    /// Recording and waiting included.
     pub wall_ns_per_param: f64,
-    /// Microseconds of the whole step, by the row's clock.
     pub us_per_step: f64,
     /// Bytes that the step cannot do without, per nanosecond.
     pub gb_per_s: f64,
-    /// Percent of the bandwidth of the copy at this size, by the same clock.
+    /// Percent of the bandwidth of the copy and of the triad at this size, by the same clock.
     pub percent_of_copy: f64,
-    /// Percent of the bandwidth of the triad at this size, by the same clock.
     pub percent_of_triad: f64,
-    /// Host time of `encode_step`, where steps are recorded.
+    /// Host time of `encode_step`, and the step's share of `CommandEncoder::finish`, where steps are recorded.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub encode_us_per_step: Option<f64>,
-    /// The step's share of `CommandEncoder::finish`, where steps are recorded.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub finish_us_per_step: Option<f64>,
     /// Device time of each pass, by its stem. Each is timed in a compute pass of its own, so that at small sizes they come to more
     /// than the step.
-    #[serde(skip_serializing_if = "Vec::is_empty", serialize_with = "in_order_of_the_step")]
+    #[serde(skip_serializing_if = "Vec::is_empty", serialize_with = "as_object")]
     pub pass_ns_per_param: Vec<(&'static str, f64)>,
 }
 
-/// An object whose keys are not sorted.
-fn in_order_of_the_step<S: serde::Serializer>(
-    passes: &[(&'static str, f64)],
-    serializer: S,
-) -> Result<S::Ok, S::Error> {
+fn as_object<S: Serializer>(passes: &[(&'static str, f64)], serializer: S) -> Result<S::Ok, S::Error> {
     serializer.collect_map(passes.iter().copied())
 }
 
-/// What is to be measured.
 #[derive(Debug, Clone)]
 pub struct Selection {
-    /// The rules.
     pub rules: Vec<Rule>,
-    /// The regimes.
     pub regimes: Vec<Regime>,
-    /// The modes.
     pub modes: Vec<Mode>,
 }
 
-/// A row to be.
 #[derive(Debug)]
 pub struct Entry {
     what: &'static str,
@@ -113,44 +93,31 @@ impl Selection {
 
     /// What `clip_grad_norm_` and a step of SGD do elsewhere: a fixed rate, and a norm that the gradient exceeds.
     fn clipped(&self, mode: Mode, elements: usize) -> Vec<Entry> {
-        let regime = self.regimes.iter().find(|regime| matches!(regime, Regime::Fixed(_)));
-        let rules = self.rules.iter().filter(|rule| !rule.is_sign());
-        let rules = rules.filter_map(|&rule| mode.rule(rule));
-        regime
-            .into_iter()
-            .flat_map(|&regime| rules.clone().map(move |rule| (rule, regime)))
-            .map(|(rule, regime)| Entry {
-                what: "step+clip",
-                spec: Spec { mode, clip_norm: 1.0, ..Spec::new(rule, regime, elements) },
-            })
-            .collect()
+        let Some(&regime) = self.regimes.iter().find(|regime| matches!(regime, Regime::Fixed(_))) else {
+            return Vec::new();
+        };
+        let rules = self.rules.iter().filter(|rule| !rule.is_sign()).filter_map(|&rule| mode.rule(rule));
+        let spec = |rule| Spec { mode, clip_norm: 1.0, ..Spec::new(rule, regime, elements) };
+        rules.map(|rule| Entry { what: "step+clip", spec: spec(rule) }).collect()
     }
 
     /// The first rule and regime over many tensors, to be held against the same over one.
     fn many(&self, mode: Mode, elements: usize) -> Vec<Entry> {
-        let Some((rule, regime)) = self.first(mode) else {
-            return Vec::new();
+        let entry = |(what, odd)| {
+            let (rule, regime) = self.first(mode)?;
+            let tensors = many_tensors(elements, odd)?;
+            Some(Entry { what, spec: Spec { mode, tensors, ..Spec::new(rule, regime, elements) } })
         };
-        [("many-tensors", false), ("many-tensors-odd", true)]
-            .into_iter()
-            .filter_map(|(what, odd)| {
-                Some(Entry {
-                    what,
-                    spec: Spec { mode, tensors: many_tensors(elements, odd)?, ..Spec::new(rule, regime, elements) },
-                })
-            })
-            .collect()
+        [("many-tensors", false), ("many-tensors-odd", true)].into_iter().filter_map(entry).collect()
     }
 
     /// Steps over next to nothing: in a batch, and each submitted and waited for.
     pub fn overhead_entries(&self) -> Vec<Entry> {
-        let modes = self.modes.iter();
-        let firsts = modes.filter_map(|&mode| Some((mode, self.first(mode)?)));
-        firsts
-            .flat_map(|(mode, (rule, regime))| {
-                OVERHEADS.map(|what| Entry { what, spec: Spec { mode, ..Spec::new(rule, regime, OVERHEAD_ELEMENTS) } })
-            })
-            .collect()
+        let firsts = self.modes.iter().filter_map(|&mode| Some((mode, self.first(mode)?)));
+        let entries = firsts.flat_map(|(mode, (rule, regime))| {
+            OVERHEADS.map(|what| Entry { what, spec: Spec { mode, ..Spec::new(rule, regime, OVERHEAD_ELEMENTS) } })
+        });
+        entries.collect()
     }
 
     /// The first rule that there is in a mode, and the first regime.
@@ -162,26 +129,17 @@ impl Selection {
 
 /// Bytes that the entries of one size keep at once, arrays included.
 pub fn bytes_of(elements: usize, entries: &[Entry]) -> f64 {
-    let states: f64 = entries
-        .iter()
-        .map(|entry| {
-            let Spec { rule, regime, mode, .. } = entry.spec;
-            mode.state_bytes_per_param(rule, regime) + mode.remainder_bytes() + mode.average_bytes()
-        })
-        .sum();
+    let state = |Entry { spec: Spec { rule, regime, mode, .. }, .. }: &Entry| {
+        mode.state_bytes_per_param(*rule, *regime) + mode.remainder_bytes() + mode.average_bytes()
+    };
     // Beside those of f32 that copy and triad go by.
-    let arrays: f64 = [Element::F16, Element::Bf16]
-        .into_iter()
-        .filter(|&element| entries.iter().any(|entry| entry.spec.mode.element == element))
-        .map(|element| 2.0 * element.bytes() as f64)
-        .sum();
-    elements as f64 * (TRIAD_BYTES + arrays + states)
+    let of_16_bits = [Element::F16, Element::Bf16].into_iter();
+    let arrays = of_16_bits.filter(|&element| entries.iter().any(|entry| entry.spec.mode.element == element));
+    let arrays: f64 = arrays.map(|element| 2.0 * element.bytes() as f64).sum();
+    elements as f64 * (TRIAD_BYTES + arrays + entries.iter().map(state).sum::<f64>())
 }
 
 /// Measures the entries of one size beside copy and triad. What the device has no room for becomes a note.
-///
-/// # Errors
-/// What ends the whole run: a lost device.
 pub fn measure_size<B: Bench>(
     bench: &mut B,
     elements: usize,
@@ -191,13 +149,12 @@ pub fn measure_size<B: Bench>(
     done: impl FnMut(),
 ) -> Result<Vec<Row>, Error> {
     let mut jobs = Vec::new();
-    let copies = bench.copies()?;
-    let copy_count = copies.len();
     let mut labels: Vec<Label> = Vec::new();
-    for (by, job) in copies {
+    for (by, job) in bench.copies()? {
         labels.push(Label { what: "copy", by: Some(by), bytes_per_param: COPY_BYTES, spec: None });
         jobs.push(job);
     }
+    let copy_count = jobs.len();
     labels.push(Label { what: "triad", by: None, bytes_per_param: TRIAD_BYTES, spec: None });
     jobs.push(bench.triad()?);
     for Entry { what, spec } in entries {
@@ -205,12 +162,8 @@ pub fn measure_size<B: Bench>(
         match job {
             Ok(Some(job)) => {
                 jobs.push(job);
-                labels.push(Label {
-                    what,
-                    by: None,
-                    bytes_per_param: spec.mode.bytes_per_param(spec.rule, spec.regime),
-                    spec: Some(spec),
-                });
+                let bytes_per_param = spec.mode.bytes_per_param(spec.rule, spec.regime);
+                labels.push(Label { what, by: None, bytes_per_param, spec: Some(spec) });
             }
             Ok(None) => {}
             Err(error @ (Error::Limit { .. } | Error::Device { .. })) => {
@@ -238,7 +191,6 @@ pub fn measure_size<B: Bench>(
     Ok(rows)
 }
 
-/// What was measured.
 struct Label {
     what: &'static str,
     by: Option<&'static str>,
@@ -256,9 +208,8 @@ impl Roofs {
     fn new(elements: usize, copies: &[Measured], triad: Option<&Measured>) -> Self {
         let bandwidth = |bytes: f64, seconds: &Seconds| bytes * elements as f64 / seconds.median;
         let by = |clock: fn(&Measured) -> Option<&Seconds>| {
-            let copy =
-                copies.iter().filter_map(clock).map(|seconds| bandwidth(COPY_BYTES, seconds)).max_by(f64::total_cmp)?;
-            Some([copy, bandwidth(TRIAD_BYTES, clock(triad?)?)])
+            let copies = copies.iter().filter_map(clock).map(|seconds| bandwidth(COPY_BYTES, seconds));
+            Some([copies.max_by(f64::total_cmp)?, bandwidth(TRIAD_BYTES, clock(triad?)?)])
         };
         Roofs {
             // There is always a copy, a triad and a wall clock.
@@ -277,10 +228,8 @@ impl Label {
         };
         let ns_per_param = |seconds: f64| 1e9 * seconds / elements as f64;
         let bytes_per_s = self.bytes_per_param * elements as f64 / seconds.median;
-        let names = self.spec.as_ref().map(|spec| {
-            (spec.rule.name(), spec.regime.name(), spec.mode.name, spec.tensors.iter().map(Vec::len).sum())
-        });
-        let (rule, regime, mode, tensors) = names.unwrap_or(("", "", "", 1));
+        let names = |spec: &Spec| (spec.rule.name(), spec.regime.name(), spec.mode.name, spec.tensors.concat().len());
+        let (rule, regime, mode, tensors) = self.spec.as_ref().map_or(("", "", "", 1), names);
         Row {
             what: self.what,
             by: self.by,

@@ -84,13 +84,10 @@ fn the_memory_that_is_asked_for_is_what_is_kept() {
         (&["bf16", "bf16-stochastic"], 12.0 + 4.0 + 6.0 + 4.0),
         (&["bf16", "f16"], 12.0 + 4.0 + 4.0 + 6.0 + 6.0),
     ] {
-        let selection = Selection {
-            rules: vec![Rule::lion()],
-            regimes: vec![seesaw],
-            modes: modes.iter().copied().map(mode_of).collect(),
-        };
+        let modes: Vec<Mode> = modes.iter().copied().map(mode_of).collect();
+        let selection = Selection { rules: vec![Rule::lion()], regimes: vec![seesaw], modes };
         // Fewer than many tensors need.
-        assert_eq!(bytes_of(100, &selection.entries(100)), 100.0 * bytes, "{modes:?}");
+        assert_eq!(bytes_of(100, &selection.entries(100)), 100.0 * bytes, "{:?}", selection.modes);
     }
 }
 
@@ -98,11 +95,8 @@ fn the_memory_that_is_asked_for_is_what_is_kept() {
 fn tensors_lie_side_by_side_and_those_of_16_bits_start_with_words() {
     let elements = 1 << 10;
     for &mode in MODES {
-        let spec = Spec {
-            mode,
-            tensors: many_tensors(elements, true).expect("large enough"),
-            ..Spec::new(Rule::sgd(), Regime::norm_ratio(), elements)
-        };
+        let tensors = many_tensors(elements, true).expect("large enough");
+        let spec = Spec { mode, tensors, ..Spec::new(Rule::sgd(), Regime::norm_ratio(), elements) };
         let ranges = spec.ranges();
         let lengths: Vec<usize> = ranges.iter().map(ExactSizeIterator::len).collect();
         assert_eq!(lengths, spec.tensors.concat());

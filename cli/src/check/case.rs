@@ -1,5 +1,7 @@
 //! What a case is, how its values are compared, and how a case that fails is made smaller until it no longer does.
 
+use std::fmt::{self, Debug};
+
 use serde::Serialize;
 use wgpu_optim::{Gpu, wgpu};
 
@@ -26,8 +28,10 @@ pub trait Case {
     fn run(&self, subject: &Subject) -> Result<Outcome, CliError>;
 
     /// Cases that are smaller in one way each, the smallest first.
-    fn smaller(&self) -> Vec<Box<dyn Case>>;
+    fn smaller(&self) -> Cases;
 }
+
+pub type Cases = Vec<Box<dyn Case>>;
 
 /// Who gave a value.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -38,45 +42,37 @@ pub enum Path {
     Cpu,
 }
 
-impl Path {
-    pub fn name(self) -> &'static str {
-        match self {
-            Path::Device => "device",
-            Path::Cpu => "CPU path",
-        }
-    }
-}
-
-/// What came of a case: how many values were compared, how far off the worst was, and the first that was too far off.
-#[derive(Debug, Clone, Default)]
+/// What came of a case: how many values were compared, how far off the worst was, and the first that was too far off. Numbers that are
+/// not finite are null in JSON.
+#[derive(Debug, Clone, Default, Serialize)]
 pub struct Outcome {
-    /// Values compared.
     pub values: usize,
     /// Distance of the device's worst value, in units of the last place of what it should be.
     pub device_ulps: f64,
-    /// The same of the CPU path.
+    /// Distance of the CPU path's worst value.
     pub cpu_ulps: f64,
-    /// The largest distance as a share of what is allowed for it: how near the case is to failing, 1 and above if it has.
+    /// The largest distance as a share of what is allowed for it: how near the case is to failing, 1 and above if it has; infinite where
+    /// the distance has no size.
     pub share_of_allowed: f64,
     /// Which value that is.
     pub nearest: String,
     /// What was too far off; of many, the first few.
+    #[serde(skip)]
     pub mismatches: Vec<Mismatch>,
     /// What the device does where it may choose.
+    #[serde(skip)]
     pub note: Option<String>,
 }
 
 /// A value that is not what it should be.
 #[derive(Debug, Clone, Serialize)]
 pub struct Mismatch {
-    /// Which value.
     pub what: String,
     pub path: Path,
     pub got: Value,
     pub expected: Value,
     /// The distance in units of the last place; `None` for what is no number, or not finite.
     pub ulps: Option<f64>,
-    /// The distance allowed.
     pub allowed_ulps: f64,
 }
 
@@ -84,32 +80,25 @@ pub struct Mismatch {
 #[derive(Debug, Clone, Serialize)]
 #[serde(untagged)]
 pub enum Value {
+    /// A number, and the bits of the f32 that it is or that is next to it.
     Number {
-        /// `None` for NaN and the infinities, which JSON has no numbers for.
-        value: Option<f64>,
-        /// Of the f32, or of the f32 next to an exact value.
+        value: f64,
         bits: String,
     },
     Text(String),
 }
 
 impl Value {
-    fn number(value: f64) -> Self {
-        Self::bits(value as f32, value)
-    }
-
-    fn bits(nearest: f32, value: f64) -> Self {
-        Value::Number { value: value.is_finite().then_some(value), bits: format!("{:08x}", nearest.to_bits()) }
+    fn new(value: f64, nearest: f32) -> Self {
+        Value::Number { value, bits: format!("{:08x}", nearest.to_bits()) }
     }
 }
 
-impl std::fmt::Display for Value {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+impl fmt::Display for Value {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Value::Number { value, bits } => match value {
-                Some(value) => write!(f, "{value:e} ({bits})"),
-                None => write!(f, "not finite ({bits})"),
-            },
+            Value::Number { value, bits } if value.is_finite() => write!(f, "{value:e} ({bits})"),
+            Value::Number { bits, .. } => write!(f, "not finite ({bits})"),
             Value::Text(text) => write!(f, "{text}"),
         }
     }
@@ -133,40 +122,25 @@ impl Outcome {
         &mut self,
         path: Path,
         what: impl Fn() -> String,
-        got: f64,
-        expected: f64,
+        (got, expected): (impl Into<f64>, impl Into<f64>),
         unit: f64,
         allowed_ulps: f64,
     ) {
+        let (got, expected) = (got.into(), expected.into());
         let distance = if got == expected { 0.0 } else { (got - expected).abs() / unit };
         // From here on comparisons have an answer.
         let distance = if distance.is_nan() { f64::INFINITY } else { distance };
         self.values += 1;
-        let worst = match path {
-            Path::Device => &mut self.device_ulps,
-            Path::Cpu => &mut self.cpu_ulps,
-        };
-        *worst = worst.max(distance);
-        let share = if allowed_ulps > 0.0 {
-            distance / allowed_ulps
-        } else if distance > 0.0 {
-            f64::INFINITY
-        } else {
-            0.0
-        };
+        self.widen(path, distance);
+        // No distance at all is fine where none is allowed: the greater of NaN and 0 is 0.
+        let share = (distance / allowed_ulps).max(0.0);
         if share > self.share_of_allowed {
             self.share_of_allowed = share;
             self.nearest = what();
         }
         if distance > allowed_ulps {
-            self.mismatch(|| Mismatch {
-                what: what(),
-                path,
-                got: Value::number(got),
-                expected: Value::number(expected),
-                ulps: distance.is_finite().then_some(distance),
-                allowed_ulps,
-            });
+            let values = [got, expected].map(|value| Value::new(value, value as f32));
+            self.mismatch(path, what(), values, distance, allowed_ulps);
         }
     }
 
@@ -176,49 +150,25 @@ impl Outcome {
         if got.to_bits() == expected.to_bits() {
             return;
         }
-        let distance = (f64::from(got) - f64::from(expected)).abs() / ulp(expected.into());
         self.share_of_allowed = f64::INFINITY;
+        let distance = (f64::from(got) - f64::from(expected)).abs() / ulp(expected.into());
         if distance.is_finite() {
-            let worst = match path {
-                Path::Device => &mut self.device_ulps,
-                Path::Cpu => &mut self.cpu_ulps,
-            };
-            *worst = worst.max(distance);
+            self.widen(path, distance);
         }
-        self.mismatch(|| Mismatch {
-            what: what(),
-            path,
-            got: Value::bits(got, got.into()),
-            expected: Value::bits(expected, expected.into()),
-            ulps: distance.is_finite().then_some(distance),
-            allowed_ulps: 0.0,
-        });
+        let values = [got, expected].map(|value| Value::new(value.into(), value));
+        self.mismatch(path, what(), values, distance, 0.0);
     }
 
     /// Compares what is no number.
-    pub fn same<T: PartialEq + std::fmt::Debug>(
-        &mut self,
-        path: Path,
-        what: impl FnOnce() -> String,
-        got: T,
-        expected: T,
-    ) {
+    pub fn same<T: PartialEq + Debug>(&mut self, path: Path, what: impl FnOnce() -> String, got: T, expected: T) {
         self.values += 1;
         if got != expected {
             self.share_of_allowed = f64::INFINITY;
-            let [got, expected] = differing_lines(&format!("{got:#?}"), &format!("{expected:#?}"));
-            self.mismatch(|| Mismatch {
-                what: what(),
-                path,
-                got: Value::Text(got),
-                expected: Value::Text(expected),
-                ulps: None,
-                allowed_ulps: 0.0,
-            });
+            let lines = differing_lines(&format!("{got:#?}"), &format!("{expected:#?}"));
+            self.mismatch(path, what(), lines.map(Value::Text), f64::INFINITY, 0.0);
         }
     }
 
-    /// Compares tensors bit for bit.
     pub fn same_tensors(&mut self, path: Path, what: &str, got: &[Vec<f32>], expected: &[Vec<f32>]) {
         for (tensor, (got, expected)) in got.iter().zip(expected).enumerate() {
             for (element, (&got, &expected)) in got.iter().zip(expected).enumerate() {
@@ -227,9 +177,18 @@ impl Outcome {
         }
     }
 
-    fn mismatch(&mut self, mismatch: impl FnOnce() -> Mismatch) {
+    fn widen(&mut self, path: Path, distance: f64) {
+        let worst = match path {
+            Path::Device => &mut self.device_ulps,
+            Path::Cpu => &mut self.cpu_ulps,
+        };
+        *worst = worst.max(distance);
+    }
+
+    fn mismatch(&mut self, path: Path, what: String, [got, expected]: [Value; 2], distance: f64, allowed_ulps: f64) {
         if self.mismatches.len() < KEPT {
-            self.mismatches.push(mismatch());
+            let ulps = distance.is_finite().then_some(distance);
+            self.mismatches.push(Mismatch { what, path, got, expected, ulps, allowed_ulps });
         }
     }
 
@@ -261,17 +220,11 @@ fn differing_lines(a: &str, b: &str) -> [String; 2] {
 
 /// Runs a case; an error is a mismatch of its own.
 pub fn outcome_of(case: &dyn Case, subject: &Subject) -> Outcome {
-    case.run(subject).unwrap_or_else(|error| Outcome {
-        share_of_allowed: f64::INFINITY,
-        mismatches: vec![Mismatch {
-            what: "the run itself".to_owned(),
-            path: Path::Device,
-            got: Value::Text(error.to_string()),
-            expected: Value::Text("no error".to_owned()),
-            ulps: None,
-            allowed_ulps: 0.0,
-        }],
-        ..Outcome::default()
+    case.run(subject).unwrap_or_else(|error| {
+        let mut outcome = Outcome { share_of_allowed: f64::INFINITY, ..Outcome::default() };
+        let texts = [error.to_string(), "no error".to_owned()];
+        outcome.mismatch(Path::Device, "the run itself".to_owned(), texts.map(Value::Text), f64::INFINITY, 0.0);
+        outcome
     })
 }
 
@@ -287,28 +240,22 @@ pub fn shrink<C>(
     fails: impl Fn(&C) -> Option<Mismatch>,
 ) -> (C, Mismatch) {
     let (mut case, mut mismatch) = (case, first);
-    let mut tries = 0;
-    let mut last = 0;
-    'smaller: loop {
-        let candidates = smaller(&case);
-        let count = candidates.len();
+    let (mut tries, mut last) = (0, 0);
+    loop {
         // From where the last one was found, so that one way of being smaller is followed to its end before the next.
-        let mut in_turn: Vec<(usize, C)> = candidates.into_iter().enumerate().collect();
-        in_turn.rotate_left(last.min(count.saturating_sub(1)));
-        for (index, candidate) in in_turn {
+        let mut in_turn: Vec<(usize, C)> = smaller(&case).into_iter().enumerate().collect();
+        let start = last.min(in_turn.len().saturating_sub(1));
+        in_turn.rotate_left(start);
+        in_turn.truncate(TRIES - tries);
+        let found = in_turn.into_iter().find_map(|(index, candidate)| {
             tries += 1;
-            if tries > TRIES {
-                break 'smaller;
-            }
-            if let Some(found) = fails(&candidate) {
-                (case, mismatch) = (candidate, found);
-                last = index;
-                continue 'smaller;
-            }
+            Some((index, fails(&candidate)?, candidate))
+        });
+        match found {
+            Some(found) => (last, mismatch, case) = found,
+            None => return (case, mismatch),
         }
-        break;
     }
-    (case, mismatch)
 }
 
 /// Numbers from `least` on that are less than `n`: `least` itself, then halfway from there to `n`, and so on up to `n - 1`. Taking the
@@ -331,11 +278,7 @@ pub fn shorter<T: Clone>(list: &[T]) -> Vec<Vec<T>> {
     let (front, back) = list.split_at(list.len() / 2);
     let mut lists = vec![front.to_vec(), back.to_vec()];
     if list.len() > 2 {
-        lists.extend((0..list.len()).map(|without| {
-            let mut list = list.to_vec();
-            list.remove(without);
-            list
-        }));
+        lists.extend((0..list.len()).map(|without| [&list[..without], &list[without + 1..]].concat()));
     }
     lists
 }

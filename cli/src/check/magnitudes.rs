@@ -1,10 +1,9 @@
 //! Numbers of every size: 1e38, 1e-38, denormals, and all of them mixed; zeros of either sign.
 
 use wgpu_optim::{Lion, Regime, Rule};
-use wgpu_optim_conformance::spec::Spec;
 
-use super::case::{Case, Subject};
-use super::scenario::{Gradients, Part, Scenario, with_lengths};
+use super::case::{Cases, Subject};
+use super::scenario::{Gradients, Part, Scenario, group};
 
 const STEPS: usize = 3;
 
@@ -33,7 +32,7 @@ const LARGEST: [(&str, &[f32]); 2] = [("3e38", &[3e38]), ("3e38 and 1e-38", &[3e
 const DENORMAL: [(&str, &[f32]); 4] =
     [("1e-38", &[2e-38]), ("1e-39", &[1e-39]), ("the least f32", &[3e-45]), ("1 and 1e-40", &[1.0, 1e-40])];
 
-pub fn cases(_: &Subject) -> Vec<Box<dyn Case>> {
+pub fn cases(_: &Subject) -> Cases {
     let plain = vec![Rule::sgd(), Rule::sign_sgd()];
     let lion = Rule::Lion(Lion { beta1: 0.5, beta2: 0.75 });
     let with_momentum = [Rule::sgdm(0.5), Rule::signum(0.5), Rule::adamw(), lion];
@@ -45,12 +44,8 @@ pub fn cases(_: &Subject) -> Vec<Box<dyn Case>> {
         for (rules, magnitudes) in [(&all, &FINITE[..]), (&plain, &LARGEST[..]), (&plain, &DENORMAL[..])] {
             for &rule in rules {
                 for &(name, magnitudes) in magnitudes {
-                    let spec = Spec::new(rule, regime, Vec::new());
-                    let spec = spec.named(format!("{} at {name}", rule.name()));
-                    parts.push(Part {
-                        spec: with_lengths(spec, &LENGTHS),
-                        gradients: Gradients::Magnitudes(name, magnitudes),
-                    });
+                    let spec = group(format!("{} at {name}", rule.name()), rule, regime, &LENGTHS);
+                    parts.push(Part { spec, gradients: Gradients::Magnitudes(name, magnitudes) });
                 }
             }
         }

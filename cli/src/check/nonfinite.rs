@@ -2,11 +2,11 @@
 //! step is skipped bit for bit, on the device as on the CPU path, and the record names the element.
 
 use wgpu_optim::{Record, Regime, Rule, WeightDecay};
+use wgpu_optim_conformance::run::Run;
 use wgpu_optim_conformance::spec::{Spec, lengths, without_counts};
 
-use super::case::{Case, Outcome, Path, Subject, less, shorter};
-use super::run::{DeviceRun, HostRun};
-use super::scenario::{Scenario, loss_of, with_lengths};
+use super::case::{Case, Cases, Outcome, Path, Subject, less, shorter};
+use super::scenario::{Scenario, group, loss_of};
 use crate::CliError;
 
 /// Every kind of f32 that is not finite.
@@ -23,16 +23,16 @@ const BITS: [u32; 10] = [
     0xffd5_5555, // negative, a payload
 ];
 
-#[derive(Debug, Clone, Copy)]
-enum Position {
-    First,
-    Middle,
-    Last,
-}
+/// Where in a tensor an element is bad, in halves of its length.
+const POSITIONS: [(&str, usize); 3] = [("first", 0), ("middle", 1), ("last", 2)];
 
 #[derive(Debug, Clone, Copy)]
 enum Bad {
-    Element { tensor: usize, position: Position },
+    /// An element of a tensor, by its index in [`POSITIONS`].
+    Element {
+        tensor: usize,
+        position: usize,
+    },
     Loss,
 }
 
@@ -40,12 +40,7 @@ fn in_words(bad: Bad, bits: u32) -> String {
     match bad {
         Bad::Loss => format!("{bits:08x} as the loss"),
         Bad::Element { tensor, position } => {
-            let position = match position {
-                Position::First => "first",
-                Position::Middle => "middle",
-                Position::Last => "last",
-            };
-            format!("{bits:08x} as the {position} gradient of tensor {tensor}")
+            format!("{bits:08x} as the {} gradient of tensor {tensor}", POSITIONS[position].0)
         }
     }
 }
@@ -58,37 +53,32 @@ struct Skipping {
     bad: Vec<(Bad, u32)>,
 }
 
-pub fn cases(subject: &Subject) -> Vec<Box<dyn Case>> {
+pub fn cases(subject: &Subject) -> Cases {
     // Several blocks, where they are not huge.
     let block = (subject.gpu.tuning().block_elements() as usize).min(1 << 14);
-    let group = |rule, regime, name: &str, lengths: &[usize]| {
-        with_lengths(Spec::new(rule, regime, Vec::new()).named(name), lengths)
-    };
+    let momentum = group("momentum", Rule::sgdm(0.9), Regime::seesaw(), &[130]);
     let specs = vec![
-        group(Rule::sgd(), Regime::seesaw(), "counters", &[block + 809, 7]),
-        Spec {
-            decay: WeightDecay::Coupled(0.1),
-            clip: 3.0,
-            ..group(Rule::sgdm(0.9), Regime::seesaw(), "momentum", &[130])
-        },
-        group(Rule::adamw(), Regime::seesaw(), "two moments", &[61]),
-        group(Rule::sign_sgd(), Regime::fixed(0.01), "plain", &[5]),
-        group(Rule::sgd(), Regime::polyak(), "by the loss", &[33]),
+        group("counters", Rule::sgd(), Regime::seesaw(), &[block + 809, 7]),
+        Spec { decay: WeightDecay::Coupled(0.1), clip: 3.0, ..momentum },
+        group("two moments", Rule::adamw(), Regime::seesaw(), &[61]),
+        group("plain", Rule::sign_sgd(), Regime::fixed(0.01), &[5]),
+        group("by the loss", Rule::sgd(), Regime::polyak(), &[33]),
     ];
     let tensors = lengths(&specs).count();
     let mut bad: Vec<(Bad, u32)> = Vec::new();
     for tensor in [0, tensors / 2, tensors - 1] {
-        for position in [Position::First, Position::Middle, Position::Last] {
+        for position in 0..POSITIONS.len() {
             bad.extend(BITS.map(|bits| (Bad::Element { tensor, position }, bits)));
         }
     }
     bad.extend(BITS.map(|bits| (Bad::Loss, bits)));
     // Before the first step, and where every state has been written.
-    let case = |steps| {
-        Box::new(Skipping { scenario: Scenario::new("not finite", steps, specs.clone()), bad: bad.clone() })
-            as Box<dyn Case>
-    };
-    [0, 3].map(case).into()
+    let scenarios = [0, 3].map(|steps| Scenario::new("not finite", steps, specs.clone()));
+    boxed(scenarios.map(|scenario| Skipping { scenario, bad: bad.clone() }))
+}
+
+fn boxed(cases: impl IntoIterator<Item = Skipping>) -> Cases {
+    cases.into_iter().map(|case| Box::new(case) as Box<dyn Case>).collect()
 }
 
 /// A step to be skipped.
@@ -106,18 +96,13 @@ impl Skipping {
         let value = f32::from_bits(bits);
         match bad {
             Bad::Loss => {
-                let mut parts = self.scenario.parts.iter();
-                let heard = parts.any(|part| part.spec.regime.needs_loss());
+                let heard = self.scenario.parts.iter().any(|part| part.spec.regime.needs_loss());
                 heard.then_some(BadStep { gradients, loss: value, place: None })
             }
             Bad::Element { tensor, position } => {
                 let tensor_values = gradients.get_mut(tensor)?;
                 let last = tensor_values.len().checked_sub(1)?;
-                let element = match position {
-                    Position::First => 0,
-                    Position::Middle => last / 2,
-                    Position::Last => last,
-                };
+                let element = last * POSITIONS[position].1 / 2;
                 tensor_values[element] = value;
                 Some(BadStep { gradients, loss: loss_of(step), place: Some((tensor, element as u64)) })
             }
@@ -125,29 +110,14 @@ impl Skipping {
     }
 }
 
-fn judge_records(
-    outcome: &mut Outcome,
-    path: Path,
-    what: &str,
-    records: &[Record],
-    skipped: u32,
-    place: Option<(usize, u64)>,
-) {
-    for record in records {
-        let found = (
-            record.flags.skipped(),
-            record.flags.nonfinite_loss(),
-            record.skipped,
-            record.nonfinite.map(|found| (found.count, found.tensor, found.element)),
-        );
-        let expected = (true, place.is_none(), skipped, place.map(|(tensor, element)| (1, tensor, element)));
-        outcome.same(
-            path,
-            || format!("{what}: skipped, by the loss, times, (elements, tensor, element)"),
-            found,
-            expected,
-        );
-    }
+/// A record of a skipped step: the reason, how many there have been, and the only element that is not finite.
+fn judge_record(outcome: &mut Outcome, path: Path, what: &str, record: &Record, skipped: u32, bad: &BadStep) {
+    let flags = record.flags;
+    let nonfinite = record.nonfinite.map(|found| (found.count, found.tensor, found.element));
+    let found = (flags.skipped(), flags.nonfinite_loss(), record.skipped, nonfinite);
+    let expected = (true, bad.place.is_none(), skipped, bad.place.map(|(tensor, element)| (1, tensor, element)));
+    let what = || format!("{what}: skipped, by the loss, times, (elements, tensor, element)");
+    outcome.same(path, what, found, expected);
 }
 
 impl Case for Skipping {
@@ -162,52 +132,48 @@ impl Case for Skipping {
     fn run(&self, subject: &Subject) -> Result<Outcome, CliError> {
         let mut outcome = Outcome::default();
         let scenario = &self.scenario;
-        let mut host = HostRun::new(&scenario.specs(), scenario.told())?;
-        let mut device: DeviceRun = scenario.device_run(subject, &subject.gpu)?;
-        let mut undisturbed: DeviceRun = scenario.device_run(subject, &subject.gpu)?;
+        let (mut device, mut host) = scenario.runs(subject, &subject.gpu)?;
+        let mut undisturbed = scenario.device_run(subject, &subject.gpu)?;
         for step in 1..=scenario.steps {
             let (gradients, loss) = (scenario.gradients(step), loss_of(step));
             host.step(&gradients, loss)?;
             device.step(&gradients, loss)?;
             undisturbed.step(&gradients, loss)?;
         }
-        let before = (device.parameters()?, without_counts(&device.states()?), device.rates()?);
-        let host_before = (host.parameters(), without_counts(host.states()));
+        let before = (device.parameters()?, without_counts(&device.states()?), device.run.read_rates()?);
+        let host_before = (host.parameters()?, without_counts(&host.run.states()));
         let next = scenario.steps + 1;
         let mut skipped = 0;
         for &(bad, bits) in &self.bad {
-            let Some(BadStep { gradients, loss, place }) = self.bad_step(bad, bits, next) else {
+            let Some(step) = self.bad_step(bad, bits, next) else {
                 continue;
             };
             skipped += 1;
             let what = in_words(bad, bits);
-            let records = device.step(&gradients, loss)?;
-            judge_records(&mut outcome, Path::Device, &what, &records, skipped, place);
+            for record in device.step(&step.gradients, step.loss)? {
+                judge_record(&mut outcome, Path::Device, &what, &record, skipped, &step);
+            }
             outcome.same_tensors(Path::Device, &what, &device.parameters()?, &before.0);
-            let records = host.step(&gradients, loss)?;
-            judge_records(&mut outcome, Path::Cpu, &what, &records, skipped, place);
-            outcome.same_tensors(Path::Cpu, &what, &host.parameters(), &host_before.0);
+            for record in host.step(&step.gradients, step.loss)? {
+                judge_record(&mut outcome, Path::Cpu, &what, &record, skipped, &step);
+            }
+            outcome.same_tensors(Path::Cpu, &what, &host.parameters()?, &host_before.0);
         }
         let states = || "states after all bad steps".to_owned();
-        let after = without_counts(&device.states()?);
-        outcome.same(Path::Device, states, after, before.1);
-        outcome.same(Path::Cpu, states, without_counts(host.states()), host_before.1);
+        outcome.same(Path::Device, states, without_counts(&device.states()?), before.1);
+        outcome.same(Path::Cpu, states, without_counts(&host.run.states()), host_before.1);
         let rates = || "learning rates after all bad steps".to_owned();
-        outcome.same(Path::Device, rates, device.rates()?, before.2);
+        outcome.same(Path::Device, rates, device.run.read_rates()?, before.2);
         // Momentum and counters show in the step that follows.
         let (gradients, loss) = (scenario.gradients(next), loss_of(next));
         device.step(&gradients, loss)?;
         undisturbed.step(&gradients, loss)?;
-        outcome.same_tensors(
-            Path::Device,
-            "the step after all bad ones, against one without them",
-            &device.parameters()?,
-            &undisturbed.parameters()?,
-        );
+        let what = "the step after all bad ones, against one without them";
+        outcome.same_tensors(Path::Device, what, &device.parameters()?, &undisturbed.parameters()?);
         Ok(outcome)
     }
 
-    fn smaller(&self) -> Vec<Box<dyn Case>> {
+    fn smaller(&self) -> Cases {
         let mut smaller: Vec<Skipping> =
             shorter(&self.bad).into_iter().take(2).map(|bad| Skipping { bad, ..self.clone() }).collect();
         let with = |change: &dyn Fn(&mut Scenario)| {
@@ -224,11 +190,10 @@ impl Case for Skipping {
         for (part, tensors) in self.scenario.parts.iter().map(|p| &p.spec.tensors).enumerate() {
             for (tensor, values) in tensors.iter().enumerate() {
                 let lengths = less(values.len(), 1).into_iter();
-                smaller.extend(
-                    lengths.map(|len| with(&|scenario| scenario.parts[part].spec.tensors[tensor].truncate(len))),
-                );
+                let shorter = |len| with(&|scenario| scenario.parts[part].spec.tensors[tensor].truncate(len));
+                smaller.extend(lengths.map(shorter));
             }
         }
-        smaller.into_iter().map(|case| Box::new(case) as Box<dyn Case>).collect()
+        boxed(smaller)
     }
 }

@@ -1,13 +1,12 @@
-//! The runs of the package `wgpu-optim-conformance`, as `check` wants them: what fails is an error, a step's records come with it, and what comes back from
-//! a device can be falsified.
+//! The runs of the package `wgpu-optim-conformance`, as `check` wants them: what fails is an error, a step's records come with it, and
+//! what comes back from a device can be falsified.
 
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use wgpu_optim::gpu::PassName;
 use wgpu_optim::layout::{GroupState, ScopeSums};
-use wgpu_optim::{CombinedSums, Gpu, Optimizer, Record, ShardSums, wgpu};
-use wgpu_optim_conformance::run::{CpuRun, GUARD, GpuRun, Run, Setup};
-use wgpu_optim_conformance::spec::{Place, Spec, lengths};
+use wgpu_optim::{CombinedSums, Error, Record, ShardSums, wgpu};
+use wgpu_optim_conformance::run::{CpuRun, GUARD, GpuRun, Run};
 
 use super::case::{Outcome, Path};
 use crate::CliError;
@@ -21,8 +20,8 @@ pub struct Fault {
 
 impl Fault {
     /// The element that is off, and the first step after which it is.
-    pub const ELEMENT: usize = 17;
-    pub const STEP: usize = 3;
+    const ELEMENT: usize = 17;
+    const STEP: usize = 3;
 
     fn size(&self) -> f32 {
         let reads = self.reads.fetch_add(1, Ordering::Relaxed);
@@ -31,31 +30,52 @@ impl Fault {
     }
 }
 
-/// What the builder is told beside its groups.
-#[derive(Debug, Clone, Copy, Default)]
-pub struct Told {
-    pub setup: Setup,
-    /// Whether the device clears the gradients.
-    pub clears: bool,
+/// A path whose answers may fail to arrive.
+pub trait Readable: Run {
+    fn try_params(&self) -> Result<Vec<Vec<f32>>, Error>;
+    fn try_sums(&self) -> Result<Vec<ScopeSums>, Error>;
 }
 
-/// The CPU path at work.
-pub struct HostRun {
-    run: CpuRun,
-    groups: usize,
+impl Readable for CpuRun {
+    fn try_params(&self) -> Result<Vec<Vec<f32>>, Error> {
+        Ok(self.params())
+    }
+    fn try_sums(&self) -> Result<Vec<ScopeSums>, Error> {
+        Ok(self.sums())
+    }
 }
 
-impl HostRun {
-    pub fn new(specs: &[Spec], told: Told) -> Result<Self, CliError> {
-        let run = CpuRun::try_with(specs, told.setup)?;
-        Ok(HostRun { groups: run.optimizer.groups().len(), run })
+impl Readable for GpuRun {
+    fn try_params(&self) -> Result<Vec<Vec<f32>>, Error> {
+        self.read_params()
+    }
+    fn try_sums(&self) -> Result<Vec<ScopeSums>, Error> {
+        self.read_sums()
+    }
+}
+
+/// The CPU path or a device at work.
+pub struct PathRun<'a, R> {
+    pub run: R,
+    fault: Option<&'a Fault>,
+    lengths: Vec<usize>,
+    /// Steps done. Who records steps by other means than [`PathRun::step`] adds them.
+    pub steps: usize,
+}
+
+pub type HostRun = PathRun<'static, CpuRun>;
+pub type DeviceRun<'a> = PathRun<'a, GpuRun>;
+
+impl<'a, R: Readable> PathRun<'a, R> {
+    pub fn new(run: R, fault: Option<&'a Fault>, lengths: Vec<usize>) -> Self {
+        PathRun { run, fault, lengths, steps: 0 }
     }
 
     /// One step; gradients tensor by tensor.
     pub fn step(&mut self, gradients: &[Vec<f32>], loss: f32) -> Result<Vec<Record>, CliError> {
         self.run.set_loss(loss);
         self.run.try_step(gradients)?;
-        one_each(self.run.try_records()?.records, self.groups)
+        self.records_of_step()
     }
 
     /// A rank's part of a step.
@@ -67,147 +87,52 @@ impl HostRun {
     /// The step that was measured.
     pub fn apply(&mut self, gradients: &[Vec<f32>], combined: &CombinedSums) -> Result<Vec<Record>, CliError> {
         self.run.try_apply(gradients, combined)?;
-        one_each(self.run.try_records()?.records, self.groups)
+        self.records_of_step()
     }
 
-    pub fn parameters(&self) -> Vec<Vec<f32>> {
-        self.run.params()
-    }
-
-    /// Exchanges parameters and averages.
-    pub fn swap_averages(&mut self) -> Result<(), CliError> {
-        Ok(self.run.try_swap_averages()?)
-    }
-
-    pub fn states(&self) -> &[GroupState] {
-        self.run.optimizer.states()
-    }
-
-    pub fn sums(&self) -> &[ScopeSums] {
-        self.run.optimizer.sums()
-    }
-}
-
-/// The device at work.
-pub struct DeviceRun<'a> {
-    run: GpuRun,
-    fault: Option<&'a Fault>,
-    /// The length of every tensor.
-    lengths: Vec<usize>,
-    steps: usize,
-}
-
-/// Steps that the record ring holds: they are drained after each.
-const RECORD_STEPS: u32 = 16;
-
-impl<'a> DeviceRun<'a> {
-    pub fn new(
-        gpu: &Gpu,
-        fault: Option<&'a Fault>,
-        specs: &[Spec],
-        places: Vec<Place>,
-        told: Told,
-    ) -> Result<Self, CliError> {
-        let run = GpuRun::try_with_room(gpu, specs, places, &[], |builder| {
-            told.setup.tell(builder).clear_gradients(told.clears).record_steps(RECORD_STEPS)
-        })?;
-        Ok(DeviceRun { run, fault, lengths: lengths(specs).collect(), steps: 0 })
-    }
-
-    /// The optimizer, for steps that are recorded by other means than [`DeviceRun::step`].
-    pub fn optimizer(&self) -> &Optimizer {
-        &self.run.optimizer
-    }
-
-    /// Writes the loss and the gradients of the next step.
-    pub fn write(&mut self, gradients: &[Vec<f32>], loss: f32) {
-        self.run.set_loss(loss);
-        self.run.write_grads(gradients);
-    }
-
-    pub fn encoder(&self) -> wgpu::CommandEncoder {
-        self.run.encoder()
-    }
-
-    pub fn submit(&self, encoders: impl IntoIterator<Item = wgpu::CommandEncoder>) {
-        let commands = encoders.into_iter().map(wgpu::CommandEncoder::finish);
-        self.run.gpu.queue().submit(commands);
-    }
-
-    /// Writes, records and submits one step.
-    pub fn step(&mut self, gradients: &[Vec<f32>], loss: f32) -> Result<Vec<Record>, CliError> {
-        self.run.set_loss(loss);
-        self.run.try_step(gradients)?;
-        self.count(1);
-        one_each(self.records()?, self.run.optimizer.groups().len())
-    }
-
-    /// Writes, records, submits and reads back a rank's part of a step.
-    pub fn measure(&mut self, gradients: &[Vec<f32>], loss: f32) -> Result<ShardSums, CliError> {
-        self.run.set_loss(loss);
-        Ok(self.run.try_measure(gradients)?)
-    }
-
-    /// Records and submits the step that was measured.
-    pub fn apply(&mut self, combined: &CombinedSums) -> Result<Vec<Record>, CliError> {
-        self.run.try_apply(&[], combined)?;
-        self.count(1);
-        one_each(self.records()?, self.run.optimizer.groups().len())
-    }
-
-    /// Tells of steps that were recorded by other means than [`DeviceRun::step`].
-    pub fn count(&mut self, steps: usize) {
-        self.steps += steps;
-    }
-
-    /// Runs those passes of the next step that are wanted.
-    pub fn run_passes(&self, wanted: impl Fn(PassName) -> bool) {
-        let mut encoder = self.encoder();
-        {
-            let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor::default());
-            for dispatch in self.run.optimizer.dispatches() {
-                if wanted(dispatch.pass) {
-                    dispatch.encode(&mut pass);
-                }
-            }
+    /// The records of one step: one per group.
+    fn records_of_step(&mut self) -> Result<Vec<Record>, CliError> {
+        self.steps += 1;
+        let (records, groups) = (self.run.try_records()?.records, self.run.groups().len());
+        if records.len() == groups {
+            return Ok(records);
         }
-        self.submit([encoder]);
+        let message = format!("one step of {groups} groups left {} records", records.len());
+        Err(Error::Readback { what: "records", message }.into())
     }
 
-    /// Exchanges parameters and averages.
-    pub fn swap_averages(&mut self) -> Result<(), CliError> {
-        Ok(self.run.try_swap_averages()?)
-    }
-
-    /// The records of the steps since the last call.
-    pub fn records(&mut self) -> Result<Vec<Record>, CliError> {
-        Ok(self.run.try_records()?.records)
+    /// The size of the fault, where one is seeded and it is time.
+    fn fault(&self) -> Option<f32> {
+        self.fault.filter(|_| self.steps >= Fault::STEP).map(Fault::size)
     }
 
     /// The parameters, tensor by tensor.
     pub fn parameters(&self) -> Result<Vec<Vec<f32>>, CliError> {
-        let mut parameters = self.true_parameters()?;
-        if let (Some(fault), true) = (self.fault, self.steps >= Fault::STEP) {
+        let mut parameters = self.run.try_params()?;
+        if let Some(size) = self.fault() {
             let elements = parameters.iter_mut().flat_map(|p| p.get_mut(Fault::ELEMENT));
-            let size = fault.size();
             elements.for_each(|w| *w += w.abs().max(1.0) * size);
         }
         Ok(parameters)
     }
 
-    /// The same without a seeded fault: what the device goes on with.
-    pub fn true_parameters(&self) -> Result<Vec<Vec<f32>>, CliError> {
-        Ok(self.run.read_params()?)
+    /// The sums of the last step, scope by scope.
+    pub fn sums(&self) -> Result<Vec<ScopeSums>, CliError> {
+        let mut sums = self.run.try_sums()?;
+        if let Some(size) = self.fault() {
+            for (sums, _) in sums.iter_mut().zip(&self.lengths).filter(|(_, length)| **length > Fault::ELEMENT) {
+                sums.square.sum *= 1.0 + size;
+            }
+        }
+        Ok(sums)
     }
+}
 
-    /// What is where the gradients of the next step belong.
-    pub fn gradients(&self) -> Result<Vec<Vec<f32>>, CliError> {
-        Ok(self.run.read_grads()?)
-    }
-
-    /// The bits of every learning rate.
-    pub fn rates(&self) -> Result<Vec<f32>, CliError> {
-        Ok(self.run.read_rates()?)
+impl DeviceRun<'_> {
+    /// Writes the loss and the gradients of the next step.
+    pub fn write(&mut self, gradients: &[Vec<f32>], loss: f32) {
+        self.run.set_loss(loss);
+        self.run.write_grads(gradients);
     }
 
     pub fn states(&self) -> Result<Vec<GroupState>, CliError> {
@@ -216,41 +141,29 @@ impl<'a> DeviceRun<'a> {
         Ok(states)
     }
 
-    pub fn sums(&self) -> Result<Vec<ScopeSums>, CliError> {
-        let mut sums = self.run.read_sums()?;
-        if let (Some(fault), true) = (self.fault, self.steps >= Fault::STEP) {
-            let size = fault.size();
-            for (sums, _) in sums.iter_mut().zip(&self.lengths).filter(|(_, length)| **length > Fault::ELEMENT) {
-                sums.square.sum *= 1.0 + size;
-            }
+    pub fn submit(&self, encoders: impl IntoIterator<Item = wgpu::CommandEncoder>) {
+        self.run.gpu.queue().submit(encoders.into_iter().map(wgpu::CommandEncoder::finish));
+    }
+
+    /// Runs those passes of the next step that are wanted.
+    pub fn run_passes(&self, wanted: impl Fn(PassName) -> bool) {
+        let mut encoder = self.run.encoder();
+        {
+            let mut pass = encoder.begin_compute_pass(&Default::default());
+            let dispatches = self.run.optimizer.dispatches().iter().filter(|dispatch| wanted(dispatch.pass));
+            dispatches.for_each(|dispatch| dispatch.encode(&mut pass));
         }
-        Ok(sums)
+        self.submit([encoder]);
     }
 
     /// What lies between the tensors is, bit for bit, what was put there.
     pub fn compare_surroundings(&self, outcome: &mut Outcome) -> Result<(), CliError> {
         for (buffer, words) in self.run.read_surroundings()?.iter().enumerate() {
             for (word, &found) in words.iter().enumerate() {
-                outcome.same_bits(
-                    Path::Device,
-                    || format!("word {word} of buffer {buffer}, between tensors"),
-                    f32::from_bits(found),
-                    f32::from_bits(GUARD),
-                );
+                let what = || format!("word {word} of buffer {buffer}, between tensors");
+                outcome.same_bits(Path::Device, what, f32::from_bits(found), f32::from_bits(GUARD));
             }
         }
         Ok(())
     }
-}
-
-/// The records of one step: one per group.
-fn one_each(records: Vec<Record>, groups: usize) -> Result<Vec<Record>, CliError> {
-    if records.len() == groups {
-        return Ok(records);
-    }
-    Err(wgpu_optim::Error::Readback {
-        what: "records",
-        message: format!("one step of {groups} groups left {} records", records.len()),
-    }
-    .into())
 }

@@ -1,13 +1,14 @@
 //! The case that most families are made of: groups that take some steps, on the device and on the CPU path, against the oracle.
 
-use wgpu_optim::{Averaging, Element, Gpu, Record, Rounding, Schedule, WeightDecay, wgpu};
+use wgpu_optim::gpu::Tuning;
+use wgpu_optim::{Averaging, Element, Gpu, Record, Regime, Rounding, Rule, Schedule, WeightDecay, wgpu};
 use wgpu_optim_conformance::oracle::Oracle;
-use wgpu_optim_conformance::run::Setup;
+use wgpu_optim_conformance::run::{CpuRun, GpuRun, Setup};
 use wgpu_optim_conformance::spec::{Place, Spec, lengths, packed};
 use wgpu_optim_conformance::stored::{half_ulp, rounded};
 
-use super::case::{Case, Outcome, Path, Subject, less, shorter, ulp};
-use super::run::{DeviceRun, HostRun, Told};
+use super::case::{Case, Cases, Outcome, Path, Subject, less, shorter, ulp};
+use super::run::{DeviceRun, HostRun, PathRun, Readable};
 use crate::CliError;
 
 /// One group and what its gradients are like.
@@ -56,6 +57,9 @@ const NORM_ULPS: f64 = 64.0;
 /// Of cosines, in units of the last place of 1: products of either sign add up to less than their roundings.
 const ALIGNMENT_ULPS: f64 = 64.0;
 
+/// Steps that the record ring holds: they are drained after each.
+const RECORD_STEPS: u32 = 16;
+
 #[derive(Debug, Clone)]
 pub struct Scenario {
     pub what: &'static str,
@@ -70,9 +74,16 @@ pub struct Scenario {
     pub micro_batches: u32,
     /// Whether the device clears the gradients.
     pub clears: bool,
+    /// The ranks that run it together, each with a piece of every tensor.
+    pub ranks: Option<usize>,
+    /// The geometry, where it is not the subject's.
+    pub tuning: Option<Tuning>,
+    /// How it is run and judged.
+    pub judge: fn(&Scenario, &Subject) -> Result<Outcome, CliError>,
 }
 
 impl Scenario {
+    /// Groups with ordinary gradients, judged by the oracle.
     pub fn new(what: &'static str, steps: usize, specs: Vec<Spec>) -> Self {
         Scenario {
             what,
@@ -84,12 +95,16 @@ impl Scenario {
             binding_bytes: None,
             micro_batches: 1,
             clears: false,
+            ranks: None,
+            tuning: None,
+            judge: Scenario::against_oracle,
         }
     }
 
-    /// What builders are told.
-    pub fn told(&self) -> Told {
-        Told { setup: Setup { micro_batches: Some(self.micro_batches), ..Setup::default() }, clears: self.clears }
+    /// With gradients in which sums have no rounding.
+    pub fn dyadic(mut self) -> Self {
+        self.parts.iter_mut().for_each(|part| part.gradients = Gradients::Dyadic);
+        self
     }
 
     pub fn boxed(self) -> Box<dyn Case> {
@@ -102,18 +117,16 @@ impl Scenario {
 
     /// The gradients of a step, counted from 1, tensor by tensor.
     pub fn gradients(&self, step: usize) -> Vec<Vec<f32>> {
-        self.parts
-            .iter()
-            .flat_map(|part| {
-                let tensors = part.spec.tensors.iter().enumerate();
-                tensors.map(move |(tensor, w)| {
-                    let key = key(&part.spec.name, tensor);
-                    let values = (0..w.len()).map(|i| part.gradients.value(key, w[i], i, step));
-                    // Numbers that the gradients can be stored as.
-                    rounded(part.spec.grads, &values.collect::<Vec<_>>())
-                })
-            })
-            .collect()
+        let mut gradients = Vec::new();
+        for Part { spec, gradients: kind } in &self.parts {
+            for (tensor, w) in spec.tensors.iter().enumerate() {
+                let key = key(&spec.name, tensor);
+                let values: Vec<f32> = (0..w.len()).map(|i| kind.value(key, w[i], i, step)).collect();
+                // Numbers that the gradients can be stored as.
+                gradients.push(rounded(spec.grads, &values));
+            }
+        }
+        gradients
     }
 
     fn places(&self, specs: &[Spec]) -> Vec<Place> {
@@ -121,56 +134,90 @@ impl Scenario {
             Layout::Packed { start, gap } => packed(specs, start, gap),
             Layout::OneBuffer { gap } => {
                 let mut at = 0;
-                lengths(specs)
-                    .map(|len| {
-                        let (params, grads) = (at, at + len + gap);
-                        at = grads + len + gap;
-                        Place { params: (0, params), grads: (0, grads) }
-                    })
-                    .collect()
+                let place = |len| {
+                    let (params, grads) = ((0, at), (0, at + len + gap));
+                    at += 2 * (len + gap);
+                    Place { params, grads }
+                };
+                lengths(specs).map(place).collect()
             }
         }
     }
 
+    /// The scenario on a device and on the CPU path.
+    pub fn runs<'a>(&self, subject: &'a Subject, gpu: &Gpu) -> Result<(DeviceRun<'a>, HostRun), CliError> {
+        Ok((self.device_run(subject, gpu)?, self.host_run(&self.specs(), None)?))
+    }
+
     pub fn device_run<'a>(&self, subject: &'a Subject, gpu: &Gpu) -> Result<DeviceRun<'a>, CliError> {
         let specs = self.specs();
-        let places = self.places(&specs);
-        DeviceRun::new(gpu, subject.fault.as_ref(), &specs, places, self.told())
+        self.device_run_of(subject, gpu, &specs, self.places(&specs), None)
+    }
+
+    /// Some specs in some places on a device, as one of several ranks or alone.
+    pub fn device_run_of<'a>(
+        &self,
+        subject: &'a Subject,
+        gpu: &Gpu,
+        specs: &[Spec],
+        places: Vec<Place>,
+        shard: Option<(u32, u32)>,
+    ) -> Result<DeviceRun<'a>, CliError> {
+        let setup = self.setup(shard);
+        let told = |builder| setup.tell(builder).clear_gradients(self.clears);
+        let run = GpuRun::try_with_room(gpu, specs, places, &[], told)?;
+        Ok(PathRun::new(run, subject.fault.as_ref(), lengths(specs).collect()))
+    }
+
+    /// Some specs on the CPU path, as one of several ranks or alone.
+    pub fn host_run(&self, specs: &[Spec], shard: Option<(u32, u32)>) -> Result<HostRun, CliError> {
+        Ok(PathRun::new(CpuRun::try_with(specs, self.setup(shard))?, None, Vec::new()))
+    }
+
+    fn setup(&self, shard: Option<(u32, u32)>) -> Setup {
+        let (record_steps, micro_batches) = (Some(RECORD_STEPS), Some(self.micro_batches));
+        Setup { record_steps, micro_batches, shard, ..Setup::default() }
+    }
+
+    /// All steps, and what they leave.
+    fn trace<R: Readable>(&self, run: &mut PathRun<R>) -> Result<Trace, CliError> {
+        let steps = 1..=self.steps;
+        let records = steps.map(|step| run.step(&self.gradients(step), loss_of(step))).collect::<Result<_, _>>()?;
+        let parameters = run.parameters()?;
+        let mut averages = Vec::new();
+        if self.parts.iter().any(|part| part.spec.averaging != Averaging::Off) {
+            run.run.try_swap_averages()?;
+            averages = run.parameters()?;
+        }
+        Ok(Trace { records, parameters, averages })
     }
 
     fn on_device(&self, subject: &Subject, gpu: &Gpu, outcome: &mut Outcome) -> Result<Trace, CliError> {
         let mut run = self.device_run(subject, gpu)?;
-        let records =
-            (1..=self.steps).map(|step| run.step(&self.gradients(step), loss_of(step))).collect::<Result<_, _>>()?;
-        let parameters = run.parameters()?;
-        let averages = if self.averages() {
-            run.swap_averages()?;
-            run.parameters()?
-        } else {
-            Vec::new()
-        };
+        let trace = self.trace(&mut run)?;
         run.compare_surroundings(outcome)?;
-        Ok(Trace { records, parameters, averages })
+        Ok(trace)
     }
 
-    fn on_host(&self) -> Result<Trace, CliError> {
-        let mut run = HostRun::new(&self.specs(), self.told())?;
-        let records =
-            (1..=self.steps).map(|step| run.step(&self.gradients(step), loss_of(step))).collect::<Result<_, _>>()?;
-        let parameters = run.parameters();
-        let averages = if self.averages() {
-            run.swap_averages()?;
-            run.parameters()
-        } else {
-            Vec::new()
+    /// Both paths against the oracle.
+    pub fn against_oracle(&self, subject: &Subject) -> Result<Outcome, CliError> {
+        let mut outcome = Outcome::default();
+        let trace = match self.binding_bytes {
+            None => self.on_device(subject, &subject.gpu, &mut outcome)?,
+            Some(bytes) => {
+                let narrow = with_bindings(subject, bytes)?;
+                let wide = subject.gpu.clone().with_tuning(narrow.tuning())?;
+                let trace = self.on_device(subject, &narrow, &mut outcome)?;
+                let unwindowed = self.on_device(subject, &wide, &mut outcome)?;
+                let what = "parameters in many windows against one";
+                outcome.same_tensors(Path::Device, what, &trace.parameters, &unwindowed.parameters);
+                trace
+            }
         };
-        Ok(Trace { records, parameters, averages })
-    }
-
-    /// Whether any group has an average.
-    fn averages(&self) -> bool {
-        let mut parts = self.parts.iter();
-        parts.any(|part| part.spec.averaging != Averaging::Off)
+        self.judge_all(Path::Device, &trace, &mut outcome);
+        let trace = self.trace(&mut self.host_run(&self.specs(), None)?)?;
+        self.judge_all(Path::Cpu, &trace, &mut outcome);
+        Ok(outcome)
     }
 
     /// What one oracle answers for: a group, the tensors of a group with a rate each, or all groups that share a norm.
@@ -190,8 +237,7 @@ impl Scenario {
                 }
                 continue;
             }
-            let shared = units.iter_mut().find(|unit| spec.norm.is_some() && unit.spec.norm == spec.norm);
-            match shared {
+            match units.iter_mut().find(|unit| spec.norm.is_some() && unit.spec.norm == spec.norm) {
                 Some(unit) => {
                     unit.spec.tensors.extend(spec.tensors.clone());
                     unit.tensors.extend(tensors);
@@ -214,12 +260,8 @@ impl Scenario {
         let mut largest_gradient = vec![0f64; oracle.w.len()];
         let mut expected = Expected::default();
         for (index, gradients) in gradients.iter().enumerate() {
-            let gradient: Vec<f32> = unit
-                .tensors
-                .iter()
-                .flat_map(|&tensor| &gradients[tensor])
-                .map(|&g| flush(g) / self.micro_batches as f32)
-                .collect();
+            let values = unit.tensors.iter().flat_map(|&tensor| &gradients[tensor]);
+            let gradient: Vec<f32> = values.map(|&g| flush(g) / self.micro_batches as f32).collect();
             oracle.loss = f64::from(loss_of(index + 1));
             let out = oracle.step(&gradient);
             expected.rates.push(out.rate);
@@ -235,20 +277,16 @@ impl Scenario {
         let momentum = f64::from(spec.rule.momentum());
         let reach = (1.0 + momentum) / (1.0 - momentum);
         let decay = f64::from(spec.decay.coupled().max(spec.decay.decoupled()));
-        expected.sizes = oracle
-            .w
-            .iter()
-            .zip(spec.tensors.iter().flatten())
-            .zip(&largest_gradient)
-            .map(|((w, w_0), g)| match self.tolerance {
-                Tolerance::OfLargest(_) => largest,
-                Tolerance::OfEach(_) => {
-                    let w = w.abs().max(f64::from(w_0.abs()));
-                    let direction = if spec.rule.is_scale_free() { 1.0 } else { reach * (g + decay * w) };
-                    w.max(rate * direction)
-                }
-            })
-            .collect();
+        let size = |((w, w_0), g): ((&f64, &f32), &f64)| match self.tolerance {
+            Tolerance::OfLargest(_) => largest,
+            Tolerance::OfEach(_) => {
+                let w = w.abs().max(f64::from(w_0.abs()));
+                let direction = if spec.rule.is_scale_free() { 1.0 } else { reach * (g + decay * w) };
+                w.max(rate * direction)
+            }
+        };
+        let start = spec.tensors.iter().flatten();
+        expected.sizes = oracle.w.iter().zip(start).zip(&largest_gradient).map(size).collect();
         expected.averages = oracle.average;
         expected.parameters = oracle.w;
         expected
@@ -257,74 +295,47 @@ impl Scenario {
     fn judge(&self, path: Path, unit: &Unit, trace: &Trace, expected: &Expected) -> Outcome {
         let mut outcome = Outcome::default();
         let name = describe(&unit.spec, unit.gradients);
-        for (step, records) in trace.records.iter().enumerate() {
-            let (rate, norm) = (expected.rates[step], expected.norms[step]);
-            for &group in &unit.groups {
-                let record = &records[group];
-                outcome.near(
-                    path,
-                    || format!("learning rate of step {}, {name}", step + 1),
-                    record.learning_rate.into(),
-                    rate,
-                    ulp(rate),
-                    RATE_ULPS,
-                );
+        for (index, records) in trace.records.iter().enumerate() {
+            let (step, rate) = (index + 1, expected.rates[index]);
+            let norm = expected.norms[index].min(f32::MAX.into());
+            for record in unit.groups.iter().map(|&group| &records[group]) {
+                let what = || format!("learning rate of step {step}, {name}");
+                outcome.near(path, what, (record.learning_rate, rate), ulp(rate), RATE_ULPS);
                 if unit.spec.regime.needs_alignment() {
-                    let (slow, fast) = expected.alignments[step];
-                    for (got, exact, what) in
+                    let (slow, fast) = expected.alignments[index];
+                    for (got, exact, which) in
                         [(record.slow_alignment, slow, "slow"), (record.fast_alignment, fast, "fast")]
                     {
-                        outcome.near(
-                            path,
-                            || format!("{what} alignment of step {}, {name}", step + 1),
-                            got.into(),
-                            exact,
-                            ulp(1.0),
-                            ALIGNMENT_ULPS,
-                        );
+                        let what = || format!("{which} alignment of step {step}, {name}");
+                        outcome.near(path, what, (got, exact), ulp(1.0), ALIGNMENT_ULPS);
                     }
                 }
-                let norm = norm.min(f32::MAX.into());
-                let got = f64::from(record.norm);
-                outcome.near(
-                    path,
-                    || format!("norm of step {}, {name}", step + 1),
-                    if is_flushed(got, norm) { norm } else { got },
-                    norm,
-                    ulp(norm),
-                    NORM_ULPS,
-                );
+                let what = || format!("norm of step {step}, {name}");
+                outcome.near(path, what, (unless_flushed(record.norm, norm), norm), ulp(norm), NORM_ULPS);
             }
         }
         let allowed = match self.tolerance {
             Tolerance::OfLargest(ulps) => ulps,
             Tolerance::OfEach(ulps) => ulps * self.steps as f64,
         };
-        let mut compare = |what: &str, tensors: &[Vec<f32>], exact: &[f64]| {
+        let mut compare = |kind: &str, tensors: &[Vec<f32>], exact: &[f64]| {
             let spec = &unit.spec;
             let is_half = spec.params != Element::F32;
             let mut exact = exact.iter().zip(&expected.sizes);
             for (number, &tensor) in unit.tensors.iter().enumerate() {
                 for (element, (&got, (&exact, &size))) in tensors[tensor].iter().zip(&mut exact).enumerate() {
-                    let got = f64::from(got);
                     // Of 16 bits a last place is a larger one, and half of it is lost in the end, or in each step, or all of it in
                     // each step where that is at random.
                     let unit_of = |size: f64| 2.0 * half_ulp(spec.params, size);
                     let (unit, lost) = match spec.rounding {
                         _ if !is_half => (ulp(size), 0.0),
-                        Rounding::Masters => (unit_of(got.abs().max(exact.abs())), 0.5),
+                        Rounding::Masters => (unit_of(f64::from(got.abs()).max(exact.abs())), 0.5),
                         Rounding::Nearest => (unit_of(size), 0.5 * self.steps as f64),
                         _ => (unit_of(size), self.steps as f64),
                     };
                     let allowed = lost + allowed * ulp(size) / unit;
-                    outcome.near(
-                        path,
-                        || format!("{what} {element} of tensor {number}, {name}"),
-                        if is_flushed(got, exact) { exact } else { got },
-                        exact,
-                        unit,
-                        allowed,
-                    );
+                    let what = || format!("{kind} {element} of tensor {number}, {name}");
+                    outcome.near(path, what, (unless_flushed(got, exact), exact), unit, allowed);
                 }
             }
         };
@@ -361,21 +372,21 @@ impl Scenario {
         }
     }
 
-    /// Scenarios that are smaller in one way each: groups, steps, layout, tensors, lengths.
+    /// Scenarios that are smaller in one way each: ranks, groups, steps, layout, tensors, lengths.
     pub fn smaller_scenarios(&self) -> Vec<Scenario> {
         let with = |change: &dyn Fn(&mut Scenario)| {
             let mut scenario = self.clone();
             change(&mut scenario);
             scenario
         };
-        let mut smaller: Vec<Scenario> =
-            shorter(&self.parts).into_iter().map(|parts| with(&|case| case.parts = parts.clone())).collect();
+        let fewer = 1..self.ranks.unwrap_or(1);
+        let mut smaller: Vec<Scenario> = fewer.map(|ranks| with(&|case| case.ranks = Some(ranks))).collect();
+        let parts = shorter(&self.parts).into_iter();
+        smaller.extend(parts.map(|parts| with(&|case| case.parts = parts.clone())));
         let steps = less(self.steps, 1).into_iter();
         smaller.extend(steps.map(|steps| with(&|case| case.steps = steps)));
         if !matches!(self.layout, Layout::Packed { start: 0, gap: 0 }) {
-            smaller.push(with(&|case| {
-                case.layout = Layout::Packed { start: 0, gap: 0 };
-            }));
+            smaller.push(with(&|case| case.layout = Layout::Packed { start: 0, gap: 0 }));
         }
         // Lengths last, and when there are few left to choose from.
         for (at, part) in self.parts.iter().enumerate().take(4) {
@@ -392,67 +403,45 @@ impl Scenario {
 
 impl Case for Scenario {
     fn name(&self) -> String {
-        let mut parts: Vec<String> = self
-            .parts
-            .iter()
-            .take(3)
-            .map(|part| {
-                let lengths: Vec<String> =
-                    part.spec.tensors.iter().take(6).map(|tensor| tensor.len().to_string()).collect();
-                let what = describe(&part.spec, part.gradients);
-                format!("{what}, {} elements", lengths.join(" + "))
-            })
-            .collect();
+        let in_words = |part: &Part| {
+            let lengths = part.spec.tensors.iter().take(6).map(|tensor| tensor.len().to_string());
+            let lengths = lengths.collect::<Vec<_>>().join(" + ");
+            format!("{}, {lengths} elements", describe(&part.spec, part.gradients))
+        };
+        let mut parts: Vec<String> = self.parts.iter().take(3).map(in_words).collect();
         if self.parts.len() > parts.len() {
             parts.push(format!("{} more groups", self.parts.len() - parts.len()));
         }
-        let binding = match self.binding_bytes {
-            Some(bytes) => format!(", bindings of {bytes} bytes"),
-            None => String::new(),
-        };
+        let ranks = self.ranks.map_or_else(String::new, |ranks| format!("{ranks} ranks, "));
+        let binding = self.binding_bytes.map_or_else(String::new, |bytes| format!(", bindings of {bytes} bytes"));
         let layout = match self.layout {
             Layout::Packed { start: 0, gap: 0 } => String::new(),
             Layout::Packed { start, gap } => format!(", from element {start}, {gap} apart"),
             Layout::OneBuffer { .. } => ", in one buffer".to_owned(),
         };
+        let geometry = self.tuning.map_or_else(String::new, |tuning| {
+            let Tuning { workgroup_size, quads_per_invocation, partials, .. } = tuning;
+            format!(" ({workgroup_size} x {quads_per_invocation} quads, {})", partials.name())
+        });
         format!(
-            "{}, {} step{}{binding}{layout}: {}",
+            "{ranks}{}, {} step{}{binding}{layout}: {}{geometry}{}",
             self.what,
             self.steps,
             if self.steps == 1 { "" } else { "s" },
-            parts.join("; ")
+            parts.join("; "),
+            if self.clears { ", cleared" } else { "" }
         )
     }
 
     fn run(&self, subject: &Subject) -> Result<Outcome, CliError> {
-        let mut outcome = Outcome::default();
-        let trace = match self.binding_bytes {
-            None => self.on_device(subject, &subject.gpu, &mut outcome)?,
-            Some(bytes) => {
-                let narrow = with_bindings(subject, bytes)?;
-                let wide = subject.gpu.clone().with_tuning(narrow.tuning())?;
-                let trace = self.on_device(subject, &narrow, &mut outcome)?;
-                let unwindowed = self.on_device(subject, &wide, &mut outcome)?;
-                outcome.same_tensors(
-                    Path::Device,
-                    "parameters in many windows against one",
-                    &trace.parameters,
-                    &unwindowed.parameters,
-                );
-                trace
-            }
-        };
-        self.judge_all(Path::Device, &trace, &mut outcome);
-        self.judge_all(Path::Cpu, &self.on_host()?, &mut outcome);
-        Ok(outcome)
+        (self.judge)(self, subject)
     }
 
-    fn smaller(&self) -> Vec<Box<dyn Case>> {
+    fn smaller(&self) -> Cases {
         self.smaller_scenarios().into_iter().map(Scenario::boxed).collect()
     }
 }
 
-/// What a path did.
 pub struct Trace {
     /// By step, then by group.
     pub records: Vec<Vec<Record>>,
@@ -475,7 +464,6 @@ struct Unit {
 struct Expected {
     rates: Vec<f64>,
     norms: Vec<f64>,
-    /// Slow and fast.
     alignments: Vec<(f64, f64)>,
     parameters: Vec<f64>,
     averages: Option<Vec<f64>>,
@@ -497,61 +485,50 @@ impl Gradients {
     }
 }
 
-/// Whether a number that is denormal came out as zero, as it may.
-fn is_flushed(got: f64, exact: f64) -> bool {
-    got == 0.0 && exact.abs() < f64::from(f32::MIN_POSITIVE)
+/// A number, or the exact one where that is denormal and came out as zero, as it may.
+fn unless_flushed(got: f32, exact: f64) -> f64 {
+    if got == 0.0 && exact.abs() < f64::from(f32::MIN_POSITIVE) { exact } else { got.into() }
 }
 
 /// A group in words.
 pub fn describe(spec: &Spec, gradients: Gradients) -> String {
-    let mut words = vec![spec.rule.name().to_owned(), spec.regime.name().to_owned()];
-    match spec.decay {
-        WeightDecay::Coupled(0.0) => {}
-        WeightDecay::Coupled(lambda) => words.push(format!("decay {lambda}")),
-        WeightDecay::Decoupled(lambda) => words.push(format!("decoupled decay {lambda}")),
-    }
-    if spec.clip.is_finite() {
-        words.push(format!("clip {}", spec.clip));
-    }
-    if spec.maximize {
-        words.push("maximize".to_owned());
-    }
-    if spec.schedule != Schedule::Constant {
-        words.push(format!("schedule {}", spec.schedule.name()));
-    }
-    if spec.averaging != Averaging::Off {
-        words.push(format!("average {}", spec.averaging.name()));
-    }
-    if spec.per_tensor {
-        words.push("a rate per tensor".to_owned());
-    }
-    if spec.norm.is_some() {
-        words.push("a shared norm".to_owned());
-    }
-    if spec.params != Element::F32 || spec.grads != Element::F32 {
-        let (params, grads) = (spec.params.name(), spec.grads.name());
-        words.push(format!("{params} parameters, {grads} gradients"));
-    }
-    if spec.params != Element::F32 {
-        words.push(format!("rounding {}", spec.rounding.name()));
-    }
-    if let Gradients::Magnitudes(name, _) = gradients {
-        words.push(format!("gradients of {name}"));
-    }
-    words.join(", ")
+    let decay = match spec.decay {
+        WeightDecay::Coupled(0.0) => None,
+        WeightDecay::Coupled(lambda) => Some(format!("decay {lambda}")),
+        WeightDecay::Decoupled(lambda) => Some(format!("decoupled decay {lambda}")),
+    };
+    let is_half = spec.params != Element::F32;
+    let (params, grads) = (spec.params.name(), spec.grads.name());
+    let stored = is_half || spec.grads != Element::F32;
+    let words = [
+        Some(spec.rule.name().to_owned()),
+        Some(spec.regime.name().to_owned()),
+        decay,
+        spec.clip.is_finite().then(|| format!("clip {}", spec.clip)),
+        spec.maximize.then(|| "maximize".to_owned()),
+        (spec.schedule != Schedule::Constant).then(|| format!("schedule {}", spec.schedule.name())),
+        (spec.averaging != Averaging::Off).then(|| format!("average {}", spec.averaging.name())),
+        spec.per_tensor.then(|| "a rate per tensor".to_owned()),
+        spec.norm.is_some().then(|| "a shared norm".to_owned()),
+        stored.then(|| format!("{params} parameters, {grads} gradients")),
+        is_half.then(|| format!("rounding {}", spec.rounding.name())),
+        match gradients {
+            Gradients::Magnitudes(name, _) => Some(format!("gradients of {name}")),
+            Gradients::Ordinary | Gradients::Dyadic => None,
+        },
+    ];
+    words.into_iter().flatten().collect::<Vec<_>>().join(", ")
 }
 
-/// A spec whose tensors have these lengths; the parameters follow from its name.
-pub fn with_lengths(mut spec: Spec, lengths: &[usize]) -> Spec {
-    spec.tensors = lengths
-        .iter()
-        .enumerate()
-        .map(|(tensor, &len)| {
-            let key = key(&spec.name, tensor);
-            (0..len).map(|i| pseudo_random(key, i, 0)).collect()
-        })
-        .collect();
-    spec
+/// A group whose tensors have these lengths; the parameters follow from its name.
+pub fn group(name: impl Into<String>, rule: Rule, regime: Regime, lengths: &[usize]) -> Spec {
+    let name = name.into();
+    let values = |(tensor, &len)| {
+        let key = key(&name, tensor);
+        (0..len).map(|i| pseudo_random(key, i, 0)).collect()
+    };
+    let tensors = lengths.iter().enumerate().map(values).collect();
+    Spec::new(rule, regime, tensors).named(name)
 }
 
 /// The loss of a step: it falls, with some noise, and every eighth is below the smallest loss there can be.
@@ -560,13 +537,13 @@ pub fn loss_of(step: usize) -> f32 {
 }
 
 /// FNV-1a of a group's name and a tensor's number in it.
-pub fn key(name: &str, tensor: usize) -> u64 {
+fn key(name: &str, tensor: usize) -> u64 {
     let start = 0xcbf2_9ce4_8422_2325 ^ tensor as u64;
     name.bytes().fold(start, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
 }
 
 /// Uniform in [-1, 1): a hash of the tensor, the element and the step.
-pub fn pseudo_random(key: u64, element: usize, step: usize) -> f32 {
+fn pseudo_random(key: u64, element: usize, step: usize) -> f32 {
     let mut x = key ^ ((element as u64) << 20 | step as u64);
     for _ in 0..2 {
         x = (x ^ (x >> 31)).wrapping_mul(0x9e37_79b9_7f4a_7c15);

@@ -2,14 +2,13 @@
 //! devices, and sees every family tell.)
 
 use super::case::{Case, Outcome, Path, less, shorter, shrink, ulp};
-use super::scenario::{Scenario, with_lengths};
+use super::scenario::{Scenario, group};
 use wgpu_optim::layout::GroupState;
 use wgpu_optim::{Regime, Rule};
-use wgpu_optim_conformance::spec::Spec;
 
 fn near(got: f64, expected: f64, allowed_ulps: f64) -> Outcome {
     let mut outcome = Outcome::default();
-    outcome.near(Path::Device, || "a value".to_owned(), got, expected, ulp(expected), allowed_ulps);
+    outcome.near(Path::Device, || "a value".to_owned(), (got, expected), ulp(expected), allowed_ulps);
     outcome
 }
 
@@ -49,8 +48,7 @@ fn the_last_place_is_that_of_f32() {
 fn bits_are_compared_with_sign_and_payload() {
     let differ = |a: u32, b: u32| {
         let mut outcome = Outcome::default();
-        let what = || "a value".to_owned();
-        outcome.same_bits(Path::Cpu, what, f32::from_bits(a), f32::from_bits(b));
+        outcome.same_bits(Path::Cpu, || "a value".to_owned(), f32::from_bits(a), f32::from_bits(b));
         !outcome.mismatches.is_empty()
     };
     assert!(!differ(0x7fc0_0001, 0x7fc0_0001));
@@ -75,12 +73,8 @@ fn less_and_shorter_come_to_an_end_and_leave_nothing_out() {
 /// Twenty groups of three tensors in eight steps, of which a case fails from 37 elements and three steps on.
 #[test]
 fn the_smallest_case_that_fails_is_found() {
-    let specs = (0..20)
-        .map(|i| {
-            let spec = Spec::new(Rule::sgd(), Regime::seesaw(), Vec::new());
-            with_lengths(spec.named(i.to_string()), &[5, 100 * i, 7])
-        })
-        .collect();
+    let spec = |i: usize| group(i.to_string(), Rule::sgd(), Regime::seesaw(), &[5, 100 * i, 7]);
+    let specs = (0..20).map(spec).collect();
     let scenario = Scenario::new("seeded", 8, specs);
     let fails = |scenario: &Scenario| {
         let mut tensors = scenario.parts.iter().flat_map(|part| &part.spec.tensors);

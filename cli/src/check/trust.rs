@@ -3,29 +3,18 @@
 use wgpu_optim::{Regime, Rule, WeightDecay};
 use wgpu_optim_conformance::spec::Spec;
 
-use super::case::{Case, Subject};
-use super::scenario::{Scenario, with_lengths};
+use super::case::{Cases, Subject};
+use super::scenario::{Scenario, group};
 
 const STEPS: usize = 8;
 
-pub fn cases(_: &Subject) -> Vec<Box<dyn Case>> {
-    let rules = [Rule::sgd(), Rule::sgdm(0.9), Rule::sign_sgd(), Rule::adamw()];
-    rules
-        .into_iter()
-        .map(|rule| {
-            let specs = [Regime::seesaw(), Regime::fixed(0.5)]
-                .into_iter()
-                .map(|regime| {
-                    let spec = Spec {
-                        trust: Some(0.02),
-                        telemetry: true,
-                        decay: WeightDecay::Coupled(0.01),
-                        ..Spec::new(rule, regime, Vec::new())
-                    };
-                    with_lengths(spec.named(regime.name()), &[130, 5, 10_007])
-                })
-                .collect();
-            Scenario::new("trust ratios", STEPS, specs).boxed()
-        })
-        .collect()
+pub fn cases(_: &Subject) -> Cases {
+    let of_rule = |rule| {
+        let specs = [Regime::seesaw(), Regime::fixed(0.5)].map(|regime| {
+            let (trust, decay) = (Some(0.02), WeightDecay::Coupled(0.01));
+            Spec { trust, telemetry: true, decay, ..group(regime.name(), rule, regime, &[130, 5, 10_007]) }
+        });
+        Scenario::new("trust ratios", STEPS, specs.into()).boxed()
+    };
+    [Rule::sgd(), Rule::sgdm(0.9), Rule::sign_sgd(), Rule::adamw()].map(of_rule).into()
 }

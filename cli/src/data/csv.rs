@@ -17,22 +17,18 @@ pub fn parse(file: &File) -> Result<Table, DataError> {
             Ok(false) => return Ok(table),
             Ok(true) => {}
             Err(error) => {
-                return Err(
-                    file.malformed("CSV".to_owned(), format!("{error}: give comma-separated values, one row per line"))
-                );
+                return Err(file.malformed("CSV", format!("{error}: give comma-separated values, one row per line")));
             }
         }
         let line = record.position().map_or(0, csv::Position::line);
         let first = columns.is_none();
         let expected = *columns.get_or_insert(record.len());
         if record.len() != expected {
-            return Err(file.malformed(
-                format!("line {line}"),
-                format!(
-                    "{} fields where the lines before have {expected}: give every row the same number of fields",
-                    record.len()
-                ),
-            ));
+            let problem = format!(
+                "{} fields where the lines before have {expected}: give every row the same number of fields",
+                record.len()
+            );
+            return Err(file.malformed(format!("line {line}"), problem));
         }
         if first {
             table.features = expected - 1;
@@ -48,10 +44,8 @@ pub fn parse(file: &File) -> Result<Table, DataError> {
         match record.get(expected - 1) {
             Some(label) if !label.is_empty() => table.labels.push(label.to_owned()),
             _ => {
-                return Err(file.malformed(
-                    format!("line {line}, column {expected}"),
-                    "the label is missing: the last column holds the class of every row".to_owned(),
-                ));
+                let problem = "the label is missing: the last column holds the class of every row";
+                return Err(file.malformed(format!("line {line}, column {expected}"), problem));
             }
         }
     }

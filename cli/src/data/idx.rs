@@ -10,10 +10,7 @@ pub fn is_idx(bytes: &[u8]) -> bool {
 /// The dimensions and the bytes of an IDX file.
 fn contents<'a>(file: &'a File) -> Result<(Vec<usize>, &'a [u8]), DataError> {
     let header = |problem: &str| {
-        Err(file.malformed(
-            "header".to_owned(),
-            format!("{problem}: give an IDX file of unsigned bytes, whole and unaltered"),
-        ))
+        Err(file.malformed("header", format!("{problem}: give an IDX file of unsigned bytes, whole and unaltered")))
     };
     let bytes = file.bytes.as_ref();
     if !is_idx(bytes) {
@@ -38,10 +35,8 @@ pub fn parse(images: &File, labels: &File) -> Result<Table, DataError> {
     let (label_sizes, classes) = contents(labels)?;
     let rows = sizes[0];
     if label_sizes != [rows] {
-        return Err(DataError::Unusable {
-            file: labels.name.clone(),
-            problem: format!("dimensions {label_sizes:?} for {rows} images: give one label per image"),
-        });
+        let problem = format!("dimensions {label_sizes:?} for {rows} images: give one label per image");
+        return Err(DataError::unusable(&labels.name, problem));
     }
     let features = sizes[1..].iter().product();
     check_size(images, rows, features)?;

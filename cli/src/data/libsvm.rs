@@ -32,9 +32,8 @@ pub fn parse(file: &File) -> Result<Table, DataError> {
         let Some(label) = tokens.next() else { continue };
         let at = |problem: String| file.malformed(format!("line {}", number + 1), problem);
         if label.parse::<f64>().is_err() {
-            return Err(at(format!(
-                "the label \"{label}\" is not a number: a line is a label and then index:value pairs"
-            )));
+            let problem = "is not a number: a line is a label and then index:value pairs";
+            return Err(at(format!("the label \"{label}\" {problem}")));
         }
         let mut last = None;
         for token in tokens {

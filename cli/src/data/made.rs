@@ -10,108 +10,64 @@ use rand_distr::{Distribution, StandardNormal};
 
 use super::{Dataset, HELD_OUT, Split, standardise};
 
+/// A row's features and its class.
+type Row = (Vec<f32>, u32);
+
 /// A set that is made.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Made {
-    /// Three spiral arms around each other: 1500 rows of 2 features, 3 classes.
-    Spirals,
-    /// Whether an even number of the first 3 of 20 signs is negative: 2000 rows, 2 classes.
-    Parity,
-    /// The sign of sin(12 x) for x from -1 to 1: 2000 rows of 1 feature, 2 classes.
-    Sine,
-    /// The colour of a field of a 4 x 4 board: 3000 rows of 2 features, 2 classes.
-    Board,
+#[derive(Debug, Clone, Copy)]
+pub struct Made {
+    /// What `--data` calls it.
+    pub name: &'static str,
+    /// The set's own, not the run's, so that every run has the same rows.
+    seed: u64,
+    classes: usize,
+    rows: u32,
+    /// Makes the row of this number.
+    row: fn(u32, &mut ChaCha8Rng) -> Row,
 }
 
+/// Every set that is made: three spiral arms around each other; whether an even number of the first 3 of 20 signs is negative; the sign
+/// of sin(12 x) for x from -1 to 1; the colour of a field of a 4 x 4 board.
+const ALL: [Made; 4] = [
+    Made { name: "spirals", seed: 5, classes: 3, rows: 1500, row: spiral },
+    Made { name: "parity", seed: 12, classes: 2, rows: 2000, row: parity },
+    Made { name: "sine", seed: 13, classes: 2, rows: 2000, row: sine },
+    Made { name: "board", seed: 14, classes: 2, rows: 3000, row: board },
+];
+
 impl Made {
-    pub const ALL: [Made; 4] = [Made::Spirals, Made::Parity, Made::Sine, Made::Board];
-
-    /// What `--data` calls it.
-    pub fn name(self) -> &'static str {
-        match self {
-            Made::Spirals => "spirals",
-            Made::Parity => "parity",
-            Made::Sine => "sine",
-            Made::Board => "board",
-        }
-    }
-
     /// The set of this name.
     pub fn named(name: &str) -> Option<Self> {
-        Made::ALL.into_iter().find(|made| made.name() == name)
-    }
-
-    /// The seed is the set's own, not the run's, so that every run has the same rows.
-    fn seed(self) -> u64 {
-        match self {
-            Made::Spirals => 5,
-            Made::Parity => 12,
-            Made::Sine => 13,
-            Made::Board => 14,
-        }
+        ALL.into_iter().find(|made| made.name == name)
     }
 
     /// The set: one row in five, the first ones of an order by chance, is held out; features are standardised.
     pub fn dataset(self) -> Dataset {
-        self.dataset_of(self.seed())
-    }
-
-    /// The set that another seed makes.
-    fn dataset_of(self, seed: u64) -> Dataset {
-        let mut rng = ChaCha8Rng::seed_from_u64(seed);
-        let mut rows = self.rows(&mut rng);
+        let mut rng = ChaCha8Rng::seed_from_u64(self.seed);
+        let mut rows: Vec<Row> = (0..self.rows).map(|row| (self.row)(row, &mut rng)).collect();
         // The arms of the spirals come one after the other.
         rows.shuffle(&mut rng);
         let (test, train) = rows.split_at(rows.len() / HELD_OUT);
-        let split = |rows: &[(Vec<f32>, u32)]| Split {
+        let split = |rows: &[Row]| Split {
             x: rows.iter().flat_map(|(x, _)| x).copied().collect(),
             y: rows.iter().map(|(_, y)| *y).collect(),
         };
         let mut dataset = Dataset {
-            name: self.name().to_owned(),
+            name: self.name.to_owned(),
             features: rows.first().map_or(0, |(x, _)| x.len()),
-            classes: if self == Made::Spirals { 3 } else { 2 },
+            classes: self.classes,
             train: split(train),
             test: split(test),
         };
         standardise(&mut dataset);
         dataset
     }
-
-    /// Features and class of every row.
-    fn rows(self, rng: &mut ChaCha8Rng) -> Vec<(Vec<f32>, u32)> {
-        match self {
-            Made::Spirals => (0..1500).map(|row| spiral(row / 500, rng)).collect(),
-            Made::Parity => {
-                let row = |_| {
-                    let signs: [bool; 20] = std::array::from_fn(|_| rng.random());
-                    let odd = signs[..3].iter().filter(|&&negative| negative).count() % 2;
-                    let x = signs.map(|negative| if negative { -1.0 } else { 1.0 });
-                    (x.to_vec(), 1 - odd as u32)
-                };
-                (0..2000).map(row).collect()
-            }
-            Made::Sine => {
-                let row = |_| {
-                    let x = rng.random_range(-1.0..1.0f64);
-                    (vec![x as f32], u32::from((12.0 * x).sin() > 0.0))
-                };
-                (0..2000).map(row).collect()
-            }
-            Made::Board => {
-                let row = |_| {
-                    let x: [f64; 2] = std::array::from_fn(|_| rng.random_range(-1.0..1.0));
-                    let fields = x.map(|x| (2.0 * (x + 1.0)) as u32);
-                    (x.map(|x| x as f32).to_vec(), (fields[0] + fields[1]) % 2)
-                };
-                (0..3000).map(row).collect()
-            }
-        }
-    }
 }
 
-/// A point of an arm, which winds one and a half times around the middle, within a deviation of 0.03; the arm's end is at distance 2.
-fn spiral(arm: u32, rng: &mut ChaCha8Rng) -> (Vec<f32>, u32) {
+/// A point of an arm, of which there are three of 500 rows each: it winds one and a half times around the middle, within a deviation of
+/// 0.03, and its end is at distance 2.
+fn spiral(row: u32, rng: &mut ChaCha8Rng) -> Row {
+    let arm = row / 500;
     let turned = rng.random_range(0.0..1.0f64).sqrt() * 3.0 * PI;
     let angle = turned + 2.0 * PI * f64::from(arm) / 3.0;
     let distance = turned / (3.0 * PI) * 2.0;
@@ -119,13 +75,33 @@ fn spiral(arm: u32, rng: &mut ChaCha8Rng) -> (Vec<f32>, u32) {
         let noise: f64 = StandardNormal.sample(rng);
         (value + 0.03 * noise) as f32
     };
-    let x = vec![near(distance * angle.cos()), near(distance * angle.sin())];
-    (x, arm)
+    (vec![near(distance * angle.cos()), near(distance * angle.sin())], arm)
+}
+
+fn parity(_: u32, rng: &mut ChaCha8Rng) -> Row {
+    let signs: [bool; 20] = std::array::from_fn(|_| rng.random());
+    let odd = signs[..3].iter().filter(|&&negative| negative).count() % 2;
+    (signs.map(|negative| if negative { -1.0 } else { 1.0 }).to_vec(), 1 - odd as u32)
+}
+
+fn sine(_: u32, rng: &mut ChaCha8Rng) -> Row {
+    let x = rng.random_range(-1.0..1.0f64);
+    (vec![x as f32], u32::from((12.0 * x).sin() > 0.0))
+}
+
+fn board(_: u32, rng: &mut ChaCha8Rng) -> Row {
+    let x: [f64; 2] = std::array::from_fn(|_| rng.random_range(-1.0..1.0));
+    let [column, row] = x.map(|x| (2.0 * (x + 1.0)) as u32);
+    (x.map(|x| x as f32).to_vec(), (column + row) % 2)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn dataset(name: &str) -> Dataset {
+        Made::named(name).expect(name).dataset()
+    }
 
     /// Rows of both parts, before and after which nothing is known of the order.
     fn all(dataset: &Dataset) -> Vec<(&[f32], u32)> {
@@ -135,15 +111,11 @@ mod tests {
 
     #[test]
     fn every_set_has_its_shape_is_balanced_and_standardised() {
-        for (made, rows, features, classes) in [
-            (Made::Spirals, 1500, 2, 3),
-            (Made::Parity, 2000, 20, 2),
-            (Made::Sine, 2000, 1, 2),
-            (Made::Board, 3000, 2, 2),
-        ] {
-            let set = made.dataset();
-            assert_eq!(set.name, made.name());
-            assert_eq!(Made::named(made.name()), Some(made));
+        for (name, rows, features, classes) in
+            [("spirals", 1500, 2, 3), ("parity", 2000, 20, 2), ("sine", 2000, 1, 2), ("board", 3000, 2, 2)]
+        {
+            let set = dataset(name);
+            assert_eq!(set.name, name);
             assert_eq!((set.features, set.classes), (features, classes));
             assert_eq!(set.test.rows(), rows / 5);
             assert_eq!(set.train.rows(), rows - rows / 5);
@@ -152,14 +124,13 @@ mod tests {
                 for class in 0..classes as u32 {
                     let count = part.y.iter().filter(|&&y| y == class).count();
                     let share = count as f64 * classes as f64 / part.rows() as f64;
-                    assert!((0.85..1.15).contains(&share), "{made:?}, {class}: {share}");
+                    assert!((0.85..1.15).contains(&share), "{name}, {class}: {share}");
                 }
             }
             for column in 0..features {
-                let values = set.train.x[column..].iter().step_by(features);
-                let (sum, squares) =
-                    values.fold((0.0, 0.0), |(sum, squares), &x| (sum + f64::from(x), squares + f64::from(x).powi(2)));
+                let values = || set.train.x[column..].iter().step_by(features).map(|&x| f64::from(x));
                 let rows = set.train.rows() as f64;
+                let (sum, squares): (f64, f64) = (values().sum(), values().map(|x| x.powi(2)).sum());
                 assert!((sum / rows).abs() < 1e-5 && (squares / rows - 1.0).abs() < 1e-4);
             }
         }
@@ -167,9 +138,9 @@ mod tests {
 
     #[test]
     fn a_set_is_the_same_every_time_and_another_by_another_seed() {
-        for made in Made::ALL {
+        for made in ALL {
             assert_eq!(made.dataset(), made.dataset());
-            assert_ne!(made.dataset_of(1), made.dataset_of(2));
+            assert_ne!(made.dataset(), Made { seed: made.seed + 1, ..made }.dataset());
         }
     }
 
@@ -177,19 +148,19 @@ mod tests {
     #[test]
     fn classes_follow_the_definitions() {
         // Standardising keeps signs where the mean is far from every value.
-        let parity = Made::Parity.dataset();
+        let parity = dataset("parity");
         for (x, y) in all(&parity) {
             let even = x[..3].iter().filter(|&&x| x < 0.0).count() % 2 == 0;
             assert_eq!(y, u32::from(even), "{x:?}");
         }
         // Sorted by x, the sign of sin(12 x) changes seven times within (-1, 1), at the multiples of π/12.
-        let sine = Made::Sine.dataset();
+        let sine = dataset("sine");
         let mut rows = all(&sine);
         rows.sort_by(|a, b| a.0[0].total_cmp(&b.0[0]));
         let changes = rows.windows(2).filter(|pair| pair[0].1 != pair[1].1);
         assert_eq!(changes.count(), 7);
         // Four by four fields: of one colour each, unlike their neighbours.
-        let board = Made::Board.dataset();
+        let board = dataset("board");
         let rows = all(&board);
         let edges = |column: usize| {
             let values = || rows.iter().map(|(x, _)| x[column]);
@@ -207,7 +178,7 @@ mod tests {
         }
         assert!(told > 2000, "{told}");
         // The middle of an arm, a third of a turn from the next one's.
-        let spirals = Made::Spirals.dataset();
+        let spirals = dataset("spirals");
         let mut right = 0;
         for (x, y) in all(&spirals) {
             let distance = f64::from(x[0].hypot(x[1]));

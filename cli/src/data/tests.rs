@@ -53,7 +53,7 @@ fn csv_with_a_header_and_words_as_labels_is_standardised() {
     let text = "a,b,kind\n1,5,cat\n3,5,dog\n1,5,cat\n3,5,dog\n1,5,cat\n3,5,dog\n";
     for bytes in [text.as_bytes().to_vec(), gz(text.as_bytes())] {
         let set = load_bytes("pets.csv", &bytes).expect("loads");
-        assert_eq!((set.name.as_str(), set.features, set.classes), ("pets.csv", 2, 2).into_name());
+        assert_eq!((set.name.as_str(), set.features, set.classes), ("pets", 2, 2));
         let all: Vec<f32> = set.train.x.iter().chain(&set.test.x).copied().collect();
         // Column b is constant; cats have the smaller a.
         for (row, class) in all.chunks(2).zip(set.train.y.iter().chain(&set.test.y)) {
@@ -62,17 +62,6 @@ fn csv_with_a_header_and_words_as_labels_is_standardised() {
         }
         let mean: f32 = set.train.x.iter().step_by(2).sum::<f32>() / set.train.rows() as f32;
         assert!(mean.abs() < 1e-6);
-    }
-}
-
-/// The name of a set has no ending.
-trait IntoName {
-    fn into_name(self) -> (&'static str, usize, usize);
-}
-
-impl IntoName for (&'static str, usize, usize) {
-    fn into_name(self) -> (&'static str, usize, usize) {
-        (self.0.trim_end_matches(".csv"), self.1, self.2)
     }
 }
 
@@ -88,20 +77,24 @@ fn labels_are_numbered_by_value() {
 
 #[test]
 fn csv_errors_name_the_place() {
-    assert!(error("x", b"1,2,0\n1,0\n").contains("line 2: 2 fields where the lines before have 3"));
-    assert!(error("x", b"1,2,0\n1,huh,1\n").contains("line 2, column 2: \"huh\" is not a number"));
-    assert!(error("x", b"1,2,0\nNaN,2,1\n").contains("line 2, column 1: the feature \"NaN\""));
-    assert!(error("x", b"1,2,0\n1,inf,1\n").contains("line 2, column 2: the feature \"inf\""));
-    assert!(error("x", b"1,2,0\n1,2,\n").contains("line 2, column 3: the label is missing"));
-    assert!(error("x", b"1,0.5\n2,1\n").contains("the label 0.5 is not a class"));
-    assert!(error("x", b"?,?,a\n1,2,b\n").contains("line 1, column 1: \"?\""));
-    assert!(error("x", b"").contains("not one row"));
-    assert!(error("x", b"a,b,c\n").contains("not one row"));
-    assert!(error("x", b"0\n1\n").contains("no features"));
-    assert!(error("x", b"1,1\n2,1\n").contains("at least two classes"));
-    assert!(error("x", b"\xff\xfe\x00").contains("not text"));
     let many: String = (0..1100).map(|i| format!("1,{i}\n")).collect();
-    assert!(error("x", many.as_bytes()).contains("1100 different labels"));
+    for (bytes, words) in [
+        (&b"1,2,0\n1,0\n"[..], "line 2: 2 fields where the lines before have 3"),
+        (b"1,2,0\n1,huh,1\n", "line 2, column 2: \"huh\" is not a number"),
+        (b"1,2,0\nNaN,2,1\n", "line 2, column 1: the feature \"NaN\""),
+        (b"1,2,0\n1,inf,1\n", "line 2, column 2: the feature \"inf\""),
+        (b"1,2,0\n1,2,\n", "line 2, column 3: the label is missing"),
+        (b"1,0.5\n2,1\n", "the label 0.5 is not a class"),
+        (b"?,?,a\n1,2,b\n", "line 1, column 1: \"?\""),
+        (b"", "not one row"),
+        (b"a,b,c\n", "not one row"),
+        (b"0\n1\n", "no features"),
+        (b"1,1\n2,1\n", "at least two classes"),
+        (b"\xff\xfe\x00", "not text"),
+        (many.as_bytes(), "1100 different labels"),
+    ] {
+        assert!(error("x", bytes).contains(words), "{words}");
+    }
 }
 
 #[test]

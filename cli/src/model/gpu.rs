@@ -5,7 +5,7 @@ use std::ops::Range;
 use wgpu_optim::{Gpu, wgpu};
 
 use crate::data::{Dataset, Split};
-use crate::model::{Evaluation, Layer, Model, ModelError, ModelKind, Part};
+use crate::model::{Evaluation, Layer, Model, ModelError, ModelKind, Part, TensorShape};
 
 /// Trips of a loop that are safe: some drivers stop an invocation in silence after 65,535, all its loops together.
 const MOST_TRIPS: usize = 65_000;
@@ -20,23 +20,27 @@ pub struct GpuModel {
     gpu: Gpu,
     parameters: wgpu::Buffer,
     gradients: wgpu::Buffer,
-    training: SplitOnDevice,
-    train_evaluation: SplitOnDevice,
-    test_evaluation: SplitOnDevice,
-    train_passes: Vec<Pass>,
-    train_evaluation_passes: Vec<Pass>,
-    test_evaluation_passes: Vec<Pass>,
+    training: DeviceSplit,
+    train_evaluation: DeviceSplit,
+    test_evaluation: DeviceSplit,
 }
 
-/// A split's order and results; `x` and `y` are shared between training and evaluation.
-struct SplitOnDevice {
+/// A split's order and results, and what is done to a batch of it.
+struct DeviceSplit {
     cursor: wgpu::Buffer,
     order: wgpu::Buffer,
+    data: Uploaded,
+    results: wgpu::Buffer,
+    batch: usize,
+    passes: Vec<Pass>,
+}
+
+/// The rows of a split, which training and evaluation share.
+#[derive(Clone)]
+struct Uploaded {
     x: Vec<Chunk>,
     y: wgpu::Buffer,
-    results: wgpu::Buffer,
     rows: usize,
-    batch: usize,
 }
 
 /// Successive rows of a split, as many as one binding holds.
@@ -46,7 +50,6 @@ struct Chunk {
     values: wgpu::Buffer,
 }
 
-/// A dispatch.
 struct Pass {
     pipeline: wgpu::ComputePipeline,
     bind_group: wgpu::BindGroup,
@@ -68,23 +71,19 @@ const LOSS_BYTE: u64 = 12;
 /// Words of a row's results, and of a batch's, in the shaders: loss, right, not finite, unused.
 const RESULT_WORDS: usize = 4;
 
-impl SplitOnDevice {
+impl DeviceSplit {
     fn batches(&self) -> usize {
-        self.rows.div_ceil(self.batch)
+        self.data.rows.div_ceil(self.batch)
     }
 
-    /// Goes to a batch of this order, counted from 0.
-    fn begin(&self, gpu: &Gpu, order: &[u32], batch: usize) {
-        gpu.queue().write_buffer(&self.order, 0, bytemuck::cast_slice(order));
-        self.go_to(gpu, batch);
-    }
-
+    /// Goes to a batch, counted from 0.
     fn go_to(&self, gpu: &Gpu, batch: usize) {
-        let cursor = [batch as u32, self.batch as u32, self.rows as u32];
+        let cursor = [batch as u32, self.batch as u32, self.data.rows as u32];
         gpu.queue().write_buffer(&self.cursor, 0, bytemuck::cast_slice(&cursor));
     }
 
-    /// Mean loss, right rows and rows that are not finite of every batch of the order; of those that have not come yet, what an earlier order left.
+    /// Mean loss, right rows and rows that are not finite of every batch of the order; of those that have not come yet, what an earlier
+    /// order left.
     fn read_results(&self, gpu: &Gpu) -> Result<Vec<[f32; RESULT_WORDS]>, ModelError> {
         let mut results = pollster::block_on(gpu.read_buffer::<[f32; RESULT_WORDS]>("batch results", &self.results))?;
         results.truncate(self.batches());
@@ -94,78 +93,47 @@ impl SplitOnDevice {
 
 impl GpuModel {
     /// Uploads the data and compiles the kernels.
-    ///
-    /// # Errors
-    /// [`ModelError`] where the data or the model does not fit the device.
     pub fn new(gpu: &Gpu, model: &Model, dataset: &Dataset, batch: usize) -> Result<Self, ModelError> {
         check_loops(model, batch)?;
         let limits = gpu.device().limits();
+        let is_software = gpu.device().adapter_info().device_type == wgpu::DeviceType::Cpu;
         let build = Build {
             gpu,
             model,
-            workgroup: match gpu.device().adapter_info().device_type {
-                wgpu::DeviceType::Cpu => 8,
-                _ => 64,
-            },
+            workgroup: if is_software { 8 } else { 64 },
             largest: limits.max_storage_buffer_binding_size.min(limits.max_buffer_size),
             grid: u64::from(limits.max_compute_workgroups_per_dimension),
         };
         let evaluated = |split: &Split| split.rows().clamp(1, EVALUATION_ROWS);
         let (train_rows, test_rows) = (evaluated(&dataset.train), evaluated(&dataset.test));
         let most_rows = batch.max(train_rows).max(test_rows);
-        let parameters = build.buffer("the model", model.padded_len())?;
-        let gradients = build.buffer("the gradients", model.padded_len())?;
-        let training = build.split(&dataset.train, batch)?;
-        let train_evaluation = SplitOnDevice {
-            cursor: build.buffer("the cursor", CURSOR_WORDS)?,
-            order: build.order(training.rows)?,
-            x: training.x.to_vec(),
-            y: training.y.clone(),
-            results: build.buffer("results", RESULT_WORDS * training.rows.div_ceil(train_rows))?,
-            rows: training.rows,
-            batch: train_rows,
-        };
-        let test_evaluation = build.split(&dataset.test, test_rows)?;
+        let outputs = model
+            .layers()
+            .into_iter()
+            .map(|layer| build.buffer("the outputs of a layer", most_rows * layer.weights.cols.next_multiple_of(4)));
         let scratch = Scratch {
+            parameters: build.buffer("the model", model.padded_len())?,
+            gradients: build.buffer("the gradients", model.padded_len())?,
             input: build.buffer("a batch of rows", most_rows * model.features.next_multiple_of(4))?,
             labels: build.buffer("a batch of labels", most_rows)?,
-            outputs: model
-                .layers()
-                .iter()
-                .map(|layer| {
-                    let padded = layer.weights.cols.next_multiple_of(4);
-                    build.buffer("the outputs of a layer", most_rows * padded)
-                })
-                .collect::<Result<_, _>>()?,
+            outputs: outputs.collect::<Result<_, _>>()?,
             row_results: build.buffer("the results of a batch", RESULT_WORDS * most_rows)?,
         };
-        let mut train_passes = build.forward(&training, &scratch, &parameters)?;
-        train_passes.extend(build.backward(&training, &scratch, &parameters, &gradients)?);
-        train_passes.push(build.finish(&training, &scratch)?);
-        let evaluation = |split: &SplitOnDevice| -> Result<Vec<Pass>, ModelError> {
-            let mut passes = build.forward(split, &scratch, &parameters)?;
-            passes.push(build.finish(split, &scratch)?);
-            Ok(passes)
-        };
+        let train = build.upload(&dataset.train)?;
         Ok(GpuModel {
-            train_evaluation_passes: evaluation(&train_evaluation)?,
-            test_evaluation_passes: evaluation(&test_evaluation)?,
+            training: build.split(train.clone(), batch, &scratch, true)?,
+            train_evaluation: build.split(train, train_rows, &scratch, false)?,
+            test_evaluation: build.split(build.upload(&dataset.test)?, test_rows, &scratch, false)?,
             gpu: gpu.clone(),
-            parameters,
-            gradients,
-            training,
-            train_evaluation,
-            test_evaluation,
-            train_passes,
+            parameters: scratch.parameters,
+            gradients: scratch.gradients,
         })
     }
 
-    /// The flat parameters.
     pub fn parameters(&self) -> &wgpu::Buffer {
         &self.parameters
     }
 
-    /// The flat gradients.
     pub fn gradients(&self) -> &wgpu::Buffer {
         &self.gradients
     }
@@ -175,64 +143,51 @@ impl GpuModel {
         self.training.cursor.slice(LOSS_BYTE..LOSS_BYTE + 4)
     }
 
-    /// Sets the parameters.
     pub fn write_parameters(&self, values: &[f32]) {
         self.gpu.queue().write_buffer(&self.parameters, 0, bytemuck::cast_slice(values));
     }
 
     /// Starts a pass over the training rows in this order, from some batch on.
     pub fn begin_epoch(&self, order: &[u32], batch: usize) {
-        self.training.begin(&self.gpu, order, batch);
+        self.gpu.queue().write_buffer(&self.training.order, 0, bytemuck::cast_slice(order));
+        self.training.go_to(&self.gpu, batch);
     }
 
     /// Records the next batch: its mean loss, and the gradients of it.
     pub fn encode_batch(&self, pass: &mut wgpu::ComputePass) {
-        for step in &self.train_passes {
-            step.encode(pass);
-        }
+        self.training.passes.iter().for_each(|step| step.encode(pass));
     }
 
     /// The mean loss of these batches of the epoch, which have been. Waits for the device.
-    ///
-    /// # Errors
-    /// Where the device fails.
     pub fn read_losses(&self, batches: Range<usize>) -> Result<Vec<f32>, ModelError> {
         let results = self.training.read_results(&self.gpu)?;
         Ok(results[batches].iter().map(|[loss, ..]| *loss).collect())
     }
 
     /// Mean loss and accuracy over a split, computed on the device.
-    ///
-    /// # Errors
-    /// Where the device fails.
     pub fn evaluate(&self, part: Part) -> Result<Evaluation, ModelError> {
-        let (split, passes) = match part {
-            Part::Train => (&self.train_evaluation, &self.train_evaluation_passes),
-            Part::Test => (&self.test_evaluation, &self.test_evaluation_passes),
+        let split = match part {
+            Part::Train => &self.train_evaluation,
+            Part::Test => &self.test_evaluation,
         };
         split.go_to(&self.gpu, 0);
-        let mut encoder = self.gpu.device().create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
+        let mut encoder = self.gpu.device().create_command_encoder(&Default::default());
         {
-            let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor::default());
+            let mut pass = encoder.begin_compute_pass(&Default::default());
             for _ in 0..split.batches() {
-                for step in passes {
-                    step.encode(&mut pass);
-                }
+                split.passes.iter().for_each(|step| step.encode(&mut pass));
             }
         }
         self.gpu.queue().submit([encoder.finish()]);
+        let rows = split.data.rows;
         let (mut loss, mut correct, mut nonfinite_rows) = (0.0, 0.0, 0.0);
         for (batch, [mean, right, nonfinite, _]) in split.read_results(&self.gpu)?.into_iter().enumerate() {
-            let rows = split.batch.min(split.rows - batch * split.batch);
-            loss += f64::from(mean) * rows as f64;
+            loss += f64::from(mean) * split.batch.min(rows - batch * split.batch) as f64;
             correct += f64::from(right);
             nonfinite_rows += f64::from(nonfinite);
         }
-        Ok(Evaluation {
-            loss: loss / split.rows as f64,
-            accuracy: correct / split.rows as f64,
-            nonfinite_rows: nonfinite_rows as usize,
-        })
+        let (loss, accuracy) = (loss / rows as f64, correct / rows as f64);
+        Ok(Evaluation { loss, accuracy, nonfinite_rows: nonfinite_rows as usize })
     }
 }
 
@@ -252,8 +207,10 @@ fn check_loops(model: &Model, batch: usize) -> Result<(), ModelError> {
     }
 }
 
-/// What the kernels of a batch hand to each other.
+/// What the kernels of a batch work on, and hand to each other.
 struct Scratch {
+    parameters: wgpu::Buffer,
+    gradients: wgpu::Buffer,
     input: wgpu::Buffer,
     labels: wgpu::Buffer,
     outputs: Vec<wgpu::Buffer>,
@@ -262,7 +219,6 @@ struct Scratch {
 
 const BATCH: &str = include_str!("../../shaders/train/batch.wgsl");
 
-/// Set-up of a model on a device.
 struct Build<'a> {
     gpu: &'a Gpu,
     model: &'a Model,
@@ -276,12 +232,7 @@ impl Build<'_> {
     fn buffer(&self, what: &'static str, elements: usize) -> Result<wgpu::Buffer, ModelError> {
         let bytes = (elements.max(1) as u64 * 4).next_multiple_of(16);
         if bytes > self.largest {
-            return Err(ModelError::TooLarge {
-                what,
-                bytes,
-                limit: self.largest,
-                way_out: "use --backend cpu, fewer rows, or a smaller --batch or --hidden",
-            });
+            return Err(ModelError::TooLarge { what, bytes, limit: self.largest });
         }
         Ok(self.gpu.device().create_buffer(&wgpu::BufferDescriptor {
             label: Some(what),
@@ -291,52 +242,49 @@ impl Build<'_> {
         }))
     }
 
-    fn order(&self, rows: usize) -> Result<wgpu::Buffer, ModelError> {
-        let buffer = self.buffer("the order of the rows", rows)?;
-        let identity: Vec<u32> = (0..rows as u32).collect();
-        self.gpu.queue().write_buffer(&buffer, 0, bytemuck::cast_slice(&identity));
-        Ok(buffer)
-    }
-
-    fn split(&self, split: &Split, batch: usize) -> Result<SplitOnDevice, ModelError> {
-        let rows = split.rows();
-        let on_device = SplitOnDevice {
+    fn split(&self, data: Uploaded, batch: usize, scratch: &Scratch, trains: bool) -> Result<DeviceSplit, ModelError> {
+        let order: Vec<u32> = (0..data.rows as u32).collect();
+        let mut split = DeviceSplit {
             cursor: self.buffer("the cursor", CURSOR_WORDS)?,
-            order: self.order(rows)?,
-            x: self.chunks(split)?,
-            y: self.buffer("the labels", rows)?,
-            results: self.buffer("results", RESULT_WORDS * rows.div_ceil(batch))?,
-            rows,
+            order: self.buffer("the order of the rows", data.rows)?,
+            results: self.buffer("results", RESULT_WORDS * data.rows.div_ceil(batch))?,
+            data,
             batch,
+            passes: Vec::new(),
         };
-        self.gpu.queue().write_buffer(&on_device.y, 0, bytemuck::cast_slice(&split.y));
-        Ok(on_device)
+        self.gpu.queue().write_buffer(&split.order, 0, bytemuck::cast_slice(&order));
+        let mut passes = self.forward(&split, scratch)?;
+        if trains {
+            passes.extend(self.backward(&split, scratch)?);
+        }
+        let finish = include_str!("../../shaders/train/finish_batch.wgsl");
+        let buffers = [&split.cursor, &scratch.row_results, &split.results];
+        passes.push(self.pass("finish_batch", finish, &[], &buffers, [1, 1])?);
+        split.passes = passes;
+        Ok(split)
     }
 
-    /// Uploads the rows of a split, each padded with zeros to a multiple of four values.
-    fn chunks(&self, split: &Split) -> Result<Vec<Chunk>, ModelError> {
-        let features = self.model.features;
+    /// Uploads a split, its rows each padded with zeros to a multiple of four values.
+    fn upload(&self, split: &Split) -> Result<Uploaded, ModelError> {
+        let (queue, features) = (self.gpu.queue(), self.model.features);
         let padded = features.next_multiple_of(4);
         let rows_at_once = (self.largest as usize / 4 / padded).max(1);
-        let mut chunks = Vec::new();
+        let mut x = Vec::new();
         let mut start = 0;
         for values in split.x.chunks(rows_at_once * features) {
             let rows = start..start + values.len() / features;
             start = rows.end;
             let buffer = self.buffer("a row of the data", rows.len() * padded)?;
-            let queue = self.gpu.queue();
-            if padded == features {
-                queue.write_buffer(&buffer, 0, bytemuck::cast_slice(values));
-            } else {
-                let mut with_padding = vec![0f32; rows.len() * padded];
-                for (row, values) in with_padding.chunks_mut(padded).zip(values.chunks(features)) {
-                    row[..features].copy_from_slice(values);
-                }
-                queue.write_buffer(&buffer, 0, bytemuck::cast_slice(&with_padding));
+            let mut with_padding = vec![0f32; rows.len() * padded];
+            for (row, values) in with_padding.chunks_mut(padded).zip(values.chunks(features)) {
+                row[..features].copy_from_slice(values);
             }
-            chunks.push(Chunk { rows, values: buffer });
+            queue.write_buffer(&buffer, 0, bytemuck::cast_slice(&with_padding));
+            x.push(Chunk { rows, values: buffer });
         }
-        Ok(chunks)
+        let y = self.buffer("the labels", split.rows())?;
+        queue.write_buffer(&y, 0, bytemuck::cast_slice(&split.y));
+        Ok(Uploaded { x, y, rows: split.rows() })
     }
 
     /// Compiles a kernel and binds its buffers.
@@ -364,14 +312,8 @@ impl Build<'_> {
             compilation_options: wgpu::PipelineCompilationOptions { constants, ..Default::default() },
             cache: None,
         });
-        let entries: Vec<_> = buffers
-            .iter()
-            .enumerate()
-            .map(|(binding, buffer)| wgpu::BindGroupEntry {
-                binding: binding as u32,
-                resource: buffer.as_entire_binding(),
-            })
-            .collect();
+        let resources = (0..).zip(buffers.iter().map(|buffer| buffer.as_entire_binding()));
+        let entries: Vec<_> = resources.map(|(binding, resource)| wgpu::BindGroupEntry { binding, resource }).collect();
         let bind_group = device.create_bind_group(&wgpu::BindGroupDescriptor {
             label: Some(stem),
             layout: &pipeline.get_bind_group_layout(0),
@@ -390,131 +332,75 @@ impl Build<'_> {
         [groups.min(self.grid), groups.div_ceil(self.grid)]
     }
 
-    /// The constants that every kernel of a layer has in common.
+    /// The constants that the kernels of a layer have in common.
     fn layer_constants(&self, layer: &Layer) -> [(&'static str, f64); 4] {
-        [
-            ("WORKGROUP", f64::from(self.workgroup)),
-            ("INPUTS", layer.weights.rows as f64),
-            ("OUTPUTS", layer.weights.cols as f64),
-            ("WEIGHTS", layer.weights.offset as f64),
-        ]
+        let TensorShape { rows, cols, offset, .. } = layer.weights;
+        let (inputs, outputs) = (("INPUTS", rows as f64), ("OUTPUTS", cols as f64));
+        [("WORKGROUP", f64::from(self.workgroup)), inputs, outputs, ("WEIGHTS", offset as f64)]
     }
 
     /// Gathers a batch, computes outputs and loss.
-    fn forward(
-        &self,
-        split: &SplitOnDevice,
-        scratch: &Scratch,
-        parameters: &wgpu::Buffer,
-    ) -> Result<Vec<Pass>, ModelError> {
+    fn forward(&self, split: &DeviceSplit, scratch: &Scratch) -> Result<Vec<Pass>, ModelError> {
         let features = self.model.features;
         let workgroup = ("WORKGROUP", f64::from(self.workgroup));
         let mut passes = Vec::new();
-        for chunk in &split.x {
-            passes.push(self.pass(
-                "gather",
-                include_str!("../../shaders/train/gather.wgsl"),
-                &[
-                    workgroup,
-                    ("QUADS", features.div_ceil(4) as f64),
-                    ("CHUNK_START", chunk.rows.start as f64),
-                    ("CHUNK_END", chunk.rows.end as f64),
-                ],
-                &[&split.cursor, &split.order, &chunk.values, &split.y, &scratch.input, &scratch.labels],
-                [self.groups(features.div_ceil(16)), split.batch as u64],
-            )?);
+        for Chunk { rows, values } in &split.data.x {
+            let source = include_str!("../../shaders/train/gather.wgsl");
+            let (start, end) = (("CHUNK_START", rows.start as f64), ("CHUNK_END", rows.end as f64));
+            let constants = [workgroup, ("QUADS", features.div_ceil(4) as f64), start, end];
+            let buffers = [&split.cursor, &split.order, values, &split.data.y, &scratch.input, &scratch.labels];
+            let grid = [self.groups(features.div_ceil(16)), split.batch as u64];
+            passes.push(self.pass("gather", source, &constants, &buffers, grid)?);
         }
         let layers = self.model.layers();
         for (index, layer) in layers.iter().enumerate() {
-            let relu = index + 1 < layers.len();
-            let [workgroup, inputs, outputs, weights] = self.layer_constants(layer);
-            passes.push(self.pass(
-                "dense_forward",
-                include_str!("../../shaders/train/dense_forward.wgsl"),
-                &[
-                    workgroup,
-                    inputs,
-                    outputs,
-                    weights,
-                    ("BIAS", layer.bias.offset as f64),
-                    ("RELU", f64::from(u8::from(relu))),
-                ],
-                &[&split.cursor, scratch.layer_input(index), parameters, parameters, &scratch.outputs[index]],
-                self.tiles(split.batch.div_ceil(8) * layer.weights.cols.div_ceil(4)),
-            )?);
+            let source = include_str!("../../shaders/train/dense_forward.wgsl");
+            let relu = f64::from(u8::from(index + 1 < layers.len()));
+            let own = [("BIAS", layer.bias.offset as f64), ("RELU", relu)];
+            let constants = [&self.layer_constants(layer)[..], &own].concat();
+            let (input, parameters) = (scratch.layer_input(index), &scratch.parameters);
+            let buffers = [&split.cursor, input, parameters, parameters, &scratch.outputs[index]];
+            let grid = self.tiles(split.batch.div_ceil(8) * layer.weights.cols.div_ceil(4));
+            passes.push(self.pass("dense_forward", source, &constants, &buffers, grid)?);
         }
-        let hinge = self.model.kind == ModelKind::Svm;
-        passes.push(self.pass(
-            "loss",
-            include_str!("../../shaders/train/loss.wgsl"),
-            &[workgroup, ("CLASSES", self.model.classes as f64), ("SQUARED_HINGE", f64::from(u8::from(hinge)))],
-            &[&split.cursor, &scratch.labels, &scratch.outputs[layers.len() - 1], &scratch.row_results],
-            [self.groups(split.batch), 1],
-        )?);
+        let source = include_str!("../../shaders/train/loss.wgsl");
+        let hinge = f64::from(u8::from(self.model.kind == ModelKind::Svm));
+        let constants = [workgroup, ("CLASSES", self.model.classes as f64), ("SQUARED_HINGE", hinge)];
+        let buffers = [&split.cursor, &scratch.labels, &scratch.outputs[layers.len() - 1], &scratch.row_results];
+        passes.push(self.pass("loss", source, &constants, &buffers, [self.groups(split.batch), 1])?);
         Ok(passes)
     }
 
     /// From the gradient of the last outputs to the gradient of every parameter.
-    fn backward(
-        &self,
-        split: &SplitOnDevice,
-        scratch: &Scratch,
-        parameters: &wgpu::Buffer,
-        gradients: &wgpu::Buffer,
-    ) -> Result<Vec<Pass>, ModelError> {
+    fn backward(&self, split: &DeviceSplit, scratch: &Scratch) -> Result<Vec<Pass>, ModelError> {
+        let (cursor, gradients) = (&split.cursor, &scratch.gradients);
         let mut passes = Vec::new();
         for (index, layer) in self.model.layers().iter().enumerate().rev() {
             let Layer { weights, bias } = layer;
-            let input = scratch.layer_input(index);
-            let output_gradient = &scratch.outputs[index];
-            passes.push(self.pass(
-                "bias_gradient",
-                include_str!("../../shaders/train/bias_gradient.wgsl"),
-                &[
-                    ("WORKGROUP", f64::from(self.workgroup)),
-                    ("OUTPUTS", weights.cols as f64),
-                    ("BIAS", bias.offset as f64),
-                ],
-                &[&split.cursor, output_gradient, gradients],
-                [self.groups(weights.cols), 1],
-            )?);
-            passes.push(self.pass(
-                "weight_gradient",
-                include_str!("../../shaders/train/weight_gradient.wgsl"),
-                &self.layer_constants(layer),
-                &[&split.cursor, input, output_gradient, gradients],
-                self.tiles(weights.rows.div_ceil(8) * weights.cols.div_ceil(4)),
-            )?);
+            let (input, output_gradient) = (scratch.layer_input(index), &scratch.outputs[index]);
+            let constants = self.layer_constants(layer);
+            let [workgroup, _, outputs, _] = constants;
+            let source = include_str!("../../shaders/train/bias_gradient.wgsl");
+            let of_bias = [workgroup, outputs, ("BIAS", bias.offset as f64)];
+            let buffers = [cursor, output_gradient, gradients];
+            passes.push(self.pass("bias_gradient", source, &of_bias, &buffers, [self.groups(weights.cols), 1])?);
+            let source = include_str!("../../shaders/train/weight_gradient.wgsl");
+            let buffers = [cursor, input, output_gradient, gradients];
+            let grid = self.tiles(weights.rows.div_ceil(8) * weights.cols.div_ceil(4));
+            passes.push(self.pass("weight_gradient", source, &constants, &buffers, grid)?);
             if index > 0 {
-                passes.push(self.pass(
-                    "input_gradient",
-                    include_str!("../../shaders/train/input_gradient.wgsl"),
-                    &self.layer_constants(layer),
-                    &[&split.cursor, output_gradient, parameters, input],
-                    self.tiles(split.batch.div_ceil(4) * weights.rows.div_ceil(4)),
-                )?);
+                let source = include_str!("../../shaders/train/input_gradient.wgsl");
+                let buffers = [cursor, output_gradient, &scratch.parameters, input];
+                let grid = self.tiles(split.batch.div_ceil(4) * weights.rows.div_ceil(4));
+                passes.push(self.pass("input_gradient", source, &constants, &buffers, grid)?);
             }
         }
         Ok(passes)
     }
-
-    fn finish(&self, split: &SplitOnDevice, scratch: &Scratch) -> Result<Pass, ModelError> {
-        self.pass(
-            "finish_batch",
-            include_str!("../../shaders/train/finish_batch.wgsl"),
-            &[],
-            &[&split.cursor, &scratch.row_results, &split.results],
-            [1, 1],
-        )
-    }
 }
 
 impl Scratch {
-    /// What layer `index` reads.
     fn layer_input(&self, index: usize) -> &wgpu::Buffer {
-        match index {
-            0 => &self.input,
-            _ => &self.outputs[index - 1],
-        }
+        if index == 0 { &self.input } else { &self.outputs[index - 1] }
     }
 }

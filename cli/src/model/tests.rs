@@ -37,41 +37,45 @@ fn split(model: &Model, rows: usize, seed: u64) -> Split {
     }
 }
 
+/// A data set of so many rows to train on and to test.
+fn dataset(model: &Model, rows: [usize; 2]) -> Dataset {
+    let [train, test] = [split(model, rows[0], 5), split(model, rows[1], 6)];
+    Dataset { name: "test".to_owned(), features: model.features, classes: model.classes, train, test }
+}
+
+/// Parameters of ordinary size; the padding between tensors is zero.
+fn parameters_of(model: &Model, seed: u64) -> Vec<f32> {
+    let mut parameters = vec![0f32; model.padded_len()];
+    for tensor in model.tensors() {
+        parameters[tensor.range()].copy_from_slice(&values(tensor.range().len(), seed));
+    }
+    parameters
+}
+
 /// The loss in f64, from its definition.
 fn loss(model: &Model, parameters: &[f64], split: &Split, rows: &[u32]) -> f64 {
     let dense = |layer: &Layer, input: &[f64]| -> Vec<f64> {
-        (0..layer.weights.cols)
-            .map(|j| {
-                parameters[layer.bias.offset + j]
-                    + input
-                        .iter()
-                        .enumerate()
-                        .map(|(k, x)| x * parameters[layer.weights.offset + k * layer.weights.cols + j])
-                        .sum::<f64>()
-            })
-            .collect()
+        let TensorShape { offset, cols, .. } = layer.weights;
+        let product = |j| input.iter().enumerate().map(|(k, x)| x * parameters[offset + k * cols + j]).sum::<f64>();
+        (0..cols).map(|j| parameters[layer.bias.offset + j] + product(j)).collect()
     };
     let layers = model.layers();
-    let mut total = 0.0;
-    for &row in rows {
+    let loss_of = |&row: &u32| {
         let row = row as usize;
-        let mut input: Vec<f64> =
-            split.x[row * model.features..][..model.features].iter().map(|&x| f64::from(x)).collect();
+        let x = &split.x[row * model.features..][..model.features];
+        let mut input: Vec<f64> = x.iter().map(|&x| f64::from(x)).collect();
         for layer in &layers[..layers.len() - 1] {
             input = dense(layer, &input).into_iter().map(|x| x.max(0.0)).collect();
         }
         let outputs = dense(&layers[layers.len() - 1], &input);
         let label = split.y[row] as usize;
-        total += match model.kind {
-            ModelKind::Svm => outputs
-                .iter()
-                .enumerate()
-                .map(|(k, s)| (1.0 - if k == label { *s } else { -s }).max(0.0).powi(2))
-                .sum::<f64>(),
+        let hinge = |(k, s): (usize, &f64)| (1.0 - if k == label { *s } else { -s }).max(0.0).powi(2);
+        match model.kind {
+            ModelKind::Svm => outputs.iter().enumerate().map(hinge).sum::<f64>(),
             _ => outputs.iter().map(|x| x.exp()).sum::<f64>().ln() - outputs[label],
-        };
-    }
-    total / rows.len() as f64
+        }
+    };
+    rows.iter().map(loss_of).sum::<f64>() / rows.len() as f64
 }
 
 #[test]
@@ -79,10 +83,7 @@ fn gradients_are_those_of_the_loss() {
     for model in shapes() {
         let data = split(&model, 9, 3);
         let rows = [4, 0, 8, 8, 2];
-        let mut parameters = vec![0f32; model.padded_len()];
-        for tensor in model.tensors() {
-            parameters[tensor.range()].copy_from_slice(&values(tensor.range().len(), 11));
-        }
+        let parameters = parameters_of(&model, 11);
         let mut gradients = vec![0f32; parameters.len()];
         let got = CpuModel::new(&model, 5).loss_and_gradients(&parameters, &data.x, &data.y, &rows, &mut gradients);
         let exact: Vec<f64> = parameters.iter().map(|&p| f64::from(p)).collect();
@@ -98,11 +99,8 @@ fn gradients_are_those_of_the_loss() {
             // Central differences of step 1e-5 in f64 are good to about 1e-9.
             let slope = (at(1e-5) - at(-1e-5)) / 2e-5;
             largest = largest.max(slope.abs());
-            assert!(
-                (f64::from(gradients[index]) - slope).abs() <= 2e-4,
-                "{model}, parameter {index}: {} against {slope}",
-                gradients[index]
-            );
+            let got = gradients[index];
+            assert!((f64::from(got) - slope).abs() <= 2e-4, "{model}, parameter {index}: {got} against {slope}");
         }
         assert!(largest > 0.01, "{model}: nothing was compared");
     }
@@ -139,17 +137,8 @@ fn the_device_computes_what_the_host_computes() {
 
 fn compare(gpu: &Gpu, model: &Model, batch: usize) {
     // 20 rows: the last batch is short for 3 and 17.
-    let dataset = Dataset {
-        name: "test".to_owned(),
-        features: model.features,
-        classes: model.classes,
-        train: split(model, 20, 5),
-        test: split(model, 300, 6),
-    };
-    let mut parameters = vec![0f32; model.padded_len()];
-    for tensor in model.tensors() {
-        parameters[tensor.range()].copy_from_slice(&values(tensor.range().len(), 12));
-    }
+    let dataset = dataset(model, [20, 300]);
+    let parameters = parameters_of(model, 12);
     let device = GpuModel::new(gpu, model, &dataset, batch).expect("fits");
     device.write_parameters(&parameters);
     let order: Vec<u32> = (0..20).rev().collect();
@@ -162,11 +151,8 @@ fn compare(gpu: &Gpu, model: &Model, batch: usize) {
         let got = run_batch(gpu, &device);
         for (index, (got, expected)) in got.iter().zip(&expected).enumerate() {
             // Sums of up to 64 products of order 1, in another order.
-            assert!(
-                (got - expected).abs() <= 2e-5,
-                "{}, {model}, batch {batch}, gradient {index}: {got} against {expected}",
-                gpu.describe()
-            );
+            let place = || format!("{}, {model}, batch {batch}, gradient {index}", gpu.describe());
+            assert!((got - expected).abs() <= 2e-5, "{}: {got} against {expected}", place());
         }
     }
     for (got, expected) in device.read_losses(0..losses.len()).expect("reads").iter().zip(&losses) {
@@ -234,13 +220,7 @@ fn no_answer_is_a_wrong_answer() {
 fn no_feature_is_lost_in_wide_rows() {
     let features = 70_001;
     let model = Model::new(ModelKind::Softmax, features, 2, 0);
-    let dataset = Dataset {
-        name: "wide".to_owned(),
-        features,
-        classes: 2,
-        train: split(&model, 4, 5),
-        test: split(&model, 4, 6),
-    };
+    let dataset = dataset(&model, [4, 4]);
     // Only the last feature counts, so that a lost tail is a lost answer.
     let mut parameters = vec![0f32; model.padded_len()];
     let weights = model.tensors()[0].range();
@@ -258,13 +238,7 @@ fn no_feature_is_lost_in_wide_rows() {
 #[test]
 fn loops_that_drivers_cut_short_are_refused() {
     let model = Model::new(ModelKind::Softmax, 262_144, 2, 0);
-    let dataset = Dataset {
-        name: "too wide".to_owned(),
-        features: model.features,
-        classes: 2,
-        train: split(&model, 1, 5),
-        test: split(&model, 1, 6),
-    };
+    let dataset = dataset(&model, [1, 1]);
     for gpu in devices() {
         let refused = GpuModel::new(&gpu, &model, &dataset, 1);
         assert!(matches!(refused, Err(ModelError::TooLong { .. })));
@@ -276,31 +250,18 @@ fn loops_that_drivers_cut_short_are_refused() {
 fn what_is_not_finite_flows_through() {
     let gpus = devices();
     for model in shapes() {
-        let dataset = Dataset {
-            name: "test".to_owned(),
-            features: model.features,
-            classes: model.classes,
-            train: split(&model, 9, 5),
-            test: split(&model, 9, 6),
-        };
+        let dataset = dataset(&model, [9, 9]);
         let rows: Vec<u32> = (0..9).collect();
         let on_devices: Vec<GpuModel> =
             gpus.iter().map(|gpu| GpuModel::new(gpu, &model, &dataset, 9).expect("fits")).collect();
         for tensor in model.tensors() {
             for value in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
-                let mut parameters = vec![0f32; model.padded_len()];
-                for tensor in model.tensors() {
-                    parameters[tensor.range()].copy_from_slice(&values(tensor.range().len(), 12));
-                }
+                let mut parameters = parameters_of(&model, 12);
                 parameters[tensor.range().end - 1] = value;
                 let mut expected = vec![0f32; parameters.len()];
-                let loss = CpuModel::new(&model, 9).loss_and_gradients(
-                    &parameters,
-                    &dataset.train.x,
-                    &dataset.train.y,
-                    &rows,
-                    &mut expected,
-                );
+                let Split { x, y } = &dataset.train;
+                let mut host = CpuModel::new(&model, 9);
+                let loss = host.loss_and_gradients(&parameters, x, y, &rows, &mut expected);
                 // Minus infinity may end in a ReLU or a hinge, a NaN nowhere.
                 assert!(loss.is_nan() || !value.is_nan(), "{model}, {}", tensor.name);
                 for (gpu, device) in gpus.iter().zip(&on_devices) {
@@ -309,11 +270,8 @@ fn what_is_not_finite_flows_through() {
                     let got = run_batch(gpu, device);
                     let place = format!("{}, {model}, {value} in {}", gpu.describe(), tensor.name);
                     for (index, (got, expected)) in got.iter().zip(&expected).enumerate() {
-                        assert_eq!(
-                            got.is_finite(),
-                            expected.is_finite(),
-                            "{place}, gradient {index}: {got} against {expected}"
-                        );
+                        let is_alike = got.is_finite() == expected.is_finite();
+                        assert!(is_alike, "{place}, gradient {index}: {got} against {expected}");
                     }
                     let got = device.read_losses(0..1).expect("reads")[0];
                     assert_eq!(got.is_finite(), loss.is_finite(), "{place}: {got}, {loss}");

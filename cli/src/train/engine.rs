@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use wgpu_optim::{
     Averaging, Checkpoint, CpuOptimizer, Gpu, Group, Notes, Optimizer, OptimizerBuilder, Parameters, Records, Regime,
-    Rule, Schedule, Warning, WeightDecay, wgpu,
+    Rule, Schedule, Warning, WeightDecay, cpu, wgpu,
 };
 
 use crate::CliError;
@@ -33,18 +33,20 @@ pub struct OptimizerSettings {
 }
 
 impl OptimizerSettings {
+    /// The builder of an optimizer of nothing.
+    fn empty(&self) -> OptimizerBuilder<cpu::Tensor> {
+        let empty: &[f32] = &[];
+        self.builder().group(Group::new("model").tensor("check", empty, empty))
+    }
+
     /// Refuses numbers outside their ranges, before data and devices are looked for.
     pub fn check(&self) -> Result<(), CliError> {
-        let empty: &[f32] = &[];
-        self.builder().group(Group::new("model").tensor("check", empty, empty)).build_cpu()?;
-        Ok(())
+        Ok(self.empty().build_cpu().map(drop)?)
     }
 
     /// What is known to fail in it.
     pub fn warnings(&self) -> Vec<Warning> {
-        let empty: &[f32] = &[];
-        let builder: OptimizerBuilder<wgpu_optim::cpu::Tensor> = self.builder();
-        builder.group(Group::new("model").tensor("check", empty, empty)).warnings()
+        self.empty().warnings()
     }
 
     fn builder<T>(&self) -> OptimizerBuilder<T> {
@@ -67,7 +69,6 @@ impl OptimizerSettings {
 /// What is done to the gradients of single steps, to see what the optimizer makes of them.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Injection {
-    /// The step whose gradients become NaN.
     pub nan: Option<u64>,
     /// The step whose gradients become a hundred times as large.
     pub spike: Option<u64>,
@@ -81,175 +82,95 @@ impl Injection {
     }
 
     fn apply(&self, step: u64, gradients: &mut [f32]) {
-        let mut factor = 1.0;
-        if self.spike == Some(step) {
-            factor *= 100.0;
-        }
-        if self.nan == Some(step) {
-            factor = f32::NAN;
-        }
-        for gradient in gradients {
-            *gradient *= factor;
-        }
+        let spike = if self.spike == Some(step) { 100.0 } else { 1.0 };
+        let factor = if self.nan == Some(step) { f32::NAN } else { spike };
+        gradients.iter_mut().for_each(|gradient| *gradient *= factor);
     }
 }
 
-/// What trains.
-pub enum Engine<'a> {
-    Cpu(Box<CpuEngine<'a>>),
-    Gpu(Box<GpuEngine>),
-}
-
-impl<'a> Engine<'a> {
-    /// Sets everything up; all tensors are one group, with one learning rate.
-    pub fn new(
-        target: &Target,
-        model: &Model,
-        dataset: &'a Dataset,
-        batch: usize,
-        settings: &OptimizerSettings,
-        injection: Injection,
-        seed: u64,
-    ) -> Result<Self, CliError> {
-        let initial = model.initial_parameters(seed);
-        let steps_per_epoch = dataset.train.rows().div_ceil(batch) as u32;
-        let builder_steps = steps_per_epoch.max(1);
-        match target {
-            Target::Cpu { .. } => {
-                let tensors = model.tensors();
-                let mut group = Group::new("model");
-                for tensor in &tensors {
-                    let values = &initial[tensor.range()];
-                    group = group.tensor(tensor.name, values, values);
-                }
-                Ok(Engine::Cpu(Box::new(CpuEngine {
-                    optimizer: settings.builder().record_steps(builder_steps).group(group).build_cpu()?,
-                    model: CpuModel::new(model, batch),
-                    tensors,
-                    gradients: vec![0.0; initial.len()],
-                    gradient_scale: settings.gradient_scale,
-                    parameters: initial,
-                    dataset,
-                    batch,
-                    injection,
-                    steps_done: 0,
-                })))
-            }
-            Target::Gpu(gpu) => {
-                let gpu_model =
-                    gpu.scoped("the model's buffers and kernels", || GpuModel::new(gpu, model, dataset, batch))?;
-                gpu_model.write_parameters(&initial);
-                let mut group = Group::new("model");
-                for tensor in model.tensors() {
-                    let bytes = tensor.range_bytes();
-                    group = group.tensor(
-                        tensor.name,
-                        gpu_model.parameters().slice(bytes.clone()),
-                        gpu_model.gradients().slice(bytes),
-                    );
-                }
-                Ok(Engine::Gpu(Box::new(GpuEngine {
-                    optimizer: settings
-                        .builder()
-                        .record_steps(builder_steps)
-                        .loss(gpu_model.loss())
-                        .group(group)
-                        .build(gpu)?,
-                    model: gpu_model,
-                    tensors: model.tensors(),
-                    gpu: gpu.clone(),
-                    injection,
-                    steps_done: 0,
-                })))
-            }
-        }
-    }
-
+/// A model and its optimizer, on the host or on the device.
+pub trait Engine {
     /// Starts a pass over the training rows in the given order, from some step of it on.
-    pub fn begin_epoch(&mut self, order: &[u32], step: usize) {
-        match self {
-            // It is told the order with every stretch.
-            Engine::Cpu(_) => {}
-            Engine::Gpu(engine) => engine.model.begin_epoch(order, step),
-        }
-    }
+    fn begin_epoch(&mut self, order: &[u32], step: usize);
 
-    /// The next steps of the epoch, which has this order; the loss and the records of each. `on_steps` hears of progress.
-    pub fn train(
-        &mut self,
-        order: &[u32],
-        steps: Range<usize>,
-        on_steps: impl FnMut(usize),
-    ) -> Result<(Vec<f32>, Records), CliError> {
-        match self {
-            Engine::Cpu(engine) => engine.train(order, steps, on_steps),
-            Engine::Gpu(engine) => engine.train(steps, on_steps),
-        }
-    }
+    /// The next steps of the epoch; the loss and the records of each. `on_steps` hears of progress.
+    fn train(&mut self, steps: Range<usize>, on_steps: &mut dyn FnMut(usize)) -> Result<(Vec<f32>, Records), CliError>;
 
     /// Everything that the steps to come follow from, but for the order of the rows.
-    pub fn checkpoint(&self, notes: &Notes) -> Result<Checkpoint, CliError> {
-        Ok(match self {
-            Engine::Cpu(engine) => {
-                let tensors = engine.tensors.iter();
-                let params: Vec<&[f32]> = tensors.map(|tensor| &engine.parameters[tensor.range()]).collect();
-                engine.optimizer.checkpoint(Some(&params), notes)?
-            }
-            Engine::Gpu(engine) => pollster::block_on(engine.optimizer.checkpoint(Parameters::Included, notes))?,
-        })
-    }
+    fn checkpoint(&self, notes: &Notes) -> Result<Checkpoint, CliError>;
 
     /// Goes on from a checkpoint.
-    pub fn restore(&mut self, checkpoint: &Checkpoint) -> Result<(), CliError> {
-        match self {
-            Engine::Cpu(engine) => {
-                let mut params = slices_of(&engine.tensors, &mut engine.parameters);
-                engine.optimizer.restore(checkpoint, Some(&mut params))?;
-                engine.steps_done = checkpoint.step();
-            }
-            Engine::Gpu(engine) => {
-                engine.optimizer.restore(checkpoint, Parameters::Included)?;
-                engine.steps_done = checkpoint.step();
-            }
-        }
-        Ok(())
-    }
+    fn restore(&mut self, checkpoint: &Checkpoint) -> Result<(), CliError>;
 
     /// Mean loss and accuracy over a split.
-    pub fn evaluate(&mut self, part: Part) -> Result<Evaluation, CliError> {
-        match self {
-            Engine::Cpu(engine) => {
-                let split = match part {
-                    Part::Train => &engine.dataset.train,
-                    Part::Test => &engine.dataset.test,
-                };
-                Ok(engine.model.evaluate(&engine.parameters, &split.x, &split.y))
-            }
-            Engine::Gpu(engine) => Ok(engine.model.evaluate(part)?),
-        }
-    }
+    fn evaluate(&mut self, part: Part) -> Result<Evaluation, CliError>;
 
-    /// Does something with the averaged parameters in the place of the parameters, which come back bit for bit.
-    pub fn with_averages<R>(&mut self, work: impl FnOnce(&mut Self) -> Result<R, CliError>) -> Result<R, CliError> {
-        let parameters = match self {
-            Engine::Cpu(engine) => {
-                engine.swap_averages()?;
-                None
+    /// Puts the averaged parameters in the place of the parameters, or these back again, bit for bit.
+    fn exchange_averages(&mut self) -> Result<(), CliError>;
+}
+
+/// Sets everything up; all tensors are one group, with one learning rate.
+pub fn new<'a>(
+    target: &Target,
+    model: &Model,
+    dataset: &'a Dataset,
+    batch: usize,
+    settings: &OptimizerSettings,
+    injection: Injection,
+    seed: u64,
+) -> Result<Box<dyn Engine + 'a>, CliError> {
+    let initial = model.initial_parameters(seed);
+    let steps_per_epoch = dataset.train.rows().div_ceil(batch) as u32;
+    let (tensors, steps_done, record_steps) = (model.tensors(), 0, steps_per_epoch.max(1));
+    match target {
+        Target::Cpu { .. } => {
+            let mut group = Group::new("model");
+            for tensor in &tensors {
+                let values = &initial[tensor.range()];
+                group = group.tensor(tensor.name, values, values);
             }
-            Engine::Gpu(engine) => Some(engine.copy_averages()?),
-        };
-        let result = work(self)?;
-        match (self, parameters) {
-            (Engine::Gpu(engine), Some(parameters)) => engine.put_back(&parameters),
-            (Engine::Cpu(engine), _) => engine.swap_averages()?,
-            (Engine::Gpu(_), None) => {}
+            Ok(Box::new(CpuEngine {
+                optimizer: settings.builder().record_steps(record_steps).group(group).build_cpu()?,
+                model: CpuModel::new(model, batch),
+                tensors,
+                gradients: vec![0.0; initial.len()],
+                gradient_scale: settings.gradient_scale,
+                parameters: initial,
+                dataset,
+                order: Vec::new(),
+                batch,
+                injection,
+                steps_done,
+            }))
         }
-        Ok(result)
+        Target::Gpu(gpu) => {
+            let model = gpu.scoped("the model's buffers and kernels", || GpuModel::new(gpu, model, dataset, batch))?;
+            model.write_parameters(&initial);
+            let mut group = Group::new("model");
+            for tensor in &tensors {
+                let [params, grads] =
+                    [model.parameters(), model.gradients()].map(|buffer| buffer.slice(tensor.range_bytes()));
+                group = group.tensor(tensor.name, params, grads);
+            }
+            let builder = settings.builder().record_steps(record_steps).loss(model.loss()).group(group);
+            let optimizer = builder.build(gpu)?;
+            Ok(Box::new(GpuEngine { model, tensors, optimizer, gpu: gpu.clone(), injection, steps_done, kept: None }))
+        }
     }
 }
 
-/// Everything on the host.
-pub struct CpuEngine<'a> {
+/// Does something with the averaged parameters in the place of the parameters.
+pub fn with_averages<R>(
+    engine: &mut dyn Engine,
+    work: impl FnOnce(&mut dyn Engine) -> Result<R, CliError>,
+) -> Result<R, CliError> {
+    engine.exchange_averages()?;
+    let result = work(engine)?;
+    engine.exchange_averages()?;
+    Ok(result)
+}
+
+struct CpuEngine<'a> {
     model: CpuModel,
     optimizer: CpuOptimizer,
     tensors: Vec<TensorShape>,
@@ -257,12 +178,13 @@ pub struct CpuEngine<'a> {
     gradients: Vec<f32>,
     gradient_scale: f32,
     dataset: &'a Dataset,
+    /// The rows of the epoch.
+    order: Vec<u32>,
     batch: usize,
     injection: Injection,
     steps_done: u64,
 }
 
-/// The tensors' slices of all parameters.
 fn slices_of<'a>(tensors: &[TensorShape], parameters: &'a mut [f32]) -> Vec<&'a mut [f32]> {
     let mut slices = Vec::with_capacity(tensors.len());
     let mut rest = parameters;
@@ -277,22 +199,15 @@ fn slices_of<'a>(tensors: &[TensorShape], parameters: &'a mut [f32]) -> Vec<&'a 
     slices
 }
 
-impl CpuEngine<'_> {
-    fn swap_averages(&mut self) -> Result<(), CliError> {
-        let mut params = slices_of(&self.tensors, &mut self.parameters);
-        Ok(self.optimizer.swap_averages(&mut params)?)
+impl Engine for CpuEngine<'_> {
+    fn begin_epoch(&mut self, order: &[u32], _step: usize) {
+        order.clone_into(&mut self.order);
     }
 
-    fn train(
-        &mut self,
-        order: &[u32],
-        steps: Range<usize>,
-        mut on_steps: impl FnMut(usize),
-    ) -> Result<(Vec<f32>, Records), CliError> {
+    fn train(&mut self, steps: Range<usize>, on_steps: &mut dyn FnMut(usize)) -> Result<(Vec<f32>, Records), CliError> {
         let Split { x, y } = &self.dataset.train;
         let mut losses = Vec::with_capacity(steps.len());
-        let batches = order.chunks(self.batch);
-        for rows in batches.skip(steps.start).take(steps.len()) {
+        for rows in self.order.chunks(self.batch).skip(steps.start).take(steps.len()) {
             let loss = self.model.loss_and_gradients(&self.parameters, x, y, rows, &mut self.gradients);
             losses.push(loss);
             if self.injection.is_due(self.steps_done) {
@@ -300,132 +215,171 @@ impl CpuEngine<'_> {
             }
             self.steps_done += 1;
             if self.gradient_scale != 1.0 {
-                for gradient in &mut self.gradients {
-                    *gradient *= self.gradient_scale;
-                }
+                self.gradients.iter_mut().for_each(|gradient| *gradient *= self.gradient_scale);
             }
             let mut params = slices_of(&self.tensors, &mut self.parameters);
-            let tensors = self.tensors.iter();
-            let grads: Vec<&[f32]> = tensors.map(|tensor| &self.gradients[tensor.range()]).collect();
+            let grads: Vec<&[f32]> = self.tensors.iter().map(|tensor| &self.gradients[tensor.range()]).collect();
             self.optimizer.step_with_loss(&mut params, &grads, loss)?;
             on_steps(1);
         }
         Ok((losses, self.optimizer.drain_records()))
     }
+
+    fn checkpoint(&self, notes: &Notes) -> Result<Checkpoint, CliError> {
+        let params: Vec<&[f32]> = self.tensors.iter().map(|tensor| &self.parameters[tensor.range()]).collect();
+        Ok(self.optimizer.checkpoint(Some(&params), notes)?)
+    }
+
+    fn restore(&mut self, checkpoint: &Checkpoint) -> Result<(), CliError> {
+        let mut params = slices_of(&self.tensors, &mut self.parameters);
+        self.optimizer.restore(checkpoint, Some(&mut params))?;
+        self.steps_done = checkpoint.step();
+        Ok(())
+    }
+
+    fn evaluate(&mut self, part: Part) -> Result<Evaluation, CliError> {
+        let split = match part {
+            Part::Train => &self.dataset.train,
+            Part::Test => &self.dataset.test,
+        };
+        Ok(self.model.evaluate(&self.parameters, &split.x, &split.y))
+    }
+
+    fn exchange_averages(&mut self) -> Result<(), CliError> {
+        Ok(self.optimizer.swap_averages(&mut slices_of(&self.tensors, &mut self.parameters))?)
+    }
 }
 
-/// Everything on the device.
-pub struct GpuEngine {
+/// A submit, and its steps.
+type Submitted = (wgpu::SubmissionIndex, usize);
+
+struct GpuEngine {
     model: GpuModel,
     tensors: Vec<TensorShape>,
     optimizer: Optimizer,
     gpu: Gpu,
     injection: Injection,
     steps_done: u64,
+    /// The parameters, while the averages are in their place.
+    kept: Option<wgpu::Buffer>,
 }
 
 impl GpuEngine {
-    /// Copies the averages over the parameters, and gives a copy of those. (A swap would bring back parameters of schedule-free training
-    /// within one unit in the last place only.)
-    fn copy_averages(&self) -> Result<wgpu::Buffer, CliError> {
-        let device = self.gpu.device();
-        let parameters = self.model.parameters();
-        let copy = self.gpu.scoped("a copy of the parameters", || {
-            Ok::<_, CliError>(device.create_buffer(&wgpu::BufferDescriptor {
-                label: Some("a copy of the parameters"),
-                size: parameters.size(),
-                usage: wgpu::BufferUsages::COPY_SRC | wgpu::BufferUsages::COPY_DST,
-                mapped_at_creation: false,
-            }))
-        })?;
-        let mut encoder = device.create_command_encoder(&wgpu::CommandEncoderDescriptor { label: Some("averages") });
-        encoder.copy_buffer_to_buffer(parameters, 0, &copy, 0, parameters.size());
-        for (index, tensor) in self.tensors.iter().enumerate() {
-            let destination = parameters.slice(tensor.range_bytes());
-            self.optimizer.encode_copy_averages(&mut encoder, index, destination)?;
+    fn encoder(&self, label: &str) -> wgpu::CommandEncoder {
+        self.gpu.device().create_command_encoder(&wgpu::CommandEncoderDescriptor { label: Some(label) })
+    }
+
+    /// A step whose gradients are changed on their way to the optimizer. They come to the host and go back, which is slow, and good
+    /// enough for one step.
+    fn step_injected(&self, step: u64) -> Result<(), CliError> {
+        const LABEL: &str = "training, gradients changed";
+        let queue = self.gpu.queue();
+        if self.injection.loss_of_device == Some(step) {
+            self.gpu.device().destroy();
         }
-        self.gpu.queue().submit([encoder.finish()]);
-        Ok(copy)
+        let mut backward = self.encoder(LABEL);
+        self.model.encode_batch(&mut backward.begin_compute_pass(&Default::default()));
+        queue.submit([backward.finish()]);
+        let buffer = self.model.gradients();
+        let mut gradients = pollster::block_on(self.gpu.read_buffer::<f32>("gradients", buffer))?;
+        self.injection.apply(step, &mut gradients);
+        queue.write_buffer(buffer, 0, bytemuck::cast_slice(&gradients));
+        let mut update = self.encoder(LABEL);
+        self.optimizer.encode_step(&mut update)?;
+        queue.submit([update.finish()]);
+        Ok(())
     }
 
-    fn put_back(&self, copy: &wgpu::Buffer) {
-        let mut encoder =
-            self.gpu.device().create_command_encoder(&wgpu::CommandEncoderDescriptor { label: Some("parameters") });
-        encoder.copy_buffer_to_buffer(copy, 0, self.model.parameters(), 0, copy.size());
-        self.gpu.queue().submit([encoder.finish()]);
+    /// Waits for the steps of a submit, and tells of them.
+    fn finish(&self, submitted: Option<Submitted>, on_steps: &mut dyn FnMut(usize)) -> Result<(), CliError> {
+        if let Some((submission, count)) = submitted {
+            self.gpu.finish("training steps", &submission)?;
+            on_steps(count);
+        }
+        Ok(())
+    }
+}
+
+impl Engine for GpuEngine {
+    fn begin_epoch(&mut self, order: &[u32], step: usize) {
+        self.model.begin_epoch(order, step);
     }
 
-    fn train(&mut self, all: Range<usize>, mut on_steps: impl FnMut(usize)) -> Result<(Vec<f32>, Records), CliError> {
-        let (device, queue) = (self.gpu.device(), self.gpu.queue());
-        let mut previous: Option<(wgpu::SubmissionIndex, usize)> = None;
+    fn train(&mut self, all: Range<usize>, on_steps: &mut dyn FnMut(usize)) -> Result<(Vec<f32>, Records), CliError> {
+        let mut previous = None;
         let mut first = all.start;
         while first < all.end {
             let mut steps = first..(first + STEPS_PER_SUBMIT).min(all.end);
             let of_run = |step: usize| self.steps_done + (step - all.start) as u64;
             let is_due = |step: &usize| self.injection.is_due(of_run(*step));
-            match steps.clone().find(is_due) {
-                Some(step) if step == first => {
+            if let Some(step) = steps.clone().find(is_due) {
+                if step == first {
                     self.step_injected(of_run(step))?;
                     on_steps(1);
                     first += 1;
                     continue;
                 }
-                Some(step) => steps.end = step,
-                None => {}
+                steps.end = step;
             }
             first = steps.end;
             let count = steps.len();
-            let mut encoder =
-                device.create_command_encoder(&wgpu::CommandEncoderDescriptor { label: Some("training") });
+            let mut encoder = self.encoder("training");
             {
-                let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor::default());
+                let mut pass = encoder.begin_compute_pass(&Default::default());
                 for _ in steps {
                     self.model.encode_batch(&mut pass);
                     self.optimizer.encode_step_in(&mut pass)?;
                 }
             }
-            let submission = queue.submit([encoder.finish()]);
+            let submission = self.gpu.queue().submit([encoder.finish()]);
             // One submit runs while the next is recorded, so that the progress shown is progress made.
-            if let Some((submission, count)) = previous.replace((submission, count)) {
-                self.wait_for(submission)?;
-                on_steps(count);
-            }
+            self.finish(previous.replace((submission, count)), on_steps)?;
         }
-        if let Some((submission, count)) = previous {
-            self.wait_for(submission)?;
-            on_steps(count);
-        }
+        self.finish(previous, on_steps)?;
         self.steps_done += all.len() as u64;
         let losses = self.model.read_losses(all)?;
         let records = pollster::block_on(self.optimizer.drain_records())?;
         Ok((losses, records))
     }
 
-    /// A step whose gradients are changed on their way to the optimizer. They come to the host and go back, which is slow, and good
-    /// enough for one step.
-    fn step_injected(&self, step: u64) -> Result<(), CliError> {
-        let (device, queue) = (self.gpu.device(), self.gpu.queue());
-        if self.injection.loss_of_device == Some(step) {
-            device.destroy();
-        }
-        let encoder = || {
-            device
-                .create_command_encoder(&wgpu::CommandEncoderDescriptor { label: Some("training, gradients changed") })
-        };
-        let mut backward = encoder();
-        self.model.encode_batch(&mut backward.begin_compute_pass(&wgpu::ComputePassDescriptor::default()));
-        queue.submit([backward.finish()]);
-        let buffer = self.model.gradients();
-        let mut gradients = pollster::block_on(self.gpu.read_buffer::<f32>("gradients", buffer))?;
-        self.injection.apply(step, &mut gradients);
-        queue.write_buffer(buffer, 0, bytemuck::cast_slice(&gradients));
-        let mut update = encoder();
-        self.optimizer.encode_step(&mut update)?;
-        queue.submit([update.finish()]);
+    fn checkpoint(&self, notes: &Notes) -> Result<Checkpoint, CliError> {
+        Ok(pollster::block_on(self.optimizer.checkpoint(Parameters::Included, notes))?)
+    }
+
+    fn restore(&mut self, checkpoint: &Checkpoint) -> Result<(), CliError> {
+        self.optimizer.restore(checkpoint, Parameters::Included)?;
+        self.steps_done = checkpoint.step();
         Ok(())
     }
 
-    fn wait_for(&self, submission: wgpu::SubmissionIndex) -> Result<(), CliError> {
-        Ok(self.gpu.finish("training steps", &submission)?)
+    fn evaluate(&mut self, part: Part) -> Result<Evaluation, CliError> {
+        Ok(self.model.evaluate(part)?)
+    }
+
+    /// Copies the averages over the parameters, of which a copy is kept. (A swap would bring back parameters of schedule-free training
+    /// within one unit in the last place only.)
+    fn exchange_averages(&mut self) -> Result<(), CliError> {
+        let parameters = self.model.parameters();
+        let mut encoder = self.encoder("averages");
+        if let Some(copy) = self.kept.take() {
+            encoder.copy_buffer_to_buffer(&copy, 0, parameters, 0, copy.size());
+        } else {
+            let copy = self.gpu.scoped("a copy of the parameters", || {
+                Ok::<_, CliError>(self.gpu.device().create_buffer(&wgpu::BufferDescriptor {
+                    label: Some("a copy of the parameters"),
+                    size: parameters.size(),
+                    usage: wgpu::BufferUsages::COPY_SRC | wgpu::BufferUsages::COPY_DST,
+                    mapped_at_creation: false,
+                }))
+            })?;
+            encoder.copy_buffer_to_buffer(parameters, 0, &copy, 0, parameters.size());
+            for (index, tensor) in self.tensors.iter().enumerate() {
+                let destination = parameters.slice(tensor.range_bytes());
+                self.optimizer.encode_copy_averages(&mut encoder, index, destination)?;
+            }
+            self.kept = Some(copy);
+        }
+        self.gpu.queue().submit([encoder.finish()]);
+        Ok(())
     }
 }

@@ -1,16 +1,17 @@
 //! What a run came to: a table for people, an object for programs.
 
 use serde::Serialize;
-use wgpu_optim::{NonFinite, Record, TensorRecord, Term};
+use serde_json::{Value, json};
+use wgpu_optim::{NonFinite, Record, Rule, TensorRecord, Term};
 
+use super::in_percent;
+use super::options::Args;
 use super::verdict::{Verdict, loss_in_words};
-use super::{Args, RuleName, in_percent};
 use crate::CliError;
 use crate::model::Model;
 use crate::table::{Columns, say};
 use crate::target::TuningSource;
 
-/// One training run.
 #[derive(Debug, Clone, Serialize)]
 pub struct Run {
     pub data: String,
@@ -30,8 +31,6 @@ pub struct Run {
     pub verdict: Verdict,
     /// What the training loss and the test accuracy are of: an average by its name, or `last`.
     pub evaluated: String,
-    #[serde(skip)]
-    pub evaluated_in_words: &'static str,
     /// Before the first step: see [`start_loss`](super::verdict::start_loss).
     pub start_loss: f64,
     pub train_loss: f64,
@@ -46,10 +45,8 @@ pub struct Run {
     pub averaged_test_accuracy: Option<f64>,
     /// Test rows of which an output is not finite. They count as wrong.
     pub nonfinite_test_rows: usize,
-    pub lr_first: f32,
-    pub lr_last: f32,
-    pub lr_min: f32,
-    pub lr_max: f32,
+    #[serde(flatten)]
+    pub rates: RateRange,
     pub skipped_steps: u64,
     pub seconds: f64,
     /// Steps that took them: all but those that a checkpoint brought.
@@ -59,77 +56,65 @@ pub struct Run {
     pub causes: Causes,
     /// After the last step, with --telemetry.
     #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub tensors: Vec<TensorFigures>,
+    pub tensors: Vec<Value>,
 }
 
 /// A tensor after a step.
-#[derive(Debug, Clone, Serialize)]
-pub struct TensorFigures {
-    pub name: &'static str,
-    pub parameter_norm: f32,
-    pub step_norm: f32,
-    pub relative_step: f64,
-    pub effective_lr: f64,
-}
-
-impl TensorFigures {
-    pub fn new(record: &TensorRecord, model: &Model) -> Self {
-        TensorFigures {
-            name: model.tensors()[record.tensor].name,
-            parameter_norm: record.parameter_norm,
-            step_norm: record.step_norm,
-            relative_step: record.relative_step(),
-            effective_lr: record.effective_rate(),
-        }
-    }
+pub fn tensor_figures(record: &TensorRecord, model: &Model) -> Value {
+    json!({
+        "name": model.tensors()[record.tensor].name,
+        "parameter_norm": record.parameter_norm,
+        "step_norm": record.step_norm,
+        "relative_step": record.relative_step(),
+        "effective_lr": record.effective_rate(),
+    })
 }
 
 impl Run {
+    /// `last iterate`, or the average.
+    pub fn evaluated_in_words(&self) -> String {
+        let kind = if self.evaluated == "last" { "iterate" } else { "average" };
+        format!("{} {kind}", self.evaluated)
+    }
+
     /// What the run came to, by name: the figures of what is evaluated, then those of the last iterate where that is something else.
     pub fn figures(&self) -> Vec<(String, String)> {
-        let of = self.evaluated_in_words;
-        let mut figures = vec![
-            (format!("training loss, {of}"), loss_in_words(self.train_loss)),
-            (format!("test accuracy, {of}"), in_percent(self.test_accuracy)),
+        let of = self.evaluated_in_words();
+        let rows = self.nonfinite_test_rows;
+        let without_answer = (rows > 0).then(|| format!("{rows}: outputs are not finite"));
+        let figures = [
+            (format!("training loss, {of}"), Some(loss_in_words(self.train_loss))),
+            (format!("test accuracy, {of}"), Some(in_percent(self.test_accuracy))),
+            ("training loss, last iterate".to_owned(), self.last_train_loss.map(loss_in_words)),
+            ("test accuracy, last iterate".to_owned(), self.last_test_accuracy.map(in_percent)),
+            ("test rows without an answer".to_owned(), without_answer),
+            ("first learning rate".to_owned(), Some(format!("{:.4e}", self.rates.lr_first))),
+            ("last learning rate".to_owned(), Some(format!("{:.4e}", self.rates.lr_last))),
+            ("range".to_owned(), Some(format!("{:.4e} to {:.4e}", self.rates.lr_min, self.rates.lr_max))),
         ];
-        if let Some(loss) = self.last_train_loss {
-            let name = "training loss, last iterate".to_owned();
-            figures.push((name, loss_in_words(loss)));
-        }
-        if let Some(accuracy) = self.last_test_accuracy {
-            let name = "test accuracy, last iterate".to_owned();
-            figures.push((name, in_percent(accuracy)));
-        }
-        if self.nonfinite_test_rows > 0 {
-            let rows = format!("{}: outputs are not finite", self.nonfinite_test_rows);
-            figures.push(("test rows without an answer".to_owned(), rows));
-        }
-        figures
+        figures.into_iter().filter_map(|(name, value)| Some((name, value?))).collect()
     }
 }
 
 /// The learning rates of a run, from the first step that had one.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Copy, Default, Serialize)]
 pub struct RateRange {
-    pub first: f32,
-    pub last: f32,
-    pub min: f32,
-    pub max: f32,
+    pub lr_first: f32,
+    pub lr_last: f32,
+    pub lr_min: f32,
+    pub lr_max: f32,
 }
 
 impl RateRange {
-    /// Takes a step in.
     pub fn add(&mut self, record: &Record) {
-        let rate = record.learning_rate;
         if record.flags.waiting() {
             return;
         }
-        if self.first == 0.0 {
-            *self = RateRange { first: rate, last: rate, min: rate, max: rate };
+        let rate = record.learning_rate;
+        if self.lr_first == 0.0 {
+            *self = RateRange { lr_first: rate, lr_last: rate, lr_min: rate, lr_max: rate };
         }
-        self.last = rate;
-        self.min = self.min.min(rate);
-        self.max = self.max.max(rate);
+        (self.lr_last, self.lr_min, self.lr_max) = (rate, self.lr_min.min(rate), self.lr_max.max(rate));
     }
 }
 
@@ -138,21 +123,15 @@ impl RateRange {
 pub struct Cause {
     /// Sum of the positive changes of ln η.
     pub up: f64,
-    /// Sum of the negative ones.
     pub down: f64,
 }
 
 impl Cause {
-    /// Takes a step's term in.
     pub fn add(&mut self, term: f32) {
-        if term > 0.0 {
-            self.up += f64::from(term);
-        } else {
-            self.down += f64::from(term);
-        }
+        let sum = if term > 0.0 { &mut self.up } else { &mut self.down };
+        *sum += f64::from(term);
     }
 
-    /// Whether there was any change.
     pub fn occurred(&self) -> bool {
         self.up != 0.0 || self.down != 0.0
     }
@@ -161,7 +140,6 @@ impl Cause {
 /// A cause for each of [`Term::ALL`].
 pub type TermCauses = [Cause; Term::ALL.len()];
 
-/// Takes the terms of a step in.
 pub fn add_terms(causes: &mut TermCauses, record: &Record) {
     // The terms of a record come in the order of `Term::ALL`.
     for (cause, (_, term)) in causes.iter_mut().zip(record.terms()) {
@@ -172,7 +150,6 @@ pub fn add_terms(causes: &mut TermCauses, record: &Record) {
 /// What moved the learning rate over a run.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Causes {
-    /// By term.
     pub terms: TermCauses,
     /// Steps skipped because a gradient was not finite.
     pub skipped: u64,
@@ -182,7 +159,6 @@ pub struct Causes {
 }
 
 impl Causes {
-    /// Takes a step in.
     pub fn add(&mut self, record: &Record) {
         add_terms(&mut self.terms, record);
         self.skipped += u64::from(record.flags.skipped());
@@ -194,23 +170,18 @@ impl Causes {
 
     /// The rows of the table, one for each cause that occurred and one for all of them; no rows where nothing moved.
     pub fn rows(&self) -> Vec<[String; 5]> {
-        let row = |name: String, cause: Cause| {
-            let net = cause.up + cause.down;
-            [name, format!("{:+.3}", cause.up), format!("{:+.3}", cause.down), format!("{net:+.3}"), factor(net.exp())]
-        };
-        let mut rows = Vec::new();
-        let mut total = Cause::default();
-        for (term, cause) in Term::ALL.into_iter().zip(self.terms) {
-            if cause.occurred() {
-                rows.push(row(in_words(term, cause), cause));
-                total.up += cause.up;
-                total.down += cause.down;
-            }
-        }
+        let causes = Term::ALL.into_iter().zip(self.terms).filter(|(_, cause)| cause.occurred());
+        let mut rows: Vec<(String, Cause)> = causes.map(|(term, cause)| (in_words(*term, cause), cause)).collect();
         if !rows.is_empty() {
-            rows.push(row("all".to_owned(), total));
+            let sum = |of: fn(&Cause) -> f64| rows.iter().map(|(_, cause)| of(cause)).sum();
+            let all = Cause { up: sum(|cause| cause.up), down: sum(|cause| cause.down) };
+            rows.push(("all".to_owned(), all));
         }
-        rows
+        let row = |(name, Cause { up, down }): (String, Cause)| {
+            let net = up + down;
+            [name, format!("{up:+.3}"), format!("{down:+.3}"), format!("{net:+.3}"), factor(net.exp())]
+        };
+        rows.into_iter().map(row).collect()
     }
 }
 
@@ -232,25 +203,11 @@ pub fn in_words(term: Term, cause: Cause) -> String {
     }
 }
 
-#[derive(Serialize)]
-struct Runs<'a> {
-    runs: &'a [Run],
-}
-
-/// The object of `--json`, on one line.
-pub fn json(runs: &[Run]) -> String {
-    // Plain structs of numbers and strings: this cannot fail.
-    serde_json::json!(Runs { runs }).to_string()
-}
-
-/// The table.
 pub fn print(args: &Args, run: &Run, model: &Model) -> Result<(), CliError> {
     // It is not what the name usually stands for.
-    let beta1 = if args.rule == RuleName::AdamW && run.momentum == 0.0 { " with beta1 = 0" } else { "" };
-    say(format!(
-        "{} on {}: {}{beta1}, {}, {}, {}",
-        model, run.data, run.rule, run.regime, run.evaluated_in_words, run.adapter
-    ))?;
+    let beta1 = if matches!(args.rule.0, Rule::AdamW(_)) && run.momentum == 0.0 { " with beta1 = 0" } else { "" };
+    let Run { data, rule, regime, adapter, .. } = run;
+    say(format!("{model} on {data}: {rule}{beta1}, {regime}, {}, {adapter}", run.evaluated_in_words()))?;
     let earlier = match run.steps - run.timed_steps {
         0 => String::new(),
         steps => format!(", after {steps} from a checkpoint"),
@@ -264,49 +221,34 @@ pub fn print(args: &Args, run: &Run, model: &Model) -> Result<(), CliError> {
         run.seconds,
         1e6 * run.seconds / run.timed_steps.max(1) as f64
     ))?;
-    let mut table = Columns::without_header(1);
-    let mut row = |name: &str, value: String| table.row([name.to_owned(), value]);
+    let causes = &run.causes;
+    let count = |count: u64| (count > 0).then(|| count.to_string());
+    let first_skipped = causes.first_skipped.map(|(step, what)| format!("step {step}: {}", not_finite(what, model)));
+    let mut figures = run.figures();
     if run.verdict == Verdict::Diverged {
-        row("verdict", "DIVERGED".to_owned());
+        figures.insert(0, ("verdict".to_owned(), "DIVERGED".to_owned()));
     }
-    for (name, value) in run.figures() {
-        row(&name, value);
-    }
-    row("first learning rate", format!("{:.4e}", run.lr_first));
-    row("last learning rate", format!("{:.4e}", run.lr_last));
-    row("range", format!("{:.4e} to {:.4e}", run.lr_min, run.lr_max));
-    if run.causes.clipped > 0 {
-        row("clipped steps", run.causes.clipped.to_string());
-    }
-    if run.skipped_steps > 0 {
-        row("skipped steps", run.skipped_steps.to_string());
-    }
-    if let Some((step, what)) = run.causes.first_skipped {
-        row("first skipped", format!("step {step}: {}", not_finite(what, model)));
-    }
+    let others = [
+        ("clipped steps", count(causes.clipped)),
+        ("skipped steps", count(run.skipped_steps)),
+        ("first skipped", first_skipped),
+    ];
+    figures.extend(others.into_iter().filter_map(|(name, value)| Some((name.to_owned(), value?))));
+    let mut table = Columns::without_header(1);
+    figures.into_iter().for_each(|(name, value)| table.row([name, value]));
     table.print()?;
-    print_causes(&run.causes)
-}
-
-/// What made a step be skipped, in words.
-pub fn not_finite(what: NonFinite, model: &Model) -> String {
-    let tensor = model.tensors().get(what.tensor).map_or("", |tensor| tensor.name);
-    format!(
-        "{} gradient{} not finite, the first in {tensor} at {}",
-        what.count,
-        if what.count == 1 { "" } else { "s" },
-        what.element
-    )
-}
-
-fn print_causes(causes: &Causes) -> Result<(), CliError> {
     let rows = causes.rows();
     if rows.is_empty() {
         return Ok(());
     }
-    let mut table = Columns::new(CAUSES_HEADER, 1);
-    for row in rows {
-        table.row(row);
-    }
+    let mut table = Columns::new(&CAUSES_HEADER, 1);
+    rows.into_iter().for_each(|row| table.row(row));
     table.print()
+}
+
+/// What made a step be skipped, in words.
+pub fn not_finite(NonFinite { count, tensor, element }: NonFinite, model: &Model) -> String {
+    let tensor = model.tensors().get(tensor).map_or("", |tensor| tensor.name);
+    let plural = if count == 1 { "" } else { "s" };
+    format!("{count} gradient{plural} not finite, the first in {tensor} at {element}")
 }

@@ -7,10 +7,11 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use wgpu_optim::{Checkpoint, NonFinite, Notes, Record, TensorRecord, Term};
 
+use super::options::{Args, AverageName, ScheduleName, name_of};
 use super::report::{Cause, Causes, RateRange};
-use super::{Args, AverageName, ScheduleName, name_of, refuse_data};
 use crate::CliError;
 use crate::data::{Dataset, Split};
+use crate::files::{is_same, refuse_data};
 use crate::model::ModelKind;
 
 /// The note of a checkpoint that has a run's [`Progress`].
@@ -47,7 +48,6 @@ struct Progress {
 /// What the end of a run tells of its steps.
 #[derive(Debug, Default)]
 pub struct Sofar {
-    /// The loss of the first batch.
     pub first_loss: Option<f32>,
     pub rates: RateRange,
     pub causes: Causes,
@@ -56,7 +56,6 @@ pub struct Sofar {
 }
 
 impl Sofar {
-    /// Takes a step in.
     pub fn add(&mut self, loss: f32, record: &Record, tensors: &[TensorRecord]) {
         self.first_loss.get_or_insert(loss);
         self.rates.add(record);
@@ -80,23 +79,14 @@ impl Saving {
         };
         refuse_data("--checkpoint", path, &args.data)?;
         for (option, other) in [("--trace", &args.trace), ("--report", &args.report)] {
-            let same = |other: &PathBuf| {
-                other == path || matches!((other.canonicalize(), path.canonicalize()), (Ok(a), Ok(b)) if a == b)
-            };
-            if other.as_ref().is_some_and(same) {
-                return Err(CliError::Usage(format!(
-                    "--checkpoint and {option} both name {}: give each its own file",
-                    path.display()
-                )));
+            if other.as_ref().is_some_and(|other| other == path || is_same(other, path)) {
+                let path = path.display();
+                return CliError::usage(format!("--checkpoint and {option} both name {path}: give each its own file"));
             }
         }
         check_writable(path)?;
-        Ok(Some(Saving {
-            path: path.clone(),
-            every: args.every,
-            settings: settings(args, dataset),
-            is_ours: Cell::new(false),
-        }))
+        let (settings, is_ours) = (settings(args, dataset), Cell::new(false));
+        Ok(Some(Saving { path: path.clone(), every: args.every, settings, is_ours }))
     }
 
     /// The run that the file has, if it is there and `--resume` is given.
@@ -107,9 +97,9 @@ impl Saving {
         let run = self.load(args, steps)?;
         let done = run.checkpoint.step();
         if args.report.is_some() && done > 0 {
-            return Err(CliError::Usage(format!(
+            return CliError::usage(format!(
                 "--report would lack the first {done} steps, which an earlier process ran: leave it out, --trace goes on where it was"
-            )));
+            ));
         }
         self.is_ours.set(true);
         Ok(Some(run))
@@ -117,39 +107,33 @@ impl Saving {
 
     /// What this process has saved of the run last, or has itself gone on from.
     pub fn last(&self, args: &Args, steps: u64) -> Result<Option<Resumed>, CliError> {
-        let saved = self.is_ours.get();
-        saved.then(|| self.load(args, steps)).transpose()
+        self.is_ours.get().then(|| self.load(args, steps)).transpose()
     }
 
     fn load(&self, args: &Args, steps: u64) -> Result<Resumed, CliError> {
         let shown = self.path.display();
         let checkpoint = Checkpoint::load(&self.path)?;
-        let progress: Progress = checkpoint
-            .notes()
-            .get(NOTE)
-            .and_then(|note| serde_json::from_str(note).ok())
-            .ok_or_else(|| {
-                CliError::Usage(format!(
-                    "--resume: {shown} is a checkpoint, but was not saved by `wgpu-optim train`: name another with --checkpoint"
-                ))
-            })?;
-        let none = || "not given".to_owned();
-        let names = self.settings.keys().chain(progress.settings.keys());
-        for name in names {
-            let then = progress.settings.get(name).cloned().unwrap_or_else(none);
-            let now = self.settings.get(name).cloned().unwrap_or_else(none);
+        let note = checkpoint.notes().get(NOTE).and_then(|note| serde_json::from_str::<Progress>(note).ok());
+        let Some(progress) = note else {
+            return CliError::usage(format!(
+                "--resume: {shown} is a checkpoint, but was not saved by `wgpu-optim train`: name another with --checkpoint"
+            ));
+        };
+        for name in self.settings.keys().chain(progress.settings.keys()) {
+            let [then, now] = [&progress.settings, &self.settings]
+                .map(|settings| settings.get(name).map_or("not given", String::as_str));
             if then != now {
-                return Err(CliError::Usage(format!(
+                return CliError::usage(format!(
                     "--resume: {name} was {then} when {shown} was saved, and is {now} now: give the same, or start anew without --resume"
-                )));
+                ));
             }
         }
         let done = checkpoint.step();
         if done > steps {
-            return Err(CliError::Usage(format!(
+            return CliError::usage(format!(
                 "--resume: {shown} is at step {done}, but --epochs {} end at step {steps}: give more epochs",
                 args.epochs()
-            )));
+            ));
         }
         Ok(Resumed { sofar: progress.sofar(), checkpoint })
     }
@@ -173,7 +157,6 @@ impl Saving {
         last || self.every.is_some_and(|every| step.is_multiple_of(every))
     }
 
-    /// The checkpoint's notes.
     pub fn notes(&self, sofar: &Sofar) -> Notes {
         let progress = Progress::new(&self.settings, sofar);
         // Maps by strings, of strings and integers: this cannot fail.
@@ -181,7 +164,6 @@ impl Saving {
         Notes::from([(NOTE.to_owned(), note)])
     }
 
-    /// Writes the checkpoint.
     pub fn save(&self, checkpoint: &Checkpoint) -> Result<(), CliError> {
         checkpoint.save(&self.path)?;
         self.is_ours.set(true);
@@ -191,17 +173,13 @@ impl Saving {
 
 /// Before training, which a path that cannot be written should not cost.
 fn check_writable(path: &Path) -> Result<(), CliError> {
-    let refused = |message: String| CliError::Write {
-        path: path.display().to_string(),
-        message: format!("{message}; give --checkpoint a file in a folder that exists"),
+    let refused = |message: String| {
+        CliError::write(path.display(), format!("{message}; give --checkpoint a file in a folder that exists"))
     };
     if path.exists() && !path.is_file() {
         return Err(refused("it is there, and is not a file".to_owned()));
     }
-    let folder = match path.parent() {
-        Some(folder) if !folder.as_os_str().is_empty() => folder,
-        _ => Path::new("."),
-    };
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
     tempfile::tempfile_in(folder).map_err(|error| refused(error.to_string()))?;
     Ok(())
 }
@@ -209,51 +187,33 @@ fn check_writable(path: &Path) -> Result<(), CliError> {
 /// All that a run's steps follow from, by option. How many epochs there are is among them only where a schedule or an average goes by
 /// it.
 fn settings(args: &Args, dataset: &Dataset) -> BTreeMap<String, String> {
-    let mut settings = BTreeMap::new();
-    let mut set = |name: &str, value: String| settings.insert(name.to_owned(), value);
-    set("the data of --data", identity(dataset));
-    set("--model", name_of(args.model));
-    if args.model == ModelKind::Mlp {
-        set("--hidden", args.hidden.to_string());
-    }
-    set("--rule", name_of(args.rule));
-    if args.rule().has_momentum() {
-        set("--momentum", args.rule().momentum().to_string());
-    }
-    set("--regime", name_of(args.regime));
+    let rule = args.rule();
     let over = |name| format!("{name} over {} epochs", args.epochs());
     let schedule = name_of(args.schedule);
-    set(
-        "--schedule",
-        match args.schedule {
-            ScheduleName::Constant => schedule,
-            _ => over(schedule),
-        },
-    );
-    set("--telemetry", if args.telemetry { "given" } else { "not given" }.to_owned());
-    set("--weight-decay", args.decay().to_string());
-    set("--batch", args.batch.to_string());
-    set("--seed", args.seed.to_string());
-    let optional = [
-        (
-            "--average",
-            args.averaged().map(|average| match average {
-                AverageName::ScheduleFree | AverageName::Polynomial => name_of(average),
-                // When they begin follows from the number of epochs.
-                AverageName::Running | AverageName::Exponential => over(name_of(average)),
-            }),
-        ),
+    let average = args.averaged().map(|average| match average {
+        AverageName::ScheduleFree | AverageName::Polynomial => name_of(average),
+        // When they begin follows from the number of epochs.
+        AverageName::Running | AverageName::Exponential => over(name_of(average)),
+    });
+    let settings = [
+        ("the data of --data", Some(identity(dataset))),
+        ("--model", Some(name_of(args.model))),
+        ("--hidden", (args.model == ModelKind::Mlp).then(|| args.hidden.to_string())),
+        ("--rule", Some(name_of(args.rule))),
+        ("--momentum", rule.has_momentum().then(|| rule.momentum().to_string())),
+        ("--regime", Some(name_of(args.regime))),
+        ("--schedule", Some(if args.schedule == ScheduleName::Constant { schedule } else { over(schedule) })),
+        ("--telemetry", Some(if args.telemetry { "given" } else { "not given" }.to_owned())),
+        ("--weight-decay", Some(args.decay().to_string())),
+        ("--batch", Some(args.batch.to_string())),
+        ("--seed", Some(args.seed.to_string())),
+        ("--average", average),
         ("--lr", args.lr.map(|rate| rate.to_string())),
         ("--clip-norm", args.clip_norm.map(|norm| norm.to_string())),
         ("--inject-nan", args.inject_nan.map(|step| step.to_string())),
         ("--inject-spike", args.inject_spike.map(|step| step.to_string())),
     ];
-    for (name, value) in optional {
-        if let Some(value) = value {
-            set(name, value);
-        }
-    }
-    settings
+    settings.into_iter().filter_map(|(name, value)| Some((name.to_owned(), value?))).collect()
 }
 
 /// What tells data from other data, wherever they lie: `1437 + 360 rows of 64 features, 10 classes (checksum 0f1e2d3c)`.
@@ -263,77 +223,55 @@ fn identity(dataset: &Dataset) -> String {
         checksum.update(bytemuck::cast_slice(x));
         checksum.update(bytemuck::cast_slice(y));
     }
-    format!(
-        "{} + {} rows of {} features, {} classes (checksum {:08x})",
-        dataset.train.rows(),
-        dataset.test.rows(),
-        dataset.features,
-        dataset.classes,
-        checksum.sum()
-    )
+    let [train, test] = [&dataset.train, &dataset.test].map(Split::rows);
+    let (Dataset { features, classes, .. }, checksum) = (dataset, checksum.sum());
+    format!("{train} + {test} rows of {features} features, {classes} classes (checksum {checksum:08x})")
 }
 
 impl Progress {
     fn new(settings: &BTreeMap<String, String>, sofar: &Sofar) -> Self {
         let Sofar { first_loss, rates, causes, tensors } = sofar;
         let terms = Term::ALL.iter().zip(causes.terms);
+        let tensor = |record: &TensorRecord| {
+            let numbers = [record.parameter_norm, record.step_norm, record.learning_rate];
+            (record.step, record.tensor, record.skipped, numbers.map(f32::to_bits))
+        };
         Progress {
             settings: settings.clone(),
             first_loss: first_loss.map(f32::to_bits),
-            rates: [rates.first, rates.last, rates.min, rates.max].map(f32::to_bits),
+            rates: [rates.lr_first, rates.lr_last, rates.lr_min, rates.lr_max].map(f32::to_bits),
             terms: terms
-                .map(|(term, cause)| {
-                    let bits = [cause.up.to_bits(), cause.down.to_bits()];
-                    (term.name().to_owned(), bits)
-                })
+                .map(|(term, cause)| (term.name().to_owned(), [cause.up, cause.down].map(f64::to_bits)))
                 .collect(),
             skipped: causes.skipped,
             first_skipped: causes.first_skipped.map(|(step, what)| (step, what.count, what.tensor, what.element)),
             clipped: causes.clipped,
-            tensors: tensors
-                .iter()
-                .map(|record| {
-                    let numbers = [record.parameter_norm, record.step_norm, record.learning_rate];
-                    let numbers = numbers.map(f32::to_bits);
-                    (record.step, record.tensor, record.skipped, numbers)
-                })
-                .collect(),
+            tensors: tensors.iter().map(tensor).collect(),
         }
     }
 
     fn sofar(&self) -> Sofar {
-        let tensors = self.tensors.iter();
+        let [lr_first, lr_last, lr_min, lr_max] = self.rates.map(f32::from_bits);
+        let cause = |term: Term| {
+            let [up, down] = self.terms.get(term.name()).copied().unwrap_or_default().map(f64::from_bits);
+            Cause { up, down }
+        };
+        let tensor = |&(step, tensor, skipped, numbers): &(_, _, _, [u32; 3])| {
+            let [parameter_norm, step_norm, learning_rate] = numbers.map(f32::from_bits);
+            TensorRecord { step, tensor, skipped, parameter_norm, step_norm, learning_rate }
+        };
+        let first_skipped = self.first_skipped;
         Sofar {
             first_loss: self.first_loss.map(f32::from_bits),
-            rates: self.rates(),
-            causes: self.causes(),
-            tensors: tensors
-                .map(|&(step, tensor, skipped, numbers)| {
-                    let [parameter_norm, step_norm, learning_rate] = numbers.map(f32::from_bits);
-                    TensorRecord { step, tensor, skipped, parameter_norm, step_norm, learning_rate }
-                })
-                .collect(),
-        }
-    }
-
-    fn rates(&self) -> RateRange {
-        let [first, last, min, max] = self.rates.map(f32::from_bits);
-        RateRange { first, last, min, max }
-    }
-
-    fn causes(&self) -> Causes {
-        Causes {
-            terms: Term::ALL.map(|term| {
-                let bits = self.terms.get(term.name()).copied().unwrap_or_default();
-                let [up, down] = bits.map(f64::from_bits);
-                Cause { up, down }
-            }),
-            skipped: self.skipped,
-            first_skipped: self.first_skipped.map(|(step, count, tensor, element)| {
-                let what = NonFinite { count, tensor, element };
-                (step, what)
-            }),
-            clipped: self.clipped,
+            rates: RateRange { lr_first, lr_last, lr_min, lr_max },
+            causes: Causes {
+                terms: std::array::from_fn(|index| cause(Term::ALL[index])),
+                skipped: self.skipped,
+                first_skipped: first_skipped
+                    .map(|(step, count, tensor, element)| (step, NonFinite { count, tensor, element })),
+                clipped: self.clipped,
+            },
+            tensors: self.tensors.iter().map(tensor).collect(),
         }
     }
 }
@@ -344,7 +282,6 @@ mod tests {
 
     #[test]
     fn progress_comes_back_bit_for_bit() {
-        let rates = RateRange { first: 0.1, last: f32::MIN_POSITIVE, min: 1e-30, max: 0.3 };
         let mut causes = Causes {
             skipped: 3,
             first_skipped: Some((u64::MAX, NonFinite { count: 4, tensor: 2, element: u64::MAX })),
@@ -352,37 +289,16 @@ mod tests {
             ..Causes::default()
         };
         for (index, cause) in causes.terms.iter_mut().enumerate() {
-            cause.up = 1.0 / (3.0 + index as f64);
-            cause.down = -0.0;
+            *cause = Cause { up: 1.0 / (3.0 + index as f64), down: -0.0 };
         }
-        let sofar = Sofar {
-            first_loss: Some(f32::NAN),
-            rates,
-            causes,
-            tensors: vec![TensorRecord {
-                step: u64::MAX,
-                tensor: 3,
-                skipped: true,
-                parameter_norm: f32::NAN,
-                step_norm: -0.0,
-                learning_rate: 0.1,
-            }],
-        };
-        let progress = Progress::new(&BTreeMap::new(), &sofar);
-        let json = serde_json::to_string(&progress).expect("JSON");
+        let (parameter_norm, step_norm, learning_rate) = (f32::NAN, -0.0, 0.1);
+        let tensor =
+            TensorRecord { step: u64::MAX, tensor: 3, skipped: true, parameter_norm, step_norm, learning_rate };
+        let rates = RateRange { lr_first: 0.1, lr_last: f32::MIN_POSITIVE, lr_min: 1e-30, lr_max: 0.3 };
+        let sofar = Sofar { first_loss: Some(f32::NAN), rates, causes, tensors: vec![tensor] };
+        let json = serde_json::to_string(&Progress::new(&BTreeMap::new(), &sofar)).expect("JSON");
         let read: Progress = serde_json::from_str(&json).expect("JSON");
         assert_eq!(format!("{:?}", read.sofar()), format!("{sofar:?}"));
-    }
-
-    #[test]
-    fn a_run_is_saved_at_every_multiple() {
-        let saving =
-            |every| Saving { path: PathBuf::new(), every, settings: BTreeMap::new(), is_ours: Cell::new(false) };
-        assert_eq!(saving(Some(5)).next_after(0), Some(5));
-        assert_eq!(saving(Some(5)).next_after(5), Some(10));
-        assert_eq!(saving(None).next_after(7), None);
-        assert!(saving(Some(5)).is_due(10, false) && !saving(Some(5)).is_due(11, false));
-        assert!(saving(None).is_due(11, true) && !saving(None).is_due(11, false));
     }
 
     /// One value moved from one row to another, or one label changed, is other data.
@@ -399,8 +315,6 @@ mod tests {
             set(split(&[1.0, -2.0], &[0, 1]), a()),
         ];
         let mut names: Vec<String> = all.iter().map(identity).collect();
-        names.dedup();
-        assert_eq!(names.len(), all.len());
         names.sort();
         names.dedup();
         assert_eq!(names.len(), all.len());

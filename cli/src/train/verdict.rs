@@ -1,9 +1,12 @@
 //! Whether a run came to something: a run that diverged is never reported as a success.
 
+use wgpu_optim::Regime;
+
 use serde::Serialize;
 
+use super::in_percent;
+use super::options::{Args, name_of};
 use super::report::Run;
-use super::{Args, RegimeName, in_percent, name_of};
 use crate::model::{Model, ModelKind};
 
 /// What a run came to.
@@ -14,7 +17,6 @@ pub enum Verdict {
     Ok,
     /// A loss is not finite at the end, or the training loss is far above where it started: see [`Ending::verdict`].
     Diverged,
-    /// Every step was skipped.
     Skipped,
 }
 
@@ -23,7 +25,6 @@ const FAR: f64 = 10.0;
 /// The same where the answers are no better than by chance.
 const FAR_AT_CHANCE: f64 = 3.0;
 
-/// What the verdict goes by.
 #[derive(Debug, Clone, Copy)]
 pub struct Ending {
     /// The training loss of what is evaluated.
@@ -103,19 +104,18 @@ pub fn loss_in_words(loss: f64) -> String {
 }
 
 fn way_out(args: &Args) -> String {
-    let suits = args.regime.with_defaults(args.lr.unwrap_or(1.0)).suits(&args.rule());
-    match args.regime {
-        RegimeName::Fixed => "try a smaller --lr, or leave --regime and --lr out and let the rate be found".to_owned(),
-        RegimeName::Seesaw => {
+    match args.regime.0 {
+        Regime::Fixed(_) => "try a smaller --lr, or leave --regime and --lr out and let the rate be found".to_owned(),
+        Regime::Seesaw(_) => {
             "try --clip-norm 1, leave --schedule out if it is given, or bring the features to one scale".to_owned()
         }
-        regime if !suits => format!(
-            "--regime {} is known to fail with --rule {}: leave --regime out, or take another rule",
-            name_of(regime),
-            name_of(args.rule)
-        ),
         regime => {
-            format!("--regime {} does not find a rate here: leave --regime out, or take another rule", name_of(regime))
+            let fails = if regime.suits(&args.rule()) {
+                "does not find a rate here".to_owned()
+            } else {
+                format!("is known to fail with --rule {}", name_of(args.rule))
+            };
+            format!("--regime {} {fails}: leave --regime out, or take another rule", regime.name())
         }
     }
 }
@@ -126,20 +126,13 @@ mod tests {
 
     #[test]
     fn only_what_ends_far_above_its_start_has_diverged() {
-        let ok = Ending {
-            loss: 0.1,
-            others: [Some(0.2), None],
-            start: 2.3,
-            accuracy: 0.9,
-            chance: 0.1,
-            every_step_skipped: false,
-        };
-        let verdict = |ending: Ending| ending.verdict();
-        assert_eq!(verdict(ok), Verdict::Ok);
+        let others = [Some(0.2), None];
+        let ok = Ending { loss: 0.1, others, start: 2.3, accuracy: 0.9, chance: 0.1, every_step_skipped: false };
+        assert_eq!(ok.verdict(), Verdict::Ok);
         // Sure of itself, and right: six times the loss at the start is no accident.
-        assert_eq!(verdict(Ending { loss: 14.0, ..ok }), Verdict::Ok);
+        assert_eq!(Ending { loss: 14.0, ..ok }.verdict(), Verdict::Ok);
         let at_chance = Ending { accuracy: 0.1, ..ok };
-        assert_eq!(verdict(at_chance), Verdict::Ok);
+        assert_eq!(at_chance.verdict(), Verdict::Ok);
         for diverged in [
             Ending { loss: 24.0, ..ok },
             Ending { loss: 7.0, ..at_chance },
@@ -148,10 +141,10 @@ mod tests {
             Ending { others: [Some(f64::NAN), None], ..ok },
             Ending { others: [None, Some(f64::INFINITY)], ..ok },
         ] {
-            assert_eq!(verdict(diverged), Verdict::Diverged, "{diverged:?}");
+            assert_eq!(diverged.verdict(), Verdict::Diverged, "{diverged:?}");
         }
         let skipped = Ending { every_step_skipped: true, loss: f64::NAN, ..ok };
-        assert_eq!(verdict(skipped), Verdict::Skipped);
+        assert_eq!(skipped.verdict(), Verdict::Skipped);
     }
 
     #[test]

@@ -1,81 +1,38 @@
 //! `train --compare --report FILE.html`: the tables, and for each a chart of the accuracy over the grid of fixed rates with the
 //! regimes as lines across, on one page that needs nothing else.
 
-use std::fs::File;
-use std::io::Write;
-use std::path::Path;
-
-use plotters::coord::Shift;
 use plotters::prelude::*;
 
-use super::super::create_file;
-use super::{REFERENCES, RuleName, name_of, rate_in_words, summary};
-use super::{Results, Setting, Variant, accuracy_in_words, grid, loss_in_words, points_in_words};
-use crate::CliError;
-use crate::page::{COLORS, bounds, escaped};
+use super::super::options::name_of;
+use super::cases::{Place, REFERENCES, Variant};
+use super::results::{Cell, Results, grid};
+use super::tables::{caption, cells_of, header, points_in_words, rate_in_words, title};
+use super::{Setting, summary};
+use crate::page::{self, Area, COLORS, DrawError, bounds, escaped, font};
 
 /// A chart's panel in pixels; three of them fit a window 1280 pixels wide.
 const PANEL: (u32, u32) = (400, 340);
-/// Panels side by side.
 const PANELS: usize = 3;
-/// Height of the legend.
 const HEAD: u32 = 60;
 const GRID: RGBColor = RGBColor(60, 60, 60);
 const COSINE: RGBColor = RGBColor(160, 160, 160);
-/// The page to be, opened before anything is trained.
-pub struct ReportFile {
-    path: String,
-    file: File,
-}
 
-impl ReportFile {
-    /// Opens the file.
-    pub fn create(path: &Path) -> Result<Self, CliError> {
-        let name = path.display().to_string();
-        // With its own ending it cannot be one of the data files by mistake.
-        if !name.ends_with(".html") {
-            return Err(CliError::Usage(format!("--report {name}: the report is a page, give it the ending .html")));
-        }
-        Ok(ReportFile { file: create_file("--report", path)?, path: name })
-    }
-
-    /// Writes the page.
-    pub fn write(mut self, results: &Results) -> Result<(), CliError> {
-        page(results)
-            .and_then(|page| {
-                let written = self.file.write_all(page.as_bytes());
-                written.map_err(|error| error.to_string())
-            })
-            .map_err(|message| CliError::Write { path: self.path, message })
-    }
-}
-
-fn page(results: &Results) -> Result<String, String> {
-    let comparison = results.comparison;
-    let mut body = String::new();
-    for data in 0..comparison.subjects.len() {
-        for &setting in &comparison.subjects[data].settings {
-            body += &format!("<h2>{}</h2>\n", escaped(&results.title(data, setting)));
-            body += &table(results, data, setting);
-            body += &plot(results, data, setting)?;
-        }
+pub fn page(results: &Results) -> Result<String, String> {
+    let title_of_page = "wgpu-optim train --compare";
+    let mut body = format!("<h1>{title_of_page}</h1>\n");
+    for (data, setting) in results.comparison.tables() {
+        body += &format!("<h2>{}</h2>\n", escaped(&title(results, data, setting)));
+        body += &table(results, data, setting);
+        body += &plot(results, data, setting)?;
     }
     body += &format!("<h2>{}</h2>\n{}", escaped(&summary::title(results)), overall_table(results));
-    let caption: String = results.caption().iter().map(|line| format!("<li>{}</li>\n", escaped(line))).collect();
-    Ok(format!(
-        "<!doctype html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n\
-         <meta name=\"viewport\" content=\"width=device-width\">\n<title>wgpu-optim train --compare</title>\n\
-         <style>{STYLE}</style>\n</head>\n<body>\n<h1>wgpu-optim train --compare</h1>\n{body}<ul>\n{caption}</ul>\n\
-         </body>\n</html>\n"
-    ))
+    body += &format!("<ul>\n{}</ul>\n", page::items(caption(results)));
+    Ok(page::page(title_of_page, STYLE, &body))
 }
 
 /// The same as on the terminal.
 fn overall_table(results: &Results) -> String {
-    let row = |tag: &str, cells: &[String]| -> String {
-        let cells = cells.iter().map(|cell| format!("<{tag}>{}</{tag}>", escaped(cell)));
-        format!("<tr>{}</tr>\n", cells.collect::<String>())
-    };
+    let row = |tag: &str, cells: &[String]| page::row(tag, cells, usize::MAX) + "\n";
     let head = row("th", &summary::HEADER.map(str::to_owned));
     let lines = summary::overall(results);
     let body: String = lines.iter().map(|line| row("td", &summary::cells(line, points_in_words))).collect();
@@ -84,61 +41,29 @@ fn overall_table(results: &Results) -> String {
 
 fn table(results: &Results, data: usize, setting: Setting) -> String {
     let rules = &results.comparison.args.compare.rules;
-    let head: String = rules
-        .iter()
-        .map(|&rule| format!("<th>{}</th><th>loss</th><th>to fixed</th><th>to cosine</th>", name_of(rule)))
-        .collect();
-    let mut body = String::new();
-    for row in results.rows() {
-        body += &format!("<tr><td>{row}</td>");
-        for &rule in rules {
-            let Some((cell, above)) = results.at(data, setting, rule, row) else {
-                body += "<td></td><td></td><td></td><td></td>";
-                continue;
+    let cells_of_row = |row: Variant| {
+        let of_rules = rules.iter().flat_map(|&rule| {
+            let Some((cell, above)) = results.at(Place { data, setting, rule }, row) else {
+                return Default::default();
             };
-            let rate = cell.case.variant.lr.map(rate_in_words);
-            let rate = rate.map(|rate| format!(" (at {rate})")).unwrap_or_default();
-            body += &format!(
-                "<td>{}{rate}</td><td>{}</td><td>{}</td><td>{}</td>",
-                accuracy_in_words(cell, 2),
-                loss_in_words(cell.loss()),
-                points_in_words(above[0]),
-                points_in_words(above[1])
-            );
-        }
-        body += "</tr>\n";
-    }
-    format!("<table>\n<thead><tr><th>rate from</th>{head}</tr></thead>\n<tbody>\n{body}</tbody>\n</table>\n")
-}
-
-type Area<'a> = DrawingArea<SVGBackend<'a>, Shift>;
-type DrawError<'a> = DrawingAreaErrorKind<<SVGBackend<'a> as DrawingBackend>::ErrorType>;
-
-fn font(size: i32) -> TextStyle<'static> {
-    ("sans-serif", size).into_font().color(&BLACK)
+            let mut cells = cells_of(cell, above);
+            if let Some(rate) = cell.case.variant.lr {
+                cells[0] += &format!(" (at {})", rate_in_words(rate));
+            }
+            cells
+        });
+        [row.to_string()].into_iter().chain(of_rules).collect::<Vec<String>>()
+    };
+    page::table(&header(rules), results.rows().into_iter().map(cells_of_row), usize::MAX)
 }
 
 fn plot(results: &Results, data: usize, setting: Setting) -> Result<String, String> {
-    let rules = &results.comparison.args.compare.rules;
-    let columns = rules.len().min(PANELS);
-    let lines = rules.len().div_ceil(columns.max(1));
-    let mut svg = String::new();
-    {
-        let size = (PANEL.0 * PANELS as u32, PANEL.1 * lines as u32 + HEAD);
-        let root = SVGBackend::with_string(&mut svg, size).into_drawing_area();
-        let drawn = draw(&root, results, (data, setting), (lines, columns));
-        drawn.map_err(|error| error.to_string())?;
-        root.present().map_err(|error| error.to_string())?;
-    }
-    Ok(svg)
+    let lines = results.comparison.args.compare.rules.len().div_ceil(PANELS) as u32;
+    let size = (PANEL.0 * PANELS as u32, PANEL.1 * lines + HEAD);
+    page::svg(size, |root| draw(root, results, data, setting))
 }
 
-fn draw<'a>(
-    root: &Area<'a>,
-    results: &Results,
-    (data, setting): (usize, Setting),
-    panels: (usize, usize),
-) -> Result<(), DrawError<'a>> {
+fn draw(root: &Area, results: &Results, data: usize, setting: Setting) -> Result<(), DrawError> {
     root.fill(&WHITE)?;
     let (head, body) = root.split_vertically(HEAD);
     let regimes: Vec<(Variant, RGBColor)> =
@@ -158,38 +83,28 @@ fn draw<'a>(
         head.draw(&Text::new(label, (x + 36, y - 7), font(14)))?;
         x += width;
     }
-    let areas = body.split_evenly(panels);
     let rules = &results.comparison.args.compare.rules;
+    let columns = rules.len().min(PANELS);
+    let areas = body.split_evenly((rules.len().div_ceil(columns), columns));
     for (&rule, area) in rules.iter().zip(&areas) {
-        draw_panel(area, results, (data, setting, rule), &regimes)?;
+        draw_panel(area, results, Place { data, setting, rule }, &regimes)?;
     }
     Ok(())
 }
 
-fn draw_panel<'a>(
-    area: &Area<'a>,
-    results: &Results,
-    (data, setting, rule): (usize, Setting, RuleName),
-    regimes: &[(Variant, RGBColor)],
-) -> Result<(), DrawError<'a>> {
-    let curves = [GRID, COSINE].into_iter().zip(REFERENCES).map(|(color, schedule)| {
-        let cells = grid(&results.cells, data, setting, rule, schedule);
-        let mut points: Vec<(f64, f64)> = cells
-            .filter_map(|cell| {
-                let rate = f64::from(cell.case.variant.lr?);
-                Some((rate.log10(), 100.0 * cell.accuracy()))
-            })
-            .collect();
+fn draw_panel(area: &Area, results: &Results, place: Place, regimes: &[(Variant, RGBColor)]) -> Result<(), DrawError> {
+    let point = |cell: &Cell| Some((f64::from(cell.case.variant.lr?).log10(), 100.0 * cell.accuracy()));
+    let curves = [GRID, COSINE].into_iter().zip(REFERENCES).map(|(color, (schedule, _))| {
+        let mut points: Vec<(f64, f64)> = grid(&results.cells, place, schedule).filter_map(point).collect();
         points.sort_by(|a, b| a.0.total_cmp(&b.0));
         (color, points)
     });
     let curves: Vec<(RGBColor, Vec<(f64, f64)>)> = curves.collect();
-    let rates = curves.iter().flat_map(|(_, points)| points).map(|point| point.0);
-    let range = bounds(rates, 0.2);
+    let range = bounds(curves.iter().flat_map(|(_, points)| points).map(|point| point.0), 0.2);
     let (low, high) = (range.start, range.end);
     let mut chart = ChartBuilder::on(area)
         .margin(10)
-        .caption(name_of(rule), font(16))
+        .caption(name_of(place.rule), font(16))
         .x_label_area_size(40)
         .y_label_area_size(46)
         .build_cartesian_2d(low..high, 0.0..102.0)?;
@@ -205,7 +120,7 @@ fn draw_panel<'a>(
         .x_label_formatter(&|rate| format!("10^{rate:.1}").replace(".0", ""))
         .draw()?;
     for &(row, color) in regimes {
-        if let Some((cell, _)) = results.at(data, setting, rule, row) {
+        if let Some((cell, _)) = results.at(place, row) {
             let accuracy = 100.0 * cell.accuracy();
             let style = ShapeStyle::from(color).stroke_width(2);
             chart.draw_series(LineSeries::new([(low, accuracy), (high, accuracy)], style))?;

@@ -2,7 +2,10 @@
 
 use serde::Serialize;
 
-use super::{REFERENCE_NAMES, Results, RuleName, Setting, Variant, name_of, points_in_words, tenths_in_words};
+use super::super::options::{RuleName, name_of};
+use super::cases::{REFERENCES, Variant};
+use super::results::Results;
+use super::tables::{markdown_row, points_in_words, tenths_in_words};
 use crate::CliError;
 use crate::table::{Columns, say};
 
@@ -11,7 +14,7 @@ const NOTICEABLE: f64 = 0.5;
 const BAD: f64 = 2.0;
 
 /// What is compared with: what the tables have a row for, and the fixed rates without averages.
-const AGAINST: [&str; 3] = [REFERENCE_NAMES[0], REFERENCE_NAMES[1], "best fixed, last"];
+const AGAINST: [&str; 3] = [REFERENCES[0].1, REFERENCES[1].1, "best fixed, last"];
 
 /// A rule and a regime against a reference, over all data and settings.
 #[derive(Debug, Clone, Serialize)]
@@ -29,7 +32,6 @@ pub struct Overall {
     /// Shares from 0 to 1.
     pub more_than_half_a_point_below: f64,
     pub more_than_two_points_below: f64,
-    /// Runs.
     pub diverged: usize,
 }
 
@@ -44,9 +46,8 @@ struct Place {
 /// For every row that is no best rate: each rule, then all of them, against each reference.
 pub fn overall(results: &Results) -> Vec<Overall> {
     let rules = &results.comparison.args.compare.rules;
-    let rows = results.comparison.variants.iter().copied();
     let mut all = Vec::new();
-    for row in rows {
+    for &row in &results.comparison.variants {
         let places: Vec<Vec<Place>> = rules.iter().map(|&rule| places(results, rule, row)).collect();
         for (&rule, places) in rules.iter().zip(&places) {
             all.extend(against_each(name_of(rule), row, &places.iter().collect::<Vec<_>>()));
@@ -60,21 +61,14 @@ pub fn overall(results: &Results) -> Vec<Overall> {
 }
 
 fn places(results: &Results, rule: RuleName, row: Variant) -> Vec<Place> {
-    let combinations = results.comparison.combinations();
-    let of_rule = combinations.filter(|&(_, _, other)| other == rule);
-    of_rule
-        .filter_map(|(data, setting, rule)| {
-            let (cell, [fixed, cosine]) = results.at(data, setting, rule, row)?;
-            let above = [fixed, cosine, results.above_last(cell)?];
-            let Setting { batch, epochs } = setting;
-            let data = &results.comparison.subjects[data].dataset.name;
-            Some(Place {
-                name: format!("{data} {batch}x{epochs}, {}", name_of(rule)),
-                above,
-                diverged: cell.diverged(),
-            })
-        })
-        .collect()
+    let of_rule = results.comparison.places().filter(|place| place.rule == rule);
+    let places = of_rule.filter_map(|place| {
+        let (cell, [fixed, cosine]) = results.at(place, row)?;
+        let above = [fixed, cosine, results.above_last(cell)?];
+        let data = &results.comparison.subjects[place.data].dataset.name;
+        Some(Place { name: format!("{data} {}, {}", place.setting, name_of(rule)), above, diverged: cell.diverged() })
+    });
+    places.collect()
 }
 
 fn against_each(rule: String, row: Variant, places: &[&Place]) -> Vec<Overall> {
@@ -99,7 +93,6 @@ fn against_each(rule: String, row: Variant, places: &[&Place]) -> Vec<Overall> {
     AGAINST.into_iter().enumerate().filter_map(one).collect()
 }
 
-/// The header of [`cells`].
 pub const HEADER: [&str; 8] = ["rule", "rate from", "against", "mean", "worst", "worst at", "> 0.5 below", "> 2 below"];
 
 /// A row of the table, with its points written as `points` does.
@@ -117,10 +110,9 @@ pub fn cells(overall: &Overall, points: fn(f64) -> String) -> [String; 8] {
     ]
 }
 
-/// What the table is about.
 pub fn title(results: &Results) -> String {
     let subjects = &results.comparison.subjects;
-    let settings: usize = subjects.iter().map(|subject| subject.settings.len()).sum();
+    let settings = results.comparison.tables().count();
     let plural = |count: usize| if count == 1 { "" } else { "s" };
     format!(
         "all together: points above the references, over {} data set{} at {settings} setting{} in all",
@@ -130,27 +122,17 @@ pub fn title(results: &Results) -> String {
     )
 }
 
-/// On the terminal.
 pub fn print(results: &Results) -> Result<(), CliError> {
     say(title(results))?;
-    let mut table = Columns::new(HEADER, 3);
-    for line in overall(results) {
-        table.row(cells(&line, points_in_words));
-    }
+    let mut table = Columns::new(&HEADER, 3);
+    overall(results).iter().for_each(|line| table.row(cells(line, points_in_words)));
     table.print()
 }
 
-/// For `--markdown`.
 pub fn print_markdown(results: &Results) -> Result<(), CliError> {
-    say("")?;
-    say(format!("{}:", title(results)))?;
-    say("")?;
-    say(format!("| {} |", HEADER.join(" | ")))?;
+    say(format!("\n{}:\n", title(results)))?;
+    say(markdown_row(&HEADER.map(str::to_owned)))?;
     say(format!("|{}", "---|".repeat(HEADER.len())))?;
-    for line in overall(results) {
-        // A bar in a file's name would end the cell.
-        let cells = cells(&line, tenths_in_words).map(|cell| cell.replace('|', "\\|"));
-        say(format!("| {} |", cells.join(" | ")))?;
-    }
-    Ok(())
+    let lines = overall(results);
+    lines.iter().try_for_each(|line| say(markdown_row(&cells(line, tenths_in_words))))
 }

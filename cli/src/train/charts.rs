@@ -1,0 +1,269 @@
+//! The charts of the page of `--report`.
+
+use std::ops::Range;
+
+use plotters::prelude::*;
+use wgpu_optim::Term;
+
+use super::history::{Column, Extremes, History, Quantity};
+use super::report::{Run, in_words};
+use crate::model::Model;
+use crate::page::{self, Area, Axis, COLORS, DrawError, bounds, escaped, font};
+
+/// A chart's size in pixels: it fits a window 1280 pixels wide.
+const SIZE: (u32, u32) = (1200, 230);
+const TALL: (u32, u32) = (1200, 290);
+
+/// A colour for each of [`Term::ALL`]: Okabe and Ito's for those that come together, greys for what is not a cause of its own.
+const TERM_COLORS: [RGBColor; Term::ALL.len()] = [
+    COLORS[0],
+    COLORS[2],
+    COLORS[1],
+    RGBColor(200, 170, 200),
+    COLORS[3],
+    COLORS[4],
+    COLORS[5],
+    RGBColor(150, 140, 0),
+    RGBColor(110, 60, 20),
+    RGBColor(150, 150, 150),
+    RGBColor(30, 30, 30),
+    RGBColor(190, 190, 190),
+    RGBColor(60, 60, 60),
+];
+/// The first colour, paler.
+const BAND_COLOR: RGBColor = RGBColor(150, 198, 226);
+const SKIP_COLOR: RGBColor = COLORS[1];
+const CLAMP_COLOR: RGBColor = COLORS[3];
+
+const TENSOR_CHARTS: [&str; 3] = [
+    "Norm of the parameters, logarithmic",
+    "Length of the step beside the norm of the parameters, logarithmic",
+    "Effective learning rate η/‖w‖² of scale-invariant weights, logarithmic",
+];
+
+/// One chart over the steps.
+#[derive(Default)]
+struct Chart {
+    y: Axis,
+    /// Whether values are logarithms of base ten.
+    is_logarithmic: bool,
+    /// Bars around a line at zero, on a taller chart.
+    bars: Vec<Bar>,
+    line: Vec<(f64, f64)>,
+    /// Further lines, each in its colour.
+    lines: Vec<(Vec<(f64, f64)>, RGBColor)>,
+    /// The line's means, where it is a band.
+    means: Vec<(f64, f64)>,
+    /// Circles on the line.
+    dots: Vec<(f64, f64)>,
+    dot_color: RGBColor,
+    /// Steps with a line from top to bottom, and a triangle on it.
+    marks: Vec<f64>,
+}
+
+struct Bar {
+    from: (f64, f64),
+    to: (f64, f64),
+    color: RGBColor,
+}
+
+impl Chart {
+    fn logarithmic(history: &History, of: Quantity) -> Self {
+        let line = history.curve(of);
+        let mut y = Axis::log10(line.iter().map(|point| point.1), 8);
+        if line.is_empty() {
+            // The axis is made up, and its marks would pass for values.
+            y.marks.clear();
+        }
+        Chart { y, is_logarithmic: true, line, means: history.means(of), ..Chart::default() }
+    }
+
+    fn band_legend(&self, history: &History) -> String {
+        if self.means.is_empty() {
+            return String::new();
+        }
+        let width = history.bin_width();
+        key(SQUARE, BAND_COLOR, "least to greatest") + &key(SQUARE, COLORS[0], &format!("mean of {width} steps"))
+    }
+
+    fn svg(&self, steps: u64) -> Result<String, String> {
+        if self.line.is_empty() && self.lines.is_empty() && self.bars.is_empty() && self.marks.is_empty() {
+            return Ok("<p>Nothing to show.</p>\n".to_owned());
+        }
+        page::svg(if self.bars.is_empty() { SIZE } else { TALL }, |area| self.draw(area, steps))
+    }
+
+    fn draw(&self, area: &Area, steps: u64) -> Result<(), DrawError> {
+        let x = Axis::linear(0.0..steps as f64, 12, 1.0);
+        let (bottom, top) = (self.y.range.start, self.y.range.end);
+        let mut chart = ChartBuilder::on(area)
+            .margin(6)
+            .margin_right(30)
+            .x_label_area_size(26)
+            .y_label_area_size(64)
+            .build_cartesian_2d(x, self.y.clone())?;
+        chart
+            .configure_mesh()
+            .label_style(font(15))
+            .bold_line_style(RGBColor(222, 222, 222))
+            .light_line_style(TRANSPARENT)
+            .x_label_formatter(&|step| format!("{step:.0}"))
+            .y_label_formatter(&|&value| plain(if self.is_logarithmic { 10f64.powf(value) } else { value }))
+            .draw()?;
+        let bar = |bar: &Bar| Rectangle::new([bar.from, bar.to], ShapeStyle::from(bar.color).filled());
+        chart.draw_series(self.bars.iter().map(bar))?;
+        if !self.bars.is_empty() {
+            let zero = [(0.0, 0.0), (steps as f64, 0.0)];
+            chart.draw_series(LineSeries::new(zero, ShapeStyle::from(BLACK)))?;
+        }
+        let skip = ShapeStyle::from(SKIP_COLOR);
+        // A crowd of them would hide the curve.
+        let lines = if self.marks.len() > 100 { 0 } else { self.marks.len() };
+        for &step in &self.marks[..lines] {
+            chart.draw_series(LineSeries::new([(step, bottom), (step, top)], skip))?;
+        }
+        let color = if self.means.is_empty() { COLORS[0] } else { BAND_COLOR };
+        // A crowd of points in one line blurs where the line is thick.
+        let width = if self.line.len() > 600 { 1 } else { 2 };
+        let style = ShapeStyle::from(color).stroke_width(width);
+        chart.draw_series(LineSeries::new(self.line.iter().copied(), style))?;
+        for (line, color) in &self.lines {
+            chart.draw_series(LineSeries::new(line.iter().copied(), *color))?;
+        }
+        let style = ShapeStyle::from(COLORS[0]).stroke_width(2);
+        chart.draw_series(LineSeries::new(self.means.iter().copied(), style))?;
+        chart.draw_series(self.marks.iter().map(|&step| TriangleMarker::new((step, bottom), 7, skip.filled())))?;
+        let style = ShapeStyle::from(self.dot_color).filled();
+        chart.draw_series(self.dots.iter().map(|&point| Circle::new(point, 4, style)))?;
+        Ok(())
+    }
+}
+
+/// A number as short as it can be said: `0.05`, `200`, `1e-9`.
+fn plain(value: f64) -> String {
+    // Marks are round but for the last bits.
+    let rounded = format!("{value:.2e}").parse().unwrap_or(value);
+    if rounded == 0.0 || (1e-4..1e5).contains(&rounded.abs()) { rounded.to_string() } else { format!("{rounded:e}") }
+}
+
+pub fn charts(run: &Run, model: &Model, history: &History) -> Result<String, String> {
+    let svg = |chart: &Chart| chart.svg(history.steps);
+    let mut html = "<h2>Over the steps</h2>\n".to_owned();
+    let mut add = |caption: &str, legend: &str, plot: String| {
+        html += &format!("<figure>\n<figcaption>{}{legend}</figcaption>\n{plot}</figure>\n", escaped(caption));
+    };
+    let (caption, chart) = loss(history);
+    add(caption, &chart.band_legend(history), svg(&chart)?);
+    add("Test accuracy, %", "", svg(&accuracy(history))?);
+
+    let mut chart = Chart::logarithmic(history, Quantity::LogRate);
+    let mut legend = chart.band_legend(history);
+    chart.marks = marked(history, |column| column.skipped).map(|(step, _)| step).collect();
+    if !chart.marks.is_empty() {
+        legend += &key(TRIANGLE, SKIP_COLOR, &format!("skipped ({})", run.skipped_steps));
+    }
+    chart.dots = marked(history, |column| column.clamped).collect();
+    chart.dot_color = CLAMP_COLOR;
+    if !chart.dots.is_empty() {
+        legend += &key(DISC, CLAMP_COLOR, &format!("clamped ({})", history.clamped));
+    }
+    add("Learning rate, logarithmic", &legend, svg(&chart)?);
+
+    let chart = Chart::logarithmic(history, Quantity::LogNorm);
+    let legend = chart.band_legend(history);
+    add("Norm of the gradient, logarithmic", &legend, svg(&chart)?);
+
+    let (chart, legend) = stacked_causes(run, history);
+    let caption = match history.bin_width() {
+        1 => "What moved ln(learning rate), at each step".to_owned(),
+        width => format!("What moved ln(learning rate): sums over {width} steps each, rises and falls apart"),
+    };
+    add(&caption, &legend, svg(&chart)?);
+
+    for (of, caption) in TENSOR_CHARTS.into_iter().enumerate() {
+        let curves = history.tensor_curves(of);
+        if curves.iter().all(Vec::is_empty) {
+            continue;
+        }
+        let y = Axis::log10(curves.iter().flatten().map(|point| point.1), 8);
+        let lines = curves.into_iter().zip(COLORS.into_iter().cycle()).collect();
+        let chart = Chart { y, is_logarithmic: true, lines, ..Chart::default() };
+        let tensors = model.tensors();
+        let names = tensors.iter().zip(COLORS.into_iter().cycle());
+        let legend: String = names.map(|(tensor, color)| key(SQUARE, color, tensor.name)).collect();
+        add(caption, &legend, svg(&chart)?);
+    }
+    Ok(html)
+}
+
+/// A linear axis with a share of the range beyond either end, at least so much.
+fn with_margin(range: &Range<f64>, share: f64, least: f64, marks: usize) -> Axis {
+    let margin = (share * (range.end - range.start)).max(least);
+    Axis::linear(range.start - margin..range.end + margin, marks, 0.0)
+}
+
+/// Logarithmic where it spans much, which a linear axis would press flat.
+fn loss(history: &History) -> (&'static str, Chart) {
+    let line = history.curve(Quantity::Loss);
+    let range = bounds(line.iter().map(|point| point.1), 0.0);
+    if range.start > 0.0 && range.end > 20.0 * range.start {
+        return ("Loss of the batch, logarithmic", Chart::logarithmic(history, Quantity::LogLoss));
+    }
+    let y = with_margin(&range, 0.05, (1e-6 * range.end.abs()).max(1e-12), 8);
+    ("Loss of the batch", Chart { y, line, means: history.means(Quantity::Loss), ..Chart::default() })
+}
+
+fn accuracy(history: &History) -> Chart {
+    let accuracies = history.accuracies.iter();
+    let line: Vec<(f64, f64)> = accuracies.map(|&(step, accuracy)| (step as f64, 100.0 * accuracy)).collect();
+    let y = with_margin(&bounds(line.iter().map(|point| point.1), 0.0), 0.08, 0.5, 7);
+    // Dots that touch each other say nothing.
+    let dots = if line.len() <= 100 { line.clone() } else { Vec::new() };
+    Chart { y, line, dots, dot_color: COLORS[0], ..Chart::default() }
+}
+
+/// The marked columns' first step and learning rate; where a column has no rate yet, the bottom is as good a place as any.
+fn marked(history: &History, is_marked: impl Fn(&Column) -> bool) -> impl Iterator<Item = (f64, f64)> {
+    let rates = || history.columns.iter().map(|column| column.extremes[Quantity::LogRate as usize]);
+    let lowest = bounds(rates().flat_map(Extremes::points).map(|point| point.1), 0.0).start;
+    let width = history.steps as f64 / history.columns.len().max(1) as f64;
+    history.columns.iter().enumerate().filter(move |(_, column)| is_marked(column)).map(move |(index, column)| {
+        column.extremes[Quantity::LogRate as usize].points().next().unwrap_or((index as f64 * width, lowest))
+    })
+}
+
+/// A bar up for what rose and one down for what fell, term upon term, in every bin.
+fn stacked_causes(run: &Run, history: &History) -> (Chart, String) {
+    let (width, end) = (history.bin_width() as f64, history.steps as f64);
+    let mut bars = Vec::new();
+    for (index, bin) in history.bins.iter().enumerate() {
+        let left = index as f64 * width;
+        let right = (left + width).min(end);
+        let (mut top, mut bottom) = (0.0, 0.0);
+        for (cause, color) in bin.terms.iter().zip(TERM_COLORS) {
+            for (end, change) in [(&mut top, cause.up), (&mut bottom, cause.down)] {
+                if change != 0.0 {
+                    bars.push(Bar { from: (left, *end), to: (right, *end + change), color });
+                    *end += change;
+                }
+            }
+        }
+    }
+    let y = with_margin(&bounds(bars.iter().map(|bar| bar.to.1).chain([0.0]), 0.0), 0.05, 1e-9, 9);
+    let causes = Term::ALL.into_iter().zip(run.causes.terms).zip(TERM_COLORS);
+    let occurred = causes.filter(|((_, cause), _)| cause.occurred());
+    let legend = occurred.map(|((term, cause), color)| key(SQUARE, color, &in_words(*term, cause))).collect();
+    (Chart { y, bars, ..Chart::default() }, legend)
+}
+
+const SQUARE: &str = "M0 0h12v12h-12z";
+const TRIANGLE: &str = "M6 1L12 11L0 11z";
+const DISC: &str = "M2 6a4 4 0 1 0 8 0a4 4 0 1 0 -8 0z";
+
+/// An entry of a legend. A drawing, as a background would be missing on paper.
+fn key(shape: &str, RGBColor(r, g, b): RGBColor, name: &str) -> String {
+    format!(
+        "<span><svg viewBox=\"0 0 12 12\"><path d=\"{shape}\" fill=\"rgb({r},{g},{b})\"/></svg>{}</span>",
+        escaped(name)
+    )
+}

@@ -1,0 +1,399 @@
+//! What a comparison runs: every rule, regime and rate over every data set and setting, once for each seed.
+
+use std::fmt;
+
+use clap::ValueEnum;
+use indicatif::ProgressBar;
+
+use super::super::engine::OptimizerSettings;
+use super::super::options::{Args, AverageName, RegimeName, RuleName, ScheduleName, name_of};
+use super::super::report::Run;
+use super::super::{Job, Look, Watch};
+use super::Setting;
+use super::results::{Cell, best_fixed, end_of_grid};
+use super::tables::rate_in_words;
+use crate::CliError;
+use crate::data::{self, Dataset};
+use crate::model::Model;
+use crate::parallel::in_parallel;
+use crate::table::progress_bar;
+use crate::target::{Target, TuningSource};
+
+/// The fixed rates that a regime is held against, where --lrs gives none: half decades around what the rule usually takes.
+fn default_rates(RuleName(rule): RuleName) -> &'static [f32] {
+    if rule.is_sign() {
+        &[1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2]
+    } else if rule.has_second_moment() {
+        &[3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1]
+    } else if rule.has_momentum() {
+        &[0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0]
+    } else {
+        &[0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0]
+    }
+}
+
+/// How many rates a default grid may get beyond an end at which its best one is.
+const EXTENSIONS: usize = 3;
+
+/// The next half decade up or down: 0.1, 0.3, 1, …
+fn next_rate(rate: f32, up: bool) -> f32 {
+    let text = format!("{rate:e}");
+    let exponent: i32 = text.split_once('e').and_then(|(_, exponent)| exponent.parse().ok()).unwrap_or(0);
+    let next = match (text.starts_with('3'), up) {
+        (false, true) => format!("3e{exponent}"),
+        (false, false) => format!("3e{}", exponent - 1),
+        (true, true) => format!("1e{}", exponent + 1),
+        (true, false) => format!("1e{exponent}"),
+    };
+    next.parse().unwrap_or(rate)
+}
+
+/// What every regime is held against, by the schedule of the fixed rates and by name: the best rate without one, and the best peak with
+/// warm-up and cosine.
+pub const REFERENCES: [(ScheduleName, &str); 2] =
+    [(ScheduleName::Constant, "best fixed"), (ScheduleName::WarmupCosine, "best cosine")];
+
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Variant {
+    pub regime: RegimeName,
+    pub lr: Option<f32>,
+    pub schedule: ScheduleName,
+    pub first_step: Option<f32>,
+    pub gradient_scale: f32,
+}
+
+impl Variant {
+    pub fn fixed(lr: f32, schedule: ScheduleName, gradient_scale: f32) -> Self {
+        Variant { regime: RegimeName::fixed(), lr: Some(lr), schedule, first_step: None, gradient_scale }
+    }
+}
+
+/// `seesaw, step, ε 0.1, g × 100`: the row's name.
+impl fmt::Display for Variant {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let reference = REFERENCES.iter().find(|(schedule, _)| *schedule == self.schedule);
+        match (self.regime, reference) {
+            (regime, Some((_, name))) if regime.is_fixed() => write!(f, "{name}")?,
+            (regime, None) if regime.is_fixed() => write!(f, "best fixed, {}", name_of(self.schedule))?,
+            (regime, _) if self.schedule == ScheduleName::Constant => write!(f, "{}", name_of(regime))?,
+            (regime, _) => write!(f, "{}, {}", name_of(regime), name_of(self.schedule))?,
+        }
+        if let Some(first_step) = self.first_step {
+            write!(f, ", ε {}", rate_in_words(first_step))?;
+        }
+        if self.gradient_scale != 1.0 {
+            write!(f, ", g × {}", rate_in_words(self.gradient_scale))?;
+        }
+        Ok(())
+    }
+}
+
+/// A column of a table: a data set by its index, a setting and a rule.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Place {
+    pub data: usize,
+    pub setting: Setting,
+    pub rule: RuleName,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Case {
+    pub place: Place,
+    pub variant: Variant,
+}
+
+pub struct Subject {
+    pub dataset: Dataset,
+    pub model: Model,
+    pub target: Target,
+    tuning: TuningSource,
+    pub settings: Vec<Setting>,
+    chance: f64,
+}
+
+/// Everything that a comparison runs over.
+pub struct Comparison<'a> {
+    pub args: &'a Args,
+    pub subjects: Vec<Subject>,
+    /// The rows that are not the best fixed rate's, in order.
+    pub variants: Vec<Variant>,
+    pub gradient_scales: Vec<f32>,
+}
+
+/// Refuses a list that has a value twice, which would count twice in every mean.
+fn check_list<T: PartialEq>(option: &str, values: &[T], show: impl Fn(&T) -> String) -> Result<(), CliError> {
+    let twice = (1..values.len()).find(|&index| values[..index].contains(&values[index]));
+    twice.map_or(Ok(()), |index| {
+        CliError::usage(format!("--{option} has {} twice: leave one of them out", show(&values[index])))
+    })
+}
+
+impl<'a> Comparison<'a> {
+    /// Looks at everything that can be wrong before the first run.
+    pub fn new(args: &'a Args) -> Result<Self, CliError> {
+        let options = &args.compare;
+        let regimes = options.regimes.clone().unwrap_or_else(|| {
+            let all = RegimeName::value_variants().iter().copied();
+            all.filter(|regime| !regime.is_fixed()).collect()
+        });
+        let gradient_scales = options.gradient_scales.clone().unwrap_or_else(|| vec![1.0]);
+        check_list("rules", &options.rules, |&rule| name_of(rule))?;
+        check_list("regimes", &regimes, |&regime| name_of(regime))?;
+        check_list("schedules", &options.schedules, |&schedule| name_of(schedule))?;
+        check_list("seeds", &options.seeds, u64::to_string)?;
+        check_list("settings", options.settings.as_deref().unwrap_or_default(), Setting::to_string)?;
+        check_list("gradient-scales", &gradient_scales, f32::to_string)?;
+        check_list("lrs", options.lrs.as_deref().unwrap_or_default(), f32::to_string)?;
+        check_list("first-steps", options.first_steps.as_deref().unwrap_or_default(), f32::to_string)?;
+        if regimes.iter().any(|regime| regime.is_fixed()) {
+            return CliError::usage(
+                "--regimes needs no fixed, the best fixed rate is in every table: choose its grid with --lrs",
+            );
+        }
+        if let Some(scale) = gradient_scales.iter().find(|scale| !(scale.is_finite() && **scale > 0.0)) {
+            return CliError::usage(format!("--gradient-scales has {scale}, but a factor must be finite and above 0"));
+        }
+        let first_steps = match &options.first_steps {
+            Some(list) => list.iter().copied().map(Some).collect(),
+            None => vec![None],
+        };
+        let mut variants = Vec::new();
+        for &gradient_scale in &gradient_scales {
+            for &regime in &regimes {
+                for &schedule in &options.schedules {
+                    let of = |&first_step| Variant { regime, lr: None, schedule, first_step, gradient_scale };
+                    variants.extend(first_steps.iter().map(of));
+                }
+            }
+        }
+        let names: Vec<&str> = args.data.split(',').map(str::trim).collect();
+        if names.contains(&"") {
+            return CliError::usage(format!(
+                "--data \"{}\" has an empty name: give {} or paths, with one comma between two of them",
+                args.data,
+                data::NAMES
+            ));
+        }
+        check_list("data", &names, |name| format!("\"{name}\""))?;
+        let mut comparison = Comparison { args, subjects: Vec::new(), variants, gradient_scales };
+        for &rule in &options.rules {
+            for variant in comparison.first_variants(rule) {
+                comparison.optimizer(rule, variant, 1)?.check()?;
+            }
+        }
+        // A regime without a rule to be had with is refused in its own words.
+        for &variant in &comparison.variants {
+            let has = |&rule: &RuleName| comparison.variants_of(rule).any(|other| other == variant);
+            if !options.rules.iter().any(has) {
+                comparison.optimizer(options.rules[0], variant, 1)?.check()?;
+            }
+        }
+        let datasets = names.iter().map(|name| data::load(name)).collect::<Result<Vec<_>, _>>()?;
+        let target = args.target.find()?;
+        if matches!(target, Target::Gpu(_)) && options.gradient_scales.is_some() {
+            return CliError::usage("--gradient-scales works on the CPU path only: add --backend cpu, or leave it out");
+        }
+        for (name, dataset) in names.into_iter().zip(datasets) {
+            let model = Model::new(args.model, dataset.features, dataset.classes, args.hidden as usize);
+            let (target, tuning) = target.clone().tuned_for(model.padded_len());
+            let epochs = args.epochs.unwrap_or_else(|| data::default_epochs(name));
+            let settings = options.settings.clone().unwrap_or_else(|| vec![Setting { batch: args.batch, epochs }]);
+            let chance = dataset.chance();
+            comparison.subjects.push(Subject { dataset, model, target, tuning, settings, chance });
+        }
+        Ok(comparison)
+    }
+
+    /// What sets the rate beside the fixed ones, for this rule: not every regime can be had with every rule.
+    pub fn variants_of(&self, rule: RuleName) -> impl Iterator<Item = Variant> {
+        let fits = move |variant: &Variant| {
+            let rule = self.options_of(rule, *variant).rule();
+            variant.regime.0.fits(&rule)
+        };
+        self.variants.iter().copied().filter(fits)
+    }
+
+    pub fn rates(&self, rule: RuleName) -> &[f32] {
+        self.args.compare.lrs.as_deref().unwrap_or_else(|| default_rates(rule))
+    }
+
+    /// The options of a single run with this rule and rate. What is tuned is evaluated by its polynomial average beside its last iterate,
+    /// what is not as it would be by itself.
+    pub fn options_of(&self, rule: RuleName, variant: Variant) -> Args {
+        let tuned = variant.regime.is_fixed();
+        Args {
+            rule,
+            regime: variant.regime,
+            lr: variant.lr,
+            schedule: variant.schedule,
+            average: tuned.then_some(AverageName::Polynomial),
+            last: self.args.last && !tuned,
+            telemetry: false,
+            ..self.args.clone()
+        }
+    }
+
+    /// The options of a single run that is the same.
+    fn single(&self, case: &Case, seed: u64) -> Args {
+        let Setting { batch, epochs } = case.place.setting;
+        Args { batch, epochs: Some(epochs), seed, ..self.options_of(case.place.rule, case.variant) }
+    }
+
+    fn optimizer(&self, rule: RuleName, variant: Variant, steps: u64) -> Result<OptimizerSettings, CliError> {
+        Ok(OptimizerSettings {
+            regime: variant.regime.regime(variant.lr, variant.first_step)?,
+            gradient_scale: variant.gradient_scale,
+            // Neither of the two averages that there are depends on the epochs.
+            ..self.options_of(rule, variant).settings(1, steps)?
+        })
+    }
+
+    fn other_scales(&self) -> impl Iterator<Item = f32> {
+        self.gradient_scales.iter().copied().filter(|&scale| scale != 1.0)
+    }
+
+    /// Every table's columns, in the order they are shown.
+    pub fn places(&self) -> impl Iterator<Item = Place> {
+        self.tables().flat_map(|(data, setting)| {
+            let rules = self.args.compare.rules.iter();
+            rules.map(move |&rule| Place { data, setting, rule })
+        })
+    }
+
+    /// Every table, in the order they are shown.
+    pub fn tables(&self) -> impl Iterator<Item = (usize, Setting)> {
+        let subjects = self.subjects.iter().enumerate();
+        subjects.flat_map(|(data, subject)| subject.settings.iter().map(move |&setting| (data, setting)))
+    }
+
+    /// The schedules that fixed rates are run under: those of the references first.
+    pub fn fixed_schedules(&self) -> impl Iterator<Item = ScheduleName> {
+        let references = REFERENCES.map(|(schedule, _)| schedule);
+        let others = self.args.compare.schedules.iter().copied();
+        references.into_iter().chain(others.filter(move |schedule| !references.contains(schedule)))
+    }
+
+    /// The next rate beyond every default grid whose best one is at its end.
+    fn beyond_the_grids(&self, cells: &[Cell]) -> Vec<Case> {
+        if self.args.compare.lrs.is_some() {
+            return Vec::new();
+        }
+        let grids = self.places().flat_map(|place| self.fixed_schedules().map(move |schedule| (place, schedule)));
+        let beyond = grids.filter_map(|(place, schedule)| {
+            let (best, is_upper) = end_of_grid(cells, place, schedule)?;
+            Some(Case { place, variant: Variant::fixed(next_rate(best, is_upper), schedule, 1.0) })
+        });
+        beyond.collect()
+    }
+
+    /// The grid of fixed rates and every regime that the rule can have.
+    fn first_variants(&self, rule: RuleName) -> impl Iterator<Item = Variant> {
+        let fixed = self.fixed_schedules().flat_map(move |schedule| {
+            let rates = self.rates(rule).iter();
+            rates.map(move |&rate| Variant::fixed(rate, schedule, 1.0))
+        });
+        fixed.chain(self.variants_of(rule))
+    }
+
+    /// The best fixed rates of one scale at the others.
+    fn tuned_at_other_scales(&self, cells: &[Cell]) -> Vec<Case> {
+        let best = |place| best_fixed(cells, place, ScheduleName::Constant)?.case.variant.lr;
+        let tuned = self.places().filter_map(|place| Some((place, best(place)?)));
+        let at_others = tuned.flat_map(|(place, lr)| {
+            let variant = move |scale| Variant::fixed(lr, ScheduleName::Constant, scale);
+            self.other_scales().map(move |scale| Case { place, variant: variant(scale) })
+        });
+        at_others.collect()
+    }
+
+    /// Steps of these cases with every seed.
+    fn steps<'c>(&self, cases: impl IntoIterator<Item = &'c Case>) -> u64 {
+        let steps = |case: &Case| self.single(case, 0).steps(&self.subjects[case.place.data].dataset);
+        cases.into_iter().map(steps).sum::<u64>() * self.args.compare.seeds.len() as u64
+    }
+
+    pub fn run(&self) -> Result<Vec<Cell>, CliError> {
+        let of_place = |place: Place| self.first_variants(place.rule).map(move |variant| Case { place, variant });
+        let first: Vec<Case> = self.places().flat_map(of_place).collect();
+        // What is known of the second round: how many rates there are, and that a step of each costs the same.
+        let placeholder = Variant::fixed(1.0, ScheduleName::Constant, 1.0);
+        let at_scales = |place| self.other_scales().map(move |_| Case { place, variant: placeholder });
+        let later: Vec<Case> = self.places().flat_map(at_scales).collect();
+        eprintln!(
+            "{} runs{}",
+            (first.len() + later.len()) * self.args.compare.seeds.len(),
+            match self.args.compare.lrs {
+                Some(_) => "",
+                None => ", and some more where the best rate is at the end of its grid",
+            }
+        );
+        // Without the message: several runs would write it at once.
+        let progress = progress_bar(self.steps(first.iter().chain(&later)), "{bar:32} {pos}/{len} steps, {eta} left");
+        let mut cells = self.run_cases(first, &progress)?;
+        for _ in 0..EXTENSIONS {
+            let more = self.beyond_the_grids(&cells);
+            progress.inc_length(self.steps(&more));
+            cells.extend(self.run_cases(more, &progress)?);
+        }
+        // What is tuned at one scale, at the others: only now is it known which rate that is.
+        let tuned = self.tuned_at_other_scales(&cells);
+        cells.extend(self.run_cases(tuned, &progress)?);
+        progress.finish_and_clear();
+        Ok(cells)
+    }
+
+    fn run_one(&self, case: &Case, seed: u64, progress: &ProgressBar) -> Result<Run, CliError> {
+        let subject = &self.subjects[case.place.data];
+        let args = self.single(case, seed);
+        let steps = args.steps(&subject.dataset);
+        let settings = self.optimizer(case.place.rule, case.variant, steps)?;
+        let job = Job { args: &args, settings, dataset: &subject.dataset, model: &subject.model };
+        let look = if case.variant.regime.is_fixed() { Look::Better } else { Look::Judged };
+        let run = job.train(&subject.target, None, &mut Watch::new(progress), look)?;
+        Ok(Run { tuning: subject.tuning, ..run })
+    }
+
+    /// Runs every case with every seed; the results come in the order of the cases, whichever run ends first.
+    fn run_cases(&self, cases: Vec<Case>, progress: &ProgressBar) -> Result<Vec<Cell>, CliError> {
+        let seeds = &self.args.compare.seeds;
+        let count = cases.len() * seeds.len();
+        let run_at = |index: usize| self.run_one(&cases[index / seeds.len()], seeds[index % seeds.len()], progress);
+        // One device takes one run after the other; on the host each run has a core, which beats a core's share of every step.
+        let threads = match self.subjects.first().map(|subject| &subject.target) {
+            Some(Target::Cpu { .. }) => rayon::current_num_threads().min(count),
+            _ => 1,
+        };
+        // Each run in a rayon pool of its own: in one common pool a thread that waits within a step would begin another run on top of
+        // it, and hold up the first.
+        let run_alone = |index: usize| match rayon::ThreadPoolBuilder::new().num_threads(1).build() {
+            Ok(pool) if threads > 1 => pool.install(|| run_at(index)),
+            // No thread to be had, or all of them: then in the pool that there is.
+            _ => run_at(index),
+        };
+        let mut runs = in_parallel(count, threads, run_alone)?.into_iter();
+        let cell = |case: Case| {
+            let runs = runs.by_ref().take(seeds.len()).collect();
+            Cell { case, runs, chance: self.subjects[case.place.data].chance }
+        };
+        Ok(cases.iter().copied().map(cell).collect())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn half_decades_follow_each_other() {
+        for pair in [0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0].windows(2) {
+            assert_eq!(next_rate(pair[0], true), pair[1]);
+            assert_eq!(next_rate(pair[1], false), pair[0]);
+        }
+        for rule in RuleName::value_variants() {
+            for pair in default_rates(*rule).windows(2) {
+                assert_eq!(next_rate(pair[0], true), pair[1], "{rule:?}");
+            }
+        }
+        assert_eq!(next_rate(1e-4, false), 3e-5);
+    }
+}

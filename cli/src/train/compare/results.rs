@@ -1,0 +1,179 @@
+//! What came of a comparison, and which fixed rates were the best.
+
+use serde_json::json;
+
+use super::super::options::{ScheduleName, name_of};
+use super::super::report::Run;
+use super::super::verdict::Verdict;
+use super::cases::{Case, Comparison, Place, REFERENCES, Variant};
+use super::summary::overall;
+
+/// A case and what came of it. A run that diverged is a result like any other.
+pub struct Cell {
+    pub case: Case,
+    pub runs: Vec<Run>,
+    /// What a run that diverged counts as: the answer that has not looked at the features.
+    pub chance: f64,
+}
+
+impl Cell {
+    /// A test accuracy of each run, from 0 to 1.
+    fn accuracies(&self, of: impl Fn(&Run) -> f64) -> impl ExactSizeIterator<Item = f64> {
+        self.runs.iter().map(move |run| if run.verdict == Verdict::Ok { of(run) } else { self.chance })
+    }
+
+    /// Mean test accuracy, from 0 to 1.
+    pub fn accuracy(&self) -> f64 {
+        mean(self.accuracies(|run| run.test_accuracy))
+    }
+
+    /// Mean test accuracy of the last iterates, from 0 to 1.
+    fn last_accuracy(&self) -> f64 {
+        mean(self.accuracies(|run| run.last_test_accuracy.unwrap_or(run.test_accuracy)))
+    }
+
+    /// Sample deviation of the accuracy; none with one seed.
+    pub fn deviation(&self) -> Option<f64> {
+        let center = self.accuracy();
+        let squares: f64 = self.accuracies(|run| run.test_accuracy).map(|x| (x - center).powi(2)).sum();
+        (self.runs.len() > 1).then(|| (squares / (self.runs.len() - 1) as f64).sqrt())
+    }
+
+    /// Mean training loss; not finite where one is not.
+    pub fn loss(&self) -> f64 {
+        mean(self.runs.iter().map(|run| run.train_loss))
+    }
+
+    /// Runs that diverged, or skipped every step.
+    pub fn diverged(&self) -> usize {
+        self.runs.iter().filter(|run| run.verdict != Verdict::Ok).count()
+    }
+
+    /// Points of accuracy above another.
+    fn above(&self, other: &Cell) -> f64 {
+        100.0 * (self.accuracy() - other.accuracy())
+    }
+
+    fn lr(&self) -> Option<f64> {
+        self.case.variant.lr.map(as_given)
+    }
+}
+
+fn mean(values: impl ExactSizeIterator<Item = f64>) -> f64 {
+    let count = values.len() as f64;
+    values.sum::<f64>() / count
+}
+
+/// The fixed rates of a table's column under a schedule, unscaled.
+pub fn grid(cells: &[Cell], place: Place, schedule: ScheduleName) -> impl Iterator<Item = &Cell> {
+    cells.iter().filter(move |Cell { case: Case { place: other, variant }, .. }| {
+        *other == place && variant.regime.is_fixed() && variant.schedule == schedule && variant.gradient_scale == 1.0
+    })
+}
+
+/// The best fixed rate of a table's column under a schedule: the best mean accuracy on the test rows, then the lowest loss, then the first.
+pub fn best_fixed(cells: &[Cell], place: Place, schedule: ScheduleName) -> Option<&Cell> {
+    let loss = |cell: &Cell| Some(cell.loss()).filter(|loss| loss.is_finite()).unwrap_or(f64::INFINITY);
+    grid(cells, place, schedule).reduce(|best, cell| {
+        let (one, other) = (best.accuracy(), cell.accuracy());
+        if other > one || other == one && loss(cell) < loss(best) { cell } else { best }
+    })
+}
+
+/// The best of a grid of rates where it is at an end of it, and whether that is the upper one. A grid of one rate has two ends, of which
+/// the upper one is said.
+pub fn end_of_grid(cells: &[Cell], place: Place, schedule: ScheduleName) -> Option<(f32, bool)> {
+    let best = best_fixed(cells, place, schedule)?.case.variant.lr?;
+    let rates = || grid(cells, place, schedule).filter_map(|cell| cell.case.variant.lr);
+    let is_upper = !rates().any(|rate| rate > best);
+    (is_upper || !rates().any(|rate| rate < best)).then_some((best, is_upper))
+}
+
+/// The number that was given, without the digits of a widened f32.
+fn as_given(value: f32) -> f64 {
+    value.to_string().parse().unwrap_or(f64::from(value))
+}
+
+pub struct Results<'a> {
+    pub comparison: &'a Comparison<'a>,
+    pub cells: Vec<Cell>,
+}
+
+impl Results<'_> {
+    /// What a column's regimes are held against, as [`REFERENCES`] has them.
+    fn references(&self, place: Place) -> [Option<&Cell>; 2] {
+        REFERENCES.map(|(schedule, _)| best_fixed(&self.cells, place, schedule))
+    }
+
+    /// By how many points a cell is above the best of the fixed rates that are judged by their last iterates, as a run without averages is.
+    pub fn above_last(&self, cell: &Cell) -> Option<f64> {
+        let rates = grid(&self.cells, cell.case.place, ScheduleName::Constant);
+        let best = rates.map(Cell::last_accuracy).max_by(f64::total_cmp)?;
+        Some(100.0 * (cell.accuracy() - best))
+    }
+
+    /// The rows of every table: the best fixed rate, that under each schedule, then for each scale the best rate again and the regimes.
+    pub fn rows(&self) -> Vec<Variant> {
+        let schedules = self.comparison.fixed_schedules();
+        let mut rows: Vec<Variant> = schedules.map(|schedule| Variant::fixed(f32::NAN, schedule, 1.0)).collect();
+        for &scale in &self.comparison.gradient_scales {
+            if scale != 1.0 {
+                rows.push(Variant::fixed(f32::NAN, ScheduleName::Constant, scale));
+            }
+            rows.extend(self.comparison.variants.iter().filter(|variant| variant.gradient_scale == scale));
+        }
+        rows
+    }
+
+    /// The cell of a row, and by how many points of accuracy it is above each reference, unscaled.
+    pub fn at(&self, place: Place, row: Variant) -> Option<(&Cell, [f64; 2])> {
+        let is_fixed = row.regime.is_fixed();
+        let lr = if is_fixed { best_fixed(&self.cells, place, row.schedule)?.case.variant.lr } else { row.lr };
+        let case = Case { place, variant: Variant { lr, ..row } };
+        let cell = self.cells.iter().find(|cell| cell.case == case)?;
+        let [fixed, cosine] = self.references(place);
+        Some((cell, [cell.above(fixed?), cell.above(cosine?)]))
+    }
+
+    /// The object of `--json`: every run with what `train --json` does not say of it, and a summary of each cell.
+    pub fn json(&self) -> String {
+        let mut runs = Vec::new();
+        let mut summaries = Vec::new();
+        for cell in &self.cells {
+            let Case { place, variant } = cell.case;
+            let (lr, first_step) = (cell.lr(), variant.first_step.map(as_given));
+            let gradient_scale = as_given(variant.gradient_scale);
+            for run in &cell.runs {
+                let mut run = json!(run);
+                run["lr"] = json!(lr);
+                run["first_step"] = json!(first_step);
+                run["gradient_scale"] = json!(gradient_scale);
+                runs.push(run);
+            }
+            let [fixed, cosine] = self.references(place);
+            summaries.push(json!({
+                "data": self.comparison.subjects[place.data].dataset.name,
+                "batch": place.setting.batch,
+                "epochs": place.setting.epochs,
+                "rule": name_of(place.rule),
+                "regime": name_of(variant.regime),
+                "schedule": name_of(variant.schedule),
+                "lr": lr,
+                "first_step": first_step,
+                "gradient_scale": gradient_scale,
+                "seeds": cell.runs.len(),
+                "test_accuracy": cell.accuracy(),
+                "test_accuracy_deviation": cell.deviation(),
+                "train_loss": cell.loss(),
+                "diverged": cell.diverged(),
+                "best_fixed_lr": fixed.and_then(Cell::lr),
+                "best_cosine_lr": cosine.and_then(Cell::lr),
+                // Points of accuracy above the references; below where negative.
+                "above_best_fixed": fixed.map(|fixed| cell.above(fixed)),
+                "above_best_cosine": cosine.map(|cosine| cell.above(cosine)),
+                "above_best_last": self.above_last(cell),
+            }));
+        }
+        json!({ "runs": runs, "summary": summaries, "overall": overall(self) }).to_string()
+    }
+}

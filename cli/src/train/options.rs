@@ -1,0 +1,341 @@
+//! The options of `train`, and what they stand for.
+
+use std::path::PathBuf;
+
+use std::sync::LazyLock;
+
+use clap::ValueEnum;
+use clap::builder::PossibleValue;
+use wgpu_optim::{
+    AdGd, AutoSgd, Averaging, BarzilaiBorwein, DoG, DoWG, Hypergradient, NormRatio, Regime, Rule, Schedule, Seesaw,
+    WeightDecay,
+};
+
+use super::compare::CompareArgs;
+use super::engine::OptimizerSettings;
+use crate::CliError;
+use crate::data::{self, Dataset};
+use crate::model::ModelKind;
+use crate::target::TargetArgs;
+
+/// `--rule`: one of [`Rule::all`].
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct RuleName(pub Rule);
+
+/// `--regime`: one of [`Regime::all`].
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct RegimeName(pub Regime);
+
+macro_rules! names_of_a_table {
+    ($Name:ident, $Listed:ident) => {
+        impl ValueEnum for $Name {
+            fn value_variants<'a>() -> &'a [Self] {
+                static ALL: LazyLock<Vec<$Name>> = LazyLock::new(|| $Listed::all().into_iter().map($Name).collect());
+                &ALL
+            }
+
+            fn to_possible_value(&self) -> Option<PossibleValue> {
+                Some(PossibleValue::new(self.0.name()).help(self.0.summary()))
+            }
+        }
+    };
+}
+
+names_of_a_table!(RuleName, Rule);
+names_of_a_table!(RegimeName, Regime);
+
+impl RegimeName {
+    pub fn fixed() -> Self {
+        RegimeName(Regime::fixed(0.01))
+    }
+
+    pub fn is_fixed(self) -> bool {
+        matches!(self.0, Regime::Fixed(_))
+    }
+
+    pub fn has_streams(self) -> bool {
+        self.0.needs_streams()
+    }
+
+    /// The regime, with the rate and the `ε` of the first step's length where they are given.
+    pub fn regime(self, lr: Option<f32>, first_step: Option<f32>) -> Result<Regime, CliError> {
+        let mut regime = match (self.0, lr) {
+            (Regime::Fixed(_), None) => {
+                return CliError::usage(
+                    "--regime fixed needs a learning rate: add --lr RATE, or leave --regime out and let it be found",
+                );
+            }
+            (Regime::NormRatio(_), initial_rate) => Regime::NormRatio(NormRatio { initial_rate, ..Default::default() }),
+            (Regime::Fixed(_), Some(rate)) => Regime::fixed(rate),
+            (regime, None) => regime,
+            (_, Some(_)) => {
+                return CliError::usage(format!(
+                    "--lr goes with --regime fixed or norm-ratio, {} finds its own: leave one of them out",
+                    name_of(self)
+                ));
+            }
+        };
+        if let Some(given) = first_step {
+            match &mut regime {
+                Regime::Seesaw(Seesaw { first_step, .. })
+                | Regime::NormRatio(NormRatio { first_step, .. })
+                | Regime::Hypergradient(Hypergradient { first_step, .. }) => *first_step = Some(given),
+                Regime::BarzilaiBorwein(BarzilaiBorwein { first_step, .. })
+                | Regime::AdGd(AdGd { first_step, .. })
+                | Regime::AutoSgd(AutoSgd { first_step, .. }) => *first_step = given,
+                Regime::DoG(DoG { initial_distance }) | Regime::DoWG(DoWG { initial_distance }) => {
+                    *initial_distance = given;
+                }
+                _ => {
+                    return CliError::usage(format!(
+                        "--first-steps: {} has no first step of its own length, name the others with --regimes",
+                        name_of(self)
+                    ));
+                }
+            }
+        }
+        Ok(regime)
+    }
+}
+
+/// `--schedule`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum ScheduleName {
+    /// None.
+    Constant,
+    /// Warm-up over a twentieth of the steps, then half a cosine down to 0.
+    WarmupCosine,
+    /// Warm-up over a twentieth of the steps, then the inverse square root.
+    InverseSqrt,
+    /// A tenth after each third of the steps.
+    Step,
+    /// From a twenty-fifth up over three tenths of the steps, then down to 4e-6, each half a cosine: PyTorch's defaults.
+    OneCycle,
+}
+
+impl ScheduleName {
+    /// The schedule of a run of so many steps.
+    fn over(self, steps: u64) -> Schedule {
+        // A schedule of more steps than its counter can have has not begun to fall by then.
+        let steps = u32::try_from(steps).unwrap_or(u32::MAX).max(1);
+        let warmup = steps / 20;
+        match self {
+            ScheduleName::Constant => Schedule::Constant,
+            ScheduleName::WarmupCosine => Schedule::WarmupCosine { warmup, steps, last: 0.0 },
+            ScheduleName::InverseSqrt => Schedule::InverseSqrt { warmup: warmup.max(1) },
+            ScheduleName::Step => Schedule::Step { every: steps.div_ceil(3), factor: 0.1 },
+            ScheduleName::OneCycle => {
+                Schedule::OneCycle { rise: (u64::from(steps) * 3 / 10) as u32, steps, first: 0.04, last: 4e-6 }
+            }
+        }
+    }
+}
+
+/// `--average`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum AverageName {
+    /// Schedule-free training: gradients are taken between the average and the iterate; for rules without momentum.
+    ScheduleFree,
+    /// The mean of all of them.
+    Running,
+    /// An exponential average that looks back over about an epoch: 1 - decay is one over the steps of an epoch.
+    Exponential,
+    /// A mean whose weights grow as the eighth power of the step: over about the last ninth of the steps so far.
+    Polynomial,
+}
+
+impl AverageName {
+    /// The average for a run of so many steps. Those that remember their start for long begin after the first epoch, or half way where
+    /// that comes first.
+    fn over(self, steps_per_epoch: usize, steps: u64) -> Averaging {
+        // A run of more steps than the counter can have averages none of them.
+        let start = u32::try_from((steps / 2).min(steps_per_epoch as u64)).unwrap_or(u32::MAX);
+        match self {
+            AverageName::ScheduleFree => Averaging::ScheduleFree,
+            AverageName::Running => Averaging::Running { start },
+            AverageName::Exponential => {
+                Averaging::Exponential { decay: 1.0 - (1.0 / steps_per_epoch.max(1) as f32).max(f32::EPSILON), start }
+            }
+            // It forgets the first steps by itself, and does not depend on how many there will be.
+            AverageName::Polynomial => Averaging::polynomial_decay(),
+        }
+    }
+}
+
+/// Options of `train`.
+#[derive(Debug, Clone, clap::Args)]
+pub struct Args {
+    /// digits or mushrooms; spirals, parity, sine or board, which are made from a seed and are not nearly linear; or a path: CSV with
+    /// the label last, LIBSVM, or a folder of IDX files, gzipped or not. With --compare a comma-separated list
+    #[arg(long, default_value = "digits")]
+    pub data: String,
+    /// What to train
+    #[arg(long, value_enum, default_value = "mlp")]
+    pub model: ModelKind,
+    /// Hidden units of the MLP
+    #[arg(long, default_value_t = 128, value_parser = clap::value_parser!(u32).range(1..=65536))]
+    pub hidden: u32,
+    /// Update rule
+    // The one that the tables of benches/evidence favour.
+    #[arg(long, value_enum, default_value = "sgd")]
+    pub rule: RuleName,
+    /// Momentum of sgdm, nesterov and signum (adamw has 0.9 and 0.999, or 0 and 0.999 where it is schedule-free; lion 0.9 and 0.99)
+    #[arg(long, default_value_t = 0.9, allow_negative_numbers = true)]
+    pub momentum: f32,
+    /// Learning-rate regime
+    #[arg(long, value_enum, default_value = "seesaw")]
+    pub regime: RegimeName,
+    /// Learning rate of --regime fixed; first learning rate of --regime norm-ratio
+    #[arg(long, value_name = "RATE", allow_negative_numbers = true)]
+    pub lr: Option<f32>,
+    /// Factor of the learning rate over the run, whatever the regime
+    #[arg(long, value_enum, default_value = "constant")]
+    pub schedule: ScheduleName,
+    /// Which average of the weights is kept and evaluated, beside the last ones [default: schedule-free for sgd, signsgd and adamw, where
+    /// no --schedule is given; otherwise polynomial; none with --regime auto-sgd]
+    #[arg(long, value_enum)]
+    pub average: Option<AverageName>,
+    /// Keep no average, and evaluate the weights of the last step. adamw then has its momentum of 0.9
+    #[arg(long, conflicts_with = "average")]
+    pub last: bool,
+    /// Weight decay, decoupled for adamw and lion and coupled for the others [default: 0.01 for adamw, as in PyTorch, otherwise 0]
+    #[arg(long, value_name = "LAMBDA", allow_negative_numbers = true)]
+    pub weight_decay: Option<f32>,
+    /// Clip the gradient to this norm
+    #[arg(long, value_name = "NORM", allow_negative_numbers = true)]
+    pub clip_norm: Option<f32>,
+    /// Passes over the training data [default: 40 for spirals, parity, sine and board, otherwise 10]
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
+    pub epochs: Option<u32>,
+    /// Rows per step
+    #[arg(long, default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..))]
+    pub batch: u32,
+    /// Seed of the initial weights and the order of the rows
+    #[arg(long, default_value_t = 0)]
+    pub seed: u64,
+    #[command(flatten)]
+    pub target: TargetArgs,
+    /// Print one JSON object instead of a table
+    #[arg(long)]
+    pub json: bool,
+    /// Write one row per step: the loss, the rate, and every term that moved it
+    #[arg(long, value_name = "FILE.csv")]
+    pub trace: Option<PathBuf>,
+    /// Write a page with curves and the largest moves of the learning rate, explained
+    #[arg(long, value_name = "FILE.html")]
+    pub report: Option<PathBuf>,
+    /// Record the norm of every tensor and of its steps: columns of --trace, charts of --report, and in --json the last of them
+    #[arg(long)]
+    pub telemetry: bool,
+    /// Save the run to this file when it ends, from where --resume goes on
+    #[arg(long, value_name = "FILE.safetensors")]
+    pub checkpoint: Option<PathBuf>,
+    /// Save it every so many steps, too
+    #[arg(long, value_name = "STEPS", requires = "checkpoint", value_parser = clap::value_parser!(u64).range(1..))]
+    pub every: Option<u64>,
+    /// Go on from the file of --checkpoint, if it is there, bit for bit as if the run had not been interrupted
+    #[arg(long, requires = "checkpoint")]
+    pub resume: bool,
+    /// Make the gradients of this step NaN, to see what the optimizer does
+    #[arg(long, value_name = "STEP")]
+    pub inject_nan: Option<u64>,
+    /// Multiply the gradients of this step by 100, to see what the optimizer does
+    #[arg(long, value_name = "STEP")]
+    pub inject_spike: Option<u64>,
+    /// Destroy the device before this step, to see the run go on without it: from its last checkpoint, or from the start
+    #[arg(long, value_name = "STEP")]
+    pub lose_device: Option<u64>,
+    #[command(flatten)]
+    pub compare: CompareArgs,
+}
+
+impl Args {
+    pub fn epochs(&self) -> u32 {
+        self.epochs.unwrap_or_else(|| data::default_epochs(&self.data))
+    }
+
+    /// The average that is kept and evaluated; none where the last iterate is.
+    pub fn averaged(&self) -> Option<AverageName> {
+        if self.last || self.average.is_some() {
+            return self.average;
+        }
+        // Streams of parameters take turns: there is nothing to average.
+        if self.regime.has_streams() {
+            return None;
+        }
+        // Who gives a schedule wants it instead of what makes do without one.
+        let fits = Averaging::ScheduleFree.fits(&self.rule_for(Some(AverageName::ScheduleFree)));
+        let is_free = fits && self.schedule == ScheduleName::Constant;
+        Some(if is_free { AverageName::ScheduleFree } else { AverageName::Polynomial })
+    }
+
+    pub fn rule(&self) -> Rule {
+        self.rule_for(self.averaged())
+    }
+
+    fn rule_for(&self, average: Option<AverageName>) -> Rule {
+        match (self.rule.0, average) {
+            (Rule::AdamW(_), Some(AverageName::ScheduleFree)) => Rule::adamw_without_momentum(),
+            (rule, _) => rule.with_momentum(self.momentum),
+        }
+    }
+
+    /// λ of [`Args::weight_decay`].
+    pub fn decay(&self) -> f32 {
+        let (WeightDecay::Coupled(decay) | WeightDecay::Decoupled(decay)) = self.weight_decay();
+        decay
+    }
+
+    /// Decoupled for the rules that are published with it; AdamW without a word takes PyTorch's.
+    fn weight_decay(&self) -> WeightDecay {
+        match (self.rule.0.usual_weight_decay(), self.weight_decay) {
+            (usual, None) => usual,
+            (WeightDecay::Decoupled(_), Some(decay)) => WeightDecay::Decoupled(decay),
+            (WeightDecay::Coupled(_), Some(decay)) => WeightDecay::Coupled(decay),
+        }
+    }
+
+    pub fn steps_per_epoch(&self, dataset: &Dataset) -> usize {
+        dataset.train.rows().div_ceil(self.batch as usize)
+    }
+
+    /// Steps of the run. Streams of parameters take turns, and a run ends where the middle one, or the winner, is at hand.
+    pub fn steps(&self, dataset: &Dataset) -> u64 {
+        let steps = u64::from(self.epochs()) * self.steps_per_epoch(dataset) as u64;
+        let round = if self.regime.has_streams() { u64::from(AutoSgd::STREAMS) } else { 1 };
+        if steps < round { steps } else { steps - steps % round }
+    }
+
+    /// The optimizer's configuration for a run of so many steps.
+    pub fn settings(&self, steps_per_epoch: usize, steps: u64) -> Result<OptimizerSettings, CliError> {
+        Ok(OptimizerSettings {
+            rule: self.rule(),
+            regime: self.regime.regime(self.lr, None)?,
+            schedule: self.schedule.over(steps),
+            averaging: self.averaged().map_or(Averaging::Off, |average| average.over(steps_per_epoch, steps)),
+            weight_decay: self.weight_decay(),
+            clip_norm: self.clip_norm,
+            telemetry: self.telemetry,
+            gradient_scale: 1.0,
+        })
+    }
+
+    /// Refuses to change steps that the run does not have.
+    pub fn check_injection(&self, steps: u64) -> Result<(), CliError> {
+        for (option, step) in [
+            ("--inject-nan", self.inject_nan),
+            ("--inject-spike", self.inject_spike),
+            ("--lose-device", self.lose_device),
+        ] {
+            if let Some(step) = step.filter(|&step| step >= steps) {
+                return CliError::usage(format!("{option} {step}: the run has {steps} steps, counted from 0"));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A choice of an option as the command line names it.
+pub fn name_of(value: impl ValueEnum) -> String {
+    value.to_possible_value().map(|value| value.get_name().to_owned()).unwrap_or_default()
+}
