@@ -94,11 +94,10 @@ pub use gpu::{Gpu, GpuOptions, Optimizer};
 pub use group::{DEFAULT_RECORD_STEPS, Group, GroupConfig, OptimizerBuilder, TensorPair};
 pub use plan::TensorInfo;
 pub use record::{Flags, NonFinite, RankNonFinite, Record, Records, TensorRecord, Term};
-pub use regime::{
-    AdGd, AdaGradNorm, AutoSgd, BarzilaiBorwein, DoG, DoWG, FixedRate, Hypergradient, MAX_CHANGE, Ngn, NormRatio,
-    Outcome, Polyak, RATE_MAX, RATE_MIN, Regime, SecantForm, Seesaw, Stream,
-};
-pub use rule::{AdamW, Lion, Rule, Sgd, Sgdm, SignSgd, Signum, WeightDecay};
+pub use regime::table::*;
+pub use regime::{MAX_CHANGE, Outcome, RATE_MAX, RATE_MIN, Regime, SecantForm, Stream};
+pub use rule::table::*;
+pub use rule::{Rule, WeightDecay};
 pub use safeguards::{LossScaler, NonFinitePolicy};
 pub use schedule::Schedule;
 pub use shard::{CombinedSums, ShardSums};

@@ -205,6 +205,11 @@ macro_rules! regimes {
     ($($(#[$meta:meta])* $Regime:ident($Struct:ident) in $module:ident,)*) => {
         $(mod $module; pub use $module::$Struct;)*
 
+        /// The regimes, for the root of the crate.
+        pub(crate) mod table {
+            pub use super::{$($Struct),*};
+        }
+
         /// The regime that sets a group's learning rate η, once per step, from that step's reductions.
         ///
         /// Notation: `n` is the norm of the gradient, `n̂ = max(√EMA_β(n²), n, φ mean(n))` the smoothed norm (bias-corrected; the

@@ -100,6 +100,11 @@ macro_rules! rules {
     ($($(#[$meta:meta])* $Rule:ident in $module:ident { $($Kind:ident = $Host:ident),* })*) => {
         $(mod $module; pub use $module::$Rule;)*
 
+        /// The rules, for the root of the crate.
+        pub(crate) mod table {
+            pub use super::{$($Rule),*};
+        }
+
         /// Update rule: turns a gradient `g` into a direction `u`. The step is `w ← w - η u`.
         ///
         /// Rules that `torch.optim` has take the same steps. The optimizer keeps their memory in buffers of its own: 4 bytes per parameter for

@@ -1,4 +1,4 @@
-//! The average of the parameters: twin of `shaders/shared/average.wgsl`.
+//! The average of the parameters: twin of `shaders/update/average.wgsl`.
 
 /// w̄ ← w̄ + weight (w - w̄), and w̄ ← w where the weight is 1, bit for bit. Inlined, so that the caller chooses the vector instructions.
 #[inline(always)]

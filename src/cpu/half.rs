@@ -1,4 +1,4 @@
-//! Numbers of 16 bits and back: twin of `shaders/shared/half.wgsl`, which explains cuts and remainders. Codes have the same bits there.
+//! Numbers of 16 bits and back: twin of `shaders/elements/half.wgsl`, which explains cuts and remainders. Codes have the same bits there.
 
 use half::{bf16, f16};
 

@@ -1,4 +1,4 @@
-//! Schedule-free training: twin of `shaders/shared/schedule_free.wgsl` and `move_schedule_free.wgsl`, operation by operation.
+//! Schedule-free training: twin of `shaders/update/schedule_free.wgsl`, operation by operation.
 //!
 //! The caller's parameters are y = x + 0.15 (z - x), z is kept, and the average x follows from both.
 
