@@ -9,6 +9,18 @@ pub fn wgpu_optim() -> Command {
     command
 }
 
+/// The words of a command line.
+pub fn words(line: &str) -> Vec<&str> {
+    line.split_whitespace().collect()
+}
+
+/// The object that a command with `--json` prints.
+#[track_caller]
+pub fn json_of(output: &Output) -> serde_json::Value {
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    serde_json::from_slice(&output.stdout).unwrap_or_else(|error| panic!("not one JSON object: {error}; {stderr}"))
+}
+
 /// What came out must be a refusal: exit code 2, nothing printed, one line of complaint that contains every one of these words.
 #[track_caller]
 pub fn assert_refused(output: &Output, words: &[&str]) {
