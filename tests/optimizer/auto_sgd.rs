@@ -61,6 +61,14 @@ fn one_record(run: &mut dyn Run) -> Record {
     records[0]
 }
 
+/// A step along gradients by chance, which is the turn of one of the streams too.
+fn take_turn(run: &mut dyn Run, stream: &mut Alone, numbers: &mut Numbers) -> Record {
+    let grads = gradients(numbers);
+    run.step(&grads);
+    stream.step(&grads);
+    one_record(run)
+}
+
 const STREAMS: [Stream; 3] = [Stream::Middle, Stream::Slower, Stream::Faster];
 
 #[test]
@@ -75,10 +83,7 @@ fn streams_that_take_turns_are_three_optimizers_bit_for_bit() {
                 let turn = t % 3;
                 let what = format!("{}, {}, before step {t}", run.path(), rule.name());
                 assert_eq!(bits(&run.params()), bits(&streams[turn].w), "{what}");
-                let grads = gradients(&mut numbers);
-                run.step(&grads);
-                streams[turn].step(&grads);
-                let record = one_record(&mut *run);
+                let record = take_turn(&mut *run, &mut streams[turn], &mut numbers);
                 assert_eq!(record.stream, Some(STREAMS[turn]));
                 assert_eq!((record.episode, record.outcome), (0, None));
                 assert_eq!(record.learning_rate, 0.25);
@@ -122,10 +127,7 @@ fn an_episode_ends_with_the_winners_parameters() {
                     (round, _) => loss_of(round, slower, faster)[t % 3],
                 };
                 run.set_loss(loss);
-                let grads = gradients(&mut numbers);
-                run.step(&grads);
-                streams[t % 3].step(&grads);
-                let record = one_record(&mut *run);
+                let record = take_turn(&mut *run, &mut streams[t % 3], &mut numbers);
                 assert_eq!(record.flags.episode_ends(), t == 3 * rounds - 1, "{what}, {t}");
                 assert_eq!(record.episode, 0);
             }
@@ -141,11 +143,8 @@ fn an_episode_ends_with_the_winners_parameters() {
             let mut streams = three(&Spec { tensors: winner, ..spec.clone() }, 0.25 * factor);
             for t in 0..9 {
                 assert_eq!(bits(&run.params()), bits(&streams[t % 3].w), "{what}, {t} later");
-                let grads = gradients(&mut numbers);
                 run.set_loss(1.0);
-                run.step(&grads);
-                streams[t % 3].step(&grads);
-                let record = one_record(&mut *run);
+                let record = take_turn(&mut *run, &mut streams[t % 3], &mut numbers);
                 assert_eq!(record.learning_rate, 0.25 * factor, "{what}");
                 assert_eq!(record.episode, 1);
                 assert_eq!(record.outcome, (t == 0).then_some(outcome), "{what}");
@@ -377,9 +376,7 @@ fn a_halt_holds_every_stream() {
         let mut streams = three(&spec, 0.25);
         let mut numbers = Numbers(11);
         for stream in [0, 1, 2, 0] {
-            let grads = gradients(&mut numbers);
-            run.step(&grads);
-            streams[stream].step(&grads);
+            take_turn(&mut *run, &mut streams[stream], &mut numbers);
         }
         let mut bad = gradients(&mut numbers);
         bad[5][7] = f32::NAN;
@@ -398,9 +395,7 @@ fn a_halt_holds_every_stream() {
         let mut streams = three(&Spec { tensors: streams[0].w.clone(), ..spec.clone() }, 0.25);
         for t in 0..6 {
             assert_eq!(bits(&run.params()), bits(&streams[t % 3].w), "{path}, {t} later");
-            let grads = gradients(&mut numbers);
-            run.step(&grads);
-            streams[t % 3].step(&grads);
+            take_turn(&mut *run, &mut streams[t % 3], &mut numbers);
         }
     }
 }

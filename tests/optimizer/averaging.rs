@@ -13,8 +13,8 @@ use wgpu_optim_conformance::run::{
     CpuRun, GpuRun, Place, Run, Setup, Spec, bits, devices, gpu_run_with, lengths, packed, separate,
 };
 use wgpu_optim_conformance::{
-    Kernel, Numbers, assert_all_close, assert_close, assert_refused, download, noise, small_bindings, storage, submit,
-    submit_pass, tensors, upload,
+    Kernel, Numbers, assert_all_close, assert_close, assert_refused, download, filled, noise, small_bindings, storage,
+    submit, submit_pass, tensors, upload,
 };
 
 use crate::helpers::{assert_same_bits, at_odd_places};
@@ -263,42 +263,67 @@ fn averages_cost_nothing_where_they_are_off_and_change_no_parameter() {
 /// Nothing is recorded while the averages are swapped in but the way back.
 #[test]
 fn steps_and_copies_are_refused_while_averages_are_swapped_in() {
-    let averaging = Averaging::Running { start: 0 };
-    let specs = [Spec { averaging, ..Spec::new(Rule::sgd(), Regime::fixed(0.5), vec![vec![1.0; 5], vec![2.0; 2]]) }];
-    for gpu in &devices() {
-        let mut run = gpu_run_with(gpu, &specs, Setup::default());
-        run.step(&[vec![1.0; 5], vec![1.0; 2]]);
-        let place = upload(gpu, &[0.0; 5]);
-        let optimizer = &run.optimizer;
-        let mut encoder = gpu.device().create_command_encoder(&Default::default());
-        assert!(!optimizer.averages_are_swapped());
-        optimizer.encode_swap_averages(&mut encoder).expect("alive");
+    let step = || Err(Error::AveragesSwapped { what: "a step" });
+    let copy = || Err(Error::AveragesSwapped { what: "a copy of the averages" });
+    let spec = Spec::new(Rule::sgd(), Regime::fixed(0.5), vec![vec![1.0; 5], vec![2.0; 2]]);
+    // What the first elements of both tensors come to after two steps, and their averages.
+    for (averaging, params, averages, allowed) in [
+        (Averaging::Running { start: 0 }, [0.0, 1.0], [0.25, 1.25], 0.0),
+        // z is 1/2 and 0, with the weights 1/4 and 1.
+        (Averaging::ScheduleFree, [0.085, 1.085], [0.1, 1.1], 1e-6),
+    ] {
+        let specs = [Spec { averaging, ..spec.clone() }];
+        for gpu in &devices() {
+            let mut run = gpu_run_with(gpu, &specs, Setup::default());
+            run.step(&filled(&specs, 1.0));
+            let place = upload(gpu, &[0.0; 5]);
+            let optimizer = &run.optimizer;
+            submit(gpu, |encoder| {
+                assert!(!optimizer.averages_are_swapped());
+                optimizer.encode_swap_averages(encoder).expect("alive");
+                assert!(optimizer.averages_are_swapped());
+                assert_eq!(optimizer.encode_step(encoder), step());
+                assert_eq!(optimizer.encode_copy_averages(encoder, 0, place.slice(..20)), copy());
+                optimizer.encode_swap_averages(encoder).expect("alive");
+                assert!(!optimizer.averages_are_swapped());
+                optimizer.encode_step(encoder).expect("alive");
+            });
+            for (got, expected) in [(run.params(), params), (run.averages(), averages)] {
+                let expected = [vec![expected[0]; 5], vec![expected[1]; 2]].concat();
+                assert_all_close(format_args!("{}, {averaging:?}", run.path()), &got.concat(), &expected, allowed);
+            }
+            // By the caller's own encoder, there and back.
+            for expected in [bits(&run.averages()), bits(&run.params())] {
+                submit_pass(gpu, |pass| {
+                    run.optimizer.swap_dispatches().for_each(|dispatch| dispatch.encode(pass));
+                });
+                run.optimizer.count_swap();
+                assert_eq!(bits(&run.params()), expected, "{}, {averaging:?}", run.path());
+            }
+            assert!(!run.optimizer.averages_are_swapped());
+        }
+        let optimizer = &mut CpuRun::new(&specs).optimizer;
+        let (mut a, mut b) = (vec![1.0; 5], vec![2.0; 2]);
+        let (c, d) = ([1.0; 5], [1.0; 2]);
+        assert_eq!(optimizer.averages(0), None);
+        optimizer.step(&mut [&mut a, &mut b], &[&c, &d]).expect("steps");
+        optimizer.drain_records();
+        optimizer.swap_averages(&mut [&mut a, &mut b]).expect("swaps");
         assert!(optimizer.averages_are_swapped());
-        assert_eq!(optimizer.encode_step(&mut encoder), Err(Error::AveragesSwapped { what: "a step" }));
-        assert_eq!(
-            optimizer.encode_copy_averages(&mut encoder, 0, place.slice(..20)),
-            Err(Error::AveragesSwapped { what: "a copy of the averages" })
-        );
-        optimizer.encode_swap_averages(&mut encoder).expect("alive");
+        assert_eq!(optimizer.step(&mut [&mut a, &mut b], &[&c, &d]), step());
+        let place = &mut [0.0; 5];
+        assert_eq!(optimizer.copy_averages(0, &a, place), copy());
+        assert!(optimizer.drain_records().records.is_empty());
+        optimizer.swap_averages(&mut [&mut a, &mut b]).expect("swaps");
         assert!(!optimizer.averages_are_swapped());
-        optimizer.encode_step(&mut encoder).expect("alive");
-        gpu.queue().submit([encoder.finish()]);
-        assert_eq!(run.params(), [vec![0.0; 5], vec![1.0; 2]]);
-        assert_eq!(run.averages(), [vec![0.25; 5], vec![1.25; 2]]);
+        // Of schedule-free training they are made from the parameters, and are nowhere by themselves.
+        assert_eq!(optimizer.averages(0).is_none(), averaging == Averaging::ScheduleFree);
+        assert!(matches!(optimizer.copy_averages(2, &a, place), Err(Error::UnknownTensor { index: 2, tensors: 2 })));
+        assert!(matches!(optimizer.copy_averages(0, &a[..4], place), Err(Error::StepLength { actual: 4, .. })));
+        let short = optimizer.copy_averages(0, &a, &mut place[..4]);
+        assert!(matches!(short, Err(Error::AveragesLength { actual: 4, .. })));
+        optimizer.copy_averages(0, &a, place).expect("copies");
     }
-    let mut run = CpuRun::new(&specs);
-    let (mut a, mut b) = (vec![1.0; 5], vec![2.0; 2]);
-    let params: &mut [&mut [f32]] = &mut [&mut a, &mut b];
-    let (c, d) = ([1.0; 5], [1.0; 2]);
-    let optimizer = &mut run.optimizer;
-    assert_eq!(optimizer.averages(0), None);
-    optimizer.swap_averages(params).expect("swaps");
-    assert!(optimizer.averages_are_swapped());
-    let refused = optimizer.step(params, &[&c, &d]);
-    assert_eq!(refused, Err(Error::AveragesSwapped { what: "a step" }));
-    assert!(optimizer.drain_records().records.is_empty());
-    optimizer.swap_averages(params).expect("swaps");
-    assert!(!optimizer.averages_are_swapped());
 }
 
 /// Averages go to any place of any buffer, and nowhere else.

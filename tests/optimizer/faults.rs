@@ -11,7 +11,7 @@ use std::time::Duration;
 use wgpu_optim_conformance as conformance;
 
 use wgpu_optim::{Averaging, Error, Gpu, Group, OptimizerBuilder, Records, Regime, Rule, wgpu};
-use wgpu_optim_conformance::run::{CpuRun, GpuRun, Run, Setup, Spec, bits, devices, gpu_run_with};
+use wgpu_optim_conformance::run::{GpuRun, Run, Setup, Spec, bits, devices, gpu_run_with};
 use wgpu_optim_conformance::{
     Kernel, assert_refused, assert_says, download, step, storage, submit, submit_pass, upload,
 };
@@ -360,21 +360,4 @@ fn a_time_out_can_be_chosen() {
     let mut run = gpu_run_with(&patient, &specs(), Setup::default());
     run.step(&grads());
     assert_eq!(run.records().records.len(), 1);
-}
-
-/// What a lost device leaves to do: go on on another path from parameters that were read before.
-#[test]
-fn a_run_goes_on_on_the_host_where_the_device_left_it() {
-    for (name, gpu) in fresh_devices() {
-        let mut on_device = gpu_run_with(&gpu, &specs(), Setup::default());
-        on_device.step(&grads());
-        let saved = on_device.params();
-        gpu.device().destroy();
-        assert_lost(on_device.try_records().err(), &name);
-        let mut specs = specs();
-        specs[0].tensors = saved;
-        let mut on_host = CpuRun::with(&specs, Setup::default());
-        on_host.step(&grads());
-        assert_eq!(on_host.params(), [[0.0; 8]], "{name}");
-    }
 }

@@ -382,50 +382,33 @@ fn two_hundred_tensors_take_one_dispatch_per_pass() {
     }
 }
 
-/// Parameters and gradients in one buffer (as burn's allocator does it) are what they are in two.
+/// Parameters and gradients in one buffer (as burn's allocator does it) are what they are in two; and gradients before parameters,
+/// interleaved, tensor by tensor, without a gap between them, do not touch their neighbours.
 #[test]
 fn one_buffer_for_parameters_and_gradients() {
     let lengths = [129, 3, 1000];
-    for rule in [Rule::sgd(), Rule::nesterov(0.9)] {
+    let grads = gradients(&lengths, 5, 16);
+    for rule in [Rule::sgd(), Rule::sgdm(0.9), Rule::nesterov(0.9)] {
         let specs = [Spec::new(rule, Regime::seesaw(), tensors(15, &lengths))];
-        let grads = gradients(&lengths, 5, 16);
-        for gpu in &devices() {
-            let two: Vec<Place> =
-                [0, 400, 800].iter().map(|&at| Place { params: (0, at), grads: (1, at + 1) }).collect();
-            let one: Vec<Place> =
-                two.iter().map(|place| Place { params: place.params, grads: (0, 2000 + place.grads.1) }).collect();
-            let [mut two, mut one] = [two, one].map(|places| GpuRun::new(gpu, &specs, places));
-            run_steps(&mut two, &grads);
-            run_steps(&mut one, &grads);
-            one.assert_surroundings_untouched();
-            two.assert_surroundings_untouched();
-            assert_same(&one, &two, format_args!("{rule:?}"));
-        }
-    }
-}
-
-/// Gradients before parameters, and interleaved, tensor by tensor, without a gap between them.
-#[test]
-fn interleaved_tensors_do_not_touch_their_neighbours() {
-    let lengths = [5, 64, 7, 130];
-    let specs = [Spec::new(Rule::sgdm(0.9), Regime::seesaw(), tensors(17, &lengths))];
-    let mut at = 0;
-    let places: Vec<Place> = lengths
-        .iter()
-        .map(|len| {
-            let place = Place { params: (0, at + len), grads: (0, at) };
+        let mut cpu = CpuRun::new(&specs);
+        run_steps(&mut cpu, &grads);
+        let two = [0, 400, 800].map(|at| Place { params: (0, at), grads: (1, at + 1) });
+        let one = two.map(|place| Place { grads: (0, 2000 + place.grads.1), ..place });
+        let mut at = 0;
+        let interleaved = lengths.map(|len| {
             at += 2 * len;
-            place
-        })
-        .collect();
-    let grads = gradients(&lengths, 5, 18);
-    let mut cpu = CpuRun::new(&specs);
-    run_steps(&mut cpu, &grads);
-    for gpu in &devices() {
-        let mut run = GpuRun::new(gpu, &specs, places.clone());
-        run_steps(&mut run, &grads);
-        run.assert_surroundings_untouched();
-        assert_near(&run, &cpu, "interleaved");
+            Place { params: (0, at - len), grads: (0, at - 2 * len) }
+        });
+        for gpu in &devices() {
+            let runs = [two, one, interleaved].map(|places| {
+                let mut run = GpuRun::new(gpu, &specs, places.to_vec());
+                run_steps(&mut run, &grads);
+                run.assert_surroundings_untouched();
+                run
+            });
+            assert_same(&runs[1], &runs[0], format_args!("{rule:?}"));
+            assert_near(&runs[2], &cpu, "interleaved");
+        }
     }
 }
 

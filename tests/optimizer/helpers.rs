@@ -2,7 +2,23 @@
 
 use std::fmt::Display;
 
+use wgpu_optim::{Regime, Rule, SecantForm};
 use wgpu_optim_conformance::run::{CpuRun, GpuRun, Run, Setup, Spec, bits, devices, every_path_with, packed};
+
+/// Every rule with every second of these regimes, which between them have every kind of memory: kernels take their time to compile.
+pub fn rules_and_regimes() -> Vec<(Rule, Regime)> {
+    let regimes = [
+        Regime::seesaw(),
+        Regime::norm_ratio(),
+        Regime::fixed(0.01),
+        Regime::adagrad_norm(),
+        Regime::barzilai_borwein(SecantForm::Geometric),
+        Regime::dowg(),
+        Regime::polyak(),
+    ];
+    let rules = Rule::all().into_iter().enumerate();
+    rules.flat_map(|(i, rule)| regimes.into_iter().skip(i % 2).step_by(2).map(move |regime| (rule, regime))).collect()
+}
 
 /// A run, and another that it is compared with.
 pub type Pair = (Box<dyn Run>, Box<dyn Run>);

@@ -5,33 +5,22 @@
 //! Faults tried once by hand, each failed its test: the next scale divided out by pass 4, the norm's exponent left as it is, good steps that go on counting through a skip.
 
 use wgpu_optim::layout::GroupState;
-use wgpu_optim::{LossScaler, Regime, Rule, SecantForm, WeightDecay};
+use wgpu_optim::{LossScaler, Regime, Rule, WeightDecay};
 use wgpu_optim_conformance::run::{Run, Setup, Spec, alone, bits, devices, every_path_with, gpu_run_with};
 use wgpu_optim_conformance::{Kernel, Numbers, assert_close, noise, submit_pass, tensors, times, upload};
 
-use crate::helpers::pairs_with;
+use crate::helpers::{pairs_with, rules_and_regimes};
 
-/// Every rule with every other regime, of every kind of memory, each with one of three: nothing, decay, decay and a clip.
+/// Every rule and kind of memory, each with one of three: nothing, decay, decay and a clip.
 fn specs() -> Vec<Spec> {
-    let regimes = [
-        Regime::seesaw(),
-        Regime::norm_ratio(),
-        Regime::fixed(0.01),
-        Regime::adagrad_norm(),
-        Regime::barzilai_borwein(SecantForm::Geometric),
-        Regime::dowg(),
-        Regime::polyak(),
-    ];
     let mut specs = Vec::new();
-    for (i, rule) in Rule::all().into_iter().enumerate() {
-        for (j, regime) in regimes.into_iter().enumerate().skip(i % 2).step_by(2) {
-            let spec = Spec::new(rule, regime, tensors(1 + specs.len() as u64, &[67]));
-            specs.push(Spec {
-                decay: WeightDecay::Coupled(if (i + j) % 3 > 0 { 0.1 } else { 0.0 }),
-                clip: if (i + j) % 3 > 1 { 3.0 } else { f32::INFINITY },
-                ..spec.named(format!("{rule:?} {regime:?}"))
-            });
-        }
+    for (i, (rule, regime)) in rules_and_regimes().into_iter().enumerate() {
+        let spec = Spec::new(rule, regime, tensors(1 + i as u64, &[67]));
+        specs.push(Spec {
+            decay: WeightDecay::Coupled(if i % 3 > 0 { 0.1 } else { 0.0 }),
+            clip: if i % 3 > 1 { 3.0 } else { f32::INFINITY },
+            ..spec.named(format!("{rule:?} {regime:?}"))
+        });
     }
     specs[1].maximize = true;
     specs

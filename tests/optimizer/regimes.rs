@@ -42,7 +42,8 @@ fn streams() -> Vec<(&'static str, Regime)> {
     vec![("auto-sgd", auto(3.0, 0.0)), ("auto-sgd, never certain", auto(2.0, 1e9))]
 }
 
-fn rules() -> [(&'static str, Rule); 8] {
+/// Every rule, one of them with a dampening.
+pub fn rules() -> [(&'static str, Rule); 8] {
     let dampened = Rule::Sgdm { momentum: 0.8, dampening: 0.3, nesterov: false };
     [
         ("sgd", Rule::sgd()),

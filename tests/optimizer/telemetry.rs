@@ -86,7 +86,10 @@ fn every_tensor_has_its_norms() {
         ..Spec::new(rule, [Regime::seesaw(), Regime::fixed(0.1)][i % 2], tensors(3 + i as u64, &LENGTHS))
             .named(format!("{i}"))
     });
-    let specs: Vec<Spec> = specs.collect();
+    // The norms are of the parameters, whatever is evaluated.
+    let averaging = Averaging::ScheduleFree;
+    let free = Spec::new(Rule::sgd(), Regime::seesaw(), tensors(16, &LENGTHS)).named("schedule-free");
+    let specs: Vec<Spec> = specs.chain([Spec { averaging, telemetry: true, ..free }]).collect();
     check_norms(every_path_and_kind(&specs), &specs, 3, |_, t| noise(&specs, t));
 }
 

@@ -9,6 +9,14 @@ pub fn wgpu_optim() -> Command {
     command
 }
 
+/// As `wgpu_optim`, where there is no driver: a loader with nothing to load, and no other backend.
+pub fn without_drivers() -> Command {
+    let mut command = wgpu_optim();
+    command.env("VK_DRIVER_FILES", "/nonexistent.json").env("VK_ICD_FILENAMES", "/nonexistent.json");
+    command.env("WGPU_BACKEND", "vulkan");
+    command
+}
+
 /// The words of a command line.
 pub fn words(line: &str) -> Vec<&str> {
     line.split_whitespace().collect()

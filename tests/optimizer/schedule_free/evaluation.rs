@@ -1,9 +1,9 @@
-//! What is evaluated, saved and recorded.
+//! What is evaluated and saved.
 
 use super::{few_cases, free, gradients, rules};
-use wgpu_optim::{Error, Record, Regime, Rule};
-use wgpu_optim_conformance::run::{CpuRun, Run, Setup, alone, bits, devices, every_path, gpu_run_with};
-use wgpu_optim_conformance::{assert_close, filled, submit_pass, tensors, ulps};
+use wgpu_optim::{Regime, Rule};
+use wgpu_optim_conformance::run::{alone, bits, every_path};
+use wgpu_optim_conformance::{filled, ulps};
 
 use crate::helpers::raw_tensor;
 
@@ -61,74 +61,6 @@ fn the_average_is_what_is_evaluated_and_saved() {
             }
             assert_eq!(saved("base_iterates", &name).len(), params.len());
             assert_eq!(bits(&[saved("parameters", &name)]), bits(&[params]));
-        }
-    }
-}
-
-#[test]
-fn nothing_goes_on_while_the_average_is_swapped_in() {
-    let _alone = alone();
-    let specs = [free(Rule::sgd(), Regime::fixed(0.5), tensors(10, &[5]))];
-    for gpu in &devices() {
-        let mut run = gpu_run_with(gpu, &specs, Setup::default());
-        run.step(&[vec![1.0; 5]]);
-        run.swap_averages();
-        assert!(run.optimizer.averages_are_swapped());
-        let mut encoder = gpu.device().create_command_encoder(&Default::default());
-        assert_eq!(run.optimizer.encode_step(&mut encoder), Err(Error::AveragesSwapped { what: "a step" }));
-        run.swap_averages();
-        run.step(&[vec![1.0; 5]]);
-        // By the caller's own encoder, there and back.
-        let before = bits(&run.params());
-        let averages = bits(&run.averages());
-        for expected in [averages, before] {
-            submit_pass(gpu, |pass| {
-                for dispatch in run.optimizer.swap_dispatches() {
-                    dispatch.encode(pass);
-                }
-            });
-            run.optimizer.count_swap();
-            assert_eq!(bits(&run.params()), expected);
-        }
-        assert!(!run.optimizer.averages_are_swapped());
-    }
-    let mut run = CpuRun::new(&specs);
-    let (mut w, g) = (specs[0].tensors[0].clone(), vec![1.0; 5]);
-    let optimizer = &mut run.optimizer;
-    optimizer.step(&mut [&mut w], &[&g]).expect("steps");
-    optimizer.swap_averages(&mut [&mut w]).expect("swaps");
-    assert_eq!(optimizer.step(&mut [&mut w], &[&g]), Err(Error::AveragesSwapped { what: "a step" }));
-    let place = &mut [0.0; 5];
-    assert_eq!(optimizer.copy_averages(0, &w, place), Err(Error::AveragesSwapped { what: "a copy of the averages" }));
-    optimizer.swap_averages(&mut [&mut w]).expect("swaps");
-    assert_eq!(optimizer.averages(0), None);
-    assert!(matches!(optimizer.copy_averages(1, &w, place), Err(Error::UnknownTensor { index: 1, tensors: 1 })));
-    assert!(matches!(optimizer.copy_averages(0, &w[..4], place), Err(Error::StepLength { actual: 4, .. })));
-    assert!(matches!(optimizer.copy_averages(0, &w, &mut place[..4]), Err(Error::AveragesLength { actual: 4, .. })));
-    optimizer.copy_averages(0, &w, place).expect("copies");
-}
-
-/// The record's norms are of y, and the rate in it is what the weights go by.
-#[test]
-fn records_are_of_the_parameters() {
-    let _alone = alone();
-    let mut specs = [free(Rule::sgd(), Regime::seesaw(), tensors(16, &[33]))];
-    specs[0].telemetry = true;
-    for mut run in every_path(&specs) {
-        for step in 0..10 {
-            let before = run.params();
-            let grads = gradients(&before, step);
-            run.step(&grads);
-            let records = run.records();
-            let record: &Record = records.records.last().expect("a record");
-            assert_eq!(record.learning_rate, run.rates()[0]);
-            let norm = |values: Vec<f32>| values.iter().map(|&x| f64::from(x).powi(2)).sum::<f64>().sqrt();
-            let after = run.params();
-            let length = norm(after[0].clone());
-            let moved = norm(after[0].iter().zip(&before[0]).map(|(a, b)| a - b).collect());
-            let tensor = records.tensors.last().expect("a record of the tensor");
-            assert_close(run.path(), tensor.parameter_norm, length, 1e-5 * length);
-            assert_close(run.path(), tensor.step_norm, moved, 1e-5 * moved + 1e-7);
         }
     }
 }
