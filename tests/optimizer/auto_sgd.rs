@@ -392,6 +392,7 @@ fn a_halt_holds_every_stream() {
         let states = run.states()[0].streams;
         assert_eq!((states.episode, states.turn, states.moved), (1, 0, 0));
         run.resume();
+        run.records();
         let mut streams = three(&Spec { tensors: streams[0].w.clone(), ..spec.clone() }, 0.25);
         for t in 0..6 {
             assert_eq!(bits(&run.params()), bits(&streams[t % 3].w), "{path}, {t} later");

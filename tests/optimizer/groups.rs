@@ -130,8 +130,7 @@ fn groups_do_not_disturb_each_other() {
         Spec::new(Rule::sign_sgd(), Regime::hypergradient(), vec![numbers.vec(9)]),
     ]
     .into_iter()
-    .enumerate()
-    .map(|(i, spec)| spec.named(format!("{i}")))
+    .map(|spec| spec.clone().named(spec.rule.name()))
     .collect();
     let grads = gradients(&lengths(&specs).collect::<Vec<_>>(), 6, 8);
     for (path, mut together) in every_path(&specs).into_iter().enumerate() {

@@ -128,21 +128,15 @@ fn every_formula_follows_the_oracle() {
     let (mut clamped, mut clipped) = (0, 0);
     for some_rules in rules().chunks(6) {
         let mut specs = Vec::new();
-        for &(rule_name, rule) in some_rules {
-            for (regime_name, regime) in formulas() {
-                for (decay, clip, maximize) in [
-                    (WeightDecay::Coupled(0.0), f32::INFINITY, false),
-                    (WeightDecay::Coupled(0.05), f32::INFINITY, true),
-                    (WeightDecay::Decoupled(0.01), 2.0, false),
-                ] {
-                    specs.push(Spec {
-                        decay,
-                        clip,
-                        maximize,
-                        ..Spec::new(rule, regime, vec![numbers.vec(LEN)])
-                            .named(format!("{rule_name}, {regime_name}, {decay:?}, clip {clip}"))
-                    });
-                }
+        for (of_rule, regime) in some_rules.iter().flat_map(|rule| formulas().into_iter().map(move |of| (rule, of))) {
+            for (decay, clip, maximize) in [
+                (WeightDecay::Coupled(0.0), f32::INFINITY, false),
+                (WeightDecay::Coupled(0.05), f32::INFINITY, true),
+                (WeightDecay::Decoupled(0.01), 2.0, false),
+            ] {
+                let spec = Spec::new(of_rule.1, regime.1, vec![numbers.vec(LEN)]);
+                let name = format!("{}, {}, {decay:?}, clip {clip}", of_rule.0, regime.0);
+                specs.push(Spec { decay, clip, maximize, ..spec.named(name) });
             }
         }
         follow_the_oracle(&specs, |_, record| {
@@ -167,14 +161,9 @@ fn streams_follow_the_oracle() {
                     (WeightDecay::Coupled(0.05), f32::INFINITY, Schedule::InverseSqrt { warmup: 3 }),
                     (WeightDecay::Decoupled(0.01), 2.0, Schedule::Constant),
                 ] {
-                    specs.push(Spec {
-                        decay,
-                        clip,
-                        maximize,
-                        schedule,
-                        ..Spec::new(rule, regime, vec![Numbers(3).vec(LEN)])
-                            .named(format!("{}, {name}, {decay:?}, maximize {maximize}", rule.name()))
-                    });
+                    let spec = Spec::new(rule, regime, tensors(3, &[LEN]));
+                    let name = format!("{}, {name}, {decay:?}, maximize {maximize}", rule.name());
+                    specs.push(Spec { decay, clip, maximize, schedule, ..spec.named(name) });
                 }
             }
             let mut ends = 0;
@@ -202,16 +191,12 @@ fn every_schedule_multiplies_every_kind_of_regime() {
     ];
     let regimes =
         [Regime::fixed(0.1), Regime::seesaw(), Regime::polyak(), Regime::barzilai_borwein(SecantForm::Geometric)];
-    let mut specs = Vec::new();
-    for schedule in schedules {
-        for regime in regimes {
-            specs.push(Spec {
-                schedule,
-                ..Spec::new(Rule::sgdm(0.9), regime, vec![Numbers(3).vec(LEN)])
-                    .named(format!("{schedule:?}, {}", regime.name()))
-            });
-        }
-    }
+    let spec = |(schedule, regime): (Schedule, Regime)| {
+        let name = format!("{schedule:?}, {}", regime.name());
+        Spec { schedule, ..Spec::new(Rule::sgdm(0.9), regime, tensors(3, &[LEN])).named(name) }
+    };
+    let pairs = schedules.into_iter().flat_map(|schedule| regimes.map(|regime| (schedule, regime)));
+    let specs: Vec<Spec> = pairs.map(spec).collect();
     let mut moved = vec![0.0f32; specs.len()];
     follow_the_oracle(&specs, |i, record| moved[i] += record.schedule_term.abs());
     for (spec, moved) in specs.iter().zip(moved) {

@@ -266,11 +266,7 @@ fn zero_gradients_in_the_middle_carry_the_rate_over() {
     let mut numbers = Numbers(3);
     let w = numbers.vec(50);
     let rules = [Rule::sgd(), Rule::sign_sgd(), Rule::sgdm(0.5), Rule::nesterov(0.5), Rule::signum(0.5)];
-    let specs: Vec<Spec> = rules
-        .iter()
-        .enumerate()
-        .map(|(i, &rule)| Spec::new(rule, Regime::seesaw(), vec![w.clone()]).named(format!("{i}")))
-        .collect();
+    let specs = rules.map(|rule| Spec::new(rule, Regime::seesaw(), vec![w.clone()]).named(rule.name()));
     let first = numbers.vec(50);
     for mut run in every_path(&specs) {
         run.step(&vec![first.clone(); 5]);

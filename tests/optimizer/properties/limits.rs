@@ -101,15 +101,22 @@ fn the_rate_is_clamped_at_1e30_both_ways() {
     }
 }
 
-/// The first step is ε (1 + ‖w₀‖) long in parameter space, whatever the rule and the scale of the loss.
+/// The first step is ε (1 + ‖w₀‖) long in parameter space, whatever the rule, the scale of the loss and the trust ratio.
 #[test]
 fn the_first_step_has_the_length_it_should() {
     let mut numbers = Numbers(12);
-    for (scale, epsilon) in [(1.0f32, 1e-2f32), (1e-20, 1e-2), (1e20, 0.5)] {
+    for (scale, epsilon, trust) in [
+        (1.0f32, 1e-2f32, None),
+        (1e-20, 1e-2, None),
+        (1e20, 0.5, None),
+        (1.0, 1e-2, Some(1e-3)),
+        (1.0, 1e-2, Some(1.0)),
+    ] {
         let (w, g) = (numbers.vec(500), times(scale, &[numbers.vec(500)]));
         // AdamW's ε is not small beside the smallest gradients.
         let rules = if scale < 1.0 { scale_free_rules().to_vec() } else { every_rule() };
-        let specs = group_per_rule(&rules, seesaw(|s| s.first_step = Some(epsilon)), std::slice::from_ref(&w));
+        let mut specs = group_per_rule(&rules, seesaw(|s| s.first_step = Some(epsilon)), std::slice::from_ref(&w));
+        specs.iter_mut().for_each(|spec| spec.trust = trust);
         for mut run in every_path(&specs) {
             run.step(&repeated(&g, specs.len()));
             let w_norm = w.iter().map(|&w| f64::from(w).powi(2)).sum::<f64>().sqrt();
