@@ -220,7 +220,11 @@ fn the_trust_ratio_is_the_oracles() {
     let mut specs = Vec::new();
     for (rule, regime) in Rule::all().into_iter().flat_map(|rule| regimes.map(|regime| (rule, regime))) {
         let at = specs.len();
-        let spec = Spec::new(rule, regime, tensors(21 + at as u64, &[LEN])).named(format!("{at}: {regime:?}"));
+        let spec = Spec::new(rule, regime, tensors(21 + at as u64, &[LEN])).named(format!(
+            "{at}: {}, {}",
+            rule.name(),
+            regime.name()
+        ));
         specs.push(Spec {
             trust: Some(0.02),
             decay: [WeightDecay::Coupled(0.05), WeightDecay::Decoupled(0.05)][at % 2],

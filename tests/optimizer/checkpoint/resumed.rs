@@ -127,12 +127,12 @@ fn a_resumed_run_has_the_bits_of_one_that_was_not_interrupted() {
 
             // A new optimizer, then the same one again: back in time.
             for (checkpoint, &from) in checkpoints.iter().zip(interrupted).rev() {
-                let what = format!("{}, {what}, from {from}", resumed.path());
                 assert_eq!(checkpoint.step(), from);
                 resumed.restore(checkpoint).expect("it fits");
                 assert!(resumed.records().records.is_empty(), "{what}");
                 advance(&mut *resumed, &specs, from..end);
-                assert_same_bits(&*resumed, &*whole, &what);
+                assert_same_bits(&*resumed, &*whole, format_args!("{what}, from {from}"));
+                let what = format!("{}, {what}, from {from}", resumed.path());
                 assert_eq!(resumed.states(), whole.states(), "{what}");
                 assert_eq!(bits(&[resumed.rates()]), bits(&[whole.rates()]), "{what}");
                 assert_eq!(resumed.loss_scale(), whole.loss_scale(), "{what}");
