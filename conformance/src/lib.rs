@@ -238,7 +238,8 @@ pub fn assert_all_close<T: Copy + Into<f64>>(what: impl Display, got: &[f32], ex
     }
 }
 
-/// The largest distance of two numbers of one place, in units of the last place of the largest expected number, or of `least` where that is larger.
+/// The largest distance of two numbers of one place, in units of the last place of the largest expected number, or of `least` where
+/// that is larger.
 pub fn ulps_of_largest<T: Copy + Into<f64>>(got: &[f32], expected: &[T], least: f64) -> f64 {
     assert_eq!(got.len(), expected.len());
     let expected = || expected.iter().map(|&x| x.into());
