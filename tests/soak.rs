@@ -4,11 +4,9 @@
 //! The suite runs a short form. `WGPU_OPTIM_SOAK=full cargo test --release --test soak` is the long one: 1,000,000 steps on the CPU
 //! path, 100,000 on every adapter, and 2^24 + 1000 of a small model for the counters.
 
-use wgpu_optim::{
-    CpuOptimizer, Gpu, Group, Hypergradient, Optimizer, OptimizerBuilder, Record, Records, Regime, Rule, wgpu,
-};
+use wgpu_optim::{CpuOptimizer, Gpu, Group, Hypergradient, Optimizer, OptimizerBuilder, Record, Records, Regime, Rule};
 use wgpu_optim_conformance::run::{alone, devices};
-use wgpu_optim_conformance::{Numbers, drain, upload};
+use wgpu_optim_conformance::{Kernel, Numbers, drain, submit, upload};
 
 const LEN: usize = 1001;
 /// Steps whose records are drained at once.
@@ -168,16 +166,12 @@ fn gradient() {
 struct OnDevice {
     gpu: Gpu,
     optimizer: Optimizer,
-    gradient: wgpu::ComputePipeline,
-    bindings: wgpu::BindGroup,
+    gradient: Kernel,
 }
 
 impl OnDevice {
     fn new(gpu: &Gpu, rule: Rule) -> Self {
-        let device = gpu.device();
-        let w = upload(gpu, &[1.0; LEN]);
-        let g = upload(gpu, &[0.0; LEN]);
-        let step = upload(gpu, &[0.0; 4]);
+        let [w, g, step] = [vec![1.0; LEN], vec![0.0; LEN], vec![0.0; 4]].map(|values| upload(gpu, &values));
         let bytes = ..4 * LEN as u64;
         let optimizer = OptimizerBuilder::new(rule)
             .record_steps(CHUNK as u32)
@@ -185,31 +179,18 @@ impl OnDevice {
             .build(gpu)
             .expect("builds");
         let source = GRADIENT.replace("LENu", &format!("{LEN}u")).replace("BAD_EVERYu", &format!("{BAD_EVERY}u"));
-        let gradient = wgpu_optim_conformance::pipeline(gpu, &source);
-        let buffers = [&w, &g, &step];
-        let entries: Vec<_> = (0..)
-            .zip(buffers)
-            .map(|(binding, buffer)| wgpu::BindGroupEntry { binding, resource: buffer.as_entire_binding() })
-            .collect();
-        let bindings = device.create_bind_group(&wgpu::BindGroupDescriptor {
-            label: None,
-            layout: &gradient.get_bind_group_layout(0),
-            entries: &entries,
-        });
-        OnDevice { gpu: gpu.clone(), optimizer, gradient, bindings }
+        let gradient = Kernel::new(gpu, &source, &[&w, &g, &step]);
+        OnDevice { gpu: gpu.clone(), optimizer, gradient }
     }
 
     fn submit(&self, steps: u64) {
-        let device = self.gpu.device();
-        let mut encoder = device.create_command_encoder(&Default::default());
-        for _ in 0..steps {
-            let mut pass = encoder.begin_compute_pass(&Default::default());
-            pass.set_pipeline(&self.gradient);
-            pass.set_bind_group(0, &self.bindings, &[]);
-            pass.dispatch_workgroups(1, 1, 1);
-            self.optimizer.encode_step_in(&mut pass).expect("alive");
-        }
-        self.gpu.queue().submit([encoder.finish()]);
+        submit(&self.gpu, |encoder| {
+            for _ in 0..steps {
+                let mut pass = encoder.begin_compute_pass(&Default::default());
+                self.gradient.dispatch(&mut pass);
+                self.optimizer.encode_step_in(&mut pass).expect("alive");
+            }
+        });
     }
 }
 

@@ -20,11 +20,12 @@ pub mod stored;
 pub mod translate;
 pub mod vectors;
 
+use std::fmt::Display;
 use std::sync::OnceLock;
 
+use spec::{Spec, lengths};
 use wgpu_optim::gpu::{Partials, Tensor};
-use wgpu_optim::wgpu;
-use wgpu_optim::{Gpu, Optimizer, OptimizerBuilder, Records};
+use wgpu_optim::{Error, Gpu, Optimizer, OptimizerBuilder, Records, wgpu};
 
 /// Every adapter with compute shaders, opened. None is a failure, never a skip.
 ///
@@ -87,11 +88,21 @@ pub fn download(gpu: &Gpu, buffer: &wgpu::Buffer, len: usize) -> Vec<f32> {
     bytemuck::pod_collect_to_vec::<u8, f32>(&view)[..len].to_vec()
 }
 
+/// Submits what is recorded in one encoder.
+pub fn submit(gpu: &Gpu, record: impl FnOnce(&mut wgpu::CommandEncoder)) {
+    let mut encoder = gpu.device().create_command_encoder(&Default::default());
+    record(&mut encoder);
+    gpu.queue().submit([encoder.finish()]);
+}
+
+/// Submits what is recorded in one pass.
+pub fn submit_pass(gpu: &Gpu, record: impl FnOnce(&mut wgpu::ComputePass)) {
+    submit(gpu, |encoder| record(&mut encoder.begin_compute_pass(&Default::default())));
+}
+
 /// Records and submits one step.
 pub fn step(gpu: &Gpu, optimizer: &Optimizer) {
-    let mut encoder = gpu.device().create_command_encoder(&Default::default());
-    optimizer.encode_step(&mut encoder).expect("alive");
-    gpu.queue().submit([encoder.finish()]);
+    submit(gpu, |encoder| optimizer.encode_step(encoder).expect("alive"));
 }
 
 /// All records so far.
@@ -150,25 +161,113 @@ impl Kernel {
 
     /// Records one workgroup of it.
     pub fn dispatch(&self, pass: &mut wgpu::ComputePass) {
+        self.dispatch_many(pass, 1);
+    }
+
+    /// Records so many workgroups of it.
+    pub fn dispatch_many(&self, pass: &mut wgpu::ComputePass, workgroups: u32) {
         pass.set_pipeline(&self.pipeline);
         pass.set_bind_group(0, &self.bind_group, &[]);
-        pass.dispatch_workgroups(1, 1, 1);
+        pass.dispatch_workgroups(workgroups, 1, 1);
     }
+}
+
+/// A storage buffer of so many bytes, with these usages beside.
+pub fn storage(gpu: &Gpu, size: u64, more: wgpu::BufferUsages) -> wgpu::Buffer {
+    gpu.device().create_buffer(&wgpu::BufferDescriptor {
+        label: Some("storage"),
+        size,
+        usage: wgpu::BufferUsages::STORAGE | more,
+        mapped_at_creation: false,
+    })
+}
+
+/// A device with changed limits on each adapter.
+pub fn limited_devices(change: impl Fn(&mut wgpu::Limits)) -> Vec<Gpu> {
+    let open = |adapter: &wgpu::Adapter| {
+        let mut required_limits = adapter.limits();
+        change(&mut required_limits);
+        let descriptor = wgpu::DeviceDescriptor { required_limits, ..Default::default() };
+        let opened = pollster::block_on(adapter.request_device(&descriptor));
+        let (device, queue) = opened.expect("a device with less than the adapter has");
+        Gpu::from_parts(device, queue)
+    };
+    pollster::block_on(Gpu::adapters(None)).iter().map(open).collect()
 }
 
 /// A device whose bindings hold only so many bytes, on each adapter.
 pub fn small_bindings(bytes: u64) -> Vec<Gpu> {
-    pollster::block_on(Gpu::adapters(None))
-        .iter()
-        .map(|adapter| {
-            let (device, queue) = pollster::block_on(adapter.request_device(&wgpu::DeviceDescriptor {
-                required_limits: wgpu::Limits { max_storage_buffer_binding_size: bytes, ..adapter.limits() },
-                ..Default::default()
-            }))
-            .expect("a device with less than the adapter has");
-            Gpu::from_parts(device, queue)
-        })
-        .collect()
+    limited_devices(|limits| limits.max_storage_buffer_binding_size = bytes)
+}
+
+/// Tensors of these lengths, of numbers by chance.
+pub fn tensors(seed: u64, lengths: &[usize]) -> Vec<Vec<f32>> {
+    let mut numbers = Numbers(seed);
+    lengths.iter().map(|&len| numbers.vec(len)).collect()
+}
+
+/// Numbers by chance, as many as a case has parameters, tensor by tensor.
+pub fn noise(specs: &[Spec], seed: u64) -> Vec<Vec<f32>> {
+    tensors(seed, &lengths(specs).collect::<Vec<_>>())
+}
+
+/// One number in the place of every parameter of a case.
+pub fn filled(specs: &[Spec], value: f32) -> Vec<Vec<f32>> {
+    lengths(specs).map(|len| vec![value; len]).collect()
+}
+
+/// Every number times a factor.
+pub fn times(factor: f32, tensors: &[Vec<f32>]) -> Vec<Vec<f32>> {
+    tensors.iter().map(|tensor| tensor.iter().map(|x| factor * x).collect()).collect()
+}
+
+/// The number is as near as it must be to what is expected. NaN is near to nothing.
+#[track_caller]
+pub fn assert_close(what: impl Display, got: impl Into<f64>, expected: impl Into<f64>, allowed: f64) {
+    let (got, expected) = (got.into(), expected.into());
+    let off = (got - expected).abs();
+    assert!(off <= allowed, "{what}: {got:e} instead of {expected:e}, off by {off:e}, allowed {allowed:e}");
+}
+
+/// All numbers are as near as they must be to what is expected, and as many.
+#[track_caller]
+pub fn assert_all_close<T: Copy + Into<f64>>(what: impl Display, got: &[f32], expected: &[T], allowed: f64) {
+    assert_eq!(got.len(), expected.len(), "{what}");
+    for (index, (&got, &expected)) in got.iter().zip(expected).enumerate() {
+        assert_close(format_args!("{what}, element {index}"), got, expected, allowed);
+    }
+}
+
+/// The largest distance of two numbers of one place, in units of the last place of the largest expected number, or of `least` where
+/// that is larger.
+pub fn ulps_of_largest<T: Copy + Into<f64>>(got: &[f32], expected: &[T], least: f64) -> f64 {
+    assert_eq!(got.len(), expected.len());
+    let expected = || expected.iter().map(|&x| x.into());
+    let unit = f64::from(f32::EPSILON) * expected().fold(least, |most, x: f64| most.max(x.abs()));
+    let distances = got.iter().zip(expected()).map(|(&got, expected)| (f64::from(got) - expected).abs() / unit);
+    distances.fold(0.0, |most, distance| if distance.is_nan() { f64::INFINITY } else { most.max(distance) })
+}
+
+/// A message is one line that contains every one of these words.
+#[track_caller]
+pub fn assert_says(message: impl Display, words: &[&str]) {
+    let message = message.to_string();
+    assert!(!message.is_empty() && !message.contains('\n'), "not one line: {message}");
+    for word in words {
+        assert!(message.contains(word), "no {word:?} in: {message}");
+    }
+}
+
+/// What must be an error whose message is one line that contains every one of these words.
+#[track_caller]
+pub fn assert_refused<T>(result: Result<T, Error>, words: &[&str]) -> Error {
+    match result {
+        Ok(_) => panic!("this was not refused: {words:?}"),
+        Err(error) => {
+            assert_says(&error, words);
+            error
+        }
+    }
 }
 
 /// Reproducible numbers, uniform in [-1, 1): a 64-bit linear congruential generator, high bits.

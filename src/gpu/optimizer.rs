@@ -179,8 +179,10 @@ impl Optimizer {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::gpu::buffers::zeroed;
+    use crate::layout::GroupState;
     use crate::record::past_two_to_the_32::{RINGS, START, STEPS, check};
-    use crate::{Group, Rule};
+    use crate::{Group, OptimizerBuilder, Rule};
 
     #[test]
     fn the_ring_is_whole_past_two_to_the_32_steps() {

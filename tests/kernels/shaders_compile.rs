@@ -3,8 +3,8 @@
 
 use wgpu_optim::gpu::Tuning;
 use wgpu_optim::{Averaging, Regime, Rule, WeightDecay};
-use wgpu_optim_conformance as conformance;
 use wgpu_optim_conformance::run::{GpuRun, Place, Run, Spec, devices};
+use wgpu_optim_conformance::{assert_close, kinds_of_partials};
 
 fn files() -> Vec<(String, String)> {
     let root = concat!(env!("CARGO_MANIFEST_DIR"), "/shaders");
@@ -80,34 +80,23 @@ fn every_combination_compiles_on_every_adapter() {
     for rule in rules {
         for regime in [Regime::seesaw(), Regime::norm_ratio(), Regime::fixed(0.1), Regime::adgd(), Regime::dowg()] {
             for (decay, clip) in [(0.0, f32::INFINITY), (0.1, f32::INFINITY), (0.1, 1.0)] {
-                let mut spec = Spec::new(rule, regime, vec![vec![1.0; 9]]).named(format!("{}", specs.len()));
-                spec.decay = WeightDecay::Coupled(decay);
-                spec.clip = clip;
+                let at = specs.len();
+                let spec = Spec::new(rule, regime, vec![vec![1.0; 9]]).named(format!("{at}"));
                 // Every second, so that every two settings meet with and without.
-                if specs.len() % 2 == 0 {
-                    spec.averaging = Averaging::polynomial_decay();
-                }
-                spec.telemetry = specs.len() % 3 == 0;
-                let mut free = spec.clone().named(format!("{} free", specs.len()));
+                let averaging = if at % 2 == 0 { Averaging::polynomial_decay() } else { Averaging::Off };
+                let decay = WeightDecay::Coupled(decay);
+                let spec = Spec { decay, clip, averaging, telemetry: at % 3 == 0, ..spec };
+                let free = Spec { averaging: Averaging::ScheduleFree, ..spec.clone().named(format!("{at} free")) };
                 specs.push(spec);
-                free.averaging = Averaging::ScheduleFree;
-                if free.averaging.fits(&rule) {
-                    specs.push(free);
-                }
+                specs.extend(free.averaging.fits(&rule).then_some(free));
             }
         }
     }
-    let streams: Vec<Spec> = specs
-        .iter()
-        .filter(|spec| Regime::auto_sgd().fits(&spec.rule) && spec.regime == Regime::seesaw())
-        .filter(|spec| spec.averaging != Averaging::ScheduleFree)
-        .map(|spec| Spec {
-            regime: Regime::auto_sgd(),
-            // Which would mix the streams.
-            averaging: Averaging::Off,
-            ..spec.clone()
-        })
-        .collect();
+    let (regime, averaging) = (Regime::auto_sgd(), Averaging::Off);
+    let streams = specs.iter().filter(|spec| regime.fits(&spec.rule) && spec.regime == Regime::seesaw());
+    // An average would mix the streams.
+    let streams = streams.filter(|spec| spec.averaging != Averaging::ScheduleFree);
+    let streams: Vec<Spec> = streams.map(|spec| Spec { regime, averaging, ..spec.clone() }).collect();
     assert_eq!(streams.len(), 6);
     compiles_everywhere(&specs);
     // In an optimizer of their own: all of it takes turns.
@@ -121,7 +110,7 @@ fn compiles_everywhere(specs: &[Spec]) {
         (0..specs.len()).map(|i| Place { params: (0, 3 + 32 * i), grads: (0, 19 + 32 * i) }).collect();
     for gpu in &devices() {
         // One after the other, so that each kind meets every combination.
-        for partials in conformance::kinds_of_partials(gpu).filter(|&kind| kind != gpu.tuning().partials) {
+        for partials in kinds_of_partials(gpu).filter(|&kind| kind != gpu.tuning().partials) {
             // More than one subgroup.
             let tuning = Tuning {
                 workgroup_size: 4 * gpu.device().adapter_info().subgroup_max_size.min(16),
@@ -136,14 +125,9 @@ fn compiles_everywhere(specs: &[Spec]) {
             assert_eq!(records.len(), specs.len());
             for record in records {
                 let spec = &specs[record.group];
-                let expected = 0.5 + f64::from(spec.decay.coupled());
-                let norm = 3.0 * expected;
-                assert!(
-                    (f64::from(record.norm) - norm).abs() <= 1e-6 * norm,
-                    "{}, {partials:?}, {spec:?}: norm {} instead of {norm}",
-                    gpu.describe(),
-                    record.norm
-                );
+                let norm = 3.0 * (0.5 + f64::from(spec.decay.coupled()));
+                let what = format_args!("{}, {partials:?}, {spec:?}", gpu.describe());
+                assert_close(what, record.norm, norm, 1e-6 * norm);
             }
         }
     }

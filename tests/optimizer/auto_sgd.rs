@@ -1,12 +1,11 @@
 //! Promise: the three streams of AutoSgd are three optimizers, bit for bit, whichever turn it is; an episode ends as its test says, with the
 //! winner's parameters in the caller's buffer; what is not finite loses a stream and nothing else; all groups agree. On every path.
 
-use wgpu_optim::{AutoSgd, Flags, Group, LossScaler, NonFinitePolicy, Outcome, Record, Regime, Rule, Stream};
-use wgpu_optim_conformance as conformance;
-use wgpu_optim_conformance::run::{
-    CpuRun, GpuRun, Run, Setup, Spec, alone, bits, devices, every_path, every_path_with, packed,
-};
-use wgpu_optim_conformance::{Numbers, upload};
+use wgpu_optim::{AutoSgd, Flags, LossScaler, NonFinitePolicy, Outcome, Record, Regime, Rule, Stream};
+use wgpu_optim_conformance::run::{Run, Setup, Spec, alone, bits, every_path, every_path_with, gpu_run_with};
+use wgpu_optim_conformance::{Numbers, assert_close, assert_says, small_bindings, tensors, times};
+
+use crate::helpers::at_odd_places;
 
 /// Lengths around quads, so that heads, bodies and tails are there.
 const LENGTHS: [usize; 6] = [1, 3, 4, 5, 61, 300];
@@ -16,10 +15,12 @@ fn dyadic(numbers: &mut Numbers, len: usize) -> Vec<f32> {
     (0..len).map(|_| (numbers.next() * 64.0).round() / 64.0).collect()
 }
 
+fn gradients(numbers: &mut Numbers) -> Vec<Vec<f32>> {
+    LENGTHS.map(|len| dyadic(numbers, len)).into()
+}
+
 fn spec(rule: Rule, regime: AutoSgd) -> Spec {
-    let mut numbers = Numbers(7);
-    let tensors = LENGTHS.map(|len| dyadic(&mut numbers, len)).into();
-    Spec::new(rule, Regime::AutoSgd(regime), tensors)
+    Spec::new(rule, Regime::AutoSgd(regime), gradients(&mut Numbers(7)))
 }
 
 /// A given first rate, so that everything is exact.
@@ -27,18 +28,9 @@ fn regime() -> AutoSgd {
     AutoSgd { initial_rate: Some(0.25), ..AutoSgd::default() }
 }
 
-fn gradients(numbers: &mut Numbers) -> Vec<Vec<f32>> {
-    LENGTHS.map(|len| dyadic(numbers, len)).into()
-}
-
 /// The CPU path and every adapter, tensors at odd places with gaps between them.
 fn paths(spec: &Spec) -> Vec<Box<dyn Run>> {
-    let specs = std::slice::from_ref(spec);
-    let mut runs: Vec<Box<dyn Run>> = vec![Box::new(CpuRun::new(specs))];
-    for gpu in &devices() {
-        runs.push(Box::new(GpuRun::new(gpu, specs, packed(specs, 3, 2))));
-    }
-    runs
+    at_odd_places(std::slice::from_ref(spec))
 }
 
 /// What a stream is without the others: parameters and steps at one rate.
@@ -69,6 +61,14 @@ fn one_record(run: &mut dyn Run) -> Record {
     records[0]
 }
 
+/// A step along gradients by chance, which is the turn of one of the streams too.
+fn take_turn(run: &mut dyn Run, stream: &mut Alone, numbers: &mut Numbers) -> Record {
+    let grads = gradients(numbers);
+    run.step(&grads);
+    stream.step(&grads);
+    one_record(run)
+}
+
 const STREAMS: [Stream; 3] = [Stream::Middle, Stream::Slower, Stream::Faster];
 
 #[test]
@@ -81,37 +81,14 @@ fn streams_that_take_turns_are_three_optimizers_bit_for_bit() {
             let mut numbers = Numbers(11);
             for t in 0..14 {
                 let turn = t % 3;
-                assert_eq!(
-                    bits(&run.params()),
-                    bits(&streams[turn].w),
-                    "{}, {}, before step {t}",
-                    run.path(),
-                    rule.name()
-                );
-                let grads = gradients(&mut numbers);
-                run.step(&grads);
-                streams[turn].step(&grads);
-                let record = one_record(&mut *run);
+                let what = format!("{}, {}, before step {t}", run.path(), rule.name());
+                assert_eq!(bits(&run.params()), bits(&streams[turn].w), "{what}");
+                let record = take_turn(&mut *run, &mut streams[turn], &mut numbers);
                 assert_eq!(record.stream, Some(STREAMS[turn]));
                 assert_eq!((record.episode, record.outcome), (0, None));
                 assert_eq!(record.learning_rate, 0.25);
             }
         }
-    }
-}
-
-#[test]
-fn nothing_around_the_tensors_is_touched() {
-    let _alone = alone();
-    let spec = spec(Rule::sgd(), AutoSgd { rounds: 4, ..regime() });
-    for gpu in &devices() {
-        let specs = std::slice::from_ref(&spec);
-        let mut run = GpuRun::new(gpu, specs, packed(specs, 3, 2));
-        let mut numbers = Numbers(11);
-        for _ in 0..17 {
-            run.step(&gradients(&mut numbers));
-        }
-        run.assert_surroundings_untouched();
     }
 }
 
@@ -150,10 +127,7 @@ fn an_episode_ends_with_the_winners_parameters() {
                     (round, _) => loss_of(round, slower, faster)[t % 3],
                 };
                 run.set_loss(loss);
-                let grads = gradients(&mut numbers);
-                run.step(&grads);
-                streams[t % 3].step(&grads);
-                let record = one_record(&mut *run);
+                let record = take_turn(&mut *run, &mut streams[t % 3], &mut numbers);
                 assert_eq!(record.flags.episode_ends(), t == 3 * rounds - 1, "{what}, {t}");
                 assert_eq!(record.episode, 0);
             }
@@ -169,20 +143,15 @@ fn an_episode_ends_with_the_winners_parameters() {
             let mut streams = three(&Spec { tensors: winner, ..spec.clone() }, 0.25 * factor);
             for t in 0..9 {
                 assert_eq!(bits(&run.params()), bits(&streams[t % 3].w), "{what}, {t} later");
-                let grads = gradients(&mut numbers);
                 run.set_loss(1.0);
-                run.step(&grads);
-                streams[t % 3].step(&grads);
-                let record = one_record(&mut *run);
+                let record = take_turn(&mut *run, &mut streams[t % 3], &mut numbers);
                 assert_eq!(record.learning_rate, 0.25 * factor, "{what}");
                 assert_eq!(record.episode, 1);
                 assert_eq!(record.outcome, (t == 0).then_some(outcome), "{what}");
-                let change = if t == 0 { factor.ln() } else { 0.0 };
-                assert!((record.change() - f64::from(change)).abs() <= 1e-6, "{what}");
+                assert_close(&what, record.change(), if t == 0 { factor.ln() } else { 0.0 }, 1e-6);
                 if t == 0 {
                     let percent = format!("({:+.1} %)", 100.0 * (factor - 1.0));
-                    let words = format!("episode 0: {outcome} {percent}; middle stream");
-                    assert!(record.to_string().contains(&words), "{record}");
+                    assert_says(record, &[&format!("episode 0: {outcome} {percent}; middle stream")]);
                 }
             }
         }
@@ -229,8 +198,7 @@ fn what_is_not_finite_loses_a_stream_and_nothing_else() {
                     assert_eq!(record.flags.stream_lost(), bad && !at_start, "{what}, step {t}");
                     assert_eq!(record.flags.nonfinite_loss(), bad && by_loss, "{what}");
                     if record.flags.stream_lost() {
-                        let words = format!("the {} stream is lost", STREAMS[t % 3].name());
-                        assert!(record.to_string().contains(&words), "{record}");
+                        assert_says(record, &[&format!("the {} stream is lost", STREAMS[t % 3].name())]);
                     }
                     assert_eq!(record.flags.episode_ends(), t == 8, "{what}, step {t}");
                     if t < 8 {
@@ -334,41 +302,28 @@ fn the_scale_of_the_loss_changes_no_bit() {
         for t in 0..60 {
             run.set_loss(scale * (2.0 + 0.5 * numbers.next() + [0.0, 0.3, -0.3][t % 3]));
             let grads: Vec<Vec<f32>> = LENGTHS.map(|len| numbers.vec(len)).into();
-            let scaled: Vec<Vec<f32>> = grads.iter().map(|tensor| tensor.iter().map(|g| scale * g).collect()).collect();
-            run.step(&scaled);
+            run.step(&times(scale, &grads));
             outcomes.extend(run.records().records[0].outcome);
         }
         assert!(outcomes.len() >= 2, "{outcomes:?}");
         (outcomes, bits(&run.params()))
     };
     let spec = spec(Rule::sgd(), AutoSgd { certainty: 1.0, rounds: 8, ..AutoSgd::default() });
-    let scales = [1.0, 2f32.powi(-40), 2f32.powi(60)];
-    let mut results: Vec<Vec<_>> = Vec::new();
-    for scale in scales {
-        let mut runs = paths(&spec);
-        results.push(runs.iter_mut().map(|run| run_at(&mut **run, scale)).collect());
-    }
-    assert_eq!(results[0], results[1]);
-    assert_eq!(results[0], results[2]);
+    let [one, small, large] = [0, -40, 60]
+        .map(|power| -> Vec<_> { paths(&spec).iter_mut().map(|run| run_at(&mut **run, 2f32.powi(power))).collect() });
+    assert_eq!(one, small);
+    assert_eq!(one, large);
 }
 
 #[test]
 fn all_groups_walk_in_step_whatever_their_rates() {
     let _alone = alone();
-    let mut numbers = Numbers(7);
-    let mut spec_of = |name: &str, rule, lengths: &[usize], per_tensor| Spec {
-        per_tensor,
-        ..Spec::new(
-            rule,
-            Regime::AutoSgd(AutoSgd { certainty: 1.0, rounds: 8, ..AutoSgd::default() }),
-            lengths.iter().map(|&len| numbers.vec(len)).collect(),
-        )
-        .named(name)
-    };
+    let regime = Regime::AutoSgd(AutoSgd { certainty: 1.0, rounds: 8, ..AutoSgd::default() });
+    let spec = |name: &str, rule, seed, lengths: &[usize]| Spec::new(rule, regime, tensors(seed, lengths)).named(name);
     let specs = [
-        spec_of("a", Rule::sgd(), &[5, 61], true),
-        spec_of("b", Rule::sign_sgd(), &[7], false).sharing("norm"),
-        spec_of("c", Rule::sgd(), &[64], false).sharing("norm"),
+        Spec { per_tensor: true, ..spec("a", Rule::sgd(), 7, &[5, 61]) },
+        spec("b", Rule::sign_sgd(), 8, &[7]).sharing("norm"),
+        spec("c", Rule::sgd(), 9, &[64]).sharing("norm"),
     ];
     for mut run in every_path(&specs) {
         let mut noise = Numbers(13);
@@ -421,9 +376,7 @@ fn a_halt_holds_every_stream() {
         let mut streams = three(&spec, 0.25);
         let mut numbers = Numbers(11);
         for stream in [0, 1, 2, 0] {
-            let grads = gradients(&mut numbers);
-            run.step(&grads);
-            streams[stream].step(&grads);
+            take_turn(&mut *run, &mut streams[stream], &mut numbers);
         }
         let mut bad = gradients(&mut numbers);
         bad[5][7] = f32::NAN;
@@ -439,12 +392,11 @@ fn a_halt_holds_every_stream() {
         let [episode, turn, moved, ..] = run.states()[0].regime.0;
         assert_eq!((episode, turn, moved), (1, 0, 0));
         run.resume();
+        run.records();
         let mut streams = three(&Spec { tensors: streams[0].w.clone(), ..spec.clone() }, 0.25);
         for t in 0..6 {
             assert_eq!(bits(&run.params()), bits(&streams[t % 3].w), "{path}, {t} later");
-            let grads = gradients(&mut numbers);
-            run.step(&grads);
-            streams[t % 3].step(&grads);
+            take_turn(&mut *run, &mut streams[t % 3], &mut numbers);
         }
     }
 }
@@ -460,10 +412,7 @@ fn a_loss_scale_that_falls_loses_no_stream() {
         for t in 0..9 {
             let scale = run.loss_scale();
             assert_eq!(scale, if t <= 4 { 2.0 } else { 1.0 });
-            let mut grads = gradients(&mut numbers);
-            for g in grads.iter_mut().flatten() {
-                *g *= scale;
-            }
+            let mut grads = times(scale, &gradients(&mut numbers));
             // First the scale falls, then it is at its smallest.
             if t == 4 || t == 7 {
                 grads[0][0] = f32::INFINITY;
@@ -477,59 +426,22 @@ fn a_loss_scale_that_falls_loses_no_stream() {
     }
 }
 
-/// Steps recorded into one submit are steps, whose turn it is being known to the device alone.
-#[test]
-fn turns_need_no_host() {
-    let _alone = alone();
-    let spec = spec(Rule::sgd(), AutoSgd { rounds: 4, ..regime() });
-    for gpu in &devices() {
-        let specs = std::slice::from_ref(&spec);
-        let new = || GpuRun::new(gpu, specs, packed(specs, 3, 2));
-        let (mut one, mut other) = (new(), new());
-        let grads = gradients(&mut Numbers(3));
-        one.write_grads(&grads);
-        let mut encoder = gpu.device().create_command_encoder(&Default::default());
-        for _ in 0..17 {
-            one.optimizer.encode_step(&mut encoder).expect("alive");
-            other.step(&grads);
-        }
-        gpu.queue().submit([encoder.finish()]);
-        assert_eq!(bits(&one.params()), bits(&other.params()));
-        assert_eq!(one.states(), other.states());
-        assert_ne!(bits(&one.params()), bits(&spec.tensors));
-    }
-}
-
 /// The memory that `build` states: 12 bytes per parameter, in bindings that the device can have, whatever the block.
 #[test]
 fn a_tensor_whose_streams_do_not_fit_one_binding_is_cut() {
     let _alone = alone();
-    for gpu in &devices() {
-        let mut limits = gpu.device().limits();
-        limits.max_storage_buffer_binding_size = 1 << 16;
-        let adapter = gpu.device().adapter_info();
-        let adapters = pollster::block_on(wgpu_optim::Gpu::adapters(None));
-        let adapter = adapters.iter().find(|other| other.get_info() == adapter).expect("the device's adapter");
-        let request = adapter
-            .request_device(&wgpu_optim::wgpu::DeviceDescriptor { required_limits: limits, ..Default::default() });
-        let (device, queue) = pollster::block_on(request).expect("a smaller device");
-        let small = wgpu_optim::Gpu::from_parts(device, queue);
-        let len = 12_000;
-        let w = dyadic(&mut Numbers(5), len);
-        let g = dyadic(&mut Numbers(6), len);
-        let (params, grads) = (upload(&small, &w), upload(&small, &g));
-        let loss = upload(&small, &[1.0]);
-        let optimizer = wgpu_optim::OptimizerBuilder::new(Rule::sgd())
-            .regime(Regime::AutoSgd(AutoSgd { rounds: 4, ..regime() }))
-            .loss(loss.slice(0..4))
-            .group(Group::new("all").tensor("w", params.slice(..4 * len as u64), grads.slice(..4 * len as u64)))
-            .build(&small)
-            .expect("builds");
+    let [w, g] = [5, 6].map(|seed| dyadic(&mut Numbers(seed), 12_000));
+    let regime = Regime::AutoSgd(AutoSgd { rounds: 4, ..regime() });
+    let specs = [Spec::new(Rule::sgd(), regime, vec![w.clone()])];
+    for gpu in &small_bindings(1 << 16) {
+        let setup = Setup { record_steps: Some(8), ..Setup::default() };
+        let mut run = gpu_run_with(gpu, &specs, setup);
         for _ in 0..15 {
-            conformance::step(&small, &optimizer);
+            run.step(std::slice::from_ref(&g));
         }
         // The middle stream wins: five steps of the same gradient.
         let expected: Vec<f32> = w.iter().zip(&g).map(|(w, g)| w - 5.0 * 0.25 * g).collect();
-        assert_eq!(conformance::download(&small, &params, len), expected);
+        assert_eq!(run.params(), [expected], "{}", run.path());
+        run.assert_surroundings_untouched();
     }
 }

@@ -8,9 +8,16 @@
 
 use wgpu_optim::gpu::{PassName, Tuning};
 use wgpu_optim::layout::{GroupConstants, GroupState, average_kinds};
-use wgpu_optim::{Averaging, Error, Gpu, Group, OptimizerBuilder, Regime, Rule, wgpu};
-use wgpu_optim_conformance::run::{CpuRun, GpuRun, Place, Run, Spec, bits, devices, lengths, packed, separate};
-use wgpu_optim_conformance::{Kernel, Numbers, download, small_bindings, upload};
+use wgpu_optim::{Averaging, Error, Regime, Rule, wgpu};
+use wgpu_optim_conformance::run::{
+    CpuRun, GpuRun, Place, Run, Setup, Spec, bits, devices, gpu_run_with, lengths, packed, separate,
+};
+use wgpu_optim_conformance::{
+    Kernel, Numbers, assert_all_close, assert_close, assert_refused, download, filled, noise, small_bindings, storage,
+    submit, submit_pass, tensors, upload,
+};
+
+use crate::helpers::{assert_same_bits, at_odd_places};
 
 fn averagings() -> [Averaging; 4] {
     [
@@ -49,21 +56,16 @@ fn definition(averaging: Averaging, iterates: &[Vec<f32>]) -> Option<Vec<f64>> {
 }
 
 /// Each step rounds a weight, a difference, a product and a sum; what a step got wrong fades with its iterate.
+#[track_caller]
 fn assert_near(path: &str, averaging: Averaging, got: &[f32], iterates: &[Vec<f32>]) {
     let Some(expected) = definition(averaging, iterates) else {
         let now = iterates.last().expect("an iterate");
         assert_eq!(bits(&[got.to_vec()]), bits(std::slice::from_ref(now)), "{path}");
         return;
     };
-    assert_eq!(got.len(), expected.len(), "{path}");
     let largest = iterates.iter().flatten().fold(0f32, |a, b| a.max(b.abs()));
     let tolerance = 4.0 * f64::from(f32::EPSILON) * f64::from(largest);
-    for (element, (&got, expected)) in got.iter().zip(expected).enumerate() {
-        assert!(
-            (f64::from(got) - expected).abs() <= tolerance,
-            "{path}, {averaging:?}, element {element}: {got} instead of {expected}"
-        );
-    }
+    assert_all_close(format_args!("{path}, {averaging:?}"), got, &expected, tolerance);
 }
 
 fn group_of(specs: &[Spec]) -> Vec<usize> {
@@ -72,8 +74,7 @@ fn group_of(specs: &[Spec]) -> Vec<usize> {
 }
 
 fn gradients(specs: &[Spec], step: u64) -> Vec<Vec<f32>> {
-    let mut numbers = Numbers(100 + step);
-    lengths(specs).map(|len| numbers.vec(len)).collect()
+    noise(specs, 100 + step)
 }
 
 const STEPS: u64 = 8;
@@ -103,24 +104,18 @@ fn check(run: &mut dyn Run, specs: &[Spec]) {
         }
     }
     let (averages, params) = (bits(&run.averages()), bits(&run.params()));
-    let averaged = group_of(specs).into_iter().enumerate();
-    let different = averaged
-        .filter(|&(tensor, group)| specs[group].averaging != Averaging::Off && averages[tensor] != params[tensor])
-        .count();
-    assert!(different > 0, "{}: averages are parameters", run.path());
+    let is_averaged = |group: usize| specs[group].averaging != Averaging::Off;
+    let mut tensors = group_of(specs).into_iter().enumerate();
+    let is_different = tensors.any(|(tensor, group)| is_averaged(group) && averages[tensor] != params[tensor]);
+    assert!(is_different, "{}: averages are parameters", run.path());
 }
 
 /// Every rule with every average, each a group.
-fn every_rule_and_average(tensors: &[usize]) -> Vec<Spec> {
-    let mut numbers = Numbers(1);
+fn every_rule_and_average(lengths: &[usize]) -> Vec<Spec> {
     let mut specs = Vec::new();
-    for rule in Rule::all() {
-        for averaging in averagings() {
-            let tensors = tensors.iter().map(|&len| numbers.vec(len)).collect();
-            let mut spec = Spec::new(rule, Regime::fixed(0.07), tensors);
-            spec.averaging = averaging;
-            specs.push(spec.named(format!("{}", specs.len())));
-        }
+    for (rule, averaging) in Rule::all().into_iter().flat_map(|rule| averagings().map(|averaging| (rule, averaging))) {
+        let spec = Spec::new(rule, Regime::fixed(0.07), tensors(specs.len() as u64, lengths));
+        specs.push(Spec { averaging, ..spec.named(format!("{}", specs.len())) });
     }
     specs
 }
@@ -142,12 +137,9 @@ fn averages_are_those_of_the_iterates_for_every_rule() {
 #[test]
 fn averages_around_the_boundaries_of_blocks() {
     let block = 32;
-    let mut numbers = Numbers(2);
-    let mut spec_of = |averaging, lengths: &[usize]| {
-        let tensors = lengths.iter().map(|&len| numbers.vec(len)).collect();
-        let mut spec = Spec::new(Rule::sgdm(0.5), Regime::fixed(0.07), tensors);
-        spec.averaging = averaging;
-        spec.named(averaging.name())
+    let spec_of = |averaging: Averaging, lengths: &[usize]| {
+        let spec = Spec::new(Rule::sgdm(0.5), Regime::fixed(0.07), tensors(2, lengths));
+        Spec { averaging, ..spec.named(averaging.name()) }
     };
     let [running, exponential, polynomial, off] = averagings();
     let specs = [
@@ -182,36 +174,22 @@ fn averages_around_the_boundaries_of_blocks() {
 /// A tensor that needs several windows, and blocks of the host that go to several threads.
 #[test]
 fn averages_of_large_tensors() {
-    let tensors = vec![Numbers(3).vec(140_001), Numbers(4).vec(3)];
-    let mut spec = Spec::new(Rule::sgd(), Regime::fixed(0.07), tensors);
-    spec.averaging = Averaging::PolynomialDecay { eta: 1.0, start: 1 };
-    let specs = [spec];
+    let averaging = Averaging::PolynomialDecay { eta: 1.0, start: 1 };
+    let specs = [Spec { averaging, ..Spec::new(Rule::sgd(), Regime::fixed(0.07), tensors(3, &[140_001, 3])) }];
     check(&mut CpuRun::new(&specs), &specs);
     for gpu in small_bindings(128 << 10) {
         let mut run = GpuRun::with(&gpu, &specs, packed(&specs, 5, 2), |builder| builder.record_steps(4));
-        let windows = run.optimizer.dispatches().iter();
-        let last = PassName::UpdateParameters;
-        assert!(windows.filter(|dispatch| dispatch.pass == last).count() > 4);
+        let updates = run.optimizer.dispatches().iter().filter(|dispatch| dispatch.pass == PassName::UpdateParameters);
+        assert!(updates.count() > 4);
         check(&mut run, &specs);
     }
-}
-
-/// The case on every path, the device's tensors at odd places.
-fn every_path(specs: &[Spec]) -> Vec<Box<dyn Run>> {
-    let mut runs: Vec<Box<dyn Run>> = vec![Box::new(CpuRun::new(specs))];
-    for gpu in &devices() {
-        let places = packed(specs, 3, 1);
-        runs.push(Box::new(GpuRun::new(gpu, specs, places)));
-    }
-    runs
 }
 
 /// Exchanged once, the parameters are the averages, bit for bit; exchanged twice, everything is as if nothing had been, and goes on so.
 #[test]
 fn exchanged_twice_is_not_exchanged() {
     let specs = every_rule_and_average(&[9, 70]);
-    let pairs = every_path(&specs).into_iter().zip(every_path(&specs));
-    for (mut run, mut alone) in pairs {
+    for (mut run, mut alone) in at_odd_places(&specs).into_iter().zip(at_odd_places(&specs)) {
         for step in 0..6 {
             run.step(&gradients(&specs, step));
             alone.step(&gradients(&specs, step));
@@ -225,8 +203,7 @@ fn exchanged_twice_is_not_exchanged() {
             assert_eq!(bits(&run.params()), params, "{}", run.path());
             assert_eq!(bits(&run.averages()), averages, "{}", run.path());
         }
-        assert_eq!(bits(&run.params()), bits(&alone.params()), "{}", run.path());
-        assert_eq!(bits(&run.averages()), bits(&alone.averages()), "{}", run.path());
+        assert_same_bits(&*run, &*alone, "exchanged");
     }
 }
 
@@ -240,10 +217,8 @@ fn an_average_starts_from_its_first_iterate() {
         Averaging::Exponential { decay: 0.999, start: 3 },
         Averaging::PolynomialDecay { eta: 8.0, start: 3 },
     ] {
-        let mut spec = Spec::new(Rule::sgd(), Regime::fixed(0.5), vec![values.clone()]);
-        spec.averaging = averaging;
-        let specs = [spec];
-        for mut run in every_path(&specs) {
+        let specs = [Spec { averaging, ..Spec::new(Rule::sgd(), Regime::fixed(0.5), vec![values.clone()]) }];
+        for mut run in at_odd_places(&specs) {
             for step in 0..=4 {
                 let params = bits(&run.params());
                 assert_eq!(bits(&run.averages()), params, "{}, {step}", run.path());
@@ -261,93 +236,94 @@ fn an_average_starts_from_its_first_iterate() {
 /// Where it is off there is no buffer and no dispatch of it; where it is on, the parameters do not know.
 #[test]
 fn averages_cost_nothing_where_they_are_off_and_change_no_parameter() {
-    let with = every_rule_and_average(&[33]);
-    let without: Vec<Spec> = with.iter().cloned().map(|spec| Spec { averaging: Averaging::Off, ..spec }).collect();
-    let all_gradients: Vec<Vec<Vec<f32>>> = (0..5).map(|step| gradients(&with, step)).collect();
-    let pairs = every_path(&with).into_iter().zip(every_path(&without));
-    for (mut with, mut without) in pairs {
-        for gradients in &all_gradients {
-            with.step(gradients);
-            without.step(gradients);
+    let specs = every_rule_and_average(&[33]);
+    let without: Vec<Spec> = specs.iter().cloned().map(|spec| Spec { averaging: Averaging::Off, ..spec }).collect();
+    for (mut with, mut without) in at_odd_places(&specs).into_iter().zip(at_odd_places(&without)) {
+        for step in 0..5 {
+            let grads: Vec<Vec<f32>> = noise(&specs, step);
+            with.step(&grads);
+            without.step(&grads);
         }
         assert_eq!(bits(&with.params()), bits(&without.params()));
     }
     for gpu in &devices() {
-        let buffers = |specs: &[Spec]| -> Vec<(PassName, usize)> {
-            let run = GpuRun::new(gpu, specs, packed(specs, 0, 0));
+        let bind_groups = |specs: &[Spec]| -> Vec<(PassName, usize)> {
+            let run = gpu_run_with(gpu, specs, Setup::default());
             let dispatches = run.optimizer.dispatches().iter();
             dispatches.map(|dispatch| (dispatch.pass, dispatch.bind_groups.len())).collect()
         };
-        assert!(buffers(&without).iter().all(|(_, groups)| *groups <= 2));
-        let buffers = buffers(&with);
-        let averaging = buffers.iter().filter(|(_, groups)| *groups == 3).count();
-        assert!(averaging >= 5 && averaging < buffers.len(), "{buffers:?}");
-        let swaps = |(pass, _): &(PassName, usize)| *pass == PassName::SwapAverages;
-        assert!(!buffers.iter().any(swaps), "{buffers:?}");
-    }
-}
-
-/// From the allocator: what a million parameters more cost on the host, where there may be counters and momentum beside the averages.
-#[test]
-fn averages_take_four_bytes_per_parameter() {
-    let bytes = |elements: usize, averaging: Averaging| {
-        let values = vec![0.0f32; elements];
-        let mut optimizer = None;
-        let info = allocation_counter::measure(|| {
-            let builder = OptimizerBuilder::new(Rule::sgd())
-                .averaging(averaging)
-                .group(Group::new("all").tensor("w", &values, &values));
-            optimizer = Some(builder.build_cpu().expect("builds"));
-        });
-        drop(optimizer);
-        info.bytes_current
-    };
-    let running = Averaging::Running { start: 0 };
-    for elements in [0, 5, 1 << 20] {
-        let more = bytes(elements, running) - bytes(elements, Averaging::Off);
-        assert_eq!(more, 4 * elements as i64);
+        assert!(bind_groups(&without).iter().all(|(_, groups)| *groups <= 2));
+        let with = bind_groups(&specs);
+        let averaging = with.iter().filter(|(_, groups)| *groups == 3).count();
+        assert!(averaging >= 5 && averaging < with.len(), "{with:?}");
+        assert!(with.iter().all(|(pass, _)| *pass != PassName::SwapAverages), "{with:?}");
     }
 }
 
 /// Nothing is recorded while the averages are swapped in but the way back.
 #[test]
 fn steps_and_copies_are_refused_while_averages_are_swapped_in() {
-    let mut specs = [Spec::new(Rule::sgd(), Regime::fixed(0.5), vec![vec![1.0; 5], vec![2.0; 2]])];
-    specs[0].averaging = Averaging::Running { start: 0 };
-    for gpu in &devices() {
-        let mut run = GpuRun::new(gpu, &specs, packed(&specs, 0, 0));
-        run.step(&[vec![1.0; 5], vec![1.0; 2]]);
-        let place = upload(gpu, &[0.0; 5]);
-        let optimizer = &run.optimizer;
-        let mut encoder = gpu.device().create_command_encoder(&Default::default());
-        assert!(!optimizer.averages_are_swapped());
-        optimizer.encode_swap_averages(&mut encoder).expect("alive");
+    let step = || Err(Error::AveragesSwapped { what: "a step" });
+    let copy = || Err(Error::AveragesSwapped { what: "a copy of the averages" });
+    let spec = Spec::new(Rule::sgd(), Regime::fixed(0.5), vec![vec![1.0; 5], vec![2.0; 2]]);
+    // What the first elements of both tensors come to after two steps, and their averages.
+    for (averaging, params, averages, allowed) in [
+        (Averaging::Running { start: 0 }, [0.0, 1.0], [0.25, 1.25], 0.0),
+        // z is 1/2 and 0, with the weights 1/4 and 1.
+        (Averaging::ScheduleFree, [0.085, 1.085], [0.1, 1.1], 1e-6),
+    ] {
+        let specs = [Spec { averaging, ..spec.clone() }];
+        for gpu in &devices() {
+            let mut run = gpu_run_with(gpu, &specs, Setup::default());
+            run.step(&filled(&specs, 1.0));
+            let place = upload(gpu, &[0.0; 5]);
+            let optimizer = &run.optimizer;
+            submit(gpu, |encoder| {
+                assert!(!optimizer.averages_are_swapped());
+                optimizer.encode_swap_averages(encoder).expect("alive");
+                assert!(optimizer.averages_are_swapped());
+                assert_eq!(optimizer.encode_step(encoder), step());
+                assert_eq!(optimizer.encode_copy_averages(encoder, 0, place.slice(..20)), copy());
+                optimizer.encode_swap_averages(encoder).expect("alive");
+                assert!(!optimizer.averages_are_swapped());
+                optimizer.encode_step(encoder).expect("alive");
+            });
+            for (got, expected) in [(run.params(), params), (run.averages(), averages)] {
+                let expected = [vec![expected[0]; 5], vec![expected[1]; 2]].concat();
+                assert_all_close(format_args!("{}, {averaging:?}", run.path()), &got.concat(), &expected, allowed);
+            }
+            // By the caller's own encoder, there and back.
+            for expected in [bits(&run.averages()), bits(&run.params())] {
+                submit_pass(gpu, |pass| {
+                    run.optimizer.swap_dispatches().for_each(|dispatch| dispatch.encode(pass));
+                });
+                run.optimizer.count_swap();
+                assert_eq!(bits(&run.params()), expected, "{}, {averaging:?}", run.path());
+            }
+            assert!(!run.optimizer.averages_are_swapped());
+        }
+        let optimizer = &mut CpuRun::new(&specs).optimizer;
+        let (mut a, mut b) = (vec![1.0; 5], vec![2.0; 2]);
+        let (c, d) = ([1.0; 5], [1.0; 2]);
+        assert_eq!(optimizer.averages(0), None);
+        optimizer.step(&mut [&mut a, &mut b], &[&c, &d]).expect("steps");
+        optimizer.drain_records();
+        optimizer.swap_averages(&mut [&mut a, &mut b]).expect("swaps");
         assert!(optimizer.averages_are_swapped());
-        assert_eq!(optimizer.encode_step(&mut encoder), Err(Error::AveragesSwapped { what: "a step" }));
-        assert_eq!(
-            optimizer.encode_copy_averages(&mut encoder, 0, place.slice(..20)),
-            Err(Error::AveragesSwapped { what: "a copy of the averages" })
-        );
-        optimizer.encode_swap_averages(&mut encoder).expect("alive");
+        assert_eq!(optimizer.step(&mut [&mut a, &mut b], &[&c, &d]), step());
+        let place = &mut [0.0; 5];
+        assert_eq!(optimizer.copy_averages(0, &a, place), copy());
+        assert!(optimizer.drain_records().records.is_empty());
+        optimizer.swap_averages(&mut [&mut a, &mut b]).expect("swaps");
         assert!(!optimizer.averages_are_swapped());
-        optimizer.encode_step(&mut encoder).expect("alive");
-        gpu.queue().submit([encoder.finish()]);
-        assert_eq!(run.params(), [vec![0.0; 5], vec![1.0; 2]]);
-        assert_eq!(run.averages(), [vec![0.25; 5], vec![1.25; 2]]);
+        // Of schedule-free training they are made from the parameters, and are nowhere by themselves.
+        assert_eq!(optimizer.averages(0).is_none(), averaging == Averaging::ScheduleFree);
+        assert!(matches!(optimizer.copy_averages(2, &a, place), Err(Error::UnknownTensor { index: 2, tensors: 2 })));
+        assert!(matches!(optimizer.copy_averages(0, &a[..4], place), Err(Error::StepLength { actual: 4, .. })));
+        let short = optimizer.copy_averages(0, &a, &mut place[..4]);
+        assert!(matches!(short, Err(Error::AveragesLength { actual: 4, .. })));
+        optimizer.copy_averages(0, &a, place).expect("copies");
     }
-    let mut run = CpuRun::new(&specs);
-    let (mut a, mut b) = (vec![1.0; 5], vec![2.0; 2]);
-    let params: &mut [&mut [f32]] = &mut [&mut a, &mut b];
-    let (c, d) = ([1.0; 5], [1.0; 2]);
-    let optimizer = &mut run.optimizer;
-    assert_eq!(optimizer.averages(0), None);
-    optimizer.swap_averages(params).expect("swaps");
-    assert!(optimizer.averages_are_swapped());
-    let refused = optimizer.step(params, &[&c, &d]);
-    assert_eq!(refused, Err(Error::AveragesSwapped { what: "a step" }));
-    assert!(optimizer.drain_records().records.is_empty());
-    optimizer.swap_averages(params).expect("swaps");
-    assert!(!optimizer.averages_are_swapped());
 }
 
 /// Averages go to any place of any buffer, and nowhere else.
@@ -366,10 +342,10 @@ fn copies_of_averages_touch_nothing_but_their_place() {
         let averages = run.averages();
         let place = upload(gpu, &[9.0; 80]);
         let optimizer = &run.optimizer;
-        let mut encoder = gpu.device().create_command_encoder(&Default::default());
-        optimizer.encode_copy_averages(&mut encoder, 2, place.slice(12..12 + 4 * 66)).expect("alive");
-        optimizer.encode_copy_averages(&mut encoder, 0, place.slice(4 * 71..4 * 78)).expect("alive");
-        gpu.queue().submit([encoder.finish()]);
+        submit(gpu, |encoder| {
+            optimizer.encode_copy_averages(encoder, 2, place.slice(12..12 + 4 * 66)).expect("alive");
+            optimizer.encode_copy_averages(encoder, 0, place.slice(4 * 71..4 * 78)).expect("alive");
+        });
         let mut expected = vec![9.0; 80];
         expected[3..69].copy_from_slice(&averages[2]);
         expected[71..78].copy_from_slice(&averages[0]);
@@ -381,19 +357,11 @@ fn copies_of_averages_touch_nothing_but_their_place() {
         }
         run.assert_surroundings_untouched();
 
-        let copy_only = gpu.device().create_buffer(&wgpu::BufferDescriptor {
-            label: None,
-            size: 28,
-            usage: wgpu::BufferUsages::STORAGE,
-            mapped_at_creation: false,
-        });
+        let copy_only = storage(gpu, 28, wgpu::BufferUsages::empty());
         let optimizer = &run.optimizer;
         let mut encoder = gpu.device().create_command_encoder(&Default::default());
-        let mut refused = |tensor, slice| {
-            let error = optimizer.encode_copy_averages(&mut encoder, tensor, slice).expect_err("this must be refused");
-            assert!(!error.to_string().contains('\n'));
-            error
-        };
+        let mut refused =
+            |tensor, slice| assert_refused(optimizer.encode_copy_averages(&mut encoder, tensor, slice), &[]);
         assert_eq!(refused(4, place.slice(..12)), Error::UnknownTensor { index: 4, tensors: 4 });
         assert_eq!(refused(3, place.slice(..12)), Error::NoAverages { owner: "tensor \"off/0\"".to_owned() });
         assert_eq!(
@@ -418,10 +386,6 @@ const WEIGHTS: &str = "
     }
 }
 ";
-
-fn upload_structs<T: bytemuck::Pod>(gpu: &Gpu, items: &[T]) -> wgpu::Buffer {
-    upload(gpu, bytemuck::cast_slice(items))
-}
 
 /// The weight follows from the exact count, however many steps there were: past 2^24, where f32 no longer counts, past 2^32, and with
 /// skipped steps in between.
@@ -479,23 +443,17 @@ fn weights_are_right_after_any_number_of_steps() {
         let mut weights = Vec::new();
         for (groups, states) in groups.chunks(64).zip(states.chunks(64)) {
             let out = upload(gpu, &[f32::NAN; 64]);
-            let buffers = [upload_structs(gpu, groups), upload_structs(gpu, states)];
-            let kernel = Kernel::new(gpu, &source, &[&buffers[0], &buffers[1], &out]);
-            let mut encoder = gpu.device().create_command_encoder(&Default::default());
-            kernel.dispatch(&mut encoder.begin_compute_pass(&Default::default()));
-            gpu.queue().submit([encoder.finish()]);
+            let groups_there = upload(gpu, bytemuck::cast_slice(groups));
+            let states = upload(gpu, bytemuck::cast_slice(states));
+            let kernel = Kernel::new(gpu, &source, &[&groups_there, &states, &out]);
+            submit_pass(gpu, |pass| kernel.dispatch(pass));
             weights.extend(download(gpu, &out, groups.len()));
         }
         for (case, (&weight, &expected)) in weights.iter().zip(&expected).enumerate() {
             // A conversion, a sum and a division, which WGSL gives 2.5 ulps.
             let tolerance = 4.0 * f64::from(f32::EPSILON) * expected;
-            assert!(
-                (f64::from(weight) - expected).abs() <= tolerance,
-                "{}: {:?} {:?}: {weight} instead of {expected}",
-                gpu.describe(),
-                groups[case],
-                states[case]
-            );
+            let what = format_args!("{}: {:?} {:?}", gpu.describe(), groups[case], states[case]);
+            assert_close(what, weight, expected, tolerance);
             assert!(expected != 1.0 || weight == 1.0);
         }
         assert_eq!(weights.len(), expected.len());

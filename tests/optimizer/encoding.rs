@@ -3,59 +3,65 @@
 //!
 //! Faults tried once by hand, each failed its test: a ring of one step less, lost steps not counted.
 
+use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
-use wgpu_optim::{Averaging, Gpu, Group, OptimizerBuilder, Records, Regime, Rule, wgpu};
-use wgpu_optim_conformance::run::{CpuRun, GpuRun, Run, Spec, bits, devices, every_path, packed};
-use wgpu_optim_conformance::{Kernel, Numbers, download, drain, upload};
+use wgpu_optim::{AutoSgd, Averaging, Group, OptimizerBuilder, Records, Regime, Rule, wgpu};
+use wgpu_optim_conformance::run::{
+    CpuRun, GpuRun, Run, Setup, Spec, alone, bits, devices, every_path_with, gpu_run_with, packed,
+};
+use wgpu_optim_conformance::{Kernel, Numbers, download, drain, filled, noise, submit, submit_pass, tensors, upload};
+
+use crate::helpers::pairs;
 
 fn spec(len: usize) -> Spec {
-    Spec::new(Rule::sgd(), Regime::seesaw(), vec![Numbers(len as u64).vec(len)])
+    Spec::new(Rule::sgd(), Regime::seesaw(), tensors(len as u64, &[len]))
 }
 
-fn gpu_run(gpu: &Gpu, specs: &[Spec]) -> GpuRun {
-    GpuRun::new(gpu, specs, packed(specs, 0, 0))
-}
-
-/// All per-step state is on the device: k steps in one submit, in one pass, or in k submits, are the same steps.
+/// All per-step state is on the device: k steps in one submit, in one pass, or in k submits, are the same steps; also where each step
+/// measures what the one before left, and where streams take turns.
 #[test]
 fn steps_in_one_submit_are_steps() {
-    let specs = [spec(1003), Spec::new(Rule::sgdm(0.9), Regime::seesaw(), vec![Numbers(7).vec(64)]).named("momentum")];
-    let grads: Vec<Vec<f32>> = [1003, 64].iter().map(|&len| Numbers(3).vec(len)).collect();
-    for gpu in &devices() {
-        let finish = |mut run: GpuRun| (bits(&run.params()), run.records());
-        let mut apart = gpu_run(gpu, &specs);
-        for _ in 0..5 {
-            apart.step(&grads);
+    let _alone = alone();
+    let momentum = Spec::new(Rule::sgdm(0.9), Regime::seesaw(), tensors(7, &[64])).named("momentum");
+    let watched = Spec::new(Rule::sgd(), Regime::fixed(1.0), tensors(8, &[513]));
+    let streams = AutoSgd { initial_rate: Some(0.25), rounds: 4, ..AutoSgd::default() };
+    let streams = Spec::new(Rule::sgd(), Regime::AutoSgd(streams), tensors(9, &[1, 3, 4, 5, 61, 300]));
+    for (what, specs, count) in [
+        ("two groups", vec![spec(1003), momentum], 5),
+        ("telemetry", vec![Spec { telemetry: true, trust: Some(0.1), ..watched }], 3),
+        ("streams", vec![streams], 17),
+    ] {
+        let grads = noise(&specs, 3);
+        for gpu in &devices() {
+            let finish = |mut run: GpuRun| {
+                run.assert_surroundings_untouched();
+                (bits(&run.params()), run.states(), run.records())
+            };
+            let new = || {
+                let mut run = GpuRun::new(gpu, &specs, packed(&specs, 3, 2));
+                run.write_grads(&grads);
+                run
+            };
+            let apart = |steps: usize| {
+                let mut run = new();
+                (0..steps).for_each(|_| run.step(&grads));
+                finish(run)
+            };
+            let (one_encoder, one_pass) = (new(), new());
+            submit(gpu, |encoder| {
+                (0..count).for_each(|_| one_encoder.optimizer.encode_step(encoder).expect("alive"));
+            });
+            submit_pass(gpu, |pass| {
+                (0..count).for_each(|_| one_pass.optimizer.encode_step_in(pass).expect("alive"));
+            });
+            let expected = apart(count);
+            assert!(expected == finish(one_encoder), "{}, {what}: one encoder", gpu.describe());
+            assert!(expected == finish(one_pass), "{}, {what}: one pass", gpu.describe());
+            assert!(expected != apart(count - 1), "{}, {what}: one step less is not the same", gpu.describe());
+            let norms = expected.2.tensors.iter().map(|record| record.parameter_norm.to_bits());
+            assert_eq!(norms.collect::<BTreeSet<_>>().len(), expected.2.tensors.len(), "{what}: each has its own norm");
         }
-        let mut one_encoder = gpu_run(gpu, &specs);
-        one_encoder.write_grads(&grads);
-        let mut encoder = gpu.device().create_command_encoder(&Default::default());
-        for _ in 0..5 {
-            one_encoder.optimizer.encode_step(&mut encoder).expect("alive");
-        }
-        gpu.queue().submit([encoder.finish()]);
-        let mut one_pass = gpu_run(gpu, &specs);
-        one_pass.write_grads(&grads);
-        let mut encoder = gpu.device().create_command_encoder(&Default::default());
-        {
-            let mut pass = encoder.begin_compute_pass(&Default::default());
-            for _ in 0..5 {
-                one_pass.optimizer.encode_step_in(&mut pass).expect("alive");
-            }
-        }
-        gpu.queue().submit([encoder.finish()]);
-        let four = {
-            let mut run = gpu_run(gpu, &specs);
-            for _ in 0..4 {
-                run.step(&grads);
-            }
-            finish(run)
-        };
-        let apart = finish(apart);
-        assert!(apart == finish(one_encoder), "{}: one encoder", gpu.describe());
-        assert!(apart == finish(one_pass), "{}: one pass", gpu.describe());
-        assert!(apart != four, "{}: four steps are not five", gpu.describe());
     }
 }
 
@@ -63,8 +69,7 @@ fn steps_in_one_submit_are_steps() {
 #[test]
 fn recording_alone_changes_nothing() {
     for gpu in &devices() {
-        let specs = [spec(100)];
-        let mut run = gpu_run(gpu, &specs);
+        let mut run = gpu_run_with(gpu, &[spec(100)], Setup::default());
         run.write_grads(&[vec![1.0; 100]]);
         let before = bits(&run.params());
         let mut encoder = gpu.device().create_command_encoder(&Default::default());
@@ -94,41 +99,32 @@ fn a_step_in_the_callers_pass_between_the_callers_kernels() {
         let w = upload(gpu, &[0.25; 64]);
         let g = upload(gpu, &[0.0; 64]);
         let out = upload(gpu, &[0.0; 64]);
-        let half =
-            |w: &wgpu::Buffer, from: u64| -> std::ops::Range<u64> { from * w.size() / 2..(from + 1) * w.size() / 2 };
+        let second = Group::new("second").regime(Regime::fixed(0.5));
         let mut optimizer = OptimizerBuilder::new(Rule::sgd())
-            .group(Group::new("first").tensor("a", w.slice(half(&w, 0)), g.slice(half(&g, 0))))
-            .group(Group::new("second").regime(Regime::fixed(0.5)).tensor(
-                "b",
-                w.slice(half(&w, 1)),
-                g.slice(half(&g, 1)),
-            ))
+            .group(Group::new("first").tensor("a", w.slice(..128), g.slice(..128)))
+            .group(second.tensor("b", w.slice(128..256), g.slice(128..256)))
             .build(gpu)
             .expect("builds");
         let gradient = Kernel::new(gpu, GRADIENT, &[&w, &g]);
         let scale = Kernel::new(gpu, SCALE_BY_RATE, &[optimizer.learning_rates(), &out]);
-        let mut encoder = gpu.device().create_command_encoder(&Default::default());
-        {
-            let mut pass = encoder.begin_compute_pass(&Default::default());
+        submit_pass(gpu, |pass| {
             for _ in 0..3 {
-                gradient.dispatch(&mut pass);
-                optimizer.encode_step_in(&mut pass).expect("alive");
-                scale.dispatch(&mut pass);
+                gradient.dispatch(pass);
+                optimizer.encode_step_in(pass).expect("alive");
+                scale.dispatch(pass);
             }
-        }
-        gpu.queue().submit([encoder.finish()]);
+        });
         // w - 1 shrinks by 3/4 a step in the second group: exact.
         let after = download(gpu, &w, 64);
         assert_eq!(after[32..], [1.0 - 0.75 * 0.75f32.powi(3); 32], "{}", gpu.describe());
         // The first group saw the same gradient kernel three times over.
-        let norms: Vec<f32> =
-            drain(&mut optimizer).records.iter().filter(|record| record.group == 0).map(|record| record.norm).collect();
+        let records = drain(&mut optimizer).records;
+        let norms: Vec<f32> = records.iter().filter(|record| record.group == 0).map(|record| record.norm).collect();
         assert!(norms.len() == 3 && norms[0] > norms[1] && norms[1] > norms[2], "{norms:?}");
         let expected: Vec<f32> = (0..64).map(|i| 1.5 * i as f32).collect();
         assert_eq!(download(gpu, &out, 64), expected, "{}", gpu.describe());
-        assert!(
-            optimizer.learning_rates().usage().contains(wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_SRC)
-        );
+        let usage = wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_SRC;
+        assert!(optimizer.learning_rates().usage().contains(usage));
     }
 }
 
@@ -151,7 +147,7 @@ fn recording_a_step_allocates_no_more_than_its_raw_calls() {
             for spec in &mut specs {
                 (spec.telemetry, spec.trust) = (measures, measures.then_some(0.1));
             }
-            let run = GpuRun::new(gpu, &specs, packed(&specs, 0, 0));
+            let run = gpu_run_with(gpu, &specs, Setup::default());
             let optimizer = &run.optimizer;
             let record = |by_hand: bool| {
                 let mut encoder = gpu.device().create_command_encoder(&Default::default());
@@ -180,12 +176,8 @@ fn recording_a_step_allocates_no_more_than_its_raw_calls() {
             record(false);
             for _ in 0..3 {
                 let (by_hand, by_us) = (record(true), record(false));
-                assert_eq!(
-                    (by_us.count_total, by_us.bytes_total),
-                    (by_hand.count_total, by_hand.bytes_total),
-                    "{}",
-                    gpu.describe()
-                );
+                let [by_us, by_hand] = [by_us, by_hand].map(|info| (info.count_total, info.bytes_total));
+                assert_eq!(by_us, by_hand, "{}", gpu.describe());
             }
             let mut workgroups = 0;
             let walk = allocation_counter::measure(|| {
@@ -221,80 +213,45 @@ fn a_cpu_step_allocates_nothing() {
                     step().expect("steps");
                 }
             });
-            assert!(
-                info.count_total <= chunks,
-                "{lengths:?}, {averaging:?}: {} allocations in 100 steps",
-                info.count_total
-            );
+            let count = info.count_total;
+            assert!(count <= chunks, "{lengths:?}, {averaging:?}: {count} allocations in 100 steps");
             assert_eq!(run.records().records.len(), 101);
         }
     }
 }
 
+/// The newest steps are always there, of groups and of tensors, and every other is counted, once.
 #[test]
-fn records_are_handed_over_once_and_in_order() {
-    let specs = [spec(10), spec(20).named("second")];
-    for mut run in every_path(&specs) {
-        let grads = [vec![1.0; 10], vec![1.0; 20]];
-        assert_eq!(run.records(), Records::default());
-        for (first, count) in [(0, 3), (3, 4), (7, 1)] {
-            for _ in 0..count {
-                run.step(&grads);
+fn a_ring_keeps_the_newest_steps_and_counts_the_others() {
+    let specs = [spec(10), Spec { telemetry: true, ..spec(20).named("second") }];
+    for ring in [1, 3, 4, 64] {
+        for mut run in every_path_with(&specs, Setup { record_steps: Some(ring), ..Setup::default() }) {
+            assert_eq!(run.records(), Records::default());
+            let mut taken = 0;
+            for steps in [10u32, 2, 1, 5, 0, 3] {
+                (0..steps).for_each(|_| run.step(&filled(&specs, 1.0)));
+                taken += u64::from(steps);
+                let records = run.records();
+                let kept = steps.min(ring);
+                let what = format!("{}, {steps} steps in a ring of {ring}", run.path());
+                assert_eq!(records.lost_steps, u64::from(steps - kept), "{what}");
+                let newest = || taken - u64::from(kept)..taken;
+                let of_groups: Vec<(u64, usize)> = newest().flat_map(|step| [(step, 0), (step, 1)]).collect();
+                let found: Vec<_> = records.records.iter().map(|record| (record.step, record.group)).collect();
+                assert_eq!(found, of_groups, "{what}");
+                let found: Vec<_> = records.tensors.iter().map(|record| (record.step, record.tensor)).collect();
+                assert_eq!(found, newest().map(|step| (step, 1)).collect::<Vec<_>>(), "{what}");
+                assert_eq!(run.records(), Records::default(), "{what}: nothing is handed over twice");
             }
-            let drained = run.records();
-            assert_eq!(drained.lost_steps, 0);
-            let found: Vec<(u64, usize)> = drained.records.iter().map(|record| (record.step, record.group)).collect();
-            let expected: Vec<(u64, usize)> = (first..first + count).flat_map(|step| [(step, 0), (step, 1)]).collect();
-            assert_eq!(found, expected, "{}", run.path());
-            assert_eq!(run.records(), Records::default(), "{}: nothing is handed over twice", run.path());
         }
     }
-}
-
-#[test]
-fn a_ring_of_four_loses_six_of_ten_steps_and_says_so() {
-    let specs = [spec(10), spec(20).named("second")];
-    let grads = [vec![1.0f32; 10], vec![1.0; 20]];
-    let check = |path: &str, ten: Records, two: Records| {
-        let steps = |records: &Records| -> Vec<u64> { records.records.iter().map(|record| record.step).collect() };
-        assert_eq!((ten.lost_steps, steps(&ten)), (6, vec![6, 6, 7, 7, 8, 8, 9, 9]), "{path}");
-        assert_eq!((two.lost_steps, steps(&two)), (0, vec![10, 10, 11, 11]), "{path}");
-    };
-    for gpu in &devices() {
-        let mut run = GpuRun::with(gpu, &specs, packed(&specs, 0, 0), |builder| builder.record_steps(4));
-        for _ in 0..10 {
-            run.step(&grads);
-        }
-        let ten = run.records();
-        for _ in 0..2 {
-            run.step(&grads);
-        }
-        check(&run.path(), ten, run.records());
-    }
-    let mut params = [vec![1.0f32; 10], vec![1.0; 20]];
-    let mut optimizer = OptimizerBuilder::new(Rule::sgd())
-        .record_steps(4)
-        .group(Group::new("a").tensor("a", &params[0], &grads[0]))
-        .group(Group::new("b").tensor("b", &params[1], &grads[1]))
-        .build_cpu()
-        .expect("builds");
-    let mut steps = |count: usize| {
-        for _ in 0..count {
-            let [a, b] = &mut params;
-            optimizer.step(&mut [a, b], &[&grads[0], &grads[1]]).expect("steps");
-        }
-        optimizer.drain_records()
-    };
-    let ten = steps(10);
-    check("CPU path", ten, steps(2));
 }
 
 /// The first call only starts a copy, none waits for one, and everything arrives in the end, once.
 #[test]
 fn try_drain_delivers_without_waiting() {
     for gpu in &devices() {
-        let specs = [spec(10)];
-        let mut run = gpu_run(gpu, &specs);
+        let mut run = gpu_run_with(gpu, &[spec(10)], Setup::default());
         let grads = [vec![1.0; 10]];
         for _ in 0..3 {
             run.step(&grads);
@@ -324,7 +281,7 @@ fn try_drain_delivers_without_waiting() {
 fn reading_back_changes_nothing() {
     let specs = [spec(500)];
     let grads = [Numbers(4).vec(500)];
-    for (mut watched, mut alone) in every_path(&specs).into_iter().zip(every_path(&specs)) {
+    for (mut watched, mut alone) in pairs(&specs, &specs) {
         for _ in 0..3 {
             watched.step(&grads);
             watched.states();

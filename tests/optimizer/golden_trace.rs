@@ -2,11 +2,11 @@
 //! the three rules, on the CPU path and on every adapter. The numbers come from `tests/golden/make_golden.py`, `make_regimes.py`
 //! and `make_auto_sgd.py`.
 
-use wgpu_optim::{
-    AutoSgd, Averaging, DoG, DoWG, Group, OptimizerBuilder, Outcome, Record, Regime, Rule, SecantForm, Stream, Term,
-};
+use wgpu_optim::{AutoSgd, Averaging, DoG, DoWG, Outcome, Record, Regime, Rule, SecantForm, Stream, Term};
+use wgpu_optim_conformance::assert_close;
 use wgpu_optim_conformance::run::{Spec, every_path};
-use wgpu_optim_conformance::{adapters, build, download, drain, step, upload};
+
+use crate::helpers::raw_tensor;
 
 const D: usize = 64;
 
@@ -70,12 +70,8 @@ fn compare(path: &str, row: &Golden, record: &Record, w: &[f32]) {
         f64::from(w[D - 1]),
     ];
     for (column, (got, expected)) in got.iter().zip(expected).enumerate() {
-        assert!(
-            (got - expected).abs() <= TOLERANCE * expected.abs().max(1.0),
-            "{path}, {}, step {}, column {column}: {got} but the specification says {expected}",
-            row.rule,
-            record.step,
-        );
+        let what = format_args!("{path}, {}, step {}, column {column}", row.rule, record.step);
+        assert_close(what, *got, *expected, TOLERANCE * expected.abs().max(1.0));
     }
 }
 
@@ -102,74 +98,32 @@ fn rules() -> [(&'static str, Rule); 5] {
     ]
 }
 
+/// In schedule-free training, where `Sgd` and `SignSgd` are compared with y - z, too: the record, y, z and x.
 #[test]
-fn cpu_path_follows_the_golden_trace() {
-    for (name, rule) in rules() {
-        let mut w = vec![0f32; D];
-        let mut optimizer =
-            OptimizerBuilder::new(rule).group(Group::new("all").tensor("w", &w, &w)).build_cpu().expect("builds");
+fn every_path_follows_the_golden_trace() {
+    let free = [("sgd-free", Rule::sgd()), ("signsgd-free", Rule::sign_sgd())];
+    let adamw = ("adamw-free", Rule::adamw_without_momentum());
+    for (name, rule) in rules().into_iter().chain(free).chain([adamw]) {
         let rows = golden(name);
         assert_the_gate_opens(&rows);
-        for (t, row) in rows.iter().enumerate() {
-            let g = turning_gradient(&w, t);
-            optimizer.step(&mut [&mut w], &[&g]).expect("steps");
-            let records = optimizer.drain_records().records;
-            assert_eq!(records.len(), 1);
-            compare("CPU", row, &records[0], &w);
-        }
-    }
-}
-
-#[test]
-fn every_adapter_follows_the_golden_trace() {
-    for gpu in adapters() {
-        for (name, rule) in rules() {
-            let params = upload(&gpu, &[0.0; D]);
-            let grads = upload(&gpu, &[0.0; D]);
-            let mut optimizer = build(
-                OptimizerBuilder::new(rule).group(Group::new("all").tensor("w", params.slice(..), grads.slice(..))),
-                &gpu,
-            );
-            let mut w = vec![0f32; D];
-            for (t, row) in golden(name).iter().enumerate() {
-                gpu.queue().write_buffer(&grads, 0, bytemuck::cast_slice(&turning_gradient(&w, t)));
-                step(&gpu, &optimizer);
-                w = download(&gpu, &params, D);
-                let records = drain(&mut optimizer).records;
-                assert_eq!(records.len(), 1);
-                compare(&gpu.describe(), row, &records[0], &w);
-            }
-        }
-    }
-}
-
-/// The same in schedule-free training, where `Sgd` and `SignSgd` are compared with y - z: the record, y, z and x.
-#[test]
-fn every_path_follows_the_golden_trace_of_schedule_free_training() {
-    for (name, rule) in
-        [("sgd-free", Rule::sgd()), ("signsgd-free", Rule::sign_sgd()), ("adamw-free", Rule::adamw_without_momentum())]
-    {
-        let rows = golden(name);
-        assert_the_gate_opens(&rows);
-        let spec = Spec { averaging: Averaging::ScheduleFree, ..Spec::new(rule, Regime::seesaw(), vec![vec![0.0; D]]) };
+        let is_free = name.ends_with("-free");
+        let averaging = if is_free { Averaging::ScheduleFree } else { Averaging::Off };
+        let spec = Spec { averaging, ..Spec::new(rule, Regime::seesaw(), vec![vec![0.0; D]]) };
         for mut run in every_path(std::slice::from_ref(&spec)) {
             for (t, row) in rows.iter().enumerate() {
                 let w = run.params().remove(0);
                 run.step(&[turning_gradient(&w, t)]);
-                let record = run.records().records[0];
+                let records = run.records().records;
+                assert_eq!(records.len(), 1);
                 let [y, x] = [run.params().remove(0), run.averages().remove(0)];
-                compare(&run.path(), row, &record, &y);
-                let bytes = run.checkpoint().to_bytes();
-                let file = safetensors::SafeTensors::deserialize(&bytes).expect("safetensors");
-                let base = file.tensor(&format!("base_iterates/{}", spec.tensor_name(0))).expect("z");
-                let z: Vec<f32> = bytemuck::pod_collect_to_vec(base.data());
-                let got = [z[0], z[D - 1], x[0], x[D - 1]].map(f64::from);
-                for (got, expected) in got.into_iter().zip(&row.numbers[9..]) {
-                    assert!(
-                        (got - expected).abs() <= TOLERANCE,
-                        "{}, {name}, step {t}: {got} but the specification says {expected}",
-                        run.path()
-                    );
+                compare(&run.path(), row, &records[0], &y);
+                if is_free {
+                    let bytes = run.checkpoint().to_bytes();
+                    let (.., base) = raw_tensor(&bytes, &format!("base_iterates/{}", spec.tensor_name(0)));
+                    let z: Vec<f32> = bytemuck::pod_collect_to_vec(&base);
+                    for (got, &expected) in [z[0], z[D - 1], x[0], x[D - 1]].into_iter().zip(&row.numbers[9..]) {
+                        assert_close(format_args!("{}, {name}, step {t}", run.path()), got, expected, TOLERANCE);
+                    }
                 }
             }
         }
@@ -198,15 +152,20 @@ const FORMULA_TOLERANCE: f64 = 1e-4;
 
 /// ½ Σ h (w - target)² + 0.05, as the specification has it.
 fn loss(w: &[f32]) -> f32 {
-    let sum: f64 = w
-        .iter()
-        .enumerate()
-        .map(|(i, &w)| {
-            let h = 10f64.powf(-2.0 * i as f64 / (D - 1) as f64);
-            h * (f64::from(w) - (i as f64).cos()).powi(2)
-        })
-        .sum();
-    (0.05 + 0.5 * sum) as f32
+    let curvature = |i: usize| 10f64.powf(-2.0 * i as f64 / (D - 1) as f64);
+    let terms = w.iter().enumerate().map(|(i, &w)| curvature(i) * (f64::from(w) - (i as f64).cos()).powi(2));
+    (0.05 + 0.5 * terms.sum::<f64>()) as f32
+}
+
+/// The loss, the record's norm and rate, and two parameters are those of a trace.
+#[track_caller]
+fn compare_with_trace(what: &str, expected: &[&str], loss: f32, record: &Record, after: &[f32]) {
+    let [loss, norm, first, last] = [loss, record.norm, after[0], after[D - 1]].map(f64::from);
+    for (column, (got, expected)) in [loss, norm, record.ln_rate, first, last].into_iter().zip(expected).enumerate() {
+        let expected: f64 = expected.parse().expect("a number");
+        let allowed = FORMULA_TOLERANCE * expected.abs().max(1.0);
+        assert_close(format_args!("{what}, column {column}"), got, expected, allowed);
+    }
 }
 
 #[test]
@@ -225,21 +184,8 @@ fn every_path_follows_the_golden_traces_of_the_formulas() {
                 run.step(&[gradient(&w, t)]);
                 let record = run.records().records[0];
                 let after = run.params().remove(0);
-                let got = [
-                    f64::from(loss(&w)),
-                    f64::from(record.norm),
-                    record.ln_rate,
-                    f64::from(after[0]),
-                    f64::from(after[D - 1]),
-                ];
-                for (column, got) in got.into_iter().enumerate() {
-                    let expected: f64 = row[3 + column].parse().expect("a number");
-                    assert!(
-                        (got - expected).abs() <= FORMULA_TOLERANCE * expected.abs().max(1.0),
-                        "{}, {rule_name}, {regime_name}, step {t}, column {column}: {got} instead of {expected}",
-                        run.path()
-                    );
-                }
+                let what = format!("{}, {rule_name}, {regime_name}, step {t}", run.path());
+                compare_with_trace(&what, &row[3..], loss(&w), &record, &after);
             }
         }
     }
@@ -296,20 +242,7 @@ fn every_path_follows_the_golden_traces_of_three_streams() {
                     other => panic!("no outcome is called {other}"),
                 };
                 assert_eq!(record.outcome, outcome, "{what}");
-                let got = [
-                    f64::from(loss),
-                    f64::from(record.norm),
-                    record.ln_rate,
-                    f64::from(after[0]),
-                    f64::from(after[D - 1]),
-                ];
-                for (column, got) in got.into_iter().enumerate() {
-                    let expected: f64 = row[6 + column].parse().expect("a number");
-                    assert!(
-                        (got - expected).abs() <= FORMULA_TOLERANCE * expected.abs().max(1.0),
-                        "{what}, column {column}: {got} instead of {expected}"
-                    );
-                }
+                compare_with_trace(&what, &row[6..], loss, &record, &after);
             }
         }
     }

@@ -4,15 +4,20 @@
 //! Faults tried once by hand, each failed its test: memory of a window shorter by a quad per block, blocks larger than a binding.
 //! Two faults were found by this file: a clip by the regularised norm, inner products scaled differently within one norm.
 
+use std::fmt::Display;
+
 use wgpu_optim::gpu::{PassName, Tuning};
 use wgpu_optim::layout::Squares;
 use wgpu_optim::{
-    Averaging, GroupConfig, NormRatio, OptimizerBuilder, Regime, Rounding, Rule, Schedule, Seesaw, WeightDecay,
+    Averaging, GroupConfig, NormRatio, OptimizerBuilder, Record, Regime, Rounding, Rule, Schedule, Seesaw, WeightDecay,
 };
-use wgpu_optim_conformance as conformance;
 use wgpu_optim_conformance::oracle::Oracle;
-use wgpu_optim_conformance::run::{CpuRun, GpuRun, Place, Run, Spec, bits, devices, every_path, packed, separate};
-use wgpu_optim_conformance::{Numbers, download, small_bindings, step, ulps};
+use wgpu_optim_conformance::run::{
+    CpuRun, GpuRun, Place, Run, Spec, bits, devices, every_path, lengths, packed, separate,
+};
+use wgpu_optim_conformance::{Numbers, assert_close, download, small_bindings, step, tensors, times, ulps};
+
+use crate::helpers::{Pair, assert_same_bits, pairs};
 
 fn run_steps(run: &mut dyn Run, grads: &[Vec<Vec<f32>>]) {
     for grads in grads {
@@ -23,16 +28,31 @@ fn run_steps(run: &mut dyn Run, grads: &[Vec<Vec<f32>>]) {
 /// Gradients for some steps, of norms that vary by powers of four.
 fn gradients(lengths: &[usize], steps: usize, seed: u64) -> Vec<Vec<Vec<f32>>> {
     let mut numbers = Numbers(seed);
-    (0..steps)
-        .map(|_| {
-            let scale = 4f32.powi((3.0 * numbers.next()).round() as i32);
-            lengths.iter().map(|&len| (0..len).map(|_| scale * (numbers.next() + 0.3)).collect()).collect()
-        })
-        .collect()
+    let mut step = || {
+        let scale = 4f32.powi((3.0 * numbers.next()).round() as i32);
+        let mut tensor = |&len: &usize| (0..len).map(|_| scale * (numbers.next() + 0.3)).collect();
+        lengths.iter().map(&mut tensor).collect()
+    };
+    (0..steps).map(|_| step()).collect()
 }
 
 fn rate_bits(run: &dyn Run) -> Vec<u32> {
-    run.rates().iter().map(|rate| rate.to_bits()).collect()
+    bits(&[run.rates()]).remove(0)
+}
+
+/// Two runs have the same parameters and the same rates, bit for bit.
+#[track_caller]
+fn assert_same(run: &dyn Run, other: &dyn Run, what: impl Display) {
+    assert_same_bits(run, other, &what);
+    assert_eq!(rate_bits(run), rate_bits(other), "{}, {what}", run.path());
+}
+
+/// The parameters are those of the CPU path to a few roundings.
+#[track_caller]
+fn assert_near(run: &dyn Run, cpu: &CpuRun, what: &str) {
+    for (got, expected) in run.params().concat().into_iter().zip(cpu.params().concat()) {
+        assert_close(format_args!("{}, {what}", run.path()), got, expected, 1e-6 * f64::from(expected.abs().max(1.0)));
+    }
 }
 
 #[test]
@@ -76,12 +96,9 @@ fn each_group_takes_the_builders_settings_or_its_own() {
         weight_decay: WeightDecay::Decoupled(0.5),
         clip_norm: 3.0,
         maximize: false,
-        schedule: Schedule::Constant,
         averaging: Averaging::Off,
-        trust_ratio: None,
-        telemetry: false,
-        rounding: Rounding::Masters,
         scope: Some("together".to_owned()),
+        ..inherits.clone()
     };
     let optimizer = builder().build_cpu().expect("builds");
     assert_eq!(optimizer.groups(), [inherits, owns]);
@@ -113,88 +130,76 @@ fn groups_do_not_disturb_each_other() {
         Spec::new(Rule::sign_sgd(), Regime::hypergradient(), vec![numbers.vec(9)]),
     ]
     .into_iter()
-    .enumerate()
-    .map(|(i, spec)| spec.named(format!("{i}")))
+    .map(|spec| spec.clone().named(spec.rule.name()))
     .collect();
-    let tensors: Vec<usize> = specs.iter().map(|spec| spec.tensors.len()).collect();
-    let grads = gradients(&conformance::run::lengths(&specs).collect::<Vec<_>>(), 6, 8);
-    let all = every_path(&specs);
-    for (path, mut together) in all.into_iter().enumerate() {
+    let grads = gradients(&lengths(&specs).collect::<Vec<_>>(), 6, 8);
+    for (path, mut together) in every_path(&specs).into_iter().enumerate() {
         run_steps(together.as_mut(), &grads);
         let mut first = 0;
         for (i, spec) in specs.iter().enumerate() {
+            let own = first..first + spec.tensors.len();
             // At the same places on the device, so that the blocks are the same.
             let alone_specs = std::slice::from_ref(spec);
+            let places = packed(&specs, 0, 0)[own.clone()].to_vec();
             let mut alone: Box<dyn Run> = match path {
                 0 => Box::new(CpuRun::new(alone_specs)),
-                _ => {
-                    let places = packed(&specs, 0, 0)[first..][..tensors[i]].to_vec();
-                    Box::new(GpuRun::new(&devices()[path - 1], alone_specs, places))
-                }
+                _ => Box::new(GpuRun::new(&devices()[path - 1], alone_specs, places)),
             };
             for grads in &grads {
-                alone.step(&grads[first..][..tensors[i]]);
+                alone.step(&grads[own.clone()]);
             }
             let what = format!("{}, group {i}", alone.path());
-            assert_eq!(bits(&alone.params()), bits(&together.params()[first..][..tensors[i]]), "{what}");
+            assert_eq!(bits(&alone.params()), bits(&together.params()[own.clone()]), "{what}");
             assert_eq!(rate_bits(alone.as_ref()), rate_bits(together.as_ref())[i..=i], "{what}");
-            first += tensors[i];
+            first = own.end;
         }
     }
+}
+
+/// Tensors as one group, and as a group each with one norm for all.
+fn one_and_many(rule: Rule, lengths: &[usize]) -> ([Spec; 1], Vec<Spec>) {
+    let tensors = tensors(5, lengths);
+    let many = tensors.iter().enumerate().map(|(i, tensor)| {
+        Spec::new(rule, Regime::seesaw(), vec![tensor.clone()]).named(format!("{i}")).sharing("all")
+    });
+    let many = many.collect();
+    ([Spec::new(rule, Regime::seesaw(), tensors)], many)
 }
 
 /// Three groups with the same settings and one norm are one group of all their tensors: bit for bit where the blocks are the
 /// same, as they are when each tensor has buffers of its own.
 #[test]
 fn groups_that_share_a_norm_are_one_group() {
+    let lengths = [1001, 40, 8193];
+    let grads = gradients(&lengths, 6, 6);
     for rule in [Rule::sgd(), Rule::sgdm(0.9), Rule::sign_sgd()] {
-        let mut numbers = Numbers(5);
-        let tensors = vec![numbers.vec(1001), numbers.vec(40), numbers.vec(8193)];
-        let grads = gradients(&[1001, 40, 8193], 6, 6);
-        let one = [Spec::new(rule, Regime::seesaw(), tensors.clone())];
-        let many: Vec<Spec> = tensors
-            .iter()
-            .enumerate()
-            .map(|(i, tensor)| {
-                Spec::new(rule, Regime::seesaw(), vec![tensor.clone()]).named(format!("{i}")).sharing("all")
-            })
-            .collect();
-        let mut pairs: Vec<(Box<dyn Run>, Box<dyn Run>)> =
-            vec![(Box::new(CpuRun::new(&one)), Box::new(CpuRun::new(&many)))];
+        let (one, many) = one_and_many(rule, &lengths);
+        let mut runs: Vec<Pair> = pairs(&one, &many).take(1).collect();
         for gpu in &devices() {
-            pairs.push((
-                Box::new(GpuRun::new(gpu, &one, separate(&one))),
-                Box::new(GpuRun::new(gpu, &many, separate(&many))),
-            ));
+            let run = |specs: &[Spec]| Box::new(GpuRun::new(gpu, specs, separate(specs)));
+            runs.push((run(&one), run(&many)));
         }
-        for (one, many) in &mut pairs {
+        for (one, many) in &mut runs {
             run_steps(one.as_mut(), &grads);
             run_steps(many.as_mut(), &grads);
-            let what = format!("{}, {rule:?}", one.path());
-            assert_eq!(rate_bits(many.as_ref()), [rate_bits(one.as_ref())[0]; 3], "{what}");
-            assert_eq!(bits(&one.params()), bits(&many.params()), "{what}");
+            assert_eq!(rate_bits(many.as_ref()), [rate_bits(one.as_ref())[0]; 3], "{}, {rule:?}", one.path());
+            assert_same_bits(one.as_ref(), many.as_ref(), format_args!("{rule:?}"));
         }
         // A fault that must show: the same groups with a norm of their own have other rates.
         let own: Vec<Spec> = many.iter().map(|spec| Spec { norm: None, ..spec.clone() }).collect();
         let mut own = CpuRun::new(&own);
         run_steps(&mut own, &grads);
-        assert_ne!(rate_bits(&own)[0], rate_bits(pairs[0].0.as_ref())[0]);
+        assert_ne!(rate_bits(&own)[0], rate_bits(runs[0].0.as_ref())[0]);
     }
 }
 
 /// Packed tensors of one group are cut into blocks across their borders, so that sums differ by roundings only.
 #[test]
 fn packed_groups_that_share_a_norm_are_one_group_to_roundings() {
-    let mut numbers = Numbers(5);
-    let tensors = vec![numbers.vec(1001), numbers.vec(43), numbers.vec(8193)];
-    let grads = gradients(&[1001, 43, 8193], 6, 6);
-    let one = [Spec::new(Rule::sgd(), Regime::seesaw(), tensors.clone())];
-    let many: Vec<Spec> = (0..3)
-        .map(|i| {
-            Spec::new(Rule::sgd(), Regime::seesaw(), vec![tensors[i].clone()]).named(format!("{i}")).sharing("all")
-        })
-        .collect();
-    for (mut one, mut many) in every_path(&one).into_iter().zip(every_path(&many)) {
+    let lengths = [1001, 43, 8193];
+    let grads = gradients(&lengths, 6, 6);
+    let (one, many) = one_and_many(Rule::sgd(), &lengths);
+    for (mut one, mut many) in pairs(&one, &many) {
         run_steps(one.as_mut(), &grads);
         run_steps(many.as_mut(), &grads);
         for rate in many.rates() {
@@ -212,22 +217,15 @@ fn groups_of_different_regimes_share_a_norm() {
     let regimes =
         [regime(0.9), regime(0.0), Regime::norm_ratio(), regime(0.99), Regime::fixed(0.5), Regime::hypergradient()];
     for rule in [Rule::sgd(), Rule::sgdm(0.9), Rule::sign_sgd(), Rule::signum(0.9)] {
-        let mut numbers = Numbers(31);
-        let specs: Vec<Spec> = regimes
-            .iter()
-            .enumerate()
-            .map(|(i, &regime)| Spec::new(rule, regime, vec![numbers.vec(20 + i)]).named(format!("{i}")).sharing("all"))
-            .collect();
-        let lengths: Vec<usize> = conformance::run::lengths(&specs).collect();
+        let spec = |(i, &regime): (usize, &Regime)| {
+            Spec::new(rule, regime, tensors(31 + i as u64, &[20 + i])).named(format!("{i}")).sharing("all")
+        };
+        let specs: Vec<Spec> = regimes.iter().enumerate().map(spec).collect();
+        let lengths: Vec<usize> = lengths(&specs).collect();
         // Norms fall and rise by 4^±6, so that averages over one, ten and a hundred steps lie far apart.
-        let grads: Vec<Vec<Vec<f32>>> = gradients(&lengths, 12, 32)
-            .into_iter()
-            .enumerate()
-            .map(|(t, step)| {
-                let scale = 4f32.powi([0, -3, -6, -1, 3, -2][t % 6]);
-                step.into_iter().map(|g| g.into_iter().map(|g| scale * g).collect()).collect()
-            })
-            .collect();
+        let grads = gradients(&lengths, 12, 32).into_iter().enumerate();
+        let grads: Vec<Vec<Vec<f32>>> =
+            grads.map(|(t, step)| times(4f32.powi([0, -3, -6, -1, 3, -2][t % 6]), &step)).collect();
         let all: Vec<f32> = specs.iter().flat_map(|spec| spec.tensors[0].clone()).collect();
         for mut run in every_path(&specs) {
             let mut oracles: Vec<Oracle> = regimes.iter().map(|&regime| Oracle::new(rule, regime, &all)).collect();
@@ -236,18 +234,15 @@ fn groups_of_different_regimes_share_a_norm() {
                 let records = run.records().records;
                 for (i, oracle) in oracles.iter_mut().enumerate() {
                     let out = oracle.step(&grads.concat());
-                    let what = format!("{}, {rule:?}, {:?}, step {t}", run.path(), regimes[i]);
+                    let what = format_args!("{}, {rule:?}, {:?}, step {t}", run.path(), regimes[i]);
                     let ln_rate = oracle.ln_rate.expect("started");
                     // Some ten roundings of 2^-24 a step.
                     let allowed = 1e-6 * (t + 1) as f64;
-                    assert!(
-                        (records[i].ln_rate - ln_rate).abs() <= allowed,
-                        "{what}: ln η is {} instead of {ln_rate}; a_slow {} instead of {}, a_fast {} instead of {}",
+                    assert_close(
+                        format_args!("{what}: {:?}, not {out:?}", records[i]),
                         records[i].ln_rate,
-                        records[i].slow_alignment,
-                        out.slow,
-                        records[i].fast_alignment,
-                        out.fast
+                        ln_rate,
+                        allowed,
                     );
                 }
             }
@@ -281,33 +276,25 @@ fn a_shared_clip_goes_by_the_raw_norm() {
 
 #[test]
 fn a_global_norm_is_over_every_group_that_names_no_other() {
-    let ones = vec![0.0f32; 8];
-    let group = |name: &str| wgpu_optim::Group::new(name);
-    let mut optimizer = OptimizerBuilder::new(Rule::sgd())
-        .regime(Regime::norm_ratio())
-        .global_norm()
-        .group(group("a").tensor("a", &ones, &ones))
-        .group(group("b").share_norm("own").tensor("b", &ones, &ones))
-        .group(group("c").tensor("c", &ones, &ones))
-        .build_cpu()
-        .expect("builds");
-    let (mut a, mut b, mut c) = (ones.clone(), ones.clone(), ones.clone());
-    optimizer.step(&mut [&mut a, &mut b, &mut c], &[&[1.0; 8], &[2.0; 8], &[1.0; 8]]).expect("steps");
-    let norms: Vec<f32> = optimizer.drain_records().records.iter().map(|record| record.norm).collect();
-    assert_eq!(norms, [4.0, 32f32.sqrt(), 4.0]);
+    let spec = |name: &str| Spec::new(Rule::sgd(), Regime::norm_ratio(), vec![vec![0.0; 8]]).named(name);
+    let specs = [spec("a"), spec("b").sharing("own"), spec("c")];
+    let grads = [1.0f32, 2.0, 1.0].map(|g| vec![g; 8]);
+    let assert_norms = |path: &str, records: Vec<Record>| {
+        let norms: Vec<f32> = records.iter().map(|record| record.norm).collect();
+        assert_eq!((norms[0], norms[2]), (4.0, 4.0), "{path}");
+        assert!(ulps(norms[1], 32f64.sqrt()) <= 1.0, "{path}");
+    };
+    let mut w = [(); 3].map(|()| vec![0.0f32; 8]);
+    let builder = OptimizerBuilder::new(Rule::sgd()).global_norm();
+    let groups = specs.iter().zip(&w).map(|(spec, w)| spec.group().tensor(spec.tensor_name(0), w, w));
+    let mut optimizer = groups.fold(builder, OptimizerBuilder::group).build_cpu().expect("builds");
+    let [a, b, c] = &mut w;
+    optimizer.step(&mut [a, b, c], &[&grads[0], &grads[1], &grads[2]]).expect("steps");
+    assert_norms("CPU path", optimizer.drain_records().records);
     for gpu in &devices() {
-        let specs: Vec<Spec> = ["a", "b", "c"]
-            .iter()
-            .map(|name| {
-                let spec = Spec::new(Rule::sgd(), Regime::norm_ratio(), vec![ones.clone()]).named(*name);
-                if *name == "b" { spec.sharing("own") } else { spec }
-            })
-            .collect();
         let mut run = GpuRun::with(gpu, &specs, packed(&specs, 0, 0), |builder| builder.global_norm());
-        run.step(&[vec![1.0; 8], vec![2.0; 8], vec![1.0; 8]]);
-        let norms: Vec<f32> = run.records().records.iter().map(|record| record.norm).collect();
-        assert_eq!((norms[0], norms[2]), (4.0, 4.0), "{}", run.path());
-        assert!(ulps(norms[1], 32f64.sqrt()) <= 1.0, "{}", run.path());
+        run.step(&grads);
+        assert_norms(&run.path(), run.records().records);
     }
 }
 
@@ -321,7 +308,7 @@ fn empty_groups_and_tensors_do_nothing_and_disturb_nothing() {
         Spec::new(Rule::sgdm(0.9), Regime::seesaw(), vec![vec![], first, vec![], last, vec![]]),
         Spec::new(Rule::signum(0.9), Regime::fixed(0.25), vec![vec![]]).named("an empty tensor"),
     ];
-    for (mut full, mut run) in every_path(&full).into_iter().zip(every_path(&with_empty)) {
+    for (mut full, mut run) in pairs(&full, &with_empty) {
         for grads in gradients(&[5, 7], 4, 10) {
             full.step(&grads);
             run.step(&[vec![], grads[0].clone(), vec![], grads[1].clone(), vec![], vec![]]);
@@ -359,9 +346,7 @@ fn two_hundred_tensors_take_one_dispatch_per_pass() {
     let mut lengths = layers(200);
     let total: usize = lengths.iter().sum();
     lengths[0] += 4 - total % 4;
-    let mut numbers = Numbers(13);
-    let tensors: Vec<Vec<f32>> = lengths.iter().map(|&len| numbers.vec(len)).collect();
-    let specs = [Spec::new(Rule::sgd(), Regime::seesaw(), tensors)];
+    let specs = [Spec::new(Rule::sgd(), Regime::seesaw(), tensors(13, &lengths))];
     let grads = gradients(&lengths, 3, 14);
     let mut cpu = CpuRun::new(&specs);
     run_steps(&mut cpu, &grads);
@@ -388,9 +373,7 @@ fn two_hundred_tensors_take_one_dispatch_per_pass() {
             run.assert_surroundings_untouched();
             let rate = f64::from(run.rates()[0]);
             assert!(ulps(cpu.rates()[0], rate) <= 20.0, "{name}: {rate} but {} on the CPU path", cpu.rates()[0]);
-            for (gpu, cpu) in run.params().concat().iter().zip(cpu.params().concat()) {
-                assert!((gpu - cpu).abs() <= 1e-6 * cpu.abs().max(1.0), "{name}: {gpu} but {cpu} on the CPU path");
-            }
+            assert_near(&run, &cpu, name);
         }
         // In buffers of their own they cost a window each (two with a tail): that is why one packs.
         let apart = GpuRun::new(gpu, &specs, separate(&specs));
@@ -398,56 +381,32 @@ fn two_hundred_tensors_take_one_dispatch_per_pass() {
     }
 }
 
-/// Parameters and gradients in one buffer (as burn's allocator does it) are what they are in two.
+/// Parameters and gradients in one buffer (as burn's allocator does it) are what they are in two; and gradients before parameters,
+/// interleaved, tensor by tensor, without a gap between them, do not touch their neighbours.
 #[test]
 fn one_buffer_for_parameters_and_gradients() {
     let lengths = [129, 3, 1000];
-    for rule in [Rule::sgd(), Rule::nesterov(0.9)] {
-        let mut numbers = Numbers(15);
-        let tensors: Vec<Vec<f32>> = lengths.iter().map(|&len| numbers.vec(len)).collect();
-        let specs = [Spec::new(rule, Regime::seesaw(), tensors)];
-        let grads = gradients(&lengths, 5, 16);
-        for gpu in &devices() {
-            let two: Vec<Place> =
-                [0, 400, 800].iter().map(|&at| Place { params: (0, at), grads: (1, at + 1) }).collect();
-            let one: Vec<Place> =
-                two.iter().map(|place| Place { params: place.params, grads: (0, 2000 + place.grads.1) }).collect();
-            let [mut two, mut one] = [two, one].map(|places| GpuRun::new(gpu, &specs, places));
-            run_steps(&mut two, &grads);
-            run_steps(&mut one, &grads);
-            one.assert_surroundings_untouched();
-            two.assert_surroundings_untouched();
-            assert_eq!(bits(&one.params()), bits(&two.params()), "{}, {rule:?}", gpu.describe());
-            assert_eq!(rate_bits(&one), rate_bits(&two), "{}, {rule:?}", gpu.describe());
-        }
-    }
-}
-
-/// Gradients before parameters, and interleaved, tensor by tensor, without a gap between them.
-#[test]
-fn interleaved_tensors_do_not_touch_their_neighbours() {
-    let lengths = [5, 64, 7, 130];
-    let mut numbers = Numbers(17);
-    let tensors: Vec<Vec<f32>> = lengths.iter().map(|&len| numbers.vec(len)).collect();
-    let specs = [Spec::new(Rule::sgdm(0.9), Regime::seesaw(), tensors)];
-    let mut at = 0;
-    let places: Vec<Place> = lengths
-        .iter()
-        .map(|len| {
-            let place = Place { params: (0, at + len), grads: (0, at) };
+    let grads = gradients(&lengths, 5, 16);
+    for rule in [Rule::sgd(), Rule::sgdm(0.9), Rule::nesterov(0.9)] {
+        let specs = [Spec::new(rule, Regime::seesaw(), tensors(15, &lengths))];
+        let mut cpu = CpuRun::new(&specs);
+        run_steps(&mut cpu, &grads);
+        let two = [0, 400, 800].map(|at| Place { params: (0, at), grads: (1, at + 1) });
+        let one = two.map(|place| Place { grads: (0, 2000 + place.grads.1), ..place });
+        let mut at = 0;
+        let interleaved = lengths.map(|len| {
             at += 2 * len;
-            place
-        })
-        .collect();
-    let grads = gradients(&lengths, 5, 18);
-    let mut cpu = CpuRun::new(&specs);
-    run_steps(&mut cpu, &grads);
-    for gpu in &devices() {
-        let mut run = GpuRun::new(gpu, &specs, places.clone());
-        run_steps(&mut run, &grads);
-        run.assert_surroundings_untouched();
-        for (gpu, cpu) in run.params().concat().iter().zip(cpu.params().concat()) {
-            assert!((gpu - cpu).abs() <= 1e-6 * cpu.abs().max(1.0), "{gpu} but {cpu} on the CPU path");
+            Place { params: (0, at - len), grads: (0, at - 2 * len) }
+        });
+        for gpu in &devices() {
+            let runs = [two, one, interleaved].map(|places| {
+                let mut run = GpuRun::new(gpu, &specs, places.to_vec());
+                run_steps(&mut run, &grads);
+                run.assert_surroundings_untouched();
+                run
+            });
+            assert_same(&runs[1], &runs[0], format_args!("{rule:?}"));
+            assert_near(&runs[2], &cpu, "interleaved");
         }
     }
 }
@@ -460,9 +419,7 @@ fn windows_of_64_kib_change_nothing() {
     for (whole, windowed) in devices().iter().zip(small_bindings(64 << 10)) {
         assert_eq!(whole.tuning(), windowed.tuning());
         for rule in [Rule::sgd(), Rule::sgdm(0.9)] {
-            let mut numbers = Numbers(19);
-            let tensors: Vec<Vec<f32>> = lengths.iter().map(|&len| numbers.vec(len)).collect();
-            let specs = [Spec::new(rule, Regime::seesaw(), tensors)];
+            let specs = [Spec::new(rule, Regime::seesaw(), tensors(19, &lengths))];
             let mut unwindowed = GpuRun::new(whole, &specs, packed(&specs, 0, 4));
             let mut run = GpuRun::with(&windowed, &specs, packed(&specs, 0, 4), |builder| builder.record_steps(8));
             let windows = count(&run.optimizer)[0];
@@ -471,8 +428,7 @@ fn windows_of_64_kib_change_nothing() {
             run_steps(&mut unwindowed, &grads);
             run_steps(&mut run, &grads);
             run.assert_surroundings_untouched();
-            assert_eq!(rate_bits(&run), rate_bits(&unwindowed), "{}", run.path());
-            assert!(bits(&run.params()) == bits(&unwindowed.params()), "{}: parameters differ", run.path());
+            assert_same(&run, &unwindowed, format_args!("{rule:?}"));
         }
     }
 }
@@ -500,21 +456,15 @@ fn blocks_larger_than_a_binding_are_cut() {
 fn two_to_the_25_elements_and_five() {
     let len = (1usize << 25) + 5;
     for gpu in &devices() {
-        let mut spec = Spec::new(Rule::sgd(), Regime::fixed(0.5), vec![vec![]]);
-        spec.tensors[0] = vec![0.0; len];
+        let spec = Spec::new(Rule::sgd(), Regime::fixed(0.5), vec![vec![0.0; len]]);
         let mut run = GpuRun::new(gpu, &[spec], vec![Place { params: (0, 0), grads: (1, 0) }]);
         // 2^25 ones and five times 1024: 2^25 + 5 · 2^20 is exact in f32, and so is every partial sum of it.
         let mut grads = vec![1.0f32; len];
         grads[len - 5..].fill(1024.0);
         gpu.queue().write_buffer(&run.buffers[1], 0, bytemuck::cast_slice(&grads));
         step(gpu, &run.optimizer);
-        let square = run.sums()[0].square;
-        assert_eq!(
-            square,
-            Squares { sum: (1u32 << 25) as f32 + 5.0 * (1u32 << 20) as f32, exponent: 0 },
-            "{}",
-            run.path()
-        );
+        let expected = Squares { sum: (1u32 << 25) as f32 + 5.0 * (1u32 << 20) as f32, exponent: 0 };
+        assert_eq!(run.sums()[0].square, expected, "{}", run.path());
         let params = download(gpu, &run.buffers[0], len);
         let wrong = params.iter().zip(&grads).position(|(w, g)| *w != -0.5 * g);
         assert_eq!(wrong, None, "{}: the first wrong parameter", run.path());

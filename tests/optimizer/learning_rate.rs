@@ -2,9 +2,9 @@
 //! path.
 
 use wgpu_optim::{Regime, Rule, Term};
-use wgpu_optim_conformance::Numbers;
 use wgpu_optim_conformance::oracle::Oracle;
 use wgpu_optim_conformance::run::{Spec, every_path};
+use wgpu_optim_conformance::{Numbers, assert_close};
 
 const LEN: usize = 257;
 
@@ -35,10 +35,7 @@ fn rates_and_terms_are_right_at_every_scale() {
                     let record = records.last().expect("a record");
                     let what = format!("{}, {}, {scale:e}, step {step}", run.path(), rule.name());
                     let near = |got: f32, exact: f64, tolerance: f64, name: &str| {
-                        assert!(
-                            (f64::from(got) - exact).abs() <= tolerance,
-                            "{what}: {name} {got:e} against {exact:e}"
-                        );
+                        assert_close(format_args!("{what}: {name}"), got, exact, tolerance);
                     };
                     near(record.norm, expected.norm, 3e-6 * expected.norm, "norm");
                     near(record.slow_alignment, expected.slow, 10.0 * ALIGNMENT, "a_slow");

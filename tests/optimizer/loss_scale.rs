@@ -5,50 +5,25 @@
 //! Faults tried once by hand, each failed its test: the next scale divided out by pass 4, the norm's exponent left as it is, good steps that go on counting through a skip.
 
 use wgpu_optim::layout::GroupState;
-use wgpu_optim::{LossScaler, Regime, Rule, SecantForm, WeightDecay, wgpu};
-use wgpu_optim_conformance as conformance;
-use wgpu_optim_conformance::run::{Run, Setup, Spec, alone, bits, devices, every_path, every_path_with, gpu_run_with};
-use wgpu_optim_conformance::{Numbers, upload};
+use wgpu_optim::{LossScaler, Regime, Rule, WeightDecay};
+use wgpu_optim_conformance::run::{Run, Setup, Spec, alone, bits, devices, every_path_with, gpu_run_with};
+use wgpu_optim_conformance::{Kernel, Numbers, assert_close, noise, submit_pass, tensors, times, upload};
 
-/// Every rule with every other regime, of every kind of memory, each with one of three: nothing, decay, decay and a clip.
+use crate::helpers::{pairs_with, rules_and_regimes};
+
+/// Every rule and kind of memory, each with one of three: nothing, decay, decay and a clip.
 fn specs() -> Vec<Spec> {
-    let regimes = [
-        Regime::seesaw(),
-        Regime::norm_ratio(),
-        Regime::fixed(0.01),
-        Regime::adagrad_norm(),
-        Regime::barzilai_borwein(SecantForm::Geometric),
-        Regime::dowg(),
-        Regime::polyak(),
-    ];
-    let mut numbers = Numbers(1);
     let mut specs = Vec::new();
-    for (i, rule) in Rule::all().into_iter().enumerate() {
-        for (j, regime) in regimes.into_iter().enumerate() {
-            if (i + j) % 2 == 1 {
-                continue;
-            }
-            let mut spec = Spec::new(rule, regime, vec![numbers.vec(67)]);
-            spec.name = format!("{rule:?} {regime:?}");
-            if (i + j) % 3 > 0 {
-                spec.decay = WeightDecay::Coupled(0.1);
-            }
-            if (i + j) % 3 > 1 {
-                spec.clip = 3.0;
-            }
-            specs.push(spec);
-        }
+    for (i, (rule, regime)) in rules_and_regimes().into_iter().enumerate() {
+        let spec = Spec::new(rule, regime, tensors(1 + i as u64, &[67]));
+        specs.push(Spec {
+            decay: WeightDecay::Coupled(if i % 3 > 0 { 0.1 } else { 0.0 }),
+            clip: if i % 3 > 1 { 3.0 } else { f32::INFINITY },
+            ..spec.named(format!("{rule:?} {regime:?}"))
+        });
     }
     specs[1].maximize = true;
     specs
-}
-
-fn gradients(specs: &[Spec], numbers: &mut Numbers) -> Vec<Vec<f32>> {
-    conformance::run::lengths(specs).map(|len| numbers.vec(len)).collect()
-}
-
-fn times(scale: f32, grads: &[Vec<f32>]) -> Vec<Vec<f32>> {
-    grads.iter().map(|tensor| tensor.iter().map(|g| scale * g).collect()).collect()
 }
 
 fn without_scale(states: Vec<GroupState>) -> Vec<GroupState> {
@@ -64,11 +39,9 @@ fn with_any_scale_the_bits_are_those_without() {
     let far = LossScaler::fixed(2f32.powi(100));
     for (scaler, specs) in [(growing, &all[..]), (far, &all[..4])] {
         let setup = Setup { scaler: Some(scaler), ..Setup::default() };
-        let plain = every_path(specs).into_iter();
-        for (mut plain, mut scaled) in plain.zip(every_path_with(specs, setup)) {
-            let mut numbers = Numbers(2);
+        for (mut plain, mut scaled) in pairs_with((specs, Setup::default()), (specs, setup)) {
             for t in 0..6 {
-                let grads = gradients(specs, &mut numbers);
+                let grads = noise(specs, 2 + t);
                 let scale = scaled.loss_scale();
                 plain.step(&grads);
                 scaled.step(&times(scale, &grads));
@@ -88,38 +61,6 @@ fn with_any_scale_the_bits_are_those_without() {
                     assert!(bits(&[a]) == bits(&[b]), "{what}: {}", spec.name);
                 }
                 assert_eq!(without_scale(plain.states()), without_scale(scaled.states()), "{what}");
-            }
-        }
-    }
-}
-
-/// The f64 oracle, which knows nothing of scales.
-#[test]
-fn the_oracle_agrees() {
-    let _alone = alone();
-    let mut numbers = Numbers(7);
-    for rule in Rule::all() {
-        let mut spec = Spec::new(rule, Regime::seesaw(), vec![numbers.vec(300)]);
-        spec.decay = WeightDecay::Coupled(0.01);
-        let setup =
-            Setup { scaler: Some(LossScaler { growth_interval: 3, ..LossScaler::default() }), ..Setup::default() };
-        for mut run in every_path_with(std::slice::from_ref(&spec), setup) {
-            let mut oracle = spec.oracle();
-            let mut numbers = Numbers(8);
-            for t in 0..8 {
-                let grads = numbers.vec(300);
-                let expected = oracle.step(&grads);
-                run.step(&times(run.loss_scale(), &[grads]));
-                let record = run.records().records[0];
-                let what = format!("{}, {rule:?}, step {t}", run.path());
-                let off = (f64::from(record.norm) / expected.norm - 1.0).abs();
-                assert!(off <= 1e-6, "{what}: norm off by {off:e}");
-                let off = (f64::from(record.learning_rate) - expected.rate).abs();
-                assert!(off <= 1e-5 * expected.rate, "{what}: rate off by {off:e}");
-                for (w, expected) in run.params()[0].iter().zip(&oracle.w) {
-                    let off = (f64::from(*w) - expected).abs();
-                    assert!(off <= 1e-5, "{what}: {w} instead of {expected}");
-                }
             }
         }
     }
@@ -152,13 +93,11 @@ fn the_norm_is_right_for_scaled_gradients_of_any_size() {
                 };
                 let flushed = size == f32::MIN_POSITIVE;
                 if !flushed || norm_of(&states[0]) > 0.0 {
-                    let off = (norm_of(&states[0]) / true_norm - 1.0).abs();
-                    assert!(off <= 2e-6, "{what}: off by {off:e}");
+                    assert_close(&what, norm_of(&states[0]) / true_norm, 1.0, 2e-6);
                 }
                 // With decay the true gradient is added to w: it must be a normal f32.
                 if true_norm > 1e-36 {
-                    let off = (norm_of(&states[1]) / true_norm - 1.0).abs();
-                    assert!(off <= 2e-6, "{what}, decayed: off by {off:e}");
+                    assert_close(format_args!("{what}, decayed"), norm_of(&states[1]) / true_norm, 1.0, 2e-6);
                 }
                 for record in run.records().records {
                     let expected = (1e-3 / true_norm).min(1.0);
@@ -265,37 +204,17 @@ fn within_one_submit_gradients_meet_the_scale_they_were_made_with() {
         for scaled in [true, false] {
             let mut run = gpu_run_with(gpu, &specs, if scaled { setup } else { Setup::default() });
             let scale = if scaled { run.optimizer.loss_scale().clone() } else { one.clone() };
-            let device = gpu.device();
-            let pipeline = wgpu_optim_conformance::pipeline(gpu, BACKWARD);
-            let entries: Vec<_> = [&run.buffers[0], &scale, &run.buffers[1]]
-                .into_iter()
-                .enumerate()
-                .map(|(binding, buffer)| wgpu::BindGroupEntry {
-                    binding: binding as u32,
-                    resource: buffer.as_entire_binding(),
-                })
-                .collect();
-            let bind_group = device.create_bind_group(&wgpu::BindGroupDescriptor {
-                label: None,
-                layout: &pipeline.get_bind_group_layout(0),
-                entries: &entries,
-            });
-            let mut encoder = device.create_command_encoder(&Default::default());
+            let backward = Kernel::new(gpu, BACKWARD, &[&run.buffers[0], &scale, &run.buffers[1]]);
             // The scaled run skips two steps on its way down and more as it rises.
-            let steps = if scaled { 40 } else { 30 };
-            {
-                let mut pass = encoder.begin_compute_pass(&Default::default());
-                for _ in 0..steps {
-                    pass.set_pipeline(&pipeline);
-                    pass.set_bind_group(0, &bind_group, &[]);
-                    pass.dispatch_workgroups(1, 1, 1);
-                    run.optimizer.encode_step_in(&mut pass).expect("alive");
+            submit_pass(gpu, |pass| {
+                for _ in 0..if scaled { 40 } else { 30 } {
+                    backward.dispatch(pass);
+                    run.optimizer.encode_step_in(pass).expect("alive");
                 }
-            }
-            gpu.queue().submit([encoder.finish()]);
+            });
             let records = run.records().records;
-            let norms: Vec<u32> =
-                records.iter().filter(|record| !record.flags.skipped()).map(|record| record.norm.to_bits()).collect();
+            let taken = records.iter().filter(|record| !record.flags.skipped());
+            let norms: Vec<u32> = taken.map(|record| record.norm.to_bits()).collect();
             if scaled {
                 let changes = records.iter().filter(|record| record.flags.scale_changed());
                 let skips = records.iter().filter(|record| record.flags.skipped());

@@ -11,6 +11,7 @@ mod golden_trace;
 mod groups;
 mod halt;
 mod halves;
+mod helpers;
 mod learning_rate;
 mod loss_scale;
 mod low_rank;

@@ -5,7 +5,7 @@
 
 use proptest::prelude::*;
 use wgpu_optim::gpu::{Partials, Tuning};
-use wgpu_optim::{Averaging, NormRatio, Regime, Rule, Sgdm, WeightDecay};
+use wgpu_optim::{Averaging, NormRatio, Record, Regime, Rule, Sgdm, WeightDecay};
 use wgpu_optim_conformance::Numbers;
 use wgpu_optim_conformance::run::{CpuRun, GpuRun, Place, Run, Spec, devices, lengths};
 
@@ -20,12 +20,8 @@ struct Case {
 
 #[derive(Debug, Clone)]
 struct CaseGroup {
-    rule: Rule,
-    regime: Regime,
-    decay: WeightDecay,
-    clip: f32,
-    maximize: bool,
-    averaging: Averaging,
+    /// Without its tensors.
+    spec: Spec,
     shares: bool,
     tensors: Vec<CaseTensor>,
 }
@@ -90,12 +86,7 @@ fn group() -> impl Strategy<Value = CaseGroup> {
     let clip = prop_oneof![Just(f32::INFINITY), Just(0.5f32), Just(20.0f32)];
     (rule(), regime(), decay, clip, any::<bool>(), averaging(), any::<bool>(), prop::collection::vec(tensor(), 0..5))
         .prop_map(|(rule, regime, decay, clip, maximize, averaging, shares, tensors)| CaseGroup {
-            rule,
-            regime,
-            decay,
-            clip,
-            maximize,
-            averaging,
+            spec: Spec { decay, clip, maximize, averaging, ..Spec::new(rule, regime, vec![]) },
             shares,
             tensors,
         })
@@ -120,25 +111,14 @@ fn case() -> impl Strategy<Value = Case> {
 impl Case {
     fn specs(&self) -> Vec<Spec> {
         let mut numbers = Numbers(self.seed);
-        self.groups
-            .iter()
-            .enumerate()
-            .map(|(i, group)| {
-                let tensors = group.tensors.iter().map(|tensor| numbers.vec(tensor.len)).collect();
-                let spec = Spec {
-                    decay: group.decay,
-                    clip: group.clip,
-                    maximize: group.maximize,
-                    averaging: group.averaging,
-                    ..Spec::new(group.rule, group.regime, tensors).named(format!("{i}"))
-                };
-                match group.shares {
-                    // Rules with and without momentum cannot share an alignment.
-                    true => spec.sharing(if group.rule.has_momentum() { "heavy" } else { "plain" }),
-                    false => spec,
-                }
-            })
-            .collect()
+        let spec = |(i, group): (usize, &CaseGroup)| {
+            let tensors = group.tensors.iter().map(|tensor| numbers.vec(tensor.len)).collect();
+            let spec = Spec { tensors, ..group.spec.clone().named(format!("{i}")) };
+            // Rules with and without momentum cannot share an alignment.
+            let norm = if spec.rule.has_momentum() { "heavy" } else { "plain" };
+            if group.shares { spec.sharing(norm) } else { spec }
+        };
+        self.groups.iter().enumerate().map(spec).collect()
     }
 
     /// Tensors follow each other in their buffers; gradients and parameters may share one.
@@ -205,16 +185,11 @@ fn check(case: &Case) -> Result<(), TestCaseError> {
     let on_host = [FromHost(host.params()), FromHost(host.averages())];
     let host_records = host.records().records;
     for gpu in &devices() {
-        let gpu = match case.tuning {
-            Some(tuning) if tuning.partials.is_supported(gpu.device().features()) => {
-                gpu.clone().with_tuning(tuning).expect("a small geometry")
-            }
-            Some(tuning) => {
-                let without = Tuning { partials: Partials::PerWorkgroup, ..tuning };
-                gpu.clone().with_tuning(without).expect("a small geometry")
-            }
-            None => gpu.clone(),
-        };
+        let mut tuning = case.tuning.unwrap_or_else(|| gpu.tuning());
+        if !tuning.partials.is_supported(gpu.device().features()) {
+            tuning.partials = Partials::PerWorkgroup;
+        }
+        let gpu = gpu.clone().with_tuning(tuning).expect("a small geometry");
         let mut device = GpuRun::new(&gpu, &specs, case.places());
         for step in 0..STEPS {
             device.step(&case.gradients(step));
@@ -224,15 +199,10 @@ fn check(case: &Case) -> Result<(), TestCaseError> {
         for (record, expected) in records.iter().zip(&host_records) {
             prop_assert_eq!(record.flags, expected.flags, "{}, {:?}", device.path(), record);
             let close = |a: f64, b: f64| a == b || (a - b).abs() <= TOLERANCE * b.abs().max(1.0);
-            prop_assert!(
-                close(record.norm.into(), expected.norm.into()),
-                "{}: {:?} but {:?}",
-                device.path(),
-                record,
-                expected
-            );
-            prop_assert!(close(record.ln_rate, expected.ln_rate), "{}: {:?} but {:?}", device.path(), record, expected);
-            prop_assert!(close(record.clip_factor.into(), expected.clip_factor.into()), "{}", device.path());
+            let of = |record: &Record| [record.norm.into(), record.ln_rate, record.clip_factor.into()];
+            for (got, wanted) in of(record).into_iter().zip(of(expected)) {
+                prop_assert!(close(got, wanted), "{}: {:?} but {:?}", device.path(), record, expected);
+            }
         }
         let on_device = [FromDevice(device.params()), FromDevice(device.averages())];
         for (on_device, on_host) in on_device.iter().zip(&on_host) {

@@ -8,9 +8,13 @@
 //! looked for.
 
 use wgpu_optim::gpu::Tensor;
-use wgpu_optim::{Averaging, Error, Gpu, Group, Optimizer, OptimizerBuilder, Regime, Rule, SecantForm, wgpu};
+use wgpu_optim::{Averaging, Element, Error, Gpu, Group, Optimizer, OptimizerBuilder, Regime, Rule, SecantForm, wgpu};
 use wgpu_optim_conformance::run::{GpuRun, Place, Run, Spec, alone, bits, devices, lengths, separate};
-use wgpu_optim_conformance::{Numbers, download, small_bindings, upload};
+use wgpu_optim_conformance::{Numbers, assert_says, download, noise, small_bindings, storage, submit, tensors, upload};
+
+use crate::halves::kept;
+use crate::helpers::assert_same_bits;
+use crate::schedule_free;
 
 /// Every rule, a regime of each kind of memory, and everything else that has a part in a step.
 fn cases() -> Vec<Spec> {
@@ -24,9 +28,8 @@ fn cases() -> Vec<Spec> {
             specs.push(Spec::new(rule, regime, tensors).named(name));
         }
     }
-    for (rule, regime) in
-        [(Rule::sgdm(0.9), Regime::barzilai_borwein(SecantForm::Geometric)), (Rule::sgd(), Regime::dowg())]
-    {
+    let secant = Regime::barzilai_borwein(SecantForm::Geometric);
+    for (rule, regime) in [(Rule::sgdm(0.9), secant), (Rule::sgd(), Regime::dowg())] {
         let tensors = vec![numbers.vec(1), vec![], numbers.vec(5003)];
         specs.push(Spec::new(rule, regime, tensors).named(regime.name()));
     }
@@ -43,10 +46,14 @@ fn cases() -> Vec<Spec> {
     specs
 }
 
-/// What a place must start at a multiple of, in elements.
+/// Groups with parameters and gradients in 16 bits, or parameters alone.
+fn halves(params: Element, grads: Element) -> Vec<Spec> {
+    kept(params).into_iter().map(|spec| Spec { grads, ..spec }).collect()
+}
+
+/// What a place must start at a multiple of, in bytes.
 fn alignment(gpu: &Gpu) -> usize {
-    let limit = gpu.device().limits().min_storage_buffer_offset_alignment;
-    limit.max(16) as usize / 4
+    gpu.device().limits().min_storage_buffer_offset_alignment.max(16) as usize
 }
 
 const BUFFERS: usize = 3;
@@ -56,38 +63,46 @@ fn scattered(gpu: &Gpu, specs: &[Spec], seed: u64) -> Vec<Place> {
     let alignment = alignment(gpu);
     let mut numbers = Numbers(seed);
     let mut ends = [0; BUFFERS];
-    let mut place = |len: usize| {
+    let mut place = |len: usize, element: Element| {
         let buffer = ((numbers.next() + 1.0) / 2.0 * BUFFERS as f32) as usize;
         // Now and then a gap.
-        let gap = usize::from(numbers.next() > 0.0);
-        let start = ends[buffer] + gap * alignment;
-        ends[buffer] = start + len.next_multiple_of(alignment).max(alignment);
-        (buffer, start)
+        let start = ends[buffer] + usize::from(numbers.next() > 0.0) * alignment;
+        let bytes = element.bytes() as usize;
+        ends[buffer] = start + (bytes * len).next_multiple_of(alignment).max(alignment);
+        (buffer, start / bytes)
     };
-    let mut places: Vec<_> = lengths(specs).map(|len| Place { params: place(len), grads: place(len) }).collect();
-    // And some the other way round: the gradients first.
-    for place in places.iter_mut().step_by(3) {
-        std::mem::swap(&mut place.params, &mut place.grads);
+    let mut places = Vec::new();
+    for spec in specs {
+        for (index, len) in spec.tensors.iter().map(Vec::len).enumerate() {
+            // And some the other way round: the gradients first.
+            let (params, grads) = match index % 3 {
+                0 => {
+                    let grads = place(len, spec.grads);
+                    (place(len, spec.params), grads)
+                }
+                _ => (place(len, spec.params), place(len, spec.grads)),
+            };
+            places.push(Place { params, grads });
+        }
     }
     places
 }
 
 fn movable(gpu: &Gpu, specs: &[Spec]) -> GpuRun {
-    let room = 4 * lengths(specs).map(|len| len + 2 * alignment(gpu)).sum::<usize>();
+    let room = 4 * lengths(specs).map(|len| len + alignment(gpu)).sum::<usize>();
     let places = scattered(gpu, specs, 0);
     GpuRun::with_room(gpu, specs, places, &[room; BUFFERS], |builder| builder.rebindable(true))
 }
 
 fn gradients(specs: &[Spec], step: u64) -> Vec<Vec<f32>> {
-    let mut numbers = Numbers(100 + step);
-    lengths(specs).map(|len| numbers.vec(len)).collect()
+    noise(specs, 100 + step)
 }
 
 /// Everything that there is of a run, to the bit.
+#[track_caller]
 fn assert_same(moving: &mut GpuRun, staying: &mut GpuRun, when: &str) {
+    assert_same_bits(moving, staying, when);
     let path = format!("{}, {when}", moving.path());
-    assert!(bits(&moving.params()) == bits(&staying.params()), "{path}: parameters");
-    assert!(bits(&moving.averages()) == bits(&staying.averages()), "{path}: averages");
     // As text, where a NaN is itself.
     let [moved, stayed] = [&mut *moving, staying].map(|run| format!("{:?}", run.records()));
     assert!(moved == stayed, "{path}: records");
@@ -97,62 +112,73 @@ fn assert_same(moving: &mut GpuRun, staying: &mut GpuRun, when: &str) {
 #[test]
 fn buffers_that_move_have_the_bits_of_buffers_that_stay() {
     let _alone = alone();
-    let specs = cases();
-    for gpu in &devices() {
-        let mut staying = GpuRun::new(gpu, &specs, separate(&specs));
-        let mut moving = movable(gpu, &specs);
-        for step in 0..8 {
-            let mut grads = gradients(&specs, step);
-            if step == 4 {
-                // A step that is skipped.
-                grads[0][3] = f32::NAN;
-            }
-            let places = scattered(gpu, &specs, step);
-            moving.move_to(places).expect("rebinds");
-            moving.step(&grads);
-            moving.assert_surroundings_untouched();
-            staying.step(&grads);
-            if step % 3 == 1 {
-                assert_same(&mut moving, &mut staying, &format!("step {step}"));
-            }
+    let (f32, f16, bf16) = (Element::F32, Element::F16, Element::Bf16);
+    for (what, specs) in [
+        ("every rule", cases()),
+        ("schedule-free", schedule_free::every_rule(&[64, 67])),
+        ("bf16", halves(bf16, bf16)),
+        ("f16", halves(f16, f16)),
+        ("bf16 along f32", halves(bf16, f32)),
+    ] {
+        for gpu in &devices() {
+            assert_moving_changes_nothing(gpu, what, &specs);
         }
-        assert_same(&mut moving, &mut staying, "at the end");
-
-        // Back in time, at places that the checkpoint knows nothing of.
-        let checkpoint = staying.checkpoint();
-        for run in [&mut moving, &mut staying] {
-            run.step(&gradients(&specs, 20));
-            run.restore(&checkpoint).expect("it fits");
-        }
-        moving.move_to(scattered(gpu, &specs, 30)).expect("rebinds");
-        moving.restore(&checkpoint).expect("it fits");
-        for run in [&mut moving, &mut staying] {
-            run.step(&gradients(&specs, 21));
-        }
-        assert_same(&mut moving, &mut staying, "after a restore");
-
-        // The averages come where the parameters are.
-        moving.move_to(scattered(gpu, &specs, 31)).expect("rebinds");
-        for run in [&mut moving, &mut staying] {
-            run.swap_averages();
-        }
-        assert!(bits(&moving.params()) == bits(&staying.params()));
-        let refused = moving.move_to(scattered(gpu, &specs, 32));
-        assert!(matches!(refused, Err(Error::AveragesSwapped { .. })), "{refused:?}");
-        for run in [&mut moving, &mut staying] {
-            run.swap_averages();
-            run.step(&gradients(&specs, 22));
-        }
-        assert_same(&mut moving, &mut staying, "after an exchange");
     }
+}
+
+fn assert_moving_changes_nothing(gpu: &Gpu, what: &str, specs: &[Spec]) {
+    let mut staying = GpuRun::new(gpu, specs, separate(specs));
+    let mut moving = movable(gpu, specs);
+    for step in 0..8 {
+        let mut grads = gradients(specs, step);
+        if step == 4 {
+            // A step that is skipped.
+            *grads.last_mut().and_then(|g| g.last_mut()).expect("some") = f32::NAN;
+        }
+        moving.move_to(scattered(gpu, specs, step)).expect("rebinds");
+        moving.step(&grads);
+        moving.assert_surroundings_untouched();
+        staying.step(&grads);
+        if step % 3 == 1 {
+            assert_same(&mut moving, &mut staying, &format!("{what}, step {step}"));
+        }
+    }
+    assert_same(&mut moving, &mut staying, &format!("{what}, at the end"));
+
+    // Back in time, at places that the checkpoint knows nothing of.
+    let checkpoint = staying.checkpoint();
+    for run in [&mut moving, &mut staying] {
+        run.step(&gradients(specs, 20));
+        run.restore(&checkpoint).expect("it fits");
+    }
+    moving.move_to(scattered(gpu, specs, 30)).expect("rebinds");
+    moving.restore(&checkpoint).expect("it fits");
+    for run in [&mut moving, &mut staying] {
+        run.step(&gradients(specs, 21));
+    }
+    assert_same(&mut moving, &mut staying, &format!("{what}, after a restore"));
+
+    // The averages come where the parameters are.
+    moving.move_to(scattered(gpu, specs, 31)).expect("rebinds");
+    let params = bits(&moving.params());
+    for run in [&mut moving, &mut staying] {
+        run.swap_averages();
+    }
+    assert!(bits(&moving.params()) == bits(&staying.params()), "{what}");
+    assert!(bits(&moving.params()) != params, "{what}");
+    let refused = moving.move_to(scattered(gpu, specs, 32));
+    assert!(matches!(refused, Err(Error::AveragesSwapped { .. })), "{refused:?}");
+    for run in [&mut moving, &mut staying] {
+        run.swap_averages();
+        run.step(&gradients(specs, 22));
+    }
+    assert_same(&mut moving, &mut staying, &format!("{what}, after an exchange"));
 }
 
 /// A tensor in several windows, each of which moves with it.
 #[test]
 fn tensors_longer_than_a_binding_move() {
-    let mut numbers = Numbers(3);
-    let tensors = vec![numbers.vec(40_001), numbers.vec(6)];
-    let specs = [Spec::new(Rule::sgdm(0.9), Regime::seesaw(), tensors)];
+    let specs = [Spec::new(Rule::sgdm(0.9), Regime::seesaw(), tensors(3, &[40_001, 6]))];
     for gpu in &small_bindings(1 << 16) {
         let mut staying = GpuRun::new(gpu, &specs, separate(&specs));
         let mut moving = movable(gpu, &specs);
@@ -184,18 +210,18 @@ fn own_groups(optimizer: &Optimizer) -> Vec<wgpu::BindGroup> {
 #[test]
 fn recorded_steps_keep_their_places() {
     for gpu in &devices() {
-        let [mut first, mut second] = [1.0, 2.0].map(|w| upload(gpu, &[w; 8]));
+        let [first, second] = [1.0, 2.0].map(|w| upload(gpu, &[w; 8]));
         let ones = upload(gpu, &[1.0; 8]);
         let builder = OptimizerBuilder::new(Rule::sgd()).regime(Regime::fixed(0.25)).rebindable(true);
         let mut optimizer = one_tensor(gpu, builder, [&first, &ones]).expect("builds");
-        let mut encoder = gpu.device().create_command_encoder(&Default::default());
-        optimizer.encode_step(&mut encoder).expect("alive");
-        optimizer.rebind(&[(second.slice(..32), ones.slice(..32))]).expect("rebinds");
-        for _ in 0..2 {
-            optimizer.encode_step(&mut encoder).expect("alive");
-        }
-        gpu.queue().submit([encoder.finish()]);
-        for (buffer, expected) in [(&mut first, 0.75), (&mut second, 1.5)] {
+        submit(gpu, |encoder| {
+            optimizer.encode_step(encoder).expect("alive");
+            optimizer.rebind(&[(second.slice(..32), ones.slice(..32))]).expect("rebinds");
+            for _ in 0..2 {
+                optimizer.encode_step(encoder).expect("alive");
+            }
+        });
+        for (buffer, expected) in [(&first, 0.75), (&second, 1.5)] {
             assert_eq!(download(gpu, buffer, 8), [expected; 8], "{}", gpu.describe());
         }
     }
@@ -235,15 +261,13 @@ fn slice(buffer: &wgpu::Buffer, start: u64) -> wgpu::BufferSlice<'_> {
 #[test]
 fn what_cannot_be_bound_is_refused_and_nothing_changes() {
     for gpu in &devices() {
-        let aligned = 4 * alignment(gpu) as u64;
+        let aligned = alignment(gpu) as u64;
         let size = 3 * aligned + 64;
-        let buffer = |usage| {
-            gpu.device().create_buffer(&wgpu::BufferDescriptor { label: None, size, usage, mapped_at_creation: false })
-        };
-        let storage = wgpu::BufferUsages::STORAGE;
-        let [a, b, c, d] = [(); 4].map(|()| buffer(storage | wgpu::BufferUsages::COPY_DST));
-        let wrong = buffer(wgpu::BufferUsages::COPY_DST);
-        let gone = buffer(storage);
+        let usage = wgpu::BufferUsages::COPY_DST;
+        let [a, b, c, d, gone] = [(); 5].map(|()| storage(gpu, size, usage));
+        let label = None;
+        let wrong =
+            gpu.device().create_buffer(&wgpu::BufferDescriptor { label, size, usage, mapped_at_creation: false });
         gone.destroy();
         let builder = || {
             let group =
@@ -271,12 +295,8 @@ fn what_cannot_be_bound_is_refused_and_nothing_changes() {
             assert!(own_groups(&optimizer) == before, "{error}");
         }
         let error = optimizer.rebind(&[good, (slice(&c, 8), slice(&d, 0))]);
-        let text = error.expect_err("misaligned").to_string();
-        assert!(
-            text.contains("\"w\": the parameter slice starts at byte 8")
-                && text.contains(&format!("a multiple of {aligned}")),
-            "{text}"
-        );
+        let words = ["\"w\": the parameter slice starts at byte 8", &format!("a multiple of {aligned}")];
+        assert_says(error.expect_err("misaligned"), &words);
         optimizer.rebind(&[good, (slice(&c, 0), slice(&d, 0))]).expect("rebinds");
         assert!(own_groups(&optimizer) != before);
 

@@ -7,11 +7,9 @@
 
 use wgpu_optim::gpu::{Partials, Tuning};
 use wgpu_optim::layout::{ScopeSums, Squares};
-use wgpu_optim::{Gpu, Regime, Rule};
-use wgpu_optim_conformance::run::{
-    CpuRun, GpuRun, Place, Run, Spec, bits, devices, every_path, every_path_and_kind, packed,
-};
-use wgpu_optim_conformance::{Numbers, ulps};
+use wgpu_optim::{Gpu, Regime, Rule, WeightDecay};
+use wgpu_optim_conformance::run::{CpuRun, GpuRun, Place, Run, Spec, devices, every_path, every_path_and_kind, packed};
+use wgpu_optim_conformance::{Numbers, assert_close, times, ulps};
 
 /// Σ x² in f64: exact squares, and an error of at most n · 2^-53.
 fn exact_square(x: &[f32]) -> f64 {
@@ -45,14 +43,8 @@ fn gpu_roundings(tuning: Tuning, len: usize) -> f64 {
 }
 
 fn assert_square(what: &str, squares: Squares, x: &[f32], roundings: f64) {
-    let (got, exact) = (squares.value(), exact_square(x));
-    let bound = roundings * 2f64.powi(-24) * exact;
-    assert!(
-        (got - exact).abs() <= bound,
-        "{what}: Σx² is {got:e}, exactly {exact:e}: off by {:e}, allowed {:e}",
-        got / exact - 1.0,
-        bound / exact
-    );
+    let exact = exact_square(x);
+    assert_close(format_args!("{what}: Σx²"), squares.value(), exact, roundings * 2f64.powi(-24) * exact);
 }
 
 fn spec(values: &[f32]) -> Spec {
@@ -72,13 +64,9 @@ fn small_tunings(gpu: &Gpu) -> Vec<Tuning> {
         tuning(8, 2, Partials::PerInvocation, 2),
         tuning(64, 1, Partials::PerWorkgroup, 64),
         tuning(256, 1, Partials::PerWorkgroup, 256),
-        // Less than a subgroup, one, and several.
-        tuning(1, 1, Partials::Subgroup, 1),
-        tuning(2, 3, Partials::Subgroup, 4),
-        tuning(8, 2, Partials::Subgroup, 2),
-        tuning(64, 1, Partials::Subgroup, 64),
-        tuning(256, 1, Partials::Subgroup, 256),
     ];
+    // Less than a subgroup, one, and several.
+    tunings.extend(tunings.clone().into_iter().map(|tuning| Tuning { partials: Partials::Subgroup, ..tuning }));
     tunings.retain(|tuning| tuning.partials.is_supported(gpu.device().features()));
     tunings
 }
@@ -224,20 +212,14 @@ fn any_magnitude_has_its_norm() {
     let mut numbers = Numbers(11);
     for (name, values) in &cases {
         for sparse in [false, true] {
-            let g: Vec<f32> = (0..len)
-                .map(|i| match sparse {
-                    true if i % 1777 != 3 => 0.0,
-                    // Between one half and all of the value, but never below the normal range.
-                    _ => {
-                        values[i % values.len()]
-                            * (0.75 + 0.25 * numbers.next()).max(if values[0] == least_normal { 1.0 } else { 0.0 })
-                    }
-                })
-                .collect();
+            // Between one half and all of the value, but never below the normal range.
+            let least = if values[0] == least_normal { 1.0 } else { 0.0 };
+            let mut share = || (0.75 + 0.25 * numbers.next()).max(least);
+            let is_zero = |i: usize| sparse && i % 1777 != 3;
+            let g: Vec<f32> =
+                (0..len).map(|i| if is_zero(i) { 0.0 } else { values[i % values.len()] * share() }).collect();
             assert!(g.iter().all(|g| *g == 0.0 || g.is_normal()), "{name}");
-            specs.push(
-                Spec::new(Rule::sgd(), Regime::norm_ratio(), vec![g.clone()]).named(format!("{name}, sparse {sparse}")),
-            );
+            specs.push(spec(&g).named(format!("{name}, sparse {sparse}")));
             grads.push(g);
         }
     }
@@ -305,17 +287,15 @@ fn inner_products_with_the_direction_memory() {
     let len = 10_007;
     let mut numbers = Numbers(23);
     let (first, second) = (numbers.vec(len), numbers.vec(len));
-    let scales = [1.0f32, 1e-20, 1e20];
-    let mut specs = Vec::new();
-    for (i, _) in scales.iter().enumerate() {
-        for rule in [Rule::sgd(), Rule::sgdm(0.9), Rule::sign_sgd(), Rule::signum(0.9), Rule::lion()] {
-            specs.push(Spec::new(rule, Regime::seesaw(), vec![vec![0.0; len]]).named(format!("{}, {i}", rule.name())));
-        }
+    let rules = [Rule::sgd(), Rule::sgdm(0.9), Rule::sign_sgd(), Rule::signum(0.9), Rule::lion()];
+    let (mut specs, mut grads) = (Vec::new(), [Vec::new(), Vec::new()]);
+    for (scale, rule) in [1.0f32, 1e-20, 1e20].into_iter().flat_map(|scale| rules.map(|rule| (scale, rule))) {
+        let name = format!("{}, {scale}", rule.name());
+        specs.push(Spec::new(rule, Regime::seesaw(), vec![vec![0.0; len]]).named(name));
+        grads[0].extend(times(scale, std::slice::from_ref(&first)));
+        grads[1].extend(times(scale, std::slice::from_ref(&second)));
     }
-    let scaled = |g: &[f32]| -> Vec<Vec<f32>> {
-        scales.iter().flat_map(|&scale| vec![g.iter().map(|g| scale * g).collect::<Vec<f32>>(); 5]).collect()
-    };
-    let (first, second) = (scaled(&first), scaled(&second));
+    let [first, second] = grads;
     for mut run in every_path_and_kind(&specs) {
         run.step(&first);
         let states = run.states();
@@ -341,10 +321,7 @@ fn inner_products_with_the_direction_memory() {
                 let exact: f64 = a.iter().zip(b).map(|(a, b)| a * b).sum();
                 let magnitude: f64 = a.iter().zip(b).map(|(a, b)| (a * b).abs()).sum();
                 let bound = magnitude * (cpu_roundings(len) + 34.0) * 2f64.powi(-24);
-                assert!(
-                    (f64::from(got) - exact).abs() <= bound,
-                    "{what}: {name} is {got:e}, exactly {exact:e}, allowed ±{bound:e}"
-                );
+                assert_close(format_args!("{what}: {name}"), got, exact, bound);
             };
             close("⟨g, memory⟩", sums[i].slow_dot, &g, &memory);
             close("‖memory‖²", sums[i].direction_square, &memory, &memory);
@@ -364,10 +341,9 @@ fn weight_decay_and_clip_have_a_sum_each() {
     let len = 4099;
     let mut numbers = Numbers(29);
     let (w, g) = (numbers.vec(len), numbers.vec(len));
-    let mut spec = Spec::new(Rule::sgd(), Regime::seesaw(), vec![w.clone()]);
-    spec.decay = wgpu_optim::WeightDecay::Coupled(0.5);
-    spec.clip = 1.0;
-    spec.maximize = true;
+    let decay = WeightDecay::Coupled(0.5);
+    let spec = Spec::new(Rule::sgd(), Regime::seesaw(), vec![w.clone()]);
+    let spec = Spec { decay, clip: 1.0, maximize: true, ..spec };
     let seen: Vec<f32> = w.iter().zip(&g).map(|(w, g)| 0.5 * w - g).collect();
     for mut run in every_path_and_kind(&[spec]) {
         run.step(std::slice::from_ref(&g));
@@ -376,28 +352,5 @@ fn weight_decay_and_clip_have_a_sum_each() {
         assert_square(&format!("{path}, raw"), sums.raw_square, &g, cpu_roundings(len) + 32.0);
         // g + λw was rounded once per element, in f32, above; fused or not on the device.
         assert_square(&format!("{path}, seen"), sums.square, &seen, cpu_roundings(len) + 34.0);
-    }
-}
-
-/// The order of additions is the adapter's own, but always the same: sums of numbers that do round repeat bit for bit.
-#[test]
-fn every_kind_of_partials_repeats_bit_for_bit() {
-    let mut numbers = Numbers(31);
-    let (w, g) = (numbers.vec(9001), numbers.vec(9001));
-    let specs = [Spec::new(Rule::sgdm(0.9), Regime::seesaw(), vec![w])];
-    let sums_of = |mut run: Box<dyn Run>| {
-        for _ in 0..3 {
-            run.step(std::slice::from_ref(&g));
-        }
-        (run.path(), run.sums(), bits(&run.params()))
-    };
-    let firsts = every_path_and_kind(&specs);
-    let seconds = every_path_and_kind(&specs);
-    let with_subgroups =
-        devices().iter().filter(|gpu| Partials::Subgroup.is_supported(gpu.device().features())).count();
-    assert!(with_subgroups > 0, "no adapter with subgroups: half of this is not tested");
-    for (first, second) in firsts.into_iter().zip(seconds) {
-        let (first, second) = (sums_of(first), sums_of(second));
-        assert_eq!(first, second);
     }
 }

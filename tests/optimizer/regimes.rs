@@ -1,20 +1,23 @@
 //! Promise: every regime that says what the rate is, every schedule, and layer-wise rates do what their papers' formulas say, on every
 //! path: record by record and parameter by parameter against the f64 oracle. What the terms say adds up.
 
+use std::fmt::Display;
+
 use wgpu_optim::{
-    AdaGradNorm, AutoSgd, BarzilaiBorwein, DoG, DoWG, Error, Group, Ngn, OptimizerBuilder, Polyak, Record, Regime,
-    Rule, Schedule, SecantForm, Sgdm, Term, WeightDecay,
+    AdaGradNorm, AutoSgd, BarzilaiBorwein, DoG, DoWG, Ngn, Polyak, Record, Regime, Rule, Schedule, SecantForm, Sgdm,
+    Term, WeightDecay,
 };
-use wgpu_optim_conformance as conformance;
-use wgpu_optim_conformance::Numbers;
 use wgpu_optim_conformance::oracle::Oracle;
-use wgpu_optim_conformance::run::{Spec, alone, bits, devices, every_path};
+use wgpu_optim_conformance::run::{Spec, alone, devices, every_path};
+use wgpu_optim_conformance::{Numbers, assert_close, noise, tensors};
+
+use crate::helpers::{assert_alike, pairs};
 
 const LEN: usize = 61;
 const STEPS: usize = 20;
 
 /// The regimes that say what the rate is, and a bound of the secant's that acts.
-fn formulas() -> Vec<(&'static str, Regime)> {
+pub fn formulas() -> Vec<(&'static str, Regime)> {
     let tight = Regime::BarzilaiBorwein(BarzilaiBorwein {
         max_change: 1.1,
         initial_rate: Some(0.01),
@@ -39,7 +42,8 @@ fn streams() -> Vec<(&'static str, Regime)> {
     vec![("auto-sgd", auto(3.0, 0.0)), ("auto-sgd, never certain", auto(2.0, 1e9))]
 }
 
-fn rules() -> [(&'static str, Rule); 8] {
+/// Every rule, one of them with a dampening.
+pub fn rules() -> [(&'static str, Rule); 8] {
     let dampened = Rule::Sgdm(Sgdm { momentum: 0.8, dampening: 0.3, nesterov: false });
     [
         ("sgd", Rule::sgd()),
@@ -71,11 +75,9 @@ fn loss(t: usize, noise: &mut Numbers) -> f32 {
 /// uncertain as the two gradients are; 20 steps add up.
 const TOLERANCE: f64 = 256.0 / 16_777_216.0;
 
-fn assert_close(what: &str, got: f64, expected: f64) {
-    assert!(
-        (got - expected).abs() <= TOLERANCE * expected.abs().max(1.0),
-        "{what}: {got} but the oracle says {expected}"
-    );
+#[track_caller]
+fn assert_near(what: impl Display, got: impl Into<f64>, expected: f64) {
+    assert_close(what, got, expected, TOLERANCE * expected.abs().max(1.0));
 }
 
 /// Runs 20 steps of all specs, which have one tensor each, on every path; hands every record to `see`.
@@ -85,7 +87,11 @@ fn follow_the_oracle(specs: &[Spec], mut see: impl FnMut(usize, &Record)) {
         let mut last_rates = vec![None; specs.len()];
         let mut oracles: Vec<Oracle> = specs.iter().map(Spec::oracle).collect();
         for t in 0..STEPS {
-            let grads: Vec<Vec<f32>> = specs.iter().map(|_| gradient(t, &mut noise)).collect();
+            let mut grads: Vec<Vec<f32>> = specs.iter().map(|_| gradient(t, &mut noise)).collect();
+            // One gradient of zeros, which carries a trust ratio over; but a decay has its own gradient.
+            if t == 5 {
+                grads.iter_mut().zip(specs).filter(|(_, spec)| spec.trust.is_some()).for_each(|(g, _)| g.fill(0.0));
+            }
             let loss = loss(t, &mut noise);
             run.set_loss(loss);
             run.step(&grads);
@@ -95,23 +101,20 @@ fn follow_the_oracle(specs: &[Spec], mut see: impl FnMut(usize, &Record)) {
                 oracles[i].loss = f64::from(loss);
                 let out = oracles[i].step(&grads[i]);
                 let what = format!("{}, {}, step {t}", run.path(), spec.name);
-                assert_close(&format!("{what}: norm"), f64::from(records[i].norm), out.norm);
-                assert_close(&format!("{what}: ln rate"), records[i].ln_rate, out.rate.ln());
-                let rate = f64::from(records[i].learning_rate);
-                assert_close(&format!("{what}: rate"), rate / out.rate, 1.0);
+                assert_near(format_args!("{what}: norm"), records[i].norm, out.norm);
+                assert_near(format_args!("{what}: ln rate"), records[i].ln_rate, out.rate.ln());
+                assert_near(format_args!("{what}: rate"), f64::from(records[i].learning_rate) / out.rate, 1.0);
                 assert_eq!(records[i].flags.first(), out.first, "{what}");
                 // The terms are the change, whatever was clamped.
                 if let Some(last) = last_rates[i].replace(records[i].ln_rate) {
-                    let change = records[i].ln_rate - last;
-                    assert_close(&format!("{what}: sum of terms"), records[i].change(), change);
+                    assert_near(format_args!("{what}: terms"), records[i].change(), records[i].ln_rate - last);
                 }
                 see(i, &records[i]);
             }
         }
         for ((params, spec), oracle) in run.params().iter().zip(specs).zip(&oracles) {
             for (i, (w, expected)) in params.iter().zip(&oracle.w).enumerate() {
-                let what = format!("{}, {}, parameter {i}", run.path(), spec.name);
-                assert_close(&what, f64::from(*w), *expected);
+                assert_near(format_args!("{}, {}, parameter {i}", run.path(), spec.name), *w, *expected);
             }
             assert_ne!(params, &spec.tensors[0], "{}: nothing was learnt", spec.name);
         }
@@ -125,21 +128,15 @@ fn every_formula_follows_the_oracle() {
     let (mut clamped, mut clipped) = (0, 0);
     for some_rules in rules().chunks(6) {
         let mut specs = Vec::new();
-        for &(rule_name, rule) in some_rules {
-            for (regime_name, regime) in formulas() {
-                for (decay, clip, maximize) in [
-                    (WeightDecay::Coupled(0.0), f32::INFINITY, false),
-                    (WeightDecay::Coupled(0.05), f32::INFINITY, true),
-                    (WeightDecay::Decoupled(0.01), 2.0, false),
-                ] {
-                    specs.push(Spec {
-                        decay,
-                        clip,
-                        maximize,
-                        ..Spec::new(rule, regime, vec![numbers.vec(LEN)])
-                            .named(format!("{rule_name}, {regime_name}, {decay:?}, clip {clip}"))
-                    });
-                }
+        for (of_rule, regime) in some_rules.iter().flat_map(|rule| formulas().into_iter().map(move |of| (rule, of))) {
+            for (decay, clip, maximize) in [
+                (WeightDecay::Coupled(0.0), f32::INFINITY, false),
+                (WeightDecay::Coupled(0.05), f32::INFINITY, true),
+                (WeightDecay::Decoupled(0.01), 2.0, false),
+            ] {
+                let spec = Spec::new(of_rule.1, regime.1, vec![numbers.vec(LEN)]);
+                let name = format!("{}, {}, {decay:?}, clip {clip}", of_rule.0, regime.0);
+                specs.push(Spec { decay, clip, maximize, ..spec.named(name) });
             }
         }
         follow_the_oracle(&specs, |_, record| {
@@ -164,14 +161,9 @@ fn streams_follow_the_oracle() {
                     (WeightDecay::Coupled(0.05), f32::INFINITY, Schedule::InverseSqrt { warmup: 3 }),
                     (WeightDecay::Decoupled(0.01), 2.0, Schedule::Constant),
                 ] {
-                    specs.push(Spec {
-                        decay,
-                        clip,
-                        maximize,
-                        schedule,
-                        ..Spec::new(rule, regime, vec![Numbers(3).vec(LEN)])
-                            .named(format!("{}, {name}, {decay:?}, maximize {maximize}", rule.name()))
-                    });
+                    let spec = Spec::new(rule, regime, tensors(3, &[LEN]));
+                    let name = format!("{}, {name}, {decay:?}, maximize {maximize}", rule.name());
+                    specs.push(Spec { decay, clip, maximize, schedule, ..spec.named(name) });
                 }
             }
             let mut ends = 0;
@@ -199,16 +191,12 @@ fn every_schedule_multiplies_every_kind_of_regime() {
     ];
     let regimes =
         [Regime::fixed(0.1), Regime::seesaw(), Regime::polyak(), Regime::barzilai_borwein(SecantForm::Geometric)];
-    let mut specs = Vec::new();
-    for schedule in schedules {
-        for regime in regimes {
-            specs.push(Spec {
-                schedule,
-                ..Spec::new(Rule::sgdm(0.9), regime, vec![Numbers(3).vec(LEN)])
-                    .named(format!("{schedule:?}, {}", regime.name()))
-            });
-        }
-    }
+    let spec = |(schedule, regime): (Schedule, Regime)| {
+        let name = format!("{schedule:?}, {}", regime.name());
+        Spec { schedule, ..Spec::new(Rule::sgdm(0.9), regime, tensors(3, &[LEN])).named(name) }
+    };
+    let pairs = schedules.into_iter().flat_map(|schedule| regimes.map(|regime| (schedule, regime)));
+    let specs: Vec<Spec> = pairs.map(spec).collect();
     let mut moved = vec![0.0f32; specs.len()];
     follow_the_oracle(&specs, |i, record| moved[i] += record.term(Term::Schedule).abs());
     for (spec, moved) in specs.iter().zip(moved) {
@@ -217,92 +205,60 @@ fn every_schedule_multiplies_every_kind_of_regime() {
     }
 }
 
+/// With each rule, decay and kind of regime, from parameters of zero as well, of which the ratio is 1 until they have moved.
 #[test]
-fn a_skipped_step_does_not_advance_the_schedule_or_any_state() {
+fn the_trust_ratio_is_the_oracles() {
     let _alone = alone();
-    let specs: Vec<Spec> = formulas()
-        .into_iter()
-        .map(|(name, regime)| Spec {
-            schedule: Schedule::InverseSqrt { warmup: 3 },
-            ..Spec::new(Rule::sgdm(0.9), regime, vec![Numbers(3).vec(LEN)]).named(name)
-        })
-        .collect();
-    for (mut run, mut other) in every_path(&specs).into_iter().zip(every_path(&specs)) {
-        let mut noise = Numbers(8);
-        for t in 0..6 {
-            let grads: Vec<Vec<f32>> = specs.iter().map(|_| gradient(t, &mut noise)).collect();
-            run.step(&grads);
-            other.step(&grads);
-            // One of the two also meets a NaN, and a loss that is none.
-            let mut bad = grads.clone();
-            bad[2][7] = f32::NAN;
-            run.step(&bad);
-            run.set_loss(f32::INFINITY);
-            run.step(&grads);
-            run.set_loss(1.0);
-            let records = run.records().records;
-            let skipped: Vec<&Record> = records.iter().filter(|r| r.flags.skipped()).collect();
-            assert_eq!(skipped.len(), 2 * specs.len());
-            assert!(skipped[0].nonfinite.is_some() && !skipped[0].flags.nonfinite_loss());
-            let last = skipped[skipped.len() - 1];
-            assert!(last.nonfinite.is_none() && last.flags.nonfinite_loss());
-            assert!(last.to_string().contains("the loss is not finite"), "{last}");
+    let regimes = [
+        Regime::seesaw(),
+        Regime::norm_ratio(),
+        Regime::fixed(0.3),
+        Regime::adagrad_norm(),
+        Regime::barzilai_borwein(SecantForm::Geometric),
+        Regime::DoG(DoG { initial_distance: 1e-2 }),
+    ];
+    let mut specs = Vec::new();
+    for (rule, regime) in Rule::all().into_iter().flat_map(|rule| regimes.map(|regime| (rule, regime))) {
+        let at = specs.len();
+        let spec = Spec::new(rule, regime, tensors(21 + at as u64, &[LEN])).named(format!(
+            "{at}: {}, {}",
+            rule.name(),
+            regime.name()
+        ));
+        specs.push(Spec {
+            trust: Some(0.02),
+            decay: [WeightDecay::Coupled(0.05), WeightDecay::Decoupled(0.05)][at % 2],
+            schedule: if at % 3 == 0 { Schedule::InverseSqrt { warmup: 3 } } else { Schedule::Constant },
+            ..spec
+        });
+    }
+    specs[7].tensors[0].fill(0.0);
+    follow_the_oracle(&specs, |at, record| {
+        if record.flags.first() && specs[at].regime == Regime::seesaw() && specs[at].decay.decoupled() == 0.0 {
+            // The first step has its length, whatever the ratio.
+            assert!(record.trust_ratio != 1.0 || at == 7, "{}", specs[at].name);
         }
-        assert_eq!(bits(&run.params()), bits(&other.params()), "{}", run.path());
-        assert_eq!(run.rates(), other.rates(), "{}", run.path());
-    }
-}
-
-#[test]
-fn a_loss_that_nobody_gave_is_asked_for() {
-    let _alone = alone();
-    let w = [1.0f32; 4];
-    let needs = |group: Group<_>| group.regime(Regime::polyak());
-    let mut optimizer = OptimizerBuilder::new(Rule::sgd())
-        .group(needs(Group::new("all")).tensor("w", &w[..], &w[..]))
-        .build_cpu()
-        .expect("builds");
-    let mut params = w;
-    let error = optimizer.step(&mut [&mut params], &[&w]).unwrap_err();
-    assert!(matches!(error, Error::MissingLoss { .. }), "{error}");
-    assert_eq!(params, w);
-    for gpu in &devices() {
-        let buffer = conformance::upload(gpu, &w);
-        let other = conformance::upload(gpu, &w);
-        let group = Group::new("all").regime(Regime::ngn());
-        let error = OptimizerBuilder::new(Rule::sgd())
-            .group(group.tensor("w", buffer.slice(..), other.slice(..)))
-            .build(gpu)
-            .unwrap_err();
-        assert!(error.to_string().contains("OptimizerBuilder::loss"), "{error}");
-    }
+    });
 }
 
 /// A group with a rate per tensor is as many groups of one tensor each, bit for bit, in no more dispatches.
 #[test]
 fn per_tensor_is_a_group_for_each_tensor() {
     let _alone = alone();
-    let mut numbers = Numbers(4);
-    let tensors: Vec<Vec<f32>> = [7, 300, 1, 64].map(|len| numbers.vec(len)).into();
+    let tensors = tensors(4, &[7, 300, 1, 64]);
     for regime in [Regime::seesaw(), Regime::dowg(), Regime::adgd()] {
-        let mut together = Spec::new(Rule::sgd(), regime, tensors.clone());
-        together.per_tensor = true;
-        let apart: Vec<Spec> = tensors
-            .iter()
-            .enumerate()
-            .map(|(i, tensor)| Spec::new(Rule::sgd(), regime, vec![tensor.clone()]).named(format!("{i}")))
-            .collect();
-        let runs = every_path(&[together]).into_iter().zip(every_path(&apart));
-        for (mut run, mut other) in runs {
+        let together = Spec { per_tensor: true, ..Spec::new(Rule::sgd(), regime, tensors.clone()) };
+        let spec = |(i, tensor): (usize, &Vec<f32>)| {
+            Spec::new(Rule::sgd(), regime, vec![tensor.clone()]).named(format!("{i}"))
+        };
+        let apart: Vec<Spec> = tensors.iter().enumerate().map(spec).collect();
+        let alike = assert_alike(regime.name(), pairs(&[together], &apart), 5, |step, _| {
+            [(); 2].map(|()| noise(&apart, 40 + step))
+        });
+        for (run, other) in alike {
             assert_eq!(run.groups()[1].name, "group/group/1");
-            for _ in 0..5 {
-                let grads: Vec<Vec<f32>> = tensors.iter().map(|t| numbers.vec(t.len())).collect();
-                run.step(&grads);
-                other.step(&grads);
-            }
-            assert_eq!(run.rates(), other.rates(), "{}", run.path());
-            assert_eq!(bits(&run.params()), bits(&other.params()), "{}", run.path());
             let rates = run.rates();
+            assert_eq!(rates, other.rates(), "{}", run.path());
             assert!(rates.windows(2).all(|pair| pair[0] != pair[1]), "{rates:?}");
         }
     }

@@ -3,8 +3,8 @@
 //! Tried once by hand: partial sums that depend on the thread that made them.
 
 use wgpu_optim::{Averaging, Regime, Rule};
-use wgpu_optim_conformance::Numbers;
 use wgpu_optim_conformance::run::{CpuRun, Run, Spec, bits};
+use wgpu_optim_conformance::{noise, tensors};
 
 /// Above what is worth handing to other threads, and no multiple of a block.
 const LEN: usize = (1 << 18) + 4099;
@@ -13,25 +13,16 @@ const LEN: usize = (1 << 18) + 4099;
 fn outcome(threads: usize) -> Vec<Vec<u32>> {
     let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().expect("threads");
     pool.install(|| {
-        let specs: Vec<Spec> = [Rule::sgd(), Rule::sgdm(0.9), Rule::sign_sgd()]
-            .into_iter()
-            .map(|rule| {
-                let tensors = vec![Numbers(1).vec(LEN), Numbers(2).vec(7)];
-                let mut spec = Spec::new(rule, Regime::seesaw(), tensors);
-                spec.averaging = Averaging::Running { start: 1 };
-                spec.named(format!("{rule:?}"))
-            })
-            .collect();
+        let averaging = Averaging::Running { start: 1 };
+        let specs = [Rule::sgd(), Rule::sgdm(0.9), Rule::sign_sgd()].map(|rule| {
+            let spec = Spec::new(rule, Regime::seesaw(), tensors(1, &[LEN, 7]));
+            Spec { averaging, ..spec.named(format!("{rule:?}")) }
+        });
         let mut run = CpuRun::new(&specs);
-        let mut numbers = Numbers(3);
-        for _ in 0..4 {
-            let grads: Vec<Vec<f32>> =
-                specs.iter().flat_map(|spec| &spec.tensors).map(|tensor| numbers.vec(tensor.len())).collect();
-            run.step(&grads);
-        }
+        (0..4).for_each(|step| run.step(&noise(&specs, 3 + step)));
         let mut outcome = bits(&run.params());
         outcome.extend(bits(&run.averages()));
-        outcome.push(run.rates().iter().map(|rate| rate.to_bits()).collect());
+        outcome.extend(bits(&[run.rates()]));
         outcome
     })
 }
@@ -39,7 +30,7 @@ fn outcome(threads: usize) -> Vec<Vec<u32>> {
 #[test]
 fn the_number_of_threads_changes_no_bit() {
     let alone = outcome(1);
-    assert_ne!(alone[0], bits(&[Numbers(1).vec(LEN)])[0], "nothing moved");
+    assert_ne!(alone[0], bits(&tensors(1, &[LEN]))[0], "nothing moved");
     for threads in [2, 3, 7] {
         assert!(outcome(threads) == alone, "{threads} threads");
     }

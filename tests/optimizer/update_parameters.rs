@@ -1,8 +1,8 @@
 //! Promise: pass 4 is right to the last places, for every rule, on every path: one parameter at a time against f64, in ulps.
 
 use wgpu_optim::{AdamW, Lion, Regime, Rule, Sgdm, Signum};
-use wgpu_optim_conformance::Numbers;
 use wgpu_optim_conformance::run::{Spec, every_path};
+use wgpu_optim_conformance::{Numbers, assert_close};
 
 const LEN: usize = 1001;
 const RATE: f32 = 0.037;
@@ -64,11 +64,10 @@ fn every_rule_is_right_to_the_last_places() {
         Rule::lion(),
     ];
     let start = Numbers(1).vec(LEN);
-    let specs: Vec<Spec> = rules
-        .iter()
-        .enumerate()
-        .map(|(index, &rule)| Spec::new(rule, Regime::fixed(RATE), vec![start.clone()]).named(index.to_string()))
-        .collect();
+    let spec = |(index, &rule): (usize, &Rule)| {
+        Spec::new(rule, Regime::fixed(RATE), vec![start.clone()]).named(index.to_string())
+    };
+    let specs: Vec<Spec> = rules.iter().enumerate().map(spec).collect();
     let steps = 3;
     for mut run in every_path(&specs) {
         let mut expected: Vec<Vec<(f64, Option<f64>, f64)>> =
@@ -91,14 +90,9 @@ fn every_rule_is_right_to_the_last_places() {
             for i in 0..LEN {
                 let (w, ..) = expected[index][i];
                 let scale = w.abs().max(f64::from(start[i].abs()));
-                assert!(
-                    (f64::from(got[index][i]) - w).abs()
-                        <= tolerance(scale, if rule.is_scale_free() { 1.0 } else { largest[i] }, steps as usize),
-                    "{}, {}, parameter {i}: {} against {w}",
-                    run.path(),
-                    rule.name(),
-                    got[index][i]
-                );
+                let allowed = tolerance(scale, if rule.is_scale_free() { 1.0 } else { largest[i] }, steps as usize);
+                let what = format_args!("{}, {}, parameter {i}", run.path(), rule.name());
+                assert_close(what, got[index][i], w, allowed);
             }
         }
     }
@@ -117,8 +111,7 @@ fn any_finite_gradient_leaves_adamw_finite() {
             let size = f64::from(g.abs()).min(1.8e19);
             let expected = -f64::from(RATE) * size / (size + 1e-8) * f64::from(g.signum());
             let unit = expected.abs().max(1e-37) * f64::from(f32::EPSILON);
-            let ulps = (f64::from(*w) - expected).abs() / unit;
-            assert!(ulps <= 12.0, "{}: {g:e} moves by {w:e}, not {expected:e}", run.path());
+            assert_close(format_args!("{}: the step along {g:e}", run.path()), *w, expected, 12.0 * unit);
         }
         let before = run.params();
         run.step(&[vec![1.0; 2 * sizes.len()]]);

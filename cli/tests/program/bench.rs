@@ -4,7 +4,7 @@
 use std::path::Path;
 use std::process::Output;
 
-use crate::command::{self, assert_refused};
+use crate::command::{self, assert_refused, json_of, words};
 use serde_json::Value;
 
 fn bench(args: &[&str]) -> Output {
@@ -15,7 +15,7 @@ fn report(args: &[&str]) -> Value {
     let small = ["--json", "--from", "10", "--to", "12", "--round-ms", "1"];
     let output = bench(&[&small[..], args].concat());
     assert!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
-    serde_json::from_slice(&output.stdout).expect("one JSON object")
+    json_of(&output)
 }
 
 fn rows(report: &Value) -> &[Value] {
@@ -38,16 +38,8 @@ fn count(report: &Value, what: &str) -> usize {
 fn faults(report: &Value) -> Vec<String> {
     let mut faults = Vec::new();
     for row in rows(report) {
-        for key in [
-            "ns_per_param",
-            "spread_low",
-            "spread_high",
-            "wall_ns_per_param",
-            "us_per_step",
-            "gb_per_s",
-            "percent_of_copy",
-            "percent_of_triad",
-        ] {
+        let keys = "ns_per_param spread_low spread_high wall_ns_per_param us_per_step gb_per_s percent_of_copy";
+        for key in [words(keys), vec!["percent_of_triad"]].concat() {
             let value = number(row, key);
             if !(value > 0.0 && value.is_finite()) {
                 faults.push(format!("{key} is {value}"));
@@ -147,19 +139,12 @@ fn assert_sixteen_bit_rows(report: &Value) {
     assert!(notes.is_empty(), "{notes:?}");
 }
 
-const SIXTEEN_BITS: [&str; 6] =
-    ["--mode", "bf16,f16,bf16-stochastic", "--rule", "sgd,adamw", "--regime", "norm-ratio,seesaw"];
-
 #[test]
-fn sixteen_bits_on_the_cpu_path() {
-    let report = report(&[&["--backend", "cpu"][..], &SIXTEEN_BITS].concat());
-    assert_sixteen_bit_rows(&report);
-}
-
-#[test]
-fn sixteen_bits_on_a_device() {
-    let report = report(&[&["--backend", "vulkan"][..], &SIXTEEN_BITS].concat());
-    assert_sixteen_bit_rows(&report);
+fn sixteen_bits_on_the_cpu_path_and_on_a_device() {
+    for backend in ["cpu", "vulkan"] {
+        let modes = "--mode bf16,f16,bf16-stochastic --rule sgd,adamw --regime norm-ratio,seesaw";
+        assert_sixteen_bit_rows(&report(&words(&format!("--backend {backend} {modes}"))));
+    }
 }
 
 /// Seeded faults.
@@ -202,8 +187,7 @@ fn a_device_has_its_recording_and_its_passes_timed() {
 
 #[test]
 fn filters_leave_only_what_is_asked_for() {
-    let args = "--backend cpu --rule signsgd --regime seesaw --mode f32 --step 1";
-    let report = report(&args.split(' ').collect::<Vec<_>>());
+    let report = report(&words("--backend cpu --rule signsgd --regime seesaw --mode f32 --step 1"));
     assert_eq!(count(&report, "step"), 3);
     assert_eq!(count(&report, "step+clip"), 0);
     for row in rows(&report) {
@@ -214,11 +198,7 @@ fn filters_leave_only_what_is_asked_for() {
 
 fn written(folder: &Path, name: &str) -> String {
     let path = folder.join(name);
-    let path = path.to_str().expect("UTF-8");
-    let args = "--backend cpu --rule sgd --regime fixed --report";
-    let mut args: Vec<&str> = args.split(' ').collect();
-    args.push(path);
-    report(&args);
+    report(&words(&format!("--backend cpu --rule sgd --regime fixed --report {}", path.display())));
     std::fs::read_to_string(path).expect("the report is written")
 }
 

@@ -1,7 +1,7 @@
 //! Promises of `wgpu-optim check`: every family passes on every adapter; a fault in what comes back from a device is told by every
 //! family, with the smallest case that shows it; the exit code says which.
 
-use crate::command::{assert_refused, wgpu_optim};
+use crate::command::{assert_refused, json_of, wgpu_optim};
 use serde_json::Value;
 use wgpu_optim_conformance::run::devices;
 
@@ -15,11 +15,7 @@ fn check(backend: Option<&str>, arguments: &[&str]) -> (Option<i32>, Value) {
         command.env("WGPU_BACKEND", backend);
     }
     let output = command.args(["check", "--json"]).args(arguments).output().expect("the binary runs");
-    let report = serde_json::from_slice(&output.stdout).unwrap_or_else(|error| {
-        let stderr = String::from_utf8_lossy(&output.stderr);
-        panic!("no JSON: {error}; {stderr}")
-    });
-    (output.status.code(), report)
+    (output.status.code(), json_of(&output))
 }
 
 fn rows(report: &Value) -> &[Value] {
@@ -64,17 +60,12 @@ fn a_seeded_fault_is_told_by_every_family_with_its_smallest_case() {
         let ulps = mismatch["ulps"].as_f64().expect("a distance");
         let allowed = mismatch["allowed_ulps"].as_f64().expect("a bound");
         assert!(ulps > allowed, "{family}: {smallest}");
-    }
-    // Bisected in every way there is: one group, one tensor of 18 elements, three steps.
-    let smallest = |family: &str| {
-        let row = rows(&report).iter().find(|row| row["family"] == family);
-        let failure = &row.expect("a row")["failures"][0];
-        failure["smallest"]["case"].as_str().expect("a case").to_owned()
-    };
-    for family in ["steps", "groups"] {
-        let case = smallest(family);
-        assert!(case.contains(" 3 steps") && case.ends_with(" 18 elements"), "{case}");
-        assert!(!case.contains(';'), "one group: {case}");
+        // Bisected in every way there is: one group, one tensor of 18 elements, three steps.
+        if ["steps", "groups"].contains(&family) {
+            let case = smallest["case"].as_str().expect("a case");
+            assert!(case.contains(" 3 steps") && case.ends_with(" 18 elements"), "{case}");
+            assert!(!case.contains(';'), "one group: {case}");
+        }
     }
 }
 

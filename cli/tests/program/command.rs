@@ -9,6 +9,26 @@ pub fn wgpu_optim() -> Command {
     command
 }
 
+/// As `wgpu_optim`, where there is no driver: a loader with nothing to load, and no other backend.
+pub fn without_drivers() -> Command {
+    let mut command = wgpu_optim();
+    command.env("VK_DRIVER_FILES", "/nonexistent.json").env("VK_ICD_FILENAMES", "/nonexistent.json");
+    command.env("WGPU_BACKEND", "vulkan");
+    command
+}
+
+/// The words of a command line.
+pub fn words(line: &str) -> Vec<&str> {
+    line.split_whitespace().collect()
+}
+
+/// The object that a command with `--json` prints.
+#[track_caller]
+pub fn json_of(output: &Output) -> serde_json::Value {
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    serde_json::from_slice(&output.stdout).unwrap_or_else(|error| panic!("not one JSON object: {error}; {stderr}"))
+}
+
 /// What came out must be a refusal: exit code 2, nothing printed, one line of complaint that contains every one of these words.
 #[track_caller]
 pub fn assert_refused(output: &Output, words: &[&str]) {

@@ -10,7 +10,7 @@ use std::path::Path;
 use std::process::{Output, Stdio};
 use std::time::Duration;
 
-use crate::command::{assert_refused, wgpu_optim};
+use crate::command::{assert_refused, json_of, wgpu_optim, words};
 use wgpu_optim::{Gpu, wgpu};
 
 fn train(folder: &Path, args: &[&str]) -> Output {
@@ -23,9 +23,13 @@ fn train(folder: &Path, args: &[&str]) -> Output {
 #[track_caller]
 fn numbers(output: &Output) -> serde_json::Value {
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    let mut report: serde_json::Value = serde_json::from_slice(&output.stdout).expect("one JSON object");
+    let mut report = json_of(output);
     report["runs"][0]["seconds"] = 0.into();
     report["runs"][0].take()
+}
+
+fn number(run: &serde_json::Value, key: &str) -> f64 {
+    run[key].as_f64().unwrap_or_else(|| panic!("{key} in {run}"))
 }
 
 fn text(path: &Path) -> String {
@@ -51,19 +55,8 @@ fn a_run_that_was_interrupted_ends_as_if_it_had_not_been() {
         for (rule, regime) in
             [("sgdm", "seesaw"), ("signsgd", "hypergradient"), ("sgd", "auto-sgd"), ("sgd", "ngn"), ("sgd", "dog")]
         {
-            let common = [
-                "--backend",
-                backend,
-                "--rule",
-                rule,
-                "--regime",
-                regime,
-                "--inject-nan",
-                "5",
-                "--clip-norm",
-                "0.9",
-                "--telemetry",
-            ];
+            let common = format!("--backend {backend} --rule {rule} --regime {regime} --inject-nan 5 --clip-norm 0.9");
+            let common = [&words(&common)[..], &["--telemetry"]].concat();
             let run = |more: &[&str]| train(folder, &[&common[..], more].concat());
             let whole = run(&["--epochs", "3", "--trace", "whole.csv"]);
             let checkpoint = ["--checkpoint", "run.safetensors", "--trace", "parts.csv"];
@@ -105,9 +98,9 @@ fn a_checkpoint_of_the_version_before_is_resumed() {
     let from_new = numbers(&run("4"));
     assert_eq!(from_old["steps"], from_new["steps"]);
     // The old file is of one machine; on another the sums of the first epochs may be rounded otherwise.
-    for number in ["lr_last", "last_train_loss", "train_loss"] {
-        let [old, new] = [&from_old, &from_new].map(|run| run[number].as_f64().expect(number));
-        assert!((old - new).abs() <= 1e-3 * new, "{number}: {old}, {new}");
+    for key in ["lr_last", "last_train_loss", "train_loss"] {
+        let [old, new] = [&from_old, &from_new].map(|run| number(run, key));
+        assert!((old - new).abs() <= 1e-3 * new, "{key}: {old}, {new}");
     }
 }
 
@@ -117,26 +110,15 @@ fn a_run_that_is_killed_again_and_again_ends_as_if_it_had_not_been() {
     for backend in ["cpu", "vulkan"] {
         let folder = tempfile::tempdir().expect("a folder");
         let folder = folder.path();
-        let args = [
-            "train",
-            "--backend",
-            backend,
-            "--epochs",
-            "20",
-            "--rule",
-            "signsgd",
-            "--average",
-            "exponential",
-            "--seed",
-            "3",
-        ];
-        let whole = wgpu_optim().current_dir(folder).args(args).args(["--trace", "whole.csv"]).output();
+        let args = format!("train --backend {backend} --epochs 20 --rule signsgd --average exponential --seed 3");
+        let args = words(&args);
+        let whole = wgpu_optim().current_dir(folder).args(&args).args(["--trace", "whole.csv"]).output();
         let saved = ["--checkpoint", "run.safetensors", "--every", "5", "--resume", "--trace", "parts.csv"];
         let (mut kills, mut killed_late) = (0, 0);
         let last = loop {
             let mut child = wgpu_optim()
                 .current_dir(folder)
-                .args(args)
+                .args(&args)
                 .args(saved)
                 .stdout(Stdio::piped())
                 .stderr(Stdio::piped())
@@ -181,11 +163,10 @@ fn a_run_goes_on_on_another_path() {
         let end = train(folder, &[&file[..], &["--epochs", "4", "--resume", "--backend", second]].concat());
         let end = numbers(&end);
         assert_eq!(end["backend"], second);
-        let loss = |run: &serde_json::Value| run["train_loss"].as_f64().expect("a number");
-        assert!((loss(&end) / loss(&whole) - 1.0).abs() <= 2e-3, "{end} {whole}");
-        // Computed anew on either path, from sums of another order.
-        let first = |run: &serde_json::Value| run["lr_first"].as_f64().expect("a number");
-        assert!((first(&end) / first(&whole) - 1.0).abs() <= 1e-6);
+        // The first rate is computed anew on either path, from sums of another order.
+        for (key, allowed) in [("train_loss", 2e-3), ("lr_first", 1e-6)] {
+            assert!((number(&end, key) / number(&whole, key) - 1.0).abs() <= allowed, "{key}: {end} {whole}");
+        }
     }
 }
 
@@ -198,11 +179,8 @@ fn a_run_that_loses_its_device_goes_on_without_it() {
     let folder = folder.path();
     let run = |backends: &str, args: &[&str]| {
         let mut command = wgpu_optim();
-        command
-            .current_dir(folder)
-            .env("WGPU_BACKEND", backends)
-            .args(["train", "--json", "--epochs", "3", "--backend", "vulkan"])
-            .args(args);
+        command.current_dir(folder).env("WGPU_BACKEND", backends);
+        command.args(words("train --json --epochs 3 --backend vulkan")).args(args);
         command.output().expect("the binary runs")
     };
     let whole = run("vulkan", &["--trace", "whole.csv", "--report", "whole.html"]);
@@ -223,8 +201,7 @@ fn a_run_that_loses_its_device_goes_on_without_it() {
             (None, "", "0", "from the start"),
             (None, "", "68", "from the start"),
         ] {
-            let mut args = vec!["--lose-device", lost, "--trace", "parts.csv"];
-            args.extend(["--report", "parts.html"]);
+            let mut args = vec!["--lose-device", lost, "--trace", "parts.csv", "--report", "parts.html"];
             if let Some(file) = file {
                 args.extend(["--checkpoint", file, "--every", every]);
             }
@@ -240,12 +217,10 @@ fn a_run_that_loses_its_device_goes_on_without_it() {
                 assert!(lines[0].contains(words), "{words}: {what}");
             }
             assert!(!said.contains("panicked"), "{what}");
-            let loss = |run: &serde_json::Value| run["train_loss"].as_f64().expect("a number");
-            let off = (loss(&end) / loss(&whole) - 1.0).abs();
-            assert!(off <= 2e-3, "off by {off:e}, {what}");
-            let first = |run: &serde_json::Value| run["lr_first"].as_f64().expect("a number");
-            let off = (first(&end) / first(&whole) - 1.0).abs();
-            assert!(off <= 1e-5, "off by {off:e}, {what}");
+            for (key, allowed) in [("train_loss", 2e-3), ("lr_first", 1e-5)] {
+                let off = (number(&end, key) / number(&whole, key) - 1.0).abs();
+                assert!(off <= allowed, "{key} is off by {off:e}, {what}");
+            }
             let steps = |file: &str| -> Vec<String> {
                 let rows = text(&folder.join(file));
                 let first = rows.lines().map(|row| row.split(',').next());
@@ -333,10 +308,8 @@ fn files_that_cannot_serve_are_refused_before_training() {
         .build_cpu()
         .expect("builds");
     optimizer.save(folder.join("other"), None).expect("saved");
-    refused(
-        &["--checkpoint", "other", "--resume"],
-        &["other is a checkpoint, but was not saved by `wgpu-optim train`"],
-    );
+    let words = "other is a checkpoint, but was not saved by `wgpu-optim train`";
+    refused(&["--checkpoint", "other", "--resume"], &[words]);
 
     // A trace of another run, or none of ours.
     numbers(&train(folder, &["--backend", "cpu", "--epochs", "1", "--checkpoint", "run", "--trace", "trace.csv"]));

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::process::{Command, Output};
 use std::time::Duration;
 
-use crate::command::{self, assert_refused as refused};
+use crate::command::{self, assert_refused as refused, words};
 use serde_json::{Value, json};
 use wgpu_optim::gpu::{CACHE_VARIABLE, Partials, TuneOptions, Tuning, TuningCache};
 use wgpu_optim::{Error, Gpu, Regime, Rule};
@@ -76,12 +76,10 @@ fn without_time_the_preset_is_measured_and_stays() {
 fn what_cannot_be_tuned_is_refused_by_its_number() {
     let gpu = &devices()[0];
     let refusal = |options: TuneOptions| gpu.tune(&options).expect_err("refused");
-    let error = refusal(options(0, 100));
-    assert!(matches!(&error, Error::InvalidValue { field: "elements", .. }), "{error}");
-    let error = refusal(options(u64::MAX / 8, 100));
-    assert!(matches!(&error, Error::Limit { .. }), "{error}");
-    let error = refusal(TuneOptions { rule: Rule::sgdm(1.5), ..options(100, 100) });
-    assert!(matches!(&error, Error::InvalidValue { field: "momentum", .. }), "{error}");
+    assert!(matches!(refusal(options(0, 100)), Error::InvalidValue { field: "elements", .. }));
+    assert!(matches!(refusal(options(u64::MAX / 8, 100)), Error::Limit { .. }));
+    let steep = TuneOptions { rule: Rule::sgdm(1.5), ..options(100, 100) };
+    assert!(matches!(refusal(steep), Error::InvalidValue { field: "momentum", .. }));
 }
 
 /// No preset, but every device can have it.
@@ -138,12 +136,8 @@ fn what_is_put_is_got_by_the_nearest_size() {
             assert_eq!(cache.get(gpu, 1), Some(subgroup));
         }
         // Valid, but no optimizer of this size could be built: its norm would have more partials than a loop may walk.
-        let tiny = Tuning {
-            workgroup_size: 1,
-            quads_per_invocation: 1,
-            partials: Partials::PerInvocation,
-            finish_workgroup_size: 1,
-        };
+        let partials = Partials::PerInvocation;
+        let tiny = Tuning { workgroup_size: 1, quads_per_invocation: 1, partials, finish_workgroup_size: 1 };
         cache.put(gpu, 1 << 24, tiny).expect("writes");
         assert_eq!(cache.entries(gpu).last(), Some(&(1 << 24, tiny)));
         assert_eq!(cache.get(gpu, 1 << 24), None);
@@ -337,32 +331,32 @@ fn with_cached_tuning_takes_the_file_that_the_variable_names() {
     assert!(!missing.exists());
 }
 
-fn run_cli(args: &[&str], cache: &Path) -> Output {
-    command::wgpu_optim().args(args).env(CACHE_VARIABLE, cache).output().expect("the binary runs")
+fn run_cli(line: &str, cache: &Path) -> Output {
+    command::wgpu_optim().args(words(line)).env(CACHE_VARIABLE, cache).output().expect("the binary runs")
 }
 
-fn json_of(args: &[&str], cache: &Path) -> Value {
-    let output = run_cli(args, cache);
-    assert!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
-    serde_json::from_slice(&output.stdout).expect("one JSON object")
+fn json_of(line: &str, cache: &Path) -> Value {
+    let output = run_cli(line, cache);
+    assert!(output.status.success(), "{line}: {}", String::from_utf8_lossy(&output.stderr));
+    command::json_of(&output)
 }
 
-/// Arguments that tune Vulkan at these powers of two.
-fn tune<'a>(powers: &'a str, budget_ms: &'a str) -> [&'a str; 8] {
-    ["tune", "--json", "--backend", "vulkan", "--power", powers, "--budget-ms", budget_ms]
+/// A command that tunes Vulkan at these powers of two.
+fn tune(powers: &str, budget_ms: u32) -> String {
+    format!("tune --json --backend vulkan --power {powers} --budget-ms {budget_ms}")
 }
 
-const TRAIN: [&str; 6] = ["train", "--json", "--epochs", "1", "--backend", "vulkan"];
+const TRAIN: &str = "train --json --epochs 1 --backend vulkan";
 
 /// From `tune` to what uses it: 2^13 parameters are near the 9610 of the default model.
 #[test]
 fn the_commands_use_what_tune_has_found_and_say_so() {
     let folder = folder();
     let path = folder.path().join("tuning.json");
-    let tune = tune("13,20", "300");
-    let report = json_of(&[&tune[..], &["--dry-run"]].concat(), &path);
+    let tune = tune("13,20", 300);
+    let report = json_of(&format!("{tune} --dry-run"), &path);
     assert!(report["written"].is_null() && !path.exists(), "a dry run");
-    assert_eq!(json_of(&TRAIN, &path)["runs"][0]["tuning"], "preset");
+    assert_eq!(json_of(TRAIN, &path)["runs"][0]["tuning"], "preset");
 
     let report = json_of(&tune, &path);
     assert_eq!(report["written"], path.to_str().expect("UTF-8"));
@@ -377,33 +371,16 @@ fn the_commands_use_what_tune_has_found_and_say_so() {
         assert_eq!(size["candidates"][0]["partials"], size["preset"]["partials"]);
     }
 
-    let output = run_cli(&TRAIN, &path);
+    let output = run_cli(TRAIN, &path);
     let said = String::from_utf8_lossy(&output.stderr);
     let run: Value = serde_json::from_slice(&output.stdout).expect("JSON");
     assert_eq!(run["runs"][0]["tuning"], "cached");
     assert!(said.contains(path.to_str().expect("UTF-8")), "{said}");
-    let host = json_of(&["train", "--json", "--epochs", "1", "--backend", "cpu"], &path);
+    let host = json_of("train --json --epochs 1 --backend cpu", &path);
     assert_eq!(host["runs"][0]["tuning"], "none");
 
-    let bench = [
-        "bench",
-        "--json",
-        "--backend",
-        "vulkan",
-        "--from",
-        "9",
-        "--to",
-        "13",
-        "--step",
-        "4",
-        "--rule",
-        "sgd",
-        "--regime",
-        "fixed",
-        "--round-ms",
-        "1",
-    ];
-    let report = json_of(&bench, &path);
+    let bench = "bench --json --backend vulkan --from 9 --to 13 --step 4 --rule sgd --regime fixed --round-ms 1";
+    let report = json_of(bench, &path);
     let source = |elements: u64| {
         let sizes = report["tuning"].as_array().expect("sizes");
         let size = sizes.iter().find(|size| size["elements"] == elements);
@@ -412,7 +389,7 @@ fn the_commands_use_what_tune_has_found_and_say_so() {
     assert_eq!(source(1 << 13), "cached");
     assert_eq!(source(1 << 9), "preset");
 
-    let report = json_of(&["devices", "--json"], &path);
+    let report = json_of("devices --json", &path);
     let devices = report["devices"].as_array().expect("devices");
     let tuned: usize = devices.iter().map(|device| device["tuned"].as_array().expect("a list").len()).sum();
     assert_eq!(tuned, 2);
@@ -424,21 +401,14 @@ fn check_covers_the_cached_geometry_and_subgroups() {
     let gpu = &devices()[0];
     let folder = folder();
     let (cache, _) = filled(folder.path(), gpu);
-    let report = json_of(&["check", "--json", "--family", "passes"], cache.path());
+    let report = json_of("check --json --family passes", cache.path());
     let rows = report["rows"].as_array().expect("rows");
-    let count = |geometry: &str| {
-        let rows = rows.iter().filter(|row| row["geometry"] == geometry);
-        rows.count()
-    };
+    let count = |geometry: &str| rows.iter().filter(|row| row["geometry"] == geometry).count();
     assert_eq!(count("preset"), devices().len());
     assert_eq!(count("cached for 1000"), 1);
-    let by_subgroup = devices()
-        .iter()
-        .filter(|gpu| {
-            gpu.tuning().partials != Partials::Subgroup && Partials::Subgroup.is_supported(gpu.device().features())
-        })
-        .count();
-    assert_eq!(count("preset, but by subgroup"), by_subgroup);
+    let can = |gpu: &Gpu| Partials::Subgroup.is_supported(gpu.device().features());
+    let by_subgroup = devices().into_iter().filter(|gpu| gpu.tuning().partials != Partials::Subgroup && can(gpu));
+    assert_eq!(count("preset, but by subgroup"), by_subgroup.count());
     assert!(rows.iter().all(|row| row["failed"] == 0));
 }
 
@@ -447,14 +417,13 @@ fn check_covers_the_cached_geometry_and_subgroups() {
 fn a_wrong_cache_never_breaks_a_run() {
     let folder = folder();
     let path = folder.path().join("tuning.json");
-    let tune = tune("13", "1");
-    json_of(&tune, &path);
+    json_of(&tune("13", 1), &path);
     let text = std::fs::read_to_string(&path).expect("reads");
     let file: Value = serde_json::from_str(&text).expect("JSON");
-    let mut expected = json_of(&TRAIN, Path::new(""));
+    let mut expected = json_of(TRAIN, Path::new(""));
     expected["runs"][0]["seconds"] = 0.into();
     let check = |what: &str, path: &Path| {
-        let output = run_cli(&TRAIN, path);
+        let output = run_cli(TRAIN, path);
         let said = String::from_utf8_lossy(&output.stderr);
         assert!(output.status.success(), "{what}: {said}");
         // One warning, however much is wrong.
@@ -504,10 +473,7 @@ fn processes_that_write_at_once_leave_a_whole_file() {
     std::thread::scope(|scope| {
         for power in ["4", "6", "8"] {
             let path = &path;
-            scope.spawn(move || {
-                let tune = ["tune", "--json", "--backend", "vulkan", "--power", power, "--budget-ms", "1"];
-                json_of(&tune, path);
-            });
+            scope.spawn(move || json_of(&tune(power, 1), path));
         }
     });
     let text = std::fs::read_to_string(&path).expect("reads");
@@ -520,33 +486,24 @@ fn processes_that_write_at_once_leave_a_whole_file() {
 fn tune_says_what_it_cannot_do() {
     let folder = folder();
     let path = folder.path().join("tuning.json");
-    refused(
-        &run_cli(&["tune", "--backend", "cpu"], &path),
-        &["nothing to tune on the CPU path", "--backend", "--adapter"],
-    );
-    let without_drivers = command::wgpu_optim()
-        .arg("tune")
-        .env(CACHE_VARIABLE, &path)
-        .env("VK_DRIVER_FILES", "/nonexistent.json")
-        .env("VK_ICD_FILENAMES", "/nonexistent.json")
-        .env("WGPU_BACKEND", "vulkan")
-        .output()
-        .expect("the binary runs");
-    refused(&without_drivers, &["nothing to tune", "no graphics driver"]);
-    refused(&run_cli(&["tune", "--backend", "vulkan"], Path::new("")), &[CACHE_VARIABLE, "--dry-run"]);
-    refused(&run_cli(&["tune", "--power", "31"], &path), &["--power", "31"]);
-    refused(&run_cli(&["tune", "--budget-ms", "0"], &path), &["--budget-ms"]);
+    let refuse = |line, words: &[&str]| refused(&run_cli(line, &path), words);
+    refuse("tune --backend cpu", &["nothing to tune on the CPU path", "--backend", "--adapter"]);
+    refuse("tune --power 31", &["--power", "31"]);
+    refuse("tune --budget-ms 0", &["--budget-ms"]);
+    let without_drivers = command::without_drivers().arg("tune").env(CACHE_VARIABLE, &path).output();
+    refused(&without_drivers.expect("the binary runs"), &["nothing to tune", "no graphics driver"]);
+    refused(&run_cli("tune --backend vulkan", Path::new("")), &[CACHE_VARIABLE, "--dry-run"]);
     assert!(!path.exists());
 
     // Measured, shown, and not kept.
     std::fs::write(&path, "a file").expect("writes");
     let below = path.join("tuning.json");
-    let output = run_cli(&["tune", "--backend", "vulkan", "--power", "8", "--budget-ms", "1"], &below);
+    let output = run_cli("tune --backend vulkan --power 8 --budget-ms 1", &below);
     let shown = String::from_utf8_lossy(&output.stdout).into_owned();
     assert!(shown.contains("preset") && shown.contains("nothing written"), "{shown}");
     assert_eq!(output.status.code(), Some(2));
     let said = String::from_utf8_lossy(&output.stderr);
     assert!(said.contains("cannot write the tuning cache") && said.contains(below.to_str().expect("UTF-8")), "{said}");
-    let help = run_cli(&["tune", "--help"], &path);
+    let help = run_cli("tune --help", &path);
     assert!(String::from_utf8_lossy(&help.stdout).contains(CACHE_VARIABLE));
 }

@@ -1,0 +1,203 @@
+//! What does not fit an optimizer, and what a checkpoint and a file say of themselves.
+
+use super::{plain, saved};
+use wgpu_optim::{
+    Averaging, Checkpoint, Error, Group, LossScaler, NonFinitePolicy, Notes, Optimizer, OptimizerBuilder, Parameters,
+    Regime, Rule, Schedule, Seesaw, WeightDecay, wgpu,
+};
+use wgpu_optim_conformance::run::{CpuRun, Run, Setup, Spec, alone, devices};
+use wgpu_optim_conformance::{assert_refused, step, storage, upload};
+
+use crate::helpers::raw_tensor;
+
+/// A change of what is built, and the words that name it.
+type Change = (fn(&mut Vec<Spec>), &'static [&'static str]);
+
+#[test]
+fn what_differs_is_named_and_nothing_changes() {
+    let (_, checkpoint) = saved(&plain());
+    let changes: [Change; 19] = [
+        (|s| s[0].rule = Rule::nesterov(0.9), &["rule.nesterov of group \"weights\"", "false", "true"]),
+        (|s| s[0].rule = Rule::sgdm(0.8), &["rule.momentum of group \"weights\"", "0.9 there", "0.8 here"]),
+        (|s| s[0].rule = Rule::signum(0.9), &["rule of group \"weights\"", "Sgdm", "Signum"]),
+        (|s| s[1].regime = Regime::norm_ratio(), &["regime of group \"biases\"", "Seesaw", "NormRatio"]),
+        (
+            |s| s[1].regime = Regime::Seesaw(Seesaw { gain: 0.2, ..Default::default() }),
+            &["regime.gain of group \"biases\"", "0.1 there", "0.2 here"],
+        ),
+        (|s| s[1].clip = 3.0, &["clip_norm of group \"biases\"", "none", "3"]),
+        (|s| s[1].averaging = Averaging::Running { start: 3 }, &["averaging of group \"biases\"", "Off", "Running"]),
+        (|s| s[1].averaging = Averaging::ScheduleFree, &["averaging of group \"biases\"", "Off", "ScheduleFree"]),
+        (|s| s[1].trust = Some(0.1), &["trust_ratio of group \"biases\"", "none", "nothing"]),
+        (|s| s[1].maximize = true, &["maximize of group \"biases\"", "false", "true"]),
+        (|s| s[1].decay = WeightDecay::Decoupled(0.0), &["weight_decay of group \"biases\"", "Coupled", "Decoupled"]),
+        (
+            |s| s[1].schedule = Schedule::InverseSqrt { warmup: 3 },
+            &["schedule of group \"biases\"", "Constant", "InverseSqrt"],
+        ),
+        (|s| s[1].norm = Some("all".to_owned()), &["the norm of group \"biases\"", "its own", "\"all\""]),
+        (|s| s[1].name = "bias".to_owned(), &["group 1", "\"biases\"", "\"bias\""]),
+        (|s| s.truncate(1), &["group 1", "\"biases\" there", "nothing here"]),
+        (|s| s.swap(0, 1), &["group 0", "\"weights\" there", "\"biases\" here"]),
+        (|s| s[1].tensors[0].push(0.0), &["the length of tensor \"biases/0\"", "5 elements", "6 elements"]),
+        (|s| s[1].tensors.push(vec![]), &["tensor 4", "nothing there", "\"biases/2\" here"]),
+        (|s| s[1].tensors.truncate(1), &["tensor 3", "\"biases/1\" there", "nothing here"]),
+    ];
+    for (change, words) in changes {
+        let mut specs = plain();
+        change(&mut specs);
+        let mut run = CpuRun::new(&specs);
+        let before = run.checkpoint().to_bytes();
+        let error = assert_refused(run.restore(&checkpoint), words);
+        assert!(matches!(error, Error::CheckpointDiffers { .. }), "{error}");
+        assert!(run.checkpoint().to_bytes() == before, "{words:?}");
+    }
+    let policy = NonFinitePolicy::Error { after: 3 };
+    let scaler = Some(LossScaler::default());
+    for (setup, words) in [
+        (Setup { policy, ..Setup::default() }, "nonfinite of the optimizer is Skip there, Error here"),
+        (Setup { scaler, ..Setup::default() }, "loss_scaler of the optimizer is none there"),
+    ] {
+        assert_refused(CpuRun::with(&plain(), setup).restore(&checkpoint), &[words]);
+    }
+}
+
+/// The same tensors under other names, and in another order.
+#[test]
+fn a_tensor_of_another_name_or_place_is_named() {
+    let build = |names: [&str; 2]| {
+        let with = |group: Group<_>, name: &str| group.tensor(name, &[0.0; 3][..], &[0.0; 3][..]);
+        let group = names.into_iter().fold(Group::new("all"), with);
+        OptimizerBuilder::new(Rule::sgd()).group(group).build_cpu().expect("builds")
+    };
+    let checkpoint = build(["a", "b"]).checkpoint(None, &Notes::new()).expect("a checkpoint");
+    for (names, words) in [(["a", "c"], "is \"b\" there, \"c\" here"), (["b", "a"], "is \"a\" there, \"b\" here")] {
+        assert_refused(build(names).restore(&checkpoint, None), &[words]);
+    }
+}
+
+#[test]
+fn parameters_are_optional_both_ways() {
+    let (run, with) = saved(&plain());
+    let without = run.optimizer.checkpoint(None, &Notes::new()).expect("a checkpoint");
+    assert!(with.has_parameters() && !without.has_parameters());
+    assert_eq!(with.parameters("weights/1"), Some(run.params()[1].clone()));
+    assert_eq!(without.parameters("weights/1"), None);
+    assert!(with.names().contains(&"parameters/biases/0".to_owned()));
+    assert!(!without.names().iter().any(|name| name.starts_with("parameters")));
+
+    let mut resumed = CpuRun::new(&plain());
+    assert_refused(resumed.restore(&without), &["without the parameters"]);
+    for checkpoint in [&with, &without] {
+        let mut resumed = CpuRun::new(&plain());
+        resumed.optimizer.restore(checkpoint, None).expect("it fits");
+        assert_eq!(resumed.states(), run.states());
+        assert_eq!(resumed.params(), CpuRun::new(&plain()).params());
+    }
+
+    let mut slices: Vec<Vec<f32>> = resumed.params();
+    slices[2].pop();
+    let slices: Vec<&[f32]> = slices.iter().map(Vec::as_slice).collect();
+    let short = resumed.optimizer.checkpoint(Some(&slices), &Notes::new());
+    assert!(matches!(short, Err(Error::StepLength { .. })), "{short:?}");
+    let few = resumed.optimizer.checkpoint(Some(&slices[..2]), &Notes::new());
+    assert!(matches!(few, Err(Error::StepTensors { .. })), "{few:?}");
+}
+
+/// Without the parameters a checkpoint of schedule-free training has z, and no average, which would be made from them.
+#[test]
+fn a_schedule_free_checkpoint_without_parameters_has_no_average() {
+    let spec = Spec::new(Rule::sgd(), Regime::seesaw(), vec![vec![0.5; 5]]);
+    let (run, _) = saved(&[Spec { averaging: Averaging::ScheduleFree, ..spec }]);
+    let names = run.optimizer.checkpoint(None, &Notes::new()).expect("a checkpoint").names();
+    assert!(names.contains(&"base_iterates/group/0".to_owned()));
+    assert!(!names.contains(&"averages/group/0".to_owned()), "{names:?}");
+}
+
+#[test]
+fn a_checkpoint_tells_what_it_is() {
+    let (run, _) = saved(&plain());
+    let notes = Notes::from([("seed \"1\"\n".to_owned(), "ünicode {}".to_owned())]);
+    let params = run.params();
+    let slices: Vec<&[f32]> = params.iter().map(Vec::as_slice).collect();
+    let bytes = run.optimizer.checkpoint(Some(&slices), &notes).expect("a checkpoint").to_bytes();
+    let read = Checkpoint::from_bytes(&bytes[..]).expect("whole");
+    assert_eq!((read.notes(), read.step()), (&notes, 3));
+    assert_eq!(read.groups().collect::<Vec<_>>(), ["weights", "biases"]);
+    assert_eq!(read.tensors().last(), Some(("biases/1", 9)));
+    let words = "checkpoint of step 3: groups \"weights\", \"biases\"; 4 tensors of 28 elements, with parameters";
+    assert_eq!(read.to_string(), words);
+    // Other readers of the format see the numbers as they are.
+    let (.., data) = raw_tensor(&bytes, "parameters/weights/0");
+    assert_eq!(data, bytemuck::cast_slice::<f32, u8>(&params[0]));
+    assert_eq!(bytes, read.to_bytes());
+}
+
+#[test]
+fn files_that_cannot_be_read_or_written_are_named() {
+    let (run, checkpoint) = saved(&plain());
+    let folder = tempfile::tempdir().expect("a folder");
+    let missing = folder.path().join("missing.safetensors");
+    let mut fresh = CpuRun::new(&plain());
+    assert_refused(fresh.optimizer.load(&missing, None), &["missing.safetensors cannot be read"]);
+    assert_refused(fresh.optimizer.load(folder.path(), None), &["not a file"]);
+    let nowhere = folder.path().join("nowhere").join("file");
+    assert_refused(run.optimizer.save(nowhere, None), &["cannot be written"]);
+    assert_refused(checkpoint.save(folder.path()), &["not a file"]);
+
+    let path = folder.path().join("file.safetensors");
+    checkpoint.save(&path).expect("saved");
+    let loaded = fresh.optimizer.load(&path, None).expect("it fits");
+    assert_eq!(loaded.to_bytes(), checkpoint.to_bytes());
+    assert_eq!(fresh.states(), run.states());
+    // Messages say which file.
+    let mut other = CpuRun::new(&plain()[..1]);
+    assert_refused(other.optimizer.load(&path, None), &["file.safetensors is of another optimizer"]);
+    // Cut off at any place, read from a file as from memory.
+    let bytes = std::fs::read(&path).expect("read");
+    for len in [0, 7, 8, 100, bytes.len() - 1] {
+        std::fs::write(&path, &bytes[..len]).expect("written");
+        let error = fresh.optimizer.load(&path, None).expect_err("cut off");
+        assert!(matches!(error, Error::CheckpointDamaged { .. }), "{error}");
+        let from_bytes = Checkpoint::from_bytes(&bytes[..len]).expect_err("cut off");
+        let named = from_bytes.to_string().replace("the checkpoint", &format!("the checkpoint {}", path.display()));
+        assert_eq!(error.to_string(), named);
+    }
+}
+
+/// On the device: what a step needs of the caller's buffers and of the caller.
+#[test]
+fn a_device_says_what_keeps_it_from_saving_and_loading() {
+    let _alone = alone();
+    for gpu in &devices() {
+        let gradients = upload(gpu, &[1.0; 16]);
+        let build = |params: &wgpu::Buffer, rule| {
+            let group = Group::new("all").tensor("w", params.slice(..), gradients.slice(..));
+            OptimizerBuilder::new(rule).group(group).build(gpu).expect("builds")
+        };
+        let save =
+            |optimizer: &Optimizer, parameters| pollster::block_on(optimizer.checkpoint(parameters, &Notes::new()));
+        let neither = storage(gpu, 64, wgpu::BufferUsages::empty());
+        let mut optimizer = build(&neither, Rule::sgdm(0.9));
+        step(gpu, &optimizer);
+        let words = "tensor \"w\": the parameter buffer was created without BufferUsages::COPY_SRC";
+        assert_refused(save(&optimizer, Parameters::Included), &[words]);
+        let without = save(&optimizer, Parameters::Excluded).expect("needs no usage");
+        optimizer.restore(&without, Parameters::Excluded).expect("needs no usage");
+        let both = storage(gpu, 64, wgpu::BufferUsages::COPY_SRC | wgpu::BufferUsages::COPY_DST);
+        let with = save(&build(&both, Rule::sgdm(0.9)), Parameters::Included).expect("saved");
+        assert_refused(optimizer.restore(&with, Parameters::Included), &["without BufferUsages::COPY_DST"]);
+        assert_eq!(save(&optimizer, Parameters::Excluded).expect("saved").step(), 1);
+
+        // Another rule, on the device too, and through a file.
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("w.safetensors");
+        let other = build(&both, Rule::signum(0.9));
+        step(gpu, &other);
+        pollster::block_on(other.save(&path, Parameters::Included)).expect("saved");
+        assert_refused(optimizer.load(&path, Parameters::Excluded), &["Signum"]);
+        let mut resumed = build(&both, Rule::signum(0.9));
+        let loaded = resumed.load(&path, Parameters::Included).expect("it fits");
+        assert_eq!(loaded.step(), 1);
+    }
+}

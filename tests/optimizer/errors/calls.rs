@@ -1,0 +1,81 @@
+//! Calls with other slices than were declared, and of what is not there.
+
+use super::{W, on_device, on_host};
+use wgpu_optim::{Averaging, Error, Group, OptimizerBuilder, Regime, Rule};
+use wgpu_optim_conformance::run::devices;
+use wgpu_optim_conformance::{assert_refused, assert_says, upload};
+
+#[test]
+fn cpu_steps_with_other_slices_than_declared() {
+    let (a, b) = (vec![1.0f32; 4], vec![1.0f32; 9]);
+    let mut optimizer = OptimizerBuilder::new(Rule::sgdm(0.9))
+        .group(Group::new("all").tensor("a", &a, &a).tensor("b", &b, &b))
+        .build_cpu()
+        .expect("builds");
+    let (mut w, mut v) = (a.clone(), b.clone());
+    let states = optimizer.states().to_vec();
+    let tensors = |role, actual| Error::StepTensors { role, expected: 2, actual };
+    let length =
+        |tensor: &str, role, expected, actual| Error::StepLength { tensor: tensor.to_owned(), role, expected, actual };
+    for (told, expected, words) in [
+        (optimizer.step(&mut [&mut w], &[&a, &b]), tensors("parameter", 1), &["2 tensors", "1 parameter"][..]),
+        (optimizer.step(&mut [&mut w, &mut v], &[&a, &b, &b]), tensors("gradient", 3), &["2 tensors"]),
+        (
+            optimizer.step(&mut [&mut w, &mut v[..8]], &[&a, &b]),
+            length("b", "parameter", 9, 8),
+            &["\"b\"", "9 elements", "8 parameters"],
+        ),
+        (optimizer.step(&mut [&mut w, &mut v], &[&b, &a]), length("a", "gradient", 4, 9), &["\"a\""]),
+    ] {
+        assert_eq!(assert_refused(told, words), expected);
+    }
+    assert_eq!((&w, &v), (&a, &b), "parameters changed");
+    assert_eq!(optimizer.states(), states);
+    assert!(optimizer.drain_records().records.is_empty());
+    optimizer.step(&mut [&mut w, &mut v], &[&a, &b]).expect("the right slices");
+    assert_ne!(w, a);
+}
+
+/// What is asked of averages that nobody keeps, and of slices that are not the optimizer's. tests/optimizer/averaging.rs has the rest.
+#[test]
+fn averages_that_are_not_there() {
+    let expected = Error::NoAverages { owner: "the optimizer".to_owned() };
+    let mut w = [1.0f32; 4];
+    let mut optimizer = on_host(Rule::sgd()).build_cpu().expect("builds");
+    let refused = assert_refused(optimizer.swap_averages(&mut [&mut w]), &["the optimizer", "Averaging", "Off"]);
+    assert_eq!(refused, expected);
+    assert!(!optimizer.averages_are_swapped());
+    assert_eq!((optimizer.averages(0), optimizer.averages(7)), (None, None));
+    let mut averaged = on_host(Rule::sgd()).averaging(Averaging::polynomial_decay()).build_cpu().expect("builds");
+    averaged.step(&mut [&mut w], &[&[1.0; 4]]).expect("steps");
+    let before = w;
+    assert_refused(averaged.swap_averages(&mut []), &["1 tensors"]);
+    assert_refused(averaged.swap_averages(&mut [&mut w[..3]]), &["\"w\""]);
+    assert!(!averaged.averages_are_swapped());
+    assert_eq!(w, before);
+    assert!(averaged.averages(0).is_some() && averaged.averages(1).is_none());
+    averaged.swap_averages(&mut [&mut w]).expect("swaps");
+    assert_refused(averaged.step(&mut [&mut w], &[W]), &["a step", "swapped in", "swap_averages"]);
+    for gpu in &devices() {
+        let (w, g) = (upload(gpu, &[1.0; 4]), upload(gpu, &[1.0; 4]));
+        let optimizer = on_device(w.slice(..), g.slice(..)).build(gpu).expect("builds");
+        let mut encoder = gpu.device().create_command_encoder(&Default::default());
+        assert_eq!(optimizer.encode_swap_averages(&mut encoder), Err(expected.clone()));
+        assert!(!optimizer.averages_are_swapped());
+        optimizer.encode_step(&mut encoder).expect("alive");
+    }
+}
+
+#[test]
+fn a_loss_that_nobody_gave_is_asked_for() {
+    let mut optimizer = on_host(Rule::sgd()).regime(Regime::polyak()).build_cpu().expect("builds");
+    let mut params = [1.0; 4];
+    let error = optimizer.step(&mut [&mut params], &[W]).expect_err("no loss");
+    assert!(matches!(error, Error::MissingLoss { .. }), "{error}");
+    assert_eq!(params, [1.0; 4]);
+    for gpu in &devices() {
+        let (w, g) = (upload(gpu, W), upload(gpu, W));
+        let error = on_device(w.slice(..), g.slice(..)).regime(Regime::ngn()).build(gpu).expect_err("no loss");
+        assert_says(error, &["OptimizerBuilder::loss"]);
+    }
+}

@@ -1,0 +1,173 @@
+//! What a device does not have, or refuses.
+
+use super::{Device, assert_nine_of_eight, build_error, on_device};
+use wgpu_optim::gpu::{Partials, Tuning};
+use wgpu_optim::layout::RawRecord;
+use wgpu_optim::{Averaging, Element, Error, Gpu, GpuOptions, Group, OptimizerBuilder, Regime, Rounding, Rule, wgpu};
+use wgpu_optim_conformance::run::{GpuRun, Run, Spec, devices, separate};
+use wgpu_optim_conformance::{assert_refused, assert_says, download, filled, limited_devices, upload};
+
+#[test]
+fn adapters_that_are_not_there() {
+    let request = |options: GpuOptions| pollster::block_on(Gpu::request(&options));
+    let there = devices()[0].describe();
+    let any = || GpuOptions { allow_software: true, ..GpuOptions::default() };
+    let named = GpuOptions { adapter_name: Some("no such adapter".to_owned()), ..any() };
+    assert_refused(request(named), &["no adapter's name contains", "\"no such adapter\"", &there]);
+    let nowhere = GpuOptions { backends: Some(wgpu::Backends::BROWSER_WEBGPU), ..GpuOptions::default() };
+    assert_refused(request(nowhere), &["no usable adapter", "browser_webgpu"]);
+    // Where all adapters are software, hardware is refused with their names; else it is found.
+    match request(GpuOptions::default()) {
+        Ok(gpu) => assert!(!gpu.describe().contains("software")),
+        Err(error) => assert_says(&error, &["software", &there]),
+    }
+    request(any()).expect("there is one");
+}
+
+/// The first adapter's device with other limits.
+fn limited(change: impl Fn(&mut wgpu::Limits)) -> Gpu {
+    limited_devices(change).remove(0)
+}
+
+#[test]
+fn what_does_not_fit_the_device_is_refused_by_its_number() {
+    let gpu = limited(|limits| {
+        limits.max_storage_buffer_binding_size = 64 << 10;
+        limits.max_compute_workgroups_per_dimension = 8;
+        limits.max_compute_workgroup_storage_size = limits.max_compute_workgroup_storage_size.min(16 << 10);
+    });
+    let (w, g) = (upload(&gpu, &vec![1.0; 20_000]), upload(&gpu, &vec![1.0; 20_000]));
+    let with = |bytes: u64, records| on_device(w.slice(..bytes), g.slice(..bytes)).record_steps(records);
+    let most = (64 << 10) / std::mem::size_of::<RawRecord>() as u32;
+    let numbers = [(most + 1).to_string(), most.to_string()];
+    let error = build_error(with(16, most + 1), &gpu, &["record ring", &numbers[0], &numbers[1], "record_steps"]);
+    let (asked, has) = (u64::from(most) + 1, u64::from(most));
+    assert!(matches!(error, Error::Limit { value, limit, .. } if (value, limit) == (asked, has)), "{error}");
+    with(16, most).build(&gpu).expect("builds");
+    build_error(with(16, u32::MAX), &gpu, &["record ring", "4294967295"]);
+
+    let mut builder: Device = OptimizerBuilder::new(Rule::sgd()).record_steps(1);
+    for i in 0..9 {
+        builder = builder.group(Group::new(format!("{i}")));
+    }
+    assert_nine_of_eight(&build_error(builder, &gpu, &["norms", "share a norm"]));
+
+    // One partial per four elements, twelve words each.
+    let partials = Partials::PerInvocation;
+    let tiny = Tuning { workgroup_size: 1, quads_per_invocation: 1, partials, finish_workgroup_size: 1 };
+    let gpu = gpu.with_tuning(tiny).expect("a tiny geometry");
+    let error = build_error(with(80_000, 1), &gpu, &["partial sums", "larger blocks"]);
+    assert!(matches!(error, Error::Limit { value: 60_000, limit: 16_384, .. }), "{error}");
+    assert_eq!(download(&gpu, &w, 20_000), vec![1.0; 20_000]);
+}
+
+/// What only wgpu finds wrong comes back too, as an `Err` with its words.
+#[test]
+fn what_the_device_refuses_is_an_error_not_a_panic() {
+    let gpu = limited(|limits| limits.max_bind_groups = 1);
+    let (w, g) = (upload(&gpu, &[1.0; 4]), upload(&gpu, &[1.0; 4]));
+    let error = build_error(on_device(w.slice(..), g.slice(..)), &gpu, &["the device refused", "group"]);
+    assert!(matches!(error, Error::Device { .. }), "{error}");
+    assert_eq!(download(&gpu, &w, 4), [1.0; 4]);
+}
+
+/// A device that was opened without the feature, as callers have them: the preset does without, and who asks for it is told.
+#[test]
+fn subgroups_without_the_feature() {
+    let bare = limited(|_| {});
+    assert!(!bare.device().features().contains(wgpu::Features::SUBGROUP));
+    let tuning = Tuning { partials: Partials::Subgroup, ..bare.tuning() };
+    let error = assert_refused(bare.clone().with_tuning(tuning), &["tuning", "subgroup", "Features::SUBGROUP"]);
+    assert!(matches!(&error, Error::InvalidValue { field: "partials", .. }), "{error}");
+
+    // The same adapter, were it a GPU.
+    let mut info = bare.device().adapter_info();
+    let limits = bare.device().limits();
+    for kind in [wgpu::DeviceType::DiscreteGpu, wgpu::DeviceType::IntegratedGpu] {
+        info.device_type = kind;
+        let preset = |features| Tuning::for_adapter(&info, &limits, features).partials;
+        assert_eq!(preset(wgpu::Features::empty()), Partials::PerWorkgroup);
+        assert_eq!(preset(wgpu::Features::SUBGROUP), Partials::Subgroup);
+    }
+}
+
+#[test]
+fn geometries_no_device_can_have() {
+    let gpu = &devices()[0];
+    let partials = Partials::PerWorkgroup;
+    let right = Tuning { workgroup_size: 8, quads_per_invocation: 4, partials, finish_workgroup_size: 8 };
+    for (tuning, field, number) in [
+        (Tuning { workgroup_size: 0, ..right }, "workgroup_size", "0"),
+        (Tuning { workgroup_size: 12, ..right }, "workgroup_size", "12"),
+        (Tuning { workgroup_size: 1 << 20, ..right }, "workgroup_size", "1048576"),
+        (Tuning { finish_workgroup_size: 0, ..right }, "finish_workgroup_size", "0"),
+        (Tuning { finish_workgroup_size: 65, ..right }, "finish_workgroup_size", "65"),
+        (Tuning { finish_workgroup_size: 1 << 31, ..right }, "finish_workgroup_size", "2147483648"),
+        (Tuning { quads_per_invocation: 0, ..right }, "quads_per_invocation", "0"),
+        (Tuning { quads_per_invocation: 4097, ..right }, "quads_per_invocation", "4097"),
+    ] {
+        let error = assert_refused(gpu.clone().with_tuning(tuning), &["tuning", field, number]);
+        assert!(matches!(&error, Error::InvalidValue { field: f, .. } if *f == field), "{error}");
+    }
+    for tuning in [right, Tuning { quads_per_invocation: 4096, ..right }, Tuning { workgroup_size: 1, ..right }] {
+        assert_eq!(gpu.clone().with_tuning(tuning).expect("a right one").tuning(), tuning);
+    }
+}
+
+/// On devices that give a kernel 8 storage buffers, as WebGPU promises and no more.
+#[test]
+fn kernels_with_more_storage_buffers_than_the_device_has() {
+    let spec = |rule, regime, element: Element, rounding| {
+        Spec::new(rule, regime, vec![vec![1.0; 7], vec![0.5; 66]]).stored(element, element, rounding)
+    };
+    let (f32, f16, bf16) = (Element::F32, Element::F16, Element::Bf16);
+    let (masters, nearest) = (Rounding::Masters, Rounding::Nearest);
+    let (seesaw, secant, ratio) = (Regime::seesaw(), Regime::adgd(), Regime::norm_ratio());
+    let averaging = Averaging::Running { start: 0 };
+    let fits = [
+        vec![
+            spec(Rule::sgd(), seesaw, bf16, masters),
+            spec(Rule::adamw(), seesaw, f16, masters),
+            spec(Rule::sgd(), Regime::dog(), bf16, masters),
+            spec(Rule::sgdm(0.9), secant, bf16, nearest),
+            spec(Rule::adamw(), secant, f32, masters),
+            Spec { averaging, ..spec(Rule::adamw(), seesaw, bf16, masters) },
+            Spec { telemetry: true, ..spec(Rule::adamw(), seesaw, bf16, masters) },
+            Spec { telemetry: true, averaging, ..spec(Rule::adamw(), seesaw, f32, masters) },
+        ],
+        vec![Spec { telemetry: true, ..spec(Rule::sgd(), Regime::auto_sgd(), bf16, masters) }],
+    ];
+    let too_many = [
+        spec(Rule::sgdm(0.9), secant, bf16, masters),
+        spec(Rule::sgd(), secant, f16, masters),
+        Spec { telemetry: true, averaging, ..spec(Rule::sgd(), ratio, bf16, masters) },
+        Spec { trust: Some(0.1), averaging, ..spec(Rule::sgd(), ratio, f16, masters) },
+    ];
+    for gpu in &limited_devices(|limits| limits.max_storage_buffers_per_shader_stage = 8) {
+        for mut specs in fits.clone() {
+            for (index, spec) in specs.iter_mut().enumerate() {
+                spec.name = index.to_string();
+            }
+            // Each in its own two buffers, since they are stored in different elements.
+            let places = separate(&specs);
+            let mut run = GpuRun::with(gpu, &specs, places, |builder| builder.clear_gradients(true).micro_batches(2));
+            for _ in 0..2 {
+                run.step(&filled(&specs, 0.5));
+            }
+            let records = run.records().records;
+            assert_eq!(records.len(), 2 * specs.len(), "{}", run.path());
+            assert!(records.iter().all(|record| !record.flags.skipped()), "{}", run.path());
+            if specs.iter().any(|spec| spec.averaging != Averaging::Off) {
+                run.swap_averages();
+                run.swap_averages();
+            }
+        }
+        for spec in &too_many {
+            let (w, g) = (upload(gpu, &[0.0; 64]), upload(gpu, &[0.0; 64]));
+            let [w, g] = [&w, &g].map(|buffer| spec.params.of(buffer.slice(..14)));
+            let builder = OptimizerBuilder::new(Rule::sgd()).group(spec.group().tensor("w", w, g));
+            let words = ["storage buffers", "9", "8", "Rounding::Nearest", "secant"];
+            assert_nine_of_eight(&build_error(builder, gpu, &words));
+        }
+    }
+}

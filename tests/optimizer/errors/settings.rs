@@ -1,0 +1,285 @@
+//! Settings that cannot be: numbers out of their range, and what does not go together. Those at the ends of their ranges can.
+
+use super::{Host, W, host_error, on_host};
+use wgpu_optim::{
+    AdamW, AutoSgd, Averaging, Error, Group, Hypergradient, Lion, LossScaler, NonFinitePolicy, NormRatio,
+    OptimizerBuilder, Regime, Rounding, Rule, Seesaw, Sgdm, TrustRatio,
+};
+use wgpu_optim_conformance::run::devices;
+use wgpu_optim_conformance::{assert_refused, upload};
+
+fn with_regime(regime: Regime) -> Host {
+    on_host(Rule::sgd()).regime(regime)
+}
+
+fn seesaw(change: impl FnOnce(&mut Seesaw)) -> Host {
+    let mut seesaw = Seesaw::default();
+    change(&mut seesaw);
+    with_regime(Regime::Seesaw(seesaw))
+}
+
+fn scaler(change: impl FnOnce(&mut LossScaler)) -> Host {
+    let mut scaler = LossScaler::default();
+    change(&mut scaler);
+    on_host(Rule::sgd()).loss_scaler(scaler)
+}
+
+fn adamw(beta1: f32, beta2: f32, epsilon: f32) -> Host {
+    on_host(Rule::AdamW(AdamW { beta1, beta2, epsilon }))
+}
+
+fn lion(beta1: f32, beta2: f32) -> Host {
+    on_host(Rule::Lion(Lion { beta1, beta2 }))
+}
+
+fn sgdm(momentum: f32, dampening: f32, nesterov: bool) -> Host {
+    on_host(Rule::Sgdm(Sgdm { momentum, dampening, nesterov }))
+}
+
+/// Every number of rules, regimes and groups, on both sides of its range, and NaN.
+#[test]
+fn numbers_out_of_range() {
+    let (nan, inf) = (f32::NAN, f32::INFINITY);
+    let mut cases: Vec<(Host, &str, &str)> = Vec::new();
+    let mut refuse = |owner, field, bad: &[f32], build: &dyn Fn(f32) -> Host| {
+        cases.extend(bad.iter().map(|&bad| (build(bad), owner, field)));
+    };
+    let no_share = [-0.1, 1.0, inf, nan];
+    refuse("rule sgdm", "momentum", &no_share, &|x| sgdm(x, 0.0, false));
+    refuse("rule sgdm", "dampening", &no_share, &|x| sgdm(0.9, x, false));
+    refuse("rule nesterov", "momentum", &[0.0], &|x| sgdm(x, 0.0, true));
+    refuse("rule nesterov", "dampening", &[0.1], &|x| sgdm(0.9, x, true));
+    refuse("rule signum", "momentum", &no_share, &|x| on_host(Rule::signum(x)));
+    refuse("rule adamw", "beta1", &no_share, &|x| adamw(x, 0.9, 1e-8));
+    refuse("rule adamw", "beta2", &no_share, &|x| adamw(0.9, x, 1e-8));
+    refuse("rule adamw", "epsilon", &[-1e-8, 0.0, 1e-39, inf, nan], &|x| adamw(0.9, 0.999, x));
+    refuse("rule lion", "beta1", &no_share, &|x| lion(x, 0.9));
+    refuse("rule lion", "beta2", &[-0.1, 0.0, 1.0, inf, nan], &|x| lion(0.9, x));
+
+    let no_factor = [-0.5, 1.1e6, f32::MAX, inf, nan];
+    refuse("regime seesaw", "exponent", &no_factor, &|x| seesaw(|s| s.exponent = x));
+    refuse("regime seesaw", "exponent_above", &no_factor, &|x| seesaw(|s| s.exponent_above = x));
+    refuse("regime seesaw", "gain", &no_factor, &|x| seesaw(|s| s.gain = x));
+    let no_size = [-0.5, inf, nan];
+    refuse("regime seesaw", "early_steps", &no_size, &|x| seesaw(|s| s.early_steps = x));
+    refuse("regime seesaw", "brake_slack", &no_size, &|x| seesaw(|s| s.brake_slack = x));
+    refuse("regime seesaw", "smoothing", &[-0.5, 1.0, nan], &|x| seesaw(|s| s.smoothing = x));
+    refuse("regime seesaw", "first_step", &[-1.0, 0.0, inf, nan], &|x| seesaw(|s| s.first_step = Some(x)));
+    let no_rate = [-1.0, 0.0, 0.9e-30, 1.1e30, inf, nan];
+    refuse("regime fixed", "learning rate", &no_rate, &|x| with_regime(Regime::fixed(x)));
+    let ratio = |ratio| with_regime(Regime::NormRatio(ratio));
+    refuse("regime norm-ratio", "exponent", &no_size, &|exponent| ratio(NormRatio { exponent, ..Default::default() }));
+    refuse("regime norm-ratio", "learning rate", &no_rate, &|rate| {
+        ratio(NormRatio { initial_rate: Some(rate), ..Default::default() })
+    });
+    refuse("regime hypergradient", "gain", &no_size, &|gain| {
+        with_regime(Regime::Hypergradient(Hypergradient { gain, ..Default::default() }))
+    });
+
+    let sgd = || on_host(Rule::sgd());
+    let no_decay = [-1e-3, inf, nan];
+    refuse("group \"all\"", "weight_decay", &no_decay, &|x| sgd().weight_decay(x));
+    refuse("group \"all\"", "weight_decay", &no_decay, &|x| sgd().decoupled_weight_decay(x));
+    refuse("group \"all\"", "clip_norm", &[-1.0, 0.0, nan], &|x| sgd().clip_norm(x));
+    // A group's own bad number is named too.
+    refuse("group \"own\"", "clip_norm", &[-2.0], &|x| sgd().group(Group::new("own").clip_norm(x)));
+    refuse("averaging exponential", "decay", &no_share, &|decay| {
+        sgd().averaging(Averaging::Exponential { decay, start: 0 })
+    });
+    refuse("averaging polynomial", "eta", &[-0.1, inf, nan], &|eta| {
+        sgd().averaging(Averaging::PolynomialDecay { eta, start: 0 })
+    });
+    let no_scale = [-1.0, 0.0, 0.5, 3.0, 1.5e38, inf, nan];
+    refuse("loss scaler", "min_scale", &no_scale, &|x| scaler(|s| s.min_scale = x));
+    refuse("loss scaler", "max_scale", &no_scale, &|x| scaler(|s| s.max_scale = x));
+    refuse("loss scaler", "initial_scale", &no_scale, &|x| scaler(|s| s.initial_scale = x));
+    // Below the smallest, above the largest.
+    refuse("loss scaler", "initial_scale", &[2.0, 16.0], &|x| {
+        scaler(|s| (s.min_scale, s.initial_scale, s.max_scale) = (4.0, x, 8.0))
+    });
+    refuse("loss scaler", "growth_interval", &[0.0], &|_| scaler(|s| s.growth_interval = 0));
+    refuse("optimizer", "record_steps", &[0.0], &|_| sgd().record_steps(0));
+    refuse("optimizer", "NonFinitePolicy::Error::after", &[0.0], &|_| {
+        sgd().nonfinite_policy(NonFinitePolicy::Error { after: 0 })
+    });
+    assert!(cases.len() > 50);
+    for (builder, owner, field) in cases {
+        let error = host_error(builder, &[owner, field, "must be"]);
+        let Error::InvalidValue { owner: o, field: f, value, .. } = &error else {
+            panic!("{error}");
+        };
+        assert_eq!((o.as_str(), *f), (owner, field), "{error}");
+        assert!(error.to_string().contains(value), "{error}");
+    }
+}
+
+/// Both ends of every range that belong to it.
+#[test]
+fn numbers_just_within_range() {
+    let below_one = f32::from_bits(1f32.to_bits() - 1);
+    let extreme = Seesaw {
+        exponent_above: 1e6,
+        exponent: 0.0,
+        gain: 0.0,
+        early_steps: 0.0,
+        smoothing: 0.0,
+        norm_floor: 0.0,
+        brake_slack: 0.0,
+        first_step: Some(f32::MIN_POSITIVE),
+    };
+    let other = Seesaw { smoothing: below_one, exponent: 1e6, gain: 1e6, early_steps: f32::MAX, ..Seesaw::default() };
+    let sgd = || on_host(Rule::sgd());
+    for builder in [
+        on_host(Rule::signum(0.0)).regime(Regime::Seesaw(extreme)),
+        sgdm(below_one, below_one, false).regime(Regime::Seesaw(other)),
+        on_host(Rule::nesterov(f32::MIN_POSITIVE)).regime(Regime::fixed(1e-30)),
+        adamw(0.0, 0.0, f32::MIN_POSITIVE).regime(Regime::fixed(1e-30)),
+        adamw(below_one, below_one, f32::MAX),
+        lion(0.0, f32::MIN_POSITIVE),
+        lion(below_one, below_one),
+        with_regime(Regime::fixed(1e30)),
+        with_regime(auto(|a| (a.factor, a.certainty, a.rounds) = (10.0, 0.0, 65_536))),
+        sgd()
+            .weight_decay(0.0)
+            .clip_norm(f32::INFINITY)
+            .loss_scaler(LossScaler::fixed(1.0))
+            .nonfinite_policy(NonFinitePolicy::Error { after: u32::MAX })
+            .record_steps(1),
+        sgd()
+            .decoupled_weight_decay(f32::MAX)
+            .loss_scaler(LossScaler::fixed(2f32.powi(126)))
+            .clip_norm(f32::MIN_POSITIVE),
+        sgd().averaging(Averaging::Running { start: u32::MAX }),
+        sgd().averaging(Averaging::Exponential { decay: below_one, start: 0 }),
+        sgd().averaging(Averaging::Exponential { decay: 0.0, start: 0 }),
+        sgd().averaging(Averaging::PolynomialDecay { eta: f32::MAX, start: 0 }),
+        sgd().sharded(0, 2),
+    ] {
+        builder.build_cpu().expect("within range");
+    }
+}
+
+fn auto(change: impl FnOnce(&mut AutoSgd)) -> Regime {
+    let mut regime = AutoSgd::default();
+    change(&mut regime);
+    Regime::AutoSgd(regime)
+}
+
+/// Two groups under streams, the second with this regime.
+fn streams_beside(regime: Regime, maximize: bool) -> Host {
+    with_regime(Regime::auto_sgd()).group(Group::new("second").regime(regime).maximize(maximize).tensor("b", W, W))
+}
+
+/// A group whose gradient is compared with counters, and one with a momentum, under one norm.
+fn counters_beside_momentum(regime: Regime) -> Host {
+    OptimizerBuilder::new(Rule::sgd())
+        .regime(regime)
+        .group(Group::new("plain").share_norm("all").tensor("a", W, W))
+        .group(Group::new("heavy").rule(Rule::sgdm(0.9)).share_norm("all").tensor("b", W, W))
+}
+
+#[test]
+fn settings_that_do_not_go_together() {
+    let sgd = || on_host(Rule::sgd());
+    let trust = |coefficient| sgd().trust_ratio(TrustRatio { coefficient });
+    let streams = || with_regime(Regime::auto_sgd());
+    let sums = "OptimizerBuilder::sharded";
+    let mut cases: Vec<(Host, Vec<&str>)> = vec![
+        // Three streams of parameters take turns in the whole optimizer, and would need a momentum each.
+        (on_host(Rule::signum(0.0)).regime(Regime::auto_sgd()), vec!["\"all\"", "signum", "signsgd", "auto-sgd"]),
+        (streams_beside(Regime::auto_sgd(), true), vec!["\"second\"", "several optimizers", "auto-sgd"]),
+        (streams_beside(Regime::seesaw(), false), vec!["\"second\"", "several optimizers", "seesaw"]),
+        // What mixes the streams.
+        (streams().averaging(Averaging::Running { start: 0 }), vec!["\"all\"", "averaging", "auto-sgd"]),
+        (streams().schedule_free(), vec!["\"all\"", "auto-sgd"]),
+        (streams().trust_ratio(TrustRatio::default()), vec!["\"all\"", "trust_ratio", "auto-sgd"]),
+        (trust(0.0), vec!["coefficient"]),
+        (trust(f32::NAN), vec!["coefficient"]),
+        (trust(1.0).global_norm(), vec!["shared"]),
+        // What ranks would need more sums for.
+        (sgd().sharded(0, 2).telemetry(true), vec!["telemetry is on", sums]),
+        (sgd().sharded(0, 2).trust_ratio(TrustRatio::default()), vec!["trust_ratio is on", sums]),
+        (sgd().sharded(2, 2), vec!["rank is 2", "below the number of ranks"]),
+        (sgd().sharded(0, 0), vec!["ranks is 0", "at least 1"]),
+        (sgd().micro_batches(0), vec!["micro_batches", "0", "at least 1"]),
+        (sgd().clear_gradients(true), vec!["clear_gradients", "CPU path"]),
+        (counters_beside_momentum(Regime::seesaw()), vec!["\"plain\"", "\"heavy\"", "\"all\""]),
+    ];
+    for regime in [auto(|a| a.factor = 3.0), auto(|a| a.certainty = 4.0), auto(|a| a.rounds = 5)] {
+        cases.push((streams_beside(regime, false), vec!["\"second\"", "several optimizers", "auto-sgd"]));
+    }
+    for (field, regime) in [
+        ("factor", auto(|a| a.factor = 1.0)),
+        ("factor", auto(|a| a.factor = 10.5)),
+        ("factor", auto(|a| a.factor = f32::NAN)),
+        ("certainty", auto(|a| a.certainty = -1.0)),
+        ("certainty", auto(|a| a.certainty = f32::INFINITY)),
+        ("rounds", auto(|a| a.rounds = 3)),
+        ("rounds", auto(|a| a.rounds = 65_537)),
+        ("learning rate", auto(|a| a.initial_rate = Some(0.0))),
+        ("first_step", auto(|a| a.first_step = 0.0)),
+    ] {
+        cases.push((with_regime(regime), vec!["regime auto-sgd", field, "must be"]));
+    }
+    for rule in Rule::all().into_iter().filter(Rule::has_momentum) {
+        let instead = ["Averaging::polynomial_decay()", "Rule::adamw_without_momentum()"];
+        let words = ["group \"all\" with rule", rule.name(), "schedule-free"];
+        cases.push((on_host(rule).schedule_free(), [&words[..], &instead].concat()));
+    }
+    for (builder, words) in cases {
+        host_error(builder, &words);
+    }
+    let mixed = host_error(counters_beside_momentum(Regime::seesaw()), &[]);
+    assert!(matches!(&mixed, Error::MixedScope { scope, .. } if scope == "all"), "{mixed}");
+
+    // What differs from these by one word, and goes together.
+    let averaged = Group::new("averaged").rule(Rule::sgdm(0.9)).averaging(Averaging::polynomial_decay());
+    for builder in [
+        // A first rate may be each group's own.
+        streams_beside(auto(|a| a.initial_rate = Some(0.1)), false),
+        // Without alignment there is nothing to mix.
+        counters_beside_momentum(Regime::norm_ratio()),
+        // A group may have it alone, and another may be without.
+        sgd().schedule_free().group(averaged.tensor("v", W, W)),
+        on_host(Rule::sign_sgd()).schedule_free(),
+        on_host(Rule::adamw_without_momentum()).schedule_free(),
+    ] {
+        builder.build_cpu().expect("they go together");
+    }
+    for rule in [Rule::all(), vec![Rule::adamw_without_momentum()]].concat() {
+        assert_eq!(Averaging::ScheduleFree.fits(&rule), !rule.has_momentum());
+        assert!(Averaging::polynomial_decay().fits(&rule) && Averaging::Off.fits(&rule));
+    }
+}
+
+/// An average is of the numbers that steps are taken with: of masters, or of f32.
+#[test]
+fn averages_of_rounded_parameters_are_refused() {
+    let halves = vec![half::f16::ONE; 5];
+    let floats = vec![1.0f32; 5];
+    for rounding in [Rounding::Nearest, Rounding::Stochastic { seed: 1 }] {
+        let words = ["\"w\"", rounding.name(), "masters"];
+        for averaging in [Averaging::Running { start: 0 }, Averaging::ScheduleFree] {
+            let builder = || OptimizerBuilder::new(Rule::sgd()).rounding(rounding).averaging(averaging);
+            host_error(builder().group(Group::new("all").tensor("w", &halves, &halves)), &words);
+            // What is f32 is not rounded.
+            let group = Group::new("all").tensor("w", &floats, &halves);
+            builder().group(group).build_cpu().expect("builds");
+            for gpu in &devices() {
+                let buffers = [(); 2].map(|()| upload(gpu, &[0.0; 16]));
+                let [w, g] = [0, 1].map(|at| wgpu_optim::Element::F16.of(buffers[at].slice(..10)));
+                let group = Group::new("all").tensor("w", w, g).averaging(averaging).rounding(rounding);
+                assert_refused(OptimizerBuilder::new(Rule::sgd()).group(group).build(gpu), &words);
+            }
+        }
+    }
+}
+
+#[test]
+fn numbers_of_micro_batches_that_the_device_refuses() {
+    for gpu in &devices() {
+        let (w, g) = (upload(gpu, W), upload(gpu, W));
+        let builder = super::on_device(w.slice(..16), g.slice(..16)).micro_batches(0);
+        super::build_error(builder, gpu, &["micro_batches", "at least 1"]);
+    }
+}
