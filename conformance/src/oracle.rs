@@ -10,7 +10,8 @@ pub struct Oracle {
     pub rule: Rule,
     /// Its regime.
     pub regime: Regime,
-    reference: Box<dyn RegimeReference>,
+    /// Of the regime, from the first step on.
+    reference: Option<Box<dyn RegimeReference>>,
     /// Its weight decay.
     pub decay: WeightDecay,
     /// Its clip by norm; infinite for none.
@@ -206,7 +207,7 @@ impl Oracle {
         Oracle {
             rule,
             regime,
-            reference: regime.reference(&rule),
+            reference: None,
             decay: WeightDecay::Coupled(0.0),
             clip: f64::INFINITY,
             maximize: false,
@@ -373,7 +374,7 @@ impl Oracle {
         out.first = first;
         let alignment = if first { (0.0, None) } else { self.alignment(g, n) };
         (out.slow, out.fast) = (alignment.0, alignment.1.unwrap_or(0.0));
-        let rate = self.reference.follow(&RegimeStep {
+        let step = RegimeStep {
             g,
             norm: n,
             smoothed,
@@ -389,7 +390,9 @@ impl Oracle {
             first_length: f64::from(self.regime.first_step(&self.rule, &self.averaging)) * (1.0 + self.w0_norm),
             scale_free: self.rule.is_scale_free(),
             alignment,
-        });
+        };
+        let reference = self.reference.get_or_insert_with(|| self.regime.reference(&self.rule));
+        let rate = reference.follow(&step);
         let limit = 1e30_f64.ln();
         match rate {
             Rate::Unchanged if first => {

@@ -346,6 +346,10 @@ fn flatten(name: String, value: Value, settings: &mut BTreeMap<String, String>) 
             for (field, value) in fields {
                 let is_variant = field.starts_with(|first: char| first.is_ascii_uppercase());
                 match (is_variant, value) {
+                    // The constants of a struct without any.
+                    (true, Value::Null) => {
+                        settings.insert(name.clone(), field);
+                    }
                     (true, Value::Object(fields)) => {
                         settings.insert(name.clone(), field);
                         flatten(name.clone(), Value::Object(fields), settings);

@@ -28,19 +28,26 @@ fn start_of_states(bytes: &[u8]) -> usize {
     tensors.tensor("groups/state").expect("there").data().as_ptr() as usize - bytes.as_ptr() as usize
 }
 
-/// A checkpoint as version 2 had it, without a checksum, whose bytes can be changed.
-fn without_checksum(checkpoint: &Checkpoint) -> Vec<u8> {
-    let bytes = checkpoint.to_bytes();
-    let header_end = header_end(&bytes);
-    let header = std::str::from_utf8(&bytes[8..header_end]).expect("text");
-    let (before, after) = header.split_once(r#","wgpu-optim crc32":""#).expect("a checksum");
-    let header = [before, &after["01234567\"".len()..]].concat();
-    let header = header.replacen(r#"\"version\":3"#, r#"\"version\":2"#, 1);
-    let padded = header.len().next_multiple_of(8);
-    with_header(&format!("{header:padded$}"), &bytes[header_end..])
+/// The file with the checksum that its description and its data have, if it has both; else as it is.
+fn signed(mut bytes: Vec<u8>) -> Vec<u8> {
+    const FIELD: &str = r#""wgpu-optim crc32":""#;
+    let whole = || -> Option<(usize, u32)> {
+        let end = header_end(&bytes);
+        let text = std::str::from_utf8(bytes.get(8..end)?).ok()?;
+        let header: serde_json::Value = serde_json::from_str(text).ok()?;
+        let about = header["__metadata__"]["wgpu-optim checkpoint"].as_str()?;
+        let mut crc = crc32fast::Hasher::new();
+        crc.update(about.as_bytes());
+        crc.update(&bytes[end..]);
+        Some((8 + text.find(FIELD)? + FIELD.len(), crc.finalize()))
+    };
+    if let Some((at, crc)) = whole() {
+        bytes[at..at + 8].copy_from_slice(format!("{crc:08x}").as_bytes());
+    }
+    bytes
 }
 
-/// A checkpoint whose description, and whose rows of the groups' states, are changed; as version 2 had it.
+/// A checkpoint whose description, and whose rows of the groups' states, are changed.
 fn edited(
     checkpoint: &Checkpoint,
     describe: impl FnOnce(&mut serde_json::Value),
@@ -49,7 +56,7 @@ fn edited(
     use safetensors::tensor::{Dtype, TensorView};
     const ABOUT: &str = "wgpu-optim checkpoint";
     const STATES: &str = "groups/state";
-    let bytes = without_checksum(checkpoint);
+    let bytes = checkpoint.to_bytes();
     let (_, header) = safetensors::SafeTensors::read_metadata(&bytes).expect("a header");
     let texts = header.metadata().as_ref().expect("texts");
     let mut about = serde_json::from_str(&texts[ABOUT]).expect("a description");
@@ -69,8 +76,8 @@ fn edited(
         STATES => (name, states.clone()),
         _ => (name, view),
     });
-    let texts = [(ABOUT.to_owned(), about.to_string())];
-    safetensors::serialize(views, Some(texts.into_iter().collect())).expect("a file")
+    let texts = [(ABOUT.to_owned(), about.to_string()), ("wgpu-optim crc32".to_owned(), "00000000".to_owned())];
+    signed(safetensors::serialize(views, Some(texts.into_iter().collect())).expect("a file"))
 }
 
 /// Changes the list of the fields of the groups' states.
@@ -127,7 +134,6 @@ fn fields_and_settings_go_by_their_names() {
         ),
         (described(&|about| about["warmth"] = 1.into()), "unknown field `warmth`"),
         (described(&|about| about["version"] = 1.into()), "version 1"),
-        (described(&|about| about["version"] = 3.into()), "has no \"wgpu-optim crc32\""),
     ] {
         assert_refused(restored(bytes), &[reason]);
     }
@@ -136,13 +142,13 @@ fn fields_and_settings_go_by_their_names() {
 #[test]
 fn foreign_and_hostile_bytes_are_refused_with_a_reason() {
     let (_, checkpoint) = saved(&plain());
-    let good = without_checksum(&checkpoint);
+    let good = checkpoint.to_bytes();
     let header_end = header_end(&good);
     let header = std::str::from_utf8(&good[8..header_end]).expect("text").trim_end().to_owned();
     let data = &good[header_end..];
     let changed = |from: &str, to: &str| {
         assert!(header.contains(from), "no {from} in {header}");
-        with_header(&header.replacen(from, to, 1), data)
+        signed(with_header(&header.replacen(from, to, 1), data))
     };
     let mut longer = good.clone();
     longer.push(0);
@@ -172,7 +178,8 @@ fn foreign_and_hostile_bytes_are_refused_with_a_reason() {
         (file(&at_once, 4), "invalid offset"),
         (file(&twice, 0), "names \"a\" twice"),
         (file(&[tensor("a", "9223372036854775807,4", "0,4")], 4), "overflow"),
-        (changed(r#"\"version\":2"#, r#"\"version\":4"#), "has version 4, but this wgpu-optim reads versions 2 to 3"),
+        (changed(r#"\"version\":4"#, r#"\"version\":5"#), "has version 5, but this wgpu-optim reads versions 2 to 4"),
+        (changed("wgpu-optim crc32", "wgpu-optim crc33"), "has no \"wgpu-optim crc32\""),
         (changed(r#"\"step\":3"#, r#"\"step\":true"#), "description cannot be read"),
     ];
     for (bytes, reason) in cases {
@@ -213,7 +220,7 @@ fn foreign_and_hostile_bytes_are_refused_with_a_reason() {
     ] {
         let mut bytes = good.clone();
         bytes[states + field..][..4].copy_from_slice(&word.to_le_bytes());
-        let checkpoint = Checkpoint::from_bytes(bytes).expect("its form is right");
+        let checkpoint = Checkpoint::from_bytes(signed(bytes)).expect("its form is right");
         assert_refused(CpuRun::new(&plain()).restore(&checkpoint), &[reason]);
     }
 }
@@ -299,12 +306,12 @@ proptest! {
     #[test]
     fn changed_states_are_refused_or_can_go_on(flips in prop::collection::vec((0..size_of::<GroupState>() / 2, any::<u32>()), 1..4)) {
         let (_, checkpoint) = saved(&plain());
-        let mut bytes = without_checksum(&checkpoint);
+        let mut bytes = checkpoint.to_bytes();
         let states = start_of_states(&bytes);
         for (word, value) in flips {
             bytes[states + 4 * word..][..4].copy_from_slice(&value.to_le_bytes());
         }
-        let checkpoint = Checkpoint::from_bytes(bytes).expect("its form is right");
+        let checkpoint = Checkpoint::from_bytes(signed(bytes)).expect("its form is right");
         let mut run = CpuRun::new(&plain());
         if run.restore(&checkpoint).is_ok() {
             for _ in 0..3 {
