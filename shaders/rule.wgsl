@@ -15,6 +15,7 @@ import package::layout::{RuleNumbers, Update};
 @if(signum) import package::rule::signum::{direction, last_direction};
 @if(adamw) import package::rule::adamw::{direction, last_direction};
 @if(lion) import package::rule::lion::{direction, last_direction};
+@if(nadamw) import package::rule::nadamw::{direction, last_direction};
 
 // The largest element of a gradient whose square is added to v as it is (src/rule.rs).
 @if(squares) const LARGEST_SQUARED = 1.8e19;

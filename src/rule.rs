@@ -179,6 +179,8 @@ rules! {
     AdamW in adamw { AdamW = TwoMoments, AdamWWithoutMomentum = SecondMoment }
     /// Lion.
     Lion in lion { Lion = MixedSigns }
+    /// AdamW with Nesterov momentum.
+    NAdamW in nadamw { NAdamW = Ahead }
 }
 
 impl Rule {

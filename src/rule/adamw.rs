@@ -60,6 +60,21 @@ pub(super) fn examples() -> [AdamW; 1] {
     [AdamW::default()]
 }
 
+impl AdamW {
+    /// Refuses numbers outside their ranges, in the name of a rule that has them too.
+    pub(super) fn validate_as(&self, rule: &dyn UpdateRule) -> Result<(), Error> {
+        require_share(rule, "beta1", self.beta1)?;
+        require_share(rule, "beta2", self.beta2)?;
+        require(
+            self.epsilon.is_finite() && self.epsilon >= f32::MIN_POSITIVE,
+            || owner(rule),
+            "epsilon",
+            self.epsilon,
+            "finite, above 0 and not denormal (1e-8 in PyTorch)",
+        )
+    }
+}
+
 impl UpdateRule for AdamW {
     fn name(&self) -> &'static str {
         "adamw"
@@ -98,15 +113,7 @@ impl UpdateRule for AdamW {
     }
 
     fn validate(&self) -> Result<(), Error> {
-        require_share(self, "beta1", self.beta1)?;
-        require_share(self, "beta2", self.beta2)?;
-        require(
-            self.epsilon.is_finite() && self.epsilon >= f32::MIN_POSITIVE,
-            || owner(self),
-            "epsilon",
-            self.epsilon,
-            "finite, above 0 and not denormal (1e-8 in PyTorch)",
-        )
+        self.validate_as(self)
     }
 
     fn reference(&self, step: &mut RuleStep) -> Vec<f64> {

@@ -32,6 +32,7 @@ const RULES: &[&str] = &[
     "adamw momentum squares",
     "adamw squares",
     "lion momentum",
+    "nadamw momentum squares",
 ];
 const KEEPS: &[&str] = &[
     "",
