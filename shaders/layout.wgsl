@@ -289,6 +289,12 @@ struct AdaGradNormConstants {
     unused: array<u32, 3>,
 }
 
+struct WnGradConstants {
+    scale: f32,
+    offset: f32,
+    unused: array<u32, 3>,
+}
+
 struct BarzilaiBorweinConstants {
     form: u32,
     max_change: f32,
@@ -317,6 +323,7 @@ struct AutoSgdConstants {
 @if(!regime) alias RegimeConstants = array<u32, 5>;
 @if(seesaw) alias RegimeConstants = SeesawConstants;
 @if(adagrad_norm) alias RegimeConstants = AdaGradNormConstants;
+@if(wngrad) alias RegimeConstants = WnGradConstants;
 @if(barzilai_borwein) alias RegimeConstants = BarzilaiBorweinConstants;
 @if(adgd) alias RegimeConstants = array<u32, 5>;
 @if(dog) alias RegimeConstants = array<u32, 5>;
@@ -336,6 +343,11 @@ struct SeesawState {
 
 struct AdaGradNormState {
     history: Scaled,
+    unused: array<u32, 12>,
+}
+
+struct WnGradState {
+    b: Scaled,
     unused: array<u32, 12>,
 }
 
@@ -380,6 +392,7 @@ struct AutoSgdState {
 @if(!regime) alias RegimeState = array<u32, 14>;
 @if(seesaw) alias RegimeState = SeesawState;
 @if(adagrad_norm) alias RegimeState = AdaGradNormState;
+@if(wngrad) alias RegimeState = WnGradState;
 @if(barzilai_borwein) alias RegimeState = array<u32, 14>;
 @if(adgd) alias RegimeState = AdGdState;
 @if(dog) alias RegimeState = DistanceState;
@@ -403,6 +416,7 @@ struct AutoSgdRecord {
 @if(!regime) alias RegimeRecord = array<u32, 3>;
 @if(seesaw) alias RegimeRecord = SeesawRecord;
 @if(adagrad_norm) alias RegimeRecord = array<u32, 3>;
+@if(wngrad) alias RegimeRecord = array<u32, 3>;
 @if(barzilai_borwein) alias RegimeRecord = array<u32, 3>;
 @if(adgd) alias RegimeRecord = array<u32, 3>;
 @if(dog) alias RegimeRecord = array<u32, 3>;

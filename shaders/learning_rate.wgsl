@@ -23,6 +23,7 @@ import package::scaled::{
 };
 @if(seesaw) import package::regime::seesaw::follow_regime;
 @if(adagrad_norm) import package::regime::adagrad_norm::follow_regime;
+@if(wngrad) import package::regime::wngrad::follow_regime;
 @if(barzilai_borwein) import package::regime::barzilai_borwein::follow_regime;
 @if(adgd) import package::regime::adgd::follow_regime;
 @if(dog) import package::regime::dog::follow_regime;

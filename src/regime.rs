@@ -259,6 +259,8 @@ regimes! {
     Fixed(FixedRate) in fixed,
     /// Divides by the root of the sum of squared norms.
     AdaGradNorm(AdaGradNorm) in adagrad_norm,
+    /// Divides by a sum of squared norms over their own scale.
+    WnGrad(WnGrad) in wngrad,
     /// Estimates the curvature from the last step.
     BarzilaiBorwein(BarzilaiBorwein) in barzilai_borwein,
     /// Estimates the curvature from the last step, with bounded growth.

@@ -44,7 +44,7 @@ const KEEPS: &[&str] = &[
     "schedule_free",
 ];
 const REGIMES: &[&str] =
-    &["seesaw", "adagrad_norm", "barzilai_borwein", "adgd", "dog", "dowg", "polyak", "ngn", "auto_sgd"];
+    &["seesaw", "adagrad_norm", "wngrad", "barzilai_borwein", "adgd", "dog", "dowg", "polyak", "ngn", "auto_sgd"];
 
 /// What the compiler says against them, and how many it has compiled.
 pub fn complaints() -> (Vec<String>, usize) {
