@@ -20,7 +20,7 @@ use safetensors::tensor::{Dtype, Metadata, TensorInfo};
 use crate::cpu::Slice;
 use crate::cpu::schedule_free::average_of;
 use crate::element::Element;
-use crate::error::Error;
+use crate::error::{Cause, CheckpointError, Error};
 use crate::layout::{Field, GroupState, MEAN_STEPS, NO_TENSOR, RawTensorRecord, Update};
 use crate::plan::{MemoryKind, Plan};
 use crate::regime::Kernel;
@@ -33,6 +33,7 @@ pub type Notes = BTreeMap<String, String>;
 
 /// Selects whether a checkpoint stores and restores the parameters.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Parameters {
     /// Stores or restores the parameters too.
     Included,
@@ -118,12 +119,17 @@ impl Checkpoint {
     /// Reads a checkpoint from a file.
     ///
     /// # Errors
-    /// [`Error::CheckpointFile`] if the file cannot be read; otherwise as [`Checkpoint::from_bytes`].
+    /// [`CheckpointError::File`](crate::CheckpointError::File) if the file cannot be read; otherwise as [`Checkpoint::from_bytes`].
     pub fn load(path: impl AsRef<Path>) -> Result<Self, Error> {
         let path = path.as_ref();
-        let unreadable =
-            |message: String| Error::CheckpointFile { path: path.display().to_string(), action: "read", message };
-        let words = |error: std::io::Error| unreadable(format!("{error}; name a file that is there and may be read"));
+        let refused = |message: String, source| {
+            let path = path.display().to_string();
+            Error::Checkpoint(CheckpointError::File { path, action: "read", message, source })
+        };
+        let unreadable = |message: String| refused(message, None);
+        let words = |error: std::io::Error| {
+            refused(format!("{error}; name a file that is there and may be read"), Some(Cause::new(error)))
+        };
         // A pipe would keep us waiting.
         if !path.metadata().map_err(words)?.is_file() {
             return Err(unreadable("it is not a file; name one".to_owned()));
@@ -152,7 +158,7 @@ impl Checkpoint {
     /// number.
     ///
     /// # Errors
-    /// [`Error::CheckpointDamaged`] if the bytes are not a complete checkpoint, [`Error::CheckpointVersion`] for another format version.
+    /// [`CheckpointError::Damaged`](crate::CheckpointError::Damaged) if the bytes are not a complete checkpoint, [`CheckpointError::Version`](crate::CheckpointError::Version) for another format version.
     /// Whether the checkpoint belongs to an optimizer is checked by `restore`.
     pub fn from_bytes(bytes: impl Into<Vec<u8>>) -> Result<Self, Error> {
         let mut bytes = bytes.into();
@@ -173,7 +179,7 @@ impl Checkpoint {
     /// killed at any time leaves the old file or the new one.
     ///
     /// # Errors
-    /// [`Error::CheckpointFile`]; an old file is then unchanged.
+    /// [`CheckpointError::File`](crate::CheckpointError::File); an old file is then unchanged.
     pub fn save(&self, path: impl AsRef<Path>) -> Result<(), Error> {
         let path = path.as_ref();
         let header = self.header();
@@ -181,10 +187,13 @@ impl Checkpoint {
             file.write_all(&header)?;
             file.write_all(&self.data)
         })
-        .map_err(|error| Error::CheckpointFile {
-            path: path.display().to_string(),
-            action: "written",
-            message: format!("{error}; name a file in a folder that is there and may be written"),
+        .map_err(|error| {
+            Error::Checkpoint(CheckpointError::File {
+                path: path.display().to_string(),
+                action: "written",
+                message: format!("{error}; name a file in a folder that is there and may be written"),
+                source: Some(Cause::new(error)),
+            })
         })
     }
 
@@ -254,11 +263,13 @@ impl Checkpoint {
     /// The checkpoint with the tables of this version, if it is one of an optimizer with this plan. Everything else is refused, before
     /// anything is changed.
     pub(crate) fn fit(&self, plan: &Plan, parameters: Parameters) -> Result<Cow<'_, Self>, Error> {
-        let differs = |difference: about::Difference| Error::CheckpointDiffers {
-            checkpoint: self.origin.clone(),
-            what: difference.what,
-            found: difference.found,
-            expected: difference.expected,
+        let differs = |difference: about::Difference| {
+            Error::Checkpoint(CheckpointError::Differs {
+                checkpoint: self.origin.clone(),
+                what: difference.what,
+                found: difference.found,
+                expected: difference.expected,
+            })
         };
         let here = About::of(plan, self.about.parameters);
         self.about.compare(&here).map_err(differs)?;
@@ -275,7 +286,7 @@ impl Checkpoint {
         };
         fitted.check_states(plan).map_err(damaged)?;
         if parameters == Parameters::Included && !self.about.parameters {
-            return Err(Error::CheckpointWithoutParameters { checkpoint: self.origin.clone() });
+            return Err(Error::Checkpoint(CheckpointError::WithoutParameters { checkpoint: self.origin.clone() }));
         }
         Ok(fitted)
     }
@@ -438,7 +449,11 @@ fn open(origin: &str, text: &[u8], data_bytes: u64) -> Result<Opened, Error> {
     // The version first: a newer one may have everything else changed.
     let version = about::version(about).map_err(damaged)?;
     if !(OLDEST_VERSION..=VERSION).contains(&version) {
-        return Err(Error::CheckpointVersion { checkpoint: origin.to_owned(), version, newest: VERSION });
+        return Err(Error::Checkpoint(CheckpointError::Version {
+            checkpoint: origin.to_owned(),
+            version,
+            newest: VERSION,
+        }));
     }
     let expected = match header.texts.get(CHECKSUM) {
         Some(text) => {
@@ -460,7 +475,7 @@ fn open(origin: &str, text: &[u8], data_bytes: u64) -> Result<Opened, Error> {
 }
 
 fn damaged(origin: &str, problem: String) -> Error {
-    Error::CheckpointDamaged { checkpoint: origin.to_owned(), problem }
+    Error::Checkpoint(CheckpointError::Damaged { checkpoint: origin.to_owned(), problem })
 }
 
 /// So many zeros, or why not.
@@ -757,7 +772,14 @@ impl Draft {
             ));
             slots.insert(item.slot, range);
         }
-        let refused = |message: String| Error::CheckpointFile { path: "in memory".to_owned(), action: "made", message };
+        let refused = |message: String| {
+            Error::Checkpoint(CheckpointError::File {
+                path: "in memory".to_owned(),
+                action: "made",
+                message,
+                source: None,
+            })
+        };
         Ok(Draft {
             about,
             metadata: Metadata::new(None, infos).map_err(|error| refused(error.to_string()))?,

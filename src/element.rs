@@ -1,7 +1,6 @@
 //! Element types of parameters and gradients, and the rounding of 16-bit parameters.
 
 use crate::error::{Error, require};
-use crate::gpu::ElementSlice;
 
 /// Element type of a tensor. All sums and steps are computed in f32, and the optimizer's own memory is f32.
 ///
@@ -10,6 +9,7 @@ use crate::gpu::ElementSlice;
 /// the 2 bytes behind a tensor of odd length as they are, and nothing else may use them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 #[cfg_attr(feature = "checkpoint", derive(serde::Serialize))]
+#[non_exhaustive]
 pub enum Element {
     /// IEEE 754 binary32.
     #[default]
@@ -36,12 +36,6 @@ impl Element {
             Element::F16 => "f16",
             Element::Bf16 => "bf16",
         }
-    }
-
-    /// Marks a buffer slice as having elements of this type, for [`Group::tensor`](crate::Group::tensor) and
-    /// [`Optimizer::rebind`](crate::Optimizer::rebind). A plain [`wgpu::BufferSlice`] has f32 elements.
-    pub fn of(self, slice: wgpu::BufferSlice<'_>) -> ElementSlice<'_> {
-        ElementSlice::new(self, slice)
     }
 
     /// Returns true for 16-bit types, two of which share a 32-bit word.

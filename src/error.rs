@@ -1,14 +1,63 @@
 //! Errors. Each message names the culprit and the way out.
 
+use std::fmt;
+use std::sync::Arc;
+
 use crate::element::Element;
 
 /// Error of a call of this crate.
 ///
 /// Every message is one line that names the group or tensor, the value, the limit that it breaks, and what to do instead. A call that
-/// returns an `Err` has changed nothing. [`Error::Halted`] and [`Error::DeviceLost`] are the exceptions, and describe what they leave behind.
+/// returns an `Err` has changed nothing. [`Error::Halted`] and [`DeviceError::Lost`] are the exceptions, and describe what they leave behind.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
+    /// `build` refuses the configuration.
+    #[error(transparent)]
+    Build(#[from] BuildError),
+
+    /// A call does not fit the optimizer, or comes out of order.
+    #[error(transparent)]
+    Call(#[from] CallError),
+
+    /// The device cannot be used.
+    #[error(transparent)]
+    Device(#[from] DeviceError),
+
+    /// A checkpoint cannot be used.
+    #[error(transparent)]
+    Checkpoint(#[from] CheckpointError),
+
+    /// Training has halted because [`NonFinitePolicy::Error`](crate::NonFinitePolicy::Error) allows no more skipped steps in a row. Later
+    /// steps are counted and recorded, and change neither parameters nor the state of rule and regime.
+    #[error(
+        "training has halted: {after} steps in a row were skipped, from step {first_step} on, the last of them for {cause}; parameters are as they were before step {first_step} and stay so: find the cause, then call resume"
+    )]
+    Halted {
+        /// First of the skipped steps in a row.
+        first_step: u64,
+        /// Number of skipped steps in a row after which training halts.
+        after: u32,
+        /// Cause in words: number of elements that were not finite, tensor and index of the first.
+        cause: String,
+        /// Cause in numbers; `None` if the loss was not finite.
+        nonfinite: Option<crate::NonFinite>,
+    },
+
+    /// The tuning cache could not be written.
+    #[error("cannot write the tuning cache {path}: {message}; name another file in WGPU_OPTIM_TUNING_CACHE")]
+    TuningCache {
+        /// The file.
+        path: String,
+        /// Reason.
+        message: String,
+    },
+}
+
+/// A configuration that [`OptimizerBuilder::build`](crate::OptimizerBuilder::build) refuses.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+#[non_exhaustive]
+pub enum BuildError {
     /// A number of a rule, a regime or a group is outside its range.
     #[error("{owner}: {field} is {value}, but it must be {expected}")]
     InvalidValue {
@@ -33,23 +82,6 @@ pub enum Error {
         what: &'static str,
         /// The name.
         name: String,
-    },
-
-    /// A call came out of order. A step over several ranks is measured, combined and applied, in this order; other optimizers have no such
-    /// calls.
-    #[error("{call} was called out of turn: {way_out}")]
-    ShardedStep {
-        /// Name of the call.
-        call: &'static str,
-        /// Way out.
-        way_out: &'static str,
-    },
-
-    /// The sums of the ranks do not belong to each other, or not to this step.
-    #[error("the sums of the ranks cannot be used: {problem}")]
-    ShardSums {
-        /// Which rank differs, in what, and the way out.
-        problem: String,
     },
 
     /// A parameter tensor and its gradient differ in length.
@@ -98,23 +130,6 @@ pub enum Error {
         buffer_bytes: u64,
     },
 
-    /// A slice passed to a CPU step or to [`Optimizer::rebind`](crate::Optimizer::rebind) does not have the declared element type.
-    #[error(
-        "tensor \"{tensor}\" was built with {role}s of {}, but this call was given {}: pass slices of the builder's elements",
-        expected.name(),
-        actual.name()
-    )]
-    StepElement {
-        /// The tensor's name.
-        tensor: String,
-        /// `parameter` or `gradient`.
-        role: &'static str,
-        /// Element type at build time.
-        expected: Element,
-        /// Element type in this call.
-        actual: Element,
-    },
-
     /// A buffer lacks a usage flag that is needed.
     #[error("tensor \"{tensor}\": the {role} buffer was created without {missing}: add it to the buffer's usage")]
     MissingUsage {
@@ -139,6 +154,95 @@ pub enum Error {
         start: u64,
         /// One past the last shared byte.
         end: u64,
+    },
+
+    /// Groups that share one norm keep different kinds of direction memory (momentum and sign counters).
+    #[error(
+        "groups \"{first}\" and \"{second}\" share the norm \"{scope}\", but one keeps a momentum and the other sign counters to measure its alignment: give both a momentum rule, or neither, or let each have its own norm"
+    )]
+    MixedScope {
+        /// A group with a momentum rule.
+        first: String,
+        /// A group without one.
+        second: String,
+        /// The shared norm's name.
+        scope: String,
+    },
+
+    /// Groups share one norm, but their regimes keep different memory.
+    #[error(
+        "groups \"{first}\" and \"{second}\" share the norm \"{scope}\", but their regimes keep different memory: give both the same rule and regime, or let each have its own norm"
+    )]
+    MixedMemory {
+        /// Name of one group.
+        first: String,
+        /// Name of the other group.
+        second: String,
+        /// The shared norm's name.
+        scope: String,
+    },
+
+    /// A regime needs the loss of the step, which was not given.
+    #[error(
+        "group \"{group}\": regime {regime} needs the loss of every step: give it with OptimizerBuilder::loss on the device, with CpuOptimizer::step_with_loss on the host"
+    )]
+    MissingLoss {
+        /// Name of the group.
+        group: String,
+        /// Name of the group's regime.
+        regime: &'static str,
+    },
+
+    /// The problem does not fit the crate's 32-bit block tables or the device's limits.
+    #[error("{what} is {value}, above {limit}: {way_out}")]
+    Limit {
+        /// Quantity that is too large.
+        what: String,
+        /// Its value.
+        value: u64,
+        /// Largest allowed value.
+        limit: u64,
+        /// Way out.
+        way_out: &'static str,
+    },
+}
+
+/// A call that does not fit the optimizer, or comes out of order.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+#[non_exhaustive]
+pub enum CallError {
+    /// A call came out of order. A step over several ranks is measured, combined and applied, in this order; other optimizers have no such
+    /// calls.
+    #[error("{call} was called out of turn: {way_out}")]
+    ShardedStep {
+        /// Name of the call.
+        call: &'static str,
+        /// Way out.
+        way_out: &'static str,
+    },
+
+    /// The sums of the ranks do not belong to each other, or not to this step.
+    #[error("the sums of the ranks cannot be used: {problem}")]
+    ShardSums {
+        /// Which rank differs, in what, and the way out.
+        problem: String,
+    },
+
+    /// A slice passed to a CPU step or to [`Optimizer::rebind`](crate::Optimizer::rebind) does not have the declared element type.
+    #[error(
+        "tensor \"{tensor}\" was built with {role}s of {}, but this call was given {}: pass slices of the builder's elements",
+        expected.name(),
+        actual.name()
+    )]
+    StepElement {
+        /// The tensor's name.
+        tensor: String,
+        /// `parameter` or `gradient`.
+        role: &'static str,
+        /// Element type at build time.
+        expected: Element,
+        /// Element type in this call.
+        actual: Element,
     },
 
     /// A slice passed to a CPU step or to [`Optimizer::rebind`](crate::Optimizer::rebind) does not have the declared length.
@@ -227,57 +331,12 @@ pub enum Error {
         /// Elements of the slice.
         actual: u64,
     },
+}
 
-    /// Groups that share one norm keep different kinds of direction memory (momentum and sign counters).
-    #[error(
-        "groups \"{first}\" and \"{second}\" share the norm \"{scope}\", but one keeps a momentum and the other sign counters to measure its alignment: give both a momentum rule, or neither, or let each have its own norm"
-    )]
-    MixedScope {
-        /// A group with a momentum rule.
-        first: String,
-        /// A group without one.
-        second: String,
-        /// The shared norm's name.
-        scope: String,
-    },
-
-    /// Groups share one norm, but their regimes keep different memory.
-    #[error(
-        "groups \"{first}\" and \"{second}\" share the norm \"{scope}\", but their regimes keep different memory: give both the same rule and regime, or let each have its own norm"
-    )]
-    MixedMemory {
-        /// Name of one group.
-        first: String,
-        /// Name of the other group.
-        second: String,
-        /// The shared norm's name.
-        scope: String,
-    },
-
-    /// A regime needs the loss of the step, which was not given.
-    #[error(
-        "group \"{group}\": regime {regime} needs the loss of every step: give it with OptimizerBuilder::loss on the device, with CpuOptimizer::step_with_loss on the host"
-    )]
-    MissingLoss {
-        /// Name of the group.
-        group: String,
-        /// Name of the group's regime.
-        regime: &'static str,
-    },
-
-    /// The problem does not fit the crate's 32-bit block tables or the device's limits.
-    #[error("{what} is {value}, above {limit}: {way_out}")]
-    Limit {
-        /// Quantity that is too large.
-        what: String,
-        /// Its value.
-        value: u64,
-        /// Largest allowed value.
-        limit: u64,
-        /// Way out.
-        way_out: &'static str,
-    },
-
+/// A device that cannot be found, fails, or is lost.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+#[non_exhaustive]
+pub enum DeviceError {
     /// No adapter meets the request.
     #[error("no usable adapter: {0}")]
     NoAdapter(String),
@@ -293,7 +352,7 @@ pub enum Error {
 
     /// The device refused an allocation or a pipeline while building.
     #[error("the device refused {what}: {message}")]
-    Device {
+    Failed {
         /// Object that was being created.
         what: String,
         /// The driver's or wgpu's message, on one line.
@@ -305,49 +364,41 @@ pub enum Error {
     #[error(
         "the device is lost ({0}): its parameters are gone with it, steps not yet completed may have been half done; build a new optimizer on a new device, from the last parameters that were read or saved"
     )]
-    DeviceLost(String),
+    Lost(String),
 
-    /// Training has halted because [`NonFinitePolicy::Error`](crate::NonFinitePolicy::Error) allows no more skipped steps in a row. Later
-    /// steps are counted and recorded, and change neither parameters nor the state of rule and regime.
-    #[error(
-        "training has halted: {after} steps in a row were skipped, from step {first_step} on, the last of them for {cause}; parameters are as they were before step {first_step} and stay so: find the cause, then call resume"
-    )]
-    Halted {
-        /// First of the skipped steps in a row.
-        first_step: u64,
-        /// Number of skipped steps in a row after which training halts.
-        after: u32,
-        /// Cause in words: number of elements that were not finite, tensor and index of the first.
-        cause: String,
-        /// Cause in numbers; `None` if the loss was not finite.
-        nonfinite: Option<crate::NonFinite>,
-    },
-
-    /// The tuning cache could not be written.
-    #[error("cannot write the tuning cache {path}: {message}; name another file in WGPU_OPTIM_TUNING_CACHE")]
-    TuningCache {
-        /// The file.
-        path: String,
-        /// Reason.
+    /// A readback failed or did not come in time.
+    #[error("reading {what} back from the device failed: {message}")]
+    Readback {
+        /// Data that was being read.
+        what: &'static str,
+        /// Reason of the failure.
         message: String,
     },
+}
 
+/// A checkpoint that cannot be read, written or restored.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+#[non_exhaustive]
+pub enum CheckpointError {
     /// A checkpoint file could not be read or written.
     #[error(
         "the checkpoint {path} cannot be {action}: {message}; name a file that is there to be read, in a folder that can be written"
     )]
-    CheckpointFile {
+    File {
         /// The file, or `in memory`.
         path: String,
         /// `read`, `written` or `made`.
         action: &'static str,
         /// Reason and way out.
         message: String,
+        /// Error of the file system, if it is one.
+        #[source]
+        source: Option<Cause>,
     },
 
     /// The bytes are not a complete checkpoint.
     #[error("{checkpoint} is damaged, or none of wgpu-optim: {problem}; take another")]
-    CheckpointDamaged {
+    Damaged {
         /// Which checkpoint.
         checkpoint: String,
         /// Description of the damage.
@@ -358,7 +409,7 @@ pub enum Error {
     #[error(
         "{checkpoint} has version {version}, but this wgpu-optim reads versions 2 to {newest}: use a version of the crate that reads it"
     )]
-    CheckpointVersion {
+    Version {
         /// Which checkpoint.
         checkpoint: String,
         /// Format version of the checkpoint.
@@ -371,7 +422,7 @@ pub enum Error {
     #[error(
         "{checkpoint} is of another optimizer: {what} is {found} there, {expected} here; build the optimizer as it was when it was saved"
     )]
-    CheckpointDiffers {
+    Differs {
         /// Which checkpoint.
         checkpoint: String,
         /// Setting that differs.
@@ -384,19 +435,39 @@ pub enum Error {
 
     /// Parameters were requested from a checkpoint that was saved without them.
     #[error("{checkpoint} was saved without the parameters: save it with them, or restore the rest alone")]
-    CheckpointWithoutParameters {
+    WithoutParameters {
         /// Which checkpoint.
         checkpoint: String,
     },
+}
 
-    /// A readback failed or did not come in time.
-    #[error("reading {what} back from the device failed: {message}")]
-    Readback {
-        /// Data that was being read.
-        what: &'static str,
-        /// Reason of the failure.
-        message: String,
-    },
+/// Error of the standard library or of another crate, as [`std::error::Error::source`] returns it. Two are equal if they read the same.
+#[derive(Debug, Clone)]
+pub struct Cause(Arc<dyn std::error::Error + Send + Sync>);
+
+#[cfg(feature = "checkpoint")]
+impl Cause {
+    pub(crate) fn new(error: impl std::error::Error + Send + Sync + 'static) -> Self {
+        Cause(Arc::new(error))
+    }
+}
+
+impl PartialEq for Cause {
+    fn eq(&self, other: &Self) -> bool {
+        self.to_string() == other.to_string()
+    }
+}
+
+impl fmt::Display for Cause {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl std::error::Error for Cause {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        self.0.source()
+    }
 }
 
 /// Checks one number of a configuration.
@@ -409,5 +480,9 @@ pub(crate) fn require(
     value: impl std::fmt::Display,
     expected: &'static str,
 ) -> Result<(), Error> {
-    if ok { Ok(()) } else { Err(Error::InvalidValue { owner: owner(), field, value: value.to_string(), expected }) }
+    if ok {
+        Ok(())
+    } else {
+        Err(BuildError::InvalidValue { owner: owner(), field, value: value.to_string(), expected }.into())
+    }
 }

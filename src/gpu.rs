@@ -26,7 +26,6 @@ pub use optimizer::{Dispatch, Optimizer, PassName};
 pub use pass::{BoundBuffer, BoundGroup, CompiledKernel, KernelSource};
 #[doc(hidden)]
 pub use shader::link;
-pub(crate) use tensor::Span;
 pub use tensor::{ElementSlice, Tensor};
 pub use timestamps::Timestamps;
 pub use tune::{Candidate, TuneOptions, TuneReport};

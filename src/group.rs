@@ -4,8 +4,7 @@ use std::collections::HashSet;
 
 use crate::averaging::Averaging;
 use crate::element::Rounding;
-use crate::error::{Error, require};
-use crate::gpu::Span;
+use crate::error::{BuildError, Error, require};
 use crate::plan::Accumulation;
 use crate::regime::{AutoSgd, Regime};
 use crate::rule::{Rule, WeightDecay};
@@ -17,14 +16,21 @@ use crate::warning::Warning;
 
 /// A parameter slice with its gradient slice, as [`Group::tensor`] takes it. Implemented for pairs of
 /// [`wgpu::BufferSlice`] and for pairs of `&[f32]`.
-pub trait TensorPair<Gradients> {
+///
+/// The trait is sealed: no other type can implement it.
+pub trait TensorPair<Gradients>: sealed::Sealed {
     /// Tensor type: [`gpu::Tensor`](crate::gpu::Tensor) or [`cpu::Tensor`](crate::cpu::Tensor).
     type Tensor;
     /// Joins parameters and gradients. `build` checks them later, when the name is known.
     fn join(self, gradients: Gradients) -> Self::Tensor;
 }
 
+pub(crate) mod sealed {
+    pub trait Sealed {}
+}
+
 /// Tensors that share a rule, a regime, weight decay and a learning rate.
+#[must_use = "a group does nothing until it is given to an OptimizerBuilder; its setters return it"]
 #[derive(Debug, Clone)]
 pub struct Group<T> {
     pub(crate) name: String,
@@ -200,6 +206,7 @@ impl<T> Group<T> {
 /// Description of an optimizer, which `build` checks and allocates. See
 /// [`Optimizer`](crate::Optimizer) (device) and [`CpuOptimizer`](crate::CpuOptimizer).
 #[derive(Debug, Clone)]
+#[must_use = "an optimizer is made by build or build_cpu; the setters return the builder"]
 pub struct OptimizerBuilder<T> {
     pub(crate) rule: Rule,
     pub(crate) settings: Settings,
@@ -211,7 +218,7 @@ pub struct OptimizerBuilder<T> {
     /// The rank, and the number of ranks.
     pub(crate) shard: Option<(u32, u32)>,
     /// Slice on the device that holds the loss.
-    pub(crate) loss: Option<Span>,
+    pub(crate) loss: Option<T>,
     pub(crate) groups: Vec<Group<T>>,
 }
 
@@ -417,19 +424,19 @@ impl<T> OptimizerBuilder<T> {
         match self.record_steps {
             None => Ok(u64::from(DEFAULT_RECORD_STEPS).min(most).max(1) as u32),
             Some(steps) if u64::from(steps) <= most => Ok(steps),
-            Some(steps) => Err(Error::Limit {
+            Some(steps) => Err(Error::Build(BuildError::Limit {
                 what: "the number of steps in the record ring".to_owned(),
                 value: u64::from(steps),
                 limit: most,
                 way_out: "ask for fewer steps with OptimizerBuilder::record_steps",
-            }),
+            })),
         }
     }
 
     /// Fills in every default and validates all settings.
     pub(crate) fn resolve(self) -> Result<Vec<ResolvedGroup<T>>, Error> {
         if self.groups.is_empty() {
-            return Err(Error::NoGroups);
+            return Err(Error::Build(BuildError::NoGroups));
         }
         if let Some(steps) = self.record_steps {
             require(steps >= 1, || "optimizer".to_owned(), "record_steps", steps, "at least 1")?;
@@ -446,11 +453,11 @@ impl<T> OptimizerBuilder<T> {
         let mut resolved = Vec::with_capacity(self.groups.len());
         for group in self.groups.into_iter().flat_map(Group::by_rate) {
             if !group_names.insert(group.name.clone()) {
-                return Err(Error::DuplicateName { what: "group", name: group.name });
+                return Err(Error::Build(BuildError::DuplicateName { what: "group", name: group.name }));
             }
             for (name, _) in &group.tensors {
                 if !tensor_names.insert(name.clone()) {
-                    return Err(Error::DuplicateName { what: "tensor", name: name.clone() });
+                    return Err(Error::Build(BuildError::DuplicateName { what: "tensor", name: name.clone() }));
                 }
             }
             let own = group.settings;
@@ -512,6 +519,7 @@ pub(crate) struct ResolvedGroup<T> {
 /// One group's settings, complete and checked.
 #[derive(Debug, Clone, PartialEq)]
 #[cfg_attr(feature = "checkpoint", derive(serde::Serialize))]
+#[non_exhaustive]
 pub struct GroupConfig {
     /// Name of the group.
     pub name: String,

@@ -57,6 +57,7 @@
 //! SIGNSGD. The formula here ([`Seesaw`]) is this project's own derivation from the secant equation, not the paper's.
 #![forbid(unsafe_code)]
 #![deny(missing_docs)]
+#![cfg_attr(docsrs, feature(doc_cfg))]
 
 #[cfg(any(feature = "checkpoint", feature = "tuning-cache"))]
 mod atomic_file;
@@ -89,7 +90,7 @@ pub use averaging::Averaging;
 pub use checkpoint::{Checkpoint, Notes, Parameters};
 pub use cpu::CpuOptimizer;
 pub use element::{Element, Rounding};
-pub use error::Error;
+pub use error::{BuildError, CallError, Cause, CheckpointError, DeviceError, Error};
 pub use gpu::{Gpu, GpuOptions, Optimizer};
 pub use group::{DEFAULT_RECORD_STEPS, Group, GroupConfig, OptimizerBuilder, TensorPair};
 pub use plan::TensorInfo;
@@ -104,6 +105,7 @@ pub use shard::{CombinedSums, ShardSums};
 pub use trust::TrustRatio;
 pub use warning::Warning;
 // Their types are part of the public interface.
+pub use bytemuck;
 pub use half;
 pub use wgpu;
 
@@ -111,3 +113,15 @@ pub use wgpu;
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]
 struct Readme;
+
+/// What is moved between threads or shared by them must remain so.
+const _: fn() = || {
+    fn shared<T: Send + Sync>() {}
+    shared::<Optimizer>();
+    shared::<CpuOptimizer>();
+    shared::<Gpu>();
+    shared::<OptimizerBuilder<gpu::Tensor>>();
+    shared::<OptimizerBuilder<cpu::Tensor>>();
+    shared::<Record>();
+    shared::<Error>();
+};

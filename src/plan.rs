@@ -7,7 +7,7 @@
 //!   binding.
 
 use crate::element::{self, Element};
-use crate::error::Error;
+use crate::error::{BuildError, Error};
 use crate::group::{GroupConfig, ResolvedGroup};
 use crate::layout::{GroupConstants, GroupState, ScopeTable, StepUnit};
 use crate::safeguards::Safeguards;
@@ -60,6 +60,7 @@ pub(crate) struct Geometry {
 
 /// A tensor's name and where its elements are counted from.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct TensorInfo {
     /// Its name.
     pub name: String,
@@ -133,12 +134,12 @@ impl Plan {
         }
         let total: u64 = groups.iter().flat_map(|group| group.tensors.iter().map(|(_, place)| place.elements)).sum();
         if total >= u64::from(u32::MAX) {
-            return Err(Error::Limit {
+            return Err(Error::Build(BuildError::Limit {
                 what: "the number of parameters of one optimizer".to_owned(),
                 value: total,
                 limit: u64::from(u32::MAX) - 1,
                 way_out: "split them over several optimizers",
-            });
+            }));
         }
 
         let configs: Vec<GroupConfig> = groups.iter().map(|group| group.config.clone()).collect();
@@ -270,12 +271,12 @@ pub(crate) fn check_overlaps<'a>(tensors: impl Iterator<Item = (&'a str, &'a Pla
         let (buffer, _, end, role, name) = pair[0];
         let (next_buffer, next_start, next_end, next_role, next_name) = pair[1];
         if buffer == next_buffer && next_start < end {
-            return Err(Error::Overlap {
+            return Err(Error::Build(BuildError::Overlap {
                 first: format!("the {role} of tensor \"{name}\""),
                 second: format!("the {next_role} of tensor \"{next_name}\""),
                 start: next_start,
                 end: end.min(next_end),
-            });
+            }));
         }
     }
     Ok(())

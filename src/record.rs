@@ -13,6 +13,7 @@ use crate::regime::{Kernel, Outcome, Stream};
 /// The [`terms`](Record::terms) add up to the change of `ln_rate` since the group's previous
 /// step, up to the rounding of f32 terms; on the first step there is nothing to change from and the terms are 0.
 #[derive(Debug, Clone, Copy, PartialEq)]
+#[non_exhaustive]
 pub struct Record {
     /// Steps attempted before this one.
     pub step: u64,
@@ -489,6 +490,7 @@ impl RecordCursor {
 
 /// Records that a drain of the ring returns.
 #[derive(Debug, Clone, PartialEq, Default)]
+#[non_exhaustive]
 pub struct Records {
     /// Records that were not drained before, ordered by step and group.
     pub records: Vec<Record>,

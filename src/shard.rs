@@ -2,7 +2,7 @@
 
 use bytemuck::{Pod, Zeroable};
 
-use crate::error::{Error, require};
+use crate::error::{BuildError, CallError, Error, require};
 use crate::layout::{GroupConstants, LOSS_ELEMENT, ScopeSums, Squares};
 use crate::plan::Plan;
 
@@ -161,7 +161,7 @@ impl ShardSums {
     /// Reads the bytes that [`ShardSums::to_bytes`] made.
     ///
     /// # Errors
-    /// [`Error::ShardSums`] for other bytes.
+    /// [`CallError::ShardSums`](crate::CallError::ShardSums) for other bytes.
     pub fn from_bytes(bytes: &[u8]) -> Result<Self, Error> {
         let (sums, rest) = Self::first_of(bytes)?;
         if rest.is_empty() {
@@ -207,8 +207,8 @@ impl ShardSums {
     /// same bits wherever it is computed. Losses are averaged; a loss that all ranks share keeps its bits.
     ///
     /// # Errors
-    /// [`Error::ShardSums`] if a rank is missing or appears twice, or if ranks differ in the step, in the number of ranks or in anything that
-    /// decides a learning rate: groups, rules, regimes, norms, safeguards, the version of this crate. [`Error::Limit`] for more
+    /// [`CallError::ShardSums`](crate::CallError::ShardSums) if a rank is missing or appears twice, or if ranks differ in the step, in the number of ranks or in anything that
+    /// decides a learning rate: groups, rules, regimes, norms, safeguards, the version of this crate. [`BuildError::Limit`](crate::BuildError::Limit) for more
     /// parameters in all than one optimizer can have.
     pub fn combine(ranks: &[ShardSums]) -> Result<CombinedSums, Error> {
         let mut in_order: Vec<&ShardSums> = ranks.iter().collect();
@@ -266,12 +266,12 @@ impl ShardSums {
         }
         let limit = u64::from(u32::MAX) - 1;
         if end > limit {
-            return Err(Error::Limit {
+            return Err(Error::Build(BuildError::Limit {
                 what: "the number of parameters of all ranks of one optimizer".to_owned(),
                 value: end,
                 limit,
                 way_out: "split them over several optimizers",
-            });
+            }));
         }
         let scopes = 0..first.rows.len();
         let rows_of = |scope: usize| in_order.iter().map(move |sums| &sums.rows[scope]);
@@ -370,7 +370,7 @@ impl CombinedSums {
 }
 
 fn refused(problem: String) -> Error {
-    Error::ShardSums { problem }
+    Error::Call(CallError::ShardSums { problem })
 }
 
 /// One scope's sums over the ranks, each with the first element of its rank.

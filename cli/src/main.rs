@@ -63,8 +63,10 @@ impl CliError {
     /// Why the device is lost, where that is what went wrong.
     fn lost_device(&self) -> Option<&str> {
         match self {
-            CliError::Optimizer(wgpu_optim::Error::DeviceLost(reason))
-            | CliError::Model(model::ModelError::Device(wgpu_optim::Error::DeviceLost(reason))) => Some(reason),
+            CliError::Optimizer(wgpu_optim::Error::Device(wgpu_optim::DeviceError::Lost(reason)))
+            | CliError::Model(model::ModelError::Device(wgpu_optim::Error::Device(wgpu_optim::DeviceError::Lost(
+                reason,
+            )))) => Some(reason),
             _ => None,
         }
     }
@@ -73,9 +75,9 @@ impl CliError {
     fn exit_code(&self) -> u8 {
         match self {
             CliError::Optimizer(
-                wgpu_optim::Error::Device { .. }
-                | wgpu_optim::Error::DeviceLost(_)
-                | wgpu_optim::Error::Readback { .. },
+                wgpu_optim::Error::Device(wgpu_optim::DeviceError::Failed { .. })
+                | wgpu_optim::Error::Device(wgpu_optim::DeviceError::Lost(_))
+                | wgpu_optim::Error::Device(wgpu_optim::DeviceError::Readback { .. }),
             )
             | CliError::Model(model::ModelError::Device(_))
             | CliError::Failed(_)

@@ -9,7 +9,7 @@ use crate::{adapters, download, kinds_of_partials, upload};
 use wgpu_optim::gpu::Tuning;
 use wgpu_optim::layout::{GroupState, ScopeSums};
 use wgpu_optim::{
-    Averaging, Checkpoint, CombinedSums, CpuOptimizer, Element, Error, Gpu, GroupConfig, Notes, Optimizer,
+    Averaging, CallError, Checkpoint, CombinedSums, CpuOptimizer, Element, Error, Gpu, GroupConfig, Notes, Optimizer,
     OptimizerBuilder, Parameters, ShardSums, cpu,
 };
 use wgpu_optim::{LossScaler, NonFinitePolicy, Records, Rule, wgpu};
@@ -258,7 +258,7 @@ impl Run for CpuRun {
                 // Of 16 bits the masters, where there is an average.
                 let mut averages = params.values();
                 let copied = self.optimizer.copy_averages(tensor, params.slice(), &mut averages);
-                assert!(matches!(copied, Ok(()) | Err(Error::NoAverages { .. })));
+                assert!(matches!(copied, Ok(()) | Err(Error::Call(CallError::NoAverages { .. }))));
                 averages
             })
             .collect()

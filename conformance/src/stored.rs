@@ -32,6 +32,7 @@ impl Stored {
             Element::F32 => Stored::F32(values.collect()),
             Element::F16 => Stored::F16(values.map(f16::from_f32).collect()),
             Element::Bf16 => Stored::Bf16(values.map(bf16::from_f32).collect()),
+            other => panic!("{other:?} is not known here"),
         }
     }
 
@@ -41,6 +42,7 @@ impl Stored {
             Element::F32 => Stored::F32(bytemuck::pod_collect_to_vec(bytes)),
             Element::F16 => Stored::F16(bytemuck::pod_collect_to_vec(bytes)),
             Element::Bf16 => Stored::Bf16(bytemuck::pod_collect_to_vec(bytes)),
+            other => panic!("{other:?} is not known here"),
         }
     }
 
@@ -96,6 +98,7 @@ pub fn half_ulp(element: Element, size: f64) -> f64 {
         Element::F32 => (24, f64::from(f32::MIN_POSITIVE)),
         Element::F16 => (11, f64::from(f16::MIN_POSITIVE.to_f32())),
         Element::Bf16 => (8, f64::from(f32::MIN_POSITIVE)),
+        other => panic!("{other:?} is not known here"),
     };
     let exponent = (size.abs().max(least).to_bits() >> 52) as i32 - 1023;
     f64::from(exponent - bits).exp2()

@@ -266,7 +266,7 @@ fn old_name(name: &str) -> String {
     }
     let regimes = Kernel::all().iter().filter_map(|kernel| name.strip_prefix(kernel.name)?.strip_prefix('.'));
     let name = regimes.last().unwrap_or(name);
-    name.replace(".whole", "_int").replace('.', "_")
+    name.replace("parameter_norm", "parameter").replace(".whole", "_int").replace('.', "_")
 }
 
 /// All words that a row of a table can have, of one regime or of all.

@@ -16,7 +16,7 @@ use crate::cpu::learning_rate::learning_rate;
 use crate::cpu::reduce_gradient::no_totals;
 use crate::cpu::tensor::Tensor;
 use crate::cpu::values::{Slice, SliceMut, Values, ValuesMut};
-use crate::error::{Error, require};
+use crate::error::{BuildError, CallError, Error, require};
 use crate::group::{GroupConfig, OptimizerBuilder, ResolvedGroup};
 use crate::layout::{
     Block, GroupState, LOSS_ELEMENT, NO_TENSOR, RawRecord, RawTensorRecord, ScopeSums, StepSums, Update, unscale,
@@ -228,10 +228,10 @@ impl CpuOptimizer {
     /// Takes one step. `params` and `grads` are the tensors' slices, in the order of declaration over all groups.
     ///
     /// # Errors
-    /// [`Error::StepTensors`] or [`Error::StepLength`] where the slices are not those that were declared,
-    /// [`Error::ShardedStep`] where other ranks have other parameters,
-    /// [`Error::MissingLoss`] where a regime goes by the loss,
-    /// [`Error::AveragesSwapped`] between two [`swap_averages`](CpuOptimizer::swap_averages); nothing has changed then.
+    /// [`CallError::StepTensors`](crate::CallError::StepTensors) or [`CallError::StepLength`](crate::CallError::StepLength) where the slices are not those that were declared,
+    /// [`CallError::ShardedStep`](crate::CallError::ShardedStep) where other ranks have other parameters,
+    /// [`BuildError::MissingLoss`](crate::BuildError::MissingLoss) where a regime goes by the loss,
+    /// [`CallError::AveragesSwapped`](crate::CallError::AveragesSwapped) between two [`swap_averages`](CpuOptimizer::swap_averages); nothing has changed then.
     /// [`Error::Halted`] by [`NonFinitePolicy::Error`](crate::NonFinitePolicy::Error), at every step until
     /// [`resume`](CpuOptimizer::resume) is called: the step was recorded, and skipped.
     pub fn step(&mut self, params: &mut [&mut [f32]], grads: &[&[f32]]) -> Result<(), Error> {
@@ -254,7 +254,7 @@ impl CpuOptimizer {
     /// ```
     ///
     /// # Errors
-    /// As [`CpuOptimizer::step`]; [`Error::StepElement`] where the elements are not those that were declared.
+    /// As [`CpuOptimizer::step`]; [`CallError::StepElement`](crate::CallError::StepElement) where the elements are not those that were declared.
     pub fn step_values(&mut self, params: &mut [SliceMut], grads: &[Slice]) -> Result<(), Error> {
         self.check_needs_no_loss()?;
         self.step_of(params, grads, 0.0)
@@ -274,7 +274,10 @@ impl CpuOptimizer {
         if self.needs_loss
             && let Some(config) = configs.find(|config| config.regime.needs_loss())
         {
-            return Err(Error::MissingLoss { group: config.name.clone(), regime: config.regime.name() });
+            return Err(Error::Build(BuildError::MissingLoss {
+                group: config.name.clone(),
+                regime: config.regime.name(),
+            }));
         }
         Ok(())
     }
@@ -343,7 +346,11 @@ impl CpuOptimizer {
 
     fn check_slices(&self, role: &'static str, slices: &[impl Values]) -> Result<(), Error> {
         if slices.len() != self.tensors.len() {
-            return Err(Error::StepTensors { role, expected: self.tensors.len(), actual: slices.len() });
+            return Err(Error::Call(CallError::StepTensors {
+                role,
+                expected: self.tensors.len(),
+                actual: slices.len(),
+            }));
         }
         for (index, slice) in slices.iter().enumerate() {
             self.check_slice(role, index, slice.values())?;
@@ -355,16 +362,21 @@ impl CpuOptimizer {
         let place = &self.plan.places[index];
         let expected = if role == "gradient" { place.grads } else { place.params };
         if slice.element() != expected {
-            return Err(Error::StepElement {
+            return Err(Error::Call(CallError::StepElement {
                 tensor: self.plan.tensors[index].name.clone(),
                 role,
                 expected,
                 actual: slice.element(),
-            });
+            }));
         }
         let (expected, actual) = (self.tensors[index].elements, slice.len());
         if actual != expected {
-            return Err(Error::StepLength { tensor: self.plan.tensors[index].name.clone(), role, expected, actual });
+            return Err(Error::Call(CallError::StepLength {
+                tensor: self.plan.tensors[index].name.clone(),
+                role,
+                expected,
+                actual,
+            }));
         }
         Ok(())
     }

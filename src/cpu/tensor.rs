@@ -4,8 +4,9 @@ use half::{bf16, f16};
 
 use crate::cpu::values::Slice;
 use crate::element::Element;
-use crate::error::Error;
+use crate::error::{BuildError, Error};
 use crate::group::TensorPair;
+use crate::group::sealed::Sealed;
 
 /// The lengths of a tensor's parameter and gradient slices, and what their elements are; made by [`Group::tensor`](crate::Group::tensor).
 #[derive(Debug, Clone, Copy)]
@@ -38,6 +39,10 @@ impl Value for f16 {
 impl Value for bf16 {
     const ELEMENT: Element = Element::Bf16;
 }
+
+impl<P: Value> Sealed for &[P] {}
+impl<P: Value> Sealed for &Vec<P> {}
+impl Sealed for Slice<'_> {}
 
 impl<'b, P: Value, G: Value> TensorPair<&'b [G]> for &[P] {
     type Tensor = Tensor;
@@ -72,11 +77,11 @@ impl Tensor {
     /// The common length of both slices.
     pub(crate) fn checked(self, name: &str) -> Result<u64, Error> {
         if self.params.1 != self.grads.1 {
-            return Err(Error::LengthMismatch {
+            return Err(Error::Build(BuildError::LengthMismatch {
                 tensor: name.to_owned(),
                 params: self.params.1 as u64,
                 grads: self.grads.1 as u64,
-            });
+            }));
         }
         Ok(self.params.1 as u64)
     }

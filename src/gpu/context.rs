@@ -3,7 +3,7 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use crate::error::Error;
+use crate::error::{DeviceError, Error};
 use crate::gpu::pass::Pipelines;
 use crate::gpu::tuning::Tuning;
 
@@ -56,37 +56,37 @@ impl Gpu {
     /// Finds an adapter and opens a device with all its limits. Hardware comes before software, discrete before integrated.
     ///
     /// # Errors
-    /// [`Error::NoAdapter`] with what was found and why none of it can be used, [`Error::UnknownAdapter`] with the available names.
+    /// [`DeviceError::NoAdapter`](crate::DeviceError::NoAdapter) with what was found and why none of it can be used, [`DeviceError::UnknownAdapter`](crate::DeviceError::UnknownAdapter) with the available names.
     pub async fn request(options: &GpuOptions) -> Result<Self, Error> {
         let mut found = Self::adapters(options.backends).await;
         let wanted = options.adapter_name.clone().or_else(|| std::env::var("WGPU_ADAPTER_NAME").ok());
         let names: Vec<String> = found.iter().map(|adapter| describe(&adapter.get_info())).collect();
         if found.is_empty() {
-            return Err(Error::NoAdapter(format!(
+            return Err(Error::Device(DeviceError::NoAdapter(format!(
                 "no graphics driver answers for {}; install one (Debian: mesa-vulkan-drivers for the software driver lavapipe)",
                 backends_in_words(options.backends)
-            )));
+            ))));
         }
         let seen = names.join(", ");
         if let Some(wanted) = &wanted {
             let lower = wanted.to_lowercase();
             found.retain(|adapter| adapter.get_info().name.to_lowercase().contains(&lower));
             if found.is_empty() {
-                return Err(Error::UnknownAdapter { wanted: wanted.clone(), seen });
+                return Err(Error::Device(DeviceError::UnknownAdapter { wanted: wanted.clone(), seen }));
             }
         }
         if !options.allow_software {
             found.retain(|adapter| adapter.get_info().device_type != wgpu::DeviceType::Cpu);
             if found.is_empty() {
-                return Err(Error::NoAdapter(format!(
+                return Err(Error::Device(DeviceError::NoAdapter(format!(
                     "only software drivers, which are slower than the CPU path: {seen}"
-                )));
+                ))));
             }
         }
         found.sort_by_key(|adapter| rank(adapter.get_info().device_type));
         match found.first() {
             Some(best) => Self::open(best).await,
-            None => Err(Error::NoAdapter(seen)),
+            None => Err(Error::Device(DeviceError::NoAdapter(seen))),
         }
     }
 
@@ -108,7 +108,7 @@ impl Gpu {
     /// Opens a device of ours on an adapter, with all the adapter's limits.
     ///
     /// # Errors
-    /// [`Error::Device`] with the driver's reason.
+    /// [`DeviceError::Failed`](crate::DeviceError::Failed) with the driver's reason.
     pub async fn open(adapter: &wgpu::Adapter) -> Result<Self, Error> {
         // For those who time the passes, and for sums without barriers.
         let wanted = wgpu::Features::TIMESTAMP_QUERY | wgpu::Features::SUBGROUP;
@@ -120,9 +120,11 @@ impl Gpu {
                 ..Default::default()
             })
             .await
-            .map_err(|error| Error::Device {
-                what: format!("a device on {}", describe(&adapter.get_info())),
-                message: one_line(&error.to_string()),
+            .map_err(|error| {
+                Error::Device(DeviceError::Failed {
+                    what: format!("a device on {}", describe(&adapter.get_info())),
+                    message: one_line(&error.to_string()),
+                })
             })?;
         let gpu = Self::from_parts(device, queue);
         let lost = Arc::clone(&gpu.lost);
@@ -135,7 +137,7 @@ impl Gpu {
     /// Returns the same device with another geometry of the kernels.
     ///
     /// # Errors
-    /// [`Error::InvalidValue`] if the device does not support it.
+    /// [`BuildError::InvalidValue`](crate::BuildError::InvalidValue) if the device does not support it.
     pub fn with_tuning(mut self, tuning: Tuning) -> Result<Self, Error> {
         tuning.validate(&self.device)?;
         self.tuning = tuning;
@@ -143,7 +145,7 @@ impl Gpu {
     }
 
     /// The same device, with another limit to how long a readback waits for the device (records, states, sums,
-    /// [`Gpu::read_buffer`]): after it the call is an [`Error::Readback`] instead of waiting on. [`DEFAULT_READBACK_TIMEOUT`] without
+    /// [`Gpu::read_buffer`]): after it the call is an [`DeviceError::Readback`](crate::DeviceError::Readback) instead of waiting on. [`DEFAULT_READBACK_TIMEOUT`] without
     /// this. What is read comes after all that was submitted before, so that the limit must leave time for that. Browsers know no such
     /// limit: there a readback takes as long as it takes.
     pub fn with_readback_timeout(mut self, timeout: Duration) -> Self {
@@ -174,13 +176,13 @@ impl Gpu {
     /// `Err` instead of a panic. `what` names the object in the message. The device remains usable after an error.
     ///
     /// # Errors
-    /// The closure's own, [`Error::Device`], or [`Error::DeviceLost`].
+    /// The closure's own, [`DeviceError::Failed`](crate::DeviceError::Failed), or [`DeviceError::Lost`](crate::DeviceError::Lost).
     pub fn scoped<T, E: From<Error>>(&self, what: &str, set_up: impl FnOnce() -> Result<T, E>) -> Result<T, E> {
         let (result, problem) = self.catching(set_up);
         self.probe();
         self.check_alive()?;
         match problem {
-            Some(message) => Err(E::from(Error::Device { what: what.to_owned(), message })),
+            Some(message) => Err(E::from(Error::Device(DeviceError::Failed { what: what.to_owned(), message }))),
             None => result,
         }
     }
@@ -244,11 +246,11 @@ impl Gpu {
     /// Returns an error if the device is known to be lost. wgpu itself would ignore further commands silently.
     ///
     /// # Errors
-    /// [`Error::DeviceLost`] with the reason.
+    /// [`DeviceError::Lost`](crate::DeviceError::Lost) with the reason.
     pub fn check_alive(&self) -> Result<(), Error> {
         match &*self.lost.lock().unwrap_or_else(PoisonError::into_inner) {
             None => Ok(()),
-            Some(reason) => Err(Error::DeviceLost(reason.clone())),
+            Some(reason) => Err(Error::Device(DeviceError::Lost(reason.clone()))),
         }
     }
 }

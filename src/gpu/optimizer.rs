@@ -24,6 +24,7 @@ use averages::WindowAverages;
 
 /// One of the passes of a step, or the one that is no part of it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub enum PassName {
     /// Pass 1.
     ReduceGradient,
@@ -55,6 +56,7 @@ impl PassName {
 
 /// One dispatch of a step, for those who record it by other means than [`Optimizer::encode_step`].
 #[derive(Debug, Clone)]
+#[non_exhaustive]
 pub struct Dispatch {
     /// The pass it belongs to.
     pub pass: PassName,
@@ -116,8 +118,8 @@ impl Optimizer {
     /// Records one step into the caller's encoder, in a compute pass of its own. The gradients must be complete by then.
     ///
     /// # Errors
-    /// [`Error::DeviceLost`], since wgpu would do nothing, in silence; [`Error::AveragesSwapped`] between two
-    /// [`encode_swap_averages`](Optimizer::encode_swap_averages); [`Error::ShardedStep`] where other ranks have other parameters.
+    /// [`DeviceError::Lost`](crate::DeviceError::Lost), since wgpu would do nothing, in silence; [`CallError::AveragesSwapped`](crate::CallError::AveragesSwapped) between two
+    /// [`encode_swap_averages`](Optimizer::encode_swap_averages); [`CallError::ShardedStep`](crate::CallError::ShardedStep) where other ranks have other parameters.
     pub fn encode_step(&self, encoder: &mut wgpu::CommandEncoder) -> Result<(), Error> {
         let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor {
             label: Some("wgpu-optim step"),

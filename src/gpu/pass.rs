@@ -65,6 +65,7 @@ impl std::ops::Deref for CompiledKernel {
 
 /// A storage buffer, or a part of one, that a kernel is given.
 #[derive(Debug, Clone)]
+#[non_exhaustive]
 pub struct BoundBuffer {
     /// Its binding number.
     pub binding: u32,
@@ -262,7 +263,7 @@ pub(crate) fn flag(name: &'static str, set: bool) -> (&'static str, f64) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::error::Error;
+    use crate::error::{DeviceError, Error};
 
     /// A pipeline that is not valid must not be kept: wgpu reports the error only when the pipeline is made.
     #[test]
@@ -283,7 +284,7 @@ mod tests {
             };
             for _ in 0..2 {
                 let error = build(&["a workgroup of -1"]);
-                assert!(matches!(error, Err(Error::Device { .. })), "{error:?}");
+                assert!(matches!(error, Err(Error::Device(DeviceError::Failed { .. }))), "{error:?}");
             }
             build(&[]).expect("compiles");
         }

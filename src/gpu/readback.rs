@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use futures_intrusive::channel::TryReceiveError;
 use futures_intrusive::channel::shared::{Receiver, channel};
 
-use crate::error::Error;
+use crate::error::{DeviceError, Error};
 use crate::gpu::context::{Gpu, one_line};
 
 /// False in browsers, where there is no clock to use and no way to wait, so that time-outs are not supported.
@@ -160,7 +160,9 @@ impl Readback {
     /// Why it failed: a device that is gone, if that is what it is.
     fn failed(&self, gpu: &Gpu, message: &str) -> Error {
         gpu.probe();
-        gpu.check_alive().err().unwrap_or_else(|| Error::Readback { what: self.what, message: one_line(message) })
+        gpu.check_alive()
+            .err()
+            .unwrap_or_else(|| Error::Device(DeviceError::Readback { what: self.what, message: one_line(message) }))
     }
 
     /// The request has gone without an answer; another one may be made.
@@ -170,13 +172,13 @@ impl Readback {
     }
 
     fn late(&self, gpu: &Gpu) -> Error {
-        Error::Readback {
+        Error::Device(DeviceError::Readback {
             what: self.what,
             message: format!(
                 "time-out: it did not come within {:?}, nothing is lost and another call may bring it; Gpu::with_readback_timeout allows for more",
                 gpu.readback_timeout()
             ),
-        }
+        })
     }
 }
 
@@ -185,11 +187,11 @@ impl Gpu {
     /// message.
     ///
     /// # Errors
-    /// [`Error::DeviceLost`], or [`Error::Readback`] where the driver refuses to wait.
+    /// [`DeviceError::Lost`](crate::DeviceError::Lost), or [`DeviceError::Readback`](crate::DeviceError::Readback) where the driver refuses to wait.
     pub fn finish(&self, what: &'static str, submission: &wgpu::SubmissionIndex) -> Result<(), Error> {
         let done = self.wait_for(submission, None);
         self.check_alive()?;
-        done.map_err(|message| Error::Readback { what, message })?;
+        done.map_err(|message| Error::Device(DeviceError::Readback { what, message }))?;
         Ok(())
     }
 
@@ -216,13 +218,13 @@ impl Gpu {
     /// Reads a buffer back, as many whole `T`s as it holds. Waits for the device; not for use in a training loop.
     ///
     /// # Errors
-    /// [`Error::Readback`], also where the buffer lacks `COPY_SRC`, or [`Error::DeviceLost`].
+    /// [`DeviceError::Readback`](crate::DeviceError::Readback), also where the buffer lacks `COPY_SRC`, or [`DeviceError::Lost`](crate::DeviceError::Lost).
     pub async fn read_buffer<T: bytemuck::Pod>(
         &self,
         what: &'static str,
         buffer: &wgpu::Buffer,
     ) -> Result<Vec<T>, Error> {
-        let refused = |message: &str| Err(Error::Readback { what, message: message.to_owned() });
+        let refused = |message: &str| Err(Error::Device(DeviceError::Readback { what, message: message.to_owned() }));
         if !buffer.usage().contains(wgpu::BufferUsages::COPY_SRC) {
             return refused("the buffer was created without BufferUsages::COPY_SRC: add it");
         }

@@ -1,14 +1,22 @@
 //! A tensor on the device: two slices of the caller's buffers.
 
 use crate::element::Element;
-use crate::error::Error;
+use crate::error::{BuildError, CallError, Error};
 use crate::group::TensorPair;
+use crate::group::sealed::Sealed;
 
 /// Parameters and gradients of one tensor in the caller's buffers. [`Group::tensor`](crate::Group::tensor) makes it.
 #[derive(Debug, Clone)]
 pub struct Tensor {
     params: Span,
     grads: Span,
+}
+
+impl Tensor {
+    /// The slice of the parameters.
+    pub(crate) fn params(&self) -> Span {
+        self.params.clone()
+    }
 }
 
 /// A slice that owns its (reference-counted) buffer.
@@ -27,9 +35,11 @@ pub struct ElementSlice<'a> {
     slice: wgpu::BufferSlice<'a>,
 }
 
-impl<'a> ElementSlice<'a> {
-    pub(crate) fn new(element: Element, slice: wgpu::BufferSlice<'a>) -> Self {
-        ElementSlice { element, slice }
+impl Element {
+    /// Marks a buffer slice as having elements of this type, for [`Group::tensor`](crate::Group::tensor) and
+    /// [`Optimizer::rebind`](crate::Optimizer::rebind). A plain [`wgpu::BufferSlice`] has f32 elements.
+    pub fn of(self, slice: wgpu::BufferSlice<'_>) -> ElementSlice<'_> {
+        ElementSlice { element: self, slice }
     }
 }
 
@@ -61,6 +71,10 @@ macro_rules! pairs {
 }
 
 use wgpu::BufferSlice;
+
+impl Sealed for BufferSlice<'_> {}
+impl Sealed for ElementSlice<'_> {}
+
 pairs! {
     BufferSlice, BufferSlice;
     BufferSlice, ElementSlice;
@@ -88,11 +102,11 @@ impl Span {
     pub(crate) fn check_destination(&self, tensor: &str, elements: u64) -> Result<(), Error> {
         self.check_usage(tensor, "average", wgpu::BufferUsages::COPY_DST, "BufferUsages::COPY_DST")?;
         if self.elements() != elements {
-            return Err(Error::AveragesLength {
+            return Err(Error::Call(CallError::AveragesLength {
                 tensor: tensor.to_owned(),
                 expected: elements,
                 actual: self.elements(),
-            });
+            }));
         }
         Ok(())
     }
@@ -105,21 +119,26 @@ impl Span {
         missing: &'static str,
     ) -> Result<(), Error> {
         if !self.offset_bytes.is_multiple_of(WORD_BYTES) || !self.size_bytes.is_multiple_of(self.element.bytes()) {
-            return Err(Error::Misaligned {
+            return Err(Error::Build(BuildError::Misaligned {
                 tensor: tensor.to_owned(),
                 role,
                 offset_bytes: self.offset_bytes,
                 size_bytes: self.size_bytes,
                 element: self.element,
-            });
+            }));
         }
         let end_bytes = self.offset_bytes + self.size_bytes;
         let buffer_bytes = self.buffer.size();
         if end_bytes.next_multiple_of(WORD_BYTES) > buffer_bytes {
-            return Err(Error::HalfWord { tensor: tensor.to_owned(), role, end_bytes, buffer_bytes });
+            return Err(Error::Build(BuildError::HalfWord {
+                tensor: tensor.to_owned(),
+                role,
+                end_bytes,
+                buffer_bytes,
+            }));
         }
         if !self.buffer.usage().contains(usage) {
-            return Err(Error::MissingUsage { tensor: tensor.to_owned(), role, missing });
+            return Err(Error::Build(BuildError::MissingUsage { tensor: tensor.to_owned(), role, missing }));
         }
         Ok(())
     }
@@ -130,12 +149,12 @@ impl Tensor {
     pub(crate) fn check_alignment(&self, name: &str, alignment_bytes: u64) -> Result<(), Error> {
         for (role, span) in [("parameter", &self.params), ("gradient", &self.grads)] {
             if !span.offset_bytes.is_multiple_of(alignment_bytes) {
-                return Err(Error::BindingAlignment {
+                return Err(Error::Call(CallError::BindingAlignment {
                     tensor: name.to_owned(),
                     role,
                     offset_bytes: span.offset_bytes,
                     alignment_bytes,
-                });
+                }));
             }
         }
         Ok(())
@@ -147,7 +166,7 @@ impl Tensor {
         self.grads.check(name, "gradient")?;
         let (params, grads) = (self.params.elements(), self.grads.elements());
         if params != grads {
-            return Err(Error::LengthMismatch { tensor: name.to_owned(), params, grads });
+            return Err(Error::Build(BuildError::LengthMismatch { tensor: name.to_owned(), params, grads }));
         }
         Ok((self.params, self.grads, params))
     }

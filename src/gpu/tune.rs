@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
-use crate::error::{Error, require};
+use crate::error::{BuildError, DeviceError, Error, require};
 use crate::gpu::context::Gpu;
 use crate::gpu::optimizer::Optimizer;
 use crate::gpu::timestamps::Timestamps;
@@ -39,6 +39,7 @@ impl Default for TuneOptions {
 
 /// Geometry that was measured.
 #[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
 pub struct Candidate {
     /// The geometry.
     pub tuning: Tuning,
@@ -50,6 +51,7 @@ pub struct Candidate {
 
 /// Result of [`Gpu::tune`].
 #[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
 pub struct TuneReport {
     /// Parameters of the optimizer that was measured.
     pub elements: u64,
@@ -91,8 +93,8 @@ impl Gpu {
     /// ```
     ///
     /// # Errors
-    /// [`Error::InvalidValue`] or [`Error::Limit`] where no optimizer can have this size or rule, [`Error::Device`] where the
-    /// device has no memory for it, [`Error::DeviceLost`].
+    /// [`BuildError::InvalidValue`](crate::BuildError::InvalidValue) or [`BuildError::Limit`](crate::BuildError::Limit) where no optimizer can have this size or rule, [`DeviceError::Failed`](crate::DeviceError::Failed) where the
+    /// device has no memory for it, [`DeviceError::Lost`](crate::DeviceError::Lost).
     pub fn tune(&self, options: &TuneOptions) -> Result<TuneReport, Error> {
         self.tune_from(Tuning::for_device(self.device()), options)
     }
@@ -114,7 +116,7 @@ impl Gpu {
         search.run(preset)?;
         let Some((best, ns)) = search.best else {
             // Nothing else can have gone wrong with every candidate, the preset among them.
-            return Err(search.first_error.unwrap_or(Error::NoGroups));
+            return Err(search.first_error.unwrap_or(Error::Build(BuildError::NoGroups)));
         };
         let mut report = TuneReport {
             elements: options.elements,
@@ -284,7 +286,7 @@ impl Search<'_> {
 
 /// Whether there is no going on with any candidate.
 fn is_final(error: &Error) -> bool {
-    matches!(error, Error::DeviceLost(_) | Error::Readback { .. })
+    matches!(error, Error::Device(DeviceError::Lost(_)) | Error::Device(DeviceError::Readback { .. }))
 }
 
 /// By how many powers of two workgroup size, quads per invocation and finishing workgroup size change at a time.
@@ -341,12 +343,12 @@ impl<'a> Bench<'a> {
         require(elements > 0, || "tune".to_owned(), "elements", elements, "at least 1: there is nothing to measure")?;
         let most = gpu.device().limits().max_buffer_size / 4;
         if elements > most {
-            return Err(Error::Limit {
+            return Err(Error::Build(BuildError::Limit {
                 what: "the number of elements to tune for".to_owned(),
                 value: elements,
                 limit: most,
                 way_out: "tune for a smaller size, geometries serve neighbouring sizes as well",
-            });
+            }));
         }
         let piece: Vec<f32> = (0..elements.min(PIECE_ELEMENTS)).map(gradient).collect();
         let [params, grads] = gpu.scoped("the buffers to tune on", || {
@@ -404,10 +406,10 @@ impl<'a> Bench<'a> {
         let square = pollster::block_on(optimizer.read_sums())?.first().map_or(f64::NAN, |sums| sums.square.value());
         let close = (square / self.square - 1.0).abs() <= 1e-3;
         if !close {
-            return Err(Error::Device {
+            return Err(Error::Device(DeviceError::Failed {
                 what: "this geometry".to_owned(),
                 message: format!("Σ g² came out as {square:e} instead of {:e}", self.square),
-            });
+            }));
         }
         let start = Instant::now();
         self.step(&optimizer, 1, None)?;
@@ -490,7 +492,10 @@ impl<'a> Bench<'a> {
 }
 
 fn no_sense() -> Error {
-    Error::Device { what: "this geometry".to_owned(), message: "its timestamps make no sense".to_owned() }
+    Error::Device(DeviceError::Failed {
+        what: "this geometry".to_owned(),
+        message: "its timestamps make no sense".to_owned(),
+    })
 }
 
 fn median(values: impl Iterator<Item = f64>) -> Option<f64> {

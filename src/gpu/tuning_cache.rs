@@ -163,7 +163,7 @@ impl TuningCache {
     /// write is atomic: readers see the old file or the new one. If two processes write at the same time, the later one wins.
     ///
     /// # Errors
-    /// [`Error::InvalidValue`] if the device does not support the tuning, [`Error::TuningCache`] if the file cannot be written.
+    /// [`BuildError::InvalidValue`](crate::BuildError::InvalidValue) if the device does not support the tuning, [`Error::TuningCache`] if the file cannot be written.
     pub fn put(&self, gpu: &Gpu, elements: u64, tuning: Tuning) -> Result<(), Error> {
         tuning.validate(gpu.device())?;
         // Threads of one process take turns, so that none loses the other's entry.

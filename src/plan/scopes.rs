@@ -2,7 +2,7 @@
 
 use super::{Alignment, Geometry, Kernel, TensorInfo, Window};
 use crate::averaging::Averaging;
-use crate::error::Error;
+use crate::error::{BuildError, Error};
 use crate::group::GroupConfig;
 use crate::layout::{Block, GroupConstants, NO_TENSOR, ScopeTable, StepUnit, group_flags};
 use crate::rule::LARGEST_SQUARED;
@@ -50,19 +50,19 @@ pub(super) fn kernel_of(config: &GroupConfig, scope: &Scope, configs: &[GroupCon
                 || secant && member.rule.kind() != config.rule.kind()
         })
     {
-        return Err(Error::MixedMemory {
+        return Err(Error::Build(BuildError::MixedMemory {
             first: config.name.clone(),
             second: other.name.clone(),
             scope: scope.name.unwrap_or_default().to_owned(),
-        });
+        }));
     }
     if measured && let Some(other) = members().find(|member| member.rule.has_momentum() != config.rule.has_momentum()) {
         let (first, second) = if config.rule.has_momentum() { (config, other) } else { (other, config) };
-        return Err(Error::MixedScope {
+        return Err(Error::Build(BuildError::MixedScope {
             first: first.name.clone(),
             second: second.name.clone(),
             scope: scope.name.unwrap_or_default().to_owned(),
-        });
+        }));
     }
     let coupled_decay = config.weight_decay.coupled() > 0.0;
     Ok(Kernel {
@@ -160,21 +160,21 @@ pub(super) fn number_rows(
     let words = partials * u64::from(crate::layout::PARTIAL_WORDS);
     let limit = geometry.binding_elements.min(u64::from(u32::MAX));
     if words > limit {
-        return Err(Error::Limit {
+        return Err(Error::Build(BuildError::Limit {
             what: "the number of words of partial sums".to_owned(),
             value: words,
             limit,
             way_out: "use larger blocks in the tuning, or pack many small tensors side by side in one buffer",
-        });
+        }));
     }
     let most = rows.iter().max().copied().unwrap_or(0) * u64::from(geometry.partials_per_block);
     if most > geometry.scope_partials {
-        return Err(Error::Limit {
+        return Err(Error::Build(BuildError::Limit {
             what: "the number of partial sums of one norm".to_owned(),
             value: most,
             limit: geometry.scope_partials,
             way_out: "use larger blocks or a larger finish_workgroup_size in the tuning",
-        });
+        }));
     }
     let mut first = 0u32;
     let mut next: Vec<u32> = Vec::with_capacity(rows.len());

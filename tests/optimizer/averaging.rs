@@ -8,7 +8,7 @@
 
 use wgpu_optim::gpu::{PassName, Tuning};
 use wgpu_optim::layout::{GroupConstants, GroupState, average_kinds};
-use wgpu_optim::{Averaging, Error, Regime, Rule, wgpu};
+use wgpu_optim::{Averaging, BuildError, CallError, Error, Regime, Rule, wgpu};
 use wgpu_optim_conformance::run::{
     CpuRun, GpuRun, Place, Run, Setup, Spec, bits, devices, gpu_run_with, lengths, packed, separate,
 };
@@ -263,8 +263,8 @@ fn averages_cost_nothing_where_they_are_off_and_change_no_parameter() {
 /// Nothing is recorded while the averages are swapped in but the way back.
 #[test]
 fn steps_and_copies_are_refused_while_averages_are_swapped_in() {
-    let step = || Err(Error::AveragesSwapped { what: "a step" });
-    let copy = || Err(Error::AveragesSwapped { what: "a copy of the averages" });
+    let step = || Err(Error::Call(CallError::AveragesSwapped { what: "a step" }));
+    let copy = || Err(Error::Call(CallError::AveragesSwapped { what: "a copy of the averages" }));
     let spec = Spec::new(Rule::sgd(), Regime::fixed(0.5), vec![vec![1.0; 5], vec![2.0; 2]]);
     // What the first elements of both tensors come to after two steps, and their averages.
     for (averaging, params, averages, allowed) in [
@@ -318,10 +318,16 @@ fn steps_and_copies_are_refused_while_averages_are_swapped_in() {
         assert!(!optimizer.averages_are_swapped());
         // Of schedule-free training they are made from the parameters, and are nowhere by themselves.
         assert_eq!(optimizer.averages(0).is_none(), averaging == Averaging::ScheduleFree);
-        assert!(matches!(optimizer.copy_averages(2, &a, place), Err(Error::UnknownTensor { index: 2, tensors: 2 })));
-        assert!(matches!(optimizer.copy_averages(0, &a[..4], place), Err(Error::StepLength { actual: 4, .. })));
+        assert!(matches!(
+            optimizer.copy_averages(2, &a, place),
+            Err(Error::Call(CallError::UnknownTensor { index: 2, tensors: 2 }))
+        ));
+        assert!(matches!(
+            optimizer.copy_averages(0, &a[..4], place),
+            Err(Error::Call(CallError::StepLength { actual: 4, .. }))
+        ));
         let short = optimizer.copy_averages(0, &a, &mut place[..4]);
-        assert!(matches!(short, Err(Error::AveragesLength { actual: 4, .. })));
+        assert!(matches!(short, Err(Error::Call(CallError::AveragesLength { actual: 4, .. }))));
         optimizer.copy_averages(0, &a, place).expect("copies");
     }
 }
@@ -362,16 +368,22 @@ fn copies_of_averages_touch_nothing_but_their_place() {
         let mut encoder = gpu.device().create_command_encoder(&Default::default());
         let mut refused =
             |tensor, slice| assert_refused(optimizer.encode_copy_averages(&mut encoder, tensor, slice), &[]);
-        assert_eq!(refused(4, place.slice(..12)), Error::UnknownTensor { index: 4, tensors: 4 });
-        assert_eq!(refused(3, place.slice(..12)), Error::NoAverages { owner: "tensor \"off/0\"".to_owned() });
+        assert_eq!(refused(4, place.slice(..12)), Error::Call(CallError::UnknownTensor { index: 4, tensors: 4 }));
+        assert_eq!(
+            refused(3, place.slice(..12)),
+            Error::Call(CallError::NoAverages { owner: "tensor \"off/0\"".to_owned() })
+        );
         assert_eq!(
             refused(0, place.slice(..24)),
-            Error::AveragesLength { tensor: "group/0".to_owned(), expected: 7, actual: 6 }
+            Error::Call(CallError::AveragesLength { tensor: "group/0".to_owned(), expected: 7, actual: 6 })
         );
-        assert!(matches!(refused(0, place.slice(2..30)), Error::Misaligned { role: "average", offset_bytes: 2, .. }));
+        assert!(matches!(
+            refused(0, place.slice(2..30)),
+            Error::Build(BuildError::Misaligned { role: "average", offset_bytes: 2, .. })
+        ));
         assert!(matches!(
             refused(0, copy_only.slice(..)),
-            Error::MissingUsage { missing: "BufferUsages::COPY_DST", .. }
+            Error::Build(BuildError::MissingUsage { missing: "BufferUsages::COPY_DST", .. })
         ));
     }
 }

@@ -8,9 +8,7 @@ use std::fmt::Display;
 
 use wgpu_optim::gpu::{PassName, Tuning};
 use wgpu_optim::layout::Squares;
-use wgpu_optim::{
-    Averaging, GroupConfig, NormRatio, OptimizerBuilder, Record, Regime, Rounding, Rule, Schedule, Seesaw, WeightDecay,
-};
+use wgpu_optim::{Averaging, NormRatio, OptimizerBuilder, Record, Regime, Rule, Seesaw, WeightDecay};
 use wgpu_optim_conformance::oracle::Oracle;
 use wgpu_optim_conformance::run::{
     CpuRun, GpuRun, Place, Run, Spec, bits, devices, every_path, lengths, packed, separate,
@@ -75,39 +73,32 @@ fn each_group_takes_the_builders_settings_or_its_own() {
             .group(wgpu_optim::Group::new("inherits").tensor("a", &values, &values))
             .group(own.group().tensor("b", &values, &values))
     };
-    let inherits = GroupConfig {
-        name: "inherits".to_owned(),
-        rule: Rule::sgdm(0.9),
-        regime: Regime::fixed(0.25),
-        weight_decay: WeightDecay::Coupled(0.125),
-        clip_norm: 2.0,
-        maximize: true,
-        schedule: Schedule::Constant,
-        averaging: Averaging::Running { start: 3 },
-        trust_ratio: None,
-        telemetry: false,
-        rounding: Rounding::Masters,
-        scope: Some("global".to_owned()),
-    };
-    let owns = GroupConfig {
-        name: "own".to_owned(),
-        rule: Rule::signum(0.5),
-        regime: Regime::norm_ratio(),
-        weight_decay: WeightDecay::Decoupled(0.5),
-        clip_norm: 3.0,
-        maximize: false,
-        averaging: Averaging::Off,
-        scope: Some("together".to_owned()),
-        ..inherits.clone()
-    };
-    let optimizer = builder().build_cpu().expect("builds");
-    assert_eq!(optimizer.groups(), [inherits, owns]);
     // Without a word there is the default regime, no decay, no clip, no climbing and a norm of one's own.
     let plain = OptimizerBuilder::new(Rule::sgd())
         .group(wgpu_optim::Group::new("plain").tensor("a", &values, &values))
         .build_cpu()
         .expect("builds");
     let config = &plain.groups()[0];
+    let mut inherits = config.clone();
+    inherits.name = "inherits".to_owned();
+    inherits.rule = Rule::sgdm(0.9);
+    inherits.regime = Regime::fixed(0.25);
+    inherits.weight_decay = WeightDecay::Coupled(0.125);
+    inherits.clip_norm = 2.0;
+    inherits.maximize = true;
+    inherits.averaging = Averaging::Running { start: 3 };
+    inherits.scope = Some("global".to_owned());
+    let mut owns = inherits.clone();
+    owns.name = "own".to_owned();
+    owns.rule = Rule::signum(0.5);
+    owns.regime = Regime::norm_ratio();
+    owns.weight_decay = WeightDecay::Decoupled(0.5);
+    owns.clip_norm = 3.0;
+    owns.maximize = false;
+    owns.averaging = Averaging::Off;
+    owns.scope = Some("together".to_owned());
+    let optimizer = builder().build_cpu().expect("builds");
+    assert_eq!(optimizer.groups(), [inherits, owns]);
     assert_eq!((config.rule, config.regime), (Rule::sgd(), Regime::seesaw()));
     assert_eq!((config.weight_decay, config.clip_norm), (WeightDecay::Coupled(0.0), f32::INFINITY));
     assert_eq!((config.maximize, &config.scope), (false, &None));

@@ -8,7 +8,9 @@
 //! looked for.
 
 use wgpu_optim::gpu::Tensor;
-use wgpu_optim::{Averaging, Element, Error, Gpu, Group, Optimizer, OptimizerBuilder, Regime, Rule, SecantForm, wgpu};
+use wgpu_optim::{
+    Averaging, CallError, Element, Error, Gpu, Group, Optimizer, OptimizerBuilder, Regime, Rule, SecantForm, wgpu,
+};
 use wgpu_optim_conformance::run::{GpuRun, Place, Run, Spec, alone, bits, devices, lengths, separate};
 use wgpu_optim_conformance::{Numbers, assert_says, download, noise, small_bindings, storage, submit, tensors, upload};
 
@@ -167,7 +169,7 @@ fn assert_moving_changes_nothing(gpu: &Gpu, what: &str, specs: &[Spec]) {
     assert!(bits(&moving.params()) == bits(&staying.params()), "{what}");
     assert!(bits(&moving.params()) != params, "{what}");
     let refused = moving.move_to(scattered(gpu, specs, 32));
-    assert!(matches!(refused, Err(Error::AveragesSwapped { .. })), "{refused:?}");
+    assert!(matches!(refused, Err(Error::Call(CallError::AveragesSwapped { .. }))), "{refused:?}");
     for run in [&mut moving, &mut staying] {
         run.swap_averages();
         run.step(&gradients(specs, 22));
@@ -304,10 +306,10 @@ fn what_cannot_be_bound_is_refused_and_nothing_changes() {
         let mut fixed = builder().build(gpu).expect("builds");
         let same = (a.slice(..32), b.slice(..32));
         let error = fixed.rebind(&[same, (slice(&c, 0), slice(&d, 0))]);
-        assert_eq!(error, Err(Error::NotRebindable));
+        assert_eq!(error, Err(Error::Call(CallError::NotRebindable)));
         let odd = Group::new("all").tensor("w", slice(&a, 8), slice(&b, 0));
         let odd = OptimizerBuilder::new(Rule::sgd()).rebindable(true).group(odd);
         let error = odd.build(gpu).expect_err("misaligned");
-        assert!(matches!(error, Error::BindingAlignment { .. }), "{error:?}");
+        assert!(matches!(error, Error::Call(CallError::BindingAlignment { .. })), "{error:?}");
     }
 }

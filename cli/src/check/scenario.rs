@@ -560,9 +560,11 @@ fn with_bindings(subject: &Subject, bytes: u64) -> Result<Gpu, CliError> {
         required_limits: wgpu::Limits { max_storage_buffer_binding_size: bytes, ..subject.adapter.limits() },
         ..Default::default()
     }))
-    .map_err(|error| wgpu_optim::Error::Device {
-        what: format!("a device with bindings of {bytes} bytes"),
-        message: error.to_string(),
+    .map_err(|error| {
+        wgpu_optim::Error::Device(wgpu_optim::DeviceError::Failed {
+            what: format!("a device with bindings of {bytes} bytes"),
+            message: error.to_string(),
+        })
     })?;
     let mut tuning = subject.gpu.tuning();
     tuning.quads_per_invocation = tuning.quads_per_invocation.max(64);

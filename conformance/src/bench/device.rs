@@ -4,7 +4,7 @@
 use std::time::{Duration, Instant};
 
 use wgpu_optim::gpu::Timestamps;
-use wgpu_optim::{Element, Error, Gpu, Optimizer, wgpu};
+use wgpu_optim::{BuildError, Element, Error, Gpu, Optimizer, wgpu};
 
 use super::measure::{Bench, RecordingTimes, Times};
 use super::workload::{Spec, room, values};
@@ -59,17 +59,17 @@ impl Device {
     /// Buffers of this length.
     ///
     /// # Errors
-    /// [`Error::Limit`] or [`Error::Device`] where the device cannot have them.
+    /// [`BuildError::Limit`](crate::BuildError::Limit) or [`DeviceError::Failed`](crate::DeviceError::Failed) where the device cannot have them.
     pub fn new(gpu: &Gpu, elements: usize) -> Result<Self, Error> {
         let limit = gpu.device().limits().max_buffer_size;
         let size = (elements as u64 * 4).next_multiple_of(16);
         if size > limit {
-            return Err(Error::Limit {
+            return Err(Error::Build(BuildError::Limit {
                 what: "a buffer in bytes".to_owned(),
                 value: size,
                 limit,
                 way_out: "measure smaller sizes",
-            });
+            }));
         }
         gpu.scoped("the benchmark's buffers", || {
             let [params, grads] = arrays(gpu, Element::F32, size);

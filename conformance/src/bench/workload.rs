@@ -161,10 +161,7 @@ pub fn room(element: Element, elements: usize) -> usize {
 }
 
 fn elements_per_word(element: Element) -> usize {
-    match element {
-        Element::F32 => 1,
-        Element::F16 | Element::Bf16 => 2,
-    }
+    4 / element.bytes() as usize
 }
 
 /// An optimizer to be built and measured.

@@ -4,6 +4,7 @@
 //!
 //! On every adapter that burn can use.
 
+use wgpu_optim::{BuildError};
 use std::sync::OnceLock;
 
 use burn::module::{Module, Param, ParamGroup};
@@ -360,7 +361,7 @@ fn what_does_not_fit_is_refused_and_the_module_comes_back() {
         let mut optim = polyak.init(&net, gpu).expect("makes");
         let gradients = net.gradients(0);
         let (net, refused) = optim.try_step(net, gradients, None);
-        assert!(matches!(refused, Err(Error::MissingLoss { .. })), "{refused:?}");
+        assert!(matches!(refused, Err(Error::Build(BuildError::MissingLoss { .. }))), "{refused:?}");
         let ranks = OptimizerBuilder::new(Rule::sgd()).sharded(2, 2);
         let refused = WgpuOptimConfig::new(ranks).init(&net, gpu);
         assert!(matches!(refused, Err(Error::Optimizer(_))), "{refused:?}");

@@ -4,7 +4,7 @@ use super::*;
 use crate::averaging::Averaging;
 use crate::cpu::schedule_free::{average_of, between};
 use crate::cpu::values::{Slice, SliceMut, ValuesMut};
-use crate::error::Error;
+use crate::error::{CallError, Error};
 use crate::plan::Encoding;
 
 impl CpuOptimizer {
@@ -13,7 +13,7 @@ impl CpuOptimizer {
     /// started yet, keep their parameters throughout.
     ///
     /// # Errors
-    /// [`Error::NoAverages`] where no group keeps one, [`Error::StepTensors`] or [`Error::StepLength`] where the slices are not those
+    /// [`CallError::NoAverages`](crate::CallError::NoAverages) where no group keeps one, [`CallError::StepTensors`](crate::CallError::StepTensors) or [`CallError::StepLength`](crate::CallError::StepLength) where the slices are not those
     /// that were declared; nothing has changed then.
     pub fn swap_averages(&mut self, params: &mut [&mut [f32]]) -> Result<(), Error> {
         self.swap_averages_of(params)
@@ -23,14 +23,14 @@ impl CpuOptimizer {
     /// master weights are exchanged, as exactly as [`Rounding::Masters`](crate::Rounding::Masters) says.
     ///
     /// # Errors
-    /// As [`CpuOptimizer::swap_averages`]; [`Error::StepElement`] where the elements are not those that were declared.
+    /// As [`CpuOptimizer::swap_averages`]; [`CallError::StepElement`](crate::CallError::StepElement) where the elements are not those that were declared.
     pub fn swap_averages_values(&mut self, params: &mut [SliceMut]) -> Result<(), Error> {
         self.swap_averages_of(params)
     }
 
     pub(super) fn swap_averages_of(&mut self, params: &mut [impl ValuesMut]) -> Result<(), Error> {
         if !self.plan.configs.iter().any(|config| config.averaging.is_on()) {
-            return Err(Error::NoAverages { owner: "the optimizer".to_owned() });
+            return Err(Error::Call(CallError::NoAverages { owner: "the optimizer".to_owned() }));
         }
         self.check_slices("parameter", params)?;
         for (index, params) in params.iter_mut().enumerate() {
@@ -106,9 +106,9 @@ impl CpuOptimizer {
     /// ```
     ///
     /// # Errors
-    /// [`Error::UnknownTensor`]; [`Error::NoAverages`] where the tensor's group keeps none; [`Error::AveragesSwapped`] while the averages
-    /// are in the caller's own slices; [`Error::StepLength`] or [`Error::StepElement`] where `params` are not the tensor's,
-    /// [`Error::AveragesLength`] for the destination.
+    /// [`CallError::UnknownTensor`](crate::CallError::UnknownTensor); [`CallError::NoAverages`](crate::CallError::NoAverages) where the tensor's group keeps none; [`CallError::AveragesSwapped`](crate::CallError::AveragesSwapped) while the averages
+    /// are in the caller's own slices; [`CallError::StepLength`](crate::CallError::StepLength) or [`CallError::StepElement`](crate::CallError::StepElement) where `params` are not the tensor's,
+    /// [`CallError::AveragesLength`](crate::CallError::AveragesLength) for the destination.
     pub fn copy_averages<'a>(
         &self,
         tensor: usize,
@@ -116,19 +116,20 @@ impl CpuOptimizer {
         destination: &mut [f32],
     ) -> Result<(), Error> {
         let tensors = self.tensors.len();
-        let info = self.plan.tensors.get(tensor).ok_or(Error::UnknownTensor { index: tensor, tensors })?;
+        let info =
+            self.plan.tensors.get(tensor).ok_or(Error::Call(CallError::UnknownTensor { index: tensor, tensors }))?;
         if !self.plan.configs[info.group].averaging.is_on() {
-            return Err(Error::NoAverages { owner: format!("tensor \"{}\"", info.name) });
+            return Err(Error::Call(CallError::NoAverages { owner: format!("tensor \"{}\"", info.name) }));
         }
         self.check_averages_in_place("a copy of the averages")?;
         let params = params.into();
         self.check_slice("parameter", tensor, params)?;
         if destination.len() != params.len() {
-            return Err(Error::AveragesLength {
+            return Err(Error::Call(CallError::AveragesLength {
                 tensor: info.name.clone(),
                 expected: params.len() as u64,
                 actual: destination.len() as u64,
-            });
+            }));
         }
         let memory = &self.tensors[tensor];
         let started = self.has_average(tensor);
@@ -163,7 +164,7 @@ impl CpuOptimizer {
 
     pub(super) fn check_averages_in_place(&self, what: &'static str) -> Result<(), Error> {
         if self.averages_are_swapped {
-            return Err(Error::AveragesSwapped { what });
+            return Err(Error::Call(CallError::AveragesSwapped { what }));
         }
         Ok(())
     }

@@ -54,8 +54,8 @@ impl CpuOptimizer {
     /// file is replaced as a whole, see [`Checkpoint::save`].
     ///
     /// # Errors
-    /// [`Error::CheckpointFile`]; [`Error::StepTensors`] or [`Error::StepLength`] where the slices are not those that were declared;
-    /// [`Error::AveragesSwapped`] between two [`swap_averages`](CpuOptimizer::swap_averages).
+    /// [`CheckpointError::File`](crate::CheckpointError::File); [`CallError::StepTensors`](crate::CallError::StepTensors) or [`CallError::StepLength`](crate::CallError::StepLength) where the slices are not those that were declared;
+    /// [`CallError::AveragesSwapped`](crate::CallError::AveragesSwapped) between two [`swap_averages`](CpuOptimizer::swap_averages).
     pub fn save(&self, path: impl AsRef<Path>, params: Option<&[&[f32]]>) -> Result<(), Error> {
         self.checkpoint(params, &Notes::new())?.save(path)
     }
@@ -82,7 +82,7 @@ impl CpuOptimizer {
     /// Makes a checkpoint like [`CpuOptimizer::checkpoint`], with slices of any element type.
     ///
     /// # Errors
-    /// As [`CpuOptimizer::checkpoint`]; [`Error::StepElement`] where the elements are not those that were declared.
+    /// As [`CpuOptimizer::checkpoint`]; [`CallError::StepElement`](crate::CallError::StepElement) where the elements are not those that were declared.
     pub fn checkpoint_values(&self, params: Option<&[Slice]>, notes: &Notes) -> Result<Checkpoint, Error> {
         self.checkpoint_of(params, notes)
     }
@@ -131,8 +131,8 @@ impl CpuOptimizer {
     /// Earlier records that were not drained are discarded, and [`CpuOptimizer::sums`] are empty until the next step.
     ///
     /// # Errors
-    /// [`Error::CheckpointDiffers`] names the group, setting or tensor that is not as it was; [`Error::CheckpointDamaged`],
-    /// [`Error::CheckpointWithoutParameters`]; [`Error::StepTensors`], [`Error::StepLength`] or [`Error::AveragesSwapped`]. Nothing has
+    /// [`CheckpointError::Differs`](crate::CheckpointError::Differs) names the group, setting or tensor that is not as it was; [`CheckpointError::Damaged`](crate::CheckpointError::Damaged),
+    /// [`CheckpointError::WithoutParameters`](crate::CheckpointError::WithoutParameters); [`CallError::StepTensors`](crate::CallError::StepTensors), [`CallError::StepLength`](crate::CallError::StepLength) or [`CallError::AveragesSwapped`](crate::CallError::AveragesSwapped). Nothing has
     /// changed then.
     pub fn restore(&mut self, checkpoint: &Checkpoint, params: Option<&mut [&mut [f32]]>) -> Result<(), Error> {
         self.restore_of(checkpoint, params)
@@ -141,7 +141,7 @@ impl CpuOptimizer {
     /// Restores a checkpoint like [`CpuOptimizer::restore`], with slices of any element type.
     ///
     /// # Errors
-    /// As [`CpuOptimizer::restore`]; [`Error::StepElement`] where the elements are not those that were declared.
+    /// As [`CpuOptimizer::restore`]; [`CallError::StepElement`](crate::CallError::StepElement) where the elements are not those that were declared.
     pub fn restore_values(&mut self, checkpoint: &Checkpoint, params: Option<&mut [SliceMut]>) -> Result<(), Error> {
         self.restore_of(checkpoint, params)
     }

@@ -2,7 +2,7 @@
 
 use super::CpuOptimizer;
 use crate::cpu::values::{Slice, SliceMut, Values, ValuesMut};
-use crate::error::Error;
+use crate::error::{CallError, Error};
 use crate::shard::{CombinedSums, ShardSums, Stage};
 
 impl CpuOptimizer {
@@ -10,8 +10,8 @@ impl CpuOptimizer {
     /// all groups. It changes nothing and may be repeated. Send the result to every rank, see [`ShardSums`].
     ///
     /// # Errors
-    /// [`Error::ShardedStep`] for an optimizer that was built without [`sharded`](crate::OptimizerBuilder::sharded);
-    /// [`Error::StepTensors`], [`Error::StepLength`], [`Error::MissingLoss`] or [`Error::AveragesSwapped`] as for a
+    /// [`CallError::ShardedStep`](crate::CallError::ShardedStep) for an optimizer that was built without [`sharded`](crate::OptimizerBuilder::sharded);
+    /// [`CallError::StepTensors`](crate::CallError::StepTensors), [`CallError::StepLength`](crate::CallError::StepLength), [`BuildError::MissingLoss`](crate::BuildError::MissingLoss) or [`CallError::AveragesSwapped`](crate::CallError::AveragesSwapped) as for a
     /// [`step`](CpuOptimizer::step).
     pub fn measure(
         &mut self,
@@ -39,7 +39,7 @@ impl CpuOptimizer {
     /// Measures like [`CpuOptimizer::measure`], over slices of any element type.
     ///
     /// # Errors
-    /// As [`CpuOptimizer::measure`]; [`Error::StepElement`] where the elements are not those that were declared.
+    /// As [`CpuOptimizer::measure`]; [`CallError::StepElement`](crate::CallError::StepElement) where the elements are not those that were declared.
     pub fn measure_values(&mut self, params: &[Slice], grads: &[Slice]) -> Result<ShardSums, Error> {
         self.check_needs_no_loss()?;
         self.measure_of(params, grads, 0.0)
@@ -81,9 +81,9 @@ impl CpuOptimizer {
     /// [`CpuOptimizer::measure`].
     ///
     /// # Errors
-    /// [`Error::ShardedStep`] before [`CpuOptimizer::measure`], or without [`sharded`](crate::OptimizerBuilder::sharded);
-    /// [`Error::ShardSums`] for sums of another optimizer or another step; [`Error::StepTensors`], [`Error::StepLength`] or
-    /// [`Error::AveragesSwapped`]; nothing has changed then. [`Error::Halted`] as for a [`step`](CpuOptimizer::step).
+    /// [`CallError::ShardedStep`](crate::CallError::ShardedStep) before [`CpuOptimizer::measure`], or without [`sharded`](crate::OptimizerBuilder::sharded);
+    /// [`CallError::ShardSums`](crate::CallError::ShardSums) for sums of another optimizer or another step; [`CallError::StepTensors`](crate::CallError::StepTensors), [`CallError::StepLength`](crate::CallError::StepLength) or
+    /// [`CallError::AveragesSwapped`](crate::CallError::AveragesSwapped); nothing has changed then. [`Error::Halted`] as for a [`step`](CpuOptimizer::step).
     pub fn apply(&mut self, params: &mut [&mut [f32]], grads: &[&[f32]], combined: &CombinedSums) -> Result<(), Error> {
         self.apply_of(params, grads, combined)
     }
@@ -91,7 +91,7 @@ impl CpuOptimizer {
     /// Takes the step like [`CpuOptimizer::apply`], over slices of any element type.
     ///
     /// # Errors
-    /// As [`CpuOptimizer::apply`]; [`Error::StepElement`] where the elements are not those that were declared.
+    /// As [`CpuOptimizer::apply`]; [`CallError::StepElement`](crate::CallError::StepElement) where the elements are not those that were declared.
     pub fn apply_values(
         &mut self,
         params: &mut [SliceMut],
@@ -115,10 +115,10 @@ impl CpuOptimizer {
             return Err(not_sharded("apply"));
         };
         if stage != Stage::Read {
-            return Err(Error::ShardedStep {
+            return Err(Error::Call(CallError::ShardedStep {
                 call: "apply",
                 way_out: "call measure first, and combine what all ranks have measured",
-            });
+            }));
         }
         combined.check(shard, step)?;
         combined.teach(&mut self.plan.groups, shard);
@@ -133,10 +133,10 @@ impl CpuOptimizer {
     pub(super) fn check_alone(&self, call: &'static str) -> Result<(), Error> {
         match self.plan.shard {
             None => Ok(()),
-            Some(_) => Err(Error::ShardedStep {
+            Some(_) => Err(Error::Call(CallError::ShardedStep {
                 call,
                 way_out: "other ranks have other parameters: call measure, combine what all ranks have measured, and call apply",
-            }),
+            })),
         }
     }
 
@@ -147,8 +147,8 @@ impl CpuOptimizer {
 }
 
 fn not_sharded(call: &'static str) -> Error {
-    Error::ShardedStep {
+    Error::Call(CallError::ShardedStep {
         call,
         way_out: "the optimizer has all the parameters: call step, or build it with OptimizerBuilder::sharded",
-    }
+    })
 }

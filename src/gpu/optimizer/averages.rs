@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 use super::build::f32_bytes;
 use super::*;
 use crate::averaging::Averaging;
-use crate::error::Error;
+use crate::error::{CallError, Error};
 use crate::gpu::buffers::{whole, zeroed};
 use crate::gpu::context::Gpu;
 use crate::gpu::pass::Pipeline;
@@ -82,11 +82,11 @@ impl Optimizer {
     /// Everything that is recorded counts: submit it all, in the order in which it was recorded.
     ///
     /// # Errors
-    /// [`Error::NoAverages`] where no group keeps one, [`Error::DeviceLost`].
+    /// [`CallError::NoAverages`](crate::CallError::NoAverages) where no group keeps one, [`DeviceError::Lost`](crate::DeviceError::Lost).
     pub fn encode_swap_averages(&self, encoder: &mut wgpu::CommandEncoder) -> Result<(), Error> {
         self.gpu.check_alive()?;
         if !self.plan.configs.iter().any(|config| config.averaging.is_on()) {
-            return Err(Error::NoAverages { owner: "the optimizer".to_owned() });
+            return Err(Error::Call(CallError::NoAverages { owner: "the optimizer".to_owned() }));
         }
         let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor {
             label: Some("wgpu-optim averages"),
@@ -110,9 +110,9 @@ impl Optimizer {
     /// 4 more bytes on the device for each of the tensor's elements until the copy has been made. `tensor` is an index into [`tensors`](Optimizer::tensors).
     ///
     /// # Errors
-    /// [`Error::UnknownTensor`]; [`Error::NoAverages`] where the tensor's group keeps none; [`Error::AveragesSwapped`] while the
-    /// averages are in the caller's own buffers; [`Error::AveragesLength`], [`Error::Misaligned`] or [`Error::MissingUsage`]
-    /// (`COPY_DST`) for the slice; [`Error::DeviceLost`].
+    /// [`CallError::UnknownTensor`](crate::CallError::UnknownTensor); [`CallError::NoAverages`](crate::CallError::NoAverages) where the tensor's group keeps none; [`CallError::AveragesSwapped`](crate::CallError::AveragesSwapped) while the
+    /// averages are in the caller's own buffers; [`CallError::AveragesLength`](crate::CallError::AveragesLength), [`BuildError::Misaligned`](crate::BuildError::Misaligned) or [`BuildError::MissingUsage`](crate::BuildError::MissingUsage)
+    /// (`COPY_DST`) for the slice; [`DeviceError::Lost`](crate::DeviceError::Lost).
     pub fn encode_copy_averages(
         &self,
         encoder: &mut wgpu::CommandEncoder,
@@ -175,7 +175,7 @@ impl Optimizer {
     /// the device.
     ///
     /// # Errors
-    /// As [`encode_copy_averages`](Optimizer::encode_copy_averages); [`Error::Device`] or [`Error::Readback`].
+    /// As [`encode_copy_averages`](Optimizer::encode_copy_averages); [`DeviceError::Failed`](crate::DeviceError::Failed) or [`DeviceError::Readback`](crate::DeviceError::Readback).
     pub async fn read_averages(&self, tensor: usize) -> Result<Vec<f32>, Error> {
         let elements = self.averaged_tensor(tensor)?.elements;
         let bytes = elements * u64::from(f32_bytes());
@@ -194,15 +194,16 @@ impl Optimizer {
     /// The tensor, where it has averages.
     pub(super) fn averaged_tensor(&self, index: usize) -> Result<&TensorInfo, Error> {
         let tensors = &self.plan.tensors;
-        let tensor = tensors.get(index).ok_or(Error::UnknownTensor { index, tensors: tensors.len() })?;
+        let tensor =
+            tensors.get(index).ok_or(Error::Call(CallError::UnknownTensor { index, tensors: tensors.len() }))?;
         if self.plan.configs[tensor.group].averaging.is_on() {
             Ok(tensor)
         } else {
-            Err(Error::NoAverages { owner: format!("tensor \"{}\"", tensor.name) })
+            Err(Error::Call(CallError::NoAverages { owner: format!("tensor \"{}\"", tensor.name) }))
         }
     }
 
     pub(super) fn check_averages_in_place(&self, what: &'static str) -> Result<(), Error> {
-        if self.averages_are_swapped() { Err(Error::AveragesSwapped { what }) } else { Ok(()) }
+        if self.averages_are_swapped() { Err(Error::Call(CallError::AveragesSwapped { what })) } else { Ok(()) }
     }
 }

@@ -5,7 +5,7 @@ use std::sync::atomic::AtomicBool;
 
 use super::sweeps::{Sweeps, Tables, WindowMemory, sweeps};
 use super::*;
-use crate::error::Error;
+use crate::error::{BuildError, Error};
 use crate::gpu::buffers::{filled, part, whole, zeroed};
 use crate::gpu::context::Gpu;
 use crate::gpu::limits::{MOST_TRIPS, binding_alignment, largest_binding};
@@ -13,6 +13,7 @@ use crate::gpu::readback::Readback;
 use crate::gpu::sweep::most_storage_buffers;
 use crate::gpu::tensor::{Span, Tensor};
 use crate::gpu::{finish_reduction, finish_update, learning_rate};
+use crate::group::TensorPair;
 use crate::group::{OptimizerBuilder, ResolvedGroup};
 use crate::layout::{
     GroupState, NO_TENSOR, PARTIAL_WORDS, RawRecord, RawTensorRecord, ScopeSums, StepSums, StepUnit, Update,
@@ -23,7 +24,7 @@ use crate::record::{RecordCursor, Records};
 impl OptimizerBuilder<Tensor> {
     /// Where the loss of a step is, for the regimes that go by it: a slice of one f32, written by the time the step runs.
     pub fn loss(mut self, loss: wgpu::BufferSlice) -> Self {
-        self.loss = Some(loss.into());
+        self.loss = Some(loss.join(loss));
         self
     }
 
@@ -38,7 +39,7 @@ impl OptimizerBuilder<Tensor> {
     /// interleave.
     ///
     /// # Errors
-    /// A wrong number, length, offset, usage, overlap or limit, with its name; [`Error::Device`] where the device refuses
+    /// A wrong number, length, offset, usage, overlap or limit, with its name; [`DeviceError::Failed`](crate::DeviceError::Failed) where the device refuses
     /// memory or a kernel. Nothing has been written to the caller's buffers in any case.
     pub fn build(self, gpu: &Gpu) -> Result<Optimizer, Error> {
         gpu.check_alive()?;
@@ -48,7 +49,7 @@ impl OptimizerBuilder<Tensor> {
         gpu.tuning().validate(gpu.device())?;
         let (safeguards, rebindable, shard) = (self.safeguards, self.rebindable, self.shard);
         let accumulation = self.accumulation;
-        let loss = self.loss.clone();
+        let loss = self.loss.as_ref().map(Tensor::params);
         let alignment = rebindable.then(|| binding_alignment(&limits));
         let (groups, buffers) = place_tensors(self.resolve()?, alignment)?;
         let needs_loss = groups.iter().find(|group| group.config.regime.needs_loss());
@@ -59,10 +60,10 @@ impl OptimizerBuilder<Tensor> {
                 Some(span)
             }
             (Some(group), None) => {
-                return Err(Error::MissingLoss {
+                return Err(Error::Build(BuildError::MissingLoss {
                     group: group.config.name.clone(),
                     regime: group.config.regime.name(),
-                });
+                }));
             }
         };
         crate::plan::check_overlaps(
@@ -85,12 +86,12 @@ pub(super) fn check_storage_buffers(plan: &Plan, limits: &wgpu::Limits) -> Resul
     if most <= limit {
         return Ok(());
     }
-    Err(Error::Limit {
+    Err(Error::Build(BuildError::Limit {
         what: "the number of storage buffers of a kernel".to_owned(),
         value: most.into(),
         limit: limit.into(),
         way_out: "ask the adapter for more when the device is created (max_storage_buffers_per_shader_stage), keep no master weights (Rounding::Nearest or Rounding::Stochastic), or leave out averaging, telemetry or the secant regimes",
-    })
+    }))
 }
 
 /// The caller's buffers, each with its number.
@@ -181,12 +182,12 @@ impl Optimizer {
         let group_count = plan.groups.len() as u64;
         let grid = u64::from(limits.max_compute_workgroups_per_dimension);
         if plan.scopes.len() as u64 > grid {
-            return Err(Error::Limit {
+            return Err(Error::Build(BuildError::Limit {
                 what: "the number of separate norms".to_owned(),
                 value: plan.scopes.len() as u64,
                 limit: grid,
                 way_out: "let groups share a norm, or use several optimizers",
-            });
+            }));
         }
 
         let initial: Vec<GroupState> = plan.first_states();
@@ -207,20 +208,20 @@ impl Optimizer {
         let tensor_records = u64::from(record_steps) * u64::from(recorded);
         let most = largest_binding(limits) / std::mem::size_of::<RawTensorRecord>() as u64;
         if tensor_records > most {
-            return Err(Error::Limit {
+            return Err(Error::Build(BuildError::Limit {
                 what: "the number of records of tensors".to_owned(),
                 value: tensor_records,
                 limit: most,
                 way_out: "ask for fewer steps with OptimizerBuilder::record_steps, or for telemetry of fewer groups",
-            });
+            }));
         }
         if plan.units.len() as u64 > grid {
-            return Err(Error::Limit {
+            return Err(Error::Build(BuildError::Limit {
                 what: "the number of tensors and groups that are measured".to_owned(),
                 value: plan.units.len() as u64,
                 limit: grid,
                 way_out: "ask for telemetry of fewer groups, or use several optimizers",
-            });
+            }));
         }
         let tensor_records = zeroed::<RawTensorRecord>(gpu, "records of tensors", tensor_records);
         let step_partials = zeroed::<StepSums>(

@@ -5,7 +5,7 @@ use std::path::Path;
 use super::Optimizer;
 use super::sweeps::WindowMemory;
 use crate::checkpoint::{Checkpoint, Draft, Notes, Parameters, Slot, Table, last_slot};
-use crate::error::Error;
+use crate::error::{BuildError, DeviceError, Error};
 use crate::gpu::context::Gpu;
 use crate::gpu::readback::{Readback, Source};
 use crate::layout::{GroupState, RawRecord, unscale};
@@ -48,8 +48,8 @@ impl Optimizer {
     /// The saved state is the one after all steps submitted before the call. Submit no step until it returns.
     ///
     /// # Errors
-    /// [`Error::CheckpointFile`]; [`Error::MissingUsage`] where a parameter buffer lacks `COPY_SRC`; [`Error::AveragesSwapped`] between two
-    /// [`encode_swap_averages`](Optimizer::encode_swap_averages); [`Error::Device`], [`Error::DeviceLost`] or [`Error::Readback`].
+    /// [`CheckpointError::File`](crate::CheckpointError::File); [`BuildError::MissingUsage`](crate::BuildError::MissingUsage) where a parameter buffer lacks `COPY_SRC`; [`CallError::AveragesSwapped`](crate::CallError::AveragesSwapped) between two
+    /// [`encode_swap_averages`](Optimizer::encode_swap_averages); [`DeviceError::Failed`](crate::DeviceError::Failed), [`DeviceError::Lost`](crate::DeviceError::Lost) or [`DeviceError::Readback`](crate::DeviceError::Readback).
     pub async fn save(&self, path: impl AsRef<Path>, parameters: Parameters) -> Result<(), Error> {
         let checkpoint = self.checkpoint(parameters, &Notes::new()).await?;
         checkpoint.save(path)
@@ -118,9 +118,9 @@ impl Optimizer {
     /// Earlier records that were not drained are discarded. The 2 bytes behind 16-bit parameters of odd length become 0.
     ///
     /// # Errors
-    /// [`Error::CheckpointDiffers`] names the group, setting or tensor that is not as it was; [`Error::CheckpointDamaged`],
-    /// [`Error::CheckpointWithoutParameters`]; [`Error::MissingUsage`] where a parameter buffer lacks `COPY_DST`; [`Error::AveragesSwapped`]; [`Error::Device`] or
-    /// [`Error::DeviceLost`]. Nothing has changed then.
+    /// [`CheckpointError::Differs`](crate::CheckpointError::Differs) names the group, setting or tensor that is not as it was; [`CheckpointError::Damaged`](crate::CheckpointError::Damaged),
+    /// [`CheckpointError::WithoutParameters`](crate::CheckpointError::WithoutParameters); [`BuildError::MissingUsage`](crate::BuildError::MissingUsage) where a parameter buffer lacks `COPY_DST`; [`CallError::AveragesSwapped`](crate::CallError::AveragesSwapped); [`DeviceError::Failed`](crate::DeviceError::Failed) or
+    /// [`DeviceError::Lost`](crate::DeviceError::Lost). Nothing has changed then.
     pub fn restore(&mut self, checkpoint: &Checkpoint, parameters: Parameters) -> Result<(), Error> {
         self.gpu.check_alive()?;
         self.check_averages_in_place("a checkpoint")?;
@@ -198,7 +198,11 @@ impl Optimizer {
         }
         for (tensor, place) in self.plan.tensors.iter().zip(&self.plan.places) {
             if !self.kept.buffers[place.params_buffer].usage().contains(usage) {
-                return Err(Error::MissingUsage { tensor: tensor.name.clone(), role: "parameter", missing });
+                return Err(Error::Build(BuildError::MissingUsage {
+                    tensor: tensor.name.clone(),
+                    role: "parameter",
+                    missing,
+                }));
             }
         }
         Ok(())
@@ -295,7 +299,9 @@ fn upload(gpu: &Gpu, bytes: &[u8]) -> Result<wgpu::Buffer, Error> {
     });
     buffer
         .get_mapped_range_mut(..)
-        .map_err(|error| Error::Device { what: "room for a checkpoint".to_owned(), message: error.to_string() })?
+        .map_err(|error| {
+            Error::Device(DeviceError::Failed { what: "room for a checkpoint".to_owned(), message: error.to_string() })
+        })?
         .copy_from_slice(bytes);
     buffer.unmap();
     Ok(buffer)

@@ -3,7 +3,7 @@
 use super::build::Numbered;
 use super::sweeps::{OWN_BUFFERS, OwnBuffers, Sweep};
 use super::{Dispatch, Optimizer, PassName};
-use crate::error::Error;
+use crate::error::{CallError, DeviceError, Error};
 use crate::gpu::buffers::part;
 use crate::gpu::limits::binding_alignment;
 use crate::gpu::pass::{BoundGroup, Pipeline};
@@ -121,9 +121,9 @@ impl Optimizer {
     /// a new location two or four bind groups are created for each of the tensor's dispatches.
     ///
     /// # Errors
-    /// [`Error::NotRebindable`]; [`Error::StepTensors`], [`Error::StepLength`] or [`Error::StepElement`] where these are not the tensors that were declared;
-    /// [`Error::BindingAlignment`], and whatever else [`build`](crate::OptimizerBuilder::build) says of a slice; [`Error::AveragesSwapped`]
-    /// between two [`encode_swap_averages`](Optimizer::encode_swap_averages); [`Error::Device`] or [`Error::DeviceLost`]. The bindings are
+    /// [`CallError::NotRebindable`](crate::CallError::NotRebindable); [`CallError::StepTensors`](crate::CallError::StepTensors), [`CallError::StepLength`](crate::CallError::StepLength) or [`CallError::StepElement`](crate::CallError::StepElement) where these are not the tensors that were declared;
+    /// [`CallError::BindingAlignment`](crate::CallError::BindingAlignment), and whatever else [`build`](crate::OptimizerBuilder::build) says of a slice; [`CallError::AveragesSwapped`](crate::CallError::AveragesSwapped)
+    /// between two [`encode_swap_averages`](Optimizer::encode_swap_averages); [`DeviceError::Failed`](crate::DeviceError::Failed) or [`DeviceError::Lost`](crate::DeviceError::Lost). The bindings are
     /// those of before then.
     pub fn rebind<P, G>(&mut self, tensors: &[(P, G)]) -> Result<(), Error>
     where
@@ -132,12 +132,12 @@ impl Optimizer {
     {
         self.gpu.check_alive()?;
         if !self.rebindable {
-            return Err(Error::NotRebindable);
+            return Err(Error::Call(CallError::NotRebindable));
         }
         self.check_averages_in_place("a place for the parameters")?;
         let (expected, actual) = (self.plan.tensors.len(), tensors.len());
         if actual != expected {
-            return Err(Error::StepTensors { role: "parameter and gradient", expected, actual });
+            return Err(Error::Call(CallError::StepTensors { role: "parameter and gradient", expected, actual }));
         }
         let device = self.gpu.device();
         let alignment = binding_alignment(&device.limits());
@@ -147,18 +147,23 @@ impl Optimizer {
         for ((tensor, declared), &(params, grads)) in declared.zip(tensors) {
             let place = numbered.place(&tensor.name, params.join(grads), Some(alignment))?;
             if place.elements != tensor.elements {
-                return Err(Error::StepLength {
+                return Err(Error::Call(CallError::StepLength {
                     tensor: tensor.name.clone(),
                     role: "parameter",
                     expected: tensor.elements as usize,
                     actual: place.elements as usize,
-                });
+                }));
             }
             for (role, expected, actual) in
                 [("parameter", declared.params, place.params), ("gradient", declared.grads, place.grads)]
             {
                 if actual != expected {
-                    return Err(Error::StepElement { tensor: tensor.name.clone(), role, expected, actual });
+                    return Err(Error::Call(CallError::StepElement {
+                        tensor: tensor.name.clone(),
+                        role,
+                        expected,
+                        actual,
+                    }));
                 }
             }
             places.push(place);
@@ -185,7 +190,10 @@ impl Optimizer {
             bound.collect::<Vec<_>>()
         });
         if let Some(message) = problem {
-            return Err(Error::Device { what: "bind groups for other buffers".to_owned(), message });
+            return Err(Error::Device(DeviceError::Failed {
+                what: "bind groups for other buffers".to_owned(),
+                message,
+            }));
         }
 
         // Nothing is refused from here on. Dispatches and averages come in the order of their windows.

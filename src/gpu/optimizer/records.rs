@@ -10,7 +10,7 @@ impl Optimizer {
     /// Fetches the records of all steps submitted so far and not drained before. Waits for the device, but holds up no step.
     ///
     /// # Errors
-    /// [`Error::DeviceLost`] or [`Error::Readback`]; [`Error::Halted`] by [`NonFinitePolicy::Error`](crate::NonFinitePolicy::Error), again
+    /// [`DeviceError::Lost`](crate::DeviceError::Lost) or [`DeviceError::Readback`](crate::DeviceError::Readback); [`Error::Halted`] by [`NonFinitePolicy::Error`](crate::NonFinitePolicy::Error), again
     /// and again until [`resume`](Optimizer::resume) is called. No record is lost by an error: the next drain that succeeds brings it.
     pub async fn drain_records(&mut self) -> Result<Records, Error> {
         self.check_halted()?;
@@ -53,7 +53,7 @@ impl Optimizer {
     /// where nothing has halted.
     ///
     /// # Errors
-    /// [`Error::DeviceLost`] or [`Error::Readback`]; training stays halted then.
+    /// [`DeviceError::Lost`](crate::DeviceError::Lost) or [`DeviceError::Readback`](crate::DeviceError::Readback); training stays halted then.
     pub async fn resume(&mut self) -> Result<(), Error> {
         // Whatever of it tells of the halt has been read afterwards.
         self.fetch_records().await?;

@@ -2,8 +2,8 @@
 
 use super::{plain, saved};
 use wgpu_optim::{
-    Averaging, Checkpoint, Error, Group, LossScaler, NonFinitePolicy, Notes, Optimizer, OptimizerBuilder, Parameters,
-    Regime, Rule, Schedule, Seesaw, WeightDecay, wgpu,
+    Averaging, CallError, Checkpoint, CheckpointError, Error, Group, LossScaler, NonFinitePolicy, Notes, Optimizer,
+    OptimizerBuilder, Parameters, Regime, Rule, Schedule, Seesaw, WeightDecay, wgpu,
 };
 use wgpu_optim_conformance::run::{CpuRun, Run, Setup, Spec, alone, devices};
 use wgpu_optim_conformance::{assert_refused, step, storage, upload};
@@ -49,7 +49,7 @@ fn what_differs_is_named_and_nothing_changes() {
         let mut run = CpuRun::new(&specs);
         let before = run.checkpoint().to_bytes();
         let error = assert_refused(run.restore(&checkpoint), words);
-        assert!(matches!(error, Error::CheckpointDiffers { .. }), "{error}");
+        assert!(matches!(error, Error::Checkpoint(CheckpointError::Differs { .. })), "{error}");
         assert!(run.checkpoint().to_bytes() == before, "{words:?}");
     }
     let policy = NonFinitePolicy::Error { after: 3 };
@@ -99,9 +99,9 @@ fn parameters_are_optional_both_ways() {
     slices[2].pop();
     let slices: Vec<&[f32]> = slices.iter().map(Vec::as_slice).collect();
     let short = resumed.optimizer.checkpoint(Some(&slices), &Notes::new());
-    assert!(matches!(short, Err(Error::StepLength { .. })), "{short:?}");
+    assert!(matches!(short, Err(Error::Call(CallError::StepLength { .. }))), "{short:?}");
     let few = resumed.optimizer.checkpoint(Some(&slices[..2]), &Notes::new());
-    assert!(matches!(few, Err(Error::StepTensors { .. })), "{few:?}");
+    assert!(matches!(few, Err(Error::Call(CallError::StepTensors { .. }))), "{few:?}");
 }
 
 /// Without the parameters a checkpoint of schedule-free training has z, and no average, which would be made from them.
@@ -158,7 +158,7 @@ fn files_that_cannot_be_read_or_written_are_named() {
     for len in [0, 7, 8, 100, bytes.len() - 1] {
         std::fs::write(&path, &bytes[..len]).expect("written");
         let error = fresh.optimizer.load(&path, None).expect_err("cut off");
-        assert!(matches!(error, Error::CheckpointDamaged { .. }), "{error}");
+        assert!(matches!(error, Error::Checkpoint(CheckpointError::Damaged { .. })), "{error}");
         let from_bytes = Checkpoint::from_bytes(&bytes[..len]).expect_err("cut off");
         let named = from_bytes.to_string().replace("the checkpoint", &format!("the checkpoint {}", path.display()));
         assert_eq!(error.to_string(), named);

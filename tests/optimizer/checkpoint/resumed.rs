@@ -3,7 +3,8 @@
 use super::plain;
 use wgpu_optim::gpu::Tuning;
 use wgpu_optim::{
-    Averaging, Checkpoint, Element, Error, LossScaler, NonFinitePolicy, Notes, Parameters, Regime, Rule, Schedule,
+    Averaging, CallError, Checkpoint, Element, Error, LossScaler, NonFinitePolicy, Notes, Parameters, Regime, Rule,
+    Schedule,
 };
 use wgpu_optim_conformance::run::{
     CpuRun, GpuRun, Place, Run, Setup, Spec, alone, bits, devices, every_path_with, gpu_run_with, packed,
@@ -246,7 +247,7 @@ fn swapped_averages_are_neither_saved_nor_restored() {
             let notes = Notes::new();
             let saved = pollster::block_on(run.optimizer.checkpoint(Parameters::Included, &notes));
             for refused in [assert_refused(saved, &words), assert_refused(run.restore(&before), &words)] {
-                assert!(matches!(refused, Error::AveragesSwapped { .. }), "{refused}");
+                assert!(matches!(refused, Error::Call(CallError::AveragesSwapped { .. })), "{refused}");
             }
             run.swap_averages();
             run.restore(&before).expect("in place");
@@ -256,7 +257,7 @@ fn swapped_averages_are_neither_saved_nor_restored() {
         run.swap_averages();
         let saved = run.optimizer.checkpoint(None, &Notes::new());
         for refused in [assert_refused(saved, &words), assert_refused(run.restore(&before), &words)] {
-            assert!(matches!(refused, Error::AveragesSwapped { .. }), "{refused}");
+            assert!(matches!(refused, Error::Call(CallError::AveragesSwapped { .. })), "{refused}");
         }
     }
 }

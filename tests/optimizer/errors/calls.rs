@@ -1,7 +1,7 @@
 //! Calls with other slices than were declared, and of what is not there.
 
 use super::{W, on_device, on_host};
-use wgpu_optim::{Averaging, Error, Group, OptimizerBuilder, Regime, Rule};
+use wgpu_optim::{Averaging, BuildError, CallError, Error, Group, OptimizerBuilder, Regime, Rule};
 use wgpu_optim_conformance::run::devices;
 use wgpu_optim_conformance::{assert_refused, assert_says, upload};
 
@@ -14,9 +14,10 @@ fn cpu_steps_with_other_slices_than_declared() {
         .expect("builds");
     let (mut w, mut v) = (a.clone(), b.clone());
     let states = optimizer.states().to_vec();
-    let tensors = |role, actual| Error::StepTensors { role, expected: 2, actual };
-    let length =
-        |tensor: &str, role, expected, actual| Error::StepLength { tensor: tensor.to_owned(), role, expected, actual };
+    let tensors = |role, actual| Error::Call(CallError::StepTensors { role, expected: 2, actual });
+    let length = |tensor: &str, role, expected, actual| {
+        Error::Call(CallError::StepLength { tensor: tensor.to_owned(), role, expected, actual })
+    };
     for (told, expected, words) in [
         (optimizer.step(&mut [&mut w], &[&a, &b]), tensors("parameter", 1), &["2 tensors", "1 parameter"][..]),
         (optimizer.step(&mut [&mut w, &mut v], &[&a, &b, &b]), tensors("gradient", 3), &["2 tensors"]),
@@ -39,7 +40,7 @@ fn cpu_steps_with_other_slices_than_declared() {
 /// What is asked of averages that nobody keeps, and of slices that are not the optimizer's. tests/optimizer/averaging.rs has the rest.
 #[test]
 fn averages_that_are_not_there() {
-    let expected = Error::NoAverages { owner: "the optimizer".to_owned() };
+    let expected = Error::Call(CallError::NoAverages { owner: "the optimizer".to_owned() });
     let mut w = [1.0f32; 4];
     let mut optimizer = on_host(Rule::sgd()).build_cpu().expect("builds");
     let refused = assert_refused(optimizer.swap_averages(&mut [&mut w]), &["the optimizer", "Averaging", "Off"]);
@@ -71,7 +72,7 @@ fn a_loss_that_nobody_gave_is_asked_for() {
     let mut optimizer = on_host(Rule::sgd()).regime(Regime::polyak()).build_cpu().expect("builds");
     let mut params = [1.0; 4];
     let error = optimizer.step(&mut [&mut params], &[W]).expect_err("no loss");
-    assert!(matches!(error, Error::MissingLoss { .. }), "{error}");
+    assert!(matches!(error, Error::Build(BuildError::MissingLoss { .. })), "{error}");
     assert_eq!(params, [1.0; 4]);
     for gpu in &devices() {
         let (w, g) = (upload(gpu, W), upload(gpu, W));

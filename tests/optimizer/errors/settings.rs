@@ -2,7 +2,7 @@
 
 use super::{Host, W, host_error, on_host};
 use wgpu_optim::{
-    AdamW, AutoSgd, Averaging, Error, Group, Hypergradient, Lion, LossScaler, NonFinitePolicy, NormRatio,
+    AdamW, AutoSgd, Averaging, BuildError, Error, Group, Hypergradient, Lion, LossScaler, NonFinitePolicy, NormRatio,
     OptimizerBuilder, Regime, Rounding, Rule, Seesaw, Sgdm, TrustRatio,
 };
 use wgpu_optim_conformance::run::devices;
@@ -105,7 +105,7 @@ fn numbers_out_of_range() {
     assert!(cases.len() > 50);
     for (builder, owner, field) in cases {
         let error = host_error(builder, &[owner, field, "must be"]);
-        let Error::InvalidValue { owner: o, field: f, value, .. } = &error else {
+        let Error::Build(BuildError::InvalidValue { owner: o, field: f, value, .. }) = &error else {
             panic!("{error}");
         };
         assert_eq!((o.as_str(), *f), (owner, field), "{error}");
@@ -230,7 +230,7 @@ fn settings_that_do_not_go_together() {
         host_error(builder, &words);
     }
     let mixed = host_error(counters_beside_momentum(Regime::seesaw()), &[]);
-    assert!(matches!(&mixed, Error::MixedScope { scope, .. } if scope == "all"), "{mixed}");
+    assert!(matches!(&mixed, Error::Build(BuildError::MixedScope { scope, .. }) if scope == "all"), "{mixed}");
 
     // What differs from these by one word, and goes together.
     let averaged = Group::new("averaged").rule(Rule::sgdm(0.9)).averaging(Averaging::polynomial_decay());

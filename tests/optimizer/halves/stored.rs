@@ -2,7 +2,10 @@
 
 use super::{gradients, kept, paths};
 use half::{bf16, f16};
-use wgpu_optim::{Element, Error, Group, Notes, OptimizerBuilder, Parameters, Regime, Rounding, Rule, wgpu};
+use wgpu_optim::{
+    CallError, CheckpointError, Element, Error, Group, Notes, OptimizerBuilder, Parameters, Regime, Rounding, Rule,
+    wgpu,
+};
 use wgpu_optim_conformance::run::{CpuRun, Run, Setup, Spec, bits, devices, gpu_run_with};
 use wgpu_optim_conformance::stored::Stored;
 use wgpu_optim_conformance::{assert_refused, download, step, storage, tensors};
@@ -44,7 +47,11 @@ fn a_checkpoint_of_other_elements_is_refused_and_nothing_changes() {
         for checkpoint in [source.checkpoint(), without] {
             let assert_refused = |run: &dyn Run, told: Result<(), Error>, before: Vec<u8>| {
                 let error = assert_refused(told, &["group/0", from.name(), to.name()]);
-                assert!(matches!(error, Error::CheckpointDiffers { .. }), "{}: {error}: it is not damaged", run.path());
+                assert!(
+                    matches!(error, Error::Checkpoint(CheckpointError::Differs { .. })),
+                    "{}: {error}: it is not damaged",
+                    run.path()
+                );
                 assert!(run.checkpoint().to_bytes() == before, "{}, {from:?} to {to:?}: changed", run.path());
             };
             let mut host = CpuRun::new(&specs);
@@ -86,7 +93,10 @@ fn slices_of_other_elements_are_not_bound() {
         ] {
             let told = optimizer.rebind(&[(slice(params, &other), slice(grads, &g))]);
             let error = assert_refused(told, &["\"w\"", role, "bf16", actual.name()]);
-            assert_eq!(error, Error::StepElement { tensor: "w".to_owned(), role, expected: Element::Bf16, actual });
+            assert_eq!(
+                error,
+                Error::Call(CallError::StepElement { tensor: "w".to_owned(), role, expected: Element::Bf16, actual })
+            );
         }
         step(gpu, &optimizer);
         let found: Vec<bf16> = bytemuck::pod_collect_to_vec::<f32, bf16>(&download(gpu, &w, 8));
@@ -103,8 +113,9 @@ fn slices_of_other_elements_take_no_step_on_the_host() {
         .group(Group::new("all").tensor("w", &params, &grads))
         .build_cpu()
         .expect("builds");
-    let expected =
-        |role, actual| Err(Error::StepElement { tensor: "w".to_owned(), role, expected: Element::Bf16, actual });
+    let expected = |role, actual| {
+        Err(Error::Call(CallError::StepElement { tensor: "w".to_owned(), role, expected: Element::Bf16, actual }))
+    };
     let mut wrong = vec![f16::ONE; 5];
     let (mut floats, float_grads) = (vec![1.0f32; 5], vec![1.0f32; 5]);
     let found = optimizer.step_values(&mut [(&mut wrong).into()], &[(&grads).into()]);
