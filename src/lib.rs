@@ -58,6 +58,10 @@
 #![forbid(unsafe_code)]
 #![deny(missing_docs)]
 #![cfg_attr(docsrs, feature(doc_cfg))]
+#![cfg_attr(
+    not(feature = "gpu"),
+    allow(dead_code, unused_imports, reason = "much of the vocabulary describes kernels")
+)]
 
 #[cfg(any(feature = "checkpoint", feature = "tuning-cache"))]
 mod atomic_file;
@@ -67,6 +71,7 @@ mod checkpoint;
 pub mod cpu;
 mod element;
 mod error;
+#[cfg(feature = "gpu")]
 pub mod gpu;
 mod group;
 pub mod guide;
@@ -91,6 +96,7 @@ pub use checkpoint::{Checkpoint, Notes, Parameters};
 pub use cpu::CpuOptimizer;
 pub use element::{Element, Rounding};
 pub use error::{BuildError, CallError, Cause, CheckpointError, DeviceError, Error};
+#[cfg(feature = "gpu")]
 pub use gpu::{Gpu, GpuOptions, Optimizer};
 pub use group::{DEFAULT_RECORD_STEPS, Group, GroupConfig, OptimizerBuilder, TensorPair};
 pub use plan::TensorInfo;
@@ -107,6 +113,7 @@ pub use warning::Warning;
 // Their types are part of the public interface.
 pub use bytemuck;
 pub use half;
+#[cfg(feature = "gpu")]
 pub use wgpu;
 
 /// The README's code, compiled and run as a doc test.
@@ -117,9 +124,12 @@ struct Readme;
 /// What is moved between threads or shared by them must remain so.
 const _: fn() = || {
     fn shared<T: Send + Sync>() {}
+    #[cfg(feature = "gpu")]
     shared::<Optimizer>();
     shared::<CpuOptimizer>();
+    #[cfg(feature = "gpu")]
     shared::<Gpu>();
+    #[cfg(feature = "gpu")]
     shared::<OptimizerBuilder<gpu::Tensor>>();
     shared::<OptimizerBuilder<cpu::Tensor>>();
     shared::<Record>();

@@ -622,7 +622,7 @@ impl Groups {
         if count == 0 {
             return Ok(());
         }
-        let optimizer = builder.build(gpu)?;
+        let mut optimizer = builder.build(gpu)?;
         for dispatch in optimizer.dispatches() {
             kernels.of(dispatch);
         }

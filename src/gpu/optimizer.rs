@@ -9,8 +9,6 @@ mod records;
 mod shard;
 mod sweeps;
 
-use std::sync::atomic::AtomicBool;
-
 use crate::error::Error;
 use crate::gpu::context::Gpu;
 use crate::gpu::optimizer::rebind::Movable;
@@ -92,7 +90,7 @@ pub struct Optimizer {
     step: Vec<Dispatch>,
     /// Of the windows that keep averages.
     averages: Vec<WindowAverages>,
-    averages_are_swapped: AtomicBool,
+    averages_are_swapped: bool,
     learning_rates: wgpu::Buffer,
     loss_scale: wgpu::Buffer,
     states: wgpu::Buffer,

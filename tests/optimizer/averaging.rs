@@ -277,7 +277,7 @@ fn steps_and_copies_are_refused_while_averages_are_swapped_in() {
             let mut run = gpu_run_with(gpu, &specs, Setup::default());
             run.step(&filled(&specs, 1.0));
             let place = upload(gpu, &[0.0; 5]);
-            let optimizer = &run.optimizer;
+            let optimizer = &mut run.optimizer;
             submit(gpu, |encoder| {
                 assert!(!optimizer.averages_are_swapped());
                 optimizer.encode_swap_averages(encoder).expect("alive");

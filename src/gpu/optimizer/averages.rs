@@ -1,7 +1,5 @@
 //! Averages of the parameters: exchanged with the parameters, copied and read.
 
-use std::sync::atomic::Ordering;
-
 use super::build::f32_bytes;
 use super::*;
 use crate::averaging::Averaging;
@@ -69,8 +67,8 @@ impl Optimizer {
     /// Tells that the caller has recorded the [`swap_dispatches`](Optimizer::swap_dispatches), so that
     /// [`averages_are_swapped`](Optimizer::averages_are_swapped) is right, no step is recorded in between, and the next swap goes the other
     /// way.
-    pub fn count_swap(&self) {
-        self.averages_are_swapped.fetch_xor(true, Ordering::Relaxed);
+    pub fn count_swap(&mut self) {
+        self.averages_are_swapped = !self.averages_are_swapped;
     }
 
     /// Records the exchange of parameters and averages in the caller's buffers, in a compute pass of its own: what comes after it
@@ -83,7 +81,7 @@ impl Optimizer {
     ///
     /// # Errors
     /// [`CallError::NoAverages`](crate::CallError::NoAverages) where no group keeps one, [`DeviceError::Lost`](crate::DeviceError::Lost).
-    pub fn encode_swap_averages(&self, encoder: &mut wgpu::CommandEncoder) -> Result<(), Error> {
+    pub fn encode_swap_averages(&mut self, encoder: &mut wgpu::CommandEncoder) -> Result<(), Error> {
         self.gpu.check_alive()?;
         if !self.plan.configs.iter().any(|config| config.averaging.is_on()) {
             return Err(Error::Call(CallError::NoAverages { owner: "the optimizer".to_owned() }));
@@ -102,7 +100,7 @@ impl Optimizer {
     /// Whether, after all that was recorded so far, the averages lie where the parameters belong, and the other way round. No step can
     /// be recorded then.
     pub fn averages_are_swapped(&self) -> bool {
-        self.averages_are_swapped.load(Ordering::Relaxed)
+        self.averages_are_swapped
     }
 
     /// Records a copy of a tensor's averages, in the tensor's own order, into a slice of its length that the caller owns. Where the

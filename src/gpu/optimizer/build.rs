@@ -1,7 +1,6 @@
 //! Building an optimizer on the device: checks, buffers and dispatches.
 
 use std::collections::HashMap;
-use std::sync::atomic::AtomicBool;
 
 use super::sweeps::{Sweeps, Tables, WindowMemory, sweeps};
 use super::*;
@@ -307,7 +306,7 @@ impl Optimizer {
             plan,
             step,
             averages,
-            averages_are_swapped: AtomicBool::new(false),
+            averages_are_swapped: false,
             learning_rates,
             loss_scale,
             states,

@@ -59,7 +59,7 @@ fn averages_that_are_not_there() {
     assert_refused(averaged.step(&mut [&mut w], &[W]), &["a step", "swapped in", "swap_averages"]);
     for gpu in &devices() {
         let (w, g) = (upload(gpu, &[1.0; 4]), upload(gpu, &[1.0; 4]));
-        let optimizer = on_device(w.slice(..), g.slice(..)).build(gpu).expect("builds");
+        let mut optimizer = on_device(w.slice(..), g.slice(..)).build(gpu).expect("builds");
         let mut encoder = gpu.device().create_command_encoder(&Default::default());
         assert_eq!(optimizer.encode_swap_averages(&mut encoder), Err(expected.clone()));
         assert!(!optimizer.averages_are_swapped());

@@ -1,0 +1,202 @@
+//! What a checkpoint holds, and one in the making.
+
+use std::collections::HashMap;
+use std::ops::Range;
+
+use half::{bf16, f16};
+use safetensors::tensor::{Dtype, Metadata, TensorInfo};
+
+use super::about::About;
+use super::tables::Table;
+use crate::cpu::Slice;
+use crate::cpu::schedule_free::average_of;
+use crate::element::Element;
+use crate::error::{CheckpointError, Error};
+use crate::layout::{GroupState, Update};
+use crate::plan::{MemoryKind, Plan};
+
+const _: () = assert!(cfg!(target_endian = "little"), "safetensors are little-endian, and so is everything here");
+use super::*;
+
+/// Something that a checkpoint keeps. Tensors go by their index in the plan.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) enum Slot {
+    Table(Table),
+    Memory(usize, MemoryKind),
+    Parameters(usize),
+    /// The average of schedule-free training, which is made from the parameters and nobody restores.
+    Average(usize),
+}
+
+/// A slot as the file has it.
+pub(super) struct Item {
+    pub(super) slot: Slot,
+    pub(super) name: String,
+    pub(super) dtype: Dtype,
+    pub(super) shape: Vec<usize>,
+}
+
+pub(super) fn parameters_name(tensor: &str) -> String {
+    format!("parameters/{tensor}")
+}
+
+/// As if the average were kept.
+pub(super) fn average_name(tensor: &str) -> String {
+    memory_name(MemoryKind::Averages, tensor)
+}
+
+pub(super) fn memory_name(kind: MemoryKind, tensor: &str) -> String {
+    format!("{}/{tensor}", kind.name())
+}
+
+/// Everything that a checkpoint of such a plan holds, in the order of the file.
+pub(super) fn items(plan: &Plan, parameters: bool) -> Vec<Item> {
+    let tables = Table::all(plan).map(|table| Item {
+        slot: Slot::Table(table),
+        name: table.name().to_owned(),
+        dtype: Dtype::U32,
+        shape: vec![table.rows(plan), table.words()],
+    });
+    let tensors = plan.tensors.iter().enumerate();
+    let memories = tensors.clone().flat_map(|(index, tensor)| {
+        let kinds = plan.kernel_of(index).memories();
+        kinds.map(move |kind| Item {
+            slot: Slot::Memory(index, kind),
+            name: memory_name(kind, &tensor.name),
+            dtype: match kind.element_bytes() {
+                1 => Dtype::U8,
+                2 => Dtype::I16,
+                _ => Dtype::F32,
+            },
+            shape: match kind.slots() {
+                1 => vec![tensor.elements as usize],
+                slots => vec![slots as usize, tensor.elements as usize],
+            },
+        })
+    });
+    let averages = tensors.clone().filter(|_| parameters);
+    let averages =
+        averages.filter(|(index, _)| plan.kernel_of(*index).keeps(MemoryKind::BaseIterates)).map(|(index, tensor)| {
+            Item {
+                slot: Slot::Average(index),
+                name: average_name(&tensor.name),
+                dtype: Dtype::F32,
+                shape: vec![tensor.elements as usize],
+            }
+        });
+    let parameters = tensors.filter(|_| parameters).map(|(index, tensor)| Item {
+        slot: Slot::Parameters(index),
+        name: parameters_name(&tensor.name),
+        dtype: match plan.places[index].params {
+            Element::F32 => Dtype::F32,
+            Element::F16 => Dtype::F16,
+            Element::Bf16 => Dtype::BF16,
+        },
+        shape: vec![tensor.elements as usize],
+    });
+    let kept = parameters.chain(averages).chain(memories);
+    let mut items: Vec<Item> = kept.chain(tables).collect();
+    // So that each is aligned in the file.
+    items.sort_by_key(|item| std::cmp::Reverse(item.dtype));
+    items
+}
+
+/// Parameters of 16 bits with what they lack of f32.
+pub(super) fn masters<'a, T>(stored: &'a Vec<T>, remainders: &[i16]) -> Vec<f32>
+where
+    Slice<'a>: From<&'a Vec<T>>,
+{
+    let mut masters = vec![0.0; stored.len()];
+    Slice::from(stored).decode_parameters(remainders, &mut masters);
+    masters
+}
+
+/// A checkpoint that is being filled.
+pub(crate) struct Draft {
+    pub(super) about: About,
+    pub(super) metadata: Metadata,
+    pub(super) slots: HashMap<Slot, Range<usize>>,
+    pub(super) data: Vec<u8>,
+}
+
+impl Draft {
+    /// A checkpoint of zeros.
+    pub(crate) fn new(plan: &Plan, parameters: Parameters, notes: &Notes) -> Result<Self, Error> {
+        let parameters = parameters == Parameters::Included;
+        let mut about = About::of(plan, parameters);
+        about.notes = notes.clone();
+        let mut slots = HashMap::new();
+        let mut infos = Vec::new();
+        let mut end = 0;
+        for item in items(plan, parameters) {
+            let elements: usize = item.shape.iter().product();
+            let range = end..end + elements * item.dtype.bitsize() / 8;
+            end = range.end;
+            infos.push((
+                item.name,
+                TensorInfo { dtype: item.dtype, shape: item.shape, data_offsets: (range.start, range.end) },
+            ));
+            slots.insert(item.slot, range);
+        }
+        let refused = |message: String| {
+            Error::Checkpoint(CheckpointError::File {
+                path: "in memory".to_owned(),
+                action: "made",
+                message,
+                source: None,
+            })
+        };
+        Ok(Draft {
+            about,
+            metadata: Metadata::new(None, infos).map_err(|error| refused(error.to_string()))?,
+            slots,
+            data: sized(end).map_err(refused)?,
+        })
+    }
+
+    /// Returns the destination of a slot's bytes; empty if there is no such slot.
+    pub(crate) fn bytes(&mut self, slot: Slot) -> &mut [u8] {
+        match self.slots.get(&slot) {
+            Some(range) => &mut self.data[range.clone()],
+            None => &mut [],
+        }
+    }
+
+    /// Makes the averages of schedule-free training from the parameters, when every other slot is filled.
+    pub(crate) fn fill_averages(&mut self, plan: &Plan) {
+        let rows = self.bytes(Slot::Table(Table::Updates));
+        let updates: Vec<Update> = bytemuck::pod_collect_to_vec(rows);
+        for (index, tensor) in plan.tensors.iter().enumerate() {
+            if !self.slots.contains_key(&Slot::Average(index)) {
+                continue;
+            }
+            let base = self.bytes(Slot::Memory(index, MemoryKind::BaseIterates));
+            let base: Vec<f32> = bytemuck::pod_collect_to_vec(base);
+            let remainders = self.bytes(Slot::Memory(index, MemoryKind::Remainders));
+            let remainders: Vec<i16> = bytemuck::pod_collect_to_vec(remainders);
+            let stored = self.bytes(Slot::Parameters(index));
+            let mut average: Vec<f32> = match plan.places[index].params {
+                Element::F32 => bytemuck::pod_collect_to_vec(stored),
+                Element::F16 => masters(&bytemuck::pod_collect_to_vec::<_, f16>(stored), &remainders),
+                Element::Bf16 => masters(&bytemuck::pod_collect_to_vec::<_, bf16>(stored), &remainders),
+            };
+            // Before the first rate the parameters are their average.
+            if updates[tensor.group].average_weight > 0.0 {
+                for (y, &z) in average.iter_mut().zip(&base) {
+                    *y = average_of(*y, z);
+                }
+            }
+            let slot = self.bytes(Slot::Average(index));
+            slot.copy_from_slice(bytemuck::cast_slice(&average));
+        }
+    }
+
+    /// The checkpoint, when every slot is filled.
+    pub(crate) fn finish(mut self) -> Checkpoint {
+        let states = self.bytes(Slot::Table(Table::States));
+        // Every group counts the same steps.
+        let first = &states[..size_of::<GroupState>()];
+        self.about.step = steps_of(&bytemuck::pod_read_unaligned(first));
+        Checkpoint { origin: NO_FILE.to_owned(), about: self.about, metadata: self.metadata, data: self.data }
+    }
+}

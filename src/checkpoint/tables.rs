@@ -1,0 +1,127 @@
+//! The tables of a checkpoint: rows of words with names, one for each group or tensor.
+
+use super::{about, recorded_tensors};
+use crate::layout::{Field, GroupState, MEAN_STEPS, RawTensorRecord, Update};
+use crate::plan::Plan;
+use crate::regime::Kernel;
+
+/// Table of the state of each group or tensor, with one row for each.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) enum Table {
+    /// [`GroupState`] of each group, word by word.
+    States,
+    /// [`Update`] of each group, word by word: averages go by it.
+    Updates,
+    /// The last [`RawTensorRecord`] of each tensor with telemetry, word by word: that of a skipped step takes its norm from it.
+    TensorRecords,
+}
+
+impl Table {
+    /// The tables that a plan has.
+    pub(crate) fn all(plan: &Plan) -> impl Iterator<Item = Table> {
+        let records = (recorded_tensors(plan) > 0).then_some(Table::TensorRecords);
+        let always = [Table::States, Table::Updates];
+        always.into_iter().chain(records)
+    }
+
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Table::States => "groups/state",
+            Table::Updates => "groups/update",
+            Table::TensorRecords => "tensors/record",
+        }
+    }
+
+    pub(crate) fn rows(self, plan: &Plan) -> usize {
+        match self {
+            Table::States | Table::Updates => plan.groups.len(),
+            Table::TensorRecords => recorded_tensors(plan),
+        }
+    }
+
+    pub(crate) fn row_bytes(self) -> usize {
+        match self {
+            Table::States => size_of::<GroupState>(),
+            Table::Updates => size_of::<Update>(),
+            Table::TensorRecords => size_of::<RawTensorRecord>(),
+        }
+    }
+
+    pub(super) fn words(self) -> usize {
+        self.row_bytes() / size_of::<u32>()
+    }
+
+    /// The rows of before the first step, word by word.
+    pub(super) fn first_rows(self, plan: &Plan) -> Vec<u32> {
+        match self {
+            Table::States => {
+                let states = plan.first_states();
+                bytemuck::cast_slice(&states).to_vec()
+            }
+            Table::Updates => {
+                let updates = vec![<Update as bytemuck::Zeroable>::zeroed(); plan.groups.len()];
+                bytemuck::cast_slice(&updates).to_vec()
+            }
+            Table::TensorRecords => vec![0; self.rows(plan) * self.words()],
+        }
+    }
+
+    /// The words of a row. Those of a group's regime have numbers here, and names in [`Table::fields_of_row`].
+    pub(super) fn fields(self) -> Vec<Field> {
+        let declared = match self {
+            Table::States => GroupState::DECLARED,
+            Table::Updates => Update::DECLARED,
+            Table::TensorRecords => RawTensorRecord::DECLARED,
+        };
+        (declared.fields)()
+    }
+
+    /// The words of one row.
+    pub(super) fn fields_of_row(self, plan: &Plan, row: usize) -> Vec<Field> {
+        let fields = self.fields();
+        if self != Table::States {
+            return fields;
+        }
+        about::with_regime(fields, about::state_of(self.kernel_of_row(plan, row)))
+    }
+
+    /// The regime's kernel of a group's row; some kernel for a tensor's.
+    pub(super) fn kernel_of_row(self, plan: &Plan, row: usize) -> &'static Kernel {
+        let group = if self == Table::TensorRecords { 0 } else { row };
+        plan.configs[group].regime.regime().kernel()
+    }
+}
+
+/// Returns the reason why a word is impossible in a field. Exponents and sums of logarithms must be far from the limits of their types,
+/// where adding two would overflow.
+pub(super) fn impossible(field: &Field, word: u32) -> Option<String> {
+    const MOST: i32 = 4096;
+    let largest = match field.name.as_str() {
+        "ln_schedule" | "ln_trust" => MOST as f32,
+        "seesaw.mean_fast" | "seesaw.mean_fast_weight" => 1.0,
+        _ => f32::MAX,
+    };
+    let most = match field.name.as_str() {
+        "started" | "momentum_started" | "halted" => 1,
+        "mean_steps" => MEAN_STEPS,
+        "good_steps" | "auto_sgd.rounds" => u32::MAX / 2 - 1,
+        // Three streams, two turns each.
+        "auto_sgd.turn" => 5,
+        "auto_sgd.moved" | "auto_sgd.lost" | "auto_sgd.heard" => 7,
+        _ => u32::MAX,
+    };
+    let float = f32::from_bits(word);
+    let is_mantissa = float == 0.0 || (1.0..2.0).contains(&float);
+    match field.kind.as_str() {
+        "f32" if !float.is_finite() => Some(format!("{float}, not finite")),
+        "f32" if float.abs() > largest => Some(format!("{float}, beyond {largest}")),
+        "f32" if field.name.ends_with(".mantissa") && !is_mantissa => {
+            Some(format!("{float}, neither 0 nor from 1 to 2"))
+        }
+        "i32" if !(-MOST..=MOST).contains(&word.cast_signed()) => {
+            Some(format!("{}, beyond {MOST}", word.cast_signed()))
+        }
+        "u32" if word > most => Some(format!("{word}, above {most}")),
+        _ => None,
+    }
+}
