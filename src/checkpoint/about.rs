@@ -264,8 +264,8 @@ fn old_name(name: &str) -> String {
     if let Some(field) = name.strip_prefix("auto_sgd.") {
         return format!("streams.{field}");
     }
-    let regimes = Kernel::all().iter().filter_map(|kernel| name.strip_prefix(kernel.name)?.strip_prefix('.'));
-    let name = regimes.last().unwrap_or(name);
+    let mut regimes = Kernel::all().iter().filter_map(|kernel| name.strip_prefix(kernel.name)?.strip_prefix('.'));
+    let name = regimes.next().unwrap_or(name);
     name.replace("parameter_norm", "parameter").replace(".whole", "_int").replace('.', "_")
 }
 

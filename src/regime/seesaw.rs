@@ -372,7 +372,7 @@ impl Law {
         }
     }
 
-    fn from_norm(&self, smoothed: f64) -> f64 {
+    fn of_norm(&self, smoothed: f64) -> f64 {
         let fallen = (self.anchor / smoothed).ln();
         fallen * if fallen < 0.0 { self.exponent_above } else { self.exponent }
     }
@@ -406,10 +406,10 @@ impl RegimeReference for Law {
         }
         let limit = 2.0 * 1e30_f64.ln();
         self.agreement = self.agreement.clamp(-limit, limit);
-        let from_norm = self.from_norm(step.smoothed);
+        let from_norm = self.of_norm(step.smoothed);
         Rate::Change {
             total: from_norm + self.agreement,
-            norm: from_norm - self.from_norm(step.last_smoothed),
+            norm: from_norm - self.of_norm(step.last_smoothed),
             alignment: of_alignment,
             brake: of_brake,
             held,

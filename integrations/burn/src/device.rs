@@ -18,7 +18,7 @@ use crate::error::Error;
 /// ```
 ///
 /// # Errors
-/// [`DeviceError::Failed`](crate::DeviceError::Failed) with burn's reason; it can bring up a device of one kind only once in a process.
+/// [`Error::Device`] with burn's reason; it can bring up a device of one kind only once in a process.
 pub fn share_burns(options: WgpuOptions) -> Result<(Device, Gpu), Error> {
     let (device, setup) = options.init_with_setup()?;
     Ok((device, Gpu::from_parts(setup.device, setup.queue)))
@@ -39,7 +39,7 @@ pub fn features(adapter: &Adapter) -> Features {
 /// Hands a device that the caller opened to burn. To be called once for a device: each call makes another runtime in burn.
 ///
 /// # Errors
-/// [`Error::MissingFeatures`] where the device was opened with less than [`features`]; [`DeviceError::Failed`](crate::DeviceError::Failed) with burn's reason.
+/// [`Error::MissingFeatures`] where the device was opened with less than [`features`]; [`Error::Device`] with burn's reason.
 pub fn share_ours(gpu: &Gpu, instance: Instance, adapter: Adapter) -> Result<Device, Error> {
     let missing = features(&adapter) - gpu.device().features();
     if !missing.is_empty() {

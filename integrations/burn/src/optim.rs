@@ -7,7 +7,7 @@ use burn::optim::GradientsParams;
 use burn::tensor::{Device, Tensor};
 use burn_cubecl::cubecl::client::Client;
 use burn_cubecl::tensor::CubeTensor;
-use wgpu_optim::{BuildError, Averaging, Optimizer, Records, wgpu};
+use wgpu_optim::{Averaging, Optimizer, Records, wgpu};
 
 use crate::error::Error;
 use crate::tensor::{Lease, check_dtype, close, lease, open};
@@ -87,7 +87,7 @@ impl WgpuOptim {
     /// The module that comes back is the one that went in, with its parameters moved.
     ///
     /// # Errors
-    /// [`Error::MissingGradient`], [`Error::ModuleDiffers`], [`Error::Unusable`] or [`BuildError::MissingLoss`](crate::BuildError::MissingLoss) where module and gradients are
+    /// [`Error::MissingGradient`], [`Error::ModuleDiffers`], [`Error::Unusable`] or [`Error::MissingLoss`] where module and gradients are
     /// not those of this optimizer; [`Error::Optimizer`], [`Error::Runtime`]. The module is gone then; [`WgpuOptim::try_step`] gives it
     /// back.
     pub fn step<M: Module>(&mut self, module: M, gradients: GradientsParams) -> Result<M, Error> {
@@ -149,7 +149,7 @@ impl WgpuOptim {
             return Ok(None);
         };
         let Some(loss) = loss else {
-            return Err(Error::Build(BuildError::MissingLoss { group: group.name.clone(), regime: group.regime.name() }));
+            return Err(Error::MissingLoss { group: group.name.clone(), regime: group.regime.name() });
         };
         let unusable = |reason| Error::Unusable { parameter: "the loss".to_owned(), reason };
         let value = loss.clone().inner();

@@ -4,7 +4,6 @@
 //!
 //! On every adapter that burn can use.
 
-use wgpu_optim::{BuildError};
 use std::sync::OnceLock;
 
 use burn::module::{Module, Param, ParamGroup};
@@ -13,7 +12,7 @@ use burn::optim::decay::WeightDecayConfig;
 use burn::optim::momentum::MomentumConfig;
 use burn::optim::{GradientsParams, SgdConfig};
 use burn::tensor::{Device, Tensor, TensorData};
-use wgpu_optim_burn::wgpu_optim::{Averaging, Gpu, Group, OptimizerBuilder, Regime, Rule, wgpu};
+use wgpu_optim_burn::wgpu_optim::{Averaging, Gpu, Group, OptimizerBuilder, Regime, Rule, Sgdm, wgpu};
 use wgpu_optim_burn::{Copies, Error, WgpuOptimConfig, features, share_ours};
 
 /// A device of ours on every adapter that burn takes, handed to burn.
@@ -361,7 +360,7 @@ fn what_does_not_fit_is_refused_and_the_module_comes_back() {
         let mut optim = polyak.init(&net, gpu).expect("makes");
         let gradients = net.gradients(0);
         let (net, refused) = optim.try_step(net, gradients, None);
-        assert!(matches!(refused, Err(Error::Build(BuildError::MissingLoss { .. }))), "{refused:?}");
+        assert!(matches!(refused, Err(Error::MissingLoss { .. })), "{refused:?}");
         let ranks = OptimizerBuilder::new(Rule::sgd()).sharded(2, 2);
         let refused = WgpuOptimConfig::new(ranks).init(&net, gpu);
         assert!(matches!(refused, Err(Error::Optimizer(_))), "{refused:?}");
