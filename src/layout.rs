@@ -1,4 +1,4 @@
-//! Structs and constants that cross to the shaders, declared once. [`shared_structs!`] gives a struct its Rust form, its WGSL text and the list of
+//! Structs and constants that cross to the shaders, declared once. The macro `shared_structs!` gives a struct its Rust form, its WGSL text and the list of
 //! its fields, which checkpoints go by. `shaders/layout.wgsl` is written from here: a unit test compares, and writes the file with
 //! `UPDATE_LAYOUT=1 cargo test --lib layout`.
 
@@ -381,15 +381,15 @@ shared_structs! {
 /// Single constants.
 mod constants {
     super::shared_constants! { ""
-        /// The longest memory of [`GroupState::mean_norm`], in steps.
+        /// The longest memory of [`super::GroupState::mean_norm`], in steps.
         pub const MEAN_STEPS: u32 = 65536;
-        /// A norm counts in [`GroupState::mean_norm`] as no more than this many n̂ of the step before.
+        /// A norm counts in [`super::GroupState::mean_norm`] as no more than this many n̂ of the step before.
         pub const MEAN_OUTLIER: u32 = 10;
         /// [`super::ScopeSums::first_nonfinite`] where no element but the loss is not finite: above the index of any element.
         pub const LOSS_ELEMENT: u32 = u32::MAX - 1;
-        /// Words of a partial: those of [`ScopeSums`] but for the loss.
+        /// Words of a partial: those of [`super::ScopeSums`] but for the loss.
         pub const PARTIAL_WORDS: u32 = 12;
-        /// [`StepUnit::tensor`] of a group.
+        /// [`super::StepUnit::tensor`] of a group.
         pub const NO_TENSOR: u32 = u32::MAX;
         /// The magnitude bits of a float are at least this where it is not finite. Floats are not compared, because WGSL may assume that
         /// there are no NaNs.

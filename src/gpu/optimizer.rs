@@ -77,7 +77,7 @@ impl Dispatch {
     }
 }
 
-/// An optimizer on the device. Made by [`OptimizerBuilder::build`].
+/// An optimizer on the device. Made by [`OptimizerBuilder::build`](crate::OptimizerBuilder::build).
 ///
 /// A step is a few passes that the caller records wherever the gradients are ready. It allocates nothing, writes no queue,
 /// submits, maps and polls nothing; all per-step state is on the device, so that two steps recorded into one submit are two

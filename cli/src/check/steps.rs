@@ -4,7 +4,7 @@ use wgpu_optim::{Regime, Rule};
 
 use super::case::{Cases, Subject};
 use super::regimes;
-use super::scenario::{Scenario, group};
+use super::scenario::{RATE_ULPS, Scenario, Tolerance, group};
 
 /// Steps of a case without streams.
 const STEPS: usize = 8;
@@ -27,7 +27,8 @@ pub fn cases(subject: &Subject) -> Cases {
             }
             // An episode of streams takes fifteen, and the first after it tells how it ended.
             let steps = if regimes[0].needs_streams() { 18 } else { STEPS };
-            cases.push(Scenario::new("rules and regimes", steps, specs).boxed());
+            let tolerance = Tolerance::OfLargest(RATE_ULPS);
+            cases.push(Scenario { tolerance, ..Scenario::new("rules and regimes", steps, specs) }.boxed());
         }
     }
     cases

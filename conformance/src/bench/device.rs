@@ -59,7 +59,7 @@ impl Device {
     /// Buffers of this length.
     ///
     /// # Errors
-    /// [`BuildError::Limit`](crate::BuildError::Limit) or [`DeviceError::Failed`](crate::DeviceError::Failed) where the device cannot have them.
+    /// [`BuildError::Limit`] or [`DeviceError::Failed`](wgpu_optim::DeviceError::Failed) where the device cannot have them.
     pub fn new(gpu: &Gpu, elements: usize) -> Result<Self, Error> {
         let limit = gpu.device().limits().max_buffer_size;
         let size = (elements as u64 * 4).next_multiple_of(16);
