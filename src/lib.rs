@@ -121,7 +121,8 @@ pub use wgpu;
 #[doc = include_str!("../README.md")]
 struct Readme;
 
-/// What is moved between threads or shared by them must remain so.
+/// What is moved between threads or shared by them must remain so. In a browser wgpu's types stay on their thread.
+#[cfg(not(target_arch = "wasm32"))]
 const _: fn() = || {
     fn shared<T: Send + Sync>() {}
     #[cfg(feature = "gpu")]

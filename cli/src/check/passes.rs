@@ -203,7 +203,7 @@ fn judge_rates(scenario: &Scenario, subject: &Subject) -> Result<Outcome, CliErr
                 let what = || format!("{what} of {name}");
                 outcome.near(Path::Device, what, (got, expected), ulp(expected.into()), allowed);
             }
-            for ((term, got), (_, expected)) in got.terms().into_iter().zip(expected.terms()) {
+            for ((term, got), (_, expected)) in got.terms().zip(expected.terms()) {
                 let what = || format!("{} term of {name}", term.name());
                 outcome.near(Path::Device, what, (got, expected), ulp(1.0), allowed);
             }

@@ -250,7 +250,7 @@ fn stacked_causes(run: &Run, history: &History) -> (Chart, String) {
         }
     }
     let y = with_margin(&bounds(bars.iter().map(|bar| bar.to.1).chain([0.0]), 0.0), 0.05, 1e-9, 9);
-    let causes = Term::ALL.into_iter().zip(run.causes.terms).zip(TERM_COLORS);
+    let causes = Term::ALL.iter().zip(run.causes.terms).zip(TERM_COLORS);
     let occurred = causes.filter(|((_, cause), _)| cause.occurred());
     let legend = occurred.map(|((term, cause), color)| key(SQUARE, color, &in_words(*term, cause))).collect();
     (Chart { y, bars, ..Chart::default() }, legend)

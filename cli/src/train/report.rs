@@ -170,7 +170,7 @@ impl Causes {
 
     /// The rows of the table, one for each cause that occurred and one for all of them; no rows where nothing moved.
     pub fn rows(&self) -> Vec<[String; 5]> {
-        let causes = Term::ALL.into_iter().zip(self.terms).filter(|(_, cause)| cause.occurred());
+        let causes = Term::ALL.iter().zip(self.terms).filter(|(_, cause)| cause.occurred());
         let mut rows: Vec<(String, Cause)> = causes.map(|(term, cause)| (in_words(*term, cause), cause)).collect();
         if !rows.is_empty() {
             let sum = |of: fn(&Cause) -> f64| rows.iter().map(|(_, cause)| of(cause)).sum();
