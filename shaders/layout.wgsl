@@ -200,6 +200,22 @@ const INFINITY_BITS = 2139095040u;
 const MAGNITUDE_BITS = 2147483647u;
 const NO_ELEMENT = 4294967295u;
 
+const RATE_MIN = 1e-30;
+const RATE_MAX = 1e30;
+const MAX_CHANGE = 2.3025851;
+const MAX_FACTOR = 10.0;
+const TRUST_MIN = 1e-8;
+const TRUST_MAX = 100000000.0;
+const FACTOR_FLOOR = 1e-6;
+const LARGEST_SQUARED = 1.8e19;
+const LN_2_HIGH = 0.69314575;
+const LN_2_LOW = 1.4286068e-6;
+const TOWARDS_BASE = 0.15;
+const BEYOND = 0.1764706;
+const SMALL_BITS = 729808896u;
+const BIG_BITS = 1400897536u;
+const COUNTER_LIMIT = 7.0;
+
 const SQUARE = 0u;
 const RAW_SQUARE = 2u;
 const INITIAL_SQUARE = 4u;
@@ -263,6 +279,9 @@ const CLAMP_TERM = 10u;
 const SCHEDULE_TERM = 11u;
 const TRUST_TERM = 12u;
 
+const LN_RATE_LIMIT = 69.07755;
+const AGREEMENT_LIMIT = 138.1551;
+const FAST_KEEP = 0.8;
 const SECANT_LONG = 0u;
 const SECANT_SHORT = 1u;
 const SECANT_GEOMETRIC = 2u;
@@ -274,6 +293,8 @@ const INCREASE = 1u;
 const STAY = 2u;
 const DECREASE = 3u;
 const RESTART = 4u;
+const ALL_STREAMS = 7u;
+const FIRST_LOOK = 4u;
 
 struct SeesawConstants {
     exponent: f32,

@@ -8,7 +8,7 @@
 //                                         and the new mean of squares v
 //     last_direction(step)                the direction of the step before, from what is still in memory, for the secant regimes
 
-import package::layout::{RuleNumbers, Update};
+import package::layout::{RuleNumbers, Update, LARGEST_SQUARED};
 @if(sgd) import package::rule::sgd::{direction, last_direction};
 @if(sgdm) import package::rule::sgdm::{direction, last_direction};
 @if(sign_sgd) import package::rule::sign_sgd::{direction, last_direction};
@@ -16,9 +16,6 @@ import package::layout::{RuleNumbers, Update};
 @if(adamw) import package::rule::adamw::{direction, last_direction};
 @if(lion) import package::rule::lion::{direction, last_direction};
 @if(nadamw) import package::rule::nadamw::{direction, last_direction};
-
-// The largest element of a gradient whose square is added to v as it is (src/rule.rs).
-@if(squares) const LARGEST_SQUARED = 1.8e19;
 
 // What is known of the last step. The direction is wanted in units of 2^k, where 2^-k is `gradient_scale` for a direction made of gradients,
 // `momentum_scale` for one made of momentum, and 1 for signs and for a preconditioned direction.

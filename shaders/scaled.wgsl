@@ -4,12 +4,9 @@
 // to 2^-21 absolute near 1, where the changes of a learning rate live. There are no branches, and no && and ||, which naga translates to
 // branches: compilers inline these functions some hundred times, and FXC takes several times as long for branches.
 
-import package::layout::{Scaled, Fixed};
+import package::layout::{Scaled, Fixed, LN_2_HIGH, LN_2_LOW};
 
 // Scaled is mantissa * 2^exponent, mantissa in [1, 2), or 0 with exponent 0. Only values of 0 and above.
-// ln 2 in two parts: a whole exponent times the first is exact.
-const LN_2_HIGH = 0.693145751953125;
-const LN_2_LOW = 1.42860677e-6;
 
 // 2^k; k is clamped to what a normal f32 can hold.
 fn power_of_two(k: i32) -> f32 {

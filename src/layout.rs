@@ -6,7 +6,7 @@ mod shared;
 mod text;
 
 use bytemuck::{Pod, Zeroable};
-pub(crate) use shared::{Declared, Field, Member, regime_words, shared_constants, shared_structs};
+pub(crate) use shared::{Declared, Field, Literal, Member, regime_words, shared_constants, shared_structs};
 pub use text::wgsl;
 
 regime_words! {
@@ -403,6 +403,42 @@ mod constants {
 pub use constants::{
     INFINITY_BITS, LOSS_ELEMENT, MAGNITUDE_BITS, MEAN_OUTLIER, MEAN_STEPS, NO_ELEMENT, NO_TENSOR, PARTIAL_WORDS,
 };
+
+/// Numbers of the formulas that several files use, on both sides.
+pub mod numbers {
+    super::shared_constants! { ""
+        /// The smallest learning rate a regime may set.
+        pub const RATE_MIN: f32 = 1e-30;
+        /// The largest learning rate a regime may set.
+        pub const RATE_MAX: f32 = 1e30;
+        /// The largest rise of `ln η` in one step, and the largest fall of the regimes that say what η is: a factor of ten.
+        pub const MAX_CHANGE: f32 = std::f32::consts::LN_10;
+        /// The same as a factor.
+        pub const MAX_FACTOR: f32 = 10.0;
+        /// The smallest trust ratio.
+        pub const TRUST_MIN: f32 = 1e-8;
+        /// The largest trust ratio.
+        pub const TRUST_MAX: f32 = 1e8;
+        /// The smallest factor of a schedule.
+        pub const FACTOR_FLOOR: f32 = 1e-6;
+        /// The largest element of a gradient that rules with a mean of squares take as it is: its square is within f32, with some room.
+        pub const LARGEST_SQUARED: f32 = 1.8e19;
+        /// The upper part of ln 2: its product with a whole exponent is exact.
+        pub const LN_2_HIGH: f32 = 0.693_145_75;
+        /// The rest of ln 2.
+        pub const LN_2_LOW: f32 = 1.428_606_8e-6;
+        /// The share of z in the parameters of schedule-free training.
+        pub const TOWARDS_BASE: f32 = 0.15;
+        /// 3/17: the average is x = (y - 0.15 z)/0.85 = y + 3/17 (y - z), which is y where z is.
+        pub const BEYOND: f32 = 0.176_470_6;
+        /// 2^-40 as bits: squares of smaller magnitudes are added up at another scale.
+        pub const SMALL_BITS: u32 = 0x2b80_0000;
+        /// 2^40 as bits: squares of larger magnitudes are added up at another scale.
+        pub const BIG_BITS: u32 = 0x5380_0000;
+        /// The largest magnitude of a direction counter.
+        pub const COUNTER_LIMIT: f32 = 7.0;
+    }
+}
 
 /// Words of a partial, in the order of [`ScopeSums`]. `shaders/reduction/totals.wgsl` says where in the array they lie.
 pub mod partial_words {

@@ -16,6 +16,7 @@ pub use barzilai_borwein::SecantForm;
 
 use crate::averaging::Averaging;
 use crate::error::{Error, require};
+pub use crate::layout::numbers::{MAX_CHANGE, RATE_MAX, RATE_MIN};
 use crate::layout::{Declared, GroupConstants, GroupState, RawRecord, RegimeConstants, RegimeState};
 use crate::reference::RegimeReference;
 use crate::rule::Rule;
@@ -382,13 +383,6 @@ impl Regime {
         self.regime().validate()
     }
 }
-
-/// The smallest learning rate a regime may set.
-pub const RATE_MIN: f32 = 1e-30;
-/// The largest learning rate a regime may set.
-pub const RATE_MAX: f32 = 1e30;
-/// The largest rise of `ln η` in one step, and the largest fall of the regimes that say what η is: a factor of ten.
-pub const MAX_CHANGE: f32 = std::f32::consts::LN_10;
 
 /// Refuses exponents and gains whose products with logarithms leave the fixed point that the device adds them up in.
 fn require_factor(regime: &dyn LearningRateRegime, field: &'static str, value: f32) -> Result<(), Error> {

@@ -4,6 +4,7 @@
 
 use crate::averaging::Averaging;
 use crate::error::{Error, require};
+pub(crate) use crate::layout::numbers::LARGEST_SQUARED;
 use crate::layout::{RuleNumbers, Update};
 use crate::reference::RuleStep;
 
@@ -301,9 +302,6 @@ pub(crate) fn sign(x: f32) -> f32 {
 pub(crate) fn preconditioned(m: f32, v: f32, first_correction: f32, second_correction: f32, epsilon: f32) -> f32 {
     (first_correction * m) / (second_correction * v.sqrt() + epsilon)
 }
-
-/// The largest element of a gradient that AdamW takes as it is: its square is within f32, with some room.
-pub(crate) const LARGEST_SQUARED: f32 = 1.8e19;
 
 /// -ln β, as large as it ever matters where β is 0.
 pub(crate) fn decay_of(beta: f32) -> f32 {

@@ -3,11 +3,8 @@
 
 use std::f32::consts::{LOG2_E, SQRT_2};
 
+pub(crate) use crate::layout::numbers::{LN_2_HIGH, LN_2_LOW};
 use crate::layout::{Fixed, Scaled, Squares};
-
-/// ln 2 in two parts: a whole exponent times the first is exact.
-pub(crate) const LN_2_HIGH: f32 = 0.693_145_75;
-pub(crate) const LN_2_LOW: f32 = 1.428_606_8e-6;
 
 /// 2^k; `k` is clamped to what a normal f32 can hold.
 pub(crate) fn power_of_two(k: i32) -> f32 {

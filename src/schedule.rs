@@ -2,7 +2,7 @@
 //! buffer can be replayed.
 
 use crate::error::{Error, require};
-use crate::layout::schedule_kinds;
+use crate::layout::{numbers, schedule_kinds};
 
 /// A factor of the learning rate as a function of the step, for any regime: `Regime::fixed(peak)` with a schedule is the usual scheduled
 /// rate. No memory, no readback.
@@ -54,7 +54,7 @@ pub enum Schedule {
 
 impl Schedule {
     /// The smallest factor.
-    pub const FLOOR: f32 = 1e-6;
+    pub const FLOOR: f32 = numbers::FACTOR_FLOOR;
 
     /// Returns the name that tables and the command line use.
     pub fn name(&self) -> &'static str {

@@ -1,6 +1,7 @@
 //! Trust ratio: a factor of a group's learning rate that keeps its steps in proportion to its parameters.
 
 use crate::error::{Error, require};
+use crate::layout::numbers::{TRUST_MAX, TRUST_MIN};
 use crate::layout::{GroupConstants, GroupState, Scaled, ScopeSums};
 
 /// A factor of the learning rate that makes the step's length proportional to the parameters' norm, over any regime and schedule:
@@ -48,10 +49,6 @@ impl TrustRatio {
         )
     }
 }
-
-/// Bounds of the ratio.
-const TRUST_MIN: f32 = 1e-8;
-const TRUST_MAX: f32 = 1e8;
 
 /// The ratio for a direction of this length, of the parameters as they were after the last step, and 1 where either is 0: twin of
 /// `shaders/learning_rate/trust_ratio.wgsl`.

@@ -1,7 +1,7 @@
 // The first rate, of the regimes whose formula gives the change of the rate, where the caller gives none: src/regime/first_rate.rs.
 
-import package::layout::{GroupConstants, GroupState, RawRecord, Scaled, CLAMPED_RATE, INITIAL_RATE};
-import package::learning_rate::gradient::{Gradient, RATE_MAX, RATE_MIN, differ, direction_of, from_squares, hold_rate};
+import package::layout::{GroupConstants, GroupState, RawRecord, Scaled, CLAMPED_RATE, INITIAL_RATE, RATE_MIN, RATE_MAX};
+import package::learning_rate::gradient::{Gradient, differ, direction_of, from_squares, hold_rate};
 @if(trust_ratio) import package::learning_rate::trust_ratio::before_trust;
 import package::scaled::{larger, quotient, root, scaled, smaller, sum, times};
 

@@ -2,14 +2,13 @@
 // src/regime/formula.rs.
 
 import package::layout::{
-    GroupConstants, GroupState, RawRecord, Scaled, CLAMPED_CHANGE, CLAMPED_RATE, CLAMP_TERM, CURVATURE_TERM, DISTANCE_TERM, GATE_TERM,
-    HISTORY_TERM, LOSS_TERM, NORM_TERM, SIGN_RULE,
+    GroupConstants, GroupState, RawRecord, Scaled, CLAMPED_CHANGE, CLAMPED_RATE, CLAMP_TERM, CURVATURE_TERM, DISTANCE_TERM,
+    GATE_TERM, HISTORY_TERM, LOSS_TERM, NORM_TERM, SIGN_RULE, RATE_MIN,
 };
-import package::learning_rate::gradient::{Gradient, RATE_MAX, RATE_MIN, differ, hold_rate};
+import package::learning_rate::gradient::{Gradient, differ, hold_rate};
 import package::scaled::{choose, is_zero, larger, ln_ratio, product, quotient, scaled, smaller, times, to_float};
 
 // The largest factor by which one step changes η.
-const MAX_FACTOR = 10.0;
 
 // Sets the rate that a formula wants, within its limits; a wanted 0 asks for the lowest rate that they allow. Returns η_t / η_{t-1}, and 0 at
 // the first gradient.

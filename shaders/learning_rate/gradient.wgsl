@@ -3,9 +3,6 @@
 import package::layout::{GroupConstants, GroupState, ScopeSums, Squares, Scaled, INFINITY_BITS, MAGNITUDE_BITS, SIGN_RULE};
 import package::scaled::{choose, ln_fixed, scaled, to_float};
 
-const RATE_MIN = 1e-30;
-const RATE_MAX = 1e30;
-
 // A finite gradient that is not zero, and what of the state it has replaced.
 struct Gradient {
     sums: ScopeSums,

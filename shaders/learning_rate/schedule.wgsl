@@ -1,13 +1,11 @@
 // Schedules, a factor on any regime's rate that depends on the number of steps: src/schedule.rs. CPU twin: src/cpu/schedule.rs.
 
 import package::layout::{
-    Fixed, GroupConstants, GroupState, RawRecord, Scaled, FIRST, SCHEDULE_CONSTANT, SCHEDULE_INVERSE_SQRT, SCHEDULE_ONE_CYCLE, SCHEDULE_STEP,
-    SCHEDULE_TERM, SCHEDULE_WARMUP_COSINE,
+    Fixed, GroupConstants, GroupState, RawRecord, Scaled, FIRST, SCHEDULE_CONSTANT, SCHEDULE_INVERSE_SQRT, SCHEDULE_ONE_CYCLE,
+    SCHEDULE_STEP, SCHEDULE_TERM, SCHEDULE_WARMUP_COSINE, FACTOR_FLOOR,
 };
 import package::learning_rate::steps_taken::steps_taken;
 import package::scaled::{add_float, exp_fixed, ln_ratio, quotient, root, scaled, to_float};
-
-const FACTOR_FLOOR = 1e-6;
 
 // The schedule's factor, at the step that follows those that were taken.
 fn follow_schedule(c: GroupConstants, s: ptr<function, GroupState>, r: ptr<function, RawRecord>) {

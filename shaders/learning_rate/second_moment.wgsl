@@ -1,8 +1,8 @@
 // The bias corrections of rules with a mean of squares: src/rule/adamw.rs. CPU twin: src/cpu/count_steps.rs.
 
-import package::layout::{GroupConstants, GroupState, Update};
+import package::layout::{GroupConstants, GroupState, Update, LN_2_HIGH, LN_2_LOW};
 import package::learning_rate::steps_taken::steps_taken;
-import package::scaled::{LN_2_HIGH, LN_2_LOW, power_of_two};
+import package::scaled::power_of_two;
 
 fn follow_moments(c: GroupConstants, s: ptr<function, GroupState>, u: ptr<function, Update>) {
     if c.rule.epsilon <= 0.0 {

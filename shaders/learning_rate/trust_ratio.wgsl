@@ -1,11 +1,8 @@
 // The trust ratio of LARS: src/trust.rs.
 
-import package::layout::{GroupConstants, GroupState, RawRecord, Scaled, FIRST, TRUST_TERM};
+import package::layout::{GroupConstants, GroupState, RawRecord, Scaled, FIRST, TRUST_TERM, TRUST_MIN, TRUST_MAX};
 import package::learning_rate::gradient::{Gradient, direction_of, from_squares};
 import package::scaled::{is_zero, larger, ln_ratio, quotient, root, scaled, smaller, times, to_float};
-
-const TRUST_MIN = 1e-8;
-const TRUST_MAX = 1e8;
 
 // The trust ratio, over what regime and schedule say. A gradient of zero carries it over, as it does the rate.
 fn follow_trust(c: GroupConstants, g: Gradient, s: ptr<function, GroupState>, r: ptr<function, RawRecord>) {

@@ -2,8 +2,6 @@
 // counter of gradient signs q in [-7, 7], bits 4..6 the sign of the last step, both in two's complement, so that zeroed memory
 // means "nothing yet".
 
-const COUNTER_LIMIT = 7.0;
-
 // The bits are shifted to the top, then back down with their sign.
 fn counters_of(word: u32) -> vec4<f32> {
     let tops = vec4<u32>(word) << vec4<u32>(28u, 20u, 12u, 4u);

@@ -1,11 +1,8 @@
 // Sums of squares of numbers of any size, in one sweep: squares are added up at three scales, and the largest magnitude tells afterwards
 // which of the sums to trust (J. Blue, TOMS 4, 1978).
 
-import package::layout::{Squares, INFINITY_BITS, MAGNITUDE_BITS};
+import package::layout::{Squares, INFINITY_BITS, MAGNITUDE_BITS, SMALL_BITS, BIG_BITS};
 import package::reduction::totals::no_squares;
-
-const SMALL_BITS = 0x2b800000u; // 2^-40
-const BIG_BITS = 0x53800000u;   // 2^40
 
 fn magnitude_bits(v: vec4<f32>) -> vec4<u32> {
     return bitcast<vec4<u32>>(v) & vec4<u32>(MAGNITUDE_BITS);

@@ -6,11 +6,11 @@
 // (Metal's fast math, which wgpu does not turn off), and a compiler that takes a product to be finite knows the answer to a question about
 // its exponent: a test of computed bits is compiled to nothing, and the step is taken.
 
-import package::layout::{Block, Squares, INFINITY_BITS, MAGNITUDE_BITS};
+import package::layout::{Block, Squares, INFINITY_BITS, MAGNITUDE_BITS, SMALL_BITS, BIG_BITS};
 import package::elements::parameters::bits_of_parameters;
 import package::geometry::WORKGROUP;
 import package::reduce_gradient::{load, loaded};
-import package::reduction::scaled_squares::{BIG_BITS, SMALL_BITS, across, largest_of, magnitude_bits};
+import package::reduction::scaled_squares::{across, largest_of, magnitude_bits};
 import package::reduction::totals::{Totals, no_squares};
 import package::scaled::power_of_two;
 

@@ -1,9 +1,11 @@
 // AdGd: src/regime/adgd.rs.
 
-import package::layout::{GroupConstants, GroupState, RawRecord, Scaled, CURVATURE_TERM, GATE_TERM, NORM_TERM, SIGN_RULE};
+import package::layout::{
+    GroupConstants, GroupState, RawRecord, Scaled, CURVATURE_TERM, GATE_TERM, NORM_TERM, SIGN_RULE, MAX_FACTOR, RATE_MAX,
+};
 import package::learning_rate::first_rate::set_first_rate;
-import package::learning_rate::formula::{MAX_FACTOR, ln_ratio_or_0, rate_along_signs, set_rate};
-import package::learning_rate::gradient::{Gradient, RATE_MAX};
+import package::learning_rate::formula::{ln_ratio_or_0, rate_along_signs, set_rate};
+import package::learning_rate::gradient::Gradient;
 import package::learning_rate::secant::{last_secant, ratio_of_lengths};
 import package::scaled::{is_zero, less, ln_ratio, product, root, scaled, sum, times};
 

@@ -1,15 +1,13 @@
 // AutoSgd, which runs three streams of parameters: src/regime/auto_sgd.rs.
 
 import package::layout::{
-    AutoSgdState, GroupConstants, GroupState, RawRecord, CLAMPED_RATE, CLAMP_TERM, DECREASE, EPISODE_ENDS, EPISODE_TERM, FASTER, INCREASE,
-    MIDDLE, NO_SLOT, RESTART, SCALE_CHANGED, SKIP_ALL, SKIP_STEP, SLOWER, START_SLOT, STAY, STREAM_LOST, STREAM_SLOTS, UNDECIDED,
+    AutoSgdState, GroupConstants, GroupState, RawRecord, CLAMPED_RATE, CLAMP_TERM, DECREASE, EPISODE_ENDS, EPISODE_TERM, FASTER,
+    INCREASE, MIDDLE, NO_SLOT, RESTART, SCALE_CHANGED, SKIP_ALL, SKIP_STEP, SLOWER, START_SLOT, STAY, STREAM_LOST, STREAM_SLOTS,
+    UNDECIDED, RATE_MIN, RATE_MAX, ALL_STREAMS, FIRST_LOOK,
 };
 import package::learning_rate::first_rate::set_first_rate;
-import package::learning_rate::gradient::{Gradient, RATE_MAX, RATE_MIN, Turn, differ, hold_rate};
+import package::learning_rate::gradient::{Gradient, Turn, differ, hold_rate};
 import package::scaled::{larger, ln_ratio, quotient, scaled, smaller, times};
-
-const ALL_STREAMS = 7u;  // a bit for each stream
-const FIRST_LOOK = 4u;   // rounds before the first test
 
 // Only an episode's outcome changes the rate after the first step.
 fn follow_regime(c: GroupConstants, g: Gradient, s: ptr<function, GroupState>, r: ptr<function, RawRecord>) {

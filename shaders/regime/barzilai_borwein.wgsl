@@ -1,9 +1,11 @@
 // BarzilaiBorwein: src/regime/barzilai_borwein.rs.
 
-import package::layout::{GroupConstants, GroupState, RawRecord, Scaled, CURVATURE_TERM, NORM_TERM, SECANT_LONG, SECANT_SHORT, SIGN_RULE};
+import package::layout::{
+    GroupConstants, GroupState, RawRecord, Scaled, CURVATURE_TERM, NORM_TERM, SECANT_LONG, SECANT_SHORT, SIGN_RULE, RATE_MAX,
+};
 import package::learning_rate::first_rate::set_first_rate;
 import package::learning_rate::formula::{ln_ratio_or_0, rate_along_signs, set_rate};
-import package::learning_rate::gradient::{Gradient, RATE_MAX};
+import package::learning_rate::gradient::Gradient;
 import package::learning_rate::secant::{last_secant, ratio_of_lengths};
 import package::scaled::{is_zero, ln_ratio, product, quotient, scaled};
 

@@ -1,9 +1,9 @@
 // DoWG: src/regime/dowg.rs.
 
-import package::layout::{GroupConstants, GroupState, RawRecord, DISTANCE_TERM, HISTORY_TERM};
+import package::layout::{GroupConstants, GroupState, RawRecord, DISTANCE_TERM, HISTORY_TERM, MAX_FACTOR, RATE_MAX};
 import package::learning_rate::distance::farthest_of;
-import package::learning_rate::formula::{MAX_FACTOR, direction_square_of, ln_ratio_or_0, set_rate};
-import package::learning_rate::gradient::{Gradient, RATE_MAX};
+import package::learning_rate::formula::{direction_square_of, ln_ratio_or_0, set_rate};
+import package::learning_rate::gradient::Gradient;
 import package::scaled::{product, quotient, root, sum};
 
 fn follow_regime(c: GroupConstants, g: Gradient, s: ptr<function, GroupState>, r: ptr<function, RawRecord>) {

@@ -1,8 +1,8 @@
 // Ngn: src/regime/ngn.rs.
 
-import package::layout::{GroupConstants, GroupState, RawRecord, Scaled, LOSS_TERM, NORM_TERM, SIGN_RULE};
-import package::learning_rate::formula::{MAX_FACTOR, ln_ratio_or_0, rate_along_signs, set_rate};
-import package::learning_rate::gradient::{Gradient, RATE_MAX};
+import package::layout::{GroupConstants, GroupState, RawRecord, Scaled, LOSS_TERM, NORM_TERM, SIGN_RULE, MAX_FACTOR, RATE_MAX};
+import package::learning_rate::formula::{ln_ratio_or_0, rate_along_signs, set_rate};
+import package::learning_rate::gradient::Gradient;
 import package::scaled::{ln_ratio, product, quotient, scaled, sum, times};
 
 fn follow_regime(c: GroupConstants, g: Gradient, s: ptr<function, GroupState>, r: ptr<function, RawRecord>) {

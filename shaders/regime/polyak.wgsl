@@ -1,7 +1,7 @@
 // Polyak: src/regime/polyak.rs.
 
-import package::layout::{GroupConstants, GroupState, RawRecord, Scaled, LOSS_TERM, NORM_TERM, SIGN_RULE};
-import package::learning_rate::formula::{MAX_FACTOR, ln_ratio_or_0, rate_along_signs, set_rate};
+import package::layout::{GroupConstants, GroupState, RawRecord, Scaled, LOSS_TERM, NORM_TERM, SIGN_RULE, MAX_FACTOR};
+import package::learning_rate::formula::{ln_ratio_or_0, rate_along_signs, set_rate};
 import package::learning_rate::gradient::Gradient;
 import package::scaled::{quotient, scaled, times};
 

@@ -4,17 +4,15 @@
 //     ln η_t = ln η_0 + p ln(n̂_1 / n̂_t) + A_t
 // NormRatio has no A, Hypergradient p = 0, Fixed neither.
 
-import package::layout::{Fixed, GroupConstants, GroupState, RawRecord, Scaled, ALIGNMENT_TERM, BRAKE, BRAKE_TERM, CLAMPED_CHANGE, CLAMPED_RATE, CLAMP_TERM, HELD_TERM, ITERATES, NORM_TERM};
+import package::layout::{
+    Fixed, GroupConstants, GroupState, RawRecord, Scaled, ALIGNMENT_TERM, BRAKE, BRAKE_TERM, CLAMPED_CHANGE, CLAMPED_RATE,
+    CLAMP_TERM, HELD_TERM, ITERATES, NORM_TERM, RATE_MIN, RATE_MAX, MAX_CHANGE, FAST_KEEP, LN_RATE_LIMIT, AGREEMENT_LIMIT,
+};
 import package::learning_rate::first_rate::set_first_rate;
-import package::learning_rate::gradient::{Gradient, RATE_MAX, RATE_MIN, is_finite};
+import package::learning_rate::gradient::{Gradient, is_finite};
 import package::scaled::{
     add_fixed, add_float, exp_fixed, fixed_to_float, ln_ratio, ln_ratio_fixed, quotient, scaled, subtract_fixed, times_fixed, to_float,
 };
-
-const MAX_CHANGE = 2.30258509;        // ln 10
-const FAST_KEEP = 0.8;                // share of the old value in the moving average of a_fast
-const LN_RATE_LIMIT = 69.0775528;     // ln 1e30
-const AGREEMENT_LIMIT = 138.1551056;  // the largest magnitude of A: as far as from one limit of ln η to the other
 
 fn follow_regime(c: GroupConstants, g: Gradient, s: ptr<function, GroupState>, r: ptr<function, RawRecord>) {
     if g.first {

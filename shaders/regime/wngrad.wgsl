@@ -1,8 +1,8 @@
 // WNGrad: src/regime/wngrad.rs.
 
-import package::layout::{GroupConstants, GroupState, RawRecord, HISTORY_TERM};
-import package::learning_rate::formula::{MAX_FACTOR, direction_square_of, ln_ratio_or_0, set_rate};
-import package::learning_rate::gradient::{Gradient, RATE_MAX};
+import package::layout::{GroupConstants, GroupState, RawRecord, HISTORY_TERM, MAX_FACTOR, RATE_MAX};
+import package::learning_rate::formula::{direction_square_of, ln_ratio_or_0, set_rate};
+import package::learning_rate::gradient::Gradient;
 import package::scaled::{is_zero, quotient, root, scaled, sum};
 
 fn follow_regime(c: GroupConstants, g: Gradient, s: ptr<function, GroupState>, r: ptr<function, RawRecord>) {

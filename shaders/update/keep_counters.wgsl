@@ -1,7 +1,7 @@
 // Keeps the direction counters for the alignment.
 
-import package::layout::Update;
-import package::measure::counters::{COUNTER_LIMIT, counters_of, pack_counters};
+import package::layout::{Update, COUNTER_LIMIT};
+import package::measure::counters::{counters_of, pack_counters};
 import package::update_parameters::memory;
 
 alias Memory = u32;

@@ -1,13 +1,9 @@
 // Schedule-free training (src/averaging.rs): the parameters are y = x + 0.15 (z - x), where gradients are taken. z is kept, in quads as the
 // momentum is; the average x follows from both. CPU twin: src/cpu/schedule_free.rs, operation by operation.
 
-import package::layout::Update;
+import package::layout::{Update, TOWARDS_BASE, BEYOND};
 
 @group(2) @binding(0) var<storage, read_write> base: array<vec4<f32>>;
-
-const TOWARDS_BASE = 0.15;
-// 3/17: x = (y - 0.15 z)/0.85 = y + 3/17 (y - z), which is y where z is.
-const BEYOND = 0.17647059;
 
 // y
 fn between(x: vec4<f32>, z: vec4<f32>) -> vec4<f32> {

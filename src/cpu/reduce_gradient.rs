@@ -4,6 +4,7 @@
 //! elements `j`, `j + LANES`, …; the loops are written for the compiler to turn into vector instructions.
 
 use crate::cpu::half::Number;
+use crate::layout::numbers::{BIG_BITS, SMALL_BITS};
 use crate::layout::{Block, GroupConstants, GroupState, INFINITY_BITS, MAGNITUDE_BITS, ScopeSums, Squares, unscale};
 use crate::plan::{Alignment, Kernel};
 use crate::rule::{HostRule, LastStep, RuleVisitor};
@@ -11,9 +12,6 @@ use crate::scaled::power_of_two;
 
 /// Elements of a row: four invocations of four lanes, two vectors of AVX2.
 const LANES: usize = 16;
-
-const SMALL_BITS: u32 = 0x2b80_0000; // 2^-40
-const BIG_BITS: u32 = 0x5380_0000; // 2^40
 
 /// What the sweep of one block reads; all slices are the block's own.
 #[derive(Clone, Copy)]

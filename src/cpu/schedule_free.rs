@@ -3,11 +3,7 @@
 //! The caller's parameters are y = x + 0.15 (z - x), z is kept, and the average x follows from both.
 
 use crate::layout::Update;
-
-const TOWARDS_BASE: f32 = 0.15;
-
-/// 3/17: x = (y - 0.15 z)/0.85 = y + 3/17 (y - z), which is y where z is.
-const BEYOND: f32 = 0.176_470_6;
+use crate::layout::numbers::{BEYOND, TOWARDS_BASE};
 
 /// y
 #[inline(always)]

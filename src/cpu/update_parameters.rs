@@ -8,11 +8,12 @@ use crate::cpu::finish_update::add_step_sums;
 use crate::cpu::reduce_gradient::{counter_of, pack_counter, squares_of};
 use crate::cpu::schedule_free::move_schedule_free;
 use crate::cpu::values::{Slice, SliceMut};
-use crate::layout::{StepSums, Update, slots};
+use crate::layout::{StepSums, Update, numbers, slots};
 use crate::plan::{Encoding, Kernel};
 use crate::rule::{HostRule, LARGEST_SQUARED, RuleKind, RuleVisitor};
 
-const COUNTER_LIMIT: i8 = 7;
+/// A counter is a byte here.
+const COUNTER_LIMIT: i8 = numbers::COUNTER_LIMIT as i8;
 
 /// Elements whose counters are updated before their parameters are: what was read for the one is still at hand for the other. A block
 /// has a whole number of them.

@@ -87,14 +87,31 @@ macro_rules! shared_structs {
 }
 pub(crate) use shared_structs;
 
+/// A number as WGSL writes it. An f32 is as short as it can be, without a suffix: WGSL rounds it where it is used.
+pub(crate) trait Literal {
+    fn wgsl(self) -> String;
+}
+
+impl Literal for u32 {
+    fn wgsl(self) -> String {
+        format!("{self}u")
+    }
+}
+
+impl Literal for f32 {
+    fn wgsl(self) -> String {
+        format!("{self:?}")
+    }
+}
+
 /// Declares constants for both sides. In WGSL their names begin with the prefix.
 macro_rules! shared_constants {
-    ($prefix:literal $($(#[$meta:meta])* pub const $NAME:ident: u32 = $value:expr;)*) => {
-        $($(#[$meta])* pub const $NAME: u32 = $value;)*
+    ($prefix:literal $($(#[$meta:meta])* pub const $NAME:ident: $type:ident = $value:expr;)*) => {
+        $($(#[$meta])* pub const $NAME: $type = $value;)*
 
         /// The constants in WGSL.
         pub(crate) fn wgsl() -> String {
-            [$(format!("const {}{} = {}u;\n", $prefix, stringify!($NAME), $NAME)),*].concat()
+            [$(format!("const {}{} = {};\n", $prefix, stringify!($NAME), $crate::layout::Literal::wgsl($NAME))),*].concat()
         }
     };
 }

@@ -39,6 +39,7 @@ pub fn wgsl() -> String {
     }
     for constants in [
         constants::wgsl(),
+        numbers::wgsl(),
         partial_words::wgsl(),
         group_flags::wgsl(),
         slots::wgsl(),

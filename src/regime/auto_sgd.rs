@@ -74,7 +74,7 @@ pub struct AutoSgd {
 
 impl AutoSgd {
     /// Rounds before the first test: the deviation of fewer differences says little.
-    pub(crate) const FIRST_LOOK: u32 = 4;
+    pub(crate) const FIRST_LOOK: u32 = numbers::FIRST_LOOK;
     /// The most rounds, whose sums f32 holds with precision.
     pub(crate) const MOST_ROUNDS: u32 = 65_536;
     /// Steps of a round.
@@ -225,6 +225,17 @@ pub(crate) mod outcomes {
     }
 }
 
+/// Numbers of the test.
+pub(crate) mod numbers {
+    crate::layout::shared_constants! { ""
+        /// A bit for each stream.
+        pub const ALL_STREAMS: u32 = 7;
+        /// Rounds before the first test.
+        pub const FIRST_LOOK: u32 = 4;
+    }
+}
+use numbers::{ALL_STREAMS, FIRST_LOOK};
+
 shared_structs! {
     /// Constants of AutoSgd.
     pub(crate) struct AutoSgdConstants {
@@ -283,7 +294,7 @@ pub(super) const KERNEL: Kernel = Kernel {
     constants: Some(AutoSgdConstants::DECLARED),
     state: Some(AutoSgdState::DECLARED),
     record: Some(AutoSgdRecord::DECLARED),
-    own_constants: || streams::wgsl() + &outcomes::wgsl(),
+    own_constants: || streams::wgsl() + &outcomes::wgsl() + &numbers::wgsl(),
     follow,
     begin_step,
     explain,
@@ -310,11 +321,6 @@ fn explain(raw: &RawRecord) -> Details {
         ..Details::default()
     }
 }
-
-/// A bit for each stream.
-const ALL_STREAMS: u32 = 7;
-/// Rounds before the first test.
-const FIRST_LOOK: u32 = AutoSgd::FIRST_LOOK;
 
 /// Only an episode's outcome changes the rate after the first step.
 fn follow(c: &GroupConstants, g: &Gradient, s: &mut GroupState, r: &mut RawRecord) {

@@ -1,12 +1,10 @@
 //! What the regimes share whose formula gives the rate itself, and not its change: twin of `shaders/learning_rate/formula.wgsl`.
 
+pub(crate) use crate::layout::numbers::MAX_FACTOR;
 use crate::layout::terms::{CLAMP_TERM, CURVATURE_TERM, DISTANCE_TERM, GATE_TERM, HISTORY_TERM, LOSS_TERM, NORM_TERM};
 use crate::layout::{GroupConstants, GroupState, RawRecord, Scaled, record_flags};
 use crate::regime::RATE_MIN;
 use crate::regime::gradient::{Gradient, hold_rate, is_sign_rule, sqrt_elements};
-
-/// The largest factor by which one step changes η.
-pub(crate) const MAX_FACTOR: f32 = 10.0;
 
 /// Sets the rate that a formula wants, within its limits; a wanted 0 asks for the lowest rate that they allow. Returns η_t / η_{t-1}, and 0 at
 /// the first gradient.

@@ -207,10 +207,24 @@ impl SeesawConstants {
     }
 }
 
+/// Numbers of the law.
+mod numbers {
+    crate::layout::shared_constants! { ""
+        /// ln of [`RATE_MAX`](crate::RATE_MAX).
+        pub const LN_RATE_LIMIT: f32 = 69.077_55;
+        /// The largest magnitude of A: as far as from one limit of ln η to the other.
+        pub const AGREEMENT_LIMIT: f32 = 138.155_1;
+        /// The share of the old value in the moving average of a_fast.
+        pub const FAST_KEEP: f32 = 0.8;
+    }
+}
+use numbers::{AGREEMENT_LIMIT, FAST_KEEP, LN_RATE_LIMIT};
+
 pub(super) const KERNEL: Kernel = Kernel {
     constants: Some(SeesawConstants::DECLARED),
     state: Some(SeesawState::DECLARED),
     record: Some(SeesawRecord::DECLARED),
+    own_constants: numbers::wgsl,
     follow,
     explain,
     ..Kernel::new("seesaw", include_str!("../../shaders/regime/seesaw.wgsl"))
@@ -221,15 +235,6 @@ fn explain(raw: &RawRecord) -> Details {
     Details { slow_alignment: own.slow_alignment, fast_alignment: own.fast_alignment, ..Details::default() }
 }
 
-
-/// ln of [`RATE_MAX`].
-const LN_RATE_LIMIT: f32 = 69.077_55;
-
-/// The largest magnitude of A: as far as from one limit of ln η to the other.
-const AGREEMENT_LIMIT: f32 = 2.0 * LN_RATE_LIMIT;
-
-/// The share of the old value in the moving average of a_fast.
-const FAST_KEEP: f32 = 0.8;
 
 fn follow(c: &GroupConstants, g: &Gradient, s: &mut GroupState, r: &mut RawRecord) {
     let k: &SeesawConstants = c.regime_constants.own();
