@@ -16,7 +16,7 @@ pub use barzilai_borwein::SecantForm;
 
 use crate::averaging::Averaging;
 use crate::error::{Error, require};
-pub use crate::layout::numbers::{MAX_CHANGE, RATE_MAX, RATE_MIN};
+use crate::layout::numbers;
 use crate::layout::{Declared, GroupConstants, GroupState, RawRecord, RegimeConstants, RegimeState};
 use crate::reference::RegimeReference;
 use crate::rule::Rule;
@@ -420,3 +420,10 @@ fn require_first_step(
         (None, None) => Ok(()),
     }
 }
+
+/// The smallest learning rate a regime may set.
+pub const RATE_MIN: f32 = numbers::RATE_MIN;
+/// The largest learning rate a regime may set.
+pub const RATE_MAX: f32 = numbers::RATE_MAX;
+/// The largest rise of `ln η` in one step, and the largest fall of the regimes that say what η is: a factor of ten.
+pub const MAX_CHANGE: f32 = numbers::MAX_CHANGE;
