@@ -184,6 +184,10 @@ impl Checkpoint {
     pub fn save(&self, path: impl AsRef<Path>) -> Result<(), Error> {
         let path = path.as_ref();
         let header = self.header();
+        header::check_written(&header).map_err(|message| {
+            let path = path.display().to_string();
+            Error::Checkpoint(CheckpointError::File { path, action: "written", message, source: None })
+        })?;
         crate::atomic_file::replace(path, |file| {
             file.write_all(&header)?;
             file.write_all(&self.data)
@@ -493,7 +497,7 @@ fn sized(bytes: usize) -> Result<Vec<u8>, String> {
 impl fmt::Display for Checkpoint {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let groups: Vec<String> = self.groups().map(|name| format!("\"{name}\"")).collect();
-        let elements: u64 = self.tensors().map(|(_, elements)| elements).sum();
+        let elements = self.tensors().fold(0u64, |all, (_, elements)| all.saturating_add(elements));
         write!(
             f,
             "checkpoint of step {}: groups {}; {} tensors of {elements} elements, {} parameters",

@@ -118,6 +118,9 @@ pub struct ShardSums {
     rows: Vec<Row>,
 }
 
+/// The largest exponent of a sum of squares, in powers of 4: that of the largest f32 with the smallest loss scale, and as much again.
+const MOST_EXPONENT: i32 = 512;
+
 impl ShardSums {
     /// Makes the sums of a rank that has measured `sums` in step `step`.
     pub(crate) fn new(shard: &Shard, step: u64, sums: &[ScopeSums]) -> Self {
@@ -199,7 +202,13 @@ impl ShardSums {
             return Err(cut_short(head_bytes + needed));
         };
         let rows = rows.chunks_exact(size_of::<Row>());
-        let rows = rows.map(bytemuck::pod_read_unaligned).collect();
+        let rows: Vec<Row> = rows.map(bytemuck::pod_read_unaligned).collect();
+        if let Some(problem) = rows.iter().find_map(|row| implausible(&row.sums)) {
+            return Err(refused(format!(
+                "those of rank {} have {problem}, which no gradients leave: they were damaged on their way",
+                head.rank
+            )));
+        }
         Ok((ShardSums { head, rows }, rest))
     }
 
@@ -367,6 +376,22 @@ impl CombinedSums {
         }
         changed
     }
+}
+
+/// Says what no sweep over gradients can have left. Sums of squares are finite, because they carry their scale with them. Inner products are
+/// not checked: they have no scale of their own and may overflow, and then the alignment is left out.
+fn implausible(sums: &ScopeSums) -> Option<String> {
+    let squares = [
+        ("a sum of squares", sums.square),
+        ("a sum of raw squares", sums.raw_square),
+        ("a sum of squares of the parameters", sums.initial_square),
+    ];
+    for (what, Squares { sum, exponent }) in squares {
+        if !(0.0..f32::INFINITY).contains(&sum) || exponent.abs() > MOST_EXPONENT {
+            return Some(format!("{what} of {sum} · 4^{exponent}"));
+        }
+    }
+    None
 }
 
 fn refused(problem: String) -> Error {

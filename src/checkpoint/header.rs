@@ -41,6 +41,17 @@ pub(super) fn checked_length(length: [u8; LENGTH_BYTES], size: u64) -> Result<us
     Ok(length as usize)
 }
 
+/// Refuses to write a header that no reader would accept.
+pub(super) fn check_written(header: &[u8]) -> Result<(), String> {
+    let length = (header.len() - LENGTH_BYTES) as u64;
+    if length > MOST_BYTES {
+        return Err(format!(
+            "its header has {length} bytes, more than the {MOST_BYTES} that readers of safetensors accept; use shorter notes, shorter names or fewer tensors"
+        ));
+    }
+    Ok(())
+}
+
 /// A header that was found to be in order.
 pub(super) struct Header {
     /// The metadata: texts by key.

@@ -1,6 +1,6 @@
 //! `Gpu`: a device to run on, the caller's or one that is found here.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use crate::error::{DeviceError, Error};
@@ -62,6 +62,14 @@ impl Gpu {
         let wanted = options.adapter_name.clone().or_else(|| std::env::var("WGPU_ADAPTER_NAME").ok());
         let names: Vec<String> = found.iter().map(|adapter| describe(&adapter.get_info())).collect();
         if found.is_empty() {
+            if let (None, Ok(value), Some(backends)) =
+                (options.backends, std::env::var("WGPU_BACKEND"), wgpu::Backends::from_env())
+                && backends.is_empty()
+            {
+                return Err(Error::Device(DeviceError::NoAdapter(format!(
+                    "WGPU_BACKEND is {value:?}, which names no backend: set it to vulkan, metal, dx12, gl or webgpu, or unset it"
+                ))));
+            }
             return Err(Error::Device(DeviceError::NoAdapter(format!(
                 "no graphics driver answers for {}; install one (Debian: mesa-vulkan-drivers for the software driver lavapipe)",
                 backends_in_words(options.backends)
@@ -79,7 +87,7 @@ impl Gpu {
             found.retain(|adapter| adapter.get_info().device_type != wgpu::DeviceType::Cpu);
             if found.is_empty() {
                 return Err(Error::Device(DeviceError::NoAdapter(format!(
-                    "only software drivers, which are slower than the CPU path: {seen}"
+                    "only software drivers, which are slower than the CPU path: {seen}; set GpuOptions::allow_software to use one, or build with OptimizerBuilder::build_cpu"
                 ))));
             }
         }
@@ -92,13 +100,11 @@ impl Gpu {
 
     /// Returns every adapter with compute shaders on the given backends. `None` uses the environment variable `WGPU_BACKEND`, or all.
     pub async fn adapters(backends: Option<wgpu::Backends>) -> Vec<wgpu::Adapter> {
-        let mut descriptor = wgpu::InstanceDescriptor::new_without_display_handle_from_env();
-        if let Some(backends) = backends {
-            descriptor.backends = backends;
+        let backends = backends.or_else(wgpu::Backends::from_env).unwrap_or_default();
+        let mut adapters = instance().enumerate_adapters(backends - wgpu::Backends::GL).await;
+        if backends.contains(wgpu::Backends::GL) {
+            adapters.extend(new_instance(wgpu::Backends::GL).enumerate_adapters(wgpu::Backends::GL).await);
         }
-        let backends = descriptor.backends;
-        let instance = wgpu::Instance::new(descriptor);
-        let mut adapters = instance.enumerate_adapters(backends).await;
         adapters.retain(|adapter| {
             adapter.get_downlevel_capabilities().flags.contains(wgpu::DownlevelFlags::COMPUTE_SHADERS)
         });
@@ -253,6 +259,22 @@ impl Gpu {
             Some(reason) => Err(Error::Device(DeviceError::Lost(reason.clone()))),
         }
     }
+}
+
+/// The instance of all adapters that this crate finds in a process, but those of OpenGL. With an instance for each call wgpu could not tell
+/// the buffers of one device from those of another: their identifiers would be the same.
+///
+/// OpenGL adapters have an instance for each call all the same. Adapters of one instance share a context there, which wgpu 30 does not guard
+/// against use by two threads.
+fn instance() -> &'static wgpu::Instance {
+    static INSTANCE: OnceLock<wgpu::Instance> = OnceLock::new();
+    INSTANCE.get_or_init(|| new_instance(wgpu::Backends::all() - wgpu::Backends::GL))
+}
+
+fn new_instance(backends: wgpu::Backends) -> wgpu::Instance {
+    let mut descriptor = wgpu::InstanceDescriptor::new_without_display_handle_from_env();
+    descriptor.backends = backends;
+    wgpu::Instance::new(descriptor)
 }
 
 fn set_lost(lost: &Mutex<Option<String>>, reason: String) {

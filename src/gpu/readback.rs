@@ -224,6 +224,9 @@ impl Gpu {
         what: &'static str,
         buffer: &wgpu::Buffer,
     ) -> Result<Vec<T>, Error> {
+        if size_of::<T>() == 0 {
+            return Ok(Vec::new());
+        }
         let refused = |message: &str| Err(Error::Device(DeviceError::Readback { what, message: message.to_owned() }));
         if !buffer.usage().contains(wgpu::BufferUsages::COPY_SRC) {
             return refused("the buffer was created without BufferUsages::COPY_SRC: add it");
@@ -235,9 +238,7 @@ impl Gpu {
             .scoped("a buffer to read through", || Ok::<_, Error>(Readback::new(self.device(), what, buffer.size())))?;
         readback.start(self, &[Source::whole(buffer)])?;
         readback
-            .wait(self, |bytes| {
-                bytes.chunks_exact(std::mem::size_of::<T>().max(1)).map(bytemuck::pod_read_unaligned).collect()
-            })
+            .wait(self, |bytes| bytes.chunks_exact(size_of::<T>()).map(bytemuck::pod_read_unaligned).collect())
             .await
     }
 }

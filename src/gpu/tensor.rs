@@ -98,6 +98,20 @@ impl Span {
         self.check_usage(tensor, role, wgpu::BufferUsages::STORAGE, "BufferUsages::STORAGE")
     }
 
+    /// Refuses a slice that is not one f32.
+    pub(crate) fn check_scalar(&self, name: &str) -> Result<(), Error> {
+        let bytes = Element::F32.bytes();
+        if self.element == Element::F32 && self.size_bytes == bytes {
+            return Ok(());
+        }
+        Err(Error::Build(BuildError::Limit {
+            what: format!("the length in bytes of the slice \"{name}\""),
+            value: self.size_bytes,
+            limit: bytes,
+            way_out: "give a slice of exactly one f32: buffer.slice(offset..offset + 4)",
+        }))
+    }
+
     /// Checks a place that a tensor's averages are to be copied to.
     pub(crate) fn check_destination(&self, tensor: &str, elements: u64) -> Result<(), Error> {
         self.check_usage(tensor, "average", wgpu::BufferUsages::COPY_DST, "BufferUsages::COPY_DST")?;

@@ -1,5 +1,7 @@
 //! Scopes: which groups share a norm, what is measured for them, and the constants that their kernels read.
 
+use std::collections::HashMap;
+
 use super::{Alignment, Geometry, Kernel, TensorInfo, Window};
 use crate::averaging::Averaging;
 use crate::error::{BuildError, Error};
@@ -7,32 +9,114 @@ use crate::group::GroupConfig;
 use crate::layout::{Block, GroupConstants, NO_TENSOR, ScopeTable, StepUnit, group_flags};
 use crate::rule::LARGEST_SQUARED;
 
-/// A scope while the plan is being made.
+/// A scope while the plan is being made: its groups, and what they have in common. Computed once for each scope, so that the time of a plan
+/// is linear in the number of groups.
 pub(super) struct Scope<'a> {
     pub(super) groups: Vec<usize>,
-    pub(super) name: Option<&'a str>,
+    /// The group that was declared first. The others must agree with it.
+    first: &'a GroupConfig,
+    /// Elements of all groups.
+    elements: u64,
+    /// True if a regime compares the gradient with the momentum or the direction counters.
+    needs_alignment: bool,
+    /// True if every group can compare the iterates instead.
+    compares_iterates: bool,
+    /// True if a regime or a trust ratio goes by the norm of the parameters.
+    initial_norm: bool,
+    clips: bool,
+    coupled_decay: bool,
+    /// The largest momentum coefficient.
+    momentum: f32,
+    /// The largest norm at which a clip or the limit of second moments holds the gradient.
+    clip: f32,
 }
 
 /// Collects the groups of each norm, in the order of declaration.
-pub(super) fn scopes_of(configs: &[GroupConfig]) -> Vec<Scope<'_>> {
+pub(super) fn scopes_of<'a>(configs: &'a [GroupConfig], elements_of_group: &[u64]) -> Vec<Scope<'a>> {
     let mut scopes: Vec<Scope> = Vec::new();
+    let mut by_name: HashMap<&str, usize> = HashMap::new();
     for (group, config) in configs.iter().enumerate() {
-        let name = config.scope.as_deref();
-        match scopes.iter_mut().find(|scope| name.is_some() && scope.name == name) {
-            Some(scope) => scope.groups.push(group),
-            None => scopes.push(Scope { groups: vec![group], name }),
+        let next = scopes.len();
+        let index = config.scope.as_deref().map_or(next, |name| *by_name.entry(name).or_insert(next));
+        if index == next {
+            scopes.push(Scope {
+                groups: Vec::new(),
+                first: config,
+                elements: 0,
+                needs_alignment: false,
+                compares_iterates: true,
+                initial_norm: false,
+                clips: false,
+                coupled_decay: false,
+                momentum: 0.0,
+                clip: 0.0,
+            });
         }
+        let scope = &mut scopes[index];
+        scope.groups.push(group);
+        scope.elements += elements_of_group[group];
+        scope.needs_alignment |= config.regime.needs_alignment();
+        scope.compares_iterates &= config.can_compare_iterates();
+        scope.initial_norm |= config.regime.needs_initial_norm() || config.trust_ratio.is_some();
+        scope.clips |= config.clip_norm.is_finite();
+        scope.coupled_decay |= config.weight_decay.coupled() > 0.0;
+        scope.momentum = scope.momentum.max(config.rule.momentum());
+    }
+    for scope in &mut scopes {
+        let second_moments = LARGEST_SQUARED * scope.sqrt_elements().max(1.0);
+        let reach = |config: &GroupConfig| match config.rule.has_second_moment() {
+            true => clip_of(config).min(second_moments),
+            false => clip_of(config),
+        };
+        scope.clip = scope.groups.iter().map(|&group| reach(&configs[group])).fold(0.0, f32::max);
     }
     scopes
 }
 
+impl Scope<'_> {
+    fn sqrt_elements(&self) -> f32 {
+        (self.elements as f64).sqrt() as f32
+    }
+
+    fn name(&self) -> String {
+        self.first.scope.clone().unwrap_or_default()
+    }
+
+    /// True if a sum for the clip is needed beside the one for the regime. A clip goes by the gradient's own norm, as in PyTorch, where the
+    /// regime goes by that of the regularised loss: they differ as soon as one group of the scope clips and one, perhaps another, has
+    /// coupled decay.
+    fn needs_raw_norm(&self) -> bool {
+        self.clips && self.coupled_decay
+    }
+}
+
+fn clip_of(config: &GroupConfig) -> f32 {
+    config.clip_norm.min(f32::MAX)
+}
+
 /// Returns the key for which a group's passes are compiled. The scope decides what is measured, because every group of it contributes.
-pub(super) fn kernel_of(config: &GroupConfig, scope: &Scope, configs: &[GroupConfig]) -> Result<Kernel, Error> {
-    let members = || scope.groups.iter().map(|&group| &configs[group]);
-    let measured = members().any(|member| member.regime.needs_alignment());
-    let secant = members().any(|member| member.regime.needs_last_gradient());
-    let distance = members().any(|member| member.regime.needs_first_parameters());
-    let alignment = match (secant, distance, measured, config.rule.has_momentum()) {
+pub(super) fn kernel_of(config: &GroupConfig, scope: &Scope) -> Result<Kernel, Error> {
+    let first = scope.first;
+    let secant = config.regime.needs_last_gradient();
+    let distance = config.regime.needs_first_parameters();
+    let remembers =
+        |config: &GroupConfig| (config.regime.needs_last_gradient(), config.regime.needs_first_parameters());
+    if remembers(config) != remembers(first) || secant && config.rule.kind() != first.rule.kind() {
+        return Err(Error::Build(BuildError::MixedMemory {
+            first: first.name.clone(),
+            second: config.name.clone(),
+            scope: scope.name(),
+        }));
+    }
+    if scope.needs_alignment && config.rule.has_momentum() != first.rule.has_momentum() {
+        let (with, without) = if first.rule.has_momentum() { (first, config) } else { (config, first) };
+        return Err(Error::Build(BuildError::MixedScope {
+            first: with.name.clone(),
+            second: without.name.clone(),
+            scope: scope.name(),
+        }));
+    }
+    let alignment = match (secant, distance, scope.needs_alignment, config.rule.has_momentum()) {
         // All groups have streams or none has (`OptimizerBuilder::resolve`).
         _ if config.regime.needs_streams() => Alignment::Streams,
         (true, ..) => Alignment::LastGradient,
@@ -40,37 +124,15 @@ pub(super) fn kernel_of(config: &GroupConfig, scope: &Scope, configs: &[GroupCon
         (.., false, _) => Alignment::None,
         (.., true, true) => Alignment::Momentum,
         // All groups of a scope add up the same products.
-        _ if members().all(GroupConfig::can_compare_iterates) => Alignment::Iterates,
+        _ if scope.compares_iterates => Alignment::Iterates,
         (.., true, false) => Alignment::Counters,
     };
-    if (secant || distance)
-        && let Some(other) = members().find(|member| {
-            member.regime.needs_last_gradient() != config.regime.needs_last_gradient()
-                || member.regime.needs_first_parameters() != config.regime.needs_first_parameters()
-                || secant && member.rule.kind() != config.rule.kind()
-        })
-    {
-        return Err(Error::Build(BuildError::MixedMemory {
-            first: config.name.clone(),
-            second: other.name.clone(),
-            scope: scope.name.unwrap_or_default().to_owned(),
-        }));
-    }
-    if measured && let Some(other) = members().find(|member| member.rule.has_momentum() != config.rule.has_momentum()) {
-        let (first, second) = if config.rule.has_momentum() { (config, other) } else { (other, config) };
-        return Err(Error::Build(BuildError::MixedScope {
-            first: first.name.clone(),
-            second: second.name.clone(),
-            scope: scope.name.unwrap_or_default().to_owned(),
-        }));
-    }
-    let coupled_decay = config.weight_decay.coupled() > 0.0;
     Ok(Kernel {
         rule: config.rule.kind(),
         alignment,
-        coupled_decay,
-        raw_norm: needs_raw_norm(members()),
-        initial_norm: members().any(|member| member.regime.needs_initial_norm() || member.trust_ratio.is_some()),
+        coupled_decay: config.weight_decay.coupled() > 0.0,
+        raw_norm: scope.needs_raw_norm(),
+        initial_norm: scope.initial_norm,
         averages: config.averaging.is_on(),
         schedule_free: config.averaging == Averaging::ScheduleFree,
         step_sums: config.measures_step(),
@@ -79,30 +141,9 @@ pub(super) fn kernel_of(config: &GroupConfig, scope: &Scope, configs: &[GroupCon
     })
 }
 
-/// A clip goes by the gradient's own norm, as in PyTorch, where the regime goes by that of the regularised loss: they differ as
-/// soon as one group of the scope clips and one, perhaps another, has coupled decay.
-pub(super) fn needs_raw_norm<'a>(mut members: impl Iterator<Item = &'a GroupConfig> + Clone) -> bool {
-    members.clone().any(|member| member.clip_norm.is_finite())
-        && members.any(|member| member.weight_decay.coupled() > 0.0)
-}
-
-pub(super) fn constants_of(
-    config: &GroupConfig,
-    kernel: Kernel,
-    scope_index: usize,
-    scope: &Scope,
-    configs: &[GroupConfig],
-    scope_elements: u64,
-) -> GroupConstants {
-    let members = || scope.groups.iter().map(|&group| &configs[group]);
+pub(super) fn constants_of(config: &GroupConfig, kernel: Kernel, scope_index: usize, scope: &Scope) -> GroupConstants {
     let flag = |set: bool, bit: u32| if set { bit } else { 0 };
     let regime = config.regime.regime();
-    let clip = |config: &GroupConfig| config.clip_norm.min(f32::MAX);
-    let sqrt_elements = (scope_elements as f64).sqrt() as f32;
-    let reach = |config: &GroupConfig| match config.rule.has_second_moment() {
-        true => clip(config).min(LARGEST_SQUARED * sqrt_elements.max(1.0)),
-        false => clip(config),
-    };
     GroupConstants {
         scope: scope_index as u32,
         flags: flag(config.rule.is_scale_free(), group_flags::SIGN_RULE)
@@ -115,8 +156,9 @@ pub(super) fn constants_of(
         gradient_factor: 0.0, // set by `Plan::new`
         coupled_decay: config.weight_decay.coupled(),
         decoupled_decay: config.weight_decay.decoupled(),
-        clip_norm: clip(config),
-        halt_after: 0, // set by `Safeguards::write_to`, as the next four
+        clip_norm: clip_of(config),
+        halt_after: 0, // set by `Safeguards::write_to`, as the next five
+        halt_after_overflows: 0,
         loss_scale_first: 0,
         loss_scale_least: 0,
         loss_scale_most: 0,
@@ -137,9 +179,9 @@ pub(super) fn constants_of(
         average_start: config.averaging.start(),
         average_gain: config.averaging.gain(),
         trust_coefficient: config.trust_ratio.map_or(0.0, |trust| trust.coefficient),
-        sqrt_elements,
-        scope_momentum: members().map(|member| member.rule.momentum()).fold(0.0, f32::max),
-        scope_clip: members().map(reach).fold(0.0, f32::max),
+        sqrt_elements: scope.sqrt_elements(),
+        scope_momentum: scope.momentum,
+        scope_clip: scope.clip,
         rounding_seed: config.rounding.seed(),
     }
 }
@@ -226,11 +268,14 @@ pub(super) fn units_of(configs: &[GroupConfig], tensors: &[TensorInfo], windows:
             unit(tensor.group, index, elements)
         })
         .collect();
+    // Tensors come in the order of their groups.
+    let mut rest = tensors;
     for (group, config) in configs.iter().enumerate() {
+        let (own, after) = rest.split_at(rest.partition_point(|tensor| tensor.group <= group));
+        rest = after;
         if config.trust_ratio.is_some() {
-            let own = || tensors.iter().filter(|tensor| tensor.group == group);
-            let first = own().next().map_or(0, |tensor| tensor.first_element);
-            let elements: u64 = own().map(|tensor| tensor.elements).sum();
+            let first = own.first().map_or(0, |tensor| tensor.first_element);
+            let elements: u64 = own.iter().map(|tensor| tensor.elements).sum();
             units.push(unit(group, NO_TENSOR, first..first + elements));
         }
     }

@@ -20,6 +20,10 @@ pub(super) struct Sharded {
     stage: Stage,
     /// Steps that were applied.
     step: u64,
+    /// True if a step was recorded by `encode_apply` of which the device has not been heard.
+    is_applied: bool,
+    /// True if a step was taken back that the device may have taken all the same.
+    may_be_ahead: bool,
 }
 
 /// Bytes of the step's number.
@@ -37,6 +41,8 @@ impl Sharded {
             measured,
             stage: Stage::Idle,
             step: 0,
+            is_applied: false,
+            may_be_ahead: false,
         })
     }
 }
@@ -105,12 +111,17 @@ impl Optimizer {
                 (u64::from(high) << 32 | u64::from(low), sums)
             })
             .await?;
+        if step == sharded.step + 1 && sharded.may_be_ahead {
+            // The commands that take_back_apply took for lost were submitted after all.
+            sharded.step = step;
+        }
         if step != sharded.step {
             return Err(Error::Call(CallError::ShardedStep {
                 call: "read_shard_sums",
-                way_out: "submit what encode_apply recorded for the step before, then what encode_measure recorded",
+                way_out: "submit what encode_apply recorded for the step before, then what encode_measure recorded; if the commands of encode_apply are gone, call take_back_apply, then measure again",
             }));
         }
+        sharded.is_applied = false;
         self.enter(Stage::Read);
         let shard = self.plan.shard.as_ref();
         shard.map(|shard| ShardSums::new(shard, step, &sums)).ok_or_else(|| not_sharded("read_shard_sums"))
@@ -143,6 +154,8 @@ impl Optimizer {
         }
         queue.write_buffer(&self.sums, 0, bytemuck::cast_slice(combined.sums()));
         sharded.step += 1;
+        sharded.is_applied = true;
+        sharded.may_be_ahead = false;
         self.enter(Stage::Idle);
         let (_, apply) = self.halves();
         let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor {
@@ -153,6 +166,28 @@ impl Optimizer {
             dispatch.encode(&mut pass);
         }
         drop(pass);
+        Ok(())
+    }
+
+    /// Takes back the step that [`encode_apply`](Optimizer::encode_apply) recorded last, where its commands will never be submitted, for
+    /// example because the encoder was dropped. Without this call [`read_shard_sums`](Optimizer::read_shard_sums) would wait for that step
+    /// for ever. Measure again afterwards. If the commands do reach the device, the step counts.
+    ///
+    /// # Errors
+    /// [`CallError::ShardedStep`](crate::CallError::ShardedStep) where no step was recorded since the last sums were read.
+    pub fn take_back_apply(&mut self) -> Result<(), Error> {
+        let Some(sharded) = &mut self.sharded else {
+            return Err(not_sharded("take_back_apply"));
+        };
+        if !std::mem::take(&mut sharded.is_applied) {
+            return Err(Error::Call(CallError::ShardedStep {
+                call: "take_back_apply",
+                way_out: "there is no recorded step to take back: call it after encode_apply and before the next read_shard_sums succeeds",
+            }));
+        }
+        sharded.step -= 1;
+        sharded.stage = Stage::Idle;
+        sharded.may_be_ahead = true;
         Ok(())
     }
 
@@ -175,6 +210,8 @@ impl Optimizer {
         if let Some(sharded) = &mut self.sharded {
             sharded.step = step;
             sharded.stage = Stage::Idle;
+            sharded.is_applied = false;
+            sharded.may_be_ahead = false;
             // What was measured before is none of a step that comes.
             let never = bytemuck::bytes_of(&[u32::MAX; 2]);
             let queue = self.gpu.queue();
