@@ -2,7 +2,8 @@
 // the next step.
 //
 // Reads:  units, step_partials, updates.
-// Writes: states (the parameters' norm), tensor_records (a ring beside that of the records).
+// Writes: states (the parameters' norm), tensor_records (a ring beside that of the records), and in the ring of records which element was
+//         out of range.
 // Grid:   one workgroup of WORKGROUP invocations (a power of two) per unit; invocation i takes partials i, i + WORKGROUP, …, then a
 //         tree. The order is fixed, so that the same partials give the same bits.
 // Assumes: a unit has fewer than 65,535 * WORKGROUP blocks.
@@ -23,6 +24,7 @@ override RING_STEPS: u32;
 @group(0) @binding(2) var<storage, read> updates: array<Update>;
 @group(0) @binding(3) var<storage, read_write> states: array<GroupState>;
 @group(0) @binding(4) var<storage, read_write> tensor_records: array<RawTensorRecord>;
+@group(0) @binding(5) var<storage, read_write> record_words: array<atomic<u32>>;
 
 var<workgroup> step_tree: array<StepSums, WORKGROUP>;
 
@@ -38,7 +40,7 @@ fn norm_of(squares: Squares) -> f32 {
 @compute @workgroup_size(WORKGROUP)
 fn finish_update(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
     let unit = units[workgroup.x];
-    var sums = StepSums(no_squares(), no_squares());
+    var sums = StepSums(no_squares(), no_squares(), 0u);
     for (var i = lane; i < unit.rows; i += WORKGROUP) {
         sums = add_step_sums(sums, step_partials[unit.first_row + i]);
     }
@@ -54,6 +56,9 @@ fn finish_update(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_inv
     }
     sums = step_tree[0];
     let skipped = updates[unit.group].skip != 0u;
+    if sums.overflow_key != 0u && !skipped {
+        atomicMax(&record_words[updates[unit.group].overflow_word], sums.overflow_key);
+    }
     if unit.tensor == NO_TENSOR {
         if !skipped {
             var norm = Scaled(0.0, 0);

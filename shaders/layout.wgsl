@@ -48,6 +48,7 @@ struct GroupConstants {
     loss_scale_first: i32,
     loss_scale_least: i32,
     loss_scale_most: i32,
+    halt_after_overflows: u32,
     growth_interval: u32,
     rule: RuleNumbers,
     smoothing: f32,
@@ -80,6 +81,8 @@ struct GroupState {
     halted: u32,
     last_nonfinite: u32,
     last_first_nonfinite: u32,
+    overflows_in_row: u32,
+    halt_overflow_key: u32,
     loss_scale_exponent: i32,
     good_steps: u32,
     started: u32,
@@ -147,6 +150,7 @@ struct Update {
     put: u32,
     take: u32,
     rounding_key: u32,
+    overflow_word: u32,
 }
 
 struct RawRecord {
@@ -154,6 +158,7 @@ struct RawRecord {
     step_high: u32,
     group: u32,
     flags: u32,
+    overflow_key: u32,
     norm: f32,
     smoothed_norm: f32,
     learning_rate: f32,
@@ -172,6 +177,7 @@ struct RawRecord {
 struct StepSums {
     parameters: Squares,
     step: Squares,
+    overflow_key: u32,
 }
 
 struct StepUnit {
@@ -197,6 +203,8 @@ const LOSS_ELEMENT = 4294967294u;
 const PARTIAL_WORDS = 12u;
 const NO_TENSOR = 4294967295u;
 const INFINITY_BITS = 2139095040u;
+const RECORD_WORDS = 33u;
+const OVERFLOW_KEY_WORD = 4u;
 const MAGNITUDE_BITS = 2147483647u;
 const NO_ELEMENT = 4294967295u;
 
@@ -214,6 +222,9 @@ const TOWARDS_BASE = 0.15;
 const BEYOND = 0.1764706;
 const SMALL_BITS = 729808896u;
 const BIG_BITS = 1400897536u;
+const LARGEST_F32 = 3.4028233e38;
+const LARGEST_F16 = 65504.0;
+const LARGEST_BF16 = 3.3895314e38;
 const COUNTER_LIMIT = 7.0;
 
 const SQUARE = 0u;

@@ -15,7 +15,8 @@ import package::elements::random_bits::rounding_key;
 import package::geometry::WORKGROUP;
 import package::layout::{
     GroupConstants, GroupState, RawRecord, Scaled, ScopeSums, Update, CLIPPED, FIRST, HALTED, LOSS_ELEMENT, MEAN_OUTLIER, MEAN_STEPS,
-    MOMENTUM_FROM_GRADIENT, NO_ELEMENT, NONFINITE_LOSS, RAW_NORM_CLIP, SCALE_CHANGED, SKIPPED, WAITING, WRITTEN, ZERO_GRADIENT,
+    MOMENTUM_FROM_GRADIENT, NO_ELEMENT, NONFINITE_LOSS, OVERFLOW_KEY_WORD, RAW_NORM_CLIP, RECORD_WORDS, SCALE_CHANGED, SKIPPED, WAITING,
+    WRITTEN, ZERO_GRADIENT,
 };
 import package::learning_rate::gradient::{Gradient, from_squares};
 import package::scaled::{
@@ -49,6 +50,8 @@ override REGIME: u32;
 @group(0) @binding(6) var<storage, read_write> loss_scale: array<f32>;
 
 const NO_CLIP = 3.4028234e38;
+// Clip factors below 2^-100 are divided between two numbers, since f32 could not hold them.
+const SMALLEST_CLIP = -100;
 
 @compute @workgroup_size(WORKGROUP)
 fn learning_rate(@builtin(global_invocation_id) id: vec3<u32>) {
@@ -70,6 +73,17 @@ fn learning_rate(@builtin(global_invocation_id) id: vec3<u32>) {
         nonfinite += sums[scope].nonfinite;
         first_nonfinite = min(first_nonfinite, sums[scope].first_nonfinite);
     }
+    let groups_here = arrayLength(&groups);
+    let ring_steps = arrayLength(&records) / groups_here;
+    // Of the step before. The ring has two steps at least, so that no invocation has written there yet.
+    var last_overflow = 0u;
+    if s.record_slot != 0u {
+        let last = ((s.record_slot - 1u) % ring_steps) * groups_here;
+        if (records[last].flags & SKIPPED) == 0u {
+            last_overflow = records[last].overflow_key;
+        }
+    }
+    count_overflow(c, last_overflow, &s);
     let skip = first_nonfinite != NO_ELEMENT || s.halted != 0u;
 
     var r = RawRecord();
@@ -86,6 +100,7 @@ fn learning_rate(@builtin(global_invocation_id) id: vec3<u32>) {
     let halted = s.halted != 0u;
     if skip {
         skip_step(c, &s, &r);
+        r.overflow_key = s.halt_overflow_key;
     }
     let turn = begin_step(c, measured.loss, skip, halted, &s, &r);
     if !skip {
@@ -97,9 +112,14 @@ fn learning_rate(@builtin(global_invocation_id) id: vec3<u32>) {
             raw_norm = root(from_squares(measured.raw_square));
         }
         let limit = scaled(c.clip_norm, 0);
+        var clip = 1.0;
+        var clip_exponent = 0;
         if c.clip_norm < NO_CLIP && less(limit, raw_norm) {
             r.flags |= CLIPPED;
-            r.clip_factor = to_float(quotient(limit, raw_norm));
+            let factor = quotient(limit, raw_norm);
+            r.clip_factor = max(to_float(factor), power_of_two(-126));
+            clip_exponent = min(factor.exponent - SMALLEST_CLIP, 0);
+            clip = to_float(Scaled(factor.mantissa, factor.exponent - clip_exponent));
         }
 
         var g = Gradient();
@@ -134,9 +154,10 @@ fn learning_rate(@builtin(global_invocation_id) id: vec3<u32>) {
         var u: Update;
         u.skip = 0u;
         u.learning_rate = turn.factor * s.learning_rate;
-        u.gradient_factor = c.gradient_factor * r.clip_factor;
-        u.micro_share = abs(c.gradient_factor);
-        u.unscale = power_of_two(-r.loss_scale_exponent);
+        u.gradient_factor = c.gradient_factor * clip;
+        u.micro_share = abs(c.gradient_factor) * power_of_two(-clip_exponent);
+        u.unscale = power_of_two(clip_exponent - r.loss_scale_exponent);
+        u.overflow_word = (s.record_slot % ring_steps) * groups_here * RECORD_WORDS + OVERFLOW_KEY_WORD;
         u.coupled_decay = c.coupled_decay;
         u.shrink = 1.0 - u.learning_rate * c.decoupled_decay;
         u.momentum = c.rule.direction_momentum;
@@ -175,14 +196,34 @@ fn learning_rate(@builtin(global_invocation_id) id: vec3<u32>) {
     r.skipped = s.skipped;
     r.skips_in_row = s.skips_in_row;
 
-    let slot = s.record_slot % (arrayLength(&records) / arrayLength(&groups));
-    records[slot * arrayLength(&groups) + group] = r;
+    let slot = s.record_slot % ring_steps;
+    records[slot * groups_here + group] = r;
     s.record_slot = slot + 1u;
     s.steps_low += 1u;
     if s.steps_low == 0u {
         s.steps_high += 1u;
     }
     states[group] = s;
+}
+
+// Counts steps in a row in which an element was out of range. All groups come to the same.
+fn count_overflow(c: GroupConstants, key: u32, s: ptr<function, GroupState>) {
+    if (*s).halted != 0u {
+        return;
+    }
+    (*s).halt_overflow_key = 0u;
+    if key == 0u {
+        (*s).overflows_in_row = 0u;
+        return;
+    }
+    (*s).overflows_in_row += select(0u, 1u, (*s).overflows_in_row < 0xffffffffu);
+    if c.halt_after_overflows != 0u && (*s).overflows_in_row >= c.halt_after_overflows {
+        (*s).halted = 1u;
+        (*s).halt_overflow_key = key;
+        (*s).skips_in_row = 0u;
+        (*s).last_nonfinite = 0u;
+        (*s).last_first_nonfinite = NO_ELEMENT;
+    }
 }
 
 // Nothing changes but the counters and the loss scale; all groups come to the same.

@@ -3,7 +3,7 @@
 // Reads:  updates (one per group, from pass 3), gradients.
 // Writes: parameters, with what 16 bits lack of them where that is kept; momentum; memory (counters, the last gradient, the first parameters, streams of
 //         parameters); averages; what it measures of the step. Nothing where the step is skipped, but for streams, which change turns.
-//         Zeros in the place of the gradients where that is asked, skipped or not.
+//         Zeros in the place of the gradients where that is asked, skipped or not. In the ring of records, which element was out of range.
 // Grid:   one workgroup of WORKGROUP invocations per block; invocation i takes quads i, i + WORKGROUP, … of the block.
 //
 //     g ← g / loss scale
@@ -26,24 +26,24 @@ import package::rule::{admitted, direction_of};
 @if(keeps_parameters) import package::update::keep_parameters::{Memory, keep};
 @if(streams) import package::update::exchange_streams::exchanged;
 @if(averages) import package::update::average::average;
-@if(schedule_free) import package::update::schedule_free::moved_schedule_free;
+import package::update::in_range::{in_range, tell_overflow};
+import package::update::moved::Moved;
+@if(schedule_free) import package::update::schedule_free::{base, moved_schedule_free};
 @if(measures_step) import package::update::measure_step::{leave, watch};
 
 override COUPLED_DECAY: bool;
-override LOSS_SCALE: bool;
 
 @group(0) @binding(0) var<storage, read> updates: array<Update>;
 @group(1) @binding(0) var<storage, read> blocks: array<Block>;
-@group(1) @binding(3) var<storage, read_write> momentum: array<vec4<f32>>;
+@if(momentum) @group(1) @binding(3) var<storage, read_write> momentum: array<vec4<f32>>;
+@if(squares && !momentum) @group(1) @binding(3) var<storage, read_write> momentum: array<vec4<f32>>;
 @if(keeps_memory) @group(1) @binding(4) var<storage, read_write> memory: array<Memory>;
 
 fn update_quad(block: Block, update: Update, quad: u32) {
     let w = load_parameters(block, quad);
     var raw = load_gradients(block, quad);
     @if(clears_gradients) clear_gradients(block, quad);
-    if LOSS_SCALE {
-        raw *= update.unscale;
-    }
+    raw *= update.unscale;
     var g = update.gradient_factor * raw;
     if COUPLED_DECAY {
         g += update.coupled_decay * w;
@@ -55,17 +55,28 @@ fn update_quad(block: Block, update: Update, quad: u32) {
     @if(momentum) {
         last = momentum[at];
         m = next_momentum(update, last, admitted(g));
-        momentum[at] = m;
     }
     @if(squares) {
-        let behind = squares_at(arrayLength(&momentum), at);
-        v = next_squares(update, momentum[behind], admitted(g));
-        momentum[behind] = v;
+        v = next_squares(update, momentum[squares_at(arrayLength(&momentum), at)], admitted(g));
     }
     @if(keeps_memory) keep(update, at, w, raw, g);
     let u = direction_of(update, g, last, m, v);
-    @if(schedule_free) let next = moved_schedule_free(update, at, w, u);
-    @if(!schedule_free) let next = update.shrink * w - update.learning_rate * u;
+    // What moves beside the parameters: the momentum, or z.
+    var kept = last;
+    var moved = Moved(update.shrink * w - update.learning_rate * u, m);
+    @if(schedule_free) {
+        kept = select(base[at], w, vec4<bool>(update.first != 0u));
+        moved = moved_schedule_free(update, kept, w, u);
+    }
+    let fits = in_range(moved);
+    if !all(fits) {
+        tell_overflow(update, block, quad, fits);
+    }
+    let next = select(w, moved.parameters, fits);
+    kept = select(kept, moved.beside, fits);
+    @if(momentum) momentum[at] = kept;
+    @if(schedule_free) base[at] = kept;
+    @if(squares) momentum[squares_at(arrayLength(&momentum), at)] = v;
     @if(streams) store_parameters(block, quad, exchanged(update, at, next), update.rounding_key);
     @if(!streams) store_parameters(block, quad, next, update.rounding_key);
     @if(averages) average(update, at, next);

@@ -5,6 +5,7 @@ use std::collections::HashSet;
 use crate::averaging::Averaging;
 use crate::element::Rounding;
 use crate::error::{BuildError, Error, require};
+use crate::layout::{RawRecord, RawTensorRecord};
 use crate::plan::Accumulation;
 use crate::regime::{AutoSgd, Regime};
 use crate::rule::{Rule, WeightDecay};
@@ -225,6 +226,9 @@ pub struct OptimizerBuilder<T> {
 /// Steps the record ring holds unless the builder says otherwise.
 pub const DEFAULT_RECORD_STEPS: u32 = 1024;
 
+/// Steps that the ring holds at least: a step looks at the record of the one before.
+const FEWEST_RECORD_STEPS: u64 = 2;
+
 /// The name of the norm that [`OptimizerBuilder::global_norm`] puts every group under.
 const GLOBAL_SCOPE: &str = "global";
 
@@ -353,7 +357,7 @@ impl<T> OptimizerBuilder<T> {
         self
     }
 
-    /// Sets the number of steps that the record ring holds before the oldest are overwritten; at least 1. The default is
+    /// Sets the number of steps that the record ring holds before the oldest are overwritten; at least 1, and 1 holds 2. The default is
     /// [`DEFAULT_RECORD_STEPS`], or fewer if there are so many groups that the device could not bind the ring.
     pub fn record_steps(mut self, steps: u32) -> Self {
         self.record_steps = Some(steps);
@@ -418,17 +422,21 @@ impl<T> OptimizerBuilder<T> {
     }
 
     /// Returns the number of steps for a ring of at most `records` records.
-    pub(crate) fn record_steps_for(&self, records: u64) -> Result<u32, Error> {
+    pub(crate) fn record_steps_for(&self, ring_bytes: u64) -> Result<u32, Error> {
         let groups: usize = self.groups.iter().map(Group::rates).sum();
-        let most = records / groups.max(1) as u64;
+        let has_telemetry = |group: &&Group<T>| group.settings.telemetry.or(self.settings.telemetry).unwrap_or(false);
+        let tensors: usize = self.groups.iter().filter(has_telemetry).map(|group| group.tensors.len()).sum();
+        let of_groups = ring_bytes / (groups.max(1) * size_of::<RawRecord>()) as u64;
+        let of_tensors = ring_bytes / (tensors.max(1) * size_of::<RawTensorRecord>()) as u64;
+        let most = of_groups.min(of_tensors);
         match self.record_steps {
-            None => Ok(u64::from(DEFAULT_RECORD_STEPS).min(most).max(1) as u32),
-            Some(steps) if u64::from(steps) <= most => Ok(steps),
+            None => Ok(u64::from(DEFAULT_RECORD_STEPS).min(most).max(FEWEST_RECORD_STEPS) as u32),
+            Some(steps) if u64::from(steps) <= most => Ok(steps.max(FEWEST_RECORD_STEPS as u32)),
             Some(steps) => Err(Error::Build(BuildError::Limit {
                 what: "the number of steps in the record ring".to_owned(),
                 value: u64::from(steps),
                 limit: most,
-                way_out: "ask for fewer steps with OptimizerBuilder::record_steps",
+                way_out: "ask for fewer steps with OptimizerBuilder::record_steps, or for telemetry of fewer groups",
             })),
         }
     }

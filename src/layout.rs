@@ -61,6 +61,8 @@ shared_structs! {
         pub loss_scale_least: i32,
         /// Power of two of the largest loss scale.
         pub loss_scale_most: i32,
+        /// Steps in a row with an element whose new value is out of range after which training halts; 0 for never.
+        pub halt_after_overflows: u32,
         /// Good steps in a row after which the loss scale doubles; 0 without one.
         pub growth_interval: u32,
         /// Numbers of the rule.
@@ -128,6 +130,10 @@ shared_structs! {
         pub last_nonfinite: u32,
         /// [`RawRecord::first_nonfinite`] of the same step.
         pub last_first_nonfinite: u32,
+        /// Steps in a row with an element whose new value was out of range, up to the step before the last one.
+        pub overflows_in_row: u32,
+        /// [`RawRecord::overflow_key`] of the step for which training halted; 0 where it did not, or for another reason.
+        pub halt_overflow_key: u32,
         /// Power of two of the scale that the next step's gradients are multiplied by.
         pub loss_scale_exponent: i32,
         /// Steps since a gradient was not finite, or since the scale last grew.
@@ -265,6 +271,8 @@ shared_structs! {
         pub take: u32,
         /// Key of this step's random bits, for stochastic rounding.
         pub rounding_key: u32,
+        /// Where [`RawRecord::overflow_key`] of the step lies in the ring of records, in words.
+        pub overflow_word: u32,
     }
 
     /// One step of one group, as pass 3 writes it into the ring. Read it as [`Record`](crate::Record).
@@ -277,6 +285,10 @@ shared_structs! {
         pub group: u32,
         /// Bits of [`record_flags`].
         pub flags: u32,
+        /// Of the first group, for the step of all groups: [`NO_ELEMENT`] minus the index of the first element that pass 4 left as it was,
+        /// because its new value was out of range; 0 for none. Written by pass 4 or 5. After a halt for that reason, that of the step that
+        /// halted.
+        pub overflow_key: u32,
         /// n.
         pub norm: f32,
         /// n̂.
@@ -311,6 +323,8 @@ shared_structs! {
         pub parameters: Squares,
         /// Σ s², where s is the difference of the new and the old parameters after rounding.
         pub step: Squares,
+        /// As [`RawRecord::overflow_key`].
+        pub overflow_key: u32,
     }
 
     /// Blocks whose step sums pass 5 adds up: those of a tensor or of a group.
@@ -394,6 +408,10 @@ mod constants {
         /// The magnitude bits of a float are at least this where it is not finite. Floats are not compared, because WGSL may assume that
         /// there are no NaNs.
         pub const INFINITY_BITS: u32 = 0x7f80_0000;
+        /// Words of a [`super::RawRecord`].
+        pub const RECORD_WORDS: u32 = 33;
+        /// The word of [`super::RawRecord::overflow_key`] in it.
+        pub const OVERFLOW_KEY_WORD: u32 = 4;
         /// All bits of a float but its sign.
         pub const MAGNITUDE_BITS: u32 = 0x7fff_ffff;
         /// [`super::ScopeSums::first_nonfinite`] of a partial without any.
@@ -401,7 +419,8 @@ mod constants {
     }
 }
 pub use constants::{
-    INFINITY_BITS, LOSS_ELEMENT, MAGNITUDE_BITS, MEAN_OUTLIER, MEAN_STEPS, NO_ELEMENT, NO_TENSOR, PARTIAL_WORDS,
+    INFINITY_BITS, LOSS_ELEMENT, MAGNITUDE_BITS, MEAN_OUTLIER, MEAN_STEPS, NO_ELEMENT, NO_TENSOR, OVERFLOW_KEY_WORD,
+    PARTIAL_WORDS, RECORD_WORDS,
 };
 
 /// Numbers of the formulas that several files use, on both sides.
@@ -435,6 +454,13 @@ pub mod numbers {
         pub const SMALL_BITS: u32 = 0x2b80_0000;
         /// 2^40 as bits: squares of larger magnitudes are added up at another scale.
         pub const BIG_BITS: u32 = 0x5380_0000;
+        /// The largest magnitude that a parameter in f32 or a momentum can get. One unit below the largest f32, so that a comparison with it
+        /// tells an infinity also where a compiler assumes that there are none.
+        pub const LARGEST_F32: f32 = 3.402_823_3e38;
+        /// The largest magnitude that a parameter in f16 can get.
+        pub const LARGEST_F16: f32 = 65504.0;
+        /// The largest magnitude that a parameter in bf16 can get.
+        pub const LARGEST_BF16: f32 = 3.389_531_4e38;
         /// The largest magnitude of a direction counter.
         pub const COUNTER_LIMIT: f32 = 7.0;
     }
@@ -601,6 +627,11 @@ pub mod record_flags {
         pub const WRITTEN: u32 = 128;
     }
 }
+
+const _: () = {
+    assert!(RECORD_WORDS as usize * 4 == size_of::<RawRecord>());
+    assert!(OVERFLOW_KEY_WORD as usize * 4 == std::mem::offset_of!(RawRecord, overflow_key));
+};
 
 impl Squares {
     /// The sum as one number. f64 holds it without loss.

@@ -100,7 +100,7 @@ pub use error::{BuildError, CallError, Cause, CheckpointError, DeviceError, Erro
 pub use gpu::{Gpu, GpuOptions, Optimizer};
 pub use group::{DEFAULT_RECORD_STEPS, Group, GroupConfig, OptimizerBuilder, TensorPair};
 pub use plan::TensorInfo;
-pub use record::{Flags, NonFinite, RankNonFinite, Record, Records, TensorRecord, Term};
+pub use record::{ElementPlace, Flags, NonFinite, RankNonFinite, Record, Records, TensorRecord, Term};
 pub use regime::table::*;
 pub use regime::{MAX_CHANGE, Outcome, RATE_MAX, RATE_MIN, Regime, SecantForm, Stream};
 pub use rule::table::*;

@@ -145,7 +145,7 @@ impl Plan {
         let configs: Vec<GroupConfig> = groups.iter().map(|group| group.config.clone()).collect();
         let elements_of_group: Vec<u64> =
             groups.iter().map(|group| group.tensors.iter().map(|(_, place)| place.elements).sum()).collect();
-        let scopes = scopes_of(&configs);
+        let scopes = scopes_of(&configs, &elements_of_group);
         let mut constants = Vec::with_capacity(configs.len());
         let mut kernels = Vec::with_capacity(configs.len());
         let mut scope_of_group = vec![0; configs.len()];
@@ -156,11 +156,10 @@ impl Plan {
         }
         for (index, config) in configs.iter().enumerate() {
             let scope = &scopes[scope_of_group[index]];
-            let mut kernel = kernel_of(config, scope, &configs)?;
+            let mut kernel = kernel_of(config, scope)?;
             kernel.loss_scale = safeguards.loss_scaler.is_some();
             kernel.clears_gradients = accumulation.clears;
-            let elements: u64 = scope.groups.iter().map(|&g| elements_of_group[g]).sum();
-            let mut group = constants_of(config, kernel, scope_of_group[index], scope, &configs, elements);
+            let mut group = constants_of(config, kernel, scope_of_group[index], scope);
             safeguards.write_to(&mut group);
             group.gradient_factor = group.sign / accumulation.micro_batches as f32;
             constants.push(group);
@@ -217,6 +216,8 @@ impl Plan {
         self.shard = rank_of_ranks.map(|(rank, ranks)| Shard::new(rank, ranks, &self));
         if let Some((rank, _)) = rank_of_ranks {
             for group in &mut self.groups {
+                // Other ranks do not hear of it, and all must halt together.
+                group.halt_after_overflows = 0;
                 group.rounding_seed = element::seed_of_rank(group.rounding_seed, rank);
             }
         }

@@ -4,7 +4,7 @@ use std::fmt;
 
 use crate::error::Error;
 use crate::layout::terms::{self, TERMS};
-use crate::layout::{RawRecord, RawTensorRecord, record_flags, unscale};
+use crate::layout::{NO_ELEMENT, RawRecord, RawTensorRecord, record_flags, unscale};
 use crate::plan::Plan;
 use crate::regime::{Kernel, Outcome, Stream};
 
@@ -19,6 +19,10 @@ pub struct Record {
     pub step: u64,
     /// The group's index, in the order of declaration.
     pub group: usize,
+    /// The first element, over all groups, that took no step because its new value, or that of its momentum, would have been outside the range
+    /// of its type: finite gradients may be so large, or the rate or the decay may not fit. Parameters stay finite in any case. On an optimizer
+    /// over several ranks this is about the elements of the rank itself.
+    pub overflow: Option<ElementPlace>,
     /// Special events of the step: first, skipped, clipped and so on.
     pub flags: Flags,
     /// n, the norm of the gradient that the regime sees, before a clip. Saturates at `f32::MAX`. NaN for a skipped step.
@@ -110,6 +114,15 @@ pub struct NonFinite {
     /// The tensor of the first of them, as an index into [`tensors`](crate::Optimizer::tensors).
     pub tensor: usize,
     /// Index of the first such element in its tensor.
+    pub element: u64,
+}
+
+/// An element of an optimizer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ElementPlace {
+    /// Its tensor, as an index into [`tensors`](crate::Optimizer::tensors).
+    pub tensor: usize,
+    /// Its index in the tensor.
     pub element: u64,
 }
 
@@ -236,7 +249,10 @@ impl Record {
         let nonfinite = nonfinite.map(|(tensor, element)| NonFinite { count, tensor, element });
         let rank_nonfinite = found.and_then(|found| found.rank);
         let rank_nonfinite = rank_nonfinite.map(|(rank, element)| RankNonFinite { count, rank, element });
+        let overflow = (raw.overflow_key != 0).then(|| plan.locate_here((NO_ELEMENT - raw.overflow_key).into()));
+        let overflow = overflow.flatten().map(|(tensor, element)| ElementPlace { tensor, element });
         Record {
+            overflow,
             step: u64::from(raw.step_high) << 32 | u64::from(raw.step_low),
             group: raw.group as usize,
             flags,
@@ -287,16 +303,20 @@ impl Plan {
         record.flags.halted().then(|| Error::Halted {
             first_step: record.step + 1 - u64::from(record.skips_in_row),
             after: self.safeguards.nonfinite.halt_after(),
-            cause: match (record.nonfinite, record.rank_nonfinite) {
-                (Some(bad), _) => format!(
+            cause: match (record.overflow, record.nonfinite, record.rank_nonfinite) {
+                (Some(place), ..) => format!(
+                    "a new value out of the range of its type, the first in tensor \"{}\" at index {}",
+                    self.tensors[place.tensor].name, place.element
+                ),
+                (None, Some(bad), _) => format!(
                     "{} non-finite element{}, the first in tensor \"{}\" at index {}",
                     bad.count,
                     if bad.count == 1 { "" } else { "s" },
                     self.tensors[bad.tensor].name,
                     bad.element
                 ),
-                (None, Some(bad)) => bad.to_string(),
-                (None, None) => "a loss that was not finite".to_owned(),
+                (None, None, Some(bad)) => bad.to_string(),
+                (None, None, None) => "a loss that was not finite".to_owned(),
             },
             nonfinite: record.nonfinite,
         })
@@ -371,6 +391,19 @@ terms! {
 impl fmt::Display for Record {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "step {}: ", self.step)?;
+        self.explain(f)?;
+        match self.overflow {
+            Some(ElementPlace { tensor, element }) if !self.flags.skipped() => {
+                write!(f, "; new values out of range were not stored, the first in tensor {tensor} at index {element}")
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+impl Record {
+    /// Writes what the step did, and why.
+    fn explain(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if self.flags.skipped() {
             write!(f, "skipped")?;
             if let (true, Some(stream)) = (self.flags.stream_lost(), self.stream) {
@@ -467,6 +500,11 @@ impl RecordCursor {
             .filter(|record| record.step >= self.next_step)
             .collect();
         records.sort_by_key(|record| (record.step, record.group));
+        // The device keeps it with the first group.
+        for step in records.chunk_by_mut(|a, b| a.step == b.step) {
+            let overflow = step[0].overflow;
+            step.iter_mut().for_each(|record| record.overflow = overflow);
+        }
         let mut tensors: Vec<TensorRecord> = rings
             .1
             .chunks_exact(std::mem::size_of::<RawTensorRecord>())
@@ -516,7 +554,7 @@ pub(crate) mod past_two_to_the_32 {
     use super::Records;
 
     /// Steps that the ring holds; 2^32 is no multiple of the last two.
-    pub(crate) const RINGS: [u32; 3] = [1, 3, 7];
+    pub(crate) const RINGS: [u32; 3] = [2, 3, 7];
     /// The counter before the first step.
     pub(crate) const START: u32 = u32::MAX - 4;
     /// Steps to take from there: 2^32 is the fifth after it.

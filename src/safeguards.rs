@@ -134,6 +134,7 @@ impl Safeguards {
     /// Writes the settings into a group's constants for the learning-rate pass.
     pub(crate) fn write_to(&self, constants: &mut GroupConstants) {
         constants.halt_after = self.nonfinite.halt_after();
+        constants.halt_after_overflows = constants.halt_after;
         if let Some(scaler) = self.loss_scaler {
             constants.loss_scale_first = exponent_of(scaler.initial_scale);
             constants.loss_scale_least = exponent_of(scaler.min_scale);

@@ -8,7 +8,8 @@
 //
 // Parameters are loaded as bits: whether a number is finite is decided on bits that no arithmetic has touched (reduction/sweep_again.wgsl).
 
-import package::layout::Block;
+import package::layout::{Block, LARGEST_BF16, LARGEST_F16, LARGEST_F32};
+@if(half_parameters) import package::elements::half::F16;
 @if(half_parameters) import package::elements::half::{codes_of, packed_codes, widened_bits, narrowed};
 @if(masters) import package::elements::half::{joined_bits, remainders_of, remainder, packed_remainders};
 @if(stochastic) import package::elements::half::dithered;
@@ -82,6 +83,12 @@ fn packed_parameters(block: Block, quad: u32) -> vec2<u32> {
         packed.y &= 0xffffu;
     }
     return packed;
+}
+
+// The largest magnitude that a parameter can have.
+fn largest_parameter() -> f32 {
+    @if(half_parameters) return select(LARGEST_BF16, LARGEST_F16, PARAMETERS_ARE == F16);
+    @if(!half_parameters) return LARGEST_F32;
 }
 
 fn load_parameters(block: Block, quad: u32) -> vec4<f32> {

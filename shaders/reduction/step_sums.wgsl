@@ -8,5 +8,9 @@ const INFINITE_EXPONENT = 0x10000;
 const NAN_EXPONENT = 0x20000;
 
 fn add_step_sums(a: StepSums, b: StepSums) -> StepSums {
-    return StepSums(add_squares(a.parameters, b.parameters), add_squares(a.step, b.step));
+    return StepSums(
+        add_squares(a.parameters, b.parameters),
+        add_squares(a.step, b.step),
+        max(a.overflow_key, b.overflow_key),
+    );
 }

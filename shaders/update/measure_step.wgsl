@@ -11,6 +11,7 @@ import package::reduction::step_sums::{INFINITE_EXPONENT, NAN_EXPONENT, add_step
 struct Measured {
     parameters: ScaledSquares,
     step: ScaledSquares,
+    overflow_key: u32,
 }
 
 var<private> seen: Measured;
@@ -21,7 +22,11 @@ fn watch(w: vec4<f32>, next: vec4<f32>) {
     add_squares_of(next, &parameters);
     var step = seen.step;
     add_squares_of(next - w, &step);
-    seen = Measured(parameters, step);
+    seen = Measured(parameters, step, seen.overflow_key);
+}
+
+fn watch_overflow(key: u32) {
+    seen.overflow_key = max(seen.overflow_key, key);
 }
 
 // What is not finite is not hidden, whatever a compiler makes of sums with it: the exponent says so.
@@ -35,7 +40,7 @@ fn total_of(squares: ScaledSquares) -> Squares {
 
 // Every invocation gets here, or none of the workgroup.
 fn leave(block: Block, lane: u32) {
-    step_tree[lane] = StepSums(total_of(seen.parameters), total_of(seen.step));
+    step_tree[lane] = StepSums(total_of(seen.parameters), total_of(seen.step), seen.overflow_key);
     for (var half = WORKGROUP / 2u; half > 0u; half /= 2u) {
         workgroupBarrier();
         if lane < half {

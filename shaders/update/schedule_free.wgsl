@@ -2,6 +2,7 @@
 // momentum is; the average x follows from both. CPU twin: src/cpu/schedule_free.rs, operation by operation.
 
 import package::layout::{Update, TOWARDS_BASE, BEYOND};
+import package::update::moved::Moved;
 
 @group(2) @binding(0) var<storage, read_write> base: array<vec4<f32>>;
 
@@ -40,19 +41,13 @@ fn average_of(y: vec4<f32>, z: vec4<f32>) -> vec4<f32> {
 }
 
 // A step: z moves along the direction, the average towards z, and the parameters are between them.
-fn moved_schedule_free(update: Update, at: u32, w: vec4<f32>, direction: vec4<f32>) -> vec4<f32> {
-    var z = base[at];
-    if update.first != 0u {
-        z = w;
-        base[at] = z;
-    }
+fn moved_schedule_free(update: Update, old: vec4<f32>, w: vec4<f32>, direction: vec4<f32>) -> Moved {
     // No rate yet: nothing moves.
     if update.average_weight == 0.0 {
-        return w;
+        return Moved(w, old);
     }
-    var x = beyond(w, z);
-    z = update.shrink * z - update.learning_rate * direction;
-    base[at] = z;
+    var x = beyond(w, old);
+    let z = update.shrink * old - update.learning_rate * direction;
     x = select(x + update.average_weight * (z - x), z, update.average_weight == 1.0);
-    return between(x, z);
+    return Moved(between(x, z), z);
 }

@@ -12,7 +12,12 @@ fn sums_of(rows: &[StepSums]) -> StepSums {
 
 /// Both sums of squares.
 pub(crate) fn add_step_sums(a: &StepSums, b: &StepSums) -> StepSums {
-    StepSums { parameters: add_squares(a.parameters, b.parameters), step: add_squares(a.step, b.step) }
+    StepSums {
+        parameters: add_squares(a.parameters, b.parameters),
+        step: add_squares(a.step, b.step),
+        // Kept by the whole pass, on the host.
+        overflow_key: 0,
+    }
 }
 
 fn norm_of(squares: Squares) -> f32 {
@@ -77,7 +82,7 @@ mod tests {
     #[test]
     fn many_rows_lose_no_digits() {
         let square = |sum| Squares { sum, exponent: 0 };
-        let row = StepSums { parameters: square(1365.3), step: square(1.1e-7) };
+        let row = StepSums { parameters: square(1365.3), step: square(1.1e-7), overflow_key: 0 };
         let rows = vec![row; 16_384];
         let sums = sums_of(&rows);
         for (got, each) in [(sums.parameters, 1365.3f32), (sums.step, 1.1e-7)] {

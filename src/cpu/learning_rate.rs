@@ -5,12 +5,16 @@ use crate::cpu::schedule::schedule_factor;
 use crate::element::rounding_key;
 use crate::layout::terms::{SCHEDULE_TERM, TRUST_TERM};
 use crate::layout::{
-    GroupConstants, GroupState, LOSS_ELEMENT, MEAN_OUTLIER, MEAN_STEPS, RawRecord, Scaled, ScopeSums, Update,
-    average_kinds, group_flags, record_flags, schedule_kinds, unscale,
+    GroupConstants, GroupState, LOSS_ELEMENT, MEAN_OUTLIER, MEAN_STEPS, NO_ELEMENT, RawRecord, Scaled, ScopeSums,
+    Update, average_kinds, group_flags, record_flags, schedule_kinds,
 };
 use crate::regime::Kernel;
 use crate::regime::gradient::{Gradient, Turn, direction_of};
+use crate::scaled::power_of_two;
 use crate::trust::trust_of;
+
+/// Clip factors below 2^-100 are divided between two numbers, since f32 could not hold them.
+const SMALLEST_CLIP: i32 = -100;
 
 /// What one invocation of the pass writes, beside the state.
 pub(crate) struct Outcome {
@@ -22,7 +26,16 @@ pub(crate) struct Outcome {
 }
 
 /// One group's step.
-pub(crate) fn learning_rate(group: u32, c: &GroupConstants, sums: &[ScopeSums], s: &mut GroupState) -> Outcome {
+///
+/// `last_overflow` is [`RawRecord::overflow_key`] of the step before.
+pub(crate) fn learning_rate(
+    group: u32,
+    c: &GroupConstants,
+    sums: &[ScopeSums],
+    last_overflow: u32,
+    s: &mut GroupState,
+) -> Outcome {
+    count_overflow(c, last_overflow, s);
     let measured = &sums[c.scope as usize];
     let mut nonfinite = 0u32;
     let mut first_nonfinite = u32::MAX;
@@ -47,6 +60,7 @@ pub(crate) fn learning_rate(group: u32, c: &GroupConstants, sums: &[ScopeSums], 
     let halted = s.halted != 0;
     if skip {
         skip_step(c, s, &mut r);
+        r.overflow_key = s.halt_overflow_key;
     }
     let turn = (Kernel::of(c).begin_step)(c, measured.loss, skip, halted, s, &mut r);
     let update = (!skip).then(|| take_step(c, measured, &turn, s, &mut r));
@@ -65,6 +79,26 @@ pub(crate) fn learning_rate(group: u32, c: &GroupConstants, sums: &[ScopeSums], 
     s.steps_low = low;
     s.steps_high = s.steps_high.wrapping_add(u32::from(carry));
     Outcome { update, turn, record: r }
+}
+
+/// Counts steps in a row in which an element was out of range. All groups come to the same.
+fn count_overflow(c: &GroupConstants, key: u32, s: &mut GroupState) {
+    if s.halted != 0 {
+        return;
+    }
+    s.halt_overflow_key = 0;
+    if key == 0 {
+        s.overflows_in_row = 0;
+        return;
+    }
+    s.overflows_in_row = s.overflows_in_row.saturating_add(1);
+    if c.halt_after_overflows != 0 && s.overflows_in_row >= c.halt_after_overflows {
+        s.halted = 1;
+        s.halt_overflow_key = key;
+        s.skips_in_row = 0;
+        s.last_nonfinite = 0;
+        s.last_first_nonfinite = NO_ELEMENT;
+    }
 }
 
 /// Nothing changes but the counters and the loss scale; all groups come to the same.
@@ -121,9 +155,13 @@ fn take_step(c: &GroupConstants, measured: &ScopeSums, turn: &Turn, s: &mut Grou
     let raw_norm_clip = c.flags & group_flags::RAW_NORM_CLIP != 0;
     let raw_norm = if raw_norm_clip { Scaled::of_squares(measured.raw_square).root() } else { norm };
     let limit = Scaled::new(c.clip_norm, 0);
+    let (mut clip, mut clip_exponent) = (1.0, 0);
     if c.clip_norm < f32::MAX && limit.less(raw_norm) {
         r.flags |= record_flags::CLIPPED;
-        r.clip_factor = limit.quotient(raw_norm).to_float();
+        let factor = limit.quotient(raw_norm);
+        r.clip_factor = factor.to_float().max(f32::MIN_POSITIVE);
+        clip_exponent = (factor.exponent - SMALLEST_CLIP).min(0);
+        clip = Scaled { exponent: factor.exponent - clip_exponent, ..factor }.to_float();
     }
 
     if square.is_zero() {
@@ -167,9 +205,11 @@ fn take_step(c: &GroupConstants, measured: &ScopeSums, turn: &Turn, s: &mut Grou
     Update {
         skip: 0,
         learning_rate: rate,
-        gradient_factor: c.gradient_factor * r.clip_factor,
-        micro_share: c.gradient_factor.abs(),
-        unscale: unscale(r.loss_scale_exponent),
+        gradient_factor: c.gradient_factor * clip,
+        micro_share: c.gradient_factor.abs() * power_of_two(-clip_exponent),
+        unscale: power_of_two(clip_exponent - r.loss_scale_exponent),
+        // The caller of pass 4 has the record at hand.
+        overflow_word: 0,
         coupled_decay: c.coupled_decay,
         shrink: 1.0 - rate * c.decoupled_decay,
         momentum_keep: c.rule.momentum,

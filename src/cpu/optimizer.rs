@@ -7,6 +7,7 @@ mod shard;
 mod sweeps;
 
 use bytemuck::Zeroable;
+use bytemuck::allocation::try_zeroed_vec;
 use pulp::Arch;
 
 use crate::cpu::BLOCK_ELEMENTS;
@@ -16,10 +17,11 @@ use crate::cpu::learning_rate::learning_rate;
 use crate::cpu::reduce_gradient::no_totals;
 use crate::cpu::tensor::Tensor;
 use crate::cpu::values::{Slice, SliceMut, Values, ValuesMut};
-use crate::error::{BuildError, CallError, Error, require};
+use crate::error::{BuildError, CallError, DeviceError, Error, require};
 use crate::group::{GroupConfig, OptimizerBuilder, ResolvedGroup};
 use crate::layout::{
-    Block, GroupState, LOSS_ELEMENT, NO_TENSOR, RawRecord, RawTensorRecord, ScopeSums, StepSums, Update, unscale,
+    Block, GroupState, LOSS_ELEMENT, NO_TENSOR, RawRecord, RawTensorRecord, ScopeSums, StepSums, Update, record_flags,
+    unscale,
 };
 use crate::plan::{Geometry, Kernel, Place, Plan, TensorInfo};
 use crate::record::{Record, RecordCursor, Records};
@@ -28,8 +30,18 @@ use crate::shard::Stage;
 /// Blocks whose elements are worth handing to other threads, however many tensors they are in.
 const PARALLEL_BLOCKS: usize = 32;
 
-/// The largest record ring.
-const RECORD_RING_BYTES: u64 = 1 << 30;
+/// The largest ring of records, and of records of tensors.
+const RECORD_RING_BYTES: u64 = 128 << 20;
+
+/// Returns zeros, or an error where the system has not so much memory.
+fn zeroed<T: Zeroable>(length: usize) -> Result<Vec<T>, Error> {
+    try_zeroed_vec(length).map_err(|()| {
+        Error::Device(DeviceError::Failed {
+            what: "the optimizer's memory".to_owned(),
+            message: format!("the system has no {} bytes left", length as u128 * size_of::<T>() as u128),
+        })
+    })
+}
 
 /// An optimizer on the host. Made by [`OptimizerBuilder::build_cpu`].
 ///
@@ -92,20 +104,20 @@ struct Memory {
 }
 
 impl Memory {
-    fn new(kernel: Kernel, elements: usize) -> Self {
+    fn new(kernel: Kernel, elements: usize) -> Result<Self, Error> {
         let momentum = if kernel.rule.traits().momentum { elements } else { 0 };
         let squares = if kernel.rule.traits().squares { elements } else { 0 };
         let counters = if kernel.has_counters() { elements } else { 0 };
         let vector = if kernel.vectors() > 0 { elements } else { 0 };
         let stream = if kernel.has_streams() { elements } else { 0 };
-        Memory {
-            momentum: vec![0.0; momentum],
-            squares: vec![0.0; squares],
-            counters: vec![0; counters],
-            vector: vec![0.0; vector],
-            streams: [vec![0.0; stream], vec![0.0; stream]],
-            remainders: vec![0; if kernel.has_remainders() { elements } else { 0 }],
-        }
+        Ok(Memory {
+            momentum: zeroed(momentum)?,
+            squares: zeroed(squares)?,
+            counters: zeroed(counters)?,
+            vector: zeroed(vector)?,
+            streams: [zeroed(stream)?, zeroed(stream)?],
+            remainders: zeroed(if kernel.has_remainders() { elements } else { 0 })?,
+        })
     }
 }
 
@@ -124,8 +136,7 @@ impl OptimizerBuilder<Tensor> {
             "on",
             "off on the CPU path, whose steps only borrow the gradients: fill the slices with 0 after each step",
         )?;
-        let record_bytes = std::mem::size_of::<RawRecord>() as u64;
-        let record_steps = self.record_steps_for(RECORD_RING_BYTES / record_bytes)? as usize;
+        let record_steps = self.record_steps_for(RECORD_RING_BYTES)? as usize;
         let mut lengths = Vec::new();
         let mut placed = Vec::new();
         for group in self.resolve()? {
@@ -165,12 +176,12 @@ impl OptimizerBuilder<Tensor> {
             },
         )?;
         let plan = plan.sharded(shard);
-        Ok(CpuOptimizer::allocate(plan, &lengths, record_steps))
+        CpuOptimizer::allocate(plan, &lengths, record_steps)
     }
 }
 
 impl CpuOptimizer {
-    fn allocate(plan: Plan, lengths: &[usize], record_steps: usize) -> Self {
+    fn allocate(plan: Plan, lengths: &[usize], record_steps: usize) -> Result<Self, Error> {
         let mut tensors: Vec<TensorMemory> = lengths
             .iter()
             .map(|&elements| TensorMemory {
@@ -189,19 +200,15 @@ impl CpuOptimizer {
             let tensor = &mut tensors[index];
             tensor.kernel = Some(window.kernel);
             tensor.blocks = window.blocks.clone();
-            tensor.memory = Memory::new(window.kernel, tensor.elements);
-            if window.kernel.averages {
-                tensor.averages = vec![0.0; tensor.elements];
-            }
-            if window.kernel.step_sums {
-                tensor.step_sums = vec![StepSums::default(); window.blocks.len()];
-            }
+            tensor.memory = Memory::new(window.kernel, tensor.elements)?;
+            tensor.averages = zeroed(if window.kernel.averages { tensor.elements } else { 0 })?;
+            tensor.step_sums = zeroed(if window.kernel.step_sums { window.blocks.len() } else { 0 })?;
             for (number, block) in window.blocks.iter().enumerate() {
                 rows[block.row as usize] = (index, number);
             }
         }
         let states: Vec<GroupState> = plan.first_states();
-        CpuOptimizer {
+        Ok(CpuOptimizer {
             arch: Arch::new(),
             needs_loss: plan.configs.iter().any(|config| config.regime.needs_loss()),
             parallel: lengths.iter().sum::<usize>() >= PARALLEL_BLOCKS * BLOCK_ELEMENTS as usize,
@@ -211,18 +218,18 @@ impl CpuOptimizer {
             sums: vec![no_totals(); plan.scopes.len()],
             updates: vec![Update::zeroed(); plan.groups.len()],
             learning_rates: states.iter().map(|state| state.learning_rate).collect(),
-            records: vec![RawRecord::default(); record_steps * states.len()],
-            step_partials: if plan.units.is_empty() { Vec::new() } else { vec![StepSums::default(); blocks] },
+            records: zeroed::<RawRecord>(record_steps * states.len())?,
+            step_partials: zeroed::<StepSums>(if plan.units.is_empty() { 0 } else { blocks })?,
             tensor_records: {
                 let recorded = plan.units.iter().filter(|unit| unit.tensor != NO_TENSOR);
-                vec![RawTensorRecord::default(); record_steps * recorded.count()]
+                zeroed::<RawTensorRecord>(record_steps * recorded.count())?
             },
             states,
             averages_are_swapped: false,
             cursor: RecordCursor::default(),
             stage: Stage::Idle,
             plan,
-        }
+        })
     }
 
     /// Takes one step. `params` and `grads` are the tensors' slices, in the order of declaration over all groups.
@@ -386,11 +393,14 @@ impl CpuOptimizer {
         let groups = self.plan.groups.len();
         let ring_steps = self.records.len() / groups;
         let slot = self.states.first().map_or(0, |state| state.record_slot);
+        let last = slot.checked_sub(1).map(|last| self.records[last as usize % ring_steps * groups]);
+        let last_overflow = last.filter(|record| record.flags & record_flags::SKIPPED == 0);
+        let last_overflow = last_overflow.map_or(0, |record| record.overflow_key);
         let slot = slot as usize % ring_steps;
         let ring = &mut self.records[slot * groups..][..groups];
         for (group, constants) in self.plan.groups.iter().enumerate() {
             let state = &mut self.states[group];
-            let outcome = learning_rate(group as u32, constants, &self.sums, state);
+            let outcome = learning_rate(group as u32, constants, &self.sums, last_overflow, state);
             match outcome.update {
                 Some(update) => self.updates[group] = update,
                 None => {
@@ -424,6 +434,7 @@ impl CpuOptimizer {
     pub fn resume(&mut self) {
         for state in &mut self.states {
             state.skips_in_row = 0;
+            state.overflows_in_row = 0;
             state.halted = 0;
         }
     }

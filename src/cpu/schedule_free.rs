@@ -2,8 +2,8 @@
 //!
 //! The caller's parameters are y = x + 0.15 (z - x), z is kept, and the average x follows from both.
 
-use crate::layout::Update;
-use crate::layout::numbers::{BEYOND, TOWARDS_BASE};
+use crate::layout::numbers::{BEYOND, LARGEST_F32, TOWARDS_BASE};
+use crate::layout::{NO_ELEMENT, Update};
 
 /// y
 #[inline(always)]
@@ -46,15 +46,17 @@ pub(crate) fn average_of(y: f32, z: f32) -> f32 {
 }
 
 /// A step: z moves along the direction, the average towards z, and the new parameters are between them. `before` are the parameters
-/// as they were. Inlined, so that the caller chooses the vector instructions.
+/// as they were. An element of which y or z would be out of range keeps both; returns the index of the first, [`NO_ELEMENT`] for none.
+/// Inlined, so that the caller chooses the vector instructions.
 #[inline(always)]
 pub(crate) fn move_schedule_free(
     update: &Update,
+    largest: f32,
     params: &mut [f32],
     before: &[f32],
     directions: &[f32],
     base: &mut [f32],
-) {
+) -> u32 {
     if update.first != 0 {
         base.copy_from_slice(before);
     }
@@ -62,21 +64,21 @@ pub(crate) fn move_schedule_free(
     // No rate yet: nothing moves.
     if weight == 0.0 {
         params.copy_from_slice(before);
-        return;
+        return NO_ELEMENT;
     }
-    let elements = params.iter_mut().zip(before).zip(directions).zip(base);
-    if weight == 1.0 {
-        for (((w, _), &u), z) in elements {
-            *z = update.shrink * *z - update.learning_rate * u;
-            *w = between(*z, *z);
-        }
-        return;
+    let mut first = NO_ELEMENT;
+    let elements = (0u32..).zip(params).zip(before).zip(directions).zip(base);
+    for ((((i, w), &y), &u), z) in elements {
+        let old = beyond(y, *z);
+        let next = update.shrink * *z - update.learning_rate * u;
+        let x = if weight == 1.0 { next } else { old + weight * (next - old) };
+        let moved = between(x, next);
+        let fits = (moved.abs() <= largest) & (next.abs() <= LARGEST_F32);
+        *w = if fits { moved } else { y };
+        *z = if fits { next } else { *z };
+        first = first.min(if fits { NO_ELEMENT } else { i });
     }
-    for (((w, &y), &u), z) in elements {
-        let x = beyond(y, *z);
-        *z = update.shrink * *z - update.learning_rate * u;
-        *w = between(x + weight * (*z - x), *z);
-    }
+    first
 }
 
 #[cfg(test)]

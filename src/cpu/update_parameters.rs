@@ -8,7 +8,9 @@ use crate::cpu::finish_update::add_step_sums;
 use crate::cpu::reduce_gradient::{counter_of, pack_counter, squares_of};
 use crate::cpu::schedule_free::move_schedule_free;
 use crate::cpu::values::{Slice, SliceMut};
-use crate::layout::{StepSums, Update, numbers, slots};
+use crate::element::Element;
+use crate::layout::numbers::{LARGEST_BF16, LARGEST_F16, LARGEST_F32};
+use crate::layout::{NO_ELEMENT, StepSums, Update, numbers, slots};
 use crate::plan::{Encoding, Kernel};
 use crate::rule::{HostRule, LARGEST_SQUARED, RuleKind, RuleVisitor};
 
@@ -27,6 +29,9 @@ pub(crate) trait Tiles {
     /// How many elements there are.
     fn len(&self) -> usize;
 
+    /// The largest magnitude that a parameter can have.
+    fn largest(&self) -> f32;
+
     /// The parameters and gradients of a tile, no longer than [`TILE`].
     fn tile(&mut self, tile: Range<usize>) -> (&mut [f32], &[f32]);
 
@@ -44,6 +49,11 @@ impl Tiles for Wide<'_> {
     #[inline(always)]
     fn len(&self) -> usize {
         self.params.len()
+    }
+
+    #[inline(always)]
+    fn largest(&self) -> f32 {
+        LARGEST_F32
     }
 
     #[inline(always)]
@@ -73,6 +83,15 @@ impl Tiles for Halves<'_> {
     #[inline(always)]
     fn len(&self) -> usize {
         self.params.len()
+    }
+
+    #[inline(always)]
+    fn largest(&self) -> f32 {
+        match self.params.element() {
+            Element::F32 => LARGEST_F32,
+            Element::F16 => LARGEST_F16,
+            Element::Bf16 => LARGEST_BF16,
+        }
     }
 
     #[inline(always)]
@@ -159,15 +178,22 @@ impl<'a> MemorySlices<'a> {
 
 /// Where a direction is kept, once a step was taken along it: nowhere, or in an f32.
 trait Keep {
+    /// True if the direction is all that is wanted, for another step.
+    const KEEPS: bool;
+
     fn keep(&mut self, direction: f32);
 }
 
 impl Keep for () {
+    const KEEPS: bool = false;
+
     #[inline(always)]
     fn keep(&mut self, _: f32) {}
 }
 
 impl Keep for f32 {
+    const KEEPS: bool = true;
+
     #[inline(always)]
     fn keep(&mut self, direction: f32) {
         *self = direction;
@@ -193,14 +219,21 @@ impl<const SCALED: bool> Gradient<SCALED> {
     }
 }
 
-/// Updates one block. Not to be called where nothing may change.
+/// Updates one block. Not to be called where nothing may change. Returns the index of the first element that took no step because it or its
+/// momentum would have left the range of its type.
+///
 /// Inlined, as everything it calls, so that the caller chooses the vector instructions.
 #[inline(always)]
-pub(crate) fn update_parameters(kernel: Kernel, update: &Update, elements: impl Tiles, memory: MemorySlices) {
-    if kernel.loss_scale {
-        update_elements::<true>(kernel, update, elements, memory);
+pub(crate) fn update_parameters(
+    kernel: Kernel,
+    update: &Update,
+    elements: impl Tiles,
+    memory: MemorySlices,
+) -> Option<u32> {
+    if update.unscale == 1.0 {
+        update_elements::<false>(kernel, update, elements, memory)
     } else {
-        update_elements::<false>(kernel, update, elements, memory);
+        update_elements::<true>(kernel, update, elements, memory)
     }
 }
 
@@ -210,7 +243,7 @@ fn update_elements<const SCALED: bool>(
     update: &Update,
     mut elements: impl Tiles,
     memory: MemorySlices,
-) {
+) -> Option<u32> {
     let gradient = Gradient::<SCALED> {
         unscale: update.unscale,
         factor: update.gradient_factor,
@@ -227,8 +260,10 @@ fn update_elements<const SCALED: bool>(
                 elements.put(tile);
             }
         }
-        return;
+        return None;
     }
+    let largest = elements.largest();
+    let mut first_outside = NO_ELEMENT;
     step_sums.fill(StepSums::default());
     let mut before = [0f32; TILE];
     for tile in tiles(elements.len()) {
@@ -253,23 +288,26 @@ fn update_elements<const SCALED: bool>(
         let momentum = if kernel.rule.traits().momentum { &mut momentum[tile.clone()] } else { &mut [] };
         let squares = if kernel.rule.traits().squares { &mut squares[tile.clone()] } else { &mut [] };
         let memory = (momentum, squares);
-        if kernel.schedule_free {
+        let outside = if kernel.schedule_free {
             let directions = &mut [0.0; TILE][..params.len()];
             // z takes the step, and what becomes of the parameters here does not matter.
-            move_parameters(kernel.rule, update, gradient, params, grads, memory, directions);
+            move_parameters(kernel.rule, update, gradient, largest, params, grads, memory, directions);
             let base = &mut averages[tile.clone()];
             let before = &before[..tile.len()];
-            move_schedule_free(update, params, before, directions, base);
+            move_schedule_free(update, largest, params, before, directions, base)
         } else {
             let nowhere = &mut [(); TILE][..params.len()];
-            move_parameters(kernel.rule, update, gradient, params, grads, memory, nowhere);
+            move_parameters(kernel.rule, update, gradient, largest, params, grads, memory, nowhere)
+        };
+        if outside != NO_ELEMENT {
+            first_outside = first_outside.min(tile.start as u32 + outside);
         }
         if let Some(sums) = step_sums.get_mut(tile.start / BLOCK_ELEMENTS as usize) {
             let step = &mut before[..tile.len()];
             for (step, new) in step.iter_mut().zip(params.iter()) {
                 *step = new - *step;
             }
-            let measured = StepSums { parameters: squares_of(params), step: squares_of(step) };
+            let measured = StepSums { parameters: squares_of(params), step: squares_of(step), overflow_key: 0 };
             *sums = add_step_sums(sums, &measured);
         }
         if !kernel.schedule_free
@@ -282,6 +320,7 @@ fn update_elements<const SCALED: bool>(
         }
         elements.put(tile);
     }
+    (first_outside != NO_ELEMENT).then_some(first_outside)
 }
 
 fn tiles(elements: usize) -> impl Iterator<Item = Range<usize>> {
@@ -340,18 +379,21 @@ fn move_parameters<const SCALED: bool, K: Keep>(
     rule: RuleKind,
     update: &Update,
     gradient: Gradient<SCALED>,
+    largest: f32,
     params: &mut [f32],
     grads: &[f32],
     (momentum, squares): (&mut [f32], &mut [f32]),
     directions: &mut [K],
-) {
-    rule.visit(Move { update, gradient, params, grads, momentum, squares, directions });
+) -> u32 {
+    rule.visit(Move { update, gradient, largest, params, grads, momentum, squares, directions })
 }
 
 /// What [`move_parameters`] does for each rule.
 struct Move<'a, const SCALED: bool, K> {
     update: &'a Update,
     gradient: Gradient<SCALED>,
+    /// The largest magnitude that a parameter can have.
+    largest: f32,
     params: &'a mut [f32],
     grads: &'a [f32],
     momentum: &'a mut [f32],
@@ -360,61 +402,79 @@ struct Move<'a, const SCALED: bool, K> {
 }
 
 impl<const SCALED: bool, K: Keep> Move<'_, SCALED, K> {
-    /// One element; m and v are changed where the rule has them.
+    /// One element; m and v are changed where the rule has them. Returns false if w and m keep their values, because new ones would be out of
+    /// range.
+    #[expect(clippy::too_many_arguments, reason = "an element and all that belongs to it")]
     #[inline(always)]
     fn element<R: HostRule>(
         update: &Update,
         gradient: Gradient<SCALED>,
+        largest: f32,
         w: &mut f32,
         g: f32,
         m: &mut f32,
         v: &mut f32,
         direction: &mut K,
-    ) {
+    ) -> bool {
         let g = gradient.of(g, *w);
         let admitted = if R::TRAITS.squares { g.clamp(-LARGEST_SQUARED, LARGEST_SQUARED) } else { g };
         let last = *m;
+        let mut next = last;
         if R::TRAITS.momentum {
-            *m = update.momentum_keep * last + update.gradient_share * admitted;
+            next = update.momentum_keep * last + update.gradient_share * admitted;
         }
         if R::TRAITS.squares {
             *v = update.square_keep * *v + (1.0 - update.square_keep) * (admitted * admitted);
         }
-        let u = R::direction(update, g, last, *m, *v);
+        let u = R::direction(update, g, last, next, *v);
         direction.keep(u);
-        *w = update.shrink * *w - update.learning_rate * u;
+        let moved = update.shrink * *w - update.learning_rate * u;
+        if K::KEEPS {
+            *m = next;
+            return true;
+        }
+        let fits = (moved.abs() <= largest) & (!R::TRAITS.momentum | (next.abs() <= LARGEST_F32));
+        *w = if fits { moved } else { *w };
+        if R::TRAITS.momentum {
+            *m = if fits { next } else { last };
+        }
+        fits
     }
 }
 
 impl<const SCALED: bool, K: Keep> RuleVisitor for Move<'_, SCALED, K> {
-    type Output = ();
+    /// Index of the first element that took no step, [`NO_ELEMENT`] for none.
+    type Output = u32;
 
     #[inline(always)]
-    fn visit<R: HostRule>(self) {
-        let (update, gradient) = (self.update, self.gradient);
-        let elements = self.params.iter_mut().zip(self.grads).zip(self.directions);
+    fn visit<R: HostRule>(self) -> u32 {
+        let (update, gradient, largest) = (self.update, self.gradient, self.largest);
+        let elements = (0u32..).zip(self.params).zip(self.grads).zip(self.directions);
+        let mut first = NO_ELEMENT;
+        let mut note = |index: u32, fits: bool| first = first.min(if fits { NO_ELEMENT } else { index });
         match (R::TRAITS.momentum, R::TRAITS.squares) {
             (false, false) => {
-                for ((w, &g), u) in elements {
-                    Self::element::<R>(update, gradient, w, g, &mut 0.0, &mut 0.0, u);
+                for (((i, w), &g), u) in elements {
+                    note(i, Self::element::<R>(update, gradient, largest, w, g, &mut 0.0, &mut 0.0, u));
                 }
             }
             (true, false) => {
-                for (((w, &g), u), m) in elements.zip(self.momentum) {
-                    Self::element::<R>(update, gradient, w, g, m, &mut 0.0, u);
+                for ((((i, w), &g), u), m) in elements.zip(self.momentum) {
+                    note(i, Self::element::<R>(update, gradient, largest, w, g, m, &mut 0.0, u));
                 }
             }
             (false, true) => {
-                for (((w, &g), u), v) in elements.zip(self.squares) {
-                    Self::element::<R>(update, gradient, w, g, &mut 0.0, v, u);
+                for ((((i, w), &g), u), v) in elements.zip(self.squares) {
+                    note(i, Self::element::<R>(update, gradient, largest, w, g, &mut 0.0, v, u));
                 }
             }
             (true, true) => {
-                for ((((w, &g), u), m), v) in elements.zip(self.momentum).zip(self.squares) {
-                    Self::element::<R>(update, gradient, w, g, m, v, u);
+                for (((((i, w), &g), u), m), v) in elements.zip(self.momentum).zip(self.squares) {
+                    note(i, Self::element::<R>(update, gradient, largest, w, g, m, v, u));
                 }
             }
         }
+        first
     }
 }
 

@@ -15,7 +15,7 @@ pub(crate) fn pipeline(gpu: &Gpu, tuning: &Tuning, ring_steps: u32) -> Pipeline 
             stem: STEM,
             features: &[],
             constants: &[("WORKGROUP", f64::from(tuning.finish_workgroup_size)), ("RING_STEPS", f64::from(ring_steps))],
-            groups: &[&[Binding::Read, Binding::Read, Binding::Read, Binding::Write, Binding::Write]],
+            groups: &[&[Binding::Read, Binding::Read, Binding::Read, Binding::Write, Binding::Write, Binding::Write]],
         },
     )
 }

@@ -27,7 +27,7 @@ const MODULES: &[(&str, &str)] = modules! {
     "reduction/emit_per_invocation" "reduction/emit_per_subgroup" "reduction/emit_per_workgroup" "reduction/partials"
     "reduction/scaled_squares" "reduction/step_sums" "reduction/sweep_again" "reduction/totals" "reduction/tree"
     "update/average" "update/exchange_streams" "update/keep_counters" "update/keep_gradient" "update/keep_parameters"
-    "update/measure_step" "update/schedule_free"
+    "update/in_range" "update/measure_step" "update/moved" "update/schedule_free"
 };
 
 /// The text of all modules: what was measured of other kernels says nothing about these.

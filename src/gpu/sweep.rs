@@ -65,6 +65,9 @@ pub(crate) fn most_storage_buffers(kernel: Kernel) -> u32 {
         Alignment::LastGradient => 2,
         _ => 1,
     };
-    let updating = 2 + u32::from(kernel.averages) + u32::from(kernel.step_sums);
+    let traits = kernel.rule.traits();
+    // The last one has the sums of the step, or the records.
+    let updating =
+        u32::from(traits.momentum || traits.squares) + u32::from(kernel.has_memory()) + u32::from(kernel.averages) + 1;
     own + (in_measuring + measuring).max(in_updating + updating)
 }

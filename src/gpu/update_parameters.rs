@@ -11,7 +11,6 @@ pub(crate) const STEM: &str = "update_parameters";
 /// Compiles the pass for a kernel.
 pub(crate) fn pipeline(gpu: &Gpu, tuning: &Tuning, kernel: Kernel, access: Access, one_buffer: bool) -> Pipeline {
     let traits = kernel.rule.traits();
-    let vector = kernel.has_first_parameters() || kernel.has_streams();
     let mut elements = Elements::parameters(kernel, access).and_gradients(kernel);
     elements.features.extend(traits.features);
     // Where parameters and gradients lie in one buffer, which is written, wgpu demands that both bindings have the same access.
@@ -22,10 +21,10 @@ pub(crate) fn pipeline(gpu: &Gpu, tuning: &Tuning, kernel: Kernel, access: Acces
         (kernel.clears_gradients, "clears_gradients"),
         (traits.momentum, "momentum"),
         (traits.squares, "squares"),
-        (kernel.has_counters() || kernel.has_last_gradient() || vector, "keeps_memory"),
+        (kernel.has_memory(), "keeps_memory"),
         (kernel.has_counters(), "keeps_counters"),
         (kernel.has_last_gradient(), "keeps_gradient"),
-        (vector, "keeps_parameters"),
+        (kernel.has_first_parameters() || kernel.has_streams(), "keeps_parameters"),
         (kernel.has_streams(), "streams"),
         (kernel.averages && !kernel.schedule_free, "averages"),
         (kernel.schedule_free, "schedule_free"),
@@ -33,29 +32,29 @@ pub(crate) fn pipeline(gpu: &Gpu, tuning: &Tuning, kernel: Kernel, access: Acces
     ] {
         elements.when(condition, feature);
     }
-    let mut constants = vec![
-        ("WORKGROUP", f64::from(tuning.workgroup_size)),
-        flag("COUPLED_DECAY", kernel.coupled_decay),
-        flag("LOSS_SCALE", kernel.loss_scale),
-    ];
+    let mut constants =
+        vec![("WORKGROUP", f64::from(tuning.workgroup_size)), flag("COUPLED_DECAY", kernel.coupled_decay)];
     constants.extend(elements.constants);
+    let written = |is_there: bool| if is_there { Binding::Write } else { Binding::Absent };
     let own = [
         Binding::Read,
         Binding::Write,
         if writes_gradients { Binding::Write } else { Binding::Read },
-        Binding::Write,
-        Binding::Write,
+        written(traits.momentum || traits.squares),
+        written(kernel.has_memory()),
         Elements::remainders(kernel),
     ];
     // In schedule-free training z lies where the averages do.
-    let averages = if kernel.averages { Binding::Write } else { Binding::Absent };
-    let measured = [averages, if kernel.step_sums { Binding::Write } else { Binding::Absent }];
-    let mut groups: Vec<&[Binding]> = vec![&[Binding::Read], &own];
-    if kernel.averages || kernel.step_sums {
-        groups.push(&measured);
-    }
+    // Beside them the sums of the step, or the records.
+    let told = [written(kernel.averages), Binding::Write];
     Pipeline::new(
         gpu,
-        &PassSource { module: STEM, stem: STEM, features: &elements.features, constants: &constants, groups: &groups },
+        &PassSource {
+            module: STEM,
+            stem: STEM,
+            features: &elements.features,
+            constants: &constants,
+            groups: &[&[Binding::Read], &own, &told],
+        },
     )
 }

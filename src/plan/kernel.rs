@@ -152,6 +152,12 @@ impl Kernel {
         self.has_counters() || self.compares_iterates() || self.has_last_gradient() || self.has_first_parameters()
     }
 
+    /// Returns true if pass 4 writes a memory of the regime.
+    #[cfg(feature = "gpu")]
+    pub(crate) fn has_memory(self) -> bool {
+        self.has_counters() || self.has_last_gradient() || self.has_first_parameters() || self.has_streams()
+    }
+
     pub(crate) fn has_first_parameters(self) -> bool {
         self.alignment == Alignment::FirstParameters
     }

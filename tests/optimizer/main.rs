@@ -15,6 +15,7 @@ mod helpers;
 mod learning_rate;
 mod loss_scale;
 mod low_rank;
+mod overflow;
 mod parity;
 mod properties;
 mod random_plans;

@@ -8,7 +8,7 @@ use crate::cpu::half::Number;
 use crate::cpu::reduce_gradient::{BlockSlices, reduce_gradient};
 use crate::cpu::update_parameters::{Halves, MemorySlices, TILE, Tiles, Wide, update_parameters};
 use crate::cpu::values::{Slice, SliceMut, Values, ValuesMut};
-use crate::layout::{Block, GroupConstants, GroupState, ScopeSums, Update, skips};
+use crate::layout::{Block, GroupConstants, GroupState, NO_ELEMENT, ScopeSums, Update, skips};
 use crate::plan::Kernel;
 
 /// Pass 1 over one block. A type and not a closure, and so is [`UpdateStretch`]: a closure of this size is not inlined, and only what
@@ -72,16 +72,20 @@ impl<G: Number> NullaryFnOnce for Reduce<'_, G> {
 pub(super) struct UpdateStretch<'a, T> {
     pub(super) kernel: Kernel,
     pub(super) update: &'a Update,
+    /// Index of the first element in the optimizer.
+    pub(super) first_element: u32,
     pub(super) elements: T,
     pub(super) memory: MemorySlices<'a>,
 }
 
 impl<T: Tiles> NullaryFnOnce for UpdateStretch<'_, T> {
-    type Output = ();
+    /// [`RawRecord::overflow_key`] of these elements.
+    type Output = u32;
 
     #[inline(always)]
-    fn call(self) {
-        update_parameters(self.kernel, self.update, self.elements, self.memory);
+    fn call(self) -> u32 {
+        let first = update_parameters(self.kernel, self.update, self.elements, self.memory);
+        first.map_or(0, |first| NO_ELEMENT - (self.first_element + first))
     }
 }
 
@@ -118,19 +122,21 @@ impl StretchSlices<'_> {
     }
 }
 
-/// Halves a tensor, at a multiple of the block, until a half is not worth handing to another thread.
-pub(super) fn update_in_halves(arch: Arch, kernel: Kernel, update: &Update, slices: StretchSlices) {
+/// Halves a tensor, at a multiple of the block, until a half is not worth handing to another thread. Returns [`RawRecord::overflow_key`].
+pub(super) fn update_in_halves(arch: Arch, kernel: Kernel, update: &Update, slices: StretchSlices) -> u32 {
     let block = BLOCK_ELEMENTS as usize;
     let elements = slices.params.len();
     if elements <= block * PARALLEL_BLOCKS / 4 {
         let StretchSlices { params, grads, remainders, first_element, memory } = slices;
         return match (params, grads) {
             (SliceMut::F32(params), Slice::F32(grads)) => {
-                arch.dispatch(UpdateStretch { kernel, update, elements: Wide { params, grads }, memory })
+                let elements = Wide { params, grads };
+                arch.dispatch(UpdateStretch { kernel, update, first_element, elements, memory })
             }
             (params, grads) => arch.dispatch(UpdateStretch {
                 kernel,
                 update,
+                first_element,
                 elements: Halves {
                     params,
                     grads,
@@ -146,7 +152,11 @@ pub(super) fn update_in_halves(arch: Arch, kernel: Kernel, update: &Update, slic
     }
     let middle = elements.div_ceil(block) / 2 * block;
     let (before, after) = slices.split_at(middle);
-    rayon::join(|| update_in_halves(arch, kernel, update, before), || update_in_halves(arch, kernel, update, after));
+    let (before, after) = rayon::join(
+        || update_in_halves(arch, kernel, update, before),
+        || update_in_halves(arch, kernel, update, after),
+    );
+    before.max(after)
 }
 
 impl CpuOptimizer {
@@ -193,15 +203,17 @@ impl CpuOptimizer {
         }
     }
 
-    /// Pass 4 over all blocks.
+    /// Pass 4 over all blocks. Tells the step's record of an element that was out of range.
     pub(super) fn update(&mut self, params: &mut [impl ValuesMut + Send], grads: &[impl Values + Sync]) {
         let (arch, updates) = (self.arch, &self.updates);
         let update_one = |tensor: &mut TensorMemory, params: SliceMut, grads: Slice| {
             let (Some(kernel), Some(block)) = (tensor.kernel, tensor.blocks.first()) else {
-                return;
+                return 0;
             };
             let update = &updates[block.group as usize];
-            if update.skip != skips::SKIP_ALL {
+            if update.skip == skips::SKIP_ALL {
+                0
+            } else {
                 update_in_halves(
                     arch,
                     kernel,
@@ -221,19 +233,22 @@ impl CpuOptimizer {
                             streams: tensor.memory.streams.each_mut().map(Vec::as_mut_slice),
                         },
                     },
-                );
+                )
             }
         };
-        if self.parallel {
-            self.tensors.par_iter_mut().zip(params.par_iter_mut()).zip(grads.par_iter()).for_each(
-                |((tensor, params), grads)| {
-                    update_one(tensor, params.values_mut(), grads.values());
-                },
-            );
+        let key = if self.parallel {
+            let tensors = self.tensors.par_iter_mut().zip(params.par_iter_mut()).zip(grads.par_iter());
+            let keys = tensors.map(|((tensor, params), grads)| update_one(tensor, params.values_mut(), grads.values()));
+            keys.reduce(|| 0, u32::max)
         } else {
-            self.tensors.iter_mut().zip(params.iter_mut()).zip(grads.iter()).for_each(|((tensor, params), grads)| {
-                update_one(tensor, params.values_mut(), grads.values());
-            });
+            let tensors = self.tensors.iter_mut().zip(params.iter_mut()).zip(grads.iter());
+            let keys = tensors.map(|((tensor, params), grads)| update_one(tensor, params.values_mut(), grads.values()));
+            keys.fold(0, u32::max)
+        };
+        if key != 0 {
+            // Pass 3 has moved on in the ring.
+            let slot = self.states[0].record_slot as usize - 1;
+            self.records[slot * self.plan.groups.len()].overflow_key = key;
         }
     }
 }

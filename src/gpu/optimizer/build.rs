@@ -7,7 +7,7 @@ use super::*;
 use crate::error::{BuildError, Error};
 use crate::gpu::buffers::{filled, part, whole, zeroed};
 use crate::gpu::context::Gpu;
-use crate::gpu::limits::{MOST_TRIPS, binding_alignment, largest_binding};
+use crate::gpu::limits::{self, MOST_TRIPS, binding_alignment, largest_binding};
 use crate::gpu::readback::Readback;
 use crate::gpu::sweep::most_storage_buffers;
 use crate::gpu::tensor::{Span, Tensor};
@@ -43,8 +43,8 @@ impl OptimizerBuilder<Tensor> {
     pub fn build(self, gpu: &Gpu) -> Result<Optimizer, Error> {
         gpu.check_alive()?;
         let limits = gpu.device().limits();
-        let record_bytes = std::mem::size_of::<RawRecord>() as u64;
-        let record_steps = self.record_steps_for(largest_binding(&limits) / record_bytes)?;
+        limits::check(&limits)?;
+        let record_steps = self.record_steps_for(largest_binding(&limits))?;
         gpu.tuning().validate(gpu.device())?;
         let (safeguards, rebindable, shard) = (self.safeguards, self.rebindable, self.shard);
         let accumulation = self.accumulation;
@@ -56,6 +56,7 @@ impl OptimizerBuilder<Tensor> {
             (None, _) => None,
             (Some(_), Some(span)) => {
                 span.check("loss", "loss")?;
+                span.check_scalar("loss")?;
                 Some(span)
             }
             (Some(group), None) => {
@@ -89,7 +90,7 @@ pub(super) fn check_storage_buffers(plan: &Plan, limits: &wgpu::Limits) -> Resul
         what: "the number of storage buffers of a kernel".to_owned(),
         value: most.into(),
         limit: limit.into(),
-        way_out: "ask the adapter for more when the device is created (max_storage_buffers_per_shader_stage), keep no master weights (Rounding::Nearest or Rounding::Stochastic), or leave out averaging, telemetry or the secant regimes",
+        way_out: "ask the adapter for more when the device is created (max_storage_buffers_per_shader_stage), keep no master weights (Rounding::Nearest or Rounding::Stochastic), or use a regime that keeps no last gradient",
     }))
 }
 
@@ -205,15 +206,6 @@ impl Optimizer {
         let recorded = plan.units.iter().filter(|unit| unit.tensor != NO_TENSOR);
         let recorded = recorded.count() as u32;
         let tensor_records = u64::from(record_steps) * u64::from(recorded);
-        let most = largest_binding(limits) / std::mem::size_of::<RawTensorRecord>() as u64;
-        if tensor_records > most {
-            return Err(Error::Build(BuildError::Limit {
-                what: "the number of records of tensors".to_owned(),
-                value: tensor_records,
-                limit: most,
-                way_out: "ask for fewer steps with OptimizerBuilder::record_steps, or for telemetry of fewer groups",
-            }));
-        }
         if plan.units.len() as u64 > grid {
             return Err(Error::Build(BuildError::Limit {
                 what: "the number of tensors and groups that are measured".to_owned(),
@@ -231,6 +223,7 @@ impl Optimizer {
 
         let tables = Tables {
             step_partials: &step_partials,
+            records: &records,
             groups: &groups,
             states: &states,
             updates: &updates,
@@ -294,7 +287,14 @@ impl Optimizer {
                 bind_groups: vec![finish.bind(
                     device,
                     0,
-                    &[whole(&units), whole(&step_partials), whole(&updates), whole(&states), whole(&tensor_records)],
+                    &[
+                        whole(&units),
+                        whole(&step_partials),
+                        whole(&updates),
+                        whole(&states),
+                        whole(&tensor_records),
+                        whole(&records),
+                    ],
                 )],
                 pipeline: finish.pipeline.clone(),
                 workgroups: plan.units.len() as u32,

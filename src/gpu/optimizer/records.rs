@@ -58,7 +58,11 @@ impl Optimizer {
         // Whatever of it tells of the halt has been read afterwards.
         self.fetch_records().await?;
         for group in 0..self.plan.groups.len() {
-            for field in [std::mem::offset_of!(GroupState, skips_in_row), std::mem::offset_of!(GroupState, halted)] {
+            for field in [
+                std::mem::offset_of!(GroupState, skips_in_row),
+                std::mem::offset_of!(GroupState, overflows_in_row),
+                std::mem::offset_of!(GroupState, halted),
+            ] {
                 let at = group * std::mem::size_of::<GroupState>() + field;
                 let queue = self.gpu.queue();
                 queue.write_buffer(&self.states, at as u64, bytemuck::bytes_of(&0u32));

@@ -15,6 +15,7 @@ use crate::plan::{MemoryKind, Plan, Window};
 #[derive(Clone, Copy)]
 pub(super) struct Tables<'a> {
     pub(super) step_partials: &'a wgpu::Buffer,
+    pub(super) records: &'a wgpu::Buffer,
     pub(super) groups: &'a wgpu::Buffer,
     pub(super) states: &'a wgpu::Buffer,
     pub(super) updates: &'a wgpu::Buffer,
@@ -223,15 +224,10 @@ impl Passes<'_> {
         averages: Option<&wgpu::Buffer>,
     ) -> (Dispatch, Option<WindowAverages>) {
         let updates = [whole(tables.updates)];
-        let step_partials = whole(tables.step_partials);
+        let told = whole(if window.kernel.step_sums { tables.step_partials } else { tables.records });
         let Some(buffer) = averages else {
-            let update = if window.kernel.step_sums {
-                // There are no averages, so that nothing is bound in their place.
-                let measured = [step_partials.clone(), step_partials];
-                self.dispatch(Sweep::Update, window, &[&updates, own, &measured])
-            } else {
-                self.dispatch(Sweep::Update, window, &[&updates, own])
-            };
+            // There are no averages, so that nothing is bound in their place.
+            let update = self.dispatch(Sweep::Update, window, &[&updates, own, &[told.clone(), told]]);
             return (update, None);
         };
         let memory = [whole(buffer)];
@@ -247,12 +243,7 @@ impl Passes<'_> {
         } else {
             (self.dispatch(Sweep::Settle, window, &groups), None)
         };
-        let update = if window.kernel.step_sums {
-            let measured = [whole(buffer), step_partials];
-            self.dispatch(Sweep::Update, window, &[&updates, own, &measured])
-        } else {
-            self.dispatch(Sweep::Update, window, &groups)
-        };
+        let update = self.dispatch(Sweep::Update, window, &[&updates, own, &[whole(buffer), told]]);
         let averages = WindowAverages { window: index, buffer: buffer.clone(), exchange, settle, schedule_free };
         (update, Some(averages))
     }
