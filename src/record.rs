@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use crate::error::Error;
+use crate::error::{Error, Problem};
 use crate::layout::terms::{self, TERMS};
 use crate::layout::{RawRecord, RawTensorRecord, record_flags, unscale};
 use crate::plan::Plan;
@@ -284,7 +284,7 @@ impl Record {
 impl Plan {
     /// The error that a record of a halted optimizer stands for.
     pub(crate) fn halted(&self, record: &Record) -> Option<Error> {
-        record.flags.halted().then(|| Error::Halted {
+        let halted = || Problem::Halted {
             first_step: record.step + 1 - u64::from(record.skips_in_row),
             after: self.safeguards.nonfinite.halt_after(),
             cause: match (record.nonfinite, record.rank_nonfinite) {
@@ -298,8 +298,8 @@ impl Plan {
                 (None, Some(bad)) => bad.to_string(),
                 (None, None) => "a loss that was not finite".to_owned(),
             },
-            nonfinite: record.nonfinite,
-        })
+        };
+        record.flags.halted().then(|| Error::from(halted()))
     }
 }
 

@@ -117,14 +117,6 @@ macro_rules! rules {
             $($(#[$meta])* $Rule($Rule),)*
         }
 
-        $(
-            impl From<$Rule> for Rule {
-                fn from(rule: $Rule) -> Self {
-                    Rule::$Rule(rule)
-                }
-            }
-        )*
-
         impl Rule {
             /// Returns rules of every kind with their usual constants, to iterate over. μ and β are 0.9.
             pub fn all() -> Vec<Self> {
@@ -214,22 +206,26 @@ impl Rule {
     }
 
     /// Returns true if the rule keeps a mean of squares `v` (4 bytes per parameter).
+    #[doc(hidden)]
     pub fn has_second_moment(&self) -> bool {
         self.traits().squares
     }
 
     /// Returns true if the direction is a vector of signs, whose length is √d for every gradient.
+    #[doc(hidden)]
     pub fn is_sign(&self) -> bool {
         self.traits().sign
     }
 
     /// Returns true if the direction does not shrink with the gradient: sign rules and AdamW. Regimes take its length to be √d. AdamW's first
     /// direction has that length, and later ones are longer only for a short while after the gradient has grown.
+    #[doc(hidden)]
     pub fn is_scale_free(&self) -> bool {
         self.is_sign() || self.has_second_moment()
     }
 
     /// Returns the share of the old momentum in the new one: μ, β, β₁ of AdamW, β₂ of Lion; 0 for rules without momentum.
+    #[doc(hidden)]
     pub fn momentum(&self) -> f32 {
         self.numbers().momentum
     }

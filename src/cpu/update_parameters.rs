@@ -93,7 +93,7 @@ impl Tiles for Halves<'_> {
 
     #[inline(always)]
     fn put(&mut self, tile: Range<usize>) {
-        if self.params.element().is_half() {
+        if self.params.as_slice().element().is_half() {
             let first_element = self.first_element.wrapping_add(tile.start as u32);
             self.params.range_mut(tile.clone()).encode_parameters(
                 self.encoding,

@@ -8,7 +8,7 @@ use std::sync::{Mutex, OnceLock, PoisonError};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::error::Error;
+use crate::error::{Error, Problem};
 use crate::gpu::context::Gpu;
 use crate::gpu::shader::sources;
 use crate::gpu::tuning::{Partials, Tuning};
@@ -163,7 +163,7 @@ impl TuningCache {
     /// write is atomic: readers see the old file or the new one. If two processes write at the same time, the later one wins.
     ///
     /// # Errors
-    /// [`BuildError::InvalidValue`](crate::BuildError::InvalidValue) if the device does not support the tuning, [`Error::TuningCache`] if the file cannot be written.
+    /// [`ErrorKind::Build`](crate::ErrorKind::Build) if the device does not support the tuning, [`ErrorKind::TuningCache`](crate::ErrorKind::TuningCache) if the file cannot be written.
     pub fn put(&self, gpu: &Gpu, elements: u64, tuning: Tuning) -> Result<(), Error> {
         tuning.validate(gpu.device())?;
         // Threads of one process take turns, so that none loses the other's entry.
@@ -177,8 +177,9 @@ impl TuningCache {
         entries.retain(|value| {
             Entry::deserialize(value).is_ok_and(|other| other.elements != elements || other.key != entry.key)
         });
-        self.write(entries, &entry)
-            .map_err(|error| Error::TuningCache { path: self.path.display().to_string(), message: error.to_string() })
+        self.write(entries, &entry).map_err(|error| {
+            Error::from(Problem::TuningCache { path: self.path.display().to_string(), message: error.to_string() })
+        })
     }
 
     fn write(&self, mut entries: Vec<Value>, entry: &Entry) -> std::io::Result<()> {

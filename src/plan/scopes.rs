@@ -50,7 +50,7 @@ pub(super) fn kernel_of(config: &GroupConfig, scope: &Scope, configs: &[GroupCon
                 || secant && member.rule.kind() != config.rule.kind()
         })
     {
-        return Err(Error::Build(BuildError::MixedMemory {
+        return Err(Error::from(BuildError::MixedMemory {
             first: config.name.clone(),
             second: other.name.clone(),
             scope: scope.name.unwrap_or_default().to_owned(),
@@ -58,7 +58,7 @@ pub(super) fn kernel_of(config: &GroupConfig, scope: &Scope, configs: &[GroupCon
     }
     if measured && let Some(other) = members().find(|member| member.rule.has_momentum() != config.rule.has_momentum()) {
         let (first, second) = if config.rule.has_momentum() { (config, other) } else { (other, config) };
-        return Err(Error::Build(BuildError::MixedScope {
+        return Err(Error::from(BuildError::MixedScope {
             first: first.name.clone(),
             second: second.name.clone(),
             scope: scope.name.unwrap_or_default().to_owned(),
@@ -160,7 +160,7 @@ pub(super) fn number_rows(
     let words = partials * u64::from(crate::layout::PARTIAL_WORDS);
     let limit = geometry.binding_elements.min(u64::from(u32::MAX));
     if words > limit {
-        return Err(Error::Build(BuildError::Limit {
+        return Err(Error::from(BuildError::Limit {
             what: "the number of words of partial sums".to_owned(),
             value: words,
             limit,
@@ -169,7 +169,7 @@ pub(super) fn number_rows(
     }
     let most = rows.iter().max().copied().unwrap_or(0) * u64::from(geometry.partials_per_block);
     if most > geometry.scope_partials {
-        return Err(Error::Build(BuildError::Limit {
+        return Err(Error::from(BuildError::Limit {
             what: "the number of partial sums of one norm".to_owned(),
             value: most,
             limit: geometry.scope_partials,

@@ -132,7 +132,7 @@ impl Default for AutoSgd {
 impl Regime {
     /// Returns [`AutoSgd`], starting from the automatic first step.
     pub fn auto_sgd() -> Self {
-        AutoSgd::default().into()
+        Regime::AutoSgd(AutoSgd::default())
     }
 }
 

@@ -92,7 +92,7 @@ impl Default for Seesaw {
 impl Regime {
     /// Returns [`Seesaw`] with its constants.
     pub fn seesaw() -> Self {
-        Seesaw::default().into()
+        Regime::Seesaw(Seesaw::default())
     }
 }
 
