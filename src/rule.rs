@@ -317,6 +317,7 @@ pub enum WeightDecay {
 
 impl WeightDecay {
     /// Returns λ of the coupled form, 0 otherwise.
+    #[doc(hidden)]
     pub fn coupled(&self) -> f32 {
         match *self {
             WeightDecay::Coupled(lambda) => lambda,
@@ -325,6 +326,7 @@ impl WeightDecay {
     }
 
     /// Returns λ of the decoupled form, 0 otherwise.
+    #[doc(hidden)]
     pub fn decoupled(&self) -> f32 {
         match *self {
             WeightDecay::Decoupled(lambda) => lambda,

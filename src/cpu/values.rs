@@ -80,12 +80,12 @@ macro_rules! each {
 
 impl<'a> Slice<'a> {
     /// Number of values.
-    pub fn len(&self) -> usize {
+    pub(crate) fn len(&self) -> usize {
         each!(self, Slice: slice => slice.len())
     }
 
     /// Type that they are stored as.
-    pub fn element(&self) -> Element {
+    pub(crate) fn element(&self) -> Element {
         match self {
             Slice::F32(_) => Element::F32,
             Slice::F16(_) => Element::F16,
@@ -134,7 +134,7 @@ impl<'a> Slice<'a> {
 
 impl<'a> SliceMut<'a> {
     /// Number of values.
-    pub fn len(&self) -> usize {
+    pub(crate) fn len(&self) -> usize {
         self.as_slice().len()
     }
 

@@ -180,6 +180,7 @@ impl Gpu {
     ///
     /// # Errors
     /// The closure's own, [`ErrorKind::DeviceRefused`](crate::ErrorKind::DeviceRefused), or [`ErrorKind::DeviceLost`](crate::ErrorKind::DeviceLost).
+    #[doc(hidden)]
     pub fn scoped<T, E: From<Error>>(&self, what: &str, set_up: impl FnOnce() -> Result<T, E>) -> Result<T, E> {
         let (result, problem) = self.catching(set_up);
         self.probe();

@@ -102,6 +102,7 @@ impl TuningCache {
     }
 
     /// Returns the path of the file.
+    #[doc(hidden)]
     pub fn path(&self) -> &Path {
         &self.path
     }
@@ -130,6 +131,7 @@ impl TuningCache {
     }
 
     /// Returns all tunings for this adapter, driver and version of the kernels, with their sizes, smallest first.
+    #[doc(hidden)]
     pub fn entries(&self, gpu: &Gpu) -> Vec<(u64, Tuning)> {
         let (entries, problems) = self.right_entries(gpu);
         self.warn(&problems);
