@@ -235,6 +235,7 @@ impl Checkpoint {
     }
 
     /// Returns the names of the stored safetensors entries, in the order of the file.
+    #[doc(hidden)]
     pub fn names(&self) -> Vec<String> {
         self.metadata.offset_keys()
     }

@@ -18,11 +18,11 @@ pub(crate) mod timestamps;
 mod tune;
 mod tuning;
 #[cfg(feature = "tuning-cache")]
-mod tuning_cache;
+pub(crate) mod tuning_cache;
 mod update_parameters;
 
 pub use tensor::{ElementSlice, Tensor};
 pub use tune::{Candidate, TuneOptions, TuneReport};
 pub use tuning::{Partials, Tuning};
 #[cfg(feature = "tuning-cache")]
-pub use tuning_cache::{CACHE_VARIABLE, TuningCache};
+pub use tuning_cache::TuningCache;

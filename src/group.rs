@@ -174,9 +174,7 @@ impl<T> Group<T> {
         self.tensors.push((name.into(), [params.tensor(), grads.tensor()]));
         self
     }
-}
 
-impl<T> Group<T> {
     /// Returns the group's name.
     pub fn name(&self) -> &str {
         &self.name

@@ -124,6 +124,8 @@ pub mod internals {
     pub use crate::gpu::shader::link;
     #[cfg(feature = "gpu")]
     pub use crate::gpu::timestamps::Timestamps;
+    #[cfg(feature = "tuning-cache")]
+    pub use crate::gpu::tuning_cache::CACHE_VARIABLE;
     pub use crate::regime::MAX_CHANGE;
 
     pub mod layout {

@@ -324,6 +324,7 @@ macro_rules! terms {
             }
 
             /// Returns in words what happened where the term raises the rate (`rising`) or lowers it.
+            #[doc(hidden)]
             pub fn cause(self, rising: bool) -> &'static str {
                 match self {
                     $(Term::$Term => if rising { $rising } else { $falling },)*

@@ -283,6 +283,7 @@ impl Regime {
     }
 
     /// Returns a line that says what the regime uses, as the command line's help has it.
+    #[doc(hidden)]
     pub fn summary(&self) -> &'static str {
         self.regime().summary()
     }
@@ -319,6 +320,7 @@ impl Regime {
 
     /// Returns true if the regime supports this rule. [`AutoSgd`] needs three copies of the rule's memory and rejects rules with momentum or a
     /// second moment. All other combinations can be built.
+    #[doc(hidden)]
     pub fn fits(&self, rule: &Rule) -> bool {
         self.regime().fits(rule)
     }

@@ -184,11 +184,13 @@ impl Rule {
     }
 
     /// Returns a line that says what the rule's direction is, as the command line's help has it.
+    #[doc(hidden)]
     pub fn summary(&self) -> &'static str {
         self.rule().summary()
     }
 
     /// Returns the rule with another momentum: μ of Sgdm, β of Signum. Other rules stay as they are.
+    #[doc(hidden)]
     #[must_use]
     pub fn with_momentum(self, momentum: f32) -> Self {
         self.rule().with_momentum(momentum)
@@ -196,6 +198,7 @@ impl Rule {
 
     /// Returns the weight decay that the rule is published with: decoupled for AdamW (0.01, PyTorch's default) and Lion (none by default),
     /// coupled for the others. A group has the decay that it is given, or none.
+    #[doc(hidden)]
     pub fn usual_weight_decay(&self) -> WeightDecay {
         self.rule().usual_weight_decay()
     }
@@ -272,6 +275,7 @@ impl Rule {
 impl Averaging {
     /// Returns true if this average works with a rule. [`Averaging::ScheduleFree`] needs a rule without momentum; the others work with every
     /// rule.
+    #[doc(hidden)]
     pub fn fits(&self, rule: &Rule) -> bool {
         *self != Averaging::ScheduleFree || !rule.has_momentum()
     }

@@ -137,11 +137,13 @@ impl ShardSums {
     }
 
     /// Returns the rank that measured the sums.
+    #[doc(hidden)]
     pub fn rank(&self) -> u32 {
         self.head.rank
     }
 
     /// Steps attempted before this one.
+    #[doc(hidden)]
     pub fn step(&self) -> u64 {
         u64::from(self.head.step_high) << 32 | u64::from(self.head.step_low)
     }
@@ -324,11 +326,13 @@ pub struct CombinedSums {
 
 impl CombinedSums {
     /// Returns the number of ranks.
+    #[doc(hidden)]
     pub fn ranks(&self) -> usize {
         self.starts.len() - 1
     }
 
     /// Steps attempted before this one.
+    #[doc(hidden)]
     pub fn step(&self) -> u64 {
         self.step
     }

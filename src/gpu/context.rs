@@ -157,6 +157,7 @@ impl Gpu {
     }
 
     /// Returns how long a readback waits for the device.
+    #[doc(hidden)]
     pub fn readback_timeout(&self) -> Duration {
         self.readback_timeout
     }

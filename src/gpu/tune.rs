@@ -53,8 +53,6 @@ pub struct Candidate {
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 pub struct TuneReport {
-    /// Parameters of the optimizer that was measured.
-    pub elements: u64,
     /// The geometry to use: the preset, unless another is faster by more than the noise.
     pub best: Tuning,
     /// Nanoseconds per parameter and step with it: the preset's, times the median ratio of the alternating rounds.
@@ -119,7 +117,6 @@ impl Gpu {
             return Err(search.first_error.unwrap_or(Error::from(BuildError::NoGroups)));
         };
         let mut report = TuneReport {
-            elements: options.elements,
             best,
             best_ns_per_param: ns,
             preset,

@@ -33,6 +33,7 @@ impl Partials {
     }
 
     /// Returns true if a device with these features supports it.
+    #[doc(hidden)]
     pub fn is_supported(self, features: wgpu::Features) -> bool {
         self != Partials::Subgroup || features.contains(wgpu::Features::SUBGROUP)
     }

@@ -87,8 +87,8 @@ impl TuningCache {
         TuningCache { path: path.into() }
     }
 
-    /// Uses the file that [`CACHE_VARIABLE`] names, otherwise `wgpu-optim/tuning.json` in the system's cache directory. Returns `None` if the
-    /// variable is empty or there is no such directory.
+    /// Uses the file that the environment variable `WGPU_OPTIM_TUNING_CACHE` names, otherwise `wgpu-optim/tuning.json` in the system's cache
+    /// directory. Returns `None` if the variable is empty or there is no such directory.
     pub fn from_env() -> Option<Self> {
         match std::env::var_os(CACHE_VARIABLE) {
             Some(path) if path.is_empty() => None,

@@ -7,7 +7,8 @@ use std::time::Duration;
 
 use crate::command::{self, assert_refused as refused, words};
 use serde_json::{Value, json};
-use wgpu_optim::gpu::{CACHE_VARIABLE, Partials, TuneOptions, Tuning, TuningCache};
+use wgpu_optim::gpu::{Partials, TuneOptions, Tuning, TuningCache};
+use wgpu_optim::internals::CACHE_VARIABLE;
 use wgpu_optim::{ErrorKind, Gpu, Regime, Rule};
 use wgpu_optim_conformance::Numbers;
 use wgpu_optim_conformance::run::{GpuRun, Place, Run, Spec, devices};

@@ -70,6 +70,7 @@ impl CpuOptimizer {
     /// average has not started yet, so that the parameters stand in for it, and while the averages are in the caller's slices. `None`, too,
     /// of [schedule-free](crate::Averaging::ScheduleFree) groups, whose average is nowhere kept as such:
     /// [`copy_averages`](CpuOptimizer::copy_averages) gives every average.
+    #[doc(hidden)]
     pub fn averages(&self, tensor: usize) -> Option<&[f32]> {
         let here = !self.averages_are_swapped && tensor < self.tensors.len() && self.has_average(tensor);
         let kept = here && !self.is_schedule_free(tensor);
