@@ -120,12 +120,12 @@ impl Checkpoint {
     /// Reads a checkpoint from a file.
     ///
     /// # Errors
-    /// [`CheckpointError::File`](crate::CheckpointError::File) if the file cannot be read; otherwise as [`Checkpoint::from_bytes`].
+    /// [`ErrorKind::CheckpointFile`](crate::ErrorKind::CheckpointFile) if the file cannot be read; otherwise as [`Checkpoint::from_bytes`].
     pub fn load(path: impl AsRef<Path>) -> Result<Self, Error> {
         let path = path.as_ref();
         let refused = |message: String, source| {
             let path = path.display().to_string();
-            Error::Checkpoint(CheckpointError::File { path, action: "read", message, source })
+            Error::from(CheckpointError::File { path, action: "read", message, source })
         };
         let unreadable = |message: String| refused(message, None);
         let words = |error: std::io::Error| {
@@ -159,7 +159,8 @@ impl Checkpoint {
     /// number.
     ///
     /// # Errors
-    /// [`CheckpointError::Damaged`](crate::CheckpointError::Damaged) if the bytes are not a complete checkpoint, [`CheckpointError::Version`](crate::CheckpointError::Version) for another format version.
+    /// [`ErrorKind::CheckpointDamaged`](crate::ErrorKind::CheckpointDamaged) if the bytes are not a complete checkpoint, or one of another
+    /// format version.
     /// Whether the checkpoint belongs to an optimizer is checked by `restore`.
     pub fn from_bytes(bytes: impl Into<Vec<u8>>) -> Result<Self, Error> {
         let mut bytes = bytes.into();
@@ -180,20 +181,20 @@ impl Checkpoint {
     /// killed at any time leaves the old file or the new one.
     ///
     /// # Errors
-    /// [`CheckpointError::File`](crate::CheckpointError::File); an old file is then unchanged.
+    /// [`ErrorKind::CheckpointFile`](crate::ErrorKind::CheckpointFile); an old file is then unchanged.
     pub fn save(&self, path: impl AsRef<Path>) -> Result<(), Error> {
         let path = path.as_ref();
         let header = self.header();
         header::check_written(&header).map_err(|message| {
             let path = path.display().to_string();
-            Error::Checkpoint(CheckpointError::File { path, action: "written", message, source: None })
+            Error::from(CheckpointError::File { path, action: "written", message, source: None })
         })?;
         crate::atomic_file::replace(path, |file| {
             file.write_all(&header)?;
             file.write_all(&self.data)
         })
         .map_err(|error| {
-            Error::Checkpoint(CheckpointError::File {
+            Error::from(CheckpointError::File {
                 path: path.display().to_string(),
                 action: "written",
                 message: format!("{error}; name a file in a folder that is there and may be written"),
@@ -238,6 +239,7 @@ impl Checkpoint {
     }
 
     /// Returns the names of the stored safetensors entries, in the order of the file.
+    #[doc(hidden)]
     pub fn names(&self) -> Vec<String> {
         self.metadata.offset_keys()
     }
@@ -269,7 +271,7 @@ impl Checkpoint {
     /// anything is changed.
     pub(crate) fn fit(&self, plan: &Plan, parameters: Parameters) -> Result<Cow<'_, Self>, Error> {
         let differs = |difference: about::Difference| {
-            Error::Checkpoint(CheckpointError::Differs {
+            Error::from(CheckpointError::Differs {
                 checkpoint: self.origin.clone(),
                 what: difference.what,
                 found: difference.found,
@@ -291,7 +293,7 @@ impl Checkpoint {
         };
         fitted.check_states(plan).map_err(damaged)?;
         if parameters == Parameters::Included && !self.about.parameters {
-            return Err(Error::Checkpoint(CheckpointError::WithoutParameters { checkpoint: self.origin.clone() }));
+            return Err(Error::from(CheckpointError::WithoutParameters { checkpoint: self.origin.clone() }));
         }
         Ok(fitted)
     }
@@ -454,11 +456,7 @@ fn open(origin: &str, text: &[u8], data_bytes: u64) -> Result<Opened, Error> {
     // The version first: a newer one may have everything else changed.
     let version = about::version(about).map_err(damaged)?;
     if !(OLDEST_VERSION..=VERSION).contains(&version) {
-        return Err(Error::Checkpoint(CheckpointError::Version {
-            checkpoint: origin.to_owned(),
-            version,
-            newest: VERSION,
-        }));
+        return Err(Error::from(CheckpointError::Version { checkpoint: origin.to_owned(), version, newest: VERSION }));
     }
     let expected = match header.texts.get(CHECKSUM) {
         Some(text) => {
@@ -480,7 +478,7 @@ fn open(origin: &str, text: &[u8], data_bytes: u64) -> Result<Opened, Error> {
 }
 
 fn damaged(origin: &str, problem: String) -> Error {
-    Error::Checkpoint(CheckpointError::Damaged { checkpoint: origin.to_owned(), problem })
+    Error::from(CheckpointError::Damaged { checkpoint: origin.to_owned(), problem })
 }
 
 /// So many zeros, or why not.

@@ -7,17 +7,16 @@ mod finish_reduction;
 mod finish_update;
 mod half;
 mod learning_rate;
-mod optimizer;
+pub(crate) mod optimizer;
 mod reduce_gradient;
 mod schedule;
 pub(crate) mod schedule_free;
 mod tensor;
 mod update_parameters;
-mod values;
+pub(crate) mod values;
 
-pub use optimizer::CpuOptimizer;
-pub use tensor::{Tensor, Value};
-pub use values::{Slice, SliceMut};
+pub use tensor::Tensor;
+pub use values::{Values, ValuesMut};
 
 /// Elements of a block: small enough for the first-level cache, large enough that handing it to a thread costs nothing.
 pub(crate) const BLOCK_ELEMENTS: u32 = 4096;

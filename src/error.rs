@@ -7,69 +7,145 @@ use crate::element::Element;
 
 /// Error of a call of this crate.
 ///
-/// Every message is one line that names the group or tensor, the value, the limit that it breaks, and what to do instead. A call that
-/// returns an `Err` has changed nothing. [`Error::Halted`] and [`DeviceError::Lost`] are the exceptions, and describe what they leave behind.
-#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+/// Every message is one line that names the group or tensor, the value, the limit that it breaks, and what to do instead. A program decides by
+/// [`Error::kind`]. A call that returns an `Err` has changed nothing; [`ErrorKind::Halted`] and [`ErrorKind::DeviceLost`] are the exceptions,
+/// and describe what they leave behind.
+///
+/// ```
+/// use wgpu_optim::{ErrorKind, Group, OptimizerBuilder, Rule};
+///
+/// let (w, g) = ([0.0f32; 4], [0.0f32; 5]);
+/// let built = OptimizerBuilder::new(Rule::sgd()).group(Group::new("all").tensor("w", &w, &g)).build_cpu();
+/// let error = built.expect_err("five gradients for four parameters");
+/// assert_eq!(error.kind(), ErrorKind::Build);
+/// println!("{error}"); // tensor "w": 4 parameters but 5 gradients: give both slices the same number of elements
+/// ```
+#[derive(Debug, Clone, PartialEq)]
+pub struct Error(Problem);
+
+/// Names and paths come from the caller. Control characters in them are escaped, so that a message is one line and does not steer a terminal.
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for character in self.0.to_string().chars() {
+            if character.is_control() {
+                write!(f, "{}", character.escape_default())?;
+            } else {
+                fmt::Write::write_char(f, character)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl std::error::Error for Error {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        self.0.source()
+    }
+}
+
+/// Kind of an [`Error`]: what a program may answer differently.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
-pub enum Error {
-    /// `build` refuses the configuration.
+pub enum ErrorKind {
+    /// The configuration is not valid: a number out of its range, a name that occurs twice, slices that differ in length, start where they
+    /// must not, lack a usage or overlap, a loss that is missing.
+    Build,
+    /// The optimizer does not fit the device's limits or the crate's 32-bit tables. A smaller one may.
+    Limit,
+    /// A call does not fit the optimizer, or comes out of order.
+    Call,
+    /// No adapter meets the request. The CPU path needs none.
+    NoAdapter,
+    /// No adapter has the requested name.
+    UnknownAdapter,
+    /// The device refused an allocation or a pipeline, most often because its memory is full. It can be used further.
+    DeviceRefused,
+    /// The device is lost: commands recorded from now on have no effect. Parameters, gradients and the optimizer's state were on the device
+    /// and cannot be read any more. A step that was running may have been interrupted.
+    DeviceLost,
+    /// A readback failed or did not come in time. Nothing is lost, and another call may succeed.
+    Readback,
+    /// A checkpoint's file cannot be read or written. [`source`](std::error::Error::source) is the error of the file system, if it is one.
+    CheckpointFile,
+    /// The bytes are not a complete checkpoint, or are one of a version that this crate does not read.
+    CheckpointDamaged,
+    /// The checkpoint belongs to an optimizer with a different configuration, or lacks the parameters that were asked for.
+    CheckpointDiffers,
+    /// Training has halted because [`NonFinitePolicy::Error`](crate::NonFinitePolicy::Error) allows no more skipped steps in a row. Later
+    /// steps are counted and recorded, and change neither parameters nor the state of rule and regime, until `resume` is called.
+    Halted,
+    /// The tuning cache cannot be written.
+    TuningCache,
+}
+
+impl Error {
+    /// Returns the kind of the error.
+    pub fn kind(&self) -> ErrorKind {
+        match &self.0 {
+            Problem::Build(BuildError::Limit { .. }) => ErrorKind::Limit,
+            Problem::Build(_) => ErrorKind::Build,
+            Problem::Call(_) => ErrorKind::Call,
+            Problem::Device(DeviceError::NoAdapter(_)) => ErrorKind::NoAdapter,
+            Problem::Device(DeviceError::UnknownAdapter { .. }) => ErrorKind::UnknownAdapter,
+            Problem::Device(DeviceError::Failed { .. }) => ErrorKind::DeviceRefused,
+            Problem::Device(DeviceError::Lost(_)) => ErrorKind::DeviceLost,
+            Problem::Device(DeviceError::Readback { .. }) => ErrorKind::Readback,
+            Problem::Checkpoint(CheckpointError::File { .. }) => ErrorKind::CheckpointFile,
+            Problem::Checkpoint(CheckpointError::Damaged { .. } | CheckpointError::Version { .. }) => {
+                ErrorKind::CheckpointDamaged
+            }
+            Problem::Checkpoint(CheckpointError::Differs { .. } | CheckpointError::WithoutParameters { .. }) => {
+                ErrorKind::CheckpointDiffers
+            }
+            Problem::Halted { .. } => ErrorKind::Halted,
+            Problem::TuningCache { .. } => ErrorKind::TuningCache,
+        }
+    }
+}
+
+macro_rules! from {
+    ($($problem:ident)*) => {$(
+        impl From<$problem> for Error {
+            fn from(problem: $problem) -> Self {
+                Error(problem.into())
+            }
+        }
+    )*};
+}
+
+from! { Problem BuildError CallError DeviceError CheckpointError }
+
+/// What an [`Error`] says. Its messages are written here, and nowhere else.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+pub(crate) enum Problem {
     #[error(transparent)]
     Build(#[from] BuildError),
 
-    /// A call does not fit the optimizer, or comes out of order.
     #[error(transparent)]
     Call(#[from] CallError),
 
-    /// The device cannot be used.
     #[error(transparent)]
     Device(#[from] DeviceError),
 
-    /// A checkpoint cannot be used.
     #[error(transparent)]
     Checkpoint(#[from] CheckpointError),
 
-    /// Training has halted because [`NonFinitePolicy::Error`](crate::NonFinitePolicy::Error) allows no more skipped steps in a row. Later
-    /// steps are counted and recorded, and change neither parameters nor the state of rule and regime.
     #[error(
-        "training has halted: {after} steps in a row were skipped, from step {first_step} on, the last of them for {cause}; parameters are as they were before step {first_step} and stay so: find the cause, then call resume"
+        "training has halted: {cause}; parameters are as they were before step {first_step} and stay so: find the cause, then call resume"
     )]
-    Halted {
-        /// First of the skipped steps in a row.
-        first_step: u64,
-        /// Number of skipped steps in a row after which training halts.
-        after: u32,
-        /// Cause in words: number of elements that were not finite, tensor and index of the first.
-        cause: String,
-        /// Cause in numbers; `None` if the loss was not finite.
-        nonfinite: Option<crate::NonFinite>,
-    },
+    Halted { first_step: u64, cause: String },
 
-    /// The tuning cache could not be written.
+    #[cfg_attr(not(feature = "tuning-cache"), allow(dead_code, reason = "only the cache is written"))]
     #[error("cannot write the tuning cache {path}: {message}; name another file in WGPU_OPTIM_TUNING_CACHE")]
-    TuningCache {
-        /// The file.
-        path: String,
-        /// Reason.
-        message: String,
-    },
+    TuningCache { path: String, message: String },
 }
 
 /// A configuration that [`OptimizerBuilder::build`](crate::OptimizerBuilder::build) refuses.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
-#[non_exhaustive]
-pub enum BuildError {
+pub(crate) enum BuildError {
     /// A number of a rule, a regime or a group is outside its range.
     #[error("{owner}: {field} is {value}, but it must be {expected}")]
-    InvalidValue {
-        /// Owner of the number: `rule sgdm`, `group "weights"`, …
-        owner: String,
-        /// The number's name.
-        field: &'static str,
-        /// The number, in words.
-        value: String,
-        /// The range, in words.
-        expected: &'static str,
-    },
+    InvalidValue { owner: String, field: &'static str, value: String, expected: &'static str },
 
     /// `build` was called before any group was given.
     #[error("the optimizer has no group: add at least one with OptimizerBuilder::group before build")]
@@ -77,156 +153,71 @@ pub enum BuildError {
 
     /// Two groups, or two tensors of one optimizer, have the same name.
     #[error("two {what}s are named \"{name}\": give each its own name, so that messages can refer to it")]
-    DuplicateName {
-        /// `group` or `tensor`.
-        what: &'static str,
-        /// The name.
-        name: String,
-    },
+    DuplicateName { what: &'static str, name: String },
 
     /// A parameter tensor and its gradient differ in length.
     #[error(
         "tensor \"{tensor}\": {params} parameters but {grads} gradients: give both slices the same number of elements"
     )]
-    LengthMismatch {
-        /// The tensor's name.
-        tensor: String,
-        /// Elements of the parameter slice.
-        params: u64,
-        /// Elements of the gradient slice.
-        grads: u64,
-    },
+    LengthMismatch { tensor: String, params: u64, grads: u64 },
 
     /// A buffer slice does not start or end on an element.
     #[error(
         "tensor \"{tensor}\": the {role} slice starts at byte {offset_bytes} and is {size_bytes} bytes long, but it must start at a multiple of 4 and be a whole number of elements, {} bytes each",
         element.bytes()
     )]
-    Misaligned {
-        /// The tensor's name.
-        tensor: String,
-        /// `parameter`, `gradient` or `average`.
-        role: &'static str,
-        /// The slice's first byte in its buffer.
-        offset_bytes: u64,
-        /// The slice's length in bytes.
-        size_bytes: u64,
-        /// Element type of the slice.
-        element: Element,
-    },
+    Misaligned { tensor: String, role: &'static str, offset_bytes: u64, size_bytes: u64, element: Element },
 
     /// A 16-bit tensor of odd length ends in a 32-bit word that is not entirely inside its buffer.
     #[error(
         "tensor \"{tensor}\": the {role} slice ends at byte {end_bytes} of a buffer of {buffer_bytes}, in the middle of a word: make the buffer 2 bytes longer"
     )]
-    HalfWord {
-        /// The tensor's name.
-        tensor: String,
-        /// `parameter` or `gradient`.
-        role: &'static str,
-        /// One past the slice's last byte in its buffer.
-        end_bytes: u64,
-        /// The buffer's length in bytes.
-        buffer_bytes: u64,
-    },
+    HalfWord { tensor: String, role: &'static str, end_bytes: u64, buffer_bytes: u64 },
 
     /// A buffer lacks a usage flag that is needed.
     #[error("tensor \"{tensor}\": the {role} buffer was created without {missing}: add it to the buffer's usage")]
-    MissingUsage {
-        /// The tensor's name.
-        tensor: String,
-        /// `parameter`, `gradient` or `average`.
-        role: &'static str,
-        /// The usage flag.
-        missing: &'static str,
-    },
+    MissingUsage { tensor: String, role: &'static str, missing: &'static str },
 
     /// Two slices that must be apart share elements.
     #[error(
-        "{first} and {second} overlap in bytes {start}..{end} of one buffer: move one of them, a step reads gradients while it writes parameters"
+        "{first} and {second} overlap in bytes {start}..{end} of one buffer: move one of them, or give weights that are shared by several layers once, with the sum of their gradients"
     )]
-    Overlap {
-        /// One slice, by role and tensor name.
-        first: String,
-        /// The other.
-        second: String,
-        /// First shared byte of the buffer.
-        start: u64,
-        /// One past the last shared byte.
-        end: u64,
-    },
+    Overlap { first: String, second: String, start: u64, end: u64 },
 
     /// Groups that share one norm keep different kinds of direction memory (momentum and sign counters).
     #[error(
         "groups \"{first}\" and \"{second}\" share the norm \"{scope}\", but one keeps a momentum and the other sign counters to measure its alignment: give both a momentum rule, or neither, or let each have its own norm"
     )]
-    MixedScope {
-        /// A group with a momentum rule.
-        first: String,
-        /// A group without one.
-        second: String,
-        /// The shared norm's name.
-        scope: String,
-    },
+    MixedScope { first: String, second: String, scope: String },
 
     /// Groups share one norm, but their regimes keep different memory.
     #[error(
         "groups \"{first}\" and \"{second}\" share the norm \"{scope}\", but their regimes keep different memory: give both the same rule and regime, or let each have its own norm"
     )]
-    MixedMemory {
-        /// Name of one group.
-        first: String,
-        /// Name of the other group.
-        second: String,
-        /// The shared norm's name.
-        scope: String,
-    },
+    MixedMemory { first: String, second: String, scope: String },
 
     /// A regime needs the loss of the step, which was not given.
     #[error(
         "group \"{group}\": regime {regime} needs the loss of every step: give it with OptimizerBuilder::loss on the device, with CpuOptimizer::step_with_loss on the host"
     )]
-    MissingLoss {
-        /// Name of the group.
-        group: String,
-        /// Name of the group's regime.
-        regime: &'static str,
-    },
+    MissingLoss { group: String, regime: &'static str },
 
     /// The problem does not fit the crate's 32-bit block tables or the device's limits.
     #[error("{what} is {value}, above {limit}: {way_out}")]
-    Limit {
-        /// Quantity that is too large.
-        what: String,
-        /// Its value.
-        value: u64,
-        /// Largest allowed value.
-        limit: u64,
-        /// Way out.
-        way_out: &'static str,
-    },
+    Limit { what: String, value: u64, limit: u64, way_out: &'static str },
 }
 
 /// A call that does not fit the optimizer, or comes out of order.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
-#[non_exhaustive]
-pub enum CallError {
+pub(crate) enum CallError {
     /// A call came out of order. A step over several ranks is measured, combined and applied, in this order; other optimizers have no such
     /// calls.
     #[error("{call} was called out of turn: {way_out}")]
-    ShardedStep {
-        /// Name of the call.
-        call: &'static str,
-        /// Way out.
-        way_out: &'static str,
-    },
+    ShardedStep { call: &'static str, way_out: &'static str },
 
     /// The sums of the ranks do not belong to each other, or not to this step.
     #[error("the sums of the ranks cannot be used: {problem}")]
-    ShardSums {
-        /// Which rank differs, in what, and the way out.
-        problem: String,
-    },
+    ShardSums { problem: String },
 
     /// A slice passed to a CPU step or to [`Optimizer::rebind`](crate::Optimizer::rebind) does not have the declared element type.
     #[error(
@@ -234,48 +225,23 @@ pub enum CallError {
         expected.name(),
         actual.name()
     )]
-    StepElement {
-        /// The tensor's name.
-        tensor: String,
-        /// `parameter` or `gradient`.
-        role: &'static str,
-        /// Element type at build time.
-        expected: Element,
-        /// Element type in this call.
-        actual: Element,
-    },
+    StepElement { tensor: String, role: &'static str, expected: Element, actual: Element },
 
     /// A slice passed to a CPU step or to [`Optimizer::rebind`](crate::Optimizer::rebind) does not have the declared length.
     #[error(
         "tensor \"{tensor}\" was built with {expected} elements, but this call was given {actual} {role}s: pass the slices in the order and length of the builder"
     )]
-    StepLength {
-        /// The tensor's name.
-        tensor: String,
-        /// `parameter` or `gradient`.
-        role: &'static str,
-        /// Elements at build time.
-        expected: usize,
-        /// Elements now.
-        actual: usize,
-    },
+    StepLength { tensor: String, role: &'static str, expected: usize, actual: usize },
 
     /// A CPU step or [`Optimizer::rebind`](crate::Optimizer::rebind) was given a number of tensors that differs from the declared one.
     #[error(
         "the optimizer was built with {expected} tensors, but this call was given {actual} {role} slices: pass one slice per tensor, in the order of the builder"
     )]
-    StepTensors {
-        /// `parameter` or `gradient`.
-        role: &'static str,
-        /// Tensors at build time.
-        expected: usize,
-        /// Slices now.
-        actual: usize,
-    },
+    StepTensors { role: &'static str, expected: usize, actual: usize },
 
     /// `rebind` was called on an optimizer that was built without `rebindable`.
     #[error(
-        "the optimizer was built for buffers that stay where they are: call OptimizerBuilder::rebindable(true) before build"
+        "the optimizer was built for buffers that stay where they are: call OptimizerBuilder::rebindable() before build"
     )]
     NotRebindable,
 
@@ -283,81 +249,43 @@ pub enum CallError {
     #[error(
         "tensor \"{tensor}\": the {role} slice starts at byte {offset_bytes}, but with OptimizerBuilder::rebindable it must start at a multiple of {alignment_bytes}, the device's min_storage_buffer_offset_alignment"
     )]
-    BindingAlignment {
-        /// The tensor's name.
-        tensor: String,
-        /// `parameter` or `gradient`.
-        role: &'static str,
-        /// The slice's first byte in its buffer.
-        offset_bytes: u64,
-        /// Required alignment in bytes.
-        alignment_bytes: u64,
-    },
+    BindingAlignment { tensor: String, role: &'static str, offset_bytes: u64, alignment_bytes: u64 },
 
     /// A call needs an average that is not kept.
     #[error("{owner} has no average: give its group an Averaging other than Off before build")]
-    NoAverages {
-        /// `the optimizer`, or a tensor by its name.
-        owner: String,
-    },
+    NoAverages { owner: String },
 
     /// A step, a copy of averages or a checkpoint was requested while the averages are swapped in.
     #[error(
         "{what} was asked for while the averages are swapped in: swap them back first with Optimizer::encode_swap_averages (CpuOptimizer::swap_averages on the host)"
     )]
-    AveragesSwapped {
-        /// Requested operation.
-        what: &'static str,
-    },
+    AveragesSwapped { what: &'static str },
 
     /// There is no tensor of this index.
     #[error("there is no tensor {index}: the optimizer has {tensors}, counted from 0 in the order of the builder")]
-    UnknownTensor {
-        /// The index.
-        index: usize,
-        /// Tensors of the optimizer.
-        tensors: usize,
-    },
+    UnknownTensor { index: usize, tensors: usize },
 
     /// The destination slice for a tensor's averages does not have the tensor's length.
     #[error(
         "tensor \"{tensor}\" has {expected} elements, but the place for its averages has {actual}: give a slice of the tensor's length"
     )]
-    AveragesLength {
-        /// The tensor's name.
-        tensor: String,
-        /// Elements of the tensor.
-        expected: u64,
-        /// Elements of the slice.
-        actual: u64,
-    },
+    AveragesLength { tensor: String, expected: u64, actual: u64 },
 }
 
 /// A device that cannot be found, fails, or is lost.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
-#[non_exhaustive]
-pub enum DeviceError {
+pub(crate) enum DeviceError {
     /// No adapter meets the request.
     #[error("no usable adapter: {0}")]
     NoAdapter(String),
 
     /// No adapter's name contains the requested one.
     #[error("no adapter's name contains \"{wanted}\"; there is {seen}")]
-    UnknownAdapter {
-        /// Requested name.
-        wanted: String,
-        /// Available adapters.
-        seen: String,
-    },
+    UnknownAdapter { wanted: String, seen: String },
 
     /// The device refused an allocation or a pipeline while building.
     #[error("the device refused {what}: {message}")]
-    Failed {
-        /// Object that was being created.
-        what: String,
-        /// The driver's or wgpu's message, on one line.
-        message: String,
-    },
+    Failed { what: String, message: String },
 
     /// The device is lost: commands recorded from now on have no effect. Parameters, gradients and the optimizer's state were on the device
     /// and cannot be read any more. A step that was running may have been interrupted.
@@ -368,82 +296,49 @@ pub enum DeviceError {
 
     /// A readback failed or did not come in time.
     #[error("reading {what} back from the device failed: {message}")]
-    Readback {
-        /// Data that was being read.
-        what: &'static str,
-        /// Reason of the failure.
-        message: String,
-    },
+    Readback { what: &'static str, message: String },
 }
 
 /// A checkpoint that cannot be read, written or restored.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
-#[non_exhaustive]
-pub enum CheckpointError {
+#[cfg_attr(not(feature = "checkpoint"), allow(dead_code, reason = "only checkpoints are read and written"))]
+pub(crate) enum CheckpointError {
     /// A checkpoint file could not be read or written.
     #[error(
         "the checkpoint {path} cannot be {action}: {message}; name a file that is there to be read, in a folder that can be written"
     )]
     File {
-        /// The file, or `in memory`.
         path: String,
-        /// `read`, `written` or `made`.
         action: &'static str,
-        /// Reason and way out.
         message: String,
-        /// Error of the file system, if it is one.
         #[source]
         source: Option<Cause>,
     },
 
     /// The bytes are not a complete checkpoint.
     #[error("{checkpoint} is damaged, or none of wgpu-optim: {problem}; take another")]
-    Damaged {
-        /// Which checkpoint.
-        checkpoint: String,
-        /// Description of the damage.
-        problem: String,
-    },
+    Damaged { checkpoint: String, problem: String },
 
     /// A checkpoint has a format version that this version of the crate does not read.
     #[error(
         "{checkpoint} has version {version}, but this wgpu-optim reads versions 2 to {newest}: use a version of the crate that reads it"
     )]
-    Version {
-        /// Which checkpoint.
-        checkpoint: String,
-        /// Format version of the checkpoint.
-        version: u32,
-        /// Format version that this crate reads.
-        newest: u32,
-    },
+    Version { checkpoint: String, version: u32, newest: u32 },
 
     /// A checkpoint belongs to an optimizer with a different configuration.
     #[error(
         "{checkpoint} is of another optimizer: {what} is {found} there, {expected} here; build the optimizer as it was when it was saved"
     )]
-    Differs {
-        /// Which checkpoint.
-        checkpoint: String,
-        /// Setting that differs.
-        what: String,
-        /// Value in the checkpoint.
-        found: String,
-        /// Value in the optimizer.
-        expected: String,
-    },
+    Differs { checkpoint: String, what: String, found: String, expected: String },
 
     /// Parameters were requested from a checkpoint that was saved without them.
     #[error("{checkpoint} was saved without the parameters: save it with them, or restore the rest alone")]
-    WithoutParameters {
-        /// Which checkpoint.
-        checkpoint: String,
-    },
+    WithoutParameters { checkpoint: String },
 }
 
 /// Error of the standard library or of another crate, as [`std::error::Error::source`] returns it. Two are equal if they read the same.
 #[derive(Debug, Clone)]
-pub struct Cause(Arc<dyn std::error::Error + Send + Sync>);
+pub(crate) struct Cause(Arc<dyn std::error::Error + Send + Sync>);
 
 #[cfg(feature = "checkpoint")]
 impl Cause {

@@ -15,15 +15,16 @@ use crate::shard::Shard;
 use crate::trust::TrustRatio;
 use crate::warning::Warning;
 
-/// A parameter slice with its gradient slice, as [`Group::tensor`] takes it. Implemented for pairs of
-/// [`wgpu::BufferSlice`] and for pairs of `&[f32]`.
+/// A slice of parameters or gradients, as [`Group::tensor`] takes it. On the device a [`wgpu::BufferSlice`] of f32, or a slice of another
+/// [`Element`](crate::Element) that [`Element::of`](crate::Element::of) makes; on the CPU a reference to [`cpu::Values`](crate::cpu::Values).
 ///
 /// The trait is sealed: no other type can implement it.
-pub trait TensorPair<Gradients>: sealed::Sealed {
-    /// Tensor type: [`gpu::Tensor`](crate::gpu::Tensor) or [`cpu::Tensor`](crate::cpu::Tensor).
+pub trait TensorSlice: sealed::Sealed {
+    /// Where the slice lies: [`gpu::Tensor`](crate::gpu::Tensor) or [`cpu::Tensor`](crate::cpu::Tensor).
     type Tensor;
-    /// Joins parameters and gradients. `build` checks them later, when the name is known.
-    fn join(self, gradients: Gradients) -> Self::Tensor;
+
+    #[doc(hidden)]
+    fn tensor(self) -> Self::Tensor;
 }
 
 pub(crate) mod sealed {
@@ -39,7 +40,8 @@ pub struct Group<T> {
     pub(crate) settings: Settings,
     pub(crate) shared_norm: Option<String>,
     pub(crate) per_tensor: bool,
-    pub(crate) tensors: Vec<(String, T)>,
+    /// Names, each with parameters and gradients.
+    pub(crate) tensors: Vec<(String, [T; 2])>,
 }
 
 /// Settings that a group may have for itself and the builder for all groups. `None` uses the builder's.
@@ -163,18 +165,17 @@ impl<T> Group<T> {
     /// Adds a tensor: its parameters and its gradients, which must have the same length. The length may be 0.
     ///
     /// On the device both are [`wgpu::BufferSlice`]s of f32, or slices of another [`Element`](crate::Element) made with
-    /// [`Element::of`](crate::Element::of). On the CPU both are `&[f32]`, `&[half::f16]` or `&[half::bf16]`. Only their length is kept: the
-    /// slices themselves are passed to each step. Parameters and gradients may have different element types.
+    /// [`Element::of`](crate::Element::of). On the CPU both are slices, vectors or arrays of f32, f16 or bf16, of which only the length is
+    /// kept: they are passed to each step. Parameters and gradients may have different element types.
     pub fn tensor<P, G>(mut self, name: impl Into<String>, params: P, grads: G) -> Self
     where
-        P: TensorPair<G, Tensor = T>,
+        P: TensorSlice<Tensor = T>,
+        G: TensorSlice<Tensor = T>,
     {
-        self.tensors.push((name.into(), params.join(grads)));
+        self.tensors.push((name.into(), [params.tensor(), grads.tensor()]));
         self
     }
-}
 
-impl<T> Group<T> {
     /// Returns the group's name.
     pub fn name(&self) -> &str {
         &self.name
@@ -224,7 +225,7 @@ pub struct OptimizerBuilder<T> {
 }
 
 /// Steps the record ring holds unless the builder says otherwise.
-pub const DEFAULT_RECORD_STEPS: u32 = 1024;
+const DEFAULT_RECORD_STEPS: u32 = 1024;
 
 /// Steps that the ring holds at least: a step looks at the record of the one before.
 const FEWEST_RECORD_STEPS: u64 = 2;
@@ -349,28 +350,28 @@ impl<T> OptimizerBuilder<T> {
     }
 
     /// Sets the gradients to zero after each step, so that the next ones can be added up in place (PyTorch's `zero_grad`). The pass that reads
-    /// them for the last time does it, without another pass over memory, also in a step that is skipped. The default is off.
+    /// them for the last time does it, without another pass over memory, also in a step that is skipped.
     ///
     /// On the device only: on the CPU path a step borrows the gradients, and the caller clears them.
-    pub fn clear_gradients(mut self, clear: bool) -> Self {
-        self.accumulation.clears = clear;
+    pub fn clear_gradients(mut self) -> Self {
+        self.accumulation.clears = true;
         self
     }
 
     /// Sets the number of steps that the record ring holds before the oldest are overwritten; at least 1, and 1 holds 2. The default is
-    /// [`DEFAULT_RECORD_STEPS`], or fewer if there are so many groups that the device could not bind the ring.
+    /// 1024, or fewer if there are so many groups that the device could not bind the ring.
     pub fn record_steps(mut self, steps: u32) -> Self {
         self.record_steps = Some(steps);
         self
     }
 
     /// Allows parameters and gradients to move between steps, see [`Optimizer::rebind`](crate::Optimizer::rebind). For buffers that belong to
-    /// the allocator of a framework. The default is off; the CPU path is given its slices with every step anyway.
+    /// the allocator of a framework; the CPU path is given its slices with every step anyway.
     ///
     /// Each tensor then has dispatches of its own, two per step (four if its length is not a multiple of 4), and must start at a multiple of
     /// [`min_storage_buffer_offset_alignment`](wgpu::Limits::min_storage_buffer_offset_alignment) in both buffers.
-    pub fn rebindable(mut self, rebindable: bool) -> Self {
-        self.rebindable = rebindable;
+    pub fn rebindable(mut self) -> Self {
+        self.rebindable = true;
         self
     }
 
@@ -432,7 +433,7 @@ impl<T> OptimizerBuilder<T> {
         match self.record_steps {
             None => Ok(u64::from(DEFAULT_RECORD_STEPS).min(most).max(FEWEST_RECORD_STEPS) as u32),
             Some(steps) if u64::from(steps) <= most => Ok(steps.max(FEWEST_RECORD_STEPS as u32)),
-            Some(steps) => Err(Error::Build(BuildError::Limit {
+            Some(steps) => Err(Error::from(BuildError::Limit {
                 what: "the number of steps in the record ring".to_owned(),
                 value: u64::from(steps),
                 limit: most,
@@ -442,9 +443,9 @@ impl<T> OptimizerBuilder<T> {
     }
 
     /// Fills in every default and validates all settings.
-    pub(crate) fn resolve(self) -> Result<Vec<ResolvedGroup<T>>, Error> {
+    pub(crate) fn resolve(self) -> Result<Vec<ResolvedGroup<[T; 2]>>, Error> {
         if self.groups.is_empty() {
-            return Err(Error::Build(BuildError::NoGroups));
+            return Err(Error::from(BuildError::NoGroups));
         }
         if let Some(steps) = self.record_steps {
             require(steps >= 1, || "optimizer".to_owned(), "record_steps", steps, "at least 1")?;
@@ -461,11 +462,11 @@ impl<T> OptimizerBuilder<T> {
         let mut resolved = Vec::with_capacity(self.groups.len());
         for group in self.groups.into_iter().flat_map(Group::by_rate) {
             if !group_names.insert(group.name.clone()) {
-                return Err(Error::Build(BuildError::DuplicateName { what: "group", name: group.name }));
+                return Err(Error::from(BuildError::DuplicateName { what: "group", name: group.name }));
             }
             for (name, _) in &group.tensors {
                 if !tensor_names.insert(name.clone()) {
-                    return Err(Error::Build(BuildError::DuplicateName { what: "tensor", name: name.clone() }));
+                    return Err(Error::from(BuildError::DuplicateName { what: "tensor", name: name.clone() }));
                 }
             }
             let own = group.settings;

@@ -75,12 +75,10 @@ mod error;
 pub mod gpu;
 mod group;
 pub mod guide;
-#[doc(hidden)]
-pub mod layout;
+mod layout;
 mod plan;
 mod record;
-#[doc(hidden)]
-pub mod reference;
+mod reference;
 mod regime;
 mod rule;
 mod safeguards;
@@ -93,16 +91,18 @@ mod warning;
 pub use averaging::Averaging;
 #[cfg(feature = "checkpoint")]
 pub use checkpoint::{Checkpoint, Notes, Parameters};
-pub use cpu::CpuOptimizer;
+pub use cpu::optimizer::CpuOptimizer;
 pub use element::{Element, Rounding};
-pub use error::{BuildError, CallError, Cause, CheckpointError, DeviceError, Error};
+pub use error::{Error, ErrorKind};
 #[cfg(feature = "gpu")]
-pub use gpu::{Gpu, GpuOptions, Optimizer};
-pub use group::{DEFAULT_RECORD_STEPS, Group, GroupConfig, OptimizerBuilder, TensorPair};
+pub use gpu::context::{Gpu, GpuOptions};
+#[cfg(feature = "gpu")]
+pub use gpu::optimizer::Optimizer;
+pub use group::{Group, GroupConfig, OptimizerBuilder, TensorSlice};
 pub use plan::TensorInfo;
 pub use record::{ElementPlace, Flags, NonFinite, RankNonFinite, Record, Records, TensorRecord, Term};
 pub use regime::table::*;
-pub use regime::{MAX_CHANGE, Outcome, RATE_MAX, RATE_MIN, Regime, SecantForm, Stream};
+pub use regime::{Outcome, Regime, SecantForm, Stream};
 pub use rule::table::*;
 pub use rule::{Rule, WeightDecay};
 pub use safeguards::{LossScaler, NonFinitePolicy};
@@ -110,6 +110,33 @@ pub use schedule::Schedule;
 pub use shard::{CombinedSums, ShardSums};
 pub use trust::TrustRatio;
 pub use warning::Warning;
+
+/// Kernels, their bindings and the numbers that cross to them, for the tests and tools of this repository. Nothing here, and no other hidden
+/// item of this crate, is part of its interface: it changes without notice in any version.
+#[doc(hidden)]
+pub mod internals {
+    pub use crate::cpu::values::{Slice, SliceMut};
+    #[cfg(feature = "gpu")]
+    pub use crate::gpu::optimizer::{Dispatch, PassName};
+    #[cfg(feature = "gpu")]
+    pub use crate::gpu::pass::{BoundBuffer, BoundGroup, CompiledKernel, KernelSource};
+    #[cfg(feature = "gpu")]
+    pub use crate::gpu::shader::link;
+    #[cfg(feature = "gpu")]
+    pub use crate::gpu::timestamps::Timestamps;
+    #[cfg(feature = "tuning-cache")]
+    pub use crate::gpu::tuning_cache::CACHE_VARIABLE;
+    pub use crate::regime::MAX_CHANGE;
+
+    pub mod layout {
+        pub use crate::layout::*;
+    }
+
+    pub mod reference {
+        pub use crate::reference::*;
+    }
+}
+
 // Their types are part of the public interface.
 pub use bytemuck;
 pub use half;

@@ -134,7 +134,7 @@ impl Plan {
         }
         let total: u64 = groups.iter().flat_map(|group| group.tensors.iter().map(|(_, place)| place.elements)).sum();
         if total >= u64::from(u32::MAX) {
-            return Err(Error::Build(BuildError::Limit {
+            return Err(Error::from(BuildError::Limit {
                 what: "the number of parameters of one optimizer".to_owned(),
                 value: total,
                 limit: u64::from(u32::MAX) - 1,
@@ -272,7 +272,7 @@ pub(crate) fn check_overlaps<'a>(tensors: impl Iterator<Item = (&'a str, &'a Pla
         let (buffer, _, end, role, name) = pair[0];
         let (next_buffer, next_start, next_end, next_role, next_name) = pair[1];
         if buffer == next_buffer && next_start < end {
-            return Err(Error::Build(BuildError::Overlap {
+            return Err(Error::from(BuildError::Overlap {
                 first: format!("the {role} of tensor \"{name}\""),
                 second: format!("the {next_role} of tensor \"{next_name}\""),
                 start: next_start,

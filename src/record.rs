@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use crate::error::Error;
+use crate::error::{Error, Problem};
 use crate::layout::terms::{self, TERMS};
 use crate::layout::{NO_ELEMENT, RawRecord, RawTensorRecord, record_flags, unscale};
 use crate::plan::Plan;
@@ -300,26 +300,30 @@ impl Record {
 impl Plan {
     /// The error that a record of a halted optimizer stands for.
     pub(crate) fn halted(&self, record: &Record) -> Option<Error> {
-        record.flags.halted().then(|| Error::Halted {
-            first_step: record.step + 1 - u64::from(record.skips_in_row),
-            after: self.safeguards.nonfinite.halt_after(),
-            cause: match (record.overflow, record.nonfinite, record.rank_nonfinite) {
-                (Some(place), ..) => format!(
-                    "a new value out of the range of its type, the first in tensor \"{}\" at index {}",
-                    self.tensors[place.tensor].name, place.element
-                ),
-                (None, Some(bad), _) => format!(
-                    "{} non-finite element{}, the first in tensor \"{}\" at index {}",
-                    bad.count,
-                    if bad.count == 1 { "" } else { "s" },
-                    self.tensors[bad.tensor].name,
-                    bad.element
-                ),
-                (None, None, Some(bad)) => bad.to_string(),
-                (None, None, None) => "a loss that was not finite".to_owned(),
-            },
-            nonfinite: record.nonfinite,
-        })
+        if !record.flags.halted() {
+            return None;
+        }
+        let first_step = record.step + 1 - u64::from(record.skips_in_row);
+        let after = self.safeguards.nonfinite.halt_after();
+        let place = |tensor: usize, element: u64| format!("tensor \"{}\" at index {element}", self.tensors[tensor].name);
+        let skipped = match (record.nonfinite, record.rank_nonfinite) {
+            (Some(NonFinite { count, tensor, element }), _) => {
+                let plural = if count == 1 { "" } else { "s" };
+                format!("{count} non-finite element{plural}, the first in {}", place(tensor, element))
+            }
+            (None, Some(bad)) => bad.to_string(),
+            (None, None) => "a loss that was not finite".to_owned(),
+        };
+        let cause = match record.overflow {
+            Some(ElementPlace { tensor, element }) => format!(
+                "in {after} steps in a row new values were out of the range of their type, in the last one first in {}",
+                place(tensor, element)
+            ),
+            None => format!(
+                "{after} steps in a row were skipped, from step {first_step} on, the last of them for {skipped}"
+            ),
+        };
+        Some(Error::from(Problem::Halted { first_step, cause }))
     }
 }
 
@@ -344,6 +348,7 @@ macro_rules! terms {
             }
 
             /// Returns in words what happened where the term raises the rate (`rising`) or lowers it.
+            #[doc(hidden)]
             pub fn cause(self, rising: bool) -> &'static str {
                 match self {
                     $(Term::$Term => if rising { $rising } else { $falling },)*

@@ -140,6 +140,7 @@ impl Rate {
 }
 
 /// A regime with its state in f64.
+#[doc(hidden)]
 pub trait RegimeReference: std::panic::UnwindSafe + std::panic::RefUnwindSafe {
     /// The rate of a step.
     fn follow(&mut self, step: &RegimeStep) -> Rate;

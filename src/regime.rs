@@ -226,14 +226,6 @@ macro_rules! regimes {
             $($(#[$meta])* $Regime($Struct),)*
         }
 
-        $(
-            impl From<$Struct> for Regime {
-                fn from(regime: $Struct) -> Self {
-                    Regime::$Regime(regime)
-                }
-            }
-        )*
-
         impl Regime {
             /// Returns regimes of every kind with their default constants, to iterate over. The fixed rate is 0.01.
             pub fn all() -> Vec<Self> {
@@ -291,22 +283,26 @@ impl Regime {
     }
 
     /// Returns a line that says what the regime uses, as the command line's help has it.
+    #[doc(hidden)]
     pub fn summary(&self) -> &'static str {
         self.regime().summary()
     }
 
     /// Returns true if the regime uses the alignment of the gradient with past directions. Rules without momentum then keep one byte of
     /// direction memory per parameter.
+    #[doc(hidden)]
     pub fn needs_alignment(&self) -> bool {
         self.regime().needs().alignment
     }
 
     /// Returns true if the last gradient is kept: 4 bytes per parameter.
+    #[doc(hidden)]
     pub fn needs_last_gradient(&self) -> bool {
         self.regime().needs().last_gradient
     }
 
     /// Returns true if the first parameters are kept: 4 bytes per parameter.
+    #[doc(hidden)]
     pub fn needs_first_parameters(&self) -> bool {
         self.regime().needs().first_parameters
     }
@@ -317,12 +313,14 @@ impl Regime {
     }
 
     /// Returns true if three streams of parameters take turns, which takes 12 bytes per parameter.
+    #[doc(hidden)]
     pub fn needs_streams(&self) -> bool {
         self.regime().needs().streams
     }
 
     /// Returns true if the regime supports this rule. [`AutoSgd`] needs three copies of the rule's memory and rejects rules with momentum or a
     /// second moment. All other combinations can be built.
+    #[doc(hidden)]
     pub fn fits(&self, rule: &Rule) -> bool {
         self.regime().fits(rule)
     }
@@ -336,12 +334,14 @@ impl Regime {
     /// - BarzilaiBorwein assumes that the step is along the gradient; with momentum it is not.
     ///
     /// Regimes that compare gradients of different mini-batches may fail for that reason too. That depends on the data and is not reported.
+    #[doc(hidden)]
     pub fn suits(&self, rule: &Rule) -> bool {
         self.regime().suits(rule)
     }
 
     /// Returns false for schedules that are known to fail: regimes that use the alignment fail under a schedule that rises over more than a
     /// tenth of the steps. [`Schedule::InverseSqrt`] has no number of steps and always returns true.
+    #[doc(hidden)]
     pub fn suits_schedule(&self, schedule: &Schedule) -> bool {
         let rises = match *schedule {
             Schedule::WarmupCosine { .. } => true,
@@ -353,16 +353,19 @@ impl Regime {
     }
 
     /// Returns true if the first rate is derived from the length of the first step, which needs `‖w₀‖` once.
+    #[doc(hidden)]
     pub fn needs_initial_norm(&self) -> bool {
         self.regime().needs().initial_norm
     }
 
     /// Returns η of the first step if the caller gave it.
+    #[doc(hidden)]
     pub fn initial_rate(&self) -> Option<f32> {
         self.regime().initial_rate()
     }
 
     /// Returns `ε` of the first step's length `ε (1 + ‖w₀‖)` for this rule and average; 0 if the regime does not use it.
+    #[doc(hidden)]
     pub fn first_step(&self, rule: &Rule, averaging: &Averaging) -> f32 {
         self.regime().first_step(rule, averaging)
     }

@@ -117,14 +117,6 @@ macro_rules! rules {
             $($(#[$meta])* $Rule($Rule),)*
         }
 
-        $(
-            impl From<$Rule> for Rule {
-                fn from(rule: $Rule) -> Self {
-                    Rule::$Rule(rule)
-                }
-            }
-        )*
-
         impl Rule {
             /// Returns rules of every kind with their usual constants, to iterate over. μ and β are 0.9.
             pub fn all() -> Vec<Self> {
@@ -192,11 +184,13 @@ impl Rule {
     }
 
     /// Returns a line that says what the rule's direction is, as the command line's help has it.
+    #[doc(hidden)]
     pub fn summary(&self) -> &'static str {
         self.rule().summary()
     }
 
     /// Returns the rule with another momentum: μ of Sgdm, β of Signum. Other rules stay as they are.
+    #[doc(hidden)]
     #[must_use]
     pub fn with_momentum(self, momentum: f32) -> Self {
         self.rule().with_momentum(momentum)
@@ -204,6 +198,7 @@ impl Rule {
 
     /// Returns the weight decay that the rule is published with: decoupled for AdamW (0.01, PyTorch's default) and Lion (none by default),
     /// coupled for the others. A group has the decay that it is given, or none.
+    #[doc(hidden)]
     pub fn usual_weight_decay(&self) -> WeightDecay {
         self.rule().usual_weight_decay()
     }
@@ -214,22 +209,26 @@ impl Rule {
     }
 
     /// Returns true if the rule keeps a mean of squares `v` (4 bytes per parameter).
+    #[doc(hidden)]
     pub fn has_second_moment(&self) -> bool {
         self.traits().squares
     }
 
     /// Returns true if the direction is a vector of signs, whose length is √d for every gradient.
+    #[doc(hidden)]
     pub fn is_sign(&self) -> bool {
         self.traits().sign
     }
 
     /// Returns true if the direction does not shrink with the gradient: sign rules and AdamW. Regimes take its length to be √d. AdamW's first
     /// direction has that length, and later ones are longer only for a short while after the gradient has grown.
+    #[doc(hidden)]
     pub fn is_scale_free(&self) -> bool {
         self.is_sign() || self.has_second_moment()
     }
 
     /// Returns the share of the old momentum in the new one: μ, β, β₁ of AdamW, β₂ of Lion; 0 for rules without momentum.
+    #[doc(hidden)]
     pub fn momentum(&self) -> f32 {
         self.numbers().momentum
     }
@@ -276,6 +275,7 @@ impl Rule {
 impl Averaging {
     /// Returns true if this average works with a rule. [`Averaging::ScheduleFree`] needs a rule without momentum; the others work with every
     /// rule.
+    #[doc(hidden)]
     pub fn fits(&self, rule: &Rule) -> bool {
         *self != Averaging::ScheduleFree || !rule.has_momentum()
     }
@@ -321,6 +321,7 @@ pub enum WeightDecay {
 
 impl WeightDecay {
     /// Returns λ of the coupled form, 0 otherwise.
+    #[doc(hidden)]
     pub fn coupled(&self) -> f32 {
         match *self {
             WeightDecay::Coupled(lambda) => lambda,
@@ -329,6 +330,7 @@ impl WeightDecay {
     }
 
     /// Returns λ of the decoupled form, 0 otherwise.
+    #[doc(hidden)]
     pub fn decoupled(&self) -> f32 {
         match *self {
             WeightDecay::Decoupled(lambda) => lambda,

@@ -13,7 +13,7 @@ pub enum NonFinitePolicy {
     #[default]
     Skip,
     /// Training halts after `after` skipped steps in a row: nothing changes any more, and the caller gets
-    /// [`Error::Halted`](crate::Error::Halted), as from `optax.apply_if_finite(max_consecutive_errors)` or DeepSpeed at its smallest
+    /// [`ErrorKind::Halted`](crate::ErrorKind::Halted), as from `optax.apply_if_finite(max_consecutive_errors)` or DeepSpeed at its smallest
     /// loss scale.
     ///
     /// The device counts by itself; no step waits for the host. All steps that follow the halt, recorded or not, are skipped, whatever

@@ -7,7 +7,7 @@ use crate::layout::{numbers, schedule_kinds};
 /// A factor of the learning rate as a function of the step, for any regime: `Regime::fixed(peak)` with a schedule is the usual scheduled
 /// rate. No memory, no readback.
 ///
-/// `t` counts the steps of the group that were not skipped, from 0. A factor never falls below [`Schedule::FLOOR`], so that ln η stays
+/// `t` counts the steps of the group that were not skipped, from 0. A factor never falls below 1e-6, so that ln η stays
 /// finite. In the record `schedule_term` is the change of `ln` of the factor.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 #[cfg_attr(feature = "checkpoint", derive(serde::Serialize))]
@@ -54,7 +54,7 @@ pub enum Schedule {
 
 impl Schedule {
     /// The smallest factor.
-    pub const FLOOR: f32 = numbers::FACTOR_FLOOR;
+    pub(crate) const FLOOR: f32 = numbers::FACTOR_FLOOR;
 
     /// Returns the name that tables and the command line use.
     pub fn name(&self) -> &'static str {

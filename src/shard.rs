@@ -140,16 +140,19 @@ impl ShardSums {
     }
 
     /// Returns the rank that measured the sums.
+    #[doc(hidden)]
     pub fn rank(&self) -> u32 {
         self.head.rank
     }
 
     /// Steps attempted before this one.
+    #[doc(hidden)]
     pub fn step(&self) -> u64 {
         u64::from(self.head.step_high) << 32 | u64::from(self.head.step_low)
     }
 
     /// The sums, one entry for each norm.
+    #[doc(hidden)]
     pub fn sums(&self) -> impl Iterator<Item = &ScopeSums> {
         self.rows.iter().map(|row| &row.sums)
     }
@@ -164,7 +167,7 @@ impl ShardSums {
     /// Reads the bytes that [`ShardSums::to_bytes`] made.
     ///
     /// # Errors
-    /// [`CallError::ShardSums`](crate::CallError::ShardSums) for other bytes.
+    /// [`ErrorKind::Call`](crate::ErrorKind::Call) for other bytes.
     pub fn from_bytes(bytes: &[u8]) -> Result<Self, Error> {
         let (sums, rest) = Self::first_of(bytes)?;
         if rest.is_empty() {
@@ -216,8 +219,8 @@ impl ShardSums {
     /// same bits wherever it is computed. Losses are averaged; a loss that all ranks share keeps its bits.
     ///
     /// # Errors
-    /// [`CallError::ShardSums`](crate::CallError::ShardSums) if a rank is missing or appears twice, or if ranks differ in the step, in the number of ranks or in anything that
-    /// decides a learning rate: groups, rules, regimes, norms, safeguards, the version of this crate. [`BuildError::Limit`](crate::BuildError::Limit) for more
+    /// [`ErrorKind::Call`](crate::ErrorKind::Call) if a rank is missing or appears twice, or if ranks differ in the step, in the number of ranks or in anything that
+    /// decides a learning rate: groups, rules, regimes, norms, safeguards, the version of this crate. [`ErrorKind::Limit`](crate::ErrorKind::Limit) for more
     /// parameters in all than one optimizer can have.
     pub fn combine(ranks: &[ShardSums]) -> Result<CombinedSums, Error> {
         let mut in_order: Vec<&ShardSums> = ranks.iter().collect();
@@ -275,7 +278,7 @@ impl ShardSums {
         }
         let limit = u64::from(u32::MAX) - 1;
         if end > limit {
-            return Err(Error::Build(BuildError::Limit {
+            return Err(Error::from(BuildError::Limit {
                 what: "the number of parameters of all ranks of one optimizer".to_owned(),
                 value: end,
                 limit,
@@ -332,16 +335,19 @@ pub struct CombinedSums {
 
 impl CombinedSums {
     /// Returns the number of ranks.
+    #[doc(hidden)]
     pub fn ranks(&self) -> usize {
         self.starts.len() - 1
     }
 
     /// Steps attempted before this one.
+    #[doc(hidden)]
     pub fn step(&self) -> u64 {
         self.step
     }
 
     /// The sums, one entry for each norm. [`ScopeSums::first_nonfinite`] counts all elements, in the order of the ranks.
+    #[doc(hidden)]
     pub fn sums(&self) -> &[ScopeSums] {
         &self.sums
     }
@@ -395,7 +401,7 @@ fn implausible(sums: &ScopeSums) -> Option<String> {
 }
 
 fn refused(problem: String) -> Error {
-    Error::Call(CallError::ShardSums { problem })
+    Error::from(CallError::ShardSums { problem })
 }
 
 /// One scope's sums over the ranks, each with the first element of its rank.

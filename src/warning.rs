@@ -7,55 +7,45 @@ use crate::rule::Rule;
 use crate::schedule::Schedule;
 
 /// A combination that is valid and is known to fail, with what to use instead: [`OptimizerBuilder::warnings`] lists them, and `build`
-/// writes each to the [`log`](https://docs.rs/log), as a warning of the target [`Warning::LOG_TARGET`].
+/// writes each to the [`log`](https://docs.rs/log), as a warning of the target `wgpu_optim::warnings`.
 ///
 /// The text of [`Display`](fmt::Display) says which group, why, and what to use.
 ///
 /// [`OptimizerBuilder::warnings`]: crate::OptimizerBuilder::warnings
 #[derive(Debug, Clone, PartialEq)]
-#[non_exhaustive]
-pub enum Warning {
+pub struct Warning {
+    group: String,
+    regime: Regime,
+    cause: Cause,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+enum Cause {
     /// The regime's formula assumes a step along the gradient. With this rule the step is longer or points elsewhere, and the rate diverges.
     /// See [`Regime::suits`].
-    RuleUnderRegime {
-        /// The group's name.
-        group: String,
-        /// The group's rule.
-        rule: Rule,
-        /// The group's regime.
-        regime: Regime,
-    },
+    Rule(Rule),
     /// The schedule rises over a large part of the run. While it holds the rate down, successive steps agree and the regime raises its own
     /// part of the rate; when the schedule has risen, the product of both is far too large. See [`Regime::suits_schedule`].
-    RisingSchedule {
-        /// The group's name.
-        group: String,
-        /// The group's regime.
-        regime: Regime,
-        /// The group's schedule.
-        schedule: Schedule,
-    },
+    Schedule(Schedule),
 }
 
 impl Warning {
     /// Log target of the warnings that `build` writes.
-    pub const LOG_TARGET: &'static str = "wgpu_optim::warnings";
+    pub(crate) const LOG_TARGET: &'static str = "wgpu_optim::warnings";
 
     /// Returns the name of the group.
     pub fn group(&self) -> &str {
-        match self {
-            Warning::RuleUnderRegime { group, .. } | Warning::RisingSchedule { group, .. } => group,
-        }
+        &self.group
     }
 
     /// Returns the warnings for a group with these settings.
     pub(crate) fn of(group: &str, rule: Rule, regime: Regime, schedule: Schedule) -> Vec<Self> {
         let mut warnings = Vec::new();
         if !regime.suits(&rule) {
-            warnings.push(Warning::RuleUnderRegime { group: group.to_owned(), rule, regime });
+            warnings.push(Warning { group: group.to_owned(), regime, cause: Cause::Rule(rule) });
         }
         if !regime.suits_schedule(&schedule) {
-            warnings.push(Warning::RisingSchedule { group: group.to_owned(), regime, schedule });
+            warnings.push(Warning { group: group.to_owned(), regime, cause: Cause::Schedule(schedule) });
         }
         warnings
     }
@@ -63,9 +53,10 @@ impl Warning {
 
 impl fmt::Display for Warning {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "group \"{}\": ", self.group())?;
-        match self {
-            Warning::RuleUnderRegime { rule, regime, .. } => {
+        let Warning { group, regime, cause } = self;
+        write!(f, "group \"{group}\": ")?;
+        match cause {
+            Cause::Rule(rule) => {
                 write!(f, "regime {} is known to fail with rule {}, whose momentum ", regime.name(), rule.name())?;
                 match regime {
                     Regime::BarzilaiBorwein(_) => write!(
@@ -80,7 +71,7 @@ impl fmt::Display for Warning {
                     ),
                 }
             }
-            Warning::RisingSchedule { regime, schedule, .. } => write!(
+            Cause::Schedule(schedule) => write!(
                 f,
                 "schedule {} rises over {} of {} steps, and regime {} raises the rate by itself while the schedule holds it down, so that \
                  the two together end far too high: use a warm-up of at most a tenth of the steps, or no schedule",

@@ -10,7 +10,7 @@ use std::time::Duration;
 use clap::builder::PossibleValuesParser;
 use indicatif::ProgressBar;
 use serde::Serialize;
-use wgpu_optim::{BuildError, DeviceError, Error, Gpu, wgpu};
+use wgpu_optim::{ErrorKind, Gpu, wgpu};
 use wgpu_optim_conformance::bench::device::Device;
 use wgpu_optim_conformance::bench::host::Host;
 use wgpu_optim_conformance::bench::measure::{Effort, ROUNDS};
@@ -168,7 +168,7 @@ impl Report {
             Target::Cpu { .. } => measure_size(&mut Host::new(elements), elements, entries, effort, notes, done)?,
             Target::Gpu(gpu) => match Device::new(gpu, elements) {
                 Ok(mut device) => measure_size(&mut device, elements, entries, effort, notes, done)?,
-                Err(error @ (Error::Build(BuildError::Limit { .. }) | Error::Device(DeviceError::Failed { .. }))) => {
+                Err(error) if matches!(error.kind(), ErrorKind::Limit | ErrorKind::DeviceRefused) => {
                     notes.push(format!("{elements} parameters skipped: {error}"));
                     Vec::new()
                 }

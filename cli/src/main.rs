@@ -15,6 +15,7 @@ mod tune;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+use wgpu_optim::ErrorKind;
 use wgpu_optim_cli::{data, model};
 
 /// Optimizers on the GPU that set their own learning rate, and say why.
@@ -60,28 +61,25 @@ enum CliError {
 }
 
 impl CliError {
-    /// Why the device is lost, where that is what went wrong.
-    fn lost_device(&self) -> Option<&str> {
+    /// Returns true if the device is lost.
+    fn is_lost_device(&self) -> bool {
         match self {
-            CliError::Optimizer(wgpu_optim::Error::Device(wgpu_optim::DeviceError::Lost(reason)))
-            | CliError::Model(model::ModelError::Device(wgpu_optim::Error::Device(wgpu_optim::DeviceError::Lost(
-                reason,
-            )))) => Some(reason),
-            _ => None,
+            CliError::Optimizer(error) | CliError::Model(model::ModelError::Device(error)) => {
+                error.kind() == ErrorKind::DeviceLost
+            }
+            _ => false,
         }
     }
 
     /// 2 for what the user can mend in the command, 1 for what went wrong while running.
     fn exit_code(&self) -> u8 {
         match self {
-            CliError::Optimizer(
-                wgpu_optim::Error::Device(wgpu_optim::DeviceError::Failed { .. })
-                | wgpu_optim::Error::Device(wgpu_optim::DeviceError::Lost(_))
-                | wgpu_optim::Error::Device(wgpu_optim::DeviceError::Readback { .. }),
-            )
-            | CliError::Model(model::ModelError::Device(_))
-            | CliError::Failed(_)
-            | CliError::CheckFailed { .. } => 1,
+            CliError::Optimizer(error)
+                if matches!(error.kind(), ErrorKind::DeviceRefused | ErrorKind::DeviceLost | ErrorKind::Readback) =>
+            {
+                1
+            }
+            CliError::Model(model::ModelError::Device(_)) | CliError::Failed(_) | CliError::CheckFailed { .. } => 1,
             _ => 2,
         }
     }

@@ -5,7 +5,7 @@ use std::fmt;
 use clap::ValueEnum;
 use serde::Serialize;
 use wgpu_optim::gpu::{Tuning, TuningCache};
-use wgpu_optim::{DeviceError, Error, Gpu, GpuOptions, wgpu};
+use wgpu_optim::{ErrorKind, Gpu, GpuOptions, wgpu};
 
 use crate::CliError;
 
@@ -122,7 +122,9 @@ impl TargetArgs {
             (Backend::Auto, name) => {
                 // Who names an adapter means it, software or not.
                 return match request(None, name.is_some()) {
-                    Err(Error::Device(DeviceError::NoAdapter(reason))) => Ok(Target::Cpu { reason: Some(reason) }),
+                    Err(error) if error.kind() == ErrorKind::NoAdapter => {
+                        Ok(Target::Cpu { reason: Some(error.to_string()) })
+                    }
                     found => Ok(found?),
                 };
             }

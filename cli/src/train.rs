@@ -109,15 +109,19 @@ pub fn run(args: &Args) -> Result<(), CliError> {
             Ok(run) => break Run { tuning, ..run },
             Err(error) => error,
         };
-        let (Target::Gpu(gpu), Some(reason)) = (&target, error.lost_device()) else {
+        let Target::Gpu(gpu) = &target else {
             return Err(error);
         };
+        if !error.is_lost_device() {
+            return Err(error);
+        }
+        eprintln!("{error}");
         lost.push(gpu.device().adapter_info());
         let from = gpu.describe();
         (target, tuning) = Target::instead_of(&lost).tuned_for(model.padded_len());
         resumed = watch.rewind(&job)?;
         eprintln!(
-            "the device {from} is lost ({reason}): going on {} on {}",
+            "the device {from} is lost: going on {} on {}",
             match step_of(&resumed) {
                 0 => "from the start".to_owned(),
                 step => format!("from the checkpoint of step {step}"),

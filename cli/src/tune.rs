@@ -4,7 +4,6 @@ use std::time::{Duration, Instant};
 
 use serde::Serialize;
 use wgpu_optim::gpu::{Candidate, TuneOptions, TuneReport, Tuning, TuningCache};
-use wgpu_optim::{Regime, Rule};
 
 use crate::CliError;
 use crate::table::{Columns, say};
@@ -109,8 +108,9 @@ pub fn run(args: &Args) -> Result<(), CliError> {
     let (rule, regime) = (args.rule.0.with_momentum(0.9), args.regime.0);
     for &power in &args.power {
         let (started, budget) = (Instant::now(), Duration::from_millis(args.budget_ms));
-        let found = gpu.tune(&TuneOptions { elements: 1 << power, rule, regime, budget })?;
-        report.sizes.push(Size::new(&found, rule, regime, started.elapsed()));
+        let options = TuneOptions { elements: 1 << power, rule, regime, budget };
+        let found = gpu.tune(&options)?;
+        report.sizes.push(Size::new(&options, &found, started.elapsed()));
     }
     // What was measured is shown even where it cannot be kept.
     let mut kept = Ok(());
@@ -129,13 +129,13 @@ pub fn run(args: &Args) -> Result<(), CliError> {
 }
 
 impl Size {
-    fn new(found: &TuneReport, rule: Rule, regime: Regime, time: Duration) -> Self {
+    fn new(options: &TuneOptions, found: &TuneReport, time: Duration) -> Self {
         let preset = found.candidates.iter().find(|candidate| candidate.tuning == found.preset);
         let problem = preset.and_then(|preset| preset.ns_per_param.as_ref().err().cloned());
         Size {
-            elements: found.elements,
-            rule: rule.name(),
-            regime: regime.name(),
+            elements: options.elements,
+            rule: options.rule.name(),
+            regime: options.regime.name(),
             seconds: time.as_secs_f64(),
             timestamps: found.timestamps,
             preset: Measured::new(found.preset, found.preset_ns_per_param, problem),

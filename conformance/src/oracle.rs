@@ -1,7 +1,7 @@
 //! The right answer, in f64: one parameter group, one step at a time. The formulas of rules and regimes stand beside their other forms, in the
 //! files of the library, and are written from the papers.
 
-use wgpu_optim::reference::{Moments, Rate, RegimeReference, RegimeStep, RuleStep, dot, norm, sign};
+use wgpu_optim::internals::reference::{Moments, Rate, RegimeReference, RegimeStep, RuleStep, dot, norm, sign};
 use wgpu_optim::{AutoSgd, Averaging, Regime, Rule, Schedule, WeightDecay};
 
 /// One group in f64.

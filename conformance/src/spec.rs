@@ -2,7 +2,7 @@
 
 use crate::oracle::Oracle;
 use crate::stored::rounded;
-use wgpu_optim::layout::GroupState;
+use wgpu_optim::internals::layout::GroupState;
 use wgpu_optim::{Averaging, Element, Group, Regime, Rounding, Rule, Schedule, TrustRatio, WeightDecay};
 
 /// One group: everything a caller can say of it, and its tensors' parameters before the first step.

@@ -1,7 +1,8 @@
 //! Values in whatever elements, for cases that are stated in f32.
 
 use half::{bf16, f16};
-use wgpu_optim::{Element, cpu};
+use wgpu_optim::Element;
+use wgpu_optim::cpu::{Values, ValuesMut};
 
 /// Values as they are stored.
 #[derive(Debug, Clone, PartialEq)]
@@ -56,25 +57,17 @@ impl Stored {
     }
 
     /// As the CPU path reads them.
-    pub fn slice(&self) -> cpu::Slice<'_> {
-        each!(self, values => values.into())
+    pub fn slice(&self) -> &dyn Values {
+        each!(self, values => values)
     }
 
     /// As the CPU path changes them.
-    pub fn slice_mut(&mut self) -> cpu::SliceMut<'_> {
-        each!(self, values => values.into())
+    pub fn slice_mut(&mut self) -> &mut dyn ValuesMut {
+        each!(self, values => values)
     }
 
     /// The values, if they are stored in f32.
     pub fn floats(&self) -> Option<&[f32]> {
-        match self {
-            Stored::F32(values) => Some(values),
-            _ => None,
-        }
-    }
-
-    /// The same, to be changed.
-    pub fn floats_mut(&mut self) -> Option<&mut [f32]> {
         match self {
             Stored::F32(values) => Some(values),
             _ => None,

@@ -6,10 +6,12 @@ use std::collections::HashMap;
 use crate::bench::device::COPY;
 use half::{bf16, f16};
 use serde_json::{Value, json};
-use wgpu_optim::gpu::{Dispatch, KernelSource, Partials, Tensor, Tuning};
+use wgpu_optim::cpu::{Values, ValuesMut};
+use wgpu_optim::gpu::{Partials, Tensor, Tuning};
+use wgpu_optim::internals::{Dispatch, KernelSource};
 use wgpu_optim::{
     Averaging, Element, Gpu, Group, LossScaler, Optimizer, OptimizerBuilder, Regime, Rounding, Rule, Schedule,
-    TrustRatio, cpu, wgpu,
+    TrustRatio, wgpu,
 };
 
 /// What may fail, for whatever reason.
@@ -509,22 +511,22 @@ fn case_of_halves(gpu: &Gpu, name: &str, kernels: &mut Kernels) -> Outcome<Value
         }
         let mut rest = expected.as_mut_slice();
         let mut end = 0;
-        let mut params: Vec<cpu::SliceMut> = Vec::new();
-        let mut grads: Vec<cpu::Slice> = Vec::new();
+        let mut params: Vec<Box<dyn ValuesMut>> = Vec::new();
+        let mut grads: Vec<Box<dyn Values>> = Vec::new();
         for (element, range) in &ranges {
             let (_, after) = rest.split_at_mut(range.start - end);
             let (slice, after) = after.split_at_mut(range.len());
             let own = &gradient[range.clone()];
             if *element == Element::F16 {
-                params.push(bytemuck::cast_slice_mut::<u16, f16>(slice).into());
-                grads.push(bytemuck::cast_slice::<u16, f16>(own).into());
+                params.push(Box::new(bytemuck::cast_slice_mut::<u16, f16>(slice)));
+                grads.push(Box::new(bytemuck::cast_slice::<u16, f16>(own)));
             } else {
-                params.push(bytemuck::cast_slice_mut::<u16, bf16>(slice).into());
-                grads.push(bytemuck::cast_slice::<u16, bf16>(own).into());
+                params.push(Box::new(bytemuck::cast_slice_mut::<u16, bf16>(slice)));
+                grads.push(Box::new(bytemuck::cast_slice::<u16, bf16>(own)));
             }
             (rest, end) = (after, range.end);
         }
-        host.step_values(&mut params, &grads)?;
+        host.step(&mut params, &grads)?;
         rates.push(host.learning_rates().to_vec());
         steps.push(in_words(&gradient));
     }
@@ -555,11 +557,8 @@ pub fn compile_halves(gpu: &Gpu, kernels: &mut Kernels) -> Outcome<()> {
         (Element::Bf16, Element::F16, Rounding::Stochastic { seed: 1 }),
         (Element::F32, Element::F16, Rounding::Nearest),
     ] {
-        let mut builder: OptimizerBuilder<Tensor> = OptimizerBuilder::new(Rule::sgd())
-            .rounding(rounding)
-            .micro_batches(2)
-            .clear_gradients(true)
-            .record_steps(4);
+        let mut builder: OptimizerBuilder<Tensor> =
+            OptimizerBuilder::new(Rule::sgd()).rounding(rounding).micro_batches(2).clear_gradients().record_steps(4);
         let mut count = 0;
         for rule in [Rule::sgd(), Rule::adamw()] {
             for regime in [Regime::seesaw(), Regime::dowg()] {
@@ -631,7 +630,8 @@ impl Groups {
             for dispatch in optimizer.swap_dispatches() {
                 kernels.of(dispatch);
             }
-            optimizer.count_swap();
+            // Never submitted: only the direction of the next exchange changes.
+            optimizer.encode_swap_averages(&mut gpu.device().create_command_encoder(&Default::default()))?;
         }
         Ok(())
     }
@@ -684,7 +684,7 @@ pub fn compile_settings(gpu: &Gpu, kernels: &mut Kernels) -> Outcome<()> {
         |builder| builder.clip_norm(1.0),
         |builder| builder.clip_norm(1.0).weight_decay(0.1),
         |builder| builder.telemetry(true),
-        |builder| builder.clear_gradients(true),
+        |builder| builder.clear_gradients(),
     ];
     let trust: Tell = |builder| builder.trust_ratio(TrustRatio::default());
     let plain = Groups::PLAIN;

@@ -8,7 +8,7 @@ use safetensors::tensor::{Dtype, Metadata, TensorInfo};
 
 use super::about::About;
 use super::tables::Table;
-use crate::cpu::Slice;
+use crate::cpu::Values;
 use crate::cpu::schedule_free::average_of;
 use crate::element::Element;
 use crate::error::{CheckpointError, Error};
@@ -102,12 +102,10 @@ pub(super) fn items(plan: &Plan, parameters: bool) -> Vec<Item> {
 }
 
 /// Parameters of 16 bits with what they lack of f32.
-pub(super) fn masters<'a, T>(stored: &'a Vec<T>, remainders: &[i16]) -> Vec<f32>
-where
-    Slice<'a>: From<&'a Vec<T>>,
-{
+pub(super) fn masters(stored: &impl Values, remainders: &[i16]) -> Vec<f32> {
+    let stored = stored.values();
     let mut masters = vec![0.0; stored.len()];
-    Slice::from(stored).decode_parameters(remainders, &mut masters);
+    stored.decode_parameters(remainders, &mut masters);
     masters
 }
 
@@ -139,12 +137,7 @@ impl Draft {
             slots.insert(item.slot, range);
         }
         let refused = |message: String| {
-            Error::Checkpoint(CheckpointError::File {
-                path: "in memory".to_owned(),
-                action: "made",
-                message,
-                source: None,
-            })
+            Error::from(CheckpointError::File { path: "in memory".to_owned(), action: "made", message, source: None })
         };
         Ok(Draft {
             about,

@@ -15,8 +15,8 @@ use crate::cpu::finish_reduction::finish_reduction;
 use crate::cpu::finish_update::finish_update;
 use crate::cpu::learning_rate::learning_rate;
 use crate::cpu::reduce_gradient::no_totals;
-use crate::cpu::tensor::Tensor;
-use crate::cpu::values::{Slice, SliceMut, Values, ValuesMut};
+use crate::cpu::tensor::{Tensor, checked};
+use crate::cpu::values::{Slice, Values, ValuesMut};
 use crate::error::{BuildError, CallError, DeviceError, Error, require};
 use crate::group::{GroupConfig, OptimizerBuilder, ResolvedGroup};
 use crate::layout::{
@@ -36,7 +36,7 @@ const RECORD_RING_BYTES: u64 = 128 << 20;
 /// Returns zeros, or an error where the system has not so much memory.
 fn zeroed<T: Zeroable>(length: usize) -> Result<Vec<T>, Error> {
     try_zeroed_vec(length).map_err(|()| {
-        Error::Device(DeviceError::Failed {
+        Error::from(DeviceError::Failed {
             what: "the optimizer's memory".to_owned(),
             message: format!("the system has no {} bytes left", length as u128 * size_of::<T>() as u128),
         })
@@ -142,8 +142,8 @@ impl OptimizerBuilder<Tensor> {
         for group in self.resolve()? {
             let mut tensors = Vec::with_capacity(group.tensors.len());
             for (name, tensor) in group.tensors {
-                let elements = tensor.checked(&name)?;
-                let (params, grads) = tensor.elements();
+                let elements = checked(&name, tensor)?;
+                let [params, grads] = tensor.map(|tensor| tensor.element);
                 // Each tensor is a pair of buffers of its own.
                 let number = lengths.len();
                 lengths.push(elements as usize);
@@ -232,61 +232,30 @@ impl CpuOptimizer {
         })
     }
 
-    /// Takes one step. `params` and `grads` are the tensors' slices, in the order of declaration over all groups.
-    ///
-    /// # Errors
-    /// [`CallError::StepTensors`](crate::CallError::StepTensors) or [`CallError::StepLength`](crate::CallError::StepLength) where the slices are not those that were declared,
-    /// [`CallError::ShardedStep`](crate::CallError::ShardedStep) where other ranks have other parameters,
-    /// [`BuildError::MissingLoss`](crate::BuildError::MissingLoss) where a regime goes by the loss,
-    /// [`CallError::AveragesSwapped`](crate::CallError::AveragesSwapped) between two [`swap_averages`](CpuOptimizer::swap_averages); nothing has changed then.
-    /// [`Error::Halted`] by [`NonFinitePolicy::Error`](crate::NonFinitePolicy::Error), at every step until
-    /// [`resume`](CpuOptimizer::resume) is called: the step was recorded, and skipped.
-    pub fn step(&mut self, params: &mut [&mut [f32]], grads: &[&[f32]]) -> Result<(), Error> {
-        self.check_needs_no_loss()?;
-        self.step_of(params, grads, 0.0)
-    }
-
-    /// Takes a step like [`CpuOptimizer::step`], over slices of any element type.
+    /// Takes one step. `params` and `grads` are the tensors' values, in the order of declaration over all groups: slices, vectors or arrays of
+    /// f32, f16 or bf16, see [`Values`].
     ///
     /// ```
-    /// use half::bf16;
+    /// use wgpu_optim::half::bf16;
     /// use wgpu_optim::{Group, OptimizerBuilder, Rule};
     ///
     /// let (mut w, g) = (vec![bf16::ONE; 100], vec![bf16::from_f32(0.5); 100]);
     /// let mut optimizer = OptimizerBuilder::new(Rule::sgd())
     ///     .group(Group::new("all").tensor("w", &w, &g))
     ///     .build_cpu()?;
-    /// optimizer.step_values(&mut [(&mut w).into()], &[(&g).into()])?;
+    /// optimizer.step(&mut [&mut w], &[&g])?;
     /// # Ok::<(), wgpu_optim::Error>(())
     /// ```
     ///
     /// # Errors
-    /// As [`CpuOptimizer::step`]; [`CallError::StepElement`](crate::CallError::StepElement) where the elements are not those that were declared.
-    pub fn step_values(&mut self, params: &mut [SliceMut], grads: &[Slice]) -> Result<(), Error> {
+    /// [`ErrorKind::Call`](crate::ErrorKind::Call) where these are not the tensors that were declared, where other ranks have other parameters
+    /// ([`sharded`](OptimizerBuilder::sharded)), and between two [`swap_averages`](CpuOptimizer::swap_averages);
+    /// [`ErrorKind::Build`](crate::ErrorKind::Build) where a regime needs the loss; nothing has changed then.
+    /// [`ErrorKind::Halted`](crate::ErrorKind::Halted) by [`NonFinitePolicy::Error`](crate::NonFinitePolicy::Error), at every step until
+    /// [`resume`](CpuOptimizer::resume) is called: the step was recorded, and skipped.
+    pub fn step(&mut self, params: &mut [impl ValuesMut], grads: &[impl Values]) -> Result<(), Error> {
         self.check_needs_no_loss()?;
-        self.step_of(params, grads, 0.0)
-    }
-
-    /// Takes a step like [`CpuOptimizer::step_values`], with the loss.
-    ///
-    /// # Errors
-    /// As [`CpuOptimizer::step_values`].
-    pub fn step_values_with_loss(&mut self, params: &mut [SliceMut], grads: &[Slice], loss: f32) -> Result<(), Error> {
-        self.step_of(params, grads, loss)
-    }
-
-    /// Refuses a step without a loss where a regime goes by it.
-    fn check_needs_no_loss(&self) -> Result<(), Error> {
-        let mut configs = self.plan.configs.iter();
-        if self.needs_loss
-            && let Some(config) = configs.find(|config| config.regime.needs_loss())
-        {
-            return Err(Error::Build(BuildError::MissingLoss {
-                group: config.name.clone(),
-                regime: config.regime.name(),
-            }));
-        }
-        Ok(())
+        self.step_with_loss(params, grads, 0.0)
     }
 
     /// Takes a step like [`CpuOptimizer::step`], with the loss of these gradients, for regimes that need it
@@ -294,14 +263,10 @@ impl CpuOptimizer {
     ///
     /// # Errors
     /// As [`CpuOptimizer::step`].
-    pub fn step_with_loss(&mut self, params: &mut [&mut [f32]], grads: &[&[f32]], loss: f32) -> Result<(), Error> {
-        self.step_of(params, grads, loss)
-    }
-
-    fn step_of(
+    pub fn step_with_loss(
         &mut self,
-        params: &mut [impl ValuesMut + Send + Sync],
-        grads: &[impl Values + Sync],
+        params: &mut [impl ValuesMut],
+        grads: &[impl Values],
         loss: f32,
     ) -> Result<(), Error> {
         self.check_averages_in_place("a step")?;
@@ -315,8 +280,22 @@ impl CpuOptimizer {
         self.check_halted()
     }
 
+    /// Refuses a step without a loss where a regime goes by it.
+    fn check_needs_no_loss(&self) -> Result<(), Error> {
+        let mut configs = self.plan.configs.iter();
+        if self.needs_loss
+            && let Some(config) = configs.find(|config| config.regime.needs_loss())
+        {
+            return Err(Error::from(BuildError::MissingLoss {
+                group: config.name.clone(),
+                regime: config.regime.name(),
+            }));
+        }
+        Ok(())
+    }
+
     /// Passes 1 and 2.
-    fn measure_here(&mut self, params: &[impl Values + Sync], grads: &[impl Values + Sync], loss: f32) {
+    fn measure_here(&mut self, params: &[impl Values], grads: &[impl Values], loss: f32) {
         self.reduce(params, grads);
         self.finish();
         if self.needs_loss {
@@ -353,7 +332,7 @@ impl CpuOptimizer {
 
     fn check_slices(&self, role: &'static str, slices: &[impl Values]) -> Result<(), Error> {
         if slices.len() != self.tensors.len() {
-            return Err(Error::Call(CallError::StepTensors {
+            return Err(Error::from(CallError::StepTensors {
                 role,
                 expected: self.tensors.len(),
                 actual: slices.len(),
@@ -369,7 +348,7 @@ impl CpuOptimizer {
         let place = &self.plan.places[index];
         let expected = if role == "gradient" { place.grads } else { place.params };
         if slice.element() != expected {
-            return Err(Error::Call(CallError::StepElement {
+            return Err(Error::from(CallError::StepElement {
                 tensor: self.plan.tensors[index].name.clone(),
                 role,
                 expected,
@@ -378,7 +357,7 @@ impl CpuOptimizer {
         }
         let (expected, actual) = (self.tensors[index].elements, slice.len());
         if actual != expected {
-            return Err(Error::Call(CallError::StepLength {
+            return Err(Error::from(CallError::StepLength {
                 tensor: self.plan.tensors[index].name.clone(),
                 role,
                 expected,
@@ -430,7 +409,7 @@ impl CpuOptimizer {
         unscale(-exponent.unwrap_or(0))
     }
 
-    /// Lets training go on after [`Error::Halted`], from the state before the skipped steps. The count of skips in a row starts at 0.
+    /// Lets training go on after [`ErrorKind::Halted`](crate::ErrorKind::Halted), from the state before the skipped steps. The count of skips in a row starts at 0.
     pub fn resume(&mut self) {
         for state in &mut self.states {
             state.skips_in_row = 0;
@@ -469,11 +448,13 @@ impl CpuOptimizer {
     }
 
     /// Returns the state of every group. For tests and inspection.
+    #[doc(hidden)]
     pub fn states(&self) -> &[GroupState] {
         &self.states
     }
 
     /// Returns the sums of the last step's reduction, one entry for each norm. For tests and inspection.
+    #[doc(hidden)]
     pub fn sums(&self) -> &[ScopeSums] {
         &self.sums
     }

@@ -87,7 +87,7 @@ impl Tiles for Halves<'_> {
 
     #[inline(always)]
     fn largest(&self) -> f32 {
-        match self.params.element() {
+        match self.params.as_slice().element() {
             Element::F32 => LARGEST_F32,
             Element::F16 => LARGEST_F16,
             Element::Bf16 => LARGEST_BF16,
@@ -112,7 +112,7 @@ impl Tiles for Halves<'_> {
 
     #[inline(always)]
     fn put(&mut self, tile: Range<usize>) {
-        if self.params.element().is_half() {
+        if self.params.as_slice().element().is_half() {
             let first_element = self.first_element.wrapping_add(tile.start as u32);
             self.params.range_mut(tile.clone()).encode_parameters(
                 self.encoding,

@@ -28,38 +28,44 @@ pub enum SliceMut<'a> {
     Bf16(&'a mut [bf16]),
 }
 
-macro_rules! from {
-    ($($kind:ident, $type:ty;)*) => {$(
-        impl<'a> From<&'a [$type]> for Slice<'a> {
-            fn from(slice: &'a [$type]) -> Self {
-                Slice::$kind(slice)
-            }
-        }
+/// A type that values are stored as.
+pub(crate) trait Value: Copy + Send + Sync {
+    fn slice(values: &[Self]) -> Slice<'_>;
+    fn slice_mut(values: &mut [Self]) -> SliceMut<'_>;
+}
 
-        impl<'a> From<&'a Vec<$type>> for Slice<'a> {
-            fn from(values: &'a Vec<$type>) -> Self {
+macro_rules! stored_as {
+    ($($kind:ident, $type:ty;)*) => {$(
+        impl Value for $type {
+            #[inline]
+            fn slice(values: &[Self]) -> Slice<'_> {
                 Slice::$kind(values)
             }
-        }
 
-        impl<'a> From<&'a mut [$type]> for SliceMut<'a> {
-            fn from(slice: &'a mut [$type]) -> Self {
-                SliceMut::$kind(slice)
-            }
-        }
-
-        impl<'a> From<&'a mut Vec<$type>> for SliceMut<'a> {
-            fn from(values: &'a mut Vec<$type>) -> Self {
+            #[inline]
+            fn slice_mut(values: &mut [Self]) -> SliceMut<'_> {
                 SliceMut::$kind(values)
             }
         }
     )*};
 }
 
-from! {
+stored_as! {
     F32, f32;
     F16, f16;
     Bf16, bf16;
+}
+
+impl<'a, V: Value> From<&'a [V]> for Slice<'a> {
+    fn from(values: &'a [V]) -> Self {
+        V::slice(values)
+    }
+}
+
+impl<'a, V: Value> From<&'a mut [V]> for SliceMut<'a> {
+    fn from(values: &'a mut [V]) -> Self {
+        V::slice_mut(values)
+    }
 }
 
 macro_rules! each {
@@ -73,18 +79,13 @@ macro_rules! each {
 }
 
 impl<'a> Slice<'a> {
-    /// How many values.
-    pub fn len(&self) -> usize {
+    /// Number of values.
+    pub(crate) fn len(&self) -> usize {
         each!(self, Slice: slice => slice.len())
     }
 
-    /// Whether there are none.
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
-
-    /// What they are stored as.
-    pub fn element(&self) -> Element {
+    /// Type that they are stored as.
+    pub(crate) fn element(&self) -> Element {
         match self {
             Slice::F32(_) => Element::F32,
             Slice::F16(_) => Element::F16,
@@ -132,19 +133,9 @@ impl<'a> Slice<'a> {
 }
 
 impl<'a> SliceMut<'a> {
-    /// How many values.
-    pub fn len(&self) -> usize {
+    /// Number of values.
+    pub(crate) fn len(&self) -> usize {
         self.as_slice().len()
-    }
-
-    /// Whether there are none.
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
-
-    /// What they are stored as.
-    pub fn element(&self) -> Element {
-        self.as_slice().element()
     }
 
     /// The values, to read.
@@ -194,42 +185,131 @@ impl<'a> SliceMut<'a> {
     }
 }
 
-/// Values that can be read: slices of f32, and slices of any element type.
-pub(crate) trait Values {
-    fn values(&self) -> Slice<'_>;
-}
+/// Parameters or gradients on the host that a call reads: slices, vectors and arrays of `f32`, [`half::f16`] or [`half::bf16`], and references to
+/// them and boxes of them.
+///
+/// The elements of one list have one type, as in `&[Vec<f32>]`. A list of `&dyn Values` mixes them:
+///
+/// ```
+/// use wgpu_optim::cpu::{Values, ValuesMut};
+/// use wgpu_optim::half::bf16;
+/// use wgpu_optim::{Group, OptimizerBuilder, Rule};
+///
+/// let (mut w, w_grad) = (vec![bf16::ONE; 100], vec![bf16::from_f32(0.5); 100]);
+/// let (mut b, b_grad) = ([0.0f32; 10], [0.25f32; 10]);
+/// let mut optimizer = OptimizerBuilder::new(Rule::sgd())
+///     .group(Group::new("all").tensor("w", &w, &w_grad).tensor("b", &b, &b_grad))
+///     .build_cpu()?;
+/// let params: &mut [&mut dyn ValuesMut] = &mut [&mut w, &mut b];
+/// let grads: &[&dyn Values] = &[&w_grad, &b_grad];
+/// optimizer.step(params, grads)?;
+/// # Ok::<(), wgpu_optim::Error>(())
+/// ```
+///
+/// The trait is sealed: no other type can implement it.
+pub trait Values: sealed::AsSlice {}
 
-impl<T: AsRef<[f32]>> Values for T {
-    fn values(&self) -> Slice<'_> {
-        Slice::F32(self.as_ref())
+/// [`Values`] that a call changes: the same types, or mutable references to them.
+pub trait ValuesMut: Values + sealed::AsSliceMut {}
+
+impl<T: sealed::AsSlice + ?Sized> Values for T {}
+
+impl<T: sealed::AsSliceMut + ?Sized> ValuesMut for T {}
+
+pub(crate) mod sealed {
+    use super::{Slice, SliceMut};
+
+    pub trait AsSlice: Send + Sync {
+        fn values(&self) -> Slice<'_>;
+    }
+
+    pub trait AsSliceMut: AsSlice {
+        fn values_mut(&mut self) -> SliceMut<'_>;
     }
 }
 
-impl Values for Slice<'_> {
+use sealed::{AsSlice, AsSliceMut};
+
+impl<V: Value> AsSlice for [V] {
+    fn values(&self) -> Slice<'_> {
+        V::slice(self)
+    }
+}
+
+impl<V: Value> AsSliceMut for [V] {
+    fn values_mut(&mut self) -> SliceMut<'_> {
+        V::slice_mut(self)
+    }
+}
+
+impl<V: Value, const N: usize> AsSlice for [V; N] {
+    fn values(&self) -> Slice<'_> {
+        V::slice(self)
+    }
+}
+
+impl<V: Value, const N: usize> AsSliceMut for [V; N] {
+    fn values_mut(&mut self) -> SliceMut<'_> {
+        V::slice_mut(self)
+    }
+}
+
+impl<V: Value> AsSlice for Vec<V> {
+    fn values(&self) -> Slice<'_> {
+        V::slice(self)
+    }
+}
+
+impl<V: Value> AsSliceMut for Vec<V> {
+    fn values_mut(&mut self) -> SliceMut<'_> {
+        V::slice_mut(self)
+    }
+}
+
+impl AsSlice for Slice<'_> {
     fn values(&self) -> Slice<'_> {
         *self
     }
 }
 
-impl Values for SliceMut<'_> {
+impl AsSlice for SliceMut<'_> {
     fn values(&self) -> Slice<'_> {
         self.as_slice()
     }
 }
 
-/// Values that can be changed.
-pub(crate) trait ValuesMut: Values {
-    fn values_mut(&mut self) -> SliceMut<'_>;
-}
-
-impl ValuesMut for &mut [f32] {
+impl AsSliceMut for SliceMut<'_> {
     fn values_mut(&mut self) -> SliceMut<'_> {
-        SliceMut::F32(self)
+        self.reborrow()
     }
 }
 
-impl ValuesMut for SliceMut<'_> {
+impl<T: AsSlice + ?Sized> AsSlice for &T {
+    fn values(&self) -> Slice<'_> {
+        (**self).values()
+    }
+}
+
+impl<T: AsSlice + ?Sized> AsSlice for Box<T> {
+    fn values(&self) -> Slice<'_> {
+        (**self).values()
+    }
+}
+
+impl<T: AsSliceMut + ?Sized> AsSliceMut for Box<T> {
     fn values_mut(&mut self) -> SliceMut<'_> {
-        self.reborrow()
+        (**self).values_mut()
+    }
+}
+
+impl<T: AsSlice + ?Sized> AsSlice for &mut T {
+    fn values(&self) -> Slice<'_> {
+        (**self).values()
+    }
+}
+
+impl<T: AsSliceMut + ?Sized> AsSliceMut for &mut T {
+    fn values_mut(&mut self) -> SliceMut<'_> {
+        (**self).values_mut()
     }
 }

@@ -20,7 +20,7 @@ pub struct Gpu {
 }
 
 /// Default of [`Gpu::with_readback_timeout`]: 30 seconds, longer than any driver lets a kernel run before it resets the device.
-pub const DEFAULT_READBACK_TIMEOUT: Duration = Duration::from_secs(30);
+const DEFAULT_READBACK_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Options of [`Gpu::request`].
 #[derive(Debug, Clone, Default)]
@@ -55,8 +55,11 @@ impl Gpu {
 
     /// Finds an adapter and opens a device with all its limits. Hardware comes before software, discrete before integrated.
     ///
+    /// Natively wgpu loads drivers and opens devices on the thread that polls the future, which takes up to seconds; only browsers do it
+    /// meanwhile. [`Gpu::adapters`] and [`Gpu::open`] are the same in this.
+    ///
     /// # Errors
-    /// [`DeviceError::NoAdapter`](crate::DeviceError::NoAdapter) with what was found and why none of it can be used, [`DeviceError::UnknownAdapter`](crate::DeviceError::UnknownAdapter) with the available names.
+    /// [`ErrorKind::NoAdapter`](crate::ErrorKind::NoAdapter) with what was found and why none of it can be used, [`ErrorKind::UnknownAdapter`](crate::ErrorKind::UnknownAdapter) with the available names.
     pub async fn request(options: &GpuOptions) -> Result<Self, Error> {
         let mut found = Self::adapters(options.backends).await;
         let wanted = options.adapter_name.clone().or_else(|| std::env::var("WGPU_ADAPTER_NAME").ok());
@@ -66,11 +69,11 @@ impl Gpu {
                 (options.backends, std::env::var("WGPU_BACKEND"), wgpu::Backends::from_env())
                 && backends.is_empty()
             {
-                return Err(Error::Device(DeviceError::NoAdapter(format!(
+                return Err(Error::from(DeviceError::NoAdapter(format!(
                     "WGPU_BACKEND is {value:?}, which names no backend: set it to vulkan, metal, dx12, gl or webgpu, or unset it"
                 ))));
             }
-            return Err(Error::Device(DeviceError::NoAdapter(format!(
+            return Err(Error::from(DeviceError::NoAdapter(format!(
                 "no graphics driver answers for {}; install one (Debian: mesa-vulkan-drivers for the software driver lavapipe)",
                 backends_in_words(options.backends)
             ))));
@@ -80,13 +83,13 @@ impl Gpu {
             let lower = wanted.to_lowercase();
             found.retain(|adapter| adapter.get_info().name.to_lowercase().contains(&lower));
             if found.is_empty() {
-                return Err(Error::Device(DeviceError::UnknownAdapter { wanted: wanted.clone(), seen }));
+                return Err(Error::from(DeviceError::UnknownAdapter { wanted: wanted.clone(), seen }));
             }
         }
         if !options.allow_software {
             found.retain(|adapter| adapter.get_info().device_type != wgpu::DeviceType::Cpu);
             if found.is_empty() {
-                return Err(Error::Device(DeviceError::NoAdapter(format!(
+                return Err(Error::from(DeviceError::NoAdapter(format!(
                     "only software drivers, which are slower than the CPU path: {seen}; set GpuOptions::allow_software to use one, or build with OptimizerBuilder::build_cpu"
                 ))));
             }
@@ -94,7 +97,7 @@ impl Gpu {
         found.sort_by_key(|adapter| rank(adapter.get_info().device_type));
         match found.first() {
             Some(best) => Self::open(best).await,
-            None => Err(Error::Device(DeviceError::NoAdapter(seen))),
+            None => Err(Error::from(DeviceError::NoAdapter(seen))),
         }
     }
 
@@ -114,7 +117,7 @@ impl Gpu {
     /// Opens a device of ours on an adapter, with all the adapter's limits.
     ///
     /// # Errors
-    /// [`DeviceError::Failed`](crate::DeviceError::Failed) with the driver's reason.
+    /// [`ErrorKind::DeviceRefused`](crate::ErrorKind::DeviceRefused) with the driver's reason.
     pub async fn open(adapter: &wgpu::Adapter) -> Result<Self, Error> {
         // For those who time the passes, and for sums without barriers.
         let wanted = wgpu::Features::TIMESTAMP_QUERY | wgpu::Features::SUBGROUP;
@@ -127,7 +130,7 @@ impl Gpu {
             })
             .await
             .map_err(|error| {
-                Error::Device(DeviceError::Failed {
+                Error::from(DeviceError::Failed {
                     what: format!("a device on {}", describe(&adapter.get_info())),
                     message: one_line(&error.to_string()),
                 })
@@ -143,7 +146,7 @@ impl Gpu {
     /// Returns the same device with another geometry of the kernels.
     ///
     /// # Errors
-    /// [`BuildError::InvalidValue`](crate::BuildError::InvalidValue) if the device does not support it.
+    /// [`ErrorKind::Build`](crate::ErrorKind::Build) if the device does not support it.
     pub fn with_tuning(mut self, tuning: Tuning) -> Result<Self, Error> {
         tuning.validate(&self.device)?;
         self.tuning = tuning;
@@ -151,7 +154,7 @@ impl Gpu {
     }
 
     /// The same device, with another limit to how long a readback waits for the device (records, states, sums,
-    /// [`Gpu::read_buffer`]): after it the call is an [`DeviceError::Readback`](crate::DeviceError::Readback) instead of waiting on. [`DEFAULT_READBACK_TIMEOUT`] without
+    /// [`Gpu::read_buffer`]): after it the call is an [`ErrorKind::Readback`](crate::ErrorKind::Readback) instead of waiting on. 30 seconds without
     /// this. What is read comes after all that was submitted before, so that the limit must leave time for that. Browsers know no such
     /// limit: there a readback takes as long as it takes.
     pub fn with_readback_timeout(mut self, timeout: Duration) -> Self {
@@ -160,6 +163,7 @@ impl Gpu {
     }
 
     /// Returns how long a readback waits for the device.
+    #[doc(hidden)]
     pub fn readback_timeout(&self) -> Duration {
         self.readback_timeout
     }
@@ -182,13 +186,14 @@ impl Gpu {
     /// `Err` instead of a panic. `what` names the object in the message. The device remains usable after an error.
     ///
     /// # Errors
-    /// The closure's own, [`DeviceError::Failed`](crate::DeviceError::Failed), or [`DeviceError::Lost`](crate::DeviceError::Lost).
+    /// The closure's own, [`ErrorKind::DeviceRefused`](crate::ErrorKind::DeviceRefused), or [`ErrorKind::DeviceLost`](crate::ErrorKind::DeviceLost).
+    #[doc(hidden)]
     pub fn scoped<T, E: From<Error>>(&self, what: &str, set_up: impl FnOnce() -> Result<T, E>) -> Result<T, E> {
         let (result, problem) = self.catching(set_up);
         self.probe();
         self.check_alive()?;
         match problem {
-            Some(message) => Err(E::from(Error::Device(DeviceError::Failed { what: what.to_owned(), message }))),
+            Some(message) => Err(E::from(Error::from(DeviceError::Failed { what: what.to_owned(), message }))),
             None => result,
         }
     }
@@ -252,11 +257,11 @@ impl Gpu {
     /// Returns an error if the device is known to be lost. wgpu itself would ignore further commands silently.
     ///
     /// # Errors
-    /// [`DeviceError::Lost`](crate::DeviceError::Lost) with the reason.
+    /// [`ErrorKind::DeviceLost`](crate::ErrorKind::DeviceLost) with the reason.
     pub fn check_alive(&self) -> Result<(), Error> {
         match &*self.lost.lock().unwrap_or_else(PoisonError::into_inner) {
             None => Ok(()),
-            Some(reason) => Err(Error::Device(DeviceError::Lost(reason.clone()))),
+            Some(reason) => Err(Error::from(DeviceError::Lost(reason.clone()))),
         }
     }
 }

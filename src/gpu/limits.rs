@@ -25,7 +25,7 @@ pub(crate) fn check(limits: &wgpu::Limits) -> Result<(), Error> {
     ];
     for (what, value, limit) in needed {
         if value > limit {
-            return Err(Error::Build(BuildError::Limit {
+            return Err(Error::from(BuildError::Limit {
                 what: what.to_owned(),
                 value,
                 limit,

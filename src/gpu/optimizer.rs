@@ -116,8 +116,8 @@ impl Optimizer {
     /// Records one step into the caller's encoder, in a compute pass of its own. The gradients must be complete by then.
     ///
     /// # Errors
-    /// [`DeviceError::Lost`](crate::DeviceError::Lost), since wgpu would do nothing, in silence; [`CallError::AveragesSwapped`](crate::CallError::AveragesSwapped) between two
-    /// [`encode_swap_averages`](Optimizer::encode_swap_averages); [`CallError::ShardedStep`](crate::CallError::ShardedStep) where other ranks have other parameters.
+    /// [`ErrorKind::DeviceLost`](crate::ErrorKind::DeviceLost), since wgpu would do nothing, in silence; [`ErrorKind::Call`](crate::ErrorKind::Call) between two
+    /// [`encode_swap_averages`](Optimizer::encode_swap_averages); [`ErrorKind::Call`](crate::ErrorKind::Call) where other ranks have other parameters.
     pub fn encode_step(&self, encoder: &mut wgpu::CommandEncoder) -> Result<(), Error> {
         let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor {
             label: Some("wgpu-optim step"),
@@ -143,6 +143,7 @@ impl Optimizer {
     /// The dispatches of the next step, in order: for profilers, and for callers with an encoder of their own, who record
     /// no step while [`averages_are_swapped`](Optimizer::averages_are_swapped). Of one rank of several they are a step by its own gradients
     /// alone.
+    #[doc(hidden)]
     pub fn dispatches(&self) -> &[Dispatch] {
         &self.step
     }

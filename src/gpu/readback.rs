@@ -11,8 +11,9 @@ use crate::gpu::context::{Gpu, one_line};
 /// False in browsers, where there is no clock to use and no way to wait, so that time-outs are not supported.
 const HAS_CLOCK: bool = cfg!(not(target_arch = "wasm32"));
 
-/// Time to sleep while another thread delivers the result of a poll.
-const HANDOVER: Duration = Duration::from_micros(20);
+/// Shortest and longest time between two polls of the device.
+#[cfg(not(target_arch = "wasm32"))]
+const POLLS: [Duration; 2] = [Duration::from_micros(20), Duration::from_millis(1)];
 
 type MapResult = Result<(), wgpu::BufferAsyncError>;
 
@@ -26,7 +27,6 @@ pub(crate) struct Readback {
 /// A copy that is under way.
 struct InFlight {
     receiver: Receiver<MapResult>,
-    submission: wgpu::SubmissionIndex,
     started: Option<Instant>,
 }
 
@@ -75,7 +75,7 @@ impl Readback {
             return Ok(());
         }
         let (sender, receiver) = channel(1);
-        let (submission, problem) = gpu.catching(|| {
+        let ((), problem) = gpu.catching(|| {
             let mut encoder =
                 gpu.device().create_command_encoder(&wgpu::CommandEncoderDescriptor { label: Some(self.what) });
             let mut at = 0;
@@ -84,17 +84,16 @@ impl Readback {
                 encoder.copy_buffer_to_buffer(buffer, start, &self.staging, at, bytes);
                 at += bytes;
             }
-            let submission = gpu.queue().submit([encoder.finish()]);
+            gpu.queue().submit([encoder.finish()]);
             self.staging.map_async(wgpu::MapMode::Read, .., move |result| {
                 // The receiver is gone only if the whole optimizer is.
                 let _ = sender.try_send(result);
             });
-            submission
         });
         if let Some(problem) = problem {
             return Err(self.failed(gpu, &problem));
         }
-        self.in_flight = Some(InFlight { receiver, submission, started: HAS_CLOCK.then(Instant::now) });
+        self.in_flight = Some(InFlight { receiver, started: HAS_CLOCK.then(Instant::now) });
         Ok(())
     }
 
@@ -116,29 +115,41 @@ impl Readback {
         }
     }
 
-    /// Waits for the bytes and hands them to `read`. After a time-out the copy is still under way, and may be waited for again.
+    /// Waits for the bytes and hands them to `read`. After a time-out, or where the future is dropped, the copy is still under way, and may be
+    /// waited for again.
+    ///
+    /// No thread is held up: natively the future polls the device, and a timer wakes it for the next time. The time between two polls grows
+    /// with the time waited, of which it is an eighth.
+    #[cfg(not(target_arch = "wasm32"))]
+    pub(crate) async fn wait<T>(&mut self, gpu: &Gpu, read: impl FnOnce(&[u8]) -> T) -> Result<T, Error> {
+        let started = Instant::now();
+        loop {
+            let Some(copy) = &self.in_flight else {
+                return Err(self.failed(gpu, "no copy was started"));
+            };
+            gpu.device().poll(wgpu::PollType::Poll).map_err(|error| self.failed(gpu, &error.to_string()))?;
+            match copy.receiver.try_receive() {
+                Ok(result) => return self.finish(gpu, result, read),
+                Err(TryReceiveError::Closed) => return Err(self.dropped(gpu)),
+                Err(TryReceiveError::Empty) => {}
+            }
+            gpu.check_alive()?;
+            let (waited, timeout) = (started.elapsed(), gpu.readback_timeout());
+            if waited >= timeout {
+                return Err(self.late(gpu));
+            }
+            let [shortest, longest] = POLLS;
+            let pause = (waited / 8).clamp(shortest, longest).min(timeout - waited);
+            futures_timer::Delay::new(pause).await;
+        }
+    }
+
+    /// Waits for the bytes, which the browser brings.
+    #[cfg(target_arch = "wasm32")]
     pub(crate) async fn wait<T>(&mut self, gpu: &Gpu, read: impl FnOnce(&[u8]) -> T) -> Result<T, Error> {
         let Some(copy) = &self.in_flight else {
             return Err(self.failed(gpu, "no copy was started"));
         };
-        if HAS_CLOCK {
-            let started = Instant::now();
-            let wait = gpu.wait_for(&copy.submission, Some(gpu.readback_timeout()));
-            let done = wait.map_err(|error| self.failed(gpu, &error))?;
-            // Another thread that polls the same device may have taken the answer along, and not have handed it over yet.
-            loop {
-                match copy.receiver.try_receive() {
-                    Ok(result) => return self.finish(gpu, result, read),
-                    Err(TryReceiveError::Closed) => return Err(self.dropped(gpu)),
-                    Err(TryReceiveError::Empty) => {}
-                }
-                gpu.check_alive()?;
-                if !done || started.elapsed() > gpu.readback_timeout() {
-                    return Err(self.late(gpu));
-                }
-                std::thread::sleep(HANDOVER);
-            }
-        }
         match copy.receiver.receive().await {
             Some(result) => self.finish(gpu, result, read),
             None => Err(self.dropped(gpu)),
@@ -162,7 +173,7 @@ impl Readback {
         gpu.probe();
         gpu.check_alive()
             .err()
-            .unwrap_or_else(|| Error::Device(DeviceError::Readback { what: self.what, message: one_line(message) }))
+            .unwrap_or_else(|| Error::from(DeviceError::Readback { what: self.what, message: one_line(message) }))
     }
 
     /// The request has gone without an answer; another one may be made.
@@ -172,7 +183,7 @@ impl Readback {
     }
 
     fn late(&self, gpu: &Gpu) -> Error {
-        Error::Device(DeviceError::Readback {
+        Error::from(DeviceError::Readback {
             what: self.what,
             message: format!(
                 "time-out: it did not come within {:?}, nothing is lost and another call may bring it; Gpu::with_readback_timeout allows for more",
@@ -183,42 +194,29 @@ impl Readback {
 }
 
 impl Gpu {
-    /// Waits until everything that was submitted up to `submission` is done, however long it takes. `what` is waited for, in the
-    /// message.
+    /// Blocks the thread until everything that was submitted up to `submission` is done, however long it takes. `what` is waited for, in
+    /// the message.
     ///
     /// # Errors
-    /// [`DeviceError::Lost`](crate::DeviceError::Lost), or [`DeviceError::Readback`](crate::DeviceError::Readback) where the driver refuses to wait.
+    /// [`ErrorKind::DeviceLost`](crate::ErrorKind::DeviceLost), or [`ErrorKind::Readback`](crate::ErrorKind::Readback) where the driver refuses to wait.
     pub fn finish(&self, what: &'static str, submission: &wgpu::SubmissionIndex) -> Result<(), Error> {
-        let done = self.wait_for(submission, None);
+        let done = loop {
+            let wait = wgpu::PollType::Wait { submission_index: Some(submission.clone()), timeout: None };
+            match self.device().poll(wait) {
+                // One wait of wgpu's OpenGL ends after four seconds.
+                Err(wgpu::PollError::Timeout) => {}
+                done => break done,
+            }
+        };
         self.check_alive()?;
-        done.map_err(|message| Error::Device(DeviceError::Readback { what, message }))?;
+        done.map_err(|error| DeviceError::Readback { what, message: one_line(&error.to_string()) })?;
         Ok(())
     }
 
-    /// Waits for a submission; whether it was done in time, if there is a limit. One wait of wgpu's OpenGL ends after four seconds,
-    /// whatever limit it was given.
-    fn wait_for(&self, submission: &wgpu::SubmissionIndex, limit: Option<Duration>) -> Result<bool, String> {
-        let started = HAS_CLOCK.then(Instant::now);
-        loop {
-            let left = match (limit, started) {
-                (Some(limit), Some(started)) => Some(limit.saturating_sub(started.elapsed())),
-                _ => None,
-            };
-            let waited =
-                self.device().poll(wgpu::PollType::Wait { submission_index: Some(submission.clone()), timeout: left });
-            match waited {
-                Ok(_) => return Ok(true),
-                Err(wgpu::PollError::Timeout) if left == Some(Duration::ZERO) => return Ok(false),
-                Err(wgpu::PollError::Timeout) => {}
-                Err(error) => return Err(one_line(&error.to_string())),
-            }
-        }
-    }
-
-    /// Reads a buffer back, as many whole `T`s as it holds. Waits for the device; not for use in a training loop.
+    /// Reads a buffer back, as many whole `T`s as it holds. The future waits for the device; not for use in a training loop.
     ///
     /// # Errors
-    /// [`DeviceError::Readback`](crate::DeviceError::Readback), also where the buffer lacks `COPY_SRC`, or [`DeviceError::Lost`](crate::DeviceError::Lost).
+    /// [`ErrorKind::Readback`](crate::ErrorKind::Readback), also where the buffer lacks `COPY_SRC`, or [`ErrorKind::DeviceLost`](crate::ErrorKind::DeviceLost).
     pub async fn read_buffer<T: bytemuck::Pod>(
         &self,
         what: &'static str,
@@ -227,7 +225,7 @@ impl Gpu {
         if size_of::<T>() == 0 {
             return Ok(Vec::new());
         }
-        let refused = |message: &str| Err(Error::Device(DeviceError::Readback { what, message: message.to_owned() }));
+        let refused = |message: &str| Err(Error::from(DeviceError::Readback { what, message: message.to_owned() }));
         if !buffer.usage().contains(wgpu::BufferUsages::COPY_SRC) {
             return refused("the buffer was created without BufferUsages::COPY_SRC: add it");
         }

@@ -2,26 +2,12 @@
 
 use crate::element::Element;
 use crate::error::{BuildError, CallError, Error};
-use crate::group::TensorPair;
+use crate::group::TensorSlice;
 use crate::group::sealed::Sealed;
 
-/// Parameters and gradients of one tensor in the caller's buffers. [`Group::tensor`](crate::Group::tensor) makes it.
+/// Slice of parameters or gradients in the caller's buffer, which it keeps alive. [`Group::tensor`](crate::Group::tensor) makes it.
 #[derive(Debug, Clone)]
 pub struct Tensor {
-    params: Span,
-    grads: Span,
-}
-
-impl Tensor {
-    /// The slice of the parameters.
-    pub(crate) fn params(&self) -> Span {
-        self.params.clone()
-    }
-}
-
-/// A slice that owns its (reference-counted) buffer.
-#[derive(Debug, Clone)]
-pub(crate) struct Span {
     pub(crate) buffer: wgpu::Buffer,
     pub(crate) element: Element,
     offset_bytes: u64,
@@ -43,49 +29,30 @@ impl Element {
     }
 }
 
-impl From<wgpu::BufferSlice<'_>> for Span {
-    fn from(slice: wgpu::BufferSlice<'_>) -> Self {
-        Element::F32.of(slice).into()
-    }
-}
-
-impl From<ElementSlice<'_>> for Span {
-    fn from(ElementSlice { element, slice }: ElementSlice) -> Self {
-        Span { buffer: slice.buffer().clone(), element, offset_bytes: slice.offset(), size_bytes: slice.size() }
-    }
-}
-
-macro_rules! pairs {
-    ($($params:ident, $grads:ident;)*) => {$(
-        impl<'b> TensorPair<$grads<'b>> for $params<'_> {
-            type Tensor = Tensor;
-
-            fn join(self, gradients: $grads<'b>) -> Tensor {
-                Tensor {
-                    params: self.into(),
-                    grads: gradients.into(),
-                }
-            }
-        }
-    )*};
-}
-
-use wgpu::BufferSlice;
-
-impl Sealed for BufferSlice<'_> {}
+impl Sealed for wgpu::BufferSlice<'_> {}
 impl Sealed for ElementSlice<'_> {}
 
-pairs! {
-    BufferSlice, BufferSlice;
-    BufferSlice, ElementSlice;
-    ElementSlice, BufferSlice;
-    ElementSlice, ElementSlice;
+impl TensorSlice for wgpu::BufferSlice<'_> {
+    type Tensor = Tensor;
+
+    fn tensor(self) -> Tensor {
+        Element::F32.of(self).tensor()
+    }
+}
+
+impl TensorSlice for ElementSlice<'_> {
+    type Tensor = Tensor;
+
+    fn tensor(self) -> Tensor {
+        let ElementSlice { element, slice } = self;
+        Tensor { buffer: slice.buffer().clone(), element, offset_bytes: slice.offset(), size_bytes: slice.size() }
+    }
 }
 
 /// Size of the word that two 16-bit elements share.
 const WORD_BYTES: u64 = 4;
 
-impl Span {
+impl Tensor {
     pub(crate) fn start(&self) -> u64 {
         self.offset_bytes / self.element.bytes()
     }
@@ -104,7 +71,7 @@ impl Span {
         if self.element == Element::F32 && self.size_bytes == bytes {
             return Ok(());
         }
-        Err(Error::Build(BuildError::Limit {
+        Err(Error::from(BuildError::Limit {
             what: format!("the length in bytes of the slice \"{name}\""),
             value: self.size_bytes,
             limit: bytes,
@@ -116,7 +83,7 @@ impl Span {
     pub(crate) fn check_destination(&self, tensor: &str, elements: u64) -> Result<(), Error> {
         self.check_usage(tensor, "average", wgpu::BufferUsages::COPY_DST, "BufferUsages::COPY_DST")?;
         if self.elements() != elements {
-            return Err(Error::Call(CallError::AveragesLength {
+            return Err(Error::from(CallError::AveragesLength {
                 tensor: tensor.to_owned(),
                 expected: elements,
                 actual: self.elements(),
@@ -133,7 +100,7 @@ impl Span {
         missing: &'static str,
     ) -> Result<(), Error> {
         if !self.offset_bytes.is_multiple_of(WORD_BYTES) || !self.size_bytes.is_multiple_of(self.element.bytes()) {
-            return Err(Error::Build(BuildError::Misaligned {
+            return Err(Error::from(BuildError::Misaligned {
                 tensor: tensor.to_owned(),
                 role,
                 offset_bytes: self.offset_bytes,
@@ -144,44 +111,37 @@ impl Span {
         let end_bytes = self.offset_bytes + self.size_bytes;
         let buffer_bytes = self.buffer.size();
         if end_bytes.next_multiple_of(WORD_BYTES) > buffer_bytes {
-            return Err(Error::Build(BuildError::HalfWord {
-                tensor: tensor.to_owned(),
-                role,
-                end_bytes,
-                buffer_bytes,
-            }));
+            return Err(Error::from(BuildError::HalfWord { tensor: tensor.to_owned(), role, end_bytes, buffer_bytes }));
         }
         if !self.buffer.usage().contains(usage) {
-            return Err(Error::Build(BuildError::MissingUsage { tensor: tensor.to_owned(), role, missing }));
+            return Err(Error::from(BuildError::MissingUsage { tensor: tensor.to_owned(), role, missing }));
         }
         Ok(())
     }
 }
 
-impl Tensor {
-    /// Checks that both slices start where a binding can.
-    pub(crate) fn check_alignment(&self, name: &str, alignment_bytes: u64) -> Result<(), Error> {
-        for (role, span) in [("parameter", &self.params), ("gradient", &self.grads)] {
-            if !span.offset_bytes.is_multiple_of(alignment_bytes) {
-                return Err(Error::Call(CallError::BindingAlignment {
-                    tensor: name.to_owned(),
-                    role,
-                    offset_bytes: span.offset_bytes,
-                    alignment_bytes,
-                }));
-            }
+/// Checks that parameters and gradients start where a binding can.
+pub(crate) fn check_alignment(name: &str, tensor: &[Tensor; 2], alignment_bytes: u64) -> Result<(), Error> {
+    for (role, slice) in ["parameter", "gradient"].into_iter().zip(tensor) {
+        if !slice.offset_bytes.is_multiple_of(alignment_bytes) {
+            return Err(Error::from(CallError::BindingAlignment {
+                tensor: name.to_owned(),
+                role,
+                offset_bytes: slice.offset_bytes,
+                alignment_bytes,
+            }));
         }
-        Ok(())
     }
+    Ok(())
+}
 
-    /// Checks both slices and gives them back with their common length in elements.
-    pub(crate) fn checked(self, name: &str) -> Result<(Span, Span, u64), Error> {
-        self.params.check(name, "parameter")?;
-        self.grads.check(name, "gradient")?;
-        let (params, grads) = (self.params.elements(), self.grads.elements());
-        if params != grads {
-            return Err(Error::Build(BuildError::LengthMismatch { tensor: name.to_owned(), params, grads }));
-        }
-        Ok((self.params, self.grads, params))
+/// Checks parameters and gradients and returns their common length in elements.
+pub(crate) fn checked(name: &str, [params, grads]: &[Tensor; 2]) -> Result<u64, Error> {
+    params.check(name, "parameter")?;
+    grads.check(name, "gradient")?;
+    let (params, grads) = (params.elements(), grads.elements());
+    if params != grads {
+        return Err(Error::from(BuildError::LengthMismatch { tensor: name.to_owned(), params, grads }));
     }
+    Ok(params)
 }

@@ -73,7 +73,7 @@ impl Timestamps {
     /// Returns the durations of the first `spans` pairs, which must have been submitted. `None` if one was not written or runs backwards.
     ///
     /// # Errors
-    /// [`DeviceError::Lost`](crate::DeviceError::Lost) or [`DeviceError::Readback`](crate::DeviceError::Readback).
+    /// [`ErrorKind::DeviceLost`](crate::ErrorKind::DeviceLost) or [`ErrorKind::Readback`](crate::ErrorKind::Readback).
     pub fn read(&self, gpu: &Gpu, spans: usize) -> Result<Option<Vec<Duration>>, Error> {
         let mut encoder = gpu.device().create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
         encoder.resolve_query_set(&self.set, 0..2 * spans as u32, &self.resolved, 0);

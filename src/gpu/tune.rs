@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
-use crate::error::{BuildError, DeviceError, Error, require};
+use crate::error::{BuildError, DeviceError, Error, ErrorKind, require};
 use crate::gpu::context::Gpu;
 use crate::gpu::optimizer::Optimizer;
 use crate::gpu::timestamps::Timestamps;
@@ -53,8 +53,6 @@ pub struct Candidate {
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 pub struct TuneReport {
-    /// Parameters of the optimizer that was measured.
-    pub elements: u64,
     /// The geometry to use: the preset, unless another is faster by more than the noise.
     pub best: Tuning,
     /// Nanoseconds per parameter and step with it: the preset's, times the median ratio of the alternating rounds.
@@ -93,8 +91,8 @@ impl Gpu {
     /// ```
     ///
     /// # Errors
-    /// [`BuildError::InvalidValue`](crate::BuildError::InvalidValue) or [`BuildError::Limit`](crate::BuildError::Limit) where no optimizer can have this size or rule, [`DeviceError::Failed`](crate::DeviceError::Failed) where the
-    /// device has no memory for it, [`DeviceError::Lost`](crate::DeviceError::Lost).
+    /// [`ErrorKind::Build`](crate::ErrorKind::Build) or [`ErrorKind::Limit`](crate::ErrorKind::Limit) where no optimizer can have this size or rule, [`ErrorKind::DeviceRefused`](crate::ErrorKind::DeviceRefused) where the
+    /// device has no memory for it, [`ErrorKind::DeviceLost`](crate::ErrorKind::DeviceLost).
     pub fn tune(&self, options: &TuneOptions) -> Result<TuneReport, Error> {
         self.tune_from(Tuning::for_device(self.device()), options)
     }
@@ -116,10 +114,9 @@ impl Gpu {
         search.run(preset)?;
         let Some((best, ns)) = search.best else {
             // Nothing else can have gone wrong with every candidate, the preset among them.
-            return Err(search.first_error.unwrap_or(Error::Build(BuildError::NoGroups)));
+            return Err(search.first_error.unwrap_or(Error::from(BuildError::NoGroups)));
         };
         let mut report = TuneReport {
-            elements: options.elements,
             best,
             best_ns_per_param: ns,
             preset,
@@ -286,7 +283,7 @@ impl Search<'_> {
 
 /// Whether there is no going on with any candidate.
 fn is_final(error: &Error) -> bool {
-    matches!(error, Error::Device(DeviceError::Lost(_)) | Error::Device(DeviceError::Readback { .. }))
+    matches!(error.kind(), ErrorKind::DeviceLost | ErrorKind::Readback)
 }
 
 /// By how many powers of two workgroup size, quads per invocation and finishing workgroup size change at a time.
@@ -343,7 +340,7 @@ impl<'a> Bench<'a> {
         require(elements > 0, || "tune".to_owned(), "elements", elements, "at least 1: there is nothing to measure")?;
         let most = gpu.device().limits().max_buffer_size / 4;
         if elements > most {
-            return Err(Error::Build(BuildError::Limit {
+            return Err(Error::from(BuildError::Limit {
                 what: "the number of elements to tune for".to_owned(),
                 value: elements,
                 limit: most,
@@ -406,7 +403,7 @@ impl<'a> Bench<'a> {
         let square = pollster::block_on(optimizer.read_sums())?.first().map_or(f64::NAN, |sums| sums.square.value());
         let close = (square / self.square - 1.0).abs() <= 1e-3;
         if !close {
-            return Err(Error::Device(DeviceError::Failed {
+            return Err(Error::from(DeviceError::Failed {
                 what: "this geometry".to_owned(),
                 message: format!("Σ g² came out as {square:e} instead of {:e}", self.square),
             }));
@@ -492,7 +489,7 @@ impl<'a> Bench<'a> {
 }
 
 fn no_sense() -> Error {
-    Error::Device(DeviceError::Failed {
+    Error::from(DeviceError::Failed {
         what: "this geometry".to_owned(),
         message: "its timestamps make no sense".to_owned(),
     })

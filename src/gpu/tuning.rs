@@ -19,9 +19,11 @@ pub enum Partials {
 
 impl Partials {
     /// All kinds.
+    #[doc(hidden)]
     pub const ALL: [Partials; 3] = [Partials::PerInvocation, Partials::PerWorkgroup, Partials::Subgroup];
 
     /// Returns the name that tables and files use.
+    #[doc(hidden)]
     pub fn name(self) -> &'static str {
         match self {
             Partials::PerInvocation => "per-invocation",
@@ -31,6 +33,7 @@ impl Partials {
     }
 
     /// Returns true if a device with these features supports it.
+    #[doc(hidden)]
     pub fn is_supported(self, features: wgpu::Features) -> bool {
         self != Partials::Subgroup || features.contains(wgpu::Features::SUBGROUP)
     }
@@ -52,6 +55,7 @@ pub struct Tuning {
 impl Tuning {
     /// The preset for a device on an adapter, by its kind and its subgroups; `features` are the device's.
     /// [`Gpu::tune`](crate::Gpu::tune) finds out whether another geometry does better.
+    #[doc(hidden)]
     pub fn for_adapter(info: &wgpu::AdapterInfo, limits: &wgpu::Limits, features: wgpu::Features) -> Self {
         let most = most_invocations(limits);
         // In browsers the shader is not tested, and asks for what older ones lack (`subgroup_id`): only who wants it has it there.
@@ -83,11 +87,13 @@ impl Tuning {
     }
 
     /// Elements of a full block.
+    #[doc(hidden)]
     pub fn block_elements(&self) -> u32 {
         self.workgroup_size.saturating_mul(self.quads_per_invocation).saturating_mul(QUAD)
     }
 
     /// Partials each block leaves.
+    #[doc(hidden)]
     pub fn partials_per_block(&self) -> u32 {
         match self.partials {
             Partials::PerInvocation => self.workgroup_size,

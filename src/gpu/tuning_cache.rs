@@ -8,7 +8,7 @@ use std::sync::{Mutex, OnceLock, PoisonError};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::error::Error;
+use crate::error::{Error, Problem};
 use crate::gpu::context::Gpu;
 use crate::gpu::shader::sources;
 use crate::gpu::tuning::{Partials, Tuning};
@@ -87,8 +87,8 @@ impl TuningCache {
         TuningCache { path: path.into() }
     }
 
-    /// Uses the file that [`CACHE_VARIABLE`] names, otherwise `wgpu-optim/tuning.json` in the system's cache directory. Returns `None` if the
-    /// variable is empty or there is no such directory.
+    /// Uses the file that the environment variable `WGPU_OPTIM_TUNING_CACHE` names, otherwise `wgpu-optim/tuning.json` in the system's cache
+    /// directory. Returns `None` if the variable is empty or there is no such directory.
     pub fn from_env() -> Option<Self> {
         match std::env::var_os(CACHE_VARIABLE) {
             Some(path) if path.is_empty() => None,
@@ -102,6 +102,7 @@ impl TuningCache {
     }
 
     /// Returns the path of the file.
+    #[doc(hidden)]
     pub fn path(&self) -> &Path {
         &self.path
     }
@@ -130,6 +131,7 @@ impl TuningCache {
     }
 
     /// Returns all tunings for this adapter, driver and version of the kernels, with their sizes, smallest first.
+    #[doc(hidden)]
     pub fn entries(&self, gpu: &Gpu) -> Vec<(u64, Tuning)> {
         let (entries, problems) = self.right_entries(gpu);
         self.warn(&problems);
@@ -163,7 +165,7 @@ impl TuningCache {
     /// write is atomic: readers see the old file or the new one. If two processes write at the same time, the later one wins.
     ///
     /// # Errors
-    /// [`BuildError::InvalidValue`](crate::BuildError::InvalidValue) if the device does not support the tuning, [`Error::TuningCache`] if the file cannot be written.
+    /// [`ErrorKind::Build`](crate::ErrorKind::Build) if the device does not support the tuning, [`ErrorKind::TuningCache`](crate::ErrorKind::TuningCache) if the file cannot be written.
     pub fn put(&self, gpu: &Gpu, elements: u64, tuning: Tuning) -> Result<(), Error> {
         tuning.validate(gpu.device())?;
         // Threads of one process take turns, so that none loses the other's entry.
@@ -177,8 +179,9 @@ impl TuningCache {
         entries.retain(|value| {
             Entry::deserialize(value).is_ok_and(|other| other.elements != elements || other.key != entry.key)
         });
-        self.write(entries, &entry)
-            .map_err(|error| Error::TuningCache { path: self.path.display().to_string(), message: error.to_string() })
+        self.write(entries, &entry).map_err(|error| {
+            Error::from(Problem::TuningCache { path: self.path.display().to_string(), message: error.to_string() })
+        })
     }
 
     fn write(&self, mut entries: Vec<Value>, entry: &Entry) -> std::io::Result<()> {

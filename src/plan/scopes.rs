@@ -102,7 +102,7 @@ pub(super) fn kernel_of(config: &GroupConfig, scope: &Scope) -> Result<Kernel, E
     let remembers =
         |config: &GroupConfig| (config.regime.needs_last_gradient(), config.regime.needs_first_parameters());
     if remembers(config) != remembers(first) || secant && config.rule.kind() != first.rule.kind() {
-        return Err(Error::Build(BuildError::MixedMemory {
+        return Err(Error::from(BuildError::MixedMemory {
             first: first.name.clone(),
             second: config.name.clone(),
             scope: scope.name(),
@@ -110,7 +110,7 @@ pub(super) fn kernel_of(config: &GroupConfig, scope: &Scope) -> Result<Kernel, E
     }
     if scope.needs_alignment && config.rule.has_momentum() != first.rule.has_momentum() {
         let (with, without) = if first.rule.has_momentum() { (first, config) } else { (config, first) };
-        return Err(Error::Build(BuildError::MixedScope {
+        return Err(Error::from(BuildError::MixedScope {
             first: with.name.clone(),
             second: without.name.clone(),
             scope: scope.name(),
@@ -202,7 +202,7 @@ pub(super) fn number_rows(
     let words = partials * u64::from(crate::layout::PARTIAL_WORDS);
     let limit = geometry.binding_elements.min(u64::from(u32::MAX));
     if words > limit {
-        return Err(Error::Build(BuildError::Limit {
+        return Err(Error::from(BuildError::Limit {
             what: "the number of words of partial sums".to_owned(),
             value: words,
             limit,
@@ -211,7 +211,7 @@ pub(super) fn number_rows(
     }
     let most = rows.iter().max().copied().unwrap_or(0) * u64::from(geometry.partials_per_block);
     if most > geometry.scope_partials {
-        return Err(Error::Build(BuildError::Limit {
+        return Err(Error::from(BuildError::Limit {
             what: "the number of partial sums of one norm".to_owned(),
             value: most,
             limit: geometry.scope_partials,

@@ -32,7 +32,7 @@ impl Default for AdaGradNorm {
 impl Regime {
     /// Returns [`AdaGradNorm`] with scale 1 and offset 0.
     pub fn adagrad_norm() -> Self {
-        AdaGradNorm::default().into()
+        Regime::AdaGradNorm(AdaGradNorm::default())
     }
 }
 

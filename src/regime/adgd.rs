@@ -34,7 +34,7 @@ impl Default for AdGd {
 impl Regime {
     /// Returns [`AdGd`], starting from the automatic first step.
     pub fn adgd() -> Self {
-        AdGd::default().into()
+        Regime::AdGd(AdGd::default())
     }
 }
 

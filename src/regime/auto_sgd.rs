@@ -78,6 +78,7 @@ impl AutoSgd {
     /// The most rounds, whose sums f32 holds with precision.
     pub(crate) const MOST_ROUNDS: u32 = 65_536;
     /// Steps of a round.
+    #[doc(hidden)]
     pub const STREAMS: u32 = slots::STREAM_SLOTS;
 }
 
@@ -132,7 +133,7 @@ impl Default for AutoSgd {
 impl Regime {
     /// Returns [`AutoSgd`], starting from the automatic first step.
     pub fn auto_sgd() -> Self {
-        AutoSgd::default().into()
+        Regime::AutoSgd(AutoSgd::default())
     }
 }
 

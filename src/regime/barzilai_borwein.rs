@@ -53,7 +53,7 @@ pub enum SecantForm {
 impl Regime {
     /// Returns [`BarzilaiBorwein`] in this form.
     pub fn barzilai_borwein(form: SecantForm) -> Self {
-        BarzilaiBorwein::new(form).into()
+        Regime::BarzilaiBorwein(BarzilaiBorwein::new(form))
     }
 }
 

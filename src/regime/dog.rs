@@ -34,7 +34,7 @@ impl Default for DoG {
 impl Regime {
     /// Returns [`DoG`] with `ε = 1e-6`.
     pub fn dog() -> Self {
-        DoG::default().into()
+        Regime::DoG(DoG::default())
     }
 }
 

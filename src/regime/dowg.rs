@@ -30,7 +30,7 @@ impl Default for DoWG {
 impl Regime {
     /// Returns [`DoWG`] with `ε = 1e-6`.
     pub fn dowg() -> Self {
-        DoWG::default().into()
+        Regime::DoWG(DoWG::default())
     }
 }
 

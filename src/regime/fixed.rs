@@ -19,7 +19,7 @@ pub struct FixedRate {
 impl Regime {
     /// Returns a fixed learning rate η.
     pub fn fixed(learning_rate: f32) -> Self {
-        FixedRate { learning_rate }.into()
+        Regime::Fixed(FixedRate { learning_rate })
     }
 }
 

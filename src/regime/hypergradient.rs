@@ -34,7 +34,7 @@ impl Default for Hypergradient {
 impl Regime {
     /// Returns [`Hypergradient`] with gain 0.1.
     pub fn hypergradient() -> Self {
-        Hypergradient::default().into()
+        Regime::Hypergradient(Hypergradient::default())
     }
 }
 

@@ -33,7 +33,7 @@ impl Default for Ngn {
 impl Regime {
     /// Returns [`Ngn`] with `σ = 1`.
     pub fn ngn() -> Self {
-        Ngn::default().into()
+        Regime::Ngn(Ngn::default())
     }
 }
 

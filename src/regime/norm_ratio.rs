@@ -35,7 +35,7 @@ impl Default for NormRatio {
 impl Regime {
     /// Returns [`NormRatio`] with exponent 1 and smoothing 0.9, starting from the automatic first step.
     pub fn norm_ratio() -> Self {
-        NormRatio::default().into()
+        Regime::NormRatio(NormRatio::default())
     }
 }
 

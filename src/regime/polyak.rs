@@ -37,7 +37,7 @@ impl Default for Polyak {
 impl Regime {
     /// Returns [`Polyak`] with `f* = 0` and `c = 1/2`.
     pub fn polyak() -> Self {
-        Polyak::default().into()
+        Regime::Polyak(Polyak::default())
     }
 }
 

@@ -92,7 +92,7 @@ impl Default for Seesaw {
 impl Regime {
     /// Returns [`Seesaw`] with its constants.
     pub fn seesaw() -> Self {
-        Seesaw::default().into()
+        Regime::Seesaw(Seesaw::default())
     }
 }
 
@@ -210,7 +210,7 @@ impl SeesawConstants {
 /// Numbers of the law.
 mod numbers {
     crate::layout::shared_constants! { ""
-        /// ln of [`RATE_MAX`](crate::RATE_MAX).
+        /// ln of [`RATE_MAX`].
         pub const LN_RATE_LIMIT: f32 = 69.077_55;
         /// The largest magnitude of A: as far as from one limit of ln η to the other.
         pub const AGREEMENT_LIMIT: f32 = 138.155_1;

@@ -33,7 +33,7 @@ impl Default for WnGrad {
 impl Regime {
     /// Returns [`WnGrad`] with scale 1 and offset 0.
     pub fn wngrad() -> Self {
-        WnGrad::default().into()
+        Regime::WnGrad(WnGrad::default())
     }
 }
 

@@ -46,13 +46,13 @@ impl Default for AdamW {
 impl Rule {
     /// Returns Adam with PyTorch's β₁ = 0.9, β₂ = 0.999, ε = 1e-8. With a decoupled weight decay it is AdamW; it has none of its own.
     pub fn adamw() -> Self {
-        AdamW::default().into()
+        Rule::AdamW(AdamW::default())
     }
 
     /// Returns Adam with `β₁ = 0`, which keeps a mean of squares and no momentum; β₂ = 0.999 and ε = 1e-8 as in [`Rule::adamw`]. With
     /// [`Averaging::ScheduleFree`](crate::Averaging::ScheduleFree) it is schedule-free AdamW.
     pub fn adamw_without_momentum() -> Self {
-        AdamW { beta1: 0.0, ..AdamW::default() }.into()
+        Rule::AdamW(AdamW { beta1: 0.0, ..AdamW::default() })
     }
 }
 
@@ -85,7 +85,7 @@ impl UpdateRule for AdamW {
     }
 
     fn with_momentum(&self, _: f32) -> Rule {
-        (*self).into()
+        Rule::AdamW(*self)
     }
 
     fn usual_weight_decay(&self) -> WeightDecay {

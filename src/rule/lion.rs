@@ -20,7 +20,7 @@ pub struct Lion {
 impl Rule {
     /// Returns Lion with the paper's β₁ = 0.9, β₂ = 0.99.
     pub fn lion() -> Self {
-        Lion { beta1: 0.9, beta2: 0.99 }.into()
+        Rule::Lion(Lion { beta1: 0.9, beta2: 0.99 })
     }
 }
 
@@ -38,7 +38,7 @@ impl UpdateRule for Lion {
     }
 
     fn with_momentum(&self, _: f32) -> Rule {
-        (*self).into()
+        Rule::Lion(*self)
     }
 
     fn usual_weight_decay(&self) -> WeightDecay {

@@ -33,7 +33,7 @@ impl Default for NAdamW {
 impl Rule {
     /// Returns NAdamW with β₁ = 0.9, β₂ = 0.999, ε = 1e-8. The decay is the group's own.
     pub fn nadamw() -> Self {
-        NAdamW::default().into()
+        Rule::NAdamW(NAdamW::default())
     }
 }
 
@@ -58,7 +58,7 @@ impl UpdateRule for NAdamW {
     }
 
     fn with_momentum(&self, _: f32) -> Rule {
-        (*self).into()
+        Rule::NAdamW(*self)
     }
 
     fn usual_weight_decay(&self) -> WeightDecay {

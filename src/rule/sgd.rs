@@ -13,7 +13,7 @@ pub struct Sgd;
 impl Rule {
     /// Returns plain SGD.
     pub fn sgd() -> Self {
-        Sgd.into()
+        Rule::Sgd(Sgd)
     }
 }
 
@@ -31,7 +31,7 @@ impl UpdateRule for Sgd {
     }
 
     fn with_momentum(&self, _: f32) -> Rule {
-        (*self).into()
+        Rule::Sgd(*self)
     }
 
     fn kind(&self) -> RuleKind {

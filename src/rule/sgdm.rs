@@ -23,12 +23,12 @@ pub struct Sgdm {
 impl Rule {
     /// Returns SGD with heavy-ball momentum `μ` and no dampening.
     pub fn sgdm(momentum: f32) -> Self {
-        Sgdm { momentum, dampening: 0.0, nesterov: false }.into()
+        Rule::Sgdm(Sgdm { momentum, dampening: 0.0, nesterov: false })
     }
 
     /// Returns SGD with Nesterov momentum `μ`.
     pub fn nesterov(momentum: f32) -> Self {
-        Sgdm { momentum, dampening: 0.0, nesterov: true }.into()
+        Rule::Sgdm(Sgdm { momentum, dampening: 0.0, nesterov: true })
     }
 }
 
@@ -46,7 +46,7 @@ impl UpdateRule for Sgdm {
     }
 
     fn with_momentum(&self, momentum: f32) -> Rule {
-        Self { momentum, ..*self }.into()
+        Rule::Sgdm(Self { momentum, ..*self })
     }
 
     fn kind(&self) -> RuleKind {

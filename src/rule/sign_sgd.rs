@@ -13,7 +13,7 @@ pub struct SignSgd;
 impl Rule {
     /// Returns signSGD.
     pub fn sign_sgd() -> Self {
-        SignSgd.into()
+        Rule::SignSgd(SignSgd)
     }
 }
 
@@ -31,7 +31,7 @@ impl UpdateRule for SignSgd {
     }
 
     fn with_momentum(&self, _: f32) -> Rule {
-        (*self).into()
+        Rule::SignSgd(*self)
     }
 
     fn kind(&self) -> RuleKind {

@@ -17,7 +17,7 @@ pub struct Signum {
 impl Rule {
     /// Returns Signum with momentum `β`.
     pub fn signum(momentum: f32) -> Self {
-        Signum { momentum }.into()
+        Rule::Signum(Signum { momentum })
     }
 }
 
@@ -35,7 +35,7 @@ impl UpdateRule for Signum {
     }
 
     fn with_momentum(&self, momentum: f32) -> Rule {
-        Self { momentum }.into()
+        Rule::Signum(Self { momentum })
     }
 
     fn kind(&self) -> RuleKind {

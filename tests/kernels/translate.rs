@@ -69,7 +69,7 @@ fn others() -> Vec<Kernel> {
 
 /// The copy of schedule-free averages, which is dispatched on request alone.
 fn of_a_copy() -> Kernel {
-    let source = wgpu_optim::gpu::link("copy_schedule_free", &["writes_parameters"]);
+    let source = wgpu_optim::internals::link("copy_schedule_free", &["writes_parameters"]);
     Kernel::new("copy_schedule_free".to_owned(), &source, "swap_averages", &[("WORKGROUP", 64.0)])
 }
 

@@ -6,9 +6,10 @@
 //! before the update, or of the old parameters; weight 1 computed instead of copied; a stretch of the host averaged at its start only;
 //! copies that exchange; copies that start at the block instead of at the tensor.
 
-use wgpu_optim::gpu::{Dispatch, PassName, Tuning};
-use wgpu_optim::layout::{GroupConstants, GroupState, average_kinds};
-use wgpu_optim::{Averaging, BuildError, CallError, Error, Regime, Rule, wgpu};
+use wgpu_optim::gpu::Tuning;
+use wgpu_optim::internals::{Dispatch, PassName};
+use wgpu_optim::internals::layout::{GroupConstants, GroupState, average_kinds};
+use wgpu_optim::{Averaging, Error, ErrorKind, Regime, Rule, wgpu};
 use wgpu_optim_conformance::run::{
     CpuRun, GpuRun, Place, Run, Setup, Spec, bits, devices, gpu_run_with, lengths, packed, separate,
 };
@@ -268,8 +269,9 @@ fn averages_cost_nothing_where_they_are_off_and_change_no_parameter() {
 /// Nothing is recorded while the averages are swapped in but the way back.
 #[test]
 fn steps_and_copies_are_refused_while_averages_are_swapped_in() {
-    let step = || Err(Error::Call(CallError::AveragesSwapped { what: "a step" }));
-    let copy = || Err(Error::Call(CallError::AveragesSwapped { what: "a copy of the averages" }));
+    let swapped = |told: Result<(), Error>, what: &str| {
+        assert_eq!(assert_refused(told, &[what, "swapped in"]).kind(), ErrorKind::Call);
+    };
     let spec = Spec::new(Rule::sgd(), Regime::fixed(0.5), vec![vec![1.0; 5], vec![2.0; 2]]);
     // What the first elements of both tensors come to after two steps, and their averages.
     for (averaging, params, averages, allowed) in [
@@ -287,8 +289,8 @@ fn steps_and_copies_are_refused_while_averages_are_swapped_in() {
                 assert!(!optimizer.averages_are_swapped());
                 optimizer.encode_swap_averages(encoder).expect("alive");
                 assert!(optimizer.averages_are_swapped());
-                assert_eq!(optimizer.encode_step(encoder), step());
-                assert_eq!(optimizer.encode_copy_averages(encoder, 0, place.slice(..20)), copy());
+                swapped(optimizer.encode_step(encoder), "a step");
+                swapped(optimizer.encode_copy_averages(encoder, 0, place.slice(..20)), "a copy of the averages");
                 optimizer.encode_swap_averages(encoder).expect("alive");
                 assert!(!optimizer.averages_are_swapped());
                 optimizer.encode_step(encoder).expect("alive");
@@ -297,12 +299,11 @@ fn steps_and_copies_are_refused_while_averages_are_swapped_in() {
                 let expected = [vec![expected[0]; 5], vec![expected[1]; 2]].concat();
                 assert_all_close(format_args!("{}, {averaging:?}", run.path()), &got.concat(), &expected, allowed);
             }
-            // By the caller's own encoder, there and back.
+            // In the caller's own pass, there and back.
             for expected in [bits(&run.averages()), bits(&run.params())] {
                 submit_pass(gpu, |pass| {
-                    run.optimizer.swap_dispatches().for_each(|dispatch| dispatch.encode(pass));
+                    run.optimizer.encode_swap_averages_in(pass).expect("alive");
                 });
-                run.optimizer.count_swap();
                 assert_eq!(bits(&run.params()), expected, "{}, {averaging:?}", run.path());
             }
             assert!(!run.optimizer.averages_are_swapped());
@@ -311,28 +312,22 @@ fn steps_and_copies_are_refused_while_averages_are_swapped_in() {
         let (mut a, mut b) = (vec![1.0; 5], vec![2.0; 2]);
         let (c, d) = ([1.0; 5], [1.0; 2]);
         assert_eq!(optimizer.averages(0), None);
-        optimizer.step(&mut [&mut a, &mut b], &[&c, &d]).expect("steps");
+        optimizer.step(&mut [&mut a, &mut b], &[&c[..], &d]).expect("steps");
         optimizer.drain_records();
         optimizer.swap_averages(&mut [&mut a, &mut b]).expect("swaps");
         assert!(optimizer.averages_are_swapped());
-        assert_eq!(optimizer.step(&mut [&mut a, &mut b], &[&c, &d]), step());
+        swapped(optimizer.step(&mut [&mut a, &mut b], &[&c[..], &d]), "a step");
         let place = &mut [0.0; 5];
-        assert_eq!(optimizer.copy_averages(0, &a, place), copy());
+        swapped(optimizer.copy_averages(0, &a, place), "a copy of the averages");
         assert!(optimizer.drain_records().records.is_empty());
         optimizer.swap_averages(&mut [&mut a, &mut b]).expect("swaps");
         assert!(!optimizer.averages_are_swapped());
         // Of schedule-free training they are made from the parameters, and are nowhere by themselves.
         assert_eq!(optimizer.averages(0).is_none(), averaging == Averaging::ScheduleFree);
-        assert!(matches!(
-            optimizer.copy_averages(2, &a, place),
-            Err(Error::Call(CallError::UnknownTensor { index: 2, tensors: 2 }))
-        ));
-        assert!(matches!(
-            optimizer.copy_averages(0, &a[..4], place),
-            Err(Error::Call(CallError::StepLength { actual: 4, .. }))
-        ));
+        assert_refused(optimizer.copy_averages(2, &a, place), &["no tensor 2", "the optimizer has 2"]);
+        assert_refused(optimizer.copy_averages(0, &a[..4], place), &["5 elements", "given 4 parameters"]);
         let short = optimizer.copy_averages(0, &a, &mut place[..4]);
-        assert!(matches!(short, Err(Error::Call(CallError::AveragesLength { actual: 4, .. }))));
+        assert_refused(short, &["5 elements", "place for its averages has 4"]);
         optimizer.copy_averages(0, &a, place).expect("copies");
     }
 }
@@ -371,25 +366,15 @@ fn copies_of_averages_touch_nothing_but_their_place() {
         let copy_only = storage(gpu, 28, wgpu::BufferUsages::empty());
         let optimizer = &run.optimizer;
         let mut encoder = gpu.device().create_command_encoder(&Default::default());
-        let mut refused =
-            |tensor, slice| assert_refused(optimizer.encode_copy_averages(&mut encoder, tensor, slice), &[]);
-        assert_eq!(refused(4, place.slice(..12)), Error::Call(CallError::UnknownTensor { index: 4, tensors: 4 }));
-        assert_eq!(
-            refused(3, place.slice(..12)),
-            Error::Call(CallError::NoAverages { owner: "tensor \"off/0\"".to_owned() })
-        );
-        assert_eq!(
-            refused(0, place.slice(..24)),
-            Error::Call(CallError::AveragesLength { tensor: "group/0".to_owned(), expected: 7, actual: 6 })
-        );
-        assert!(matches!(
-            refused(0, place.slice(2..30)),
-            Error::Build(BuildError::Misaligned { role: "average", offset_bytes: 2, .. })
-        ));
-        assert!(matches!(
-            refused(0, copy_only.slice(..)),
-            Error::Build(BuildError::MissingUsage { missing: "BufferUsages::COPY_DST", .. })
-        ));
+        let mut refused = |tensor, slice, kind, words: &[&str]| {
+            let error = assert_refused(optimizer.encode_copy_averages(&mut encoder, tensor, slice), words);
+            assert_eq!(error.kind(), kind, "{error}");
+        };
+        refused(4, place.slice(..12), ErrorKind::Call, &["no tensor 4", "the optimizer has 4"]);
+        refused(3, place.slice(..12), ErrorKind::Call, &["tensor \"off/0\" has no average"]);
+        refused(0, place.slice(..24), ErrorKind::Call, &["\"group/0\" has 7 elements", "averages has 6"]);
+        refused(0, place.slice(2..30), ErrorKind::Build, &["the average slice starts at byte 2"]);
+        refused(0, copy_only.slice(..), ErrorKind::Build, &["without BufferUsages::COPY_DST"]);
     }
 }
 
@@ -455,7 +440,7 @@ fn weights_are_right_after_any_number_of_steps() {
             }
         }
     }
-    let source = wgpu_optim::gpu::link("learning_rate/average_share", &[]) + WEIGHTS;
+    let source = wgpu_optim::internals::link("learning_rate/average_share", &[]) + WEIGHTS;
     for gpu in &devices() {
         let mut weights = Vec::new();
         for (groups, states) in groups.chunks(64).zip(states.chunks(64)) {

@@ -4,9 +4,12 @@
 //! Faults tried once by hand, each failed its test: a ring of one step less, lost steps not counted.
 
 use std::collections::BTreeSet;
+use std::future::{Future, poll_fn};
+use std::pin::pin;
+use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
-use wgpu_optim::{AutoSgd, Averaging, Group, OptimizerBuilder, Records, Regime, Rule, wgpu};
+use wgpu_optim::{AutoSgd, Averaging, Gpu, Group, OptimizerBuilder, Records, Regime, Rule, wgpu};
 use wgpu_optim_conformance::run::{
     CpuRun, GpuRun, Run, Setup, Spec, alone, bits, devices, every_path_with, gpu_run_with, packed,
 };
@@ -274,6 +277,64 @@ fn try_drain_delivers_without_waiting() {
         run.step(&grads);
         let rest: Vec<u64> = drain(&mut run.optimizer).records.iter().map(|record| record.step).collect();
         assert_eq!(rest, [4], "{}", gpu.describe());
+    }
+}
+
+/// A drain that waits for the device leaves the thread to other futures and wakes its own; one that is dropped on the way loses nothing.
+#[test]
+fn a_drain_that_waits_holds_up_no_other_future() {
+    let _alone = alone();
+    // OpenGL does its work while it is submitted.
+    let vulkan = |gpu: &&Gpu| gpu.device().adapter_info().backend == wgpu::Backend::Vulkan;
+    let gpus = devices();
+    assert!(gpus.iter().any(|gpu| vulkan(&gpu)), "no Vulkan driver");
+    for gpu in gpus.iter().filter(vulkan) {
+        let specs = [spec(1 << 18)];
+        let mut run = GpuRun::with(gpu, &specs, packed(&specs, 0, 0), |builder: OptimizerBuilder<_>| {
+            builder.record_steps(1 << 14)
+        });
+        run.write_grads(&[Numbers(5).vec(1 << 18)]);
+        let (mut taken, mut arrived) = (0, Vec::new());
+        // More work each time, until the device is not done when it is first asked.
+        let mut submit_until = |run: &mut GpuRun, ask: &mut dyn FnMut(&mut GpuRun) -> bool| {
+            for steps in (0..12).map(|n| 1u64 << n) {
+                submit(gpu, |encoder| {
+                    (0..steps).for_each(|_| run.optimizer.encode_step(encoder).expect("alive"));
+                });
+                taken += steps;
+                if ask(run) {
+                    return;
+                }
+            }
+            panic!("{}: no drain ever waited", gpu.describe());
+        };
+        submit_until(&mut run, &mut |run| {
+            let mut turns_of_others = 0;
+            let mut drain = pin!(run.optimizer.drain_records());
+            let both = poll_fn(|context| {
+                let polled = drain.as_mut().poll(context);
+                turns_of_others += u32::from(polled.is_pending());
+                polled
+            });
+            arrived.extend(pollster::block_on(both).expect("alive").records);
+            turns_of_others > 0
+        });
+        // Another future is ready first.
+        submit_until(&mut run, &mut |run| {
+            let mut drain = pin!(run.optimizer.drain_records());
+            match drain.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
+                Poll::Pending => true,
+                Poll::Ready(records) => {
+                    arrived.extend(records.expect("alive").records);
+                    false
+                }
+            }
+        });
+        let rest = drain(&mut run.optimizer);
+        assert_eq!(rest.lost_steps, 0);
+        arrived.extend(rest.records);
+        let steps: Vec<u64> = arrived.iter().map(|record| record.step).collect();
+        assert_eq!(steps, (0..taken).collect::<Vec<_>>(), "{}", gpu.describe());
     }
 }
 

@@ -6,8 +6,9 @@
 
 use std::fmt::Display;
 
-use wgpu_optim::gpu::{PassName, Tuning};
-use wgpu_optim::layout::Squares;
+use wgpu_optim::gpu::Tuning;
+use wgpu_optim::internals::PassName;
+use wgpu_optim::internals::layout::Squares;
 use wgpu_optim::{Averaging, NormRatio, OptimizerBuilder, Record, Regime, Rule, Seesaw, WeightDecay};
 use wgpu_optim_conformance::oracle::Oracle;
 use wgpu_optim_conformance::run::{

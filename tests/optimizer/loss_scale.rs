@@ -4,7 +4,7 @@
 //!
 //! Faults tried once by hand, each failed its test: the next scale divided out by pass 4, the norm's exponent left as it is, good steps that go on counting through a skip.
 
-use wgpu_optim::layout::GroupState;
+use wgpu_optim::internals::layout::GroupState;
 use wgpu_optim::{LossScaler, Regime, Rule, WeightDecay};
 use wgpu_optim_conformance::run::{Run, Setup, Spec, alone, bits, devices, every_path_with, gpu_run_with};
 use wgpu_optim_conformance::{Kernel, Numbers, assert_close, noise, submit_pass, tensors, times, upload};

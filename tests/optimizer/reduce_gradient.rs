@@ -6,7 +6,7 @@
 //! sums by subgroup: a subgroup dropped, sums added at different exponents, an exponent taken from a sum of zero, a sum left unadded.
 
 use wgpu_optim::gpu::{Partials, Tuning};
-use wgpu_optim::layout::{ScopeSums, Squares};
+use wgpu_optim::internals::layout::{ScopeSums, Squares};
 use wgpu_optim::{Gpu, Regime, Rule, WeightDecay};
 use wgpu_optim_conformance::run::{CpuRun, GpuRun, Place, Run, Spec, devices, every_path, every_path_and_kind, packed};
 use wgpu_optim_conformance::{Numbers, assert_close, times, ulps};

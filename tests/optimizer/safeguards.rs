@@ -5,7 +5,7 @@
 //! element located by lane.
 
 use wgpu_optim::gpu::Tuning;
-use wgpu_optim::layout::GroupState;
+use wgpu_optim::internals::layout::GroupState;
 use wgpu_optim::{Element, NonFinite, Record, Regime, Rounding, Rule, Schedule, WeightDecay};
 use wgpu_optim_conformance::run::{GpuRun, Run, Spec, bits, devices, every_path, lengths, packed};
 use wgpu_optim_conformance::spec::without_counts;

@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 use std::fmt::Display;
 use wgpu_optim_conformance as conformance;
 
-use wgpu_optim::gpu::KernelSource;
+use wgpu_optim::internals::KernelSource;
 use wgpu_optim::{
     Gpu, Group, Hypergradient, NormRatio, Optimizer, OptimizerBuilder, Record, Regime, Rule, Seesaw, Sgdm, Term,
     WeightDecay,

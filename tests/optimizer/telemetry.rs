@@ -5,7 +5,7 @@
 //! Beside the kept faults below, tried once by hand: pass 5 that leaves out the last row of a unit; a trust ratio of the parameters after
 //! the step; a first step without the division by the ratio.
 
-use wgpu_optim::gpu::PassName;
+use wgpu_optim::internals::PassName;
 use wgpu_optim::{Averaging, Regime, Rule, TensorRecord, Term, WeightDecay};
 use wgpu_optim_conformance::run::{
     GpuRun, Run, Setup, Spec, alone, bits, devices, every_path, every_path_and_kind, gpu_run_with, packed, separate,

@@ -1,7 +1,7 @@
 //! Rows: what is measured at one size, and what it comes to against copy and triad.
 
 use serde::{Serialize, Serializer};
-use wgpu_optim::{BuildError, DeviceError, Element, Error, Regime, Rule};
+use wgpu_optim::{Element, Error, ErrorKind, Regime, Rule};
 
 use wgpu_optim_conformance::bench::measure::{Bench, Effort, Measured, Seconds, measure};
 use wgpu_optim_conformance::bench::workload::{COPY_BYTES, Mode, Spec, TRIAD_BYTES, many_tensors};
@@ -166,7 +166,7 @@ pub fn measure_size<B: Bench>(
                 labels.push(Label { what, by: None, bytes_per_param, spec: Some(spec) });
             }
             Ok(None) => {}
-            Err(error @ (Error::Build(BuildError::Limit { .. }) | Error::Device(DeviceError::Failed { .. }))) => {
+            Err(error) if matches!(error.kind(), ErrorKind::Limit | ErrorKind::DeviceRefused) => {
                 let (rule, regime, mode) = (spec.rule.name(), spec.regime.name(), spec.mode.name);
                 notes.push(format!("{what} of {rule}, {regime}, {mode} and {elements} parameters skipped: {error}"));
             }

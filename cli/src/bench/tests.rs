@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::rows::{Selection, bytes_of};
-use wgpu_optim::gpu::Timestamps;
+use wgpu_optim::internals::Timestamps;
 use wgpu_optim::{Element, Regime, Rule};
 use wgpu_optim_conformance::bench::workload::*;
 

@@ -1,8 +1,9 @@
 //! Each pass by itself: the sums of passes 1 and 2 with every kind of partials, pass 3 where the sums have no rounding, the update at a
 //! fixed rate.
 
-use wgpu_optim::gpu::{Partials, PassName, Tuning};
-use wgpu_optim::layout::{GroupState, ScopeSums};
+use wgpu_optim::gpu::{Partials, Tuning};
+use wgpu_optim::internals::PassName;
+use wgpu_optim::internals::layout::{GroupState, ScopeSums};
 use wgpu_optim::{Lion, Regime, Rule, Sgdm, WeightDecay};
 use wgpu_optim_conformance::run::Run;
 use wgpu_optim_conformance::spec::Spec;

@@ -3,9 +3,9 @@
 
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use wgpu_optim::gpu::PassName;
-use wgpu_optim::layout::{GroupState, ScopeSums};
-use wgpu_optim::{CombinedSums, DeviceError, Error, Record, ShardSums, wgpu};
+use wgpu_optim::internals::PassName;
+use wgpu_optim::internals::layout::{GroupState, ScopeSums};
+use wgpu_optim::{CombinedSums, Error, Record, ShardSums, wgpu};
 use wgpu_optim_conformance::run::{CpuRun, GUARD, GpuRun, Run};
 
 use super::case::{Outcome, Path};
@@ -97,8 +97,7 @@ impl<'a, R: Readable> PathRun<'a, R> {
         if records.len() == groups {
             return Ok(records);
         }
-        let message = format!("one step of {groups} groups left {} records", records.len());
-        Err(Error::Device(DeviceError::Readback { what: "records", message }).into())
+        Err(CliError::Failed(format!("one step of {groups} groups left {} records", records.len())))
     }
 
     /// The size of the fault, where one is seeded and it is time.

@@ -167,7 +167,10 @@ impl Scenario {
         shard: Option<(u32, u32)>,
     ) -> Result<DeviceRun<'a>, CliError> {
         let setup = self.setup(shard);
-        let told = |builder| setup.tell(builder).clear_gradients(self.clears);
+        let told = |builder| {
+            let builder = setup.tell(builder);
+            if self.clears { builder.clear_gradients() } else { builder }
+        };
         let run = GpuRun::try_with_room(gpu, specs, places, &[], told)?;
         Ok(PathRun::new(run, subject.fault.as_ref(), lengths(specs).collect()))
     }
@@ -568,10 +571,7 @@ fn with_bindings(subject: &Subject, bytes: u64) -> Result<Gpu, CliError> {
         ..Default::default()
     }))
     .map_err(|error| {
-        wgpu_optim::Error::Device(wgpu_optim::DeviceError::Failed {
-            what: format!("a device with bindings of {bytes} bytes"),
-            message: error.to_string(),
-        })
+        CliError::Failed(format!("the driver refuses a device with bindings of {bytes} bytes: {error}"))
     })?;
     let mut tuning = subject.gpu.tuning();
     tuning.quads_per_invocation = tuning.quads_per_invocation.max(64);

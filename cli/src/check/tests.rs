@@ -3,7 +3,7 @@
 
 use super::case::{Case, Outcome, Path, less, shorter, shrink, ulp};
 use super::scenario::{Scenario, group};
-use wgpu_optim::layout::GroupState;
+use wgpu_optim::internals::layout::GroupState;
 use wgpu_optim::{Regime, Rule};
 
 fn near(got: f64, expected: f64, allowed_ulps: f64) -> Outcome {

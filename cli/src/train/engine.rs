@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 
+use wgpu_optim::cpu::{Values, ValuesMut};
 use wgpu_optim::{
     Averaging, Checkpoint, CpuOptimizer, Gpu, Group, Notes, Optimizer, OptimizerBuilder, Parameters, Records, Regime,
     Rule, Schedule, Warning, WeightDecay, cpu, wgpu,
@@ -227,11 +228,13 @@ impl Engine for CpuEngine<'_> {
 
     fn checkpoint(&self, notes: &Notes) -> Result<Checkpoint, CliError> {
         let params: Vec<&[f32]> = self.tensors.iter().map(|tensor| &self.parameters[tensor.range()]).collect();
+        let params: Vec<&dyn Values> = params.iter().map(|values| values as _).collect();
         Ok(self.optimizer.checkpoint(Some(&params), notes)?)
     }
 
     fn restore(&mut self, checkpoint: &Checkpoint) -> Result<(), CliError> {
         let mut params = slices_of(&self.tensors, &mut self.parameters);
+        let mut params: Vec<&mut dyn ValuesMut> = params.iter_mut().map(|values| values as _).collect();
         self.optimizer.restore(checkpoint, Some(&mut params))?;
         self.steps_done = checkpoint.step();
         Ok(())

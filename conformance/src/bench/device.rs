@@ -3,8 +3,8 @@
 
 use std::time::{Duration, Instant};
 
-use wgpu_optim::gpu::Timestamps;
-use wgpu_optim::{BuildError, Element, Error, Gpu, Optimizer, wgpu};
+use wgpu_optim::internals::Timestamps;
+use wgpu_optim::{Element, Error, Gpu, Optimizer, wgpu};
 
 use super::measure::{Bench, RecordingTimes, Times};
 use super::workload::{Spec, room, values};
@@ -59,18 +59,9 @@ impl Device {
     /// Buffers of this length.
     ///
     /// # Errors
-    /// [`BuildError::Limit`] or [`DeviceError::Failed`](wgpu_optim::DeviceError::Failed) where the device cannot have them.
+    /// [`ErrorKind::DeviceRefused`](wgpu_optim::ErrorKind::DeviceRefused) where the device cannot have them.
     pub fn new(gpu: &Gpu, elements: usize) -> Result<Self, Error> {
-        let limit = gpu.device().limits().max_buffer_size;
         let size = (elements as u64 * 4).next_multiple_of(16);
-        if size > limit {
-            return Err(Error::Build(BuildError::Limit {
-                what: "a buffer in bytes".to_owned(),
-                value: size,
-                limit,
-                way_out: "measure smaller sizes",
-            }));
-        }
         gpu.scoped("the benchmark's buffers", || {
             let [params, grads] = arrays(gpu, Element::F32, size);
             Ok(Device {

@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use pulp::Arch;
 use rayon::prelude::*;
-use wgpu_optim::cpu::{Slice, SliceMut};
+use wgpu_optim::internals::{Slice, SliceMut};
 use wgpu_optim::{CpuOptimizer, Element, Error};
 
 use super::measure::{Bench, Times};
@@ -73,7 +73,7 @@ impl Host {
     /// Parameters and gradients of an element, made where they are not there yet.
     fn arrays(&mut self, element: Element) -> (SliceMut<'_>, SliceMut<'_>) {
         if element == Element::F32 {
-            return ((&mut self.params).into(), (&mut self.grads).into());
+            return (self.params.as_mut_slice().into(), self.grads.as_mut_slice().into());
         }
         let known = self.halves.iter().position(|halves| halves.element == element);
         let at = known.unwrap_or_else(|| {
@@ -82,7 +82,7 @@ impl Host {
             self.halves.len() - 1
         });
         let halves = &mut self.halves[at];
-        (halves.params.slice_mut(), halves.grads.slice_mut())
+        (slice_of(&mut halves.params), slice_of(&mut halves.grads))
     }
 }
 
@@ -94,7 +94,7 @@ impl Bench for Host {
         let (params, grads) = self.arrays(element);
         let builder = spec.builder(|group, name, range| {
             let params = part(params.as_slice(), range.clone());
-            group.tensor(name, params, part(grads.as_slice(), range))
+            group.tensor(name, &params, &part(grads.as_slice(), range))
         });
         Ok(HostJob::Step { optimizer: Box::new(builder.build_cpu()?), element, ranges: spec.ranges() })
     }
@@ -118,7 +118,7 @@ impl Bench for Host {
                 let grads: Vec<Slice> = grads.iter().map(SliceMut::as_slice).collect();
                 let start = Instant::now();
                 for _ in 0..calls {
-                    optimizer.step_values(&mut params, &grads)?;
+                    optimizer.step(&mut params, &grads)?;
                 }
                 start
             }
@@ -143,6 +143,15 @@ fn refresh(params: &mut SliceMut<'_>, grads: &SliceMut<'_>) {
         (SliceMut::F16(params), SliceMut::F16(grads)) => params.copy_from_slice(grads),
         (SliceMut::Bf16(params), SliceMut::Bf16(grads)) => params.copy_from_slice(grads),
         _ => {}
+    }
+}
+
+/// All of an array.
+fn slice_of(array: &mut Stored) -> SliceMut<'_> {
+    match array {
+        Stored::F32(array) => array.as_mut_slice().into(),
+        Stored::F16(array) => array.as_mut_slice().into(),
+        Stored::Bf16(array) => array.as_mut_slice().into(),
     }
 }
 

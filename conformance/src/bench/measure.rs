@@ -40,7 +40,7 @@ pub trait Bench {
     /// Time of so many calls of a job, one after the other.
     ///
     /// # Errors
-    /// [`DeviceError::Lost`](wgpu_optim::DeviceError::Lost) or [`DeviceError::Readback`](wgpu_optim::DeviceError::Readback).
+    /// [`ErrorKind::DeviceLost`](wgpu_optim::ErrorKind::DeviceLost) or [`ErrorKind::Readback`](wgpu_optim::ErrorKind::Readback).
     fn time(&mut self, job: &mut Self::Job, calls: usize) -> Result<Times, Error>;
 
     /// Device time of each pass of a step, by its stem and in the order of the step. Empty where the job is no step, without
@@ -56,7 +56,7 @@ pub trait Bench {
     /// recorded.
     ///
     /// # Errors
-    /// [`DeviceError::Lost`](wgpu_optim::DeviceError::Lost).
+    /// [`ErrorKind::DeviceLost`](wgpu_optim::ErrorKind::DeviceLost).
     fn time_recording(&self, _job: &Self::Job, _steps: usize) -> Result<Option<RecordingTimes>, Error> {
         Ok(None)
     }
@@ -141,7 +141,7 @@ struct Log {
 /// Measures jobs in alternation. `done` is called after each round.
 ///
 /// # Errors
-/// [`DeviceError::Lost`](wgpu_optim::DeviceError::Lost) or [`DeviceError::Readback`](wgpu_optim::DeviceError::Readback).
+/// [`ErrorKind::DeviceLost`](wgpu_optim::ErrorKind::DeviceLost) or [`ErrorKind::Readback`](wgpu_optim::ErrorKind::Readback).
 pub fn measure<B: Bench>(
     bench: &mut B,
     jobs: &mut [B::Job],

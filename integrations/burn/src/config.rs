@@ -93,7 +93,7 @@ impl WgpuOptimConfig {
                 mapped_at_creation: false,
             }))
         })?;
-        let mut builder = self.builder.clone().rebindable(true).loss(loss.slice(..4));
+        let mut builder = self.builder.clone().rebindable().loss(loss.slice(..4));
         // Something to be built with, of the right lengths: where parameters and gradients are is told with each step.
         let mut held = Vec::new();
         let templates = std::iter::once(&self.default).chain(self.groups.iter().map(|(_, group)| group));

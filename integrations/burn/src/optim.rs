@@ -222,7 +222,7 @@ impl WgpuOptim {
         Some(&parameter.name)
     }
 
-    /// Lets training go on after [`wgpu_optim::Error::Halted`]: see [`Optimizer::resume`].
+    /// Lets training go on after [`wgpu_optim::ErrorKind::Halted`]: see [`Optimizer::resume`].
     ///
     /// # Errors
     /// As [`Optimizer::resume`].

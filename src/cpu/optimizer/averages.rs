@@ -3,34 +3,22 @@
 use super::*;
 use crate::averaging::Averaging;
 use crate::cpu::schedule_free::{average_of, between};
-use crate::cpu::values::{Slice, SliceMut, ValuesMut};
+use crate::cpu::values::{Slice, SliceMut, Values, ValuesMut};
 use crate::error::{CallError, Error};
 use crate::plan::Encoding;
 
 impl CpuOptimizer {
-    /// Exchanges parameters and averages: `params` are the tensors' slices, as in a step. A second call brings the parameters back; both
-    /// are then what they were, bit for bit (of [schedule-free](crate::Averaging::ScheduleFree) groups see there). Groups without an [`Averaging`](crate::Averaging), and groups whose average has not
-    /// started yet, keep their parameters throughout.
+    /// Exchanges parameters and averages: `params` are the tensors' values, as in a step. A second call brings the parameters back; both
+    /// are then what they were, bit for bit (of [schedule-free](crate::Averaging::ScheduleFree) groups see there). Groups without an
+    /// [`Averaging`](crate::Averaging), and groups whose average has not started yet, keep their parameters throughout. For 16-bit parameters
+    /// the master weights are exchanged, as exactly as [`Rounding::Masters`](crate::Rounding::Masters) says.
     ///
     /// # Errors
-    /// [`CallError::NoAverages`](crate::CallError::NoAverages) where no group keeps one, [`CallError::StepTensors`](crate::CallError::StepTensors) or [`CallError::StepLength`](crate::CallError::StepLength) where the slices are not those
-    /// that were declared; nothing has changed then.
-    pub fn swap_averages(&mut self, params: &mut [&mut [f32]]) -> Result<(), Error> {
-        self.swap_averages_of(params)
-    }
-
-    /// Exchanges parameters and averages like [`CpuOptimizer::swap_averages`], over slices of any element type. For 16-bit parameters the
-    /// master weights are exchanged, as exactly as [`Rounding::Masters`](crate::Rounding::Masters) says.
-    ///
-    /// # Errors
-    /// As [`CpuOptimizer::swap_averages`]; [`CallError::StepElement`](crate::CallError::StepElement) where the elements are not those that were declared.
-    pub fn swap_averages_values(&mut self, params: &mut [SliceMut]) -> Result<(), Error> {
-        self.swap_averages_of(params)
-    }
-
-    pub(super) fn swap_averages_of(&mut self, params: &mut [impl ValuesMut]) -> Result<(), Error> {
+    /// [`ErrorKind::Call`](crate::ErrorKind::Call) where no group keeps an average, or where these are not the tensors that were declared;
+    /// nothing has changed then.
+    pub fn swap_averages(&mut self, params: &mut [impl ValuesMut]) -> Result<(), Error> {
         if !self.plan.configs.iter().any(|config| config.averaging.is_on()) {
-            return Err(Error::Call(CallError::NoAverages { owner: "the optimizer".to_owned() }));
+            return Err(Error::from(CallError::NoAverages { owner: "the optimizer".to_owned() }));
         }
         self.check_slices("parameter", params)?;
         for (index, params) in params.iter_mut().enumerate() {
@@ -82,6 +70,7 @@ impl CpuOptimizer {
     /// average has not started yet, so that the parameters stand in for it, and while the averages are in the caller's slices. `None`, too,
     /// of [schedule-free](crate::Averaging::ScheduleFree) groups, whose average is nowhere kept as such:
     /// [`copy_averages`](CpuOptimizer::copy_averages) gives every average.
+    #[doc(hidden)]
     pub fn averages(&self, tensor: usize) -> Option<&[f32]> {
         let here = !self.averages_are_swapped && tensor < self.tensors.len() && self.has_average(tensor);
         let kept = here && !self.is_schedule_free(tensor);
@@ -106,26 +95,20 @@ impl CpuOptimizer {
     /// ```
     ///
     /// # Errors
-    /// [`CallError::UnknownTensor`](crate::CallError::UnknownTensor); [`CallError::NoAverages`](crate::CallError::NoAverages) where the tensor's group keeps none; [`CallError::AveragesSwapped`](crate::CallError::AveragesSwapped) while the averages
-    /// are in the caller's own slices; [`CallError::StepLength`](crate::CallError::StepLength) or [`CallError::StepElement`](crate::CallError::StepElement) where `params` are not the tensor's,
-    /// [`CallError::AveragesLength`](crate::CallError::AveragesLength) for the destination.
-    pub fn copy_averages<'a>(
-        &self,
-        tensor: usize,
-        params: impl Into<Slice<'a>>,
-        destination: &mut [f32],
-    ) -> Result<(), Error> {
+    /// [`ErrorKind::Call`](crate::ErrorKind::Call) where there is no such tensor, where its group keeps no average, while the averages are in
+    /// the caller's own slices, and where `params` or the destination are not of the tensor's length.
+    pub fn copy_averages(&self, tensor: usize, params: impl Values, destination: &mut [f32]) -> Result<(), Error> {
         let tensors = self.tensors.len();
         let info =
-            self.plan.tensors.get(tensor).ok_or(Error::Call(CallError::UnknownTensor { index: tensor, tensors }))?;
+            self.plan.tensors.get(tensor).ok_or(Error::from(CallError::UnknownTensor { index: tensor, tensors }))?;
         if !self.plan.configs[info.group].averaging.is_on() {
-            return Err(Error::Call(CallError::NoAverages { owner: format!("tensor \"{}\"", info.name) }));
+            return Err(Error::from(CallError::NoAverages { owner: format!("tensor \"{}\"", info.name) }));
         }
         self.check_averages_in_place("a copy of the averages")?;
-        let params = params.into();
+        let params = params.values();
         self.check_slice("parameter", tensor, params)?;
         if destination.len() != params.len() {
-            return Err(Error::Call(CallError::AveragesLength {
+            return Err(Error::from(CallError::AveragesLength {
                 tensor: info.name.clone(),
                 expected: params.len() as u64,
                 actual: destination.len() as u64,
@@ -164,7 +147,7 @@ impl CpuOptimizer {
 
     pub(super) fn check_averages_in_place(&self, what: &'static str) -> Result<(), Error> {
         if self.averages_are_swapped {
-            return Err(Error::Call(CallError::AveragesSwapped { what }));
+            return Err(Error::from(CallError::AveragesSwapped { what }));
         }
         Ok(())
     }

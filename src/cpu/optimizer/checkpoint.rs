@@ -5,7 +5,7 @@ use std::path::Path;
 
 use super::{CpuOptimizer, Memory, TensorMemory, no_totals};
 use crate::checkpoint::{Checkpoint, Draft, Notes, Parameters, Slot, Table, last_slot};
-use crate::cpu::values::{Slice, SliceMut, Values, ValuesMut};
+use crate::cpu::values::{Values, ValuesMut};
 use crate::error::Error;
 use crate::layout::{RawRecord, RawTensorRecord};
 use crate::plan::MemoryKind;
@@ -54,9 +54,9 @@ impl CpuOptimizer {
     /// file is replaced as a whole, see [`Checkpoint::save`].
     ///
     /// # Errors
-    /// [`CheckpointError::File`](crate::CheckpointError::File); [`CallError::StepTensors`](crate::CallError::StepTensors) or [`CallError::StepLength`](crate::CallError::StepLength) where the slices are not those that were declared;
-    /// [`CallError::AveragesSwapped`](crate::CallError::AveragesSwapped) between two [`swap_averages`](CpuOptimizer::swap_averages).
-    pub fn save(&self, path: impl AsRef<Path>, params: Option<&[&[f32]]>) -> Result<(), Error> {
+    /// [`ErrorKind::CheckpointFile`](crate::ErrorKind::CheckpointFile); [`ErrorKind::Call`](crate::ErrorKind::Call) where the slices are not
+    /// the tensors that were declared, and between two [`swap_averages`](CpuOptimizer::swap_averages).
+    pub fn save(&self, path: impl AsRef<Path>, params: Option<&[&dyn Values]>) -> Result<(), Error> {
         self.checkpoint(params, &Notes::new())?.save(path)
     }
 
@@ -65,7 +65,11 @@ impl CpuOptimizer {
     ///
     /// # Errors
     /// As [`Checkpoint::load`] and [`CpuOptimizer::restore`]. Nothing has changed then.
-    pub fn load(&mut self, path: impl AsRef<Path>, params: Option<&mut [&mut [f32]]>) -> Result<Checkpoint, Error> {
+    pub fn load(
+        &mut self,
+        path: impl AsRef<Path>,
+        params: Option<&mut [&mut dyn ValuesMut]>,
+    ) -> Result<Checkpoint, Error> {
         let checkpoint = Checkpoint::load(path)?;
         self.restore(&checkpoint, params)?;
         Ok(checkpoint)
@@ -75,19 +79,7 @@ impl CpuOptimizer {
     ///
     /// # Errors
     /// As [`CpuOptimizer::save`].
-    pub fn checkpoint(&self, params: Option<&[&[f32]]>, notes: &Notes) -> Result<Checkpoint, Error> {
-        self.checkpoint_of(params, notes)
-    }
-
-    /// Makes a checkpoint like [`CpuOptimizer::checkpoint`], with slices of any element type.
-    ///
-    /// # Errors
-    /// As [`CpuOptimizer::checkpoint`]; [`CallError::StepElement`](crate::CallError::StepElement) where the elements are not those that were declared.
-    pub fn checkpoint_values(&self, params: Option<&[Slice]>, notes: &Notes) -> Result<Checkpoint, Error> {
-        self.checkpoint_of(params, notes)
-    }
-
-    fn checkpoint_of(&self, params: Option<&[impl Values]>, notes: &Notes) -> Result<Checkpoint, Error> {
+    pub fn checkpoint(&self, params: Option<&[&dyn Values]>, notes: &Notes) -> Result<Checkpoint, Error> {
         let parameters = match params {
             Some(params) => {
                 self.check_slices("parameter", params)?;
@@ -128,25 +120,14 @@ impl CpuOptimizer {
     /// Restores the state from a checkpoint. If slices are given, they receive the parameters. Otherwise parameters in the checkpoint are only
     /// checked, and the caller must provide those of that step.
     ///
-    /// Earlier records that were not drained are discarded, and [`CpuOptimizer::sums`] are empty until the next step.
+    /// Earlier records that were not drained are discarded, and the sums of the last step are empty until the next one.
     ///
     /// # Errors
-    /// [`CheckpointError::Differs`](crate::CheckpointError::Differs) names the group, setting or tensor that is not as it was; [`CheckpointError::Damaged`](crate::CheckpointError::Damaged),
-    /// [`CheckpointError::WithoutParameters`](crate::CheckpointError::WithoutParameters); [`CallError::StepTensors`](crate::CallError::StepTensors), [`CallError::StepLength`](crate::CallError::StepLength) or [`CallError::AveragesSwapped`](crate::CallError::AveragesSwapped). Nothing has
-    /// changed then.
-    pub fn restore(&mut self, checkpoint: &Checkpoint, params: Option<&mut [&mut [f32]]>) -> Result<(), Error> {
-        self.restore_of(checkpoint, params)
-    }
-
-    /// Restores a checkpoint like [`CpuOptimizer::restore`], with slices of any element type.
-    ///
-    /// # Errors
-    /// As [`CpuOptimizer::restore`]; [`CallError::StepElement`](crate::CallError::StepElement) where the elements are not those that were declared.
-    pub fn restore_values(&mut self, checkpoint: &Checkpoint, params: Option<&mut [SliceMut]>) -> Result<(), Error> {
-        self.restore_of(checkpoint, params)
-    }
-
-    fn restore_of(&mut self, checkpoint: &Checkpoint, params: Option<&mut [impl ValuesMut]>) -> Result<(), Error> {
+    /// [`ErrorKind::CheckpointDiffers`](crate::ErrorKind::CheckpointDiffers) with the group, setting or tensor that is not as it was, or where
+    /// the checkpoint has no parameters to give; [`ErrorKind::CheckpointDamaged`](crate::ErrorKind::CheckpointDamaged);
+    /// [`ErrorKind::Call`](crate::ErrorKind::Call) where the slices are not the tensors that were declared, and between two
+    /// [`swap_averages`](CpuOptimizer::swap_averages). Nothing has changed then.
+    pub fn restore(&mut self, checkpoint: &Checkpoint, params: Option<&mut [&mut dyn ValuesMut]>) -> Result<(), Error> {
         let parameters = match &params {
             Some(params) => {
                 self.check_slices("parameter", params)?;

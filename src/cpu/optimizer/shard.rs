@@ -1,7 +1,7 @@
 //! A step of several ranks, on the host: see [`ShardSums`].
 
 use super::CpuOptimizer;
-use crate::cpu::values::{Slice, SliceMut, Values, ValuesMut};
+use crate::cpu::values::{Values, ValuesMut};
 use crate::error::{CallError, Error};
 use crate::shard::{CombinedSums, ShardSums, Stage};
 
@@ -10,14 +10,9 @@ impl CpuOptimizer {
     /// all groups. It changes nothing and may be repeated. Send the result to every rank, see [`ShardSums`].
     ///
     /// # Errors
-    /// [`CallError::ShardedStep`](crate::CallError::ShardedStep) for an optimizer that was built without [`sharded`](crate::OptimizerBuilder::sharded);
-    /// [`CallError::StepTensors`](crate::CallError::StepTensors), [`CallError::StepLength`](crate::CallError::StepLength), [`BuildError::MissingLoss`](crate::BuildError::MissingLoss) or [`CallError::AveragesSwapped`](crate::CallError::AveragesSwapped) as for a
-    /// [`step`](CpuOptimizer::step).
-    pub fn measure(
-        &mut self,
-        params: &[impl AsRef<[f32]> + Sync],
-        grads: &[impl AsRef<[f32]> + Sync],
-    ) -> Result<ShardSums, Error> {
+    /// [`ErrorKind::Call`](crate::ErrorKind::Call) for an optimizer that was built without [`sharded`](crate::OptimizerBuilder::sharded), and
+    /// otherwise as for a [`step`](CpuOptimizer::step).
+    pub fn measure(&mut self, params: &[impl Values], grads: &[impl Values]) -> Result<ShardSums, Error> {
         self.check_needs_no_loss()?;
         self.measure_with_loss(params, grads, 0.0)
     }
@@ -29,39 +24,8 @@ impl CpuOptimizer {
     /// As [`CpuOptimizer::measure`].
     pub fn measure_with_loss(
         &mut self,
-        params: &[impl AsRef<[f32]> + Sync],
-        grads: &[impl AsRef<[f32]> + Sync],
-        loss: f32,
-    ) -> Result<ShardSums, Error> {
-        self.measure_of(params, grads, loss)
-    }
-
-    /// Measures like [`CpuOptimizer::measure`], over slices of any element type.
-    ///
-    /// # Errors
-    /// As [`CpuOptimizer::measure`]; [`CallError::StepElement`](crate::CallError::StepElement) where the elements are not those that were declared.
-    pub fn measure_values(&mut self, params: &[Slice], grads: &[Slice]) -> Result<ShardSums, Error> {
-        self.check_needs_no_loss()?;
-        self.measure_of(params, grads, 0.0)
-    }
-
-    /// Measures like [`CpuOptimizer::measure_with_loss`], over slices of any element type.
-    ///
-    /// # Errors
-    /// As [`CpuOptimizer::measure_values`].
-    pub fn measure_values_with_loss(
-        &mut self,
-        params: &[Slice],
-        grads: &[Slice],
-        loss: f32,
-    ) -> Result<ShardSums, Error> {
-        self.measure_of(params, grads, loss)
-    }
-
-    fn measure_of(
-        &mut self,
-        params: &[impl Values + Sync],
-        grads: &[impl Values + Sync],
+        params: &[impl Values],
+        grads: &[impl Values],
         loss: f32,
     ) -> Result<ShardSums, Error> {
         if self.plan.shard.is_none() {
@@ -81,30 +45,13 @@ impl CpuOptimizer {
     /// [`CpuOptimizer::measure`].
     ///
     /// # Errors
-    /// [`CallError::ShardedStep`](crate::CallError::ShardedStep) before [`CpuOptimizer::measure`], or without [`sharded`](crate::OptimizerBuilder::sharded);
-    /// [`CallError::ShardSums`](crate::CallError::ShardSums) for sums of another optimizer or another step; [`CallError::StepTensors`](crate::CallError::StepTensors), [`CallError::StepLength`](crate::CallError::StepLength) or
-    /// [`CallError::AveragesSwapped`](crate::CallError::AveragesSwapped); nothing has changed then. [`Error::Halted`] as for a [`step`](CpuOptimizer::step).
-    pub fn apply(&mut self, params: &mut [&mut [f32]], grads: &[&[f32]], combined: &CombinedSums) -> Result<(), Error> {
-        self.apply_of(params, grads, combined)
-    }
-
-    /// Takes the step like [`CpuOptimizer::apply`], over slices of any element type.
-    ///
-    /// # Errors
-    /// As [`CpuOptimizer::apply`]; [`CallError::StepElement`](crate::CallError::StepElement) where the elements are not those that were declared.
-    pub fn apply_values(
+    /// [`ErrorKind::Call`](crate::ErrorKind::Call) before [`CpuOptimizer::measure`], without [`sharded`](crate::OptimizerBuilder::sharded), for
+    /// sums of another optimizer or another step, and otherwise as for a [`step`](CpuOptimizer::step); nothing has changed then.
+    /// [`ErrorKind::Halted`](crate::ErrorKind::Halted) as for a step.
+    pub fn apply(
         &mut self,
-        params: &mut [SliceMut],
-        grads: &[Slice],
-        combined: &CombinedSums,
-    ) -> Result<(), Error> {
-        self.apply_of(params, grads, combined)
-    }
-
-    fn apply_of(
-        &mut self,
-        params: &mut [impl ValuesMut + Send],
-        grads: &[impl Values + Sync],
+        params: &mut [impl ValuesMut],
+        grads: &[impl Values],
         combined: &CombinedSums,
     ) -> Result<(), Error> {
         let (step, stage) = (self.steps(), self.stage);
@@ -115,7 +62,7 @@ impl CpuOptimizer {
             return Err(not_sharded("apply"));
         };
         if stage != Stage::Read {
-            return Err(Error::Call(CallError::ShardedStep {
+            return Err(Error::from(CallError::ShardedStep {
                 call: "apply",
                 way_out: "call measure first, and combine what all ranks have measured",
             }));
@@ -133,7 +80,7 @@ impl CpuOptimizer {
     pub(super) fn check_alone(&self, call: &'static str) -> Result<(), Error> {
         match self.plan.shard {
             None => Ok(()),
-            Some(_) => Err(Error::Call(CallError::ShardedStep {
+            Some(_) => Err(Error::from(CallError::ShardedStep {
                 call,
                 way_out: "other ranks have other parameters: call measure, combine what all ranks have measured, and call apply",
             })),
@@ -147,7 +94,7 @@ impl CpuOptimizer {
 }
 
 fn not_sharded(call: &'static str) -> Error {
-    Error::Call(CallError::ShardedStep {
+    Error::from(CallError::ShardedStep {
         call,
         way_out: "the optimizer has all the parameters: call step, or build it with OptimizerBuilder::sharded",
     })

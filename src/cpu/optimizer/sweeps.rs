@@ -161,7 +161,7 @@ pub(super) fn update_in_halves(arch: Arch, kernel: Kernel, update: &Update, slic
 
 impl CpuOptimizer {
     /// Pass 1 over all blocks.
-    pub(super) fn reduce(&mut self, params: &[impl Values + Sync], grads: &[impl Values + Sync]) {
+    pub(super) fn reduce(&mut self, params: &[impl Values], grads: &[impl Values]) {
         let (tensors, groups, states) = (&self.tensors, &self.plan.groups, &self.states);
         let arch = self.arch;
         let sweep = |(partial, &(index, number)): (&mut ScopeSums, &(usize, usize))| {
@@ -204,7 +204,7 @@ impl CpuOptimizer {
     }
 
     /// Pass 4 over all blocks. Tells the step's record of an element that was out of range.
-    pub(super) fn update(&mut self, params: &mut [impl ValuesMut + Send], grads: &[impl Values + Sync]) {
+    pub(super) fn update(&mut self, params: &mut [impl ValuesMut], grads: &[impl Values]) {
         let (arch, updates) = (self.arch, &self.updates);
         let update_one = |tensor: &mut TensorMemory, params: SliceMut, grads: Slice| {
             let (Some(kernel), Some(block)) = (tensor.kernel, tensor.blocks.first()) else {

@@ -7,7 +7,7 @@ use crate::error::{CallError, Error};
 use crate::gpu::buffers::{whole, zeroed};
 use crate::gpu::context::Gpu;
 use crate::gpu::pass::Pipeline;
-use crate::gpu::tensor::Span;
+use crate::group::TensorSlice;
 use crate::plan::{MemoryKind, Stretch, TensorInfo};
 
 /// The averages of one window's parameters.
@@ -56,19 +56,12 @@ impl WindowAverages {
 }
 
 impl Optimizer {
-    /// The dispatches of the next [`encode_swap_averages`](Optimizer::encode_swap_averages), in order: for callers with an encoder of
-    /// their own, who then call [`Optimizer::count_swap`].
+    /// Returns the dispatches of the next [`encode_swap_averages`](Optimizer::encode_swap_averages), in order.
+    #[doc(hidden)]
     pub fn swap_dispatches(&self) -> impl Iterator<Item = &Dispatch> {
         let swapped = self.averages_are_swapped();
         let exchanges = self.averages.iter();
         exchanges.map(move |averages| averages.exchange(swapped))
-    }
-
-    /// Tells that the caller has recorded the [`swap_dispatches`](Optimizer::swap_dispatches), so that
-    /// [`averages_are_swapped`](Optimizer::averages_are_swapped) is right, no step is recorded in between, and the next swap goes the other
-    /// way.
-    pub fn count_swap(&mut self) {
-        self.averages_are_swapped = !self.averages_are_swapped;
     }
 
     /// Records the exchange of parameters and averages in the caller's buffers, in a compute pass of its own: what comes after it
@@ -80,20 +73,29 @@ impl Optimizer {
     /// Everything that is recorded counts: submit it all, in the order in which it was recorded.
     ///
     /// # Errors
-    /// [`CallError::NoAverages`](crate::CallError::NoAverages) where no group keeps one, [`DeviceError::Lost`](crate::DeviceError::Lost).
+    /// [`ErrorKind::Call`](crate::ErrorKind::Call) where no group keeps one, [`ErrorKind::DeviceLost`](crate::ErrorKind::DeviceLost).
     pub fn encode_swap_averages(&mut self, encoder: &mut wgpu::CommandEncoder) -> Result<(), Error> {
-        self.gpu.check_alive()?;
-        if !self.plan.configs.iter().any(|config| config.averaging.is_on()) {
-            return Err(Error::Call(CallError::NoAverages { owner: "the optimizer".to_owned() }));
-        }
         let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor {
             label: Some("wgpu-optim averages"),
             timestamp_writes: None,
         });
-        for dispatch in self.swap_dispatches() {
-            dispatch.encode(&mut pass);
+        self.encode_swap_averages_in(&mut pass)
+    }
+
+    /// Records the exchange of parameters and averages into the caller's compute pass, like
+    /// [`encode_swap_averages`](Optimizer::encode_swap_averages).
+    ///
+    /// # Errors
+    /// As [`encode_swap_averages`](Optimizer::encode_swap_averages).
+    pub fn encode_swap_averages_in(&mut self, pass: &mut wgpu::ComputePass) -> Result<(), Error> {
+        self.gpu.check_alive()?;
+        if !self.plan.configs.iter().any(|config| config.averaging.is_on()) {
+            return Err(Error::from(CallError::NoAverages { owner: "the optimizer".to_owned() }));
         }
-        self.count_swap();
+        for dispatch in self.swap_dispatches() {
+            dispatch.encode(pass);
+        }
+        self.averages_are_swapped = !self.averages_are_swapped;
         Ok(())
     }
 
@@ -108,9 +110,9 @@ impl Optimizer {
     /// 4 more bytes on the device for each of the tensor's elements until the copy has been made. `tensor` is an index into [`tensors`](Optimizer::tensors).
     ///
     /// # Errors
-    /// [`CallError::UnknownTensor`](crate::CallError::UnknownTensor); [`CallError::NoAverages`](crate::CallError::NoAverages) where the tensor's group keeps none; [`CallError::AveragesSwapped`](crate::CallError::AveragesSwapped) while the
-    /// averages are in the caller's own buffers; [`CallError::AveragesLength`](crate::CallError::AveragesLength), [`BuildError::Misaligned`](crate::BuildError::Misaligned) or [`BuildError::MissingUsage`](crate::BuildError::MissingUsage)
-    /// (`COPY_DST`) for the slice; [`DeviceError::Lost`](crate::DeviceError::Lost).
+    /// [`ErrorKind::Call`](crate::ErrorKind::Call) where there is no such tensor, where its group keeps no average, while the averages are in
+    /// the caller's own buffers, and where the slice is not of the tensor's length; [`ErrorKind::Build`](crate::ErrorKind::Build) for a slice
+    /// that is misaligned or lacks `COPY_DST`; [`ErrorKind::DeviceLost`](crate::ErrorKind::DeviceLost).
     pub fn encode_copy_averages(
         &self,
         encoder: &mut wgpu::CommandEncoder,
@@ -120,7 +122,7 @@ impl Optimizer {
         self.gpu.check_alive()?;
         let tensor = self.averaged_tensor(tensor)?;
         self.check_averages_in_place("a copy of the averages")?;
-        let destination = Span::from(destination);
+        let destination = destination.tensor();
         destination.check_destination(&tensor.name, tensor.elements)?;
         let windows = self.averages.iter().filter_map(|averages| {
             let window = &self.plan.windows[averages.window];
@@ -173,7 +175,7 @@ impl Optimizer {
     /// the device.
     ///
     /// # Errors
-    /// As [`encode_copy_averages`](Optimizer::encode_copy_averages); [`DeviceError::Failed`](crate::DeviceError::Failed) or [`DeviceError::Readback`](crate::DeviceError::Readback).
+    /// As [`encode_copy_averages`](Optimizer::encode_copy_averages); [`ErrorKind::DeviceRefused`](crate::ErrorKind::DeviceRefused) or [`ErrorKind::Readback`](crate::ErrorKind::Readback).
     pub async fn read_averages(&self, tensor: usize) -> Result<Vec<f32>, Error> {
         let elements = self.averaged_tensor(tensor)?.elements;
         let bytes = elements * u64::from(f32_bytes());
@@ -193,15 +195,15 @@ impl Optimizer {
     pub(super) fn averaged_tensor(&self, index: usize) -> Result<&TensorInfo, Error> {
         let tensors = &self.plan.tensors;
         let tensor =
-            tensors.get(index).ok_or(Error::Call(CallError::UnknownTensor { index, tensors: tensors.len() }))?;
+            tensors.get(index).ok_or(Error::from(CallError::UnknownTensor { index, tensors: tensors.len() }))?;
         if self.plan.configs[tensor.group].averaging.is_on() {
             Ok(tensor)
         } else {
-            Err(Error::Call(CallError::NoAverages { owner: format!("tensor \"{}\"", tensor.name) }))
+            Err(Error::from(CallError::NoAverages { owner: format!("tensor \"{}\"", tensor.name) }))
         }
     }
 
     pub(super) fn check_averages_in_place(&self, what: &'static str) -> Result<(), Error> {
-        if self.averages_are_swapped() { Err(Error::Call(CallError::AveragesSwapped { what })) } else { Ok(()) }
+        if self.averages_are_swapped() { Err(Error::from(CallError::AveragesSwapped { what })) } else { Ok(()) }
     }
 }

@@ -10,9 +10,9 @@ use crate::gpu::context::Gpu;
 use crate::gpu::limits::{self, MOST_TRIPS, binding_alignment, largest_binding};
 use crate::gpu::readback::Readback;
 use crate::gpu::sweep::most_storage_buffers;
-use crate::gpu::tensor::{Span, Tensor};
+use crate::gpu::tensor::{Tensor, check_alignment, checked};
 use crate::gpu::{finish_reduction, finish_update, learning_rate};
-use crate::group::TensorPair;
+use crate::group::TensorSlice;
 use crate::group::{OptimizerBuilder, ResolvedGroup};
 use crate::layout::{
     GroupState, NO_TENSOR, PARTIAL_WORDS, RawRecord, RawTensorRecord, ScopeSums, StepSums, StepUnit, Update,
@@ -23,7 +23,7 @@ use crate::record::{RecordCursor, Records};
 impl OptimizerBuilder<Tensor> {
     /// Where the loss of a step is, for the regimes that go by it: a slice of one f32, written by the time the step runs.
     pub fn loss(mut self, loss: wgpu::BufferSlice) -> Self {
-        self.loss = Some(loss.join(loss));
+        self.loss = Some(loss.tensor());
         self
     }
 
@@ -38,7 +38,7 @@ impl OptimizerBuilder<Tensor> {
     /// interleave.
     ///
     /// # Errors
-    /// A wrong number, length, offset, usage, overlap or limit, with its name; [`DeviceError::Failed`](crate::DeviceError::Failed) where the device refuses
+    /// A wrong number, length, offset, usage, overlap or limit, with its name; [`ErrorKind::DeviceRefused`](crate::ErrorKind::DeviceRefused) where the device refuses
     /// memory or a kernel. Nothing has been written to the caller's buffers in any case.
     pub fn build(self, gpu: &Gpu) -> Result<Optimizer, Error> {
         gpu.check_alive()?;
@@ -48,7 +48,7 @@ impl OptimizerBuilder<Tensor> {
         gpu.tuning().validate(gpu.device())?;
         let (safeguards, rebindable, shard) = (self.safeguards, self.rebindable, self.shard);
         let accumulation = self.accumulation;
-        let loss = self.loss.as_ref().map(Tensor::params);
+        let loss = self.loss.clone();
         let alignment = rebindable.then(|| binding_alignment(&limits));
         let (groups, buffers) = place_tensors(self.resolve()?, alignment)?;
         let needs_loss = groups.iter().find(|group| group.config.regime.needs_loss());
@@ -60,7 +60,7 @@ impl OptimizerBuilder<Tensor> {
                 Some(span)
             }
             (Some(group), None) => {
-                return Err(Error::Build(BuildError::MissingLoss {
+                return Err(Error::from(BuildError::MissingLoss {
                     group: group.config.name.clone(),
                     regime: group.config.regime.name(),
                 }));
@@ -86,7 +86,7 @@ pub(super) fn check_storage_buffers(plan: &Plan, limits: &wgpu::Limits) -> Resul
     if most <= limit {
         return Ok(());
     }
-    Err(Error::Build(BuildError::Limit {
+    Err(Error::from(BuildError::Limit {
         what: "the number of storage buffers of a kernel".to_owned(),
         value: most.into(),
         limit: limit.into(),
@@ -103,11 +103,17 @@ pub(super) struct Numbered {
 
 impl Numbered {
     /// Checks a tensor by itself, and where its bindings would start if that is asked.
-    pub(super) fn place(&mut self, name: &str, tensor: Tensor, alignment_bytes: Option<u64>) -> Result<Place, Error> {
+    pub(super) fn place(
+        &mut self,
+        name: &str,
+        tensor: [Tensor; 2],
+        alignment_bytes: Option<u64>,
+    ) -> Result<Place, Error> {
         if let Some(alignment_bytes) = alignment_bytes {
-            tensor.check_alignment(name, alignment_bytes)?;
+            check_alignment(name, &tensor, alignment_bytes)?;
         }
-        let (params, grads, elements) = tensor.checked(name)?;
+        let elements = checked(name, &tensor)?;
+        let [params, grads] = tensor;
         Ok(Place {
             params: params.element,
             grads: grads.element,
@@ -129,7 +135,7 @@ impl Numbered {
 
 /// Numbers the caller's buffers and checks each tensor by itself.
 pub(super) fn place_tensors(
-    groups: Vec<ResolvedGroup<Tensor>>,
+    groups: Vec<ResolvedGroup<[Tensor; 2]>>,
     alignment_bytes: Option<u64>,
 ) -> Result<(Vec<ResolvedGroup<Place>>, Vec<wgpu::Buffer>), Error> {
     let mut numbered = Numbered::default();
@@ -173,7 +179,7 @@ impl Optimizer {
         gpu: &Gpu,
         plan: Plan,
         buffers: Vec<wgpu::Buffer>,
-        loss: Option<Span>,
+        loss: Option<Tensor>,
         record_steps: u32,
         rebindable: bool,
         limits: &wgpu::Limits,
@@ -182,7 +188,7 @@ impl Optimizer {
         let group_count = plan.groups.len() as u64;
         let grid = u64::from(limits.max_compute_workgroups_per_dimension);
         if plan.scopes.len() as u64 > grid {
-            return Err(Error::Build(BuildError::Limit {
+            return Err(Error::from(BuildError::Limit {
                 what: "the number of separate norms".to_owned(),
                 value: plan.scopes.len() as u64,
                 limit: grid,
@@ -207,7 +213,7 @@ impl Optimizer {
         let recorded = recorded.count() as u32;
         let tensor_records = u64::from(record_steps) * u64::from(recorded);
         if plan.units.len() as u64 > grid {
-            return Err(Error::Build(BuildError::Limit {
+            return Err(Error::from(BuildError::Limit {
                 what: "the number of tensors and groups that are measured".to_owned(),
                 value: plan.units.len() as u64,
                 limit: grid,

@@ -48,8 +48,8 @@ impl Optimizer {
     /// The saved state is the one after all steps submitted before the call. Submit no step until it returns.
     ///
     /// # Errors
-    /// [`CheckpointError::File`](crate::CheckpointError::File); [`BuildError::MissingUsage`](crate::BuildError::MissingUsage) where a parameter buffer lacks `COPY_SRC`; [`CallError::AveragesSwapped`](crate::CallError::AveragesSwapped) between two
-    /// [`encode_swap_averages`](Optimizer::encode_swap_averages); [`DeviceError::Failed`](crate::DeviceError::Failed), [`DeviceError::Lost`](crate::DeviceError::Lost) or [`DeviceError::Readback`](crate::DeviceError::Readback).
+    /// [`ErrorKind::CheckpointFile`](crate::ErrorKind::CheckpointFile); [`ErrorKind::Build`](crate::ErrorKind::Build) where a parameter buffer lacks `COPY_SRC`; [`ErrorKind::Call`](crate::ErrorKind::Call) between two
+    /// [`encode_swap_averages`](Optimizer::encode_swap_averages); [`ErrorKind::DeviceRefused`](crate::ErrorKind::DeviceRefused), [`ErrorKind::DeviceLost`](crate::ErrorKind::DeviceLost) or [`ErrorKind::Readback`](crate::ErrorKind::Readback).
     pub async fn save(&self, path: impl AsRef<Path>, parameters: Parameters) -> Result<(), Error> {
         let checkpoint = self.checkpoint(parameters, &Notes::new()).await?;
         checkpoint.save(path)
@@ -118,9 +118,10 @@ impl Optimizer {
     /// Earlier records that were not drained are discarded. The 2 bytes behind 16-bit parameters of odd length become 0.
     ///
     /// # Errors
-    /// [`CheckpointError::Differs`](crate::CheckpointError::Differs) names the group, setting or tensor that is not as it was; [`CheckpointError::Damaged`](crate::CheckpointError::Damaged),
-    /// [`CheckpointError::WithoutParameters`](crate::CheckpointError::WithoutParameters); [`BuildError::MissingUsage`](crate::BuildError::MissingUsage) where a parameter buffer lacks `COPY_DST`; [`CallError::AveragesSwapped`](crate::CallError::AveragesSwapped); [`DeviceError::Failed`](crate::DeviceError::Failed) or
-    /// [`DeviceError::Lost`](crate::DeviceError::Lost). Nothing has changed then.
+    /// [`ErrorKind::CheckpointDiffers`](crate::ErrorKind::CheckpointDiffers) with the group, setting or tensor that is not as it was, or where
+    /// the checkpoint has no parameters to give; [`ErrorKind::CheckpointDamaged`](crate::ErrorKind::CheckpointDamaged);
+    /// [`ErrorKind::Build`](crate::ErrorKind::Build) where a parameter buffer lacks `COPY_DST`; [`ErrorKind::Call`](crate::ErrorKind::Call); [`ErrorKind::DeviceRefused`](crate::ErrorKind::DeviceRefused) or
+    /// [`ErrorKind::DeviceLost`](crate::ErrorKind::DeviceLost). Nothing has changed then.
     pub fn restore(&mut self, checkpoint: &Checkpoint, parameters: Parameters) -> Result<(), Error> {
         self.gpu.check_alive()?;
         self.check_averages_in_place("a checkpoint")?;
@@ -198,7 +199,7 @@ impl Optimizer {
         }
         for (tensor, place) in self.plan.tensors.iter().zip(&self.plan.places) {
             if !self.kept.buffers[place.params_buffer].usage().contains(usage) {
-                return Err(Error::Build(BuildError::MissingUsage {
+                return Err(Error::from(BuildError::MissingUsage {
                     tensor: tensor.name.clone(),
                     role: "parameter",
                     missing,
@@ -300,7 +301,7 @@ fn upload(gpu: &Gpu, bytes: &[u8]) -> Result<wgpu::Buffer, Error> {
     buffer
         .get_mapped_range_mut(..)
         .map_err(|error| {
-            Error::Device(DeviceError::Failed { what: "room for a checkpoint".to_owned(), message: error.to_string() })
+            Error::from(DeviceError::Failed { what: "room for a checkpoint".to_owned(), message: error.to_string() })
         })?
         .copy_from_slice(bytes);
     buffer.unmap();

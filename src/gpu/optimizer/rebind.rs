@@ -8,7 +8,7 @@ use crate::gpu::buffers::part;
 use crate::gpu::limits::binding_alignment;
 use crate::gpu::pass::{BoundGroup, Pipeline};
 use crate::gpu::tensor::Tensor;
-use crate::group::TensorPair;
+use crate::group::TensorSlice;
 use crate::plan::{Place, Plan, Region, Window, check_overlaps};
 
 /// Capacity of the bind-group cache for each tensor. Pooling allocators cycle through a small set of buffers, so that eight entries avoid
@@ -121,23 +121,24 @@ impl Optimizer {
     /// a new location two or four bind groups are created for each of the tensor's dispatches.
     ///
     /// # Errors
-    /// [`CallError::NotRebindable`](crate::CallError::NotRebindable); [`CallError::StepTensors`](crate::CallError::StepTensors), [`CallError::StepLength`](crate::CallError::StepLength) or [`CallError::StepElement`](crate::CallError::StepElement) where these are not the tensors that were declared;
-    /// [`CallError::BindingAlignment`](crate::CallError::BindingAlignment), and whatever else [`build`](crate::OptimizerBuilder::build) says of a slice; [`CallError::AveragesSwapped`](crate::CallError::AveragesSwapped)
-    /// between two [`encode_swap_averages`](Optimizer::encode_swap_averages); [`DeviceError::Failed`](crate::DeviceError::Failed) or [`DeviceError::Lost`](crate::DeviceError::Lost). The bindings are
+    /// [`ErrorKind::Call`](crate::ErrorKind::Call) without [`rebindable`](crate::OptimizerBuilder::rebindable), where these are not the tensors
+    /// that were declared, where a slice starts at an offset at which no binding can start, and between two
+    /// [`encode_swap_averages`](Optimizer::encode_swap_averages); whatever else [`build`](crate::OptimizerBuilder::build) says of a slice;
+    /// [`ErrorKind::DeviceRefused`](crate::ErrorKind::DeviceRefused) or [`ErrorKind::DeviceLost`](crate::ErrorKind::DeviceLost). The bindings are
     /// those of before then.
     pub fn rebind<P, G>(&mut self, tensors: &[(P, G)]) -> Result<(), Error>
     where
-        P: TensorPair<G, Tensor = Tensor> + Copy,
-        G: Copy,
+        P: TensorSlice<Tensor = Tensor> + Copy,
+        G: TensorSlice<Tensor = Tensor> + Copy,
     {
         self.gpu.check_alive()?;
         if !self.rebindable {
-            return Err(Error::Call(CallError::NotRebindable));
+            return Err(Error::from(CallError::NotRebindable));
         }
         self.check_averages_in_place("a place for the parameters")?;
         let (expected, actual) = (self.plan.tensors.len(), tensors.len());
         if actual != expected {
-            return Err(Error::Call(CallError::StepTensors { role: "parameter and gradient", expected, actual }));
+            return Err(Error::from(CallError::StepTensors { role: "parameter and gradient", expected, actual }));
         }
         let device = self.gpu.device();
         let alignment = binding_alignment(&device.limits());
@@ -145,9 +146,9 @@ impl Optimizer {
         let mut places = Vec::with_capacity(expected);
         let declared = self.plan.tensors.iter().zip(&self.plan.places);
         for ((tensor, declared), &(params, grads)) in declared.zip(tensors) {
-            let place = numbered.place(&tensor.name, params.join(grads), Some(alignment))?;
+            let place = numbered.place(&tensor.name, [params.tensor(), grads.tensor()], Some(alignment))?;
             if place.elements != tensor.elements {
-                return Err(Error::Call(CallError::StepLength {
+                return Err(Error::from(CallError::StepLength {
                     tensor: tensor.name.clone(),
                     role: "parameter",
                     expected: tensor.elements as usize,
@@ -158,7 +159,7 @@ impl Optimizer {
                 [("parameter", declared.params, place.params), ("gradient", declared.grads, place.grads)]
             {
                 if actual != expected {
-                    return Err(Error::Call(CallError::StepElement {
+                    return Err(Error::from(CallError::StepElement {
                         tensor: tensor.name.clone(),
                         role,
                         expected,
@@ -190,10 +191,7 @@ impl Optimizer {
             bound.collect::<Vec<_>>()
         });
         if let Some(message) = problem {
-            return Err(Error::Device(DeviceError::Failed {
-                what: "bind groups for other buffers".to_owned(),
-                message,
-            }));
+            return Err(Error::from(DeviceError::Failed { what: "bind groups for other buffers".to_owned(), message }));
         }
 
         // Nothing is refused from here on. Dispatches and averages come in the order of their windows.

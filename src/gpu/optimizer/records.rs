@@ -10,7 +10,7 @@ impl Optimizer {
     /// Fetches the records of all steps submitted so far and not drained before. Waits for the device, but holds up no step.
     ///
     /// # Errors
-    /// [`DeviceError::Lost`](crate::DeviceError::Lost) or [`DeviceError::Readback`](crate::DeviceError::Readback); [`Error::Halted`] by [`NonFinitePolicy::Error`](crate::NonFinitePolicy::Error), again
+    /// [`ErrorKind::DeviceLost`](crate::ErrorKind::DeviceLost) or [`ErrorKind::Readback`](crate::ErrorKind::Readback); [`ErrorKind::Halted`](crate::ErrorKind::Halted) by [`NonFinitePolicy::Error`](crate::NonFinitePolicy::Error), again
     /// and again until [`resume`](Optimizer::resume) is called. No record is lost by an error: the next drain that succeeds brings it.
     pub async fn drain_records(&mut self) -> Result<Records, Error> {
         self.check_halted()?;
@@ -48,12 +48,12 @@ impl Optimizer {
         self.halted.clone().map_or(Ok(()), Err)
     }
 
-    /// Lets training go on after [`Error::Halted`], from where it was before the steps that were skipped; the count of skips in a row
+    /// Lets training go on after [`ErrorKind::Halted`](crate::ErrorKind::Halted), from where it was before the steps that were skipped; the count of skips in a row
     /// starts anew. Steps submitted before this call stay skipped, those submitted later are taken. Waits for the device, and does no harm
     /// where nothing has halted.
     ///
     /// # Errors
-    /// [`DeviceError::Lost`](crate::DeviceError::Lost) or [`DeviceError::Readback`](crate::DeviceError::Readback); training stays halted then.
+    /// [`ErrorKind::DeviceLost`](crate::ErrorKind::DeviceLost) or [`ErrorKind::Readback`](crate::ErrorKind::Readback); training stays halted then.
     pub async fn resume(&mut self) -> Result<(), Error> {
         // Whatever of it tells of the halt has been read afterwards.
         self.fetch_records().await?;
@@ -93,6 +93,7 @@ impl Optimizer {
     ///
     /// # Errors
     /// As [`Optimizer::drain_records`].
+    #[doc(hidden)]
     pub async fn read_states(&self) -> Result<Vec<GroupState>, Error> {
         self.gpu.read_buffer("states", &self.states).await
     }
@@ -101,6 +102,7 @@ impl Optimizer {
     ///
     /// # Errors
     /// As [`Optimizer::drain_records`].
+    #[doc(hidden)]
     pub async fn read_sums(&self) -> Result<Vec<ScopeSums>, Error> {
         self.gpu.read_buffer("sums", &self.sums).await
     }

@@ -52,8 +52,8 @@ impl Optimizer {
     /// may be repeated. After the submit, [`read_shard_sums`](Optimizer::read_shard_sums) returns the result.
     ///
     /// # Errors
-    /// [`CallError::ShardedStep`](crate::CallError::ShardedStep) for an optimizer that was built without [`sharded`](crate::OptimizerBuilder::sharded);
-    /// [`CallError::AveragesSwapped`](crate::CallError::AveragesSwapped) or [`DeviceError::Lost`](crate::DeviceError::Lost) as for a step.
+    /// [`ErrorKind::Call`](crate::ErrorKind::Call) for an optimizer that was built without [`sharded`](crate::OptimizerBuilder::sharded);
+    /// [`ErrorKind::Call`](crate::ErrorKind::Call) or [`ErrorKind::DeviceLost`](crate::ErrorKind::DeviceLost) as for a step.
     pub fn encode_measure(&mut self, encoder: &mut wgpu::CommandEncoder) -> Result<(), Error> {
         self.gpu.check_alive()?;
         self.check_averages_in_place("a step")?;
@@ -82,14 +82,14 @@ impl Optimizer {
     /// the only mode in which a step does.
     ///
     /// # Errors
-    /// [`CallError::ShardedStep`](crate::CallError::ShardedStep) before [`encode_measure`](Optimizer::encode_measure), or where that was not submitted;
-    /// [`DeviceError::Lost`](crate::DeviceError::Lost) or [`DeviceError::Readback`](crate::DeviceError::Readback).
+    /// [`ErrorKind::Call`](crate::ErrorKind::Call) before [`encode_measure`](Optimizer::encode_measure), or where that was not submitted;
+    /// [`ErrorKind::DeviceLost`](crate::ErrorKind::DeviceLost) or [`ErrorKind::Readback`](crate::ErrorKind::Readback).
     pub async fn read_shard_sums(&mut self) -> Result<ShardSums, Error> {
         let Some(sharded) = &mut self.sharded else {
             return Err(not_sharded("read_shard_sums"));
         };
         if sharded.stage == Stage::Idle {
-            return Err(Error::Call(CallError::ShardedStep {
+            return Err(Error::from(CallError::ShardedStep {
                 call: "read_shard_sums",
                 way_out: "record encode_measure first, and submit it",
             }));
@@ -116,7 +116,7 @@ impl Optimizer {
             sharded.step = step;
         }
         if step != sharded.step {
-            return Err(Error::Call(CallError::ShardedStep {
+            return Err(Error::from(CallError::ShardedStep {
                 call: "read_shard_sums",
                 way_out: "submit what encode_apply recorded for the step before, then what encode_measure recorded; if the commands of encode_apply are gone, call take_back_apply, then measure again",
             }));
@@ -131,9 +131,9 @@ impl Optimizer {
     /// the next submit: record nothing else of this optimizer before it.
     ///
     /// # Errors
-    /// [`CallError::ShardedStep`](crate::CallError::ShardedStep) before [`read_shard_sums`](Optimizer::read_shard_sums), or without
-    /// [`sharded`](crate::OptimizerBuilder::sharded); [`CallError::ShardSums`](crate::CallError::ShardSums) for sums of another optimizer or another step;
-    /// [`CallError::AveragesSwapped`](crate::CallError::AveragesSwapped) or [`DeviceError::Lost`](crate::DeviceError::Lost) as for a step. Nothing has changed then.
+    /// [`ErrorKind::Call`](crate::ErrorKind::Call) before [`read_shard_sums`](Optimizer::read_shard_sums), or without
+    /// [`sharded`](crate::OptimizerBuilder::sharded); [`ErrorKind::Call`](crate::ErrorKind::Call) for sums of another optimizer or another step;
+    /// [`ErrorKind::Call`](crate::ErrorKind::Call) or [`ErrorKind::DeviceLost`](crate::ErrorKind::DeviceLost) as for a step. Nothing has changed then.
     pub fn encode_apply(&mut self, encoder: &mut wgpu::CommandEncoder, combined: &CombinedSums) -> Result<(), Error> {
         self.gpu.check_alive()?;
         self.check_averages_in_place("a step")?;
@@ -141,7 +141,7 @@ impl Optimizer {
             return Err(not_sharded("encode_apply"));
         };
         if sharded.stage != Stage::Read {
-            return Err(Error::Call(CallError::ShardedStep {
+            return Err(Error::from(CallError::ShardedStep {
                 call: "encode_apply",
                 way_out: "submit encode_measure and call read_shard_sums first, and combine what all ranks have measured",
             }));
@@ -180,7 +180,7 @@ impl Optimizer {
             return Err(not_sharded("take_back_apply"));
         };
         if !std::mem::take(&mut sharded.is_applied) {
-            return Err(Error::Call(CallError::ShardedStep {
+            return Err(Error::from(CallError::ShardedStep {
                 call: "take_back_apply",
                 way_out: "there is no recorded step to take back: call it after encode_apply and before the next read_shard_sums succeeds",
             }));
@@ -223,7 +223,7 @@ impl Optimizer {
     pub(super) fn check_alone(&self, call: &'static str) -> Result<(), Error> {
         match self.plan.shard {
             None => Ok(()),
-            Some(_) => Err(Error::Call(CallError::ShardedStep {
+            Some(_) => Err(Error::from(CallError::ShardedStep {
                 call,
                 way_out: "other ranks have other parameters: call encode_measure and read_shard_sums, combine what all ranks have measured, and call encode_apply",
             })),
@@ -232,7 +232,7 @@ impl Optimizer {
 }
 
 fn not_sharded(call: &'static str) -> Error {
-    Error::Call(CallError::ShardedStep {
+    Error::from(CallError::ShardedStep {
         call,
         way_out: "the optimizer has all the parameters: call encode_step, or build it with OptimizerBuilder::sharded",
     })

@@ -2,7 +2,7 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use wgpu_optim::cpu::{Slice, SliceMut};
+use wgpu_optim::cpu::{Values, ValuesMut};
 use wgpu_optim::half::bf16;
 use wgpu_optim::{Checkpoint, CpuOptimizer, Group, Notes, OptimizerBuilder, Rule};
 
@@ -34,17 +34,17 @@ impl Parameters {
         Parameters { a: W[..3].to_vec(), b: W[3..].to_vec(), c: H.to_vec() }
     }
 
-    fn slices_mut(&mut self) -> [SliceMut<'_>; 3] {
-        [(&mut self.a).into(), (&mut self.b).into(), (&mut self.c).into()]
+    fn slices_mut(&mut self) -> [&mut dyn ValuesMut; 3] {
+        [&mut self.a, &mut self.b, &mut self.c]
     }
 
-    fn slices(&self) -> [Slice<'_>; 3] {
-        [(&self.a).into(), (&self.b).into(), (&self.c).into()]
+    fn slices(&self) -> [&dyn Values; 3] {
+        [&self.a, &self.b, &self.c]
     }
 
     fn step(&mut self, optimizer: &mut CpuOptimizer) {
         let gradients = Parameters::new();
-        optimizer.step_values(&mut self.slices_mut(), &gradients.slices()).expect("steps");
+        optimizer.step(&mut self.slices_mut(), &gradients.slices()).expect("steps");
     }
 }
 
@@ -69,7 +69,7 @@ fuzz_target!(|bytes: &[u8]| {
     assert_eq!(again.step(), checkpoint.step());
     let mut optimizer = optimizer();
     let mut parameters = Parameters::new();
-    if optimizer.restore_values(&checkpoint, Some(&mut parameters.slices_mut())).is_err() {
+    if optimizer.restore(&checkpoint, Some(&mut parameters.slices_mut())).is_err() {
         assert_eq!(parameters, Parameters::new(), "nothing was changed");
     }
     parameters.step(&mut optimizer);
@@ -83,7 +83,7 @@ fn good() -> Vec<u8> {
         let mut optimizer = optimizer();
         let mut parameters = Parameters::new();
         parameters.step(&mut optimizer);
-        let checkpoint = optimizer.checkpoint_values(Some(&parameters.slices()), &Notes::new());
+        let checkpoint = optimizer.checkpoint(Some(&parameters.slices()), &Notes::new());
         without_checksum(&checkpoint.expect("is made").to_bytes())
     })
     .clone()

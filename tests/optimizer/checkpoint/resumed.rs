@@ -3,8 +3,7 @@
 use super::plain;
 use wgpu_optim::gpu::Tuning;
 use wgpu_optim::{
-    Averaging, CallError, Checkpoint, Element, Error, LossScaler, NonFinitePolicy, Notes, Parameters, Regime, Rule,
-    Schedule,
+    Averaging, Checkpoint, Element, ErrorKind, LossScaler, NonFinitePolicy, Notes, Parameters, Regime, Rule, Schedule,
 };
 use wgpu_optim_conformance::run::{
     CpuRun, GpuRun, Place, Run, Setup, Spec, alone, bits, devices, every_path_with, gpu_run_with, packed,
@@ -223,7 +222,7 @@ fn a_halted_run_is_halted_until_it_is_resumed() {
         }
         resumed.restore(&run.checkpoint()).expect("it fits");
         let stepped = resumed.try_step(&good).and_then(|()| resumed.try_records());
-        assert!(matches!(stepped, Err(Error::Halted { .. })), "{stepped:?}");
+        assert_eq!(stepped.map_err(|error| error.kind()), Err(ErrorKind::Halted));
         assert!(bits(&resumed.params()) == params, "{}", resumed.path());
         resumed.resume();
         resumed.step(&good);
@@ -247,7 +246,7 @@ fn swapped_averages_are_neither_saved_nor_restored() {
             let notes = Notes::new();
             let saved = pollster::block_on(run.optimizer.checkpoint(Parameters::Included, &notes));
             for refused in [assert_refused(saved, &words), assert_refused(run.restore(&before), &words)] {
-                assert!(matches!(refused, Error::Call(CallError::AveragesSwapped { .. })), "{refused}");
+                assert!(refused.to_string().contains("swapped in"), "{refused}");
             }
             run.swap_averages();
             run.restore(&before).expect("in place");
@@ -257,7 +256,7 @@ fn swapped_averages_are_neither_saved_nor_restored() {
         run.swap_averages();
         let saved = run.optimizer.checkpoint(None, &Notes::new());
         for refused in [assert_refused(saved, &words), assert_refused(run.restore(&before), &words)] {
-            assert!(matches!(refused, Error::Call(CallError::AveragesSwapped { .. })), "{refused}");
+            assert!(refused.to_string().contains("swapped in"), "{refused}");
         }
     }
 }

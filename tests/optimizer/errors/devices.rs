@@ -2,10 +2,9 @@
 
 use super::{Device, assert_nine_of_eight, build_error, on_device};
 use wgpu_optim::gpu::{Partials, Tuning};
-use wgpu_optim::layout::RawRecord;
+use wgpu_optim::internals::layout::RawRecord;
 use wgpu_optim::{
-    Averaging, BuildError, DeviceError, Element, Error, Gpu, GpuOptions, Group, OptimizerBuilder, Regime, Rounding,
-    Rule, wgpu,
+    Averaging, Element, ErrorKind, Gpu, GpuOptions, Group, OptimizerBuilder, Regime, Rounding, Rule, wgpu,
 };
 use wgpu_optim_conformance::run::{GpuRun, Run, Spec, devices, separate};
 use wgpu_optim_conformance::{assert_refused, assert_says, download, filled, limited_devices, upload};
@@ -42,13 +41,9 @@ fn what_does_not_fit_the_device_is_refused_by_its_number() {
     let (w, g) = (upload(&gpu, &vec![1.0; 20_000]), upload(&gpu, &vec![1.0; 20_000]));
     let with = |bytes: u64, records| on_device(w.slice(..bytes), g.slice(..bytes)).record_steps(records);
     let most = (64 << 10) / std::mem::size_of::<RawRecord>() as u32;
-    let numbers = [(most + 1).to_string(), most.to_string()];
-    let error = build_error(with(16, most + 1), &gpu, &["record ring", &numbers[0], &numbers[1], "record_steps"]);
-    let (asked, has) = (u64::from(most) + 1, u64::from(most));
-    assert!(
-        matches!(error, Error::Build(BuildError::Limit { value, limit, .. }) if (value, limit) == (asked, has)),
-        "{error}"
-    );
+    let above = format!("record ring is {}, above {most}", most + 1);
+    let error = build_error(with(16, most + 1), &gpu, &[&above, "record_steps"]);
+    assert_eq!(error.kind(), ErrorKind::Limit);
     with(16, most).build(&gpu).expect("builds");
     build_error(with(16, u32::MAX), &gpu, &["record ring", "4294967295"]);
 
@@ -62,8 +57,7 @@ fn what_does_not_fit_the_device_is_refused_by_its_number() {
     let partials = Partials::PerInvocation;
     let tiny = Tuning { workgroup_size: 1, quads_per_invocation: 1, partials, finish_workgroup_size: 1 };
     let gpu = gpu.with_tuning(tiny).expect("a tiny geometry");
-    let error = build_error(with(80_000, 1), &gpu, &["partial sums", "larger blocks"]);
-    assert!(matches!(error, Error::Build(BuildError::Limit { value: 60_000, limit: 16_384, .. })), "{error}");
+    build_error(with(80_000, 1), &gpu, &["partial sums", "60000, above 16384", "larger blocks"]);
     assert_eq!(download(&gpu, &w, 20_000), vec![1.0; 20_000]);
 }
 
@@ -73,7 +67,7 @@ fn what_the_device_refuses_is_an_error_not_a_panic() {
     let gpu = limited(|limits| limits.max_bind_groups = 1);
     let (w, g) = (upload(&gpu, &[1.0; 4]), upload(&gpu, &[1.0; 4]));
     let error = build_error(on_device(w.slice(..), g.slice(..)), &gpu, &["the device refused", "group"]);
-    assert!(matches!(error, Error::Device(DeviceError::Failed { .. })), "{error}");
+    assert_eq!(error.kind(), ErrorKind::DeviceRefused);
     assert_eq!(download(&gpu, &w, 4), [1.0; 4]);
 }
 
@@ -83,8 +77,8 @@ fn subgroups_without_the_feature() {
     let bare = limited(|_| {});
     assert!(!bare.device().features().contains(wgpu::Features::SUBGROUP));
     let tuning = Tuning { partials: Partials::Subgroup, ..bare.tuning() };
-    let error = assert_refused(bare.clone().with_tuning(tuning), &["tuning", "subgroup", "Features::SUBGROUP"]);
-    assert!(matches!(&error, Error::Build(BuildError::InvalidValue { field: "partials", .. })), "{error}");
+    let words = ["tuning: partials is", "subgroup", "Features::SUBGROUP"];
+    assert_eq!(assert_refused(bare.clone().with_tuning(tuning), &words).kind(), ErrorKind::Build);
 
     // The same adapter, were it a GPU.
     let mut info = bare.device().adapter_info();
@@ -112,8 +106,8 @@ fn geometries_no_device_can_have() {
         (Tuning { quads_per_invocation: 0, ..right }, "quads_per_invocation", "0"),
         (Tuning { quads_per_invocation: 4097, ..right }, "quads_per_invocation", "4097"),
     ] {
-        let error = assert_refused(gpu.clone().with_tuning(tuning), &["tuning", field, number]);
-        assert!(matches!(&error, Error::Build(BuildError::InvalidValue { field: f, .. }) if *f == field), "{error}");
+        let words = ["tuning", &format!("{field} is {number},")];
+        assert_eq!(assert_refused(gpu.clone().with_tuning(tuning), &words).kind(), ErrorKind::Build);
     }
     for tuning in [right, Tuning { quads_per_invocation: 4096, ..right }, Tuning { workgroup_size: 1, ..right }] {
         assert_eq!(gpu.clone().with_tuning(tuning).expect("a right one").tuning(), tuning);
@@ -154,7 +148,7 @@ fn kernels_with_more_storage_buffers_than_the_device_has() {
             }
             // Each in its own two buffers, since they are stored in different elements.
             let places = separate(&specs);
-            let mut run = GpuRun::with(gpu, &specs, places, |builder| builder.clear_gradients(true).micro_batches(2));
+            let mut run = GpuRun::with(gpu, &specs, places, |builder| builder.clear_gradients().micro_batches(2));
             for _ in 0..2 {
                 run.step(&filled(&specs, 0.5));
             }

@@ -1,9 +1,10 @@
 //! Elements of several kinds in one optimizer, one group and one buffer.
 
 use super::{HALVES, LENGTHS, gradients, in_floats, kept};
+use wgpu_optim::cpu::{Values, ValuesMut};
 use wgpu_optim::{
     Checkpoint, CpuOptimizer, Element, Group, Notes, Optimizer, OptimizerBuilder, Parameters, Regime, Rounding, Rule,
-    cpu, wgpu,
+    wgpu,
 };
 use wgpu_optim_conformance as conformance;
 use wgpu_optim_conformance::run::{CpuRun, GpuRun, Place, Run, Spec, alone, bits, devices, lengths, packed, separate};
@@ -23,7 +24,14 @@ fn parameters_and_gradients_may_share_a_buffer() {
             two.iter().map(|place| Place { grads: (0, place.grads.1 + end), params: place.params }).collect();
         for gpu in &devices() {
             let run = |places: &[Place], clears| {
-                GpuRun::with(gpu, &specs, places.to_vec(), |builder| builder.clear_gradients(clears))
+                GpuRun::with(
+                    gpu,
+                    &specs,
+                    places.to_vec(),
+                    |builder| {
+                        if clears { builder.clear_gradients() } else { builder }
+                    },
+                )
             };
             let mut runs = [run(&two, false), run(&one, false), run(&one, true)];
             for t in 1..=4 {
@@ -89,16 +97,16 @@ fn mixed<T>() -> (OptimizerBuilder<T>, Group<T>) {
     (OptimizerBuilder::new(Rule::sgdm(0.9)).regime(Regime::seesaw()), Group::new("mixed"))
 }
 
-fn slices(tensors: &[Stored]) -> Vec<cpu::Slice<'_>> {
+fn slices(tensors: &[Stored]) -> Vec<&dyn Values> {
     tensors.iter().map(Stored::slice).collect()
 }
 
-fn slices_mut(tensors: &mut [Stored]) -> Vec<cpu::SliceMut<'_>> {
+fn slices_mut(tensors: &mut [Stored]) -> Vec<&mut dyn ValuesMut> {
     tensors.iter_mut().map(Stored::slice_mut).collect()
 }
 
 fn save_host(host: &CpuOptimizer, values: &[Stored]) -> Checkpoint {
-    host.checkpoint_values(Some(&slices(values)), &Notes::new()).expect("a checkpoint")
+    host.checkpoint(Some(&slices(values)), &Notes::new()).expect("a checkpoint")
 }
 
 fn save_device(optimizer: &Optimizer) -> Checkpoint {
@@ -120,7 +128,7 @@ fn a_group_may_have_tensors_of_different_elements() {
     };
     let (mut host, mut values) = (on_host(), params.clone());
     for _ in 0..3 {
-        host.step_values(&mut slices_mut(&mut values), &slices(&grads)).expect("steps");
+        host.step(&mut slices_mut(&mut values), &slices(&grads)).expect("steps");
     }
     let saved = save_host(&host, &values);
     for gpu in &devices() {
@@ -158,7 +166,7 @@ fn a_group_may_have_tensors_of_different_elements() {
         again.restore(&saved, Parameters::Included).expect("restores");
         assert!(save_device(&again).to_bytes() == saved.to_bytes());
         let (mut host, mut values) = (on_host(), params.clone());
-        host.restore_values(&here, Some(&mut slices_mut(&mut values))).expect("restores");
+        host.restore(&here, Some(&mut slices_mut(&mut values))).expect("restores");
         assert!(save_host(&host, &values).to_bytes() == here.to_bytes());
     }
 }

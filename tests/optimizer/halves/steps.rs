@@ -148,7 +148,7 @@ fn long_tensors_have_the_codes_of_short_ones() {
             for gpu in small_bindings(1 << 18) {
                 for start in [0, 2] {
                     let places = packed(&specs, start, 1);
-                    let mut run = GpuRun::with(&gpu, &specs, places, |builder| builder.clear_gradients(true));
+                    let mut run = GpuRun::with(&gpu, &specs, places, |builder| builder.clear_gradients());
                     for _ in 0..20 {
                         run.step(&filled(&specs, 1.0));
                     }

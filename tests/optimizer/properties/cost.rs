@@ -1,7 +1,7 @@
 //! P5: what a rate that is computed costs.
 
 use super::three_rules;
-use wgpu_optim::gpu::PassName;
+use wgpu_optim::internals::PassName;
 use wgpu_optim::{Gpu, OptimizerBuilder, Regime, Rule, wgpu};
 use wgpu_optim_conformance::run::{Setup, Spec, devices, gpu_run_with};
 use wgpu_optim_conformance::upload;

@@ -3,7 +3,8 @@
 use std::f64::consts::LN_10;
 
 use super::{assert_terms_add_up, every_rule, group_per_rule, repeated, scale_free_rules, seesaw};
-use wgpu_optim::{MAX_CHANGE, NormRatio, Record, Regime, Rule, Term};
+use wgpu_optim::internals::MAX_CHANGE;
+use wgpu_optim::{NormRatio, Record, Regime, Rule, Term};
 use wgpu_optim_conformance::run::{Spec, every_path};
 use wgpu_optim_conformance::{Numbers, assert_close, times, ulps};
 

@@ -1,6 +1,6 @@
 //! What does not belong together, and calls out of turn.
 
-use wgpu_optim::layout::ScopeSums;
+use wgpu_optim::internals::layout::ScopeSums;
 use wgpu_optim::{CombinedSums, CpuOptimizer, Error, Group, Optimizer, OptimizerBuilder, Rule, ShardSums};
 use wgpu_optim_conformance::run::devices;
 use wgpu_optim_conformance::{assert_refused, build, submit, upload};
