@@ -305,7 +305,8 @@ impl Plan {
         }
         let first_step = record.step + 1 - u64::from(record.skips_in_row);
         let after = self.safeguards.nonfinite.halt_after();
-        let place = |tensor: usize, element: u64| format!("tensor \"{}\" at index {element}", self.tensors[tensor].name);
+        let place =
+            |tensor: usize, element: u64| format!("tensor \"{}\" at index {element}", self.tensors[tensor].name);
         let skipped = match (record.nonfinite, record.rank_nonfinite) {
             (Some(NonFinite { count, tensor, element }), _) => {
                 let plural = if count == 1 { "" } else { "s" };

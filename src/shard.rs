@@ -206,7 +206,8 @@ impl ShardSums {
         };
         let rows = rows.chunks_exact(size_of::<Row>());
         let rows: Vec<Row> = rows.map(bytemuck::pod_read_unaligned).collect();
-        if let Some(problem) = rows.iter().find_map(|row| implausible(&row.sums)) {
+        let elements = rows.iter().map(|row| u64::from(row.elements)).sum();
+        if let Some(problem) = rows.iter().find_map(|row| implausible(&row.sums, elements)) {
             return Err(refused(format!(
                 "those of rank {} have {problem}, which no gradients leave: they were damaged on their way",
                 head.rank
@@ -386,7 +387,7 @@ impl CombinedSums {
 
 /// Says what no sweep over gradients can have left. Sums of squares are finite, because they carry their scale with them. Inner products are
 /// not checked: they have no scale of their own and may overflow, and then the alignment is left out.
-fn implausible(sums: &ScopeSums) -> Option<String> {
+fn implausible(sums: &ScopeSums, elements: u64) -> Option<String> {
     let squares = [
         ("a sum of squares", sums.square),
         ("a sum of raw squares", sums.raw_square),
@@ -397,7 +398,9 @@ fn implausible(sums: &ScopeSums) -> Option<String> {
             return Some(format!("{what} of {sum} · 4^{exponent}"));
         }
     }
-    None
+    let first = sums.first_nonfinite;
+    (first < LOSS_ELEMENT && u64::from(first) >= elements)
+        .then(|| format!("an element {first} that is not finite, of {elements} elements"))
 }
 
 fn refused(problem: String) -> Error {

@@ -7,8 +7,8 @@
 //! copies that exchange; copies that start at the block instead of at the tensor.
 
 use wgpu_optim::gpu::Tuning;
-use wgpu_optim::internals::{Dispatch, PassName};
 use wgpu_optim::internals::layout::{GroupConstants, GroupState, average_kinds};
+use wgpu_optim::internals::{Dispatch, PassName};
 use wgpu_optim::{Averaging, Error, ErrorKind, Regime, Rule, wgpu};
 use wgpu_optim_conformance::run::{
     CpuRun, GpuRun, Place, Run, Setup, Spec, bits, devices, gpu_run_with, lengths, packed, separate,

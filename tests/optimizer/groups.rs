@@ -9,14 +9,16 @@ use std::fmt::Display;
 use wgpu_optim::gpu::Tuning;
 use wgpu_optim::internals::PassName;
 use wgpu_optim::internals::layout::Squares;
-use wgpu_optim::{Averaging, NormRatio, OptimizerBuilder, Record, Regime, Rule, Seesaw, WeightDecay};
+use wgpu_optim::{Averaging, Group, NormRatio, OptimizerBuilder, Record, Regime, Rule, Seesaw, WeightDecay};
 use wgpu_optim_conformance::oracle::Oracle;
 use wgpu_optim_conformance::run::{
     CpuRun, GpuRun, Place, Run, Spec, bits, devices, every_path, lengths, packed, separate,
 };
-use wgpu_optim_conformance::{Numbers, assert_close, download, small_bindings, step, tensors, times, ulps};
+use wgpu_optim_conformance::{
+    Numbers, assert_close, assert_refused, download, small_bindings, step, tensors, times, ulps,
+};
 
-use crate::helpers::{Pair, assert_same_bits, pairs};
+use crate::helpers::{Pair, assert_same_bits, bytes_of, pairs};
 
 fn run_steps(run: &mut dyn Run, grads: &[Vec<Vec<f32>>]) {
     for grads in grads {
@@ -444,6 +446,30 @@ fn blocks_larger_than_a_binding_are_cut() {
 
 /// More than one binding of 128 MiB, and more elements than a driver's 65,535 loop trips could walk in one workgroup: one of
 /// each element, so that a lost window, block or trip is missed in the norm and in the parameters.
+/// A plan is linear in the groups of a norm: with a walk over all of them for each this would take minutes.
+#[test]
+fn twenty_thousand_groups_share_a_norm() {
+    let (w, g) = ([1.0f32; 4], [0.5f32; 4]);
+    let all = (0..20_000).fold(OptimizerBuilder::new(Rule::sgd()).global_norm(), |builder, index| {
+        builder.group(Group::new(format!("group {index}")).tensor(format!("tensor {index}"), &w, &g))
+    });
+    let optimizer = all.build_cpu().expect("builds");
+    assert_eq!((optimizer.groups().len(), optimizer.tensors().len()), (20_000, 20_000));
+}
+
+/// The rings of many tensors with telemetry are as small as they have to be, and a wish for more is refused.
+#[test]
+fn telemetry_of_many_tensors_has_a_bounded_ring() {
+    let (w, g) = ([1.0f32; 1], [0.5f32; 1]);
+    let many = || {
+        let group = (0..100_000).fold(Group::new("all"), |group, i| group.tensor(format!("{i}"), &w, &g));
+        OptimizerBuilder::new(Rule::sgd()).telemetry(true).group(group)
+    };
+    let held = bytes_of(|| many().build_cpu().expect("builds"));
+    assert!(held < 400 << 20, "{held} bytes");
+    assert_refused(many().record_steps(1 << 20).build_cpu(), &["record ring is 1048576", "telemetry of fewer groups"]);
+}
+
 #[test]
 fn two_to_the_25_elements_and_five() {
     let len = (1usize << 25) + 5;

@@ -5,7 +5,7 @@ use std::mem::offset_of;
 use super::{plain, saved};
 use proptest::prelude::*;
 use wgpu_optim::internals::layout::GroupState;
-use wgpu_optim::{Checkpoint, Error};
+use wgpu_optim::{Checkpoint, Error, Group, Notes, OptimizerBuilder, Rule};
 use wgpu_optim_conformance::assert_refused;
 use wgpu_optim_conformance::run::{CpuRun, Run};
 
@@ -318,6 +318,41 @@ proptest! {
                 run.step(&[vec![1.0; 5], vec![1e-20; 9], vec![1e20; 5], vec![0.5; 9]]);
             }
         }
+    }
+}
+
+/// A header that readers of the format refuse is not written, and an old file stays.
+#[test]
+fn a_header_that_no_reader_accepts_is_not_written() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("c.safetensors");
+    std::fs::write(&path, "old").expect("writes");
+    let notes = Notes::from([("log".to_owned(), "x".repeat(100_000_000))]);
+    let (w, g) = (vec![1.0f32; 3], vec![0.5f32; 3]);
+    let optimizer =
+        OptimizerBuilder::new(Rule::sgd()).group(Group::new("all").tensor("w", &w, &g)).build_cpu().expect("builds");
+    let checkpoint = optimizer.checkpoint(Some(&[&w]), &notes).expect("in memory");
+    assert_refused(checkpoint.save(&path), &["header", "100000000", "shorter notes"]);
+    assert_eq!(std::fs::read(&path).expect("reads"), b"old");
+}
+
+/// Whatever numbers a file names, it can be printed.
+#[test]
+fn lengths_that_overflow_their_sum_are_printed() {
+    let (_, checkpoint) = saved(&plain());
+    let text = String::from_utf8_lossy(&checkpoint.to_bytes()).into_owned();
+    let element = r#"\"elements\":"#;
+    assert!(text.contains(element), "{text}");
+    let mut bytes = Vec::new();
+    let whole = checkpoint.to_bytes();
+    let end = header_end(&whole);
+    let header = std::str::from_utf8(&whole[8..end]).expect("text");
+    let huge: Vec<&str> = header.split(element).collect();
+    let rest = |part: &str| part.trim_start_matches(|c: char| c.is_ascii_digit()).to_owned();
+    let parts = huge[1..].iter().map(|part| format!("{element}18446744073709551615{}", rest(part)));
+    bytes.extend(with_header(&format!("{}{}", huge[0], parts.collect::<String>()), &whole[end..]));
+    if let Ok(checkpoint) = Checkpoint::from_bytes(signed(bytes)) {
+        assert!(checkpoint.to_string().contains("18446744073709551615"));
     }
 }
 

@@ -1,7 +1,7 @@
 //! Names, lengths and places of tensors that cannot be.
 
 use super::{Device, W, build_error, host_error, on_device, on_host};
-use wgpu_optim::{Element, ErrorKind, Gpu, Group, OptimizerBuilder, Rule, wgpu};
+use wgpu_optim::{Element, ErrorKind, Gpu, Group, OptimizerBuilder, Regime, Rule, wgpu};
 use wgpu_optim_conformance::run::devices;
 use wgpu_optim_conformance::{download, storage, upload};
 
@@ -24,6 +24,30 @@ fn what_is_missing_given_twice_or_too_long() {
     let (w, g) = (upload(gpu, &[0.0; 4]), upload(gpu, &[0.0; 5]));
     build_error(OptimizerBuilder::new(Rule::sgd()), gpu, &["has no group"]);
     build_error(on_device(w.slice(..16), g.slice(..20)), gpu, &five);
+}
+
+/// The loss is one f32, and not the losses of a batch, nothing, or what lies behind the slice.
+#[test]
+fn a_loss_that_is_not_one_number() {
+    for gpu in &devices() {
+        let (w, g) = (upload(gpu, &[1.0; 4]), upload(gpu, &[1.0; 4]));
+        let losses = upload(gpu, &[4.0; 8]);
+        for (range, bytes) in [(0..32, 32), (0..0, 0), (28..28, 0), (32..32, 0), (0..8, 8)] {
+            let builder = on_device(w.slice(..), g.slice(..)).regime(Regime::polyak()).loss(losses.slice(range));
+            let words = ["slice \"loss\"", &format!("is {bytes}, "), "exactly one f32"];
+            build_error(builder, gpu, &words);
+        }
+        let builder = on_device(w.slice(..), g.slice(..)).regime(Regime::polyak()).loss(losses.slice(28..));
+        builder.build(gpu).expect("builds");
+    }
+}
+
+/// Names are the caller's. A message has one line whatever is in them, and does not steer a terminal.
+#[test]
+fn control_characters_in_names_are_escaped() {
+    let named = |name: &str| OptimizerBuilder::new(Rule::sgd()).group(Group::new("all").tensor(name, W, &[0.0f32; 5]));
+    let error = host_error(named("a\n\u{1b}[31m\0"), &["a\\n\\u{1b}[31m\\u{0}", "5 gradients"]);
+    assert!(!error.to_string().contains(char::is_control));
 }
 
 const COPIES: wgpu::BufferUsages = wgpu::BufferUsages::COPY_DST.union(wgpu::BufferUsages::COPY_SRC);

@@ -61,6 +61,52 @@ fn what_does_not_fit_the_device_is_refused_by_its_number() {
     assert_eq!(download(&gpu, &w, 20_000), vec![1.0; 20_000]);
 }
 
+/// Limits of devices for which compute was not meant, as portable programs ask for them. Blocks cannot be cut by a binding of no bytes.
+#[test]
+fn devices_that_bind_too_little_are_refused_before_anything_is_planned() {
+    let downlevel = |limits: &mut wgpu::Limits| *limits = wgpu::Limits::downlevel_webgl2_defaults();
+    let few: [(&dyn Fn(&mut wgpu::Limits), &str); 3] = [
+        (&downlevel, "storage buffers"),
+        (&|limits| *limits = wgpu::Limits::downlevel_defaults(), "storage buffers of a kernel is 7, above 4"),
+        (&|limits| limits.max_storage_buffer_binding_size = 1 << 10, "storage buffer binding is 16384, above 1024"),
+    ];
+    for (change, words) in few {
+        for gpu in &limited_devices(change) {
+            let usage = wgpu::BufferUsages::STORAGE;
+            let descriptor = wgpu::BufferDescriptor { label: None, size: 16, usage, mapped_at_creation: false };
+            let [w, g] = [(); 2].map(|()| gpu.device().create_buffer(&descriptor));
+            let error = build_error(on_device(w.slice(..), g.slice(..)), gpu, &[words, "required_limits"]);
+            assert_eq!(error.kind(), ErrorKind::Limit);
+        }
+    }
+}
+
+/// wgpu can tell the buffers of two devices of one instance apart.
+#[test]
+fn buffers_of_another_device_are_refused() {
+    let vulkan =
+        || GpuOptions { backends: Some(wgpu::Backends::VULKAN), allow_software: true, ..GpuOptions::default() };
+    let (Ok(here), Ok(there)) =
+        (pollster::block_on(Gpu::request(&vulkan())), pollster::block_on(Gpu::request(&vulkan())))
+    else {
+        // OpenGL alone, where this is not promised.
+        assert!(devices().iter().all(|gpu| gpu.describe().contains("gl")));
+        return;
+    };
+    let [w, g] = [(); 2].map(|()| upload(&here, &[1.0; 100]));
+    let [foreign_w, foreign_g] = [(); 2].map(|()| upload(&there, &[7.0; 100]));
+    let error = build_error(on_device(foreign_w.slice(..), foreign_g.slice(..)), &here, &["doesn't match"]);
+    assert_eq!(error.kind(), ErrorKind::DeviceRefused);
+    let mut optimizer = on_device(w.slice(..), g.slice(..)).rebindable().build(&here).expect("builds");
+    assert_refused(optimizer.rebind(&[(foreign_w.slice(..), foreign_g.slice(..))]), &["doesn't match"]);
+    let read = pollster::block_on(here.read_buffer::<f32>("a foreign buffer", &foreign_w));
+    assert_refused(read, &["a foreign buffer"]);
+    for (gpu, buffer, value) in [(&here, &w, 1.0), (&there, &foreign_w, 7.0), (&there, &foreign_g, 7.0)] {
+        assert_eq!(download(gpu, buffer, 100), [value; 100]);
+    }
+    assert!(pollster::block_on(here.read_buffer::<()>("nothing", &w)).expect("no bytes").is_empty());
+}
+
 /// What only wgpu finds wrong comes back too, as an `Err` with its words.
 #[test]
 fn what_the_device_refuses_is_an_error_not_a_panic() {

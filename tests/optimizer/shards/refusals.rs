@@ -73,6 +73,72 @@ fn bytes_that_are_none_are_refused() {
     assert_refused(ShardSums::combine_bytes(&[]), &["none", "every rank"]);
 }
 
+/// What no gradients leave is refused by the bytes, before it is added to anything.
+#[test]
+fn damaged_sums_are_refused() {
+    let bytes = Small::new(0, 1, Rule::sgd()).measure().to_bytes();
+    // Words of the first norm, behind a head of eight: the square and its exponent, and the first element that is not finite.
+    for (word, value, words) in [
+        (8, f32::NAN.to_bits(), ["sum of squares", "NaN"]),
+        (8, (-1.0f32).to_bits(), ["sum of squares", "-1"]),
+        (8, f32::INFINITY.to_bits(), ["sum of squares", "inf"]),
+        (9, 0x7fff_ffff, ["sum of squares", "2147483647"]),
+        (9, i32::MIN.cast_unsigned(), ["sum of squares", "-2147483648"]),
+        (19, 6, ["element 6", "6 elements"]),
+    ] {
+        let mut damaged = bytes.clone();
+        damaged[4 * word..4 * word + 4].copy_from_slice(&value.to_ne_bytes());
+        assert_refused(ShardSums::from_bytes(&damaged), &[words[0], words[1], "rank 0", "damaged"]);
+        assert_refused(ShardSums::combine_bytes(&damaged), &words);
+    }
+}
+
+proptest::proptest! {
+    /// Whatever arrives is refused or can be applied. With overflow checks, as in `.ci/run`, no arithmetic on it overflows.
+    #[test]
+    fn changed_sums_are_refused_or_can_be_applied(flips in proptest::collection::vec((0usize..2 * 22, proptest::num::u32::ANY), 1..6)) {
+        let mut ranks = [0, 1].map(|rank| Small::new(rank, 2, Rule::sgdm(0.9)));
+        let mut bytes = ranks.each_mut().map(|rank| rank.measure().to_bytes()).concat();
+        for (word, value) in flips {
+            bytes[4 * word..4 * word + 4].copy_from_slice(&value.to_ne_bytes());
+        }
+        if let Ok(combined) = ShardSums::combine_bytes(&bytes) {
+            let _ = ranks[0].apply(&combined);
+            proptest::prop_assert!(ranks[0].w.iter().all(|w| w.is_finite()));
+        }
+    }
+}
+
+/// The commands of a step may be lost; what was taken back and submitted all the same counts.
+#[test]
+fn a_recorded_step_can_be_taken_back() {
+    for gpu in &devices() {
+        let both = upload(gpu, &[1.0; 16]);
+        let group = Group::new("all").tensor("w", both.slice(..32), both.slice(32..));
+        let mut optimizer = build(OptimizerBuilder::new(Rule::sgd()).group(group).sharded(0, 1), gpu);
+        let encoder = || gpu.device().create_command_encoder(&Default::default());
+        let combined = |optimizer: &mut Optimizer| {
+            submit(gpu, |encoder| optimizer.encode_measure(encoder).expect("alive"));
+            let sums = pollster::block_on(optimizer.read_shard_sums()).expect("arrives");
+            ShardSums::combine(&[sums]).expect("combine")
+        };
+        assert_refused(optimizer.take_back_apply(), &["take_back_apply", "encode_apply"]);
+        let first = combined(&mut optimizer);
+        optimizer.encode_apply(&mut encoder(), &first).expect("recorded, and dropped");
+        submit(gpu, |encoder| optimizer.encode_measure(encoder).expect("alive"));
+        assert_refused(pollster::block_on(optimizer.read_shard_sums()), &["take_back_apply"]);
+        optimizer.take_back_apply().expect("there is one");
+        assert_refused(optimizer.take_back_apply(), &["no recorded step"]);
+        let first = combined(&mut optimizer);
+        assert_eq!(first.step(), 0);
+        let mut apply = encoder();
+        optimizer.encode_apply(&mut apply, &first).expect("applies");
+        optimizer.take_back_apply().expect("there is one");
+        gpu.queue().submit([apply.finish()]);
+        assert_eq!(combined(&mut optimizer).step(), 1, "{}", gpu.describe());
+    }
+}
+
 #[test]
 fn sums_that_do_not_belong_together_are_refused() {
     let sums = |rank, ranks| Small::new(rank, ranks, Rule::sgd()).measure();
