@@ -115,7 +115,6 @@ pub fn run(args: &Args) -> Result<(), CliError> {
         if !error.is_lost_device() {
             return Err(error);
         }
-        eprintln!("{error}");
         lost.push(gpu.device().adapter_info());
         let from = gpu.describe();
         (target, tuning) = Target::instead_of(&lost).tuned_for(model.padded_len());

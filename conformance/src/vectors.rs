@@ -625,6 +625,9 @@ impl Groups {
         for dispatch in optimizer.dispatches() {
             kernels.of(dispatch);
         }
+        if self.averaging == Averaging::Off {
+            return Ok(());
+        }
         // There and back.
         for _ in 0..2 {
             for dispatch in optimizer.swap_dispatches() {

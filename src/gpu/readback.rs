@@ -1,6 +1,6 @@
 //! Readback: copies bytes from the device to the host. It is never part of a step.
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use futures_intrusive::channel::TryReceiveError;
 use futures_intrusive::channel::shared::{Receiver, channel};
@@ -13,7 +13,7 @@ const HAS_CLOCK: bool = cfg!(not(target_arch = "wasm32"));
 
 /// Shortest and longest time between two polls of the device.
 #[cfg(not(target_arch = "wasm32"))]
-const POLLS: [Duration; 2] = [Duration::from_micros(20), Duration::from_millis(1)];
+const POLLS: [std::time::Duration; 2] = [std::time::Duration::from_micros(20), std::time::Duration::from_millis(1)];
 
 type MapResult = Result<(), wgpu::BufferAsyncError>;
 
