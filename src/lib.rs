@@ -100,7 +100,7 @@ pub use gpu::context::{Gpu, GpuOptions};
 pub use gpu::optimizer::Optimizer;
 pub use group::{Group, GroupConfig, OptimizerBuilder, TensorSlice};
 pub use plan::TensorInfo;
-pub use record::{ElementPlace, Flags, NonFinite, RankNonFinite, Record, Records, TensorRecord, Term};
+pub use record::{Flags, NonFinite, RankNonFinite, Record, Records, TensorRecord, Term};
 pub use regime::table::*;
 pub use regime::{Outcome, Regime, SecantForm, Stream};
 pub use rule::table::*;

@@ -21,8 +21,9 @@ pub struct Record {
     pub group: usize,
     /// The first element, over all groups, that took no step because its new value, or that of its momentum, would have been outside the range
     /// of its type: finite gradients may be so large, or the rate or the decay may not fit. Parameters stay finite in any case. On an optimizer
-    /// over several ranks this is about the elements of the rank itself.
-    pub overflow: Option<ElementPlace>,
+    /// over several ranks this is about the elements of the rank itself. The tensor, as an index into
+    /// [`tensors`](crate::Optimizer::tensors), and the element's index in it.
+    pub overflow: Option<(usize, u64)>,
     /// Special events of the step: first, skipped, clipped and so on.
     pub flags: Flags,
     /// n, the norm of the gradient that the regime sees, before a clip. Saturates at `f32::MAX`. NaN for a skipped step.
@@ -114,15 +115,6 @@ pub struct NonFinite {
     /// The tensor of the first of them, as an index into [`tensors`](crate::Optimizer::tensors).
     pub tensor: usize,
     /// Index of the first such element in its tensor.
-    pub element: u64,
-}
-
-/// An element of an optimizer.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct ElementPlace {
-    /// Its tensor, as an index into [`tensors`](crate::Optimizer::tensors).
-    pub tensor: usize,
-    /// Its index in the tensor.
     pub element: u64,
 }
 
@@ -250,7 +242,7 @@ impl Record {
         let rank_nonfinite = found.and_then(|found| found.rank);
         let rank_nonfinite = rank_nonfinite.map(|(rank, element)| RankNonFinite { count, rank, element });
         let overflow = (raw.overflow_key != 0).then(|| plan.locate_here((NO_ELEMENT - raw.overflow_key).into()));
-        let overflow = overflow.flatten().map(|(tensor, element)| ElementPlace { tensor, element });
+        let overflow = overflow.flatten();
         Record {
             overflow,
             step: u64::from(raw.step_high) << 32 | u64::from(raw.step_low),
@@ -316,7 +308,7 @@ impl Plan {
             (None, None) => "a loss that was not finite".to_owned(),
         };
         let cause = match record.overflow {
-            Some(ElementPlace { tensor, element }) => format!(
+            Some((tensor, element)) => format!(
                 "in {after} steps in a row new values were out of the range of their type, in the last one first in {}",
                 place(tensor, element)
             ),
@@ -399,7 +391,7 @@ impl fmt::Display for Record {
         write!(f, "step {}: ", self.step)?;
         self.explain(f)?;
         match self.overflow {
-            Some(ElementPlace { tensor, element }) if !self.flags.skipped() => {
+            Some((tensor, element)) if !self.flags.skipped() => {
                 write!(f, "; new values out of range were not stored, the first in tensor {tensor} at index {element}")
             }
             _ => Ok(()),

@@ -119,7 +119,7 @@ pub struct ShardSums {
 }
 
 /// The largest exponent of a sum of squares, in powers of 4: that of the largest f32 with the smallest loss scale, and as much again.
-const MOST_EXPONENT: i32 = 512;
+const MOST_EXPONENT: u32 = 512;
 
 impl ShardSums {
     /// Makes the sums of a rank that has measured `sums` in step `step`.
@@ -394,7 +394,7 @@ fn implausible(sums: &ScopeSums, elements: u64) -> Option<String> {
         ("a sum of squares of the parameters", sums.initial_square),
     ];
     for (what, Squares { sum, exponent }) in squares {
-        if !(0.0..f32::INFINITY).contains(&sum) || exponent.abs() > MOST_EXPONENT {
+        if !(0.0..f32::INFINITY).contains(&sum) || exponent.unsigned_abs() > MOST_EXPONENT {
             return Some(format!("{what} of {sum} · 4^{exponent}"));
         }
     }

@@ -199,6 +199,7 @@ impl Gpu {
     ///
     /// # Errors
     /// [`ErrorKind::DeviceLost`](crate::ErrorKind::DeviceLost), or [`ErrorKind::Readback`](crate::ErrorKind::Readback) where the driver refuses to wait.
+    #[doc(hidden)]
     pub fn finish(&self, what: &'static str, submission: &wgpu::SubmissionIndex) -> Result<(), Error> {
         let done = loop {
             let wait = wgpu::PollType::Wait { submission_index: Some(submission.clone()), timeout: None };
