@@ -277,7 +277,7 @@ mod tests {
                     let (module, stem) = ("finish_update", "finish_update");
                     let constants = [("WORKGROUP", if features.is_empty() { 64.0 } else { -1.0 }), ("RING_STEPS", 4.0)];
                     let (read, write) = (Binding::Read, Binding::Write);
-                    let groups: &[&[Binding]] = &[&[read, read, read, write, write]];
+                    let groups: &[&[Binding]] = &[&[read, read, read, write, write, write]];
                     let source = PassSource { module, stem, features, constants: &constants, groups };
                     Ok::<_, Error>(Pipeline::new(&gpu, &source))
                 })

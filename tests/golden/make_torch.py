@@ -29,6 +29,19 @@ CASES = {
     "adamw-betas": dict(of=torch.optim.AdamW, betas=(0.5, 0.75), eps=0.125),
     "adamw-maximize": dict(of=torch.optim.AdamW, maximize=True),
     "adamw-clip": dict(of=torch.optim.AdamW, clip=1.5),
+    # The rest of torch.testing._internal.common_optimizers for these optimizers; their defaults have a rate of 1e-3.
+    "sgd-default": dict(lr=1e-3),
+    "sgdm-default": dict(lr=1e-3, momentum=0.9),
+    "decay-half": dict(weight_decay=0.5),
+    "decay-maximize": dict(weight_decay=0.1, maximize=True),
+    "dampened-half": dict(momentum=0.9, dampening=0.5),
+    "sgdm-decay-tenth": dict(momentum=0.9, weight_decay=0.1),
+    "nesterov-decay-tenth": dict(momentum=0.9, nesterov=True, weight_decay=0.1),
+    "adam-default": dict(of=torch.optim.Adam, lr=1e-3),
+    "adam-decay-tenth": dict(of=torch.optim.Adam, weight_decay=0.1),
+    "adam-decay-tenth-maximize": dict(of=torch.optim.Adam, weight_decay=0.1, maximize=True),
+    "adamw-default": dict(of=torch.optim.AdamW, lr=1e-3),
+    "adamw-tenth-maximize": dict(of=torch.optim.AdamW, weight_decay=0.1, maximize=True),
 }
 
 
@@ -38,13 +51,13 @@ def gradient(t):
 
 def main():
     with open(pathlib.Path(__file__).with_name("torch.csv"), "w") as out:
-        out.write(f"# torch {torch.__version__.split('+')[0]}, lr=0.01\ncase,step," + ",".join(f"w{i}" for i in range(D)) + "\n")
+        out.write(f"# torch {torch.__version__.split('+')[0]}, lr=0.01 where the case has no other\ncase,step," + ",".join(f"w{i}" for i in range(D)) + "\n")
         for name, options in CASES.items():
             options = dict(options)
             clip = options.pop("clip", None)
             of = options.pop("of", torch.optim.SGD)
             w = torch.nn.Parameter(torch.tensor([(i - 6) / 4 for i in range(D)]))
-            optimizer = of([w], lr=0.01, foreach=False, **options)
+            optimizer = of([w], **{"lr": 0.01, "foreach": False, **options})
             for t in range(STEPS):
                 w.grad = gradient(t)
                 if clip is not None:

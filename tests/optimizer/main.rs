@@ -17,6 +17,7 @@ mod loss_scale;
 mod low_rank;
 mod overflow;
 mod parity;
+mod problems;
 mod properties;
 mod random_plans;
 mod rebind;
