@@ -34,7 +34,7 @@ use crate::parallel::in_parallel;
 use crate::table::{Columns, say};
 use crate::target::{driver_in_words, size_in_words};
 use case::{Cases, Mismatch, Outcome, Path, Subject, outcome_of, shrink};
-use run::Fault;
+use run::{Fault, Quantity};
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
@@ -51,8 +51,8 @@ pub struct Args {
     #[arg(long)]
     json: bool,
     /// Falsify what comes back from the devices, to see that every family tells
-    #[arg(long, hide = true)]
-    seed_fault: bool,
+    #[arg(long, hide = true, num_args = 0..=1, default_missing_value = "parameters")]
+    seed_fault: Option<Quantity>,
 }
 
 /// A family of cases by name.
@@ -207,7 +207,7 @@ fn subjects(adapter: &wgpu::Adapter, args: &Args) -> Result<Vec<Subject>, CliErr
     for (elements, tuning) in TuningCache::from_env().map(|cache| cache.entries(&gpu)).unwrap_or_default() {
         tunings.push((format!("cached for {}", size_in_words(elements)), tuning));
     }
-    if args.seed_fault {
+    if args.seed_fault.is_some() {
         // It is in the reading of what came out, whatever the geometry.
         tunings.truncate(1);
     }
@@ -215,7 +215,12 @@ fn subjects(adapter: &wgpu::Adapter, args: &Args) -> Result<Vec<Subject>, CliErr
     for (geometry, tuning) in tunings {
         if subjects.iter().all(|subject| subject.gpu.tuning() != tuning) {
             let (adapter, gpu) = (adapter.clone(), gpu.clone().with_tuning(tuning)?);
-            subjects.push(Subject { adapter, gpu, geometry, fault: args.seed_fault.then(Fault::default) });
+            subjects.push(Subject {
+                adapter,
+                gpu,
+                geometry,
+                fault: args.seed_fault.map(|kind| Fault::new(kind, 1e5, true)),
+            });
         }
     }
     Ok(subjects)
