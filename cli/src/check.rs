@@ -27,7 +27,7 @@ use std::time::Instant;
 use clap::builder::PossibleValuesParser;
 use serde::Serialize;
 use wgpu_optim::gpu::{Partials, Tuning, TuningCache};
-use wgpu_optim::{AutoSgd, DoG, DoWG, Gpu, GpuOptions, Regime, wgpu};
+use wgpu_optim::{Gpu, GpuOptions, wgpu};
 
 use crate::CliError;
 use crate::parallel::in_parallel;
@@ -224,17 +224,6 @@ fn subjects(adapter: &wgpu::Adapter, args: &Args) -> Result<Vec<Subject>, CliErr
         }
     }
     Ok(subjects)
-}
-
-fn regimes() -> impl Iterator<Item = Regime> {
-    Regime::all().into_iter().map(|regime| match regime {
-        // Steps of the usual 1e-6 are so small beside the parameters that their rounding shows.
-        Regime::DoG(_) => Regime::DoG(DoG { initial_distance: 1e-2 }),
-        Regime::DoWG(_) => Regime::DoWG(DoWG { initial_distance: 1e-2 }),
-        // Some stream wins after five rounds.
-        Regime::AutoSgd(_) => Regime::AutoSgd(AutoSgd { rounds: 4, ..AutoSgd::default() }),
-        regime => regime,
-    })
 }
 
 fn print(rows: &[Row]) -> Result<(), CliError> {

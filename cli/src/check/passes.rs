@@ -5,10 +5,9 @@ use wgpu_optim::gpu::{Partials, PassName, Tuning};
 use wgpu_optim::layout::{GroupState, ScopeSums};
 use wgpu_optim::{Lion, Regime, Rule, Sgdm, WeightDecay};
 use wgpu_optim_conformance::run::Run;
-use wgpu_optim_conformance::spec::Spec;
+use wgpu_optim_conformance::spec::{Spec, regimes};
 
 use super::case::{Cases, Outcome, Path, Subject, ulp};
-use super::regimes;
 use super::run::Readable;
 use super::scenario::{Gradients, LONG_ULPS, Scenario, Tolerance, ULPS, describe, group, loss_of};
 use super::steps::lengths;

@@ -1,9 +1,9 @@
 //! Every rule and regime, over lengths around the kernels' boundaries.
 
 use wgpu_optim::{Regime, Rule};
+use wgpu_optim_conformance::spec::regimes;
 
 use super::case::{Cases, Subject};
-use super::regimes;
 use super::scenario::{LONG_ULPS, Scenario, Tolerance, group};
 
 /// Steps of a case without streams.
