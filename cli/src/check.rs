@@ -1,14 +1,11 @@
 //! `wgpu-optim check`, the conformance suite: is this device's arithmetic right? Families of cases, each on the device and on the CPU
 //! path, against an f64 oracle; what fails is made smaller until the smallest case that still fails is left.
 //!
-//! A new rule or regime is a line in [`wgpu_optim::Rule::all`] or in [`RegimeName`] and its formula in
-//! [`wgpu_optim_conformance::oracle`]; a new family is a file and a line in [`FAMILIES`].
+//! Rules and regimes are those of [`wgpu_optim::Rule::all`] and [`wgpu_optim::Regime::all`]; a new family is a function and a line in [`FAMILIES`].
 
-mod averages;
 mod case;
-mod groups;
+mod families;
 mod halves;
-mod magnitudes;
 mod nonfinite;
 mod passes;
 mod repeats;
@@ -18,8 +15,6 @@ mod shards;
 mod steps;
 #[cfg(test)]
 mod tests;
-mod trust;
-mod windows;
 
 use std::num::NonZeroUsize;
 use std::time::Instant;
@@ -62,13 +57,13 @@ type Family = (&'static str, fn(&Subject) -> Cases);
 const FAMILIES: [Family; 11] = [
     ("steps", steps::cases),
     ("passes", passes::cases),
-    ("windows", windows::cases),
-    ("magnitudes", magnitudes::cases),
+    ("windows", families::windows),
+    ("magnitudes", families::magnitudes),
     ("nonfinite", nonfinite::cases),
     ("repeats", repeats::cases),
-    ("groups", groups::cases),
-    ("averages", averages::cases),
-    ("trust", trust::cases),
+    ("groups", families::groups),
+    ("averages", families::averages),
+    ("trust", families::trust),
     ("shards", shards::cases),
     ("halves", halves::cases),
 ];

@@ -101,6 +101,20 @@ pub fn assert_refused<T>(result: Result<T, Error>, words: &[&str]) -> Error {
     }
 }
 
+/// Every kind of f32 that is not finite, as bits.
+pub const NOT_FINITE: [u32; 10] = [
+    0x7f80_0000, // +inf
+    0xff80_0000, // -inf
+    0x7fc0_0000, // the quiet NaN
+    0xffc0_0000, // negative
+    0x7f80_0001, // signalling, the least payload
+    0xff80_0001, // signalling, negative
+    0x7fff_ffff, // the largest payload
+    0xffff_ffff, // negative
+    0x7fa5_a5a5, // signalling, a payload
+    0xffd5_5555, // negative, a payload
+];
+
 /// Reproducible numbers, uniform in [-1, 1): a 64-bit linear congruential generator, high bits.
 pub struct Numbers(pub u64);
 

@@ -70,7 +70,11 @@ pub trait Run {
     /// The step that was measured.
     fn try_apply(&mut self, grads: &[Vec<f32>], combined: &CombinedSums) -> Result<(), Error>;
     /// The parameters, tensor by tensor.
-    fn params(&self) -> Vec<Vec<f32>>;
+    fn try_params(&self) -> Result<Vec<Vec<f32>>, Error>;
+    /// As [`Run::try_params`], where nothing may fail.
+    fn params(&self) -> Vec<Vec<f32>> {
+        self.try_params().expect("parameters arrive")
+    }
     /// The average of every tensor; its parameters where there is none, or none yet.
     fn averages(&self) -> Vec<Vec<f32>>;
     /// Exchanges parameters and averages.
@@ -90,11 +94,23 @@ pub trait Run {
     /// The scale that the next loss is to be multiplied by.
     fn loss_scale(&self) -> f32;
     /// The learning rates, group by group.
-    fn rates(&self) -> Vec<f32>;
+    fn try_rates(&self) -> Result<Vec<f32>, Error>;
+    /// As [`Run::try_rates`], where nothing may fail.
+    fn rates(&self) -> Vec<f32> {
+        self.try_rates().expect("rates arrive")
+    }
     /// The states, group by group.
-    fn states(&self) -> Vec<GroupState>;
+    fn try_states(&self) -> Result<Vec<GroupState>, Error>;
+    /// As [`Run::try_states`], where nothing may fail.
+    fn states(&self) -> Vec<GroupState> {
+        self.try_states().expect("states arrive")
+    }
     /// What the last step measured, scope by scope.
-    fn sums(&self) -> Vec<ScopeSums>;
+    fn try_sums(&self) -> Result<Vec<ScopeSums>, Error>;
+    /// As [`Run::try_sums`], where nothing may fail.
+    fn sums(&self) -> Vec<ScopeSums> {
+        self.try_sums().expect("sums arrive")
+    }
     /// The groups, as they are used.
     fn groups(&self) -> Vec<GroupConfig>;
     /// With the parameters.
@@ -211,8 +227,8 @@ impl Run for CpuRun {
         let mut params = slices_mut(&mut self.params);
         self.optimizer.apply_values(&mut params, &slices(&grads), combined)
     }
-    fn params(&self) -> Vec<Vec<f32>> {
-        self.params.iter().map(Stored::values).collect()
+    fn try_params(&self) -> Result<Vec<Vec<f32>>, Error> {
+        Ok(self.params.iter().map(Stored::values).collect())
     }
     fn averages(&self) -> Vec<Vec<f32>> {
         let tensors = self.params.iter().enumerate();
@@ -243,14 +259,14 @@ impl Run for CpuRun {
     fn loss_scale(&self) -> f32 {
         self.optimizer.loss_scale()
     }
-    fn rates(&self) -> Vec<f32> {
-        self.optimizer.learning_rates().to_vec()
+    fn try_rates(&self) -> Result<Vec<f32>, Error> {
+        Ok(self.optimizer.learning_rates().to_vec())
     }
-    fn states(&self) -> Vec<GroupState> {
-        self.optimizer.states().to_vec()
+    fn try_states(&self) -> Result<Vec<GroupState>, Error> {
+        Ok(self.optimizer.states().to_vec())
     }
-    fn sums(&self) -> Vec<ScopeSums> {
-        self.optimizer.sums().to_vec()
+    fn try_sums(&self) -> Result<Vec<ScopeSums>, Error> {
+        Ok(self.optimizer.sums().to_vec())
     }
     fn groups(&self) -> Vec<GroupConfig> {
         self.optimizer.groups().to_vec()

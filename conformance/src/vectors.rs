@@ -7,7 +7,7 @@ use crate::bench::device::COPY;
 use crate::run::{CpuRun, GUARD, GpuRun, Run, Setup};
 use crate::spec::{Spec, packed};
 use crate::stored::Stored;
-use crate::{Numbers, noise, tensors, upload};
+use crate::{NOT_FINITE, Numbers, noise, tensors, upload};
 use serde_json::{Value, json};
 use wgpu_optim::gpu::{Dispatch, KernelSource, Partials, Tensor, Tuning};
 use wgpu_optim::{
@@ -280,9 +280,6 @@ fn case_of_rules(gpu: &Gpu, name: &str, kernels: &mut Kernels) -> Outcome<Value>
     });
     case(gpu, name, &specs, Form::default(), steps, kernels)
 }
-
-/// What is put into gradients that is not finite: quiet and signalling NaN, and the infinities.
-const NOT_FINITE: [u32; 5] = [0x7fc0_0000, 0xffc0_0000, 0x7f80_0001, 0x7f80_0000, 0xff80_0000];
 
 /// More than half of what f32 can hold.
 const HUGE: f32 = 2.5e38;

@@ -8,7 +8,7 @@ use wgpu_optim::{
 use wgpu_optim_conformance::oracle::{Oracle, Outcome};
 use wgpu_optim_conformance::run::{CpuRun, Run, Setup, Spec};
 use wgpu_optim_conformance::spec::regimes;
-use wgpu_optim_conformance::stored::half_ulp;
+use wgpu_optim_conformance::stored::{half_ulp, rounded};
 use wgpu_optim_conformance::{Numbers, assert_close, tensors, times};
 
 /// Around the boundaries of SIMD registers and of blocks.
@@ -27,23 +27,28 @@ fn spec(rule: Rule, regime: Regime) -> Spec {
     Spec::new(rule, regime, tensors(1, &LENGTHS)).named(name)
 }
 
-/// Gradients that agree for a while and then contradict each other, and whose norm falls and rises. All of them and one in three are multiplied
-/// by these factors.
-fn gradients(spec: &Spec, step: usize, factors: [f32; 2]) -> Vec<Vec<f32>> {
+/// By what gradients are multiplied: one in three by the first, the others by the second; and how much larger each step is than the next.
+#[derive(Debug, Clone, Copy, PartialEq)]
+struct Sizes {
+    factors: [f32; 2],
+    falls: f32,
+}
+
+const USUAL: Sizes = Sizes { factors: [1.0; 2], falls: 1.0 };
+
+/// Gradients that agree for a while and then contradict each other, and whose norm falls and rises.
+fn gradients(spec: &Spec, step: usize, sizes: Sizes) -> Vec<Vec<f32>> {
     let mut noise = Numbers(step as u64 + 2);
     let drift = if step < 7 { 1.0 } else { -1.0 };
     let size = [1.0, 0.8, 0.5, 0.4, 2.0, 3.0, 0.2][step % 7];
-    let value = |(i, w): (usize, &f32)| {
+    let mut value = |(i, w): (usize, &f32)| {
         let g = size * (drift * w + 0.3 * noise.next());
-        g * if i % 3 == 0 { factors[0] } else { factors[1] }
+        g * sizes.factors[usize::from(i % 3 > 0)] / sizes.falls.powi(step as i32)
     };
-    let mut all: Vec<Vec<f32>> = Vec::new();
-    let mut value = value;
-    for tensor in &spec.tensors {
-        let values: Vec<f32> = tensor.iter().enumerate().map(&mut value).collect();
-        all.push(wgpu_optim_conformance::stored::rounded(spec.grads, &values));
-    }
-    all
+    let tensors = spec.tensors.iter();
+    tensors
+        .map(|tensor| rounded(spec.grads, &tensor.iter().enumerate().map(&mut value).collect::<Vec<f32>>()))
+        .collect()
 }
 
 fn assert_record(what: &str, record: &Record, out: &Outcome, oracle: &Oracle) {
@@ -82,8 +87,8 @@ fn norm(values: impl Iterator<Item = f64>) -> f64 {
 }
 
 /// Steps of one optimizer, or of several ranks that have every other tensor each, against the oracle.
-fn follow_the_oracle(spec: &Spec, setup: Setup, factors: [f32; 2], ranks: usize) {
-    let name = format!("{}, {setup:?}, gradients times {factors:?}, {ranks} ranks", spec.name);
+fn follow_the_oracle(spec: &Spec, setup: Setup, sizes: Sizes, ranks: usize) {
+    let name = format!("{}, {setup:?}, {sizes:?}, {ranks} ranks", spec.name);
     let part = |all: &[Vec<f32>], rank: usize| -> Vec<Vec<f32>> {
         let piece = |t: &Vec<f32>| t[t.len() * rank / ranks..t.len() * (rank + 1) / ranks].to_vec();
         all.iter().map(piece).collect()
@@ -98,7 +103,7 @@ fn follow_the_oracle(spec: &Spec, setup: Setup, factors: [f32; 2], ranks: usize)
     let mut skipped = 0;
     for step in 0..STEPS {
         let what = format!("{name}, step {step}");
-        let mut grads = gradients(spec, step, factors);
+        let mut grads = gradients(spec, step, sizes);
         match step {
             BAD_STEP => grads[3][4098] = f32::NAN,
             _ if step == BAD_STEP + 1 => grads.iter_mut().flatten().for_each(|g| *g = 0.0),
@@ -144,7 +149,7 @@ fn follow_the_oracle(spec: &Spec, setup: Setup, factors: [f32; 2], ranks: usize)
                 assert_eq!(&after, before, "{what}");
             }
         }
-        if factors == [1.0; 2] {
+        if sizes == USUAL {
             let whole = |of_run: &dyn Fn(&CpuRun) -> Vec<Vec<f32>>| -> Vec<f32> {
                 let pieces: Vec<_> = runs.iter().map(of_run).collect();
                 (0..LENGTHS.len()).flat_map(|tensor| pieces.iter().flat_map(move |p| p[tensor].clone())).collect()
@@ -166,7 +171,7 @@ fn follow_the_oracle(spec: &Spec, setup: Setup, factors: [f32; 2], ranks: usize)
 }
 
 fn alone(spec: &Spec) {
-    follow_the_oracle(spec, Setup::default(), [1.0; 2], 1);
+    follow_the_oracle(spec, Setup::default(), USUAL, 1);
 }
 
 #[test]
@@ -225,10 +230,13 @@ fn ranks_scales_and_micro_batches_follow_the_oracle() {
         (Rule::adamw(), Regime::seesaw()),
         (Rule::sgd(), Regime::polyak()),
     ] {
-        let clipped = Spec { clip: 3.0, decay: WeightDecay::Coupled(0.1), ..spec(rule, regime) };
-        follow_the_oracle(&clipped, Setup { scaler, ..Setup::default() }, [1.0; 2], 1);
-        follow_the_oracle(&clipped, Setup { micro_batches: Some(4), ..Setup::default() }, [1.0; 2], 1);
-        follow_the_oracle(&clipped, Setup::default(), [1.0; 2], 3);
+        let plain = spec(rule, regime);
+        let clipped = Spec { clip: 3.0, decay: WeightDecay::Coupled(0.1), ..plain.clone() };
+        for spec in [plain, clipped] {
+            follow_the_oracle(&spec, Setup { scaler, ..Setup::default() }, USUAL, 1);
+            follow_the_oracle(&spec, Setup { micro_batches: Some(4), ..Setup::default() }, USUAL, 1);
+            follow_the_oracle(&spec, Setup::default(), USUAL, 3);
+        }
     }
 }
 
@@ -238,8 +246,11 @@ fn gradients_of_any_size_follow_the_oracle() {
     for rule in [Rule::sgd(), Rule::sgdm(0.5), Rule::sign_sgd(), Rule::adamw()] {
         for regime in [Regime::seesaw(), Regime::norm_ratio()] {
             for factors in [[1e30, 1e30], [1e-30, 1e-30], [1e30, 1e-30], [1e-13, 1.0], [1e13, 1.0], [1.9e12, 9e-13]] {
-                follow_the_oracle(&spec(rule, regime), Setup::default(), factors, 1);
+                follow_the_oracle(&spec(rule, regime), Setup::default(), Sizes { factors, ..USUAL }, 1);
             }
+            // What is remembered is 10^5 times what comes, step after step.
+            let falling = Sizes { factors: [1e37; 2], falls: 1e5 };
+            follow_the_oracle(&spec(rule, regime), Setup::default(), falling, 1);
         }
     }
 }
@@ -251,7 +262,7 @@ fn steps_that_are_not_finite_halt_and_a_resumed_run_goes_on() {
     let policy = NonFinitePolicy::Error { after: 2 };
     let mut run = CpuRun::with(std::slice::from_ref(&spec), Setup { policy, ..Setup::default() });
     let mut other = CpuRun::new(std::slice::from_ref(&spec));
-    let good = gradients(&spec, 0, [1.0; 2]);
+    let good = gradients(&spec, 0, USUAL);
     let mut bad = good.clone();
     bad[0][0] = f32::INFINITY;
     for run in [&mut run, &mut other] {

@@ -4,7 +4,7 @@
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use wgpu_optim::gpu::PassName;
-use wgpu_optim::layout::{GroupState, ScopeSums};
+use wgpu_optim::layout::ScopeSums;
 use wgpu_optim::{CombinedSums, DeviceError, Error, Record, ShardSums, wgpu};
 use wgpu_optim_conformance::run::{CpuRun, GUARD, GpuRun, Run};
 
@@ -58,30 +58,6 @@ impl Fault {
     }
 }
 
-/// A path whose answers may fail to arrive.
-pub trait Readable: Run {
-    fn try_params(&self) -> Result<Vec<Vec<f32>>, Error>;
-    fn try_sums(&self) -> Result<Vec<ScopeSums>, Error>;
-}
-
-impl Readable for CpuRun {
-    fn try_params(&self) -> Result<Vec<Vec<f32>>, Error> {
-        Ok(self.params())
-    }
-    fn try_sums(&self) -> Result<Vec<ScopeSums>, Error> {
-        Ok(self.sums())
-    }
-}
-
-impl Readable for GpuRun {
-    fn try_params(&self) -> Result<Vec<Vec<f32>>, Error> {
-        self.read_params()
-    }
-    fn try_sums(&self) -> Result<Vec<ScopeSums>, Error> {
-        self.read_sums()
-    }
-}
-
 /// The CPU path or a device at work.
 pub struct PathRun<'a, R> {
     pub run: R,
@@ -91,7 +67,7 @@ pub struct PathRun<'a, R> {
 pub type HostRun = PathRun<'static, CpuRun>;
 pub type DeviceRun<'a> = PathRun<'a, GpuRun>;
 
-impl<'a, R: Readable> PathRun<'a, R> {
+impl<'a, R: Run> PathRun<'a, R> {
     pub fn new(run: R, fault: Option<&'a Fault>) -> Self {
         PathRun { run, fault }
     }
@@ -163,12 +139,6 @@ impl DeviceRun<'_> {
     pub fn write(&mut self, gradients: &[Vec<f32>], loss: f32) {
         self.run.set_loss(loss);
         self.run.write_grads(gradients);
-    }
-
-    pub fn states(&self) -> Result<Vec<GroupState>, CliError> {
-        let mut states = pollster::block_on(self.run.optimizer.read_states())?;
-        states.truncate(self.run.optimizer.groups().len());
-        Ok(states)
     }
 
     pub fn submit(&self, encoders: impl IntoIterator<Item = wgpu::CommandEncoder>) {

@@ -3,12 +3,12 @@
 use wgpu_optim::gpu::Tuning;
 use wgpu_optim::{Averaging, Element, Gpu, Record, Regime, Rounding, Rule, Schedule, WeightDecay, wgpu};
 use wgpu_optim_conformance::oracle::Oracle;
-use wgpu_optim_conformance::run::{CpuRun, GpuRun, Setup};
+use wgpu_optim_conformance::run::{CpuRun, GpuRun, Run, Setup};
 use wgpu_optim_conformance::spec::{Place, Spec, lengths, packed};
 use wgpu_optim_conformance::stored::{half_ulp, rounded};
 
 use super::case::{Case, Cases, Outcome, Path, Subject, less, shorter, ulp};
-use super::run::{DeviceRun, HostRun, PathRun, Readable};
+use super::run::{DeviceRun, HostRun, PathRun};
 use crate::CliError;
 
 /// One group and what its gradients are like.
@@ -176,7 +176,7 @@ impl Scenario {
     }
 
     /// All steps, and what they leave.
-    fn trace<R: Readable>(&self, run: &mut PathRun<R>) -> Result<Trace, CliError> {
+    fn trace<R: Run>(&self, run: &mut PathRun<R>) -> Result<Trace, CliError> {
         let steps = 1..=self.steps;
         let records = steps.map(|step| run.step(&self.gradients(step), loss_of(step))).collect::<Result<_, _>>()?;
         let parameters = run.parameters()?;

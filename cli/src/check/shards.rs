@@ -1,10 +1,11 @@
 //! Ranks that have a piece of every tensor each, and step by what all of them have measured: they are one optimizer of the whole.
 
 use wgpu_optim::{AdaGradNorm, Element, Regime, Rounding, Rule, SecantForm, ShardSums, WeightDecay};
+use wgpu_optim_conformance::run::Run;
 use wgpu_optim_conformance::spec::{DOG, Spec, packed};
 
 use super::case::{Cases, Outcome, Path, Subject};
-use super::run::{PathRun, Readable};
+use super::run::PathRun;
 use super::scenario::{Scenario, Trace, group, loss_of};
 use crate::CliError;
 
@@ -51,7 +52,7 @@ fn part(tensors: &[Vec<f32>], rank: usize, ranks: usize) -> Vec<Vec<f32>> {
 }
 
 /// The steps, and the parameters put together. All ranks must have the same records, bit for bit.
-fn trace<R: Readable>(
+fn trace<R: Run>(
     scenario: &Scenario,
     path: Path,
     mut ranks: Vec<PathRun<R>>,

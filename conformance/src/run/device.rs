@@ -170,6 +170,17 @@ impl GpuRun {
         self.gpu.device().create_command_encoder(&wgpu::CommandEncoderDescriptor::default())
     }
 
+    /// Records into one encoder and submits it.
+    fn submit(
+        &mut self,
+        record: impl FnOnce(&mut Optimizer, &mut wgpu::CommandEncoder) -> Result<(), Error>,
+    ) -> Result<(), Error> {
+        let mut encoder = self.encoder();
+        record(&mut self.optimizer, &mut encoder)?;
+        self.gpu.queue().submit([encoder.finish()]);
+        Ok(())
+    }
+
     /// Rebinds to other places in the same buffers, and takes the parameters there; where they were, and where the gradients were, is
     /// nothing that a step could read unnoticed.
     pub fn move_to(&mut self, places: Vec<Place>) -> Result<(), Error> {
@@ -211,48 +222,16 @@ impl GpuRun {
     }
 
     /// What is where the gradients of the next step belong.
-    pub fn grads(&self) -> Vec<Vec<f32>> {
-        self.read_grads().expect("gradients arrive")
-    }
-
-    /// As `grads`.
     ///
     /// # Errors
     /// Where a device does not answer.
-    pub fn read_grads(&self) -> Result<Vec<Vec<f32>>, Error> {
+    pub fn try_grads(&self) -> Result<Vec<Vec<f32>>, Error> {
         self.read(|place, kind| (place.grads, kind.grads))
     }
 
-    /// As [`Run::params`].
-    ///
-    /// # Errors
-    /// Where a device does not answer.
-    pub fn read_params(&self) -> Result<Vec<Vec<f32>>, Error> {
-        self.read(|place, kind| (place.params, kind.params))
-    }
-
-    /// As [`Run::rates`].
-    ///
-    /// # Errors
-    /// Where a device does not answer.
-    pub fn read_rates(&self) -> Result<Vec<f32>, Error> {
-        let rates = self.optimizer.learning_rates();
-        let rates = self.gpu.read_buffer("learning rates", rates);
-        let mut rates: Vec<f32> = pollster::block_on(rates)?;
-        // The buffer is padded to 16 bytes.
-        rates.truncate(self.optimizer.groups().len());
-        Ok(rates)
-    }
-
-    /// As [`Run::sums`].
-    ///
-    /// # Errors
-    /// Where a device does not answer.
-    pub fn read_sums(&self) -> Result<Vec<ScopeSums>, Error> {
-        let mut sums = pollster::block_on(self.optimizer.read_sums())?;
-        // The buffer is padded to 16 bytes.
-        sums.truncate(self.optimizer.groups().len());
-        Ok(sums)
+    /// As `try_grads`, where nothing may fail.
+    pub fn grads(&self) -> Vec<Vec<f32>> {
+        self.try_grads().expect("gradients arrive")
     }
 
     /// The words of the buffers, with [`GUARD`] in the place of every parameter and gradient: what lies between tensors, and should be [`GUARD`] too.
@@ -343,26 +322,18 @@ impl Run for GpuRun {
     }
     fn try_step(&mut self, grads: &[Vec<f32>]) -> Result<(), Error> {
         self.write_grads(grads);
-        let mut encoder = self.encoder();
-        self.optimizer.encode_step(&mut encoder)?;
-        self.gpu.queue().submit([encoder.finish()]);
-        Ok(())
+        self.submit(|optimizer, encoder| optimizer.encode_step(encoder))
     }
     fn try_measure(&mut self, grads: &[Vec<f32>]) -> Result<ShardSums, Error> {
         self.write_grads(grads);
-        let mut encoder = self.encoder();
-        self.optimizer.encode_measure(&mut encoder)?;
-        self.gpu.queue().submit([encoder.finish()]);
+        self.submit(|optimizer, encoder| optimizer.encode_measure(encoder))?;
         pollster::block_on(self.optimizer.read_shard_sums())
     }
     fn try_apply(&mut self, _: &[Vec<f32>], combined: &CombinedSums) -> Result<(), Error> {
-        let mut encoder = self.encoder();
-        self.optimizer.encode_apply(&mut encoder, combined)?;
-        self.gpu.queue().submit([encoder.finish()]);
-        Ok(())
+        self.submit(|optimizer, encoder| optimizer.encode_apply(encoder, combined))
     }
-    fn params(&self) -> Vec<Vec<f32>> {
-        self.read_params().expect("parameters arrive")
+    fn try_params(&self) -> Result<Vec<Vec<f32>>, Error> {
+        self.read(|place, kind| (place.params, kind.params))
     }
     fn averages(&self) -> Vec<Vec<f32>> {
         let (groups, tensors) = (self.optimizer.groups(), self.optimizer.tensors());
@@ -387,10 +358,7 @@ impl Run for GpuRun {
             .collect()
     }
     fn try_swap_averages(&mut self) -> Result<(), Error> {
-        let mut encoder = self.encoder();
-        self.optimizer.encode_swap_averages(&mut encoder)?;
-        self.gpu.queue().submit([encoder.finish()]);
-        Ok(())
+        self.submit(|optimizer, encoder| optimizer.encode_swap_averages(encoder))
     }
     fn try_records(&mut self) -> Result<Records, Error> {
         pollster::block_on(self.optimizer.drain_records())
@@ -401,14 +369,22 @@ impl Run for GpuRun {
     fn loss_scale(&self) -> f32 {
         download(&self.gpu, self.optimizer.loss_scale(), 1)[0]
     }
-    fn rates(&self) -> Vec<f32> {
-        self.read_rates().expect("rates arrive")
+    // Buffers are padded to 16 bytes.
+    fn try_rates(&self) -> Result<Vec<f32>, Error> {
+        let rates = self.gpu.read_buffer("learning rates", self.optimizer.learning_rates());
+        let mut rates: Vec<f32> = pollster::block_on(rates)?;
+        rates.truncate(self.optimizer.groups().len());
+        Ok(rates)
     }
-    fn states(&self) -> Vec<GroupState> {
-        pollster::block_on(self.optimizer.read_states()).expect("states arrive")
+    fn try_states(&self) -> Result<Vec<GroupState>, Error> {
+        let mut states = pollster::block_on(self.optimizer.read_states())?;
+        states.truncate(self.optimizer.groups().len());
+        Ok(states)
     }
-    fn sums(&self) -> Vec<ScopeSums> {
-        self.read_sums().expect("sums arrive")
+    fn try_sums(&self) -> Result<Vec<ScopeSums>, Error> {
+        let mut sums = pollster::block_on(self.optimizer.read_sums())?;
+        sums.truncate(self.optimizer.groups().len());
+        Ok(sums)
     }
     fn groups(&self) -> Vec<GroupConfig> {
         self.optimizer.groups().to_vec()
