@@ -100,7 +100,7 @@ fn follow_the_oracle(spec: &Spec, setup: Setup, sizes: Sizes, ranks: usize) {
     };
     let mut runs: Vec<CpuRun> = (0..ranks).map(run_of).collect();
     let mut oracle = spec.oracle();
-    let mut skipped = 0;
+    let (mut skipped, mut last_rates) = (0, vec![0.0; ranks]);
     for step in 0..STEPS {
         let what = format!("{name}, step {step}");
         let mut grads = gradients(spec, step, sizes);
@@ -128,9 +128,14 @@ fn follow_the_oracle(spec: &Spec, setup: Setup, sizes: Sizes, ranks: usize) {
         }
         for (rank, (run, before)) in runs.iter_mut().zip(&before).enumerate() {
             let records = run.records();
-            let record = &records.records[0];
+            let (record, last_rate) = (&records.records[0], last_rates[rank]);
             assert_record(&what, record, &out, &oracle);
-            assert_eq!(record.skipped, skipped, "{what}");
+            assert_eq!((record.step, record.skipped), (step as u64, skipped), "{what}");
+            let rate = f64::from(record.learning_rate);
+            if last_rate > 0.0 {
+                assert_close(format_args!("{what}: sum of the terms"), record.change(), (rate / last_rate).ln(), 1e-4);
+            }
+            last_rates[rank] = rate;
             let named = record.nonfinite.map(|found| (found.count, found.tensor));
             assert_eq!(named, (out.skipped && rank == ranks - 1).then_some((1, 3)), "{what}");
             let after = run.params();
@@ -143,7 +148,7 @@ fn follow_the_oracle(spec: &Spec, setup: Setup, sizes: Sizes, ranks: usize) {
                     assert_close(&what, record.parameter_norm, size, 1e-5 * size);
                     assert_close(&what, record.step_norm, moved, 1e-5 * moved);
                 }
-                assert_eq!(record.skipped, out.skipped, "{what}");
+                assert_eq!((record.step, record.skipped), (step as u64, out.skipped), "{what}");
             }
             if out.skipped && !spec.regime.needs_streams() {
                 assert_eq!(&after, before, "{what}");
@@ -167,6 +172,10 @@ fn follow_the_oracle(spec: &Spec, setup: Setup, sizes: Sizes, ranks: usize) {
                 }
             }
         }
+    }
+    if let Some(scaler) = setup.scaler {
+        // Doubled after steps 3, 6, 9 and 13, and halved by the bad one.
+        assert_eq!(runs[0].loss_scale(), 8.0 * scaler.initial_scale, "{name}");
     }
 }
 
