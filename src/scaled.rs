@@ -237,6 +237,14 @@ mod tests {
     }
 
     #[test]
+    fn floats_saturate_at_both_ends() {
+        let least = 1.5 * f32::MIN_POSITIVE;
+        for (exponent, float) in [(-300, 0.0), (-127, 0.0), (-126, least), (0, 1.5), (128, f32::MAX), (300, f32::MAX)] {
+            assert_eq!(Scaled { mantissa: 1.5, exponent }.to_float(), float, "1.5 * 2^{exponent}");
+        }
+    }
+
+    #[test]
     fn roots_and_sums_keep_any_scale() {
         for exponent in [-260, -127, -1, 0, 1, 99, 260] {
             let x = Scaled { mantissa: 1.5, exponent };

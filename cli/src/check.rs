@@ -1,14 +1,11 @@
 //! `wgpu-optim check`, the conformance suite: is this device's arithmetic right? Families of cases, each on the device and on the CPU
 //! path, against an f64 oracle; what fails is made smaller until the smallest case that still fails is left.
 //!
-//! A new rule or regime is a line in [`wgpu_optim::Rule::all`] or in [`RegimeName`] and its formula in
-//! [`wgpu_optim_conformance::oracle`]; a new family is a file and a line in [`FAMILIES`].
+//! Rules and regimes are those of [`wgpu_optim::Rule::all`] and [`wgpu_optim::Regime::all`]; a new family is a function and a line in [`FAMILIES`].
 
-mod averages;
 mod case;
-mod groups;
+mod families;
 mod halves;
-mod magnitudes;
 mod nonfinite;
 mod passes;
 mod repeats;
@@ -18,8 +15,6 @@ mod shards;
 mod steps;
 #[cfg(test)]
 mod tests;
-mod trust;
-mod windows;
 
 use std::num::NonZeroUsize;
 use std::time::Instant;
@@ -27,14 +22,14 @@ use std::time::Instant;
 use clap::builder::PossibleValuesParser;
 use serde::Serialize;
 use wgpu_optim::gpu::{Partials, Tuning, TuningCache};
-use wgpu_optim::{AutoSgd, DoG, DoWG, Gpu, GpuOptions, Regime, wgpu};
+use wgpu_optim::{Gpu, GpuOptions, wgpu};
 
 use crate::CliError;
 use crate::parallel::in_parallel;
 use crate::table::{Columns, say};
 use crate::target::{driver_in_words, size_in_words};
 use case::{Cases, Mismatch, Outcome, Path, Subject, outcome_of, shrink};
-use run::Fault;
+use run::{Fault, Quantity};
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
@@ -51,8 +46,8 @@ pub struct Args {
     #[arg(long)]
     json: bool,
     /// Falsify what comes back from the devices, to see that every family tells
-    #[arg(long, hide = true)]
-    seed_fault: bool,
+    #[arg(long, hide = true, num_args = 0..=1, default_missing_value = "parameters")]
+    seed_fault: Option<Quantity>,
 }
 
 /// A family of cases by name.
@@ -62,13 +57,13 @@ type Family = (&'static str, fn(&Subject) -> Cases);
 const FAMILIES: [Family; 11] = [
     ("steps", steps::cases),
     ("passes", passes::cases),
-    ("windows", windows::cases),
-    ("magnitudes", magnitudes::cases),
+    ("windows", families::windows),
+    ("magnitudes", families::magnitudes),
     ("nonfinite", nonfinite::cases),
     ("repeats", repeats::cases),
-    ("groups", groups::cases),
-    ("averages", averages::cases),
-    ("trust", trust::cases),
+    ("groups", families::groups),
+    ("averages", families::averages),
+    ("trust", families::trust),
     ("shards", shards::cases),
     ("halves", halves::cases),
 ];
@@ -207,7 +202,7 @@ fn subjects(adapter: &wgpu::Adapter, args: &Args) -> Result<Vec<Subject>, CliErr
     for (elements, tuning) in TuningCache::from_env().map(|cache| cache.entries(&gpu)).unwrap_or_default() {
         tunings.push((format!("cached for {}", size_in_words(elements)), tuning));
     }
-    if args.seed_fault {
+    if args.seed_fault.is_some() {
         // It is in the reading of what came out, whatever the geometry.
         tunings.truncate(1);
     }
@@ -215,21 +210,15 @@ fn subjects(adapter: &wgpu::Adapter, args: &Args) -> Result<Vec<Subject>, CliErr
     for (geometry, tuning) in tunings {
         if subjects.iter().all(|subject| subject.gpu.tuning() != tuning) {
             let (adapter, gpu) = (adapter.clone(), gpu.clone().with_tuning(tuning)?);
-            subjects.push(Subject { adapter, gpu, geometry, fault: args.seed_fault.then(Fault::default) });
+            subjects.push(Subject {
+                adapter,
+                gpu,
+                geometry,
+                fault: args.seed_fault.map(|kind| Fault::new(kind, 1e5, true)),
+            });
         }
     }
     Ok(subjects)
-}
-
-fn regimes() -> impl Iterator<Item = Regime> {
-    Regime::all().into_iter().map(|regime| match regime {
-        // Steps of the usual 1e-6 are so small beside the parameters that their rounding shows.
-        Regime::DoG(_) => Regime::DoG(DoG { initial_distance: 1e-2 }),
-        Regime::DoWG(_) => Regime::DoWG(DoWG { initial_distance: 1e-2 }),
-        // Some stream wins after five rounds.
-        Regime::AutoSgd(_) => Regime::AutoSgd(AutoSgd { rounds: 4, ..AutoSgd::default() }),
-        regime => regime,
-    })
 }
 
 fn print(rows: &[Row]) -> Result<(), CliError> {

@@ -11,194 +11,25 @@
 #![forbid(unsafe_code)]
 #![deny(missing_docs)]
 
+#[cfg(feature = "gpu")]
 pub mod bench;
+#[cfg(feature = "gpu")]
+mod device;
 pub mod oracle;
 pub mod run;
 pub mod spec;
 pub mod stored;
 #[cfg(feature = "translate")]
 pub mod translate;
+#[cfg(feature = "gpu")]
 pub mod vectors;
 
 use std::fmt::Display;
-use std::sync::OnceLock;
 
+#[cfg(feature = "gpu")]
+pub use device::*;
 use spec::{Spec, lengths};
-use wgpu_optim::gpu::{Partials, Tensor};
-use wgpu_optim::{Error, Gpu, Optimizer, OptimizerBuilder, Records, wgpu};
-
-/// Every adapter with compute shaders, opened. None is a failure, never a skip.
-///
-/// The tests of a binary share their devices, and with them the pipelines that were compiled. Only OpenGL is opened anew each time: its calls
-/// lock the adapter, and give up after a second of waiting for another thread.
-pub fn adapters() -> Vec<Gpu> {
-    static SHARED: OnceLock<Vec<Gpu>> = OnceLock::new();
-    let on_opengl = |gpu: &Gpu| gpu.device().adapter_info().backend == wgpu::Backend::Gl;
-    let mut all = SHARED.get_or_init(|| open_all(None)).clone();
-    if all.iter().any(on_opengl) {
-        all.retain(|gpu| !on_opengl(gpu));
-        all.extend(open_all(Some(wgpu::Backends::GL)));
-    }
-    assert!(
-        !all.is_empty(),
-        "no adapter: the device tests need at least a software driver (Debian: mesa-vulkan-drivers)"
-    );
-    all
-}
-
-fn open_all(backends: Option<wgpu::Backends>) -> Vec<Gpu> {
-    pollster::block_on(Gpu::adapters(backends))
-        .iter()
-        .map(|adapter| pollster::block_on(Gpu::open(adapter)).expect("an adapter opens"))
-        .collect()
-}
-
-/// The kinds of partials that the device can have.
-pub fn kinds_of_partials(gpu: &Gpu) -> impl Iterator<Item = Partials> {
-    let features = gpu.device().features();
-    Partials::ALL.into_iter().filter(move |partials| partials.is_supported(features))
-}
-
-/// A buffer with these values.
-pub fn upload(gpu: &Gpu, values: &[f32]) -> wgpu::Buffer {
-    let buffer = gpu.device().create_buffer(&wgpu::BufferDescriptor {
-        label: Some("test"),
-        size: (values.len().max(4) as u64 * 4).next_multiple_of(16),
-        usage: wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_DST | wgpu::BufferUsages::COPY_SRC,
-        mapped_at_creation: false,
-    });
-    gpu.queue().write_buffer(&buffer, 0, bytemuck::cast_slice(values));
-    buffer
-}
-
-/// The first `len` values of a buffer.
-pub fn download(gpu: &Gpu, buffer: &wgpu::Buffer, len: usize) -> Vec<f32> {
-    let staging = gpu.device().create_buffer(&wgpu::BufferDescriptor {
-        label: Some("staging"),
-        size: buffer.size(),
-        usage: wgpu::BufferUsages::COPY_DST | wgpu::BufferUsages::MAP_READ,
-        mapped_at_creation: false,
-    });
-    let mut encoder = gpu.device().create_command_encoder(&Default::default());
-    encoder.copy_buffer_to_buffer(buffer, 0, &staging, 0, buffer.size());
-    gpu.queue().submit([encoder.finish()]);
-    staging.map_async(wgpu::MapMode::Read, .., |result| result.expect("maps"));
-    gpu.device().poll(wgpu::PollType::wait_indefinitely()).expect("polls");
-    let view = staging.get_mapped_range(..).expect("mapped");
-    bytemuck::pod_collect_to_vec::<u8, f32>(&view)[..len].to_vec()
-}
-
-/// Submits what is recorded in one encoder.
-pub fn submit(gpu: &Gpu, record: impl FnOnce(&mut wgpu::CommandEncoder)) {
-    let mut encoder = gpu.device().create_command_encoder(&Default::default());
-    record(&mut encoder);
-    gpu.queue().submit([encoder.finish()]);
-}
-
-/// Submits what is recorded in one pass.
-pub fn submit_pass(gpu: &Gpu, record: impl FnOnce(&mut wgpu::ComputePass)) {
-    submit(gpu, |encoder| record(&mut encoder.begin_compute_pass(&Default::default())));
-}
-
-/// Records and submits one step.
-pub fn step(gpu: &Gpu, optimizer: &Optimizer) {
-    submit(gpu, |encoder| optimizer.encode_step(encoder).expect("alive"));
-}
-
-/// All records so far.
-pub fn drain(optimizer: &mut Optimizer) -> Records {
-    pollster::block_on(optimizer.drain_records()).expect("records arrive")
-}
-
-/// A builder that is known to be right.
-pub fn build(builder: OptimizerBuilder<Tensor>, gpu: &Gpu) -> Optimizer {
-    builder.build(gpu).expect("builds")
-}
-
-/// The compute pipeline of a module with one entry point, with the layout that follows from its bindings.
-pub fn pipeline(gpu: &Gpu, source: &str) -> wgpu::ComputePipeline {
-    let device = gpu.device();
-    let module = device.create_shader_module(wgpu::ShaderModuleDescriptor {
-        label: None,
-        source: wgpu::ShaderSource::Wgsl(source.into()),
-    });
-    device.create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
-        label: None,
-        layout: None,
-        module: &module,
-        entry_point: None,
-        compilation_options: Default::default(),
-        cache: None,
-    })
-}
-
-/// A kernel of the caller's: storage buffers by binding, the last one written.
-pub struct Kernel {
-    pipeline: wgpu::ComputePipeline,
-    bind_group: wgpu::BindGroup,
-}
-
-impl Kernel {
-    /// A kernel of these storage buffers, in the order of their bindings.
-    pub fn new(gpu: &Gpu, source: &str, buffers: &[&wgpu::Buffer]) -> Self {
-        let device = gpu.device();
-        let pipeline = pipeline(gpu, source);
-        let entries: Vec<_> = buffers
-            .iter()
-            .enumerate()
-            .map(|(binding, buffer)| wgpu::BindGroupEntry {
-                binding: binding as u32,
-                resource: buffer.as_entire_binding(),
-            })
-            .collect();
-        let bind_group = device.create_bind_group(&wgpu::BindGroupDescriptor {
-            label: None,
-            layout: &pipeline.get_bind_group_layout(0),
-            entries: &entries,
-        });
-        Kernel { pipeline, bind_group }
-    }
-
-    /// Records one workgroup of it.
-    pub fn dispatch(&self, pass: &mut wgpu::ComputePass) {
-        self.dispatch_many(pass, 1);
-    }
-
-    /// Records so many workgroups of it.
-    pub fn dispatch_many(&self, pass: &mut wgpu::ComputePass, workgroups: u32) {
-        pass.set_pipeline(&self.pipeline);
-        pass.set_bind_group(0, &self.bind_group, &[]);
-        pass.dispatch_workgroups(workgroups, 1, 1);
-    }
-}
-
-/// A storage buffer of so many bytes, with these usages beside.
-pub fn storage(gpu: &Gpu, size: u64, more: wgpu::BufferUsages) -> wgpu::Buffer {
-    gpu.device().create_buffer(&wgpu::BufferDescriptor {
-        label: Some("storage"),
-        size,
-        usage: wgpu::BufferUsages::STORAGE | more,
-        mapped_at_creation: false,
-    })
-}
-
-/// A device with changed limits on each adapter.
-pub fn limited_devices(change: impl Fn(&mut wgpu::Limits)) -> Vec<Gpu> {
-    let open = |adapter: &wgpu::Adapter| {
-        let mut required_limits = adapter.limits();
-        change(&mut required_limits);
-        let descriptor = wgpu::DeviceDescriptor { required_limits, ..Default::default() };
-        let opened = pollster::block_on(adapter.request_device(&descriptor));
-        let (device, queue) = opened.expect("a device with less than the adapter has");
-        Gpu::from_parts(device, queue)
-    };
-    pollster::block_on(Gpu::adapters(None)).iter().map(open).collect()
-}
-
-/// A device whose bindings hold only so many bytes, on each adapter.
-pub fn small_bindings(bytes: u64) -> Vec<Gpu> {
-    limited_devices(|limits| limits.max_storage_buffer_binding_size = bytes)
-}
+use wgpu_optim::Error;
 
 /// Tensors of these lengths, of numbers by chance.
 pub fn tensors(seed: u64, lengths: &[usize]) -> Vec<Vec<f32>> {
@@ -269,6 +100,20 @@ pub fn assert_refused<T>(result: Result<T, Error>, words: &[&str]) -> Error {
         }
     }
 }
+
+/// Every kind of f32 that is not finite, as bits.
+pub const NOT_FINITE: [u32; 10] = [
+    0x7f80_0000, // +inf
+    0xff80_0000, // -inf
+    0x7fc0_0000, // the quiet NaN
+    0xffc0_0000, // negative
+    0x7f80_0001, // signalling, the least payload
+    0xff80_0001, // signalling, negative
+    0x7fff_ffff, // the largest payload
+    0xffff_ffff, // negative
+    0x7fa5_a5a5, // signalling, a payload
+    0xffd5_5555, // negative, a payload
+];
 
 /// Reproducible numbers, uniform in [-1, 1): a 64-bit linear congruential generator, high bits.
 pub struct Numbers(pub u64);

@@ -3,7 +3,9 @@
 use crate::oracle::Oracle;
 use crate::stored::rounded;
 use wgpu_optim::internals::layout::GroupState;
-use wgpu_optim::{Averaging, Element, Group, Regime, Rounding, Rule, Schedule, TrustRatio, WeightDecay};
+use wgpu_optim::{
+    AutoSgd, Averaging, DoG, DoWG, Element, Group, Regime, Rounding, Rule, Schedule, TrustRatio, WeightDecay,
+};
 
 /// One group: everything a caller can say of it, and its tensors' parameters before the first step.
 #[derive(Debug, Clone)]
@@ -128,6 +130,20 @@ impl Spec {
     pub fn tensor_name(&self, index: usize) -> String {
         format!("{}/{index}", self.name)
     }
+}
+
+/// DoG from a distance whose steps are not lost in the rounding of the parameters, as those of the usual 1e-6 are.
+pub const DOG: Regime = Regime::DoG(DoG { initial_distance: 1e-2 });
+
+/// Every regime, with constants that show something in a few steps.
+pub fn regimes() -> impl Iterator<Item = Regime> {
+    Regime::all().into_iter().map(|regime| match regime {
+        Regime::DoG(_) => DOG,
+        Regime::DoWG(_) => Regime::DoWG(DoWG { initial_distance: 1e-2 }),
+        // Some stream wins after five rounds.
+        Regime::AutoSgd(_) => Regime::AutoSgd(AutoSgd { rounds: 4, ..AutoSgd::default() }),
+        regime => regime,
+    })
 }
 
 /// Where a tensor lies on the device: buffer and first element, of its parameters and of its gradients. All of a buffer are stored alike.

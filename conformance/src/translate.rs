@@ -3,16 +3,14 @@
 //!
 //! With `WGPU_OPTIM_TRANSLATED=FOLDER` the tests that use this leave their translations in that folder, for `tests/dxc` and `tests/metal`.
 
-use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
-use std::sync::Mutex;
-use std::sync::atomic::{AtomicUsize, Ordering};
 
 use naga::back::{PipelineConstants, hlsl, msl, pipeline_constants::process_overrides};
 use naga::proc::{BoundsCheckPolicies, BoundsCheckPolicy};
 use naga::valid::{Capabilities, ModuleInfo, ValidationFlags, Validator};
 use naga::{Binding, Block, BuiltIn, Expression, Function, Handle, Module, ShaderStage, Statement};
 use naga::{ScalarKind, StorageAccess, TypeInner, UnaryOperator};
+use rayon::prelude::*;
 use serde_json::Value;
 
 /// A kernel whose override constants have their values.
@@ -298,30 +296,6 @@ const SHADER_MODELS: [hlsl::ShaderModel; 4] =
 /// From macOS 10.13 to 26.
 const METAL_VERSIONS: [(u8, u8); 4] = [(2, 0), (2, 4), (3, 2), (4, 0)];
 
-/// What becomes of each, in the same order.
-pub fn in_parallel<T: Sync, U: Send>(all: &[T], each: impl Fn(&T) -> U + Sync) -> Vec<U> {
-    let threads = std::thread::available_parallelism().map_or(2, NonZeroUsize::get);
-    let next = AtomicUsize::new(0);
-    let done = Mutex::new(Vec::new());
-    std::thread::scope(|scope| {
-        for _ in 0..threads {
-            scope.spawn(|| {
-                loop {
-                    let index = next.fetch_add(1, Ordering::Relaxed);
-                    let Some(value) = all.get(index) else {
-                        break;
-                    };
-                    let made = each(value);
-                    done.lock().expect("no thread has failed").push((index, made));
-                }
-            });
-        }
-    });
-    let mut done = done.into_inner().expect("no thread has failed");
-    done.sort_by_key(|(index, _)| *index);
-    done.into_iter().map(|(_, made)| made).collect()
-}
-
 /// The version of MSL that tests/metal compiles.
 pub const METAL: (u8, u8) = (2, 4);
 
@@ -332,11 +306,10 @@ pub fn folder() -> Option<PathBuf> {
 
 /// Those of the kernels that are faulty, a line for each.
 pub fn faulty(kernels: &[Kernel]) -> Vec<String> {
-    kernels
-        .iter()
-        .zip(in_parallel(kernels, faults))
+    let lines = kernels.par_iter().map(|kernel| (&kernel.name, faults(kernel)));
+    lines
         .filter(|(_, faults)| !faults.is_empty())
-        .map(|(kernel, faults)| format!("{}: {}", kernel.name, faults.join("; ")))
+        .map(|(name, faults)| format!("{name}: {}", faults.join("; ")))
         .collect()
 }
 

@@ -4,14 +4,16 @@
 use std::collections::HashMap;
 
 use crate::bench::device::COPY;
-use half::{bf16, f16};
+use crate::run::{CpuRun, GUARD, GpuRun, Run, Setup};
+use crate::spec::{Spec, packed};
+use crate::stored::Stored;
+use crate::{NOT_FINITE, Numbers, noise, tensors, upload};
 use serde_json::{Value, json};
-use wgpu_optim::cpu::{Values, ValuesMut};
 use wgpu_optim::gpu::{Partials, Tensor, Tuning};
 use wgpu_optim::internals::{Dispatch, KernelSource};
 use wgpu_optim::{
     Averaging, Element, Gpu, Group, LossScaler, Optimizer, OptimizerBuilder, Regime, Rounding, Rule, Schedule,
-    TrustRatio, wgpu,
+    TrustRatio, WeightDecay, wgpu,
 };
 
 /// What may fail, for whatever reason.
@@ -82,7 +84,7 @@ pub fn vectors() -> Outcome<Value> {
 pub fn cases_of(gpu: &Gpu, kernels: &mut Kernels) -> Outcome<Vec<Value>> {
     let name = gpu.tuning().partials.name();
     Ok(vec![
-        case(gpu, name, kernels)?,
+        case_of_rules(gpu, name, kernels)?,
         case_of_halves(gpu, name, kernels)?,
         case_of_nonfinite(gpu, name, false, kernels)?,
     ])
@@ -192,125 +194,92 @@ impl Recording {
     }
 }
 
-/// Numbers in [-1, 1).
-fn numbers(seed: u64, count: usize) -> Vec<f32> {
-    let mut state = seed;
-    let next = || {
-        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        (state >> 40) as f32 / 8_388_608.0 - 1.0
-    };
-    std::iter::repeat_with(next).take(count).collect()
+/// What is in a case beside its groups.
+#[derive(Clone, Copy, Default)]
+struct Form {
+    setup: Setup,
+    /// Gradients are given as words, because some are not finite.
+    words: bool,
+    /// Parameters are given as words, of which every bit must be the CPU path's.
+    exact: bool,
 }
 
-fn buffer(gpu: &Gpu, contents: &[f32]) -> wgpu::Buffer {
-    let buffer = gpu.device().create_buffer(&wgpu::BufferDescriptor {
-        label: None,
-        size: (4 * contents.len() as u64).next_multiple_of(16),
-        usage: wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_DST | wgpu::BufferUsages::COPY_SRC,
-        mapped_at_creation: false,
-    });
-    gpu.queue().write_buffer(&buffer, 0, bytemuck::cast_slice(contents));
-    buffer
+/// The words that tensors lie in, one after the other as [`packed`] puts them.
+fn words_of(element: impl Fn(&Spec) -> Element, specs: &[Spec], tensors: &[Vec<f32>]) -> Vec<u32> {
+    let elements = specs.iter().flat_map(|spec| vec![element(spec); spec.tensors.len()]);
+    let mut words = Vec::new();
+    for (element, tensor) in elements.zip(tensors) {
+        let stored = Stored::new(element, tensor);
+        for bytes in stored.bytes().chunks(4) {
+            // What is left over of a word is not the tensor's.
+            let mut word = GUARD.to_ne_bytes();
+            word[..bytes.len()].copy_from_slice(bytes);
+            words.push(u32::from_ne_bytes(word));
+        }
+    }
+    words
 }
 
-/// Every rule under Seesaw and NormRatio, over lengths around the kernels' boundaries: gradients of some steps, and what the CPU path makes
-/// of them.
-fn case(gpu: &Gpu, name: &str, kernels: &mut Kernels) -> Outcome<Value> {
-    let block = gpu.tuning().block_elements() as usize;
-    let lengths = [1, 3, 4, 5, 31, 33, block - 1, block, block + 1];
-    let groups: Vec<(Rule, Regime)> =
-        Rule::all().into_iter().flat_map(|rule| [(rule, Regime::seesaw()), (rule, Regime::norm_ratio())]).collect();
-    let count: usize = groups.len() * lengths.iter().sum::<usize>();
-    let first = numbers(1, count);
-    let (parameters, gradients) = (buffer(gpu, &first), buffer(gpu, &vec![0.0; count]));
-    let mut device: OptimizerBuilder<Tensor> = OptimizerBuilder::new(Rule::sgd()).record_steps(16);
-    let mut host = OptimizerBuilder::new(Rule::sgd());
-    let mut ranges = Vec::new();
-    let mut at = 0;
-    for (rule, regime) in &groups {
-        let name = format!("{} {}", rule.name(), regime.name());
-        let group = || Group::new(name.clone()).rule(*rule).regime(*regime);
-        let mut on_device = group();
-        let mut on_host = Group::new(name.clone()).rule(*rule).regime(*regime);
-        for length in lengths {
-            let tensor = format!("{name} {length}");
-            let bytes = 4 * at as u64..4 * (at + length) as u64;
-            on_device = on_device.tensor(tensor.clone(), parameters.slice(bytes.clone()), gradients.slice(bytes));
-            let slice = &first[at..at + length];
-            on_host = on_host.tensor(tensor, slice, slice);
-            ranges.push(at..at + length);
-            at += length;
-        }
-        device = device.group(on_device);
-        host = host.group(on_host);
+fn listed(words: &[u32], as_words: bool) -> Value {
+    if as_words { json!(words) } else { json!(bytemuck::cast_slice::<u32, f32>(words)) }
+}
+
+/// Groups, and some steps: buffers and dispatches, gradients, and what the CPU path makes of them.
+fn case(
+    gpu: &Gpu,
+    name: &str,
+    specs: &[Spec],
+    form: Form,
+    steps: impl IntoIterator<Item = Vec<Vec<f32>>>,
+    kernels: &mut Kernels,
+) -> Outcome<Value> {
+    let setup = Setup { record_steps: Some(16), ..form.setup };
+    let device = GpuRun::try_with_room(gpu, specs, packed(specs, 0, 0), &[], |builder| setup.tell(builder))?;
+    let mut host = CpuRun::try_with(specs, setup)?;
+    let (mut gradients, mut rates) = (Vec::new(), Vec::new());
+    for step in steps {
+        host.try_step(&step)?;
+        rates.push(host.rates());
+        gradients.push(listed(&words_of(|spec| spec.grads, specs, &step), form.words || form.exact));
     }
-    let optimizer = device.build(gpu)?;
-    let mut host = host.build_cpu()?;
-    let mut expected = first.clone();
-    let mut steps = Vec::new();
-    let mut rates = Vec::new();
-    for step in 0..STEPS {
-        let noise = numbers(2 + step as u64, count);
-        let gradient: Vec<f32> = first.iter().zip(noise).map(|(w, noise)| 0.5 * w + noise).collect();
-        let mut rest = expected.as_mut_slice();
-        let mut params = Vec::new();
-        for range in &ranges {
-            let (slice, after) = rest.split_at_mut(range.len());
-            params.push(slice);
-            rest = after;
-        }
-        let grads: Vec<&[f32]> = ranges.iter().map(|range| &gradient[range.clone()]).collect();
-        host.step(&mut params, &grads)?;
-        rates.push(host.learning_rates().to_vec());
-        steps.push(gradient);
-    }
-    let mut recording =
-        Recording { gpu: gpu.clone(), buffers: vec![parameters, gradients, optimizer.learning_rates().clone()] };
-    let dispatches = recording.dispatches(&optimizer, kernels);
-    let lengths: Vec<usize> = groups.iter().map(|_| lengths.iter().sum()).collect();
-    let names: Vec<String> =
-        groups.iter().map(|(rule, regime)| format!("{}, {}", rule.name(), regime.name())).collect();
+    let mut buffers = device.buffers.clone();
+    buffers.push(device.optimizer.learning_rates().clone());
+    let mut recording = Recording { gpu: gpu.clone(), buffers };
+    let dispatches = recording.dispatches(&device.optimizer, kernels);
+    let params = |spec: &Spec| spec.params;
+    let length = |spec: &Spec| words_of(params, std::slice::from_ref(spec), &spec.tensors).len();
     Ok(json!({
         "name": name,
-        "groups": names,
-        "lengths": lengths,
+        "words": form.words,
+        "exact": form.exact,
+        "groups": specs.iter().map(|spec| &spec.name).collect::<Vec<_>>(),
+        "lengths": specs.iter().map(length).collect::<Vec<_>>(),
         "buffers": recording.contents()?,
         "dispatches": dispatches,
-        "gradients": steps,
+        "gradients": gradients,
         "rates": rates,
-        "parameters": expected,
+        "parameters": listed(&words_of(params, specs, &host.params()), form.exact),
     }))
 }
 
-/// What is put into gradients that is not finite: quiet and signalling NaN, and the infinities.
-const NOT_FINITE: [u32; 5] = [0x7fc0_0000, 0xffc0_0000, 0x7f80_0001, 0x7f80_0000, 0xff80_0000];
-
-/// A group of [`case_of_nonfinite`].
-#[derive(Clone, Copy)]
-struct Setting {
-    rule: Rule,
-    regime: Regime,
-    decay: f32,
-    clip: f32,
-    /// Parameters that overflow when a gradient of their size is added to them.
-    huge: bool,
-}
-
-impl Setting {
-    fn name(&self) -> String {
-        format!(
-            "{}, {}{}{}{}",
-            self.rule.name(),
-            self.regime.name(),
-            if self.decay > 0.0 { ", decay" } else { "" },
-            if self.clip < f32::INFINITY { ", clip" } else { "" },
-            if self.huge { ", huge" } else { "" },
-        )
-    }
-
-    fn group<T>(&self) -> Group<T> {
-        Group::new(self.name()).rule(self.rule).regime(self.regime).weight_decay(self.decay).clip_norm(self.clip)
-    }
+/// Every rule under Seesaw and NormRatio, over lengths around the kernels' boundaries.
+fn case_of_rules(gpu: &Gpu, name: &str, kernels: &mut Kernels) -> Outcome<Value> {
+    let block = gpu.tuning().block_elements() as usize;
+    let lengths = [1, 3, 4, 5, 31, 33, block - 1, block, block + 1];
+    let mut numbers = Numbers(1);
+    let mut spec = |rule: Rule, regime: Regime| {
+        let tensors = lengths.map(|length| numbers.vec(length));
+        Spec::new(rule, regime, tensors.into()).named(format!("{}, {}", rule.name(), regime.name()))
+    };
+    let rules = Rule::all().into_iter();
+    let specs: Vec<Spec> =
+        rules.flat_map(|rule| [Regime::seesaw(), Regime::norm_ratio()].map(|regime| spec(rule, regime))).collect();
+    let first = specs.iter().flat_map(|spec| &spec.tensors);
+    let steps = (0..STEPS).map(|step| {
+        let mut noise = Numbers(2 + step as u64);
+        first.clone().map(|tensor| tensor.iter().map(|w| 0.5 * w + noise.next()).collect()).collect()
+    });
+    case(gpu, name, &specs, Form::default(), steps, kernels)
 }
 
 /// More than half of what f32 can hold.
@@ -321,237 +290,92 @@ const HUGE: f32 = 2.5e38;
 /// with micro-batches.
 pub fn case_of_nonfinite(gpu: &Gpu, name: &str, full: bool, kernels: &mut Kernels) -> Outcome<Value> {
     let block = gpu.tuning().block_elements() as usize;
-    let setting = |rule, regime, decay, clip| Setting { rule, regime, decay, clip, huge: false };
     let none = f32::INFINITY;
-    // What is measured depends on the rule through its memory alone.
+    // What is measured depends on the rule through its memory alone. The parameters of a huge group overflow when a gradient of their size is
+    // added to them.
     let settings = [
-        setting(Rule::sgd(), Regime::seesaw(), 0.0, none),
-        setting(Rule::sgdm(0.9), Regime::seesaw(), 0.0, none),
-        setting(Rule::adamw(), Regime::seesaw(), 0.0, none),
-        setting(Rule::sgd(), Regime::seesaw(), 0.1, none),
-        Setting { huge: true, ..setting(Rule::sgd(), Regime::fixed(2f32.powi(-40)), 1.0, none) },
-        setting(Rule::sgdm(0.9), Regime::norm_ratio(), 0.1, 1.0),
-        setting(Rule::sgd(), Regime::norm_ratio(), 0.0, 1.0),
-        setting(Rule::sgd(), Regime::adgd(), 0.0, none),
-        setting(Rule::sgd(), Regime::dowg(), 0.0, none),
+        ("sgd", Rule::sgd(), Regime::seesaw(), 0.0, none),
+        ("sgdm", Rule::sgdm(0.9), Regime::seesaw(), 0.0, none),
+        ("adamw", Rule::adamw(), Regime::seesaw(), 0.0, none),
+        ("decay", Rule::sgd(), Regime::seesaw(), 0.1, none),
+        ("huge, decay", Rule::sgd(), Regime::fixed(2f32.powi(-40)), 1.0, none),
+        ("sgdm, decay, clip", Rule::sgdm(0.9), Regime::norm_ratio(), 0.1, 1.0),
+        ("sgd, clip", Rule::sgd(), Regime::norm_ratio(), 0.0, 1.0),
+        ("secant", Rule::sgd(), Regime::adgd(), 0.0, none),
+        ("distance", Rule::sgd(), Regime::dowg(), 0.0, none),
     ];
-    let mut device = OptimizerBuilder::<Tensor>::new(Rule::sgd()).record_steps(16);
-    let mut host = OptimizerBuilder::new(Rule::sgd());
-    if full {
-        device = device.loss_scaler(LossScaler::default()).micro_batches(2);
-        host = host.loss_scaler(LossScaler::default()).micro_batches(2);
-    }
-    // Tensors, group by group, and whether they are of huge parameters.
-    let mut ranges = Vec::new();
-    let mut at = 0;
-    let mut lengths = Vec::new();
-    for (number, setting) in settings.iter().enumerate() {
-        let before = at;
+    let mut numbers = Numbers(11);
+    let mut specs = Vec::new();
+    for (name, rule, regime, decay, clip) in settings {
+        let huge = name.starts_with("huge");
         // More than a block where no memory is measured with it, and where something overflows.
-        let longest = if number == 0 || setting.huge { block + 1 } else { 34 };
-        for length in [1, 5, longest] {
-            ranges.push((at..at + length, setting.huge));
-            at += length;
-        }
-        lengths.push(at - before);
+        let longest = if specs.is_empty() || huge { block + 1 } else { 34 };
+        let size = |w: f32| if huge { HUGE.copysign(w) } else { w };
+        let tensors = [1, 5, longest].map(|length| numbers.vec(length).into_iter().map(size).collect());
+        let decay = WeightDecay::Coupled(decay);
+        specs.push(Spec { decay, clip, ..Spec::new(rule, regime, tensors.into()).named(name) });
     }
-    let of_each = ranges.len() / settings.len();
-    let mut first = numbers(11, at);
-    for (range, huge) in &ranges {
-        if *huge {
-            first[range.clone()].iter_mut().for_each(|w| *w = HUGE.copysign(*w));
-        }
-    }
-    let (parameters, gradients) = (buffer(gpu, &first), buffer(gpu, &vec![0.0; at]));
-    for (setting, ranges) in settings.iter().zip(ranges.chunks(of_each)) {
-        let (mut on_device, mut on_host) = (setting.group(), setting.group());
-        for (range, _) in ranges {
-            let tensor = format!("{} {}", setting.name(), range.len());
-            let bytes = 4 * range.start as u64..4 * range.end as u64;
-            let (w, g) = (parameters.slice(bytes.clone()), gradients.slice(bytes));
-            on_device = on_device.tensor(tensor.clone(), w, g);
-            let slice = &first[range.clone()];
-            on_host = on_host.tensor(tensor, slice, slice);
-        }
-        device = device.group(on_device);
-        host = host.group(on_host);
-    }
-    let optimizer = device.build(gpu)?;
-    let mut host = host.build_cpu()?;
-
-    let mut expected = first.clone();
-    let (mut steps, mut rates) = (Vec::new(), Vec::new());
+    let first: Vec<&Vec<f32>> = specs.iter().flat_map(|spec| &spec.tensors).collect();
     // Each tensor once, at its end or its beginning.
-    for bad in 0..2 * ranges.len() {
-        let mut gradient = numbers(12 + bad as u64, at);
+    let steps = (0..2 * first.len()).map(|bad| {
+        let mut numbers = Numbers(12 + bad as u64);
+        let mut gradients: Vec<Vec<f32>> = first.iter().map(|tensor| numbers.vec(tensor.len())).collect();
         if bad % 2 == 0 {
-            let number = bad / 2;
-            let (range, huge) = &ranges[number];
-            let spoilt = match number % 2 {
-                0 => range.end - 1,
-                _ => range.start,
-            };
-            gradient[spoilt] = if *huge {
+            let tensor = bad / 2;
+            let element = if tensor % 2 == 0 { first[tensor].len() - 1 } else { 0 };
+            let w = first[tensor][element];
+            gradients[tensor][element] = if w.abs() == HUGE {
                 // Of micro-batches that is the sum.
                 let largest = if full { f32::MAX } else { HUGE };
-                largest.copysign(first[spoilt])
+                largest.copysign(w)
             } else {
-                f32::from_bits(NOT_FINITE[number % NOT_FINITE.len()])
+                f32::from_bits(NOT_FINITE[tensor % NOT_FINITE.len()])
             };
         }
-        let (mut params, mut grads) = (Vec::new(), Vec::new());
-        let mut w = expected.as_mut_slice();
-        for (range, _) in &ranges {
-            let (own, rest) = w.split_at_mut(range.len());
-            params.push(own);
-            w = rest;
-            grads.push(&gradient[range.clone()]);
-        }
-        host.step(&mut params, &grads)?;
-        rates.push(host.learning_rates().to_vec());
-        steps.push(gradient.into_iter().map(f32::to_bits).collect::<Vec<u32>>());
+        gradients
+    });
+    let mut form = Form { words: true, ..Form::default() };
+    let mut title = format!("{name}, not finite");
+    if full {
+        title += ", loss scale";
+        form.setup = Setup { scaler: Some(LossScaler::default()), micro_batches: Some(2), ..Setup::default() };
     }
-    let mut recording =
-        Recording { gpu: gpu.clone(), buffers: vec![parameters, gradients, optimizer.learning_rates().clone()] };
-    let dispatches = recording.dispatches(&optimizer, kernels);
-    let title = format!("{name}, not finite{}", if full { ", loss scale" } else { "" });
-    Ok(json!({
-        "name": title,
-        "words": true,
-        "groups": settings.iter().map(Setting::name).collect::<Vec<_>>(),
-        "lengths": lengths,
-        "buffers": recording.contents()?,
-        "dispatches": dispatches,
-        "gradients": steps,
-        "rates": rates,
-        "parameters": expected,
-    }))
+    case(gpu, &title, &specs, form, steps, kernels)
 }
-
-/// How 16-bit parameters are stored and rounded.
-const HALVES: [(Element, Rounding); 6] = [
-    (Element::F16, Rounding::Masters),
-    (Element::F16, Rounding::Nearest),
-    (Element::F16, Rounding::Stochastic { seed: 1 }),
-    (Element::Bf16, Rounding::Masters),
-    (Element::Bf16, Rounding::Nearest),
-    (Element::Bf16, Rounding::Stochastic { seed: 2 }),
-];
 
 /// Parameters and gradients of 16 bits and steps that f32 has no rounding for, of which every bit must be the CPU path's.
 fn case_of_halves(gpu: &Gpu, name: &str, kernels: &mut Kernels) -> Outcome<Value> {
     let block = gpu.tuning().block_elements() as usize;
     let lengths = [1, 2, 3, 4, 5, 31, 33, block - 1, block, block + 1];
-    // Two elements to a word, and a word of its own for each that is left over.
-    let words = |length: usize| length.div_ceil(2);
-    let per_group: usize = lengths.iter().copied().map(words).sum();
-    let count = 2 * per_group * HALVES.len();
-    let encoded = |element: Element, value: f32| match element {
-        Element::F16 => f16::from_f32(value).to_bits(),
-        _ => bf16::from_f32(value).to_bits(),
-    };
-    let element_of = |at: usize| HALVES[at / (2 * per_group)].0;
-    let encode = |values: &[f32]| -> Vec<u16> {
-        let places = values.iter().enumerate();
-        places.map(|(at, &value)| encoded(element_of(at), value)).collect()
-    };
-    let first = encode(&numbers(1, count));
-    let in_words = |codes: &[u16]| bytemuck::pod_collect_to_vec::<u16, u32>(codes);
-    let parameters = buffer(gpu, bytemuck::cast_slice(&in_words(&first)));
-    let gradients = buffer(gpu, &vec![0.0; count / 2]);
-    // A step of ¼ is at least a unit of f32 of all that is below 1, and much smaller than a unit of 16 bits.
-    let regime = Regime::fixed(2f32.powi(-12));
-    let mut device: OptimizerBuilder<Tensor> = OptimizerBuilder::new(Rule::sgd()).regime(regime).record_steps(16);
-    let mut host = OptimizerBuilder::new(Rule::sgd()).regime(regime);
-    let mut ranges = Vec::new();
-    let mut at = 0;
-    for (element, rounding) in HALVES {
-        let group_name = format!("{} {}", element.name(), rounding.name());
-        let mut on_device = Group::new(group_name.clone()).rounding(rounding);
-        let mut on_host = Group::new(group_name.clone()).rounding(rounding);
-        for length in lengths {
-            let tensor = format!("{group_name} {length}");
-            let bytes = 2 * at as u64..2 * (at + length) as u64;
-            on_device = on_device.tensor(
-                tensor.clone(),
-                element.of(parameters.slice(bytes.clone())),
-                element.of(gradients.slice(bytes)),
-            );
-            on_host = match element {
-                Element::F16 => {
-                    let slice: &[f16] = bytemuck::cast_slice(&first[at..at + length]);
-                    on_host.tensor(tensor, slice, slice)
-                }
-                _ => {
-                    let slice: &[bf16] = bytemuck::cast_slice(&first[at..at + length]);
-                    on_host.tensor(tensor, slice, slice)
-                }
-            };
-            ranges.push((element, at..at + length));
-            at += 2 * words(length);
+    let mut specs = Vec::new();
+    for element in [Element::F16, Element::Bf16] {
+        for rounding in [Rounding::Masters, Rounding::Nearest, Rounding::Stochastic { seed: 1 }] {
+            let tensors = tensors(1 + specs.len() as u64, &lengths);
+            // A step of ¼ is at least a unit of f32 of all that is below 1, and much smaller than a unit of 16 bits.
+            let spec = Spec::new(Rule::sgd(), Regime::fixed(2f32.powi(-12)), tensors);
+            let title = format!("{} parameters, rounding {}", element.name(), rounding.name());
+            specs.push(spec.named(title).stored(element, element, rounding));
         }
-        device = device.group(on_device);
-        host = host.group(on_host);
     }
-    let optimizer = device.build(gpu)?;
-    let mut host = host.build_cpu()?;
-    let mut expected = first;
-    let mut steps = Vec::new();
-    let mut rates = Vec::new();
-    for step in 0..STEPS {
+    let steps = (0..STEPS).map(|step| {
+        let mut gradients = noise(&specs, 2 + step as u64);
         // Multiples of ¼.
-        let values = numbers(2 + step as u64, count);
-        let values: Vec<f32> = values.iter().map(|x| (8.0 * x).round() / 4.0).collect();
-        let mut gradient = encode(&values);
+        gradients.iter_mut().flatten().for_each(|x| *x = (8.0 * *x).round() / 4.0);
         // Two steps have one gradient that is not finite, and must leave no trace.
         match step {
-            2 => gradient[ranges[0].1.start] = encoded(ranges[0].0, f32::NAN),
-            4 => gradient[ranges[ranges.len() - 1].1.end - 1] = encoded(Element::Bf16, f32::INFINITY),
+            2 => gradients[0][0] = f32::NAN,
+            4 => *gradients.last_mut().and_then(|tensor| tensor.last_mut()).expect("elements") = f32::INFINITY,
             _ => {}
         }
-        let mut rest = expected.as_mut_slice();
-        let mut end = 0;
-        let mut params: Vec<Box<dyn ValuesMut>> = Vec::new();
-        let mut grads: Vec<Box<dyn Values>> = Vec::new();
-        for (element, range) in &ranges {
-            let (_, after) = rest.split_at_mut(range.start - end);
-            let (slice, after) = after.split_at_mut(range.len());
-            let own = &gradient[range.clone()];
-            if *element == Element::F16 {
-                params.push(Box::new(bytemuck::cast_slice_mut::<u16, f16>(slice)));
-                grads.push(Box::new(bytemuck::cast_slice::<u16, f16>(own)));
-            } else {
-                params.push(Box::new(bytemuck::cast_slice_mut::<u16, bf16>(slice)));
-                grads.push(Box::new(bytemuck::cast_slice::<u16, bf16>(own)));
-            }
-            (rest, end) = (after, range.end);
-        }
-        host.step(&mut params, &grads)?;
-        rates.push(host.learning_rates().to_vec());
-        steps.push(in_words(&gradient));
-    }
-    let mut recording =
-        Recording { gpu: gpu.clone(), buffers: vec![parameters, gradients, optimizer.learning_rates().clone()] };
-    let dispatches = recording.dispatches(&optimizer, kernels);
-    let names =
-        HALVES.map(|(element, rounding)| format!("{} parameters, rounding {}", element.name(), rounding.name()));
-    Ok(json!({
-        "name": name,
-        "exact": true,
-        "groups": names,
-        "lengths": HALVES.map(|_| per_group),
-        "buffers": recording.contents()?,
-        "dispatches": dispatches,
-        "gradients": steps,
-        "rates": rates,
-        "parameters": in_words(&expected),
-    }))
+        gradients
+    });
+    case(gpu, name, &specs, Form { exact: true, ..Form::default() }, steps, kernels)
 }
 
 /// Kernels of 16 bits, as [`compile_everything`]: rules with and without memories, regimes with and without a use for parameters.
 pub fn compile_halves(gpu: &Gpu, kernels: &mut Kernels) -> Outcome<()> {
     let values = vec![1.0f32; 1024];
-    let (parameters, gradients) = (buffer(gpu, &values), buffer(gpu, &values));
+    let (parameters, gradients) = (upload(gpu, &values), upload(gpu, &values));
     for (params, grads, rounding) in [
         (Element::F16, Element::Bf16, Rounding::Masters),
         (Element::Bf16, Element::F16, Rounding::Stochastic { seed: 1 }),
@@ -602,8 +426,8 @@ impl Groups {
 
     fn compile(self, gpu: &Gpu, tell: &[Tell], kernels: &mut Kernels) -> Outcome<()> {
         let values = vec![1.0f32; 1024];
-        let (parameters, gradients) = (buffer(gpu, &values), buffer(gpu, &values));
-        let loss = buffer(gpu, &values);
+        let (parameters, gradients) = (upload(gpu, &values), upload(gpu, &values));
+        let loss = upload(gpu, &values);
         let mut builder: OptimizerBuilder<Tensor> =
             OptimizerBuilder::new(Rule::sgd()).averaging(self.averaging).record_steps(4).loss(loss.slice(..4));
         for tell in tell {
@@ -728,7 +552,7 @@ fn throughput(gpu: &Gpu, kernels: &mut Kernels) -> Outcome<Value> {
         ("SGD, Seesaw", Rule::sgd(), Regime::seesaw(), 19.0),
         ("SGDM, Seesaw", Rule::sgdm(0.9), Regime::seesaw(), 28.0),
     ] {
-        let (parameters, gradients) = (buffer(&gpu, &values), buffer(&gpu, &values));
+        let (parameters, gradients) = (upload(&gpu, &values), upload(&gpu, &values));
         let optimizer = OptimizerBuilder::new(rule)
             .regime(regime)
             .record_steps(16)

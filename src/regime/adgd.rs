@@ -13,7 +13,7 @@ use crate::regime::gradient::{Gradient, is_sign_rule};
 use crate::rule::Rule;
 
 /// `η = min(√(1 + θ_{t-1}) η_{t-1}, ‖s‖/(2‖y‖))`, `θ_{t-1} = η_{t-1}/η_{t-2}` (Malitsky & Mishchenko 2020, arXiv:1910.09529,
-/// algorithm 1; `θ_0 = ∞`).
+/// algorithm 1; `θ_0 = ∞`). Where `s = 0` (after a gradient of zeros) or `y = 0` the rate is carried over.
 ///
 /// In the record `norm_term` is `-x/2`, `curvature_term` the rest of the secant, and `gate_term` what the bound on growth held back.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -148,7 +148,11 @@ impl RegimeReference for Reference {
         }
         self.last_rate = Some(step.rate);
         let (s, y) = step.secant();
-        let secant = step.along_signs((dot(&s, &s) / dot(&y, &y)).sqrt() / 2.0);
+        let (ss, yy) = (dot(&s, &s), dot(&y, &y));
+        if ss == 0.0 || yy == 0.0 {
+            return Rate::wanted(step.rate);
+        }
+        let secant = step.along_signs((ss / yy).sqrt() / 2.0);
         Rate::wanted(secant.min((1.0 + self.last_growth).sqrt() * step.rate))
     }
 }

@@ -15,9 +15,10 @@ use crate::rule::Rule;
 /// `s·s/s·y`, `s·y/y·y` or their geometric mean `‖s‖/‖y‖` (Barzilai & Borwein 1988; for stochastic gradients Tan et al. 2016,
 /// arXiv:1605.04131, eq. 6 and 7).
 ///
-/// Safeguards: the rate changes by at most a factor of `max_change` per step; where `y = 0`, and in Long and Short where
-/// `s·y ≤ 0` (no curvature to go by), it is carried over; where a sum left the range of f32 it falls by that factor. In the record `norm_term` is what the norm alone explains (`0`,
-/// `-x` and `-x/2` with `x = ln(n_t/n_{t-1})`), `curvature_term` the rest, `clamp_term` the bound.
+/// Safeguards: the rate changes by at most a factor of `max_change` per step; where `s = 0` (after a gradient of zeros) or `y = 0`, and in
+/// Long and Short where `s·y ≤ 0` (no curvature to go by), it is carried over; where a sum left the range of f32 it falls
+/// by that factor. In the record `norm_term` is what the norm alone explains (`0`, `-x` and `-x/2` with `x = ln(n_t/n_{t-1})`),
+/// `curvature_term` the rest, `clamp_term` the bound.
 #[derive(Debug, Clone, Copy, PartialEq)]
 #[cfg_attr(feature = "checkpoint", derive(serde::Serialize))]
 pub struct BarzilaiBorwein {
@@ -196,7 +197,8 @@ impl RegimeReference for BarzilaiBorwein {
         let (s, y) = step.secant();
         let (ss, sy, yy) = (dot(&s, &s), dot(&s, &y), dot(&y, &y));
         let rate = match self.form {
-            SecantForm::Long | SecantForm::Short if sy <= 0.0 || yy == 0.0 => step.rate,
+            _ if ss == 0.0 || yy == 0.0 => step.rate,
+            SecantForm::Long | SecantForm::Short if sy <= 0.0 => step.rate,
             SecantForm::Long => step.along_signs(ss / sy),
             SecantForm::Short => step.along_signs(sy / yy),
             SecantForm::Geometric => step.along_signs((ss / yy).sqrt()),

@@ -6,10 +6,11 @@
 use std::path::Path;
 use std::sync::OnceLock;
 
+use rayon::prelude::*;
 use serde_json::Value;
 use wgpu_optim::{Gpu, wgpu};
 use wgpu_optim_conformance::bench::device::{COPY, TRIAD};
-use wgpu_optim_conformance::translate::{self, Kernel, METAL, faults, faulty, folder, in_parallel};
+use wgpu_optim_conformance::translate::{self, Kernel, METAL, faults, faulty, folder};
 use wgpu_optim_conformance::vectors::{self, Kernels};
 
 /// A device of wgpu's backend without a driver: it builds every pipeline, and runs none.
@@ -37,13 +38,12 @@ fn kernels() -> &'static (Vec<Kernel>, Vec<Value>) {
             let case = vectors::case_of_nonfinite(gpu, name, true, &mut listed);
             cases.push(case.expect("a case"));
         }
-        for of_geometry in in_parallel(&geometries, kernels_of) {
-            of_geometry.listed.into_iter().for_each(|kernel| {
-                listed.add(kernel);
-            });
+        let of_geometries: Vec<Kernels> = geometries.par_iter().map(kernels_of).collect();
+        for kernel in of_geometries.into_iter().flat_map(|of_geometry| of_geometry.listed) {
+            listed.add(kernel);
         }
-        let numbered: Vec<(usize, Value)> = listed.listed.into_iter().enumerate().collect();
-        let mut kernels = in_parallel(&numbered, |(number, kernel)| Kernel::listed(*number, kernel));
+        let numbered = listed.listed.par_iter().enumerate();
+        let mut kernels: Vec<Kernel> = numbered.map(|(number, kernel)| Kernel::listed(number, kernel)).collect();
         kernels.extend(others());
         (kernels, cases)
     })

@@ -9,22 +9,12 @@ use wgpu_optim::internals::layout::GroupState;
 use wgpu_optim::{Element, NonFinite, Record, Regime, Rounding, Rule, Schedule, WeightDecay};
 use wgpu_optim_conformance::run::{GpuRun, Run, Spec, bits, devices, every_path, lengths, packed};
 use wgpu_optim_conformance::spec::without_counts;
-use wgpu_optim_conformance::{Numbers, assert_close, assert_says, filled, kinds_of_partials, noise, tensors, ulps};
+use wgpu_optim_conformance::{
+    NOT_FINITE, Numbers, assert_close, assert_says, filled, kinds_of_partials, noise, tensors, ulps,
+};
 
 use crate::helpers::{assert_same_bits, pairs};
 use crate::regimes;
-
-/// Every kind of f32 that is not finite.
-const NONFINITE: [u32; 8] = [
-    0x7f80_0000, // +inf
-    0xff80_0000, // -inf
-    0x7fc0_0000, // the quiet NaN
-    0xffc0_0000, // negative
-    0x7f80_0001, // signalling, the least payload
-    0xff80_0001, // signalling, negative
-    0x7fff_ffff, // the largest payload
-    0x7fa5_a5a5, // signalling, a payload
-];
 
 /// Three groups of every kind of memory: counters, momentum with decay and clip, none. The first has two tensors, one of several
 /// blocks.
@@ -89,7 +79,7 @@ fn a_bad_element_anywhere_skips_the_step_bit_for_bit() {
                 // Before the first step and between steps, so that every state has been there.
                 let (before, states, rates) = (bits(&run.params()), run.states(), run.rates());
                 for (i, &(tensor, element)) in spots.iter().enumerate() {
-                    for bad in [NONFINITE[i % 8], NONFINITE[(i + t + 3) % 8]] {
+                    for bad in [NOT_FINITE[i % 8], NOT_FINITE[(i + t + 3) % 8]] {
                         let mut grads = good.clone();
                         grads[tensor][element] = f32::from_bits(bad);
                         run.step(&grads);
@@ -178,7 +168,7 @@ fn many_bad_elements_are_counted_and_the_first_is_named() {
     let mut grads = noise(&specs, 2);
     let bad = [(0, 5000), (0, 8999), (1, 6), (2, 0), (2, 129), (3, 2)];
     for (i, (tensor, element)) in bad.into_iter().enumerate() {
-        grads[tensor][element] = f32::from_bits(NONFINITE[i]);
+        grads[tensor][element] = f32::from_bits(NOT_FINITE[i]);
     }
     for mut run in every_path(&specs) {
         run.step(&grads);
@@ -198,7 +188,7 @@ fn many_bad_elements_are_counted_and_the_first_is_named() {
 /// Parameters that are not finite would make the first step's length NaN: it waits until they are repaired elsewhere.
 #[test]
 fn parameters_that_are_not_finite_hold_up_the_automatic_first_step() {
-    for bad in NONFINITE {
+    for bad in NOT_FINITE {
         for regime in [Regime::seesaw(), Regime::norm_ratio()] {
             let mut w = vec![1.0; 77];
             w[76] = f32::from_bits(bad);

@@ -78,8 +78,7 @@ fn run_as(scenario: &Scenario, subject: &Subject, way: Way) -> Result<Done, CliE
         Way::ByHand => (0..steps).for_each(|_| device.run_passes(|_| true)),
     }
     device.submit([encoder]);
-    device.steps += steps;
-    let (records, rates) = (device.run.try_records()?.records, device.run.read_rates()?);
+    let (records, rates) = (device.run.try_records()?.records, device.run.try_rates()?);
     Ok(Done { records, rates, parameters: device.parameters()? })
 }
 

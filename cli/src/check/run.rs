@@ -4,53 +4,57 @@
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use wgpu_optim::internals::PassName;
-use wgpu_optim::internals::layout::{GroupState, ScopeSums};
-use wgpu_optim::{CombinedSums, Error, Record, ShardSums, wgpu};
+use wgpu_optim::internals::layout::ScopeSums;
+use wgpu_optim::{CombinedSums, Record, ShardSums, wgpu};
 use wgpu_optim_conformance::run::{CpuRun, GUARD, GpuRun, Run};
 
-use super::case::{Outcome, Path};
+use super::case::{Outcome, Path, ulp};
 use crate::CliError;
 
-/// A fault in what comes back from the device, seeded to see that every family would tell: from the third step on, element 17 of
-/// every tensor that has one is off, and off by more each time it is read; so are the sums of such a tensor's norm.
-#[derive(Debug, Default)]
+/// A fault in what comes back from the device, seeded to see that a family tells: all numbers of one kind are nearer to zero than they
+/// should be.
+#[derive(Debug)]
 pub struct Fault {
+    pub kind: Quantity,
+    /// Distance in units of the last place of each number.
+    pub ulps: f64,
+    /// Whether the distance grows by as much with each reading, so that a comparison of the device with itself sees it too.
+    pub grows: bool,
     reads: AtomicU32,
 }
 
+/// What can be falsified.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Quantity {
+    /// Of a record. The unit is the last place of 1.
+    Alignments,
+    /// Of a record.
+    Norms,
+    /// And averages, while they are in the parameters' place.
+    Parameters,
+    /// Inner products and sums of magnitudes of passes 1 and 2.
+    Products,
+    /// Of a record.
+    Rates,
+    /// Sums of squares of passes 1 and 2.
+    Squares,
+}
+
 impl Fault {
-    /// The element that is off, and the first step after which it is.
-    const ELEMENT: usize = 17;
-    const STEP: usize = 3;
-
-    fn size(&self) -> f32 {
-        let reads = self.reads.fetch_add(1, Ordering::Relaxed);
-        // As large as the largest tensors' ordinary values, so that it shows beside those of any size below.
-        0.01 * (reads + 1) as f32
+    pub fn new(kind: Quantity, ulps: f64, grows: bool) -> Self {
+        Fault { kind, ulps, grows, reads: AtomicU32::new(0) }
     }
-}
 
-/// A path whose answers may fail to arrive.
-pub trait Readable: Run {
-    fn try_params(&self) -> Result<Vec<Vec<f32>>, Error>;
-    fn try_sums(&self) -> Result<Vec<ScopeSums>, Error>;
-}
-
-impl Readable for CpuRun {
-    fn try_params(&self) -> Result<Vec<Vec<f32>>, Error> {
-        Ok(self.params())
-    }
-    fn try_sums(&self) -> Result<Vec<ScopeSums>, Error> {
-        Ok(self.sums())
-    }
-}
-
-impl Readable for GpuRun {
-    fn try_params(&self) -> Result<Vec<Vec<f32>>, Error> {
-        self.read_params()
-    }
-    fn try_sums(&self) -> Result<Vec<ScopeSums>, Error> {
-        self.read_sums()
+    /// Falsifies the numbers of one reading.
+    fn plant<'x>(&self, numbers: impl IntoIterator<Item = &'x mut f32>) {
+        let reads = self.reads.fetch_add(1, Ordering::Relaxed) + 1;
+        let ulps = if self.grows { self.ulps * f64::from(reads) } else { self.ulps };
+        // Zeros stay: they may be numbers that the device has flushed.
+        for number in numbers.into_iter().filter(|number| **number != 0.0) {
+            let exact = f64::from(*number);
+            let unit = if self.kind == Quantity::Alignments { ulp(1.0) } else { ulp(exact) };
+            *number = (exact - exact.signum() * ulps * unit) as f32;
+        }
     }
 }
 
@@ -58,17 +62,14 @@ impl Readable for GpuRun {
 pub struct PathRun<'a, R> {
     pub run: R,
     fault: Option<&'a Fault>,
-    lengths: Vec<usize>,
-    /// Steps done. Who records steps by other means than [`PathRun::step`] adds them.
-    pub steps: usize,
 }
 
 pub type HostRun = PathRun<'static, CpuRun>;
 pub type DeviceRun<'a> = PathRun<'a, GpuRun>;
 
-impl<'a, R: Readable> PathRun<'a, R> {
-    pub fn new(run: R, fault: Option<&'a Fault>, lengths: Vec<usize>) -> Self {
-        PathRun { run, fault, lengths, steps: 0 }
+impl<'a, R: Run> PathRun<'a, R> {
+    pub fn new(run: R, fault: Option<&'a Fault>) -> Self {
+        PathRun { run, fault }
     }
 
     /// One step; gradients tensor by tensor.
@@ -92,25 +93,27 @@ impl<'a, R: Readable> PathRun<'a, R> {
 
     /// The records of one step: one per group.
     fn records_of_step(&mut self) -> Result<Vec<Record>, CliError> {
-        self.steps += 1;
-        let (records, groups) = (self.run.try_records()?.records, self.run.groups().len());
-        if records.len() == groups {
-            return Ok(records);
+        let (mut records, groups) = (self.run.try_records()?.records, self.run.groups().len());
+        if records.len() != groups {
+            let message = format!("one step of {groups} groups left {} records", records.len());
+            return Err(CliError::Failed(message));
         }
-        Err(CliError::Failed(format!("one step of {groups} groups left {} records", records.len())))
-    }
-
-    /// The size of the fault, where one is seeded and it is time.
-    fn fault(&self) -> Option<f32> {
-        self.fault.filter(|_| self.steps >= Fault::STEP).map(Fault::size)
+        if let Some(fault) = self.fault {
+            fault.plant(records.iter_mut().flat_map(|record| match fault.kind {
+                Quantity::Alignments => vec![&mut record.slow_alignment, &mut record.fast_alignment],
+                Quantity::Norms => vec![&mut record.norm],
+                Quantity::Rates => vec![&mut record.learning_rate],
+                _ => Vec::new(),
+            }));
+        }
+        Ok(records)
     }
 
     /// The parameters, tensor by tensor.
     pub fn parameters(&self) -> Result<Vec<Vec<f32>>, CliError> {
         let mut parameters = self.run.try_params()?;
-        if let Some(size) = self.fault() {
-            let elements = parameters.iter_mut().flat_map(|p| p.get_mut(Fault::ELEMENT));
-            elements.for_each(|w| *w += w.abs().max(1.0) * size);
+        if let Some(fault) = self.fault.filter(|fault| fault.kind == Quantity::Parameters) {
+            fault.plant(parameters.iter_mut().flatten());
         }
         Ok(parameters)
     }
@@ -118,10 +121,14 @@ impl<'a, R: Readable> PathRun<'a, R> {
     /// The sums of the last step, scope by scope.
     pub fn sums(&self) -> Result<Vec<ScopeSums>, CliError> {
         let mut sums = self.run.try_sums()?;
-        if let Some(size) = self.fault() {
-            for (sums, _) in sums.iter_mut().zip(&self.lengths).filter(|(_, length)| **length > Fault::ELEMENT) {
-                sums.square.sum *= 1.0 + size;
-            }
+        if let Some(fault) = self.fault {
+            fault.plant(sums.iter_mut().flat_map(|sums| match fault.kind {
+                Quantity::Products => {
+                    vec![&mut sums.slow_dot, &mut sums.fast_dot, &mut sums.absolute, &mut sums.direction_square]
+                }
+                Quantity::Squares => vec![&mut sums.square.sum, &mut sums.raw_square.sum],
+                _ => Vec::new(),
+            }));
         }
         Ok(sums)
     }
@@ -132,12 +139,6 @@ impl DeviceRun<'_> {
     pub fn write(&mut self, gradients: &[Vec<f32>], loss: f32) {
         self.run.set_loss(loss);
         self.run.write_grads(gradients);
-    }
-
-    pub fn states(&self) -> Result<Vec<GroupState>, CliError> {
-        let mut states = pollster::block_on(self.run.optimizer.read_states())?;
-        states.truncate(self.run.optimizer.groups().len());
-        Ok(states)
     }
 
     pub fn submit(&self, encoders: impl IntoIterator<Item = wgpu::CommandEncoder>) {

@@ -1,10 +1,11 @@
 //! Ranks that have a piece of every tensor each, and step by what all of them have measured: they are one optimizer of the whole.
 
-use wgpu_optim::{AdaGradNorm, DoG, Element, Regime, Rounding, Rule, SecantForm, ShardSums, WeightDecay};
-use wgpu_optim_conformance::spec::{Spec, packed};
+use wgpu_optim::{AdaGradNorm, Element, Regime, Rounding, Rule, SecantForm, ShardSums, WeightDecay};
+use wgpu_optim_conformance::run::Run;
+use wgpu_optim_conformance::spec::{DOG, Spec, packed};
 
 use super::case::{Cases, Outcome, Path, Subject};
-use super::run::{PathRun, Readable};
+use super::run::PathRun;
 use super::scenario::{Scenario, Trace, group, loss_of};
 use crate::CliError;
 
@@ -32,11 +33,7 @@ pub fn cases(_: &Subject) -> Cases {
             plain(Rule::adamw(), Regime::seesaw()),
             plain(Rule::signum(0.9), Regime::AdaGradNorm(AdaGradNorm::default())),
         ],
-        vec![
-            plain(Rule::sgd(), Regime::barzilai_borwein(SecantForm::Long)),
-            // Steps of the usual 1e-6 are so small beside the parameters that their rounding shows.
-            plain(Rule::sgd(), Regime::DoG(DoG { initial_distance: 1e-2 })),
-        ],
+        vec![plain(Rule::sgd(), Regime::barzilai_borwein(SecantForm::Long)), plain(Rule::sgd(), DOG)],
         vec![
             stored(decayed(half(Rule::sgdm(0.9), Element::Bf16)), Element::Bf16),
             stored(half(Rule::sgd(), Element::F16), Element::F16),
@@ -55,7 +52,7 @@ fn part(tensors: &[Vec<f32>], rank: usize, ranks: usize) -> Vec<Vec<f32>> {
 }
 
 /// The steps, and the parameters put together. All ranks must have the same records, bit for bit.
-fn trace<R: Readable>(
+fn trace<R: Run>(
     scenario: &Scenario,
     path: Path,
     mut ranks: Vec<PathRun<R>>,

@@ -1,10 +1,10 @@
 //! Every rule and regime, over lengths around the kernels' boundaries.
 
 use wgpu_optim::{Regime, Rule};
+use wgpu_optim_conformance::spec::regimes;
 
 use super::case::{Cases, Subject};
-use super::regimes;
-use super::scenario::{RATE_ULPS, Scenario, Tolerance, group};
+use super::scenario::{LONG_ULPS, Scenario, Tolerance, group};
 
 /// Steps of a case without streams.
 const STEPS: usize = 8;
@@ -27,7 +27,7 @@ pub fn cases(subject: &Subject) -> Cases {
             }
             // An episode of streams takes fifteen, and the first after it tells how it ended.
             let steps = if regimes[0].needs_streams() { 18 } else { STEPS };
-            let tolerance = Tolerance::OfLargest(RATE_ULPS);
+            let tolerance = Tolerance::OfLargest(LONG_ULPS);
             cases.push(Scenario { tolerance, ..Scenario::new("rules and regimes", steps, specs) }.boxed());
         }
     }

@@ -1,10 +1,12 @@
-//! The comparisons can fail, and the shrinker ends at the smallest case. (`cli/tests/program/check.rs` seeds a fault into what comes back from the
-//! devices, and sees every family tell.)
+//! The comparisons can fail, every family tells a fault just above its tolerance, and the shrinker ends at the smallest case.
+//! (`cli/tests/program/check.rs` seeds a large fault, and sees every family tell it with its smallest case.)
 
-use super::case::{Case, Outcome, Path, less, shorter, shrink, ulp};
+use super::case::{Case, Outcome, Path, Subject, less, outcome_of, shorter, shrink, ulp};
+use super::run::{Fault, Quantity};
 use super::scenario::{Scenario, group};
+use super::{FAMILIES, PRESET};
 use wgpu_optim::internals::layout::GroupState;
-use wgpu_optim::{Regime, Rule};
+use wgpu_optim::{Gpu, Regime, Rule};
 
 fn near(got: f64, expected: f64, allowed_ulps: f64) -> Outcome {
     let mut outcome = Outcome::default();
@@ -97,4 +99,59 @@ fn of_two_structs_the_fields_that_differ_are_shown() {
     let mismatch = &outcome.mismatches[0];
     assert_eq!(mismatch.got.to_string(), "skipped: 1,");
     assert_eq!(mismatch.expected.to_string(), "skipped: 2,");
+}
+
+/// What each family allows: cases by a word of their names, what they compare, and how far off it may be in units of the last place.
+/// Nothing is allowed where bits are compared. Numbers and not the constants of the families, so that a larger constant is told.
+const TOLERANCES: [(&str, &str, &[Quantity], f64); 16] = [
+    ("steps", "", &[Quantity::Parameters, Quantity::Rates], 200.0),
+    ("steps", "", &[Quantity::Norms, Quantity::Alignments], 24.0),
+    ("passes", "sums of passes", &[Quantity::Squares, Quantity::Products], 24.0),
+    ("passes", "pass 3", &[Quantity::Rates, Quantity::Norms], 24.0),
+    ("passes", "pass 4", &[Quantity::Parameters], 9.0),
+    ("windows", "", OF_STEPS, 24.0),
+    ("magnitudes", "", OF_STEPS, 24.0),
+    ("nonfinite", "", &[Quantity::Parameters], 0.0),
+    ("repeats", "", &[Quantity::Parameters], 0.0),
+    ("groups", "", OF_STEPS, 24.0),
+    ("averages", "", OF_STEPS, 24.0),
+    ("trust", "", OF_STEPS, 24.0),
+    ("shards", "", OF_STEPS, 24.0),
+    ("halves", "halves", OF_STEPS, 24.0),
+    ("halves", "micro-batches", OF_STEPS, 24.0),
+    ("halves", "codes", &[Quantity::Parameters], 0.0),
+];
+
+const OF_STEPS: &[Quantity] = &[Quantity::Parameters, Quantity::Rates, Quantity::Norms, Quantity::Alignments];
+
+/// One and a half times what is allowed fails, half of it passes.
+#[test]
+fn every_family_tells_a_fault_just_above_its_tolerance() {
+    let adapter = pollster::block_on(Gpu::adapters(None)).remove(0);
+    let gpu = pollster::block_on(Gpu::open(&adapter)).expect("an adapter opens");
+    let mut wrong = Vec::new();
+    let rows = TOLERANCES.into_iter();
+    for (name, word, allowed, kind) in rows.flat_map(|(n, w, kinds, a)| kinds.iter().map(move |&kind| (n, w, a, kind)))
+    {
+        let (_, cases) = FAMILIES.into_iter().find(|(family, _)| *family == name).expect("a family");
+        let of_fault = |ulps, grows| {
+            let (adapter, gpu, geometry) = (adapter.clone(), gpu.clone(), PRESET.to_owned());
+            Subject { adapter, gpu, geometry, fault: Some(Fault::new(kind, ulps, grows)) }
+        };
+        let is_told = |subject: &Subject, every: usize| {
+            let cases = cases(subject).into_iter().filter(|case| case.name().contains(word));
+            let outcomes = cases.step_by(every).map(|case| outcome_of(case.as_ref(), subject));
+            outcomes.flat_map(|outcome| outcome.mismatches).next()
+        };
+        let above = if allowed > 0.0 { of_fault(1.5 * allowed, false) } else { of_fault(1.0, true) };
+        if is_told(&above, 1).is_none() {
+            wrong.push(format!("{name} {word}: {kind:?} off by more than {allowed} ulps pass"));
+        }
+        if let Some(mismatch) = is_told(&of_fault(0.5 * allowed, false), 3) {
+            wrong.push(format!("{name} {word}: {kind:?} off by half of {allowed} ulps fail: {mismatch:?}"));
+        }
+    }
+    assert!(wrong.is_empty(), "{wrong:#?}");
+    let mut families = FAMILIES.map(|(family, _)| family).into_iter();
+    assert!(families.all(|family| TOLERANCES.iter().any(|(of_row, ..)| *of_row == family)));
 }

@@ -1,0 +1,155 @@
+//! Families whose cases differ by their groups alone: steps on the device and on the CPU path, against the oracle.
+
+use wgpu_optim::{Averaging, Lion, Regime, Rule, Schedule, WeightDecay};
+use wgpu_optim_conformance::spec::Spec;
+
+use super::case::{Cases, Subject};
+use super::scenario::{Gradients, Layout, Part, Scenario, group};
+
+const STEPS: usize = 8;
+
+/// A tensor of several blocks, and small ones.
+const LENGTHS: [usize; 3] = [130, 5, 10_007];
+
+/// One rule for each kind of memory.
+fn rules() -> [Rule; 4] {
+    [Rule::sgd(), Rule::sgdm(0.9), Rule::sign_sgd(), Rule::adamw()]
+}
+
+fn boxed(what: &'static str, optimizers: impl IntoIterator<Item = Vec<Spec>>) -> Cases {
+    optimizers.into_iter().map(|specs| Scenario::new(what, STEPS, specs).boxed()).collect()
+}
+
+/// Averages of the iterates, that start at the first step and after it, of every kind; and schedule-free training.
+pub fn averages(_: &Subject) -> Cases {
+    let kinds = [
+        Averaging::Running { start: 0 },
+        Averaging::Exponential { decay: 0.75, start: 2 },
+        Averaging::PolynomialDecay { eta: 8.0, start: 1 },
+        Averaging::Off,
+    ];
+    let averaged = |averaging, rule, name| Spec { averaging, ..group(name, rule, Regime::seesaw(), &LENGTHS) };
+    let of_rule = |rule| kinds.map(|averaging| averaged(averaging, rule, averaging.name())).into();
+    // Which takes part in the training, and is for rules without momentum.
+    let free = [Rule::sgd(), Rule::sign_sgd(), Rule::adamw_without_momentum()];
+    let free = free.map(|rule| averaged(Averaging::ScheduleFree, rule, rule.name()));
+    boxed("averages", rules().map(of_rule).into_iter().chain([free.into()]))
+}
+
+/// What a group can be told: decay, clip, maximize, schedules, a rate per tensor, a shared norm; all side by side in one optimizer.
+pub fn groups(_: &Subject) -> Cases {
+    boxed("groups", rules().map(groups_of))
+}
+
+fn groups_of(rule: Rule) -> Vec<Spec> {
+    let of = |name, regime| group(name, rule, regime, &[130, 5, 1001]);
+    let seesaw = |name| of(name, Regime::seesaw());
+    let cosine = Schedule::WarmupCosine { warmup: 2, steps: 6, last: 0.1 };
+    let mut groups = Vec::new();
+    for (name, decay, clip) in [
+        ("coupled", WeightDecay::Coupled(0.1), f32::INFINITY),
+        ("coupled, clipped", WeightDecay::Coupled(0.1), 0.5),
+        ("decoupled", WeightDecay::Decoupled(0.1), f32::INFINITY),
+        ("decoupled, clipped", WeightDecay::Decoupled(0.1), 0.5),
+    ] {
+        groups.push(Spec { decay, clip, ..seesaw(name) });
+    }
+    groups.push(Spec { maximize: true, ..seesaw("climbing") });
+    for (name, schedule) in [
+        ("warm-up and cosine", cosine),
+        ("inverse square root", Schedule::InverseSqrt { warmup: 3 }),
+        ("steps", Schedule::Step { every: 2, factor: 0.5 }),
+        ("one cycle", Schedule::OneCycle { rise: 3, steps: 7, first: 0.04, last: 0.01 }),
+    ] {
+        groups.push(Spec { schedule, ..of(name, Regime::fixed(0.01)) });
+    }
+    groups.push(Spec { schedule: cosine, ..seesaw("scheduled Seesaw") });
+    groups.push(Spec { per_tensor: true, ..seesaw("per tensor") });
+    groups.extend(["first of two that share", "second of two that share"].map(|name| seesaw(name).sharing("both")));
+    groups
+}
+
+/// Trust ratios, with what passes 4 and 5 measure of the step.
+pub fn trust(_: &Subject) -> Cases {
+    let of_rule = |rule| {
+        let of_regime = |regime: Regime| {
+            let (trust, decay) = (Some(0.02), WeightDecay::Coupled(0.01));
+            Spec { trust, telemetry: true, decay, ..group(regime.name(), rule, regime, &LENGTHS) }
+        };
+        [Regime::seesaw(), Regime::fixed(0.5)].map(of_regime).into()
+    };
+    boxed("trust ratios", rules().map(of_rule))
+}
+
+/// The device can bind so many bytes at once: several windows are cheap to have then.
+const BINDING_BYTES: u64 = 64 << 10;
+
+/// Tensors over many binding windows, at odd offsets, many small ones, and parameters and gradients in one buffer.
+pub fn windows(_: &Subject) -> Cases {
+    let window = BINDING_BYTES as usize / 4;
+    // Over one window by one element, and over several; a small tensor between the two.
+    let large = [window + 1, 8, 2 * window + window / 2 + 3];
+    let small: Vec<usize> = (0..40).map(|i| [1, 7, 64, 130, 3][i % 5] + i).collect();
+    let mixed = [&large[..2], &small].concat();
+    let mut cases = Vec::new();
+    for rule in [Rule::sgd(), Rule::sgdm(0.9), Rule::adamw()] {
+        for (what, lengths, binding_bytes, layout) in [
+            ("windows", &large[..], Some(BINDING_BYTES), Layout::Packed { start: 0, gap: 0 }),
+            ("windows", &large, Some(BINDING_BYTES), Layout::Packed { start: 3, gap: 2 }),
+            ("one buffer", &mixed, None, Layout::OneBuffer { gap: 1 }),
+            ("many small tensors", &small, None, Layout::Packed { start: 1, gap: 3 }),
+        ] {
+            let specs = vec![group(rule.name(), rule, Regime::seesaw(), lengths)];
+            cases.push(Scenario { layout, binding_bytes, ..Scenario::new(what, 3, specs) }.boxed());
+        }
+    }
+    cases
+}
+
+/// Two blocks of the usual geometry of software drivers would take most of the time; a row and a few elements see every path.
+const MAGNITUDE_LENGTHS: [usize; 2] = [77, 1030];
+
+/// Magnitudes of gradients whose momentum and whose step stay within the range of f32.
+const FINITE: [(&str, &[f32]); 10] = [
+    ("zero", &[0.0]),
+    ("1e37", &[1e37]),
+    ("1e30", &[1e30]),
+    ("1e-30", &[1e-30]),
+    ("1e-37", &[1e-37]),
+    ("1e30 and 1e-30", &[1e30, 1e-30]),
+    ("1, 1e30, 1e-37", &[1.0, 1e30, 1e-37]),
+    // Where plain sums of squares begin to be scaled, from both sides.
+    ("2^-40 from both sides", &[9.094_947e-13, 1.9e-12]),
+    ("2^40 from both sides", &[1.099_511_6e12, 2.2e12]),
+    ("1e-13, 1, 1e13", &[1e-13, 1.0, 1e13]),
+];
+
+/// Each element's square, or the whole sum, is beyond the range of f32. Without momentum, which would be as well.
+const LARGEST: [(&str, &[f32]); 2] = [("3e38", &[3e38]), ("3e38 and 1e-38", &[3e38, 1.2e-38])];
+
+/// Numbers that a device may take for zeros, some of them or all.
+const DENORMAL: [(&str, &[f32]); 4] =
+    [("1e-38", &[2e-38]), ("1e-39", &[1e-39]), ("the least f32", &[3e-45]), ("1 and 1e-40", &[1.0, 1e-40])];
+
+/// Numbers of every size: 1e38, 1e-38, denormals, and all of them mixed; zeros of either sign.
+pub fn magnitudes(_: &Subject) -> Cases {
+    let plain = vec![Rule::sgd(), Rule::sign_sgd()];
+    let lion = Rule::Lion(Lion { beta1: 0.5, beta2: 0.75 });
+    let with_momentum = [Rule::sgdm(0.5), Rule::signum(0.5), Rule::adamw(), lion];
+    let all = [&plain[..], &with_momentum].concat();
+    let mut cases = Vec::new();
+    for regime in [Regime::seesaw(), Regime::norm_ratio()] {
+        // All in one optimizer, whose kernels are compiled once.
+        let mut parts = Vec::new();
+        for (rules, magnitudes) in [(&all, &FINITE[..]), (&plain, &LARGEST[..]), (&plain, &DENORMAL[..])] {
+            for &rule in rules {
+                for &(name, magnitudes) in magnitudes {
+                    let spec = group(format!("{} at {name}", rule.name()), rule, regime, &MAGNITUDE_LENGTHS);
+                    parts.push(Part { spec, gradients: Gradients::Magnitudes(name, magnitudes) });
+                }
+            }
+        }
+        cases.push(Scenario { parts, denormals: true, ..Scenario::new("magnitudes", 3, Vec::new()) }.boxed());
+    }
+    cases
+}
