@@ -18,6 +18,7 @@ use wgpu_optim_conformance::bench::workload::{MANY, MANY_GROUPS, MODES, Mode, re
 
 use crate::CliError;
 use crate::page::command;
+use crate::signals;
 use crate::table::{Columns, progress_bar, say};
 use crate::target::{Target, TargetArgs, TuningSource, driver_in_words, size_in_words};
 use report::ReportFile;
@@ -110,16 +111,26 @@ pub fn run(args: &Args) -> Result<(), CliError> {
     };
     let effort = Effort { round: Duration::from_millis(args.round_ms), by_pass: args.passes };
     let progress = progress_bar((sizes.len() * ROUNDS) as u64, "{wide_bar} {msg} {elapsed}");
+    signals::watch();
     for (name, elements, entries) in sizes {
+        if signals::received().is_some() {
+            report.notes.push(format!("stopped before {name}"));
+            break;
+        }
         progress.set_message(name);
         report.measure(&target, elements, entries, effort, &progress)?;
     }
     progress.finish_and_clear();
 
+    if args.json {
+        say(serde_json::json!(report))?;
+    } else {
+        print(&report)?;
+    }
     if let Some(file) = file {
         file.write(&report)?;
     }
-    if args.json { say(serde_json::json!(report)) } else { print(&report) }
+    signals::received().map_or(Ok(()), |signal| Err(signal.stopped("stopped, with what was measured")))
 }
 
 impl Args {

@@ -31,6 +31,7 @@ use wgpu_optim::{AutoSgd, DoG, DoWG, Gpu, GpuOptions, Regime, wgpu};
 
 use crate::CliError;
 use crate::parallel::in_parallel;
+use crate::signals;
 use crate::table::{Columns, say};
 use crate::target::{driver_in_words, size_in_words};
 use case::{Cases, Mismatch, Outcome, Path, Subject, outcome_of, shrink};
@@ -114,6 +115,7 @@ pub fn run(args: &Args) -> Result<(), CliError> {
     let wanted = |(name, _): &Family| args.family.is_empty() || args.family.iter().any(|family| family == name);
     let families: Vec<Family> = FAMILIES.into_iter().filter(wanted).collect();
     let mut rows = Vec::new();
+    signals::watch();
     for adapter in adapters(args)? {
         let subjects = subjects(&adapter, args)?;
         let row = |index| {
@@ -132,6 +134,9 @@ pub fn run(args: &Args) -> Result<(), CliError> {
             "{cases} cases, {failures} failed, in {seconds:.0} s; an ulp is the unit in the last place of the f32 that should come out, \
              or of the largest of its tensor"
         ))?;
+    }
+    if let Some(signal) = signals::received() {
+        return Err(signal.stopped(format!("stopped after {cases} cases, of which {failures} failed")));
     }
     if failures > 0 { Err(CliError::CheckFailed { failures, cases }) } else { Ok(()) }
 }
@@ -159,6 +164,10 @@ fn run_family((family, cases): Family, subject: &Subject, sample: NonZeroUsize) 
         failures: Vec::new(),
     };
     for case in cases(subject).into_iter().step_by(sample.get()) {
+        if signals::received().is_some() {
+            row.notes.push("stopped".to_owned());
+            break;
+        }
         let mut outcome = outcome_of(case.as_ref(), subject);
         row.cases += 1;
         row.notes.extend(outcome.note.take());

@@ -1,5 +1,6 @@
 //! The `wgpu-optim` binary: look at devices, check them, measure them, train on real data.
 #![forbid(unsafe_code)]
+#![deny(clippy::print_stdout, clippy::print_stderr)]
 
 mod bench;
 mod check;
@@ -7,6 +8,7 @@ mod devices;
 mod files;
 mod page;
 mod parallel;
+mod signals;
 mod table;
 mod target;
 mod train;
@@ -15,7 +17,7 @@ mod tune;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use wgpu_optim_cli::{data, model};
+use wgpu_optim_cli::{data, model, words};
 
 /// Optimizers on the GPU that set their own learning rate, and say why.
 #[derive(Debug, Parser)]
@@ -55,6 +57,8 @@ enum CliError {
     Write { path: String, message: String },
     #[error("{0}")]
     Failed(String),
+    #[error("{words}")]
+    Stopped { signal: signals::Signal, words: String },
     #[error("{failures} of {cases} cases failed")]
     CheckFailed { failures: usize, cases: usize },
 }
@@ -71,9 +75,10 @@ impl CliError {
         }
     }
 
-    /// 2 for what the user can mend in the command, 1 for what went wrong while running.
+    /// 2 for what the user can mend in the command, 1 for what went wrong while running, 128 and its number for a signal.
     fn exit_code(&self) -> u8 {
         match self {
+            CliError::Stopped { signal, .. } => signal.exit_code(),
             CliError::Optimizer(
                 wgpu_optim::Error::Device(wgpu_optim::DeviceError::Failed { .. })
                 | wgpu_optim::Error::Device(wgpu_optim::DeviceError::Lost(_))
@@ -108,7 +113,7 @@ fn main() -> ExitCode {
     let Err(error) = result else {
         return ExitCode::SUCCESS;
     };
-    eprintln!("error: {error}");
+    table::tell(format!("error: {error}"));
     ExitCode::from(error.exit_code())
 }
 
@@ -125,9 +130,9 @@ fn report_usage(error: &clap::Error) -> ExitCode {
     let said: Vec<&str> = said.filter(|line| !line.is_empty()).collect();
     if said.is_empty() || error.kind() == clap::error::ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
         // A bare `wgpu-optim`: the help is the answer.
-        eprint!("{text}");
+        table::tell_text(&text);
     } else {
-        eprintln!("{} (see --help)", said.join("; "));
+        table::tell(format!("{} (see --help)", said.join("; ")));
     }
     ExitCode::from(2)
 }

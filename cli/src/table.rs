@@ -1,4 +1,5 @@
-//! What every command writes on the terminal: lines, tables and progress.
+//! What every command writes on the terminal: lines, tables and progress. Nothing else prints, which lints see to: `println!` and
+//! `eprintln!` panic where a stream cannot be written, and a run would be lost.
 
 use std::io::Write;
 
@@ -6,13 +7,27 @@ use comfy_table::{CellAlignment, Table, presets};
 use indicatif::{ProgressBar, ProgressStyle};
 
 use crate::CliError;
+use crate::words::escaped;
 
 /// Writes a line on standard output. A reader that has gone away is not an error.
 pub fn say(line: impl std::fmt::Display) -> Result<(), CliError> {
     match writeln!(std::io::stdout().lock(), "{line}") {
-        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => Err(CliError::write("standard output", error)),
+        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => {
+            Err(CliError::Failed(format!("cannot write standard output: {error}")))
+        }
         _ => Ok(()),
     }
+}
+
+/// Writes a line on standard error, if that can be done: nothing ends because nobody can be told about it. What comes from elsewhere, such
+/// as the name of a file, cannot break the line or command the terminal.
+pub fn tell(line: impl std::fmt::Display) {
+    let _ = writeln!(std::io::stderr().lock(), "{}", escaped(&line.to_string()));
+}
+
+/// Writes help on standard error.
+pub fn tell_text(text: &str) {
+    let _ = std::io::stderr().lock().write_all(text.as_bytes());
 }
 
 /// An empty table whose columns from `first_number` on hold numbers, aligned to the right. Add rows, then print.

@@ -8,6 +8,7 @@ use wgpu_optim::gpu::{Tuning, TuningCache};
 use wgpu_optim::{DeviceError, Error, Gpu, GpuOptions, wgpu};
 
 use crate::CliError;
+use crate::table::tell;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Backend {
@@ -164,12 +165,12 @@ impl Target {
         let Some((gpu, cache)) = cached else {
             return (Target::Gpu(gpu), TuningSource::Preset);
         };
-        eprintln!(
+        tell(format!(
             "{} parameters in the geometry that `wgpu-optim tune` left in {}: {}",
             size_in_words(elements as u64),
             cache.path().display(),
             Geometry::from(gpu.tuning())
-        );
+        ));
         (Target::Gpu(gpu), TuningSource::Cached)
     }
 
@@ -203,7 +204,7 @@ impl Target {
     /// Says on standard error why the CPU path was taken, where nobody asked for it.
     pub fn explain(&self) {
         if let Target::Cpu { reason: Some(reason) } = self {
-            eprintln!("running on the CPU path: {reason}");
+            tell(format!("running on the CPU path: {reason}"));
         }
     }
 }

@@ -12,6 +12,7 @@ mod saving;
 mod trace;
 mod verdict;
 
+use std::ops::ControlFlow;
 use std::time::{Duration, Instant};
 
 use indicatif::ProgressBar;
@@ -22,8 +23,10 @@ use rand_chacha::ChaCha8Rng;
 use crate::CliError;
 use crate::data::{self, Dataset};
 use crate::model::{Evaluation, Model, Part};
-use crate::table::{progress_bar, say};
+use crate::signals::{self, Signal};
+use crate::table::{progress_bar, say, tell};
 use crate::target::{Target, TuningSource};
+use crate::words::grouped;
 use engine::{Engine, Injection, OptimizerSettings, with_averages};
 use history::History;
 pub use options::{Args, RegimeName, RuleName};
@@ -45,7 +48,10 @@ Exit code:
   0  the run ended, whatever it has learned
   1  it diverged: a loss that is not finite, above ten times that at the start, or above three times with no more right answers than
      by chance; or every step was skipped; or the device failed. --json has a verdict: ok, diverged or skipped
-  2  the command is wrong";
+  2  the command is wrong
+  128 and the number of the signal, 130 for Ctrl-C
+     SIGINT, SIGTERM or SIGHUP ended it: after the step that was running, with everything printed and written as at the end. A second
+     signal ends it at once";
 
 /// What a run looks at when its steps are done.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -87,12 +93,13 @@ pub fn run(args: &Args) -> Result<(), CliError> {
     let page = args.report.as_deref().map(|path| page::create(path, args)).transpose()?;
     target.explain();
     for warning in settings.warnings() {
-        eprintln!("warning: {warning}");
+        tell(format!("warning: {warning}"));
     }
     if let Some(saving) = saving.as_ref().filter(|_| args.resume) {
         saving.explain(resumed.as_ref());
     }
     let (mut target, mut tuning) = target.tuned_for(model.padded_len());
+    signals::watch();
     let progress = progress_bar(steps, "{bar:32} {pos}/{len} steps, {eta} left  {msg}");
     progress.set_position(step_of(&resumed));
     let mut watch = Watch {
@@ -116,14 +123,14 @@ pub fn run(args: &Args) -> Result<(), CliError> {
         let from = gpu.describe();
         (target, tuning) = Target::instead_of(&lost).tuned_for(model.padded_len());
         resumed = watch.rewind(&job)?;
-        eprintln!(
+        tell(format!(
             "the device {from} is lost ({reason}): going on {} on {}",
             match step_of(&resumed) {
                 0 => "from the start".to_owned(),
                 step => format!("from the checkpoint of step {step}"),
             },
             target.in_words()
-        );
+        ));
     };
     progress.finish_and_clear();
     if let (Some(page), Some(history)) = (page, &watch.history) {
@@ -135,7 +142,19 @@ pub fn run(args: &Args) -> Result<(), CliError> {
     } else {
         report::print(args, &run, &model)?;
     }
+    if let Some(signal) = run.stopped_by {
+        return Err(stopped(args, signal, run.steps, steps));
+    }
     failure.map_or(Ok(()), |words| Err(CliError::Failed(words)))
+}
+
+/// Where a run stands that a signal has ended.
+fn stopped(args: &Args, signal: Signal, done: u64, steps: u64) -> CliError {
+    let way_out = match &args.checkpoint {
+        Some(_) => "the same command with --resume goes on",
+        None => "a run with --checkpoint FILE could go on from here",
+    };
+    signal.stopped(format!("stopped after {} of {} steps; {way_out}", grouped(done), grouped(steps)))
 }
 
 /// The step that a run goes on at.
@@ -204,9 +223,13 @@ impl Job<'_> {
             engine.restore(&resumed.checkpoint)?;
             sofar = resumed.sofar;
         }
-        let timed_steps = steps - done;
+        let before = done;
         let mut last_loss = None;
 
+        let on_steps = &mut |steps| {
+            progress.inc(steps as u64);
+            if signals::received().is_some() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        };
         let started = Instant::now();
         // What the report costs is not the training's time.
         let mut looking_on = Duration::ZERO;
@@ -228,12 +251,12 @@ impl Job<'_> {
             if done < end {
                 engine.begin_epoch(&order, (done - start) as usize);
             }
-            while done < end {
+            while done < end && signals::received().is_none() {
                 let saved = watch.saving.and_then(|saving| saving.next_after(done));
                 let until = saved.map_or(end, |saved| saved.min(end));
                 let stretch = (done - start) as usize..(until - start) as usize;
-                let (losses, records) = engine.train(stretch, &mut |steps| progress.inc(steps as u64))?;
-                done = until;
+                let (losses, records) = engine.train(stretch, on_steps)?;
+                done += losses.len() as u64;
                 // As many of each step, or none.
                 let per_step = records.tensors.len() / records.records.len().max(1);
                 let mut tensors = records.tensors.chunks(per_step.max(1));
@@ -253,7 +276,8 @@ impl Job<'_> {
                     let (epoch, rate) = (epoch + 1, record.learning_rate);
                     progress.set_message(format!("epoch {epoch}, loss {loss:.4}, lr {rate:.3e}"));
                 }
-                if let Some(saving) = watch.saving.filter(|saving| saving.is_due(done, done == steps)) {
+                let is_last = done == steps || signals::received().is_some();
+                if let Some(saving) = watch.saving.filter(|saving| saving.is_due(done, is_last)) {
                     // First the rows up to here, so that whoever goes on from here finds them.
                     if let Some(trace) = &mut watch.trace {
                         trace.sync()?;
@@ -271,6 +295,9 @@ impl Job<'_> {
                 history.end_epoch(test.accuracy);
                 looking_on += before.elapsed();
             }
+            if signals::received().is_some() {
+                break;
+            }
         }
         let seconds = (started.elapsed() - looking_on).as_secs_f64();
         if let Some(trace) = watch.trace.take() {
@@ -285,7 +312,7 @@ impl Job<'_> {
             start: start_loss,
             accuracy: test.accuracy,
             chance: dataset.chance(),
-            every_step_skipped: causes.skipped == steps,
+            every_step_skipped: done > 0 && causes.skipped == done,
         }
         .verdict();
         Ok(Run {
@@ -300,7 +327,8 @@ impl Job<'_> {
             epochs: args.epochs(),
             batch,
             seed: args.seed,
-            steps,
+            steps: done,
+            stopped_by: signals::received().filter(|_| done < steps),
             momentum: settings.rule.momentum(),
             verdict,
             evaluated: evaluated.map_or_else(|| "last".to_owned(), name_of),
@@ -314,7 +342,7 @@ impl Job<'_> {
             rates,
             skipped_steps: causes.skipped,
             seconds,
-            timed_steps,
+            timed_steps: done - before,
             causes,
             tensors: tensors.iter().map(|record| tensor_figures(record, model)).collect(),
         })

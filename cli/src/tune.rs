@@ -7,6 +7,7 @@ use wgpu_optim::gpu::{Candidate, TuneOptions, TuneReport, Tuning, TuningCache};
 use wgpu_optim::{Regime, Rule};
 
 use crate::CliError;
+use crate::signals;
 use crate::table::{Columns, say};
 use crate::target::{Geometry, Target, TargetArgs, driver_in_words, size_in_words};
 use crate::train::{RegimeName, RuleName};
@@ -107,7 +108,8 @@ pub fn run(args: &Args) -> Result<(), CliError> {
         sizes: Vec::new(),
     };
     let (rule, regime) = (args.rule.0.with_momentum(0.9), args.regime.0);
-    for &power in &args.power {
+    signals::watch();
+    for &power in args.power.iter().take_while(|_| signals::received().is_none()) {
         let (started, budget) = (Instant::now(), Duration::from_millis(args.budget_ms));
         let found = gpu.tune(&TuneOptions { elements: 1 << power, rule, regime, budget })?;
         report.sizes.push(Size::new(&found, rule, regime, started.elapsed()));
@@ -125,7 +127,13 @@ pub fn run(args: &Args) -> Result<(), CliError> {
     } else {
         print(&report)?;
     }
-    Ok(kept?)
+    kept?;
+    match signals::received() {
+        Some(signal) if report.sizes.len() < args.power.len() => {
+            Err(signal.stopped(format!("stopped after {} of {} sizes", report.sizes.len(), args.power.len())))
+        }
+        _ => Ok(()),
+    }
 }
 
 impl Size {

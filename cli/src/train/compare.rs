@@ -14,7 +14,8 @@ use std::time::Instant;
 use super::options::{Args, RegimeName, RuleName, ScheduleName};
 use crate::CliError;
 use crate::files::ReportFile;
-use crate::table::say;
+use crate::signals;
+use crate::table::{say, tell};
 use cases::Comparison;
 use results::Results;
 
@@ -100,18 +101,27 @@ pub fn run(args: &Args) -> Result<(), CliError> {
     if let Some(subject) = comparison.subjects.first() {
         subject.target.explain();
     }
+    signals::watch();
     let started = Instant::now();
     let results = Results { cells: comparison.run()?, comparison: &comparison };
-    eprintln!("done in {:.1} s", started.elapsed().as_secs_f64());
+    let stopped = signals::received();
+    match stopped {
+        None => tell(format!("done in {:.1} s", started.elapsed().as_secs_f64())),
+        Some(_) => tell("the tables have what was done, and best rates are the best of these"),
+    }
+    if args.json {
+        say(results.json())?;
+    } else if args.compare.markdown {
+        tables::print_markdown(&results)?;
+    } else {
+        tables::print(&results)?;
+    }
     if let Some(report) = report {
         report.write(report::page(&results))?;
     }
-    if args.json {
-        say(results.json())
-    } else if args.compare.markdown {
-        tables::print_markdown(&results)
-    } else {
-        tables::print(&results)
+    match stopped {
+        None => Ok(()),
+        Some(signal) => Err(signal.stopped("stopped before all runs were done")),
     }
 }
 

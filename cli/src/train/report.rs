@@ -1,6 +1,6 @@
 //! What a run came to: a table for people, an object for programs.
 
-use serde::Serialize;
+use serde::{Serialize, Serializer};
 use serde_json::{Value, json};
 use wgpu_optim::{NonFinite, Record, Rule, TensorRecord, Term};
 
@@ -9,6 +9,7 @@ use super::options::Args;
 use super::verdict::{Verdict, loss_in_words};
 use crate::CliError;
 use crate::model::Model;
+use crate::signals::Signal;
 use crate::table::{Columns, say};
 use crate::target::TuningSource;
 
@@ -27,7 +28,11 @@ pub struct Run {
     pub epochs: u32,
     pub batch: usize,
     pub seed: u64,
+    /// Steps that were done.
     pub steps: u64,
+    /// The signal that ended the run before its time.
+    #[serde(skip_serializing_if = "Option::is_none", serialize_with = "name_of_signal")]
+    pub stopped_by: Option<Signal>,
     pub verdict: Verdict,
     /// What the training loss and the test accuracy are of: an average by its name, or `last`.
     pub evaluated: String,
@@ -57,6 +62,10 @@ pub struct Run {
     /// After the last step, with --telemetry.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub tensors: Vec<Value>,
+}
+
+fn name_of_signal<S: Serializer>(signal: &Option<Signal>, serializer: S) -> Result<S::Ok, S::Error> {
+    signal.map(Signal::name).serialize(serializer)
 }
 
 /// A tensor after a step.

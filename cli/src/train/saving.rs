@@ -13,6 +13,7 @@ use crate::CliError;
 use crate::data::{Dataset, Split};
 use crate::files::{is_same, refuse_data};
 use crate::model::ModelKind;
+use crate::table::tell;
 
 /// The note of a checkpoint that has a run's [`Progress`].
 const NOTE: &str = "train";
@@ -142,8 +143,8 @@ impl Saving {
     pub fn explain(&self, resumed: Option<&Resumed>) {
         let shown = self.path.display();
         match resumed {
-            Some(run) => eprintln!("going on at step {}, from {shown}", run.checkpoint.step()),
-            None => eprintln!("{shown} is not there yet: beginning at step 0"),
+            Some(run) => tell(format!("going on at step {}, from {shown}", run.checkpoint.step())),
+            None => tell(format!("{shown} is not there yet: beginning at step 0")),
         }
     }
 

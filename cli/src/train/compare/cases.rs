@@ -16,7 +16,7 @@ use crate::CliError;
 use crate::data::{self, Dataset};
 use crate::model::Model;
 use crate::parallel::in_parallel;
-use crate::table::progress_bar;
+use crate::table::{progress_bar, tell};
 use crate::target::{Target, TuningSource};
 
 /// The fixed rates that a regime is held against, where --lrs gives none: half decades around what the rule usually takes.
@@ -312,6 +312,7 @@ impl<'a> Comparison<'a> {
         cases.into_iter().map(steps).sum::<u64>() * self.args.compare.seeds.len() as u64
     }
 
+    /// Runs all of it, or what comes to its end before a signal.
     pub fn run(&self) -> Result<Vec<Cell>, CliError> {
         let of_place = |place: Place| self.first_variants(place.rule).map(move |variant| Case { place, variant });
         let first: Vec<Case> = self.places().flat_map(of_place).collect();
@@ -319,14 +320,14 @@ impl<'a> Comparison<'a> {
         let placeholder = Variant::fixed(1.0, ScheduleName::Constant, 1.0);
         let at_scales = |place| self.other_scales().map(move |_| Case { place, variant: placeholder });
         let later: Vec<Case> = self.places().flat_map(at_scales).collect();
-        eprintln!(
+        tell(format!(
             "{} runs{}",
             (first.len() + later.len()) * self.args.compare.seeds.len(),
             match self.args.compare.lrs {
                 Some(_) => "",
                 None => ", and some more where the best rate is at the end of its grid",
             }
-        );
+        ));
         // Without the message: several runs would write it at once.
         let progress = progress_bar(self.steps(first.iter().chain(&later)), "{bar:32} {pos}/{len} steps, {eta} left");
         let mut cells = self.run_cases(first, &progress)?;
@@ -342,7 +343,8 @@ impl<'a> Comparison<'a> {
         Ok(cells)
     }
 
-    fn run_one(&self, case: &Case, seed: u64, progress: &ProgressBar) -> Result<Run, CliError> {
+    /// One run; none where a signal broke it off.
+    fn run_one(&self, case: &Case, seed: u64, progress: &ProgressBar) -> Result<Option<Run>, CliError> {
         let subject = &self.subjects[case.place.data];
         let args = self.single(case, seed);
         let steps = args.steps(&subject.dataset);
@@ -350,10 +352,11 @@ impl<'a> Comparison<'a> {
         let job = Job { args: &args, settings, dataset: &subject.dataset, model: &subject.model };
         let look = if case.variant.regime.is_fixed() { Look::Better } else { Look::Judged };
         let run = job.train(&subject.target, None, &mut Watch::new(progress), look)?;
-        Ok(Run { tuning: subject.tuning, ..run })
+        Ok(Some(Run { tuning: subject.tuning, ..run }).filter(|run| run.stopped_by.is_none()))
     }
 
-    /// Runs every case with every seed; the results come in the order of the cases, whichever run ends first.
+    /// Runs every case with every seed; the results come in the order of the cases, whichever run ends first. After a signal the cases are
+    /// left out that did not get all their runs.
     fn run_cases(&self, cases: Vec<Case>, progress: &ProgressBar) -> Result<Vec<Cell>, CliError> {
         let seeds = &self.args.compare.seeds;
         let count = cases.len() * seeds.len();
@@ -372,10 +375,11 @@ impl<'a> Comparison<'a> {
         };
         let mut runs = in_parallel(count, threads, run_alone)?.into_iter();
         let cell = |case: Case| {
-            let runs = runs.by_ref().take(seeds.len()).collect();
-            Cell { case, runs, chance: self.subjects[case.place.data].chance }
+            let runs: Vec<Run> = runs.by_ref().take(seeds.len()).flatten().collect();
+            let is_whole = runs.len() == seeds.len();
+            is_whole.then(|| Cell { case, runs, chance: self.subjects[case.place.data].chance })
         };
-        Ok(cases.iter().copied().map(cell).collect())
+        Ok(cases.iter().copied().filter_map(cell).collect())
     }
 }
 
