@@ -381,9 +381,7 @@ pub enum DeviceError {
 #[non_exhaustive]
 pub enum CheckpointError {
     /// A checkpoint file could not be read or written.
-    #[error(
-        "the checkpoint {path} cannot be {action}: {message}; name a file that is there to be read, in a folder that can be written"
-    )]
+    #[error("the checkpoint {path} cannot be {action}: {message}")]
     File {
         /// The file, or `in memory`.
         path: String,

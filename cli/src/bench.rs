@@ -56,6 +56,9 @@ pub struct Args {
     /// Write a page with a roofline plot and the table (.html), or the plot alone (.svg)
     #[arg(long, value_name = "FILE")]
     report: Option<String>,
+    /// Replace the file of --report even where it is no report
+    #[arg(long)]
+    force: bool,
     /// Print one JSON object instead of a table
     #[arg(long)]
     json: bool,
@@ -91,7 +94,7 @@ pub fn run(args: &Args) -> Result<(), CliError> {
     let target = args.target.find()?;
     target.explain();
     // Before minutes of measuring.
-    let file = args.report.as_deref().map(ReportFile::create).transpose()?;
+    let file = args.report.as_deref().map(|path| ReportFile::create(path, args.force)).transpose()?;
     // The largest size that a run of about two minutes can afford.
     let default_to = if matches!(&target, Target::Gpu(gpu) if is_software(gpu)) { 22 } else { 26 };
     let selection = args.selection();

@@ -17,6 +17,16 @@ pub fn command() -> String {
 pub type Area<'a> = DrawingArea<SVGBackend<'a>, Shift>;
 pub type DrawError = DrawingAreaErrorKind<std::io::Error>;
 
+/// What tells our pages from others.
+pub const MARK: &str = "<meta name=\"generator\" content=\"wgpu-optim\">";
+/// What tells our drawings in files of their own from others.
+pub const PLOT_MARK: &str = "<!-- wgpu-optim -->";
+
+/// A drawing as a file of its own.
+pub fn plot_file(svg: &str) -> String {
+    format!("{PLOT_MARK}\n{svg}")
+}
+
 /// A drawing of this size in pixels.
 pub fn svg(size: (u32, u32), draw: impl FnOnce(&Area) -> Result<(), DrawError>) -> Result<String, String> {
     let mut svg = String::new();
@@ -83,7 +93,7 @@ pub fn table<C: AsRef<str>>(
 pub fn page(title: &str, style: &str, body: &str) -> String {
     format!(
         "<!doctype html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n\
-         <meta name=\"viewport\" content=\"width=device-width\">\n<title>{}</title>\n\
+         {MARK}\n<meta name=\"viewport\" content=\"width=device-width\">\n<title>{}</title>\n\
          <style>{style}</style>\n</head>\n<body>\n{body}</body>\n</html>\n",
         escaped(title)
     )

@@ -22,6 +22,7 @@ use rand_chacha::ChaCha8Rng;
 
 use crate::CliError;
 use crate::data::{self, Dataset};
+use crate::files::{Check, Output, ReportFile, is_page};
 use crate::model::{Evaluation, Model, Part};
 use crate::signals::{self, Signal};
 use crate::table::{progress_bar, say, tell};
@@ -33,7 +34,7 @@ pub use options::{Args, RegimeName, RuleName};
 use options::{AverageName, name_of};
 use report::{Run, tensor_figures};
 use saving::{Resumed, Saving, Sofar};
-use trace::Trace;
+use trace::{Trace, is_trace};
 use verdict::Ending;
 
 pub const AFTER_HELP: &str = "\
@@ -75,7 +76,8 @@ pub fn run(args: &Args) -> Result<(), CliError> {
     }
     // With any numbers of steps: whether there can be such an optimizer.
     args.settings(1, 1)?.check()?;
-    let dataset = data::load(&args.data)?;
+    let loaded = data::load_from(&args.data)?;
+    let dataset = loaded.dataset;
     let steps = args.steps(&dataset);
     args.check_injection(steps)?;
     let settings = args.settings(args.steps_per_epoch(&dataset), steps)?;
@@ -84,13 +86,16 @@ pub fn run(args: &Args) -> Result<(), CliError> {
     if args.lose_device.is_some() && matches!(target, Target::Cpu { .. }) {
         return CliError::usage("--lose-device: the CPU path has no device to lose, name one with --backend");
     }
-    // Before training, which a path that cannot be written should not cost; and not before the data is read, which may be the
-    // same file by mistake.
-    let saving = Saving::new(args, &dataset)?;
+    // Before training, which a path that cannot be written should not cost. First all are looked at, then all are claimed.
+    let mut check = Check::new(&loaded.files, args.force);
+    let saving = Saving::new(args, &dataset, &mut check)?;
+    let trace = args.trace.as_deref().map(|path| check.output("--trace", path, is_trace)).transpose()?;
+    let page = args.report.as_deref().map(|path| check.output("--report", path, is_page)).transpose()?;
+    let saving = saving.map(Saving::claimed).transpose()?;
+    let trace = trace.map(Output::claimed).transpose()?;
+    let page = page.map(ReportFile::of).transpose()?;
     let mut resumed = saving.as_ref().map(|saving| saving.resumed(args, steps)).transpose()?.flatten();
-    let trace = args.trace.as_deref();
-    let trace = trace.map(|path| Trace::from_step(path, args, &model, step_of(&resumed))).transpose()?;
-    let page = args.report.as_deref().map(|path| page::create(path, args)).transpose()?;
+    let trace = trace.map(|output| Trace::from_step(output, args, &model, step_of(&resumed))).transpose()?;
     target.explain();
     for warning in settings.warnings() {
         tell(format!("warning: {warning}"));
@@ -117,6 +122,8 @@ pub fn run(args: &Args) -> Result<(), CliError> {
             Err(error) => error,
         };
         let (Target::Gpu(gpu), Some(reason)) = (&target, error.lost_device()) else {
+            // The rows up to here may say why.
+            watch.finish_trace();
             return Err(error);
         };
         lost.push(gpu.device().adapter_info());
@@ -133,19 +140,20 @@ pub fn run(args: &Args) -> Result<(), CliError> {
         ));
     };
     progress.finish_and_clear();
+    // What is printed does not depend on what can be written, and the other way round.
+    let printed = if args.json { say(serde_json::json!({ "runs": [run] })) } else { report::print(args, &run, &model) };
+    let mut failures: Vec<CliError> = printed.err().into_iter().collect();
     if let (Some(page), Some(history)) = (page, &watch.history) {
-        page.write(page::text(args, &run, &model, history))?;
+        failures.extend(page.write(page::text(args, &run, &model, history)).err());
     }
-    let failure = verdict::in_words(args, &run);
-    if args.json {
-        say(serde_json::json!({ "runs": [run] }))?;
-    } else {
-        report::print(args, &run, &model)?;
-    }
-    if let Some(signal) = run.stopped_by {
-        return Err(stopped(args, signal, run.steps, steps));
-    }
-    failure.map_or(Ok(()), |words| Err(CliError::Failed(words)))
+    let unwritten = watch.trace_failure.into_iter().chain(saving.as_ref().and_then(Saving::failure));
+    failures.extend(unwritten.map(CliError::Failed));
+    failures.extend(verdict::in_words(args, &run).map(CliError::Failed));
+    failures.extend(run.stopped_by.map(|signal| stopped(args, signal, run.steps, steps)));
+    // The last one is told by whoever called, and sets the exit code.
+    let last = failures.pop();
+    failures.iter().for_each(|failure| tell(format!("error: {failure}")));
+    last.map_or(Ok(()), Err)
 }
 
 /// Where a run stands that a signal has ended.
@@ -170,6 +178,8 @@ struct Watch<'a> {
     saved_history: Option<History>,
     progress: &'a ProgressBar,
     trace: Option<Trace>,
+    /// Why the trace is not complete.
+    trace_failure: Option<String>,
     saving: Option<&'a Saving>,
     /// The step before which the device is to be lost.
     lose_device: Option<u64>,
@@ -178,17 +188,32 @@ struct Watch<'a> {
 impl<'a> Watch<'a> {
     /// Nobody but who looks at the progress.
     fn new(progress: &'a ProgressBar) -> Self {
-        Watch { history: None, saved_history: None, progress, trace: None, saving: None, lose_device: None }
+        Watch {
+            history: None,
+            saved_history: None,
+            progress,
+            trace: None,
+            trace_failure: None,
+            saving: None,
+            lose_device: None,
+        }
+    }
+
+    fn finish_trace(&mut self) {
+        self.trace_failure = self.trace.take().and_then(Trace::finish);
     }
 
     /// Goes back to where the run was last saved, or to its start, and says from what it is to go on.
     fn rewind(&mut self, job: &Job) -> Result<Option<Resumed>, CliError> {
         let steps = job.args.steps(job.dataset);
-        let resumed = self.saving.map(|saving| saving.last(job.args, steps)).transpose()?.flatten();
-        // What has not been written of the old one yet is of steps that are taken again.
-        if let (Some(trace), Some(path)) = (self.trace.take(), &job.args.trace) {
-            trace.finish()?;
-            self.trace = Some(Trace::from_step(path, job.args, job.model, step_of(&resumed))?);
+        let saved = self.saving.map_or(Ok(None), |saving| saving.last(job.args, steps));
+        // Somebody may have replaced it since.
+        let resumed = saved.unwrap_or_else(|error| {
+            tell(format!("warning: the device is lost, and its checkpoint with it: {error}"));
+            None
+        });
+        if let Some(trace) = self.trace.take() {
+            self.trace = Some(trace.again_from(job.args, job.model, step_of(&resumed))?);
         }
         if self.history.is_some() {
             self.history = Some(self.saved_history.clone().unwrap_or_else(|| History::new(steps)));
@@ -266,7 +291,7 @@ impl Job<'_> {
                     let tensors = tensors.next().unwrap_or_default();
                     sofar.add(*loss, record, tensors);
                     if let Some(trace) = &mut watch.trace {
-                        trace.write(*loss, record, tensors)?;
+                        trace.write(*loss, record, tensors);
                     }
                     if let Some(history) = &mut watch.history {
                         history.add(*loss, record, tensors);
@@ -280,9 +305,9 @@ impl Job<'_> {
                 if let Some(saving) = watch.saving.filter(|saving| saving.is_due(done, is_last)) {
                     // First the rows up to here, so that whoever goes on from here finds them.
                     if let Some(trace) = &mut watch.trace {
-                        trace.sync()?;
+                        trace.sync();
                     }
-                    saving.save(&engine.checkpoint(&saving.notes(&sofar))?)?;
+                    saving.save(&engine.checkpoint(&saving.notes(&sofar))?);
                     watch.saved_history.clone_from(&watch.history);
                 }
             }
@@ -300,9 +325,7 @@ impl Job<'_> {
             }
         }
         let seconds = (started.elapsed() - looking_on).as_secs_f64();
-        if let Some(trace) = watch.trace.take() {
-            trace.finish()?;
-        }
+        watch.finish_trace();
         let Sofar { first_loss, rates, causes, tensors } = sofar;
         let Figures { evaluated, train, test, last, averaged_accuracy } = figures(&mut *engine, args.averaged(), look)?;
         let start_loss = verdict::start_loss(model, first_loss);

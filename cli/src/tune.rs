@@ -1,12 +1,14 @@
 //! `wgpu-optim tune`: finds the kernels' geometry that does best on a device, and keeps it.
 
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use serde::Serialize;
-use wgpu_optim::gpu::{Candidate, TuneOptions, TuneReport, Tuning, TuningCache};
+use wgpu_optim::gpu::{CACHE_VARIABLE, Candidate, TuneOptions, TuneReport, Tuning, TuningCache};
 use wgpu_optim::{Regime, Rule};
 
 use crate::CliError;
+use crate::files::start_of;
 use crate::signals;
 use crate::table::{Columns, say};
 use crate::target::{Geometry, Target, TargetArgs, driver_in_words, size_in_words};
@@ -29,6 +31,9 @@ pub struct Args {
     /// Milliseconds to spend on each size
     #[arg(long, default_value_t = 5000, value_name = "MS", value_parser = clap::value_parser!(u64).range(1..=3_600_000))]
     budget_ms: u64,
+    /// Replace the file that WGPU_OPTIM_TUNING_CACHE names even where it is no tuning cache
+    #[arg(long)]
+    force: bool,
     /// Measure, but write nothing
     #[arg(long)]
     dry_run: bool,
@@ -99,6 +104,12 @@ pub fn run(args: &Args) -> Result<(), CliError> {
             "there is no file to keep the tuning in: name one in WGPU_OPTIM_TUNING_CACHE, or add --dry-run",
         );
     }
+    if let Some(path) = cache.as_ref().map(TuningCache::path).filter(|path| !args.force && !may_be_replaced(path)) {
+        return CliError::usage(format!(
+            "{}, which {CACHE_VARIABLE} names, is no tuning cache: name another file, or add --force to replace it",
+            path.display()
+        ));
+    }
     let info = gpu.device().adapter_info();
     let mut report = Report {
         device: gpu.describe(),
@@ -133,6 +144,18 @@ pub fn run(args: &Args) -> Result<(), CliError> {
             Err(signal.stopped(format!("stopped after {} of {} sizes", report.sizes.len(), args.power.len())))
         }
         _ => Ok(()),
+    }
+}
+
+/// Whether a file is a tuning cache, however damaged, or is empty, or is none.
+fn may_be_replaced(path: &Path) -> bool {
+    match path.metadata() {
+        Ok(about) if about.is_file() && about.len() > 0 => {
+            let start = start_of(path);
+            start.trim_start().starts_with('{') && start.contains("\"version\"") && start.contains("\"entries\"")
+        }
+        // What is no file cannot be replaced, which is told when it is tried.
+        _ => true,
     }
 }
 

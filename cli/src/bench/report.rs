@@ -25,10 +25,10 @@ pub struct ReportFile {
 }
 
 impl ReportFile {
-    pub fn create(path: &str) -> Result<Self, CliError> {
+    pub fn create(path: &str, force: bool) -> Result<Self, CliError> {
         let path = Path::new(path);
         let is_page = match path.extension().and_then(|ending| ending.to_str()) {
-            Some("html" | "htm") => true,
+            Some("html" | "htm") | None => true,
             Some("svg") => false,
             _ => {
                 return CliError::usage(format!(
@@ -37,12 +37,16 @@ impl ReportFile {
                 ));
             }
         };
-        Ok(ReportFile { file: files::ReportFile::create(path)?, is_page })
+        Ok(ReportFile { file: files::ReportFile::create(path, force)?, is_page })
     }
 
     pub fn write(self, report: &Report) -> Result<(), CliError> {
         let plot = plot(report);
-        self.file.write(if self.is_page { plot.map(|plot| page(report, &plot)) } else { plot })
+        self.file.write(if self.is_page {
+            plot.map(|plot| page(report, &plot))
+        } else {
+            plot.map(|plot| page::plot_file(&plot))
+        })
     }
 }
 

@@ -8,12 +8,11 @@ mod summary;
 mod tables;
 
 use std::fmt;
-use std::path::Path;
 use std::time::Instant;
 
 use super::options::{Args, RegimeName, RuleName, ScheduleName};
 use crate::CliError;
-use crate::files::ReportFile;
+use crate::files::{Check, ReportFile, is_page};
 use crate::signals;
 use crate::table::{say, tell};
 use cases::Comparison;
@@ -96,8 +95,10 @@ fn parse_setting(text: &str) -> Result<Setting, String> {
 
 /// Trains all of it, and reports.
 pub fn run(args: &Args) -> Result<(), CliError> {
-    let comparison = Comparison::new(args)?;
-    let report = args.report.as_deref().map(create_report).transpose()?;
+    let (comparison, read) = Comparison::new(args)?;
+    let mut check = Check::new(&read, args.force);
+    let report = args.report.as_deref().map(|path| check.output("--report", path, is_page)).transpose()?;
+    let report = report.map(ReportFile::of).transpose()?;
     if let Some(subject) = comparison.subjects.first() {
         subject.target.explain();
     }
@@ -123,13 +124,4 @@ pub fn run(args: &Args) -> Result<(), CliError> {
         None => Ok(()),
         Some(signal) => Err(signal.stopped("stopped before all runs were done")),
     }
-}
-
-fn create_report(path: &Path) -> Result<ReportFile, CliError> {
-    // With its own ending it cannot be one of the data files by mistake.
-    let name = path.display().to_string();
-    if !name.ends_with(".html") {
-        return CliError::usage(format!("--report {name}: the report is a page, give it the ending .html"));
-    }
-    ReportFile::create(path)
 }

@@ -236,6 +236,9 @@ pub struct Args {
     /// Go on from the file of --checkpoint, if it is there, bit for bit as if the run had not been interrupted
     #[arg(long, requires = "checkpoint")]
     pub resume: bool,
+    /// Replace files of --trace, --report and --checkpoint even where they are no such outputs, or of another run
+    #[arg(long)]
+    pub force: bool,
     /// Make the gradients of this step NaN, to see what the optimizer does
     #[arg(long, value_name = "STEP")]
     pub inject_nan: Option<u64>,

@@ -1,28 +1,13 @@
 //! The page of `--report`: the curves of a run, what moved its learning rate, and the largest moves in words.
 
-use std::path::Path;
-
 use super::charts::charts;
 use super::history::History;
 use super::options::Args;
 use super::report::{CAUSES_HEADER, Run, not_finite};
 use super::verdict;
-use crate::CliError;
-use crate::files::{ReportFile, is_same, refuse_data};
 use crate::model::Model;
 use crate::page::{self, command, escaped, items};
 use crate::target::TuningSource;
-
-/// Opens the file, which must be neither the data nor the trace.
-pub fn create(path: &Path, args: &Args) -> Result<ReportFile, CliError> {
-    // The trace's file exists by now.
-    if args.trace.as_ref().is_some_and(|trace| is_same(path, trace)) {
-        let path = path.display();
-        return CliError::usage(format!("--report {path} would overwrite the trace: give it another name"));
-    }
-    refuse_data("--report", path, &args.data)?;
-    ReportFile::create(path)
-}
 
 pub fn text(args: &Args, run: &Run, model: &Model, history: &History) -> Result<String, String> {
     let title = format!("wgpu-optim train: {model} on {}", run.data);

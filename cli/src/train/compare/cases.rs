@@ -1,6 +1,7 @@
 //! What a comparison runs: every rule, regime and rate over every data set and setting, once for each seed.
 
 use std::fmt;
+use std::path::PathBuf;
 
 use clap::ValueEnum;
 use indicatif::ProgressBar;
@@ -129,8 +130,8 @@ fn check_list<T: PartialEq>(option: &str, values: &[T], show: impl Fn(&T) -> Str
 }
 
 impl<'a> Comparison<'a> {
-    /// Looks at everything that can be wrong before the first run.
-    pub fn new(args: &'a Args) -> Result<Self, CliError> {
+    /// Looks at everything that can be wrong before the first run. The files come with it that were read.
+    pub fn new(args: &'a Args) -> Result<(Self, Vec<PathBuf>), CliError> {
         let options = &args.compare;
         let regimes = options.regimes.clone().unwrap_or_else(|| {
             let all = RegimeName::value_variants().iter().copied();
@@ -188,12 +189,13 @@ impl<'a> Comparison<'a> {
                 comparison.optimizer(options.rules[0], variant, 1)?.check()?;
             }
         }
-        let datasets = names.iter().map(|name| data::load(name)).collect::<Result<Vec<_>, _>>()?;
+        let datasets = names.iter().map(|name| data::load_from(name)).collect::<Result<Vec<_>, _>>()?;
+        let read = datasets.iter().flat_map(|loaded| loaded.files.iter().cloned()).collect();
         let target = args.target.find()?;
         if matches!(target, Target::Gpu(_)) && options.gradient_scales.is_some() {
             return CliError::usage("--gradient-scales works on the CPU path only: add --backend cpu, or leave it out");
         }
-        for (name, dataset) in names.into_iter().zip(datasets) {
+        for (name, data::Loaded { dataset, .. }) in names.into_iter().zip(datasets) {
             let model = Model::new(args.model, dataset.features, dataset.classes, args.hidden as usize);
             let (target, tuning) = target.clone().tuned_for(model.padded_len());
             let epochs = args.epochs.unwrap_or_else(|| data::default_epochs(name));
@@ -201,7 +203,7 @@ impl<'a> Comparison<'a> {
             let chance = dataset.chance();
             comparison.subjects.push(Subject { dataset, model, target, tuning, settings, chance });
         }
-        Ok(comparison)
+        Ok((comparison, read))
     }
 
     /// What sets the rate beside the fixed ones, for this rule: not every regime can be had with every rule.
