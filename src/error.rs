@@ -481,6 +481,12 @@ pub(crate) fn require(
     if ok {
         Ok(())
     } else {
-        Err(BuildError::InvalidValue { owner: owner(), field, value: value.to_string(), expected }.into())
+        let value = value.to_string();
+        // 1e38 is 39 digits otherwise, and 1e-45 a row of zeros.
+        let value = match value.parse::<f64>() {
+            Ok(number) if value.len() > 16 => format!("{number:e}"),
+            _ => value,
+        };
+        Err(BuildError::InvalidValue { owner: owner(), field, value, expected }.into())
     }
 }

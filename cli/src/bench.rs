@@ -17,6 +17,7 @@ use wgpu_optim_conformance::bench::measure::{Effort, ROUNDS};
 use wgpu_optim_conformance::bench::workload::{MANY, MANY_GROUPS, MODES, Mode, regimes, rules};
 
 use crate::CliError;
+use crate::memory;
 use crate::page::command;
 use crate::signals;
 use crate::table::{Columns, progress_bar, say};
@@ -168,7 +169,7 @@ impl Report {
             Target::Gpu(gpu) => is_software(gpu),
         };
         let needed = bytes_of(elements, &entries);
-        let room = available_bytes().filter(|_| in_host_memory);
+        let room = memory::available().filter(|_| in_host_memory);
         // Drivers and the staging of uploads want some as well.
         if let Some(room) = room.filter(|room| needed > 0.7 * room) {
             let (needed, room) = (needed / GIB, room / GIB);
@@ -195,14 +196,6 @@ impl Report {
 }
 
 const GIB: f64 = (1u64 << 30) as f64;
-
-/// Memory that can be had without swapping, where the system tells.
-fn available_bytes() -> Option<f64> {
-    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
-    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
-    let kib: f64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
-    Some(1024.0 * kib)
-}
 
 /// The driver with its version; for the CPU path the processor, where the system tells.
 fn driver(target: &Target) -> String {

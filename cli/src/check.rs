@@ -33,7 +33,7 @@ use crate::CliError;
 use crate::parallel::in_parallel;
 use crate::signals;
 use crate::table::{Columns, say};
-use crate::target::{driver_in_words, size_in_words};
+use crate::target::{check_environment, driver_in_words, size_in_words};
 use case::{Cases, Mismatch, Outcome, Path, Subject, outcome_of, shrink};
 use run::Fault;
 
@@ -191,6 +191,7 @@ fn run_family((family, cases): Family, subject: &Subject, sample: NonZeroUsize) 
 }
 
 fn adapters(args: &Args) -> Result<Vec<wgpu::Adapter>, CliError> {
+    check_environment()?;
     let mut adapters = pollster::block_on(Gpu::adapters(None));
     let wanted = args.adapter.as_deref().unwrap_or_default().to_lowercase();
     adapters.retain(|adapter| adapter.get_info().name.to_lowercase().contains(&wanted));

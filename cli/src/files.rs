@@ -82,39 +82,40 @@ pub fn start_of(path: &Path) -> String {
 
 /// Looks at the outputs of a command, one after the other, and changes nothing.
 pub struct Check {
-    /// Resolved.
-    read: Vec<PathBuf>,
-    /// Those that were looked at: option and resolved path.
-    outputs: Vec<(&'static str, PathBuf)>,
+    /// What was read, by resolved path.
+    read: Vec<(PathBuf, &'static str)>,
+    /// Those that were looked at: option, resolved path, and path as it was given.
+    outputs: Vec<(&'static str, PathBuf, String)>,
     force: bool,
 }
 
 impl Check {
     /// Of a command that reads these files, and perhaps the tuning cache.
     pub fn new(read: &[PathBuf], force: bool) -> Self {
-        let cache = TuningCache::from_env().map(|cache| cache.path().to_owned());
-        let read = read.iter().cloned().chain(cache).map(|path| resolved(&path)).collect();
+        let cache = TuningCache::from_env().map(|cache| (resolved(cache.path()), "the tuning cache"));
+        let read = read.iter().map(|path| (resolved(path), "the data")).chain(cache).collect();
         Check { read, outputs: Vec::new(), force }
     }
 
     /// An output that may be written.
     pub fn output(&mut self, option: &'static str, path: &Path, is_ours: IsOurs) -> Result<Output, CliError> {
-        let (shown, path) = (in_words(path), resolved(path));
+        let (given, shown, path) = (path.to_owned(), in_words(path), resolved(path));
         let refused = |message: String| Err(CliError::write(&shown, message));
-        if let Some(read) = self.read.iter().find(|read| is_same(read, &path)) {
+        if let Some((read, what)) = self.read.iter().find(|(read, _)| is_same(read, &path)) {
             return CliError::usage(format!(
-                "{option} {shown} would overwrite {}, which this command reads: give it another name",
+                "{option} {shown} would overwrite {what} ({}): give it another name",
                 in_words(read)
             ));
         }
-        if let Some((other, _)) = self.outputs.iter().find(|(_, other)| is_same(other, &path)) {
-            return CliError::usage(format!("{other} and {option} both name {shown}: give each its own file"));
+        if let Some((other, _, name)) = self.outputs.iter().find(|(_, other, _)| is_same(other, &path)) {
+            let also = if *name == shown { String::new() } else { format!(", the same file as {shown}") };
+            return CliError::usage(format!("{other} and {option} both name {name}{also}: give each its own file"));
         }
         let about = path.metadata();
         let is_file = about.as_ref().map_or(true, |about| about.is_file());
         if let Ok(about) = &about {
             if about.is_dir() {
-                return refused(format!("it is a folder; give {option} a file"));
+                return refused(format!("it is a folder, not a file; give {option} a file"));
             }
             if !is_file && !is_device(about) {
                 return refused(format!("it is a pipe; give {option} a file"));
@@ -128,13 +129,11 @@ impl Check {
                 ));
             }
         }
-        if is_file {
-            if let Err(error) = tempfile::tempfile_in(folder_of(&path)) {
-                return refused(format!("{error}; give {option} a file in a folder that exists and may be written"));
-            }
+        if is_file && let Err(error) = tempfile::tempfile_in(folder_of(&path)) {
+            return refused(format!("{error}; give {option} a file in a folder that exists and may be written"));
         }
-        self.outputs.push((option, path.clone()));
-        Ok(Output { path, shown, is_file, lock: None })
+        self.outputs.push((option, path.clone(), shown.clone()));
+        Ok(Output { path, given, shown, is_file, lock: None })
     }
 }
 
@@ -152,6 +151,8 @@ pub struct Output {
     /// Resolved, so that a link stays one.
     pub path: PathBuf,
     /// As it was given.
+    pub given: PathBuf,
+    /// The same in messages.
     pub shown: String,
     /// Not a device.
     pub is_file: bool,
@@ -181,7 +182,7 @@ impl Output {
         } else {
             OpenOptions::new().write(true).open(&self.path).and_then(|mut file| file.write_all(text.as_bytes()))
         };
-        written.map_err(|error| cannot_write(Path::new(&self.shown), &error))
+        written.map_err(|error| cannot_write(&self.given, &error))
     }
 }
 

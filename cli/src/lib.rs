@@ -3,5 +3,6 @@
 #![deny(clippy::print_stdout, clippy::print_stderr)]
 
 pub mod data;
+pub mod memory;
 pub mod model;
 pub mod words;

@@ -17,7 +17,7 @@ mod tune;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use wgpu_optim_cli::{data, model, words};
+use wgpu_optim_cli::{data, memory, model, words};
 
 /// Optimizers on the GPU that set their own learning rate, and say why.
 #[derive(Debug, Parser)]
@@ -30,7 +30,7 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Train a small model on real data; without arguments: an MLP on handwritten digits, untuned.
-    #[command(after_help = train::AFTER_HELP)]
+    #[command(after_help = train::EXAMPLES, after_long_help = format!("{}\n\n{}", train::EXAMPLES, train::EXIT_CODES))]
     Train(Box<train::Args>),
     /// List every adapter, what it can do, and which one `auto` takes.
     Devices(devices::Args),

@@ -3,7 +3,7 @@
 
 use std::io::Write;
 
-use comfy_table::{CellAlignment, Table, presets};
+use comfy_table::{CellAlignment, ContentArrangement, Table, presets};
 use indicatif::{ProgressBar, ProgressStyle};
 
 use crate::CliError;
@@ -51,6 +51,12 @@ impl Columns {
 
     pub fn row(&mut self, cells: impl IntoIterator<Item = String>) {
         self.table.add_row(cells);
+    }
+
+    /// Breaks long cells where the table would not fit a terminal of 80 columns.
+    pub fn print_narrow(mut self) -> Result<(), CliError> {
+        self.table.set_content_arrangement(ContentArrangement::Dynamic).set_width(80);
+        self.print()
     }
 
     pub fn print(mut self) -> Result<(), CliError> {

@@ -9,10 +9,12 @@ mod options;
 mod page;
 mod report;
 mod saving;
+mod story;
 mod trace;
 mod verdict;
 
 use std::ops::ControlFlow;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use indicatif::ProgressBar;
@@ -27,24 +29,29 @@ use crate::model::{Evaluation, Model, Part};
 use crate::signals::{self, Signal};
 use crate::table::{progress_bar, say, tell};
 use crate::target::{Target, TuningSource};
-use crate::words::grouped;
+use crate::words::{grouped, number};
 use engine::{Engine, Injection, OptimizerSettings, with_averages};
 use history::History;
 pub use options::{Args, RegimeName, RuleName};
 use options::{AverageName, name_of};
 use report::{Run, tensor_figures};
 use saving::{Resumed, Saving, Sofar};
+use story::Aftermaths;
 use trace::{Trace, is_trace};
 use verdict::Ending;
 
-pub const AFTER_HELP: &str = "\
+/// Behind `-h`.
+pub const EXAMPLES: &str = "\
 Examples:
-  wgpu-optim train                                        handwritten digits, nothing to set
-  wgpu-optim train --data spirals --rule adamw            a set that is made, schedule-free AdamW
-  wgpu-optim train --data my.csv --report run.html        your data, the label last; a page of curves
+  wgpu-optim train                              handwritten digits, nothing to set
+  wgpu-optim train --data spirals --rule adamw  a set that is made from a seed
+  wgpu-optim train --data my.csv --label kind --report run.html
+                                                your data, and a page of curves
   wgpu-optim train --compare --data digits,spirals --regimes seesaw
-                                                          against the best of a grid of fixed rates, and of peaks with a cosine
+                                                against a grid of fixed rates";
 
+/// Behind `--help`, after the examples.
+pub const EXIT_CODES: &str = "\
 Exit code:
   0  the run ended, whatever it has learned
   1  it diverged: a loss that is not finite, above ten times that at the start, or above three times with no more right answers than
@@ -65,6 +72,11 @@ enum Look {
     Better,
 }
 
+/// A learning rate in a few characters.
+fn rate_in_words(rate: f32) -> String {
+    number(f64::from(rate), 3)
+}
+
 fn in_percent(share: f64) -> String {
     format!("{:.2} %", 100.0 * share)
 }
@@ -76,7 +88,7 @@ pub fn run(args: &Args) -> Result<(), CliError> {
     }
     // With any numbers of steps: whether there can be such an optimizer.
     args.settings(1, 1)?.check()?;
-    let loaded = data::load_from(&args.data)?;
+    let loaded = data::load_from(&args.data, args.label.as_deref())?;
     let dataset = loaded.dataset;
     let steps = args.steps(&dataset);
     args.check_injection(steps)?;
@@ -89,6 +101,9 @@ pub fn run(args: &Args) -> Result<(), CliError> {
     // Before training, which a path that cannot be written should not cost. First all are looked at, then all are claimed.
     let mut check = Check::new(&loaded.files, args.force);
     let saving = Saving::new(args, &dataset, &mut check)?;
+    // A trace that a run is to go on with is looked at row by row.
+    let goes_on = args.resume && args.checkpoint.as_ref().is_some_and(|path| path.exists());
+    let is_trace = if goes_on { |_: &Path| true } else { is_trace };
     let trace = args.trace.as_deref().map(|path| check.output("--trace", path, is_trace)).transpose()?;
     let page = args.report.as_deref().map(|path| check.output("--report", path, is_page)).transpose()?;
     let saving = saving.map(Saving::claimed).transpose()?;
@@ -112,6 +127,7 @@ pub fn run(args: &Args) -> Result<(), CliError> {
         trace,
         saving: saving.as_ref(),
         lose_device: args.lose_device,
+        about_data: Some(loaded.about),
         ..Watch::new(&progress)
     };
     let job = Job { args, settings, dataset: &dataset, model: &model };
@@ -123,6 +139,7 @@ pub fn run(args: &Args) -> Result<(), CliError> {
         };
         let (Target::Gpu(gpu), Some(reason)) = (&target, error.lost_device()) else {
             // The rows up to here may say why.
+            watch.trace = watch.trace.filter(Trace::is_worth_writing);
             watch.finish_trace();
             return Err(error);
         };
@@ -183,6 +200,8 @@ struct Watch<'a> {
     saving: Option<&'a Saving>,
     /// The step before which the device is to be lost.
     lose_device: Option<u64>,
+    /// What is told of the data when all is ready.
+    about_data: Option<String>,
 }
 
 impl<'a> Watch<'a> {
@@ -196,11 +215,14 @@ impl<'a> Watch<'a> {
             trace_failure: None,
             saving: None,
             lose_device: None,
+            about_data: None,
         }
     }
 
     fn finish_trace(&mut self) {
-        self.trace_failure = self.trace.take().and_then(Trace::finish);
+        if let Some(trace) = self.trace.take() {
+            self.trace_failure = trace.finish();
+        }
     }
 
     /// Goes back to where the run was last saved, or to its start, and says from what it is to go on.
@@ -213,7 +235,10 @@ impl<'a> Watch<'a> {
             None
         });
         if let Some(trace) = self.trace.take() {
-            self.trace = Some(trace.again_from(job.args, job.model, step_of(&resumed))?);
+            match trace.again_from(job.args, job.model, step_of(&resumed)) {
+                Ok(trace) => self.trace = Some(trace),
+                Err(error) => self.trace_failure = Some(error.to_string()),
+            }
         }
         if self.history.is_some() {
             self.history = Some(self.saved_history.clone().unwrap_or_else(|| History::new(steps)));
@@ -242,6 +267,12 @@ impl Job<'_> {
         let loss_of_device = watch.lose_device.take();
         let injection = Injection { nan: args.inject_nan, spike: args.inject_spike, loss_of_device };
         let mut engine = engine::new(target, model, dataset, batch, settings, injection, args.seed)?;
+        if let Some(about) = watch.about_data.take() {
+            tell(about);
+            if batch < args.batch as usize {
+                tell(format!("--batch {} is more than the training rows: each step takes all {batch}", args.batch));
+            }
+        }
         let progress = watch.progress;
         let (mut done, mut sofar) = (step_of(&resumed), Sofar::default());
         if let Some(resumed) = resumed {
@@ -249,12 +280,16 @@ impl Job<'_> {
             sofar = resumed.sofar;
         }
         let before = done;
+        let mut aftermaths = Aftermaths::new(args, done);
         let mut last_loss = None;
 
         let on_steps = &mut |steps| {
             progress.inc(steps as u64);
             if signals::received().is_some() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
         };
+        if let Some(history) = watch.history.as_mut().filter(|history| done == 0 && history.accuracies.is_empty()) {
+            history.end_epoch(engine.evaluate(Part::Test)?.accuracy);
+        }
         let started = Instant::now();
         // What the report costs is not the training's time.
         let mut looking_on = Duration::ZERO;
@@ -290,6 +325,7 @@ impl Job<'_> {
                 for (loss, record) in losses.iter().zip(records) {
                     let tensors = tensors.next().unwrap_or_default();
                     sofar.add(*loss, record, tensors);
+                    aftermaths.add(*loss, record);
                     if let Some(trace) = &mut watch.trace {
                         trace.write(*loss, record, tensors);
                     }
@@ -368,6 +404,7 @@ impl Job<'_> {
             timed_steps: done - before,
             causes,
             tensors: tensors.iter().map(|record| tensor_figures(record, model)).collect(),
+            aftermaths,
         })
     }
 }

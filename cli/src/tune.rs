@@ -180,6 +180,11 @@ impl Size {
         let (of_preset, of_best) = (ns(preset.ns_per_param), ns(best.ns_per_param));
         let geometry = &best.geometry;
         match (preset.ns_per_param, best.ns_per_param) {
+            _ if self.candidates.len() == 1 => {
+                format!(
+                    "only the preset was measured, there was no time for others (--budget-ms): {geometry}, {of_preset} ns/param"
+                )
+            }
             _ if best.tuning == preset.tuning => {
                 format!("the preset stays, nothing is faster by more than 3 %: {geometry}, {of_preset} ns/param")
             }
@@ -204,11 +209,15 @@ fn print(report: &Report) -> Result<(), CliError> {
     for size in &report.sizes {
         let clock = if size.timestamps { "the device's timestamps" } else { "the wall clock" };
         say(format!(
-            "{} parameters, {}, {}: {} geometries in {:.1} s, by {clock}",
+            "{} parameters, {}, {}: {} in {:.1} s, by {clock}",
             size_in_words(size.elements),
             size.rule,
             size.regime,
-            size.candidates.len(),
+            if size.candidates.len() == 1 {
+                "1 geometry".to_owned()
+            } else {
+                format!("{} geometries", size.candidates.len())
+            },
             size.seconds
         ))?;
         let mut table = Columns::new(&["partials", "", "workgroup", "quads", "finish", "ns/param"], 2);

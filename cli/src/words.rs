@@ -33,7 +33,7 @@ pub fn grouped(number: u64) -> String {
     let digits = number.to_string();
     let mut text = String::new();
     for (index, digit) in digits.chars().enumerate() {
-        if index > 0 && (digits.len() - index) % 3 == 0 {
+        if index > 0 && (digits.len() - index).is_multiple_of(3) {
             text.push(',');
         }
         text.push(digit);
@@ -43,12 +43,17 @@ pub fn grouped(number: u64) -> String {
 
 /// `1 step`, `1,797 steps`.
 pub fn count(number: u64, what: &str) -> String {
-    let plural = match (number, what) {
+    format!("{} {}", grouped(number), plural(number, what))
+}
+
+/// `step` of one, `steps` of others.
+pub fn plural(number: u64, what: &str) -> String {
+    let ending = match (number, what) {
         (1, _) => "",
         (_, what) if what.ends_with("ss") || what.ends_with("tch") => "es",
         _ => "s",
     };
-    format!("{} {what}{plural}", grouped(number))
+    format!("{what}{ending}")
 }
 
 /// A number of so many significant digits, without an exponent where it is neither tiny nor huge: `0.188`, `33.1`, `1.2e-7`.
@@ -62,6 +67,16 @@ pub fn number(value: f64, digits: usize) -> String {
         format!("{value:.*}", (digits as i32 - 1 - exponent).max(0) as usize)
     } else {
         scientific
+    }
+}
+
+/// A time in the unit that fits: `226 µs`, `1.72 s`, `12 min 5 s`.
+pub fn duration(seconds: f64) -> String {
+    match seconds {
+        s if s >= 60.0 => format!("{} min {:.0} s", grouped((s / 60.0) as u64), (s % 60.0).floor()),
+        s if s >= 1.0 => format!("{} s", number(s, 3)),
+        s if s >= 1e-3 => format!("{} ms", number(1e3 * s, 3)),
+        s => format!("{} µs", number(1e6 * s, 3)),
     }
 }
 
@@ -95,6 +110,8 @@ mod tests {
         assert_eq!([0, 999, 1797, 1_234_567].map(grouped), ["0", "999", "1,797", "1,234,567"]);
         assert_eq!([1, 2, 1000].map(|n| count(n, "class")), ["1 class", "2 classes", "1,000 classes"]);
         assert_eq!([count(1, "epoch"), count(0, "epoch"), count(2, "batch")], ["1 epoch", "0 epochs", "2 batches"]);
+        let times = [0.0, 2.26e-4, 0.0172, 1.724, 725.6].map(duration);
+        assert_eq!(times, ["0 µs", "226 µs", "17.2 ms", "1.72 s", "12 min 5 s"]);
         assert_eq!([12.0, 1536.0, 8e9].map(bytes), ["12 bytes", "1.5 KiB", "7.5 GiB"]);
     }
 

@@ -123,6 +123,13 @@ pub fn new<'a>(
     injection: Injection,
     seed: u64,
 ) -> Result<Box<dyn Engine + 'a>, CliError> {
+    let in_host_memory = match target {
+        Target::Cpu { .. } => true,
+        Target::Gpu(gpu) => gpu.device().adapter_info().device_type == wgpu::DeviceType::Cpu,
+    };
+    if in_host_memory {
+        model.check_memory(batch)?;
+    }
     let initial = model.initial_parameters(seed);
     let steps_per_epoch = dataset.train.rows().div_ceil(batch) as u32;
     let (tensors, steps_done, record_steps) = (model.tensors(), 0, steps_per_epoch.max(1));

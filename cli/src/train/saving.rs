@@ -96,7 +96,7 @@ impl Saving {
 
     /// Refuses to replace what is no checkpoint, that of another run, or one that is further than this run is to go.
     fn check_replaceable(&self, steps: u64) -> Result<(), CliError> {
-        let Output { path, shown, is_file, .. } = &self.output;
+        let Output { given: path, shown, is_file, .. } = &self.output;
         if !is_file || path.metadata().map_or(true, |about| about.len() == 0) {
             return Ok(());
         }
@@ -154,7 +154,7 @@ impl Saving {
 
     fn load(&self, args: &Args, steps: u64) -> Result<Resumed, CliError> {
         let shown = &self.output.shown;
-        let checkpoint = Checkpoint::load(&self.output.path)?;
+        let checkpoint = Checkpoint::load(&self.output.given)?;
         let Some(progress) = Progress::of(&checkpoint) else {
             return CliError::usage(format!(
                 "--resume: {shown} is a checkpoint, but was not saved by `wgpu-optim train`: name another with --checkpoint"
@@ -203,10 +203,13 @@ impl Saving {
 
     /// Saves the run. What fails is a warning: the run goes on, and the next time may do.
     pub fn save(&self, checkpoint: &Checkpoint) {
-        let failure = checkpoint.save(&self.output.path).err().map(|error| error.to_string());
-        match &failure {
-            None => self.is_ours.set(true),
-            Some(message) => warn_of_failure(message),
+        let failure = checkpoint.save(&self.output.given).err().map(|error| error.to_string());
+        if failure.is_none() {
+            self.is_ours.set(true);
+        }
+        // Once, however often it fails after that.
+        if let Some(message) = failure.as_ref().filter(|_| self.failure.borrow().is_none()) {
+            warn_of_failure(message);
         }
         self.failure.replace(failure);
     }

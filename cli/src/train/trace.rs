@@ -21,6 +21,8 @@ pub struct Trace {
     file: Option<File>,
     /// Bytes of the file that are whole rows.
     written: u64,
+    /// Whether there was a step.
+    has_rows: bool,
     /// Why no more rows are written.
     failure: Option<String>,
 }
@@ -57,7 +59,7 @@ impl Trace {
             step => Some(kept(&output, &columns.join(","), step)?),
         };
         let rows = csv::Writer::from_writer(Vec::new());
-        let mut trace = Trace { output, rows, file: None, written: kept.unwrap_or(0), failure: None };
+        let mut trace = Trace { output, rows, file: None, written: kept.unwrap_or(0), has_rows: false, failure: None };
         if kept.is_none() {
             trace.row(columns);
         }
@@ -66,9 +68,10 @@ impl Trace {
 
     /// The same file, from another step on. Rows that are not in it yet are of steps that are taken again.
     pub fn again_from(self, args: &Args, model: &Model, step: u64) -> Result<Self, CliError> {
-        let Trace { output, mut rows, file, written, failure } = self;
-        drop((rows.flush(), file, written, failure));
-        Self::from_step(output, args, model, step)
+        if self.failure.is_some() {
+            return Ok(self);
+        }
+        Self::from_step(self.output, args, model, step)
     }
 
     /// Brings every row so far to the disk.
@@ -80,6 +83,7 @@ impl Trace {
     }
 
     pub fn write(&mut self, loss: f32, record: &Record, tensors: &[TensorRecord]) {
+        self.has_rows = true;
         let fields = [
             record.step.to_string(),
             loss.to_string(),
@@ -140,9 +144,14 @@ impl Trace {
 
     /// The run goes on without the rest of its trace, and says so when it ends.
     fn fail(&mut self, error: &io::Error) {
-        let message = cannot_write(Path::new(&self.output.shown), error);
+        let message = cannot_write(&self.output.given, error);
         files::warn_of_failure(&message);
         self.failure = Some(message);
+    }
+
+    /// What a run that could not begin would have overwritten stays.
+    pub fn is_worth_writing(&self) -> bool {
+        self.has_rows
     }
 
     /// Writes what is left; why the trace is not complete, if it is not.

@@ -1,7 +1,7 @@
 //! What a comparison runs: every rule, regime and rate over every data set and setting, once for each seed.
 
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::ValueEnum;
 use indicatif::ProgressBar;
@@ -19,6 +19,7 @@ use crate::model::Model;
 use crate::parallel::in_parallel;
 use crate::table::{progress_bar, tell};
 use crate::target::{Target, TuningSource};
+use crate::words::count;
 
 /// The fixed rates that a regime is held against, where --lrs gives none: half decades around what the rule usually takes.
 fn default_rates(RuleName(rule): RuleName) -> &'static [f32] {
@@ -119,6 +120,8 @@ pub struct Comparison<'a> {
     /// The rows that are not the best fixed rate's, in order.
     pub variants: Vec<Variant>,
     pub gradient_scales: Vec<f32>,
+    /// A line on each data set.
+    about_data: Vec<String>,
 }
 
 /// Refuses a list that has a value twice, which would count twice in every mean.
@@ -167,7 +170,11 @@ impl<'a> Comparison<'a> {
                 }
             }
         }
-        let names: Vec<&str> = args.data.split(',').map(str::trim).collect();
+        // A path may have a comma in it.
+        let names: Vec<&str> = match Path::new(&args.data).exists() {
+            true => vec![args.data.as_str()],
+            false => args.data.split(',').map(str::trim).collect(),
+        };
         if names.contains(&"") {
             return CliError::usage(format!(
                 "--data \"{}\" has an empty name: give {} or paths, with one comma between two of them",
@@ -176,7 +183,8 @@ impl<'a> Comparison<'a> {
             ));
         }
         check_list("data", &names, |name| format!("\"{name}\""))?;
-        let mut comparison = Comparison { args, subjects: Vec::new(), variants, gradient_scales };
+        let mut comparison =
+            Comparison { args, subjects: Vec::new(), variants, gradient_scales, about_data: Vec::new() };
         for &rule in &options.rules {
             for variant in comparison.first_variants(rule) {
                 comparison.optimizer(rule, variant, 1)?.check()?;
@@ -189,13 +197,17 @@ impl<'a> Comparison<'a> {
                 comparison.optimizer(options.rules[0], variant, 1)?.check()?;
             }
         }
-        let datasets = names.iter().map(|name| data::load_from(name)).collect::<Result<Vec<_>, _>>()?;
+        // Of several sets only files have columns to choose from.
+        let label = |name: &str| args.label.as_deref().filter(|_| !data::is_named(name));
+        let load = |name: &&str| data::load_from(name, label(name));
+        let datasets = names.iter().map(load).collect::<Result<Vec<_>, _>>()?;
         let read = datasets.iter().flat_map(|loaded| loaded.files.iter().cloned()).collect();
         let target = args.target.find()?;
         if matches!(target, Target::Gpu(_)) && options.gradient_scales.is_some() {
             return CliError::usage("--gradient-scales works on the CPU path only: add --backend cpu, or leave it out");
         }
-        for (name, data::Loaded { dataset, .. }) in names.into_iter().zip(datasets) {
+        for (name, data::Loaded { dataset, about, .. }) in names.into_iter().zip(datasets) {
+            comparison.about_data.push(about);
             let model = Model::new(args.model, dataset.features, dataset.classes, args.hidden as usize);
             let (target, tuning) = target.clone().tuned_for(model.padded_len());
             let epochs = args.epochs.unwrap_or_else(|| data::default_epochs(name));
@@ -322,9 +334,10 @@ impl<'a> Comparison<'a> {
         let placeholder = Variant::fixed(1.0, ScheduleName::Constant, 1.0);
         let at_scales = |place| self.other_scales().map(move |_| Case { place, variant: placeholder });
         let later: Vec<Case> = self.places().flat_map(at_scales).collect();
+        self.about_data.iter().for_each(tell);
         tell(format!(
-            "{} runs{}",
-            (first.len() + later.len()) * self.args.compare.seeds.len(),
+            "{}{}",
+            count(((first.len() + later.len()) * self.args.compare.seeds.len()) as u64, "run"),
             match self.args.compare.lrs {
                 Some(_) => "",
                 None => ", and some more where the best rate is at the end of its grid",
