@@ -410,11 +410,13 @@ fn values_of(file: &File, rows: usize, features: usize) -> Result<Vec<f64>, Data
     let refused = |why: String| Err(DataError::unusable(&file.name, format!("{}: use fewer rows or features", why)));
     match rows.checked_mul(features).filter(|&values| values <= MOST_VALUES) {
         None => refused(format!("{} are more than the 2^31 values a dense set may have", words())),
-        // The rows as they are read, and once more as they are trained on.
-        Some(values) => match memory::check(12.0 * values as f64).and_then(|()| memory::list(values)) {
-            Ok(list) => Ok(list),
-            Err(why) => refused(format!("a dense set of {} {why}", words())),
-        },
+        // The values as they are read, and once more as they are trained on; labels, classes and order of the rows.
+        Some(values) => {
+            match memory::check(12.0 * values as f64 + 24.0 * rows as f64).and_then(|()| memory::list(values)) {
+                Ok(list) => Ok(list),
+                Err(why) => refused(format!("a dense set of {} {why}", words())),
+            }
+        }
     }
 }
 

@@ -138,11 +138,14 @@ impl Check {
 }
 
 /// Whether it is a terminal, `/dev/null` or the like.
+#[cfg(unix)]
 fn is_device(about: &std::fs::Metadata) -> bool {
-    #[cfg(unix)]
-    return std::os::unix::fs::FileTypeExt::is_char_device(&about.file_type());
-    #[cfg(not(unix))]
-    return { !about.is_file() };
+    std::os::unix::fs::FileTypeExt::is_char_device(&about.file_type())
+}
+
+#[cfg(not(unix))]
+fn is_device(about: &std::fs::Metadata) -> bool {
+    !about.is_file()
 }
 
 /// A file to be written.
@@ -221,7 +224,10 @@ impl Lock {
 
 impl Drop for Lock {
     fn drop(&mut self) {
-        let _ = std::fs::remove_file(&self.path);
+        // Ours are empty: somebody may have a file of this name, or give it to an output.
+        if self.path.metadata().is_ok_and(|about| about.len() == 0) {
+            let _ = std::fs::remove_file(&self.path);
+        }
     }
 }
 

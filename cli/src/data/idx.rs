@@ -104,8 +104,8 @@ pub fn parse(images: &File, labels: &File) -> Result<Part, DataError> {
         let problem = format!("dimensions {:?} for {rows} images: give one label per image", classes.sizes);
         return Err(DataError::unusable(&labels.name, problem));
     }
-    // No more than there are bytes.
-    let features = pixels.sizes[1..].iter().product();
+    // No more than there are bytes, where there is a row.
+    let features = if rows == 0 { 0 } else { pixels.sizes[1..].iter().product() };
     let mut x = values_of(images, rows, features)?;
     x.extend(pixels.data.chunks_exact(pixels.kind.size()).map(|bytes| pixels.kind.value(bytes)));
     if let Some(at) = x.iter().position(|value| !value.is_finite() || value.abs() > f64::from(f32::MAX)) {

@@ -351,6 +351,10 @@ fn idx_files_of_every_type_are_read() {
     assert!(load().expect_err("NaN").to_string().contains("image 0: value 0 is not finite"));
     write("train-images.idx3-ubyte", idx_of(0x0a, &[1, 1, 1], &[0]));
     assert!(load().expect_err("no type").to_string().contains("0x0a is no type of IDX"));
+    // No rows, of more values than there are numbers.
+    write("train-images.idx3-ubyte", idx(&[0, u32::MAX, u32::MAX, u32::MAX], &[]));
+    write("train-labels.idx1-ubyte", idx(&[0], &[]));
+    assert!(load().expect_err("empty").to_string().contains("not one row"));
     // Bytes are what they were: the nearest f32 of a 255th.
     let all: Vec<u8> = (0..=255).collect();
     write("train-images.idx3-ubyte", idx(&[256, 1, 1], &all));

@@ -236,7 +236,11 @@ fn exceptions(run: &Run, model: &Model, history: &History) -> String {
     let mut sentence = some.iter().map(were).collect::<Vec<_>>().join(", ");
     if !none.is_empty() {
         sentence += if some.is_empty() { "No step was " } else { "; none was " };
-        sentence += &none.join(" or ");
+        sentence += &match none.split_last() {
+            Some((last, [])) => (*last).to_owned(),
+            Some((last, others)) => format!("{} or {last}", others.join(", ")),
+            None => String::new(),
+        };
     }
     if let Some((step, what)) = run.causes.first_skipped {
         sentence += &format!("; the first that was skipped is step {step} ({})", not_finite(what, model));

@@ -273,5 +273,9 @@ fn two_processes_do_not_write_one_file() {
         assert!(lock.exists());
         succeeds(folder, &format!("{TRAIN} {option} {name}"));
         assert!(!lock.exists());
+        // A file that is called so by chance is not removed.
+        write(folder, &format!(".{name}.lock"), "mine");
+        succeeds(folder, &format!("{TRAIN} {option} {name}"));
+        assert_eq!(std::fs::read(&lock).expect("there"), b"mine");
     }
 }
