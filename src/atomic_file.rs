@@ -9,12 +9,15 @@ use tempfile::NamedTempFile;
 
 /// The end of the name of a file that is being written.
 const SUFFIX: &str = ".partial";
+/// Characters by chance before it.
+const RANDOM: usize = 6;
 
 /// Writes a file beside `path` with `write`, synchronises it to the disk, then renames it to `path`. If `path` is a link, the file that it
 /// points to is replaced.
 ///
-/// A process that is killed meanwhile leaves a file `.NAME.XXXXXX.partial`, which the next call removes.
-pub(crate) fn replace(path: &Path, write: impl FnOnce(&mut File) -> io::Result<()>) -> io::Result<()> {
+/// The new file has the permissions of the old one. A process that is killed meanwhile leaves a file `.NAME.XXXXXX.partial`, which the next
+/// call removes.
+pub fn replace(path: &Path, write: impl FnOnce(&mut File) -> io::Result<()>) -> io::Result<()> {
     let path = &path.canonicalize().unwrap_or_else(|_| path.to_path_buf());
     let (folder, name) = check(path)?;
     let mut prefix = OsString::from(".");
@@ -22,10 +25,27 @@ pub(crate) fn replace(path: &Path, write: impl FnOnce(&mut File) -> io::Result<(
     prefix.push(".");
     remove_abandoned(folder, &prefix);
     let mut file = begin(folder, &prefix)?;
+    // Whoever could read the old file can read the new one, and nobody else.
+    if let Ok(old) = path.metadata() {
+        file.as_file().set_permissions(old.permissions())?;
+    }
     write(file.as_file_mut())?;
     file.as_file().sync_all()?;
     file.persist(path)?;
     sync_folder(folder)
+}
+
+/// What to do about a file that could not be written.
+pub fn way_out(error: &io::Error) -> &'static str {
+    match error.kind() {
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => "make room on the disk, or name a file on another",
+        io::ErrorKind::FileTooLarge => "name a file on a disk that takes files of this size",
+        io::ErrorKind::NotFound => "make its folder, or name a file in a folder that is there",
+        io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => {
+            "name a file in a folder that may be written"
+        }
+        _ => "name another file",
+    }
 }
 
 /// The folder and the name of a path that may be replaced: that of a file, or of nothing yet.
@@ -47,7 +67,7 @@ fn check(path: &Path) -> io::Result<(&Path, &OsStr)> {
 fn begin(folder: &Path, prefix: &OsStr) -> io::Result<NamedTempFile> {
     loop {
         let mut builder = tempfile::Builder::new();
-        builder.prefix(prefix).suffix(SUFFIX);
+        builder.prefix(prefix).rand_bytes(RANDOM).suffix(SUFFIX);
         // As for any other file: the user's umask decides who may read it.
         #[cfg(unix)]
         builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
@@ -70,9 +90,9 @@ fn remove_abandoned(folder: &Path, prefix: &OsStr) {
     };
     for entry in entries.flatten() {
         let name = entry.file_name();
-        let name = name.as_encoded_bytes();
-        if name.starts_with(prefix.as_encoded_bytes())
-            && name.ends_with(SUFFIX.as_bytes())
+        let name = name.as_encoded_bytes().strip_prefix(prefix.as_encoded_bytes());
+        let random = name.and_then(|name| name.strip_suffix(SUFFIX.as_bytes()));
+        if random.is_some_and(|random| random.len() == RANDOM && random.iter().all(u8::is_ascii_alphanumeric))
             && let Ok(file) = File::open(entry.path())
             && file.try_lock().is_ok()
         {
@@ -140,14 +160,37 @@ mod tests {
     fn what_a_dead_process_left_is_removed_and_what_is_being_written_is_not() {
         let folder = tempfile::tempdir().expect("a folder");
         let path = folder.path().join("file");
-        for name in [".file.aaaaaa.partial", ".other.aaaaaa.partial", ".file.keep"] {
+        for name in [
+            ".file.aaaaaa.partial",
+            ".other.aaaaaa.partial",
+            ".file.keep",
+            ".file.my-notes.partial",
+            ".file.a-note.partial",
+        ] {
             std::fs::write(folder.path().join(name), "").expect("written");
         }
         let being_written = begin(folder.path(), OsStr::new(".file.")).expect("begun");
         replace(&path, |_| Ok(())).expect("replaced");
         assert!(being_written.path().exists());
         drop(being_written);
-        assert_eq!(names(folder.path()), [".file.keep", ".other.aaaaaa.partial", "file"]);
+        assert_eq!(
+            names(folder.path()),
+            [".file.a-note.partial", ".file.keep", ".file.my-notes.partial", ".other.aaaaaa.partial", "file"]
+        );
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_file_keeps_its_mode() {
+        use std::os::unix::fs::PermissionsExt;
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("file");
+        std::fs::write(&path, "old").expect("written");
+        for mode in [0o600, 0o640, 0o664] {
+            std::fs::set_permissions(&path, PermissionsExt::from_mode(mode)).expect("set");
+            replace(&path, |_| Ok(())).expect("replaced");
+            assert_eq!(path.metadata().expect("there").permissions().mode() & 0o777, mode);
+        }
     }
 
     #[cfg(unix)]

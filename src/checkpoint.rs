@@ -197,7 +197,7 @@ impl Checkpoint {
             Error::from(CheckpointError::File {
                 path: path.display().to_string(),
                 action: "written",
-                message: format!("{error}; name a file in a folder that is there and may be written"),
+                message: format!("{error}; {}", crate::atomic_file::way_out(&error)),
                 source: Some(Cause::new(error)),
             })
         })

@@ -304,9 +304,7 @@ pub(crate) enum DeviceError {
 #[cfg_attr(not(feature = "checkpoint"), allow(dead_code, reason = "only checkpoints are read and written"))]
 pub(crate) enum CheckpointError {
     /// A checkpoint file could not be read or written.
-    #[error(
-        "the checkpoint {path} cannot be {action}: {message}; name a file that is there to be read, in a folder that can be written"
-    )]
+    #[error("the checkpoint {path} cannot be {action}: {message}")]
     File {
         path: String,
         action: &'static str,
@@ -378,6 +376,12 @@ pub(crate) fn require(
     if ok {
         Ok(())
     } else {
-        Err(BuildError::InvalidValue { owner: owner(), field, value: value.to_string(), expected }.into())
+        let value = value.to_string();
+        // 1e38 is 39 digits otherwise, and 1e-45 a row of zeros.
+        let value = match value.parse::<f64>() {
+            Ok(number) if value.len() > 16 => format!("{number:e}"),
+            _ => value,
+        };
+        Err(BuildError::InvalidValue { owner: owner(), field, value, expected }.into())
     }
 }

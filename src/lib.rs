@@ -64,7 +64,8 @@
 )]
 
 #[cfg(any(feature = "checkpoint", feature = "tuning-cache"))]
-mod atomic_file;
+#[doc(hidden)]
+pub mod atomic_file;
 mod averaging;
 #[cfg(feature = "checkpoint")]
 mod checkpoint;

@@ -17,7 +17,9 @@ use wgpu_optim_conformance::bench::measure::{Effort, ROUNDS};
 use wgpu_optim_conformance::bench::workload::{MANY, MANY_GROUPS, MODES, Mode, regimes, rules};
 
 use crate::CliError;
+use crate::memory;
 use crate::page::command;
+use crate::signals;
 use crate::table::{Columns, progress_bar, say};
 use crate::target::{Target, TargetArgs, TuningSource, driver_in_words, size_in_words};
 use report::ReportFile;
@@ -55,6 +57,9 @@ pub struct Args {
     /// Write a page with a roofline plot and the table (.html), or the plot alone (.svg)
     #[arg(long, value_name = "FILE")]
     report: Option<String>,
+    /// Replace the file of --report even where it is no report
+    #[arg(long)]
+    force: bool,
     /// Print one JSON object instead of a table
     #[arg(long)]
     json: bool,
@@ -90,7 +95,7 @@ pub fn run(args: &Args) -> Result<(), CliError> {
     let target = args.target.find()?;
     target.explain();
     // Before minutes of measuring.
-    let file = args.report.as_deref().map(ReportFile::create).transpose()?;
+    let file = args.report.as_deref().map(|path| ReportFile::create(path, args.force)).transpose()?;
     // The largest size that a run of about two minutes can afford.
     let default_to = if matches!(&target, Target::Gpu(gpu) if is_software(gpu)) { 22 } else { 26 };
     let selection = args.selection();
@@ -110,16 +115,26 @@ pub fn run(args: &Args) -> Result<(), CliError> {
     };
     let effort = Effort { round: Duration::from_millis(args.round_ms), by_pass: args.passes };
     let progress = progress_bar((sizes.len() * ROUNDS) as u64, "{wide_bar} {msg} {elapsed}");
+    signals::watch();
     for (name, elements, entries) in sizes {
+        if signals::received().is_some() {
+            report.notes.push(format!("stopped before {name}"));
+            break;
+        }
         progress.set_message(name);
         report.measure(&target, elements, entries, effort, &progress)?;
     }
     progress.finish_and_clear();
 
+    if args.json {
+        say(serde_json::json!(report))?;
+    } else {
+        print(&report)?;
+    }
     if let Some(file) = file {
         file.write(&report)?;
     }
-    if args.json { say(serde_json::json!(report)) } else { print(&report) }
+    signals::received().map_or(Ok(()), |signal| Err(signal.stopped("stopped, with what was measured")))
 }
 
 impl Args {
@@ -154,7 +169,7 @@ impl Report {
             Target::Gpu(gpu) => is_software(gpu),
         };
         let needed = bytes_of(elements, &entries);
-        let room = available_bytes().filter(|_| in_host_memory);
+        let room = memory::available().filter(|_| in_host_memory);
         // Drivers and the staging of uploads want some as well.
         if let Some(room) = room.filter(|room| needed > 0.7 * room) {
             let (needed, room) = (needed / GIB, room / GIB);
@@ -181,14 +196,6 @@ impl Report {
 }
 
 const GIB: f64 = (1u64 << 30) as f64;
-
-/// Memory that can be had without swapping, where the system tells.
-fn available_bytes() -> Option<f64> {
-    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
-    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
-    let kib: f64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
-    Some(1024.0 * kib)
-}
 
 /// The driver with its version; for the CPU path the processor, where the system tells.
 fn driver(target: &Target) -> String {

@@ -26,8 +26,9 @@ use wgpu_optim::{Gpu, GpuOptions, wgpu};
 
 use crate::CliError;
 use crate::parallel::in_parallel;
+use crate::signals;
 use crate::table::{Columns, say};
-use crate::target::{driver_in_words, size_in_words};
+use crate::target::{check_environment, driver_in_words, size_in_words};
 use case::{Cases, Mismatch, Outcome, Path, Subject, outcome_of, shrink};
 use run::{Fault, Quantity};
 
@@ -109,6 +110,7 @@ pub fn run(args: &Args) -> Result<(), CliError> {
     let wanted = |(name, _): &Family| args.family.is_empty() || args.family.iter().any(|family| family == name);
     let families: Vec<Family> = FAMILIES.into_iter().filter(wanted).collect();
     let mut rows = Vec::new();
+    signals::watch();
     for adapter in adapters(args)? {
         let subjects = subjects(&adapter, args)?;
         let row = |index| {
@@ -127,6 +129,9 @@ pub fn run(args: &Args) -> Result<(), CliError> {
             "{cases} cases, {failures} failed, in {seconds:.0} s; an ulp is the unit in the last place of the f32 that should come out, \
              or of the largest of its tensor"
         ))?;
+    }
+    if let Some(signal) = signals::received() {
+        return Err(signal.stopped(format!("stopped after {cases} cases, of which {failures} failed")));
     }
     if failures > 0 { Err(CliError::CheckFailed { failures, cases }) } else { Ok(()) }
 }
@@ -154,6 +159,10 @@ fn run_family((family, cases): Family, subject: &Subject, sample: NonZeroUsize) 
         failures: Vec::new(),
     };
     for case in cases(subject).into_iter().step_by(sample.get()) {
+        if signals::received().is_some() {
+            row.notes.push("stopped".to_owned());
+            break;
+        }
         let mut outcome = outcome_of(case.as_ref(), subject);
         row.cases += 1;
         row.notes.extend(outcome.note.take());
@@ -177,6 +186,7 @@ fn run_family((family, cases): Family, subject: &Subject, sample: NonZeroUsize) 
 }
 
 fn adapters(args: &Args) -> Result<Vec<wgpu::Adapter>, CliError> {
+    check_environment()?;
     let mut adapters = pollster::block_on(Gpu::adapters(None));
     let wanted = args.adapter.as_deref().unwrap_or_default().to_lowercase();
     adapters.retain(|adapter| adapter.get_info().name.to_lowercase().contains(&wanted));

@@ -1,22 +1,27 @@
 //! Data sets: two built in, four made from a seed, and CSV, LIBSVM and IDX files, gzipped or not, told apart by their content.
+//!
+//! What is inferred is inferred of the whole set, training and test rows together: what counts as a header, where indices begin, whether
+//! labels are numbers.
 
 mod csv;
+mod file;
 mod idx;
+mod labels;
 mod libsvm;
 mod made;
 #[cfg(test)]
 mod tests;
 
-use std::borrow::Cow;
-use std::collections::BTreeMap;
-use std::ffi::OsStr;
-use std::io::Read;
 use std::path::{Path, PathBuf};
 
-use flate2::read::MultiGzDecoder;
 use rand::SeedableRng;
 use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;
+
+use crate::memory;
+use crate::words::{count, escaped, grouped};
+use file::{File, sibling, with_optional_gz};
+use labels::{Classes, Labels};
 
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Split {
@@ -55,13 +60,23 @@ pub struct Dataset {
     pub test: Split,
 }
 
+/// A data set and where it comes from.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Loaded {
+    pub dataset: Dataset,
+    /// Every file that was read.
+    pub files: Vec<PathBuf>,
+    /// What was read, in one line: `pets: 150 rows, 4 features, 3 classes, 30 held out; header seen`.
+    pub about: String,
+}
+
 /// Why data cannot be used, and what to do about it.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 pub enum DataError {
     #[error("{0}: no such file or folder; the sets without a file are {names}", names = NAMES)]
     Missing(String),
     #[error(
-        "{folder}: neither train-images-idx3-ubyte nor train-images-idx3-ubyte.gz is in this folder; give a folder of IDX files, or one CSV or LIBSVM file"
+        "{folder}: no file of training images (train-images-idx3-ubyte or train-images.idx3-ubyte, with .gz or without) is in this folder; give a folder of IDX files, or one CSV or LIBSVM file"
     )]
     NoIdxFiles { folder: String },
     #[error("{file}: cannot be read: {message}")]
@@ -79,18 +94,18 @@ impl DataError {
     }
 }
 
-/// Rows as a file holds them: labels are not classes yet.
-#[derive(Debug, Clone, PartialEq, Default)]
+/// Rows as a file holds them: figures are not scaled, and labels are not classes yet.
+#[derive(Debug, Default)]
 struct Table {
     features: usize,
-    x: Vec<f32>,
-    labels: Vec<String>,
+    x: Vec<f64>,
+    labels: Labels,
 }
 
-/// Floats that a data set may have: 8 GiB.
+/// Values that a data set may have.
 const MOST_VALUES: usize = 1 << 31;
-/// Classes that a data set may have.
-const MOST_CLASSES: usize = 1024;
+/// Features that a row may have.
+const MOST_FEATURES: usize = 1_000_000;
 /// Share of the rows held out where a set has no test part: one in five.
 const HELD_OUT: usize = 5;
 /// Seed of the hold-out. It is not the run's seed, so that every run has the same test rows.
@@ -99,6 +114,11 @@ const HOLD_OUT_SEED: u64 = 20_250_813;
 /// What [`load`] knows without a file.
 pub const NAMES: &str = "digits, mushrooms, spirals, parity, sine and board";
 
+/// Whether this is one of [`NAMES`].
+pub fn is_named(spec: &str) -> bool {
+    made::Made::named(spec).is_some() || ["digits", "mushrooms"].contains(&spec)
+}
+
 /// Passes over a set that solve it, where no other number is given. Those that are made have few rows, and are not nearly linear.
 pub fn default_epochs(spec: &str) -> u32 {
     if made::Made::named(spec).is_some() { 40 } else { 10 }
@@ -106,292 +126,313 @@ pub fn default_epochs(spec: &str) -> u32 {
 
 /// Loads a data set: one of [`NAMES`], or a path.
 ///
+/// # Errors
+/// As [`load_from`].
+pub fn load(spec: &str) -> Result<Dataset, DataError> {
+    Ok(load_from(spec, None)?.dataset)
+}
+
+/// Loads a data set: one of [`NAMES`], or a path. `label` is the column of a CSV file that has the class: its name, its number from 1 on,
+/// `first` or `last`; the last one without it.
+///
 /// Where a set has no test part, one row in five is held out, the same ones in every run. Digits are divided by 16 and IDX bytes by
-/// 255; CSV columns are standardised by the training part's mean and deviation; LIBSVM values are taken as they are.
+/// 255; CSV columns and other IDX values are standardised by the training part's mean and deviation; LIBSVM values are taken as they are.
 ///
 /// # Errors
 /// [`DataError`] names the file, the place, what is wrong and what to do.
-pub fn load(spec: &str) -> Result<Dataset, DataError> {
-    if let Some(made) = made::Made::named(spec) {
-        return Ok(made.dataset());
-    }
-    match spec {
-        "digits" => {
-            let file = File::built_in("digits.csv", include_bytes!("../../data/digits.csv.gz"))?;
-            let mut dataset = hold_out(&file.name, spec, csv::parse(&file)?)?;
-            for split in [&mut dataset.train, &mut dataset.test] {
-                split.x.iter_mut().for_each(|x| *x /= 16.0);
+pub fn load_from(spec: &str, label: Option<&str>) -> Result<Loaded, DataError> {
+    let mut loader = Loader { label, files: Vec::new(), remarks: Vec::new() };
+    let (dataset, part) = loader.load(spec)?;
+    let Dataset { features, classes, train, test, .. } = &dataset;
+    let test_rows = grouped(test.rows() as u64);
+    let part = match part {
+        TestPart::HeldOut => format!("{test_rows} held out"),
+        TestPart::Own => format!("{test_rows} for testing"),
+    };
+    let words = [
+        count((train.rows() + test.rows()) as u64, "row"),
+        count(*features as u64, "feature"),
+        count(*classes as u64, "class"),
+        part,
+    ];
+    let remarks: String = loader.remarks.iter().map(|remark| format!("; {remark}")).collect();
+    let about = format!("{}: {}{remarks}", dataset.name, words.join(", "));
+    Ok(Loaded { about, files: loader.files, dataset })
+}
+
+/// Where the test rows come from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum TestPart {
+    HeldOut,
+    Own,
+}
+
+/// What becomes of the values of a file.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Scaling {
+    AsItIs,
+    DividedBy(f64),
+    Standardised,
+}
+
+/// Reads a set, and keeps account of what it has read.
+struct Loader<'a> {
+    label: Option<&'a str>,
+    files: Vec<PathBuf>,
+    /// What was found out about the set.
+    remarks: Vec<String>,
+}
+
+impl Loader<'_> {
+    fn load(&mut self, spec: &str) -> Result<(Dataset, TestPart), DataError> {
+        if let Some(made) = made::Made::named(spec) {
+            self.refuse_label(spec)?;
+            return Ok((made.dataset(), TestPart::HeldOut));
+        }
+        match spec {
+            "digits" => {
+                self.refuse_label(spec)?;
+                let file = File::built_in("digits.csv", include_bytes!("../../data/digits.csv.gz"))?;
+                let (table, _) = csv::parse(&file, None)?;
+                self.assemble(spec, (&file, table), None, Scaling::DividedBy(16.0))
             }
-            Ok(dataset)
+            "mushrooms" => {
+                let train = File::built_in("agaricus.txt.train", include_bytes!("../../data/agaricus.txt.train.gz"))?;
+                let test = File::built_in("agaricus.txt.test", include_bytes!("../../data/agaricus.txt.test.gz"))?;
+                self.libsvm(spec, &train, Some(&test))
+            }
+            path => self.path(Path::new(path)),
         }
-        "mushrooms" => {
-            let train = File::built_in("agaricus.txt.train", include_bytes!("../../data/agaricus.txt.train.gz"))?;
-            let test = File::built_in("agaricus.txt.test", include_bytes!("../../data/agaricus.txt.test.gz"))?;
-            with_test(spec, (&train, libsvm::parse(&train)?), (&test, libsvm::parse(&test)?))
-        }
-        path => load_path(Path::new(path)),
     }
-}
 
-fn load_path(path: &Path) -> Result<Dataset, DataError> {
-    let shown = path.display().to_string();
-    if path.is_dir() {
-        let images =
-            with_optional_gz(&path.join("train-images-idx3-ubyte")).ok_or(DataError::NoIdxFiles { folder: shown })?;
-        let mut dataset = load_path(&images)?;
-        if let Some(name) = path.file_name() {
-            dataset.name = name.to_string_lossy().into_owned();
-        }
-        return Ok(dataset);
+    fn open(&mut self, path: &Path) -> Result<File<'static>, DataError> {
+        self.files.push(path.to_owned());
+        File::open(path)
     }
-    let file = File::open(path)?;
-    let name = file.stem();
-    if idx::is_idx(&file.bytes) {
-        return load_idx(path, &file, &name);
-    }
-    if libsvm::is_libsvm(&file.bytes) {
-        let table = libsvm::parse(&file)?;
-        let Some(test) = sibling(path, "train", "test") else {
-            return hold_out(&file.name, &name, table);
-        };
-        let test = File::open(&test)?;
-        return with_test(&name, (&file, table), (&test, libsvm::parse(&test)?));
-    }
-    let mut dataset = hold_out(&file.name, &name, csv::parse(&file)?)?;
-    standardise(&mut dataset);
-    Ok(dataset)
-}
 
-fn load_idx(path: &Path, images: &File, name: &str) -> Result<Dataset, DataError> {
-    let read = |images: &File, path: &Path| -> Result<Table, DataError> {
-        let labels = sibling(path, "images-idx3", "labels-idx1").ok_or_else(|| {
+    /// Only the columns of a CSV file can be chosen from.
+    fn refuse_label(&self, name: &str) -> Result<(), DataError> {
+        match self.label {
+            None => Ok(()),
+            Some(_) => Err(DataError::unusable(name, "--label is for CSV files, this set is none: leave it out")),
+        }
+    }
+
+    fn path(&mut self, path: &Path) -> Result<(Dataset, TestPart), DataError> {
+        let shown = crate::words::path(path);
+        if path.is_dir() {
+            let names = ["train-images-idx3-ubyte", "train-images.idx3-ubyte"];
+            let images = names.iter().find_map(|name| with_optional_gz(&path.join(name)));
+            let (mut dataset, part) = self.path(&images.ok_or(DataError::NoIdxFiles { folder: shown })?)?;
+            if let Some(name) = path.file_name() {
+                dataset.name = escaped(&name.to_string_lossy());
+            }
+            return Ok((dataset, part));
+        }
+        let file = self.open(path)?;
+        if idx::is_idx(&file.bytes) {
+            return self.idx(path, &file);
+        }
+        if libsvm::is_libsvm(&file.bytes) {
+            let test = sibling(path, &[("train", "test")]).map(|test| self.open(&test)).transpose()?;
+            return self.libsvm(&file.stem(), &file, test.as_ref());
+        }
+        let (table, remarks) = csv::parse(&file, self.label)?;
+        self.remarks = remarks;
+        self.assemble(&file.stem(), (&file, table), None, Scaling::Standardised)
+    }
+
+    fn libsvm(&mut self, name: &str, train: &File, test: Option<&File>) -> Result<(Dataset, TestPart), DataError> {
+        self.refuse_label(name)?;
+        let (training, testing) = (libsvm::parse(train)?, test.map(libsvm::parse).transpose()?);
+        let parts = || [Some(&training), testing.as_ref()].into_iter().flatten();
+        // Files that count from 1 have no feature 0, and a file may end before the other's last feature.
+        let base = usize::from(!parts().any(|part| part.has_index_0));
+        let features = parts().map(|part| part.indices.saturating_sub(base)).max().unwrap_or(0);
+        if parts().any(|part| part.has_queries) {
+            self.remarks.push("qid: is left out".to_owned());
+        }
+        let table = training.dense(train, base, features)?;
+        let test = test.zip(testing).map(|(file, part)| Ok((file, part.dense(file, base, features)?))).transpose()?;
+        self.assemble(name, (train, table), test, Scaling::AsItIs)
+    }
+
+    fn idx(&mut self, path: &Path, images: &File) -> Result<(Dataset, TestPart), DataError> {
+        self.refuse_label(&images.name)?;
+        let training = self.idx_part(path, images)?;
+        let test_path = sibling(path, &[("train-images", "t10k-images"), ("train-images", "test-images")]);
+        let test_images = test_path.as_ref().map(|test| self.open(test)).transpose()?;
+        let mut test = None;
+        if let Some((file, path)) = test_images.as_ref().zip(test_path) {
+            let testing = self.idx_part(&path, file)?;
+            if (&testing.shape, testing.kind) != (&training.shape, training.kind) {
+                let problem = format!(
+                    "the images are {}, those of {} are {}: give training and test images of one shape and type",
+                    testing.in_words(),
+                    images.name,
+                    training.in_words()
+                );
+                return Err(DataError::unusable(&file.name, problem));
+            }
+            test = Some((file, testing.table));
+        }
+        let scaling = if training.kind.is_byte() { Scaling::DividedBy(255.0) } else { Scaling::Standardised };
+        self.assemble(&images.stem(), (images, training.table), test, scaling)
+    }
+
+    /// Images and the labels that lie beside them.
+    fn idx_part(&mut self, path: &Path, images: &File) -> Result<idx::Part, DataError> {
+        let names = [
+            ("images-idx3", "labels-idx1"),
+            ("images.idx3", "labels.idx1"),
+            ("images-idx3", "labels.idx1"),
+            ("images.idx3", "labels-idx1"),
+        ];
+        let labels = sibling(path, &names).ok_or_else(|| {
             let problem = "the file of labels is missing: put it beside this one, with images-idx3 replaced by labels-idx1 in its name";
             DataError::unusable(&images.name, problem)
         })?;
-        idx::parse(images, &File::open(&labels)?)
-    };
-    let table = read(images, path)?;
-    let Some(test) = sibling(path, "train-images", "t10k-images") else {
-        return hold_out(&images.name, name, table);
-    };
-    let test_images = File::open(&test)?;
-    with_test(name, (images, table), (&test_images, read(&test_images, &test)?))
-}
-
-/// A file's content, unpacked, and what to call it in messages.
-struct File<'a> {
-    name: String,
-    bytes: Cow<'a, [u8]>,
-}
-
-impl<'a> File<'a> {
-    fn open(path: &Path) -> Result<File<'static>, DataError> {
-        let name = path.display().to_string();
-        let bytes = std::fs::read(path).map_err(|error| match error.kind() {
-            std::io::ErrorKind::NotFound => DataError::Missing(name.clone()),
-            _ => DataError::Unreadable { file: name.clone(), message: error.to_string() },
-        })?;
-        File::unpacked(name, Cow::Owned(bytes))
+        idx::parse(images, &self.open(&labels)?)
     }
 
-    fn built_in(name: &str, bytes: &'a [u8]) -> Result<File<'a>, DataError> {
-        File::unpacked(name.to_owned(), Cow::Borrowed(bytes))
-    }
-
-    /// Unpacks gzip, which its first two bytes give away.
-    fn unpacked(name: String, bytes: Cow<'a, [u8]>) -> Result<File<'a>, DataError> {
-        if !bytes.starts_with(&[0x1f, 0x8b]) {
-            return Ok(File { name, bytes });
+    /// The set of these rows. Without a test part one row in five becomes one.
+    fn assemble(
+        &mut self,
+        name: &str,
+        (file, table): (&File, Table),
+        test: Option<(&File, Table)>,
+        scaling: Scaling,
+    ) -> Result<(Dataset, TestPart), DataError> {
+        if table.labels.rows.is_empty() {
+            return Err(DataError::unusable(&file.name, "there is not one row of data: give a file with rows"));
         }
-        let mut plain = Vec::new();
-        // A hostile file can unpack to a thousand times its size.
-        let most = 4 * MOST_VALUES as u64;
-        let message = match MultiGzDecoder::new(bytes.as_ref()).take(most + 1).read_to_end(&mut plain) {
-            Ok(length) if length as u64 <= most => return Ok(File { name, bytes: Cow::Owned(plain) }),
-            Ok(_) => "it unpacks to more than 8 GiB".to_owned(),
-            Err(error) => error.to_string(),
+        if table.features == 0 {
+            let problem = "the rows have a label but no features: put the features beside the label, separated by commas, semicolons, tabs or blanks";
+            return Err(DataError::unusable(&file.name, problem));
+        }
+        let classes = Classes::new(&table.labels, test.as_ref().map(|(_, test)| &test.labels), &file.name)?;
+        self.remarks.extend(classes.remark(&table.labels));
+        let rows = table.labels.rows.len();
+        let mut order: Vec<usize> = (0..rows).collect();
+        let (held_out, training) = if test.is_some() {
+            order.split_at(0)
+        } else {
+            order.shuffle(&mut ChaCha8Rng::seed_from_u64(HOLD_OUT_SEED));
+            // At least one row on either side: two classes mean two rows.
+            order.split_at((rows / HELD_OUT).max(1))
         };
-        Err(DataError::Unreadable { file: name, message: format!("{message}; the gzip file is damaged or too large") })
-    }
-
-    fn text(&self) -> Result<&str, DataError> {
-        std::str::from_utf8(&self.bytes).map_err(|error| {
-            let problem = "this is not text: give a CSV, LIBSVM or IDX file, gzipped or not";
-            self.malformed(format!("byte {}", error.valid_up_to()), problem)
-        })
-    }
-
-    fn malformed(&self, place: impl Into<String>, problem: impl Into<String>) -> DataError {
-        DataError::Malformed { file: self.name.clone(), place: place.into(), problem: problem.into() }
-    }
-
-    /// The file's name without its folder and endings.
-    fn stem(&self) -> String {
-        let name = Path::new(&self.name).file_name().map(OsStr::to_string_lossy).unwrap_or_default();
-        let name = name.strip_suffix(".gz").unwrap_or(&name);
-        name.strip_suffix(".csv").unwrap_or(name).to_owned()
-    }
-}
-
-/// The path itself or with `.gz` added, whichever exists.
-fn with_optional_gz(path: &Path) -> Option<PathBuf> {
-    let mut packed = path.as_os_str().to_owned();
-    packed.push(".gz");
-    [path.to_owned(), PathBuf::from(packed)].into_iter().find(|path| path.is_file())
-}
-
-/// The file beside `path` whose name has another part in this one's place, packed or not; `None` where there is no such part or file.
-fn sibling(path: &Path, part: &str, other: &str) -> Option<PathBuf> {
-    let name = path.file_name()?.to_str()?;
-    let name = name.strip_suffix(".gz").unwrap_or(name);
-    let other = name.contains(part).then(|| name.replace(part, other))?;
-    with_optional_gz(&path.with_file_name(other))
-}
-
-/// Refuses a set that would not fit in memory, before it is allocated.
-fn check_size(file: &File, rows: usize, features: usize) -> Result<(), DataError> {
-    if rows.checked_mul(features).is_some_and(|values| values <= MOST_VALUES) {
-        return Ok(());
-    }
-    let problem = format!(
-        "{rows} rows of {features} features are more than the 2^31 values a dense set may have: use fewer rows or features"
-    );
-    Err(DataError::unusable(&file.name, problem))
-}
-
-/// The number of every class by its label.
-type Classes = BTreeMap<(i64, String), u32>;
-
-/// Labels that are whole numbers come in the order of their values, others in that of the alphabet.
-fn classes_of(labels: &[String]) -> Classes {
-    let mut classes: Classes = labels.iter().map(|label| (class_key(label), 0)).collect();
-    classes.values_mut().zip(0..).for_each(|(class, index)| *class = index);
-    classes
-}
-
-fn class_key(label: &str) -> (i64, String) {
-    match label.parse::<f64>() {
-        Ok(value) if value.fract() == 0.0 && value.abs() < 1e15 => (value as i64, String::new()),
-        _ => (i64::MAX, label.to_owned()),
-    }
-}
-
-/// The classes of the training part; refuses what cannot be classified.
-fn training_classes(file: &str, table: &Table) -> Result<Classes, DataError> {
-    let unusable = |problem: String| Err(DataError::unusable(file, problem));
-    if table.labels.is_empty() {
-        return unusable("there is not one row of data: give a file with rows".to_owned());
-    }
-    if table.features == 0 {
-        return unusable("the rows have a label but no features: put the features before the label".to_owned());
-    }
-    let is_target =
-        |label: &&String| label.parse::<f64>().is_ok_and(|value| value.fract() != 0.0 || !value.is_finite());
-    if let Some(label) = table.labels.iter().find(is_target) {
-        return unusable(format!(
-            "the label {label} is not a class: labels are whole numbers or words, regression targets are not supported (is the label in the last column?)"
-        ));
-    }
-    let classes = classes_of(&table.labels);
-    match classes.len() {
-        1 => {
-            unusable(format!("every row has the label {}: classification needs at least two classes", table.labels[0]))
+        let scales = Scale::of_columns(scaling, &table, training);
+        if scaling == Scaling::Standardised {
+            let constant = scales.iter().filter(|scale| scale.factor == 0.0).count() as u64;
+            if constant > 0 {
+                let are = if constant == 1 { "is" } else { "are" };
+                self.remarks.push(format!("{} {are} constant over the training rows", count(constant, "feature")));
+            }
         }
-        count if count > MOST_CLASSES => unusable(format!(
-            "{count} different labels are more than the {MOST_CLASSES} classes that are supported (is the label in the last column?)"
-        )),
-        _ => Ok(classes),
+        let train = classes.split(file, &table, training, &scales)?;
+        let (test, part) = match &test {
+            None => (classes.split(file, &table, held_out, &scales)?, TestPart::HeldOut),
+            Some((file, table)) => {
+                if table.labels.rows.is_empty() {
+                    let problem = "this test file has no rows: remove it, or give it some";
+                    return Err(DataError::unusable(&file.name, problem));
+                }
+                let all: Vec<usize> = (0..table.labels.rows.len()).collect();
+                (classes.split(file, table, &all, &scales)?, TestPart::Own)
+            }
+        };
+        Ok((Dataset { name: name.to_owned(), features: table.features, classes: classes.count(), train, test }, part))
     }
 }
 
-fn split_of(file: &str, classes: &Classes, x: Vec<f32>, labels: &[String]) -> Result<Split, DataError> {
-    let class = |label: &String| {
-        classes.get(&class_key(label)).copied().ok_or_else(|| {
-            let problem = format!(
-                "the label {label} of the test rows is out of range: no training row has it; give training rows of every class"
-            );
-            DataError::unusable(file, problem)
-        })
-    };
-    Ok(Split { x, y: labels.iter().map(class).collect::<Result<_, _>>()? })
-}
-
-/// A set with a test part of its own. LIBSVM files may end before the other's last feature.
-fn with_test(
-    name: &str,
-    (train_file, mut train): (&File, Table),
-    (test_file, mut test): (&File, Table),
-) -> Result<Dataset, DataError> {
-    let features = train.features.max(test.features);
-    for table in [&mut train, &mut test] {
-        check_size(train_file, table.labels.len(), features)?;
-        if table.features < features {
-            widen(table, features);
+impl Classes {
+    /// Some rows of a table, scaled.
+    fn split(&self, file: &File, table: &Table, rows: &[usize], scales: &[Scale]) -> Result<Split, DataError> {
+        let no_room =
+            |message| DataError::unusable(&file.name, format!("the set {message}: use fewer rows or features"));
+        let mut split = Split {
+            x: memory::list(rows.len() * table.features).map_err(no_room)?,
+            y: memory::list(rows.len()).map_err(no_room)?,
+        };
+        for &row in rows {
+            let values = &table.x[row * table.features..][..table.features];
+            split.x.extend(values.iter().zip(scales).map(|(&value, scale)| scale.apply(value)));
+            split.y.push(self.class_of(&table.labels, row, &file.name)?);
         }
+        Ok(split)
     }
-    let classes = training_classes(&train_file.name, &train)?;
-    if test.labels.is_empty() {
-        return Err(DataError::unusable(&test_file.name, "this test file has no rows: remove it, or give it some"));
-    }
-    let number = classes.len();
-    let train = split_of(&train_file.name, &classes, train.x, &train.labels)?;
-    let test = split_of(&test_file.name, &classes, test.x, &test.labels)?;
-    Ok(Dataset { name: name.to_owned(), features, classes: number, train, test })
 }
 
-fn widen(table: &mut Table, features: usize) {
-    let mut x = vec![0.0; table.labels.len() * features];
-    if table.features > 0 {
-        for (wide, row) in x.chunks_mut(features).zip(table.x.chunks(table.features)) {
-            wide[..row.len()].copy_from_slice(row);
-        }
+/// What is done to a column: `((x - origin) - mean) * factor / divisor`.
+#[derive(Debug, Clone, Copy, PartialEq)]
+struct Scale {
+    /// A value of the column, so that what is left keeps its digits: years, times, identifiers.
+    origin: f64,
+    mean: f64,
+    factor: f64,
+    divisor: f64,
+}
+
+impl Scale {
+    const NONE: Scale = Scale { origin: 0.0, mean: 0.0, factor: 1.0, divisor: 1.0 };
+
+    fn of_columns(scaling: Scaling, table: &Table, training: &[usize]) -> Vec<Scale> {
+        let column = |column: usize| match scaling {
+            Scaling::AsItIs => Scale::NONE,
+            Scaling::DividedBy(divisor) => Scale { divisor, ..Scale::NONE },
+            Scaling::Standardised => {
+                let values = || training.iter().map(|&row| table.x[row * table.features + column]);
+                Scale::standard(values, values().next().unwrap_or(0.0))
+            }
+        };
+        (0..table.features).map(column).collect()
     }
-    (table.x, table.features) = (x, features);
-}
 
-/// A set of one part: one row in five becomes the test part.
-fn hold_out(file: &str, name: &str, table: Table) -> Result<Dataset, DataError> {
-    let classes = training_classes(file, &table)?;
-    let rows = table.labels.len();
-    let mut order: Vec<usize> = (0..rows).collect();
-    order.shuffle(&mut ChaCha8Rng::seed_from_u64(HOLD_OUT_SEED));
-    // At least one row on either side: two classes mean two rows.
-    let (test, train) = order.split_at((rows / HELD_OUT).max(1));
-    let part = |rows: &[usize]| {
-        let x = rows.iter().flat_map(|&row| &table.x[row * table.features..][..table.features]).copied().collect();
-        let labels: Vec<String> = rows.iter().map(|&row| table.labels[row].clone()).collect();
-        split_of(file, &classes, x, &labels)
-    };
-    let (train, test) = (part(train)?, part(test)?);
-    Ok(Dataset { name: name.to_owned(), features: table.features, classes: classes.len(), train, test })
-}
-
-/// Gives every column mean 0 and deviation 1 over the training rows; a constant column becomes 0.
-fn standardise(dataset: &mut Dataset) {
-    let features = dataset.features;
-    let rows = dataset.train.rows() as f64;
-    for column in 0..features {
-        let values = || dataset.train.x[column..].iter().step_by(features).map(|&x| f64::from(x));
-        let mean = values().sum::<f64>() / rows;
-        let variance = values().map(|x| (x - mean).powi(2)).sum::<f64>() / rows;
+    /// Gives these values mean 0 and deviation 1. Constant ones become 0.
+    fn standard<I: Iterator<Item = f64>>(values: impl Fn() -> I, origin: f64) -> Self {
+        let rows = values().count() as f64;
+        let mean = values().map(|x| x - origin).sum::<f64>() / rows;
+        let variance = values().map(|x| (x - origin - mean).powi(2)).sum::<f64>() / rows;
         let deviation = variance.sqrt();
-        let scale = if deviation > 0.0 { 1.0 / deviation } else { 0.0 };
-        for split in [&mut dataset.train, &mut dataset.test] {
-            for x in split.x[column..].iter_mut().step_by(features) {
-                *x = ((f64::from(*x) - mean) * scale) as f32;
+        Scale { origin, mean, factor: if deviation > 0.0 { 1.0 / deviation } else { 0.0 }, divisor: 1.0 }
+    }
+
+    fn apply(&self, value: f64) -> f32 {
+        // A value that only test rows have may be further away than f32 goes.
+        let scaled = (value - self.origin - self.mean) * self.factor / self.divisor;
+        scaled.clamp(f64::from(f32::MIN), f64::from(f32::MAX)) as f32
+    }
+}
+
+/// Refuses a set that would not fit in memory, before it is allocated. The list is of so many values.
+fn values_of(file: &File, rows: usize, features: usize) -> Result<Vec<f64>, DataError> {
+    let words = || format!("{} of {}", count(rows as u64, "row"), count(features as u64, "feature"));
+    let refused = |why: String| Err(DataError::unusable(&file.name, format!("{}: use fewer rows or features", why)));
+    match rows.checked_mul(features).filter(|&values| values <= MOST_VALUES) {
+        None => refused(format!("{} are more than the 2^31 values a dense set may have", words())),
+        // The values as they are read, and once more as they are trained on; labels, classes and order of the rows.
+        Some(values) => {
+            match memory::check(12.0 * values as f64 + 24.0 * rows as f64).and_then(|()| memory::list(values)) {
+                Ok(list) => Ok(list),
+                Err(why) => refused(format!("a dense set of {} {why}", words())),
             }
         }
     }
 }
 
-/// A number of a text file: finite and no further from 0 than f32 goes.
-fn feature(file: &File, place: impl Fn() -> String, text: &str) -> Result<f32, DataError> {
-    let problem = match text.parse::<f32>() {
-        Ok(value) if value.is_finite() => return Ok(value),
-        Ok(_) => format!("the feature \"{text}\" is not finite: remove the row or fill the value in"),
-        Err(_) => {
-            format!("\"{text}\" is not a number: features are numbers, only the last column, the label, may be a word")
+/// A number of a text file: finite and no further from 0 than f32 goes. `form` says what may stand where.
+fn feature(file: &File, place: impl Fn() -> String, text: &str, form: &str) -> Result<f64, DataError> {
+    let shown = crate::words::quoted(text);
+    let problem = match text.parse::<f64>() {
+        Ok(value) if value.abs() <= f64::from(f32::MAX) => return Ok(value),
+        Ok(value) if value.is_finite() => {
+            format!("the feature {shown} is beyond 3.4e38, the largest number of 32 bits: rescale it")
         }
+        Ok(_) => format!("the feature {shown} is not finite: remove the row or fill the value in"),
+        Err(_) if text.replacen(',', ".", 1).parse::<f64>().is_ok() => {
+            format!("{shown} is not a number: write numbers with a decimal point, not with a comma")
+        }
+        Err(_) => format!("{shown} is not a number: {form}"),
     };
     Err(file.malformed(place(), problem))
 }

@@ -6,7 +6,7 @@ use wgpu_optim::{Gpu, wgpu};
 
 use crate::CliError;
 use crate::table::{Columns, say};
-use crate::target::{Backend, Geometry, Target, TargetArgs, driver_in_words, size_in_words};
+use crate::target::{Backend, Geometry, Target, TargetArgs, check_environment, driver_in_words, size_in_words};
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
@@ -41,6 +41,7 @@ struct Tuned {
 }
 
 pub fn run(args: &Args) -> Result<(), CliError> {
+    check_environment()?;
     let devices: Vec<Device> = pollster::block_on(Gpu::adapters(None)).iter().map(describe).collect();
     let target = TargetArgs { backend: Backend::Auto, adapter: None }.find()?;
     let auto = match &target {
@@ -79,7 +80,7 @@ pub fn run(args: &Args) -> Result<(), CliError> {
         for Tuned { elements, geometry } in &device.tuned {
             table.row([format!("tuned for {}", size_in_words(*elements)), geometry.to_string()]);
         }
-        table.print()?;
+        table.print_narrow()?;
     }
     if devices.is_empty() {
         say("no adapter with compute shaders (Debian: mesa-vulkan-drivers has a software one)")?;

@@ -1,11 +1,19 @@
-//! The files that options name.
+//! The files that options name. All of them are looked at before one is touched: none may be a file that was read, two options may not name
+//! one file, and what is there already must be an output of this program, unless `--force` is given.
 
+use std::ffi::OsString;
 use std::fmt::Display;
-use std::fs::File;
-use std::io::Write;
-use std::path::Path;
+use std::fs::{File, OpenOptions, TryLockError};
+use std::io::{self, Read, Write};
+use std::path::{Path, PathBuf};
+
+use same_file::Handle;
+use wgpu_optim::atomic_file;
+use wgpu_optim::gpu::TuningCache;
 
 use crate::CliError;
+use crate::table::tell;
+use crate::words::path as in_words;
 
 impl CliError {
     /// A command that the user can mend.
@@ -18,42 +26,228 @@ impl CliError {
     }
 }
 
-/// Whether both paths are of one file that is there.
-pub fn is_same(one: &Path, other: &Path) -> bool {
-    matches!((one.canonicalize(), other.canonicalize()), (Ok(one), Ok(other)) if one == other)
+/// What a file that could not be written asks for.
+pub fn cannot_write(path: &Path, error: &io::Error) -> String {
+    format!("cannot write {}: {error}; {}", in_words(path), atomic_file::way_out(error))
 }
 
-/// Refuses an option that would overwrite the data.
-pub fn refuse_data(option: &str, path: &Path, data: &str) -> Result<(), CliError> {
-    if is_same(path, Path::new(data)) {
-        return CliError::usage(format!("{option} {} would overwrite the data: give it another name", path.display()));
+/// Says that something is not written while the work goes on.
+pub fn warn_of_failure(message: &str) {
+    tell(format!("warning: {message}; the run goes on"));
+}
+
+/// The file that a path stands for, if there is one: links are followed, also those that point to nothing yet.
+fn resolved(path: &Path) -> PathBuf {
+    let mut path = path.to_owned();
+    // As many links as systems follow.
+    for _ in 0..40 {
+        if let Ok(found) = path.canonicalize() {
+            return found;
+        }
+        let Ok(target) = path.read_link() else {
+            break;
+        };
+        path = folder_of(&path).join(target);
     }
-    Ok(())
+    match (folder_of(&path).canonicalize(), path.file_name()) {
+        (Ok(folder), Some(name)) => folder.join(name),
+        _ => path,
+    }
 }
 
-/// Creates the file that an option names.
-pub fn create(option: &str, path: &Path) -> Result<File, CliError> {
-    File::create(path).map_err(|error| {
-        let message = format!("{error}; give {option} a file in a folder that exists");
-        CliError::write(path.display(), message)
-    })
+fn folder_of(path: &Path) -> &Path {
+    path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
-/// The file of `--report`, opened before the work that a path that cannot be written should not cost.
+/// Whether both paths are of one file, hard links included. Both are resolved.
+fn is_same(one: &Path, other: &Path) -> bool {
+    one == other || same_file::is_same_file(one, other).unwrap_or(false)
+}
+
+/// What tells an output of this program from other files.
+pub type IsOurs = fn(&Path) -> bool;
+
+/// Whether a file begins with a page or a plot of ours.
+pub fn is_page(path: &Path) -> bool {
+    let start = start_of(path);
+    [crate::page::MARK, crate::page::PLOT_MARK].iter().any(|mark| start.contains(mark))
+}
+
+/// The first kilobyte of a file, as far as it is text.
+pub fn start_of(path: &Path) -> String {
+    let mut start = Vec::new();
+    let read = File::open(path).and_then(|file| file.take(1024).read_to_end(&mut start));
+    if read.is_ok() { String::from_utf8_lossy(&start).into_owned() } else { String::new() }
+}
+
+/// Looks at the outputs of a command, one after the other, and changes nothing.
+pub struct Check {
+    /// What was read, by resolved path.
+    read: Vec<(PathBuf, &'static str)>,
+    /// Those that were looked at: option, resolved path, and path as it was given.
+    outputs: Vec<(&'static str, PathBuf, String)>,
+    force: bool,
+}
+
+impl Check {
+    /// Of a command that reads these files, and perhaps the tuning cache.
+    pub fn new(read: &[PathBuf], force: bool) -> Self {
+        let cache = TuningCache::from_env().map(|cache| (resolved(cache.path()), "the tuning cache"));
+        let read = read.iter().map(|path| (resolved(path), "the data")).chain(cache).collect();
+        Check { read, outputs: Vec::new(), force }
+    }
+
+    /// An output that may be written.
+    pub fn output(&mut self, option: &'static str, path: &Path, is_ours: IsOurs) -> Result<Output, CliError> {
+        let (given, shown, path) = (path.to_owned(), in_words(path), resolved(path));
+        let refused = |message: String| Err(CliError::write(&shown, message));
+        if let Some((read, what)) = self.read.iter().find(|(read, _)| is_same(read, &path)) {
+            return CliError::usage(format!(
+                "{option} {shown} would overwrite {what} ({}): give it another name",
+                in_words(read)
+            ));
+        }
+        if let Some((other, _, name)) = self.outputs.iter().find(|(_, other, _)| is_same(other, &path)) {
+            let also = if *name == shown { String::new() } else { format!(", the same file as {shown}") };
+            return CliError::usage(format!("{other} and {option} both name {name}{also}: give each its own file"));
+        }
+        let about = path.metadata();
+        let is_file = about.as_ref().map_or(true, |about| about.is_file());
+        if let Ok(about) = &about {
+            if about.is_dir() {
+                return refused(format!("it is a folder, not a file; give {option} a file"));
+            }
+            if !is_file && !is_device(about) {
+                return refused(format!("it is a pipe; give {option} a file"));
+            }
+            if let Err(error) = OpenOptions::new().write(true).open(&path) {
+                return refused(format!("{error}; give {option} a file that may be written"));
+            }
+            if is_file && about.len() > 0 && !self.force && !is_ours(&path) {
+                return CliError::usage(format!(
+                    "{option} {shown}: this file is there, and is no such output of wgpu-optim: give another name, or --force to replace it"
+                ));
+            }
+        }
+        if is_file && let Err(error) = tempfile::tempfile_in(folder_of(&path)) {
+            return refused(format!("{error}; give {option} a file in a folder that exists and may be written"));
+        }
+        self.outputs.push((option, path.clone(), shown.clone()));
+        Ok(Output { path, given, shown, is_file, lock: None })
+    }
+}
+
+/// Whether it is a terminal, `/dev/null` or the like.
+#[cfg(unix)]
+fn is_device(about: &std::fs::Metadata) -> bool {
+    std::os::unix::fs::FileTypeExt::is_char_device(&about.file_type())
+}
+
+#[cfg(not(unix))]
+fn is_device(about: &std::fs::Metadata) -> bool {
+    !about.is_file()
+}
+
+/// A file to be written.
 #[derive(Debug)]
-pub struct ReportFile {
-    path: String,
-    file: File,
+pub struct Output {
+    /// Resolved, so that a link stays one.
+    pub path: PathBuf,
+    /// As it was given.
+    pub given: PathBuf,
+    /// The same in messages.
+    pub shown: String,
+    /// Not a device.
+    pub is_file: bool,
+    lock: Option<Lock>,
 }
+
+impl Output {
+    /// Refuses a file that another process is about to write, and keeps others from it.
+    pub fn claimed(mut self) -> Result<Self, CliError> {
+        if self.is_file {
+            self.lock = Lock::beside(&self.path)
+                .map_err(|error| CliError::write(&self.shown, format!("it cannot be locked: {error}")))?;
+            if self.lock.is_none() {
+                return CliError::usage(format!(
+                    "another process is writing {}: give another name, or wait for the end of that process",
+                    self.shown
+                ));
+            }
+        }
+        Ok(self)
+    }
+
+    /// Writes the file as a whole: a file that is there stays until the new one is complete.
+    pub fn write(&self, text: &str) -> Result<(), String> {
+        let written = if self.is_file {
+            atomic_file::replace(&self.path, |file| file.write_all(text.as_bytes()))
+        } else {
+            OpenOptions::new().write(true).open(&self.path).and_then(|mut file| file.write_all(text.as_bytes()))
+        };
+        written.map_err(|error| cannot_write(&self.given, &error))
+    }
+}
+
+/// A lock for as long as it lives: on a file `.NAME.lock`, since the output itself is replaced. What a killed process leaves of it is
+/// not locked, and is used again.
+#[derive(Debug)]
+struct Lock {
+    path: PathBuf,
+    // Locked until it is closed.
+    _file: File,
+}
+
+impl Lock {
+    /// The lock beside this file; none where another process has it.
+    fn beside(path: &Path) -> io::Result<Option<Self>> {
+        let name = path.file_name().unwrap_or_default();
+        let mut lock = OsString::from(".");
+        lock.push(name);
+        lock.push(".lock");
+        let path = path.with_file_name(lock);
+        loop {
+            let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path)?;
+            match file.try_lock() {
+                Err(TryLockError::WouldBlock) => return Ok(None),
+                // Some file systems have no locks.
+                Ok(()) | Err(TryLockError::Error(_)) => {}
+            }
+            // The process that had it removes it at its end, perhaps between these two calls.
+            let is_there = Handle::from_path(&path).ok() == Some(Handle::from_file(file.try_clone()?)?);
+            if is_there {
+                return Ok(Some(Lock { path, _file: file }));
+            }
+        }
+    }
+}
+
+impl Drop for Lock {
+    fn drop(&mut self) {
+        // Ours are empty: somebody may have a file of this name, or give it to an output.
+        if self.path.metadata().is_ok_and(|about| about.len() == 0) {
+            let _ = std::fs::remove_file(&self.path);
+        }
+    }
+}
+
+/// The file of `--report`.
+#[derive(Debug)]
+pub struct ReportFile(Output);
 
 impl ReportFile {
-    pub fn create(path: &Path) -> Result<Self, CliError> {
-        Ok(ReportFile { path: path.display().to_string(), file: create("--report", path)? })
+    /// The file of a command that reads nothing else.
+    pub fn create(path: &Path, force: bool) -> Result<Self, CliError> {
+        Self::of(Check::new(&[], force).output("--report", path, is_page)?)
+    }
+
+    pub fn of(output: Output) -> Result<Self, CliError> {
+        Ok(ReportFile(output.claimed()?))
     }
 
     /// Writes the report, if it could be made.
-    pub fn write(mut self, report: Result<String, String>) -> Result<(), CliError> {
-        let written = report.and_then(|text| self.file.write_all(text.as_bytes()).map_err(|error| error.to_string()));
-        written.map_err(|message| CliError::write(self.path, message))
+    pub fn write(self, report: Result<String, String>) -> Result<(), CliError> {
+        let written = report.and_then(|text| self.0.write(&text));
+        written.map_err(CliError::Failed)
     }
 }

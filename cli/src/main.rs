@@ -1,5 +1,6 @@
 //! The `wgpu-optim` binary: look at devices, check them, measure them, train on real data.
 #![forbid(unsafe_code)]
+#![deny(clippy::print_stdout, clippy::print_stderr)]
 
 mod bench;
 mod check;
@@ -7,6 +8,7 @@ mod devices;
 mod files;
 mod page;
 mod parallel;
+mod signals;
 mod table;
 mod target;
 mod train;
@@ -16,7 +18,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use wgpu_optim::ErrorKind;
-use wgpu_optim_cli::{data, model};
+use wgpu_optim_cli::{data, memory, model, words};
 
 /// Optimizers on the GPU that set their own learning rate, and say why.
 #[derive(Debug, Parser)]
@@ -29,7 +31,7 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Train a small model on real data; without arguments: an MLP on handwritten digits, untuned.
-    #[command(after_help = train::AFTER_HELP)]
+    #[command(after_help = train::EXAMPLES, after_long_help = format!("{}\n\n{}", train::EXAMPLES, train::EXIT_CODES))]
     Train(Box<train::Args>),
     /// List every adapter, what it can do, and which one `auto` takes.
     Devices(devices::Args),
@@ -56,6 +58,8 @@ enum CliError {
     Write { path: String, message: String },
     #[error("{0}")]
     Failed(String),
+    #[error("{words}")]
+    Stopped { signal: signals::Signal, words: String },
     #[error("{failures} of {cases} cases failed")]
     CheckFailed { failures: usize, cases: usize },
 }
@@ -71,9 +75,10 @@ impl CliError {
         }
     }
 
-    /// 2 for what the user can mend in the command, 1 for what went wrong while running.
+    /// 2 for what the user can mend in the command, 1 for what went wrong while running, 128 and its number for a signal.
     fn exit_code(&self) -> u8 {
         match self {
+            CliError::Stopped { signal, .. } => signal.exit_code(),
             CliError::Optimizer(error)
                 if matches!(error.kind(), ErrorKind::DeviceRefused | ErrorKind::DeviceLost | ErrorKind::Readback) =>
             {
@@ -106,7 +111,7 @@ fn main() -> ExitCode {
     let Err(error) = result else {
         return ExitCode::SUCCESS;
     };
-    eprintln!("error: {error}");
+    table::tell(format!("error: {error}"));
     ExitCode::from(error.exit_code())
 }
 
@@ -123,9 +128,9 @@ fn report_usage(error: &clap::Error) -> ExitCode {
     let said: Vec<&str> = said.filter(|line| !line.is_empty()).collect();
     if said.is_empty() || error.kind() == clap::error::ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
         // A bare `wgpu-optim`: the help is the answer.
-        eprint!("{text}");
+        table::tell_text(&text);
     } else {
-        eprintln!("{} (see --help)", said.join("; "));
+        table::tell(format!("{} (see --help)", said.join("; ")));
     }
     ExitCode::from(2)
 }

@@ -15,6 +15,8 @@ use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 use rand_distr::{Distribution, Normal};
 
+use crate::memory;
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum ModelKind {
     /// Softmax regression: logits x W + b, mean cross-entropy.
@@ -96,6 +98,8 @@ pub enum ModelError {
         "a layer adds up {terms} terms, but a loop on a device may have at most {most}: use --backend cpu, or fewer features, a smaller --hidden or --batch"
     )]
     TooLong { terms: usize, most: usize },
+    #[error("{model} {problem}: use a smaller --hidden or --batch, or data with fewer features")]
+    Memory { model: String, problem: String },
     #[error(transparent)]
     Device(#[from] wgpu_optim::Error),
 }
@@ -136,6 +140,15 @@ impl Model {
     /// Elements of the flat parameters, padding included.
     pub fn padded_len(&self) -> usize {
         self.tensors().last().map_or(0, |last| last.range().end.next_multiple_of(4))
+    }
+
+    /// Refuses a model whose training in batches of so many rows does not fit in memory, before any is taken.
+    pub fn check_memory(&self, batch: usize) -> Result<(), ModelError> {
+        // Parameters, gradients, and whatever optimizer there is; outputs of a batch and of an evaluation.
+        let widths = self.features + 2 * self.hidden + self.classes;
+        let elements = 8.0 * self.padded_len() as f64 + (batch.max(1024) * widths) as f64;
+        let refused = |problem| ModelError::Memory { model: self.to_string(), problem };
+        memory::check(4.0 * elements).map_err(refused)
     }
 
     /// Biases and linear models start at zero; the MLP's weights are normal with variance 2/inputs (He) before the ReLU and

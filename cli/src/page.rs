@@ -17,6 +17,16 @@ pub fn command() -> String {
 pub type Area<'a> = DrawingArea<SVGBackend<'a>, Shift>;
 pub type DrawError = DrawingAreaErrorKind<std::io::Error>;
 
+/// What tells our pages from others.
+pub const MARK: &str = "<meta name=\"generator\" content=\"wgpu-optim\">";
+/// What tells our drawings in files of their own from others.
+pub const PLOT_MARK: &str = "<!-- wgpu-optim -->";
+
+/// A drawing as a file of its own.
+pub fn plot_file(svg: &str) -> String {
+    svg.replacen('>', &format!(">\n{PLOT_MARK}"), 1)
+}
+
 /// A drawing of this size in pixels.
 pub fn svg(size: (u32, u32), draw: impl FnOnce(&Area) -> Result<(), DrawError>) -> Result<String, String> {
     let mut svg = String::new();
@@ -83,7 +93,7 @@ pub fn table<C: AsRef<str>>(
 pub fn page(title: &str, style: &str, body: &str) -> String {
     format!(
         "<!doctype html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n\
-         <meta name=\"viewport\" content=\"width=device-width\">\n<title>{}</title>\n\
+         {MARK}\n<meta name=\"viewport\" content=\"width=device-width\">\n<title>{}</title>\n\
          <style>{style}</style>\n</head>\n<body>\n{body}</body>\n</html>\n",
         escaped(title)
     )
@@ -109,6 +119,8 @@ td { white-space: nowrap; border-bottom: 1px solid #e4e4e4; }
 pub struct Axis {
     pub range: Range<f64>,
     pub marks: Vec<f64>,
+    /// Digits behind the point that tell the marks apart; those of logarithms are as short as they can be.
+    decimals: Option<usize>,
 }
 
 impl Axis {
@@ -120,7 +132,22 @@ impl Axis {
         let apart = rounded.unwrap_or(apart).max(least_apart);
         let first = (range.start / apart).ceil() as i64;
         let last = (range.end / apart).floor() as i64;
-        Axis { marks: (first..=last).map(|mark| mark as f64 * apart).collect(), range }
+        let decimals = Some((-apart.log10()).ceil().clamp(0.0, 12.0) as usize);
+        Axis { marks: (first..=last).map(|mark| mark as f64 * apart).collect(), range, decimals }
+    }
+
+    /// An axis with these marks, for logarithms of base ten.
+    pub fn with_marks(range: Range<f64>, marks: Vec<f64>) -> Self {
+        Axis { range, marks, decimals: None }
+    }
+
+    /// What a mark is called: a number, also where the axis is of its logarithm.
+    pub fn label(&self, mark: f64) -> String {
+        match self.decimals {
+            Some(decimals) if mark.abs() < 1e6 => format!("{mark:.decimals$}"),
+            Some(_) => plain(mark),
+            None => plain(10f64.powf(mark)),
+        }
     }
 
     /// log10 of values; at most `most` marks, at the roundest values that there is room for.
@@ -128,18 +155,29 @@ impl Axis {
         let range = bounds(values, 0.0);
         let margin = (0.04 * (range.end - range.start)).max(0.06);
         let range = range.start - margin..range.end + margin;
-        let tenths: Vec<f64> = (10..100).map(|tenth| f64::from(tenth) / 10.0).collect();
-        let halves: Vec<f64> = (2..20).map(|half| f64::from(half) / 2.0).collect();
+        // Within a decade at round values that are equally far apart, beyond it at round digits.
         let whole: Vec<f64> = (1..10).map(f64::from).collect();
-        let digits = [&tenths, &halves, &whole, &[1.0, 2.0, 5.0][..], &[1.0]].into_iter();
-        let marks = digits.map(|digits| log_marks(&range, digits)).find(|marks| marks.len() <= most);
+        let (low, high) = (10f64.powf(range.start), 10f64.powf(range.end));
+        let even = (high < 10.0 * low && low > 0.0).then(|| {
+            let marks = Axis::linear(low..high, most, 0.0).marks;
+            marks.into_iter().filter(|mark| *mark > 0.0).map(f64::log10).collect()
+        });
+        let digits = [&whole, &[1.0, 2.0, 5.0][..], &[1.0]].into_iter().map(|digits| log_marks(&range, digits));
+        let marks = even.into_iter().chain(digits).find(|marks: &Vec<f64>| (1..=most).contains(&marks.len()));
         let marks = marks.unwrap_or_else(|| {
             let decades = log_marks(&range, &[1.0]);
             let every = decades.len().div_ceil(most);
             decades.into_iter().step_by(every).collect()
         });
-        Axis { range, marks }
+        Axis::with_marks(range, marks)
     }
+}
+
+/// A number as short as it can be said: `0.05`, `200`, `1e-9`.
+fn plain(value: f64) -> String {
+    // Marks are round but for the last bits.
+    let rounded = format!("{value:.3e}").parse().unwrap_or(value);
+    if rounded == 0.0 || (1e-4..1e5).contains(&rounded.abs()) { rounded.to_string() } else { format!("{rounded:e}") }
 }
 
 /// log10 of these digits times the powers of ten, as far as they lie in the range.
@@ -198,6 +236,11 @@ mod tests {
             let axis = Axis::log10(values.into_iter().map(f64::log10), 8);
             assert!((1..=8).contains(&axis.marks.len()), "{axis:?}");
         }
+        let labels = |axis: Axis| -> Vec<String> { axis.marks.iter().map(|&mark| axis.label(mark)).collect() };
+        assert_eq!(labels(Axis::linear(99.55..100.0, 5, 0.0)), ["99.6", "99.7", "99.8", "99.9", "100.0"]);
+        let narrow = labels(Axis::log10([0.1, 0.15].into_iter().map(f64::log10), 8));
+        assert_eq!(narrow, ["0.1", "0.12", "0.14", "0.16"]);
+        assert_eq!(labels(Axis::log10([1.0, 1000.0].into_iter().map(f64::log10), 4)), ["1", "10", "100", "1000"]);
         for end in [1e-9, 0.3, 1.0, 7.0, 230.0, 1e9] {
             let axis = Axis::linear(0.0..end, 10, 0.0);
             assert!((4..=11).contains(&axis.marks.len()), "{axis:?}");

@@ -2,21 +2,23 @@
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
-use crate::CliError;
+use crate::{CliError, signals};
 
-/// Calls `run_at` for every index on so many threads; the results by index, or the error of the lowest index that has one.
+/// Calls `run_at` for every index on so many threads; the results by index, or the error of the lowest index that has one. After a signal
+/// no further call begins, and there are fewer results.
 pub fn in_parallel<T: Send>(
     count: usize,
     threads: usize,
     run_at: impl Fn(usize) -> Result<T, CliError> + Sync,
 ) -> Result<Vec<T>, CliError> {
+    let is_stopped = || signals::received().is_some();
     if threads < 2 {
-        return (0..count).map(run_at).collect();
+        return (0..count).take_while(|_| !is_stopped()).map(run_at).collect();
     }
     let (next, failed) = (AtomicUsize::new(0), AtomicBool::new(false));
     let work = || {
         let mut done = Vec::new();
-        while !failed.load(Ordering::Relaxed) {
+        while !failed.load(Ordering::Relaxed) && !is_stopped() {
             let index = next.fetch_add(1, Ordering::Relaxed);
             if index >= count {
                 break;

@@ -8,6 +8,8 @@ use wgpu_optim::gpu::{Tuning, TuningCache};
 use wgpu_optim::{ErrorKind, Gpu, GpuOptions, wgpu};
 
 use crate::CliError;
+use crate::table::tell;
+use crate::words::quoted;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Backend {
@@ -29,10 +31,10 @@ pub enum Backend {
 #[derive(Debug, Clone, clap::Args)]
 pub struct TargetArgs {
     /// Where to run
-    #[arg(long, value_enum, default_value = "auto")]
+    #[arg(long, value_enum, default_value = "auto", help_heading = "Device")]
     pub backend: Backend,
     /// Part of the name of the adapter to run on (see `wgpu-optim devices`)
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, value_name = "NAME", help_heading = "Device")]
     pub adapter: Option<String>,
 }
 
@@ -40,6 +42,7 @@ pub const ENVIRONMENT: &str = "\
 Environment:
   WGPU_OPTIM_TUNING_CACHE  file that `tune` writes and train, bench, check and devices read; empty for none
                            [default: wgpu-optim/tuning.json in the system's cache directory]
+  RAYON_NUM_THREADS        threads of the CPU path [default: all cores]
   WGPU_BACKEND             backends to look at, where --backend names none
   WGPU_ADAPTER_NAME        part of the adapter's name, where --adapter names none";
 
@@ -106,8 +109,23 @@ pub enum Target {
     Gpu(Gpu),
 }
 
+/// Refuses names in `WGPU_BACKEND` that wgpu would pass over, so that there would seem to be no device.
+pub fn check_environment() -> Result<(), CliError> {
+    const VARIABLE: &str = "WGPU_BACKEND";
+    let named = std::env::var(VARIABLE).unwrap_or_default();
+    let mut names = named.split(',').map(str::trim).filter(|name| !name.is_empty());
+    match names.find(|name| wgpu::Backends::from_comma_list(name).is_empty()) {
+        None => Ok(()),
+        Some(name) => CliError::usage(format!(
+            "{VARIABLE} has {}, which is no backend: name some of vulkan, metal, dx12 and gl, separated by commas, or unset it",
+            quoted(name)
+        )),
+    }
+}
+
 impl TargetArgs {
     pub fn find(&self) -> Result<Target, CliError> {
+        check_environment()?;
         let request = |backends, allow_software| {
             let adapter_name = self.adapter.clone();
             pollster::block_on(Gpu::request(&GpuOptions { backends, adapter_name, allow_software })).map(Target::Gpu)
@@ -166,12 +184,12 @@ impl Target {
         let Some((gpu, cache)) = cached else {
             return (Target::Gpu(gpu), TuningSource::Preset);
         };
-        eprintln!(
+        tell(format!(
             "{} parameters in the geometry that `wgpu-optim tune` left in {}: {}",
             size_in_words(elements as u64),
             cache.path().display(),
             Geometry::from(gpu.tuning())
-        );
+        ));
         (Target::Gpu(gpu), TuningSource::Cached)
     }
 
@@ -205,7 +223,12 @@ impl Target {
     /// Says on standard error why the CPU path was taken, where nobody asked for it.
     pub fn explain(&self) {
         if let Target::Cpu { reason: Some(reason) } = self {
-            eprintln!("running on the CPU path: {reason}");
+            // The list of them is long.
+            let reason = match reason.starts_with("only software drivers") {
+                true => "there is no hardware GPU, and software drivers are slower (`wgpu-optim devices` lists them)",
+                false => reason,
+            };
+            tell(format!("running on the CPU path: {reason}"));
         }
     }
 }

@@ -9,9 +9,12 @@ mod options;
 mod page;
 mod report;
 mod saving;
+mod story;
 mod trace;
 mod verdict;
 
+use std::ops::ControlFlow;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use indicatif::ProgressBar;
@@ -21,31 +24,42 @@ use rand_chacha::ChaCha8Rng;
 
 use crate::CliError;
 use crate::data::{self, Dataset};
+use crate::files::{Check, Output, ReportFile, is_page};
 use crate::model::{Evaluation, Model, Part};
-use crate::table::{progress_bar, say};
+use crate::signals::{self, Signal};
+use crate::table::{progress_bar, say, tell};
 use crate::target::{Target, TuningSource};
+use crate::words::{grouped, number};
 use engine::{Engine, Injection, OptimizerSettings, with_averages};
 use history::History;
 pub use options::{Args, RegimeName, RuleName};
 use options::{AverageName, name_of};
 use report::{Run, tensor_figures};
 use saving::{Resumed, Saving, Sofar};
-use trace::Trace;
+use story::Aftermaths;
+use trace::{Trace, is_trace};
 use verdict::Ending;
 
-pub const AFTER_HELP: &str = "\
+/// Behind `-h`.
+pub const EXAMPLES: &str = "\
 Examples:
-  wgpu-optim train                                        handwritten digits, nothing to set
-  wgpu-optim train --data spirals --rule adamw            a set that is made, schedule-free AdamW
-  wgpu-optim train --data my.csv --report run.html        your data, the label last; a page of curves
+  wgpu-optim train                              handwritten digits, nothing to set
+  wgpu-optim train --data spirals --rule adamw  a set that is made from a seed
+  wgpu-optim train --data my.csv --label kind --report run.html
+                                                your data, and a page of curves
   wgpu-optim train --compare --data digits,spirals --regimes seesaw
-                                                          against the best of a grid of fixed rates, and of peaks with a cosine
+                                                against a grid of fixed rates";
 
+/// Behind `--help`, after the examples.
+pub const EXIT_CODES: &str = "\
 Exit code:
   0  the run ended, whatever it has learned
   1  it diverged: a loss that is not finite, above ten times that at the start, or above three times with no more right answers than
      by chance; or every step was skipped; or the device failed. --json has a verdict: ok, diverged or skipped
-  2  the command is wrong";
+  2  the command is wrong
+  128 and the number of the signal, 130 for Ctrl-C
+     SIGINT, SIGTERM or SIGHUP ended it: after the step that was running, with everything printed and written as at the end. A second
+     signal ends it at once";
 
 /// What a run looks at when its steps are done.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -56,6 +70,11 @@ enum Look {
     Judged,
     /// Whichever of the average and the last iterate is better on the test rows, which flatters what is chosen by them.
     Better,
+}
+
+/// A learning rate in a few characters.
+fn rate_in_words(rate: f32) -> String {
+    number(f64::from(rate), 3)
 }
 
 fn in_percent(share: f64) -> String {
@@ -69,7 +88,8 @@ pub fn run(args: &Args) -> Result<(), CliError> {
     }
     // With any numbers of steps: whether there can be such an optimizer.
     args.settings(1, 1)?.check()?;
-    let dataset = data::load(&args.data)?;
+    let loaded = data::load_from(&args.data, args.label.as_deref())?;
+    let dataset = loaded.dataset;
     let steps = args.steps(&dataset);
     args.check_injection(steps)?;
     let settings = args.settings(args.steps_per_epoch(&dataset), steps)?;
@@ -78,21 +98,28 @@ pub fn run(args: &Args) -> Result<(), CliError> {
     if args.lose_device.is_some() && matches!(target, Target::Cpu { .. }) {
         return CliError::usage("--lose-device: the CPU path has no device to lose, name one with --backend");
     }
-    // Before training, which a path that cannot be written should not cost; and not before the data is read, which may be the
-    // same file by mistake.
-    let saving = Saving::new(args, &dataset)?;
+    // Before training, which a path that cannot be written should not cost. First all are looked at, then all are claimed.
+    let mut check = Check::new(&loaded.files, args.force);
+    let saving = Saving::new(args, &dataset, &mut check)?;
+    // A trace that a run is to go on with is looked at row by row.
+    let goes_on = args.resume && args.checkpoint.as_ref().is_some_and(|path| path.exists());
+    let is_trace = if goes_on { |_: &Path| true } else { is_trace };
+    let trace = args.trace.as_deref().map(|path| check.output("--trace", path, is_trace)).transpose()?;
+    let page = args.report.as_deref().map(|path| check.output("--report", path, is_page)).transpose()?;
+    let saving = saving.map(Saving::claimed).transpose()?;
+    let trace = trace.map(Output::claimed).transpose()?;
+    let page = page.map(ReportFile::of).transpose()?;
     let mut resumed = saving.as_ref().map(|saving| saving.resumed(args, steps)).transpose()?.flatten();
-    let trace = args.trace.as_deref();
-    let trace = trace.map(|path| Trace::from_step(path, args, &model, step_of(&resumed))).transpose()?;
-    let page = args.report.as_deref().map(|path| page::create(path, args)).transpose()?;
+    let trace = trace.map(|output| Trace::from_step(output, args, &model, step_of(&resumed))).transpose()?;
     target.explain();
     for warning in settings.warnings() {
-        eprintln!("warning: {warning}");
+        tell(format!("warning: {warning}"));
     }
     if let Some(saving) = saving.as_ref().filter(|_| args.resume) {
         saving.explain(resumed.as_ref());
     }
     let (mut target, mut tuning) = target.tuned_for(model.padded_len());
+    signals::watch();
     let progress = progress_bar(steps, "{bar:32} {pos}/{len} steps, {eta} left  {msg}");
     progress.set_position(step_of(&resumed));
     let mut watch = Watch {
@@ -100,6 +127,7 @@ pub fn run(args: &Args) -> Result<(), CliError> {
         trace,
         saving: saving.as_ref(),
         lose_device: args.lose_device,
+        about_data: Some(loaded.about),
         ..Watch::new(&progress)
     };
     let job = Job { args, settings, dataset: &dataset, model: &model };
@@ -109,36 +137,52 @@ pub fn run(args: &Args) -> Result<(), CliError> {
             Ok(run) => break Run { tuning, ..run },
             Err(error) => error,
         };
-        let Target::Gpu(gpu) = &target else {
-            return Err(error);
+        let gpu = match &target {
+            Target::Gpu(gpu) if error.is_lost_device() => gpu,
+            _ => {
+                // The rows up to here may say why.
+                watch.trace = watch.trace.filter(Trace::is_worth_writing);
+                watch.finish_trace();
+                return Err(error);
+            }
         };
-        if !error.is_lost_device() {
-            return Err(error);
-        }
         lost.push(gpu.device().adapter_info());
         let from = gpu.describe();
         (target, tuning) = Target::instead_of(&lost).tuned_for(model.padded_len());
         resumed = watch.rewind(&job)?;
-        eprintln!(
+        tell(format!(
             "the device {from} is lost: going on {} on {}",
             match step_of(&resumed) {
                 0 => "from the start".to_owned(),
                 step => format!("from the checkpoint of step {step}"),
             },
             target.in_words()
-        );
+        ));
     };
     progress.finish_and_clear();
+    // What is printed does not depend on what can be written, and the other way round.
+    let printed = if args.json { say(serde_json::json!({ "runs": [run] })) } else { report::print(args, &run, &model) };
+    let mut failures: Vec<CliError> = printed.err().into_iter().collect();
     if let (Some(page), Some(history)) = (page, &watch.history) {
-        page.write(page::text(args, &run, &model, history))?;
+        failures.extend(page.write(page::text(args, &run, &model, history)).err());
     }
-    let failure = verdict::in_words(args, &run);
-    if args.json {
-        say(serde_json::json!({ "runs": [run] }))?;
-    } else {
-        report::print(args, &run, &model)?;
-    }
-    failure.map_or(Ok(()), |words| Err(CliError::Failed(words)))
+    let unwritten = watch.trace_failure.into_iter().chain(saving.as_ref().and_then(Saving::failure));
+    failures.extend(unwritten.map(CliError::Failed));
+    failures.extend(verdict::in_words(args, &run).map(CliError::Failed));
+    failures.extend(run.stopped_by.map(|signal| stopped(args, signal, run.steps, steps)));
+    // The last one is told by whoever called, and sets the exit code.
+    let last = failures.pop();
+    failures.iter().for_each(|failure| tell(format!("error: {failure}")));
+    last.map_or(Ok(()), Err)
+}
+
+/// Where a run stands that a signal has ended.
+fn stopped(args: &Args, signal: Signal, done: u64, steps: u64) -> CliError {
+    let way_out = match &args.checkpoint {
+        Some(_) => "the same command with --resume goes on",
+        None => "a run with --checkpoint FILE could go on from here",
+    };
+    signal.stopped(format!("stopped after {} of {} steps; {way_out}", grouped(done), grouped(steps)))
 }
 
 /// The step that a run goes on at.
@@ -154,25 +198,50 @@ struct Watch<'a> {
     saved_history: Option<History>,
     progress: &'a ProgressBar,
     trace: Option<Trace>,
+    /// Why the trace is not complete.
+    trace_failure: Option<String>,
     saving: Option<&'a Saving>,
     /// The step before which the device is to be lost.
     lose_device: Option<u64>,
+    /// What is told of the data when all is ready.
+    about_data: Option<String>,
 }
 
 impl<'a> Watch<'a> {
     /// Nobody but who looks at the progress.
     fn new(progress: &'a ProgressBar) -> Self {
-        Watch { history: None, saved_history: None, progress, trace: None, saving: None, lose_device: None }
+        Watch {
+            history: None,
+            saved_history: None,
+            progress,
+            trace: None,
+            trace_failure: None,
+            saving: None,
+            lose_device: None,
+            about_data: None,
+        }
+    }
+
+    fn finish_trace(&mut self) {
+        if let Some(trace) = self.trace.take() {
+            self.trace_failure = trace.finish();
+        }
     }
 
     /// Goes back to where the run was last saved, or to its start, and says from what it is to go on.
     fn rewind(&mut self, job: &Job) -> Result<Option<Resumed>, CliError> {
         let steps = job.args.steps(job.dataset);
-        let resumed = self.saving.map(|saving| saving.last(job.args, steps)).transpose()?.flatten();
-        // What has not been written of the old one yet is of steps that are taken again.
-        if let (Some(trace), Some(path)) = (self.trace.take(), &job.args.trace) {
-            trace.finish()?;
-            self.trace = Some(Trace::from_step(path, job.args, job.model, step_of(&resumed))?);
+        let saved = self.saving.map_or(Ok(None), |saving| saving.last(job.args, steps));
+        // Somebody may have replaced it since.
+        let resumed = saved.unwrap_or_else(|error| {
+            tell(format!("warning: the device is lost, and its checkpoint with it: {error}"));
+            None
+        });
+        if let Some(trace) = self.trace.take() {
+            match trace.again_from(job.args, job.model, step_of(&resumed)) {
+                Ok(trace) => self.trace = Some(trace),
+                Err(error) => self.trace_failure = Some(error.to_string()),
+            }
         }
         if self.history.is_some() {
             self.history = Some(self.saved_history.clone().unwrap_or_else(|| History::new(steps)));
@@ -201,15 +270,29 @@ impl Job<'_> {
         let loss_of_device = watch.lose_device.take();
         let injection = Injection { nan: args.inject_nan, spike: args.inject_spike, loss_of_device };
         let mut engine = engine::new(target, model, dataset, batch, settings, injection, args.seed)?;
+        if let Some(about) = watch.about_data.take() {
+            tell(about);
+            if batch < args.batch as usize {
+                tell(format!("--batch {} is more than the training rows: each step takes all {batch}", args.batch));
+            }
+        }
         let progress = watch.progress;
         let (mut done, mut sofar) = (step_of(&resumed), Sofar::default());
         if let Some(resumed) = resumed {
             engine.restore(&resumed.checkpoint)?;
             sofar = resumed.sofar;
         }
-        let timed_steps = steps - done;
+        let before = done;
+        let mut aftermaths = Aftermaths::new(args, done);
         let mut last_loss = None;
 
+        let on_steps = &mut |steps| {
+            progress.inc(steps as u64);
+            if signals::received().is_some() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        };
+        if let Some(history) = watch.history.as_mut().filter(|history| done == 0 && history.accuracies.is_empty()) {
+            history.end_epoch(engine.evaluate(Part::Test)?.accuracy);
+        }
         let started = Instant::now();
         // What the report costs is not the training's time.
         let mut looking_on = Duration::ZERO;
@@ -231,12 +314,12 @@ impl Job<'_> {
             if done < end {
                 engine.begin_epoch(&order, (done - start) as usize);
             }
-            while done < end {
+            while done < end && signals::received().is_none() {
                 let saved = watch.saving.and_then(|saving| saving.next_after(done));
                 let until = saved.map_or(end, |saved| saved.min(end));
                 let stretch = (done - start) as usize..(until - start) as usize;
-                let (losses, records) = engine.train(stretch, &mut |steps| progress.inc(steps as u64))?;
-                done = until;
+                let (losses, records) = engine.train(stretch, on_steps)?;
+                done += losses.len() as u64;
                 // As many of each step, or none.
                 let per_step = records.tensors.len() / records.records.len().max(1);
                 let mut tensors = records.tensors.chunks(per_step.max(1));
@@ -245,8 +328,9 @@ impl Job<'_> {
                 for (loss, record) in losses.iter().zip(records) {
                     let tensors = tensors.next().unwrap_or_default();
                     sofar.add(*loss, record, tensors);
+                    aftermaths.add(*loss, record);
                     if let Some(trace) = &mut watch.trace {
-                        trace.write(*loss, record, tensors)?;
+                        trace.write(*loss, record, tensors);
                     }
                     if let Some(history) = &mut watch.history {
                         history.add(*loss, record, tensors);
@@ -256,12 +340,13 @@ impl Job<'_> {
                     let (epoch, rate) = (epoch + 1, record.learning_rate);
                     progress.set_message(format!("epoch {epoch}, loss {loss:.4}, lr {rate:.3e}"));
                 }
-                if let Some(saving) = watch.saving.filter(|saving| saving.is_due(done, done == steps)) {
+                let is_last = done == steps || signals::received().is_some();
+                if let Some(saving) = watch.saving.filter(|saving| saving.is_due(done, is_last)) {
                     // First the rows up to here, so that whoever goes on from here finds them.
                     if let Some(trace) = &mut watch.trace {
-                        trace.sync()?;
+                        trace.sync();
                     }
-                    saving.save(&engine.checkpoint(&saving.notes(&sofar))?)?;
+                    saving.save(&engine.checkpoint(&saving.notes(&sofar))?);
                     watch.saved_history.clone_from(&watch.history);
                 }
             }
@@ -274,11 +359,12 @@ impl Job<'_> {
                 history.end_epoch(test.accuracy);
                 looking_on += before.elapsed();
             }
+            if signals::received().is_some() {
+                break;
+            }
         }
         let seconds = (started.elapsed() - looking_on).as_secs_f64();
-        if let Some(trace) = watch.trace.take() {
-            trace.finish()?;
-        }
+        watch.finish_trace();
         let Sofar { first_loss, rates, causes, tensors } = sofar;
         let Figures { evaluated, train, test, last, averaged_accuracy } = figures(&mut *engine, args.averaged(), look)?;
         let start_loss = verdict::start_loss(model, first_loss);
@@ -288,7 +374,7 @@ impl Job<'_> {
             start: start_loss,
             accuracy: test.accuracy,
             chance: dataset.chance(),
-            every_step_skipped: causes.skipped == steps,
+            every_step_skipped: done > 0 && causes.skipped == done,
         }
         .verdict();
         Ok(Run {
@@ -303,7 +389,8 @@ impl Job<'_> {
             epochs: args.epochs(),
             batch,
             seed: args.seed,
-            steps,
+            steps: done,
+            stopped_by: signals::received().filter(|_| done < steps),
             momentum: settings.rule.momentum(),
             verdict,
             evaluated: evaluated.map_or_else(|| "last".to_owned(), name_of),
@@ -317,9 +404,10 @@ impl Job<'_> {
             rates,
             skipped_steps: causes.skipped,
             seconds,
-            timed_steps,
+            timed_steps: done - before,
             causes,
             tensors: tensors.iter().map(|record| tensor_figures(record, model)).collect(),
+            aftermaths,
         })
     }
 }

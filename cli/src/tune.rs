@@ -1,11 +1,14 @@
 //! `wgpu-optim tune`: finds the kernels' geometry that does best on a device, and keeps it.
 
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use serde::Serialize;
 use wgpu_optim::gpu::{Candidate, TuneOptions, TuneReport, Tuning, TuningCache};
 
 use crate::CliError;
+use crate::files::start_of;
+use crate::signals;
 use crate::table::{Columns, say};
 use crate::target::{Geometry, Target, TargetArgs, driver_in_words, size_in_words};
 use crate::train::{RegimeName, RuleName};
@@ -27,6 +30,9 @@ pub struct Args {
     /// Milliseconds to spend on each size
     #[arg(long, default_value_t = 5000, value_name = "MS", value_parser = clap::value_parser!(u64).range(1..=3_600_000))]
     budget_ms: u64,
+    /// Replace the file that WGPU_OPTIM_TUNING_CACHE names even where it is no tuning cache
+    #[arg(long)]
+    force: bool,
     /// Measure, but write nothing
     #[arg(long)]
     dry_run: bool,
@@ -97,6 +103,12 @@ pub fn run(args: &Args) -> Result<(), CliError> {
             "there is no file to keep the tuning in: name one in WGPU_OPTIM_TUNING_CACHE, or add --dry-run",
         );
     }
+    if let Some(path) = cache.as_ref().map(TuningCache::path).filter(|path| !args.force && !may_be_replaced(path)) {
+        return CliError::usage(format!(
+            "{}, which WGPU_OPTIM_TUNING_CACHE names, is no tuning cache: name another file, or add --force to replace it",
+            path.display()
+        ));
+    }
     let info = gpu.device().adapter_info();
     let mut report = Report {
         device: gpu.describe(),
@@ -106,7 +118,8 @@ pub fn run(args: &Args) -> Result<(), CliError> {
         sizes: Vec::new(),
     };
     let (rule, regime) = (args.rule.0.with_momentum(0.9), args.regime.0);
-    for &power in &args.power {
+    signals::watch();
+    for &power in args.power.iter().take_while(|_| signals::received().is_none()) {
         let (started, budget) = (Instant::now(), Duration::from_millis(args.budget_ms));
         let options = TuneOptions { elements: 1 << power, rule, regime, budget };
         let found = gpu.tune(&options)?;
@@ -125,7 +138,25 @@ pub fn run(args: &Args) -> Result<(), CliError> {
     } else {
         print(&report)?;
     }
-    Ok(kept?)
+    kept?;
+    match signals::received() {
+        Some(signal) if report.sizes.len() < args.power.len() => {
+            Err(signal.stopped(format!("stopped after {} of {} sizes", report.sizes.len(), args.power.len())))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Whether a file is a tuning cache, however damaged, or is empty, or is none.
+fn may_be_replaced(path: &Path) -> bool {
+    match path.metadata() {
+        Ok(about) if about.is_file() && about.len() > 0 => {
+            let start = start_of(path);
+            start.trim_start().starts_with('{') && start.contains("\"version\"") && start.contains("\"entries\"")
+        }
+        // What is no file cannot be replaced, which is told when it is tried.
+        _ => true,
+    }
 }
 
 impl Size {
@@ -149,6 +180,11 @@ impl Size {
         let (of_preset, of_best) = (ns(preset.ns_per_param), ns(best.ns_per_param));
         let geometry = &best.geometry;
         match (preset.ns_per_param, best.ns_per_param) {
+            _ if self.candidates.len() == 1 => {
+                format!(
+                    "only the preset was measured, there was no time for others (--budget-ms): {geometry}, {of_preset} ns/param"
+                )
+            }
             _ if best.tuning == preset.tuning => {
                 format!("the preset stays, nothing is faster by more than 3 %: {geometry}, {of_preset} ns/param")
             }
@@ -173,11 +209,15 @@ fn print(report: &Report) -> Result<(), CliError> {
     for size in &report.sizes {
         let clock = if size.timestamps { "the device's timestamps" } else { "the wall clock" };
         say(format!(
-            "{} parameters, {}, {}: {} geometries in {:.1} s, by {clock}",
+            "{} parameters, {}, {}: {} in {:.1} s, by {clock}",
             size_in_words(size.elements),
             size.rule,
             size.regime,
-            size.candidates.len(),
+            if size.candidates.len() == 1 {
+                "1 geometry".to_owned()
+            } else {
+                format!("{} geometries", size.candidates.len())
+            },
             size.seconds
         ))?;
         let mut table = Columns::new(&["partials", "", "workgroup", "quads", "finish", "ns/param"], 2);

@@ -230,7 +230,7 @@ impl TuningCache {
             more => format!(", and {more} more"),
         };
         log::warn!(
-            "ignoring what is wrong in the tuning cache {}: {first}{more}; `wgpu-optim tune` mends it",
+            "ignoring what is wrong in the tuning cache {}: {first}{more}; `wgpu-optim tune` replaces it",
             self.path.display()
         );
     }

@@ -25,7 +25,7 @@ pub struct ReportFile {
 }
 
 impl ReportFile {
-    pub fn create(path: &str) -> Result<Self, CliError> {
+    pub fn create(path: &str, force: bool) -> Result<Self, CliError> {
         let path = Path::new(path);
         let is_page = match path.extension().and_then(|ending| ending.to_str()) {
             Some("html" | "htm") => true,
@@ -37,12 +37,16 @@ impl ReportFile {
                 ));
             }
         };
-        Ok(ReportFile { file: files::ReportFile::create(path)?, is_page })
+        Ok(ReportFile { file: files::ReportFile::create(path, force)?, is_page })
     }
 
     pub fn write(self, report: &Report) -> Result<(), CliError> {
         let plot = plot(report);
-        self.file.write(if self.is_page { plot.map(|plot| page(report, &plot)) } else { plot })
+        self.file.write(if self.is_page {
+            plot.map(|plot| page(report, &plot))
+        } else {
+            plot.map(|plot| page::plot_file(&plot))
+        })
     }
 }
 
@@ -138,10 +142,11 @@ fn draw(root: &Area, report: &Report) -> Result<(), DrawError> {
     let sizes = distinct(steps(report).map(|row| (row.elements as f64).log2()));
     let every = sizes.len().div_ceil(12).max(1);
     let marks = sizes.iter().step_by(every).copied().collect();
-    let sizes = Axis { range: bounds(sizes.into_iter(), 0.5), marks };
+    let sizes = Axis::with_marks(bounds(sizes.into_iter(), 0.5), marks);
     let range =
         bounds(panels.iter().flat_map(|(_, lines)| lines).flat_map(|line| &line.points).map(|point| point.1), 0.1);
-    let rates = Axis { marks: log_marks(&range, &[1.0, 2.0, 5.0]), range };
+    let marks = log_marks(&range, &[1.0, 2.0, 5.0]);
+    let rates = Axis::with_marks(range, marks);
     for ((rule, lines), area) in panels.iter().zip(&areas) {
         draw_panel(area, rule, lines, (sizes.clone(), rates.clone()))?;
     }

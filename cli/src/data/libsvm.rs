@@ -1,46 +1,58 @@
-//! LIBSVM text: `label index:value index:value …`, indices ascending, from 0 or 1; `#` starts a comment.
+//! LIBSVM text: `label index:value index:value …`, indices ascending, from 0 or 1; `#` starts a comment. `qid:N` after the label, which
+//! ranking adds, is skipped.
 
-use super::{DataError, File, Table, check_size, feature};
-
-/// The largest index: a dense row of this many features is the most that is allowed.
-const MOST_FEATURES: usize = 1_000_000;
+use super::file::lines;
+use super::{DataError, File, Labels, MOST_FEATURES, Table, feature, values_of};
+use crate::words::quoted;
 
 /// Whether the first line with more than a label has a token like `3:0.5` after it.
 pub fn is_libsvm(bytes: &[u8]) -> bool {
     let start = &bytes[..bytes.len().min(1 << 16)];
-    String::from_utf8_lossy(start)
-        .lines()
+    let text = String::from_utf8_lossy(start);
+    lines(text.trim_start_matches('\u{feff}'))
         .find_map(|line| content(line).split_whitespace().nth(1))
         .and_then(|token| token.split_once(':'))
-        .is_some_and(|(index, _)| index.parse::<u64>().is_ok())
+        .is_some_and(|(index, value)| index.parse::<u64>().is_ok() || index == "qid" && value.parse::<u64>().is_ok())
 }
 
 fn content(line: &str) -> &str {
     line.split('#').next().unwrap_or_default().trim()
 }
 
+/// Rows as a file has them. Index 0 is a feature of its own where any file of the set has it.
+pub struct Sparse {
+    /// Row, index and value.
+    values: Vec<(u32, u32, f64)>,
+    labels: Labels,
+    /// The largest index and one.
+    pub indices: usize,
+    pub has_index_0: bool,
+    pub has_queries: bool,
+}
+
 /// Reads a LIBSVM file.
-///
-/// Index 0 is allowed and then is a feature of its own, so that files counted from 0 and from 1 both work.
-pub fn parse(file: &File) -> Result<Table, DataError> {
+pub fn parse(file: &File) -> Result<Sparse, DataError> {
     let text = file.text()?;
-    let mut sparse: Vec<(usize, usize, f32)> = Vec::new();
-    let mut labels = Vec::new();
-    let mut features = 0;
-    for (number, line) in text.lines().enumerate() {
-        let mut tokens = content(line).split_whitespace();
+    let mut sparse =
+        Sparse { values: Vec::new(), labels: Labels::default(), indices: 0, has_index_0: false, has_queries: false };
+    for (number, line) in lines(text).enumerate() {
+        let mut tokens = content(line).split_whitespace().peekable();
         let Some(label) = tokens.next() else { continue };
         let at = |problem: String| file.malformed(format!("line {}", number + 1), problem);
         if label.parse::<f64>().is_err() {
             let problem = "is not a number: a line is a label and then index:value pairs";
-            return Err(at(format!("the label \"{label}\" {problem}")));
+            return Err(at(format!("the label {} {problem}", quoted(label))));
         }
+        if tokens.next_if(|token| token.starts_with("qid:")).is_some() {
+            sparse.has_queries = true;
+        }
+        let row = sparse.labels.rows.len() as u32;
         let mut last = None;
         for token in tokens {
             let (index, value) = token
                 .split_once(':')
                 .and_then(|(index, value)| Some((index.parse::<usize>().ok()?, value)))
-                .ok_or_else(|| at(format!("\"{token}\" is not index:value, such as 3:0.5")))?;
+                .ok_or_else(|| at(format!("{} is not index:value, such as 3:0.5", quoted(token))))?;
             if index > MOST_FEATURES {
                 return Err(at(format!(
                     "feature {index} is above the largest index {MOST_FEATURES}: renumber the features"
@@ -53,18 +65,28 @@ pub fn parse(file: &File) -> Result<Table, DataError> {
             }
             last = Some(index);
             let place = || format!("line {}, feature {index}", number + 1);
-            sparse.push((labels.len(), index, feature(file, place, value)?));
-            features = features.max(index + 1);
+            let value = feature(file, place, value, "a line is a label and then index:value pairs of numbers")?;
+            if sparse.values.len() == sparse.values.capacity() && sparse.values.try_reserve(1).is_err() {
+                return Err(DataError::unusable(&file.name, "there is no memory for its values: use fewer rows"));
+            }
+            sparse.values.push((row, index as u32, value));
+            sparse.indices = sparse.indices.max(index + 1);
+            sparse.has_index_0 |= index == 0;
         }
-        labels.push(label.to_owned());
+        sparse.labels.push(label);
     }
-    // Files that count from 1 have no feature 0.
-    let base = usize::from(!sparse.iter().any(|&(_, index, _)| index == 0));
-    let features = features.saturating_sub(base);
-    check_size(file, labels.len(), features)?;
-    let mut x = vec![0.0; labels.len() * features];
-    for (row, index, value) in sparse {
-        x[row * features + index - base] = value;
+    Ok(sparse)
+}
+
+impl Sparse {
+    /// The rows with so many features, of which the first has index `base`.
+    pub fn dense(self, file: &File, base: usize, features: usize) -> Result<Table, DataError> {
+        let rows = self.labels.rows.len();
+        let mut x = values_of(file, rows, features)?;
+        x.resize(rows * features, 0.0);
+        for (row, index, value) in self.values {
+            x[row as usize * features + index as usize - base] = value;
+        }
+        Ok(Table { features, x, labels: self.labels })
     }
-    Ok(Table { features, x, labels })
 }

@@ -8,7 +8,7 @@ use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use rand_distr::{Distribution, StandardNormal};
 
-use super::{Dataset, HELD_OUT, Split, standardise};
+use super::{Dataset, HELD_OUT, Scale, Split};
 
 /// A row's features and its class.
 type Row = (Vec<f32>, u32);
@@ -61,6 +61,20 @@ impl Made {
         };
         standardise(&mut dataset);
         dataset
+    }
+}
+
+/// Gives every column mean 0 and deviation 1 over the training rows.
+fn standardise(dataset: &mut Dataset) {
+    let features = dataset.features;
+    for column in 0..features {
+        let scale = {
+            let x = &dataset.train.x;
+            Scale::standard(|| x[column..].iter().step_by(features).map(|&x| f64::from(x)), 0.0)
+        };
+        for split in [&mut dataset.train, &mut dataset.test] {
+            split.x[column..].iter_mut().step_by(features).for_each(|x| *x = scale.apply(f64::from(*x)));
+        }
     }
 }
 

@@ -1,3 +1,4 @@
+use std::borrow::Cow;
 use std::io::Write;
 
 use proptest::prelude::*;
@@ -65,14 +66,151 @@ fn csv_with_a_header_and_words_as_labels_is_standardised() {
     }
 }
 
+/// The class of each row, in the order of the file.
+fn classes(text: &str) -> Vec<u32> {
+    let (table, _) = csv::parse(&file(text), None).expect("parses");
+    let classes = Classes::new(&table.labels, None, "test").expect("classes");
+    (0..table.labels.rows.len()).map(|row| classes.class_of(&table.labels, row, "test").expect("a class")).collect()
+}
+
 #[test]
 fn labels_are_numbered_by_value() {
-    let table = csv::parse(&file("1,10\n2,-1\n3,2\n4,+2\n")).expect("parses");
-    let classes = classes_of(&table.labels);
-    assert_eq!(classes.len(), 3);
-    assert_eq!(classes[&class_key("-1")], 0);
-    assert_eq!(classes[&class_key("2.0")], 1);
-    assert_eq!(classes[&class_key("10")], 2);
+    assert_eq!(classes("1,10\n2,-1\n3,2\n4,+2\n5,2.0\n6,02\n7,2e0\n"), [2, 0, 1, 1, 1, 1, 1]);
+    // Words where one is no number.
+    assert_eq!(classes("1,1\n2,01\n3,a\n4,1\n5,inf\n"), [1, 0, 2, 1, 3]);
+    // Alike as f64, and no numbers therefore.
+    assert_eq!(classes("1,12345678901234567890\n2,12345678901234567891\n"), [0, 1]);
+    let loaded = loaded("x.csv", b"1,1\n2,01\n3,2\n4,2\n", None).expect("loads");
+    assert!(loaded.about.contains("the same number are one class: \"1\" and \"01\""), "{}", loaded.about);
+}
+
+/// A set from a file of this name and content, with what is told of it.
+fn loaded(name: &str, bytes: &[u8], label: Option<&str>) -> Result<Loaded, DataError> {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join(name);
+    std::fs::write(&path, bytes).expect("writes");
+    load_from(path.to_str().expect("UTF-8"), label)
+}
+
+/// The words are of the line that is told; the numbers are rows, features and classes.
+#[test]
+fn a_header_is_what_fits_the_other_lines() {
+    let rows = |count: usize| -> String { (0..count).map(|i| format!("{}.5,{},{}\n", i % 7, i % 5, i % 3)).collect() };
+    let words = |count: usize| -> String {
+        (0..count).map(|i| format!("{}.5,{},{}\n", i % 7, i % 5, ["cat", "dog", "emu"][i % 3])).collect()
+    };
+    let index = |count: usize| -> String { (0..count).map(|i| format!("{i},{}.5,{}\n", i % 7, i % 3)).collect() };
+    for (first, rest, sizes, remark) in [
+        ("a,b,c\n", rows(30), [30, 2, 3], "header seen, the label is \"c\" (column 3)"),
+        ("0,1,label\n", rows(30), [30, 2, 3], "header seen"),
+        ("0,1,t\n", rows(3), [3, 2, 3], "header seen"),
+        ("1999,2004,grade\n", rows(30), [30, 2, 3], "header seen"),
+        ("a,7,label\n", rows(30), [30, 2, 3], "header seen"),
+        ("150,4,setosa\n", rows(30), [30, 2, 3], "header seen"),
+        // Counted columns.
+        ("0,1,7\n", rows(30), [30, 2, 3], "header seen"),
+        ("1,2,3\n", rows(30), [30, 2, 3], "header seen"),
+        ("a,b,c\n", words(30), [30, 2, 3], "header seen"),
+        ("0,1,species\n", words(30), [30, 2, 3], "header seen"),
+        ("400,410,species\n", words(6), [6, 2, 3], "header seen"),
+        ("400,410,what\n", words(30), [30, 2, 3], "header seen"),
+        // Rows of data.
+        ("", rows(30), [30, 2, 3], "no header, the label is in column 3"),
+        ("0,1,2\n", rows(30), [31, 2, 3], "no header"),
+        ("9,8,7\n", rows(30), [31, 2, 4], "no header"),
+        ("0,1,7\n", rows(3), [4, 2, 4], "no header"),
+        ("9,8,NA\n", words(30), [31, 2, 4], "no header"),
+        ("1,2,owl\n", words(3), [4, 2, 4], "no header"),
+        ("400,410,cat\n", words(30), [31, 2, 3], "no header"),
+        ("400,410,owl\n", words(6), [7, 2, 4], "no header"),
+        // What pandas writes.
+        (",a,b\n", index(30), [30, 1, 3], "numbers the rows and is left out"),
+        (",0,label\n", index(30), [30, 1, 3], "numbers the rows and is left out"),
+        ("Unnamed: 0,a,b\n", index(30), [30, 1, 3], "numbers the rows and is left out"),
+        ("\"\",\"a\",\"b\"\n", index(30), [30, 1, 3], "numbers the rows and is left out"),
+        // Other separators, line ends, a mark, comments.
+        ("\u{feff}# made by hand\na,b,c\n", rows(30), [30, 2, 3], "header seen"),
+        ("a;b;c\n", rows(30).replace(',', ";"), [30, 2, 3], "separated by semicolons"),
+        ("a\tb\tc\n", rows(30).replace(',', "\t"), [30, 2, 3], "separated by tabs"),
+        ("a|b|c\n", rows(30).replace(',', "|"), [30, 2, 3], "separated by bars"),
+        ("a   b c  \n", rows(30).replace(',', "  \t "), [30, 2, 3], "separated by blanks"),
+        ("a, b, c\n", rows(30).replace(',', ", "), [30, 2, 3], "header seen"),
+    ] {
+        for end in ["\n", "\r\n", "\r"] {
+            let text = format!("{first}{rest}").replace('\n', end);
+            let loaded = loaded("x.csv", text.as_bytes(), None).unwrap_or_else(|error| panic!("{first}: {error}"));
+            let set = &loaded.dataset;
+            let found = [set.train.rows() + set.test.rows(), set.features, set.classes];
+            assert_eq!(found, sizes, "{first:?}, {end:?}: {}", loaded.about);
+            assert!(loaded.about.contains(remark), "{first:?}: {}", loaded.about);
+        }
+    }
+    let pets = loaded("pets.csv", format!("a,b,c\n{}", words(1800)).as_bytes(), None).expect("loads");
+    let line = "pets: 1,800 rows, 2 features, 3 classes, 360 held out; header seen, the label is \"c\" (column 3); \
+                classes: cat 600 rows, dog 600 rows, emu 600 rows";
+    assert_eq!(pets.about, line);
+}
+
+#[test]
+fn the_column_of_the_label_can_be_named() {
+    let text = "class,a,b\n1,5,8\n0,6,9\n1,7,8\n0,5,9\n";
+    for label in ["class", "1", "first"] {
+        let loaded = loaded("x.csv", text.as_bytes(), Some(label)).expect("loads");
+        assert_eq!((loaded.dataset.features, loaded.dataset.classes), (2, 2));
+        assert!(loaded.about.contains("header seen, the label is \"class\" (column 1)"), "{}", loaded.about);
+    }
+    let guessed = loaded("x.csv", text.as_bytes(), None).expect("loads");
+    assert!(guessed.about.contains("--label class"), "{}", guessed.about);
+    let numbers = loaded("x.csv", b"1990,2000,2010\n1,2,1\n2,3,0\n1,1,1\n", Some("2000")).expect("loads");
+    assert_eq!((numbers.dataset.features, numbers.dataset.classes), (2, 3));
+    let error = loaded("x.csv", text.as_bytes(), Some("colour")).expect_err("refused").to_string();
+    assert!(error.contains("--label \"colour\"") && error.contains("a number from 1 to 3"), "{error}");
+    assert!(loaded("x.csv", text.as_bytes(), Some("4")).is_err());
+    for other in ["digits", "spirals", "mushrooms"] {
+        let error = load_from(other, Some("first")).expect_err("refused").to_string();
+        assert!(error.contains("--label"), "{error}");
+    }
+}
+
+/// A quote that is not closed would swallow rows, with and without another one behind it.
+#[test]
+fn a_quote_that_is_not_closed_is_an_error() {
+    for text in ["1,2,x\n3,4,\"y\n5,6,x\n7,8,y\n", "1,2,x\n3,4,\"y\n5,6,x\n7,8,y", "1,2,x\n3,4,\"y\n5,6,\"x\n7,8,y\n"] {
+        let message = error("x.csv", text.as_bytes());
+        assert!(message.contains("line 2: a quote opens here that is not closed"), "{message}");
+    }
+    assert!(error("x.csv", b"1,2,x\n3,4,y\n5,6,\"x").contains("line 3: a quote opens"));
+    assert!(error("x.csv", b"\"a,b,c\n1,2,x\n3,4,y\n").contains("line 1: a quote opens"));
+    let quoted = loaded("x.csv", b"1,\"2\",\"a, or \"\"b\"\"\"\n3,4,y\n", None).expect("loads");
+    assert_eq!((quoted.dataset.features, quoted.dataset.classes), (2, 2));
+}
+
+/// Times, identifiers: what is left of them as f32 would be one number.
+#[test]
+fn figures_keep_their_digits_until_they_are_standardised() {
+    let rows: String = (0..400).map(|i| format!("{},0.1,{}\n", 1_700_000_000.25 + f64::from(i % 2), i % 2)).collect();
+    let loaded = loaded("x.csv", rows.as_bytes(), None).expect("loads");
+    let set = &loaded.dataset;
+    for (row, class) in set.train.x.chunks(2).zip(&set.train.y) {
+        assert!((row[0].abs() - 1.0).abs() < 0.1 && (row[0] > 0.0) == (*class == 1), "{row:?}");
+        assert_eq!(row[1], 0.0);
+    }
+    assert!(loaded.about.contains("1 feature is constant"), "{}", loaded.about);
+}
+
+#[test]
+fn messages_name_what_is_usual_and_stay_short() {
+    assert!(error("x.csv", b"1,5;2,5;a\n2,5;1,5;b\n").contains("a decimal point, not with a comma"));
+    assert!(error("x.csv", &[b'7'; 1 << 20]).len() < 300);
+    let long = [&[b'x'; 60_000][..], b",1\n1,2\n1,3\n4,5"].concat();
+    assert!(error("x.csv", &[b"1,2,1\n", &long[..]].concat()).len() < 300);
+    assert!(error("x.csv", b"1,\x1b[31m,1\n1,2,0\n").contains("\\u{1b}[31m"));
+    assert!(error("x.csv", b"\xff\xfe1\0,\0").contains("save it as UTF-8"));
+    assert!(error("x.csv", b"PK\x03\x04\xff").contains("unpack it"));
+    assert!(error("x.csv", &[0; 4096]).contains("not text"));
+    assert!(error("a\x1b[31m", b"1,2\n").contains("a\\u{1b}[31m"));
+    let wide = [&b"1,".repeat(1_000_001)[..], b"0\n"].concat();
+    assert!(error("x.csv", &wide).contains("1,000,002 fields"));
 }
 
 #[test]
@@ -84,6 +222,7 @@ fn csv_errors_name_the_place() {
         (b"1,2,0\nNaN,2,1\n", "line 2, column 1: the feature \"NaN\""),
         (b"1,2,0\n1,inf,1\n", "line 2, column 2: the feature \"inf\""),
         (b"1,2,0\n1,2,\n", "line 2, column 3: the label is missing"),
+        (b"1,2,\n1,2,0\n", "line 1, column 3: the label is missing"),
         (b"1,0.5\n2,1\n", "the label 0.5 is not a class"),
         (b"?,?,a\n1,2,b\n", "line 1, column 1: \"?\""),
         (b"", "not one row"),
@@ -102,10 +241,44 @@ fn libsvm_takes_indices_from_0_and_from_1() {
     assert!(libsvm::is_libsvm(b"1\n0 1:1 2:2\n"));
     for (text, features) in [("1 1:2 3:4\n-1 2:1 # x\n\n1 1:1", 3), ("1 0:2 2:4\n-1 1:1\n1 0:1", 3)] {
         assert!(libsvm::is_libsvm(text.as_bytes()));
-        let table = libsvm::parse(&file(text)).expect("parses");
-        assert_eq!(table.features, features);
+        let file = file(text);
+        let sparse = libsvm::parse(&file).expect("parses");
+        let base = usize::from(!sparse.has_index_0);
+        assert_eq!(sparse.indices - base, features);
+        let table = sparse.dense(&file, base, features).expect("is small");
         assert_eq!(table.x, [2.0, 0.0, 4.0, 0.0, 1.0, 0.0, 1.0, 0.0, 0.0]);
-        assert_eq!(table.labels, ["1", "-1", "1"]);
+        assert_eq!((table.labels.names, table.labels.rows), (vec!["1".to_owned(), "-1".to_owned()], vec![0, 1, 0]));
+    }
+}
+
+/// One of the two files has index 0: then it is a feature in both.
+#[test]
+fn libsvm_files_of_a_set_count_from_the_same_index() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = |name: &str| folder.path().join(name);
+    for (train, test, expected) in [
+        ("1 0:1\n0 1:1\n", "0 1:1\n", [0.0, 1.0]),
+        ("1 1:1\n0 2:1\n", "0 0:1\n", [1.0, 0.0]),
+        ("1 1:1\n0 2:1\n", "0 2:1\n", [0.0, 1.0]),
+    ] {
+        std::fs::write(path("t.train"), train).expect("writes");
+        std::fs::write(path("t.test"), test).expect("writes");
+        let loaded = load_from(path("t.train").to_str().expect("UTF-8"), None).expect("loads");
+        let set = &loaded.dataset;
+        assert_eq!(set.test.x[..2], expected, "{train:?}, {test:?}");
+        assert_eq!(set.features, if test.contains("0:1") { 3 } else { 2 });
+        assert_eq!(loaded.files, [path("t.train"), path("t.test")]);
+    }
+}
+
+#[test]
+fn libsvm_may_have_queries_and_a_mark_and_any_line_ends() {
+    let text = "\u{feff}1 qid:3 1:0.5 2:1\n0 qid:3 2:0.25 # a comment\n1 qid:4\n";
+    for end in ["\n", "\r\n", "\r"] {
+        let loaded = loaded("x.svm", text.replace('\n', end).as_bytes(), None).expect("loads");
+        let set = &loaded.dataset;
+        assert_eq!((set.features, set.classes, set.train.rows() + set.test.rows()), (2, 2, 3));
+        assert!(loaded.about.contains("qid: is left out"), "{}", loaded.about);
     }
 }
 
@@ -114,6 +287,7 @@ fn libsvm_errors_name_the_place() {
     assert!(error("x", b"1 1:2\n-1 2:1 2:3\n").contains("line 2: feature 2 comes after"));
     assert!(error("x", b"1 1:2\n-1 2:x\n").contains("line 2, feature 2: \"x\" is not a number"));
     assert!(error("x", b"1 1:2\n-1 2:nan\n").contains("line 2, feature 2: the feature \"nan\""));
+    assert!(error("x", b"1 1:2\n-1 1:0,5\n").contains("a decimal point"));
     assert!(error("x", b"1 1:2\n-1 nope\n").contains("line 2: \"nope\" is not index:value"));
     assert!(error("x", b"1 1:2\n-1 99999999:1\n").contains("feature 99999999 is above"));
     assert!(error("x", b"1 1:2\ncat 1:1\n").contains("line 2: the label \"cat\""));
@@ -134,13 +308,76 @@ fn a_libsvm_test_file_beside_the_training_file_is_used() {
     assert!(error.to_string().contains("the label 7 of the test rows is out of range"));
 }
 
-fn idx(dimensions: &[u32], data: &[u8]) -> Vec<u8> {
-    let mut bytes = vec![0, 0, 8, dimensions.len() as u8];
+fn idx_of(kind: u8, dimensions: &[u32], data: &[u8]) -> Vec<u8> {
+    let mut bytes = vec![0, 0, kind, dimensions.len() as u8];
     for size in dimensions {
         bytes.extend(size.to_be_bytes());
     }
     bytes.extend(data);
     bytes
+}
+
+fn idx(dimensions: &[u32], data: &[u8]) -> Vec<u8> {
+    idx_of(8, dimensions, data)
+}
+
+/// Every type, standardised but for bytes; names with a dot; and a type that there is not.
+#[test]
+fn idx_files_of_every_type_are_read() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let write = |name: &str, bytes: Vec<u8>| std::fs::write(folder.path().join(name), bytes).expect("writes");
+    let load = || load_from(folder.path().to_str().expect("UTF-8"), None);
+    // -1 and 1, alternating, class 0 and 1.
+    let values = |bytes: [&[u8]; 2]| bytes.concat().repeat(10);
+    for (kind, data) in [
+        (0x09, values([&(-1i8).to_be_bytes(), &1i8.to_be_bytes()])),
+        (0x0b, values([&(-1i16).to_be_bytes(), &1i16.to_be_bytes()])),
+        (0x0c, values([&(-1i32).to_be_bytes(), &1i32.to_be_bytes()])),
+        (0x0d, values([&(-1f32).to_be_bytes(), &1f32.to_be_bytes()])),
+        (0x0e, values([&(-1f64).to_be_bytes(), &1f64.to_be_bytes()])),
+    ] {
+        write("train-images.idx3-ubyte", idx_of(kind, &[20, 1, 1], &data));
+        write("train-labels.idx1-ubyte", idx_of(kind, &[20], &data));
+        let loaded = load().expect("loads");
+        let set = &loaded.dataset;
+        assert_eq!((set.features, set.classes, set.train.rows()), (1, 2, 16));
+        for (x, y) in set.train.x.iter().zip(&set.train.y) {
+            assert_eq!(*x > 0.0, *y == 1);
+        }
+        assert_eq!(loaded.files.len(), 2);
+    }
+    write("train-images.idx3-ubyte", idx_of(0x0d, &[1, 1, 1], &f32::NAN.to_be_bytes()));
+    write("train-labels.idx1-ubyte", idx(&[1], &[0]));
+    assert!(load().expect_err("NaN").to_string().contains("image 0: value 0 is not finite"));
+    write("train-images.idx3-ubyte", idx_of(0x0a, &[1, 1, 1], &[0]));
+    assert!(load().expect_err("no type").to_string().contains("0x0a is no type of IDX"));
+    // No rows, of more values than there are numbers.
+    write("train-images.idx3-ubyte", idx(&[0, u32::MAX, u32::MAX, u32::MAX], &[]));
+    write("train-labels.idx1-ubyte", idx(&[0], &[]));
+    assert!(load().expect_err("empty").to_string().contains("not one row"));
+    // Bytes are what they were: the nearest f32 of a 255th.
+    let all: Vec<u8> = (0..=255).collect();
+    write("train-images.idx3-ubyte", idx(&[256, 1, 1], &all));
+    write("train-labels.idx1-ubyte", idx(&[256], &all));
+    let set = load().expect("loads").dataset;
+    for split in [set.train, set.test] {
+        assert!(split.x.iter().zip(split.y).all(|(x, y)| *x == y as f32 / 255.0));
+    }
+}
+
+/// As many values in another shape or type are other images.
+#[test]
+fn test_images_have_the_shape_of_the_training_images() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let write = |name: &str, bytes: Vec<u8>| std::fs::write(folder.path().join(name), bytes).expect("writes");
+    write("train-images-idx3-ubyte", idx(&[2, 4, 4], &[7; 32]));
+    write("train-labels-idx1-ubyte", idx(&[2], &[0, 1]));
+    write("t10k-labels-idx1-ubyte", idx(&[1], &[0]));
+    for images in [idx(&[1, 2, 8], &[7; 16]), idx(&[1, 2, 4], &[7; 8]), idx_of(9, &[1, 4, 4], &[7; 16])] {
+        write("t10k-images-idx3-ubyte", images);
+        let error = load(folder.path().to_str().expect("UTF-8")).expect_err("refused").to_string();
+        assert!(error.contains("t10k-images") && error.contains("one shape and type"), "{error}");
+    }
 }
 
 #[test]
@@ -171,9 +408,26 @@ fn a_folder_of_idx_files_is_a_set() {
 fn missing_and_damaged_files_are_named() {
     let message = load("no-such-set").expect_err("missing").to_string();
     assert!(message.contains("no-such-set: no such file") && message.contains("digits"));
+    // Members one after the other, and the zeros of a tape.
+    let members = [gz(b"1,2,0\n3,4,1\n"), gz(b"5,6,0\n"), vec![0; 512]].concat();
+    assert_eq!(load_bytes("x.csv.gz", &members).expect("loads").train.rows(), 2);
+    assert!(error("x.csv.gz", &[gz(b"1,2,0\n3,4,1\n"), b"more".to_vec()].concat()).contains("4 bytes behind"));
+    for device in ["/dev/zero", "/dev/stdin"].iter().filter(|path| Path::new(path).exists()) {
+        assert!(load(device).expect_err("endless").to_string().contains("give a file"));
+    }
     let mut damaged = gz(&[b'1'; 1000]);
     damaged.truncate(damaged.len() - 6);
     assert!(error("x.csv.gz", &damaged).contains("x.csv.gz: cannot be read"));
+}
+
+/// Every reader of text, and what follows.
+fn parse_all(file: &File) {
+    for label in [None, Some("first"), Some("a")] {
+        let mut loader = Loader { label: None, files: Vec::new(), remarks: Vec::new() };
+        let parsed = csv::parse(file, label);
+        let _ = parsed.and_then(|(table, _)| loader.assemble("fuzz", (file, table), None, Scaling::Standardised));
+        let _ = loader.libsvm("fuzz", file, Some(file));
+    }
 }
 
 proptest! {
@@ -183,15 +437,13 @@ proptest! {
         let prefix: &[u8] = [&b""[..], &[0, 0, 8, 2], b"1 1:"][magic];
         bytes.splice(0..0, prefix.iter().copied());
         let file = File { name: "fuzz".to_owned(), bytes: Cow::Borrowed(&bytes) };
-        let _ = csv::parse(&file).and_then(|table| hold_out("fuzz", "fuzz", table));
-        let _ = libsvm::parse(&file).and_then(|table| hold_out("fuzz", "fuzz", table));
+        parse_all(&file);
         let _ = idx::parse(&file, &file);
     }
 
     #[test]
     fn any_text_is_read_or_refused(text in "[-+0-9.,:# \n\"a-z]{0,120}") {
         let file = file(&text);
-        let _ = csv::parse(&file).and_then(|table| hold_out("fuzz", "fuzz", table));
-        let _ = libsvm::parse(&file).and_then(|table| hold_out("fuzz", "fuzz", table));
+        parse_all(&file);
     }
 }

@@ -6,9 +6,11 @@ use plotters::prelude::*;
 use wgpu_optim::Term;
 
 use super::history::{Column, Extremes, History, Quantity};
+use super::options::Args;
 use super::report::{Run, in_words};
 use crate::model::Model;
 use crate::page::{self, Area, Axis, COLORS, DrawError, bounds, escaped, font};
+use crate::words::count;
 
 /// A chart's size in pixels: it fits a window 1280 pixels wide.
 const SIZE: (u32, u32) = (1200, 230);
@@ -34,19 +36,17 @@ const TERM_COLORS: [RGBColor; Term::ALL.len()] = [
 const BAND_COLOR: RGBColor = RGBColor(150, 198, 226);
 const SKIP_COLOR: RGBColor = COLORS[1];
 const CLAMP_COLOR: RGBColor = COLORS[3];
+const CHANGED_COLOR: RGBColor = RGBColor(90, 90, 90);
 
-const TENSOR_CHARTS: [&str; 3] = [
-    "Norm of the parameters, logarithmic",
-    "Length of the step beside the norm of the parameters, logarithmic",
-    "Effective learning rate η/‖w‖² of scale-invariant weights, logarithmic",
-];
+/// Of the quantities of tensors the first two. The third, the effective rate of weights whose scale does not matter, is for models that have
+/// such weights.
+const TENSOR_CHARTS: [&str; 2] =
+    ["Norm of the parameters, logarithmic", "Length of the step beside the norm of the parameters, logarithmic"];
 
 /// One chart over the steps.
 #[derive(Default)]
 struct Chart {
     y: Axis,
-    /// Whether values are logarithms of base ten.
-    is_logarithmic: bool,
     /// Bars around a line at zero, on a taller chart.
     bars: Vec<Bar>,
     line: Vec<(f64, f64)>,
@@ -59,6 +59,8 @@ struct Chart {
     dot_color: RGBColor,
     /// Steps with a line from top to bottom, and a triangle on it.
     marks: Vec<f64>,
+    /// Steps whose gradients were changed, with a dashed line.
+    changed: Vec<f64>,
 }
 
 struct Bar {
@@ -75,7 +77,7 @@ impl Chart {
             // The axis is made up, and its marks would pass for values.
             y.marks.clear();
         }
-        Chart { y, is_logarithmic: true, line, means: history.means(of), ..Chart::default() }
+        Chart { y, line, means: history.means(of), ..Chart::default() }
     }
 
     fn band_legend(&self, history: &History) -> String {
@@ -84,6 +86,13 @@ impl Chart {
         }
         let width = history.bin_width();
         key(SQUARE, BAND_COLOR, "least to greatest") + &key(SQUARE, COLORS[0], &format!("mean of {width} steps"))
+    }
+
+    fn marks_legend(&self, run: &Run) -> String {
+        let skipped =
+            (!self.marks.is_empty()).then(|| key(TRIANGLE, SKIP_COLOR, &format!("skipped ({})", run.skipped_steps)));
+        let changed = (!self.changed.is_empty()).then(|| key(DASHES, CHANGED_COLOR, "gradients changed"));
+        skipped.into_iter().chain(changed).collect()
     }
 
     fn svg(&self, steps: u64) -> Result<String, String> {
@@ -99,16 +108,18 @@ impl Chart {
         let mut chart = ChartBuilder::on(area)
             .margin(6)
             .margin_right(30)
-            .x_label_area_size(26)
+            .x_label_area_size(44)
             .y_label_area_size(64)
             .build_cartesian_2d(x, self.y.clone())?;
         chart
             .configure_mesh()
+            .x_desc("step")
+            .axis_desc_style(font(15))
             .label_style(font(15))
             .bold_line_style(RGBColor(222, 222, 222))
             .light_line_style(TRANSPARENT)
             .x_label_formatter(&|step| format!("{step:.0}"))
-            .y_label_formatter(&|&value| plain(if self.is_logarithmic { 10f64.powf(value) } else { value }))
+            .y_label_formatter(&|&value| self.y.label(value))
             .draw()?;
         let bar = |bar: &Bar| Rectangle::new([bar.from, bar.to], ShapeStyle::from(bar.color).filled());
         chart.draw_series(self.bars.iter().map(bar))?;
@@ -121,6 +132,10 @@ impl Chart {
         let lines = if self.marks.len() > 100 { 0 } else { self.marks.len() };
         for &step in &self.marks[..lines] {
             chart.draw_series(LineSeries::new([(step, bottom), (step, top)], skip))?;
+        }
+        for &step in &self.changed {
+            let line = [(step, bottom), (step, top)];
+            chart.draw_series(DashedLineSeries::new(line, 5, 4, ShapeStyle::from(CHANGED_COLOR)))?;
         }
         let color = if self.means.is_empty() { COLORS[0] } else { BAND_COLOR };
         // A crowd of points in one line blurs where the line is thick.
@@ -139,29 +154,24 @@ impl Chart {
     }
 }
 
-/// A number as short as it can be said: `0.05`, `200`, `1e-9`.
-fn plain(value: f64) -> String {
-    // Marks are round but for the last bits.
-    let rounded = format!("{value:.2e}").parse().unwrap_or(value);
-    if rounded == 0.0 || (1e-4..1e5).contains(&rounded.abs()) { rounded.to_string() } else { format!("{rounded:e}") }
-}
-
-pub fn charts(run: &Run, model: &Model, history: &History) -> Result<String, String> {
-    let svg = |chart: &Chart| chart.svg(history.steps);
+pub fn charts(args: &Args, run: &Run, model: &Model, history: &History) -> Result<String, String> {
+    // A run that was stopped ends where it was stopped.
+    let svg = |chart: &Chart| chart.svg(run.steps.max(1));
+    let skipped: Vec<f64> = marked(history, |column| column.skipped).map(|(step, _)| step).collect();
+    let changed = [args.inject_nan, args.inject_spike].into_iter().flatten().filter(|&step| step < run.steps);
+    let changed: Vec<f64> = changed.map(|step| step as f64).collect();
+    let with_marks = |chart: Chart| Chart { marks: skipped.clone(), changed: changed.clone(), ..chart };
     let mut html = "<h2>Over the steps</h2>\n".to_owned();
     let mut add = |caption: &str, legend: &str, plot: String| {
         html += &format!("<figure>\n<figcaption>{}{legend}</figcaption>\n{plot}</figure>\n", escaped(caption));
     };
     let (caption, chart) = loss(history);
-    add(caption, &chart.band_legend(history), svg(&chart)?);
+    let chart = with_marks(chart);
+    add(caption, &(chart.band_legend(history) + &chart.marks_legend(run)), svg(&chart)?);
     add("Test accuracy, %", "", svg(&accuracy(history))?);
 
-    let mut chart = Chart::logarithmic(history, Quantity::LogRate);
-    let mut legend = chart.band_legend(history);
-    chart.marks = marked(history, |column| column.skipped).map(|(step, _)| step).collect();
-    if !chart.marks.is_empty() {
-        legend += &key(TRIANGLE, SKIP_COLOR, &format!("skipped ({})", run.skipped_steps));
-    }
+    let mut chart = with_marks(Chart::logarithmic(history, Quantity::LogRate));
+    let mut legend = chart.band_legend(history) + &chart.marks_legend(run);
     chart.dots = marked(history, |column| column.clamped).collect();
     chart.dot_color = CLAMP_COLOR;
     if !chart.dots.is_empty() {
@@ -169,8 +179,12 @@ pub fn charts(run: &Run, model: &Model, history: &History) -> Result<String, Str
     }
     add("Learning rate, logarithmic", &legend, svg(&chart)?);
 
-    let chart = Chart::logarithmic(history, Quantity::LogNorm);
-    let legend = chart.band_legend(history);
+    let chart = with_marks(Chart::logarithmic(history, Quantity::LogNorm));
+    let mut legend = chart.band_legend(history) + &chart.marks_legend(run);
+    if history.zero_norms > 0 {
+        let steps = count(history.zero_norms, "step");
+        legend += &format!("<span>without a point: {steps} with a gradient of zero</span>");
+    }
     add("Norm of the gradient, logarithmic", &legend, svg(&chart)?);
 
     let (chart, legend) = stacked_causes(run, history);
@@ -187,7 +201,7 @@ pub fn charts(run: &Run, model: &Model, history: &History) -> Result<String, Str
         }
         let y = Axis::log10(curves.iter().flatten().map(|point| point.1), 8);
         let lines = curves.into_iter().zip(COLORS.into_iter().cycle()).collect();
-        let chart = Chart { y, is_logarithmic: true, lines, ..Chart::default() };
+        let chart = Chart { y, lines, ..Chart::default() };
         let tensors = model.tensors();
         let names = tensors.iter().zip(COLORS.into_iter().cycle());
         let legend: String = names.map(|(tensor, color)| key(SQUARE, color, tensor.name)).collect();
@@ -216,7 +230,10 @@ fn loss(history: &History) -> (&'static str, Chart) {
 fn accuracy(history: &History) -> Chart {
     let accuracies = history.accuracies.iter();
     let line: Vec<(f64, f64)> = accuracies.map(|&(step, accuracy)| (step as f64, 100.0 * accuracy)).collect();
-    let y = with_margin(&bounds(line.iter().map(|point| point.1), 0.0), 0.08, 0.5, 7);
+    let mut y = with_margin(&bounds(line.iter().map(|point| point.1), 0.0), 0.08, 0.5, 7);
+    // No accuracy is there, but the line's width should be.
+    y.range = y.range.start.max(-1.0)..y.range.end.min(101.0);
+    y.marks.retain(|mark| (0.0..=100.0).contains(mark));
     // Dots that touch each other say nothing.
     let dots = if line.len() <= 100 { line.clone() } else { Vec::new() };
     Chart { y, line, dots, dot_color: COLORS[0], ..Chart::default() }
@@ -234,7 +251,7 @@ fn marked(history: &History, is_marked: impl Fn(&Column) -> bool) -> impl Iterat
 
 /// A bar up for what rose and one down for what fell, term upon term, in every bin.
 fn stacked_causes(run: &Run, history: &History) -> (Chart, String) {
-    let (width, end) = (history.bin_width() as f64, history.steps as f64);
+    let (width, end) = (history.bin_width() as f64, run.steps as f64);
     let mut bars = Vec::new();
     for (index, bin) in history.bins.iter().enumerate() {
         let left = index as f64 * width;
@@ -257,6 +274,7 @@ fn stacked_causes(run: &Run, history: &History) -> (Chart, String) {
 }
 
 const SQUARE: &str = "M0 0h12v12h-12z";
+const DASHES: &str = "M5 0h2v4h-2zM5 6h2v4h-2z";
 const TRIANGLE: &str = "M6 1L12 11L0 11z";
 const DISC: &str = "M2 6a4 4 0 1 0 8 0a4 4 0 1 0 -8 0z";
 

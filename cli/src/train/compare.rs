@@ -8,23 +8,25 @@ mod summary;
 mod tables;
 
 use std::fmt;
-use std::path::Path;
 use std::time::Instant;
 
 use super::options::{Args, RegimeName, RuleName, ScheduleName};
-use crate::CliError;
-use crate::files::ReportFile;
-use crate::table::say;
+use crate::files::{Check, ReportFile, is_page};
+use crate::signals;
+use crate::table::{say, tell};
+use crate::{CliError, words};
 use cases::Comparison;
 use results::Results;
 
 #[derive(Debug, Clone, clap::Args)]
 #[command(next_help_heading = "Compare")]
 pub struct CompareArgs {
-    /// Compare regimes with the best of a grid of fixed rates, and with the best peak of that grid under warm-up and cosine: a table for
-    /// each data set and setting, and a summary of all. --data takes a comma-separated list; --last evaluates the regimes by their last
-    /// weights; a run that diverges counts as the most frequent class
-    #[arg(long, conflicts_with_all = ["rule", "regime", "lr", "schedule", "average", "seed", "trace", "checkpoint"])]
+    /// Compare regimes with the best of a grid of fixed rates
+    ///
+    /// And with the best peak of that grid under warm-up and cosine: a table for each data set and setting, and a summary of all. --data
+    /// takes a comma-separated list. --last evaluates the regimes by their last weights. A run that diverges counts as the most frequent
+    /// class.
+    #[arg(long, conflicts_with_all = ["rule", "regime", "lr", "schedule", "average", "seed", "trace", "checkpoint", "every", "resume", "telemetry", "inject_nan", "inject_spike", "lose_device"])]
     pub compare: bool,
     /// Update rules to compare
     #[arg(
@@ -32,20 +34,29 @@ pub struct CompareArgs {
         value_enum,
         value_delimiter = ',',
         default_value = "sgd,sgdm,signsgd,adamw,lion",
+        hide_possible_values = true,
         requires = "compare"
     )]
     rules: Vec<RuleName>,
     /// Regimes to compare [default: all but fixed]
-    #[arg(long, value_enum, value_delimiter = ',', requires = "compare")]
+    #[arg(long, value_enum, value_delimiter = ',', hide_possible_values = true, requires = "compare")]
     regimes: Option<Vec<RegimeName>>,
-    /// Schedules to compare: for each a row with the best of the fixed rates under it, and one for every regime under it
-    #[arg(long, value_enum, value_delimiter = ',', default_value = "constant", requires = "compare")]
+    /// Schedules to compare
+    ///
+    /// Each has a row with the best of the fixed rates under it, and one for every regime under it.
+    #[arg(
+        long,
+        value_enum,
+        value_delimiter = ',',
+        default_value = "constant",
+        hide_possible_values = true,
+        requires = "compare"
+    )]
     schedules: Vec<ScheduleName>,
     /// Seeds to take means over
     #[arg(long, value_delimiter = ',', default_value = "0,1,2", requires = "compare")]
     seeds: Vec<u64>,
-    /// Batches and epochs, a table for each, such as 64x10,128x3 [default: --batch and --epochs, which are 64 and 10, or 64 and 40 for the
-    /// sets that are made]
+    /// Batches and epochs, a table for each, such as 64x10,128x3 [default: --batch and --epochs]
     #[arg(
         long,
         value_name = "BATCHxEPOCHS",
@@ -55,16 +66,18 @@ pub struct CompareArgs {
         conflicts_with_all = ["batch", "epochs"]
     )]
     settings: Option<Vec<Setting>>,
-    /// Fixed rates to choose the best from, and peaks of the cosine [default: half decades from 0.01 to 10 for sgd, 0.001 to 1 for sgdm
-    /// and nesterov, 3e-4 to 0.1 for adamw, 1e-4 to 0.03 for signsgd, signum and lion, and up to three more beyond an end where the
-    /// best one is]
+    /// Fixed rates to choose the best from, and peaks of the cosine [default: by rule]
+    ///
+    /// Half decades from 0.01 to 10 for sgd, 0.001 to 1 for sgdm and nesterov, 3e-4 to 0.1 for adamw, 1e-4 to 0.03 for signsgd, signum and
+    /// lion, and up to three more beyond an end where the best one is.
     #[arg(long, value_name = "RATES", value_delimiter = ',', allow_negative_numbers = true, requires = "compare")]
     lrs: Option<Vec<f32>>,
-    /// ε of the first step's length ε (1 + ‖w₀‖), a row for each: how much the one number left matters [default: each regime's own]
+    /// ε of the first step's length ε (1 + ‖w₀‖), a row for each [default: each regime's own]
     #[arg(long, value_name = "EPSILONS", value_delimiter = ',', allow_negative_numbers = true, requires = "compare")]
     first_steps: Option<Vec<f32>>,
-    /// Factors on every gradient, a row for each: what a rescaled loss does to each regime, and to the fixed rate that is best
-    /// without. CPU path only
+    /// Factors on every gradient, a row for each; on the CPU path only
+    ///
+    /// They show what a rescaled loss does to each regime, and to the fixed rate that is best without.
     #[arg(long, value_name = "FACTORS", value_delimiter = ',', allow_negative_numbers = true, requires = "compare")]
     gradient_scales: Option<Vec<f32>>,
     /// Print Markdown rows, as in docs/results.md, instead of tables
@@ -95,31 +108,37 @@ fn parse_setting(text: &str) -> Result<Setting, String> {
 
 /// Trains all of it, and reports.
 pub fn run(args: &Args) -> Result<(), CliError> {
-    let comparison = Comparison::new(args)?;
-    let report = args.report.as_deref().map(create_report).transpose()?;
+    let (comparison, read) = Comparison::new(args)?;
+    if let Some(path) = args.report.as_deref().filter(|path| !path.to_string_lossy().ends_with(".html")) {
+        let name = words::path(path);
+        return CliError::usage(format!("--report {name}: the report is a page, give it the ending .html"));
+    }
+    let mut check = Check::new(&read, args.force);
+    let report = args.report.as_deref().map(|path| check.output("--report", path, is_page)).transpose()?;
+    let report = report.map(ReportFile::of).transpose()?;
     if let Some(subject) = comparison.subjects.first() {
         subject.target.explain();
     }
+    signals::watch();
     let started = Instant::now();
     let results = Results { cells: comparison.run()?, comparison: &comparison };
-    eprintln!("done in {:.1} s", started.elapsed().as_secs_f64());
+    let stopped = signals::received();
+    match stopped {
+        None => tell(format!("done in {:.1} s", started.elapsed().as_secs_f64())),
+        Some(_) => tell("the tables have what was done, and best rates are the best of these"),
+    }
+    if args.json {
+        say(results.json())?;
+    } else if args.compare.markdown {
+        tables::print_markdown(&results)?;
+    } else {
+        tables::print(&results)?;
+    }
     if let Some(report) = report {
         report.write(report::page(&results))?;
     }
-    if args.json {
-        say(results.json())
-    } else if args.compare.markdown {
-        tables::print_markdown(&results)
-    } else {
-        tables::print(&results)
+    match stopped {
+        None => Ok(()),
+        Some(signal) => Err(signal.stopped("stopped before all runs were done")),
     }
-}
-
-fn create_report(path: &Path) -> Result<ReportFile, CliError> {
-    // With its own ending it cannot be one of the data files by mistake.
-    let name = path.display().to_string();
-    if !name.ends_with(".html") {
-        return CliError::usage(format!("--report {name}: the report is a page, give it the ending .html"));
-    }
-    ReportFile::create(path)
 }

@@ -1,6 +1,6 @@
 //! A model and its optimizer, on the host or on the device.
 
-use std::ops::Range;
+use std::ops::{ControlFlow, Range};
 
 use wgpu_optim::cpu::{Values, ValuesMut};
 use wgpu_optim::{
@@ -89,13 +89,17 @@ impl Injection {
     }
 }
 
+/// What hears of steps that are done, and says whether others are to follow.
+pub type OnSteps<'a> = &'a mut dyn FnMut(usize) -> ControlFlow<()>;
+
 /// A model and its optimizer, on the host or on the device.
 pub trait Engine {
     /// Starts a pass over the training rows in the given order, from some step of it on.
     fn begin_epoch(&mut self, order: &[u32], step: usize);
 
-    /// The next steps of the epoch; the loss and the records of each. `on_steps` hears of progress.
-    fn train(&mut self, steps: Range<usize>, on_steps: &mut dyn FnMut(usize)) -> Result<(Vec<f32>, Records), CliError>;
+    /// The next steps of the epoch; the loss and the records of each. `on_steps` hears of progress, and may break off: then the steps that
+    /// are under way are the last ones, and as many losses come back.
+    fn train(&mut self, steps: Range<usize>, on_steps: OnSteps) -> Result<(Vec<f32>, Records), CliError>;
 
     /// Everything that the steps to come follow from, but for the order of the rows.
     fn checkpoint(&self, notes: &Notes) -> Result<Checkpoint, CliError>;
@@ -120,6 +124,13 @@ pub fn new<'a>(
     injection: Injection,
     seed: u64,
 ) -> Result<Box<dyn Engine + 'a>, CliError> {
+    let in_host_memory = match target {
+        Target::Cpu { .. } => true,
+        Target::Gpu(gpu) => gpu.device().adapter_info().device_type == wgpu::DeviceType::Cpu,
+    };
+    if in_host_memory {
+        model.check_memory(batch)?;
+    }
     let initial = model.initial_parameters(seed);
     let steps_per_epoch = dataset.train.rows().div_ceil(batch) as u32;
     let (tensors, steps_done, record_steps) = (model.tensors(), 0, steps_per_epoch.max(1));
@@ -205,7 +216,7 @@ impl Engine for CpuEngine<'_> {
         order.clone_into(&mut self.order);
     }
 
-    fn train(&mut self, steps: Range<usize>, on_steps: &mut dyn FnMut(usize)) -> Result<(Vec<f32>, Records), CliError> {
+    fn train(&mut self, steps: Range<usize>, on_steps: OnSteps) -> Result<(Vec<f32>, Records), CliError> {
         let Split { x, y } = &self.dataset.train;
         let mut losses = Vec::with_capacity(steps.len());
         for rows in self.order.chunks(self.batch).skip(steps.start).take(steps.len()) {
@@ -221,7 +232,9 @@ impl Engine for CpuEngine<'_> {
             let mut params = slices_of(&self.tensors, &mut self.parameters);
             let grads: Vec<&[f32]> = self.tensors.iter().map(|tensor| &self.gradients[tensor.range()]).collect();
             self.optimizer.step_with_loss(&mut params, &grads, loss)?;
-            on_steps(1);
+            if on_steps(1).is_break() {
+                break;
+            }
         }
         Ok((losses, self.optimizer.drain_records()))
     }
@@ -294,12 +307,12 @@ impl GpuEngine {
     }
 
     /// Waits for the steps of a submit, and tells of them.
-    fn finish(&self, submitted: Option<Submitted>, on_steps: &mut dyn FnMut(usize)) -> Result<(), CliError> {
-        if let Some((submission, count)) = submitted {
-            self.gpu.finish("training steps", &submission)?;
-            on_steps(count);
-        }
-        Ok(())
+    fn finish(&self, submitted: Option<Submitted>, on_steps: OnSteps) -> Result<ControlFlow<()>, CliError> {
+        let Some((submission, count)) = submitted else {
+            return Ok(ControlFlow::Continue(()));
+        };
+        self.gpu.finish("training steps", &submission)?;
+        Ok(on_steps(count))
     }
 }
 
@@ -308,7 +321,7 @@ impl Engine for GpuEngine {
         self.model.begin_epoch(order, step);
     }
 
-    fn train(&mut self, all: Range<usize>, on_steps: &mut dyn FnMut(usize)) -> Result<(Vec<f32>, Records), CliError> {
+    fn train(&mut self, all: Range<usize>, on_steps: OnSteps) -> Result<(Vec<f32>, Records), CliError> {
         let mut previous = None;
         let mut first = all.start;
         while first < all.end {
@@ -318,8 +331,10 @@ impl Engine for GpuEngine {
             if let Some(step) = steps.clone().find(is_due) {
                 if step == first {
                     self.step_injected(of_run(step))?;
-                    on_steps(1);
                     first += 1;
+                    if on_steps(1).is_break() {
+                        break;
+                    }
                     continue;
                 }
                 steps.end = step;
@@ -336,11 +351,14 @@ impl Engine for GpuEngine {
             }
             let submission = self.gpu.queue().submit([encoder.finish()]);
             // One submit runs while the next is recorded, so that the progress shown is progress made.
-            self.finish(previous.replace((submission, count)), on_steps)?;
+            if self.finish(previous.replace((submission, count)), on_steps)?.is_break() {
+                break;
+            }
         }
-        self.finish(previous, on_steps)?;
-        self.steps_done += all.len() as u64;
-        let losses = self.model.read_losses(all)?;
+        let _ = self.finish(previous, on_steps)?;
+        let done = all.start..first;
+        self.steps_done += done.len() as u64;
+        let losses = self.model.read_losses(done)?;
         let records = pollster::block_on(self.optimizer.drain_records())?;
         Ok((losses, records))
     }

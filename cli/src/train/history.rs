@@ -25,6 +25,10 @@ pub struct History {
     pub moves: Vec<Move>,
     pub skipped: Vec<(u64, Option<NonFinite>)>,
     pub clamped: u64,
+    /// Steps in which the rate was held back from falling.
+    pub held: u64,
+    /// Steps whose gradient is zero, of which there is no logarithm.
+    pub zero_norms: u64,
     /// Steps done, and the share of the test rows that was right then.
     pub accuracies: Vec<(u64, f64)>,
     done: u64,
@@ -162,6 +166,8 @@ impl History {
             bin.means.iter_mut().zip(values).for_each(|(mean, value)| mean.add(step, value));
         }
         self.clamped += u64::from(clamped);
+        self.held += u64::from(record.term(Term::Held) > 0.0);
+        self.zero_norms += u64::from(record.norm == 0.0);
         if record.flags.skipped() && self.skipped.len() < SKIPPED {
             self.skipped.push((record.step, record.nonfinite));
         }
@@ -190,6 +196,15 @@ impl History {
 
     pub fn curve(&self, of: Quantity) -> Vec<(f64, f64)> {
         self.columns.iter().flat_map(|column| column.extremes[of as usize].points()).collect()
+    }
+
+    /// The step with the least or the greatest value.
+    pub fn step_of_extreme(&self, of: Quantity, greatest: bool) -> Option<f64> {
+        let points = self.columns.iter().filter_map(|column| column.extremes[of as usize].0);
+        // Of the least value the negative is the greatest.
+        let points = points.map(|[low, high]| if greatest { high } else { (low.0, -low.1) });
+        let best = points.reduce(|best, point| if point.1 > best.1 { point } else { best });
+        best.map(|(step, _)| step)
     }
 
     /// The curves of one of the quantities of tensors, tensor by tensor.

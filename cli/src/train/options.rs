@@ -165,85 +165,109 @@ impl AverageName {
 /// Options of `train`.
 #[derive(Debug, Clone, clap::Args)]
 pub struct Args {
-    /// digits or mushrooms; spirals, parity, sine or board, which are made from a seed and are not nearly linear; or a path: CSV with
-    /// the label last, LIBSVM, or a folder of IDX files, gzipped or not. With --compare a comma-separated list
-    #[arg(long, default_value = "digits")]
+    /// digits, mushrooms, spirals, parity, sine, board, or the path of a data set
+    ///
+    /// spirals, parity, sine and board are made from a seed, and are not nearly linear. A path is a CSV or LIBSVM file or a folder of IDX
+    /// files, gzipped or not. With --compare a comma-separated list.
+    #[arg(long, default_value = "digits", help_heading = "Data and model")]
     pub data: String,
+    /// Column of a CSV file that has the class: its name, its number from 1 on, first or last [default: last]
+    #[arg(long, value_name = "COLUMN", help_heading = "Data and model")]
+    pub label: Option<String>,
     /// What to train
-    #[arg(long, value_enum, default_value = "mlp")]
+    #[arg(long, value_enum, default_value = "mlp", help_heading = "Data and model")]
     pub model: ModelKind,
     /// Hidden units of the MLP
-    #[arg(long, default_value_t = 128, value_parser = clap::value_parser!(u32).range(1..=65536))]
+    #[arg(long, default_value_t = 128, value_parser = clap::value_parser!(u32).range(1..=65536), help_heading = "Data and model")]
     pub hidden: u32,
     /// Update rule
     // The one that the tables of benches/evidence favour.
-    #[arg(long, value_enum, default_value = "sgd")]
+    #[arg(long, value_enum, default_value = "sgd", help_heading = "Optimizer")]
     pub rule: RuleName,
-    /// Momentum of sgdm, nesterov and signum (adamw has 0.9 and 0.999, or 0 and 0.999 where it is schedule-free; lion 0.9 and 0.99)
-    #[arg(long, default_value_t = 0.9, allow_negative_numbers = true)]
+    /// Momentum of sgdm, nesterov and signum
+    ///
+    /// adamw has 0.9 and 0.999, or 0 and 0.999 where it is schedule-free; lion has 0.9 and 0.99.
+    #[arg(long, default_value_t = 0.9, allow_negative_numbers = true, help_heading = "Optimizer")]
     pub momentum: f32,
     /// Learning-rate regime
-    #[arg(long, value_enum, default_value = "seesaw")]
+    #[arg(long, value_enum, default_value = "seesaw", help_heading = "Optimizer")]
     pub regime: RegimeName,
     /// Learning rate of --regime fixed; first learning rate of --regime norm-ratio
-    #[arg(long, value_name = "RATE", allow_negative_numbers = true)]
+    #[arg(long, value_name = "RATE", allow_negative_numbers = true, help_heading = "Optimizer")]
     pub lr: Option<f32>,
     /// Factor of the learning rate over the run, whatever the regime
-    #[arg(long, value_enum, default_value = "constant")]
+    #[arg(long, value_enum, default_value = "constant", help_heading = "Optimizer")]
     pub schedule: ScheduleName,
-    /// Which average of the weights is kept and evaluated, beside the last ones [default: schedule-free for sgd, signsgd and adamw, where
-    /// no --schedule is given; otherwise polynomial; none with --regime auto-sgd]
-    #[arg(long, value_enum)]
+    /// Which average of the weights is kept and evaluated, beside the last ones [default: by --rule]
+    ///
+    /// Without it schedule-free for sgd, signsgd and adamw where no --schedule is given, none with --regime auto-sgd, otherwise polynomial.
+    #[arg(long, value_enum, help_heading = "Optimizer")]
     pub average: Option<AverageName>,
-    /// Keep no average, and evaluate the weights of the last step. adamw then has its momentum of 0.9
-    #[arg(long, conflicts_with = "average")]
+    /// Keep no average, and evaluate the weights of the last step
+    ///
+    /// adamw then has its momentum of 0.9.
+    #[arg(long, conflicts_with = "average", help_heading = "Optimizer")]
     pub last: bool,
-    /// Weight decay, decoupled for adamw and lion and coupled for the others [default: 0.01 for adamw, as in PyTorch, otherwise 0]
-    #[arg(long, value_name = "LAMBDA", allow_negative_numbers = true)]
+    /// Weight decay [default: 0.01 for adamw, otherwise 0]
+    ///
+    /// Decoupled for adamw and lion, coupled for the others. The default is PyTorch's.
+    #[arg(long, value_name = "LAMBDA", allow_negative_numbers = true, help_heading = "Optimizer")]
     pub weight_decay: Option<f32>,
     /// Clip the gradient to this norm
-    #[arg(long, value_name = "NORM", allow_negative_numbers = true)]
+    #[arg(long, value_name = "NORM", allow_negative_numbers = true, help_heading = "Optimizer")]
     pub clip_norm: Option<f32>,
-    /// Passes over the training data [default: 40 for spirals, parity, sine and board, otherwise 10]
-    #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
+    /// Passes over the training data [default: 10, or 40 for sets that are made]
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..), help_heading = "Run")]
     pub epochs: Option<u32>,
     /// Rows per step
-    #[arg(long, default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..), help_heading = "Run")]
     pub batch: u32,
     /// Seed of the initial weights and the order of the rows
-    #[arg(long, default_value_t = 0)]
+    #[arg(long, default_value_t = 0, help_heading = "Run")]
     pub seed: u64,
     #[command(flatten)]
     pub target: TargetArgs,
     /// Print one JSON object instead of a table
-    #[arg(long)]
+    #[arg(long, help_heading = "Outputs")]
     pub json: bool,
-    /// Write one row per step: the loss, the rate, and every term that moved it
-    #[arg(long, value_name = "FILE.csv")]
+    /// Write a row for each step: loss, rate, and what moved it
+    #[arg(long, value_name = "FILE.csv", help_heading = "Outputs")]
     pub trace: Option<PathBuf>,
-    /// Write a page with curves and the largest moves of the learning rate, explained
-    #[arg(long, value_name = "FILE.html")]
+    /// Write a page that explains the run, with curves
+    #[arg(long, value_name = "FILE.html", help_heading = "Outputs")]
     pub report: Option<PathBuf>,
-    /// Record the norm of every tensor and of its steps: columns of --trace, charts of --report, and in --json the last of them
-    #[arg(long)]
+    /// Record the norm of every tensor and of its steps
+    ///
+    /// They are columns of --trace and charts of --report, and the last of them are in --json.
+    #[arg(long, help_heading = "Outputs")]
     pub telemetry: bool,
-    /// Save the run to this file when it ends, from where --resume goes on
-    #[arg(long, value_name = "FILE.safetensors")]
+    /// Save the run to this file when it ends
+    #[arg(long, value_name = "FILE.safetensors", help_heading = "Outputs")]
     pub checkpoint: Option<PathBuf>,
     /// Save it every so many steps, too
-    #[arg(long, value_name = "STEPS", requires = "checkpoint", value_parser = clap::value_parser!(u64).range(1..))]
+    #[arg(long, value_name = "STEPS", requires = "checkpoint", value_parser = clap::value_parser!(u64).range(1..), help_heading = "Outputs")]
     pub every: Option<u64>,
-    /// Go on from the file of --checkpoint, if it is there, bit for bit as if the run had not been interrupted
-    #[arg(long, requires = "checkpoint")]
+    /// Go on from the file of --checkpoint, if it is there
+    ///
+    /// The run ends with the bits of one that was not interrupted.
+    #[arg(long, requires = "checkpoint", help_heading = "Outputs")]
     pub resume: bool,
-    /// Make the gradients of this step NaN, to see what the optimizer does
-    #[arg(long, value_name = "STEP")]
+    /// Replace files even where they are no outputs, or of another run
+    ///
+    /// Without it --trace, --report and --checkpoint replace only files that are such outputs, and --checkpoint only those of the same
+    /// settings. What is read is never replaced.
+    #[arg(long, help_heading = "Outputs")]
+    pub force: bool,
+    /// Make the gradients of this step NaN
+    #[arg(long, value_name = "STEP", help_heading = "Faults, to see what the optimizer does")]
     pub inject_nan: Option<u64>,
-    /// Multiply the gradients of this step by 100, to see what the optimizer does
-    #[arg(long, value_name = "STEP")]
+    /// Multiply the gradients of this step by 100
+    #[arg(long, value_name = "STEP", help_heading = "Faults, to see what the optimizer does")]
     pub inject_spike: Option<u64>,
-    /// Destroy the device before this step, to see the run go on without it: from its last checkpoint, or from the start
-    #[arg(long, value_name = "STEP")]
+    /// Destroy the device before this step
+    ///
+    /// The run goes on without it, from its last checkpoint or from the start.
+    #[arg(long, value_name = "STEP", help_heading = "Faults, to see what the optimizer does")]
     pub lose_device: Option<u64>,
     #[command(flatten)]
     pub compare: CompareArgs,

@@ -1,41 +1,29 @@
 //! The page of `--report`: the curves of a run, what moved its learning rate, and the largest moves in words.
 
-use std::path::Path;
-
 use super::charts::charts;
 use super::history::History;
 use super::options::Args;
 use super::report::{CAUSES_HEADER, Run, not_finite};
-use super::verdict;
-use crate::CliError;
-use crate::files::{ReportFile, is_same, refuse_data};
+use super::{story, verdict};
 use crate::model::Model;
 use crate::page::{self, command, escaped, items};
 use crate::target::TuningSource;
-
-/// Opens the file, which must be neither the data nor the trace.
-pub fn create(path: &Path, args: &Args) -> Result<ReportFile, CliError> {
-    // The trace's file exists by now.
-    if args.trace.as_ref().is_some_and(|trace| is_same(path, trace)) {
-        let path = path.display();
-        return CliError::usage(format!("--report {path} would overwrite the trace: give it another name"));
-    }
-    refuse_data("--report", path, &args.data)?;
-    ReportFile::create(path)
-}
+use crate::words::{count, duration, grouped};
 
 pub fn text(args: &Args, run: &Run, model: &Model, history: &History) -> Result<String, String> {
     let title = format!("wgpu-optim train: {model} on {}", run.data);
     // First of all, lest the figures pass for a success.
     let failure = verdict::in_words(args, run);
     let failure = failure.map_or(String::new(), |words| format!("<p class=\"failure\">{}</p>\n", escaped(&words)));
+    let story = story::sentences(args, run, model, history);
+    let story = format!("<p class=\"story\">{}</p>\n", escaped(&story.join(" ")));
     let body = format!(
-        "<h1>{}</h1>\n{failure}<div class=\"facts\">\n<section>\n<h2>Final figures</h2>\n{}</section>\n\
+        "<h1>{}</h1>\n{failure}{story}<div class=\"facts\">\n<section>\n<h2>Final figures</h2>\n{}</section>\n\
          <section>\n<h2>Configuration</h2>\n{}</section>\n</div>\n{}{}{}{}",
         escaped(&title),
         page::facts(&final_figures(run, history)),
         page::facts(&configuration(args, run, model)),
-        charts(run, model, history)?,
+        charts(args, run, model, history)?,
         moves(history),
         skipped(run, model, history),
         causes(run),
@@ -46,6 +34,7 @@ pub fn text(args: &Args, run: &Run, model: &Model, history: &History) -> Result<
 const STYLE: &str = "
 h2 { font-size: 16px; margin: 18px 0 6px; }
 .failure { padding: 8px 12px; border-left: 6px solid #b00020; background: #fde7ea; font-weight: bold; }
+.story { font-size: 16px; max-width: 900px; }
 .facts { display: grid; grid-template-columns: minmax(0, 2fr) minmax(0, 3fr); gap: 0 32px; }
 figure { margin: 14px 0 0; break-inside: avoid; }
 figcaption { font-weight: bold; }
@@ -54,6 +43,7 @@ figcaption svg { width: 12px; height: 12px; vertical-align: -1px; margin-right: 
 figure > svg { display: block; width: 100%; }
 li { font-variant-numeric: tabular-nums; }
 p { margin: 6px 0; }
+@media (max-width: 800px) { .facts { grid-template-columns: minmax(0, 1fr); } }
 @media print {
   @page { margin: 12mm; }
   body { max-width: none; padding: 0; font-size: 11px; }
@@ -66,10 +56,10 @@ p { margin: 6px 0; }
 fn final_figures(run: &Run, history: &History) -> Vec<(String, String)> {
     let mut figures = run.figures();
     let others = [
-        ("skipped steps", run.skipped_steps.to_string()),
-        ("clamped steps", history.clamped.to_string()),
-        ("clipped steps", run.causes.clipped.to_string()),
-        ("time", format!("{:.2} s, {:.0} µs a step", run.seconds, 1e6 * run.seconds / run.steps.max(1) as f64)),
+        ("skipped steps", grouped(run.skipped_steps)),
+        ("clamped steps", grouped(history.clamped)),
+        ("clipped steps", grouped(run.causes.clipped)),
+        ("time", format!("{}, {} a step", duration(run.seconds), duration(run.seconds / run.steps.max(1) as f64))),
     ];
     figures.extend(others.map(|(name, value)| (name.to_owned(), value)));
     figures
@@ -93,7 +83,16 @@ fn configuration(args: &Args, run: &Run, model: &Model) -> Vec<(&'static str, St
         ("clip norm", args.clip_norm.map(|norm| norm.to_string())),
         ("gradients made NaN", args.inject_nan.map(|step| format!("at step {step}"))),
         ("gradients times 100", args.inject_spike.map(|step| format!("at step {step}"))),
-        ("steps", Some(format!("{} of {} rows, {} epochs", run.steps, run.batch, run.epochs))),
+        (
+            "steps",
+            Some(format!(
+                "{} of {}, {}",
+                grouped(run.steps),
+                count(run.batch as u64, "row"),
+                count(u64::from(run.epochs), "epoch")
+            )),
+        ),
+        ("stopped by", run.stopped_by.map(|signal| signal.name().to_owned())),
         ("seed", Some(run.seed.to_string())),
         ("backend", Some(run.backend.clone())),
         ("adapter", Some(run.adapter.clone())),
@@ -108,7 +107,8 @@ fn moves(history: &History) -> String {
     let moves = match &history.moves[..] {
         [] => "<p>It never moved.</p>\n".to_owned(),
         moves => format!(
-            "<p>Each against the step before; the norm is the smoothed one.</p>\n<ol>\n{}</ol>\n",
+            "<p>Each against the step before; the norm is the smoothed one. Percentages multiply: with -31 % by two causes of -29 % and \
+             -2.8 %, 0.69 is 0.71 times 0.972.</p>\n<ol>\n{}</ol>\n",
             items(moves.iter().map(ToString::to_string))
         ),
     };
@@ -132,6 +132,9 @@ fn skipped(run: &Run, model: &Model, history: &History) -> String {
 fn causes(run: &Run) -> String {
     match &run.causes.rows()[..] {
         [] => String::new(),
-        rows => format!("<h2>All moves together</h2>\n{}", page::table(&CAUSES_HEADER, rows, 1)),
+        rows => format!(
+            "<h2>All moves together</h2>\n<p>Changes of ln(learning rate), which add up; the factors are e to the net change, and multiply.</p>\n{}",
+            page::table(&CAUSES_HEADER, rows, 1)
+        ),
     }
 }

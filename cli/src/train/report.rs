@@ -1,16 +1,19 @@
 //! What a run came to: a table for people, an object for programs.
 
-use serde::Serialize;
+use serde::{Serialize, Serializer};
 use serde_json::{Value, json};
 use wgpu_optim::{NonFinite, Record, Rule, TensorRecord, Term};
 
-use super::in_percent;
 use super::options::Args;
+use super::story::Aftermaths;
 use super::verdict::{Verdict, loss_in_words};
+use super::{in_percent, rate_in_words};
 use crate::CliError;
 use crate::model::Model;
+use crate::signals::Signal;
 use crate::table::{Columns, say};
 use crate::target::TuningSource;
+use crate::words::{duration, grouped, number, plural};
 
 #[derive(Debug, Clone, Serialize)]
 pub struct Run {
@@ -27,7 +30,11 @@ pub struct Run {
     pub epochs: u32,
     pub batch: usize,
     pub seed: u64,
+    /// Steps that were done.
     pub steps: u64,
+    /// The signal that ended the run before its time.
+    #[serde(skip_serializing_if = "Option::is_none", serialize_with = "name_of_signal")]
+    pub stopped_by: Option<Signal>,
     pub verdict: Verdict,
     /// What the training loss and the test accuracy are of: an average by its name, or `last`.
     pub evaluated: String,
@@ -57,6 +64,13 @@ pub struct Run {
     /// After the last step, with --telemetry.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub tensors: Vec<Value>,
+    /// What became of steps that were changed.
+    #[serde(skip)]
+    pub aftermaths: Aftermaths,
+}
+
+fn name_of_signal<S: Serializer>(signal: &Option<Signal>, serializer: S) -> Result<S::Ok, S::Error> {
+    signal.map(Signal::name).serialize(serializer)
 }
 
 /// A tensor after a step.
@@ -88,9 +102,9 @@ impl Run {
             ("training loss, last iterate".to_owned(), self.last_train_loss.map(loss_in_words)),
             ("test accuracy, last iterate".to_owned(), self.last_test_accuracy.map(in_percent)),
             ("test rows without an answer".to_owned(), without_answer),
-            ("first learning rate".to_owned(), Some(format!("{:.4e}", self.rates.lr_first))),
-            ("last learning rate".to_owned(), Some(format!("{:.4e}", self.rates.lr_last))),
-            ("range".to_owned(), Some(format!("{:.4e} to {:.4e}", self.rates.lr_min, self.rates.lr_max))),
+            ("first learning rate".to_owned(), Some(rate_in_words(self.rates.lr_first))),
+            ("last learning rate".to_owned(), Some(rate_in_words(self.rates.lr_last))),
+            ("range".to_owned(), Some([self.rates.lr_min, self.rates.lr_max].map(rate_in_words).join(" to "))),
         ];
         figures.into_iter().filter_map(|(name, value)| Some((name, value?))).collect()
     }
@@ -187,11 +201,11 @@ impl Causes {
 
 /// A factor in a few characters, however far from 1.
 fn factor(factor: f64) -> String {
-    if (1e-2..1e4).contains(&factor) { format!("x {factor:.3}") } else { format!("x {factor:.2e}") }
+    format!("x {}", number(factor, 3))
 }
 
 /// The header of [`Causes::rows`].
-pub const CAUSES_HEADER: [&str; 5] = ["what moved ln(lr)", "up", "down", "net", "net factor"];
+pub const CAUSES_HEADER: [&str; 5] = ["what moved ln(lr)", "up", "down", "net", "factor"];
 
 /// What happened where a term moved the rate, `norm fell / norm rose`: only what did occur.
 pub fn in_words(term: Term, cause: Cause) -> String {
@@ -213,37 +227,37 @@ pub fn print(args: &Args, run: &Run, model: &Model) -> Result<(), CliError> {
         steps => format!(", after {steps} from a checkpoint"),
     };
     say(format!(
-        "{} epoch{}: {} steps of {} rows in {:.2} s ({:.0} µs each){earlier}",
+        "{} {}: {} {} of {} {} in {} ({} each){earlier}",
         run.epochs,
-        if run.epochs == 1 { "" } else { "s" },
+        plural(u64::from(run.epochs), "epoch"),
         run.timed_steps,
+        plural(run.timed_steps, "step"),
         run.batch,
-        run.seconds,
-        1e6 * run.seconds / run.timed_steps.max(1) as f64
+        plural(run.batch as u64, "row"),
+        duration(run.seconds),
+        duration(run.seconds / run.timed_steps.max(1) as f64)
     ))?;
     let causes = &run.causes;
-    let count = |count: u64| (count > 0).then(|| count.to_string());
-    let first_skipped = causes.first_skipped.map(|(step, what)| format!("step {step}: {}", not_finite(what, model)));
+    let steps = |steps: u64| (steps > 0).then(|| grouped(steps));
     let mut figures = run.figures();
     if run.verdict == Verdict::Diverged {
         figures.insert(0, ("verdict".to_owned(), "DIVERGED".to_owned()));
     }
-    let others = [
-        ("clipped steps", count(causes.clipped)),
-        ("skipped steps", count(run.skipped_steps)),
-        ("first skipped", first_skipped),
-    ];
+    let others = [("clipped steps", steps(causes.clipped)), ("skipped steps", steps(run.skipped_steps))];
     figures.extend(others.into_iter().filter_map(|(name, value)| Some((name.to_owned(), value?))));
     let mut table = Columns::without_header(1);
     figures.into_iter().for_each(|(name, value)| table.row([name, value]));
-    table.print()?;
+    table.print_narrow()?;
     let rows = causes.rows();
-    if rows.is_empty() {
-        return Ok(());
+    if !rows.is_empty() {
+        let mut table = Columns::new(&CAUSES_HEADER, 1);
+        rows.into_iter().for_each(|row| table.row(row));
+        table.print_narrow()?;
     }
-    let mut table = Columns::new(&CAUSES_HEADER, 1);
-    rows.into_iter().for_each(|row| table.row(row));
-    table.print()
+    if let Some((step, what)) = causes.first_skipped {
+        say(format!("first skipped: step {step}: {}", not_finite(what, model)))?;
+    }
+    run.aftermaths.sentences().into_iter().try_for_each(say)
 }
 
 /// What made a step be skipped, in words.

@@ -1,8 +1,7 @@
 //! `--checkpoint`, `--every`, `--resume`: a run that was interrupted goes on as if it had not been.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 use wgpu_optim::{Checkpoint, NonFinite, Notes, Record, TensorRecord, Term};
@@ -11,19 +10,22 @@ use super::options::{Args, AverageName, ScheduleName, name_of};
 use super::report::{Cause, Causes, RateRange};
 use crate::CliError;
 use crate::data::{Dataset, Split};
-use crate::files::{is_same, refuse_data};
+use crate::files::{Check, Output, warn_of_failure};
 use crate::model::ModelKind;
+use crate::table::tell;
 
 /// The note of a checkpoint that has a run's [`Progress`].
 const NOTE: &str = "train";
 
 /// Where and when a run is saved.
 pub struct Saving {
-    path: PathBuf,
+    output: Output,
     every: Option<u64>,
     settings: BTreeMap<String, String>,
     /// Whether the file is of this run.
     is_ours: Cell<bool>,
+    /// Why the run as it is now is not in the file.
+    failure: RefCell<Option<String>>,
 }
 
 /// [`Sofar`] as a checkpoint's notes have it. Numbers that are no integers are kept as their bits.
@@ -72,26 +74,66 @@ pub struct Resumed {
 }
 
 impl Saving {
-    /// What the options ask for, if the file can be written.
-    pub fn new(args: &Args, dataset: &Dataset) -> Result<Option<Self>, CliError> {
+    /// What the options ask for, if the file may be written.
+    pub fn new(args: &Args, dataset: &Dataset, check: &mut Check) -> Result<Option<Self>, CliError> {
         let Some(path) = &args.checkpoint else {
             return Ok(None);
         };
-        refuse_data("--checkpoint", path, &args.data)?;
-        for (option, other) in [("--trace", &args.trace), ("--report", &args.report)] {
-            if other.as_ref().is_some_and(|other| other == path || is_same(other, path)) {
-                let path = path.display();
-                return CliError::usage(format!("--checkpoint and {option} both name {path}: give each its own file"));
-            }
+        // What a checkpoint is of is looked at below.
+        let output = check.output("--checkpoint", path, |_| true)?;
+        let (settings, is_ours, failure) = (settings(args, dataset), Cell::new(false), RefCell::default());
+        let saving = Saving { output, every: args.every, settings, is_ours, failure };
+        if !args.resume && !args.force {
+            saving.check_replaceable(args.steps(dataset))?;
         }
-        check_writable(path)?;
-        let (settings, is_ours) = (settings(args, dataset), Cell::new(false));
-        Ok(Some(Saving { path: path.clone(), every: args.every, settings, is_ours }))
+        Ok(Some(saving))
+    }
+
+    /// Keeps other processes from the file.
+    pub fn claimed(self) -> Result<Self, CliError> {
+        Ok(Saving { output: self.output.claimed()?, ..self })
+    }
+
+    /// Refuses to replace what is no checkpoint, that of another run, or one that is further than this run is to go.
+    fn check_replaceable(&self, steps: u64) -> Result<(), CliError> {
+        let Output { given: path, shown, is_file, .. } = &self.output;
+        if !is_file || path.metadata().map_or(true, |about| about.len() == 0) {
+            return Ok(());
+        }
+        let refused = |what: String| {
+            CliError::usage(format!("--checkpoint {shown}: {what}: give another name, or --force to replace it"))
+        };
+        let checkpoint = match Checkpoint::load(path) {
+            Ok(checkpoint) => checkpoint,
+            Err(error) => return refused(format!("this file is there, and cannot be read as a checkpoint ({error})")),
+        };
+        let Some(progress) = Progress::of(&checkpoint) else {
+            return refused("this checkpoint was not saved by `wgpu-optim train`".to_owned());
+        };
+        match self.first_difference(&progress) {
+            Some((name, then, now)) => {
+                refused(format!("this checkpoint is of another run, {name} was {then} and is {now} now"))
+            }
+            None if checkpoint.step() > steps => refused(format!(
+                "this checkpoint is at step {}, and this run ends at step {steps} (--resume goes on from it)",
+                checkpoint.step()
+            )),
+            None => Ok(()),
+        }
+    }
+
+    /// A setting that differs: its name, what it was and what it is.
+    fn first_difference(&self, progress: &Progress) -> Option<(String, String, String)> {
+        self.settings.keys().chain(progress.settings.keys()).find_map(|name| {
+            let [then, now] = [&progress.settings, &self.settings]
+                .map(|settings| settings.get(name).map_or("not given", String::as_str));
+            (then != now).then(|| (name.clone(), then.to_owned(), now.to_owned()))
+        })
     }
 
     /// The run that the file has, if it is there and `--resume` is given.
     pub fn resumed(&self, args: &Args, steps: u64) -> Result<Option<Resumed>, CliError> {
-        if !args.resume || !self.path.exists() {
+        if !args.resume || !self.output.path.exists() {
             return Ok(None);
         }
         let run = self.load(args, steps)?;
@@ -111,22 +153,17 @@ impl Saving {
     }
 
     fn load(&self, args: &Args, steps: u64) -> Result<Resumed, CliError> {
-        let shown = self.path.display();
-        let checkpoint = Checkpoint::load(&self.path)?;
-        let note = checkpoint.notes().get(NOTE).and_then(|note| serde_json::from_str::<Progress>(note).ok());
-        let Some(progress) = note else {
+        let shown = &self.output.shown;
+        let checkpoint = Checkpoint::load(&self.output.given)?;
+        let Some(progress) = Progress::of(&checkpoint) else {
             return CliError::usage(format!(
                 "--resume: {shown} is a checkpoint, but was not saved by `wgpu-optim train`: name another with --checkpoint"
             ));
         };
-        for name in self.settings.keys().chain(progress.settings.keys()) {
-            let [then, now] = [&progress.settings, &self.settings]
-                .map(|settings| settings.get(name).map_or("not given", String::as_str));
-            if then != now {
-                return CliError::usage(format!(
-                    "--resume: {name} was {then} when {shown} was saved, and is {now} now: give the same, or start anew without --resume"
-                ));
-            }
+        if let Some((name, then, now)) = self.first_difference(&progress) {
+            return CliError::usage(format!(
+                "--resume: {name} was {then} when {shown} was saved, and is {now} now: give the same, or start anew without --resume"
+            ));
         }
         let done = checkpoint.step();
         if done > steps {
@@ -140,10 +177,10 @@ impl Saving {
 
     /// Says on standard error where a run begins that was to be resumed.
     pub fn explain(&self, resumed: Option<&Resumed>) {
-        let shown = self.path.display();
+        let shown = &self.output.shown;
         match resumed {
-            Some(run) => eprintln!("going on at step {}, from {shown}", run.checkpoint.step()),
-            None => eprintln!("{shown} is not there yet: beginning at step 0"),
+            Some(run) => tell(format!("going on at step {}, from {shown}", run.checkpoint.step())),
+            None => tell(format!("{shown} is not there yet: beginning at step 0")),
         }
     }
 
@@ -164,24 +201,23 @@ impl Saving {
         Notes::from([(NOTE.to_owned(), note)])
     }
 
-    pub fn save(&self, checkpoint: &Checkpoint) -> Result<(), CliError> {
-        checkpoint.save(&self.path)?;
-        self.is_ours.set(true);
-        Ok(())
+    /// Saves the run. What fails is a warning: the run goes on, and the next time may do.
+    pub fn save(&self, checkpoint: &Checkpoint) {
+        let failure = checkpoint.save(&self.output.given).err().map(|error| error.to_string());
+        if failure.is_none() {
+            self.is_ours.set(true);
+        }
+        // Once, however often it fails after that.
+        if let Some(message) = failure.as_ref().filter(|_| self.failure.borrow().is_none()) {
+            warn_of_failure(message);
+        }
+        self.failure.replace(failure);
     }
-}
 
-/// Before training, which a path that cannot be written should not cost.
-fn check_writable(path: &Path) -> Result<(), CliError> {
-    let refused = |message: String| {
-        CliError::write(path.display(), format!("{message}; give --checkpoint a file in a folder that exists"))
-    };
-    if path.exists() && !path.is_file() {
-        return Err(refused("it is there, and is not a file".to_owned()));
+    /// Why the end of the run is not in the file, if it is not.
+    pub fn failure(&self) -> Option<String> {
+        self.failure.take()
     }
-    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    tempfile::tempfile_in(folder).map_err(|error| refused(error.to_string()))?;
-    Ok(())
 }
 
 /// All that a run's steps follow from, by option. How many epochs there are is among them only where a schedule or an average goes by
@@ -229,6 +265,11 @@ fn identity(dataset: &Dataset) -> String {
 }
 
 impl Progress {
+    /// That of a checkpoint that `train` saved.
+    fn of(checkpoint: &Checkpoint) -> Option<Self> {
+        checkpoint.notes().get(NOTE).and_then(|note| serde_json::from_str(note).ok())
+    }
+
     fn new(settings: &BTreeMap<String, String>, sofar: &Sofar) -> Self {
         let Sofar { first_loss, rates, causes, tensors } = sofar;
         let terms = Term::ALL.iter().zip(causes.terms);

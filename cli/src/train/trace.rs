@@ -1,20 +1,34 @@
 //! `--trace`: a row of a CSV file for every step.
 
 use std::fs::{File, OpenOptions};
-use std::io::{BufRead, BufReader, BufWriter, Seek, SeekFrom};
+use std::io::{self, BufRead, BufReader, Seek, SeekFrom, Write};
 use std::path::Path;
 
 use wgpu_optim::{Record, TensorRecord, Term};
 
 use super::options::Args;
 use crate::CliError;
-use crate::files::{create, refuse_data};
+use crate::files::{self, Output, cannot_write, start_of};
 use crate::model::Model;
 
+/// Rows are appended in whole lines, some kilobytes at a time, so that a process that is killed leaves a trace that can be read. The file is
+/// not touched before the first of them.
 pub struct Trace {
-    path: String,
-    writer: csv::Writer<BufWriter<File>>,
+    output: Output,
+    /// Rows that are not in the file yet.
+    rows: csv::Writer<Vec<u8>>,
+    /// None before the first rows are written.
+    file: Option<File>,
+    /// Bytes of the file that are whole rows.
+    written: u64,
+    /// Whether there was a step.
+    has_rows: bool,
+    /// Why no more rows are written.
+    failure: Option<String>,
 }
+
+/// Bytes that are written at a time.
+const AT_ONCE: usize = 1 << 13;
 
 /// The columns before those of the terms, which the flags follow.
 const HEADER: [&str; 5] = ["step", "loss", "norm", "smoothed_norm", "ln_lr"];
@@ -29,29 +43,47 @@ fn columns(args: &Args, model: &Model) -> Vec<String> {
     HEADER.map(str::to_owned).into_iter().chain(terms).chain(["flags".to_owned()]).chain(tensors).collect()
 }
 
+/// Whether a file is a trace.
+pub fn is_trace(path: &Path) -> bool {
+    start_of(path).starts_with(&HEADER.join(","))
+}
+
 impl Trace {
     /// The trace of a run, or of the rest of one from this step on: after the rows that an earlier process left in the file, if there
     /// is one.
-    pub fn from_step(path: &Path, args: &Args, model: &Model, step: u64) -> Result<Self, CliError> {
-        refuse_data("--trace", path, &args.data)?;
+    pub fn from_step(output: Output, args: &Args, model: &Model, step: u64) -> Result<Self, CliError> {
         let columns = columns(args, model);
-        let is_new = step == 0 || !path.exists();
-        let file = if is_new { create("--trace", path)? } else { keep(path, &columns.join(","), step)? };
-        let writer = csv::Writer::from_writer(BufWriter::new(file));
-        let mut trace = Trace { path: path.display().to_string(), writer };
-        if is_new {
-            trace.row(columns)?;
+        let kept = match step {
+            0 => None,
+            _ if !output.path.exists() => None,
+            step => Some(kept(&output, &columns.join(","), step)?),
+        };
+        let rows = csv::Writer::from_writer(Vec::new());
+        let mut trace = Trace { output, rows, file: None, written: kept.unwrap_or(0), has_rows: false, failure: None };
+        if kept.is_none() {
+            trace.row(columns);
         }
         Ok(trace)
     }
 
-    /// Brings every row so far to the disk.
-    pub fn sync(&mut self) -> Result<(), CliError> {
-        let synced = self.writer.flush().and_then(|()| self.writer.get_ref().get_ref().sync_data());
-        synced.map_err(|error| CliError::write(&self.path, error))
+    /// The same file, from another step on. Rows that are not in it yet are of steps that are taken again.
+    pub fn again_from(self, args: &Args, model: &Model, step: u64) -> Result<Self, CliError> {
+        if self.failure.is_some() {
+            return Ok(self);
+        }
+        Self::from_step(self.output, args, model, step)
     }
 
-    pub fn write(&mut self, loss: f32, record: &Record, tensors: &[TensorRecord]) -> Result<(), CliError> {
+    /// Brings every row so far to the disk.
+    pub fn sync(&mut self) {
+        self.flush();
+        if let Some(Err(error)) = self.file.as_ref().filter(|_| self.output.is_file).map(File::sync_data) {
+            self.fail(&error);
+        }
+    }
+
+    pub fn write(&mut self, loss: f32, record: &Record, tensors: &[TensorRecord]) {
+        self.has_rows = true;
         let fields = [
             record.step.to_string(),
             loss.to_string(),
@@ -68,47 +100,94 @@ impl Trace {
                 tensor.effective_rate().to_string(),
             ]
         });
-        self.row(fields.into_iter().chain(terms).chain([record.flags.to_string()]).chain(tensors))
+        self.row(fields.into_iter().chain(terms).chain([record.flags.to_string()]).chain(tensors));
     }
 
-    fn row(&mut self, fields: impl IntoIterator<Item = String>) -> Result<(), CliError> {
-        self.writer.write_record(fields).map_err(|error| CliError::write(&self.path, error))
+    fn row(&mut self, fields: impl IntoIterator<Item = String>) {
+        // Into memory: as many fields in each row, this cannot fail.
+        let _ = self.rows.write_record(fields);
+        if self.rows.get_ref().len() >= AT_ONCE {
+            self.flush();
+        }
     }
 
     /// Hands every row so far to the system.
-    pub fn finish(mut self) -> Result<(), CliError> {
-        self.writer.flush().map_err(|error| CliError::write(&self.path, error))
+    fn flush(&mut self) {
+        let rows =
+            std::mem::replace(&mut self.rows, csv::Writer::from_writer(Vec::new())).into_inner().unwrap_or_default();
+        if rows.is_empty() || self.failure.is_some() {
+            return;
+        }
+        if let Err(error) = self.append(&rows) {
+            self.fail(&error);
+            // No row is left that ends in the middle.
+            let _ = self.file.as_ref().map(|file| file.set_len(self.written));
+        }
+    }
+
+    fn append(&mut self, rows: &[u8]) -> io::Result<()> {
+        let file = match &mut self.file {
+            Some(file) => file,
+            None => {
+                let mut file = OpenOptions::new().write(true).create(true).truncate(false).open(&self.output.path)?;
+                if self.output.is_file {
+                    file.set_len(self.written)?;
+                    file.seek(SeekFrom::End(0))?;
+                }
+                self.file.insert(file)
+            }
+        };
+        file.write_all(rows)?;
+        self.written += rows.len() as u64;
+        Ok(())
+    }
+
+    /// The run goes on without the rest of its trace, and says so when it ends.
+    fn fail(&mut self, error: &io::Error) {
+        let message = cannot_write(&self.output.given, error);
+        files::warn_of_failure(&message);
+        self.failure = Some(message);
+    }
+
+    /// What a run that could not begin would have overwritten stays.
+    pub fn is_worth_writing(&self) -> bool {
+        self.has_rows
+    }
+
+    /// Writes what is left; why the trace is not complete, if it is not.
+    pub fn finish(mut self) -> Option<String> {
+        self.flush();
+        self.failure
     }
 }
 
-/// The file of an earlier process, cut off after the rows of the steps before this one.
-fn keep(path: &Path, header: &str, step: u64) -> Result<File, CliError> {
-    let shown = path.display();
-    let failed = |error: std::io::Error| CliError::write(&shown, error);
+/// The bytes that the header and the rows before this step take in the file of an earlier process.
+fn kept(output: &Output, header: &str, step: u64) -> Result<u64, CliError> {
+    let shown = &output.shown;
+    let failed = |error: io::Error| CliError::write(shown, error);
     let refused = |what: String| {
         CliError::usage(format!(
             "--resume: {what} in {shown}, so that the rows from step {step} on cannot follow: give --trace another file"
         ))
     };
-    let mut file = OpenOptions::new().read(true).write(true).open(path).map_err(failed)?;
-    let mut reader = BufReader::new(&file);
+    let mut reader = BufReader::new(File::open(&output.path).map_err(failed)?);
     let mut kept = 0;
-    let mut line = String::new();
+    let mut line = Vec::new();
     for row in 0..=step {
         line.clear();
-        kept += reader.read_line(&mut line).map_err(failed)? as u64;
-        let first = line.split(',').next().unwrap_or_default();
+        // Longer than any row of ours: it is no trace.
+        let most = header.len() as u64 * 30 + 1000;
+        kept += io::Read::take(&mut reader, most).read_until(b'\n', &mut line).map_err(failed)? as u64;
+        let first = line.split(|&byte| byte == b',').next().unwrap_or_default();
         match row.checked_sub(1) {
-            None if line.trim_end() != header => {
+            None if line.trim_ascii_end() != header.as_bytes() => {
                 return refused("the header is not that of this run's trace".to_owned());
             }
-            Some(row) if !line.ends_with('\n') || first != row.to_string() => {
+            Some(row) if !line.ends_with(b"\n") || first != row.to_string().as_bytes() => {
                 return refused(format!("there is no row of step {row}"));
             }
             _ => {}
         }
     }
-    file.set_len(kept).map_err(failed)?;
-    file.seek(SeekFrom::End(0)).map_err(failed)?;
-    Ok(file)
+    Ok(kept)
 }

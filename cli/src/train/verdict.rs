@@ -8,6 +8,7 @@ use super::in_percent;
 use super::options::{Args, name_of};
 use super::report::Run;
 use crate::model::{Model, ModelKind};
+use crate::words::{count, number};
 
 /// What a run came to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -86,12 +87,12 @@ pub fn in_words(args: &Args, run: &Run) -> Option<String> {
     };
     let without_answer = match run.nonfinite_test_rows {
         0 => String::new(),
-        rows => format!(" (the outputs of {rows} rows are not finite, and count as wrong)"),
+        rows => format!(" (the outputs of {} are not finite, and count as wrong)", count(rows as u64, "row")),
     };
     Some(format!(
-        "the run diverged: the training loss {happened} after {} steps, from {} at the start, and {} of the test rows are \
+        "the run diverged: the training loss {happened} after {}, from {} at the start, and {} of the test rows are \
          right{without_answer}; {}",
-        run.steps,
+        count(run.steps, "step"),
         loss_in_words(run.start_loss),
         in_percent(run.test_accuracy),
         way_out(args)
@@ -100,7 +101,7 @@ pub fn in_words(args: &Args, run: &Run) -> Option<String> {
 
 /// A loss of any size in a few characters.
 pub fn loss_in_words(loss: f64) -> String {
-    if !loss.is_finite() || (1e-4..1e4).contains(&loss) { format!("{loss:.5}") } else { format!("{loss:.3e}") }
+    number(loss, 3)
 }
 
 fn way_out(args: &Args) -> String {

@@ -416,6 +416,10 @@ fn bad_input_ends_in_one_line_and_exit_code_2() {
     refused(&["train", "--hidden", "0"], &["--hidden"]);
     refused(&["train", "--rule", "adagrad"], &["adagrad", "sgdm"]);
     refused(&["train", "--adapter", "Voodoo 2"], &["Voodoo 2", "there is"]);
+    for command in ["train", "devices", "check", "bench"] {
+        let output = command::wgpu_optim().arg(command).env("WGPU_BACKEND", "vulkan,foo").output();
+        assert_refused(&output.expect("the binary runs"), &["WGPU_BACKEND", "\"foo\"", "vulkan"]);
+    }
     refused(&["train", "--adapter", "x", "--backend", "cpu"], &["--backend cpu"]);
     refused(&["train", "--regime", "fixed"], &["--lr"]);
     refused(&["train", "--lr", "0.1"], &["--lr", "seesaw"]);
@@ -426,7 +430,7 @@ fn bad_input_ends_in_one_line_and_exit_code_2() {
     refused(&["train", "--report", "/no/such/folder/x.html"], &["/no/such/folder/x.html", "--report"]);
     let twice = folder.path().join("twice");
     let twice = twice.to_str().expect("UTF-8");
-    refused(&["train", "--trace", twice, "--report", twice], &["twice", "overwrite the trace"]);
+    refused(&["train", "--trace", twice, "--report", twice], &["twice", "--trace and --report both name"]);
     refused(&["train", "--epochs", "1", "--inject-nan", "23"], &["--inject-nan 23", "23 steps"]);
     // What would have been overwritten is still there.
     let data = file("data.csv", "1,2,0\n3,4,1\n5,6,0\n");
@@ -504,4 +508,151 @@ fn telemetry_is_in_the_trace_the_page_and_the_object() {
     }
     let page = std::fs::read_to_string(&page).expect("reads");
     assert_eq!(page.matches("Length of the step").count(), 1);
+}
+
+/// What was read is told in a line, and the column of the label can be named. Numbers, quotes and classes are those of `data/tests.rs`.
+#[test]
+fn what_was_read_is_told_in_a_line() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("my.csv");
+    let rows: String = (0..1000).map(|i| format!("{},{},{}\n", i % 2, i % 7, i % 5)).collect();
+    std::fs::write(&path, format!("kind,a,b\n{rows}")).expect("writes");
+    let path = path.to_str().expect("UTF-8");
+    let told = |args: &[&str]| {
+        let common = ["train", "--json", "--backend", "cpu", "--epochs", "1"];
+        let output = wgpu_optim(&[&common[..], args].concat());
+        assert!(output.status.success());
+        json_of(&output);
+        String::from_utf8_lossy(&output.stderr).into_owned()
+    };
+    let said = told(&["--data", path, "--label", "kind"]);
+    let line = "my: 1,000 rows, 2 features, 2 classes, 200 held out; header seen, the label is \"kind\" (column 1)";
+    assert_eq!(said.lines().filter(|said| said.starts_with(line)).count(), 1, "{said}");
+    assert!(told(&[]).contains("digits: 1,797 rows, 64 features, 10 classes, 359 held out\n"));
+    let said =
+        told(&["--compare", "--data", &format!("digits,{path}"), "--rules", "sgd", "--seeds", "0", "--lrs", "0.1"]);
+    assert!(said.contains("digits: 1,797 rows") && said.contains("my: 1,000 rows"), "{said}");
+}
+
+/// More than there is, by a text of a few bytes or by an option: refused before it is taken, in a line.
+#[cfg(target_os = "linux")]
+#[test]
+fn what_does_not_fit_in_memory_is_refused() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = |name: &str| folder.path().join(name).to_str().expect("UTF-8").to_owned();
+    let few = path("few.svm");
+    std::fs::write(&few, "1 1000000:1\n0 1:1\n").expect("writes");
+    refused(&["train", "--backend", "cpu", "--data", &few, "--hidden", "65536"], &["MLP", "of memory", "--hidden"]);
+    refused(&["train", "--backend", "vulkan", "--data", &few, "--hidden", "65536"], &["--hidden"]);
+    let many = path("many.svm");
+    let rows: String = (0..2147).map(|i| format!("{} 1000000:1\n", i % 2)).collect();
+    std::fs::write(&many, rows).expect("writes");
+    let bomb = path("bomb.csv.gz");
+    let mut packed = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::best());
+    for _ in 0..300 {
+        std::io::Write::write_all(&mut packed, &b"1,".repeat(1 << 19)).expect("packs");
+    }
+    std::fs::write(&bomb, packed.finish().expect("packs")).expect("writes");
+    let binary = command::wgpu_optim().get_program().to_owned();
+    for (limit, data, words) in
+        [("6000000", &many, "of memory"), ("2000000", &bomb, "bomb.csv.gz"), ("6000000", &bomb, "a line may have")]
+    {
+        let mut command = std::process::Command::new("sh");
+        command.args(["-c", &format!("ulimit -v {limit}; exec \"$0\" \"$@\"")]).arg(&binary);
+        command.args(["train", "--backend", "cpu", "--data", data, "--hidden", "8"]);
+        assert_refused(&command.output().expect("sh"), &[words]);
+    }
+}
+
+#[test]
+fn names_and_quotes_cannot_command_a_terminal_or_fill_it() {
+    let folder = tempfile::tempdir().expect("a folder");
+    refused(&["train", "--data", "no\u{1b}[31m\nfile"], &["no\\u{1b}[31m\\nfile: no such file"]);
+    let long = folder.path().join("long.csv");
+    std::fs::write(&long, format!("{},1\n1,0\n", "7".repeat(50_000))).expect("writes");
+    let output = wgpu_optim(&["train", "--data", long.to_str().expect("UTF-8")]);
+    assert_refused(&output, &["long.csv, line 1, column 1", "\"777", "50,000 bytes"]);
+    assert!(output.stderr.len() < 500);
+}
+
+/// Of a model that overfits within a few epochs a spike costs much, for long; a NaN nothing.
+#[test]
+fn the_terminal_and_the_page_tell_what_a_changed_step_did() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("page.html");
+    let args = ["train", "--backend", "cpu", "--rule", "sgdm", "--inject-nan", "60", "--inject-spike", "100"];
+    let output = wgpu_optim(&[&args[..], &["--report", path.to_str().expect("UTF-8")]].concat());
+    let stdout = String::from_utf8_lossy(&output.stdout);
+    let line = |beginning: &str| {
+        let line = stdout.lines().find(|line| line.starts_with(beginning));
+        line.unwrap_or_else(|| panic!("no {beginning}: {stdout}")).to_owned()
+    };
+    let nan = line("step 60, gradients made NaN: ");
+    assert!(nan.contains("the step was skipped, the loss took no harm"), "{nan}");
+    let spike = line("step 100, gradients times 100: ");
+    for words in
+        ["the loss of a batch rose from ", " at step 10", ", and was back after ", "the learning rate fell from "]
+    {
+        assert!(spike.contains(words), "{words}: {spike}");
+    }
+    let page = std::fs::read_to_string(&path).expect("a page");
+    let story = page.lines().find_map(|line| line.strip_prefix("<p class=\"story\">")).expect("a story");
+    for words in [
+        "230 steps of 64 rows in 10 epochs took the training loss from 2.30 to ",
+        "and the test accuracy from ",
+        "The learning rate was found by the optimizer: it began at ",
+        "these factors multiply",
+        "1 step was skipped",
+        &nan[1..],
+        &spike[1..],
+    ] {
+        assert!(story.contains(words), "{words}: {story}");
+    }
+    // It is the first thing on the page.
+    assert!(page.find("class=\"story\"") < page.find("<h2>"));
+    assert!(page.contains("Percentages multiply"), "{page}");
+    // Every chart says what runs along it.
+    assert_eq!(page.matches(">\nstep\n<").count(), page.matches("<figure>").count());
+}
+
+/// As wide as a terminal, and as long as two of them.
+#[test]
+fn help_and_tables_fit_a_terminal() {
+    let help = |args: &[&str]| {
+        let output = wgpu_optim(args);
+        assert!(output.status.success());
+        String::from_utf8(output.stdout).expect("UTF-8")
+    };
+    let short = help(&["train", "-h"]);
+    assert!(short.lines().count() < 100, "{} lines: {short}", short.lines().count());
+    for words in ["Examples:", "Data and model:", "Optimizer:", "Outputs:", "Device:", "Compare:"] {
+        assert!(short.contains(words), "{words}: {short}");
+    }
+    assert!(help(&["train", "--help"]).contains("Exit code:"));
+    let compare =
+        ["train", "--compare", "--backend", "cpu", "--settings", "64x1", "--seeds", "0", "--regimes", "seesaw,dog"];
+    for args in [&["train", "--backend", "cpu", "--inject-nan", "3"][..], &["devices"], &compare] {
+        let output = wgpu_optim(args);
+        let stdout = String::from_utf8_lossy(&output.stdout);
+        let tables: Vec<&str> = stdout.lines().filter(|line| line.starts_with(['┌', '│', '╞', '└'])).collect();
+        assert!(tables.len() > 5, "{stdout}");
+        assert!(tables.iter().all(|line| line.chars().count() <= 80), "{stdout}");
+        assert!(!stdout.contains(" 1 steps") && !stdout.contains(" 1 epochs"), "{stdout}");
+    }
+}
+
+#[test]
+fn a_comparison_refuses_what_it_would_ignore() {
+    for option in [
+        "--inject-nan 0",
+        "--inject-spike 0",
+        "--lose-device 0",
+        "--telemetry",
+        "--checkpoint x --resume",
+        "--checkpoint x --every 3",
+        "--trace x",
+    ] {
+        let line = format!("train --compare {option}");
+        refused(&words(&line), &["--compare"]);
+    }
 }

@@ -1,6 +1,7 @@
 //! What a comparison runs: every rule, regime and rate over every data set and setting, once for each seed.
 
 use std::fmt;
+use std::path::{Path, PathBuf};
 
 use clap::ValueEnum;
 use indicatif::ProgressBar;
@@ -16,8 +17,9 @@ use crate::CliError;
 use crate::data::{self, Dataset};
 use crate::model::Model;
 use crate::parallel::in_parallel;
-use crate::table::progress_bar;
+use crate::table::{progress_bar, tell};
 use crate::target::{Target, TuningSource};
+use crate::words::count;
 
 /// The fixed rates that a regime is held against, where --lrs gives none: half decades around what the rule usually takes.
 fn default_rates(RuleName(rule): RuleName) -> &'static [f32] {
@@ -118,6 +120,8 @@ pub struct Comparison<'a> {
     /// The rows that are not the best fixed rate's, in order.
     pub variants: Vec<Variant>,
     pub gradient_scales: Vec<f32>,
+    /// A line on each data set.
+    about_data: Vec<String>,
 }
 
 /// Refuses a list that has a value twice, which would count twice in every mean.
@@ -129,8 +133,8 @@ fn check_list<T: PartialEq>(option: &str, values: &[T], show: impl Fn(&T) -> Str
 }
 
 impl<'a> Comparison<'a> {
-    /// Looks at everything that can be wrong before the first run.
-    pub fn new(args: &'a Args) -> Result<Self, CliError> {
+    /// Looks at everything that can be wrong before the first run. The files come with it that were read.
+    pub fn new(args: &'a Args) -> Result<(Self, Vec<PathBuf>), CliError> {
         let options = &args.compare;
         let regimes = options.regimes.clone().unwrap_or_else(|| {
             let all = RegimeName::value_variants().iter().copied();
@@ -166,7 +170,11 @@ impl<'a> Comparison<'a> {
                 }
             }
         }
-        let names: Vec<&str> = args.data.split(',').map(str::trim).collect();
+        // A path may have a comma in it.
+        let names: Vec<&str> = match Path::new(&args.data).exists() {
+            true => vec![args.data.as_str()],
+            false => args.data.split(',').map(str::trim).collect(),
+        };
         if names.contains(&"") {
             return CliError::usage(format!(
                 "--data \"{}\" has an empty name: give {} or paths, with one comma between two of them",
@@ -175,7 +183,8 @@ impl<'a> Comparison<'a> {
             ));
         }
         check_list("data", &names, |name| format!("\"{name}\""))?;
-        let mut comparison = Comparison { args, subjects: Vec::new(), variants, gradient_scales };
+        let mut comparison =
+            Comparison { args, subjects: Vec::new(), variants, gradient_scales, about_data: Vec::new() };
         for &rule in &options.rules {
             for variant in comparison.first_variants(rule) {
                 comparison.optimizer(rule, variant, 1)?.check()?;
@@ -188,12 +197,17 @@ impl<'a> Comparison<'a> {
                 comparison.optimizer(options.rules[0], variant, 1)?.check()?;
             }
         }
-        let datasets = names.iter().map(|name| data::load(name)).collect::<Result<Vec<_>, _>>()?;
+        // Of several sets only files have columns to choose from.
+        let label = |name: &str| args.label.as_deref().filter(|_| !data::is_named(name));
+        let load = |name: &&str| data::load_from(name, label(name));
+        let datasets = names.iter().map(load).collect::<Result<Vec<_>, _>>()?;
+        let read = datasets.iter().flat_map(|loaded| loaded.files.iter().cloned()).collect();
         let target = args.target.find()?;
         if matches!(target, Target::Gpu(_)) && options.gradient_scales.is_some() {
             return CliError::usage("--gradient-scales works on the CPU path only: add --backend cpu, or leave it out");
         }
-        for (name, dataset) in names.into_iter().zip(datasets) {
+        for (name, data::Loaded { dataset, about, .. }) in names.into_iter().zip(datasets) {
+            comparison.about_data.push(about);
             let model = Model::new(args.model, dataset.features, dataset.classes, args.hidden as usize);
             let (target, tuning) = target.clone().tuned_for(model.padded_len());
             let epochs = args.epochs.unwrap_or_else(|| data::default_epochs(name));
@@ -201,7 +215,7 @@ impl<'a> Comparison<'a> {
             let chance = dataset.chance();
             comparison.subjects.push(Subject { dataset, model, target, tuning, settings, chance });
         }
-        Ok(comparison)
+        Ok((comparison, read))
     }
 
     /// What sets the rate beside the fixed ones, for this rule: not every regime can be had with every rule.
@@ -312,6 +326,7 @@ impl<'a> Comparison<'a> {
         cases.into_iter().map(steps).sum::<u64>() * self.args.compare.seeds.len() as u64
     }
 
+    /// Runs all of it, or what comes to its end before a signal.
     pub fn run(&self) -> Result<Vec<Cell>, CliError> {
         let of_place = |place: Place| self.first_variants(place.rule).map(move |variant| Case { place, variant });
         let first: Vec<Case> = self.places().flat_map(of_place).collect();
@@ -319,14 +334,15 @@ impl<'a> Comparison<'a> {
         let placeholder = Variant::fixed(1.0, ScheduleName::Constant, 1.0);
         let at_scales = |place| self.other_scales().map(move |_| Case { place, variant: placeholder });
         let later: Vec<Case> = self.places().flat_map(at_scales).collect();
-        eprintln!(
-            "{} runs{}",
-            (first.len() + later.len()) * self.args.compare.seeds.len(),
+        self.about_data.iter().for_each(tell);
+        tell(format!(
+            "{}{}",
+            count(((first.len() + later.len()) * self.args.compare.seeds.len()) as u64, "run"),
             match self.args.compare.lrs {
                 Some(_) => "",
                 None => ", and some more where the best rate is at the end of its grid",
             }
-        );
+        ));
         // Without the message: several runs would write it at once.
         let progress = progress_bar(self.steps(first.iter().chain(&later)), "{bar:32} {pos}/{len} steps, {eta} left");
         let mut cells = self.run_cases(first, &progress)?;
@@ -342,7 +358,8 @@ impl<'a> Comparison<'a> {
         Ok(cells)
     }
 
-    fn run_one(&self, case: &Case, seed: u64, progress: &ProgressBar) -> Result<Run, CliError> {
+    /// One run; none where a signal broke it off.
+    fn run_one(&self, case: &Case, seed: u64, progress: &ProgressBar) -> Result<Option<Run>, CliError> {
         let subject = &self.subjects[case.place.data];
         let args = self.single(case, seed);
         let steps = args.steps(&subject.dataset);
@@ -350,10 +367,11 @@ impl<'a> Comparison<'a> {
         let job = Job { args: &args, settings, dataset: &subject.dataset, model: &subject.model };
         let look = if case.variant.regime.is_fixed() { Look::Better } else { Look::Judged };
         let run = job.train(&subject.target, None, &mut Watch::new(progress), look)?;
-        Ok(Run { tuning: subject.tuning, ..run })
+        Ok(Some(Run { tuning: subject.tuning, ..run }).filter(|run| run.stopped_by.is_none()))
     }
 
-    /// Runs every case with every seed; the results come in the order of the cases, whichever run ends first.
+    /// Runs every case with every seed; the results come in the order of the cases, whichever run ends first. After a signal the cases are
+    /// left out that did not get all their runs.
     fn run_cases(&self, cases: Vec<Case>, progress: &ProgressBar) -> Result<Vec<Cell>, CliError> {
         let seeds = &self.args.compare.seeds;
         let count = cases.len() * seeds.len();
@@ -372,10 +390,11 @@ impl<'a> Comparison<'a> {
         };
         let mut runs = in_parallel(count, threads, run_alone)?.into_iter();
         let cell = |case: Case| {
-            let runs = runs.by_ref().take(seeds.len()).collect();
-            Cell { case, runs, chance: self.subjects[case.place.data].chance }
+            let runs: Vec<Run> = runs.by_ref().take(seeds.len()).flatten().collect();
+            let is_whole = runs.len() == seeds.len();
+            is_whole.then(|| Cell { case, runs, chance: self.subjects[case.place.data].chance })
         };
-        Ok(cases.iter().copied().map(cell).collect())
+        Ok(cases.iter().copied().filter_map(cell).collect())
     }
 }
 

@@ -8,7 +8,7 @@ use super::cases::{Place, REFERENCES, Variant};
 use super::results::{Cell, Results, grid};
 use super::tables::{caption, cells_of, header, points_in_words, rate_in_words, title};
 use super::{Setting, summary};
-use crate::page::{self, Area, COLORS, DrawError, bounds, escaped, font};
+use crate::page::{self, Area, Axis, COLORS, DrawError, escaped, font};
 
 /// A chart's panel in pixels; three of them fit a window 1280 pixels wide.
 const PANEL: (u32, u32) = (400, 340);
@@ -19,7 +19,8 @@ const COSINE: RGBColor = RGBColor(160, 160, 160);
 
 pub fn page(results: &Results) -> Result<String, String> {
     let title_of_page = "wgpu-optim train --compare";
-    let mut body = format!("<h1>{title_of_page}</h1>\n");
+    let facts = [("command", page::command()), ("version", env!("CARGO_PKG_VERSION").to_owned())];
+    let mut body = format!("<h1>{title_of_page}</h1>\n{}", page::facts(&facts));
     for (data, setting) in results.comparison.tables() {
         body += &format!("<h2>{}</h2>\n", escaped(&title(results, data, setting)));
         body += &table(results, data, setting);
@@ -100,14 +101,14 @@ fn draw_panel(area: &Area, results: &Results, place: Place, regimes: &[(Variant,
         (color, points)
     });
     let curves: Vec<(RGBColor, Vec<(f64, f64)>)> = curves.collect();
-    let range = bounds(curves.iter().flat_map(|(_, points)| points).map(|point| point.0), 0.2);
-    let (low, high) = (range.start, range.end);
+    let rates = Axis::log10(curves.iter().flat_map(|(_, points)| points).map(|point| point.0), 7);
+    let (low, high) = (rates.range.start, rates.range.end);
     let mut chart = ChartBuilder::on(area)
         .margin(10)
         .caption(name_of(place.rule), font(16))
         .x_label_area_size(40)
         .y_label_area_size(46)
-        .build_cartesian_2d(low..high, 0.0..102.0)?;
+        .build_cartesian_2d(rates.clone(), 0.0..102.0)?;
     chart
         .configure_mesh()
         .x_desc("learning rate, or its peak")
@@ -116,8 +117,7 @@ fn draw_panel(area: &Area, results: &Results, place: Place, regimes: &[(Variant,
         .axis_desc_style(font(13))
         .bold_line_style(RGBColor(215, 215, 215))
         .light_line_style(TRANSPARENT)
-        .x_labels(7)
-        .x_label_formatter(&|rate| format!("10^{rate:.1}").replace(".0", ""))
+        .x_label_formatter(&|&rate| rates.label(rate))
         .draw()?;
     for &(row, color) in regimes {
         if let Some((cell, _)) = results.at(place, row) {

@@ -72,10 +72,12 @@ pub fn grid(cells: &[Cell], place: Place, schedule: ScheduleName) -> impl Iterat
 }
 
 /// The best fixed rate of a table's column under a schedule: the best mean accuracy on the test rows, then the lowest loss, then the first.
+/// One whose runs all diverged is none, unless there is no other.
 pub fn best_fixed(cells: &[Cell], place: Place, schedule: ScheduleName) -> Option<&Cell> {
     let loss = |cell: &Cell| Some(cell.loss()).filter(|loss| loss.is_finite()).unwrap_or(f64::INFINITY);
     grid(cells, place, schedule).reduce(|best, cell| {
-        let (one, other) = (best.accuracy(), cell.accuracy());
+        let accuracy = |cell: &Cell| if cell.diverged() == cell.runs.len() { -1.0 } else { cell.accuracy() };
+        let (one, other) = (accuracy(best), accuracy(cell));
         if other > one || other == one && loss(cell) < loss(best) { cell } else { best }
     })
 }

@@ -8,6 +8,7 @@ use super::results::Results;
 use super::tables::{markdown_row, points_in_words, tenths_in_words};
 use crate::CliError;
 use crate::table::{Columns, say};
+use crate::words::count;
 
 /// Points below a reference that are worth a word, and that are a failure.
 const NOTICEABLE: f64 = 0.5;
@@ -113,12 +114,10 @@ pub fn cells(overall: &Overall, points: fn(f64) -> String) -> [String; 8] {
 pub fn title(results: &Results) -> String {
     let subjects = &results.comparison.subjects;
     let settings = results.comparison.tables().count();
-    let plural = |count: usize| if count == 1 { "" } else { "s" };
     format!(
-        "all together: points above the references, over {} data set{} at {settings} setting{} in all",
-        subjects.len(),
-        plural(subjects.len()),
-        plural(settings)
+        "all together: points above the references, over {} at {} in all",
+        count(subjects.len() as u64, "data set"),
+        count(settings as u64, "setting")
     )
 }
 
@@ -126,7 +125,7 @@ pub fn print(results: &Results) -> Result<(), CliError> {
     say(title(results))?;
     let mut table = Columns::new(&HEADER, 3);
     overall(results).iter().for_each(|line| table.row(cells(line, points_in_words)));
-    table.print()
+    table.print_narrow()
 }
 
 pub fn print_markdown(results: &Results) -> Result<(), CliError> {

@@ -8,21 +8,21 @@ use super::results::{Cell, Results, end_of_grid};
 use super::{Setting, summary};
 use crate::CliError;
 use crate::table::{Columns, say};
+use crate::words::count;
 
-/// Widest table, so that it can be read in a window of 120 columns.
-const TABLE_WIDTH: usize = 120;
+/// Widest table, so that it can be read in a window of 80 columns.
+const TABLE_WIDTH: usize = 80;
 /// Columns that one rule takes in a table: `100.00 ±0.00`, `00.0000`, `to fixed` and `to cosine` with their frames.
 const RULE_WIDTH: usize = 15 + 10 + 11 + 12;
 
 pub fn title(results: &Results, data: usize, setting: Setting) -> String {
     let subject = &results.comparison.subjects[data];
     format!(
-        "{} on {}, batch {}, {} epoch{}, {}",
+        "{} on {}, batch {}, {}, {}",
         subject.model,
         subject.dataset.name,
         setting.batch,
-        setting.epochs,
-        if setting.epochs == 1 { "" } else { "s" },
+        count(u64::from(setting.epochs), "epoch"),
         subject.target.adapter()
     )
 }
@@ -116,7 +116,7 @@ fn print_table(results: &Results, data: usize, setting: Setting) -> Result<(), C
                 notes.extend(places.filter_map(|place| edge_of_grid(results, place, row.schedule)));
             }
         }
-        table.print()?;
+        table.print_narrow()?;
     }
     notes.into_iter().try_for_each(say)
 }

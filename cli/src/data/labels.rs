@@ -1,0 +1,168 @@
+//! Labels as files have them, and the classes that they become.
+
+use std::collections::{BTreeMap, HashMap};
+
+use super::DataError;
+use crate::words::{count, escaped, quoted};
+
+/// Classes that a data set may have.
+const MOST_CLASSES: usize = 1024;
+/// As many classes are listed by name.
+const LISTED: usize = 6;
+/// Numbers above may be alike as f64, and different as texts.
+const MOST_NUMBER: f64 = 1e15;
+
+/// The label of every row. Each text is kept once.
+#[derive(Debug, Default)]
+pub struct Labels {
+    pub names: Vec<String>,
+    numbers: HashMap<String, u32>,
+    /// Of every row the index of its name.
+    pub rows: Vec<u32>,
+}
+
+impl Labels {
+    fn number_of(&mut self, label: &str) -> u32 {
+        if let Some(&number) = self.numbers.get(label) {
+            return number;
+        }
+        let number = self.names.len() as u32;
+        self.names.push(label.to_owned());
+        self.numbers.insert(label.to_owned(), number);
+        number
+    }
+
+    pub fn push(&mut self, label: &str) {
+        let number = self.number_of(label);
+        self.rows.push(number);
+    }
+
+    /// Adds a row before all others.
+    pub fn push_first(&mut self, label: &str) {
+        let number = self.number_of(label);
+        self.rows.insert(0, number);
+    }
+
+    pub fn contains(&self, label: &str) -> bool {
+        self.numbers.contains_key(label)
+    }
+
+    /// Rows of every name.
+    pub fn counts(&self) -> Vec<usize> {
+        let mut counts = vec![0; self.names.len()];
+        self.rows.iter().for_each(|&name| counts[name as usize] += 1);
+        counts
+    }
+}
+
+/// A finite number, as labels may be.
+pub fn number(label: &str) -> Option<f64> {
+    label.parse::<f64>().ok().filter(|value| value.is_finite())
+}
+
+/// What orders the classes: numbers by value, words by the alphabet.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+enum Key {
+    Number(i64),
+    Word(String),
+}
+
+/// The number of every class by its label.
+#[derive(Debug)]
+pub struct Classes {
+    /// Whether labels that are the same number are the same class: where every label of the set is one.
+    are_numbers: bool,
+    classes: BTreeMap<Key, u32>,
+}
+
+impl Classes {
+    /// The classes of the training rows; refuses what cannot be classified.
+    pub fn new(train: &Labels, test: Option<&Labels>, file: &str) -> Result<Self, DataError> {
+        let unusable = |problem: String| Err(DataError::unusable(file, problem));
+        let names = || train.names.iter().chain(test.iter().flat_map(|test| &test.names));
+        let way_out = "if the label is in another column of a CSV file, name that with --label";
+        let is_number = |label: &&String| label.parse::<f64>().is_ok();
+        let all_numbers = names().all(|label| is_number(&label));
+        if all_numbers && let Some(label) = names().find(|label| number(label).is_none_or(|x| x.fract() != 0.0)) {
+            return unusable(format!(
+                "the label {} is not a class: labels are whole numbers or words, regression targets are not supported ({way_out})",
+                escaped(label)
+            ));
+        }
+        let are_numbers = all_numbers && names().all(|label| number(label).is_some_and(|x| x.abs() < MOST_NUMBER));
+        let mut classes = Classes { are_numbers, classes: BTreeMap::new() };
+        for label in &train.names {
+            classes.classes.insert(classes.key(label), 0);
+        }
+        classes.classes.values_mut().zip(0..).for_each(|(class, index)| *class = index);
+        match classes.count() {
+            1 => unusable(format!(
+                "every row has the label {}: classification needs at least two classes ({way_out})",
+                quoted(&train.names[0])
+            )),
+            many if many > MOST_CLASSES => unusable(format!(
+                "{many} different labels are more than the {MOST_CLASSES} classes that are supported ({way_out})"
+            )),
+            _ => Ok(classes),
+        }
+    }
+
+    pub fn count(&self) -> usize {
+        self.classes.len()
+    }
+
+    fn key(&self, label: &str) -> Key {
+        match number(label) {
+            Some(value) if self.are_numbers => Key::Number(value as i64),
+            _ => Key::Word(label.to_owned()),
+        }
+    }
+
+    /// The class of a row.
+    pub fn class_of(&self, labels: &Labels, row: usize, file: &str) -> Result<u32, DataError> {
+        let label = &labels.names[labels.rows[row] as usize];
+        self.classes.get(&self.key(label)).copied().ok_or_else(|| {
+            let problem = format!(
+                "the label {} of the test rows is out of range: no training row has it; give training rows of every class",
+                escaped(label)
+            );
+            DataError::unusable(file, problem)
+        })
+    }
+
+    /// The classes and how many rows each has, where they are few; and labels that are written in more than one way.
+    pub fn remark(&self, labels: &Labels) -> Option<String> {
+        let mut by_class: BTreeMap<u32, (Vec<&str>, usize)> = BTreeMap::new();
+        for (label, rows) in labels.names.iter().zip(labels.counts()) {
+            let class = self.classes.get(&self.key(label)).copied().unwrap_or_default();
+            let (names, count) = by_class.entry(class).or_default();
+            names.push(label);
+            names.sort_by_key(|name| name.len());
+            *count += rows;
+        }
+        let spellings: Vec<String> = by_class
+            .values()
+            .filter(|(names, _)| names.len() > 1)
+            .map(|(names, _)| names.iter().take(3).map(|name| quoted(name)).collect::<Vec<_>>().join(" and "))
+            .collect();
+        let spelled = match &spellings[..] {
+            [] => None,
+            [first, ..] => Some(format!("labels that are the same number are one class: {first}")),
+        };
+        let listed = (by_class.len() <= LISTED).then(|| {
+            let class =
+                |(names, rows): &(Vec<&str>, usize)| format!("{} {}", short(names[0]), count(*rows as u64, "row"));
+            format!("classes: {}", by_class.values().map(class).collect::<Vec<_>>().join(", "))
+        });
+        let remarks: Vec<String> = [listed, spelled].into_iter().flatten().collect();
+        (!remarks.is_empty()).then(|| remarks.join("; "))
+    }
+}
+
+/// The beginning of a name.
+fn short(name: &str) -> String {
+    match name.char_indices().nth(20) {
+        None => escaped(name),
+        Some((end, _)) => escaped(&name[..end]) + "…",
+    }
+}

@@ -1,0 +1,69 @@
+//! SIGINT, SIGTERM and SIGHUP. The first one ends a command after the step, case or size that is running, so that outputs are written;
+//! the second one ends it at once.
+
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, LazyLock};
+
+use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::{flag, low_level};
+
+use crate::CliError;
+
+#[cfg(unix)]
+const WATCHED: [i32; 3] = [SIGINT, SIGTERM, signal_hook::consts::SIGHUP];
+#[cfg(not(unix))]
+const WATCHED: [i32; 2] = [SIGINT, SIGTERM];
+
+/// The number of the signal that came; 0 before.
+static RECEIVED: LazyLock<Arc<AtomicUsize>> = LazyLock::new(Arc::default);
+
+/// A signal that asks the command to end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Signal(i32);
+
+impl Signal {
+    pub fn name(self) -> &'static str {
+        low_level::signal_name(self.0).unwrap_or("a signal")
+    }
+
+    /// As shells have it: 130 for SIGINT.
+    pub fn exit_code(self) -> u8 {
+        (128 + self.0) as u8
+    }
+
+    /// The error of a command that was stopped here: `where it stands` is what follows "SIGINT: ".
+    pub fn stopped(self, where_it_stands: impl std::fmt::Display) -> CliError {
+        CliError::Stopped { signal: self, words: format!("{}: {where_it_stands}", self.name()) }
+    }
+}
+
+/// Begins to wait for signals. Until then each has its usual effect: nothing is lost while data are read and devices are looked for.
+pub fn watch() {
+    let is_second = Arc::new(AtomicBool::new(false));
+    let ignored = ignored();
+    for signal in WATCHED.into_iter().filter(|signal| !ignored.contains(signal)) {
+        let status = i32::from(Signal(signal).exit_code());
+        // Called in this order. A signal that cannot be watched keeps its usual effect.
+        let _ = flag::register_conditional_shutdown(signal, status, is_second.clone());
+        let _ = flag::register(signal, is_second.clone());
+        let _ = flag::register_usize(signal, RECEIVED.clone(), signal as usize);
+    }
+}
+
+/// The signal that came, if one did.
+pub fn received() -> Option<Signal> {
+    match RECEIVED.load(Ordering::Relaxed) {
+        0 => None,
+        number => Some(Signal(number as i32)),
+    }
+}
+
+/// Signals that whoever started the program had it ignore, as `nohup` does, where the system tells.
+fn ignored() -> Vec<i32> {
+    let mask = std::fs::read_to_string("/proc/self/status").ok().and_then(|status| {
+        let line = status.lines().find_map(|line| line.strip_prefix("SigIgn:"))?;
+        u64::from_str_radix(line.trim(), 16).ok()
+    });
+    let mask = mask.unwrap_or(0);
+    WATCHED.into_iter().filter(|signal| mask >> (signal - 1) & 1 == 1).collect()
+}
