@@ -95,7 +95,7 @@ fn without_checksum(file: &[u8]) -> Vec<u8> {
     let header = std::str::from_utf8(&file[8..end]).expect("text");
     let (before, after) = header.split_once(r#","wgpu-optim crc32":""#).expect("a checksum");
     let header = [before, &after["01234567\"".len()..]].concat();
-    let header = header.replacen(r#"\"version\":3"#, r#"\"version\":2"#, 1);
+    let header = header.replacen(r#"\"version\":4"#, r#"\"version\":2"#, 1);
     let length = (header.len() as u64).to_le_bytes();
     [&length[..], header.as_bytes(), &file[end..]].concat()
 }

@@ -1,0 +1,186 @@
+//! Settings of any numbers: refused in one line, or else steps along any gradients, which leave the parameters finite.
+#![no_main]
+
+use libfuzzer_sys::fuzz_target;
+use wgpu_optim::{
+    AdGd, AdaGradNorm, AdamW, AutoSgd, Averaging, BarzilaiBorwein, DoG, DoWG, FixedRate, Group, Hypergradient, Lion,
+    LossScaler, NAdamW, Ngn, NonFinitePolicy, NormRatio, OptimizerBuilder, Polyak, Regime, Rule, Schedule, SecantForm,
+    Seesaw, Sgdm, Signum, TrustRatio, WnGrad,
+};
+
+/// Numbers at and beyond the ends of ranges.
+const NUMBERS: [f32; 24] = [
+    0.0, -0.0, 0.01, 0.1, 0.5, 0.9, 0.99, 0.999_999_94, 1.0, -1.0, 2.0, 10.0, 1e3, 1e6, 1e-6, 1e-30, 1e30, -1e30, 3e38,
+    f32::MIN_POSITIVE, 1e-45, f32::INFINITY, f32::NAN, 64.0,
+];
+
+struct Source<'a>(&'a [u8]);
+
+impl Source<'_> {
+    fn byte(&mut self) -> u8 {
+        let Some((&first, rest)) = self.0.split_first() else { return 0 };
+        self.0 = rest;
+        first
+    }
+
+    fn count(&mut self) -> u32 {
+        match self.byte() {
+            255 => u32::from_le_bytes([(); 4].map(|()| self.byte())),
+            small => small.into(),
+        }
+    }
+
+    fn number(&mut self) -> f32 {
+        match self.byte() {
+            byte @ 0..192 => NUMBERS[usize::from(byte) % NUMBERS.len()],
+            _ => f32::from_bits(u32::from_le_bytes([(); 4].map(|()| self.byte()))),
+        }
+    }
+
+    fn optional(&mut self) -> Option<f32> {
+        (self.byte() % 2 == 0).then(|| self.number())
+    }
+
+    fn rule(&mut self) -> Rule {
+        match self.byte() % 7 {
+            0 => Rule::sgd(),
+            1 => {
+                let (momentum, dampening) = (self.number(), self.number());
+                Rule::Sgdm(Sgdm { momentum, dampening, nesterov: self.byte() % 2 == 0 })
+            }
+            2 => Rule::sign_sgd(),
+            3 => Rule::Signum(Signum { momentum: self.number() }),
+            4 => Rule::AdamW(AdamW { beta1: self.number(), beta2: self.number(), epsilon: self.number() }),
+            5 => Rule::NAdamW(NAdamW { beta1: self.number(), beta2: self.number(), epsilon: self.number() }),
+            _ => Rule::Lion(Lion { beta1: self.number(), beta2: self.number() }),
+        }
+    }
+
+    fn regime(&mut self) -> Regime {
+        let form = [SecantForm::Long, SecantForm::Short, SecantForm::Geometric][usize::from(self.byte() % 3)];
+        match self.byte() % 13 {
+            0 => Regime::Seesaw(Seesaw {
+                exponent: self.number(),
+                exponent_above: self.number(),
+                gain: self.number(),
+                early_steps: self.number(),
+                smoothing: self.number(),
+                norm_floor: self.number(),
+                brake_slack: self.number(),
+                first_step: self.optional(),
+            }),
+            1 => Regime::NormRatio(NormRatio {
+                initial_rate: self.optional(),
+                exponent: self.number(),
+                smoothing: self.number(),
+                norm_floor: self.number(),
+                first_step: self.optional(),
+            }),
+            2 => Regime::Hypergradient(Hypergradient {
+                gain: self.number(),
+                early_steps: self.number(),
+                smoothing: self.number(),
+                norm_floor: self.number(),
+                first_step: self.optional(),
+            }),
+            3 => Regime::Fixed(FixedRate { learning_rate: self.number() }),
+            4 => Regime::AdaGradNorm(AdaGradNorm { scale: self.number(), offset: self.number() }),
+            5 => Regime::WnGrad(WnGrad { scale: self.number(), offset: self.number() }),
+            6 => Regime::BarzilaiBorwein(BarzilaiBorwein {
+                form,
+                max_change: self.number(),
+                initial_rate: self.optional(),
+                first_step: self.number(),
+            }),
+            7 => Regime::AdGd(AdGd { initial_rate: self.optional(), first_step: self.number() }),
+            8 => Regime::DoG(DoG { initial_distance: self.number() }),
+            9 => Regime::DoWG(DoWG { initial_distance: self.number() }),
+            10 => {
+                Regime::Polyak(Polyak { optimum: self.number(), factor: self.number(), max_rate: self.number() })
+            }
+            11 => Regime::Ngn(Ngn { rate: self.number() }),
+            _ => Regime::AutoSgd(AutoSgd {
+                factor: self.number(),
+                certainty: self.number(),
+                rounds: self.count(),
+                initial_rate: self.optional(),
+                first_step: self.number(),
+            }),
+        }
+    }
+
+    fn schedule(&mut self) -> Schedule {
+        match self.byte() % 5 {
+            0 => Schedule::Constant,
+            1 => Schedule::WarmupCosine { warmup: self.count(), steps: self.count(), last: self.number() },
+            2 => Schedule::InverseSqrt { warmup: self.count() },
+            3 => Schedule::Step { every: self.count(), factor: self.number() },
+            _ => {
+                let (rise, steps) = (self.count(), self.count());
+                Schedule::OneCycle { rise, steps, first: self.number(), last: self.number() }
+            }
+        }
+    }
+
+    fn averaging(&mut self) -> Averaging {
+        match self.byte() % 5 {
+            0 => Averaging::Off,
+            1 => Averaging::ScheduleFree,
+            2 => Averaging::Running { start: self.count() },
+            3 => Averaging::Exponential { decay: self.number(), start: self.count() },
+            _ => Averaging::PolynomialDecay { eta: self.number(), start: self.count() },
+        }
+    }
+}
+
+fuzz_target!(|bytes: &[u8]| {
+    let mut source = Source(bytes);
+    let mut w = [1.0f32, -2.0, 0.5, 0.0, 1e-3];
+    let mut builder = OptimizerBuilder::new(source.rule()).record_steps(3);
+    let options = source.byte();
+    if options & 1 != 0 {
+        builder = builder.nonfinite_policy(NonFinitePolicy::Error { after: source.count() });
+    }
+    if options & 2 != 0 {
+        let (initial_scale, min_scale, max_scale) = (source.number(), source.number(), source.number());
+        builder = builder.loss_scaler(LossScaler { initial_scale, growth_interval: source.count(), min_scale, max_scale });
+    }
+    if options & 4 != 0 {
+        builder = builder.global_norm();
+    }
+    if options & 8 != 0 {
+        builder = builder.micro_batches(source.count());
+    }
+    for (name, range) in [("first", 0..3), ("second", 3..5)] {
+        let mut group = Group::new(name).regime(source.regime()).schedule(source.schedule());
+        group = group.averaging(source.averaging()).clip_norm(source.number()).maximize(source.byte() % 2 == 0);
+        group = if source.byte() % 2 == 0 {
+            group.weight_decay(source.number())
+        } else {
+            group.decoupled_weight_decay(source.number())
+        };
+        if source.byte() % 4 == 0 {
+            group = group.trust_ratio(TrustRatio { coefficient: source.number() });
+        }
+        group = group.telemetry(source.byte() % 4 == 0);
+        builder = builder.group(group.tensor(name, &w[range.clone()], &w[range]));
+    }
+    let _ = builder.warnings();
+    let mut optimizer = match builder.build_cpu() {
+        Ok(optimizer) => optimizer,
+        Err(error) => {
+            let error = error.to_string();
+            assert!(!error.is_empty() && !error.contains('\n'), "{error}");
+            return;
+        }
+    };
+    for _ in 0..4 {
+        let g = [(); 5].map(|()| source.number());
+        let (first, second) = w.split_at_mut(3);
+        let _ = optimizer.step_with_loss(&mut [first, second], &[&g[..3], &g[3..]], source.number());
+        assert!(w.iter().all(|w| w.is_finite()), "{w:?}");
+    }
+    for record in optimizer.drain_records().records {
+        assert!(!record.to_string().is_empty());
+    }
+});
