@@ -107,12 +107,14 @@ impl Check {
                 in_words(read)
             ));
         }
-        if let Some((other, _, name)) = self.outputs.iter().find(|(_, other, _)| is_same(other, &path)) {
+        let about = path.metadata();
+        let is_file = about.as_ref().map_or(true, |about| about.is_file());
+        // Two may go to /dev/null.
+        let twin = self.outputs.iter().find(|(_, other, _)| is_file && is_same(other, &path));
+        if let Some((other, _, name)) = twin {
             let also = if *name == shown { String::new() } else { format!(", the same file as {shown}") };
             return CliError::usage(format!("{other} and {option} both name {name}{also}: give each its own file"));
         }
-        let about = path.metadata();
-        let is_file = about.as_ref().map_or(true, |about| about.is_file());
         if let Ok(about) = &about {
             if about.is_dir() {
                 return refused(format!("it is a folder, not a file; give {option} a file"));

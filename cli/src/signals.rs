@@ -10,9 +10,9 @@ use signal_hook::{flag, low_level};
 use crate::CliError;
 
 #[cfg(unix)]
-const WATCHED: [i32; 3] = [SIGINT, SIGTERM, signal_hook::consts::SIGHUP];
+const HANGUP: Option<i32> = Some(signal_hook::consts::SIGHUP);
 #[cfg(not(unix))]
-const WATCHED: [i32; 2] = [SIGINT, SIGTERM];
+const HANGUP: Option<i32> = None;
 
 /// The number of the signal that came; 0 before.
 static RECEIVED: LazyLock<Arc<AtomicUsize>> = LazyLock::new(Arc::default);
@@ -40,8 +40,8 @@ impl Signal {
 /// Begins to wait for signals. Until then each has its usual effect: nothing is lost while data are read and devices are looked for.
 pub fn watch() {
     let is_second = Arc::new(AtomicBool::new(false));
-    let ignored = ignored();
-    for signal in WATCHED.into_iter().filter(|signal| !ignored.contains(signal)) {
+    let hangup = HANGUP.filter(|_| !is_hangup_ignored());
+    for signal in [SIGINT, SIGTERM].into_iter().chain(hangup) {
         let status = i32::from(Signal(signal).exit_code());
         // Called in this order. A signal that cannot be watched keeps its usual effect.
         let _ = flag::register_conditional_shutdown(signal, status, is_second.clone());
@@ -58,12 +58,12 @@ pub fn received() -> Option<Signal> {
     }
 }
 
-/// Signals that whoever started the program had it ignore, as `nohup` does, where the system tells.
-fn ignored() -> Vec<i32> {
+/// Whether whoever started the program had it ignore SIGHUP, as `nohup` does, where the system tells. (Shells have jobs of scripts ignore
+/// SIGINT. Who sends it to one means it.)
+fn is_hangup_ignored() -> bool {
     let mask = std::fs::read_to_string("/proc/self/status").ok().and_then(|status| {
         let line = status.lines().find_map(|line| line.strip_prefix("SigIgn:"))?;
         u64::from_str_radix(line.trim(), 16).ok()
     });
-    let mask = mask.unwrap_or(0);
-    WATCHED.into_iter().filter(|signal| mask >> (signal - 1) & 1 == 1).collect()
+    mask.is_some_and(|mask| mask & 1 == 1)
 }

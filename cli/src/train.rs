@@ -283,6 +283,8 @@ impl Job<'_> {
             sofar = resumed.sofar;
         }
         let before = done;
+        // The step that the checkpoint is of.
+        let mut saved_at = (done > 0).then_some(done);
         let mut aftermaths = Aftermaths::new(args, done);
         let mut last_loss = None;
 
@@ -348,6 +350,7 @@ impl Job<'_> {
                     }
                     saving.save(&engine.checkpoint(&saving.notes(&sofar))?);
                     watch.saved_history.clone_from(&watch.history);
+                    saved_at = Some(done);
                 }
             }
             if let Some(history) = &mut watch.history {
@@ -362,6 +365,13 @@ impl Job<'_> {
             if signals::received().is_some() {
                 break;
             }
+        }
+        // A signal may have come after the step was looked at for the last time.
+        if let Some(saving) = watch.saving.filter(|_| saved_at != Some(done)) {
+            if let Some(trace) = &mut watch.trace {
+                trace.sync();
+            }
+            saving.save(&engine.checkpoint(&saving.notes(&sofar))?);
         }
         let seconds = (started.elapsed() - looking_on).as_secs_f64();
         watch.finish_trace();

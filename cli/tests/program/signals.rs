@@ -89,6 +89,25 @@ fn a_signal_ends_a_run_after_its_step_with_everything_written() {
     }
 }
 
+/// The page looks at the test rows after every epoch, which takes longer than the epoch: there the signal comes.
+#[test]
+fn a_signal_between_two_epochs_saves_the_run_too() {
+    for _ in 0..5 {
+        let folder = tempfile::tempdir().expect("a folder");
+        let folder = folder.path();
+        let line = "train --json --backend cpu --model softmax --batch 2000 --epochs 1000000";
+        let mut child = start(folder, &format!("{line} --checkpoint run --report page.html"));
+        wait_for_watch(&mut child);
+        std::thread::sleep(Duration::from_millis(30));
+        send(&child, "TERM");
+        let output = child.wait_with_output().expect("ends");
+        assert_eq!(output.status.code(), Some(143));
+        let steps = json_of(&output)["runs"][0]["steps"].as_u64().expect("steps");
+        let checkpoint = wgpu_optim::Checkpoint::load(folder.join("run")).expect("saved");
+        assert_eq!(checkpoint.step(), steps);
+    }
+}
+
 /// A comparison prints what is finished: of three rates that would take hours at most some. `tune` has one size for an hour, which only a
 /// second signal ends.
 #[test]
