@@ -51,11 +51,22 @@ fn text(path: &Path) -> String {
     std::fs::read_to_string(path).expect("text")
 }
 
+/// True if this process, and so the programs that it starts, ignore SIGHUP.
+fn is_hangup_ignored() -> bool {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).is_some_and(|mask| mask & 1 == 1)
+}
+
 #[test]
 fn a_signal_ends_a_run_after_its_step_with_everything_written() {
     for (signal, code, backend) in
         [("INT", 130, "cpu"), ("TERM", 143, "cpu"), ("HUP", 129, "cpu"), ("INT", 130, "vulkan")]
     {
+        // Under `nohup` the program goes on, as it must, and this would wait for ever.
+        if signal == "HUP" && is_hangup_ignored() {
+            continue;
+        }
         let folder = tempfile::tempdir().expect("a folder");
         let folder = folder.path();
         let line = format!("train --json --backend {backend} --model softmax --rule sgdm");
