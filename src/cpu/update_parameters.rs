@@ -12,7 +12,7 @@ use crate::element::Element;
 use crate::layout::numbers::{LARGEST_BF16, LARGEST_F16, LARGEST_F32};
 use crate::layout::{NO_ELEMENT, StepSums, Update, numbers, slots};
 use crate::plan::{Encoding, Kernel};
-use crate::rule::{HostRule, LARGEST_SQUARED, RuleKind, RuleVisitor};
+use crate::rule::{HostRule, LARGEST_SQUARED, RuleVisitor};
 
 /// A counter is a byte here.
 const COUNTER_LIMIT: i8 = numbers::COUNTER_LIMIT as i8;
@@ -287,17 +287,16 @@ fn update_elements<const SCALED: bool>(
         }
         let momentum = if kernel.rule.traits().momentum { &mut momentum[tile.clone()] } else { &mut [] };
         let squares = if kernel.rule.traits().squares { &mut squares[tile.clone()] } else { &mut [] };
-        let memory = (momentum, squares);
         let outside = if kernel.schedule_free {
             let directions = &mut [0.0; TILE][..params.len()];
             // z takes the step, and what becomes of the parameters here does not matter.
-            move_parameters(kernel.rule, update, gradient, largest, params, grads, memory, directions);
+            kernel.rule.visit(Move { update, gradient, largest, params, grads, momentum, squares, directions });
             let base = &mut averages[tile.clone()];
             let before = &before[..tile.len()];
             move_schedule_free(update, largest, params, before, directions, base)
         } else {
-            let nowhere = &mut [(); TILE][..params.len()];
-            move_parameters(kernel.rule, update, gradient, largest, params, grads, memory, nowhere)
+            let directions = &mut [(); TILE][..params.len()];
+            kernel.rule.visit(Move { update, gradient, largest, params, grads, momentum, squares, directions })
         };
         if outside != NO_ELEMENT {
             first_outside = first_outside.min(tile.start as u32 + outside);
@@ -374,21 +373,7 @@ fn count(byte: u8, sign: i8) -> u8 {
     pack_counter(q, sign)
 }
 
-#[inline(always)]
-fn move_parameters<const SCALED: bool, K: Keep>(
-    rule: RuleKind,
-    update: &Update,
-    gradient: Gradient<SCALED>,
-    largest: f32,
-    params: &mut [f32],
-    grads: &[f32],
-    (momentum, squares): (&mut [f32], &mut [f32]),
-    directions: &mut [K],
-) -> u32 {
-    rule.visit(Move { update, gradient, largest, params, grads, momentum, squares, directions })
-}
-
-/// What [`move_parameters`] does for each rule.
+/// Moves the parameters of a tile, for each rule.
 struct Move<'a, const SCALED: bool, K> {
     update: &'a Update,
     gradient: Gradient<SCALED>,

@@ -10,8 +10,30 @@ use wgpu_optim::{
 
 /// Numbers at and beyond the ends of ranges.
 const NUMBERS: [f32; 24] = [
-    0.0, -0.0, 0.01, 0.1, 0.5, 0.9, 0.99, 0.999_999_94, 1.0, -1.0, 2.0, 10.0, 1e3, 1e6, 1e-6, 1e-30, 1e30, -1e30, 3e38,
-    f32::MIN_POSITIVE, 1e-45, f32::INFINITY, f32::NAN, 64.0,
+    0.0,
+    -0.0,
+    0.01,
+    0.1,
+    0.5,
+    0.9,
+    0.99,
+    0.999_999_94,
+    1.0,
+    -1.0,
+    2.0,
+    10.0,
+    1e3,
+    1e6,
+    1e-6,
+    1e-30,
+    1e30,
+    -1e30,
+    3e38,
+    f32::MIN_POSITIVE,
+    1e-45,
+    f32::INFINITY,
+    f32::NAN,
+    64.0,
 ];
 
 struct Source<'a>(&'a [u8]);
@@ -21,6 +43,10 @@ impl Source<'_> {
         let Some((&first, rest)) = self.0.split_first() else { return 0 };
         self.0 = rest;
         first
+    }
+
+    fn flag(&mut self) -> bool {
+        self.byte().is_multiple_of(2)
     }
 
     fn count(&mut self) -> u32 {
@@ -38,7 +64,7 @@ impl Source<'_> {
     }
 
     fn optional(&mut self) -> Option<f32> {
-        (self.byte() % 2 == 0).then(|| self.number())
+        self.flag().then(|| self.number())
     }
 
     fn rule(&mut self) -> Rule {
@@ -46,7 +72,7 @@ impl Source<'_> {
             0 => Rule::sgd(),
             1 => {
                 let (momentum, dampening) = (self.number(), self.number());
-                Rule::Sgdm(Sgdm { momentum, dampening, nesterov: self.byte() % 2 == 0 })
+                Rule::Sgdm(Sgdm { momentum, dampening, nesterov: self.flag() })
             }
             2 => Rule::sign_sgd(),
             3 => Rule::Signum(Signum { momentum: self.number() }),
@@ -95,9 +121,7 @@ impl Source<'_> {
             7 => Regime::AdGd(AdGd { initial_rate: self.optional(), first_step: self.number() }),
             8 => Regime::DoG(DoG { initial_distance: self.number() }),
             9 => Regime::DoWG(DoWG { initial_distance: self.number() }),
-            10 => {
-                Regime::Polyak(Polyak { optimum: self.number(), factor: self.number(), max_rate: self.number() })
-            }
+            10 => Regime::Polyak(Polyak { optimum: self.number(), factor: self.number(), max_rate: self.number() }),
             11 => Regime::Ngn(Ngn { rate: self.number() }),
             _ => Regime::AutoSgd(AutoSgd {
                 factor: self.number(),
@@ -143,7 +167,8 @@ fuzz_target!(|bytes: &[u8]| {
     }
     if options & 2 != 0 {
         let (initial_scale, min_scale, max_scale) = (source.number(), source.number(), source.number());
-        builder = builder.loss_scaler(LossScaler { initial_scale, growth_interval: source.count(), min_scale, max_scale });
+        builder =
+            builder.loss_scaler(LossScaler { initial_scale, growth_interval: source.count(), min_scale, max_scale });
     }
     if options & 4 != 0 {
         builder = builder.global_norm();
@@ -153,16 +178,16 @@ fuzz_target!(|bytes: &[u8]| {
     }
     for (name, range) in [("first", 0..3), ("second", 3..5)] {
         let mut group = Group::new(name).regime(source.regime()).schedule(source.schedule());
-        group = group.averaging(source.averaging()).clip_norm(source.number()).maximize(source.byte() % 2 == 0);
-        group = if source.byte() % 2 == 0 {
+        group = group.averaging(source.averaging()).clip_norm(source.number()).maximize(source.flag());
+        group = if source.flag() {
             group.weight_decay(source.number())
         } else {
             group.decoupled_weight_decay(source.number())
         };
-        if source.byte() % 4 == 0 {
+        if source.flag() {
             group = group.trust_ratio(TrustRatio { coefficient: source.number() });
         }
-        group = group.telemetry(source.byte() % 4 == 0);
+        group = group.telemetry(source.flag());
         builder = builder.group(group.tensor(name, &w[range.clone()], &w[range]));
     }
     let _ = builder.warnings();

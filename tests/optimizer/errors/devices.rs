@@ -64,11 +64,11 @@ fn what_does_not_fit_the_device_is_refused_by_its_number() {
 /// Limits of devices for which compute was not meant, as portable programs ask for them. Blocks cannot be cut by a binding of no bytes.
 #[test]
 fn devices_that_bind_too_little_are_refused_before_anything_is_planned() {
-    let downlevel = |limits: &mut wgpu::Limits| *limits = wgpu::Limits::downlevel_webgl2_defaults();
-    let few: [(&dyn Fn(&mut wgpu::Limits), &str); 3] = [
-        (&downlevel, "storage buffers"),
-        (&|limits| *limits = wgpu::Limits::downlevel_defaults(), "storage buffers of a kernel is 7, above 4"),
-        (&|limits| limits.max_storage_buffer_binding_size = 1 << 10, "storage buffer binding is 16384, above 1024"),
+    type Change = fn(&mut wgpu::Limits);
+    let few: [(Change, &str); 3] = [
+        (|limits| *limits = wgpu::Limits::downlevel_webgl2_defaults(), "storage buffers"),
+        (|limits| *limits = wgpu::Limits::downlevel_defaults(), "storage buffers of a kernel is 7, above 4"),
+        (|limits| limits.max_storage_buffer_binding_size = 1 << 10, "storage buffer binding is 16384, above 1024"),
     ];
     for (change, words) in few {
         for gpu in &limited_devices(change) {
