@@ -66,9 +66,9 @@ pub(crate) fn move_schedule_free(
         params.copy_from_slice(before);
         return NO_ELEMENT;
     }
-    let mut first = NO_ELEMENT;
-    let elements = (0u32..).zip(params).zip(before).zip(directions).zip(base);
-    for ((((i, w), &y), &u), z) in elements {
+    let (mut index, mut first) = (0, NO_ELEMENT);
+    let elements = params.iter_mut().zip(before).zip(directions).zip(base);
+    for (((w, &y), &u), z) in elements {
         let old = beyond(y, *z);
         let next = update.shrink * *z - update.learning_rate * u;
         let x = if weight == 1.0 { next } else { old + weight * (next - old) };
@@ -76,7 +76,8 @@ pub(crate) fn move_schedule_free(
         let fits = (moved.abs() <= largest) & (next.abs() <= LARGEST_F32);
         *w = if fits { moved } else { y };
         *z = if fits { next } else { *z };
-        first = first.min(if fits { NO_ELEMENT } else { i });
+        first = first.min(if fits { NO_ELEMENT } else { index });
+        index += 1;
     }
     first
 }

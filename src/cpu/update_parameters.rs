@@ -434,28 +434,32 @@ impl<const SCALED: bool, K: Keep> RuleVisitor for Move<'_, SCALED, K> {
     #[inline(always)]
     fn visit<R: HostRule>(self) -> u32 {
         let (update, gradient, largest) = (self.update, self.gradient, self.largest);
-        let elements = (0u32..).zip(self.params).zip(self.grads).zip(self.directions);
-        let mut first = NO_ELEMENT;
-        let mut note = |index: u32, fits: bool| first = first.min(if fits { NO_ELEMENT } else { index });
+        // Not numbered by a range in the zip, which would keep the loops from being vectorised.
+        let elements = self.params.iter_mut().zip(self.grads).zip(self.directions);
+        let (mut index, mut first) = (0, NO_ELEMENT);
+        let mut note = |fits: bool| {
+            first = first.min(if fits { NO_ELEMENT } else { index });
+            index += 1;
+        };
         match (R::TRAITS.momentum, R::TRAITS.squares) {
             (false, false) => {
-                for (((i, w), &g), u) in elements {
-                    note(i, Self::element::<R>(update, gradient, largest, w, g, &mut 0.0, &mut 0.0, u));
+                for ((w, &g), u) in elements {
+                    note(Self::element::<R>(update, gradient, largest, w, g, &mut 0.0, &mut 0.0, u));
                 }
             }
             (true, false) => {
-                for ((((i, w), &g), u), m) in elements.zip(self.momentum) {
-                    note(i, Self::element::<R>(update, gradient, largest, w, g, m, &mut 0.0, u));
+                for (((w, &g), u), m) in elements.zip(self.momentum) {
+                    note(Self::element::<R>(update, gradient, largest, w, g, m, &mut 0.0, u));
                 }
             }
             (false, true) => {
-                for ((((i, w), &g), u), v) in elements.zip(self.squares) {
-                    note(i, Self::element::<R>(update, gradient, largest, w, g, &mut 0.0, v, u));
+                for (((w, &g), u), v) in elements.zip(self.squares) {
+                    note(Self::element::<R>(update, gradient, largest, w, g, &mut 0.0, v, u));
                 }
             }
             (true, true) => {
-                for (((((i, w), &g), u), m), v) in elements.zip(self.momentum).zip(self.squares) {
-                    note(i, Self::element::<R>(update, gradient, largest, w, g, m, v, u));
+                for ((((w, &g), u), m), v) in elements.zip(self.momentum).zip(self.squares) {
+                    note(Self::element::<R>(update, gradient, largest, w, g, m, v, u));
                 }
             }
         }
