@@ -26,7 +26,8 @@ import package::rule::{admitted, direction_of};
 @if(keeps_parameters) import package::update::keep_parameters::{Memory, keep};
 @if(streams) import package::update::exchange_streams::exchanged;
 @if(averages) import package::update::average::average;
-import package::update::in_range::{in_range, tell_overflow};
+import package::update::in_range::in_range;
+@if(!measures_step) import package::update::in_range::tell_overflow;
 import package::update::moved::Moved;
 @if(schedule_free) import package::update::schedule_free::{base, moved_schedule_free};
 @if(measures_step) import package::update::measure_step::{leave, watch};
@@ -57,7 +58,9 @@ fn update_quad(block: Block, update: Update, quad: u32) {
         m = next_momentum(update, last, admitted(g));
     }
     @if(squares) {
-        v = next_squares(update, momentum[squares_at(arrayLength(&momentum), at)], admitted(g));
+        let behind = squares_at(arrayLength(&momentum), at);
+        v = next_squares(update, momentum[behind], admitted(g));
+        momentum[behind] = v;
     }
     @if(keeps_memory) keep(update, at, w, raw, g);
     let u = direction_of(update, g, last, m, v);
@@ -68,15 +71,11 @@ fn update_quad(block: Block, update: Update, quad: u32) {
         kept = select(base[at], w, vec4<bool>(update.first != 0u));
         moved = moved_schedule_free(update, kept, w, u);
     }
-    let fits = in_range(moved);
-    if !all(fits) {
-        tell_overflow(update, block, quad, fits);
-    }
+    let fits = in_range(block, quad, moved);
     let next = select(w, moved.parameters, fits);
     kept = select(kept, moved.beside, fits);
     @if(momentum) momentum[at] = kept;
     @if(schedule_free) base[at] = kept;
-    @if(squares) momentum[squares_at(arrayLength(&momentum), at)] = v;
     @if(streams) store_parameters(block, quad, exchanged(update, at, next), update.rounding_key);
     @if(!streams) store_parameters(block, quad, next, update.rounding_key);
     @if(averages) average(update, at, next);
@@ -99,4 +98,5 @@ fn update_parameters(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local
         update_quad(block, update, quad);
     }
     @if(measures_step) leave(block, lane);
+    @if(!measures_step) tell_overflow(update);
 }

@@ -20,11 +20,15 @@ use crate::element::Element;
 /// assert_eq!(error.kind(), ErrorKind::Build);
 /// println!("{error}"); // tensor "w": 4 parameters but 5 gradients: give both slices the same number of elements
 /// ```
-#[derive(Debug, Clone, PartialEq)]
-pub struct Error(Problem);
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+#[error(transparent)]
+pub struct Error(OneLine);
 
-/// Names and paths come from the caller. Control characters in them are escaped, so that a message is one line and does not steer a terminal.
-impl fmt::Display for Error {
+/// A problem in one line. Names and paths come from the caller: control characters in them are escaped, so that they do not steer a terminal.
+#[derive(Debug, Clone, PartialEq)]
+struct OneLine(Problem);
+
+impl fmt::Display for OneLine {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for character in self.0.to_string().chars() {
             if character.is_control() {
@@ -37,7 +41,7 @@ impl fmt::Display for Error {
     }
 }
 
-impl std::error::Error for Error {
+impl std::error::Error for OneLine {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         self.0.source()
     }
@@ -81,7 +85,7 @@ pub enum ErrorKind {
 impl Error {
     /// Returns the kind of the error.
     pub fn kind(&self) -> ErrorKind {
-        match &self.0 {
+        match &self.0.0 {
             Problem::Build(BuildError::Limit { .. }) => ErrorKind::Limit,
             Problem::Build(_) => ErrorKind::Build,
             Problem::Call(_) => ErrorKind::Call,
@@ -107,7 +111,7 @@ macro_rules! from {
     ($($problem:ident)*) => {$(
         impl From<$problem> for Error {
             fn from(problem: $problem) -> Self {
-                Error(problem.into())
+                Error(OneLine(problem.into()))
             }
         }
     )*};

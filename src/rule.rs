@@ -204,6 +204,7 @@ impl Rule {
     }
 
     /// Returns true if the rule keeps a momentum `m` (4 bytes per parameter). AdamW with `β₁ = 0` does not.
+    #[doc(hidden)]
     pub fn has_momentum(&self) -> bool {
         self.traits().momentum
     }

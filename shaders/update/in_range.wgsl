@@ -7,21 +7,30 @@
 import package::layout::{Block, Update, LARGEST_F32, NO_ELEMENT};
 import package::update::moved::Moved;
 import package::elements::parameters::largest_parameter;
-@if(measures_step) import package::update::measure_step::watch_overflow;
 
 @if(!measures_step) @group(2) @binding(1) var<storage, read_write> record_words: array<atomic<u32>>;
 
-// Comparisons with a finite number, and not of bits: a compiler that takes computed numbers to be finite cannot leave them out.
-fn in_range(moved: Moved) -> vec4<bool> {
-    return (abs(moved.parameters) <= vec4<f32>(largest_parameter())) & (abs(moved.beside) <= vec4<f32>(LARGEST_F32));
+// Of the elements that this invocation left as they were, the largest of NO_ELEMENT minus the index, by their place in the quad; 0 for none.
+var<private> outside: vec4<u32>;
+
+// Comparisons with a finite number, and not of bits: a compiler that takes computed numbers to be finite cannot leave them out. There is no
+// branch, which software drivers pay for in every quad.
+fn in_range(block: Block, quad: u32, moved: Moved) -> vec4<bool> {
+    let fits = (abs(moved.parameters) <= vec4<f32>(largest_parameter())) & (abs(moved.beside) <= vec4<f32>(LARGEST_F32));
+    let keys = vec4<u32>(NO_ELEMENT - block.first_element - 4u * quad) - vec4<u32>(0u, 1u, 2u, 3u);
+    outside = max(outside, select(keys, vec4<u32>(), fits));
+    return fits;
 }
 
-// To be called where an element of the quad is out of range.
-fn tell_overflow(update: Update, block: Block, quad: u32, fits: vec4<bool>) {
-    var first = select(2u, 3u, fits.z);
-    first = select(1u, first, fits.y);
-    first = select(0u, first, fits.x);
-    let key = NO_ELEMENT - (block.first_element + 4u * quad + first);
-    @if(measures_step) watch_overflow(key);
-    @if(!measures_step) atomicMax(&record_words[update.overflow_word], key);
+// As RawRecord.overflow_key, for the elements of this invocation.
+fn overflow_key() -> u32 {
+    return max(max(outside.x, outside.y), max(outside.z, outside.w));
+}
+
+@if(!measures_step)
+fn tell_overflow(update: Update) {
+    let key = overflow_key();
+    if key != 0u {
+        atomicMax(&record_words[update.overflow_word], key);
+    }
 }

@@ -4,6 +4,7 @@
 import package::layout::{Block, Squares, StepSums, INFINITY_BITS};
 import package::geometry::WORKGROUP;
 import package::reduction::scaled_squares::{ScaledSquares, add_squares_of, largest_of, trusted};
+import package::update::in_range::overflow_key;
 import package::reduction::step_sums::{INFINITE_EXPONENT, NAN_EXPONENT, add_step_sums};
 
 @group(2) @binding(1) var<storage, read_write> step_partials: array<StepSums>;
@@ -11,7 +12,6 @@ import package::reduction::step_sums::{INFINITE_EXPONENT, NAN_EXPONENT, add_step
 struct Measured {
     parameters: ScaledSquares,
     step: ScaledSquares,
-    overflow_key: u32,
 }
 
 var<private> seen: Measured;
@@ -22,11 +22,7 @@ fn watch(w: vec4<f32>, next: vec4<f32>) {
     add_squares_of(next, &parameters);
     var step = seen.step;
     add_squares_of(next - w, &step);
-    seen = Measured(parameters, step, seen.overflow_key);
-}
-
-fn watch_overflow(key: u32) {
-    seen.overflow_key = max(seen.overflow_key, key);
+    seen = Measured(parameters, step);
 }
 
 // What is not finite is not hidden, whatever a compiler makes of sums with it: the exponent says so.
@@ -40,7 +36,7 @@ fn total_of(squares: ScaledSquares) -> Squares {
 
 // Every invocation gets here, or none of the workgroup.
 fn leave(block: Block, lane: u32) {
-    step_tree[lane] = StepSums(total_of(seen.parameters), total_of(seen.step), seen.overflow_key);
+    step_tree[lane] = StepSums(total_of(seen.parameters), total_of(seen.step), overflow_key());
     for (var half = WORKGROUP / 2u; half > 0u; half /= 2u) {
         workgroupBarrier();
         if lane < half {

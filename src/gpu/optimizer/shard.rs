@@ -174,7 +174,7 @@ impl Optimizer {
     /// for ever. Measure again afterwards. If the commands do reach the device, the step counts.
     ///
     /// # Errors
-    /// [`CallError::ShardedStep`](crate::CallError::ShardedStep) where no step was recorded since the last sums were read.
+    /// [`ErrorKind::Call`](crate::ErrorKind::Call) where no step was recorded since the last sums were read.
     pub fn take_back_apply(&mut self) -> Result<(), Error> {
         let Some(sharded) = &mut self.sharded else {
             return Err(not_sharded("take_back_apply"));
