@@ -90,6 +90,21 @@ impl CliError {
     }
 }
 
+/// Threads above which a machine is only kept busy with starting them.
+const MOST_THREADS: u64 = 1024;
+
+/// Refuses a number of threads that would take the machine down.
+fn check_threads() -> Result<(), CliError> {
+    let Ok(wanted) = std::env::var("RAYON_NUM_THREADS") else { return Ok(()) };
+    match wanted.trim().parse::<u128>() {
+        Ok(threads) if threads > MOST_THREADS.into() => Err(CliError::Usage(format!(
+            "RAYON_NUM_THREADS is {}: set it to {MOST_THREADS} at most, or unset it for one thread on each core",
+            words::quoted(&wanted)
+        ))),
+        _ => Ok(()),
+    }
+}
+
 fn main() -> ExitCode {
     // Filters go by the beginning of a name: ours begins like wgpu's.
     env_logger::Builder::from_env(env_logger::Env::default().default_filter_or(
@@ -101,13 +116,13 @@ fn main() -> ExitCode {
         Ok(cli) => cli,
         Err(error) => return report_usage(&error),
     };
-    let result = match cli.command {
+    let result = check_threads().and_then(|()| match cli.command {
         Command::Train(args) => train::run(&args),
         Command::Devices(args) => devices::run(&args),
         Command::Check(args) => check::run(&args),
         Command::Tune(args) => tune::run(&args),
         Command::Bench(args) => bench::run(&args),
-    };
+    });
     let Err(error) = result else {
         return ExitCode::SUCCESS;
     };

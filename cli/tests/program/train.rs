@@ -389,6 +389,16 @@ fn refused(args: &[&str], words: &[&str]) {
     assert_refused(&wgpu_optim(args), words);
 }
 
+/// A number of threads that would keep the machine busy with starting them, for every command.
+#[test]
+fn threads_beyond_reason_are_refused() {
+    for line in ["train --backend cpu --epochs 1", "devices"] {
+        let mut command = command::wgpu_optim();
+        let output = command.args(words(line)).env("RAYON_NUM_THREADS", "1000000000").output().expect("the binary runs");
+        assert_refused(&output, &["RAYON_NUM_THREADS", "1000000000", "1024"]);
+    }
+}
+
 #[test]
 fn bad_input_ends_in_one_line_and_exit_code_2() {
     let folder = tempfile::tempdir().expect("a folder");
