@@ -48,6 +48,10 @@ fn resolved(path: &Path) -> PathBuf {
         let Ok(target) = path.read_link() else {
             break;
         };
+        // What `/dev/stdout` points to has no path where it is a pipe.
+        if path.metadata().is_ok() {
+            return path;
+        }
         path = folder_of(&path).join(target);
     }
     match (folder_of(&path).canonicalize(), path.file_name()) {

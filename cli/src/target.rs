@@ -235,7 +235,7 @@ impl Target {
     pub fn explain(&self) {
         if let Target::Cpu { reason: Some(reason) } = self {
             // The list of them is long.
-            let reason = match reason.starts_with("only software drivers") {
+            let reason = match reason.contains("only software drivers") {
                 true => "there is no hardware GPU, and software drivers are slower (`wgpu-optim devices` lists them)",
                 false => reason,
             };

@@ -78,9 +78,9 @@ fn configuration(args: &Args, run: &Run, model: &Model) -> Vec<(&'static str, St
         ("rule", Some(run.rule.clone())),
         ("regime", Some(run.regime.clone())),
         ("momentum", (momentum != 0.0).then(|| given_in_words(momentum))),
-        ("learning rate given", args.lr.map(|lr| given_in_words(lr))),
+        ("learning rate given", args.lr.map(given_in_words)),
         ("weight decay", (decay != 0.0).then(|| given_in_words(decay))),
-        ("clip norm", args.clip_norm.map(|norm| given_in_words(norm))),
+        ("clip norm", args.clip_norm.map(given_in_words)),
         ("gradients made NaN", args.inject_nan.map(|step| format!("at step {step}"))),
         ("gradients times 100", args.inject_spike.map(|step| format!("at step {step}"))),
         (

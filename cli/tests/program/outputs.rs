@@ -304,6 +304,8 @@ fn what_cannot_be_an_output_is_refused_before_the_run() {
             assert_refused(&run(folder, &line), &[output, words]);
         }
     }
+    // Here standard output is a pipe.
+    assert_refused(&run(folder, &format!("{TRAIN} --data my.csv --trace /dev/stdout")), &["/dev/stdout: it is a pipe"]);
     for option in OPTIONS {
         let name = "x".repeat(249);
         for force in ["", "--force"] {
@@ -375,7 +377,8 @@ fn a_file_of_two_names_is_written_by_one_process() {
 #[cfg(unix)]
 #[test]
 fn a_trace_that_is_lost_is_told() {
-    let change: [(fn(&Path), &str); 5] = [
+    type Change = fn(&Path);
+    let changes: [(Change, &str); 5] = [
         (|folder| write(folder, "trace", "mine"), "cut short"),
         (|folder| std::fs::remove_dir_all(folder).expect("removed"), "removed or replaced"),
         (|folder| std::fs::remove_file(folder.join("trace")).expect("removed"), "removed or replaced"),
@@ -388,7 +391,7 @@ fn a_trace_that_is_lost_is_told() {
             "removed or replaced",
         ),
     ];
-    for (change, words) in change {
+    for (change, words) in changes {
         let folder = tempfile::tempdir().expect("a folder");
         let sub = folder.path().join("sub");
         std::fs::create_dir(&sub).expect("made");
