@@ -256,7 +256,8 @@ impl Output {
                 let way_out = atomic_file::way_out(&error);
                 CliError::write(&self.shown, format!("it cannot be locked: {error}; {way_out}"))
             })?;
-            self.held = in_place().open(&self.path).ok();
+            // Elsewhere a file that is open could not be replaced.
+            self.held = if cfg!(unix) { in_place().open(&self.path).ok() } else { None };
             if self.lock.is_none() || !self.held.as_ref().is_none_or(is_locked_now) {
                 return CliError::usage(format!(
                     "another process is writing {}: give another name, or wait for the end of that process",
