@@ -20,9 +20,7 @@ const RANDOM: usize = 6;
 pub fn replace(path: &Path, write: impl FnOnce(&mut File) -> io::Result<()>) -> io::Result<()> {
     let path = &path.canonicalize().unwrap_or_else(|_| path.to_path_buf());
     let (folder, name) = check(path)?;
-    let mut prefix = OsString::from(".");
-    prefix.push(name);
-    prefix.push(".");
+    let prefix = prefix_of(name);
     remove_abandoned(folder, &prefix);
     let mut file = begin(folder, &prefix)?;
     // Whoever could read the old file can read the new one, and nobody else.
@@ -35,11 +33,19 @@ pub fn replace(path: &Path, write: impl FnOnce(&mut File) -> io::Result<()>) -> 
     sync_folder(folder)
 }
 
+/// Whether [`replace`] could begin to write: makes the file beside `path`, and removes it.
+pub fn try_out(path: &Path) -> io::Result<()> {
+    let path = &path.canonicalize().unwrap_or_else(|_| path.to_path_buf());
+    let (folder, name) = check(path)?;
+    begin(folder, &prefix_of(name)).map(drop)
+}
+
 /// What to do about a file that could not be written.
 pub fn way_out(error: &io::Error) -> &'static str {
     match error.kind() {
         io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => "make room on the disk, or name a file on another",
         io::ErrorKind::FileTooLarge => "name a file on a disk that takes files of this size",
+        io::ErrorKind::InvalidFilename => "give it a shorter name",
         io::ErrorKind::NotFound => "make its folder, or name a file in a folder that is there",
         io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => {
             "name a file in a folder that may be written"
@@ -51,9 +57,11 @@ pub fn way_out(error: &io::Error) -> &'static str {
 /// The folder and the name of a path that may be replaced: that of a file, or of nothing yet.
 fn check(path: &Path) -> io::Result<(&Path, &OsStr)> {
     let refused = |message| io::Error::new(io::ErrorKind::InvalidInput, message);
-    // A device or a pipe would be gone.
-    if path.metadata().is_ok_and(|about| !about.is_file()) {
-        return Err(refused("it is there, and is not a file"));
+    match path.metadata() {
+        // A device or a pipe would be gone.
+        Ok(about) if !about.is_file() => return Err(refused("it is there, and is not a file")),
+        Err(error) if error.kind() == io::ErrorKind::InvalidFilename => return Err(error),
+        _ => {}
     }
     let name = path.file_name().ok_or_else(|| refused("it is not the name of a file"))?;
     let folder = match path.parent() {
@@ -61,6 +69,22 @@ fn check(path: &Path) -> io::Result<(&Path, &OsStr)> {
         _ => Path::new("."),
     };
     Ok((folder, name))
+}
+
+/// The beginning of the names of what is written in the place of a file. Long names are cut off, so that it fits wherever the file's own
+/// name does.
+fn prefix_of(name: &OsStr) -> OsString {
+    const LONGEST: usize = 200;
+    let mut prefix = OsString::from(".");
+    if name.len() <= LONGEST {
+        prefix.push(name);
+    } else {
+        let name = name.to_string_lossy();
+        let end = name.char_indices().map(|(start, _)| start).take_while(|&start| start <= LONGEST).last();
+        prefix.push(&name[..end.unwrap_or(0)]);
+    }
+    prefix.push(".");
+    prefix
 }
 
 /// Creates the file to write, locked for as long as it is open: that tells it from one whose writer is dead.
@@ -177,6 +201,19 @@ mod tests {
             names(folder.path()),
             [".file.a-note.partial", ".file.keep", ".file.my-notes.partial", ".other.aaaaaa.partial", "file"]
         );
+    }
+
+    #[test]
+    fn a_long_name_is_replaced_like_any_other() {
+        let folder = tempfile::tempdir().expect("a folder");
+        for name in ["x".repeat(249), "é".repeat(120)] {
+            let path = folder.path().join(&name);
+            try_out(&path).expect("could be written");
+            replace(&path, |file| file.write_all(b"new")).expect("replaced");
+            assert_eq!(names(folder.path()), [name]);
+            std::fs::remove_file(&path).expect("removed");
+        }
+        assert!(try_out(&folder.path().join("x".repeat(300))).is_err() && names(folder.path()).is_empty());
     }
 
     #[cfg(unix)]

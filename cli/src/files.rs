@@ -3,10 +3,11 @@
 
 use std::ffi::OsString;
 use std::fmt::Display;
-use std::fs::{File, OpenOptions, TryLockError};
+use std::fs::{File, Metadata, OpenOptions, TryLockError};
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 
+#[cfg(not(unix))]
 use same_file::Handle;
 use wgpu_optim::atomic_file;
 use wgpu_optim::gpu::TuningCache;
@@ -47,6 +48,10 @@ fn resolved(path: &Path) -> PathBuf {
         let Ok(target) = path.read_link() else {
             break;
         };
+        // What `/dev/stdout` points to has no path where it is a pipe.
+        if path.metadata().is_ok() {
+            return path;
+        }
         path = folder_of(&path).join(target);
     }
     match (folder_of(&path).canonicalize(), path.file_name()) {
@@ -59,9 +64,70 @@ fn folder_of(path: &Path) -> &Path {
     path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
-/// Whether both paths are of one file, hard links included. Both are resolved.
+/// What tells an open file from all others, whatever their names.
+#[cfg(unix)]
+fn identity(about: &Metadata) -> (u64, u64) {
+    use std::os::unix::fs::MetadataExt;
+    (about.dev(), about.ino())
+}
+
+/// Whether both paths are of one file, hard links included. Both are resolved. Nothing is opened: a pipe would wait for its other end.
+#[cfg(unix)]
+fn is_same(one: &Path, other: &Path) -> bool {
+    let identity = |path: &Path| path.metadata().ok().map(|about| identity(&about));
+    one == other || identity(one).is_some_and(|one| identity(other) == Some(one))
+}
+
+#[cfg(not(unix))]
 fn is_same(one: &Path, other: &Path) -> bool {
     one == other || same_file::is_same_file(one, other).unwrap_or(false)
+}
+
+/// Whether this is the file that a path stands for: it may have been removed or replaced since it was opened.
+pub fn is_file_at(file: &File, path: &Path) -> bool {
+    #[cfg(unix)]
+    let is_there = match (file.metadata(), path.metadata()) {
+        (Ok(file), Ok(there)) => identity(&file) == identity(&there),
+        _ => false,
+    };
+    #[cfg(not(unix))]
+    let is_there = match (file.try_clone().and_then(Handle::from_file), Handle::from_path(path)) {
+        (Ok(file), Ok(there)) => file == there,
+        _ => false,
+    };
+    is_there
+}
+
+/// Locks an output for as long as it is open, since it may have other names than the one that is locked beside it; false where another
+/// process has it.
+pub fn is_locked_now(file: &File) -> bool {
+    // Elsewhere a lock would keep readers from it.
+    !cfg!(unix) || !matches!(file.try_lock(), Err(TryLockError::WouldBlock))
+}
+
+/// The standard stream that goes to a file, or comes from it.
+#[cfg(unix)]
+fn stream_of(about: &Metadata) -> Option<&'static str> {
+    use std::os::fd::AsFd;
+    let streams = [
+        ("standard output goes to", io::stdout().as_fd().try_clone_to_owned()),
+        ("standard error goes to", io::stderr().as_fd().try_clone_to_owned()),
+        ("standard input comes from", io::stdin().as_fd().try_clone_to_owned()),
+    ];
+    let is_it = |stream: &File| stream.metadata().is_ok_and(|stream| identity(&stream) == identity(about));
+    streams.into_iter().find_map(|(name, stream)| is_it(&File::from(stream.ok()?)).then_some(name))
+}
+
+#[cfg(not(unix))]
+fn stream_of(_: &Metadata) -> Option<&'static str> {
+    None
+}
+
+/// Whether a path can only be that of a folder, there or not.
+fn names_a_folder(path: &Path) -> bool {
+    let text = path.to_string_lossy();
+    let text = text.strip_suffix('.').unwrap_or(&text);
+    text.ends_with(std::path::is_separator)
 }
 
 /// What tells an output of this program from other files.
@@ -107,15 +173,25 @@ impl Check {
                 in_words(read)
             ));
         }
-        let about = path.metadata();
-        let is_file = about.as_ref().map_or(true, |about| about.is_file());
+        let about = match path.metadata() {
+            Ok(about) => Some(about),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+            Err(error) => return refused(format!("{error}; {}", atomic_file::way_out(&error))),
+        };
+        if about.is_none() && names_a_folder(&given) {
+            return refused(format!("it is the name of a folder; give {option} a file"));
+        }
+        let is_file = about.as_ref().is_none_or(Metadata::is_file);
+        if let Some(stream) = about.as_ref().filter(|_| is_file).and_then(stream_of) {
+            return CliError::usage(format!("{stream} {shown}, which {option} names: give each its own file"));
+        }
         // Two may go to /dev/null.
         let twin = self.outputs.iter().find(|(_, other, _)| is_file && is_same(other, &path));
         if let Some((other, _, name)) = twin {
             let also = if *name == shown { String::new() } else { format!(", the same file as {shown}") };
             return CliError::usage(format!("{other} and {option} both name {name}{also}: give each its own file"));
         }
-        if let Ok(about) = &about {
+        if let Some(about) = &about {
             if about.is_dir() {
                 return refused(format!("it is a folder, not a file; give {option} a file"));
             }
@@ -131,11 +207,17 @@ impl Check {
                 ));
             }
         }
-        if is_file && let Err(error) = tempfile::tempfile_in(folder_of(&path)) {
-            return refused(format!("{error}; give {option} a file in a folder that exists and may be written"));
+        if is_file && let Err(error) = atomic_file::try_out(&path) {
+            let way_out = match error.kind() {
+                io::ErrorKind::NotFound | io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => {
+                    format!("give {option} a file in a folder that exists and may be written")
+                }
+                _ => atomic_file::way_out(&error).to_owned(),
+            };
+            return refused(format!("{error}; {way_out}"));
         }
         self.outputs.push((option, path.clone(), shown.clone()));
-        Ok(Output { path, given, shown, is_file, lock: None })
+        Ok(Output { path, given, shown, is_file, lock: None, held: None })
     }
 }
 
@@ -162,15 +244,21 @@ pub struct Output {
     /// Not a device.
     pub is_file: bool,
     lock: Option<Lock>,
+    /// The file itself, locked, if it was there.
+    held: Option<File>,
 }
 
 impl Output {
     /// Refuses a file that another process is about to write, and keeps others from it.
     pub fn claimed(mut self) -> Result<Self, CliError> {
         if self.is_file {
-            self.lock = Lock::beside(&self.path)
-                .map_err(|error| CliError::write(&self.shown, format!("it cannot be locked: {error}")))?;
-            if self.lock.is_none() {
+            self.lock = Lock::beside(&self.path).map_err(|error| {
+                let way_out = atomic_file::way_out(&error);
+                CliError::write(&self.shown, format!("it cannot be locked: {error}; {way_out}"))
+            })?;
+            // Elsewhere a file that is open could not be replaced.
+            self.held = if cfg!(unix) { in_place().open(&self.path).ok() } else { None };
+            if self.lock.is_none() || !self.held.as_ref().is_none_or(is_locked_now) {
                 return CliError::usage(format!(
                     "another process is writing {}: give another name, or wait for the end of that process",
                     self.shown
@@ -178,6 +266,19 @@ impl Output {
             }
         }
         Ok(self)
+    }
+
+    /// Opens the file to write it in place, or makes it. No other process of ours writes it as long as it is open.
+    pub fn open(&mut self) -> io::Result<File> {
+        // A lock of this process would stand in its own way.
+        if let Some(held) = self.held.take().filter(|held| is_file_at(held, &self.path)) {
+            return Ok(held);
+        }
+        let file = in_place().create(true).open(&self.path)?;
+        if self.is_file && !is_locked_now(&file) {
+            return Err(io::Error::other("another process is writing it"));
+        }
+        Ok(file)
     }
 
     /// Writes the file as a whole: a file that is there stays until the new one is complete.
@@ -189,6 +290,13 @@ impl Output {
         };
         written.map_err(|error| cannot_write(&self.given, &error))
     }
+}
+
+/// For a file that is written in place. Where the system has that, at its end, whoever else moves that: no gap comes into it.
+fn in_place() -> OpenOptions {
+    let mut options = OpenOptions::new();
+    options.write(true).append(cfg!(unix));
+    options
 }
 
 /// A lock for as long as it lives: on a file `.NAME.lock`, since the output itself is replaced. What a killed process leaves of it is
@@ -216,8 +324,7 @@ impl Lock {
                 Ok(()) | Err(TryLockError::Error(_)) => {}
             }
             // The process that had it removes it at its end, perhaps between these two calls.
-            let is_there = Handle::from_path(&path).ok() == Some(Handle::from_file(file.try_clone()?)?);
-            if is_there {
+            if is_file_at(&file, &path) {
                 return Ok(Some(Lock { path, _file: file }));
             }
         }

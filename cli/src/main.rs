@@ -46,7 +46,7 @@ enum Command {
 /// What ends a command early, in one line.
 #[derive(Debug, thiserror::Error)]
 enum CliError {
-    #[error(transparent)]
+    #[error("{}", in_options(.0))]
     Optimizer(#[from] wgpu_optim::Error),
     #[error(transparent)]
     Data(#[from] data::DataError),
@@ -62,6 +62,22 @@ enum CliError {
     Stopped { signal: signals::Signal, words: String },
     #[error("{failures} of {cases} cases failed")]
     CheckFailed { failures: usize, cases: usize },
+}
+
+/// An error of the library with its advice as the command line has it.
+fn in_options(error: &wgpu_optim::Error) -> String {
+    let advice = [
+        (
+            "set GpuOptions::allow_software to use one, or build with OptimizerBuilder::build_cpu",
+            "name one with --backend or --adapter, or take the CPU path with --backend cpu",
+        ),
+        (
+            "use averaging(Averaging::polynomial_decay()), or a rule without momentum (Rule::sgd(), Rule::sign_sgd(), or Rule::adamw_without_momentum() for AdamW)",
+            "use --average polynomial, or --rule sgd, signsgd or adamw, which is then without momentum",
+        ),
+        (" (f32::INFINITY for none)", " (leave --clip-norm out for none)"),
+    ];
+    advice.iter().fold(error.to_string(), |text, (library, options)| text.replace(library, options))
 }
 
 impl CliError {
@@ -95,13 +111,16 @@ const MOST_THREADS: u64 = 1024;
 
 /// Refuses a number of threads that would take the machine down.
 fn check_threads() -> Result<(), CliError> {
-    let Ok(wanted) = std::env::var("RAYON_NUM_THREADS") else { return Ok(()) };
-    match wanted.trim().parse::<u128>() {
-        Ok(threads) if threads > MOST_THREADS.into() => Err(CliError::Usage(format!(
-            "RAYON_NUM_THREADS is {}: set it to {MOST_THREADS} at most, or unset it for one thread on each core",
+    let Some(wanted) = std::env::var_os("RAYON_NUM_THREADS") else { return Ok(()) };
+    let wanted = wanted.to_string_lossy();
+    // As rayon reads it. 0 is one for each core there too.
+    match &*wanted {
+        "" => Ok(()),
+        number if number.parse().is_ok_and(|threads: u64| threads <= MOST_THREADS) => Ok(()),
+        _ => CliError::usage(format!(
+            "RAYON_NUM_THREADS is {}: set it to a number up to {MOST_THREADS}, or unset it for one thread on each core",
             words::quoted(&wanted)
-        ))),
-        _ => Ok(()),
+        )),
     }
 }
 

@@ -1,5 +1,6 @@
-//! SIGINT, SIGTERM and SIGHUP. The first one ends a command after the step, case or size that is running, so that outputs are written;
-//! the second one ends it at once.
+//! SIGINT, SIGTERM, SIGHUP, SIGQUIT, SIGUSR1, SIGUSR2 and SIGXCPU. The first one ends a command after the step, case or size that is
+//! running, so that outputs are written; the second one ends it at once. SIGXFSZ does nothing: the write that it is about fails, and is
+//! told as any other.
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, LazyLock};
@@ -13,6 +14,15 @@ use crate::CliError;
 const HANGUP: Option<i32> = Some(signal_hook::consts::SIGHUP);
 #[cfg(not(unix))]
 const HANGUP: Option<i32> = None;
+
+/// Others by which a batch system or a person asks a program to end.
+#[cfg(unix)]
+const OTHERS: &[i32] = {
+    use signal_hook::consts::{SIGQUIT, SIGUSR1, SIGUSR2, SIGXCPU};
+    &[SIGQUIT, SIGUSR1, SIGUSR2, SIGXCPU]
+};
+#[cfg(not(unix))]
+const OTHERS: &[i32] = &[];
 
 /// The number of the signal that came; 0 before.
 static RECEIVED: LazyLock<Arc<AtomicUsize>> = LazyLock::new(Arc::default);
@@ -41,7 +51,11 @@ impl Signal {
 pub fn watch() {
     let is_second = Arc::new(AtomicBool::new(false));
     let hangup = HANGUP.filter(|_| !is_hangup_ignored());
-    for signal in [SIGINT, SIGTERM].into_iter().chain(hangup) {
+    // Caught, a file that grows beyond the limit is an error of the write; its usual effect is the end of the process.
+    #[cfg(unix)]
+    let _ = flag::register(signal_hook::consts::SIGXFSZ, Arc::default());
+    // SIGINT last: who sees it caught sees all of them caught.
+    for signal in OTHERS.iter().copied().chain([SIGTERM]).chain(hangup).chain([SIGINT]) {
         let status = i32::from(Signal(signal).exit_code());
         // Called in this order. A signal that cannot be watched keeps its usual effect.
         let _ = flag::register_conditional_shutdown(signal, status, is_second.clone());

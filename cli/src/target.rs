@@ -7,9 +7,9 @@ use serde::Serialize;
 use wgpu_optim::gpu::{Tuning, TuningCache};
 use wgpu_optim::{ErrorKind, Gpu, GpuOptions, wgpu};
 
-use crate::CliError;
 use crate::table::tell;
 use crate::words::quoted;
+use crate::{CliError, in_options};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Backend {
@@ -124,12 +124,23 @@ pub fn check_environment() -> Result<(), CliError> {
 }
 
 impl TargetArgs {
+    /// Refuses what this system cannot have, whatever is installed.
+    fn check_system(&self) -> Result<(), CliError> {
+        let (name, home) = match self.backend {
+            Backend::Metal if !cfg!(target_vendor = "apple") => ("metal", "Apple's systems"),
+            Backend::Dx12 if !cfg!(windows) => ("dx12", "Windows"),
+            _ => return Ok(()),
+        };
+        CliError::usage(format!("--backend {name} is for {home} alone: name vulkan, gl or cpu, or leave it out"))
+    }
+
     pub fn find(&self) -> Result<Target, CliError> {
         check_environment()?;
         let request = |backends, allow_software| {
             let adapter_name = self.adapter.clone();
             pollster::block_on(Gpu::request(&GpuOptions { backends, adapter_name, allow_software })).map(Target::Gpu)
         };
+        self.check_system()?;
         let backends = match (self.backend, &self.adapter) {
             (Backend::Cpu, None) => return Ok(Target::Cpu { reason: None }),
             (Backend::Cpu, Some(name)) => {
@@ -141,7 +152,7 @@ impl TargetArgs {
                 // Who names an adapter means it, software or not.
                 return match request(None, name.is_some()) {
                     Err(error) if error.kind() == ErrorKind::NoAdapter => {
-                        Ok(Target::Cpu { reason: Some(error.to_string()) })
+                        Ok(Target::Cpu { reason: Some(in_options(&error)) })
                     }
                     found => Ok(found?),
                 };
@@ -224,7 +235,7 @@ impl Target {
     pub fn explain(&self) {
         if let Target::Cpu { reason: Some(reason) } = self {
             // The list of them is long.
-            let reason = match reason.starts_with("only software drivers") {
+            let reason = match reason.contains("only software drivers") {
                 true => "there is no hardware GPU, and software drivers are slower (`wgpu-optim devices` lists them)",
                 false => reason,
             };

@@ -58,8 +58,8 @@ Exit code:
      by chance; or every step was skipped; or the device failed. --json has a verdict: ok, diverged or skipped
   2  the command is wrong
   128 and the number of the signal, 130 for Ctrl-C
-     SIGINT, SIGTERM or SIGHUP ended it: after the step that was running, with everything printed and written as at the end. A second
-     signal ends it at once";
+     SIGINT, SIGTERM, SIGHUP, SIGQUIT, SIGUSR1, SIGUSR2 or SIGXCPU ended it: after the step that was running, with everything printed
+     and written as at the end. A second signal ends it at once";
 
 /// What a run looks at when its steps are done.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -70,6 +70,11 @@ enum Look {
     Judged,
     /// Whichever of the average and the last iterate is better on the test rows, which flatters what is chosen by them.
     Better,
+}
+
+/// A number that was given, as it was given: without an exponent where it is neither tiny nor huge.
+fn given_in_words(value: f32) -> String {
+    if value == 0.0 || (1e-3..1e4).contains(&value.abs()) { value.to_string() } else { format!("{value:e}") }
 }
 
 /// A learning rate in a few characters.
@@ -86,6 +91,7 @@ pub fn run(args: &Args) -> Result<(), CliError> {
     if args.compare.compare {
         return compare::run(args);
     }
+    args.check_heeded(&[args.rule])?;
     // With any numbers of steps: whether there can be such an optimizer.
     args.settings(1, 1)?.check()?;
     let loaded = data::load_from(&args.data, args.label.as_deref())?;
@@ -93,7 +99,7 @@ pub fn run(args: &Args) -> Result<(), CliError> {
     let steps = args.steps(&dataset);
     args.check_injection(steps)?;
     let settings = args.settings(args.steps_per_epoch(&dataset), steps)?;
-    let model = Model::new(args.model, dataset.features, dataset.classes, args.hidden as usize);
+    let model = Model::new(args.model, dataset.features, dataset.classes, args.hidden());
     let target = args.target.find()?;
     if args.lose_device.is_some() && matches!(target, Target::Cpu { .. }) {
         return CliError::usage("--lose-device: the CPU path has no device to lose, name one with --backend");
@@ -294,6 +300,7 @@ impl Job<'_> {
         };
         if let Some(history) = watch.history.as_mut().filter(|history| done == 0 && history.accuracies.is_empty()) {
             history.end_epoch(engine.evaluate(Part::Test)?.accuracy);
+            history.start_loss = Some(engine.evaluate(Part::Train)?.loss);
         }
         let started = Instant::now();
         // What the report costs is not the training's time.
@@ -348,7 +355,7 @@ impl Job<'_> {
                     if let Some(trace) = &mut watch.trace {
                         trace.sync();
                     }
-                    saving.save(&engine.checkpoint(&saving.notes(&sofar))?);
+                    saving.save(engine.checkpoint(&saving.notes(&sofar))?);
                     watch.saved_history.clone_from(&watch.history);
                     saved_at = Some(done);
                 }
@@ -371,7 +378,7 @@ impl Job<'_> {
             if let Some(trace) = &mut watch.trace {
                 trace.sync();
             }
-            saving.save(&engine.checkpoint(&saving.notes(&sofar))?);
+            saving.save(engine.checkpoint(&saving.notes(&sofar))?);
         }
         let seconds = (started.elapsed() - looking_on).as_secs_f64();
         watch.finish_trace();
@@ -397,6 +404,7 @@ impl Job<'_> {
             backend: target.backend(),
             adapter: target.adapter(),
             epochs: args.epochs(),
+            epochs_begun: done.div_ceil(per_epoch).try_into().unwrap_or(u32::MAX),
             batch,
             seed: args.seed,
             steps: done,

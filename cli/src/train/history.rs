@@ -31,6 +31,8 @@ pub struct History {
     pub zero_norms: u64,
     /// Steps done, and the share of the test rows that was right then.
     pub accuracies: Vec<(u64, f64)>,
+    /// The loss of all training rows before the first step.
+    pub start_loss: Option<f64>,
     done: u64,
     smoothed_norm: f32,
     /// Of every tensor that is recorded: column by column, the logarithms of its quantities.

@@ -177,18 +177,18 @@ pub struct Args {
     /// What to train
     #[arg(long, value_enum, default_value = "mlp", help_heading = "Data and model")]
     pub model: ModelKind,
-    /// Hidden units of the MLP
-    #[arg(long, default_value_t = 128, value_parser = clap::value_parser!(u32).range(1..=65536), help_heading = "Data and model")]
-    pub hidden: u32,
+    /// Hidden units of the MLP [default: 128]
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..=65536), help_heading = "Data and model")]
+    pub hidden: Option<u32>,
     /// Update rule
     // The one that the tables of benches/evidence favour.
     #[arg(long, value_enum, default_value = "sgd", help_heading = "Optimizer")]
     pub rule: RuleName,
-    /// Momentum of sgdm, nesterov and signum
+    /// Momentum of sgdm, nesterov and signum [default: 0.9]
     ///
     /// adamw has 0.9 and 0.999, or 0 and 0.999 where it is schedule-free; lion has 0.9 and 0.99.
-    #[arg(long, default_value_t = 0.9, allow_negative_numbers = true, help_heading = "Optimizer")]
-    pub momentum: f32,
+    #[arg(long, allow_negative_numbers = true, help_heading = "Optimizer")]
+    pub momentum: Option<f32>,
     /// Learning-rate regime
     #[arg(long, value_enum, default_value = "seesaw", help_heading = "Optimizer")]
     pub regime: RegimeName,
@@ -300,7 +300,7 @@ impl Args {
     fn rule_for(&self, average: Option<AverageName>) -> Rule {
         match (self.rule.0, average) {
             (Rule::AdamW(_), Some(AverageName::ScheduleFree)) => Rule::adamw_without_momentum(),
-            (rule, _) => rule.with_momentum(self.momentum),
+            (rule, _) => rule.with_momentum(self.momentum.unwrap_or(0.9)),
         }
     }
 
@@ -342,6 +342,39 @@ impl Args {
             telemetry: self.telemetry,
             gradient_scale: 1.0,
         })
+    }
+
+    pub fn hidden(&self) -> usize {
+        self.hidden.unwrap_or(128) as usize
+    }
+
+    /// Refuses options that a run with one of these rules would not heed.
+    pub fn check_heeded(&self, rules: &[RuleName]) -> Result<(), CliError> {
+        // Two numbers that differ: a rule that goes by neither stays as it is.
+        let heeds = |RuleName(rule): &RuleName| rule.with_momentum(0.25) != rule.with_momentum(0.75);
+        if self.momentum.is_some() && !rules.iter().any(heeds) {
+            let names: Vec<String> =
+                RuleName::value_variants().iter().filter(|rule| heeds(rule)).map(|&rule| name_of(rule)).collect();
+            let given: Vec<String> = rules.iter().map(|&rule| name_of(rule)).collect();
+            return CliError::usage(format!(
+                "--momentum goes with {}, {} would not heed it: leave it out",
+                names.join(", "),
+                given.join(", ")
+            ));
+        }
+        if self.hidden.is_some() && self.model != ModelKind::Mlp {
+            return CliError::usage(format!(
+                "--hidden goes with --model mlp, {} has no hidden units: leave one of them out",
+                name_of(self.model)
+            ));
+        }
+        // A checkpoint keeps them for a run that goes on from it.
+        if self.telemetry && !self.json && self.trace.is_none() && self.report.is_none() && self.checkpoint.is_none() {
+            return CliError::usage(
+                "--telemetry goes into --trace, --report and --json, and none is given: add one, or leave it out",
+            );
+        }
+        Ok(())
     }
 
     /// Refuses to change steps that the run does not have.

@@ -4,7 +4,7 @@ use super::charts::charts;
 use super::history::History;
 use super::options::Args;
 use super::report::{CAUSES_HEADER, Run, not_finite};
-use super::{story, verdict};
+use super::{given_in_words, story, verdict};
 use crate::model::Model;
 use crate::page::{self, command, escaped, items};
 use crate::target::TuningSource;
@@ -77,20 +77,15 @@ fn configuration(args: &Args, run: &Run, model: &Model) -> Vec<(&'static str, St
         ("model", Some(model.to_string())),
         ("rule", Some(run.rule.clone())),
         ("regime", Some(run.regime.clone())),
-        ("momentum", (momentum != 0.0).then(|| momentum.to_string())),
-        ("learning rate given", args.lr.map(|lr| lr.to_string())),
-        ("weight decay", (decay != 0.0).then(|| decay.to_string())),
-        ("clip norm", args.clip_norm.map(|norm| norm.to_string())),
+        ("momentum", (momentum != 0.0).then(|| given_in_words(momentum))),
+        ("learning rate given", args.lr.map(given_in_words)),
+        ("weight decay", (decay != 0.0).then(|| given_in_words(decay))),
+        ("clip norm", args.clip_norm.map(given_in_words)),
         ("gradients made NaN", args.inject_nan.map(|step| format!("at step {step}"))),
         ("gradients times 100", args.inject_spike.map(|step| format!("at step {step}"))),
         (
             "steps",
-            Some(format!(
-                "{} of {}, {}",
-                grouped(run.steps),
-                count(run.batch as u64, "row"),
-                count(u64::from(run.epochs), "epoch")
-            )),
+            Some(format!("{} of {}, {}", grouped(run.steps), count(run.batch as u64, "row"), run.epochs_in_words())),
         ),
         ("stopped by", run.stopped_by.map(|signal| signal.name().to_owned())),
         ("seed", Some(run.seed.to_string())),

@@ -13,7 +13,7 @@ use crate::model::Model;
 use crate::signals::Signal;
 use crate::table::{Columns, say};
 use crate::target::TuningSource;
-use crate::words::{duration, grouped, number, plural};
+use crate::words::{count, duration, grouped, number, plural};
 
 #[derive(Debug, Clone, Serialize)]
 pub struct Run {
@@ -28,6 +28,9 @@ pub struct Run {
     pub adapter: String,
     pub tuning: TuningSource,
     pub epochs: u32,
+    /// Those of them that were begun.
+    #[serde(skip)]
+    pub epochs_begun: u32,
     pub batch: usize,
     pub seed: u64,
     /// Steps that were done.
@@ -89,6 +92,16 @@ impl Run {
     pub fn evaluated_in_words(&self) -> String {
         let kind = if self.evaluated == "last" { "iterate" } else { "average" };
         format!("{} {kind}", self.evaluated)
+    }
+
+    /// `10 epochs`, or `3 of 10 epochs` of a run that was stopped.
+    pub fn epochs_in_words(&self) -> String {
+        let all = count(u64::from(self.epochs), "epoch");
+        if self.stopped_by.is_some() && self.epochs_begun < self.epochs {
+            format!("{} of {all}", grouped(u64::from(self.epochs_begun)))
+        } else {
+            all
+        }
     }
 
     /// What the run came to, by name: the figures of what is evaluated, then those of the last iterate where that is something else.
@@ -226,17 +239,20 @@ pub fn print(args: &Args, run: &Run, model: &Model) -> Result<(), CliError> {
         0 => String::new(),
         steps => format!(", after {steps} from a checkpoint"),
     };
-    say(format!(
-        "{} {}: {} {} of {} {} in {} ({} each){earlier}",
-        run.epochs,
-        plural(u64::from(run.epochs), "epoch"),
-        run.timed_steps,
-        plural(run.timed_steps, "step"),
-        run.batch,
-        plural(run.batch as u64, "row"),
-        duration(run.seconds),
-        duration(run.seconds / run.timed_steps.max(1) as f64)
-    ))?;
+    let epochs = run.epochs_in_words();
+    if run.timed_steps == 0 && run.steps > 0 {
+        say(format!("{epochs}: no step was left, all {} are from a checkpoint", run.steps))?;
+    } else {
+        say(format!(
+            "{epochs}: {} {} of {} {} in {} ({} each){earlier}",
+            run.timed_steps,
+            plural(run.timed_steps, "step"),
+            run.batch,
+            plural(run.batch as u64, "row"),
+            duration(run.seconds),
+            duration(run.seconds / run.timed_steps.max(1) as f64)
+        ))?;
+    }
     let causes = &run.causes;
     let steps = |steps: u64| (steps > 0).then(|| grouped(steps));
     let mut figures = run.figures();

@@ -24,6 +24,10 @@ pub struct Saving {
     settings: BTreeMap<String, String>,
     /// Whether the file is of this run.
     is_ours: Cell<bool>,
+    /// The step of the file that was there, of the same run: nothing from before that step replaces it.
+    kept: Cell<u64>,
+    /// What did not replace it.
+    in_memory: RefCell<Option<Checkpoint>>,
     /// Why the run as it is now is not in the file.
     failure: RefCell<Option<String>>,
 }
@@ -81,8 +85,22 @@ impl Saving {
         };
         // What a checkpoint is of is looked at below.
         let output = check.output("--checkpoint", path, |_| true)?;
-        let (settings, is_ours, failure) = (settings(args, dataset), Cell::new(false), RefCell::default());
-        let saving = Saving { output, every: args.every, settings, is_ours, failure };
+        if !output.is_file {
+            return CliError::usage(format!(
+                "--checkpoint {}: it is a device, and a checkpoint is replaced as a whole: give a file",
+                output.shown
+            ));
+        }
+        let (settings, is_ours, kept) = (settings(args, dataset), Cell::new(false), Cell::new(0));
+        let saving = Saving {
+            output,
+            every: args.every,
+            settings,
+            is_ours,
+            kept,
+            in_memory: RefCell::default(),
+            failure: RefCell::default(),
+        };
         if !args.resume && !args.force {
             saving.check_replaceable(args.steps(dataset))?;
         }
@@ -118,7 +136,10 @@ impl Saving {
                 "this checkpoint is at step {}, and this run ends at step {steps} (--resume goes on from it)",
                 checkpoint.step()
             )),
-            None => Ok(()),
+            None => {
+                self.kept.set(checkpoint.step());
+                Ok(())
+            }
         }
     }
 
@@ -149,6 +170,11 @@ impl Saving {
 
     /// What this process has saved of the run last, or has itself gone on from.
     pub fn last(&self, args: &Args, steps: u64) -> Result<Option<Resumed>, CliError> {
+        let in_memory = self.in_memory.borrow().clone();
+        if let Some(checkpoint) = in_memory.filter(|_| !self.is_ours.get()) {
+            let sofar = Progress::of(&checkpoint).unwrap_or_default().sofar();
+            return Ok(Some(Resumed { checkpoint, sofar }));
+        }
         self.is_ours.get().then(|| self.load(args, steps)).transpose()
     }
 
@@ -201,8 +227,18 @@ impl Saving {
         Notes::from([(NOTE.to_owned(), note)])
     }
 
-    /// Saves the run. What fails is a warning: the run goes on, and the next time may do.
-    pub fn save(&self, checkpoint: &Checkpoint) {
+    /// Saves the run, unless the file has a later step of the same. What fails is a warning: the run goes on, and the next time may do.
+    pub fn save(&self, checkpoint: Checkpoint) {
+        let kept = self.kept.get();
+        if checkpoint.step() < kept {
+            let shown = &self.output.shown;
+            if self.in_memory.replace(Some(checkpoint)).is_none() {
+                tell(format!(
+                    "{shown} is at step {kept} of this run already, and is not replaced before that: --resume goes on from it, --force replaces it"
+                ));
+            }
+            return;
+        }
         let failure = checkpoint.save(&self.output.given).err().map(|error| error.to_string());
         if failure.is_none() {
             self.is_ours.set(true);
@@ -234,7 +270,7 @@ fn settings(args: &Args, dataset: &Dataset) -> BTreeMap<String, String> {
     let settings = [
         ("the data of --data", Some(identity(dataset))),
         ("--model", Some(name_of(args.model))),
-        ("--hidden", (args.model == ModelKind::Mlp).then(|| args.hidden.to_string())),
+        ("--hidden", (args.model == ModelKind::Mlp).then(|| args.hidden().to_string())),
         ("--rule", Some(name_of(args.rule))),
         ("--momentum", rule.has_momentum().then(|| rule.momentum().to_string())),
         ("--regime", Some(name_of(args.regime))),

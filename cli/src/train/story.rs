@@ -163,8 +163,9 @@ pub fn sentences(args: &Args, run: &Run, model: &Model, history: &History) -> Ve
         "{stopped}{} of {} in {} took the training loss from {} to {} and the test accuracy {accuracy} ({}).",
         count(run.steps, "step"),
         count(run.batch as u64, "row"),
-        count(u64::from(run.epochs), "epoch"),
-        loss_in_words(run.start_loss),
+        run.epochs_in_words(),
+        // Of the same rows as the other, where they were looked at.
+        loss_in_words(history.start_loss.unwrap_or(run.start_loss)),
         loss_in_words(run.train_loss),
         run.evaluated_in_words()
     ));

@@ -1,6 +1,6 @@
 //! `--trace`: a row of a CSV file for every step.
 
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::io::{self, BufRead, BufReader, Seek, SeekFrom, Write};
 use std::path::Path;
 
@@ -8,8 +8,9 @@ use wgpu_optim::{Record, TensorRecord, Term};
 
 use super::options::Args;
 use crate::CliError;
-use crate::files::{self, Output, cannot_write, start_of};
+use crate::files::{self, Output, cannot_write, is_file_at, start_of};
 use crate::model::Model;
+use crate::table::tell;
 
 /// Rows are appended in whole lines, some kilobytes at a time, so that a process that is killed leaves a trace that can be read. The file is
 /// not touched before the first of them.
@@ -55,7 +56,13 @@ impl Trace {
         let columns = columns(args, model);
         let kept = match step {
             0 => None,
-            _ if !output.path.exists() => None,
+            step if !output.path.exists() => {
+                tell(format!(
+                    "warning: {} is not there: the rows before step {step}, which an earlier process ran, are not in the trace",
+                    output.shown
+                ));
+                None
+            }
             step => Some(kept(&output, &columns.join(","), step)?),
         };
         let rows = csv::Writer::from_writer(Vec::new());
@@ -77,6 +84,7 @@ impl Trace {
     /// Brings every row so far to the disk.
     pub fn sync(&mut self) {
         self.flush();
+        self.look_for_it();
         if let Some(Err(error)) = self.file.as_ref().filter(|_| self.output.is_file).map(File::sync_data) {
             self.fail(&error);
         }
@@ -115,6 +123,7 @@ impl Trace {
     fn flush(&mut self) {
         let rows =
             std::mem::replace(&mut self.rows, csv::Writer::from_writer(Vec::new())).into_inner().unwrap_or_default();
+        self.look_for_it();
         if rows.is_empty() || self.failure.is_some() {
             return;
         }
@@ -129,7 +138,7 @@ impl Trace {
         let file = match &mut self.file {
             Some(file) => file,
             None => {
-                let mut file = OpenOptions::new().write(true).create(true).truncate(false).open(&self.output.path)?;
+                let mut file = self.output.open()?;
                 if self.output.is_file {
                     file.set_len(self.written)?;
                     file.seek(SeekFrom::End(0))?;
@@ -140,6 +149,19 @@ impl Trace {
         file.write_all(rows)?;
         self.written += rows.len() as u64;
         Ok(())
+    }
+
+    /// Whether what was written is still to be found: others may have removed, replaced or emptied the file.
+    fn look_for_it(&mut self) {
+        let Some(file) = self.file.as_ref().filter(|_| self.output.is_file && self.failure.is_none()) else { return };
+        let what = if !is_file_at(file, &self.output.path) {
+            "it was removed or replaced while it was written"
+        } else if file.metadata().is_ok_and(|about| about.len() < self.written) {
+            "it was cut short by another program while it was written"
+        } else {
+            return;
+        };
+        self.fail(&io::Error::other(what));
     }
 
     /// The run goes on without the rest of its trace, and says so when it ends.
@@ -157,11 +179,13 @@ impl Trace {
     /// Writes what is left; why the trace is not complete, if it is not.
     pub fn finish(mut self) -> Option<String> {
         self.flush();
+        self.look_for_it();
         self.failure
     }
 }
 
-/// The bytes that the header and the rows before this step take in the file of an earlier process.
+/// The bytes that the header and the rows before this step take in the file of an earlier process. It may itself have begun at a later
+/// step than 0, where the file was missing.
 fn kept(output: &Output, header: &str, step: u64) -> Result<u64, CliError> {
     let shown = &output.shown;
     let failed = |error: io::Error| CliError::write(shown, error);
@@ -171,23 +195,33 @@ fn kept(output: &Output, header: &str, step: u64) -> Result<u64, CliError> {
         ))
     };
     let mut reader = BufReader::new(File::open(&output.path).map_err(failed)?);
-    let mut kept = 0;
     let mut line = Vec::new();
-    for row in 0..=step {
+    let mut next_line = || -> io::Result<(u64, Vec<u8>)> {
         line.clear();
         // Longer than any row of ours: it is no trace.
         let most = header.len() as u64 * 30 + 1000;
-        kept += io::Read::take(&mut reader, most).read_until(b'\n', &mut line).map_err(failed)? as u64;
-        let first = line.split(|&byte| byte == b',').next().unwrap_or_default();
-        match row.checked_sub(1) {
-            None if line.trim_ascii_end() != header.as_bytes() => {
-                return refused("the header is not that of this run's trace".to_owned());
-            }
-            Some(row) if !line.ends_with(b"\n") || first != row.to_string().as_bytes() => {
-                return refused(format!("there is no row of step {row}"));
-            }
-            _ => {}
+        let bytes = io::Read::take(&mut reader, most).read_until(b'\n', &mut line)?;
+        Ok((bytes as u64, line.clone()))
+    };
+    let (mut kept, first) = next_line().map_err(failed)?;
+    if first.trim_ascii_end() != header.as_bytes() {
+        return refused("the header is not that of this run's trace".to_owned());
+    }
+    let mut row = None;
+    while row.is_none_or(|row| row < step) {
+        let (bytes, line) = next_line().map_err(failed)?;
+        let number = line.split(|&byte| byte == b',').next().and_then(|number| std::str::from_utf8(number).ok());
+        let number = number.and_then(|number| number.parse::<u64>().ok());
+        // The first one that is there, up to where this one goes on.
+        let due = row.or(number.filter(|&number| number <= step)).unwrap_or(0);
+        if row.is_none() && number == Some(step) {
+            return Ok(kept);
         }
+        if !line.ends_with(b"\n") || number != Some(due) {
+            return refused(format!("there is no row of step {due}"));
+        }
+        kept += bytes;
+        row = Some(due + 1);
     }
     Ok(kept)
 }

@@ -330,6 +330,20 @@ fn files_that_cannot_serve_are_refused_before_training() {
     numbers(&train(folder, &args));
     let new = text(&folder.join("new.csv"));
     assert!(new.lines().nth(1).expect("a row").starts_with("23,"), "{new}");
+    // And says so; the next process goes on with it. Where no step is left, that is said.
+    let args = ["--backend", "cpu", "--epochs", "3", "--checkpoint", "run", "--resume", "--trace", "new.csv"];
+    numbers(&train(folder, &args));
+    let steps: Vec<String> = text(&folder.join("new.csv"))
+        .lines()
+        .skip(1)
+        .map(|row| row.split(',').next().unwrap_or("").to_owned())
+        .collect();
+    assert_eq!(steps, (23..69).map(|step| step.to_string()).collect::<Vec<_>>());
+    std::fs::remove_file(folder.join("new.csv")).expect("removed");
+    let output = wgpu_optim().current_dir(folder).arg("train").args(args).output().expect("the binary runs");
+    let [out, err] = [&output.stdout, &output.stderr].map(|bytes| String::from_utf8_lossy(bytes).into_owned());
+    assert!(err.contains("warning: new.csv is not there: the rows before step 69"), "{err}");
+    assert!(out.contains("no step was left, all 69 are from a checkpoint") && !out.contains("0 steps"), "{out}");
 
     // Nothing to go on from is no error.
     let args = ["--backend", "cpu", "--epochs", "1", "--checkpoint", "fresh", "--resume"];

@@ -1,4 +1,4 @@
-//! Promise: SIGINT, SIGTERM and SIGHUP end a command after the running step with everything written, a second one at once, and no stream
+//! Promise: SIGINT, SIGTERM, SIGHUP and others that ask for an end, end a command after the running step with everything written, a second one at once, and no stream
 //! that is closed or full loses a run.
 //!
 //! Linux alone says when a process has begun to wait for signals.
@@ -60,9 +60,16 @@ fn is_hangup_ignored() -> bool {
 
 #[test]
 fn a_signal_ends_a_run_after_its_step_with_everything_written() {
-    for (signal, code, backend) in
-        [("INT", 130, "cpu"), ("TERM", 143, "cpu"), ("HUP", 129, "cpu"), ("INT", 130, "vulkan")]
-    {
+    for (signal, code, backend) in [
+        ("INT", 130, "cpu"),
+        ("TERM", 143, "cpu"),
+        ("HUP", 129, "cpu"),
+        ("QUIT", 131, "cpu"),
+        ("USR1", 138, "cpu"),
+        ("USR2", 140, "cpu"),
+        ("XCPU", 152, "cpu"),
+        ("INT", 130, "vulkan"),
+    ] {
         // Under `nohup` the program goes on, as it must, and this would wait for ever.
         if signal == "HUP" && is_hangup_ignored() {
             continue;
@@ -87,6 +94,8 @@ fn a_signal_ends_a_run_after_its_step_with_everything_written() {
         assert_eq!(trace.lines().count() as u64, steps + 1);
         let page = text(&folder.join("page.html"));
         assert!(page.ends_with("</html>\n") && page.contains("stopped by"), "{page}");
+        let begun = format!("in {} of 1,000,000 epochs", steps.div_ceil(23));
+        assert!(page.replace(',', "").contains(&begun.replace(',', "")), "no {begun:?} in {page}");
         // It goes on from the very step, and ends as a run that was not interrupted.
         let epochs = steps / 23 + 2;
         let rest = format!("{line} --epochs {epochs}");

@@ -394,9 +394,79 @@ fn refused(args: &[&str], words: &[&str]) {
 fn threads_beyond_reason_are_refused() {
     for line in ["train --backend cpu --epochs 1", "devices"] {
         let mut command = command::wgpu_optim();
-        let output = command.args(words(line)).env("RAYON_NUM_THREADS", "1000000000").output().expect("the binary runs");
+        let output =
+            command.args(words(line)).env("RAYON_NUM_THREADS", "1000000000").output().expect("the binary runs");
         assert_refused(&output, &["RAYON_NUM_THREADS", "1000000000", "1024"]);
     }
+    for (threads, is_number) in [("abc", false), ("-1", false), (" 4", false), ("", true), ("0", true), ("1", true)] {
+        let mut command = command::wgpu_optim();
+        let output = command.args(["devices", "--json"]).env("RAYON_NUM_THREADS", threads).output().expect("runs");
+        if is_number {
+            assert!(output.status.success(), "{threads}");
+        } else {
+            assert_refused(&output, &["RAYON_NUM_THREADS", threads, "1024"]);
+        }
+    }
+}
+
+/// What is given and would do nothing is a mistake, alone and in a comparison.
+#[test]
+fn options_that_would_not_be_heeded_are_refused() {
+    for (line, words) in [
+        ("--rule sgd --momentum 0.5", &["--momentum", "sgdm", "sgd would not"][..]),
+        ("--rule signsgd --momentum 0.9", &["--momentum", "signsgd"]),
+        ("--rule adamw --momentum nan", &["--momentum", "adamw"]),
+        ("--rule lion --momentum 0.5", &["--momentum", "lion"]),
+        ("--model softmax --hidden 8", &["--hidden", "softmax"]),
+        ("--telemetry", &["--telemetry", "--trace"]),
+        ("--compare --data spirals --label nonsense", &["--label", "spirals"]),
+        ("--compare --rules adamw --momentum .2", &["--momentum", "adamw"]),
+        ("--compare --model softmax --hidden 3", &["--hidden", "softmax"]),
+    ] {
+        refused(&[&["train", "--backend", "cpu"], &crate::command::words(line)[..]].concat(), words);
+    }
+}
+
+/// Not in the words of the library's interface.
+#[test]
+fn advice_is_in_the_words_of_the_command_line() {
+    for (line, words) in [
+        ("--rule sgdm --average schedule-free", &["--average polynomial"][..]),
+        ("--clip-norm 1e-45", &["leave --clip-norm out"]),
+        #[cfg(target_os = "linux")]
+        ("--backend metal", &["--backend metal", "Apple"]),
+        #[cfg(target_os = "linux")]
+        ("--backend dx12", &["--backend dx12", "Windows"]),
+    ] {
+        let output = wgpu_optim(&[&["train"], &crate::command::words(line)[..]].concat());
+        assert_refused(&output, words);
+        assert!(!String::from_utf8_lossy(&output.stderr).contains("::"));
+    }
+    for line in ["train --epochs 1", "train --compare --rules sgd --regimes seesaw --lrs 1e30 --seeds 0 --epochs 1"] {
+        let output = wgpu_optim(&crate::command::words(line));
+        let [out, err] = [&output.stdout, &output.stderr].map(|bytes| String::from_utf8_lossy(bytes).into_owned());
+        assert!(
+            !err.contains("::") && err.lines().filter(|line| line.contains("CPU path")).all(|line| line.len() < 160),
+            "{err}"
+        );
+        // Where every rate diverged, none is the best.
+        assert!(output.status.success() && !out.contains("end of its grid"), "{out}{err}");
+    }
+}
+
+/// The story is about the run that was: its own rates, of the same rows before and after.
+#[test]
+fn a_run_that_does_not_move_is_told_so() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let page = folder.path().join("page.html");
+    let line = "train --backend cpu --epochs 3 --regime fixed --lr 1e-30 --last --report";
+    let output = wgpu_optim(&[&crate::command::words(line)[..], &[page.to_str().expect("UTF-8")]].concat());
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let page = std::fs::read_to_string(page).expect("reads");
+    let losses = page.split("took the training loss from ").nth(1).and_then(|rest| rest.split(" and ").next());
+    let (from, to) = losses.and_then(|losses| losses.split_once(" to ")).expect("two losses");
+    assert_eq!(from, to);
+    assert!(page.contains("1e-30") && !page.contains("0.0000000"));
 }
 
 #[test]
@@ -608,7 +678,7 @@ fn the_terminal_and_the_page_tell_what_a_changed_step_did() {
     let page = std::fs::read_to_string(&path).expect("a page");
     let story = page.lines().find_map(|line| line.strip_prefix("<p class=\"story\">")).expect("a story");
     for words in [
-        "230 steps of 64 rows in 10 epochs took the training loss from 2.30 to ",
+        "230 steps of 64 rows in 10 epochs took the training loss from 2.40 to ",
         "and the test accuracy from ",
         "The learning rate was found by the optimizer: it began at ",
         "these factors multiply",

@@ -136,6 +136,7 @@ impl<'a> Comparison<'a> {
     /// Looks at everything that can be wrong before the first run. The files come with it that were read.
     pub fn new(args: &'a Args) -> Result<(Self, Vec<PathBuf>), CliError> {
         let options = &args.compare;
+        args.check_heeded(&options.rules)?;
         let regimes = options.regimes.clone().unwrap_or_else(|| {
             let all = RegimeName::value_variants().iter().copied();
             all.filter(|regime| !regime.is_fixed()).collect()
@@ -183,6 +184,12 @@ impl<'a> Comparison<'a> {
             ));
         }
         check_list("data", &names, |name| format!("\"{name}\""))?;
+        if args.label.is_some() && names.iter().all(|name| data::is_named(name)) {
+            return CliError::usage(format!(
+                "--label goes with a CSV file, {} is none: leave it out",
+                names.join(", ")
+            ));
+        }
         let mut comparison =
             Comparison { args, subjects: Vec::new(), variants, gradient_scales, about_data: Vec::new() };
         for &rule in &options.rules {
@@ -208,7 +215,7 @@ impl<'a> Comparison<'a> {
         }
         for (name, data::Loaded { dataset, about, .. }) in names.into_iter().zip(datasets) {
             comparison.about_data.push(about);
-            let model = Model::new(args.model, dataset.features, dataset.classes, args.hidden as usize);
+            let model = Model::new(args.model, dataset.features, dataset.classes, args.hidden());
             let (target, tuning) = target.clone().tuned_for(model.padded_len());
             let epochs = args.epochs.unwrap_or_else(|| data::default_epochs(name));
             let settings = options.settings.clone().unwrap_or_else(|| vec![Setting { batch: args.batch, epochs }]);

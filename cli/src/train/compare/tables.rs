@@ -2,9 +2,10 @@
 
 use wgpu_optim::Rule;
 
+use super::super::given_in_words;
 use super::super::options::{AverageName, RuleName, ScheduleName, name_of};
 use super::cases::{Place, Variant};
-use super::results::{Cell, Results, end_of_grid};
+use super::results::{Cell, Results, best_fixed, end_of_grid};
 use super::{Setting, summary};
 use crate::CliError;
 use crate::table::{Columns, say};
@@ -134,6 +135,8 @@ pub fn cells_of(cell: &Cell, above: [f64; 2]) -> [String; 4] {
 
 /// A best rate at the end of its grid may not be the best there is, which flatters the regimes.
 fn edge_of_grid(results: &Results, place: Place, schedule: ScheduleName) -> Option<String> {
+    // Where every one diverged, none is the best.
+    best_fixed(&results.cells, place, schedule).filter(|best| best.diverged() < best.runs.len())?;
     let (rate, is_upper) = end_of_grid(&results.cells, place, schedule)?;
     Some(format!(
         "{}, {}: {} is at the {} end of its grid, a wider one (--lrs) may have a better",
@@ -231,5 +234,5 @@ pub fn tenths_in_words(points: f64) -> String {
 }
 
 pub fn rate_in_words(rate: f32) -> String {
-    if (1e-3..1e4).contains(&rate) { rate.to_string() } else { format!("{rate:e}") }
+    given_in_words(rate)
 }
