@@ -394,7 +394,8 @@ fn refused(args: &[&str], words: &[&str]) {
 fn threads_beyond_reason_are_refused() {
     for line in ["train --backend cpu --epochs 1", "devices"] {
         let mut command = command::wgpu_optim();
-        let output = command.args(words(line)).env("RAYON_NUM_THREADS", "1000000000").output().expect("the binary runs");
+        let output =
+            command.args(words(line)).env("RAYON_NUM_THREADS", "1000000000").output().expect("the binary runs");
         assert_refused(&output, &["RAYON_NUM_THREADS", "1000000000", "1024"]);
     }
 }
