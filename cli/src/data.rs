@@ -257,12 +257,7 @@ impl Loader<'_> {
             self.remarks.push("qid: is left out".to_owned());
         }
         let table = training.dense(train, base, features)?;
-        if let Some(feature) = lost_as_f32(&table) {
-            let feature = feature + base;
-            self.remarks.push(format!(
-                "the values of feature {feature} are so close together for their size that 32 bits keep little of them: subtract a constant"
-            ));
-        }
+        self.remark_on_digits(&table, f64::from(f32::EPSILON), base);
         let test = test.zip(testing).map(|(file, part)| Ok((file, part.dense(file, base, features)?))).transpose()?;
         self.assemble(name, (train, table), test, Scaling::AsItIs)
     }
@@ -328,6 +323,16 @@ impl Loader<'_> {
         idx::parse(images, &self.open(&labels)?)
     }
 
+    /// Remarks on a feature of which little is left in numbers of this precision. The first feature has number `base`.
+    fn remark_on_digits(&mut self, table: &Table, epsilon: f64, base: usize) {
+        if let Some(feature) = lost_digits(table, epsilon) {
+            self.remarks.push(format!(
+                "the values of feature {} are so close together for their size that few of their digits are kept: subtract a constant",
+                feature + base
+            ));
+        }
+    }
+
     /// The set of these rows. Without a test part one row in five becomes one.
     fn assemble(
         &mut self,
@@ -368,6 +373,7 @@ impl Loader<'_> {
         };
         let scales = Scale::of_columns(scaling, &table, training);
         if scaling == Scaling::Standardised {
+            self.remark_on_digits(&table, f64::EPSILON, 1);
             let constant = scales.iter().filter(|scale| scale.factor == 0.0).count() as u64;
             if constant > 0 {
                 let are = if constant == 1 { "is" } else { "are" };
@@ -429,16 +435,20 @@ impl Classes {
     }
 }
 
-/// A feature with values other than 0 that differ by too little for f32.
-fn lost_as_f32(table: &Table) -> Option<usize> {
+/// A feature with values other than 0 that differ by too little for numbers with this distance of 1 from the next one.
+fn lost_digits(table: &Table, epsilon: f64) -> Option<usize> {
     let mut ends = vec![(f64::INFINITY, f64::NEG_INFINITY); table.features];
     for row in table.x.chunks_exact(table.features.max(1)) {
         for ((low, high), &value) in ends.iter_mut().zip(row).filter(|(_, value)| **value != 0.0) {
             (*low, *high) = (low.min(value), high.max(value));
         }
     }
-    let step = |(low, high): (f64, f64)| f64::from(f32::EPSILON) * low.abs().max(high.abs());
-    ends.into_iter().position(|(low, high)| high > low && high - low < FEWEST_STEPS * step((low, high)))
+    ends.into_iter().position(|(low, high)| {
+        let largest = low.abs().max(high.abs());
+        // What has become one number may have been several whole ones.
+        let was_several = low == high && largest * f64::EPSILON > 1.0;
+        was_several || high > low && high - low < FEWEST_STEPS * epsilon * largest
+    })
 }
 
 /// What is done to a column: `((x - origin) - mean) * factor / divisor`.

@@ -50,10 +50,21 @@ pub fn parse(file: &File, label: Option<&str>) -> Result<(Table, Vec<String>), D
     let features = form.columns - 1 - form.index;
     let rows = form.labels.rows.len();
     let mut x = values_of(file, rows, features)?;
-    let mut is_first = true;
+    let mut names = None;
     text.each_record(u64::MAX, |line, record| {
-        if std::mem::take(&mut is_first) && form.has_header {
-            return Ok(());
+        if form.has_header {
+            match &names {
+                None => {
+                    names = Some(record.clone());
+                    return Ok(());
+                }
+                Some(names) if names == record => {
+                    return Err(
+                        file.malformed(format!("line {line}"), "this is the line of names once more: remove it")
+                    );
+                }
+                Some(_) => {}
+            }
         }
         let features = record.iter().enumerate().skip(form.index);
         for (column, text) in features.filter(|(column, _)| *column != form.label) {
@@ -148,10 +159,12 @@ impl Text<'_> {
             }
             let expected = *columns.get_or_insert(record.len());
             if record.len() != expected {
-                let way_out = if records == 1 && record.len() == expected + 1 {
-                    "give every column a name, the row numbers that R writes as well (col.names = NA)"
-                } else {
-                    "give every row the same number of fields"
+                let way_out = match records {
+                    1 if record.len() == expected + 1 && expected > 1 => {
+                        "give every column a name, the row numbers that R writes as well (col.names = NA)"
+                    }
+                    _ if expected == 1 => "remove the lines before the names or the rows, or begin them with #",
+                    _ => "give every row the same number of fields, and remove lines that are no rows",
                 };
                 let problem = format!(
                     "{} where the lines before have {expected}: {way_out}",

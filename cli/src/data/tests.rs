@@ -595,7 +595,10 @@ fn what_is_doubtful_is_told_and_what_is_no_csv_is_named() {
         // Held-out rows of classes with one row.
         (b"1,a\n2,b\n".to_vec(), "1 held-out row of classes with no row left for training"),
         // Figures that f32 does not tell apart, and tiny ones.
-        (rows(60, |i| format!("{} 1:{}", i % 2, 1_700_000_000 + 20 * (i % 2))).into_bytes(), "32 bits keep little"),
+        (
+            rows(60, |i| format!("{} 1:{}", i % 2, 1_700_000_000 + 20 * (i % 2))).into_bytes(),
+            "feature 1 are so close together",
+        ),
         (rows(60, |i| format!("{} 2:{}", i % 2, 17 + 20 * (i % 2))).into_bytes(), "2 classes, 12 held out; classes"),
         // CSV, and no LIBSVM.
         (b"x,\"r 1:2\",label\n1,2,a\n2,3,b\n".to_vec(), "2 rows, 2 features"),
@@ -613,6 +616,15 @@ fn what_is_doubtful_is_told_and_what_is_no_csv_is_named() {
         ([words.as_bytes(), b",,\n"].concat(), "line 61, column 3: every field of this line is empty"),
         (b"1,2,a,\n2,3,b,\n".to_vec(), "if all lines end with a separator, remove it"),
         (latin, "save it as UTF-8"),
+        ([b"My data\nx,y,label\n", words.as_bytes()].concat(), "remove the lines before the names"),
+        (
+            format!("x,y,label\n{words}x,y,label\n{words}").into_bytes(),
+            "line 62: this is the line of names once more: remove it",
+        ),
+        (
+            rows(60, |i| format!("{},{}", 1_700_000_000_000_000_000 + i, i % 2)).into_bytes(),
+            "feature 1 are so close together",
+        ),
         (gz(&gz(words.as_bytes())), "packed by gzip twice"),
         ([gz(words.as_bytes()), b"\n".to_vec()].concat(), "60 rows"),
         (b"x\x9c\xff\x00".to_vec(), "packed by zlib"),
