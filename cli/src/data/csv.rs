@@ -257,8 +257,10 @@ impl Form {
         let (label, by) = label_column(text, &fields, wanted)?;
         let mut labels = text.labels(label)?;
         let looks_like_header = is_header(&fields, label, &labels);
-        // A word that other rows have as well may be a name, where the line has other names.
-        let is_named = by != By::Place && !labels.contains(fields[label]);
+        // What other rows have as well may be a name, where the line has other words.
+        let mut features = fields.iter().enumerate().filter(|(column, _)| *column != label);
+        let has_words = features.any(|(_, field)| field.parse::<f64>().is_err() && !is_missing(field));
+        let is_named = by != By::Place && (has_words || !labels.contains(fields[label]));
         if by != By::Place && !is_named && !looks_like_header {
             let problem = format!(
                 "--label {}: the first line has this in column {}, but it is a row and no line of names: give the column's number from 1 to {}, first or last",
@@ -419,10 +421,12 @@ fn told_separator(text: &str) -> Option<((char, &'static str), &str)> {
 
 /// Refuses texts of other kinds by their beginning.
 fn refuse_others(file: &File, text: &str) -> Result<(), DataError> {
-    let start: String = text.trim_start().chars().take(16).flat_map(char::to_lowercase).collect();
+    // Comments of ARFF.
+    let text = lines_of(text).find(|line| !line.trim().is_empty() && !line.starts_with('%')).unwrap_or_default();
+    let start: String = text.trim_start().chars().chain(['\n']).take(16).flat_map(char::to_lowercase).collect();
     let others = [
         (&["<!", "<html", "<?xml", "<table"][..], "it is HTML or XML"),
-        (&["{", "[{", "[[", "[\n", "[\r"], "it is JSON"),
+        (&["{", "[{", "[[", "[\n"], "it is JSON"),
         (&["@relation"], "it is ARFF"),
     ];
     match others.into_iter().find(|(starts, _)| starts.iter().any(|other| start.starts_with(other))) {

@@ -176,6 +176,10 @@ impl Classes {
                 return Some(format!("{one} and {other} are two classes: write them alike if they are one"));
             }
         }
+        let has_quotes = |label: &&String| label.len() > 1 && label.starts_with('"') && label.ends_with('"');
+        if let Some(label) = labels.names.iter().find(has_quotes) {
+            return Some(format!("{} has quotes of its own: remove the blank before them", quoted(label)));
+        }
         let missing = labels
             .names
             .iter()

@@ -471,6 +471,11 @@ fn csv_files_that_may_be_read_in_two_ways() {
         (format!("0,1,2,3\n{places}"), Some("1"), "column 2); \"1\" is taken for this name"),
         (words.clone(), Some("a"), "it is a row and no line of names"),
         (
+            format!("1st,a\n{}", rows(60, |i| format!("{},{}", i % 9, class_word(i)))),
+            Some("a"),
+            "header seen, the label is \"a\"",
+        ),
+        (
             format!("label,x,label\n{words}"),
             Some("label"),
             "2 columns are called so: give the number of one, as in --label 1 or --label 3",
@@ -616,6 +621,9 @@ fn what_is_doubtful_is_told_and_what_is_no_csv_is_named() {
         ([words.as_bytes(), b",,\n"].concat(), "line 61, column 3: every field of this line is empty"),
         (b"1,2,a,\n2,3,b,\n".to_vec(), "if all lines end with a separator, remove it"),
         (latin, "save it as UTF-8"),
+        (b"x,label\n1, \"b\"\n2,\"a\"\n3, \"b\"\n4,\"a\"\n".to_vec(), "has quotes of its own"),
+        (b"% by hand\n\n@relation x\n".to_vec(), "it is ARFF"),
+        (b"[\n{\"x\": 1}]".to_vec(), "it is JSON"),
         ([b"My data\nx,y,label\n", words.as_bytes()].concat(), "remove the lines before the names"),
         (
             format!("x,y,label\n{words}x,y,label\n{words}").into_bytes(),
