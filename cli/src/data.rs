@@ -269,23 +269,10 @@ impl Loader<'_> {
             return Err(DataError::unusable(&images.name, problem));
         }
         let training = self.idx_part(path, images)?;
-        // As the training images are spelled, or in the other way.
-        let names = |what: &'static str| {
-            let spellings = ["-idx", ".idx"].map(|end| [("t10k", end), ("test", end)]).concat();
-            let pairs = spellings.into_iter().flat_map(move |(part, end)| {
-                ["-idx", ".idx"].map(|of_images| (format!("train-images{of_images}3"), format!("{part}-{what}{end}")))
-            });
-            pairs.collect::<Vec<_>>()
-        };
-        let find = |plain: &[(&str, &str)], what: &'static str, dimensions: u8| {
-            let names: Vec<_> =
-                names(what).into_iter().map(|(name, other)| (name, format!("{other}{dimensions}"))).collect();
-            let pairs: Vec<_> = names.iter().map(|(name, other)| (name.as_str(), other.as_str())).collect();
-            sibling(path, plain).or_else(|| sibling(path, &pairs))
-        };
-        let test_path = find(&[("train-images", "t10k-images"), ("train-images", "test-images")], "images", 3);
+        let plain = [("train-images", "t10k-images"), ("train-images", "test-images")];
+        let test_path = sibling(path, &plain).or_else(|| idx_test_file(path, "images", 3));
         if test_path.is_none()
-            && let Some(labels) = find(&[], "labels", 1)
+            && let Some(labels) = idx_test_file(path, "labels", 1)
         {
             self.remarks.push(format!("{} has no test images beside it and is not used", crate::words::path(&labels)));
         }
@@ -394,6 +381,18 @@ impl Loader<'_> {
         };
         Ok((Dataset { name: name.to_owned(), features: table.features, classes: classes.count(), train, test }, part))
     }
+}
+
+/// The file of test images or labels beside training images, whatever comes before `idx` in either name.
+fn idx_test_file(images: &Path, what: &str, dimensions: u8) -> Option<PathBuf> {
+    let mut names = Vec::new();
+    for part in ["t10k", "test"] {
+        for (mark, other) in [("-", "-"), (".", "."), ("-", "."), (".", "-")] {
+            names.push((format!("train-images{mark}idx3"), format!("{part}-{what}{other}idx{dimensions}")));
+        }
+    }
+    let names: Vec<(&str, &str)> = names.iter().map(|(name, other)| (name.as_str(), other.as_str())).collect();
+    sibling(images, &names)
 }
 
 /// Exchanges rows, of which the first ones are held out, so that every class has one for training, where others have one to spare. Returns

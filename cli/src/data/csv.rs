@@ -399,7 +399,7 @@ fn is_header(first: &[&str], label: usize, others: &Labels) -> bool {
 
 /// Whether these ascend in equal steps: years, wavelengths.
 fn is_scale<'a>(fields: impl Iterator<Item = &'a str>) -> bool {
-    let Some(values) = fields.map(|field| number(field)).collect::<Option<Vec<f64>>>() else { return false };
+    let Some(values) = fields.map(number).collect::<Option<Vec<f64>>>() else { return false };
     let [first, second, _, ..] = values[..] else { return false };
     let step = second - first;
     step > 0.0 && values.windows(2).all(|pair| ((pair[1] - pair[0]) / step - 1.0).abs() < 1e-6)
