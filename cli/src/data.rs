@@ -108,6 +108,10 @@ const MOST_VALUES: usize = 1 << 31;
 const MOST_FEATURES: usize = 1_000_000;
 /// Share of the rows held out where a set has no test part: one in five.
 const HELD_OUT: usize = 5;
+/// Below it, squares lose digits.
+const TINY: f64 = 1e-140;
+/// Steps of f32 that the values of a feature should span.
+const FEWEST_STEPS: f64 = 64.0;
 /// Seed of the hold-out. It is not the run's seed, so that every run has the same test rows.
 const HOLD_OUT_SEED: u64 = 20_250_813;
 
@@ -222,7 +226,7 @@ impl Loader<'_> {
         let shown = crate::words::path(path);
         if path.is_dir() {
             let names = ["train-images-idx3-ubyte", "train-images.idx3-ubyte"];
-            let images = names.iter().find_map(|name| with_optional_gz(&path.join(name)));
+            let images = names.iter().find_map(|name| with_optional_gz(&path.join(name), false));
             let (mut dataset, part) = self.path(&images.ok_or(DataError::NoIdxFiles { folder: shown })?)?;
             if let Some(name) = path.file_name() {
                 dataset.name = escaped(&name.to_string_lossy());
@@ -253,14 +257,25 @@ impl Loader<'_> {
             self.remarks.push("qid: is left out".to_owned());
         }
         let table = training.dense(train, base, features)?;
+        self.remark_on_digits(&table, f64::from(f32::EPSILON), base);
         let test = test.zip(testing).map(|(file, part)| Ok((file, part.dense(file, base, features)?))).transpose()?;
         self.assemble(name, (train, table), test, Scaling::AsItIs)
     }
 
     fn idx(&mut self, path: &Path, images: &File) -> Result<(Dataset, TestPart), DataError> {
         self.refuse_label(&images.name)?;
+        if images.bytes.get(3) == Some(&1) {
+            let problem = "it has one dimension, as labels have: give the file of images, or the folder";
+            return Err(DataError::unusable(&images.name, problem));
+        }
         let training = self.idx_part(path, images)?;
-        let test_path = sibling(path, &[("train-images", "t10k-images"), ("train-images", "test-images")]);
+        let plain = [("train-images", "t10k-images"), ("train-images", "test-images")];
+        let test_path = sibling(path, &plain).or_else(|| idx_test_file(path, "images", 3));
+        if test_path.is_none()
+            && let Some(labels) = idx_test_file(path, "labels", 1)
+        {
+            self.remarks.push(format!("{} has no test images beside it and is not used", crate::words::path(&labels)));
+        }
         let test_images = test_path.as_ref().map(|test| self.open(test)).transpose()?;
         let mut test = None;
         if let Some((file, path)) = test_images.as_ref().zip(test_path) {
@@ -295,6 +310,16 @@ impl Loader<'_> {
         idx::parse(images, &self.open(&labels)?)
     }
 
+    /// Remarks on a feature of which little is left in numbers of this precision. The first feature has number `base`.
+    fn remark_on_digits(&mut self, table: &Table, epsilon: f64, base: usize) {
+        if let Some(feature) = lost_digits(table, epsilon) {
+            self.remarks.push(format!(
+                "the values of feature {} are so close together for their size that few of their digits are kept: subtract a constant",
+                feature + base
+            ));
+        }
+    }
+
     /// The set of these rows. Without a test part one row in five becomes one.
     fn assemble(
         &mut self,
@@ -310,19 +335,32 @@ impl Loader<'_> {
             let problem = "the rows have a label but no features: put the features beside the label, separated by commas, semicolons, tabs or blanks";
             return Err(DataError::unusable(&file.name, problem));
         }
-        let classes = Classes::new(&table.labels, test.as_ref().map(|(_, test)| &test.labels), &file.name)?;
+        let of_test = test.as_ref().map(|(file, test)| (&test.labels, &*file.name));
+        let classes = Classes::new(&table.labels, of_test, &file.name)?;
         self.remarks.extend(classes.remark(&table.labels));
         let rows = table.labels.rows.len();
-        let mut order: Vec<usize> = (0..rows).collect();
+        let mut order = memory::list(rows).map_err(|message| {
+            DataError::unusable(&file.name, format!("the order of the rows {message}: use fewer rows"))
+        })?;
+        order.extend(0..rows);
         let (held_out, training) = if test.is_some() {
             order.split_at(0)
         } else {
             order.shuffle(&mut ChaCha8Rng::seed_from_u64(HOLD_OUT_SEED));
             // At least one row on either side: two classes mean two rows.
-            order.split_at((rows / HELD_OUT).max(1))
+            let held_out = (rows / HELD_OUT).max(1);
+            let class_of_name = classes.of_names(&table.labels);
+            let class = |row: usize| class_of_name[table.labels.rows[row] as usize] as usize;
+            let strangers = keep_every_class(&mut order, held_out, class, classes.count());
+            if strangers > 0 {
+                let rows = count(strangers as u64, "held-out row");
+                self.remarks.push(format!("{rows} of classes with no row left for training can never be right"));
+            }
+            order.split_at(held_out)
         };
         let scales = Scale::of_columns(scaling, &table, training);
         if scaling == Scaling::Standardised {
+            self.remark_on_digits(&table, f64::EPSILON, 1);
             let constant = scales.iter().filter(|scale| scale.factor == 0.0).count() as u64;
             if constant > 0 {
                 let are = if constant == 1 { "is" } else { "are" };
@@ -345,6 +383,39 @@ impl Loader<'_> {
     }
 }
 
+/// The file of test images or labels beside training images, whatever comes before `idx` in either name.
+fn idx_test_file(images: &Path, what: &str, dimensions: u8) -> Option<PathBuf> {
+    let mut names = Vec::new();
+    for part in ["t10k", "test"] {
+        for (mark, other) in [("-", "-"), (".", "."), ("-", "."), (".", "-")] {
+            names.push((format!("train-images{mark}idx3"), format!("{part}-{what}{other}idx{dimensions}")));
+        }
+    }
+    let names: Vec<(&str, &str)> = names.iter().map(|(name, other)| (name.as_str(), other.as_str())).collect();
+    sibling(images, &names)
+}
+
+/// Exchanges rows, of which the first ones are held out, so that every class has one for training, where others have one to spare. Returns
+/// how many of the rows that are held out are of a class without.
+fn keep_every_class(order: &mut [usize], held_out: usize, class: impl Fn(usize) -> usize, classes: usize) -> usize {
+    let mut counts = vec![0usize; classes];
+    order[held_out..].iter().for_each(|&row| counts[class(row)] += 1);
+    let mut next = held_out;
+    for at in 0..held_out {
+        let wanted = class(order[at]);
+        if counts[wanted] > 0 {
+            continue;
+        }
+        next = (next..order.len()).find(|&other| counts[class(order[other])] > 1).unwrap_or(order.len());
+        if next < order.len() {
+            counts[class(order[next])] -= 1;
+            counts[wanted] += 1;
+            order.swap(at, next);
+        }
+    }
+    order[..held_out].iter().filter(|&&row| counts[class(row)] == 0).count()
+}
+
 impl Classes {
     /// Some rows of a table, scaled.
     fn split(&self, file: &File, table: &Table, rows: &[usize], scales: &[Scale]) -> Result<Split, DataError> {
@@ -361,6 +432,22 @@ impl Classes {
         }
         Ok(split)
     }
+}
+
+/// A feature with values other than 0 that differ by too little for numbers with this distance of 1 from the next one.
+fn lost_digits(table: &Table, epsilon: f64) -> Option<usize> {
+    let mut ends = vec![(f64::INFINITY, f64::NEG_INFINITY); table.features];
+    for row in table.x.chunks_exact(table.features.max(1)) {
+        for ((low, high), &value) in ends.iter_mut().zip(row).filter(|(_, value)| **value != 0.0) {
+            (*low, *high) = (low.min(value), high.max(value));
+        }
+    }
+    ends.into_iter().position(|(low, high)| {
+        let largest = low.abs().max(high.abs());
+        // What has become one number may have been several whole ones.
+        let was_several = low == high && largest * f64::EPSILON > 1.0;
+        was_several || high > low && high - low < FEWEST_STEPS * epsilon * largest
+    })
 }
 
 /// What is done to a column: `((x - origin) - mean) * factor / divisor`.
@@ -392,9 +479,12 @@ impl Scale {
     fn standard<I: Iterator<Item = f64>>(values: impl Fn() -> I, origin: f64) -> Self {
         let rows = values().count() as f64;
         let mean = values().map(|x| x - origin).sum::<f64>() / rows;
-        let variance = values().map(|x| (x - origin - mean).powi(2)).sum::<f64>() / rows;
-        let deviation = variance.sqrt();
-        Scale { origin, mean, factor: if deviation > 0.0 { 1.0 / deviation } else { 0.0 }, divisor: 1.0 }
+        // Squares of tiny values would be 0.
+        let largest = values().map(|x| (x - origin - mean).abs()).fold(0.0, f64::max);
+        let unit = if largest > 0.0 && largest < TINY { largest } else { 1.0 };
+        let variance = values().map(|x| ((x - origin - mean) / unit).powi(2)).sum::<f64>() / rows;
+        let factor = 1.0 / (variance.sqrt() * unit);
+        Scale { origin, mean, factor: if factor.is_finite() { factor } else { 0.0 }, divisor: 1.0 }
     }
 
     fn apply(&self, value: f64) -> f32 {

@@ -2,13 +2,13 @@
 //! of the file.
 
 use std::borrow::Cow;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::io::Read;
 
 use csv::{ReaderBuilder, StringRecord};
 
 use super::file::lines as lines_of;
-use super::labels::number;
+use super::labels::{is_missing, number};
 use super::{DataError, File, Labels, MOST_FEATURES, Table, feature, values_of};
 use crate::words::{count, escaped, quoted};
 
@@ -24,6 +24,8 @@ const MOST_LINE: usize = 1 << 26;
 /// What columns of labels are often called.
 const LABEL_NAMES: [&str; 11] =
     ["label", "labels", "class", "classes", "target", "y", "species", "category", "type", "variety", "diagnosis"];
+/// Rows from which on a feature that counts them is no coincidence.
+const FEWEST_NUMBERED: usize = 10;
 /// Rows from which on a class of one row is more likely to be the name of the column.
 const MANY_ROWS: usize = 20;
 
@@ -31,32 +33,55 @@ const MANY_ROWS: usize = 20;
 pub fn parse(file: &File, label: Option<&str>) -> Result<(Table, Vec<String>), DataError> {
     let text = file.text()?;
     check_lengths(file, text)?;
-    let (separator, name) = separator_of(text);
+    refuse_others(file, text)?;
+    let ((separator, name), text) = told_separator(text).unwrap_or_else(|| (separator_of(text), text));
     let text = match separator {
         ' ' => Cow::Owned(single_blanks(text)),
-        // Comments go to the next line feed.
-        _ if !text.contains('\n') => Cow::Owned(text.replace('\r', "\n")),
+        // Comments go to the next line feed, and lines are counted by them.
+        _ if text.split('\n').any(|line| line.strip_suffix('\r').unwrap_or(line).contains('\r')) => {
+            Cow::Owned(lines_of(text).flat_map(|line| [line, "\n"]).collect())
+        }
         _ => Cow::Borrowed(text),
     };
     let text = Text { file, text: &text, separator };
     let form = Form::of(&text, label)?;
+    let left_out = text.rows_left_out(&form)?;
 
-    let features = form.columns - 1 - usize::from(form.has_index);
+    let features = form.columns - 1 - form.index;
     let rows = form.labels.rows.len();
     let mut x = values_of(file, rows, features)?;
-    let mut is_first = true;
-    text.each_record(|line, record| {
-        if std::mem::take(&mut is_first) && form.has_header {
-            return Ok(());
+    let mut names = None;
+    text.each_record(u64::MAX, |line, record| {
+        if form.has_header {
+            match &names {
+                None => {
+                    names = Some(record.clone());
+                    return Ok(());
+                }
+                Some(names) if names == record => {
+                    return Err(
+                        file.malformed(format!("line {line}"), "this is the line of names once more: remove it")
+                    );
+                }
+                Some(_) => {}
+            }
         }
-        let features = record.iter().enumerate().skip(usize::from(form.has_index));
+        let features = record.iter().enumerate().skip(form.index);
         for (column, text) in features.filter(|(column, _)| *column != form.label) {
             let place = || format!("line {line}, column {}", column + 1);
             x.push(feature(file, place, text.trim(), form.way_out(line))?);
         }
         Ok(())
     })?;
+    let columns = (form.index..form.columns).filter(|column| *column != form.label);
+    let numbering = columns.enumerate().find(|(feature, _)| numbers_rows(&x, features, *feature));
     let mut remarks = form.remarks;
+    if let Some((_, column)) = numbering {
+        remarks.push(format!("column {} numbers the rows: remove it unless it is a feature", column + 1));
+    }
+    if left_out > 0 {
+        remarks.push(format!("{} commented out with #", count(left_out, "row")));
+    }
     if separator != ',' {
         remarks.push(format!("separated by {name}"));
     }
@@ -71,8 +96,39 @@ struct Text<'a> {
 }
 
 impl Text<'_> {
-    /// Calls `work` with every record and the line it begins in. Records have as many fields as the first one, all of them within a line.
-    fn each_record(&self, mut work: impl FnMut(u64, &StringRecord) -> Result<(), DataError>) -> Result<(), DataError> {
+    /// Rows that are commented out, which `#` before their first number does. What may be a row with a value that begins with `#` is
+    /// refused: a spreadsheet's `#N/A`, or a label.
+    fn rows_left_out(&self, form: &Form) -> Result<u64, DataError> {
+        let mut left_out = 0;
+        for (number, line) in lines_of(self.text).enumerate() {
+            let Some(rest) = line.strip_prefix('#') else { continue };
+            let mut fields = line.split(self.separator).map(str::trim);
+            if rest.starts_with([' ', '\t', '#']) || fields.clone().count() != form.columns {
+                continue;
+            }
+            let first = fields.next().unwrap_or_default();
+            if !is_missing(first) && !fields.any(|field| field.parse::<f64>().is_ok()) {
+                continue;
+            }
+            if form.label == 0 || first[1..].parse::<f64>().is_err() {
+                let problem = format!(
+                    "{} may begin a comment or a row: put it in quotes, or remove the line if it is a comment",
+                    quoted(first)
+                );
+                return Err(self.file.malformed(format!("line {}", number + 1), problem));
+            }
+            left_out += 1;
+        }
+        Ok(left_out)
+    }
+
+    /// Calls `work` with so many records and the line each begins in. Records have as many fields as the first one, all of them within a
+    /// line.
+    fn each_record(
+        &self,
+        most: u64,
+        mut work: impl FnMut(u64, &StringRecord) -> Result<(), DataError>,
+    ) -> Result<(), DataError> {
         // A quote that is not closed ends with the file, and then has this line break in it.
         let bytes = self.text.as_bytes().chain(&b"\n"[..]);
         let mut reader = ReaderBuilder::new()
@@ -83,7 +139,8 @@ impl Text<'_> {
             .from_reader(bytes);
         let mut record = StringRecord::new();
         let mut columns = None;
-        loop {
+        let mut records = 0;
+        while records < most {
             match reader.read_record(&mut record) {
                 Ok(false) => return Ok(()),
                 Ok(true) => {}
@@ -102,15 +159,58 @@ impl Text<'_> {
             }
             let expected = *columns.get_or_insert(record.len());
             if record.len() != expected {
+                let way_out = match records {
+                    1 if record.len() == expected + 1 && expected > 1 => {
+                        "give every column a name, the row numbers that R writes as well (col.names = NA)"
+                    }
+                    _ if expected == 1 => "remove the lines before the names or the rows, or begin them with #",
+                    _ => "give every row the same number of fields, and remove lines that are no rows",
+                };
                 let problem = format!(
-                    "{} where the lines before have {expected}: give every row the same number of fields",
+                    "{} where the lines before have {expected}: {way_out}",
                     count(record.len() as u64, "field")
                 );
                 return Err(self.file.malformed(format!("line {line}"), problem));
             }
             work(line, &record)?;
+            records += 1;
         }
+        Ok(())
     }
+
+    /// The labels of all records but the first one, and that one's place.
+    fn labels(&self, column: usize) -> Result<Labels, DataError> {
+        let mut labels = Labels::default();
+        let mut is_first = true;
+        self.each_record(u64::MAX, |line, record| {
+            if std::mem::take(&mut is_first) {
+                return Ok(());
+            }
+            match record[column].trim() {
+                "" => Err(self.no_label(line, record, column)),
+                word => labels.push(word).map_err(|problem| DataError::unusable(&self.file.name, problem)),
+            }
+        })?;
+        Ok(labels)
+    }
+
+    fn no_label(&self, line: u64, record: &StringRecord, column: usize) -> DataError {
+        let problem = if record.iter().all(|field| field.trim().is_empty()) {
+            "every field of this line is empty: remove the line"
+        } else if column + 1 == record.len() {
+            "the label is missing: this column holds the class of every row (--label names another; if all lines end with a separator, remove it)"
+        } else {
+            "the label is missing: this column holds the class of every row (--label names another)"
+        };
+        self.file.malformed(format!("line {line}, column {}", column + 1), problem)
+    }
+}
+
+/// Whether a feature is 0, 1, 2, … or 1, 2, 3, …
+fn numbers_rows(x: &[f64], features: usize, feature: usize) -> bool {
+    let counts_from =
+        |start: u32| x[feature..].iter().step_by(features).zip(start..).all(|(&value, row)| value == f64::from(row));
+    x.len() / features >= FEWEST_NUMBERED && (counts_from(0) || counts_from(1))
 }
 
 /// What the columns are.
@@ -120,8 +220,8 @@ struct Form {
     label: usize,
     labels: Labels,
     has_header: bool,
-    /// Whether the first column numbers the rows, and is left out.
-    has_index: bool,
+    /// The first columns that number the rows, and are left out.
+    index: usize,
     /// The line of the first record.
     first_line: u64,
     remarks: Vec<String>,
@@ -130,50 +230,59 @@ struct Form {
 impl Form {
     /// Reads all labels, and looks at whether the first line fits the others.
     fn of(text: &Text, wanted: Option<&str>) -> Result<Self, DataError> {
-        let mut first: Option<(u64, StringRecord, usize, bool)> = None;
-        let mut labels = Labels::default();
-        let missing = |line: u64, column: usize| {
-            let problem = "the label is missing: this column holds the class of every row (--label names another)";
-            text.file.malformed(format!("line {line}, column {}", column + 1), problem)
-        };
-        text.each_record(|line, record| {
-            let Some((_, _, label, _)) = &first else {
-                if record.len() > MOST_FEATURES + 1 {
-                    let problem = format!(
-                        "{}, more than the {MOST_FEATURES} features that a row may have",
-                        count(record.len() as u64, "field")
-                    );
-                    return Err(text.file.malformed(format!("line {line}"), problem));
-                }
-                let (label, is_named) = label_column(text.file, record, wanted)?;
-                first = Some((line, record.clone(), label, is_named));
-                return Ok(());
-            };
-            match record[*label].trim() {
-                "" => Err(missing(line, *label)),
-                word => {
-                    labels.push(word);
-                    Ok(())
-                }
-            }
+        let mut first = None;
+        text.each_record(1, |line, record| {
+            first = Some((line, record.clone()));
+            Ok(())
         })?;
-        let Some((first_line, record, label, is_named)) = first else {
+        let Some((first_line, record)) = first else {
             return Ok(Form {
                 columns: 1,
                 label: 0,
-                labels,
+                labels: Labels::default(),
                 has_header: false,
-                has_index: false,
+                index: 0,
                 first_line: 0,
                 remarks: Vec::new(),
             });
         };
+        if record.len() > MOST_FEATURES + 1 {
+            let problem = format!(
+                "{}, more than the {MOST_FEATURES} features that a row may have",
+                count(record.len() as u64, "field")
+            );
+            return Err(text.file.malformed(format!("line {first_line}"), problem));
+        }
         let fields: Vec<&str> = record.iter().map(str::trim).collect();
-        let has_header = is_named || is_header(&fields, label, &labels);
-        let has_index = has_header && label > 0 && fields.len() > 2 && is_name_of_index(fields[0]);
+        let (label, by) = label_column(text, &fields, wanted)?;
+        let mut labels = text.labels(label)?;
+        let looks_like_header = is_header(&fields, label, &labels);
+        // What other rows have as well may be a name, where the line has other words.
+        let mut features = fields.iter().enumerate().filter(|(column, _)| *column != label);
+        let has_words = features.any(|(_, field)| field.parse::<f64>().is_err() && !is_missing(field));
+        let is_named = by != By::Place && (has_words || !labels.contains(fields[label]));
+        if by != By::Place && !is_named && !looks_like_header {
+            let problem = format!(
+                "--label {}: the first line has this in column {}, but it is a row and no line of names: give the column's number from 1 to {}, first or last",
+                quoted(fields[label]),
+                label + 1,
+                fields.len()
+            );
+            return Err(DataError::unusable(&text.file.name, problem));
+        }
+        let has_header = is_named || looks_like_header;
+        let named_index = fields.iter().take_while(|field| is_name_of_index(field)).count();
+        let index = if has_header { named_index.min(label).min(fields.len().saturating_sub(2)) } else { 0 };
         let mut remarks = Vec::new();
         if has_header {
             remarks.push(format!("header seen, the label is {} (column {})", quoted(fields[label]), label + 1));
+            if labels.contains(fields[label]) {
+                remarks.push(format!("other rows have {} for a label", quoted(fields[label])));
+            }
+            if by == By::NameOrPlace {
+                remarks
+                    .push(format!("{} is taken for this name, and not for a column's number", quoted(fields[label])));
+            }
             let other = (0..fields.len()).find(|&column| column != label && is_label_name(fields[column]));
             if let Some(other) = other.filter(|_| wanted.is_none() && !is_label_name(fields[label])) {
                 let name = escaped(fields[other]);
@@ -181,15 +290,22 @@ impl Form {
             }
         } else {
             if fields[label].is_empty() {
-                return Err(missing(first_line, label));
+                return Err(text.no_label(first_line, &record, label));
             }
-            labels.push_first(fields[label]);
+            let is_alone = labels.rows.len() >= MANY_ROWS && !labels.contains(fields[label]);
+            labels.push_first(fields[label]).map_err(|problem| DataError::unusable(&text.file.name, problem))?;
             remarks.push(format!("no header, the label is in column {}", label + 1));
+            if is_alone {
+                let word = quoted(fields[label]);
+                remarks.push(format!("only the first line has the label {word}: if it is a line of names, remove it"));
+            }
         }
-        if has_index {
-            remarks.push("the first column numbers the rows and is left out".to_owned());
+        match index {
+            0 => {}
+            1 => remarks.push("the first column numbers the rows and is left out".to_owned()),
+            many => remarks.push(format!("the first {many} columns number the rows and are left out")),
         }
-        Ok(Form { columns: fields.len(), label, labels, has_header, has_index, first_line, remarks })
+        Ok(Form { columns: fields.len(), label, labels, has_header, index, first_line, remarks })
     }
 
     fn way_out(&self, line: u64) -> &'static str {
@@ -201,26 +317,43 @@ impl Form {
     }
 }
 
-/// The column of the labels, and whether the first line names it.
-fn label_column(file: &File, first: &StringRecord, wanted: Option<&str>) -> Result<(usize, bool), DataError> {
-    let last = first.len() - 1;
+/// What a column was chosen by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum By {
+    Place,
+    Name,
+    /// By its name, which is the number of another column.
+    NameOrPlace,
+}
+
+/// The column of the labels, and what it was chosen by. A number is a place, unless the first line is one of names and has it.
+fn label_column(text: &Text, first: &[&str], wanted: Option<&str>) -> Result<(usize, By), DataError> {
     let wanted = match wanted {
-        None | Some("last") => return Ok((last, false)),
-        Some("first") => return Ok((0, false)),
+        None | Some("last") => return Ok((first.len() - 1, By::Place)),
+        Some("first") => return Ok((0, By::Place)),
         Some(wanted) => wanted,
     };
-    if let Some(column) = first.iter().position(|name| name.trim() == wanted) {
-        return Ok((column, true));
-    }
-    match wanted.parse::<usize>() {
-        Ok(column) if (1..=first.len()).contains(&column) => Ok((column - 1, false)),
-        _ => Err(DataError::unusable(
-            &file.name,
-            format!(
-                "--label {}: no column is called so in the first line; give the name of a column, a number from 1 to {}, first or last",
-                quoted(wanted),
-                first.len()
-            ),
+    let refused = |problem| Err(DataError::unusable(&text.file.name, format!("--label {}: {problem}", quoted(wanted))));
+    let place =
+        wanted.parse::<usize>().ok().filter(|column| (1..=first.len()).contains(column)).map(|column| column - 1);
+    let named: Vec<usize> =
+        (0..first.len()).filter(|&column| first[column] == wanted && Some(column) != place).collect();
+    match (place, &named[..]) {
+        (Some(place), []) => Ok((place, By::Place)),
+        (Some(place), [name, ..]) => {
+            let is_name = text.labels(*name).is_ok_and(|labels| is_header(first, *name, &labels));
+            Ok(if is_name && named.len() == 1 { (*name, By::NameOrPlace) } else { (place, By::Place) })
+        }
+        (None, [name]) => Ok((*name, By::Name)),
+        (None, []) => refused(format!(
+            "no column is called so in the first line; give the name of a column, a number from 1 to {}, first or last",
+            first.len()
+        )),
+        (None, [one, other, ..]) => refused(format!(
+            "{} are called so: give the number of one, as in --label {} or --label {}",
+            count(named.len() as u64, "column"),
+            one + 1,
+            other + 1
         )),
     }
 }
@@ -237,27 +370,39 @@ fn is_name_of_index(field: &str) -> bool {
 /// Whether the first line has names, judged by the labels of the others.
 fn is_header(first: &[&str], label: usize, others: &Labels) -> bool {
     let features = || first.iter().enumerate().filter(|(column, _)| *column != label).map(|(_, field)| *field);
-    let missing =
-        |field: &str| ["", "?", "-", "na", "n/a", "null", "none"].contains(&field.to_ascii_lowercase().as_str());
     let numbers = features().filter(|field| field.parse::<f64>().is_ok()).count();
-    let names = features().filter(|field| field.parse::<f64>().is_err() && !missing(field)).count();
-    // No feature is a number.
-    if numbers == 0 && names > 0 {
-        return true;
-    }
+    let names = features().filter(|field| field.parse::<f64>().is_err() && !is_missing(field)).count();
     let of_label = first[label];
+    // No feature is a number. A row with a slip of the pen or a word for what is missing has a label that others have, too.
+    if numbers == 0 && names > 0 {
+        let mut seen = HashSet::new();
+        let is_row = others.contains(of_label)
+            && features().any(|field| {
+                !seen.insert(field) || field.starts_with(|c: char| c.is_ascii_digit() || "+-.".contains(c))
+            });
+        return !is_row;
+    }
     if of_label.is_empty() || others.names.is_empty() || others.contains(of_label) {
         // Or the first line counts all the columns.
         return others.contains(of_label) && first.len() > 4 && is_count(first.iter().copied());
     }
     // From here on no other row has this label.
-    let is_word = of_label.parse::<f64>().is_err() && !missing(of_label);
+    let is_word = of_label.parse::<f64>().is_err() && !is_missing(of_label);
     let others_are_numbers = others.names.iter().all(|label| number(label).is_some());
     let is_alone = others.rows.len() >= MANY_ROWS && others.counts().iter().all(|&rows| rows > 1);
     is_word && (others_are_numbers || names > 0 || is_alone || is_label_name(of_label))
+        || is_word && features().count() > 2 && is_scale(features())
         // Columns without names are counted, as pandas does, the label's or not. Few rows of few features may look like it by chance.
         || (features().count() > 3 || others.rows.len() >= MANY_ROWS)
-            && is_count(features().skip_while(|field| field.is_empty()))
+            && (is_count(features().skip_while(|field| field.is_empty())) || is_scale(first.iter().copied()))
+}
+
+/// Whether these ascend in equal steps: years, wavelengths.
+fn is_scale<'a>(fields: impl Iterator<Item = &'a str>) -> bool {
+    let Some(values) = fields.map(number).collect::<Option<Vec<f64>>>() else { return false };
+    let [first, second, _, ..] = values[..] else { return false };
+    let step = second - first;
+    step > 0.0 && values.windows(2).all(|pair| ((pair[1] - pair[0]) / step - 1.0).abs() < 1e-6)
 }
 
 /// Whether these are 0, 1, 2, … or 1, 2, 3, …
@@ -266,24 +411,48 @@ fn is_count<'a>(fields: impl Iterator<Item = &'a str> + Clone) -> bool {
     fields.clone().count() > 1 && (counts_from(0) || counts_from(1))
 }
 
+/// The separator that Excel's first line tells, as in `sep=;`, and the text behind it.
+fn told_separator(text: &str) -> Option<((char, &'static str), &str)> {
+    let told = text.strip_prefix("sep=")?;
+    let separator = SEPARATORS.into_iter().find(|(separator, _)| told.starts_with(*separator))?;
+    let rest = &told[separator.0.len_utf8()..];
+    rest.starts_with(['\n', '\r']).then_some((separator, rest))
+}
+
+/// Refuses texts of other kinds by their beginning.
+fn refuse_others(file: &File, text: &str) -> Result<(), DataError> {
+    // Comments of ARFF.
+    let text = lines_of(text).find(|line| !line.trim().is_empty() && !line.starts_with('%')).unwrap_or_default();
+    let start: String = text.trim_start().chars().chain(['\n']).take(16).flat_map(char::to_lowercase).collect();
+    let others = [
+        (&["<!", "<html", "<?xml", "<table"][..], "it is HTML or XML"),
+        (&["{", "[{", "[[", "[\n"], "it is JSON"),
+        (&["@relation"], "it is ARFF"),
+    ];
+    match others.into_iter().find(|(starts, _)| starts.iter().any(|other| start.starts_with(other))) {
+        Some((_, what)) => Err(DataError::unusable(&file.name, format!("{what}: save it as CSV"))),
+        None => Ok(()),
+    }
+}
+
 /// The separator that makes the most numbers of the first lines, and what it is called; of several the one by which more of them have the
-/// same number of fields.
+/// same number of fields, and then the one that leaves decimal commas whole.
 fn separator_of(text: &str) -> (char, &'static str) {
     let lines =
         || lines_of(text).map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#')).take(LOOKED_AT);
-    let is_number = |field: &str| {
-        let field = field.trim().trim_matches('"');
-        // Where fields are separated by semicolons, commas are often decimal.
-        field.parse::<f64>().is_ok() || field.replacen(',', ".", 1).parse::<f64>().is_ok()
-    };
+    // Where fields are separated by semicolons, commas are often decimal.
+    let is_decimal = |field: &str| field.contains(',') && field.replacen(',', ".", 1).parse::<f64>().is_ok();
     let rating = |separator: char| {
         let mut lengths: HashMap<usize, usize> = HashMap::new();
-        let mut numbers = 0;
+        let (mut numbers, mut decimals) = (0, 0);
         for line in lines() {
             let mut length = 0;
             let mut add = |field: &str| {
                 length += 1;
-                numbers += usize::from(is_number(field));
+                let field = field.trim().trim_matches('"');
+                let has_comma = is_decimal(field);
+                numbers += usize::from(has_comma || field.parse::<f64>().is_ok());
+                decimals += usize::from(has_comma && separator != ' ');
             };
             match separator {
                 ' ' => line.split_whitespace().for_each(&mut add),
@@ -293,7 +462,7 @@ fn separator_of(text: &str) -> (char, &'static str) {
         }
         let (length, alike) = lengths.into_iter().max_by_key(|&(length, lines)| (lines, length))?;
         // Where most lines are one field, it separates nothing.
-        (length > 1).then_some((numbers, alike))
+        (length > 1).then_some((numbers, alike, decimals))
     };
     let mut best = (SEPARATORS[0], None);
     for separator in SEPARATORS {

@@ -19,7 +19,13 @@ const SHARE: f64 = 0.25;
 const GZIP: [u8; 2] = [0x1f, 0x8b];
 
 /// Beginnings of files that are no text, and what to do about them.
-const OTHERS: [(&[u8], &str); 9] = [
+const OTHERS: [(&[u8], &str); 15] = [
+    (&GZIP, "it is packed by gzip twice: unpack it once"),
+    (b"\x1f\x9d", "it is packed by compress: unpack it"),
+    (b"\x78\x9c", "it is packed by zlib: unpack it"),
+    (b"\x78\xda", "it is packed by zlib: unpack it"),
+    (b"\x78\x01", "it is packed by zlib: unpack it"),
+    (b"\xd0\xcf\x11\xe0", "it is a spreadsheet: save it as CSV"),
     (b"\xff\xfe", "it is UTF-16: save it as UTF-8"),
     (b"\xfe\xff", "it is UTF-16: save it as UTF-8"),
     (b"PK\x03\x04", "it is a zip archive or a spreadsheet: unpack it, or save it as CSV"),
@@ -72,8 +78,8 @@ impl<'a> File<'a> {
         File::unpacked(name.to_owned(), Cow::Borrowed(bytes))
     }
 
-    /// Unpacks gzip, which its first two bytes give away: one member after the other, and zeros behind the last one, which tapes and some
-    /// servers add.
+    /// Unpacks gzip, which its first two bytes give away: one member after the other, and zeros and line ends behind the last one, which
+    /// tapes and some servers add.
     fn unpacked(name: String, bytes: Cow<'a, [u8]>) -> Result<File<'a>, DataError> {
         if !bytes.starts_with(&GZIP) {
             return Ok(File { name, bytes });
@@ -95,7 +101,7 @@ impl<'a> File<'a> {
                 )));
             }
             rest = decoder.into_inner();
-            let padding = rest.iter().take_while(|&&byte| byte == 0).count();
+            let padding = rest.iter().take_while(|byte| matches!(byte, 0 | b'\n' | b'\r')).count();
             rest = &rest[padding..];
         }
         if !rest.is_empty() {
@@ -111,7 +117,12 @@ impl<'a> File<'a> {
     pub fn text(&self) -> Result<&str, DataError> {
         let refused = |at: usize| {
             let other = OTHERS.iter().find(|(start, _)| self.bytes.starts_with(start));
-            let what = other.map_or("give a CSV, LIBSVM or IDX file, gzipped or not", |(_, what)| what);
+            let what = match other {
+                Some((_, what)) => what,
+                None if self.bytes.get(257..262) == Some(b"ustar") => "it is a tar archive: unpack it",
+                None if !self.bytes.contains(&0) => "if it is Latin-1 or another old encoding, save it as UTF-8",
+                None => "give a CSV, LIBSVM or IDX file, gzipped or not",
+            };
             self.malformed(format!("byte {at}"), format!("this is not text: {what}"))
         };
         let text = std::str::from_utf8(&self.bytes).map_err(|error| refused(error.valid_up_to()))?;
@@ -133,24 +144,27 @@ impl<'a> File<'a> {
     }
 }
 
-/// Lines that end as on any system. Those of Windows have a `\r` at their end.
+/// Lines that end as on any system, on several in one file.
 pub fn lines(text: &str) -> impl Iterator<Item = &str> {
-    let end = if text.contains('\n') { '\n' } else { '\r' };
-    text.split(end)
+    text.split('\n').flat_map(|line| line.strip_suffix('\r').unwrap_or(line).split('\r'))
 }
 
-/// The path itself or with `.gz` added, whichever exists.
-pub fn with_optional_gz(path: &Path) -> Option<PathBuf> {
+/// The path itself or with `.gz` added, whichever exists; of both, the packed one where that is wanted.
+pub fn with_optional_gz(path: &Path, rather_packed: bool) -> Option<PathBuf> {
     let mut packed = path.as_os_str().to_owned();
     packed.push(".gz");
-    [path.to_owned(), PathBuf::from(packed)].into_iter().find(|path| path.is_file())
+    let mut paths = [path.to_owned(), PathBuf::from(packed)];
+    if rather_packed {
+        paths.reverse();
+    }
+    paths.into_iter().find(|path| path.is_file())
 }
 
-/// The first file beside `path` whose name has the second part of a pair in the place of the first, packed or not; `None` where there is no
-/// such part or file.
+/// The first file beside `path` whose name has the second part of a pair in the place of the first, packed or not, rather as `path` is;
+/// `None` where there is no such part or file.
 pub fn sibling(path: &Path, parts: &[(&str, &str)]) -> Option<PathBuf> {
     let name = path.file_name()?.to_str()?;
-    let name = name.strip_suffix(".gz").unwrap_or(name);
+    let (name, is_packed) = name.strip_suffix(".gz").map_or((name, false), |name| (name, true));
     let names = parts.iter().filter(|(part, _)| name.contains(part)).map(|(part, other)| name.replace(part, other));
-    names.filter(|other| other != name).find_map(|other| with_optional_gz(&path.with_file_name(other)))
+    names.filter(|other| other != name).find_map(|other| with_optional_gz(&path.with_file_name(other), is_packed))
 }

@@ -114,7 +114,8 @@ pub fn parse(images: &File, labels: &File) -> Result<Part, DataError> {
     }
     let mut table = Table { features, x, labels: Labels::default() };
     for bytes in classes.data.chunks_exact(classes.kind.size()) {
-        table.labels.push(&classes.kind.value(bytes).to_string());
+        let label = classes.kind.value(bytes).to_string();
+        table.labels.push(&label).map_err(|problem| DataError::unusable(&labels.name, problem))?;
     }
     Ok(Part { table, kind: pixels.kind, shape: pixels.sizes[1..].to_vec() })
 }

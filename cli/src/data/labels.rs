@@ -3,10 +3,13 @@
 use std::collections::{BTreeMap, HashMap};
 
 use super::DataError;
-use crate::words::{count, escaped, quoted};
+use crate::words::{count, escaped, grouped, quoted};
 
 /// Classes that a data set may have.
 const MOST_CLASSES: usize = 1024;
+/// Different labels that are read before it is clear that they are no classes.
+const MOST_NAMES: usize = 1 << 16;
+const WAY_OUT: &str = "if the label is in another column of a CSV file, name that with --label";
 /// As many classes are listed by name.
 const LISTED: usize = 6;
 /// Numbers above may be alike as f64, and different as texts.
@@ -22,25 +25,41 @@ pub struct Labels {
 }
 
 impl Labels {
-    fn number_of(&mut self, label: &str) -> u32 {
+    fn number_of(&mut self, label: &str) -> Result<u32, String> {
         if let Some(&number) = self.numbers.get(label) {
-            return number;
+            return Ok(number);
+        }
+        if self.names.len() >= MOST_NAMES {
+            return Err(format!(
+                "there are more than {} different labels, such as {}: {MOST_CLASSES} classes are supported, and no regression targets ({WAY_OUT})",
+                grouped(MOST_NAMES as u64),
+                quoted(label)
+            ));
         }
         let number = self.names.len() as u32;
         self.names.push(label.to_owned());
         self.numbers.insert(label.to_owned(), number);
-        number
+        Ok(number)
     }
 
-    pub fn push(&mut self, label: &str) {
-        let number = self.number_of(label);
+    /// Adds a row, or says why it cannot.
+    pub fn push(&mut self, label: &str) -> Result<(), String> {
+        let number = self.number_of(label)?;
+        self.make_room()?;
         self.rows.push(number);
+        Ok(())
+    }
+
+    fn make_room(&mut self) -> Result<(), String> {
+        self.rows.try_reserve(1).map_err(|_| "there is no memory for its labels: use fewer rows".to_owned())
     }
 
     /// Adds a row before all others.
-    pub fn push_first(&mut self, label: &str) {
-        let number = self.number_of(label);
+    pub fn push_first(&mut self, label: &str) -> Result<(), String> {
+        let number = self.number_of(label)?;
+        self.make_room()?;
         self.rows.insert(0, number);
+        Ok(())
     }
 
     pub fn contains(&self, label: &str) -> bool {
@@ -53,6 +72,15 @@ impl Labels {
         self.rows.iter().for_each(|&name| counts[name as usize] += 1);
         counts
     }
+}
+
+/// Whether this is what programs write where a value is missing.
+pub fn is_missing(word: &str) -> bool {
+    const WORDS: [&str; 20] = [
+        "", "?", "-", "--", ".", "*", "na", "n/a", "nan", "null", "nil", "none", "missing", "<na>", "#n/a", "#value!",
+        "#ref!", "#div/0!", "#num!", "\\n",
+    ];
+    WORDS.contains(&word.to_ascii_lowercase().as_str())
 }
 
 /// A finite number, as labels may be.
@@ -77,17 +105,18 @@ pub struct Classes {
 
 impl Classes {
     /// The classes of the training rows; refuses what cannot be classified.
-    pub fn new(train: &Labels, test: Option<&Labels>, file: &str) -> Result<Self, DataError> {
+    pub fn new(train: &Labels, test: Option<(&Labels, &str)>, file: &str) -> Result<Self, DataError> {
         let unusable = |problem: String| Err(DataError::unusable(file, problem));
-        let names = || train.names.iter().chain(test.iter().flat_map(|test| &test.names));
-        let way_out = "if the label is in another column of a CSV file, name that with --label";
+        let names = || train.names.iter().chain(test.iter().flat_map(|(test, _)| &test.names));
         let is_number = |label: &&String| label.parse::<f64>().is_ok();
         let all_numbers = names().all(|label| is_number(&label));
         if all_numbers && let Some(label) = names().find(|label| number(label).is_none_or(|x| x.fract() != 0.0)) {
-            return unusable(format!(
-                "the label {} is not a class: labels are whole numbers or words, regression targets are not supported ({way_out})",
-                escaped(label)
-            ));
+            let file = test.filter(|_| !train.contains(label)).map_or(file, |(_, file)| file);
+            let problem = format!(
+                "the label {} is not a class: labels are whole numbers or words, regression targets are not supported ({WAY_OUT})",
+                quoted(label)
+            );
+            return Err(DataError::unusable(file, problem));
         }
         let are_numbers = all_numbers && names().all(|label| number(label).is_some_and(|x| x.abs() < MOST_NUMBER));
         let mut classes = Classes { are_numbers, classes: BTreeMap::new() };
@@ -97,11 +126,11 @@ impl Classes {
         classes.classes.values_mut().zip(0..).for_each(|(class, index)| *class = index);
         match classes.count() {
             1 => unusable(format!(
-                "every row has the label {}: classification needs at least two classes ({way_out})",
+                "every row has the label {}: classification needs at least two classes ({WAY_OUT})",
                 quoted(&train.names[0])
             )),
             many if many > MOST_CLASSES => unusable(format!(
-                "{many} different labels are more than the {MOST_CLASSES} classes that are supported ({way_out})"
+                "{many} different labels are more than the {MOST_CLASSES} classes that are supported ({WAY_OUT})"
             )),
             _ => Ok(classes),
         }
@@ -109,6 +138,11 @@ impl Classes {
 
     pub fn count(&self) -> usize {
         self.classes.len()
+    }
+
+    /// The class of every name among the training rows' labels.
+    pub fn of_names(&self, labels: &Labels) -> Vec<u32> {
+        labels.names.iter().map(|label| self.classes.get(&self.key(label)).copied().unwrap_or_default()).collect()
     }
 
     fn key(&self, label: &str) -> Key {
@@ -124,17 +158,39 @@ impl Classes {
         self.classes.get(&self.key(label)).copied().ok_or_else(|| {
             let problem = format!(
                 "the label {} of the test rows is out of range: no training row has it; give training rows of every class",
-                escaped(label)
+                quoted(label)
             );
             DataError::unusable(file, problem)
         })
     }
 
+    /// Labels that may be meant for one class, or for none.
+    fn remark_on_words(&self, labels: &Labels) -> Option<String> {
+        if self.are_numbers {
+            return None;
+        }
+        let mut seen = HashMap::new();
+        for label in &labels.names {
+            if let Some(other) = seen.insert(plain(label), label) {
+                let [one, other] = [other, label].map(|label| quoted(label));
+                return Some(format!("{one} and {other} are two classes: write them alike if they are one"));
+            }
+        }
+        let has_quotes = |label: &&String| label.len() > 1 && label.starts_with('"') && label.ends_with('"');
+        if let Some(label) = labels.names.iter().find(has_quotes) {
+            return Some(format!("{} has quotes of its own: remove the blank before them", quoted(label)));
+        }
+        let missing = labels
+            .names
+            .iter()
+            .find(|label| is_missing(label) && label.contains(|c: char| c.is_alphabetic() || c == '?'))?;
+        Some(format!("{} is a class: remove its rows if their label is missing", quoted(missing)))
+    }
+
     /// The classes and how many rows each has, where they are few; and labels that are written in more than one way.
     pub fn remark(&self, labels: &Labels) -> Option<String> {
         let mut by_class: BTreeMap<u32, (Vec<&str>, usize)> = BTreeMap::new();
-        for (label, rows) in labels.names.iter().zip(labels.counts()) {
-            let class = self.classes.get(&self.key(label)).copied().unwrap_or_default();
+        for ((label, rows), class) in labels.names.iter().zip(labels.counts()).zip(self.of_names(labels)) {
             let (names, count) = by_class.entry(class).or_default();
             names.push(label);
             names.sort_by_key(|name| name.len());
@@ -154,9 +210,16 @@ impl Classes {
                 |(names, rows): &(Vec<&str>, usize)| format!("{} {}", short(names[0]), count(*rows as u64, "row"));
             format!("classes: {}", by_class.values().map(class).collect::<Vec<_>>().join(", "))
         });
-        let remarks: Vec<String> = [listed, spelled].into_iter().flatten().collect();
+        let remarks: Vec<String> = [listed, spelled, self.remark_on_words(labels)].into_iter().flatten().collect();
         (!remarks.is_empty()).then(|| remarks.join("; "))
     }
+}
+
+/// A label without what may be a slip: case, quotes, blanks, a comment, another way to write a number.
+fn plain(label: &str) -> String {
+    let label = label.split(" #").next().unwrap_or(label);
+    let label = label.trim_matches(|c: char| c.is_whitespace() || "\"'".contains(c)).to_lowercase();
+    number(&label).map_or(label, |number| number.to_string())
 }
 
 /// The beginning of a name.

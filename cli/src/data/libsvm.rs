@@ -5,14 +5,17 @@ use super::file::lines;
 use super::{DataError, File, Labels, MOST_FEATURES, Table, feature, values_of};
 use crate::words::quoted;
 
-/// Whether the first line with more than a label has a token like `3:0.5` after it.
+/// Whether the first line with more than a label has a token like `3:0.5` after it. A time or a quoted text of a CSV file is none.
 pub fn is_libsvm(bytes: &[u8]) -> bool {
     let start = &bytes[..bytes.len().min(1 << 16)];
     let text = String::from_utf8_lossy(start);
-    lines(text.trim_start_matches('\u{feff}'))
-        .find_map(|line| content(line).split_whitespace().nth(1))
-        .and_then(|token| token.split_once(':'))
-        .is_some_and(|(index, value)| index.parse::<u64>().is_ok() || index == "qid" && value.parse::<u64>().is_ok())
+    let mut lines = lines(text.trim_start_matches('\u{feff}')).map(|line| content(line).split_whitespace());
+    let first = lines.find_map(|mut tokens| tokens.next().zip(tokens.next()));
+    let pair = first.and_then(|(label, token)| Some((label, token.split_once(':')?)));
+    pair.is_some_and(|(label, (index, value))| {
+        let is_csv = value.contains(['"', ';']) || value.contains(',') && label.parse::<f64>().is_err();
+        index.parse::<u64>().is_ok() && !is_csv || index == "qid" && value.parse::<u64>().is_ok()
+    })
 }
 
 fn content(line: &str) -> &str {
@@ -40,7 +43,11 @@ pub fn parse(file: &File) -> Result<Sparse, DataError> {
         let Some(label) = tokens.next() else { continue };
         let at = |problem: String| file.malformed(format!("line {}", number + 1), problem);
         if label.parse::<f64>().is_err() {
-            let problem = "is not a number: a line is a label and then index:value pairs";
+            let problem = if label.contains(',') && label.split(',').all(|label| label.parse::<f64>().is_ok()) {
+                "is several labels: give every row one class"
+            } else {
+                "is not a number: a line is a label and then index:value pairs"
+            };
             return Err(at(format!("the label {} {problem}", quoted(label))));
         }
         if tokens.next_if(|token| token.starts_with("qid:")).is_some() {
@@ -73,7 +80,7 @@ pub fn parse(file: &File) -> Result<Sparse, DataError> {
             sparse.indices = sparse.indices.max(index + 1);
             sparse.has_index_0 |= index == 0;
         }
-        sparse.labels.push(label);
+        sparse.labels.push(label).map_err(|problem| DataError::unusable(&file.name, problem))?;
     }
     Ok(sparse)
 }

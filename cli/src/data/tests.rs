@@ -223,7 +223,7 @@ fn csv_errors_name_the_place() {
         (b"1,2,0\n1,inf,1\n", "line 2, column 2: the feature \"inf\""),
         (b"1,2,0\n1,2,\n", "line 2, column 3: the label is missing"),
         (b"1,2,\n1,2,0\n", "line 1, column 3: the label is missing"),
-        (b"1,0.5\n2,1\n", "the label 0.5 is not a class"),
+        (b"1,0.5\n2,1\n", "the label \"0.5\" is not a class"),
         (b"?,?,a\n1,2,b\n", "line 1, column 1: \"?\""),
         (b"", "not one row"),
         (b"a,b,c\n", "not one row"),
@@ -305,7 +305,7 @@ fn a_libsvm_test_file_beside_the_training_file_is_used() {
     assert_eq!(set.test, Split { x: vec![0.0, 0.0, 0.0, 1.0], y: vec![1] });
     std::fs::write(path("a.test.gz"), gz(b"7 4:1\n")).expect("writes");
     let error = load(path("a.train").to_str().expect("UTF-8")).expect_err("refused");
-    assert!(error.to_string().contains("the label 7 of the test rows is out of range"));
+    assert!(error.to_string().contains("the label \"7\" of the test rows is out of range"));
 }
 
 fn idx_of(kind: u8, dimensions: &[u32], data: &[u8]) -> Vec<u8> {
@@ -446,4 +446,252 @@ proptest! {
         let file = file(&text);
         parse_all(&file);
     }
+}
+
+/// So many rows of a function of their number.
+fn rows(count: usize, row: impl Fn(usize) -> String) -> String {
+    (0..count).map(|i| row(i) + "\n").collect()
+}
+
+fn class_word(row: usize) -> &'static str {
+    ["a", "b"][row % 2]
+}
+
+/// What a CSV file of this text and `--label` comes to: a part of what is told of it, or of the refusal.
+#[test]
+fn csv_files_that_may_be_read_in_two_ways() {
+    let numbers = rows(60, |i| format!("{},{},{},{}", i % 9, i % 7, i % 5, i % 2));
+    let words = rows(60, |i| format!("{},{},{}", i % 9, i % 5, class_word(i)));
+    let mut wrong = Vec::new();
+    let places = rows(59, |i| format!("{},{},{},{}", i % 10, i % 7 + 2, i % 5, i % 11));
+    for (text, label, told) in [
+        // A number is a place, unless the first line has names.
+        (format!("5,7,1,3\n{places}"), Some("1"), "60 rows, 3 features, 10 classes, 12 held out; no header"),
+        (format!("5,7,1,3\n{places}"), Some("7"), "it is a row and no line of names"),
+        (format!("0,1,2,3\n{places}"), Some("1"), "column 2); \"1\" is taken for this name"),
+        (words.clone(), Some("a"), "it is a row and no line of names"),
+        (
+            format!("1st,a\n{}", rows(60, |i| format!("{},{}", i % 9, class_word(i)))),
+            Some("a"),
+            "header seen, the label is \"a\"",
+        ),
+        (
+            format!("label,x,label\n{words}"),
+            Some("label"),
+            "2 columns are called so: give the number of one, as in --label 1 or --label 3",
+        ),
+        (format!("label,x,label\n{words}"), Some("3"), "60 rows"),
+        // Lines with # that may be rows.
+        (format!("x,y,label\n#N/A,1,a\n{words}"), None, "line 2: \"#N/A\" may begin a comment or a row"),
+        (
+            format!("x,y,label\n#7,1,a\n{words}"),
+            None,
+            "60 rows, 2 features, 2 classes, 12 held out; header seen, the label is \"label\" (column 3); 1 row commented out with #",
+        ),
+        (format!("{words}# so, and so, 5\n#a,b,c\n#1,2\n"), None, "60 rows"),
+        (format!("# x,y,5\n#x,y,label\n{words}"), None, "60 rows"),
+        (
+            format!("tag,x\n{}", rows(60, |i| format!("{},{}", ["#1", "C"][i % 2], i % 9))),
+            Some("tag"),
+            "line 2: \"#1\" may begin",
+        ),
+        (
+            format!("tag,x\n{}", rows(60, |i| format!("{},{}", ["\"#1\"", "C"][i % 2], i % 9))),
+            Some("tag"),
+            "classes: #1 30 rows, C 30 rows",
+        ),
+        // Decimal commas.
+        (rows(60, |i| format!("{},{};{}", i % 9, i % 5, class_word(i))), None, "a decimal point"),
+        (rows(60, |i| format!("{},{}\t{}", i % 9, i % 5, class_word(i))), None, "a decimal point"),
+        (rows(60, |i| format!("{},{} {}", i % 9, class_word(i), class_word(i))), None, "60 rows, 1 feature, 2 classes"),
+        // Names that are numbers.
+        (format!("2019,2020,2021,2022\n{numbers}"), None, "60 rows, 3 features, 2 classes"),
+        (format!("3,4,5,6\n{numbers}"), None, "60 rows, 3 features, 2 classes"),
+        (format!("10,20,30,40\n{numbers}"), None, "60 rows, 3 features, 2 classes"),
+        (
+            format!(
+                "0.5,1.5,2.5,spectrum\n{}",
+                rows(6, |i| format!("{},{},{},{}", i % 3, i, 7 * i % 5, class_word(i)))
+            ),
+            None,
+            "header seen, the label is \"spectrum\"",
+        ),
+        (format!("6,5,4,3\n{numbers}"), None, "only the first line has the label \"3\""),
+        // A first row with a value that is none.
+        (format!("missing,missing,a\n{words}"), None, "line 1, column 1: \"missing\" is not a number"),
+        (format!("<NA>,missing,a\n{words}"), None, "line 1, column 1: \"<NA>\" is not a number"),
+        (
+            format!("1.5x,a\n{}", rows(60, |i| format!("{},{}", i % 9, class_word(i)))),
+            None,
+            "line 1, column 1: \"1.5x\"",
+        ),
+        (
+            format!("length,a\n{}", rows(60, |i| format!("{},{}", i % 9, class_word(i)))),
+            None,
+            "header seen, the label is \"a\" (column 2); other rows have \"a\" for a label",
+        ),
+        // Columns that number the rows.
+        (
+            format!(
+                "Unnamed: 0.1,Unnamed: 0,x,label\n{}",
+                rows(60, |i| format!("{i},{i},{},{}", i % 9, class_word(i)))
+            ),
+            None,
+            "60 rows, 1 feature,",
+        ),
+        (format!(",label\n{}", rows(60, |i| format!("{i},{}", class_word(i)))), None, "column 1 numbers the rows"),
+        (
+            format!("x,Id,label\n{}", rows(60, |i| format!("7,{},{}", i + 1, class_word(i)))),
+            None,
+            "column 2 numbers the rows",
+        ),
+        // More labels than are kept.
+        (rows(66_000, |i| format!("{},u{i}", i % 7)), None, "more than 65,536 different labels"),
+    ] {
+        let found = match loaded("x.csv", text.as_bytes(), label) {
+            Ok(loaded) => loaded.about,
+            Err(error) => error.to_string(),
+        };
+        let start: String = text.chars().take(30).collect();
+        if !found.contains(told) || found.contains('\n') {
+            wrong.push(format!("{start:?}, {label:?}, {told:?}: {found}"));
+        }
+    }
+    assert!(wrong.is_empty(), "{wrong:#?}");
+}
+
+/// Joined files: no line is lost behind a comment, whatever ends it.
+#[test]
+fn lines_may_end_in_several_ways_in_one_file() {
+    let csv = rows(60, |i| format!("1,{i},{}", class_word(i)));
+    let sparse = rows(30, |i| format!("{} 1:{i} # c", i % 2));
+    let (old, dos) = (|text: &str| text.replace('\n', "\r"), |text: &str| text.replace('\n', "\r\n"));
+    for (text, told) in [
+        (format!("{}#c\r{}\n", old(&csv), old(&csv)), "120 rows"),
+        (format!("{}#c\r\n{}#c\n{}", dos(&csv), old(&csv), csv), "180 rows"),
+        (format!("{}1 1:1\n{sparse}", old(&sparse)), "61 rows"),
+        (format!("{}{}{sparse}", old(&sparse), dos(&sparse)), "90 rows"),
+    ] {
+        let about = loaded("x", text.as_bytes(), None).expect("loads").about;
+        assert!(about.contains(told), "{about}");
+    }
+    assert!(error("x", format!("{}\nx,y,z", old(&csv)).as_bytes()).contains("line 61"));
+}
+
+/// As [`csv_files_that_may_be_read_in_two_ways`], of other faults and formats.
+#[test]
+fn what_is_doubtful_is_told_and_what_is_no_csv_is_named() {
+    let words = rows(60, |i| format!("{},{},{}", i % 9, i % 5, class_word(i)));
+    let mut wrong = Vec::new();
+    let latin = [b"x,caf\xe9,label\n", words.as_bytes()].concat();
+    for (bytes, told) in [
+        // Labels that may be one.
+        (rows(60, |i| format!("{},b{} # note{i}", i % 9, i % 2)).into_bytes(), "are two classes: write them alike"),
+        (
+            rows(60, |i| format!("{},{}", i % 9, ["True", "true"][i % 2])).into_bytes(),
+            "\"true\" and \"True\" are two classes",
+        ),
+        (
+            rows(60, |i| format!("{},{}", i % 9, ["1", "1.0", "x"][i % 3])).into_bytes(),
+            "\"1.0\" and \"1\" are two classes",
+        ),
+        (b"x,label\n1, \"b\"\n2,\"a\"\n3,b\n4,\"a\"\n".to_vec(), "are two classes"),
+        (rows(60, |i| format!("{},{}", i % 9, ["NA", "x"][i % 2])).into_bytes(), "\"NA\" is a class: remove its rows"),
+        // Held-out rows of classes with one row.
+        (b"1,a\n2,b\n".to_vec(), "1 held-out row of classes with no row left for training"),
+        // Figures that f32 does not tell apart, and tiny ones.
+        (
+            rows(60, |i| format!("{} 1:{}", i % 2, 1_700_000_000 + 20 * (i % 2))).into_bytes(),
+            "feature 1 are so close together",
+        ),
+        (rows(60, |i| format!("{} 2:{}", i % 2, 17 + 20 * (i % 2))).into_bytes(), "2 classes, 12 held out; classes"),
+        // CSV, and no LIBSVM.
+        (b"x,\"r 1:2\",label\n1,2,a\n2,3,b\n".to_vec(), "2 rows, 2 features"),
+        (b"2020-01-01 12:30,5,a\n2020-01-01 12:31,6,b\n".to_vec(), "\"2020-01-01 12:31\" is not a number: features"),
+        (b"0,1 1:2\n1 1:3\n".to_vec(), "is several labels: give every row one class"),
+        // Other formats and habits.
+        ([b"sep=;\n", words.replace(',', ";").as_bytes()].concat(), "separated by semicolons"),
+        (b"<!DOCTYPE html>\n<a>".to_vec(), "it is HTML or XML: save it as CSV"),
+        (b"[{\"x\": 1}]".to_vec(), "it is JSON: save it as CSV"),
+        (b"@RELATION iris\n".to_vec(), "it is ARFF: save it as CSV"),
+        (
+            b"x,label\n1,3,a\n2,3,b\n".to_vec(),
+            "line 2: 3 fields where the lines before have 2: give every column a name",
+        ),
+        ([words.as_bytes(), b",,\n"].concat(), "line 61, column 3: every field of this line is empty"),
+        (b"1,2,a,\n2,3,b,\n".to_vec(), "if all lines end with a separator, remove it"),
+        (latin, "save it as UTF-8"),
+        (b"x,label\n1, \"b\"\n2,\"a\"\n3, \"b\"\n4,\"a\"\n".to_vec(), "has quotes of its own"),
+        (b"% by hand\n\n@relation x\n".to_vec(), "it is ARFF"),
+        (b"[\n{\"x\": 1}]".to_vec(), "it is JSON"),
+        ([b"My data\nx,y,label\n", words.as_bytes()].concat(), "remove the lines before the names"),
+        (
+            format!("x,y,label\n{words}x,y,label\n{words}").into_bytes(),
+            "line 62: this is the line of names once more: remove it",
+        ),
+        (
+            rows(60, |i| format!("{},{}", 1_700_000_000_000_000_000 + i, i % 2)).into_bytes(),
+            "feature 1 are so close together",
+        ),
+        (gz(&gz(words.as_bytes())), "packed by gzip twice"),
+        ([gz(words.as_bytes()), b"\n".to_vec()].concat(), "60 rows"),
+        (b"x\x9c\xff\x00".to_vec(), "packed by zlib"),
+        (format!("1{} 1:1\n2.5 1:1\n", "0".repeat(60_000)).into_bytes(), "is not a class"),
+    ] {
+        let found = match loaded("x.csv", &bytes, None) {
+            Ok(loaded) => loaded.about,
+            Err(error) => error.to_string(),
+        };
+        let start = String::from_utf8_lossy(&bytes[..bytes.len().min(30)]);
+        if !found.contains(told) || found.contains('\n') || found.len() > 600 {
+            wrong.push(format!("{start:?}, {told:?}: {found}"));
+        }
+    }
+    assert!(wrong.is_empty(), "{wrong:#?}");
+}
+
+/// A class with one row is trained on, where another class can spare one; figures whose squares are 0 are told apart.
+#[test]
+fn rare_classes_are_trained_on_and_tiny_figures_are_told_apart() {
+    let text =
+        rows(60, |i| format!("{}e-170,{}", 1 + i % 2, if i < 48 { class_word(i).to_owned() } else { format!("c{i}") }));
+    let loaded = loaded("x.csv", text.as_bytes(), None).expect("loads");
+    let set = &loaded.dataset;
+    assert!((0..set.classes as u32).all(|class| set.train.y.contains(&class)), "{}", loaded.about);
+    assert!(!loaded.about.contains("held-out") && !loaded.about.contains("constant"), "{}", loaded.about);
+    assert_eq!(set.test.rows(), 12);
+    assert!(set.train.x.iter().all(|x| (0.5..2.0).contains(&x.abs())), "{:?}", set.train.x);
+}
+
+/// Of two files that go with a set, the one that is packed as it is; test images in any spelling.
+#[test]
+fn the_files_that_belong_together_are_found() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = |name: &str| folder.path().join(name);
+    let write = |name: &str, bytes: &[u8]| std::fs::write(path(name), bytes).expect("writes");
+    for (name, bytes) in [("x.train", &b"1 1:1\n0 1:2\n"[..]), ("x.test", b"1 1:1\n")] {
+        write(name, bytes);
+        write(&format!("{name}.gz"), &gz(bytes));
+    }
+    write("y.train", b"1 1:1\n0 1:2\n");
+    write("y.test", b"1.5 1:1\n");
+    for name in ["x.train", "x.train.gz"] {
+        let files = load_from(path(name).to_str().expect("UTF-8"), None).expect("loads").files;
+        assert_eq!(files, [path(name), path(&name.replace("train", "test"))]);
+    }
+    let error = load(path("y.train").to_str().expect("UTF-8")).expect_err("refused").to_string();
+    assert!(error.contains("y.test: the label \"1.5\""), "{error}");
+    let images = "train-images-idx3-ubyte";
+    write(images, &idx(&[3, 1, 2], &[0, 255, 51, 0, 1, 2]));
+    write("train-labels-idx1-ubyte", &idx(&[3], &[4, 9, 4]));
+    write("t10k-labels.idx1-ubyte", &idx(&[1], &[9]));
+    let load = |name: &str| load_from(path(name).to_str().expect("UTF-8"), None);
+    let about = load(images).expect("holds out").about;
+    assert!(about.contains("1 held out") && about.contains("t10k-labels.idx1-ubyte has no test images"), "{about}");
+    write("t10k-images.idx3-ubyte", &idx(&[1, 1, 2], &[255, 0]));
+    for name in [images, ""] {
+        let loaded = load(name).expect("loads");
+        assert!(loaded.about.contains("1 for testing") && loaded.files.len() == 4, "{}", loaded.about);
+    }
+    assert!(load("train-labels-idx1-ubyte").expect_err("labels").to_string().contains("give the file of images"));
 }

@@ -490,7 +490,7 @@ fn bad_input_ends_in_one_line_and_exit_code_2() {
     refused(&["train", "--data", &empty], &["empty.csv", "not one row"]);
     refused(&["train", "--data", &nan], &["nan.csv", "line 2, column 2", "not finite"]);
     refused(&["train", "--data", &fraction], &["0.25", "not a class"]);
-    refused(&["train", "--data", range], &["label 5", "out of range"]);
+    refused(&["train", "--data", range], &["label \"5\"", "out of range"]);
     refused(&["train", "--batch", "0"], &["--batch", "0"]);
     refused(&["train", "--epochs", "0"], &["--epochs"]);
     refused(&["train", "--hidden", "0"], &["--hidden"]);
