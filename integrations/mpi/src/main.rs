@@ -2,7 +2,8 @@
 //! batch, owns a shard of the parameters, receives the gradients of that shard from all ranks, steps, and hands the new parameters of its
 //! shard to all. Beside it, rank 0 trains the same with one optimizer of everything. At every step all ranks must have the same bits of the
 //! learning rate, and at the end the parameters of both must be the same within [`ULPS`]; otherwise the exit code is 1. (The last place of a
-//! parameter may decide the sign of a gradient that is all but zero. So for SIGNSGD both get the same gradients, those of the ranks.)
+//! parameter may decide whether a unit of the network is active, and the gradients then differ by far more. So both get the same
+//! gradients, at the parameters of the ranks.)
 //!
 //! `mpirun -n 4 wgpu-optim-mpi --path cpu`
 
@@ -26,8 +27,8 @@ use wgpu_optim_cli::model::{Model, ModelKind};
 type Outcome<T> = Result<T, Box<dyn std::error::Error>>;
 
 /// The largest distance of a parameter at the end, in units of the last place of the largest parameter. The sums of a norm are added up in
-/// another order, so that rates differ in their last place; over 220 steps that grew to 10.
-const ULPS: f64 = 64.0;
+/// another order, so that rates differ in their last place; over 220 steps that grew to 3.4.
+const ULPS: f64 = 16.0;
 
 /// Parts of a batch, each of which one rank computes. Their gradients are added up in this order for any number of ranks.
 const PARTS: usize = 4;
@@ -120,8 +121,7 @@ fn train(world: &SimpleCommunicator, args: &Args, gpu: Option<&Gpu>, rule: Rule)
         order.shuffle(&mut random);
         for rows in order.chunks_exact(BATCH) {
             if let Some(one) = &mut one {
-                let at = if matches!(rule, Rule::SignSgd(_)) { &parameters } else { &expected };
-                gradients(&mut compute, at, &data.train, rows, 0..PARTS, &mut parts);
+                gradients(&mut compute, &parameters, &data.train, rows, 0..PARTS, &mut parts);
                 let whole = add_up(parts.iter().map(Vec::as_slice), elements);
                 let start = Instant::now();
                 one.step(&whole)?;
