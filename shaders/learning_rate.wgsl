@@ -15,8 +15,8 @@ import package::elements::random_bits::rounding_key;
 import package::geometry::WORKGROUP;
 import package::layout::{
     GroupConstants, GroupState, RawRecord, Scaled, ScopeSums, Update, CLIPPED, FIRST, HALTED, LOSS_ELEMENT, MEAN_OUTLIER, MEAN_STEPS,
-    MOMENTUM_FROM_GRADIENT, NO_ELEMENT, NONFINITE_LOSS, OVERFLOW_KEY_WORD, RAW_NORM_CLIP, RECORD_WORDS, SCALE_CHANGED, SKIPPED, WAITING,
-    WRITTEN, ZERO_GRADIENT,
+    MOMENTUM_FROM_GRADIENT, NO_ELEMENT, NONFINITE_LOSS, OVERFLOW_KEY_WORD, RAW_NORM_CLIP, RECORD_WORDS, SCALE_CHANGED, SKIPPED,
+    SMALLEST_CLIP, WAITING, WRITTEN, ZERO_GRADIENT,
 };
 import package::learning_rate::gradient::{Gradient, from_squares};
 import package::scaled::{
@@ -50,8 +50,6 @@ override REGIME: u32;
 @group(0) @binding(6) var<storage, read_write> loss_scale: array<f32>;
 
 const NO_CLIP = 3.4028234e38;
-// Clip factors below 2^-100 are divided between two numbers, since f32 could not hold them.
-const SMALLEST_CLIP = -100;
 
 @compute @workgroup_size(WORKGROUP)
 fn learning_rate(@builtin(global_invocation_id) id: vec3<u32>) {

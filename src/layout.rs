@@ -461,6 +461,8 @@ pub mod numbers {
         pub const LARGEST_F16: f32 = 65504.0;
         /// The largest magnitude that a parameter in bf16 can get.
         pub const LARGEST_BF16: f32 = 3.389_531_4e38;
+        /// The power of two below which the factor of a clip is divided between two numbers, since f32 could not hold it.
+        pub const SMALLEST_CLIP: i32 = -100;
         /// The largest magnitude of a direction counter.
         pub const COUNTER_LIMIT: f32 = 7.0;
     }

@@ -21,7 +21,11 @@ pub enum NonFinitePolicy {
     /// [`drain_records`](crate::Optimizer::drain_records), [`try_drain_records`](crate::Optimizer::try_drain_records) and the steps of
     /// a [`CpuOptimizer`](crate::CpuOptimizer). [`resume`](crate::Optimizer::resume) lets training go on.
     ///
-    /// With a [`LossScaler`] such a step counts only if the scale was at its smallest already. Before that, the scale is taken to be the cause
+    /// Steps in which an element kept its value because the new one was out of range ([`Record::overflow`](crate::Record::overflow)) are
+    /// counted in the same way, in a count of their own: after `after` of them in a row training halts, except over several ranks, which do
+    /// not hear of each other's elements.
+    ///
+    /// With a [`LossScaler`] a skipped step counts only if the scale was at its smallest already. Before that, the scale is taken to be the cause
     /// and is halved.
     Error {
         /// Number of skipped steps in a row, at least 1.

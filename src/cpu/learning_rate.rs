@@ -3,6 +3,7 @@
 use crate::cpu::count_steps::{average_weight, bias_corrections, schedule_free_weight, steps_taken};
 use crate::cpu::schedule::schedule_factor;
 use crate::element::rounding_key;
+use crate::layout::numbers::SMALLEST_CLIP;
 use crate::layout::terms::{SCHEDULE_TERM, TRUST_TERM};
 use crate::layout::{
     GroupConstants, GroupState, LOSS_ELEMENT, MEAN_OUTLIER, MEAN_STEPS, NO_ELEMENT, RawRecord, Scaled, ScopeSums,
@@ -12,9 +13,6 @@ use crate::regime::Kernel;
 use crate::regime::gradient::{Gradient, Turn, direction_of};
 use crate::scaled::power_of_two;
 use crate::trust::trust_of;
-
-/// Clip factors below 2^-100 are divided between two numbers, since f32 could not hold them.
-const SMALLEST_CLIP: i32 = -100;
 
 /// What one invocation of the pass writes, beside the state.
 pub(crate) struct Outcome {

@@ -98,6 +98,12 @@ impl Literal for u32 {
     }
 }
 
+impl Literal for i32 {
+    fn wgsl(self) -> String {
+        self.to_string()
+    }
+}
+
 impl Literal for f32 {
     fn wgsl(self) -> String {
         format!("{self:?}")
