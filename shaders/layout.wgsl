@@ -24,6 +24,8 @@ struct Block {
     group: u32,
     row: u32,
     first_element: u32,
+    lead: u32,
+    present: u32,
 }
 
 struct RuleNumbers {
@@ -36,14 +38,20 @@ struct RuleNumbers {
     epsilon: f32,
 }
 
+struct GroupControls {
+    learning_rate_factor: f32,
+    gradient_factor: f32,
+    weight_decay: f32,
+    clip_norm: f32,
+    frozen: u32,
+    present: u32,
+}
+
 struct GroupConstants {
+    controls: GroupControls,
     scope: u32,
     flags: u32,
     sign: f32,
-    gradient_factor: f32,
-    coupled_decay: f32,
-    decoupled_decay: f32,
-    clip_norm: f32,
     halt_after: u32,
     loss_scale_first: i32,
     loss_scale_least: i32,
@@ -70,6 +78,8 @@ struct GroupConstants {
     scope_momentum: f32,
     scope_clip: f32,
     rounding_seed: u32,
+    outlier_deviations: f32,
+    outlier_window: u32,
 }
 
 struct GroupState {
@@ -77,6 +87,7 @@ struct GroupState {
     steps_high: u32,
     record_slot: u32,
     skipped: u32,
+    left_out: u32,
     skips_in_row: u32,
     halted: u32,
     last_nonfinite: u32,
@@ -90,6 +101,7 @@ struct GroupState {
     learning_rate: f32,
     regime_rate: f32,
     ln_schedule: f32,
+    ln_control: f32,
     trust: f32,
     ln_trust: f32,
     parameter_norm: Scaled,
@@ -104,6 +116,9 @@ struct GroupState {
     gradient_exponent: i32,
     direction_exponent: i32,
     last_norm: Scaled,
+    mean_ln_norm: f32,
+    ln_norm_variance: f32,
+    ln_norms: u32,
     last_clip: f32,
     first_correction: f32,
     second_correction: f32,
@@ -163,7 +178,7 @@ struct RawRecord {
     smoothed_norm: f32,
     learning_rate: f32,
     ln_rate: Fixed,
-    terms: array<f32, 13>,
+    terms: array<f32, 14>,
     regime: RegimeRecord,
     trust_ratio: f32,
     clip_factor: f32,
@@ -203,7 +218,7 @@ const LOSS_ELEMENT = 4294967294u;
 const PARTIAL_WORDS = 12u;
 const NO_TENSOR = 4294967295u;
 const INFINITY_BITS = 2139095040u;
-const RECORD_WORDS = 33u;
+const RECORD_WORDS = 34u;
 const OVERFLOW_KEY_WORD = 4u;
 const MAGNITUDE_BITS = 2147483647u;
 const NO_ELEMENT = 4294967295u;
@@ -226,6 +241,8 @@ const LARGEST_F32 = 3.4028233e38;
 const LARGEST_F16 = 65504.0;
 const LARGEST_BF16 = 3.3895314e38;
 const SMALLEST_CLIP = -100;
+const LEAST_DEVIATION = 0.01;
+const LARGEST_FACTOR_BITS = 1900671690u;
 const COUNTER_LIMIT = 7.0;
 
 const SQUARE = 0u;
@@ -244,6 +261,8 @@ const MOMENTUM_FROM_GRADIENT = 4u;
 const BRAKE = 8u;
 const RAW_NORM_CLIP = 16u;
 const ITERATES = 32u;
+const COUPLES_DECAY = 64u;
+const OUTLIER_CLIPS = 128u;
 
 const START_SLOT = 0u;
 const NO_SLOT = 3u;
@@ -275,6 +294,9 @@ const HALTED = 512u;
 const SCALE_CHANGED = 1024u;
 const STREAM_LOST = 2048u;
 const EPISODE_ENDS = 4096u;
+const FROZEN = 8192u;
+const ABSENT = 16384u;
+const OUTLIER = 32768u;
 const WRITTEN = 128u;
 
 const NORM_TERM = 0u;
@@ -290,6 +312,7 @@ const EPISODE_TERM = 9u;
 const CLAMP_TERM = 10u;
 const SCHEDULE_TERM = 11u;
 const TRUST_TERM = 12u;
+const CONTROL_TERM = 13u;
 
 const LN_RATE_LIMIT = 69.07755;
 const AGREEMENT_LIMIT = 138.1551;

@@ -14,11 +14,11 @@
 import package::elements::random_bits::rounding_key;
 import package::geometry::WORKGROUP;
 import package::layout::{
-    GroupConstants, GroupState, RawRecord, Scaled, ScopeSums, Update, CLIPPED, FIRST, HALTED, LOSS_ELEMENT, MEAN_OUTLIER, MEAN_STEPS,
-    MOMENTUM_FROM_GRADIENT, NO_ELEMENT, NONFINITE_LOSS, OVERFLOW_KEY_WORD, RAW_NORM_CLIP, RECORD_WORDS, SCALE_CHANGED, SKIPPED,
-    SMALLEST_CLIP, WAITING, WRITTEN, ZERO_GRADIENT,
+    GroupConstants, GroupState, RawRecord, Scaled, ScopeSums, Update, CLIPPED, COUPLES_DECAY, FIRST, HALTED, LOSS_ELEMENT, MEAN_OUTLIER,
+    MEAN_STEPS, MOMENTUM_FROM_GRADIENT, NO_ELEMENT, NONFINITE_LOSS, OUTLIER, OUTLIER_CLIPS, OVERFLOW_KEY_WORD, RAW_NORM_CLIP,
+    RECORD_WORDS, SCALE_CHANGED, SKIPPED, SMALLEST_CLIP, WAITING, WRITTEN, ZERO_GRADIENT,
 };
-import package::learning_rate::gradient::{Gradient, from_squares};
+import package::learning_rate::gradient::{Gradient, Turn, from_squares};
 import package::scaled::{
     add_fixed, add_float, choose, is_zero, larger, less, power_of_two, quotient, root, scaled, smaller, sum, times, to_float,
 };
@@ -33,6 +33,8 @@ import package::scaled::{
 @if(ngn) import package::regime::ngn::follow_regime;
 @if(auto_sgd) import package::regime::auto_sgd::{begin_step, follow_regime};
 @if(!auto_sgd) import package::learning_rate::one_stream::begin_step;
+import package::learning_rate::controls::{absence_of, follow_controls};
+@if(outliers) import package::learning_rate::outliers::judge_norm;
 @if(schedule) import package::learning_rate::schedule::follow_schedule;
 @if(trust_ratio) import package::learning_rate::trust_ratio::follow_trust;
 @if(averages) import package::learning_rate::average_share::average_share;
@@ -101,6 +103,7 @@ fn learning_rate(@builtin(global_invocation_id) id: vec3<u32>) {
         r.overflow_key = s.halt_overflow_key;
     }
     let turn = begin_step(c, measured.loss, skip, halted, &s, &r);
+    var left_out = false;
     if !skip {
         let square = from_squares(measured.square);
         let norm = root(square);
@@ -109,15 +112,37 @@ fn learning_rate(@builtin(global_invocation_id) id: vec3<u32>) {
         if (c.flags & RAW_NORM_CLIP) != 0u {
             raw_norm = root(from_squares(measured.raw_square));
         }
-        let limit = scaled(c.clip_norm, 0);
-        var clip = 1.0;
-        var clip_exponent = 0;
-        if c.clip_norm < NO_CLIP && less(limit, raw_norm) {
+        r.flags |= absence_of(c);
+        left_out = absence_of(c) != 0u;
+        // An outlier that is not clipped: the step leaves all groups of the norm out.
+        var waits = false;
+        let limit = scaled(c.controls.clip_norm, 0);
+        var clip = Scaled(1.0, 0);
+        var clips = c.controls.clip_norm < NO_CLIP && less(limit, raw_norm);
+        if clips {
+            clip = quotient(limit, raw_norm);
+        }
+        @if(global_clip) {
+            let norm_of_all = total_norm(c);
+            let most = scaled(c.global_clip, 0);
+            if less(most, norm_of_all) {
+                clip = smaller(clip, quotient(most, norm_of_all));
+                clips = true;
+            }
+        }
+        @if(outliers) {
+            let judgement = judge_norm(c, norm, &s);
+            if judgement.outlier {
+                r.flags |= OUTLIER;
+                waits = (c.flags & OUTLIER_CLIPS) == 0u;
+                clips = true;
+                clip = smaller(clip, quotient(judgement.limit, norm));
+            }
+        }
+        left_out |= waits;
+        if clips && !left_out {
             r.flags |= CLIPPED;
-            let factor = quotient(limit, raw_norm);
-            r.clip_factor = max(to_float(factor), power_of_two(-126));
-            clip_exponent = min(factor.exponent - SMALLEST_CLIP, 0);
-            clip = to_float(Scaled(factor.mantissa, factor.exponent - clip_exponent));
+            r.clip_factor = max(to_float(clip), power_of_two(-126));
         }
 
         var g = Gradient();
@@ -125,8 +150,8 @@ fn learning_rate(@builtin(global_invocation_id) id: vec3<u32>) {
         g.square = square;
         g.norm = norm;
         if is_zero(square) {
-            r.flags |= ZERO_GRADIENT;
-        } else {
+            r.flags |= select(ZERO_GRADIENT, 0u, left_out);
+        } else if !waits {
             smooth_norm(c, &g, &s);
             if g.first {
                 r.flags |= FIRST;
@@ -136,8 +161,10 @@ fn learning_rate(@builtin(global_invocation_id) id: vec3<u32>) {
         s.learning_rate = s.regime_rate;
         @if(schedule) follow_schedule(c, &s, &r);
         @if(trust_ratio) follow_trust(c, g, &s, &r);
+        follow_controls(c, &s, &r);
+        learning_rates[group] = s.learning_rate;
 
-        // How large the momentum can be at the next step: μ ‖m_{t-1}‖ and what this step adds.
+        // How large the momentum can be at the next step: μ ‖m_{t-1}‖ and what this step adds. All groups of the scope come to the same.
         let clipped = smaller(raw_norm, scaled(c.scope_clip, 0));
         var added = choose(clipped, norm, c.scope_clip >= NO_CLIP);
         if (c.flags & RAW_NORM_CLIP) != 0u {
@@ -145,36 +172,19 @@ fn learning_rate(@builtin(global_invocation_id) id: vec3<u32>) {
         }
         let old = times(root(scaled(measured.direction_square, 2 * s.direction_exponent)), c.scope_momentum);
         let bound = sum(old, added);
-        s.direction_exponent = select(clamp(bound.exponent + 1, -126, 126), 0, is_zero(bound));
-
-        s.last_clip = r.clip_factor;
-        count_good_step(c, &s, &r);
-        var u: Update;
-        u.skip = 0u;
-        u.learning_rate = turn.factor * s.learning_rate;
-        u.gradient_factor = c.gradient_factor * clip;
-        u.micro_share = abs(c.gradient_factor) * power_of_two(-clip_exponent);
-        u.unscale = power_of_two(clip_exponent - r.loss_scale_exponent);
-        u.overflow_word = (s.record_slot % ring_steps) * groups_here * RECORD_WORDS + OVERFLOW_KEY_WORD;
-        u.coupled_decay = c.coupled_decay;
-        u.shrink = 1.0 - u.learning_rate * c.decoupled_decay;
-        u.momentum = c.rule.direction_momentum;
-        u.momentum_keep = c.rule.momentum;
-        u.gradient_share = c.rule.gradient_share;
-        if (c.flags & MOMENTUM_FROM_GRADIENT) != 0u && s.momentum_started == 0u {
-            u.gradient_share = 1.0;
+        if !waits && !is_zero(bound) {
+            s.direction_exponent = clamp(bound.exponent + 1, -126, 126);
         }
-        @if(squares) follow_moments(c, &s, &u);
-        u.first = turn.begins;
-        u.put = turn.put;
-        u.take = turn.take;
-        u.rounding_key = rounding_key(c.rounding_seed, s.steps_low, s.steps_high);
-        s.momentum_started = 1u;
-        @if(averages) u.average_weight = average_share(c, &s);
-        updates[group] = u;
-        learning_rates[group] = s.learning_rate;
+        count_good_step(c, &s, &r);
+        if left_out {
+            s.left_out += 1u;
+        } else {
+            var u = take_step(c, clip, turn, &s, &r);
+            u.overflow_word = (s.record_slot % ring_steps) * groups_here * RECORD_WORDS + OVERFLOW_KEY_WORD;
+            updates[group] = u;
+        }
     }
-    if skip {
+    if skip || left_out {
         updates[group].skip = turn.skip;
         updates[group].first = 0u;
         updates[group].put = turn.put;
@@ -184,7 +194,7 @@ fn learning_rate(@builtin(global_invocation_id) id: vec3<u32>) {
         loss_scale[0] = power_of_two(s.loss_scale_exponent);
     }
 
-    let ln_rate = add_float(add_float(add_fixed(s.ln_first_rate, s.change), s.ln_schedule), s.ln_trust);
+    let ln_rate = add_float(add_float(add_float(add_fixed(s.ln_first_rate, s.change), s.ln_schedule), s.ln_trust), s.ln_control);
     if s.learning_rate == 0.0 {
         r.flags |= WAITING;
     }
@@ -202,6 +212,52 @@ fn learning_rate(@builtin(global_invocation_id) id: vec3<u32>) {
         s.steps_high += 1u;
     }
     states[group] = s;
+}
+
+// The norm of the gradients of all groups, without weight decay.
+@if(global_clip)
+fn total_norm(c: GroupConstants) -> Scaled {
+    var total = Scaled(0.0, 0);
+    for (var scope = 0u; scope < arrayLength(&sums); scope++) {
+        if (c.flags & RAW_NORM_CLIP) != 0u {
+            total = sum(total, from_squares(sums[scope].raw_square));
+        } else {
+            total = sum(total, from_squares(sums[scope].square));
+        }
+    }
+    return root(total);
+}
+
+// What pass 4 needs of a step that moves the group.
+fn take_step(c: GroupConstants, clip: Scaled, turn: Turn, s: ptr<function, GroupState>, r: ptr<function, RawRecord>) -> Update {
+    (*s).last_clip = (*r).clip_factor;
+    let clip_exponent = min(clip.exponent - SMALLEST_CLIP, 0);
+    var u: Update;
+    u.skip = 0u;
+    u.learning_rate = turn.factor * (*s).learning_rate;
+    u.gradient_factor = c.controls.gradient_factor * to_float(Scaled(clip.mantissa, clip.exponent - clip_exponent));
+    u.micro_share = abs(c.controls.gradient_factor) * power_of_two(-clip_exponent);
+    u.unscale = power_of_two(clip_exponent - (*r).loss_scale_exponent);
+    u.shrink = 1.0;
+    if (c.flags & COUPLES_DECAY) != 0u {
+        u.coupled_decay = c.controls.weight_decay;
+    } else {
+        u.shrink -= u.learning_rate * c.controls.weight_decay;
+    }
+    u.momentum = c.rule.direction_momentum;
+    u.momentum_keep = c.rule.momentum;
+    u.gradient_share = c.rule.gradient_share;
+    if (c.flags & MOMENTUM_FROM_GRADIENT) != 0u && (*s).momentum_started == 0u {
+        u.gradient_share = 1.0;
+    }
+    @if(squares) follow_moments(c, s, &u);
+    u.first = turn.begins;
+    u.put = turn.put;
+    u.take = turn.take;
+    u.rounding_key = rounding_key(c.rounding_seed, (*s).steps_low, (*s).steps_high);
+    (*s).momentum_started = 1u;
+    @if(averages) u.average_weight = average_share(c, s);
+    return u;
 }
 
 // Counts steps in a row in which an element was out of range. All groups come to the same.

@@ -2,7 +2,7 @@
 // per invocation, every sum the step needs.
 //
 // Reads:  gradients; momentum; memory (counters or the last gradient); parameters with coupled weight decay, and before the first step.
-// Writes: partials (see layout.wgsl for their order).
+// Writes: partials (see layout.wgsl for their order). They are 0 for groups that are frozen and for tensors without gradients.
 // Grid:   one workgroup of WORKGROUP invocations per block; invocation i takes quads i, i + WORKGROUP, … of the block.
 // Assumes: the trips of all loops of one invocation stay below 65,535 (some drivers stop there in silence).
 //
@@ -71,12 +71,12 @@ fn magnitudes_of(q: Quad) -> vec4<u32> {
 }
 
 fn gradient_of(what: u32, block: Block, q: Quad) -> vec4<f32> {
-    var g = groups[block.group].gradient_factor * bitcast<vec4<f32>>(q.gradients);
+    var g = groups[block.group].controls.gradient_factor * bitcast<vec4<f32>>(q.gradients);
     if COUPLED_DECAY && what == GRADIENT {
         if LOSS_SCALE {
             g *= power_of_two(-states[block.group].loss_scale_exponent);
         }
-        g += groups[block.group].coupled_decay * bitcast<vec4<f32>>(q.parameters);
+        g += groups[block.group].controls.weight_decay * bitcast<vec4<f32>>(q.parameters);
     }
     return g;
 }
@@ -117,13 +117,24 @@ fn reduce_gradient(invocation: Invocation) {
     reduce_block(invocation);
 }
 
+// Whether the block is of a group that is frozen or of a tensor that has no gradients.
+fn is_left_out(block: Block) -> bool {
+    return groups[block.group].controls.frozen != 0u || groups[block.group].controls.present == 0u || blocks[block.lead].present == 0u;
+}
+
 fn reduce_block(invocation: Invocation) {
-    let block = blocks[invocation.workgroup.x];
+    var block = blocks[invocation.workgroup.x];
+    if is_left_out(block) {
+        // Nothing is read, and every sum is 0.
+        block.elements = 0u;
+    }
     let lane = invocation.lane;
     let gradient_scale = power_of_two(-states[block.group].gradient_exponent);
     let momentum_scale = power_of_two(-states[block.group].direction_exponent);
     let loss_scale_exponent = states[block.group].loss_scale_exponent;
     let unscale = power_of_two(-loss_scale_exponent);
+    // Before the group's first step, which another group of the scope may have had, there is nothing to compare with.
+    let measures = (MOMENTUM || COUNTERS) && states[block.group].momentum_started != 0u;
 
     var largest_loaded = vec4<u32>();
     var largest = vec4<u32>();
@@ -144,7 +155,7 @@ fn reduce_block(invocation: Invocation) {
             raw_largest = max(raw_largest, magnitude_bits(raw));
             raw_squares += raw * raw;
         }
-        if MOMENTUM || COUNTERS {
+        if measures {
             measure(block, quad, true_gradient(g, unscale), gradient_scale, momentum_scale, &alignment);
         }
     }
@@ -154,7 +165,7 @@ fn reduce_block(invocation: Invocation) {
     var largest_magnitude = largest_of(largest);
     if !COUPLED_DECAY {
         // Of products by one factor the largest is that of the largest.
-        let most = groups[block.group].gradient_factor * bitcast<f32>(loaded_magnitude);
+        let most = groups[block.group].controls.gradient_factor * bitcast<f32>(loaded_magnitude);
         largest_magnitude = bitcast<u32>(most) & MAGNITUDE_BITS;
     }
     t.square = squares_of(GRADIENT, block, lane, largest_magnitude, across(squares));

@@ -3,7 +3,7 @@
 // Reads:  updates (one per group, from pass 3), gradients.
 // Writes: parameters, with what 16 bits lack of them where that is kept; momentum; memory (counters, the last gradient, the first parameters, streams of
 //         parameters); averages; what it measures of the step. Nothing where the step is skipped, but for streams, which change turns.
-//         Zeros in the place of the gradients where that is asked, skipped or not. In the ring of records, which element was out of range.
+//         Nothing of a tensor without gradients. Zeros in the place of the gradients where that is asked, skipped or not. In the ring of records, which element was out of range.
 // Grid:   one workgroup of WORKGROUP invocations per block; invocation i takes quads i, i + WORKGROUP, … of the block.
 //
 //     g ← g / loss scale
@@ -84,7 +84,11 @@ fn update_quad(block: Block, update: Update, quad: u32) {
 
 @compute @workgroup_size(WORKGROUP)
 fn update_parameters(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
-    let block = blocks[workgroup.x];
+    var block = blocks[workgroup.x];
+    let present = blocks[block.lead].present != 0u;
+    if !present {
+        block.elements = 0u;
+    }
     let update = updates[block.group];
     if update.skip == SKIP_ALL {
         @if(clears_gradients) {
@@ -97,6 +101,6 @@ fn update_parameters(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local
     for (var quad = lane; 4u * quad < block.elements; quad += WORKGROUP) {
         update_quad(block, update, quad);
     }
-    @if(measures_step) leave(block, lane);
+    @if(measures_step) leave(block, lane, present);
     @if(!measures_step) tell_overflow(update);
 }

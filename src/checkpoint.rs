@@ -19,7 +19,7 @@ use half::{bf16, f16};
 use safetensors::tensor::{Dtype, Metadata};
 
 use crate::error::{Cause, CheckpointError, Error};
-use crate::layout::{Field, GroupState, NO_TENSOR};
+use crate::layout::{Field, GroupControls, GroupState, NO_TENSOR};
 use crate::plan::Plan;
 use about::About;
 pub(crate) use draft::{Draft, Slot};
@@ -104,7 +104,7 @@ pub struct Checkpoint {
 }
 
 /// Format version. It is raised by every change that older versions of this crate cannot read.
-const VERSION: u32 = 4;
+const VERSION: u32 = 5;
 /// Oldest format version that is read. It has no checksum.
 const OLDEST_VERSION: u32 = 2;
 
@@ -335,6 +335,10 @@ impl Checkpoint {
     /// Whether everything that the configuration calls for is there in its type and shape, and nothing else.
     fn check_contents(&self, plan: &Plan) -> Result<(), String> {
         let mut items = items(plan, self.about.parameters);
+        items.retain(|item| match item.slot {
+            Slot::Table(table) => self.about.has(table),
+            _ => true,
+        });
         // Another version's rows may be shorter or longer.
         for item in &mut items {
             if let Slot::Table(table) = item.slot {
@@ -361,7 +365,7 @@ impl Checkpoint {
 
     /// Checks that a step could have left the groups' states as they are. Any other values would lead to meaningless steps.
     fn check_states(&self, plan: &Plan) -> Result<(), String> {
-        for table in [Table::States, Table::Updates] {
+        for table in [Table::States, Table::Updates, Table::Controls] {
             let rows: Vec<u32> = bytemuck::pod_collect_to_vec(self.bytes(Slot::Table(table)));
             for (group, row) in rows.chunks_exact(table.words()).enumerate() {
                 for (field, &word) in table.fields_of_row(plan, group).iter().zip(row) {
@@ -394,6 +398,11 @@ impl Checkpoint {
     /// The groups' states. Only of a checked checkpoint, as [`Checkpoint::bytes`].
     pub(crate) fn states(&self) -> Vec<GroupState> {
         bytemuck::pod_collect_to_vec(self.bytes(Slot::Table(Table::States)))
+    }
+
+    /// The groups' controls. Only of a checked checkpoint, as [`Checkpoint::bytes`].
+    pub(crate) fn controls(&self) -> Vec<GroupControls> {
+        bytemuck::pod_collect_to_vec(self.bytes(Slot::Table(Table::Controls)))
     }
 
     /// Returns the bytes of a slot; empty if there is no such slot.

@@ -2,12 +2,14 @@
 //! what runs where no device is.
 
 mod average;
+mod controls;
 mod count_steps;
 mod finish_reduction;
 mod finish_update;
 mod half;
 mod learning_rate;
 pub(crate) mod optimizer;
+mod outliers;
 mod reduce_gradient;
 mod schedule;
 pub(crate) mod schedule_free;

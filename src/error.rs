@@ -265,6 +265,14 @@ pub(crate) enum CallError {
     )]
     AveragesSwapped { what: &'static str },
 
+    /// There is no group of this name.
+    #[error("there is no group \"{name}\": the optimizer has {groups}")]
+    UnknownGroup { name: String, groups: String },
+
+    /// A tensor cannot be left out of a step.
+    #[error("tensor \"{tensor}\" cannot be left out of a step: {way_out}")]
+    NotAlone { tensor: String, way_out: &'static str },
+
     /// There is no tensor of this index.
     #[error("there is no tensor {index}: the optimizer has {tensors}, counted from 0 in the order of the builder")]
     UnknownTensor { index: usize, tensors: usize },

@@ -21,6 +21,20 @@ mod tuning;
 pub(crate) mod tuning_cache;
 mod update_parameters;
 
+/// The WGSL of the structs in [`Optimizer::controls_buffer`](crate::Optimizer::controls_buffer), with the room between them, to put before a
+/// kernel of the caller that sets them.
+///
+/// ```wgsl
+/// @group(0) @binding(0) var<storage, read_write> controls: array<GroupControls>;
+/// @group(0) @binding(1) var<storage, read> factors: array<f32>;
+///
+/// @compute @workgroup_size(1)
+/// fn set_factor(@builtin(global_invocation_id) id: vec3<u32>) {
+///     controls[id.x].learning_rate_factor = factors[id.x];
+/// }
+/// ```
+pub const CONTROLS_WGSL: &str = include_str!("../shaders/group_controls.wgsl");
+
 pub use tensor::{ElementSlice, Tensor};
 pub use tune::{Candidate, TuneOptions, TuneReport};
 pub use tuning::{Partials, Tuning};

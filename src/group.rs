@@ -9,7 +9,7 @@ use crate::layout::{RawRecord, RawTensorRecord};
 use crate::plan::Accumulation;
 use crate::regime::{AutoSgd, Regime};
 use crate::rule::{Rule, WeightDecay};
-use crate::safeguards::{LossScaler, NonFinitePolicy, Safeguards};
+use crate::safeguards::{LossScaler, NonFinitePolicy, NormOutliers, Safeguards};
 use crate::schedule::Schedule;
 use crate::shard::Shard;
 use crate::trust::TrustRatio;
@@ -217,6 +217,8 @@ pub struct OptimizerBuilder<T> {
     pub(crate) accumulation: Accumulation,
     pub(crate) record_steps: Option<u32>,
     pub(crate) rebindable: bool,
+    /// True if every tensor has blocks of its own, so that each can be left out of a step.
+    pub(crate) absent_gradients: bool,
     /// The rank, and the number of ranks.
     pub(crate) shard: Option<(u32, u32)>,
     /// Slice on the device that holds the loss.
@@ -244,6 +246,7 @@ impl<T> OptimizerBuilder<T> {
             accumulation: Accumulation { micro_batches: 1, clears: false },
             record_steps: None,
             rebindable: false,
+            absent_gradients: false,
             shard: None,
             loss: None,
             groups: Vec::new(),
@@ -268,11 +271,20 @@ impl<T> OptimizerBuilder<T> {
         self
     }
 
-    /// Clips every group's gradient by its own norm, see [`Group::clip_norm`]. Together with [`OptimizerBuilder::global_norm`] this is
-    /// `torch.nn.utils.clip_grad_norm_` over all parameters, without its readback (and without the 1e-6 that it adds to the
-    /// norm).
+    /// Clips every group's gradient by its own norm, see [`Group::clip_norm`].
     pub fn clip_norm(mut self, max_norm: f32) -> Self {
         self.settings.clip_norm = Some(max_norm);
+        self
+    }
+
+    /// Clips the gradients of all groups together to norm `C`, `g ← g min(1, C/‖all g‖)`, whatever their rules and norms: as
+    /// `torch.nn.utils.clip_grad_norm_` over all parameters, without its readback (and without the 1e-6 that it adds to the norm). The
+    /// learning rates stay as they are; [`OptimizerBuilder::global_norm`] would make one of them. Where a group has a clip of its own, the
+    /// smaller factor of the two holds.
+    ///
+    /// Steps of sign rules and of AdamW do not become shorter with a shorter gradient; a clip evens out what enters their momentum.
+    pub fn global_clip_norm(mut self, max_norm: f32) -> Self {
+        self.safeguards.global_clip_norm = Some(max_norm);
         self
     }
 
@@ -341,7 +353,8 @@ impl<T> OptimizerBuilder<T> {
     }
 
     /// Sets the number of micro-batches whose gradients the caller adds up before each step. The step uses their mean, as if each loss had
-    /// been divided by this number. At least 1, which is the default.
+    /// been divided by this number. At least 1, which is the default. [`Controls::micro_batches`](crate::Controls::micro_batches) changes it
+    /// later, for example for the last step of an epoch.
     ///
     /// The division is part of a product that every gradient is multiplied by anyway, so it costs no memory traffic.
     pub fn micro_batches(mut self, micro_batches: u32) -> Self {
@@ -372,6 +385,21 @@ impl<T> OptimizerBuilder<T> {
     /// [`min_storage_buffer_offset_alignment`](wgpu::Limits::min_storage_buffer_offset_alignment) in both buffers.
     pub fn rebindable(mut self) -> Self {
         self.rebindable = true;
+        self
+    }
+
+    /// Allows every tensor to be without gradients in some steps, see [`Optimizer::encode_step_without`](crate::Optimizer::encode_step_without).
+    /// Without this call that is allowed for whole groups, and for tensors that do not lie next to another of their group in both buffers.
+    ///
+    /// It costs one more block for every tensor that does. The CPU path needs no such call.
+    pub fn absent_gradients(mut self) -> Self {
+        self.absent_gradients = true;
+        self
+    }
+
+    /// Skips or clips steps whose gradient norm is far above those before. The default is neither. See [`NormOutliers`].
+    pub fn norm_outliers(mut self, outliers: NormOutliers) -> Self {
+        self.safeguards.norm_outliers = Some(outliers);
         self
     }
 
@@ -492,6 +520,13 @@ impl<T> OptimizerBuilder<T> {
             };
             config.validate()?;
             require(
+                !(self.safeguards.norm_outliers.is_some() && config.regime.needs_streams()),
+                || format!("group \"{}\"", config.name),
+                "norm_outliers",
+                "on",
+                "off with regime auto-sgd, whose streams take turns in the parameters",
+            )?;
+            require(
                 config.trust_ratio.is_none() || config.scope.is_none(),
                 || format!("group \"{}\"", config.name),
                 "trust_ratio",
@@ -585,17 +620,21 @@ impl GroupConfig {
         )
     }
 
-    fn validate(&self) -> Result<(), Error> {
-        let owner = || format!("group \"{}\"", self.name);
-        let (WeightDecay::Coupled(lambda) | WeightDecay::Decoupled(lambda)) = self.weight_decay;
-        require(lambda.is_finite() && lambda >= 0.0, owner, "weight_decay", lambda, "finite and at least 0")?;
+    /// Refuses a norm that no gradient can be clipped to.
+    pub(crate) fn check_clip(clip_norm: f32, owner: impl FnOnce() -> String) -> Result<(), Error> {
         require(
-            self.clip_norm >= f32::MIN_POSITIVE,
+            clip_norm >= f32::MIN_POSITIVE,
             owner,
             "clip_norm",
-            self.clip_norm,
+            clip_norm,
             "above 0 and not denormal (f32::INFINITY for none)",
-        )?;
+        )
+    }
+
+    fn validate(&self) -> Result<(), Error> {
+        let owner = || format!("group \"{}\"", self.name);
+        WeightDecay::check(self.weight_decay.lambda(), owner)?;
+        GroupConfig::check_clip(self.clip_norm, owner)?;
         self.rule.validate()?;
         require(
             self.regime.fits(&self.rule),

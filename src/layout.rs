@@ -35,24 +35,38 @@ shared_structs! {
         pub row: u32,
         /// Index of the first element among all elements of the optimizer, in the order of declaration.
         pub first_element: u32,
+        /// The first block of its tensor in the window. Its `present` counts for all of them.
+        pub lead: u32,
+        /// 0 in a step for which the tensor has no gradients, else 1.
+        pub present: u32,
+    }
+
+    /// What of a group may change from step to step: by [`Optimizer::control`](crate::Optimizer::control), or by a kernel of the caller.
+    pub struct GroupControls {
+        /// A factor of the learning rate. Negative, above [`numbers::RATE_MAX`] or NaN counts as 0.
+        pub learning_rate_factor: f32,
+        /// The gradient's factor: 1 over the number of micro-batches that were added up in it, negative where the group climbs.
+        pub gradient_factor: f32,
+        /// λ of the weight decay: coupled where [`group_flags::COUPLES_DECAY`] is set, else decoupled.
+        pub weight_decay: f32,
+        /// Largest gradient norm; `f32::MAX` without a clip.
+        pub clip_norm: f32,
+        /// 1 where the group is frozen, else 0.
+        pub frozen: u32,
+        /// 0 in a step for which the group has no gradients, else 1.
+        pub present: u32,
     }
 
     /// Constants of a group, read by passes 1 and 3.
     pub struct GroupConstants {
+        /// What may change. It comes first, since a buffer of these is what a kernel of the caller writes to.
+        pub controls: GroupControls,
         /// The scope whose sums drive this group.
         pub scope: u32,
         /// Bits of [`group_flags`].
         pub flags: u32,
         /// -1 where the group climbs, else 1.
         pub sign: f32,
-        /// The gradient's factor: the sign over the number of micro-batches that were added up in it.
-        pub gradient_factor: f32,
-        /// λ of coupled weight decay.
-        pub coupled_decay: f32,
-        /// λ of decoupled weight decay.
-        pub decoupled_decay: f32,
-        /// Largest gradient norm; `f32::MAX` without a clip.
-        pub clip_norm: f32,
         /// Skipped steps in a row that halt; 0 for never.
         pub halt_after: u32,
         /// Power of two of the first loss scale; 0 without one, as the next two.
@@ -106,6 +120,12 @@ shared_structs! {
         pub scope_clip: f32,
         /// Seed of the random bits of [`Rounding::Stochastic`](crate::Rounding::Stochastic).
         pub rounding_seed: u32,
+        /// Largest norm of the gradients of all groups; `f32::MAX` without such a clip.
+        pub global_clip: f32,
+        /// Standard deviations above the mean of ln n from which on a norm is an outlier; 0 where none is.
+        pub outlier_deviations: f32,
+        /// Norms that the mean goes over.
+        pub outlier_window: u32,
     }
 
     /// State of a group from step to step. It is on the device.
@@ -122,6 +142,8 @@ shared_structs! {
         pub record_slot: u32,
         /// Steps skipped because of a non-finite gradient.
         pub skipped: u32,
+        /// Steps that were not skipped and left the group as it was: it was frozen, had no gradients, or their norm was an outlier.
+        pub left_out: u32,
         /// Skipped steps in a row that count for a halt, up to the last step; after the halt they go on counting.
         pub skips_in_row: u32,
         /// 1 after [`GroupConstants::halt_after`] of them: no step changes anything.
@@ -148,6 +170,8 @@ shared_structs! {
         pub regime_rate: f32,
         /// ln of the schedule's factor at the last step.
         pub ln_schedule: f32,
+        /// ln of the last [`GroupControls::learning_rate_factor`] above 0.
+        pub ln_control: f32,
         /// The trust ratio of the last step with a gradient; 1 without one.
         pub trust: f32,
         /// ln of the trust ratio.
@@ -176,6 +200,12 @@ shared_structs! {
         pub direction_exponent: i32,
         /// n of the last non-zero gradient.
         pub last_norm: Scaled,
+        /// Mean of ln n, for outliers.
+        pub mean_ln_norm: f32,
+        /// Variance of ln n, for outliers.
+        pub ln_norm_variance: f32,
+        /// Norms in both.
+        pub ln_norms: u32,
         /// The last step's clip factor.
         pub last_clip: f32,
         /// [`Update::first_correction`] of the last step of AdamW.
@@ -409,7 +439,7 @@ mod constants {
         /// there are no NaNs.
         pub const INFINITY_BITS: u32 = 0x7f80_0000;
         /// Words of a [`super::RawRecord`].
-        pub const RECORD_WORDS: u32 = 33;
+        pub const RECORD_WORDS: u32 = 34;
         /// The word of [`super::RawRecord::overflow_key`] in it.
         pub const OVERFLOW_KEY_WORD: u32 = 4;
         /// All bits of a float but its sign.
@@ -463,6 +493,10 @@ pub mod numbers {
         pub const LARGEST_BF16: f32 = 3.389_531_4e38;
         /// The power of two below which the factor of a clip is divided between two numbers, since f32 could not hold it.
         pub const SMALLEST_CLIP: i32 = -100;
+        /// The standard deviation of ln n counts as no less than this where outliers are looked for.
+        pub const LEAST_DEVIATION: f32 = 0.01;
+        /// The largest factor of a learning rate, [`RATE_MAX`], as bits. Those of a negative number, an infinity or a NaN are larger.
+        pub const LARGEST_FACTOR_BITS: u32 = 0x7149_f2ca;
         /// The largest magnitude of a direction counter.
         pub const COUNTER_LIMIT: f32 = 7.0;
     }
@@ -521,10 +555,12 @@ pub mod terms {
         pub const SCHEDULE_TERM: u32 = 11;
         /// [`Term::Trust`](crate::Term::Trust).
         pub const TRUST_TERM: u32 = 12;
+        /// [`Term::Control`](crate::Term::Control).
+        pub const CONTROL_TERM: u32 = 13;
     }
 
     /// The number of terms.
-    pub const TERMS: usize = 13;
+    pub const TERMS: usize = 14;
 }
 
 /// Bits of [`GroupConstants::flags`].
@@ -543,6 +579,10 @@ pub mod group_flags {
         pub const RAW_NORM_CLIP: u32 = 16;
         /// The alignment is measured against y - z of schedule-free training, where y and z begin to differ with the second step.
         pub const ITERATES: u32 = 32;
+        /// The weight decay is coupled.
+        pub const COUPLES_DECAY: u32 = 64;
+        /// The gradient of an outlier is clipped to the norm at which outliers begin. Otherwise the step leaves the groups of the norm out.
+        pub const OUTLIER_CLIPS: u32 = 128;
     }
 }
 
@@ -625,12 +665,20 @@ pub mod record_flags {
         pub const STREAM_LOST: u32 = 2048;
         /// An episode of AutoSgd ends with this step: the caller has the winner's parameters.
         pub const EPISODE_ENDS: u32 = 4096;
+        /// The group is frozen.
+        pub const FROZEN: u32 = 8192;
+        /// The group had no gradients in this step.
+        pub const ABSENT: u32 = 16384;
+        /// The norm is an outlier.
+        pub const OUTLIER: u32 = 32768;
         /// Set in every record, so that a ring that was never written is told from one that was.
         pub const WRITTEN: u32 = 128;
     }
 }
 
 const _: () = {
+    assert!(numbers::LARGEST_FACTOR_BITS == numbers::RATE_MAX.to_bits());
+    assert!(std::mem::offset_of!(GroupConstants, controls) == 0);
     assert!(RECORD_WORDS as usize * 4 == size_of::<RawRecord>());
     assert!(OVERFLOW_KEY_WORD as usize * 4 == std::mem::offset_of!(RawRecord, overflow_key));
 };

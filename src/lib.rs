@@ -69,6 +69,7 @@ pub mod atomic_file;
 mod averaging;
 #[cfg(feature = "checkpoint")]
 mod checkpoint;
+mod controls;
 pub mod cpu;
 mod element;
 mod error;
@@ -92,6 +93,7 @@ mod warning;
 pub use averaging::Averaging;
 #[cfg(feature = "checkpoint")]
 pub use checkpoint::{Checkpoint, Notes, Parameters};
+pub use controls::Controls;
 pub use cpu::optimizer::CpuOptimizer;
 pub use element::{Element, Rounding};
 pub use error::{Error, ErrorKind};
@@ -106,7 +108,7 @@ pub use regime::table::*;
 pub use regime::{Outcome, Regime, SecantForm, Stream};
 pub use rule::table::*;
 pub use rule::{Rule, WeightDecay};
-pub use safeguards::{LossScaler, NonFinitePolicy};
+pub use safeguards::{LossScaler, NonFinitePolicy, NormOutliers};
 pub use schedule::Schedule;
 pub use shard::{CombinedSums, ShardSums};
 pub use trust::TrustRatio;

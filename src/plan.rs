@@ -6,6 +6,8 @@
 //! - A **window** is one dispatch of passes 1 and 4: blocks of one kernel whose parameters, and whose gradients, lie within one
 //!   binding.
 
+use std::sync::Arc;
+
 use crate::element::{self, Element};
 use crate::error::{BuildError, Error};
 use crate::group::{GroupConfig, ResolvedGroup};
@@ -56,6 +58,8 @@ pub(crate) struct Geometry {
     pub(crate) quads_need_alignment: bool,
     /// True if every tensor has windows of its own, so that only bindings depend on its location.
     pub(crate) apart: bool,
+    /// True if tensors of a group that lie next to each other may share blocks.
+    pub(crate) joins: bool,
 }
 
 /// A tensor's name and where its elements are counted from.
@@ -72,12 +76,21 @@ pub struct TensorInfo {
     pub elements: u64,
 }
 
+/// Names of an optimizer's groups and tensors, for the sentences of its records.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Names {
+    pub(crate) groups: Vec<String>,
+    pub(crate) tensors: Vec<String>,
+}
+
 /// The whole plan.
 #[derive(Debug, Clone)]
 pub(crate) struct Plan {
     pub(crate) safeguards: Safeguards,
     pub(crate) accumulation: Accumulation,
     pub(crate) configs: Vec<GroupConfig>,
+    /// Names for the sentences of records.
+    pub(crate) names: Arc<Names>,
     pub(crate) groups: Vec<GroupConstants>,
     /// Specialisation of each group's passes.
     #[cfg(feature = "checkpoint")]
@@ -145,7 +158,7 @@ impl Plan {
         let configs: Vec<GroupConfig> = groups.iter().map(|group| group.config.clone()).collect();
         let elements_of_group: Vec<u64> =
             groups.iter().map(|group| group.tensors.iter().map(|(_, place)| place.elements).sum()).collect();
-        let scopes = scopes_of(&configs, &elements_of_group);
+        let scopes = scopes_of(&configs, &elements_of_group, safeguards.global_clip());
         let mut constants = Vec::with_capacity(configs.len());
         let mut kernels = Vec::with_capacity(configs.len());
         let mut scope_of_group = vec![0; configs.len()];
@@ -161,7 +174,7 @@ impl Plan {
             kernel.clears_gradients = accumulation.clears;
             let mut group = constants_of(config, kernel, scope_of_group[index], scope);
             safeguards.write_to(&mut group);
-            group.gradient_factor = group.sign / accumulation.micro_batches as f32;
+            group.controls.gradient_factor = group.sign / accumulation.micro_batches as f32;
             constants.push(group);
             kernels.push(kernel);
         }
@@ -177,7 +190,7 @@ impl Plan {
                 places.push(place);
                 match spans.last_mut() {
                     // What is recorded tensor by tensor is cut at their boundaries.
-                    Some(span) if !group.config.telemetry && !geometry.apart && span.continues_with(&place) => {
+                    Some(span) if !group.config.telemetry && geometry.joins && span.continues_with(&place) => {
                         span.place.elements += place.elements;
                     }
                     _ if place.elements > 0 => spans.push(Span { place, first_element }),
@@ -197,6 +210,10 @@ impl Plan {
         Ok(Plan {
             safeguards,
             accumulation,
+            names: Arc::new(Names {
+                groups: configs.iter().map(|config| config.name.clone()).collect(),
+                tensors: tensors.iter().map(|tensor| tensor.name.clone()).collect(),
+            }),
             configs,
             groups: constants,
             #[cfg(feature = "checkpoint")]

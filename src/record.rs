@@ -1,18 +1,19 @@
 //! Records: one per step and group, with terms that add up to the change of ln η.
 
 use std::fmt;
+use std::sync::Arc;
 
 use crate::error::{Error, Problem};
 use crate::layout::terms::{self, TERMS};
 use crate::layout::{NO_ELEMENT, RawRecord, RawTensorRecord, record_flags, unscale};
-use crate::plan::Plan;
+use crate::plan::{Names, Plan};
 use crate::regime::{Kernel, Outcome, Stream};
 
 /// One step of one group, as the learning-rate pass explains it.
 ///
 /// The [`terms`](Record::terms) add up to the change of `ln_rate` since the group's previous
 /// step, up to the rounding of f32 terms; on the first step there is nothing to change from and the terms are 0.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 pub struct Record {
     /// Steps attempted before this one.
@@ -62,6 +63,8 @@ pub struct Record {
     /// Elements that were not finite, in an optimizer over several ranks ([`sharded`](crate::OptimizerBuilder::sharded)); the same on all
     /// ranks. [`Record::nonfinite`] is then set only on the rank that has the element.
     pub rank_nonfinite: Option<RankNonFinite>,
+    /// Names for the sentence.
+    pub(crate) names: Arc<Names>,
 }
 
 /// Norms of one tensor and of its step, recorded with [`telemetry`](crate::OptimizerBuilder::telemetry).
@@ -196,14 +199,29 @@ impl Flags {
     pub fn episode_ends(self) -> bool {
         self.0 & record_flags::EPISODE_ENDS != 0
     }
-    /// Returns true if there is no learning rate yet, because every gradient so far was zero or not finite.
+    /// Returns true if the group is frozen ([`Controls::frozen`](crate::Controls::frozen)): the step changed nothing of it.
+    pub fn frozen(self) -> bool {
+        self.0 & record_flags::FROZEN != 0
+    }
+    /// Returns true if the group had no gradients in this step
+    /// ([`encode_step_without`](crate::Optimizer::encode_step_without)), which changed nothing of it.
+    pub fn absent(self) -> bool {
+        self.0 & record_flags::ABSENT != 0
+    }
+    /// Returns true if the norm of the gradient was an outlier, so that the step changed nothing of the group, or the gradient was clipped:
+    /// see [`NormOutliers`](crate::NormOutliers).
+    pub fn outlier(self) -> bool {
+        self.0 & record_flags::OUTLIER != 0
+    }
+    /// Returns true if the learning rate is 0: there is none yet, because every gradient so far was zero or not finite, or the caller has set
+    /// its factor to 0.
     pub fn waiting(self) -> bool {
         self.0 & record_flags::WAITING != 0
     }
 }
 
 /// Names joined by `+`, empty for an ordinary step: `first`, `zero`, `skipped`, `clipped`, `clamped-change`, `clamped-rate`,
-/// `waiting`, `nonfinite-loss`, `halted`, `scale-changed`, `stream-lost`, `episode-ends`.
+/// `waiting`, `nonfinite-loss`, `halted`, `scale-changed`, `stream-lost`, `episode-ends`, `frozen`, `absent`, `outlier`.
 impl fmt::Display for Flags {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let names = [
@@ -219,6 +237,9 @@ impl fmt::Display for Flags {
             (self.scale_changed(), "scale-changed"),
             (self.stream_lost(), "stream-lost"),
             (self.episode_ends(), "episode-ends"),
+            (self.frozen(), "frozen"),
+            (self.absent(), "absent"),
+            (self.outlier(), "outlier"),
         ];
         let mut separator = "";
         for (_, name) in names.iter().filter(|(set, _)| *set) {
@@ -269,6 +290,7 @@ impl Record {
             loss_scale: unscale(-raw.loss_scale_exponent),
             nonfinite,
             rank_nonfinite,
+            names: plan.names.clone(),
         }
     }
 
@@ -379,20 +401,30 @@ terms! {
     Schedule(SCHEDULE_TERM): "schedule", "schedule", "schedule";
     /// The trust ratio: the change of its ln.
     Trust(TRUST_TERM): "trust", "parameters grew beside the gradient", "parameters shrank beside the gradient";
+    /// The factor that the caller sets ([`Controls::learning_rate_factor`](crate::Controls::learning_rate_factor)): the change of its ln.
+    Control(CONTROL_TERM): "control", "factor raised by the caller", "factor lowered by the caller";
 }
 
 /// A sentence: `step 1: η 6.8175e-4, +115.6 %: norm fell (+13.4 %), steps agree (+90.2 %)`, or `step 9: η 6.1000e-4, +0.2 %: norm fell
-/// (+0.2 %), steps contradict (-3.0 %), but the norm has not risen since the start: rate held (+3.1 %)`. Percentages multiply. Tensors go
-/// by their index. With streams it
+/// (+0.2 %), steps contradict (-3.0 %), but the norm has not risen since the start: rate held (+3.1 %)`. Percentages multiply. Where there are
+/// several groups, the sentence begins with the group's name: `step 1, "head": η 6.8175e-4, …`. With streams it
 /// tells whose turn it was, and in the first step of an episode how the one before ended: `step 45: η 0.2, +100.0 %: episode 6: the faster
 /// stream won (+100.0 %); slower stream`.
 impl fmt::Display for Record {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "step {}: ", self.step)?;
+        write!(f, "step {}", self.step)?;
+        match self.names.groups.get(self.group) {
+            Some(name) if self.names.groups.len() > 1 => write!(f, ", \"{name}\": ")?,
+            _ => write!(f, ": ")?,
+        }
         self.explain(f)?;
         match self.overflow {
             Some((tensor, element)) if !self.flags.skipped() => {
-                write!(f, "; new values out of range were not stored, the first in tensor {tensor} at index {element}")
+                let name = self.tensor_name(tensor);
+                write!(
+                    f,
+                    "; new values out of range were not stored, the first in tensor \"{name}\" at index {element}"
+                )
             }
             _ => Ok(()),
         }
@@ -400,6 +432,10 @@ impl fmt::Display for Record {
 }
 
 impl Record {
+    fn tensor_name(&self, tensor: usize) -> &str {
+        self.names.tensors.get(tensor).map_or("", String::as_str)
+    }
+
     /// Writes what the step did, and why.
     fn explain(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if self.flags.skipped() {
@@ -413,10 +449,10 @@ impl Record {
             if let Some(bad) = self.nonfinite {
                 write!(
                     f,
-                    ", {} non-finite element{}, the first in tensor {} at index {}",
+                    ", {} non-finite element{}, the first in tensor \"{}\" at index {}",
                     bad.count,
                     if bad.count == 1 { "" } else { "s" },
-                    bad.tensor,
+                    self.tensor_name(bad.tensor),
                     bad.element
                 )?;
             } else if let Some(bad) = self.rank_nonfinite {
@@ -429,6 +465,18 @@ impl Record {
                 write!(f, "; halted, {} in a row", self.skips_in_row)?;
             }
             return Ok(());
+        }
+        if self.flags.frozen() {
+            return write!(f, "nothing changed: the group is frozen");
+        }
+        if self.flags.absent() {
+            return write!(f, "nothing changed: the group had no gradients");
+        }
+        if self.flags.outlier() && !self.flags.clipped() {
+            return write!(f, "nothing changed: the gradient norm of {:.3e} is an outlier", self.norm);
+        }
+        if self.flags.waiting() && self.smoothed_norm > 0.0 {
+            return write!(f, "η 0: the caller has set its factor to 0");
         }
         if self.flags.waiting() {
             return write!(f, "every gradient so far was zero, no learning rate yet");
@@ -463,7 +511,8 @@ impl Record {
             write!(f, "; {} stream", stream.name())?;
         }
         if self.flags.clipped() {
-            write!(f, "; gradient clipped to {:.3} of its norm", self.clip_factor)?;
+            let why = if self.flags.outlier() { ", an outlier" } else { "" };
+            write!(f, "; gradient clipped to {:.3} of its norm{why}", self.clip_factor)?;
         }
         if self.flags.scale_changed() {
             write!(f, "; loss scale {} doubled", self.loss_scale)?;

@@ -321,6 +321,17 @@ pub enum WeightDecay {
 }
 
 impl WeightDecay {
+    /// Refuses a λ that is negative or not finite.
+    pub(crate) fn check(lambda: f32, owner: impl FnOnce() -> String) -> Result<(), Error> {
+        require(lambda.is_finite() && lambda >= 0.0, owner, "weight_decay", lambda, "finite and at least 0")
+    }
+
+    /// Returns λ.
+    pub(crate) fn lambda(&self) -> f32 {
+        let (WeightDecay::Coupled(lambda) | WeightDecay::Decoupled(lambda)) = *self;
+        lambda
+    }
+
     /// Returns λ of the coupled form, 0 otherwise.
     #[doc(hidden)]
     pub fn coupled(&self) -> f32 {

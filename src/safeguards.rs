@@ -1,7 +1,8 @@
 //! Policy for gradients that are not finite, and dynamic loss scaling.
 
 use crate::error::{Error, require};
-use crate::layout::GroupConstants;
+use crate::group::GroupConfig;
+use crate::layout::{GroupConstants, group_flags};
 
 /// Policy for steps whose gradient or loss is not finite. Such a step is skipped in any case: parameters, momentum and the regime's state
 /// keep their bits, and the record names the tensor and the element. The policy says what happens then.
@@ -50,6 +51,56 @@ impl NonFinitePolicy {
             0,
             "at least 1 (NonFinitePolicy::Skip never halts)",
         )
+    }
+}
+
+/// Treatment of steps whose gradient norm is an outlier: a finite norm far above those of the steps before. The device decides, without a
+/// readback, and [`Flags::outlier`](crate::Flags::outlier) tells of it.
+///
+/// A norm n is an outlier if ln n is more than `deviations` standard deviations above its mean, over about the last `window` steps. (Mean and
+/// variance are exponential moving averages that begin as plain ones.) The logarithm is taken because norms vary by factors, and so that the
+/// scale of the loss does not matter. The standard deviation counts as 0.01 at least. Nothing is judged before `window` norms were seen. An outlier
+/// enters the mean as the norm at which outliers begin, so that a lasting change is followed after some steps.
+///
+/// The norm is that which the group's regime sees: of the group, or of all groups that [share](crate::Group::share_norm) it. A step leaves out
+/// only the groups of that norm, so that for a decision about the whole model the norm is to be global
+/// ([`global_norm`](crate::OptimizerBuilder::global_norm)).
+///
+/// Compare llm.c's outlier detector and OLMo-core's `SkipStepOptimizer`, which skip, and ZClip (Kumar et al. 2025, arXiv:2504.02507), which
+/// clips. They use the norm itself in place of its logarithm.
+#[derive(Debug, Clone, Copy, PartialEq)]
+#[cfg_attr(feature = "checkpoint", derive(serde::Serialize))]
+#[non_exhaustive]
+pub enum NormOutliers {
+    /// Leaves the groups of the norm as they are, momentum and the regime's state included. The step does not count for
+    /// [`NonFinitePolicy::Error`].
+    Skip {
+        /// Standard deviations above the mean, above 0. llm.c and OLMo use 3 to 6.
+        deviations: f32,
+        /// Steps, at least 2. llm.c and OLMo use 128.
+        window: u32,
+    },
+    /// Clips the gradient to the norm at which outliers begin.
+    Clip {
+        /// Standard deviations above the mean, above 0. ZClip uses 2.5.
+        deviations: f32,
+        /// Steps, at least 2.
+        window: u32,
+    },
+}
+
+impl NormOutliers {
+    fn numbers(self) -> (f32, u32) {
+        let (NormOutliers::Skip { deviations, window } | NormOutliers::Clip { deviations, window }) = self;
+        (deviations, window)
+    }
+
+    fn validate(self) -> Result<(), Error> {
+        let owner = || "norm outliers".to_owned();
+        let (deviations, window) = self.numbers();
+        let fits = deviations > 0.0 && deviations <= 1e6;
+        require(fits, owner, "deviations", deviations, "above 0 and at most 1e6")?;
+        require((2..=1 << 20).contains(&window), owner, "window", window, "between 2 and 2^20")
     }
 }
 
@@ -127,12 +178,22 @@ const MANTISSA_BITS: u32 = 0x007f_ffff;
 pub(crate) struct Safeguards {
     pub(crate) nonfinite: NonFinitePolicy,
     pub(crate) loss_scaler: Option<LossScaler>,
+    pub(crate) norm_outliers: Option<NormOutliers>,
+    /// Largest norm of the gradients of all groups.
+    pub(crate) global_clip_norm: Option<f32>,
 }
 
 impl Safeguards {
     pub(crate) fn validate(&self) -> Result<(), Error> {
         self.nonfinite.validate()?;
-        self.loss_scaler.map_or(Ok(()), LossScaler::validate)
+        self.loss_scaler.map_or(Ok(()), LossScaler::validate)?;
+        self.norm_outliers.map_or(Ok(()), NormOutliers::validate)?;
+        GroupConfig::check_clip(self.global_clip_norm.unwrap_or(f32::INFINITY), || "global clip".to_owned())
+    }
+
+    /// The largest norm of the gradients of all groups; `f32::MAX` for none.
+    pub(crate) fn global_clip(&self) -> f32 {
+        self.global_clip_norm.unwrap_or(f32::MAX).min(f32::MAX)
     }
 
     /// Writes the settings into a group's constants for the learning-rate pass.
@@ -144,6 +205,13 @@ impl Safeguards {
             constants.loss_scale_least = exponent_of(scaler.min_scale);
             constants.loss_scale_most = exponent_of(scaler.max_scale);
             constants.growth_interval = scaler.growth_interval;
+        }
+        constants.global_clip = self.global_clip();
+        if let Some(outliers) = self.norm_outliers {
+            (constants.outlier_deviations, constants.outlier_window) = outliers.numbers();
+            if matches!(outliers, NormOutliers::Clip { .. }) {
+                constants.flags |= group_flags::OUTLIER_CLIPS;
+            }
         }
     }
 }

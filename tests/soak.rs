@@ -240,7 +240,7 @@ fn changes_below_the_rounding_of_f32_are_kept() {
             if first.is_nan() {
                 first = records[0].ln_rate;
             }
-            last = records.last().copied();
+            last = records.last().cloned();
         }
     }
     let last = last.expect("a record");

@@ -11,8 +11,8 @@ pub use device::*;
 use wgpu_optim::cpu::{Values, ValuesMut};
 use wgpu_optim::internals::layout::{GroupState, ScopeSums};
 use wgpu_optim::{
-    Averaging, Checkpoint, CombinedSums, CpuOptimizer, Element, Error, GroupConfig, LossScaler, NonFinitePolicy, Notes,
-    OptimizerBuilder, Records, Rule, ShardSums, cpu,
+    Averaging, Checkpoint, CombinedSums, Controls, CpuOptimizer, Element, Error, GroupConfig, LossScaler,
+    NonFinitePolicy, NormOutliers, Notes, OptimizerBuilder, Records, Rule, ShardSums, cpu,
 };
 
 /// What the builder of either path is told beside its groups.
@@ -28,6 +28,12 @@ pub struct Setup {
     pub shard: Option<(u32, u32)>,
     /// Gradients that are added up in one; 1 without.
     pub micro_batches: Option<u32>,
+    /// What becomes of norms that are outliers, if anything.
+    pub outliers: Option<NormOutliers>,
+    /// The largest norm of the gradients of all groups, if there is one.
+    pub global_clip: Option<f32>,
+    /// Whether every tensor may be without gradients.
+    pub absent_gradients: bool,
 }
 
 impl Setup {
@@ -42,6 +48,15 @@ impl Setup {
         }
         if let Some(micro_batches) = self.micro_batches {
             builder = builder.micro_batches(micro_batches);
+        }
+        if let Some(outliers) = self.outliers {
+            builder = builder.norm_outliers(outliers);
+        }
+        if let Some(most) = self.global_clip {
+            builder = builder.global_clip_norm(most);
+        }
+        if self.absent_gradients {
+            builder = builder.absent_gradients();
         }
         match self.record_steps {
             Some(steps) => builder.record_steps(steps),
@@ -62,6 +77,20 @@ pub trait Run {
     fn step(&mut self, grads: &[Vec<f32>]) {
         self.try_step(grads).expect("steps");
     }
+    /// A step in which these tensors have no gradients. What is there of them is not to be read.
+    fn try_step_without(&mut self, grads: &[Vec<f32>], absent: &[usize]) -> Result<(), Error>;
+    /// As [`Run::try_step_without`], where nothing may fail.
+    fn step_without(&mut self, grads: &[Vec<f32>], absent: &[usize]) {
+        self.try_step_without(grads, absent).expect("steps");
+    }
+    /// Changes the controls of a group, or of all.
+    fn try_control(&mut self, group: Option<&str>, change: &dyn Fn(&mut Controls)) -> Result<(), Error>;
+    /// As [`Run::try_control`], where nothing may fail.
+    fn control(&mut self, group: &str, change: &dyn Fn(&mut Controls)) {
+        self.try_control(Some(group), change).expect("a control");
+    }
+    /// The controls of a group as they were set.
+    fn controls(&self, group: &str) -> Controls;
     /// This rank's part of a step of several.
     fn try_measure(&mut self, grads: &[Vec<f32>]) -> Result<ShardSums, Error>;
     /// As [`Run::try_measure`], where nothing may fail.
@@ -186,6 +215,19 @@ impl Run for CpuRun {
     fn try_step(&mut self, grads: &[Vec<f32>]) -> Result<(), Error> {
         let grads = self.stored(grads);
         self.optimizer.step_with_loss(&mut slices_mut(&mut self.params), &slices(&grads), self.loss)
+    }
+    fn try_step_without(&mut self, grads: &[Vec<f32>], absent: &[usize]) -> Result<(), Error> {
+        let grads = self.stored(grads);
+        self.optimizer.step_without(&mut slices_mut(&mut self.params), &slices(&grads), self.loss, absent)
+    }
+    fn try_control(&mut self, group: Option<&str>, change: &dyn Fn(&mut Controls)) -> Result<(), Error> {
+        match group {
+            Some(group) => self.optimizer.control(group, change),
+            None => self.optimizer.control_all(change),
+        }
+    }
+    fn controls(&self, group: &str) -> Controls {
+        self.optimizer.controls(group).expect("a group")
     }
     fn try_measure(&mut self, grads: &[Vec<f32>]) -> Result<ShardSums, Error> {
         let grads = self.stored(grads);

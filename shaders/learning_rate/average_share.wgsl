@@ -1,14 +1,14 @@
 // The share of a step in the average of the parameters: src/averaging.rs. CPU twin: src/cpu/count_steps.rs.
 
 import package::layout::{GroupConstants, GroupState, AVERAGE_EXPONENTIAL, AVERAGE_OFF, AVERAGE_SCHEDULE_FREE};
-import package::learning_rate::steps_taken::steps_taken;
+import package::learning_rate::steps_taken::steps_moved;
 import package::scaled::{is_zero, power_of_two, product, quotient, scaled, sum, times, to_float};
 
 fn average_share(c: GroupConstants, s: ptr<function, GroupState>) -> f32 {
     if c.average == AVERAGE_SCHEDULE_FREE {
-        return schedule_free_weight(s, (*s).learning_rate, steps_taken(*s));
+        return schedule_free_weight(s, (*s).learning_rate, steps_moved(*s));
     }
-    return average_weight(c, steps_taken(*s));
+    return average_weight(c, steps_moved(*s));
 }
 
 // The share of this step's parameters in their average (src/averaging.rs): all of it at the first step that counts, bit for bit,

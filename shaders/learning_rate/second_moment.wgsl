@@ -1,14 +1,14 @@
 // The bias corrections of rules with a mean of squares: src/rule/adamw.rs. CPU twin: src/cpu/count_steps.rs.
 
 import package::layout::{GroupConstants, GroupState, Update, LN_2_HIGH, LN_2_LOW};
-import package::learning_rate::steps_taken::steps_taken;
+import package::learning_rate::steps_taken::steps_moved;
 import package::scaled::power_of_two;
 
 fn follow_moments(c: GroupConstants, s: ptr<function, GroupState>, u: ptr<function, Update>) {
     if c.rule.epsilon <= 0.0 {
         return;
     }
-    let corrections = bias_corrections(c, steps_taken(*s));
+    let corrections = bias_corrections(c, steps_moved(*s));
     (*s).first_correction = corrections.x;
     (*s).second_correction = corrections.y;
     (*u).square_keep = c.rule.square_keep;

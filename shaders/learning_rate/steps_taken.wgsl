@@ -1,4 +1,4 @@
-// The exact number of steps that were taken. CPU twin: src/cpu/count_steps.rs.
+// The exact number of steps that were taken, by all groups and by one. CPU twin: src/cpu/count_steps.rs.
 
 import package::layout::GroupState;
 
@@ -8,4 +8,10 @@ fn steps_taken(s: GroupState) -> u32 {
         return 0xffffffffu;
     }
     return s.steps_low - s.skipped;
+}
+
+// Those of them that moved the group: all but those in which it was frozen, had no gradients, or was left out as an outlier.
+fn steps_moved(s: GroupState) -> u32 {
+    let taken = steps_taken(s);
+    return select(taken - s.left_out, taken, taken == 0xffffffffu);
 }

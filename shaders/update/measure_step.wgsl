@@ -34,8 +34,8 @@ fn total_of(squares: ScaledSquares) -> Squares {
     return trusted(squares);
 }
 
-// Every invocation gets here, or none of the workgroup.
-fn leave(block: Block, lane: u32) {
+// Every invocation gets here, or none of the workgroup. Without gradients the parameters have the norm that they had.
+fn leave(block: Block, lane: u32, present: bool) {
     step_tree[lane] = StepSums(total_of(seen.parameters), total_of(seen.step), overflow_key());
     for (var half = WORKGROUP / 2u; half > 0u; half /= 2u) {
         workgroupBarrier();
@@ -43,7 +43,10 @@ fn leave(block: Block, lane: u32) {
             step_tree[lane] = add_step_sums(step_tree[lane], step_tree[lane + half]);
         }
     }
-    if lane == 0u {
+    if lane == 0u && present {
         step_partials[block.row] = step_tree[0];
+    } else if lane == 0u {
+        step_partials[block.row].step = step_tree[0].step;
+        step_partials[block.row].overflow_key = 0u;
     }
 }

@@ -127,6 +127,11 @@ impl About {
         from_text(self.tables.get(table.name()).map_or("", String::as_str))
     }
 
+    /// Whether this checkpoint has a table: files of before the fifth version have no controls.
+    pub(super) fn has(&self, table: Table) -> bool {
+        table != Table::Controls || self.tables.contains_key(table.name())
+    }
+
     /// The words of a row, of a group with such a regime, under the names of this version.
     pub(super) fn fields_of_row(&self, table: Table, kernel: &Kernel) -> Vec<Field> {
         let mut fields = self.fields_of(table);

@@ -1,7 +1,7 @@
 //! The tables of a checkpoint: rows of words with names, one for each group or tensor.
 
 use super::{about, recorded_tensors};
-use crate::layout::{Field, GroupState, MEAN_STEPS, RawTensorRecord, Update};
+use crate::layout::{Field, GroupControls, GroupState, MEAN_STEPS, RawTensorRecord, Update};
 use crate::plan::Plan;
 use crate::regime::Kernel;
 
@@ -12,15 +12,17 @@ pub(crate) enum Table {
     States,
     /// [`Update`] of each group, word by word: averages go by it.
     Updates,
+    /// [`GroupControls`] of each group, word by word.
+    Controls,
     /// The last [`RawTensorRecord`] of each tensor with telemetry, word by word: that of a skipped step takes its norm from it.
     TensorRecords,
 }
 
 impl Table {
     /// The tables that a plan has.
-    pub(crate) fn all(plan: &Plan) -> impl Iterator<Item = Table> {
+    pub(crate) fn all(plan: &Plan) -> impl Iterator<Item = Table> + use<> {
         let records = (recorded_tensors(plan) > 0).then_some(Table::TensorRecords);
-        let always = [Table::States, Table::Updates];
+        let always = [Table::States, Table::Updates, Table::Controls];
         always.into_iter().chain(records)
     }
 
@@ -28,13 +30,14 @@ impl Table {
         match self {
             Table::States => "groups/state",
             Table::Updates => "groups/update",
+            Table::Controls => "groups/controls",
             Table::TensorRecords => "tensors/record",
         }
     }
 
     pub(crate) fn rows(self, plan: &Plan) -> usize {
         match self {
-            Table::States | Table::Updates => plan.groups.len(),
+            Table::States | Table::Updates | Table::Controls => plan.groups.len(),
             Table::TensorRecords => recorded_tensors(plan),
         }
     }
@@ -43,6 +46,7 @@ impl Table {
         match self {
             Table::States => size_of::<GroupState>(),
             Table::Updates => size_of::<Update>(),
+            Table::Controls => size_of::<GroupControls>(),
             Table::TensorRecords => size_of::<RawTensorRecord>(),
         }
     }
@@ -62,6 +66,10 @@ impl Table {
                 let updates = vec![<Update as bytemuck::Zeroable>::zeroed(); plan.groups.len()];
                 bytemuck::cast_slice(&updates).to_vec()
             }
+            Table::Controls => {
+                let controls: Vec<GroupControls> = plan.groups.iter().map(|group| group.controls).collect();
+                bytemuck::cast_slice(&controls).to_vec()
+            }
             Table::TensorRecords => vec![0; self.rows(plan) * self.words()],
         }
     }
@@ -71,6 +79,7 @@ impl Table {
         let declared = match self {
             Table::States => GroupState::DECLARED,
             Table::Updates => Update::DECLARED,
+            Table::Controls => GroupControls::DECLARED,
             Table::TensorRecords => RawTensorRecord::DECLARED,
         };
         (declared.fields)()
@@ -97,12 +106,12 @@ impl Table {
 pub(super) fn impossible(field: &Field, word: u32) -> Option<String> {
     const MOST: i32 = 4096;
     let largest = match field.name.as_str() {
-        "ln_schedule" | "ln_trust" => MOST as f32,
+        "ln_schedule" | "ln_trust" | "ln_control" | "mean_ln_norm" | "ln_norm_variance" => MOST as f32,
         "seesaw.mean_fast" | "seesaw.mean_fast_weight" => 1.0,
         _ => f32::MAX,
     };
     let most = match field.name.as_str() {
-        "started" | "momentum_started" | "halted" => 1,
+        "started" | "momentum_started" | "halted" | "frozen" | "present" => 1,
         "mean_steps" => MEAN_STEPS,
         "good_steps" | "auto_sgd.rounds" => u32::MAX / 2 - 1,
         // Three streams, two turns each.

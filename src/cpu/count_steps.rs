@@ -9,6 +9,14 @@ pub(crate) fn steps_taken(s: &GroupState) -> u32 {
     if s.steps_high > u32::from(borrow) { u32::MAX } else { low }
 }
 
+/// Those of them that moved the group: all but those in which it was frozen, had no gradients, or was left out as an outlier.
+pub(crate) fn steps_moved(s: &GroupState) -> u32 {
+    match steps_taken(s) {
+        u32::MAX => u32::MAX,
+        taken => taken.wrapping_sub(s.left_out),
+    }
+}
+
 /// The share of this step's parameters in their average ([`Averaging`](crate::Averaging)): all of it at the first step that counts,
 /// bit for bit, and nothing before. With j = k - 1 steps since, (1 + η)/(k + η) = (1 + η)/(j + (1 + η)).
 pub(crate) fn average_weight(c: &GroupConstants, taken: u32) -> f32 {

@@ -1,6 +1,8 @@
 //! Pass 3: twin of `shaders/learning_rate.wgsl`, function by function.
 
-use crate::cpu::count_steps::{average_weight, bias_corrections, schedule_free_weight, steps_taken};
+use crate::cpu::controls::{absence_of, follow_controls};
+use crate::cpu::count_steps::{average_weight, bias_corrections, schedule_free_weight, steps_moved, steps_taken};
+use crate::cpu::outliers::judge_norm;
 use crate::cpu::schedule::schedule_factor;
 use crate::element::rounding_key;
 use crate::layout::numbers::SMALLEST_CLIP;
@@ -16,7 +18,7 @@ use crate::trust::trust_of;
 
 /// What one invocation of the pass writes, beside the state.
 pub(crate) struct Outcome {
-    /// `None` where the step is skipped: the update is then left as it was, but for its skip flag.
+    /// `None` where the step is skipped or leaves the group out: the update is then left as it was, but for its skip flag.
     pub(crate) update: Option<Update>,
     /// What becomes of the streams, also where the step is skipped.
     pub(crate) turn: Turn,
@@ -61,9 +63,10 @@ pub(crate) fn learning_rate(
         r.overflow_key = s.halt_overflow_key;
     }
     let turn = (Kernel::of(c).begin_step)(c, measured.loss, skip, halted, s, &mut r);
-    let update = (!skip).then(|| take_step(c, measured, &turn, s, &mut r));
+    let update = if skip { None } else { set_rate(c, sums, &turn, s, &mut r) };
 
-    let ln_rate = s.ln_first_rate.add(s.change).add_float(s.ln_schedule).add_float(s.ln_trust);
+    let ln_rate = s.ln_first_rate.add(s.change);
+    let ln_rate = ln_rate.add_float(s.ln_schedule).add_float(s.ln_trust).add_float(s.ln_control);
     if s.learning_rate == 0.0 {
         r.flags |= record_flags::WAITING;
     }
@@ -145,26 +148,49 @@ fn count_good_step(c: &GroupConstants, s: &mut GroupState, r: &mut RawRecord) {
     }
 }
 
-/// The step of a finite gradient.
-fn take_step(c: &GroupConstants, measured: &ScopeSums, turn: &Turn, s: &mut GroupState, r: &mut RawRecord) -> Update {
+/// A step with finite gradients. Returns `None` where it leaves the group out.
+fn set_rate(
+    c: &GroupConstants,
+    sums: &[ScopeSums],
+    turn: &Turn,
+    s: &mut GroupState,
+    r: &mut RawRecord,
+) -> Option<Update> {
+    let measured = &sums[c.scope as usize];
     let square = Scaled::of_squares(measured.square);
     let norm = square.root();
     r.norm = norm.to_float();
     let raw_norm_clip = c.flags & group_flags::RAW_NORM_CLIP != 0;
     let raw_norm = if raw_norm_clip { Scaled::of_squares(measured.raw_square).root() } else { norm };
-    let limit = Scaled::new(c.clip_norm, 0);
-    let (mut clip, mut clip_exponent) = (1.0, 0);
-    if c.clip_norm < f32::MAX && limit.less(raw_norm) {
+    let absence = absence_of(c);
+    r.flags |= absence;
+    // An outlier that is not clipped: the step leaves all groups of the norm out.
+    let mut waits = false;
+    let limit = Scaled::new(c.controls.clip_norm, 0);
+    let mut clips = c.controls.clip_norm < f32::MAX && limit.less(raw_norm);
+    let mut clip = if clips { limit.quotient(raw_norm) } else { Scaled::ONE };
+    if c.global_clip < f32::MAX {
+        let (norm_of_all, most) = (total_norm(c, sums), Scaled::new(c.global_clip, 0));
+        if most.less(norm_of_all) {
+            clip = clip.smaller(most.quotient(norm_of_all));
+            clips = true;
+        }
+    }
+    if let Some(limit) = judge_norm(c, norm, s) {
+        r.flags |= record_flags::OUTLIER;
+        waits = c.flags & group_flags::OUTLIER_CLIPS == 0;
+        clips = true;
+        clip = clip.smaller(limit.quotient(norm));
+    }
+    let left_out = absence != 0 || waits;
+    if clips && !left_out {
         r.flags |= record_flags::CLIPPED;
-        let factor = limit.quotient(raw_norm);
-        r.clip_factor = factor.to_float().max(f32::MIN_POSITIVE);
-        clip_exponent = (factor.exponent - SMALLEST_CLIP).min(0);
-        clip = Scaled { exponent: factor.exponent - clip_exponent, ..factor }.to_float();
+        r.clip_factor = clip.to_float().max(f32::MIN_POSITIVE);
     }
 
     if square.is_zero() {
-        r.flags |= record_flags::ZERO_GRADIENT;
-    } else {
+        r.flags |= if left_out { 0 } else { record_flags::ZERO_GRADIENT };
+    } else if !waits {
         let g = smooth_norm(c, measured, square, norm, s);
         if g.first {
             r.flags |= record_flags::FIRST;
@@ -178,8 +204,9 @@ fn take_step(c: &GroupConstants, measured: &ScopeSums, turn: &Turn, s: &mut Grou
     if c.trust_coefficient > 0.0 {
         follow_trust(c, measured, norm, s, r);
     }
+    follow_controls(c, s, r);
 
-    // How large the momentum can be at the next step: μ ‖m_{t-1}‖ and what this step adds.
+    // How large the momentum can be at the next step: μ ‖m_{t-1}‖ and what this step adds. All groups of the scope come to the same.
     let clipped = raw_norm.smaller(Scaled::new(c.scope_clip, 0));
     let added = if raw_norm_clip {
         norm.sum(clipped)
@@ -190,26 +217,48 @@ fn take_step(c: &GroupConstants, measured: &ScopeSums, turn: &Turn, s: &mut Grou
     };
     let old = Scaled::new(measured.direction_square, 2 * s.direction_exponent).root().times(c.scope_momentum);
     let bound = old.sum(added);
-    s.direction_exponent = if bound.is_zero() { 0 } else { (bound.exponent + 1).clamp(-126, 126) };
-
-    let first_momentum = c.flags & group_flags::MOMENTUM_FROM_GRADIENT != 0 && s.momentum_started == 0;
-    if c.rule.epsilon > 0.0 {
-        (s.first_correction, s.second_correction) = bias_corrections(c, steps_taken(s));
+    if !waits && !bound.is_zero() {
+        s.direction_exponent = (bound.exponent + 1).clamp(-126, 126);
     }
     count_good_step(c, s, r);
+    if left_out {
+        s.left_out = s.left_out.wrapping_add(1);
+        return None;
+    }
+    Some(take_step(c, clip, turn, s, r))
+}
+
+/// The norm of the gradients of all groups, without weight decay.
+fn total_norm(c: &GroupConstants, sums: &[ScopeSums]) -> Scaled {
+    let raw = c.flags & group_flags::RAW_NORM_CLIP != 0;
+    let squares = sums.iter().map(|sums| Scaled::of_squares(if raw { sums.raw_square } else { sums.square }));
+    squares.fold(Scaled::ZERO, Scaled::sum).root()
+}
+
+/// What pass 4 needs of a step that moves the group.
+fn take_step(c: &GroupConstants, clip: Scaled, turn: &Turn, s: &mut GroupState, r: &mut RawRecord) -> Update {
+    let first_momentum = c.flags & group_flags::MOMENTUM_FROM_GRADIENT != 0 && s.momentum_started == 0;
+    if c.rule.epsilon > 0.0 {
+        (s.first_correction, s.second_correction) = bias_corrections(c, steps_moved(s));
+    }
     s.momentum_started = 1;
     s.last_clip = r.clip_factor;
+    let clip_exponent = (clip.exponent - SMALLEST_CLIP).min(0);
+    let clip = Scaled { exponent: clip.exponent - clip_exponent, ..clip }.to_float();
     let rate = turn.factor * s.learning_rate;
+    let decay = c.controls.weight_decay;
+    let (coupled_decay, decoupled_decay) =
+        if c.flags & group_flags::COUPLES_DECAY != 0 { (decay, 0.0) } else { (0.0, decay) };
     Update {
         skip: 0,
         learning_rate: rate,
-        gradient_factor: c.gradient_factor * clip,
-        micro_share: c.gradient_factor.abs() * power_of_two(-clip_exponent),
+        gradient_factor: c.controls.gradient_factor * clip,
+        micro_share: c.controls.gradient_factor.abs() * power_of_two(-clip_exponent),
         unscale: power_of_two(clip_exponent - r.loss_scale_exponent),
         // The caller of pass 4 has the record at hand.
         overflow_word: 0,
-        coupled_decay: c.coupled_decay,
-        shrink: 1.0 - rate * c.decoupled_decay,
+        coupled_decay,
+        shrink: 1.0 - rate * decoupled_decay,
         momentum_keep: c.rule.momentum,
         gradient_share: if first_momentum { 1.0 } else { c.rule.gradient_share },
         momentum: c.rule.direction_momentum,
@@ -219,9 +268,9 @@ fn take_step(c: &GroupConstants, measured: &ScopeSums, turn: &Turn, s: &mut Grou
         epsilon: c.rule.epsilon,
         first: turn.begins,
         average_weight: if c.average == average_kinds::SCHEDULE_FREE {
-            schedule_free_weight(s, s.learning_rate, steps_taken(s))
+            schedule_free_weight(s, s.learning_rate, steps_moved(s))
         } else {
-            average_weight(c, steps_taken(s))
+            average_weight(c, steps_moved(s))
         },
         put: turn.put,
         take: turn.take,

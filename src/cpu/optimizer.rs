@@ -3,6 +3,7 @@
 mod averages;
 #[cfg(feature = "checkpoint")]
 mod checkpoint;
+mod control;
 mod shard;
 mod sweeps;
 
@@ -79,6 +80,8 @@ pub struct CpuOptimizer {
 #[derive(Debug)]
 struct TensorMemory {
     elements: usize,
+    /// False in a step for which the tensor has no gradients.
+    present: bool,
     /// `None` for an empty tensor.
     kernel: Option<Kernel>,
     blocks: Vec<Block>,
@@ -173,6 +176,7 @@ impl OptimizerBuilder<Tensor> {
                 scope_partials: u64::MAX,
                 quads_need_alignment: false,
                 apart: false,
+                joins: true,
             },
         )?;
         let plan = plan.sharded(shard);
@@ -186,6 +190,7 @@ impl CpuOptimizer {
             .iter()
             .map(|&elements| TensorMemory {
                 elements,
+                present: true,
                 kernel: None,
                 blocks: Vec::new(),
                 memory: Memory::default(),
@@ -356,7 +361,9 @@ impl CpuOptimizer {
             }));
         }
         let (expected, actual) = (self.tensors[index].elements, slice.len());
-        if actual != expected {
+        // What is absent is not read.
+        let is_left_out = role == "gradient" && !self.tensors[index].present && actual == 0;
+        if actual != expected && !is_left_out {
             return Err(Error::from(CallError::StepLength {
                 tensor: self.plan.tensors[index].name.clone(),
                 role,

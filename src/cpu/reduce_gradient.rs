@@ -144,9 +144,11 @@ pub(crate) fn reduce_gradient<G: Number>(
     slices: BlockSlices<G>,
 ) -> ScopeSums {
     let raw = raw_gradient(constants, slices.grads);
-    let unscaled = RawGradient { factor: constants.gradient_factor * unscale(state.loss_scale_exponent), ..raw };
+    let unscaled =
+        RawGradient { factor: constants.controls.gradient_factor * unscale(state.loss_scale_exponent), ..raw };
     let mut t = if kernel.coupled_decay {
-        let gradient = DecayedGradient { raw: unscaled, params: slices.params, coupled_decay: constants.coupled_decay };
+        let gradient =
+            DecayedGradient { raw: unscaled, params: slices.params, coupled_decay: constants.controls.weight_decay };
         measure(kernel, gradient, gradient, constants, state, block, slices)
     } else {
         let mut t = measure(kernel, raw, unscaled, constants, state, block, slices);
@@ -158,7 +160,7 @@ pub(crate) fn reduce_gradient<G: Number>(
 }
 
 fn raw_gradient<'a, G>(constants: &GroupConstants, grads: &'a [G]) -> RawGradient<'a, G> {
-    RawGradient { grads, factor: constants.gradient_factor }
+    RawGradient { grads, factor: constants.controls.gradient_factor }
 }
 
 /// Measures the norm of `scaled`, and everything else of the true `gradient`.
@@ -178,6 +180,8 @@ fn measure(
     let mut t = sweep(elements, block, scaled);
     match kernel.alignment {
         Alignment::None | Alignment::Streams => {}
+        // Before the group's first step, which another group of the scope may have had, there is nothing to compare with.
+        _ if state.momentum_started == 0 => {}
         Alignment::Momentum => {
             measure_momentum(elements, gradient, state, slices.momentum, &mut t);
         }

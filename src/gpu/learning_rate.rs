@@ -29,6 +29,8 @@ fn pipeline(gpu: &Gpu, kernel: &Kernel, number: u32, groups: &[&GroupConstants])
     when("schedule", |group| group.schedule != schedule_kinds::CONSTANT);
     when("trust_ratio", |group| group.trust_coefficient > 0.0);
     when("averages", |group| group.average != average_kinds::OFF);
+    when("global_clip", |group| group.global_clip < f32::MAX);
+    when("outliers", |group| group.outlier_deviations > 0.0);
     when("squares", |group| group.rule.epsilon > 0.0);
     let (read, write) = (Binding::Read, Binding::Write);
     Pipeline::new(

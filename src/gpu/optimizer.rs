@@ -4,6 +4,7 @@ mod averages;
 mod build;
 #[cfg(feature = "checkpoint")]
 mod checkpoint;
+mod control;
 mod rebind;
 mod records;
 mod shard;
@@ -93,6 +94,10 @@ pub struct Optimizer {
     averages_are_swapped: bool,
     learning_rates: wgpu::Buffer,
     loss_scale: wgpu::Buffer,
+    /// The groups' constants, with their controls.
+    groups: wgpu::Buffer,
+    /// What takes part in a step.
+    presence: control::Presence,
     states: wgpu::Buffer,
     sums: wgpu::Buffer,
     records: wgpu::Buffer,

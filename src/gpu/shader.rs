@@ -16,11 +16,11 @@ macro_rules! modules {
 
 /// All modules but those of rules and regimes, which their tables list.
 const MODULES: &[(&str, &str)] = modules! {
-    "copy_schedule_free" "finish_reduction" "finish_update" "geometry" "layout" "learning_rate" "reduce_gradient" "rule" "scaled"
+    "copy_schedule_free" "finish_reduction" "finish_update" "geometry" "group_controls" "layout" "learning_rate" "reduce_gradient" "rule" "scaled"
     "swap_averages" "swap_schedule_free" "update_parameters"
     "elements/gradients" "elements/half" "elements/parameters" "elements/random_bits"
-    "learning_rate/average_share" "learning_rate/distance" "learning_rate/first_rate" "learning_rate/formula" "learning_rate/gradient"
-    "learning_rate/one_stream" "learning_rate/schedule" "learning_rate/secant" "learning_rate/second_moment" "learning_rate/steps_taken"
+    "learning_rate/average_share" "learning_rate/controls" "learning_rate/distance" "learning_rate/first_rate" "learning_rate/formula" "learning_rate/gradient"
+    "learning_rate/one_stream" "learning_rate/outliers" "learning_rate/schedule" "learning_rate/secant" "learning_rate/second_moment" "learning_rate/steps_taken"
     "learning_rate/trust_ratio"
     "measure/alignment" "measure/counters" "measure/direction_counters" "measure/distance" "measure/iterates" "measure/momentum"
     "measure/secant"

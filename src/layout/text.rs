@@ -12,6 +12,7 @@ pub fn wgsl() -> String {
         Squares::DECLARED,
         Block::DECLARED,
         RuleNumbers::DECLARED,
+        GroupControls::DECLARED,
         GroupConstants::DECLARED,
         GroupState::DECLARED,
         ScopeTable::DECLARED,
@@ -76,21 +77,35 @@ pub fn wgsl() -> String {
     text.trim_end().to_owned() + "\n"
 }
 
+/// Returns the controls in WGSL for the caller's kernels: with the rest of the constants as room behind them.
+#[cfg(test)]
+fn controls_wgsl() -> String {
+    // A member, because naga's writer of GLSL does not know @size.
+    let room = (size_of::<GroupConstants>() - size_of::<GroupControls>()) / 4;
+    let members = (GroupControls::DECLARED.members)().into_iter().map(|(name, kind)| format!("    {name}: {kind},\n"));
+    format!(
+        "// A group's controls, for kernels of the caller: what a step reads when it runs. Written by a test from src/layout.rs.\n\n\
+        struct GroupControls {{\n{}    reserved: array<u32, {room}>,\n}}\n",
+        members.collect::<String>()
+    )
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
     fn the_shaders_have_these_structs_and_constants() {
-        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/shaders/layout.wgsl");
+        is_written(concat!(env!("CARGO_MANIFEST_DIR"), "/shaders/layout.wgsl"), &wgsl());
+        is_written(concat!(env!("CARGO_MANIFEST_DIR"), "/shaders/group_controls.wgsl"), &controls_wgsl());
+    }
+
+    fn is_written(path: &str, expected: &str) {
         if std::env::var_os("UPDATE_LAYOUT").is_some() {
-            std::fs::write(path, wgsl()).expect("written");
+            std::fs::write(path, expected).expect("written");
         }
         let there = std::fs::read_to_string(path).expect("read");
-        assert!(
-            there == wgsl(),
-            "shaders/layout.wgsl is out of date: UPDATE_LAYOUT=1 cargo test --lib layout writes it"
-        );
+        assert!(there == expected, "{path} is out of date: UPDATE_LAYOUT=1 cargo test --lib layout writes it");
     }
 
     #[test]

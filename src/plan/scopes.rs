@@ -6,7 +6,7 @@ use super::{Alignment, Geometry, Kernel, TensorInfo, Window};
 use crate::averaging::Averaging;
 use crate::error::{BuildError, Error};
 use crate::group::GroupConfig;
-use crate::layout::{Block, GroupConstants, NO_TENSOR, ScopeTable, StepUnit, group_flags};
+use crate::layout::{Block, GroupConstants, GroupControls, NO_TENSOR, ScopeTable, StepUnit, group_flags};
 use crate::rule::LARGEST_SQUARED;
 
 /// A scope while the plan is being made: its groups, and what they have in common. Computed once for each scope, so that the time of a plan
@@ -32,7 +32,7 @@ pub(super) struct Scope<'a> {
 }
 
 /// Collects the groups of each norm, in the order of declaration.
-pub(super) fn scopes_of<'a>(configs: &'a [GroupConfig], elements_of_group: &[u64]) -> Vec<Scope<'a>> {
+pub(super) fn scopes_of<'a>(configs: &'a [GroupConfig], elements_of_group: &[u64], global_clip: f32) -> Vec<Scope<'a>> {
     let mut scopes: Vec<Scope> = Vec::new();
     let mut by_name: HashMap<&str, usize> = HashMap::new();
     for (group, config) in configs.iter().enumerate() {
@@ -59,8 +59,14 @@ pub(super) fn scopes_of<'a>(configs: &'a [GroupConfig], elements_of_group: &[u64
         scope.compares_iterates &= config.can_compare_iterates();
         scope.initial_norm |= config.regime.needs_initial_norm() || config.trust_ratio.is_some();
         scope.clips |= config.clip_norm.is_finite();
-        scope.coupled_decay |= config.weight_decay.coupled() > 0.0;
+        scope.coupled_decay |= is_decayed(config);
         scope.momentum = scope.momentum.max(config.rule.momentum());
+    }
+    // The sum of all norms takes the same sums from each.
+    if global_clip < f32::MAX && configs.iter().any(is_decayed) {
+        for scope in &mut scopes {
+            (scope.clips, scope.coupled_decay) = (true, true);
+        }
     }
     for scope in &mut scopes {
         let second_moments = LARGEST_SQUARED * scope.sqrt_elements().max(1.0);
@@ -68,7 +74,7 @@ pub(super) fn scopes_of<'a>(configs: &'a [GroupConfig], elements_of_group: &[u64
             true => clip_of(config).min(second_moments),
             false => clip_of(config),
         };
-        scope.clip = scope.groups.iter().map(|&group| reach(&configs[group])).fold(0.0, f32::max);
+        scope.clip = scope.groups.iter().map(|&group| reach(&configs[group])).fold(0.0, f32::max).min(global_clip);
     }
     scopes
 }
@@ -88,6 +94,10 @@ impl Scope<'_> {
     fn needs_raw_norm(&self) -> bool {
         self.clips && self.coupled_decay
     }
+}
+
+fn is_decayed(config: &GroupConfig) -> bool {
+    config.weight_decay.coupled() > 0.0
 }
 
 fn clip_of(config: &GroupConfig) -> f32 {
@@ -145,19 +155,24 @@ pub(super) fn constants_of(config: &GroupConfig, kernel: Kernel, scope_index: us
     let flag = |set: bool, bit: u32| if set { bit } else { 0 };
     let regime = config.regime.regime();
     GroupConstants {
+        controls: GroupControls {
+            learning_rate_factor: 1.0,
+            gradient_factor: 0.0, // set by `Plan::new`
+            weight_decay: config.weight_decay.lambda(),
+            clip_norm: clip_of(config),
+            frozen: 0,
+            present: 1,
+        },
         scope: scope_index as u32,
         flags: flag(config.rule.is_scale_free(), group_flags::SIGN_RULE)
             | flag(regime.initial_rate().is_some(), group_flags::INITIAL_RATE)
             | flag(config.rule.traits().momentum_from_gradient, group_flags::MOMENTUM_FROM_GRADIENT)
             | flag(kernel.alignment == Alignment::Counters, group_flags::BRAKE)
             | flag(kernel.compares_iterates(), group_flags::ITERATES)
+            | flag(kernel.coupled_decay, group_flags::COUPLES_DECAY)
             | flag(kernel.raw_norm, group_flags::RAW_NORM_CLIP),
         sign: if config.maximize { -1.0 } else { 1.0 },
-        gradient_factor: 0.0, // set by `Plan::new`
-        coupled_decay: config.weight_decay.coupled(),
-        decoupled_decay: config.weight_decay.decoupled(),
-        clip_norm: clip_of(config),
-        halt_after: 0, // set by `Safeguards::write_to`, as the next five
+        halt_after: 0, // set by `Safeguards::write_to`, as the next five, the global clip and the outliers' numbers
         halt_after_overflows: 0,
         loss_scale_first: 0,
         loss_scale_least: 0,
@@ -183,6 +198,9 @@ pub(super) fn constants_of(config: &GroupConfig, kernel: Kernel, scope_index: us
         scope_momentum: scope.momentum,
         scope_clip: scope.clip,
         rounding_seed: config.rounding.seed(),
+        global_clip: 0.0,
+        outlier_deviations: 0.0,
+        outlier_window: 0,
     }
 }
 

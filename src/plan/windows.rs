@@ -191,6 +191,8 @@ impl<'a> Windows<'a> {
             }
         };
         let FillingWindow { window, starts: all } = &mut self.filling[index];
+        let of_span = |block: &&Block| u64::from(block.first_element) >= span.first_element;
+        let lead = window.blocks.last().filter(of_span).map_or(window.blocks.len() as u32, |block| block.lead);
         window.params = union(window.params, params);
         window.grads = union(window.grads, grads);
         window.blocks.push(Block {
@@ -201,6 +203,8 @@ impl<'a> Windows<'a> {
             group: group as u32,
             row: 0, // set by `number_rows`
             first_element: (span.first_element + at) as u32,
+            lead,
+            present: 1,
         });
         all.push(starts);
         window.state_quads += quads;

@@ -12,10 +12,10 @@ use wgpu_optim::internals::layout::Squares;
 use wgpu_optim::{Averaging, Group, NormRatio, OptimizerBuilder, Record, Regime, Rule, Seesaw, WeightDecay};
 use wgpu_optim_conformance::oracle::Oracle;
 use wgpu_optim_conformance::run::{
-    CpuRun, GpuRun, Place, Run, Spec, bits, devices, every_path, lengths, packed, separate,
+    CpuRun, GpuRun, Place, Run, Setup, Spec, bits, devices, every_path, every_path_with, lengths, packed, separate,
 };
 use wgpu_optim_conformance::{
-    Numbers, assert_close, assert_refused, download, small_bindings, step, tensors, times, ulps,
+    Numbers, assert_close, assert_refused, download, small_bindings, step, tensors, times, ulps, ulps_of_largest,
 };
 
 use crate::helpers::{Pair, assert_same_bits, bytes_of, pairs};
@@ -508,5 +508,41 @@ fn a_given_and_an_automatic_first_rate_share_a_norm() {
         let epsilon = Rule::sgd().first_step(&Averaging::Off);
         let expected = f64::from(epsilon) * (1.0 + 72f64.sqrt()) / 3.0;
         assert!(ulps(rates[1], expected) <= 4.0, "{}: {} instead of {expected}", run.path(), rates[1]);
+    }
+}
+
+/// A clip over all groups takes one factor from the norm of all, and leaves rules, norms and rates as they are.
+#[test]
+fn a_global_clip_is_over_groups_of_any_rules() {
+    for decay in [0.0, 0.25] {
+        let specs = [
+            Spec {
+                decay: WeightDecay::Coupled(decay),
+                ..Spec::new(Rule::sgd(), Regime::fixed(0.5), tensors(1, &[64])).named("sgd")
+            },
+            Spec::new(Rule::sgdm(0.9), Regime::fixed(0.25), tensors(2, &[31, 1])).named("sgdm"),
+            Spec::new(Rule::adamw(), Regime::fixed(0.125), tensors(3, &[7])).named("adamw"),
+        ];
+        let setup = Setup { global_clip: Some(2.0), ..Setup::default() };
+        for (mut run, mut other) in every_path_with(&specs, setup).into_iter().zip(every_path(&specs)) {
+            let what = format!("{}, decay {decay}", run.path());
+            let mut clipped = Vec::new();
+            for (t, grads) in gradients(&[64, 31, 1, 7], 6, 9).into_iter().enumerate() {
+                let norm = grads.concat().iter().map(|&g| f64::from(g).powi(2)).sum::<f64>().sqrt();
+                let factor = (2.0 / norm).min(1.0);
+                let scaled = grads.iter().map(|g| g.iter().map(|&g| (f64::from(g) * factor) as f32).collect());
+                other.step(&scaled.collect::<Vec<_>>());
+                run.step(&grads);
+                for record in run.records().records {
+                    assert_close(format_args!("{what}, step {t}"), record.clip_factor, factor, 1e-6 * factor);
+                    clipped.push(record.flags.clipped());
+                }
+                for (got, expected) in run.params().iter().zip(other.params()) {
+                    let worst = ulps_of_largest(got, &expected, 1e-3);
+                    assert!(worst <= 8.0, "{what}, step {t}: {worst} ulps");
+                }
+            }
+            assert!(clipped.contains(&true) && clipped.contains(&false), "{what}");
+        }
     }
 }

@@ -3,6 +3,7 @@
 mod auto_sgd;
 mod averaging;
 mod checkpoint;
+mod controls;
 mod encoding;
 mod errors;
 mod faults;

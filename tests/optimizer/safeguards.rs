@@ -174,7 +174,10 @@ fn many_bad_elements_are_counted_and_the_first_is_named() {
         run.step(&grads);
         for record in run.records().records {
             assert_skipped(&run.path(), &record, 6, 0, 5000);
-            assert_says(record, &["skipped, 6 non-finite elements, the first in tensor 0 at index 5000"]);
+            let group = &specs[record.group].name;
+            let begins = format!("step 0, \"{group}\": skipped");
+            let words = [begins.as_str(), ", 6 non-finite elements, the first in tensor \"", "/0\" at index 5000"];
+            assert_says(record, &words);
         }
     }
     // All of a large tensor.

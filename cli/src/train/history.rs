@@ -187,7 +187,7 @@ impl History {
         let place = self.moves.partition_point(|other| size(&other.record) >= size(record));
         if place < MOVES {
             self.moves.truncate(MOVES - 1);
-            self.moves.insert(place, Move { record: *record, smoothed_norm_before: self.smoothed_norm });
+            self.moves.insert(place, Move { record: record.clone(), smoothed_norm_before: self.smoothed_norm });
         }
     }
 

@@ -9,8 +9,8 @@ use crate::{adapters, download, kinds_of_partials, upload};
 use wgpu_optim::gpu::Tuning;
 use wgpu_optim::internals::layout::{GroupState, ScopeSums};
 use wgpu_optim::{
-    Averaging, Checkpoint, CombinedSums, Element, Error, Gpu, GroupConfig, Notes, Optimizer, OptimizerBuilder,
-    Parameters, Records, Rule, ShardSums, wgpu,
+    Averaging, Checkpoint, CombinedSums, Controls, Element, Error, Gpu, GroupConfig, Notes, Optimizer,
+    OptimizerBuilder, Parameters, Records, Rule, ShardSums, wgpu,
 };
 
 /// Every adapter, opened once for a test: opening a device costs more than most tests.
@@ -325,6 +325,19 @@ impl Run for GpuRun {
     fn try_step(&mut self, grads: &[Vec<f32>]) -> Result<(), Error> {
         self.write_grads(grads);
         self.submit(|optimizer, encoder| optimizer.encode_step(encoder))
+    }
+    fn try_step_without(&mut self, grads: &[Vec<f32>], absent: &[usize]) -> Result<(), Error> {
+        self.write_grads(grads);
+        self.submit(|optimizer, encoder| optimizer.encode_step_without(encoder, absent))
+    }
+    fn try_control(&mut self, group: Option<&str>, change: &dyn Fn(&mut Controls)) -> Result<(), Error> {
+        match group {
+            Some(group) => self.optimizer.control(group, change),
+            None => self.optimizer.control_all(change),
+        }
+    }
+    fn controls(&self, group: &str) -> Controls {
+        self.optimizer.controls(group).expect("a group")
     }
     fn try_measure(&mut self, grads: &[Vec<f32>]) -> Result<ShardSums, Error> {
         self.write_grads(grads);

@@ -7,7 +7,7 @@ use super::{CpuOptimizer, Memory, TensorMemory, no_totals};
 use crate::checkpoint::{Checkpoint, Draft, Notes, Parameters, Slot, Table, last_slot};
 use crate::cpu::values::{Values, ValuesMut};
 use crate::error::Error;
-use crate::layout::{RawRecord, RawTensorRecord};
+use crate::layout::{GroupControls, RawRecord, RawTensorRecord};
 use crate::plan::MemoryKind;
 use crate::record::RecordCursor;
 use crate::shard::Stage;
@@ -94,6 +94,10 @@ impl CpuOptimizer {
             match table {
                 Table::States => slot.copy_from_slice(bytemuck::cast_slice(&self.states)),
                 Table::Updates => slot.copy_from_slice(bytemuck::cast_slice(&self.updates)),
+                Table::Controls => {
+                    let controls: Vec<GroupControls> = self.plan.groups.iter().map(|group| group.controls).collect();
+                    slot.copy_from_slice(bytemuck::cast_slice(&controls));
+                }
                 Table::TensorRecords => {
                     let rows = &self.tensor_records[self.last_tensor_records()];
                     slot.copy_from_slice(bytemuck::cast_slice(rows));
@@ -143,6 +147,11 @@ impl CpuOptimizer {
             match table {
                 Table::States => bytemuck::cast_slice_mut(&mut self.states).copy_from_slice(slot),
                 Table::Updates => bytemuck::cast_slice_mut(&mut self.updates).copy_from_slice(slot),
+                Table::Controls => {
+                    for (group, controls) in self.plan.groups.iter_mut().zip(checkpoint.controls()) {
+                        group.controls = controls;
+                    }
+                }
                 Table::TensorRecords => {
                     self.tensor_records.fill(RawTensorRecord::default());
                     let rows = self.last_tensor_records();

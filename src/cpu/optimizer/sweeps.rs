@@ -4,11 +4,12 @@ use pulp::{Arch, NullaryFnOnce};
 use rayon::prelude::*;
 
 use super::*;
+use crate::cpu::controls::absence_of;
 use crate::cpu::half::Number;
 use crate::cpu::reduce_gradient::{BlockSlices, reduce_gradient};
 use crate::cpu::update_parameters::{Halves, MemorySlices, TILE, Tiles, Wide, update_parameters};
 use crate::cpu::values::{Slice, SliceMut, Values, ValuesMut};
-use crate::layout::{Block, GroupConstants, GroupState, NO_ELEMENT, ScopeSums, Update, skips};
+use crate::layout::{Block, GroupConstants, GroupState, NO_ELEMENT, ScopeSums, Squares, Update, skips};
 use crate::plan::Kernel;
 
 /// Pass 1 over one block. A type and not a closure, and so is [`UpdateStretch`]: a closure of this size is not inlined, and only what
@@ -170,6 +171,10 @@ impl CpuOptimizer {
             let block = &tensor.blocks[number];
             let (start, end) = (block.params_start as usize, (block.params_start + block.elements) as usize);
             let group = block.group as usize;
+            if !tensor.present || absence_of(&groups[group]) != 0 {
+                *partial = no_totals();
+                return;
+            }
             let of = Reduce {
                 kernel,
                 constants: &groups[group],
@@ -212,6 +217,11 @@ impl CpuOptimizer {
             };
             let update = &updates[block.group as usize];
             if update.skip == skips::SKIP_ALL {
+                0
+            } else if !tensor.present {
+                for sums in &mut tensor.step_sums {
+                    sums.step = Squares::default();
+                }
                 0
             } else {
                 update_in_halves(

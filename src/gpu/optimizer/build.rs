@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 
+use super::control::Presence;
 use super::sweeps::{Sweeps, Tables, WindowMemory, sweeps};
 use super::*;
 use crate::error::{BuildError, Error};
@@ -47,7 +48,7 @@ impl OptimizerBuilder<Tensor> {
         let record_steps = self.record_steps_for(largest_binding(&limits))?;
         gpu.tuning().validate(gpu.device())?;
         let (safeguards, rebindable, shard) = (self.safeguards, self.rebindable, self.shard);
-        let accumulation = self.accumulation;
+        let (accumulation, absent_gradients) = (self.accumulation, self.absent_gradients);
         let loss = self.loss.clone();
         let alignment = rebindable.then(|| binding_alignment(&limits));
         let (groups, buffers) = place_tensors(self.resolve()?, alignment)?;
@@ -69,7 +70,8 @@ impl OptimizerBuilder<Tensor> {
         crate::plan::check_overlaps(
             groups.iter().flat_map(|group| group.tensors.iter()).map(|(name, place)| (name.as_str(), place)),
         )?;
-        let geometry = Geometry { apart: rebindable, ..geometry(gpu, &limits) };
+        let geometry =
+            Geometry { apart: rebindable, joins: !(rebindable || absent_gradients), ..geometry(gpu, &limits) };
         let plan = Plan::new(groups, safeguards, accumulation, &geometry)?.sharded(shard);
         check_storage_buffers(&plan, &limits)?;
         gpu.scoped("the optimizer's buffers and kernels", || {
@@ -167,6 +169,7 @@ pub(super) fn geometry(gpu: &Gpu, limits: &wgpu::Limits) -> Geometry {
         scope_partials: u64::from(gpu.tuning().finish_workgroup_size) * MOST_TRIPS,
         quads_need_alignment: true,
         apart: false,
+        joins: true,
     }
 }
 
@@ -236,7 +239,8 @@ impl Optimizer {
             partials: &partials,
         };
         let memories: Vec<WindowMemory> = plan.windows.iter().map(|window| WindowMemory::new(gpu, window)).collect();
-        let Sweeps { reduce, update, averages, movables } = sweeps(gpu, &plan, &buffers, &memories, tables, rebindable);
+        let Sweeps { reduce, update, averages, blocks, movables } =
+            sweeps(gpu, &plan, &buffers, &memories, tables, rebindable);
 
         let kernels: Vec<Kernel> = plan.windows.iter().map(|window| window.kernel).collect();
         // A binding may only start at certain offsets.
@@ -308,13 +312,15 @@ impl Optimizer {
         }
         Ok(Optimizer {
             gpu: gpu.clone(),
-            sharded: shard::Sharded::new(gpu, &plan, &groups),
+            sharded: shard::Sharded::new(gpu, &plan),
+            presence: Presence::new(gpu, &plan, blocks),
             plan,
             step,
             averages,
             averages_are_swapped: false,
             learning_rates,
             loss_scale,
+            groups,
             states,
             sums,
             readback: Readback::new(device, "records", records.size() + tensor_records.size()),

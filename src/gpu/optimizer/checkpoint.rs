@@ -1,14 +1,16 @@
 //! Saving and restoring what the optimizer on the device remembers.
 
+use std::ops::Range;
 use std::path::Path;
 
 use super::Optimizer;
+use super::control::controls_at;
 use super::sweeps::WindowMemory;
 use crate::checkpoint::{Checkpoint, Draft, Notes, Parameters, Slot, Table, last_slot};
 use crate::error::{BuildError, DeviceError, Error};
 use crate::gpu::context::Gpu;
 use crate::gpu::readback::{Readback, Source};
-use crate::layout::{GroupState, RawRecord, unscale};
+use crate::layout::{GroupControls, GroupState, RawRecord, unscale};
 use crate::plan::{MemoryKind, Plan};
 use crate::record::{RecordCursor, Records};
 
@@ -33,6 +35,8 @@ struct Piece<'a> {
 #[derive(Clone, Copy)]
 enum Content {
     Table(Table),
+    /// The controls of a group.
+    Controls(usize),
     /// The ring of the tensors' records, of which only the last are kept.
     TensorRing,
     /// A memory of a window.
@@ -169,6 +173,9 @@ impl Optimizer {
         encoder.copy_buffer_to_buffer(&rates, 0, &self.learning_rates, 0, rates.size());
         encoder.copy_buffer_to_buffer(&scale, 0, &self.loss_scale, 0, scale.size());
         self.gpu.queue().submit([encoder.finish()]);
+        for (group, controls) in self.plan.groups.iter_mut().zip(checkpoint.controls()) {
+            group.controls = controls;
+        }
         self.go_on_from(step);
         self.readback = readback;
         self.cursor = RecordCursor::at(step);
@@ -220,6 +227,15 @@ impl Optimizer {
                     Table::States => &self.states,
                     Table::Updates => updates,
                     Table::TensorRecords => &self.tensor_records,
+                    Table::Controls => {
+                        pieces.extend((0..self.plan.groups.len()).map(|group| Piece {
+                            content: Content::Controls(group),
+                            buffer: &self.groups,
+                            start: controls_at(group),
+                            bytes: size_of::<GroupControls>() as u64,
+                        }));
+                        continue;
+                    }
                 },
                 start: 0,
                 bytes: (table.row_bytes() * table.rows(&self.plan)) as u64,
@@ -308,6 +324,12 @@ fn upload(gpu: &Gpu, bytes: &[u8]) -> Result<wgpu::Buffer, Error> {
     Ok(buffer)
 }
 
+/// The bytes of a group's controls in their table.
+fn controls_in_table(group: usize) -> Range<usize> {
+    let bytes = size_of::<GroupControls>();
+    group * bytes..(group + 1) * bytes
+}
+
 /// Copies data from the device to its place in the checkpoint.
 fn take(plan: &Plan, content: Content, bytes: &[u8], ring_steps: usize, draft: &mut Draft) {
     match content {
@@ -317,6 +339,9 @@ fn take(plan: &Plan, content: Content, bytes: &[u8], ring_steps: usize, draft: &
             rows.copy_from_slice(&bytes[slot * rows.len()..][..rows.len()]);
         }
         Content::Table(table) => draft.bytes(Slot::Table(table)).copy_from_slice(bytes),
+        Content::Controls(group) => {
+            draft.bytes(Slot::Table(Table::Controls))[controls_in_table(group)].copy_from_slice(bytes);
+        }
         Content::Parameters(tensor) => {
             let own = draft.bytes(Slot::Parameters(tensor));
             own.copy_from_slice(&bytes[..own.len()]);
@@ -333,6 +358,9 @@ fn give(plan: &Plan, content: Content, checkpoint: &Checkpoint, bytes: &mut [u8]
         // It is only read.
         Content::TensorRing => {}
         Content::Table(table) => bytes.copy_from_slice(checkpoint.bytes(Slot::Table(table))),
+        Content::Controls(group) => {
+            bytes.copy_from_slice(&checkpoint.bytes(Slot::Table(Table::Controls))[controls_in_table(group)]);
+        }
         Content::Parameters(tensor) => {
             let own = checkpoint.bytes(Slot::Parameters(tensor));
             bytes[..own.len()].copy_from_slice(own);
@@ -349,7 +377,7 @@ fn for_each_part(
     plan: &Plan,
     window: usize,
     kind: MemoryKind,
-    mut each: impl FnMut(usize, std::ops::Range<usize>, std::ops::Range<usize>),
+    mut each: impl FnMut(usize, Range<usize>, Range<usize>),
 ) {
     let element = kind.element_bytes() as usize;
     let slot_bytes = plan.windows[window].memory_bytes(kind) as usize / kind.slots() as usize;

@@ -1,19 +1,19 @@
 //! A step of several ranks, on the device: see [`ShardSums`].
 
+use std::mem::offset_of;
+
 use super::{Optimizer, PassName};
 use crate::error::{CallError, Error};
 use crate::gpu::buffers::filled;
 use crate::gpu::context::Gpu;
 use crate::gpu::readback::{Readback, Source};
-use crate::layout::{GroupState, ScopeSums};
+use crate::layout::{GroupConstants, GroupState, ScopeSums};
 use crate::plan::Plan;
 use crate::shard::{CombinedSums, ShardSums, Stage};
 
 /// State of an optimizer over several ranks.
 #[derive(Debug)]
 pub(super) struct Sharded {
-    /// The groups' constants, some of which are known only after the first sums have been combined.
-    groups: wgpu::Buffer,
     /// A copy of what was measured: the step's number in two words, then the sums.
     measured: wgpu::Buffer,
     readback: Readback,
@@ -30,13 +30,12 @@ pub(super) struct Sharded {
 const STEP_BYTES: u64 = 8;
 
 impl Sharded {
-    pub(super) fn new(gpu: &Gpu, plan: &Plan, groups: &wgpu::Buffer) -> Option<Self> {
+    pub(super) fn new(gpu: &Gpu, plan: &Plan) -> Option<Self> {
         plan.shard.as_ref()?;
         let bytes = STEP_BYTES + (plan.scopes.len() * size_of::<ScopeSums>()) as u64;
         // No step has this number, so that what was never measured is told from what was.
         let measured = filled(gpu, "measured sums", &vec![u32::MAX; bytes as usize / 4]);
         Some(Sharded {
-            groups: groups.clone(),
             readback: Readback::new(gpu.device(), "measured sums", measured.size()),
             measured,
             stage: Stage::Idle,
@@ -149,8 +148,11 @@ impl Optimizer {
         combined.check(shard, sharded.step)?;
         let queue = self.gpu.queue();
         if combined.teach(&mut self.plan.groups, shard) {
-            let groups = bytemuck::cast_slice(&self.plan.groups);
-            queue.write_buffer(&sharded.groups, 0, groups);
+            // Beside the controls, which a kernel of the caller may have written.
+            for (index, group) in self.plan.groups.iter().enumerate() {
+                let at = index * size_of::<GroupConstants>() + offset_of!(GroupConstants, sqrt_elements);
+                queue.write_buffer(&self.groups, at as u64, bytemuck::bytes_of(&group.sqrt_elements));
+            }
         }
         queue.write_buffer(&self.sums, 0, bytemuck::cast_slice(combined.sums()));
         sharded.step += 1;

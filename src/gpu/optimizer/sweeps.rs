@@ -118,6 +118,8 @@ pub(super) struct Sweeps {
     pub(super) reduce: Vec<Dispatch>,
     pub(super) update: Vec<Dispatch>,
     pub(super) averages: Vec<WindowAverages>,
+    /// The blocks of each window.
+    pub(super) blocks: Vec<wgpu::Buffer>,
     /// Of an optimizer that can be rebound.
     pub(super) movables: Vec<Movable>,
 }
@@ -153,6 +155,7 @@ pub(super) fn sweeps(
                 part(&buffers[window.grads.buffer], window.grads),
             )
         };
+        sweeps.blocks.push(buffers_of_window.blocks.clone());
         let own = own_of(Sweep::Update);
         let measured = [whole(tables.groups), whole(tables.states), whole(tables.partials)];
         let reduce = passes.dispatch(Sweep::Reduce, window, &[&measured, &own_of(Sweep::Reduce)]);

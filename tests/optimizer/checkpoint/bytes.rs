@@ -178,7 +178,7 @@ fn foreign_and_hostile_bytes_are_refused_with_a_reason() {
         (file(&at_once, 4), "invalid offset"),
         (file(&twice, 0), "names \"a\" twice"),
         (file(&[tensor("a", "9223372036854775807,4", "0,4")], 4), "overflow"),
-        (changed(r#"\"version\":4"#, r#"\"version\":5"#), "has version 5, but this wgpu-optim reads versions 2 to 4"),
+        (changed(r#"\"version\":5"#, r#"\"version\":6"#), "has version 6, but this wgpu-optim reads versions 2 to 5"),
         (changed("wgpu-optim crc32", "wgpu-optim crc33"), "has no \"wgpu-optim crc32\""),
         (changed(r#"\"step\":3"#, r#"\"step\":true"#), "description cannot be read"),
     ];

@@ -85,7 +85,7 @@ fn the_terms_add_up_to_the_change_of_ln_eta() {
             }
             let records = run.records().records;
             for group in 0..specs.len() {
-                let of_group: Vec<Record> = records.iter().filter(|record| record.group == group).copied().collect();
+                let of_group: Vec<Record> = records.iter().filter(|record| record.group == group).cloned().collect();
                 assert_eq!(of_group.len(), 60);
                 assert!(of_group[0].flags.first() && of_group[0].change() == 0.0);
                 assert_terms_add_up(&format!("{}, group {group}", run.path()), &of_group, 1e-6);

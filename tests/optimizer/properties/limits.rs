@@ -87,7 +87,7 @@ fn the_rate_is_clamped_at_1e30_both_ways() {
         }
         let records = run.records().records;
         for (group, limit) in [(0, 1e-30f64), (1, 1e30)] {
-            let of: Vec<Record> = records.iter().filter(|record| record.group == group).copied().collect();
+            let of: Vec<Record> = records.iter().filter(|record| record.group == group).cloned().collect();
             let clamped: Vec<bool> = of.iter().map(|record| record.flags.clamped_rate()).collect();
             let what = format!("{}, towards {limit:e}", run.path());
             assert_eq!(clamped, [false, false, true, true, true, false, false], "{what}");

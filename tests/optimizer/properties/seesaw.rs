@@ -116,7 +116,7 @@ fn contradiction_alone_does_not_lower_the_rate_below_its_anchor() {
         }
         let records = run.records().records;
         for (group, spec) in specs.iter().enumerate() {
-            let of_group: Vec<Record> = records.iter().filter(|record| record.group == group).copied().collect();
+            let of_group: Vec<Record> = records.iter().filter(|record| record.group == group).cloned().collect();
             let what = format!("{}, {}", run.path(), spec.rule.name());
             for (record, agreement) in of_group.iter().zip(agreements(spec, &of_group)) {
                 assert!(agreement >= -2e-6, "{what}: A is {agreement}");

@@ -129,7 +129,7 @@ const ULPS: f64 = 32.0;
 /// Everything but NaN is equal to itself.
 fn in_words(records: &[Record]) -> Vec<String> {
     let same = |record: &Record| {
-        let mut record = *record;
+        let mut record = record.clone();
         record.nonfinite = None;
         record
     };

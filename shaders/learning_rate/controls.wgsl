@@ -1,0 +1,27 @@
+// What the host or a kernel of the caller sets from step to step: src/controls.rs.
+
+import package::layout::{
+    GroupConstants, GroupState, RawRecord, Scaled, ABSENT, CONTROL_TERM, FIRST, FROZEN, LARGEST_FACTOR_BITS, RATE_MAX,
+};
+import package::scaled::{ln_ratio, scaled};
+
+// The factor, over what regime, schedule and trust ratio say.
+fn follow_controls(c: GroupConstants, s: ptr<function, GroupState>, r: ptr<function, RawRecord>) {
+    let factor = c.controls.learning_rate_factor;
+    if factor == 0.0 || bitcast<u32>(factor) > LARGEST_FACTOR_BITS {
+        // There is no ln of it: the next other factor is compared with the last.
+        (*s).learning_rate = 0.0;
+        return;
+    }
+    let ln_factor = ln_ratio(scaled(factor, 0), Scaled(1.0, 0));
+    if ((*r).flags & FIRST) == 0u {
+        (*r).terms[CONTROL_TERM] = ln_factor - (*s).ln_control;
+    }
+    (*s).ln_control = ln_factor;
+    (*s).learning_rate = min((*s).learning_rate * factor, RATE_MAX);
+}
+
+// The flags of a group that takes no part in the step; 0 where it does.
+fn absence_of(c: GroupConstants) -> u32 {
+    return select(0u, FROZEN, c.controls.frozen != 0u) | select(0u, ABSENT, c.controls.present == 0u);
+}

@@ -1,0 +1,27 @@
+//! What the host sets from step to step: twin of `shaders/learning_rate/controls.wgsl`.
+
+use crate::layout::numbers::{LARGEST_FACTOR_BITS, RATE_MAX};
+use crate::layout::terms::CONTROL_TERM;
+use crate::layout::{GroupConstants, GroupState, RawRecord, Scaled, record_flags};
+
+/// The factor, over what regime, schedule and trust ratio say.
+pub(crate) fn follow_controls(c: &GroupConstants, s: &mut GroupState, r: &mut RawRecord) {
+    let factor = c.controls.learning_rate_factor;
+    if factor == 0.0 || factor.to_bits() > LARGEST_FACTOR_BITS {
+        // There is no ln of it: the next other factor is compared with the last.
+        s.learning_rate = 0.0;
+        return;
+    }
+    let ln_factor = Scaled::new(factor, 0).ln_ratio(Scaled::ONE);
+    if r.flags & record_flags::FIRST == 0 {
+        r.terms[CONTROL_TERM as usize] = ln_factor - s.ln_control;
+    }
+    s.ln_control = ln_factor;
+    s.learning_rate = (s.learning_rate * factor).min(RATE_MAX);
+}
+
+/// The flags of a group that takes no part in the step; 0 where it does.
+pub(crate) fn absence_of(c: &GroupConstants) -> u32 {
+    let flag = |set: bool, bit| if set { bit } else { 0 };
+    flag(c.controls.frozen != 0, record_flags::FROZEN) | flag(c.controls.present == 0, record_flags::ABSENT)
+}

@@ -1,0 +1,86 @@
+//! What the caller changes from step to step: the groups' controls, and tensors without gradients.
+
+use super::CpuOptimizer;
+use crate::controls::Controls;
+use crate::cpu::values::{Values, ValuesMut};
+use crate::error::Error;
+
+impl CpuOptimizer {
+    /// Changes what may change of a group between steps, from the next step on. `group` is the name of a group, or of one that
+    /// [`per_tensor`](crate::Group::per_tensor) has divided, and then of all its parts.
+    ///
+    /// ```
+    /// use wgpu_optim::{Group, OptimizerBuilder, Rule};
+    ///
+    /// let (mut w, g) = (vec![1.0f32; 100], vec![0.5f32; 100]);
+    /// let mut optimizer = OptimizerBuilder::new(Rule::sgd())
+    ///     .group(Group::new("head").tensor("w", &w, &g))
+    ///     .build_cpu()?;
+    /// optimizer.control("head", |group| group.frozen = true)?;
+    /// optimizer.step(&mut [&mut w], &[&g])?;
+    /// assert_eq!(w, [1.0; 100]);
+    /// optimizer.control("head", |group| {
+    ///     group.frozen = false;
+    ///     group.learning_rate_factor = 0.1;
+    /// })?;
+    /// optimizer.step(&mut [&mut w], &[&g])?;
+    /// assert_ne!(w, [1.0; 100]);
+    /// # Ok::<(), wgpu_optim::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// [`ErrorKind::Call`](crate::ErrorKind::Call) for a group that does not exist; [`ErrorKind::Build`](crate::ErrorKind::Build) for a value
+    /// outside its range. Nothing has changed then.
+    pub fn control(&mut self, group: &str, change: impl FnMut(&mut Controls)) -> Result<(), Error> {
+        self.plan.control(Some(group), change, |_, _, _| ())
+    }
+
+    /// Changes the controls of every group, like [`CpuOptimizer::control`].
+    ///
+    /// # Errors
+    /// As [`CpuOptimizer::control`].
+    pub fn control_all(&mut self, change: impl FnMut(&mut Controls)) -> Result<(), Error> {
+        self.plan.control(None, change, |_, _, _| ())
+    }
+
+    /// Returns the controls of a group.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Call`](crate::ErrorKind::Call) for a group that does not exist.
+    pub fn controls(&self, group: &str) -> Result<Controls, Error> {
+        self.plan.controls(group)
+    }
+
+    /// Takes a step like [`CpuOptimizer::step_with_loss`], for which some tensors have no gradients: PyTorch's `None`, optax's masks. `absent`
+    /// are indices into [`tensors`](CpuOptimizer::tensors). Their slices among `grads` are not read and may be empty.
+    /// [`Optimizer::encode_step_without`](crate::Optimizer::encode_step_without) says what becomes of them. The loss is ignored unless a regime
+    /// needs it.
+    ///
+    /// # Errors
+    /// As [`CpuOptimizer::step`]; [`ErrorKind::Call`](crate::ErrorKind::Call) for a tensor that does not exist, and with regime AutoSgd.
+    pub fn step_without(
+        &mut self,
+        params: &mut [impl ValuesMut],
+        grads: &[impl Values],
+        loss: f32,
+        absent: &[usize],
+    ) -> Result<(), Error> {
+        let mut marks = vec![false; self.tensors.len()];
+        self.plan.mark_absent(absent, &mut marks)?;
+        for (tensor, absent) in self.tensors.iter_mut().zip(&marks) {
+            tensor.present = !absent;
+        }
+        for group in 0..self.plan.groups.len() {
+            let present = !self.plan.is_absent(group, &marks);
+            self.plan.groups[group].controls.present = present.into();
+        }
+        let stepped = self.step_with_loss(params, grads, loss);
+        for tensor in &mut self.tensors {
+            tensor.present = true;
+        }
+        for group in &mut self.plan.groups {
+            group.controls.present = 1;
+        }
+        stepped
+    }
+}

@@ -1,0 +1,23 @@
+//! Norms that are outliers: twin of `shaders/learning_rate/outliers.wgsl`.
+
+use crate::layout::numbers::LEAST_DEVIATION;
+use crate::layout::{Fixed, GroupConstants, GroupState, Scaled};
+
+/// Judges a norm by those before it, and remembers it. Returns the norm at which outliers begin where it is one. An outlier is remembered as
+/// that limit, so that a lasting change is followed.
+pub(crate) fn judge_norm(c: &GroupConstants, norm: Scaled, s: &mut GroupState) -> Option<Scaled> {
+    if c.outlier_deviations <= 0.0 || norm.is_zero() {
+        return None;
+    }
+    let mean = s.mean_ln_norm;
+    let ln_limit = mean + c.outlier_deviations * s.ln_norm_variance.sqrt().max(LEAST_DEVIATION);
+    let ln_norm = norm.ln_ratio(Scaled::ONE);
+    let outlier = s.ln_norms >= c.outlier_window && ln_norm > ln_limit;
+    let ln_norm = if outlier { ln_limit } else { ln_norm };
+    s.ln_norms = (s.ln_norms + 1).min(c.outlier_window);
+    let share = 1.0 / s.ln_norms as f32;
+    let off = ln_norm - mean;
+    s.mean_ln_norm = mean + share * off;
+    s.ln_norm_variance = (1.0 - share) * (s.ln_norm_variance + share * off * off);
+    outlier.then(|| Fixed::default().add_float(ln_limit).exp())
+}
