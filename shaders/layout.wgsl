@@ -33,6 +33,7 @@ struct RuleNumbers {
     gradient_share: f32,
     direction_momentum: f32,
     square_keep: f32,
+    square_share: f32,
     first_decay: f32,
     second_decay: f32,
     epsilon: f32,
@@ -78,6 +79,7 @@ struct GroupConstants {
     scope_momentum: f32,
     scope_clip: f32,
     rounding_seed: u32,
+    global_clip: f32,
     outlier_deviations: f32,
     outlier_window: u32,
 }
@@ -157,6 +159,7 @@ struct Update {
     gradient_share: f32,
     momentum: f32,
     square_keep: f32,
+    square_share: f32,
     first_correction: f32,
     second_correction: f32,
     epsilon: f32,

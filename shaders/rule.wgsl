@@ -16,6 +16,8 @@ import package::layout::{RuleNumbers, Update, LARGEST_SQUARED};
 @if(adamw) import package::rule::adamw::{direction, last_direction};
 @if(lion) import package::rule::lion::{direction, last_direction};
 @if(nadamw) import package::rule::nadamw::{direction, last_direction};
+@if(rmsprop) import package::rule::rmsprop::{direction, last_direction};
+@if(adagrad) import package::rule::adagrad::{direction, last_direction};
 
 // What is known of the last step. The direction is wanted in units of 2^k, where 2^-k is `gradient_scale` for a direction made of gradients,
 // `momentum_scale` for one made of momentum, and 1 for signs and for a preconditioned direction.
@@ -53,7 +55,7 @@ fn next_momentum(update: Update, m: vec4<f32>, g: vec4<f32>) -> vec4<f32> {
 
 @if(squares)
 fn next_squares(update: Update, v: vec4<f32>, g: vec4<f32>) -> vec4<f32> {
-    return update.square_keep * v + (1.0 - update.square_keep) * (g * g);
+    return update.square_keep * v + update.square_share * (g * g);
 }
 
 // Where the mean of squares of a quad lies in a buffer of so many quads.

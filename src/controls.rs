@@ -10,6 +10,8 @@ use crate::rule::WeightDecay;
 /// Settings of a group that may change from step to step, set with [`Optimizer::control`](crate::Optimizer::control) or
 /// [`CpuOptimizer::control`](crate::CpuOptimizer::control). A checkpoint contains them.
 ///
+/// The ranks of a [`sharded`](crate::OptimizerBuilder::sharded) optimizer must all have the same.
+///
 /// | PyTorch | here |
 /// |---|---|
 /// | `group["lr"] *= x`, `LambdaLR` | `learning_rate_factor` |

@@ -282,8 +282,10 @@ shared_structs! {
         pub gradient_share: f32,
         /// The momentum's share in the direction: μ of Nesterov's, β₁ of Lion's.
         pub momentum: f32,
-        /// β₂ of AdamW: the share of the old mean of squares in the new one.
+        /// The share of the old mean or sum of squares in the new one.
         pub square_keep: f32,
+        /// The share of g² in it.
+        pub square_share: f32,
         /// 1/(1 - β₁ᵏ) at the k-th step of AdamW.
         pub first_correction: f32,
         /// 1/√(1 - β₂ᵏ) at the k-th step of AdamW.
@@ -411,11 +413,13 @@ shared_structs! {
         pub gradient_share: f32,
         /// Share of the momentum in the direction: μ of Nesterov's, β₁ of Lion's.
         pub direction_momentum: f32,
-        /// β₂ of rules with a mean of squares.
+        /// Share of the old v in the new one: β₂ of rules with a mean of squares, 1 of those with a sum.
         pub square_keep: f32,
-        /// -ln β₁ of rules with a mean of squares.
+        /// Share of g² in v: 1-β₂, or 1.
+        pub square_share: f32,
+        /// -ln β₁ of rules with a mean of squares; 128 for no bias correction.
         pub first_decay: f32,
-        /// -ln β₂ of rules with a mean of squares.
+        /// -ln β₂ of rules with a mean of squares; 128 for no bias correction.
         pub second_decay: f32,
         /// ε of rules with a mean of squares; 0 for the other rules.
         pub epsilon: f32,

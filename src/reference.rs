@@ -41,11 +41,11 @@ impl RuleStep<'_> {
         (last, next)
     }
 
-    /// `v ← keep · v + (1 - keep) · g²` from zero.
-    pub fn next_squares(&mut self, keep: f64) -> Vec<f64> {
+    /// `v ← keep · v + share · g²` from zero.
+    pub fn next_squares(&mut self, keep: f64, share: f64) -> Vec<f64> {
         let last = self.moments.v.take().unwrap_or_else(|| vec![0.0; self.g.len()]);
         let square = |g: f64| self.flush(g * g);
-        let next: Vec<f64> = last.iter().zip(self.g).map(|(&v, &g)| self.mix(keep, v, 1.0 - keep, square(g))).collect();
+        let next: Vec<f64> = last.iter().zip(self.g).map(|(&v, &g)| self.mix(keep, v, share, square(g))).collect();
         self.moments.v = Some(next.clone());
         next
     }

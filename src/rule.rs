@@ -174,11 +174,15 @@ rules! {
     Lion in lion { Lion = MixedSigns }
     /// AdamW with Nesterov momentum.
     NAdamW in nadamw { NAdamW = Ahead }
+    /// RMSprop.
+    RmsProp in rmsprop { RmsProp = ByRootMeanSquare }
+    /// Adagrad.
+    Adagrad in adagrad { Adagrad = ByRootSum }
 }
 
 impl Rule {
     /// Returns the name that records, tables and the command line use: `sgd`, `sgdm`, `nesterov`, `signsgd`,
-    /// `signum`, `adamw`, `lion`.
+    /// `signum`, `adamw`, `lion`, `nadamw`, `rmsprop`, `adagrad`.
     pub fn name(&self) -> &'static str {
         self.rule().name()
     }
@@ -242,7 +246,8 @@ impl Rule {
     /// | `Sgd` | 0.05, schedule-free 0.15 |
     /// | `Sgdm` with momentum μ and dampening δ | 0.105 (1 - μ)/(1 - δ), 0.05 at most: 0.0105 at μ = 0.9 |
     /// | `SignSgd`, `Signum` | 0.03 |
-    /// | `AdamW` | 0.05 |
+    /// | `AdamW`, `NAdamW`, `Adagrad` | 0.05 |
+    /// | `RmsProp` | 0.05 √(1 - α): 0.005 at α = 0.99 |
     /// | `Lion` | 0.01 |
     ///
     /// With momentum a gradient moves the parameters (1 - δ)/(1 - μ) times as far as its first step does.
@@ -285,6 +290,12 @@ impl Averaging {
 /// Refuses a share outside `[0, 1)`.
 fn require_share(rule: &dyn UpdateRule, field: &'static str, share: f32) -> Result<(), Error> {
     require((0.0..1.0).contains(&share), || owner(rule), field, share, "at least 0 and below 1")
+}
+
+/// Refuses an ε that does not keep 0 from being divided by 0.
+fn require_epsilon(rule: &dyn UpdateRule, epsilon: f32, expected: &'static str) -> Result<(), Error> {
+    let fits = epsilon.is_finite() && epsilon >= f32::MIN_POSITIVE;
+    require(fits, || owner(rule), "epsilon", epsilon, expected)
 }
 
 /// The rule as errors name it.

@@ -55,7 +55,7 @@ pub struct Args {
 type Family = (&'static str, fn(&Subject) -> Cases);
 
 /// Every family, in the order of the table.
-const FAMILIES: [Family; 11] = [
+const FAMILIES: [Family; 12] = [
     ("steps", steps::cases),
     ("passes", passes::cases),
     ("windows", families::windows),
@@ -63,6 +63,7 @@ const FAMILIES: [Family; 11] = [
     ("nonfinite", nonfinite::cases),
     ("repeats", repeats::cases),
     ("groups", families::groups),
+    ("controls", families::controls),
     ("averages", families::averages),
     ("trust", families::trust),
     ("shards", shards::cases),

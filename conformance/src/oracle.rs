@@ -33,6 +33,8 @@ pub struct Oracle {
     pub loss: f64,
     /// Its schedule.
     pub schedule: Schedule,
+    /// The factor of its rate that the caller has set.
+    pub factor: f64,
     /// Coefficient of the trust ratio.
     pub trust: Option<f64>,
     last_trust: f64,
@@ -221,6 +223,7 @@ impl Oracle {
             ln_first_rate: 0.0,
             loss: 1.0,
             schedule: Schedule::Constant,
+            factor: 1.0,
             trust: None,
             last_trust: 1.0,
             w_0: w.clone(),
@@ -280,7 +283,7 @@ impl Oracle {
         if !out.zero {
             self.last_trust = self.trust_ratio(out.norm);
         }
-        out.rate = self.rate() * self.schedule_factor() * self.last_trust;
+        out.rate = self.rate() * self.schedule_factor() * self.last_trust * self.factor;
         self.last_rate = Some(out.rate);
         self.taken += 1;
         let rate = share * out.rate;

@@ -12,6 +12,7 @@ fn follow_moments(c: GroupConstants, s: ptr<function, GroupState>, u: ptr<functi
     (*s).first_correction = corrections.x;
     (*s).second_correction = corrections.y;
     (*u).square_keep = c.rule.square_keep;
+    (*u).square_share = c.rule.square_share;
     (*u).first_correction = corrections.x;
     (*u).second_correction = corrections.y;
     (*u).epsilon = c.rule.epsilon;

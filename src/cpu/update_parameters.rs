@@ -409,7 +409,7 @@ impl<const SCALED: bool, K: Keep> Move<'_, SCALED, K> {
             next = update.momentum_keep * last + update.gradient_share * admitted;
         }
         if R::TRAITS.squares {
-            *v = update.square_keep * *v + (1.0 - update.square_keep) * (admitted * admitted);
+            *v = update.square_keep * *v + update.square_share * (admitted * admitted);
         }
         let u = R::direction(update, g, last, next, *v);
         direction.keep(u);

@@ -1,10 +1,10 @@
 //! AdamW. On the device: `shaders/rule/adamw.wgsl`.
 
 use super::{
-    HostRule, LARGEST_SQUARED, LastStep, Rule, RuleKind, Traits, UpdateRule, WeightDecay, decay_of, owner, preconditioned, require_share,
+    HostRule, LARGEST_SQUARED, LastStep, Rule, RuleKind, Traits, UpdateRule, WeightDecay, decay_of, preconditioned, require_epsilon, require_share,
 };
 use crate::averaging::Averaging;
-use crate::error::{Error, require};
+use crate::error::Error;
 use crate::layout::{RuleNumbers, Update};
 use crate::reference::RuleStep;
 
@@ -65,13 +65,7 @@ impl AdamW {
     pub(super) fn validate_as(&self, rule: &dyn UpdateRule) -> Result<(), Error> {
         require_share(rule, "beta1", self.beta1)?;
         require_share(rule, "beta2", self.beta2)?;
-        require(
-            self.epsilon.is_finite() && self.epsilon >= f32::MIN_POSITIVE,
-            || owner(rule),
-            "epsilon",
-            self.epsilon,
-            "finite, above 0 and not denormal (1e-8 in PyTorch)",
-        )
+        require_epsilon(rule, self.epsilon, "finite, above 0 and not denormal (1e-8 in PyTorch)")
     }
 }
 
@@ -106,6 +100,7 @@ impl UpdateRule for AdamW {
             gradient_share: 1.0 - self.beta1,
             direction_momentum: self.beta1,
             square_keep: self.beta2,
+            square_share: 1.0 - self.beta2,
             first_decay: decay_of(self.beta1),
             second_decay: decay_of(self.beta2),
             epsilon: self.epsilon,
@@ -121,7 +116,7 @@ impl UpdateRule for AdamW {
         let g: Vec<f64> = step.g.iter().map(|g| g.clamp(-1.8e19, 1.8e19)).collect();
         let step = &mut RuleStep { g: &g, k: step.k, moments: step.moments, flushes: step.flushes };
         let (_, m) = step.next_momentum(beta1, 1.0 - beta1);
-        let v = step.next_squares(beta2);
+        let v = step.next_squares(beta2, 1.0 - beta2);
         let (first, second) = (1.0 - beta1.powf(step.k), 1.0 - beta2.powf(step.k));
         m.iter().zip(&v).map(|(m, v)| m / first / ((v / second).sqrt() + f64::from(self.epsilon))).collect()
     }

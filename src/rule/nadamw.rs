@@ -89,7 +89,7 @@ impl UpdateRule for NAdamW {
         let g: Vec<f64> = step.g.iter().map(|g| g.clamp(-1.8e19, 1.8e19)).collect();
         let step = &mut RuleStep { g: &g, k: step.k, moments: step.moments, flushes: step.flushes };
         let (_, m) = step.next_momentum(beta1, 1.0 - beta1);
-        let v = step.next_squares(beta2);
+        let v = step.next_squares(beta2, 1.0 - beta2);
         let (now, next) = (1.0 - beta1.powf(step.k), 1.0 - beta1.powf(step.k + 1.0));
         let second = 1.0 - beta2.powf(step.k);
         let ahead = m.iter().zip(&g).map(|(m, g)| beta1 * m / next + (1.0 - beta1) * g / now);

@@ -1,4 +1,5 @@
-"""Writes torch.csv: parameters after 1, 2, 3, 10, 30 and 100 steps of torch.optim.SGD, Adam and AdamW, in f32 as hexadecimal bits.
+"""Writes torch.csv: parameters after 1, 2, 3, 10, 30 and 100 steps of torch.optim.SGD, Adam, AdamW, RMSprop
+and Adagrad, in f32 as hexadecimal bits.
 
     python3 tests/golden/make_torch.py        # needs torch
 
@@ -42,6 +43,11 @@ CASES = {
     "adam-decay-tenth-maximize": dict(of=torch.optim.Adam, weight_decay=0.1, maximize=True),
     "adamw-default": dict(of=torch.optim.AdamW, lr=1e-3),
     "adamw-tenth-maximize": dict(of=torch.optim.AdamW, weight_decay=0.1, maximize=True),
+    "rmsprop": dict(of=torch.optim.RMSprop),
+    "rmsprop-alpha": dict(of=torch.optim.RMSprop, alpha=0.75, eps=0.125),
+    "rmsprop-decay-tenth-maximize": dict(of=torch.optim.RMSprop, weight_decay=0.1, maximize=True),
+    "adagrad": dict(of=torch.optim.Adagrad),
+    "adagrad-decay-tenth-maximize": dict(of=torch.optim.Adagrad, weight_decay=0.1, maximize=True),
 }
 
 

@@ -2,7 +2,7 @@
 //! gradients, and norms that are outliers; on every path, with no trace left by what takes no part.
 
 use wgpu_optim::gpu::CONTROLS_WGSL;
-use wgpu_optim::{Averaging, Controls, ErrorKind, NormOutliers, Record, Regime, Rule, Term, WeightDecay};
+use wgpu_optim::{Averaging, Controls, ErrorKind, NormOutliers, Record, Regime, Rule, Schedule, Term, WeightDecay};
 use wgpu_optim_conformance::run::{
     CpuRun, GpuRun, Run, Setup, Spec, bits, devices, every_path, every_path_with, gpu_run_with, packed,
 };
@@ -144,6 +144,37 @@ fn a_step_has_what_was_set_before_it() {
             assert_close(run.path(), record.ln_rate as f32, f64::from(record.learning_rate).ln(), 1e-6);
         }
         assert_says(&records[1], &["factor lowered by the caller (-75.0 %)"]);
+    }
+}
+
+/// The host halves the rate where the loss no longer falls (`torch.optim.lr_scheduler.ReduceLROnPlateau` with a patience of 2), over a
+/// schedule on the device: the rates multiply, and each has its own term.
+#[test]
+fn the_host_reduces_the_rate_on_a_plateau_over_a_schedule() {
+    let schedule = Schedule::Step { every: 4, factor: 0.5 };
+    let group = [Spec { schedule, ..spec("group", Rule::sgd(), Regime::fixed(0.5), 9, &[20]) }];
+    for mut run in every_path(&group) {
+        let (mut best, mut stalled, mut factor) = (f64::INFINITY, 0, 1.0);
+        let mut expected = Vec::new();
+        for t in 0..16 {
+            run.step(&run.params());
+            expected.push(0.5 * 0.5f32.powi(t / 4) * factor);
+            // The loss has a floor that is reached soon.
+            let loss = run.params().concat().iter().map(|&w| f64::from(w).powi(2)).sum::<f64>().max(1e-2);
+            stalled = if loss < 0.9999 * best { 0 } else { stalled + 1 };
+            best = best.min(loss);
+            if stalled > 2 {
+                (stalled, factor) = (0, 0.5 * factor);
+                run.control("group", &|group| group.learning_rate_factor = factor);
+            }
+        }
+        let records = run.records().records;
+        let rates: Vec<f32> = records.iter().map(|record| record.learning_rate).collect();
+        assert_eq!(rates, expected, "{}", run.path());
+        assert!(factor < 0.5, "{}: {factor}", run.path());
+        let sum = |term| records.iter().map(|record| f64::from(record.term(term))).sum::<f64>();
+        assert_close(run.path(), sum(Term::Control), f64::from(expected[15] / 0.0625).ln(), 1e-5);
+        assert_close(run.path(), sum(Term::Schedule), 0.125f64.ln(), 1e-5);
     }
 }
 

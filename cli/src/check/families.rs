@@ -69,6 +69,22 @@ fn groups_of(rule: Rule) -> Vec<Spec> {
     groups
 }
 
+/// Controls that are others in every step: factors of the rate, decay, clip, and groups that are frozen now and then.
+pub fn controls(_: &Subject) -> Cases {
+    let of_rule = |rule| {
+        let of = |name, regime, decay, clip| Spec { decay, clip, ..group(name, rule, regime, &[130, 5, 1001]) };
+        let (coupled, decoupled) = (WeightDecay::Coupled(0.1), WeightDecay::Decoupled(0.1));
+        let specs = vec![
+            of("plain", Regime::seesaw(), WeightDecay::Coupled(0.0), f32::INFINITY),
+            of("decayed", Regime::norm_ratio(), decoupled, 0.5),
+            of("coupled", Regime::fixed(0.01), coupled, 0.25),
+            of("clipped", Regime::seesaw(), coupled, 1.0),
+        ];
+        Scenario { controlled: true, ..Scenario::new("controls", STEPS, specs) }.boxed()
+    };
+    rules().map(of_rule).into()
+}
+
 /// Trust ratios, with what passes 4 and 5 measure of the step.
 pub fn trust(_: &Subject) -> Cases {
     let of_rule = |rule| {

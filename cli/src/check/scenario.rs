@@ -1,7 +1,7 @@
 //! The case that most families are made of: groups that take some steps, on the device and on the CPU path, against the oracle.
 
 use wgpu_optim::gpu::Tuning;
-use wgpu_optim::{Averaging, Element, Gpu, Record, Regime, Rounding, Rule, Schedule, WeightDecay, wgpu};
+use wgpu_optim::{Averaging, Controls, Element, Gpu, Record, Regime, Rounding, Rule, Schedule, WeightDecay, wgpu};
 use wgpu_optim_conformance::oracle::Oracle;
 use wgpu_optim_conformance::run::{CpuRun, GpuRun, Run, Setup};
 use wgpu_optim_conformance::spec::{Place, Spec, lengths, packed};
@@ -69,6 +69,8 @@ pub struct Scenario {
     /// Run on a device whose bindings hold only so many bytes, and again on one that can bind everything: the bits must be the same.
     pub binding_bytes: Option<u64>,
     pub micro_batches: u32,
+    /// Whether the groups' controls are others in every step.
+    pub controlled: bool,
     /// Whether the device clears the gradients.
     pub clears: bool,
     /// The ranks that run it together, each with a piece of every tensor.
@@ -91,6 +93,7 @@ impl Scenario {
             denormals: false,
             binding_bytes: None,
             micro_batches: 1,
+            controlled: false,
             clears: false,
             ranks: None,
             tuning: None,
@@ -181,7 +184,13 @@ impl Scenario {
     /// All steps, and what they leave.
     fn trace<R: Run>(&self, run: &mut PathRun<R>) -> Result<Trace, CliError> {
         let steps = 1..=self.steps;
-        let records = steps.map(|step| run.step(&self.gradients(step), loss_of(step))).collect::<Result<_, _>>()?;
+        let mut step = |step| {
+            for (number, part) in self.parts.iter().enumerate().filter(|_| self.controlled) {
+                run.run.try_control(Some(&part.spec.name), &|group| control(&part.spec, number, step, group))?;
+            }
+            run.step(&self.gradients(step), loss_of(step))
+        };
+        let records = steps.map(&mut step).collect::<Result<_, _>>()?;
         let parameters = run.parameters()?;
         let mut averages = Vec::new();
         if self.parts.iter().any(|part| part.spec.averaging != Averaging::Off) {
@@ -262,6 +271,12 @@ impl Scenario {
             let values = unit.tensors.iter().flat_map(|&tensor| &gradients[tensor]);
             let gradient: Vec<f32> = values.map(|&g| flush(g) / self.micro_batches as f32).collect();
             oracle.loss = f64::from(loss_of(index + 1));
+            if self.controlled && !control_oracle(&spec, unit.groups[0], index + 1, &mut oracle) {
+                expected.rates.push(f64::NAN);
+                expected.norms.push(0.0);
+                expected.alignments.push((0.0, 0.0));
+                continue;
+            }
             let out = oracle.step(&gradient);
             expected.rates.push(out.rate);
             expected.norms.push(out.norm);
@@ -302,6 +317,9 @@ impl Scenario {
             let (step, rate) = (index + 1, expected.rates[index]);
             let norm = expected.norms[index].min(f32::MAX.into());
             for record in unit.groups.iter().map(|&group| &records[group]) {
+                if record.flags.frozen() && rate.is_nan() {
+                    continue;
+                }
                 let what = || format!("learning rate of step {step}, {name}");
                 outcome.near(path, what, (record.learning_rate, rate), ulp(rate), rate_ulps);
                 if unit.spec.regime.needs_alignment() {
@@ -490,6 +508,32 @@ impl Gradients {
 /// A number, or the exact one where that is denormal and came out as zero, as it may.
 fn unless_flushed(got: f32, exact: f64) -> f64 {
     if got == 0.0 && exact.abs() < f64::from(f32::MIN_POSITIVE) { exact } else { got.into() }
+}
+
+/// What a controlled scenario sets of a group before a step: a factor of the rate, a factor of decay and clip, and whether it is frozen.
+fn controls_of(number: usize, step: usize) -> (f32, f32, bool) {
+    let turn = number + step;
+    ([1.0, 0.5, 3.0][turn % 3], [1.0, 0.25][turn % 2], turn % 4 == 3)
+}
+
+fn control(spec: &Spec, number: usize, step: usize, controls: &mut Controls) {
+    let (factor, share, frozen) = controls_of(number, step);
+    controls.learning_rate_factor = factor;
+    controls.weight_decay = share * spec.decay.coupled().max(spec.decay.decoupled());
+    controls.clip_norm = share * spec.clip;
+    controls.frozen = frozen;
+}
+
+/// The same for the oracle. Returns false where the group takes no part.
+fn control_oracle(spec: &Spec, number: usize, step: usize, oracle: &mut Oracle) -> bool {
+    let (factor, share, frozen) = controls_of(number, step);
+    oracle.factor = f64::from(factor);
+    oracle.decay = match spec.decay {
+        WeightDecay::Coupled(lambda) => WeightDecay::Coupled(share * lambda),
+        WeightDecay::Decoupled(lambda) => WeightDecay::Decoupled(share * lambda),
+    };
+    oracle.clip = f64::from(share * spec.clip);
+    !frozen
 }
 
 /// A group in words.

@@ -3,9 +3,9 @@
 
 use libfuzzer_sys::fuzz_target;
 use wgpu_optim::{
-    AdGd, AdaGradNorm, AdamW, AutoSgd, Averaging, BarzilaiBorwein, DoG, DoWG, FixedRate, Group, Hypergradient, Lion,
-    LossScaler, NAdamW, Ngn, NonFinitePolicy, NormRatio, OptimizerBuilder, Polyak, Regime, Rule, Schedule, SecantForm,
-    Seesaw, Sgdm, Signum, TrustRatio, WnGrad,
+    AdGd, AdaGradNorm, Adagrad, AdamW, AutoSgd, Averaging, BarzilaiBorwein, DoG, DoWG, FixedRate, Group, Hypergradient,
+    Lion, LossScaler, NAdamW, Ngn, NonFinitePolicy, NormRatio, OptimizerBuilder, Polyak, Regime, RmsProp, Rule,
+    Schedule, SecantForm, Seesaw, Sgdm, Signum, TrustRatio, WnGrad,
 };
 
 /// Numbers at and beyond the ends of ranges.
@@ -68,7 +68,7 @@ impl Source<'_> {
     }
 
     fn rule(&mut self) -> Rule {
-        match self.byte() % 7 {
+        match self.byte() % 9 {
             0 => Rule::sgd(),
             1 => {
                 let (momentum, dampening) = (self.number(), self.number());
@@ -78,6 +78,8 @@ impl Source<'_> {
             3 => Rule::Signum(Signum { momentum: self.number() }),
             4 => Rule::AdamW(AdamW { beta1: self.number(), beta2: self.number(), epsilon: self.number() }),
             5 => Rule::NAdamW(NAdamW { beta1: self.number(), beta2: self.number(), epsilon: self.number() }),
+            6 => Rule::RmsProp(RmsProp { alpha: self.number(), epsilon: self.number() }),
+            7 => Rule::Adagrad(Adagrad { epsilon: self.number() }),
             _ => Rule::Lion(Lion { beta1: self.number(), beta2: self.number() }),
         }
     }

@@ -33,6 +33,8 @@ const RULES: &[&str] = &[
     "adamw squares",
     "lion momentum",
     "nadamw momentum squares",
+    "rmsprop squares",
+    "adagrad squares",
 ];
 const KEEPS: &[&str] = &[
     "",

@@ -2,13 +2,13 @@
 
 use super::{Deal, Kind, Ranks, ULPS, assert_ranks_agree, assert_same_rates, kinds, run};
 use wgpu_optim::{
-    AutoSgd, Averaging, BarzilaiBorwein, DoG, Element, ErrorKind, LossScaler, NonFinitePolicy, RankNonFinite, Record,
-    Regime, Rounding, Rule, Schedule, SecantForm, ShardSums, WeightDecay,
+    AutoSgd, Averaging, BarzilaiBorwein, Controls, DoG, Element, ErrorKind, LossScaler, NonFinitePolicy, NormOutliers,
+    RankNonFinite, Record, Regime, Rounding, Rule, Schedule, SecantForm, ShardSums, WeightDecay,
 };
 use wgpu_optim_conformance::run::{Setup, Spec, alone, bits};
 use wgpu_optim_conformance::stored::half_ulp;
 use wgpu_optim_conformance::{
-    Numbers, assert_close, assert_refused, assert_says, filled, noise, times, ulps_of_largest,
+    Numbers, assert_close, assert_refused, assert_says, filled, noise, tensors, times, ulps_of_largest,
 };
 
 use crate::halves::kept;
@@ -295,5 +295,48 @@ fn a_shard_goes_on_from_its_checkpoint() {
         again.ranks[1].restore(&saved[1]).expect("its own");
         let sums = again.measure(&grads(specs, 5));
         assert_refused(ShardSums::combine(&sums), &["rank 1 has step 3", "rank 0 has 5"]);
+    }
+}
+
+/// Controls that are the same on every rank, a clip over all groups and outliers: as with one optimizer.
+#[test]
+fn ranks_follow_their_controls_together() {
+    let specs = [
+        Spec { clip: 1e6, ..Spec::new(Rule::sgdm(0.9), Regime::seesaw(), tensors(1, &[301, 7])).named("a") },
+        Spec::new(Rule::adamw(), Regime::norm_ratio(), tensors(2, &[64])).named("b"),
+    ];
+    let outliers = Some(NormOutliers::Skip { deviations: 3.0, window: 4 });
+    let setup = Setup { global_clip: Some(9.0), outliers, ..Setup::default() };
+    for kinds in kinds() {
+        let mut ranks = Ranks::new(&kinds, 2, Deal::Pieces, &specs, setup);
+        let mut whole = run(kinds[0], &specs, setup);
+        for t in 0..12u64 {
+            let change = |group: &mut Controls| {
+                group.frozen = t % 4 == 2;
+                group.learning_rate_factor = if t > 5 { 0.5 } else { 1.0 };
+                group.clip_norm = if t == 7 { 0.5 } else { f32::INFINITY };
+            };
+            whole.control("a", &change);
+            for rank in &mut ranks.ranks {
+                rank.control("a", &change);
+            }
+            let mut grads = noise(&specs, t);
+            if t == 8 {
+                grads.iter_mut().flatten().for_each(|g| *g *= 50.0);
+            }
+            whole.step(&grads);
+            ranks.step(&grads);
+        }
+        let whole_records = whole.records().records;
+        for rank in &mut ranks.ranks {
+            let records = rank.records().records;
+            let flags = |records: &[Record]| records.iter().map(|record| record.flags).collect::<Vec<_>>();
+            assert_eq!(flags(&records), flags(&whole_records), "{kinds:?}");
+        }
+        assert!(whole_records.iter().any(|record| record.flags.outlier()));
+        for (got, expected) in ranks.params().iter().zip(whole.params()) {
+            let worst = ulps_of_largest(got, &expected, 1e-3);
+            assert!(worst <= ULPS, "{kinds:?}: {worst} ulps");
+        }
     }
 }

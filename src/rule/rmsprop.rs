@@ -1,0 +1,105 @@
+//! RMSprop. On the device: `shaders/rule/rmsprop.wgsl`.
+
+use super::{
+    HostRule, LARGEST_SQUARED, LastStep, Rule, RuleKind, Traits, UpdateRule, decay_of, preconditioned, require_epsilon, require_share,
+};
+use crate::averaging::Averaging;
+use crate::error::Error;
+use crate::layout::{RuleNumbers, Update};
+use crate::reference::RuleStep;
+
+/// RMSprop (Tieleman & Hinton 2012, lecture 6.5 of their course), as `torch.optim.RMSprop` has it without momentum and not centred:
+/// `v ← α v + (1-α) g²`, `u = g / (√v + ε)`. Keeps v, 4 bytes per parameter.
+///
+/// There is no bias correction: the first directions are 1/√(1-α) times as long as later ones, ten times with the default. The first rate
+/// allows for it. For the rest it is a rule without momentum that does not shrink with the gradient, as [`AdamW`](crate::AdamW) with `β₁ = 0`.
+#[derive(Debug, Clone, Copy, PartialEq)]
+#[cfg_attr(feature = "checkpoint", derive(serde::Serialize))]
+pub struct RmsProp {
+    /// α in `[0, 1)`, the share of the old mean of squares; 0.99 in PyTorch.
+    pub alpha: f32,
+    /// ε, finite, above 0 and not denormal; 1e-8 in PyTorch.
+    pub epsilon: f32,
+}
+
+impl Default for RmsProp {
+    /// PyTorch's α = 0.99, ε = 1e-8.
+    fn default() -> Self {
+        RmsProp { alpha: 0.99, epsilon: 1e-8 }
+    }
+}
+
+impl Rule {
+    /// Returns RMSprop with PyTorch's α = 0.99, ε = 1e-8.
+    pub fn rmsprop() -> Self {
+        Rule::RmsProp(RmsProp::default())
+    }
+}
+
+pub(super) fn examples() -> [RmsProp; 1] {
+    [RmsProp::default()]
+}
+
+impl UpdateRule for RmsProp {
+    fn name(&self) -> &'static str {
+        "rmsprop"
+    }
+
+    fn summary(&self) -> &'static str {
+        "RMSprop with PyTorch's defaults, without momentum"
+    }
+
+    fn with_momentum(&self, _: f32) -> Rule {
+        Rule::RmsProp(*self)
+    }
+
+    fn kind(&self) -> RuleKind {
+        RuleKind::RmsProp
+    }
+
+    fn first_step(&self, _: &Averaging) -> f32 {
+        0.05 * (1.0 - self.alpha).sqrt()
+    }
+
+    fn numbers(&self) -> RuleNumbers {
+        RuleNumbers {
+            square_keep: self.alpha,
+            square_share: 1.0 - self.alpha,
+            // The corrections are 1.
+            first_decay: decay_of(0.0),
+            second_decay: decay_of(0.0),
+            epsilon: self.epsilon,
+            ..RuleNumbers::default()
+        }
+    }
+
+    fn validate(&self) -> Result<(), Error> {
+        require_share(self, "alpha", self.alpha)?;
+        require_epsilon(self, self.epsilon, "finite, above 0 and not denormal (1e-8 in PyTorch)")
+    }
+
+    fn reference(&self, step: &mut RuleStep) -> Vec<f64> {
+        let g: Vec<f64> = step.g.iter().map(|g| g.clamp(-1.8e19, 1.8e19)).collect();
+        let step = &mut RuleStep { g: &g, k: step.k, moments: step.moments, flushes: step.flushes };
+        let v = step.next_squares(f64::from(self.alpha), 1.0 - f64::from(self.alpha));
+        g.iter().zip(&v).map(|(g, v)| g / (v.sqrt() + f64::from(self.epsilon))).collect()
+    }
+}
+
+/// The gradient over the root of the mean of its squares.
+pub(crate) struct ByRootMeanSquare;
+
+impl HostRule for ByRootMeanSquare {
+    const TRAITS: Traits = Traits { features: &["rmsprop"], squares: true, ..Traits::PLAIN };
+
+    #[inline(always)]
+    fn direction(update: &Update, g: f32, _: f32, _: f32, v: f32) -> f32 {
+        preconditioned(g.clamp(-LARGEST_SQUARED, LARGEST_SQUARED), v, 1.0, 1.0, update.epsilon)
+    }
+
+    #[inline(always)]
+    fn last_direction(step: &LastStep) -> f32 {
+        let g = step.clipped.clamp(-LARGEST_SQUARED, LARGEST_SQUARED);
+        preconditioned(g, step.v, 1.0, 1.0, step.numbers.epsilon)
+    }
+}
