@@ -33,7 +33,7 @@ import package::scaled::{
 @if(ngn) import package::regime::ngn::follow_regime;
 @if(auto_sgd) import package::regime::auto_sgd::{begin_step, follow_regime};
 @if(!auto_sgd) import package::learning_rate::one_stream::begin_step;
-@if(schedule) import package::learning_rate::schedule::follow_schedule;
+@if(schedule) import package::learning_rate::schedule::{follow_schedule, rise_of, schedule_at};
 @if(trust_ratio) import package::learning_rate::trust_ratio::follow_trust;
 @if(averages) import package::learning_rate::average_share::average_share;
 @if(squares) import package::learning_rate::second_moment::follow_moments;
@@ -124,6 +124,7 @@ fn learning_rate(@builtin(global_invocation_id) id: vec3<u32>) {
         g.sums = measured;
         g.square = square;
         g.norm = norm;
+        @if(schedule) let scheduled = schedule_at(c, s);
         if is_zero(square) {
             r.flags |= ZERO_GRADIENT;
         } else {
@@ -131,10 +132,11 @@ fn learning_rate(@builtin(global_invocation_id) id: vec3<u32>) {
             if g.first {
                 r.flags |= FIRST;
             }
+            @if(schedule) g.schedule_rise = rise_of(scheduled.ln_factor - s.ln_schedule);
             follow_regime(c, g, &s, &r);
         }
         s.learning_rate = s.regime_rate;
-        @if(schedule) follow_schedule(c, &s, &r);
+        @if(schedule) follow_schedule(scheduled, &s, &r);
         @if(trust_ratio) follow_trust(c, g, &s, &r);
 
         // How large the momentum can be at the next step: μ ‖m_{t-1}‖ and what this step adds.

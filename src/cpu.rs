@@ -9,7 +9,7 @@ mod half;
 mod learning_rate;
 pub(crate) mod optimizer;
 mod reduce_gradient;
-mod schedule;
+pub(crate) mod schedule;
 pub(crate) mod schedule_free;
 mod tensor;
 mod update_parameters;

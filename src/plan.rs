@@ -11,6 +11,7 @@ use crate::error::{BuildError, Error};
 use crate::group::{GroupConfig, ResolvedGroup};
 use crate::layout::{GroupConstants, GroupState, ScopeTable, StepUnit};
 use crate::safeguards::Safeguards;
+use crate::schedule::Tables;
 use crate::shard::Shard;
 
 mod kernel;
@@ -79,6 +80,8 @@ pub(crate) struct Plan {
     pub(crate) accumulation: Accumulation,
     pub(crate) configs: Vec<GroupConfig>,
     pub(crate) groups: Vec<GroupConstants>,
+    /// Factors of the tables of all schedules.
+    pub(crate) factors: Vec<f32>,
     /// Specialisation of each group's passes.
     #[cfg(feature = "checkpoint")]
     pub(crate) kernels: Vec<Kernel>,
@@ -154,6 +157,7 @@ impl Plan {
                 scope_of_group[group] = index;
             }
         }
+        let mut tables = Tables::default();
         for (index, config) in configs.iter().enumerate() {
             let scope = &scopes[scope_of_group[index]];
             let mut kernel = kernel_of(config, scope)?;
@@ -161,6 +165,8 @@ impl Plan {
             kernel.clears_gradients = accumulation.clears;
             let mut group = constants_of(config, kernel, scope_of_group[index], scope);
             safeguards.write_to(&mut group);
+            config.schedule.write_to(&mut group);
+            group.schedule_rise = tables.place(&config.schedule)?.unwrap_or(group.schedule_rise);
             group.gradient_factor = group.sign / accumulation.micro_batches as f32;
             constants.push(group);
             kernels.push(kernel);
@@ -199,6 +205,7 @@ impl Plan {
             accumulation,
             configs,
             groups: constants,
+            factors: tables.factors,
             #[cfg(feature = "checkpoint")]
             kernels,
             scopes: table,

@@ -13,6 +13,7 @@ struct Gradient {
     last_smoothed: Scaled,
     scale_of_sums: i32,     // the inner products among the sums are of gradients scaled by 2^-this
     first: bool,
+    schedule_rise: f32,     // by how much the schedule raises ln η at this step; 0 where it does not
 }
 
 // What pass 4 does with streams of parameters after the step, or instead of it (regime/auto_sgd.wgsl).

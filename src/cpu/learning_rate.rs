@@ -3,7 +3,7 @@
 use crate::cpu::count_steps::{average_weight, bias_corrections, schedule_free_weight, steps_taken};
 use crate::cpu::schedule::schedule_factor;
 use crate::element::rounding_key;
-use crate::layout::numbers::SMALLEST_CLIP;
+use crate::layout::numbers::{LEAST_RISE, SMALLEST_CLIP};
 use crate::layout::terms::{SCHEDULE_TERM, TRUST_TERM};
 use crate::layout::{
     GroupConstants, GroupState, LOSS_ELEMENT, MEAN_OUTLIER, MEAN_STEPS, NO_ELEMENT, RawRecord, Scaled, ScopeSums,
@@ -25,12 +25,13 @@ pub(crate) struct Outcome {
 
 /// One group's step.
 ///
-/// `last_overflow` is [`RawRecord::overflow_key`] of the step before.
+/// `last_overflow` is [`RawRecord::overflow_key`] of the step before, `factors` are those of the tables of schedules.
 pub(crate) fn learning_rate(
     group: u32,
     c: &GroupConstants,
     sums: &[ScopeSums],
     last_overflow: u32,
+    factors: &[f32],
     s: &mut GroupState,
 ) -> Outcome {
     count_overflow(c, last_overflow, s);
@@ -61,7 +62,7 @@ pub(crate) fn learning_rate(
         r.overflow_key = s.halt_overflow_key;
     }
     let turn = (Kernel::of(c).begin_step)(c, measured.loss, skip, halted, s, &mut r);
-    let update = (!skip).then(|| take_step(c, measured, &turn, s, &mut r));
+    let update = (!skip).then(|| take_step(c, measured, factors, &turn, s, &mut r));
 
     let ln_rate = s.ln_first_rate.add(s.change).add_float(s.ln_schedule).add_float(s.ln_trust);
     if s.learning_rate == 0.0 {
@@ -146,7 +147,14 @@ fn count_good_step(c: &GroupConstants, s: &mut GroupState, r: &mut RawRecord) {
 }
 
 /// The step of a finite gradient.
-fn take_step(c: &GroupConstants, measured: &ScopeSums, turn: &Turn, s: &mut GroupState, r: &mut RawRecord) -> Update {
+fn take_step(
+    c: &GroupConstants,
+    measured: &ScopeSums,
+    factors: &[f32],
+    turn: &Turn,
+    s: &mut GroupState,
+    r: &mut RawRecord,
+) -> Update {
     let square = Scaled::of_squares(measured.square);
     let norm = square.root();
     r.norm = norm.to_float();
@@ -162,10 +170,13 @@ fn take_step(c: &GroupConstants, measured: &ScopeSums, turn: &Turn, s: &mut Grou
         clip = Scaled { exponent: factor.exponent - clip_exponent, ..factor }.to_float();
     }
 
+    let factor = schedule_factor(c, factors, steps_taken(s));
+    let scheduled = (factor, Scaled::new(factor, 0).ln_ratio(Scaled::ONE));
     if square.is_zero() {
         r.flags |= record_flags::ZERO_GRADIENT;
     } else {
-        let g = smooth_norm(c, measured, square, norm, s);
+        let mut g = smooth_norm(c, measured, square, norm, s);
+        g.schedule_rise = rise_of(scheduled.1 - s.ln_schedule);
         if g.first {
             r.flags |= record_flags::FIRST;
         }
@@ -173,7 +184,7 @@ fn take_step(c: &GroupConstants, measured: &ScopeSums, turn: &Turn, s: &mut Grou
     }
     s.learning_rate = s.regime_rate;
     if c.schedule != schedule_kinds::CONSTANT {
-        follow_schedule(c, s, r);
+        follow_schedule(scheduled, s, r);
     }
     if c.trust_coefficient > 0.0 {
         follow_trust(c, measured, norm, s, r);
@@ -258,13 +269,26 @@ fn smooth_norm<'a>(
     }
     s.started = 1;
     let last_norm = std::mem::replace(&mut s.last_norm, norm);
-    Gradient { sums, square, norm, last_norm, smoothed: s.smoothed, last_smoothed, scale_of_sums, first }
+    Gradient {
+        sums,
+        square,
+        norm,
+        last_norm,
+        smoothed: s.smoothed,
+        last_smoothed,
+        scale_of_sums,
+        first,
+        schedule_rise: 0.0,
+    }
 }
 
-/// The schedule's factor, at the step that follows those that were taken.
-fn follow_schedule(c: &GroupConstants, s: &mut GroupState, r: &mut RawRecord) {
-    let factor = schedule_factor(c, steps_taken(s));
-    let ln_factor = Scaled::new(factor, 0).ln_ratio(Scaled::ONE);
+/// A change of ln of the schedule's factor, if it is a rise and not rounding.
+fn rise_of(change: f32) -> f32 {
+    if change < LEAST_RISE { 0.0 } else { change }
+}
+
+/// The schedule's factor, given with its logarithm.
+fn follow_schedule((factor, ln_factor): (f32, f32), s: &mut GroupState, r: &mut RawRecord) {
     if r.flags & record_flags::FIRST == 0 {
         r.terms[SCHEDULE_TERM as usize] = ln_factor - s.ln_schedule;
     }

@@ -21,7 +21,7 @@ const MODULES: &[(&str, &str)] = modules! {
     "elements/gradients" "elements/half" "elements/parameters" "elements/random_bits"
     "learning_rate/average_share" "learning_rate/distance" "learning_rate/first_rate" "learning_rate/formula" "learning_rate/gradient"
     "learning_rate/one_stream" "learning_rate/schedule" "learning_rate/secant" "learning_rate/second_moment" "learning_rate/steps_taken"
-    "learning_rate/trust_ratio"
+    "learning_rate/table" "learning_rate/trust_ratio"
     "measure/alignment" "measure/counters" "measure/direction_counters" "measure/distance" "measure/iterates" "measure/momentum"
     "measure/secant"
     "reduction/emit_per_invocation" "reduction/emit_per_subgroup" "reduction/emit_per_workgroup" "reduction/partials"
