@@ -23,6 +23,9 @@ pub(crate) use table::Tables;
 ///
 /// `steps` are the steps in all, those of the warm-up included; from there on the factor is `last`. `x` is the share of the fall that is
 /// done, `(t-warmup)/(steps-warmup)`.
+///
+/// Under [`Regime::Seesaw`](crate::Regime::Seesaw) and `Hypergradient` a schedule that rises takes back what agreement gave while it was
+/// lower, so that a warm-up is not undone, and does not end far too high. [`Seesaw`](crate::Seesaw) has the formula.
 #[derive(Debug, Clone, PartialEq, Default)]
 #[cfg_attr(feature = "checkpoint", derive(serde::Serialize))]
 #[non_exhaustive]
@@ -79,8 +82,9 @@ pub enum Schedule {
         factor: f32,
     },
     /// Warm-up, then half cosines from 1 to `last`, one after the other: the first of `period` steps, each of the others `growth` times as long
-    /// as the one before (Loshchilov & Hutter 2017, arXiv:1608.03983, eq. 5). `torch.optim.lr_scheduler.CosineAnnealingWarmRestarts` with
-    /// `T_0 = period`, `T_mult = growth` and `eta_min = last` times the rate.
+    /// as the one before: `last + (1-last) (1 + cos πx)/2`, `x` the share of the cosine that is done (Loshchilov & Hutter 2017,
+    /// arXiv:1608.03983, eq. 5). `torch.optim.lr_scheduler.CosineAnnealingWarmRestarts` with `T_0 = period`, `T_mult = growth` and
+    /// `eta_min = last` times the rate; optax' `sgdr_schedule`.
     CosineRestarts {
         /// Steps of linear warm-up, which the paper does not have.
         warmup: u32,
@@ -91,8 +95,8 @@ pub enum Schedule {
         /// The factor at the end of each cosine, from 0 to 1.
         last: f32,
     },
-    /// Warm-up, then 1, then a fall to `last` over the last `decay` steps (Hu et al. 2024, arXiv:2404.06395, section 4; Hägele et al. 2024,
-    /// arXiv:2405.18392). Until the fall begins the factor does not depend on `steps`, so that a run can be prolonged from a checkpoint of its
+    /// Warm-up, then 1, then over the last `decay` steps `last + (1-last) d(x)`, with `d` of [`DecayShape`] and `x` the share of them that is
+    /// done (Hu et al. 2024, arXiv:2404.06395, section 4; Hägele et al. 2024, arXiv:2405.18392). Until the fall begins the factor does not depend on `steps`, so that a run can be prolonged from a checkpoint of its
     /// stable part. Hugging Face's `get_wsd_schedule`.
     WarmupStableDecay {
         /// Steps of linear warm-up.
@@ -152,7 +156,7 @@ pub enum Schedule {
     },
 }
 
-/// The form of the fall of [`Schedule::WarmupStableDecay`], where `x` is the share of the fall that is done.
+/// The form `d(x)` of the fall of [`Schedule::WarmupStableDecay`], where `x` is the share of the fall that is done.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[cfg_attr(feature = "checkpoint", derive(serde::Serialize))]
 #[non_exhaustive]
