@@ -1,9 +1,5 @@
 //! Promises of `Schedule`: the factors are PyTorch's (`tests/golden/make_schedules.py`), they are right to a few ulps at every step that can be
 //! counted, on the CPU path and on every adapter, and a table is what the caller gave.
-//!
-//! Faults tried once by hand, each failed its test: `t` for `t + 1` in the warm-up; a fall over all steps instead of the last ones; the share that
-//! is done for the one that is left; a cycle that begins one step late; the rest of a fall's logarithm left out; the second table at the place of
-//! the first.
 
 use std::iter::once;
 
