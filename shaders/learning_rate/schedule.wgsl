@@ -115,8 +115,11 @@ fn left_of_cycle(t: u32, period: u32, growth: u32) -> f32 {
     }
     var since = t;
     var length = period;
-    // At most 32 times, because the lengths at least double.
-    while since >= length {
+    // The lengths at least double.
+    for (var cycle = 0; cycle < 32; cycle++) {
+        if since < length {
+            break;
+        }
         since -= length;
         if length > 0xffffffffu / growth {
             // It ends after the last step that can be counted.

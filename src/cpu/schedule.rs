@@ -75,7 +75,7 @@ fn left_of_cycle(t: u32, period: u32, growth: u32) -> f32 {
         return share_of(period - t % period, period);
     }
     let (mut since, mut length) = (t, period);
-    // At most 32 times, because the lengths at least double.
+    // At most 32 times: the lengths at least double.
     while since >= length {
         since -= length;
         if length > u32::MAX / growth {
