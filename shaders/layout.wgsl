@@ -69,6 +69,7 @@ struct GroupConstants {
     schedule: u32,
     schedule_rise: u32,
     schedule_steps: u32,
+    schedule_fall: u32,
     schedule_first: f32,
     schedule_last: f32,
     average: u32,
@@ -219,6 +220,8 @@ const MEAN_STEPS = 65536u;
 const MEAN_OUTLIER = 10u;
 const LOSS_ELEMENT = 4294967294u;
 const PARTIAL_WORDS = 12u;
+const TABLE_FACTORS = 4096u;
+const TABLE_QUADS = 1024u;
 const NO_TENSOR = 4294967295u;
 const INFINITY_BITS = 2139095040u;
 const RECORD_WORDS = 34u;
@@ -233,6 +236,7 @@ const MAX_FACTOR = 10.0;
 const TRUST_MIN = 1e-8;
 const TRUST_MAX = 100000000.0;
 const FACTOR_FLOOR = 1e-6;
+const LEAST_RISE = 1e-6;
 const LARGEST_SQUARED = 1.8e19;
 const LN_2_HIGH = 0.69314575;
 const LN_2_LOW = 1.4286068e-6;
@@ -275,10 +279,15 @@ const SKIP_ALL = 1u;
 const SKIP_STEP = 2u;
 
 const SCHEDULE_CONSTANT = 0u;
-const SCHEDULE_WARMUP_COSINE = 1u;
+const SCHEDULE_COSINE = 1u;
 const SCHEDULE_INVERSE_SQRT = 2u;
 const SCHEDULE_STEP = 3u;
 const SCHEDULE_ONE_CYCLE = 4u;
+const SCHEDULE_LEVEL = 5u;
+const SCHEDULE_POLYNOMIAL = 6u;
+const SCHEDULE_RESTARTS = 7u;
+const SCHEDULE_ONE_MINUS_SQRT = 8u;
+const SCHEDULE_TABLE = 9u;
 
 const AVERAGE_OFF = 0u;
 const AVERAGE_POLYNOMIAL = 1u;
@@ -397,7 +406,8 @@ struct SeesawState {
     anchor_norm: Scaled,
     mean_fast: f32,
     mean_fast_weight: f32,
-    unused: array<u32, 6>,
+    ahead: f32,
+    unused: array<u32, 5>,
 }
 
 struct AdaGradNormState {

@@ -18,7 +18,7 @@ import package::layout::{
     MEAN_STEPS, MOMENTUM_FROM_GRADIENT, NO_ELEMENT, NONFINITE_LOSS, OUTLIER, OUTLIER_CLIPS, OVERFLOW_KEY_WORD, RAW_NORM_CLIP,
     RECORD_WORDS, SCALE_CHANGED, SKIPPED, SMALLEST_CLIP, WAITING, WRITTEN, ZERO_GRADIENT,
 };
-import package::learning_rate::gradient::{Gradient, Turn, from_squares};
+import package::learning_rate::gradient::{Gradient, Turn, from_squares, rise_of};
 import package::scaled::{
     add_fixed, add_float, choose, is_zero, larger, less, power_of_two, quotient, root, scaled, smaller, sum, times, to_float,
 };
@@ -33,9 +33,9 @@ import package::scaled::{
 @if(ngn) import package::regime::ngn::follow_regime;
 @if(auto_sgd) import package::regime::auto_sgd::{begin_step, follow_regime};
 @if(!auto_sgd) import package::learning_rate::one_stream::begin_step;
-import package::learning_rate::controls::{absence_of, follow_controls};
+import package::learning_rate::controls::{absence_of, control_at, follow_controls};
 @if(outliers) import package::learning_rate::outliers::judge_norm;
-@if(schedule) import package::learning_rate::schedule::follow_schedule;
+@if(schedule) import package::learning_rate::schedule::{follow_schedule, schedule_at};
 @if(trust_ratio) import package::learning_rate::trust_ratio::follow_trust;
 @if(averages) import package::learning_rate::average_share::average_share;
 @if(squares) import package::learning_rate::second_moment::follow_moments;
@@ -149,6 +149,10 @@ fn learning_rate(@builtin(global_invocation_id) id: vec3<u32>) {
         g.sums = measured;
         g.square = square;
         g.norm = norm;
+        let controlled = control_at(c, s);
+        var rise = controlled.ln_factor - s.ln_control;
+        @if(schedule) let scheduled = schedule_at(c, s);
+        @if(schedule) rise += scheduled.ln_factor - s.ln_schedule;
         if is_zero(square) {
             r.flags |= select(ZERO_GRADIENT, 0u, left_out);
         } else if !waits {
@@ -156,12 +160,13 @@ fn learning_rate(@builtin(global_invocation_id) id: vec3<u32>) {
             if g.first {
                 r.flags |= FIRST;
             }
+            g.scheduled_rise = rise_of(rise);
             follow_regime(c, g, &s, &r);
         }
         s.learning_rate = s.regime_rate;
-        @if(schedule) follow_schedule(c, &s, &r);
+        @if(schedule) follow_schedule(scheduled, &s, &r);
         @if(trust_ratio) follow_trust(c, g, &s, &r);
-        follow_controls(c, &s, &r);
+        follow_controls(controlled, &s, &r);
         learning_rates[group] = s.learning_rate;
 
         // How large the momentum can be at the next step: μ ‖m_{t-1}‖ and what this step adds. All groups of the scope come to the same.

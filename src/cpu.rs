@@ -11,7 +11,7 @@ mod learning_rate;
 pub(crate) mod optimizer;
 mod outliers;
 mod reduce_gradient;
-mod schedule;
+pub(crate) mod schedule;
 pub(crate) mod schedule_free;
 mod tensor;
 mod update_parameters;

@@ -45,7 +45,7 @@ pub struct Group<T> {
 }
 
 /// Settings that a group may have for itself and the builder for all groups. `None` uses the builder's.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Default)]
 pub(crate) struct Settings {
     pub(crate) regime: Option<Regime>,
     pub(crate) weight_decay: Option<WeightDecay>,
@@ -196,7 +196,7 @@ impl<T> Group<T> {
             .map(|tensor| Group {
                 name: format!("{}/{}", self.name, tensor.0),
                 rule: self.rule,
-                settings: self.settings,
+                settings: self.settings.clone(),
                 shared_norm: self.shared_norm.clone(),
                 per_tensor: false,
                 tensors: vec![tensor],
@@ -440,12 +440,7 @@ impl<T> OptimizerBuilder<T> {
         let all = &self.settings;
         let of = |group: &Group<T>| {
             let own = &group.settings;
-            Warning::of(
-                &group.name,
-                group.rule.unwrap_or(self.rule),
-                own.regime.or(all.regime).unwrap_or_default(),
-                own.schedule.or(all.schedule).unwrap_or_default(),
-            )
+            Warning::of(&group.name, group.rule.unwrap_or(self.rule), own.regime.or(all.regime).unwrap_or_default())
         };
         self.groups.iter().flat_map(of).collect()
     }
@@ -498,7 +493,7 @@ impl<T> OptimizerBuilder<T> {
                 }
             }
             let own = group.settings;
-            let all = self.settings;
+            let all = &self.settings;
             let scope = match (group.shared_norm, self.global_norm) {
                 (Some(scope), _) => Some(scope),
                 (None, true) => Some(GLOBAL_SCOPE.to_owned()),
@@ -511,7 +506,7 @@ impl<T> OptimizerBuilder<T> {
                 weight_decay: own.weight_decay.or(all.weight_decay).unwrap_or(WeightDecay::Coupled(0.0)),
                 clip_norm: own.clip_norm.or(all.clip_norm).unwrap_or(f32::INFINITY),
                 maximize: own.maximize.or(all.maximize).unwrap_or(false),
-                schedule: own.schedule.or(all.schedule).unwrap_or_default(),
+                schedule: own.schedule.or_else(|| all.schedule.clone()).unwrap_or_default(),
                 averaging: own.averaging.or(all.averaging).unwrap_or_default(),
                 trust_ratio: own.trust_ratio.or(all.trust_ratio),
                 telemetry: own.telemetry.or(all.telemetry).unwrap_or(false),

@@ -95,13 +95,15 @@ shared_structs! {
         pub regime_constants: RegimeConstants,
         /// One of [`schedule_kinds`].
         pub schedule: u32,
-        /// Steps of the schedule's rise, or between two of its falls.
+        /// Steps of the schedule's rise; of a table, the index of its first factor.
         pub schedule_rise: u32,
-        /// Steps of the whole schedule.
+        /// The step at which the fall ends; steps of the first cycle; steps between two falls, or two factors of a table.
         pub schedule_steps: u32,
-        /// The schedule's factor at the start.
+        /// Steps of the fall; how many times longer each cycle is than the one before; factors of a table.
+        pub schedule_fall: u32,
+        /// The schedule's factor at the start; the power of a polynomial; the upper part of ln of the factor of a fall.
         pub schedule_first: f32,
-        /// The schedule's factor at the end; ln of the factor of a fall.
+        /// The schedule's factor at the end; the rest of ln of the factor of a fall.
         pub schedule_last: f32,
         /// One of [`average_kinds`].
         pub average: u32,
@@ -437,6 +439,10 @@ mod constants {
         pub const LOSS_ELEMENT: u32 = u32::MAX - 1;
         /// Words of a partial: those of [`super::ScopeSums`] but for the loss.
         pub const PARTIAL_WORDS: u32 = 12;
+        /// Factors of all tables of schedules.
+        pub const TABLE_FACTORS: u32 = 4096;
+        /// The same in vectors of four.
+        pub const TABLE_QUADS: u32 = 1024;
         /// [`super::StepUnit::tensor`] of a group.
         pub const NO_TENSOR: u32 = u32::MAX;
         /// The magnitude bits of a float are at least this where it is not finite. Floats are not compared, because WGSL may assume that
@@ -454,7 +460,7 @@ mod constants {
 }
 pub use constants::{
     INFINITY_BITS, LOSS_ELEMENT, MAGNITUDE_BITS, MEAN_OUTLIER, MEAN_STEPS, NO_ELEMENT, NO_TENSOR, OVERFLOW_KEY_WORD,
-    PARTIAL_WORDS, RECORD_WORDS,
+    PARTIAL_WORDS, RECORD_WORDS, TABLE_FACTORS, TABLE_QUADS,
 };
 
 /// Numbers of the formulas that several files use, on both sides.
@@ -474,6 +480,8 @@ pub mod numbers {
         pub const TRUST_MAX: f32 = 1e8;
         /// The smallest factor of a schedule.
         pub const FACTOR_FLOOR: f32 = 1e-6;
+        /// A rise of ln of a schedule's factor below this is rounding.
+        pub const LEAST_RISE: f32 = 1e-6;
         /// The largest element of a gradient that rules with a mean of squares take as it is: its square is within f32, with some room.
         pub const LARGEST_SQUARED: f32 = 1.8e19;
         /// The upper part of ln 2: its product with a whole exponent is exact.
@@ -617,14 +625,24 @@ pub mod schedule_kinds {
     super::shared_constants! { "SCHEDULE_"
         /// 1.
         pub const CONSTANT: u32 = 0;
-        /// Linear warm-up, then half a cosine.
-        pub const WARMUP_COSINE: u32 = 1;
-        /// Linear warm-up, then the inverse square root.
+        /// Half a cosine down, as all that follow after a linear warm-up.
+        pub const COSINE: u32 = 1;
+        /// The inverse square root.
         pub const INVERSE_SQRT: u32 = 2;
         /// A fall every so many steps.
         pub const STEP: u32 = 3;
-        /// Half a cosine up, half a cosine down.
+        /// Half a cosine up in place of the warm-up, half a cosine down.
         pub const ONE_CYCLE: u32 = 4;
+        /// 1.
+        pub const LEVEL: u32 = 5;
+        /// A power of what is left of the fall.
+        pub const POLYNOMIAL: u32 = 6;
+        /// Half cosines one after the other.
+        pub const RESTARTS: u32 = 7;
+        /// 1 - √x.
+        pub const ONE_MINUS_SQRT: u32 = 8;
+        /// The caller's factors, without a warm-up.
+        pub const TABLE: u32 = 9;
     }
 }
 

@@ -109,7 +109,7 @@ pub use regime::{Outcome, Regime, SecantForm, Stream};
 pub use rule::table::*;
 pub use rule::{Rule, WeightDecay};
 pub use safeguards::{LossScaler, NonFinitePolicy, NormOutliers};
-pub use schedule::Schedule;
+pub use schedule::{DecayShape, Schedule};
 pub use shard::{CombinedSums, ShardSums};
 pub use trust::TrustRatio;
 pub use warning::Warning;
@@ -130,6 +130,20 @@ pub mod internals {
     #[cfg(feature = "tuning-cache")]
     pub use crate::gpu::tuning_cache::CACHE_VARIABLE;
     pub use crate::regime::MAX_CHANGE;
+
+    /// Schedules without an optimizer.
+    pub mod schedule {
+        pub use crate::cpu::schedule::schedule_factor;
+        use crate::layout::GroupConstants;
+        use crate::schedule::Schedule;
+
+        /// Returns the constants of a group with this schedule, as far as they are the schedule's. A table begins at factor 0.
+        pub fn constants(schedule: &Schedule) -> GroupConstants {
+            let mut constants = bytemuck::Zeroable::zeroed();
+            schedule.write_to(&mut constants);
+            constants
+        }
+    }
 
     pub mod layout {
         pub use crate::layout::*;

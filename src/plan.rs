@@ -13,6 +13,7 @@ use crate::error::{BuildError, Error};
 use crate::group::{GroupConfig, ResolvedGroup};
 use crate::layout::{GroupConstants, GroupState, ScopeTable, StepUnit};
 use crate::safeguards::Safeguards;
+use crate::schedule::Tables;
 use crate::shard::Shard;
 
 mod kernel;
@@ -92,6 +93,8 @@ pub(crate) struct Plan {
     /// Names for the sentences of records.
     pub(crate) names: Arc<Names>,
     pub(crate) groups: Vec<GroupConstants>,
+    /// Factors of the tables of all schedules.
+    pub(crate) factors: Vec<f32>,
     /// Specialisation of each group's passes.
     #[cfg(feature = "checkpoint")]
     pub(crate) kernels: Vec<Kernel>,
@@ -167,6 +170,7 @@ impl Plan {
                 scope_of_group[group] = index;
             }
         }
+        let mut tables = Tables::default();
         for (index, config) in configs.iter().enumerate() {
             let scope = &scopes[scope_of_group[index]];
             let mut kernel = kernel_of(config, scope)?;
@@ -174,6 +178,8 @@ impl Plan {
             kernel.clears_gradients = accumulation.clears;
             let mut group = constants_of(config, kernel, scope_of_group[index], scope);
             safeguards.write_to(&mut group);
+            config.schedule.write_to(&mut group);
+            group.schedule_rise = tables.place(&config.schedule)?.unwrap_or(group.schedule_rise);
             group.controls.gradient_factor = group.sign / accumulation.micro_batches as f32;
             constants.push(group);
             kernels.push(kernel);
@@ -216,6 +222,7 @@ impl Plan {
             }),
             configs,
             groups: constants,
+            factors: tables.factors,
             #[cfg(feature = "checkpoint")]
             kernels,
             scopes: table,

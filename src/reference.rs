@@ -81,6 +81,8 @@ pub struct RegimeStep<'a> {
     pub first_length: f64,
     /// True if the direction does not shrink with the gradient.
     pub scale_free: bool,
+    /// By how much schedule and controls have raised ln η since the step before; 0 where they have not.
+    pub scheduled_rise: f64,
     /// a_slow and a_fast, where the alignment is measured; no a_fast where there is no brake.
     pub alignment: (f64, Option<f64>),
 }

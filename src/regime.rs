@@ -20,7 +20,6 @@ use crate::layout::numbers;
 use crate::layout::{Declared, GroupConstants, GroupState, RawRecord, RegimeConstants, RegimeState};
 use crate::reference::RegimeReference;
 use crate::rule::Rule;
-use crate::schedule::Schedule;
 use gradient::{Gradient, Turn};
 
 /// What a regime consists of on the host.
@@ -337,19 +336,6 @@ impl Regime {
     #[doc(hidden)]
     pub fn suits(&self, rule: &Rule) -> bool {
         self.regime().suits(rule)
-    }
-
-    /// Returns false for schedules that are known to fail: regimes that use the alignment fail under a schedule that rises over more than a
-    /// tenth of the steps. [`Schedule::InverseSqrt`] has no number of steps and always returns true.
-    #[doc(hidden)]
-    pub fn suits_schedule(&self, schedule: &Schedule) -> bool {
-        let rises = match *schedule {
-            Schedule::WarmupCosine { .. } => true,
-            Schedule::OneCycle { first, .. } => first < 1.0,
-            _ => false,
-        };
-        let rise = 10 * u64::from(schedule.rise());
-        !(self.needs_alignment() && rises && rise > u64::from(schedule.steps()))
     }
 
     /// Returns true if the first rate is derived from the length of the first step, which needs `‖w₀‖` once.

@@ -1,23 +1,46 @@
 //! Schedules: factors of the learning rate that depend only on the number of the step. They are evaluated on the device, so that a command
 //! buffer can be replayed.
 
+use std::sync::Arc;
+
 use crate::error::{Error, require};
-use crate::layout::{numbers, schedule_kinds};
+use crate::layout::{TABLE_FACTORS, numbers};
+
+mod constants;
+mod table;
+
+pub(crate) use table::Tables;
 
 /// A factor of the learning rate as a function of the step, for any regime: `Regime::fixed(peak)` with a schedule is the usual scheduled
-/// rate. No memory, no readback.
+/// rate. No memory per parameter, no readback.
 ///
 /// `t` counts the steps of the group that were not skipped, from 0. A factor never falls below 1e-6, so that ln η stays
 /// finite. In the record `schedule_term` is the change of `ln` of the factor.
-#[derive(Debug, Clone, Copy, PartialEq, Default)]
+///
+/// Where a schedule has a `warmup`, the factor is `(t+1)/warmup` for `t < warmup`, and the rest of the formula begins at `t = warmup`.
+/// PyTorch's name of that is `SequentialLR` of `LinearLR(start_factor=1/warmup, total_iters=warmup-1)` and what follows. Hugging Face's
+/// `get_*_schedule_with_warmup` have `t/warmup`, whose first step does nothing. 0 is no warm-up.
+///
+/// `steps` are the steps in all, those of the warm-up included; from there on the factor is `last`. `x` is the share of the fall that is
+/// done, `(t-warmup)/(steps-warmup)`.
+///
+/// Under [`Regime::Seesaw`](crate::Regime::Seesaw) and `Hypergradient` a schedule that rises takes back what agreement gave while it was
+/// lower, so that a warm-up is not undone, and does not end far too high. [`Seesaw`](crate::Seesaw) has the formula.
+#[derive(Debug, Clone, PartialEq, Default)]
 #[cfg_attr(feature = "checkpoint", derive(serde::Serialize))]
 #[non_exhaustive]
 pub enum Schedule {
     /// The factor 1.
     #[default]
     Constant,
-    /// `(t+1)/warmup` for `t < warmup`; then a half cosine from 1 to `last` (Loshchilov & Hutter 2017, arXiv:1608.03983, eq. 5, without
-    /// restarts): `last + (1-last) (1 + cos πx)/2`, `x = (t-warmup)/(steps-warmup)`; `last` from `steps` on.
+    /// Warm-up, then 1. Hugging Face's `get_constant_schedule_with_warmup`.
+    WarmupConstant {
+        /// Steps of linear warm-up; at least 1.
+        warmup: u32,
+    },
+    /// Warm-up, then a half cosine from 1 to `last` (Loshchilov & Hutter 2017, arXiv:1608.03983, eq. 5, without restarts):
+    /// `last + (1-last) (1 + cos πx)/2`. `torch.optim.lr_scheduler.CosineAnnealingLR` up to its `T_max`, and optax'
+    /// `warmup_cosine_decay_schedule`.
     WarmupCosine {
         /// Steps of linear warm-up, fewer than `steps`.
         warmup: u32,
@@ -26,7 +49,68 @@ pub enum Schedule {
         /// The factor at the end, from 0 to 1.
         last: f32,
     },
-    /// `(t+1)/warmup` for `t < warmup`; then `√(warmup/(t+1))` (Vaswani et al. 2017, arXiv:1706.03762, section 5.3, with its peak at 1).
+    /// Warm-up, then a straight line from 1 to `last`: `last + (1-last) (1-x)`. Hugging Face's `get_linear_schedule_with_warmup`, the default
+    /// of its `Trainer`, and optax' `linear_schedule`.
+    Linear {
+        /// Steps of linear warm-up, fewer than `steps`.
+        warmup: u32,
+        /// Steps in all.
+        steps: u32,
+        /// The factor at the end, from 0 to 1.
+        last: f32,
+    },
+    /// Warm-up, then `last + (1-last) (1-x)^power`. `torch.optim.lr_scheduler.PolynomialLR`, Hugging Face's
+    /// `get_polynomial_decay_schedule_with_warmup` and optax' `polynomial_schedule`.
+    Polynomial {
+        /// Steps of linear warm-up, fewer than `steps`.
+        warmup: u32,
+        /// Steps in all.
+        steps: u32,
+        /// The exponent, above 0 and at most 10.
+        power: f32,
+        /// The factor at the end, from 0 to 1.
+        last: f32,
+    },
+    /// Warm-up, then `factor^((t-warmup)/every)`. `torch.optim.lr_scheduler.ExponentialLR(γ)` is `every: 1, factor: γ`, to the digits that γ
+    /// has as an f32; optax' `exponential_decay` has both numbers.
+    Exponential {
+        /// Steps of linear warm-up.
+        warmup: u32,
+        /// Steps in which the factor falls by `factor`; at least 1.
+        every: u32,
+        /// The factor of `every` steps, from 1e-6 to 1e6.
+        factor: f32,
+    },
+    /// Warm-up, then half cosines from 1 to `last`, one after the other: the first of `period` steps, each of the others `growth` times as long
+    /// as the one before: `last + (1-last) (1 + cos πx)/2`, `x` the share of the cosine that is done (Loshchilov & Hutter 2017,
+    /// arXiv:1608.03983, eq. 5). `torch.optim.lr_scheduler.CosineAnnealingWarmRestarts` with `T_0 = period`, `T_mult = growth` and
+    /// `eta_min = last` times the rate; optax' `sgdr_schedule`.
+    CosineRestarts {
+        /// Steps of linear warm-up, which the paper does not have.
+        warmup: u32,
+        /// Steps of the first cosine; at least 1.
+        period: u32,
+        /// How many times longer each cosine is than the one before; at least 1.
+        growth: u32,
+        /// The factor at the end of each cosine, from 0 to 1.
+        last: f32,
+    },
+    /// Warm-up, then 1, then over the last `decay` steps `last + (1-last) d(x)`, with `d` of [`DecayShape`] and `x` the share of them that is
+    /// done (Hu et al. 2024, arXiv:2404.06395, section 4; Hägele et al. 2024, arXiv:2405.18392). Until the fall begins the factor does not depend on `steps`, so that a run can be prolonged from a checkpoint of its
+    /// stable part. Hugging Face's `get_wsd_schedule`.
+    WarmupStableDecay {
+        /// Steps of linear warm-up.
+        warmup: u32,
+        /// Steps in all, at least `warmup + decay`.
+        steps: u32,
+        /// Steps of the fall; at least 1. A tenth to a fifth of the steps is usual.
+        decay: u32,
+        /// The factor at the end, from 0 to 1.
+        last: f32,
+        /// The form of the fall.
+        shape: DecayShape,
+    },
+    /// Warm-up, then `√(warmup/(t+1))` (Vaswani et al. 2017, arXiv:1706.03762, section 5.3, with its peak at 1).
     InverseSqrt {
         /// Steps of linear warm-up; at least 1.
         warmup: u32,
@@ -35,7 +119,7 @@ pub enum Schedule {
     Step {
         /// Steps between two falls; at least 1.
         every: u32,
-        /// The factor of a fall, above 0.
+        /// The factor of a fall, from 1e-6 to 1e6.
         factor: f32,
     },
     /// Up from `first` to 1 over `rise` steps, then down to `last` over the rest, each a half cosine (Smith & Topin 2018,
@@ -50,88 +134,163 @@ pub enum Schedule {
         /// The factor at the end, from 0 to 1; PyTorch has 4e-6.
         last: f32,
     },
+    /// Factors of one's own: `factors[i]` at step `i * every`, a straight line from each to the next, and the last one for ever, as
+    /// `numpy.interp`. With `every: 1` it is `torch.optim.lr_scheduler.LambdaLR`.
+    ///
+    /// The factors are on the device, in one uniform buffer of 16 KiB. All groups of an optimizer together can have 4096; groups with the same
+    /// factors share them.
+    ///
+    /// ```
+    /// use wgpu_optim::Schedule;
+    ///
+    /// // Up over 1000 steps, 3000 steps at the peak, and down to a tenth over 1000.
+    /// let trapezium = Schedule::Table { factors: [0.0, 1.0, 1.0, 1.0, 1.0, 0.1].into(), every: 1000 };
+    /// # let _ = trapezium;
+    /// ```
+    Table {
+        /// From 1 to 4096 factors, each from 0 to 1e6.
+        #[cfg_attr(feature = "checkpoint", serde(serialize_with = "table::serialize"))]
+        factors: Arc<[f32]>,
+        /// Steps from one factor to the next; at least 1.
+        every: u32,
+    },
+}
+
+/// The form `d(x)` of the fall of [`Schedule::WarmupStableDecay`], where `x` is the share of the fall that is done.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[cfg_attr(feature = "checkpoint", derive(serde::Serialize))]
+#[non_exhaustive]
+pub enum DecayShape {
+    /// `1 - √x`, which Hägele et al. (2024, arXiv:2405.18392, section 3) found to be ahead of a line; Hugging Face's `"1-sqrt"`.
+    #[default]
+    OneMinusSqrt,
+    /// `1 - x`.
+    Linear,
+    /// `(1 + cos πx)/2`.
+    Cosine,
 }
 
 impl Schedule {
     /// The smallest factor.
     pub(crate) const FLOOR: f32 = numbers::FACTOR_FLOOR;
+    /// The largest factor that a fall or a table may have.
+    const CEILING: f32 = 1e6;
+
+    /// Returns a schedule of every kind but [`Schedule::Table`] for a run of so many steps, to iterate over. Warm-ups take a twentieth of the
+    /// steps, and falls end at 0 unless [`Schedule::summary`] says otherwise.
+    pub fn all(steps: u32) -> Vec<Self> {
+        let steps = steps.max(1);
+        let warmup = steps / 20;
+        // Of numbers near the largest u32 too.
+        let share = |part: u64, of: u64| (u64::from(steps) * part / of) as u32;
+        vec![
+            Schedule::Constant,
+            Schedule::WarmupConstant { warmup: warmup.max(1) },
+            Schedule::WarmupCosine { warmup, steps, last: 0.0 },
+            Schedule::Linear { warmup, steps, last: 0.0 },
+            Schedule::Polynomial { warmup, steps, power: 2.0, last: 0.0 },
+            Schedule::Exponential { warmup, every: steps - warmup, factor: 0.01 },
+            Schedule::CosineRestarts { warmup: 0, period: steps.div_ceil(7), growth: 2, last: 0.0 },
+            Schedule::WarmupStableDecay {
+                warmup,
+                steps,
+                decay: share(1, 5).max(1),
+                last: 0.0,
+                shape: DecayShape::OneMinusSqrt,
+            },
+            Schedule::InverseSqrt { warmup: warmup.max(1) },
+            Schedule::Step { every: steps.div_ceil(3), factor: 0.1 },
+            Schedule::OneCycle { rise: share(3, 10), steps, first: 0.04, last: 4e-6 },
+        ]
+    }
 
     /// Returns the name that tables and the command line use.
     pub fn name(&self) -> &'static str {
         match self {
             Schedule::Constant => "constant",
+            Schedule::WarmupConstant { .. } => "warmup-constant",
             Schedule::WarmupCosine { .. } => "warmup-cosine",
+            Schedule::Linear { .. } => "linear",
+            Schedule::Polynomial { .. } => "polynomial",
+            Schedule::Exponential { .. } => "exponential",
+            Schedule::CosineRestarts { .. } => "cosine-restarts",
+            Schedule::WarmupStableDecay { .. } => "warmup-stable-decay",
             Schedule::InverseSqrt { .. } => "inverse-sqrt",
             Schedule::Step { .. } => "step",
             Schedule::OneCycle { .. } => "one-cycle",
+            Schedule::Table { .. } => "table",
         }
     }
 
-    /// Returns the number by which the learning-rate pass selects the formula: one of [`schedule_kinds`].
-    pub(crate) fn kind(&self) -> u32 {
+    /// Returns a sentence on what [`Schedule::all`] has of this kind, as the command line's help has it.
+    pub fn summary(&self) -> &'static str {
         match self {
-            Schedule::Constant => schedule_kinds::CONSTANT,
-            Schedule::WarmupCosine { .. } => schedule_kinds::WARMUP_COSINE,
-            Schedule::InverseSqrt { .. } => schedule_kinds::INVERSE_SQRT,
-            Schedule::Step { .. } => schedule_kinds::STEP,
-            Schedule::OneCycle { .. } => schedule_kinds::ONE_CYCLE,
-        }
-    }
-
-    /// Steps of the rise, or between two falls.
-    pub(crate) fn rise(&self) -> u32 {
-        match *self {
-            Schedule::Constant => 0,
-            Schedule::WarmupCosine { warmup, .. } | Schedule::InverseSqrt { warmup } => warmup,
-            Schedule::Step { every, .. } => every,
-            Schedule::OneCycle { rise, .. } => rise,
-        }
-    }
-
-    /// Steps in all.
-    pub(crate) fn steps(&self) -> u32 {
-        match *self {
-            Schedule::WarmupCosine { steps, .. } | Schedule::OneCycle { steps, .. } => steps,
-            _ => 0,
-        }
-    }
-
-    /// The factor at the start.
-    pub(crate) fn first(&self) -> f32 {
-        match *self {
-            Schedule::OneCycle { first, .. } => first,
-            _ => 1.0,
-        }
-    }
-
-    /// The factor at the end; ln of the factor of a fall.
-    pub(crate) fn last(&self) -> f32 {
-        match *self {
-            Schedule::WarmupCosine { last, .. } | Schedule::OneCycle { last, .. } => last,
-            Schedule::Step { factor, .. } => f64::from(factor).ln() as f32,
-            _ => 1.0,
+            Schedule::Constant => "None",
+            Schedule::WarmupConstant { .. } => "Warm-up over a twentieth of the steps, then level",
+            Schedule::WarmupCosine { .. } => "Warm-up over a twentieth of the steps, then half a cosine down to 0",
+            Schedule::Linear { .. } => "Warm-up over a twentieth of the steps, then a line down to 0",
+            Schedule::Polynomial { .. } => "Warm-up over a twentieth of the steps, then a parabola down to 0",
+            Schedule::Exponential { .. } => "Warm-up over a twentieth of the steps, then exponentially to a hundredth",
+            Schedule::CosineRestarts { .. } => "Three half cosines down to 0, each twice as long as the one before",
+            Schedule::WarmupStableDecay { .. } => {
+                "Warm-up over a twentieth of the steps, then level, and down to 0 as 1 - √x over the last fifth"
+            }
+            Schedule::InverseSqrt { .. } => "Warm-up over a twentieth of the steps, then the inverse square root",
+            Schedule::Step { .. } => "A tenth after each third of the steps",
+            Schedule::OneCycle { .. } => {
+                "From a twenty-fifth up over three tenths of the steps, then down to 4e-6, each half a cosine: PyTorch's defaults"
+            }
+            Schedule::Table { .. } => "Factors of one's own",
         }
     }
 
     /// Refuses numbers outside their ranges.
     pub(crate) fn validate(&self) -> Result<(), Error> {
         let owner = || format!("schedule {}", self.name());
-        let share = |field, x: f32| require((0.0..=1.0).contains(&x), owner, field, x, "between 0 and 1");
-        match *self {
+        let positive = |field, x: u32| require(x >= 1, owner, field, x, "at least 1");
+        let share = |x: f32| require((0.0..=1.0).contains(&x), owner, "last", x, "between 0 and 1");
+        let fall = |field, x: u32, steps: u32, last: f32| {
+            require(x < steps, owner, field, x, "fewer than the steps in all")?;
+            share(last)
+        };
+        let factor =
+            |x: f32| require((Self::FLOOR..=Self::CEILING).contains(&x), owner, "factor", x, "between 1e-6 and 1e6");
+        match self {
             Schedule::Constant => Ok(()),
-            Schedule::WarmupCosine { warmup, steps, last } => {
-                require(warmup < steps, owner, "warmup", warmup, "fewer than the steps in all")?;
-                share("last", last)
+            &Schedule::WarmupConstant { warmup } | &Schedule::InverseSqrt { warmup } => positive("warmup", warmup),
+            &Schedule::WarmupCosine { warmup, steps, last } | &Schedule::Linear { warmup, steps, last } => {
+                fall("warmup", warmup, steps, last)
             }
-            Schedule::InverseSqrt { warmup } => require(warmup >= 1, owner, "warmup", warmup, "at least 1"),
-            Schedule::Step { every, factor } => {
-                require(every >= 1, owner, "every", every, "at least 1")?;
-                require((Self::FLOOR..=1e6).contains(&factor), owner, "factor", factor, "between 1e-6 and 1e6")
+            &Schedule::Polynomial { warmup, steps, power, last } => {
+                require(power > 0.0 && power <= 10.0, owner, "power", power, "above 0 and at most 10")?;
+                fall("warmup", warmup, steps, last)
             }
-            Schedule::OneCycle { rise, steps, first, last } => {
-                require(rise < steps, owner, "rise", rise, "fewer than the steps in all")?;
-                share("first", first)?;
-                share("last", last)
+            &Schedule::Exponential { every, factor: of_fall, .. } | &Schedule::Step { every, factor: of_fall } => {
+                positive("every", every)?;
+                factor(of_fall)
+            }
+            &Schedule::CosineRestarts { period, growth, last, .. } => {
+                positive("period", period)?;
+                positive("growth", growth)?;
+                share(last)
+            }
+            &Schedule::WarmupStableDecay { warmup, steps, decay, last, .. } => {
+                positive("decay", decay)?;
+                let rest = steps.saturating_sub(warmup);
+                require(decay <= rest, owner, "decay", decay, "at most the steps that the warm-up leaves")?;
+                share(last)
+            }
+            &Schedule::OneCycle { rise, steps, first, last } => {
+                require((0.0..=1.0).contains(&first), owner, "first", first, "between 0 and 1")?;
+                fall("rise", rise, steps, last)
+            }
+            Schedule::Table { factors, every } => {
+                positive("every", *every)?;
+                let count = factors.len();
+                let most = TABLE_FACTORS as usize;
+                require((1..=most).contains(&count), owner, "the number of factors", count, "from 1 to 4096")?;
+                let outside = factors.iter().find(|factor| !(0.0..=Self::CEILING).contains(*factor));
+                outside.map_or(Ok(()), |factor| require(false, owner, "factors", factor, "between 0 and 1e6"))
             }
         }
     }

@@ -4,7 +4,6 @@ use std::fmt;
 
 use crate::regime::Regime;
 use crate::rule::Rule;
-use crate::schedule::Schedule;
 
 /// A combination that is valid and is known to fail, with what to use instead: [`OptimizerBuilder::warnings`] lists them, and `build`
 /// writes each to the [`log`](https://docs.rs/log), as a warning of the target `wgpu_optim::warnings`.
@@ -16,17 +15,9 @@ use crate::schedule::Schedule;
 pub struct Warning {
     group: String,
     regime: Regime,
-    cause: Cause,
-}
-
-#[derive(Debug, Clone, PartialEq)]
-enum Cause {
     /// The regime's formula assumes a step along the gradient. With this rule the step is longer or points elsewhere, and the rate diverges.
     /// See [`Regime::suits`].
-    Rule(Rule),
-    /// The schedule rises over a large part of the run. While it holds the rate down, successive steps agree and the regime raises its own
-    /// part of the rate; when the schedule has risen, the product of both is far too large. See [`Regime::suits_schedule`].
-    Schedule(Schedule),
+    rule: Rule,
 }
 
 impl Warning {
@@ -38,47 +29,31 @@ impl Warning {
         &self.group
     }
 
-    /// Returns the warnings for a group with these settings.
-    pub(crate) fn of(group: &str, rule: Rule, regime: Regime, schedule: Schedule) -> Vec<Self> {
-        let mut warnings = Vec::new();
-        if !regime.suits(&rule) {
-            warnings.push(Warning { group: group.to_owned(), regime, cause: Cause::Rule(rule) });
-        }
-        if !regime.suits_schedule(&schedule) {
-            warnings.push(Warning { group: group.to_owned(), regime, cause: Cause::Schedule(schedule) });
-        }
-        warnings
+    /// Returns the warning for a group with these settings, if there is one.
+    pub(crate) fn of(group: &str, rule: Rule, regime: Regime) -> Option<Self> {
+        (!regime.suits(&rule)).then(|| Warning { group: group.to_owned(), regime, rule })
     }
 }
 
 impl fmt::Display for Warning {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Warning { group, regime, cause } = self;
-        write!(f, "group \"{group}\": ")?;
-        match cause {
-            Cause::Rule(rule) => {
-                write!(f, "regime {} is known to fail with rule {}, whose momentum ", regime.name(), rule.name())?;
-                match regime {
-                    Regime::BarzilaiBorwein(_) => write!(
-                        f,
-                        "turns the step away from the gradient it is computed from: use rule sgd with large batches, or regime seesaw, \
-                         the default, which goes with every rule"
-                    ),
-                    _ => write!(
-                        f,
-                        "makes the step many times longer than its formula supposes: use rule sgd, signsgd or adamw, or regime seesaw, \
-                         the default, which goes with every rule"
-                    ),
-                }
-            }
-            Cause::Schedule(schedule) => write!(
+        let Warning { group, regime, rule } = self;
+        write!(
+            f,
+            "group \"{group}\": regime {} is known to fail with rule {}, whose momentum ",
+            regime.name(),
+            rule.name()
+        )?;
+        match regime {
+            Regime::BarzilaiBorwein(_) => write!(
                 f,
-                "schedule {} rises over {} of {} steps, and regime {} raises the rate by itself while the schedule holds it down, so that \
-                 the two together end far too high: use a warm-up of at most a tenth of the steps, or no schedule",
-                schedule.name(),
-                schedule.rise(),
-                schedule.steps(),
-                regime.name()
+                "turns the step away from the gradient it is computed from: use rule sgd with large batches, or regime seesaw, \
+                 the default, which goes with every rule"
+            ),
+            _ => write!(
+                f,
+                "makes the step many times longer than its formula supposes: use rule sgd, signsgd or adamw, or regime seesaw, \
+                 the default, which goes with every rule"
             ),
         }
     }
@@ -101,22 +76,11 @@ mod tests {
         let builder = OptimizerBuilder::new(Rule::sgdm(0.9))
             .regime(Regime::dog())
             .group(Group::new("fails").tensor("a", empty, empty))
-            .group(Group::new("works").rule(Rule::sgd()).tensor("b", empty, empty))
-            .group(
-                Group::new("rises")
-                    .regime(Regime::seesaw())
-                    .schedule(Schedule::OneCycle { rise: 30, steps: 100, first: 0.04, last: 0.0 })
-                    .tensor("c", empty, empty),
-            );
+            .group(Group::new("works").rule(Rule::sgd()).tensor("b", empty, empty));
         let texts = texts(&builder);
-        assert_eq!(texts.len(), 2, "{texts:?}");
-        for (text, words) in texts.iter().zip([
-            ["group \"fails\"", "dog", "sgdm", "use rule sgd"],
-            ["group \"rises\"", "one-cycle", "30 of 100", "seesaw"],
-        ]) {
-            for word in words {
-                assert!(text.contains(word), "{word}: {text}");
-            }
+        assert_eq!(texts.len(), 1, "{texts:?}");
+        for word in ["group \"fails\"", "dog", "sgdm", "use rule sgd"] {
+            assert!(texts[0].contains(word), "{word}: {}", texts[0]);
         }
         builder.build_cpu().expect("a warning is no error");
     }
@@ -141,11 +105,5 @@ mod tests {
             assert!(Regime::seesaw().suits(&rule) && Regime::ngn().suits(&rule));
             assert_eq!(Regime::polyak().suits(&rule), !matches!(rule, Rule::Sgdm { .. }));
         }
-        let cosine = |warmup| Schedule::WarmupCosine { warmup, steps: 100, last: 0.0 };
-        assert!(Regime::seesaw().suits_schedule(&cosine(10)));
-        assert!(!Regime::seesaw().suits_schedule(&cosine(11)));
-        assert!(!Regime::hypergradient().suits_schedule(&cosine(50)));
-        assert!(Regime::fixed(0.1).suits_schedule(&cosine(50)));
-        assert!(Regime::norm_ratio().suits_schedule(&cosine(50)));
     }
 }

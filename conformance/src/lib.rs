@@ -1,6 +1,6 @@
 //! What [`wgpu_optim`] is held against, shared by its tests, its benches, `wgpu-optim check` and `wgpu-optim bench`:
 //!
-//! - [`oracle`] is the right answer in f64, written from the specification.
+//! - [`oracle`] is the right answer in f64, written from the specification, with the schedules in [`schedule`].
 //! - [`spec`] states a case once, [`stored`] keeps its values in whatever elements, and [`run`] runs it on the CPU path and on devices.
 //! - [`vectors`] writes down what optimizers consist of, for hosts that know nothing of this crate.
 //! - `translate` (feature `translate`) asks what becomes of kernels on drivers that this machine does not have.
@@ -17,6 +17,7 @@ pub mod bench;
 mod device;
 pub mod oracle;
 pub mod run;
+pub mod schedule;
 pub mod spec;
 pub mod stored;
 #[cfg(feature = "translate")]

@@ -1,6 +1,7 @@
 //! The right answer, in f64: one parameter group, one step at a time. The formulas of rules and regimes stand beside their other forms, in the
 //! files of the library, and are written from the papers.
 
+use crate::schedule::factor_at;
 use wgpu_optim::internals::reference::{Moments, Rate, RegimeReference, RegimeStep, RuleStep, dot, norm, sign};
 use wgpu_optim::{AutoSgd, Averaging, Regime, Rule, Schedule, WeightDecay};
 
@@ -35,6 +36,8 @@ pub struct Oracle {
     pub schedule: Schedule,
     /// The factor of its rate that the caller has set.
     pub factor: f64,
+    /// That of the step before, also of one in which the group was frozen.
+    pub last_factor: f64,
     /// Coefficient of the trust ratio.
     pub trust: Option<f64>,
     last_trust: f64,
@@ -224,6 +227,7 @@ impl Oracle {
             loss: 1.0,
             schedule: Schedule::Constant,
             factor: 1.0,
+            last_factor: 1.0,
             trust: None,
             last_trust: 1.0,
             w_0: w.clone(),
@@ -283,7 +287,8 @@ impl Oracle {
         if !out.zero {
             self.last_trust = self.trust_ratio(out.norm);
         }
-        out.rate = self.rate() * self.schedule_factor() * self.last_trust * self.factor;
+        out.rate = self.rate() * factor_at(&self.schedule, self.taken) * self.last_trust * self.factor;
+        self.last_factor = self.factor;
         self.last_rate = Some(out.rate);
         self.taken += 1;
         let rate = share * out.rate;
@@ -392,6 +397,7 @@ impl Oracle {
             last_direction: &self.last_direction,
             first_length: f64::from(self.regime.first_step(&self.rule, &self.averaging)) * (1.0 + self.w0_norm),
             scale_free: self.rule.is_scale_free(),
+            scheduled_rise: self.scheduled_rise(),
             alignment,
         };
         let reference = self.reference.get_or_insert_with(|| self.regime.reference(&self.rule));
@@ -455,24 +461,12 @@ impl Oracle {
         (coefficient * parameters / direction).clamp(1e-8, 1e8)
     }
 
-    fn schedule_factor(&self) -> f64 {
-        let t = f64::from(self.taken);
-        let half_cosine =
-            |from: f64, to: f64, x: f64| to + (from - to) * (1.0 + (std::f64::consts::PI * x.min(1.0)).cos()) / 2.0;
-        let share = |start: u32, end: u32| (t - f64::from(start)) / f64::from(end - start);
-        let factor: f64 = match self.schedule {
-            Schedule::WarmupCosine { warmup, .. } | Schedule::InverseSqrt { warmup } if self.taken < warmup => {
-                (t + 1.0) / f64::from(warmup)
-            }
-            Schedule::WarmupCosine { warmup, steps, last } => half_cosine(1.0, f64::from(last), share(warmup, steps)),
-            Schedule::InverseSqrt { warmup } => (f64::from(warmup) / (t + 1.0)).sqrt(),
-            Schedule::Step { every, factor } => f64::from(factor).powi((self.taken / every) as i32),
-            Schedule::OneCycle { rise, first, .. } if self.taken < rise => {
-                half_cosine(f64::from(first), 1.0, share(0, rise))
-            }
-            Schedule::OneCycle { rise, steps, last, .. } => half_cosine(1.0, f64::from(last), share(rise, steps)),
-            _ => 1.0,
+    /// By how much schedule and controls raise ln η at this step; 0 at the first.
+    fn scheduled_rise(&self) -> f64 {
+        let Some(before) = self.taken.checked_sub(1) else {
+            return 0.0;
         };
-        factor.max(1e-6)
+        let (now, last) = (factor_at(&self.schedule, self.taken), factor_at(&self.schedule, before));
+        (now * self.factor / (last * self.last_factor)).ln().max(0.0)
     }
 }

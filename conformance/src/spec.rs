@@ -95,7 +95,7 @@ impl Spec {
             .regime(self.regime)
             .clip_norm(self.clip)
             .maximize(self.maximize)
-            .schedule(self.schedule)
+            .schedule(self.schedule.clone())
             .averaging(self.averaging)
             .rounding(self.rounding)
             .telemetry(self.telemetry);
@@ -120,7 +120,7 @@ impl Spec {
         oracle.decay = self.decay;
         oracle.clip = f64::from(self.clip);
         oracle.maximize = self.maximize;
-        oracle.schedule = self.schedule;
+        oracle.schedule = self.schedule.clone();
         oracle.averaging = self.averaging;
         oracle.trust = self.trust.map(f64::from);
         oracle

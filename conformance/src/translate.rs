@@ -68,17 +68,19 @@ impl Kernel {
         &self.module.entry_points[0]
     }
 
-    /// Its storage buffers in the order of groups and bindings, and whether they are written.
+    /// Its storage and uniform buffers in the order of groups and bindings, and whether they are written.
     pub fn buffers(&self) -> Vec<(naga::ResourceBinding, bool)> {
         let mut buffers: Vec<_> = self
             .module
             .global_variables
             .iter()
             .filter_map(|(_, variable)| {
-                let naga::AddressSpace::Storage { access } = variable.space else {
-                    return None;
+                let written = match variable.space {
+                    naga::AddressSpace::Storage { access } => access.contains(StorageAccess::STORE),
+                    naga::AddressSpace::Uniform => false,
+                    _ => return None,
                 };
-                Some((variable.binding?, access.contains(StorageAccess::STORE)))
+                Some((variable.binding?, written))
             })
             .collect();
         buffers.sort();

@@ -502,10 +502,11 @@ pub fn compile_everything(gpu: &Gpu, kernels: &mut Kernels) -> Outcome<()> {
 
 /// More kernels: every setting by itself.
 pub fn compile_settings(gpu: &Gpu, kernels: &mut Kernels) -> Outcome<()> {
-    let without_streams: [Tell; 3] = [
+    let without_streams: [Tell; 4] = [
         |builder| builder.weight_decay(0.1),
         |builder| builder.loss_scaler(LossScaler::default()),
         |builder| builder.schedule(Schedule::Step { every: 10, factor: 0.5 }),
+        |builder| builder.schedule(Schedule::Table { factors: [1.0, 0.5].into(), every: 10 }),
     ];
     let with_streams: [Tell; 4] = [
         |builder| builder.clip_norm(1.0),

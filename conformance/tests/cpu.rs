@@ -2,11 +2,11 @@
 //! records. It compiles in seconds, so that mutants of the CPU path are tried against it (docs/testing.md, "Mutants").
 
 use wgpu_optim::{
-    Averaging, Element, LossScaler, NonFinitePolicy, Record, Regime, Rounding, Rule, Schedule, ShardSums, Term,
-    WeightDecay,
+    Averaging, Element, LossScaler, NonFinitePolicy, Record, Regime, Rounding, Rule, ShardSums, Term, WeightDecay,
 };
 use wgpu_optim_conformance::oracle::{Oracle, Outcome};
 use wgpu_optim_conformance::run::{CpuRun, Run, Setup, Spec};
+use wgpu_optim_conformance::schedule::schedules;
 use wgpu_optim_conformance::spec::regimes;
 use wgpu_optim_conformance::stored::{half_ulp, rounded};
 use wgpu_optim_conformance::{Numbers, assert_close, tensors, times};
@@ -204,12 +204,7 @@ fn every_setting_of_a_group_follows_the_oracle() {
             alone(&Spec { decay, clip: 3.0, maximize: true, ..plain() });
         }
         alone(&Spec { trust: Some(0.02), ..plain() });
-        for schedule in [
-            Schedule::WarmupCosine { warmup: 2, steps: 6, last: 0.1 },
-            Schedule::InverseSqrt { warmup: 3 },
-            Schedule::Step { every: 2, factor: 0.5 },
-            Schedule::OneCycle { rise: 3, steps: 7, first: 0.04, last: 0.01 },
-        ] {
+        for schedule in schedules(7) {
             alone(&Spec { schedule, ..plain() });
         }
         for averaging in [

@@ -5,20 +5,27 @@ import package::layout::{
 };
 import package::scaled::{ln_ratio, scaled};
 
-// The factor, over what regime, schedule and trust ratio say.
-fn follow_controls(c: GroupConstants, s: ptr<function, GroupState>, r: ptr<function, RawRecord>) {
+// The caller's factor and its logarithm. Of 0 there is none: the next other factor is compared with the last.
+struct Controlled {
+    factor: f32,
+    ln_factor: f32,
+}
+
+fn control_at(c: GroupConstants, s: GroupState) -> Controlled {
     let factor = c.controls.learning_rate_factor;
     if factor == 0.0 || bitcast<u32>(factor) > LARGEST_FACTOR_BITS {
-        // There is no ln of it: the next other factor is compared with the last.
-        (*s).learning_rate = 0.0;
-        return;
+        return Controlled(0.0, s.ln_control);
     }
-    let ln_factor = ln_ratio(scaled(factor, 0), Scaled(1.0, 0));
+    return Controlled(factor, ln_ratio(scaled(factor, 0), Scaled(1.0, 0)));
+}
+
+// The factor, over what regime, schedule and trust ratio say.
+fn follow_controls(controlled: Controlled, s: ptr<function, GroupState>, r: ptr<function, RawRecord>) {
     if ((*r).flags & FIRST) == 0u {
-        (*r).terms[CONTROL_TERM] = ln_factor - (*s).ln_control;
+        (*r).terms[CONTROL_TERM] = controlled.ln_factor - (*s).ln_control;
     }
-    (*s).ln_control = ln_factor;
-    (*s).learning_rate = min((*s).learning_rate * factor, RATE_MAX);
+    (*s).ln_control = controlled.ln_factor;
+    (*s).learning_rate = min((*s).learning_rate * controlled.factor, RATE_MAX);
 }
 
 // The flags of a group that takes no part in the step; 0 where it does.

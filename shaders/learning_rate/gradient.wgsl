@@ -1,6 +1,6 @@
 // What the files of the learning-rate pass share: the gradient of a step, and how a rate is held.
 
-import package::layout::{GroupConstants, GroupState, ScopeSums, Squares, Scaled, INFINITY_BITS, MAGNITUDE_BITS, SIGN_RULE};
+import package::layout::{GroupConstants, GroupState, ScopeSums, Squares, Scaled, INFINITY_BITS, LEAST_RISE, MAGNITUDE_BITS, SIGN_RULE};
 import package::scaled::{choose, ln_fixed, scaled, to_float};
 
 // A finite gradient that is not zero, and what of the state it has replaced.
@@ -13,6 +13,7 @@ struct Gradient {
     last_smoothed: Scaled,
     scale_of_sums: i32,     // the inner products among the sums are of gradients scaled by 2^-this
     first: bool,
+    scheduled_rise: f32,    // by how much schedule and controls raise ln η at this step; 0 where they do not
 }
 
 // What pass 4 does with streams of parameters after the step, or instead of it (regime/auto_sgd.wgsl).
@@ -31,6 +32,11 @@ fn from_squares(squares: Squares) -> Scaled {
 // Of an x that was loaded; what was computed a compiler may take to be finite (reduction/sweep_again.wgsl).
 fn is_finite(x: f32) -> bool {
     return (bitcast<u32>(x) & MAGNITUDE_BITS) < INFINITY_BITS;
+}
+
+// A change of ln of the schedule's and the caller's factors, if it is a rise and not rounding.
+fn rise_of(change: f32) -> f32 {
+    return select(change, 0.0, change < LEAST_RISE);
 }
 
 // The rate, from which later changes count.

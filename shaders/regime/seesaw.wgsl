@@ -89,8 +89,13 @@ fn follow_alignment(
         brake = min(0.0, (*s).regime.mean_fast / (*s).regime.mean_fast_weight + c.regime_constants.brake_slack);
     }
     let weight = gain(c, (*s).mean_steps) * to_float(quotient(g.norm, g.smoothed));
-    (*r).terms[ALIGNMENT_TERM] = weight * (*r).regime.slow_alignment;
+    let agreement = weight * (*r).regime.slow_alignment;
     (*r).terms[BRAKE_TERM] = weight * brake;
+    // A schedule that rises takes back what agreement gave while it was lower.
+    let ahead = select(0.0, max((*s).regime.ahead + (agreement + weight * brake), 0.0), g.scheduled_rise > 0.0);
+    let taken_back = min(ahead, g.scheduled_rise);
+    (*s).regime.ahead = ahead - taken_back;
+    (*r).terms[ALIGNMENT_TERM] = agreement - taken_back;
 
     let least = (*s).regime.least_agreement;
     var next = add_float((*s).regime.agreement, (*r).terms[ALIGNMENT_TERM] + (*r).terms[BRAKE_TERM]);

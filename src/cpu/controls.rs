@@ -4,15 +4,17 @@ use crate::layout::numbers::{LARGEST_FACTOR_BITS, RATE_MAX};
 use crate::layout::terms::CONTROL_TERM;
 use crate::layout::{GroupConstants, GroupState, RawRecord, Scaled, record_flags};
 
-/// The factor, over what regime, schedule and trust ratio say.
-pub(crate) fn follow_controls(c: &GroupConstants, s: &mut GroupState, r: &mut RawRecord) {
+/// The caller's factor and its logarithm. Of 0 there is none: the next other factor is compared with the last.
+pub(crate) fn control_at(c: &GroupConstants, s: &GroupState) -> (f32, f32) {
     let factor = c.controls.learning_rate_factor;
     if factor == 0.0 || factor.to_bits() > LARGEST_FACTOR_BITS {
-        // There is no ln of it: the next other factor is compared with the last.
-        s.learning_rate = 0.0;
-        return;
+        return (0.0, s.ln_control);
     }
-    let ln_factor = Scaled::new(factor, 0).ln_ratio(Scaled::ONE);
+    (factor, Scaled::new(factor, 0).ln_ratio(Scaled::ONE))
+}
+
+/// The factor, over what regime, schedule and trust ratio say.
+pub(crate) fn follow_controls((factor, ln_factor): (f32, f32), s: &mut GroupState, r: &mut RawRecord) {
     if r.flags & record_flags::FIRST == 0 {
         r.terms[CONTROL_TERM as usize] = ln_factor - s.ln_control;
     }

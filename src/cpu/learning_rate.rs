@@ -1,11 +1,11 @@
 //! Pass 3: twin of `shaders/learning_rate.wgsl`, function by function.
 
-use crate::cpu::controls::{absence_of, follow_controls};
+use crate::cpu::controls::{absence_of, control_at, follow_controls};
 use crate::cpu::count_steps::{average_weight, bias_corrections, schedule_free_weight, steps_moved, steps_taken};
 use crate::cpu::outliers::judge_norm;
 use crate::cpu::schedule::schedule_factor;
 use crate::element::rounding_key;
-use crate::layout::numbers::SMALLEST_CLIP;
+use crate::layout::numbers::{LEAST_RISE, SMALLEST_CLIP};
 use crate::layout::terms::{SCHEDULE_TERM, TRUST_TERM};
 use crate::layout::{
     GroupConstants, GroupState, LOSS_ELEMENT, MEAN_OUTLIER, MEAN_STEPS, NO_ELEMENT, RawRecord, Scaled, ScopeSums,
@@ -27,12 +27,13 @@ pub(crate) struct Outcome {
 
 /// One group's step.
 ///
-/// `last_overflow` is [`RawRecord::overflow_key`] of the step before.
+/// `last_overflow` is [`RawRecord::overflow_key`] of the step before, `factors` are those of the tables of schedules.
 pub(crate) fn learning_rate(
     group: u32,
     c: &GroupConstants,
     sums: &[ScopeSums],
     last_overflow: u32,
+    factors: &[f32],
     s: &mut GroupState,
 ) -> Outcome {
     count_overflow(c, last_overflow, s);
@@ -63,7 +64,7 @@ pub(crate) fn learning_rate(
         r.overflow_key = s.halt_overflow_key;
     }
     let turn = (Kernel::of(c).begin_step)(c, measured.loss, skip, halted, s, &mut r);
-    let update = if skip { None } else { set_rate(c, sums, &turn, s, &mut r) };
+    let update = if skip { None } else { set_rate(c, sums, factors, &turn, s, &mut r) };
 
     let ln_rate = s.ln_first_rate.add(s.change);
     let ln_rate = ln_rate.add_float(s.ln_schedule).add_float(s.ln_trust).add_float(s.ln_control);
@@ -152,6 +153,7 @@ fn count_good_step(c: &GroupConstants, s: &mut GroupState, r: &mut RawRecord) {
 fn set_rate(
     c: &GroupConstants,
     sums: &[ScopeSums],
+    factors: &[f32],
     turn: &Turn,
     s: &mut GroupState,
     r: &mut RawRecord,
@@ -188,10 +190,14 @@ fn set_rate(
         r.clip_factor = clip.to_float().max(f32::MIN_POSITIVE);
     }
 
+    let controlled = control_at(c, s);
+    let factor = schedule_factor(c, factors, steps_taken(s));
+    let scheduled = (factor, Scaled::new(factor, 0).ln_ratio(Scaled::ONE));
     if square.is_zero() {
         r.flags |= if left_out { 0 } else { record_flags::ZERO_GRADIENT };
     } else if !waits {
-        let g = smooth_norm(c, measured, square, norm, s);
+        let mut g = smooth_norm(c, measured, square, norm, s);
+        g.scheduled_rise = rise_of(controlled.1 - s.ln_control + (scheduled.1 - s.ln_schedule));
         if g.first {
             r.flags |= record_flags::FIRST;
         }
@@ -199,12 +205,12 @@ fn set_rate(
     }
     s.learning_rate = s.regime_rate;
     if c.schedule != schedule_kinds::CONSTANT {
-        follow_schedule(c, s, r);
+        follow_schedule(scheduled, s, r);
     }
     if c.trust_coefficient > 0.0 {
         follow_trust(c, measured, norm, s, r);
     }
-    follow_controls(c, s, r);
+    follow_controls(controlled, s, r);
 
     // How large the momentum can be at the next step: μ ‖m_{t-1}‖ and what this step adds. All groups of the scope come to the same.
     let clipped = raw_norm.smaller(Scaled::new(c.scope_clip, 0));
@@ -308,13 +314,26 @@ fn smooth_norm<'a>(
     }
     s.started = 1;
     let last_norm = std::mem::replace(&mut s.last_norm, norm);
-    Gradient { sums, square, norm, last_norm, smoothed: s.smoothed, last_smoothed, scale_of_sums, first }
+    Gradient {
+        sums,
+        square,
+        norm,
+        last_norm,
+        smoothed: s.smoothed,
+        last_smoothed,
+        scale_of_sums,
+        first,
+        scheduled_rise: 0.0,
+    }
 }
 
-/// The schedule's factor, at the step that follows those that were taken.
-fn follow_schedule(c: &GroupConstants, s: &mut GroupState, r: &mut RawRecord) {
-    let factor = schedule_factor(c, steps_taken(s));
-    let ln_factor = Scaled::new(factor, 0).ln_ratio(Scaled::ONE);
+/// A change of ln of the schedule's and the caller's factors, if it is a rise and not rounding.
+fn rise_of(change: f32) -> f32 {
+    if change < LEAST_RISE { 0.0 } else { change }
+}
+
+/// The schedule's factor, given with its logarithm.
+fn follow_schedule((factor, ln_factor): (f32, f32), s: &mut GroupState, r: &mut RawRecord) {
     if r.flags & record_flags::FIRST == 0 {
         r.terms[SCHEDULE_TERM as usize] = ln_factor - s.ln_schedule;
     }

@@ -386,7 +386,7 @@ impl CpuOptimizer {
         let ring = &mut self.records[slot * groups..][..groups];
         for (group, constants) in self.plan.groups.iter().enumerate() {
             let state = &mut self.states[group];
-            let outcome = learning_rate(group as u32, constants, &self.sums, last_overflow, state);
+            let outcome = learning_rate(group as u32, constants, &self.sums, last_overflow, &self.plan.factors, state);
             match outcome.update {
                 Some(update) => self.updates[group] = update,
                 None => {

@@ -3,6 +3,7 @@
 use bytemuck::Pod;
 
 use crate::gpu::context::Gpu;
+use crate::layout::TABLE_FACTORS;
 use crate::plan::Region;
 
 pub(crate) fn whole(buffer: &wgpu::Buffer) -> wgpu::BufferBinding<'_> {
@@ -21,6 +22,19 @@ pub(crate) fn zeroed<T>(gpu: &Gpu, label: &str, items: u64) -> wgpu::Buffer {
         usage: wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_SRC | wgpu::BufferUsages::COPY_DST,
         mapped_at_creation: false,
     })
+}
+
+/// The uniform buffer of the tables of schedules, of which only kernels with a table read. Without a table it is as small as a buffer can be.
+pub(crate) fn table_factors(gpu: &Gpu, factors: &[f32]) -> wgpu::Buffer {
+    let size = if factors.is_empty() { 4 } else { u64::from(TABLE_FACTORS) * 4 };
+    let buffer = gpu.device().create_buffer(&wgpu::BufferDescriptor {
+        label: Some("tables of schedules"),
+        size,
+        usage: wgpu::BufferUsages::UNIFORM | wgpu::BufferUsages::COPY_SRC | wgpu::BufferUsages::COPY_DST,
+        mapped_at_creation: false,
+    });
+    gpu.queue().write_buffer(&buffer, 0, bytemuck::cast_slice(factors));
+    buffer
 }
 
 pub(crate) fn filled<T: Pod>(gpu: &Gpu, label: &str, items: &[T]) -> wgpu::Buffer {

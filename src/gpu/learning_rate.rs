@@ -27,12 +27,14 @@ fn pipeline(gpu: &Gpu, kernel: &Kernel, number: u32, groups: &[&GroupConstants])
         }
     };
     when("schedule", |group| group.schedule != schedule_kinds::CONSTANT);
+    when("table", |group| group.schedule == schedule_kinds::TABLE);
     when("trust_ratio", |group| group.trust_coefficient > 0.0);
     when("averages", |group| group.average != average_kinds::OFF);
     when("global_clip", |group| group.global_clip < f32::MAX);
     when("outliers", |group| group.outlier_deviations > 0.0);
     when("squares", |group| group.rule.epsilon > 0.0);
     let (read, write) = (Binding::Read, Binding::Write);
+    let factors = if features.contains(&"table") { Binding::Uniform } else { Binding::Absent };
     Pipeline::new(
         gpu,
         &PassSource {
@@ -40,7 +42,7 @@ fn pipeline(gpu: &Gpu, kernel: &Kernel, number: u32, groups: &[&GroupConstants])
             stem: STEM,
             features: &features,
             constants: &[("WORKGROUP", f64::from(WORKGROUP)), ("REGIME", f64::from(number))],
-            groups: &[&[read, read, write, write, write, write, write]],
+            groups: &[&[read, read, write, write, write, write, write, factors]],
         },
     )
 }

@@ -7,16 +7,19 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use crate::gpu::context::Gpu;
 use crate::gpu::shader::link;
 
-/// How a storage buffer is used.
+/// How a buffer is used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) enum Binding {
+    /// A storage buffer that is only read.
     Read,
+    /// A storage buffer.
     Write,
+    Uniform,
     /// The shader does not have it: its number is left out, and what is given for it is not bound. Devices count what is bound.
     Absent,
 }
 
-/// A shader to be compiled: files, overrides, and the storage buffers of each bind group.
+/// A shader to be compiled: files, overrides, and the buffers of each bind group.
 pub(crate) struct PassSource<'a> {
     /// The WGSL module that has the entry point.
     pub(crate) module: &'static str,
@@ -63,7 +66,7 @@ impl std::ops::Deref for CompiledKernel {
     }
 }
 
-/// A storage buffer, or a part of one, that a kernel is given.
+/// A buffer, or a part of one, that a kernel is given.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct BoundBuffer {
@@ -77,6 +80,8 @@ pub struct BoundBuffer {
     pub size_bytes: u64,
     /// Whether the kernel only reads it.
     pub read_only: bool,
+    /// Whether it is bound as a uniform buffer, and not as a storage buffer.
+    pub uniform: bool,
 }
 
 /// A bind group, and what is in it: the buffers by binding. It stands for its bind group wherever one is asked for.
@@ -141,7 +146,7 @@ impl Pipeline {
             source: wgpu::ShaderSource::Wgsl(format!("{enable}{}", kernel.wgsl).into()),
         });
         let layouts: Vec<_> =
-            source.groups.iter().map(|bindings| storage_layout(device, source.stem, bindings)).collect();
+            source.groups.iter().map(|bindings| buffer_layout(device, source.stem, bindings)).collect();
         let layout = device.create_pipeline_layout(&wgpu::PipelineLayoutDescriptor {
             label: Some(source.stem),
             bind_group_layouts: &layouts.iter().map(Some).collect::<Vec<_>>(),
@@ -190,7 +195,8 @@ impl Pipeline {
                     buffer: binding.buffer.clone(),
                     offset_bytes: binding.offset,
                     size_bytes: binding.size.map_or(binding.buffer.size() - binding.offset, u64::from),
-                    read_only: *access == Binding::Read,
+                    read_only: *access != Binding::Write,
+                    uniform: *access == Binding::Uniform,
                 })
                 .collect(),
         }
@@ -236,7 +242,7 @@ struct Key {
     groups: Vec<Vec<Binding>>,
 }
 
-fn storage_layout(device: &wgpu::Device, label: &str, bindings: &[Binding]) -> wgpu::BindGroupLayout {
+fn buffer_layout(device: &wgpu::Device, label: &str, bindings: &[Binding]) -> wgpu::BindGroupLayout {
     let entries: Vec<_> = bindings
         .iter()
         .enumerate()
@@ -245,7 +251,10 @@ fn storage_layout(device: &wgpu::Device, label: &str, bindings: &[Binding]) -> w
             binding: binding as u32,
             visibility: wgpu::ShaderStages::COMPUTE,
             ty: wgpu::BindingType::Buffer {
-                ty: wgpu::BufferBindingType::Storage { read_only: *access == Binding::Read },
+                ty: match access {
+                    Binding::Uniform => wgpu::BufferBindingType::Uniform,
+                    _ => wgpu::BufferBindingType::Storage { read_only: *access == Binding::Read },
+                },
                 has_dynamic_offset: false,
                 min_binding_size: None,
             },

@@ -15,6 +15,8 @@ pub(crate) struct Gradient<'a> {
     /// The inner products among the sums are of gradients scaled by 2^-this.
     pub(crate) scale_of_sums: i32,
     pub(crate) first: bool,
+    /// By how much schedule and controls raise ln η at this step; 0 where they do not.
+    pub(crate) scheduled_rise: f32,
 }
 
 /// What the update does with streams of parameters after the step, or instead of it.

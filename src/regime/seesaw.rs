@@ -24,6 +24,17 @@ use crate::rule::Rule;
 ///          F + x (r - F)                   elsewhere, with x = clamp(log2(n̂_t / n̂_1) - 1, 0, 1)
 /// ```
 ///
+/// While a [`Schedule`](crate::Schedule) rises, by `δ_t` of ln η in a step, it takes back what agreement gave while it was lower:
+///
+/// ```text
+/// G   = max(0, G_{t-1} + κ_k (n_t / n̂_t) a_t)            0 where the schedule does not rise
+/// r   = A_{t-1} + κ_k (n_t / n̂_t) a_t - min(G, δ_t)
+/// G_t = G - min(G, δ_t)
+/// ```
+///
+/// During a warm-up the steps are small and agree. Without this the regime undoes the warm-up and overshoots at its end
+/// ([`guide::tried`](crate::guide::tried) has the figures). Without a schedule that rises it changes nothing.
+///
 /// In words: the first step is a fixed share of the parameters' length. From there on the rate follows the smoothed norm n̂. Steps that
 /// agree raise the rate above this anchor, and steps that contradict each other take back what agreement gave. They lower the rate
 /// below its anchor only while the smoothed norm stands above twice its first value, and in full from four times on.
@@ -184,6 +195,8 @@ shared_structs! {
         pub(crate) mean_fast: f32,
         /// The sum of the weights in that average.
         pub(crate) mean_fast_weight: f32,
+        /// G, what agreement has given since the schedule began to rise and the schedule has not given since.
+        pub(crate) ahead: f32,
     }
 
     /// What is recorded of the alignment.
@@ -305,7 +318,12 @@ fn follow_alignment(c: &GroupConstants, g: &Gradient, steps: u32, s: &mut Seesaw
         brake = (s.mean_fast / s.mean_fast_weight + k.brake_slack).min(0.0);
     }
     let weight = gain(k, steps) * g.norm.quotient(g.smoothed).to_float();
-    let (of_alignment, of_brake) = (weight * recorded.slow_alignment, weight * brake);
+    let (agreement, of_brake) = (weight * recorded.slow_alignment, weight * brake);
+    // A schedule that rises takes back what agreement gave while it was lower.
+    let ahead = if g.scheduled_rise > 0.0 { (s.ahead + (agreement + of_brake)).max(0.0) } else { 0.0 };
+    let taken_back = ahead.min(g.scheduled_rise);
+    s.ahead = ahead - taken_back;
+    let of_alignment = agreement - taken_back;
     r.terms[ALIGNMENT_TERM as usize] = of_alignment;
     r.terms[BRAKE_TERM as usize] = of_brake;
     r.regime = RegimeRecord::of(&recorded);
@@ -359,6 +377,7 @@ struct Law {
     least_agreement: f64,
     /// The moving average of a_fast, and the sum of its weights.
     mean_fast: (f64, f64),
+    ahead: f64,
 }
 
 impl Law {
@@ -374,6 +393,7 @@ impl Law {
             agreement: 0.0,
             least_agreement: 0.0,
             mean_fast: (0.0, 0.0),
+            ahead: 0.0,
         }
     }
 
@@ -399,7 +419,12 @@ impl RegimeReference for Law {
         let early = self.early_steps / (self.early_steps + step.k - 2.0).max(1.0);
         let gain = if self.gain == 0.0 { 0.0 } else { self.gain.max(early) };
         let weight = gain * step.norm / step.smoothed;
-        let (of_alignment, of_brake) = (weight * slow, weight * brake);
+        let of_brake = weight * brake;
+        let rises = step.scheduled_rise >= 1e-6;
+        self.ahead = if rises { (self.ahead + weight * slow + of_brake).max(0.0) } else { 0.0 };
+        let taken_back = self.ahead.min(step.scheduled_rise);
+        self.ahead -= taken_back;
+        let of_alignment = weight * slow - taken_back;
         let raw = self.agreement + of_alignment + of_brake;
         let mut held = 0.0;
         self.agreement = raw;

@@ -204,7 +204,7 @@ fn caller(kernel: &Kernel, number: usize, text: &str) -> String {
             format!("_mslBufferSizes {{ {} }}", sizes(kernel, text, &buffers))
         } else if let Some(slot) = attribute.strip_prefix("buffer(") {
             let slot = slot.trim_end_matches(')');
-            let kind = kind.trim_start_matches("device").trim();
+            let kind = kind.trim_start_matches("device").trim_start_matches("constant").trim();
             let (binding, _) = buffers[slot.parse::<usize>().expect("a slot")];
             let place = format!("{}, {}", binding.group, binding.binding);
             format!("*static_cast<{kind}*>(stand_in.buffers.at({place}).start)")

@@ -26,6 +26,7 @@ mod reduce_gradient;
 mod regimes;
 mod safeguards;
 mod schedule_free;
+mod schedules;
 mod shards;
 mod steps;
 mod telemetry;

@@ -74,7 +74,7 @@ fn the_problems_of_optax_are_solved_without_a_rate() {
             _ => Schedule::Constant,
         };
         for problem in problems() {
-            let end = train(rule, schedule, &problem, STEPS, |_, _| true);
+            let end = train(rule, schedule.clone(), &problem, STEPS, |_, _| true);
             let off = end.iter().zip(&problem.end).map(|(w, target)| (w - target).abs()).fold(0.0, f32::max);
             assert!(off <= 3e-2, "{}, {}: {end:?}", rule.name(), problem.name);
         }

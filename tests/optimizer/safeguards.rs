@@ -51,7 +51,7 @@ fn watched() -> Vec<Spec> {
 fn formulas() -> Vec<Spec> {
     let schedule = Schedule::InverseSqrt { warmup: 3 };
     let spec = |(name, regime): (&str, Regime)| Spec::new(Rule::sgdm(0.9), regime, tensors(3, &[61])).named(name);
-    regimes::formulas().into_iter().map(|formula| Spec { schedule, ..spec(formula) }).collect()
+    regimes::formulas().into_iter().map(|formula| Spec { schedule: schedule.clone(), ..spec(formula) }).collect()
 }
 
 /// Where a bad element is put: tensor and index.

@@ -1,6 +1,7 @@
 //! Families whose cases differ by their groups alone: steps on the device and on the CPU path, against the oracle.
 
-use wgpu_optim::{Averaging, Lion, Regime, Rule, Schedule, WeightDecay};
+use wgpu_optim::{Averaging, Lion, Regime, Rule, WeightDecay};
+use wgpu_optim_conformance::schedule::schedules;
 use wgpu_optim_conformance::spec::Spec;
 
 use super::case::{Cases, Subject};
@@ -42,9 +43,8 @@ pub fn groups(_: &Subject) -> Cases {
 }
 
 fn groups_of(rule: Rule) -> Vec<Spec> {
-    let of = |name, regime| group(name, rule, regime, &[130, 5, 1001]);
-    let seesaw = |name| of(name, Regime::seesaw());
-    let cosine = Schedule::WarmupCosine { warmup: 2, steps: 6, last: 0.1 };
+    let of = |name: &str, regime| group(name, rule, regime, &[130, 5, 1001]);
+    let seesaw = |name: &str| of(name, Regime::seesaw());
     let mut groups = Vec::new();
     for (name, decay, clip) in [
         ("coupled", WeightDecay::Coupled(0.1), f32::INFINITY),
@@ -55,15 +55,11 @@ fn groups_of(rule: Rule) -> Vec<Spec> {
         groups.push(Spec { decay, clip, ..seesaw(name) });
     }
     groups.push(Spec { maximize: true, ..seesaw("climbing") });
-    for (name, schedule) in [
-        ("warm-up and cosine", cosine),
-        ("inverse square root", Schedule::InverseSqrt { warmup: 3 }),
-        ("steps", Schedule::Step { every: 2, factor: 0.5 }),
-        ("one cycle", Schedule::OneCycle { rise: 3, steps: 7, first: 0.04, last: 0.01 }),
-    ] {
-        groups.push(Spec { schedule, ..of(name, Regime::fixed(0.01)) });
+    for (index, schedule) in schedules(7).into_iter().enumerate() {
+        let name = format!("{} {index}", schedule.name());
+        groups.push(Spec { schedule: schedule.clone(), ..of(&name, Regime::fixed(0.01)) });
+        groups.push(Spec { schedule, ..of(&format!("{name} under Seesaw"), Regime::seesaw()) });
     }
-    groups.push(Spec { schedule: cosine, ..seesaw("scheduled Seesaw") });
     groups.push(Spec { per_tensor: true, ..seesaw("per tensor") });
     groups.extend(["first of two that share", "second of two that share"].map(|name| seesaw(name).sharing("both")));
     groups

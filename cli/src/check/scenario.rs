@@ -533,6 +533,9 @@ fn control_oracle(spec: &Spec, number: usize, step: usize, oracle: &mut Oracle) 
         WeightDecay::Decoupled(lambda) => WeightDecay::Decoupled(share * lambda),
     };
     oracle.clip = f64::from(share * spec.clip);
+    if frozen {
+        oracle.last_factor = oracle.factor;
+    }
     !frozen
 }
 

@@ -19,7 +19,7 @@ use crate::target::Target;
 const STEPS_PER_SUBMIT: usize = 16;
 
 /// The optimizer's configuration.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub struct OptimizerSettings {
     pub rule: Rule,
     pub regime: Regime,
@@ -53,7 +53,7 @@ impl OptimizerSettings {
     fn builder<T>(&self) -> OptimizerBuilder<T> {
         let builder = OptimizerBuilder::new(self.rule)
             .regime(self.regime)
-            .schedule(self.schedule)
+            .schedule(self.schedule.clone())
             .averaging(self.averaging)
             .telemetry(self.telemetry);
         let builder = match self.weight_decay {

@@ -98,36 +98,31 @@ impl RegimeName {
     }
 }
 
-/// `--schedule`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum ScheduleName {
-    /// None.
-    Constant,
-    /// Warm-up over a twentieth of the steps, then half a cosine down to 0.
-    WarmupCosine,
-    /// Warm-up over a twentieth of the steps, then the inverse square root.
-    InverseSqrt,
-    /// A tenth after each third of the steps.
-    Step,
-    /// From a twenty-fifth up over three tenths of the steps, then down to 4e-6, each half a cosine: PyTorch's defaults.
-    OneCycle,
-}
+/// `--schedule`: one of [`Schedule::all`] by its name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ScheduleName(&'static str);
 
 impl ScheduleName {
+    pub const CONSTANT: Self = ScheduleName("constant");
+    pub const WARMUP_COSINE: Self = ScheduleName("warmup-cosine");
+
     /// The schedule of a run of so many steps.
     fn over(self, steps: u64) -> Schedule {
         // A schedule of more steps than its counter can have has not begun to fall by then.
-        let steps = u32::try_from(steps).unwrap_or(u32::MAX).max(1);
-        let warmup = steps / 20;
-        match self {
-            ScheduleName::Constant => Schedule::Constant,
-            ScheduleName::WarmupCosine => Schedule::WarmupCosine { warmup, steps, last: 0.0 },
-            ScheduleName::InverseSqrt => Schedule::InverseSqrt { warmup: warmup.max(1) },
-            ScheduleName::Step => Schedule::Step { every: steps.div_ceil(3), factor: 0.1 },
-            ScheduleName::OneCycle => {
-                Schedule::OneCycle { rise: (u64::from(steps) * 3 / 10) as u32, steps, first: 0.04, last: 4e-6 }
-            }
-        }
+        let steps = u32::try_from(steps).unwrap_or(u32::MAX);
+        Schedule::all(steps).into_iter().find(|schedule| schedule.name() == self.0).unwrap_or_default()
+    }
+}
+
+impl ValueEnum for ScheduleName {
+    fn value_variants<'a>() -> &'a [Self] {
+        static ALL: LazyLock<Vec<ScheduleName>> =
+            LazyLock::new(|| Schedule::all(1).iter().map(|schedule| ScheduleName(schedule.name())).collect());
+        &ALL
+    }
+
+    fn to_possible_value(&self) -> Option<PossibleValue> {
+        Some(PossibleValue::new(self.0).help(self.over(1).summary()))
     }
 }
 
@@ -289,7 +284,7 @@ impl Args {
         }
         // Who gives a schedule wants it instead of what makes do without one.
         let fits = Averaging::ScheduleFree.fits(&self.rule_for(Some(AverageName::ScheduleFree)));
-        let is_free = fits && self.schedule == ScheduleName::Constant;
+        let is_free = fits && self.schedule == ScheduleName::CONSTANT;
         Some(if is_free { AverageName::ScheduleFree } else { AverageName::Polynomial })
     }
 

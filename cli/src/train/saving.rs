@@ -274,7 +274,7 @@ fn settings(args: &Args, dataset: &Dataset) -> BTreeMap<String, String> {
         ("--rule", Some(name_of(args.rule))),
         ("--momentum", rule.has_momentum().then(|| rule.momentum().to_string())),
         ("--regime", Some(name_of(args.regime))),
-        ("--schedule", Some(if args.schedule == ScheduleName::Constant { schedule } else { over(schedule) })),
+        ("--schedule", Some(if args.schedule == ScheduleName::CONSTANT { schedule } else { over(schedule) })),
         ("--telemetry", Some(if args.telemetry { "given" } else { "not given" }.to_owned())),
         ("--weight-decay", Some(args.decay().to_string())),
         ("--batch", Some(args.batch.to_string())),

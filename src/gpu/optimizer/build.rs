@@ -6,7 +6,7 @@ use super::control::Presence;
 use super::sweeps::{Sweeps, Tables, WindowMemory, sweeps};
 use super::*;
 use crate::error::{BuildError, Error};
-use crate::gpu::buffers::{filled, part, whole, zeroed};
+use crate::gpu::buffers::{filled, part, table_factors, whole, zeroed};
 use crate::gpu::context::Gpu;
 use crate::gpu::limits::{self, MOST_TRIPS, binding_alignment, largest_binding};
 use crate::gpu::readback::Readback;
@@ -271,6 +271,7 @@ impl Optimizer {
             pipeline: finish.pipeline.clone(),
             workgroups: plan.scopes.len() as u32,
         }];
+        let factors = table_factors(gpu, &plan.factors);
         let of_groups = [
             whole(&groups),
             whole(&sums),
@@ -279,6 +280,7 @@ impl Optimizer {
             whole(&learning_rates),
             whole(&records),
             whole(&loss_scale),
+            whole(&factors),
         ];
         for rate in learning_rate::pipelines(gpu, &plan.groups) {
             scalar.push(Dispatch {

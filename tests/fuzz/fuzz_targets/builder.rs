@@ -3,9 +3,9 @@
 
 use libfuzzer_sys::fuzz_target;
 use wgpu_optim::{
-    AdGd, AdaGradNorm, Adagrad, AdamW, AutoSgd, Averaging, BarzilaiBorwein, DoG, DoWG, FixedRate, Group, Hypergradient,
-    Lion, LossScaler, NAdamW, Ngn, NonFinitePolicy, NormRatio, OptimizerBuilder, Polyak, Regime, RmsProp, Rule,
-    Schedule, SecantForm, Seesaw, Sgdm, Signum, TrustRatio, WnGrad,
+    AdGd, AdaGradNorm, Adagrad, AdamW, AutoSgd, Averaging, BarzilaiBorwein, DecayShape, DoG, DoWG, FixedRate, Group,
+    Hypergradient, Lion, LossScaler, NAdamW, Ngn, NonFinitePolicy, NormRatio, OptimizerBuilder, Polyak, Regime, RmsProp,
+    Rule, Schedule, SecantForm, Seesaw, Sgdm, Signum, TrustRatio, WnGrad,
 };
 
 /// Numbers at and beyond the ends of ranges.
@@ -136,15 +136,25 @@ impl Source<'_> {
     }
 
     fn schedule(&mut self) -> Schedule {
-        match self.byte() % 5 {
+        let (kind, warmup, steps, other) = (self.byte() % 12, self.count(), self.count(), self.count());
+        let (last, number) = (self.number(), self.number());
+        match kind {
             0 => Schedule::Constant,
-            1 => Schedule::WarmupCosine { warmup: self.count(), steps: self.count(), last: self.number() },
-            2 => Schedule::InverseSqrt { warmup: self.count() },
-            3 => Schedule::Step { every: self.count(), factor: self.number() },
-            _ => {
-                let (rise, steps) = (self.count(), self.count());
-                Schedule::OneCycle { rise, steps, first: self.number(), last: self.number() }
+            1 => Schedule::WarmupConstant { warmup },
+            2 => Schedule::WarmupCosine { warmup, steps, last },
+            3 => Schedule::Linear { warmup, steps, last },
+            4 => Schedule::Polynomial { warmup, steps, power: number, last },
+            5 => Schedule::Exponential { warmup, every: steps, factor: number },
+            6 => Schedule::CosineRestarts { warmup, period: steps, growth: other, last },
+            7 => {
+                let shapes = [DecayShape::OneMinusSqrt, DecayShape::Linear, DecayShape::Cosine];
+                let shape = shapes[usize::from(self.byte() % 3)];
+                Schedule::WarmupStableDecay { warmup, steps, decay: other, last, shape }
             }
+            8 => Schedule::InverseSqrt { warmup },
+            9 => Schedule::Step { every: steps, factor: number },
+            10 => Schedule::OneCycle { rise: warmup, steps, first: number, last },
+            _ => Schedule::Table { factors: (0..other % 5000).map(|_| number).collect(), every: steps },
         }
     }
 

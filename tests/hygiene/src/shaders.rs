@@ -15,7 +15,7 @@ const KERNELS: &[(&str, &str, &[&[&str]])] = &[
     ("reduce_gradient", "measures_secant per_workgroup", &[RULES]),
     ("update_parameters", "writes_parameters sgd", &[ACCESS, PARAMETERS, GRADIENTS, CLEARS]),
     ("update_parameters", "writes_parameters", &[RULES, KEEPS]),
-    ("learning_rate", "regime", &[REGIMES, &["", "schedule", "trust_ratio", "averages", "squares"]]),
+    ("learning_rate", "regime", &[REGIMES, &["", "schedule", "schedule table", "trust_ratio", "averages", "squares"]]),
 ];
 const ACCESS: &[&str] = &["", "scalars"];
 const PARAMETERS: &[&str] = &["", "half_parameters masters", "half_parameters nearest", "half_parameters stochastic"];

@@ -64,6 +64,23 @@ fn what_differs_is_named_and_nothing_changes() {
 }
 
 /// The same tensors under other names, and in another order.
+/// The factors of a table by number and hash, so that a message stays short.
+#[test]
+fn a_table_with_another_factor_is_named() {
+    let with = |factors: [f32; 3], every| {
+        let schedule = Schedule::Table { factors: factors.into(), every };
+        [Spec { schedule, ..Spec::new(Rule::sgd(), Regime::fixed(0.1), vec![vec![0.5; 5]]) }]
+    };
+    let (_, checkpoint) = saved(&with([1.0, 0.5, 0.25], 10));
+    CpuRun::new(&with([1.0, 0.5, 0.25], 10)).restore(&checkpoint).expect("the same factors");
+    for (specs, words) in [
+        (with([1.0, 0.5, 0.125], 10), ["schedule.factors of group \"group\"", "3 factors with hash"]),
+        (with([1.0, 0.5, 0.25], 11), ["schedule.every of group \"group\"", "10 there"]),
+    ] {
+        assert_refused(CpuRun::new(&specs).restore(&checkpoint), &words);
+    }
+}
+
 #[test]
 fn a_tensor_of_another_name_or_place_is_named() {
     let build = |names: [&str; 2]| {

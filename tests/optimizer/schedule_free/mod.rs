@@ -33,7 +33,7 @@ fn every_case(lengths: &[usize]) -> Vec<Spec> {
     for rule in rules() {
         for (decay, regime, schedule) in [
             (WeightDecay::Coupled(0.0), Regime::fixed(0.05), Schedule::Constant),
-            (WeightDecay::Decoupled(0.1), Regime::fixed(0.05), warmup),
+            (WeightDecay::Decoupled(0.1), Regime::fixed(0.05), warmup.clone()),
             (WeightDecay::Coupled(0.1), Regime::seesaw(), Schedule::Constant),
             (WeightDecay::Decoupled(0.1), Regime::seesaw(), Schedule::Constant),
             (WeightDecay::Coupled(0.0), Regime::norm_ratio(), Schedule::Constant),

@@ -53,7 +53,7 @@ fn next_rate(rate: f32, up: bool) -> f32 {
 /// What every regime is held against, by the schedule of the fixed rates and by name: the best rate without one, and the best peak with
 /// warm-up and cosine.
 pub const REFERENCES: [(ScheduleName, &str); 2] =
-    [(ScheduleName::Constant, "best fixed"), (ScheduleName::WarmupCosine, "best cosine")];
+    [(ScheduleName::CONSTANT, "best fixed"), (ScheduleName::WARMUP_COSINE, "best cosine")];
 
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Variant {
@@ -77,7 +77,7 @@ impl fmt::Display for Variant {
         match (self.regime, reference) {
             (regime, Some((_, name))) if regime.is_fixed() => write!(f, "{name}")?,
             (regime, None) if regime.is_fixed() => write!(f, "best fixed, {}", name_of(self.schedule))?,
-            (regime, _) if self.schedule == ScheduleName::Constant => write!(f, "{}", name_of(regime))?,
+            (regime, _) if self.schedule == ScheduleName::CONSTANT => write!(f, "{}", name_of(regime))?,
             (regime, _) => write!(f, "{}, {}", name_of(regime), name_of(self.schedule))?,
         }
         if let Some(first_step) = self.first_step {
@@ -318,10 +318,10 @@ impl<'a> Comparison<'a> {
 
     /// The best fixed rates of one scale at the others.
     fn tuned_at_other_scales(&self, cells: &[Cell]) -> Vec<Case> {
-        let best = |place| best_fixed(cells, place, ScheduleName::Constant)?.case.variant.lr;
+        let best = |place| best_fixed(cells, place, ScheduleName::CONSTANT)?.case.variant.lr;
         let tuned = self.places().filter_map(|place| Some((place, best(place)?)));
         let at_others = tuned.flat_map(|(place, lr)| {
-            let variant = move |scale| Variant::fixed(lr, ScheduleName::Constant, scale);
+            let variant = move |scale| Variant::fixed(lr, ScheduleName::CONSTANT, scale);
             self.other_scales().map(move |scale| Case { place, variant: variant(scale) })
         });
         at_others.collect()
@@ -338,7 +338,7 @@ impl<'a> Comparison<'a> {
         let of_place = |place: Place| self.first_variants(place.rule).map(move |variant| Case { place, variant });
         let first: Vec<Case> = self.places().flat_map(of_place).collect();
         // What is known of the second round: how many rates there are, and that a step of each costs the same.
-        let placeholder = Variant::fixed(1.0, ScheduleName::Constant, 1.0);
+        let placeholder = Variant::fixed(1.0, ScheduleName::CONSTANT, 1.0);
         let at_scales = |place| self.other_scales().map(move |_| Case { place, variant: placeholder });
         let later: Vec<Case> = self.places().flat_map(at_scales).collect();
         self.about_data.iter().for_each(tell);

@@ -109,7 +109,7 @@ impl Results<'_> {
 
     /// By how many points a cell is above the best of the fixed rates that are judged by their last iterates, as a run without averages is.
     pub fn above_last(&self, cell: &Cell) -> Option<f64> {
-        let rates = grid(&self.cells, cell.case.place, ScheduleName::Constant);
+        let rates = grid(&self.cells, cell.case.place, ScheduleName::CONSTANT);
         let best = rates.map(Cell::last_accuracy).max_by(f64::total_cmp)?;
         Some(100.0 * (cell.accuracy() - best))
     }
@@ -120,7 +120,7 @@ impl Results<'_> {
         let mut rows: Vec<Variant> = schedules.map(|schedule| Variant::fixed(f32::NAN, schedule, 1.0)).collect();
         for &scale in &self.comparison.gradient_scales {
             if scale != 1.0 {
-                rows.push(Variant::fixed(f32::NAN, ScheduleName::Constant, scale));
+                rows.push(Variant::fixed(f32::NAN, ScheduleName::CONSTANT, scale));
             }
             rows.extend(self.comparison.variants.iter().filter(|variant| variant.gradient_scale == scale));
         }
