@@ -76,7 +76,8 @@ fn a_fixed_rate_is_pytorchs() {
     // Both sides round every step once or twice; 1.5 units are the most that was seen. PyTorch adds 1e-6 to the norm of a clip, which
     // shortens every step by a part in a few million: 7.2 after 100 steps.
     // A strong decay makes the parameters small beside the momentum whose rounding they carry: 5.0.
-    let grows = |name: &str| name.contains("clip") || name.contains("tenth");
+    // RMSprop's 1 - α is that of an f32 here and that of an f64 there, and nothing divides it out: 2.3 after 30 steps.
+    let grows = |name: &str| name.contains("clip") || name.contains("tenth") || name.starts_with("rmsprop");
     let allowed = |name: &str, steps: f64| if grows(name) { 2.0 + 0.1 * steps } else { 2.0 };
     follow(include_str!("../golden/torch.csv"), 35, spec, allowed);
 }
