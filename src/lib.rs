@@ -72,6 +72,8 @@ mod checkpoint;
 pub mod cpu;
 mod element;
 mod error;
+#[cfg(test)]
+mod faults;
 #[cfg(feature = "gpu")]
 pub mod gpu;
 mod group;

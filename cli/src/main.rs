@@ -164,7 +164,7 @@ fn report_usage(error: &clap::Error) -> ExitCode {
         // A bare `wgpu-optim`: the help is the answer.
         table::tell_text(&text);
     } else {
-        table::tell(format!("{} (see --help)", said.join("; ")));
+        table::tell(format!("{} (see --help)", said.join("; ").replace(":;", ":")));
     }
     ExitCode::from(2)
 }

@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 
+use jiff::Timestamp;
 use plotters::coord::Shift;
 use plotters::coord::ranged1d::{KeyPointHint, NoDefaultFormatting, Ranged, ValueFormatter};
 use plotters::prelude::*;
@@ -12,6 +13,14 @@ pub fn command() -> String {
     let arguments = std::env::args_os().skip(1);
     words.extend(arguments.map(|word| word.to_string_lossy().into_owned()));
     words.join(" ")
+}
+
+/// What made a page, and when.
+pub fn origin() -> [(&'static str, String); 3] {
+    let now = Timestamp::now();
+    // The same in seconds: no fraction is left.
+    let date = Timestamp::from_second(now.as_second()).unwrap_or(now);
+    [("version", env!("CARGO_PKG_VERSION").to_owned()), ("date", date.to_string()), ("command", command())]
 }
 
 pub type Area<'a> = DrawingArea<SVGBackend<'a>, Shift>;

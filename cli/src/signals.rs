@@ -1,4 +1,4 @@
-//! SIGINT, SIGTERM, SIGHUP, SIGQUIT, SIGUSR1, SIGUSR2 and SIGXCPU. The first one ends a command after the step, case or size that is
+//! SIGINT, SIGTERM, SIGHUP, SIGQUIT, SIGUSR1, SIGUSR2, SIGALRM, SIGVTALRM and SIGXCPU. The first one ends a command after the step, case or size that is
 //! running, so that outputs are written; the second one ends it at once. SIGXFSZ does nothing: the write that it is about fails, and is
 //! told as any other.
 
@@ -18,8 +18,8 @@ const HANGUP: Option<i32> = None;
 /// Others by which a batch system or a person asks a program to end.
 #[cfg(unix)]
 const OTHERS: &[i32] = {
-    use signal_hook::consts::{SIGQUIT, SIGUSR1, SIGUSR2, SIGXCPU};
-    &[SIGQUIT, SIGUSR1, SIGUSR2, SIGXCPU]
+    use signal_hook::consts::{SIGALRM, SIGQUIT, SIGUSR1, SIGUSR2, SIGVTALRM, SIGXCPU};
+    &[SIGQUIT, SIGUSR1, SIGUSR2, SIGALRM, SIGVTALRM, SIGXCPU]
 };
 #[cfg(not(unix))]
 const OTHERS: &[i32] = &[];
