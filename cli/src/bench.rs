@@ -173,8 +173,10 @@ impl Report {
         let room = memory::available().filter(|_| in_host_memory);
         // Drivers and the staging of uploads want some as well.
         if let Some(room) = room.filter(|room| needed > 0.7 * room) {
-            let (needed, room) = (needed / GIB, room / GIB);
-            self.notes.push(format!("{elements} parameters skipped: {needed:.1} GiB needed, {room:.1} GiB available"));
+            let [needed, usable, room] = [needed, 0.7 * room, room].map(|bytes| bytes / GIB);
+            self.notes.push(format!(
+                "{elements} parameters skipped: {needed:.1} GiB needed, {usable:.1} GiB of the {room:.1} GiB available may be used"
+            ));
             return Ok(());
         }
         let (target, source) = target.clone().tuned_for(elements);

@@ -514,8 +514,11 @@ fn values_of(file: &File, rows: usize, features: usize) -> Result<Vec<f64>, Data
     }
 }
 
-/// What stands in numbers of various countries.
-const IN_NUMBERS: &str = ".,'_ \u{2019}\u{a0}\u{202f}";
+/// Whether this is a number with what some countries write between digits.
+fn is_number_elsewhere(text: &str) -> bool {
+    let digits: String = text.chars().filter(|c| !".,'_ \u{2019}\u{a0}\u{202f}".contains(*c)).collect();
+    text.ends_with(|c: char| c.is_ascii_digit()) && !text.starts_with('\'') && digits.parse::<f64>().is_ok()
+}
 
 /// A number of a text file: finite and no further from 0 than f32 goes. `form` says what may stand where.
 fn feature(file: &File, place: impl Fn() -> String, text: &str, form: &str) -> Result<f64, DataError> {
@@ -526,7 +529,7 @@ fn feature(file: &File, place: impl Fn() -> String, text: &str, form: &str) -> R
             format!("the feature {shown} is beyond 3.4e38, the largest number of 32 bits: rescale it")
         }
         Ok(_) => format!("the feature {shown} is not finite: remove the row or fill the value in"),
-        Err(_) if text.chars().filter(|c| !IN_NUMBERS.contains(*c)).collect::<String>().parse::<f64>().is_ok() => {
+        Err(_) if is_number_elsewhere(text) => {
             format!(
                 "{shown} is not a number: write numbers with a decimal point, not with a comma, and nothing between thousands"
             )

@@ -150,6 +150,7 @@ impl Optimizer {
 
     /// The learning rates on the device: one f32 per group, in the order of declaration, then padding to 16 bytes; usable as a
     /// read-only storage buffer or as the source of a copy. 0 until the first non-zero gradient, unless the regime was given a first rate.
+    /// A step writes them and reads none: what others write there has no effect.
     pub fn learning_rates(&self) -> &wgpu::Buffer {
         &self.learning_rates
     }

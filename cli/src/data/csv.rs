@@ -401,12 +401,13 @@ fn is_header(first: &[&str], label: usize, others: &Labels) -> bool {
             && (is_count(features().skip_while(|field| field.is_empty())) || is_scale(first.iter().copied()))
 }
 
-/// Whether these ascend in equal steps, or more than three descend: years, wavelengths.
+/// Whether these ascend in equal steps: years, wavelengths. What descends is as likely a row, unless it is of four digits.
 fn is_scale<'a>(fields: impl Iterator<Item = &'a str>) -> bool {
     let Some(values) = fields.map(number).collect::<Option<Vec<f64>>>() else { return false };
     let [first, second, _, ..] = values[..] else { return false };
     let step = second - first;
-    (step > 0.0 || step < 0.0 && values.len() > 3)
+    let is_of_years = || values.iter().all(|value| (1000.0..10_000.0).contains(value));
+    (step > 0.0 || step < 0.0 && is_of_years())
         && values.windows(2).all(|pair| ((pair[1] - pair[0]) / step - 1.0).abs() < 1e-6)
 }
 

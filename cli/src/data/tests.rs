@@ -609,6 +609,7 @@ fn what_is_doubtful_is_told_and_what_is_no_csv_is_named() {
             "\"1.0\" and \"1\" are two classes",
         ),
         (b"x,label\n1, \"b\"\n2,\"a\"\n3,b\n4,\"a\"\n".to_vec(), "are two classes"),
+        ("1,a\n2,b\n3,a\n4,b\u{200b}\n".as_bytes().to_vec(), "\"b\" and \"b\\u{200b}\" are two classes"),
         (rows(60, |i| format!("{},{}", i % 9, ["NA", "x"][i % 2])).into_bytes(), "\"NA\" is a class: remove its rows"),
         // Held-out rows of classes with one row.
         (b"1,a\n2,b\n".to_vec(), "1 held-out row of classes with no row left for training"),
