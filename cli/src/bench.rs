@@ -127,15 +127,10 @@ pub fn run(args: &Args) -> Result<(), CliError> {
     }
     progress.finish_and_clear();
 
-    if args.json {
-        say(serde_json::json!(report))?;
-    } else {
-        print(&report)?;
-    }
-    if let Some(file) = file {
-        file.write(&report)?;
-    }
-    signals::received().map_or(Ok(()), |signal| Err(signal.stopped("stopped, with what was measured")))
+    let printed = if args.json { say(serde_json::json!(report)) } else { print(&report) };
+    let written = file.and_then(|file| file.write(&report).err());
+    let stopped = signals::received().map(|signal| signal.stopped("stopped, with what was measured"));
+    CliError::all([printed.err(), written, stopped].into_iter().flatten())
 }
 
 impl Args {

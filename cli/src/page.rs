@@ -1,8 +1,9 @@
 //! What the pages of `--report` have in common: the skeleton, escaping, lists and tables, axes with marks of their own choice.
 
 use std::ops::Range;
+use std::time::SystemTime;
 
-use jiff::Timestamp;
+use humantime::format_rfc3339_seconds;
 use plotters::coord::Shift;
 use plotters::coord::ranged1d::{KeyPointHint, NoDefaultFormatting, Ranged, ValueFormatter};
 use plotters::prelude::*;
@@ -17,10 +18,8 @@ pub fn command() -> String {
 
 /// What made a page, and when.
 pub fn origin() -> [(&'static str, String); 3] {
-    let now = Timestamp::now();
-    // The same in seconds: no fraction is left.
-    let date = Timestamp::from_second(now.as_second()).unwrap_or(now);
-    [("version", env!("CARGO_PKG_VERSION").to_owned()), ("date", date.to_string()), ("command", command())]
+    let date = format_rfc3339_seconds(SystemTime::now()).to_string();
+    [("version", env!("CARGO_PKG_VERSION").to_owned()), ("date", date), ("command", command())]
 }
 
 pub type Area<'a> = DrawingArea<SVGBackend<'a>, Shift>;

@@ -4,6 +4,7 @@
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, LazyLock};
+use std::time::Duration;
 
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::{flag, low_level};
@@ -23,6 +24,9 @@ const OTHERS: &[i32] = {
 };
 #[cfg(not(unix))]
 const OTHERS: &[i32] = &[];
+
+/// What comes within this time is one signal: `timeout` sends it to the process and to its group.
+const AT_ONCE: Duration = Duration::from_millis(100);
 
 /// The number of the signal that came; 0 before.
 static RECEIVED: LazyLock<Arc<AtomicUsize>> = LazyLock::new(Arc::default);
@@ -59,9 +63,15 @@ pub fn watch() {
         let status = i32::from(Signal(signal).exit_code());
         // Called in this order. A signal that cannot be watched keeps its usual effect.
         let _ = flag::register_conditional_shutdown(signal, status, is_second.clone());
-        let _ = flag::register(signal, is_second.clone());
         let _ = flag::register_usize(signal, RECEIVED.clone(), signal as usize);
     }
+    std::thread::spawn(move || {
+        while received().is_none() {
+            std::thread::sleep(AT_ONCE);
+        }
+        std::thread::sleep(AT_ONCE);
+        is_second.store(true, Ordering::Relaxed);
+    });
 }
 
 /// The signal that came, if one did.

@@ -176,10 +176,7 @@ pub fn run(args: &Args) -> Result<(), CliError> {
     failures.extend(unwritten.map(CliError::Failed));
     failures.extend(verdict::in_words(args, &run).map(CliError::Failed));
     failures.extend(run.stopped_by.map(|signal| stopped(args, signal, run.steps, steps)));
-    // The last one is told by whoever called, and sets the exit code.
-    let last = failures.pop();
-    failures.iter().for_each(|failure| tell(format!("error: {failure}")));
-    last.map_or(Ok(()), Err)
+    CliError::all(failures)
 }
 
 /// Where a run stands that a signal has ended.

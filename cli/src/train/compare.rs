@@ -123,18 +123,14 @@ pub fn run(args: &Args) -> Result<(), CliError> {
         None => tell(format!("done in {:.1} s", started.elapsed().as_secs_f64())),
         Some(_) => tell("the tables have what was done, and best rates are the best of these"),
     }
-    if args.json {
-        say(results.json())?;
+    let printed = if args.json {
+        say(results.json())
     } else if args.compare.markdown {
-        tables::print_markdown(&results)?;
+        tables::print_markdown(&results)
     } else {
-        tables::print(&results)?;
-    }
-    if let Some(report) = report {
-        report.write(report::page(&results))?;
-    }
-    match stopped {
-        None => Ok(()),
-        Some(signal) => Err(signal.stopped("stopped before all runs were done")),
-    }
+        tables::print(&results)
+    };
+    let written = report.and_then(|report| report.write(report::page(&results)).err());
+    let stopped = stopped.map(|signal| signal.stopped("stopped before all runs were done"));
+    CliError::all([printed.err(), written, stopped].into_iter().flatten())
 }
