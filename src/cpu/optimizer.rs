@@ -480,7 +480,7 @@ mod tests {
             let builder = || OptimizerBuilder::new(rule).telemetry(true).group(group());
             let refused = |request| faults::with_failing(request, || builder().build_cpu());
             let requests = (0..).map_while(refused).inspect(|built| {
-                let error = built.as_ref().err().expect("refused");
+                let error = built.as_ref().expect_err("refused");
                 assert_eq!(error.kind(), ErrorKind::DeviceRefused);
                 assert!(error.to_string().contains("the optimizer's memory"), "{error}");
             });

@@ -206,7 +206,7 @@ mod tests {
                     || OptimizerBuilder::new(rule).telemetry(true).loss(buffer.slice(128..132)).group(group());
                 let refused = |request| faults::with_failing(request, || builder().build(&gpu));
                 let requests = (0..).map_while(refused).inspect(|built| {
-                    let error = built.as_ref().err().expect("refused");
+                    let error = built.as_ref().expect_err("refused");
                     assert_eq!(error.kind(), ErrorKind::DeviceRefused, "{error}");
                 });
                 assert!(requests.count() > 10);

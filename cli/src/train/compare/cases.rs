@@ -186,7 +186,7 @@ impl<'a> Comparison<'a> {
             ));
         }
         check_list("data", &names, |name| format!("\"{}\"", name.display()))?;
-        if args.label.is_some() && names.iter().all(|name| data::is_named(name)) {
+        if args.label.is_some() && names.iter().all(data::is_named) {
             return CliError::usage(format!(
                 "--label goes with a CSV file, {} is none: leave it out",
                 args.data.display()
