@@ -24,8 +24,9 @@ pub fn replace(path: &Path, write: impl FnOnce(&mut File) -> io::Result<()>) -> 
     remove_abandoned(folder, &prefix);
     let mut file = begin(folder, &prefix)?;
     // Whoever could read the old file can read the new one, and nobody else.
-    if let Ok(old) = path.metadata() {
-        file.as_file().set_permissions(old.permissions())?;
+    match path.metadata() {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        old => file.as_file().set_permissions(old?.permissions())?,
     }
     write(file.as_file_mut())?;
     file.as_file().sync_all()?;

@@ -494,6 +494,13 @@ impl<T> OptimizerBuilder<T> {
             }
             let own = group.settings;
             let all = &self.settings;
+            require(
+                !self.global_norm || group.shared_norm.as_deref() != Some(GLOBAL_SCOPE),
+                || format!("group \"{}\"", group.name),
+                "share_norm",
+                format!("\"{GLOBAL_SCOPE}\""),
+                "another name beside global_norm, whose norm is called so (or left out)",
+            )?;
             let scope = match (group.shared_norm, self.global_norm) {
                 (Some(scope), _) => Some(scope),
                 (None, true) => Some(GLOBAL_SCOPE.to_owned()),

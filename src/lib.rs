@@ -73,6 +73,8 @@ mod controls;
 pub mod cpu;
 mod element;
 mod error;
+#[cfg(test)]
+mod faults;
 #[cfg(feature = "gpu")]
 pub mod gpu;
 mod group;

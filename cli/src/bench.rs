@@ -5,6 +5,7 @@ mod rows;
 #[cfg(test)]
 mod tests;
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::builder::PossibleValuesParser;
@@ -54,11 +55,11 @@ pub struct Args {
     /// Time each pass of a step as well, where the device has timestamps
     #[arg(long)]
     passes: bool,
-    /// Write a page with a roofline plot and the table (.html), or the plot alone (.svg)
+    /// Write a page with a roofline plot and the table, or the plot alone where the name ends in .svg
     #[arg(long, value_name = "FILE")]
-    report: Option<String>,
+    report: Option<PathBuf>,
     /// Replace the file of --report even where it is no report
-    #[arg(long)]
+    #[arg(long, requires = "report")]
     force: bool,
     /// Print one JSON object instead of a table
     #[arg(long)]
@@ -126,15 +127,10 @@ pub fn run(args: &Args) -> Result<(), CliError> {
     }
     progress.finish_and_clear();
 
-    if args.json {
-        say(serde_json::json!(report))?;
-    } else {
-        print(&report)?;
-    }
-    if let Some(file) = file {
-        file.write(&report)?;
-    }
-    signals::received().map_or(Ok(()), |signal| Err(signal.stopped("stopped, with what was measured")))
+    let printed = if args.json { say(serde_json::json!(report)) } else { print(&report) };
+    let written = file.and_then(|file| file.write(&report).err());
+    let stopped = signals::received().map(|signal| signal.stopped("stopped, with what was measured"));
+    CliError::all([printed.err(), written, stopped].into_iter().flatten())
 }
 
 impl Args {
@@ -172,8 +168,10 @@ impl Report {
         let room = memory::available().filter(|_| in_host_memory);
         // Drivers and the staging of uploads want some as well.
         if let Some(room) = room.filter(|room| needed > 0.7 * room) {
-            let (needed, room) = (needed / GIB, room / GIB);
-            self.notes.push(format!("{elements} parameters skipped: {needed:.1} GiB needed, {room:.1} GiB available"));
+            let [needed, usable, room] = [needed, 0.7 * room, room].map(|bytes| bytes / GIB);
+            self.notes.push(format!(
+                "{elements} parameters skipped: {needed:.1} GiB needed, {usable:.1} GiB of the {room:.1} GiB available may be used"
+            ));
             return Ok(());
         }
         let (target, source) = target.clone().tuned_for(elements);
@@ -317,11 +315,39 @@ fn remarks(report: &Report) -> Vec<String> {
     remarks
 }
 
+/// The columns that a terminal has room for, behind the name of the row.
+const NARROW_COLUMNS: [Column; 5] = [
+    ("ns/param", |row| digits(row.ns_per_param)),
+    ("max/min", |row| digits(row.spread_high / row.spread_low)),
+    ("GB/s", |row| digits(row.gb_per_s)),
+    ("% copy", |row| digits(row.percent_of_copy)),
+    ("µs/step", |row| digits(row.us_per_step)),
+];
+
 fn print(report: &Report) -> Result<(), CliError> {
     say(format!("{}; {}; medians of {} alternating rounds", report.device, report.driver, report.rounds))?;
-    let (header, rows) = table(report);
-    let mut columns = Columns::new(&header, TEXT_COLUMNS);
-    rows.into_iter().for_each(|row| columns.row(row));
-    columns.print()?;
+    let mut modes = shown(report).map(|row| row.mode).filter(|mode| !mode.is_empty());
+    let one_mode = modes.next().is_none_or(|first| modes.all(|mode| mode == first));
+    let name = |row: &Row| {
+        let mode = if one_mode { "" } else { row.mode };
+        let words = [(COLUMNS[0].1)(row), row.rule.to_owned(), row.regime.to_owned(), mode.to_owned()];
+        words.into_iter().filter(|word| !word.is_empty()).collect::<Vec<_>>().join(" ")
+    };
+    let header: Vec<&str> = ["what"].into_iter().chain(NARROW_COLUMNS.map(|(name, _)| name)).collect();
+    let mut columns = Columns::new(&header, 1);
+    let mut size = None;
+    for row in shown(report) {
+        if size.replace(row.elements) != Some(row.elements) {
+            columns.row([format!("{} parameters", size_in_words(row.elements as u64))]);
+        }
+        columns.row([name(row)].into_iter().chain(NARROW_COLUMNS.map(|(_, cell)| cell(row))));
+    }
+    columns.print_narrow()?;
+    for row in shown(report).filter(|row| !row.pass_ns_per_param.is_empty()) {
+        let times = row.pass_ns_per_param.iter().map(|(pass, ns)| format!("{pass} {}", digits(*ns)));
+        let size = size_in_words(row.elements as u64);
+        say(format!("{}, {size} parameters: {}", name(row), times.collect::<Vec<_>>().join(", ")))?;
+    }
+    say("--json and --report have more columns")?;
     remarks(report).into_iter().try_for_each(say)
 }

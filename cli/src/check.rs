@@ -127,8 +127,8 @@ pub fn run(args: &Args) -> Result<(), CliError> {
     } else {
         print(&rows)?;
         say(format!(
-            "{cases} cases, {failures} failed, in {seconds:.0} s; an ulp is the unit in the last place of the f32 that should come out, \
-             or of the largest of its tensor"
+            "{cases} cases, {failures} failed, in {seconds:.0} s. Device and CPU path: the worst distance in ulps, which are units in the last \
+             place of the f32 that should come out, or of the largest of its tensor; allowed: the largest share of what is allowed"
         ))?;
     }
     if let Some(signal) = signals::received() {
@@ -233,34 +233,28 @@ fn subjects(adapter: &wgpu::Adapter, args: &Args) -> Result<Vec<Subject>, CliErr
 }
 
 fn print(rows: &[Row]) -> Result<(), CliError> {
-    let columns = ["family", "", "cases", "values", "device: worst ulps", "CPU path: worst ulps", "of allowed", "s"];
-    let mut table = Columns::new(&columns, 2);
-    let mut heading = String::new();
-    for row in rows {
-        let of_row = format!("{}, {}", row.adapter, row.geometry);
-        if of_row != heading {
-            let mut cells = [""; 8].map(str::to_owned);
-            cells[0].clone_from(&of_row);
-            table.row(cells);
-            heading = of_row;
+    let columns = ["family", "", "cases", "values", "device", "CPU", "allowed", "s"];
+    for rows in rows.chunk_by(|one, other| (&one.adapter, &one.geometry) == (&other.adapter, &other.geometry)) {
+        let mut table = Columns::new(&columns, 2);
+        for row in rows {
+            let share = row.total.share_of_allowed;
+            table.row([
+                row.family.to_owned(),
+                if row.failed == 0 { "ok".to_owned() } else { format!("{} FAILED", row.failed) },
+                row.cases.to_string(),
+                row.total.values.to_string(),
+                format!("{:.1}", row.total.device_ulps),
+                format!("{:.1}", row.total.cpu_ulps),
+                if share.is_finite() { format!("{:.0} %", 100.0 * share) } else { "beyond".to_owned() },
+                format!("{:.1}", row.seconds),
+            ]);
         }
-        let verdict = match row.failed {
-            0 => "ok".to_owned(),
-            failed => format!("{failed} FAILED"),
-        };
-        let share = row.total.share_of_allowed;
-        table.row([
-            row.family.to_owned(),
-            [&[verdict][..], &row.notes].concat().join(", "),
-            row.cases.to_string(),
-            row.total.values.to_string(),
-            format!("{:.1}", row.total.device_ulps),
-            format!("{:.1}", row.total.cpu_ulps),
-            if share.is_finite() { format!("{:.0} %", 100.0 * share) } else { "beyond".to_owned() },
-            format!("{:.1}", row.seconds),
-        ]);
+        say(format!("{}, {}", rows[0].adapter, rows[0].geometry))?;
+        table.print_narrow()?;
+        for row in rows.iter().filter(|row| !row.notes.is_empty()) {
+            say(format!("{}: {}", row.family, row.notes.join(", ")))?;
+        }
     }
-    table.print()?;
     for row in rows {
         for failure in &row.failures {
             say(format!("FAILED on {}, {}: {}: {}", row.adapter, row.geometry, row.family, failure.case))?;

@@ -12,6 +12,7 @@ mod made;
 #[cfg(test)]
 mod tests;
 
+use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 
 use rand::SeedableRng;
@@ -119,20 +120,21 @@ const HOLD_OUT_SEED: u64 = 20_250_813;
 pub const NAMES: &str = "digits, mushrooms, spirals, parity, sine and board";
 
 /// Whether this is one of [`NAMES`].
-pub fn is_named(spec: &str) -> bool {
-    made::Made::named(spec).is_some() || ["digits", "mushrooms"].contains(&spec)
+pub fn is_named(spec: impl AsRef<OsStr>) -> bool {
+    let name = spec.as_ref().to_str();
+    name.is_some_and(|name| made::Made::named(name).is_some() || ["digits", "mushrooms"].contains(&name))
 }
 
 /// Passes over a set that solve it, where no other number is given. Those that are made have few rows, and are not nearly linear.
-pub fn default_epochs(spec: &str) -> u32 {
-    if made::Made::named(spec).is_some() { 40 } else { 10 }
+pub fn default_epochs(spec: impl AsRef<OsStr>) -> u32 {
+    if spec.as_ref().to_str().and_then(made::Made::named).is_some() { 40 } else { 10 }
 }
 
 /// Loads a data set: one of [`NAMES`], or a path.
 ///
 /// # Errors
 /// As [`load_from`].
-pub fn load(spec: &str) -> Result<Dataset, DataError> {
+pub fn load(spec: impl AsRef<OsStr>) -> Result<Dataset, DataError> {
     Ok(load_from(spec, None)?.dataset)
 }
 
@@ -144,9 +146,9 @@ pub fn load(spec: &str) -> Result<Dataset, DataError> {
 ///
 /// # Errors
 /// [`DataError`] names the file, the place, what is wrong and what to do.
-pub fn load_from(spec: &str, label: Option<&str>) -> Result<Loaded, DataError> {
+pub fn load_from(spec: impl AsRef<OsStr>, label: Option<&str>) -> Result<Loaded, DataError> {
     let mut loader = Loader { label, files: Vec::new(), remarks: Vec::new() };
-    let (dataset, part) = loader.load(spec)?;
+    let (dataset, part) = loader.load(spec.as_ref())?;
     let Dataset { features, classes, train, test, .. } = &dataset;
     let test_rows = grouped(test.rows() as u64);
     let part = match part {
@@ -188,24 +190,26 @@ struct Loader<'a> {
 }
 
 impl Loader<'_> {
-    fn load(&mut self, spec: &str) -> Result<(Dataset, TestPart), DataError> {
-        if let Some(made) = made::Made::named(spec) {
-            self.refuse_label(spec)?;
+    fn load(&mut self, spec: &OsStr) -> Result<(Dataset, TestPart), DataError> {
+        // A path need not be UTF-8.
+        let name = spec.to_str().unwrap_or_default();
+        if let Some(made) = made::Made::named(name) {
+            self.refuse_label(name)?;
             return Ok((made.dataset(), TestPart::HeldOut));
         }
-        match spec {
+        match name {
             "digits" => {
-                self.refuse_label(spec)?;
+                self.refuse_label(name)?;
                 let file = File::built_in("digits.csv", include_bytes!("../../data/digits.csv.gz"))?;
                 let (table, _) = csv::parse(&file, None)?;
-                self.assemble(spec, (&file, table), None, Scaling::DividedBy(16.0))
+                self.assemble(name, (&file, table), None, Scaling::DividedBy(16.0))
             }
             "mushrooms" => {
                 let train = File::built_in("agaricus.txt.train", include_bytes!("../../data/agaricus.txt.train.gz"))?;
                 let test = File::built_in("agaricus.txt.test", include_bytes!("../../data/agaricus.txt.test.gz"))?;
-                self.libsvm(spec, &train, Some(&test))
+                self.libsvm(name, &train, Some(&test))
             }
-            path => self.path(Path::new(path)),
+            _ => self.path(Path::new(spec)),
         }
     }
 
@@ -510,6 +514,12 @@ fn values_of(file: &File, rows: usize, features: usize) -> Result<Vec<f64>, Data
     }
 }
 
+/// Whether this is a number with what some countries write between digits.
+fn is_number_elsewhere(text: &str) -> bool {
+    let digits: String = text.chars().filter(|c| !".,'_ \u{2019}\u{a0}\u{202f}".contains(*c)).collect();
+    text.ends_with(|c: char| c.is_ascii_digit()) && !text.starts_with('\'') && digits.parse::<f64>().is_ok()
+}
+
 /// A number of a text file: finite and no further from 0 than f32 goes. `form` says what may stand where.
 fn feature(file: &File, place: impl Fn() -> String, text: &str, form: &str) -> Result<f64, DataError> {
     let shown = crate::words::quoted(text);
@@ -519,8 +529,10 @@ fn feature(file: &File, place: impl Fn() -> String, text: &str, form: &str) -> R
             format!("the feature {shown} is beyond 3.4e38, the largest number of 32 bits: rescale it")
         }
         Ok(_) => format!("the feature {shown} is not finite: remove the row or fill the value in"),
-        Err(_) if text.replacen(',', ".", 1).parse::<f64>().is_ok() => {
-            format!("{shown} is not a number: write numbers with a decimal point, not with a comma")
+        Err(_) if is_number_elsewhere(text) => {
+            format!(
+                "{shown} is not a number: write numbers with a decimal point, not with a comma, and nothing between thousands"
+            )
         }
         Err(_) => format!("{shown} is not a number: {form}"),
     };

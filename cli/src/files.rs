@@ -64,6 +64,14 @@ fn folder_of(path: &Path) -> &Path {
     path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
+/// What a path is of, if anything is there.
+fn about(path: &Path) -> io::Result<Option<Metadata>> {
+    match path.metadata() {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        about => about.map(Some),
+    }
+}
+
 /// What tells an open file from all others, whatever their names.
 #[cfg(unix)]
 fn identity(about: &Metadata) -> (u64, u64) {
@@ -173,9 +181,8 @@ impl Check {
                 in_words(read)
             ));
         }
-        let about = match path.metadata() {
-            Ok(about) => Some(about),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+        let about = match about(&path) {
+            Ok(about) => about,
             Err(error) => return refused(format!("{error}; {}", atomic_file::way_out(&error))),
         };
         if about.is_none() && names_a_folder(&given) {
@@ -249,6 +256,12 @@ pub struct Output {
 }
 
 impl Output {
+    /// What is there now, if anything is. Where the system cannot tell, nothing may be taken for missing.
+    pub fn about(&self) -> Result<Option<Metadata>, CliError> {
+        about(&self.path)
+            .map_err(|error| CliError::write(&self.shown, format!("{error}; {}", atomic_file::way_out(&error))))
+    }
+
     /// Refuses a file that another process is about to write, and keeps others from it.
     pub fn claimed(mut self) -> Result<Self, CliError> {
         if self.is_file {

@@ -81,6 +81,14 @@ fn in_options(error: &wgpu_optim::Error) -> String {
 }
 
 impl CliError {
+    /// Tells all of these but the last one, which whoever called tells, and which sets the exit code.
+    fn all(failures: impl IntoIterator<Item = CliError>) -> Result<(), CliError> {
+        let mut failures: Vec<CliError> = failures.into_iter().collect();
+        let last = failures.pop();
+        failures.iter().for_each(|failure| table::tell(format!("error: {failure}")));
+        last.map_or(Ok(()), Err)
+    }
+
     /// Returns true if the device is lost.
     fn is_lost_device(&self) -> bool {
         match self {
@@ -153,8 +161,13 @@ fn main() -> ExitCode {
 fn report_usage(error: &clap::Error) -> ExitCode {
     if !error.use_stderr() {
         // Plain text in a pipe, and a reader that has gone away is not an error.
-        let _ = error.print();
-        return ExitCode::SUCCESS;
+        return match error.print() {
+            Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => {
+                table::tell(format!("error: cannot write standard output: {error}"));
+                ExitCode::FAILURE
+            }
+            _ => ExitCode::SUCCESS,
+        };
     }
     let text = error.to_string();
     let lines = text.lines().map(str::trim);
@@ -164,7 +177,7 @@ fn report_usage(error: &clap::Error) -> ExitCode {
         // A bare `wgpu-optim`: the help is the answer.
         table::tell_text(&text);
     } else {
-        table::tell(format!("{} (see --help)", said.join("; ")));
+        table::tell(format!("{} (see --help)", said.join("; ").replace(":;", ":")));
     }
     ExitCode::from(2)
 }

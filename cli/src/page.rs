@@ -1,7 +1,9 @@
 //! What the pages of `--report` have in common: the skeleton, escaping, lists and tables, axes with marks of their own choice.
 
 use std::ops::Range;
+use std::time::SystemTime;
 
+use humantime::format_rfc3339_seconds;
 use plotters::coord::Shift;
 use plotters::coord::ranged1d::{KeyPointHint, NoDefaultFormatting, Ranged, ValueFormatter};
 use plotters::prelude::*;
@@ -12,6 +14,12 @@ pub fn command() -> String {
     let arguments = std::env::args_os().skip(1);
     words.extend(arguments.map(|word| word.to_string_lossy().into_owned()));
     words.join(" ")
+}
+
+/// What made a page, and when.
+pub fn origin() -> [(&'static str, String); 3] {
+    let date = format_rfc3339_seconds(SystemTime::now()).to_string();
+    [("version", env!("CARGO_PKG_VERSION").to_owned()), ("date", date), ("command", command())]
 }
 
 pub type Area<'a> = DrawingArea<SVGBackend<'a>, Shift>;

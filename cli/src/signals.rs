@@ -1,9 +1,10 @@
-//! SIGINT, SIGTERM, SIGHUP, SIGQUIT, SIGUSR1, SIGUSR2 and SIGXCPU. The first one ends a command after the step, case or size that is
+//! SIGINT, SIGTERM, SIGHUP, SIGQUIT, SIGUSR1, SIGUSR2, SIGALRM, SIGVTALRM and SIGXCPU. The first one ends a command after the step, case or size that is
 //! running, so that outputs are written; the second one ends it at once. SIGXFSZ does nothing: the write that it is about fails, and is
 //! told as any other.
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, LazyLock};
+use std::time::Duration;
 
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::{flag, low_level};
@@ -18,11 +19,14 @@ const HANGUP: Option<i32> = None;
 /// Others by which a batch system or a person asks a program to end.
 #[cfg(unix)]
 const OTHERS: &[i32] = {
-    use signal_hook::consts::{SIGQUIT, SIGUSR1, SIGUSR2, SIGXCPU};
-    &[SIGQUIT, SIGUSR1, SIGUSR2, SIGXCPU]
+    use signal_hook::consts::{SIGALRM, SIGQUIT, SIGUSR1, SIGUSR2, SIGVTALRM, SIGXCPU};
+    &[SIGQUIT, SIGUSR1, SIGUSR2, SIGALRM, SIGVTALRM, SIGXCPU]
 };
 #[cfg(not(unix))]
 const OTHERS: &[i32] = &[];
+
+/// What comes within this time is one signal: `timeout` sends it to the process and to its group.
+const AT_ONCE: Duration = Duration::from_millis(100);
 
 /// The number of the signal that came; 0 before.
 static RECEIVED: LazyLock<Arc<AtomicUsize>> = LazyLock::new(Arc::default);
@@ -59,9 +63,15 @@ pub fn watch() {
         let status = i32::from(Signal(signal).exit_code());
         // Called in this order. A signal that cannot be watched keeps its usual effect.
         let _ = flag::register_conditional_shutdown(signal, status, is_second.clone());
-        let _ = flag::register(signal, is_second.clone());
         let _ = flag::register_usize(signal, RECEIVED.clone(), signal as usize);
     }
+    std::thread::spawn(move || {
+        while received().is_none() {
+            std::thread::sleep(AT_ONCE);
+        }
+        std::thread::sleep(AT_ONCE);
+        is_second.store(true, Ordering::Relaxed);
+    });
 }
 
 /// The signal that came, if one did.

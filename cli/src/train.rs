@@ -58,8 +58,8 @@ Exit code:
      by chance; or every step was skipped; or the device failed. --json has a verdict: ok, diverged or skipped
   2  the command is wrong
   128 and the number of the signal, 130 for Ctrl-C
-     SIGINT, SIGTERM, SIGHUP, SIGQUIT, SIGUSR1, SIGUSR2 or SIGXCPU ended it: after the step that was running, with everything printed
-     and written as at the end. A second signal ends it at once";
+     SIGINT, SIGTERM, SIGHUP, SIGQUIT, SIGUSR1, SIGUSR2, SIGALRM, SIGVTALRM or SIGXCPU ended it: after the step that was running, with
+     everything printed and written as at the end. A second signal ends it at once";
 
 /// What a run looks at when its steps are done.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -176,10 +176,7 @@ pub fn run(args: &Args) -> Result<(), CliError> {
     failures.extend(unwritten.map(CliError::Failed));
     failures.extend(verdict::in_words(args, &run).map(CliError::Failed));
     failures.extend(run.stopped_by.map(|signal| stopped(args, signal, run.steps, steps)));
-    // The last one is told by whoever called, and sets the exit code.
-    let last = failures.pop();
-    failures.iter().for_each(|failure| tell(format!("error: {failure}")));
-    last.map_or(Ok(()), Err)
+    CliError::all(failures)
 }
 
 /// Where a run stands that a signal has ended.

@@ -25,7 +25,7 @@ pub fn quoted(text: &str) -> String {
 
 /// A path as messages have it.
 pub fn path(path: &Path) -> String {
-    escaped(&path.to_string_lossy())
+    if path.as_os_str().is_empty() { "\"\"".to_owned() } else { escaped(&path.to_string_lossy()) }
 }
 
 /// `1,797`.

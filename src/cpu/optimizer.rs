@@ -36,6 +36,8 @@ const RECORD_RING_BYTES: u64 = 128 << 20;
 
 /// Returns zeros, or an error where the system has not so much memory.
 fn zeroed<T: Zeroable>(length: usize) -> Result<Vec<T>, Error> {
+    #[cfg(test)]
+    let length = crate::faults::asked_for(length as u64) as usize;
     try_zeroed_vec(length).map_err(|()| {
         Error::from(DeviceError::Failed {
             what: "the optimizer's memory".to_owned(),
@@ -471,7 +473,29 @@ impl CpuOptimizer {
 mod tests {
     use super::*;
     use crate::record::past_two_to_the_32::{RINGS, START, STEPS, check};
-    use crate::{Group, Rule};
+    use crate::{Averaging, ErrorKind, Group, Regime, Rule, faults};
+
+    #[test]
+    fn whichever_request_for_memory_fails_the_next_build_works() {
+        for (rule, regime, averaging) in [
+            (Rule::adamw(), Regime::adgd(), Averaging::polynomial_decay()),
+            (Rule::sgd(), Regime::auto_sgd(), Averaging::Off),
+            (Rule::sgd(), Regime::dog(), Averaging::ScheduleFree),
+        ] {
+            let (mut w, g) = (vec![half::bf16::ONE; 100], vec![half::bf16::ONE; 100]);
+            let group = || Group::new("all").regime(regime).averaging(averaging).tensor("w", &w, &g);
+            let builder = || OptimizerBuilder::new(rule).telemetry(true).group(group());
+            let refused = |request| faults::with_failing(request, || builder().build_cpu());
+            let requests = (0..).map_while(refused).inspect(|built| {
+                let error = built.as_ref().expect_err("refused");
+                assert_eq!(error.kind(), ErrorKind::DeviceRefused);
+                assert!(error.to_string().contains("the optimizer's memory"), "{error}");
+            });
+            assert!(requests.count() > 5);
+            let mut optimizer = builder().build_cpu().expect("builds");
+            optimizer.step_with_loss(&mut [&mut w], &[&g], 1.0).expect("steps");
+        }
+    }
 
     #[test]
     fn the_ring_is_whole_past_two_to_the_32_steps() {

@@ -16,6 +16,8 @@ pub(crate) fn part(buffer: &wgpu::Buffer, region: Region) -> wgpu::BufferBinding
 
 /// A buffer of at least one item, so that it can be bound; wgpu fills it with zeros.
 pub(crate) fn zeroed<T>(gpu: &Gpu, label: &str, items: u64) -> wgpu::Buffer {
+    #[cfg(test)]
+    let items = crate::faults::asked_for(items);
     gpu.device().create_buffer(&wgpu::BufferDescriptor {
         label: Some(label),
         size: (items.max(1) * std::mem::size_of::<T>() as u64).next_multiple_of(16),

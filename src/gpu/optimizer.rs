@@ -155,6 +155,7 @@ impl Optimizer {
 
     /// The learning rates on the device: one f32 per group, in the order of declaration, then padding to 16 bytes; usable as a
     /// read-only storage buffer or as the source of a copy. 0 until the first non-zero gradient, unless the regime was given a first rate.
+    /// A step writes them and reads none: what others write there has no effect.
     pub fn learning_rates(&self) -> &wgpu::Buffer {
         &self.learning_rates
     }
@@ -188,7 +189,43 @@ mod tests {
     use crate::gpu::buffers::zeroed;
     use crate::layout::GroupState;
     use crate::record::past_two_to_the_32::{RINGS, START, STEPS, check};
-    use crate::{Group, OptimizerBuilder, Rule};
+    use crate::{Averaging, ErrorKind, Group, OptimizerBuilder, Regime, Rule, faults};
+
+    #[test]
+    fn whichever_buffer_is_refused_nothing_is_written_and_the_next_build_works() {
+        for adapter in pollster::block_on(Gpu::adapters(None)) {
+            let gpu = pollster::block_on(Gpu::open(&adapter)).expect("opens");
+            let buffer = zeroed::<f32>(&gpu, "both", 36);
+            gpu.queue().write_buffer(&buffer, 0, bytemuck::cast_slice(&[0.5f32; 36]));
+            let read = || pollster::block_on(gpu.read_buffer::<f32>("both", &buffer)).expect("arrives");
+            for (rule, regime, averaging) in [
+                (Rule::adamw(), Regime::adgd(), Averaging::polynomial_decay()),
+                (Rule::sgd(), Regime::auto_sgd(), Averaging::Off),
+                (Rule::sgd(), Regime::dog(), Averaging::ScheduleFree),
+            ] {
+                let group = || {
+                    let group = Group::new("all").regime(regime).averaging(averaging);
+                    group.tensor("w", buffer.slice(..64), buffer.slice(64..128))
+                };
+                let builder =
+                    || OptimizerBuilder::new(rule).telemetry(true).loss(buffer.slice(128..132)).group(group());
+                let refused = |request| faults::with_failing(request, || builder().build(&gpu));
+                let requests = (0..).map_while(refused).inspect(|built| {
+                    let error = built.as_ref().expect_err("refused");
+                    assert_eq!(error.kind(), ErrorKind::DeviceRefused, "{error}");
+                });
+                assert!(requests.count() > 10);
+                assert_eq!(read(), [0.5; 36], "{}", gpu.describe());
+                let mut optimizer = builder().build(&gpu).expect("builds");
+                let mut encoder = gpu.device().create_command_encoder(&Default::default());
+                optimizer.encode_step(&mut encoder).expect("alive");
+                gpu.queue().submit([encoder.finish()]);
+                let drained = pollster::block_on(optimizer.drain_records()).expect("arrives");
+                assert_eq!(drained.records.len(), 1, "{}", gpu.describe());
+                gpu.queue().write_buffer(&buffer, 0, bytemuck::cast_slice(&[0.5f32; 36]));
+            }
+        }
+    }
 
     #[test]
     fn the_ring_is_whole_past_two_to_the_32_steps() {

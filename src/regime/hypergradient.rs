@@ -10,6 +10,9 @@ use crate::rule::Rule;
 
 /// The alignment alone: [`Seesaw`] with `p = 0`, in the spirit of hypergradient descent (Baydin et al. 2018,
 /// arXiv:1703.04782), multiplicative and with the cosine weighted by `n/n̂`.
+///
+/// With SGD and momentum it diverges where a group begins at zero (a low-rank adapter): the first rate of its partner is set from a gradient
+/// far smaller than those that follow, and no norm brings it down.
 #[derive(Debug, Clone, Copy, PartialEq)]
 #[cfg_attr(feature = "checkpoint", derive(serde::Serialize))]
 pub struct Hypergradient {

@@ -81,13 +81,15 @@ fn errors_of_every_call(gpu: &Gpu, run: &mut GpuRun) -> Vec<(&'static str, Optio
 enum Noticed {
     Draining,
     DrainingWithoutWaiting,
+    /// With steps that are recorded and submitted before each drain that does not wait.
+    Stepping,
     /// By the device's own word, which comes with the next poll; nobody tells us of a caller's.
     Polling,
 }
 
 #[test]
 fn a_device_destroyed_in_the_middle_of_a_run_is_an_error_everywhere() {
-    for noticed in [Noticed::Draining, Noticed::DrainingWithoutWaiting, Noticed::Polling] {
+    for noticed in [Noticed::Draining, Noticed::DrainingWithoutWaiting, Noticed::Stepping, Noticed::Polling] {
         for (name, gpu) in fresh_devices() {
             if noticed == Noticed::Polling && !name.ends_with("ours") {
                 continue;
@@ -107,6 +109,13 @@ fn a_device_destroyed_in_the_middle_of_a_run_is_an_error_everywhere() {
                 Noticed::DrainingWithoutWaiting => (0..10_000).find_map(|_| {
                     std::thread::sleep(Duration::from_millis(1));
                     run.optimizer.try_drain_records().err()
+                }),
+                Noticed::Stepping => (0..10_000).find_map(|_| {
+                    std::thread::sleep(Duration::from_millis(1));
+                    let mut encoder = gpu.device().create_command_encoder(&Default::default());
+                    let recorded = run.optimizer.encode_step(&mut encoder);
+                    gpu.queue().submit([encoder.finish()]);
+                    recorded.err().or_else(|| run.optimizer.try_drain_records().err())
                 }),
                 Noticed::Polling => {
                     // Whether the poll itself fails is the backend's business.

@@ -25,18 +25,9 @@ pub struct ReportFile {
 }
 
 impl ReportFile {
-    pub fn create(path: &str, force: bool) -> Result<Self, CliError> {
-        let path = Path::new(path);
-        let is_page = match path.extension().and_then(|ending| ending.to_str()) {
-            Some("html" | "htm") => true,
-            Some("svg") => false,
-            _ => {
-                return CliError::usage(format!(
-                    "--report {}: a report is a page (.html) or a plot (.svg), give one of these endings",
-                    path.display()
-                ));
-            }
-        };
+    /// The plot alone where the name ends in .svg.
+    pub fn create(path: &Path, force: bool) -> Result<Self, CliError> {
+        let is_page = path.extension().is_none_or(|ending| ending != "svg");
         Ok(ReportFile { file: files::ReportFile::create(path, force)?, is_page })
     }
 
@@ -220,11 +211,11 @@ fn page(report: &Report, plot: &str) -> String {
         ("device", report.device.clone()),
         ("driver", report.driver.clone()),
         ("backend", report.backend.clone()),
-        ("command", report.command.clone()),
     ]);
+    let origin = page::facts(&page::origin());
     let remarks = page::items(remarks(report));
     let body = format!(
-        "<h1>wgpu-optim bench</h1>\n{facts}{plot}\n\
+        "<h1>wgpu-optim bench</h1>\n{facts}{origin}{plot}\n\
          <ul>\n<li>medians of {} alternating rounds</li>\n{remarks}</ul>\n{table}",
         report.rounds
     );

@@ -101,6 +101,10 @@ impl Text<'_> {
     fn rows_left_out(&self, form: &Form) -> Result<u64, DataError> {
         let mut left_out = 0;
         for (number, line) in lines_of(self.text).enumerate() {
+            if line.trim_start().starts_with("//") {
+                let problem = "// begins no comment here: begin the line with #, or put the value in quotes";
+                return Err(self.file.malformed(format!("line {}", number + 1), problem));
+            }
             let Some(rest) = line.strip_prefix('#') else { continue };
             let mut fields = line.split(self.separator).map(str::trim);
             if rest.starts_with([' ', '\t', '#']) || fields.clone().count() != form.columns {
@@ -397,12 +401,14 @@ fn is_header(first: &[&str], label: usize, others: &Labels) -> bool {
             && (is_count(features().skip_while(|field| field.is_empty())) || is_scale(first.iter().copied()))
 }
 
-/// Whether these ascend in equal steps: years, wavelengths.
+/// Whether these ascend in equal steps: years, wavelengths. What descends is as likely a row, unless it is of four digits.
 fn is_scale<'a>(fields: impl Iterator<Item = &'a str>) -> bool {
     let Some(values) = fields.map(number).collect::<Option<Vec<f64>>>() else { return false };
     let [first, second, _, ..] = values[..] else { return false };
     let step = second - first;
-    step > 0.0 && values.windows(2).all(|pair| ((pair[1] - pair[0]) / step - 1.0).abs() < 1e-6)
+    let is_of_years = || values.iter().all(|value| (1000.0..10_000.0).contains(value));
+    (step > 0.0 || step < 0.0 && is_of_years())
+        && values.windows(2).all(|pair| ((pair[1] - pair[0]) / step - 1.0).abs() < 1e-6)
 }
 
 /// Whether these are 0, 1, 2, … or 1, 2, 3, …

@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 use std::ffi::OsStr;
-use std::io::Read;
+use std::io::{ErrorKind, Read};
 use std::path::{Path, PathBuf};
 
 use flate2::bufread::GzDecoder;
@@ -157,7 +157,11 @@ pub fn with_optional_gz(path: &Path, rather_packed: bool) -> Option<PathBuf> {
     if rather_packed {
         paths.reverse();
     }
-    paths.into_iter().find(|path| path.is_file())
+    paths.into_iter().find(|path| match path.metadata() {
+        Ok(about) => about.is_file(),
+        // To read what cannot be looked at is an error with its name.
+        Err(error) => !matches!(error.kind(), ErrorKind::NotFound | ErrorKind::InvalidFilename),
+    })
 }
 
 /// The first file beside `path` whose name has the second part of a pair in the place of the first, packed or not, rather as `path` is;

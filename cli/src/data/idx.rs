@@ -106,6 +106,10 @@ pub fn parse(images: &File, labels: &File) -> Result<Part, DataError> {
     }
     // No more than there are bytes, where there is a row.
     let features = if rows == 0 { 0 } else { pixels.sizes[1..].iter().product() };
+    if rows > 0 && features == 0 {
+        let problem = format!("dimensions {:?} leave no pixel in an image: give images", pixels.sizes);
+        return Err(images.malformed("header", problem));
+    }
     let mut x = values_of(images, rows, features)?;
     x.extend(pixels.data.chunks_exact(pixels.kind.size()).map(|bytes| pixels.kind.value(bytes)));
     if let Some(at) = x.iter().position(|value| !value.is_finite() || value.abs() > f64::from(f32::MAX)) {

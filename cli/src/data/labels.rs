@@ -215,9 +215,11 @@ impl Classes {
     }
 }
 
-/// A label without what may be a slip: case, quotes, blanks, a comment, another way to write a number.
+/// A label without what may be a slip: case, quotes, blanks, a comment, characters that nobody sees, another way to write a number.
 fn plain(label: &str) -> String {
     let label = label.split(" #").next().unwrap_or(label);
+    let label =
+        label.replace(|c: char| c.is_control() || ('\u{200b}'..='\u{200f}').contains(&c) || c == '\u{feff}', "");
     let label = label.trim_matches(|c: char| c.is_whitespace() || "\"'".contains(c)).to_lowercase();
     number(&label).map_or(label, |number| number.to_string())
 }

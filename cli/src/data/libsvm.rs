@@ -9,13 +9,19 @@ use crate::words::quoted;
 pub fn is_libsvm(bytes: &[u8]) -> bool {
     let start = &bytes[..bytes.len().min(1 << 16)];
     let text = String::from_utf8_lossy(start);
-    let mut lines = lines(text.trim_start_matches('\u{feff}')).map(|line| content(line).split_whitespace());
-    let first = lines.find_map(|mut tokens| tokens.next().zip(tokens.next()));
+    let mut lines = lines(text.trim_start_matches('\u{feff}')).map(content).filter(|line| !line.is_empty()).peekable();
+    lines.next_if(|line| counts_rows(line));
+    let first = lines.map(str::split_whitespace).find_map(|mut tokens| tokens.next().zip(tokens.next()));
     let pair = first.and_then(|(label, token)| Some((label, token.split_once(':')?)));
     pair.is_some_and(|(label, (index, value))| {
         let is_csv = value.contains(['"', ';']) || value.contains(',') && label.parse::<f64>().is_err();
         index.parse::<u64>().is_ok() && !is_csv || index == "qid" && value.parse::<u64>().is_ok()
     })
+}
+
+/// Whether a line is the first one of files of extreme classification: the numbers of rows, of features and of labels.
+fn counts_rows(line: &str) -> bool {
+    line.split_whitespace().count() == 3 && line.split_whitespace().all(|token| token.parse::<u64>().is_ok())
 }
 
 fn content(line: &str) -> &str {
@@ -39,9 +45,14 @@ pub fn parse(file: &File) -> Result<Sparse, DataError> {
     let mut sparse =
         Sparse { values: Vec::new(), labels: Labels::default(), indices: 0, has_index_0: false, has_queries: false };
     for (number, line) in lines(text).enumerate() {
-        let mut tokens = content(line).split_whitespace().peekable();
+        let line = content(line);
+        let mut tokens = line.split_whitespace().peekable();
         let Some(label) = tokens.next() else { continue };
         let at = |problem: String| file.malformed(format!("line {}", number + 1), problem);
+        if sparse.labels.rows.is_empty() && counts_rows(line) {
+            let problem = "counts rows, features and labels, as in files of extreme classification: remove this line, and give every row one class";
+            return Err(at(format!("{} {problem}", quoted(line))));
+        }
         if label.parse::<f64>().is_err() {
             let problem = if label.contains(',') && label.split(',').all(|label| label.parse::<f64>().is_ok()) {
                 "is several labels: give every row one class"

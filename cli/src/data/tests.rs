@@ -118,6 +118,7 @@ fn a_header_is_what_fits_the_other_lines() {
         ("", rows(30), [30, 2, 3], "no header, the label is in column 3"),
         ("0,1,2\n", rows(30), [31, 2, 3], "no header"),
         ("9,8,7\n", rows(30), [31, 2, 4], "no header"),
+        ("2020,2019,2018,2017\n", rows(30).replace(".5,", ".5,1,"), [30, 3, 3], "header seen"),
         ("0,1,7\n", rows(3), [4, 2, 4], "no header"),
         ("9,8,NA\n", words(30), [31, 2, 4], "no header"),
         ("1,2,owl\n", words(3), [4, 2, 4], "no header"),
@@ -200,7 +201,10 @@ fn figures_keep_their_digits_until_they_are_standardised() {
 
 #[test]
 fn messages_name_what_is_usual_and_stay_short() {
-    assert!(error("x.csv", b"1,5;2,5;a\n2,5;1,5;b\n").contains("a decimal point, not with a comma"));
+    for number in ["2,5", "1,012", "1.012,5", "1'012", "1 012", "1\u{a0}012", "1_012"] {
+        let found = error("x.csv", format!("1;{number};a\n2;{number};b\n").as_bytes());
+        assert!(found.contains("a decimal point, not with a comma, and nothing between thousands"), "{found}");
+    }
     assert!(error("x.csv", &[b'7'; 1 << 20]).len() < 300);
     let long = [&[b'x'; 60_000][..], b",1\n1,2\n1,3\n4,5"].concat();
     assert!(error("x.csv", &[b"1,2,1\n", &long[..]].concat()).len() < 300);
@@ -229,6 +233,10 @@ fn csv_errors_name_the_place() {
         (b"a,b,c\n", "not one row"),
         (b"0\n1\n", "no features"),
         (b"1,1\n2,1\n", "at least two classes"),
+        // Nothing but `#` begins a comment.
+        (b"1,2,0\n//2,3,1\n", "line 2: // begins no comment here: begin the line with #"),
+        (b"//a,b,c\n1,2,0\n2,3,1\n", "line 1: // begins no comment"),
+        (b"// by hand\n1,2,0\n2,3,1\n", "or begin them with #"),
         (b"\xff\xfe\x00", "not text"),
         (many.as_bytes(), "1100 different labels"),
     ] {
@@ -291,6 +299,8 @@ fn libsvm_errors_name_the_place() {
     assert!(error("x", b"1 1:2\n-1 nope\n").contains("line 2: \"nope\" is not index:value"));
     assert!(error("x", b"1 1:2\n-1 99999999:1\n").contains("feature 99999999 is above"));
     assert!(error("x", b"1 1:2\ncat 1:1\n").contains("line 2: the label \"cat\""));
+    let found = error("x", b"\n2 3 2\n1 1:2\n0 1:1\n");
+    assert!(found.contains("line 2: \"2 3 2\" counts rows, features and labels"), "{found}");
 }
 
 #[test]
@@ -355,6 +365,9 @@ fn idx_files_of_every_type_are_read() {
     write("train-images.idx3-ubyte", idx(&[0, u32::MAX, u32::MAX, u32::MAX], &[]));
     write("train-labels.idx1-ubyte", idx(&[0], &[]));
     assert!(load().expect_err("empty").to_string().contains("not one row"));
+    write("train-images.idx3-ubyte", idx(&[10, 0, 4], &[]));
+    write("train-labels.idx1-ubyte", idx(&[10], &[0; 10]));
+    assert!(load().expect_err("no pixels").to_string().contains("[10, 0, 4] leave no pixel"));
     // Bytes are what they were: the nearest f32 of a 255th.
     let all: Vec<u8> = (0..=255).collect();
     write("train-images.idx3-ubyte", idx(&[256, 1, 1], &all));
@@ -596,6 +609,7 @@ fn what_is_doubtful_is_told_and_what_is_no_csv_is_named() {
             "\"1.0\" and \"1\" are two classes",
         ),
         (b"x,label\n1, \"b\"\n2,\"a\"\n3,b\n4,\"a\"\n".to_vec(), "are two classes"),
+        ("1,a\n2,b\n3,a\n4,b\u{200b}\n".as_bytes().to_vec(), "\"b\" and \"b\\u{200b}\" are two classes"),
         (rows(60, |i| format!("{},{}", i % 9, ["NA", "x"][i % 2])).into_bytes(), "\"NA\" is a class: remove its rows"),
         // Held-out rows of classes with one row.
         (b"1,a\n2,b\n".to_vec(), "1 held-out row of classes with no row left for training"),
@@ -661,6 +675,16 @@ fn rare_classes_are_trained_on_and_tiny_figures_are_told_apart() {
     assert!(!loaded.about.contains("held-out") && !loaded.about.contains("constant"), "{}", loaded.about);
     assert_eq!(set.test.rows(), 12);
     assert!(set.train.x.iter().all(|x| (0.5..2.0).contains(&x.abs())), "{:?}", set.train.x);
+}
+
+/// Names are bytes.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_path_need_not_be_utf_8() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join(<OsStr as std::os::unix::ffi::OsStrExt>::from_bytes(b"caf\xe9.csv"));
+    std::fs::write(&path, "1,2,0\n3,4,1\n5,6,0\n").expect("writes");
+    assert_eq!(load(&path).expect("loads").features, 2);
 }
 
 /// Of two files that go with a set, the one that is packed as it is; test images in any spelling.

@@ -11,10 +11,10 @@ use std::fmt;
 use std::time::Instant;
 
 use super::options::{Args, RegimeName, RuleName, ScheduleName};
+use crate::CliError;
 use crate::files::{Check, ReportFile, is_page};
 use crate::signals;
 use crate::table::{say, tell};
-use crate::{CliError, words};
 use cases::Comparison;
 use results::Results;
 
@@ -109,10 +109,6 @@ fn parse_setting(text: &str) -> Result<Setting, String> {
 /// Trains all of it, and reports.
 pub fn run(args: &Args) -> Result<(), CliError> {
     let (comparison, read) = Comparison::new(args)?;
-    if let Some(path) = args.report.as_deref().filter(|path| !path.to_string_lossy().ends_with(".html")) {
-        let name = words::path(path);
-        return CliError::usage(format!("--report {name}: the report is a page, give it the ending .html"));
-    }
     let mut check = Check::new(&read, args.force);
     let report = args.report.as_deref().map(|path| check.output("--report", path, is_page)).transpose()?;
     let report = report.map(ReportFile::of).transpose()?;
@@ -127,18 +123,14 @@ pub fn run(args: &Args) -> Result<(), CliError> {
         None => tell(format!("done in {:.1} s", started.elapsed().as_secs_f64())),
         Some(_) => tell("the tables have what was done, and best rates are the best of these"),
     }
-    if args.json {
-        say(results.json())?;
+    let printed = if args.json {
+        say(results.json())
     } else if args.compare.markdown {
-        tables::print_markdown(&results)?;
+        tables::print_markdown(&results)
     } else {
-        tables::print(&results)?;
-    }
-    if let Some(report) = report {
-        report.write(report::page(&results))?;
-    }
-    match stopped {
-        None => Ok(()),
-        Some(signal) => Err(signal.stopped("stopped before all runs were done")),
-    }
+        tables::print(&results)
+    };
+    let written = report.and_then(|report| report.write(report::page(&results)).err());
+    let stopped = stopped.map(|signal| signal.stopped("stopped before all runs were done"));
+    CliError::all([printed.err(), written, stopped].into_iter().flatten())
 }

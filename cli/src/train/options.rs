@@ -1,5 +1,6 @@
 //! The options of `train`, and what they stand for.
 
+use std::ffi::OsString;
 use std::path::PathBuf;
 
 use std::sync::LazyLock;
@@ -165,7 +166,7 @@ pub struct Args {
     /// spirals, parity, sine and board are made from a seed, and are not nearly linear. A path is a CSV or LIBSVM file or a folder of IDX
     /// files, gzipped or not. With --compare a comma-separated list.
     #[arg(long, default_value = "digits", help_heading = "Data and model")]
-    pub data: String,
+    pub data: OsString,
     /// Column of a CSV file that has the class: its name, its number from 1 on, first or last [default: last]
     #[arg(long, value_name = "COLUMN", help_heading = "Data and model")]
     pub label: Option<String>,
@@ -362,6 +363,9 @@ impl Args {
                 "--hidden goes with --model mlp, {} has no hidden units: leave one of them out",
                 name_of(self.model)
             ));
+        }
+        if self.force && self.trace.is_none() && self.report.is_none() && self.checkpoint.is_none() {
+            return CliError::usage("--force replaces files, and the run is to write none: leave it out");
         }
         // A checkpoint keeps them for a run that goes on from it.
         if self.telemetry && !self.json && self.trace.is_none() && self.report.is_none() && self.checkpoint.is_none() {

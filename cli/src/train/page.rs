@@ -6,7 +6,7 @@ use super::options::Args;
 use super::report::{CAUSES_HEADER, Run, not_finite};
 use super::{given_in_words, story, verdict};
 use crate::model::Model;
-use crate::page::{self, command, escaped, items};
+use crate::page::{self, escaped, items};
 use crate::target::TuningSource;
 use crate::words::{count, duration, grouped};
 
@@ -92,10 +92,8 @@ fn configuration(args: &Args, run: &Run, model: &Model) -> Vec<(&'static str, St
         ("backend", Some(run.backend.clone())),
         ("adapter", Some(run.adapter.clone())),
         ("geometry", geometry.map(str::to_owned)),
-        ("version", Some(env!("CARGO_PKG_VERSION").to_owned())),
-        ("command", Some(command())),
     ];
-    facts.into_iter().filter_map(|(name, value)| Some((name, value?))).collect()
+    facts.into_iter().filter_map(|(name, value)| Some((name, value?))).chain(page::origin()).collect()
 }
 
 fn moves(history: &History) -> String {

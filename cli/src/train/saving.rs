@@ -114,8 +114,8 @@ impl Saving {
 
     /// Refuses to replace what is no checkpoint, that of another run, or one that is further than this run is to go.
     fn check_replaceable(&self, steps: u64) -> Result<(), CliError> {
-        let Output { given: path, shown, is_file, .. } = &self.output;
-        if !is_file || path.metadata().map_or(true, |about| about.len() == 0) {
+        let Output { given: path, shown, .. } = &self.output;
+        if self.output.about()?.is_none_or(|about| about.len() == 0) {
             return Ok(());
         }
         let refused = |what: String| {
@@ -154,7 +154,7 @@ impl Saving {
 
     /// The run that the file has, if it is there and `--resume` is given.
     pub fn resumed(&self, args: &Args, steps: u64) -> Result<Option<Resumed>, CliError> {
-        if !args.resume || !self.output.path.exists() {
+        if !args.resume || self.output.about()?.is_none() {
             return Ok(None);
         }
         let run = self.load(args, steps)?;

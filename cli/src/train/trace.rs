@@ -56,7 +56,7 @@ impl Trace {
         let columns = columns(args, model);
         let kept = match step {
             0 => None,
-            step if !output.path.exists() => {
+            step if output.about()?.is_none() => {
                 tell(format!(
                     "warning: {} is not there: the rows before step {step}, which an earlier process ran, are not in the trace",
                     output.shown

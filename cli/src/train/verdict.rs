@@ -76,6 +76,9 @@ pub fn start_loss(model: &Model, first_batch: Option<f32>) -> f64 {
 pub fn in_words(args: &Args, run: &Run) -> Option<String> {
     let happened = match run.verdict {
         Verdict::Ok => return None,
+        Verdict::Skipped if args.inject_nan.is_some() => {
+            return Some("every step was skipped, nothing was learned: --inject-nan was all that happened".to_owned());
+        }
         Verdict::Skipped => {
             return Some(
                 "every step was skipped, nothing was learned: the gradients are not finite, so look at the scale of the features"

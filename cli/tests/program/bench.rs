@@ -213,6 +213,8 @@ fn reports_hold_a_plot_and_need_nothing_else() {
     for part in ["<svg", "<table>", "CPU path", "--report", "step+clip"] {
         assert!(page.contains(part), "{part}");
     }
+    // Any other name is that of a page.
+    assert!(written(folder.path(), "plot").contains("<dt>date</dt>"));
     for foreign in ["src=", "href=", "@import", "url("] {
         assert!(!page.contains(foreign), "{foreign}");
     }
@@ -226,8 +228,7 @@ fn refused(args: &[&str], names: &str) {
 #[test]
 fn bad_input_is_refused_before_anything_is_measured() {
     let cpu = |args: &[&str], names| refused(&[&["--backend", "cpu"], args].concat(), names);
-    cpu(&["--report", "plot.pdf"], "plot.pdf");
-    cpu(&["--report", "plot"], ".html");
+    cpu(&["--force"], "--report");
     cpu(&["--report", "/no/such/folder/x.svg"], "/no/such/folder/x.svg");
     cpu(&["--from", "20", "--to", "10"], "--from 20");
     cpu(&["--to", "64"], "64");

@@ -4,6 +4,8 @@ mod bench;
 mod check;
 mod command;
 mod compare;
+#[cfg(target_os = "linux")]
+mod faults;
 mod outputs;
 mod resume;
 mod signals;

@@ -36,14 +36,15 @@ fn send(child: &Child, signal: &str) {
     assert!(sent.expect("sh").success());
 }
 
-/// Ends a run with a signal, once it has saved something.
+/// Ends a run with a signal, once it has saved something. The signal comes twice, as from `timeout`.
 fn stopped(folder: &Path, line: &str, signal: &str) -> Output {
     let mut child = start(folder, line);
     wait_for_watch(&mut child);
     while !folder.join("run").exists() {
         std::thread::sleep(Duration::from_millis(2));
     }
-    send(&child, signal);
+    let sent = Command::new("sh").args(["-c", &format!("kill -{signal} {0} {0}", child.id())]).status();
+    assert!(sent.expect("sh").success());
     child.wait_with_output().expect("ends")
 }
 
@@ -68,6 +69,8 @@ fn a_signal_ends_a_run_after_its_step_with_everything_written() {
         ("USR1", 138, "cpu"),
         ("USR2", 140, "cpu"),
         ("XCPU", 152, "cpu"),
+        ("ALRM", 142, "cpu"),
+        ("VTALRM", 154, "cpu"),
         ("INT", 130, "vulkan"),
     ] {
         // Under `nohup` the program goes on, as it must, and this would wait for ever.
@@ -147,7 +150,7 @@ fn other_commands_print_what_is_finished_and_a_second_signal_ends_them_at_once()
     let mut child = start(folder, "tune --dry-run --backend vulkan --power 16 --budget-ms 3600000");
     wait_for_watch(&mut child);
     send(&child, "INT");
-    std::thread::sleep(Duration::from_millis(100));
+    std::thread::sleep(Duration::from_secs(1));
     send(&child, "INT");
     let output = child.wait_with_output().expect("ends");
     assert_eq!(output.status.code(), Some(130));
@@ -201,4 +204,14 @@ fn a_stream_that_cannot_be_written_loses_no_run() {
     let output = run(wgpu_optim().stdout(full()).stderr(full()));
     assert_eq!(output.status.code(), Some(1));
     written();
+    for line in [
+        "bench --backend cpu --to 10 --rule sgd --regime fixed --round-ms 1 --report page.html",
+        "train --compare --backend cpu --rules sgd --regimes seesaw --lrs 0.1 --seeds 0 --epochs 1 --report page.html",
+    ] {
+        let output = wgpu_optim().current_dir(folder).args(words(line)).stdout(full()).output().expect("runs");
+        assert_eq!(output.status.code(), Some(1), "{line}");
+        std::fs::remove_file(folder.join("page.html")).expect("the page is written all the same");
+    }
+    let output = wgpu_optim().arg("--help").stdout(full()).output().expect("runs");
+    assert_eq!(output.status.code(), Some(1));
 }

@@ -715,7 +715,9 @@ fn help_and_tables_fit_a_terminal() {
     assert!(help(&["train", "--help"]).contains("Exit code:"));
     let compare =
         ["train", "--compare", "--backend", "cpu", "--settings", "64x1", "--seeds", "0", "--regimes", "seesaw,dog"];
-    for args in [&["train", "--backend", "cpu", "--inject-nan", "3"][..], &["devices"], &compare] {
+    let bench = words("bench --backend cpu --to 10 --round-ms 1 --rule sgd --mode f32,bf16-stochastic");
+    let check = words("check --family nonfinite --sample 1000");
+    for args in [&["train", "--backend", "cpu", "--inject-nan", "3"][..], &["devices"], &compare, &bench, &check] {
         let output = wgpu_optim(args);
         let stdout = String::from_utf8_lossy(&output.stdout);
         let tables: Vec<&str> = stdout.lines().filter(|line| line.starts_with(['┌', '│', '╞', '└'])).collect();

@@ -193,6 +193,10 @@ fn settings_that_do_not_go_together() {
         (trust(0.0), vec!["coefficient"]),
         (trust(f32::NAN), vec!["coefficient"]),
         (trust(1.0).global_norm(), vec!["shared"]),
+        (
+            sgd().global_norm().group(Group::new("apart").share_norm("global").tensor("v", W, W)),
+            vec!["\"apart\"", "share_norm is \"global\"", "another name"],
+        ),
         // What ranks would need more sums for.
         (sgd().sharded(0, 2).telemetry(true), vec!["telemetry is on", sums]),
         (sgd().sharded(0, 2).trust_ratio(TrustRatio::default()), vec!["trust_ratio is on", sums]),

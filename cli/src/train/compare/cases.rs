@@ -1,5 +1,6 @@
 //! What a comparison runs: every rule, regime and rate over every data set and setting, once for each seed.
 
+use std::ffi::OsStr;
 use std::fmt;
 use std::path::{Path, PathBuf};
 
@@ -172,22 +173,23 @@ impl<'a> Comparison<'a> {
             }
         }
         // A path may have a comma in it.
-        let names: Vec<&str> = match Path::new(&args.data).exists() {
-            true => vec![args.data.as_str()],
-            false => args.data.split(',').map(str::trim).collect(),
+        let list = args.data.to_str().filter(|_| !Path::new(&args.data).exists());
+        let names: Vec<&OsStr> = match list {
+            Some(list) => list.split(',').map(|name| OsStr::new(name.trim())).collect(),
+            None => vec![&args.data],
         };
-        if names.contains(&"") {
+        if names.contains(&OsStr::new("")) {
             return CliError::usage(format!(
                 "--data \"{}\" has an empty name: give {} or paths, with one comma between two of them",
-                args.data,
+                args.data.display(),
                 data::NAMES
             ));
         }
-        check_list("data", &names, |name| format!("\"{name}\""))?;
-        if args.label.is_some() && names.iter().all(|name| data::is_named(name)) {
+        check_list("data", &names, |name| format!("\"{}\"", name.display()))?;
+        if args.label.is_some() && names.iter().all(data::is_named) {
             return CliError::usage(format!(
                 "--label goes with a CSV file, {} is none: leave it out",
-                names.join(", ")
+                args.data.display()
             ));
         }
         let mut comparison =
@@ -205,8 +207,8 @@ impl<'a> Comparison<'a> {
             }
         }
         // Of several sets only files have columns to choose from.
-        let label = |name: &str| args.label.as_deref().filter(|_| !data::is_named(name));
-        let load = |name: &&str| data::load_from(name, label(name));
+        let label = |name: &OsStr| args.label.as_deref().filter(|_| !data::is_named(name));
+        let load = |name: &&OsStr| data::load_from(name, label(name));
         let datasets = names.iter().map(load).collect::<Result<Vec<_>, _>>()?;
         let read = datasets.iter().flat_map(|loaded| loaded.files.iter().cloned()).collect();
         let target = args.target.find()?;

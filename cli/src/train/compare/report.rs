@@ -19,8 +19,7 @@ const COSINE: RGBColor = RGBColor(160, 160, 160);
 
 pub fn page(results: &Results) -> Result<String, String> {
     let title_of_page = "wgpu-optim train --compare";
-    let facts = [("command", page::command()), ("version", env!("CARGO_PKG_VERSION").to_owned())];
-    let mut body = format!("<h1>{title_of_page}</h1>\n{}", page::facts(&facts));
+    let mut body = format!("<h1>{title_of_page}</h1>\n{}", page::facts(&page::origin()));
     for (data, setting) in results.comparison.tables() {
         body += &format!("<h2>{}</h2>\n", escaped(&title(results, data, setting)));
         body += &table(results, data, setting);

@@ -46,9 +46,8 @@ fn the_report_has_a_table_and_a_chart_and_needs_nothing_else() {
         assert_eq!(page.matches(what).count(), count, "{what}");
     }
     assert!(page.contains("norm-ratio") && page.contains("(at 0.3)"));
-    for (path, word) in [("page.txt", ".html"), ("/no/such/folder/x.html", "folder")] {
-        refused(&format!("--compare --report {path}"), &["--report", word]);
-    }
+    assert!(page.contains("<dt>date</dt><dd>20"), "{page}");
+    refused("--compare --report /no/such/folder/x.html", &["--report", "folder"]);
 }
 
 #[test]
