@@ -182,7 +182,7 @@ fn every_path_follows_the_golden_traces_of_the_formulas() {
                 let w = run.params().remove(0);
                 run.set_loss(loss(&w));
                 run.step(&[gradient(&w, t)]);
-                let record = run.records().records[0];
+                let record = run.records().records[0].clone();
                 let after = run.params().remove(0);
                 let what = format!("{}, {rule_name}, {regime_name}, step {t}", run.path());
                 compare_with_trace(&what, &row[3..], loss(&w), &record, &after);
@@ -227,7 +227,7 @@ fn every_path_follows_the_golden_traces_of_three_streams() {
                 let (loss, gradient) = shared_batch(&w, t);
                 run.set_loss(loss);
                 run.step(&[gradient]);
-                let record = run.records().records[0];
+                let record = run.records().records[0].clone();
                 let after = run.params().remove(0);
                 let stream = [Stream::Middle, Stream::Slower, Stream::Faster][t % 3];
                 assert_eq!(record.stream, Some(stream), "{what}");

@@ -200,7 +200,7 @@ fn parameters_that_are_not_finite_hold_up_the_automatic_first_step() {
                 let before = bits(&run.params());
                 run.step(&[vec![1.0; 3], vec![1.0; 77]]);
                 assert_eq!(bits(&run.params()), before, "{}, {bad:08x}", run.path());
-                let record = run.records().records[0];
+                let record = run.records().records[0].clone();
                 assert_skipped(&run.path(), &record, 1, 1, 76);
                 assert!(record.flags.waiting() && record.ln_rate == f64::NEG_INFINITY, "{record:?}");
                 assert_eq!(run.rates(), [0.0]);
@@ -247,7 +247,7 @@ fn zero_gradients_before_the_first_step_wait_for_it() {
         at_once.step(&grads);
         assert!(bits(&run.params()) == bits(&at_once.params()), "{}: waiting left a trace", run.path());
         assert_eq!(without_counts(&run.states()), without_counts(&at_once.states()), "{}", run.path());
-        let record = run.records().records[0];
+        let record = run.records().records[0].clone();
         assert!(record.flags.first() && record.step == 3, "{record:?}");
     }
 }

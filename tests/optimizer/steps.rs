@@ -181,7 +181,7 @@ fn an_oracle_with_one_wrong_number_is_refused() {
         for _ in 0..STEPS {
             let g = gradient(&run.params()[0], false, &mut noise);
             run.step(std::slice::from_ref(&g));
-            let record = run.records().records[0];
+            let record = run.records().records[0].clone();
             let out = wrong.step(&g);
             agree &= std::panic::catch_unwind(|| compare(name, &record, &out, &wrong)).is_ok();
             let far =

@@ -282,7 +282,7 @@ fn a_group_of_several_tensors_has_one_trust_ratio() {
             let trust = 0.1 * all(&before) / all(&grads);
             let records = run.records();
             assert_eq!(records.tensors, []);
-            let [plain, record] = records.records[..] else {
+            let [plain, record] = &records.records[..] else {
                 panic!("{} records", records.records.len());
             };
             assert_quotient(&run.path(), record.trust_ratio, trust);

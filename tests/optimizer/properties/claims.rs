@@ -203,7 +203,7 @@ fn p3_the_two_terms_are_those_of_the_secant_rate() {
         let mut run = CpuRun::new(&[Spec::new(Rule::sgdm(0.9), regime, vec![vec![0.0; d]])]);
         run.step(&[previous]);
         run.step(&[next]);
-        let record = records(&mut run, 0)[1];
+        let record = records(&mut run, 0)[1].clone();
         for (got, exact) in [
             (record.term(Term::Norm), norm_term),
             (record.slow_alignment, rho),

@@ -60,7 +60,7 @@ fn a_vanishing_norm_does_not_raise_the_rate_without_end() {
             let norm = 0.2f64.powi(k);
             sum += norm;
             run.step(&[vec![(norm / 2.0) as f32; 4]]);
-            let record = run.records().records[0];
+            let record = run.records().records[0].clone();
             let floor = 1e-4 * sum / f64::from(k + 1);
             let expected = (0.5 / norm.max(floor)).ln();
             assert_close(format_args!("{}, step {k}", run.path()), record.ln_rate, expected, 1e-4);

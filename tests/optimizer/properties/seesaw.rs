@@ -90,7 +90,7 @@ fn agreements(spec: &Spec, records: &[Record]) -> Vec<f64> {
         Regime::Seesaw(seesaw) => (seesaw.exponent, seesaw.exponent_above),
         _ => (0.0, 0.0),
     };
-    let first = records[0];
+    let first = records[0].clone();
     let anchor = f64::from(first.smoothed_norm).ln();
     let agreement = |record: &Record| {
         let exponent = match record.smoothed_norm > first.smoothed_norm {
@@ -168,7 +168,7 @@ fn contradiction_takes_back_what_agreement_gave() {
         let agreement = agreements(&specs[0], &records);
         assert!(agreement[4] > 2.0, "{}: {agreement:?}", run.path());
         for (t, pair) in agreement.windows(2).enumerate().skip(5) {
-            let (before, record) = (pair[0], records[t + 1]);
+            let (before, record) = (pair[0], records[t + 1].clone());
             if before > 1.0 {
                 assert_eq!(record.term(Term::Held), 0.0, "{}, step {t}", run.path());
                 assert!(pair[1] < before, "{}, step {t}", run.path());
