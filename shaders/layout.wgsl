@@ -78,6 +78,7 @@ struct GroupConstants {
     scope_momentum: f32,
     scope_clip: f32,
     rounding_seed: u32,
+    global_clip: f32,
     outlier_deviations: f32,
     outlier_window: u32,
 }
