@@ -280,9 +280,6 @@ impl Checkpoint {
         if let Some(refused) = found.iter().find(|found| !accepted.accept(found.kind)) {
             return Err(self.differs(refused));
         }
-        if parameters == Parameters::Included && !self.about.parameters {
-            return Err(Error::from(CheckpointError::WithoutParameters { checkpoint: self.origin.clone() }));
-        }
         let fitted = if found.is_empty() {
             let checkpoint = self.fit_as_it_is(plan, here)?;
             Fitted { checkpoint, new_tensors: HashSet::new(), differences: Vec::new() }
@@ -290,7 +287,15 @@ impl Checkpoint {
             self.adapted(plan, &here, parameters, &found)?
         };
         fitted.checkpoint.check_states(plan).map_err(|problem| damaged(&self.origin, problem))?;
+        self.check_parameters(parameters)?;
         Ok(fitted)
+    }
+
+    fn check_parameters(&self, parameters: Parameters) -> Result<(), Error> {
+        if parameters == Parameters::Included && !self.about.parameters {
+            return Err(Error::from(CheckpointError::WithoutParameters { checkpoint: self.origin.clone() }));
+        }
+        Ok(())
     }
 
     /// The checkpoint of an optimizer that was built in the same way.

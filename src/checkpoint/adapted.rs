@@ -138,6 +138,7 @@ impl Checkpoint {
             return Err(damaged("it has no groups".to_owned()));
         }
         self.check_entries().map_err(damaged)?;
+        self.check_parameters(parameters)?;
         let old: Result<Vec<Old>, String> = (0..self.about.groups.len()).map(|group| self.old_group(group)).collect();
         let old = old.map_err(damaged)?;
         let mut tables = vec![Table::States, Table::Updates];
