@@ -4,12 +4,14 @@
 //! one adapter can be loaded on another or on the CPU path. Both paths fill a [`Draft`] and read a checked [`Checkpoint`].
 
 mod about;
+mod adapted;
+mod differences;
 mod draft;
 mod header;
 mod tables;
 
 use std::borrow::Cow;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fmt;
 use std::fs::File;
 use std::io::{Read, Write};
@@ -22,6 +24,9 @@ use crate::error::{Cause, CheckpointError, Error};
 use crate::layout::{Field, GroupControls, GroupState, NO_TENSOR};
 use crate::plan::Plan;
 use about::About;
+pub(crate) use adapted::Fitted;
+use differences::Found;
+pub use differences::{Difference, Differences};
 pub(crate) use draft::{Draft, Slot};
 use draft::{average_name, items, memory_name, parameters_name};
 pub(crate) use tables::Table;
@@ -267,35 +272,54 @@ impl Checkpoint {
         }
     }
 
-    /// The checkpoint with the tables of this version, if it is one of an optimizer with this plan. Everything else is refused, before
-    /// anything is changed.
-    pub(crate) fn fit(&self, plan: &Plan, parameters: Parameters) -> Result<Cow<'_, Self>, Error> {
-        let differs = |difference: about::Difference| {
-            Error::from(CheckpointError::Differs {
-                checkpoint: self.origin.clone(),
-                what: difference.what,
-                found: difference.found,
-                expected: difference.expected,
-            })
-        };
+    /// The checkpoint with the tables of this version, as one of an optimizer with this plan. Differences that are not accepted are refused,
+    /// before anything is changed.
+    pub(crate) fn fit(&self, plan: &Plan, parameters: Parameters, accepted: Differences) -> Result<Fitted<'_>, Error> {
         let here = About::of(plan, self.about.parameters);
-        self.about.compare(&here).map_err(differs)?;
-        let damaged = |problem| damaged(&self.origin, problem);
-        self.check_contents(plan).map_err(damaged)?;
-        let fitted = if self.about.tables == here.tables {
-            Cow::Borrowed(self)
+        let found = self.about.differences(&here);
+        if let Some(refused) = found.iter().find(|found| !accepted.accept(found.kind)) {
+            return Err(self.differs(refused));
+        }
+        let fitted = if found.is_empty() {
+            let checkpoint = self.fit_as_it_is(plan, here)?;
+            Fitted { checkpoint, new_tensors: HashSet::new(), differences: Vec::new() }
         } else {
-            for table in Table::all(plan) {
-                self.about.check_fields(table, plan).map_err(differs)?;
-            }
-            let tables = Table::all(plan).map(|table| (table, self.table_of_this_version(plan, table)));
-            Cow::Owned(self.with_tables(plan, here, tables.collect())?)
+            self.adapted(plan, &here, parameters, &found)?
         };
-        fitted.check_states(plan).map_err(damaged)?;
+        fitted.checkpoint.check_states(plan).map_err(|problem| damaged(&self.origin, problem))?;
+        self.check_parameters(parameters)?;
+        Ok(fitted)
+    }
+
+    fn check_parameters(&self, parameters: Parameters) -> Result<(), Error> {
         if parameters == Parameters::Included && !self.about.parameters {
             return Err(Error::from(CheckpointError::WithoutParameters { checkpoint: self.origin.clone() }));
         }
-        Ok(fitted)
+        Ok(())
+    }
+
+    /// The checkpoint of an optimizer that was built in the same way.
+    fn fit_as_it_is(&self, plan: &Plan, here: About) -> Result<Cow<'_, Self>, Error> {
+        self.check_contents(plan).map_err(|problem| damaged(&self.origin, problem))?;
+        if self.about.tables == here.tables {
+            return Ok(Cow::Borrowed(self));
+        }
+        for table in Table::all(plan) {
+            let kernels = plan.configs.iter().map(|config| config.regime.regime().kernel());
+            self.about.check_fields(table, kernels).map_err(|found| self.differs(&found))?;
+        }
+        let tables = Table::all(plan).map(|table| (table, self.table_of_this_version(plan, table)));
+        Ok(Cow::Owned(self.with_tables(plan, here, tables.collect())?))
+    }
+
+    fn differs(&self, difference: &Found) -> Error {
+        Error::from(CheckpointError::Differs {
+            checkpoint: self.origin.clone(),
+            what: difference.what.clone(),
+            found: difference.found.clone(),
+            expected: difference.expected.clone(),
+            way_out: difference.kind.way_out(),
+        })
     }
 
     /// A table with the fields of this version: those that the file lacks have the values of before the first step.

@@ -3,7 +3,7 @@
 
 mod average;
 mod controls;
-mod count_steps;
+pub(crate) mod count_steps;
 mod finish_reduction;
 mod finish_update;
 mod half;

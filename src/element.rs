@@ -38,6 +38,12 @@ impl Element {
         }
     }
 
+    /// Returns the element type of a name.
+    #[cfg(feature = "checkpoint")]
+    pub(crate) fn named(name: &str) -> Option<Self> {
+        [Element::F32, Element::F16, Element::Bf16].into_iter().find(|element| element.name() == name)
+    }
+
     /// Returns true for 16-bit types, two of which share a 32-bit word.
     pub(crate) fn is_half(self) -> bool {
         self != Element::F32

@@ -83,6 +83,12 @@ pub enum ErrorKind {
 }
 
 impl Error {
+    /// Returns true if parameters in the checkpoint would help.
+    #[cfg(feature = "checkpoint")]
+    pub(crate) fn needs_parameters(&self) -> bool {
+        matches!(&self.0.0, Problem::Checkpoint(CheckpointError::AverageBegun { may_have_parameters: true, .. }))
+    }
+
     /// Returns the kind of the error.
     pub fn kind(&self) -> ErrorKind {
         match &self.0.0 {
@@ -98,9 +104,12 @@ impl Error {
             Problem::Checkpoint(CheckpointError::Damaged { .. } | CheckpointError::Version { .. }) => {
                 ErrorKind::CheckpointDamaged
             }
-            Problem::Checkpoint(CheckpointError::Differs { .. } | CheckpointError::WithoutParameters { .. }) => {
-                ErrorKind::CheckpointDiffers
-            }
+            Problem::Checkpoint(
+                CheckpointError::Differs { .. }
+                | CheckpointError::OtherAge { .. }
+                | CheckpointError::AverageBegun { .. }
+                | CheckpointError::WithoutParameters { .. },
+            ) => ErrorKind::CheckpointDiffers,
             Problem::Halted { .. } => ErrorKind::Halted,
             Problem::TuningCache { .. } => ErrorKind::TuningCache,
         }
@@ -336,10 +345,28 @@ pub(crate) enum CheckpointError {
     Version { checkpoint: String, version: u32, newest: u32 },
 
     /// A checkpoint belongs to an optimizer with a different configuration.
+    #[error("{checkpoint} is of another optimizer: {what} is {found} there, {expected} here; {way_out}")]
+    Differs { checkpoint: String, what: String, found: String, expected: String, way_out: &'static str },
+
+    /// Tensors of a group have taken different numbers of steps, and the rule's bias correction goes by the group's.
     #[error(
-        "{checkpoint} is of another optimizer: {what} is {found} there, {expected} here; build the optimizer as it was when it was saved"
+        "{checkpoint}: tensor \"{tensor}\" was moved by {steps} steps, its group \"{group}\" by {group_steps}, and rule {rule} corrects for one number of steps in a group: put the tensor into a group of its own, which may share the norm"
     )]
-    Differs { checkpoint: String, what: String, found: String, expected: String },
+    OtherAge { checkpoint: String, tensor: String, steps: u32, group: String, group_steps: u32, rule: &'static str },
+
+    /// An average was to begin before the step of the checkpoint.
+    #[error(
+        "{checkpoint} has no average of group \"{group}\", and averaging {averaging} was to start at step {start}, but the group has taken {steps} steps: build it to start at step {steps} or later{}",
+        if *.may_have_parameters { ", or save the checkpoint with the parameters of the group's tensors, to start from them" } else { "" }
+    )]
+    AverageBegun {
+        checkpoint: String,
+        group: String,
+        averaging: &'static str,
+        start: u32,
+        steps: u32,
+        may_have_parameters: bool,
+    },
 
     /// Parameters were requested from a checkpoint that was saved without them.
     #[error("{checkpoint} was saved without the parameters: save it with them, or restore the rest alone")]

@@ -94,7 +94,7 @@ mod warning;
 
 pub use averaging::Averaging;
 #[cfg(feature = "checkpoint")]
-pub use checkpoint::{Checkpoint, Notes, Parameters};
+pub use checkpoint::{Checkpoint, Difference, Differences, Notes, Parameters};
 pub use controls::Controls;
 pub use cpu::optimizer::CpuOptimizer;
 pub use element::{Element, Rounding};

@@ -11,8 +11,8 @@ pub use device::*;
 use wgpu_optim::cpu::{Values, ValuesMut};
 use wgpu_optim::internals::layout::{GroupState, ScopeSums};
 use wgpu_optim::{
-    Averaging, Checkpoint, CombinedSums, Controls, CpuOptimizer, Element, Error, GroupConfig, LossScaler,
-    NonFinitePolicy, NormOutliers, Notes, OptimizerBuilder, Records, Rule, ShardSums, cpu,
+    Averaging, Checkpoint, CombinedSums, Controls, CpuOptimizer, Difference, Differences, Element, Error, GroupConfig,
+    LossScaler, NonFinitePolicy, NormOutliers, Notes, OptimizerBuilder, Records, Rule, ShardSums, cpu,
 };
 
 /// What the builder of either path is told beside its groups.
@@ -146,7 +146,11 @@ pub trait Run {
     /// With the parameters.
     fn checkpoint(&self) -> Checkpoint;
     /// The parameters too.
-    fn restore(&mut self, checkpoint: &Checkpoint) -> Result<(), Error>;
+    fn restore(&mut self, checkpoint: &Checkpoint) -> Result<(), Error> {
+        self.restore_with(checkpoint, Differences::none()).map(|_| ())
+    }
+    /// As [`Run::restore`], with differences that are accepted.
+    fn restore_with(&mut self, checkpoint: &Checkpoint, accepted: Differences) -> Result<Vec<Difference>, Error>;
 }
 
 /// The CPU path at work.
@@ -281,8 +285,8 @@ impl Run for CpuRun {
     fn checkpoint(&self) -> Checkpoint {
         self.optimizer.checkpoint(Some(&slices(&self.params)), &Notes::new()).expect("a checkpoint")
     }
-    fn restore(&mut self, checkpoint: &Checkpoint) -> Result<(), Error> {
-        self.optimizer.restore(checkpoint, Some(&mut slices_mut(&mut self.params)))
+    fn restore_with(&mut self, checkpoint: &Checkpoint, accepted: Differences) -> Result<Vec<Difference>, Error> {
+        self.optimizer.restore_with(checkpoint, Some(&mut slices_mut(&mut self.params)), accepted)
     }
 }
 

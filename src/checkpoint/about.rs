@@ -1,10 +1,11 @@
 //! What a checkpoint says of the optimizer it belongs to, and how two of them differ.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use super::differences::{Found, Kind};
 use super::{Field, Notes, Table, VERSION};
 use crate::element::Element;
 use crate::group::GroupConfig;
@@ -20,7 +21,7 @@ pub(super) struct About {
     /// Steps attempted.
     pub(super) step: u64,
     /// What all groups have in common, by name.
-    settings: BTreeMap<String, String>,
+    pub(super) settings: BTreeMap<String, String>,
     /// Whether the parameters are there too.
     pub(super) parameters: bool,
     pub(super) groups: Vec<AboutGroup>,
@@ -36,31 +37,24 @@ pub(super) struct About {
 #[serde(deny_unknown_fields)]
 pub(super) struct AboutGroup {
     pub(super) name: String,
-    settings: BTreeMap<String, String>,
+    pub(super) settings: BTreeMap<String, String>,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct AboutTensor {
     pub(super) name: String,
-    group: usize,
+    pub(super) group: usize,
     pub(super) elements: u64,
     /// What its parameters are stored as, whether they are there or not: what 16 bits lack of f32 is of one kind of them. Its gradients
     /// leave no trace of what they were.
     #[serde(default = "f32")]
-    params: String,
+    pub(super) params: String,
 }
 
 /// What parameters were before they could be anything else.
 fn f32() -> String {
     Element::F32.name().to_owned()
-}
-
-/// What is one thing in a checkpoint and another here.
-pub(super) struct Difference {
-    pub(super) what: String,
-    pub(super) found: String,
-    pub(super) expected: String,
 }
 
 /// The version of an [`About`], whatever else is in it.
@@ -89,6 +83,7 @@ impl About {
                 let rank = plan.shard.as_ref();
                 let rank = rank.map(|shard| format!("{} of {}", shard.rank, shard.ranks));
                 settings.insert(RANK.to_owned(), rank.unwrap_or(ALONE.to_owned()));
+                settings.insert(MICRO_BATCHES.to_owned(), plan.accumulation.micro_batches.to_string());
                 settings
             },
             parameters,
@@ -157,10 +152,14 @@ impl About {
     }
 
     /// Refuses fields that this version does not know.
-    pub(super) fn check_fields(&self, table: Table, plan: &Plan) -> Result<(), Difference> {
+    pub(super) fn check_fields<'k>(
+        &self,
+        table: Table,
+        kernels: impl Iterator<Item = &'k Kernel>,
+    ) -> Result<(), Found> {
         let of_all = known_fields(table, None);
-        for config in &plan.configs {
-            let found = self.fields_of_row(table, config.regime.regime().kernel());
+        for kernel in kernels {
+            let found = self.fields_of_row(table, kernel);
             for (index, field) in found.iter().enumerate() {
                 let what = format!("the field \"{}\" of \"{}\"", field.name, table.name());
                 // What an old file has for other regimes is known, and not read.
@@ -176,89 +175,213 @@ impl About {
         Ok(())
     }
 
-    /// The first difference that keeps a checkpoint from going with the optimizer `here`.
-    pub(super) fn compare(&self, here: &About) -> Result<(), Difference> {
-        same_settings(&self.settings, &here.settings, "the optimizer")?;
-        let name = |group: &AboutGroup| format!("\"{}\"", group.name);
-        for (index, (found, expected)) in pairs(&self.groups, &here.groups).enumerate() {
-            let what = format!("group {index}");
-            same(&what, &in_words(found, name), &in_words(expected, name))?;
+    /// The group that a group of the optimizer `here` goes on from: the one of its name, or else one that is gone and had the same tensors.
+    pub(super) fn origins(&self, here: &About) -> Vec<Option<usize>> {
+        let named = by_name(self.groups.iter().map(|group| &group.name));
+        let kept = by_name(here.groups.iter().map(|group| &group.name));
+        let mut renamed = HashMap::new();
+        for (group, tensors) in self.tensors_by_group().into_iter().enumerate() {
+            if !tensors.is_empty() && !kept.contains_key(self.groups[group].name.as_str()) {
+                renamed.insert(tensors, group);
+            }
         }
-        for (found, expected) in self.groups.iter().zip(&here.groups) {
-            let owner = format!("group \"{}\"", found.name);
-            same_settings(&found.settings, &expected.settings, &owner)?;
+        let groups = here.groups.iter().zip(here.tensors_by_group());
+        groups
+            .map(|(group, tensors)| named.get(group.name.as_str()).or_else(|| renamed.get(&tensors)).copied())
+            .collect()
+    }
+
+    /// The names of each group's tensors.
+    fn tensors_by_group(&self) -> Vec<BTreeSet<&str>> {
+        let mut groups = vec![BTreeSet::new(); self.groups.len()];
+        for tensor in &self.tensors {
+            if let Some(group) = groups.get_mut(tensor.group) {
+                group.insert(tensor.name.as_str());
+            }
         }
-        let name = |tensor: &AboutTensor| format!("\"{}\"", tensor.name);
-        for (index, (found, expected)) in pairs(&self.tensors, &here.tensors).enumerate() {
-            let what = format!("tensor {index}");
-            same(&what, &in_words(found, name), &in_words(expected, name))?;
+        groups
+    }
+
+    /// All that differs in the optimizer `here`.
+    pub(super) fn differences(&self, here: &About) -> Vec<Found> {
+        let mut all = Vec::new();
+        differing_settings(&self.settings, &here.settings, "the optimizer", &mut all);
+        let origins = self.origins(here);
+        names(
+            &mut all,
+            "group",
+            self.groups.iter().map(|group| &group.name),
+            here.groups.iter().map(|group| &group.name),
+            |_| Kind::Tensors,
+        );
+        for (group, origin) in here.groups.iter().zip(&origins) {
+            if let Some(origin) = origin {
+                let owner = format!("group \"{}\"", group.name);
+                differing_settings(&self.groups[*origin].settings, &group.settings, &owner, &mut all);
+            }
         }
-        for (found, expected) in self.tensors.iter().zip(&here.tensors) {
+        // A stream would have no parameters of a new tensor.
+        let has_streams =
+            here.groups.iter().any(|group| group.settings.get(REGIME).is_some_and(|regime| regime == STREAMS));
+        let kind_of_new = |is_new: bool| if is_new && has_streams { Kind::Never } else { Kind::Tensors };
+        names(
+            &mut all,
+            "tensor",
+            self.tensors.iter().map(|tensor| &tensor.name),
+            here.tensors.iter().map(|tensor| &tensor.name),
+            kind_of_new,
+        );
+        let named = by_name(self.tensors.iter().map(|tensor| &tensor.name));
+        for expected in &here.tensors {
+            let Some(found) = named.get(expected.name.as_str()).map(|&index| &self.tensors[index]) else {
+                continue;
+            };
             let of = |what: &str| format!("{what} of tensor \"{}\"", found.name);
             let group = |tensor: &AboutTensor, about: &About| {
                 in_words(about.groups.get(tensor.group), |group| format!("\"{}\"", group.name))
             };
-            same(&of("the group"), &group(found, self), &group(expected, here))?;
+            let moved = origins.get(expected.group).copied().flatten() != Some(found.group);
+            if moved {
+                differs(&mut all, Kind::Tensors, of("the group"), group(found, self), group(expected, here));
+            }
             let elements = |tensor: &AboutTensor| format!("{} elements", tensor.elements);
-            same(&of("the length"), &elements(found), &elements(expected))?;
-            same(&of("the parameters"), &found.params, &expected.params)?;
+            differs(&mut all, Kind::Never, of("the length"), elements(found), elements(expected));
+            differs(&mut all, Kind::Never, of("the parameters"), found.params.clone(), expected.params.clone());
         }
-        Ok(())
+        all
     }
 }
 
-fn same(what: &str, found: &str, expected: &str) -> Result<(), Difference> {
+/// The index of each name; of one that is there twice, that of the last.
+pub(super) fn by_name<'a>(names: impl Iterator<Item = &'a String>) -> HashMap<&'a str, usize> {
+    names.enumerate().map(|(index, name)| (name.as_str(), index)).collect()
+}
+
+/// Adds a difference if there is one.
+fn differs(all: &mut Vec<Found>, kind: Kind, what: String, found: String, expected: String) {
+    if found != expected {
+        all.push(Found { kind, what, found, expected });
+    }
+}
+
+/// Lists names that are only in one of two lists, or in another order.
+fn names<'a>(
+    all: &mut Vec<Found>,
+    what: &str,
+    found: impl Iterator<Item = &'a String> + Clone,
+    expected: impl Iterator<Item = &'a String> + Clone,
+    kind: impl Fn(bool) -> Kind,
+) {
+    let (there, here) = (by_name(found.clone()), by_name(expected.clone()));
+    let place = |names: &HashMap<&str, usize>, name: &String| {
+        in_words(names.get(name.as_str()), |index| format!("{what} {index}"))
+    };
+    for name in found.clone().filter(|name| !here.contains_key(name.as_str())) {
+        differs(all, kind(false), format!("{what} \"{name}\""), place(&there, name), place(&here, name));
+    }
+    for name in expected.clone().filter(|name| !there.contains_key(name.as_str())) {
+        differs(all, kind(true), format!("{what} \"{name}\""), place(&there, name), place(&here, name));
+    }
+    let before: Vec<&String> = found.filter(|name| here.contains_key(name.as_str())).collect();
+    let now: Vec<&String> = expected.filter(|name| there.contains_key(name.as_str())).collect();
+    if before.len() != now.len() {
+        // A file that has a name twice.
+        all.push(Found {
+            kind: Kind::Never,
+            what: format!("the number of {what}s"),
+            found: before.len().to_string(),
+            expected: now.len().to_string(),
+        });
+    } else if let Some((before, now)) = before.iter().zip(&now).find(|(before, now)| before != now) {
+        let place = format!("the first {what} in another order");
+        differs(all, kind(false), place, format!("\"{before}\""), format!("\"{now}\""));
+    }
+}
+
+/// Returns an error if a word of a file is not known as it is.
+fn same(what: &str, found: &str, expected: &str) -> Result<(), Found> {
     if found == expected {
         return Ok(());
     }
-    Err(Difference { what: what.to_owned(), found: found.to_owned(), expected: expected.to_owned() })
+    Err(Found { kind: Kind::Never, what: what.to_owned(), found: found.to_owned(), expected: expected.to_owned() })
 }
 
 /// The setting that says which rank of several the optimizer is.
 const RANK: &str = "rank";
 /// That setting where there is one rank.
 const ALONE: &str = "none";
+/// The setting that says how many micro-batches the builder was told of.
+pub(super) const MICRO_BATCHES: &str = "micro_batches";
+/// The settings that say what rule and what regime a group has.
+pub(super) const RULE: &str = "rule";
+pub(super) const REGIME: &str = "regime";
+/// The setting that says which norm a group shares, and its value where that is none.
+pub(super) const NORM: &str = "the norm";
+pub(super) const OWN_NORM: &str = "its own";
+/// The regime whose streams take turns in the parameters.
+const STREAMS: &str = "AutoSgd";
 
-/// The first setting that differs; a kind before its numbers, of which another has others. A setting that the file does not know was added to
-/// this crate after the file was written. It does not matter.
-fn same_settings(
+/// Adds the settings that differ; a kind before its numbers, which are left out where the kind differs. A setting that the file does not know
+/// was added to this crate after the file was written. It does not matter.
+fn differing_settings(
     found: &BTreeMap<String, String>,
     expected: &BTreeMap<String, String>,
     owner: &str,
-) -> Result<(), Difference> {
+    all: &mut Vec<Found>,
+) {
     let mut keys: Vec<&String> = found.keys().chain(expected.keys()).collect();
     keys.sort_by_key(|key| (key.matches('.').count(), *key));
+    keys.dedup();
+    let mut outer: Vec<String> = Vec::new();
     for key in keys {
         let is_alone = key == RANK && !found.contains_key(key);
-        let inner = format!("{key}.");
-        let is_known = found.contains_key(key) || found.keys().any(|known| known.starts_with(&inner));
-        if !is_known && !is_alone {
+        if !(knows(found, key) || is_alone) || outer.iter().any(|outer| key.starts_with(outer)) {
             continue;
         }
-        let value = |settings: &BTreeMap<String, String>| in_words(settings.get(key), String::clone);
-        let of_file = if is_alone { ALONE.to_owned() } else { value(found) };
-        same(&format!("{key} of {owner}"), &of_file, &value(expected))?;
+        let of_file = if is_alone { ALONE.to_owned() } else { value_of(found, key) };
+        let here = value_of(expected, key);
+        if of_file == here {
+            continue;
+        }
+        outer.push(format!("{key}."));
+        let kind = match key.as_str() {
+            RANK => Kind::Never,
+            REGIME if [&of_file, &here].into_iter().any(|regime| regime == STREAMS) => Kind::Never,
+            RULE | REGIME => Kind::Rules,
+            _ => Kind::Settings,
+        };
+        all.push(Found { kind, what: format!("{key} of {owner}"), found: of_file, expected: here });
     }
-    Ok(())
+}
+
+/// Whether settings have one of this name, or settings within it.
+fn knows(settings: &BTreeMap<String, String>, key: &str) -> bool {
+    let inner = format!("{key}.");
+    settings.contains_key(key) || settings.keys().any(|known| known.starts_with(&inner))
+}
+
+/// A setting in words, or those within it.
+fn value_of(settings: &BTreeMap<String, String>, key: &str) -> String {
+    if let Some(value) = settings.get(key) {
+        return value.clone();
+    }
+    let inner = settings.iter().filter_map(|(name, value)| Some((name.strip_prefix(key)?.strip_prefix('.')?, value)));
+    let inner: Vec<String> = inner.map(|(name, value)| format!("{name} {value}")).collect();
+    if inner.is_empty() { "nothing".to_owned() } else { inner.join(", ") }
+}
+
+/// Whether a setting, and all within it, is the same in a file and here. One that the file does not know is.
+pub(super) fn is_same(found: &BTreeMap<String, String>, expected: &BTreeMap<String, String>, key: &str) -> bool {
+    let inner = format!("{key}.");
+    let of = |settings: &BTreeMap<String, String>| -> Vec<(String, String)> {
+        let own = settings.iter().filter(|(name, _)| *name == key || name.starts_with(&inner));
+        own.map(|(name, value)| (name.clone(), value.clone())).collect()
+    };
+    !knows(found, key) || of(found) == of(expected)
 }
 
 fn in_words<T>(thing: Option<T>, words: impl FnOnce(T) -> String) -> String {
     thing.map_or_else(|| "nothing".to_owned(), words)
-}
-
-/// The items of two lists side by side, as long as either lasts.
-fn pairs<'a, T>(a: &'a [T], b: &'a [T]) -> impl Iterator<Item = (Option<&'a T>, Option<&'a T>)> {
-    pairs_of(a.iter(), b.iter())
-}
-
-fn pairs_of<T>(
-    mut a: impl Iterator<Item = T>,
-    mut b: impl Iterator<Item = T>,
-) -> impl Iterator<Item = (Option<T>, Option<T>)> {
-    std::iter::from_fn(move || match (a.next(), b.next()) {
-        (None, None) => None,
-        pair => Some(pair),
-    })
 }
 
 /// The version from which on structs within a row keep their names, and regimes their own words.
@@ -324,11 +447,19 @@ impl AboutGroup {
         settings.remove("scope");
         let norm = match &config.scope {
             Some(name) => format!("\"{name}\""),
-            None => "its own".to_owned(),
+            None => OWN_NORM.to_owned(),
         };
-        settings.insert("the norm".to_owned(), norm);
+        settings.insert(NORM.to_owned(), norm);
         AboutGroup { name: config.name.clone(), settings }
     }
+}
+
+/// The kind of a rule or a regime as settings have it.
+pub(super) fn kind_of(thing: &impl Serialize) -> String {
+    let mut settings = BTreeMap::new();
+    // As in `settings_of`.
+    flatten(String::new(), serde_json::to_value(thing).unwrap_or_default(), &mut settings);
+    settings.remove("").unwrap_or_default()
 }
 
 /// The fields of a struct, and what is in them, by name.

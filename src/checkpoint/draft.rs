@@ -49,6 +49,32 @@ pub(super) fn memory_name(kind: MemoryKind, tensor: &str) -> String {
     format!("{}/{tensor}", kind.name())
 }
 
+/// The type of a memory's elements in the file.
+pub(super) fn dtype_of(kind: MemoryKind) -> Dtype {
+    match kind.element_bytes() {
+        1 => Dtype::U8,
+        2 => Dtype::I16,
+        _ => Dtype::F32,
+    }
+}
+
+/// The shape of a memory in the file.
+pub(super) fn shape_of(kind: MemoryKind, elements: u64) -> Vec<usize> {
+    match kind.slots() {
+        1 => vec![elements as usize],
+        slots => vec![slots as usize, elements as usize],
+    }
+}
+
+/// The type of parameters in the file.
+pub(super) fn params_dtype(params: Element) -> Dtype {
+    match params {
+        Element::F32 => Dtype::F32,
+        Element::F16 => Dtype::F16,
+        Element::Bf16 => Dtype::BF16,
+    }
+}
+
 /// Everything that a checkpoint of such a plan holds, in the order of the file.
 pub(super) fn items(plan: &Plan, parameters: bool) -> Vec<Item> {
     let tables = Table::all(plan).map(|table| Item {
@@ -63,15 +89,8 @@ pub(super) fn items(plan: &Plan, parameters: bool) -> Vec<Item> {
         kinds.map(move |kind| Item {
             slot: Slot::Memory(index, kind),
             name: memory_name(kind, &tensor.name),
-            dtype: match kind.element_bytes() {
-                1 => Dtype::U8,
-                2 => Dtype::I16,
-                _ => Dtype::F32,
-            },
-            shape: match kind.slots() {
-                1 => vec![tensor.elements as usize],
-                slots => vec![slots as usize, tensor.elements as usize],
-            },
+            dtype: dtype_of(kind),
+            shape: shape_of(kind, tensor.elements),
         })
     });
     let averages = tensors.clone().filter(|_| parameters);
@@ -87,11 +106,7 @@ pub(super) fn items(plan: &Plan, parameters: bool) -> Vec<Item> {
     let parameters = tensors.filter(|_| parameters).map(|(index, tensor)| Item {
         slot: Slot::Parameters(index),
         name: parameters_name(&tensor.name),
-        dtype: match plan.places[index].params {
-            Element::F32 => Dtype::F32,
-            Element::F16 => Dtype::F16,
-            Element::Bf16 => Dtype::BF16,
-        },
+        dtype: params_dtype(plan.places[index].params),
         shape: vec![tensor.elements as usize],
     });
     let kept = parameters.chain(averages).chain(memories);
@@ -101,12 +116,19 @@ pub(super) fn items(plan: &Plan, parameters: bool) -> Vec<Item> {
     items
 }
 
-/// Parameters of 16 bits with what they lack of f32.
-pub(super) fn masters(stored: &impl Values, remainders: &[i16]) -> Vec<f32> {
-    let stored = stored.values();
-    let mut masters = vec![0.0; stored.len()];
-    stored.decode_parameters(remainders, &mut masters);
-    masters
+/// Parameters as the optimizer has them: those of 16 bits with what they lack of f32.
+pub(super) fn masters(params: Element, stored: &[u8], remainders: &[i16]) -> Vec<f32> {
+    let decoded = |stored: &dyn Values| {
+        let stored = stored.values();
+        let mut masters = vec![0.0; stored.len()];
+        stored.decode_parameters(remainders, &mut masters);
+        masters
+    };
+    match params {
+        Element::F32 => bytemuck::pod_collect_to_vec(stored),
+        Element::F16 => decoded(&bytemuck::pod_collect_to_vec::<_, f16>(stored)),
+        Element::Bf16 => decoded(&bytemuck::pod_collect_to_vec::<_, bf16>(stored)),
+    }
 }
 
 /// A checkpoint that is being filled.
@@ -168,11 +190,7 @@ impl Draft {
             let remainders = self.bytes(Slot::Memory(index, MemoryKind::Remainders));
             let remainders: Vec<i16> = bytemuck::pod_collect_to_vec(remainders);
             let stored = self.bytes(Slot::Parameters(index));
-            let mut average: Vec<f32> = match plan.places[index].params {
-                Element::F32 => bytemuck::pod_collect_to_vec(stored),
-                Element::F16 => masters(&bytemuck::pod_collect_to_vec::<_, f16>(stored), &remainders),
-                Element::Bf16 => masters(&bytemuck::pod_collect_to_vec::<_, bf16>(stored), &remainders),
-            };
+            let mut average = masters(plan.places[index].params, stored, &remainders);
             // Before the first rate the parameters are their average.
             if updates[tensor.group].average_weight > 0.0 {
                 for (y, &z) in average.iter_mut().zip(&base) {

@@ -9,8 +9,8 @@ use crate::{adapters, download, kinds_of_partials, upload};
 use wgpu_optim::gpu::Tuning;
 use wgpu_optim::internals::layout::{GroupState, ScopeSums};
 use wgpu_optim::{
-    Averaging, Checkpoint, CombinedSums, Controls, Element, Error, Gpu, GroupConfig, Notes, Optimizer,
-    OptimizerBuilder, Parameters, Records, Rule, ShardSums, wgpu,
+    Averaging, Checkpoint, CombinedSums, Controls, Difference, Differences, Element, Error, Gpu, GroupConfig, Notes,
+    Optimizer, OptimizerBuilder, Parameters, Records, Rule, ShardSums, wgpu,
 };
 
 /// Every adapter, opened once for a test: opening a device costs more than most tests.
@@ -409,8 +409,8 @@ impl Run for GpuRun {
         let checkpoint = self.optimizer.checkpoint(Parameters::Included, &notes);
         pollster::block_on(checkpoint).expect("a checkpoint")
     }
-    fn restore(&mut self, checkpoint: &Checkpoint) -> Result<(), Error> {
-        self.optimizer.restore(checkpoint, Parameters::Included)
+    fn restore_with(&mut self, checkpoint: &Checkpoint, accepted: Differences) -> Result<Vec<Difference>, Error> {
+        self.optimizer.restore_with(checkpoint, Parameters::Included, accepted)
     }
 }
 

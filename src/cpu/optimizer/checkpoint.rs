@@ -4,9 +4,13 @@ use std::ops::Range;
 use std::path::Path;
 
 use super::{CpuOptimizer, Memory, TensorMemory, no_totals};
-use crate::checkpoint::{Checkpoint, Draft, Notes, Parameters, Slot, Table, last_slot};
+use crate::checkpoint::{
+    Checkpoint, Difference, Differences, Draft, Fitted, Notes, Parameters, Slot, Table, last_slot,
+};
+use crate::cpu::Tensor;
 use crate::cpu::values::{Values, ValuesMut};
 use crate::error::Error;
+use crate::group::OptimizerBuilder;
 use crate::layout::{GroupControls, RawRecord, RawTensorRecord};
 use crate::plan::MemoryKind;
 use crate::record::RecordCursor;
@@ -75,6 +79,21 @@ impl CpuOptimizer {
         Ok(checkpoint)
     }
 
+    /// Restores the state from a file like [`CpuOptimizer::load`], with the differences that are accepted. Returns them beside the checkpoint.
+    ///
+    /// # Errors
+    /// As [`Checkpoint::load`] and [`CpuOptimizer::restore_with`]. Nothing has changed then.
+    pub fn load_with(
+        &mut self,
+        path: impl AsRef<Path>,
+        params: Option<&mut [&mut dyn ValuesMut]>,
+        accepted: Differences,
+    ) -> Result<(Checkpoint, Vec<Difference>), Error> {
+        let checkpoint = Checkpoint::load(path)?;
+        let differences = self.restore_with(&checkpoint, params, accepted)?;
+        Ok((checkpoint, differences))
+    }
+
     /// Makes a checkpoint in memory, with notes of the caller.
     ///
     /// # Errors
@@ -132,6 +151,21 @@ impl CpuOptimizer {
     /// [`ErrorKind::Call`](crate::ErrorKind::Call) where the slices are not the tensors that were declared, and between two
     /// [`swap_averages`](CpuOptimizer::swap_averages). Nothing has changed then.
     pub fn restore(&mut self, checkpoint: &Checkpoint, params: Option<&mut [&mut dyn ValuesMut]>) -> Result<(), Error> {
+        self.restore_with(checkpoint, params, Differences::none()).map(|_| ())
+    }
+
+    /// Restores the state from a checkpoint of an optimizer that was built in another way, as far as the differences are accepted. Returns
+    /// what differs and what follows from it, line by line. [`Differences`] says what becomes of each part of the state. Slices of tensors
+    /// that the checkpoint does not have keep their values.
+    ///
+    /// # Errors
+    /// As [`CpuOptimizer::restore`], for the first difference that is not accepted. Nothing has changed then.
+    pub fn restore_with(
+        &mut self,
+        checkpoint: &Checkpoint,
+        params: Option<&mut [&mut dyn ValuesMut]>,
+        accepted: Differences,
+    ) -> Result<Vec<Difference>, Error> {
         let parameters = match &params {
             Some(params) => {
                 self.check_slices("parameter", params)?;
@@ -140,7 +174,7 @@ impl CpuOptimizer {
             None => Parameters::Excluded,
         };
         self.check_averages_in_place("a checkpoint")?;
-        let checkpoint = &*checkpoint.fit(&self.plan, parameters)?;
+        let Fitted { checkpoint, new_tensors, differences } = checkpoint.fit(&self.plan, parameters, accepted)?;
 
         for table in Table::all(&self.plan) {
             let slot = checkpoint.bytes(Slot::Table(table));
@@ -171,8 +205,10 @@ impl CpuOptimizer {
             }
         }
         for (index, params) in params.unwrap_or_default().iter_mut().enumerate() {
-            let mut params = params.values_mut();
-            params.as_bytes_mut().copy_from_slice(checkpoint.bytes(Slot::Parameters(index)));
+            if !new_tensors.contains(&index) {
+                let mut params = params.values_mut();
+                params.as_bytes_mut().copy_from_slice(checkpoint.bytes(Slot::Parameters(index)));
+            }
         }
         for (rate, state) in self.learning_rates.iter_mut().zip(&self.states) {
             *rate = state.learning_rate;
@@ -181,7 +217,26 @@ impl CpuOptimizer {
         self.records.fill(RawRecord::default());
         self.cursor = RecordCursor::at(checkpoint.step());
         self.stage = Stage::Idle;
-        Ok(())
+        Ok(differences)
+    }
+
+    /// Builds an optimizer that goes on where this one is: with groups that are added or removed, or with settings that only `build` takes.
+    /// This optimizer stays as it was, and the parameters are not touched. Returns what differs and what follows from it, as
+    /// [`restore_with`](CpuOptimizer::restore_with). Records are not carried over: drain them before.
+    ///
+    /// The parameters are needed where an average is to start from them, see [`Differences::settings`].
+    ///
+    /// # Errors
+    /// As [`OptimizerBuilder::build_cpu`], [`CpuOptimizer::checkpoint`] and [`CpuOptimizer::restore_with`].
+    pub fn rebuild(
+        &self,
+        builder: OptimizerBuilder<Tensor>,
+        params: Option<&[&dyn Values]>,
+        accepted: Differences,
+    ) -> Result<(Self, Vec<Difference>), Error> {
+        let mut rebuilt = builder.build_cpu()?;
+        let differences = rebuilt.restore_with(&self.checkpoint(params, &Notes::new())?, None, accepted)?;
+        Ok((rebuilt, differences))
     }
 
     /// Where in their ring the last records of tensors are.

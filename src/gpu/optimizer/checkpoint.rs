@@ -6,10 +6,14 @@ use std::path::Path;
 use super::Optimizer;
 use super::control::controls_at;
 use super::sweeps::WindowMemory;
-use crate::checkpoint::{Checkpoint, Draft, Notes, Parameters, Slot, Table, last_slot};
+use crate::checkpoint::{
+    Checkpoint, Difference, Differences, Draft, Fitted, Notes, Parameters, Slot, Table, last_slot,
+};
 use crate::error::{BuildError, DeviceError, Error};
+use crate::gpu::Tensor;
 use crate::gpu::context::Gpu;
 use crate::gpu::readback::{Readback, Source};
+use crate::group::OptimizerBuilder;
 use crate::layout::{GroupControls, GroupState, RawRecord, unscale};
 use crate::plan::{MemoryKind, Plan};
 use crate::record::{RecordCursor, Records};
@@ -70,6 +74,21 @@ impl Optimizer {
         Ok(checkpoint)
     }
 
+    /// Restores the state from a file like [`Optimizer::load`], with the differences that are accepted. Returns them beside the checkpoint.
+    ///
+    /// # Errors
+    /// As [`Checkpoint::load`] and [`Optimizer::restore_with`]. Nothing has changed then.
+    pub fn load_with(
+        &mut self,
+        path: impl AsRef<Path>,
+        parameters: Parameters,
+        accepted: Differences,
+    ) -> Result<(Checkpoint, Vec<Difference>), Error> {
+        let checkpoint = Checkpoint::load(path)?;
+        let differences = self.restore_with(&checkpoint, parameters, accepted)?;
+        Ok((checkpoint, differences))
+    }
+
     /// Makes a checkpoint in memory, with notes of the caller. Waits for the device.
     ///
     /// # Errors
@@ -127,13 +146,30 @@ impl Optimizer {
     /// [`ErrorKind::Build`](crate::ErrorKind::Build) where a parameter buffer lacks `COPY_DST`; [`ErrorKind::Call`](crate::ErrorKind::Call); [`ErrorKind::DeviceRefused`](crate::ErrorKind::DeviceRefused) or
     /// [`ErrorKind::DeviceLost`](crate::ErrorKind::DeviceLost). Nothing has changed then.
     pub fn restore(&mut self, checkpoint: &Checkpoint, parameters: Parameters) -> Result<(), Error> {
+        self.restore_with(checkpoint, parameters, Differences::none()).map(|_| ())
+    }
+
+    /// Restores the state from a checkpoint of an optimizer that was built in another way, as far as the differences are accepted. Returns
+    /// what differs and what follows from it, line by line. [`Differences`] says what becomes of each part of the state. Parameters of tensors
+    /// that the checkpoint does not have stay as they are in the caller's buffers.
+    ///
+    /// # Errors
+    /// As [`Optimizer::restore`], for the first difference that is not accepted. Nothing has changed then.
+    pub fn restore_with(
+        &mut self,
+        checkpoint: &Checkpoint,
+        parameters: Parameters,
+        accepted: Differences,
+    ) -> Result<Vec<Difference>, Error> {
         self.gpu.check_alive()?;
         self.check_averages_in_place("a checkpoint")?;
-        let checkpoint = &*checkpoint.fit(&self.plan, parameters)?;
+        let Fitted { checkpoint, new_tensors, differences } = checkpoint.fit(&self.plan, parameters, accepted)?;
+        let checkpoint = &*checkpoint;
         let step = checkpoint.step();
         self.check_usage(parameters, wgpu::BufferUsages::COPY_DST, "BufferUsages::COPY_DST")?;
         let states = checkpoint.states();
         let mut pieces = self.pieces(parameters);
+        pieces.retain(|piece| !matches!(piece.content, Content::Parameters(tensor) if new_tensors.contains(&tensor)));
         for piece in &mut pieces {
             if let Content::Table(Table::TensorRecords) = piece.content {
                 piece.start = last_slot(&states[0], self.ring_steps()) as u64 * piece.bytes;
@@ -181,7 +217,31 @@ impl Optimizer {
         self.cursor = RecordCursor::at(step);
         self.undelivered = Records::default();
         self.halted = None;
-        Ok(())
+        Ok(differences)
+    }
+
+    /// Builds an optimizer on the same device that goes on where this one is: with groups that are added or removed, or with settings that
+    /// only `build` takes. This optimizer stays as it was, and the parameters are not touched. Returns what differs and what follows from it,
+    /// as [`restore_with`](Optimizer::restore_with). Records are not carried over: drain them before.
+    ///
+    /// It waits for the device, and the host holds copies of the state meanwhile. Where an average is to start from the parameters
+    /// ([`Differences::settings`]), their buffers need `COPY_SRC`.
+    ///
+    /// # Errors
+    /// As [`OptimizerBuilder::build`], [`Optimizer::checkpoint`] and [`Optimizer::restore_with`].
+    pub async fn rebuild(
+        &self,
+        builder: OptimizerBuilder<Tensor>,
+        accepted: Differences,
+    ) -> Result<(Self, Vec<Difference>), Error> {
+        let mut rebuilt = builder.build(&self.gpu)?;
+        let checkpoint = self.checkpoint(Parameters::Excluded, &Notes::new()).await?;
+        let mut differences = rebuilt.restore_with(&checkpoint, Parameters::Excluded, accepted);
+        if differences.as_ref().is_err_and(Error::needs_parameters) {
+            let checkpoint = self.checkpoint(Parameters::Included, &Notes::new()).await?;
+            differences = rebuilt.restore_with(&checkpoint, Parameters::Excluded, accepted);
+        }
+        Ok((rebuilt, differences?))
     }
 
     /// Steps that the rings hold. The shaders know it by the buffers' sizes too.

@@ -4,7 +4,7 @@
 use libfuzzer_sys::fuzz_target;
 use wgpu_optim::cpu::{Values, ValuesMut};
 use wgpu_optim::half::bf16;
-use wgpu_optim::{Checkpoint, CpuOptimizer, Group, Notes, OptimizerBuilder, Rule};
+use wgpu_optim::{Checkpoint, CpuOptimizer, Differences, Group, Notes, OptimizerBuilder, Rule};
 
 const W: [f32; 5] = [1.0, -2.0, 3.0, 0.5, 0.0];
 /// One of 16 bits, with a master.
@@ -73,6 +73,21 @@ fuzz_target!(|bytes: &[u8]| {
         assert_eq!(parameters, Parameters::new(), "nothing was changed");
     }
     parameters.step(&mut optimizer);
+    // One of other groups, which takes what it can.
+    let mut parameters = Parameters::new();
+    let mut other = OptimizerBuilder::new(Rule::adamw())
+        .group(Group::new("new").tensor("b", &W[3..], &W[3..]))
+        .group(Group::new("all").rule(Rule::sgd()).tensor("c", &H[..], &H[..]).tensor("a", &W[..3], &W[..3]))
+        .build_cpu()
+        .expect("builds");
+    let Parameters { a, b, c } = &mut parameters;
+    if other.restore_with(&checkpoint, Some(&mut [b, c, a]), Differences::all()).is_err() {
+        assert_eq!(parameters, Parameters::new(), "nothing was changed");
+    }
+    let gradients = Parameters::new();
+    let Parameters { a, b, c } = &mut parameters;
+    let slices: &mut [&mut dyn ValuesMut] = &mut [b, c, a];
+    other.step(slices, &[&gradients.b as &dyn Values, &gradients.c, &gradients.a]).expect("steps");
 });
 
 /// What an optimizer writes after a step.
@@ -95,7 +110,7 @@ fn without_checksum(file: &[u8]) -> Vec<u8> {
     let header = std::str::from_utf8(&file[8..end]).expect("text");
     let (before, after) = header.split_once(r#","wgpu-optim crc32":""#).expect("a checksum");
     let header = [before, &after["01234567\"".len()..]].concat();
-    let header = header.replacen(r#"\"version\":4"#, r#"\"version\":2"#, 1);
+    let header = header.replacen(r#"\"version\":5"#, r#"\"version\":2"#, 1);
     let length = (header.len() as u64).to_le_bytes();
     [&length[..], header.as_bytes(), &file[end..]].concat()
 }

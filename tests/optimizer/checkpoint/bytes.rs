@@ -5,7 +5,7 @@ use std::mem::offset_of;
 use super::{plain, saved};
 use proptest::prelude::*;
 use wgpu_optim::internals::layout::GroupState;
-use wgpu_optim::{Checkpoint, Error, Group, Notes, OptimizerBuilder, Rule};
+use wgpu_optim::{Checkpoint, Differences, Error, Group, Notes, OptimizerBuilder, Regime, Rule};
 use wgpu_optim_conformance::assert_refused;
 use wgpu_optim_conformance::run::{CpuRun, Run};
 
@@ -237,7 +237,23 @@ fn is_refused_or_harmless(good: &[u8], bytes: Vec<u8>) -> Result<(), TestCaseErr
     if run.restore(&checkpoint).is_ok() {
         prop_assert!(run.checkpoint().to_bytes() == good);
     }
+    goes_on_elsewhere(&checkpoint);
     Ok(())
+}
+
+/// Whatever a file holds, an optimizer of another kind refuses it or can make steps from it.
+fn goes_on_elsewhere(checkpoint: &Checkpoint) {
+    let mut specs = plain();
+    specs.swap(0, 1);
+    specs[0].rule = Rule::adamw();
+    specs[1].regime = Regime::norm_ratio();
+    specs[1].telemetry = true;
+    let mut run = CpuRun::new(&specs);
+    if run.restore_with(checkpoint, Differences::all()).is_ok() {
+        for _ in 0..3 {
+            run.step(&[vec![1e20; 5], vec![0.5; 9], vec![1.0; 5], vec![1e-20; 9]]);
+        }
+    }
 }
 
 proptest! {
@@ -318,6 +334,7 @@ proptest! {
                 run.step(&[vec![1.0; 5], vec![1e-20; 9], vec![1e20; 5], vec![0.5; 9]]);
             }
         }
+        goes_on_elsewhere(&checkpoint);
     }
 }
 

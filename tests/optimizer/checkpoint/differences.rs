@@ -3,63 +3,181 @@
 use super::{plain, saved};
 use wgpu_optim::cpu::Values;
 use wgpu_optim::{
-    Averaging, Checkpoint, ErrorKind, Group, LossScaler, NonFinitePolicy, Notes, Optimizer, OptimizerBuilder,
-    Parameters, Regime, Rule, Schedule, Seesaw, WeightDecay, wgpu,
+    Averaging, Checkpoint, Differences, ErrorKind, Group, LossScaler, NonFinitePolicy, Notes, Optimizer,
+    OptimizerBuilder, Parameters, Regime, Rule, Schedule, Seesaw, WeightDecay, wgpu,
 };
 use wgpu_optim_conformance::run::{CpuRun, Run, Setup, Spec, alone, devices};
-use wgpu_optim_conformance::{assert_refused, step, storage, upload};
+use wgpu_optim_conformance::{assert_refused, noise, step, storage, upload};
 
 use crate::helpers::raw_tensor;
 
-/// A change of what is built, and the words that name it.
-type Change = (fn(&mut Vec<Spec>), &'static [&'static str]);
+/// A change of what is built, the words that name it, and what accepts it, with what is then said to follow.
+type Change = (fn(&mut Vec<Spec>), &'static [&'static str], Option<(Setter, &'static [&'static str])>);
 
+type Setter = fn(Differences) -> Differences;
+
+const SETTERS: [(Setter, &str); 3] = [
+    (Differences::settings, "Differences::settings()"),
+    (Differences::rules, "Differences::rules()"),
+    (Differences::tensors, "Differences::tensors()"),
+];
+const SETTINGS: Setter = Differences::settings;
+const RULES: Setter = Differences::rules;
+const TENSORS: Setter = Differences::tensors;
+
+/// A difference is refused, with the setter that accepts it, and nothing changes. No other setter accepts it. With it the difference and what
+/// follows from it are listed, and the optimizer goes on.
 #[test]
 fn what_differs_is_named_and_nothing_changes() {
     let (_, checkpoint) = saved(&plain());
-    let changes: [Change; 19] = [
-        (|s| s[0].rule = Rule::nesterov(0.9), &["rule.nesterov of group \"weights\"", "false", "true"]),
-        (|s| s[0].rule = Rule::sgdm(0.8), &["rule.momentum of group \"weights\"", "0.9 there", "0.8 here"]),
-        (|s| s[0].rule = Rule::signum(0.9), &["rule of group \"weights\"", "Sgdm", "Signum"]),
-        (|s| s[1].regime = Regime::norm_ratio(), &["regime of group \"biases\"", "Seesaw", "NormRatio"]),
+    const NEW_RATE: &str = "group \"biases\": the learning rate starts anew";
+    let changes: [Change; 22] = [
+        (
+            |s| s[0].rule = Rule::nesterov(0.9),
+            &["rule.nesterov of group \"weights\"", "false", "true"],
+            Some((SETTINGS, &[])),
+        ),
+        (
+            |s| s[0].rule = Rule::sgdm(0.8),
+            &["rule.momentum of group \"weights\"", "0.9 there", "0.8 here"],
+            Some((SETTINGS, &[])),
+        ),
+        (
+            |s| s[0].rule = Rule::signum(0.9),
+            &["rule of group \"weights\"", "Sgdm", "Signum"],
+            Some((
+                RULES,
+                &[
+                    "group \"weights\": the learning rate starts anew",
+                    "group \"weights\": what is kept of momentum starts anew",
+                ],
+            )),
+        ),
+        (
+            |s| s[0].rule = Rule::sgd(),
+            &["rule of group \"weights\"", "Sgdm", "Sgd"],
+            Some((RULES, &["group \"weights\": what is kept of momentum is dropped"])),
+        ),
+        (
+            |s| s[1].regime = Regime::norm_ratio(),
+            &["regime of group \"biases\"", "Seesaw", "NormRatio"],
+            Some((RULES, &[NEW_RATE, "what is kept of direction counters is dropped"])),
+        ),
+        (
+            |s| s[1].regime = Regime::dog(),
+            &["regime of group \"biases\"", "Seesaw", "DoG"],
+            Some((RULES, &[NEW_RATE, "what is kept of first parameters starts anew"])),
+        ),
+        (|s| s[1].regime = Regime::auto_sgd(), &["regime of group \"biases\"", "Seesaw", "AutoSgd"], None),
         (
             |s| s[1].regime = Regime::Seesaw(Seesaw { gain: 0.2, ..Default::default() }),
             &["regime.gain of group \"biases\"", "0.1 there", "0.2 here"],
+            Some((SETTINGS, &[])),
         ),
-        (|s| s[1].clip = 3.0, &["clip_norm of group \"biases\"", "none", "3"]),
-        (|s| s[1].averaging = Averaging::Running { start: 3 }, &["averaging of group \"biases\"", "Off", "Running"]),
-        (|s| s[1].averaging = Averaging::ScheduleFree, &["averaging of group \"biases\"", "Off", "ScheduleFree"]),
-        (|s| s[1].trust = Some(0.1), &["trust_ratio of group \"biases\"", "none", "nothing"]),
-        (|s| s[1].maximize = true, &["maximize of group \"biases\"", "false", "true"]),
-        (|s| s[1].decay = WeightDecay::Decoupled(0.0), &["weight_decay of group \"biases\"", "Coupled", "Decoupled"]),
+        (|s| s[1].clip = 3.0, &["clip_norm of group \"biases\"", "none", "3"], Some((SETTINGS, &[]))),
+        (
+            |s| s[1].averaging = Averaging::Exponential { decay: 0.5, start: 0 },
+            &["averaging of group \"biases\"", "Off", "Exponential"],
+            Some((SETTINGS, &["what is kept of averages starts from the parameters"])),
+        ),
+        (
+            |s| s[1].averaging = Averaging::ScheduleFree,
+            &["averaging of group \"biases\"", "Off", "ScheduleFree"],
+            Some((SETTINGS, &["what is kept of base iterates starts anew", "direction counters is dropped"])),
+        ),
+        (
+            |s| s[1].trust = Some(0.1),
+            &["trust_ratio of group \"biases\"", "none", "coefficient 0.1"],
+            Some((SETTINGS, &[NEW_RATE])),
+        ),
+        (|s| s[1].maximize = true, &["maximize of group \"biases\"", "false", "true"], Some((SETTINGS, &[]))),
+        (
+            |s| s[1].decay = WeightDecay::Decoupled(0.0),
+            &["weight_decay of group \"biases\"", "Coupled", "Decoupled"],
+            Some((SETTINGS, &[])),
+        ),
         (
             |s| s[1].schedule = Schedule::InverseSqrt { warmup: 3 },
             &["schedule of group \"biases\"", "Constant", "InverseSqrt"],
+            Some((SETTINGS, &[])),
         ),
-        (|s| s[1].norm = Some("all".to_owned()), &["the norm of group \"biases\"", "its own", "\"all\""]),
-        (|s| s[1].name = "bias".to_owned(), &["group 1", "\"biases\"", "\"bias\""]),
-        (|s| s.truncate(1), &["group 1", "\"biases\" there", "nothing here"]),
-        (|s| s.swap(0, 1), &["group 0", "\"weights\" there", "\"biases\" here"]),
-        (|s| s[1].tensors[0].push(0.0), &["the length of tensor \"biases/0\"", "5 elements", "6 elements"]),
-        (|s| s[1].tensors.push(vec![]), &["tensor 4", "nothing there", "\"biases/2\" here"]),
-        (|s| s[1].tensors.truncate(1), &["tensor 3", "\"biases/1\" there", "nothing here"]),
+        (
+            |s| s[1].norm = Some("all".to_owned()),
+            &["the norm of group \"biases\"", "its own", "\"all\""],
+            Some((SETTINGS, &[NEW_RATE])),
+        ),
+        (
+            |s| s[1].telemetry = true,
+            &["telemetry of group \"biases\"", "false there", "true here"],
+            Some((SETTINGS, &[])),
+        ),
+        (
+            |s| s.truncate(1),
+            &["group \"biases\"", "group 1 there", "nothing here"],
+            Some((TENSORS, &["tensor \"biases/1\": tensor 3 in the checkpoint, nothing here"])),
+        ),
+        (
+            |s| s.swap(0, 1),
+            &["the first group in another order is \"weights\" there, \"biases\" here"],
+            Some((TENSORS, &[])),
+        ),
+        (|s| s[1].tensors[0].push(0.0), &["the length of tensor \"biases/0\"", "5 elements", "6 elements"], None),
+        (
+            |s| s[1].tensors.push(vec![]),
+            &["tensor \"biases/2\"", "nothing there", "tensor 4 here"],
+            Some((TENSORS, &[])),
+        ),
+        (
+            |s| s[1].tensors.truncate(1),
+            &["tensor \"biases/1\"", "tensor 3 there", "nothing here"],
+            Some((TENSORS, &[])),
+        ),
     ];
-    for (change, words) in changes {
+    for (change, words, accepted) in changes {
         let mut specs = plain();
         change(&mut specs);
         let mut run = CpuRun::new(&specs);
         let before = run.checkpoint().to_bytes();
-        let error = assert_refused(run.restore(&checkpoint), words);
-        assert_eq!(error.kind(), ErrorKind::CheckpointDiffers, "{error}");
-        assert!(run.checkpoint().to_bytes() == before, "{words:?}");
+        let others = SETTERS
+            .into_iter()
+            .filter(|(setter, _)| accepted.is_none_or(|(own, _)| !std::ptr::fn_addr_eq(*setter, own)));
+        let others = others.fold(Differences::none(), |differences, (setter, _)| setter(differences));
+        for refusing in [Differences::none(), others] {
+            let error = assert_refused(run.restore_with(&checkpoint, refusing), words);
+            assert_eq!(error.kind(), ErrorKind::CheckpointDiffers, "{error}");
+            let named = SETTERS.into_iter().filter(|(_, name)| error.to_string().contains(name));
+            let named: Vec<Setter> = named.map(|(setter, _)| setter).collect();
+            assert_eq!(named.len(), usize::from(accepted.is_some()), "{error}");
+            assert!(accepted.is_none_or(|(own, _)| std::ptr::fn_addr_eq(named[0], own)), "{error}");
+            assert!(run.checkpoint().to_bytes() == before, "{words:?}");
+        }
+        let Some((setter, consequences)) = accepted else { continue };
+        let listed = run.restore_with(&checkpoint, setter(Differences::none())).expect("accepted");
+        let listed: Vec<String> = listed.iter().map(ToString::to_string).collect();
+        assert!(listed[0].starts_with(words[0].split(" is ").next().expect("words")), "{listed:?}");
+        for words in consequences {
+            assert!(listed.iter().any(|line| line.contains(words)), "{words}: {listed:?}");
+        }
+        let steps = 3..6;
+        steps.for_each(|step| run.step(&noise(&specs, step)));
+        assert!(run.params().concat().iter().all(|w| w.is_finite()), "{words:?}");
+        assert_eq!(run.states()[0].steps_low, 6, "{words:?}");
     }
     let policy = NonFinitePolicy::Error { after: 3 };
     let scaler = Some(LossScaler::default());
     for (setup, words) in [
         (Setup { policy, ..Setup::default() }, "nonfinite of the optimizer is Skip there, Error here"),
         (Setup { scaler, ..Setup::default() }, "loss_scaler of the optimizer is none there"),
+        (Setup { micro_batches: Some(2), ..Setup::default() }, "micro_batches of the optimizer is 1 there, 2 here"),
     ] {
-        assert_refused(CpuRun::with(&plain(), setup).restore(&checkpoint), &[words]);
+        let mut run = CpuRun::with(&plain(), setup);
+        assert_refused(run.restore(&checkpoint), &[words, "Differences::settings()"]);
+        run.restore_with(&checkpoint, Differences::none().settings()).expect("accepted");
+        assert_eq!(
+            run.loss_scale(),
+            scaler.filter(|_| setup.scaler.is_some()).map_or(1.0, |scaler| scaler.initial_scale)
+        );
+        assert_eq!(run.controls("weights").micro_batches, setup.micro_batches.unwrap_or(1));
     }
 }
 
@@ -89,7 +207,10 @@ fn a_tensor_of_another_name_or_place_is_named() {
         OptimizerBuilder::new(Rule::sgd()).group(group).build_cpu().expect("builds")
     };
     let checkpoint = build(["a", "b"]).checkpoint(None, &Notes::new()).expect("a checkpoint");
-    for (names, words) in [(["a", "c"], "is \"b\" there, \"c\" here"), (["b", "a"], "is \"a\" there, \"b\" here")] {
+    for (names, words) in [
+        (["a", "c"], "tensor \"b\" is tensor 1 there, nothing here"),
+        (["b", "a"], "the first tensor in another order is \"a\" there, \"b\" here"),
+    ] {
         assert_refused(build(names).restore(&checkpoint, None), &[words]);
     }
 }

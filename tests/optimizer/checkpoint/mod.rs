@@ -1,5 +1,5 @@
 //! Promise: a run that goes on from a checkpoint has the same bits as one that was never interrupted; a checkpoint has one form on every
-//! path; what does not fit is named and changes nothing; a process that is killed while it saves loses nothing; and bytes that are no
+//! path; what does not fit is named and changes nothing, unless it is accepted, and then every other part goes on bit for bit; a process that is killed while it saves loses nothing; and bytes that are no
 //! checkpoint are refused, whatever they are.
 //!
 //! Tried once by hand, each with the test that then failed: a file that is written in place, a row of states that is left out, one
@@ -7,6 +7,7 @@
 //! believed, records that are not cleared.
 
 mod bytes;
+mod changed;
 mod differences;
 mod killed;
 mod resumed;

@@ -1,0 +1,727 @@
+//! Makes a checkpoint of one optimizer over into one that fits another, by the names of groups and tensors.
+
+use std::ops::Range;
+
+use bytemuck::Pod;
+
+use super::about;
+use super::draft::{dtype_of, masters, params_dtype, shape_of};
+use super::*;
+use crate::averaging::Averaging;
+use crate::cpu::count_steps::{steps_moved, steps_taken};
+use crate::element::Element;
+use crate::layout::{LOSS_ELEMENT, NO_ELEMENT, RawTensorRecord, Update, group_flags};
+use crate::plan::MemoryKind;
+use crate::regime::{Kernel, Regime};
+use crate::rule::Rule;
+use crate::schedule::Schedule;
+
+/// A checkpoint that fits an optimizer.
+pub(crate) struct Fitted<'a> {
+    pub(crate) checkpoint: Cow<'a, Checkpoint>,
+    /// Tensors whose parameters it does not have: they are new.
+    pub(crate) new_tensors: HashSet<usize>,
+    pub(crate) differences: Vec<Difference>,
+}
+
+/// What a rule keeps of each parameter: momentum, second moments, and whether the momentum begins with the gradient itself.
+type Moments = (bool, bool, bool);
+
+/// A group of the file.
+struct Old {
+    kernel: &'static Kernel,
+    moments: Moments,
+    is_scale_free: bool,
+}
+
+/// Where the parts of a group's state come from: groups of the file, or nowhere where they start anew.
+#[derive(Clone, Copy)]
+struct Sources {
+    /// The group that it was.
+    origin: Option<usize>,
+    /// Counts and flags that belong to the moments.
+    moments: Option<usize>,
+    /// What is known of the norm.
+    norm: Option<usize>,
+    /// True if the learning rate goes on from that of the norm.
+    rate: bool,
+    /// True if the next step is the first one for what is kept of each parameter.
+    first: bool,
+    /// True if z of schedule-free training goes on.
+    base_iterates: bool,
+    averages: Average,
+}
+
+#[derive(Clone, Copy, PartialEq)]
+enum Average {
+    GoesOn,
+    /// At its start, which is yet to come.
+    Later,
+    FromParameters,
+}
+
+/// Kinds of memory that a regime cannot do without once it has begun.
+const FROM_THE_FIRST_STEP: [MemoryKind; 3] =
+    [MemoryKind::LastGradient, MemoryKind::FirstParameters, MemoryKind::Streams];
+
+/// The settings that give a learning rate instead of letting it be found.
+const GIVEN_RATES: [&str; 2] = ["regime.learning_rate", "regime.initial_rate"];
+
+/// The rows of a table in the file.
+struct Rows<'a> {
+    about: &'a About,
+    table: Table,
+    words: Vec<u32>,
+    row_words: usize,
+    /// For two kernels, where the words of a row of this version are in one of the file.
+    places: HashMap<[&'static str; 2], Vec<Option<usize>>>,
+}
+
+impl<'a> Rows<'a> {
+    fn new(checkpoint: &'a Checkpoint, table: Table) -> Self {
+        let words = bytemuck::pod_collect_to_vec(checkpoint.bytes(Slot::Table(table)));
+        let row_words = checkpoint.about.fields_of(table).len().max(1);
+        Rows { about: &checkpoint.about, table, words, row_words, places: HashMap::new() }
+    }
+
+    /// A row with the words that both versions and both regimes have; the others are those of `base`.
+    fn row<T: Pod>(&mut self, index: usize, base: T, [old, new]: [&'static Kernel; 2]) -> T {
+        let Rows { about, table, .. } = *self;
+        let places = self.places.entry([old.name, new.name]).or_insert_with(|| {
+            let found = about.fields_of_row(table, old);
+            let fields = match table {
+                Table::States => about::with_regime(table.fields(), about::state_of(new)),
+                _ => table.fields(),
+            };
+            let place = |field| found.iter().position(|other| *other == field);
+            fields.into_iter().map(place).collect()
+        });
+        let mut row = base;
+        if let Some(found) = self.words.chunks_exact(self.row_words).nth(index) {
+            let words: &mut [u32] = bytemuck::cast_slice_mut(std::slice::from_mut(&mut row));
+            for (word, place) in words.iter_mut().zip(places) {
+                if let Some(place) = *place {
+                    *word = found[place];
+                }
+            }
+        }
+        row
+    }
+}
+
+/// A checkpoint, and the optimizer that it is made over for.
+struct Adaptation<'a> {
+    file: &'a Checkpoint,
+    plan: &'a Plan,
+    here: &'a About,
+    old: Vec<Old>,
+    /// The tensor of the file that each tensor was.
+    tensors: Vec<Option<usize>>,
+    sources: Vec<Sources>,
+    states: Rows<'a>,
+    updates: Rows<'a>,
+    first_states: Vec<GroupState>,
+    lines: Vec<Difference>,
+}
+
+impl Checkpoint {
+    /// The checkpoint as one of an optimizer with this plan, from which it differs in what was found.
+    pub(super) fn adapted(
+        &self,
+        plan: &Plan,
+        here: &About,
+        parameters: Parameters,
+        found: &[Found],
+    ) -> Result<Fitted<'static>, Error> {
+        let damaged = |problem| damaged(&self.origin, problem);
+        if self.about.groups.is_empty() {
+            return Err(damaged("it has no groups".to_owned()));
+        }
+        self.check_entries().map_err(damaged)?;
+        self.check_parameters(parameters)?;
+        let old: Result<Vec<Old>, String> = (0..self.about.groups.len()).map(|group| self.old_group(group)).collect();
+        let old = old.map_err(damaged)?;
+        let mut tables = vec![Table::States, Table::Updates];
+        tables.extend([Table::Controls].into_iter().filter(|&table| self.about.has(table)));
+        tables.extend(self.metadata.info(Table::TensorRecords.name()).map(|_| Table::TensorRecords));
+        for table in tables {
+            self.about.check_fields(table, old.iter().map(|old| old.kernel)).map_err(|found| self.differs(&found))?;
+        }
+        let named = about::by_name(self.about.tensors.iter().map(|tensor| &tensor.name));
+        let tensors = here.tensors.iter().map(|tensor| named.get(tensor.name.as_str()).copied()).collect();
+        let mut adaptation = Adaptation {
+            file: self,
+            plan,
+            here,
+            old,
+            tensors,
+            sources: Vec::new(),
+            states: Rows::new(self, Table::States),
+            updates: Rows::new(self, Table::Updates),
+            first_states: plan.first_states(),
+            lines: found.iter().map(Difference::from).collect(),
+        };
+        adaptation.find_sources()?;
+        adaptation.explain();
+        let mut draft = Draft::new(plan, parameters, self.notes())?;
+        adaptation.fill(&mut draft);
+        let mut checkpoint = draft.finish();
+        checkpoint.origin.clone_from(&self.origin);
+        let new_tensors = (0..plan.tensors.len()).filter(|&tensor| adaptation.tensors[tensor].is_none()).collect();
+        Ok(Fitted { checkpoint: Cow::Owned(checkpoint), new_tensors, differences: adaptation.lines })
+    }
+
+    /// Whether all entries are of known names, in their types and shapes.
+    fn check_entries(&self) -> Result<(), String> {
+        let mut known = HashSet::new();
+        let mut check = |name: String, dtype, shape: Option<Vec<usize>>, must_be_there: bool| {
+            match self.metadata.info(&name) {
+                Some(info) if info.dtype != dtype || shape.as_ref().is_some_and(|shape| info.shape != *shape) => {
+                    return Err(format!("\"{name}\" is {} of shape {:?}", info.dtype, info.shape));
+                }
+                None if must_be_there => return Err(format!("\"{name}\" is missing in it")),
+                _ => {}
+            }
+            known.insert(name);
+            Ok(())
+        };
+        let groups = self.about.groups.len();
+        for table in [Table::States, Table::Updates, Table::Controls] {
+            let shape = vec![groups, self.about.fields_of(table).len()];
+            check(table.name().to_owned(), Dtype::U32, Some(shape), self.about.has(table))?;
+        }
+        let records = Table::TensorRecords;
+        let rows = self.recorded_tensors().len();
+        let shape = vec![rows, self.about.fields_of(records).len()];
+        check(records.name().to_owned(), Dtype::U32, Some(shape), rows > 0)?;
+        for tensor in &self.about.tensors {
+            for kind in MemoryKind::ALL {
+                let shape = shape_of(kind, tensor.elements);
+                check(memory_name(kind, &tensor.name), dtype_of(kind), Some(shape), false)?;
+            }
+            let dtype = Element::named(&tensor.params).map(params_dtype);
+            let dtype = dtype.ok_or_else(|| format!("parameters of {} are not known", tensor.params))?;
+            let shape = vec![tensor.elements as usize];
+            check(parameters_name(&tensor.name), dtype, Some(shape), self.about.parameters)?;
+        }
+        match self.names().into_iter().find(|name| !known.contains(name)) {
+            Some(foreign) => Err(format!("\"{foreign}\" does not belong in it")),
+            None => Ok(()),
+        }
+    }
+
+    /// The tensors that have a row in the table of their records, in its order.
+    fn recorded_tensors(&self) -> Vec<usize> {
+        let has_telemetry = |group: &about::AboutGroup| group.settings.get("telemetry").is_some_and(|on| on == "true");
+        let tensors = self.about.tensors.iter().enumerate();
+        let recorded = tensors.filter(|(_, tensor)| self.about.groups.get(tensor.group).is_some_and(has_telemetry));
+        recorded.map(|(index, _)| index).collect()
+    }
+
+    fn old_group(&self, group: usize) -> Result<Old, String> {
+        let about = &self.about.groups[group];
+        let setting = |key: &str| about.settings.get(key).map_or("", String::as_str);
+        let unknown = |what: &str| {
+            let name = setting(what);
+            format!("the {what} \"{name}\" of its group \"{}\" is not known", about.name)
+        };
+        let regime = Regime::all().into_iter().find(|regime| about::kind_of(regime) == setting(about::REGIME));
+        let rule = Rule::all().into_iter().find(|rule| about::kind_of(rule) == setting(about::RULE));
+        let (regime, rule) = (regime.ok_or_else(|| unknown(about::REGIME))?, rule.ok_or_else(|| unknown(about::RULE))?);
+        let traits = rule.traits();
+        // Numbers of a rule decide what it keeps.
+        let keeps = |kind, usual| {
+            let tensor = self.about.tensors.iter().find(|tensor| tensor.group == group);
+            tensor.map_or(usual, |tensor| self.metadata.info(&memory_name(kind, &tensor.name)).is_some())
+        };
+        let momentum = keeps(MemoryKind::Momentum, traits.momentum);
+        let squares = keeps(MemoryKind::SecondMoment, traits.squares);
+        Ok(Old {
+            kernel: regime.regime().kernel(),
+            moments: (momentum, squares, traits.momentum_from_gradient),
+            is_scale_free: rule.is_scale_free(),
+        })
+    }
+}
+
+impl Adaptation<'_> {
+    /// The state of a group of the file, with what only this version or another regime has as at the first step of a group here.
+    fn state(&mut self, old: usize, group: usize) -> GroupState {
+        let kernels = [self.old[old].kernel, self.kernel(group)];
+        self.states.row(old, self.first_states[group], kernels)
+    }
+
+    fn kernel(&self, group: usize) -> &'static Kernel {
+        self.plan.configs[group].regime.regime().kernel()
+    }
+
+    /// Steps that moved a group of the file.
+    fn steps_of(&mut self, old: usize) -> u32 {
+        steps_moved(&self.state(old, 0))
+    }
+
+    /// Tensors of a group here.
+    fn tensors_of(&self, group: usize) -> Range<usize> {
+        let tensors = &self.plan.tensors;
+        let start = tensors.partition_point(|tensor| tensor.group < group);
+        start..start + tensors[start..].partition_point(|tensor| tensor.group == group)
+    }
+
+    /// The group in the file of a tensor here.
+    fn old_group_of(&self, tensor: usize) -> Option<usize> {
+        let old = &self.file.about.tensors[self.tensors[tensor]?];
+        (old.group < self.old.len()).then_some(old.group)
+    }
+
+    fn moments(&self, group: usize) -> Moments {
+        let traits = self.plan.configs[group].rule.traits();
+        (traits.momentum, traits.squares, traits.momentum_from_gradient)
+    }
+
+    /// Whether a group's rule keeps the moments that a group of the file has.
+    fn has_same_moments(&self, old: usize, group: usize) -> bool {
+        self.old[old].moments == self.moments(group)
+    }
+
+    /// Whether the file has a memory of what a tensor here was.
+    fn has_entry(&self, tensor: usize, kind: MemoryKind) -> bool {
+        let info = |kind, name: &str| self.file.metadata.info(&memory_name(kind, name)).is_some();
+        self.tensors[tensor].is_some_and(|old| {
+            let name = &self.file.about.tensors[old].name;
+            // The average of schedule-free training follows from its base iterates.
+            info(kind, name) && !(kind == MemoryKind::Averages && info(MemoryKind::BaseIterates, name))
+        })
+    }
+
+    /// Whether all tensors of a group that are not empty have a memory of a kind in the file.
+    fn all_have(&self, group: usize, kind: MemoryKind) -> bool {
+        self.tensors_of(group).all(|tensor| self.plan.tensors[tensor].elements == 0 || self.has_entry(tensor, kind))
+    }
+
+    fn is_same(&self, old: usize, group: usize, key: &str) -> bool {
+        about::is_same(&self.file.about.groups[old].settings, &self.here.groups[group].settings, key)
+    }
+
+    fn settings_agree(&self, old: usize, group: usize, key: &str) -> bool {
+        let of = |about: &About, group: usize| about.groups[group].settings.get(key).cloned();
+        of(&self.file.about, old) == of(self.here, group)
+    }
+
+    /// Whether a learning rate of the file can go on in a group.
+    fn rate_goes_on(&self, old: usize, group: usize) -> bool {
+        let config = &self.plan.configs[group];
+        let is_given = config.regime.initial_rate().is_some();
+        let has_trust = self.file.about.groups[old].settings.contains_key("trust_ratio.coefficient");
+        self.settings_agree(old, group, about::REGIME)
+            && !(is_given && GIVEN_RATES.iter().any(|key| !self.settings_agree(old, group, key)))
+            && self.old[old].is_scale_free == config.rule.is_scale_free()
+            && has_trust == config.trust_ratio.is_some()
+    }
+
+    fn find_sources(&mut self) -> Result<(), Error> {
+        let origins = self.file.about.origins(self.here);
+        let mut of_norm = HashMap::new();
+        for (index, group) in self.file.about.groups.iter().enumerate() {
+            let norm = group.settings.get(about::NORM).filter(|norm| *norm != about::OWN_NORM);
+            let rule = group.settings.get(about::RULE);
+            if let (Some(norm), Some(rule)) = (norm, rule) {
+                of_norm.entry((norm.clone(), rule.clone())).or_insert(index);
+            }
+        }
+        for (group, origin) in origins.into_iter().enumerate() {
+            let tensors = self.tensors_of(group);
+            let mut groups: Vec<Option<usize>> = tensors.map(|tensor| self.old_group_of(tensor)).collect();
+            groups.sort_unstable();
+            groups.dedup();
+            let only = if let [only] = groups[..] { only } else { None };
+            let moments = origin.or(only).filter(|&old| self.has_same_moments(old, group));
+            let norm = match origin {
+                Some(old) => Some(old).filter(|&old| self.is_same(old, group, about::NORM)),
+                None => {
+                    let setting = |key: &str| self.here.groups[group].settings.get(key).cloned().unwrap_or_default();
+                    of_norm.get(&(setting(about::NORM), setting(about::RULE))).copied()
+                }
+            };
+            let rate = norm.is_some_and(|old| self.rate_goes_on(old, group)) && (origin.is_none() || moments.is_some());
+            let averages = Average::Later;
+            self.sources.push(Sources { origin, moments, norm, rate, first: false, base_iterates: false, averages });
+        }
+        // Groups under one norm have one rate, or know of one another's when they find theirs.
+        let mut starts_anew = vec![false; self.plan.scopes.len()];
+        for (sources, constants) in self.sources.iter().zip(&self.plan.groups) {
+            starts_anew[constants.scope as usize] |= !sources.rate;
+        }
+        for (sources, constants) in self.sources.iter_mut().zip(&self.plan.groups) {
+            sources.rate &= !starts_anew[constants.scope as usize];
+        }
+        for group in 0..self.sources.len() {
+            self.find_memories(group)?;
+        }
+        Ok(())
+    }
+
+    fn find_memories(&mut self, group: usize) -> Result<(), Error> {
+        let config = &self.plan.configs[group];
+        let mut sources = self.sources[group];
+        let kernel = self.plan.kernels[group];
+        let (momentum, squares, _) = self.moments(group);
+        let has_trust = config.trust_ratio.is_some();
+        let had_trust = |old: usize| self.file.about.groups[old].settings.contains_key("trust_ratio.coefficient");
+        let lacks = |kind| kernel.keeps(kind) && !(sources.rate && self.all_have(group, kind));
+        sources.first = sources.origin.or(sources.moments).is_none()
+            || (momentum || squares) && sources.moments.is_none()
+            || FROM_THE_FIRST_STEP.into_iter().any(lacks)
+            || has_trust && !sources.origin.is_some_and(had_trust);
+        sources.base_iterates = kernel.schedule_free
+            && !sources.first
+            && self.all_have(group, MemoryKind::BaseIterates)
+            && sources.origin.is_some();
+        sources.first |= kernel.schedule_free && !sources.base_iterates;
+        // The trust ratio of a first step is that of the norm before it, which is measured until there is a rate.
+        sources.rate &= !(sources.first && has_trust);
+        self.sources[group] = sources;
+
+        let steps = self.steps_here(group);
+        if squares {
+            for tensor in self.tensors_of(group) {
+                let old = self.old_group_of(tensor).filter(|&old| self.has_same_moments(old, group));
+                let own = old.map_or(0, |old| self.steps_of(old));
+                if own != steps && self.plan.tensors[tensor].elements > 0 {
+                    return Err(Error::from(CheckpointError::OtherAge {
+                        checkpoint: self.file.origin.clone(),
+                        tensor: self.plan.tensors[tensor].name.clone(),
+                        steps: own,
+                        group: config.name.clone(),
+                        group_steps: steps,
+                        rule: config.rule.name(),
+                    }));
+                }
+            }
+        }
+        if !kernel.averages || kernel.schedule_free {
+            return Ok(());
+        }
+        let has_average = match sources.origin {
+            Some(old) => self.update(old).average_weight > 0.0,
+            None => false,
+        };
+        let counts_go_on = sources.moments.is_some() || !squares;
+        self.sources[group].averages = if has_average && counts_go_on && self.all_have(group, MemoryKind::Averages) {
+            Average::GoesOn
+        } else if config.averaging.start() >= steps {
+            Average::Later
+        } else {
+            let has_parameters =
+                self.tensors_of(group).all(|tensor| self.tensors[tensor].is_some()) && self.file.about.parameters;
+            if !has_parameters || matches!(config.averaging, Averaging::Running { .. }) {
+                return Err(Error::from(CheckpointError::AverageBegun {
+                    checkpoint: self.file.origin.clone(),
+                    group: config.name.clone(),
+                    averaging: config.averaging.name(),
+                    start: config.averaging.start(),
+                    steps,
+                    may_have_parameters: !has_parameters && !matches!(config.averaging, Averaging::Running { .. }),
+                }));
+            }
+            Average::FromParameters
+        };
+        Ok(())
+    }
+
+    /// Steps that have moved a group here, as it is to count them.
+    fn steps_here(&mut self, group: usize) -> u32 {
+        let left_out = self.left_out(group);
+        let taken = steps_taken(&self.state(0, 0));
+        if taken == u32::MAX { taken } else { taken.wrapping_sub(left_out) }
+    }
+
+    /// Steps that did not move a group here, as it is to count them. All of them where its count starts anew.
+    fn left_out(&mut self, group: usize) -> u32 {
+        let Sources { origin, moments, .. } = self.sources[group];
+        let (_, squares, _) = self.moments(group);
+        match moments.or(origin.filter(|_| !squares)) {
+            Some(old) => self.state(old, group).left_out,
+            None => steps_taken(&self.state(0, 0)),
+        }
+    }
+
+    /// The update of a group of the file.
+    fn update(&mut self, old: usize) -> Update {
+        let kernel = self.old[old].kernel;
+        self.updates.row(old, <Update as bytemuck::Zeroable>::zeroed(), [kernel, kernel])
+    }
+
+    /// Whether a memory of a tensor goes on.
+    fn carries(&self, tensor: usize, kind: MemoryKind) -> bool {
+        let group = self.plan.tensors[tensor].group;
+        let sources = &self.sources[group];
+        self.has_entry(tensor, kind)
+            && match kind {
+                MemoryKind::Momentum | MemoryKind::SecondMoment => {
+                    self.old_group_of(tensor).is_some_and(|old| self.has_same_moments(old, group))
+                }
+                MemoryKind::Counters => sources.rate,
+                MemoryKind::LastGradient | MemoryKind::FirstParameters | MemoryKind::Streams => {
+                    sources.rate && !sources.first
+                }
+                MemoryKind::Averages => sources.averages == Average::GoesOn,
+                MemoryKind::BaseIterates => sources.base_iterates,
+                MemoryKind::Remainders => true,
+            }
+    }
+
+    /// Says what follows from the differences.
+    fn explain(&mut self) {
+        let mut lines = Vec::new();
+        for (group, sources) in self.sources.iter().enumerate() {
+            let name = &self.here.groups[group].name;
+            let old_name = |old: usize| &self.file.about.groups[old].name;
+            let mut say = |what: String| lines.push(Difference(format!("group \"{name}\": {what}")));
+            let Some(origin) = sources.origin else {
+                if let (true, Some(norm)) = (sources.rate, sources.norm) {
+                    say(format!(
+                        "it takes over the learning rate of the norm that it shares with group \"{}\"",
+                        old_name(norm)
+                    ));
+                }
+                continue;
+            };
+            if old_name(origin) != name {
+                say(format!("it goes on from group \"{}\", which had the same tensors", old_name(origin)));
+            }
+            if !sources.rate {
+                say("the learning rate starts anew".to_owned());
+            }
+            for kind in MemoryKind::ALL {
+                let words = kind.name().replace('_', " ");
+                let mut tensors = self.tensors_of(group);
+                let keeps = |tensor| self.plan.kernel_of(tensor).keeps(kind);
+                let was_there = |tensor: usize| self.tensors[tensor].is_some();
+                if tensors.clone().any(|tensor| self.has_entry(tensor, kind) && !keeps(tensor)) {
+                    say(format!("what is kept of {words} is dropped"));
+                } else if tensors.any(|tensor| was_there(tensor) && keeps(tensor) && !self.carries(tensor, kind)) {
+                    let from_parameters = kind == MemoryKind::Averages && sources.averages == Average::FromParameters;
+                    let how = if from_parameters { "from the parameters" } else { "anew" };
+                    say(format!("what is kept of {words} starts {how}"));
+                }
+            }
+        }
+        self.lines.append(&mut lines);
+    }
+
+    fn fill(&mut self, draft: &mut Draft) {
+        let states: Vec<GroupState> = self.new_states();
+        draft.bytes(Slot::Table(Table::States)).copy_from_slice(bytemuck::cast_slice(&states));
+        let updates: Vec<Update> = (0..self.sources.len()).map(|group| self.new_update(group)).collect();
+        draft.bytes(Slot::Table(Table::Updates)).copy_from_slice(bytemuck::cast_slice(&updates));
+        let controls: Vec<GroupControls> = self.new_controls();
+        draft.bytes(Slot::Table(Table::Controls)).copy_from_slice(bytemuck::cast_slice(&controls));
+        let records: Vec<RawTensorRecord> = self.new_records();
+        draft.bytes(Slot::Table(Table::TensorRecords)).copy_from_slice(bytemuck::cast_slice(&records));
+        for tensor in 0..self.tensors.len() {
+            let Some(old) = self.tensors[tensor] else {
+                continue;
+            };
+            let parameters = self.file.bytes(Slot::Parameters(old));
+            let slot = draft.bytes(Slot::Parameters(tensor));
+            if !slot.is_empty() {
+                slot.copy_from_slice(parameters);
+            }
+            for kind in self.plan.kernel_of(tensor).memories() {
+                if self.carries(tensor, kind) {
+                    draft.bytes(Slot::Memory(tensor, kind)).copy_from_slice(self.file.bytes(Slot::Memory(old, kind)));
+                }
+            }
+            let group = self.plan.tensors[tensor].group;
+            let is_averaged = self.plan.kernel_of(tensor).keeps(MemoryKind::Averages);
+            if is_averaged && self.sources[group].averages == Average::FromParameters {
+                let remainders = self.file.bytes(Slot::Memory(old, MemoryKind::Remainders));
+                let mut remainders: Vec<i16> = bytemuck::pod_collect_to_vec(remainders);
+                remainders.resize(self.plan.tensors[tensor].elements as usize, 0);
+                let average = masters(self.plan.places[tensor].params, parameters, &remainders);
+                let slot = draft.bytes(Slot::Memory(tensor, MemoryKind::Averages));
+                slot.copy_from_slice(bytemuck::cast_slice(&average));
+            }
+        }
+    }
+
+    fn new_states(&mut self) -> Vec<GroupState> {
+        let mut states: Vec<GroupState> = (0..self.sources.len()).map(|group| self.new_state(group)).collect();
+        // Groups of a norm measure the momentum at one scale.
+        let mut exponents = vec![i32::MIN; self.plan.scopes.len()];
+        for (state, constants) in states.iter().zip(&self.plan.groups) {
+            let exponent = &mut exponents[constants.scope as usize];
+            *exponent = state.direction_exponent.max(*exponent);
+        }
+        for (state, constants) in states.iter_mut().zip(&self.plan.groups) {
+            state.direction_exponent = exponents[constants.scope as usize];
+        }
+        states
+    }
+
+    fn new_state(&mut self, group: usize) -> GroupState {
+        let Sources { origin, moments, norm, rate, first, base_iterates, .. } = self.sources[group];
+        let constants = &self.plan.groups[group];
+        let config = &self.plan.configs[group];
+        let mut state = self.first_states[group];
+        self.count_as_all(&mut state);
+        state.left_out = self.left_out(group);
+        if let Some(old) = norm.or(origin).or(moments) {
+            state.direction_exponent = self.state(old, group).direction_exponent;
+        }
+        if let Some(old) = origin.map(|old| self.state(old, group)) {
+            state.momentum_started = old.momentum_started;
+            state.last_clip = old.last_clip;
+            state.ln_control = old.ln_control;
+            if config.schedule != Schedule::Constant {
+                state.ln_schedule = old.ln_schedule;
+            }
+            if config.trust_ratio.is_some() {
+                state.trust = old.trust;
+                state.ln_trust = old.ln_trust;
+                state.parameter_norm = old.parameter_norm;
+            }
+            if base_iterates {
+                state.weight_sum = old.weight_sum;
+            }
+        }
+        if let Some(old) = moments.map(|old| self.state(old, group)) {
+            state.momentum_started = old.momentum_started;
+            state.last_clip = old.last_clip;
+            state.first_correction = old.first_correction;
+            state.second_correction = old.second_correction;
+        }
+        if first {
+            state.momentum_started = 0;
+        }
+        if let Some(old) = norm.map(|old| self.state(old, group)) {
+            state.mean_ln_norm = old.mean_ln_norm;
+            state.ln_norm_variance = old.ln_norm_variance;
+            state.ln_norms = old.ln_norms;
+            if rate {
+                state.started = old.started;
+                state.learning_rate = old.learning_rate;
+                state.regime_rate = old.regime_rate;
+                state.first_rate = old.first_rate;
+                state.ln_first_rate = old.ln_first_rate;
+                state.change = old.change;
+                state.mean_square = old.mean_square;
+                state.mean_norm = old.mean_norm;
+                state.mean_steps = old.mean_steps;
+                state.smoothing_power = old.smoothing_power;
+                state.smoothed = old.smoothed;
+                state.gradient_exponent = old.gradient_exponent;
+                state.last_norm = old.last_norm;
+                state.regime = old.regime;
+            }
+        }
+        if constants.outlier_deviations <= 0.0 {
+            (state.mean_ln_norm, state.ln_norm_variance, state.ln_norms) = (0.0, 0.0, 0);
+        }
+        state
+    }
+
+    /// What all groups have in common.
+    fn count_as_all(&mut self, state: &mut GroupState) {
+        let all = self.state(0, 0);
+        state.steps_low = all.steps_low;
+        state.steps_high = all.steps_high;
+        state.record_slot = all.record_slot;
+        state.skipped = all.skipped;
+        state.skips_in_row = all.skips_in_row;
+        state.halted = all.halted;
+        state.last_nonfinite = all.last_nonfinite;
+        state.last_first_nonfinite = self.moved_element(all.last_first_nonfinite);
+        state.overflows_in_row = all.overflows_in_row;
+        state.halt_overflow_key = match all.halt_overflow_key {
+            0 => 0,
+            key => NO_ELEMENT - self.moved_element(NO_ELEMENT - key),
+        };
+        let constants = &self.plan.groups[0];
+        let has_scaler = self.plan.safeguards.loss_scaler.is_some();
+        let had_scaler = self.file.about.settings.keys().any(|key| key.starts_with("loss_scaler."));
+        if has_scaler && had_scaler {
+            let (least, most) = (constants.loss_scale_least, constants.loss_scale_most);
+            state.loss_scale_exponent = all.loss_scale_exponent.clamp(least, most);
+            state.good_steps = all.good_steps.min(constants.growth_interval - 1);
+        }
+    }
+
+    /// The number here of an element of the file; [`NO_ELEMENT`] of one that is not here.
+    fn moved_element(&self, element: u32) -> u32 {
+        if element >= LOSS_ELEMENT || self.plan.shard.is_some() {
+            return element;
+        }
+        let mut first = 0u64;
+        for (index, tensor) in self.file.about.tensors.iter().enumerate() {
+            let offset = u64::from(element).saturating_sub(first);
+            if u64::from(element) >= first && offset < tensor.elements {
+                let here = self.tensors.iter().position(|&old| old == Some(index));
+                return here.map_or(NO_ELEMENT, |here| (self.plan.tensors[here].first_element + offset) as u32);
+            }
+            first = first.saturating_add(tensor.elements);
+        }
+        element
+    }
+
+    fn new_update(&mut self, group: usize) -> Update {
+        let Sources { origin, base_iterates, averages, .. } = self.sources[group];
+        let mut update = match origin {
+            Some(old) => self.update(old),
+            None => <Update as bytemuck::Zeroable>::zeroed(),
+        };
+        update.average_weight = match averages {
+            Average::GoesOn => update.average_weight,
+            Average::Later if base_iterates => update.average_weight,
+            Average::Later => 0.0,
+            Average::FromParameters => 1.0,
+        };
+        update
+    }
+
+    fn new_controls(&self) -> Vec<GroupControls> {
+        let mut rows = self.file.about.has(Table::Controls).then(|| Rows::new(self.file, Table::Controls));
+        let kernel = Kernel::all()[0];
+        let micro_batches_agree = about::is_same(&self.file.about.settings, &self.here.settings, about::MICRO_BATCHES);
+        let groups = self.plan.groups.iter().enumerate();
+        let new = |(group, constants): (usize, &crate::layout::GroupConstants)| {
+            let built = constants.controls;
+            let (Some(rows), Some(old)) = (&mut rows, self.sources[group].origin) else {
+                return built;
+            };
+            let mut controls = rows.row(old, built, [kernel, kernel]);
+            if !self.is_same(old, group, "weight_decay") {
+                controls.weight_decay = built.weight_decay;
+            }
+            let couples = constants.flags & (group_flags::RAW_NORM_CLIP | group_flags::COUPLES_DECAY);
+            if !self.is_same(old, group, "clip_norm") || couples == group_flags::COUPLES_DECAY {
+                controls.clip_norm = built.clip_norm;
+            }
+            controls.gradient_factor = match micro_batches_agree {
+                true => controls.gradient_factor.abs() * constants.sign,
+                false => built.gradient_factor,
+            };
+            controls.present = built.present;
+            controls
+        };
+        groups.map(new).collect()
+    }
+
+    fn new_records(&self) -> Vec<RawTensorRecord> {
+        let mut rows = Rows::new(self.file, Table::TensorRecords);
+        let kernel = Kernel::all()[0];
+        let recorded = self.file.recorded_tensors();
+        let places: HashMap<usize, usize> =
+            recorded.into_iter().enumerate().map(|(row, tensor)| (tensor, row)).collect();
+        let units = self.plan.units.iter().filter(|unit| unit.tensor != NO_TENSOR);
+        let new = |unit: &crate::layout::StepUnit| {
+            let old = self.tensors[unit.tensor as usize].and_then(|old| places.get(&old));
+            let row = |&row: &usize| {
+                let record = rows.row(row, RawTensorRecord::default(), [kernel, kernel]);
+                RawTensorRecord { tensor: unit.tensor, ..record }
+            };
+            old.map_or_else(RawTensorRecord::default, row)
+        };
+        units.map(new).collect()
+    }
+}
