@@ -79,7 +79,7 @@ fn fine_tune(training: &mut dyn Training, path: &Path) -> Result<(), Box<dyn Err
         }
     };
     let first = samples(|x, y| (2.0 * x).sin() + 0.5 * y);
-    let second = samples(|x, y| x * y);
+    let second = samples(|x, y| x - (1.5 * y).sin());
 
     let loss = training.train(&first, 300)?;
     say("the first task", loss, training.last_records()?);

@@ -89,7 +89,7 @@ fn check(cases: &[Case], factors: &[f32], most_ulps: f64) {
         held("CPU", case, schedule_factor(&case.constants, factors, case.t));
     }
     // The test's kernel has a storage buffer for the tables: only their number is the pass's own.
-    let uniform = "@group(0) @binding(8) var<uniform> table_factors: array<vec4<f32>, TABLE_QUADS>;";
+    let uniform = "@group(0) @binding(7) var<uniform> table_factors: array<vec4<f32>, TABLE_QUADS>;";
     let source = wgpu_optim::internals::link("learning_rate/schedule", &["table"]);
     assert!(source.contains(uniform));
     let source = source.replace(uniform, "").replace("table_factors", "given") + FACTORS;

@@ -1,0 +1,123 @@
+//! The settings of a group, complete and checked.
+
+use crate::averaging::Averaging;
+use crate::element::Rounding;
+use crate::error::{Error, require};
+use crate::regime::{AutoSgd, Regime};
+use crate::rule::{Rule, WeightDecay};
+use crate::schedule::Schedule;
+use crate::trust::TrustRatio;
+
+/// A group with every default filled in.
+#[derive(Debug, Clone)]
+pub(crate) struct ResolvedGroup<T> {
+    pub(crate) config: GroupConfig,
+    pub(crate) tensors: Vec<(String, T)>,
+}
+
+/// One group's settings, complete and checked.
+#[derive(Debug, Clone, PartialEq)]
+#[cfg_attr(feature = "checkpoint", derive(serde::Serialize))]
+#[non_exhaustive]
+pub struct GroupConfig {
+    /// Name of the group.
+    pub name: String,
+    /// Update rule.
+    pub rule: Rule,
+    /// Learning-rate regime.
+    pub regime: Regime,
+    /// Weight decay; `Coupled(0.0)` is none.
+    pub weight_decay: WeightDecay,
+    /// Largest gradient norm; infinite without a clip.
+    pub clip_norm: f32,
+    /// True if the group maximizes.
+    pub maximize: bool,
+    /// Schedule: a factor of the learning rate over the steps.
+    pub schedule: Schedule,
+    /// Average of the parameters.
+    pub averaging: Averaging,
+    /// Trust ratio: keeps steps in proportion to the parameters.
+    pub trust_ratio: Option<TrustRatio>,
+    /// True if the norms of every tensor and of its steps are recorded.
+    pub telemetry: bool,
+    /// Rounding of 16-bit parameters.
+    pub rounding: Rounding,
+    /// Name of the norm that is shared with other groups; `None` for a norm of the group's own.
+    pub scope: Option<String>,
+}
+
+impl GroupConfig {
+    /// Returns true if the alignment can be measured against y - z of schedule-free training. AdamW uses the direction memory instead,
+    /// because its step is not along the gradient.
+    pub(crate) fn can_compare_iterates(&self) -> bool {
+        self.averaging == Averaging::ScheduleFree && !self.rule.has_momentum() && !self.rule.has_second_moment()
+    }
+
+    /// Returns true if the update pass measures the norms of parameters and steps.
+    pub(crate) fn measures_step(&self) -> bool {
+        self.telemetry || self.trust_ratio.is_some()
+    }
+
+    /// Refuses what cannot be in one optimizer with its first group: streams of parameters take turns in all of it.
+    pub(super) fn check_beside(&self, first: &GroupConfig) -> Result<(), Error> {
+        let decisions = |config: &GroupConfig| match config.regime {
+            Regime::AutoSgd(AutoSgd { factor, certainty, rounds, .. }) => {
+                Some((factor, certainty, rounds, config.maximize))
+            }
+            _ => None,
+        };
+        require(
+            decisions(self) == decisions(first),
+            || format!("group \"{}\"", self.name),
+            "regime",
+            self.regime.name(),
+            "auto-sgd in every group or in none, with the same factor, certainty, rounds and maximize: one loss decides for all of them (or use several optimizers)",
+        )
+    }
+
+    /// Refuses a norm that no gradient can be clipped to.
+    pub(crate) fn check_clip(clip_norm: f32, owner: impl FnOnce() -> String) -> Result<(), Error> {
+        require(
+            clip_norm >= f32::MIN_POSITIVE,
+            owner,
+            "clip_norm",
+            clip_norm,
+            "above 0 and not denormal (f32::INFINITY for none)",
+        )
+    }
+
+    pub(super) fn validate(&self) -> Result<(), Error> {
+        let owner = || format!("group \"{}\"", self.name);
+        WeightDecay::check(self.weight_decay.lambda(), owner)?;
+        GroupConfig::check_clip(self.clip_norm, owner)?;
+        self.rule.validate()?;
+        require(
+            self.regime.fits(&self.rule),
+            owner,
+            "rule",
+            self.rule.name(),
+            "sgd or signsgd with regime auto-sgd, whose three streams would need a momentum each",
+        )?;
+        require(
+            self.averaging.fits(&self.rule),
+            || format!("group \"{}\" with rule {}", self.name, self.rule.name()),
+            "averaging",
+            self.averaging.name(),
+            "another with a rule that keeps a momentum, in whose place schedule-free training keeps its base sequence: use averaging(Averaging::polynomial_decay()), or a rule without momentum (Rule::sgd(), Rule::sign_sgd(), or Rule::adamw_without_momentum() for AdamW)",
+        )?;
+        // Both go by the parameters of the step before, which are another stream's.
+        for (field, used) in [("averaging", self.averaging.is_on()), ("trust_ratio", self.trust_ratio.is_some())] {
+            require(
+                !(used && self.regime.needs_streams()),
+                owner,
+                field,
+                "on",
+                "off with regime auto-sgd, whose streams take turns in the parameters",
+            )?;
+        }
+        self.schedule.validate()?;
+        self.averaging.validate()?;
+        self.trust_ratio.map_or(Ok(()), |trust| trust.validate())?;
+        self.regime.validate()
+    }
+}
