@@ -31,6 +31,7 @@ const TERM_COLORS: [RGBColor; Term::ALL.len()] = [
     RGBColor(30, 30, 30),
     RGBColor(190, 190, 190),
     RGBColor(60, 60, 60),
+    RGBColor(110, 110, 110),
 ];
 /// The first colour, paler.
 const BAND_COLOR: RGBColor = RGBColor(150, 198, 226);
