@@ -240,7 +240,8 @@ const FEWEST_RECORD_STEPS: u64 = 2;
 const GLOBAL_SCOPE: &str = "global";
 
 impl<T> OptimizerBuilder<T> {
-    /// Starts an optimizer with this rule for every group that sets none, [`Regime::Seesaw`], no weight decay and no clip.
+    /// Starts an optimizer with this rule for every group that sets none, [`Regime::Seesaw`] and no clip. Weight decay
+    /// is none, except for [`AdamW`](crate::AdamW) and [`NAdamW`](crate::NAdamW), which have a decoupled one of 0.01.
     pub fn new(rule: Rule) -> Self {
         OptimizerBuilder {
             rule,
@@ -510,11 +511,12 @@ impl<T> OptimizerBuilder<T> {
                 (None, true) => Some(GLOBAL_SCOPE.to_owned()),
                 (None, false) => None,
             };
+            let rule = group.rule.unwrap_or(self.rule);
             let config = GroupConfig {
                 name: group.name,
-                rule: group.rule.unwrap_or(self.rule),
+                rule,
                 regime: own.regime.or(all.regime).unwrap_or_default(),
-                weight_decay: own.weight_decay.or(all.weight_decay).unwrap_or(WeightDecay::Coupled(0.0)),
+                weight_decay: own.weight_decay.or(all.weight_decay).unwrap_or_else(|| rule.default_weight_decay()),
                 clip_norm: own.clip_norm.or(all.clip_norm).unwrap_or(f32::INFINITY),
                 maximize: own.maximize.or(all.maximize).unwrap_or(false),
                 schedule: own.schedule.or_else(|| all.schedule.clone()).unwrap_or_default(),

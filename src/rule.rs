@@ -200,11 +200,19 @@ impl Rule {
         self.rule().with_momentum(momentum)
     }
 
-    /// Returns the weight decay that the rule is published with: decoupled for AdamW (0.01, PyTorch's default) and Lion (none by default),
-    /// coupled for the others. A group has the decay that it is given, or none.
+    /// Returns the weight decay that the rule is published with: decoupled for AdamW and NAdamW (0.01, PyTorch's default) and Lion (none by
+    /// default), coupled for the others (none by default).
     #[doc(hidden)]
     pub fn usual_weight_decay(&self) -> WeightDecay {
         self.rule().usual_weight_decay()
+    }
+
+    /// Returns the weight decay of a group that is given none.
+    pub(crate) fn default_weight_decay(&self) -> WeightDecay {
+        match self.usual_weight_decay() {
+            decay if decay.lambda() > 0.0 => decay,
+            _ => WeightDecay::Coupled(0.0),
+        }
     }
 
     /// Returns true if the rule keeps a momentum `m` (4 bytes per parameter). AdamW with `β₁ = 0` does not.

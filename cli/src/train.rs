@@ -21,6 +21,7 @@ use indicatif::ProgressBar;
 use rand::SeedableRng;
 use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;
+use wgpu_optim::Differences;
 
 use crate::CliError;
 use crate::data::{self, Dataset};
@@ -282,7 +283,11 @@ impl Job<'_> {
         let progress = watch.progress;
         let (mut done, mut sofar) = (step_of(&resumed), Sofar::default());
         if let Some(resumed) = resumed {
-            engine.restore(&resumed.checkpoint)?;
+            let accepted = if args.change { Differences::all() } else { Differences::none() };
+            let differences = engine.restore(&resumed.checkpoint, accepted)?;
+            for line in resumed.changes.into_iter().chain(differences.iter().map(ToString::to_string)) {
+                tell(format!("changed: {line}"));
+            }
             sofar = resumed.sofar;
         }
         let before = done;

@@ -12,8 +12,8 @@ use crate::reference::RuleStep;
 /// (Loshchilov & Hutter, arXiv:1711.05101, algorithm 2), as `torch.optim.AdamW` has it: `m ← β₁ m + (1-β₁) g`, `v ← β₂ v + (1-β₂) g²`, and at
 /// the k-th step that was not skipped `u = m/(1-β₁ᵏ) / (√v/√(1-β₂ᵏ) + ε)`. Keeps m and v.
 ///
-/// The decay is the group's own: PyTorch's default is 0.01
-/// ([`decoupled_weight_decay(0.01)`](crate::OptimizerBuilder::decoupled_weight_decay)), here it is none.
+/// A group that is given no weight decay, and whose builder is given none, has PyTorch's default: a decoupled decay of 0.01. It is Adam with
+/// [`decoupled_weight_decay(0.0)`](crate::OptimizerBuilder::decoupled_weight_decay).
 ///
 /// - The bias corrections are computed on the device from the group's exact count of steps.
 /// - The direction's elements are about 1 and do not shrink with the gradient, so that the regimes treat it like a direction of signs
@@ -44,12 +44,12 @@ impl Default for AdamW {
 }
 
 impl Rule {
-    /// Returns Adam with PyTorch's β₁ = 0.9, β₂ = 0.999, ε = 1e-8. With a decoupled weight decay it is AdamW; it has none of its own.
+    /// Returns AdamW with PyTorch's β₁ = 0.9, β₂ = 0.999, ε = 1e-8 and, unless the group sets another, weight decay of 0.01.
     pub fn adamw() -> Self {
         Rule::AdamW(AdamW::default())
     }
 
-    /// Returns Adam with `β₁ = 0`, which keeps a mean of squares and no momentum; β₂ = 0.999 and ε = 1e-8 as in [`Rule::adamw`]. With
+    /// Returns AdamW with `β₁ = 0`, which keeps a mean of squares and no momentum; β₂ = 0.999 and ε = 1e-8 as in [`Rule::adamw`]. With
     /// [`Averaging::ScheduleFree`](crate::Averaging::ScheduleFree) it is schedule-free AdamW.
     pub fn adamw_without_momentum() -> Self {
         Rule::AdamW(AdamW { beta1: 0.0, ..AdamW::default() })
@@ -75,7 +75,7 @@ impl UpdateRule for AdamW {
     }
 
     fn summary(&self) -> &'static str {
-        "Adam with PyTorch's defaults and its decoupled weight decay of 0.01; where it is schedule-free, with beta1 = 0"
+        "AdamW with PyTorch's defaults, also a decoupled weight decay of 0.01; where it is schedule-free, with beta1 = 0"
     }
 
     fn with_momentum(&self, _: f32) -> Rule {

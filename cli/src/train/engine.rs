@@ -4,8 +4,8 @@ use std::ops::{ControlFlow, Range};
 
 use wgpu_optim::cpu::{Values, ValuesMut};
 use wgpu_optim::{
-    Averaging, Checkpoint, CpuOptimizer, Gpu, Group, Notes, Optimizer, OptimizerBuilder, Parameters, Records, Regime,
-    Rule, Schedule, Warning, WeightDecay, cpu, wgpu,
+    Averaging, Checkpoint, CpuOptimizer, Difference, Differences, Gpu, Group, Notes, Optimizer, OptimizerBuilder,
+    Parameters, Records, Regime, Rule, Schedule, Warning, WeightDecay, cpu, wgpu,
 };
 
 use crate::CliError;
@@ -104,8 +104,8 @@ pub trait Engine {
     /// Everything that the steps to come follow from, but for the order of the rows.
     fn checkpoint(&self, notes: &Notes) -> Result<Checkpoint, CliError>;
 
-    /// Goes on from a checkpoint.
-    fn restore(&mut self, checkpoint: &Checkpoint) -> Result<(), CliError>;
+    /// Goes on from a checkpoint, with the differences that are accepted. Returns what differs.
+    fn restore(&mut self, checkpoint: &Checkpoint, accepted: Differences) -> Result<Vec<Difference>, CliError>;
 
     /// Mean loss and accuracy over a split.
     fn evaluate(&mut self, part: Part) -> Result<Evaluation, CliError>;
@@ -245,12 +245,12 @@ impl Engine for CpuEngine<'_> {
         Ok(self.optimizer.checkpoint(Some(&params), notes)?)
     }
 
-    fn restore(&mut self, checkpoint: &Checkpoint) -> Result<(), CliError> {
+    fn restore(&mut self, checkpoint: &Checkpoint, accepted: Differences) -> Result<Vec<Difference>, CliError> {
         let mut params = slices_of(&self.tensors, &mut self.parameters);
         let mut params: Vec<&mut dyn ValuesMut> = params.iter_mut().map(|values| values as _).collect();
-        self.optimizer.restore(checkpoint, Some(&mut params))?;
+        let differences = self.optimizer.restore_with(checkpoint, Some(&mut params), accepted)?;
         self.steps_done = checkpoint.step();
-        Ok(())
+        Ok(differences)
     }
 
     fn evaluate(&mut self, part: Part) -> Result<Evaluation, CliError> {
@@ -367,10 +367,10 @@ impl Engine for GpuEngine {
         Ok(pollster::block_on(self.optimizer.checkpoint(Parameters::Included, notes))?)
     }
 
-    fn restore(&mut self, checkpoint: &Checkpoint) -> Result<(), CliError> {
-        self.optimizer.restore(checkpoint, Parameters::Included)?;
+    fn restore(&mut self, checkpoint: &Checkpoint, accepted: Differences) -> Result<Vec<Difference>, CliError> {
+        let differences = self.optimizer.restore_with(checkpoint, Parameters::Included, accepted)?;
         self.steps_done = checkpoint.step();
-        Ok(())
+        Ok(differences)
     }
 
     fn evaluate(&mut self, part: Part) -> Result<Evaluation, CliError> {

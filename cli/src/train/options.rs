@@ -248,6 +248,12 @@ pub struct Args {
     /// The run ends with the bits of one that was not interrupted.
     #[arg(long, requires = "checkpoint", help_heading = "Outputs")]
     pub resume: bool,
+    /// Go on with other settings than those that the file was saved with
+    ///
+    /// Rule, regime, --lr, --schedule, --average, --momentum, --weight-decay, --clip-norm, --batch, --epochs and --telemetry may then differ, and
+    /// what follows is told in a line each. Steps go on counting; an epoch has as many as --batch makes it.
+    #[arg(long, requires = "resume", help_heading = "Outputs")]
+    pub change: bool,
     /// Replace files even where they are no outputs, or of another run
     ///
     /// Without it --trace, --report and --checkpoint replace only files that are such outputs, and --checkpoint only those of the same

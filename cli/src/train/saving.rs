@@ -1,7 +1,7 @@
 //! `--checkpoint`, `--every`, `--resume`: a run that was interrupted goes on as if it had not been.
 
 use std::cell::{Cell, RefCell};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 use wgpu_optim::{Checkpoint, NonFinite, Notes, Record, TensorRecord, Term};
@@ -16,6 +16,20 @@ use crate::table::tell;
 
 /// The note of a checkpoint that has a run's [`Progress`].
 const NOTE: &str = "train";
+
+/// Settings that `--change` may change: those that make no other problem of it.
+const CHANGEABLE: [&str; 10] = [
+    "--average",
+    "--batch",
+    "--clip-norm",
+    "--lr",
+    "--momentum",
+    "--regime",
+    "--rule",
+    "--schedule",
+    "--telemetry",
+    "--weight-decay",
+];
 
 /// Where and when a run is saved.
 pub struct Saving {
@@ -74,6 +88,8 @@ impl Sofar {
 /// A run to go on with.
 pub struct Resumed {
     pub checkpoint: Checkpoint,
+    /// Settings of the run that `--change` has changed, in words.
+    pub changes: Vec<String>,
     pub sofar: Sofar,
 }
 
@@ -128,7 +144,7 @@ impl Saving {
         let Some(progress) = Progress::of(&checkpoint) else {
             return refused("this checkpoint was not saved by `wgpu-optim train`".to_owned());
         };
-        match self.first_difference(&progress) {
+        match self.differences(&progress).first() {
             Some((name, then, now)) => {
                 refused(format!("this checkpoint is of another run, {name} was {then} and is {now} now"))
             }
@@ -143,13 +159,15 @@ impl Saving {
         }
     }
 
-    /// A setting that differs: its name, what it was and what it is.
-    fn first_difference(&self, progress: &Progress) -> Option<(String, String, String)> {
-        self.settings.keys().chain(progress.settings.keys()).find_map(|name| {
+    /// The settings that differ: their names, what they were and what they are.
+    fn differences(&self, progress: &Progress) -> Vec<(String, String, String)> {
+        let names: BTreeSet<&String> = self.settings.keys().chain(progress.settings.keys()).collect();
+        let differences = names.into_iter().filter_map(|name| {
             let [then, now] = [&progress.settings, &self.settings]
                 .map(|settings| settings.get(name).map_or("not given", String::as_str));
             (then != now).then(|| (name.clone(), then.to_owned(), now.to_owned()))
-        })
+        });
+        differences.collect()
     }
 
     /// The run that the file has, if it is there and `--resume` is given.
@@ -173,7 +191,7 @@ impl Saving {
         let in_memory = self.in_memory.borrow().clone();
         if let Some(checkpoint) = in_memory.filter(|_| !self.is_ours.get()) {
             let sofar = Progress::of(&checkpoint).unwrap_or_default().sofar();
-            return Ok(Some(Resumed { checkpoint, sofar }));
+            return Ok(Some(Resumed { checkpoint, changes: Vec::new(), sofar }));
         }
         self.is_ours.get().then(|| self.load(args, steps)).transpose()
     }
@@ -186,11 +204,16 @@ impl Saving {
                 "--resume: {shown} is a checkpoint, but was not saved by `wgpu-optim train`: name another with --checkpoint"
             ));
         };
-        if let Some((name, then, now)) = self.first_difference(&progress) {
+        let differences = self.differences(&progress);
+        let is_changed = |name: &str| CHANGEABLE.contains(&name);
+        if let Some((name, then, now)) = differences.iter().find(|(name, ..)| !args.change || !is_changed(name)) {
+            let or_change = if is_changed(name) { ", --change to go on with it" } else { "" };
             return CliError::usage(format!(
-                "--resume: {name} was {then} when {shown} was saved, and is {now} now: give the same, or start anew without --resume"
+                "--resume: {name} was {then} when {shown} was saved, and is {now} now: give the same{or_change}, or start anew without --resume"
             ));
         }
+        let changes =
+            differences.into_iter().map(|(name, then, now)| format!("{name} was {then}, is {now} now")).collect();
         let done = checkpoint.step();
         if done > steps {
             return CliError::usage(format!(
@@ -198,7 +221,7 @@ impl Saving {
                 args.epochs()
             ));
         }
-        Ok(Resumed { sofar: progress.sofar(), checkpoint })
+        Ok(Resumed { sofar: progress.sofar(), changes, checkpoint })
     }
 
     /// Says on standard error where a run begins that was to be resumed.

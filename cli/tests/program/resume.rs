@@ -246,6 +246,61 @@ fn a_run_that_loses_its_device_goes_on_without_it() {
     }
 }
 
+/// With `--change` a run goes on with other settings, and says what follows from them. Where nothing is changed it is the same run.
+#[test]
+fn settings_are_changed_on_purpose() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let folder = folder.path();
+    for backend in ["cpu", "vulkan"] {
+        let file = ["--checkpoint", "run.safetensors", "--backend", backend];
+        let first = || numbers(&train(folder, &[&file[..], &words("--epochs 2 --rule sgdm --force")].concat()));
+        let go_on = |args: &str| train(folder, &[&file[..], &words("--resume"), &words(args)].concat());
+        first();
+        let same = numbers(&go_on("--epochs 3 --rule sgdm --change"));
+        first();
+        assert_eq!(same, numbers(&go_on("--epochs 3 --rule sgdm")));
+        for (args, steps, lines) in [
+            (
+                // 45 steps an epoch.
+                "--epochs 3 --batch 32 --rule nesterov --weight-decay 0.001",
+                135,
+                &[
+                    "changed: --batch was 64, is 32 now",
+                    "changed: --rule was sgdm, is nesterov now",
+                    "changed: rule.nesterov of group \"model\": false in the checkpoint, true here",
+                    "changed: weight_decay of group \"model\"",
+                ][..],
+            ),
+            (
+                "--epochs 4 --rule sgdm --regime fixed --lr 0.05 --schedule warmup-cosine --clip-norm 1",
+                92,
+                &[
+                    "changed: --lr was not given, is 0.05 now",
+                    "changed: regime of group \"model\": Seesaw in the checkpoint, Fixed here",
+                    "changed: group \"model\": the learning rate starts anew",
+                    "changed: schedule of group \"model\": Constant in the checkpoint, WarmupCosine here",
+                ],
+            ),
+            ("--epochs 4 --rule adamw", 92, &["changed: --average was polynomial, is schedule-free now"]),
+        ] {
+            first();
+            let output = go_on(&format!("{args} --change"));
+            let said = String::from_utf8_lossy(&output.stderr).into_owned();
+            let end = numbers(&output);
+            for line in lines {
+                assert!(said.lines().any(|said| said.starts_with(line)), "{line}: {said}");
+            }
+            assert_eq!(end["steps"], steps, "{args}");
+            assert!(number(&end, "test_accuracy") > 0.85, "{args}: {end}");
+            // The next process has nothing more to change.
+            let output = go_on(args);
+            assert!(!String::from_utf8_lossy(&output.stderr).contains("changed"));
+            numbers(&output);
+        }
+    }
+    assert_refused(&train(folder, &["--change"]), &["--resume"]);
+}
+
 #[test]
 fn what_would_be_another_run_is_named() {
     let folder = tempfile::tempdir().expect("a folder");
@@ -253,9 +308,10 @@ fn what_would_be_another_run_is_named() {
     let file = ["--checkpoint", "run.safetensors", "--backend", "cpu", "--epochs", "2", "--rule", "sgdm"];
     numbers(&train(folder, &file));
     let saved = std::fs::read(folder.join("run.safetensors")).expect("saved");
-    let cases: [(&[&str], &[&str]); 14] = [
-        (&["--batch", "32"], &["--batch was 64", "is 32 now"]),
-        (&["--seed", "1"], &["--seed was 0", "is 1 now"]),
+    let cases: [(&[&str], &[&str]); 15] = [
+        (&["--batch", "32"], &["--batch was 64", "is 32 now: give the same, --change to go on with it, or start anew"]),
+        (&["--seed", "1"], &["--seed was 0", "is 1 now: give the same, or start anew"]),
+        (&["--seed", "1", "--change"], &["--seed was 0", "is 1 now: give the same, or start anew"]),
         (&["--rule", "signum"], &["--rule was sgdm"]),
         (&["--momentum", "0.8"], &["--momentum was 0.9", "0.8 now"]),
         (&["--regime", "fixed", "--lr", "0.1"], &["--lr was not given", "0.1 now"]),

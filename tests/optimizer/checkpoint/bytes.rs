@@ -199,7 +199,7 @@ fn foreign_and_hostile_bytes_are_refused_with_a_reason() {
         (changed("steps_low: u32, ", ""), "\"groups/state\" is U32 of shape ["),
         (
             changed(r#"\"tensors\":["#, r#"\"tensors\":[{\"name\":\"x\",\"group\":9,\"elements\":1},"#),
-            "tensor 0 is \"x\"",
+            "tensor \"x\" is tensor 0",
         ),
         (changed(r#"\"group\":1"#, r#"\"group\":9"#), "the group of tensor \"biases/0\" is nothing there"),
     ];

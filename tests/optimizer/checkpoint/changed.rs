@@ -92,7 +92,7 @@ fn groups_that_stay_go_on_bit_for_bit() {
     after.insert(1, added("new adamw", Rule::adamw()));
     after.push(added("new sgdm", Rule::sgdm(0.5)));
     for ((mut old, mut new), mut alone) in
-        every_path(&before).into_iter().zip(every_path(&after)).zip(every_path(&[after[1].clone(), after[7].clone()]))
+        every_path(&before).into_iter().zip(every_path(&after)).zip(every_path(&[after[1].clone(), after[6].clone()]))
     {
         advance(&mut *old, &before, 0..4);
         let checkpoint = old.checkpoint();
@@ -101,7 +101,7 @@ fn groups_that_stay_go_on_bit_for_bit() {
         for words in [
             "group \"free\": group 3 in the checkpoint, nothing here",
             "group \"new adamw\": nothing in the checkpoint, group 1 here",
-            "tensor \"new sgdm/1\": nothing in the checkpoint, tensor 15 here",
+            "tensor \"new sgdm/1\": nothing in the checkpoint, tensor 13 here",
             "the first group in another order: \"momentum\" in the checkpoint, \"dog\" here",
         ] {
             assert!(lines.contains(words), "{words}: {lines}");
@@ -109,7 +109,7 @@ fn groups_that_stay_go_on_bit_for_bit() {
         new.records();
         for step in 4..12 {
             // The steps with a NaN are skipped in all groups, and so in the one that has none.
-            let mut own = gradients(&[after[1].clone(), after[7].clone()], step);
+            let mut own = gradients(&[after[1].clone(), after[6].clone()], step);
             if step % 5 == 2 {
                 own[0][0] = f32::NAN;
             }
@@ -120,11 +120,11 @@ fn groups_that_stay_go_on_bit_for_bit() {
         for name in ["momentum", "adamw", "counters", "dog", "trust"] {
             assert_same_group((&*new, &after), (&*old, &before), [name; 2], "the others");
         }
-        for (group, name) in [(1, "new adamw"), (7, "new sgdm")] {
+        for (group, name) in [(1, "new adamw"), (6, "new sgdm")] {
             let (params, alones) = (new.params(), alone.params());
             let (at, of_alone) = (first_tensor(&after, name).1, if group == 1 { 0 } else { 2 });
             assert!(bits(&params[at..at + 2]) == bits(&alones[of_alone..of_alone + 2]), "{name}, {}", new.path());
-            assert_eq!(new.rates()[group].to_bits(), alone.rates()[usize::from(group == 7)].to_bits(), "{name}");
+            assert_eq!(new.rates()[group].to_bits(), alone.rates()[usize::from(group == 6)].to_bits(), "{name}");
         }
         assert_eq!(new.records().lost_steps, 0);
     }
@@ -441,6 +441,22 @@ fn scales_and_halts_go_on() {
     }
 }
 
+/// Streams of parameters take turns in the caller's buffers: they are neither begun nor ended, and a new tensor would have none.
+#[test]
+fn streams_are_neither_begun_nor_ended() {
+    let spec = |regime, lengths: &[usize]| [Spec::new(Rule::sgd(), regime, tensors(3, lengths))];
+    for (before, after, words) in [
+        (spec(Regime::seesaw(), &[5]), spec(Regime::auto_sgd(), &[5]), "is Seesaw there, AutoSgd here"),
+        (spec(Regime::auto_sgd(), &[5]), spec(Regime::seesaw(), &[5]), "is AutoSgd there, Seesaw here"),
+        (spec(Regime::auto_sgd(), &[5]), spec(Regime::auto_sgd(), &[5, 4]), "nothing there, tensor 1 here"),
+    ] {
+        let mut old = CpuRun::new(&before);
+        advance(&mut old, &before, 0..4);
+        let refused = CpuRun::new(&after).restore_with(&old.checkpoint(), Differences::all());
+        assert_refused(refused, &[words, "here; build the optimizer as it was when it was saved"]);
+    }
+}
+
 /// Whatever changes, it is refused or goes on with numbers, and groups that did not change keep their bits.
 #[test]
 fn any_change_is_refused_or_goes_on() {
@@ -513,7 +529,7 @@ fn any_change_is_refused_or_goes_on() {
             }
         }
     }
-    assert!(refused > 10 && kept > 50, "{refused} refused, {kept} kept");
+    assert!(refused > 5 && kept > 200, "{refused} refused, {kept} kept");
 }
 
 /// One call adds a group on the device and on the host. The optimizer before and the parameters stay as they were.
@@ -521,7 +537,7 @@ fn any_change_is_refused_or_goes_on() {
 fn an_optimizer_is_rebuilt_in_one_call() {
     let _alone = alone();
     let words = "group \"adapter\": nothing in the checkpoint, group 1 here";
-    let (w, a, g) = (vec![1.0f32; 8], vec![0.0f32; 4], vec![0.5f32; 8]);
+    let (w, a, g) = (vec![1.0f32; 8], vec![1.0f32; 4], vec![0.5f32; 8]);
     let build = |adapter: bool, average| {
         let builder =
             OptimizerBuilder::new(Rule::sgdm(0.9)).group(Group::new("base").averaging(average).tensor("w", &w, &g));
@@ -539,14 +555,14 @@ fn an_optimizer_is_rebuilt_in_one_call() {
     old.step(&mut [&mut twin], &[&g]).expect("steps");
     new.step(&mut [&mut moved, &mut adapter], &[&g[..], &g[..4]]).expect("steps");
     assert_eq!(moved, twin);
-    assert!(adapter.iter().all(|a| *a < 0.0));
+    assert!(adapter.iter().all(|a| *a < 1.0));
     let averaged = || build(false, Averaging::polynomial_decay());
     assert_refused(old.rebuild(averaged(), None, Differences::all()), &["with the parameters"]);
     assert_refused(old.rebuild(averaged(), Some(&[&twin]), Differences::none()), &["averaging of group \"base\""]);
     old.rebuild(averaged(), Some(&[&twin]), Differences::all()).expect("accepted");
 
     for gpu in &devices() {
-        let buffers = [&w, &a, &g].map(|values| upload(gpu, values));
+        let buffers = [&w, &a, &g, &a].map(|values| upload(gpu, values));
         let build = |gpu: &Gpu, old: Option<&Optimizer>, average: Averaging| {
             let base: Group<gpu::Tensor> = Group::new("base").averaging(average);
             let base = base.tensor("w", buffers[0].slice(..32), buffers[2].slice(..32));
@@ -554,7 +570,7 @@ fn an_optimizer_is_rebuilt_in_one_call() {
             match old {
                 None => (builder.build(gpu).expect("builds"), Vec::new()),
                 Some(old) => {
-                    let adapter = Group::new("adapter").tensor("a", buffers[1].slice(..16), buffers[2].slice(..16));
+                    let adapter = Group::new("adapter").tensor("a", buffers[1].slice(..16), buffers[3].slice(..16));
                     let rebuilt = old.rebuild(builder.group(adapter), Differences::all());
                     pollster::block_on(rebuilt).expect("accepted")
                 }
@@ -572,7 +588,7 @@ fn an_optimizer_is_rebuilt_in_one_call() {
         assert_eq!(average, before);
         step(gpu, &new);
         let after = download(gpu, &buffers[0], 8);
-        assert!(after[0] < before[0] && download(gpu, &buffers[1], 4)[0] < 0.0);
+        assert!(after[0] < before[0] && download(gpu, &buffers[1], 4)[0] < 1.0);
         assert!((after[0] - twin[0]).abs() <= 1e-6, "{} {}", after[0], twin[0]);
     }
 }
