@@ -52,7 +52,7 @@ fn check(rule: Rule, averaging: Averaging, telemetry: bool, stored: (Element, Ro
         for record in records {
             assert_eq!(record.overflow, Some((0, 4098)), "{what}");
             assert!(!record.flags.skipped(), "{what}");
-            assert_says(record, &["out of range", "tensor 0 at index 4098"]);
+            assert_says(record, &["out of range", "tensor \"first/0\" at index 4098"]);
         }
         assert!(other.records().records.iter().all(|record| record.overflow.is_none()), "{what}");
     }

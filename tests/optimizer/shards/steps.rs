@@ -190,7 +190,7 @@ fn what_is_not_finite_on_one_rank_is_skipped_on_all() {
                 let found = record.nonfinite.map(|found| (found.tensor, found.element));
                 assert_eq!(found, (rank == 1).then_some((1, 3)));
                 let expected = match rank {
-                    1 => "tensor 1 at index 3",
+                    1 => "tensor \"counters/1\" at index 3",
                     _ => "2 non-finite elements, the first on rank 1 at index 5",
                 };
                 assert!(record.to_string().contains(expected), "{record}");
