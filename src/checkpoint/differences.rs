@@ -80,7 +80,8 @@ impl Differences {
     /// - The other groups go on as they are. Where they share a norm with what is added or removed, the norm changes with it, and their
     ///   learning rate goes on from what it is.
     /// - A new group starts anew, at the step of the others, and schedules follow that step. If it shares the norm of groups with the same rule
-    ///   and regime, it takes over their learning rate. A group with exactly the tensors of one that is gone goes on from it.
+    ///   and regime, it takes over their learning rate; with another, all groups under the norm find theirs anew. A group with exactly the
+    ///   tensors of one that is gone goes on from it.
     /// - What is remembered of a tensor moves with it. The parameters of a new tensor are those in the caller's buffer.
     /// - Rules with bias corrections count the steps of a group: a tensor that has taken more or fewer is refused in it.
     /// - [`Rounding::Stochastic`](crate::Rounding::Stochastic) draws its bits by the order of declaration, and draws others in another order.

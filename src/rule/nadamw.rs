@@ -31,7 +31,7 @@ impl Default for NAdamW {
 }
 
 impl Rule {
-    /// Returns NAdamW with β₁ = 0.9, β₂ = 0.999, ε = 1e-8. The decay is the group's own.
+    /// Returns NAdamW with β₁ = 0.9, β₂ = 0.999, ε = 1e-8 and, unless the group sets another, AdamW's weight decay of 0.01.
     pub fn nadamw() -> Self {
         Rule::NAdamW(NAdamW::default())
     }

@@ -108,6 +108,30 @@ fn each_group_takes_the_builders_settings_or_its_own() {
     assert_eq!(config.averaging, Averaging::Off);
 }
 
+/// AdamW has PyTorch's decay where neither group nor builder says otherwise; the other rules have none.
+#[test]
+fn adamw_decays_by_default() {
+    let values = vec![0.0f32; 4];
+    let decay_of = |builder: OptimizerBuilder<_>, group: wgpu_optim::Group<_>| {
+        let optimizer = builder.group(group.tensor("a", &values, &values)).build_cpu().expect("builds");
+        optimizer.groups()[0].weight_decay
+    };
+    let group = || wgpu_optim::Group::new("all");
+    for rule in [Rule::all(), vec![Rule::adamw_without_momentum()]].concat() {
+        let usual = match rule {
+            Rule::AdamW(_) | Rule::NAdamW(_) => WeightDecay::Decoupled(0.01),
+            _ => WeightDecay::Coupled(0.0),
+        };
+        assert_eq!(decay_of(OptimizerBuilder::new(rule), group()), usual, "{}", rule.name());
+        assert_eq!(decay_of(OptimizerBuilder::new(Rule::sgd()), group().rule(rule)), usual, "{}", rule.name());
+        // As the command line has it.
+        assert_eq!(usual.decoupled(), rule.usual_weight_decay().decoupled(), "{}", rule.name());
+    }
+    let adamw = || OptimizerBuilder::new(Rule::adamw());
+    assert_eq!(decay_of(adamw(), group().decoupled_weight_decay(0.0)), WeightDecay::Decoupled(0.0));
+    assert_eq!(decay_of(adamw().weight_decay(0.5), group()), WeightDecay::Coupled(0.5));
+}
+
 /// Groups with different settings beside each other are what each is alone.
 #[test]
 fn groups_do_not_disturb_each_other() {

@@ -49,6 +49,7 @@ fn train(
     let mut optimizer = OptimizerBuilder::new(rule)
         .group(Group::new("all").tensor("w", &w, &w))
         .schedule(schedule)
+        .decoupled_weight_decay(0.0)
         .record_steps(2)
         .build_cpu()
         .expect("builds");

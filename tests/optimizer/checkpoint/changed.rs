@@ -12,9 +12,10 @@ use wgpu_optim_conformance::{Numbers, assert_refused, download, noise, step, ten
 use super::plain;
 use crate::helpers::raw_tensor;
 
-/// Groups with norms of their own and every kind of memory.
+/// Groups with norms of their own and every kind of memory. Lengths are multiples of four: wherever a tensor lies it is added up in the same
+/// order.
 fn several() -> Vec<Spec> {
-    let spec = |name: &str, seed, rule, regime| Spec::new(rule, regime, tensors(seed, &[7, 66])).named(name);
+    let spec = |name: &str, seed, rule, regime| Spec::new(rule, regime, tensors(seed, &[8, 64])).named(name);
     vec![
         Spec { telemetry: true, ..spec("momentum", 1, Rule::sgdm(0.9), Regime::seesaw()) },
         Spec { averaging: Averaging::polynomial_decay(), ..spec("adamw", 2, Rule::adamw(), Regime::seesaw()) },
@@ -88,7 +89,7 @@ fn groups_that_stay_go_on_bit_for_bit() {
     after.swap(0, 4);
     after.swap(1, 2);
     after.remove(3);
-    let added = |name: &str, rule| Spec::new(rule, Regime::seesaw(), tensors(9, &[5, 33])).named(name);
+    let added = |name: &str, rule| Spec::new(rule, Regime::seesaw(), tensors(9, &[4, 32])).named(name);
     after.insert(1, added("new adamw", Rule::adamw()));
     after.push(added("new sgdm", Rule::sgdm(0.5)));
     for ((mut old, mut new), mut alone) in
@@ -590,5 +591,53 @@ fn an_optimizer_is_rebuilt_in_one_call() {
         let after = download(gpu, &buffers[0], 8);
         assert!(after[0] < before[0] && download(gpu, &buffers[1], 4)[0] < 1.0);
         assert!((after[0] - twin[0]).abs() <= 1e-6, "{} {}", after[0], twin[0]);
+    }
+}
+
+/// Not a test: the times that `Optimizer::rebuild` and `CpuOptimizer::rebuild` name. `cargo test --release --test optimizer -- --ignored
+/// --nocapture how_long_a_rebuild_takes`
+#[test]
+#[ignore = "a measurement"]
+fn how_long_a_rebuild_takes() {
+    let _alone = alone();
+    let (elements, names) = (1usize << 22, ["a", "b", "c", "d"]);
+    let (w, g) = (vec![1.0f32; elements], vec![0.5f32; elements]);
+    for rule in [Rule::sgdm(0.9), Rule::adamw()] {
+        let build = |extra: bool| {
+            let with = |builder: OptimizerBuilder<_>, name: &str| builder.group(Group::new(name).tensor(name, &w, &g));
+            let builder = names.into_iter().fold(OptimizerBuilder::new(rule), with);
+            if extra { builder.group(Group::new("e").tensor("e", &w[..4], &g[..4])) } else { builder }
+        };
+        let mut old = build(false).build_cpu().expect("builds");
+        let mut params = vec![w.clone(); names.len()];
+        old.step(&mut params, &vec![g.as_slice(); names.len()]).expect("steps");
+        let times = (0..5).map(|_| {
+            let start = std::time::Instant::now();
+            old.rebuild(build(true), None, Differences::all()).expect("accepted");
+            start.elapsed()
+        });
+        println!("{}, CPU path: {:?}", rule.name(), times.min().expect("some"));
+        for gpu in &devices() {
+            let mut buffers: Vec<_> = (0..8).map(|index| upload(gpu, if index % 2 == 0 { &w } else { &g })).collect();
+            buffers.extend([upload(gpu, &w[..4]), upload(gpu, &g[..4])]);
+            let build = |extra: bool| {
+                let names = ["a", "b", "c", "d", "e"].into_iter().take(if extra { 5 } else { 4 });
+                let pairs = names.zip(buffers.chunks(2));
+                pairs.fold(OptimizerBuilder::<gpu::Tensor>::new(rule), |builder, (name, pair)| {
+                    builder.group(Group::new(name).tensor(name, pair[0].slice(..), pair[1].slice(..)))
+                })
+            };
+            let old = build(false).build(gpu).expect("builds");
+            step(gpu, &old);
+            let _ = download(gpu, &buffers[0], 4);
+            let times = (0..5).map(|_| {
+                let start = std::time::Instant::now();
+                let rebuilt = pollster::block_on(old.rebuild(build(true), Differences::all())).expect("accepted");
+                let rate = rebuilt.0.learning_rates();
+                let _ = download(gpu, rate, 4);
+                start.elapsed()
+            });
+            println!("{}, {}: {:?}", rule.name(), gpu.describe(), times.min().expect("some"));
+        }
     }
 }
