@@ -223,6 +223,7 @@ impl Schedule {
     }
 
     /// Returns a sentence on what [`Schedule::all`] has of this kind, as the command line's help has it.
+    #[doc(hidden)]
     pub fn summary(&self) -> &'static str {
         match self {
             Schedule::Constant => "None",
