@@ -1,7 +1,7 @@
 //! `--checkpoint`, `--every`, `--resume`: a run that was interrupted goes on as if it had not been.
 
 use std::cell::{Cell, RefCell};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 use wgpu_optim::{Checkpoint, NonFinite, Notes, Record, TensorRecord, Term};
@@ -161,8 +161,8 @@ impl Saving {
 
     /// The settings that differ: their names, what they were and what they are.
     fn differences(&self, progress: &Progress) -> Vec<(String, String, String)> {
-        let names: BTreeSet<&String> = self.settings.keys().chain(progress.settings.keys()).collect();
-        let differences = names.into_iter().filter_map(|name| {
+        let gone = progress.settings.keys().filter(|name| !self.settings.contains_key(*name));
+        let differences = self.settings.keys().chain(gone).filter_map(|name| {
             let [then, now] = [&progress.settings, &self.settings]
                 .map(|settings| settings.get(name).map_or("not given", String::as_str));
             (then != now).then(|| (name.clone(), then.to_owned(), now.to_owned()))

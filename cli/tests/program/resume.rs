@@ -268,7 +268,7 @@ fn settings_are_changed_on_purpose() {
                     "changed: --batch was 64, is 32 now",
                     "changed: --rule was sgdm, is nesterov now",
                     "changed: rule.nesterov of group \"model\": false in the checkpoint, true here",
-                    "changed: weight_decay of group \"model\"",
+                    "changed: weight_decay.Coupled of group \"model\": 0.0 in the checkpoint, 0.001 here",
                 ][..],
             ),
             (

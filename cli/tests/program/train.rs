@@ -293,7 +293,7 @@ fn trace_of(path: &Path, extra: &[&str]) -> Vec<csv::StringRecord> {
     run(&[&["--trace", path, "--epochs", "3"], extra].concat());
     let mut reader = csv::Reader::from_path(path).expect("opens");
     let header = "step loss norm smoothed_norm ln_lr norm_term alignment_term brake_term held_term curvature_term \
-                  distance_term history_term loss_term gate_term episode_term clamp_term schedule_term trust_term flags";
+                  distance_term history_term loss_term gate_term episode_term clamp_term schedule_term trust_term control_term flags";
     assert_eq!(reader.headers().expect("a header"), words(header));
     reader.records().map(|row| row.expect("a row")).collect()
 }
@@ -307,11 +307,11 @@ fn the_terms_of_each_row_add_up_to_the_change_of_ln_lr() {
             let rows = trace_of(&path, &["--backend", backend, "--rule", rule]);
             assert_eq!(rows.len(), 3 * 23);
             let value = |row: &csv::StringRecord, column: usize| -> f64 { row[column].parse().expect("a number") };
-            assert_eq!(&rows[0][18], "first");
+            assert_eq!(&rows[0][19], "first");
             let mut moved = 0;
             for (index, pair) in rows.windows(2).enumerate() {
                 assert_eq!(value(&pair[1], 0), (index + 1) as f64);
-                let terms: f64 = (5..18).map(|column| value(&pair[1], column)).sum();
+                let terms: f64 = (5..19).map(|column| value(&pair[1], column)).sum();
                 let change = value(&pair[1], 4) - value(&pair[0], 4);
                 assert!((terms - change).abs() <= 1e-6, "{pair:?}");
                 moved += usize::from(change.abs() > 1e-3);
