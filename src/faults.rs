@@ -18,5 +18,5 @@ pub(crate) fn with_failing<T>(request: usize, work: impl FnOnce() -> T) -> Optio
 pub(crate) fn asked_for(items: u64) -> u64 {
     let left = LEFT.get();
     LEFT.set(left.and_then(|left| left.checked_sub(1)));
-    if left == Some(0) { 1 << 60 } else { items }
+    if left == Some(0) { 1 << 54 } else { items }
 }
