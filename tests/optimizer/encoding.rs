@@ -297,7 +297,7 @@ fn a_drain_that_waits_holds_up_no_other_future() {
         let (mut taken, mut arrived) = (0, Vec::new());
         // More work each time, until the device is not done when it is first asked.
         let mut submit_until = |run: &mut GpuRun, ask: &mut dyn FnMut(&mut GpuRun) -> bool| {
-            for steps in (0..12).map(|n| 1u64 << n) {
+            for steps in (0..13).map(|n| 1u64 << n) {
                 submit(gpu, |encoder| {
                     (0..steps).for_each(|_| run.optimizer.encode_step(encoder).expect("alive"));
                 });
