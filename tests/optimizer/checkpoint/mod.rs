@@ -4,7 +4,8 @@
 //!
 //! Tried once by hand, each with the test that then failed: a file that is written in place, a row of states that is left out, one
 //! element of momentum exchanged with another, roles that are not restored, a regime that is not compared, a header's length that is
-//! believed, records that are not cleared.
+//! believed, records that are not cleared; of loads with differences: steps of a new group that count, a decay that was set and is built
+//! otherwise, an average of zeros, a loss scale beyond its limit, counters that are dropped.
 
 mod bytes;
 mod changed;
