@@ -289,11 +289,11 @@ fn a_drain_that_waits_holds_up_no_other_future() {
     let gpus = devices();
     assert!(gpus.iter().any(|gpu| vulkan(&gpu)), "no Vulkan driver");
     for gpu in gpus.iter().filter(vulkan) {
-        let specs = [spec(1 << 18)];
+        let specs = [spec(1 << 20)];
         let mut run = GpuRun::with(gpu, &specs, packed(&specs, 0, 0), |builder: OptimizerBuilder<_>| {
             builder.record_steps(1 << 14)
         });
-        run.write_grads(&[Numbers(5).vec(1 << 18)]);
+        run.write_grads(&[Numbers(5).vec(1 << 20)]);
         let (mut taken, mut arrived) = (0, Vec::new());
         // More work each time, until the device is not done when it is first asked.
         let mut submit_until = |run: &mut GpuRun, ask: &mut dyn FnMut(&mut GpuRun) -> bool| {
