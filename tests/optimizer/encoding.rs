@@ -297,16 +297,20 @@ fn a_drain_that_waits_holds_up_no_other_future() {
         let (mut taken, mut arrived) = (0, Vec::new());
         // More work each time, until the device is not done when it is first asked.
         let mut submit_until = |run: &mut GpuRun, ask: &mut dyn FnMut(&mut GpuRun) -> bool| {
+            let mut times = Vec::new();
             for steps in (0..13).map(|n| 1u64 << n) {
+                let started = Instant::now();
                 submit(gpu, |encoder| {
                     (0..steps).for_each(|_| run.optimizer.encode_step(encoder).expect("alive"));
                 });
                 taken += steps;
+                let submitted = started.elapsed();
                 if ask(run) {
                     return;
                 }
+                times.push((submitted, started.elapsed()));
             }
-            panic!("{}: no drain ever waited", gpu.describe());
+            panic!("{}: no drain ever waited; submitted, and arrived: {times:?}", gpu.describe());
         };
         submit_until(&mut run, &mut |run| {
             let mut turns_of_others = 0;

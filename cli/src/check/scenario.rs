@@ -295,7 +295,12 @@ impl Scenario {
             Tolerance::OfLargest(_) => largest,
             Tolerance::OfEach(_) => {
                 let w = w.abs().max(f64::from(w_0.abs()));
-                let direction = if spec.rule.is_scale_free() { 1.0 } else { reach * (g + decay * w) };
+                let direction = match spec.rule {
+                    // Its first directions, without a bias correction.
+                    Rule::RmsProp(rule) => 1.0 / (1.0 - f64::from(rule.alpha)).sqrt(),
+                    rule if rule.is_scale_free() => 1.0,
+                    _ => reach * (g + decay * w),
+                };
                 w.max(rate * direction)
             }
         };

@@ -498,7 +498,7 @@ fn bad_input_ends_in_one_line_and_exit_code_2() {
     refused(&["train", "--batch", "0"], &["--batch", "0"]);
     refused(&["train", "--epochs", "0"], &["--epochs"]);
     refused(&["train", "--hidden", "0"], &["--hidden"]);
-    refused(&["train", "--rule", "adagrad"], &["adagrad", "sgdm"]);
+    refused(&["train", "--rule", "adadelta"], &["adadelta", "sgdm"]);
     refused(&["train", "--adapter", "Voodoo 2"], &["Voodoo 2", "there is"]);
     for command in ["train", "devices", "check", "bench"] {
         let output = command::wgpu_optim().arg(command).env("WGPU_BACKEND", "vulkan,foo").output();

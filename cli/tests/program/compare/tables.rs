@@ -61,7 +61,7 @@ fn bad_input_ends_in_one_line_before_anything_runs() {
     }
     for (args, words) in [
         ("--regimes fixed", &["--regimes", "--lrs"][..]),
-        ("--rules adagrad", &["adagrad", "sgdm"]),
+        ("--rules adadelta", &["adadelta", "sgdm"]),
         ("--settings 64", &["64", "64x10"]),
         ("--settings 0x3", &["0x3", "at least 1"]),
         ("--settings 64x1 --batch 32", &["--batch"]),
