@@ -200,6 +200,7 @@ fn update() -> Scenario {
             specs.push(Spec { decay, ..group(name, rule, Regime::fixed(0.037), &[1001, 1, 3, 4, 5, 33]) });
         }
     }
-    // A product, a decay and a difference are rounded, and two products and a sum before them where there is momentum.
-    Scenario { tolerance: Tolerance::OfEach(3.0), ..Scenario::new("pass 4 at a fixed rate", 3, specs) }
+    // A product, a decay and a difference are rounded, and two products and a sum before them where there is momentum. Healthy runs reach 5 in
+    // three steps (RMSprop).
+    Scenario { tolerance: Tolerance::OfEach(4.0), ..Scenario::new("pass 4 at a fixed rate", 3, specs) }
 }

@@ -108,7 +108,7 @@ const TOLERANCES: [(&str, &str, &[Quantity], f64); 17] = [
     ("steps", "", &[Quantity::Norms, Quantity::Alignments], 24.0),
     ("passes", "sums of passes", &[Quantity::Squares, Quantity::Products], 24.0),
     ("passes", "pass 3", &[Quantity::Rates, Quantity::Norms], 24.0),
-    ("passes", "pass 4", &[Quantity::Parameters], 9.0),
+    ("passes", "pass 4", &[Quantity::Parameters], 12.0),
     ("windows", "", OF_STEPS, 24.0),
     ("magnitudes", "", OF_STEPS, 24.0),
     ("nonfinite", "", &[Quantity::Parameters], 0.0),
