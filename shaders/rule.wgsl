@@ -16,8 +16,6 @@ import package::layout::{RuleNumbers, Update, LARGEST_SQUARED};
 @if(adamw) import package::rule::adamw::{direction, last_direction};
 @if(lion) import package::rule::lion::{direction, last_direction};
 @if(nadamw) import package::rule::nadamw::{direction, last_direction};
-@if(rmsprop) import package::rule::rmsprop::{direction, last_direction};
-@if(adagrad) import package::rule::adagrad::{direction, last_direction};
 
 // What is known of the last step. The direction is wanted in units of 2^k, where 2^-k is `gradient_scale` for a direction made of gradients,
 // `momentum_scale` for one made of momentum, and 1 for signs and for a preconditioned direction.

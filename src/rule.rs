@@ -95,8 +95,15 @@ pub(crate) trait RuleVisitor {
     fn visit<R: HostRule>(self) -> Self::Output;
 }
 
+/// Nothing: repeats what stands around it for each kind.
+macro_rules! without {
+    ($Kind:ident) => {
+        ""
+    };
+}
+
 /// The table of rules. A row has the rule's name here, the name of its files, and for each kind of kernels that it needs a type that
-/// implements [`HostRule`].
+/// implements [`HostRule`]. A rule without kinds has the kernels of another, with numbers of its own.
 macro_rules! rules {
     ($($(#[$meta:meta])* $Rule:ident in $module:ident { $($Kind:ident = $Host:ident),* })*) => {
         $(mod $module; pub use $module::$Rule;)*
@@ -151,11 +158,12 @@ macro_rules! rules {
             }
         }
 
-        /// The rules' WGSL files.
-        pub(crate) const SOURCES: &[(&str, &str)] = &[$((
+        /// The WGSL files of the rules that have kernels of their own.
+        pub(crate) const SOURCES: &[(&str, &str)] = &[$($((
             concat!("rule/", stringify!($module)),
-            include_str!(concat!("../shaders/rule/", stringify!($module), ".wgsl")),
-        ),)*];
+            // The same file for each of the rule's kinds.
+            include_str!(concat!("../shaders/rule/", stringify!($module), ".wgsl", without!($Kind))),
+        ),)*)*];
     };
 }
 
@@ -175,9 +183,9 @@ rules! {
     /// AdamW with Nesterov momentum.
     NAdamW in nadamw { NAdamW = Ahead }
     /// RMSprop.
-    RmsProp in rmsprop { RmsProp = ByRootMeanSquare }
+    RmsProp in rmsprop {}
     /// Adagrad.
-    Adagrad in adagrad { Adagrad = ByRootSum }
+    Adagrad in adagrad {}
 }
 
 impl Rule {
@@ -279,6 +287,12 @@ impl Rule {
 
     pub(crate) fn numbers(&self) -> RuleNumbers {
         self.rule().numbers()
+    }
+
+    /// Returns true if v is a sum of squares and no mean.
+    #[cfg(feature = "checkpoint")]
+    pub(crate) fn sums_squares(&self) -> bool {
+        self.numbers().square_keep == 1.0
     }
 
     pub(crate) fn validate(&self) -> Result<(), Error> {

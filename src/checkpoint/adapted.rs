@@ -24,8 +24,9 @@ pub(crate) struct Fitted<'a> {
     pub(crate) differences: Vec<Difference>,
 }
 
-/// What a rule keeps of each parameter: momentum, second moments, and whether the momentum begins with the gradient itself.
-type Moments = (bool, bool, bool);
+/// What a rule keeps of each parameter: momentum, second moments, whether the momentum begins with the gradient itself, and whether the second
+/// moments are a sum and no mean.
+type Moments = (bool, bool, bool, bool);
 
 /// A group of the file.
 struct Old {
@@ -238,7 +239,7 @@ impl Checkpoint {
         let squares = keeps(MemoryKind::SecondMoment, traits.squares);
         Ok(Old {
             kernel: regime.regime().kernel(),
-            moments: (momentum, squares, traits.momentum_from_gradient),
+            moments: (momentum, squares, traits.momentum_from_gradient, rule.sums_squares()),
             is_scale_free: rule.is_scale_free(),
         })
     }
@@ -274,8 +275,9 @@ impl Adaptation<'_> {
     }
 
     fn moments(&self, group: usize) -> Moments {
-        let traits = self.plan.configs[group].rule.traits();
-        (traits.momentum, traits.squares, traits.momentum_from_gradient)
+        let rule = self.plan.configs[group].rule;
+        let traits = rule.traits();
+        (traits.momentum, traits.squares, traits.momentum_from_gradient, rule.sums_squares())
     }
 
     /// Whether a group's rule keeps the moments that a group of the file has.
@@ -364,7 +366,7 @@ impl Adaptation<'_> {
         let config = &self.plan.configs[group];
         let mut sources = self.sources[group];
         let kernel = self.plan.kernels[group];
-        let (momentum, squares, _) = self.moments(group);
+        let (momentum, squares, ..) = self.moments(group);
         let has_trust = config.trust_ratio.is_some();
         let had_trust = |old: usize| self.file.about.groups[old].settings.contains_key("trust_ratio.coefficient");
         let lacks = |kind| kernel.keeps(kind) && !(sources.rate && self.all_have(group, kind));
@@ -438,7 +440,7 @@ impl Adaptation<'_> {
     /// Steps that did not move a group here, as it is to count them. All of them where its count starts anew.
     fn left_out(&mut self, group: usize) -> u32 {
         let Sources { origin, moments, .. } = self.sources[group];
-        let (_, squares, _) = self.moments(group);
+        let (_, squares, ..) = self.moments(group);
         match moments.or(origin.filter(|_| !squares)) {
             Some(old) => self.state(old, group).left_out,
             None => steps_taken(&self.state(0, 0)),

@@ -1,11 +1,9 @@
-//! Adagrad. On the device: `shaders/rule/adagrad.wgsl`.
+//! Adagrad. Its kernels are those of AdamW without momentum, whose bias corrections its numbers make 1.
 
-use super::{
-    HostRule, LARGEST_SQUARED, LastStep, Rule, RuleKind, Traits, UpdateRule, decay_of, preconditioned, require_epsilon,
-};
+use super::{Rule, RuleKind, UpdateRule, decay_of, require_epsilon};
 use crate::averaging::Averaging;
 use crate::error::Error;
-use crate::layout::{RuleNumbers, Update};
+use crate::layout::RuleNumbers;
 use crate::reference::RuleStep;
 
 /// Adagrad (Duchi, Hazan & Singer 2011, JMLR 12), as `torch.optim.Adagrad` has it with a sum that begins at 0: `v ← v + g²`,
@@ -53,7 +51,7 @@ impl UpdateRule for Adagrad {
     }
 
     fn kind(&self) -> RuleKind {
-        RuleKind::Adagrad
+        RuleKind::AdamWWithoutMomentum
     }
 
     fn first_step(&self, _: &Averaging) -> f32 {
@@ -81,23 +79,5 @@ impl UpdateRule for Adagrad {
         let step = &mut RuleStep { g: &g, k: step.k, moments: step.moments, flushes: step.flushes };
         let v = step.next_squares(1.0, 1.0);
         g.iter().zip(&v).map(|(g, v)| g / (v.sqrt() + f64::from(self.epsilon))).collect()
-    }
-}
-
-/// The gradient over the root of the sum of its squares.
-pub(crate) struct ByRootSum;
-
-impl HostRule for ByRootSum {
-    const TRAITS: Traits = Traits { features: &["adagrad"], squares: true, ..Traits::PLAIN };
-
-    #[inline(always)]
-    fn direction(update: &Update, g: f32, _: f32, _: f32, v: f32) -> f32 {
-        preconditioned(g.clamp(-LARGEST_SQUARED, LARGEST_SQUARED), v, 1.0, 1.0, update.epsilon)
-    }
-
-    #[inline(always)]
-    fn last_direction(step: &LastStep) -> f32 {
-        let g = step.clipped.clamp(-LARGEST_SQUARED, LARGEST_SQUARED);
-        preconditioned(g, step.v, 1.0, 1.0, step.numbers.epsilon)
     }
 }

@@ -1,11 +1,9 @@
-//! RMSprop. On the device: `shaders/rule/rmsprop.wgsl`.
+//! RMSprop. Its kernels are those of AdamW without momentum, whose bias corrections its numbers make 1.
 
-use super::{
-    HostRule, LARGEST_SQUARED, LastStep, Rule, RuleKind, Traits, UpdateRule, decay_of, preconditioned, require_epsilon, require_share,
-};
+use super::{Rule, RuleKind, UpdateRule, decay_of, require_epsilon, require_share};
 use crate::averaging::Averaging;
 use crate::error::Error;
-use crate::layout::{RuleNumbers, Update};
+use crate::layout::RuleNumbers;
 use crate::reference::RuleStep;
 
 /// RMSprop (Tieleman & Hinton 2012, lecture 6.5 of their course), as `torch.optim.RMSprop` has it without momentum and not centred:
@@ -54,7 +52,7 @@ impl UpdateRule for RmsProp {
     }
 
     fn kind(&self) -> RuleKind {
-        RuleKind::RmsProp
+        RuleKind::AdamWWithoutMomentum
     }
 
     fn first_step(&self, _: &Averaging) -> f32 {
@@ -83,23 +81,5 @@ impl UpdateRule for RmsProp {
         let step = &mut RuleStep { g: &g, k: step.k, moments: step.moments, flushes: step.flushes };
         let v = step.next_squares(f64::from(self.alpha), 1.0 - f64::from(self.alpha));
         g.iter().zip(&v).map(|(g, v)| g / (v.sqrt() + f64::from(self.epsilon))).collect()
-    }
-}
-
-/// The gradient over the root of the mean of its squares.
-pub(crate) struct ByRootMeanSquare;
-
-impl HostRule for ByRootMeanSquare {
-    const TRAITS: Traits = Traits { features: &["rmsprop"], squares: true, ..Traits::PLAIN };
-
-    #[inline(always)]
-    fn direction(update: &Update, g: f32, _: f32, _: f32, v: f32) -> f32 {
-        preconditioned(g.clamp(-LARGEST_SQUARED, LARGEST_SQUARED), v, 1.0, 1.0, update.epsilon)
-    }
-
-    #[inline(always)]
-    fn last_direction(step: &LastStep) -> f32 {
-        let g = step.clipped.clamp(-LARGEST_SQUARED, LARGEST_SQUARED);
-        preconditioned(g, step.v, 1.0, 1.0, step.numbers.epsilon)
     }
 }

@@ -33,8 +33,6 @@ const RULES: &[&str] = &[
     "adamw squares",
     "lion momentum",
     "nadamw momentum squares",
-    "rmsprop squares",
-    "adagrad squares",
 ];
 const KEEPS: &[&str] = &[
     "",

@@ -167,6 +167,9 @@ fn moments_go_into_rules_that_have_them() {
         (Rule::sgdm(0.9), Rule::signum(0.9), false),
         (Rule::sgdm(0.9), Rule::adamw(), false),
         (Rule::adamw(), Rule::sgd(), false),
+        // A mean of squares, and a sum.
+        (Rule::rmsprop(), Rule::adagrad(), false),
+        (Rule::adagrad(), Rule::adamw_without_momentum(), false),
     ] {
         let specs = |rule| vec![Spec::new(rule, Regime::seesaw(), tensors(3, &[5, 40]))];
         let (before, after) = (specs(rule), specs(other));
