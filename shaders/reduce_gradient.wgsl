@@ -55,7 +55,7 @@ struct Quad {
 }
 
 fn quad_of(block: Block, quad: u32) -> Quad {
-    var q = Quad(bits_of_gradients(block, quad), vec4<u32>());
+    var q = Quad(bits_of_gradients(block, quad), vec4<u32>(0u));
     if COUPLED_DECAY {
         q.parameters = bits_of_parameters(block, quad);
     }
@@ -136,10 +136,10 @@ fn reduce_block(invocation: Invocation) {
     // Before the group's first step, which another group of the scope may have had, there is nothing to compare with.
     let measures = (MOMENTUM || COUNTERS) && states[block.group].momentum_started != 0u;
 
-    var largest_loaded = vec4<u32>();
-    var largest = vec4<u32>();
+    var largest_loaded = vec4<u32>(0u);
+    var largest = vec4<u32>(0u);
     var squares = vec4<f32>();
-    var raw_largest = vec4<u32>();
+    var raw_largest = vec4<u32>(0u);
     var raw_squares = vec4<f32>();
     var alignment = AlignmentSums();
     for (var quad = lane; 4u * quad < block.elements; quad += WORKGROUP) {

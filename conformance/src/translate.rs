@@ -274,10 +274,11 @@ pub fn faults(kernel: &Kernel) -> Vec<String> {
     let subgroups = kernel.has_subgroups();
     for shader_model in SHADER_MODELS {
         // wgpu does not offer subgroups below 6.0.
-        if !(subgroups && shader_model < hlsl::ShaderModel::V6_0)
-            && let Err(error) = kernel.hlsl(shader_model)
-        {
-            faults.push(format!("HLSL {shader_model:?}: {error}"));
+        if !(subgroups && shader_model < hlsl::ShaderModel::V6_0) {
+            match kernel.hlsl(shader_model) {
+                Ok((hlsl, _)) => faults.extend(zero_value_written_twice(&hlsl)),
+                Err(error) => faults.push(format!("HLSL {shader_model:?}: {error}")),
+            }
         }
     }
     for version in METAL_VERSIONS {
@@ -289,6 +290,15 @@ pub fn faults(kernel: &Kernel) -> Vec<String> {
         }
     }
     faults
+}
+
+/// naga writes one function for each type of which a zero value is taken, named after the type's HLSL. A type and its alias have one name there.
+fn zero_value_written_twice(hlsl: &str) -> Option<String> {
+    let mut functions: Vec<&str> =
+        hlsl.lines().filter(|line| line.contains(" ZeroValue") && line.ends_with('{')).collect();
+    functions.sort_unstable();
+    let twice = functions.windows(2).find(|pair| pair[0] == pair[1])?;
+    Some(format!("HLSL: two functions \"{}\"", twice[0].trim_end_matches(" {")))
 }
 
 /// The oldest that wgpu asks for, FXC's; the oldest with subgroups, the newest, and one between.

@@ -78,7 +78,7 @@ fn load_gradients(block: Block, quad: u32) -> vec4<f32> {
 
 @if(clears_gradients && !scalars)
 fn clear_gradients(block: Block, quad: u32) {
-    gradients[(block.grads_start >> 2u) + quad] = GradientLane();
+    gradients[(block.grads_start >> 2u) + quad] = GradientLane(0u);
 }
 
 @if(clears_gradients && !half_gradients && scalars)

@@ -58,7 +58,7 @@ fn find_nonfinite(what: u32, block: Block, lane: u32, t: ptr<function, Totals>) 
 
 // ‖w₀‖², and what of the parameters is not finite.
 fn measure_initial_norm(block: Block, lane: u32, t: ptr<function, Totals>) {
-    var largest = vec4<u32>();
+    var largest = vec4<u32>(0u);
     var squares = vec4<f32>();
     for (var quad = lane; 4u * quad < block.elements; quad += WORKGROUP) {
         let bits = bits_of_parameters(block, quad);

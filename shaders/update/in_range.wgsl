@@ -18,7 +18,7 @@ var<private> outside: vec4<u32>;
 fn in_range(block: Block, quad: u32, moved: Moved) -> vec4<bool> {
     let fits = (abs(moved.parameters) <= vec4<f32>(largest_parameter())) & (abs(moved.beside) <= vec4<f32>(LARGEST_F32));
     let keys = vec4<u32>(NO_ELEMENT - block.first_element - 4u * quad) - vec4<u32>(0u, 1u, 2u, 3u);
-    outside = max(outside, select(keys, vec4<u32>(), fits));
+    outside = max(outside, select(keys, vec4<u32>(0u), fits));
     return fits;
 }
 

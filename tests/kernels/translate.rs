@@ -134,6 +134,31 @@ fn the_bits_of_a_negated_float_are_told() {
     assert_eq!(planted(&kernel("-x", "-x")).len(), 2);
 }
 
+/// Seeded faults.
+#[test]
+fn zero_values_of_a_type_and_its_alias_are_told() {
+    let kernel = |zero: &str| {
+        format!(
+            "alias Lane = vec4<u32>;
+            @group(0) @binding(0) var<storage, read_write> lanes: array<Lane>;
+            @group(0) @binding(1) var<storage, read_write> out: array<vec4<u32>>;
+            @compute @workgroup_size(1)
+            fn main(@builtin(local_invocation_index) lane: u32) {{
+                var largest = vec4<u32>();
+                largest = max(largest, out[lane]);
+                out[lane] = largest;
+                lanes[lane] = {zero};
+            }}"
+        )
+    };
+    assert_eq!(planted(&kernel("Lane(0u)")), Vec::<String>::new());
+    let told = planted(&kernel("Lane()"));
+    assert!(
+        !told.is_empty() && told.iter().all(|fault| fault == "HLSL: two functions \"uint4 ZeroValueuint4()\""),
+        "{told:?}"
+    );
+}
+
 /// Leaves in a folder, beside the translations, in `run/` the MSL of the cases' kernels as C++, with a function that calls each; and the cases.
 fn write_out(folder: &Path, kernels: &[Kernel], cases: &[Value]) -> std::io::Result<()> {
     translate::write_out(folder, kernels)?;
