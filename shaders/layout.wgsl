@@ -28,6 +28,28 @@ struct Block {
     present: u32,
 }
 
+struct Matrix {
+    first: u32,
+    rows: u32,
+    columns: u32,
+    transposed: u32,
+    gram_first: u32,
+    group: u32,
+    lead: u32,
+    blocks: u32,
+    a: f32,
+    b: f32,
+    c: f32,
+    epsilon: f32,
+    scale: f32,
+}
+
+struct Tile {
+    matrix: u32,
+    row: u32,
+    column: u32,
+}
+
 struct RuleNumbers {
     momentum: f32,
     gradient_share: f32,
@@ -76,7 +98,7 @@ struct GroupConstants {
     average_start: u32,
     average_gain: f32,
     trust_coefficient: f32,
-    sqrt_elements: f32,
+    direction_length: f32,
     scope_momentum: f32,
     scope_clip: f32,
     rounding_seed: u32,

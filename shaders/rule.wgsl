@@ -7,6 +7,7 @@
 //     direction(update, g, last, m, v)    the direction u of a step: from the gradient g, the momentum before (last) and after (m) the step,
 //                                         and the new mean of squares v
 //     last_direction(step)                the direction of the step before, from what is still in memory, for the secant regimes
+// Of a rule that owns passes over matrices, v is the direction that these have made, and there is no last_direction.
 
 import package::layout::{RuleNumbers, Update, LARGEST_SQUARED};
 @if(sgd) import package::rule::sgd::{direction, last_direction};
@@ -16,6 +17,7 @@ import package::layout::{RuleNumbers, Update, LARGEST_SQUARED};
 @if(adamw) import package::rule::adamw::{direction, last_direction};
 @if(lion) import package::rule::lion::{direction, last_direction};
 @if(nadamw) import package::rule::nadamw::{direction, last_direction};
+@if(muon) import package::rule::muon::direction;
 
 // What is known of the last step. The direction is wanted in units of 2^k, where 2^-k is `gradient_scale` for a direction made of gradients,
 // `momentum_scale` for one made of momentum, and 1 for signs and for a preconditioned direction.
@@ -36,6 +38,7 @@ fn direction_of(update: Update, g: vec4<f32>, last: vec4<f32>, m: vec4<f32>, v: 
     return direction(update, g, last, m, v);
 }
 
+@if(!muon)
 fn last_direction_of(step: LastStep) -> vec4<f32> {
     return last_direction(step);
 }

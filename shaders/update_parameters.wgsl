@@ -1,6 +1,6 @@
 // Pass 4: the fused update, one read-modify-write of the parameters and of what the rule remembers.
 //
-// Reads:  updates (one per group, from pass 3), gradients.
+// Reads:  updates (one per group, from pass 3), gradients; directions of a rule that owns passes over matrices.
 // Writes: parameters, with what 16 bits lack of them where that is kept; momentum; memory (counters, the last gradient, the first parameters, streams of
 //         parameters); averages; what it measures of the step. Nothing where the step is skipped, but for streams, which change turns.
 //         Nothing of a tensor without gradients. Zeros in the place of the gradients where that is asked, skipped or not. In the ring of records, which element was out of range.
@@ -29,15 +29,15 @@ import package::rule::{admitted, direction_of};
 import package::update::in_range::in_range;
 @if(!measures_step) import package::update::in_range::tell_overflow;
 import package::update::moved::Moved;
+import package::update::step_gradient::step_gradient;
 @if(schedule_free) import package::update::schedule_free::{base, moved_schedule_free};
 @if(measures_step) import package::update::measure_step::{leave, watch};
-
-override COUPLED_DECAY: bool;
 
 @group(0) @binding(0) var<storage, read> updates: array<Update>;
 @group(1) @binding(0) var<storage, read> blocks: array<Block>;
 @if(momentum) @group(1) @binding(3) var<storage, read_write> momentum: array<vec4<f32>>;
 @if(squares && !momentum) @group(1) @binding(3) var<storage, read_write> momentum: array<vec4<f32>>;
+@if(matrices) @group(1) @binding(6) var<storage, read> directions: array<vec4<f32>>;
 @if(keeps_memory) @group(1) @binding(4) var<storage, read_write> memory: array<Memory>;
 
 fn update_quad(block: Block, update: Update, quad: u32) {
@@ -45,10 +45,7 @@ fn update_quad(block: Block, update: Update, quad: u32) {
     var raw = load_gradients(block, quad);
     @if(clears_gradients) clear_gradients(block, quad);
     raw *= update.unscale;
-    var g = update.gradient_factor * raw;
-    if COUPLED_DECAY {
-        g += update.coupled_decay * w;
-    }
+    let g = step_gradient(update, raw, w);
     let at = block.state_quad + quad;
     var last = vec4<f32>();
     var m = vec4<f32>();
@@ -62,6 +59,7 @@ fn update_quad(block: Block, update: Update, quad: u32) {
         v = next_squares(update, momentum[behind], admitted(g));
         momentum[behind] = v;
     }
+    @if(matrices) v = directions[at];
     @if(keeps_memory) keep(update, at, w, raw, g);
     let u = direction_of(update, g, last, m, v);
     // What moves beside the parameters: the momentum, or z.

@@ -9,6 +9,7 @@ mod finish_update;
 mod half;
 mod learning_rate;
 pub(crate) mod optimizer;
+mod orthogonalize;
 mod outliers;
 mod reduce_gradient;
 pub(crate) mod schedule;

@@ -174,6 +174,18 @@ pub(crate) enum BuildError {
     )]
     LengthMismatch { tensor: String, params: u64, grads: u64 },
 
+    /// A shape does not have as many elements as the tensor.
+    #[error(
+        "tensor \"{tensor}\" has the shape {shape:?}, but {elements} elements: give the lengths of its dimensions, whose product is their number"
+    )]
+    Shape { tensor: String, shape: Vec<usize>, elements: u64 },
+
+    /// A rule needs matrices and was given another tensor.
+    #[error(
+        "tensor \"{tensor}\" of shape {shape:?} is no matrix, which rule {rule} needs: give its shape with Group::shaped_tensor, or name a rule for such tensors with other_tensors (Rule::adamw() is usual)"
+    )]
+    NoMatrix { tensor: String, shape: Vec<usize>, rule: &'static str },
+
     /// A buffer slice does not start or end on an element.
     #[error(
         "tensor \"{tensor}\": the {role} slice starts at byte {offset_bytes} and is {size_bytes} bytes long, but it must start at a multiple of 4 and be a whole number of elements, {} bytes each",

@@ -7,6 +7,7 @@ mod finish_update;
 mod learning_rate;
 mod limits;
 pub(crate) mod optimizer;
+mod orthogonalize;
 pub(crate) mod pass;
 mod readback;
 mod reduce_gradient;

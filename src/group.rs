@@ -44,8 +44,26 @@ pub struct Group<T> {
     pub(crate) settings: Settings,
     pub(crate) shared_norm: Option<String>,
     pub(crate) per_tensor: bool,
-    /// Names, each with parameters and gradients.
-    pub(crate) tensors: Vec<(String, [T; 2])>,
+    /// The rule of tensors that the group's rule cannot take.
+    pub(crate) other_tensors: Option<Rule>,
+    /// Tensors with their parameters and gradients.
+    pub(crate) tensors: Vec<NamedTensor<[T; 2]>>,
+}
+
+/// A tensor as it is declared.
+#[derive(Debug, Clone)]
+pub(crate) struct NamedTensor<T> {
+    pub(crate) name: String,
+    /// Lengths of its dimensions; empty for a flat tensor.
+    pub(crate) shape: Vec<usize>,
+    pub(crate) tensor: T,
+}
+
+impl<T> NamedTensor<T> {
+    /// The same tensor at another place.
+    pub(crate) fn with<U>(self, tensor: U) -> NamedTensor<U> {
+        NamedTensor { name: self.name, shape: self.shape, tensor }
+    }
 }
 
 /// Settings that a group may have for itself and the builder for all groups. `None` uses the builder's.
@@ -71,6 +89,7 @@ impl<T> Group<T> {
             settings: Settings::default(),
             shared_norm: None,
             per_tensor: false,
+            other_tensors: None,
             tensors: Vec::new(),
         }
     }
@@ -78,6 +97,16 @@ impl<T> Group<T> {
     /// Sets this group's rule instead of the builder's.
     pub fn rule(mut self, rule: Rule) -> Self {
         self.rule = Some(rule);
+        self
+    }
+
+    /// Sets the rule of the group's tensors that are no matrices, where the group's rule needs matrices, as [`Rule::muon`] does: biases, gains,
+    /// and tensors that were added without a shape.
+    ///
+    /// They become a group of their own, named `group/others`, which has the group's settings. Without this call, and without
+    /// [`OptimizerBuilder::other_tensors`], such a tensor is an error. Rules that take every tensor ignore it.
+    pub fn other_tensors(mut self, rule: Rule) -> Self {
+        self.other_tensors = Some(rule);
         self
     }
 
@@ -171,12 +200,26 @@ impl<T> Group<T> {
     /// On the device both are [`wgpu::BufferSlice`]s of f32, or slices of another [`Element`](crate::Element) made with
     /// [`Element::of`](crate::Element::of). On the CPU both are slices, vectors or arrays of f32, f16 or bf16, of which only the length is
     /// kept: they are passed to each step. Parameters and gradients may have different element types.
-    pub fn tensor<P, G>(mut self, name: impl Into<String>, params: P, grads: G) -> Self
+    pub fn tensor<P, G>(self, name: impl Into<String>, params: P, grads: G) -> Self
     where
         P: TensorSlice<Tensor = T>,
         G: TensorSlice<Tensor = T>,
     {
-        self.tensors.push((name.into(), [params.tensor(), grads.tensor()]));
+        self.shaped_tensor(name, &[], params, grads)
+    }
+
+    /// Adds a tensor as [`Group::tensor`] does, with the lengths of its dimensions, outermost first. The elements lie in row-major order, and the
+    /// product of the lengths must be their number.
+    ///
+    /// Rules that work on matrices need the shape. They take the first dimension for the rows and the product of the others for the columns,
+    /// so that a convolution of shape `[out, in, height, width]` has one row for each output channel. Other rules ignore the shape.
+    pub fn shaped_tensor<P, G>(mut self, name: impl Into<String>, shape: &[usize], params: P, grads: G) -> Self
+    where
+        P: TensorSlice<Tensor = T>,
+        G: TensorSlice<Tensor = T>,
+    {
+        let tensor = [params.tensor(), grads.tensor()];
+        self.tensors.push(NamedTensor { name: name.into(), shape: shape.to_vec(), tensor });
         self
     }
 
@@ -185,9 +228,40 @@ impl<T> Group<T> {
         &self.name
     }
 
-    /// Returns the number of learning rates of the group.
+    /// Returns the largest number of learning rates that the group can have.
     fn rates(&self) -> usize {
-        if self.per_tensor { self.tensors.len().max(1) } else { 1 }
+        // Of the group and of its other tensors.
+        if self.per_tensor { self.tensors.len().max(1) } else { self.tensors.len().clamp(1, 2) }
+    }
+
+    /// Divides the group where its rule needs matrices: into the group, and its other tensors with a rule of theirs.
+    fn by_rule(mut self, all: Rule, others: Option<Rule>) -> Result<Vec<Self>, Error> {
+        let rule = self.rule.unwrap_or(all);
+        if !rule.needs_matrices() {
+            return Ok(vec![self]);
+        }
+        let tensors = std::mem::take(&mut self.tensors);
+        let (matrices, rest): (Vec<_>, Vec<_>) = tensors.into_iter().partition(|tensor| tensor.shape.len() >= 2);
+        let mut groups = Vec::new();
+        if let Some(first) = rest.first() {
+            let other = self.other_tensors.or(others).filter(|other| !other.needs_matrices()).ok_or_else(|| {
+                BuildError::NoMatrix { tensor: first.name.clone(), shape: first.shape.clone(), rule: rule.name() }
+            })?;
+            groups.push(Group {
+                name: format!("{}/others", self.name),
+                rule: Some(other),
+                settings: self.settings.clone(),
+                shared_norm: self.shared_norm.clone(),
+                per_tensor: self.per_tensor,
+                other_tensors: None,
+                tensors: rest,
+            });
+        }
+        if !matrices.is_empty() || groups.is_empty() {
+            self.tensors = matrices;
+            groups.insert(0, self);
+        }
+        Ok(groups)
     }
 
     /// A group for each learning rate.
@@ -198,11 +272,12 @@ impl<T> Group<T> {
         std::mem::take(&mut self.tensors)
             .into_iter()
             .map(|tensor| Group {
-                name: format!("{}/{}", self.name, tensor.0),
+                name: format!("{}/{}", self.name, tensor.name),
                 rule: self.rule,
                 settings: self.settings.clone(),
                 shared_norm: self.shared_norm.clone(),
                 per_tensor: false,
+                other_tensors: None,
                 tensors: vec![tensor],
             })
             .collect()
@@ -215,6 +290,8 @@ impl<T> Group<T> {
 #[must_use = "an optimizer is made by build or build_cpu; the setters return the builder"]
 pub struct OptimizerBuilder<T> {
     pub(crate) rule: Rule,
+    /// The rule of tensors that are no matrices, for groups that name none.
+    pub(crate) other_tensors: Option<Rule>,
     pub(crate) settings: Settings,
     pub(crate) global_norm: bool,
     pub(crate) safeguards: Safeguards,
@@ -245,6 +322,7 @@ impl<T> OptimizerBuilder<T> {
     pub fn new(rule: Rule) -> Self {
         OptimizerBuilder {
             rule,
+            other_tensors: None,
             settings: Settings::default(),
             global_norm: false,
             safeguards: Safeguards::default(),
@@ -256,6 +334,13 @@ impl<T> OptimizerBuilder<T> {
             loss: None,
             groups: Vec::new(),
         }
+    }
+
+    /// Sets the rule of tensors that are no matrices in every group whose rule needs matrices and that sets none, see
+    /// [`Group::other_tensors`].
+    pub fn other_tensors(mut self, rule: Rule) -> Self {
+        self.other_tensors = Some(rule);
+        self
     }
 
     /// Sets the regime of every group that sets none.
@@ -488,11 +573,15 @@ impl<T> OptimizerBuilder<T> {
         let mut group_names = HashSet::new();
         let mut tensor_names = HashSet::new();
         let mut resolved = Vec::with_capacity(self.groups.len());
-        for group in self.groups.into_iter().flat_map(Group::by_rate) {
+        let mut groups = Vec::with_capacity(self.groups.len());
+        for group in self.groups {
+            groups.extend(group.by_rule(self.rule, self.other_tensors)?.into_iter().flat_map(Group::by_rate));
+        }
+        for group in groups {
             if !group_names.insert(group.name.clone()) {
                 return Err(Error::from(BuildError::DuplicateName { what: "group", name: group.name }));
             }
-            for (name, _) in &group.tensors {
+            for NamedTensor { name, .. } in &group.tensors {
                 if !tensor_names.insert(name.clone()) {
                     return Err(Error::from(BuildError::DuplicateName { what: "tensor", name: name.clone() }));
                 }
@@ -547,6 +636,13 @@ impl<T> OptimizerBuilder<T> {
                 if config.telemetry { "telemetry" } else { "trust_ratio" },
                 "on",
                 "off with OptimizerBuilder::sharded, whose ranks do not hear the norm of the others' parameters",
+            )?;
+            require(
+                self.shard.is_none() || !config.rule.needs_matrices(),
+                || format!("group \"{}\"", config.name),
+                "rule",
+                config.rule.name(),
+                "a rule that works element by element with OptimizerBuilder::sharded, whose ranks do not hear of the others' matrices",
             )?;
             if let Some(ResolvedGroup { config: first, .. }) = resolved.first() {
                 config.check_beside(first)?;

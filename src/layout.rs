@@ -41,6 +41,46 @@ shared_structs! {
         pub present: u32,
     }
 
+    /// A tensor as a matrix X that a rule makes directions from. X has no more rows than columns: it is the tensor, or its transpose.
+    pub struct Matrix {
+        /// First element in the window's memories.
+        pub first: u32,
+        /// The tensor's rows or columns, whichever are fewer.
+        pub rows: u32,
+        /// The others.
+        pub columns: u32,
+        /// 1 where X is the transpose of the tensor, else 0.
+        pub transposed: u32,
+        /// First element of X Xᵀ in the buffers for such products.
+        pub gram_first: u32,
+        /// The group.
+        pub group: u32,
+        /// The tensor's first block in the window.
+        pub lead: u32,
+        /// Number of the tensor's blocks.
+        pub blocks: u32,
+        /// Coefficient of X in the Newton–Schulz iteration.
+        pub a: f32,
+        /// Coefficient of X Xᵀ X.
+        pub b: f32,
+        /// Coefficient of (X Xᵀ)² X.
+        pub c: f32,
+        /// The smallest norm that X is divided by.
+        pub epsilon: f32,
+        /// Factor of the direction.
+        pub scale: f32,
+    }
+
+    /// A square of a matrix that one workgroup computes.
+    pub struct Tile {
+        /// Index of the matrix in the window.
+        pub matrix: u32,
+        /// First row.
+        pub row: u32,
+        /// First column.
+        pub column: u32,
+    }
+
     /// What of a group may change from step to step: by [`Optimizer::control`](crate::Optimizer::control), or by a kernel of the caller.
     pub struct GroupControls {
         /// A factor of the learning rate. Negative, above [`numbers::RATE_MAX`] or NaN counts as 0.
@@ -113,8 +153,9 @@ shared_structs! {
         pub average_gain: f32,
         /// Coefficient of the trust ratio; 0 without one.
         pub trust_coefficient: f32,
-        /// √d of the scope.
-        pub sqrt_elements: f32,
+        /// The length of the direction of rules whose direction does not shrink with the gradient, over the scope: √d, or what the singular
+        /// values of matrices of such a rule make of it.
+        pub direction_length: f32,
         /// Largest μ in the scope: with the next field it bounds the momentum's norm.
         pub scope_momentum: f32,
         /// Upper bound on the norm of what one step adds to a momentum buffer: the largest clip among the groups of this scope (for AdamW, its own

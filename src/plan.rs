@@ -10,18 +10,20 @@ use std::sync::Arc;
 
 use crate::element::{self, Element};
 use crate::error::{BuildError, Error};
-use crate::group::{GroupConfig, ResolvedGroup};
+use crate::group::{GroupConfig, NamedTensor, ResolvedGroup};
 use crate::layout::{GroupConstants, GroupState, ScopeTable, StepUnit};
 use crate::safeguards::Safeguards;
 use crate::schedule::Tables;
 use crate::shard::Shard;
 
 mod kernel;
+mod matrices;
 mod scopes;
 mod windows;
 
 pub(crate) use kernel::{Access, Alignment, Encoding, Kernel, MemoryKind};
-use scopes::{constants_of, kernel_of, number_rows, scopes_of, units_of};
+pub(crate) use matrices::{MatrixNumbers, Shape};
+use scopes::{Extent, constants_of, kernel_of, number_rows, scopes_of, units_of};
 pub(crate) use windows::{Region, Stretch, Window};
 use windows::{Span, Windows};
 
@@ -75,6 +77,8 @@ pub struct TensorInfo {
     pub first_element: u64,
     /// Its length in elements.
     pub elements: u64,
+    /// The lengths of its dimensions, outermost first; empty for a tensor without a shape.
+    pub shape: Vec<usize>,
 }
 
 /// Names of an optimizer's groups and tensors, for the sentences of its records.
@@ -144,11 +148,12 @@ impl Plan {
         geometry: &Geometry,
     ) -> Result<Self, Error> {
         for group in &groups {
-            for (name, place) in &group.tensors {
+            for NamedTensor { name, shape, tensor: place } in &group.tensors {
                 element::check(name, place.params, group.config.averaging.is_on(), group.config.rounding)?;
+                matrices::check_shape(name, shape, place.elements)?;
             }
         }
-        let total: u64 = groups.iter().flat_map(|group| group.tensors.iter().map(|(_, place)| place.elements)).sum();
+        let total: u64 = groups.iter().flat_map(|group| group.tensors.iter().map(|one| one.tensor.elements)).sum();
         if total >= u64::from(u32::MAX) {
             return Err(Error::from(BuildError::Limit {
                 what: "the number of parameters of one optimizer".to_owned(),
@@ -159,9 +164,8 @@ impl Plan {
         }
 
         let configs: Vec<GroupConfig> = groups.iter().map(|group| group.config.clone()).collect();
-        let elements_of_group: Vec<u64> =
-            groups.iter().map(|group| group.tensors.iter().map(|(_, place)| place.elements).sum()).collect();
-        let scopes = scopes_of(&configs, &elements_of_group, safeguards.global_clip());
+        let extents: Vec<Extent> = groups.iter().map(Extent::of).collect();
+        let scopes = scopes_of(&configs, &extents, safeguards.global_clip());
         let mut constants = Vec::with_capacity(configs.len());
         let mut kernels = Vec::with_capacity(configs.len());
         let mut scope_of_group = vec![0; configs.len()];
@@ -191,22 +195,30 @@ impl Plan {
         let mut first_element = 0;
         for (index, group) in groups.into_iter().enumerate() {
             let mut spans: Vec<Span> = Vec::new();
-            for (name, place) in group.tensors {
-                tensors.push(TensorInfo { name, group: index, first_element, elements: place.elements });
+            for NamedTensor { name, shape, tensor: place } in group.tensors {
+                let matrix = group.config.rule.matrix(&shape);
+                tensors.push(TensorInfo { name, group: index, first_element, elements: place.elements, shape });
                 places.push(place);
+                // What is recorded tensor by tensor is cut at their boundaries, and so are matrices.
+                let joins = !group.config.telemetry && geometry.joins && matrix.is_none();
                 match spans.last_mut() {
-                    // What is recorded tensor by tensor is cut at their boundaries.
-                    Some(span) if !group.config.telemetry && geometry.joins && span.continues_with(&place) => {
-                        span.place.elements += place.elements;
-                    }
-                    _ if place.elements > 0 => spans.push(Span { place, first_element }),
+                    Some(span) if joins && span.continues_with(&place) => span.place.elements += place.elements,
+                    _ if place.elements > 0 => spans.push(Span { place, first_element, matrix }),
                     _ => {}
                 }
                 first_element += place.elements;
             }
             for span in &spans {
                 let kernel = kernels[index].at(&span.place, group.config.rounding);
-                windows.add_span(index, kernel, span);
+                let windows_refuse = |elements, limit| {
+                    Error::from(BuildError::Limit {
+                        what: format!("the number of elements of a matrix in group \"{}\"", group.config.name),
+                        value: elements,
+                        limit,
+                        way_out: "use a device with a larger max_storage_buffer_binding_size, or another rule for this matrix",
+                    })
+                };
+                windows.add_span(index, kernel, span).map_err(|(elements, limit)| windows_refuse(elements, limit))?;
             }
         }
         let mut windows = windows.finish();

@@ -20,6 +20,8 @@ pub struct RuleStep<'a> {
     pub moments: &'a mut Moments,
     /// True for a device that takes denormal numbers of f32 for zeros, in what is remembered.
     pub flushes: bool,
+    /// Of each tensor in turn, the lengths of its dimensions.
+    pub shapes: &'a [Vec<usize>],
 }
 
 impl RuleStep<'_> {
@@ -81,6 +83,8 @@ pub struct RegimeStep<'a> {
     pub first_length: f64,
     /// True if the direction does not shrink with the gradient.
     pub scale_free: bool,
+    /// The length that is then taken for the direction's.
+    pub direction_length: f64,
     /// By how much schedule and controls have raised ln η since the step before; 0 where they have not.
     pub scheduled_rise: f64,
     /// a_slow and a_fast, where the alignment is measured; no a_fast where there is no brake.
@@ -90,12 +94,12 @@ pub struct RegimeStep<'a> {
 impl RegimeStep<'_> {
     /// The squared length of the direction: of the gradient or of its signs.
     pub fn direction_square(&self) -> f64 {
-        if self.scale_free { self.g.len() as f64 } else { self.norm * self.norm }
+        if self.scale_free { self.direction_length.powi(2) } else { self.norm * self.norm }
     }
 
     /// The rate of a step along the signs that is as long as one along the gradient at this rate; the same rate for other rules.
     pub fn along_signs(&self, rate: f64) -> f64 {
-        if self.scale_free { rate * self.norm / (self.g.len() as f64).sqrt() } else { rate }
+        if self.scale_free { rate * self.norm / self.direction_length } else { rate }
     }
 
     /// s and y of the last step.

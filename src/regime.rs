@@ -38,9 +38,9 @@ pub(crate) trait LearningRateRegime {
         Needs::NOTHING
     }
 
-    /// False for rules that it cannot be built with.
-    fn fits(&self, _: &Rule) -> bool {
-        true
+    /// False for rules that it cannot be built with. What is remembered of a step does not tell Muon's last direction.
+    fn fits(&self, rule: &Rule) -> bool {
+        !(self.needs().last_gradient && rule.needs_matrices())
     }
 
     /// False for rules with which it is known to fail.
@@ -318,7 +318,7 @@ impl Regime {
     }
 
     /// Returns true if the regime supports this rule. [`AutoSgd`] needs three copies of the rule's memory and rejects rules with momentum or a
-    /// second moment. All other combinations can be built.
+    /// second moment; [`BarzilaiBorwein`] and [`AdGd`] need the last direction and reject Muon. All other combinations can be built.
     #[doc(hidden)]
     pub fn fits(&self, rule: &Rule) -> bool {
         self.regime().fits(rule)

@@ -6,6 +6,7 @@ use crate::averaging::Averaging;
 use crate::error::{Error, require};
 pub(crate) use crate::layout::numbers::LARGEST_SQUARED;
 use crate::layout::{RuleNumbers, Update};
+use crate::plan::{MatrixNumbers, Shape};
 use crate::reference::RuleStep;
 
 /// What an update rule consists of on the host.
@@ -33,6 +34,16 @@ pub(crate) trait UpdateRule {
     /// The numbers that kernels read.
     fn numbers(&self) -> RuleNumbers;
 
+    /// What a rule that owns passes over matrices makes of one.
+    fn matrix(&self, _: Shape) -> Option<MatrixNumbers> {
+        None
+    }
+
+    /// Iterations of those passes.
+    fn iterations(&self) -> u32 {
+        0
+    }
+
     /// Refuses numbers outside their ranges.
     fn validate(&self) -> Result<(), Error> {
         Ok(())
@@ -46,11 +57,14 @@ pub(crate) trait UpdateRule {
 pub(crate) trait HostRule {
     const TRAITS: Traits;
 
-    /// The direction u of a step: from the gradient, the momentum before (`last`) and after (`m`) the step, and the new mean of squares v.
+    /// The direction u of a step: from the gradient, the momentum before (`last`) and after (`m`) the step, and the new mean of squares v. Of
+    /// rules that own passes, v is the direction that these have made.
     fn direction(update: &Update, g: f32, last: f32, m: f32, v: f32) -> f32;
 
-    /// The direction of the step before, from what is still in memory, for the secant regimes.
-    fn last_direction(step: &LastStep) -> f32;
+    /// The direction of the step before, from what is still in memory, for the secant regimes. They refuse rules that do not have it.
+    fn last_direction(_: &LastStep) -> f32 {
+        f32::NAN
+    }
 }
 
 /// What is known of the last step, element by element. `shaders/rule.wgsl` explains the scales.
@@ -79,12 +93,20 @@ pub(crate) struct Traits {
     pub(crate) sign: bool,
     /// The first value of its momentum is the gradient itself (PyTorch's SGD).
     pub(crate) momentum_from_gradient: bool,
+    /// It owns passes over matrices (`shaders/orthogonalize/`), which make the direction from momentum and gradient.
+    pub(crate) matrices: bool,
 }
 
 impl Traits {
     /// A rule that keeps nothing.
-    pub(crate) const PLAIN: Traits =
-        Traits { features: &[], momentum: false, squares: false, sign: false, momentum_from_gradient: false };
+    pub(crate) const PLAIN: Traits = Traits {
+        features: &[],
+        momentum: false,
+        squares: false,
+        sign: false,
+        momentum_from_gradient: false,
+        matrices: false,
+    };
 }
 
 /// Work on elements that is compiled for each rule. A trait and not a closure: its method can be made to inline, and only what is inlined is
@@ -125,8 +147,18 @@ macro_rules! rules {
         }
 
         impl Rule {
-            /// Returns rules of every kind with their usual constants, to iterate over. μ and β are 0.9.
+            /// Returns rules of every kind that take tensors of any shape, with their usual constants, to iterate over. μ and β are 0.9.
+            /// [`Rule::of_matrices`] returns the others.
             pub fn all() -> Vec<Self> {
+                Self::examples().into_iter().filter(|rule| !rule.needs_matrices()).collect()
+            }
+
+            /// Returns rules of every kind that take matrices alone, with their usual constants.
+            pub fn of_matrices() -> Vec<Self> {
+                Self::examples().into_iter().filter(Rule::needs_matrices).collect()
+            }
+
+            fn examples() -> Vec<Self> {
                 [$($module::examples().map(Rule::$Rule).as_slice()),*].concat()
             }
 
@@ -167,6 +199,8 @@ macro_rules! rules {
     };
 }
 
+pub use muon::MuonScale;
+
 rules! {
     /// Stochastic gradient descent.
     Sgd in sgd { Sgd = Plain }
@@ -186,11 +220,13 @@ rules! {
     RmsProp in rmsprop {}
     /// Adagrad.
     Adagrad in adagrad {}
+    /// Muon.
+    Muon in muon { Muon = Orthogonal }
 }
 
 impl Rule {
     /// Returns the name that records, tables and the command line use: `sgd`, `sgdm`, `nesterov`, `signsgd`,
-    /// `signum`, `adamw`, `lion`, `nadamw`, `rmsprop`, `adagrad`.
+    /// `signum`, `adamw`, `lion`, `nadamw`, `rmsprop`, `adagrad`, `muon`.
     pub fn name(&self) -> &'static str {
         self.rule().name()
     }
@@ -241,11 +277,33 @@ impl Rule {
         self.traits().sign
     }
 
-    /// Returns true if the direction does not shrink with the gradient: sign rules and AdamW. Regimes take its length to be √d. AdamW's first
-    /// direction has that length, and later ones are longer only for a short while after the gradient has grown.
+    /// Returns true if the direction does not shrink with the gradient: sign rules, AdamW and Muon. Regimes take its length to be √d, and for
+    /// Muon what singular values of 1 make it. AdamW's first direction has that length, and later ones are longer only for a short while
+    /// after the gradient has grown.
     #[doc(hidden)]
     pub fn is_scale_free(&self) -> bool {
-        self.is_sign() || self.has_second_moment()
+        self.is_sign() || self.has_second_moment() || self.needs_matrices()
+    }
+
+    /// Returns true if the rule works on matrices and refuses tensors without a shape of two dimensions or more, as [`Rule::muon`] does.
+    #[doc(hidden)]
+    pub fn needs_matrices(&self) -> bool {
+        self.traits().matrices
+    }
+
+    /// What the rule makes of a tensor of this shape, if it works on matrices.
+    pub(crate) fn matrix(&self, dimensions: &[usize]) -> Option<MatrixNumbers> {
+        self.rule().matrix(Shape::of(dimensions)?)
+    }
+
+    /// The squared length of the direction for a tensor, where that does not shrink with the gradient.
+    #[doc(hidden)]
+    pub fn direction_square(&self, dimensions: &[usize], elements: usize) -> f64 {
+        self.matrix(dimensions).map_or(elements as f64, |matrix| matrix.direction_square())
+    }
+
+    pub(crate) fn iterations(&self) -> u32 {
+        self.rule().iterations()
     }
 
     /// Returns the share of the old momentum in the new one: μ, β, β₁ of AdamW, β₂ of Lion; 0 for rules without momentum.
@@ -265,6 +323,7 @@ impl Rule {
     /// | `AdamW`, `NAdamW`, `Adagrad` | 0.05 |
     /// | `RmsProp` | 0.05 √(1 - α): 0.005 at α = 0.99 |
     /// | `Lion` | 0.01 |
+    /// | `Muon` | 0.05 |
     ///
     /// With momentum a gradient moves the parameters (1 - δ)/(1 - μ) times as far as its first step does.
     pub fn first_step(&self, averaging: &Averaging) -> f32 {

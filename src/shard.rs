@@ -378,8 +378,8 @@ impl CombinedSums {
         let mut changed = false;
         for group in groups {
             let root = (self.elements[group.scope as usize] as f64).sqrt() as f32;
-            changed |= root != group.sqrt_elements;
-            group.sqrt_elements = root;
+            changed |= root != group.direction_length;
+            group.direction_length = root;
         }
         changed
     }

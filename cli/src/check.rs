@@ -6,6 +6,7 @@
 mod case;
 mod families;
 mod halves;
+mod matrices;
 mod nonfinite;
 mod passes;
 mod repeats;
@@ -55,7 +56,7 @@ pub struct Args {
 type Family = (&'static str, fn(&Subject) -> Cases);
 
 /// Every family, in the order of the table.
-const FAMILIES: [Family; 12] = [
+const FAMILIES: [Family; 13] = [
     ("steps", steps::cases),
     ("passes", passes::cases),
     ("windows", families::windows),
@@ -64,6 +65,7 @@ const FAMILIES: [Family; 12] = [
     ("repeats", repeats::cases),
     ("groups", families::groups),
     ("controls", families::controls),
+    ("matrices", matrices::cases),
     ("averages", families::averages),
     ("trust", families::trust),
     ("shards", shards::cases),

@@ -2,6 +2,7 @@
 //! files of the library, and are written from the papers.
 
 use crate::schedule::factor_at;
+use crate::spec::shape_for;
 use wgpu_optim::internals::reference::{Moments, Rate, RegimeReference, RegimeStep, RuleStep, dot, norm, sign};
 use wgpu_optim::{AutoSgd, Averaging, Regime, Rule, Schedule, WeightDecay};
 
@@ -21,6 +22,8 @@ pub struct Oracle {
     pub maximize: bool,
     /// The parameters.
     pub w: Vec<f64>,
+    /// Of each tensor in turn, the lengths of its dimensions.
+    pub shapes: Vec<Vec<usize>>,
     moments: Moments,
     /// Momentum, and what goes into it, is zero where f32 would be denormal: for a device that takes such numbers for zeros.
     pub flushes: bool,
@@ -217,6 +220,7 @@ impl Oracle {
             clip: f64::INFINITY,
             maximize: false,
             moments: Moments::default(),
+            shapes: vec![shape_for(&rule, w.len())],
             flushes: false,
             q: vec![0.0; w.len()],
             last_sign: vec![0.0; w.len()],
@@ -248,6 +252,14 @@ impl Oracle {
             },
             w,
         }
+    }
+
+    /// The length of a direction that does not shrink with the gradient.
+    fn direction_length(&self) -> f64 {
+        let flat = [self.w.len()];
+        let shapes = if self.rule.needs_matrices() { self.shapes.as_slice() } else { &[Vec::from(flat)] };
+        let squares = shapes.iter().map(|shape| self.rule.direction_square(shape, shape.iter().product()));
+        squares.sum::<f64>().sqrt()
     }
 
     /// η of the next step before the schedule; 0 before the first.
@@ -295,7 +307,7 @@ impl Oracle {
         let factor = self.clip_factor(&raw);
         let g: Vec<f64> = raw.iter().zip(&self.w).map(|(g, w)| factor * g + coupled * w).collect();
         let k = f64::from(self.taken);
-        let mut step = RuleStep { g: &g, k, moments: &mut self.moments, flushes: self.flushes };
+        let mut step = RuleStep { g: &g, k, moments: &mut self.moments, flushes: self.flushes, shapes: &self.shapes };
         let direction = self.rule.reference(&mut step);
         for ((q, last), g) in self.q.iter_mut().zip(&mut self.last_sign).zip(&g) {
             *q = (*q + sign(*g)).clamp(-7.0, 7.0);
@@ -397,6 +409,7 @@ impl Oracle {
             last_direction: &self.last_direction,
             first_length: f64::from(self.regime.first_step(&self.rule, &self.averaging)) * (1.0 + self.w0_norm),
             scale_free: self.rule.is_scale_free(),
+            direction_length: self.direction_length(),
             scheduled_rise: self.scheduled_rise(),
             alignment,
         };
@@ -406,7 +419,7 @@ impl Oracle {
         match rate {
             Rate::Unchanged if first => {
                 let length = f64::from(self.regime.first_step(&self.rule, &self.averaging)) * (1.0 + self.w0_norm);
-                let direction = if self.rule.is_scale_free() { (g.len() as f64).sqrt() } else { n };
+                let direction = if self.rule.is_scale_free() { self.direction_length() } else { n };
                 let length = length / self.trust_ratio(n);
                 self.ln_first_rate = *self.ln_rate.get_or_insert((length / direction).clamp(1e-30, 1e30).ln());
             }

@@ -186,7 +186,7 @@ impl CpuRun {
             for (i, tensor) in spec.tensors.iter().enumerate() {
                 let stored = Stored::new(spec.params, tensor);
                 let grads = Stored::new(spec.grads, tensor);
-                group = group.tensor(spec.tensor_name(i), stored.slice(), grads.slice());
+                group = group.shaped_tensor(spec.tensor_name(i), &spec.shape(i), stored.slice(), grads.slice());
                 params.push(stored);
                 stored_grads.push(spec.grads);
             }

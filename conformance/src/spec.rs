@@ -42,6 +42,18 @@ pub struct Spec {
     pub rounding: Rounding,
     /// In f32, but numbers that the parameters can be stored as.
     pub tensors: Vec<Vec<f32>>,
+    /// The lengths of the tensors' dimensions; those that are missing are [`shape_for`] the rule.
+    pub shapes: Vec<Vec<usize>>,
+}
+
+/// A shape for a tensor of which nothing is said: as near to a square as can be for rules that need matrices, else none.
+pub fn shape_for(rule: &Rule, elements: usize) -> Vec<usize> {
+    if !rule.needs_matrices() {
+        return Vec::new();
+    }
+    let fits = |rows: &usize| elements.is_multiple_of(*rows);
+    let rows = (1..=elements.isqrt()).rev().find(fits).unwrap_or(1);
+    vec![rows, elements / rows]
 }
 
 impl Spec {
@@ -64,6 +76,7 @@ impl Spec {
             grads: Element::F32,
             rounding: Rounding::Masters,
             tensors,
+            shapes: Vec::new(),
         }
     }
 
@@ -114,9 +127,23 @@ impl Spec {
         }
     }
 
+    /// The lengths of a tensor's dimensions.
+    pub fn shape(&self, index: usize) -> Vec<usize> {
+        let elements = self.tensors[index].len();
+        // A case that is made smaller cuts tensors.
+        let given = self.shapes.get(index).filter(|shape| shape.iter().product::<usize>() == elements);
+        given.cloned().unwrap_or_else(|| shape_for(&self.rule, elements))
+    }
+
+    /// The lengths of all tensors' dimensions.
+    pub fn all_shapes(&self) -> Vec<Vec<usize>> {
+        (0..self.tensors.len()).map(|index| self.shape(index)).collect()
+    }
+
     /// The right answer for it, with its tensors end to end.
     pub fn oracle(&self) -> Oracle {
         let mut oracle = Oracle::new(self.rule, self.regime, &self.tensors.concat());
+        oracle.shapes = self.all_shapes();
         oracle.decay = self.decay;
         oracle.clip = f64::from(self.clip);
         oracle.maximize = self.maximize;

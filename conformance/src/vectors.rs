@@ -5,7 +5,7 @@ use std::collections::HashMap;
 
 use crate::bench::device::COPY;
 use crate::run::{CpuRun, GUARD, GpuRun, Run, Setup};
-use crate::spec::{Spec, packed};
+use crate::spec::{Spec, packed, shape_for};
 use crate::stored::Stored;
 use crate::{NOT_FINITE, Numbers, noise, tensors, upload};
 use serde_json::{Value, json};
@@ -439,7 +439,7 @@ impl Groups {
             let at = 4 * (3 + 20 * count);
             let (w, g) = (parameters.slice(at..at + 36), gradients.slice(at..at + 36));
             let group = Group::new(count.to_string()).rule(rule).regime(regime);
-            builder = builder.group(group.tensor(count.to_string(), w, g));
+            builder = builder.group(group.shaped_tensor(count.to_string(), &shape_for(&rule, 9), w, g));
             count += 1;
         }
         if count == 0 {
@@ -465,7 +465,7 @@ impl Groups {
 
     fn rules_and_regimes(self) -> Vec<(Rule, Regime)> {
         let regimes = regimes(self.streams);
-        let mut rules = Rule::all();
+        let mut rules = [Rule::all(), Rule::of_matrices()].concat();
         if self.averaging == Averaging::ScheduleFree {
             rules.push(Rule::adamw_without_momentum());
         }

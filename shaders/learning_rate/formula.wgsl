@@ -39,7 +39,7 @@ fn set_rate(wanted: Scaled, max_change: f32, max_rate: f32, g: Gradient, s: ptr<
 
 // The squared length of the step's direction, as far as these regimes know it: that of the gradient, or of its signs.
 fn direction_square_of(c: GroupConstants, square: Scaled) -> Scaled {
-    let signs = scaled(c.sqrt_elements, 0);
+    let signs = scaled(c.direction_length, 0);
     return choose(square, product(signs, signs), (c.flags & SIGN_RULE) != 0u);
 }
 
@@ -50,5 +50,5 @@ fn ln_ratio_or_0(a: Scaled, b: Scaled) -> f32 {
 
 // A step along the signs that is as long as one along the gradient at this rate.
 fn rate_along_signs(c: GroupConstants, rate: Scaled, norm: Scaled) -> Scaled {
-    return quotient(product(rate, norm), scaled(c.sqrt_elements, 0));
+    return quotient(product(rate, norm), scaled(c.direction_length, 0));
 }

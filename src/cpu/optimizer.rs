@@ -15,14 +15,15 @@ use crate::cpu::BLOCK_ELEMENTS;
 use crate::cpu::finish_reduction::finish_reduction;
 use crate::cpu::finish_update::finish_update;
 use crate::cpu::learning_rate::learning_rate;
+use crate::cpu::orthogonalize::MatrixMemory;
 use crate::cpu::reduce_gradient::no_totals;
 use crate::cpu::tensor::{Tensor, checked};
 use crate::cpu::values::{Slice, Values, ValuesMut};
 use crate::error::{BuildError, CallError, DeviceError, Error, require};
 use crate::group::{GroupConfig, OptimizerBuilder, ResolvedGroup};
 use crate::layout::{
-    Block, GroupState, LOSS_ELEMENT, NO_TENSOR, RawRecord, RawTensorRecord, ScopeSums, StepSums, Update, record_flags,
-    unscale,
+    Block, GroupState, LOSS_ELEMENT, Matrix, NO_TENSOR, RawRecord, RawTensorRecord, ScopeSums, StepSums, Update,
+    record_flags, unscale,
 };
 use crate::plan::{Geometry, Kernel, Place, Plan, TensorInfo};
 use crate::record::{Record, RecordCursor, Records};
@@ -88,6 +89,8 @@ struct TensorMemory {
     kernel: Option<Kernel>,
     blocks: Vec<Block>,
     memory: Memory,
+    /// The tensor as a matrix, where the rule works on matrices.
+    matrix: Option<(Matrix, MatrixMemory)>,
     /// The average, or z of schedule-free training; empty where no average is kept.
     averages: Vec<f32>,
     /// What each block measured of the step; empty where that is not asked for.
@@ -146,9 +149,9 @@ impl OptimizerBuilder<Tensor> {
         let mut placed = Vec::new();
         for group in self.resolve()? {
             let mut tensors = Vec::with_capacity(group.tensors.len());
-            for (name, tensor) in group.tensors {
-                let elements = checked(&name, tensor)?;
-                let [params, grads] = tensor.map(|tensor| tensor.element);
+            for named in group.tensors {
+                let elements = checked(&named.name, named.tensor)?;
+                let [params, grads] = named.tensor.map(|tensor| tensor.element);
                 // Each tensor is a pair of buffers of its own.
                 let number = lengths.len();
                 lengths.push(elements as usize);
@@ -161,7 +164,7 @@ impl OptimizerBuilder<Tensor> {
                     grads_start: 0,
                     elements,
                 };
-                tensors.push((name, place));
+                tensors.push(named.with(place));
             }
             placed.push(ResolvedGroup { config: group.config, tensors });
         }
@@ -196,6 +199,7 @@ impl CpuOptimizer {
                 kernel: None,
                 blocks: Vec::new(),
                 memory: Memory::default(),
+                matrix: None,
                 averages: Vec::new(),
                 step_sums: Vec::new(),
             })
@@ -208,6 +212,15 @@ impl CpuOptimizer {
             tensor.kernel = Some(window.kernel);
             tensor.blocks = window.blocks.clone();
             tensor.memory = Memory::new(window.kernel, tensor.elements)?;
+            if let Some(&matrix) = window.matrices.first() {
+                let gram = matrix.rows as usize * matrix.rows as usize;
+                let memory = MatrixMemory {
+                    directions: zeroed(tensor.elements)?,
+                    others: zeroed(tensor.elements)?,
+                    grams: [zeroed(gram)?, zeroed(gram)?],
+                };
+                tensor.matrix = Some((matrix, memory));
+            }
             tensor.averages = zeroed(if window.kernel.averages { tensor.elements } else { 0 })?;
             tensor.step_sums = zeroed(if window.kernel.step_sums { window.blocks.len() } else { 0 })?;
             for (number, block) in window.blocks.iter().enumerate() {
@@ -239,8 +252,8 @@ impl CpuOptimizer {
         })
     }
 
-    /// Takes one step. `params` and `grads` are the tensors' values, in the order of declaration over all groups: slices, vectors or arrays of
-    /// f32, f16 or bf16, see [`Values`].
+    /// Takes one step. `params` and `grads` are the tensors' values, in the order of [`tensors`](CpuOptimizer::tensors): slices, vectors or
+    /// arrays of f32, f16 or bf16, see [`Values`].
     ///
     /// ```
     /// use wgpu_optim::half::bf16;
@@ -444,7 +457,8 @@ impl CpuOptimizer {
         &self.plan.configs
     }
 
-    /// Returns the tensors, in the order of declaration; [`NonFinite::tensor`](crate::NonFinite::tensor) is an index into them.
+    /// Returns the tensors, in the order of declaration; those that have another rule ([`Group::other_tensors`](crate::Group::other_tensors))
+    /// come after the others of their group. [`NonFinite::tensor`](crate::NonFinite::tensor) is an index into them.
     pub fn tensors(&self) -> &[TensorInfo] {
         &self.plan.tensors
     }

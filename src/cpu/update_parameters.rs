@@ -129,7 +129,7 @@ impl Tiles for Halves<'_> {
 pub(crate) struct MemorySlices<'a> {
     /// Empty where the rule has none.
     pub(crate) momentum: &'a mut [f32],
-    /// Empty where the rule has none.
+    /// Empty where the rule has none. Of a rule that owns passes over matrices, the direction that these have made.
     pub(crate) squares: &'a mut [f32],
     /// Empty where the regime needs none.
     pub(crate) counters: &'a mut [u8],
@@ -219,6 +219,32 @@ impl<const SCALED: bool> Gradient<SCALED> {
     }
 }
 
+/// The first pass of a rule that works on matrices: what is made orthogonal, from gradient and momentum, which pass 4 changes.
+#[inline(always)]
+pub(crate) fn prepare(
+    kernel: Kernel,
+    update: &Update,
+    mut elements: impl Tiles,
+    momentum: &[f32],
+    prepared: &mut [f32],
+) {
+    let gradient = Gradient::<true> {
+        unscale: update.unscale,
+        factor: update.gradient_factor,
+        coupled_decay: update.coupled_decay,
+        decays: kernel.coupled_decay,
+    };
+    for tile in tiles(elements.len()) {
+        let (params, grads) = elements.tile(tile.clone());
+        let moved = momentum[tile.clone()].iter().zip(&mut prepared[tile]);
+        for ((&w, &g), (&last, x)) in params.iter().zip(grads).zip(moved) {
+            let g = gradient.of(g, w);
+            let m = update.momentum_keep * last + update.gradient_share * g;
+            *x = update.momentum * m + (1.0 - update.momentum) * g;
+        }
+    }
+}
+
 /// Updates one block. Not to be called where nothing may change. Returns the index of the first element that took no step because it or its
 /// momentum would have left the range of its type.
 ///
@@ -286,7 +312,8 @@ fn update_elements<const SCALED: bool>(
             vector[tile.clone()].copy_from_slice(params);
         }
         let momentum = if kernel.rule.traits().momentum { &mut momentum[tile.clone()] } else { &mut [] };
-        let squares = if kernel.rule.traits().squares { &mut squares[tile.clone()] } else { &mut [] };
+        let traits = kernel.rule.traits();
+        let squares = if traits.squares || traits.matrices { &mut squares[tile.clone()] } else { &mut [] };
         let outside = if kernel.schedule_free {
             let directions = &mut [0.0; TILE][..params.len()];
             // z takes the step, and what becomes of the parameters here does not matter.
@@ -441,7 +468,7 @@ impl<const SCALED: bool, K: Keep> RuleVisitor for Move<'_, SCALED, K> {
             first = first.min(if fits { NO_ELEMENT } else { index });
             index += 1;
         };
-        match (R::TRAITS.momentum, R::TRAITS.squares) {
+        match (R::TRAITS.momentum, R::TRAITS.squares || R::TRAITS.matrices) {
             (false, false) => {
                 for ((w, &g), u) in elements {
                     note(Self::element::<R>(update, gradient, largest, w, g, &mut 0.0, &mut 0.0, u));

@@ -31,6 +31,10 @@ pub enum PassName {
     FinishReduction,
     /// Pass 3.
     LearningRate,
+    /// The first of the passes that [`Muon`](crate::Muon) owns, between passes 3 and 4.
+    Prepare,
+    /// The others of them: products of matrices.
+    Orthogonalize,
     /// Pass 4.
     UpdateParameters,
     /// Pass 5, where a group has telemetry or a trust ratio.
@@ -46,6 +50,8 @@ impl PassName {
             PassName::ReduceGradient => reduce_gradient::STEM,
             PassName::FinishReduction => finish_reduction::STEM,
             PassName::LearningRate => learning_rate::STEM,
+            PassName::Prepare => "prepare",
+            PassName::Orthogonalize => "orthogonalize",
             PassName::UpdateParameters => update_parameters::STEM,
             PassName::FinishUpdate => finish_update::STEM,
             PassName::SwapAverages => swap_averages::STEM,
@@ -172,7 +178,8 @@ impl Optimizer {
         &self.plan.configs
     }
 
-    /// The tensors, in the order of declaration; [`NonFinite::tensor`](crate::NonFinite::tensor) is an index into them.
+    /// The tensors, in the order of declaration; those that have another rule ([`Group::other_tensors`](crate::Group::other_tensors)) come after
+    /// the others of their group. [`NonFinite::tensor`](crate::NonFinite::tensor) is an index into them.
     pub fn tensors(&self) -> &[TensorInfo] {
         &self.plan.tensors
     }

@@ -24,10 +24,12 @@ const MODULES: &[(&str, &str)] = modules! {
     "learning_rate/second_moment" "learning_rate/steps_taken" "learning_rate/table" "learning_rate/trust_ratio"
     "measure/alignment" "measure/counters" "measure/direction_counters" "measure/distance" "measure/iterates" "measure/momentum"
     "measure/secant"
+    "orthogonalize/advance" "orthogonalize/gram" "orthogonalize/matrices" "orthogonalize/normalize" "orthogonalize/prepare"
+    "orthogonalize/product"
     "reduction/emit_per_invocation" "reduction/emit_per_subgroup" "reduction/emit_per_workgroup" "reduction/partials"
     "reduction/scaled_squares" "reduction/step_sums" "reduction/sweep_again" "reduction/totals" "reduction/tree"
     "update/average" "update/exchange_streams" "update/keep_counters" "update/keep_gradient" "update/keep_parameters"
-    "update/in_range" "update/measure_step" "update/moved" "update/schedule_free"
+    "update/in_range" "update/measure_step" "update/moved" "update/schedule_free" "update/step_gradient"
 };
 
 /// The text of all modules: what was measured of other kernels says nothing about these.

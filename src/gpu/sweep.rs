@@ -67,7 +67,10 @@ pub(crate) fn most_storage_buffers(kernel: Kernel) -> u32 {
     };
     let traits = kernel.rule.traits();
     // The last one has the sums of the step, or the records.
-    let updating =
-        u32::from(traits.momentum || traits.squares) + u32::from(kernel.has_memory()) + u32::from(kernel.averages) + 1;
+    let updating = u32::from(traits.momentum || traits.squares)
+        + u32::from(traits.matrices)
+        + u32::from(kernel.has_memory())
+        + u32::from(kernel.averages)
+        + 1;
     own + (in_measuring + measuring).max(in_updating + updating)
 }

@@ -21,6 +21,7 @@ pub(crate) fn pipeline(gpu: &Gpu, tuning: &Tuning, kernel: Kernel, access: Acces
         (kernel.clears_gradients, "clears_gradients"),
         (traits.momentum, "momentum"),
         (traits.squares, "squares"),
+        (traits.matrices, "matrices"),
         (kernel.has_memory(), "keeps_memory"),
         (kernel.has_counters(), "keeps_counters"),
         (kernel.has_last_gradient(), "keeps_gradient"),
@@ -43,6 +44,7 @@ pub(crate) fn pipeline(gpu: &Gpu, tuning: &Tuning, kernel: Kernel, access: Acces
         written(traits.momentum || traits.squares),
         written(kernel.has_memory()),
         Elements::remainders(kernel),
+        if traits.matrices { Binding::Read } else { Binding::Absent },
     ];
     // In schedule-free training z lies where the averages do.
     // Beside them the sums of the step, or the records.

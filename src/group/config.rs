@@ -3,6 +3,7 @@
 use crate::averaging::Averaging;
 use crate::element::Rounding;
 use crate::error::{Error, require};
+use crate::group::NamedTensor;
 use crate::regime::{AutoSgd, Regime};
 use crate::rule::{Rule, WeightDecay};
 use crate::schedule::Schedule;
@@ -12,7 +13,7 @@ use crate::trust::TrustRatio;
 #[derive(Debug, Clone)]
 pub(crate) struct ResolvedGroup<T> {
     pub(crate) config: GroupConfig,
-    pub(crate) tensors: Vec<(String, T)>,
+    pub(crate) tensors: Vec<NamedTensor<T>>,
 }
 
 /// One group's settings, complete and checked.
@@ -96,7 +97,11 @@ impl GroupConfig {
             owner,
             "rule",
             self.rule.name(),
-            "sgd or signsgd with regime auto-sgd, whose three streams would need a momentum each",
+            if self.regime.needs_streams() {
+                "sgd or signsgd with regime auto-sgd, whose three streams would need a momentum each"
+            } else {
+                "a rule whose last direction follows from what it remembers with regimes bb and adgd, which muon's does not (Regime::seesaw() works with it)"
+            },
         )?;
         require(
             self.averaging.fits(&self.rule),

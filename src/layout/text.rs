@@ -11,6 +11,8 @@ pub fn wgsl() -> String {
         Fixed::DECLARED,
         Squares::DECLARED,
         Block::DECLARED,
+        Matrix::DECLARED,
+        Tile::DECLARED,
         RuleNumbers::DECLARED,
         GroupControls::DECLARED,
         GroupConstants::DECLARED,

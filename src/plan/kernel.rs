@@ -74,6 +74,8 @@ pub(crate) struct Kernel {
     pub(crate) loss_scale: bool,
     /// Gradients are cleared when they have been read for the last time.
     pub(crate) clears_gradients: bool,
+    /// Iterations over the matrices of a rule that owns passes; 0 for other rules.
+    pub(crate) iterations: u32,
     /// Element type of the parameters. This and the next two depend on the tensor, the others on its group.
     pub(crate) params: Element,
     /// Element type of the gradients.
@@ -95,6 +97,7 @@ impl Kernel {
         step_sums: false,
         loss_scale: false,
         clears_gradients: false,
+        iterations: 0,
         params: Element::F32,
         grads: Element::F32,
         encoding: Encoding::Exact,

@@ -2,12 +2,33 @@
 
 use std::collections::HashMap;
 
-use super::{Alignment, Geometry, Kernel, TensorInfo, Window};
+use super::{Alignment, Geometry, Kernel, Place, TensorInfo, Window};
 use crate::averaging::Averaging;
 use crate::error::{BuildError, Error};
-use crate::group::GroupConfig;
+use crate::group::{GroupConfig, NamedTensor, ResolvedGroup};
 use crate::layout::{Block, GroupConstants, GroupControls, NO_TENSOR, ScopeTable, StepUnit, group_flags};
 use crate::rule::LARGEST_SQUARED;
+
+/// How much a group has.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Extent {
+    elements: u64,
+    /// The squared length of a direction that does not shrink with the gradient.
+    direction_square: f64,
+}
+
+impl Extent {
+    pub(super) fn of(group: &ResolvedGroup<Place>) -> Self {
+        let square = |tensor: &NamedTensor<Place>| match group.config.rule.matrix(&tensor.shape) {
+            Some(matrix) => matrix.direction_square(),
+            None => tensor.tensor.elements as f64,
+        };
+        Extent {
+            elements: group.tensors.iter().map(|tensor| tensor.tensor.elements).sum(),
+            direction_square: group.tensors.iter().map(square).sum(),
+        }
+    }
+}
 
 /// A scope while the plan is being made: its groups, and what they have in common. Computed once for each scope, so that the time of a plan
 /// is linear in the number of groups.
@@ -17,6 +38,8 @@ pub(super) struct Scope<'a> {
     first: &'a GroupConfig,
     /// Elements of all groups.
     elements: u64,
+    /// Squared length of a direction that does not shrink with the gradient.
+    direction_square: f64,
     /// True if a regime compares the gradient with the momentum or the direction counters.
     needs_alignment: bool,
     /// True if every group can compare the iterates instead.
@@ -32,7 +55,7 @@ pub(super) struct Scope<'a> {
 }
 
 /// Collects the groups of each norm, in the order of declaration.
-pub(super) fn scopes_of<'a>(configs: &'a [GroupConfig], elements_of_group: &[u64], global_clip: f32) -> Vec<Scope<'a>> {
+pub(super) fn scopes_of<'a>(configs: &'a [GroupConfig], extents: &[Extent], global_clip: f32) -> Vec<Scope<'a>> {
     let mut scopes: Vec<Scope> = Vec::new();
     let mut by_name: HashMap<&str, usize> = HashMap::new();
     for (group, config) in configs.iter().enumerate() {
@@ -43,6 +66,7 @@ pub(super) fn scopes_of<'a>(configs: &'a [GroupConfig], elements_of_group: &[u64
                 groups: Vec::new(),
                 first: config,
                 elements: 0,
+                direction_square: 0.0,
                 needs_alignment: false,
                 compares_iterates: true,
                 initial_norm: false,
@@ -54,7 +78,8 @@ pub(super) fn scopes_of<'a>(configs: &'a [GroupConfig], elements_of_group: &[u64
         }
         let scope = &mut scopes[index];
         scope.groups.push(group);
-        scope.elements += elements_of_group[group];
+        scope.elements += extents[group].elements;
+        scope.direction_square += extents[group].direction_square;
         scope.needs_alignment |= config.regime.needs_alignment();
         scope.compares_iterates &= config.can_compare_iterates();
         scope.initial_norm |= config.regime.needs_initial_norm() || config.trust_ratio.is_some();
@@ -69,7 +94,7 @@ pub(super) fn scopes_of<'a>(configs: &'a [GroupConfig], elements_of_group: &[u64
         }
     }
     for scope in &mut scopes {
-        let second_moments = LARGEST_SQUARED * scope.sqrt_elements().max(1.0);
+        let second_moments = LARGEST_SQUARED * (scope.elements.max(1) as f64).sqrt() as f32;
         let reach = |config: &GroupConfig| match config.rule.has_second_moment() {
             true => clip_of(config).min(second_moments),
             false => clip_of(config),
@@ -80,8 +105,8 @@ pub(super) fn scopes_of<'a>(configs: &'a [GroupConfig], elements_of_group: &[u64
 }
 
 impl Scope<'_> {
-    fn sqrt_elements(&self) -> f32 {
-        (self.elements as f64).sqrt() as f32
+    fn direction_length(&self) -> f32 {
+        self.direction_square.sqrt() as f32
     }
 
     fn name(&self) -> String {
@@ -146,6 +171,7 @@ pub(super) fn kernel_of(config: &GroupConfig, scope: &Scope) -> Result<Kernel, E
         averages: config.averaging.is_on(),
         schedule_free: config.averaging == Averaging::ScheduleFree,
         step_sums: config.measures_step(),
+        iterations: config.rule.iterations(),
         // What is left is set by `Plan::new` and `Kernel::at`.
         ..Kernel::PLAIN
     })
@@ -195,7 +221,7 @@ pub(super) fn constants_of(config: &GroupConfig, kernel: Kernel, scope_index: us
         average_start: config.averaging.start(),
         average_gain: config.averaging.gain(),
         trust_coefficient: config.trust_ratio.map_or(0.0, |trust| trust.coefficient),
-        sqrt_elements: scope.sqrt_elements(),
+        direction_length: scope.direction_length(),
         scope_momentum: scope.momentum,
         scope_clip: scope.clip,
         rounding_seed: config.rounding.seed(),

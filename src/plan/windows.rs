@@ -2,9 +2,9 @@
 
 use std::collections::HashMap;
 
-use super::{Access, Geometry, Kernel, MemoryKind, Place, QUAD, TensorInfo};
+use super::{Access, Geometry, Kernel, MatrixNumbers, MemoryKind, Place, QUAD, TensorInfo};
 use crate::element::Element;
-use crate::layout::Block;
+use crate::layout::{Block, Matrix};
 
 /// A stretch of one buffer, in elements.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -45,6 +45,8 @@ pub(crate) struct Window {
     /// Quads of momentum or direction memory.
     pub(crate) state_quads: u32,
     pub(crate) blocks: Vec<Block>,
+    /// The matrices that the blocks are cut from, where the rule owns passes over them.
+    pub(crate) matrices: Vec<Matrix>,
 }
 
 /// Elements of a tensor that lie side by side in a window's memories.
@@ -99,6 +101,8 @@ impl Window {
 pub(super) struct Span {
     pub(super) place: Place,
     pub(super) first_element: u64,
+    /// Where the rule works on whole matrices, which are then spans of their own.
+    pub(super) matrix: Option<MatrixNumbers>,
 }
 
 impl Span {
@@ -120,6 +124,14 @@ impl Span {
         }
         if params_start % quad != grads_start % quad {
             return [(Access::Scalars, 0, elements), (Access::Quads, 0, 0), (Access::Scalars, 0, 0)];
+        }
+        if self.matrix.is_some() {
+            // In one piece, so that it has one place in the window's memories.
+            let access = match [params_start, grads_start, elements] {
+                starts if starts.iter().all(|start| start.is_multiple_of(quad)) => Access::Quads,
+                _ => Access::Scalars,
+            };
+            return [(access, 0, elements), (Access::Quads, 0, 0), (Access::Scalars, 0, 0)];
         }
         let head = ((quad - params_start % quad) % quad).min(elements);
         let body_end = head + (elements - head) / quad * quad;
@@ -145,7 +157,8 @@ impl<'a> Windows<'a> {
         Windows { geometry, newest: HashMap::new(), filling: Vec::new() }
     }
 
-    pub(super) fn add_span(&mut self, group: usize, kernel: Kernel, span: &Span) {
+    /// Cuts a span into blocks. A matrix that no window can hold is refused, with its elements and those that a window holds.
+    pub(super) fn add_span(&mut self, group: usize, kernel: Kernel, span: &Span) -> Result<(), (u64, u64)> {
         // What is kept of a block must fit into a binding, too.
         let quad = u64::from(QUAD);
         if self.geometry.apart {
@@ -155,13 +168,54 @@ impl<'a> Windows<'a> {
         let kept = self.geometry.binding_elements / vectors / quad * quad;
         let block_elements = u64::from(self.geometry.block_elements).min(kept);
         for (access, start, end) in span.pieces(self.geometry) {
+            if span.matrix.is_some() && start < end {
+                self.make_room(kernel, access, span, block_elements)?;
+            }
             let mut at = start;
             while at < end {
                 let elements = (end - at).min(block_elements);
                 self.add_block(group, kernel, access, span, at, elements);
                 at += elements;
             }
+            if let Some(matrix) = span.matrix.filter(|_| start < end) {
+                let key = (kernel, access, span.place.params_buffer, span.place.grads_buffer);
+                let window = &mut self.filling[self.newest[&key]].window;
+                let lead = window.blocks.last().map_or(0, |block| block.lead);
+                let first = QUAD * window.blocks[lead as usize].state_quad;
+                let blocks = window.blocks.len() as u32 - lead;
+                let grams = window.matrices.last().map_or(0, |last| last.gram_first + last.rows * last.rows);
+                window.matrices.push(matrix.placed(first, grams, group as u32, lead, blocks));
+            }
         }
+        Ok(())
+    }
+
+    /// Begins a window where the newest has no room for a whole matrix.
+    fn make_room(
+        &mut self,
+        kernel: Kernel,
+        access: Access,
+        span: &Span,
+        block_elements: u64,
+    ) -> Result<(), (u64, u64)> {
+        let place = &span.place;
+        let params = self.region(place.params_buffer, place.params, place.params_start, place.elements);
+        let grads = self.region(place.grads_buffer, place.grads, place.grads_start, place.elements);
+        let quads = place.elements.div_ceil(u64::from(QUAD)) as u32;
+        let blocks = place.elements.div_ceil(block_elements);
+        let key = (kernel, access, place.params_buffer, place.grads_buffer);
+        let has_room = |window: &Window| {
+            self.fits(window, params, grads, quads)
+                && window.blocks.len() as u64 + blocks <= u64::from(self.geometry.dispatch_blocks)
+        };
+        let empty = Window { kernel, access, params, grads, state_quads: 0, blocks: Vec::new(), matrices: Vec::new() };
+        if !has_room(&empty) {
+            return Err((place.elements, self.geometry.binding_elements));
+        }
+        if self.newest.get(&key).is_some_and(|&index| !has_room(&self.filling[index].window)) {
+            self.newest.remove(&key);
+        }
+        Ok(())
     }
 
     pub(super) fn add_block(
@@ -183,7 +237,15 @@ impl<'a> Windows<'a> {
             Some(&index) if self.fits(&self.filling[index].window, params, grads, quads) => index,
             _ => {
                 self.filling.push(FillingWindow {
-                    window: Window { kernel, access, params, grads, state_quads: 0, blocks: Vec::new() },
+                    window: Window {
+                        kernel,
+                        access,
+                        params,
+                        grads,
+                        state_quads: 0,
+                        blocks: Vec::new(),
+                        matrices: Vec::new(),
+                    },
                     starts: Vec::new(),
                 });
                 self.newest.insert(key, self.filling.len() - 1);

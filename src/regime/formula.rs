@@ -4,7 +4,7 @@ pub(crate) use crate::layout::numbers::MAX_FACTOR;
 use crate::layout::terms::{CLAMP_TERM, CURVATURE_TERM, DISTANCE_TERM, GATE_TERM, HISTORY_TERM, LOSS_TERM, NORM_TERM};
 use crate::layout::{GroupConstants, GroupState, RawRecord, Scaled, record_flags};
 use crate::regime::RATE_MIN;
-use crate::regime::gradient::{Gradient, hold_rate, is_sign_rule, sqrt_elements};
+use crate::regime::gradient::{Gradient, direction_length, hold_rate, is_sign_rule};
 
 /// Sets the rate that a formula wants, within its limits; a wanted 0 asks for the lowest rate that they allow. Returns η_t / η_{t-1}, and 0 at
 /// the first gradient.
@@ -43,7 +43,7 @@ pub(crate) fn set_rate(
 
 /// The squared length of the step's direction, as far as these regimes know it: that of the gradient, or of its signs.
 pub(crate) fn direction_square_of(c: &GroupConstants, square: Scaled) -> Scaled {
-    if is_sign_rule(c) { sqrt_elements(c).product(sqrt_elements(c)) } else { square }
+    if is_sign_rule(c) { direction_length(c).product(direction_length(c)) } else { square }
 }
 
 /// ln(a / b), and 0 where there is nothing to compare.
@@ -53,5 +53,5 @@ pub(crate) fn ln_ratio_or_0(a: Scaled, b: Scaled) -> f32 {
 
 /// A step along the signs that is as long as one along the gradient at this rate.
 pub(crate) fn rate_along_signs(c: &GroupConstants, rate: Scaled, norm: Scaled) -> Scaled {
-    rate.product(norm).quotient(sqrt_elements(c))
+    rate.product(norm).quotient(direction_length(c))
 }

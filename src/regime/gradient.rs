@@ -48,11 +48,11 @@ pub(crate) fn is_sign_rule(c: &GroupConstants) -> bool {
     c.flags & group_flags::SIGN_RULE != 0
 }
 
-pub(crate) fn sqrt_elements(c: &GroupConstants) -> Scaled {
-    Scaled::new(c.sqrt_elements, 0)
+pub(crate) fn direction_length(c: &GroupConstants) -> Scaled {
+    Scaled::new(c.direction_length, 0)
 }
 
 /// The length of the step's direction, as far as it is known before momentum: that of the gradient, or of its signs.
 pub(crate) fn direction_of(c: &GroupConstants, norm: Scaled) -> Scaled {
-    if is_sign_rule(c) { sqrt_elements(c) } else { norm }
+    if is_sign_rule(c) { direction_length(c) } else { norm }
 }

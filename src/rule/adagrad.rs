@@ -76,7 +76,7 @@ impl UpdateRule for Adagrad {
 
     fn reference(&self, step: &mut RuleStep) -> Vec<f64> {
         let g: Vec<f64> = step.g.iter().map(|g| g.clamp(-1.8e19, 1.8e19)).collect();
-        let step = &mut RuleStep { g: &g, k: step.k, moments: step.moments, flushes: step.flushes };
+        let step = &mut RuleStep { g: &g, moments: step.moments, ..*step };
         let v = step.next_squares(1.0, 1.0);
         g.iter().zip(&v).map(|(g, v)| g / (v.sqrt() + f64::from(self.epsilon))).collect()
     }

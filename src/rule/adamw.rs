@@ -114,7 +114,7 @@ impl UpdateRule for AdamW {
     fn reference(&self, step: &mut RuleStep) -> Vec<f64> {
         let (beta1, beta2) = (f64::from(self.beta1), f64::from(self.beta2));
         let g: Vec<f64> = step.g.iter().map(|g| g.clamp(-1.8e19, 1.8e19)).collect();
-        let step = &mut RuleStep { g: &g, k: step.k, moments: step.moments, flushes: step.flushes };
+        let step = &mut RuleStep { g: &g, moments: step.moments, ..*step };
         let (_, m) = step.next_momentum(beta1, 1.0 - beta1);
         let v = step.next_squares(beta2, 1.0 - beta2);
         let (first, second) = (1.0 - beta1.powf(step.k), 1.0 - beta2.powf(step.k));

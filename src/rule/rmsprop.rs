@@ -78,7 +78,7 @@ impl UpdateRule for RmsProp {
 
     fn reference(&self, step: &mut RuleStep) -> Vec<f64> {
         let g: Vec<f64> = step.g.iter().map(|g| g.clamp(-1.8e19, 1.8e19)).collect();
-        let step = &mut RuleStep { g: &g, k: step.k, moments: step.moments, flushes: step.flushes };
+        let step = &mut RuleStep { g: &g, moments: step.moments, ..*step };
         let v = step.next_squares(f64::from(self.alpha), 1.0 - f64::from(self.alpha));
         g.iter().zip(&v).map(|(g, v)| g / (v.sqrt() + f64::from(self.epsilon))).collect()
     }

@@ -1,5 +1,5 @@
-"""Writes torch.csv: parameters after 1, 2, 3, 10, 30 and 100 steps of torch.optim.SGD, Adam, AdamW, RMSprop
-and Adagrad, in f32 as hexadecimal bits.
+"""Writes torch.csv: parameters after 1, 2, 3, 10, 30 and 100 steps of torch.optim.SGD, Adam, AdamW, RMSprop,
+Adagrad and Muon, in f32 as hexadecimal bits.
 
     python3 tests/golden/make_torch.py        # needs torch
 
@@ -48,6 +48,14 @@ CASES = {
     "rmsprop-decay-tenth-maximize": dict(of=torch.optim.RMSprop, weight_decay=0.1, maximize=True),
     "adagrad": dict(of=torch.optim.Adagrad),
     "adagrad-decay-tenth-maximize": dict(of=torch.optim.Adagrad, weight_decay=0.1, maximize=True),
+    # Muon with its iteration in f32; its default decay is 0.1.
+    "muon": dict(of=torch.optim.Muon, shape=(3, 4)),
+    "muon-tall": dict(of=torch.optim.Muon, shape=(4, 3)),
+    "muon-match-rms": dict(of=torch.optim.Muon, shape=(3, 4), adjust_lr_fn="match_rms_adamw"),
+    "muon-spectral": dict(of=torch.optim.Muon, shape=(2, 6), adjust_lr_fn="spectral_unclamped"),
+    "muon-plain": dict(of=torch.optim.Muon, shape=(6, 2), nesterov=False, momentum=0.5, weight_decay=0.0, ns_steps=2),
+    # As PyTorch has it, in bf16.
+    "muon-bf16": dict(of=torch.optim.Muon, shape=(3, 4), bf16=True),
 }
 
 
@@ -55,22 +63,37 @@ def gradient(t):
     return torch.tensor([((7 * i + 13 * t) % 32 - 16) / 16 + (i - 5) / 64 for i in range(D)])
 
 
+def orthogonalized(x, coefficients, steps, eps, *_):
+    """torch.optim._muon._zeropower_via_newtonschulz without its conversion to bf16."""
+    a, b, c = coefficients
+    x, tall = (x.T, True) if x.size(0) > x.size(1) else (x, False)
+    x = x / x.norm().clamp(min=eps)
+    for _ in range(steps):
+        gram = x @ x.T
+        x = a * x + (b * gram + c * gram @ gram) @ x
+    return x.T if tall else x
+
+
 def main():
+    in_bf16 = torch.optim._muon._zeropower_via_newtonschulz
     with open(pathlib.Path(__file__).with_name("torch.csv"), "w") as out:
         out.write(f"# torch {torch.__version__.split('+')[0]}, lr=0.01 where the case has no other\ncase,step," + ",".join(f"w{i}" for i in range(D)) + "\n")
         for name, options in CASES.items():
             options = dict(options)
             clip = options.pop("clip", None)
             of = options.pop("of", torch.optim.SGD)
-            w = torch.nn.Parameter(torch.tensor([(i - 6) / 4 for i in range(D)]))
-            optimizer = of([w], **{"lr": 0.01, "foreach": False, **options})
+            shape = options.pop("shape", (D,))
+            torch.optim._muon._zeropower_via_newtonschulz = in_bf16 if options.pop("bf16", False) else orthogonalized
+            w = torch.nn.Parameter(torch.tensor([(i - 6) / 4 for i in range(D)]).reshape(shape))
+            foreach = {} if of is torch.optim.Muon else {"foreach": False}
+            optimizer = of([w], **{"lr": 0.01, **foreach, **options})
             for t in range(STEPS):
-                w.grad = gradient(t)
+                w.grad = gradient(t).reshape(shape)
                 if clip is not None:
                     torch.nn.utils.clip_grad_norm_([w], clip, foreach=False)
                 optimizer.step()
                 if t + 1 in SHOWN:
-                    bits = (struct.pack(">f", x).hex() for x in w.tolist())
+                    bits = (struct.pack(">f", x).hex() for x in w.flatten().tolist())
                     out.write(f"{name},{t + 1}," + ",".join(bits) + "\n")
 
 

@@ -16,8 +16,10 @@ pub fn rules_and_regimes() -> Vec<(Rule, Regime)> {
         Regime::dowg(),
         Regime::polyak(),
     ];
-    let rules = Rule::all().into_iter().enumerate();
-    rules.flat_map(|(i, rule)| regimes.into_iter().skip(i % 2).step_by(2).map(move |regime| (rule, regime))).collect()
+    let rules = [Rule::all(), Rule::of_matrices()].concat().into_iter().enumerate();
+    let pairs =
+        rules.flat_map(|(i, rule)| regimes.into_iter().skip(i % 2).step_by(2).map(move |regime| (rule, regime)));
+    pairs.filter(|(rule, regime)| regime.fits(rule)).collect()
 }
 
 /// A run, and another that it is compared with.

@@ -16,6 +16,7 @@ mod helpers;
 mod learning_rate;
 mod loss_scale;
 mod low_rank;
+mod matrices;
 mod overflow;
 mod parity;
 mod problems;

@@ -18,7 +18,7 @@ use crate::schedule_free;
 
 /// Every rule, a regime of each kind of memory, and everything else that has a part in a step.
 fn cases() -> Vec<Spec> {
-    let rules = [Rule::sgd(), Rule::sgdm(0.9), Rule::nesterov(0.8), Rule::sign_sgd(), Rule::signum(0.9)];
+    let rules = [Rule::sgd(), Rule::sgdm(0.9), Rule::nesterov(0.8), Rule::sign_sgd(), Rule::signum(0.9), Rule::muon()];
     let mut numbers = Numbers(1);
     let mut specs = Vec::new();
     for rule in rules {

@@ -237,9 +237,9 @@ impl Scenario {
             let tensors: Vec<usize> = (tensor..tensor + count).collect();
             tensor += count;
             if spec.per_tensor {
-                for (own, &tensor) in spec.tensors.iter().zip(&tensors) {
-                    let mut spec = spec.clone();
-                    spec.tensors = vec![own.clone()];
+                for (index, &tensor) in tensors.iter().enumerate() {
+                    let (tensors, shapes) = (vec![spec.tensors[index].clone()], vec![spec.shape(index)]);
+                    let spec = Spec { tensors, shapes, ..spec.clone() };
                     units.push(Unit { spec, gradients, tensors: vec![tensor], groups: vec![group] });
                     group += 1;
                 }
@@ -247,6 +247,8 @@ impl Scenario {
             }
             match units.iter_mut().find(|unit| spec.norm.is_some() && unit.spec.norm == spec.norm) {
                 Some(unit) => {
+                    unit.spec.shapes = unit.spec.all_shapes();
+                    unit.spec.shapes.extend(spec.all_shapes());
                     unit.spec.tensors.extend(spec.tensors.clone());
                     unit.tensors.extend(tensors);
                     unit.groups.push(group);

@@ -103,7 +103,7 @@ fn of_two_structs_the_fields_that_differ_are_shown() {
 
 /// What each family allows: cases by a word of their names, what they compare, and how far off it may be in units of the last place.
 /// Nothing is allowed where bits are compared. Numbers and not the constants of the families, so that a larger constant is told.
-const TOLERANCES: [(&str, &str, &[Quantity], f64); 17] = [
+const TOLERANCES: [(&str, &str, &[Quantity], f64); 18] = [
     ("steps", "", &[Quantity::Parameters, Quantity::Rates], 200.0),
     ("steps", "", &[Quantity::Norms, Quantity::Alignments], 24.0),
     ("passes", "sums of passes", &[Quantity::Squares, Quantity::Products], 24.0),
@@ -115,6 +115,7 @@ const TOLERANCES: [(&str, &str, &[Quantity], f64); 17] = [
     ("repeats", "", &[Quantity::Parameters], 0.0),
     ("groups", "", OF_STEPS, 24.0),
     ("controls", "", OF_STEPS, 24.0),
+    ("matrices", "", OF_STEPS, 24.0),
     ("averages", "", OF_STEPS, 24.0),
     ("trust", "", OF_STEPS, 24.0),
     ("shards", "", OF_STEPS, 24.0),

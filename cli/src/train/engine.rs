@@ -5,7 +5,7 @@ use std::ops::{ControlFlow, Range};
 use wgpu_optim::cpu::{Values, ValuesMut};
 use wgpu_optim::{
     Averaging, Checkpoint, CpuOptimizer, Difference, Differences, Gpu, Group, Notes, Optimizer, OptimizerBuilder,
-    Parameters, Records, Regime, Rule, Schedule, Warning, WeightDecay, cpu, wgpu,
+    Parameters, Records, Regime, Rule, Schedule, TensorInfo, Warning, WeightDecay, cpu, wgpu,
 };
 
 use crate::CliError;
@@ -37,7 +37,7 @@ impl OptimizerSettings {
     /// The builder of an optimizer of nothing.
     fn empty(&self) -> OptimizerBuilder<cpu::Tensor> {
         let empty: &[f32] = &[];
-        self.builder().group(Group::new("model").tensor("check", empty, empty))
+        self.builder().group(Group::new("model").shaped_tensor("check", &[0, 0], empty, empty))
     }
 
     /// Refuses numbers outside their ranges, before data and devices are looked for.
@@ -52,6 +52,8 @@ impl OptimizerSettings {
 
     fn builder<T>(&self) -> OptimizerBuilder<T> {
         let builder = OptimizerBuilder::new(self.rule)
+            // Of the biases, where the rule takes matrices alone.
+            .other_tensors(Rule::adamw())
             .regime(self.regime)
             .schedule(self.schedule.clone())
             .averaging(self.averaging)
@@ -139,12 +141,13 @@ pub fn new<'a>(
             let mut group = Group::new("model");
             for tensor in &tensors {
                 let values = &initial[tensor.range()];
-                group = group.tensor(tensor.name, values, values);
+                group = group.shaped_tensor(tensor.name, &[tensor.rows, tensor.cols], values, values);
             }
+            let optimizer = settings.builder().record_steps(record_steps).group(group).build_cpu()?;
             Ok(Box::new(CpuEngine {
-                optimizer: settings.builder().record_steps(record_steps).group(group).build_cpu()?,
                 model: CpuModel::new(model, batch),
-                tensors,
+                tensors: in_order_of(optimizer.tensors(), &tensors),
+                optimizer,
                 gradients: vec![0.0; initial.len()],
                 gradient_scale: settings.gradient_scale,
                 parameters: initial,
@@ -162,10 +165,11 @@ pub fn new<'a>(
             for tensor in &tensors {
                 let [params, grads] =
                     [model.parameters(), model.gradients()].map(|buffer| buffer.slice(tensor.range_bytes()));
-                group = group.tensor(tensor.name, params, grads);
+                group = group.shaped_tensor(tensor.name, &[tensor.rows, tensor.cols], params, grads);
             }
             let builder = settings.builder().record_steps(record_steps).loss(model.loss()).group(group);
             let optimizer = builder.build(gpu)?;
+            let tensors = in_order_of(optimizer.tensors(), &tensors);
             Ok(Box::new(GpuEngine { model, tensors, optimizer, gpu: gpu.clone(), injection, steps_done, kept: None }))
         }
     }
@@ -197,18 +201,29 @@ struct CpuEngine<'a> {
     steps_done: u64,
 }
 
+/// The model's tensors in the order in which the optimizer has them.
+fn in_order_of(infos: &[TensorInfo], tensors: &[TensorShape]) -> Vec<TensorShape> {
+    let place = |tensor: &TensorShape| infos.iter().position(|info| info.name == tensor.name);
+    let mut tensors = tensors.to_vec();
+    tensors.sort_by_key(place);
+    tensors
+}
+
 fn slices_of<'a>(tensors: &[TensorShape], parameters: &'a mut [f32]) -> Vec<&'a mut [f32]> {
+    let mut by_offset: Vec<usize> = (0..tensors.len()).collect();
+    by_offset.sort_by_key(|&tensor| tensors[tensor].range().start);
     let mut slices = Vec::with_capacity(tensors.len());
     let mut rest = parameters;
     let mut done = 0;
-    for tensor in tensors {
-        let range = tensor.range();
+    for tensor in by_offset {
+        let range = tensors[tensor].range();
         let (slice, after) = rest[range.start - done..].split_at_mut(range.len());
         done = range.end;
-        slices.push(slice);
+        slices.push((tensor, slice));
         rest = after;
     }
-    slices
+    slices.sort_by_key(|(tensor, _)| *tensor);
+    slices.into_iter().map(|(_, slice)| slice).collect()
 }
 
 impl Engine for CpuEngine<'_> {

@@ -19,7 +19,7 @@ use crate::data::{self, Dataset};
 use crate::model::ModelKind;
 use crate::target::TargetArgs;
 
-/// `--rule`: one of [`Rule::all`].
+/// `--rule`: one of [`Rule::all`] or [`Rule::of_matrices`].
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct RuleName(pub Rule);
 
@@ -28,10 +28,10 @@ pub struct RuleName(pub Rule);
 pub struct RegimeName(pub Regime);
 
 macro_rules! names_of_a_table {
-    ($Name:ident, $Listed:ident) => {
+    ($Name:ident, $all:expr) => {
         impl ValueEnum for $Name {
             fn value_variants<'a>() -> &'a [Self] {
-                static ALL: LazyLock<Vec<$Name>> = LazyLock::new(|| $Listed::all().into_iter().map($Name).collect());
+                static ALL: LazyLock<Vec<$Name>> = LazyLock::new(|| $all.into_iter().map($Name).collect());
                 &ALL
             }
 
@@ -42,8 +42,8 @@ macro_rules! names_of_a_table {
     };
 }
 
-names_of_a_table!(RuleName, Rule);
-names_of_a_table!(RegimeName, Regime);
+names_of_a_table!(RuleName, [Rule::all(), Rule::of_matrices()].concat());
+names_of_a_table!(RegimeName, Regime::all());
 
 impl RegimeName {
     pub fn fixed() -> Self {

@@ -8,6 +8,7 @@ use wgpu_optim::{Element, Error, Gpu, Optimizer, wgpu};
 
 use super::measure::{Bench, RecordingTimes, Times};
 use super::workload::{Spec, room, values};
+use crate::spec::shape_for;
 use crate::stored::Stored;
 
 /// A kernel that copies; `WORKGROUP` and `QUADS` are its constants, and those of [`TRIAD`].
@@ -106,7 +107,7 @@ impl Device {
         let builder = spec.builder(|group, name, range| {
             let bytes = element.bytes() * range.start as u64..element.bytes() * range.end as u64;
             let params = element.of(params.slice(bytes.clone()));
-            group.tensor(name, params, element.of(grads.slice(bytes)))
+            group.shaped_tensor(name, &shape_for(&spec.rule, range.len()), params, element.of(grads.slice(bytes)))
         });
         builder.build(&self.gpu)
     }

@@ -10,6 +10,7 @@ use wgpu_optim::{CpuOptimizer, Element, Error};
 
 use super::measure::{Bench, Times};
 use super::workload::{Spec, room, values};
+use crate::spec::shape_for;
 use crate::stored::Stored;
 
 /// Elements a thread takes at a time.
@@ -94,7 +95,7 @@ impl Bench for Host {
         let (params, grads) = self.arrays(element);
         let builder = spec.builder(|group, name, range| {
             let params = part(params.as_slice(), range.clone());
-            group.tensor(name, &params, &part(grads.as_slice(), range))
+            group.shaped_tensor(name, &shape_for(&spec.rule, range.len()), &params, &part(grads.as_slice(), range))
         });
         Ok(HostJob::Step { optimizer: Box::new(builder.build_cpu()?), element, ranges: spec.ranges() })
     }

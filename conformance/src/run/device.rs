@@ -157,7 +157,7 @@ impl GpuRun {
                 let place = next.next().expect("a place for each tensor");
                 let slice = |place, element| slice_of(&buffers, place, tensor.len(), element);
                 let (params, grads) = (slice(place.params, spec.params), slice(place.grads, spec.grads));
-                group = group.tensor(spec.tensor_name(i), params, grads);
+                group = group.shaped_tensor(spec.tensor_name(i), &spec.shape(i), params, grads);
             }
             builder = builder.group(group);
         }

@@ -6,8 +6,9 @@ use rayon::prelude::*;
 use super::*;
 use crate::cpu::controls::absence_of;
 use crate::cpu::half::Number;
+use crate::cpu::orthogonalize::orthogonalize;
 use crate::cpu::reduce_gradient::{BlockSlices, reduce_gradient};
-use crate::cpu::update_parameters::{Halves, MemorySlices, TILE, Tiles, Wide, update_parameters};
+use crate::cpu::update_parameters::{Halves, MemorySlices, TILE, Tiles, Wide, prepare, update_parameters};
 use crate::cpu::values::{Slice, SliceMut, Values, ValuesMut};
 use crate::layout::{Block, GroupConstants, GroupState, NO_ELEMENT, ScopeSums, Squares, Update, skips};
 use crate::plan::Kernel;
@@ -87,6 +88,24 @@ impl<T: Tiles> NullaryFnOnce for UpdateStretch<'_, T> {
     fn call(self) -> u32 {
         let first = update_parameters(self.kernel, self.update, self.elements, self.memory);
         first.map_or(0, |first| NO_ELEMENT - (self.first_element + first))
+    }
+}
+
+/// The first pass of a rule that works on matrices, over a tensor.
+struct PrepareTensor<'a, T> {
+    kernel: Kernel,
+    update: &'a Update,
+    elements: T,
+    momentum: &'a [f32],
+    prepared: &'a mut [f32],
+}
+
+impl<T: Tiles> NullaryFnOnce for PrepareTensor<'_, T> {
+    type Output = ();
+
+    #[inline(always)]
+    fn call(self) {
+        prepare(self.kernel, self.update, self.elements, self.momentum, self.prepared);
     }
 }
 
@@ -211,7 +230,8 @@ impl CpuOptimizer {
     /// Pass 4 over all blocks. Tells the step's record of an element that was out of range.
     pub(super) fn update(&mut self, params: &mut [impl ValuesMut], grads: &[impl Values]) {
         let (arch, updates) = (self.arch, &self.updates);
-        let update_one = |tensor: &mut TensorMemory, params: SliceMut, grads: Slice| {
+        let parallel = self.parallel;
+        let update_one = |tensor: &mut TensorMemory, mut params: SliceMut, grads: Slice| {
             let (Some(kernel), Some(block)) = (tensor.kernel, tensor.blocks.first()) else {
                 return 0;
             };
@@ -224,6 +244,33 @@ impl CpuOptimizer {
                 }
                 0
             } else {
+                let TensorMemory { memory, matrix, .. } = tensor;
+                if let (Some(matrix), 0) = (matrix, update.skip) {
+                    let (momentum, prepared) = (&memory.momentum, &mut matrix.1.directions);
+                    match (&mut params, grads) {
+                        (SliceMut::F32(params), Slice::F32(grads)) => {
+                            let elements = Wide { params, grads };
+                            arch.dispatch(PrepareTensor { kernel, update, elements, momentum, prepared });
+                        }
+                        (params, grads) => arch.dispatch(PrepareTensor {
+                            kernel,
+                            update,
+                            elements: Halves {
+                                params: params.reborrow(),
+                                grads,
+                                remainders: &mut memory.remainders,
+                                encoding: kernel.encoding,
+                                rounding_key: update.rounding_key,
+                                first_element: block.first_element,
+                                buffers: &mut [[0.0; TILE]; 2],
+                            },
+                            momentum,
+                            prepared,
+                        }),
+                    }
+                    orthogonalize(&matrix.0, kernel.iterations, &mut matrix.1, parallel);
+                }
+                let directions = tensor.matrix.as_mut().map(|(_, memory)| memory.directions.as_mut_slice());
                 update_in_halves(
                     arch,
                     kernel,
@@ -235,7 +282,7 @@ impl CpuOptimizer {
                         first_element: block.first_element,
                         memory: MemorySlices {
                             momentum: &mut tensor.memory.momentum,
-                            squares: &mut tensor.memory.squares,
+                            squares: directions.unwrap_or(&mut tensor.memory.squares),
                             counters: &mut tensor.memory.counters,
                             vector: &mut tensor.memory.vector,
                             averages: &mut tensor.averages,

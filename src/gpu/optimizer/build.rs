@@ -68,7 +68,7 @@ impl OptimizerBuilder<Tensor> {
             }
         };
         crate::plan::check_overlaps(
-            groups.iter().flat_map(|group| group.tensors.iter()).map(|(name, place)| (name.as_str(), place)),
+            groups.iter().flat_map(|group| group.tensors.iter()).map(|one| (one.name.as_str(), &one.tensor)),
         )?;
         let geometry =
             Geometry { apart: rebindable, joins: !(rebindable || absent_gradients), ..geometry(gpu, &limits) };
@@ -144,9 +144,9 @@ pub(super) fn place_tensors(
     let mut placed = Vec::with_capacity(groups.len());
     for group in groups {
         let mut tensors = Vec::with_capacity(group.tensors.len());
-        for (name, tensor) in group.tensors {
-            let place = numbered.place(&name, tensor, alignment_bytes)?;
-            tensors.push((name, place));
+        for tensor in group.tensors {
+            let place = numbered.place(&tensor.name, tensor.tensor.clone(), alignment_bytes)?;
+            tensors.push(tensor.with(place));
         }
         placed.push(ResolvedGroup { config: group.config, tensors });
     }

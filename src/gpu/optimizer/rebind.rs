@@ -32,6 +32,8 @@ pub(super) struct Movable {
 #[derive(Debug, Clone)]
 pub(super) struct Sweeps<T> {
     pub(super) reduce: T,
+    /// Where the rule owns passes.
+    pub(super) prepare: Option<T>,
     pub(super) update: T,
     /// Exchange and settle, where the window keeps averages.
     pub(super) averages: Option<[T; 2]>,
@@ -91,6 +93,7 @@ impl Movable {
         let bind = |pipeline: &Pipeline, own: &[_]| pipeline.bind(device, OWN_BUFFERS, own);
         Sweeps {
             reduce: bind(&self.pipelines.reduce, &own_of(Sweep::Reduce)),
+            prepare: self.pipelines.prepare.as_ref().map(|pipeline| bind(pipeline, &own_of(Sweep::Prepare))),
             update: bind(&self.pipelines.update, &own),
             averages: self
                 .pipelines
@@ -198,14 +201,15 @@ impl Optimizer {
         let rebind = |dispatch: &mut Dispatch, group: &BoundGroup| {
             dispatch.bind_groups[OWN_BUFFERS] = group.clone();
         };
-        let mut of_pass = |name: PassName, group: fn(&Sweeps<_>) -> &BoundGroup| {
+        let mut of_pass = |name: PassName, group: fn(&Sweeps<_>) -> Option<&BoundGroup>| {
             let dispatches = self.step.iter_mut().filter(|one| one.pass == name);
-            for (dispatch, (.., bound)) in dispatches.zip(&made) {
-                rebind(dispatch, group(bound));
+            for (dispatch, group) in dispatches.zip(made.iter().filter_map(|(.., bound)| group(bound))) {
+                rebind(dispatch, group);
             }
         };
-        of_pass(PassName::ReduceGradient, |bound| &bound.reduce);
-        of_pass(PassName::UpdateParameters, |bound| &bound.update);
+        of_pass(PassName::ReduceGradient, |bound| Some(&bound.reduce));
+        of_pass(PassName::Prepare, |bound| bound.prepare.as_ref());
+        of_pass(PassName::UpdateParameters, |bound| Some(&bound.update));
         let averaged = made.iter().filter_map(|(.., bound)| bound.averages.as_ref());
         for (averages, [exchange, settle]) in self.averages.iter_mut().zip(averaged) {
             rebind(&mut averages.exchange, exchange);

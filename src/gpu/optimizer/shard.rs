@@ -150,8 +150,8 @@ impl Optimizer {
         if combined.teach(&mut self.plan.groups, shard) {
             // Beside the controls, which a kernel of the caller may have written.
             for (index, group) in self.plan.groups.iter().enumerate() {
-                let at = index * size_of::<GroupConstants>() + offset_of!(GroupConstants, sqrt_elements);
-                queue.write_buffer(&self.groups, at as u64, bytemuck::bytes_of(&group.sqrt_elements));
+                let at = index * size_of::<GroupConstants>() + offset_of!(GroupConstants, direction_length);
+                queue.write_buffer(&self.groups, at as u64, bytemuck::bytes_of(&group.direction_length));
             }
         }
         queue.write_buffer(&self.sums, 0, bytemuck::cast_slice(combined.sums()));

@@ -5,6 +5,7 @@ use super::*;
 use crate::gpu::buffers::{filled, part, whole, zeroed};
 use crate::gpu::context::Gpu;
 use crate::gpu::optimizer::rebind::Movable;
+use crate::gpu::orthogonalize::{self, MatrixMemory};
 use crate::gpu::pass::Pipeline;
 use crate::gpu::swap_averages::Exchange;
 use crate::gpu::{reduce_gradient, swap_averages, update_parameters};
@@ -91,6 +92,9 @@ pub(super) struct OwnBuffers {
     pub(super) compared: wgpu::Buffer,
     pub(super) memory: wgpu::Buffer,
     pub(super) remainders: wgpu::Buffer,
+    /// Of a rule that owns passes over matrices: the first of them writes the one, the update reads the other.
+    pub(super) prepared: wgpu::Buffer,
+    pub(super) directions: wgpu::Buffer,
 }
 
 impl OwnBuffers {
@@ -100,7 +104,7 @@ impl OwnBuffers {
         sweep: Sweep,
         params: wgpu::BufferBinding<'a>,
         grads: wgpu::BufferBinding<'a>,
-    ) -> [wgpu::BufferBinding<'a>; 6] {
+    ) -> [wgpu::BufferBinding<'a>; 7] {
         [
             whole(&self.blocks),
             params,
@@ -108,6 +112,7 @@ impl OwnBuffers {
             whole(&self.momentum),
             whole(if sweep == Sweep::Reduce { &self.compared } else { &self.memory }),
             whole(&self.remainders),
+            whole(if sweep == Sweep::Prepare { &self.prepared } else { &self.directions }),
         ]
     }
 }
@@ -116,6 +121,7 @@ impl OwnBuffers {
 #[derive(Default)]
 pub(super) struct Sweeps {
     pub(super) reduce: Vec<Dispatch>,
+    /// The passes that rules own, and pass 4.
     pub(super) update: Vec<Dispatch>,
     pub(super) averages: Vec<WindowAverages>,
     /// The blocks of each window.
@@ -141,7 +147,12 @@ pub(super) fn sweeps(
         let base_iterates =
             window.kernel.compares_iterates().then(|| memory.find(&[MemoryKind::BaseIterates])).flatten();
         let remainders = memory.find(&[MemoryKind::Remainders]);
+        let matrices = MatrixMemory::new(gpu, window);
+        let prepared = matrices.as_ref().map(|memory| memory.prepared(window.kernel.iterations));
+        let directions = matrices.as_ref().map(|memory| &memory.directions);
         let buffers_of_window = OwnBuffers {
+            prepared: prepared.unwrap_or(&nothing[0]).clone(),
+            directions: directions.unwrap_or(&nothing[0]).clone(),
             remainders: remainders.unwrap_or(&nothing[1]).clone(),
             blocks: filled::<Block>(gpu, "blocks", &window.blocks),
             momentum: momentum.unwrap_or(&nothing[0]).clone(),
@@ -161,15 +172,21 @@ pub(super) fn sweeps(
         let reduce = passes.dispatch(Sweep::Reduce, window, &[&measured, &own_of(Sweep::Reduce)]);
         let averaged = memory.find(&[MemoryKind::Averages, MemoryKind::BaseIterates]);
         let (update, averages) = passes.update(index, window, tables, &own, averaged);
+        let prepare = matrices.as_ref().map(|memory| {
+            let own = own_of(Sweep::Prepare);
+            passes.dispatch(Sweep::Prepare, window, &[&[whole(tables.updates)], &own, &[whole(&memory.squares)]])
+        });
         if rebindable {
             let group = |dispatch: &Dispatch| dispatch.bind_groups[OWN_BUFFERS].clone();
             let bound = rebind::Sweeps {
+                prepare: prepare.as_ref().map(group),
                 reduce: group(&reduce),
                 update: group(&update),
                 averages: averages.as_ref().map(|own| [group(&own.exchange), group(&own.settle)]),
             };
             let pipeline = |sweep| passes.compiled(sweep, window);
             let pipelines = rebind::Sweeps {
+                prepare: prepare.is_some().then(|| pipeline(Sweep::Prepare)),
                 reduce: pipeline(Sweep::Reduce),
                 update: pipeline(Sweep::Update),
                 averages: window.kernel.averages.then(|| [Sweep::Exchange, Sweep::Settle].map(pipeline)),
@@ -179,6 +196,11 @@ pub(super) fn sweeps(
             sweeps.movables.push(movable);
         }
         sweeps.reduce.push(reduce);
+        sweeps.update.extend(prepare);
+        if let Some(memory) = &matrices {
+            let blocks = &sweeps.blocks[index];
+            sweeps.update.extend(orthogonalize::dispatches(gpu, window, memory, tables.updates, blocks));
+        }
         sweeps.update.push(update);
         sweeps.averages.extend(averages);
     }
@@ -189,6 +211,8 @@ pub(super) fn sweeps(
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) enum Sweep {
     Reduce,
+    /// The first of the passes that a rule owns.
+    Prepare,
     Update,
     /// Exchanges parameters and averages.
     Exchange,
@@ -202,6 +226,7 @@ impl Sweep {
     pub(super) fn pass(self) -> PassName {
         match self {
             Sweep::Reduce => PassName::ReduceGradient,
+            Sweep::Prepare => PassName::Prepare,
             Sweep::Update => PassName::UpdateParameters,
             Sweep::Exchange | Sweep::Back | Sweep::Settle => PassName::SwapAverages,
         }
@@ -272,6 +297,7 @@ impl Passes<'_> {
         let (gpu, tuning) = (self.gpu, self.gpu.tuning());
         let exchange = match (sweep, kernel.schedule_free) {
             (Sweep::Reduce, _) => return reduce_gradient::pipeline(gpu, &tuning, kernel, access),
+            (Sweep::Prepare, _) => return orthogonalize::prepare_pipeline(gpu, &tuning, kernel, access),
             (Sweep::Update, _) => {
                 // The other passes do not write beside what they read: they do not care.
                 let one_buffer = self.rebindable || window.params.buffer == window.grads.buffer;

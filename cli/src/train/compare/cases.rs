@@ -26,7 +26,7 @@ use crate::words::count;
 fn default_rates(RuleName(rule): RuleName) -> &'static [f32] {
     if rule.is_sign() {
         &[1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2]
-    } else if rule.has_second_moment() {
+    } else if rule.is_scale_free() {
         &[3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1]
     } else if rule.has_momentum() {
         &[0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0]

@@ -1,0 +1,52 @@
+// First of the passes that Muon owns, after pass 3: the matrix that is made orthogonal, from gradient and momentum. The momentum itself is
+// changed by pass 4.
+//
+// Reads:  updates, blocks, gradients, momentum, parameters with coupled decay.
+// Writes: directions; squares, the sum of squares of each block. Nothing of groups that take no step and of tensors without gradients.
+// Grid:   one workgroup of WORKGROUP invocations (a power of two) per block; invocation i takes quads i, i + WORKGROUP, … of the block.
+
+import package::elements::gradients::load_gradients;
+import package::elements::parameters::load_parameters;
+import package::geometry::WORKGROUP;
+import package::layout::{Block, Squares, Update};
+import package::reduction::scaled_squares::{ScaledSquares, add_squares_of, trusted};
+import package::reduction::totals::add_squares;
+import package::rule::{admitted, next_momentum};
+import package::update::step_gradient::step_gradient;
+
+@group(0) @binding(0) var<storage, read> updates: array<Update>;
+@group(1) @binding(0) var<storage, read> blocks: array<Block>;
+@group(1) @binding(3) var<storage, read> momentum: array<vec4<f32>>;
+@group(1) @binding(6) var<storage, read_write> directions: array<vec4<f32>>;
+@group(2) @binding(0) var<storage, read_write> squares: array<Squares>;
+
+var<workgroup> tree: array<Squares, WORKGROUP>;
+
+@compute @workgroup_size(WORKGROUP)
+fn prepare(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+    let block = blocks[workgroup.x];
+    let update = updates[block.group];
+    if update.skip != 0u || blocks[block.lead].present == 0u {
+        return;
+    }
+    var seen = ScaledSquares();
+    for (var quad = lane; 4u * quad < block.elements; quad += WORKGROUP) {
+        let w = load_parameters(block, quad);
+        let g = step_gradient(update, update.unscale * load_gradients(block, quad), w);
+        let at = block.state_quad + quad;
+        let m = next_momentum(update, momentum[at], admitted(g));
+        let x = update.momentum * m + (1.0 - update.momentum) * g;
+        directions[at] = x;
+        add_squares_of(x, &seen);
+    }
+    tree[lane] = trusted(seen);
+    for (var half = WORKGROUP / 2u; half > 0u; half /= 2u) {
+        workgroupBarrier();
+        if lane < half {
+            tree[lane] = add_squares(tree[lane], tree[lane + half]);
+        }
+    }
+    if lane == 0u {
+        squares[workgroup.x] = tree[0];
+    }
+}

@@ -1,0 +1,148 @@
+//! The passes over matrices that Muon owns, on the host: `shaders/orthogonalize/`.
+//!
+//! Their number does not depend on that of the matrices: all matrices of a window are in each dispatch, tile by tile.
+
+use crate::gpu::buffers::{filled, whole, zeroed};
+use crate::gpu::context::Gpu;
+use crate::gpu::optimizer::{Dispatch, PassName};
+use crate::gpu::pass::{Binding, PassSource, Pipeline, flag};
+use crate::gpu::sweep::Elements;
+use crate::gpu::tuning::Tuning;
+use crate::layout::{Matrix, Squares, Tile};
+use crate::plan::{Access, Kernel, QUAD, Window};
+
+/// Rows and columns of a tile, as `shaders/orthogonalize/matrices.wgsl` has them.
+const TILE: u32 = 64;
+
+/// Memory of a window for its matrices.
+#[derive(Debug)]
+pub(crate) struct MatrixMemory {
+    /// What the update pass reads as the direction.
+    pub(crate) directions: wgpu::Buffer,
+    /// Every second iterate.
+    others: wgpu::Buffer,
+    /// Sums of squares of the blocks.
+    pub(crate) squares: wgpu::Buffer,
+    /// Products of the matrices with their transposes, and polynomials of those.
+    grams: [wgpu::Buffer; 2],
+}
+
+impl MatrixMemory {
+    /// Of a window whose rule works on matrices.
+    pub(crate) fn new(gpu: &Gpu, window: &Window) -> Option<Self> {
+        let last = window.matrices.last()?;
+        let elements = u64::from(window.state_quads) * u64::from(QUAD);
+        let grams = u64::from(last.gram_first) + u64::from(last.rows) * u64::from(last.rows);
+        Some(MatrixMemory {
+            directions: zeroed::<f32>(gpu, "directions", elements),
+            others: zeroed::<f32>(gpu, "iterates", elements),
+            squares: zeroed::<Squares>(gpu, "squares of matrices", window.blocks.len() as u64),
+            grams: ["grams", "polynomials"].map(|label| zeroed::<f32>(gpu, label, grams)),
+        })
+    }
+
+    /// The buffer that holds the iterate before iteration `i` of `iterations`: the directions hold that after the last.
+    fn iterate(&self, i: u32, iterations: u32) -> &wgpu::Buffer {
+        if (iterations - i).is_multiple_of(2) { &self.directions } else { &self.others }
+    }
+
+    /// The buffer that the first pass writes.
+    pub(crate) fn prepared(&self, iterations: u32) -> &wgpu::Buffer {
+        self.iterate(0, iterations)
+    }
+}
+
+/// Compiles the first pass for a kernel.
+pub(crate) fn prepare_pipeline(gpu: &Gpu, tuning: &Tuning, kernel: Kernel, access: Access) -> Pipeline {
+    let mut elements = Elements::parameters(kernel, access).and_gradients(kernel);
+    elements.features.extend(kernel.rule.traits().features);
+    elements.when(true, "momentum");
+    let mut constants =
+        vec![("WORKGROUP", f64::from(tuning.workgroup_size)), flag("COUPLED_DECAY", kernel.coupled_decay)];
+    constants.extend(elements.constants);
+    let own = [
+        Binding::Read,
+        Binding::Read,
+        Binding::Read,
+        Binding::Read,
+        Binding::Absent,
+        Elements::remainders(kernel),
+        Binding::Write,
+    ];
+    Pipeline::new(
+        gpu,
+        &PassSource {
+            module: "orthogonalize/prepare",
+            stem: "prepare",
+            features: &elements.features,
+            constants: &constants,
+            groups: &[&[Binding::Read], &own, &[Binding::Write]],
+        },
+    )
+}
+
+/// The passes after the first one.
+pub(crate) fn dispatches(
+    gpu: &Gpu,
+    window: &Window,
+    memory: &MatrixMemory,
+    updates: &wgpu::Buffer,
+    blocks: &wgpu::Buffer,
+) -> Vec<Dispatch> {
+    let matrices = filled::<Matrix>(gpu, "matrices", &window.matrices);
+    // Of the matrices, and of their products above the diagonal.
+    let tables = [tiles(&window.matrices, |m| (m.columns, false)), tiles(&window.matrices, |m| (m.rows, true))];
+    let most = gpu.device().limits().max_compute_workgroups_per_dimension as usize;
+    let [of_matrices, of_grams] = tables.map(|tiles| {
+        let dispatched = tiles.chunks(most).map(|tiles| (tiles.len() as u32, filled::<Tile>(gpu, "tiles", tiles)));
+        dispatched.collect::<Vec<_>>()
+    });
+    let mut all = Vec::new();
+    let mut add = |(module, stem): (&'static str, &'static str),
+                   features: &[&str],
+                   tables: &[(u32, wgpu::Buffer)],
+                   own: &[&wgpu::Buffer]| {
+        let mut accesses = vec![Binding::Read; own.len() - 1];
+        accesses.push(Binding::Write);
+        let groups: &[&[Binding]] = &[&[Binding::Read; 4], &accesses];
+        let pipeline = Pipeline::new(gpu, &PassSource { module, stem, features, constants: &[], groups });
+        let own: Vec<_> = own.iter().map(|&buffer| whole(buffer)).collect();
+        for (workgroups, tiles) in tables {
+            let shared = [whole(updates), whole(blocks), whole(&matrices), whole(tiles)];
+            all.push(Dispatch {
+                pass: PassName::Orthogonalize,
+                bind_groups: vec![pipeline.bind(gpu.device(), 0, &shared), pipeline.bind(gpu.device(), 1, &own)],
+                pipeline: pipeline.pipeline.clone(),
+                workgroups: *workgroups,
+            });
+        }
+    };
+    let iterations = window.kernel.iterations;
+    let [gram, polynomial] = &memory.grams;
+    let normalize = ("orthogonalize/normalize", "normalize_matrices");
+    let multiply = ("orthogonalize/gram", "multiply_gram");
+    let advance = ("orthogonalize/advance", "advance");
+    add(normalize, &[], &of_matrices, &[&memory.squares, memory.iterate(0, iterations)]);
+    for i in 0..iterations {
+        let [x, next] = [i, i + 1].map(|i| memory.iterate(i, iterations));
+        let last: &[&str] = if i + 1 == iterations { &["last"] } else { &[] };
+        add(multiply, &[], &of_grams, &[x, gram]);
+        add(multiply, &["polynomial"], &of_grams, &[gram, polynomial]);
+        add(advance, last, &of_matrices, &[polynomial, x, next]);
+    }
+    all
+}
+
+/// The tiles of matrices of so many columns, or of symmetric ones on and above the diagonal.
+fn tiles(matrices: &[Matrix], columns_of: impl Fn(&Matrix) -> (u32, bool)) -> Vec<Tile> {
+    let mut tiles = Vec::new();
+    for (matrix, m) in (0u32..).zip(matrices) {
+        let (columns, is_symmetric) = columns_of(m);
+        for row in (0..m.rows).step_by(TILE as usize) {
+            let first = if is_symmetric { row } else { 0 };
+            let of_row = (first..columns).step_by(TILE as usize);
+            tiles.extend(of_row.map(|column| Tile { matrix, row, column }));
+        }
+    }
+    tiles
+}
