@@ -6,6 +6,8 @@ use wgpu_optim::{Averaging, ErrorKind, Group, Muon, OptimizerBuilder, Regime, Ru
 use wgpu_optim_conformance::run::{CpuRun, GpuRun, Run, Spec, bits, devices, every_path, packed};
 use wgpu_optim_conformance::{Numbers, assert_refused, noise, small_bindings, tensors};
 
+type Change = fn(&mut Muon);
+
 fn muon(shapes: &[[usize; 2]]) -> Spec {
     let lengths: Vec<usize> = shapes.iter().map(|[rows, columns]| rows * columns).collect();
     let spec = Spec::new(Rule::muon(), Regime::fixed(1.0), tensors(7, &lengths));
@@ -76,7 +78,7 @@ fn other_tensors_are_a_group_of_their_own() {
     assert_eq!(divided.groups(), explicit.groups());
     assert_eq!(divided.tensors(), explicit.tensors());
     assert_eq!(divided.tensors()[0].shape, [3, 4]);
-    let mut run = |optimizer: &mut wgpu_optim::CpuOptimizer| {
+    let run = |optimizer: &mut wgpu_optim::CpuOptimizer| {
         let (mut w, mut b) = (w.clone(), b.clone());
         for _ in 0..3 {
             optimizer.step(&mut [&mut w, &mut b], &[&g[0], &g[1]]).expect("steps");
@@ -140,7 +142,7 @@ fn what_is_no_matrix_is_refused() {
     }
     assert_refused(build(of(Rule::muon()).averaging(Averaging::ScheduleFree), matrix()), &["muon", "schedule-free"]);
     assert_refused(build(of(Rule::muon()).sharded(0, 2), matrix()), &["muon", "sharded"]);
-    let numbers: [(&str, fn(&mut Muon)); 6] = [
+    let numbers: [(&str, Change); 6] = [
         ("momentum", |muon| muon.momentum = 1.0),
         ("iterations", |muon| muon.iterations = 0),
         ("iterations", |muon| muon.iterations = 100),

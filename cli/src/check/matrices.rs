@@ -56,8 +56,7 @@ pub fn cases(_: &Subject) -> Cases {
         spec.stored(element, element, Rounding::Masters)
     });
     let seesaw = |name: &str| vec![matrices(name, muon, Regime::seesaw())];
-    let scenario =
-        |what, specs| Scenario { tolerance: Tolerance::OfLargest(LONG_ULPS), ..Scenario::new(what, STEPS, specs) };
+    let scenario = |what, specs| Scenario::new(what, STEPS, specs);
     vec![
         scenario("matrices", of_regimes).boxed(),
         scenario("settings of matrices", settings).boxed(),

@@ -180,7 +180,7 @@ pub struct Args {
     // The one that the tables of benches/evidence favour.
     #[arg(long, value_enum, default_value = "sgd", help_heading = "Optimizer")]
     pub rule: RuleName,
-    /// Momentum of sgdm, nesterov and signum [default: 0.9]
+    /// Momentum of sgdm, nesterov and signum [default: 0.9], and of muon [default: 0.95]
     ///
     /// adamw has 0.9 and 0.999, or 0 and 0.999 where it is schedule-free; lion has 0.9 and 0.99.
     #[arg(long, allow_negative_numbers = true, help_heading = "Optimizer")]
@@ -302,7 +302,7 @@ impl Args {
     fn rule_for(&self, average: Option<AverageName>) -> Rule {
         match (self.rule.0, average) {
             (Rule::AdamW(_), Some(AverageName::ScheduleFree)) => Rule::adamw_without_momentum(),
-            (rule, _) => rule.with_momentum(self.momentum.unwrap_or(0.9)),
+            (rule, _) => self.momentum.map_or(rule, |momentum| rule.with_momentum(momentum)),
         }
     }
 
