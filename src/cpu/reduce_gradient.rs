@@ -20,7 +20,7 @@ pub(crate) struct BlockSlices<'a, G> {
     pub(crate) grads: &'a [G],
     /// Empty where the rule has none.
     pub(crate) momentum: &'a [f32],
-    /// Empty where the rule has none.
+    /// What the rule's direction was given for v; empty where the rule has none.
     pub(crate) squares: &'a [f32],
     /// Empty where the regime needs none.
     pub(crate) counters: &'a [u8],

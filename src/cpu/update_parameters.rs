@@ -131,6 +131,8 @@ pub(crate) struct MemorySlices<'a> {
     pub(crate) momentum: &'a mut [f32],
     /// Empty where the rule has none.
     pub(crate) squares: &'a mut [f32],
+    /// Empty where the rule has none.
+    pub(crate) largest_squares: &'a mut [f32],
     /// Empty where the regime needs none.
     pub(crate) counters: &'a mut [u8],
     /// Empty where the regime needs none.
@@ -155,6 +157,7 @@ impl<'a> MemorySlices<'a> {
         }
         let (momentum, momentum_after) = split(self.momentum, middle);
         let (squares, squares_after) = split(self.squares, middle);
+        let (largest_squares, largest_squares_after) = split(self.largest_squares, middle);
         let (counters, counters_after) = split(self.counters, middle);
         let (vector, vector_after) = split(self.vector, middle);
         let (averages, averages_after) = split(self.averages, middle);
@@ -162,10 +165,20 @@ impl<'a> MemorySlices<'a> {
         let (step_sums, step_sums_after) = split(self.step_sums, blocks);
         let [(one, one_after), (two, two_after)] = self.streams.map(|stream| split(stream, middle));
         (
-            MemorySlices { momentum, squares, counters, vector, averages, step_sums, streams: [one, two] },
+            MemorySlices {
+                momentum,
+                squares,
+                largest_squares,
+                counters,
+                vector,
+                averages,
+                step_sums,
+                streams: [one, two],
+            },
             MemorySlices {
                 momentum: momentum_after,
                 squares: squares_after,
+                largest_squares: largest_squares_after,
                 counters: counters_after,
                 vector: vector_after,
                 averages: averages_after,
@@ -250,7 +263,8 @@ fn update_elements<const SCALED: bool>(
         coupled_decay: update.coupled_decay,
         decays: kernel.coupled_decay,
     };
-    let MemorySlices { momentum, squares, counters, vector, averages, step_sums, mut streams } = memory;
+    let MemorySlices { momentum, squares, largest_squares, counters, vector, averages, step_sums, mut streams } =
+        memory;
     if update.skip != 0 {
         // No step is taken, but the streams change turns.
         if kernel.has_streams() {
@@ -287,16 +301,37 @@ fn update_elements<const SCALED: bool>(
         }
         let momentum = if kernel.rule.traits().momentum { &mut momentum[tile.clone()] } else { &mut [] };
         let squares = if kernel.rule.traits().squares { &mut squares[tile.clone()] } else { &mut [] };
+        let largest_squares = largest_squares.get_mut(tile.clone()).unwrap_or_default();
         let outside = if kernel.schedule_free {
             let directions = &mut [0.0; TILE][..params.len()];
             // z takes the step, and what becomes of the parameters here does not matter.
-            kernel.rule.visit(Move { update, gradient, largest, params, grads, momentum, squares, directions });
+            kernel.rule.visit(Move {
+                update,
+                gradient,
+                largest,
+                params,
+                grads,
+                momentum,
+                squares,
+                largest_squares,
+                directions,
+            });
             let base = &mut averages[tile.clone()];
             let before = &before[..tile.len()];
             move_schedule_free(update, largest, params, before, directions, base)
         } else {
             let directions = &mut [(); TILE][..params.len()];
-            kernel.rule.visit(Move { update, gradient, largest, params, grads, momentum, squares, directions })
+            kernel.rule.visit(Move {
+                update,
+                gradient,
+                largest,
+                params,
+                grads,
+                momentum,
+                squares,
+                largest_squares,
+                directions,
+            })
         };
         if outside != NO_ELEMENT {
             first_outside = first_outside.min(tile.start as u32 + outside);
@@ -383,11 +418,12 @@ struct Move<'a, const SCALED: bool, K> {
     grads: &'a [f32],
     momentum: &'a mut [f32],
     squares: &'a mut [f32],
+    largest_squares: &'a mut [f32],
     directions: &'a mut [K],
 }
 
 impl<const SCALED: bool, K: Keep> Move<'_, SCALED, K> {
-    /// One element; m and v are changed where the rule has them. Returns false if w and m keep their values, because new ones would be out of
+    /// One element; m, v and the largest v are changed where the rule has them. Returns false if w and m keep their values, because new ones would be out of
     /// range.
     #[expect(clippy::too_many_arguments, reason = "an element and all that belongs to it")]
     #[inline(always)]
@@ -399,6 +435,7 @@ impl<const SCALED: bool, K: Keep> Move<'_, SCALED, K> {
         g: f32,
         m: &mut f32,
         v: &mut f32,
+        largest_v: &mut f32,
         direction: &mut K,
     ) -> bool {
         let g = gradient.of(g, *w);
@@ -411,7 +448,12 @@ impl<const SCALED: bool, K: Keep> Move<'_, SCALED, K> {
         if R::TRAITS.squares {
             *v = update.square_keep * *v + update.square_share * (admitted * admitted);
         }
-        let u = R::direction(update, g, last, next, *v);
+        let mut divisor = *v;
+        if R::TRAITS.largest_squares {
+            divisor = if *v > *largest_v { *v } else { *largest_v };
+            *largest_v = divisor;
+        }
+        let u = R::direction(update, g, last, next, divisor);
         direction.keep(u);
         let moved = update.shrink * *w - update.learning_rate * u;
         if K::KEEPS {
@@ -441,25 +483,32 @@ impl<const SCALED: bool, K: Keep> RuleVisitor for Move<'_, SCALED, K> {
             first = first.min(if fits { NO_ELEMENT } else { index });
             index += 1;
         };
-        match (R::TRAITS.momentum, R::TRAITS.squares) {
-            (false, false) => {
+        // A rule with the largest v has a momentum and v.
+        match (R::TRAITS.momentum, R::TRAITS.squares, R::TRAITS.largest_squares) {
+            (false, false, _) => {
                 for ((w, &g), u) in elements {
-                    note(Self::element::<R>(update, gradient, largest, w, g, &mut 0.0, &mut 0.0, u));
+                    note(Self::element::<R>(update, gradient, largest, w, g, &mut 0.0, &mut 0.0, &mut 0.0, u));
                 }
             }
-            (true, false) => {
+            (true, false, _) => {
                 for (((w, &g), u), m) in elements.zip(self.momentum) {
-                    note(Self::element::<R>(update, gradient, largest, w, g, m, &mut 0.0, u));
+                    note(Self::element::<R>(update, gradient, largest, w, g, m, &mut 0.0, &mut 0.0, u));
                 }
             }
-            (false, true) => {
+            (false, true, _) => {
                 for (((w, &g), u), v) in elements.zip(self.squares) {
-                    note(Self::element::<R>(update, gradient, largest, w, g, &mut 0.0, v, u));
+                    note(Self::element::<R>(update, gradient, largest, w, g, &mut 0.0, v, &mut 0.0, u));
                 }
             }
-            (true, true) => {
+            (true, true, false) => {
                 for ((((w, &g), u), m), v) in elements.zip(self.momentum).zip(self.squares) {
-                    note(Self::element::<R>(update, gradient, largest, w, g, m, v, u));
+                    note(Self::element::<R>(update, gradient, largest, w, g, m, v, &mut 0.0, u));
+                }
+            }
+            (true, true, true) => {
+                let memory = self.momentum.iter_mut().zip(self.squares).zip(self.largest_squares);
+                for (((w, &g), u), ((m, v), largest_v)) in elements.zip(memory) {
+                    note(Self::element::<R>(update, gradient, largest, w, g, m, v, largest_v, u));
                 }
             }
         }

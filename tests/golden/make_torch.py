@@ -1,5 +1,5 @@
-"""Writes torch.csv: parameters after 1, 2, 3, 10, 30 and 100 steps of torch.optim.SGD, Adam, AdamW, RMSprop
-and Adagrad, in f32 as hexadecimal bits.
+"""Writes torch.csv: parameters after 1, 2, 3, 10, 30 and 100 steps of torch.optim.SGD, Adam, AdamW
+(with AMSGrad too), RMSprop and Adagrad, in f32 as hexadecimal bits.
 
     python3 tests/golden/make_torch.py        # needs torch
 
@@ -48,6 +48,9 @@ CASES = {
     "rmsprop-decay-tenth-maximize": dict(of=torch.optim.RMSprop, weight_decay=0.1, maximize=True),
     "adagrad": dict(of=torch.optim.Adagrad),
     "adagrad-decay-tenth-maximize": dict(of=torch.optim.Adagrad, weight_decay=0.1, maximize=True),
+    "amsgrad": dict(of=torch.optim.AdamW, amsgrad=True),  # with its default decay of 0.01
+    "amsgrad-betas": dict(of=torch.optim.AdamW, amsgrad=True, betas=(0.5, 0.75), eps=0.125),
+    "amsgrad-decay-tenth-maximize": dict(of=torch.optim.Adam, amsgrad=True, weight_decay=0.1, maximize=True),
 }
 
 

@@ -1,8 +1,8 @@
-//! Promise: with a fixed rate SGD, SGD with momentum, Adam, AdamW, RMSprop and Adagrad are those of PyTorch, Lion is that of its paper, and schedule-free
+//! Promise: with a fixed rate SGD, SGD with momentum, Adam, AdamW, AMSGrad, RMSprop and Adagrad are those of PyTorch, Lion is that of its paper, and schedule-free
 //! training is its paper's, parameter for parameter over 100 steps. The numbers come from `tests/golden/make_torch.py`, `make_lion.py` and
 //! `make_schedule_free.py`, which takes the average from its definition.
 
-use wgpu_optim::{AdamW, Averaging, Regime, RmsProp, Rule, Sgdm, WeightDecay};
+use wgpu_optim::{AdamW, AmsGrad, Averaging, Regime, RmsProp, Rule, Sgdm, WeightDecay};
 use wgpu_optim_conformance::run::{Spec, every_path};
 use wgpu_optim_conformance::ulps_of_largest;
 
@@ -32,6 +32,8 @@ fn spec(name: &str) -> Spec {
         "rmsprop-alpha" => Rule::RmsProp(RmsProp { alpha: 0.75, epsilon: 0.125 }),
         name if name.starts_with("rmsprop") => Rule::rmsprop(),
         name if name.starts_with("adagrad") => Rule::adagrad(),
+        "amsgrad-betas" => Rule::AmsGrad(AmsGrad { beta1: 0.5, beta2: 0.75, epsilon: 0.125 }),
+        name if name.starts_with("amsgrad") => Rule::amsgrad(),
         _ => sgdm(0.0, false),
     };
     let mut spec = new(name, rule);
@@ -46,7 +48,7 @@ fn spec(name: &str) -> Spec {
         name if name.contains("decay-tenth") => WeightDecay::Coupled(0.1),
         "adamw-strong" => WeightDecay::Decoupled(0.5),
         // PyTorch's default.
-        name if name.starts_with("adamw") => WeightDecay::Decoupled(0.01),
+        name if name.starts_with("adamw") || name.starts_with("amsgrad") => WeightDecay::Decoupled(0.01),
         name if name.contains("decay") => WeightDecay::Coupled(0.01),
         _ => spec.decay,
     };
@@ -79,7 +81,7 @@ fn a_fixed_rate_is_pytorchs() {
     // RMSprop's 1 - α is that of an f32 here and that of an f64 there, and nothing divides it out: 2.3 after 30 steps.
     let grows = |name: &str| name.contains("clip") || name.contains("tenth") || name.starts_with("rmsprop");
     let allowed = |name: &str, steps: f64| if grows(name) { 2.0 + 0.1 * steps } else { 2.0 };
-    follow(include_str!("../golden/torch.csv"), 35, spec, allowed);
+    follow(include_str!("../golden/torch.csv"), 38, spec, allowed);
 }
 
 #[test]

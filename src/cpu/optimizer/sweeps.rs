@@ -186,7 +186,10 @@ impl CpuOptimizer {
                     params: &[],
                     grads: &[],
                     momentum: tensor.memory.momentum.get(start..end).unwrap_or_default(),
-                    squares: tensor.memory.squares.get(start..end).unwrap_or_default(),
+                    squares: match kernel.rule.traits().largest_squares {
+                        true => &tensor.memory.largest_squares[start..end],
+                        false => tensor.memory.squares.get(start..end).unwrap_or_default(),
+                    },
                     counters: tensor.memory.counters.get(start..end).unwrap_or_default(),
                     vector: if kernel.compares_iterates() {
                         &tensor.averages[start..end]
@@ -236,6 +239,7 @@ impl CpuOptimizer {
                         memory: MemorySlices {
                             momentum: &mut tensor.memory.momentum,
                             squares: &mut tensor.memory.squares,
+                            largest_squares: &mut tensor.memory.largest_squares,
                             counters: &mut tensor.memory.counters,
                             vector: &mut tensor.memory.vector,
                             averages: &mut tensor.averages,
