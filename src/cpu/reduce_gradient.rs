@@ -54,11 +54,7 @@ struct RawGradient<'a, G> {
 impl<G: Number> RawGradient<'_, G> {
     #[inline(always)]
     fn of(self, stored: [G; LANES]) -> [f32; LANES] {
-        let mut g = [0.0; LANES];
-        for j in 0..LANES {
-            g[j] = stored[j].wide() * self.factor;
-        }
-        g
+        times(self.factor, G::wide_row(stored))
     }
 }
 

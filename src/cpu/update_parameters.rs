@@ -21,6 +21,9 @@ const COUNTER_LIMIT: i8 = numbers::COUNTER_LIMIT as i8;
 /// has a whole number of them.
 pub(crate) const TILE: usize = 2048;
 
+/// Elements of 16 bits that are decoded, updated and encoded before the next ones are.
+pub(crate) const SHORT_TILE: usize = 256;
+
 /// Counters that are updated at once.
 const ROW: usize = 32;
 
@@ -32,11 +35,16 @@ pub(crate) trait Tiles {
     /// The largest magnitude that a parameter can have.
     fn largest(&self) -> f32;
 
+    /// How many elements a tile has, [`TILE`] at most.
+    fn tile_elements(&self) -> usize {
+        TILE
+    }
+
     /// The parameters and gradients of a tile, no longer than [`TILE`].
     fn tile(&mut self, tile: Range<usize>) -> (&mut [f32], &[f32]);
 
-    /// Takes in what became of that tile's parameters.
-    fn put(&mut self, tile: Range<usize>);
+    /// Takes in what became of that tile's parameters, all of which are known to be no larger than the largest or not.
+    fn put(&mut self, tile: Range<usize>, in_range: bool);
 }
 
 /// Parameters and gradients in f32.
@@ -62,7 +70,7 @@ impl Tiles for Wide<'_> {
     }
 
     #[inline(always)]
-    fn put(&mut self, _: Range<usize>) {}
+    fn put(&mut self, _: Range<usize>, _: bool) {}
 }
 
 /// Parameters and gradients of which something is in 16 bits: each tile is decoded, updated in f32 and encoded.
@@ -76,7 +84,7 @@ pub(crate) struct Halves<'a> {
     /// Index of the first element in the optimizer.
     pub(crate) first_element: u32,
     /// Parameters and gradients of the tile.
-    pub(crate) buffers: &'a mut [[f32; TILE]; 2],
+    pub(crate) buffers: [&'a mut [f32]; 2],
 }
 
 impl Tiles for Halves<'_> {
@@ -95,8 +103,13 @@ impl Tiles for Halves<'_> {
     }
 
     #[inline(always)]
+    fn tile_elements(&self) -> usize {
+        self.buffers[0].len()
+    }
+
+    #[inline(always)]
     fn tile(&mut self, tile: Range<usize>) -> (&mut [f32], &[f32]) {
-        let [params, grads] = self.buffers.each_mut();
+        let [params, grads] = &mut self.buffers;
         let grads = self.grads.range(tile.clone()).decode(grads);
         match &mut self.params {
             SliceMut::F32(params) => (&mut params[tile], grads),
@@ -111,10 +124,11 @@ impl Tiles for Halves<'_> {
     }
 
     #[inline(always)]
-    fn put(&mut self, tile: Range<usize>) {
+    fn put(&mut self, tile: Range<usize>, in_range: bool) {
         if self.params.as_slice().element().is_half() {
             let first_element = self.first_element.wrapping_add(tile.start as u32);
             self.params.range_mut(tile.clone()).encode_parameters(
+                in_range,
                 self.encoding,
                 &self.buffers[0][..tile.len()],
                 self.remainders.get_mut(tile).unwrap_or_default(),
@@ -268,10 +282,10 @@ fn update_elements<const SCALED: bool>(
     if update.skip != 0 {
         // No step is taken, but the streams change turns.
         if kernel.has_streams() {
-            for tile in tiles(elements.len()) {
+            for tile in tiles(elements.len(), elements.tile_elements()) {
                 let (params, _) = elements.tile(tile.clone());
                 exchange(update, params, vector, &mut streams, tile.clone());
-                elements.put(tile);
+                elements.put(tile, false);
             }
         }
         return None;
@@ -279,10 +293,17 @@ fn update_elements<const SCALED: bool>(
     let largest = elements.largest();
     let mut first_outside = NO_ELEMENT;
     step_sums.fill(StepSums::default());
-    let mut before = [0f32; TILE];
-    for tile in tiles(elements.len()) {
+    let mut buffer;
+    // Not filled where nobody looks at it.
+    let before = if !step_sums.is_empty() || kernel.schedule_free {
+        buffer = [0f32; TILE];
+        &mut buffer[..]
+    } else {
+        &mut []
+    };
+    for tile in tiles(elements.len(), elements.tile_elements()) {
         let (params, grads) = elements.tile(tile.clone());
-        if !step_sums.is_empty() || kernel.schedule_free {
+        if !before.is_empty() {
             before[..tile.len()].copy_from_slice(params);
         }
         // Counters first: they need the parameters as they were.
@@ -352,14 +373,15 @@ fn update_elements<const SCALED: bool>(
         if kernel.has_streams() {
             exchange(update, params, vector, &mut streams, tile.clone());
         }
-        elements.put(tile);
+        // Other streams may be out of range.
+        elements.put(tile, outside == NO_ELEMENT && !kernel.has_streams());
     }
     (first_outside != NO_ELEMENT).then_some(first_outside)
 }
 
-fn tiles(elements: usize) -> impl Iterator<Item = Range<usize>> {
-    let starts = (0..elements).step_by(TILE);
-    starts.map(move |start| start..elements.min(start + TILE))
+fn tiles(elements: usize, tile: usize) -> impl Iterator<Item = Range<usize>> {
+    let starts = (0..elements).step_by(tile);
+    starts.map(move |start| start..elements.min(start + tile))
 }
 
 /// The stream that took the step goes to a slot; the caller gets that of the stream whose turn comes next, or that won.

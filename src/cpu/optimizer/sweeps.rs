@@ -7,7 +7,7 @@ use super::*;
 use crate::cpu::controls::absence_of;
 use crate::cpu::half::Number;
 use crate::cpu::reduce_gradient::{BlockSlices, reduce_gradient};
-use crate::cpu::update_parameters::{Halves, MemorySlices, TILE, Tiles, Wide, update_parameters};
+use crate::cpu::update_parameters::{Halves, MemorySlices, SHORT_TILE, TILE, Tiles, Wide, update_parameters};
 use crate::cpu::values::{Slice, SliceMut, Values, ValuesMut};
 use crate::layout::{Block, GroupConstants, GroupState, NO_ELEMENT, ScopeSums, Squares, Update, skips};
 use crate::plan::Kernel;
@@ -134,21 +134,27 @@ pub(super) fn update_in_halves(arch: Arch, kernel: Kernel, update: &Update, slic
                 let elements = Wide { params, grads };
                 arch.dispatch(UpdateStretch { kernel, update, first_element, elements, memory })
             }
-            (params, grads) => arch.dispatch(UpdateStretch {
-                kernel,
-                update,
-                first_element,
-                elements: Halves {
+            (params, grads) => {
+                let mut short = [[0.0; SHORT_TILE]; 2];
+                let mut long;
+                // What is measured of the step is added up in the order of longer tiles.
+                let [params_buffer, grads_buffer] = if memory.step_sums.is_empty() {
+                    short.each_mut().map(|buffer| &mut buffer[..])
+                } else {
+                    long = [[0.0; TILE]; 2];
+                    long.each_mut().map(|buffer| &mut buffer[..])
+                };
+                let elements = Halves {
                     params,
                     grads,
                     remainders,
                     encoding: kernel.encoding,
                     rounding_key: update.rounding_key,
                     first_element,
-                    buffers: &mut [[0.0; TILE]; 2],
-                },
-                memory,
-            }),
+                    buffers: [params_buffer, grads_buffer],
+                };
+                arch.dispatch(UpdateStretch { kernel, update, first_element, elements, memory })
+            }
         };
     }
     let middle = elements.div_ceil(block) / 2 * block;
