@@ -1,11 +1,11 @@
 // The update rule that a kernel is compiled for: one import for each file in rule/, and what rules have in common.
 //
 // `momentum`: the rule keeps a momentum m. `squares`: the rule keeps a mean of squares v, which lies behind the momentum in its buffer, or
-// has the buffer for itself.
+// has the buffer for itself. `largest_squares`: the rule keeps the largest v so far too, behind v.
 //
 // A file in rule/ has two functions:
 //     direction(update, g, last, m, v)    the direction u of a step: from the gradient g, the momentum before (last) and after (m) the step,
-//                                         and the new mean of squares v
+//                                         and the new mean of squares v, or the largest so far where that is kept
 //     last_direction(step)                the direction of the step before, from what is still in memory, for the secant regimes
 // Of a rule that owns passes over matrices, v is the direction that these have made, and there is no last_direction.
 
@@ -18,6 +18,7 @@ import package::layout::{RuleNumbers, Update, LARGEST_SQUARED};
 @if(lion) import package::rule::lion::{direction, last_direction};
 @if(nadamw) import package::rule::nadamw::{direction, last_direction};
 @if(muon) import package::rule::muon::direction;
+@if(amsgrad) import package::rule::amsgrad::{direction, last_direction};
 
 // What is known of the last step. The direction is wanted in units of 2^k, where 2^-k is `gradient_scale` for a direction made of gradients,
 // `momentum_scale` for one made of momentum, and 1 for signs and for a preconditioned direction.
@@ -62,8 +63,15 @@ fn next_squares(update: Update, v: vec4<f32>, g: vec4<f32>) -> vec4<f32> {
 // Where the mean of squares of a quad lies in a buffer of so many quads.
 @if(squares)
 fn squares_at(quads: u32, at: u32) -> u32 {
-    @if(momentum) return quads / 2u + at;
+    @if(largest_squares) return quads / 3u + at;
+    @if(momentum && !largest_squares) return quads / 2u + at;
     @if(!momentum) return at;
+}
+
+// The place of the largest v of a quad in such a buffer.
+@if(largest_squares)
+fn largest_squares_at(quads: u32, at: u32) -> u32 {
+    return 2u * (quads / 3u) + at;
 }
 
 // m / (√v + ε), with both moments corrected for their start at zero.

@@ -9,7 +9,8 @@
 //     g ← g / loss scale
 //     g ← sign·clip·g/k + λ w          k micro-batches; coupled weight decay
 //     m ← keep·m + share·g             Sgdm, Nesterov, Signum, AdamW; Lion, after u
-//     v ← β₂ v + (1 - β₂) g²           AdamW; in the second half of the momentum, or alone where β₁ is 0
+//     v ← β₂ v + (1 - β₂) g²           AdamW; behind the momentum, or alone where β₁ is 0
+//     v̂ ← max(v̂, v)                    AMSGrad, which has v̂ for v in u; behind v
 //     u = g | m | g + μ m | sign g | sign m | c₁ m / (c₂ √v + ε) | sign(β₁ m + (1 - β₁) g)
 //     w ← (1 - η λ') w - η u           decoupled weight decay; in schedule-free training this is z, and w what is between z and its average
 
@@ -21,6 +22,7 @@ import package::layout::{Block, Update, SKIP_ALL};
 import package::rule::{admitted, direction_of};
 @if(momentum) import package::rule::next_momentum;
 @if(squares) import package::rule::{next_squares, squares_at};
+@if(largest_squares) import package::rule::largest_squares_at;
 @if(keeps_counters) import package::update::keep_counters::{Memory, keep};
 @if(keeps_gradient) import package::update::keep_gradient::{Memory, keep};
 @if(keeps_parameters) import package::update::keep_parameters::{Memory, keep};
@@ -60,6 +62,11 @@ fn update_quad(block: Block, update: Update, quad: u32) {
         momentum[behind] = v;
     }
     @if(matrices) v = directions[at];
+    @if(largest_squares) {
+        let last_place = largest_squares_at(arrayLength(&momentum), at);
+        v = max(v, momentum[last_place]);
+        momentum[last_place] = v;
+    }
     @if(keeps_memory) keep(update, at, w, raw, g);
     let u = direction_of(update, g, last, m, v);
     // What moves beside the parameters: the momentum, or z.

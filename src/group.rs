@@ -318,7 +318,7 @@ const GLOBAL_SCOPE: &str = "global";
 
 impl<T> OptimizerBuilder<T> {
     /// Starts an optimizer with this rule for every group that sets none, [`Regime::Seesaw`] and no clip. Weight decay
-    /// is none, except for [`AdamW`](crate::AdamW) and [`NAdamW`](crate::NAdamW), which have a decoupled one of 0.01.
+    /// is none, except for [`AdamW`](crate::AdamW), [`AmsGrad`](crate::AmsGrad) and [`NAdamW`](crate::NAdamW), which have a decoupled one of 0.01.
     pub fn new(rule: Rule) -> Self {
         OptimizerBuilder {
             rule,

@@ -8,6 +8,8 @@ pub struct Moments {
     pub m: Option<Vec<f64>>,
     /// v, before the first step none.
     pub v: Option<Vec<f64>>,
+    /// The largest v so far of rules that keep it, before the first step none.
+    pub largest_v: Option<Vec<f64>>,
 }
 
 /// What a rule is given.

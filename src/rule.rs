@@ -57,8 +57,8 @@ pub(crate) trait UpdateRule {
 pub(crate) trait HostRule {
     const TRAITS: Traits;
 
-    /// The direction u of a step: from the gradient, the momentum before (`last`) and after (`m`) the step, and the new mean of squares v. Of
-    /// rules that own passes, v is the direction that these have made.
+    /// The direction u of a step: from the gradient, the momentum before (`last`) and after (`m`) the step, and the new mean of squares v, or
+    /// the largest one so far where the rule keeps that. Of rules that own passes, v is the direction that these have made.
     fn direction(update: &Update, g: f32, last: f32, m: f32, v: f32) -> f32;
 
     /// The direction of the step before, from what is still in memory, for the secant regimes. They refuse rules that do not have it.
@@ -89,6 +89,8 @@ pub(crate) struct Traits {
     pub(crate) momentum: bool,
     /// It keeps a mean of squares v.
     pub(crate) squares: bool,
+    /// It keeps the largest v so far, which its direction is given instead of v.
+    pub(crate) largest_squares: bool,
     /// Its direction is a vector of signs.
     pub(crate) sign: bool,
     /// The first value of its momentum is the gradient itself (PyTorch's SGD).
@@ -103,10 +105,16 @@ impl Traits {
         features: &[],
         momentum: false,
         squares: false,
+        largest_squares: false,
         sign: false,
         momentum_from_gradient: false,
         matrices: false,
     };
+
+    /// Number of vectors of the parameters' length that it keeps.
+    pub(crate) fn vectors(self) -> u32 {
+        u32::from(self.momentum) + u32::from(self.squares) + u32::from(self.largest_squares)
+    }
 }
 
 /// Work on elements that is compiled for each rule. A trait and not a closure: its method can be made to inline, and only what is inlined is
@@ -138,7 +146,7 @@ macro_rules! rules {
         /// Update rule: turns a gradient `g` into a direction `u`. The step is `w ← w - η u`.
         ///
         /// Rules that `torch.optim` has take the same steps. The optimizer keeps their memory in buffers of its own: 4 bytes per parameter for
-        /// rules with momentum, 8 for AdamW, 4 for AdamW with `β₁ = 0`.
+        /// rules with momentum, 8 for AdamW, 12 for AMSGrad, 4 for AdamW with `β₁ = 0`.
         #[derive(Debug, Clone, Copy, PartialEq)]
         #[cfg_attr(feature = "checkpoint", derive(serde::Serialize))]
         #[non_exhaustive]
@@ -222,11 +230,13 @@ rules! {
     Adagrad in adagrad {}
     /// Muon.
     Muon in muon { Muon = Orthogonal }
+    /// AMSGrad.
+    AmsGrad in amsgrad { AmsGrad = LargestSecondMoment }
 }
 
 impl Rule {
     /// Returns the name that records, tables and the command line use: `sgd`, `sgdm`, `nesterov`, `signsgd`,
-    /// `signum`, `adamw`, `lion`, `nadamw`, `rmsprop`, `adagrad`, `muon`.
+    /// `signum`, `adamw`, `lion`, `nadamw`, `rmsprop`, `adagrad`, `amsgrad`, `muon`.
     pub fn name(&self) -> &'static str {
         self.rule().name()
     }
@@ -244,7 +254,7 @@ impl Rule {
         self.rule().with_momentum(momentum)
     }
 
-    /// Returns the weight decay that the rule is published with: decoupled for AdamW and NAdamW (0.01, PyTorch's default) and Lion (none by
+    /// Returns the weight decay that the rule is published with: decoupled for AdamW, AMSGrad and NAdamW (0.01, PyTorch's default) and Lion (none by
     /// default), coupled for the others (none by default).
     #[doc(hidden)]
     pub fn usual_weight_decay(&self) -> WeightDecay {
@@ -269,6 +279,12 @@ impl Rule {
     #[doc(hidden)]
     pub fn has_second_moment(&self) -> bool {
         self.traits().squares
+    }
+
+    /// Returns the number of vectors of the parameters' length that the rule keeps (4 bytes per parameter each).
+    #[doc(hidden)]
+    pub fn vectors(&self) -> u32 {
+        self.traits().vectors()
     }
 
     /// Returns true if the direction is a vector of signs, whose length is √d for every gradient.
@@ -320,7 +336,7 @@ impl Rule {
     /// | `Sgd` | 0.05, schedule-free 0.15 |
     /// | `Sgdm` with momentum μ and dampening δ | 0.105 (1 - μ)/(1 - δ), 0.05 at most: 0.0105 at μ = 0.9 |
     /// | `SignSgd`, `Signum` | 0.03 |
-    /// | `AdamW`, `NAdamW`, `Adagrad` | 0.05 |
+    /// | `AdamW`, `AmsGrad`, `NAdamW`, `Adagrad` | 0.05 |
     /// | `RmsProp` | 0.05 √(1 - α): 0.005 at α = 0.99 |
     /// | `Lion` | 0.01 |
     /// | `Muon` | 0.05 |

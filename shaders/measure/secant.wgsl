@@ -5,7 +5,8 @@ import package::layout::Block;
 import package::measure::alignment::AlignmentSums;
 import package::reduce_gradient::{groups, memory, momentum, states};
 import package::rule::{LastStep, last_direction_of};
-@if(squares) import package::rule::squares_at;
+@if(squares && !largest_squares) import package::rule::squares_at;
+@if(largest_squares) import package::rule::largest_squares_at;
 
 alias Memory = vec4<f32>;
 
@@ -17,7 +18,8 @@ fn measure(block: Block, quad: u32, g: vec4<f32>, gradient_scale: f32, momentum_
     step.g = last;
     step.clipped = states[block.group].last_clip * last;
     @if(momentum) step.m = momentum[at];
-    @if(squares) step.v = momentum[squares_at(arrayLength(&momentum), at)];
+    @if(largest_squares) step.v = momentum[largest_squares_at(arrayLength(&momentum), at)];
+    @if(squares && !largest_squares) step.v = momentum[squares_at(arrayLength(&momentum), at)];
     step.gradient_scale = gradient_scale;
     step.momentum_scale = momentum_scale;
     step.first_correction = states[block.group].first_correction;

@@ -24,9 +24,9 @@ pub(crate) struct Fitted<'a> {
     pub(crate) differences: Vec<Difference>,
 }
 
-/// What a rule keeps of each parameter: momentum, second moments, whether the momentum begins with the gradient itself, and whether the second
-/// moments are a sum and no mean.
-type Moments = (bool, bool, bool, bool);
+/// What a rule keeps of each parameter: momentum, second moments and the largest of them, whether the momentum begins with the gradient
+/// itself, and whether the second moments are a sum and no mean.
+type Moments = (bool, bool, bool, bool, bool);
 
 /// A group of the file.
 struct Old {
@@ -237,9 +237,10 @@ impl Checkpoint {
         };
         let momentum = keeps(MemoryKind::Momentum, traits.momentum);
         let squares = keeps(MemoryKind::SecondMoment, traits.squares);
+        let largest = keeps(MemoryKind::LargestSecondMoment, traits.largest_squares);
         Ok(Old {
             kernel: regime.regime().kernel(),
-            moments: (momentum, squares, traits.momentum_from_gradient, rule.sums_squares()),
+            moments: (momentum, squares, largest, traits.momentum_from_gradient, rule.sums_squares()),
             is_scale_free: rule.is_scale_free(),
         })
     }
@@ -277,7 +278,8 @@ impl Adaptation<'_> {
     fn moments(&self, group: usize) -> Moments {
         let rule = self.plan.configs[group].rule;
         let traits = rule.traits();
-        (traits.momentum, traits.squares, traits.momentum_from_gradient, rule.sums_squares())
+        let sums = rule.sums_squares();
+        (traits.momentum, traits.squares, traits.largest_squares, traits.momentum_from_gradient, sums)
     }
 
     /// Whether a group's rule keeps the moments that a group of the file has.
@@ -459,7 +461,7 @@ impl Adaptation<'_> {
         let sources = &self.sources[group];
         self.has_entry(tensor, kind)
             && match kind {
-                MemoryKind::Momentum | MemoryKind::SecondMoment => {
+                MemoryKind::Momentum | MemoryKind::SecondMoment | MemoryKind::LargestSecondMoment => {
                     self.old_group_of(tensor).is_some_and(|old| self.has_same_moments(old, group))
                 }
                 MemoryKind::Counters => sources.rate,

@@ -67,7 +67,8 @@ impl Differences {
     /// Accepts another rule or regime.
     ///
     /// Momentum and second moments go on under another rule that keeps the same ones: `Sgdm` and its Nesterov form, `Signum` and `Lion`,
-    /// `AdamW` and `NAdamW`, `RmsProp` and `AdamW` without momentum. Otherwise they start anew, and with them the learning rate and the counts that bias corrections and averages go
+    /// `AdamW` and `NAdamW`, `RmsProp` and `AdamW` without momentum. Otherwise (also from
+    /// `AdamW` to `AmsGrad`) they start anew, and with them the learning rate and the counts that bias corrections and averages go
     /// by. Under another regime the learning rate starts anew, as at the first step, and what regimes remember of each parameter too; the
     /// schedule goes on. Groups under one norm start anew together.
     pub fn rules(mut self) -> Self {

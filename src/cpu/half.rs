@@ -24,8 +24,11 @@ const TWO_TO_38: f32 = 274_877_906_944.0;
 /// 1.5 · 2²³: what is added to it is rounded to a whole number, ties to even.
 const ROUNDER: f32 = 12_582_912.0;
 
+/// Numbers of 16 bits that are converted at once.
+const ROW: usize = 16;
+
 /// A number of 16 bits. A trait, so that a loop is compiled for each kind.
-pub(crate) trait Half: Copy + Default {
+pub(crate) trait Half: Copy + Default + bytemuck::Pod {
     /// True for f16, false for bf16.
     const IS_F16: bool;
 
@@ -68,6 +71,22 @@ impl Half for bf16 {
 pub(crate) trait Number: Copy + Default {
     /// The f32.
     fn wide(self) -> f32;
+
+    /// The f32 of a row.
+    #[inline(always)]
+    fn wide_row(row: [Self; ROW]) -> [f32; ROW] {
+        one_by_one(row)
+    }
+}
+
+/// Not by the method `map` of arrays, which is not inlined into code for the processor's vector instructions.
+#[inline(always)]
+fn one_by_one<N: Number>(row: [N; ROW]) -> [f32; ROW] {
+    let mut wide = [0.0; ROW];
+    for j in 0..ROW {
+        wide[j] = row[j].wide();
+    }
+    wide
 }
 
 impl Number for f32 {
@@ -81,6 +100,59 @@ impl<H: Half> Number for H {
     #[inline(always)]
     fn wide(self) -> f32 {
         f32::from_bits(widened_bits::<H>(self.code()))
+    }
+
+    #[inline(always)]
+    fn wide_row(row: [Self; ROW]) -> [f32; ROW] {
+        if H::IS_F16
+            && let Some(f16s) = F16s::find()
+        {
+            return f16s.wide(row);
+        }
+        one_by_one(row)
+    }
+}
+
+/// The processor's instructions for rows of f16, which are in AVX-512. Elsewhere rows are converted by integer arithmetic.
+#[cfg(target_arch = "x86_64")]
+#[derive(Clone, Copy)]
+struct F16s(pulp::core_arch::x86::Avx512f);
+
+#[cfg(target_arch = "x86_64")]
+impl F16s {
+    #[inline(always)]
+    fn find() -> Option<Self> {
+        pulp::core_arch::x86::Avx512f::try_new().map(F16s)
+    }
+
+    #[inline(always)]
+    fn wide<H: Half>(self, row: [H; ROW]) -> [f32; ROW] {
+        pulp::cast(self.0._mm512_cvtph_ps(pulp::cast(row)))
+    }
+
+    /// The nearest, ties to even.
+    #[inline(always)]
+    fn nearest<H: Half>(self, row: [f32; ROW]) -> [H; ROW] {
+        pulp::cast(self.0._mm512_cvtps_ph::<0>(pulp::cast(row)))
+    }
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+#[derive(Clone, Copy)]
+enum F16s {}
+
+#[cfg(not(target_arch = "x86_64"))]
+impl F16s {
+    fn find() -> Option<Self> {
+        None
+    }
+
+    fn wide<H>(self, _: [H; ROW]) -> [f32; ROW] {
+        match self {}
+    }
+
+    fn nearest<H>(self, _: [f32; ROW]) -> [H; ROW] {
+        match self {}
     }
 }
 
@@ -121,10 +193,13 @@ fn cut_of<H: Half>(magnitude: u32) -> (u32, u32) {
     }
 }
 
-/// What is rounded, with the sign, and with what is not a number of this kind.
+/// What is rounded, with the sign, and with what is not a number of this kind unless all are known to be in its range.
 #[inline(always)]
-fn finished<H: Half>(bits: u32, rounded: u32) -> u32 {
+fn finished<H: Half, const IN_RANGE: bool>(bits: u32, rounded: u32) -> u32 {
     let sign = bits >> 16 & SIGN_CODE;
+    if IN_RANGE {
+        return rounded | sign;
+    }
     let magnitude = bits & MAGNITUDE_BITS;
     let code = if H::IS_F16 && magnitude >= BEYOND_BITS { F16_INFINITY } else { rounded };
     let nan = if H::IS_F16 { F16_NAN } else { BF16_NAN };
@@ -134,8 +209,11 @@ fn finished<H: Half>(bits: u32, rounded: u32) -> u32 {
 
 /// The nearest code, ties to even.
 #[inline(always)]
-fn narrowed<H: Half>(value: f32) -> u32 {
+fn narrowed<H: Half, const IN_RANGE: bool>(value: f32) -> u32 {
     let bits = value.to_bits();
+    if IN_RANGE && !H::IS_F16 {
+        return bits.wrapping_add(0x7fff + (bits >> 16 & 1)) >> 16;
+    }
     let magnitude = bits & MAGNITUDE_BITS;
     let (body, shift) = if H::IS_F16 { (magnitude.wrapping_sub(REBIASED), 13) } else { (magnitude, 16) };
     let half = (1 << (shift - 1)) - 1 + (body >> shift & 1);
@@ -144,16 +222,16 @@ fn narrowed<H: Half>(value: f32) -> u32 {
     // take a shift of its own for each lane.
     let tiny = (value.abs() + 0.5).to_bits().wrapping_sub(0.5f32.to_bits());
     let rounded = if H::IS_F16 && magnitude < NORMAL_BITS { tiny } else { normal };
-    finished::<H>(bits, rounded)
+    finished::<H, IN_RANGE>(bits, rounded)
 }
 
 /// The code above or below, as the random bits have it.
 #[inline(always)]
-fn dithered<H: Half>(value: f32, noise: u32) -> u32 {
+fn dithered<H: Half, const IN_RANGE: bool>(value: f32, noise: u32) -> u32 {
     let bits = value.to_bits();
     let (body, shift) = cut_of::<H>(bits & MAGNITUDE_BITS);
     let part = noise & ((1 << shift) - 1);
-    finished::<H>(bits, body.wrapping_add(part) >> shift)
+    finished::<H, IN_RANGE>(bits, body.wrapping_add(part) >> shift)
 }
 
 #[inline(always)]
@@ -164,7 +242,12 @@ fn is_infinite<H: Half>(code: u32) -> bool {
 
 /// Returns the remainder: the difference between an f32 master weight and its nearest 16-bit number.
 #[inline(always)]
-fn remainder<H: Half>(value: f32, code: u32) -> i16 {
+fn remainder<H: Half, const IN_RANGE: bool>(value: f32, code: u32) -> i16 {
+    if IN_RANGE && !H::IS_F16 {
+        // The signs cancel.
+        let ulps = value.to_bits().wrapping_sub(code << 16).cast_signed();
+        return ulps.min(i32::from(i16::MAX)) as i16;
+    }
     let code = code & MAGNITUDE_CODE;
     let magnitude = value.to_bits() & MAGNITUDE_BITS;
     let ulps = magnitude.wrapping_sub(normal_bits::<H>(code)).cast_signed().min(i32::from(i16::MAX));
@@ -172,7 +255,7 @@ fn remainder<H: Half>(value: f32, code: u32) -> i16 {
     let fixed = TWO_TO_38 * (value.abs() - TWO_TO_MINUS_24 * code as f32) + ROUNDER;
     let units = fixed.to_bits().wrapping_sub(ROUNDER.to_bits()).cast_signed();
     let kept = if H::IS_F16 && code < F16_NORMAL { units } else { ulps };
-    if is_infinite::<H>(code) { 0 } else { kept as i16 }
+    if !IN_RANGE && is_infinite::<H>(code) { 0 } else { kept as i16 }
 }
 
 /// The f32 of a code and its remainder.
@@ -195,7 +278,18 @@ fn joined<H: Half>(code: u32, remainder: i16) -> f32 {
 
 /// Numbers as f32.
 #[inline(always)]
-pub(crate) fn decode<H: Half>(halves: &[H], values: &mut [f32]) {
+pub(crate) fn decode<H: Half>(mut halves: &[H], mut values: &mut [f32]) {
+    if H::IS_F16
+        && let Some(f16s) = F16s::find()
+    {
+        let rows;
+        (rows, halves) = halves.as_chunks::<ROW>();
+        let wide;
+        (wide, values) = values.as_chunks_mut::<ROW>();
+        for (wide, &row) in wide.iter_mut().zip(rows) {
+            *wide = f16s.wide(row);
+        }
+    }
     for (value, half) in values.iter_mut().zip(halves) {
         *value = half.wide();
     }
@@ -212,9 +306,27 @@ pub(crate) fn decode_parameters<H: Half>(halves: &[H], remainders: &[i16], value
     }
 }
 
-/// New parameters in 16 bits. The key and the index of the first element are for [`Rounding::Stochastic`].
+/// New parameters in 16 bits, all of which are known to be in the range of their type or not. The key and the index of the first element are
+/// for [`Rounding::Stochastic`].
 #[inline(always)]
 pub(crate) fn encode_parameters<H: Half>(
+    in_range: bool,
+    encoding: Encoding,
+    values: &[f32],
+    halves: &mut [H],
+    remainders: &mut [i16],
+    key: u32,
+    first_element: u32,
+) {
+    if in_range {
+        encode::<H, true>(encoding, values, halves, remainders, key, first_element);
+    } else {
+        encode::<H, false>(encoding, values, halves, remainders, key, first_element);
+    }
+}
+
+#[inline(always)]
+fn encode<H: Half, const IN_RANGE: bool>(
     encoding: Encoding,
     values: &[f32],
     halves: &mut [H],
@@ -223,24 +335,46 @@ pub(crate) fn encode_parameters<H: Half>(
     first_element: u32,
 ) {
     match encoding {
-        Encoding::Exact | Encoding::Nearest => {
-            for (half, &value) in halves.iter_mut().zip(values) {
-                *half = H::from_code(narrowed::<H>(value));
+        Encoding::Exact | Encoding::Nearest => encode_nearest::<H, IN_RANGE>(values, halves),
+        Encoding::Masters if H::IS_F16 => {
+            encode_nearest::<H, IN_RANGE>(values, halves);
+            for ((half, kept), &value) in halves.iter().zip(remainders).zip(values) {
+                *kept = remainder::<H, IN_RANGE>(value, half.code());
             }
         }
         Encoding::Masters => {
             for ((half, kept), &value) in halves.iter_mut().zip(remainders).zip(values) {
-                let code = narrowed::<H>(value);
+                let code = narrowed::<H, IN_RANGE>(value);
                 *half = H::from_code(code);
-                *kept = remainder::<H>(value, code);
+                *kept = remainder::<H, IN_RANGE>(value, code);
             }
         }
         Encoding::Stochastic => {
             for ((half, &value), i) in halves.iter_mut().zip(values).zip(0u32..) {
                 let noise = random_bits(key, first_element.wrapping_add(i));
-                *half = H::from_code(dithered::<H>(value, noise));
+                *half = H::from_code(dithered::<H, IN_RANGE>(value, noise));
             }
         }
+    }
+}
+
+#[inline(always)]
+fn encode_nearest<H: Half, const IN_RANGE: bool>(mut values: &[f32], mut halves: &mut [H]) {
+    // The instructions keep more of a NaN than the kernels do.
+    if IN_RANGE
+        && H::IS_F16
+        && let Some(f16s) = F16s::find()
+    {
+        let rows;
+        (rows, values) = values.as_chunks::<ROW>();
+        let nearest;
+        (nearest, halves) = halves.as_chunks_mut::<ROW>();
+        for (nearest, &row) in nearest.iter_mut().zip(rows) {
+            *nearest = f16s.nearest(row);
+        }
+    }
+    for (half, &value) in halves.iter_mut().zip(values) {
+        *half = H::from_code(narrowed::<H, IN_RANGE>(value));
     }
 }
 
@@ -254,6 +388,7 @@ fn random_bits(key: u32, element: u32) -> u32 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::layout::numbers::{LARGEST_BF16, LARGEST_F16};
 
     const TWO_TO_MINUS_14: f32 = f32::from_bits(NORMAL_BITS);
 
@@ -277,12 +412,12 @@ mod tests {
             assert!(wide.to_bits() == half.to_bits() || wide.is_nan() && half.is_nan(), "{code:#x}");
         }
         for value in values() {
-            let (short, half) = (f16::from_code(narrowed::<f16>(value)), f16::from_f32(value));
+            let (short, half) = (f16::from_code(narrowed::<f16, false>(value)), f16::from_f32(value));
             assert!(
                 short.to_bits() == half.to_bits() || short.is_nan() && half.is_nan(),
                 "{value:e}: {short:e} instead of {half:e}"
             );
-            let (short, half) = (bf16::from_code(narrowed::<bf16>(value)), bf16::from_f32(value));
+            let (short, half) = (bf16::from_code(narrowed::<bf16, false>(value)), bf16::from_f32(value));
             assert!(
                 short.to_bits() == half.to_bits() || short.is_nan() && half.is_nan(),
                 "{value:e}: {short:e} instead of {half:e}"
@@ -290,9 +425,49 @@ mod tests {
         }
     }
 
+    /// Numbers that are known to be in range have the same codes and remainders, by whatever instructions.
+    #[test]
+    fn numbers_in_range_have_the_same_codes() {
+        fn check<H: Half>(largest: f32) {
+            // No whole number of rows.
+            let values: Vec<f32> = values().filter(|value| value.abs() <= largest).skip(1).collect();
+            assert_ne!(values.len() % ROW, 0);
+            for &value in &values {
+                let code = narrowed::<H, false>(value);
+                assert_eq!(narrowed::<H, true>(value), code, "{value:e}");
+                assert_eq!(remainder::<H, true>(value, code), remainder::<H, false>(value, code), "{value:e}");
+            }
+            for encoding in [Encoding::Nearest, Encoding::Masters, Encoding::Stochastic] {
+                let [(codes, kept), (codes_in_range, kept_in_range)] = [false, true].map(|in_range| {
+                    let (mut halves, mut kept) = (vec![H::default(); values.len()], vec![0; values.len()]);
+                    encode_parameters(in_range, encoding, &values, &mut halves, &mut kept, 7, 3);
+                    (halves.into_iter().map(H::code).collect::<Vec<_>>(), kept)
+                });
+                assert!(codes == codes_in_range && kept == kept_in_range, "{encoding:?}");
+            }
+        }
+        check::<f16>(LARGEST_F16);
+        check::<bf16>(LARGEST_BF16);
+    }
+
+    /// Rows are decoded as single numbers are, up to the bits of a NaN.
+    #[test]
+    fn rows_have_the_same_numbers() {
+        let halves: Vec<f16> = (0..=0xfffeu32).map(f16::from_code).collect();
+        let mut values = vec![0.0; halves.len()];
+        decode(&halves, &mut values);
+        let rows = halves.as_chunks().0.iter().flat_map(|&row| f16::wide_row(row));
+        for (value, row) in values.iter().zip(rows) {
+            assert!(value.to_bits() == row.to_bits(), "{value:e}");
+        }
+        for (value, half) in values.iter().zip(halves) {
+            assert!(value.to_bits() == half.wide().to_bits() || value.is_nan() && half.is_nan(), "{half:e}: {value:e}");
+        }
+    }
+
     fn master<H: Half>(value: f32) -> f32 {
-        let code = narrowed::<H>(value);
-        joined::<H>(code, remainder::<H>(value, code))
+        let code = narrowed::<H, false>(value);
+        joined::<H>(code, remainder::<H, false>(value, code))
     }
 
     #[test]
@@ -326,13 +501,13 @@ mod tests {
             for noise in [0, 1, 0x1fff, 0xffff, 0x1234_5678, u32::MAX] {
                 let wide = f32::from_bits(widened_bits::<f16>(code));
                 if !wide.is_nan() {
-                    assert_eq!(dithered::<f16>(wide, noise), code);
-                    assert_eq!((narrowed::<f16>(wide), remainder::<f16>(wide, code)), (code, 0));
+                    assert_eq!(dithered::<f16, false>(wide, noise), code);
+                    assert_eq!((narrowed::<f16, false>(wide), remainder::<f16, false>(wide, code)), (code, 0));
                 }
                 let wide = f32::from_bits(widened_bits::<bf16>(code));
                 if !wide.is_nan() {
-                    assert_eq!(dithered::<bf16>(wide, noise), code);
-                    assert_eq!((narrowed::<bf16>(wide), remainder::<bf16>(wide, code)), (code, 0));
+                    assert_eq!(dithered::<bf16, false>(wide, noise), code);
+                    assert_eq!((narrowed::<bf16, false>(wide), remainder::<bf16, false>(wide, code)), (code, 0));
                 }
             }
         }
@@ -344,8 +519,8 @@ mod tests {
         fn check<H: Half>(value: f32) {
             let draws = 1 << 16;
             let wide = |code: u32| f64::from(f32::from_bits(widened_bits::<H>(code)));
-            let nearest = wide(narrowed::<H>(value));
-            let codes = (0..draws).map(|i| dithered::<H>(value, random_bits(7, i)));
+            let nearest = wide(narrowed::<H, false>(value));
+            let codes = (0..draws).map(|i| dithered::<H, false>(value, random_bits(7, i)));
             let values: Vec<f64> = codes.map(wide).collect();
             let (least, most) =
                 values.iter().fold((f64::MAX, f64::MIN), |(least, most), &x| (least.min(x), most.max(x)));

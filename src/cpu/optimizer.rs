@@ -102,6 +102,7 @@ struct TensorMemory {
 struct Memory {
     momentum: Vec<f32>,
     squares: Vec<f32>,
+    largest_squares: Vec<f32>,
     counters: Vec<u8>,
     /// The last gradient, the first parameters, or those from before an episode.
     vector: Vec<f32>,
@@ -115,12 +116,14 @@ impl Memory {
     fn new(kernel: Kernel, elements: usize) -> Result<Self, Error> {
         let momentum = if kernel.rule.traits().momentum { elements } else { 0 };
         let squares = if kernel.rule.traits().squares { elements } else { 0 };
+        let largest_squares = if kernel.rule.traits().largest_squares { elements } else { 0 };
         let counters = if kernel.has_counters() { elements } else { 0 };
         let vector = if kernel.vectors() > 0 { elements } else { 0 };
         let stream = if kernel.has_streams() { elements } else { 0 };
         Ok(Memory {
             momentum: zeroed(momentum)?,
             squares: zeroed(squares)?,
+            largest_squares: zeroed(largest_squares)?,
             counters: zeroed(counters)?,
             vector: zeroed(vector)?,
             streams: [zeroed(stream)?, zeroed(stream)?],

@@ -20,7 +20,7 @@ pub(crate) struct BlockSlices<'a, G> {
     pub(crate) grads: &'a [G],
     /// Empty where the rule has none.
     pub(crate) momentum: &'a [f32],
-    /// Empty where the rule has none.
+    /// What the rule's direction was given for v; empty where the rule has none.
     pub(crate) squares: &'a [f32],
     /// Empty where the regime needs none.
     pub(crate) counters: &'a [u8],
@@ -54,11 +54,7 @@ struct RawGradient<'a, G> {
 impl<G: Number> RawGradient<'_, G> {
     #[inline(always)]
     fn of(self, stored: [G; LANES]) -> [f32; LANES] {
-        let mut g = [0.0; LANES];
-        for j in 0..LANES {
-            g[j] = stored[j].wide() * self.factor;
-        }
-        g
+        times(self.factor, G::wide_row(stored))
     }
 }
 

@@ -21,6 +21,9 @@ const COUNTER_LIMIT: i8 = numbers::COUNTER_LIMIT as i8;
 /// has a whole number of them.
 pub(crate) const TILE: usize = 2048;
 
+/// Elements of 16 bits that are decoded, updated and encoded before the next ones are.
+pub(crate) const SHORT_TILE: usize = 256;
+
 /// Counters that are updated at once.
 const ROW: usize = 32;
 
@@ -32,11 +35,16 @@ pub(crate) trait Tiles {
     /// The largest magnitude that a parameter can have.
     fn largest(&self) -> f32;
 
+    /// How many elements a tile has, [`TILE`] at most.
+    fn tile_elements(&self) -> usize {
+        TILE
+    }
+
     /// The parameters and gradients of a tile, no longer than [`TILE`].
     fn tile(&mut self, tile: Range<usize>) -> (&mut [f32], &[f32]);
 
-    /// Takes in what became of that tile's parameters.
-    fn put(&mut self, tile: Range<usize>);
+    /// Takes in what became of that tile's parameters, all of which are known to be no larger than the largest or not.
+    fn put(&mut self, tile: Range<usize>, in_range: bool);
 }
 
 /// Parameters and gradients in f32.
@@ -62,7 +70,7 @@ impl Tiles for Wide<'_> {
     }
 
     #[inline(always)]
-    fn put(&mut self, _: Range<usize>) {}
+    fn put(&mut self, _: Range<usize>, _: bool) {}
 }
 
 /// Parameters and gradients of which something is in 16 bits: each tile is decoded, updated in f32 and encoded.
@@ -76,7 +84,7 @@ pub(crate) struct Halves<'a> {
     /// Index of the first element in the optimizer.
     pub(crate) first_element: u32,
     /// Parameters and gradients of the tile.
-    pub(crate) buffers: &'a mut [[f32; TILE]; 2],
+    pub(crate) buffers: [&'a mut [f32]; 2],
 }
 
 impl Tiles for Halves<'_> {
@@ -95,8 +103,13 @@ impl Tiles for Halves<'_> {
     }
 
     #[inline(always)]
+    fn tile_elements(&self) -> usize {
+        self.buffers[0].len()
+    }
+
+    #[inline(always)]
     fn tile(&mut self, tile: Range<usize>) -> (&mut [f32], &[f32]) {
-        let [params, grads] = self.buffers.each_mut();
+        let [params, grads] = &mut self.buffers;
         let grads = self.grads.range(tile.clone()).decode(grads);
         match &mut self.params {
             SliceMut::F32(params) => (&mut params[tile], grads),
@@ -111,10 +124,11 @@ impl Tiles for Halves<'_> {
     }
 
     #[inline(always)]
-    fn put(&mut self, tile: Range<usize>) {
+    fn put(&mut self, tile: Range<usize>, in_range: bool) {
         if self.params.as_slice().element().is_half() {
             let first_element = self.first_element.wrapping_add(tile.start as u32);
             self.params.range_mut(tile.clone()).encode_parameters(
+                in_range,
                 self.encoding,
                 &self.buffers[0][..tile.len()],
                 self.remainders.get_mut(tile).unwrap_or_default(),
@@ -131,6 +145,8 @@ pub(crate) struct MemorySlices<'a> {
     pub(crate) momentum: &'a mut [f32],
     /// Empty where the rule has none. Of a rule that owns passes over matrices, the direction that these have made.
     pub(crate) squares: &'a mut [f32],
+    /// Empty where the rule has none.
+    pub(crate) largest_squares: &'a mut [f32],
     /// Empty where the regime needs none.
     pub(crate) counters: &'a mut [u8],
     /// Empty where the regime needs none.
@@ -155,6 +171,7 @@ impl<'a> MemorySlices<'a> {
         }
         let (momentum, momentum_after) = split(self.momentum, middle);
         let (squares, squares_after) = split(self.squares, middle);
+        let (largest_squares, largest_squares_after) = split(self.largest_squares, middle);
         let (counters, counters_after) = split(self.counters, middle);
         let (vector, vector_after) = split(self.vector, middle);
         let (averages, averages_after) = split(self.averages, middle);
@@ -162,10 +179,20 @@ impl<'a> MemorySlices<'a> {
         let (step_sums, step_sums_after) = split(self.step_sums, blocks);
         let [(one, one_after), (two, two_after)] = self.streams.map(|stream| split(stream, middle));
         (
-            MemorySlices { momentum, squares, counters, vector, averages, step_sums, streams: [one, two] },
+            MemorySlices {
+                momentum,
+                squares,
+                largest_squares,
+                counters,
+                vector,
+                averages,
+                step_sums,
+                streams: [one, two],
+            },
             MemorySlices {
                 momentum: momentum_after,
                 squares: squares_after,
+                largest_squares: largest_squares_after,
                 counters: counters_after,
                 vector: vector_after,
                 averages: averages_after,
@@ -234,7 +261,7 @@ pub(crate) fn prepare(
         coupled_decay: update.coupled_decay,
         decays: kernel.coupled_decay,
     };
-    for tile in tiles(elements.len()) {
+    for tile in tiles(elements.len(), elements.tile_elements()) {
         let (params, grads) = elements.tile(tile.clone());
         let moved = momentum[tile.clone()].iter().zip(&mut prepared[tile]);
         for ((&w, &g), (&last, x)) in params.iter().zip(grads).zip(moved) {
@@ -276,14 +303,15 @@ fn update_elements<const SCALED: bool>(
         coupled_decay: update.coupled_decay,
         decays: kernel.coupled_decay,
     };
-    let MemorySlices { momentum, squares, counters, vector, averages, step_sums, mut streams } = memory;
+    let MemorySlices { momentum, squares, largest_squares, counters, vector, averages, step_sums, mut streams } =
+        memory;
     if update.skip != 0 {
         // No step is taken, but the streams change turns.
         if kernel.has_streams() {
-            for tile in tiles(elements.len()) {
+            for tile in tiles(elements.len(), elements.tile_elements()) {
                 let (params, _) = elements.tile(tile.clone());
                 exchange(update, params, vector, &mut streams, tile.clone());
-                elements.put(tile);
+                elements.put(tile, false);
             }
         }
         return None;
@@ -291,10 +319,17 @@ fn update_elements<const SCALED: bool>(
     let largest = elements.largest();
     let mut first_outside = NO_ELEMENT;
     step_sums.fill(StepSums::default());
-    let mut before = [0f32; TILE];
-    for tile in tiles(elements.len()) {
+    let mut buffer;
+    // Not filled where nobody looks at it.
+    let before = if !step_sums.is_empty() || kernel.schedule_free {
+        buffer = [0f32; TILE];
+        &mut buffer[..]
+    } else {
+        &mut []
+    };
+    for tile in tiles(elements.len(), elements.tile_elements()) {
         let (params, grads) = elements.tile(tile.clone());
-        if !step_sums.is_empty() || kernel.schedule_free {
+        if !before.is_empty() {
             before[..tile.len()].copy_from_slice(params);
         }
         // Counters first: they need the parameters as they were.
@@ -314,16 +349,37 @@ fn update_elements<const SCALED: bool>(
         let momentum = if kernel.rule.traits().momentum { &mut momentum[tile.clone()] } else { &mut [] };
         let traits = kernel.rule.traits();
         let squares = if traits.squares || traits.matrices { &mut squares[tile.clone()] } else { &mut [] };
+        let largest_squares = largest_squares.get_mut(tile.clone()).unwrap_or_default();
         let outside = if kernel.schedule_free {
             let directions = &mut [0.0; TILE][..params.len()];
             // z takes the step, and what becomes of the parameters here does not matter.
-            kernel.rule.visit(Move { update, gradient, largest, params, grads, momentum, squares, directions });
+            kernel.rule.visit(Move {
+                update,
+                gradient,
+                largest,
+                params,
+                grads,
+                momentum,
+                squares,
+                largest_squares,
+                directions,
+            });
             let base = &mut averages[tile.clone()];
             let before = &before[..tile.len()];
             move_schedule_free(update, largest, params, before, directions, base)
         } else {
             let directions = &mut [(); TILE][..params.len()];
-            kernel.rule.visit(Move { update, gradient, largest, params, grads, momentum, squares, directions })
+            kernel.rule.visit(Move {
+                update,
+                gradient,
+                largest,
+                params,
+                grads,
+                momentum,
+                squares,
+                largest_squares,
+                directions,
+            })
         };
         if outside != NO_ELEMENT {
             first_outside = first_outside.min(tile.start as u32 + outside);
@@ -344,14 +400,15 @@ fn update_elements<const SCALED: bool>(
         if kernel.has_streams() {
             exchange(update, params, vector, &mut streams, tile.clone());
         }
-        elements.put(tile);
+        // Other streams may be out of range.
+        elements.put(tile, outside == NO_ELEMENT && !kernel.has_streams());
     }
     (first_outside != NO_ELEMENT).then_some(first_outside)
 }
 
-fn tiles(elements: usize) -> impl Iterator<Item = Range<usize>> {
-    let starts = (0..elements).step_by(TILE);
-    starts.map(move |start| start..elements.min(start + TILE))
+fn tiles(elements: usize, tile: usize) -> impl Iterator<Item = Range<usize>> {
+    let starts = (0..elements).step_by(tile);
+    starts.map(move |start| start..elements.min(start + tile))
 }
 
 /// The stream that took the step goes to a slot; the caller gets that of the stream whose turn comes next, or that won.
@@ -410,11 +467,12 @@ struct Move<'a, const SCALED: bool, K> {
     grads: &'a [f32],
     momentum: &'a mut [f32],
     squares: &'a mut [f32],
+    largest_squares: &'a mut [f32],
     directions: &'a mut [K],
 }
 
 impl<const SCALED: bool, K: Keep> Move<'_, SCALED, K> {
-    /// One element; m and v are changed where the rule has them. Returns false if w and m keep their values, because new ones would be out of
+    /// One element; m, v and the largest v are changed where the rule has them. Returns false if w and m keep their values, because new ones would be out of
     /// range.
     #[expect(clippy::too_many_arguments, reason = "an element and all that belongs to it")]
     #[inline(always)]
@@ -426,6 +484,7 @@ impl<const SCALED: bool, K: Keep> Move<'_, SCALED, K> {
         g: f32,
         m: &mut f32,
         v: &mut f32,
+        largest_v: &mut f32,
         direction: &mut K,
     ) -> bool {
         let g = gradient.of(g, *w);
@@ -438,7 +497,12 @@ impl<const SCALED: bool, K: Keep> Move<'_, SCALED, K> {
         if R::TRAITS.squares {
             *v = update.square_keep * *v + update.square_share * (admitted * admitted);
         }
-        let u = R::direction(update, g, last, next, *v);
+        let mut divisor = *v;
+        if R::TRAITS.largest_squares {
+            divisor = if *v > *largest_v { *v } else { *largest_v };
+            *largest_v = divisor;
+        }
+        let u = R::direction(update, g, last, next, divisor);
         direction.keep(u);
         let moved = update.shrink * *w - update.learning_rate * u;
         if K::KEEPS {
@@ -468,25 +532,32 @@ impl<const SCALED: bool, K: Keep> RuleVisitor for Move<'_, SCALED, K> {
             first = first.min(if fits { NO_ELEMENT } else { index });
             index += 1;
         };
-        match (R::TRAITS.momentum, R::TRAITS.squares || R::TRAITS.matrices) {
-            (false, false) => {
+        // A rule with the largest v has a momentum and v.
+        match (R::TRAITS.momentum, R::TRAITS.squares || R::TRAITS.matrices, R::TRAITS.largest_squares) {
+            (false, false, _) => {
                 for ((w, &g), u) in elements {
-                    note(Self::element::<R>(update, gradient, largest, w, g, &mut 0.0, &mut 0.0, u));
+                    note(Self::element::<R>(update, gradient, largest, w, g, &mut 0.0, &mut 0.0, &mut 0.0, u));
                 }
             }
-            (true, false) => {
+            (true, false, _) => {
                 for (((w, &g), u), m) in elements.zip(self.momentum) {
-                    note(Self::element::<R>(update, gradient, largest, w, g, m, &mut 0.0, u));
+                    note(Self::element::<R>(update, gradient, largest, w, g, m, &mut 0.0, &mut 0.0, u));
                 }
             }
-            (false, true) => {
+            (false, true, _) => {
                 for (((w, &g), u), v) in elements.zip(self.squares) {
-                    note(Self::element::<R>(update, gradient, largest, w, g, &mut 0.0, v, u));
+                    note(Self::element::<R>(update, gradient, largest, w, g, &mut 0.0, v, &mut 0.0, u));
                 }
             }
-            (true, true) => {
+            (true, true, false) => {
                 for ((((w, &g), u), m), v) in elements.zip(self.momentum).zip(self.squares) {
-                    note(Self::element::<R>(update, gradient, largest, w, g, m, v, u));
+                    note(Self::element::<R>(update, gradient, largest, w, g, m, v, &mut 0.0, u));
+                }
+            }
+            (true, true, true) => {
+                let memory = self.momentum.iter_mut().zip(self.squares).zip(self.largest_squares);
+                for (((w, &g), u), ((m, v), largest_v)) in elements.zip(memory) {
+                    note(Self::element::<R>(update, gradient, largest, w, g, m, v, largest_v, u));
                 }
             }
         }

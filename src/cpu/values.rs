@@ -163,10 +163,11 @@ impl<'a> SliceMut<'a> {
         each!(self, SliceMut: slice => bytemuck::cast_slice_mut(slice))
     }
 
-    /// Stores new parameters.
+    /// Stores new parameters, all of which are known to be in the range of their type or not.
     #[inline(always)]
     pub(crate) fn encode_parameters(
         &mut self,
+        in_range: bool,
         encoding: Encoding,
         values: &[f32],
         remainders: &mut [i16],
@@ -176,10 +177,10 @@ impl<'a> SliceMut<'a> {
         match self {
             SliceMut::F32(slice) => slice.copy_from_slice(values),
             SliceMut::F16(slice) => {
-                encode_parameters(encoding, values, slice, remainders, key, first_element);
+                encode_parameters(in_range, encoding, values, slice, remainders, key, first_element);
             }
             SliceMut::Bf16(slice) => {
-                encode_parameters(encoding, values, slice, remainders, key, first_element);
+                encode_parameters(in_range, encoding, values, slice, remainders, key, first_element);
             }
         }
     }

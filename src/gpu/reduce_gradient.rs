@@ -35,6 +35,7 @@ pub(crate) fn pipeline(gpu: &Gpu, tuning: &Tuning, kernel: Kernel, access: Acces
         elements.features.extend(traits.features);
         elements.when(traits.momentum, "momentum");
         elements.when(traits.squares, "squares");
+        elements.when(traits.largest_squares, "largest_squares");
     }
     elements.features.push(match tuning.partials {
         Partials::PerInvocation => "per_invocation",

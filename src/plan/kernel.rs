@@ -147,7 +147,7 @@ impl Kernel {
 
     /// Returns the number of vectors of the parameters' length in the momentum's buffer.
     pub(crate) fn momentum_vectors(self) -> u32 {
-        u32::from(self.rule.traits().momentum) + u32::from(self.rule.traits().squares)
+        self.rule.traits().vectors()
     }
 
     /// Returns true if pass 1 measures something against the regime's memory, beside the norm and the momentum's alignment.
@@ -182,6 +182,8 @@ pub(crate) enum MemoryKind {
     Momentum,
     /// v of the rule, which on the device lies in the momentum's buffer, behind it, or has a buffer of its own where there is none.
     SecondMoment,
+    /// The largest v so far of the rule, which on the device lies behind v.
+    LargestSecondMoment,
     /// Counters of gradient signs, and the sign of the last step.
     Counters,
     /// The last gradient as the regime saw it.
@@ -199,9 +201,10 @@ pub(crate) enum MemoryKind {
 }
 
 impl MemoryKind {
-    pub(crate) const ALL: [MemoryKind; 9] = [
+    pub(crate) const ALL: [MemoryKind; 10] = [
         MemoryKind::Momentum,
         MemoryKind::SecondMoment,
+        MemoryKind::LargestSecondMoment,
         MemoryKind::Counters,
         MemoryKind::LastGradient,
         MemoryKind::FirstParameters,
@@ -216,6 +219,7 @@ impl MemoryKind {
         match self {
             MemoryKind::Momentum => "momentum",
             MemoryKind::SecondMoment => "second_moment",
+            MemoryKind::LargestSecondMoment => "largest_second_moment",
             MemoryKind::Counters => "direction_counters",
             MemoryKind::LastGradient => "last_gradient",
             MemoryKind::FirstParameters => "first_parameters",
@@ -233,6 +237,7 @@ impl MemoryKind {
             MemoryKind::Remainders => 2,
             MemoryKind::Momentum
             | MemoryKind::SecondMoment
+            | MemoryKind::LargestSecondMoment
             | MemoryKind::LastGradient
             | MemoryKind::FirstParameters
             | MemoryKind::Streams
@@ -255,6 +260,7 @@ impl Kernel {
         match kind {
             MemoryKind::Momentum => self.rule.traits().momentum,
             MemoryKind::SecondMoment => self.rule.traits().squares,
+            MemoryKind::LargestSecondMoment => self.rule.traits().largest_squares,
             MemoryKind::Counters => self.has_counters(),
             MemoryKind::LastGradient => self.has_last_gradient(),
             MemoryKind::FirstParameters => self.has_first_parameters(),

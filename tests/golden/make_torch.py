@@ -1,5 +1,5 @@
-"""Writes torch.csv: parameters after 1, 2, 3, 10, 30 and 100 steps of torch.optim.SGD, Adam, AdamW, RMSprop,
-Adagrad and Muon, in f32 as hexadecimal bits.
+"""Writes torch.csv: parameters after 1, 2, 3, 10, 30 and 100 steps of torch.optim.SGD, Adam, AdamW
+(with AMSGrad too), RMSprop, Adagrad and Muon, in f32 as hexadecimal bits.
 
     python3 tests/golden/make_torch.py        # needs torch
 
@@ -56,6 +56,9 @@ CASES = {
     "muon-plain": dict(of=torch.optim.Muon, shape=(6, 2), nesterov=False, momentum=0.5, weight_decay=0.0, ns_steps=2),
     # As PyTorch has it, in bf16.
     "muon-bf16": dict(of=torch.optim.Muon, shape=(3, 4), bf16=True),
+    "amsgrad": dict(of=torch.optim.AdamW, amsgrad=True),  # with its default decay of 0.01
+    "amsgrad-betas": dict(of=torch.optim.AdamW, amsgrad=True, betas=(0.5, 0.75), eps=0.125),
+    "amsgrad-decay-tenth-maximize": dict(of=torch.optim.Adam, amsgrad=True, weight_decay=0.1, maximize=True),
 }
 
 

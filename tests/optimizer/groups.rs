@@ -119,7 +119,7 @@ fn adamw_decays_by_default() {
     let group = || wgpu_optim::Group::new("all");
     for rule in [Rule::all(), vec![Rule::adamw_without_momentum()]].concat() {
         let usual = match rule {
-            Rule::AdamW(_) | Rule::NAdamW(_) => WeightDecay::Decoupled(0.01),
+            Rule::AdamW(_) | Rule::NAdamW(_) | Rule::AmsGrad(_) => WeightDecay::Decoupled(0.01),
             _ => WeightDecay::Coupled(0.0),
         };
         assert_eq!(decay_of(OptimizerBuilder::new(rule), group()), usual, "{}", rule.name());

@@ -1,8 +1,8 @@
-//! Promise: with a fixed rate SGD, SGD with momentum, Adam, AdamW, RMSprop, Adagrad and Muon are those of PyTorch, Lion is that of its paper, and schedule-free
+//! Promise: with a fixed rate SGD, SGD with momentum, Adam, AdamW, AMSGrad, RMSprop, Adagrad and Muon are those of PyTorch, Lion is that of its paper, and schedule-free
 //! training is its paper's, parameter for parameter over 100 steps. The numbers come from `tests/golden/make_torch.py`, `make_lion.py` and
 //! `make_schedule_free.py`, which takes the average from its definition.
 
-use wgpu_optim::{AdamW, Averaging, Muon, MuonScale, Regime, RmsProp, Rule, Sgdm, WeightDecay};
+use wgpu_optim::{AdamW, AmsGrad, Averaging, Muon, MuonScale, Regime, RmsProp, Rule, Sgdm, WeightDecay};
 use wgpu_optim_conformance::run::{Spec, every_path};
 use wgpu_optim_conformance::ulps_of_largest;
 
@@ -42,6 +42,8 @@ fn spec(name: &str) -> Spec {
             ..Muon::default()
         }),
         name if name.starts_with("muon") => Rule::Muon(Muon { scale: MuonScale::Original, ..Muon::default() }),
+        "amsgrad-betas" => Rule::AmsGrad(AmsGrad { beta1: 0.5, beta2: 0.75, epsilon: 0.125 }),
+        name if name.starts_with("amsgrad") => Rule::amsgrad(),
         _ => sgdm(0.0, false),
     };
     let mut spec = new(name, rule);
@@ -65,7 +67,7 @@ fn spec(name: &str) -> Spec {
         name if name.contains("decay-tenth") => WeightDecay::Coupled(0.1),
         "adamw-strong" => WeightDecay::Decoupled(0.5),
         // PyTorch's default.
-        name if name.starts_with("adamw") => WeightDecay::Decoupled(0.01),
+        name if name.starts_with("adamw") || name.starts_with("amsgrad") => WeightDecay::Decoupled(0.01),
         name if name.contains("decay") => WeightDecay::Coupled(0.01),
         _ => spec.decay,
     };
@@ -103,7 +105,7 @@ fn a_fixed_rate_is_pytorchs() {
         name if grows(name) => 2.0 + 0.1 * steps,
         _ => 2.0,
     };
-    follow(include_str!("../golden/torch.csv"), 41, spec, allowed);
+    follow(include_str!("../golden/torch.csv"), 44, spec, allowed);
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! Promise: pass 4 is right to the last places, for every rule, on every path: one parameter at a time against f64, in ulps.
 
-use wgpu_optim::{AdamW, Lion, Regime, Rule, Sgdm, Signum};
+use wgpu_optim::{AdamW, AmsGrad, Lion, Regime, Rule, Sgdm, Signum};
 use wgpu_optim_conformance::run::{Spec, every_path};
 use wgpu_optim_conformance::{Numbers, assert_close};
 
@@ -8,7 +8,7 @@ const LEN: usize = 1001;
 const RATE: f32 = 0.037;
 
 /// What one step of a rule does to one parameter, in f64.
-fn exact(rule: Rule, w: f64, g: f64, step: i32, m: &mut Option<f64>, v: &mut f64) -> f64 {
+fn exact(rule: Rule, w: f64, g: f64, step: i32, m: &mut Option<f64>, [v, largest_v]: &mut [f64; 2]) -> f64 {
     let sign = |x: f64| if x == 0.0 { 0.0 } else { x.signum() };
     let direction = match rule {
         Rule::Sgd(_) => g,
@@ -25,12 +25,14 @@ fn exact(rule: Rule, w: f64, g: f64, step: i32, m: &mut Option<f64>, v: &mut f64
             *m = Some(new);
             sign(new)
         }
-        Rule::AdamW(AdamW { beta1, beta2, epsilon }) => {
+        Rule::AdamW(AdamW { beta1, beta2, epsilon }) | Rule::AmsGrad(AmsGrad { beta1, beta2, epsilon }) => {
             let [beta1, beta2, epsilon] = [beta1, beta2, epsilon].map(f64::from);
             let new = beta1 * m.unwrap_or(0.0) + (1.0 - beta1) * g;
             *m = Some(new);
             *v = beta2 * *v + (1.0 - beta2) * g * g;
-            new / (1.0 - beta1.powi(step)) / ((*v / (1.0 - beta2.powi(step))).sqrt() + epsilon)
+            *largest_v = largest_v.max(*v);
+            let divisor = if matches!(rule, Rule::AmsGrad(_)) { *largest_v } else { *v };
+            new / (1.0 - beta1.powi(step)) / ((divisor / (1.0 - beta2.powi(step))).sqrt() + epsilon)
         }
         Rule::Lion(Lion { beta1, beta2 }) => {
             let [beta1, beta2] = [beta1, beta2].map(f64::from);
@@ -50,6 +52,9 @@ fn tolerance(w: f64, g: f64, steps: usize) -> f64 {
     3.0 * steps as f64 * unit
 }
 
+/// A parameter with its momentum and its second moment, now and at most.
+type Remembered = (f64, Option<f64>, [f64; 2]);
+
 #[test]
 fn every_rule_is_right_to_the_last_places() {
     let rules = [
@@ -62,6 +67,8 @@ fn every_rule_is_right_to_the_last_places() {
         Rule::adamw(),
         Rule::AdamW(AdamW { beta1: 0.0, beta2: 0.5, epsilon: 0.125 }),
         Rule::lion(),
+        // v falls where a gradient is smaller than the one before.
+        Rule::AmsGrad(AmsGrad { beta1: 0.9, beta2: 0.5, epsilon: 0.125 }),
     ];
     let start = Numbers(1).vec(LEN);
     let spec = |(index, &rule): (usize, &Rule)| {
@@ -70,8 +77,8 @@ fn every_rule_is_right_to_the_last_places() {
     let specs: Vec<Spec> = rules.iter().enumerate().map(spec).collect();
     let steps = 3;
     for mut run in every_path(&specs) {
-        let mut expected: Vec<Vec<(f64, Option<f64>, f64)>> =
-            rules.iter().map(|_| start.iter().map(|&w| (f64::from(w), None, 0.0)).collect()).collect();
+        let mut expected: Vec<Vec<Remembered>> =
+            rules.iter().map(|_| start.iter().map(|&w| (f64::from(w), None, [0.0; 2])).collect()).collect();
         let mut largest = vec![0f64; LEN];
         for step in 0..steps {
             let grads = Numbers(10 + step as u64).vec(LEN);

@@ -38,6 +38,7 @@ fn the_byte_model_is_the_documented_one() {
             (Rule::lion(), seesaw, sgdm_seesaw),
             (Rule::adamw(), norm_ratio, adamw),
             (Rule::adamw(), seesaw, adamw_seesaw),
+            (Rule::amsgrad(), norm_ratio, adamw + 8.0),
         ] {
             let (rule_name, regime_name) = (rule.name(), regime.name());
             if mode.rule(rule) != Some(rule) {

@@ -204,9 +204,9 @@ pub struct Args {
     /// adamw then has its momentum of 0.9.
     #[arg(long, conflicts_with = "average", help_heading = "Optimizer")]
     pub last: bool,
-    /// Weight decay [default: 0.01 for adamw and nadamw, otherwise 0]
+    /// Weight decay [default: 0.01 for adamw, amsgrad and nadamw, otherwise 0]
     ///
-    /// Decoupled for adamw, nadamw and lion, coupled for the others. The default is PyTorch's.
+    /// Decoupled for adamw, amsgrad, nadamw and lion, coupled for the others. The default is PyTorch's.
     #[arg(long, value_name = "LAMBDA", allow_negative_numbers = true, help_heading = "Optimizer")]
     pub weight_decay: Option<f32>,
     /// Clip the gradient to this norm

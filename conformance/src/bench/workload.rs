@@ -87,12 +87,11 @@ impl Mode {
             && !rule.has_second_moment()
     }
 
-    /// What the optimizer remembers of a parameter, beside its average and its remainder: momentum, with AdamW's mean of squares, and the
+    /// What the optimizer remembers of a parameter, beside its average and its remainder: the vectors of the rule, and the
     /// counters of the alignment where nothing else is compared with the gradient.
     pub fn state_bytes_per_param(&self, rule: Rule, regime: Regime) -> f64 {
         let counters = regime.needs_alignment() && !rule.has_momentum() && !self.compares_iterates(rule, regime);
-        let moments = u8::from(rule.has_momentum()) + u8::from(rule.has_second_moment());
-        4.0 * f64::from(moments) + f64::from(u8::from(counters))
+        4.0 * f64::from(rule.vectors()) + f64::from(u8::from(counters))
     }
 
     /// Bytes per parameter that a step of this rule and regime cannot do without.

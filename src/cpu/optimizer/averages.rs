@@ -47,12 +47,12 @@ impl CpuOptimizer {
                         for (w, &z) in masters.iter_mut().zip(&tensor.averages) {
                             *w = exchanged(*w, z);
                         }
-                        params.encode_parameters(Encoding::Masters, &masters, remainders, 0, 0);
+                        params.encode_parameters(false, Encoding::Masters, &masters, remainders, 0, 0);
                         continue;
                     }
                     // Averages are kept beside masters alone, which need no random bits.
                     let averages = &tensor.averages;
-                    params.encode_parameters(Encoding::Masters, averages, remainders, 0, 0);
+                    params.encode_parameters(false, Encoding::Masters, averages, remainders, 0, 0);
                     tensor.averages = masters;
                 }
             }

@@ -8,7 +8,7 @@ use crate::cpu::controls::absence_of;
 use crate::cpu::half::Number;
 use crate::cpu::orthogonalize::orthogonalize;
 use crate::cpu::reduce_gradient::{BlockSlices, reduce_gradient};
-use crate::cpu::update_parameters::{Halves, MemorySlices, TILE, Tiles, Wide, prepare, update_parameters};
+use crate::cpu::update_parameters::{Halves, MemorySlices, SHORT_TILE, TILE, Tiles, Wide, prepare, update_parameters};
 use crate::cpu::values::{Slice, SliceMut, Values, ValuesMut};
 use crate::layout::{Block, GroupConstants, GroupState, NO_ELEMENT, ScopeSums, Squares, Update, skips};
 use crate::plan::Kernel;
@@ -153,21 +153,27 @@ pub(super) fn update_in_halves(arch: Arch, kernel: Kernel, update: &Update, slic
                 let elements = Wide { params, grads };
                 arch.dispatch(UpdateStretch { kernel, update, first_element, elements, memory })
             }
-            (params, grads) => arch.dispatch(UpdateStretch {
-                kernel,
-                update,
-                first_element,
-                elements: Halves {
+            (params, grads) => {
+                let mut short = [[0.0; SHORT_TILE]; 2];
+                let mut long;
+                // What is measured of the step is added up in the order of longer tiles.
+                let [params_buffer, grads_buffer] = if memory.step_sums.is_empty() {
+                    short.each_mut().map(|buffer| &mut buffer[..])
+                } else {
+                    long = [[0.0; TILE]; 2];
+                    long.each_mut().map(|buffer| &mut buffer[..])
+                };
+                let elements = Halves {
                     params,
                     grads,
                     remainders,
                     encoding: kernel.encoding,
                     rounding_key: update.rounding_key,
                     first_element,
-                    buffers: &mut [[0.0; TILE]; 2],
-                },
-                memory,
-            }),
+                    buffers: [params_buffer, grads_buffer],
+                };
+                arch.dispatch(UpdateStretch { kernel, update, first_element, elements, memory })
+            }
         };
     }
     let middle = elements.div_ceil(block) / 2 * block;
@@ -205,7 +211,10 @@ impl CpuOptimizer {
                     params: &[],
                     grads: &[],
                     momentum: tensor.memory.momentum.get(start..end).unwrap_or_default(),
-                    squares: tensor.memory.squares.get(start..end).unwrap_or_default(),
+                    squares: match kernel.rule.traits().largest_squares {
+                        true => &tensor.memory.largest_squares[start..end],
+                        false => tensor.memory.squares.get(start..end).unwrap_or_default(),
+                    },
                     counters: tensor.memory.counters.get(start..end).unwrap_or_default(),
                     vector: if kernel.compares_iterates() {
                         &tensor.averages[start..end]
@@ -247,6 +256,7 @@ impl CpuOptimizer {
                 let TensorMemory { memory, matrix, .. } = tensor;
                 if let (Some(matrix), 0) = (matrix, update.skip) {
                     let (momentum, prepared) = (&memory.momentum, &mut matrix.1.directions);
+                    let [params_buffer, grads_buffer] = &mut [[0.0; SHORT_TILE]; 2];
                     match (&mut params, grads) {
                         (SliceMut::F32(params), Slice::F32(grads)) => {
                             let elements = Wide { params, grads };
@@ -262,7 +272,7 @@ impl CpuOptimizer {
                                 encoding: kernel.encoding,
                                 rounding_key: update.rounding_key,
                                 first_element: block.first_element,
-                                buffers: &mut [[0.0; TILE]; 2],
+                                buffers: [params_buffer, grads_buffer],
                             },
                             momentum,
                             prepared,
@@ -283,6 +293,7 @@ impl CpuOptimizer {
                         memory: MemorySlices {
                             momentum: &mut tensor.memory.momentum,
                             squares: directions.unwrap_or(&mut tensor.memory.squares),
+                            largest_squares: &mut tensor.memory.largest_squares,
                             counters: &mut tensor.memory.counters,
                             vector: &mut tensor.memory.vector,
                             averages: &mut tensor.averages,

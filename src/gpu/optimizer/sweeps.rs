@@ -26,23 +26,19 @@ pub(super) struct Tables<'a> {
 /// What is remembered of a window's parameters.
 #[derive(Debug)]
 pub(super) struct WindowMemory {
-    /// A buffer of each kind that the window's kernel keeps. That of the momentum has the squares behind it.
+    /// A buffer of each kind that the window's kernel keeps, and one for all kinds of the rule.
     pub(super) kinds: Vec<(MemoryKind, wgpu::Buffer)>,
 }
 
 impl WindowMemory {
     pub(super) fn new(gpu: &Gpu, window: &Window) -> Self {
-        // Squares are kept where the momentum is, if there is one.
-        let behind_momentum = window.kernel.keeps(MemoryKind::Momentum);
-        let own = |kind: &MemoryKind| *kind != MemoryKind::SecondMoment || !behind_momentum;
-        let kinds = window.kernel.memories().filter(own).map(|kind| {
-            let behind = match kind {
-                MemoryKind::Momentum if window.kernel.keeps(MemoryKind::SecondMoment) => {
-                    window.memory_bytes(MemoryKind::SecondMoment)
-                }
-                _ => 0,
-            };
-            let bytes = window.memory_bytes(kind) + behind;
+        let kept = |kind: &MemoryKind| window.kernel.keeps(*kind);
+        // Kinds of the rule lie one behind the other in the buffer of the first.
+        let of_the_rule: Vec<MemoryKind> = OF_THE_RULE.into_iter().filter(kept).collect();
+        let has_buffer = |kind: &MemoryKind| !of_the_rule.iter().skip(1).any(|behind| behind == kind);
+        let kinds = window.kernel.memories().filter(has_buffer).map(|kind| {
+            let all = if of_the_rule.contains(&kind) { &of_the_rule[..] } else { &[kind] };
+            let bytes = all.iter().map(|&kind| window.memory_bytes(kind)).sum();
             (kind, zeroed::<u8>(gpu, kind.name(), bytes))
         });
         WindowMemory { kinds: kinds.collect() }
@@ -58,18 +54,18 @@ impl WindowMemory {
     /// A kind that is kept: the buffer, and its first byte there.
     #[cfg(feature = "checkpoint")]
     pub(super) fn place_of(&self, window: &Window, kind: MemoryKind) -> Option<(&wgpu::Buffer, u64)> {
-        let (place, start) = match kind {
-            MemoryKind::SecondMoment if window.kernel.keeps(MemoryKind::Momentum) => {
-                (MemoryKind::Momentum, window.memory_bytes(MemoryKind::Momentum))
-            }
-            kind => (kind, 0),
-        };
-        Some((self.find(&[place])?, start))
+        if !OF_THE_RULE.contains(&kind) {
+            return Some((self.find(&[kind])?, 0));
+        }
+        let before = OF_THE_RULE.into_iter().take_while(|&other| other != kind);
+        let start = before.filter(|&other| window.kernel.keeps(other)).map(|other| window.memory_bytes(other)).sum();
+        Some((self.find(&OF_THE_RULE)?, start))
     }
 }
 
-/// What a rule remembers in a buffer of its own: squares only where there is no momentum.
-pub(super) const OF_THE_RULE: [MemoryKind; 2] = [MemoryKind::Momentum, MemoryKind::SecondMoment];
+/// What a rule remembers, in the order in which it lies in one buffer.
+pub(super) const OF_THE_RULE: [MemoryKind; 3] =
+    [MemoryKind::Momentum, MemoryKind::SecondMoment, MemoryKind::LargestSecondMoment];
 
 /// What a regime remembers, of which there is one kind at most.
 pub(super) const OF_THE_REGIME: [MemoryKind; 4] =

@@ -3,7 +3,7 @@
 
 use libfuzzer_sys::fuzz_target;
 use wgpu_optim::{
-    AdGd, AdaGradNorm, Adagrad, AdamW, AutoSgd, Averaging, BarzilaiBorwein, DecayShape, DoG, DoWG, FixedRate, Group,
+    AdGd, AdaGradNorm, Adagrad, AdamW, AmsGrad, AutoSgd, Averaging, BarzilaiBorwein, DecayShape, DoG, DoWG, FixedRate, Group,
     Hypergradient, Lion, LossScaler, NAdamW, Ngn, NonFinitePolicy, NormRatio, OptimizerBuilder, Polyak, Regime, RmsProp,
     Rule, Schedule, SecantForm, Seesaw, Sgdm, Signum, TrustRatio, WnGrad,
 };
@@ -68,7 +68,7 @@ impl Source<'_> {
     }
 
     fn rule(&mut self) -> Rule {
-        match self.byte() % 9 {
+        match self.byte() % 10 {
             0 => Rule::sgd(),
             1 => {
                 let (momentum, dampening) = (self.number(), self.number());
@@ -80,6 +80,7 @@ impl Source<'_> {
             5 => Rule::NAdamW(NAdamW { beta1: self.number(), beta2: self.number(), epsilon: self.number() }),
             6 => Rule::RmsProp(RmsProp { alpha: self.number(), epsilon: self.number() }),
             7 => Rule::Adagrad(Adagrad { epsilon: self.number() }),
+            8 => Rule::AmsGrad(AmsGrad { beta1: self.number(), beta2: self.number(), epsilon: self.number() }),
             _ => Rule::Lion(Lion { beta1: self.number(), beta2: self.number() }),
         }
     }

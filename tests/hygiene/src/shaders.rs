@@ -33,6 +33,7 @@ const RULES: &[&str] = &[
     "adamw squares",
     "lion momentum",
     "nadamw momentum squares",
+    "amsgrad momentum squares largest_squares",
 ];
 const KEEPS: &[&str] = &[
     "",

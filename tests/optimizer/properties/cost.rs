@@ -59,6 +59,7 @@ fn expected_bytes() -> Vec<(Rule, Regime, f64)> {
         (Rule::lion(), Regime::seesaw(), 4.0),
         (Rule::adamw(), Regime::fixed(0.1), 8.0),
         (Rule::adamw(), Regime::seesaw(), 8.0),
+        (Rule::amsgrad(), Regime::seesaw(), 12.0),
     ]
 }
 
