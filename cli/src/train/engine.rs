@@ -153,6 +153,7 @@ pub fn new<'a>(
                 batch,
                 injection,
                 steps_done,
+                looks: settings.regime.needs_looks(),
             }))
         }
         Target::Gpu(gpu) => {
@@ -166,7 +167,8 @@ pub fn new<'a>(
             }
             let builder = settings.builder().record_steps(record_steps).loss(model.loss()).group(group);
             let optimizer = builder.build(gpu)?;
-            Ok(Box::new(GpuEngine { model, tensors, optimizer, gpu: gpu.clone(), injection, steps_done, kept: None }))
+            let (looks, gpu) = (settings.regime.needs_looks(), gpu.clone());
+            Ok(Box::new(GpuEngine { model, tensors, optimizer, gpu, injection, steps_done, looks, kept: None }))
         }
     }
 }
@@ -195,6 +197,27 @@ struct CpuEngine<'a> {
     batch: usize,
     injection: Injection,
     steps_done: u64,
+    /// Whether the gradient of each batch is computed again after the step.
+    looks: bool,
+}
+
+impl CpuEngine<'_> {
+    /// Multiplies the gradients, where that is asked.
+    fn scale_gradients(&mut self) {
+        if self.gradient_scale != 1.0 {
+            self.gradients.iter_mut().for_each(|gradient| *gradient *= self.gradient_scale);
+        }
+    }
+
+    /// The gradients of the last batch at the parameters after its step.
+    fn look(&mut self, rows: &[u32]) -> Result<(), CliError> {
+        let Split { x, y } = &self.dataset.train;
+        let _ = self.model.loss_and_gradients(&self.parameters, x, y, rows, &mut self.gradients);
+        self.scale_gradients();
+        let params: Vec<&[f32]> = self.tensors.iter().map(|tensor| &self.parameters[tensor.range()]).collect();
+        let grads: Vec<&[f32]> = self.tensors.iter().map(|tensor| &self.gradients[tensor.range()]).collect();
+        Ok(self.optimizer.look(&params, &grads)?)
+    }
 }
 
 fn slices_of<'a>(tensors: &[TensorShape], parameters: &'a mut [f32]) -> Vec<&'a mut [f32]> {
@@ -217,25 +240,29 @@ impl Engine for CpuEngine<'_> {
     }
 
     fn train(&mut self, steps: Range<usize>, on_steps: OnSteps) -> Result<(Vec<f32>, Records), CliError> {
-        let Split { x, y } = &self.dataset.train;
+        let dataset = self.dataset;
+        let Split { x, y } = &dataset.train;
         let mut losses = Vec::with_capacity(steps.len());
-        for rows in self.order.chunks(self.batch).skip(steps.start).take(steps.len()) {
+        let order = std::mem::take(&mut self.order);
+        for rows in order.chunks(self.batch).skip(steps.start).take(steps.len()) {
             let loss = self.model.loss_and_gradients(&self.parameters, x, y, rows, &mut self.gradients);
             losses.push(loss);
             if self.injection.is_due(self.steps_done) {
                 self.injection.apply(self.steps_done, &mut self.gradients);
             }
             self.steps_done += 1;
-            if self.gradient_scale != 1.0 {
-                self.gradients.iter_mut().for_each(|gradient| *gradient *= self.gradient_scale);
-            }
+            self.scale_gradients();
             let mut params = slices_of(&self.tensors, &mut self.parameters);
             let grads: Vec<&[f32]> = self.tensors.iter().map(|tensor| &self.gradients[tensor.range()]).collect();
             self.optimizer.step_with_loss(&mut params, &grads, loss)?;
+            if self.looks {
+                self.look(rows)?;
+            }
             if on_steps(1).is_break() {
                 break;
             }
         }
+        self.order = order;
         Ok((losses, self.optimizer.drain_records()))
     }
 
@@ -276,6 +303,8 @@ struct GpuEngine {
     gpu: Gpu,
     injection: Injection,
     steps_done: u64,
+    /// Whether the gradient of each batch is computed again after the step.
+    looks: bool,
     /// The parameters, while the averages are in their place.
     kept: Option<wgpu::Buffer>,
 }
@@ -301,8 +330,21 @@ impl GpuEngine {
         self.injection.apply(step, &mut gradients);
         queue.write_buffer(buffer, 0, bytemuck::cast_slice(&gradients));
         let mut update = self.encoder(LABEL);
-        self.optimizer.encode_step(&mut update)?;
+        {
+            let mut pass = update.begin_compute_pass(&Default::default());
+            self.optimizer.encode_step_in(&mut pass)?;
+            self.encode_look_in(&mut pass)?;
+        }
         queue.submit([update.finish()]);
+        Ok(())
+    }
+
+    /// Records the look at the last step, where there are looks.
+    fn encode_look_in(&self, pass: &mut wgpu::ComputePass) -> Result<(), CliError> {
+        if self.looks {
+            self.model.encode_batch_again(pass);
+            self.optimizer.encode_look_in(pass)?;
+        }
         Ok(())
     }
 
@@ -347,6 +389,7 @@ impl Engine for GpuEngine {
                 for _ in steps {
                     self.model.encode_batch(&mut pass);
                     self.optimizer.encode_step_in(&mut pass)?;
+                    self.encode_look_in(&mut pass)?;
                 }
             }
             let submission = self.gpu.queue().submit([encoder.finish()]);

@@ -35,6 +35,8 @@ pub struct Run {
     pub seed: u64,
     /// Steps that were done.
     pub steps: u64,
+    /// Gradients that they took.
+    pub gradients: u64,
     /// The signal that ended the run before its time.
     #[serde(skip_serializing_if = "Option::is_none", serialize_with = "name_of_signal")]
     pub stopped_by: Option<Signal>,
@@ -239,12 +241,13 @@ pub fn print(args: &Args, run: &Run, model: &Model) -> Result<(), CliError> {
         0 => String::new(),
         steps => format!(", after {steps} from a checkpoint"),
     };
+    let twice = if run.gradients > run.steps { ", two gradients each" } else { "" };
     let epochs = run.epochs_in_words();
     if run.timed_steps == 0 && run.steps > 0 {
         say(format!("{epochs}: no step was left, all {} are from a checkpoint", run.steps))?;
     } else {
         say(format!(
-            "{epochs}: {} {} of {} {} in {} ({} each){earlier}",
+            "{epochs}: {} {} of {} {} in {} ({} each{twice}){earlier}",
             run.timed_steps,
             plural(run.timed_steps, "step"),
             run.batch,
