@@ -13,11 +13,11 @@ mod sweeps;
 
 use crate::error::Error;
 use crate::gpu::context::Gpu;
+use crate::gpu::look as look_pass;
 use crate::gpu::optimizer::rebind::Movable;
 use crate::gpu::pass::{BoundGroup, CompiledKernel};
 use crate::gpu::readback::Readback;
 use crate::gpu::{finish_reduction, finish_update, learning_rate, reduce_gradient, swap_averages, update_parameters};
-use crate::gpu::look as look_pass;
 use crate::group::GroupConfig;
 use crate::plan::{Plan, TensorInfo};
 use crate::record::{RecordCursor, Records};

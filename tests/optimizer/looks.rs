@@ -5,8 +5,8 @@
 //! look that is not finite and counts all the same; a skipped step whose look counts; a look that reads the gradients of before a rebind.
 
 use wgpu_optim::{
-    Averaging, Curvature, CurvatureForm, Differences, ErrorKind, Group, Look, OptimizerBuilder, Record,
-    Regime, Rule, WeightDecay,
+    Averaging, Curvature, CurvatureForm, Differences, ErrorKind, Group, Look, OptimizerBuilder, Record, Regime, Rule,
+    WeightDecay,
 };
 use wgpu_optim_conformance::run::{
     GpuRun, Place, Run, Setup, Spec, alone, bits, devices, every_path, every_path_with, gpu_run_with, packed,
@@ -193,7 +193,7 @@ fn looks_in_one_submit_are_looks() {
     let grads = noise(&specs, 3);
     for gpu in &devices() {
         let finish = |mut run: GpuRun| (bits(&run.params()), run.states(), run.records());
-        let (mut apart, one_encoder) =
+        let (mut apart, mut one_encoder) =
             (gpu_run_with(gpu, &specs, Setup::default()), gpu_run_with(gpu, &specs, Setup::default()));
         for _ in 0..4 {
             apart.step(&grads);
@@ -219,8 +219,8 @@ fn a_look_follows_a_rebind() {
     let specs = [spec(Rule::sgdm(0.9), CurvatureForm::Short)];
     for gpu in &devices() {
         let places = |start: usize| vec![Place { params: (0, start), grads: (1, start) }];
-        let mut run = GpuRun::try_with_room(gpu, &specs, places(0), &[512, 512], |builder| builder.rebindable())
-            .expect("builds");
+        let mut run =
+            GpuRun::try_with_room(gpu, &specs, places(0), &[512, 512], |builder| builder.rebindable()).expect("builds");
         let mut still = gpu_run_with(gpu, &specs, Setup::default());
         for step in 0..3 {
             for run in [&mut run, &mut still] {

@@ -4,8 +4,8 @@
 use std::fmt::Display;
 
 use wgpu_optim::{
-    AdaGradNorm, AutoSgd, BarzilaiBorwein, Curvature, CurvatureForm, DoG, DoWG, Ngn, Polyak, Record, Regime, Rule, Schedule, SecantForm, Sgdm,
-    Term, WeightDecay,
+    AdaGradNorm, AutoSgd, BarzilaiBorwein, Curvature, CurvatureForm, DoG, DoWG, Ngn, Polyak, Record, Regime, Rule,
+    Schedule, SecantForm, Sgdm, Term, WeightDecay,
 };
 use wgpu_optim_conformance::oracle::Oracle;
 use wgpu_optim_conformance::run::{Spec, alone, devices, every_path};
@@ -101,7 +101,8 @@ fn follow_the_oracle(specs: &[Spec], mut see: impl FnMut(usize, &Record)) {
             let loss = loss(t, &mut noise);
             run.set_loss(loss);
             run.step(&grads);
-            let looks: Vec<Vec<f32>> = grads.iter().map(|g| g.iter().map(|g| 0.6 * g + 0.1 * noise.next()).collect()).collect();
+            let looks: Vec<Vec<f32>> =
+                grads.iter().map(|g| g.iter().map(|g| 0.6 * g + 0.1 * noise.next()).collect()).collect();
             if specs.iter().any(|spec| spec.regime.needs_looks()) {
                 run.look(&looks);
             }

@@ -27,6 +27,8 @@ pub struct OptimizerSettings {
     pub averaging: Averaging,
     pub weight_decay: WeightDecay,
     pub clip_norm: Option<f32>,
+    /// A learning rate for each tensor.
+    pub per_tensor: bool,
     /// Record every tensor's norm and step.
     pub telemetry: bool,
     /// Factor on every gradient before the optimizer sees it, on the CPU path: how a regime takes to the scale of the loss.
@@ -48,6 +50,11 @@ impl OptimizerSettings {
     /// What is known to fail in it.
     pub fn warnings(&self) -> Vec<Warning> {
         self.empty().warnings()
+    }
+
+    fn group<T>(&self) -> Group<T> {
+        let group = Group::new("model");
+        if self.per_tensor { group.per_tensor() } else { group }
     }
 
     fn builder<T>(&self) -> OptimizerBuilder<T> {
@@ -114,7 +121,13 @@ pub trait Engine {
     fn exchange_averages(&mut self) -> Result<(), CliError>;
 }
 
-/// Sets everything up; all tensors are one group, with one learning rate.
+/// What a run tells of its steps: the records of all groups, or of the first one where every tensor is a group.
+fn of_first_group(mut records: Records) -> Records {
+    records.records.retain(|record| record.group == 0);
+    records
+}
+
+/// Sets everything up; all tensors are one group, with one learning rate, or each has a rate of its own.
 pub fn new<'a>(
     target: &Target,
     model: &Model,
@@ -136,7 +149,7 @@ pub fn new<'a>(
     let (tensors, steps_done, record_steps) = (model.tensors(), 0, steps_per_epoch.max(1));
     match target {
         Target::Cpu { .. } => {
-            let mut group = Group::new("model");
+            let mut group = settings.group();
             for tensor in &tensors {
                 let values = &initial[tensor.range()];
                 group = group.tensor(tensor.name, values, values);
@@ -159,7 +172,7 @@ pub fn new<'a>(
         Target::Gpu(gpu) => {
             let model = gpu.scoped("the model's buffers and kernels", || GpuModel::new(gpu, model, dataset, batch))?;
             model.write_parameters(&initial);
-            let mut group = Group::new("model");
+            let mut group = settings.group();
             for tensor in &tensors {
                 let [params, grads] =
                     [model.parameters(), model.gradients()].map(|buffer| buffer.slice(tensor.range_bytes()));
@@ -263,7 +276,7 @@ impl Engine for CpuEngine<'_> {
             }
         }
         self.order = order;
-        Ok((losses, self.optimizer.drain_records()))
+        Ok((losses, of_first_group(self.optimizer.drain_records())))
     }
 
     fn checkpoint(&self, notes: &Notes) -> Result<Checkpoint, CliError> {
@@ -403,7 +416,7 @@ impl Engine for GpuEngine {
         self.steps_done += done.len() as u64;
         let losses = self.model.read_losses(done)?;
         let records = pollster::block_on(self.optimizer.drain_records())?;
-        Ok((losses, records))
+        Ok((losses, of_first_group(records)))
     }
 
     fn checkpoint(&self, notes: &Notes) -> Result<Checkpoint, CliError> {

@@ -8,8 +8,8 @@ use std::sync::LazyLock;
 use clap::ValueEnum;
 use clap::builder::PossibleValue;
 use wgpu_optim::{
-    AdGd, AutoSgd, Averaging, BarzilaiBorwein, Curvature, DoG, DoWG, Hypergradient, NormRatio, Regime, Rule, Schedule, Seesaw,
-    WeightDecay,
+    AdGd, AutoSgd, Averaging, BarzilaiBorwein, Curvature, DoG, DoWG, Hypergradient, NormRatio, Regime, Rule, Schedule,
+    Seesaw, WeightDecay,
 };
 
 use super::compare::CompareArgs;
@@ -218,6 +218,11 @@ pub struct Args {
     /// Clip the gradient to this norm
     #[arg(long, value_name = "NORM", allow_negative_numbers = true, help_heading = "Optimizer")]
     pub clip_norm: Option<f32>,
+    /// Give every weight matrix and every bias a learning rate of its own
+    ///
+    /// What is told of the learning rate is of the first one.
+    #[arg(long, help_heading = "Optimizer")]
+    pub per_tensor: bool,
     /// Passes over the training data [default: 10, or 40 for sets that are made]
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..), help_heading = "Run")]
     pub epochs: Option<u32>,
@@ -348,6 +353,7 @@ impl Args {
             averaging: self.averaged().map_or(Averaging::Off, |average| average.over(steps_per_epoch, steps)),
             weight_decay: self.weight_decay(),
             clip_norm: self.clip_norm,
+            per_tensor: self.per_tensor,
             telemetry: self.telemetry,
             gradient_scale: 1.0,
         })

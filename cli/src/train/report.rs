@@ -235,8 +235,9 @@ pub fn in_words(term: Term, cause: Cause) -> String {
 pub fn print(args: &Args, run: &Run, model: &Model) -> Result<(), CliError> {
     // It is not what the name usually stands for.
     let beta1 = if matches!(args.rule.0, Rule::AdamW(_)) && run.momentum == 0.0 { " with beta1 = 0" } else { "" };
+    let each = if args.per_tensor { " for each tensor" } else { "" };
     let Run { data, rule, regime, adapter, .. } = run;
-    say(format!("{model} on {data}: {rule}{beta1}, {regime}, {}, {adapter}", run.evaluated_in_words()))?;
+    say(format!("{model} on {data}: {rule}{beta1}, {regime}{each}, {}, {adapter}", run.evaluated_in_words()))?;
     let earlier = match run.steps - run.timed_steps {
         0 => String::new(),
         steps => format!(", after {steps} from a checkpoint"),

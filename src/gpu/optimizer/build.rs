@@ -250,7 +250,8 @@ impl Optimizer {
             let region = Region { buffer: 0, element: span.element, start, end: span.start() + 1 };
             (span.buffer.clone(), region, (span.start() - start) as u32)
         });
-        let measured: Vec<Kernel> = kernels.iter().flat_map(|kernel| [Some(*kernel), kernel.of_look()]).flatten().collect();
+        let measured: Vec<Kernel> =
+            kernels.iter().flat_map(|kernel| [Some(*kernel), kernel.of_look()]).flatten().collect();
         let finish = finish_reduction::pipeline(gpu, &gpu.tuning(), &measured, loss.as_ref().map(|(.., at)| *at));
         let no_loss = zeroed::<f32>(gpu, "no loss", 0);
         let mut scalar = vec![Dispatch {
