@@ -27,13 +27,13 @@ import package::scaled::{
 @if(wngrad) import package::regime::wngrad::follow_regime;
 @if(barzilai_borwein) import package::regime::barzilai_borwein::follow_regime;
 @if(adgd) import package::regime::adgd::follow_regime;
-@if(curvature) import package::regime::curvature::{begin_step, follow_regime};
+@if(curvature) import package::regime::curvature::follow_regime;
 @if(dog) import package::regime::dog::follow_regime;
 @if(dowg) import package::regime::dowg::follow_regime;
 @if(polyak) import package::regime::polyak::follow_regime;
 @if(ngn) import package::regime::ngn::follow_regime;
 @if(auto_sgd) import package::regime::auto_sgd::{begin_step, follow_regime};
-@if(!auto_sgd && !curvature) import package::learning_rate::one_stream::begin_step;
+@if(!auto_sgd) import package::learning_rate::one_stream::begin_step;
 import package::learning_rate::controls::{absence_of, control_at, follow_controls};
 @if(outliers) import package::learning_rate::outliers::judge_norm;
 @if(schedule) import package::learning_rate::schedule::{follow_schedule, schedule_at};

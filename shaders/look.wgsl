@@ -10,7 +10,7 @@
 import package::geometry::WORKGROUP;
 import package::layout::{
     CurvatureState, GroupConstants, GroupState, Scaled, ScopeSums, LOOK_LONG, LOOK_MEASURED, LOOK_NEWTON, LOOK_NOT_FINITE, LOOK_SHORT,
-    NO_ELEMENT,
+    LOSS_ELEMENT, NO_ELEMENT,
 };
 import package::learning_rate::gradient::is_finite;
 import package::learning_rate::secant::{Secant, secant_of};
@@ -34,7 +34,8 @@ fn look(@builtin(global_invocation_id) id: vec3<u32>) {
         return;
     }
     var s = states[group];
-    if s.regime.due == 0u {
+    // After a step that was skipped or left the group out there is nothing to look at.
+    if s.regime.due != s.skipped + s.left_out + 1u {
         return;
     }
     var first_nonfinite = NO_ELEMENT;
@@ -44,7 +45,8 @@ fn look(@builtin(global_invocation_id) id: vec3<u32>) {
     s.regime.due = 0u;
     let measured = sums[c.scope];
     let secant = secant_of(c, measured, s.gradient_exponent, &s);
-    if first_nonfinite != NO_ELEMENT || !secant.finite || !is_finite(measured.fast_dot) {
+    // Of the loss, which pass 2 reads for other regimes, a look makes nothing.
+    if first_nonfinite < LOSS_ELEMENT || !secant.finite || !is_finite(measured.fast_dot) {
         s.regime.look = LOOK_NOT_FINITE;
     } else {
         measure_curvature(c, secant, measured.fast_dot, &s);
@@ -86,6 +88,6 @@ fn measure_curvature(c: GroupConstants, secant: Secant, u_dot_g: f32, s: ptr<fun
     (*s).regime.bend = mixed(c, (*s).regime.bend, bend);
 }
 
-fn mixed(c: GroupConstants, old: Scaled, new: Scaled) -> Scaled {
-    return sum(times(old, c.regime_constants.smoothing), times(new, 1.0 - c.regime_constants.smoothing));
+fn mixed(c: GroupConstants, old: Scaled, now: Scaled) -> Scaled {
+    return sum(times(old, c.regime_constants.smoothing), times(now, 1.0 - c.regime_constants.smoothing));
 }

@@ -49,7 +49,8 @@ pub struct Record {
     pub stream: Option<Stream>,
     /// Outcome of the previous episode, in the first step that is taken after it.
     pub outcome: Option<Outcome>,
-    /// What became of the look at the step before under [`Curvature`](crate::Curvature); `None` where there was nothing to look at.
+    /// What became of the look at the last step that moved the group, under [`Curvature`](crate::Curvature); `None` where there was nothing
+    /// to look at, and in steps that leave the group out.
     pub look: Option<Look>,
     /// The factor of the clip by norm, `min(1, C/n)`.
     pub clip_factor: f32,

@@ -89,6 +89,8 @@ pub trait Run {
     fn look(&mut self, grads: &[Vec<f32>]) {
         self.try_look(grads).expect("looks");
     }
+    /// A look at a step in which these tensors had no gradients.
+    fn try_look_without(&mut self, grads: &[Vec<f32>], absent: &[usize]) -> Result<(), Error>;
     /// Changes the controls of a group, or of all.
     fn try_control(&mut self, group: Option<&str>, change: &dyn Fn(&mut Controls)) -> Result<(), Error>;
     /// As [`Run::try_control`], where nothing may fail.
@@ -233,6 +235,10 @@ impl Run for CpuRun {
     fn try_look(&mut self, grads: &[Vec<f32>]) -> Result<(), Error> {
         let grads = self.stored(grads);
         self.optimizer.look(&slices(&self.params), &slices(&grads))
+    }
+    fn try_look_without(&mut self, grads: &[Vec<f32>], absent: &[usize]) -> Result<(), Error> {
+        let grads = self.stored(grads);
+        self.optimizer.look_without(&slices(&self.params), &slices(&grads), absent)
     }
     fn try_control(&mut self, group: Option<&str>, change: &dyn Fn(&mut Controls)) -> Result<(), Error> {
         match group {

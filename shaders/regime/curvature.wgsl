@@ -2,39 +2,25 @@
 
 import package::layout::{
     GroupConstants, GroupState, RawRecord, Scaled, CLAMPED_CHANGE, CURVATURE_TERM, LOOK_GEOMETRIC, LOOK_MEASURED, LOOK_MISSING, LOOK_NEWTON,
-    LOOK_NONE, LOOK_NOT_FINITE, MAX_FACTOR, NORM_TERM, NO_SLOT, RATE_MAX, SIGN_RULE, SKIP_ALL,
+    LOOK_NONE, MAX_FACTOR, NORM_TERM, RATE_MAX, SIGN_RULE,
 };
 import package::learning_rate::first_rate::set_first_rate;
 import package::learning_rate::formula::{ln_ratio_or_0, rate_along_signs, set_rate};
-import package::learning_rate::gradient::{Gradient, Turn, differ};
+import package::learning_rate::gradient::{Gradient, differ};
 import package::scaled::{choose, is_zero, larger, less, ln_ratio, power_of_two, product, quotient, root, scaled, smaller, times};
-
-// Tells what became of the look. A step that moves nothing has none.
-fn begin_step(
-    c: GroupConstants,
-    loss: f32,
-    skip: bool,
-    halted: bool,
-    s: ptr<function, GroupState>,
-    r: ptr<function, RawRecord>,
-) -> Turn {
-    (*r).regime.look = select((*s).regime.look, LOOK_MISSING, (*s).regime.due != 0u);
-    (*s).regime.due = 0u;
-    if (*s).regime.look == LOOK_NOT_FINITE {
-        (*s).regime.look = LOOK_NONE;
-    }
-    return Turn(1.0, 1u - (*s).momentum_started, SKIP_ALL, NO_SLOT, NO_SLOT);
-}
 
 fn follow_regime(c: GroupConstants, g: Gradient, s: ptr<function, GroupState>, r: ptr<function, RawRecord>) {
     let along_signs = (c.flags & SIGN_RULE) != 0u && c.regime_constants.form != LOOK_NEWTON;
     let share = choose(scaled(c.regime_constants.share, 0), rate_along_signs(c, Scaled(1.0, 0), g.norm), along_signs);
+    // Of a step that is the last one: skipped steps and those that leave the group out change nothing of it.
+    let now = (*s).skipped + (*s).left_out + 1u;
     if g.first {
         set_first_rate(c, g, s, r);
         (*s).regime.rate = quotient(scaled((*s).regime_rate, 0), share);
-        (*s).regime.due = 1u;
+        (*s).regime.due = now;
         return;
     }
+    (*r).regime.look = select((*s).regime.look, LOOK_MISSING, (*s).regime.due != 0u);
     let old = (*s).regime.rate;
     if (*s).regime.look == LOOK_MEASURED && less((*s).regime.against, (*s).regime.along) && !is_zero((*s).regime.bend) {
         let wanted = wanted_rate(c, s);
@@ -47,7 +33,7 @@ fn follow_regime(c: GroupConstants, g: Gradient, s: ptr<function, GroupState>, r
         (*s).regime.rate = rate;
     }
     (*s).regime.look = LOOK_NONE;
-    (*s).regime.due = 1u;
+    (*s).regime.due = now;
     if along_signs {
         (*r).terms[NORM_TERM] = ln_ratio_or_0(g.norm, g.last_norm);
     }

@@ -111,7 +111,7 @@ pub(super) fn impossible(field: &Field, word: u32) -> Option<String> {
         _ => f32::MAX,
     };
     let most = match field.name.as_str() {
-        "started" | "momentum_started" | "halted" | "frozen" | "present" | "curvature.due" => 1,
+        "started" | "momentum_started" | "halted" | "frozen" | "present" => 1,
         "mean_steps" => MEAN_STEPS,
         "good_steps" | "auto_sgd.rounds" => u32::MAX / 2 - 1,
         // Three streams, two turns each.

@@ -1,7 +1,7 @@
 //! The curvature along the step, from a second gradient of the same batch. On the device: `shaders/look.wgsl` measures it, and
 //! `shaders/regime/curvature.wgsl` sets the rate.
 
-use super::{Details, Kernel, LearningRateRegime, Needs, RATE_MAX, Regime, one_stream, require_first_step};
+use super::{Details, Kernel, LearningRateRegime, Needs, RATE_MAX, Regime, require_first_step};
 use super::first_rate::set_first_rate;
 use super::secant::{Secant, secant_of};
 use crate::averaging::Averaging;
@@ -12,7 +12,7 @@ use crate::layout::{
 };
 use crate::reference::{Rate, RegimeLook, RegimeReference, RegimeStep, dot};
 use crate::regime::formula::{MAX_FACTOR, ln_ratio_or_0, rate_along_signs, set_rate};
-use crate::regime::gradient::{Gradient, Turn, is_sign_rule};
+use crate::regime::gradient::{Gradient, is_sign_rule};
 use crate::rule::Rule;
 
 /// The curvature along the step, from a second gradient of the same batch.
@@ -78,7 +78,7 @@ pub enum CurvatureForm {
     Newton,
 }
 
-/// What became of the look that belongs to the step before. In [`Record::look`](crate::Record::look).
+/// What became of the look that belongs to the last step that moved the group. In [`Record::look`](crate::Record::look).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Look {
@@ -195,7 +195,7 @@ shared_structs! {
         pub(crate) bend: Scaled,
         /// η, before what a step takes of it.
         pub(crate) rate: Scaled,
-        /// 1 after a step, until its look.
+        /// After a step, until its look: 1 and the number of steps that were skipped or left the group out by then.
         pub(crate) due: u32,
         /// One of [`looks`]: what became of the last look, until a step uses it.
         pub(crate) look: u32,
@@ -243,7 +243,6 @@ pub(super) const KERNEL: Kernel = Kernel {
     own_constants: || forms::wgsl() + &looks::wgsl(),
     follow,
     look,
-    begin_step,
     explain,
     ..Kernel::new("curvature", include_str!("../../shaders/regime/curvature.wgsl"))
 };
@@ -261,16 +260,22 @@ fn explain(raw: &RawRecord) -> Details {
 /// Returns true if a look at the last step of a group is still to come.
 #[cfg(feature = "checkpoint")]
 pub(crate) fn is_look_due(c: &GroupConstants, s: &GroupState) -> bool {
-    Kernel::of(c).name == KERNEL.name && s.regime.own::<CurvatureState>().due != 0
+    Kernel::of(c).name == KERNEL.name && s.regime.own::<CurvatureState>().due == now(s)
+}
+
+/// [`CurvatureState::due`] of a step that is the last one: skipped steps and those that leave the group out change nothing of it, and there is
+/// nothing to look at.
+fn now(s: &GroupState) -> u32 {
+    s.skipped.wrapping_add(s.left_out).wrapping_add(1)
 }
 
 /// Measures the curvature of the last step. `finite` is false where a gradient of some group is not.
 fn look(c: &GroupConstants, sums: &ScopeSums, finite: bool, s: &mut GroupState) {
     let k: &CurvatureConstants = c.regime_constants.own();
     let secant = secant_of(c, sums, s.gradient_exponent, s);
-    let rate = Scaled::new(s.learning_rate, 0);
+    let (rate, now) = (Scaled::new(s.learning_rate, 0), now(s));
     let own: &mut CurvatureState = s.regime.own_mut();
-    if own.due == 0 {
+    if own.due != now {
         return;
     }
     own.due = 0;
@@ -312,36 +317,19 @@ fn terms_of(form: u32, secant: &Secant, u_dot_g: f32, rate: Scaled) -> (Scaled, 
     }
 }
 
-/// Tells what became of the look. A step that moves nothing has none.
-fn begin_step(
-    c: &GroupConstants,
-    loss: f32,
-    skip: bool,
-    halted: bool,
-    s: &mut GroupState,
-    r: &mut RawRecord,
-) -> Turn {
-    let own: &mut CurvatureState = s.regime.own_mut();
-    let look = if own.due != 0 { looks::LOOK_MISSING } else { own.look };
-    *r.regime.own_mut() = CurvatureRecord { look };
-    own.due = 0;
-    if own.look == looks::LOOK_NOT_FINITE {
-        own.look = looks::LOOK_NONE;
-    }
-    one_stream(c, loss, skip, halted, s, r)
-}
-
 fn follow(c: &GroupConstants, g: &Gradient, s: &mut GroupState, r: &mut RawRecord) {
     let k: &CurvatureConstants = c.regime_constants.own();
     let along_signs = is_sign_rule(c) && k.form != forms::LOOK_NEWTON;
     let share = if along_signs { rate_along_signs(c, Scaled::ONE, g.norm) } else { Scaled::new(k.share, 0) };
+    let now = now(s);
     if g.first {
         set_first_rate(c, g, s, r);
         let rate = Scaled::new(s.regime_rate, 0).quotient(share);
-        *s.regime.own_mut() = CurvatureState { rate, due: 1, ..CurvatureState::default() };
+        *s.regime.own_mut() = CurvatureState { rate, due: now, ..CurvatureState::default() };
         return;
     }
     let own: &mut CurvatureState = s.regime.own_mut();
+    *r.regime.own_mut() = CurvatureRecord { look: if own.due == 0 { own.look } else { looks::LOOK_MISSING } };
     if own.look == looks::LOOK_MEASURED && own.against.less(own.along) && !own.bend.is_zero() {
         let wanted = wanted_rate(k.form, own);
         let most = own.rate.times(k.max_change);
@@ -352,7 +340,7 @@ fn follow(c: &GroupConstants, g: &Gradient, s: &mut GroupState, r: &mut RawRecor
         r.terms[CURVATURE_TERM as usize] = rate.ln_ratio(own.rate);
         own.rate = rate;
     }
-    (own.look, own.due) = (looks::LOOK_NONE, 1);
+    (own.look, own.due) = (looks::LOOK_NONE, now);
     let rate = own.rate.product(share);
     if along_signs {
         r.terms[NORM_TERM as usize] = ln_ratio_or_0(g.norm, g.last_norm);

@@ -9,7 +9,7 @@ use wgpu_optim::{
     WeightDecay,
 };
 use wgpu_optim_conformance::run::{
-    GpuRun, Place, Run, Setup, Spec, alone, bits, devices, every_path, every_path_with, gpu_run_with, packed,
+    GpuRun, Place, Run, Setup, Spec, alone, bits, devices, every_path, every_path_with, gpu_run_with,
 };
 use wgpu_optim_conformance::{assert_close, assert_refused, noise, submit, tensors};
 
@@ -141,7 +141,7 @@ fn rates_are_limited_and_carried_over() {
         assert!(words.contains("look at the step before was not finite"), "{words}");
         // Of a step that was skipped.
         let (_, look, ..) = step(f32::NAN, Some(0.1));
-        assert_eq!(look, Some(Look::Measured));
+        assert_eq!(look, None);
         let (eighth, look, ..) = step(1.0, None);
         assert_eq!(look, Some(Look::Measured), "that of the step before the skipped one");
         let (ninth, look, ..) = step(1.0, None);
@@ -178,7 +178,31 @@ fn other_groups_are_not_touched() {
         assert_ne!(bits(&run.params())[0], bits(&other.params())[0], "{path}");
         assert!(looks(&of(&others, 0))[1..].iter().all(|look| *look == Some(Look::Missing)), "{path}");
         let measured = looks(&of(&records, 3)).iter().filter(|look| **look == Some(Look::Measured)).count();
-        assert_eq!(measured, 4, "{path}: each of two looks in the frozen step and in the one that uses it");
+        assert_eq!(measured, 2, "{path}: those at steps 0 and 2, in the next one that moves");
+    }
+}
+
+/// What is there of a tensor without gradients is not read, and what its group knows is of the others alone.
+#[test]
+fn a_look_leaves_out_what_the_step_has_left_out() {
+    let setup = Setup { absent_gradients: true, ..Setup::default() };
+    let half = Spec { tensors: tensors(3, &[LEN, 40]), ..spec(Rule::sgd(), CurvatureForm::Short) };
+    let absent = spec(Rule::sgd(), CurvatureForm::Short).named("absent");
+    for mut run in every_path_with(&[half, absent], setup) {
+        let lost = |mut grads: Vec<Vec<f32>>| {
+            grads[1..].iter_mut().flatten().for_each(|g| *g = f32::NAN);
+            grads
+        };
+        let (h, step) = ([8.0; 3], lost(gradients(&*run, &[8.0; 3], 0)));
+        run.step_without(&step, &[1, 2]);
+        let again = lost(gradients(&*run, &h, 0));
+        run.try_look_without(&again, &[1, 2]).expect("looks");
+        let second = gradients(&*run, &h, 1);
+        run.step(&second);
+        let records = run.records().records;
+        assert_eq!(looks(&records[2..]), [Some(Look::Measured), None], "{}", run.path());
+        assert_close(run.path(), records[2].learning_rate, 0.125, 1e-5);
+        assert_refused(run.try_look_without(&second, &[3]), &["tensor 3", "3, counted from 0"]);
     }
 }
 

@@ -24,7 +24,7 @@ pub fn formulas() -> Vec<(&'static str, Regime)> {
         initial_rate: Some(0.01),
         ..BarzilaiBorwein::new(SecantForm::Geometric)
     });
-    let alone = Curvature { smoothing: 0.0, ..Curvature::new(CurvatureForm::Geometric) };
+    let alone = Curvature { smoothing: 0.5, ..Curvature::new(CurvatureForm::Geometric) };
     vec![
         ("adagrad-norm", Regime::AdaGradNorm(AdaGradNorm { scale: 0.3, offset: 0.5 })),
         ("bb-long", Regime::barzilai_borwein(SecantForm::Long)),
@@ -101,8 +101,10 @@ fn follow_the_oracle(specs: &[Spec], mut see: impl FnMut(usize, &Record)) {
             let loss = loss(t, &mut noise);
             run.set_loss(loss);
             run.step(&grads);
+            // Rates rise and fall.
+            let turn = [0.5, -1.0][t % 2];
             let looks: Vec<Vec<f32>> =
-                grads.iter().map(|g| g.iter().map(|g| 0.6 * g + 0.1 * noise.next()).collect()).collect();
+                grads.iter().map(|g| g.iter().map(|g| turn * g + 0.1 * noise.next()).collect()).collect();
             if specs.iter().any(|spec| spec.regime.needs_looks()) {
                 run.look(&looks);
             }
