@@ -74,8 +74,8 @@ fn every_rule_is_right_to_the_last_places() {
     let specs: Vec<Spec> = rules.iter().enumerate().map(spec).collect();
     let steps = 3;
     for mut run in every_path(&specs) {
-        let mut expected: Vec<Vec<(f64, Option<f64>, [f64; 2])>> =
-            rules.iter().map(|_| start.iter().map(|&w| (f64::from(w), None, [0.0; 2])).collect()).collect();
+        let unmoved: Vec<_> = start.iter().map(|&w| (f64::from(w), None, [0.0; 2])).collect();
+        let mut expected = vec![unmoved; rules.len()];
         let mut largest = vec![0f64; LEN];
         for step in 0..steps {
             let grads = Numbers(10 + step as u64).vec(LEN);
