@@ -425,7 +425,7 @@ impl Groups {
     }
 
     fn compile(self, gpu: &Gpu, tell: &[Tell], kernels: &mut Kernels) -> Outcome<()> {
-        let values = vec![1.0f32; 2048];
+        let values = vec![1.0f32; 4096];
         let (parameters, gradients) = (upload(gpu, &values), upload(gpu, &values));
         let loss = upload(gpu, &values);
         let mut builder: OptimizerBuilder<Tensor> =
