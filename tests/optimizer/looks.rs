@@ -2,7 +2,8 @@
 //! does not fit is an error, or is left out and told.
 //!
 //! Faults tried once by hand in the kernels, each failed some of these tests: a direction of the sign rules in units of another scale, a look
-//! that is not finite and not told, a look that stays due when it has been taken, a rate per tensor from the sums of the first one.
+//! that is not finite and not told, a look that stays due when it has been taken, one at a skipped
+//! step that counts, a rate per tensor from the sums of the first one.
 
 use wgpu_optim::{
     Averaging, Curvature, CurvatureForm, Differences, ErrorKind, Group, Look, OptimizerBuilder, Record, Regime, Rule,
