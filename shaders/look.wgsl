@@ -1,6 +1,6 @@
 // Pass 3 of a look: from the sums over a second gradient of the same batch to the curvature along the last step.
 //
-// Reads:  groups, sums.
+// Reads:  groups, sums, updates.
 // Writes: states.
 // Grid:   one invocation per group.
 //
@@ -10,7 +10,7 @@
 import package::geometry::WORKGROUP;
 import package::layout::{
     CurvatureState, GroupConstants, GroupState, Scaled, ScopeSums, LOOK_LONG, LOOK_MEASURED, LOOK_NEWTON, LOOK_NOT_FINITE, LOOK_SHORT,
-    LOSS_ELEMENT, NO_ELEMENT,
+    LOSS_ELEMENT, NO_ELEMENT, Update,
 };
 import package::learning_rate::gradient::is_finite;
 import package::learning_rate::secant::{Secant, secant_of};
@@ -22,6 +22,7 @@ override REGIME: u32;
 @group(0) @binding(0) var<storage, read> groups: array<GroupConstants>;
 @group(0) @binding(1) var<storage, read> sums: array<ScopeSums>;
 @group(0) @binding(2) var<storage, read_write> states: array<GroupState>;
+@group(0) @binding(3) var<storage, read> updates: array<Update>;
 
 @compute @workgroup_size(WORKGROUP)
 fn look(@builtin(global_invocation_id) id: vec3<u32>) {
@@ -35,7 +36,7 @@ fn look(@builtin(global_invocation_id) id: vec3<u32>) {
     }
     var s = states[group];
     // After a step that was skipped or left the group out there is nothing to look at.
-    if s.regime.due != s.skipped + s.left_out + 1u {
+    if s.regime.due == 0u || updates[group].skip != 0u {
         return;
     }
     var first_nonfinite = NO_ELEMENT;

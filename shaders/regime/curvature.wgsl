@@ -12,12 +12,10 @@ import package::scaled::{choose, is_zero, larger, less, ln_ratio, power_of_two, 
 fn follow_regime(c: GroupConstants, g: Gradient, s: ptr<function, GroupState>, r: ptr<function, RawRecord>) {
     let along_signs = (c.flags & SIGN_RULE) != 0u && c.regime_constants.form != LOOK_NEWTON;
     let share = choose(scaled(c.regime_constants.share, 0), rate_along_signs(c, Scaled(1.0, 0), g.norm), along_signs);
-    // Of a step that is the last one: skipped steps and those that leave the group out change nothing of it.
-    let now = (*s).skipped + (*s).left_out + 1u;
     if g.first {
         set_first_rate(c, g, s, r);
         (*s).regime.rate = quotient(scaled((*s).regime_rate, 0), share);
-        (*s).regime.due = now;
+        (*s).regime.due = 1u;
         return;
     }
     (*r).regime.look = select((*s).regime.look, LOOK_MISSING, (*s).regime.due != 0u);
@@ -33,7 +31,7 @@ fn follow_regime(c: GroupConstants, g: Gradient, s: ptr<function, GroupState>, r
         (*s).regime.rate = rate;
     }
     (*s).regime.look = LOOK_NONE;
-    (*s).regime.due = now;
+    (*s).regime.due = 1u;
     if along_signs {
         (*r).terms[NORM_TERM] = ln_ratio_or_0(g.norm, g.last_norm);
     }

@@ -16,7 +16,7 @@ pub(crate) fn pipeline(gpu: &Gpu, kernel: &Kernel) -> Pipeline {
             stem: STEM,
             features: &["regime", kernel.name],
             constants: &[("WORKGROUP", f64::from(WORKGROUP)), ("REGIME", f64::from(kernel.number()))],
-            groups: &[&[Binding::Read, Binding::Read, Binding::Write]],
+            groups: &[&[Binding::Read, Binding::Read, Binding::Write, Binding::Read]],
         },
     )
 }

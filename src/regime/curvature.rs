@@ -195,7 +195,7 @@ shared_structs! {
         pub(crate) bend: Scaled,
         /// η, before what a step takes of it.
         pub(crate) rate: Scaled,
-        /// After a step, until its look: 1 and the number of steps that were skipped or left the group out by then.
+        /// 1 after a step, until its look.
         pub(crate) due: u32,
         /// One of [`looks`]: what became of the last look, until a step uses it.
         pub(crate) look: u32,
@@ -260,22 +260,16 @@ fn explain(raw: &RawRecord) -> Details {
 /// Returns true if a look at the last step of a group is still to come.
 #[cfg(feature = "checkpoint")]
 pub(crate) fn is_look_due(c: &GroupConstants, s: &GroupState) -> bool {
-    Kernel::of(c).name == KERNEL.name && s.regime.own::<CurvatureState>().due == now(s)
+    Kernel::of(c).name == KERNEL.name && s.regime.own::<CurvatureState>().due != 0
 }
 
-/// [`CurvatureState::due`] of a step that is the last one: skipped steps and those that leave the group out change nothing of it, and there is
-/// nothing to look at.
-fn now(s: &GroupState) -> u32 {
-    s.skipped.wrapping_add(s.left_out).wrapping_add(1)
-}
-
-/// Measures the curvature of the last step. `finite` is false where a gradient of some group is not.
+/// Measures the curvature of the last step, which was taken. `finite` is false where a gradient of some group is not.
 fn look(c: &GroupConstants, sums: &ScopeSums, finite: bool, s: &mut GroupState) {
     let k: &CurvatureConstants = c.regime_constants.own();
     let secant = secant_of(c, sums, s.gradient_exponent, s);
-    let (rate, now) = (Scaled::new(s.learning_rate, 0), now(s));
+    let rate = Scaled::new(s.learning_rate, 0);
     let own: &mut CurvatureState = s.regime.own_mut();
-    if own.due != now {
+    if own.due == 0 {
         return;
     }
     own.due = 0;
@@ -321,11 +315,10 @@ fn follow(c: &GroupConstants, g: &Gradient, s: &mut GroupState, r: &mut RawRecor
     let k: &CurvatureConstants = c.regime_constants.own();
     let along_signs = is_sign_rule(c) && k.form != forms::LOOK_NEWTON;
     let share = if along_signs { rate_along_signs(c, Scaled::ONE, g.norm) } else { Scaled::new(k.share, 0) };
-    let now = now(s);
     if g.first {
         set_first_rate(c, g, s, r);
         let rate = Scaled::new(s.regime_rate, 0).quotient(share);
-        *s.regime.own_mut() = CurvatureState { rate, due: now, ..CurvatureState::default() };
+        *s.regime.own_mut() = CurvatureState { rate, due: 1, ..CurvatureState::default() };
         return;
     }
     let own: &mut CurvatureState = s.regime.own_mut();
@@ -340,7 +333,7 @@ fn follow(c: &GroupConstants, g: &Gradient, s: &mut GroupState, r: &mut RawRecor
         r.terms[CURVATURE_TERM as usize] = rate.ln_ratio(own.rate);
         own.rate = rate;
     }
-    (own.look, own.due) = (looks::LOOK_NONE, now);
+    (own.look, own.due) = (looks::LOOK_NONE, 1);
     let rate = own.rate.product(share);
     if along_signs {
         r.terms[NORM_TERM as usize] = ln_ratio_or_0(g.norm, g.last_norm);

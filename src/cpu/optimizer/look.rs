@@ -52,7 +52,9 @@ impl CpuOptimizer {
         self.reduce(params, grads, Kernel::of_look);
         self.finish();
         let finite = self.sums.iter().all(|sums| sums.first_nonfinite == NO_ELEMENT);
-        for (group, state) in self.plan.groups.iter().zip(&mut self.states) {
+        // After a step that was skipped or left the group out there is nothing to look at.
+        let groups = self.plan.groups.iter().zip(&mut self.states).zip(&self.updates);
+        for ((group, state), _) in groups.filter(|(_, update)| update.skip == 0) {
             (regime::Kernel::of(group).look)(group, &self.sums[group.scope as usize], finite, state);
         }
         Ok(())

@@ -292,7 +292,7 @@ impl Optimizer {
                 workgroups: (plan.groups.len() as u32).div_ceil(learning_rate::WORKGROUP),
             });
         }
-        let looks = look::Looks::new(gpu, &plan, &[whole(&groups), whole(&sums), whole(&states)]);
+        let looks = look::Looks::new(gpu, &plan, &[whole(&groups), whole(&sums), whole(&states), whole(&updates)]);
         let mut step = [reduce, scalar, update].concat();
         if !plan.units.is_empty() {
             let units = filled::<StepUnit>(gpu, "units", &plan.units);
