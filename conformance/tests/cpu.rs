@@ -200,7 +200,7 @@ fn alone(spec: &Spec) {
 fn every_rule_and_regime_follows_the_oracle() {
     // v falls with a small β₂, so that the largest one is another.
     let falling = Rule::AmsGrad(AmsGrad { beta2: 0.25, ..AmsGrad::default() });
-    for rule in Rule::all().into_iter().chain([falling]) {
+    for rule in Rule::all().into_iter().chain(Rule::of_matrices()).chain([falling]) {
         for regime in regimes().filter(|regime| regime.fits(&rule)) {
             alone(&spec(rule, regime));
         }

@@ -9,8 +9,9 @@ use wgpu_optim_conformance::{assert_close, kinds_of_partials};
 fn files() -> Vec<(String, String)> {
     let root = concat!(env!("CARGO_MANIFEST_DIR"), "/shaders");
     let mut files = Vec::new();
-    for folder in ["", "/elements", "/learning_rate", "/measure", "/reduction", "/regime", "/rule", "/update"]
-        .map(|folder| format!("{root}{folder}"))
+    for folder in
+        ["", "/elements", "/learning_rate", "/measure", "/orthogonalize", "/reduction", "/regime", "/rule", "/update"]
+            .map(|folder| format!("{root}{folder}"))
     {
         for entry in std::fs::read_dir(folder).expect("shaders/ is there") {
             let path = entry.expect("an entry").path();
@@ -59,7 +60,7 @@ fn passes_say_what_they_read_write_and_how_many_invocations() {
             assert!(head.contains(word), "the head of {name} has no \"{word}\"");
         }
     }
-    assert_eq!(passes, 8);
+    assert_eq!(passes, 13);
 }
 
 /// Seeded faults.

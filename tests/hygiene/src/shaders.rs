@@ -15,6 +15,15 @@ const KERNELS: &[(&str, &str, &[&[&str]])] = &[
     ("reduce_gradient", "measures_secant per_workgroup", &[RULES, &["", "look"]]),
     ("update_parameters", "writes_parameters sgd", &[ACCESS, PARAMETERS, GRADIENTS, CLEARS]),
     ("update_parameters", "writes_parameters", &[RULES, KEEPS]),
+    (
+        "update_parameters",
+        "writes_parameters muon momentum matrices",
+        &[&["", "keeps_memory keeps_parameters", "averages measures_step"]],
+    ),
+    ("orthogonalize/prepare", "muon momentum", &[ACCESS, PARAMETERS, GRADIENTS]),
+    ("orthogonalize/normalize", "", &[]),
+    ("orthogonalize/gram", "", &[&["", "polynomial"]]),
+    ("orthogonalize/advance", "", &[&["", "last"]]),
     ("look", "regime curvature", &[]),
     ("learning_rate", "regime", &[REGIMES, &["", "schedule", "schedule table", "trust_ratio", "averages", "squares"]]),
 ];
@@ -45,8 +54,19 @@ const KEEPS: &[&str] = &[
     "averages measures_step",
     "schedule_free",
 ];
-const REGIMES: &[&str] =
-    &["seesaw", "adagrad_norm", "wngrad", "barzilai_borwein", "adgd", "curvature", "dog", "dowg", "polyak", "ngn", "auto_sgd"];
+const REGIMES: &[&str] = &[
+    "seesaw",
+    "adagrad_norm",
+    "wngrad",
+    "barzilai_borwein",
+    "adgd",
+    "curvature",
+    "dog",
+    "dowg",
+    "polyak",
+    "ngn",
+    "auto_sgd",
+];
 
 /// What the compiler says against them, and how many it has compiled.
 pub fn complaints() -> (Vec<String>, usize) {
@@ -63,7 +83,7 @@ pub fn complaints() -> (Vec<String>, usize) {
             for feature in features.split_whitespace() {
                 compiler.set_feature(feature, true);
             }
-            let module = format!("package::{kernel}").parse().expect("a path");
+            let module = format!("package::{}", kernel.replace('/', "::")).parse().expect("a path");
             match compiler.compile(&module) {
                 Ok(_) => compiled += 1,
                 Err(error) => complaints.push(format!("{kernel} with {features}: {error}")),
