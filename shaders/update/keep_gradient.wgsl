@@ -1,7 +1,8 @@
 // Keeps the gradient as the first pass saw it, without the clip, for the secant regimes.
 
 import package::layout::Update;
-import package::update_parameters::{COUPLED_DECAY, memory};
+import package::update::step_gradient::COUPLED_DECAY;
+import package::update_parameters::memory;
 
 alias Memory = vec4<f32>;
 
