@@ -29,5 +29,5 @@ fn measure(block: Block, quad: u32, g: vec4<f32>, gradient_scale: f32, momentum_
     (*sums).slow_dot += u * y;
     (*sums).direction_squares += u * u;
     (*sums).absolute += y * y;
-    @if(look) (*sums).fast_dot += u * (gradient_scale * last);
+    @if(look) { (*sums).fast_dot += u * (gradient_scale * last); }
 }
