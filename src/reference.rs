@@ -75,6 +75,8 @@ pub struct RegimeStep<'a> {
     pub rate: f64,
     /// The parameters.
     pub w: &'a [f64],
+    /// z of schedule-free training; the parameters elsewhere and before the first step.
+    pub base: &'a [f64],
     /// The parameters before the first step.
     pub first_w: &'a [f64],
     /// The gradient of the step before.

@@ -55,6 +55,8 @@ pub struct Oracle {
     /// z of schedule-free training, and the sum of its weights.
     base: Option<Vec<f64>>,
     weight_sum: f64,
+    /// The largest rate of a step of schedule-free training.
+    largest_rate: f64,
     /// η of the last step that was not skipped, with the schedule.
     last_rate: Option<f64>,
     k: i32,
@@ -242,6 +244,7 @@ impl Oracle {
             average: None,
             base: None,
             weight_sum: 0.0,
+            largest_rate: 0.0,
             last_rate: None,
             k: 0,
             smoothed: 0.0,
@@ -332,11 +335,13 @@ impl Oracle {
 
     /// A step of schedule-free training, with the average in memory of its own: `w` is where gradients are taken.
     fn move_schedule_free(&mut self, shrink: f64, rate: f64, direction: &[f64]) {
+        self.largest_rate = self.largest_rate.max(rate);
+        let counted = if self.regime.needs_schedule_free() { self.largest_rate } else { rate };
         // Until there is a rate nothing moves, and the parameters are their average.
-        if rate == 0.0 {
+        if counted == 0.0 {
             return;
         }
-        let weight = (rate * f64::from(self.taken)).powi(2);
+        let weight = (counted * f64::from(self.taken)).powi(2);
         self.weight_sum += weight;
         let share = weight / self.weight_sum;
         let average = self.average.get_or_insert_with(|| self.w.clone());
@@ -404,6 +409,7 @@ impl Oracle {
             loss: self.loss,
             rate: self.rate(),
             w: &self.w,
+            base: self.base.as_deref().unwrap_or(&self.w),
             first_w: &self.w_0,
             last_g: &self.last_seen,
             last_direction: &self.last_direction,

@@ -7,6 +7,7 @@ use crate::averaging::Averaging;
 use crate::error::{BuildError, Error};
 use crate::group::{GroupConfig, NamedTensor, ResolvedGroup};
 use crate::layout::{Block, GroupConstants, GroupControls, NO_TENSOR, ScopeTable, StepUnit, group_flags};
+use crate::regime::Needs;
 use crate::rule::LARGEST_SQUARED;
 
 /// How much a group has.
@@ -134,8 +135,10 @@ pub(super) fn kernel_of(config: &GroupConfig, scope: &Scope) -> Result<Kernel, E
     let first = scope.first;
     let secant = config.regime.needs_last_gradient();
     let distance = config.regime.needs_first_parameters();
-    let remembers =
-        |config: &GroupConfig| (config.regime.needs_last_gradient(), config.regime.needs_first_parameters());
+    let remembers = |config: &GroupConfig| {
+        let Needs { last_gradient, first_parameters, schedule_free, .. } = config.regime.regime().needs();
+        (last_gradient, first_parameters, schedule_free)
+    };
     if remembers(config) != remembers(first) || secant && config.rule.kind() != first.rule.kind() {
         return Err(Error::from(BuildError::MixedMemory {
             first: first.name.clone(),
@@ -154,6 +157,7 @@ pub(super) fn kernel_of(config: &GroupConfig, scope: &Scope) -> Result<Kernel, E
     let alignment = match (secant, distance, scope.needs_alignment, config.rule.has_momentum()) {
         // All groups have streams or none has (`OptimizerBuilder::resolve`).
         _ if config.regime.needs_streams() => Alignment::Streams,
+        _ if config.regime.needs_schedule_free() => Alignment::Magnitudes,
         (true, ..) => Alignment::LastGradient,
         (_, true, ..) => Alignment::FirstParameters,
         (.., false, _) => Alignment::None,

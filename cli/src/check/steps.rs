@@ -37,8 +37,10 @@ pub fn cases(subject: &Subject) -> Cases {
 /// Regimes that keep the same memory share an optimizer, so that most kernels are compiled once: some drivers take a tenth of a second
 /// for each.
 fn by_memory(regimes: Vec<Regime>) -> Vec<Vec<Regime>> {
-    let memory =
-        |of: &Regime| [of.needs_alignment(), of.needs_last_gradient(), of.needs_first_parameters(), of.needs_streams()];
+    let memory = |of: &Regime| {
+        let kept = [of.needs_last_gradient(), of.needs_first_parameters(), of.needs_streams()];
+        (of.needs_alignment(), of.needs_schedule_free(), kept)
+    };
     let mut batches: Vec<Vec<Regime>> = Vec::new();
     for regime in regimes {
         match batches.iter_mut().find(|batch| memory(&batch[0]) == memory(&regime)) {

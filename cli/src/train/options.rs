@@ -291,7 +291,7 @@ impl Args {
         }
         // Who gives a schedule wants it instead of what makes do without one.
         let fits = Averaging::ScheduleFree.fits(&self.rule_for(Some(AverageName::ScheduleFree)));
-        let is_free = fits && self.schedule == ScheduleName::CONSTANT;
+        let is_free = fits && (self.schedule == ScheduleName::CONSTANT || self.regime.0.needs_schedule_free());
         Some(if is_free { AverageName::ScheduleFree } else { AverageName::Polynomial })
     }
 

@@ -5,7 +5,7 @@ use libfuzzer_sys::fuzz_target;
 use wgpu_optim::{
     AdGd, AdaGradNorm, Adagrad, AdamW, AmsGrad, AutoSgd, Averaging, BarzilaiBorwein, DecayShape, DoG, DoWG, FixedRate, Group,
     Hypergradient, Lion, LossScaler, NAdamW, Ngn, NonFinitePolicy, NormRatio, OptimizerBuilder, Polyak, Regime, RmsProp,
-    Rule, Schedule, SecantForm, Seesaw, Sgdm, Signum, TrustRatio, WnGrad,
+    Rule, Schedule, ScheduleFreePlus, SecantForm, Seesaw, Sgdm, Signum, TrustRatio, WnGrad,
 };
 
 /// Numbers at and beyond the ends of ranges.
@@ -87,7 +87,7 @@ impl Source<'_> {
 
     fn regime(&mut self) -> Regime {
         let form = [SecantForm::Long, SecantForm::Short, SecantForm::Geometric][usize::from(self.byte() % 3)];
-        match self.byte() % 13 {
+        match self.byte() % 14 {
             0 => Regime::Seesaw(Seesaw {
                 exponent: self.number(),
                 exponent_above: self.number(),
@@ -126,6 +126,7 @@ impl Source<'_> {
             9 => Regime::DoWG(DoWG { initial_distance: self.number() }),
             10 => Regime::Polyak(Polyak { optimum: self.number(), factor: self.number(), max_rate: self.number() }),
             11 => Regime::Ngn(Ngn { rate: self.number() }),
+            12 => Regime::ScheduleFreePlus(ScheduleFreePlus { optimum: self.number(), factor: self.number() }),
             _ => Regime::AutoSgd(AutoSgd {
                 factor: self.number(),
                 certainty: self.number(),

@@ -22,7 +22,7 @@ const PARAMETERS: &[&str] = &["", "half_parameters masters", "half_parameters ne
 const GRADIENTS: &[&str] = &["", "half_gradients"];
 const CLEARS: &[&str] = &["", "writes_gradients", "writes_gradients clears_gradients"];
 const PARTIALS: &[&str] = &["per_invocation", "per_workgroup", "per_subgroup"];
-const MEASURES: &[&str] = &["measures_momentum", "measures_counters", "measures_iterates", "measures_distance"];
+const MEASURES: &[&str] = &["measures_momentum", "measures_counters", "measures_iterates", "measures_magnitudes", "measures_distance"];
 const RULES: &[&str] = &[
     "sgd",
     "sgdm momentum",
@@ -45,7 +45,7 @@ const KEEPS: &[&str] = &[
     "schedule_free",
 ];
 const REGIMES: &[&str] =
-    &["seesaw", "adagrad_norm", "wngrad", "barzilai_borwein", "adgd", "dog", "dowg", "polyak", "ngn", "auto_sgd"];
+    &["seesaw", "adagrad_norm", "wngrad", "barzilai_borwein", "adgd", "dog", "dowg", "polyak", "ngn", "schedule_free_plus", "auto_sgd"];
 
 /// What the compiler says against them, and how many it has compiled.
 pub fn complaints() -> (Vec<String>, usize) {

@@ -230,8 +230,9 @@ impl<'a> Comparison<'a> {
     /// What sets the rate beside the fixed ones, for this rule: not every regime can be had with every rule.
     pub fn variants_of(&self, rule: RuleName) -> impl Iterator<Item = Variant> {
         let fits = move |variant: &Variant| {
-            let rule = self.options_of(rule, *variant).rule();
-            variant.regime.0.fits(&rule)
+            let options = self.options_of(rule, *variant);
+            let is_free = options.averaged() == Some(AverageName::ScheduleFree);
+            (is_free || !variant.regime.0.needs_schedule_free()) && variant.regime.0.fits(&options.rule())
         };
         self.variants.iter().copied().filter(fits)
     }
