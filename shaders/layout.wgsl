@@ -354,6 +354,14 @@ const FAST_KEEP = 0.8;
 const SECANT_LONG = 0u;
 const SECANT_SHORT = 1u;
 const SECANT_GEOMETRIC = 2u;
+const LOOK_SHORT = 0u;
+const LOOK_LONG = 1u;
+const LOOK_GEOMETRIC = 2u;
+const LOOK_NEWTON = 3u;
+const LOOK_NONE = 0u;
+const LOOK_MEASURED = 1u;
+const LOOK_MISSING = 2u;
+const LOOK_NOT_FINITE = 3u;
 const MIDDLE = 0u;
 const SLOWER = 1u;
 const FASTER = 2u;
@@ -391,6 +399,14 @@ struct BarzilaiBorweinConstants {
     unused: array<u32, 3>,
 }
 
+struct CurvatureConstants {
+    form: u32,
+    smoothing: f32,
+    max_change: f32,
+    share: f32,
+    unused: array<u32, 1>,
+}
+
 struct PolyakConstants {
     factor: f32,
     optimum: f32,
@@ -416,6 +432,7 @@ struct AutoSgdConstants {
 @if(wngrad) alias RegimeConstants = WnGradConstants;
 @if(barzilai_borwein) alias RegimeConstants = BarzilaiBorweinConstants;
 @if(adgd) alias RegimeConstants = array<u32, 5>;
+@if(curvature) alias RegimeConstants = CurvatureConstants;
 @if(dog) alias RegimeConstants = array<u32, 5>;
 @if(dowg) alias RegimeConstants = array<u32, 5>;
 @if(polyak) alias RegimeConstants = PolyakConstants;
@@ -445,6 +462,16 @@ struct WnGradState {
 struct AdGdState {
     last_growth: f32,
     unused: array<u32, 13>,
+}
+
+struct CurvatureState {
+    along: Scaled,
+    against: Scaled,
+    bend: Scaled,
+    rate: Scaled,
+    due: u32,
+    look: u32,
+    unused: array<u32, 4>,
 }
 
 struct DistanceState {
@@ -486,6 +513,7 @@ struct AutoSgdState {
 @if(wngrad) alias RegimeState = WnGradState;
 @if(barzilai_borwein) alias RegimeState = array<u32, 14>;
 @if(adgd) alias RegimeState = AdGdState;
+@if(curvature) alias RegimeState = CurvatureState;
 @if(dog) alias RegimeState = DistanceState;
 @if(dowg) alias RegimeState = DistanceState;
 @if(polyak) alias RegimeState = PolyakState;
@@ -496,6 +524,11 @@ struct SeesawRecord {
     slow_alignment: f32,
     fast_alignment: f32,
     unused: array<u32, 1>,
+}
+
+struct CurvatureRecord {
+    look: u32,
+    unused: array<u32, 2>,
 }
 
 struct AutoSgdRecord {
@@ -510,6 +543,7 @@ struct AutoSgdRecord {
 @if(wngrad) alias RegimeRecord = array<u32, 3>;
 @if(barzilai_borwein) alias RegimeRecord = array<u32, 3>;
 @if(adgd) alias RegimeRecord = array<u32, 3>;
+@if(curvature) alias RegimeRecord = CurvatureRecord;
 @if(dog) alias RegimeRecord = array<u32, 3>;
 @if(dowg) alias RegimeRecord = array<u32, 3>;
 @if(polyak) alias RegimeRecord = array<u32, 3>;

@@ -27,6 +27,7 @@ import package::scaled::{
 @if(wngrad) import package::regime::wngrad::follow_regime;
 @if(barzilai_borwein) import package::regime::barzilai_borwein::follow_regime;
 @if(adgd) import package::regime::adgd::follow_regime;
+@if(curvature) import package::regime::curvature::follow_regime;
 @if(dog) import package::regime::dog::follow_regime;
 @if(dowg) import package::regime::dowg::follow_regime;
 @if(polyak) import package::regime::polyak::follow_regime;

@@ -92,7 +92,7 @@ pub enum Averaging {
     /// # What it works with
     /// Rules without momentum, whose place `z` takes: [`Sgd`](crate::Sgd), [`SignSgd`](crate::SignSgd), and [`AdamW`](crate::AdamW) with `β₁ = 0`
     /// ([`Rule::adamw_without_momentum`](crate::Rule::adamw_without_momentum)). [`Averaging::fits`] tells. With momentum it diverges: use
-    /// [`Averaging::polynomial_decay`] there. It is refused with [`AutoSgd`](crate::AutoSgd), and for 16-bit
+    /// [`Averaging::polynomial_decay`] there. It is refused with [`AutoSgd`](crate::AutoSgd) and [`Curvature`](crate::Curvature), and for 16-bit
     /// parameters without masters.
     ///
     /// Coupled weight decay is a part of the gradient at `y`. The telemetry, the trust ratio and the distance of DoG and DoWG see `y`;

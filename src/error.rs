@@ -286,6 +286,18 @@ pub(crate) enum CallError {
     )]
     AveragesSwapped { what: &'static str },
 
+    /// A look was requested of an optimizer whose regimes need none.
+    #[error(
+        "no group has a regime that looks at a batch twice: give a group Regime::Curvature before build, or leave out {call}"
+    )]
+    NoLooks { call: &'static str },
+
+    /// A look was requested where there is no step to look at.
+    #[error(
+        "{call} was called without a step since the last look: take a step, compute the gradient of the same batch at the new parameters, then look"
+    )]
+    LookOutOfTurn { call: &'static str },
+
     /// There is no group of this name.
     #[error("there is no group \"{name}\": the optimizer has {groups}")]
     UnknownGroup { name: String, groups: String },

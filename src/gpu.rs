@@ -6,6 +6,7 @@ mod finish_reduction;
 mod finish_update;
 mod learning_rate;
 mod limits;
+mod look;
 pub(crate) mod optimizer;
 mod orthogonalize;
 pub(crate) mod pass;

@@ -185,8 +185,8 @@ impl<T> Group<T> {
         self
     }
 
-    /// Gives every tensor a learning rate of its own, from its own norm, instead of one for the group (layer-wise rates: Bahamou & Goldfarb
-    /// 2023, arXiv:2305.13664). It costs no further dispatch.
+    /// Gives every tensor a learning rate of its own, from its own norm, instead of one for the group. It costs no further dispatch. With
+    /// [`Curvature`](crate::Curvature) these are layer-wise rates from the curvature.
     ///
     /// Each tensor becomes a group of its own, named `group/tensor`: in [`groups`](crate::Optimizer::groups), in the learning rates and in
     /// the records. With a shared norm the tensors keep that norm, and then have the same rate.

@@ -7,7 +7,7 @@ use crate::error::{Error, Problem};
 use crate::layout::terms::{self, TERMS};
 use crate::layout::{NO_ELEMENT, RawRecord, RawTensorRecord, record_flags, unscale};
 use crate::plan::{Names, Plan};
-use crate::regime::{Kernel, Outcome, Stream};
+use crate::regime::{Kernel, Look, Outcome, Stream};
 
 /// One step of one group, as the learning-rate pass explains it.
 ///
@@ -49,6 +49,9 @@ pub struct Record {
     pub stream: Option<Stream>,
     /// Outcome of the previous episode, in the first step that is taken after it.
     pub outcome: Option<Outcome>,
+    /// What became of the look at the last step that moved the group, under [`Curvature`](crate::Curvature); `None` where there was nothing
+    /// to look at, and in steps that leave the group out.
+    pub look: Option<Look>,
     /// The factor of the clip by norm, `min(1, C/n)`.
     pub clip_factor: f32,
     /// Steps of this group skipped so far, this one included.
@@ -284,6 +287,7 @@ impl Record {
             episode: details.episode,
             stream: details.stream,
             outcome: details.outcome,
+            look: details.look,
             clip_factor: raw.clip_factor,
             skipped: raw.skipped,
             skips_in_row: raw.skips_in_row,
@@ -382,8 +386,8 @@ terms! {
     Brake(BRAKE_TERM): "brake", "brake released", "steps overshoot";
     /// Part of a fall by alignment and brake that [`Seesaw`](crate::Seesaw) holds back because the norm has not risen. Never negative.
     Held(HELD_TERM): "held", "the norm has not risen since the start: rate held", "rate let go";
-    /// The curvature along the last step, for the secant regimes ([`BarzilaiBorwein`](crate::BarzilaiBorwein), [`AdGd`](crate::AdGd)): their
-    /// total change minus the norm's.
+    /// The curvature along the last step, for the secant regimes ([`BarzilaiBorwein`](crate::BarzilaiBorwein), [`AdGd`](crate::AdGd),
+    /// [`Curvature`](crate::Curvature)): their total change minus the norm's.
     Curvature(CURVATURE_TERM): "curvature", "curvature is low", "curvature is high";
     /// The distance from the first parameters: `ln(r̄_t/r̄_{t-1})` for DoG, twice that for DoWG.
     Distance(DISTANCE_TERM): "distance", "farther from the start", "nearer to the start";
@@ -509,6 +513,11 @@ impl Record {
         }
         if let Some(stream) = self.stream {
             write!(f, "; {} stream", stream.name())?;
+        }
+        match self.look {
+            Some(Look::Missing) => write!(f, "; no look at the step before")?,
+            Some(Look::NotFinite) => write!(f, "; the look at the step before was not finite")?,
+            Some(Look::Measured) | None => {}
         }
         if self.flags.clipped() {
             let why = if self.flags.outlier() { ", an outlier" } else { "" };

@@ -113,6 +113,21 @@ impl RegimeStep<'_> {
     }
 }
 
+/// What a regime is given of a look: a second gradient of the same batch, after the step.
+#[derive(Clone, Copy)]
+pub struct RegimeLook<'a> {
+    /// The step, without weight decay.
+    pub s: &'a [f64],
+    /// The change of the gradient.
+    pub y: &'a [f64],
+    /// The direction of the step.
+    pub u: &'a [f64],
+    /// The gradient before the step.
+    pub g: &'a [f64],
+    /// The rate of the step: s is -rate u.
+    pub rate: f64,
+}
+
 /// What a regime makes of a step.
 #[derive(Debug, Clone, Copy)]
 pub enum Rate {
@@ -154,6 +169,9 @@ impl Rate {
 pub trait RegimeReference: std::panic::UnwindSafe + std::panic::RefUnwindSafe {
     /// The rate of a step.
     fn follow(&mut self, step: &RegimeStep) -> Rate;
+
+    /// A look at the last step.
+    fn look(&mut self, _: &RegimeLook) {}
 }
 
 /// ‖x‖, scaled so that 1e30 and 1e-38 square to something.

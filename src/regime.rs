@@ -13,11 +13,14 @@ use std::sync::LazyLock;
 
 pub use auto_sgd::{Outcome, Stream};
 pub use barzilai_borwein::SecantForm;
+#[cfg(feature = "checkpoint")]
+pub(crate) use curvature::is_look_due;
+pub use curvature::{CurvatureForm, Look};
 
 use crate::averaging::Averaging;
 use crate::error::{Error, require};
 use crate::layout::numbers;
-use crate::layout::{Declared, GroupConstants, GroupState, RawRecord, RegimeConstants, RegimeState};
+use crate::layout::{Declared, GroupConstants, GroupState, RawRecord, RegimeConstants, RegimeState, ScopeSums};
 use crate::reference::RegimeReference;
 use crate::rule::Rule;
 use gradient::{Gradient, Turn};
@@ -95,6 +98,8 @@ pub(crate) struct Needs {
     pub(crate) alignment: bool,
     /// The last gradient.
     pub(crate) last_gradient: bool,
+    /// A second gradient of every batch, after the step. The last gradient is then compared with it, and not with that of the next step.
+    pub(crate) looks: bool,
     /// The first parameters.
     pub(crate) first_parameters: bool,
     /// The loss of every step.
@@ -111,6 +116,7 @@ impl Needs {
     pub(crate) const NOTHING: Needs = Needs {
         alignment: false,
         last_gradient: false,
+        looks: false,
         first_parameters: false,
         loss: false,
         schedule_free: false,
@@ -135,6 +141,8 @@ pub(crate) struct Kernel {
     pub(crate) own_constants: fn() -> String,
     /// Sets or changes the rate at a finite gradient that is not zero.
     pub(crate) follow: fn(&GroupConstants, &Gradient, &mut GroupState, &mut RawRecord),
+    /// Measures the last step by a second gradient of its batch: of the sums of that, and whether they are finite.
+    pub(crate) look: fn(&GroupConstants, &ScopeSums, bool, &mut GroupState),
     /// Chooses the stream of parameters that the step belongs to: of the loss, whether the step is skipped, and whether there was a halt.
     pub(crate) begin_step: fn(&GroupConstants, f32, bool, bool, &mut GroupState, &mut RawRecord) -> Turn,
     /// The rate by which a step counts in the average of schedule-free training.
@@ -154,6 +162,7 @@ impl Kernel {
             record: None,
             own_constants: String::new,
             follow: |_, _, _, _| {},
+            look: |_, _, _, _| {},
             begin_step: one_stream,
             averaged_rate: |s| s.learning_rate,
             explain: |_| Details::EMPTY,
@@ -199,11 +208,12 @@ pub(crate) struct Details {
     pub(crate) episode: u32,
     pub(crate) stream: Option<Stream>,
     pub(crate) outcome: Option<Outcome>,
+    pub(crate) look: Option<Look>,
 }
 
 impl Details {
     const EMPTY: Details =
-        Details { slow_alignment: 0.0, fast_alignment: 0.0, episode: 0, stream: None, outcome: None };
+        Details { slow_alignment: 0.0, fast_alignment: 0.0, episode: 0, stream: None, outcome: None, look: None };
 }
 
 /// The table of regimes. A row has the regime's name here, the struct with its constants and the name of its files.
@@ -263,6 +273,8 @@ regimes! {
     BarzilaiBorwein(BarzilaiBorwein) in barzilai_borwein,
     /// Estimates the curvature from the last step, with bounded growth.
     AdGd(AdGd) in adgd,
+    /// Measures the curvature along the step by a second gradient of the same batch.
+    Curvature(Curvature) in curvature,
     /// Divides the distance from the start by the gradients.
     DoG(DoG) in dog,
     /// Divides the distance from the start by weighted gradients.
@@ -323,6 +335,12 @@ impl Regime {
     #[doc(hidden)]
     pub fn needs_schedule_free(&self) -> bool {
         self.regime().needs().schedule_free
+    }
+
+    /// Returns true if the caller must show the gradient of every batch a second time, after the step
+    /// ([`encode_look`](crate::Optimizer::encode_look), [`look`](crate::CpuOptimizer::look)).
+    pub fn needs_looks(&self) -> bool {
+        self.regime().needs().looks
     }
 
     /// Returns true if three streams of parameters take turns, which takes 12 bytes per parameter.

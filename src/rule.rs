@@ -339,7 +339,7 @@ impl Rule {
     /// | `AdamW`, `AmsGrad`, `NAdamW`, `Adagrad` | 0.05 |
     /// | `RmsProp` | 0.05 √(1 - α): 0.005 at α = 0.99 |
     /// | `Lion` | 0.01 |
-    /// | `Muon` | 0.05 |
+    /// | `Muon` with momentum μ | 0.105 (1 - μ), 0.05 at most: 0.00525 at μ = 0.95 |
     ///
     /// With momentum a gradient moves the parameters (1 - δ)/(1 - μ) times as far as its first step does.
     pub fn first_step(&self, averaging: &Averaging) -> f32 {

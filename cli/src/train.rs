@@ -410,6 +410,7 @@ impl Job<'_> {
             batch,
             seed: args.seed,
             steps: done,
+            gradients: done * args.regime.gradients(),
             stopped_by: signals::received().filter(|_| done < steps),
             momentum: settings.rule.momentum(),
             verdict,

@@ -23,6 +23,7 @@ fn kernels() -> Vec<Kernel> {
             include_str!("../shaders/train/bias_gradient.wgsl"),
             vec![workgroup, ("OUTPUTS", 10.0), ("BIAS", 4.0)],
         ),
+        ("move_cursor", include_str!("../shaders/train/move_cursor.wgsl"), vec![("BATCHES", -1.0)]),
         ("finish_batch", include_str!("../shaders/train/finish_batch.wgsl"), vec![]),
     ];
     for flag in [0.0, 1.0] {

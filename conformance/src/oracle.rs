@@ -3,7 +3,9 @@
 
 use crate::schedule::factor_at;
 use crate::spec::shape_for;
-use wgpu_optim::internals::reference::{Moments, Rate, RegimeReference, RegimeStep, RuleStep, dot, norm, sign};
+use wgpu_optim::internals::reference::{
+    Moments, Rate, RegimeLook, RegimeReference, RegimeStep, RuleStep, dot, norm, sign,
+};
 use wgpu_optim::{AutoSgd, Averaging, Regime, Rule, Schedule, WeightDecay};
 
 /// One group in f64.
@@ -47,6 +49,8 @@ pub struct Oracle {
     w_0: Vec<f64>,
     last_seen: Vec<f64>,
     last_direction: Vec<f64>,
+    /// Whether a look at the last step is still to come.
+    is_look_due: bool,
     taken: u32,
     /// Its averaging.
     pub averaging: Averaging,
@@ -239,6 +243,7 @@ impl Oracle {
             w_0: w.clone(),
             last_seen: Vec::new(),
             last_direction: Vec::new(),
+            is_look_due: false,
             taken: 0,
             averaging: Averaging::Off,
             average: None,
@@ -277,6 +282,7 @@ impl Oracle {
         let raw: Vec<f64> = raw.iter().map(|&g| sign_of_climb * f64::from(g)).collect();
         let seen: Vec<f64> = raw.iter().zip(&self.w).map(|(g, w)| g + coupled * w).collect();
         let mut out = Outcome::default();
+        self.is_look_due = false;
         if seen.iter().any(|g| !g.is_finite()) || !self.loss.is_finite() {
             out.skipped = true;
             out.rate = self.last_rate.unwrap_or_else(|| self.rate());
@@ -298,6 +304,7 @@ impl Oracle {
             out.zero = true;
         } else {
             self.change_rate(&seen, &mut out);
+            self.is_look_due = true;
         }
         if !out.zero {
             self.last_trust = self.trust_ratio(out.norm);
@@ -331,6 +338,19 @@ impl Oracle {
             self.w = streams.pass(&self.w, Some(sign_of_climb * self.loss));
         }
         out
+    }
+
+    /// A look at the last step, with the gradients of its batch at the parameters after it. One that is not finite is left out.
+    pub fn look(&mut self, raw: &[f32]) {
+        let sign_of_climb = if self.maximize { -1.0 } else { 1.0 };
+        let coupled = f64::from(self.decay.coupled());
+        let seen = raw.iter().zip(&self.w).map(|(&g, w)| sign_of_climb * f64::from(g) + coupled * w);
+        let y: Vec<f64> = seen.zip(&self.last_seen).map(|(g, last)| g - last).collect();
+        let (Some(reference), Some(rate)) = (&mut self.reference, self.last_rate) else { return };
+        if std::mem::take(&mut self.is_look_due) && y.iter().all(|y| y.is_finite()) {
+            let s: Vec<f64> = self.last_direction.iter().map(|u| -rate * u).collect();
+            reference.look(&RegimeLook { s: &s, y: &y, u: &self.last_direction, g: &self.last_seen, rate });
+        }
     }
 
     /// A step of schedule-free training, with the average in memory of its own: `w` is where gradients are taken.

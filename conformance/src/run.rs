@@ -83,6 +83,14 @@ pub trait Run {
     fn step_without(&mut self, grads: &[Vec<f32>], absent: &[usize]) {
         self.try_step_without(grads, absent).expect("steps");
     }
+    /// A look at the last step; gradients tensor by tensor.
+    fn try_look(&mut self, grads: &[Vec<f32>]) -> Result<(), Error>;
+    /// As [`Run::try_look`], where nothing may fail.
+    fn look(&mut self, grads: &[Vec<f32>]) {
+        self.try_look(grads).expect("looks");
+    }
+    /// A look at a step in which these tensors had no gradients.
+    fn try_look_without(&mut self, grads: &[Vec<f32>], absent: &[usize]) -> Result<(), Error>;
     /// Changes the controls of a group, or of all.
     fn try_control(&mut self, group: Option<&str>, change: &dyn Fn(&mut Controls)) -> Result<(), Error>;
     /// As [`Run::try_control`], where nothing may fail.
@@ -223,6 +231,14 @@ impl Run for CpuRun {
     fn try_step_without(&mut self, grads: &[Vec<f32>], absent: &[usize]) -> Result<(), Error> {
         let grads = self.stored(grads);
         self.optimizer.step_without(&mut slices_mut(&mut self.params), &slices(&grads), self.loss, absent)
+    }
+    fn try_look(&mut self, grads: &[Vec<f32>]) -> Result<(), Error> {
+        let grads = self.stored(grads);
+        self.optimizer.look(&slices(&self.params), &slices(&grads))
+    }
+    fn try_look_without(&mut self, grads: &[Vec<f32>], absent: &[usize]) -> Result<(), Error> {
+        let grads = self.stored(grads);
+        self.optimizer.look_without(&slices(&self.params), &slices(&grads), absent)
     }
     fn try_control(&mut self, group: Option<&str>, change: &dyn Fn(&mut Controls)) -> Result<(), Error> {
         match group {

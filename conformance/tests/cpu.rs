@@ -126,6 +126,17 @@ fn follow_the_oracle(spec: &Spec, setup: Setup, sizes: Sizes, ranks: usize) {
                 run.try_apply(part, &combined).expect("applies");
             }
         }
+        let after_step: Vec<Vec<Vec<f32>>> = runs.iter().map(CpuRun::params).collect();
+        if ranks == 1 && spec.regime.needs_looks() {
+            // Mostly smaller than those of the step, as where the curvature is above 0.
+            let mut look = gradients(spec, step, sizes);
+            let shrinks = if step % 5 == 4 { 1.5 } else { 0.4 };
+            look.iter_mut().flatten().enumerate().for_each(|(i, g)| *g *= shrinks + 0.1 * (i % 3) as f32);
+            oracle.look(&look.concat());
+            let scale = runs[0].loss_scale() * setup.micro_batches.unwrap_or(1) as f32;
+            runs[0].look(&times(scale, &look));
+            assert_eq!(runs[0].params(), after_step[0], "{what}: a look moves nothing");
+        }
         for (rank, (run, before)) in runs.iter_mut().zip(&before).enumerate() {
             let records = run.records();
             let (record, last_rate) = (&records.records[0], last_rates[rank]);

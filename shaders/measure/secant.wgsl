@@ -1,5 +1,5 @@
 // The secant: the change y = g_t - g_{t-1} of the gradient against the direction u_{t-1} of the last step. slow_dot = u·y,
-// direction_square = u·u, absolute = y·y. The memory holds the last gradient.
+// direction_square = u·u, absolute = y·y. The memory holds the last gradient. `look`: fast_dot = u·g_{t-1} too.
 
 import package::layout::Block;
 import package::measure::alignment::AlignmentSums;
@@ -29,4 +29,5 @@ fn measure(block: Block, quad: u32, g: vec4<f32>, gradient_scale: f32, momentum_
     (*sums).slow_dot += u * y;
     (*sums).direction_squares += u * u;
     (*sums).absolute += y * y;
+    @if(look) (*sums).fast_dot += u * (gradient_scale * last);
 }

@@ -116,6 +116,7 @@ pub(super) fn impossible(field: &Field, word: u32) -> Option<String> {
         "good_steps" | "auto_sgd.rounds" => u32::MAX / 2 - 1,
         // Three streams, two turns each.
         "auto_sgd.turn" => 5,
+        "curvature.look" => 3,
         "auto_sgd.moved" | "auto_sgd.lost" | "auto_sgd.heard" => 7,
         _ => u32::MAX,
     };

@@ -4,6 +4,7 @@ mod averages;
 #[cfg(feature = "checkpoint")]
 mod checkpoint;
 mod control;
+mod look;
 mod shard;
 mod sweeps;
 
@@ -74,6 +75,8 @@ pub struct CpuOptimizer {
     step_partials: Vec<StepSums>,
     tensor_records: Vec<RawTensorRecord>,
     averages_are_swapped: bool,
+    /// True if a step was taken since the last look.
+    is_look_due: bool,
     cursor: RecordCursor,
     /// Where a step of several ranks stands.
     stage: Stage,
@@ -249,6 +252,7 @@ impl CpuOptimizer {
             },
             states,
             averages_are_swapped: false,
+            is_look_due: false,
             cursor: RecordCursor::default(),
             stage: Stage::Idle,
             plan,
@@ -300,6 +304,7 @@ impl CpuOptimizer {
         self.set_rates();
         self.update(params, grads);
         self.finish_update();
+        self.is_look_due = true;
         self.check_halted()
     }
 
@@ -319,7 +324,7 @@ impl CpuOptimizer {
 
     /// Passes 1 and 2.
     fn measure_here(&mut self, params: &[impl Values], grads: &[impl Values], loss: f32) {
-        self.reduce(params, grads);
+        self.reduce(params, grads, Some);
         self.finish();
         if self.needs_loss {
             for sums in &mut self.sums {

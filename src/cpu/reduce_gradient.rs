@@ -184,7 +184,9 @@ fn measure(
         }
         // Before the group's first step, which another group of the scope may have had, there is nothing to compare with.
         _ if state.momentum_started == 0 => {}
-        Alignment::Momentum => {
+        // For the bound on the momentum's norm.
+        Alignment::NextLook if !kernel.reads_momentum() => {}
+        Alignment::Momentum | Alignment::NextLook => {
             measure_momentum(elements, gradient, state, slices.momentum, &mut t);
         }
         Alignment::Counters => {
@@ -197,7 +199,10 @@ fn measure(
             t.direction_square = square_of_distance(slices.params, slices.vector);
         }
         Alignment::LastGradient => {
-            kernel.rule.visit(MeasureSecant { gradient, constants, state, slices, totals: &mut t });
+            kernel.rule.visit(MeasureSecant::<false, _, _> { gradient, constants, state, slices, totals: &mut t });
+        }
+        Alignment::Look => {
+            kernel.rule.visit(MeasureSecant::<true, _, _> { gradient, constants, state, slices, totals: &mut t });
         }
     }
     if kernel.raw_norm {
@@ -337,8 +342,8 @@ fn square_of_distance(params: &[f32], first: &[f32]) -> f32 {
     across(&squares)
 }
 
-/// The change y of the gradient against the direction u of the last step.
-struct MeasureSecant<'a, R, G> {
+/// The change y of the gradient against the direction u of the last step; of a `LOOK` also the last gradient against it.
+struct MeasureSecant<'a, const LOOK: bool, R, G> {
     gradient: R,
     constants: &'a GroupConstants,
     state: &'a GroupState,
@@ -346,7 +351,7 @@ struct MeasureSecant<'a, R, G> {
     totals: &'a mut ScopeSums,
 }
 
-impl<R: Rows, G: Number> RuleVisitor for MeasureSecant<'_, R, G> {
+impl<const LOOK: bool, R: Rows, G: Number> RuleVisitor for MeasureSecant<'_, LOOK, R, G> {
     type Output = ();
 
     #[inline(always)]
@@ -358,6 +363,7 @@ impl<R: Rows, G: Number> RuleVisitor for MeasureSecant<'_, R, G> {
         let mut u_dot_y = [0.0; LANES];
         let mut u_square = [0.0; LANES];
         let mut y_square = [0.0; LANES];
+        let mut u_dot_last = [0.0; LANES];
         for start in (0..elements).step_by(LANES) {
             let of =
                 |there: bool, slice| if there { any_row(elements, Parameters(slice), start) } else { [0.0; LANES] };
@@ -381,11 +387,17 @@ impl<R: Rows, G: Number> RuleVisitor for MeasureSecant<'_, R, G> {
                 u_dot_y[j] += u * y;
                 u_square[j] += u * u;
                 y_square[j] += y * y;
+                if LOOK {
+                    u_dot_last[j] += u * (gradient_scale * last[j]);
+                }
             }
         }
         totals.slow_dot = across(&u_dot_y);
         totals.direction_square = across(&u_square);
         totals.absolute = across(&y_square);
+        if LOOK {
+            totals.fast_dot = across(&u_dot_last);
+        }
     }
 }
 

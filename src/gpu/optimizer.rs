@@ -5,6 +5,7 @@ mod build;
 #[cfg(feature = "checkpoint")]
 mod checkpoint;
 mod control;
+mod look;
 mod rebind;
 mod records;
 mod shard;
@@ -12,6 +13,7 @@ mod sweeps;
 
 use crate::error::Error;
 use crate::gpu::context::Gpu;
+use crate::gpu::look as look_pass;
 use crate::gpu::optimizer::rebind::Movable;
 use crate::gpu::pass::{BoundGroup, CompiledKernel};
 use crate::gpu::readback::Readback;
@@ -35,6 +37,8 @@ pub enum PassName {
     Prepare,
     /// The others of them: products of matrices.
     Orthogonalize,
+    /// Pass 3 of a look ([`Optimizer::encode_look`]).
+    Look,
     /// Pass 4.
     UpdateParameters,
     /// Pass 5, where a group has telemetry or a trust ratio.
@@ -52,6 +56,7 @@ impl PassName {
             PassName::LearningRate => learning_rate::STEM,
             PassName::Prepare => "prepare",
             PassName::Orthogonalize => "orthogonalize",
+            PassName::Look => look_pass::STEM,
             PassName::UpdateParameters => update_parameters::STEM,
             PassName::FinishUpdate => finish_update::STEM,
             PassName::SwapAverages => swap_averages::STEM,
@@ -76,7 +81,12 @@ pub struct Dispatch {
 impl Dispatch {
     /// Records the dispatch.
     pub fn encode(&self, pass: &mut wgpu::ComputePass) {
-        pass.set_pipeline(&self.pipeline);
+        self.encode_with(&self.pipeline, pass);
+    }
+
+    /// Records it with a kernel that has the same bindings.
+    fn encode_with(&self, kernel: &CompiledKernel, pass: &mut wgpu::ComputePass) {
+        pass.set_pipeline(kernel);
         for (index, bind_group) in self.bind_groups.iter().enumerate() {
             pass.set_bind_group(index as u32, &**bind_group, &[]);
         }
@@ -95,6 +105,8 @@ pub struct Optimizer {
     plan: Plan,
     /// The dispatches of a step.
     step: Vec<Dispatch>,
+    /// What is run after a step where a regime wants looks.
+    looks: look::Looks,
     /// Of the windows that keep averages.
     averages: Vec<WindowAverages>,
     averages_are_swapped: bool,
@@ -148,6 +160,7 @@ impl Optimizer {
         for dispatch in self.dispatches() {
             dispatch.encode(pass);
         }
+        self.looks.follow_step();
         Ok(())
     }
 

@@ -27,11 +27,14 @@ pub(crate) fn pipeline(gpu: &Gpu, tuning: &Tuning, kernel: Kernel, access: Acces
         Alignment::Iterates => ("measures_iterates", absent, read),
         Alignment::Magnitudes => ("measures_magnitudes", absent, read),
         Alignment::FirstParameters => ("measures_distance", absent, read),
-        Alignment::LastGradient => ("measures_secant", read, read),
+        // A look has the bind groups of the step before.
+        Alignment::NextLook => ("measures_momentum", read, read),
+        Alignment::LastGradient | Alignment::Look => ("measures_secant", read, read),
     };
     let mut elements = Elements::parameters(kernel, access).and_gradients(kernel);
     elements.features.push(feature);
-    if kernel.alignment == Alignment::LastGradient {
+    if kernel.measures_secant() {
+        elements.when(kernel.alignment == Alignment::Look, "look");
         let traits = kernel.rule.traits();
         elements.features.extend(traits.features);
         elements.when(traits.momentum, "momentum");

@@ -128,6 +128,13 @@ impl GroupConfig {
                 "off with regime auto-sgd, whose streams take turns in the parameters",
             )?;
         }
+        require(
+            !(self.averaging == Averaging::ScheduleFree && self.regime.needs_looks()),
+            owner,
+            "averaging",
+            self.averaging.name(),
+            "another with a regime that looks at a step, which in schedule-free training is not along the direction: use averaging(Averaging::polynomial_decay())",
+        )?;
         self.schedule.validate()?;
         self.averaging.validate()?;
         self.trust_ratio.map_or(Ok(()), |trust| trust.validate())?;

@@ -29,6 +29,10 @@ pub(crate) enum Alignment {
     Magnitudes,
     /// The last gradient. Its difference from the present one is measured instead of an alignment.
     LastGradient,
+    /// In a step the momentum, if there is one, for its norm. The last gradient is kept for a look.
+    NextLook,
+    /// In a look the last gradient, which is of the same batch.
+    Look,
     /// The first parameters. The distance from them is measured instead of an alignment.
     FirstParameters,
     /// Three streams of parameters. Only the gradient is measured.
@@ -106,7 +110,7 @@ impl Kernel {
     };
 
     pub(crate) fn reads_momentum(self) -> bool {
-        self.alignment == Alignment::Momentum
+        self.alignment == Alignment::Momentum || self.has_looks() && self.rule.traits().momentum
     }
 
     /// Returns this key with the element types and the rounding of a tensor at `place`.
@@ -141,7 +145,7 @@ impl Kernel {
             | Alignment::Counters
             | Alignment::Iterates
             | Alignment::Magnitudes => 0,
-            Alignment::LastGradient | Alignment::FirstParameters => 1,
+            Alignment::LastGradient | Alignment::NextLook | Alignment::Look | Alignment::FirstParameters => 1,
             Alignment::Streams => slots::STREAM_SLOTS,
         }
     }
@@ -158,7 +162,7 @@ impl Kernel {
 
     /// Returns true if pass 1 measures something against the regime's memory, beside the norm and the momentum's alignment.
     pub(crate) fn measures_memory(self) -> bool {
-        self.has_counters() || self.compares_iterates() || self.has_last_gradient() || self.has_first_parameters()
+        self.has_counters() || self.compares_iterates() || self.measures_secant() || self.has_first_parameters()
     }
 
     /// Returns true if pass 4 writes a memory of the regime.
@@ -176,7 +180,23 @@ impl Kernel {
     }
 
     pub(crate) fn has_last_gradient(self) -> bool {
-        self.alignment == Alignment::LastGradient
+        self.measures_secant() || self.has_looks()
+    }
+
+    /// Returns true if pass 1 compares the gradient with the last one.
+    pub(crate) fn measures_secant(self) -> bool {
+        matches!(self.alignment, Alignment::LastGradient | Alignment::Look)
+    }
+
+    /// Returns true if a look follows each step.
+    pub(crate) fn has_looks(self) -> bool {
+        self.alignment == Alignment::NextLook
+    }
+
+    /// Returns the key of pass 1 of a look, if there are looks.
+    pub(crate) fn of_look(self) -> Option<Self> {
+        let look = Kernel { alignment: Alignment::Look, raw_norm: false, initial_norm: false, ..self };
+        self.has_looks().then_some(look)
     }
 }
 

@@ -1,11 +1,11 @@
-//! What BarzilaiBorwein and AdGd share: the last secant. Twin of `shaders/learning_rate/secant.wgsl`.
+//! What BarzilaiBorwein, AdGd and Curvature share: the last secant. Twin of `shaders/learning_rate/secant.wgsl`.
 //!
-//! The last step is `s = -η u_{t-1}`, and the change of the gradient `y = g_t - g_{t-1}`. Both regimes keep the last gradient (4 bytes per
-//! parameter) and read it in the first pass, so that `y` is exact. With mini-batches `y` is mostly noise, which makes the rate shrink: these
-//! regimes are for full batches, or for comparison. Decoupled weight decay is not part of `s`. With a clip, `u` is the last gradient after the
+//! The last step is `s = -η u_{t-1}`, and the change of the gradient `y = g_t - g_{t-1}`. They keep the last gradient (4 bytes per
+//! parameter) and read it in the first pass, so that `y` is exact. Where the two gradients are of different mini-batches, `y` is mostly noise,
+//! which makes the rate shrink: BarzilaiBorwein and AdGd are for full batches, or for comparison. Curvature takes `g_t` of the same batch. Decoupled weight decay is not part of `s`. With a clip, `u` is the last gradient after the
 //! clip; together with coupled weight decay, which the step does not clip, this is an approximation.
 
-use crate::layout::{GroupConstants, GroupState, Scaled};
+use crate::layout::{GroupConstants, GroupState, Scaled, ScopeSums};
 use crate::regime::gradient::{Gradient, is_sign_rule};
 
 /// The sums u·y, u·u and y·y of the first pass, of u and y scaled by powers of two.
@@ -15,24 +15,32 @@ pub(crate) struct Secant {
     pub(crate) y_square: f32,
     /// log2 of the scale of u over that of y.
     pub(crate) shift: i32,
+    /// log2 of the scale of y.
+    pub(crate) scale: i32,
 }
 
 /// `None` where a sum left the range of f32.
 pub(crate) fn last_secant(c: &GroupConstants, g: &Gradient, s: &GroupState) -> Option<Secant> {
-    let sums = [g.sums.slow_dot, g.sums.direction_square, g.sums.absolute];
+    secant_of(c, g.sums, g.scale_of_sums, s)
+}
+
+/// `None` where a sum left the range of f32. The gradients among the sums are scaled by 2^-`scale`.
+pub(crate) fn secant_of(c: &GroupConstants, sums: &ScopeSums, scale: i32, s: &GroupState) -> Option<Secant> {
+    let sums = [sums.slow_dot, sums.direction_square, sums.absolute];
     // u is scaled by the exponent of the momentum's bound, by that of the gradient, or not at all.
     let direction_exponent = if is_sign_rule(c) {
         0
     } else if c.rule.momentum > 0.0 {
         s.direction_exponent
     } else {
-        g.scale_of_sums
+        scale
     };
     sums.iter().all(|sum| sum.is_finite()).then(|| Secant {
         u_dot_y: sums[0],
         u_square: sums[1],
         y_square: sums[2],
-        shift: direction_exponent - g.scale_of_sums,
+        shift: direction_exponent - scale,
+        scale,
     })
 }
 

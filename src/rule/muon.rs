@@ -97,8 +97,9 @@ impl UpdateRule for Muon {
         RuleKind::Muon
     }
 
+    /// With momentum a gradient moves the parameters 1/(1 - μ) times as far as its first step does.
     fn first_step(&self, _: &Averaging) -> f32 {
-        0.05
+        (0.105 * (1.0 - self.momentum)).min(0.05)
     }
 
     fn numbers(&self) -> RuleNumbers {

@@ -14,6 +14,7 @@ mod halt;
 mod halves;
 mod helpers;
 mod learning_rate;
+mod looks;
 mod loss_scale;
 mod low_rank;
 mod matrices;

@@ -4,8 +4,8 @@
 use std::fmt::Display;
 
 use wgpu_optim::{
-    AdaGradNorm, AutoSgd, BarzilaiBorwein, DoG, DoWG, Ngn, Polyak, Record, Regime, Rule, Schedule, SecantForm, Sgdm,
-    Term, WeightDecay,
+    AdaGradNorm, AutoSgd, BarzilaiBorwein, Curvature, CurvatureForm, DoG, DoWG, Ngn, Polyak, Record, Regime, Rule,
+    Schedule, SecantForm, Sgdm, Term, WeightDecay,
 };
 use wgpu_optim_conformance::oracle::Oracle;
 use wgpu_optim_conformance::run::{Spec, alone, devices, every_path};
@@ -24,12 +24,17 @@ pub fn formulas() -> Vec<(&'static str, Regime)> {
         initial_rate: Some(0.01),
         ..BarzilaiBorwein::new(SecantForm::Geometric)
     });
+    let alone = Curvature { smoothing: 0.5, ..Curvature::new(CurvatureForm::Geometric) };
     vec![
         ("adagrad-norm", Regime::AdaGradNorm(AdaGradNorm { scale: 0.3, offset: 0.5 })),
         ("bb-long", Regime::barzilai_borwein(SecantForm::Long)),
         ("bb-short", Regime::barzilai_borwein(SecantForm::Short)),
         ("bb-geometric, tight", tight),
         ("adgd", Regime::adgd()),
+        ("look-short", Regime::curvature(CurvatureForm::Short)),
+        ("look-long", Regime::curvature(CurvatureForm::Long)),
+        ("look-geometric", Regime::Curvature(alone)),
+        ("look-newton", Regime::curvature(CurvatureForm::Newton)),
         ("dog", Regime::DoG(DoG { initial_distance: 1e-2 })),
         ("dowg", Regime::DoWG(DoWG { initial_distance: 1e-2 })),
         ("polyak", Regime::Polyak(Polyak { optimum: 0.1, factor: 2.0, max_rate: 0.2 })),
@@ -96,11 +101,19 @@ fn follow_the_oracle(specs: &[Spec], mut see: impl FnMut(usize, &Record)) {
             let loss = loss(t, &mut noise);
             run.set_loss(loss);
             run.step(&grads);
+            // Rates rise and fall.
+            let turn = [0.5, -1.0][t % 2];
+            let looks: Vec<Vec<f32>> =
+                grads.iter().map(|g| g.iter().map(|g| turn * g + 0.1 * noise.next()).collect()).collect();
+            if specs.iter().any(|spec| spec.regime.needs_looks()) {
+                run.look(&looks);
+            }
             let records = run.records().records;
             assert_eq!(records.len(), specs.len());
             for (i, spec) in specs.iter().enumerate() {
                 oracles[i].loss = f64::from(loss);
                 let out = oracles[i].step(&grads[i]);
+                oracles[i].look(&looks[i]);
                 let what = format!("{}, {}, step {t}", run.path(), spec.name);
                 assert_near(format_args!("{what}: norm"), records[i].norm, out.norm);
                 assert_near(format_args!("{what}: ln rate"), records[i].ln_rate, out.rate.ln());

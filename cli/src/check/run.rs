@@ -79,6 +79,11 @@ impl<'a, R: Run> PathRun<'a, R> {
         self.records_of_step()
     }
 
+    /// A look at the last step.
+    pub fn look(&mut self, gradients: &[Vec<f32>]) -> Result<(), CliError> {
+        Ok(self.run.try_look(gradients)?)
+    }
+
     /// A rank's part of a step.
     pub fn measure(&mut self, gradients: &[Vec<f32>], loss: f32) -> Result<ShardSums, CliError> {
         self.run.set_loss(loss);

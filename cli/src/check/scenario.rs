@@ -57,6 +57,9 @@ pub const LONG_ULPS: f64 = 200.0;
 /// Steps that the record ring holds: they are drained after each.
 const RECORD_STEPS: u32 = 16;
 
+/// The gradients of a look are those of a step that comes so much later: as far from those of its own step as those of the next are.
+const FIRST_LOOK: usize = 1 << 16;
+
 #[derive(Debug, Clone)]
 pub struct Scenario {
     pub what: &'static str,
@@ -129,6 +132,11 @@ impl Scenario {
         gradients
     }
 
+    /// Whether a look follows each step. Several ranks have none.
+    fn has_looks(&self) -> bool {
+        self.ranks.is_none() && self.parts.iter().any(|part| part.spec.regime.needs_looks())
+    }
+
     fn places(&self, specs: &[Spec]) -> Vec<Place> {
         match self.layout {
             Layout::Packed { start, gap } => packed(specs, start, gap),
@@ -188,7 +196,11 @@ impl Scenario {
             for (number, part) in self.parts.iter().enumerate().filter(|_| self.controlled) {
                 run.run.try_control(Some(&part.spec.name), &|group| control(&part.spec, number, step, group))?;
             }
-            run.step(&self.gradients(step), loss_of(step))
+            let records = run.step(&self.gradients(step), loss_of(step));
+            if self.has_looks() {
+                run.look(&self.gradients(FIRST_LOOK + step))?;
+            }
+            records
         };
         let records = steps.map(&mut step).collect::<Result<_, _>>()?;
         let parameters = run.parameters()?;
@@ -269,9 +281,12 @@ impl Scenario {
         oracle.flushes = flushed;
         let mut largest_gradient = vec![0f64; oracle.w.len()];
         let mut expected = Expected::default();
-        for (index, gradients) in gradients.iter().enumerate() {
+        let of_unit = |gradients: &[Vec<f32>]| -> Vec<f32> {
             let values = unit.tensors.iter().flat_map(|&tensor| &gradients[tensor]);
-            let gradient: Vec<f32> = values.map(|&g| flush(g) / self.micro_batches as f32).collect();
+            values.map(|&g| flush(g) / self.micro_batches as f32).collect()
+        };
+        for (index, gradients) in gradients.iter().enumerate() {
+            let gradient = of_unit(gradients);
             oracle.loss = f64::from(loss_of(index + 1));
             if self.controlled && !control_oracle(&spec, unit.groups[0], index + 1, &mut oracle) {
                 expected.rates.push(f64::NAN);
@@ -280,6 +295,9 @@ impl Scenario {
                 continue;
             }
             let out = oracle.step(&gradient);
+            if self.has_looks() {
+                oracle.look(&of_unit(&self.gradients(FIRST_LOOK + index + 1)));
+            }
             expected.rates.push(out.rate);
             expected.norms.push(out.norm);
             expected.alignments.push((out.slow, out.fast));

@@ -32,7 +32,10 @@ struct DeviceSplit {
     data: Uploaded,
     results: wgpu::Buffer,
     batch: usize,
+    /// The last one goes on to the next batch.
     passes: Vec<Pass>,
+    /// To the batch before and to the next one, without a loss; of training alone.
+    moves: Vec<Pass>,
 }
 
 /// The rows of a split, which training and evaluation share.
@@ -158,6 +161,13 @@ impl GpuModel {
         self.training.passes.iter().for_each(|step| step.encode(pass));
     }
 
+    /// Records the gradients of the last batch again, at the parameters as they are by then. Its loss stays that of before.
+    pub fn encode_batch_again(&self, pass: &mut wgpu::ComputePass) {
+        if let ([back, on], Some((_, gradients))) = (&self.training.moves[..], self.training.passes.split_last()) {
+            [back].into_iter().chain(gradients).chain([on]).for_each(|step| step.encode(pass));
+        }
+    }
+
     /// The mean loss of these batches of the epoch, which have been. Waits for the device.
     pub fn read_losses(&self, batches: Range<usize>) -> Result<Vec<f32>, ModelError> {
         let results = self.training.read_results(&self.gpu)?;
@@ -244,8 +254,15 @@ impl Build<'_> {
 
     fn split(&self, data: Uploaded, batch: usize, scratch: &Scratch, trains: bool) -> Result<DeviceSplit, ModelError> {
         let order: Vec<u32> = (0..data.rows as u32).collect();
+        let cursor = self.buffer("the cursor", CURSOR_WORDS)?;
+        let move_by = |batches: f64| {
+            let source = include_str!("../../shaders/train/move_cursor.wgsl");
+            self.pass("move_cursor", source, &[("BATCHES", batches)], &[&cursor], [1, 1])
+        };
+        let moves = if trains { vec![move_by(-1.0)?, move_by(1.0)?] } else { Vec::new() };
         let mut split = DeviceSplit {
-            cursor: self.buffer("the cursor", CURSOR_WORDS)?,
+            moves,
+            cursor,
             order: self.buffer("the order of the rows", data.rows)?,
             results: self.buffer("results", RESULT_WORDS * data.rows.div_ceil(batch))?,
             data,

@@ -27,6 +27,8 @@ pub struct OptimizerSettings {
     pub averaging: Averaging,
     pub weight_decay: WeightDecay,
     pub clip_norm: Option<f32>,
+    /// A learning rate for each tensor.
+    pub per_tensor: bool,
     /// Record every tensor's norm and step.
     pub telemetry: bool,
     /// Factor on every gradient before the optimizer sees it, on the CPU path: how a regime takes to the scale of the loss.
@@ -48,6 +50,11 @@ impl OptimizerSettings {
     /// What is known to fail in it.
     pub fn warnings(&self) -> Vec<Warning> {
         self.empty().warnings()
+    }
+
+    fn group<T>(&self) -> Group<T> {
+        let group = Group::new("model");
+        if self.per_tensor { group.per_tensor() } else { group }
     }
 
     fn builder<T>(&self) -> OptimizerBuilder<T> {
@@ -116,7 +123,13 @@ pub trait Engine {
     fn exchange_averages(&mut self) -> Result<(), CliError>;
 }
 
-/// Sets everything up; all tensors are one group, with one learning rate.
+/// What a run tells of its steps: the records of all groups, or of the first one where every tensor is a group.
+fn of_first_group(mut records: Records) -> Records {
+    records.records.retain(|record| record.group == 0);
+    records
+}
+
+/// Sets everything up; all tensors are one group, with one learning rate, or each has a rate of its own.
 pub fn new<'a>(
     target: &Target,
     model: &Model,
@@ -138,7 +151,7 @@ pub fn new<'a>(
     let (tensors, steps_done, record_steps) = (model.tensors(), 0, steps_per_epoch.max(1));
     match target {
         Target::Cpu { .. } => {
-            let mut group = Group::new("model");
+            let mut group = settings.group();
             for tensor in &tensors {
                 let values = &initial[tensor.range()];
                 group = group.shaped_tensor(tensor.name, &[tensor.rows, tensor.cols], values, values);
@@ -156,12 +169,13 @@ pub fn new<'a>(
                 batch,
                 injection,
                 steps_done,
+                looks: settings.regime.needs_looks(),
             }))
         }
         Target::Gpu(gpu) => {
             let model = gpu.scoped("the model's buffers and kernels", || GpuModel::new(gpu, model, dataset, batch))?;
             model.write_parameters(&initial);
-            let mut group = Group::new("model");
+            let mut group = settings.group();
             for tensor in &tensors {
                 let [params, grads] =
                     [model.parameters(), model.gradients()].map(|buffer| buffer.slice(tensor.range_bytes()));
@@ -170,7 +184,8 @@ pub fn new<'a>(
             let builder = settings.builder().record_steps(record_steps).loss(model.loss()).group(group);
             let optimizer = builder.build(gpu)?;
             let tensors = in_order_of(optimizer.tensors(), &tensors);
-            Ok(Box::new(GpuEngine { model, tensors, optimizer, gpu: gpu.clone(), injection, steps_done, kept: None }))
+            let (looks, gpu) = (settings.regime.needs_looks(), gpu.clone());
+            Ok(Box::new(GpuEngine { model, tensors, optimizer, gpu, injection, steps_done, looks, kept: None }))
         }
     }
 }
@@ -199,6 +214,27 @@ struct CpuEngine<'a> {
     batch: usize,
     injection: Injection,
     steps_done: u64,
+    /// Whether the gradient of each batch is computed again after the step.
+    looks: bool,
+}
+
+impl CpuEngine<'_> {
+    /// Multiplies the gradients, where that is asked.
+    fn scale_gradients(&mut self) {
+        if self.gradient_scale != 1.0 {
+            self.gradients.iter_mut().for_each(|gradient| *gradient *= self.gradient_scale);
+        }
+    }
+
+    /// The gradients of the last batch at the parameters after its step.
+    fn look(&mut self, rows: &[u32]) -> Result<(), CliError> {
+        let Split { x, y } = &self.dataset.train;
+        let _ = self.model.loss_and_gradients(&self.parameters, x, y, rows, &mut self.gradients);
+        self.scale_gradients();
+        let params: Vec<&[f32]> = self.tensors.iter().map(|tensor| &self.parameters[tensor.range()]).collect();
+        let grads: Vec<&[f32]> = self.tensors.iter().map(|tensor| &self.gradients[tensor.range()]).collect();
+        Ok(self.optimizer.look(&params, &grads)?)
+    }
 }
 
 /// The model's tensors in the order in which the optimizer has them.
@@ -232,26 +268,30 @@ impl Engine for CpuEngine<'_> {
     }
 
     fn train(&mut self, steps: Range<usize>, on_steps: OnSteps) -> Result<(Vec<f32>, Records), CliError> {
-        let Split { x, y } = &self.dataset.train;
+        let dataset = self.dataset;
+        let Split { x, y } = &dataset.train;
         let mut losses = Vec::with_capacity(steps.len());
-        for rows in self.order.chunks(self.batch).skip(steps.start).take(steps.len()) {
+        let order = std::mem::take(&mut self.order);
+        for rows in order.chunks(self.batch).skip(steps.start).take(steps.len()) {
             let loss = self.model.loss_and_gradients(&self.parameters, x, y, rows, &mut self.gradients);
             losses.push(loss);
             if self.injection.is_due(self.steps_done) {
                 self.injection.apply(self.steps_done, &mut self.gradients);
             }
             self.steps_done += 1;
-            if self.gradient_scale != 1.0 {
-                self.gradients.iter_mut().for_each(|gradient| *gradient *= self.gradient_scale);
-            }
+            self.scale_gradients();
             let mut params = slices_of(&self.tensors, &mut self.parameters);
             let grads: Vec<&[f32]> = self.tensors.iter().map(|tensor| &self.gradients[tensor.range()]).collect();
             self.optimizer.step_with_loss(&mut params, &grads, loss)?;
+            if self.looks {
+                self.look(rows)?;
+            }
             if on_steps(1).is_break() {
                 break;
             }
         }
-        Ok((losses, self.optimizer.drain_records()))
+        self.order = order;
+        Ok((losses, of_first_group(self.optimizer.drain_records())))
     }
 
     fn checkpoint(&self, notes: &Notes) -> Result<Checkpoint, CliError> {
@@ -291,6 +331,8 @@ struct GpuEngine {
     gpu: Gpu,
     injection: Injection,
     steps_done: u64,
+    /// Whether the gradient of each batch is computed again after the step.
+    looks: bool,
     /// The parameters, while the averages are in their place.
     kept: Option<wgpu::Buffer>,
 }
@@ -316,8 +358,21 @@ impl GpuEngine {
         self.injection.apply(step, &mut gradients);
         queue.write_buffer(buffer, 0, bytemuck::cast_slice(&gradients));
         let mut update = self.encoder(LABEL);
-        self.optimizer.encode_step(&mut update)?;
+        {
+            let mut pass = update.begin_compute_pass(&Default::default());
+            self.optimizer.encode_step_in(&mut pass)?;
+            self.encode_look_in(&mut pass)?;
+        }
         queue.submit([update.finish()]);
+        Ok(())
+    }
+
+    /// Records the look at the last step, where there are looks.
+    fn encode_look_in(&self, pass: &mut wgpu::ComputePass) -> Result<(), CliError> {
+        if self.looks {
+            self.model.encode_batch_again(pass);
+            self.optimizer.encode_look_in(pass)?;
+        }
         Ok(())
     }
 
@@ -362,6 +417,7 @@ impl Engine for GpuEngine {
                 for _ in steps {
                     self.model.encode_batch(&mut pass);
                     self.optimizer.encode_step_in(&mut pass)?;
+                    self.encode_look_in(&mut pass)?;
                 }
             }
             let submission = self.gpu.queue().submit([encoder.finish()]);
@@ -375,7 +431,7 @@ impl Engine for GpuEngine {
         self.steps_done += done.len() as u64;
         let losses = self.model.read_losses(done)?;
         let records = pollster::block_on(self.optimizer.drain_records())?;
-        Ok((losses, records))
+        Ok((losses, of_first_group(records)))
     }
 
     fn checkpoint(&self, notes: &Notes) -> Result<Checkpoint, CliError> {

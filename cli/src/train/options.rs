@@ -8,8 +8,8 @@ use std::sync::LazyLock;
 use clap::ValueEnum;
 use clap::builder::PossibleValue;
 use wgpu_optim::{
-    AdGd, AutoSgd, Averaging, BarzilaiBorwein, DoG, DoWG, Hypergradient, NormRatio, Regime, Rule, Schedule, Seesaw,
-    WeightDecay,
+    AdGd, AutoSgd, Averaging, BarzilaiBorwein, Curvature, DoG, DoWG, Hypergradient, NormRatio, Regime, Rule, Schedule,
+    Seesaw, WeightDecay,
 };
 
 use super::compare::CompareArgs;
@@ -58,6 +58,11 @@ impl RegimeName {
         self.0.needs_streams()
     }
 
+    /// Gradients that a step takes: two where the regime looks at each batch twice.
+    pub fn gradients(self) -> u64 {
+        1 + u64::from(self.0.needs_looks())
+    }
+
     /// The regime, with the rate and the `ε` of the first step's length where they are given.
     pub fn regime(self, lr: Option<f32>, first_step: Option<f32>) -> Result<Regime, CliError> {
         let mut regime = match (self.0, lr) {
@@ -83,6 +88,7 @@ impl RegimeName {
                 | Regime::Hypergradient(Hypergradient { first_step, .. }) => *first_step = Some(given),
                 Regime::BarzilaiBorwein(BarzilaiBorwein { first_step, .. })
                 | Regime::AdGd(AdGd { first_step, .. })
+                | Regime::Curvature(Curvature { first_step, .. })
                 | Regime::AutoSgd(AutoSgd { first_step, .. }) => *first_step = given,
                 Regime::DoG(DoG { initial_distance }) | Regime::DoWG(DoWG { initial_distance }) => {
                     *initial_distance = given;
@@ -196,7 +202,7 @@ pub struct Args {
     pub schedule: ScheduleName,
     /// Which average of the weights is kept and evaluated, beside the last ones [default: by --rule]
     ///
-    /// Without it schedule-free for sgd, signsgd and adamw where no --schedule is given, none with --regime auto-sgd, otherwise polynomial.
+    /// Without it schedule-free for sgd, signsgd and adamw where no --schedule is given, none with --regime auto-sgd, polynomial otherwise and with a regime that looks at a batch twice.
     #[arg(long, value_enum, help_heading = "Optimizer")]
     pub average: Option<AverageName>,
     /// Keep no average, and evaluate the weights of the last step
@@ -212,6 +218,11 @@ pub struct Args {
     /// Clip the gradient to this norm
     #[arg(long, value_name = "NORM", allow_negative_numbers = true, help_heading = "Optimizer")]
     pub clip_norm: Option<f32>,
+    /// Give every weight matrix and every bias a learning rate of its own
+    ///
+    /// What is told of the learning rate is of the first one.
+    #[arg(long, help_heading = "Optimizer")]
+    pub per_tensor: bool,
     /// Passes over the training data [default: 10, or 40 for sets that are made]
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..), help_heading = "Run")]
     pub epochs: Option<u32>,
@@ -291,7 +302,11 @@ impl Args {
         }
         // Who gives a schedule wants it instead of what makes do without one.
         let fits = Averaging::ScheduleFree.fits(&self.rule_for(Some(AverageName::ScheduleFree)));
-        let is_free = fits && (self.schedule == ScheduleName::CONSTANT || self.regime.0.needs_schedule_free());
+        let is_free = match self.regime {
+            regime if regime.0.needs_schedule_free() => fits,
+            // Its steps are not along the direction that a look would measure.
+            regime => fits && self.schedule == ScheduleName::CONSTANT && regime.gradients() == 1,
+        };
         Some(if is_free { AverageName::ScheduleFree } else { AverageName::Polynomial })
     }
 
@@ -341,6 +356,7 @@ impl Args {
             averaging: self.averaged().map_or(Averaging::Off, |average| average.over(steps_per_epoch, steps)),
             weight_decay: self.weight_decay(),
             clip_norm: self.clip_norm,
+            per_tensor: self.per_tensor,
             telemetry: self.telemetry,
             gradient_scale: 1.0,
         })

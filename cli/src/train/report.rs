@@ -35,6 +35,8 @@ pub struct Run {
     pub seed: u64,
     /// Steps that were done.
     pub steps: u64,
+    /// Gradients that they took.
+    pub gradients: u64,
     /// The signal that ended the run before its time.
     #[serde(skip_serializing_if = "Option::is_none", serialize_with = "name_of_signal")]
     pub stopped_by: Option<Signal>,
@@ -233,18 +235,20 @@ pub fn in_words(term: Term, cause: Cause) -> String {
 pub fn print(args: &Args, run: &Run, model: &Model) -> Result<(), CliError> {
     // It is not what the name usually stands for.
     let beta1 = if matches!(args.rule.0, Rule::AdamW(_)) && run.momentum == 0.0 { " with beta1 = 0" } else { "" };
+    let each = if args.per_tensor { " for each tensor" } else { "" };
     let Run { data, rule, regime, adapter, .. } = run;
-    say(format!("{model} on {data}: {rule}{beta1}, {regime}, {}, {adapter}", run.evaluated_in_words()))?;
+    say(format!("{model} on {data}: {rule}{beta1}, {regime}{each}, {}, {adapter}", run.evaluated_in_words()))?;
     let earlier = match run.steps - run.timed_steps {
         0 => String::new(),
         steps => format!(", after {steps} from a checkpoint"),
     };
+    let twice = if run.gradients > run.steps { ", two gradients each" } else { "" };
     let epochs = run.epochs_in_words();
     if run.timed_steps == 0 && run.steps > 0 {
         say(format!("{epochs}: no step was left, all {} are from a checkpoint", run.steps))?;
     } else {
         say(format!(
-            "{epochs}: {} {} of {} {} in {} ({} each){earlier}",
+            "{epochs}: {} {} of {} {} in {} ({} each{twice}){earlier}",
             run.timed_steps,
             plural(run.timed_steps, "step"),
             run.batch,

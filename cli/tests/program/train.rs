@@ -53,7 +53,7 @@ fn without_arguments_it_reaches_95_percent_on_digits() {
 fn json_has_every_key_that_is_promised() {
     let run = run(&["--epochs", "1"]);
     let keys = words(
-        "data model rule momentum regime schedule backend adapter tuning epochs batch seed steps verdict evaluated \
+        "data model rule momentum regime schedule backend adapter tuning epochs batch seed steps gradients verdict evaluated \
          start_loss train_loss test_accuracy last_train_loss last_test_accuracy averaged_test_accuracy \
          nonfinite_test_rows lr_first lr_last lr_min lr_max skipped_steps seconds",
     );

@@ -330,6 +330,14 @@ impl Run for GpuRun {
         self.write_grads(grads);
         self.submit(|optimizer, encoder| optimizer.encode_step_without(encoder, absent))
     }
+    fn try_look(&mut self, grads: &[Vec<f32>]) -> Result<(), Error> {
+        self.write_grads(grads);
+        self.submit(|optimizer, encoder| optimizer.encode_look(encoder))
+    }
+    fn try_look_without(&mut self, grads: &[Vec<f32>], absent: &[usize]) -> Result<(), Error> {
+        self.write_grads(grads);
+        self.submit(|optimizer, encoder| optimizer.encode_look_without(encoder, absent))
+    }
     fn try_control(&mut self, group: Option<&str>, change: &dyn Fn(&mut Controls)) -> Result<(), Error> {
         match group {
             Some(group) => self.optimizer.control(group, change),

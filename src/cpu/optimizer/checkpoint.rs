@@ -14,6 +14,7 @@ use crate::group::OptimizerBuilder;
 use crate::layout::{GroupControls, RawRecord, RawTensorRecord};
 use crate::plan::MemoryKind;
 use crate::record::RecordCursor;
+use crate::regime::is_look_due;
 use crate::shard::Stage;
 
 impl TensorMemory {
@@ -217,6 +218,8 @@ impl CpuOptimizer {
         for (rate, state) in self.learning_rates.iter_mut().zip(&self.states) {
             *rate = state.learning_rate;
         }
+        let mut groups = self.plan.groups.iter().zip(&self.states);
+        self.is_look_due = groups.any(|(group, state)| is_look_due(group, state));
         self.sums.fill(no_totals());
         self.records.fill(RawRecord::default());
         self.cursor = RecordCursor::at(checkpoint.step());

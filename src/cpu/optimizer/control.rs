@@ -65,6 +65,24 @@ impl CpuOptimizer {
         loss: f32,
         absent: &[usize],
     ) -> Result<(), Error> {
+        self.without(absent, |optimizer| optimizer.step_with_loss(params, grads, loss))
+    }
+
+    /// Takes a look like [`CpuOptimizer::look`] at a step that [`step_without`](CpuOptimizer::step_without) took, without the same tensors.
+    ///
+    /// # Errors
+    /// As [`CpuOptimizer::look`] and [`CpuOptimizer::step_without`].
+    pub fn look_without(
+        &mut self,
+        params: &[impl Values],
+        grads: &[impl Values],
+        absent: &[usize],
+    ) -> Result<(), Error> {
+        self.without(absent, |optimizer| optimizer.look(params, grads))
+    }
+
+    /// Does something while tensors have no gradients.
+    fn without(&mut self, absent: &[usize], work: impl FnOnce(&mut Self) -> Result<(), Error>) -> Result<(), Error> {
         let mut marks = vec![false; self.tensors.len()];
         self.plan.mark_absent(absent, &mut marks)?;
         for (tensor, absent) in self.tensors.iter_mut().zip(&marks) {
@@ -74,13 +92,13 @@ impl CpuOptimizer {
             let present = !self.plan.is_absent(group, &marks);
             self.plan.groups[group].controls.present = present.into();
         }
-        let stepped = self.step_with_loss(params, grads, loss);
+        let done = work(self);
         for tensor in &mut self.tensors {
             tensor.present = true;
         }
         for group in &mut self.plan.groups {
             group.controls.present = 1;
         }
-        stepped
+        done
     }
 }

@@ -186,13 +186,18 @@ pub(super) fn update_in_halves(arch: Arch, kernel: Kernel, update: &Update, slic
 }
 
 impl CpuOptimizer {
-    /// Pass 1 over all blocks.
-    pub(super) fn reduce(&mut self, params: &[impl Values], grads: &[impl Values]) {
+    /// Pass 1 over all blocks, with what it is compiled for: the window's kernel, or that of a look. Those without keep their sums.
+    pub(super) fn reduce(
+        &mut self,
+        params: &[impl Values],
+        grads: &[impl Values],
+        kernel_of: fn(Kernel) -> Option<Kernel>,
+    ) {
         let (tensors, groups, states) = (&self.tensors, &self.plan.groups, &self.states);
         let arch = self.arch;
         let sweep = |(partial, &(index, number)): (&mut ScopeSums, &(usize, usize))| {
             let tensor = &tensors[index];
-            let Some(kernel) = tensor.kernel else { return };
+            let Some(kernel) = tensor.kernel.and_then(kernel_of) else { return };
             let block = &tensor.blocks[number];
             let (start, end) = (block.params_start as usize, (block.params_start + block.elements) as usize);
             let group = block.group as usize;

@@ -250,7 +250,9 @@ impl Optimizer {
             let region = Region { buffer: 0, element: span.element, start, end: span.start() + 1 };
             (span.buffer.clone(), region, (span.start() - start) as u32)
         });
-        let finish = finish_reduction::pipeline(gpu, &gpu.tuning(), &kernels, loss.as_ref().map(|(.., at)| *at));
+        let measured: Vec<Kernel> =
+            kernels.iter().flat_map(|kernel| [Some(*kernel), kernel.of_look()]).flatten().collect();
+        let finish = finish_reduction::pipeline(gpu, &gpu.tuning(), &measured, loss.as_ref().map(|(.., at)| *at));
         let no_loss = zeroed::<f32>(gpu, "no loss", 0);
         let mut scalar = vec![Dispatch {
             pass: PassName::FinishReduction,
@@ -290,6 +292,7 @@ impl Optimizer {
                 workgroups: (plan.groups.len() as u32).div_ceil(learning_rate::WORKGROUP),
             });
         }
+        let looks = look::Looks::new(gpu, &plan, &[whole(&groups), whole(&sums), whole(&states)]);
         let mut step = [reduce, scalar, update].concat();
         if !plan.units.is_empty() {
             let units = filled::<StepUnit>(gpu, "units", &plan.units);
@@ -318,6 +321,7 @@ impl Optimizer {
             presence: Presence::new(gpu, &plan, blocks),
             plan,
             step,
+            looks,
             averages,
             averages_are_swapped: false,
             learning_rates,

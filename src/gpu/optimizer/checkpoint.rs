@@ -212,6 +212,7 @@ impl Optimizer {
         for (group, controls) in self.plan.groups.iter_mut().zip(checkpoint.controls()) {
             group.controls = controls;
         }
+        self.looks.go_on_from(&self.plan.groups, &states);
         self.go_on_from(step);
         self.readback = readback;
         self.cursor = RecordCursor::at(step);

@@ -144,6 +144,24 @@ impl Optimizer {
     /// another in a buffer, unless the optimizer was built with [`absent_gradients`](crate::OptimizerBuilder::absent_gradients), and with
     /// regime AutoSgd.
     pub fn encode_step_without(&mut self, encoder: &mut wgpu::CommandEncoder, tensors: &[usize]) -> Result<(), Error> {
+        self.encode_without(encoder, tensors, Optimizer::encode_step)
+    }
+
+    /// Records a look like [`Optimizer::encode_look`] at a step that [`encode_step_without`](Optimizer::encode_step_without) recorded, without
+    /// the same tensors: their gradients are not read.
+    ///
+    /// # Errors
+    /// As [`Optimizer::encode_look`] and [`Optimizer::encode_step_without`].
+    pub fn encode_look_without(&mut self, encoder: &mut wgpu::CommandEncoder, tensors: &[usize]) -> Result<(), Error> {
+        self.encode_without(encoder, tensors, Optimizer::encode_look)
+    }
+
+    fn encode_without(
+        &mut self,
+        encoder: &mut wgpu::CommandEncoder,
+        tensors: &[usize],
+        record: impl FnOnce(&Self, &mut wgpu::CommandEncoder) -> Result<(), Error>,
+    ) -> Result<(), Error> {
         let plan = &self.plan;
         let presence = &mut self.presence;
         plan.mark_absent(tensors, &mut presence.absent)?;
@@ -157,7 +175,7 @@ impl Optimizer {
             }
         }
         self.encode_words(encoder, |encoder, buffer, at, _| encoder.clear_buffer(buffer, at, Some(4)));
-        let recorded = self.encode_step(encoder);
+        let recorded = record(self, encoder);
         self.encode_words(encoder, |encoder, buffer, at, one| {
             encoder.copy_buffer_to_buffer(one, 0, buffer, at, 4);
         });

@@ -10,7 +10,7 @@ use crate::gpu::pass::Pipeline;
 use crate::gpu::swap_averages::Exchange;
 use crate::gpu::{reduce_gradient, swap_averages, update_parameters};
 use crate::layout::Block;
-use crate::plan::{MemoryKind, Plan, Window};
+use crate::plan::{Access, Kernel, MemoryKind, Plan, Window};
 
 /// The buffers of whole optimizers that sweeps read or write.
 #[derive(Clone, Copy)]
@@ -288,11 +288,15 @@ impl Passes<'_> {
         }
     }
 
+    pub(super) fn reduce(self, kernel: Kernel, access: Access) -> Pipeline {
+        reduce_gradient::pipeline(self.gpu, &self.gpu.tuning(), kernel, access)
+    }
+
     pub(super) fn compiled(self, sweep: Sweep, window: &Window) -> Pipeline {
         let (kernel, access) = (window.kernel, window.access);
         let (gpu, tuning) = (self.gpu, self.gpu.tuning());
         let exchange = match (sweep, kernel.schedule_free) {
-            (Sweep::Reduce, _) => return reduce_gradient::pipeline(gpu, &tuning, kernel, access),
+            (Sweep::Reduce, _) => return self.reduce(kernel, access),
             (Sweep::Prepare, _) => return orthogonalize::prepare_pipeline(gpu, &tuning, kernel, access),
             (Sweep::Update, _) => {
                 // The other passes do not write beside what they read: they do not care.

@@ -3,7 +3,7 @@
 
 use libfuzzer_sys::fuzz_target;
 use wgpu_optim::{
-    AdGd, AdaGradNorm, Adagrad, AdamW, AmsGrad, AutoSgd, Averaging, BarzilaiBorwein, DecayShape, DoG, DoWG, FixedRate, Group,
+    AdGd, AdaGradNorm, Adagrad, AdamW, AmsGrad, AutoSgd, Averaging, BarzilaiBorwein, Curvature, CurvatureForm, DecayShape, DoG, DoWG, FixedRate, Group,
     Hypergradient, Lion, LossScaler, NAdamW, Ngn, NonFinitePolicy, NormRatio, OptimizerBuilder, Polyak, Regime, RmsProp,
     Rule, Schedule, ScheduleFreePlus, SecantForm, Seesaw, Sgdm, Signum, TrustRatio, WnGrad,
 };
@@ -87,7 +87,7 @@ impl Source<'_> {
 
     fn regime(&mut self) -> Regime {
         let form = [SecantForm::Long, SecantForm::Short, SecantForm::Geometric][usize::from(self.byte() % 3)];
-        match self.byte() % 14 {
+        match self.byte() % 15 {
             0 => Regime::Seesaw(Seesaw {
                 exponent: self.number(),
                 exponent_above: self.number(),
@@ -126,7 +126,15 @@ impl Source<'_> {
             9 => Regime::DoWG(DoWG { initial_distance: self.number() }),
             10 => Regime::Polyak(Polyak { optimum: self.number(), factor: self.number(), max_rate: self.number() }),
             11 => Regime::Ngn(Ngn { rate: self.number() }),
-            12 => Regime::ScheduleFreePlus(ScheduleFreePlus { optimum: self.number(), factor: self.number() }),
+            12 => Regime::Curvature(Curvature {
+                form: [CurvatureForm::Short, CurvatureForm::Long, CurvatureForm::Geometric, CurvatureForm::Newton]
+                    [usize::from(self.byte() % 4)],
+                smoothing: self.number(),
+                max_change: self.number(),
+                initial_rate: self.optional(),
+                first_step: self.number(),
+            }),
+            13 => Regime::ScheduleFreePlus(ScheduleFreePlus { optimum: self.number(), factor: self.number() }),
             _ => Regime::AutoSgd(AutoSgd {
                 factor: self.number(),
                 certainty: self.number(),

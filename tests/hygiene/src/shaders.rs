@@ -12,9 +12,10 @@ const KERNELS: &[(&str, &str, &[&[&str]])] = &[
     ("swap_schedule_free", "writes_parameters", &[ACCESS, PARAMETERS]),
     ("copy_schedule_free", "writes_parameters", &[ACCESS, PARAMETERS]),
     ("reduce_gradient", "", &[ACCESS, PARAMETERS, GRADIENTS, PARTIALS, MEASURES]),
-    ("reduce_gradient", "measures_secant per_workgroup", &[RULES]),
+    ("reduce_gradient", "measures_secant per_workgroup", &[RULES, &["", "look"]]),
     ("update_parameters", "writes_parameters sgd", &[ACCESS, PARAMETERS, GRADIENTS, CLEARS]),
     ("update_parameters", "writes_parameters", &[RULES, KEEPS]),
+    ("look", "regime curvature", &[]),
     ("learning_rate", "regime", &[REGIMES, &["", "schedule", "schedule table", "trust_ratio", "averages", "squares"]]),
 ];
 const ACCESS: &[&str] = &["", "scalars"];
@@ -45,7 +46,7 @@ const KEEPS: &[&str] = &[
     "schedule_free",
 ];
 const REGIMES: &[&str] =
-    &["seesaw", "adagrad_norm", "wngrad", "barzilai_borwein", "adgd", "dog", "dowg", "polyak", "ngn", "schedule_free_plus", "auto_sgd"];
+    &["seesaw", "adagrad_norm", "wngrad", "barzilai_borwein", "adgd", "curvature", "dog", "dowg", "polyak", "ngn", "schedule_free_plus", "auto_sgd"];
 
 /// What the compiler says against them, and how many it has compiled.
 pub fn complaints() -> (Vec<String>, usize) {

@@ -1,0 +1,123 @@
+//! Looks: a second gradient of the same batch, after the step.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use super::{Dispatch, Optimizer, PassName};
+use crate::error::{CallError, Error};
+use crate::gpu::context::Gpu;
+use crate::gpu::look;
+use crate::gpu::optimizer::sweeps::Passes;
+use crate::gpu::pass::CompiledKernel;
+#[cfg(feature = "checkpoint")]
+use crate::layout::{GroupConstants, GroupState};
+use crate::plan::Plan;
+use crate::regime::Kernel;
+#[cfg(feature = "checkpoint")]
+use crate::regime::is_look_due;
+
+/// What a look runs beside pass 2, which is that of the step.
+#[derive(Debug)]
+pub(super) struct Looks {
+    /// Pass 1 of the windows that have looks: the window's index among the dispatches of a step, whose bind groups it has, and the kernel.
+    reduce: Vec<(usize, CompiledKernel)>,
+    /// Pass 3, for each regime.
+    measure: Vec<Dispatch>,
+    /// True if a step was recorded since the last look.
+    is_due: AtomicBool,
+}
+
+impl Looks {
+    pub(super) fn new(gpu: &Gpu, plan: &Plan, tables: &[wgpu::BufferBinding]) -> Self {
+        let passes = Passes { gpu, rebindable: false };
+        let windows = plan.windows.iter().enumerate();
+        let reduce = windows.filter_map(|(index, window)| {
+            let kernel = window.kernel.of_look()?;
+            Some((index, passes.reduce(kernel, window.access).pipeline))
+        });
+        let kernels = Kernel::all().iter().filter(|kernel| {
+            let mut groups = plan.groups.iter().zip(&plan.configs);
+            groups.any(|(group, config)| config.regime.needs_looks() && group.regime == kernel.number())
+        });
+        let measure = kernels.map(|kernel| {
+            let pipeline = look::pipeline(gpu, kernel);
+            Dispatch {
+                pass: PassName::Look,
+                bind_groups: vec![pipeline.bind(gpu.device(), 0, tables)],
+                pipeline: pipeline.pipeline,
+                workgroups: (plan.groups.len() as u32).div_ceil(crate::gpu::learning_rate::WORKGROUP),
+            }
+        });
+        Looks { reduce: reduce.collect(), measure: measure.collect(), is_due: AtomicBool::new(false) }
+    }
+
+    /// A step was recorded.
+    pub(super) fn follow_step(&self) {
+        self.is_due.store(true, Ordering::Relaxed);
+    }
+
+    /// Goes on from these states.
+    #[cfg(feature = "checkpoint")]
+    pub(super) fn go_on_from(&self, groups: &[GroupConstants], states: &[GroupState]) {
+        let is_due = groups.iter().zip(states).any(|(group, state)| is_look_due(group, state));
+        self.is_due.store(is_due, Ordering::Relaxed);
+    }
+}
+
+impl Optimizer {
+    /// Records a look into the caller's encoder, in a compute pass of its own: for regimes that measure the curvature of a step
+    /// ([`Regime::needs_looks`](crate::Regime::needs_looks), [`Curvature`](crate::Curvature)). By then the gradients must be those of the batch
+    /// of the step before, at the parameters after it.
+    ///
+    /// ```no_run
+    /// # fn f(optimizer: &wgpu_optim::Optimizer, encoder: &mut wgpu::CommandEncoder, encode_gradients: impl Fn(&mut wgpu::CommandEncoder)) -> Result<(), wgpu_optim::Error> {
+    /// # use wgpu_optim::wgpu;
+    /// encode_gradients(encoder);
+    /// optimizer.encode_step(encoder)?;
+    /// encode_gradients(encoder); // of the same batch
+    /// optimizer.encode_look(encoder)?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// It changes neither parameters nor rates nor the count of steps and writes no record; the next step makes a rate of what was measured
+    /// and records what became of the look ([`Record::look`](crate::Record::look)). It reads the gradients, the last gradients and the momentum
+    /// of the groups with such a regime, and of no others. Like a step it allocates nothing and reads nothing back.
+    ///
+    /// A look has no effect on a group that did not move in the step before, because that was skipped or left the group out. A look whose
+    /// gradients are not finite is left out; the rate is carried over, as after a step without a look. With a
+    /// [`LossScaler`](crate::LossScaler) the gradients are multiplied by the scale that [`loss_scale`](Optimizer::loss_scale) has after the step.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Call`](crate::ErrorKind::Call) where no group has such a regime, where no step was recorded since the last look, between
+    /// two [`encode_swap_averages`](Optimizer::encode_swap_averages), and where other ranks have other parameters
+    /// ([`sharded`](crate::OptimizerBuilder::sharded)), with which there are no looks; [`ErrorKind::DeviceLost`](crate::ErrorKind::DeviceLost).
+    pub fn encode_look(&self, encoder: &mut wgpu::CommandEncoder) -> Result<(), Error> {
+        let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor {
+            label: Some("wgpu-optim look"),
+            timestamp_writes: None,
+        });
+        self.encode_look_in(&mut pass)
+    }
+
+    /// Records a look into the caller's compute pass.
+    ///
+    /// # Errors
+    /// As [`Optimizer::encode_look`].
+    pub fn encode_look_in(&self, pass: &mut wgpu::ComputePass) -> Result<(), Error> {
+        self.gpu.check_alive()?;
+        self.check_averages_in_place("a look")?;
+        self.check_alone("encode_look")?;
+        if self.looks.measure.is_empty() {
+            return Err(Error::from(CallError::NoLooks { call: "encode_look" }));
+        }
+        if !self.looks.is_due.swap(false, Ordering::Relaxed) {
+            return Err(Error::from(CallError::LookOutOfTurn { call: "encode_look" }));
+        }
+        for (window, kernel) in &self.looks.reduce {
+            self.step[*window].encode_with(kernel, pass);
+        }
+        let finish = self.step.iter().filter(|dispatch| dispatch.pass == PassName::FinishReduction);
+        finish.chain(&self.looks.measure).for_each(|dispatch| dispatch.encode(pass));
+        Ok(())
+    }
+}
