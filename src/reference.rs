@@ -170,6 +170,11 @@ pub trait RegimeReference: std::panic::UnwindSafe + std::panic::RefUnwindSafe {
     /// The rate of a step.
     fn follow(&mut self, step: &RegimeStep) -> Rate;
 
+    /// The magnitude of the terms that the last wanted rate is a difference of, by which its rounding errors are judged; 0 where it is none.
+    fn rate_size(&self) -> f64 {
+        0.0
+    }
+
     /// A look at the last step.
     fn look(&mut self, _: &RegimeLook) {}
 }

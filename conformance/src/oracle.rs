@@ -61,6 +61,8 @@ pub struct Oracle {
     weight_sum: f64,
     /// The largest rate of a step of schedule-free training.
     largest_rate: f64,
+    /// [`RegimeReference::rate_size`].
+    rate_size: f64,
     /// η of the last step that was not skipped, with the schedule.
     last_rate: Option<f64>,
     k: i32,
@@ -212,6 +214,8 @@ pub struct Outcome {
     pub clamp_term: f64,
     /// η with schedule and trust ratio, as a record has it.
     pub rate: f64,
+    /// What its rounding errors are in proportion to: η, or the larger terms that it is a difference of.
+    pub rate_size: f64,
 }
 
 impl Oracle {
@@ -250,6 +254,7 @@ impl Oracle {
             base: None,
             weight_sum: 0.0,
             largest_rate: 0.0,
+            rate_size: 0.0,
             last_rate: None,
             k: 0,
             smoothed: 0.0,
@@ -290,6 +295,7 @@ impl Oracle {
                 self.w = streams.pass(&self.w, None);
                 out.rate = self.rate();
             }
+            out.rate_size = self.rate_size.max(out.rate);
             return out;
         }
         let mut share = 1.0;
@@ -309,7 +315,9 @@ impl Oracle {
         if !out.zero {
             self.last_trust = self.trust_ratio(out.norm);
         }
-        out.rate = self.rate() * factor_at(&self.schedule, self.taken) * self.last_trust * self.factor;
+        let factor = factor_at(&self.schedule, self.taken) * self.last_trust * self.factor;
+        out.rate = self.rate() * factor;
+        out.rate_size = (self.rate_size * factor).max(out.rate);
         self.last_factor = self.factor;
         self.last_rate = Some(out.rate);
         self.taken += 1;
@@ -441,6 +449,8 @@ impl Oracle {
         };
         let reference = self.reference.get_or_insert_with(|| self.regime.reference(&self.rule));
         let rate = reference.follow(&step);
+        // A rate that is clamped has the errors of the one before.
+        self.rate_size = reference.rate_size().max(self.rate_size / 10.0);
         let limit = 1e30_f64.ln();
         match rate {
             Rate::Unchanged if first => {

@@ -30,8 +30,8 @@ use crate::scaled::power_of_two;
 ///
 /// A step counts in the average with the largest rate so far, as in the published code, so that the average approaches z also while η is
 /// small. Unlike there, the change of ln η in one step is limited to ±ln 10 (if `a ≤ 0`, the rate falls by that limit; the published rate is
-/// 0), the weights of the average grow with the square of the step's number, y lies at 0.15 z + 0.85 x, there is no momentum, and a decoupled
-/// weight decay is multiplied by η and not by η². Groups divide the loss by norms of their own: `share_norm` or `global_norm` gives
+/// 0), the weights of the average grow with the square of the step's number, y lies at 0.15 z + 0.85 x and not at 0.1 z + 0.9 x, there is no
+/// momentum, and a decoupled weight decay is of z and is multiplied by η and not by η². Groups divide the loss by norms of their own: `share_norm` or `global_norm` gives
 /// them one, as published.
 ///
 /// In the record `loss_term` is `ln` of the growth of a, `norm_term` is minus `ln` of the growth of the divisor.
@@ -96,7 +96,7 @@ impl LearningRateRegime for ScheduleFreePlus {
     }
 
     fn reference(&self, _: &Rule) -> Box<dyn RegimeReference> {
-        Box::new(*self)
+        Box::new(Reference { regime: *self, rate_size: 0.0 })
     }
 }
 
@@ -180,15 +180,29 @@ fn averaged_rate(s: &mut GroupState) -> f32 {
 }
 
 /// The formula in f64.
-impl RegimeReference for ScheduleFreePlus {
+struct Reference {
+    regime: ScheduleFreePlus,
+    rate_size: f64,
+}
+
+impl RegimeReference for Reference {
     fn follow(&mut self, step: &RegimeStep) -> Rate {
         let to_base: Vec<f64> = step.base.iter().zip(step.w).map(|(z, y)| z - y).collect();
-        let gap = (step.loss - f64::from(self.optimum) + dot(step.g, &to_base)).max(0.0);
+        let (excess, way) = (step.loss - f64::from(self.regime.optimum), dot(step.g, &to_base));
         let divisor = if step.scale_free {
             (std::f64::consts::PI / 2.0).sqrt() * step.g.iter().map(|g| g.abs()).sum::<f64>()
         } else {
             dot(step.g, step.g)
         };
-        Rate::wanted(f64::from(self.factor) * gap / divisor)
+        // The roundings of y and z are as good as random, and add up to much less than their bound.
+        let roundings: f64 = step.g.iter().zip(step.w).map(|(g, y)| (g * y).powi(2)).sum();
+        let rate_of = |gap: f64| f64::from(self.regime.factor) * gap / divisor;
+        let rate = rate_of((excess + way).max(0.0));
+        self.rate_size = rate_of(excess.abs() + way.abs() + roundings.sqrt() / 50.0);
+        Rate::wanted(rate)
+    }
+
+    fn rate_size(&self) -> f64 {
+        self.rate_size
     }
 }

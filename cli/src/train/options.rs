@@ -202,7 +202,7 @@ pub struct Args {
     pub schedule: ScheduleName,
     /// Which average of the weights is kept and evaluated, beside the last ones [default: by --rule]
     ///
-    /// Without it schedule-free for sgd, signsgd and adamw where no --schedule is given, none with --regime auto-sgd, polynomial otherwise and with a regime that looks at a batch twice.
+    /// Without it schedule-free with --regime schedule-free-plus, and for sgd, signsgd and adamw where no --schedule is given, none with --regime auto-sgd, polynomial otherwise and with a regime that looks at a batch twice.
     #[arg(long, value_enum, help_heading = "Optimizer")]
     pub average: Option<AverageName>,
     /// Keep no average, and evaluate the weights of the last step
