@@ -199,13 +199,17 @@ impl<'a> Comparison<'a> {
                 comparison.optimizer(rule, variant, 1)?.check()?;
             }
         }
-        // A regime without a rule to be had with is refused in its own words.
-        for &variant in &comparison.variants {
-            let has = |&rule: &RuleName| comparison.variants_of(rule).any(|other| other == variant);
-            if !options.rules.iter().any(has) {
+        // A regime without a rule to be had with is left out of all, or where it was named refused in its own words.
+        let mut had = comparison.variants.clone();
+        had.retain(|variant| {
+            options.rules.iter().any(|&rule| comparison.variants_of(rule).any(|other| other == *variant))
+        });
+        if options.regimes.is_some() {
+            for &variant in comparison.variants.iter().filter(|variant| !had.contains(variant)) {
                 comparison.optimizer(options.rules[0], variant, 1)?.check()?;
             }
         }
+        comparison.variants = had;
         // Of several sets only files have columns to choose from.
         let label = |name: &OsStr| args.label.as_deref().filter(|_| !data::is_named(name));
         let load = |name: &&OsStr| data::load_from(name, label(name));
