@@ -419,6 +419,12 @@ struct NgnConstants {
     unused: array<u32, 4>,
 }
 
+struct ScheduleFreePlusConstants {
+    factor: f32,
+    optimum: f32,
+    unused: array<u32, 3>,
+}
+
 struct AutoSgdConstants {
     factor: f32,
     certainty: f32,
@@ -437,6 +443,7 @@ struct AutoSgdConstants {
 @if(dowg) alias RegimeConstants = array<u32, 5>;
 @if(polyak) alias RegimeConstants = PolyakConstants;
 @if(ngn) alias RegimeConstants = NgnConstants;
+@if(schedule_free_plus) alias RegimeConstants = ScheduleFreePlusConstants;
 @if(auto_sgd) alias RegimeConstants = AutoSgdConstants;
 
 struct SeesawState {
@@ -490,6 +497,13 @@ struct NgnState {
     unused: array<u32, 13>,
 }
 
+struct ScheduleFreePlusState {
+    last_gap: Scaled,
+    last_divisor: Scaled,
+    largest_rate: f32,
+    unused: array<u32, 9>,
+}
+
 struct AutoSgdState {
     episode: u32,
     turn: u32,
@@ -518,6 +532,7 @@ struct AutoSgdState {
 @if(dowg) alias RegimeState = DistanceState;
 @if(polyak) alias RegimeState = PolyakState;
 @if(ngn) alias RegimeState = NgnState;
+@if(schedule_free_plus) alias RegimeState = ScheduleFreePlusState;
 @if(auto_sgd) alias RegimeState = AutoSgdState;
 
 struct SeesawRecord {
@@ -548,4 +563,5 @@ struct AutoSgdRecord {
 @if(dowg) alias RegimeRecord = array<u32, 3>;
 @if(polyak) alias RegimeRecord = array<u32, 3>;
 @if(ngn) alias RegimeRecord = array<u32, 3>;
+@if(schedule_free_plus) alias RegimeRecord = array<u32, 3>;
 @if(auto_sgd) alias RegimeRecord = AutoSgdRecord;

@@ -32,6 +32,7 @@ import package::scaled::{
 @if(dowg) import package::regime::dowg::follow_regime;
 @if(polyak) import package::regime::polyak::follow_regime;
 @if(ngn) import package::regime::ngn::follow_regime;
+@if(schedule_free_plus) import package::regime::schedule_free_plus::follow_regime;
 @if(auto_sgd) import package::regime::auto_sgd::{begin_step, follow_regime};
 @if(!auto_sgd) import package::learning_rate::one_stream::begin_step;
 import package::learning_rate::controls::{absence_of, control_at, follow_controls};

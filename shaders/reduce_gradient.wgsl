@@ -36,6 +36,7 @@ import package::scaled::power_of_two;
 @if(measures_momentum) import package::measure::momentum::{Memory, measure};
 @if(measures_counters) import package::measure::direction_counters::{Memory, measure};
 @if(measures_iterates) import package::measure::iterates::{Memory, measure};
+@if(measures_magnitudes) import package::measure::magnitudes::{Memory, measure};
 @if(measures_distance) import package::measure::distance::{Memory, measure};
 @if(measures_secant) import package::measure::secant::{Memory, measure};
 
@@ -134,7 +135,8 @@ fn reduce_block(invocation: Invocation) {
     let loss_scale_exponent = states[block.group].loss_scale_exponent;
     let unscale = power_of_two(-loss_scale_exponent);
     // Before the group's first step, which another group of the scope may have had, there is nothing to compare with.
-    let measures = (MOMENTUM || COUNTERS) && states[block.group].momentum_started != 0u;
+    @if(!measures_magnitudes) let measures = (MOMENTUM || COUNTERS) && states[block.group].momentum_started != 0u;
+    @if(measures_magnitudes) let measures = true;
 
     var largest_loaded = vec4<u32>(0u);
     var largest = vec4<u32>(0u);

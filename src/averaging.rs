@@ -67,7 +67,8 @@ pub enum Averaging {
     /// y ← x + 0.15 (z - x)
     /// ```
     ///
-    /// `η_k` is the learning rate of the step as the record has it, from any regime, with its schedule and trust ratio. While it is 0
+    /// `η_k` is the learning rate of the step as the record has it, from any regime, with its schedule and trust ratio; in the weights of
+    /// [`ScheduleFreePlus`](crate::ScheduleFreePlus), a regime for schedule-free training alone, it is the largest so far. While it is 0
     /// nothing moves and nothing counts. A skipped step leaves `x`, `y`, `z` and the sum of the weights as they are, bit for bit. The sum
     /// is kept on the device as a mantissa and an exponent, so that it cannot overflow, and a loss that is rescaled by a power of
     /// two leaves `c_k` as it is.

@@ -393,7 +393,7 @@ terms! {
     Distance(DISTANCE_TERM): "distance", "farther from the start", "nearer to the start";
     /// The sum of squared norms (AdaGradNorm, DoG, DoWG): `-½ ln` of its growth.
     History(HISTORY_TERM): "history", "history forgotten", "gradients add up";
-    /// The change of the loss (Polyak, Ngn).
+    /// The change of the loss (Polyak, Ngn), or of what ScheduleFree+ takes for it.
     Loss(LOSS_TERM): "loss", "loss rose", "loss fell";
     /// Part of a rise that the bound on growth of [`AdGd`](crate::AdGd) holds back. Never positive.
     Gate(GATE_TERM): "gate", "gate held back", "gate held back";

@@ -75,6 +75,8 @@ pub struct RegimeStep<'a> {
     pub rate: f64,
     /// The parameters.
     pub w: &'a [f64],
+    /// z of schedule-free training; the parameters elsewhere and before the first step.
+    pub base: &'a [f64],
     /// The parameters before the first step.
     pub first_w: &'a [f64],
     /// The gradient of the step before.
@@ -167,6 +169,11 @@ impl Rate {
 pub trait RegimeReference: std::panic::UnwindSafe + std::panic::RefUnwindSafe {
     /// The rate of a step.
     fn follow(&mut self, step: &RegimeStep) -> Rate;
+
+    /// The magnitude of the terms that the last wanted rate is a difference of, by which its rounding errors are judged; 0 where it is none.
+    fn rate_size(&self) -> f64 {
+        0.0
+    }
 
     /// A look at the last step.
     fn look(&mut self, _: &RegimeLook) {}

@@ -104,6 +104,8 @@ pub(crate) struct Needs {
     pub(crate) first_parameters: bool,
     /// The loss of every step.
     pub(crate) loss: bool,
+    /// Schedule-free training, of which ⟨g, y - z⟩ is measured, and Σ|g|.
+    pub(crate) schedule_free: bool,
     /// Three streams of parameters.
     pub(crate) streams: bool,
     /// ‖w₀‖.
@@ -117,6 +119,7 @@ impl Needs {
         looks: false,
         first_parameters: false,
         loss: false,
+        schedule_free: false,
         streams: false,
         initial_norm: false,
     };
@@ -142,6 +145,8 @@ pub(crate) struct Kernel {
     pub(crate) look: fn(&GroupConstants, &ScopeSums, bool, &mut GroupState),
     /// Chooses the stream of parameters that the step belongs to: of the loss, whether the step is skipped, and whether there was a halt.
     pub(crate) begin_step: fn(&GroupConstants, f32, bool, bool, &mut GroupState, &mut RawRecord) -> Turn,
+    /// The rate by which a step counts in the average of schedule-free training.
+    pub(crate) averaged_rate: fn(&mut GroupState) -> f32,
     /// Reads what is in the record.
     pub(crate) explain: fn(&RawRecord) -> Details,
 }
@@ -159,6 +164,7 @@ impl Kernel {
             follow: |_, _, _, _| {},
             look: |_, _, _, _| {},
             begin_step: one_stream,
+            averaged_rate: |s| s.learning_rate,
             explain: |_| Details::EMPTY,
         }
     }
@@ -277,6 +283,8 @@ regimes! {
     Polyak(Polyak) in polyak,
     /// Uses the loss and the squared norm, with a largest rate.
     Ngn(Ngn) in ngn,
+    /// Divides the loss, as it is estimated for the steps of schedule-free training, by the gradient.
+    ScheduleFreePlus(ScheduleFreePlus) in schedule_free_plus,
     /// Compares the losses of three parameter streams at three rates.
     AutoSgd(AutoSgd) in auto_sgd,
 }
@@ -323,6 +331,12 @@ impl Regime {
         self.regime().needs().loss
     }
 
+    /// Returns true if the regime is for [`Averaging::ScheduleFree`] alone.
+    #[doc(hidden)]
+    pub fn needs_schedule_free(&self) -> bool {
+        self.regime().needs().schedule_free
+    }
+
     /// Returns true if the caller must show the gradient of every batch a second time, after the step
     /// ([`encode_look`](crate::Optimizer::encode_look), [`look`](crate::CpuOptimizer::look)).
     pub fn needs_looks(&self) -> bool {
@@ -336,7 +350,8 @@ impl Regime {
     }
 
     /// Returns true if the regime supports this rule. [`AutoSgd`] needs three copies of the rule's memory and rejects rules with momentum or a
-    /// second moment; [`BarzilaiBorwein`] and [`AdGd`] need the last direction and reject Muon. All other combinations can be built.
+    /// second moment; [`BarzilaiBorwein`] and [`AdGd`] need the last direction and reject Muon; [`ScheduleFreePlus`] rejects rules with
+    /// momentum, as schedule-free training does. All other combinations can be built.
     #[doc(hidden)]
     pub fn fits(&self, rule: &Rule) -> bool {
         self.regime().fits(rule)

@@ -59,6 +59,10 @@ pub struct Oracle {
     /// z of schedule-free training, and the sum of its weights.
     base: Option<Vec<f64>>,
     weight_sum: f64,
+    /// The largest rate of a step of schedule-free training.
+    largest_rate: f64,
+    /// [`RegimeReference::rate_size`].
+    rate_size: f64,
     /// η of the last step that was not skipped, with the schedule.
     last_rate: Option<f64>,
     k: i32,
@@ -210,6 +214,8 @@ pub struct Outcome {
     pub clamp_term: f64,
     /// η with schedule and trust ratio, as a record has it.
     pub rate: f64,
+    /// What its rounding errors are in proportion to: η, or the larger terms that it is a difference of.
+    pub rate_size: f64,
 }
 
 impl Oracle {
@@ -247,6 +253,8 @@ impl Oracle {
             average: None,
             base: None,
             weight_sum: 0.0,
+            largest_rate: 0.0,
+            rate_size: 0.0,
             last_rate: None,
             k: 0,
             smoothed: 0.0,
@@ -287,6 +295,7 @@ impl Oracle {
                 self.w = streams.pass(&self.w, None);
                 out.rate = self.rate();
             }
+            out.rate_size = self.rate_size.max(out.rate);
             return out;
         }
         let mut share = 1.0;
@@ -306,7 +315,9 @@ impl Oracle {
         if !out.zero {
             self.last_trust = self.trust_ratio(out.norm);
         }
-        out.rate = self.rate() * factor_at(&self.schedule, self.taken) * self.last_trust * self.factor;
+        let factor = factor_at(&self.schedule, self.taken) * self.last_trust * self.factor;
+        out.rate = self.rate() * factor;
+        out.rate_size = (self.rate_size * factor).max(out.rate);
         self.last_factor = self.factor;
         self.last_rate = Some(out.rate);
         self.taken += 1;
@@ -352,11 +363,13 @@ impl Oracle {
 
     /// A step of schedule-free training, with the average in memory of its own: `w` is where gradients are taken.
     fn move_schedule_free(&mut self, shrink: f64, rate: f64, direction: &[f64]) {
+        self.largest_rate = self.largest_rate.max(rate);
+        let counted = if self.regime.needs_schedule_free() { self.largest_rate } else { rate };
         // Until there is a rate nothing moves, and the parameters are their average.
-        if rate == 0.0 {
+        if counted == 0.0 {
             return;
         }
-        let weight = (rate * f64::from(self.taken)).powi(2);
+        let weight = (counted * f64::from(self.taken)).powi(2);
         self.weight_sum += weight;
         let share = weight / self.weight_sum;
         let average = self.average.get_or_insert_with(|| self.w.clone());
@@ -424,6 +437,7 @@ impl Oracle {
             loss: self.loss,
             rate: self.rate(),
             w: &self.w,
+            base: self.base.as_deref().unwrap_or(&self.w),
             first_w: &self.w_0,
             last_g: &self.last_seen,
             last_direction: &self.last_direction,
@@ -435,6 +449,8 @@ impl Oracle {
         };
         let reference = self.reference.get_or_insert_with(|| self.regime.reference(&self.rule));
         let rate = reference.follow(&step);
+        // A rate that is clamped has the errors of the one before.
+        self.rate_size = reference.rate_size().max(self.rate_size / 10.0);
         let limit = 1e30_f64.ln();
         match rate {
             Rate::Unchanged if first => {

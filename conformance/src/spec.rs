@@ -57,7 +57,7 @@ pub fn shape_for(rule: &Rule, elements: usize) -> Vec<usize> {
 }
 
 impl Spec {
-    /// A group of f32 with nothing said of it but this.
+    /// A group of f32 with nothing said of it but this, and the averaging that its regime requires.
     pub fn new(rule: Rule, regime: Regime, tensors: Vec<Vec<f32>>) -> Self {
         Spec {
             name: "group".to_owned(),
@@ -68,7 +68,7 @@ impl Spec {
             maximize: false,
             norm: None,
             schedule: Schedule::Constant,
-            averaging: Averaging::Off,
+            averaging: if regime.needs_schedule_free() { Averaging::ScheduleFree } else { Averaging::Off },
             trust: None,
             telemetry: false,
             per_tensor: false,

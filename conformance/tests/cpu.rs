@@ -57,7 +57,7 @@ fn assert_record(what: &str, record: &Record, out: &Outcome, oracle: &Oracle) {
         let allowed = ULPS * f64::from(f32::EPSILON) * size.abs();
         assert_close(format_args!("{what}: {field}"), got, expected, allowed);
     };
-    near("rate", record.learning_rate.into(), out.rate, out.rate);
+    near("rate", record.learning_rate.into(), out.rate, out.rate_size);
     assert_eq!((record.flags.skipped(), record.flags.zero_gradient()), (out.skipped, out.zero), "{what}");
     assert_eq!((record.flags.first(), record.flags.halted()), (out.first, false), "{what}");
     if out.skipped || out.zero {
@@ -248,6 +248,7 @@ fn ranks_scales_and_micro_batches_follow_the_oracle() {
         (Rule::sgdm(0.9), Regime::norm_ratio()),
         (Rule::adamw(), Regime::seesaw()),
         (Rule::sgd(), Regime::polyak()),
+        (Rule::sign_sgd(), Regime::schedule_free_plus()),
     ] {
         let plain = spec(rule, regime);
         let clipped = Spec { clip: 3.0, decay: WeightDecay::Coupled(0.1), ..plain.clone() };

@@ -2,11 +2,13 @@
 
 import package::layout::{GroupConstants, GroupState, AVERAGE_EXPONENTIAL, AVERAGE_OFF, AVERAGE_SCHEDULE_FREE};
 import package::learning_rate::steps_taken::steps_moved;
+@if(schedule_free_plus) import package::regime::schedule_free_plus::averaged_rate;
 import package::scaled::{is_zero, power_of_two, product, quotient, scaled, sum, times, to_float};
 
 fn average_share(c: GroupConstants, s: ptr<function, GroupState>) -> f32 {
     if c.average == AVERAGE_SCHEDULE_FREE {
-        return schedule_free_weight(s, (*s).learning_rate, steps_moved(*s));
+        @if(schedule_free_plus) return schedule_free_weight(s, averaged_rate(s), steps_moved(*s));
+        @if(!schedule_free_plus) return schedule_free_weight(s, (*s).learning_rate, steps_moved(*s));
     }
     return average_weight(c, steps_moved(*s));
 }

@@ -275,7 +275,8 @@ fn take_step(c: &GroupConstants, clip: Scaled, turn: &Turn, s: &mut GroupState, 
         epsilon: c.rule.epsilon,
         first: turn.begins,
         average_weight: if c.average == average_kinds::SCHEDULE_FREE {
-            schedule_free_weight(s, s.learning_rate, steps_moved(s))
+            let rate = (Kernel::of(c).averaged_rate)(s);
+            schedule_free_weight(s, rate, steps_moved(s))
         } else {
             average_weight(c, steps_moved(s))
         },

@@ -176,6 +176,12 @@ fn measure(
     let mut t = sweep(elements, block, scaled);
     match kernel.alignment {
         Alignment::None | Alignment::Streams => {}
+        Alignment::Magnitudes => {
+            t.absolute = sum_of_magnitudes(elements, gradient, state);
+            if state.momentum_started != 0 {
+                measure_iterates(elements, gradient, state, slices, &mut t);
+            }
+        }
         // Before the group's first step, which another group of the scope may have had, there is nothing to compare with.
         _ if state.momentum_started == 0 => {}
         // For the bound on the momentum's norm.
@@ -255,6 +261,20 @@ fn measure_iterates(
     }
     t.slow_dot = across(&sums.slow_dot);
     t.direction_square = across(&sums.direction_squares);
+}
+
+/// Σ|g|
+#[inline(always)]
+fn sum_of_magnitudes(elements: usize, gradient: impl Rows, state: &GroupState) -> f32 {
+    let gradient_scale = power_of_two(-state.gradient_exponent);
+    let mut sums = [0.0; LANES];
+    for start in (0..elements).step_by(LANES) {
+        let g = times(gradient_scale, any_row(elements, gradient, start));
+        for j in 0..LANES {
+            sums[j] += g[j].abs();
+        }
+    }
+    across(&sums)
 }
 
 #[inline(always)]

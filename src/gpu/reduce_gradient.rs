@@ -25,6 +25,7 @@ pub(crate) fn pipeline(gpu: &Gpu, tuning: &Tuning, kernel: Kernel, access: Acces
         Alignment::None | Alignment::Momentum | Alignment::Streams => ("measures_momentum", read, absent),
         Alignment::Counters => ("measures_counters", absent, read),
         Alignment::Iterates => ("measures_iterates", absent, read),
+        Alignment::Magnitudes => ("measures_magnitudes", absent, read),
         Alignment::FirstParameters => ("measures_distance", absent, read),
         // A look has the bind groups of the step before.
         Alignment::NextLook => ("measures_momentum", read, read),

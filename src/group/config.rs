@@ -92,6 +92,21 @@ impl GroupConfig {
         WeightDecay::check(self.weight_decay.lambda(), owner)?;
         GroupConfig::check_clip(self.clip_norm, owner)?;
         self.rule.validate()?;
+        let is_free = self.averaging == Averaging::ScheduleFree;
+        require(
+            is_free || !self.regime.needs_schedule_free(),
+            owner,
+            "averaging",
+            self.averaging.name(),
+            "schedule-free with regime schedule-free-plus, whose rate is for the steps of schedule-free training: use averaging(Averaging::ScheduleFree), or another regime (Regime::polyak() takes the loss too)",
+        )?;
+        require(
+            self.averaging.fits(&self.rule),
+            || format!("group \"{}\" with rule {}", self.name, self.rule.name()),
+            "averaging",
+            self.averaging.name(),
+            "another with a rule that keeps a momentum, in whose place schedule-free training keeps its base sequence: use averaging(Averaging::polynomial_decay()), or a rule without momentum (Rule::sgd(), Rule::sign_sgd(), or Rule::adamw_without_momentum() for AdamW)",
+        )?;
         require(
             self.regime.fits(&self.rule),
             owner,
@@ -102,13 +117,6 @@ impl GroupConfig {
             } else {
                 "a rule whose last direction follows from what it remembers with regimes bb and adgd, which muon's does not (Regime::seesaw() works with it)"
             },
-        )?;
-        require(
-            self.averaging.fits(&self.rule),
-            || format!("group \"{}\" with rule {}", self.name, self.rule.name()),
-            "averaging",
-            self.averaging.name(),
-            "another with a rule that keeps a momentum, in whose place schedule-free training keeps its base sequence: use averaging(Averaging::polynomial_decay()), or a rule without momentum (Rule::sgd(), Rule::sign_sgd(), or Rule::adamw_without_momentum() for AdamW)",
         )?;
         // Both go by the parameters of the step before, which are another stream's.
         for (field, used) in [("averaging", self.averaging.is_on()), ("trust_ratio", self.trust_ratio.is_some())] {

@@ -25,6 +25,8 @@ pub(crate) enum Alignment {
     Counters,
     /// y - z of schedule-free training, which is kept anyway.
     Iterates,
+    /// As `Iterates`, and the sum of the gradient's magnitudes.
+    Magnitudes,
     /// The last gradient. Its difference from the present one is measured instead of an alignment.
     LastGradient,
     /// In a step the momentum, if there is one, for its norm. The last gradient is kept for a look.
@@ -126,9 +128,9 @@ impl Kernel {
         self.coupled_decay || self.has_first_parameters() || self.compares_iterates() || self.initial_norm && !started
     }
 
-    /// Returns true if the alignment is measured against y - z of schedule-free training.
+    /// Returns true if the gradient is compared with y - z of schedule-free training.
     pub(crate) fn compares_iterates(self) -> bool {
-        self.alignment == Alignment::Iterates
+        matches!(self.alignment, Alignment::Iterates | Alignment::Magnitudes)
     }
 
     pub(crate) fn has_counters(self) -> bool {
@@ -138,7 +140,11 @@ impl Kernel {
     /// Returns the number of vectors of the parameters' length that the regime keeps.
     pub(crate) fn vectors(self) -> u32 {
         match self.alignment {
-            Alignment::None | Alignment::Momentum | Alignment::Counters | Alignment::Iterates => 0,
+            Alignment::None
+            | Alignment::Momentum
+            | Alignment::Counters
+            | Alignment::Iterates
+            | Alignment::Magnitudes => 0,
             Alignment::LastGradient | Alignment::NextLook | Alignment::Look | Alignment::FirstParameters => 1,
             Alignment::Streams => slots::STREAM_SLOTS,
         }

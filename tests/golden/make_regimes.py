@@ -96,6 +96,24 @@ def rows(rule, name):
         yield [rule, name, str(t)] + [f"{x:.17e}" for x in (loss, np.linalg.norm(g), np.log(eta), w[0], w[-1])]
 
 
+def free_rows(rule):
+    """ScheduleFree+ with c = 1 and f* = 0. The sequence z takes the steps, x is its average, and gradients are taken at y."""
+    x = y = z = np.zeros(D)
+    eta, largest, total = None, 0.0, 0.0
+    for t in range(STEPS):
+        loss, g = problem(y, t)
+        gap = max(0.0, loss - float(g @ (y - z)))
+        wanted = gap / (float(g @ g) if rule == "sgd" else np.sqrt(np.pi / 2) * np.abs(g).sum())
+        eta = wanted if eta is None else clip(wanted, eta / 10, eta * 10)
+        z = z - eta * (g if rule == "sgd" else np.sign(g))
+        largest = max(largest, eta)
+        weight = (largest * (t + 1)) ** 2
+        total += weight
+        x = x + weight / total * (z - x)
+        y = x + 0.15 * (z - x)
+        yield [rule, "schedule-free-plus", str(t)] + [f"{v:.17e}" for v in (loss, np.linalg.norm(g), np.log(eta), y[0], y[-1])]
+
+
 NAMES = ("adagrad-norm", "bb-long", "bb-short", "bb-geometric", "adgd", "dog", "dowg", "polyak", "ngn")
 with open(pathlib.Path(__file__).with_name("regimes.csv"), "w") as out:
     out.write("rule,regime,step,loss,norm,ln_rate,w_first,w_last\n")
@@ -103,3 +121,6 @@ with open(pathlib.Path(__file__).with_name("regimes.csv"), "w") as out:
         for name in NAMES:
             for row in rows(rule, name):
                 out.write(",".join(row) + "\n")
+    for rule in ("sgd", "signsgd"):
+        for row in free_rows(rule):
+            out.write(",".join(row) + "\n")

@@ -143,6 +143,7 @@ fn regime(name: &str) -> Regime {
         "dowg" => Regime::DoWG(DoWG { initial_distance }),
         "polyak" => Regime::polyak(),
         "ngn" => Regime::ngn(),
+        "schedule-free-plus" => Regime::schedule_free_plus(),
         other => panic!("no regime is called {other}"),
     }
 }
@@ -172,7 +173,7 @@ fn compare_with_trace(what: &str, expected: &[&str], loss: f32, record: &Record,
 fn every_path_follows_the_golden_traces_of_the_formulas() {
     let traces: Vec<Vec<&str>> =
         include_str!("../golden/regimes.csv").lines().skip(1).map(|line| line.split(',').collect()).collect();
-    assert_eq!(traces.len(), 3 * 9 * 12);
+    assert_eq!(traces.len(), (3 * 9 + 2) * 12);
     for trace in traces.chunks(12) {
         let (rule_name, regime_name) = (trace[0][0], trace[0][1]);
         let (_, rule) = rules().into_iter().find(|(name, _)| *name == rule_name).expect("a rule");

@@ -290,6 +290,7 @@ impl Scenario {
             oracle.loss = f64::from(loss_of(index + 1));
             if self.controlled && !control_oracle(&spec, unit.groups[0], index + 1, &mut oracle) {
                 expected.rates.push(f64::NAN);
+                expected.rate_sizes.push(f64::NAN);
                 expected.norms.push(0.0);
                 expected.alignments.push((0.0, 0.0));
                 continue;
@@ -299,6 +300,7 @@ impl Scenario {
                 oracle.look(&of_unit(&self.gradients(FIRST_LOOK + index + 1)));
             }
             expected.rates.push(out.rate);
+            expected.rate_sizes.push(out.rate_size);
             expected.norms.push(out.norm);
             expected.alignments.push((out.slow, out.fast));
             for (largest, g) in largest_gradient.iter_mut().zip(&gradient) {
@@ -346,7 +348,7 @@ impl Scenario {
                     continue;
                 }
                 let what = || format!("learning rate of step {step}, {name}");
-                outcome.near(path, what, (record.learning_rate, rate), ulp(rate), rate_ulps);
+                outcome.near(path, what, (record.learning_rate, rate), ulp(expected.rate_sizes[index]), rate_ulps);
                 if unit.spec.regime.needs_alignment() {
                     let (slow, fast) = expected.alignments[index];
                     for (got, exact, which) in
@@ -508,6 +510,7 @@ struct Unit {
 #[derive(Default)]
 struct Expected {
     rates: Vec<f64>,
+    rate_sizes: Vec<f64>,
     norms: Vec<f64>,
     alignments: Vec<(f64, f64)>,
     parameters: Vec<f64>,

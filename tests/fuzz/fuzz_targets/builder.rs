@@ -5,7 +5,7 @@ use libfuzzer_sys::fuzz_target;
 use wgpu_optim::{
     AdGd, AdaGradNorm, Adagrad, AdamW, AmsGrad, AutoSgd, Averaging, BarzilaiBorwein, Curvature, CurvatureForm, DecayShape, DoG, DoWG, FixedRate, Group,
     Hypergradient, Lion, LossScaler, NAdamW, Ngn, NonFinitePolicy, NormRatio, OptimizerBuilder, Polyak, Regime, RmsProp,
-    Rule, Schedule, SecantForm, Seesaw, Sgdm, Signum, TrustRatio, WnGrad,
+    Rule, Schedule, ScheduleFreePlus, SecantForm, Seesaw, Sgdm, Signum, TrustRatio, WnGrad,
 };
 
 /// Numbers at and beyond the ends of ranges.
@@ -87,7 +87,7 @@ impl Source<'_> {
 
     fn regime(&mut self) -> Regime {
         let form = [SecantForm::Long, SecantForm::Short, SecantForm::Geometric][usize::from(self.byte() % 3)];
-        match self.byte() % 14 {
+        match self.byte() % 15 {
             0 => Regime::Seesaw(Seesaw {
                 exponent: self.number(),
                 exponent_above: self.number(),
@@ -134,6 +134,7 @@ impl Source<'_> {
                 initial_rate: self.optional(),
                 first_step: self.number(),
             }),
+            13 => Regime::ScheduleFreePlus(ScheduleFreePlus { optimum: self.number(), factor: self.number() }),
             _ => Regime::AutoSgd(AutoSgd {
                 factor: self.number(),
                 certainty: self.number(),

@@ -32,7 +32,7 @@ const PARAMETERS: &[&str] = &["", "half_parameters masters", "half_parameters ne
 const GRADIENTS: &[&str] = &["", "half_gradients"];
 const CLEARS: &[&str] = &["", "writes_gradients", "writes_gradients clears_gradients"];
 const PARTIALS: &[&str] = &["per_invocation", "per_workgroup", "per_subgroup"];
-const MEASURES: &[&str] = &["measures_momentum", "measures_counters", "measures_iterates", "measures_distance"];
+const MEASURES: &[&str] = &["measures_momentum", "measures_counters", "measures_iterates", "measures_magnitudes", "measures_distance"];
 const RULES: &[&str] = &[
     "sgd",
     "sgdm momentum",
@@ -65,6 +65,7 @@ const REGIMES: &[&str] = &[
     "dowg",
     "polyak",
     "ngn",
+    "schedule_free_plus",
     "auto_sgd",
 ];
 

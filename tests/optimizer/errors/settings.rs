@@ -3,7 +3,7 @@
 use super::{Host, W, host_error, on_host};
 use wgpu_optim::{
     AdamW, AutoSgd, Averaging, ErrorKind, Group, Hypergradient, Lion, LossScaler, NonFinitePolicy, NormRatio,
-    OptimizerBuilder, Regime, Rounding, Rule, Seesaw, Sgdm, TrustRatio,
+    OptimizerBuilder, Regime, Rounding, Rule, ScheduleFreePlus, Seesaw, Sgdm, TrustRatio,
 };
 use wgpu_optim_conformance::run::devices;
 use wgpu_optim_conformance::{assert_refused, upload};
@@ -74,6 +74,14 @@ fn numbers_out_of_range() {
     });
     refuse("regime hypergradient", "gain", &no_size, &|gain| {
         with_regime(Regime::Hypergradient(Hypergradient { gain, ..Default::default() }))
+    });
+
+    let plus = |plus| with_regime(Regime::ScheduleFreePlus(plus)).schedule_free();
+    refuse("regime schedule-free-plus", "optimum", &[inf, nan], &|optimum| {
+        plus(ScheduleFreePlus { optimum, ..Default::default() })
+    });
+    refuse("regime schedule-free-plus", "factor", &[-1.0, 0.0, 1e-39, inf, nan], &|factor| {
+        plus(ScheduleFreePlus { factor, ..Default::default() })
     });
 
     let sgd = || on_host(Rule::sgd());
@@ -175,6 +183,13 @@ fn counters_beside_momentum(regime: Regime) -> Host {
         .group(Group::new("heavy").rule(Rule::sgdm(0.9)).share_norm("all").tensor("b", W, W))
 }
 
+/// ScheduleFree+, and a second group that shares its norm, both in schedule-free training.
+fn plus_beside(regime: Regime) -> Host {
+    let second = Group::new("second").regime(regime).share_norm("both").tensor("b", W, W);
+    let first = Group::new("first").regime(Regime::schedule_free_plus()).share_norm("both").tensor("a", W, W);
+    OptimizerBuilder::new(Rule::sgd()).schedule_free().group(first).group(second)
+}
+
 #[test]
 fn settings_that_do_not_go_together() {
     let sgd = || on_host(Rule::sgd());
@@ -190,6 +205,16 @@ fn settings_that_do_not_go_together() {
         (streams().averaging(Averaging::Running { start: 0 }), vec!["\"all\"", "averaging", "auto-sgd"]),
         (streams().schedule_free(), vec!["\"all\"", "auto-sgd"]),
         (streams().trust_ratio(TrustRatio::default()), vec!["\"all\"", "trust_ratio", "auto-sgd"]),
+        // A rate for the steps of schedule-free training alone, whose sums are not those of other regimes.
+        (
+            with_regime(Regime::schedule_free_plus()),
+            vec!["\"all\"", "averaging is off", "averaging(Averaging::ScheduleFree)"],
+        ),
+        (
+            with_regime(Regime::schedule_free_plus()).averaging(Averaging::polynomial_decay()),
+            vec!["\"all\"", "averaging is polynomial", "averaging(Averaging::ScheduleFree)"],
+        ),
+        (plus_beside(Regime::seesaw()), vec!["\"first\"", "\"second\"", "share the norm \"both\""]),
         (trust(0.0), vec!["coefficient"]),
         (trust(f32::NAN), vec!["coefficient"]),
         (trust(1.0).global_norm(), vec!["shared"]),
@@ -242,6 +267,7 @@ fn settings_that_do_not_go_together() {
         // A group may have it alone, and another may be without.
         sgd().schedule_free().group(averaged.tensor("v", W, W)),
         on_host(Rule::sign_sgd()).schedule_free(),
+        plus_beside(Regime::schedule_free_plus()),
         on_host(Rule::adamw_without_momentum()).schedule_free(),
     ] {
         builder.build_cpu().expect("they go together");

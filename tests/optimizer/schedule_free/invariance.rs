@@ -25,6 +25,29 @@ fn a_rescaled_loss_changes_no_bit() {
     }
 }
 
+/// ScheduleFree+ takes the loss too, which is then as much larger as the gradients are.
+#[test]
+fn a_rescaled_loss_changes_no_bit_of_schedule_free_plus() {
+    let _alone = alone();
+    let specs = [Rule::sgd(), Rule::sign_sgd()]
+        .map(|rule| free(rule, Regime::schedule_free_plus(), tensors(8, &[65])).named(rule.name()));
+    for exponent in [-60i32, -7, 1, 60] {
+        let factor = 2f32.powi(exponent);
+        for (mut plain, mut rescaled) in pairs(&specs, &specs) {
+            for step in 0..STEPS {
+                let grads = gradients(&plain.params(), step);
+                // Below 0 at last, where the rate falls by its limit.
+                let loss = 3.0 - 0.1 * step as f32;
+                plain.set_loss(loss);
+                rescaled.set_loss(factor * loss);
+                plain.step(&grads);
+                rescaled.step(&times(factor, &grads));
+            }
+            assert_same_bits(&*plain, &*rescaled, format_args!("2^{exponent}"));
+        }
+    }
+}
+
 /// Climbing on the negative is descending, and a clip above every norm is none.
 #[test]
 fn climbing_is_descending_and_a_wide_clip_is_none() {

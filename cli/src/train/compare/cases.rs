@@ -199,13 +199,17 @@ impl<'a> Comparison<'a> {
                 comparison.optimizer(rule, variant, 1)?.check()?;
             }
         }
-        // A regime without a rule to be had with is refused in its own words.
-        for &variant in &comparison.variants {
-            let has = |&rule: &RuleName| comparison.variants_of(rule).any(|other| other == variant);
-            if !options.rules.iter().any(has) {
+        // A regime without a rule to be had with is left out of all, or where it was named refused in its own words.
+        let mut had = comparison.variants.clone();
+        had.retain(|variant| {
+            options.rules.iter().any(|&rule| comparison.variants_of(rule).any(|other| other == *variant))
+        });
+        if options.regimes.is_some() {
+            for &variant in comparison.variants.iter().filter(|variant| !had.contains(variant)) {
                 comparison.optimizer(options.rules[0], variant, 1)?.check()?;
             }
         }
+        comparison.variants = had;
         // Of several sets only files have columns to choose from.
         let label = |name: &OsStr| args.label.as_deref().filter(|_| !data::is_named(name));
         let load = |name: &&OsStr| data::load_from(name, label(name));
@@ -230,8 +234,9 @@ impl<'a> Comparison<'a> {
     /// What sets the rate beside the fixed ones, for this rule: not every regime can be had with every rule.
     pub fn variants_of(&self, rule: RuleName) -> impl Iterator<Item = Variant> {
         let fits = move |variant: &Variant| {
-            let rule = self.options_of(rule, *variant).rule();
-            variant.regime.0.fits(&rule)
+            let options = self.options_of(rule, *variant);
+            let is_free = options.averaged() == Some(AverageName::ScheduleFree);
+            (is_free || !variant.regime.0.needs_schedule_free()) && variant.regime.0.fits(&options.rule())
         };
         self.variants.iter().copied().filter(fits)
     }

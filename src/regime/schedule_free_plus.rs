@@ -1,0 +1,208 @@
+//! ScheduleFree+. On the device: `shaders/regime/schedule_free_plus.wgsl`.
+
+use super::{Kernel, LearningRateRegime, Needs, RATE_MAX, Regime, require_above_0};
+use crate::averaging::Averaging;
+use crate::error::{Error, require};
+use crate::layout::terms::{LOSS_TERM, NORM_TERM};
+use crate::layout::{GroupConstants, GroupState, RawRecord, RegimeConstants, Scaled, shared_structs};
+use crate::reference::{Rate, RegimeReference, RegimeStep, dot};
+use crate::regime::formula::{MAX_FACTOR, ln_ratio_or_0, set_rate};
+use crate::regime::gradient::{Gradient, direction_length, is_sign_rule};
+use crate::rule::Rule;
+use crate::scaled::power_of_two;
+
+/// The rate of ScheduleFree+ (arXiv:2605.19095): Polyak's rate for [schedule-free training](crate::Averaging::ScheduleFree), which it
+/// requires. With the loss f and the gradient g, both at y, and the sequence z that takes the steps
+///
+/// ```text
+/// a = f - f* - ⟨g, y - z⟩
+/// η = c max(0, a)/n²                 for Sgd, whose step is along the gradient
+/// η = c max(0, a)/(√(π/2) Σ|g|)      for SignSgd and rules with a second moment, as published
+/// ```
+///
+/// For a convex loss with its minimum f* at w*, ⟨g, z - w*⟩ = ⟨g, y - w*⟩ - ⟨g, y - z⟩ is at least f - f* - ⟨g, y - z⟩ = a. So the step
+/// z - η g ends at a squared distance from w* of at most ‖z - w*‖² - 2 η a + η² n², which is smallest at η = a/n². A step along the signs
+/// lowers the same linear model of the loss by η Σ|g|. The factor √(π/2) is the paper's: for normally distributed elements √(π/2) Σ|g| is
+/// √d n.
+///
+/// The loss is read on the device, and nothing waits for it. The regime keeps no memory of its own beside z: pass 1 reads y and z and
+/// measures ⟨g, y - z⟩ and Σ|g| with the norm. Where Σ|g| leaves the range of f32, √d n stands in for √(π/2) Σ|g|.
+///
+/// A step counts in the average with the largest rate so far, as in the published code, so that the average approaches z also while η is
+/// small. Unlike there, the change of ln η in one step is limited to ±ln 10 (if `a ≤ 0`, the rate falls by that limit; the published rate is
+/// 0), the weights of the average grow with the square of the step's number, y lies at 0.15 z + 0.85 x and not at 0.1 z + 0.9 x, there is no
+/// momentum, and a decoupled weight decay is of z and is multiplied by η and not by η². Groups divide the loss by norms of their own: `share_norm` or `global_norm` gives
+/// them one, as published.
+///
+/// In the record `loss_term` is `ln` of the growth of a, `norm_term` is minus `ln` of the growth of the divisor.
+#[derive(Debug, Clone, Copy, PartialEq)]
+#[cfg_attr(feature = "checkpoint", derive(serde::Serialize))]
+pub struct ScheduleFreePlus {
+    /// `f* = 0`, the smallest loss there can be.
+    pub optimum: f32,
+    /// `c = 1`.
+    pub factor: f32,
+}
+
+impl Default for ScheduleFreePlus {
+    fn default() -> Self {
+        ScheduleFreePlus { optimum: 0.0, factor: 1.0 }
+    }
+}
+
+impl Regime {
+    /// Returns [`ScheduleFreePlus`] with `f* = 0` and `c = 1`.
+    pub fn schedule_free_plus() -> Self {
+        Regime::ScheduleFreePlus(ScheduleFreePlus::default())
+    }
+}
+
+pub(super) fn examples() -> [ScheduleFreePlus; 1] {
+    [ScheduleFreePlus::default()]
+}
+
+impl LearningRateRegime for ScheduleFreePlus {
+    fn name(&self) -> &'static str {
+        "schedule-free-plus"
+    }
+
+    fn summary(&self) -> &'static str {
+        "Loss over norm, for schedule-free training"
+    }
+
+    fn kernel(&self) -> &'static Kernel {
+        &KERNEL
+    }
+
+    fn needs(&self) -> Needs {
+        Needs { loss: true, schedule_free: true, ..Needs::NOTHING }
+    }
+
+    fn fits(&self, rule: &Rule) -> bool {
+        Averaging::ScheduleFree.fits(rule)
+    }
+
+    fn first_step(&self, _: &Rule, _: &Averaging) -> f32 {
+        0.0
+    }
+
+    fn constants(&self, _: &Rule) -> RegimeConstants {
+        RegimeConstants::of(&ScheduleFreePlusConstants { factor: self.factor, optimum: self.optimum })
+    }
+
+    fn validate(&self) -> Result<(), Error> {
+        require(self.optimum.is_finite(), || self.owner(), "optimum", self.optimum, "finite")?;
+        require_above_0(self, "factor", self.factor)
+    }
+
+    fn reference(&self, _: &Rule) -> Box<dyn RegimeReference> {
+        Box::new(Reference { regime: *self, rate_size: 0.0 })
+    }
+}
+
+shared_structs! {
+    /// Constants of ScheduleFree+.
+    pub(crate) struct ScheduleFreePlusConstants {
+        /// c.
+        pub(crate) factor: f32,
+        /// f*.
+        pub(crate) optimum: f32,
+    }
+
+    /// State of ScheduleFree+.
+    pub(crate) struct ScheduleFreePlusState {
+        /// a of the last step with a gradient, 0 at least.
+        pub(crate) last_gap: Scaled,
+        /// n² or √(π/2) Σ|g| of that step.
+        pub(crate) last_divisor: Scaled,
+        /// The largest η of a step, with schedule and trust ratio.
+        pub(crate) largest_rate: f32,
+    }
+}
+
+pub(super) const KERNEL: Kernel = Kernel {
+    constants: Some(ScheduleFreePlusConstants::DECLARED),
+    state: Some(ScheduleFreePlusState::DECLARED),
+    follow,
+    averaged_rate,
+    ..Kernel::new("schedule_free_plus", include_str!("../../shaders/regime/schedule_free_plus.wgsl"))
+};
+
+/// √(π/2)
+const ROOT_OF_HALF_PI: f32 = 1.253_314_1;
+
+fn follow(c: &GroupConstants, g: &Gradient, s: &mut GroupState, r: &mut RawRecord) {
+    let k: &ScheduleFreePlusConstants = c.regime_constants.own();
+    let own: &mut ScheduleFreePlusState = s.regime.own_mut();
+    let (gap, divisor) = (gap(k, g), divisor(c, g));
+    r.terms[LOSS_TERM as usize] = ln_ratio_or_0(gap, own.last_gap);
+    r.terms[NORM_TERM as usize] = -ln_ratio_or_0(divisor, own.last_divisor);
+    (own.last_gap, own.last_divisor) = (gap, divisor);
+    let wanted = if gap.is_zero() { gap } else { gap.times(k.factor).quotient(divisor) };
+    set_rate(wanted, MAX_FACTOR, RATE_MAX, g, s, r);
+}
+
+/// a, or 0 where it is below.
+fn gap(k: &ScheduleFreePlusConstants, g: &Gradient) -> Scaled {
+    let excess = g.sums.loss - k.optimum;
+    let along = if g.sums.slow_dot.is_finite() { g.sums.slow_dot } else { 0.0 };
+    let of_loss = |x: f32| Scaled::new(x.max(0.0), 0);
+    let of_way = |x: f32| Scaled::new(x.max(0.0), g.scale_of_sums);
+    difference(of_loss(excess).sum(of_way(-along)), of_loss(-excess).sum(of_way(along)))
+}
+
+/// a - b, or 0 where that is below.
+fn difference(a: Scaled, b: Scaled) -> Scaled {
+    if !b.less(a) {
+        return Scaled::ZERO;
+    }
+    Scaled::new(a.mantissa - b.mantissa * power_of_two(b.exponent - a.exponent), a.exponent)
+}
+
+fn divisor(c: &GroupConstants, g: &Gradient) -> Scaled {
+    if !is_sign_rule(c) {
+        return g.square;
+    }
+    let sum = g.sums.absolute;
+    if sum.is_finite() && sum >= f32::MIN_POSITIVE {
+        Scaled::new(sum, g.scale_of_sums).times(ROOT_OF_HALF_PI)
+    } else {
+        direction_length(c).product(g.norm)
+    }
+}
+
+/// The largest η so far, by which steps count in the average.
+fn averaged_rate(s: &mut GroupState) -> f32 {
+    let rate = s.learning_rate;
+    let own: &mut ScheduleFreePlusState = s.regime.own_mut();
+    own.largest_rate = own.largest_rate.max(rate);
+    own.largest_rate
+}
+
+/// The formula in f64.
+struct Reference {
+    regime: ScheduleFreePlus,
+    rate_size: f64,
+}
+
+impl RegimeReference for Reference {
+    fn follow(&mut self, step: &RegimeStep) -> Rate {
+        let to_base: Vec<f64> = step.base.iter().zip(step.w).map(|(z, y)| z - y).collect();
+        let (excess, way) = (step.loss - f64::from(self.regime.optimum), dot(step.g, &to_base));
+        let divisor = if step.scale_free {
+            (std::f64::consts::PI / 2.0).sqrt() * step.g.iter().map(|g| g.abs()).sum::<f64>()
+        } else {
+            dot(step.g, step.g)
+        };
+        // The roundings of y and z are as good as random, and add up to much less than their bound.
+        let roundings: f64 = step.g.iter().zip(step.w).map(|(g, y)| (g * y).powi(2)).sum();
+        let rate_of = |gap: f64| f64::from(self.regime.factor) * gap / divisor;
+        let rate = rate_of((excess + way).max(0.0));
+        self.rate_size = rate_of(excess.abs() + way.abs() + roundings.sqrt() / 50.0);
+        Rate::wanted(rate)
+    }
+
+    fn rate_size(&self) -> f64 {
+        self.rate_size
+    }
+}
