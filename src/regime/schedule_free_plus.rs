@@ -194,11 +194,12 @@ impl RegimeReference for Reference {
         } else {
             dot(step.g, step.g)
         };
-        // The roundings of y and z are as good as random, and add up to much less than their bound.
-        let roundings: f64 = step.g.iter().zip(step.w).map(|(g, y)| (g * y).powi(2)).sum();
+        // Parameters that start on a common grid are all rounded the same way, so that the errors of y and z add up: a few halves of a last
+        // place in each element, where 200 of the whole are allowed.
+        let roundings: f64 = step.g.iter().zip(step.w).map(|(g, y)| (g * y).abs()).sum::<f64>() / 100.0;
         let rate_of = |gap: f64| f64::from(self.regime.factor) * gap / divisor;
         let rate = rate_of((excess + way).max(0.0));
-        self.rate_size = rate_of(excess.abs() + way.abs() + roundings.sqrt() / 50.0);
+        self.rate_size = rate_of(excess.abs() + way.abs() + roundings);
         Rate::wanted(rate)
     }
 
