@@ -11,7 +11,7 @@ use crate::reference::RuleStep;
 /// orthogonal matrix that is nearest to the momentum. Keeps m.
 ///
 /// With `x = μ m + (1-μ) g` (Nesterov) or `x = m`, and `X = x / max(‖x‖, ε)` transposed where it has more rows than columns, the Newton–Schulz
-/// iteration `X ← a X + (b A + c A²) X`, `A = X Xᵀ`, is repeated [`iterations`](Muon::iterations) times. It brings the singular values near 1:
+/// iteration `X ← a X + (b A + c A²) X`, `A = X Xᵀ`, is repeated `iterations` times. It brings the singular values near 1:
 /// with the usual coefficients between 0.7 and 1.2. The direction is X times a factor of the shape ([`scale`](Muon::scale)).
 ///
 /// PyTorch iterates in bf16, this crate in f32. It takes 8 bytes per parameter and two products of the short side's length squared beside
