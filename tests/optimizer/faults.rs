@@ -295,9 +295,10 @@ fn a_readback_that_does_not_come_in_time_is_an_error_and_loses_nothing() {
         };
         let mut steps = 0;
         let long = Kernel::new(gpu, LONG, &[&upload(gpu, &[1.0; 64])]);
+        // OpenGL does its work while it is submitted. Elsewhere it may be done before we get to ask, on a busy machine.
+        let comes_late = gpu.device().adapter_info().backend == wgpu::Backend::Vulkan;
         for blocking in [true, false] {
-            // On a busy machine the work may be done before we get to ask.
-            for _ in 0..200 {
+            for _ in 0..if comes_late { 200 } else { 20 } {
                 submit_pass(gpu, |pass| long.dispatch_many(pass, 1024));
                 run.write_grads(&grads());
                 step(gpu, &run.optimizer);
@@ -317,8 +318,7 @@ fn a_readback_that_does_not_come_in_time_is_an_error_and_loses_nothing() {
                 }
             }
         }
-        // OpenGL does its work while it is submitted.
-        if gpu.device().adapter_info().backend == wgpu::Backend::Vulkan {
+        if comes_late {
             assert!(late.len() >= 2, "{}: {late:?}", gpu.describe());
         }
         for error in late {
