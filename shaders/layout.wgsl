@@ -248,6 +248,7 @@ const NO_TENSOR = 4294967295u;
 const INFINITY_BITS = 2139095040u;
 const RECORD_WORDS = 34u;
 const OVERFLOW_KEY_WORD = 4u;
+const MATRIX_TILE = 64u;
 const MAGNITUDE_BITS = 2147483647u;
 const NO_ELEMENT = 4294967295u;
 
@@ -362,6 +363,8 @@ const LOOK_NONE = 0u;
 const LOOK_MEASURED = 1u;
 const LOOK_MISSING = 2u;
 const LOOK_NOT_FINITE = 3u;
+const ROOT_OF_HALF_PI = 1.2533141;
+const SMALLEST_SUM = 1.1754944e-38;
 const MIDDLE = 0u;
 const SLOWER = 1u;
 const FASTER = 2u;

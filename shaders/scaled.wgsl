@@ -57,6 +57,12 @@ fn sum(a: Scaled, b: Scaled) -> Scaled {
     return choose(choose(both, a, is_zero(b)), b, is_zero(a));
 }
 
+// a - b, or 0 where that is below.
+fn excess_over(a: Scaled, b: Scaled) -> Scaled {
+    let left = scaled(a.mantissa - b.mantissa * power_of_two(b.exponent - a.exponent), a.exponent);
+    return choose(Scaled(0.0, 0), left, less(b, a));
+}
+
 // a * factor for a normal, non-negative factor.
 fn times(a: Scaled, factor: f32) -> Scaled {
     return product(a, scaled(factor, 0));

@@ -234,6 +234,11 @@ impl<T> Group<T> {
         if self.per_tensor { self.tensors.len().max(1) } else { self.tensors.len().clamp(1, 2) }
     }
 
+    /// The name of the group of its other tensors.
+    fn others_name(&self) -> String {
+        format!("{}/others", self.name)
+    }
+
     /// Divides the group where its rule needs matrices: into the group, and its other tensors with a rule of theirs.
     fn by_rule(mut self, all: Rule, others: Option<Rule>) -> Result<Vec<Self>, Error> {
         let rule = self.rule.unwrap_or(all);
@@ -248,7 +253,7 @@ impl<T> Group<T> {
                 BuildError::NoMatrix { tensor: first.name.clone(), shape: first.shape.clone(), rule: rule.name() }
             })?;
             groups.push(Group {
-                name: format!("{}/others", self.name),
+                name: self.others_name(),
                 rule: Some(other),
                 settings: self.settings.clone(),
                 shared_norm: self.shared_norm.clone(),
@@ -318,7 +323,8 @@ const GLOBAL_SCOPE: &str = "global";
 
 impl<T> OptimizerBuilder<T> {
     /// Starts an optimizer with this rule for every group that sets none, [`Regime::Seesaw`] and no clip. Weight decay
-    /// is none, except for [`AdamW`](crate::AdamW), [`AmsGrad`](crate::AmsGrad) and [`NAdamW`](crate::NAdamW), which have a decoupled one of 0.01.
+    /// is none, except for [`AdamW`](crate::AdamW), [`AmsGrad`](crate::AmsGrad) and [`NAdamW`](crate::NAdamW), which have a decoupled one of 0.01, and
+    /// [`Muon`](crate::Muon), which has one of 0.1.
     pub fn new(rule: Rule) -> Self {
         OptimizerBuilder {
             rule,
@@ -529,8 +535,15 @@ impl<T> OptimizerBuilder<T> {
     pub fn warnings(&self) -> Vec<Warning> {
         let all = &self.settings;
         let of = |group: &Group<T>| {
-            let own = &group.settings;
-            Warning::of(&group.name, group.rule.unwrap_or(self.rule), own.regime.or(all.regime).unwrap_or_default())
+            let regime = group.settings.regime.or(all.regime).unwrap_or_default();
+            let rule = group.rule.unwrap_or(self.rule);
+            let has_others = rule.needs_matrices() && group.tensors.iter().any(|tensor| tensor.shape.len() < 2);
+            let others = group.other_tensors.or(self.other_tensors).filter(|_| has_others);
+            let of_others = others.map(|rule| Warning::of(&group.others_name(), rule, regime));
+            Warning::of(&group.name, rule, regime)
+                .into_iter()
+                .chain(of_others.into_iter().flatten())
+                .collect::<Vec<_>>()
         };
         self.groups.iter().flat_map(of).collect()
     }

@@ -493,6 +493,8 @@ mod constants {
         pub const RECORD_WORDS: u32 = 34;
         /// The word of [`super::RawRecord::overflow_key`] in it.
         pub const OVERFLOW_KEY_WORD: u32 = 4;
+        /// Rows and columns of a [`super::Tile`].
+        pub const MATRIX_TILE: u32 = 64;
         /// All bits of a float but its sign.
         pub const MAGNITUDE_BITS: u32 = 0x7fff_ffff;
         /// [`super::ScopeSums::first_nonfinite`] of a partial without any.
@@ -500,8 +502,8 @@ mod constants {
     }
 }
 pub use constants::{
-    INFINITY_BITS, LOSS_ELEMENT, MAGNITUDE_BITS, MEAN_OUTLIER, MEAN_STEPS, NO_ELEMENT, NO_TENSOR, OVERFLOW_KEY_WORD,
-    PARTIAL_WORDS, RECORD_WORDS, TABLE_FACTORS, TABLE_QUADS,
+    INFINITY_BITS, LOSS_ELEMENT, MAGNITUDE_BITS, MATRIX_TILE, MEAN_OUTLIER, MEAN_STEPS, NO_ELEMENT, NO_TENSOR,
+    OVERFLOW_KEY_WORD, PARTIAL_WORDS, RECORD_WORDS, TABLE_FACTORS, TABLE_QUADS,
 };
 
 /// Numbers of the formulas that several files use, on both sides.

@@ -61,10 +61,8 @@ pub(crate) trait HostRule {
     /// the largest one so far where the rule keeps that. Of rules that own passes, v is the direction that these have made.
     fn direction(update: &Update, g: f32, last: f32, m: f32, v: f32) -> f32;
 
-    /// The direction of the step before, from what is still in memory, for the secant regimes. They refuse rules that do not have it.
-    fn last_direction(_: &LastStep) -> f32 {
-        f32::NAN
-    }
+    /// The direction of the step before, from what is still in memory, for the secant regimes.
+    fn last_direction(step: &LastStep) -> f32;
 }
 
 /// What is known of the last step, element by element. `shaders/rule.wgsl` explains the scales.
@@ -146,7 +144,8 @@ macro_rules! rules {
         /// Update rule: turns a gradient `g` into a direction `u`. The step is `w ← w - η u`.
         ///
         /// Rules that `torch.optim` has take the same steps. The optimizer keeps their memory in buffers of its own: 4 bytes per parameter for
-        /// rules with momentum, 8 for AdamW, 12 for AMSGrad, 4 for AdamW with `β₁ = 0`.
+        /// rules with momentum, 8 for AdamW, 12 for AMSGrad, 4 for AdamW with `β₁ = 0`. Muon
+        /// takes 8 more beside its momentum, and two squares of a matrix's short side.
         #[derive(Debug, Clone, Copy, PartialEq)]
         #[cfg_attr(feature = "checkpoint", derive(serde::Serialize))]
         #[non_exhaustive]
@@ -254,8 +253,8 @@ impl Rule {
         self.rule().with_momentum(momentum)
     }
 
-    /// Returns the weight decay that the rule is published with: decoupled for AdamW, AMSGrad and NAdamW (0.01, PyTorch's default) and Lion (none by
-    /// default), coupled for the others (none by default).
+    /// Returns the weight decay that the rule is published with: decoupled for AdamW, AMSGrad and NAdamW (0.01, PyTorch's default), Muon (0.1,
+    /// PyTorch's default) and Lion (none by default), coupled for the others (none by default).
     #[doc(hidden)]
     pub fn usual_weight_decay(&self) -> WeightDecay {
         self.rule().usual_weight_decay()

@@ -66,6 +66,14 @@ impl Scaled {
     }
 
     /// `self * factor` for a normal, non-negative factor.
+    /// `self - other`, or 0 where that is below.
+    pub(crate) fn excess_over(self, other: Self) -> Self {
+        if !other.less(self) {
+            return Scaled::ZERO;
+        }
+        Scaled::new(self.mantissa - other.mantissa * power_of_two(other.exponent - self.exponent), self.exponent)
+    }
+
     pub(crate) fn times(self, factor: f32) -> Self {
         let factor = Scaled::new(factor, 0);
         if self.is_zero() || factor.is_zero() {

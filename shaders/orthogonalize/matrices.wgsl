@@ -8,9 +8,7 @@ import package::layout::{Block, Matrix, Tile, Update};
 @group(0) @binding(2) var<storage, read> matrices: array<Matrix>;
 @group(0) @binding(3) var<storage, read> tiles: array<Tile>;
 
-// Rows and columns of a tile.
-const TILE: u32 = 64u;
-// The invocations of a workgroup, which make 8 × 8 elements of a tile each.
+// Invocations of a workgroup.
 const INVOCATIONS: u32 = 64u;
 
 // Whether nothing is to be made of the matrix: its group takes no step, or its tensor has no gradients.

@@ -4,8 +4,8 @@
 // Writes: iterate, the matrices that it also reads.
 // Grid:   one workgroup of 64 invocations per tile of the matrices.
 
-import package::layout::Squares;
-import package::orthogonalize::matrices::{INVOCATIONS, TILE, is_idle, matrices, place_of, tiles};
+import package::layout::{Squares, MATRIX_TILE};
+import package::orthogonalize::matrices::{INVOCATIONS, is_idle, matrices, place_of, tiles};
 import package::reduction::totals::{add_squares, no_squares};
 import package::scaled::{larger, power_of_two, quotient, root, scaled};
 
@@ -41,8 +41,8 @@ fn normalize_matrices(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(loca
     let second = power_of_two(factor.exponent - half);
     let lane_row = lane / 8u;
     let lane_column = lane % 8u;
-    for (var i = lane_row; i < TILE; i += 8u) {
-        for (var j = lane_column; j < TILE; j += 8u) {
+    for (var i = lane_row; i < MATRIX_TILE; i += 8u) {
+        for (var j = lane_column; j < MATRIX_TILE; j += 8u) {
             // Neighbouring invocations take neighbouring elements, however the matrix lies.
             let row = tile.row + select(i, j, m.transposed != 0u);
             let column = tile.column + select(j, i, m.transposed != 0u);

@@ -7,7 +7,7 @@ import package::layout::{
 import package::learning_rate::first_rate::set_first_rate;
 import package::learning_rate::formula::{ln_ratio_or_0, rate_along_signs, set_rate};
 import package::learning_rate::gradient::{Gradient, differ};
-import package::scaled::{choose, is_zero, larger, less, ln_ratio, power_of_two, product, quotient, root, scaled, smaller, times};
+import package::scaled::{choose, excess_over, is_zero, larger, less, ln_ratio, product, quotient, root, scaled, smaller, times};
 
 fn follow_regime(c: GroupConstants, g: Gradient, s: ptr<function, GroupState>, r: ptr<function, RawRecord>) {
     let along_signs = (c.flags & SIGN_RULE) != 0u && c.regime_constants.form != LOOK_NEWTON;
@@ -40,9 +40,6 @@ fn follow_regime(c: GroupConstants, g: Gradient, s: ptr<function, GroupState>, r
 
 // A/B, for A and B above 0.
 fn wanted_rate(c: GroupConstants, s: ptr<function, GroupState>) -> Scaled {
-    let along = (*s).regime.along;
-    let against = (*s).regime.against;
-    let left = scaled(along.mantissa - against.mantissa * power_of_two(against.exponent - along.exponent), along.exponent);
-    let rate = quotient(left, (*s).regime.bend);
+    let rate = quotient(excess_over((*s).regime.along, (*s).regime.against), (*s).regime.bend);
     return choose(rate, root(rate), c.regime_constants.form == LOOK_GEOMETRIC);
 }

@@ -1,13 +1,11 @@
 // ScheduleFree+: src/regime/schedule_free_plus.rs.
 
-import package::layout::{GroupConstants, GroupState, RawRecord, Scaled, LOSS_TERM, NORM_TERM, SIGN_RULE, MAX_FACTOR, RATE_MAX};
+import package::layout::{
+    GroupConstants, GroupState, RawRecord, Scaled, LOSS_TERM, MAX_FACTOR, NORM_TERM, RATE_MAX, ROOT_OF_HALF_PI, SIGN_RULE, SMALLEST_SUM,
+};
 import package::learning_rate::formula::{ln_ratio_or_0, set_rate};
 import package::learning_rate::gradient::{Gradient, is_finite};
-import package::scaled::{choose, is_zero, less, power_of_two, product, quotient, scaled, sum, times};
-
-// √(π/2)
-const ROOT_OF_HALF_PI = 1.2533141;
-const SMALLEST_SUM = 1.1754944e-38;
+import package::scaled::{choose, excess_over, is_zero, product, quotient, scaled, sum, times};
 
 fn follow_regime(c: GroupConstants, g: Gradient, s: ptr<function, GroupState>, r: ptr<function, RawRecord>) {
     let gap = gap_of(c, g);
@@ -30,13 +28,7 @@ fn gap_of(c: GroupConstants, g: Gradient) -> Scaled {
     let of_way = scaled(along, g.scale_of_sums);
     let more = sum(choose(zero, of_loss, excess > 0.0), choose(zero, of_way, along < 0.0));
     let fewer = sum(choose(zero, of_loss, excess < 0.0), choose(zero, of_way, along > 0.0));
-    return difference(more, fewer);
-}
-
-// a - b, or 0 where that is below.
-fn difference(a: Scaled, b: Scaled) -> Scaled {
-    let left = scaled(a.mantissa - b.mantissa * power_of_two(b.exponent - a.exponent), a.exponent);
-    return choose(Scaled(0.0, 0), left, less(b, a));
+    return excess_over(more, fewer);
 }
 
 fn divisor_of(c: GroupConstants, g: Gradient) -> Scaled {

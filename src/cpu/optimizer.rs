@@ -51,8 +51,8 @@ fn zeroed<T: Zeroable>(length: usize) -> Result<Vec<T>, Error> {
 /// An optimizer on the host. Made by [`OptimizerBuilder::build_cpu`].
 ///
 /// It walks the same plan as [`Optimizer`](crate::Optimizer), block by block and on every core; the result has the same bits for
-/// any number of threads. A step allocates nothing itself; rayon's queue takes a chunk of memory about once in 30 steps where
-/// there is more than one block.
+/// any number of threads. A step allocates nothing itself, except in products of matrices ([`Muon`](crate::Muon)). rayon's queue takes a
+/// chunk of memory about once in 30 steps where there is more than one block.
 #[derive(Debug)]
 pub struct CpuOptimizer {
     plan: Plan,

@@ -8,11 +8,8 @@ use crate::gpu::optimizer::{Dispatch, PassName};
 use crate::gpu::pass::{Binding, PassSource, Pipeline, flag};
 use crate::gpu::sweep::Elements;
 use crate::gpu::tuning::Tuning;
-use crate::layout::{Matrix, Squares, Tile};
+use crate::layout::{MATRIX_TILE, Matrix, Squares, Tile};
 use crate::plan::{Access, Kernel, QUAD, Window};
-
-/// Rows and columns of a tile, as `shaders/orthogonalize/matrices.wgsl` has them.
-const TILE: u32 = 64;
 
 /// Memory of a window for its matrices.
 #[derive(Debug)]
@@ -120,15 +117,14 @@ pub(crate) fn dispatches(
     let iterations = window.kernel.iterations;
     let [gram, polynomial] = &memory.grams;
     let normalize = ("orthogonalize/normalize", "normalize_matrices");
-    let multiply = ("orthogonalize/gram", "multiply_gram");
-    let advance = ("orthogonalize/advance", "advance");
+    let multiply = ("orthogonalize/multiply", "multiply");
     add(normalize, &[], &of_matrices, &[&memory.squares, memory.iterate(0, iterations)]);
     for i in 0..iterations {
         let [x, next] = [i, i + 1].map(|i| memory.iterate(i, iterations));
-        let last: &[&str] = if i + 1 == iterations { &["last"] } else { &[] };
+        let advance: &[&str] = if i + 1 == iterations { &["advance", "last"] } else { &["advance"] };
         add(multiply, &[], &of_grams, &[x, gram]);
         add(multiply, &["polynomial"], &of_grams, &[gram, polynomial]);
-        add(advance, last, &of_matrices, &[polynomial, x, next]);
+        add(multiply, advance, &of_matrices, &[polynomial, x, next]);
     }
     all
 }
@@ -138,9 +134,9 @@ fn tiles(matrices: &[Matrix], columns_of: impl Fn(&Matrix) -> (u32, bool)) -> Ve
     let mut tiles = Vec::new();
     for (matrix, m) in (0u32..).zip(matrices) {
         let (columns, is_symmetric) = columns_of(m);
-        for row in (0..m.rows).step_by(TILE as usize) {
+        for row in (0..m.rows).step_by(MATRIX_TILE as usize) {
             let first = if is_symmetric { row } else { 0 };
-            let of_row = (first..columns).step_by(TILE as usize);
+            let of_row = (first..columns).step_by(MATRIX_TILE as usize);
             tiles.extend(of_row.map(|column| Tile { matrix, row, column }));
         }
     }

@@ -15,7 +15,7 @@ impl Shape {
     pub(crate) fn of(dimensions: &[usize]) -> Option<Self> {
         match dimensions {
             [rows, first, rest @ ..] => {
-                Some(Shape { rows: *rows, columns: rest.iter().fold(*first, |all, next| all * next) })
+                Some(Shape { rows: *rows, columns: rest.iter().fold(*first, |all, next| all.saturating_mul(*next)) })
             }
             _ => None,
         }

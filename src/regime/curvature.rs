@@ -343,10 +343,7 @@ fn follow(c: &GroupConstants, g: &Gradient, s: &mut GroupState, r: &mut RawRecor
 
 /// A/B, for A and B above 0.
 fn wanted_rate(form: u32, own: &CurvatureState) -> Scaled {
-    let Scaled { mantissa, exponent } = own.against;
-    let against = mantissa * crate::scaled::power_of_two(exponent - own.along.exponent);
-    let sum = Scaled::new(own.along.mantissa - against, own.along.exponent);
-    let rate = sum.quotient(own.bend);
+    let rate = own.along.excess_over(own.against).quotient(own.bend);
     if form == forms::LOOK_GEOMETRIC { rate.root() } else { rate }
 }
 

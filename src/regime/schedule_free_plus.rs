@@ -9,7 +9,6 @@ use crate::reference::{Rate, RegimeReference, RegimeStep, dot};
 use crate::regime::formula::{MAX_FACTOR, ln_ratio_or_0, set_rate};
 use crate::regime::gradient::{Gradient, direction_length, is_sign_rule};
 use crate::rule::Rule;
-use crate::scaled::power_of_two;
 
 /// The rate of ScheduleFree+ (arXiv:2605.19095): Polyak's rate for [schedule-free training](crate::Averaging::ScheduleFree), which it
 /// requires. With the loss f and the gradient g, both at y, and the sequence z that takes the steps
@@ -120,16 +119,24 @@ shared_structs! {
     }
 }
 
+/// Numbers of the formula.
+pub(crate) mod numbers {
+    crate::layout::shared_constants! { ""
+        /// √(π/2)
+        pub const ROOT_OF_HALF_PI: f32 = 1.253_314_1;
+        /// The smallest Σ|g| at its scale that is taken as it is.
+        pub const SMALLEST_SUM: f32 = f32::MIN_POSITIVE;
+    }
+}
+
 pub(super) const KERNEL: Kernel = Kernel {
     constants: Some(ScheduleFreePlusConstants::DECLARED),
     state: Some(ScheduleFreePlusState::DECLARED),
     follow,
     averaged_rate,
+    own_constants: numbers::wgsl,
     ..Kernel::new("schedule_free_plus", include_str!("../../shaders/regime/schedule_free_plus.wgsl"))
 };
-
-/// √(π/2)
-const ROOT_OF_HALF_PI: f32 = 1.253_314_1;
 
 fn follow(c: &GroupConstants, g: &Gradient, s: &mut GroupState, r: &mut RawRecord) {
     let k: &ScheduleFreePlusConstants = c.regime_constants.own();
@@ -148,15 +155,7 @@ fn gap(k: &ScheduleFreePlusConstants, g: &Gradient) -> Scaled {
     let along = if g.sums.slow_dot.is_finite() { g.sums.slow_dot } else { 0.0 };
     let of_loss = |x: f32| Scaled::new(x.max(0.0), 0);
     let of_way = |x: f32| Scaled::new(x.max(0.0), g.scale_of_sums);
-    difference(of_loss(excess).sum(of_way(-along)), of_loss(-excess).sum(of_way(along)))
-}
-
-/// a - b, or 0 where that is below.
-fn difference(a: Scaled, b: Scaled) -> Scaled {
-    if !b.less(a) {
-        return Scaled::ZERO;
-    }
-    Scaled::new(a.mantissa - b.mantissa * power_of_two(b.exponent - a.exponent), a.exponent)
+    of_loss(excess).sum(of_way(-along)).excess_over(of_loss(-excess).sum(of_way(along)))
 }
 
 fn divisor(c: &GroupConstants, g: &Gradient) -> Scaled {
@@ -164,8 +163,8 @@ fn divisor(c: &GroupConstants, g: &Gradient) -> Scaled {
         return g.square;
     }
     let sum = g.sums.absolute;
-    if sum.is_finite() && sum >= f32::MIN_POSITIVE {
-        Scaled::new(sum, g.scale_of_sums).times(ROOT_OF_HALF_PI)
+    if sum.is_finite() && sum >= numbers::SMALLEST_SUM {
+        Scaled::new(sum, g.scale_of_sums).times(numbers::ROOT_OF_HALF_PI)
     } else {
         direction_length(c).product(g.norm)
     }

@@ -1,6 +1,6 @@
 //! Muon. On the device: `shaders/rule/muon.wgsl`, with the passes in `shaders/orthogonalize/`.
 
-use super::{HostRule, Rule, RuleKind, Traits, UpdateRule, WeightDecay, owner, require_epsilon, require_share};
+use super::{HostRule, LastStep, Rule, RuleKind, Traits, UpdateRule, WeightDecay, owner, require_epsilon, require_share};
 use crate::averaging::Averaging;
 use crate::error::{Error, require};
 use crate::layout::{RuleNumbers, Update};
@@ -201,5 +201,10 @@ impl HostRule for Orthogonal {
     #[inline(always)]
     fn direction(_: &Update, _: f32, _: f32, _: f32, v: f32) -> f32 {
         v
+    }
+
+    /// Not a number, which no step takes: the momentum does not tell it, and regimes that need it refuse the rule.
+    fn last_direction(_: &LastStep) -> f32 {
+        f32::NAN
     }
 }

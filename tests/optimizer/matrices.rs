@@ -4,7 +4,7 @@
 use wgpu_optim::internals::PassName;
 use wgpu_optim::{Averaging, ErrorKind, Group, Muon, OptimizerBuilder, Regime, Rule, SecantForm};
 use wgpu_optim_conformance::run::{CpuRun, GpuRun, Run, Spec, bits, devices, every_path, packed};
-use wgpu_optim_conformance::{Numbers, assert_refused, noise, small_bindings, tensors};
+use wgpu_optim_conformance::{Numbers, assert_refused, assert_says, noise, small_bindings, tensors};
 
 type Change = fn(&mut Muon);
 
@@ -102,6 +102,32 @@ fn other_tensors_are_a_group_of_their_own() {
     assert_eq!(names, ["layer/weight", "layer/square", "layer/others/bias"]);
 }
 
+/// What is known to fail with the rule of the other tensors is told of their group.
+#[test]
+fn warnings_are_of_the_other_tensors_too() {
+    let w = vec![0.5f32; 12];
+    let group = || Group::new("all").shaped_tensor("w", &[3, 4], &w, &w);
+    let builder = || OptimizerBuilder::new(Rule::muon()).regime(Regime::dog()).other_tensors(Rule::sgdm(0.9));
+    let of = |group: Group<_>| builder().group(group).warnings().iter().map(ToString::to_string).collect::<Vec<_>>();
+    assert!(of(group()).is_empty());
+    let warnings = of(group().tensor("b", &w[..3], &w[..3]));
+    assert_eq!(warnings.len(), 1);
+    assert_says(&warnings[0], &["group \"all/others\"", "dog", "sgdm"]);
+}
+
+/// Gradients of zeros move nothing, and the matrix beside them has the direction that it has alone.
+#[test]
+fn a_gradient_of_zeros_has_no_direction() {
+    let spec = muon(&[[5, 9], [9, 5]]);
+    for mut run in every_path(std::slice::from_ref(&spec)) {
+        let before = run.params();
+        run.step(&[vec![0.0; 45], Numbers(2).vec(45)]);
+        let after = run.params();
+        assert_eq!(before[0], after[0], "{}", run.path());
+        assert!(before[1] != after[1] && after[1].iter().all(|w| w.is_finite()), "{}", run.path());
+    }
+}
+
 /// Fifty matrices of several shapes take as many dispatches as one.
 #[test]
 fn the_number_of_dispatches_does_not_depend_on_that_of_the_matrices() {
@@ -136,6 +162,10 @@ fn what_is_no_matrix_is_refused() {
             assert_refused(build(of(rule).other_tensors(Rule::sgd()), group), &["\"w\"", "12 elements"]);
         }
     }
+    // Without elements a shape may be of any lengths.
+    let (empty, sizes): (&[f32], _) = (&[], [0, usize::MAX, 2]);
+    let group = Group::new("all").shaped_tensor("w", &sizes, empty, empty);
+    build(of(Rule::muon()), group).expect("a matrix without elements");
     let matrix = || Group::new("all").shaped_tensor("w", &[3, 4], &w, &w);
     for regime in [Regime::barzilai_borwein(SecantForm::Long), Regime::adgd(), Regime::auto_sgd()] {
         assert_refused(build(of(Rule::muon()).regime(regime), matrix()), &["group \"all\"", "muon", "regime"]);

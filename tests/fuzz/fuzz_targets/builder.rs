@@ -3,9 +3,10 @@
 
 use libfuzzer_sys::fuzz_target;
 use wgpu_optim::{
-    AdGd, AdaGradNorm, Adagrad, AdamW, AmsGrad, AutoSgd, Averaging, BarzilaiBorwein, Curvature, CurvatureForm, DecayShape, DoG, DoWG, FixedRate, Group,
-    Hypergradient, Lion, LossScaler, NAdamW, Ngn, NonFinitePolicy, NormRatio, OptimizerBuilder, Polyak, Regime, RmsProp,
-    Rule, Schedule, ScheduleFreePlus, SecantForm, Seesaw, Sgdm, Signum, TrustRatio, WnGrad,
+    AdGd, AdaGradNorm, Adagrad, AdamW, AmsGrad, AutoSgd, Averaging, BarzilaiBorwein, Curvature, CurvatureForm,
+    DecayShape, DoG, DoWG, FixedRate, Group, Hypergradient, Lion, LossScaler, Muon, MuonScale, NAdamW, Ngn,
+    NonFinitePolicy, NormRatio, OptimizerBuilder, Polyak, Regime, RmsProp, Rule, Schedule, ScheduleFreePlus,
+    SecantForm, Seesaw, Sgdm, Signum, TrustRatio, WnGrad,
 };
 
 /// Numbers at and beyond the ends of ranges.
@@ -68,7 +69,7 @@ impl Source<'_> {
     }
 
     fn rule(&mut self) -> Rule {
-        match self.byte() % 10 {
+        match self.byte() % 11 {
             0 => Rule::sgd(),
             1 => {
                 let (momentum, dampening) = (self.number(), self.number());
@@ -81,7 +82,27 @@ impl Source<'_> {
             6 => Rule::RmsProp(RmsProp { alpha: self.number(), epsilon: self.number() }),
             7 => Rule::Adagrad(Adagrad { epsilon: self.number() }),
             8 => Rule::AmsGrad(AmsGrad { beta1: self.number(), beta2: self.number(), epsilon: self.number() }),
+            9 => Rule::Muon(Muon {
+                momentum: self.number(),
+                nesterov: self.flag(),
+                coefficients: [(); 3].map(|()| self.number()),
+                iterations: self.count(),
+                epsilon: self.number(),
+                scale: [MuonScale::Original, MuonScale::MatchRmsAdamW, MuonScale::Spectral]
+                    [usize::from(self.byte() % 3)],
+            }),
             _ => Rule::Lion(Lion { beta1: self.number(), beta2: self.number() }),
+        }
+    }
+
+    /// A shape for so many elements, or for others.
+    fn shape(&mut self, elements: usize) -> Vec<usize> {
+        match self.byte() % 8 {
+            0..4 => vec![elements, 1],
+            4 => vec![1, elements],
+            5 => Vec::new(),
+            6 => vec![elements],
+            _ => [(); 3].map(|()| [0, 1, 2, elements, usize::MAX][usize::from(self.byte() % 5)]).into(),
         }
     }
 
@@ -192,6 +213,9 @@ fuzz_target!(|bytes: &[u8]| {
         builder =
             builder.loss_scaler(LossScaler { initial_scale, growth_interval: source.count(), min_scale, max_scale });
     }
+    if options & 16 != 0 {
+        builder = builder.other_tensors(source.rule());
+    }
     if options & 4 != 0 {
         builder = builder.global_norm();
     }
@@ -210,7 +234,7 @@ fuzz_target!(|bytes: &[u8]| {
             group = group.trust_ratio(TrustRatio { coefficient: source.number() });
         }
         group = group.telemetry(source.flag());
-        builder = builder.group(group.tensor(name, &w[range.clone()], &w[range]));
+        builder = builder.group(group.shaped_tensor(name, &source.shape(range.len()), &w[range.clone()], &w[range]));
     }
     let _ = builder.warnings();
     let mut optimizer = match builder.build_cpu() {

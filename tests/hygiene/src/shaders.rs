@@ -22,8 +22,7 @@ const KERNELS: &[(&str, &str, &[&[&str]])] = &[
     ),
     ("orthogonalize/prepare", "muon momentum", &[ACCESS, PARAMETERS, GRADIENTS]),
     ("orthogonalize/normalize", "", &[]),
-    ("orthogonalize/gram", "", &[&["", "polynomial"]]),
-    ("orthogonalize/advance", "", &[&["", "last"]]),
+    ("orthogonalize/multiply", "", &[&["", "polynomial", "advance", "advance last"]]),
     ("look", "regime curvature", &[]),
     ("learning_rate", "regime", &[REGIMES, &["", "schedule", "schedule table", "trust_ratio", "averages", "squares"]]),
 ];
@@ -32,7 +31,8 @@ const PARAMETERS: &[&str] = &["", "half_parameters masters", "half_parameters ne
 const GRADIENTS: &[&str] = &["", "half_gradients"];
 const CLEARS: &[&str] = &["", "writes_gradients", "writes_gradients clears_gradients"];
 const PARTIALS: &[&str] = &["per_invocation", "per_workgroup", "per_subgroup"];
-const MEASURES: &[&str] = &["measures_momentum", "measures_counters", "measures_iterates", "measures_magnitudes", "measures_distance"];
+const MEASURES: &[&str] =
+    &["measures_momentum", "measures_counters", "measures_iterates", "measures_magnitudes", "measures_distance"];
 const RULES: &[&str] = &[
     "sgd",
     "sgdm momentum",
