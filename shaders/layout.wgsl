@@ -44,6 +44,22 @@ struct Matrix {
     scale: f32,
 }
 
+struct FactoredTensor {
+    rows: u32,
+    columns: u32,
+    matrices: u32,
+    elements: u32,
+    rows_first: u32,
+    columns_first: u32,
+    means_first: u32,
+    partials_first: u32,
+    group: u32,
+    lead: u32,
+    blocks: u32,
+    limit: f32,
+    factor: f32,
+}
+
 struct Tile {
     matrix: u32,
     row: u32,
@@ -59,6 +75,7 @@ struct RuleNumbers {
     first_decay: f32,
     second_decay: f32,
     epsilon: f32,
+    square_fall: f32,
 }
 
 struct GroupControls {
@@ -261,6 +278,7 @@ const TRUST_MAX = 100000000.0;
 const FACTOR_FLOOR = 1e-6;
 const LEAST_RISE = 1e-6;
 const LARGEST_SQUARED = 1.8e19;
+const LARGEST_FACTORED = 1099511600000.0;
 const LN_2_HIGH = 0.69314575;
 const LN_2_LOW = 1.4286068e-6;
 const TOWARDS_BASE = 0.15;

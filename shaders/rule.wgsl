@@ -7,9 +7,10 @@
 //     direction(update, g, last, m, v)    the direction u of a step: from the gradient g, the momentum before (last) and after (m) the step,
 //                                         and the new mean of squares v, or the largest so far where that is kept
 //     last_direction(step)                the direction of the step before, from what is still in memory, for the secant regimes
-// Of a rule that owns passes over matrices, v is the direction that these have made, and there is no last_direction.
+// Of a rule that owns passes over matrices, v is the direction that these have made. Of one with factored second moments, v is their product.
+// Rules that own passes have no last_direction.
 
-import package::layout::{RuleNumbers, Update, LARGEST_SQUARED};
+import package::layout::{RuleNumbers, Update, LARGEST_FACTORED, LARGEST_SQUARED};
 @if(sgd) import package::rule::sgd::{direction, last_direction};
 @if(sgdm) import package::rule::sgdm::{direction, last_direction};
 @if(sign_sgd) import package::rule::sign_sgd::{direction, last_direction};
@@ -19,6 +20,7 @@ import package::layout::{RuleNumbers, Update, LARGEST_SQUARED};
 @if(nadamw) import package::rule::nadamw::{direction, last_direction};
 @if(muon) import package::rule::muon::direction;
 @if(amsgrad) import package::rule::amsgrad::{direction, last_direction};
+@if(adafactor) import package::rule::adafactor::direction;
 
 // What is known of the last step. The direction is wanted in units of 2^k, where 2^-k is `gradient_scale` for a direction made of gradients,
 // `momentum_scale` for one made of momentum, and 1 for signs and for a preconditioned direction.
@@ -39,15 +41,16 @@ fn direction_of(update: Update, g: vec4<f32>, last: vec4<f32>, m: vec4<f32>, v: 
     return direction(update, g, last, m, v);
 }
 
-@if(!muon)
+@if(!muon && !adafactor)
 fn last_direction_of(step: LastStep) -> vec4<f32> {
     return last_direction(step);
 }
 
 // The gradient as the rule takes it.
 fn admitted(g: vec4<f32>) -> vec4<f32> {
-    @if(squares) return clamp(g, vec4<f32>(-LARGEST_SQUARED), vec4<f32>(LARGEST_SQUARED));
-    @if(!squares) return g;
+    @if(adafactor) return clamp(g, vec4<f32>(-LARGEST_FACTORED), vec4<f32>(LARGEST_FACTORED));
+    @if(squares && !adafactor) return clamp(g, vec4<f32>(-LARGEST_SQUARED), vec4<f32>(LARGEST_SQUARED));
+    @if(!squares && !adafactor) return g;
 }
 
 @if(momentum)

@@ -1,6 +1,7 @@
 // Pass 4: the fused update, one read-modify-write of the parameters and of what the rule remembers.
 //
-// Reads:  updates (one per group, from pass 3), gradients; directions of a rule that owns passes over matrices.
+// Reads:  updates (one per group, from pass 3), gradients; directions of a rule that owns passes over matrices; the second moments of rows and columns and
+//         the limits of directions (factored/tensors.wgsl).
 // Writes: parameters, with what 16 bits lack of them where that is kept; momentum; memory (counters, the last gradient, the first parameters, streams of
 //         parameters); averages; what it measures of the step. Nothing where the step is skipped, but for streams, which change turns.
 //         Nothing of a tensor without gradients. Zeros in the place of the gradients where that is asked, skipped or not. In the ring of records, which element was out of range.
@@ -17,6 +18,8 @@
 import package::elements::gradients::load_gradients;
 @if(clears_gradients) import package::elements::gradients::clear_gradients;
 import package::elements::parameters::{load_parameters, store_parameters};
+@if(limited) import package::factored::tensors::tensors;
+@if(factored) import package::factored::tensors::second_moments;
 import package::geometry::WORKGROUP;
 import package::layout::{Block, Update, SKIP_ALL};
 import package::rule::{admitted, direction_of};
@@ -62,6 +65,10 @@ fn update_quad(block: Block, update: Update, quad: u32) {
         momentum[behind] = v;
     }
     @if(matrices) v = directions[at];
+    @if(factored) {
+        let offset = block.first_element - blocks[block.lead].first_element;
+        v = second_moments(tensors[block.lead], update.epsilon, offset, quad);
+    }
     @if(largest_squares) {
         let last_place = largest_squares_at(arrayLength(&momentum), at);
         v = max(v, momentum[last_place]);
@@ -94,7 +101,9 @@ fn update_parameters(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local
     if !present {
         block.elements = 0u;
     }
-    let update = updates[block.group];
+    @if(!limited) let update = updates[block.group];
+    @if(limited) var update = updates[block.group];
+    @if(limited) update.learning_rate *= tensors[block.lead].factor;
     if update.skip == SKIP_ALL {
         @if(clears_gradients) {
             for (var quad = lane; 4u * quad < block.elements; quad += WORKGROUP) {

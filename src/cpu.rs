@@ -4,6 +4,7 @@
 mod average;
 mod controls;
 pub(crate) mod count_steps;
+mod factored;
 mod finish_reduction;
 mod finish_update;
 mod half;

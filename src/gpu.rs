@@ -2,6 +2,7 @@
 
 mod buffers;
 pub(crate) mod context;
+mod factored;
 mod finish_reduction;
 mod finish_update;
 mod learning_rate;

@@ -651,11 +651,11 @@ impl<T> OptimizerBuilder<T> {
                 "off with OptimizerBuilder::sharded, whose ranks do not hear the norm of the others' parameters",
             )?;
             require(
-                self.shard.is_none() || !config.rule.needs_matrices(),
+                self.shard.is_none() || !config.rule.owns_passes(),
                 || format!("group \"{}\"", config.name),
                 "rule",
                 config.rule.name(),
-                "a rule that works element by element with OptimizerBuilder::sharded, whose ranks do not hear of the others' matrices",
+                "a rule that works element by element with OptimizerBuilder::sharded, whose ranks do not hear of the others' parts of a tensor",
             )?;
             if let Some(ResolvedGroup { config: first, .. }) = resolved.first() {
                 config.check_beside(first)?;

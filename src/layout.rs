@@ -71,9 +71,40 @@ shared_structs! {
         pub scale: f32,
     }
 
+    /// A tensor of a rule that limits the length of its directions, and that may keep its second moments as rows and columns. The tensor is a
+    /// stack of matrices then. Those of a window are in an array at the index of their first block.
+    pub struct FactoredTensor {
+        /// Rows of each matrix; 0 where there is a second moment for each element.
+        pub rows: u32,
+        /// Columns of each matrix.
+        pub columns: u32,
+        /// Number of matrices.
+        pub matrices: u32,
+        /// Number of elements.
+        pub elements: u32,
+        /// Index of the first row's second moment in the window's moments.
+        pub rows_first: u32,
+        /// Index of the first column's second moment.
+        pub columns_first: u32,
+        /// Index of the mean of the second moments of the first matrix's rows.
+        pub means_first: u32,
+        /// Index of the first partial sum in the window's buffer for those.
+        pub partials_first: u32,
+        /// The group.
+        pub group: u32,
+        /// The tensor's first block in the window.
+        pub lead: u32,
+        /// Number of the tensor's blocks.
+        pub blocks: u32,
+        /// The largest root mean square of a direction.
+        pub limit: f32,
+        /// What brings the direction of this step within the limit.
+        pub factor: f32,
+    }
+
     /// A square of a matrix that one workgroup computes.
     pub struct Tile {
-        /// Index of the matrix in the window.
+        /// Index of the matrix in the window; of a factored tensor, that of its first block.
         pub matrix: u32,
         /// First row.
         pub row: u32,
@@ -153,6 +184,8 @@ shared_structs! {
         pub average_gain: f32,
         /// Coefficient of the trust ratio; 0 without one.
         pub trust_coefficient: f32,
+        /// Smallest trust ratio, coefficient included; 0 where there is none.
+        pub trust_least: f32,
         /// The length of the direction of rules whose direction does not shrink with the gradient, over the scope: √d, or what the singular
         /// values of matrices of such a rule make of it.
         pub direction_length: f32,
@@ -466,6 +499,8 @@ shared_structs! {
         pub second_decay: f32,
         /// ε of rules with a mean of squares; 0 for the other rules.
         pub epsilon: f32,
+        /// c of rules whose share of g² at the k-th step is k^-c; 0 for the other rules.
+        pub square_fall: f32,
     }
 }
 
@@ -527,6 +562,8 @@ pub mod numbers {
         pub const LEAST_RISE: f32 = 1e-6;
         /// The largest element of a gradient that rules with a mean of squares take as it is: its square is within f32, with some room.
         pub const LARGEST_SQUARED: f32 = 1.8e19;
+        /// The largest element of a gradient that rules with factored second moments take as it is: sums of its squares are within f32.
+        pub const LARGEST_FACTORED: f32 = 1.099_511_6e12;
         /// The upper part of ln 2: its product with a whole exponent is exact.
         pub const LN_2_HIGH: f32 = 0.693_145_75;
         /// The rest of ln 2.

@@ -22,7 +22,7 @@ mod scopes;
 mod windows;
 
 pub(crate) use kernel::{Access, Alignment, Encoding, Kernel, MemoryKind};
-pub(crate) use matrices::{MatrixNumbers, Shape};
+pub(crate) use matrices::{MatrixNumbers, Shape, Stack, TensorWork};
 use scopes::{Extent, constants_of, kernel_of, number_rows, scopes_of, units_of};
 pub(crate) use windows::{Region, Stretch, Window};
 use windows::{Span, Windows};
@@ -196,26 +196,27 @@ impl Plan {
         for (index, group) in groups.into_iter().enumerate() {
             let mut spans: Vec<Span> = Vec::new();
             for NamedTensor { name, shape, tensor: place } in group.tensors {
-                let matrix = group.config.rule.matrix(&shape);
+                let rule = &group.config.rule;
+                let (kind, work) = (rule.kind_for(&shape), rule.work(&shape));
                 tensors.push(TensorInfo { name, group: index, first_element, elements: place.elements, shape });
                 places.push(place);
-                // What is recorded tensor by tensor is cut at their boundaries, and so are matrices.
-                let joins = !group.config.telemetry && geometry.joins && matrix.is_none();
+                // What is recorded tensor by tensor is cut at their boundaries, and so is what rules with passes of their own work on.
+                let joins = !group.config.telemetry && geometry.joins && work.is_none();
                 match spans.last_mut() {
                     Some(span) if joins && span.continues_with(&place) => span.place.elements += place.elements,
-                    _ if place.elements > 0 => spans.push(Span { place, first_element, matrix }),
+                    _ if place.elements > 0 => spans.push(Span { place, first_element, kind, work }),
                     _ => {}
                 }
                 first_element += place.elements;
             }
             for span in &spans {
-                let kernel = kernels[index].at(&span.place, group.config.rounding);
+                let kernel = kernels[index].at(&span.place, span.kind, group.config.rounding);
                 let windows_refuse = |elements, limit| {
                     Error::from(BuildError::Limit {
-                        what: format!("the number of elements of a matrix in group \"{}\"", group.config.name),
+                        what: format!("the number of elements of a tensor in group \"{}\"", group.config.name),
                         value: elements,
                         limit,
-                        way_out: "use a device with a larger max_storage_buffer_binding_size, or another rule for this matrix",
+                        way_out: "use a device with a larger max_storage_buffer_binding_size, or another rule for this tensor",
                     })
                 };
                 windows.add_span(index, kernel, span).map_err(|(elements, limit)| windows_refuse(elements, limit))?;
@@ -263,8 +264,9 @@ impl Plan {
     /// Returns the key for which the passes over a tensor are compiled.
     #[cfg(feature = "checkpoint")]
     pub(crate) fn kernel_of(&self, tensor: usize) -> Kernel {
-        let group = self.tensors[tensor].group;
-        self.kernels[group].at(&self.places[tensor], self.configs[group].rounding)
+        let TensorInfo { group, shape, .. } = &self.tensors[tensor];
+        let config = &self.configs[*group];
+        self.kernels[*group].at(&self.places[tensor], config.rule.kind_for(shape), config.rounding)
     }
 
     /// Returns the location of an element, which is counted among those of all ranks if there are several.

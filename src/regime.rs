@@ -41,9 +41,9 @@ pub(crate) trait LearningRateRegime {
         Needs::NOTHING
     }
 
-    /// False for rules that it cannot be built with. What is remembered of a step does not tell Muon's last direction.
+    /// False for rules that it cannot be built with. What is remembered of a step does not tell the last direction of rules that own passes.
     fn fits(&self, rule: &Rule) -> bool {
-        !(self.needs().last_gradient && rule.needs_matrices())
+        !(self.needs().last_gradient && rule.owns_passes())
     }
 
     /// False for rules with which it is known to fail.

@@ -4,9 +4,9 @@
 
 use crate::averaging::Averaging;
 use crate::error::{Error, require};
-pub(crate) use crate::layout::numbers::LARGEST_SQUARED;
+pub(crate) use crate::layout::numbers::{LARGEST_FACTORED, LARGEST_SQUARED};
 use crate::layout::{RuleNumbers, Update};
-use crate::plan::{MatrixNumbers, Shape};
+use crate::plan::TensorWork;
 use crate::reference::RuleStep;
 
 /// What an update rule consists of on the host.
@@ -34,8 +34,13 @@ pub(crate) trait UpdateRule {
     /// The numbers that kernels read.
     fn numbers(&self) -> RuleNumbers;
 
-    /// What a rule that owns passes over matrices makes of one.
-    fn matrix(&self, _: Shape) -> Option<MatrixNumbers> {
+    /// What kernels are compiled for over a tensor of this shape.
+    fn kind_for(&self, _dimensions: &[usize]) -> RuleKind {
+        self.kind()
+    }
+
+    /// What the passes that it owns do with a tensor of this shape.
+    fn work(&self, _dimensions: &[usize]) -> Option<TensorWork> {
         None
     }
 
@@ -95,6 +100,10 @@ pub(crate) struct Traits {
     pub(crate) momentum_from_gradient: bool,
     /// It owns passes over matrices (`shaders/orthogonalize/`), which make the direction from momentum and gradient.
     pub(crate) matrices: bool,
+    /// It keeps means of squares for rows and columns (`shaders/factored/`), of which the direction is given the product as v.
+    pub(crate) factored: bool,
+    /// It limits the root mean square of each tensor's direction (`shaders/factored/`).
+    pub(crate) limited: bool,
 }
 
 impl Traits {
@@ -107,7 +116,23 @@ impl Traits {
         sign: false,
         momentum_from_gradient: false,
         matrices: false,
+        factored: false,
+        limited: false,
     };
+
+    /// The largest element of a gradient that it takes as it is.
+    pub(crate) const fn largest_gradient(self) -> f32 {
+        match (self.limited, self.squares) {
+            (true, _) => LARGEST_FACTORED,
+            (false, true) => LARGEST_SQUARED,
+            (false, false) => f32::INFINITY,
+        }
+    }
+
+    /// True if it owns passes, whose work on a tensor needs all of it.
+    pub(crate) fn owns_passes(self) -> bool {
+        self.matrices || self.limited
+    }
 
     /// Number of vectors of the parameters' length that it keeps.
     pub(crate) fn vectors(self) -> u32 {
@@ -145,7 +170,7 @@ macro_rules! rules {
         ///
         /// Rules that `torch.optim` has take the same steps. The optimizer keeps their memory in buffers of its own: 4 bytes per parameter for
         /// rules with momentum, 8 for AdamW, 12 for AMSGrad, 4 for AdamW with `β₁ = 0`. Muon
-        /// takes 8 more beside its momentum, and two squares of a matrix's short side.
+        /// takes 8 more beside its momentum, and two squares of a matrix's short side. Adafactor keeps 4 bytes for each row and column of a matrix.
         #[derive(Debug, Clone, Copy, PartialEq)]
         #[cfg_attr(feature = "checkpoint", derive(serde::Serialize))]
         #[non_exhaustive]
@@ -165,7 +190,8 @@ macro_rules! rules {
                 Self::examples().into_iter().filter(Rule::needs_matrices).collect()
             }
 
-            fn examples() -> Vec<Self> {
+            /// Rules of every kind.
+            pub(crate) fn examples() -> Vec<Self> {
                 [$($module::examples().map(Rule::$Rule).as_slice()),*].concat()
             }
 
@@ -231,11 +257,13 @@ rules! {
     Muon in muon { Muon = Orthogonal }
     /// AMSGrad.
     AmsGrad in amsgrad { AmsGrad = LargestSecondMoment }
+    /// Adafactor.
+    Adafactor in adafactor { Adafactor = Limited, AdafactorFactored = Factored }
 }
 
 impl Rule {
     /// Returns the name that records, tables and the command line use: `sgd`, `sgdm`, `nesterov`, `signsgd`,
-    /// `signum`, `adamw`, `lion`, `nadamw`, `rmsprop`, `adagrad`, `amsgrad`, `muon`.
+    /// `signum`, `adamw`, `lion`, `nadamw`, `rmsprop`, `adagrad`, `amsgrad`, `adafactor`, `muon`.
     pub fn name(&self) -> &'static str {
         self.rule().name()
     }
@@ -306,15 +334,28 @@ impl Rule {
         self.traits().matrices
     }
 
-    /// What the rule makes of a tensor of this shape, if it works on matrices.
-    pub(crate) fn matrix(&self, dimensions: &[usize]) -> Option<MatrixNumbers> {
-        self.rule().matrix(Shape::of(dimensions)?)
+    /// Returns true if the rule owns passes, for which every rank would have to have whole tensors.
+    #[doc(hidden)]
+    pub fn owns_passes(&self) -> bool {
+        self.traits().owns_passes()
+    }
+
+    /// What the passes that the rule owns do with a tensor of this shape.
+    pub(crate) fn work(&self, dimensions: &[usize]) -> Option<TensorWork> {
+        self.rule().work(dimensions)
+    }
+
+    pub(crate) fn kind_for(&self, dimensions: &[usize]) -> RuleKind {
+        self.rule().kind_for(dimensions)
     }
 
     /// The squared length of the direction for a tensor, where that does not shrink with the gradient.
     #[doc(hidden)]
     pub fn direction_square(&self, dimensions: &[usize], elements: usize) -> f64 {
-        self.matrix(dimensions).map_or(elements as f64, |matrix| matrix.direction_square())
+        match self.work(dimensions) {
+            Some(TensorWork::Matrix(matrix)) => matrix.direction_square(),
+            _ => elements as f64,
+        }
     }
 
     pub(crate) fn iterations(&self) -> u32 {
@@ -335,7 +376,7 @@ impl Rule {
     /// | `Sgd` | 0.05, schedule-free 0.15 |
     /// | `Sgdm` with momentum μ and dampening δ | 0.105 (1 - μ)/(1 - δ), 0.05 at most: 0.0105 at μ = 0.9 |
     /// | `SignSgd`, `Signum` | 0.03 |
-    /// | `AdamW`, `AmsGrad`, `NAdamW`, `Adagrad` | 0.05 |
+    /// | `AdamW`, `AmsGrad`, `NAdamW`, `Adagrad`, `Adafactor` | 0.05 |
     /// | `RmsProp` | 0.05 √(1 - α): 0.005 at α = 0.99 |
     /// | `Lion` | 0.01 |
     /// | `Muon` with momentum μ | 0.105 (1 - μ), 0.05 at most: 0.00525 at μ = 0.95 |

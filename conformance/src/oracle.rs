@@ -45,6 +45,8 @@ pub struct Oracle {
     pub last_factor: f64,
     /// Coefficient of the trust ratio.
     pub trust: Option<f64>,
+    /// Its smallest value.
+    pub trust_least: Option<f64>,
     last_trust: f64,
     w_0: Vec<f64>,
     last_seen: Vec<f64>,
@@ -243,6 +245,7 @@ impl Oracle {
             factor: 1.0,
             last_factor: 1.0,
             trust: None,
+            trust_least: None,
             last_trust: 1.0,
             w_0: w.clone(),
             last_seen: Vec::new(),
@@ -503,11 +506,12 @@ impl Oracle {
             return 1.0;
         };
         let parameters = norm(&self.w);
-        let direction = if self.rule.is_scale_free() { (self.w.len() as f64).sqrt() } else { n };
-        if parameters == 0.0 || direction == 0.0 {
-            return 1.0;
+        let direction = if self.rule.is_scale_free() { self.direction_length() } else { n };
+        match self.trust_least {
+            _ if direction == 0.0 => 1.0,
+            None if parameters == 0.0 => 1.0,
+            least => (coefficient * parameters / direction).clamp(least.unwrap_or(1e-8), 1e8),
         }
-        (coefficient * parameters / direction).clamp(1e-8, 1e8)
     }
 
     /// By how much schedule and controls raise ln η at this step; 0 at the first.

@@ -30,6 +30,8 @@ pub struct Spec {
     pub averaging: Averaging,
     /// The coefficient of its trust ratio, if it has one.
     pub trust: Option<f32>,
+    /// The smallest value of its trust ratio.
+    pub trust_least: Option<f32>,
     /// Whether its records have the telemetry.
     pub telemetry: bool,
     /// Whether each tensor has a rate of its own.
@@ -46,10 +48,11 @@ pub struct Spec {
     pub shapes: Vec<Vec<usize>>,
 }
 
-/// A shape for a tensor of which nothing is said: as near to a square as can be for rules that need matrices, else none.
+/// A shape for a tensor of which nothing is said: as near to a square as can be for rules that need matrices, one dimension for others that work on
+/// whole tensors, else none.
 pub fn shape_for(rule: &Rule, elements: usize) -> Vec<usize> {
     if !rule.needs_matrices() {
-        return Vec::new();
+        return if rule.owns_passes() { vec![elements] } else { Vec::new() };
     }
     let fits = |rows: &usize| elements.is_multiple_of(*rows);
     let rows = (1..=elements.isqrt()).rev().find(fits).unwrap_or(1);
@@ -70,6 +73,7 @@ impl Spec {
             schedule: Schedule::Constant,
             averaging: if regime.needs_schedule_free() { Averaging::ScheduleFree } else { Averaging::Off },
             trust: None,
+            trust_least: None,
             telemetry: false,
             per_tensor: false,
             params: Element::F32,
@@ -113,7 +117,7 @@ impl Spec {
             .rounding(self.rounding)
             .telemetry(self.telemetry);
         let group = match self.trust {
-            Some(coefficient) => group.trust_ratio(TrustRatio { coefficient }),
+            Some(coefficient) => group.trust_ratio(TrustRatio { coefficient, least: self.trust_least }),
             None => group,
         };
         let group = if self.per_tensor { group.per_tensor() } else { group };
@@ -150,6 +154,7 @@ impl Spec {
         oracle.schedule = self.schedule.clone();
         oracle.averaging = self.averaging;
         oracle.trust = self.trust.map(f64::from);
+        oracle.trust_least = self.trust_least.map(f64::from);
         oracle
     }
 

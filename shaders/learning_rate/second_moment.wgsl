@@ -3,6 +3,7 @@
 import package::layout::{GroupConstants, GroupState, Update, LN_2_HIGH, LN_2_LOW};
 import package::learning_rate::steps_taken::steps_moved;
 import package::scaled::power_of_two;
+@if(square_fall) import package::scaled::{exp_fixed, ln_fixed, scaled, times_fixed, to_float};
 
 fn follow_moments(c: GroupConstants, s: ptr<function, GroupState>, u: ptr<function, Update>) {
     if c.rule.epsilon <= 0.0 {
@@ -11,11 +12,24 @@ fn follow_moments(c: GroupConstants, s: ptr<function, GroupState>, u: ptr<functi
     let corrections = bias_corrections(c, steps_moved(*s));
     (*s).first_correction = corrections.x;
     (*s).second_correction = corrections.y;
-    (*u).square_keep = c.rule.square_keep;
-    (*u).square_share = c.rule.square_share;
+    @if(!square_fall) let shares = vec2<f32>(c.rule.square_keep, c.rule.square_share);
+    @if(square_fall) let shares = square_shares(c, steps_moved(*s));
+    (*u).square_keep = shares.x;
+    (*u).square_share = shares.y;
     (*u).first_correction = corrections.x;
     (*u).second_correction = corrections.y;
     (*u).epsilon = c.rule.epsilon;
+}
+
+// The shares of the old v and of g² in v: those of the rule, or with k^-c for g².
+@if(square_fall)
+fn square_shares(c: GroupConstants, taken: u32) -> vec2<f32> {
+    if c.rule.square_fall == 0.0 {
+        return vec2<f32>(c.rule.square_keep, c.rule.square_share);
+    }
+    let k = scaled(f32(select(taken + 1u, 0xffffffffu, taken == 0xffffffffu)), 0);
+    let share = to_float(exp_fixed(times_fixed(ln_fixed(k), -c.rule.square_fall)));
+    return vec2<f32>(1.0 - share, share);
 }
 
 // 1/(1 - β₁ᵏ) and 1/√(1 - β₂ᵏ) of AdamW, which make up for moments that began at zero.

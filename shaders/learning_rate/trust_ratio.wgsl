@@ -30,16 +30,17 @@ fn before_trust(c: GroupConstants, g: Gradient, s: ptr<function, GroupState>, ra
     return quotient(rate, trust_of(c, g, s));
 }
 
-// LARS: coefficient ‖w‖ / ‖u‖ (src/trust.rs), of the parameters as they were after the last step, and 1 where either is 0.
+// LARS: coefficient ‖w‖ / ‖u‖ (src/trust.rs), of the parameters as they were after the last step, and 1 where either is 0 and there is no least.
 fn trust_of(c: GroupConstants, g: Gradient, s: ptr<function, GroupState>) -> Scaled {
     var parameters = (*s).parameter_norm;
     if (*s).momentum_started == 0u {
         parameters = root(from_squares(g.sums.initial_square));
     }
     let direction = direction_of(c, g.norm);
-    if is_zero(parameters) || is_zero(direction) {
+    if is_zero(direction) || (is_zero(parameters) && c.trust_least == 0.0) {
         return Scaled(1.0, 0);
     }
     let wanted = quotient(times(parameters, c.trust_coefficient), direction);
-    return smaller(larger(wanted, scaled(TRUST_MIN, 0)), scaled(TRUST_MAX, 0));
+    let least = select(TRUST_MIN, c.trust_least, c.trust_least > 0.0);
+    return smaller(larger(wanted, scaled(least, 0)), scaled(TRUST_MAX, 0));
 }

@@ -4,15 +4,12 @@
 // Writes: iterate, the matrices that it also reads.
 // Grid:   one workgroup of 64 invocations per tile of the matrices.
 
-import package::layout::{Squares, MATRIX_TILE};
+import package::layout::MATRIX_TILE;
 import package::orthogonalize::matrices::{INVOCATIONS, is_idle, matrices, place_of, tiles};
-import package::reduction::totals::{add_squares, no_squares};
-import package::scaled::{larger, power_of_two, quotient, root, scaled};
+import package::reduction::tensor_norm::norm_of_blocks;
+import package::scaled::{larger, power_of_two, quotient, scaled};
 
-@group(1) @binding(0) var<storage, read> squares: array<Squares>;
 @group(1) @binding(1) var<storage, read_write> iterate: array<f32>;
-
-var<workgroup> tree: array<Squares, INVOCATIONS>;
 
 @compute @workgroup_size(INVOCATIONS)
 fn normalize_matrices(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
@@ -21,19 +18,7 @@ fn normalize_matrices(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(loca
     if is_idle(m) {
         return;
     }
-    var sum = no_squares();
-    for (var block = lane; block < m.blocks; block += INVOCATIONS) {
-        sum = add_squares(sum, squares[m.lead + block]);
-    }
-    tree[lane] = sum;
-    for (var half = INVOCATIONS / 2u; half > 0u; half /= 2u) {
-        workgroupBarrier();
-        if lane < half {
-            tree[lane] = add_squares(tree[lane], tree[lane + half]);
-        }
-    }
-    workgroupBarrier();
-    let norm = root(scaled(tree[0].sum, 2 * tree[0].exponent));
+    let norm = norm_of_blocks(m.lead, m.blocks, lane);
     let factor = quotient(scaled(1.0, 0), larger(norm, scaled(m.epsilon, 0)));
     // In two powers of two, since one factor may be outside the range of f32.
     let half = factor.exponent / 2;

@@ -8,9 +8,9 @@
 import package::elements::gradients::load_gradients;
 import package::elements::parameters::load_parameters;
 import package::geometry::WORKGROUP;
-import package::layout::{Block, Squares, Update};
-import package::reduction::scaled_squares::{ScaledSquares, add_squares_of, trusted};
-import package::reduction::totals::add_squares;
+import package::layout::{Block, Update};
+import package::reduction::block_squares::leave_squares;
+import package::reduction::scaled_squares::{ScaledSquares, add_squares_of};
 import package::rule::{admitted, next_momentum};
 import package::update::step_gradient::step_gradient;
 
@@ -18,9 +18,6 @@ import package::update::step_gradient::step_gradient;
 @group(1) @binding(0) var<storage, read> blocks: array<Block>;
 @group(1) @binding(3) var<storage, read> momentum: array<vec4<f32>>;
 @group(1) @binding(6) var<storage, read_write> directions: array<vec4<f32>>;
-@group(2) @binding(0) var<storage, read_write> squares: array<Squares>;
-
-var<workgroup> tree: array<Squares, WORKGROUP>;
 
 @compute @workgroup_size(WORKGROUP)
 fn prepare(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
@@ -39,14 +36,5 @@ fn prepare(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocatio
         directions[at] = x;
         add_squares_of(x, &seen);
     }
-    tree[lane] = trusted(seen);
-    for (var half = WORKGROUP / 2u; half > 0u; half /= 2u) {
-        workgroupBarrier();
-        if lane < half {
-            tree[lane] = add_squares(tree[lane], tree[lane + half]);
-        }
-    }
-    if lane == 0u {
-        squares[workgroup.x] = tree[0];
-    }
+    leave_squares(seen, workgroup.x, lane);
 }

@@ -5,7 +5,7 @@ use std::ops::Range;
 use bytemuck::Pod;
 
 use super::about;
-use super::draft::{dtype_of, masters, params_dtype, shape_of};
+use super::draft::{dtype_of, masters, params_dtype};
 use super::*;
 use crate::averaging::Averaging;
 use crate::cpu::count_steps::{steps_moved, steps_taken};
@@ -25,8 +25,8 @@ pub(crate) struct Fitted<'a> {
 }
 
 /// What a rule keeps of each parameter: momentum, second moments and the largest of them, whether the momentum begins with the gradient
-/// itself, and whether the second moments are a sum and no mean.
-type Moments = (bool, bool, bool, bool, bool);
+/// itself, whether the second moments are a sum and no mean, and whether the direction is limited.
+type Moments = (bool, bool, bool, bool, bool, bool);
 
 /// A group of the file.
 struct Old {
@@ -197,8 +197,9 @@ impl Checkpoint {
         check(records.name().to_owned(), Dtype::U32, Some(shape), rows > 0)?;
         for tensor in &self.about.tensors {
             for kind in MemoryKind::ALL {
-                let shape = shape_of(kind, tensor.elements);
-                check(memory_name(kind, &tensor.name), dtype_of(kind), Some(shape), false)?;
+                // A file does not say what rows and columns a tensor had.
+                let shape = (!kind.is_factored()).then(|| kind.shape_of_elements(tensor.elements));
+                check(memory_name(kind, &tensor.name), dtype_of(kind), shape, false)?;
             }
             let dtype = Element::named(&tensor.params).map(params_dtype);
             let dtype = dtype.ok_or_else(|| format!("parameters of {} are not known", tensor.params))?;
@@ -227,7 +228,7 @@ impl Checkpoint {
             format!("the {what} \"{name}\" of its group \"{}\" is not known", about.name)
         };
         let regime = Regime::all().into_iter().find(|regime| about::kind_of(regime) == setting(about::REGIME));
-        let rule = Rule::all().into_iter().find(|rule| about::kind_of(rule) == setting(about::RULE));
+        let rule = Rule::examples().into_iter().find(|rule| about::kind_of(rule) == setting(about::RULE));
         let (regime, rule) = (regime.ok_or_else(|| unknown(about::REGIME))?, rule.ok_or_else(|| unknown(about::RULE))?);
         let traits = rule.traits();
         // Numbers of a rule decide what it keeps.
@@ -236,11 +237,11 @@ impl Checkpoint {
             tensor.map_or(usual, |tensor| self.metadata.info(&memory_name(kind, &tensor.name)).is_some())
         };
         let momentum = keeps(MemoryKind::Momentum, traits.momentum);
-        let squares = keeps(MemoryKind::SecondMoment, traits.squares);
+        let squares = keeps(MemoryKind::SecondMoment, traits.squares) || keeps(MemoryKind::RowSecondMoment, false);
         let largest = keeps(MemoryKind::LargestSecondMoment, traits.largest_squares);
         Ok(Old {
             kernel: regime.regime().kernel(),
-            moments: (momentum, squares, largest, traits.momentum_from_gradient, rule.sums_squares()),
+            moments: (momentum, squares, largest, traits.momentum_from_gradient, rule.sums_squares(), traits.limited),
             is_scale_free: rule.is_scale_free(),
         })
     }
@@ -279,7 +280,7 @@ impl Adaptation<'_> {
         let rule = self.plan.configs[group].rule;
         let traits = rule.traits();
         let sums = rule.sums_squares();
-        (traits.momentum, traits.squares, traits.largest_squares, traits.momentum_from_gradient, sums)
+        (traits.momentum, traits.squares, traits.largest_squares, traits.momentum_from_gradient, sums, traits.limited)
     }
 
     /// Whether a group's rule keeps the moments that a group of the file has.
@@ -294,6 +295,15 @@ impl Adaptation<'_> {
             let name = &self.file.about.tensors[old].name;
             // The average of schedule-free training follows from its base iterates.
             info(kind, name) && !(kind == MemoryKind::Averages && info(MemoryKind::BaseIterates, name))
+        })
+    }
+
+    /// Whether a memory of the file has the shape of that of a tensor here.
+    fn has_same_shape(&self, tensor: usize, kind: MemoryKind) -> bool {
+        let here = kind.shape(&self.plan.tensors[tensor]);
+        self.tensors[tensor].is_some_and(|old| {
+            let info = self.file.metadata.info(&memory_name(kind, &self.file.about.tensors[old].name));
+            info.is_some_and(|info| info.shape == here)
         })
     }
 
@@ -463,6 +473,10 @@ impl Adaptation<'_> {
             && match kind {
                 MemoryKind::Momentum | MemoryKind::SecondMoment | MemoryKind::LargestSecondMoment => {
                     self.old_group_of(tensor).is_some_and(|old| self.has_same_moments(old, group))
+                }
+                MemoryKind::RowSecondMoment | MemoryKind::ColumnSecondMoment => {
+                    let has_same_moments = |old| self.has_same_moments(old, group);
+                    self.old_group_of(tensor).is_some_and(has_same_moments) && self.has_same_shape(tensor, kind)
                 }
                 MemoryKind::Counters => sources.rate,
                 MemoryKind::LastGradient | MemoryKind::FirstParameters | MemoryKind::Streams => {

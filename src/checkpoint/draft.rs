@@ -58,14 +58,6 @@ pub(super) fn dtype_of(kind: MemoryKind) -> Dtype {
     }
 }
 
-/// The shape of a memory in the file.
-pub(super) fn shape_of(kind: MemoryKind, elements: u64) -> Vec<usize> {
-    match kind.slots() {
-        1 => vec![elements as usize],
-        slots => vec![slots as usize, elements as usize],
-    }
-}
-
 /// The type of parameters in the file.
 pub(super) fn params_dtype(params: Element) -> Dtype {
     match params {
@@ -90,7 +82,7 @@ pub(super) fn items(plan: &Plan, parameters: bool) -> Vec<Item> {
             slot: Slot::Memory(index, kind),
             name: memory_name(kind, &tensor.name),
             dtype: dtype_of(kind),
-            shape: shape_of(kind, tensor.elements),
+            shape: kind.shape(tensor),
         })
     });
     let averages = tensors.clone().filter(|_| parameters);

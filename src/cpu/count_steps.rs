@@ -53,6 +53,16 @@ pub(crate) fn bias_corrections(c: &GroupConstants, taken: u32) -> (f32, f32) {
     (1.0 / one_less_power(c.rule.first_decay, k), 1.0 / one_less_power(c.rule.second_decay, k).sqrt())
 }
 
+/// The shares of the old v and of g² in v: those of the rule, or with k^-c for g².
+pub(crate) fn square_shares(c: &GroupConstants, taken: u32) -> (f32, f32) {
+    if c.rule.square_fall == 0.0 {
+        return (c.rule.square_keep, c.rule.square_share);
+    }
+    let k = Scaled::new(taken.saturating_add(1) as f32, 0);
+    let share = k.ln_fixed().times(-c.rule.square_fall).exp().to_float();
+    (1.0 - share, share)
+}
+
 /// 1 - βᵏ with decay = -ln β, to about two ulps also where βᵏ is close to 1: with k ln β = -(h ln 2 + r) it is (1 - 2^-h) + 2^-h (1 - e^-r).
 fn one_less_power(decay: f32, k: u32) -> f32 {
     // Beyond 2^24 k is rounded, as the product is anyway.

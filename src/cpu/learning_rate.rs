@@ -1,7 +1,9 @@
 //! Pass 3: twin of `shaders/learning_rate.wgsl`, function by function.
 
 use crate::cpu::controls::{absence_of, control_at, follow_controls};
-use crate::cpu::count_steps::{average_weight, bias_corrections, schedule_free_weight, steps_moved, steps_taken};
+use crate::cpu::count_steps::{
+    average_weight, bias_corrections, schedule_free_weight, square_shares, steps_moved, steps_taken,
+};
 use crate::cpu::outliers::judge_norm;
 use crate::cpu::schedule::schedule_factor;
 use crate::element::rounding_key;
@@ -244,6 +246,7 @@ fn total_norm(c: &GroupConstants, sums: &[ScopeSums]) -> Scaled {
 /// What pass 4 needs of a step that moves the group.
 fn take_step(c: &GroupConstants, clip: Scaled, turn: &Turn, s: &mut GroupState, r: &mut RawRecord) -> Update {
     let first_momentum = c.flags & group_flags::MOMENTUM_FROM_GRADIENT != 0 && s.momentum_started == 0;
+    let (square_keep, square_share) = square_shares(c, steps_moved(s));
     if c.rule.epsilon > 0.0 {
         (s.first_correction, s.second_correction) = bias_corrections(c, steps_moved(s));
     }
@@ -268,8 +271,8 @@ fn take_step(c: &GroupConstants, clip: Scaled, turn: &Turn, s: &mut GroupState, 
         momentum_keep: c.rule.momentum,
         gradient_share: if first_momentum { 1.0 } else { c.rule.gradient_share },
         momentum: c.rule.direction_momentum,
-        square_keep: c.rule.square_keep,
-        square_share: c.rule.square_share,
+        square_keep,
+        square_share,
         first_correction: s.first_correction,
         second_correction: s.second_correction,
         epsilon: c.rule.epsilon,

@@ -13,6 +13,7 @@ use bytemuck::allocation::try_zeroed_vec;
 use pulp::Arch;
 
 use crate::cpu::BLOCK_ELEMENTS;
+use crate::cpu::factored::FactorMemory;
 use crate::cpu::finish_reduction::finish_reduction;
 use crate::cpu::finish_update::finish_update;
 use crate::cpu::learning_rate::learning_rate;
@@ -23,8 +24,8 @@ use crate::cpu::values::{Slice, Values, ValuesMut};
 use crate::error::{BuildError, CallError, DeviceError, Error, require};
 use crate::group::{GroupConfig, OptimizerBuilder, ResolvedGroup};
 use crate::layout::{
-    Block, GroupState, LOSS_ELEMENT, Matrix, NO_TENSOR, RawRecord, RawTensorRecord, ScopeSums, StepSums, Update,
-    record_flags, unscale,
+    Block, FactoredTensor, GroupState, LOSS_ELEMENT, Matrix, NO_TENSOR, RawRecord, RawTensorRecord, ScopeSums,
+    StepSums, Update, record_flags, unscale,
 };
 use crate::plan::{Geometry, Kernel, Place, Plan, TensorInfo};
 use crate::record::{Record, RecordCursor, Records};
@@ -94,6 +95,8 @@ struct TensorMemory {
     memory: Memory,
     /// The tensor as a matrix, where the rule works on matrices.
     matrix: Option<(Matrix, MatrixMemory)>,
+    /// Where the rule limits the directions.
+    limited: Option<(FactoredTensor, FactorMemory)>,
     /// The average, or z of schedule-free training; empty where no average is kept.
     averages: Vec<f32>,
     /// What each block measured of the step; empty where that is not asked for.
@@ -106,6 +109,8 @@ struct Memory {
     momentum: Vec<f32>,
     squares: Vec<f32>,
     largest_squares: Vec<f32>,
+    /// Second moments of rows, and of columns.
+    factors: [Vec<f32>; 2],
     counters: Vec<u8>,
     /// The last gradient, the first parameters, or those from before an episode.
     vector: Vec<f32>,
@@ -127,6 +132,7 @@ impl Memory {
             momentum: zeroed(momentum)?,
             squares: zeroed(squares)?,
             largest_squares: zeroed(largest_squares)?,
+            factors: Default::default(),
             counters: zeroed(counters)?,
             vector: zeroed(vector)?,
             streams: [zeroed(stream)?, zeroed(stream)?],
@@ -206,6 +212,7 @@ impl CpuOptimizer {
                 blocks: Vec::new(),
                 memory: Memory::default(),
                 matrix: None,
+                limited: None,
                 averages: Vec::new(),
                 step_sums: Vec::new(),
             })
@@ -226,6 +233,13 @@ impl CpuOptimizer {
                     grams: [zeroed(gram)?, zeroed(gram)?],
                 };
                 tensor.matrix = Some((matrix, memory));
+            }
+            if let Some(&limited) = window.limited.first() {
+                let [rows, columns, means] =
+                    [window.room.rows, window.room.columns, window.room.means].map(|length| length as usize);
+                let memory = FactorMemory { sums: [zeroed(rows)?, zeroed(columns)?], means: zeroed(means)? };
+                tensor.limited = Some((limited, memory));
+                tensor.memory.factors = [zeroed(rows)?, zeroed(columns)?];
             }
             tensor.averages = zeroed(if window.kernel.averages { tensor.elements } else { 0 })?;
             tensor.step_sums = zeroed(if window.kernel.step_sums { window.blocks.len() } else { 0 })?;

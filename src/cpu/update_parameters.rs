@@ -4,6 +4,7 @@ use std::ops::Range;
 
 use crate::cpu::BLOCK_ELEMENTS;
 use crate::cpu::average::average;
+use crate::cpu::factored::Factors;
 use crate::cpu::finish_update::add_step_sums;
 use crate::cpu::reduce_gradient::{counter_of, pack_counter, squares_of};
 use crate::cpu::schedule_free::move_schedule_free;
@@ -12,7 +13,7 @@ use crate::element::Element;
 use crate::layout::numbers::{LARGEST_BF16, LARGEST_F16, LARGEST_F32};
 use crate::layout::{NO_ELEMENT, StepSums, Update, numbers, slots};
 use crate::plan::{Encoding, Kernel};
-use crate::rule::{HostRule, LARGEST_SQUARED, RuleVisitor};
+use crate::rule::{HostRule, RuleVisitor};
 
 /// A counter is a byte here.
 const COUNTER_LIMIT: i8 = numbers::COUNTER_LIMIT as i8;
@@ -145,6 +146,8 @@ pub(crate) struct MemorySlices<'a> {
     pub(crate) momentum: &'a mut [f32],
     /// Empty where the rule has none. Of a rule that owns passes over matrices, the direction that these have made.
     pub(crate) squares: &'a mut [f32],
+    /// What stands for the squares of a rule that keeps them for rows and columns.
+    pub(crate) factors: Option<Factors<'a>>,
     /// Empty where the rule has none.
     pub(crate) largest_squares: &'a mut [f32],
     /// Empty where the regime needs none.
@@ -182,6 +185,7 @@ impl<'a> MemorySlices<'a> {
             MemorySlices {
                 momentum,
                 squares,
+                factors: self.factors,
                 largest_squares,
                 counters,
                 vector,
@@ -192,6 +196,7 @@ impl<'a> MemorySlices<'a> {
             MemorySlices {
                 momentum: momentum_after,
                 squares: squares_after,
+                factors: self.factors.map(|factors| factors.behind(middle)),
                 largest_squares: largest_squares_after,
                 counters: counters_after,
                 vector: vector_after,
@@ -229,7 +234,7 @@ impl Keep for f32 {
 
 /// The gradient that the rule sees: sign · clip · g / k + λ w, g the sum of k micro-batches without the loss scale.
 #[derive(Clone, Copy)]
-struct Gradient<const SCALED: bool> {
+pub(crate) struct Gradient<const SCALED: bool> {
     unscale: f32,
     factor: f32,
     coupled_decay: f32,
@@ -239,7 +244,17 @@ struct Gradient<const SCALED: bool> {
 
 impl<const SCALED: bool> Gradient<SCALED> {
     #[inline(always)]
-    fn of(self, g: f32, w: f32) -> f32 {
+    pub(crate) fn of_step(kernel: Kernel, update: &Update) -> Self {
+        Gradient {
+            unscale: update.unscale,
+            factor: update.gradient_factor,
+            coupled_decay: update.coupled_decay,
+            decays: kernel.coupled_decay,
+        }
+    }
+
+    #[inline(always)]
+    pub(crate) fn of(self, g: f32, w: f32) -> f32 {
         let g = if SCALED { self.unscale * g } else { g };
         let g = self.factor * g;
         if self.decays { g + self.coupled_decay * w } else { g }
@@ -255,12 +270,7 @@ pub(crate) fn prepare(
     momentum: &[f32],
     prepared: &mut [f32],
 ) {
-    let gradient = Gradient::<true> {
-        unscale: update.unscale,
-        factor: update.gradient_factor,
-        coupled_decay: update.coupled_decay,
-        decays: kernel.coupled_decay,
-    };
+    let gradient = Gradient::<true>::of_step(kernel, update);
     for tile in tiles(elements.len(), elements.tile_elements()) {
         let (params, grads) = elements.tile(tile.clone());
         let moved = momentum[tile.clone()].iter().zip(&mut prepared[tile]);
@@ -297,14 +307,18 @@ fn update_elements<const SCALED: bool>(
     mut elements: impl Tiles,
     memory: MemorySlices,
 ) -> Option<u32> {
-    let gradient = Gradient::<SCALED> {
-        unscale: update.unscale,
-        factor: update.gradient_factor,
-        coupled_decay: update.coupled_decay,
-        decays: kernel.coupled_decay,
-    };
-    let MemorySlices { momentum, squares, largest_squares, counters, vector, averages, step_sums, mut streams } =
-        memory;
+    let gradient = Gradient::<SCALED>::of_step(kernel, update);
+    let MemorySlices {
+        momentum,
+        squares,
+        factors,
+        largest_squares,
+        counters,
+        vector,
+        averages,
+        step_sums,
+        mut streams,
+    } = memory;
     if update.skip != 0 {
         // No step is taken, but the streams change turns.
         if kernel.has_streams() {
@@ -348,7 +362,16 @@ fn update_elements<const SCALED: bool>(
         }
         let momentum = if kernel.rule.traits().momentum { &mut momentum[tile.clone()] } else { &mut [] };
         let traits = kernel.rule.traits();
-        let squares = if traits.squares || traits.matrices { &mut squares[tile.clone()] } else { &mut [] };
+        let mut estimates;
+        let squares = if let Some(factors) = factors {
+            estimates = [0.0; TILE];
+            factors.estimate(tile.clone(), update.epsilon, &mut estimates[..tile.len()]);
+            &mut estimates[..tile.len()]
+        } else if traits.squares || traits.matrices {
+            &mut squares[tile.clone()]
+        } else {
+            &mut []
+        };
         let largest_squares = largest_squares.get_mut(tile.clone()).unwrap_or_default();
         let outside = if kernel.schedule_free {
             let directions = &mut [0.0; TILE][..params.len()];
@@ -406,7 +429,7 @@ fn update_elements<const SCALED: bool>(
     (first_outside != NO_ELEMENT).then_some(first_outside)
 }
 
-fn tiles(elements: usize, tile: usize) -> impl Iterator<Item = Range<usize>> {
+pub(crate) fn tiles(elements: usize, tile: usize) -> impl Iterator<Item = Range<usize>> {
     let starts = (0..elements).step_by(tile);
     starts.map(move |start| start..elements.min(start + tile))
 }
@@ -488,7 +511,8 @@ impl<const SCALED: bool, K: Keep> Move<'_, SCALED, K> {
         direction: &mut K,
     ) -> bool {
         let g = gradient.of(g, *w);
-        let admitted = if R::TRAITS.squares { g.clamp(-LARGEST_SQUARED, LARGEST_SQUARED) } else { g };
+        let largest_gradient = const { R::TRAITS.largest_gradient() };
+        let admitted = if R::TRAITS.squares { g.clamp(-largest_gradient, largest_gradient) } else { g };
         let last = *m;
         let mut next = last;
         if R::TRAITS.momentum {
@@ -533,7 +557,11 @@ impl<const SCALED: bool, K: Keep> RuleVisitor for Move<'_, SCALED, K> {
             index += 1;
         };
         // A rule with the largest v has a momentum and v.
-        match (R::TRAITS.momentum, R::TRAITS.squares || R::TRAITS.matrices, R::TRAITS.largest_squares) {
+        match (
+            R::TRAITS.momentum,
+            R::TRAITS.squares || R::TRAITS.matrices || R::TRAITS.factored,
+            R::TRAITS.largest_squares,
+        ) {
             (false, false, _) => {
                 for ((w, &g), u) in elements {
                     note(Self::element::<R>(update, gradient, largest, w, g, &mut 0.0, &mut 0.0, &mut 0.0, u));

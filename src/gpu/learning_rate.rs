@@ -33,6 +33,7 @@ fn pipeline(gpu: &Gpu, kernel: &Kernel, number: u32, groups: &[&GroupConstants])
     when("global_clip", |group| group.global_clip < f32::MAX);
     when("outliers", |group| group.outlier_deviations > 0.0);
     when("squares", |group| group.rule.epsilon > 0.0);
+    when("square_fall", |group| group.rule.square_fall > 0.0);
     let (read, write) = (Binding::Read, Binding::Write);
     let factors = if features.contains(&"table") { Binding::Uniform } else { Binding::Absent };
     Pipeline::new(

@@ -33,10 +33,12 @@ pub enum PassName {
     FinishReduction,
     /// Pass 3.
     LearningRate,
-    /// The first of the passes that [`Muon`](crate::Muon) owns, between passes 3 and 4.
+    /// Passes over gradients that [`Muon`](crate::Muon) and [`Adafactor`](crate::Adafactor) own, between passes 3 and 4.
     Prepare,
-    /// The others of them: products of matrices.
+    /// The other passes of [`Muon`](crate::Muon): products of matrices.
     Orthogonalize,
+    /// The other passes of [`Adafactor`](crate::Adafactor): second moments of rows and columns, and the limit of the direction.
+    Factor,
     /// Pass 3 of a look ([`Optimizer::encode_look`]).
     Look,
     /// Pass 4.
@@ -56,6 +58,7 @@ impl PassName {
             PassName::LearningRate => learning_rate::STEM,
             PassName::Prepare => "prepare",
             PassName::Orthogonalize => "orthogonalize",
+            PassName::Factor => "factor",
             PassName::Look => look_pass::STEM,
             PassName::UpdateParameters => update_parameters::STEM,
             PassName::FinishUpdate => finish_update::STEM,

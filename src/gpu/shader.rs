@@ -19,6 +19,7 @@ const MODULES: &[(&str, &str)] = modules! {
     "copy_schedule_free" "finish_reduction" "finish_update" "geometry" "group_controls" "layout" "learning_rate" "look" "reduce_gradient" "rule"
     "scaled" "swap_averages" "swap_schedule_free" "update_parameters"
     "elements/gradients" "elements/half" "elements/parameters" "elements/random_bits"
+    "factored/lengths" "factored/limit" "factored/means" "factored/moments" "factored/sums" "factored/tensors" "factored/tiles"
     "learning_rate/average_share" "learning_rate/controls" "learning_rate/distance" "learning_rate/first_rate" "learning_rate/formula"
     "learning_rate/gradient" "learning_rate/one_stream" "learning_rate/outliers" "learning_rate/schedule" "learning_rate/secant"
     "learning_rate/second_moment" "learning_rate/steps_taken" "learning_rate/table" "learning_rate/trust_ratio"
@@ -26,8 +27,8 @@ const MODULES: &[(&str, &str)] = modules! {
     "measure/momentum" "measure/secant"
     "orthogonalize/advance" "orthogonalize/gram" "orthogonalize/matrices" "orthogonalize/multiply" "orthogonalize/normalize"
     "orthogonalize/prepare"
-    "reduction/emit_per_invocation" "reduction/emit_per_subgroup" "reduction/emit_per_workgroup" "reduction/partials"
-    "reduction/scaled_squares" "reduction/step_sums" "reduction/sweep_again" "reduction/totals" "reduction/tree"
+    "reduction/block_squares" "reduction/emit_per_invocation" "reduction/emit_per_subgroup" "reduction/emit_per_workgroup" "reduction/partials"
+    "reduction/scaled_squares" "reduction/step_sums" "reduction/sweep_again" "reduction/tensor_norm" "reduction/totals" "reduction/tree"
     "update/average" "update/exchange_streams" "update/keep_counters" "update/keep_gradient" "update/keep_parameters"
     "update/in_range" "update/measure_step" "update/moved" "update/schedule_free" "update/step_gradient"
 };

@@ -67,8 +67,8 @@ pub(crate) fn most_storage_buffers(kernel: Kernel) -> u32 {
     };
     let traits = kernel.rule.traits();
     // The last one has the sums of the step, or the records.
-    let updating = u32::from(traits.momentum || traits.squares)
-        + u32::from(traits.matrices)
+    let updating = u32::from(traits.momentum || traits.squares || traits.factored)
+        + u32::from(traits.owns_passes())
         + u32::from(kernel.has_memory())
         + u32::from(kernel.averages)
         + 1;

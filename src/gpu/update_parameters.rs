@@ -22,6 +22,8 @@ pub(crate) fn pipeline(gpu: &Gpu, tuning: &Tuning, kernel: Kernel, access: Acces
         (traits.momentum, "momentum"),
         (traits.squares, "squares"),
         (traits.matrices, "matrices"),
+        (traits.factored, "factored"),
+        (traits.limited, "limited"),
         (traits.largest_squares, "largest_squares"),
         (kernel.has_memory(), "keeps_memory"),
         (kernel.has_counters(), "keeps_counters"),
@@ -42,10 +44,11 @@ pub(crate) fn pipeline(gpu: &Gpu, tuning: &Tuning, kernel: Kernel, access: Acces
         Binding::Read,
         Binding::Write,
         if writes_gradients { Binding::Write } else { Binding::Read },
-        written(traits.momentum || traits.squares),
+        // Passes of the rule have written the moments of rows and columns.
+        if traits.factored { Binding::Read } else { written(traits.momentum || traits.squares) },
         written(kernel.has_memory()),
         Elements::remainders(kernel),
-        if traits.matrices { Binding::Read } else { Binding::Absent },
+        if traits.owns_passes() { Binding::Read } else { Binding::Absent },
     ];
     // In schedule-free training z lies where the averages do.
     // Beside them the sums of the step, or the records.

@@ -12,6 +12,7 @@ pub fn wgsl() -> String {
         Squares::DECLARED,
         Block::DECLARED,
         Matrix::DECLARED,
+        FactoredTensor::DECLARED,
         Tile::DECLARED,
         RuleNumbers::DECLARED,
         GroupControls::DECLARED,

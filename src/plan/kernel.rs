@@ -1,6 +1,8 @@
 //! What passes 1 and 4 are compiled for, and the memories that they keep.
 
 use super::Place;
+#[cfg(feature = "checkpoint")]
+use super::{Stack, TensorInfo};
 use crate::element::{Element, Rounding};
 use crate::layout::slots;
 use crate::rule::RuleKind;
@@ -113,9 +115,10 @@ impl Kernel {
         self.alignment == Alignment::Momentum || self.has_looks() && self.rule.traits().momentum
     }
 
-    /// Returns this key with the element types and the rounding of a tensor at `place`.
-    pub(crate) fn at(self, place: &Place, rounding: Rounding) -> Self {
-        Kernel { params: place.params, grads: place.grads, encoding: Encoding::of(place.params, rounding), ..self }
+    /// Returns this key with the element types and the rounding of a tensor at `place`, and the rule's kind for its shape.
+    pub(crate) fn at(self, place: &Place, rule: RuleKind, rounding: Rounding) -> Self {
+        let encoding = Encoding::of(place.params, rounding);
+        Kernel { rule, params: place.params, grads: place.grads, encoding, ..self }
     }
 
     /// Returns true if remainders of master weights are kept.
@@ -200,7 +203,7 @@ impl Kernel {
     }
 }
 
-/// A memory with an entry for every parameter. These are all that a step remembers of a parameter, so that whoever allocates, saves or
+/// A memory of a tensor's parameters, most of them with an entry for each. These are all that a step remembers of a parameter, so that whoever allocates, saves or
 /// restores them goes through this list.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) enum MemoryKind {
@@ -210,6 +213,10 @@ pub(crate) enum MemoryKind {
     SecondMoment,
     /// The largest v so far of the rule, which on the device lies behind v.
     LargestSecondMoment,
+    /// The mean of v of each row of a tensor's matrices.
+    RowSecondMoment,
+    /// The mean of v of each column, which on the device lies behind those of the rows.
+    ColumnSecondMoment,
     /// Counters of gradient signs, and the sign of the last step.
     Counters,
     /// The last gradient as the regime saw it.
@@ -227,10 +234,12 @@ pub(crate) enum MemoryKind {
 }
 
 impl MemoryKind {
-    pub(crate) const ALL: [MemoryKind; 10] = [
+    pub(crate) const ALL: [MemoryKind; 12] = [
         MemoryKind::Momentum,
         MemoryKind::SecondMoment,
         MemoryKind::LargestSecondMoment,
+        MemoryKind::RowSecondMoment,
+        MemoryKind::ColumnSecondMoment,
         MemoryKind::Counters,
         MemoryKind::LastGradient,
         MemoryKind::FirstParameters,
@@ -246,6 +255,8 @@ impl MemoryKind {
             MemoryKind::Momentum => "momentum",
             MemoryKind::SecondMoment => "second_moment",
             MemoryKind::LargestSecondMoment => "largest_second_moment",
+            MemoryKind::RowSecondMoment => "row_second_moment",
+            MemoryKind::ColumnSecondMoment => "column_second_moment",
             MemoryKind::Counters => "direction_counters",
             MemoryKind::LastGradient => "last_gradient",
             MemoryKind::FirstParameters => "first_parameters",
@@ -264,12 +275,39 @@ impl MemoryKind {
             MemoryKind::Momentum
             | MemoryKind::SecondMoment
             | MemoryKind::LargestSecondMoment
+            | MemoryKind::RowSecondMoment
+            | MemoryKind::ColumnSecondMoment
             | MemoryKind::LastGradient
             | MemoryKind::FirstParameters
             | MemoryKind::Streams
             | MemoryKind::Averages
             | MemoryKind::BaseIterates => 4,
         }
+    }
+
+    /// Returns the shape of what is kept of a tensor: entries, or slots by entries.
+    #[cfg(feature = "checkpoint")]
+    pub(crate) fn shape(self, tensor: &TensorInfo) -> Vec<usize> {
+        let stack = Stack::of(&tensor.shape);
+        match (self, stack) {
+            (MemoryKind::RowSecondMoment, Some(stack)) => vec![stack.matrices as usize, stack.rows as usize],
+            (MemoryKind::ColumnSecondMoment, Some(stack)) => vec![stack.matrices as usize, stack.columns as usize],
+            _ => self.shape_of_elements(tensor.elements),
+        }
+    }
+
+    /// The same of a memory with an entry for each element.
+    #[cfg(feature = "checkpoint")]
+    pub(crate) fn shape_of_elements(self, elements: u64) -> Vec<usize> {
+        match self.slots() {
+            1 => vec![elements as usize],
+            slots => vec![slots as usize, elements as usize],
+        }
+    }
+
+    /// Returns true if there is an entry for each row or column, and not for each parameter.
+    pub(crate) fn is_factored(self) -> bool {
+        matches!(self, MemoryKind::RowSecondMoment | MemoryKind::ColumnSecondMoment)
     }
 
     /// Returns the number of entries for each parameter. They lie as far apart as there are parameters.
@@ -287,6 +325,7 @@ impl Kernel {
             MemoryKind::Momentum => self.rule.traits().momentum,
             MemoryKind::SecondMoment => self.rule.traits().squares,
             MemoryKind::LargestSecondMoment => self.rule.traits().largest_squares,
+            MemoryKind::RowSecondMoment | MemoryKind::ColumnSecondMoment => self.rule.traits().factored,
             MemoryKind::Counters => self.has_counters(),
             MemoryKind::LastGradient => self.has_last_gradient(),
             MemoryKind::FirstParameters => self.has_first_parameters(),

@@ -1,7 +1,7 @@
 //! Tensors as matrices, for rules that own passes over them.
 
 use crate::error::{BuildError, Error};
-use crate::layout::Matrix;
+use crate::layout::{FactoredTensor, MATRIX_TILE, Matrix};
 
 /// Rows and columns of a tensor.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -28,6 +28,97 @@ impl Shape {
 
     pub(crate) fn long(self) -> usize {
         self.rows.max(self.columns)
+    }
+}
+
+/// A tensor as a stack of matrices, those of its last two dimensions.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Stack {
+    pub(crate) matrices: u64,
+    pub(crate) rows: u64,
+    pub(crate) columns: u64,
+}
+
+impl Stack {
+    /// `None` for tensors of fewer than two dimensions.
+    pub(crate) fn of(dimensions: &[usize]) -> Option<Self> {
+        let [outer @ .., rows, columns] = dimensions else { return None };
+        let some = if *rows == 0 || *columns == 0 { 0 } else { 1 };
+        let matrices = outer.iter().fold(some, |all: u64, &length| all.saturating_mul(length as u64));
+        Some(Stack { matrices, rows: *rows as u64, columns: *columns as u64 })
+    }
+
+    /// Sums of parts of its rows and columns, one for each tile that they go through.
+    fn partials(self) -> u64 {
+        let tiles = |length: u64| length.div_ceil(MATRIX_TILE.into());
+        self.matrices * (self.rows * tiles(self.columns) + self.columns * tiles(self.rows))
+    }
+}
+
+/// What the passes that a rule owns do with a tensor.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) enum TensorWork {
+    /// They make a matrix orthogonal.
+    Matrix(MatrixNumbers),
+    /// They limit the root mean square of the direction, and keep second moments of the rows and columns of a stack.
+    Limited { limit: f32, stack: Option<Stack> },
+}
+
+/// Numbers that a window of limited tensors holds.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Room {
+    pub(crate) rows: u64,
+    pub(crate) columns: u64,
+    /// Of rows, one for each matrix.
+    pub(crate) means: u64,
+    /// Sums of tiles.
+    pub(crate) partials: u64,
+}
+
+impl Room {
+    /// With those of one more tensor.
+    pub(super) fn with(self, work: &TensorWork) -> Self {
+        match work {
+            TensorWork::Limited { stack: Some(stack), .. } => Room {
+                rows: self.rows + stack.matrices * stack.rows,
+                columns: self.columns + stack.matrices * stack.columns,
+                means: self.means + stack.matrices,
+                partials: self.partials + stack.partials(),
+            },
+            _ => self,
+        }
+    }
+
+    /// Numbers of the largest of its buffers.
+    pub(super) fn largest(self) -> u64 {
+        self.partials.max(self.rows + self.columns + self.means)
+    }
+}
+
+/// A limited tensor as the kernels have it, in a window with this room before it.
+pub(super) fn limited(
+    limit: f32,
+    stack: Option<Stack>,
+    room: Room,
+    elements: u64,
+    [group, lead, blocks]: [u32; 3],
+) -> FactoredTensor {
+    let Stack { matrices, rows, columns } = stack.unwrap_or(Stack { matrices: 0, rows: 0, columns: 0 });
+    FactoredTensor {
+        rows: rows as u32,
+        columns: columns as u32,
+        matrices: matrices as u32,
+        elements: elements as u32,
+        rows_first: room.rows as u32,
+        // Behind all rows, and behind all columns: `finish` adds their numbers.
+        columns_first: room.columns as u32,
+        means_first: room.means as u32,
+        partials_first: room.partials as u32,
+        group,
+        lead,
+        blocks,
+        limit,
+        factor: 1.0,
     }
 }
 

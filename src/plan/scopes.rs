@@ -20,9 +20,8 @@ pub(super) struct Extent {
 
 impl Extent {
     pub(super) fn of(group: &ResolvedGroup<Place>) -> Self {
-        let square = |tensor: &NamedTensor<Place>| match group.config.rule.matrix(&tensor.shape) {
-            Some(matrix) => matrix.direction_square(),
-            None => tensor.tensor.elements as f64,
+        let square = |tensor: &NamedTensor<Place>| {
+            group.config.rule.direction_square(&tensor.shape, tensor.tensor.elements as usize)
         };
         Extent {
             elements: group.tensors.iter().map(|tensor| tensor.tensor.elements).sum(),
@@ -226,6 +225,7 @@ pub(super) fn constants_of(config: &GroupConfig, kernel: Kernel, scope_index: us
         average_start: config.averaging.start(),
         average_gain: config.averaging.gain(),
         trust_coefficient: config.trust_ratio.map_or(0.0, |trust| trust.coefficient),
+        trust_least: config.trust_ratio.and_then(|trust| trust.least).unwrap_or(0.0),
         direction_length: scope.direction_length(),
         scope_momentum: scope.momentum,
         scope_clip: scope.clip,

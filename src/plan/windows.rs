@@ -2,9 +2,11 @@
 
 use std::collections::HashMap;
 
-use super::{Access, Geometry, Kernel, MatrixNumbers, MemoryKind, Place, QUAD, TensorInfo};
+use super::matrices::{Room, limited};
+use super::{Access, Geometry, Kernel, MemoryKind, Place, QUAD, TensorInfo, TensorWork};
 use crate::element::Element;
-use crate::layout::{Block, Matrix};
+use crate::layout::{Block, FactoredTensor, Matrix};
+use crate::rule::RuleKind;
 
 /// A stretch of one buffer, in elements.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -47,6 +49,10 @@ pub(crate) struct Window {
     pub(crate) blocks: Vec<Block>,
     /// The matrices that the blocks are cut from, where the rule owns passes over them.
     pub(crate) matrices: Vec<Matrix>,
+    /// The tensors that the blocks are cut from, where the rule limits their directions.
+    pub(crate) limited: Vec<FactoredTensor>,
+    /// Numbers that the passes over those keep.
+    pub(crate) room: Room,
 }
 
 /// Elements of a tensor that lie side by side in a window's memories.
@@ -60,13 +66,47 @@ pub(crate) struct Stretch {
 }
 
 impl Window {
-    /// Bytes that a memory of its parameters takes: whole quads.
-    pub(crate) fn memory_bytes(&self, kind: MemoryKind) -> u64 {
-        u64::from(self.state_quads) * u64::from(QUAD * kind.element_bytes() * kind.slots())
+    /// Without blocks.
+    fn new(kernel: Kernel, access: Access, params: Region, grads: Region) -> Self {
+        Window {
+            kernel,
+            access,
+            params,
+            grads,
+            state_quads: 0,
+            blocks: Vec::new(),
+            matrices: Vec::new(),
+            limited: Vec::new(),
+            room: Room::default(),
+        }
     }
 
-    /// Where in the window's memory what belongs to a tensor lies; empty where the window has none of it.
-    pub(crate) fn stretches_of(&self, tensor: &TensorInfo) -> Vec<Stretch> {
+    /// Bytes that a memory of its parameters takes: whole quads.
+    pub(crate) fn memory_bytes(&self, kind: MemoryKind) -> u64 {
+        let entries = match kind {
+            MemoryKind::RowSecondMoment => self.room.rows,
+            MemoryKind::ColumnSecondMoment => self.room.columns,
+            _ => u64::from(self.state_quads) * u64::from(QUAD * kind.slots()),
+        };
+        entries * u64::from(kind.element_bytes())
+    }
+
+    /// Where in the window's memory of a kind what belongs to a tensor lies; empty where the window has none of it.
+    pub(crate) fn stretches_of(&self, kind: MemoryKind, tensor: &TensorInfo) -> Vec<Stretch> {
+        if kind.is_factored() {
+            let first_element = |one: &FactoredTensor| u64::from(self.blocks[one.lead as usize].first_element);
+            let of_tensor = self.limited.iter().filter(|one| first_element(one) == tensor.first_element);
+            let stretches = of_tensor.map(|one| {
+                let (first, length) = match kind {
+                    MemoryKind::RowSecondMoment => (one.rows_first, one.rows),
+                    // Counted from the first column's on.
+                    _ => (one.columns_first - self.room.rows as u32, one.columns),
+                };
+                let elements = u64::from(one.matrices) * u64::from(length);
+                Stretch { in_memory: first.into(), in_tensor: 0, elements }
+            });
+            return stretches.collect();
+        }
         let mut stretches: Vec<Stretch> = Vec::new();
         // Blocks come in the order of their elements.
         let end_of = |block: &Block| u64::from(block.first_element) + u64::from(block.elements);
@@ -101,8 +141,10 @@ impl Window {
 pub(super) struct Span {
     pub(super) place: Place,
     pub(super) first_element: u64,
-    /// Where the rule works on whole matrices, which are then spans of their own.
-    pub(super) matrix: Option<MatrixNumbers>,
+    /// The rule's kind for its shape.
+    pub(super) kind: RuleKind,
+    /// Where the rule works on whole tensors, which are then spans of their own.
+    pub(super) work: Option<TensorWork>,
 }
 
 impl Span {
@@ -125,7 +167,7 @@ impl Span {
         if params_start % quad != grads_start % quad {
             return [(Access::Scalars, 0, elements), (Access::Quads, 0, 0), (Access::Scalars, 0, 0)];
         }
-        if self.matrix.is_some() {
+        if self.work.is_some() {
             // In one piece, so that it has one place in the window's memories.
             let access = match [params_start, grads_start, elements] {
                 starts if starts.iter().all(|start| start.is_multiple_of(quad)) => Access::Quads,
@@ -157,7 +199,7 @@ impl<'a> Windows<'a> {
         Windows { geometry, newest: HashMap::new(), filling: Vec::new() }
     }
 
-    /// Cuts a span into blocks. A matrix that no window can hold is refused, with its elements and those that a window holds.
+    /// Cuts a span into blocks. A tensor that the rule works on as a whole and that no window can hold is refused, with its elements and those that a window holds.
     pub(super) fn add_span(&mut self, group: usize, kernel: Kernel, span: &Span) -> Result<(), (u64, u64)> {
         // What is kept of a block must fit into a binding, too.
         let quad = u64::from(QUAD);
@@ -168,7 +210,7 @@ impl<'a> Windows<'a> {
         let kept = self.geometry.binding_elements / vectors / quad * quad;
         let block_elements = u64::from(self.geometry.block_elements).min(kept);
         for (access, start, end) in span.pieces(self.geometry) {
-            if span.matrix.is_some() && start < end {
+            if span.work.is_some() && start < end {
                 self.make_room(kernel, access, span, block_elements)?;
             }
             let mut at = start;
@@ -177,20 +219,30 @@ impl<'a> Windows<'a> {
                 self.add_block(group, kernel, access, span, at, elements);
                 at += elements;
             }
-            if let Some(matrix) = span.matrix.filter(|_| start < end) {
+            if let Some(work) = span.work.filter(|_| start < end) {
                 let key = (kernel, access, span.place.params_buffer, span.place.grads_buffer);
                 let window = &mut self.filling[self.newest[&key]].window;
                 let lead = window.blocks.last().map_or(0, |block| block.lead);
-                let first = QUAD * window.blocks[lead as usize].state_quad;
                 let blocks = window.blocks.len() as u32 - lead;
-                let grams = window.matrices.last().map_or(0, |last| last.gram_first + last.rows * last.rows);
-                window.matrices.push(matrix.placed(first, grams, group as u32, lead, blocks));
+                let room = window.room;
+                window.room = room.with(&work);
+                match work {
+                    TensorWork::Matrix(matrix) => {
+                        let first = QUAD * window.blocks[lead as usize].state_quad;
+                        let grams = window.matrices.last().map_or(0, |last| last.gram_first + last.rows * last.rows);
+                        window.matrices.push(matrix.placed(first, grams, group as u32, lead, blocks));
+                    }
+                    TensorWork::Limited { limit, stack } => {
+                        let place = [group as u32, lead, blocks];
+                        window.limited.push(limited(limit, stack, room, span.place.elements, place));
+                    }
+                }
             }
         }
         Ok(())
     }
 
-    /// Begins a window where the newest has no room for a whole matrix.
+    /// Begins a window where the newest has no room for a whole tensor.
     fn make_room(
         &mut self,
         kernel: Kernel,
@@ -207,9 +259,9 @@ impl<'a> Windows<'a> {
         let has_room = |window: &Window| {
             self.fits(window, params, grads, quads)
                 && window.blocks.len() as u64 + blocks <= u64::from(self.geometry.dispatch_blocks)
+                && span.work.iter().all(|work| window.room.with(work).largest() <= self.geometry.binding_elements)
         };
-        let empty = Window { kernel, access, params, grads, state_quads: 0, blocks: Vec::new(), matrices: Vec::new() };
-        if !has_room(&empty) {
+        if !has_room(&Window::new(kernel, access, params, grads)) {
             return Err((place.elements, self.geometry.binding_elements));
         }
         if self.newest.get(&key).is_some_and(|&index| !has_room(&self.filling[index].window)) {
@@ -236,18 +288,8 @@ impl<'a> Windows<'a> {
         let index = match self.newest.get(&key) {
             Some(&index) if self.fits(&self.filling[index].window, params, grads, quads) => index,
             _ => {
-                self.filling.push(FillingWindow {
-                    window: Window {
-                        kernel,
-                        access,
-                        params,
-                        grads,
-                        state_quads: 0,
-                        blocks: Vec::new(),
-                        matrices: Vec::new(),
-                    },
-                    starts: Vec::new(),
-                });
+                self.filling
+                    .push(FillingWindow { window: Window::new(kernel, access, params, grads), starts: Vec::new() });
                 self.newest.insert(key, self.filling.len() - 1);
                 self.filling.len() - 1
             }
@@ -296,6 +338,10 @@ impl<'a> Windows<'a> {
                 for (block, (params, grads)) in window.blocks.iter_mut().zip(starts) {
                     block.params_start = (params - window.params.start) as u32;
                     block.grads_start = (grads - window.grads.start) as u32;
+                }
+                for tensor in &mut window.limited {
+                    tensor.columns_first += window.room.rows as u32;
+                    tensor.means_first += (window.room.rows + window.room.columns) as u32;
                 }
                 window
             })

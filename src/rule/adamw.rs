@@ -104,6 +104,7 @@ impl UpdateRule for AdamW {
             first_decay: decay_of(self.beta1),
             second_decay: decay_of(self.beta2),
             epsilon: self.epsilon,
+            square_fall: 0.0,
         }
     }
 

@@ -4,7 +4,7 @@ use super::{HostRule, LastStep, Rule, RuleKind, Traits, UpdateRule, WeightDecay,
 use crate::averaging::Averaging;
 use crate::error::{Error, require};
 use crate::layout::{RuleNumbers, Update};
-use crate::plan::{MatrixNumbers, Shape};
+use crate::plan::{MatrixNumbers, Shape, TensorWork};
 use crate::reference::RuleStep;
 
 /// Muon (Keller Jordan 2024, <https://kellerjordan.github.io/posts/muon/>; `torch.optim.Muon`): `m ← μ m + (1-μ) g`, and the direction is the
@@ -111,7 +111,8 @@ impl UpdateRule for Muon {
         }
     }
 
-    fn matrix(&self, shape: Shape) -> Option<MatrixNumbers> {
+    fn work(&self, dimensions: &[usize]) -> Option<TensorWork> {
+        let shape = Shape::of(dimensions)?;
         let (rows, columns) = (shape.rows as f64, shape.columns as f64);
         let scale = match self.scale {
             MuonScale::Original => (rows / columns).max(1.0).sqrt(),
@@ -120,7 +121,7 @@ impl UpdateRule for Muon {
         };
         // A matrix without elements has no direction.
         let scale = if shape.short() == 0 { 0.0 } else { scale as f32 };
-        Some(MatrixNumbers { shape, coefficients: self.coefficients, epsilon: self.epsilon, scale })
+        Some(TensorWork::Matrix(MatrixNumbers { shape, coefficients: self.coefficients, epsilon: self.epsilon, scale }))
     }
 
     fn iterations(&self) -> u32 {

@@ -1,5 +1,5 @@
 """Writes torch.csv: parameters after 1, 2, 3, 10, 30 and 100 steps of torch.optim.SGD, Adam, AdamW
-(with AMSGrad too), RMSprop, Adagrad and Muon, in f32 as hexadecimal bits.
+(with AMSGrad too), RMSprop, Adagrad, Adafactor and Muon, in f32 as hexadecimal bits.
 
     python3 tests/golden/make_torch.py        # needs torch
 
@@ -59,6 +59,12 @@ CASES = {
     "amsgrad": dict(of=torch.optim.AdamW, amsgrad=True),  # with its default decay of 0.01
     "amsgrad-betas": dict(of=torch.optim.AdamW, amsgrad=True, betas=(0.5, 0.75), eps=0.125),
     "amsgrad-decay-tenth-maximize": dict(of=torch.optim.Adam, amsgrad=True, weight_decay=0.1, maximize=True),
+    # The rate is relative to the parameters' root mean square.
+    "adafactor": dict(of=torch.optim.Adafactor, shape=(3, 4)),
+    "adafactor-tall": dict(of=torch.optim.Adafactor, shape=(4, 3), maximize=True),
+    "adafactor-stack": dict(of=torch.optim.Adafactor, shape=(2, 3, 2)),
+    "adafactor-flat": dict(of=torch.optim.Adafactor),
+    "adafactor-limit": dict(of=torch.optim.Adafactor, shape=(3, 4), d=1.25, beta2_decay=-0.5, eps=(0.25, 1e-3)),
 }
 
 

@@ -1,5 +1,6 @@
 //! Promises of the library, on the CPU path and on every adapter there is.
 
+mod adafactor;
 mod auto_sgd;
 mod averaging;
 mod checkpoint;

@@ -196,7 +196,7 @@ fn a_matrix_beyond_a_binding_is_refused() {
             GpuRun::try_with_room(gpu, &specs, packed(&specs, 0, 0), &[], |builder| builder).map(drop)
         };
         build(256).expect("fits");
-        let error = assert_refused(build(513), &["matrix", "262656", "max_storage_buffer_binding_size"]);
+        let error = assert_refused(build(513), &["tensor", "262656", "max_storage_buffer_binding_size"]);
         assert_eq!(error.kind(), ErrorKind::Limit);
     }
     // The CPU path has no bindings.

@@ -1,8 +1,8 @@
-//! Promise: with a fixed rate SGD, SGD with momentum, Adam, AdamW, AMSGrad, RMSprop, Adagrad and Muon are those of PyTorch, Lion is that of its paper, and schedule-free
+//! Promise: with a fixed rate SGD, SGD with momentum, Adam, AdamW, AMSGrad, RMSprop, Adagrad, Adafactor and Muon are those of PyTorch, Lion is that of its paper, and schedule-free
 //! training is its paper's, parameter for parameter over 100 steps. The numbers come from `tests/golden/make_torch.py`, `make_lion.py` and
 //! `make_schedule_free.py`, which takes the average from its definition.
 
-use wgpu_optim::{AdamW, AmsGrad, Averaging, Muon, MuonScale, Regime, RmsProp, Rule, Sgdm, WeightDecay};
+use wgpu_optim::{Adafactor, AdamW, AmsGrad, Averaging, Muon, MuonScale, Regime, RmsProp, Rule, Sgdm, WeightDecay};
 use wgpu_optim_conformance::run::{Spec, every_path};
 use wgpu_optim_conformance::ulps_of_largest;
 
@@ -44,6 +44,8 @@ fn spec(name: &str) -> Spec {
         name if name.starts_with("muon") => Rule::Muon(Muon { scale: MuonScale::Original, ..Muon::default() }),
         "amsgrad-betas" => Rule::AmsGrad(AmsGrad { beta1: 0.5, beta2: 0.75, epsilon: 0.125 }),
         name if name.starts_with("amsgrad") => Rule::amsgrad(),
+        "adafactor-limit" => Rule::Adafactor(Adafactor { fall: 0.5, epsilon: 0.25, limit: 1.25 }),
+        name if name.starts_with("adafactor") => Rule::adafactor(),
         _ => sgdm(0.0, false),
     };
     let mut spec = new(name, rule);
@@ -52,8 +54,9 @@ fn spec(name: &str) -> Spec {
         spec.regime = Regime::fixed(1e-3);
     }
     spec.shapes = match name {
-        "muon" | "muon-match-rms" | "muon-bf16" => vec![vec![3, 4]],
-        "muon-tall" => vec![vec![4, 3]],
+        "muon" | "muon-match-rms" | "muon-bf16" | "adafactor" | "adafactor-limit" => vec![vec![3, 4]],
+        "muon-tall" | "adafactor-tall" => vec![vec![4, 3]],
+        "adafactor-stack" => vec![vec![2, 3, 2]],
         "muon-spectral" => vec![vec![2, 6]],
         "muon-plain" => vec![vec![6, 2]],
         _ => Vec::new(),
@@ -74,6 +77,9 @@ fn spec(name: &str) -> Spec {
     if name.contains("clip") {
         spec.clip = 1.5;
     }
+    // PyTorch multiplies the rate by the root mean square of the parameters.
+    spec.trust = Some(1.0).filter(|_| name.starts_with("adafactor"));
+    spec.trust_least = Some(1e-3).filter(|_| spec.trust.is_some());
     spec.maximize = name.ends_with("maximize");
     spec
 }
@@ -108,7 +114,7 @@ fn a_fixed_rate_is_pytorchs() {
         name if grows(name) => 2.0 + 0.1 * steps,
         _ => 2.0,
     };
-    follow(include_str!("../golden/torch.csv"), 44, spec, allowed);
+    follow(include_str!("../golden/torch.csv"), 49, spec, allowed);
 }
 
 #[test]

@@ -5,12 +5,13 @@ use rayon::prelude::*;
 
 use super::*;
 use crate::cpu::controls::absence_of;
+use crate::cpu::factored::{FactorMemory, Factors, follow_moments, limit_of};
 use crate::cpu::half::Number;
 use crate::cpu::orthogonalize::orthogonalize;
 use crate::cpu::reduce_gradient::{BlockSlices, reduce_gradient};
 use crate::cpu::update_parameters::{Halves, MemorySlices, SHORT_TILE, TILE, Tiles, Wide, prepare, update_parameters};
 use crate::cpu::values::{Slice, SliceMut, Values, ValuesMut};
-use crate::layout::{Block, GroupConstants, GroupState, NO_ELEMENT, ScopeSums, Squares, Update, skips};
+use crate::layout::{Block, FactoredTensor, GroupConstants, GroupState, NO_ELEMENT, ScopeSums, Squares, Update, skips};
 use crate::plan::Kernel;
 
 /// Pass 1 over one block. A type and not a closure, and so is [`UpdateStretch`]: a closure of this size is not inlined, and only what
@@ -91,22 +92,93 @@ impl<T: Tiles> NullaryFnOnce for UpdateStretch<'_, T> {
     }
 }
 
-/// The first pass of a rule that works on matrices, over a tensor.
-struct PrepareTensor<'a, T> {
+/// A pass that a rule owns, over a whole tensor.
+trait TensorPass {
+    type Output;
+
+    fn run(self, elements: impl Tiles) -> Self::Output;
+}
+
+/// The first pass of a rule that works on matrices.
+struct Prepare<'a> {
     kernel: Kernel,
     update: &'a Update,
-    elements: T,
     momentum: &'a [f32],
     prepared: &'a mut [f32],
 }
 
-impl<T: Tiles> NullaryFnOnce for PrepareTensor<'_, T> {
+impl TensorPass for Prepare<'_> {
     type Output = ();
 
     #[inline(always)]
-    fn call(self) {
-        prepare(self.kernel, self.update, self.elements, self.momentum, self.prepared);
+    fn run(self, elements: impl Tiles) {
+        prepare(self.kernel, self.update, elements, self.momentum, self.prepared);
     }
+}
+
+/// The passes of a rule that limits its directions. Returns the factor of the direction.
+struct Limit<'a> {
+    kernel: Kernel,
+    update: &'a Update,
+    tensor: &'a FactoredTensor,
+    memory: &'a mut FactorMemory,
+    /// Second moments of rows and of columns.
+    moments: [&'a mut [f32]; 2],
+    /// Or of elements.
+    squares: &'a [f32],
+}
+
+impl TensorPass for Limit<'_> {
+    type Output = f32;
+
+    #[inline(always)]
+    fn run(self, mut elements: impl Tiles) -> f32 {
+        let Limit { kernel, update, tensor, memory, moments: [rows, columns], squares } = self;
+        let is_factored = kernel.rule.traits().factored;
+        if is_factored {
+            follow_moments(kernel, update, tensor, &mut elements, [&mut *rows, &mut *columns], memory);
+        }
+        let factors = Factors { tensor, moments: [rows, columns], means: &memory.means, first: 0 };
+        limit_of(kernel, update, tensor, &mut elements, squares, is_factored.then_some(factors))
+    }
+}
+
+/// A pass with the elements that it goes over.
+struct Over<T, P>(T, P);
+
+impl<T: Tiles, P: TensorPass> NullaryFnOnce for Over<T, P> {
+    type Output = P::Output;
+
+    #[inline(always)]
+    fn call(self) -> P::Output {
+        self.1.run(self.0)
+    }
+}
+
+/// Runs a pass over a whole tensor.
+fn over_tensor<P: TensorPass>(
+    arch: Arch,
+    kernel: Kernel,
+    params: &mut SliceMut,
+    grads: Slice,
+    remainders: &mut [i16],
+    pass: P,
+) -> P::Output {
+    if let (SliceMut::F32(params), Slice::F32(grads)) = (&mut *params, grads) {
+        return arch.dispatch(Over(Wide { params, grads }, pass));
+    }
+    let [params_buffer, grads_buffer] = &mut [[0.0; SHORT_TILE]; 2];
+    let elements = Halves {
+        params: params.reborrow(),
+        grads,
+        remainders,
+        encoding: kernel.encoding,
+        // Nothing is encoded.
+        rounding_key: 0,
+        first_element: 0,
+        buffers: [params_buffer, grads_buffer],
+    };
+    arch.dispatch(Over(elements, pass))
 }
 
 /// A stretch of a tensor of whatever elements.
@@ -258,38 +330,32 @@ impl CpuOptimizer {
                 }
                 0
             } else {
-                let TensorMemory { memory, matrix, .. } = tensor;
+                let TensorMemory { memory, matrix, limited, .. } = tensor;
                 if let (Some(matrix), 0) = (matrix, update.skip) {
-                    let (momentum, prepared) = (&memory.momentum, &mut matrix.1.directions);
-                    let [params_buffer, grads_buffer] = &mut [[0.0; SHORT_TILE]; 2];
-                    match (&mut params, grads) {
-                        (SliceMut::F32(params), Slice::F32(grads)) => {
-                            let elements = Wide { params, grads };
-                            arch.dispatch(PrepareTensor { kernel, update, elements, momentum, prepared });
-                        }
-                        (params, grads) => arch.dispatch(PrepareTensor {
-                            kernel,
-                            update,
-                            elements: Halves {
-                                params: params.reborrow(),
-                                grads,
-                                remainders: &mut memory.remainders,
-                                encoding: kernel.encoding,
-                                rounding_key: update.rounding_key,
-                                first_element: block.first_element,
-                                buffers: [params_buffer, grads_buffer],
-                            },
-                            momentum,
-                            prepared,
-                        }),
-                    }
+                    let pass =
+                        Prepare { kernel, update, momentum: &memory.momentum, prepared: &mut matrix.1.directions };
+                    over_tensor(arch, kernel, &mut params, grads, &mut memory.remainders, pass);
                     orthogonalize(&matrix.0, kernel.iterations, &mut matrix.1, parallel);
                 }
+                let mut update = *update;
+                if let (Some((tensor, work)), 0) = (limited, update.skip) {
+                    let moments = memory.factors.each_mut().map(Vec::as_mut_slice);
+                    let pass =
+                        Limit { kernel, update: &update, tensor, memory: work, moments, squares: &memory.squares };
+                    update.learning_rate *= over_tensor(arch, kernel, &mut params, grads, &mut memory.remainders, pass);
+                }
+                let factors = tensor.limited.as_ref().filter(|_| kernel.rule.traits().factored);
+                let factors = factors.map(|(limited, work)| Factors {
+                    tensor: limited,
+                    moments: tensor.memory.factors.each_ref().map(Vec::as_slice),
+                    means: &work.means,
+                    first: 0,
+                });
                 let directions = tensor.matrix.as_mut().map(|(_, memory)| memory.directions.as_mut_slice());
                 update_in_halves(
                     arch,
                     kernel,
-                    update,
+                    &update,
                     StretchSlices {
                         params,
                         grads,
@@ -298,6 +364,7 @@ impl CpuOptimizer {
                         memory: MemorySlices {
                             momentum: &mut tensor.memory.momentum,
                             squares: directions.unwrap_or(&mut tensor.memory.squares),
+                            factors,
                             largest_squares: &mut tensor.memory.largest_squares,
                             counters: &mut tensor.memory.counters,
                             vector: &mut tensor.memory.vector,

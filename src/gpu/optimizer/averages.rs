@@ -126,7 +126,7 @@ impl Optimizer {
         destination.check_destination(&tensor.name, tensor.elements)?;
         let windows = self.averages.iter().filter_map(|averages| {
             let window = &self.plan.windows[averages.window];
-            let stretches = window.stretches_of(tensor);
+            let stretches = window.stretches_of(MemoryKind::Averages, tensor);
             (!stretches.is_empty()).then_some((averages, window, stretches))
         });
         let parts: Vec<(Dispatch, wgpu::Buffer, Vec<Stretch>)> =

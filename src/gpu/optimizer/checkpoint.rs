@@ -443,7 +443,7 @@ fn for_each_part(
     let element = kind.element_bytes() as usize;
     let slot_bytes = plan.windows[window].memory_bytes(kind) as usize / kind.slots() as usize;
     for (index, tensor) in plan.tensors.iter().enumerate() {
-        for stretch in plan.windows[window].stretches_of(tensor) {
+        for stretch in plan.windows[window].stretches_of(kind, tensor) {
             let [here, there, bytes] =
                 [stretch.in_memory, stretch.in_tensor, stretch.elements].map(|elements| elements as usize * element);
             for slot in 0..kind.slots() as usize {

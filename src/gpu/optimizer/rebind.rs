@@ -23,6 +23,8 @@ pub(super) struct Movable {
     /// Offset in the tensor at which the window's bindings begin.
     start: u64,
     own: OwnBuffers,
+    /// Those that the rule owns, in the order of [`Sweeps::of_rule`].
+    own_sweeps: Vec<Sweep>,
     pipelines: Sweeps<Pipeline>,
     /// The latest places, the last one first, and what binds them.
     bound: Vec<(Site, Sweeps<BoundGroup>)>,
@@ -32,8 +34,8 @@ pub(super) struct Movable {
 #[derive(Debug, Clone)]
 pub(super) struct Sweeps<T> {
     pub(super) reduce: T,
-    /// Where the rule owns passes.
-    pub(super) prepare: Option<T>,
+    /// Those that the rule owns.
+    pub(super) of_rule: Vec<T>,
     pub(super) update: T,
     /// Exchange and settle, where the window keeps averages.
     pub(super) averages: Option<[T; 2]>,
@@ -49,6 +51,7 @@ impl Movable {
         window: &Window,
         buffers: &[wgpu::Buffer],
         own: OwnBuffers,
+        own_sweeps: Vec<Sweep>,
         pipelines: Sweeps<Pipeline>,
         bound: Sweeps<BoundGroup>,
     ) -> Self {
@@ -58,7 +61,7 @@ impl Movable {
         let (tensor, at) = elements.expect("a block lies in a tensor");
         let start = at - u64::from(first.params_start);
         let site = [window.params, window.grads].map(|region| (buffers[region.buffer].clone(), region.start - start));
-        Movable { tensor, start, own, pipelines, bound: vec![(site, bound)] }
+        Movable { tensor, start, own, own_sweeps, pipelines, bound: vec![(site, bound)] }
     }
 
     /// The window's parameters and gradients where its tensor lies here.
@@ -93,7 +96,13 @@ impl Movable {
         let bind = |pipeline: &Pipeline, own: &[_]| pipeline.bind(device, OWN_BUFFERS, own);
         Sweeps {
             reduce: bind(&self.pipelines.reduce, &own_of(Sweep::Reduce)),
-            prepare: self.pipelines.prepare.as_ref().map(|pipeline| bind(pipeline, &own_of(Sweep::Prepare))),
+            of_rule: self
+                .pipelines
+                .of_rule
+                .iter()
+                .zip(&self.own_sweeps)
+                .map(|(pipeline, &sweep)| bind(pipeline, &own_of(sweep)))
+                .collect(),
             update: bind(&self.pipelines.update, &own),
             averages: self
                 .pipelines
@@ -201,15 +210,15 @@ impl Optimizer {
         let rebind = |dispatch: &mut Dispatch, group: &BoundGroup| {
             dispatch.bind_groups[OWN_BUFFERS] = group.clone();
         };
-        let mut of_pass = |name: PassName, group: fn(&Sweeps<_>) -> Option<&BoundGroup>| {
+        let mut of_pass = |name: PassName, groups: fn(&Sweeps<BoundGroup>) -> &[BoundGroup]| {
             let dispatches = self.step.iter_mut().filter(|one| one.pass == name);
-            for (dispatch, group) in dispatches.zip(made.iter().filter_map(|(.., bound)| group(bound))) {
+            for (dispatch, group) in dispatches.zip(made.iter().flat_map(|(.., bound)| groups(bound))) {
                 rebind(dispatch, group);
             }
         };
-        of_pass(PassName::ReduceGradient, |bound| Some(&bound.reduce));
-        of_pass(PassName::Prepare, |bound| bound.prepare.as_ref());
-        of_pass(PassName::UpdateParameters, |bound| Some(&bound.update));
+        of_pass(PassName::ReduceGradient, |bound| std::slice::from_ref(&bound.reduce));
+        of_pass(PassName::Prepare, |bound| &bound.of_rule);
+        of_pass(PassName::UpdateParameters, |bound| std::slice::from_ref(&bound.update));
         let averaged = made.iter().filter_map(|(.., bound)| bound.averages.as_ref());
         for (averages, [exchange, settle]) in self.averages.iter_mut().zip(averaged) {
             rebind(&mut averages.exchange, exchange);

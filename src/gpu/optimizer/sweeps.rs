@@ -4,6 +4,7 @@ use super::averages::{ScheduleFree, WindowAverages};
 use super::*;
 use crate::gpu::buffers::{filled, part, whole, zeroed};
 use crate::gpu::context::Gpu;
+use crate::gpu::factored::{self, FactorMemory};
 use crate::gpu::optimizer::rebind::Movable;
 use crate::gpu::orthogonalize::{self, MatrixMemory};
 use crate::gpu::pass::Pipeline;
@@ -38,7 +39,9 @@ impl WindowMemory {
         let has_buffer = |kind: &MemoryKind| !of_the_rule.iter().skip(1).any(|behind| behind == kind);
         let kinds = window.kernel.memories().filter(has_buffer).map(|kind| {
             let all = if of_the_rule.contains(&kind) { &of_the_rule[..] } else { &[kind] };
-            let bytes = all.iter().map(|&kind| window.memory_bytes(kind)).sum();
+            // Behind factored moments lie their means, which are made anew in each step.
+            let means = if kind == MemoryKind::RowSecondMoment { 4 * window.room.means } else { 0 };
+            let bytes = all.iter().map(|&kind| window.memory_bytes(kind)).sum::<u64>() + means;
             (kind, zeroed::<u8>(gpu, kind.name(), bytes))
         });
         WindowMemory { kinds: kinds.collect() }
@@ -64,8 +67,13 @@ impl WindowMemory {
 }
 
 /// What a rule remembers, in the order in which it lies in one buffer.
-pub(super) const OF_THE_RULE: [MemoryKind; 3] =
-    [MemoryKind::Momentum, MemoryKind::SecondMoment, MemoryKind::LargestSecondMoment];
+pub(super) const OF_THE_RULE: [MemoryKind; 5] = [
+    MemoryKind::Momentum,
+    MemoryKind::SecondMoment,
+    MemoryKind::LargestSecondMoment,
+    MemoryKind::RowSecondMoment,
+    MemoryKind::ColumnSecondMoment,
+];
 
 /// What a regime remembers, of which there is one kind at most.
 pub(super) const OF_THE_REGIME: [MemoryKind; 4] =
@@ -88,9 +96,10 @@ pub(super) struct OwnBuffers {
     pub(super) compared: wgpu::Buffer,
     pub(super) memory: wgpu::Buffer,
     pub(super) remainders: wgpu::Buffer,
-    /// Of a rule that owns passes over matrices: the first of them writes the one, the update reads the other.
+    /// Of a rule that owns passes over matrices: what the first of them writes.
     pub(super) prepared: wgpu::Buffer,
-    pub(super) directions: wgpu::Buffer,
+    /// What the update reads of a rule's own passes: directions, or limited tensors, which those over elements read too.
+    pub(super) made: wgpu::Buffer,
 }
 
 impl OwnBuffers {
@@ -108,7 +117,7 @@ impl OwnBuffers {
             whole(&self.momentum),
             whole(if sweep == Sweep::Reduce { &self.compared } else { &self.memory }),
             whole(&self.remainders),
-            whole(if sweep == Sweep::Prepare { &self.prepared } else { &self.directions }),
+            whole(if sweep == Sweep::Prepare { &self.prepared } else { &self.made }),
         ]
     }
 }
@@ -146,9 +155,11 @@ pub(super) fn sweeps(
         let matrices = MatrixMemory::new(gpu, window);
         let prepared = matrices.as_ref().map(|memory| memory.prepared(window.kernel.iterations));
         let directions = matrices.as_ref().map(|memory| &memory.directions);
+        let factors = FactorMemory::new(gpu, window);
+        let made = directions.or(factors.as_ref().map(|memory| &memory.tensors));
         let buffers_of_window = OwnBuffers {
             prepared: prepared.unwrap_or(&nothing[0]).clone(),
-            directions: directions.unwrap_or(&nothing[0]).clone(),
+            made: made.unwrap_or(&nothing[0]).clone(),
             remainders: remainders.unwrap_or(&nothing[1]).clone(),
             blocks: filled::<Block>(gpu, "blocks", &window.blocks),
             momentum: momentum.unwrap_or(&nothing[0]).clone(),
@@ -168,35 +179,53 @@ pub(super) fn sweeps(
         let reduce = passes.dispatch(Sweep::Reduce, window, &[&measured, &own_of(Sweep::Reduce)]);
         let averaged = memory.find(&[MemoryKind::Averages, MemoryKind::BaseIterates]);
         let (update, averages) = passes.update(index, window, tables, &own, averaged);
-        let prepare = matrices.as_ref().map(|memory| {
-            let own = own_of(Sweep::Prepare);
-            passes.dispatch(Sweep::Prepare, window, &[&[whole(tables.updates)], &own, &[whole(&memory.squares)]])
-        });
+        let mut of_rule = Vec::new();
+        let mut own_sweeps = Vec::new();
+        let updates = [whole(tables.updates)];
+        if let Some(memory) = &matrices {
+            own_sweeps.push(Sweep::Prepare);
+            let groups: [&[_]; 3] = [&updates, &own_of(Sweep::Prepare), &[whole(&memory.squares)]];
+            of_rule.push(passes.dispatch(Sweep::Prepare, window, &groups));
+            let blocks = &buffers_of_window.blocks;
+            of_rule.extend(orthogonalize::dispatches(gpu, window, memory, tables.updates, blocks));
+        }
+        if let Some(memory) = &factors {
+            let (blocks, moments) = (&buffers_of_window.blocks, &buffers_of_window.momentum);
+            let [between, after] = factored::dispatches(gpu, window, memory, tables.updates, blocks, moments);
+            if memory.tiles.workgroups > 0 {
+                own_sweeps.push(Sweep::Sums);
+                let tables = [whole(tables.updates), whole(&memory.tiles.table)];
+                let groups: [&[_]; 3] = [&tables, &own_of(Sweep::Sums), &[whole(&memory.partials)]];
+                let sums = passes.dispatch(Sweep::Sums, window, &groups);
+                of_rule.push(Dispatch { workgroups: memory.tiles.workgroups, ..sums });
+            }
+            of_rule.extend(between);
+            own_sweeps.push(Sweep::Lengths);
+            let groups: [&[_]; 3] = [&updates, &own_of(Sweep::Lengths), &[whole(&memory.squares)]];
+            of_rule.push(passes.dispatch(Sweep::Lengths, window, &groups));
+            of_rule.extend(after);
+        }
         if rebindable {
             let group = |dispatch: &Dispatch| dispatch.bind_groups[OWN_BUFFERS].clone();
             let bound = rebind::Sweeps {
-                prepare: prepare.as_ref().map(group),
+                of_rule: of_rule.iter().filter(|one| one.pass == PassName::Prepare).map(group).collect(),
                 reduce: group(&reduce),
                 update: group(&update),
                 averages: averages.as_ref().map(|own| [group(&own.exchange), group(&own.settle)]),
             };
             let pipeline = |sweep| passes.compiled(sweep, window);
             let pipelines = rebind::Sweeps {
-                prepare: prepare.is_some().then(|| pipeline(Sweep::Prepare)),
+                of_rule: own_sweeps.iter().map(|&sweep| pipeline(sweep)).collect(),
                 reduce: pipeline(Sweep::Reduce),
                 update: pipeline(Sweep::Update),
                 averages: window.kernel.averages.then(|| [Sweep::Exchange, Sweep::Settle].map(pipeline)),
             };
             let own = buffers_of_window;
-            let movable = Movable::new(plan, window, buffers, own, pipelines, bound);
+            let movable = Movable::new(plan, window, buffers, own, own_sweeps, pipelines, bound);
             sweeps.movables.push(movable);
         }
         sweeps.reduce.push(reduce);
-        sweeps.update.extend(prepare);
-        if let Some(memory) = &matrices {
-            let blocks = &sweeps.blocks[index];
-            sweeps.update.extend(orthogonalize::dispatches(gpu, window, memory, tables.updates, blocks));
-        }
+        sweeps.update.extend(of_rule);
         sweeps.update.push(update);
         sweeps.averages.extend(averages);
     }
@@ -207,8 +236,12 @@ pub(super) fn sweeps(
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) enum Sweep {
     Reduce,
-    /// The first of the passes that a rule owns.
+    /// The first of the passes over matrices that a rule owns.
     Prepare,
+    /// Sums of rows and columns, the first of the passes of a rule with factored second moments.
+    Sums,
+    /// The length of the direction, of a rule that limits it.
+    Lengths,
     Update,
     /// Exchanges parameters and averages.
     Exchange,
@@ -222,7 +255,7 @@ impl Sweep {
     pub(super) fn pass(self) -> PassName {
         match self {
             Sweep::Reduce => PassName::ReduceGradient,
-            Sweep::Prepare => PassName::Prepare,
+            Sweep::Prepare | Sweep::Sums | Sweep::Lengths => PassName::Prepare,
             Sweep::Update => PassName::UpdateParameters,
             Sweep::Exchange | Sweep::Back | Sweep::Settle => PassName::SwapAverages,
         }
@@ -298,6 +331,8 @@ impl Passes<'_> {
         let exchange = match (sweep, kernel.schedule_free) {
             (Sweep::Reduce, _) => return self.reduce(kernel, access),
             (Sweep::Prepare, _) => return orthogonalize::prepare_pipeline(gpu, &tuning, kernel, access),
+            (Sweep::Sums, _) => return factored::sums_pipeline(gpu, kernel, access),
+            (Sweep::Lengths, _) => return factored::lengths_pipeline(gpu, &tuning, kernel, access),
             (Sweep::Update, _) => {
                 // The other passes do not write beside what they read: they do not care.
                 let one_buffer = self.rebindable || window.params.buffer == window.grads.buffer;

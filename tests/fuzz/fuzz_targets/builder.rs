@@ -231,7 +231,7 @@ fuzz_target!(|bytes: &[u8]| {
             group.decoupled_weight_decay(source.number())
         };
         if source.flag() {
-            group = group.trust_ratio(TrustRatio { coefficient: source.number() });
+            group = group.trust_ratio(TrustRatio { coefficient: source.number(), least: source.optional() });
         }
         group = group.telemetry(source.flag());
         builder = builder.group(group.shaped_tensor(name, &source.shape(range.len()), &w[range.clone()], &w[range]));

@@ -20,11 +20,21 @@ const KERNELS: &[(&str, &str, &[&[&str]])] = &[
         "writes_parameters muon momentum matrices",
         &[&["", "keeps_memory keeps_parameters", "averages measures_step"]],
     ),
+    (
+        "update_parameters",
+        "writes_parameters adafactor limited",
+        &[&["squares", "factored"], &["", "keeps_memory keeps_counters", "averages measures_step", "schedule_free"]],
+    ),
+    ("factored/sums", "adafactor", &[ACCESS, PARAMETERS, GRADIENTS]),
+    ("factored/lengths", "adafactor", &[&["squares", "factored"], ACCESS, PARAMETERS, GRADIENTS]),
+    ("factored/moments", "", &[]),
+    ("factored/means", "", &[]),
+    ("factored/limit", "", &[]),
     ("orthogonalize/prepare", "muon momentum", &[ACCESS, PARAMETERS, GRADIENTS]),
     ("orthogonalize/normalize", "", &[]),
     ("orthogonalize/multiply", "", &[&["", "polynomial", "advance", "advance last"]]),
     ("look", "regime curvature", &[]),
-    ("learning_rate", "regime", &[REGIMES, &["", "schedule", "schedule table", "trust_ratio", "averages", "squares"]]),
+    ("learning_rate", "regime", &[REGIMES, &["", "schedule", "schedule table", "trust_ratio", "averages", "squares", "squares square_fall"]]),
 ];
 const ACCESS: &[&str] = &["", "scalars"];
 const PARAMETERS: &[&str] = &["", "half_parameters masters", "half_parameters nearest", "half_parameters stochastic"];

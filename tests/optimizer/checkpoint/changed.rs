@@ -23,6 +23,7 @@ fn several() -> Vec<Spec> {
         Spec { averaging: Averaging::ScheduleFree, ..spec("free", 4, Rule::sgd(), Regime::seesaw()) },
         Spec { schedule: Schedule::InverseSqrt { warmup: 3 }, ..spec("dog", 5, Rule::sgd(), Regime::dowg()) },
         Spec { trust: Some(0.1), ..spec("trust", 6, Rule::lion(), Regime::fixed(0.01)) },
+        Spec { shapes: vec![vec![2, 4], vec![64]], ..spec("factors", 7, Rule::adafactor(), Regime::seesaw()) },
     ]
 }
 
@@ -469,7 +470,7 @@ fn streams_are_neither_begun_nor_ended() {
 fn any_change_is_refused_or_goes_on() {
     let mut numbers = Numbers(5);
     let mut draw = move |n: usize| ((numbers.next() * 0.5 + 0.5) * n as f32) as usize % n;
-    let rules = Rule::all();
+    let rules = [Rule::all(), Rule::of_matrices()].concat();
     // Without those that few of these settings go with.
     let suits_all = |regime: &Regime| !regime.needs_streams() && !regime.needs_schedule_free();
     let regimes: Vec<Regime> = Regime::all().into_iter().filter(suits_all).collect();
@@ -479,8 +480,9 @@ fn any_change_is_refused_or_goes_on() {
             let rule = rules[draw(rules.len())];
             let mut averages = vec![Averaging::Off, Averaging::polynomial_decay(), Averaging::Running { start: 9 }];
             averages.extend(Some(Averaging::ScheduleFree).filter(|free| free.fits(&rule)));
+            let fitting: Vec<Regime> = regimes.iter().copied().filter(|regime| regime.fits(&rule)).collect();
             let mut spec =
-                Spec::new(rule, regimes[draw(regimes.len())], tensors(draw(9) as u64, &[3, 5][..1 + draw(2)]));
+                Spec::new(rule, fitting[draw(fitting.len())], tensors(draw(9) as u64, &[3, 5][..1 + draw(2)]));
             spec.averaging = averages[draw(averages.len())];
             spec.trust = Some(0.1).filter(|_| draw(4) == 0);
             spec.norm = Some("shared".to_owned()).filter(|_| spec.trust.is_none() && draw(3) == 0);

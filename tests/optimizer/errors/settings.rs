@@ -193,7 +193,7 @@ fn plus_beside(regime: Regime) -> Host {
 #[test]
 fn settings_that_do_not_go_together() {
     let sgd = || on_host(Rule::sgd());
-    let trust = |coefficient| sgd().trust_ratio(TrustRatio { coefficient });
+    let trust = |coefficient| sgd().trust_ratio(TrustRatio { coefficient, ..TrustRatio::default() });
     let streams = || with_regime(Regime::auto_sgd());
     let sums = "OptimizerBuilder::sharded";
     let mut cases: Vec<(Host, Vec<&str>)> = vec![

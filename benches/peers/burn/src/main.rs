@@ -1,5 +1,7 @@
-//! burn's SGD against this crate's, on one device, in turn. See ../README.md.
+//! burn's SGD and Muon against this crate's, on one device, in turn. See ../README.md.
 #![forbid(unsafe_code)]
+
+mod matrices;
 
 use std::error::Error;
 use std::time::{Duration, Instant};
@@ -14,12 +16,15 @@ use wgpu_optim::{Gpu, Group, Optimizer, OptimizerBuilder, Regime, Rule, wgpu};
 
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
 
-/// burn's SGD against wgpu-optim's, on one device, in turn.
+/// burn's SGD, or Muon, against wgpu-optim's, on one device, in turn.
 #[derive(Debug, Parser)]
 struct Args {
     /// Parameters, as powers of two
     #[arg(long, value_delimiter = ',', default_value = "20,22", value_parser = clap::value_parser!(u32).range(4..=28))]
     power: Vec<u32>,
+    /// Measure Muon, and burn's product of matrices, over squares of these sides instead
+    #[arg(long, value_delimiter = ',', value_parser = clap::value_parser!(u32).range(1..=8192))]
+    matrices: Vec<u32>,
     /// Rounds in which all take turns
     #[arg(long, default_value_t = 9, value_parser = clap::value_parser!(u32).range(1..))]
     rounds: u32,
@@ -51,6 +56,9 @@ fn main() -> Result<()> {
     let (device, setup) = Device::wgpu_options().graphics_api(api).device_kind(kind).init_with_setup()?;
     let gpu = Gpu::from_parts(setup.device, setup.queue);
     let fusion = cfg!(feature = "fusion");
+    if !args.matrices.is_empty() {
+        return matrices::measure(&args, &device, &gpu);
+    }
     let mut rows = Vec::new();
     for &power in &args.power {
         rows.extend(measure(&args, &device, &gpu, 1 << power)?);
@@ -162,6 +170,10 @@ struct Ours {
 
 impl Ours {
     fn new(gpu: &Gpu, values: &[f32], rule: Rule, regime: Regime, clip: bool) -> Result<Self> {
+        Self::shaped(gpu, values, &[values.len()], rule, regime, clip)
+    }
+
+    fn shaped(gpu: &Gpu, values: &[f32], shape: &[usize], rule: Rule, regime: Regime, clip: bool) -> Result<Self> {
         let buffer = |label| {
             let buffer = gpu.device().create_buffer(&wgpu::BufferDescriptor {
                 label: Some(label),
@@ -176,7 +188,8 @@ impl Ours {
         let optimizer = OptimizerBuilder::new(rule)
             .regime(regime)
             .clip_norm(if clip { CLIP } else { f32::INFINITY })
-            .group(Group::new("all").tensor("w", parameters.slice(..), gradients.slice(..)))
+            .decoupled_weight_decay(0.0)
+            .group(Group::new("all").shaped_tensor("w", shape, parameters.slice(..), gradients.slice(..)))
             .build(gpu)?;
         Ok(Ours { gpu: gpu.clone(), optimizer, parameters, elements: values.len() })
     }
@@ -246,21 +259,10 @@ fn measure(args: &Args, device: &Device, gpu: &Gpu, elements: usize) -> Result<V
         contestants.push((format!("{name}, ours, seesaw"), None, Box::new(seesaw)));
     }
 
-    let mut times = vec![Vec::new(); contestants.len()];
-    let mut steps = vec![1u32; contestants.len()];
-    for round in 0..=args.rounds {
-        for (index, (.., contestant)) in contestants.iter_mut().enumerate() {
-            let taken = turn(contestant.as_mut(), steps[index])?;
-            let each = taken.as_secs_f64() / f64::from(steps[index]);
-            // The first round warms up, and tells how many steps make a turn.
-            if round == 0 {
-                let again = turn(contestant.as_mut(), 2)?.as_secs_f64() / 2.0;
-                steps[index] = (1e-3 * args.round_ms as f64 / again).clamp(1.0, 1e4) as u32;
-            } else {
-                times[index].push(1e9 * each / elements as f64);
-            }
-        }
-    }
+    let mut in_turn: Vec<&mut dyn Contestant> = contestants.iter_mut().map(|(.., one)| one.as_mut()).collect();
+    let times = take_turns(args, &mut in_turn)?;
+    let times: Vec<Vec<f64>> =
+        times.into_iter().map(|times| times.into_iter().map(|time| 1e9 * time / elements as f64).collect()).collect();
     Ok(contestants
         .iter()
         .zip(&times)
@@ -275,6 +277,25 @@ fn measure(args: &Args, device: &Device, gpu: &Gpu, elements: usize) -> Result<V
             Row { name: name.clone(), elements, times, ratio }
         })
         .collect())
+}
+
+/// Seconds of a step, of each contestant in each round.
+fn take_turns(args: &Args, contestants: &mut [&mut dyn Contestant]) -> Result<Vec<Vec<f64>>> {
+    let mut times = vec![Vec::new(); contestants.len()];
+    let mut steps = vec![1u32; contestants.len()];
+    for round in 0..=args.rounds {
+        for (index, contestant) in contestants.iter_mut().enumerate() {
+            let taken = turn(&mut **contestant, steps[index])?;
+            // The first round warms up, and tells how many steps make a turn.
+            if round == 0 {
+                let again = turn(&mut **contestant, 2)?.as_secs_f64() / 2.0;
+                steps[index] = (1e-3 * args.round_ms as f64 / again).clamp(1.0, 1e4) as u32;
+            } else {
+                times[index].push(taken.as_secs_f64() / f64::from(steps[index]));
+            }
+        }
+    }
+    Ok(times)
 }
 
 fn turn(contestant: &mut dyn Contestant, steps: u32) -> Result<Duration> {

@@ -1,0 +1,27 @@
+// What the passes that Adafactor owns have in common, and what the update pass has of them.
+//
+// `factored`: second moments are kept for rows and columns.
+//
+// A tensor with factored moments is a stack of matrices. In `moments` lie the second moments of the rows of all tensors, then those of their columns,
+// and then the mean of each matrix's rows.
+
+import package::layout::{Block, FactoredTensor};
+
+// At the index of a tensor's first block.
+@group(1) @binding(6) var<storage, read> tensors: array<FactoredTensor>;
+@if(factored) @group(1) @binding(3) var<storage, read> moments: array<f32>;
+
+// The second moments of a quad of a block, which is `offset` elements behind the tensor's first.
+@if(factored)
+fn second_moments(t: FactoredTensor, epsilon: f32, offset: u32, quad: u32) -> vec4<f32> {
+    var v = vec4<f32>();
+    for (var i = 0u; i < 4u; i++) {
+        // Behind the last element there is nothing that is stored.
+        let at = min(offset + 4u * quad + i, t.elements - 1u);
+        let row = at / t.columns;
+        let matrix = row / t.rows;
+        let of_row = moments[t.rows_first + row] / max(moments[t.means_first + matrix], epsilon);
+        v[i] = of_row * moments[t.columns_first + matrix * t.columns + (at - row * t.columns)];
+    }
+    return v;
+}
