@@ -1,7 +1,7 @@
 // Pass 4: the fused update, one read-modify-write of the parameters and of what the rule remembers.
 //
 // Reads:  updates (one per group, from pass 3), gradients; directions of a rule that owns passes over matrices; the second moments of rows and columns and
-//         the limits of directions (factored/tensors.wgsl).
+//         the limits of directions (factored/tensors.wgsl); factors of rates, and which rows have gradients (rows/table.wgsl).
 // Writes: parameters, with what 16 bits lack of them where that is kept; momentum; memory (counters, the last gradient, the first parameters, streams of
 //         parameters); averages; what it measures of the step. Nothing where the step is skipped, but for streams, which change turns.
 //         Nothing of a tensor without gradients. Zeros in the place of the gradients where that is asked, skipped or not. In the ring of records, which element was out of range.
@@ -34,6 +34,10 @@ import package::rule::{admitted, direction_of};
 import package::update::in_range::in_range;
 @if(!measures_step) import package::update::in_range::tell_overflow;
 import package::update::moved::Moved;
+import package::update::stepped::stepped;
+@if(rates) import package::update::stepped::rate_factors;
+@if(rates) import package::rows::table::factors_of;
+@if(lazy_rows) import package::rows::table::have_gradients;
 import package::update::step_gradient::step_gradient;
 @if(schedule_free) import package::update::schedule_free::{base, moved_schedule_free};
 @if(measures_step) import package::update::measure_step::{leave, watch};
@@ -44,6 +48,11 @@ import package::update::step_gradient::step_gradient;
 @if(squares && !momentum) @group(1) @binding(3) var<storage, read_write> momentum: array<vec4<f32>>;
 @if(matrices) @group(1) @binding(6) var<storage, read> directions: array<vec4<f32>>;
 @if(keeps_memory) @group(1) @binding(4) var<storage, read_write> memory: array<Memory>;
+
+// The number of a quad's first element in its tensor.
+fn offset_of(block: Block, quad: u32) -> u32 {
+    return block.first_element - blocks[block.lead].first_element + 4u * quad;
+}
 
 fn update_quad(block: Block, update: Update, quad: u32) {
     let w = load_parameters(block, quad);
@@ -59,15 +68,21 @@ fn update_quad(block: Block, update: Update, quad: u32) {
         last = momentum[at];
         m = next_momentum(update, last, admitted(g));
     }
+    @if(rates) rate_factors = factors_of(block.lead, offset_of(block, quad));
+    @if(lazy_rows) let is_moved = have_gradients(block.lead, offset_of(block, quad));
     @if(squares) {
         let behind = squares_at(arrayLength(&momentum), at);
-        v = next_squares(update, momentum[behind], admitted(g));
+        @if(!lazy_rows) {
+            v = next_squares(update, momentum[behind], admitted(g));
+        }
+        @if(lazy_rows) {
+            v = select(momentum[behind], next_squares(update, momentum[behind], admitted(g)), is_moved);
+        }
         momentum[behind] = v;
     }
     @if(matrices) v = directions[at];
     @if(factored) {
-        let offset = block.first_element - blocks[block.lead].first_element;
-        v = second_moments(tensors[block.lead], update.epsilon, offset, quad);
+        v = second_moments(tensors[block.lead], update.epsilon, offset_of(block, quad));
     }
     @if(largest_squares) {
         let last_place = largest_squares_at(arrayLength(&momentum), at);
@@ -78,10 +93,13 @@ fn update_quad(block: Block, update: Update, quad: u32) {
     let u = direction_of(update, g, last, m, v);
     // What moves beside the parameters: the momentum, or z.
     var kept = last;
-    var moved = Moved(update.shrink * w - update.learning_rate * u, m);
+    var moved = Moved(stepped(update, w, u), m);
     @if(schedule_free) {
         kept = select(base[at], w, vec4<bool>(update.first != 0u));
         moved = moved_schedule_free(update, kept, w, u);
+    }
+    @if(lazy_rows) {
+        moved = Moved(select(w, moved.parameters, is_moved), select(kept, moved.beside, is_moved));
     }
     let fits = in_range(block, quad, moved);
     let next = select(w, moved.parameters, fits);

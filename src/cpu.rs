@@ -13,6 +13,7 @@ pub(crate) mod optimizer;
 mod orthogonalize;
 mod outliers;
 mod reduce_gradient;
+mod rows;
 pub(crate) mod schedule;
 pub(crate) mod schedule_free;
 mod tensor;

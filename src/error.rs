@@ -180,6 +180,18 @@ pub(crate) enum BuildError {
     )]
     Shape { tensor: String, shape: Vec<usize>, elements: u64 },
 
+    /// There are factors for another number of rows or columns.
+    #[error(
+        "tensor \"{tensor}\" has the shape {shape:?}, but there are {factors} factors: Group::rate_factors takes one for each {what} of a tensor that is added with Group::shaped_tensor, in two dimensions or more"
+    )]
+    RateFactors { tensor: String, what: &'static str, shape: Vec<usize>, factors: usize },
+
+    /// Rows are to be left alone in a tensor that has none.
+    #[error(
+        "tensor \"{tensor}\" of shape {shape:?} has no rows, which Group::lazy_rows leaves alone: add it with Group::shaped_tensor in two dimensions or more, or to another group"
+    )]
+    NoRows { tensor: String, shape: Vec<usize> },
+
     /// A rule needs matrices and was given another tensor.
     #[error(
         "tensor \"{tensor}\" of shape {shape:?} is no matrix, which rule {rule} needs: give its shape with Group::shaped_tensor, or name a rule for such tensors with other_tensors (Rule::adamw() is usual)"

@@ -13,6 +13,7 @@ mod orthogonalize;
 pub(crate) mod pass;
 mod readback;
 mod reduce_gradient;
+mod rows;
 pub(crate) mod shader;
 mod swap_averages;
 mod sweep;

@@ -9,6 +9,7 @@ use crate::element::Rounding;
 use crate::error::{BuildError, Error, require};
 use crate::layout::{RawRecord, RawTensorRecord};
 use crate::plan::Accumulation;
+use crate::rates::RateFactors;
 use crate::regime::Regime;
 use crate::rule::{Rule, WeightDecay};
 use crate::safeguards::{LossScaler, NonFinitePolicy, NormOutliers, Safeguards};
@@ -76,6 +77,8 @@ pub(crate) struct Settings {
     pub(crate) schedule: Option<Schedule>,
     pub(crate) averaging: Option<Averaging>,
     pub(crate) trust_ratio: Option<TrustRatio>,
+    pub(crate) rate_factors: Option<RateFactors>,
+    pub(crate) lazy_rows: bool,
     pub(crate) telemetry: Option<bool>,
     pub(crate) rounding: Option<Rounding>,
 }
@@ -173,6 +176,29 @@ impl<T> Group<T> {
         self
     }
 
+    /// Sets factors of the learning rate for the rows or columns of the group's tensors, see [`RateFactors`]. Each tensor must be added with a
+    /// [`shape`](Group::shaped_tensor) that has as many rows or columns. Tensors of [`other_tensors`](Group::other_tensors) have no factors.
+    ///
+    /// Regimes that go by the whole of the last step refuse it: `BarzilaiBorwein`, `AdGd`, `Curvature`, `AutoSgd`.
+    pub fn rate_factors(mut self, factors: RateFactors) -> Self {
+        self.settings.rate_factors = Some(factors);
+        self
+    }
+
+    /// Leaves rows without a gradient as they are, parameters, momentum and second moments, as `torch.optim.SparseAdam` does with rows that a
+    /// sparse gradient does not have: embeddings of which a batch uses few, or Gaussians that are not in the picture.
+    ///
+    /// A row has no gradient where all elements of its gradient are 0. Weight decay does not reach it then. Bias corrections count the
+    /// steps of the group, and averages of the parameters go on. The gradient itself is dense: the optimizer reads all of it, and what a
+    /// step saves is the decay of momentum and the motion along it. The tensors must be added with a [`shape`](Group::shaped_tensor);
+    /// those of [`other_tensors`](Group::other_tensors) are not affected.
+    ///
+    /// Regimes that go by the whole of the last step refuse it: `BarzilaiBorwein`, `AdGd`, `Curvature`, `AutoSgd`.
+    pub fn lazy_rows(mut self, on: bool) -> Self {
+        self.settings.lazy_rows = on;
+        self
+    }
+
     /// Records the norm of every tensor and of its steps, see [`OptimizerBuilder::telemetry`].
     pub fn telemetry(mut self, on: bool) -> Self {
         self.settings.telemetry = Some(on);
@@ -255,7 +281,7 @@ impl<T> Group<T> {
             groups.push(Group {
                 name: self.others_name(),
                 rule: Some(other),
-                settings: self.settings.clone(),
+                settings: Settings { rate_factors: None, lazy_rows: false, ..self.settings.clone() },
                 shared_norm: self.shared_norm.clone(),
                 per_tensor: self.per_tensor,
                 other_tensors: None,
@@ -624,6 +650,8 @@ impl<T> OptimizerBuilder<T> {
                 schedule: own.schedule.or_else(|| all.schedule.clone()).unwrap_or_default(),
                 averaging: own.averaging.or(all.averaging).unwrap_or_default(),
                 trust_ratio: own.trust_ratio.or(all.trust_ratio),
+                rate_factors: own.rate_factors,
+                lazy_rows: own.lazy_rows,
                 telemetry: own.telemetry.or(all.telemetry).unwrap_or(false),
                 rounding: own.rounding.or(all.rounding).unwrap_or_default(),
                 scope,

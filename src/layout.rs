@@ -530,6 +530,16 @@ mod constants {
         pub const OVERFLOW_KEY_WORD: u32 = 4;
         /// Rows and columns of a [`super::Tile`].
         pub const MATRIX_TILE: u32 = 64;
+        /// Words that each block has at the start of the table of rows (`shaders/rows/table.wgsl`).
+        pub const ROW_WORDS: u32 = 4;
+        /// The one of them with the tensor's number of columns.
+        pub const COLUMNS_WORD: u32 = 0;
+        /// The one with its number of elements.
+        pub const ELEMENTS_WORD: u32 = 1;
+        /// The one with the place of its first factor.
+        pub const FACTORS_WORD: u32 = 2;
+        /// The one with the place of its first row's flag.
+        pub const FLAGS_WORD: u32 = 3;
         /// All bits of a float but its sign.
         pub const MAGNITUDE_BITS: u32 = 0x7fff_ffff;
         /// [`super::ScopeSums::first_nonfinite`] of a partial without any.
@@ -537,8 +547,9 @@ mod constants {
     }
 }
 pub use constants::{
-    INFINITY_BITS, LOSS_ELEMENT, MAGNITUDE_BITS, MATRIX_TILE, MEAN_OUTLIER, MEAN_STEPS, NO_ELEMENT, NO_TENSOR,
-    OVERFLOW_KEY_WORD, PARTIAL_WORDS, RECORD_WORDS, TABLE_FACTORS, TABLE_QUADS,
+    COLUMNS_WORD, ELEMENTS_WORD, FACTORS_WORD, FLAGS_WORD, INFINITY_BITS, LOSS_ELEMENT, MAGNITUDE_BITS, MATRIX_TILE,
+    MEAN_OUTLIER, MEAN_STEPS, NO_ELEMENT, NO_TENSOR, OVERFLOW_KEY_WORD, PARTIAL_WORDS, RECORD_WORDS, ROW_WORDS,
+    TABLE_FACTORS, TABLE_QUADS,
 };
 
 /// Numbers of the formulas that several files use, on both sides.

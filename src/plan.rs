@@ -21,8 +21,8 @@ mod matrices;
 mod scopes;
 mod windows;
 
-pub(crate) use kernel::{Access, Alignment, Encoding, Kernel, MemoryKind};
-pub(crate) use matrices::{MatrixNumbers, Shape, Stack, TensorWork};
+pub(crate) use kernel::{Access, Alignment, Encoding, Kernel, MemoryKind, RateAxis};
+pub(crate) use matrices::{MatrixNumbers, RowTensor, Shape, Stack, TensorWork};
 use scopes::{Extent, constants_of, kernel_of, number_rows, scopes_of, units_of};
 pub(crate) use windows::{Region, Stretch, Window};
 use windows::{Span, Windows};
@@ -151,6 +151,12 @@ impl Plan {
             for NamedTensor { name, shape, tensor: place } in &group.tensors {
                 element::check(name, place.params, group.config.averaging.is_on(), group.config.rounding)?;
                 matrices::check_shape(name, shape, place.elements)?;
+                if let Some(factors) = &group.config.rate_factors {
+                    factors.check(name, shape)?;
+                }
+                if group.config.lazy_rows && Shape::of(shape).is_none() {
+                    return Err(Error::from(BuildError::NoRows { tensor: name.clone(), shape: shape.clone() }));
+                }
             }
         }
         let total: u64 = groups.iter().flat_map(|group| group.tensors.iter().map(|one| one.tensor.elements)).sum();
@@ -198,13 +204,14 @@ impl Plan {
             for NamedTensor { name, shape, tensor: place } in group.tensors {
                 let rule = &group.config.rule;
                 let (kind, work) = (rule.kind_for(&shape), rule.work(&shape));
+                let rows = Shape::of(&shape).filter(|_| kernels[index].has_rows());
                 tensors.push(TensorInfo { name, group: index, first_element, elements: place.elements, shape });
                 places.push(place);
-                // What is recorded tensor by tensor is cut at their boundaries, and so is what rules with passes of their own work on.
-                let joins = !group.config.telemetry && geometry.joins && work.is_none();
+                // What is recorded tensor by tensor is cut at their boundaries, and so is what passes work on as a whole.
+                let joins = !group.config.telemetry && geometry.joins && work.is_none() && rows.is_none();
                 match spans.last_mut() {
                     Some(span) if joins && span.continues_with(&place) => span.place.elements += place.elements,
-                    _ if place.elements > 0 => spans.push(Span { place, first_element, kind, work }),
+                    _ if place.elements > 0 => spans.push(Span { place, first_element, kind, work, rows }),
                     _ => {}
                 }
                 first_element += place.elements;

@@ -10,6 +10,8 @@ mod constants;
 mod table;
 
 pub(crate) use table::Tables;
+#[cfg(feature = "checkpoint")]
+pub(crate) use table::serialize as serialize_factors;
 
 /// A factor of the learning rate as a function of the step, for any regime: `Regime::fixed(peak)` with a schedule is the usual scheduled
 /// rate. No memory per parameter, no readback.

@@ -43,6 +43,10 @@ pub struct Oracle {
     pub factor: f64,
     /// That of the step before, also of one in which the group was frozen.
     pub last_factor: f64,
+    /// A factor of each element's rate; empty where all are 1.
+    pub rate_factors: Vec<f64>,
+    /// Where rows without a gradient are left alone, the columns of the tensor of each element; else empty.
+    pub lazy_columns: Vec<usize>,
     /// Coefficient of the trust ratio.
     pub trust: Option<f64>,
     /// Its smallest value.
@@ -244,6 +248,8 @@ impl Oracle {
             schedule: Schedule::Constant,
             factor: 1.0,
             last_factor: 1.0,
+            rate_factors: Vec::new(),
+            lazy_columns: Vec::new(),
             trust: None,
             trust_least: None,
             last_trust: 1.0,
@@ -268,6 +274,23 @@ impl Oracle {
             },
             w,
         }
+    }
+
+    /// The factor of each element's rate, or nothing where its row is left alone.
+    fn factors(&self, raw: &[f64]) -> Vec<Option<f64>> {
+        let mut factors: Vec<Option<f64>> = match self.rate_factors.is_empty() {
+            true => vec![Some(1.0); raw.len()],
+            false => self.rate_factors.iter().copied().map(Some).collect(),
+        };
+        let mut start = 0;
+        while let Some(&columns) = self.lazy_columns.get(start) {
+            let row = start..start + columns;
+            if raw[row.clone()].iter().all(|&g| g == 0.0) {
+                factors[row].fill(None);
+            }
+            start += columns;
+        }
+        factors
     }
 
     /// The length of a direction that does not shrink with the gradient.
@@ -328,8 +351,18 @@ impl Oracle {
         let factor = self.clip_factor(&raw);
         let g: Vec<f64> = raw.iter().zip(&self.w).map(|(g, w)| factor * g + coupled * w).collect();
         let k = f64::from(self.taken);
+        let last = self.moments.clone();
         let mut step = RuleStep { g: &g, k, moments: &mut self.moments, flushes: self.flushes, shapes: &self.shapes };
         let direction = self.rule.reference(&mut step);
+        let factors = self.factors(&raw);
+        // Rows that are left alone.
+        let Moments { m, v, largest_v } = &mut self.moments;
+        for (new, old) in [(m, last.m), (v, last.v), (largest_v, last.largest_v)] {
+            let pairs = new.iter_mut().flatten().enumerate().zip(&factors);
+            for ((index, new), _) in pairs.filter(|(_, factor)| factor.is_none()) {
+                *new = old.as_ref().map_or(0.0, |old| old[index]);
+            }
+        }
         for ((q, last), g) in self.q.iter_mut().zip(&mut self.last_sign).zip(&g) {
             *q = (*q + sign(*g)).clamp(-7.0, 7.0);
             *last = sign(*g);
@@ -338,10 +371,12 @@ impl Oracle {
         self.last_direction = direction.clone();
         let shrink = 1.0 - rate * f64::from(self.decay.decoupled());
         if self.averaging == Averaging::ScheduleFree {
-            self.move_schedule_free(shrink, rate, &direction);
+            self.move_schedule_free(shrink, rate, &direction, &factors);
         } else {
-            for (w, u) in self.w.iter_mut().zip(&direction) {
-                *w = shrink * *w - rate * u;
+            for ((w, u), factor) in self.w.iter_mut().zip(&direction).zip(&factors) {
+                if let Some(factor) = factor {
+                    *w = (1.0 - factor * (1.0 - shrink)) * *w - rate * factor * u;
+                }
             }
             self.average_iterate();
         }
@@ -365,7 +400,7 @@ impl Oracle {
     }
 
     /// A step of schedule-free training, with the average in memory of its own: `w` is where gradients are taken.
-    fn move_schedule_free(&mut self, shrink: f64, rate: f64, direction: &[f64]) {
+    fn move_schedule_free(&mut self, shrink: f64, rate: f64, direction: &[f64], factors: &[Option<f64>]) {
         self.largest_rate = self.largest_rate.max(rate);
         let counted = if self.regime.needs_schedule_free() { self.largest_rate } else { rate };
         // Until there is a rate nothing moves, and the parameters are their average.
@@ -377,9 +412,10 @@ impl Oracle {
         let share = weight / self.weight_sum;
         let average = self.average.get_or_insert_with(|| self.w.clone());
         let base = self.base.get_or_insert_with(|| self.w.clone());
-        let elements = self.w.iter_mut().zip(average).zip(base).zip(direction);
-        for (((w, x), z), u) in elements {
-            *z = shrink * *z - rate * u;
+        let elements = self.w.iter_mut().zip(average).zip(base).zip(direction).zip(factors);
+        for ((((w, x), z), u), factor) in elements {
+            let Some(factor) = factor else { continue };
+            *z = (1.0 - factor * (1.0 - shrink)) * *z - rate * factor * u;
             *x = (1.0 - share) * *x + share * *z;
             *w = 0.85 * *x + 0.15 * *z;
         }

@@ -4,7 +4,8 @@ use crate::oracle::Oracle;
 use crate::stored::rounded;
 use wgpu_optim::internals::layout::GroupState;
 use wgpu_optim::{
-    AutoSgd, Averaging, DoG, DoWG, Element, Group, Regime, Rounding, Rule, Schedule, TrustRatio, WeightDecay,
+    AutoSgd, Averaging, DoG, DoWG, Element, Group, RateFactors, Regime, Rounding, Rule, Schedule, TrustRatio,
+    WeightDecay,
 };
 
 /// One group: everything a caller can say of it, and its tensors' parameters before the first step.
@@ -32,6 +33,10 @@ pub struct Spec {
     pub trust: Option<f32>,
     /// The smallest value of its trust ratio.
     pub trust_least: Option<f32>,
+    /// Factors of the rate for rows or columns.
+    pub rate_factors: Option<RateFactors>,
+    /// Whether rows without a gradient are left alone.
+    pub lazy_rows: bool,
     /// Whether its records have the telemetry.
     pub telemetry: bool,
     /// Whether each tensor has a rate of its own.
@@ -74,6 +79,8 @@ impl Spec {
             averaging: if regime.needs_schedule_free() { Averaging::ScheduleFree } else { Averaging::Off },
             trust: None,
             trust_least: None,
+            rate_factors: None,
+            lazy_rows: false,
             telemetry: false,
             per_tensor: false,
             params: Element::F32,
@@ -115,7 +122,12 @@ impl Spec {
             .schedule(self.schedule.clone())
             .averaging(self.averaging)
             .rounding(self.rounding)
-            .telemetry(self.telemetry);
+            .telemetry(self.telemetry)
+            .lazy_rows(self.lazy_rows && self.has_rows());
+        let group = match self.factors() {
+            Some(factors) => group.rate_factors(factors.clone()),
+            None => group,
+        };
         let group = match self.trust {
             Some(coefficient) => group.trust_ratio(TrustRatio { coefficient, least: self.trust_least }),
             None => group,
@@ -139,6 +151,26 @@ impl Spec {
         given.cloned().unwrap_or_else(|| shape_for(&self.rule, elements))
     }
 
+    /// True if every tensor has rows; those of a case that is made smaller may have none.
+    fn has_rows(&self) -> bool {
+        self.all_shapes().iter().all(|shape| shape.len() >= 2)
+    }
+
+    /// The factors of rows or columns, where the tensors have as many.
+    fn factors(&self) -> Option<&RateFactors> {
+        if !self.has_rows() {
+            return None;
+        }
+        let lengths = |of: fn(&[usize]) -> usize| self.all_shapes().iter().map(|shape| of(shape)).collect::<Vec<_>>();
+        let (factors, lengths) = match self.rate_factors.as_ref()? {
+            RateFactors::Rows(factors) => (factors, lengths(|shape| shape[0])),
+            RateFactors::Columns(factors) => (factors, lengths(|shape| shape[1..].iter().product())),
+            _ => return None,
+        };
+        let fits = lengths.iter().all(|&length| length == factors.len());
+        self.rate_factors.as_ref().filter(|_| fits)
+    }
+
     /// The lengths of all tensors' dimensions.
     pub fn all_shapes(&self) -> Vec<Vec<usize>> {
         (0..self.tensors.len()).map(|index| self.shape(index)).collect()
@@ -153,6 +185,23 @@ impl Spec {
         oracle.maximize = self.maximize;
         oracle.schedule = self.schedule.clone();
         oracle.averaging = self.averaging;
+        for index in 0..self.tensors.len() {
+            let shape = self.shape(index);
+            let columns: usize = shape.iter().skip(1).product();
+            let elements = 0..self.tensors[index].len();
+            match self.factors() {
+                Some(RateFactors::Rows(factors)) => {
+                    oracle.rate_factors.extend(elements.clone().map(|i| f64::from(factors[i / columns])));
+                }
+                Some(RateFactors::Columns(factors)) => {
+                    oracle.rate_factors.extend(elements.clone().map(|i| f64::from(factors[i % columns])));
+                }
+                _ => {}
+            }
+            if self.lazy_rows && self.has_rows() {
+                oracle.lazy_columns.extend(elements.map(|_| columns));
+            }
+        }
         oracle.trust = self.trust.map(f64::from);
         oracle.trust_least = self.trust_least.map(f64::from);
         oracle

@@ -35,7 +35,7 @@ fn lengths(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocatio
     for (var quad = lane; 4u * quad < block.elements; quad += WORKGROUP) {
         let w = load_parameters(block, quad);
         let g = step_gradient(update, update.unscale * load_gradients(block, quad), w);
-        @if(factored) let v = second_moments(tensor, update.epsilon, offset, quad);
+        @if(factored) let v = second_moments(tensor, update.epsilon, offset + 4u * quad);
         @if(squares) let v = next_squares(update, momentum[block.state_quad + quad], admitted(g));
         add_squares_of(direction_of(update, g, vec4<f32>(), vec4<f32>(), v), &seen);
     }

@@ -10,14 +10,21 @@ import package::layout::{FactoredTensor, Tile, MATRIX_TILE};
 @group(0) @binding(3) var<storage, read> tensors: array<FactoredTensor>;
 @group(1) @binding(1) var<storage, read_write> moments: array<f32>;
 
+const PART: u32 = 256u;
+
 var<workgroup> sums: array<f32, MATRIX_TILE>;
 
 fn average_rows(tile: Tile, lane: u32) {
     let t = tensors[tile.matrix];
     let first = t.rows_first + tile.row * t.rows;
+    // In parts: for the sake of rounding, and because some drivers end a loop after 65,535 trips.
     var sum = 0.0;
-    for (var row = lane; row < t.rows; row += MATRIX_TILE) {
-        sum += moments[first + row];
+    for (var start = lane; start < t.rows; start += PART * MATRIX_TILE) {
+        var part = 0.0;
+        for (var row = start; row < min(start + PART * MATRIX_TILE, t.rows); row += MATRIX_TILE) {
+            part += moments[first + row];
+        }
+        sum += part;
     }
     workgroupBarrier();
     sums[lane] = sum;

@@ -14,6 +14,8 @@ import package::layout::{Block, FactoredTensor, Tile, Update, MATRIX_TILE};
 @group(1) @binding(0) var<storage, read> partials: array<f32>;
 @group(1) @binding(1) var<storage, read_write> moments: array<f32>;
 
+const PART: u32 = 256u;
+
 fn tiles_of(length: u32) -> u32 {
     return (length + MATRIX_TILE - 1u) / MATRIX_TILE;
 }
@@ -41,9 +43,14 @@ fn follow_moment(tile: Tile, lane: u32) {
     if entry >= number {
         return;
     }
+    // In parts: for the sake of rounding, and because some drivers end a loop after 65,535 trips.
     var sum = 0.0;
-    for (var term = 0u; term < terms; term++) {
-        sum += partials[partial + term * number + entry];
+    for (var first = 0u; first < terms; first += PART) {
+        var part = 0.0;
+        for (var term = first; term < min(first + PART, terms); term++) {
+            part += partials[partial + term * number + entry];
+        }
+        sum += part;
     }
     moments[moment + entry] = update.square_keep * moments[moment + entry] + update.square_share * (sum / f32(squares));
 }

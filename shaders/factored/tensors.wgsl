@@ -11,13 +11,13 @@ import package::layout::{Block, FactoredTensor};
 @group(1) @binding(6) var<storage, read> tensors: array<FactoredTensor>;
 @if(factored) @group(1) @binding(3) var<storage, read> moments: array<f32>;
 
-// The second moments of a quad of a block, which is `offset` elements behind the tensor's first.
+// The second moments of four elements of a tensor, from number `first` on.
 @if(factored)
-fn second_moments(t: FactoredTensor, epsilon: f32, offset: u32, quad: u32) -> vec4<f32> {
+fn second_moments(t: FactoredTensor, epsilon: f32, first: u32) -> vec4<f32> {
     var v = vec4<f32>();
     for (var i = 0u; i < 4u; i++) {
         // Behind the last element there is nothing that is stored.
-        let at = min(offset + 4u * quad + i, t.elements - 1u);
+        let at = min(first + i, t.elements - 1u);
         let row = at / t.columns;
         let matrix = row / t.rows;
         let of_row = moments[t.rows_first + row] / max(moments[t.means_first + matrix], epsilon);

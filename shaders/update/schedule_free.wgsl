@@ -3,6 +3,7 @@
 
 import package::layout::{Update, TOWARDS_BASE, BEYOND};
 import package::update::moved::Moved;
+import package::update::stepped::stepped;
 
 @group(2) @binding(0) var<storage, read_write> base: array<vec4<f32>>;
 
@@ -47,7 +48,7 @@ fn moved_schedule_free(update: Update, old: vec4<f32>, w: vec4<f32>, direction: 
         return Moved(w, old);
     }
     var x = beyond(w, old);
-    let z = update.shrink * old - update.learning_rate * direction;
+    let z = stepped(update, old, direction);
     x = select(x + update.average_weight * (z - x), z, update.average_weight == 1.0);
     return Moved(between(x, z), z);
 }

@@ -27,7 +27,7 @@ use crate::layout::{
     Block, FactoredTensor, GroupState, LOSS_ELEMENT, Matrix, NO_TENSOR, RawRecord, RawTensorRecord, ScopeSums,
     StepSums, Update, record_flags, unscale,
 };
-use crate::plan::{Geometry, Kernel, Place, Plan, TensorInfo};
+use crate::plan::{Geometry, Kernel, Place, Plan, Shape, TensorInfo};
 use crate::record::{Record, RecordCursor, Records};
 use crate::shard::Stage;
 
@@ -97,6 +97,8 @@ struct TensorMemory {
     matrix: Option<(Matrix, MatrixMemory)>,
     /// Where the rule limits the directions.
     limited: Option<(FactoredTensor, FactorMemory)>,
+    /// Where rows are told apart: the tensor's shape, and whether each row has a gradient, if those without are left alone.
+    rows: Option<(Shape, Vec<bool>)>,
     /// The average, or z of schedule-free training; empty where no average is kept.
     averages: Vec<f32>,
     /// What each block measured of the step; empty where that is not asked for.
@@ -213,6 +215,7 @@ impl CpuOptimizer {
                 memory: Memory::default(),
                 matrix: None,
                 limited: None,
+                rows: None,
                 averages: Vec::new(),
                 step_sums: Vec::new(),
             })
@@ -240,6 +243,10 @@ impl CpuOptimizer {
                 let memory = FactorMemory { sums: [zeroed(rows)?, zeroed(columns)?], means: zeroed(means)? };
                 tensor.limited = Some((limited, memory));
                 tensor.memory.factors = [zeroed(rows)?, zeroed(columns)?];
+            }
+            if let Some(rows) = window.rows.first() {
+                let flags = if window.kernel.lazy_rows { rows.shape.rows } else { 0 };
+                tensor.rows = Some((rows.shape, vec![false; flags]));
             }
             tensor.averages = zeroed(if window.kernel.averages { tensor.elements } else { 0 })?;
             tensor.step_sums = zeroed(if window.kernel.step_sums { window.blocks.len() } else { 0 })?;

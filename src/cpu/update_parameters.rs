@@ -7,6 +7,7 @@ use crate::cpu::average::average;
 use crate::cpu::factored::Factors;
 use crate::cpu::finish_update::add_step_sums;
 use crate::cpu::reduce_gradient::{counter_of, pack_counter, squares_of};
+use crate::cpu::rows::Rows;
 use crate::cpu::schedule_free::move_schedule_free;
 use crate::cpu::values::{Slice, SliceMut};
 use crate::element::Element;
@@ -148,6 +149,8 @@ pub(crate) struct MemorySlices<'a> {
     pub(crate) squares: &'a mut [f32],
     /// What stands for the squares of a rule that keeps them for rows and columns.
     pub(crate) factors: Option<Factors<'a>>,
+    /// Where rows or columns have rates of their own, or rows may be left alone.
+    pub(crate) rows: Option<Rows<'a>>,
     /// Empty where the rule has none.
     pub(crate) largest_squares: &'a mut [f32],
     /// Empty where the regime needs none.
@@ -186,6 +189,7 @@ impl<'a> MemorySlices<'a> {
                 momentum,
                 squares,
                 factors: self.factors,
+                rows: self.rows,
                 largest_squares,
                 counters,
                 vector,
@@ -197,6 +201,7 @@ impl<'a> MemorySlices<'a> {
                 momentum: momentum_after,
                 squares: squares_after,
                 factors: self.factors.map(|factors| factors.behind(middle)),
+                rows: self.rows.map(|rows| rows.behind(middle)),
                 largest_squares: largest_squares_after,
                 counters: counters_after,
                 vector: vector_after,
@@ -312,6 +317,7 @@ fn update_elements<const SCALED: bool>(
         momentum,
         squares,
         factors,
+        rows,
         largest_squares,
         counters,
         vector,
@@ -373,37 +379,66 @@ fn update_elements<const SCALED: bool>(
             &mut []
         };
         let largest_squares = largest_squares.get_mut(tile.clone()).unwrap_or_default();
-        let outside = if kernel.schedule_free {
-            let directions = &mut [0.0; TILE][..params.len()];
-            // z takes the step, and what becomes of the parameters here does not matter.
-            kernel.rule.visit(Move {
-                update,
-                gradient,
-                largest,
-                params,
-                grads,
-                momentum,
-                squares,
-                largest_squares,
-                directions,
-            });
-            let base = &mut averages[tile.clone()];
-            let before = &before[..tile.len()];
-            move_schedule_free(update, largest, params, before, directions, base)
-        } else {
-            let directions = &mut [(); TILE][..params.len()];
-            kernel.rule.visit(Move {
-                update,
-                gradient,
-                largest,
-                params,
-                grads,
-                momentum,
-                squares,
-                largest_squares,
-                directions,
-            })
-        };
+        // All of the tile, or stretches of it that have a rate of their own.
+        let mut outside = NO_ELEMENT;
+        let (mut start, mut own_update) = (0, *update);
+        while start < tile.len() {
+            let (end, update) = match rows {
+                None => (tile.len(), Some(update)),
+                Some(rows) => {
+                    let (end, factor) = rows.stretch(tile.start + start, tile.end);
+                    if let Some(factor) = factor {
+                        own_update.learning_rate = update.learning_rate * factor;
+                        own_update.shrink = 1.0 - factor * (1.0 - update.shrink);
+                    }
+                    (end - tile.start, factor.map(|_| &own_update))
+                }
+            };
+            let stretch = start..end;
+            let offset = start as u32;
+            start = end;
+            // Its row has no gradient.
+            let Some(update) = update else { continue };
+            let params = &mut params[stretch.clone()];
+            let grads = &grads[stretch.clone()];
+            let momentum = momentum.get_mut(stretch.clone()).unwrap_or_default();
+            let squares = squares.get_mut(stretch.clone()).unwrap_or_default();
+            let largest_squares = largest_squares.get_mut(stretch.clone()).unwrap_or_default();
+            let of_stretch = if kernel.schedule_free {
+                let directions = &mut [0.0; TILE][..params.len()];
+                // z takes the step, and what becomes of the parameters here does not matter.
+                kernel.rule.visit(Move {
+                    update,
+                    gradient,
+                    largest,
+                    params,
+                    grads,
+                    momentum,
+                    squares,
+                    largest_squares,
+                    directions,
+                });
+                let base = &mut averages[tile.clone()][stretch.clone()];
+                let before = &before[stretch];
+                move_schedule_free(update, largest, params, before, directions, base)
+            } else {
+                let directions = &mut [(); TILE][..params.len()];
+                kernel.rule.visit(Move {
+                    update,
+                    gradient,
+                    largest,
+                    params,
+                    grads,
+                    momentum,
+                    squares,
+                    largest_squares,
+                    directions,
+                })
+            };
+            if of_stretch != NO_ELEMENT {
+                outside = outside.min(offset + of_stretch);
+            }
+        }
         if outside != NO_ELEMENT {
             first_outside = first_outside.min(tile.start as u32 + outside);
         }

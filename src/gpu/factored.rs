@@ -32,7 +32,7 @@ pub(crate) struct Tiles {
 }
 
 impl Tiles {
-    fn new(gpu: &Gpu, tiles: impl Iterator<Item = Tile>) -> Self {
+    pub(crate) fn new(gpu: &Gpu, tiles: impl Iterator<Item = Tile>) -> Self {
         let mut table = vec![Tile { matrix: 0, row: 0, column: 0 }];
         table.extend(tiles);
         // The first entry has the number of the others.

@@ -33,7 +33,8 @@ pub enum PassName {
     FinishReduction,
     /// Pass 3.
     LearningRate,
-    /// Passes over gradients that [`Muon`](crate::Muon) and [`Adafactor`](crate::Adafactor) own, between passes 3 and 4.
+    /// Passes over gradients between passes 3 and 4: those that [`Muon`](crate::Muon) and [`Adafactor`](crate::Adafactor) own, and the one that marks
+    /// rows with gradients for [`Group::lazy_rows`](crate::Group::lazy_rows).
     Prepare,
     /// The other passes of [`Muon`](crate::Muon): products of matrices.
     Orthogonalize,

@@ -29,8 +29,10 @@ const MODULES: &[(&str, &str)] = modules! {
     "orthogonalize/prepare"
     "reduction/block_squares" "reduction/emit_per_invocation" "reduction/emit_per_subgroup" "reduction/emit_per_workgroup" "reduction/partials"
     "reduction/scaled_squares" "reduction/step_sums" "reduction/sweep_again" "reduction/tensor_norm" "reduction/totals" "reduction/tree"
+    "rows/mark" "rows/table"
     "update/average" "update/exchange_streams" "update/keep_counters" "update/keep_gradient" "update/keep_parameters"
     "update/in_range" "update/measure_step" "update/moved" "update/schedule_free" "update/step_gradient"
+    "update/stepped"
 };
 
 /// The text of all modules: what was measured of other kernels says nothing about these.

@@ -2,7 +2,7 @@
 
 use crate::element::Element;
 use crate::gpu::pass::Binding;
-use crate::plan::{Access, Alignment, Encoding, Kernel};
+use crate::plan::{Access, Alignment, Encoding, Kernel, RateAxis};
 
 /// Features and constants of what parameters and gradients are stored as.
 #[derive(Default)]
@@ -57,6 +57,17 @@ fn code_of(element: Element) -> f64 {
     }
 }
 
+/// Features of what a kernel has to know of rows and columns.
+pub(crate) fn row_features(kernel: Kernel) -> impl Iterator<Item = &'static str> {
+    let all = [
+        (kernel.rates.is_some(), "rates"),
+        (kernel.rates == Some(RateAxis::Rows), "row_rates"),
+        (kernel.rates == Some(RateAxis::Columns), "column_rates"),
+        (kernel.lazy_rows, "lazy_rows"),
+    ];
+    all.into_iter().filter_map(|(is_there, feature)| is_there.then_some(feature))
+}
+
 /// Storage buffers that the one of passes 1 and 4 with more of them binds: the device has a limit for each.
 pub(crate) fn most_storage_buffers(kernel: Kernel) -> u32 {
     // Tables; blocks, parameters, gradients.
@@ -69,6 +80,7 @@ pub(crate) fn most_storage_buffers(kernel: Kernel) -> u32 {
     // The last one has the sums of the step, or the records.
     let updating = u32::from(traits.momentum || traits.squares || traits.factored)
         + u32::from(traits.owns_passes())
+        + u32::from(kernel.has_rows())
         + u32::from(kernel.has_memory())
         + u32::from(kernel.averages)
         + 1;

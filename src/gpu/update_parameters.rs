@@ -2,7 +2,7 @@
 
 use crate::gpu::context::Gpu;
 use crate::gpu::pass::{Binding, PassSource, Pipeline, flag};
-use crate::gpu::sweep::Elements;
+use crate::gpu::sweep::{Elements, row_features};
 use crate::gpu::tuning::Tuning;
 use crate::plan::{Access, Kernel};
 
@@ -36,6 +36,7 @@ pub(crate) fn pipeline(gpu: &Gpu, tuning: &Tuning, kernel: Kernel, access: Acces
     ] {
         elements.when(condition, feature);
     }
+    elements.features.extend(row_features(kernel));
     let mut constants =
         vec![("WORKGROUP", f64::from(tuning.workgroup_size)), flag("COUPLED_DECAY", kernel.coupled_decay)];
     constants.extend(elements.constants);
@@ -49,6 +50,7 @@ pub(crate) fn pipeline(gpu: &Gpu, tuning: &Tuning, kernel: Kernel, access: Acces
         written(kernel.has_memory()),
         Elements::remainders(kernel),
         if traits.owns_passes() { Binding::Read } else { Binding::Absent },
+        if kernel.has_rows() { Binding::Read } else { Binding::Absent },
     ];
     // In schedule-free training z lies where the averages do.
     // Beside them the sums of the step, or the records.

@@ -4,6 +4,7 @@ use crate::averaging::Averaging;
 use crate::element::Rounding;
 use crate::error::{Error, require};
 use crate::group::NamedTensor;
+use crate::rates::RateFactors;
 use crate::regime::{AutoSgd, Regime};
 use crate::rule::{Rule, WeightDecay};
 use crate::schedule::Schedule;
@@ -39,6 +40,10 @@ pub struct GroupConfig {
     pub averaging: Averaging,
     /// Trust ratio: keeps steps in proportion to the parameters.
     pub trust_ratio: Option<TrustRatio>,
+    /// Factors of the learning rate for rows or columns.
+    pub rate_factors: Option<RateFactors>,
+    /// True if rows without a gradient are left as they are.
+    pub lazy_rows: bool,
     /// True if the norms of every tensor and of its steps are recorded.
     pub telemetry: bool,
     /// Rounding of 16-bit parameters.
@@ -115,7 +120,7 @@ impl GroupConfig {
             if self.regime.needs_streams() {
                 "sgd or signsgd with regime auto-sgd, whose three streams would need a momentum each"
             } else {
-                "a rule whose last direction follows from what it remembers with regimes bb and adgd, which muon's does not (Regime::seesaw() works with it)"
+                "a rule whose last direction follows from what it remembers with regimes bb and adgd, which those of muon and adafactor do not (Regime::seesaw() works with it)"
             },
         )?;
         // Both go by the parameters of the step before, which are another stream's.
@@ -135,6 +140,19 @@ impl GroupConfig {
             self.averaging.name(),
             "another with a regime that looks at a step, which in schedule-free training is not along the direction: use averaging(Averaging::polynomial_decay())",
         )?;
+        let needs = self.regime.regime().needs();
+        for (field, used) in [("rate_factors", self.rate_factors.is_some()), ("lazy_rows", self.lazy_rows)] {
+            require(
+                !(used && (needs.last_gradient || self.regime.needs_streams())),
+                owner,
+                field,
+                "on",
+                "off with a regime that goes by the whole of the last step (bb, adgd, curvature, auto-sgd), or another regime (Regime::seesaw() works with it)",
+            )?;
+        }
+        if let Some(factors) = &self.rate_factors {
+            factors.validate(&self.name)?;
+        }
         self.schedule.validate()?;
         self.averaging.validate()?;
         self.trust_ratio.map_or(Ok(()), |trust| trust.validate())?;

@@ -41,6 +41,13 @@ pub(crate) enum Alignment {
     Streams,
 }
 
+/// What of a tensor has a rate of its own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) enum RateAxis {
+    Rows,
+    Columns,
+}
+
 /// How new parameters are encoded: [`Rounding`] without its numbers, or as they are where they are f32.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) enum Encoding {
@@ -84,6 +91,10 @@ pub(crate) struct Kernel {
     pub(crate) clears_gradients: bool,
     /// Iterations over the matrices of a rule that owns passes; 0 for other rules.
     pub(crate) iterations: u32,
+    /// Rows or columns that have rates of their own.
+    pub(crate) rates: Option<RateAxis>,
+    /// Rows without a gradient are left alone.
+    pub(crate) lazy_rows: bool,
     /// Element type of the parameters. This and the next two depend on the tensor, the others on its group.
     pub(crate) params: Element,
     /// Element type of the gradients.
@@ -106,6 +117,8 @@ impl Kernel {
         loss_scale: false,
         clears_gradients: false,
         iterations: 0,
+        rates: None,
+        lazy_rows: false,
         params: Element::F32,
         grads: Element::F32,
         encoding: Encoding::Exact,
@@ -172,6 +185,11 @@ impl Kernel {
     #[cfg(feature = "gpu")]
     pub(crate) fn has_memory(self) -> bool {
         self.has_counters() || self.has_last_gradient() || self.has_first_parameters() || self.has_streams()
+    }
+
+    /// Returns true if pass 4 tells the rows of a tensor apart.
+    pub(crate) fn has_rows(self) -> bool {
+        self.rates.is_some() || self.lazy_rows
     }
 
     pub(crate) fn has_first_parameters(self) -> bool {

@@ -1,5 +1,6 @@
 //! Tensors as matrices, for rules that own passes over them.
 
+use super::{Kernel, RateAxis};
 use crate::error::{BuildError, Error};
 use crate::layout::{FactoredTensor, MATRIX_TILE, Matrix};
 
@@ -28,6 +29,31 @@ impl Shape {
 
     pub(crate) fn long(self) -> usize {
         self.rows.max(self.columns)
+    }
+}
+
+/// A tensor whose rows or columns have rates of their own, or whose rows are left alone without gradients.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct RowTensor {
+    pub(crate) shape: Shape,
+    pub(crate) group: u32,
+    /// Its first block in the window.
+    pub(crate) lead: u32,
+    /// Where its factors are, behind the table of the window's blocks.
+    pub(crate) factors_first: u32,
+    /// Where the flags of its rows are.
+    pub(crate) flags_first: u32,
+}
+
+impl RowTensor {
+    /// How many factors and how many flags a tensor of this shape has.
+    pub(super) fn words(kernel: Kernel, shape: Shape) -> [u64; 2] {
+        let factors = match kernel.rates {
+            None => 0,
+            Some(RateAxis::Rows) => shape.rows,
+            Some(RateAxis::Columns) => shape.columns,
+        };
+        [factors as u64, if kernel.lazy_rows { shape.rows as u64 } else { 0 }]
     }
 }
 

@@ -7,6 +7,7 @@ use crate::averaging::Averaging;
 use crate::error::{BuildError, Error};
 use crate::group::{GroupConfig, NamedTensor, ResolvedGroup};
 use crate::layout::{Block, GroupConstants, GroupControls, NO_TENSOR, ScopeTable, StepUnit, group_flags};
+use crate::rates::RateFactors;
 use crate::regime::Needs;
 use crate::rule::LARGEST_SQUARED;
 
@@ -176,6 +177,8 @@ pub(super) fn kernel_of(config: &GroupConfig, scope: &Scope) -> Result<Kernel, E
         schedule_free: config.averaging == Averaging::ScheduleFree,
         step_sums: config.measures_step(),
         iterations: config.rule.iterations(),
+        rates: config.rate_factors.as_ref().map(RateFactors::axis),
+        lazy_rows: config.lazy_rows,
         // What is left is set by `Plan::new` and `Kernel::at`.
         ..Kernel::PLAIN
     })

@@ -3,9 +3,9 @@
 use std::collections::HashMap;
 
 use super::matrices::{Room, limited};
-use super::{Access, Geometry, Kernel, MemoryKind, Place, QUAD, TensorInfo, TensorWork};
+use super::{Access, Geometry, Kernel, MemoryKind, Place, QUAD, RowTensor, Shape, TensorInfo, TensorWork};
 use crate::element::Element;
-use crate::layout::{Block, FactoredTensor, Matrix};
+use crate::layout::{Block, FactoredTensor, Matrix, ROW_WORDS};
 use crate::rule::RuleKind;
 
 /// A stretch of one buffer, in elements.
@@ -53,6 +53,10 @@ pub(crate) struct Window {
     pub(crate) limited: Vec<FactoredTensor>,
     /// Numbers that the passes over those keep.
     pub(crate) room: Room,
+    /// The tensors that the blocks are cut from, where their rows are told apart.
+    pub(crate) rows: Vec<RowTensor>,
+    /// Factors and flags of those.
+    pub(crate) row_words: u64,
 }
 
 /// Elements of a tensor that lie side by side in a window's memories.
@@ -78,6 +82,8 @@ impl Window {
             matrices: Vec::new(),
             limited: Vec::new(),
             room: Room::default(),
+            rows: Vec::new(),
+            row_words: 0,
         }
     }
 
@@ -145,6 +151,8 @@ pub(super) struct Span {
     pub(super) kind: RuleKind,
     /// Where the rule works on whole tensors, which are then spans of their own.
     pub(super) work: Option<TensorWork>,
+    /// Where rows are told apart, of whole tensors too.
+    pub(super) rows: Option<Shape>,
 }
 
 impl Span {
@@ -157,6 +165,11 @@ impl Span {
             && next.grads_start == this.grads_start + this.elements
     }
 
+    /// Whether it is a tensor that passes work on as a whole.
+    pub(super) fn is_whole(&self) -> bool {
+        self.work.is_some() || self.rows.is_some()
+    }
+
     /// Cuts the span into a head, a body that can be loaded in quads, and a tail.
     pub(super) fn pieces(&self, geometry: &Geometry) -> [(Access, u64, u64); 3] {
         let quad = u64::from(QUAD);
@@ -167,7 +180,7 @@ impl Span {
         if params_start % quad != grads_start % quad {
             return [(Access::Scalars, 0, elements), (Access::Quads, 0, 0), (Access::Scalars, 0, 0)];
         }
-        if self.work.is_some() {
+        if self.is_whole() {
             // In one piece, so that it has one place in the window's memories.
             let access = match [params_start, grads_start, elements] {
                 starts if starts.iter().all(|start| start.is_multiple_of(quad)) => Access::Quads,
@@ -210,7 +223,7 @@ impl<'a> Windows<'a> {
         let kept = self.geometry.binding_elements / vectors / quad * quad;
         let block_elements = u64::from(self.geometry.block_elements).min(kept);
         for (access, start, end) in span.pieces(self.geometry) {
-            if span.work.is_some() && start < end {
+            if span.is_whole() && start < end {
                 self.make_room(kernel, access, span, block_elements)?;
             }
             let mut at = start;
@@ -219,9 +232,24 @@ impl<'a> Windows<'a> {
                 self.add_block(group, kernel, access, span, at, elements);
                 at += elements;
             }
-            if let Some(work) = span.work.filter(|_| start < end) {
-                let key = (kernel, access, span.place.params_buffer, span.place.grads_buffer);
-                let window = &mut self.filling[self.newest[&key]].window;
+            if !span.is_whole() || start >= end {
+                continue;
+            }
+            let key = (kernel, access, span.place.params_buffer, span.place.grads_buffer);
+            let window = &mut self.filling[self.newest[&key]].window;
+            if let Some(shape) = span.rows {
+                let lead = window.blocks.last().map_or(0, |block| block.lead);
+                let [factors, flags] = RowTensor::words(kernel, shape);
+                window.rows.push(RowTensor {
+                    shape,
+                    group: group as u32,
+                    lead,
+                    factors_first: window.row_words as u32,
+                    flags_first: (window.row_words + factors) as u32,
+                });
+                window.row_words += factors + flags;
+            }
+            if let Some(work) = span.work {
                 let lead = window.blocks.last().map_or(0, |block| block.lead);
                 let blocks = window.blocks.len() as u32 - lead;
                 let room = window.room;
@@ -260,6 +288,11 @@ impl<'a> Windows<'a> {
             self.fits(window, params, grads, quads)
                 && window.blocks.len() as u64 + blocks <= u64::from(self.geometry.dispatch_blocks)
                 && span.work.iter().all(|work| window.room.with(work).largest() <= self.geometry.binding_elements)
+                && span.rows.iter().all(|&shape| {
+                    let table = u64::from(ROW_WORDS) * (window.blocks.len() as u64 + blocks);
+                    let words = RowTensor::words(kernel, shape).iter().sum::<u64>();
+                    table + window.row_words + words <= self.geometry.binding_elements
+                })
         };
         if !has_room(&Window::new(kernel, access, params, grads)) {
             return Err((place.elements, self.geometry.binding_elements));

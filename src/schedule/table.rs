@@ -43,7 +43,7 @@ impl Tables {
 
 /// Writes the number of factors and a hash of their bits: they would be most of a checkpoint's head, and of a message on what differs.
 #[cfg(feature = "checkpoint")]
-pub(super) fn serialize<S: serde::Serializer>(factors: &[f32], to: S) -> Result<S::Ok, S::Error> {
+pub(crate) fn serialize<S: serde::Serializer>(factors: &[f32], to: S) -> Result<S::Ok, S::Error> {
     let bytes = bytemuck::cast_slice::<f32, u8>(factors);
     to.collect_str(&format_args!("{} factors with hash {:016x}", factors.len(), crate::shard::fnv1a(bytes)))
 }

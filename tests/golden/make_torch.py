@@ -1,5 +1,5 @@
 """Writes torch.csv: parameters after 1, 2, 3, 10, 30 and 100 steps of torch.optim.SGD, Adam, AdamW
-(with AMSGrad too), RMSprop, Adagrad, Adafactor and Muon, in f32 as hexadecimal bits.
+(with AMSGrad too), RMSprop, Adagrad, Adafactor, Muon and SparseAdam, in f32 as hexadecimal bits.
 
     python3 tests/golden/make_torch.py        # needs torch
 
@@ -65,11 +65,18 @@ CASES = {
     "adafactor-stack": dict(of=torch.optim.Adafactor, shape=(2, 3, 2)),
     "adafactor-flat": dict(of=torch.optim.Adafactor),
     "adafactor-limit": dict(of=torch.optim.Adafactor, shape=(3, 4), d=1.25, beta2_decay=-0.5, eps=(0.25, 1e-3)),
+    # Gradients without one of three rows.
+    "sparse-adam": dict(of=torch.optim.SparseAdam, shape=(4, 3)),
 }
 
 
 def gradient(t):
     return torch.tensor([((7 * i + 13 * t) % 32 - 16) / 16 + (i - 5) / 64 for i in range(D)])
+
+
+def sparse(gradient, t):
+    rows = [row for row in range(gradient.size(0)) if (row + t) % 3]
+    return torch.sparse_coo_tensor(torch.tensor([rows]), gradient[rows], gradient.shape, check_invariants=True)
 
 
 def orthogonalized(x, coefficients, steps, eps, *_):
@@ -94,10 +101,12 @@ def main():
             shape = options.pop("shape", (D,))
             torch.optim._muon._zeropower_via_newtonschulz = in_bf16 if options.pop("bf16", False) else orthogonalized
             w = torch.nn.Parameter(torch.tensor([(i - 6) / 4 for i in range(D)]).reshape(shape))
-            foreach = {} if of is torch.optim.Muon else {"foreach": False}
+            foreach = {} if of in (torch.optim.Muon, torch.optim.SparseAdam) else {"foreach": False}
             optimizer = of([w], **{"lr": 0.01, **foreach, **options})
             for t in range(STEPS):
                 w.grad = gradient(t).reshape(shape)
+                if of is torch.optim.SparseAdam:
+                    w.grad = sparse(w.grad, t)
                 if clip is not None:
                     torch.nn.utils.clip_grad_norm_([w], clip, foreach=False)
                 optimizer.step()

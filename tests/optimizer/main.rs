@@ -27,6 +27,7 @@ mod random_plans;
 mod rebind;
 mod reduce_gradient;
 mod regimes;
+mod rows;
 mod safeguards;
 mod schedule_free;
 mod schedules;

@@ -33,6 +33,12 @@ fn cases() -> Vec<Spec> {
         let tensors = vec![numbers.vec(1), vec![], numbers.vec(5003)];
         specs.push(Spec::new(rule, regime, tensors).named(regime.name()));
     }
+    let shapes = vec![vec![7, 1], vec![4, 17]];
+    let tensors = vec![numbers.vec(7), numbers.vec(68)];
+    let adafactor = Spec::new(Rule::adafactor(), Regime::seesaw(), tensors).named("adafactor");
+    specs.push(Spec { shapes: shapes.clone(), ..adafactor });
+    let lazy = Spec::new(Rule::adamw(), Regime::seesaw(), vec![numbers.vec(7), numbers.vec(68)]).named("lazy");
+    specs.push(Spec { shapes, lazy_rows: true, ..lazy });
     let averages = [Averaging::Running { start: 2 }, Averaging::Off, Averaging::polynomial_decay()];
     for (spec, averaging) in specs.iter_mut().zip(averages.into_iter().cycle()) {
         spec.averaging = averaging;

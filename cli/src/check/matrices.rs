@@ -1,10 +1,10 @@
 //! Rules that own passes over matrices, over shapes around the tiles of their kernels.
 
-use wgpu_optim::{Adafactor, Averaging, Element, Muon, MuonScale, Regime, Rounding, Rule, WeightDecay};
+use wgpu_optim::{Adafactor, Averaging, Element, Muon, MuonScale, RateFactors, Regime, Rounding, Rule, WeightDecay};
 use wgpu_optim_conformance::spec::{Spec, regimes, shape_for};
 
 use super::case::{Cases, Subject};
-use super::scenario::{Layout, Scenario, group};
+use super::scenario::{Gradients, Layout, Part, Scenario, group};
 
 const STEPS: usize = 4;
 
@@ -82,27 +82,74 @@ pub fn cases(_: &Subject) -> Cases {
     let mut cases: Cases =
         vec![scenario("settings of muon", of_muon).boxed(), scenario("settings of adafactor", of_adafactor).boxed()];
     for rule in [muon, adafactor] {
-        let name = rule.name();
         let fitting = regimes().filter(|regime| regime.fits(&rule));
         let of_regimes = fitting.map(|regime| matrices(regime.name(), rule, regime)).collect();
         let halves = [Element::F16, Element::Bf16].map(|element| {
             let spec = matrices(element.name(), rule, Regime::seesaw());
             spec.stored(element, element, Rounding::Masters)
         });
-        let seesaw =
-            |of: &str| Scenario::new(format!("{of}, {name}"), STEPS, vec![matrices(of, rule, Regime::seesaw())]);
+        let seesaw = |of: &'static str| scenario(of, vec![matrices(of, rule, Regime::seesaw())]);
         let odd = Layout::Packed { start: 3, gap: 2 };
         cases.extend([
-            scenario(&format!("matrices, {name}"), of_regimes).boxed(),
-            scenario(&format!("matrices in 16 bits, {name}"), halves.into()).boxed(),
+            scenario("matrices", of_regimes).boxed(),
+            scenario("matrices in 16 bits", halves.into()).boxed(),
             Scenario { layout: odd, ..seesaw("odd places") }.boxed(),
             Scenario { layout: Layout::OneBuffer { gap: 1 }, ..seesaw("one buffer") }.boxed(),
             Scenario { binding_bytes: Some(BINDING_BYTES), ..seesaw("windows") }.boxed(),
         ]);
     }
+    cases.extend(rows());
     cases
 }
 
-fn scenario(what: &str, specs: Vec<Spec>) -> Scenario {
+/// Rows and columns with rates of their own, and rows that are left alone: of every rule, with decays and averages.
+fn rows() -> Cases {
+    const COLUMNS: usize = 7;
+    let shapes = [[1, COLUMNS], [3, COLUMNS], [130, COLUMNS], [0, COLUMNS]];
+    let of_shapes = |name: &str, rule: Rule, shapes: &[[usize; 2]]| {
+        let lengths: Vec<usize> = shapes.iter().map(|[rows, columns]| rows * columns).collect();
+        let shapes = shapes.iter().map(|&shape| shape.into()).collect();
+        Spec { shapes, ..group(format!("{} {name}", rule.name()), rule, Regime::seesaw(), &lengths) }
+    };
+    let factor = |i: usize| [1.0, 1.0, 0.25, 3.0, 0.0][i % 5];
+    let mut parts = Vec::new();
+    let rules = Rule::all().into_iter().chain(Rule::of_matrices());
+    for (number, rule) in rules.enumerate() {
+        let decay = match number % 3 {
+            0 => WeightDecay::Decoupled(0.1),
+            1 => WeightDecay::Coupled(0.1),
+            _ => WeightDecay::Coupled(0.0),
+        };
+        let averaging = match number % 2 {
+            0 if Averaging::ScheduleFree.fits(&rule) => Averaging::ScheduleFree,
+            0 => Averaging::polynomial_decay(),
+            _ => Averaging::Off,
+        };
+        let columns = RateFactors::Columns((0..COLUMNS).map(factor).collect());
+        let of_rows = RateFactors::Rows((0..66).map(factor).collect());
+        let columns = Spec { rate_factors: Some(columns), ..of_shapes("columns", rule, &shapes) };
+        let of_rows = Spec { rate_factors: Some(of_rows), ..of_shapes("rows", rule, &[[66, 5], [66, 1]]) };
+        let lazy = Spec { lazy_rows: true, ..of_shapes("lazy", rule, &shapes) };
+        let both =
+            Spec { rate_factors: columns.rate_factors.clone(), ..lazy.clone() }.named(format!("{} both", rule.name()));
+        for spec in [columns, of_rows, lazy, both] {
+            let gradients = if spec.lazy_rows { Gradients::SomeRows(COLUMNS) } else { Gradients::Ordinary };
+            parts.push(Part { spec: Spec { decay, averaging, ..spec }, gradients });
+        }
+    }
+    let chunks =
+        parts.chunks(12).map(|parts| Scenario { parts: parts.to_vec(), ..scenario("rows", Vec::new()) }.boxed());
+    let halves = parts.iter().filter(|part| part.spec.rule == Rule::adamw()).map(|part| {
+        let spec = part.spec.clone().stored(Element::Bf16, Element::F16, Rounding::Masters);
+        Part { spec, gradients: part.gradients }
+    });
+    let halves: Vec<Part> = halves.collect();
+    let odd = Layout::Packed { start: 3, gap: 2 };
+    let of_halves =
+        |layout| Scenario { layout, parts: halves.clone(), ..scenario("rows in 16 bits", Vec::new()) }.boxed();
+    chunks.chain([of_halves(odd), of_halves(Layout::OneBuffer { gap: 1 })]).collect()
+}
+
+fn scenario(what: &'static str, specs: Vec<Spec>) -> Scenario {
     Scenario::new(what, STEPS, specs)
 }

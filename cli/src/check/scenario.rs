@@ -1,7 +1,9 @@
 //! The case that most families are made of: groups that take some steps, on the device and on the CPU path, against the oracle.
 
 use wgpu_optim::gpu::Tuning;
-use wgpu_optim::{Averaging, Controls, Element, Gpu, Record, Regime, Rounding, Rule, Schedule, WeightDecay, wgpu};
+use wgpu_optim::{
+    Averaging, Controls, Element, Gpu, RateFactors, Record, Regime, Rounding, Rule, Schedule, WeightDecay, wgpu,
+};
 use wgpu_optim_conformance::oracle::Oracle;
 use wgpu_optim_conformance::run::{CpuRun, GpuRun, Run, Setup};
 use wgpu_optim_conformance::spec::{Place, Spec, lengths, packed};
@@ -25,6 +27,8 @@ pub enum Gradients {
     Ordinary,
     /// Of either sign, one of these times something in [½, 1); with a name for the lot.
     Magnitudes(&'static str, &'static [f32]),
+    /// Ordinary, but nothing in one of three rows of so many elements, in each step another.
+    SomeRows(usize),
     /// Multiples of ¼ up to 2, of which hundreds of squares and products add up without rounding.
     Dyadic,
 }
@@ -523,7 +527,8 @@ impl Gradients {
     pub fn value(self, key: u64, first_parameter: f32, element: usize, step: usize) -> f32 {
         let noise = pseudo_random(key, element, step);
         match self {
-            Gradients::Ordinary => 0.5 * first_parameter + noise,
+            Gradients::SomeRows(columns) if (element / columns + step).is_multiple_of(3) => 0.0,
+            Gradients::Ordinary | Gradients::SomeRows(_) => 0.5 * first_parameter + noise,
             Gradients::Magnitudes(_, magnitudes) => {
                 let share = 0.75 + 0.25 * pseudo_random(key ^ 1, element, step);
                 (magnitudes[element % magnitudes.len()] * share).copysign(noise)
@@ -584,6 +589,11 @@ pub fn describe(spec: &Spec, gradients: Gradients) -> String {
         spec.clip.is_finite().then(|| format!("clip {}", spec.clip)),
         spec.maximize.then(|| "maximize".to_owned()),
         (spec.schedule != Schedule::Constant).then(|| format!("schedule {}", spec.schedule.name())),
+        spec.rate_factors.as_ref().map(|factors| match factors {
+            RateFactors::Rows(_) => "factors of rows".to_owned(),
+            _ => "factors of columns".to_owned(),
+        }),
+        spec.lazy_rows.then(|| "lazy rows".to_owned()),
         (spec.averaging != Averaging::Off).then(|| format!("average {}", spec.averaging.name())),
         spec.per_tensor.then(|| "a rate per tensor".to_owned()),
         spec.norm.is_some().then(|| "a shared norm".to_owned()),
@@ -591,6 +601,7 @@ pub fn describe(spec: &Spec, gradients: Gradients) -> String {
         is_half.then(|| format!("rounding {}", spec.rounding.name())),
         match gradients {
             Gradients::Magnitudes(name, _) => Some(format!("gradients of {name}")),
+            Gradients::SomeRows(_) => Some("rows without gradients".to_owned()),
             Gradients::Ordinary | Gradients::Dyadic => None,
         },
     ];

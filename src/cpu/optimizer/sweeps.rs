@@ -9,10 +9,12 @@ use crate::cpu::factored::{FactorMemory, Factors, follow_moments, limit_of};
 use crate::cpu::half::Number;
 use crate::cpu::orthogonalize::orthogonalize;
 use crate::cpu::reduce_gradient::{BlockSlices, reduce_gradient};
+use crate::cpu::rows::{Rows, mark};
 use crate::cpu::update_parameters::{Halves, MemorySlices, SHORT_TILE, TILE, Tiles, Wide, prepare, update_parameters};
 use crate::cpu::values::{Slice, SliceMut, Values, ValuesMut};
 use crate::layout::{Block, FactoredTensor, GroupConstants, GroupState, NO_ELEMENT, ScopeSums, Squares, Update, skips};
 use crate::plan::Kernel;
+use crate::rates::RateFactors;
 
 /// Pass 1 over one block. A type and not a closure, and so is [`UpdateStretch`]: a closure of this size is not inlined, and only what
 /// is inlined is compiled for the processor's vector instructions.
@@ -315,7 +317,7 @@ impl CpuOptimizer {
 
     /// Pass 4 over all blocks. Tells the step's record of an element that was out of range.
     pub(super) fn update(&mut self, params: &mut [impl ValuesMut], grads: &[impl Values]) {
-        let (arch, updates) = (self.arch, &self.updates);
+        let (arch, updates, configs) = (self.arch, &self.updates, &self.plan.configs);
         let parallel = self.parallel;
         let update_one = |tensor: &mut TensorMemory, mut params: SliceMut, grads: Slice| {
             let (Some(kernel), Some(block)) = (tensor.kernel, tensor.blocks.first()) else {
@@ -351,6 +353,23 @@ impl CpuOptimizer {
                     means: &work.means,
                     first: 0,
                 });
+                if let (Some((shape, touched)), 0) = (&mut tensor.rows, update.skip) {
+                    mark(shape.columns, grads, touched);
+                }
+                let factors_of_rates = configs[block.group as usize].rate_factors.as_ref();
+                let rows = tensor.rows.as_ref().map(|(shape, touched)| Rows {
+                    columns: shape.columns,
+                    of_rows: match factors_of_rates {
+                        Some(RateFactors::Rows(factors)) => factors,
+                        _ => &[],
+                    },
+                    of_columns: match factors_of_rates {
+                        Some(RateFactors::Columns(factors)) => factors,
+                        _ => &[],
+                    },
+                    touched,
+                    first: 0,
+                });
                 let directions = tensor.matrix.as_mut().map(|(_, memory)| memory.directions.as_mut_slice());
                 update_in_halves(
                     arch,
@@ -365,6 +384,7 @@ impl CpuOptimizer {
                             momentum: &mut tensor.memory.momentum,
                             squares: directions.unwrap_or(&mut tensor.memory.squares),
                             factors,
+                            rows,
                             largest_squares: &mut tensor.memory.largest_squares,
                             counters: &mut tensor.memory.counters,
                             vector: &mut tensor.memory.vector,

@@ -23,7 +23,7 @@ pub(super) struct Movable {
     /// Offset in the tensor at which the window's bindings begin.
     start: u64,
     own: OwnBuffers,
-    /// Those that the rule owns, in the order of [`Sweeps::of_rule`].
+    /// Those between passes 3 and 4, in the order of [`Sweeps::before_update`].
     own_sweeps: Vec<Sweep>,
     pipelines: Sweeps<Pipeline>,
     /// The latest places, the last one first, and what binds them.
@@ -34,8 +34,8 @@ pub(super) struct Movable {
 #[derive(Debug, Clone)]
 pub(super) struct Sweeps<T> {
     pub(super) reduce: T,
-    /// Those that the rule owns.
-    pub(super) of_rule: Vec<T>,
+    /// Those between passes 3 and 4.
+    pub(super) before_update: Vec<T>,
     pub(super) update: T,
     /// Exchange and settle, where the window keeps averages.
     pub(super) averages: Option<[T; 2]>,
@@ -96,9 +96,9 @@ impl Movable {
         let bind = |pipeline: &Pipeline, own: &[_]| pipeline.bind(device, OWN_BUFFERS, own);
         Sweeps {
             reduce: bind(&self.pipelines.reduce, &own_of(Sweep::Reduce)),
-            of_rule: self
+            before_update: self
                 .pipelines
-                .of_rule
+                .before_update
                 .iter()
                 .zip(&self.own_sweeps)
                 .map(|(pipeline, &sweep)| bind(pipeline, &own_of(sweep)))
@@ -217,7 +217,7 @@ impl Optimizer {
             }
         };
         of_pass(PassName::ReduceGradient, |bound| std::slice::from_ref(&bound.reduce));
-        of_pass(PassName::Prepare, |bound| &bound.of_rule);
+        of_pass(PassName::Prepare, |bound| &bound.before_update);
         of_pass(PassName::UpdateParameters, |bound| std::slice::from_ref(&bound.update));
         let averaged = made.iter().filter_map(|(.., bound)| bound.averages.as_ref());
         for (averages, [exchange, settle]) in self.averages.iter_mut().zip(averaged) {

@@ -8,6 +8,7 @@ use crate::gpu::factored::{self, FactorMemory};
 use crate::gpu::optimizer::rebind::Movable;
 use crate::gpu::orthogonalize::{self, MatrixMemory};
 use crate::gpu::pass::Pipeline;
+use crate::gpu::rows::{self, RowMemory};
 use crate::gpu::swap_averages::Exchange;
 use crate::gpu::{reduce_gradient, swap_averages, update_parameters};
 use crate::layout::Block;
@@ -100,6 +101,8 @@ pub(super) struct OwnBuffers {
     pub(super) prepared: wgpu::Buffer,
     /// What the update reads of a rule's own passes: directions, or limited tensors, which those over elements read too.
     pub(super) made: wgpu::Buffer,
+    /// Factors of rows or columns, and flags of rows.
+    pub(super) rows: wgpu::Buffer,
 }
 
 impl OwnBuffers {
@@ -109,7 +112,7 @@ impl OwnBuffers {
         sweep: Sweep,
         params: wgpu::BufferBinding<'a>,
         grads: wgpu::BufferBinding<'a>,
-    ) -> [wgpu::BufferBinding<'a>; 7] {
+    ) -> [wgpu::BufferBinding<'a>; 8] {
         [
             whole(&self.blocks),
             params,
@@ -118,6 +121,7 @@ impl OwnBuffers {
             whole(if sweep == Sweep::Reduce { &self.compared } else { &self.memory }),
             whole(&self.remainders),
             whole(if sweep == Sweep::Prepare { &self.prepared } else { &self.made }),
+            whole(&self.rows),
         ]
     }
 }
@@ -156,10 +160,12 @@ pub(super) fn sweeps(
         let prepared = matrices.as_ref().map(|memory| memory.prepared(window.kernel.iterations));
         let directions = matrices.as_ref().map(|memory| &memory.directions);
         let factors = FactorMemory::new(gpu, window);
+        let rows = RowMemory::new(gpu, plan, window);
         let made = directions.or(factors.as_ref().map(|memory| &memory.tensors));
         let buffers_of_window = OwnBuffers {
             prepared: prepared.unwrap_or(&nothing[0]).clone(),
             made: made.unwrap_or(&nothing[0]).clone(),
+            rows: rows.as_ref().map_or(&nothing[0], |memory| &memory.table).clone(),
             remainders: remainders.unwrap_or(&nothing[1]).clone(),
             blocks: filled::<Block>(gpu, "blocks", &window.blocks),
             momentum: momentum.unwrap_or(&nothing[0]).clone(),
@@ -179,15 +185,15 @@ pub(super) fn sweeps(
         let reduce = passes.dispatch(Sweep::Reduce, window, &[&measured, &own_of(Sweep::Reduce)]);
         let averaged = memory.find(&[MemoryKind::Averages, MemoryKind::BaseIterates]);
         let (update, averages) = passes.update(index, window, tables, &own, averaged);
-        let mut of_rule = Vec::new();
+        let mut before_update = Vec::new();
         let mut own_sweeps = Vec::new();
         let updates = [whole(tables.updates)];
         if let Some(memory) = &matrices {
             own_sweeps.push(Sweep::Prepare);
             let groups: [&[_]; 3] = [&updates, &own_of(Sweep::Prepare), &[whole(&memory.squares)]];
-            of_rule.push(passes.dispatch(Sweep::Prepare, window, &groups));
+            before_update.push(passes.dispatch(Sweep::Prepare, window, &groups));
             let blocks = &buffers_of_window.blocks;
-            of_rule.extend(orthogonalize::dispatches(gpu, window, memory, tables.updates, blocks));
+            before_update.extend(orthogonalize::dispatches(gpu, window, memory, tables.updates, blocks));
         }
         if let Some(memory) = &factors {
             let (blocks, moments) = (&buffers_of_window.blocks, &buffers_of_window.momentum);
@@ -197,25 +203,31 @@ pub(super) fn sweeps(
                 let tables = [whole(tables.updates), whole(&memory.tiles.table)];
                 let groups: [&[_]; 3] = [&tables, &own_of(Sweep::Sums), &[whole(&memory.partials)]];
                 let sums = passes.dispatch(Sweep::Sums, window, &groups);
-                of_rule.push(Dispatch { workgroups: memory.tiles.workgroups, ..sums });
+                before_update.push(Dispatch { workgroups: memory.tiles.workgroups, ..sums });
             }
-            of_rule.extend(between);
+            before_update.extend(between);
             own_sweeps.push(Sweep::Lengths);
             let groups: [&[_]; 3] = [&updates, &own_of(Sweep::Lengths), &[whole(&memory.squares)]];
-            of_rule.push(passes.dispatch(Sweep::Lengths, window, &groups));
-            of_rule.extend(after);
+            before_update.push(passes.dispatch(Sweep::Lengths, window, &groups));
+            before_update.extend(after);
+        }
+        if let Some(stretches) = rows.as_ref().and_then(|memory| memory.stretches.as_ref()) {
+            own_sweeps.push(Sweep::Mark);
+            let tables = [whole(tables.updates), whole(&stretches.table)];
+            let marks = passes.dispatch(Sweep::Mark, window, &[&tables, &own_of(Sweep::Mark)]);
+            before_update.push(Dispatch { workgroups: stretches.workgroups, ..marks });
         }
         if rebindable {
             let group = |dispatch: &Dispatch| dispatch.bind_groups[OWN_BUFFERS].clone();
             let bound = rebind::Sweeps {
-                of_rule: of_rule.iter().filter(|one| one.pass == PassName::Prepare).map(group).collect(),
+                before_update: before_update.iter().filter(|one| one.pass == PassName::Prepare).map(group).collect(),
                 reduce: group(&reduce),
                 update: group(&update),
                 averages: averages.as_ref().map(|own| [group(&own.exchange), group(&own.settle)]),
             };
             let pipeline = |sweep| passes.compiled(sweep, window);
             let pipelines = rebind::Sweeps {
-                of_rule: own_sweeps.iter().map(|&sweep| pipeline(sweep)).collect(),
+                before_update: own_sweeps.iter().map(|&sweep| pipeline(sweep)).collect(),
                 reduce: pipeline(Sweep::Reduce),
                 update: pipeline(Sweep::Update),
                 averages: window.kernel.averages.then(|| [Sweep::Exchange, Sweep::Settle].map(pipeline)),
@@ -225,7 +237,7 @@ pub(super) fn sweeps(
             sweeps.movables.push(movable);
         }
         sweeps.reduce.push(reduce);
-        sweeps.update.extend(of_rule);
+        sweeps.update.extend(before_update);
         sweeps.update.push(update);
         sweeps.averages.extend(averages);
     }
@@ -242,6 +254,8 @@ pub(super) enum Sweep {
     Sums,
     /// The length of the direction, of a rule that limits it.
     Lengths,
+    /// Which rows have gradients, of a group that leaves the others alone.
+    Mark,
     Update,
     /// Exchanges parameters and averages.
     Exchange,
@@ -255,7 +269,7 @@ impl Sweep {
     pub(super) fn pass(self) -> PassName {
         match self {
             Sweep::Reduce => PassName::ReduceGradient,
-            Sweep::Prepare | Sweep::Sums | Sweep::Lengths => PassName::Prepare,
+            Sweep::Prepare | Sweep::Sums | Sweep::Lengths | Sweep::Mark => PassName::Prepare,
             Sweep::Update => PassName::UpdateParameters,
             Sweep::Exchange | Sweep::Back | Sweep::Settle => PassName::SwapAverages,
         }
@@ -333,6 +347,7 @@ impl Passes<'_> {
             (Sweep::Prepare, _) => return orthogonalize::prepare_pipeline(gpu, &tuning, kernel, access),
             (Sweep::Sums, _) => return factored::sums_pipeline(gpu, kernel, access),
             (Sweep::Lengths, _) => return factored::lengths_pipeline(gpu, &tuning, kernel, access),
+            (Sweep::Mark, _) => return rows::mark_pipeline(gpu, kernel, access),
             (Sweep::Update, _) => {
                 // The other passes do not write beside what they read: they do not care.
                 let one_buffer = self.rebindable || window.params.buffer == window.grads.buffer;

@@ -25,6 +25,8 @@ const KERNELS: &[(&str, &str, &[&[&str]])] = &[
         "writes_parameters adafactor limited",
         &[&["squares", "factored"], &["", "keeps_memory keeps_counters", "averages measures_step", "schedule_free"]],
     ),
+    ("update_parameters", "writes_parameters", &[RULES, ROWS, &["", "schedule_free"]]),
+    ("rows/mark", "marks_rows lazy_rows", &[ACCESS, GRADIENTS]),
     ("factored/sums", "adafactor", &[ACCESS, PARAMETERS, GRADIENTS]),
     ("factored/lengths", "adafactor", &[&["squares", "factored"], ACCESS, PARAMETERS, GRADIENTS]),
     ("factored/moments", "", &[]),
@@ -55,6 +57,7 @@ const RULES: &[&str] = &[
     "nadamw momentum squares",
     "amsgrad momentum squares largest_squares",
 ];
+const ROWS: &[&str] = &["rates row_rates", "rates column_rates", "lazy_rows", "rates column_rates lazy_rows"];
 const KEEPS: &[&str] = &[
     "",
     "keeps_memory keeps_counters",

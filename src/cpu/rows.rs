@@ -1,0 +1,56 @@
+//! Rows and columns with rates of their own, and rows that are left alone: twin of `shaders/rows/`.
+
+use crate::cpu::half::Number;
+use crate::cpu::values::Slice;
+
+/// What a tensor's rows and columns have for themselves, from an element of the tensor on.
+#[derive(Clone, Copy)]
+pub(crate) struct Rows<'a> {
+    pub(crate) columns: usize,
+    /// A factor for each row; empty where there are none.
+    pub(crate) of_rows: &'a [f32],
+    /// A factor for each column; empty where there are none.
+    pub(crate) of_columns: &'a [f32],
+    /// Whether each row has a gradient; empty where none is left alone.
+    pub(crate) touched: &'a [bool],
+    pub(crate) first: usize,
+}
+
+impl Rows<'_> {
+    /// Of the elements from here on.
+    pub(crate) fn behind(self, elements: usize) -> Self {
+        Rows { first: self.first + elements, ..self }
+    }
+
+    /// The elements from `start` on that have one factor, as far as `end`: where they end, and the factor, or nothing where they are left
+    /// alone.
+    pub(crate) fn stretch(self, start: usize, end: usize) -> (usize, Option<f32>) {
+        let at = self.first + start;
+        let (row, column) = (at / self.columns, at % self.columns);
+        let left = (end - start).min(self.columns - column);
+        if !self.touched.is_empty() && !self.touched[row] {
+            return (start + left, None);
+        }
+        match self.of_columns.get(column..column + left) {
+            Some(factors) => {
+                let same = factors.iter().take_while(|&&factor| factor == factors[0]).count();
+                (start + same, Some(factors[0]))
+            }
+            None => (start + left, Some(self.of_rows.get(row).copied().unwrap_or(1.0))),
+        }
+    }
+}
+
+/// Marks the rows that have a gradient.
+pub(crate) fn mark(columns: usize, grads: Slice, touched: &mut [bool]) {
+    fn of<T: Number>(columns: usize, grads: &[T], touched: &mut [bool]) {
+        for (touched, row) in touched.iter_mut().zip(grads.chunks(columns)) {
+            *touched = row.iter().any(|g| g.wide() != 0.0);
+        }
+    }
+    match grads {
+        Slice::F32(grads) => of(columns, grads, touched),
+        Slice::F16(grads) => of(columns, grads, touched),
+        Slice::Bf16(grads) => of(columns, grads, touched),
+    }
+}
