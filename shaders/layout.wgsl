@@ -115,6 +115,7 @@ struct GroupConstants {
     average_start: u32,
     average_gain: f32,
     trust_coefficient: f32,
+    trust_least: f32,
     direction_length: f32,
     scope_momentum: f32,
     scope_clip: f32,
@@ -266,6 +267,11 @@ const INFINITY_BITS = 2139095040u;
 const RECORD_WORDS = 34u;
 const OVERFLOW_KEY_WORD = 4u;
 const MATRIX_TILE = 64u;
+const ROW_WORDS = 4u;
+const COLUMNS_WORD = 0u;
+const ELEMENTS_WORD = 1u;
+const FACTORS_WORD = 2u;
+const FLAGS_WORD = 3u;
 const MAGNITUDE_BITS = 2147483647u;
 const NO_ELEMENT = 4294967295u;
 

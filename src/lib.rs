@@ -111,7 +111,7 @@ pub use record::{Flags, NonFinite, RankNonFinite, Record, Records, TensorRecord,
 pub use regime::table::*;
 pub use regime::{CurvatureForm, Look, Outcome, Regime, SecantForm, Stream};
 pub use rule::table::*;
-pub use rule::{MuonScale, Rule, WeightDecay};
+pub use rule::{MuonPrecision, MuonScale, Rule, WeightDecay};
 pub use safeguards::{LossScaler, NonFinitePolicy, NormOutliers};
 pub use schedule::{DecayShape, Schedule};
 pub use shard::{CombinedSums, ShardSums};

@@ -49,6 +49,11 @@ pub(crate) trait UpdateRule {
         0
     }
 
+    /// True if their matrices may be in f16.
+    fn half_iterates(&self) -> bool {
+        false
+    }
+
     /// Refuses numbers outside their ranges.
     fn validate(&self) -> Result<(), Error> {
         Ok(())
@@ -232,7 +237,7 @@ macro_rules! rules {
     };
 }
 
-pub use muon::MuonScale;
+pub use muon::{MuonPrecision, MuonScale};
 
 rules! {
     /// Stochastic gradient descent.
@@ -360,6 +365,10 @@ impl Rule {
 
     pub(crate) fn iterations(&self) -> u32 {
         self.rule().iterations()
+    }
+
+    pub(crate) fn half_iterates(&self) -> bool {
+        self.rule().half_iterates()
     }
 
     /// Returns the share of the old momentum in the new one: μ, β, β₁ of AdamW, β₂ of Lion; 0 for rules without momentum.

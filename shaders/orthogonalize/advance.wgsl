@@ -2,11 +2,12 @@
 // from which a X + P X is stored. `last`: times the factor of the direction.
 
 import package::layout::Matrix;
-import package::orthogonalize::matrices::place_of;
+import package::orthogonalize::matrices::{Number, place_of};
 
-@group(1) @binding(0) var<storage, read> polynomial: array<f32>;
-@group(1) @binding(1) var<storage, read> iterate: array<f32>;
-@group(1) @binding(2) var<storage, read_write> next: array<f32>;
+@group(1) @binding(0) var<storage, read> polynomial: array<Number>;
+@group(1) @binding(1) var<storage, read> iterate: array<Number>;
+@if(last) @group(1) @binding(2) var<storage, read_write> next: array<f32>;
+@if(!last) @group(1) @binding(2) var<storage, read_write> next: array<Number>;
 
 fn inner_length(m: Matrix) -> u32 {
     return m.rows;
@@ -15,7 +16,7 @@ fn inner_length(m: Matrix) -> u32 {
 // Symmetric: its columns are read, whose elements lie side by side for the quads.
 fn polynomial_element(m: Matrix, row: u32, step: u32) -> f32 {
     if row < m.rows && step < m.rows {
-        return polynomial[m.gram_first + step * m.rows + row];
+        return f32(polynomial[m.gram_first + step * m.rows + row]);
     }
     return 0.0;
 }
@@ -31,7 +32,7 @@ fn left_quad(m: Matrix, row: u32, step: u32) -> vec4<f32> {
 
 fn iterate_element(m: Matrix, step: u32, column: u32) -> f32 {
     if step < m.rows && column < m.columns {
-        return iterate[place_of(m, step, column)];
+        return f32(iterate[place_of(m, step, column)]);
     }
     return 0.0;
 }
@@ -56,8 +57,8 @@ fn right_steps_are_neighbours(m: Matrix) -> bool {
 fn store(m: Matrix, row: u32, column: u32, sum: f32) {
     if row < m.rows && column < m.columns {
         let at = place_of(m, row, column);
-        let advanced = m.a * iterate[at] + sum;
+        let advanced = m.a * f32(iterate[at]) + sum;
         @if(last) next[at] = m.scale * advanced;
-        @if(!last) next[at] = advanced;
+        @if(!last) next[at] = Number(advanced);
     }
 }

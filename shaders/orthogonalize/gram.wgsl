@@ -4,10 +4,11 @@
 // Without `polynomial`: source is X, and A = X Xᵀ is stored. With it: source is A, and b A + c A Aᵀ is stored, which is b A + c A².
 
 import package::layout::Matrix;
+import package::orthogonalize::matrices::Number;
 @if(!polynomial) import package::orthogonalize::matrices::place_of;
 
-@group(1) @binding(0) var<storage, read> source: array<f32>;
-@group(1) @binding(1) var<storage, read_write> product: array<f32>;
+@group(1) @binding(0) var<storage, read> source: array<Number>;
+@group(1) @binding(1) var<storage, read_write> product: array<Number>;
 
 fn inner_length(m: Matrix) -> u32 {
     @if(!polynomial) return m.columns;
@@ -16,9 +17,9 @@ fn inner_length(m: Matrix) -> u32 {
 
 fn element(m: Matrix, row: u32, step: u32) -> f32 {
     if row < m.rows && step < inner_length(m) {
-        @if(!polynomial) return source[place_of(m, row, step)];
+        @if(!polynomial) return f32(source[place_of(m, row, step)]);
         // Symmetric: its columns are read, whose elements lie side by side for the quads.
-        @if(polynomial) return source[m.gram_first + step * m.rows + row];
+        @if(polynomial) return f32(source[m.gram_first + step * m.rows + row]);
     }
     return 0.0;
 }
@@ -47,8 +48,8 @@ fn store(m: Matrix, row: u32, column: u32, sum: f32) {
     if row <= column && column < m.rows {
         let at = m.gram_first + row * m.rows + column;
         @if(!polynomial) let value = sum;
-        @if(polynomial) let value = m.b * source[at] + m.c * sum;
-        product[at] = value;
-        product[m.gram_first + column * m.rows + row] = value;
+        @if(polynomial) let value = m.b * f32(source[at]) + m.c * sum;
+        product[at] = Number(value);
+        product[m.gram_first + column * m.rows + row] = Number(value);
     }
 }

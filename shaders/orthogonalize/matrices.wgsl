@@ -1,7 +1,14 @@
 // What the passes over matrices have in common. A matrix X of `rows` × `columns`, with no more rows than columns, lies in a buffer as its tensor
 // does, row by row, or is the transpose of what lies there.
+//
+// `halves`: what is kept between two products is in f16. Sums are in f32.
 
 import package::layout::{Block, Matrix, Tile, Update};
+
+@if(halves) enable f16;
+
+@if(halves) alias Number = f16;
+@if(!halves) alias Number = f32;
 
 @group(0) @binding(0) var<storage, read> updates: array<Update>;
 @group(0) @binding(1) var<storage, read> blocks: array<Block>;

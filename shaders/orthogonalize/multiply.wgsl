@@ -10,7 +10,7 @@
 // Grid:   one workgroup of 64 invocations per tile.
 
 import package::layout::{Matrix, MATRIX_TILE};
-import package::orthogonalize::matrices::{INVOCATIONS, is_idle, matrices, tiles};
+import package::orthogonalize::matrices::{INVOCATIONS, Number, is_idle, matrices, tiles};
 @if(!advance) import package::orthogonalize::gram::{
     inner_length, left_quad, left_steps_are_neighbours, right_quad, right_steps_are_neighbours, store,
 };
@@ -23,8 +23,8 @@ const DEPTH: u32 = 16u;
 // Quads of a step, and one more so that those of successive steps lie in different banks of workgroup memory.
 const STRIDE: u32 = 17u;
 
-var<workgroup> left_quads: array<vec4<f32>, DEPTH * STRIDE>;
-var<workgroup> right_quads: array<vec4<f32>, DEPTH * STRIDE>;
+var<workgroup> left_quads: array<vec4<Number>, DEPTH * STRIDE>;
+var<workgroup> right_quads: array<vec4<Number>, DEPTH * STRIDE>;
 
 // 8 × 8 sums. A column of each matrix is a row of the product: rows 4y .. 4y + 4 and 32 more, columns 4x .. 4x + 4 and 32 more.
 struct Sums {
@@ -41,10 +41,10 @@ fn outer(rows: vec4<f32>, columns: vec4<f32>) -> mat4x4<f32> {
 // Adds what lies in workgroup memory.
 fn add_products(sums: ptr<function, Sums>, x: u32, y: u32) {
     for (var k = 0u; k < DEPTH; k++) {
-        let upper = left_quads[k * STRIDE + y];
-        let lower = left_quads[k * STRIDE + y + 8u];
-        let left = right_quads[k * STRIDE + x];
-        let right = right_quads[k * STRIDE + x + 8u];
+        let upper = vec4<f32>(left_quads[k * STRIDE + y]);
+        let lower = vec4<f32>(left_quads[k * STRIDE + y + 8u]);
+        let left = vec4<f32>(right_quads[k * STRIDE + x]);
+        let right = vec4<f32>(right_quads[k * STRIDE + x + 8u]);
         (*sums).upper_left += outer(upper, left);
         (*sums).upper_right += outer(upper, right);
         (*sums).lower_left += outer(lower, left);
@@ -80,9 +80,10 @@ fn multiply(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocati
     for (var first = 0u; first < inner_length(m); first += DEPTH) {
         for (var i = 0u; i < 4u; i++) {
             let left = quad_of(lane, i, left_steps_are_neighbours(m));
-            left_quads[left.x * STRIDE + left.y] = left_quad(m, tile.row + 4u * left.y, first + left.x);
+            left_quads[left.x * STRIDE + left.y] = vec4<Number>(left_quad(m, tile.row + 4u * left.y, first + left.x));
             let right = quad_of(lane, i, right_steps_are_neighbours(m));
-            right_quads[right.x * STRIDE + right.y] = right_quad(m, tile.column + 4u * right.y, first + right.x);
+            let read = right_quad(m, tile.column + 4u * right.y, first + right.x);
+            right_quads[right.x * STRIDE + right.y] = vec4<Number>(read);
         }
         workgroupBarrier();
         add_products(&sums, x, y);

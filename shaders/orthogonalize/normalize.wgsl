@@ -1,15 +1,17 @@
 // Divides each matrix by its norm.
 //
-// Reads:  updates, blocks, matrices, tiles, squares.
-// Writes: iterate, the matrices that it also reads.
+// Reads:  updates, blocks, matrices, tiles, squares; with `halves` the matrices as they were prepared.
+// Writes: iterate, which without `halves` are the matrices that it also reads.
 // Grid:   one workgroup of 64 invocations per tile of the matrices.
 
 import package::layout::MATRIX_TILE;
-import package::orthogonalize::matrices::{INVOCATIONS, is_idle, matrices, place_of, tiles};
+import package::orthogonalize::matrices::{INVOCATIONS, Number, is_idle, matrices, place_of, tiles};
 import package::reduction::tensor_norm::norm_of_blocks;
 import package::scaled::{larger, power_of_two, quotient, scaled};
 
-@group(1) @binding(1) var<storage, read_write> iterate: array<f32>;
+@if(!halves) @group(1) @binding(1) var<storage, read_write> iterate: array<f32>;
+@if(halves) @group(1) @binding(1) var<storage, read> prepared: array<f32>;
+@if(halves) @group(1) @binding(2) var<storage, read_write> iterate: array<Number>;
 
 @compute @workgroup_size(INVOCATIONS)
 fn normalize_matrices(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
@@ -33,7 +35,8 @@ fn normalize_matrices(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(loca
             let column = tile.column + select(j, i, m.transposed != 0u);
             if row < m.rows && column < m.columns {
                 let at = place_of(m, row, column);
-                iterate[at] = (iterate[at] * first) * second;
+                @if(!halves) iterate[at] = (iterate[at] * first) * second;
+                @if(halves) iterate[at] = Number((prepared[at] * first) * second);
             }
         }
     }

@@ -119,8 +119,8 @@ impl Gpu {
     /// # Errors
     /// [`ErrorKind::DeviceRefused`](crate::ErrorKind::DeviceRefused) with the driver's reason.
     pub async fn open(adapter: &wgpu::Adapter) -> Result<Self, Error> {
-        // For those who time the passes, and for sums without barriers.
-        let wanted = wgpu::Features::TIMESTAMP_QUERY | wgpu::Features::SUBGROUP;
+        // For those who time the passes, for sums without barriers, and for Muon in f16.
+        let wanted = wgpu::Features::TIMESTAMP_QUERY | wgpu::Features::SUBGROUP | wgpu::Features::SHADER_F16;
         let (device, queue) = adapter
             .request_device(&wgpu::DeviceDescriptor {
                 label: Some("wgpu-optim"),

@@ -2,6 +2,8 @@
 //!
 //! Their number does not depend on that of the matrices: all matrices of a window are in each dispatch, tile by tile.
 
+use half::f16;
+
 use crate::gpu::buffers::{filled, whole, zeroed};
 use crate::gpu::context::Gpu;
 use crate::gpu::optimizer::{Dispatch, PassName};
@@ -14,10 +16,10 @@ use crate::plan::{Access, Kernel, QUAD, Window};
 /// Memory of a window for its matrices.
 #[derive(Debug)]
 pub(crate) struct MatrixMemory {
-    /// What the update pass reads as the direction.
+    /// What the first pass writes, and what the update pass reads as the direction.
     pub(crate) directions: wgpu::Buffer,
-    /// Every second iterate.
-    others: wgpu::Buffer,
+    /// The iterates in turn, in f16; or every second one, where the directions hold the others.
+    iterates: Vec<wgpu::Buffer>,
     /// Sums of squares of the blocks.
     pub(crate) squares: wgpu::Buffer,
     /// Products of the matrices with their transposes, and polynomials of those.
@@ -30,23 +32,37 @@ impl MatrixMemory {
         let last = window.matrices.last()?;
         let elements = u64::from(window.state_quads) * u64::from(QUAD);
         let grams = u64::from(last.gram_first) + u64::from(last.rows) * u64::from(last.rows);
+        let halves = is_in_halves(gpu, window);
+        let numbers = |label, count| match halves {
+            true => zeroed::<f16>(gpu, label, count),
+            false => zeroed::<f32>(gpu, label, count),
+        };
         Some(MatrixMemory {
             directions: zeroed::<f32>(gpu, "directions", elements),
-            others: zeroed::<f32>(gpu, "iterates", elements),
+            iterates: (0..if halves { 2 } else { 1 }).map(|_| numbers("iterates", elements)).collect(),
             squares: zeroed::<Squares>(gpu, "squares of matrices", window.blocks.len() as u64),
-            grams: ["grams", "polynomials"].map(|label| zeroed::<f32>(gpu, label, grams)),
+            grams: ["grams", "polynomials"].map(|label| numbers(label, grams)),
         })
     }
 
     /// The buffer that holds the iterate before iteration `i` of `iterations`: the directions hold that after the last.
     fn iterate(&self, i: u32, iterations: u32) -> &wgpu::Buffer {
-        if (iterations - i).is_multiple_of(2) { &self.directions } else { &self.others }
+        match &self.iterates[..] {
+            [other] if !(iterations - i).is_multiple_of(2) => other,
+            [one, other] if i < iterations => [one, other][i as usize % 2],
+            _ => &self.directions,
+        }
     }
 
     /// The buffer that the first pass writes.
     pub(crate) fn prepared(&self, iterations: u32) -> &wgpu::Buffer {
-        self.iterate(0, iterations)
+        if self.iterates.len() == 2 { &self.directions } else { self.iterate(0, iterations) }
     }
+}
+
+/// Whether the matrices of a window are in f16.
+fn is_in_halves(gpu: &Gpu, window: &Window) -> bool {
+    window.kernel.half_iterates && gpu.device().features().contains(wgpu::Features::SHADER_F16)
 }
 
 /// Compiles the first pass for a kernel.
@@ -94,6 +110,7 @@ pub(crate) fn dispatches(
         let dispatched = tiles.chunks(most).map(|tiles| (tiles.len() as u32, filled::<Tile>(gpu, "tiles", tiles)));
         dispatched.collect::<Vec<_>>()
     });
+    let halves = is_in_halves(gpu, window);
     let mut all = Vec::new();
     let mut add = |(module, stem): (&'static str, &'static str),
                    features: &[&str],
@@ -102,6 +119,7 @@ pub(crate) fn dispatches(
         let mut accesses = vec![Binding::Read; own.len() - 1];
         accesses.push(Binding::Write);
         let groups: &[&[Binding]] = &[&[Binding::Read; 4], &accesses];
+        let features = &[features, if halves { &["halves"] } else { &[] }].concat();
         let pipeline = Pipeline::new(gpu, &PassSource { module, stem, features, constants: &[], groups });
         let own: Vec<_> = own.iter().map(|&buffer| whole(buffer)).collect();
         for (workgroups, tiles) in tables {
@@ -118,7 +136,10 @@ pub(crate) fn dispatches(
     let [gram, polynomial] = &memory.grams;
     let normalize = ("orthogonalize/normalize", "normalize_matrices");
     let multiply = ("orthogonalize/multiply", "multiply");
-    add(normalize, &[], &of_matrices, &[&memory.squares, memory.iterate(0, iterations)]);
+    // In place, or from one buffer to another.
+    let mut of_norms = vec![&memory.squares, memory.prepared(iterations)];
+    of_norms.extend(halves.then(|| memory.iterate(0, iterations)));
+    add(normalize, &[], &of_matrices, &of_norms);
     for i in 0..iterations {
         let [x, next] = [i, i + 1].map(|i| memory.iterate(i, iterations));
         let advance: &[&str] = if i + 1 == iterations { &["advance", "last"] } else { &["advance"] };

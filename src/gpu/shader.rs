@@ -55,14 +55,16 @@ fn module(name: &str) -> &'static str {
 
 /// Returns the WGSL of a module and all that it imports, with these features.
 pub fn link(root: &str, features: &[&str]) -> String {
-    let mut linked = Linked { features, seen: Vec::new(), text: String::new() };
+    let mut linked = Linked { features, seen: Vec::new(), directives: String::new(), text: String::new() };
     linked.add(root.to_owned());
-    linked.text
+    linked.directives + &linked.text
 }
 
 struct Linked<'a> {
     features: &'a [&'a str],
     seen: Vec<String>,
+    /// What stands before everything else.
+    directives: String,
     text: String,
 }
 
@@ -84,8 +86,16 @@ impl Linked<'_> {
             self.add(path.replace("::", "/"));
             rest = after;
         }
+        body += rest;
+        // Behind the comment at the head of the module.
+        if let Some((head, rest)) = body.split_once("\nenable ") {
+            let (directive, rest) = rest.split_once(';').unwrap_or((rest, ""));
+            self.directives += &format!("enable {directive};\n");
+            self.text += head;
+            self.text += rest;
+            return;
+        }
         self.text += &body;
-        self.text += rest;
     }
 
     /// A source without what its features leave out.
@@ -145,7 +155,7 @@ mod tests {
 
     #[test]
     fn items_are_there_with_their_features() {
-        let linked = Linked { features: &["a"], seen: Vec::new(), text: String::new() };
+        let linked = Linked { features: &["a"], seen: Vec::new(), directives: String::new(), text: String::new() };
         let source =
             "x;\n@if(a) y;\n@if(!a) z(1, 2);\n@if(a && b)\nfn f() { if q { } }\n@if(a) { @if(b) s; t; }\nw // ; }\n;";
         assert_eq!(linked.select(source), "x;\ny;\n\n\n{  t; }\nw // ; }\n;");

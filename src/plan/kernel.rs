@@ -91,6 +91,8 @@ pub(crate) struct Kernel {
     pub(crate) clears_gradients: bool,
     /// Iterations over the matrices of a rule that owns passes; 0 for other rules.
     pub(crate) iterations: u32,
+    /// Their matrices are in f16 where the device has it.
+    pub(crate) half_iterates: bool,
     /// Rows or columns that have rates of their own.
     pub(crate) rates: Option<RateAxis>,
     /// Rows without a gradient are left alone.
@@ -117,6 +119,7 @@ impl Kernel {
         loss_scale: false,
         clears_gradients: false,
         iterations: 0,
+        half_iterates: false,
         rates: None,
         lazy_rows: false,
         params: Element::F32,

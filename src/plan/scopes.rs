@@ -177,6 +177,7 @@ pub(super) fn kernel_of(config: &GroupConfig, scope: &Scope) -> Result<Kernel, E
         schedule_free: config.averaging == Averaging::ScheduleFree,
         step_sums: config.measures_step(),
         iterations: config.rule.iterations(),
+        half_iterates: config.rule.half_iterates(),
         rates: config.rate_factors.as_ref().map(RateFactors::axis),
         lazy_rows: config.lazy_rows,
         // What is left is set by `Plan::new` and `Kernel::at`.

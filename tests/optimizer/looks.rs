@@ -46,7 +46,8 @@ fn looks(records: &[Record]) -> Vec<Option<Look>> {
 #[test]
 fn one_look_finds_the_curvature_whatever_the_noise_of_batches() {
     let _alone = alone();
-    for rules in Rule::all().chunks(6) {
+    let fitting: Vec<Rule> = Rule::all().into_iter().filter(|rule| !rule.owns_passes()).collect();
+    for rules in fitting.chunks(6) {
         let pairs = rules.iter().flat_map(|&rule| FORMS.map(|form| (rule, form)));
         let pairs: Vec<_> = pairs.collect();
         let specs: Vec<Spec> = pairs.iter().map(|&(rule, form)| spec(rule, form)).collect();

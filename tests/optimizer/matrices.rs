@@ -2,7 +2,7 @@
 //! dispatches does not depend on that of the matrices, and what is no matrix is refused by name.
 
 use wgpu_optim::internals::PassName;
-use wgpu_optim::{Averaging, ErrorKind, Group, Muon, OptimizerBuilder, Regime, Rule, SecantForm};
+use wgpu_optim::{Averaging, ErrorKind, Group, Muon, MuonPrecision, OptimizerBuilder, Regime, Rule, SecantForm, wgpu};
 use wgpu_optim_conformance::run::{CpuRun, GpuRun, Run, Spec, bits, devices, every_path, packed};
 use wgpu_optim_conformance::{Numbers, assert_refused, assert_says, noise, small_bindings, tensors};
 
@@ -60,6 +60,35 @@ fn directions_do_not_depend_on_the_size_of_gradients() {
             for (got, expected) in got.concat().iter().zip(expected.concat()) {
                 assert!((got - expected).abs() <= 2e-4, "{}, 2^{exponent}: {got} {expected}", run.path());
             }
+        }
+    }
+}
+
+/// Directions in f16 are those in f32 but for rounding, and the same where the device has no f16.
+#[test]
+fn an_iteration_in_f16_is_near_one_in_f32() {
+    let in_f16 = Rule::Muon(Muon { precision: MuonPrecision::F16, ..Muon::default() });
+    for iterations in [1, 4, 5] {
+        let precise = |rule: Rule| match rule {
+            Rule::Muon(muon) => Rule::Muon(Muon { iterations, ..muon }),
+            rule => rule,
+        };
+        let wide = muon(&[[20, 33], [65, 3], [130, 70]]);
+        let wide = Spec { rule: precise(wide.rule), ..wide };
+        let halves = Spec { rule: precise(in_f16), ..wide.clone() };
+        for (at, mut run) in every_path(std::slice::from_ref(&halves)).into_iter().enumerate() {
+            let mut other = every_path(std::slice::from_ref(&wide)).remove(at);
+            let before = run.params().concat();
+            run.step(&noise(std::slice::from_ref(&wide), 1));
+            other.step(&noise(std::slice::from_ref(&wide), 1));
+            let (got, expected) = (run.params().concat(), other.params().concat());
+            let length =
+                |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| f64::from(a - b).powi(2)).sum::<f64>().sqrt();
+            let share = length(&got, &expected) / length(&expected, &before);
+            println!("{}, {iterations} iterations: {share:.1e}", run.path());
+            assert!(share <= 3e-3, "{}, {iterations} iterations: {share}", run.path());
+            let has_halves = at > 0 && devices()[at - 1].device().features().contains(wgpu::Features::SHADER_F16);
+            assert_eq!(got != expected, has_halves, "{}", run.path());
         }
     }
 }

@@ -234,7 +234,8 @@ fn the_trust_ratio_is_the_oracles() {
         Regime::DoG(DoG { initial_distance: 1e-2 }),
     ];
     let mut specs = Vec::new();
-    for (rule, regime) in Rule::all().into_iter().flat_map(|rule| regimes.map(|regime| (rule, regime))) {
+    let pairs = Rule::all().into_iter().flat_map(|rule| regimes.map(|regime| (rule, regime)));
+    for (rule, regime) in pairs.filter(|(rule, regime)| regime.fits(rule)) {
         let at = specs.len();
         let spec = Spec::new(rule, regime, tensors(21 + at as u64, &[LEN])).named(format!(
             "{at}: {}, {}",

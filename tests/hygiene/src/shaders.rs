@@ -33,11 +33,12 @@ const KERNELS: &[(&str, &str, &[&[&str]])] = &[
     ("factored/means", "", &[]),
     ("factored/limit", "", &[]),
     ("orthogonalize/prepare", "muon momentum", &[ACCESS, PARAMETERS, GRADIENTS]),
-    ("orthogonalize/normalize", "", &[]),
-    ("orthogonalize/multiply", "", &[&["", "polynomial", "advance", "advance last"]]),
+    ("orthogonalize/normalize", "", &[HALVES]),
+    ("orthogonalize/multiply", "", &[&["", "polynomial", "advance", "advance last"], HALVES]),
     ("look", "regime curvature", &[]),
     ("learning_rate", "regime", &[REGIMES, &["", "schedule", "schedule table", "trust_ratio", "averages", "squares", "squares square_fall"]]),
 ];
+const HALVES: &[&str] = &["", "halves"];
 const ACCESS: &[&str] = &["", "scalars"];
 const PARAMETERS: &[&str] = &["", "half_parameters masters", "half_parameters nearest", "half_parameters stochastic"];
 const GRADIENTS: &[&str] = &["", "half_gradients"];
