@@ -14,6 +14,7 @@ mod outliers;
 mod reduce_gradient;
 pub(crate) mod schedule;
 pub(crate) mod schedule_free;
+pub(crate) mod state;
 mod tensor;
 mod update_parameters;
 pub(crate) mod values;

@@ -89,6 +89,7 @@ mod safeguards;
 mod scaled;
 mod schedule;
 mod shard;
+mod state;
 mod trust;
 mod warning;
 
@@ -113,6 +114,7 @@ pub use rule::{MuonScale, Rule, WeightDecay};
 pub use safeguards::{LossScaler, NonFinitePolicy, NormOutliers};
 pub use schedule::{DecayShape, Schedule};
 pub use shard::{CombinedSums, ShardSums};
+pub use state::State;
 pub use trust::TrustRatio;
 pub use warning::Warning;
 

@@ -52,6 +52,8 @@ pub(super) fn memory_name(kind: MemoryKind, tensor: &str) -> String {
 /// The type of a memory's elements in the file.
 pub(super) fn dtype_of(kind: MemoryKind) -> Dtype {
     match kind.element_bytes() {
+        _ if kind == MemoryKind::Scales => Dtype::U32,
+        _ if kind == MemoryKind::MomentumCodes => Dtype::I8,
         1 => Dtype::U8,
         2 => Dtype::I16,
         _ => Dtype::F32,
@@ -61,7 +63,7 @@ pub(super) fn dtype_of(kind: MemoryKind) -> Dtype {
 /// The shape of a memory in the file.
 pub(super) fn shape_of(kind: MemoryKind, elements: u64) -> Vec<usize> {
     match kind.slots() {
-        1 => vec![elements as usize],
+        1 => vec![kind.entries(elements) as usize],
         slots => vec![slots as usize, elements as usize],
     }
 }

@@ -7,12 +7,14 @@ use crate::cpu::average::average;
 use crate::cpu::finish_update::add_step_sums;
 use crate::cpu::reduce_gradient::{counter_of, pack_counter, squares_of};
 use crate::cpu::schedule_free::move_schedule_free;
+use crate::cpu::state::{Codes, decode_momentum, decode_squares};
 use crate::cpu::values::{Slice, SliceMut};
 use crate::element::Element;
 use crate::layout::numbers::{LARGEST_BF16, LARGEST_F16, LARGEST_F32};
 use crate::layout::{NO_ELEMENT, StepSums, Update, numbers, slots};
 use crate::plan::{Encoding, Kernel};
 use crate::rule::{HostRule, LARGEST_SQUARED, RuleVisitor};
+use crate::state;
 
 /// A counter is a byte here.
 const COUNTER_LIMIT: i8 = numbers::COUNTER_LIMIT as i8;
@@ -147,6 +149,8 @@ pub(crate) struct MemorySlices<'a> {
     pub(crate) squares: &'a mut [f32],
     /// Empty where the rule has none.
     pub(crate) largest_squares: &'a mut [f32],
+    /// Momentum and second moment in 8 bits; empty where they are not.
+    pub(crate) codes: Codes<'a>,
     /// Empty where the regime needs none.
     pub(crate) counters: &'a mut [u8],
     /// Empty where the regime needs none.
@@ -172,6 +176,10 @@ impl<'a> MemorySlices<'a> {
         let (momentum, momentum_after) = split(self.momentum, middle);
         let (squares, squares_after) = split(self.squares, middle);
         let (largest_squares, largest_squares_after) = split(self.largest_squares, middle);
+        let (momentum_codes, momentum_codes_after) = split(self.codes.momentum, middle);
+        let (squares_codes, squares_codes_after) = split(self.codes.squares, middle);
+        let (scales, scales_after) = split(self.codes.scales, middle.div_ceil(state::BLOCK as usize));
+        let first_element = self.codes.first_element;
         let (counters, counters_after) = split(self.counters, middle);
         let (vector, vector_after) = split(self.vector, middle);
         let (averages, averages_after) = split(self.averages, middle);
@@ -183,6 +191,7 @@ impl<'a> MemorySlices<'a> {
                 momentum,
                 squares,
                 largest_squares,
+                codes: Codes { momentum: momentum_codes, squares: squares_codes, scales, first_element },
                 counters,
                 vector,
                 averages,
@@ -193,6 +202,12 @@ impl<'a> MemorySlices<'a> {
                 momentum: momentum_after,
                 squares: squares_after,
                 largest_squares: largest_squares_after,
+                codes: Codes {
+                    momentum: momentum_codes_after,
+                    squares: squares_codes_after,
+                    scales: scales_after,
+                    first_element: first_element.wrapping_add(middle as u32),
+                },
                 counters: counters_after,
                 vector: vector_after,
                 averages: averages_after,
@@ -303,8 +318,17 @@ fn update_elements<const SCALED: bool>(
         coupled_decay: update.coupled_decay,
         decays: kernel.coupled_decay,
     };
-    let MemorySlices { momentum, squares, largest_squares, counters, vector, averages, step_sums, mut streams } =
-        memory;
+    let MemorySlices {
+        momentum,
+        squares,
+        largest_squares,
+        mut codes,
+        counters,
+        vector,
+        averages,
+        step_sums,
+        mut streams,
+    } = memory;
     if update.skip != 0 {
         // No step is taken, but the streams change turns.
         if kernel.has_streams() {
@@ -327,6 +351,14 @@ fn update_elements<const SCALED: bool>(
     } else {
         &mut []
     };
+    let mut moments;
+    // As above.
+    let mut decoded = if kernel.bits8 {
+        moments = [[0f32; TILE]; 2];
+        moments.each_mut().map(|moment| &mut moment[..])
+    } else {
+        [&mut [][..], &mut []]
+    };
     for tile in tiles(elements.len(), elements.tile_elements()) {
         let (params, grads) = elements.tile(tile.clone());
         if !before.is_empty() {
@@ -346,9 +378,19 @@ fn update_elements<const SCALED: bool>(
         if (kernel.has_first_parameters() || kernel.has_streams()) && update.first != 0 {
             vector[tile.clone()].copy_from_slice(params);
         }
-        let momentum = if kernel.rule.traits().momentum { &mut momentum[tile.clone()] } else { &mut [] };
         let traits = kernel.rule.traits();
-        let squares = if traits.squares || traits.matrices { &mut squares[tile.clone()] } else { &mut [] };
+        let [momentum, squares] = if kernel.bits8 {
+            let scales = &codes.scales[tile.start / state::BLOCK as usize..];
+            let [momentum, squares] = &mut decoded;
+            let momentum = &mut momentum[..if traits.momentum { tile.len() } else { 0 }];
+            let squares = &mut squares[..if traits.squares { tile.len() } else { 0 }];
+            decode_momentum(codes.momentum.get(tile.clone()).unwrap_or_default(), scales, momentum);
+            decode_squares(codes.squares.get(tile.clone()).unwrap_or_default(), scales, squares);
+            [momentum, squares]
+        } else {
+            let momentum = if traits.momentum { &mut momentum[tile.clone()] } else { &mut [] };
+            [momentum, if traits.squares || traits.matrices { &mut squares[tile.clone()] } else { &mut [] }]
+        };
         let largest_squares = largest_squares.get_mut(tile.clone()).unwrap_or_default();
         let outside = if kernel.schedule_free {
             let directions = &mut [0.0; TILE][..params.len()];
@@ -381,6 +423,12 @@ fn update_elements<const SCALED: bool>(
                 directions,
             })
         };
+        if kernel.bits8 {
+            let [momentum, squares] = &decoded;
+            let momentum = &momentum[..if traits.momentum { tile.len() } else { 0 }];
+            let squares = &squares[..if traits.squares { tile.len() } else { 0 }];
+            codes.encode(tile.start, momentum, squares, Some(update.rounding_key));
+        }
         if outside != NO_ELEMENT {
             first_outside = first_outside.min(tile.start as u32 + outside);
         }

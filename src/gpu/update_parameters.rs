@@ -23,6 +23,7 @@ pub(crate) fn pipeline(gpu: &Gpu, tuning: &Tuning, kernel: Kernel, access: Acces
         (traits.squares, "squares"),
         (traits.matrices, "matrices"),
         (traits.largest_squares, "largest_squares"),
+        (kernel.bits8, "bits8"),
         (kernel.has_memory(), "keeps_memory"),
         (kernel.has_counters(), "keeps_counters"),
         (kernel.has_last_gradient(), "keeps_gradient"),

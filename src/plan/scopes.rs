@@ -176,6 +176,7 @@ pub(super) fn kernel_of(config: &GroupConfig, scope: &Scope) -> Result<Kernel, E
         averages: config.averaging.is_on(),
         schedule_free: config.averaging == Averaging::ScheduleFree,
         step_sums: config.measures_step(),
+        bits8: config.keeps_codes(),
         iterations: config.rule.iterations(),
         // What is left is set by `Plan::new` and `Kernel::at`.
         ..Kernel::PLAIN

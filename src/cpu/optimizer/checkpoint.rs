@@ -20,12 +20,25 @@ use crate::shard::Stage;
 impl TensorMemory {
     /// A memory, slot after slot.
     fn slots(&self, kind: MemoryKind) -> Vec<&[u8]> {
-        let Memory { momentum, squares, largest_squares, counters, vector, streams: [one, two], remainders } =
-            &self.memory;
+        let Memory {
+            momentum,
+            squares,
+            largest_squares,
+            momentum_codes,
+            squares_codes,
+            scales,
+            counters,
+            vector,
+            streams: [one, two],
+            remainders,
+        } = &self.memory;
         match kind {
             MemoryKind::Momentum => vec![bytemuck::cast_slice(momentum)],
             MemoryKind::SecondMoment => vec![bytemuck::cast_slice(squares)],
             MemoryKind::LargestSecondMoment => vec![bytemuck::cast_slice(largest_squares)],
+            MemoryKind::MomentumCodes => vec![momentum_codes],
+            MemoryKind::SecondMomentCodes => vec![squares_codes],
+            MemoryKind::Scales => vec![bytemuck::cast_slice(scales)],
             MemoryKind::Counters => vec![counters],
             MemoryKind::LastGradient | MemoryKind::FirstParameters => {
                 vec![bytemuck::cast_slice(vector)]
@@ -39,12 +52,25 @@ impl TensorMemory {
     }
 
     fn slots_mut(&mut self, kind: MemoryKind) -> Vec<&mut [u8]> {
-        let Memory { momentum, squares, largest_squares, counters, vector, streams: [one, two], remainders } =
-            &mut self.memory;
+        let Memory {
+            momentum,
+            squares,
+            largest_squares,
+            momentum_codes,
+            squares_codes,
+            scales,
+            counters,
+            vector,
+            streams: [one, two],
+            remainders,
+        } = &mut self.memory;
         match kind {
             MemoryKind::Momentum => vec![bytemuck::cast_slice_mut(momentum)],
             MemoryKind::SecondMoment => vec![bytemuck::cast_slice_mut(squares)],
             MemoryKind::LargestSecondMoment => vec![bytemuck::cast_slice_mut(largest_squares)],
+            MemoryKind::MomentumCodes => vec![momentum_codes],
+            MemoryKind::SecondMomentCodes => vec![squares_codes],
+            MemoryKind::Scales => vec![bytemuck::cast_slice_mut(scales)],
             MemoryKind::Counters => vec![counters],
             MemoryKind::LastGradient | MemoryKind::FirstParameters => {
                 vec![bytemuck::cast_slice_mut(vector)]

@@ -64,8 +64,14 @@ impl WindowMemory {
 }
 
 /// What a rule remembers, in the order in which it lies in one buffer.
-pub(super) const OF_THE_RULE: [MemoryKind; 3] =
-    [MemoryKind::Momentum, MemoryKind::SecondMoment, MemoryKind::LargestSecondMoment];
+pub(super) const OF_THE_RULE: [MemoryKind; 6] = [
+    MemoryKind::Momentum,
+    MemoryKind::SecondMoment,
+    MemoryKind::LargestSecondMoment,
+    MemoryKind::MomentumCodes,
+    MemoryKind::SecondMomentCodes,
+    MemoryKind::Scales,
+];
 
 /// What a regime remembers, of which there is one kind at most.
 pub(super) const OF_THE_REGIME: [MemoryKind; 4] =
