@@ -250,6 +250,13 @@ impl Checkpoint {
         self.metadata.offset_keys()
     }
 
+    /// Returns the bytes of a stored safetensors entry.
+    #[doc(hidden)]
+    pub fn entry(&self, name: &str) -> Option<&[u8]> {
+        let info = self.metadata.info(name)?;
+        Some(&self.data[info.data_offsets.0..info.data_offsets.1])
+    }
+
     /// Returns true if the checkpoint contains the parameters.
     pub fn has_parameters(&self) -> bool {
         self.about.parameters

@@ -143,9 +143,8 @@ fn codes_of_squares(v: vec4<f32>, scale: f32, threshold: vec4<f32>) -> u32 {
     let next = code + 1.0;
     code = select(code, next, square_at(next * next, scale) <= v);
     code = select(code, code + 1.0, square_at(code_square_between(code, threshold), scale) <= v);
-    code = min(code, vec4<f32>(MOST_SQUARE_CODE));
-    // It will be divided by.
-    code = select(code, max(code, vec4<f32>(1.0)), v > vec4<f32>());
+    // It will be divided by. The square of the threshold above 0 may be 0 in f32.
+    code = select(vec4<f32>(), clamp(code, vec4<f32>(1.0), vec4<f32>(MOST_SQUARE_CODE)), v > vec4<f32>());
     return packed_bytes(vec4<u32>(code));
 }
 

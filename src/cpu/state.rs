@@ -84,8 +84,8 @@ fn square_code(square: f32, scale: f32, inverse: f32, threshold: f32) -> f32 {
     code = if of(next * next) <= square { next } else { code };
     let between = code * code + threshold * (2.0 * code + 1.0);
     code += f32::from(u8::from(of(between) <= square));
-    code = code.min(MOST_SQUARE);
-    if square > 0.0 { code.max(1.0) } else { code }
+    // It will be divided by. The square of the threshold above 0 may be 0 in f32.
+    if square > 0.0 { code.clamp(1.0, MOST_SQUARE) } else { 0.0 }
 }
 
 /// Momentum of a stretch that begins with a block.

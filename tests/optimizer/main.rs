@@ -30,6 +30,7 @@ mod safeguards;
 mod schedule_free;
 mod schedules;
 mod shards;
+mod state;
 mod steps;
 mod telemetry;
 mod threads;

@@ -17,6 +17,7 @@ const FAMILIES: [&str; 11] = [
     "trust",
     "shards",
     "halves",
+    "state",
 ];
 
 /// The exit code and the report of `check --json`, on one backend or on all there are.

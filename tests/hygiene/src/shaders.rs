@@ -13,8 +13,12 @@ const KERNELS: &[(&str, &str, &[&[&str]])] = &[
     ("copy_schedule_free", "writes_parameters", &[ACCESS, PARAMETERS]),
     ("reduce_gradient", "", &[ACCESS, PARAMETERS, GRADIENTS, PARTIALS, MEASURES]),
     ("reduce_gradient", "measures_secant per_workgroup", &[RULES, &["", "look"]]),
+    ("reduce_gradient", "measures_secant per_workgroup bits8", &[RULES_IN_8_BITS]),
+    ("reduce_gradient", "measures_momentum per_workgroup bits8", &[&["momentum", "momentum squares"]]),
     ("update_parameters", "writes_parameters sgd", &[ACCESS, PARAMETERS, GRADIENTS, CLEARS]),
     ("update_parameters", "writes_parameters", &[RULES, KEEPS]),
+    ("update_parameters", "writes_parameters bits8", &[RULES_IN_8_BITS, ACCESS, PARAMETERS]),
+    ("update_parameters", "writes_parameters bits8", &[RULES_IN_8_BITS, KEEPS]),
     (
         "update_parameters",
         "writes_parameters muon momentum matrices",
@@ -44,6 +48,15 @@ const RULES: &[&str] = &[
     "lion momentum",
     "nadamw momentum squares",
     "amsgrad momentum squares largest_squares",
+];
+const RULES_IN_8_BITS: &[&str] = &[
+    "sgdm momentum",
+    "sgdm nesterov momentum",
+    "signum momentum",
+    "adamw momentum squares",
+    "adamw squares",
+    "lion momentum",
+    "nadamw momentum squares",
 ];
 const KEEPS: &[&str] = &[
     "",
