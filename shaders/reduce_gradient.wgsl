@@ -46,7 +46,7 @@ override LOSS_SCALE: bool;
 @group(0) @binding(0) var<storage, read> groups: array<GroupConstants>;
 @group(0) @binding(1) var<storage, read> states: array<GroupState>;
 @group(1) @binding(0) var<storage, read> blocks: array<Block>;
-@group(1) @binding(3) var<storage, read> momentum: array<vec4<f32>>;
+@if(!bits8) @group(1) @binding(3) var<storage, read> momentum: array<vec4<f32>>;
 @group(1) @binding(4) var<storage, read> memory: array<Memory>;
 
 // What a quad's gradient is computed from, as bits.

@@ -7,6 +7,8 @@
 //         Nothing of a tensor without gradients. Zeros in the place of the gradients where that is asked, skipped or not. In the ring of records, which element was out of range.
 // Grid:   one workgroup of WORKGROUP invocations per block; invocation i takes quads i, i + WORKGROUP, … of the block.
 //
+// `bits8`: momentum and mean of squares are kept in 8 bits (elements/state.wgsl). Invocations then go from quad to quad together.
+//
 //     g ← g / loss scale
 //     g ← sign·clip·g/k + λ w          k micro-batches; coupled weight decay
 //     m ← keep·m + share·g             Sgdm, Nesterov, Signum, AdamW; Lion, after u
@@ -24,13 +26,17 @@ import package::geometry::WORKGROUP;
 import package::layout::{Block, Update, SKIP_ALL};
 import package::rule::{admitted, direction_of};
 @if(momentum) import package::rule::next_momentum;
-@if(squares) import package::rule::{next_squares, squares_at};
+@if(squares) import package::rule::next_squares;
+@if(squares && !bits8) import package::rule::squares_at;
 @if(largest_squares) import package::rule::largest_squares_at;
 @if(keeps_counters) import package::update::keep_counters::{Memory, keep};
 @if(keeps_gradient) import package::update::keep_gradient::{Memory, keep};
 @if(keeps_parameters) import package::update::keep_parameters::{Memory, keep};
 @if(streams) import package::update::exchange_streams::exchanged;
 @if(averages) import package::update::average::average;
+@if(bits8) import package::elements::state::{keep_state, remember};
+@if(bits8 && momentum) import package::elements::state::decoded_momentum;
+@if(bits8 && squares) import package::elements::state::decoded_squares;
 import package::update::in_range::in_range;
 @if(!measures_step) import package::update::in_range::tell_overflow;
 import package::update::moved::Moved;
@@ -44,8 +50,8 @@ import package::update::step_gradient::step_gradient;
 
 @group(0) @binding(0) var<storage, read> updates: array<Update>;
 @group(1) @binding(0) var<storage, read> blocks: array<Block>;
-@if(momentum) @group(1) @binding(3) var<storage, read_write> momentum: array<vec4<f32>>;
-@if(squares && !momentum) @group(1) @binding(3) var<storage, read_write> momentum: array<vec4<f32>>;
+@if(momentum && !bits8) @group(1) @binding(3) var<storage, read_write> momentum: array<vec4<f32>>;
+@if(squares && !momentum && !bits8) @group(1) @binding(3) var<storage, read_write> momentum: array<vec4<f32>>;
 @if(matrices) @group(1) @binding(6) var<storage, read> directions: array<vec4<f32>>;
 @if(keeps_memory) @group(1) @binding(4) var<storage, read_write> memory: array<Memory>;
 
@@ -65,12 +71,14 @@ fn update_quad(block: Block, update: Update, quad: u32) {
     var m = vec4<f32>();
     var v = vec4<f32>();
     @if(momentum) {
-        last = momentum[at];
+        @if(!bits8) last = momentum[at];
+        @if(bits8) last = decoded_momentum(at);
         m = next_momentum(update, last, admitted(g));
     }
     @if(rates) rate_factors = factors_of(block.lead, offset_of(block, quad));
     @if(lazy_rows) let is_moved = have_gradients(block.lead, offset_of(block, quad));
-    @if(squares) {
+    @if(squares && bits8) v = next_squares(update, decoded_squares(at), admitted(g));
+    @if(squares && !bits8) {
         let behind = squares_at(arrayLength(&momentum), at);
         @if(!lazy_rows) {
             v = next_squares(update, momentum[behind], admitted(g));
@@ -104,7 +112,8 @@ fn update_quad(block: Block, update: Update, quad: u32) {
     let fits = in_range(block, quad, moved);
     let next = select(w, moved.parameters, fits);
     kept = select(kept, moved.beside, fits);
-    @if(momentum) momentum[at] = kept;
+    @if(momentum && !bits8) momentum[at] = kept;
+    @if(bits8) remember(kept, v);
     @if(schedule_free) base[at] = kept;
     @if(streams) store_parameters(block, quad, exchanged(update, at, next), update.rounding_key);
     @if(!streams) store_parameters(block, quad, next, update.rounding_key);
@@ -130,8 +139,16 @@ fn update_parameters(@builtin(workgroup_id) workgroup: vec3<u32>, @builtin(local
         }
         return;
     }
-    for (var quad = lane; 4u * quad < block.elements; quad += WORKGROUP) {
+    @if(!bits8) for (var quad = lane; 4u * quad < block.elements; quad += WORKGROUP) {
         update_quad(block, update, quad);
+    }
+    @if(bits8) for (var first = 0u; 4u * first < block.elements; first += WORKGROUP) {
+        let quad = first + lane;
+        let is_there = 4u * quad < block.elements;
+        if is_there {
+            update_quad(block, update, quad);
+        }
+        keep_state(lane, block.state_quad + quad, is_there, update.rounding_key, block.first_element + 4u * quad);
     }
     @if(measures_step) leave(block, lane, present);
     @if(!measures_step) tell_overflow(update);

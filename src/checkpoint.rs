@@ -56,7 +56,8 @@ pub enum Parameters {
 ///
 /// A file is [safetensors](https://github.com/huggingface/safetensors). For each tensor it has those of these entries that the
 /// configuration keeps: `parameters/NAME`, `momentum/NAME`, `second_moment/NAME` (v of AdamW), `largest_second_moment/NAME`
-/// (AMSGrad), `direction_counters/NAME`, `last_gradient/NAME`, `first_parameters/NAME`, `streams/NAME`, `averages/NAME`, `base_iterates/NAME` (z of
+/// (AMSGrad), with [`State::Bits8`](crate::State::Bits8) instead `momentum_codes/NAME` (i8), `second_moment_codes/NAME` (u8) and
+/// `state_scales/NAME` (a u32 for every 32 parameters), `direction_counters/NAME`, `last_gradient/NAME`, `first_parameters/NAME`, `streams/NAME`, `averages/NAME`, `base_iterates/NAME` (z of
 /// [schedule-free](crate::Averaging::ScheduleFree) training) and `remainders/NAME` (the remainders of master weights, as i16). `groups/state`,
 /// `groups/update` and, if needed, `tensors/record` have a row for each group or tensor.
 ///
@@ -247,6 +248,13 @@ impl Checkpoint {
     #[doc(hidden)]
     pub fn names(&self) -> Vec<String> {
         self.metadata.offset_keys()
+    }
+
+    /// Returns the bytes of a stored safetensors entry.
+    #[doc(hidden)]
+    pub fn entry(&self, name: &str) -> Option<&[u8]> {
+        let info = self.metadata.info(name)?;
+        Some(&self.data[info.data_offsets.0..info.data_offsets.1])
     }
 
     /// Returns true if the checkpoint contains the parameters.

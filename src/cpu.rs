@@ -16,6 +16,7 @@ mod reduce_gradient;
 mod rows;
 pub(crate) mod schedule;
 pub(crate) mod schedule_free;
+pub(crate) mod state;
 mod tensor;
 mod update_parameters;
 pub(crate) mod values;

@@ -15,6 +15,7 @@ use crate::rule::{Rule, WeightDecay};
 use crate::safeguards::{LossScaler, NonFinitePolicy, NormOutliers, Safeguards};
 use crate::schedule::Schedule;
 use crate::shard::Shard;
+use crate::state::State;
 use crate::trust::TrustRatio;
 use crate::warning::Warning;
 pub use config::GroupConfig;
@@ -81,6 +82,7 @@ pub(crate) struct Settings {
     pub(crate) lazy_rows: bool,
     pub(crate) telemetry: Option<bool>,
     pub(crate) rounding: Option<Rounding>,
+    pub(crate) state: Option<State>,
 }
 
 impl<T> Group<T> {
@@ -208,6 +210,12 @@ impl<T> Group<T> {
     /// Sets the rounding of this group's 16-bit parameters. f32 parameters are not affected.
     pub fn rounding(mut self, rounding: Rounding) -> Self {
         self.settings.rounding = Some(rounding);
+        self
+    }
+
+    /// Sets the storage of the memory of this group's rule: f32, or 8 bits with block scales ([`State::Bits8`]).
+    pub fn state(mut self, state: State) -> Self {
+        self.settings.state = Some(state);
         self
     }
 
@@ -474,6 +482,26 @@ impl<T> OptimizerBuilder<T> {
         self
     }
 
+    /// Sets the storage of the rule's memory in every group that sets none. The default is [`State::F32`].
+    ///
+    /// ```
+    /// use wgpu_optim::half::bf16;
+    /// use wgpu_optim::{Group, OptimizerBuilder, Rule, State};
+    ///
+    /// let (mut w, g) = (vec![bf16::ONE; 100], vec![bf16::from_f32(0.5); 100]);
+    /// // 6.125 bytes per parameter: 2 of bf16, 2 of its remainder, 2.125 of m and v.
+    /// let mut optimizer = OptimizerBuilder::new(Rule::adamw())
+    ///     .state(State::Bits8)
+    ///     .group(Group::new("all").tensor("w", &w, &g))
+    ///     .build_cpu()?;
+    /// optimizer.step(&mut [&mut w], &[&g])?;
+    /// # Ok::<(), wgpu_optim::Error>(())
+    /// ```
+    pub fn state(mut self, state: State) -> Self {
+        self.settings.state = Some(state);
+        self
+    }
+
     /// Sets the number of micro-batches whose gradients the caller adds up before each step. The step uses their mean, as if each loss had
     /// been divided by this number. At least 1, which is the default. [`Controls::micro_batches`](crate::Controls::micro_batches) changes it
     /// later, for example for the last step of an epoch.
@@ -654,6 +682,7 @@ impl<T> OptimizerBuilder<T> {
                 lazy_rows: own.lazy_rows,
                 telemetry: own.telemetry.or(all.telemetry).unwrap_or(false),
                 rounding: own.rounding.or(all.rounding).unwrap_or_default(),
+                state: own.state.or(all.state).unwrap_or_default(),
                 scope,
             };
             config.validate()?;

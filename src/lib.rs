@@ -90,6 +90,7 @@ mod safeguards;
 mod scaled;
 mod schedule;
 mod shard;
+mod state;
 mod trust;
 mod warning;
 
@@ -115,6 +116,7 @@ pub use rule::{MuonPrecision, MuonScale, Rule, WeightDecay};
 pub use safeguards::{LossScaler, NonFinitePolicy, NormOutliers};
 pub use schedule::{DecayShape, Schedule};
 pub use shard::{CombinedSums, ShardSums};
+pub use state::State;
 pub use trust::TrustRatio;
 pub use warning::Warning;
 

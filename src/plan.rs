@@ -210,7 +210,9 @@ impl Plan {
                 // What is recorded tensor by tensor is cut at their boundaries, and so is what passes work on as a whole.
                 let joins = !group.config.telemetry && geometry.joins && work.is_none() && rows.is_none();
                 match spans.last_mut() {
-                    Some(span) if joins && span.continues_with(&place) => span.place.elements += place.elements,
+                    Some(span) if joins && span.continues_with(&place, kernels[index].block_multiple()) => {
+                        span.place.elements += place.elements;
+                    }
                     _ if place.elements > 0 => spans.push(Span { place, first_element, kind, work, rows }),
                     _ => {}
                 }

@@ -174,8 +174,9 @@ macro_rules! rules {
         /// Update rule: turns a gradient `g` into a direction `u`. The step is `w ← w - η u`.
         ///
         /// Rules that `torch.optim` has take the same steps. The optimizer keeps their memory in buffers of its own: 4 bytes per parameter for
-        /// rules with momentum, 8 for AdamW, 12 for AMSGrad, 4 for AdamW with `β₁ = 0`. Muon
-        /// takes 8 more beside its momentum, and two squares of a matrix's short side. Adafactor keeps 4 bytes for each row and column of a matrix.
+        /// rules with momentum, 8 for AdamW, 12 for AMSGrad, 4 for AdamW with `β₁ = 0`; about a quarter of that with
+        /// [`State::Bits8`](crate::State::Bits8). Muon takes 8 more beside its momentum, and two squares of a matrix's short side. Adafactor keeps
+        /// 4 bytes for each row and column of a matrix.
         #[derive(Debug, Clone, Copy, PartialEq)]
         #[cfg_attr(feature = "checkpoint", derive(serde::Serialize))]
         #[non_exhaustive]
@@ -313,6 +314,13 @@ impl Rule {
         self.traits().squares
     }
 
+    /// Returns true if the rule's memory can be kept in 8 bits: momentum and a mean of squares.
+    #[doc(hidden)]
+    pub fn fits_8_bits(&self) -> bool {
+        let traits = self.traits();
+        !(traits.owns_passes() || traits.largest_squares || self.sums_squares())
+    }
+
     /// Returns the number of vectors of the parameters' length that the rule keeps (4 bytes per parameter each).
     #[doc(hidden)]
     pub fn vectors(&self) -> u32 {
@@ -414,7 +422,6 @@ impl Rule {
     }
 
     /// Returns true if v is a sum of squares and no mean.
-    #[cfg(feature = "checkpoint")]
     pub(crate) fn sums_squares(&self) -> bool {
         self.numbers().square_keep == 1.0
     }

@@ -13,6 +13,7 @@ mod repeats;
 mod run;
 mod scenario;
 mod shards;
+mod state;
 mod steps;
 #[cfg(test)]
 mod tests;
@@ -56,7 +57,7 @@ pub struct Args {
 type Family = (&'static str, fn(&Subject) -> Cases);
 
 /// Every family, in the order of the table.
-const FAMILIES: [Family; 13] = [
+const FAMILIES: [Family; 14] = [
     ("steps", steps::cases),
     ("passes", passes::cases),
     ("windows", families::windows),
@@ -70,6 +71,7 @@ const FAMILIES: [Family; 13] = [
     ("trust", families::trust),
     ("shards", shards::cases),
     ("halves", halves::cases),
+    ("state", state::cases),
 ];
 
 /// How often a row looks for the smallest form of a case that fails; the others of its failures are listed as they are.

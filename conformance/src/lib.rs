@@ -2,6 +2,7 @@
 //!
 //! - [`oracle`] is the right answer in f64, written from the specification, with the schedules in [`schedule`].
 //! - [`spec`] states a case once, [`stored`] keeps its values in whatever elements, and [`run`] runs it on the CPU path and on devices.
+//! - [`codes`] says what 8-bit state stands for, and whether it is that of given moments.
 //! - [`vectors`] writes down what optimizers consist of, for hosts that know nothing of this crate.
 //! - `translate` (feature `translate`) asks what becomes of kernels on drivers that this machine does not have.
 //! - [`bench`](mod@bench) is the work that is measured.
@@ -13,6 +14,7 @@
 
 #[cfg(feature = "gpu")]
 pub mod bench;
+pub mod codes;
 #[cfg(feature = "gpu")]
 mod device;
 pub mod oracle;

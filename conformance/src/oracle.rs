@@ -386,6 +386,16 @@ impl Oracle {
         out
     }
 
+    /// The memory of the rule.
+    pub fn moments(&self) -> &Moments {
+        &self.moments
+    }
+
+    /// Sets the memory of the rule, for a path that has stored another: with 8-bit state, what its codes stand for.
+    pub fn remember(&mut self, moments: Moments) {
+        self.moments = moments;
+    }
+
     /// A look at the last step, with the gradients of its batch at the parameters after it. One that is not finite is left out.
     pub fn look(&mut self, raw: &[f32]) {
         let sign_of_climb = if self.maximize { -1.0 } else { 1.0 };

@@ -4,7 +4,7 @@ use crate::oracle::Oracle;
 use crate::stored::rounded;
 use wgpu_optim::internals::layout::GroupState;
 use wgpu_optim::{
-    AutoSgd, Averaging, DoG, DoWG, Element, Group, RateFactors, Regime, Rounding, Rule, Schedule, TrustRatio,
+    AutoSgd, Averaging, DoG, DoWG, Element, Group, RateFactors, Regime, Rounding, Rule, Schedule, State, TrustRatio,
     WeightDecay,
 };
 
@@ -47,6 +47,8 @@ pub struct Spec {
     pub grads: Element,
     /// How parameters of 16 bits take a step.
     pub rounding: Rounding,
+    /// How the rule's memory is kept.
+    pub state: State,
     /// In f32, but numbers that the parameters can be stored as.
     pub tensors: Vec<Vec<f32>>,
     /// The lengths of the tensors' dimensions; those that are missing are [`shape_for`] the rule.
@@ -86,6 +88,7 @@ impl Spec {
             params: Element::F32,
             grads: Element::F32,
             rounding: Rounding::Masters,
+            state: State::F32,
             tensors,
             shapes: Vec::new(),
         }
@@ -122,6 +125,7 @@ impl Spec {
             .schedule(self.schedule.clone())
             .averaging(self.averaging)
             .rounding(self.rounding)
+            .state(self.state)
             .telemetry(self.telemetry)
             .lazy_rows(self.lazy_rows && self.has_rows());
         let group = match self.factors() {

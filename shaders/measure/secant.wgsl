@@ -3,9 +3,12 @@
 
 import package::layout::Block;
 import package::measure::alignment::AlignmentSums;
-import package::reduce_gradient::{groups, memory, momentum, states};
+import package::reduce_gradient::{groups, memory, states};
+@if(!bits8) import package::reduce_gradient::momentum;
+@if(bits8 && momentum) import package::elements::state::decoded_momentum;
+@if(bits8 && squares) import package::elements::state::decoded_squares;
 import package::rule::{LastStep, last_direction_of};
-@if(squares && !largest_squares) import package::rule::squares_at;
+@if(squares && !largest_squares && !bits8) import package::rule::squares_at;
 @if(largest_squares) import package::rule::largest_squares_at;
 
 alias Memory = vec4<f32>;
@@ -17,9 +20,11 @@ fn measure(block: Block, quad: u32, g: vec4<f32>, gradient_scale: f32, momentum_
     var step = LastStep();
     step.g = last;
     step.clipped = states[block.group].last_clip * last;
-    @if(momentum) step.m = momentum[at];
+    @if(momentum && !bits8) step.m = momentum[at];
+    @if(momentum && bits8) step.m = decoded_momentum(at);
     @if(largest_squares) step.v = momentum[largest_squares_at(arrayLength(&momentum), at)];
-    @if(squares && !largest_squares) step.v = momentum[squares_at(arrayLength(&momentum), at)];
+    @if(squares && bits8) step.v = decoded_squares(at);
+    @if(squares && !largest_squares && !bits8) step.v = momentum[squares_at(arrayLength(&momentum), at)];
     step.gradient_scale = gradient_scale;
     step.momentum_scale = momentum_scale;
     step.first_correction = states[block.group].first_correction;

@@ -310,6 +310,10 @@ fn same(what: &str, found: &str, expected: &str) -> Result<(), Found> {
 const RANK: &str = "rank";
 /// That setting where there is one rank.
 const ALONE: &str = "none";
+/// The settings that old files do not have, with what they would say.
+const USUAL: [(&str, &str); 2] = [(RANK, ALONE), (STATE, "F32")];
+/// The setting that says how a group keeps the memory of its rule.
+const STATE: &str = "state";
 /// The setting that says how many micro-batches the builder was told of.
 pub(super) const MICRO_BATCHES: &str = "micro_batches";
 /// The settings that say what rule and what regime a group has.
@@ -334,11 +338,12 @@ fn differing_settings(
     keys.dedup();
     let mut outer: Vec<String> = Vec::new();
     for key in keys {
-        let is_alone = key == RANK && !found.contains_key(key);
-        if !(knows(found, key) || is_alone) || outer.iter().any(|outer| key.starts_with(outer)) {
+        // What an optimizer was before it could be anything else.
+        let usual = USUAL.iter().find(|(setting, _)| key == setting && !found.contains_key(key));
+        if !(knows(found, key) || usual.is_some()) || outer.iter().any(|outer| key.starts_with(outer)) {
             continue;
         }
-        let of_file = if is_alone { ALONE.to_owned() } else { value_of(found, key) };
+        let of_file = usual.map_or_else(|| value_of(found, key), |(_, value)| (*value).to_owned());
         let here = value_of(expected, key);
         if of_file == here {
             continue;

@@ -9,6 +9,7 @@ use super::draft::{dtype_of, masters, params_dtype};
 use super::*;
 use crate::averaging::Averaging;
 use crate::cpu::count_steps::{steps_moved, steps_taken};
+use crate::cpu::state::{Codes, decode_momentum, decode_squares};
 use crate::element::Element;
 use crate::layout::{LOSS_ELEMENT, NO_ELEMENT, RawTensorRecord, Update, group_flags};
 use crate::plan::MemoryKind;
@@ -64,6 +65,17 @@ enum Average {
 /// Kinds of memory that a regime cannot do without once it has begun.
 const FROM_THE_FIRST_STEP: [MemoryKind; 3] =
     [MemoryKind::LastGradient, MemoryKind::FirstParameters, MemoryKind::Streams];
+
+/// The kind of memory that has the same in f32 or in 8 bits.
+fn in_other_bits(kind: MemoryKind) -> Option<MemoryKind> {
+    match kind {
+        MemoryKind::Momentum => Some(MemoryKind::MomentumCodes),
+        MemoryKind::MomentumCodes => Some(MemoryKind::Momentum),
+        MemoryKind::SecondMoment => Some(MemoryKind::SecondMomentCodes),
+        MemoryKind::SecondMomentCodes => Some(MemoryKind::SecondMoment),
+        _ => None,
+    }
+}
 
 /// The settings that give a learning rate instead of letting it be found.
 const GIVEN_RATES: [&str; 2] = ["regime.learning_rate", "regime.initial_rate"];
@@ -199,7 +211,10 @@ impl Checkpoint {
             for kind in MemoryKind::ALL {
                 // A file does not say what rows and columns a tensor had.
                 let shape = (!kind.is_factored()).then(|| kind.shape_of_elements(tensor.elements));
-                check(memory_name(kind, &tensor.name), dtype_of(kind), shape, false)?;
+                let is_there = |kind| self.metadata.info(&memory_name(kind, &tensor.name)).is_some();
+                let has_codes = is_there(MemoryKind::MomentumCodes) || is_there(MemoryKind::SecondMomentCodes);
+                let must_be_there = kind == MemoryKind::Scales && has_codes;
+                check(memory_name(kind, &tensor.name), dtype_of(kind), shape, must_be_there)?;
             }
             let dtype = Element::named(&tensor.params).map(params_dtype);
             let dtype = dtype.ok_or_else(|| format!("parameters of {} are not known", tensor.params))?;
@@ -236,8 +251,10 @@ impl Checkpoint {
             let tensor = self.about.tensors.iter().find(|tensor| tensor.group == group);
             tensor.map_or(usual, |tensor| self.metadata.info(&memory_name(kind, &tensor.name)).is_some())
         };
-        let momentum = keeps(MemoryKind::Momentum, traits.momentum);
-        let squares = keeps(MemoryKind::SecondMoment, traits.squares) || keeps(MemoryKind::RowSecondMoment, false);
+        let momentum = keeps(MemoryKind::Momentum, traits.momentum) || keeps(MemoryKind::MomentumCodes, false);
+        let squares = keeps(MemoryKind::SecondMoment, traits.squares)
+            || keeps(MemoryKind::SecondMomentCodes, false)
+            || keeps(MemoryKind::RowSecondMoment, false);
         let largest = keeps(MemoryKind::LargestSecondMoment, traits.largest_squares);
         Ok(Old {
             kernel: regime.regime().kernel(),
@@ -286,6 +303,11 @@ impl Adaptation<'_> {
     /// Whether a group's rule keeps the moments that a group of the file has.
     fn has_same_moments(&self, old: usize, group: usize) -> bool {
         self.old[old].moments == self.moments(group)
+    }
+
+    /// Whether the file has a memory of what a tensor here was, or the same in other bits.
+    fn has_some_entry(&self, tensor: usize, kind: MemoryKind) -> bool {
+        self.has_entry(tensor, kind) || in_other_bits(kind).is_some_and(|other| self.has_entry(tensor, other))
     }
 
     /// Whether the file has a memory of what a tensor here was.
@@ -469,11 +491,15 @@ impl Adaptation<'_> {
     fn carries(&self, tensor: usize, kind: MemoryKind) -> bool {
         let group = self.plan.tensors[tensor].group;
         let sources = &self.sources[group];
-        self.has_entry(tensor, kind)
+        // Scales go with their codes.
+        (kind == MemoryKind::Scales || self.has_some_entry(tensor, kind))
             && match kind {
-                MemoryKind::Momentum | MemoryKind::SecondMoment | MemoryKind::LargestSecondMoment => {
-                    self.old_group_of(tensor).is_some_and(|old| self.has_same_moments(old, group))
-                }
+                MemoryKind::Momentum
+                | MemoryKind::SecondMoment
+                | MemoryKind::LargestSecondMoment
+                | MemoryKind::MomentumCodes
+                | MemoryKind::SecondMomentCodes
+                | MemoryKind::Scales => self.old_group_of(tensor).is_some_and(|old| self.has_same_moments(old, group)),
                 MemoryKind::RowSecondMoment | MemoryKind::ColumnSecondMoment => {
                     let has_same_moments = |old| self.has_same_moments(old, group);
                     self.old_group_of(tensor).is_some_and(has_same_moments) && self.has_same_shape(tensor, kind)
@@ -510,12 +536,24 @@ impl Adaptation<'_> {
             if !sources.rate {
                 say("the learning rate starts anew".to_owned());
             }
-            for kind in MemoryKind::ALL {
+            for kind in MemoryKind::ALL.into_iter().filter(|kind| *kind != MemoryKind::Scales) {
                 let words = kind.name().replace('_', " ");
                 let mut tensors = self.tensors_of(group);
                 let keeps = |tensor| self.plan.kernel_of(tensor).keeps(kind);
                 let was_there = |tensor: usize| self.tensors[tensor].is_some();
-                if tensors.clone().any(|tensor| self.has_entry(tensor, kind) && !keeps(tensor)) {
+                // Told of the kind that it becomes.
+                let other = in_other_bits(kind);
+                let becomes = |tensor| other.is_some_and(|other| self.plan.kernel_of(tensor).keeps(other));
+                let changes = |tensor| !self.has_entry(tensor, kind) && self.has_some_entry(tensor, kind);
+                if tensors.clone().any(|tensor| keeps(tensor) && self.carries(tensor, kind) && changes(tensor)) {
+                    let words = words.replace(" codes", "");
+                    let bits =
+                        if matches!(kind, MemoryKind::Momentum | MemoryKind::SecondMoment) { "f32" } else { "8 bits" };
+                    say(format!("what is kept of {words} goes on in {bits}"));
+                } else if tensors
+                    .clone()
+                    .any(|tensor| self.has_entry(tensor, kind) && !keeps(tensor) && !becomes(tensor))
+                {
                     say(format!("what is kept of {words} is dropped"));
                 } else if tensors.any(|tensor| was_there(tensor) && keeps(tensor) && !self.carries(tensor, kind)) {
                     let from_parameters = kind == MemoryKind::Averages && sources.averages == Average::FromParameters;
@@ -545,8 +583,9 @@ impl Adaptation<'_> {
             if !slot.is_empty() {
                 slot.copy_from_slice(parameters);
             }
+            self.change_bits(tensor, old, draft);
             for kind in self.plan.kernel_of(tensor).memories() {
-                if self.carries(tensor, kind) {
+                if self.carries(tensor, kind) && self.has_entry(tensor, kind) {
                     draft.bytes(Slot::Memory(tensor, kind)).copy_from_slice(self.file.bytes(Slot::Memory(old, kind)));
                 }
             }
@@ -559,6 +598,53 @@ impl Adaptation<'_> {
                 let average = masters(self.plan.places[tensor].params, parameters, &remainders);
                 let slot = draft.bytes(Slot::Memory(tensor, MemoryKind::Averages));
                 slot.copy_from_slice(bytemuck::cast_slice(&average));
+            }
+        }
+    }
+
+    /// Converts the moments of a tensor, whose number in the file is `old`, where they were in f32 and are kept in 8 bits, or the other way round.
+    /// In 8 bits each gets the nearer of two codes.
+    fn change_bits(&self, tensor: usize, old: usize, draft: &mut Draft) {
+        let elements = self.plan.tensors[tensor].elements as usize;
+        let goes_on = |kind| self.plan.kernel_of(tensor).keeps(kind) && self.carries(tensor, kind);
+        let changes = |kind| goes_on(kind) && !self.has_entry(tensor, kind);
+        let bytes = |kind| self.file.bytes(Slot::Memory(old, kind));
+        let (to_floats, to_codes) = (
+            [MemoryKind::Momentum, MemoryKind::SecondMoment].map(changes),
+            [MemoryKind::MomentumCodes, MemoryKind::SecondMomentCodes].map(changes),
+        );
+        if to_floats.contains(&true) {
+            let scales: Vec<u32> = bytemuck::pod_collect_to_vec(bytes(MemoryKind::Scales));
+            let mut values = vec![0.0; elements];
+            if to_floats[0] {
+                decode_momentum(bytes(MemoryKind::MomentumCodes), &scales, &mut values);
+                draft.bytes(Slot::Memory(tensor, MemoryKind::Momentum)).copy_from_slice(bytemuck::cast_slice(&values));
+            }
+            if to_floats[1] {
+                decode_squares(bytes(MemoryKind::SecondMomentCodes), &scales, &mut values);
+                let slot = draft.bytes(Slot::Memory(tensor, MemoryKind::SecondMoment));
+                slot.copy_from_slice(bytemuck::cast_slice(&values));
+            }
+        }
+        if to_codes.contains(&true) {
+            let floats = |wanted: bool, kind| -> Vec<f32> {
+                if wanted { bytemuck::pod_collect_to_vec(bytes(kind)) } else { Vec::new() }
+            };
+            let momentum = floats(to_codes[0], MemoryKind::Momentum);
+            let squares = floats(to_codes[1], MemoryKind::SecondMoment);
+            let mut codes = [momentum.len(), squares.len()].map(|length| vec![0; length]);
+            let mut scales = vec![0; MemoryKind::Scales.entries(elements as u64) as usize];
+            let [momentum_codes, squares_codes] = &mut codes;
+            let mut encoded =
+                Codes { momentum: momentum_codes, squares: squares_codes, scales: &mut scales, first_element: 0 };
+            encoded.encode(0, &momentum, &squares, None);
+            let [momentum_codes, squares_codes] = &codes;
+            for (kind, bytes) in [
+                (MemoryKind::MomentumCodes, momentum_codes.as_slice()),
+                (MemoryKind::SecondMomentCodes, squares_codes),
+                (MemoryKind::Scales, bytemuck::cast_slice(&scales)),
+            ] {
+                draft.bytes(Slot::Memory(tensor, kind)).copy_from_slice(bytes);
             }
         }
     }

@@ -49,8 +49,8 @@ impl Differences {
         Differences::none().settings().rules().tensors()
     }
 
-    /// Accepts other settings: numbers of the same rule and regime, schedule, decay, clip, average, trust ratio, telemetry, rounding,
-    /// `maximize`, shared norms, micro-batches, and the optimizer's loss scaler and policies. They hold from the next step on, and all state
+    /// Accepts other settings: numbers of the same rule and regime, schedule, decay, clip, average, trust ratio, telemetry, rounding, the storage
+    /// of the rule's memory, `maximize`, shared norms, micro-batches, and the optimizer's loss scaler and policies. They hold from the next step on, and all state
     /// goes on, with these exceptions:
     ///
     /// - The learning rate of a group starts anew where it is given and is another ([`Regime::fixed`](crate::Regime::fixed)), where the group
@@ -59,6 +59,7 @@ impl Differences {
     ///   checkpoint must contain, and a running one is refused. The base iterates of schedule-free training start from the parameters.
     /// - Decay, clip, `maximize` and micro-batches that are built otherwise replace what [`Controls`](crate::Controls) have set.
     /// - A loss scale is brought within the limits of the new scaler.
+    /// - Momentum and second moment are converted between f32 and [`State::Bits8`](crate::State::Bits8), to the nearest code.
     pub fn settings(mut self) -> Self {
         self.settings = true;
         self

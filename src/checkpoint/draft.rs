@@ -52,6 +52,8 @@ pub(super) fn memory_name(kind: MemoryKind, tensor: &str) -> String {
 /// The type of a memory's elements in the file.
 pub(super) fn dtype_of(kind: MemoryKind) -> Dtype {
     match kind.element_bytes() {
+        _ if kind == MemoryKind::Scales => Dtype::U32,
+        _ if kind == MemoryKind::MomentumCodes => Dtype::I8,
         1 => Dtype::U8,
         2 => Dtype::I16,
         _ => Dtype::F32,

@@ -27,7 +27,7 @@ use crate::layout::{
     Block, FactoredTensor, GroupState, LOSS_ELEMENT, Matrix, NO_TENSOR, RawRecord, RawTensorRecord, ScopeSums,
     StepSums, Update, record_flags, unscale,
 };
-use crate::plan::{Geometry, Kernel, Place, Plan, Shape, TensorInfo};
+use crate::plan::{Geometry, Kernel, MemoryKind, Place, Plan, Shape, TensorInfo};
 use crate::record::{Record, RecordCursor, Records};
 use crate::shard::Stage;
 
@@ -113,6 +113,10 @@ struct Memory {
     largest_squares: Vec<f32>,
     /// Second moments of rows, and of columns.
     factors: [Vec<f32>; 2],
+    /// Momentum and second moment in 8 bits, and their scales.
+    momentum_codes: Vec<u8>,
+    squares_codes: Vec<u8>,
+    scales: Vec<u32>,
     counters: Vec<u8>,
     /// The last gradient, the first parameters, or those from before an episode.
     vector: Vec<f32>,
@@ -124,17 +128,18 @@ struct Memory {
 
 impl Memory {
     fn new(kernel: Kernel, elements: usize) -> Result<Self, Error> {
-        let momentum = if kernel.rule.traits().momentum { elements } else { 0 };
-        let squares = if kernel.rule.traits().squares { elements } else { 0 };
-        let largest_squares = if kernel.rule.traits().largest_squares { elements } else { 0 };
+        let entries = |kind: MemoryKind| if kernel.keeps(kind) { kind.entries(elements as u64) as usize } else { 0 };
         let counters = if kernel.has_counters() { elements } else { 0 };
         let vector = if kernel.vectors() > 0 { elements } else { 0 };
         let stream = if kernel.has_streams() { elements } else { 0 };
         Ok(Memory {
-            momentum: zeroed(momentum)?,
-            squares: zeroed(squares)?,
-            largest_squares: zeroed(largest_squares)?,
+            momentum: zeroed(entries(MemoryKind::Momentum))?,
+            squares: zeroed(entries(MemoryKind::SecondMoment))?,
+            largest_squares: zeroed(entries(MemoryKind::LargestSecondMoment))?,
             factors: Default::default(),
+            momentum_codes: zeroed(entries(MemoryKind::MomentumCodes))?,
+            squares_codes: zeroed(entries(MemoryKind::SecondMomentCodes))?,
+            scales: zeroed(entries(MemoryKind::Scales))?,
             counters: zeroed(counters)?,
             vector: zeroed(vector)?,
             streams: [zeroed(stream)?, zeroed(stream)?],

@@ -9,12 +9,14 @@ use crate::cpu::finish_update::add_step_sums;
 use crate::cpu::reduce_gradient::{counter_of, pack_counter, squares_of};
 use crate::cpu::rows::Rows;
 use crate::cpu::schedule_free::move_schedule_free;
+use crate::cpu::state::{Codes, decode_momentum, decode_squares};
 use crate::cpu::values::{Slice, SliceMut};
 use crate::element::Element;
 use crate::layout::numbers::{LARGEST_BF16, LARGEST_F16, LARGEST_F32};
 use crate::layout::{NO_ELEMENT, StepSums, Update, numbers, slots};
 use crate::plan::{Encoding, Kernel};
 use crate::rule::{HostRule, RuleVisitor};
+use crate::state;
 
 /// A counter is a byte here.
 const COUNTER_LIMIT: i8 = numbers::COUNTER_LIMIT as i8;
@@ -153,6 +155,8 @@ pub(crate) struct MemorySlices<'a> {
     pub(crate) rows: Option<Rows<'a>>,
     /// Empty where the rule has none.
     pub(crate) largest_squares: &'a mut [f32],
+    /// Momentum and second moment in 8 bits; empty where they are not.
+    pub(crate) codes: Codes<'a>,
     /// Empty where the regime needs none.
     pub(crate) counters: &'a mut [u8],
     /// Empty where the regime needs none.
@@ -178,6 +182,10 @@ impl<'a> MemorySlices<'a> {
         let (momentum, momentum_after) = split(self.momentum, middle);
         let (squares, squares_after) = split(self.squares, middle);
         let (largest_squares, largest_squares_after) = split(self.largest_squares, middle);
+        let (momentum_codes, momentum_codes_after) = split(self.codes.momentum, middle);
+        let (squares_codes, squares_codes_after) = split(self.codes.squares, middle);
+        let (scales, scales_after) = split(self.codes.scales, middle.div_ceil(state::BLOCK as usize));
+        let first_element = self.codes.first_element;
         let (counters, counters_after) = split(self.counters, middle);
         let (vector, vector_after) = split(self.vector, middle);
         let (averages, averages_after) = split(self.averages, middle);
@@ -191,6 +199,7 @@ impl<'a> MemorySlices<'a> {
                 factors: self.factors,
                 rows: self.rows,
                 largest_squares,
+                codes: Codes { momentum: momentum_codes, squares: squares_codes, scales, first_element },
                 counters,
                 vector,
                 averages,
@@ -203,6 +212,12 @@ impl<'a> MemorySlices<'a> {
                 factors: self.factors.map(|factors| factors.behind(middle)),
                 rows: self.rows.map(|rows| rows.behind(middle)),
                 largest_squares: largest_squares_after,
+                codes: Codes {
+                    momentum: momentum_codes_after,
+                    squares: squares_codes_after,
+                    scales: scales_after,
+                    first_element: first_element.wrapping_add(middle as u32),
+                },
                 counters: counters_after,
                 vector: vector_after,
                 averages: averages_after,
@@ -319,6 +334,7 @@ fn update_elements<const SCALED: bool>(
         factors,
         rows,
         largest_squares,
+        mut codes,
         counters,
         vector,
         averages,
@@ -347,6 +363,14 @@ fn update_elements<const SCALED: bool>(
     } else {
         &mut []
     };
+    let mut moments;
+    // As above.
+    let mut decoded = if kernel.bits8 {
+        moments = [[0f32; TILE]; 2];
+        moments.each_mut().map(|moment| &mut moment[..])
+    } else {
+        [&mut [][..], &mut []]
+    };
     for tile in tiles(elements.len(), elements.tile_elements()) {
         let (params, grads) = elements.tile(tile.clone());
         if !before.is_empty() {
@@ -366,17 +390,23 @@ fn update_elements<const SCALED: bool>(
         if (kernel.has_first_parameters() || kernel.has_streams()) && update.first != 0 {
             vector[tile.clone()].copy_from_slice(params);
         }
-        let momentum = if kernel.rule.traits().momentum { &mut momentum[tile.clone()] } else { &mut [] };
         let traits = kernel.rule.traits();
         let mut estimates;
-        let squares = if let Some(factors) = factors {
+        let [momentum, squares] = if kernel.bits8 {
+            let scales = &codes.scales[tile.start / state::BLOCK as usize..];
+            let [momentum, squares] = &mut decoded;
+            let momentum = &mut momentum[..if traits.momentum { tile.len() } else { 0 }];
+            let squares = &mut squares[..if traits.squares { tile.len() } else { 0 }];
+            decode_momentum(codes.momentum.get(tile.clone()).unwrap_or_default(), scales, momentum);
+            decode_squares(codes.squares.get(tile.clone()).unwrap_or_default(), scales, squares);
+            [momentum, squares]
+        } else if let Some(factors) = factors {
             estimates = [0.0; TILE];
             factors.estimate(tile.clone(), update.epsilon, &mut estimates[..tile.len()]);
-            &mut estimates[..tile.len()]
-        } else if traits.squares || traits.matrices {
-            &mut squares[tile.clone()]
+            [&mut [], &mut estimates[..tile.len()]]
         } else {
-            &mut []
+            let momentum = if traits.momentum { &mut momentum[tile.clone()] } else { &mut [] };
+            [momentum, if traits.squares || traits.matrices { &mut squares[tile.clone()] } else { &mut [] }]
         };
         let largest_squares = largest_squares.get_mut(tile.clone()).unwrap_or_default();
         // All of the tile, or stretches of it that have a rate of their own.
@@ -438,6 +468,12 @@ fn update_elements<const SCALED: bool>(
             if of_stretch != NO_ELEMENT {
                 outside = outside.min(offset + of_stretch);
             }
+        }
+        if kernel.bits8 {
+            let [momentum, squares] = &decoded;
+            let momentum = &momentum[..if traits.momentum { tile.len() } else { 0 }];
+            let squares = &squares[..if traits.squares { tile.len() } else { 0 }];
+            codes.encode(tile.start, momentum, squares, Some(update.rounding_key));
         }
         if outside != NO_ELEMENT {
             first_outside = first_outside.min(tile.start as u32 + outside);

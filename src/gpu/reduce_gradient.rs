@@ -33,12 +33,17 @@ pub(crate) fn pipeline(gpu: &Gpu, tuning: &Tuning, kernel: Kernel, access: Acces
     };
     let mut elements = Elements::parameters(kernel, access).and_gradients(kernel);
     elements.features.push(feature);
-    if kernel.measures_secant() {
-        elements.when(kernel.alignment == Alignment::Look, "look");
-        let traits = kernel.rule.traits();
-        elements.features.extend(traits.features);
+    let traits = kernel.rule.traits();
+    // Of a memory in 8 bits also the alignment must know what there is; one that is not read may be bound as anything.
+    let bits8 = kernel.bits8 && (kernel.reads_momentum() || kernel.measures_secant());
+    elements.when(bits8, "bits8");
+    if bits8 || kernel.measures_secant() {
         elements.when(traits.momentum, "momentum");
         elements.when(traits.squares, "squares");
+    }
+    if kernel.measures_secant() {
+        elements.when(kernel.alignment == Alignment::Look, "look");
+        elements.features.extend(traits.features);
         elements.when(traits.largest_squares, "largest_squares");
     }
     elements.features.push(match tuning.partials {

@@ -25,6 +25,7 @@ pub(crate) fn pipeline(gpu: &Gpu, tuning: &Tuning, kernel: Kernel, access: Acces
         (traits.factored, "factored"),
         (traits.limited, "limited"),
         (traits.largest_squares, "largest_squares"),
+        (kernel.bits8, "bits8"),
         (kernel.has_memory(), "keeps_memory"),
         (kernel.has_counters(), "keeps_counters"),
         (kernel.has_last_gradient(), "keeps_gradient"),

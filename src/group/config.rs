@@ -8,6 +8,7 @@ use crate::rates::RateFactors;
 use crate::regime::{AutoSgd, Regime};
 use crate::rule::{Rule, WeightDecay};
 use crate::schedule::Schedule;
+use crate::state::State;
 use crate::trust::TrustRatio;
 
 /// A group with every default filled in.
@@ -48,6 +49,8 @@ pub struct GroupConfig {
     pub telemetry: bool,
     /// Rounding of 16-bit parameters.
     pub rounding: Rounding,
+    /// Storage of the rule's memory.
+    pub state: State,
     /// Name of the norm that is shared with other groups; `None` for a norm of the group's own.
     pub scope: Option<String>,
 }
@@ -57,6 +60,11 @@ impl GroupConfig {
     /// because its step is not along the gradient.
     pub(crate) fn can_compare_iterates(&self) -> bool {
         self.averaging == Averaging::ScheduleFree && !self.rule.has_momentum() && !self.rule.has_second_moment()
+    }
+
+    /// Returns true if the rule has a memory and keeps it in 8 bits.
+    pub(crate) fn keeps_codes(&self) -> bool {
+        self.state == State::Bits8 && self.rule.vectors() > 0
     }
 
     /// Returns true if the update pass measures the norms of parameters and steps.
@@ -97,6 +105,13 @@ impl GroupConfig {
         WeightDecay::check(self.weight_decay.lambda(), owner)?;
         GroupConfig::check_clip(self.clip_norm, owner)?;
         self.rule.validate()?;
+        require(
+            self.state == State::F32 || self.rule.fits_8_bits(),
+            || format!("group \"{}\" with rule {}", self.name, self.rule.name()),
+            "state",
+            self.state.name(),
+            "f32 with rules amsgrad, adagrad, adafactor and muon, whose memory 8 bits cannot hold: use state(State::F32) in this group, or another rule (Rule::adamw())",
+        )?;
         let is_free = self.averaging == Averaging::ScheduleFree;
         require(
             is_free || !self.regime.needs_schedule_free(),
@@ -150,6 +165,13 @@ impl GroupConfig {
                 "off with a regime that goes by the whole of the last step (bb, adgd, curvature, auto-sgd), or another regime (Regime::seesaw() works with it)",
             )?;
         }
+        require(
+            !(self.lazy_rows && self.keeps_codes()),
+            owner,
+            "lazy_rows",
+            "on",
+            "off with 8-bit state, whose scales several rows share (state(State::F32) works with it)",
+        )?;
         if let Some(factors) = &self.rate_factors {
             factors.validate(&self.name)?;
         }

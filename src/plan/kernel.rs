@@ -1,11 +1,12 @@
 //! What passes 1 and 4 are compiled for, and the memories that they keep.
 
-use super::Place;
+use super::{Place, QUAD};
 #[cfg(feature = "checkpoint")]
 use super::{Stack, TensorInfo};
 use crate::element::{Element, Rounding};
 use crate::layout::slots;
 use crate::rule::RuleKind;
+use crate::state;
 
 /// Access to a window's parameters and gradients.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -89,6 +90,8 @@ pub(crate) struct Kernel {
     pub(crate) loss_scale: bool,
     /// Gradients are cleared when they have been read for the last time.
     pub(crate) clears_gradients: bool,
+    /// The rule's memory is kept in 8 bits.
+    pub(crate) bits8: bool,
     /// Iterations over the matrices of a rule that owns passes; 0 for other rules.
     pub(crate) iterations: u32,
     /// Their matrices are in f16 where the device has it.
@@ -118,6 +121,7 @@ impl Kernel {
         step_sums: false,
         loss_scale: false,
         clears_gradients: false,
+        bits8: false,
         iterations: 0,
         half_iterates: false,
         rates: None,
@@ -171,12 +175,14 @@ impl Kernel {
 
     /// Returns the largest number of vectors of the parameters' length in one binding.
     pub(super) fn vectors_in_one_binding(self) -> u32 {
-        self.vectors().max(self.momentum_vectors()).max(1)
+        // In 8 bits all of a rule's memory is shorter than one of them.
+        let of_the_rule = if self.bits8 { 1 } else { self.rule.traits().vectors() };
+        self.vectors().max(of_the_rule).max(1)
     }
 
-    /// Returns the number of vectors of the parameters' length in the momentum's buffer.
-    pub(crate) fn momentum_vectors(self) -> u32 {
-        self.rule.traits().vectors()
+    /// Returns the number of elements of which blocks begin at multiples, in tensors and in memories.
+    pub(super) fn block_multiple(self) -> u32 {
+        if self.bits8 { state::BLOCK } else { QUAD }
     }
 
     /// Returns true if pass 1 measures something against the regime's memory, beside the norm and the momentum's alignment.
@@ -224,7 +230,7 @@ impl Kernel {
     }
 }
 
-/// A memory of a tensor's parameters, most of them with an entry for each. These are all that a step remembers of a parameter, so that whoever allocates, saves or
+/// A memory of a tensor, mostly with an entry for every parameter. These are all that a step remembers, so that whoever allocates, saves or
 /// restores them goes through this list.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) enum MemoryKind {
@@ -238,6 +244,12 @@ pub(crate) enum MemoryKind {
     RowSecondMoment,
     /// The mean of v of each column, which on the device lies behind those of the rows.
     ColumnSecondMoment,
+    /// m in 8 bits, which on the device lies as m does.
+    MomentumCodes,
+    /// v in 8 bits, which on the device lies as v does.
+    SecondMomentCodes,
+    /// The scales of both, a word for every block of 32 parameters, which on the device lie behind them.
+    Scales,
     /// Counters of gradient signs, and the sign of the last step.
     Counters,
     /// The last gradient as the regime saw it.
@@ -255,12 +267,15 @@ pub(crate) enum MemoryKind {
 }
 
 impl MemoryKind {
-    pub(crate) const ALL: [MemoryKind; 12] = [
+    pub(crate) const ALL: [MemoryKind; 15] = [
         MemoryKind::Momentum,
         MemoryKind::SecondMoment,
         MemoryKind::LargestSecondMoment,
         MemoryKind::RowSecondMoment,
         MemoryKind::ColumnSecondMoment,
+        MemoryKind::MomentumCodes,
+        MemoryKind::SecondMomentCodes,
+        MemoryKind::Scales,
         MemoryKind::Counters,
         MemoryKind::LastGradient,
         MemoryKind::FirstParameters,
@@ -278,6 +293,9 @@ impl MemoryKind {
             MemoryKind::LargestSecondMoment => "largest_second_moment",
             MemoryKind::RowSecondMoment => "row_second_moment",
             MemoryKind::ColumnSecondMoment => "column_second_moment",
+            MemoryKind::MomentumCodes => "momentum_codes",
+            MemoryKind::SecondMomentCodes => "second_moment_codes",
+            MemoryKind::Scales => "state_scales",
             MemoryKind::Counters => "direction_counters",
             MemoryKind::LastGradient => "last_gradient",
             MemoryKind::FirstParameters => "first_parameters",
@@ -288,16 +306,17 @@ impl MemoryKind {
         }
     }
 
-    /// Bytes of an entry: 1, the 2 of an i16, or the 4 of an f32.
+    /// Bytes of an entry: 1, the 2 of an i16, or 4.
     pub(crate) fn element_bytes(self) -> u32 {
         match self {
-            MemoryKind::Counters => 1,
+            MemoryKind::Counters | MemoryKind::MomentumCodes | MemoryKind::SecondMomentCodes => 1,
             MemoryKind::Remainders => 2,
             MemoryKind::Momentum
             | MemoryKind::SecondMoment
             | MemoryKind::LargestSecondMoment
             | MemoryKind::RowSecondMoment
             | MemoryKind::ColumnSecondMoment
+            | MemoryKind::Scales
             | MemoryKind::LastGradient
             | MemoryKind::FirstParameters
             | MemoryKind::Streams
@@ -321,7 +340,7 @@ impl MemoryKind {
     #[cfg(feature = "checkpoint")]
     pub(crate) fn shape_of_elements(self, elements: u64) -> Vec<usize> {
         match self.slots() {
-            1 => vec![elements as usize],
+            1 => vec![self.entries(elements) as usize],
             slots => vec![slots as usize, elements as usize],
         }
     }
@@ -338,15 +357,31 @@ impl MemoryKind {
             _ => 1,
         }
     }
+
+    /// Returns the number of entries in a slot of so many parameters.
+    pub(crate) fn entries(self, parameters: u64) -> u64 {
+        match self {
+            MemoryKind::Scales => parameters.div_ceil(u64::from(state::BLOCK)),
+            _ => parameters,
+        }
+    }
+
+    /// Returns the bytes of a slot of so many parameters.
+    pub(crate) fn slot_bytes(self, parameters: u64) -> u64 {
+        self.entries(parameters) * u64::from(self.element_bytes())
+    }
 }
 
 impl Kernel {
     pub(crate) fn keeps(self, kind: MemoryKind) -> bool {
         match kind {
-            MemoryKind::Momentum => self.rule.traits().momentum,
-            MemoryKind::SecondMoment => self.rule.traits().squares,
+            MemoryKind::Momentum => self.rule.traits().momentum && !self.bits8,
+            MemoryKind::SecondMoment => self.rule.traits().squares && !self.bits8,
             MemoryKind::LargestSecondMoment => self.rule.traits().largest_squares,
             MemoryKind::RowSecondMoment | MemoryKind::ColumnSecondMoment => self.rule.traits().factored,
+            MemoryKind::MomentumCodes => self.rule.traits().momentum && self.bits8,
+            MemoryKind::SecondMomentCodes => self.rule.traits().squares && self.bits8,
+            MemoryKind::Scales => self.bits8,
             MemoryKind::Counters => self.has_counters(),
             MemoryKind::LastGradient => self.has_last_gradient(),
             MemoryKind::FirstParameters => self.has_first_parameters(),

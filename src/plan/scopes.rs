@@ -176,6 +176,7 @@ pub(super) fn kernel_of(config: &GroupConfig, scope: &Scope) -> Result<Kernel, E
         averages: config.averaging.is_on(),
         schedule_free: config.averaging == Averaging::ScheduleFree,
         step_sums: config.measures_step(),
+        bits8: config.keeps_codes(),
         iterations: config.rule.iterations(),
         half_iterates: config.rule.half_iterates(),
         rates: config.rate_factors.as_ref().map(RateFactors::axis),

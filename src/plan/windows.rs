@@ -92,9 +92,9 @@ impl Window {
         let entries = match kind {
             MemoryKind::RowSecondMoment => self.room.rows,
             MemoryKind::ColumnSecondMoment => self.room.columns,
-            _ => u64::from(self.state_quads) * u64::from(QUAD * kind.slots()),
+            _ => u64::from(self.state_quads) * u64::from(QUAD),
         };
-        entries * u64::from(kind.element_bytes())
+        kind.slot_bytes(entries) * u64::from(kind.slots())
     }
 
     /// Where in the window's memory of a kind what belongs to a tensor lies; empty where the window has none of it.
@@ -156,13 +156,15 @@ pub(super) struct Span {
 }
 
 impl Span {
-    pub(super) fn continues_with(&self, next: &Place) -> bool {
+    /// Whether a tensor can lie in the same blocks, which begin at such multiples.
+    pub(super) fn continues_with(&self, next: &Place, multiple: u32) -> bool {
         let this = &self.place;
         (next.params, next.grads) == (this.params, this.grads)
             && next.params_buffer == this.params_buffer
             && next.grads_buffer == this.grads_buffer
             && next.params_start == this.params_start + this.elements
             && next.grads_start == this.grads_start + this.elements
+            && (multiple <= QUAD || this.elements.is_multiple_of(u64::from(multiple)))
     }
 
     /// Whether it is a tensor that passes work on as a whole.
@@ -170,8 +172,9 @@ impl Span {
         self.work.is_some() || self.rows.is_some()
     }
 
-    /// Cuts the span into a head, a body that can be loaded in quads, and a tail.
-    pub(super) fn pieces(&self, geometry: &Geometry) -> [(Access, u64, u64); 3] {
+    /// Cuts the span into a head, a body that can be loaded in quads, and a tail. Each begins at a multiple of so many elements of the tensor, or
+    /// where it is only a quad as it comes.
+    pub(super) fn pieces(&self, geometry: &Geometry, multiple: u32) -> [(Access, u64, u64); 3] {
         let quad = u64::from(QUAD);
         let Place { params_start, grads_start, elements, .. } = self.place;
         if !geometry.quads_need_alignment {
@@ -187,6 +190,16 @@ impl Span {
                 _ => Access::Scalars,
             };
             return [(access, 0, elements), (Access::Quads, 0, 0), (Access::Scalars, 0, 0)];
+        }
+        let multiple = u64::from(multiple);
+        if multiple > quad {
+            // Without a head, behind which multiples would begin elsewhere.
+            let body_end = match params_start.is_multiple_of(quad) {
+                true if elements.is_multiple_of(quad) => elements,
+                true => elements / multiple * multiple,
+                false => 0,
+            };
+            return [(Access::Quads, 0, body_end), (Access::Scalars, body_end, elements), (Access::Scalars, 0, 0)];
         }
         let head = ((quad - params_start % quad) % quad).min(elements);
         let body_end = head + (elements - head) / quad * quad;
@@ -221,8 +234,9 @@ impl<'a> Windows<'a> {
         }
         let vectors = u64::from(kernel.vectors_in_one_binding());
         let kept = self.geometry.binding_elements / vectors / quad * quad;
-        let block_elements = u64::from(self.geometry.block_elements).min(kept);
-        for (access, start, end) in span.pieces(self.geometry) {
+        let multiple = u64::from(kernel.block_multiple());
+        let block_elements = (u64::from(self.geometry.block_elements).min(kept) / multiple).max(1) * multiple;
+        for (access, start, end) in span.pieces(self.geometry, kernel.block_multiple()) {
             if span.is_whole() && start < end {
                 self.make_room(kernel, access, span, block_elements)?;
             }
@@ -316,7 +330,7 @@ impl<'a> Windows<'a> {
         let starts = (place.params_start + at, place.grads_start + at);
         let params = self.region(place.params_buffer, place.params, starts.0, elements);
         let grads = self.region(place.grads_buffer, place.grads, starts.1, elements);
-        let quads = elements.div_ceil(u64::from(QUAD)) as u32;
+        let quads = elements.next_multiple_of(u64::from(kernel.block_multiple())) as u32 / QUAD;
         let key = (kernel, access, place.params_buffer, place.grads_buffer);
         let index = match self.newest.get(&key) {
             Some(&index) if self.fits(&self.filling[index].window, params, grads, quads) => index,

@@ -2,7 +2,7 @@
 //! regime, decay, clip, average, access and geometry compiles on every adapter (wgpu validates each through naga, overrides included).
 
 use wgpu_optim::gpu::Tuning;
-use wgpu_optim::{Averaging, Regime, Rule, WeightDecay};
+use wgpu_optim::{Averaging, Regime, Rule, State, WeightDecay};
 use wgpu_optim_conformance::run::{GpuRun, Place, Run, Spec, devices};
 use wgpu_optim_conformance::{assert_close, kinds_of_partials};
 
@@ -100,7 +100,11 @@ fn every_combination_compiles_on_every_adapter() {
                 let decay = WeightDecay::Coupled(decay);
                 let spec = Spec { decay, clip, averaging, telemetry: at % 3 == 0, ..spec };
                 let free = Spec { averaging: Averaging::ScheduleFree, ..spec.clone().named(format!("{at} free")) };
+                // Codes of 8 bits beside each way of reading them.
+                let takes_codes = rule.fits_8_bits() && rule.vectors() > 0 && decay == WeightDecay::Coupled(0.0);
+                let codes = Spec { state: State::Bits8, ..spec.clone().named(format!("{at} codes")) };
                 specs.push(spec);
+                specs.extend(takes_codes.then_some(codes));
                 specs.extend(free.averaging.fits(&rule).then_some(free));
             }
         }

@@ -32,6 +32,7 @@ mod safeguards;
 mod schedule_free;
 mod schedules;
 mod shards;
+mod state;
 mod steps;
 mod telemetry;
 mod threads;

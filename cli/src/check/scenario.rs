@@ -1,9 +1,12 @@
 //! The case that most families are made of: groups that take some steps, on the device and on the CPU path, against the oracle.
 
 use wgpu_optim::gpu::Tuning;
+use wgpu_optim::internals::reference::Moments;
 use wgpu_optim::{
-    Averaging, Controls, Element, Gpu, RateFactors, Record, Regime, Rounding, Rule, Schedule, WeightDecay, wgpu,
+    Averaging, Checkpoint, Controls, Element, Gpu, RateFactors, Record, Regime, Rounding, Rule, Schedule, State,
+    WeightDecay, wgpu,
 };
+use wgpu_optim_conformance::codes::{Moment, WrongCode, decoded, wrong_codes};
 use wgpu_optim_conformance::oracle::Oracle;
 use wgpu_optim_conformance::run::{CpuRun, GpuRun, Run, Setup};
 use wgpu_optim_conformance::spec::{Place, Spec, lengths, packed};
@@ -196,11 +199,15 @@ impl Scenario {
     /// All steps, and what they leave.
     fn trace<R: Run>(&self, run: &mut PathRun<R>) -> Result<Trace, CliError> {
         let steps = 1..=self.steps;
+        let mut checkpoints = Vec::new();
         let mut step = |step| {
             for (number, part) in self.parts.iter().enumerate().filter(|_| self.controlled) {
                 run.run.try_control(Some(&part.spec.name), &|group| control(&part.spec, number, step, group))?;
             }
             let records = run.step(&self.gradients(step), loss_of(step));
+            if self.parts.iter().any(|part| part.spec.state == State::Bits8) {
+                checkpoints.push(run.run.checkpoint());
+            }
             if self.has_looks() {
                 run.look(&self.gradients(FIRST_LOOK + step))?;
             }
@@ -213,7 +220,7 @@ impl Scenario {
             run.run.try_swap_averages()?;
             averages = run.parameters()?;
         }
-        Ok(Trace { records, parameters, averages })
+        Ok(Trace { records, parameters, averages, checkpoints })
     }
 
     fn on_device(&self, subject: &Subject, gpu: &Gpu, outcome: &mut Outcome) -> Result<Trace, CliError> {
@@ -276,8 +283,15 @@ impl Scenario {
         units
     }
 
-    /// The right answer for a unit. With `flushed`, where denormal inputs are zeros, and denormal momentum is.
-    fn expected(&self, unit: &Unit, gradients: &[Vec<Vec<f32>>], flushed: bool) -> Expected {
+    /// The right answer for a unit. With `flushed`, where denormal inputs are zeros, and denormal momentum is. Moments in 8 bits are judged step by
+    /// step: each step begins with those that the path has stored.
+    fn expected(
+        &self,
+        unit: &Unit,
+        gradients: &[Vec<Vec<f32>>],
+        flushed: bool,
+        checkpoints: &[Checkpoint],
+    ) -> Expected {
         let flush = |x: f32| if flushed && !x.is_normal() { 0.0 } else { x };
         let mut spec = unit.spec.clone();
         spec.tensors.iter_mut().flatten().for_each(|w| *w = flush(*w));
@@ -300,6 +314,9 @@ impl Scenario {
                 continue;
             }
             let out = oracle.step(&gradient);
+            if let (State::Bits8, Some(checkpoint)) = (spec.state, checkpoints.get(index)) {
+                self.go_on_from_codes(unit, checkpoint, index, &mut oracle, &mut expected.wrong_codes);
+            }
             if self.has_looks() {
                 oracle.look(&of_unit(&self.gradients(FIRST_LOOK + index + 1)));
             }
@@ -337,9 +354,51 @@ impl Scenario {
         expected
     }
 
+    /// Compares the codes of a unit after a step with the oracle's moments, and lets the oracle go on from them.
+    fn go_on_from_codes(
+        &self,
+        unit: &Unit,
+        checkpoint: &Checkpoint,
+        step: usize,
+        oracle: &mut Oracle,
+        wrong: &mut Vec<(String, WrongCode)>,
+    ) {
+        let specs = self.specs();
+        let names = specs.iter().flat_map(|spec| (0..spec.tensors.len()).map(|index| spec.tensor_name(index)));
+        let names: Vec<String> = names.collect();
+        let all_lengths: Vec<usize> = lengths(&specs).collect();
+        let seed = match unit.spec.rounding {
+            Rounding::Stochastic { seed } => seed,
+            _ => 0,
+        };
+        let Moments { m, v, .. } = oracle.moments().clone();
+        let [m, v] = [(Moment::First, m), (Moment::Second, v)].map(|(moment, values)| {
+            let values = values?;
+            let (mut kept, mut at) = (Vec::new(), 0);
+            for &tensor in &unit.tensors {
+                let (name, length) = (&names[tensor], all_lengths[tensor]);
+                let first = all_lengths[..tensor].iter().sum::<usize>() as u32;
+                let values = &values[at..at + length];
+                at += length;
+                let found = wrong_codes(checkpoint, moment, name, values, (seed, step as u64, first));
+                wrong.extend(found.into_iter().map(|wrong| {
+                    let what = if wrong.is_scale { "scale of the block from" } else { "code of" };
+                    let of = moment.entry();
+                    (format!("{what} element {} in {of}/{name}, step {}", wrong.element, step + 1), wrong)
+                }));
+                kept.extend(decoded(checkpoint, moment, name)?);
+            }
+            Some(kept)
+        });
+        oracle.remember(Moments { m, v, largest_v: None });
+    }
+
     fn judge(&self, path: Path, unit: &Unit, trace: &Trace, expected: &Expected) -> Outcome {
         let mut outcome = Outcome::default();
         let name = describe(&unit.spec, unit.gradients);
+        for (what, wrong) in &expected.wrong_codes {
+            outcome.near(path, || format!("{what}, {name}"), (wrong.got, wrong.expected), 1.0, 0.0);
+        }
         let rate_ulps = match self.tolerance {
             Tolerance::OfLargest(ulps) => ulps,
             Tolerance::OfEach(_) => LONG_ULPS,
@@ -403,9 +462,10 @@ impl Scenario {
     pub fn judge_all(&self, path: Path, trace: &Trace, outcome: &mut Outcome) {
         let gradients: Vec<Vec<Vec<f32>>> = (1..=self.steps).map(|step| self.gradients(step)).collect();
         for unit in self.units() {
-            let mut kept = self.judge(path, &unit, trace, &self.expected(&unit, &gradients, false));
+            let checkpoints = &trace.checkpoints;
+            let mut kept = self.judge(path, &unit, trace, &self.expected(&unit, &gradients, false, checkpoints));
             if self.denormals {
-                let expected = self.expected(&unit, &gradients, true);
+                let expected = self.expected(&unit, &gradients, true, checkpoints);
                 let flushed = self.judge(path, &unit, trace, &expected);
                 let note = match (kept.mismatches.is_empty(), flushed.mismatches.is_empty()) {
                     (true, false) => Some("keeps denormals"),
@@ -499,6 +559,8 @@ pub struct Trace {
     pub parameters: Vec<Vec<f32>>,
     /// What an exchange brings in the parameters' place; empty where no group has an average.
     pub averages: Vec<Vec<f32>>,
+    /// After each step; empty where no group keeps its state in 8 bits.
+    pub checkpoints: Vec<Checkpoint>,
 }
 
 struct Unit {
@@ -521,6 +583,8 @@ struct Expected {
     averages: Option<Vec<f64>>,
     /// What the last place is taken of, for each parameter.
     sizes: Vec<f64>,
+    /// Codes and scales that are not those of the moments.
+    wrong_codes: Vec<(String, WrongCode)>,
 }
 
 impl Gradients {
@@ -599,6 +663,7 @@ pub fn describe(spec: &Spec, gradients: Gradients) -> String {
         spec.norm.is_some().then(|| "a shared norm".to_owned()),
         stored.then(|| format!("{params} parameters, {grads} gradients")),
         is_half.then(|| format!("rounding {}", spec.rounding.name())),
+        (spec.state != State::F32).then(|| format!("{} state", spec.state.name())),
         match gradients {
             Gradients::Magnitudes(name, _) => Some(format!("gradients of {name}")),
             Gradients::SomeRows(_) => Some("rows without gradients".to_owned()),

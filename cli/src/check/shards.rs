@@ -82,7 +82,7 @@ fn trace<R: Run>(
             tensor.extend(piece);
         }
     }
-    Ok(Trace { records, parameters, averages: Vec::new() })
+    Ok(Trace { records, parameters, averages: Vec::new(), checkpoints: Vec::new() })
 }
 
 /// A scenario that several ranks run together.

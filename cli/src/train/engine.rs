@@ -5,7 +5,7 @@ use std::ops::{ControlFlow, Range};
 use wgpu_optim::cpu::{Values, ValuesMut};
 use wgpu_optim::{
     Averaging, Checkpoint, CpuOptimizer, Difference, Differences, Gpu, Group, Notes, Optimizer, OptimizerBuilder,
-    Parameters, Records, Regime, Rule, Schedule, TensorInfo, Warning, WeightDecay, cpu, wgpu,
+    Parameters, Records, Regime, Rule, Schedule, State, TensorInfo, Warning, WeightDecay, cpu, wgpu,
 };
 
 use crate::CliError;
@@ -31,6 +31,8 @@ pub struct OptimizerSettings {
     pub per_tensor: bool,
     /// Record every tensor's norm and step.
     pub telemetry: bool,
+    /// How the rule's memory is kept.
+    pub state: State,
     /// Factor on every gradient before the optimizer sees it, on the CPU path: how a regime takes to the scale of the loss.
     pub gradient_scale: f32,
 }
@@ -64,7 +66,8 @@ impl OptimizerSettings {
             .regime(self.regime)
             .schedule(self.schedule.clone())
             .averaging(self.averaging)
-            .telemetry(self.telemetry);
+            .telemetry(self.telemetry)
+            .state(self.state);
         let builder = match self.weight_decay {
             WeightDecay::Coupled(decay) => builder.weight_decay(decay),
             WeightDecay::Decoupled(decay) => builder.decoupled_weight_decay(decay),

@@ -9,7 +9,7 @@ use clap::ValueEnum;
 use clap::builder::PossibleValue;
 use wgpu_optim::{
     AdGd, AutoSgd, Averaging, BarzilaiBorwein, Curvature, DoG, DoWG, Hypergradient, NormRatio, Regime, Rule, Schedule,
-    Seesaw, WeightDecay,
+    Seesaw, State, WeightDecay,
 };
 
 use super::compare::CompareArgs;
@@ -44,6 +44,25 @@ macro_rules! names_of_a_table {
 
 names_of_a_table!(RuleName, [Rule::all(), Rule::of_matrices()].concat());
 names_of_a_table!(RegimeName, Regime::all());
+
+/// `--state`: one of [`State::all`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct StateName(pub State);
+
+impl ValueEnum for StateName {
+    fn value_variants<'a>() -> &'a [Self] {
+        static ALL: LazyLock<Vec<StateName>> = LazyLock::new(|| State::all().map(StateName).into());
+        &ALL
+    }
+
+    fn to_possible_value(&self) -> Option<PossibleValue> {
+        let help = match self.0 {
+            State::F32 => "4 bytes per weight for each of momentum and second moment",
+            _ => "1 byte, and 4 bytes for every 32 weights; not for amsgrad, adagrad and muon",
+        };
+        Some(PossibleValue::new(self.0.name()).help(help))
+    }
+}
 
 impl RegimeName {
     pub fn fixed() -> Self {
@@ -223,6 +242,9 @@ pub struct Args {
     /// What is told of the learning rate is of the first one.
     #[arg(long, help_heading = "Optimizer")]
     pub per_tensor: bool,
+    /// How momentum and second moment are kept
+    #[arg(long, value_enum, default_value = "f32", help_heading = "Optimizer")]
+    pub state: StateName,
     /// Passes over the training data [default: 10, or 40 for sets that are made]
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..), help_heading = "Run")]
     pub epochs: Option<u32>,
@@ -261,7 +283,7 @@ pub struct Args {
     pub resume: bool,
     /// Go on with other settings than those that the file was saved with
     ///
-    /// Rule, regime, --lr, --schedule, --average, --momentum, --weight-decay, --clip-norm, --batch, --epochs and --telemetry may then differ, and
+    /// Rule, regime, --lr, --schedule, --average, --momentum, --weight-decay, --clip-norm, --state, --batch, --epochs and --telemetry may then differ, and
     /// what follows is told in a line each. Steps go on counting; an epoch has as many as --batch makes it.
     #[arg(long, requires = "resume", help_heading = "Outputs")]
     pub change: bool,
@@ -358,6 +380,7 @@ impl Args {
             clip_norm: self.clip_norm,
             per_tensor: self.per_tensor,
             telemetry: self.telemetry,
+            state: self.state.0,
             gradient_scale: 1.0,
         })
     }
@@ -377,6 +400,14 @@ impl Args {
             return CliError::usage(format!(
                 "--momentum goes with {}, {} would not heed it: leave it out",
                 names.join(", "),
+                given.join(", ")
+            ));
+        }
+        let has_state = |RuleName(rule): &RuleName| rule.vectors() > 0;
+        if self.state.0 != State::F32 && !rules.iter().any(has_state) {
+            let given: Vec<String> = rules.iter().map(|&rule| name_of(rule)).collect();
+            return CliError::usage(format!(
+                "--state goes with rules that keep a momentum or a second moment, {} would not heed it: leave it out",
                 given.join(", ")
             ));
         }

@@ -1,5 +1,7 @@
 //! The page of `--report`: the curves of a run, what moved its learning rate, and the largest moves in words.
 
+use wgpu_optim::State;
+
 use super::charts::charts;
 use super::history::History;
 use super::options::Args;
@@ -81,6 +83,7 @@ fn configuration(args: &Args, run: &Run, model: &Model) -> Vec<(&'static str, St
         ("learning rate given", args.lr.map(given_in_words)),
         ("weight decay", (decay != 0.0).then(|| given_in_words(decay))),
         ("clip norm", args.clip_norm.map(given_in_words)),
+        ("state", (args.state.0 != State::F32).then(|| args.state.0.name().to_owned())),
         ("gradients made NaN", args.inject_nan.map(|step| format!("at step {step}"))),
         ("gradients times 100", args.inject_spike.map(|step| format!("at step {step}"))),
         (

@@ -4,7 +4,7 @@ use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
-use wgpu_optim::{Checkpoint, NonFinite, Notes, Record, TensorRecord, Term};
+use wgpu_optim::{Checkpoint, NonFinite, Notes, Record, State, TensorRecord, Term};
 
 use super::options::{Args, AverageName, ScheduleName, name_of};
 use super::report::{Cause, Causes, RateRange};
@@ -18,7 +18,7 @@ use crate::table::tell;
 const NOTE: &str = "train";
 
 /// Settings that `--change` may change: those that make no other problem of it.
-const CHANGEABLE: [&str; 10] = [
+const CHANGEABLE: [&str; 11] = [
     "--average",
     "--batch",
     "--clip-norm",
@@ -27,6 +27,7 @@ const CHANGEABLE: [&str; 10] = [
     "--regime",
     "--rule",
     "--schedule",
+    "--state",
     "--telemetry",
     "--weight-decay",
 ];
@@ -305,6 +306,7 @@ fn settings(args: &Args, dataset: &Dataset) -> BTreeMap<String, String> {
         ("--average", average),
         ("--lr", args.lr.map(|rate| rate.to_string())),
         ("--clip-norm", args.clip_norm.map(|norm| norm.to_string())),
+        ("--state", (args.state.0 != State::F32).then(|| args.state.0.name().to_owned())),
         ("--inject-nan", args.inject_nan.map(|step| step.to_string())),
         ("--inject-spike", args.inject_spike.map(|step| step.to_string())),
     ];

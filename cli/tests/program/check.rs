@@ -5,7 +5,7 @@ use crate::command::{assert_refused, json_of, wgpu_optim};
 use serde_json::Value;
 use wgpu_optim_conformance::run::devices;
 
-const FAMILIES: [&str; 11] = [
+const FAMILIES: [&str; 12] = [
     "steps",
     "passes",
     "windows",
@@ -17,6 +17,7 @@ const FAMILIES: [&str; 11] = [
     "trust",
     "shards",
     "halves",
+    "state",
 ];
 
 /// The exit code and the report of `check --json`, on one backend or on all there are.

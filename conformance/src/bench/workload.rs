@@ -3,7 +3,7 @@
 
 use std::ops::Range;
 
-use wgpu_optim::{Averaging, Element, Group, OptimizerBuilder, Regime, Rounding, Rule, Seesaw};
+use wgpu_optim::{Averaging, Element, Group, OptimizerBuilder, Regime, Rounding, Rule, Seesaw, State};
 
 /// The rules that are measured.
 pub fn rules() -> [Rule; 6] {
@@ -33,9 +33,17 @@ pub struct Mode {
     pub rounding: Rounding,
     /// Schedule-free, or without an average.
     pub averaging: Averaging,
+    /// How the rule's memory is kept.
+    pub state: State,
 }
 
-const F32: Mode = Mode { name: "f32", element: Element::F32, rounding: Rounding::Masters, averaging: Averaging::Off };
+const F32: Mode = Mode {
+    name: "f32",
+    element: Element::F32,
+    rounding: Rounding::Masters,
+    averaging: Averaging::Off,
+    state: State::F32,
+};
 
 /// The modes that can be measured.
 pub const MODES: &[Mode] = &[
@@ -44,19 +52,23 @@ pub const MODES: &[Mode] = &[
     Mode { name: "f16", element: Element::F16, ..F32 },
     Mode { name: "bf16-stochastic", element: Element::Bf16, rounding: Rounding::Stochastic { seed: 1 }, ..F32 },
     Mode { name: "schedule-free", averaging: Averaging::ScheduleFree, ..F32 },
+    Mode { name: "8bit", state: State::Bits8, ..F32 },
+    Mode { name: "bf16-8bit", element: Element::Bf16, state: State::Bits8, ..F32 },
 ];
 
 impl Mode {
-    /// Whether it is measured where no mode is named: those of 16 bits and schedule-free training are not, or a run would take more than
-    /// twice as long.
+    /// Whether it is measured where no mode is named: those of 16 bits, of 8-bit state and schedule-free training are not, or a run would take
+    /// more than twice as long.
     pub fn is_default(&self) -> bool {
-        self.element == Element::F32 && self.averaging == Averaging::Off
+        self.element == Element::F32 && self.averaging == Averaging::Off && self.state == State::F32
     }
 
     /// The rule as it is in this mode, if it can be had: in schedule-free training AdamW is without momentum, and the others that have
     /// one are not there.
     pub fn rule(&self, rule: Rule) -> Option<Rule> {
         match rule {
+            // Without memory nothing of it is in 8 bits.
+            rule if self.state == State::Bits8 && !(rule.fits_8_bits() && rule.vectors() > 0) => None,
             rule if self.averaging.fits(&rule) => Some(rule),
             Rule::AdamW(_) => Some(Rule::adamw_without_momentum()),
             _ => None,
@@ -91,7 +103,13 @@ impl Mode {
     /// counters of the alignment where nothing else is compared with the gradient.
     pub fn state_bytes_per_param(&self, rule: Rule, regime: Regime) -> f64 {
         let counters = regime.needs_alignment() && !rule.has_momentum() && !self.compares_iterates(rule, regime);
-        4.0 * f64::from(rule.vectors()) + f64::from(u8::from(counters))
+        let vectors = f64::from(rule.vectors());
+        let moments = match self.state {
+            // A word for every 32 parameters.
+            State::Bits8 if vectors > 0.0 => vectors + 4.0 / 32.0,
+            _ => 4.0 * vectors,
+        };
+        moments + f64::from(u8::from(counters))
     }
 
     /// Bytes per parameter that a step of this rule and regime cannot do without.
@@ -103,6 +121,7 @@ impl Mode {
         let element = self.element.bytes() as f64;
         let aligned = match (regime.needs_alignment(), rule.has_momentum()) {
             (false, _) => 0.0,
+            (true, true) if self.state == State::Bits8 => 1.0 + 4.0 / 32.0,
             (true, true) => 4.0,
             (true, false) if self.compares_iterates(rule, regime) => {
                 element + self.remainder_bytes() + self.average_bytes()
@@ -193,6 +212,7 @@ impl Spec {
         let mut builder = OptimizerBuilder::new(self.rule)
             .regime(self.regime)
             .rounding(self.mode.rounding)
+            .state(self.mode.state)
             .averaging(self.mode.averaging)
             .clip_norm(self.clip_norm);
         let mut ranges = self.ranges().into_iter();

@@ -25,6 +25,9 @@ impl TensorMemory {
             squares,
             largest_squares,
             factors: [rows, columns],
+            momentum_codes,
+            squares_codes,
+            scales,
             counters,
             vector,
             streams: [one, two],
@@ -36,6 +39,9 @@ impl TensorMemory {
             MemoryKind::LargestSecondMoment => vec![bytemuck::cast_slice(largest_squares)],
             MemoryKind::RowSecondMoment => vec![bytemuck::cast_slice(rows)],
             MemoryKind::ColumnSecondMoment => vec![bytemuck::cast_slice(columns)],
+            MemoryKind::MomentumCodes => vec![momentum_codes],
+            MemoryKind::SecondMomentCodes => vec![squares_codes],
+            MemoryKind::Scales => vec![bytemuck::cast_slice(scales)],
             MemoryKind::Counters => vec![counters],
             MemoryKind::LastGradient | MemoryKind::FirstParameters => {
                 vec![bytemuck::cast_slice(vector)]
@@ -54,6 +60,9 @@ impl TensorMemory {
             squares,
             largest_squares,
             factors: [rows, columns],
+            momentum_codes,
+            squares_codes,
+            scales,
             counters,
             vector,
             streams: [one, two],
@@ -65,6 +74,9 @@ impl TensorMemory {
             MemoryKind::LargestSecondMoment => vec![bytemuck::cast_slice_mut(largest_squares)],
             MemoryKind::RowSecondMoment => vec![bytemuck::cast_slice_mut(rows)],
             MemoryKind::ColumnSecondMoment => vec![bytemuck::cast_slice_mut(columns)],
+            MemoryKind::MomentumCodes => vec![momentum_codes],
+            MemoryKind::SecondMomentCodes => vec![squares_codes],
+            MemoryKind::Scales => vec![bytemuck::cast_slice_mut(scales)],
             MemoryKind::Counters => vec![counters],
             MemoryKind::LastGradient | MemoryKind::FirstParameters => {
                 vec![bytemuck::cast_slice_mut(vector)]

@@ -10,11 +10,15 @@ use crate::cpu::half::Number;
 use crate::cpu::orthogonalize::orthogonalize;
 use crate::cpu::reduce_gradient::{BlockSlices, reduce_gradient};
 use crate::cpu::rows::{Rows, mark};
+use crate::cpu::state::{Codes, decode_momentum, decode_squares};
 use crate::cpu::update_parameters::{Halves, MemorySlices, SHORT_TILE, TILE, Tiles, Wide, prepare, update_parameters};
 use crate::cpu::values::{Slice, SliceMut, Values, ValuesMut};
 use crate::layout::{Block, FactoredTensor, GroupConstants, GroupState, NO_ELEMENT, ScopeSums, Squares, Update, skips};
 use crate::plan::Kernel;
 use crate::rates::RateFactors;
+use crate::state;
+
+const STATE_BLOCK: usize = state::BLOCK as usize;
 
 /// Pass 1 over one block. A type and not a closure, and so is [`UpdateStretch`]: a closure of this size is not inlined, and only what
 /// is inlined is compiled for the processor's vector instructions.
@@ -25,6 +29,8 @@ pub(super) struct Reduce<'a, G> {
     pub(super) block: &'a Block,
     pub(super) params: Slice<'a>,
     pub(super) remainders: &'a [i16],
+    /// Codes of momentum and second moment, and their scales; empty where they are not in 8 bits.
+    pub(super) codes: ([&'a [u8]; 2], &'a [u32]),
     /// Without parameters.
     pub(super) slices: BlockSlices<'a, G>,
 }
@@ -40,6 +46,7 @@ impl<'a> Reduce<'a, f32> {
             block: self.block,
             params: self.params,
             remainders: self.remainders,
+            codes: self.codes,
             slices: BlockSlices {
                 params: slices.params,
                 grads,
@@ -68,7 +75,17 @@ impl<G: Number> NullaryFnOnce for Reduce<'_, G> {
             }
             _ => &[],
         };
-        let slices = BlockSlices { params, ..self.slices };
+        let mut slices = BlockSlices { params, ..self.slices };
+        let mut moments;
+        if kernel.bits8 && (kernel.reads_momentum() || kernel.measures_secant()) {
+            moments = [[0.0; BLOCK_ELEMENTS as usize]; 2];
+            let [momentum, squares] = &mut moments;
+            let ([momentum_codes, squares_codes], scales) = self.codes;
+            decode_momentum(momentum_codes, scales, momentum);
+            decode_squares(squares_codes, scales, squares);
+            slices.momentum = &momentum[..momentum_codes.len()];
+            slices.squares = &squares[..squares_codes.len()];
+        }
         reduce_gradient(kernel, self.constants, state, self.block, slices)
     }
 }
@@ -286,6 +303,11 @@ impl CpuOptimizer {
                 block,
                 params: params[index].values().range(start..end),
                 remainders: tensor.memory.remainders.get(start..end).unwrap_or_default(),
+                codes: {
+                    let codes = [&tensor.memory.momentum_codes, &tensor.memory.squares_codes];
+                    let scales = tensor.memory.scales.get(start / STATE_BLOCK..end.div_ceil(STATE_BLOCK));
+                    (codes.map(|codes| codes.get(start..end).unwrap_or_default()), scales.unwrap_or_default())
+                },
                 slices: BlockSlices {
                     params: &[],
                     grads: &[],
@@ -386,6 +408,12 @@ impl CpuOptimizer {
                             factors,
                             rows,
                             largest_squares: &mut tensor.memory.largest_squares,
+                            codes: Codes {
+                                momentum: &mut tensor.memory.momentum_codes,
+                                squares: &mut tensor.memory.squares_codes,
+                                scales: &mut tensor.memory.scales,
+                                first_element: block.first_element,
+                            },
                             counters: &mut tensor.memory.counters,
                             vector: &mut tensor.memory.vector,
                             averages: &mut tensor.averages,

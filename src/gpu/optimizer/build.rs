@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use super::control::Presence;
 use super::sweeps::{Sweeps, Tables, WindowMemory, sweeps};
 use super::*;
-use crate::error::{BuildError, Error};
+use crate::error::{BuildError, Error, require};
 use crate::gpu::buffers::{filled, part, table_factors, whole, zeroed};
 use crate::gpu::context::Gpu;
 use crate::gpu::limits::{self, MOST_TRIPS, binding_alignment, largest_binding};
@@ -20,6 +20,7 @@ use crate::layout::{
 };
 use crate::plan::{Geometry, Kernel, Place, Plan, QUAD, Region};
 use crate::record::{RecordCursor, Records};
+use crate::state::BLOCK;
 
 impl OptimizerBuilder<Tensor> {
     /// Where the loss of a step is, for the regimes that go by it: a slice of one f32, written by the time the step runs.
@@ -30,8 +31,8 @@ impl OptimizerBuilder<Tensor> {
 
     /// Checks everything, allocates everything, compiles the kernels.
     ///
-    /// Memory on the device beside the caller's buffers: 4 bytes per parameter for momentum rules, 8 for AdamW (4 with `β₁ = 0`), 12 for AMSGrad
-    /// and for Muon, which also takes two squares of each matrix's short side, 1 byte per parameter for the direction memory of Seesaw and
+    /// Memory on the device beside the caller's buffers: 4 bytes per parameter for momentum rules, 8 for AdamW (4 with `β₁ = 0`), 1.125 and 2.125
+    /// with [`State::Bits8`](crate::State::Bits8), 12 for AMSGrad and for Muon, which also takes two squares of each matrix's short side, 1 byte per parameter for the direction memory of Seesaw and
     /// Hypergradient on rules without momentum, 4 for the last gradient of the secant regimes or the first parameters of DoG and DoWG, 12 for
     /// the streams of AutoSgd, 4 for an [`Averaging`](crate::Averaging), 2 for [`Rounding::Masters`](crate::Rounding::Masters) of 16-bit
     /// parameters, otherwise nothing in proportion to the parameters.
@@ -75,6 +76,7 @@ impl OptimizerBuilder<Tensor> {
             Geometry { apart: rebindable, joins: !(rebindable || absent_gradients), ..geometry(gpu, &limits) };
         let plan = Plan::new(groups, safeguards, accumulation, &geometry)?.sharded(shard);
         check_storage_buffers(&plan, &limits)?;
+        check_workgroup(&plan, gpu.tuning().workgroup_size)?;
         gpu.scoped("the optimizer's buffers and kernels", || {
             Optimizer::allocate(gpu, plan, buffers, loss, record_steps, rebindable, &limits)
         })
@@ -95,6 +97,17 @@ pub(super) fn check_storage_buffers(plan: &Plan, limits: &wgpu::Limits) -> Resul
         limit: limit.into(),
         way_out: "ask the adapter for more when the device is created (max_storage_buffers_per_shader_stage), keep no master weights (Rounding::Nearest or Rounding::Stochastic), or use a regime that keeps no last gradient",
     }))
+}
+
+/// Refuses a workgroup with too few invocations to find the scale of a block of 8-bit state together.
+pub(super) fn check_workgroup(plan: &Plan, workgroup_size: u32) -> Result<(), Error> {
+    require(
+        workgroup_size >= BLOCK / QUAD || !plan.windows.iter().any(|window| window.kernel.bits8),
+        || "tuning".to_owned(),
+        "workgroup_size",
+        workgroup_size,
+        "at least 8 with State::Bits8, whose scales are found by 8 invocations together",
+    )
 }
 
 /// The caller's buffers, each with its number.

@@ -440,14 +440,14 @@ fn for_each_part(
     kind: MemoryKind,
     mut each: impl FnMut(usize, Range<usize>, Range<usize>),
 ) {
-    let element = kind.element_bytes() as usize;
     let slot_bytes = plan.windows[window].memory_bytes(kind) as usize / kind.slots() as usize;
     for (index, tensor) in plan.tensors.iter().enumerate() {
         for stretch in plan.windows[window].stretches_of(kind, tensor) {
-            let [here, there, bytes] =
-                [stretch.in_memory, stretch.in_tensor, stretch.elements].map(|elements| elements as usize * element);
+            // What several parameters share begins with the first of them.
+            let [here, there, bytes] = [stretch.in_memory, stretch.in_tensor, stretch.elements]
+                .map(|elements| kind.slot_bytes(elements) as usize);
             for slot in 0..kind.slots() as usize {
-                let there = there + slot * tensor.elements as usize * element;
+                let there = there + slot * kind.slot_bytes(tensor.elements) as usize;
                 let here = here + slot * slot_bytes;
                 each(index, there..there + bytes, here..here + bytes);
             }

@@ -68,12 +68,15 @@ impl WindowMemory {
 }
 
 /// What a rule remembers, in the order in which it lies in one buffer.
-pub(super) const OF_THE_RULE: [MemoryKind; 5] = [
+pub(super) const OF_THE_RULE: [MemoryKind; 8] = [
     MemoryKind::Momentum,
     MemoryKind::SecondMoment,
     MemoryKind::LargestSecondMoment,
     MemoryKind::RowSecondMoment,
     MemoryKind::ColumnSecondMoment,
+    MemoryKind::MomentumCodes,
+    MemoryKind::SecondMomentCodes,
+    MemoryKind::Scales,
 ];
 
 /// What a regime remembers, of which there is one kind at most.

@@ -13,8 +13,12 @@ const KERNELS: &[(&str, &str, &[&[&str]])] = &[
     ("copy_schedule_free", "writes_parameters", &[ACCESS, PARAMETERS]),
     ("reduce_gradient", "", &[ACCESS, PARAMETERS, GRADIENTS, PARTIALS, MEASURES]),
     ("reduce_gradient", "measures_secant per_workgroup", &[RULES, &["", "look"]]),
+    ("reduce_gradient", "measures_secant per_workgroup bits8", &[RULES_IN_8_BITS]),
+    ("reduce_gradient", "measures_momentum per_workgroup bits8", &[&["momentum", "momentum squares"]]),
     ("update_parameters", "writes_parameters sgd", &[ACCESS, PARAMETERS, GRADIENTS, CLEARS]),
     ("update_parameters", "writes_parameters", &[RULES, KEEPS]),
+    ("update_parameters", "writes_parameters bits8", &[RULES_IN_8_BITS, ACCESS, PARAMETERS]),
+    ("update_parameters", "writes_parameters bits8", &[RULES_IN_8_BITS, KEEPS]),
     (
         "update_parameters",
         "writes_parameters muon momentum matrices",
@@ -59,6 +63,15 @@ const RULES: &[&str] = &[
     "amsgrad momentum squares largest_squares",
 ];
 const ROWS: &[&str] = &["rates row_rates", "rates column_rates", "lazy_rows", "rates column_rates lazy_rows"];
+const RULES_IN_8_BITS: &[&str] = &[
+    "sgdm momentum",
+    "sgdm nesterov momentum",
+    "signum momentum",
+    "adamw momentum squares",
+    "adamw squares",
+    "lion momentum",
+    "nadamw momentum squares",
+];
 const KEEPS: &[&str] = &[
     "",
     "keeps_memory keeps_counters",

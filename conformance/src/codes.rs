@@ -1,0 +1,188 @@
+//! 8-bit state by its definition ([`State::Bits8`](wgpu_optim::State::Bits8)), in f64: what the codes in a checkpoint stand for, and whether they are
+//! those of given moments. Written from the documentation, and not from the code of either path.
+
+use wgpu_optim::Checkpoint;
+
+/// Elements that share a scale.
+const BLOCK: usize = 32;
+
+/// How far the moments of a path may be from the given ones, as a share: a few units in the last place of f32.
+const ROUNDING: f64 = 1e-6;
+
+/// The momentum, or the second moment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Moment {
+    /// m.
+    First,
+    /// v, of which the root is stored.
+    Second,
+}
+
+impl Moment {
+    /// Both.
+    pub const ALL: [Self; 2] = [Moment::First, Moment::Second];
+
+    /// The name of the codes in a checkpoint.
+    pub fn entry(self) -> &'static str {
+        match self {
+            Moment::First => "momentum_codes",
+            Moment::Second => "second_moment_codes",
+        }
+    }
+
+    fn most(self) -> f64 {
+        match self {
+            Moment::First => 127.0,
+            Moment::Second => 255.0,
+        }
+    }
+
+    fn least_scale(self) -> f64 {
+        match self {
+            Moment::First => 2f64.powi(-110),
+            Moment::Second => 2f64.powi(-60),
+        }
+    }
+
+    /// What a code stands for that is this number's square, as the paths have it in f32.
+    fn value(self, code_square: f64, scale: f64) -> f64 {
+        let product = f64::from((code_square * scale) as f32);
+        match self {
+            Moment::First => product,
+            Moment::Second => f64::from((product * product) as f32),
+        }
+    }
+
+    fn scale_of(self, word: u32) -> f64 {
+        match self {
+            Moment::First => f64::from(f32::from_bits(word << 16)),
+            Moment::Second => f64::from(f32::from_bits(word & 0xffff_0000)),
+        }
+    }
+
+    /// The smallest number with 8 significant bits of which the largest code is no less than a block's largest magnitude.
+    fn scale(self, largest: f64) -> f64 {
+        let square = self.most() * self.most();
+        let exact = match self {
+            Moment::First => largest / square,
+            Moment::Second => largest.sqrt() / square,
+        };
+        let unit = (exact.max(f64::MIN_POSITIVE).log2().floor() - 7.0).exp2();
+        let mut scale = (exact / unit).floor() * unit;
+        while self.value(square, scale) < largest && self.value(square, scale + unit).is_finite() {
+            scale += unit;
+        }
+        scale.max(self.least_scale())
+    }
+
+    /// The magnitude of a number's code, with the random number that decides between two, above 0 and up to 1.
+    fn code(self, size: f64, scale: f64, random: f64) -> f64 {
+        // Far too large numbers have the largest code.
+        let mut code =
+            (0..=self.most() as u32).map(f64::from).rev().find(|code| self.value(code * code, scale) <= size);
+        let below = code.get_or_insert(0.0);
+        let between = f64::from((*below * *below + random * (2.0 * *below + 1.0)) as f32);
+        let code = if self.value(between, scale) <= size { *below + 1.0 } else { *below };
+        match self {
+            _ if size == 0.0 => 0.0,
+            Moment::Second => code.clamp(1.0, self.most()),
+            Moment::First => code.min(self.most()),
+        }
+    }
+
+    fn signed(self, code: u8) -> f64 {
+        match self {
+            Moment::First => f64::from(code.cast_signed()),
+            Moment::Second => f64::from(code),
+        }
+    }
+}
+
+/// lowbias32.
+fn hash(mut x: u32) -> u32 {
+    x = (x ^ x >> 16).wrapping_mul(0x7feb_352d);
+    x = (x ^ x >> 15).wrapping_mul(0x846c_a68b);
+    x ^ x >> 16
+}
+
+/// The random number of an element at a step, both counted from 0.
+fn random(moment: Moment, seed: u32, step: u64, element: u32) -> f64 {
+    let key = hash(hash(hash(seed) ^ step as u32) ^ (step >> 32) as u32);
+    let bits = hash((key ^ 0x5bd1_e995).wrapping_add(element.wrapping_mul(0x9e37_79b9)));
+    let bits = match moment {
+        Moment::First => bits & 0x7fff,
+        Moment::Second => bits >> 16 & 0x7fff,
+    };
+    f64::from(bits + 1) / 32768.0
+}
+
+/// The codes and scales of a tensor's moment in a checkpoint, if it has them.
+fn stored(checkpoint: &Checkpoint, moment: Moment, tensor: &str) -> Option<(Vec<u8>, Vec<u32>)> {
+    let codes = checkpoint.entry(&format!("{}/{tensor}", moment.entry()))?;
+    let scales = checkpoint.entry(&format!("state_scales/{tensor}"))?;
+    Some((codes.to_vec(), bytemuck::pod_collect_to_vec(scales)))
+}
+
+/// A tensor's moment as a checkpoint has it in 8 bits, if it has it.
+pub fn decoded(checkpoint: &Checkpoint, moment: Moment, tensor: &str) -> Option<Vec<f64>> {
+    let (codes, scales) = stored(checkpoint, moment, tensor)?;
+    let value = |(code, word): (&u8, u32)| {
+        let code = moment.signed(*code);
+        moment.value(code * code, moment.scale_of(word)).copysign(code)
+    };
+    let words = scales.iter().flat_map(|&word| [word; BLOCK]);
+    Some(codes.iter().zip(words).map(value).collect())
+}
+
+/// A stored code or scale that is none of those that it could be.
+#[derive(Debug, Clone, PartialEq)]
+pub struct WrongCode {
+    /// The element, or the first of a block.
+    pub element: usize,
+    /// The scale instead of the code.
+    pub is_scale: bool,
+    /// What is stored.
+    pub got: f64,
+    /// The nearest that could be.
+    pub expected: f64,
+}
+
+/// Compares a tensor's moment in a checkpoint of after a step with what the step made it, before it was stored. `first_element` is the tensor's place among
+/// the optimizer's elements.
+///
+/// # Panics
+/// Where the checkpoint has no such codes.
+pub fn wrong_codes(
+    checkpoint: &Checkpoint,
+    moment: Moment,
+    tensor: &str,
+    values: &[f64],
+    (seed, step, first_element): (u32, u64, u32),
+) -> Vec<WrongCode> {
+    let (codes, scales) = stored(checkpoint, moment, tensor).expect("codes");
+    assert_eq!((codes.len(), scales.len()), (values.len(), values.len().div_ceil(BLOCK)));
+    let mut wrong = Vec::new();
+    let mut compare = |element, is_scale, got: f64, (low, high): (f64, f64)| {
+        if !(low..=high).contains(&got) {
+            wrong.push(WrongCode { element, is_scale, got, expected: got.clamp(low, high) });
+        }
+    };
+    for (block, values) in values.chunks(BLOCK).enumerate() {
+        let first = block * BLOCK;
+        let scale = moment.scale_of(scales[block]);
+        let largest = values.iter().fold(0.0, |largest: f64, x| largest.max(x.abs()));
+        let expected = |share: f64| moment.scale(largest * (1.0 + share));
+        compare(first, true, scale, (expected(-ROUNDING), expected(ROUNDING)));
+        for (element, value) in (first..).zip(values) {
+            let random = random(moment, seed, step, first_element.wrapping_add(element as u32));
+            let code = |share: f64| moment.code(value.abs() * (1.0 + share), scale, random);
+            let got = moment.signed(codes[element]) * if *value < 0.0 { -1.0 } else { 1.0 };
+            // The last place of sums that nearly cancel is larger than theirs.
+            let tiny = largest * ROUNDING;
+            let (low, high) = (code(-ROUNDING), code(ROUNDING));
+            let zero = moment.code((value.abs() - tiny).max(0.0), scale, random);
+            compare(element, false, got, (low.min(zero), high.max(moment.code(value.abs() + tiny, scale, random))));
+        }
+    }
+    wrong
+}

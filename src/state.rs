@@ -1,0 +1,64 @@
+//! How the optimizer keeps the memory of its rules: in f32, or in 8 bits with block scales.
+
+/// Storage of a rule's memory: the momentum m and the second moment v. [`Group::state`](crate::Group::state) and
+/// [`OptimizerBuilder::state`](crate::OptimizerBuilder::state) set it. Steps are computed in f32 in either case.
+///
+/// It concerns momentum and second moment only: averages, the base iterates of schedule-free training, remainders of master weights and what
+/// regimes remember stay as they are. Rules without memory ([`Sgd`](crate::Sgd), [`SignSgd`](crate::SignSgd)) ignore it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+#[cfg_attr(feature = "checkpoint", derive(serde::Serialize))]
+#[non_exhaustive]
+pub enum State {
+    /// 4 bytes per parameter for each of m and v.
+    #[default]
+    F32,
+    /// 1 byte per parameter for each of m and v, and 4 bytes for every 32 parameters: 1.125 bytes per parameter for a rule with one of them,
+    /// 2.125 for AdamW. As 8-bit optimizers in other libraries (Dettmers et al., arXiv:2110.02861; FlashOptim, arXiv:2602.23349), with codes of
+    /// this crate.
+    ///
+    /// 32 neighbouring parameters of a tensor, counted from its first element, are a block with one scale `s` for m and one for `√v`. A code q
+    /// from -127 to 127 stands for `m = q·|q|·s`, and a code c from 0 to 255 for `√v = c²·s`. A scale is the smallest number with 8 significant
+    /// bits for which the block's largest magnitude has a code. Codes are closest together near zero: the smallest m is 1/16129 of the
+    /// block's largest, the smallest `√v` is 1/65025 of it. A v above 0 never becomes 0, which would be divided by.
+    ///
+    /// **Error of a code**: less than the distance to the next code, `2√(x/X)/127` of the block's largest `X` at the magnitude x for m (1.6 %
+    /// at most), and `2/c` of `√v` itself (0.8 % at the largest). Which of the two neighbours is stored is random, with the probability that
+    /// makes the mean right: with β₂ = 0.999 a step lowers `√v` by 0.05 % at most, which rounding to the nearest code would lose in every step.
+    /// The random bits are a hash of the step's number, the element's place in the order of declaration and the seed of
+    /// [`Rounding::Stochastic`](crate::Rounding::Stochastic) (else 0): the same on every adapter and on the CPU path, and after a resumed
+    /// checkpoint. A number has the same code on every path. A path that computes another last bit of m may find the neighbouring code, about
+    /// once in 10⁵ times, and goes on from there.
+    ///
+    /// Largest magnitudes of m below 2⁻⁹⁶ in a block, and of `√v` below 2⁻⁴⁴ (5.7e-14), leave codes unused and lose precision.
+    ///
+    /// - An element that takes no step, because its parameter or its momentum would leave the range of its type, keeps its m as it was decoded. It
+    ///   is encoded again with the block's new scale.
+    /// - A step that is skipped, and a tensor without gradients, keep every bit.
+    /// - Regimes that measure the alignment with the momentum, or the last step, are given m and v as they are decoded.
+    /// - On the device, a tensor whose parameters or gradients do not start at a multiple of 4 elements is loaded one element at a time, and so
+    ///   are the last elements of a tensor behind its last block of 32 where its length is no multiple of 4. The workgroup size of the
+    ///   [`Tuning`](crate::gpu::Tuning) must be at least 8.
+    /// - Refused with [`Muon`](crate::Muon) (the passes over its matrices take 8 bytes per parameter beside the momentum),
+    ///   [`Adafactor`](crate::Adafactor) (what it keeps is small), [`Group::lazy_rows`](crate::Group::lazy_rows) (rows share scales),
+    ///   [`AmsGrad`](crate::AmsGrad) (its largest v would take in the rounding errors, and never fall again) and [`Adagrad`](crate::Adagrad) (a sum
+    ///   of squares that no code could add to).
+    Bits8,
+}
+
+impl State {
+    /// Returns `f32` or `8bit`, as the command line has it.
+    pub fn name(self) -> &'static str {
+        match self {
+            State::F32 => "f32",
+            State::Bits8 => "8bit",
+        }
+    }
+
+    /// Returns both kinds, to iterate over.
+    pub fn all() -> [Self; 2] {
+        [State::F32, State::Bits8]
+    }
+}
+
+/// Elements that share a scale.
+pub(crate) const BLOCK: u32 = 32;
