@@ -107,7 +107,7 @@ pub use group::{Group, GroupConfig, OptimizerBuilder, TensorSlice};
 pub use plan::TensorInfo;
 pub use record::{Flags, NonFinite, RankNonFinite, Record, Records, TensorRecord, Term};
 pub use regime::table::*;
-pub use regime::{CurvatureForm, Look, Outcome, Regime, SecantForm, Stream};
+pub use regime::{CurvatureForm, Estimate, Look, Outcome, Regime, SecantForm, Stream};
 pub use rule::table::*;
 pub use rule::{MuonScale, Rule, WeightDecay};
 pub use safeguards::{LossScaler, NonFinitePolicy, NormOutliers};

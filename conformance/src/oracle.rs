@@ -324,7 +324,21 @@ impl Oracle {
         let rate = share * out.rate;
         let factor = self.clip_factor(&raw);
         let g: Vec<f64> = raw.iter().zip(&self.w).map(|(g, w)| factor * g + coupled * w).collect();
-        let k = f64::from(self.taken);
+        let mut k = f64::from(self.taken);
+        if let Some(reference) = &mut self.reference {
+            if !out.zero {
+                reference.settle(out.rate, k);
+            }
+            let ratio = reference.moment_ratio();
+            let moments = [(&mut self.moments.m, ratio), (&mut self.moments.v, ratio * ratio)];
+            for (moment, ratio) in moments.into_iter().filter_map(|(moment, ratio)| Some((moment.as_mut()?, ratio))) {
+                moment.iter_mut().for_each(|x| *x *= ratio);
+            }
+            if !reference.corrects_bias() {
+                // All powers of β are 0.
+                k = f64::INFINITY;
+            }
+        }
         let mut step = RuleStep { g: &g, k, moments: &mut self.moments, flushes: self.flushes, shapes: &self.shapes };
         let direction = self.rule.reference(&mut step);
         for ((q, last), g) in self.q.iter_mut().zip(&mut self.last_sign).zip(&g) {
@@ -337,8 +351,11 @@ impl Oracle {
         if self.averaging == Averaging::ScheduleFree {
             self.move_schedule_free(shrink, rate, &direction);
         } else {
-            for (w, u) in self.w.iter_mut().zip(&direction) {
-                *w = shrink * *w - rate * u;
+            let decay = f64::from(self.decay.decoupled());
+            let steps: Vec<f64> = self.w.iter().zip(&direction).map(|(w, u)| rate * (u + decay * w)).collect();
+            match self.reference.as_mut().and_then(|reference| reference.place(&self.w_0, &steps)) {
+                Some(places) => self.w = places,
+                None => self.w.iter_mut().zip(&direction).for_each(|(w, u)| *w = shrink * *w - rate * u),
             }
             self.average_iterate();
         }

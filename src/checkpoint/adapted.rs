@@ -62,8 +62,13 @@ enum Average {
 }
 
 /// Kinds of memory that a regime cannot do without once it has begun.
-const FROM_THE_FIRST_STEP: [MemoryKind; 3] =
-    [MemoryKind::LastGradient, MemoryKind::FirstParameters, MemoryKind::Streams];
+const FROM_THE_FIRST_STEP: [MemoryKind; 5] = [
+    MemoryKind::LastGradient,
+    MemoryKind::FirstParameters,
+    MemoryKind::Estimate,
+    MemoryKind::Displacement,
+    MemoryKind::Streams,
+];
 
 /// The settings that give a learning rate instead of letting it be found.
 const GIVEN_RATES: [&str; 2] = ["regime.learning_rate", "regime.initial_rate"];
@@ -465,9 +470,11 @@ impl Adaptation<'_> {
                     self.old_group_of(tensor).is_some_and(|old| self.has_same_moments(old, group))
                 }
                 MemoryKind::Counters => sources.rate,
-                MemoryKind::LastGradient | MemoryKind::FirstParameters | MemoryKind::Streams => {
-                    sources.rate && !sources.first
-                }
+                MemoryKind::LastGradient
+                | MemoryKind::FirstParameters
+                | MemoryKind::Estimate
+                | MemoryKind::Displacement
+                | MemoryKind::Streams => sources.rate && !sources.first,
                 MemoryKind::Averages => sources.averages == Average::GoesOn,
                 MemoryKind::BaseIterates => sources.base_iterates,
                 MemoryKind::Remainders => true,

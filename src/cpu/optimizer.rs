@@ -107,9 +107,9 @@ struct Memory {
     squares: Vec<f32>,
     largest_squares: Vec<f32>,
     counters: Vec<u8>,
-    /// The last gradient, the first parameters, or those from before an episode.
+    /// The last gradient, the first parameters, those from before an episode, or the displacement of Mechanic.
     vector: Vec<f32>,
-    /// The two streams whose turn it is not.
+    /// The two streams whose turn it is not; of Prodigy the first is its sum of gradients.
     streams: [Vec<f32>; 2],
     /// What 16-bit parameters lack of f32.
     remainders: Vec<i16>,
@@ -122,14 +122,15 @@ impl Memory {
         let largest_squares = if kernel.rule.traits().largest_squares { elements } else { 0 };
         let counters = if kernel.has_counters() { elements } else { 0 };
         let vector = if kernel.vectors() > 0 { elements } else { 0 };
-        let stream = if kernel.has_streams() { elements } else { 0 };
+        let streams = [kernel.has_streams() || kernel.has_estimate(), kernel.has_streams()];
+        let [one, two] = streams.map(|kept| if kept { elements } else { 0 });
         Ok(Memory {
             momentum: zeroed(momentum)?,
             squares: zeroed(squares)?,
             largest_squares: zeroed(largest_squares)?,
             counters: zeroed(counters)?,
             vector: zeroed(vector)?,
-            streams: [zeroed(stream)?, zeroed(stream)?],
+            streams: [zeroed(one)?, zeroed(two)?],
             remainders: zeroed(if kernel.has_remainders() { elements } else { 0 })?,
         })
     }

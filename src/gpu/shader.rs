@@ -22,14 +22,14 @@ const MODULES: &[(&str, &str)] = modules! {
     "learning_rate/average_share" "learning_rate/controls" "learning_rate/distance" "learning_rate/first_rate" "learning_rate/formula"
     "learning_rate/gradient" "learning_rate/one_stream" "learning_rate/outliers" "learning_rate/schedule" "learning_rate/secant"
     "learning_rate/second_moment" "learning_rate/steps_taken" "learning_rate/table" "learning_rate/trust_ratio"
-    "measure/alignment" "measure/counters" "measure/direction_counters" "measure/distance" "measure/iterates" "measure/magnitudes"
-    "measure/momentum" "measure/secant"
+    "measure/alignment" "measure/counters" "measure/direction_counters" "measure/displacement" "measure/distance" "measure/estimate"
+    "measure/iterates" "measure/magnitudes" "measure/momentum" "measure/secant"
     "orthogonalize/advance" "orthogonalize/gram" "orthogonalize/matrices" "orthogonalize/multiply" "orthogonalize/normalize"
     "orthogonalize/prepare"
     "reduction/emit_per_invocation" "reduction/emit_per_subgroup" "reduction/emit_per_workgroup" "reduction/partials"
     "reduction/scaled_squares" "reduction/step_sums" "reduction/sweep_again" "reduction/totals" "reduction/tree"
-    "update/average" "update/exchange_streams" "update/keep_counters" "update/keep_gradient" "update/keep_parameters"
-    "update/in_range" "update/measure_step" "update/moved" "update/schedule_free" "update/step_gradient"
+    "update/average" "update/displace" "update/exchange_streams" "update/keep_counters" "update/keep_estimate" "update/keep_gradient"
+    "update/keep_parameters" "update/in_range" "update/measure_step" "update/moved" "update/schedule_free" "update/seen_gradient" "update/step_gradient"
 };
 
 /// The text of all modules: what was measured of other kernels says nothing about these.

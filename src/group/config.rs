@@ -114,6 +114,8 @@ impl GroupConfig {
             self.rule.name(),
             if self.regime.needs_streams() {
                 "sgd or signsgd with regime auto-sgd, whose three streams would need a momentum each"
+            } else if self.regime.needs_estimate() {
+                "adamw, nadamw, rmsprop, adagrad, signsgd, signum or lion with regime prodigy, whose estimate is for steps that are about as long in every element (Regime::mechanic() works with every rule, Regime::dog() with sgd)"
             } else {
                 "a rule whose last direction follows from what it remembers with regimes bb and adgd, which muon's does not (Regime::seesaw() works with it)"
             },
@@ -129,11 +131,15 @@ impl GroupConfig {
             )?;
         }
         require(
-            !(self.averaging == Averaging::ScheduleFree && self.regime.needs_looks()),
+            self.regime.fits_averaging(&self.averaging),
             owner,
             "averaging",
             self.averaging.name(),
-            "another with a regime that looks at a step, which in schedule-free training is not along the direction: use averaging(Averaging::polynomial_decay())",
+            if self.regime.needs_looks() {
+                "another with a regime that looks at a step, which in schedule-free training is not along the direction: use averaging(Averaging::polynomial_decay())"
+            } else {
+                "another with regimes prodigy and mechanic, whose steps lead to where the gradient is taken: use averaging(Averaging::polynomial_decay()), or Regime::schedule_free_plus() or Regime::seesaw() for schedule-free training"
+            },
         )?;
         self.schedule.validate()?;
         self.averaging.validate()?;

@@ -35,6 +35,10 @@ pub(crate) enum Alignment {
     Look,
     /// The first parameters. The distance from them is measured instead of an alignment.
     FirstParameters,
+    /// The first parameters, to which the way is measured along the gradient, and a weighted sum of gradients: for Prodigy.
+    Estimate,
+    /// The way from the first parameters, as Mechanic multiplies it.
+    Displacement,
     /// Three streams of parameters. Only the gradient is measured.
     Streams,
 }
@@ -125,7 +129,9 @@ impl Kernel {
 
     /// Returns true if pass 1 reads the parameters, in a step before which the optimizer has `started` or not.
     pub(crate) fn measures_parameters(self, started: bool) -> bool {
-        self.coupled_decay || self.has_first_parameters() || self.compares_iterates() || self.initial_norm && !started
+        let compares =
+            self.has_first_parameters() || self.has_estimate() || self.has_displacement() || self.compares_iterates();
+        self.coupled_decay || compares || self.initial_norm && !started
     }
 
     /// Returns true if the gradient is compared with y - z of schedule-free training.
@@ -145,7 +151,12 @@ impl Kernel {
             | Alignment::Counters
             | Alignment::Iterates
             | Alignment::Magnitudes => 0,
-            Alignment::LastGradient | Alignment::NextLook | Alignment::Look | Alignment::FirstParameters => 1,
+            Alignment::LastGradient
+            | Alignment::NextLook
+            | Alignment::Look
+            | Alignment::FirstParameters
+            | Alignment::Displacement => 1,
+            Alignment::Estimate => slots::ESTIMATE_SLOTS,
             Alignment::Streams => slots::STREAM_SLOTS,
         }
     }
@@ -162,17 +173,35 @@ impl Kernel {
 
     /// Returns true if pass 1 measures something against the regime's memory, beside the norm and the momentum's alignment.
     pub(crate) fn measures_memory(self) -> bool {
-        self.has_counters() || self.compares_iterates() || self.measures_secant() || self.has_first_parameters()
+        self.has_counters()
+            || self.compares_iterates()
+            || self.measures_secant()
+            || self.has_first_parameters()
+            || self.has_estimate()
+            || self.has_displacement()
     }
 
     /// Returns true if pass 4 writes a memory of the regime.
     #[cfg(feature = "gpu")]
     pub(crate) fn has_memory(self) -> bool {
-        self.has_counters() || self.has_last_gradient() || self.has_first_parameters() || self.has_streams()
+        self.has_counters()
+            || self.has_last_gradient()
+            || self.has_first_parameters()
+            || self.has_estimate()
+            || self.has_displacement()
+            || self.has_streams()
     }
 
     pub(crate) fn has_first_parameters(self) -> bool {
         self.alignment == Alignment::FirstParameters
+    }
+
+    pub(crate) fn has_estimate(self) -> bool {
+        self.alignment == Alignment::Estimate
+    }
+
+    pub(crate) fn has_displacement(self) -> bool {
+        self.alignment == Alignment::Displacement
     }
 
     pub(crate) fn has_streams(self) -> bool {
@@ -216,6 +245,10 @@ pub(crate) enum MemoryKind {
     LastGradient,
     /// The parameters before the first step.
     FirstParameters,
+    /// The parameters before the first step and the weighted sum of gradients that Prodigy keeps, one after the other.
+    Estimate,
+    /// How far Mechanic has moved the parameters.
+    Displacement,
     /// The copies of the parameters that AutoSgd keeps, slot after slot.
     Streams,
     /// The average of the parameters.
@@ -227,13 +260,15 @@ pub(crate) enum MemoryKind {
 }
 
 impl MemoryKind {
-    pub(crate) const ALL: [MemoryKind; 10] = [
+    pub(crate) const ALL: [MemoryKind; 12] = [
         MemoryKind::Momentum,
         MemoryKind::SecondMoment,
         MemoryKind::LargestSecondMoment,
         MemoryKind::Counters,
         MemoryKind::LastGradient,
         MemoryKind::FirstParameters,
+        MemoryKind::Estimate,
+        MemoryKind::Displacement,
         MemoryKind::Streams,
         MemoryKind::Averages,
         MemoryKind::BaseIterates,
@@ -249,6 +284,8 @@ impl MemoryKind {
             MemoryKind::Counters => "direction_counters",
             MemoryKind::LastGradient => "last_gradient",
             MemoryKind::FirstParameters => "first_parameters",
+            MemoryKind::Estimate => "estimate",
+            MemoryKind::Displacement => "displacement",
             MemoryKind::Streams => "streams",
             MemoryKind::Averages => "averages",
             MemoryKind::BaseIterates => "base_iterates",
@@ -266,6 +303,8 @@ impl MemoryKind {
             | MemoryKind::LargestSecondMoment
             | MemoryKind::LastGradient
             | MemoryKind::FirstParameters
+            | MemoryKind::Estimate
+            | MemoryKind::Displacement
             | MemoryKind::Streams
             | MemoryKind::Averages
             | MemoryKind::BaseIterates => 4,
@@ -276,6 +315,7 @@ impl MemoryKind {
     pub(crate) fn slots(self) -> u32 {
         match self {
             MemoryKind::Streams => slots::STREAM_SLOTS,
+            MemoryKind::Estimate => slots::ESTIMATE_SLOTS,
             _ => 1,
         }
     }
@@ -290,6 +330,8 @@ impl Kernel {
             MemoryKind::Counters => self.has_counters(),
             MemoryKind::LastGradient => self.has_last_gradient(),
             MemoryKind::FirstParameters => self.has_first_parameters(),
+            MemoryKind::Estimate => self.has_estimate(),
+            MemoryKind::Displacement => self.has_displacement(),
             MemoryKind::Streams => self.has_streams(),
             MemoryKind::Averages => self.averages && !self.schedule_free,
             MemoryKind::BaseIterates => self.schedule_free,

@@ -27,9 +27,10 @@ impl TensorMemory {
             MemoryKind::SecondMoment => vec![bytemuck::cast_slice(squares)],
             MemoryKind::LargestSecondMoment => vec![bytemuck::cast_slice(largest_squares)],
             MemoryKind::Counters => vec![counters],
-            MemoryKind::LastGradient | MemoryKind::FirstParameters => {
+            MemoryKind::LastGradient | MemoryKind::FirstParameters | MemoryKind::Displacement => {
                 vec![bytemuck::cast_slice(vector)]
             }
+            MemoryKind::Estimate => [vector, one].map(|slot| bytemuck::cast_slice(slot)).into(),
             MemoryKind::Streams => [vector, one, two].map(|slot| bytemuck::cast_slice(slot)).into(),
             MemoryKind::Averages | MemoryKind::BaseIterates => {
                 vec![bytemuck::cast_slice(&self.averages)]
@@ -46,9 +47,10 @@ impl TensorMemory {
             MemoryKind::SecondMoment => vec![bytemuck::cast_slice_mut(squares)],
             MemoryKind::LargestSecondMoment => vec![bytemuck::cast_slice_mut(largest_squares)],
             MemoryKind::Counters => vec![counters],
-            MemoryKind::LastGradient | MemoryKind::FirstParameters => {
+            MemoryKind::LastGradient | MemoryKind::FirstParameters | MemoryKind::Displacement => {
                 vec![bytemuck::cast_slice_mut(vector)]
             }
+            MemoryKind::Estimate => [vector, one].map(|slot| bytemuck::cast_slice_mut(slot)).into(),
             MemoryKind::Streams => [vector, one, two].map(|slot| bytemuck::cast_slice_mut(slot)).into(),
             MemoryKind::Averages | MemoryKind::BaseIterates => {
                 vec![bytemuck::cast_slice_mut(&mut self.averages)]
