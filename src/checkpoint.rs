@@ -56,7 +56,8 @@ pub enum Parameters {
 ///
 /// A file is [safetensors](https://github.com/huggingface/safetensors). For each tensor it has those of these entries that the
 /// configuration keeps: `parameters/NAME`, `momentum/NAME`, `second_moment/NAME` (v of AdamW), `largest_second_moment/NAME`
-/// (AMSGrad), `direction_counters/NAME`, `last_gradient/NAME`, `first_parameters/NAME`, `streams/NAME`, `averages/NAME`, `base_iterates/NAME` (z of
+/// (AMSGrad), `direction_counters/NAME`, `last_gradient/NAME`, `first_parameters/NAME`, `estimate/NAME` (w₀ and s of
+/// [`Prodigy`](crate::Prodigy)), `displacement/NAME` (of [`Mechanic`](crate::Mechanic)), `streams/NAME`, `averages/NAME`, `base_iterates/NAME` (z of
 /// [schedule-free](crate::Averaging::ScheduleFree) training) and `remainders/NAME` (the remainders of master weights, as i16). `groups/state`,
 /// `groups/update` and, if needed, `tensors/record` have a row for each group or tensor.
 ///

@@ -33,6 +33,13 @@ def constant(t):
     return 1.0
 
 
+def f32(x):
+    """A constant as the optimizer has it: 1 - 0.999 is 5e-5 of itself off in f32, which no bias correction takes out again."""
+    if isinstance(x, tuple):
+        return tuple(map(f32, x))
+    return float(np.float32(x)) if isinstance(x, float) else x
+
+
 # An ε of 1e-8 is multiplied by another d than here (src/regime/prodigy.rs), which shows where gradients are small.
 PRODIGY = {
     "published": (constant, {}),
@@ -47,7 +54,8 @@ PRODIGY = {
 def prodigy(case):
     schedule, options = PRODIGY[case]
     w = torch.zeros(D, dtype=torch.float64, requires_grad=True)
-    optimizer = Prodigy([w], **options)
+    usual = {"betas": (0.9, 0.999), "eps": 1e-8, "d0": 1e-6}
+    optimizer = Prodigy([w], **{name: f32(value) for name, value in (usual | options).items()})
     group = optimizer.param_groups[0]
     peak = group["lr"]
     for t in range(STEPS):
@@ -62,9 +70,9 @@ def prodigy(case):
 # The rate of the base optimizer is 1, times the schedule.
 MECHANIC = {
     "sgd": (constant, optax.sgd, {}),
-    "sgdm": (constant, lambda rate: optax.sgd(rate, momentum=0.9), {}),
-    "adamw": (inverse_sqrt, lambda rate: optax.adamw(rate, weight_decay=0.1), {}),
-    "lion": (constant, lambda rate: optax.lion(rate, b1=0.9, b2=0.99, weight_decay=0.0), {"s_init": 1e-4, "weight_decay": 0.1}),
+    "sgdm": (constant, lambda rate: optax.sgd(rate, momentum=f32(0.9)), {}),
+    "adamw": (inverse_sqrt, lambda rate: optax.adamw(rate, b1=f32(0.9), b2=f32(0.999), weight_decay=f32(0.1)), {}),
+    "lion": (constant, lambda rate: optax.lion(rate, b1=f32(0.9), b2=f32(0.99), weight_decay=0.0), {"s_init": 1e-4, "weight_decay": 0.1}),
 }
 
 

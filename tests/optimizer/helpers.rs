@@ -17,7 +17,6 @@ pub fn rules_and_regimes() -> Vec<(Rule, Regime)> {
         Regime::polyak(),
         Regime::prodigy(),
         Regime::mechanic(),
-        Regime::prodigy(),
     ];
     let rules = [Rule::all(), Rule::of_matrices()].concat().into_iter().enumerate();
     let pairs =

@@ -479,8 +479,10 @@ fn any_change_is_refused_or_goes_on() {
             let rule = rules[draw(rules.len())];
             let mut averages = vec![Averaging::Off, Averaging::polynomial_decay(), Averaging::Running { start: 9 }];
             averages.extend(Some(Averaging::ScheduleFree).filter(|free| free.fits(&rule)));
-            let mut spec =
-                Spec::new(rule, regimes[draw(regimes.len())], tensors(draw(9) as u64, &[3, 5][..1 + draw(2)]));
+            let fitting: Vec<Regime> = regimes.iter().copied().filter(|regime| regime.fits(&rule)).collect();
+            let regime = fitting[draw(fitting.len())];
+            averages.retain(|averaging| regime.fits_averaging(averaging));
+            let mut spec = Spec::new(rule, regime, tensors(draw(9) as u64, &[3, 5][..1 + draw(2)]));
             spec.averaging = averages[draw(averages.len())];
             spec.trust = Some(0.1).filter(|_| draw(4) == 0);
             spec.norm = Some("shared".to_owned()).filter(|_| spec.trust.is_none() && draw(3) == 0);
