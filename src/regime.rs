@@ -247,8 +247,15 @@ pub enum Estimate {
 }
 
 impl Details {
-    const EMPTY: Details =
-        Details { slow_alignment: 0.0, fast_alignment: 0.0, episode: 0, stream: None, outcome: None, look: None, estimate: None };
+    const EMPTY: Details = Details {
+        slow_alignment: 0.0,
+        fast_alignment: 0.0,
+        episode: 0,
+        stream: None,
+        outcome: None,
+        look: None,
+        estimate: None,
+    };
 }
 
 /// The table of regimes. A row has the regime's name here, the struct with its constants and the name of its files.

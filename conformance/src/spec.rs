@@ -4,7 +4,8 @@ use crate::oracle::Oracle;
 use crate::stored::rounded;
 use wgpu_optim::internals::layout::GroupState;
 use wgpu_optim::{
-    AutoSgd, Averaging, DoG, DoWG, Element, Group, Mechanic, Prodigy, Regime, Rounding, Rule, Schedule, TrustRatio, WeightDecay,
+    AutoSgd, Averaging, DoG, DoWG, Element, Group, Mechanic, Prodigy, Regime, Rounding, Rule, Schedule, TrustRatio,
+    WeightDecay,
 };
 
 /// One group: everything a caller can say of it, and its tensors' parameters before the first step.

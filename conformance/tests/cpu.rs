@@ -2,8 +2,8 @@
 //! records. It compiles in seconds, so that mutants of the CPU path are tried against it (docs/testing.md, "Mutants").
 
 use wgpu_optim::{
-    AmsGrad, Averaging, Element, LossScaler, Mechanic, NonFinitePolicy, Prodigy, Record, Regime, Rounding, Rule, ShardSums, Term,
-    WeightDecay,
+    AmsGrad, Averaging, Element, LossScaler, Mechanic, NonFinitePolicy, Prodigy, Record, Regime, Rounding, Rule,
+    ShardSums, Term, WeightDecay,
 };
 use wgpu_optim_conformance::oracle::{Oracle, Outcome};
 use wgpu_optim_conformance::run::{CpuRun, Run, Setup, Spec};

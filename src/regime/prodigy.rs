@@ -33,7 +33,8 @@ use crate::rule::Rule;
 /// Keeps w₀ and s, 8 bytes per parameter. Pass 1 reads both and the parameters, pass 4 reads and writes s. All sums are kept divided by d²,
 /// and the moments by d and d², so that none of them leaves the range of f32 when d grows by many orders of magnitude.
 ///
-/// The authors' package `prodigyopt` differs in one term: it multiplies ε by the d of the next step. Gradients are taken before a clip. The rate is not
+/// The authors' package `prodigyopt` differs in one factor: it multiplies ε by the d of the next step, and with β₁ = 0 the gradient too. In r
+/// and s gradients are taken before a clip. The rate is not
 /// limited to a change of ln 10 in one step; [`growth`](Prodigy::growth) limits it.
 ///
 /// In the record `distance_term` is `ln` of the growth of d, and [`Record::estimate`](crate::Record::estimate) has r, Σ|s| and d.

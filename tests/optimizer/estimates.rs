@@ -56,7 +56,12 @@ fn mechanic_loses_no_step_in_large_parameters() {
         }
         let displacements = [&mut small, &mut large].map(|run| {
             let bytes = run.checkpoint().to_bytes();
-            LENGTHS.map(|_| ()).iter().enumerate().map(|(i, ())| raw_tensor(&bytes, &format!("displacement/group/{i}")).2).collect::<Vec<_>>()
+            LENGTHS
+                .map(|_| ())
+                .iter()
+                .enumerate()
+                .map(|(i, ())| raw_tensor(&bytes, &format!("displacement/group/{i}")).2)
+                .collect::<Vec<_>>()
         });
         assert_eq!(displacements[0], displacements[1], "{}", small.path());
         for (small, large) in small.params().concat().into_iter().zip(large.params().concat()) {

@@ -3,8 +3,8 @@
 //! `make_rate_free.py` and `make_auto_sgd.py`.
 
 use wgpu_optim::{
-    AdamW, AutoSgd, Averaging, DoG, DoWG, Mechanic, Outcome, Prodigy, Record, Regime, Rule, Schedule, SecantForm, Stream,
-    Term, WeightDecay,
+    AdamW, AutoSgd, Averaging, DoG, DoWG, Mechanic, Outcome, Prodigy, Record, Regime, Rule, Schedule, SecantForm,
+    Stream, Term, WeightDecay,
 };
 use wgpu_optim_conformance::assert_close;
 use wgpu_optim_conformance::run::{Spec, every_path};
@@ -197,8 +197,7 @@ fn every_path_follows_the_golden_traces_of_the_formulas() {
 
 /// A case of `tests/golden/make_rate_free.py`, and how far an f32 may be off in it.
 fn rate_free(regime: &str, case: &str) -> (Spec, f64) {
-    let adamw = |beta1, beta2, epsilon| Rule::AdamW(AdamW { beta1, beta2, epsilon });
-    let tiny = adamw(0.9, 0.999, 1e-15);
+    let tiny = Rule::AdamW(AdamW { beta1: 0.9, beta2: 0.999, epsilon: 1e-15 });
     let slow = Schedule::InverseSqrt { warmup: 5 };
     let of = |rule, regime, decay, schedule| Spec {
         decay: WeightDecay::Decoupled(decay),
@@ -215,7 +214,6 @@ fn rate_free(regime: &str, case: &str) -> (Spec, f64) {
         // ε is multiplied by another d there.
         ("prodigy", "published") => (prodigy(Rule::adamw(), &|_| {}, 0.0, plain), 1e-4),
         ("prodigy", "tiny-epsilon") => (prodigy(tiny, &|_| {}, 0.0, plain), PACKAGES_TOLERANCE),
-        ("prodigy", "no-momentum") => (prodigy(adamw(0.0, 0.99, 1e-15), &|_| {}, 0.0, plain), PACKAGES_TOLERANCE),
         ("prodigy", "decay") => {
             let change = |p: &mut Prodigy| {
                 (p.coefficient, p.beta3, p.initial_estimate) = (2.0, Some(0.9), 1e-4);
@@ -241,21 +239,20 @@ fn rate_free(regime: &str, case: &str) -> (Spec, f64) {
     }
 }
 
-/// Of the largest of the number and 1: 60 steps whose gradients follow from the parameters.
+/// Of the largest of the number and 1, and of a rate half of it: 50 steps whose gradients follow from the parameters.
 const PACKAGES_TOLERANCE: f64 = 4e-6;
 
-/// The authors' own packages in f64: 60 steps, over which the estimates grow by five orders of magnitude.
+/// The authors' own packages in f64: 50 steps, over which the estimates grow by five orders of magnitude.
 #[test]
 fn every_path_follows_the_golden_traces_of_the_authors_packages() {
-    const STEPS: usize = 60;
+    const STEPS: usize = 50;
     let traces: Vec<Vec<&str>> =
         include_str!("../golden/rate_free.csv").lines().skip(1).map(|line| line.split(',').collect()).collect();
-    assert_eq!(traces.len(), 10 * STEPS);
+    assert_eq!(traces.len(), 9 * STEPS);
     for trace in traces.chunks(STEPS) {
         let (regime_name, case) = (trace[0][0], trace[0][1]);
         let (spec, tolerance) = rate_free(regime_name, case);
         for mut run in every_path(&[spec]) {
-            let mut worst = [0f64; 5];
             for (t, row) in trace.iter().enumerate() {
                 let w = run.params().remove(0);
                 run.step(&[gradient(&w, t)]);
@@ -263,13 +260,9 @@ fn every_path_follows_the_golden_traces_of_the_authors_packages() {
                 let after = run.params().remove(0);
                 let what = format!("{}, {regime_name}, {case}, step {t}", run.path());
                 compare_with_trace(&what, &row[3..], loss(&w), &record, &after, tolerance);
-                let numbers = [loss(&w).into(), record.norm.into(), record.ln_rate, after[0].into(), after[D - 1].into()];
-                for (worst, (got, expected)) in worst.iter_mut().zip(numbers.into_iter().zip(&row[3..])) {
-                    let expected: f64 = expected.parse().expect("a number");
-                    *worst = worst.max((got - expected).abs() / expected.abs().max(1.0));
-                }
+                let ln_rate: f64 = row[5].parse().expect("a number");
+                assert_close(format_args!("{what}: rate"), record.ln_rate, ln_rate, 0.5 * tolerance);
             }
-            println!("{}, {regime_name}, {case}: {:?}", run.path(), worst.map(|x| format!("{x:.1e}")));
         }
     }
 }

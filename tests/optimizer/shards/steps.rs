@@ -3,8 +3,7 @@
 use super::{Deal, Kind, Ranks, ULPS, assert_ranks_agree, assert_same_rates, kinds, run};
 use wgpu_optim::{
     AutoSgd, Averaging, BarzilaiBorwein, Controls, DoG, Element, ErrorKind, LossScaler, Mechanic, NonFinitePolicy,
-    NormOutliers, Prodigy,
-    RankNonFinite, Record, Regime, Rounding, Rule, Schedule, SecantForm, ShardSums, WeightDecay,
+    NormOutliers, Prodigy, RankNonFinite, Record, Regime, Rounding, Rule, Schedule, SecantForm, ShardSums, WeightDecay,
 };
 use wgpu_optim_conformance::run::{Setup, Spec, alone, bits};
 use wgpu_optim_conformance::stored::half_ulp;
