@@ -206,6 +206,8 @@ struct Update {
     epsilon: f32,
     first: u32,
     average_weight: f32,
+    memory_keep: f32,
+    memory_share: f32,
     put: u32,
     take: u32,
     rounding_key: u32,
@@ -321,6 +323,7 @@ const OUTLIER_CLIPS = 128u;
 const START_SLOT = 0u;
 const NO_SLOT = 3u;
 const STREAM_SLOTS = 3u;
+const ESTIMATE_SLOTS = 2u;
 
 const SKIP_ALL = 1u;
 const SKIP_STEP = 2u;
@@ -389,6 +392,10 @@ const LOOK_MISSING = 2u;
 const LOOK_NOT_FINITE = 3u;
 const ROOT_OF_HALF_PI = 1.2533141;
 const SMALLEST_SUM = 1.1754944e-38;
+const MECHANIC_BETAS = 6u;
+const MOST_PRODUCT = 1e18;
+const MOST_REWARD = 1e29;
+const MOST_SCALE = 1e18;
 const MIDDLE = 0u;
 const SLOWER = 1u;
 const FASTER = 2u;
@@ -406,24 +413,25 @@ struct SeesawConstants {
     gain: f32,
     early_steps: f32,
     brake_slack: f32,
+    unused: array<u32, 2>,
 }
 
 struct AdaGradNormConstants {
     scale: f32,
     offset: f32,
-    unused: array<u32, 3>,
+    unused: array<u32, 5>,
 }
 
 struct WnGradConstants {
     scale: f32,
     offset: f32,
-    unused: array<u32, 3>,
+    unused: array<u32, 5>,
 }
 
 struct BarzilaiBorweinConstants {
     form: u32,
     max_change: f32,
-    unused: array<u32, 3>,
+    unused: array<u32, 5>,
 }
 
 struct CurvatureConstants {
@@ -431,24 +439,42 @@ struct CurvatureConstants {
     smoothing: f32,
     max_change: f32,
     share: f32,
-    unused: array<u32, 1>,
+    unused: array<u32, 3>,
 }
 
 struct PolyakConstants {
     factor: f32,
     optimum: f32,
     max_rate: f32,
-    unused: array<u32, 2>,
+    unused: array<u32, 4>,
 }
 
 struct NgnConstants {
     rate: f32,
-    unused: array<u32, 4>,
+    unused: array<u32, 6>,
 }
 
 struct ScheduleFreePlusConstants {
     factor: f32,
     optimum: f32,
+    unused: array<u32, 5>,
+}
+
+struct ProdigyConstants {
+    rate: f32,
+    initial: f32,
+    coefficient: f32,
+    growth: f32,
+    beta3: f32,
+    corrects_bias: u32,
+    plain_sum: u32,
+}
+
+struct MechanicConstants {
+    rate: f32,
+    decay: f32,
+    initial: f32,
+    epsilon: f32,
     unused: array<u32, 3>,
 }
 
@@ -456,21 +482,23 @@ struct AutoSgdConstants {
     factor: f32,
     certainty: f32,
     rounds: u32,
-    unused: array<u32, 2>,
+    unused: array<u32, 4>,
 }
 
-@if(!regime) alias RegimeConstants = array<u32, 5>;
+@if(!regime) alias RegimeConstants = array<u32, 7>;
 @if(seesaw) alias RegimeConstants = SeesawConstants;
 @if(adagrad_norm) alias RegimeConstants = AdaGradNormConstants;
 @if(wngrad) alias RegimeConstants = WnGradConstants;
 @if(barzilai_borwein) alias RegimeConstants = BarzilaiBorweinConstants;
-@if(adgd) alias RegimeConstants = array<u32, 5>;
+@if(adgd) alias RegimeConstants = array<u32, 7>;
 @if(curvature) alias RegimeConstants = CurvatureConstants;
-@if(dog) alias RegimeConstants = array<u32, 5>;
-@if(dowg) alias RegimeConstants = array<u32, 5>;
+@if(dog) alias RegimeConstants = array<u32, 7>;
+@if(dowg) alias RegimeConstants = array<u32, 7>;
 @if(polyak) alias RegimeConstants = PolyakConstants;
 @if(ngn) alias RegimeConstants = NgnConstants;
 @if(schedule_free_plus) alias RegimeConstants = ScheduleFreePlusConstants;
+@if(prodigy) alias RegimeConstants = ProdigyConstants;
+@if(mechanic) alias RegimeConstants = MechanicConstants;
 @if(auto_sgd) alias RegimeConstants = AutoSgdConstants;
 
 struct SeesawState {
@@ -480,22 +508,22 @@ struct SeesawState {
     mean_fast: f32,
     mean_fast_weight: f32,
     ahead: f32,
-    unused: array<u32, 5>,
+    unused: array<u32, 11>,
 }
 
 struct AdaGradNormState {
     history: Scaled,
-    unused: array<u32, 12>,
+    unused: array<u32, 18>,
 }
 
 struct WnGradState {
     b: Scaled,
-    unused: array<u32, 12>,
+    unused: array<u32, 18>,
 }
 
 struct AdGdState {
     last_growth: f32,
-    unused: array<u32, 13>,
+    unused: array<u32, 19>,
 }
 
 struct CurvatureState {
@@ -505,30 +533,49 @@ struct CurvatureState {
     rate: Scaled,
     due: u32,
     look: u32,
-    unused: array<u32, 4>,
+    unused: array<u32, 10>,
 }
 
 struct DistanceState {
     history: Scaled,
     distance: Scaled,
-    unused: array<u32, 10>,
+    unused: array<u32, 16>,
 }
 
 struct PolyakState {
     last_loss: f32,
-    unused: array<u32, 13>,
+    unused: array<u32, 19>,
 }
 
 struct NgnState {
     last_loss: f32,
-    unused: array<u32, 13>,
+    unused: array<u32, 19>,
 }
 
 struct ScheduleFreePlusState {
     last_gap: Scaled,
     last_divisor: Scaled,
     largest_rate: f32,
-    unused: array<u32, 9>,
+    unused: array<u32, 15>,
+}
+
+struct ProdigyState {
+    estimate: f32,
+    largest: f32,
+    ahead: Scaled,
+    behind: Scaled,
+    ratio: f32,
+    keep: f32,
+    share: f32,
+    unused: array<u32, 11>,
+}
+
+struct MechanicState {
+    largest: array<f32, 6>,
+    root: array<f32, 6>,
+    reward: array<f32, 6>,
+    scale: f32,
+    keep: f32,
 }
 
 struct AutoSgdState {
@@ -546,13 +593,14 @@ struct AutoSgdState {
     slower_squares: f32,
     faster_sum: f32,
     faster_squares: f32,
+    unused: array<u32, 6>,
 }
 
-@if(!regime) alias RegimeState = array<u32, 14>;
+@if(!regime) alias RegimeState = array<u32, 20>;
 @if(seesaw) alias RegimeState = SeesawState;
 @if(adagrad_norm) alias RegimeState = AdaGradNormState;
 @if(wngrad) alias RegimeState = WnGradState;
-@if(barzilai_borwein) alias RegimeState = array<u32, 14>;
+@if(barzilai_borwein) alias RegimeState = array<u32, 20>;
 @if(adgd) alias RegimeState = AdGdState;
 @if(curvature) alias RegimeState = CurvatureState;
 @if(dog) alias RegimeState = DistanceState;
@@ -560,6 +608,8 @@ struct AutoSgdState {
 @if(polyak) alias RegimeState = PolyakState;
 @if(ngn) alias RegimeState = NgnState;
 @if(schedule_free_plus) alias RegimeState = ScheduleFreePlusState;
+@if(prodigy) alias RegimeState = ProdigyState;
+@if(mechanic) alias RegimeState = MechanicState;
 @if(auto_sgd) alias RegimeState = AutoSgdState;
 
 struct SeesawRecord {
@@ -571,6 +621,18 @@ struct SeesawRecord {
 struct CurvatureRecord {
     look: u32,
     unused: array<u32, 2>,
+}
+
+struct ProdigyRecord {
+    numerator: f32,
+    denominator: f32,
+    estimate: f32,
+}
+
+struct MechanicRecord {
+    product: f32,
+    scale: f32,
+    unused: array<u32, 1>,
 }
 
 struct AutoSgdRecord {
@@ -591,4 +653,6 @@ struct AutoSgdRecord {
 @if(polyak) alias RegimeRecord = array<u32, 3>;
 @if(ngn) alias RegimeRecord = array<u32, 3>;
 @if(schedule_free_plus) alias RegimeRecord = array<u32, 3>;
+@if(prodigy) alias RegimeRecord = ProdigyRecord;
+@if(mechanic) alias RegimeRecord = MechanicRecord;
 @if(auto_sgd) alias RegimeRecord = AutoSgdRecord;

@@ -33,6 +33,8 @@ import package::scaled::{
 @if(polyak) import package::regime::polyak::follow_regime;
 @if(ngn) import package::regime::ngn::follow_regime;
 @if(schedule_free_plus) import package::regime::schedule_free_plus::follow_regime;
+@if(prodigy) import package::regime::prodigy::{amend_update, follow_regime, settle_estimate};
+@if(mechanic) import package::regime::mechanic::{amend_update, follow_regime};
 @if(auto_sgd) import package::regime::auto_sgd::{begin_step, follow_regime};
 @if(!auto_sgd) import package::learning_rate::one_stream::begin_step;
 import package::learning_rate::controls::{absence_of, control_at, follow_controls};
@@ -169,6 +171,9 @@ fn learning_rate(@builtin(global_invocation_id) id: vec3<u32>) {
         @if(schedule) follow_schedule(scheduled, &s, &r);
         @if(trust_ratio) follow_trust(c, g, &s, &r);
         follow_controls(controlled, &s, &r);
+        @if(prodigy) if !is_zero(square) && !waits {
+            settle_estimate(c, g, &s);
+        }
         learning_rates[group] = s.learning_rate;
 
         // How large the momentum can be at the next step: μ ‖m_{t-1}‖ and what this step adds. All groups of the scope come to the same.
@@ -264,6 +269,8 @@ fn take_step(c: GroupConstants, clip: Scaled, turn: Turn, s: ptr<function, Group
     u.rounding_key = rounding_key(c.rounding_seed, (*s).steps_low, (*s).steps_high);
     (*s).momentum_started = 1u;
     @if(averages) u.average_weight = average_share(c, s);
+    @if(prodigy) amend_update(c, s, &u);
+    @if(mechanic) amend_update(c, s, &u);
     return u;
 }
 

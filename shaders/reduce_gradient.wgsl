@@ -1,7 +1,7 @@
 // Pass 1: one sweep over the gradients (and over the direction memory, where the regime asks for it) that leaves, per block or
 // per invocation, every sum the step needs.
 //
-// Reads:  gradients; momentum; memory (counters or the last gradient); parameters with coupled weight decay, and before the first step.
+// Reads:  gradients; momentum; memory (counters, the last gradient, what Prodigy or Mechanic keeps); parameters with coupled weight decay, and before the first step.
 // Writes: partials (see layout.wgsl for their order). They are 0 for groups that are frozen and for tensors without gradients.
 // Grid:   one workgroup of WORKGROUP invocations per block; invocation i takes quads i, i + WORKGROUP, … of the block.
 // Assumes: the trips of all loops of one invocation stay below 65,535 (some drivers stop there in silence).
@@ -38,6 +38,8 @@ import package::scaled::power_of_two;
 @if(measures_iterates) import package::measure::iterates::{Memory, measure};
 @if(measures_magnitudes) import package::measure::magnitudes::{Memory, measure};
 @if(measures_distance) import package::measure::distance::{Memory, measure};
+@if(measures_estimate) import package::measure::estimate::{Memory, measure};
+@if(measures_displacement) import package::measure::displacement::{Memory, measure};
 @if(measures_secant) import package::measure::secant::{Memory, measure};
 
 override COUPLED_DECAY: bool;

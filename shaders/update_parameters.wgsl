@@ -2,7 +2,7 @@
 //
 // Reads:  updates (one per group, from pass 3), gradients; directions of a rule that owns passes over matrices; the second moments of rows and columns and
 //         the limits of directions (factored/tensors.wgsl); factors of rates, and which rows have gradients (rows/table.wgsl).
-// Writes: parameters, with what 16 bits lack of them where that is kept; momentum; memory (counters, the last gradient, the first parameters, streams of
+// Writes: parameters, with what 16 bits lack of them where that is kept; momentum; memory (counters, the last gradient, the first parameters, what Prodigy or Mechanic keeps, streams of
 //         parameters); averages; what it measures of the step. Nothing where the step is skipped, but for streams, which change turns.
 //         Nothing of a tensor without gradients. Zeros in the place of the gradients where that is asked, skipped or not. In the ring of records, which element was out of range.
 // Grid:   one workgroup of WORKGROUP invocations per block; invocation i takes quads i, i + WORKGROUP, … of the block.
@@ -15,6 +15,7 @@
 //     v ← β₂ v + (1 - β₂) g²           AdamW; behind the momentum, or alone where β₁ is 0
 //     v̂ ← max(v̂, v)                    AMSGrad, which has v̂ for v in u; behind v
 //     u = g | m | g + μ m | sign g | sign m | c₁ m / (c₂ √v + ε) | sign(β₁ m + (1 - β₁) g)
+//     D ← keep·D + η u + η λ' w        Mechanic, for which w ← w + (D before) - D
 //     w ← (1 - η λ') w - η u           decoupled weight decay; in schedule-free training this is z, and w what is between z and its average
 
 import package::elements::gradients::load_gradients;
@@ -32,6 +33,8 @@ import package::rule::{admitted, direction_of};
 @if(keeps_counters) import package::update::keep_counters::{Memory, keep};
 @if(keeps_gradient) import package::update::keep_gradient::{Memory, keep};
 @if(keeps_parameters) import package::update::keep_parameters::{Memory, keep};
+@if(keeps_estimate) import package::update::keep_estimate::{Memory, keep};
+@if(displaces) import package::update::displace::{Memory, displaced, displacement};
 @if(streams) import package::update::exchange_streams::exchanged;
 @if(averages) import package::update::average::average;
 @if(bits8) import package::elements::state::{keep_state, remember};
@@ -97,7 +100,7 @@ fn update_quad(block: Block, update: Update, quad: u32) {
         v = max(v, momentum[last_place]);
         momentum[last_place] = v;
     }
-    @if(keeps_memory) keep(update, at, w, raw, g);
+    @if(keeps_memory && !displaces) keep(update, at, w, raw, g);
     let u = direction_of(update, g, last, m, v);
     // What moves beside the parameters: the momentum, or z.
     var kept = last;
@@ -106,6 +109,9 @@ fn update_quad(block: Block, update: Update, quad: u32) {
         kept = select(base[at], w, vec4<bool>(update.first != 0u));
         moved = moved_schedule_free(update, kept, w, u);
     }
+    @if(displaces) let last_place = displacement(update, at);
+    @if(displaces) let place = displaced(update, last_place, w, u);
+    @if(displaces) moved.parameters = w + (last_place - place);
     @if(lazy_rows) {
         moved = Moved(select(w, moved.parameters, is_moved), select(kept, moved.beside, is_moved));
     }
@@ -115,6 +121,7 @@ fn update_quad(block: Block, update: Update, quad: u32) {
     @if(momentum && !bits8) momentum[at] = kept;
     @if(bits8) remember(kept, v);
     @if(schedule_free) base[at] = kept;
+    @if(displaces) memory[at] = select(last_place, place, fits);
     @if(streams) store_parameters(block, quad, exchanged(update, at, next), update.rounding_key);
     @if(!streams) store_parameters(block, quad, next, update.rounding_key);
     @if(averages) average(update, at, next);

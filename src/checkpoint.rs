@@ -57,7 +57,9 @@ pub enum Parameters {
 /// A file is [safetensors](https://github.com/huggingface/safetensors). For each tensor it has those of these entries that the
 /// configuration keeps: `parameters/NAME`, `momentum/NAME`, `second_moment/NAME` (v of AdamW), `largest_second_moment/NAME`
 /// (AMSGrad), with [`State::Bits8`](crate::State::Bits8) instead `momentum_codes/NAME` (i8), `second_moment_codes/NAME` (u8) and
-/// `state_scales/NAME` (a u32 for every 32 parameters), `direction_counters/NAME`, `last_gradient/NAME`, `first_parameters/NAME`, `streams/NAME`, `averages/NAME`, `base_iterates/NAME` (z of
+/// `state_scales/NAME` (a u32 for every 32 parameters), `row_second_moment/NAME` and
+/// `column_second_moment/NAME` (Adafactor), `direction_counters/NAME`, `last_gradient/NAME`, `first_parameters/NAME`, `estimate/NAME` (w₀ and s of [`Prodigy`](crate::Prodigy)),
+/// `displacement/NAME` (of [`Mechanic`](crate::Mechanic)), `streams/NAME`, `averages/NAME`, `base_iterates/NAME` (z of
 /// [schedule-free](crate::Averaging::ScheduleFree) training) and `remainders/NAME` (the remainders of master weights, as i16). `groups/state`,
 /// `groups/update` and, if needed, `tensors/record` have a row for each group or tensor.
 ///

@@ -11,9 +11,9 @@ pub use text::wgsl;
 
 regime_words! {
     /// Constants of a group's regime, the largest of which has so many words.
-    pub struct RegimeConstants(5);
+    pub struct RegimeConstants(7);
     /// State of a group's regime.
-    pub struct RegimeState(14);
+    pub struct RegimeState(20);
     /// What a regime says of a step, beside the terms.
     pub struct RegimeRecord(3);
 }
@@ -373,6 +373,10 @@ shared_structs! {
         /// The share of the new parameters in their average, in schedule-free training that of z; 0 until the average starts, and above 0 from
         /// then on.
         pub average_weight: f32,
+        /// The share of what a regime keeps in what it keeps next: of s under Prodigy, of the displacement under Mechanic. 0 elsewhere, as the next.
+        pub memory_keep: f32,
+        /// The share of what is added to it: of the gradient under Prodigy, of the parameters, for their decay, under Mechanic.
+        pub memory_share: f32,
         /// The slot where the stream's parameters go, one of [`slots`].
         pub put: u32,
         /// The slot from where the next stream's parameters come, one of [`slots`].
@@ -698,6 +702,8 @@ pub mod slots {
         pub const NO_SLOT: u32 = 3;
         /// Number of copies.
         pub const STREAM_SLOTS: u32 = 3;
+        /// Number of vectors that Prodigy keeps.
+        pub const ESTIMATE_SLOTS: u32 = 2;
     }
 }
 

@@ -110,7 +110,7 @@ pub use plan::TensorInfo;
 pub use rates::RateFactors;
 pub use record::{Flags, NonFinite, RankNonFinite, Record, Records, TensorRecord, Term};
 pub use regime::table::*;
-pub use regime::{CurvatureForm, Look, Outcome, Regime, SecantForm, Stream};
+pub use regime::{CurvatureForm, Estimate, Look, Outcome, Regime, SecantForm, Stream};
 pub use rule::table::*;
 pub use rule::{MuonPrecision, MuonScale, Rule, WeightDecay};
 pub use safeguards::{LossScaler, NonFinitePolicy, NormOutliers};

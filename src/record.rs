@@ -7,7 +7,7 @@ use crate::error::{Error, Problem};
 use crate::layout::terms::{self, TERMS};
 use crate::layout::{NO_ELEMENT, RawRecord, RawTensorRecord, record_flags, unscale};
 use crate::plan::{Names, Plan};
-use crate::regime::{Kernel, Look, Outcome, Stream};
+use crate::regime::{Estimate, Kernel, Look, Outcome, Stream};
 
 /// One step of one group, as the learning-rate pass explains it.
 ///
@@ -52,6 +52,9 @@ pub struct Record {
     /// What became of the look at the last step that moved the group, under [`Curvature`](crate::Curvature); `None` where there was nothing
     /// to look at, and in steps that leave the group out.
     pub look: Option<Look>,
+    /// What the rate of the step follows from under [`Prodigy`](crate::Prodigy) and [`Mechanic`](crate::Mechanic); `None` in steps without a
+    /// gradient or that were skipped.
+    pub estimate: Option<Estimate>,
     /// The factor of the clip by norm, `min(1, C/n)`.
     pub clip_factor: f32,
     /// Steps of this group skipped so far, this one included.
@@ -288,6 +291,7 @@ impl Record {
             stream: details.stream,
             outcome: details.outcome,
             look: details.look,
+            estimate: details.estimate,
             clip_factor: raw.clip_factor,
             skipped: raw.skipped,
             skips_in_row: raw.skips_in_row,
@@ -380,7 +384,8 @@ macro_rules! terms {
 terms! {
     /// The norm of the gradient. For Seesaw and NormRatio `p ln(n̂_{t-1}/n̂_t)`.
     Norm(NORM_TERM): "norm", "norm fell", "norm rose";
-    /// The gradient's alignment with past directions: `κ_t (n/n̂) a_slow`. Positive where steps agree.
+    /// The gradient's alignment with past directions: `κ_t (n/n̂) a_slow`. Positive where steps agree. For [`Mechanic`](crate::Mechanic) `ln` of
+    /// the growth of its scale.
     Alignment(ALIGNMENT_TERM): "alignment", "steps agree", "steps contradict";
     /// Two successive steps that contradict each other: `κ_t (n/n̂) min(0, f + slack)`, where f is the moving average of `a_fast`. Never positive.
     Brake(BRAKE_TERM): "brake", "brake released", "steps overshoot";
@@ -389,7 +394,8 @@ terms! {
     /// The curvature along the last step, for the secant regimes ([`BarzilaiBorwein`](crate::BarzilaiBorwein), [`AdGd`](crate::AdGd),
     /// [`Curvature`](crate::Curvature)): their total change minus the norm's.
     Curvature(CURVATURE_TERM): "curvature", "curvature is low", "curvature is high";
-    /// The distance from the first parameters: `ln(r̄_t/r̄_{t-1})` for DoG, twice that for DoWG.
+    /// The distance from the first parameters: `ln(r̄_t/r̄_{t-1})` for DoG, twice that for DoWG; `ln(d_t/d_{t-1})` of the estimated distance for
+    /// [`Prodigy`](crate::Prodigy).
     Distance(DISTANCE_TERM): "distance", "farther from the start", "nearer to the start";
     /// The sum of squared norms (AdaGradNorm, DoG, DoWG): `-½ ln` of its growth.
     History(HISTORY_TERM): "history", "history forgotten", "gradients add up";

@@ -175,6 +175,24 @@ pub trait RegimeReference: std::panic::UnwindSafe + std::panic::RefUnwindSafe {
         0.0
     }
 
+    /// Uses the rate of the step with all its factors, and its number among those that moved the group.
+    fn settle(&mut self, _rate: f64, _k: f64) {}
+
+    /// What the moments of the rule are multiplied by before the step: m by this, v by its square.
+    fn moment_ratio(&mut self) -> f64 {
+        1.0
+    }
+
+    /// False where the rule's corrections for moments that began at zero are left out.
+    fn corrects_bias(&self) -> bool {
+        true
+    }
+
+    /// The new parameters, where they are more than the old ones less the step, which has rate and weight decay in it.
+    fn place(&mut self, _first_w: &[f64], _step: &[f64]) -> Option<Vec<f64>> {
+        None
+    }
+
     /// A look at the last step.
     fn look(&mut self, _: &RegimeLook) {}
 }

@@ -20,7 +20,7 @@ pub use curvature::{CurvatureForm, Look};
 use crate::averaging::Averaging;
 use crate::error::{Error, require};
 use crate::layout::numbers;
-use crate::layout::{Declared, GroupConstants, GroupState, RawRecord, RegimeConstants, RegimeState, ScopeSums};
+use crate::layout::{Declared, GroupConstants, GroupState, RawRecord, RegimeConstants, RegimeState, ScopeSums, Update};
 use crate::reference::RegimeReference;
 use crate::rule::Rule;
 use gradient::{Gradient, Turn};
@@ -106,6 +106,10 @@ pub(crate) struct Needs {
     pub(crate) loss: bool,
     /// Schedule-free training, of which ⟨g, y - z⟩ is measured, and Σ|g|.
     pub(crate) schedule_free: bool,
+    /// The first parameters and a weighted sum of gradients, with which Prodigy estimates a distance.
+    pub(crate) estimate: bool,
+    /// How far the parameters have moved, as Mechanic multiplies it.
+    pub(crate) displacement: bool,
     /// Three streams of parameters.
     pub(crate) streams: bool,
     /// ‖w₀‖.
@@ -120,6 +124,8 @@ impl Needs {
         first_parameters: false,
         loss: false,
         schedule_free: false,
+        estimate: false,
+        displacement: false,
         streams: false,
         initial_norm: false,
     };
@@ -145,6 +151,10 @@ pub(crate) struct Kernel {
     pub(crate) look: fn(&GroupConstants, &ScopeSums, bool, &mut GroupState),
     /// Chooses the stream of parameters that the step belongs to: of the loss, whether the step is skipped, and whether there was a halt.
     pub(crate) begin_step: fn(&GroupConstants, f32, bool, bool, &mut GroupState, &mut RawRecord) -> Turn,
+    /// Uses the rate of a step with a gradient, once it is known with schedule and controls: with the rule's bias corrections.
+    pub(crate) settle: Option<fn(&GroupConstants, &Gradient, (f32, f32), &mut GroupState)>,
+    /// Changes what the update is told of a step that moves the group.
+    pub(crate) amend: fn(&GroupConstants, &mut GroupState, &mut Update),
     /// The rate by which a step counts in the average of schedule-free training.
     pub(crate) averaged_rate: fn(&mut GroupState) -> f32,
     /// Reads what is in the record.
@@ -164,6 +174,8 @@ impl Kernel {
             follow: |_, _, _, _| {},
             look: |_, _, _, _| {},
             begin_step: one_stream,
+            settle: None,
+            amend: |_, _, _| {},
             averaged_rate: |s| s.learning_rate,
             explain: |_| Details::EMPTY,
         }
@@ -209,11 +221,41 @@ pub(crate) struct Details {
     pub(crate) stream: Option<Stream>,
     pub(crate) outcome: Option<Outcome>,
     pub(crate) look: Option<Look>,
+    pub(crate) estimate: Option<Estimate>,
+}
+
+/// What [`Prodigy`] or [`Mechanic`] knew of its scale at a step, in [`Record::estimate`](crate::Record::estimate).
+#[derive(Debug, Clone, Copy, PartialEq)]
+#[non_exhaustive]
+pub enum Estimate {
+    /// Of Prodigy: d is the largest quotient `c r/Σ|s|` so far.
+    Distance {
+        /// r of the steps before, over the d² of the last of them.
+        numerator: f32,
+        /// Σ|s| of the steps before, over the same d²; 0 where it is not known.
+        denominator: f32,
+        /// d, with which the step was taken.
+        distance: f32,
+    },
+    /// Of Mechanic.
+    Scale {
+        /// h, the inner product of Δ with the gradient and its decay: above 0 where the gradient says to go further.
+        product: f32,
+        /// S, with which the step was taken.
+        scale: f32,
+    },
 }
 
 impl Details {
-    const EMPTY: Details =
-        Details { slow_alignment: 0.0, fast_alignment: 0.0, episode: 0, stream: None, outcome: None, look: None };
+    const EMPTY: Details = Details {
+        slow_alignment: 0.0,
+        fast_alignment: 0.0,
+        episode: 0,
+        stream: None,
+        outcome: None,
+        look: None,
+        estimate: None,
+    };
 }
 
 /// The table of regimes. A row has the regime's name here, the struct with its constants and the name of its files.
@@ -231,7 +273,7 @@ macro_rules! regimes {
         /// Notation: `n` is the norm of the gradient, `n̂ = max(√EMA_β(n²), n, φ mean(n))` the smoothed norm (bias-corrected; the
         /// mean is over all steps, the last 65,536 at most, and n counts in it as no more than 10 n̂ of the step before), `a` the alignment
         /// of the gradient with where the optimizer has been going, `u` the direction of the step, `s = -η u` the step itself. Every
-        /// regime but [`Regime::Fixed`] clamps each rise of `ln η` to ln 10, and those but [`Seesaw`], [`NormRatio`] and [`Hypergradient`] each
+        /// regime but [`Regime::Fixed`], [`Prodigy`] and [`Mechanic`] clamps each rise of `ln η` to ln 10, and those but [`Seesaw`], [`NormRatio`] and [`Hypergradient`] each
         /// fall as well; all clamp η to `[1e-30, 1e30]`, and carry it over when the gradient is zero or not finite. A
         /// [`Schedule`](crate::Schedule) multiplies what the regime says.
         #[derive(Debug, Clone, Copy, PartialEq)]
@@ -285,6 +327,10 @@ regimes! {
     Ngn(Ngn) in ngn,
     /// Divides the loss, as it is estimated for the steps of schedule-free training, by the gradient.
     ScheduleFreePlus(ScheduleFreePlus) in schedule_free_plus,
+    /// Estimates the distance to the solution, for rules whose steps are about as long in every element.
+    Prodigy(Prodigy) in prodigy,
+    /// Learns a scale of everything the rule has done so far.
+    Mechanic(Mechanic) in mechanic,
     /// Compares the losses of three parameter streams at three rates.
     AutoSgd(AutoSgd) in auto_sgd,
 }
@@ -343,6 +389,18 @@ impl Regime {
         self.regime().needs().looks
     }
 
+    /// Returns true if the first parameters and a weighted sum of gradients are kept: 8 bytes per parameter.
+    #[doc(hidden)]
+    pub fn needs_estimate(&self) -> bool {
+        self.regime().needs().estimate
+    }
+
+    /// Returns true if it is kept how far the parameters have moved, which the regime multiplies: 4 bytes per parameter.
+    #[doc(hidden)]
+    pub fn needs_displacement(&self) -> bool {
+        self.regime().needs().displacement
+    }
+
     /// Returns true if three streams of parameters take turns, which takes 12 bytes per parameter.
     #[doc(hidden)]
     pub fn needs_streams(&self) -> bool {
@@ -351,10 +409,22 @@ impl Regime {
 
     /// Returns true if the regime supports this rule. [`AutoSgd`] needs three copies of the rule's memory and rejects rules with momentum or a
     /// second moment; [`BarzilaiBorwein`] and [`AdGd`] need the last direction and reject Muon; [`ScheduleFreePlus`] rejects rules with
-    /// momentum, as schedule-free training does. All other combinations can be built.
+    /// momentum, as schedule-free training does; [`Prodigy`] needs a mean of squares or signs, and rejects rules along the gradient, AMSGrad and
+    /// Muon. All other combinations can be built.
     #[doc(hidden)]
     pub fn fits(&self, rule: &Rule) -> bool {
         self.regime().fits(rule)
+    }
+
+    /// Returns true if the regime supports this average. [`AutoSgd`] rejects all, [`ScheduleFreePlus`] all but schedule-free training, and
+    /// [`Curvature`], [`Prodigy`] and [`Mechanic`] reject that: they take the step to be along the direction, from where the gradient was taken.
+    #[doc(hidden)]
+    pub fn fits_averaging(&self, averaging: &Averaging) -> bool {
+        let needs = self.regime().needs();
+        match averaging {
+            Averaging::ScheduleFree => !(needs.looks || needs.estimate || needs.displacement || needs.streams),
+            other => !needs.schedule_free && !(needs.streams && other.is_on()),
+        }
     }
 
     /// Returns false for combinations that are known to fail: they can be built, but diverged or nearly so on every problem they were tried
@@ -420,6 +490,16 @@ fn require_slow(regime: &dyn LearningRateRegime, smoothing: f32, norm_floor: f32
 fn require_above_0(regime: &dyn LearningRateRegime, field: &'static str, value: f32) -> Result<(), Error> {
     let in_range = value.is_finite() && value >= f32::MIN_POSITIVE;
     require(in_range, || regime.owner(), field, value, "finite, above 0 and not denormal")
+}
+
+fn require_within(
+    regime: &dyn LearningRateRegime,
+    field: &'static str,
+    value: f32,
+    range: std::ops::RangeInclusive<f32>,
+    expected: &'static str,
+) -> Result<(), Error> {
+    require(range.contains(&value), || regime.owner(), field, value, expected)
 }
 
 fn require_at_least_0(regime: &dyn LearningRateRegime, field: &'static str, value: f32) -> Result<(), Error> {

@@ -350,8 +350,22 @@ impl Oracle {
         let rate = share * out.rate;
         let factor = self.clip_factor(&raw);
         let g: Vec<f64> = raw.iter().zip(&self.w).map(|(g, w)| factor * g + coupled * w).collect();
-        let k = f64::from(self.taken);
         let last = self.moments.clone();
+        let mut k = f64::from(self.taken);
+        if let Some(reference) = &mut self.reference {
+            if !out.zero {
+                reference.settle(out.rate, k);
+            }
+            let ratio = reference.moment_ratio();
+            let moments = [(&mut self.moments.m, ratio), (&mut self.moments.v, ratio * ratio)];
+            for (moment, ratio) in moments.into_iter().filter_map(|(moment, ratio)| Some((moment.as_mut()?, ratio))) {
+                moment.iter_mut().for_each(|x| *x *= ratio);
+            }
+            if !reference.corrects_bias() {
+                // All powers of β are 0.
+                k = f64::INFINITY;
+            }
+        }
         let mut step = RuleStep { g: &g, k, moments: &mut self.moments, flushes: self.flushes, shapes: &self.shapes };
         let direction = self.rule.reference(&mut step);
         let factors = self.factors(&raw);
@@ -373,9 +387,15 @@ impl Oracle {
         if self.averaging == Averaging::ScheduleFree {
             self.move_schedule_free(shrink, rate, &direction, &factors);
         } else {
-            for ((w, u), factor) in self.w.iter_mut().zip(&direction).zip(&factors) {
-                if let Some(factor) = factor {
-                    *w = (1.0 - factor * (1.0 - shrink)) * *w - rate * factor * u;
+            let decay = f64::from(self.decay.decoupled());
+            let steps: Vec<f64> = self.w.iter().zip(&direction).map(|(w, u)| rate * (u + decay * w)).collect();
+            if let Some(places) = self.reference.as_mut().and_then(|reference| reference.place(&self.w_0, &steps)) {
+                self.w = places;
+            } else {
+                for ((w, u), factor) in self.w.iter_mut().zip(&direction).zip(&factors) {
+                    if let Some(factor) = factor {
+                        *w = (1.0 - factor * (1.0 - shrink)) * *w - rate * factor * u;
+                    }
                 }
             }
             self.average_iterate();

@@ -4,8 +4,8 @@ use crate::oracle::Oracle;
 use crate::stored::rounded;
 use wgpu_optim::internals::layout::GroupState;
 use wgpu_optim::{
-    AutoSgd, Averaging, DoG, DoWG, Element, Group, RateFactors, Regime, Rounding, Rule, Schedule, State, TrustRatio,
-    WeightDecay,
+    AutoSgd, Averaging, DoG, DoWG, Element, Group, Mechanic, Prodigy, RateFactors, Regime, Rounding, Rule, Schedule,
+    State, TrustRatio, WeightDecay,
 };
 
 /// One group: everything a caller can say of it, and its tensors' parameters before the first step.
@@ -225,6 +225,10 @@ pub fn regimes() -> impl Iterator<Item = Regime> {
     Regime::all().into_iter().map(|regime| match regime {
         Regime::DoG(_) => DOG,
         Regime::DoWG(_) => Regime::DoWG(DoWG { initial_distance: 1e-2 }),
+        // As DoG: in f32 a distance of 1e-6 is rounding.
+        Regime::Prodigy(_) => Regime::Prodigy(Prodigy { initial_estimate: 1e-2, ..Prodigy::default() }),
+        // The scale has grown by then.
+        Regime::Mechanic(_) => Regime::Mechanic(Mechanic { initial_scale: 1e-2, ..Mechanic::default() }),
         // Some stream wins after five rounds.
         Regime::AutoSgd(_) => Regime::AutoSgd(AutoSgd { rounds: 4, ..AutoSgd::default() }),
         regime => regime,

@@ -473,7 +473,8 @@ impl Groups {
         for rule in rules.into_iter().filter(|rule| self.averaging.fits(rule)) {
             let usual = [Rule::sgd(), Rule::adamw()].contains(&rule);
             for (number, &regime) in regimes.iter().enumerate() {
-                if regime.fits(&rule) && (self.each_with_each || usual || number == 0) {
+                let fits = regime.fits(&rule) && regime.fits_averaging(&self.averaging);
+                if fits && (self.each_with_each || usual || number == 0) {
                     all.push((rule, regime));
                 }
             }
@@ -535,7 +536,8 @@ fn regimes(streams: bool) -> Vec<Regime> {
     if streams {
         return vec![Regime::auto_sgd()];
     }
-    vec![Regime::seesaw(), Regime::norm_ratio(), Regime::adgd(), Regime::dowg(), Regime::polyak()]
+    let others = [Regime::seesaw(), Regime::norm_ratio(), Regime::adgd(), Regime::dowg(), Regime::polyak()];
+    [&others[..], &[Regime::prodigy(), Regime::mechanic()]].concat()
 }
 
 /// A step of many parameters, and a copy of as many.

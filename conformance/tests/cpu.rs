@@ -2,8 +2,8 @@
 //! records. It compiles in seconds, so that mutants of the CPU path are tried against it (docs/testing.md, "Mutants").
 
 use wgpu_optim::{
-    AmsGrad, Averaging, Element, LossScaler, NonFinitePolicy, Record, Regime, Rounding, Rule, ShardSums, Term,
-    WeightDecay,
+    AmsGrad, Averaging, Element, LossScaler, Mechanic, NonFinitePolicy, Prodigy, Record, Regime, Rounding, Rule,
+    ShardSums, Term, WeightDecay,
 };
 use wgpu_optim_conformance::oracle::{Oracle, Outcome};
 use wgpu_optim_conformance::run::{CpuRun, Run, Setup, Spec};
@@ -11,6 +11,20 @@ use wgpu_optim_conformance::schedule::schedules;
 use wgpu_optim_conformance::spec::regimes;
 use wgpu_optim_conformance::stored::{half_ulp, rounded};
 use wgpu_optim_conformance::{Numbers, assert_close, tensors, times};
+
+/// From estimates whose steps are not lost in the rounding of the parameters, and that do not grow to where a decay of the parameters by so
+/// much as they are makes differences of a last place grow.
+const PRODIGY: Regime = Regime::Prodigy(Prodigy {
+    learning_rate: 0.2,
+    initial_estimate: 1e-2,
+    coefficient: 1.0,
+    growth: 1.2,
+    beta3: None,
+    bias_correction: false,
+    safeguard_warmup: false,
+});
+const MECHANIC: Regime =
+    Regime::Mechanic(Mechanic { learning_rate: 1.0, decay: 0.01, initial_scale: 1e-2, epsilon: 1e-8 });
 
 /// Around the boundaries of SIMD registers and of blocks.
 const LENGTHS: [usize; 4] = [37, 1, 0, 4099];
@@ -89,7 +103,9 @@ fn norm(values: impl Iterator<Item = f64>) -> f64 {
 
 /// Steps of one optimizer, or of several ranks that have every other tensor each, against the oracle.
 fn follow_the_oracle(spec: &Spec, setup: Setup, sizes: Sizes, ranks: usize) {
-    let name = format!("{}, {setup:?}, {sizes:?}, {ranks} ranks", spec.name);
+    let Spec { decay, clip, trust, schedule, params, .. } = spec;
+    let group = format!("{decay:?}, clip {clip}, trust {trust:?}, {schedule:?}, {params:?}");
+    let name = format!("{}, {group}, {setup:?}, {sizes:?}, {ranks} ranks", spec.name);
     let part = |all: &[Vec<f32>], rank: usize| -> Vec<Vec<f32>> {
         let piece = |t: &Vec<f32>| t[t.len() * rank / ranks..t.len() * (rank + 1) / ranks].to_vec();
         all.iter().map(piece).collect()
@@ -207,6 +223,36 @@ fn every_rule_and_regime_follows_the_oracle() {
     }
 }
 
+/// Prodigy and Mechanic under every setting: what they keep is made of steps and gradients with all that is laid over them.
+#[test]
+fn estimates_follow_the_oracle_under_every_setting() {
+    let Regime::Prodigy(prodigy) = PRODIGY else { unreachable!() };
+    let prodigies = [
+        prodigy,
+        Prodigy { bias_correction: true, growth: 1.1, ..prodigy },
+        Prodigy { safeguard_warmup: true, coefficient: 0.5, beta3: Some(0.8), learning_rate: 0.5, ..prodigy },
+    ];
+    let prodigies = prodigies.into_iter().flat_map(|prodigy| {
+        let rules = [Rule::adamw(), Rule::adamw_without_momentum(), Rule::nadamw(), Rule::signum(0.9), Rule::lion()];
+        rules.map(|rule| (rule, Regime::Prodigy(prodigy)))
+    });
+    let rules = [Rule::sgd(), Rule::sgdm(0.9), Rule::adamw(), Rule::lion()];
+    for (rule, regime) in prodigies.chain(rules.map(|rule| (rule, MECHANIC))) {
+        let plain = || spec(rule, regime);
+        for decay in [WeightDecay::Coupled(0.1), WeightDecay::Decoupled(0.1)] {
+            alone(&Spec { decay, clip: 3.0, maximize: true, ..plain() });
+        }
+        alone(&Spec { trust: Some(0.02), ..plain() });
+        for schedule in schedules(7) {
+            alone(&Spec { schedule, ..plain() });
+        }
+        alone(&Spec { averaging: Averaging::Exponential { decay: 0.75, start: 2 }, ..plain() });
+        for element in [Element::F16, Element::Bf16] {
+            alone(&plain().stored(element, element, Rounding::Masters));
+        }
+    }
+}
+
 #[test]
 fn every_setting_of_a_group_follows_the_oracle() {
     let rules = [Rule::sgd(), Rule::nesterov(0.9), Rule::sign_sgd(), Rule::signum(0.9), Rule::adamw(), Rule::lion()];
@@ -249,6 +295,8 @@ fn ranks_scales_and_micro_batches_follow_the_oracle() {
         (Rule::adamw(), Regime::seesaw()),
         (Rule::sgd(), Regime::polyak()),
         (Rule::sign_sgd(), Regime::schedule_free_plus()),
+        (Rule::adamw(), PRODIGY),
+        (Rule::sgdm(0.9), MECHANIC),
     ] {
         let plain = spec(rule, regime);
         let clipped = Spec { clip: 3.0, decay: WeightDecay::Coupled(0.1), ..plain.clone() };

@@ -63,8 +63,13 @@ enum Average {
 }
 
 /// Kinds of memory that a regime cannot do without once it has begun.
-const FROM_THE_FIRST_STEP: [MemoryKind; 3] =
-    [MemoryKind::LastGradient, MemoryKind::FirstParameters, MemoryKind::Streams];
+const FROM_THE_FIRST_STEP: [MemoryKind; 5] = [
+    MemoryKind::LastGradient,
+    MemoryKind::FirstParameters,
+    MemoryKind::Estimate,
+    MemoryKind::Displacement,
+    MemoryKind::Streams,
+];
 
 /// The kind of memory that has the same in f32 or in 8 bits.
 fn in_other_bits(kind: MemoryKind) -> Option<MemoryKind> {
@@ -505,9 +510,11 @@ impl Adaptation<'_> {
                     self.old_group_of(tensor).is_some_and(has_same_moments) && self.has_same_shape(tensor, kind)
                 }
                 MemoryKind::Counters => sources.rate,
-                MemoryKind::LastGradient | MemoryKind::FirstParameters | MemoryKind::Streams => {
-                    sources.rate && !sources.first
-                }
+                MemoryKind::LastGradient
+                | MemoryKind::FirstParameters
+                | MemoryKind::Estimate
+                | MemoryKind::Displacement
+                | MemoryKind::Streams => sources.rate && !sources.first,
                 MemoryKind::Averages => sources.averages == Average::GoesOn,
                 MemoryKind::BaseIterates => sources.base_iterates,
                 MemoryKind::Remainders => true,

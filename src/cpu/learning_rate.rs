@@ -195,6 +195,7 @@ fn set_rate(
     let controlled = control_at(c, s);
     let factor = schedule_factor(c, factors, steps_taken(s));
     let scheduled = (factor, Scaled::new(factor, 0).ln_ratio(Scaled::ONE));
+    let mut gradient = None;
     if square.is_zero() {
         r.flags |= if left_out { 0 } else { record_flags::ZERO_GRADIENT };
     } else if !waits {
@@ -204,6 +205,7 @@ fn set_rate(
             r.flags |= record_flags::FIRST;
         }
         (Kernel::of(c).follow)(c, &g, s, r);
+        gradient = Some(g);
     }
     s.learning_rate = s.regime_rate;
     if c.schedule != schedule_kinds::CONSTANT {
@@ -213,6 +215,9 @@ fn set_rate(
         follow_trust(c, measured, norm, s, r);
     }
     follow_controls(controlled, s, r);
+    if let (Some(settle), Some(g)) = (Kernel::of(c).settle, &gradient) {
+        settle(c, g, bias_corrections(c, steps_moved(s)), s);
+    }
 
     // How large the momentum can be at the next step: μ ‖m_{t-1}‖ and what this step adds. All groups of the scope come to the same.
     let clipped = raw_norm.smaller(Scaled::new(c.scope_clip, 0));
@@ -258,7 +263,7 @@ fn take_step(c: &GroupConstants, clip: Scaled, turn: &Turn, s: &mut GroupState, 
     let decay = c.controls.weight_decay;
     let (coupled_decay, decoupled_decay) =
         if c.flags & group_flags::COUPLES_DECAY != 0 { (decay, 0.0) } else { (0.0, decay) };
-    Update {
+    let mut update = Update {
         skip: 0,
         learning_rate: rate,
         gradient_factor: c.controls.gradient_factor * clip,
@@ -283,10 +288,15 @@ fn take_step(c: &GroupConstants, clip: Scaled, turn: &Turn, s: &mut GroupState, 
         } else {
             average_weight(c, steps_moved(s))
         },
+        // Set by regimes that use them.
+        memory_keep: 0.0,
+        memory_share: 0.0,
         put: turn.put,
         take: turn.take,
         rounding_key: rounding_key(c.rounding_seed, s.steps_low, s.steps_high),
-    }
+    };
+    (Kernel::of(c).amend)(c, s, &mut update);
+    update
 }
 
 /// What a finite gradient that is not zero does to the norms in the state, whatever the regime.

@@ -118,9 +118,9 @@ struct Memory {
     squares_codes: Vec<u8>,
     scales: Vec<u32>,
     counters: Vec<u8>,
-    /// The last gradient, the first parameters, or those from before an episode.
+    /// The last gradient, the first parameters, those from before an episode, or the displacement of Mechanic.
     vector: Vec<f32>,
-    /// The two streams whose turn it is not.
+    /// The two streams whose turn it is not; of Prodigy the first is its sum of gradients.
     streams: [Vec<f32>; 2],
     /// What 16-bit parameters lack of f32.
     remainders: Vec<i16>,
@@ -131,7 +131,8 @@ impl Memory {
         let entries = |kind: MemoryKind| if kernel.keeps(kind) { kind.entries(elements as u64) as usize } else { 0 };
         let counters = if kernel.has_counters() { elements } else { 0 };
         let vector = if kernel.vectors() > 0 { elements } else { 0 };
-        let stream = if kernel.has_streams() { elements } else { 0 };
+        let streams = [kernel.has_streams() || kernel.has_estimate(), kernel.has_streams()];
+        let [one, two] = streams.map(|kept| if kept { elements } else { 0 });
         Ok(Memory {
             momentum: zeroed(entries(MemoryKind::Momentum))?,
             squares: zeroed(entries(MemoryKind::SecondMoment))?,
@@ -142,7 +143,7 @@ impl Memory {
             scales: zeroed(entries(MemoryKind::Scales))?,
             counters: zeroed(counters)?,
             vector: zeroed(vector)?,
-            streams: [zeroed(stream)?, zeroed(stream)?],
+            streams: [zeroed(one)?, zeroed(two)?],
             remainders: zeroed(if kernel.has_remainders() { elements } else { 0 })?,
         })
     }

@@ -26,6 +26,8 @@ pub(crate) struct BlockSlices<'a, G> {
     pub(crate) counters: &'a [u8],
     /// Empty where the regime needs none.
     pub(crate) vector: &'a [f32],
+    /// Prodigy's sum of gradients. Empty or not read elsewhere.
+    pub(crate) sums: &'a [f32],
 }
 
 /// No measurement.
@@ -198,6 +200,12 @@ fn measure(
         Alignment::FirstParameters => {
             t.direction_square = square_of_distance(slices.params, slices.vector);
         }
+        Alignment::Estimate => {
+            measure_estimate(elements, gradient, state, slices, &mut t);
+        }
+        Alignment::Displacement => {
+            measure_displacement(elements, gradient, state, slices, &mut t);
+        }
         Alignment::LastGradient => {
             kernel.rule.visit(MeasureSecant::<false, _, _> { gradient, constants, state, slices, totals: &mut t });
         }
@@ -340,6 +348,60 @@ fn square_of_distance(params: &[f32], first: &[f32]) -> f32 {
         }
     }
     across(&squares)
+}
+
+/// ⟨g, w_0 - w⟩ and Σ|s| of Prodigy.
+#[inline(always)]
+fn measure_estimate(
+    elements: usize,
+    gradient: impl Rows,
+    state: &GroupState,
+    slices: BlockSlices<impl Number>,
+    t: &mut ScopeSums,
+) {
+    let gradient_scale = power_of_two(-state.gradient_exponent);
+    let mut ways = [0.0; LANES];
+    let mut magnitudes = [0.0; LANES];
+    for start in (0..elements).step_by(LANES) {
+        let g = times(gradient_scale, any_row(elements, gradient, start));
+        let first = any_row(elements, Parameters(slices.vector), start);
+        let way = difference(first, any_row(elements, Parameters(slices.params), start));
+        let s = times(gradient_scale, any_row(elements, Parameters(slices.sums), start));
+        for j in 0..LANES {
+            ways[j] += g[j] * way[j];
+            magnitudes[j] += s[j].abs();
+        }
+    }
+    t.slow_dot = across(&ways);
+    t.absolute = across(&magnitudes);
+}
+
+/// ⟨g, D⟩, ⟨w, D⟩ and ‖w‖² of Mechanic.
+#[inline(always)]
+fn measure_displacement(
+    elements: usize,
+    gradient: impl Rows,
+    state: &GroupState,
+    slices: BlockSlices<impl Number>,
+    t: &mut ScopeSums,
+) {
+    let gradient_scale = power_of_two(-state.gradient_exponent);
+    let mut along_gradient = [0.0; LANES];
+    let mut along_parameters = [0.0; LANES];
+    let mut squares = [0.0; LANES];
+    for start in (0..elements).step_by(LANES) {
+        let g = times(gradient_scale, any_row(elements, gradient, start));
+        let w = any_row(elements, Parameters(slices.params), start);
+        let displacement = any_row(elements, Parameters(slices.vector), start);
+        for j in 0..LANES {
+            along_gradient[j] += g[j] * displacement[j];
+            along_parameters[j] += w[j] * displacement[j];
+            squares[j] += w[j] * w[j];
+        }
+    }
+    t.slow_dot = across(&along_gradient);
+    t.fast_dot = across(&along_parameters);
+    t.direction_square = across(&squares);
 }
 
 /// The change y of the gradient against the direction u of the last step; of a `LOOK` also the last gradient against it.

@@ -228,12 +228,22 @@ impl<'a> MemorySlices<'a> {
     }
 }
 
-/// Where a direction is kept, once a step was taken along it: nowhere, or in an f32.
+/// Where a direction is kept, once a step was taken along it: nowhere, or in an f32; or what else is kept of the step.
 trait Keep {
     /// True if the direction is all that is wanted, for another step.
     const KEEPS: bool;
 
     fn keep(&mut self, direction: f32);
+
+    /// The new parameter, and what is kept beside it where both are in range.
+    #[inline(always)]
+    fn moved(&self, update: &Update, w: f32, direction: f32) -> (f32, f32) {
+        (update.shrink * w - update.learning_rate * direction, 0.0)
+    }
+
+    /// Keeps it.
+    #[inline(always)]
+    fn settle(&mut self, _: f32) {}
 }
 
 impl Keep for () {
@@ -249,6 +259,30 @@ impl Keep for f32 {
     #[inline(always)]
     fn keep(&mut self, direction: f32) {
         *self = direction;
+    }
+}
+
+/// How far Mechanic has moved a parameter: twin of `shaders/update/displace.wgsl`.
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+#[repr(transparent)]
+struct Displacement(f32);
+
+impl Keep for Displacement {
+    const KEEPS: bool = false;
+
+    #[inline(always)]
+    fn keep(&mut self, _: f32) {}
+
+    #[inline(always)]
+    fn moved(&self, update: &Update, w: f32, direction: f32) -> (f32, f32) {
+        let step = update.learning_rate * direction + update.memory_share * w;
+        let next = update.memory_keep * self.0 + step;
+        (w + (self.0 - next), next)
+    }
+
+    #[inline(always)]
+    fn settle(&mut self, next: f32) {
+        self.0 = next;
     }
 }
 
@@ -380,15 +414,25 @@ fn update_elements<const SCALED: bool>(
         if kernel.has_counters() {
             count_signs(gradient, &mut counters[tile.clone()], params, grads);
         }
+        // The gradient as the first pass saw it, without the clip.
+        let seen = Gradient { factor: update.micro_share.copysign(update.gradient_factor), ..gradient };
         if kernel.has_last_gradient() {
-            let seen = Gradient { factor: update.micro_share.copysign(update.gradient_factor), ..gradient };
             let elements = params.iter().zip(grads);
             for (last, (&w, &g)) in vector[tile.clone()].iter_mut().zip(elements) {
                 *last = seen.of(g, w);
             }
         }
-        if (kernel.has_first_parameters() || kernel.has_streams()) && update.first != 0 {
+        let keeps_first = kernel.has_first_parameters() || kernel.has_streams() || kernel.has_estimate();
+        if keeps_first && update.first != 0 {
             vector[tile.clone()].copy_from_slice(params);
+        }
+        if kernel.has_estimate() {
+            let elements = params.iter().zip(grads);
+            for (s, (&w, &g)) in streams[0][tile.clone()].iter_mut().zip(elements) {
+                let last = if update.first != 0 { 0.0 } else { *s };
+                let next = update.memory_keep * last + update.memory_share * seen.of(g, w);
+                *s = next.clamp(-LARGEST_F32, LARGEST_F32);
+            }
         }
         let traits = kernel.rule.traits();
         let mut estimates;
@@ -434,7 +478,23 @@ fn update_elements<const SCALED: bool>(
             let momentum = momentum.get_mut(stretch.clone()).unwrap_or_default();
             let squares = squares.get_mut(stretch.clone()).unwrap_or_default();
             let largest_squares = largest_squares.get_mut(stretch.clone()).unwrap_or_default();
-            let of_stretch = if kernel.schedule_free {
+            let of_stretch = if kernel.has_displacement() {
+                let displacement = &mut vector[tile.clone()][stretch];
+                if update.first != 0 {
+                    displacement.fill(0.0);
+                }
+                kernel.rule.visit(Move {
+                    update,
+                    gradient,
+                    largest,
+                    params,
+                    grads,
+                    momentum,
+                    squares,
+                    largest_squares,
+                    directions: bytemuck::cast_slice_mut::<f32, Displacement>(displacement),
+                })
+            } else if kernel.schedule_free {
                 let directions = &mut [0.0; TILE][..params.len()];
                 // z takes the step, and what becomes of the parameters here does not matter.
                 kernel.rule.visit(Move {
@@ -599,13 +659,16 @@ impl<const SCALED: bool, K: Keep> Move<'_, SCALED, K> {
         }
         let u = R::direction(update, g, last, next, divisor);
         direction.keep(u);
-        let moved = update.shrink * *w - update.learning_rate * u;
+        let (moved, beside) = direction.moved(update, *w, u);
         if K::KEEPS {
             *m = next;
             return true;
         }
         let fits = (moved.abs() <= largest) & (!R::TRAITS.momentum | (next.abs() <= LARGEST_F32));
         *w = if fits { moved } else { *w };
+        if fits {
+            direction.settle(beside);
+        }
         if R::TRAITS.momentum {
             *m = if fits { next } else { last };
         }

@@ -27,6 +27,8 @@ pub(crate) fn pipeline(gpu: &Gpu, tuning: &Tuning, kernel: Kernel, access: Acces
         Alignment::Iterates => ("measures_iterates", absent, read),
         Alignment::Magnitudes => ("measures_magnitudes", absent, read),
         Alignment::FirstParameters => ("measures_distance", absent, read),
+        Alignment::Estimate => ("measures_estimate", absent, read),
+        Alignment::Displacement => ("measures_displacement", absent, read),
         // A look has the bind groups of the step before.
         Alignment::NextLook => ("measures_momentum", read, read),
         Alignment::LastGradient | Alignment::Look => ("measures_secant", read, read),

@@ -30,6 +30,8 @@ pub(crate) fn pipeline(gpu: &Gpu, tuning: &Tuning, kernel: Kernel, access: Acces
         (kernel.has_counters(), "keeps_counters"),
         (kernel.has_last_gradient(), "keeps_gradient"),
         (kernel.has_first_parameters() || kernel.has_streams(), "keeps_parameters"),
+        (kernel.has_estimate(), "keeps_estimate"),
+        (kernel.has_displacement(), "displaces"),
         (kernel.has_streams(), "streams"),
         (kernel.averages && !kernel.schedule_free, "averages"),
         (kernel.schedule_free, "schedule_free"),

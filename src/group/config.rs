@@ -134,6 +134,8 @@ impl GroupConfig {
             self.rule.name(),
             if self.regime.needs_streams() {
                 "sgd or signsgd with regime auto-sgd, whose three streams would need a momentum each"
+            } else if self.regime.needs_estimate() {
+                "adamw, nadamw, rmsprop, adagrad, signsgd, signum or lion with regime prodigy, whose estimate is for steps that are about as long in every element (Regime::mechanic() works with every rule, Regime::dog() with sgd)"
             } else {
                 "a rule whose last direction follows from what it remembers with regimes bb and adgd, which those of muon and adafactor do not (Regime::seesaw() works with it)"
             },
@@ -149,20 +151,24 @@ impl GroupConfig {
             )?;
         }
         require(
-            !(self.averaging == Averaging::ScheduleFree && self.regime.needs_looks()),
+            self.regime.fits_averaging(&self.averaging),
             owner,
             "averaging",
             self.averaging.name(),
-            "another with a regime that looks at a step, which in schedule-free training is not along the direction: use averaging(Averaging::polynomial_decay())",
+            if self.regime.needs_looks() {
+                "another with a regime that looks at a step, which in schedule-free training is not along the direction: use averaging(Averaging::polynomial_decay())"
+            } else {
+                "another with regimes prodigy and mechanic, whose steps lead to where the gradient is taken: use averaging(Averaging::polynomial_decay()), or Regime::schedule_free_plus() or Regime::seesaw() for schedule-free training"
+            },
         )?;
         let needs = self.regime.regime().needs();
         for (field, used) in [("rate_factors", self.rate_factors.is_some()), ("lazy_rows", self.lazy_rows)] {
             require(
-                !(used && (needs.last_gradient || self.regime.needs_streams())),
+                !(used && (needs.last_gradient || needs.streams || needs.estimate || needs.displacement)),
                 owner,
                 field,
                 "on",
-                "off with a regime that goes by the whole of the last step (bb, adgd, curvature, auto-sgd), or another regime (Regime::seesaw() works with it)",
+                "off with a regime that goes by the whole of the steps before (bb, adgd, curvature, auto-sgd, prodigy, mechanic), or another regime (Regime::seesaw() works with it)",
             )?;
         }
         require(

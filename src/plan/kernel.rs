@@ -38,6 +38,10 @@ pub(crate) enum Alignment {
     Look,
     /// The first parameters. The distance from them is measured instead of an alignment.
     FirstParameters,
+    /// The first parameters, to which the way is measured along the gradient, and a weighted sum of gradients: for Prodigy.
+    Estimate,
+    /// The way from the first parameters, as Mechanic multiplies it.
+    Displacement,
     /// Three streams of parameters. Only the gradient is measured.
     Streams,
 }
@@ -148,7 +152,9 @@ impl Kernel {
 
     /// Returns true if pass 1 reads the parameters, in a step before which the optimizer has `started` or not.
     pub(crate) fn measures_parameters(self, started: bool) -> bool {
-        self.coupled_decay || self.has_first_parameters() || self.compares_iterates() || self.initial_norm && !started
+        let compares =
+            self.has_first_parameters() || self.has_estimate() || self.has_displacement() || self.compares_iterates();
+        self.coupled_decay || compares || self.initial_norm && !started
     }
 
     /// Returns true if the gradient is compared with y - z of schedule-free training.
@@ -168,7 +174,12 @@ impl Kernel {
             | Alignment::Counters
             | Alignment::Iterates
             | Alignment::Magnitudes => 0,
-            Alignment::LastGradient | Alignment::NextLook | Alignment::Look | Alignment::FirstParameters => 1,
+            Alignment::LastGradient
+            | Alignment::NextLook
+            | Alignment::Look
+            | Alignment::FirstParameters
+            | Alignment::Displacement => 1,
+            Alignment::Estimate => slots::ESTIMATE_SLOTS,
             Alignment::Streams => slots::STREAM_SLOTS,
         }
     }
@@ -187,13 +198,23 @@ impl Kernel {
 
     /// Returns true if pass 1 measures something against the regime's memory, beside the norm and the momentum's alignment.
     pub(crate) fn measures_memory(self) -> bool {
-        self.has_counters() || self.compares_iterates() || self.measures_secant() || self.has_first_parameters()
+        self.has_counters()
+            || self.compares_iterates()
+            || self.measures_secant()
+            || self.has_first_parameters()
+            || self.has_estimate()
+            || self.has_displacement()
     }
 
     /// Returns true if pass 4 writes a memory of the regime.
     #[cfg(feature = "gpu")]
     pub(crate) fn has_memory(self) -> bool {
-        self.has_counters() || self.has_last_gradient() || self.has_first_parameters() || self.has_streams()
+        self.has_counters()
+            || self.has_last_gradient()
+            || self.has_first_parameters()
+            || self.has_estimate()
+            || self.has_displacement()
+            || self.has_streams()
     }
 
     /// Returns true if pass 4 tells the rows of a tensor apart.
@@ -203,6 +224,14 @@ impl Kernel {
 
     pub(crate) fn has_first_parameters(self) -> bool {
         self.alignment == Alignment::FirstParameters
+    }
+
+    pub(crate) fn has_estimate(self) -> bool {
+        self.alignment == Alignment::Estimate
+    }
+
+    pub(crate) fn has_displacement(self) -> bool {
+        self.alignment == Alignment::Displacement
     }
 
     pub(crate) fn has_streams(self) -> bool {
@@ -256,6 +285,10 @@ pub(crate) enum MemoryKind {
     LastGradient,
     /// The parameters before the first step.
     FirstParameters,
+    /// The parameters before the first step and the weighted sum of gradients that Prodigy keeps, one after the other.
+    Estimate,
+    /// How far Mechanic has moved the parameters.
+    Displacement,
     /// The copies of the parameters that AutoSgd keeps, slot after slot.
     Streams,
     /// The average of the parameters.
@@ -267,7 +300,7 @@ pub(crate) enum MemoryKind {
 }
 
 impl MemoryKind {
-    pub(crate) const ALL: [MemoryKind; 15] = [
+    pub(crate) const ALL: [MemoryKind; 17] = [
         MemoryKind::Momentum,
         MemoryKind::SecondMoment,
         MemoryKind::LargestSecondMoment,
@@ -279,6 +312,8 @@ impl MemoryKind {
         MemoryKind::Counters,
         MemoryKind::LastGradient,
         MemoryKind::FirstParameters,
+        MemoryKind::Estimate,
+        MemoryKind::Displacement,
         MemoryKind::Streams,
         MemoryKind::Averages,
         MemoryKind::BaseIterates,
@@ -299,6 +334,8 @@ impl MemoryKind {
             MemoryKind::Counters => "direction_counters",
             MemoryKind::LastGradient => "last_gradient",
             MemoryKind::FirstParameters => "first_parameters",
+            MemoryKind::Estimate => "estimate",
+            MemoryKind::Displacement => "displacement",
             MemoryKind::Streams => "streams",
             MemoryKind::Averages => "averages",
             MemoryKind::BaseIterates => "base_iterates",
@@ -319,6 +356,8 @@ impl MemoryKind {
             | MemoryKind::Scales
             | MemoryKind::LastGradient
             | MemoryKind::FirstParameters
+            | MemoryKind::Estimate
+            | MemoryKind::Displacement
             | MemoryKind::Streams
             | MemoryKind::Averages
             | MemoryKind::BaseIterates => 4,
@@ -354,6 +393,7 @@ impl MemoryKind {
     pub(crate) fn slots(self) -> u32 {
         match self {
             MemoryKind::Streams => slots::STREAM_SLOTS,
+            MemoryKind::Estimate => slots::ESTIMATE_SLOTS,
             _ => 1,
         }
     }
@@ -385,6 +425,8 @@ impl Kernel {
             MemoryKind::Counters => self.has_counters(),
             MemoryKind::LastGradient => self.has_last_gradient(),
             MemoryKind::FirstParameters => self.has_first_parameters(),
+            MemoryKind::Estimate => self.has_estimate(),
+            MemoryKind::Displacement => self.has_displacement(),
             MemoryKind::Streams => self.has_streams(),
             MemoryKind::Averages => self.averages && !self.schedule_free,
             MemoryKind::BaseIterates => self.schedule_free,

@@ -136,8 +136,9 @@ pub(super) fn kernel_of(config: &GroupConfig, scope: &Scope) -> Result<Kernel, E
     let secant = config.regime.needs_last_gradient();
     let distance = config.regime.needs_first_parameters();
     let remembers = |config: &GroupConfig| {
-        let Needs { last_gradient, looks, first_parameters, schedule_free, .. } = config.regime.regime().needs();
-        (last_gradient, looks, first_parameters, schedule_free)
+        let Needs { last_gradient, looks, first_parameters, schedule_free, estimate, displacement, .. } =
+            config.regime.regime().needs();
+        (last_gradient, looks, first_parameters, schedule_free, estimate, displacement)
     };
     if remembers(config) != remembers(first) || secant && config.rule.kind() != first.rule.kind() {
         return Err(Error::from(BuildError::MixedMemory {
@@ -158,6 +159,8 @@ pub(super) fn kernel_of(config: &GroupConfig, scope: &Scope) -> Result<Kernel, E
         // All groups have streams or none has (`OptimizerBuilder::resolve`).
         _ if config.regime.needs_streams() => Alignment::Streams,
         _ if config.regime.needs_schedule_free() => Alignment::Magnitudes,
+        _ if config.regime.needs_estimate() => Alignment::Estimate,
+        _ if config.regime.needs_displacement() => Alignment::Displacement,
         (true, ..) if config.regime.needs_looks() => Alignment::NextLook,
         (true, ..) => Alignment::LastGradient,
         (_, true, ..) => Alignment::FirstParameters,

@@ -89,9 +89,17 @@ fn every_combination_compiles_on_every_adapter() {
     let mut specs = Vec::new();
     let mut rules = Rule::all();
     rules.push(Rule::adamw_without_momentum());
+    let regimes = [
+        Regime::seesaw(),
+        Regime::norm_ratio(),
+        Regime::fixed(0.1),
+        Regime::adgd(),
+        Regime::dowg(),
+        Regime::prodigy(),
+        Regime::mechanic(),
+    ];
     for rule in rules {
-        let regimes = [Regime::seesaw(), Regime::norm_ratio(), Regime::fixed(0.1), Regime::adgd(), Regime::dowg()];
-        for regime in regimes.into_iter().filter(|regime| regime.fits(&rule)) {
+        for regime in regimes.iter().filter(|regime| regime.fits(&rule)).copied() {
             for (decay, clip) in [(0.0, f32::INFINITY), (0.1, f32::INFINITY), (0.1, 1.0)] {
                 let at = specs.len();
                 let spec = Spec::new(rule, regime, vec![vec![1.0; 9]]).named(format!("{at}"));
@@ -105,7 +113,8 @@ fn every_combination_compiles_on_every_adapter() {
                 let codes = Spec { state: State::Bits8, ..spec.clone().named(format!("{at} codes")) };
                 specs.push(spec);
                 specs.extend(takes_codes.then_some(codes));
-                specs.extend(free.averaging.fits(&rule).then_some(free));
+                let fits = free.averaging.fits(&rule) && regime.fits_averaging(&free.averaging);
+                specs.extend(fits.then_some(free));
             }
         }
     }

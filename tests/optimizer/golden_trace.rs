@@ -1,8 +1,11 @@
 //! Promise: Seesaw is what its executable specification says, and the other regimes what their papers' formulas say, step by step, for
-//! the three rules, on the CPU path and on every adapter. The numbers come from `tests/golden/make_golden.py`, `make_regimes.py`
-//! and `make_auto_sgd.py`.
+//! the three rules, on the CPU path and on every adapter. The numbers come from `tests/golden/make_golden.py`, `make_regimes.py`,
+//! `make_rate_free.py` and `make_auto_sgd.py`.
 
-use wgpu_optim::{AutoSgd, Averaging, DoG, DoWG, Outcome, Record, Regime, Rule, SecantForm, Stream, Term};
+use wgpu_optim::{
+    AdamW, AutoSgd, Averaging, DoG, DoWG, Mechanic, Outcome, Prodigy, Record, Regime, Rule, Schedule, SecantForm,
+    Stream, Term, WeightDecay,
+};
 use wgpu_optim_conformance::assert_close;
 use wgpu_optim_conformance::run::{Spec, every_path};
 
@@ -160,11 +163,11 @@ fn loss(w: &[f32]) -> f32 {
 
 /// The loss, the record's norm and rate, and two parameters are those of a trace.
 #[track_caller]
-fn compare_with_trace(what: &str, expected: &[&str], loss: f32, record: &Record, after: &[f32]) {
+fn compare_with_trace(what: &str, expected: &[&str], loss: f32, record: &Record, after: &[f32], tolerance: f64) {
     let [loss, norm, first, last] = [loss, record.norm, after[0], after[D - 1]].map(f64::from);
     for (column, (got, expected)) in [loss, norm, record.ln_rate, first, last].into_iter().zip(expected).enumerate() {
         let expected: f64 = expected.parse().expect("a number");
-        let allowed = FORMULA_TOLERANCE * expected.abs().max(1.0);
+        let allowed = tolerance * expected.abs().max(1.0);
         assert_close(format_args!("{what}, column {column}"), got, expected, allowed);
     }
 }
@@ -186,7 +189,79 @@ fn every_path_follows_the_golden_traces_of_the_formulas() {
                 let record = run.records().records.remove(0);
                 let after = run.params().remove(0);
                 let what = format!("{}, {rule_name}, {regime_name}, step {t}", run.path());
-                compare_with_trace(&what, &row[3..], loss(&w), &record, &after);
+                compare_with_trace(&what, &row[3..], loss(&w), &record, &after, FORMULA_TOLERANCE);
+            }
+        }
+    }
+}
+
+/// A case of `tests/golden/make_rate_free.py`, and how far an f32 may be off in it.
+fn rate_free(regime: &str, case: &str) -> (Spec, f64) {
+    let tiny = Rule::AdamW(AdamW { beta1: 0.9, beta2: 0.999, epsilon: 1e-15 });
+    let slow = Schedule::InverseSqrt { warmup: 5 };
+    let of = |rule, regime, decay, schedule| Spec {
+        decay: WeightDecay::Decoupled(decay),
+        schedule,
+        ..Spec::new(rule, regime, vec![vec![0.0; D]])
+    };
+    let prodigy = |rule, change: &dyn Fn(&mut Prodigy), decay, schedule| {
+        let mut regime = Prodigy::default();
+        change(&mut regime);
+        of(rule, Regime::Prodigy(regime), decay, schedule)
+    };
+    let plain = Schedule::Constant;
+    match (regime, case) {
+        // ε is multiplied by another d there.
+        ("prodigy", "published") => (prodigy(Rule::adamw(), &|_| {}, 0.0, plain), 1e-4),
+        ("prodigy", "tiny-epsilon") => (prodigy(tiny, &|_| {}, 0.0, plain), PACKAGES_TOLERANCE),
+        ("prodigy", "decay") => {
+            let change = |p: &mut Prodigy| {
+                (p.coefficient, p.beta3, p.initial_estimate) = (2.0, Some(0.9), 1e-4);
+            };
+            (prodigy(tiny, &change, 0.1, slow), PACKAGES_TOLERANCE)
+        }
+        ("prodigy", "corrected") => {
+            let change = |p: &mut Prodigy| (p.bias_correction, p.growth) = (true, 1.3);
+            (prodigy(tiny, &change, 0.0, plain), PACKAGES_TOLERANCE)
+        }
+        ("prodigy", "safeguard") => {
+            let change = |p: &mut Prodigy| (p.safeguard_warmup, p.learning_rate) = (true, 0.5);
+            (prodigy(tiny, &change, 0.0, slow), PACKAGES_TOLERANCE)
+        }
+        ("mechanic", "sgd") => (of(Rule::sgd(), Regime::mechanic(), 0.0, plain), PACKAGES_TOLERANCE),
+        ("mechanic", "sgdm") => (of(Rule::sgdm(0.9), Regime::mechanic(), 0.0, plain), PACKAGES_TOLERANCE),
+        ("mechanic", "adamw") => (of(Rule::adamw(), Regime::mechanic(), 0.1, slow), PACKAGES_TOLERANCE),
+        ("mechanic", "lion") => {
+            let regime = Mechanic { initial_scale: 1e-4, decay: 0.1, ..Mechanic::default() };
+            (of(Rule::lion(), Regime::Mechanic(regime), 0.0, plain), PACKAGES_TOLERANCE)
+        }
+        other => panic!("no case is called {other:?}"),
+    }
+}
+
+/// Of the largest of the number and 1, and of a rate half of it: 50 steps whose gradients follow from the parameters.
+const PACKAGES_TOLERANCE: f64 = 4e-6;
+
+/// The authors' own packages in f64: 50 steps, over which the estimates grow by five orders of magnitude.
+#[test]
+fn every_path_follows_the_golden_traces_of_the_authors_packages() {
+    const STEPS: usize = 50;
+    let traces: Vec<Vec<&str>> =
+        include_str!("../golden/rate_free.csv").lines().skip(1).map(|line| line.split(',').collect()).collect();
+    assert_eq!(traces.len(), 9 * STEPS);
+    for trace in traces.chunks(STEPS) {
+        let (regime_name, case) = (trace[0][0], trace[0][1]);
+        let (spec, tolerance) = rate_free(regime_name, case);
+        for mut run in every_path(&[spec]) {
+            for (t, row) in trace.iter().enumerate() {
+                let w = run.params().remove(0);
+                run.step(&[gradient(&w, t)]);
+                let record = run.records().records.remove(0);
+                let after = run.params().remove(0);
+                let what = format!("{}, {regime_name}, {case}, step {t}", run.path());
+                compare_with_trace(&what, &row[3..], loss(&w), &record, &after, tolerance);
+                let ln_rate: f64 = row[5].parse().expect("a number");
+                assert_close(format_args!("{what}: rate"), record.ln_rate, ln_rate, 0.5 * tolerance);
             }
         }
     }
@@ -243,7 +318,7 @@ fn every_path_follows_the_golden_traces_of_three_streams() {
                     other => panic!("no outcome is called {other}"),
                 };
                 assert_eq!(record.outcome, outcome, "{what}");
-                compare_with_trace(&what, &row[6..], loss, &record, &after);
+                compare_with_trace(&what, &row[6..], loss, &record, &after, FORMULA_TOLERANCE);
             }
         }
     }

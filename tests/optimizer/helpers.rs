@@ -15,6 +15,8 @@ pub fn rules_and_regimes() -> Vec<(Rule, Regime)> {
         Regime::barzilai_borwein(SecantForm::Geometric),
         Regime::dowg(),
         Regime::polyak(),
+        Regime::prodigy(),
+        Regime::mechanic(),
     ];
     let rules = [Rule::all(), Rule::of_matrices()].concat().into_iter().enumerate();
     let pairs =

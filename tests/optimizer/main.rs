@@ -7,6 +7,7 @@ mod checkpoint;
 mod controls;
 mod encoding;
 mod errors;
+mod estimates;
 mod faults;
 mod finish_reduction;
 mod golden_trace;

@@ -29,7 +29,12 @@ fn cases() -> Vec<Spec> {
         }
     }
     let secant = Regime::barzilai_borwein(SecantForm::Geometric);
-    for (rule, regime) in [(Rule::sgdm(0.9), secant), (Rule::sgd(), Regime::dowg())] {
+    for (rule, regime) in [
+        (Rule::sgdm(0.9), secant),
+        (Rule::sgd(), Regime::dowg()),
+        (Rule::signum(0.9), Regime::prodigy()),
+        (Rule::adamw(), Regime::mechanic()),
+    ] {
         let tensors = vec![numbers.vec(1), vec![], numbers.vec(5003)];
         specs.push(Spec::new(rule, regime, tensors).named(regime.name()));
     }

@@ -4,8 +4,8 @@
 use std::fmt::Display;
 
 use wgpu_optim::{
-    AdaGradNorm, AutoSgd, BarzilaiBorwein, Curvature, CurvatureForm, DoG, DoWG, Ngn, Polyak, Record, Regime, Rule,
-    Schedule, ScheduleFreePlus, SecantForm, Sgdm, Term, WeightDecay,
+    AdaGradNorm, AutoSgd, BarzilaiBorwein, Curvature, CurvatureForm, DoG, DoWG, Mechanic, Ngn, Polyak, Prodigy, Record,
+    Regime, Rule, Schedule, ScheduleFreePlus, SecantForm, Sgdm, Term, WeightDecay,
 };
 use wgpu_optim_conformance::oracle::Oracle;
 use wgpu_optim_conformance::run::{Spec, alone, devices, every_path};
@@ -39,6 +39,8 @@ pub fn formulas() -> Vec<(&'static str, Regime)> {
         ("dowg", Regime::DoWG(DoWG { initial_distance: 1e-2 })),
         ("polyak", Regime::Polyak(Polyak { optimum: 0.1, factor: 2.0, max_rate: 0.2 })),
         ("ngn", Regime::Ngn(Ngn { rate: 0.5 })),
+        ("prodigy", Regime::Prodigy(Prodigy { initial_estimate: 1e-2, learning_rate: 0.3, ..Prodigy::default() })),
+        ("mechanic", Regime::Mechanic(Mechanic { initial_scale: 1e-2, ..Mechanic::default() })),
         ("schedule-free-plus", Regime::ScheduleFreePlus(ScheduleFreePlus { optimum: 0.1, factor: 0.5 })),
     ]
 }

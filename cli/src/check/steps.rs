@@ -39,7 +39,8 @@ pub fn cases(subject: &Subject) -> Cases {
 fn by_memory(regimes: Vec<Regime>) -> Vec<Vec<Regime>> {
     let memory = |of: &Regime| {
         let kept = [of.needs_last_gradient(), of.needs_looks(), of.needs_first_parameters(), of.needs_streams()];
-        (of.needs_alignment(), of.needs_schedule_free(), kept)
+        let own = [of.needs_estimate(), of.needs_displacement()];
+        (of.needs_alignment(), of.needs_schedule_free(), kept, own)
     };
     let mut batches: Vec<Vec<Regime>> = Vec::new();
     for regime in regimes {

@@ -221,7 +221,7 @@ pub struct Args {
     pub schedule: ScheduleName,
     /// Which average of the weights is kept and evaluated, beside the last ones [default: by --rule]
     ///
-    /// Without it schedule-free with --regime schedule-free-plus, and for sgd, signsgd and adamw where no --schedule is given, none with --regime auto-sgd, polynomial otherwise and with a regime that looks at a batch twice.
+    /// Without it schedule-free with --regime schedule-free-plus, and for sgd, signsgd and adamw where no --schedule is given, none with --regime auto-sgd, polynomial otherwise and with curvature, prodigy and mechanic.
     #[arg(long, value_enum, help_heading = "Optimizer")]
     pub average: Option<AverageName>,
     /// Keep no average, and evaluate the weights of the last step
@@ -326,8 +326,9 @@ impl Args {
         let fits = Averaging::ScheduleFree.fits(&self.rule_for(Some(AverageName::ScheduleFree)));
         let is_free = match self.regime {
             regime if regime.0.needs_schedule_free() => fits,
-            // Its steps are not along the direction that a look would measure.
-            regime => fits && self.schedule == ScheduleName::CONSTANT && regime.gradients() == 1,
+            regime => {
+                fits && self.schedule == ScheduleName::CONSTANT && regime.0.fits_averaging(&Averaging::ScheduleFree)
+            }
         };
         Some(if is_free { AverageName::ScheduleFree } else { AverageName::Polynomial })
     }

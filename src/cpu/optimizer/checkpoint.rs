@@ -43,9 +43,10 @@ impl TensorMemory {
             MemoryKind::SecondMomentCodes => vec![squares_codes],
             MemoryKind::Scales => vec![bytemuck::cast_slice(scales)],
             MemoryKind::Counters => vec![counters],
-            MemoryKind::LastGradient | MemoryKind::FirstParameters => {
+            MemoryKind::LastGradient | MemoryKind::FirstParameters | MemoryKind::Displacement => {
                 vec![bytemuck::cast_slice(vector)]
             }
+            MemoryKind::Estimate => [vector, one].map(|slot| bytemuck::cast_slice(slot)).into(),
             MemoryKind::Streams => [vector, one, two].map(|slot| bytemuck::cast_slice(slot)).into(),
             MemoryKind::Averages | MemoryKind::BaseIterates => {
                 vec![bytemuck::cast_slice(&self.averages)]
@@ -78,9 +79,10 @@ impl TensorMemory {
             MemoryKind::SecondMomentCodes => vec![squares_codes],
             MemoryKind::Scales => vec![bytemuck::cast_slice_mut(scales)],
             MemoryKind::Counters => vec![counters],
-            MemoryKind::LastGradient | MemoryKind::FirstParameters => {
+            MemoryKind::LastGradient | MemoryKind::FirstParameters | MemoryKind::Displacement => {
                 vec![bytemuck::cast_slice_mut(vector)]
             }
+            MemoryKind::Estimate => [vector, one].map(|slot| bytemuck::cast_slice_mut(slot)).into(),
             MemoryKind::Streams => [vector, one, two].map(|slot| bytemuck::cast_slice_mut(slot)).into(),
             MemoryKind::Averages | MemoryKind::BaseIterates => {
                 vec![bytemuck::cast_slice_mut(&mut self.averages)]

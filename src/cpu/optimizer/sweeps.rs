@@ -54,6 +54,7 @@ impl<'a> Reduce<'a, f32> {
                 squares: slices.squares,
                 counters: slices.counters,
                 vector: slices.vector,
+                sums: slices.sums,
             },
         }
     }
@@ -322,6 +323,7 @@ impl CpuOptimizer {
                     } else {
                         tensor.memory.vector.get(start..end).unwrap_or_default()
                     },
+                    sums: tensor.memory.streams[0].get(start..end).unwrap_or_default(),
                 },
             };
             *partial = match grads[index].values().range(start..end) {

@@ -32,8 +32,10 @@ impl OptimizerBuilder<Tensor> {
     /// Checks everything, allocates everything, compiles the kernels.
     ///
     /// Memory on the device beside the caller's buffers: 4 bytes per parameter for momentum rules, 8 for AdamW (4 with `β₁ = 0`), 1.125 and 2.125
-    /// with [`State::Bits8`](crate::State::Bits8), 12 for AMSGrad and for Muon, which also takes two squares of each matrix's short side, 1 byte per parameter for the direction memory of Seesaw and
-    /// Hypergradient on rules without momentum, 4 for the last gradient of the secant regimes or the first parameters of DoG and DoWG, 12 for
+    /// with [`State::Bits8`](crate::State::Bits8), 12 for AMSGrad and for Muon, which also takes two squares of each matrix's short side, 4 for each row and
+    /// column with Adafactor, 1 byte per parameter for the direction memory of Seesaw and
+    /// Hypergradient on rules without momentum, 4 for the last gradient of the secant regimes, the first parameters of DoG and DoWG or the displacement of
+    /// Mechanic, 8 for the first parameters and the sum of gradients of Prodigy, 12 for
     /// the streams of AutoSgd, 4 for an [`Averaging`](crate::Averaging), 2 for [`Rounding::Masters`](crate::Rounding::Masters) of 16-bit
     /// parameters, otherwise nothing in proportion to the parameters.
     ///

@@ -80,8 +80,14 @@ pub(super) const OF_THE_RULE: [MemoryKind; 8] = [
 ];
 
 /// What a regime remembers, of which there is one kind at most.
-pub(super) const OF_THE_REGIME: [MemoryKind; 4] =
-    [MemoryKind::Counters, MemoryKind::LastGradient, MemoryKind::FirstParameters, MemoryKind::Streams];
+pub(super) const OF_THE_REGIME: [MemoryKind; 6] = [
+    MemoryKind::Counters,
+    MemoryKind::LastGradient,
+    MemoryKind::FirstParameters,
+    MemoryKind::Estimate,
+    MemoryKind::Displacement,
+    MemoryKind::Streams,
+];
 
 /// What is bound where nothing is kept. Two, since one of them may be read while the other is written.
 pub(super) fn no_memory(gpu: &Gpu) -> [wgpu::Buffer; 2] {

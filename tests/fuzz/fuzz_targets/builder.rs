@@ -4,8 +4,8 @@
 use libfuzzer_sys::fuzz_target;
 use wgpu_optim::{
     AdGd, AdaGradNorm, Adagrad, AdamW, AmsGrad, AutoSgd, Averaging, BarzilaiBorwein, Curvature, CurvatureForm,
-    DecayShape, DoG, DoWG, FixedRate, Group, Hypergradient, Lion, LossScaler, Muon, MuonScale, NAdamW, Ngn,
-    NonFinitePolicy, NormRatio, OptimizerBuilder, Polyak, Regime, RmsProp, Rule, Schedule, ScheduleFreePlus,
+    DecayShape, DoG, DoWG, FixedRate, Group, Hypergradient, Lion, LossScaler, Mechanic, Muon, MuonScale,
+    NAdamW, Ngn, NonFinitePolicy, NormRatio, OptimizerBuilder, Polyak, Prodigy, Regime, RmsProp, Rule, Schedule, ScheduleFreePlus,
     SecantForm, Seesaw, Sgdm, Signum, TrustRatio, WnGrad,
 };
 
@@ -108,7 +108,7 @@ impl Source<'_> {
 
     fn regime(&mut self) -> Regime {
         let form = [SecantForm::Long, SecantForm::Short, SecantForm::Geometric][usize::from(self.byte() % 3)];
-        match self.byte() % 15 {
+        match self.byte() % 17 {
             0 => Regime::Seesaw(Seesaw {
                 exponent: self.number(),
                 exponent_above: self.number(),
@@ -156,6 +156,21 @@ impl Source<'_> {
                 first_step: self.number(),
             }),
             13 => Regime::ScheduleFreePlus(ScheduleFreePlus { optimum: self.number(), factor: self.number() }),
+            14 => Regime::Prodigy(Prodigy {
+                learning_rate: self.number(),
+                initial_estimate: self.number(),
+                coefficient: self.number(),
+                growth: self.number(),
+                beta3: self.optional(),
+                bias_correction: self.byte() % 2 == 1,
+                safeguard_warmup: self.byte() % 2 == 1,
+            }),
+            15 => Regime::Mechanic(Mechanic {
+                learning_rate: self.number(),
+                decay: self.number(),
+                initial_scale: self.number(),
+                epsilon: self.number(),
+            }),
             _ => Regime::AutoSgd(AutoSgd {
                 factor: self.number(),
                 certainty: self.number(),

@@ -48,8 +48,15 @@ const PARAMETERS: &[&str] = &["", "half_parameters masters", "half_parameters ne
 const GRADIENTS: &[&str] = &["", "half_gradients"];
 const CLEARS: &[&str] = &["", "writes_gradients", "writes_gradients clears_gradients"];
 const PARTIALS: &[&str] = &["per_invocation", "per_workgroup", "per_subgroup"];
-const MEASURES: &[&str] =
-    &["measures_momentum", "measures_counters", "measures_iterates", "measures_magnitudes", "measures_distance"];
+const MEASURES: &[&str] = &[
+    "measures_momentum",
+    "measures_counters",
+    "measures_iterates",
+    "measures_magnitudes",
+    "measures_distance",
+    "measures_estimate",
+    "measures_displacement",
+];
 const RULES: &[&str] = &[
     "sgd",
     "sgdm momentum",
@@ -77,6 +84,8 @@ const KEEPS: &[&str] = &[
     "keeps_memory keeps_counters",
     "keeps_memory keeps_gradient",
     "keeps_memory keeps_parameters",
+    "keeps_memory keeps_estimate",
+    "keeps_memory displaces",
     "keeps_memory keeps_parameters streams",
     "averages measures_step",
     "schedule_free",
@@ -93,6 +102,8 @@ const REGIMES: &[&str] = &[
     "polyak",
     "ngn",
     "schedule_free_plus",
+    "prodigy",
+    "mechanic",
     "auto_sgd",
 ];
 

@@ -481,8 +481,9 @@ fn any_change_is_refused_or_goes_on() {
             let mut averages = vec![Averaging::Off, Averaging::polynomial_decay(), Averaging::Running { start: 9 }];
             averages.extend(Some(Averaging::ScheduleFree).filter(|free| free.fits(&rule)));
             let fitting: Vec<Regime> = regimes.iter().copied().filter(|regime| regime.fits(&rule)).collect();
-            let mut spec =
-                Spec::new(rule, fitting[draw(fitting.len())], tensors(draw(9) as u64, &[3, 5][..1 + draw(2)]));
+            let regime = fitting[draw(fitting.len())];
+            averages.retain(|averaging| regime.fits_averaging(averaging));
+            let mut spec = Spec::new(rule, regime, tensors(draw(9) as u64, &[3, 5][..1 + draw(2)]));
             spec.averaging = averages[draw(averages.len())];
             spec.trust = Some(0.1).filter(|_| draw(4) == 0);
             spec.norm = Some("shared".to_owned()).filter(|_| spec.trust.is_none() && draw(3) == 0);

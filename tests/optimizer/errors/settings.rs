@@ -2,8 +2,8 @@
 
 use super::{Host, W, host_error, on_host};
 use wgpu_optim::{
-    AdamW, AutoSgd, Averaging, ErrorKind, Group, Hypergradient, Lion, LossScaler, NonFinitePolicy, NormRatio,
-    OptimizerBuilder, Regime, Rounding, Rule, ScheduleFreePlus, Seesaw, Sgdm, TrustRatio,
+    AdamW, AutoSgd, Averaging, ErrorKind, Group, Hypergradient, Lion, LossScaler, Mechanic, NonFinitePolicy, NormRatio,
+    OptimizerBuilder, Prodigy, Regime, Rounding, Rule, ScheduleFreePlus, Seesaw, Sgdm, TrustRatio,
 };
 use wgpu_optim_conformance::run::devices;
 use wgpu_optim_conformance::{assert_refused, upload};
@@ -83,6 +83,28 @@ fn numbers_out_of_range() {
     refuse("regime schedule-free-plus", "factor", &[-1.0, 0.0, 1e-39, inf, nan], &|factor| {
         plus(ScheduleFreePlus { factor, ..Default::default() })
     });
+
+    let prodigy = |change: &dyn Fn(&mut Prodigy)| {
+        let mut prodigy = Prodigy::default();
+        change(&mut prodigy);
+        on_host(Rule::adamw()).regime(Regime::Prodigy(prodigy))
+    };
+    let owner = "regime prodigy";
+    refuse(owner, "learning_rate", &[-1.0, 0.0, 1e9, inf, nan], &|x| prodigy(&|p| p.learning_rate = x));
+    refuse(owner, "initial_estimate", &[-1.0, 0.0, 1e-21, inf, nan], &|x| prodigy(&|p| p.initial_estimate = x));
+    refuse(owner, "coefficient", &[-1.0, 0.0, inf, nan], &|x| prodigy(&|p| p.coefficient = x));
+    refuse(owner, "growth", &[-1.0, 0.99, nan], &|x| prodigy(&|p| p.growth = x));
+    refuse(owner, "beta3", &[-0.5, 1.0, nan], &|x| prodigy(&|p| p.beta3 = Some(x)));
+    let mechanic = |change: &dyn Fn(&mut Mechanic)| {
+        let mut mechanic = Mechanic::default();
+        change(&mut mechanic);
+        with_regime(Regime::Mechanic(mechanic))
+    };
+    let owner = "regime mechanic";
+    refuse(owner, "learning_rate", &[-1.0, 0.0, 1e9, inf, nan], &|x| mechanic(&|m| m.learning_rate = x));
+    refuse(owner, "decay", &[-0.5, inf, nan], &|x| mechanic(&|m| m.decay = x));
+    refuse(owner, "initial_scale", &[-1.0, 0.0, 1.5, nan], &|x| mechanic(&|m| m.initial_scale = x));
+    refuse(owner, "epsilon", &[-1.0, 0.0, 0.1, nan], &|x| mechanic(&|m| m.epsilon = x));
 
     let sgd = || on_host(Rule::sgd());
     let no_decay = [-1e-3, inf, nan];
@@ -214,6 +236,15 @@ fn settings_that_do_not_go_together() {
             with_regime(Regime::schedule_free_plus()).averaging(Averaging::polynomial_decay()),
             vec!["\"all\"", "averaging is polynomial", "averaging(Averaging::ScheduleFree)"],
         ),
+        // Steps that are not where the gradient is taken.
+        (
+            on_host(Rule::adamw_without_momentum()).regime(Regime::prodigy()).schedule_free(),
+            vec!["\"all\"", "averaging is schedule-free", "Averaging::polynomial_decay()"],
+        ),
+        (
+            with_regime(Regime::mechanic()).schedule_free(),
+            vec!["\"all\"", "averaging is schedule-free", "Averaging::polynomial_decay()"],
+        ),
         (plus_beside(Regime::seesaw()), vec!["\"first\"", "\"second\"", "share the norm \"both\""]),
         (trust(0.0), vec!["coefficient"]),
         (trust(f32::NAN), vec!["coefficient"]),
@@ -246,6 +277,10 @@ fn settings_that_do_not_go_together() {
         ("first_step", auto(|a| a.first_step = 0.0)),
     ] {
         cases.push((with_regime(regime), vec!["regime auto-sgd", field, "must be"]));
+    }
+    for rule in [Rule::sgd(), Rule::sgdm(0.9), Rule::amsgrad()] {
+        let words = ["\"all\"", "rule is", rule.name(), "adamw", "Regime::mechanic()"];
+        cases.push((on_host(rule).regime(Regime::prodigy()), words.to_vec()));
     }
     for rule in Rule::all().into_iter().filter(Rule::has_momentum) {
         let instead = ["Averaging::polynomial_decay()", "Rule::adamw_without_momentum()"];

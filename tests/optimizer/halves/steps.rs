@@ -199,6 +199,8 @@ fn every_regime_goes_by_masters_as_by_parameters_of_f32() {
         Regime::dowg(),
         Regime::polyak(),
         Regime::ngn(),
+        Regime::prodigy(),
+        Regime::mechanic(),
     ];
     let rules = [Rule::sgd(), Rule::nesterov(0.5), Rule::lion()].into_iter().cycle();
     let of_regimes = regimes.into_iter().zip(rules).map(|(regime, rule)| {

@@ -2,8 +2,8 @@
 
 use super::{Deal, Kind, Ranks, ULPS, assert_ranks_agree, assert_same_rates, kinds, run};
 use wgpu_optim::{
-    AutoSgd, Averaging, BarzilaiBorwein, Controls, DoG, Element, ErrorKind, LossScaler, NonFinitePolicy, NormOutliers,
-    RankNonFinite, Record, Regime, Rounding, Rule, Schedule, SecantForm, ShardSums, WeightDecay,
+    AutoSgd, Averaging, BarzilaiBorwein, Controls, DoG, Element, ErrorKind, LossScaler, Mechanic, NonFinitePolicy,
+    NormOutliers, Prodigy, RankNonFinite, Record, Regime, Rounding, Rule, Schedule, SecantForm, ShardSums, WeightDecay,
 };
 use wgpu_optim_conformance::run::{Setup, Spec, alone, bits};
 use wgpu_optim_conformance::stored::half_ulp;
@@ -22,6 +22,8 @@ fn specs() -> Vec<Spec> {
     };
     let seesaw = Regime::seesaw();
     let secant = Regime::BarzilaiBorwein(BarzilaiBorwein::new(SecantForm::Geometric));
+    let prodigy = Regime::Prodigy(Prodigy { initial_estimate: 1e-2, ..Prodigy::default() });
+    let mechanic = Regime::Mechanic(Mechanic { initial_scale: 1e-2, ..Mechanic::default() });
     let mut specs = vec![
         spec("counters", Rule::sgd(), seesaw, &[5, 4103, 33]),
         spec("momentum", Rule::sgdm(0.9), seesaw, &[130, 2]),
@@ -29,6 +31,8 @@ fn specs() -> Vec<Spec> {
         spec("secant", Rule::sgd(), secant, &[301]),
         spec("distance", Rule::sgd(), Regime::DoG(DoG::default()), &[8, 9]),
         spec("loss", Rule::sgd(), Regime::ngn(), &[64]),
+        spec("estimate", Rule::adamw(), prodigy, &[31, 4]),
+        spec("displacement", Rule::sgdm(0.9), mechanic, &[40]),
         spec("adamw", Rule::adamw(), seesaw, &[35, 6]),
         spec("lion", Rule::lion(), seesaw, &[29]),
         spec("a", Rule::sgdm(0.5), seesaw, &[11]).sharing("both"),
