@@ -7,5 +7,5 @@ struct GroupControls {
     clip_norm: f32,
     frozen: u32,
     present: u32,
-    reserved: array<u32, 46>,
+    reserved: array<u32, 48>,
 }
