@@ -78,7 +78,8 @@ impl Moment {
     /// The magnitude of a number's code, with the random number that decides between two, above 0 and up to 1.
     fn code(self, size: f64, scale: f64, random: f64) -> f64 {
         // Far too large numbers have the largest code.
-        let mut code = (0..=self.most() as u32).map(f64::from).rev().find(|code| self.value(code * code, scale) <= size);
+        let mut code =
+            (0..=self.most() as u32).map(f64::from).rev().find(|code| self.value(code * code, scale) <= size);
         let below = code.get_or_insert(0.0);
         let between = f64::from((*below * *below + random * (2.0 * *below + 1.0)) as f32);
         let code = if self.value(between, scale) <= size { *below + 1.0 } else { *below };

@@ -4,8 +4,7 @@ use crate::oracle::Oracle;
 use crate::stored::rounded;
 use wgpu_optim::internals::layout::GroupState;
 use wgpu_optim::{
-    AutoSgd, Averaging, DoG, DoWG, Element, Group, Regime, Rounding, Rule, Schedule, State, TrustRatio,
-    WeightDecay,
+    AutoSgd, Averaging, DoG, DoWG, Element, Group, Regime, Rounding, Rule, Schedule, State, TrustRatio, WeightDecay,
 };
 
 /// One group: everything a caller can say of it, and its tensors' parameters before the first step.

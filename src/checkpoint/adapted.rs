@@ -487,9 +487,7 @@ impl Adaptation<'_> {
                 | MemoryKind::LargestSecondMoment
                 | MemoryKind::MomentumCodes
                 | MemoryKind::SecondMomentCodes
-                | MemoryKind::Scales => {
-                    self.old_group_of(tensor).is_some_and(|old| self.has_same_moments(old, group))
-                }
+                | MemoryKind::Scales => self.old_group_of(tensor).is_some_and(|old| self.has_same_moments(old, group)),
                 MemoryKind::Counters => sources.rate,
                 MemoryKind::LastGradient | MemoryKind::FirstParameters | MemoryKind::Streams => {
                     sources.rate && !sources.first
@@ -533,9 +531,13 @@ impl Adaptation<'_> {
                 let changes = |tensor| !self.has_entry(tensor, kind) && self.has_some_entry(tensor, kind);
                 if tensors.clone().any(|tensor| keeps(tensor) && self.carries(tensor, kind) && changes(tensor)) {
                     let words = words.replace(" codes", "");
-                    let bits = if matches!(kind, MemoryKind::Momentum | MemoryKind::SecondMoment) { "f32" } else { "8 bits" };
+                    let bits =
+                        if matches!(kind, MemoryKind::Momentum | MemoryKind::SecondMoment) { "f32" } else { "8 bits" };
                     say(format!("what is kept of {words} goes on in {bits}"));
-                } else if tensors.clone().any(|tensor| self.has_entry(tensor, kind) && !keeps(tensor) && !becomes(tensor)) {
+                } else if tensors
+                    .clone()
+                    .any(|tensor| self.has_entry(tensor, kind) && !keeps(tensor) && !becomes(tensor))
+                {
                     say(format!("what is kept of {words} is dropped"));
                 } else if tensors.any(|tensor| was_there(tensor) && keeps(tensor) && !self.carries(tensor, kind)) {
                     let from_parameters = kind == MemoryKind::Averages && sources.averages == Average::FromParameters;

@@ -7,8 +7,8 @@
 
 use wgpu_optim::gpu::Tuning;
 use wgpu_optim::{
-    AdamW, Averaging, CurvatureForm, Differences, Element, ErrorKind, Group, NAdamW, OptimizerBuilder, Regime,
-    RmsProp, Rounding, Rule, SecantForm, State, WeightDecay,
+    AdamW, Averaging, CurvatureForm, Differences, Element, ErrorKind, Group, NAdamW, OptimizerBuilder, Regime, RmsProp,
+    Rounding, Rule, SecantForm, State, WeightDecay,
 };
 use wgpu_optim_conformance::codes::{Moment, decoded};
 use wgpu_optim_conformance::run::{
@@ -266,7 +266,10 @@ fn kept() -> Vec<Spec> {
         half(spec(4, Rule::lion(), Regime::norm_ratio(), "stochastic"), Rounding::Stochastic { seed: 3 }),
         spec(5, Rule::sgdm(0.9), Regime::barzilai_borwein(SecantForm::Geometric), "secant"),
         Spec { averaging: Averaging::Running { start: 2 }, ..spec(6, Rule::sgdm(0.9), Regime::seesaw(), "averaged") },
-        Spec { averaging: Averaging::ScheduleFree, ..spec(7, Rule::adamw_without_momentum(), Regime::seesaw(), "free") },
+        Spec {
+            averaging: Averaging::ScheduleFree,
+            ..spec(7, Rule::adamw_without_momentum(), Regime::seesaw(), "free")
+        },
         spec(8, Rule::sgd(), Regime::seesaw(), "nothing"),
         Spec { state: State::F32, ..spec(9, Rule::adamw(), Regime::seesaw(), "floats") },
     ]
@@ -466,7 +469,8 @@ fn a_power_of_two_on_gradients_changes_no_step() {
     let tiny = AdamW { epsilon: 1e-30, ..AdamW::default() };
     let spec = in_8_bits(Spec { rule: Rule::AdamW(tiny), ..spec });
     let specs = std::slice::from_ref(&spec);
-    for ((mut run, mut small), mut large) in every_path(specs).into_iter().zip(every_path(specs)).zip(every_path(specs)) {
+    for ((mut run, mut small), mut large) in every_path(specs).into_iter().zip(every_path(specs)).zip(every_path(specs))
+    {
         for step in 0..10 {
             let grads = noise(specs, step);
             run.step(&grads);

@@ -53,7 +53,9 @@ pub fn cases(_: &Subject) -> Cases {
     ];
     let free = in_8_bits(group("free", Rule::adamw_without_momentum(), Regime::schedule_free_plus(), &LENGTHS));
     settings.push(Spec { averaging: Averaging::ScheduleFree, ..free });
-    for layout in [Layout::Packed { start: 0, gap: 0 }, Layout::Packed { start: 3, gap: 2 }, Layout::OneBuffer { gap: 1 }] {
+    for layout in
+        [Layout::Packed { start: 0, gap: 0 }, Layout::Packed { start: 3, gap: 2 }, Layout::OneBuffer { gap: 1 }]
+    {
         cases.push(Scenario { layout, ..Scenario::new("8-bit state", STEPS, settings.clone()) });
     }
     let controlled = vec![Spec { decay, clip: 0.25, ..sgdm() }, adamw()];
@@ -76,7 +78,9 @@ pub fn cases(_: &Subject) -> Cases {
     }
     cases.push(magnitudes());
     let mut all: Cases = cases.into_iter().map(Scenario::boxed).collect();
-    all.extend([Layout::Packed { start: 0, gap: 0 }, Layout::Packed { start: 1, gap: 1 }].map(|layout| exact(layout).boxed()));
+    all.extend(
+        [Layout::Packed { start: 0, gap: 0 }, Layout::Packed { start: 1, gap: 1 }].map(|layout| exact(layout).boxed()),
+    );
     all
 }
 
