@@ -159,8 +159,8 @@ fn noise_of(key: Option<u32>, first_element: u32) -> [u32; ROW] {
     let mut noise = [0x3fff_3fff; ROW];
     if let Some(key) = key {
         let start = (key ^ KEY).wrapping_add(first_element.wrapping_mul(0x9e37_79b9));
-        for j in 0..ROW {
-            noise[j] = mix(start.wrapping_add((j as u32).wrapping_mul(0x9e37_79b9)));
+        for (noise, j) in noise.iter_mut().zip(0u32..) {
+            *noise = mix(start.wrapping_add(j.wrapping_mul(0x9e37_79b9)));
         }
     }
     noise
