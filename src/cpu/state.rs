@@ -261,7 +261,7 @@ mod tests {
     /// the random bits as the number is nearer to it.
     #[test]
     fn a_number_has_one_of_the_two_codes_beside_it() {
-        let noises = [0, 1, 0x3fff, 0x4000, 0x7ffe, 0x7fff].map(|bits| threshold(bits));
+        let noises = [0, 1, 0x3fff, 0x4000, 0x7ffe, 0x7fff].map(threshold);
         for (index, scale) in all_scales(LEAST_SCALE, MOST_SCALE).enumerate() {
             for n in 0..=127u8 {
                 let (value, next) = (f32::from(n).powi(2) * scale, f32::from(n.saturating_add(1)).powi(2) * scale);
