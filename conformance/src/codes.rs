@@ -77,12 +77,14 @@ impl Moment {
 
     /// The magnitude of a number's code, with the random number that decides between two, above 0 and up to 1.
     fn code(self, size: f64, scale: f64, random: f64) -> f64 {
-        // Far too large numbers have the largest code.
-        let mut code =
-            (0..=self.most() as u32).map(f64::from).rev().find(|code| self.value(code * code, scale) <= size);
-        let below = code.get_or_insert(0.0);
-        let between = f64::from((*below * *below + random * (2.0 * *below + 1.0)) as f32);
-        let code = if self.value(between, scale) <= size { *below + 1.0 } else { *below };
+        let root = if self == Moment::First { size } else { size.sqrt() };
+        // From above; far too large numbers have the largest code.
+        let mut below = ((root / scale).sqrt().floor() + 1.0).min(self.most());
+        while below > 0.0 && self.value(below * below, scale) > size {
+            below -= 1.0;
+        }
+        let between = f64::from((below * below + random * (2.0 * below + 1.0)) as f32);
+        let code = if self.value(between, scale) <= size { below + 1.0 } else { below };
         match self {
             _ if size == 0.0 => 0.0,
             Moment::Second => code.clamp(1.0, self.most()),

@@ -55,37 +55,65 @@ fn square_scale_bits(largest: f32) -> u32 {
     bits.max(LEAST_SQUARE_SCALE)
 }
 
-/// What decides between two neighbouring codes: the place of the threshold between them, above 0 and up to 1. For the momentum and for the
-/// second moment.
+/// What decides between two neighbouring codes: the place of the threshold between them, above 0 and up to 1. Of the lower half of an element's
+/// random bits for the momentum, of the upper half for the second moment.
 #[inline(always)]
-fn thresholds(noise: u32) -> [f32; 2] {
-    [noise & 0x7fff, noise >> 16 & 0x7fff].map(|bits| (bits + 1) as f32 / 32768.0)
+fn threshold(bits: u32) -> f32 {
+    // Whole numbers of 32 bits with a sign, which vector instructions convert.
+    ((bits & 0x7fff).cast_signed() + 1) as f32 * (1.0 / 32768.0)
 }
 
-/// The code of a magnitude. The product with the odd number is exact, so that it does not matter whether a compiler rounds it.
+/// Where the threshold above a code is, in squares of codes. The product is exact, so that it does not matter whether a compiler rounds it.
+#[inline(always)]
+fn code_square_between(code: f32, threshold: f32) -> f32 {
+    code * code + threshold * (2.0 * code + 1.0)
+}
+
+/// The code of a magnitude.
 #[inline(always)]
 fn code(size: f32, scale: f32, inverse: f32, threshold: f32) -> f32 {
-    let mut code = (size * inverse).sqrt().floor();
-    code -= f32::from(u8::from(code * code * scale > size));
+    let code = (size * inverse).sqrt().floor();
+    let code = if code * code * scale > size { code - 1.0 } else { code };
     let next = code + 1.0;
-    code = if next * next * scale <= size { next } else { code };
-    let between = code * code + threshold * (2.0 * code + 1.0);
-    code += f32::from(u8::from(between * scale <= size));
-    code.min(MOST)
+    let code = if next * next * scale <= size { next } else { code };
+    let code = if code_square_between(code, threshold) * scale <= size { code + 1.0 } else { code };
+    if code < MOST { code } else { MOST }
+}
+
+#[inline(always)]
+fn square_at(code_square: f32, scale: f32) -> f32 {
+    (code_square * scale) * (code_square * scale)
 }
 
 /// The code of a second moment.
 #[inline(always)]
 fn square_code(square: f32, scale: f32, inverse: f32, threshold: f32) -> f32 {
-    let of = |code_square: f32| (code_square * scale) * (code_square * scale);
-    let mut code = (square.sqrt() * inverse).sqrt().floor();
-    code -= f32::from(u8::from(of(code * code) > square));
+    let code = (square.sqrt() * inverse).sqrt().floor();
+    let code = if square_at(code * code, scale) > square { code - 1.0 } else { code };
     let next = code + 1.0;
-    code = if of(next * next) <= square { next } else { code };
-    let between = code * code + threshold * (2.0 * code + 1.0);
-    code += f32::from(u8::from(of(between) <= square));
+    let code = if square_at(next * next, scale) <= square { next } else { code };
+    let code = if square_at(code_square_between(code, threshold), scale) <= square { code + 1.0 } else { code };
+    let code = if code < MOST_SQUARE { code } else { MOST_SQUARE };
     // It will be divided by. The square of the threshold above 0 may be 0 in f32.
-    if square > 0.0 { code.clamp(1.0, MOST_SQUARE) } else { 0.0 }
+    let code = if code > 1.0 { code } else { 1.0 };
+    if square > 0.0 { code } else { 0.0 }
+}
+
+/// The largest of a block's magnitudes, none of which is NaN.
+#[inline(always)]
+fn largest_of(values: &[f32; ROW]) -> f32 {
+    let mut lanes = [0.0f32; 8];
+    for row in 0..ROW / 8 {
+        for j in 0..8 {
+            let size = values[8 * row + j].abs();
+            lanes[j] = if size > lanes[j] { size } else { lanes[j] };
+        }
+    }
+    let mut largest = 0.0;
+    for lane in lanes {
+        largest = if lane > largest { lane } else { largest };
+    }
+    largest
 }
 
 /// Momentum of a stretch that begins with a block.
@@ -125,6 +153,76 @@ pub(crate) struct Codes<'a> {
     pub(crate) first_element: u32,
 }
 
+/// The random bits of a block's elements; without a key those that round to the nearer of two codes.
+#[inline(always)]
+fn noise_of(key: Option<u32>, first_element: u32) -> [u32; ROW] {
+    let mut noise = [0x3fff_3fff; ROW];
+    if let Some(key) = key {
+        let start = (key ^ KEY).wrapping_add(first_element.wrapping_mul(0x9e37_79b9));
+        for (noise, j) in noise.iter_mut().zip(0u32..) {
+            *noise = mix(start.wrapping_add(j.wrapping_mul(0x9e37_79b9)));
+        }
+    }
+    noise
+}
+
+/// A block's momentum in codes, and the bits of its scale.
+#[inline(always)]
+fn encode_momentum(values: &[f32; ROW], noise: &[u32; ROW]) -> ([u8; ROW], u32) {
+    let bits = scale_bits(largest_of(values));
+    let scale = from_upper(bits);
+    let inverse = 1.0 / scale;
+    let mut whole = [0u32; ROW];
+    for j in 0..ROW {
+        let code = code(values[j].abs(), scale, inverse, threshold(noise[j]));
+        let magnitude = (code + TWO_TO_23).to_bits();
+        whole[j] = if values[j] < 0.0 { magnitude.wrapping_neg() } else { magnitude };
+    }
+    (lower_bytes(&whole), bits)
+}
+
+/// A block's second moments in codes, and the bits of its scale.
+#[inline(always)]
+fn encode_squares(values: &[f32; ROW], noise: &[u32; ROW]) -> ([u8; ROW], u32) {
+    let bits = square_scale_bits(largest_of(values));
+    let scale = from_upper(bits);
+    let inverse = 1.0 / scale;
+    let mut whole = [0u32; ROW];
+    for j in 0..ROW {
+        let code = square_code(values[j], scale, inverse, threshold(noise[j] >> 16));
+        whole[j] = (code + TWO_TO_23).to_bits();
+    }
+    (lower_bytes(&whole), bits)
+}
+
+#[inline(always)]
+fn lower_bytes(words: &[u32; ROW]) -> [u8; ROW] {
+    let mut bytes = [0; ROW];
+    for j in 0..ROW {
+        bytes[j] = words[j] as u8;
+    }
+    bytes
+}
+
+/// A block, of which the last may be shorter, with zeros behind its end.
+#[inline(always)]
+fn block_of(values: &[f32], first: usize) -> [f32; ROW] {
+    let mut block = [0.0; ROW];
+    match values[first..].first_chunk() {
+        Some(whole) => block = *whole,
+        None => block[..values.len() - first].copy_from_slice(&values[first..]),
+    }
+    block
+}
+
+#[inline(always)]
+fn store(codes: &[u8; ROW], to: &mut [u8]) {
+    match to.first_chunk_mut() {
+        Some(whole) => *whole = *codes,
+        None => to.copy_from_slice(&codes[..to.len()]),
+    }
+}
+
 impl Codes<'_> {
     /// Stores new moments from an element on that begins a block. Those that the rule does not have are empty. Without a key each number
     /// gets the nearer of its two codes.
@@ -132,48 +230,26 @@ impl Codes<'_> {
     pub(crate) fn encode(&mut self, start: usize, momentum: &[f32], squares: &[f32], key: Option<u32>) {
         let elements = momentum.len().max(squares.len());
         for first in (0..elements).step_by(ROW) {
-            let end = elements.min(first + ROW);
-            let at = start + first;
-            let (mut m, mut v) = ([0.0; ROW], [0.0; ROW]);
-            let mut thresholds_of = [[0.5; 2]; ROW];
-            if let Some(key) = key {
-                let first_element = self.first_element.wrapping_add(at as u32);
-                for (thresholds_of, i) in thresholds_of.iter_mut().zip(0u32..) {
-                    let element = first_element.wrapping_add(i);
-                    *thresholds_of = thresholds(mix((key ^ KEY).wrapping_add(element.wrapping_mul(0x9e37_79b9))));
-                }
-            }
+            let (at, end) = (start + first, start + elements.min(first + ROW));
+            let noise = noise_of(key, self.first_element.wrapping_add(at as u32));
             let mut word = 0;
             if !momentum.is_empty() {
-                m[..end - first].copy_from_slice(&momentum[first..end]);
-                let bits = scale_bits(m.iter().fold(0.0, |largest, m| m.abs().max(largest)));
+                let (codes, bits) = encode_momentum(&block_of(momentum, first), &noise);
+                store(&codes, &mut self.momentum[at..end]);
                 word |= bits;
-                let scale = from_upper(bits);
-                let inverse = 1.0 / scale;
-                let mut codes = [0; ROW];
-                for j in 0..ROW {
-                    let code = (code(m[j].abs(), scale, inverse, thresholds_of[j][0]) + TWO_TO_23).to_bits() as u8;
-                    codes[j] = if m[j] < 0.0 { code.wrapping_neg() } else { code };
-                }
-                self.momentum[at..start + end].copy_from_slice(&codes[..end - first]);
             }
             if !squares.is_empty() {
-                v[..end - first].copy_from_slice(&squares[first..end]);
-                let bits = square_scale_bits(v.iter().fold(0.0, |largest: f32, &v| v.max(largest)));
+                let (codes, bits) = encode_squares(&block_of(squares, first), &noise);
+                store(&codes, &mut self.squares[at..end]);
                 word |= bits << 16;
-                let scale = from_upper(bits);
-                let inverse = 1.0 / scale;
-                let mut codes = [0; ROW];
-                for j in 0..ROW {
-                    codes[j] = (square_code(v[j], scale, inverse, thresholds_of[j][1]) + TWO_TO_23).to_bits() as u8;
-                }
-                self.squares[at..start + end].copy_from_slice(&codes[..end - first]);
             }
             self.scales[at / ROW] = word;
         }
     }
 }
 
+/// Faults tried once by hand, each failed a test: thresholds in the middle, a second moment that rounds to 0, a zero that does not, a scale too small
+/// by one, and either correction of a code left out.
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -187,22 +263,31 @@ mod tests {
     /// the random bits as the number is nearer to it.
     #[test]
     fn a_number_has_one_of_the_two_codes_beside_it() {
-        let noises = [0, 1, 0x3fff, 0x4000, 0x7ffe, 0x7fff].map(|bits| thresholds(bits | bits << 16));
+        let noises = [0, 1, 0x3fff, 0x4000, 0x7ffe, 0x7fff].map(threshold);
         for (index, scale) in all_scales(LEAST_SCALE, MOST_SCALE).enumerate() {
             for n in 0..=127u8 {
                 let (value, next) = (f32::from(n).powi(2) * scale, f32::from(n.saturating_add(1)).powi(2) * scale);
-                let of = |size: f32, noise: [f32; 2]| code(size, scale, 1.0 / scale, noise[0]);
+                let of = |size: f32, threshold: f32| code(size, scale, 1.0 / scale, threshold);
                 for noise in noises {
-                    assert_eq!(of(value, noise), f32::from(n), "{n} {scale:e}");
+                    // Devices have quotients and roots that are a little off, which changes where a code is looked for.
+                    for off in [0.999_99, 1.0, 1.000_01] {
+                        assert_eq!(code(value, scale, off / scale, noise), f32::from(n), "{n} {scale:e} {off}");
+                    }
                     if n < 127 {
                         let below = f32::from_bits(next.to_bits() - 1);
-                        assert!([f32::from(n), f32::from(n) + 1.0].contains(&of(below, noise)), "{n} {scale:e}");
+                        let found = of(below, noise);
+                        assert!([f32::from(n), f32::from(n) + 1.0].contains(&found), "{n} {scale:e}");
+                        assert_eq!(code(below, scale, 1.000_01 / scale, noise), found, "{n} {scale:e}");
                     }
+                }
+                if (20..127).contains(&n) {
+                    let above = value + (next - value) * 2.0 / 32768.0;
+                    assert_eq!(code(above, scale, 0.999_99 / scale, threshold(0)), f32::from(n) + 1.0, "{n} {scale:e}");
                 }
                 if n < 127 && index % 997 == 0 {
                     for share in [0.1, 0.5, 0.9] {
                         let size = value + share * (next - value);
-                        let up = (0..0x8000u32).filter(|&bits| of(size, thresholds(bits)) > f32::from(n)).count();
+                        let up = (0..0x8000u32).filter(|&bits| of(size, threshold(bits)) > f32::from(n)).count();
                         let found = up as f32 / 32768.0;
                         assert!((found - share).abs() <= 3e-3 + 1e-2 / f32::from(n + 1), "{n}: {found} of {share}");
                     }
@@ -213,7 +298,10 @@ mod tests {
             for n in 0..=255u8 {
                 let root = f32::from(n).powi(2) * scale;
                 for noise in noises {
-                    assert_eq!(square_code(root * root, scale, 1.0 / scale, noise[1]), f32::from(n), "{n} {scale:e}");
+                    for off in [0.999_99, 1.0, 1.000_01] {
+                        let found = square_code(root * root, scale, off / scale, noise);
+                        assert_eq!(found, f32::from(n), "{n} {scale:e} {off}");
+                    }
                 }
             }
         }

@@ -1,9 +1,6 @@
 //! Promises of 8-bit state, on the CPU path and on every adapter: it takes the bytes that are documented, the same codes come of the same steps on
 //! every path and wherever tensors lie, means stay right, what takes no step keeps its bits, and checkpoints go on with the same bits, or are
 //! converted where that is accepted. (`wgpu-optim check --family state` compares the codes with the f64 reference.)
-//!
-//! Faults tried once by hand, each failed its test: codes rounded to the nearest, random bits that are the same in every step, a scale that is not
-//! stored, a tensor's blocks counted from the block of the plan before, a second moment that rounds to 0, scales of a checkpoint left out.
 
 use wgpu_optim::gpu::Tuning;
 use wgpu_optim::{

@@ -374,6 +374,12 @@ impl Scenario {
         let Moments { m, v, .. } = oracle.moments().clone();
         let [m, v] = [(Moment::First, m), (Moment::Second, v)].map(|(moment, values)| {
             let values = values?;
+            // The oracle of a rule without momentum may remember one.
+            if !(checkpoint.names().iter())
+                .any(|name| name.starts_with(&format!("{}/{}", moment.entry(), unit.spec.name)))
+            {
+                return Some(values);
+            }
             let (mut kept, mut at) = (Vec::new(), 0);
             for &tensor in &unit.tensors {
                 let (name, length) = (&names[tensor], all_lengths[tensor]);
