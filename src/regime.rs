@@ -152,7 +152,7 @@ pub(crate) struct Kernel {
     /// Chooses the stream of parameters that the step belongs to: of the loss, whether the step is skipped, and whether there was a halt.
     pub(crate) begin_step: fn(&GroupConstants, f32, bool, bool, &mut GroupState, &mut RawRecord) -> Turn,
     /// Uses the rate of a step with a gradient, once it is known with schedule and controls: with the rule's bias corrections.
-    pub(crate) settle: Option<fn(&GroupConstants, &Gradient, (f32, f32), &mut GroupState)>,
+    pub(crate) settle: Option<Settle>,
     /// Changes what the update is told of a step that moves the group.
     pub(crate) amend: fn(&GroupConstants, &mut GroupState, &mut Update),
     /// The rate by which a step counts in the average of schedule-free training.
@@ -160,6 +160,8 @@ pub(crate) struct Kernel {
     /// Reads what is in the record.
     pub(crate) explain: fn(&RawRecord) -> Details,
 }
+
+type Settle = fn(&GroupConstants, &Gradient, (f32, f32), &mut GroupState);
 
 impl Kernel {
     /// A kernel without structs of its own.
@@ -423,7 +425,7 @@ impl Regime {
         let needs = self.regime().needs();
         match averaging {
             Averaging::ScheduleFree => !(needs.looks || needs.estimate || needs.displacement || needs.streams),
-            other => !needs.schedule_free && !(needs.streams && other.is_on()),
+            other => !(needs.schedule_free || needs.streams && other.is_on()),
         }
     }
 
