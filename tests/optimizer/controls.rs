@@ -26,7 +26,8 @@ fn records_of(records: &[Record], group: usize) -> Vec<Record> {
 fn what_takes_no_part_keeps_its_bits_and_leaves_no_trace() {
     for (rule, regime) in rules_and_regimes() {
         for frozen in [true, false] {
-            let averaging = if rule.has_momentum() { Averaging::Off } else { Averaging::ScheduleFree };
+            let is_free = !rule.has_momentum() && regime.fits_averaging(&Averaging::ScheduleFree);
+            let averaging = if is_free { Averaging::ScheduleFree } else { Averaging::Off };
             let still =
                 Spec { averaging, decay: WeightDecay::Decoupled(0.01), ..spec("still", rule, regime, 1, &[301, 7]) };
             let moving = spec("moving", Rule::sgdm(0.9), Regime::seesaw(), 2, &[64]);

@@ -147,10 +147,10 @@ fn gradients_of_any_size_leave_all_finite() {
             }
             let bytes = run.checkpoint().to_bytes();
             let kind = if regime.needs_estimate() { "estimate" } else { "displacement" };
-            for tensor in 0..LENGTHS.len() {
+            for (tensor, len) in LENGTHS.into_iter().enumerate() {
                 let (.., data) = raw_tensor(&bytes, &format!("{kind}/{}", spec.tensor_name(tensor)));
                 let values: Vec<f32> = bytemuck::pod_collect_to_vec(&data);
-                assert_eq!(values.len(), LENGTHS[tensor] * if regime.needs_estimate() { 2 } else { 1 });
+                assert_eq!(values.len(), len * if regime.needs_estimate() { 2 } else { 1 });
                 assert!(values.iter().all(|x| x.is_finite()), "{}, {}", run.path(), spec.name);
             }
         }

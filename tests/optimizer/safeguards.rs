@@ -51,7 +51,8 @@ fn watched() -> Vec<Spec> {
 fn formulas() -> Vec<Spec> {
     let schedule = Schedule::InverseSqrt { warmup: 3 };
     let spec = |(name, regime): (&str, Regime)| {
-        let rule = [Rule::sgdm(0.9), Rule::sgd()].into_iter().find(|rule| regime.fits(rule)).expect("a rule");
+        let rule =
+            [Rule::sgdm(0.9), Rule::sgd(), Rule::adamw()].into_iter().find(|rule| regime.fits(rule)).expect("a rule");
         Spec::new(rule, regime, tensors(3, &[61])).named(name)
     };
     regimes::formulas().into_iter().map(|formula| Spec { schedule: schedule.clone(), ..spec(formula) }).collect()
