@@ -195,7 +195,9 @@ impl<T> Group<T> {
     /// step saves is the decay of momentum and the motion along it. The tensors must be added with a [`shape`](Group::shaped_tensor);
     /// those of [`other_tensors`](Group::other_tensors) are not affected.
     ///
-    /// Regimes that go by the whole of the steps before refuse it: `BarzilaiBorwein`, `AdGd`, `Curvature`, `AutoSgd`, `Prodigy`, `Mechanic`.
+    /// Regimes that go by the whole of the steps before refuse it: `BarzilaiBorwein`, `AdGd`, `Curvature`, `AutoSgd`, `Prodigy`, `Mechanic`. So do
+    /// [`Muon`](crate::Muon) and [`Adafactor`](crate::Adafactor), whose directions are of all rows together, and
+    /// [`State::Bits8`](crate::State::Bits8), whose scales several rows share.
     pub fn lazy_rows(mut self, on: bool) -> Self {
         self.settings.lazy_rows = on;
         self

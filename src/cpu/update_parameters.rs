@@ -471,9 +471,14 @@ fn update_elements<const SCALED: bool>(
             let stretch = start..end;
             let offset = start as u32;
             start = end;
-            // Its row has no gradient.
-            let Some(update) = update else { continue };
             let params = &mut params[stretch.clone()];
+            let Some(update) = update else {
+                // Its row has no gradient. z begins where the parameters are all the same.
+                if kernel.schedule_free && own_update.first != 0 {
+                    averages[tile.clone()][stretch].copy_from_slice(params);
+                }
+                continue;
+            };
             let grads = &grads[stretch.clone()];
             let momentum = momentum.get_mut(stretch.clone()).unwrap_or_default();
             let squares = squares.get_mut(stretch.clone()).unwrap_or_default();

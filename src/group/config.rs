@@ -172,6 +172,13 @@ impl GroupConfig {
             )?;
         }
         require(
+            !(self.lazy_rows && self.rule.owns_passes()),
+            owner,
+            "lazy_rows",
+            "on",
+            "off with rules muon and adafactor, whose directions are of all rows together",
+        )?;
+        require(
             !(self.lazy_rows && self.keeps_codes()),
             owner,
             "lazy_rows",

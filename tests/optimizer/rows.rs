@@ -1,6 +1,8 @@
 //! Promises about rates of rows and columns: they are those of groups with other rates, and rows without a gradient are left alone, bit for bit.
 
-use wgpu_optim::{Averaging, ErrorKind, Group, OptimizerBuilder, RateFactors, Regime, Rule, SecantForm, WeightDecay};
+use wgpu_optim::{
+    Averaging, ErrorKind, Group, OptimizerBuilder, RateFactors, Regime, Rule, SecantForm, State, WeightDecay,
+};
 use wgpu_optim_conformance::run::{Run, Spec, bits, every_path};
 use wgpu_optim_conformance::{Numbers, assert_refused, noise, tensors};
 
@@ -78,8 +80,7 @@ fn a_factor_is_one_of_the_decay_too() {
 #[test]
 fn lazy_rows_are_left_alone() {
     let absent = |row: usize| row.is_multiple_of(3) || row == 64;
-    // Adafactor's second moments of columns, and its limit, are of all rows.
-    for rule in rules().into_iter().filter(|rule| *rule != Rule::adafactor()) {
+    for rule in rules().into_iter().filter(|rule| !rule.owns_passes()) {
         let eager = Spec { decay: WeightDecay::Decoupled(0.1), ..table(rule) };
         let lazy = Spec { lazy_rows: true, ..eager.clone() };
         for (at, mut run) in every_path(std::slice::from_ref(&lazy)).into_iter().enumerate() {
@@ -189,8 +190,12 @@ fn what_has_no_such_rows_is_refused() {
         let factors = columns(&[1.0; 4]);
         assert_refused(build(group().regime(regime).rate_factors(factors)), &["rate_factors", "seesaw"]);
     }
+    for rule in [Rule::muon(), Rule::adafactor()] {
+        assert_refused(build(group().rule(rule).lazy_rows(true)), &["lazy_rows", "muon", "adafactor"]);
+    }
+    assert_refused(build(group().rule(Rule::adamw()).state(State::Bits8).lazy_rows(true)), &["lazy_rows", "8-bit"]);
     // The others of Muon's group have no rows to tell apart.
-    let both = group().tensor("b", &w[..4], &w[..4]).lazy_rows(true).rate_factors(columns(&[1.0; 4]));
+    let both = group().tensor("b", &w[..4], &w[..4]).rate_factors(columns(&[1.0; 4]));
     let optimizer = OptimizerBuilder::new(Rule::muon()).other_tensors(Rule::sgd()).group(both).build_cpu();
     assert_eq!(optimizer.expect("builds").groups()[1].rate_factors, None);
 }
