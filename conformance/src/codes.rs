@@ -163,6 +163,8 @@ pub fn wrong_codes(
 ) -> Vec<WrongCode> {
     let (codes, scales) = stored(checkpoint, moment, tensor).expect("codes");
     assert_eq!((codes.len(), scales.len()), (values.len(), values.len().div_ceil(BLOCK)));
+    // As the paths have them: what f32 cannot hold is 0.
+    let values: Vec<f64> = values.iter().map(|&x| f64::from(x as f32)).collect();
     let mut wrong = Vec::new();
     let mut compare = |element, is_scale, got: f64, (low, high): (f64, f64)| {
         if !(low..=high).contains(&got) {
@@ -176,12 +178,11 @@ pub fn wrong_codes(
         let expected = |share: f64| moment.scale(largest * (1.0 + share));
         compare(first, true, scale, (expected(-ROUNDING), expected(ROUNDING)));
         for (element, value) in (first..).zip(values) {
-            // As the paths have it: what f32 cannot hold is 0, and a device may take denormal numbers for zeros.
-            let value = f64::from(*value as f32);
+            // A device may take denormal numbers for zeros.
             let may_be_zero = value.abs() < f64::from(f32::MIN_POSITIVE);
             let random = random(moment, seed, step, first_element.wrapping_add(element as u32));
             let code = |share: f64| moment.code(value.abs() * (1.0 + share), scale, random);
-            let got = moment.signed(codes[element]) * if value < 0.0 { -1.0 } else { 1.0 };
+            let got = moment.signed(codes[element]) * if *value < 0.0 { -1.0 } else { 1.0 };
             // The last place of sums that nearly cancel is larger than theirs. Squares do not cancel.
             let tiny = if moment == Moment::First { largest * ROUNDING } else { 0.0 };
             let (low, high) = (code(-ROUNDING), code(ROUNDING));
