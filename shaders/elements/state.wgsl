@@ -110,7 +110,7 @@ fn square_scale_bits(largest: f32) -> u32 {
 
 // The place of the threshold between two neighbouring codes, above 0 and up to 1.
 fn threshold_of(bits: vec4<u32>) -> vec4<f32> {
-    return vec4<f32>((bits & vec4<u32>(0x7fffu)) + vec4<u32>(1u)) * 0x1p-15;
+    return vec4<f32>((bits & vec4<u32>(0x7fffu)) + vec4<u32>(1u)) * 0.000030517578125;
 }
 
 // Where the threshold above a code is, in squares of codes. The product is exact, so that it does not matter whether a compiler rounds it.
