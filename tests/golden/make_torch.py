@@ -61,7 +61,7 @@ CASES = {
     "amsgrad-decay-tenth-maximize": dict(of=torch.optim.Adam, amsgrad=True, weight_decay=0.1, maximize=True),
     # The rate is relative to the parameters' root mean square.
     "adafactor": dict(of=torch.optim.Adafactor, shape=(3, 4)),
-    "adafactor-tall": dict(of=torch.optim.Adafactor, shape=(4, 3), maximize=True),
+    "adafactor-tall-maximize": dict(of=torch.optim.Adafactor, shape=(4, 3), maximize=True),
     "adafactor-stack": dict(of=torch.optim.Adafactor, shape=(2, 3, 2)),
     "adafactor-flat": dict(of=torch.optim.Adafactor),
     "adafactor-limit": dict(of=torch.optim.Adafactor, shape=(3, 4), d=1.25, beta2_decay=-0.5, eps=(0.25, 1e-3)),

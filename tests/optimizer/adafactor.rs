@@ -67,7 +67,7 @@ fn no_direction_is_longer_than_its_limit() {
     }
 }
 
-/// Gradients of any size within 1e12 make the same directions, above ε.
+/// Gradients of any size within 1e12 make the same directions, while mean squares are above ε.
 #[test]
 fn directions_do_not_depend_on_the_size_of_gradients() {
     let spec = adafactor(Adafactor { epsilon: 1e-18, ..Adafactor::default() }, &[&[20, 33], &[65, 3], &[7]]);
@@ -80,7 +80,7 @@ fn directions_do_not_depend_on_the_size_of_gradients() {
     };
     for (at, mut run) in every_path(std::slice::from_ref(&spec)).into_iter().enumerate() {
         let expected = after_steps(run.as_mut(), 1.0);
-        for exponent in [-40i32, 30] {
+        for exponent in [-20i32, 30] {
             let mut other = every_path(std::slice::from_ref(&spec)).remove(at);
             let got = after_steps(other.as_mut(), 2f32.powi(exponent));
             for (got, expected) in got.iter().zip(&expected) {
@@ -142,7 +142,7 @@ fn rows_and_columns_are_kept() {
 
 /// The same elements as another matrix have other rows.
 #[test]
-fn a_checkpoint_of_other_shapes_is_refused_or_starts_anew() {
+fn a_checkpoint_of_other_shapes_is_refused() {
     let g = Numbers(3).vec(12);
     let build = |shape: &[usize]| {
         let w = vec![0.5f32; 12];
@@ -157,11 +157,10 @@ fn a_checkpoint_of_other_shapes_is_refused_or_starts_anew() {
     for shape in [&[4usize, 3][..], &[2, 6], &[12]] {
         let mut other = build(shape);
         assert_refused(other.restore(&checkpoint, None), &["second_moment/w"]);
-        let differences = other.restore_with(&checkpoint, None, Differences::all()).expect("starts anew");
-        let lines: Vec<String> = differences.iter().map(ToString::to_string).collect();
-        assert!(lines.iter().any(|line| line.contains("second moment starts anew")), "{shape:?}: {lines:?}");
+        assert_refused(other.restore_with(&checkpoint, None, Differences::all()), &["second_moment/w"]);
         other.step(&mut [&mut vec![0.5f32; 12]], &[&g]).expect("steps");
     }
+    build(&[3, 4]).restore(&checkpoint, None).expect("the same shape");
 }
 
 #[test]

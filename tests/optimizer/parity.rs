@@ -66,7 +66,7 @@ fn spec(name: &str) -> Spec {
     }
     spec.shapes = match name {
         "muon" | "muon-match-rms" | "muon-bf16" | "adafactor" | "adafactor-limit" => vec![vec![3, 4]],
-        "muon-tall" | "adafactor-tall" | "sparse-adam" => vec![vec![4, 3]],
+        "muon-tall" | "adafactor-tall-maximize" | "sparse-adam" => vec![vec![4, 3]],
         "adafactor-stack" => vec![vec![2, 3, 2]],
         "muon-spectral" => vec![vec![2, 6]],
         "muon-plain" => vec![vec![6, 2]],

@@ -44,9 +44,12 @@ fn a_factor_is_another_rate() {
                 (0..4).for_each(|t| run.step(&noise(std::slice::from_ref(&spec), t)));
                 let got = bits(&run.params()).remove(0);
                 for (index, factor) in factors.into_iter().enumerate() {
-                    let rate = Spec { regime: Regime::fixed(0.01 * factor.max(1e-30)), ..plain.clone() };
+                    let regime = Regime::fixed(if factor == 0.0 { 0.01 } else { 0.01 * factor });
+                    let rate = Spec { regime, ..plain.clone() };
                     let mut alone = every_path(std::slice::from_ref(&rate)).remove(at);
-                    (0..4).for_each(|t| alone.step(&noise(std::slice::from_ref(&spec), t)));
+                    // None where nothing moves.
+                    let steps = if factor == 0.0 { 0 } else { 4 };
+                    (0..steps).for_each(|t| alone.step(&noise(std::slice::from_ref(&spec), t)));
                     let expected = bits(&alone.params()).remove(0);
                     let own = |i: &usize| (if by_row { i / COLUMNS } else { *i }) % COLUMNS == index;
                     let differs = (0..got.len()).filter(own).find(|&i| got[i] != expected[i]);
