@@ -47,8 +47,8 @@ pub enum MuonPrecision {
     /// f32, everywhere.
     F32,
     /// f16 on devices with [`Features::SHADER_F16`](crate::wgpu::Features::SHADER_F16), with sums in f32; f32 on other devices and on the CPU
-    /// path. Matrices in f16 take half the memory traffic of f32 and half the workgroup memory. Directions are rounded to about 3 digits,
-    /// where PyTorch's bf16 has 2: after 100 steps parameters are within FIGURE of those of f32.
+    /// path. Matrices in f16 take half the memory traffic of f32 and half the workgroup memory. A direction differs from that in f32
+    /// by about 0.2 % of its length with 5 iterations, as measured on lavapipe. PyTorch's bf16 has 8 times as large roundings.
     F16,
 }
 

@@ -3,10 +3,10 @@
 
 use libfuzzer_sys::fuzz_target;
 use wgpu_optim::{
-    AdGd, AdaGradNorm, Adagrad, AdamW, AmsGrad, AutoSgd, Averaging, BarzilaiBorwein, Curvature, CurvatureForm,
-    DecayShape, DoG, DoWG, FixedRate, Group, Hypergradient, Lion, LossScaler, Mechanic, Muon, MuonScale,
-    NAdamW, Ngn, NonFinitePolicy, NormRatio, OptimizerBuilder, Polyak, Prodigy, Regime, RmsProp, Rule, Schedule, ScheduleFreePlus,
-    SecantForm, Seesaw, Sgdm, Signum, TrustRatio, WnGrad,
+    AdGd, AdaGradNorm, Adafactor, Adagrad, AdamW, AmsGrad, AutoSgd, Averaging, BarzilaiBorwein, Curvature,
+    CurvatureForm, DecayShape, DoG, DoWG, FixedRate, Group, Hypergradient, Lion, LossScaler, Mechanic, Muon,
+    MuonPrecision, MuonScale, NAdamW, Ngn, NonFinitePolicy, NormRatio, OptimizerBuilder, Polyak, Prodigy, RateFactors,
+    Regime, RmsProp, Rule, Schedule, ScheduleFreePlus, SecantForm, Seesaw, Sgdm, Signum, TrustRatio, WnGrad,
 };
 
 /// Numbers at and beyond the ends of ranges.
@@ -69,7 +69,7 @@ impl Source<'_> {
     }
 
     fn rule(&mut self) -> Rule {
-        match self.byte() % 11 {
+        match self.byte() % 12 {
             0 => Rule::sgd(),
             1 => {
                 let (momentum, dampening) = (self.number(), self.number());
@@ -90,7 +90,9 @@ impl Source<'_> {
                 epsilon: self.number(),
                 scale: [MuonScale::Original, MuonScale::MatchRmsAdamW, MuonScale::Spectral]
                     [usize::from(self.byte() % 3)],
+                precision: [MuonPrecision::F32, MuonPrecision::F16][usize::from(self.byte() % 2)],
             }),
+            10 => Rule::Adafactor(Adafactor { fall: self.number(), epsilon: self.number(), limit: self.number() }),
             _ => Rule::Lion(Lion { beta1: self.number(), beta2: self.number() }),
         }
     }
@@ -248,7 +250,14 @@ fuzz_target!(|bytes: &[u8]| {
         if source.flag() {
             group = group.trust_ratio(TrustRatio { coefficient: source.number(), least: source.optional() });
         }
-        group = group.telemetry(source.flag());
+        group = group.telemetry(source.flag()).lazy_rows(source.flag());
+        if source.flag() {
+            let factors = (0..source.byte() % 4).map(|_| source.number()).collect();
+            group = group.rate_factors(match source.flag() {
+                true => RateFactors::Columns(factors),
+                false => RateFactors::Rows(factors),
+            });
+        }
         builder = builder.group(group.shaped_tensor(name, &source.shape(range.len()), &w[range.clone()], &w[range]));
     }
     let _ = builder.warnings();
