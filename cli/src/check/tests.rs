@@ -103,7 +103,7 @@ fn of_two_structs_the_fields_that_differ_are_shown() {
 
 /// What each family allows: cases by a word of their names, what they compare, and how far off it may be in units of the last place.
 /// Nothing is allowed where bits are compared. Numbers and not the constants of the families, so that a larger constant is told.
-const TOLERANCES: [(&str, &str, &[Quantity], f64); 20] = [
+const TOLERANCES: [(&str, &str, &[Quantity], f64); 21] = [
     ("steps", "", &[Quantity::Parameters, Quantity::Rates], 200.0),
     ("steps", "", &[Quantity::Norms, Quantity::Alignments], 24.0),
     ("passes", "sums of passes", &[Quantity::Squares, Quantity::Products], 24.0),
@@ -122,6 +122,7 @@ const TOLERANCES: [(&str, &str, &[Quantity], f64); 20] = [
     ("halves", "halves", OF_STEPS, 24.0),
     ("halves", "micro-batches", OF_STEPS, 24.0),
     ("halves", "codes", &[Quantity::Parameters], 0.0),
+    ("state", "rules in 8 bits", &[Quantity::Parameters, Quantity::Rates], 200.0),
     ("state", "8-bit state", OF_STEPS, 24.0),
     ("state", "codes", &[Quantity::Parameters], 0.0),
 ];
