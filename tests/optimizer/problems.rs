@@ -62,16 +62,19 @@ fn train(
     w
 }
 
-/// Rules along the gradient need nothing. Sign rules, RMSprop and AMSGrad circle a minimum without noise at the length of a step, since Seesaw holds a rate whose
+/// Rules along the gradient need nothing. Sign rules, RMSprop, AMSGrad and Adafactor circle a minimum without noise at the length of a step, since Seesaw holds a rate whose
 /// norm has not risen: with a schedule that ends at 0 they arrive too.
 #[test]
 fn the_problems_of_optax_are_solved_without_a_rate() {
     const STEPS: usize = 20_000;
     for rule in Rule::all() {
         let schedule = match rule {
-            Rule::SignSgd(_) | Rule::Signum(_) | Rule::Lion(_) | Rule::RmsProp(_) | Rule::AmsGrad(_) => {
-                Schedule::WarmupCosine { warmup: 0, steps: STEPS as u32, last: 0.0 }
-            }
+            Rule::SignSgd(_)
+            | Rule::Signum(_)
+            | Rule::Lion(_)
+            | Rule::RmsProp(_)
+            | Rule::AmsGrad(_)
+            | Rule::Adafactor(_) => Schedule::WarmupCosine { warmup: 0, steps: STEPS as u32, last: 0.0 },
             _ => Schedule::Constant,
         };
         for problem in problems() {
