@@ -20,9 +20,9 @@ const MOST_SQUARE_CODE = 255.0;
 const CODE_SHARE = 6.2e-5;
 const SQUARE_CODE_SHARE = 1.5378e-5;
 // The upper 16 bits of 2^-110 and 2^-60, the smallest scales, and of the largest scale of which 127² is finite.
-const LEAST_SCALE = 0x0880u;
+const LEAST_MOMENTUM_SCALE = 0x0880u;
 const LEAST_SQUARE_SCALE = 0x2180u;
-const MOST_SCALE = 0x7882u;
+const MOST_MOMENTUM_SCALE = 0x7882u;
 // Sets the random bits apart from those of parameters.
 const STATE_KEY = 0x5bd1e995u;
 
@@ -94,7 +94,7 @@ fn scale_bits(largest: f32) -> u32 {
     var bits = bitcast<u32>(CODE_SHARE * largest) >> 16u;
     bits += select(0u, 1u, MOST_CODE * MOST_CODE * scale_of_bits(bits) < largest);
     bits += select(0u, 1u, MOST_CODE * MOST_CODE * scale_of_bits(bits) < largest);
-    return clamp(bits, LEAST_SCALE, MOST_SCALE);
+    return clamp(bits, LEAST_MOMENTUM_SCALE, MOST_MOMENTUM_SCALE);
 }
 
 // The same of the square root, from the largest square.

@@ -14,10 +14,10 @@ const MOST_SQUARE: f32 = 255.0;
 const SHARE: f32 = 6.2e-5;
 const SQUARE_SHARE: f32 = 1.5378e-5;
 /// The upper 16 bits of 2⁻¹¹⁰ and 2⁻⁶⁰, the smallest scales: neither the smallest numbers nor the thresholds between codes are denormal.
-const LEAST_SCALE: u32 = 0x0880;
+const LEAST_MOMENTUM_SCALE: u32 = 0x0880;
 const LEAST_SQUARE_SCALE: u32 = 0x2180;
 /// Those of the largest scale of which 127² is finite.
-const MOST_SCALE: u32 = 0x7882;
+const MOST_MOMENTUM_SCALE: u32 = 0x7882;
 /// Sets these random bits apart from those of parameters.
 const KEY: u32 = 0x5bd1_e995;
 /// What is added to a whole number below it is in the lower bits.
@@ -41,7 +41,7 @@ fn scale_bits(largest: f32) -> u32 {
     for _ in 0..2 {
         bits += u32::from(MOST * MOST * from_upper(bits) < largest);
     }
-    bits.clamp(LEAST_SCALE, MOST_SCALE)
+    bits.clamp(LEAST_MOMENTUM_SCALE, MOST_MOMENTUM_SCALE)
 }
 
 /// The same of the square root, from the largest square.
@@ -264,7 +264,7 @@ mod tests {
     #[test]
     fn a_number_has_one_of_the_two_codes_beside_it() {
         let noises = [0, 1, 0x3fff, 0x4000, 0x7ffe, 0x7fff].map(threshold);
-        for (index, scale) in all_scales(LEAST_SCALE, MOST_SCALE).enumerate() {
+        for (index, scale) in all_scales(LEAST_MOMENTUM_SCALE, MOST_MOMENTUM_SCALE).enumerate() {
             for n in 0..=127u8 {
                 let (value, next) = (f32::from(n).powi(2) * scale, f32::from(n.saturating_add(1)).powi(2) * scale);
                 let of = |size: f32, threshold: f32| code(size, scale, 1.0 / scale, threshold);
@@ -310,11 +310,11 @@ mod tests {
     /// The scale is the smallest of 8 bits for which the largest magnitude has a code.
     #[test]
     fn scales_are_as_small_as_can_be() {
-        for high in (LEAST_SCALE + 0x700)..0x7f00 {
+        for high in (LEAST_MOMENTUM_SCALE + 0x700)..0x7f00 {
             for low in [0, 1, 0x7fff, 0x8000, 0xffff] {
                 let largest = f32::from_bits(high << 16 | low);
                 let bits = scale_bits(largest);
-                assert!(16129.0 * from_upper(bits) >= largest || bits == MOST_SCALE, "{largest:e}");
+                assert!(16129.0 * from_upper(bits) >= largest || bits == MOST_MOMENTUM_SCALE, "{largest:e}");
                 assert!(16129.0 * from_upper(bits - 1) < largest, "{largest:e}");
                 if largest < 1.8e19 && largest > 2f32.powi(-43) {
                     let square = largest * largest;
@@ -327,9 +327,12 @@ mod tests {
                 }
             }
         }
-        assert_eq!(from_upper(LEAST_SCALE), 2f32.powi(-110));
+        assert_eq!(from_upper(LEAST_MOMENTUM_SCALE), 2f32.powi(-110));
         assert_eq!(from_upper(LEAST_SQUARE_SCALE), 2f32.powi(-60));
-        assert!((16129.0 * from_upper(MOST_SCALE)).is_finite() && (16129.0 * from_upper(MOST_SCALE + 1)).is_infinite());
+        assert!(
+            (16129.0 * from_upper(MOST_MOMENTUM_SCALE)).is_finite()
+                && (16129.0 * from_upper(MOST_MOMENTUM_SCALE + 1)).is_infinite()
+        );
     }
 
     /// What is stored is read back within a code's distance; zeros, the smallest and the largest numbers too.
