@@ -483,52 +483,23 @@ fn update_elements<const SCALED: bool>(
             let momentum = momentum.get_mut(stretch.clone()).unwrap_or_default();
             let squares = squares.get_mut(stretch.clone()).unwrap_or_default();
             let largest_squares = largest_squares.get_mut(stretch.clone()).unwrap_or_default();
+            let elements = Stretch { update, gradient, largest, params, grads, momentum, squares, largest_squares };
             let of_stretch = if kernel.has_displacement() {
                 let displacement = &mut vector[tile.clone()][stretch];
                 if update.first != 0 {
                     displacement.fill(0.0);
                 }
-                kernel.rule.visit(Move {
-                    update,
-                    gradient,
-                    largest,
-                    params,
-                    grads,
-                    momentum,
-                    squares,
-                    largest_squares,
-                    directions: bytemuck::cast_slice_mut::<f32, Displacement>(displacement),
-                })
+                elements.step(kernel, bytemuck::cast_slice_mut::<f32, Displacement>(displacement))
             } else if kernel.schedule_free {
-                let directions = &mut [0.0; TILE][..params.len()];
+                let mut elements = elements;
+                let directions = &mut [0.0; TILE][..elements.params.len()];
                 // z takes the step, and what becomes of the parameters here does not matter.
-                kernel.rule.visit(Move {
-                    update,
-                    gradient,
-                    largest,
-                    params,
-                    grads,
-                    momentum,
-                    squares,
-                    largest_squares,
-                    directions,
-                });
+                elements.reborrow().step(kernel, directions);
                 let base = &mut averages[tile.clone()][stretch.clone()];
-                let before = &before[stretch];
-                move_schedule_free(update, largest, params, before, directions, base)
+                move_schedule_free(update, largest, elements.params, &before[stretch], directions, base)
             } else {
-                let directions = &mut [(); TILE][..params.len()];
-                kernel.rule.visit(Move {
-                    update,
-                    gradient,
-                    largest,
-                    params,
-                    grads,
-                    momentum,
-                    squares,
-                    largest_squares,
-                    directions,
-                })
+                let directions = &mut [(); TILE][..elements.params.len()];
+                elements.step(kernel, directions)
             };
             if of_stretch != NO_ELEMENT {
                 outside = outside.min(offset + of_stretch);
@@ -616,8 +587,8 @@ fn count(byte: u8, sign: i8) -> u8 {
     pack_counter(q, sign)
 }
 
-/// Moves the parameters of a tile, for each rule.
-struct Move<'a, const SCALED: bool, K> {
+/// Parameters that take a step at one rate, with all that belongs to them.
+struct Stretch<'a, const SCALED: bool> {
     update: &'a Update,
     gradient: Gradient<SCALED>,
     /// The largest magnitude that a parameter can have.
@@ -627,10 +598,34 @@ struct Move<'a, const SCALED: bool, K> {
     momentum: &'a mut [f32],
     squares: &'a mut [f32],
     largest_squares: &'a mut [f32],
-    directions: &'a mut [K],
 }
 
-impl<const SCALED: bool, K: Keep> Move<'_, SCALED, K> {
+impl<const SCALED: bool> Stretch<'_, SCALED> {
+    #[inline(always)]
+    fn reborrow(&mut self) -> Stretch<'_, SCALED> {
+        Stretch {
+            params: self.params,
+            momentum: self.momentum,
+            squares: self.squares,
+            largest_squares: self.largest_squares,
+            ..*self
+        }
+    }
+
+    /// Takes the step. Returns the index of the first element that took none, [`NO_ELEMENT`] for none.
+    #[inline(always)]
+    fn step<K: Keep>(self, kernel: Kernel, directions: &mut [K]) -> u32 {
+        kernel.rule.visit(Move { elements: self, directions })
+    }
+}
+
+/// Moves a stretch, for each rule.
+struct Move<'a, 'd, const SCALED: bool, K> {
+    elements: Stretch<'a, SCALED>,
+    directions: &'d mut [K],
+}
+
+impl<const SCALED: bool, K: Keep> Move<'_, '_, SCALED, K> {
     /// One element; m, v and the largest v are changed where the rule has them. Returns false if w and m keep their values, because new ones would be out of
     /// range.
     #[expect(clippy::too_many_arguments, reason = "an element and all that belongs to it")]
@@ -681,15 +676,15 @@ impl<const SCALED: bool, K: Keep> Move<'_, SCALED, K> {
     }
 }
 
-impl<const SCALED: bool, K: Keep> RuleVisitor for Move<'_, SCALED, K> {
+impl<const SCALED: bool, K: Keep> RuleVisitor for Move<'_, '_, SCALED, K> {
     /// Index of the first element that took no step, [`NO_ELEMENT`] for none.
     type Output = u32;
 
     #[inline(always)]
     fn visit<R: HostRule>(self) -> u32 {
-        let (update, gradient, largest) = (self.update, self.gradient, self.largest);
+        let Stretch { update, gradient, largest, params, grads, momentum, squares, largest_squares } = self.elements;
         // Not numbered by a range in the zip, which would keep the loops from being vectorised.
-        let elements = self.params.iter_mut().zip(self.grads).zip(self.directions);
+        let elements = params.iter_mut().zip(grads).zip(self.directions);
         let (mut index, mut first) = (0, NO_ELEMENT);
         let mut note = |fits: bool| {
             first = first.min(if fits { NO_ELEMENT } else { index });
@@ -707,22 +702,22 @@ impl<const SCALED: bool, K: Keep> RuleVisitor for Move<'_, SCALED, K> {
                 }
             }
             (true, false, _) => {
-                for (((w, &g), u), m) in elements.zip(self.momentum) {
+                for (((w, &g), u), m) in elements.zip(momentum) {
                     note(Self::element::<R>(update, gradient, largest, w, g, m, &mut 0.0, &mut 0.0, u));
                 }
             }
             (false, true, _) => {
-                for (((w, &g), u), v) in elements.zip(self.squares) {
+                for (((w, &g), u), v) in elements.zip(squares) {
                     note(Self::element::<R>(update, gradient, largest, w, g, &mut 0.0, v, &mut 0.0, u));
                 }
             }
             (true, true, false) => {
-                for ((((w, &g), u), m), v) in elements.zip(self.momentum).zip(self.squares) {
+                for ((((w, &g), u), m), v) in elements.zip(momentum).zip(squares) {
                     note(Self::element::<R>(update, gradient, largest, w, g, m, v, &mut 0.0, u));
                 }
             }
             (true, true, true) => {
-                let memory = self.momentum.iter_mut().zip(self.squares).zip(self.largest_squares);
+                let memory = momentum.iter_mut().zip(squares).zip(largest_squares);
                 for (((w, &g), u), ((m, v), largest_v)) in elements.zip(memory) {
                     note(Self::element::<R>(update, gradient, largest, w, g, m, v, largest_v, u));
                 }

@@ -2,7 +2,7 @@
 
 use super::{Kernel, RateAxis};
 use crate::error::{BuildError, Error};
-use crate::layout::{FactoredTensor, MATRIX_TILE, Matrix};
+use crate::layout::{FactoredTensor, MATRIX_TILE, Matrix, Tile};
 
 /// Rows and columns of a tensor.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -76,9 +76,17 @@ impl Stack {
 
     /// Sums of parts of its rows and columns, one for each tile that they go through.
     fn partials(self) -> u64 {
-        let tiles = |length: u64| length.div_ceil(MATRIX_TILE.into());
-        self.matrices * (self.rows * tiles(self.columns) + self.columns * tiles(self.rows))
+        self.matrices * (self.rows * tiles_of(self.columns) + self.columns * tiles_of(self.rows))
     }
+
+    /// Tiles of all its matrices.
+    fn tiles(self) -> u64 {
+        self.matrices * tiles_of(self.rows) * tiles_of(self.columns)
+    }
+}
+
+fn tiles_of(length: u64) -> u64 {
+    length.div_ceil(MATRIX_TILE.into())
 }
 
 /// What the passes that a rule owns do with a tensor.
@@ -99,6 +107,7 @@ pub(crate) struct Room {
     pub(crate) means: u64,
     /// Sums of tiles.
     pub(crate) partials: u64,
+    pub(super) tiles: u64,
 }
 
 impl Room {
@@ -110,6 +119,7 @@ impl Room {
                 columns: self.columns + stack.matrices * stack.columns,
                 means: self.means + stack.matrices,
                 partials: self.partials + stack.partials(),
+                tiles: self.tiles + stack.tiles(),
             },
             _ => self,
         }
@@ -117,7 +127,9 @@ impl Room {
 
     /// Numbers of the largest of its buffers.
     pub(super) fn largest(self) -> u64 {
-        self.partials.max(self.rows + self.columns + self.means)
+        // Of a table of tiles, whose first entry is their number.
+        let tiles = size_of::<Tile>() as u64 / 4 * (self.tiles + 1);
+        self.partials.max(self.rows + self.columns + self.means).max(tiles)
     }
 }
 

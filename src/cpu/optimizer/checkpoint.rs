@@ -17,9 +17,9 @@ use crate::record::RecordCursor;
 use crate::regime::is_look_due;
 use crate::shard::Stage;
 
-impl TensorMemory {
-    /// A memory, slot after slot.
-    fn slots(&self, kind: MemoryKind) -> Vec<&[u8]> {
+/// A memory of a tensor as bytes, slot after slot: to read, or to write with `mut`.
+macro_rules! slots_of {
+    ($tensor:expr, $kind:expr, $cast:ident $(, $mutable:tt)?) => {{
         let Memory {
             momentum,
             squares,
@@ -32,63 +32,35 @@ impl TensorMemory {
             vector,
             streams: [one, two],
             remainders,
-        } = &self.memory;
-        match kind {
-            MemoryKind::Momentum => vec![bytemuck::cast_slice(momentum)],
-            MemoryKind::SecondMoment => vec![bytemuck::cast_slice(squares)],
-            MemoryKind::LargestSecondMoment => vec![bytemuck::cast_slice(largest_squares)],
-            MemoryKind::RowSecondMoment => vec![bytemuck::cast_slice(rows)],
-            MemoryKind::ColumnSecondMoment => vec![bytemuck::cast_slice(columns)],
+        } = &$($mutable)? $tensor.memory;
+        match $kind {
+            MemoryKind::Momentum => vec![bytemuck::$cast(momentum)],
+            MemoryKind::SecondMoment => vec![bytemuck::$cast(squares)],
+            MemoryKind::LargestSecondMoment => vec![bytemuck::$cast(largest_squares)],
+            MemoryKind::RowSecondMoment => vec![bytemuck::$cast(rows)],
+            MemoryKind::ColumnSecondMoment => vec![bytemuck::$cast(columns)],
             MemoryKind::MomentumCodes => vec![momentum_codes],
             MemoryKind::SecondMomentCodes => vec![squares_codes],
-            MemoryKind::Scales => vec![bytemuck::cast_slice(scales)],
+            MemoryKind::Scales => vec![bytemuck::$cast(scales)],
             MemoryKind::Counters => vec![counters],
             MemoryKind::LastGradient | MemoryKind::FirstParameters | MemoryKind::Displacement => {
-                vec![bytemuck::cast_slice(vector)]
+                vec![bytemuck::$cast(vector)]
             }
-            MemoryKind::Estimate => [vector, one].map(|slot| bytemuck::cast_slice(slot)).into(),
-            MemoryKind::Streams => [vector, one, two].map(|slot| bytemuck::cast_slice(slot)).into(),
-            MemoryKind::Averages | MemoryKind::BaseIterates => {
-                vec![bytemuck::cast_slice(&self.averages)]
-            }
-            MemoryKind::Remainders => vec![bytemuck::cast_slice(remainders)],
+            MemoryKind::Estimate => [vector, one].map(|slot| bytemuck::$cast(slot)).into(),
+            MemoryKind::Streams => [vector, one, two].map(|slot| bytemuck::$cast(slot)).into(),
+            MemoryKind::Averages | MemoryKind::BaseIterates => vec![bytemuck::$cast(&$($mutable)? $tensor.averages)],
+            MemoryKind::Remainders => vec![bytemuck::$cast(remainders)],
         }
+    }};
+}
+
+impl TensorMemory {
+    fn slots(&self, kind: MemoryKind) -> Vec<&[u8]> {
+        slots_of!(self, kind, cast_slice)
     }
 
     fn slots_mut(&mut self, kind: MemoryKind) -> Vec<&mut [u8]> {
-        let Memory {
-            momentum,
-            squares,
-            largest_squares,
-            factors: [rows, columns],
-            momentum_codes,
-            squares_codes,
-            scales,
-            counters,
-            vector,
-            streams: [one, two],
-            remainders,
-        } = &mut self.memory;
-        match kind {
-            MemoryKind::Momentum => vec![bytemuck::cast_slice_mut(momentum)],
-            MemoryKind::SecondMoment => vec![bytemuck::cast_slice_mut(squares)],
-            MemoryKind::LargestSecondMoment => vec![bytemuck::cast_slice_mut(largest_squares)],
-            MemoryKind::RowSecondMoment => vec![bytemuck::cast_slice_mut(rows)],
-            MemoryKind::ColumnSecondMoment => vec![bytemuck::cast_slice_mut(columns)],
-            MemoryKind::MomentumCodes => vec![momentum_codes],
-            MemoryKind::SecondMomentCodes => vec![squares_codes],
-            MemoryKind::Scales => vec![bytemuck::cast_slice_mut(scales)],
-            MemoryKind::Counters => vec![counters],
-            MemoryKind::LastGradient | MemoryKind::FirstParameters | MemoryKind::Displacement => {
-                vec![bytemuck::cast_slice_mut(vector)]
-            }
-            MemoryKind::Estimate => [vector, one].map(|slot| bytemuck::cast_slice_mut(slot)).into(),
-            MemoryKind::Streams => [vector, one, two].map(|slot| bytemuck::cast_slice_mut(slot)).into(),
-            MemoryKind::Averages | MemoryKind::BaseIterates => {
-                vec![bytemuck::cast_slice_mut(&mut self.averages)]
-            }
-            MemoryKind::Remainders => vec![bytemuck::cast_slice_mut(remainders)],
-        }
+        slots_of!(self, kind, cast_slice_mut, mut)
     }
 }
 
