@@ -181,7 +181,7 @@ impl<T> Group<T> {
     /// Sets factors of the learning rate for the rows or columns of the group's tensors, see [`RateFactors`]. Each tensor must be added with a
     /// [`shape`](Group::shaped_tensor) that has as many rows or columns. Tensors of [`other_tensors`](Group::other_tensors) have no factors.
     ///
-    /// Regimes that go by the whole of the steps before refuse it: `BarzilaiBorwein`, `AdGd`, `Curvature`, `AutoSgd`, `Prodigy`, `Mechanic`.
+    /// Regimes that use all elements of earlier steps refuse it: `BarzilaiBorwein`, `AdGd`, `Curvature`, `AutoSgd`, `Prodigy`, `Mechanic`.
     pub fn rate_factors(mut self, factors: RateFactors) -> Self {
         self.settings.rate_factors = Some(factors);
         self
@@ -195,7 +195,7 @@ impl<T> Group<T> {
     /// step saves is the decay of momentum and the motion along it. The tensors must be added with a [`shape`](Group::shaped_tensor);
     /// those of [`other_tensors`](Group::other_tensors) are not affected.
     ///
-    /// Regimes that go by the whole of the steps before refuse it: `BarzilaiBorwein`, `AdGd`, `Curvature`, `AutoSgd`, `Prodigy`, `Mechanic`. So do
+    /// Regimes that use all elements of earlier steps refuse it: `BarzilaiBorwein`, `AdGd`, `Curvature`, `AutoSgd`, `Prodigy`, `Mechanic`. So do
     /// [`Muon`](crate::Muon) and [`Adafactor`](crate::Adafactor), whose directions are of all rows together, and
     /// [`State::Bits8`](crate::State::Bits8), whose scales several rows share.
     pub fn lazy_rows(mut self, on: bool) -> Self {

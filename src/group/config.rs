@@ -168,7 +168,7 @@ impl GroupConfig {
                 owner,
                 field,
                 "on",
-                "off with a regime that goes by the whole of the steps before (bb, adgd, curvature, auto-sgd, prodigy, mechanic), or another regime (Regime::seesaw() works with it)",
+                "off with regimes bb, adgd, curvature, auto-sgd, prodigy and mechanic, which use all elements of earlier steps (Regime::seesaw() works with it)",
             )?;
         }
         require(

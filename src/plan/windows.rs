@@ -225,7 +225,8 @@ impl<'a> Windows<'a> {
         Windows { geometry, newest: HashMap::new(), filling: Vec::new() }
     }
 
-    /// Cuts a span into blocks. A tensor that the rule works on as a whole and that no window can hold is refused, with its elements and those that a window holds.
+    /// Cuts a span into blocks. A tensor that passes work on as a whole must fit into a window: else its elements and those that a window holds
+    /// are returned as an error.
     pub(super) fn add_span(&mut self, group: usize, kernel: Kernel, span: &Span) -> Result<(), (u64, u64)> {
         // What is kept of a block must fit into a binding, too.
         let quad = u64::from(QUAD);

@@ -112,16 +112,13 @@ fn schedule_free(name: &str) -> Spec {
 
 #[test]
 fn a_fixed_rate_is_pytorchs() {
-    // Both sides round every step once or twice; 1.5 units are the most that was seen. PyTorch adds 1e-6 to the norm of a clip, which
+    // Both sides round every step once or twice; 1.5 units are the most that was seen (1.12 of Adafactor). PyTorch adds 1e-6 to the norm of a clip, which
     // shortens every step by a part in a few million: 7.2 after 100 steps.
     // A strong decay makes the parameters small beside the momentum whose rounding they carry: 5.0.
     // RMSprop's 1 - α is that of an f32 here and that of an f64 there, and nothing divides it out: 2.3 after 30 steps.
     // Muon's iteration stretches what rounding has turned of a direction: 3.8 after 100 steps.
-    // Adafactor's directions are quotients of rounded roots, whose errors stay in the parameters.
     let grows = |name: &str| {
-        ["rmsprop", "muon", "adafactor", "sparse"].iter().any(|rule| name.starts_with(rule))
-            || name.contains("clip")
-            || name.contains("tenth")
+        ["rmsprop", "muon"].iter().any(|rule| name.starts_with(rule)) || name.contains("clip") || name.contains("tenth")
     };
     let allowed = |name: &str, steps: f64| match name {
         // PyTorch iterates in bf16, so that directions differ by parts in a hundred: by 2e-3 of the parameters after 100 steps.

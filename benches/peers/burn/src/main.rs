@@ -113,38 +113,43 @@ trait Contestant {
     fn parameters(&mut self) -> Result<Vec<f32>>;
 }
 
-struct Burn {
+/// An optimizer of burn's with a tensor.
+struct Burn<O: BurnOptimizer, const D: usize> {
     device: Device,
-    sgd: Sgd,
+    optimizer: O,
     clip: Option<GradientClipping>,
-    parameters: Option<Tensor<1>>,
-    gradients: Tensor<1>,
-    state: Option<<Sgd as BurnOptimizer>::State<1>>,
+    parameters: Option<Tensor<D>>,
+    gradients: Tensor<D>,
+    state: Option<O::State<D>>,
 }
 
-impl Burn {
-    fn new(device: &Device, values: &[f32], momentum: bool, clip: bool) -> Self {
-        let momentum = momentum.then(|| MomentumConfig::new().with_momentum(0.9).with_dampening(0.0));
-        let tensor = || Tensor::from_data(TensorData::new(values.to_vec(), [values.len()]), device);
+impl<O: BurnOptimizer, const D: usize> Burn<O, D> {
+    fn new(device: &Device, optimizer: O, [parameters, gradients]: [&[f32]; 2], shape: [usize; D], clip: bool) -> Self {
+        let tensor = |values: &[f32]| Tensor::from_data(TensorData::new(values.to_vec(), shape), device);
         Burn {
             device: device.clone(),
-            sgd: SgdConfig::new().with_momentum(momentum).build(),
+            optimizer,
             clip: clip.then(|| GradientClippingConfig::Norm(CLIP).init()),
-            parameters: Some(tensor()),
-            gradients: tensor(),
+            parameters: Some(tensor(parameters)),
+            gradients: tensor(gradients),
             state: None,
         }
     }
 }
 
-impl Contestant for Burn {
+fn sgd(momentum: bool) -> Sgd {
+    let momentum = momentum.then(|| MomentumConfig::new().with_momentum(0.9).with_dampening(0.0));
+    SgdConfig::new().with_momentum(momentum).build()
+}
+
+impl<O: BurnOptimizer, const D: usize> Contestant for Burn<O, D> {
     fn step(&mut self) -> Result<()> {
         let mut gradients = self.gradients.clone();
         if let Some(clip) = &self.clip {
             gradients = clip.clip_gradient(gradients);
         }
         let parameters = self.parameters.take().ok_or("a step failed before")?;
-        let (parameters, state) = self.sgd.step(f64::from(RATE), parameters, gradients, self.state.take());
+        let (parameters, state) = self.optimizer.step(f64::from(RATE), parameters, gradients, self.state.take());
         self.parameters = Some(parameters);
         self.state = state;
         // Else fusion makes one kernel of many steps, whose gradients here never change.
@@ -245,7 +250,7 @@ fn measure(args: &Args, device: &Device, gpu: &Gpu, elements: usize) -> Result<V
     for (name, rule) in rules {
         for clip in [false, true] {
             let what = if clip { format!("{name} + clip") } else { name.to_owned() };
-            let mut burn = Burn::new(device, &values, rule.has_momentum(), clip);
+            let mut burn = Burn::new(device, sgd(rule.has_momentum()), [&values; 2], [elements], clip);
             let mut own = ours(rule, clip)?;
             let right = is_right(&mut burn, &values, rule.has_momentum(), clip)?;
             if !is_right(&mut own, &values, rule.has_momentum(), clip)? {

@@ -1,39 +1,11 @@
 //! Muon over one square matrix, and burn's product of two such matrices, which its library tunes to the adapter.
 
+use burn::optim::MuonConfig;
 use burn::optim::momentum::MomentumConfig;
-use burn::optim::{Muon, MuonConfig, Optimizer as BurnOptimizer};
 use burn::tensor::{Device, Tensor, TensorData};
 use wgpu_optim::{Gpu, MuonScale, Regime, Rule};
 
-use crate::{Args, Contestant, Ours, RATE, Result, take_turns};
-
-struct BurnMuon {
-    device: Device,
-    muon: Muon,
-    parameters: Option<Tensor<2>>,
-    gradients: Tensor<2>,
-    state: Option<<Muon as BurnOptimizer>::State<2>>,
-}
-
-impl Contestant for BurnMuon {
-    fn step(&mut self) -> Result<()> {
-        let parameters = self.parameters.take().ok_or("a step failed before")?;
-        let (parameters, state) =
-            self.muon.step(f64::from(RATE), parameters, self.gradients.clone(), self.state.take());
-        self.parameters = Some(parameters);
-        self.state = state;
-        Ok(self.device.flush()?)
-    }
-
-    fn wait(&mut self) -> Result<()> {
-        Ok(self.device.sync()?)
-    }
-
-    fn parameters(&mut self) -> Result<Vec<f32>> {
-        let parameters = self.parameters.clone().ok_or("a step failed before")?;
-        Ok(parameters.into_data().try_to_vec::<f32>().map_err(|error| format!("{error:?}"))?)
-    }
-}
+use crate::{Args, Burn, Contestant, Ours, RATE, Result, take_turns};
 
 /// The product of two matrices.
 struct Product {
@@ -85,13 +57,8 @@ pub fn measure(args: &Args, device: &Device, gpu: &Gpu) -> Result<()> {
         let (start, gradient) = (values(side), values(side));
         let tensor = |values: &[f32]| Tensor::<2>::from_data(TensorData::new(values.to_vec(), [side, side]), device);
         let momentum = MomentumConfig { momentum: 0.95, dampening: 0.05, nesterov: true };
-        let mut burn = BurnMuon {
-            device: device.clone(),
-            muon: MuonConfig::new().with_momentum(momentum).build(),
-            parameters: Some(tensor(&start)),
-            gradients: tensor(&gradient),
-            state: None,
-        };
+        let muon = MuonConfig::new().with_momentum(momentum).build();
+        let mut burn = Burn::new(device, muon, [&start, &gradient], [side; 2], false);
         let rule = Rule::Muon(wgpu_optim::Muon { scale: MuonScale::Original, ..Default::default() });
         let mut ours = Ours::shaped(gpu, &start, &[side, side], rule, Regime::fixed(RATE), false)?;
         // A gradient that stays the same has the same direction in each step, whatever the momentum.
