@@ -300,6 +300,7 @@ pub(crate) enum MemoryKind {
 }
 
 impl MemoryKind {
+    /// Those of the rule, then those of the regime, then the others.
     pub(crate) const ALL: [MemoryKind; 17] = [
         MemoryKind::Momentum,
         MemoryKind::SecondMoment,
@@ -319,6 +320,14 @@ impl MemoryKind {
         MemoryKind::BaseIterates,
         MemoryKind::Remainders,
     ];
+
+    /// What a rule remembers, in the order in which it lies in one buffer of the device.
+    #[cfg(feature = "gpu")]
+    pub(crate) const OF_THE_RULE: &[MemoryKind] = Self::ALL.split_at(8).0;
+
+    /// What a regime remembers, of which there is one kind at most.
+    #[cfg(feature = "gpu")]
+    pub(crate) const OF_THE_REGIME: &[MemoryKind] = Self::ALL.split_at(8).1.split_at(6).0;
 
     /// Returns the name in checkpoints and in labels of buffers.
     pub(crate) fn name(self) -> &'static str {

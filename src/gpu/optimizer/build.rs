@@ -97,7 +97,7 @@ pub(super) fn check_storage_buffers(plan: &Plan, limits: &wgpu::Limits) -> Resul
         what: "the number of storage buffers of a kernel".to_owned(),
         value: most.into(),
         limit: limit.into(),
-        way_out: "ask the adapter for more when the device is created (max_storage_buffers_per_shader_stage), keep no master weights (Rounding::Nearest or Rounding::Stochastic), or use a regime that keeps no last gradient",
+        way_out: "ask the adapter for more when the device is created (max_storage_buffers_per_shader_stage), keep no master weights (Rounding::Nearest or Rounding::Stochastic) or no average, or use a regime that keeps no last gradient",
     }))
 }
 

@@ -36,7 +36,7 @@ impl WindowMemory {
     pub(super) fn new(gpu: &Gpu, window: &Window) -> Self {
         let kept = |kind: &MemoryKind| window.kernel.keeps(*kind);
         // Kinds of the rule lie one behind the other in the buffer of the first.
-        let of_the_rule: Vec<MemoryKind> = OF_THE_RULE.into_iter().filter(kept).collect();
+        let of_the_rule: Vec<MemoryKind> = MemoryKind::OF_THE_RULE.iter().copied().filter(kept).collect();
         let has_buffer = |kind: &MemoryKind| !of_the_rule.iter().skip(1).any(|behind| behind == kind);
         let kinds = window.kernel.memories().filter(has_buffer).map(|kind| {
             let all = if of_the_rule.contains(&kind) { &of_the_rule[..] } else { &[kind] };
@@ -58,36 +58,14 @@ impl WindowMemory {
     /// A kind that is kept: the buffer, and its first byte there.
     #[cfg(feature = "checkpoint")]
     pub(super) fn place_of(&self, window: &Window, kind: MemoryKind) -> Option<(&wgpu::Buffer, u64)> {
-        if !OF_THE_RULE.contains(&kind) {
+        if !MemoryKind::OF_THE_RULE.contains(&kind) {
             return Some((self.find(&[kind])?, 0));
         }
-        let before = OF_THE_RULE.into_iter().take_while(|&other| other != kind);
+        let before = MemoryKind::OF_THE_RULE.iter().copied().take_while(|&other| other != kind);
         let start = before.filter(|&other| window.kernel.keeps(other)).map(|other| window.memory_bytes(other)).sum();
-        Some((self.find(&OF_THE_RULE)?, start))
+        Some((self.find(MemoryKind::OF_THE_RULE)?, start))
     }
 }
-
-/// What a rule remembers, in the order in which it lies in one buffer.
-pub(super) const OF_THE_RULE: [MemoryKind; 8] = [
-    MemoryKind::Momentum,
-    MemoryKind::SecondMoment,
-    MemoryKind::LargestSecondMoment,
-    MemoryKind::RowSecondMoment,
-    MemoryKind::ColumnSecondMoment,
-    MemoryKind::MomentumCodes,
-    MemoryKind::SecondMomentCodes,
-    MemoryKind::Scales,
-];
-
-/// What a regime remembers, of which there is one kind at most.
-pub(super) const OF_THE_REGIME: [MemoryKind; 6] = [
-    MemoryKind::Counters,
-    MemoryKind::LastGradient,
-    MemoryKind::FirstParameters,
-    MemoryKind::Estimate,
-    MemoryKind::Displacement,
-    MemoryKind::Streams,
-];
 
 /// What is bound where nothing is kept. Two, since one of them may be read while the other is written.
 pub(super) fn no_memory(gpu: &Gpu) -> [wgpu::Buffer; 2] {
@@ -160,8 +138,8 @@ pub(super) fn sweeps(
     let mut sweeps = Sweeps::default();
     let nothing = no_memory(gpu);
     for (index, (window, memory)) in plan.windows.iter().zip(memories).enumerate() {
-        let momentum = memory.find(&OF_THE_RULE);
-        let regimes = memory.find(&OF_THE_REGIME).unwrap_or(&nothing[1]);
+        let momentum = memory.find(MemoryKind::OF_THE_RULE);
+        let regimes = memory.find(MemoryKind::OF_THE_REGIME).unwrap_or(&nothing[1]);
         let base_iterates =
             window.kernel.compares_iterates().then(|| memory.find(&[MemoryKind::BaseIterates])).flatten();
         let remainders = memory.find(&[MemoryKind::Remainders]);
