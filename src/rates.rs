@@ -39,14 +39,14 @@ pub enum RateFactors {
 }
 
 impl RateFactors {
-    /// The factors.
+    /// Returns the factors.
     pub(crate) fn factors(&self) -> &Arc<[f32]> {
         match self {
             RateFactors::Columns(factors) | RateFactors::Rows(factors) => factors,
         }
     }
 
-    /// What has a factor each.
+    /// Returns whether rows or columns have the factors.
     pub(crate) fn axis(&self) -> RateAxis {
         match self {
             RateFactors::Columns(_) => RateAxis::Columns,

@@ -37,7 +37,7 @@ struct Segment {
     elements: Range<usize>,
 }
 
-/// A range of elements, row by row.
+/// Splits a range of elements at the ends of rows.
 #[inline(always)]
 fn segments(t: &FactoredTensor, range: Range<usize>) -> impl Iterator<Item = Segment> {
     let (rows, columns) = (t.rows as usize, t.columns as usize);
@@ -55,12 +55,12 @@ fn segments(t: &FactoredTensor, range: Range<usize>) -> impl Iterator<Item = Seg
 }
 
 impl Factors<'_> {
-    /// Of the elements from here on.
+    /// Returns the factors as seen from an element that is so many elements further on.
     pub(crate) fn behind(self, elements: usize) -> Self {
         Factors { first: self.first + elements, ..self }
     }
 
-    /// The second moments of a range of elements.
+    /// Computes the second moments of a range of elements.
     #[inline(always)]
     pub(crate) fn estimate(&self, range: Range<usize>, epsilon: f32, estimates: &mut [f32]) {
         let t = self.tensor;
@@ -118,7 +118,7 @@ pub(crate) fn follow_moments(
     }
 }
 
-/// The factor that brings the root mean square of a tensor's direction within its limit.
+/// Returns the factor that brings the root mean square of a tensor's direction within its limit.
 #[inline(always)]
 pub(crate) fn limit_of(
     kernel: Kernel,

@@ -17,13 +17,13 @@ pub(crate) struct Rows<'a> {
 }
 
 impl Rows<'_> {
-    /// Of the elements from here on.
+    /// Returns the rows as seen from an element that is so many elements further on.
     pub(crate) fn behind(self, elements: usize) -> Self {
         Rows { first: self.first + elements, ..self }
     }
 
-    /// The elements from `start` on that have one factor, as far as `end`: where they end, and the factor, or nothing where they are left
-    /// alone.
+    /// Finds the longest stretch of elements from `start` on, up to `end` at most, that have one factor. Returns its end and the factor, or
+    /// `None` for elements that are left alone.
     pub(crate) fn stretch(self, start: usize, end: usize) -> (usize, Option<f32>) {
         let at = self.first + start;
         let (row, column) = (at / self.columns, at % self.columns);

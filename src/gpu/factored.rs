@@ -32,10 +32,10 @@ pub(crate) struct Tiles {
 }
 
 impl Tiles {
+    /// Writes a table. Its first entry is the number of tiles.
     pub(crate) fn new(gpu: &Gpu, tiles: impl Iterator<Item = Tile>) -> Self {
         let mut table = vec![Tile { matrix: 0, row: 0, column: 0 }];
         table.extend(tiles);
-        // The first entry has the number of the others.
         table[0].matrix = table.len() as u32 - 1;
         let most = gpu.device().limits().max_compute_workgroups_per_dimension;
         Tiles { table: filled(gpu, "tiles", &table), workgroups: table[0].matrix.min(most) }
@@ -43,7 +43,7 @@ impl Tiles {
 }
 
 impl FactorMemory {
-    /// Of a window whose rule limits the directions.
+    /// Allocates the memory of a window. `None` where the rule does not limit its directions.
     pub(crate) fn new(gpu: &Gpu, window: &Window) -> Option<Self> {
         if window.limited.is_empty() {
             return None;
@@ -61,7 +61,7 @@ impl FactorMemory {
     }
 }
 
-/// The tiles of each of its matrices.
+/// Lists the tiles of a tensor, matrix by matrix.
 fn tiles_of(t: &FactoredTensor) -> impl Iterator<Item = Tile> {
     let FactoredTensor { matrices, rows, columns, lead, .. } = *t;
     let of_rows = (0..matrices)
@@ -71,7 +71,7 @@ fn tiles_of(t: &FactoredTensor) -> impl Iterator<Item = Tile> {
     })
 }
 
-/// Stretches of its moments.
+/// Lists stretches of 64 second moments of a tensor: first those of its rows, then those of its columns.
 fn stretches_of(t: &FactoredTensor) -> impl Iterator<Item = Tile> {
     let FactoredTensor { matrices, rows, columns, lead, .. } = *t;
     [(0, matrices * rows), (1, matrices * columns)].into_iter().flat_map(move |(column, moments)| {
@@ -116,7 +116,7 @@ fn pass_over_elements(
     Pipeline::new(gpu, &PassSource { module, stem, features: &elements.features, constants: &constants, groups })
 }
 
-/// The passes between the two over elements, and the one after them.
+/// Returns the passes between the two over elements, and the pass after them.
 pub(crate) fn dispatches(
     gpu: &Gpu,
     window: &Window,

@@ -18,7 +18,7 @@ pub(crate) struct RowMemory {
 }
 
 impl RowMemory {
-    /// Of a window whose rows are told apart.
+    /// Allocates the memory of a window. `None` where all rows and columns are treated alike.
     pub(crate) fn new(gpu: &Gpu, plan: &Plan, window: &Window) -> Option<Self> {
         if window.rows.is_empty() {
             return None;

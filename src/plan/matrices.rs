@@ -46,7 +46,7 @@ pub(crate) struct RowTensor {
 }
 
 impl RowTensor {
-    /// How many factors and how many flags a tensor of this shape has.
+    /// Returns the numbers of factors and of flags that a tensor of this shape has.
     pub(super) fn words(kernel: Kernel, shape: Shape) -> [u64; 2] {
         let factors = match kernel.rates {
             None => 0,
@@ -66,7 +66,7 @@ pub(crate) struct Stack {
 }
 
 impl Stack {
-    /// `None` for tensors of fewer than two dimensions.
+    /// Takes the last two dimensions for rows and columns. `None` for tensors of fewer than two dimensions.
     pub(crate) fn of(dimensions: &[usize]) -> Option<Self> {
         let [outer @ .., rows, columns] = dimensions else { return None };
         let some = if *rows == 0 || *columns == 0 { 0 } else { 1 };
@@ -111,7 +111,7 @@ pub(crate) struct Room {
 }
 
 impl Room {
-    /// With those of one more tensor.
+    /// Adds what one more tensor needs.
     pub(super) fn with(self, work: &TensorWork) -> Self {
         match work {
             TensorWork::Limited { stack: Some(stack), .. } => Room {
@@ -125,7 +125,7 @@ impl Room {
         }
     }
 
-    /// Numbers of the largest of its buffers.
+    /// Returns the length of the largest of its buffers, in words.
     pub(super) fn largest(self) -> u64 {
         // Of a table of tiles, whose first entry is their number.
         let tiles = size_of::<Tile>() as u64 / 4 * (self.tiles + 1);

@@ -70,7 +70,7 @@ pub(crate) struct Stretch {
 }
 
 impl Window {
-    /// Without blocks.
+    /// Returns a window without blocks.
     fn new(kernel: Kernel, access: Access, params: Region, grads: Region) -> Self {
         Window {
             kernel,
