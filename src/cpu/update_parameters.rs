@@ -455,30 +455,33 @@ fn update_elements<const SCALED: bool>(
         let largest_squares = largest_squares.get_mut(tile.clone()).unwrap_or_default();
         // All of the tile, or stretches of it that have a rate of their own.
         let mut outside = NO_ELEMENT;
-        let (mut start, mut own_update) = (0, *update);
+        let mut start = 0;
         while start < tile.len() {
-            let (end, update) = match rows {
-                None => (tile.len(), Some(update)),
-                Some(rows) => {
-                    let (end, factor) = rows.stretch(tile.start + start, tile.end);
-                    if let Some(factor) = factor {
-                        own_update.learning_rate = update.learning_rate * factor;
-                        own_update.shrink = 1.0 - factor * (1.0 - update.shrink);
-                    }
-                    (end - tile.start, factor.map(|_| &own_update))
-                }
+            // A copy of its own, which the compiler keeps in registers.
+            let mut update = *update;
+            let (end, factor) = match rows {
+                None => (tile.end, Some(1.0)),
+                Some(rows) => rows.stretch(tile.start + start, tile.end),
             };
-            let stretch = start..end;
+            let stretch = start..end - tile.start;
             let offset = start as u32;
-            start = end;
+            start = stretch.end;
             let params = &mut params[stretch.clone()];
-            let Some(update) = update else {
-                // Its row has no gradient. z begins where the parameters are all the same.
-                if kernel.schedule_free && own_update.first != 0 {
-                    averages[tile.clone()][stretch].copy_from_slice(params);
+            match factor {
+                Some(factor) if rows.is_some() => {
+                    update.learning_rate *= factor;
+                    update.shrink = 1.0 - factor * (1.0 - update.shrink);
                 }
-                continue;
-            };
+                Some(_) => {}
+                // Its row has no gradient. z begins where the parameters are all the same.
+                None => {
+                    if kernel.schedule_free && update.first != 0 {
+                        averages[tile.clone()][stretch].copy_from_slice(params);
+                    }
+                    continue;
+                }
+            }
+            let update = &update;
             let grads = &grads[stretch.clone()];
             let momentum = momentum.get_mut(stretch.clone()).unwrap_or_default();
             let squares = squares.get_mut(stretch.clone()).unwrap_or_default();
