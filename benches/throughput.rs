@@ -24,7 +24,8 @@ fn over<B: Bench>(c: &mut Criterion, name: &str, largest: u32, memory: impl Fn(u
     for elements in (10..=largest).step_by(4).map(|power| 1usize << power) {
         let mut memory = memory(elements);
         for &mode in MODES.iter().filter(|mode| mode.is_default()) {
-            for (rule, regime) in rules().into_iter().flat_map(|rule| regimes().map(|regime| (rule, regime))) {
+            let steps = rules().into_iter().flat_map(|rule| regimes().map(|regime| (rule, regime)));
+            for (rule, regime) in steps.filter(|&(_, regime)| mode.fits(regime)) {
                 let bytes = (mode.bytes_per_param(rule, regime) * elements as f64) as u64;
                 group.throughput(Throughput::ElementsAndBytes { elements: elements as u64, bytes });
                 let id = BenchmarkId::new(format!("{}-{}-{}", rule.name(), regime.name(), mode.name), elements);

@@ -15,8 +15,8 @@ import package::elements::random_bits::rounding_key;
 import package::geometry::WORKGROUP;
 import package::layout::{
     GroupConstants, GroupState, RawRecord, Scaled, ScopeSums, Update, CLIPPED, COUPLES_DECAY, FIRST, HALTED, LOSS_ELEMENT, MEAN_OUTLIER,
-    MEAN_STEPS, MOMENTUM_FROM_GRADIENT, NO_ELEMENT, NONFINITE_LOSS, OUTLIER, OUTLIER_CLIPS, OVERFLOW_KEY_WORD, RAW_NORM_CLIP,
-    RECORD_WORDS, SCALE_CHANGED, SKIPPED, SMALLEST_CLIP, WAITING, WRITTEN, ZERO_GRADIENT,
+    MEAN_STEPS, MOMENTUM_FROM_GRADIENT, NO_ELEMENT, NONFINITE_LOSS, NOT_MEASURED, OUTLIER, OUTLIER_CLIPS, OVERFLOW_KEY_WORD, RAW_NORM_CLIP,
+    RECORD_WORDS, SCALE_CHANGED, SKIPPED, SMALLEST_CLIP, UNMEASURED, WAITING, WRITTEN, ZERO_GRADIENT,
 };
 import package::learning_rate::gradient::{Gradient, Turn, from_squares, rise_of};
 import package::scaled::{
@@ -158,7 +158,9 @@ fn learning_rate(@builtin(global_invocation_id) id: vec3<u32>) {
         @if(schedule) let scheduled = schedule_at(c, s);
         @if(schedule) rise += scheduled.ln_factor - s.ln_schedule;
         if is_zero(square) {
-            r.flags |= select(ZERO_GRADIENT, 0u, left_out);
+            if !left_out {
+                r.flags |= without_norm(c, &s);
+            }
         } else if !waits {
             smooth_norm(c, &g, &s);
             if g.first {
@@ -224,6 +226,16 @@ fn learning_rate(@builtin(global_invocation_id) id: vec3<u32>) {
         s.steps_high += 1u;
     }
     states[group] = s;
+}
+
+// Flags of a step whose gradient is zero, or is not measured.
+fn without_norm(c: GroupConstants, s: ptr<function, GroupState>) -> u32 {
+    if (c.flags & NOT_MEASURED) == 0u {
+        return ZERO_GRADIENT;
+    }
+    let first = (*s).started == 0u;
+    (*s).started = 1u;
+    return UNMEASURED | select(0u, FIRST, first);
 }
 
 // The norm of the gradients of all groups, without weight decay.

@@ -32,7 +32,8 @@ pub struct Controls {
     /// Weight decay λ, finite and at least 0: coupled in a group that was built with a coupled decay above 0, and decoupled in every other.
     pub weight_decay: f32,
     /// Largest gradient norm, as of [`Group::clip_norm`](crate::Group::clip_norm): `f32::INFINITY` for none. A group with coupled decay must
-    /// have been built with a clip for it to be changed, because the clip then needs a norm of its own.
+    /// have been built with a clip for it to be changed, because the clip then needs a norm of its own, and so must a group that is not measured
+    /// ([`NonFinitePolicy::Unchecked`](crate::NonFinitePolicy::Unchecked)).
     pub clip_norm: f32,
     /// True if the group is frozen: its gradients are not read, do not enter a shared norm and may be anything, and nothing of it is written.
     /// Parameters, momentum, averages and the memory of the regime keep their bits. The schedule goes on. The rate of a group whose norm is
@@ -86,6 +87,13 @@ impl Controls {
             "clip_norm",
             self.clip_norm,
             "infinite in a group with coupled weight decay that was built without a clip: build it with a clip, however large",
+        )?;
+        require(
+            constants.flags & group_flags::NOT_MEASURED == 0 || self.clip_norm == f32::INFINITY,
+            owner,
+            "clip_norm",
+            self.clip_norm,
+            "infinite in a group that is not measured (NonFinitePolicy::Unchecked): build it with a clip, however large",
         )?;
         require(
             !(self.frozen && config.regime.needs_streams()),

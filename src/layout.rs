@@ -690,6 +690,8 @@ pub mod group_flags {
         pub const COUPLES_DECAY: u32 = 64;
         /// The gradient of an outlier is clipped to the norm at which outliers begin. Otherwise the step leaves the groups of the norm out.
         pub const OUTLIER_CLIPS: u32 = 128;
+        /// Pass 1 does not run over the group: nothing goes by its sums.
+        pub const NOT_MEASURED: u32 = 256;
     }
 }
 
@@ -790,6 +792,8 @@ pub mod record_flags {
         pub const ABSENT: u32 = 16384;
         /// The norm is an outlier.
         pub const OUTLIER: u32 = 32768;
+        /// The gradients were not measured.
+        pub const UNMEASURED: u32 = 65536;
         /// Set in every record, so that a ring that was never written is told from one that was.
         pub const WRITTEN: u32 = 128;
     }
@@ -807,6 +811,11 @@ impl Squares {
     pub fn value(self) -> f64 {
         f64::from(self.sum) * f64::from(2 * self.exponent).exp2()
     }
+}
+
+/// The sums of no elements.
+pub(crate) fn no_totals() -> ScopeSums {
+    ScopeSums { first_nonfinite: NO_ELEMENT, ..ScopeSums::default() }
 }
 
 /// The factor that divides out a loss scale of 2^exponent, at most 2^126.

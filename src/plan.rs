@@ -171,7 +171,7 @@ impl Plan {
 
         let configs: Vec<GroupConfig> = groups.iter().map(|group| group.config.clone()).collect();
         let extents: Vec<Extent> = groups.iter().map(Extent::of).collect();
-        let scopes = scopes_of(&configs, &extents, safeguards.global_clip());
+        let scopes = scopes_of(&configs, &extents, &safeguards);
         let mut constants = Vec::with_capacity(configs.len());
         let mut kernels = Vec::with_capacity(configs.len());
         let mut scope_of_group = vec![0; configs.len()];

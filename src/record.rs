@@ -27,9 +27,10 @@ pub struct Record {
     pub overflow: Option<(usize, u64)>,
     /// Special events of the step: first, skipped, clipped and so on.
     pub flags: Flags,
-    /// n, the norm of the gradient that the regime sees, before a clip. Saturates at `f32::MAX`. NaN for a skipped step.
+    /// n, the norm of the gradient that the regime sees, before a clip. Saturates at `f32::MAX`. NaN for a skipped step, and where it was not
+    /// measured ([`Flags::unmeasured`]).
     pub norm: f32,
-    /// n̂, the smoothed norm. A skipped step has the value of the step before.
+    /// n̂, the smoothed norm. A skipped step has the value of the step before. NaN where it was not measured.
     pub smoothed_norm: f32,
     /// a_slow: the cosine of the gradient with the momentum or direction memory; 0 if the group keeps neither.
     pub slow_alignment: f32,
@@ -219,6 +220,10 @@ impl Flags {
     pub fn outlier(self) -> bool {
         self.0 & record_flags::OUTLIER != 0
     }
+    /// Returns true if the gradients were not measured: see [`NonFinitePolicy::Unchecked`](crate::NonFinitePolicy::Unchecked).
+    pub fn unmeasured(self) -> bool {
+        self.0 & record_flags::UNMEASURED != 0
+    }
     /// Returns true if the learning rate is 0: there is none yet, because every gradient so far was zero or not finite, or the caller has set
     /// its factor to 0.
     pub fn waiting(self) -> bool {
@@ -227,7 +232,7 @@ impl Flags {
 }
 
 /// Names joined by `+`, empty for an ordinary step: `first`, `zero`, `skipped`, `clipped`, `clamped-change`, `clamped-rate`,
-/// `waiting`, `nonfinite-loss`, `halted`, `scale-changed`, `stream-lost`, `episode-ends`, `frozen`, `absent`, `outlier`.
+/// `waiting`, `nonfinite-loss`, `halted`, `scale-changed`, `stream-lost`, `episode-ends`, `frozen`, `absent`, `outlier`, `unmeasured`.
 impl fmt::Display for Flags {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let names = [
@@ -246,6 +251,7 @@ impl fmt::Display for Flags {
             (self.frozen(), "frozen"),
             (self.absent(), "absent"),
             (self.outlier(), "outlier"),
+            (self.unmeasured(), "unmeasured"),
         ];
         let mut separator = "";
         for (_, name) in names.iter().filter(|(set, _)| *set) {
@@ -275,8 +281,8 @@ impl Record {
             step: u64::from(raw.step_high) << 32 | u64::from(raw.step_low),
             group: raw.group as usize,
             flags,
-            norm: if flags.skipped() { f32::NAN } else { raw.norm },
-            smoothed_norm: raw.smoothed_norm,
+            norm: if flags.skipped() || flags.unmeasured() { f32::NAN } else { raw.norm },
+            smoothed_norm: if flags.unmeasured() { f32::NAN } else { raw.smoothed_norm },
             slow_alignment: details.slow_alignment,
             fast_alignment: details.fast_alignment,
             learning_rate: raw.learning_rate,
@@ -485,7 +491,7 @@ impl Record {
         if self.flags.outlier() && !self.flags.clipped() {
             return write!(f, "nothing changed: the gradient norm of {:.3e} is an outlier", self.norm);
         }
-        if self.flags.waiting() && self.smoothed_norm > 0.0 {
+        if self.flags.waiting() && (self.smoothed_norm > 0.0 || self.flags.unmeasured()) {
             return write!(f, "η 0: the caller has set its factor to 0");
         }
         if self.flags.waiting() {

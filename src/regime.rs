@@ -51,6 +51,11 @@ pub(crate) trait LearningRateRegime {
         true
     }
 
+    /// False if the rate is the same whatever the gradients are, so that they need not be measured.
+    fn goes_by_gradients(&self) -> bool {
+        true
+    }
+
     /// η of the first step, if the caller gave it.
     fn initial_rate(&self) -> Option<f32> {
         None
@@ -353,6 +358,11 @@ impl Regime {
     #[doc(hidden)]
     pub fn summary(&self) -> &'static str {
         self.regime().summary()
+    }
+
+    /// Returns true unless the rate is the same whatever the gradients are.
+    pub(crate) fn goes_by_gradients(&self) -> bool {
+        self.regime().goes_by_gradients()
     }
 
     /// Returns true if the regime uses the alignment of the gradient with past directions. Rules without momentum then keep one byte of

@@ -46,7 +46,8 @@ pub struct Args {
     #[arg(long, value_delimiter = ',', value_parser = PossibleValuesParser::new(regimes().map(|regime| regime.name())))]
     regime: Vec<String>,
     /// Only these modes, separated by commas [default: f32]. In bf16 and f16 parameters and gradients are of that element,
-    /// with masters of f32; in bf16-stochastic they are rounded at random. In schedule-free there are the rules without momentum
+    /// with masters of f32; in bf16-stochastic they are rounded at random. In schedule-free there are the rules without momentum.
+    /// Unchecked is f32 at a fixed rate without the pass that measures the gradients
     #[arg(long, value_delimiter = ',', value_parser = PossibleValuesParser::new(MODES.iter().map(|mode| mode.name)))]
     mode: Vec<String>,
     /// Milliseconds that each measurement takes in each of its seven rounds, calls permitting

@@ -805,7 +805,8 @@ impl Adaptation<'_> {
                 controls.weight_decay = built.weight_decay;
             }
             let couples = constants.flags & (group_flags::RAW_NORM_CLIP | group_flags::COUPLES_DECAY);
-            if !self.is_same(old, group, "clip_norm") || couples == group_flags::COUPLES_DECAY {
+            let has_no_norm = couples == group_flags::COUPLES_DECAY || constants.flags & group_flags::NOT_MEASURED != 0;
+            if !self.is_same(old, group, "clip_norm") || has_no_norm {
                 controls.clip_norm = built.clip_norm;
             }
             controls.gradient_factor = match micro_batches_agree {

@@ -1,8 +1,7 @@
 //! Pass 2: twin of `shaders/finish_reduction.wgsl`. The sums of a scope's blocks are added up as one workgroup does it: in
 //! strides, then in a tree.
 
-use crate::cpu::reduce_gradient::no_totals;
-use crate::layout::{ScopeSums, Squares};
+use crate::layout::{ScopeSums, Squares, no_totals};
 use crate::scaled::power_of_two;
 
 /// Invocations of the workgroup.

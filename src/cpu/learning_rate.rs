@@ -197,7 +197,9 @@ fn set_rate(
     let scheduled = (factor, Scaled::new(factor, 0).ln_ratio(Scaled::ONE));
     let mut gradient = None;
     if square.is_zero() {
-        r.flags |= if left_out { 0 } else { record_flags::ZERO_GRADIENT };
+        if !left_out {
+            r.flags |= without_norm(c, s);
+        }
     } else if !waits {
         let mut g = smooth_norm(c, measured, square, norm, s);
         g.scheduled_rise = rise_of(controlled.1 - s.ln_control + (scheduled.1 - s.ln_schedule));
@@ -239,6 +241,15 @@ fn set_rate(
         return None;
     }
     Some(take_step(c, clip, turn, s, r))
+}
+
+/// Flags of a step whose gradient is zero, or is not measured.
+fn without_norm(c: &GroupConstants, s: &mut GroupState) -> u32 {
+    if c.flags & group_flags::NOT_MEASURED == 0 {
+        return record_flags::ZERO_GRADIENT;
+    }
+    let first = std::mem::replace(&mut s.started, 1) == 0;
+    record_flags::UNMEASURED | if first { record_flags::FIRST } else { 0 }
 }
 
 /// The norm of the gradients of all groups, without weight decay.

@@ -18,14 +18,13 @@ use crate::cpu::finish_reduction::finish_reduction;
 use crate::cpu::finish_update::finish_update;
 use crate::cpu::learning_rate::learning_rate;
 use crate::cpu::orthogonalize::MatrixMemory;
-use crate::cpu::reduce_gradient::no_totals;
 use crate::cpu::tensor::{Tensor, checked};
 use crate::cpu::values::{Slice, Values, ValuesMut};
 use crate::error::{BuildError, CallError, DeviceError, Error, require};
 use crate::group::{GroupConfig, OptimizerBuilder, ResolvedGroup};
 use crate::layout::{
     Block, FactoredTensor, GroupState, LOSS_ELEMENT, Matrix, NO_TENSOR, RawRecord, RawTensorRecord, ScopeSums,
-    StepSums, Update, record_flags, unscale,
+    StepSums, Update, no_totals, record_flags, unscale,
 };
 use crate::plan::{Geometry, Kernel, MemoryKind, Place, Plan, Shape, TensorInfo};
 use crate::record::{Record, RecordCursor, Records};
@@ -91,6 +90,8 @@ struct TensorMemory {
     present: bool,
     /// `None` for an empty tensor.
     kernel: Option<Kernel>,
+    /// That of pass 1 of a look.
+    look_kernel: Option<Kernel>,
     blocks: Vec<Block>,
     memory: Memory,
     /// The tensor as a matrix, where the rule works on matrices.
@@ -217,6 +218,7 @@ impl CpuOptimizer {
                 elements,
                 present: true,
                 kernel: None,
+                look_kernel: None,
                 blocks: Vec::new(),
                 memory: Memory::default(),
                 matrix: None,
@@ -232,6 +234,7 @@ impl CpuOptimizer {
             let index = window.params.buffer;
             let tensor = &mut tensors[index];
             tensor.kernel = Some(window.kernel);
+            tensor.look_kernel = window.kernel.of_look();
             tensor.blocks = window.blocks.clone();
             tensor.memory = Memory::new(window.kernel, tensor.elements)?;
             if let Some(&matrix) = window.matrices.first() {
@@ -351,7 +354,7 @@ impl CpuOptimizer {
 
     /// Passes 1 and 2.
     fn measure_here(&mut self, params: &[impl Values], grads: &[impl Values], loss: f32) {
-        self.reduce(params, grads, Some);
+        self.reduce(params, grads, |tensor| tensor.kernel.as_ref().filter(|kernel| kernel.is_measured));
         self.finish();
         if self.needs_loss {
             for sums in &mut self.sums {

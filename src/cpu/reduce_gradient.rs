@@ -5,7 +5,9 @@
 
 use crate::cpu::half::Number;
 use crate::layout::numbers::{BIG_BITS, SMALL_BITS};
-use crate::layout::{Block, GroupConstants, GroupState, INFINITY_BITS, MAGNITUDE_BITS, ScopeSums, Squares, unscale};
+use crate::layout::{
+    Block, GroupConstants, GroupState, INFINITY_BITS, MAGNITUDE_BITS, ScopeSums, Squares, no_totals, unscale,
+};
 use crate::plan::{Alignment, Kernel};
 use crate::rule::{HostRule, LastStep, RuleVisitor};
 use crate::scaled::power_of_two;
@@ -28,11 +30,6 @@ pub(crate) struct BlockSlices<'a, G> {
     pub(crate) vector: &'a [f32],
     /// Prodigy's sum of gradients. Empty or not read elsewhere.
     pub(crate) sums: &'a [f32],
-}
-
-/// No measurement.
-pub(crate) fn no_totals() -> ScopeSums {
-    ScopeSums { first_nonfinite: u32::MAX, ..bytemuck::Zeroable::zeroed() }
 }
 
 /// Something that is walked row by row. A trait and not a closure: methods can be made to inline, and only what is inlined is

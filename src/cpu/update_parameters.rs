@@ -336,51 +336,52 @@ pub(crate) fn prepare(
     }
 }
 
+impl MemorySlices<'_> {
+    /// Returns true if each tile is updated at one rate, from memory that is as it is used: what [`update_parameters`] is compiled for apart from
+    /// everything else.
+    pub(crate) fn is_plain(&self, kernel: &Kernel) -> bool {
+        let is_special = kernel.bits8 || kernel.has_displacement() || kernel.has_estimate();
+        self.factors.is_none() && self.rows.is_none() && !is_special
+    }
+}
+
 /// Updates one block. Not to be called where nothing may change. Returns the index of the first element that took no step because it or its
-/// momentum would have left the range of its type.
+/// momentum would have left the range of its type. `PLAIN` says that [`MemorySlices::is_plain`].
 ///
 /// Inlined, as everything it calls, so that the caller chooses the vector instructions.
 #[inline(always)]
-pub(crate) fn update_parameters(
+pub(crate) fn update_parameters<const PLAIN: bool>(
     kernel: Kernel,
     update: &Update,
     elements: impl Tiles,
-    memory: MemorySlices,
+    memory: &mut MemorySlices,
 ) -> Option<u32> {
-    if update.unscale == 1.0 {
-        update_elements::<false>(kernel, update, elements, memory)
+    if PLAIN && update.unscale == 1.0 {
+        update_elements::<false, PLAIN>(kernel, update, elements, memory)
     } else {
-        update_elements::<true>(kernel, update, elements, memory)
+        update_elements::<true, PLAIN>(kernel, update, elements, memory)
     }
 }
 
 #[inline(always)]
-fn update_elements<const SCALED: bool>(
+fn update_elements<const SCALED: bool, const PLAIN: bool>(
     kernel: Kernel,
     update: &Update,
     mut elements: impl Tiles,
-    memory: MemorySlices,
+    memory: &mut MemorySlices,
 ) -> Option<u32> {
     let gradient = Gradient::<SCALED>::of_step(kernel, update);
+    let (factors, rows) = if PLAIN { (None, None) } else { (memory.factors, memory.rows) };
+    let bits8 = !PLAIN && kernel.bits8;
     let MemorySlices {
-        momentum,
-        squares,
-        factors,
-        rows,
-        largest_squares,
-        mut codes,
-        counters,
-        vector,
-        averages,
-        step_sums,
-        mut streams,
+        momentum, squares, largest_squares, codes, counters, vector, averages, step_sums, streams, ..
     } = memory;
     if update.skip != 0 {
         // No step is taken, but the streams change turns.
         if kernel.has_streams() {
             for tile in tiles(elements.len(), elements.tile_elements()) {
                 let (params, _) = elements.tile(tile.clone());
-                exchange(update, params, vector, &mut streams, tile.clone());
+                exchange(update, params, vector, streams, tile.clone());
                 elements.put(tile, false);
             }
         }
@@ -399,7 +400,7 @@ fn update_elements<const SCALED: bool>(
     };
     let mut moments;
     // As above.
-    let mut decoded = if kernel.bits8 {
+    let mut decoded = if bits8 {
         moments = [[0f32; TILE]; 2];
         moments.each_mut().map(|moment| &mut moment[..])
     } else {
@@ -422,11 +423,12 @@ fn update_elements<const SCALED: bool>(
                 *last = seen.of(g, w);
             }
         }
-        let keeps_first = kernel.has_first_parameters() || kernel.has_streams() || kernel.has_estimate();
+        let has_estimate = !PLAIN && kernel.has_estimate();
+        let keeps_first = kernel.has_first_parameters() || kernel.has_streams() || has_estimate;
         if keeps_first && update.first != 0 {
             vector[tile.clone()].copy_from_slice(params);
         }
-        if kernel.has_estimate() {
+        if has_estimate {
             let elements = params.iter().zip(grads);
             for (s, (&w, &g)) in streams[0][tile.clone()].iter_mut().zip(elements) {
                 let last = if update.first != 0 { 0.0 } else { *s };
@@ -436,7 +438,7 @@ fn update_elements<const SCALED: bool>(
         }
         let traits = kernel.rule.traits();
         let mut estimates;
-        let [momentum, squares] = if kernel.bits8 {
+        let [momentum, squares] = if bits8 {
             let scales = &codes.scales[tile.start / state::BLOCK as usize..];
             let [momentum, squares] = &mut decoded;
             let momentum = &mut momentum[..if traits.momentum { tile.len() } else { 0 }];
@@ -453,11 +455,18 @@ fn update_elements<const SCALED: bool>(
             [momentum, if traits.squares || traits.matrices { &mut squares[tile.clone()] } else { &mut [] }]
         };
         let largest_squares = largest_squares.get_mut(tile.clone()).unwrap_or_default();
-        // All of the tile, or stretches of it that have a rate of their own.
         let mut outside = NO_ELEMENT;
+        if PLAIN {
+            let elements = Stretch { update, gradient, largest, params, grads, momentum, squares, largest_squares };
+            outside = elements.take(
+                kernel,
+                &before[..before.len().min(tile.len())],
+                averages.get_mut(tile.clone()).unwrap_or_default(),
+            );
+        }
+        // All of the tile, or stretches of it that have a rate of their own.
         let mut start = 0;
-        while start < tile.len() {
-            // A copy of its own, which the compiler keeps in registers.
+        while !PLAIN && start < tile.len() {
             let mut update = *update;
             let (end, factor) = match rows {
                 None => (tile.end, Some(1.0)),
@@ -493,22 +502,16 @@ fn update_elements<const SCALED: bool>(
                     displacement.fill(0.0);
                 }
                 elements.step(kernel, bytemuck::cast_slice_mut::<f32, Displacement>(displacement))
-            } else if kernel.schedule_free {
-                let mut elements = elements;
-                let directions = &mut [0.0; TILE][..elements.params.len()];
-                // z takes the step, and what becomes of the parameters here does not matter.
-                elements.reborrow().step(kernel, directions);
-                let base = &mut averages[tile.clone()][stretch.clone()];
-                move_schedule_free(update, largest, elements.params, &before[stretch], directions, base)
             } else {
-                let directions = &mut [(); TILE][..elements.params.len()];
-                elements.step(kernel, directions)
+                let averages = averages.get_mut(tile.clone()).unwrap_or_default();
+                let base = averages.get_mut(stretch.clone()).unwrap_or_default();
+                elements.take(kernel, before.get(stretch).unwrap_or_default(), base)
             };
             if of_stretch != NO_ELEMENT {
                 outside = outside.min(offset + of_stretch);
             }
         }
-        if kernel.bits8 {
+        if bits8 {
             let [momentum, squares] = &decoded;
             let momentum = &momentum[..if traits.momentum { tile.len() } else { 0 }];
             let squares = &squares[..if traits.squares { tile.len() } else { 0 }];
@@ -531,7 +534,7 @@ fn update_elements<const SCALED: bool>(
             average(update.average_weight, averages, params);
         }
         if kernel.has_streams() {
-            exchange(update, params, vector, &mut streams, tile.clone());
+            exchange(update, params, vector, streams, tile.clone());
         }
         // Other streams may be out of range.
         elements.put(tile, outside == NO_ELEMENT && !kernel.has_streams());
@@ -612,6 +615,20 @@ impl<const SCALED: bool> Stretch<'_, SCALED> {
             squares: self.squares,
             largest_squares: self.largest_squares,
             ..*self
+        }
+    }
+
+    /// Takes the step, in schedule-free training with z, from the parameters as they were before. Returns as [`Stretch::step`].
+    #[inline(always)]
+    fn take(mut self, kernel: Kernel, before: &[f32], base: &mut [f32]) -> u32 {
+        if kernel.schedule_free {
+            let directions = &mut [0.0; TILE][..self.params.len()];
+            // z takes the step, and what becomes of the parameters here does not matter.
+            self.reborrow().step(kernel, directions);
+            move_schedule_free(self.update, self.largest, self.params, before, directions, base)
+        } else {
+            let directions = &mut [(); TILE][..self.params.len()];
+            self.step(kernel, directions)
         }
     }
 

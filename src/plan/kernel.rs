@@ -104,6 +104,8 @@ pub(crate) struct Kernel {
     pub(crate) rates: Option<RateAxis>,
     /// Rows without a gradient are left alone.
     pub(crate) lazy_rows: bool,
+    /// Pass 1 runs: something goes by its sums.
+    pub(crate) is_measured: bool,
     /// Element type of the parameters. This and the next two depend on the tensor, the others on its group.
     pub(crate) params: Element,
     /// Element type of the gradients.
@@ -130,6 +132,7 @@ impl Kernel {
         half_iterates: false,
         rates: None,
         lazy_rows: false,
+        is_measured: true,
         params: Element::F32,
         grads: Element::F32,
         encoding: Encoding::Exact,
@@ -143,6 +146,11 @@ impl Kernel {
     pub(crate) fn at(self, place: &Place, rule: RuleKind, rounding: Rounding) -> Self {
         let encoding = Encoding::of(place.params, rounding);
         Kernel { rule, params: place.params, grads: place.grads, encoding, ..self }
+    }
+
+    /// Returns the kernel if pass 1 runs with it.
+    pub(crate) fn measured(self) -> Option<Self> {
+        self.is_measured.then_some(self)
     }
 
     /// Returns true if remainders of master weights are kept.

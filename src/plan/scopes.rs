@@ -10,6 +10,7 @@ use crate::layout::{Block, GroupConstants, GroupControls, NO_TENSOR, ScopeTable,
 use crate::rates::RateFactors;
 use crate::regime::Needs;
 use crate::rule::LARGEST_SQUARED;
+use crate::safeguards::Safeguards;
 
 /// How much a group has.
 #[derive(Debug, Clone, Copy)]
@@ -45,6 +46,8 @@ pub(super) struct Scope<'a> {
     needs_alignment: bool,
     /// True if every group can compare the iterates instead.
     compares_iterates: bool,
+    /// True if pass 1 runs over the groups: something goes by its sums.
+    pub(super) is_measured: bool,
     /// True if a regime or a trust ratio goes by the norm of the parameters.
     initial_norm: bool,
     clips: bool,
@@ -56,7 +59,8 @@ pub(super) struct Scope<'a> {
 }
 
 /// Collects the groups of each norm, in the order of declaration.
-pub(super) fn scopes_of<'a>(configs: &'a [GroupConfig], extents: &[Extent], global_clip: f32) -> Vec<Scope<'a>> {
+pub(super) fn scopes_of<'a>(configs: &'a [GroupConfig], extents: &[Extent], safeguards: &Safeguards) -> Vec<Scope<'a>> {
+    let global_clip = safeguards.global_clip();
     let mut scopes: Vec<Scope> = Vec::new();
     let mut by_name: HashMap<&str, usize> = HashMap::new();
     for (group, config) in configs.iter().enumerate() {
@@ -70,6 +74,7 @@ pub(super) fn scopes_of<'a>(configs: &'a [GroupConfig], extents: &[Extent], glob
                 direction_square: 0.0,
                 needs_alignment: false,
                 compares_iterates: true,
+                is_measured: safeguards.measures_every_group(),
                 initial_norm: false,
                 clips: false,
                 coupled_decay: false,
@@ -85,6 +90,8 @@ pub(super) fn scopes_of<'a>(configs: &'a [GroupConfig], extents: &[Extent], glob
         scope.compares_iterates &= config.can_compare_iterates();
         scope.initial_norm |= config.regime.needs_initial_norm() || config.trust_ratio.is_some();
         scope.clips |= config.clip_norm.is_finite();
+        scope.is_measured |=
+            config.regime.goes_by_gradients() || config.clip_norm.is_finite() || config.trust_ratio.is_some();
         scope.coupled_decay |= is_decayed(config);
         scope.momentum = scope.momentum.max(config.rule.momentum());
     }
@@ -184,6 +191,7 @@ pub(super) fn kernel_of(config: &GroupConfig, scope: &Scope) -> Result<Kernel, E
         half_iterates: config.rule.half_iterates(),
         rates: config.rate_factors.as_ref().map(RateFactors::axis),
         lazy_rows: config.lazy_rows,
+        is_measured: scope.is_measured,
         // What is left is set by `Plan::new` and `Kernel::at`.
         ..Kernel::PLAIN
     })
@@ -208,7 +216,8 @@ pub(super) fn constants_of(config: &GroupConfig, kernel: Kernel, scope_index: us
             | flag(kernel.alignment == Alignment::Counters, group_flags::BRAKE)
             | flag(kernel.compares_iterates(), group_flags::ITERATES)
             | flag(kernel.coupled_decay, group_flags::COUPLES_DECAY)
-            | flag(kernel.raw_norm, group_flags::RAW_NORM_CLIP),
+            | flag(kernel.raw_norm, group_flags::RAW_NORM_CLIP)
+            | flag(!kernel.is_measured, group_flags::NOT_MEASURED),
         sign: if config.maximize { -1.0 } else { 1.0 },
         halt_after: 0, // set by `Safeguards::write_to`, as the next five, the global clip and the outliers' numbers
         halt_after_overflows: 0,
@@ -287,7 +296,7 @@ pub(super) fn number_rows(
         .zip(next.iter().zip(&rows))
         .map(|(scope, (&first, &rows))| ScopeTable {
             first_partial: first * geometry.partials_per_block,
-            partials: rows as u32 * geometry.partials_per_block,
+            partials: if scope.is_measured { rows as u32 * geometry.partials_per_block } else { 0 },
             group: scope.groups[0] as u32,
         })
         .collect();

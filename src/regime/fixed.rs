@@ -51,6 +51,10 @@ impl LearningRateRegime for FixedRate {
         0.0
     }
 
+    fn goes_by_gradients(&self) -> bool {
+        false
+    }
+
     fn initial_rate(&self) -> Option<f32> {
         Some(self.learning_rate)
     }

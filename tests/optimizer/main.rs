@@ -37,4 +37,5 @@ mod state;
 mod steps;
 mod telemetry;
 mod threads;
+mod unchecked;
 mod update_parameters;

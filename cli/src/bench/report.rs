@@ -54,8 +54,8 @@ struct Line {
 
 const ROOF: RGBColor = RGBColor(60, 60, 60);
 /// Dashes of the modes, in order.
-const DASHES: [Option<(i32, i32)>; 7] =
-    [None, Some((7, 4)), Some((2, 3)), Some((12, 5)), Some((4, 8)), Some((1, 1)), Some((18, 3))];
+const DASHES: [Option<(i32, i32)>; 8] =
+    [None, Some((7, 4)), Some((2, 3)), Some((12, 5)), Some((4, 8)), Some((1, 1)), Some((18, 3)), Some((9, 9))];
 
 /// Distinct values in the order of their first appearance.
 fn distinct<T: PartialEq>(values: impl Iterator<Item = T>) -> Vec<T> {

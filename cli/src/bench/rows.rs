@@ -1,7 +1,7 @@
 //! Rows: what is measured at one size, and what it comes to against copy and triad.
 
 use serde::{Serialize, Serializer};
-use wgpu_optim::{Element, Error, ErrorKind, Regime, Rule};
+use wgpu_optim::{Element, Error, ErrorKind, NonFinitePolicy, Regime, Rule};
 
 use wgpu_optim_conformance::bench::measure::{Bench, Effort, Measured, Seconds, measure};
 use wgpu_optim_conformance::bench::workload::{COPY_BYTES, Mode, Spec, TRIAD_BYTES, many_tensors};
@@ -81,7 +81,7 @@ impl Selection {
         let mut entries = Vec::new();
         for &mode in &self.modes {
             for rule in self.rules.iter().filter_map(|&rule| mode.rule(rule)) {
-                for &regime in &self.regimes {
+                for &regime in self.regimes.iter().filter(|&&regime| mode.fits(regime)) {
                     entries.push(Entry { what: "step", spec: Spec { mode, ..Spec::new(rule, regime, elements) } });
                 }
             }
@@ -96,6 +96,10 @@ impl Selection {
         let Some(&regime) = self.regimes.iter().find(|regime| matches!(regime, Regime::Fixed(_))) else {
             return Vec::new();
         };
+        if mode.policy == NonFinitePolicy::Unchecked {
+            // With a clip it is as without the policy.
+            return Vec::new();
+        }
         let rules = self.rules.iter().filter(|rule| !rule.is_sign()).filter_map(|&rule| mode.rule(rule));
         let spec = |rule| Spec { mode, clip_norm: 1.0, ..Spec::new(rule, regime, elements) };
         rules.map(|rule| Entry { what: "step+clip", spec: spec(rule) }).collect()
@@ -123,7 +127,7 @@ impl Selection {
     /// The first rule that there is in a mode, and the first regime.
     fn first(&self, mode: Mode) -> Option<(Rule, Regime)> {
         let rule = self.rules.iter().find_map(|&rule| mode.rule(rule))?;
-        Some((rule, *self.regimes.first()?))
+        Some((rule, *self.regimes.iter().find(|&&regime| mode.fits(regime))?))
     }
 }
 

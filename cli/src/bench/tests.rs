@@ -25,6 +25,7 @@ fn the_byte_model_is_the_documented_one() {
         ("f16", [12.0, 15.0, 20.0, 24.0, 28.0, 32.0]),
         ("bf16-stochastic", [8.0, 11.0, 16.0, 20.0, 24.0, 28.0]),
         // SGD alone of these; with Seesaw pass 1 reads y and z, and no counters are kept.
+        ("unchecked", [12.0, 0.0, 20.0, 0.0, 28.0, 0.0]),
         ("schedule-free", [24.0, 32.0, 0.0, 0.0, 0.0, 0.0]),
     ] {
         let mode = mode_of(mode);
@@ -32,16 +33,18 @@ fn the_byte_model_is_the_documented_one() {
             (Rule::sgd(), fixed, sgd),
             (Rule::sgd(), norm_ratio, sgd),
             (Rule::sgd(), seesaw, sgd_seesaw),
+            (Rule::sgdm(0.9), fixed, sgdm),
             (Rule::sgdm(0.9), norm_ratio, sgdm),
             (Rule::sgdm(0.9), seesaw, sgdm_seesaw),
             (Rule::lion(), norm_ratio, sgdm),
             (Rule::lion(), seesaw, sgdm_seesaw),
+            (Rule::adamw(), fixed, adamw),
             (Rule::adamw(), norm_ratio, adamw),
             (Rule::adamw(), seesaw, adamw_seesaw),
             (Rule::amsgrad(), norm_ratio, adamw + 8.0),
         ] {
             let (rule_name, regime_name) = (rule.name(), regime.name());
-            if mode.rule(rule) != Some(rule) {
+            if mode.rule(rule) != Some(rule) || !mode.fits(regime) {
                 continue;
             }
             let modelled = mode.bytes_per_param(rule, regime);

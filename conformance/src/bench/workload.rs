@@ -3,7 +3,7 @@
 
 use std::ops::Range;
 
-use wgpu_optim::{Averaging, Element, Group, OptimizerBuilder, Regime, Rounding, Rule, Seesaw, State};
+use wgpu_optim::{Averaging, Element, Group, NonFinitePolicy, OptimizerBuilder, Regime, Rounding, Rule, Seesaw, State};
 
 /// The rules that are measured.
 pub fn rules() -> [Rule; 6] {
@@ -35,6 +35,8 @@ pub struct Mode {
     pub averaging: Averaging,
     /// How the rule's memory is kept.
     pub state: State,
+    /// Whether gradients are looked at where no norm is needed.
+    pub policy: NonFinitePolicy,
 }
 
 const F32: Mode = Mode {
@@ -43,11 +45,13 @@ const F32: Mode = Mode {
     rounding: Rounding::Masters,
     averaging: Averaging::Off,
     state: State::F32,
+    policy: NonFinitePolicy::Skip,
 };
 
 /// The modes that can be measured.
 pub const MODES: &[Mode] = &[
     F32,
+    Mode { name: "unchecked", policy: NonFinitePolicy::Unchecked, ..F32 },
     Mode { name: "bf16", element: Element::Bf16, ..F32 },
     Mode { name: "f16", element: Element::F16, ..F32 },
     Mode { name: "bf16-stochastic", element: Element::Bf16, rounding: Rounding::Stochastic { seed: 1 }, ..F32 },
@@ -73,6 +77,11 @@ impl Mode {
             Rule::AdamW(_) => Some(Rule::adamw_without_momentum()),
             _ => None,
         }
+    }
+
+    /// Whether a step under this regime differs from one in another mode: gradients are read once only at a fixed rate.
+    pub fn fits(&self, regime: Regime) -> bool {
+        self.policy != NonFinitePolicy::Unchecked || matches!(regime, Regime::Fixed(_))
     }
 
     /// What is kept of a parameter for its average, which pass 4 reads and writes.
@@ -114,7 +123,7 @@ impl Mode {
 
     /// Bytes per parameter that a step of this rule and regime cannot do without.
     ///
-    /// Pass 1 reads g and, for the alignment, the momentum, the counters, or w with its remainder and z; pass 4 reads g and reads and writes
+    /// Pass 1, if it runs, reads g and, for the alignment, the momentum, the counters, or w with its remainder and z; pass 4 reads g and reads and writes
     /// w with its remainder and its average, the momentum, the mean of squares and the counters.
     pub fn bytes_per_param(&self, rule: Rule, regime: Regime) -> f64 {
         let memory = self.state_bytes_per_param(rule, regime);
@@ -128,7 +137,8 @@ impl Mode {
             }
             (true, false) => 1.0,
         };
-        let pass_1 = element + aligned;
+        let is_measured = self.policy != NonFinitePolicy::Unchecked || !matches!(regime, Regime::Fixed(_));
+        let pass_1 = if is_measured { element + aligned } else { 0.0 };
         let kept = element + self.remainder_bytes() + self.average_bytes() + memory;
         let pass_4 = element + 2.0 * kept;
         pass_1 + pass_4
@@ -213,6 +223,7 @@ impl Spec {
             .regime(self.regime)
             .rounding(self.mode.rounding)
             .state(self.mode.state)
+            .nonfinite_policy(self.mode.policy)
             .averaging(self.mode.averaging)
             .clip_norm(self.clip_norm);
         let mut ranges = self.ranges().into_iter();

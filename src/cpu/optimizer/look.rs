@@ -4,7 +4,6 @@ use super::CpuOptimizer;
 use crate::cpu::values::Values;
 use crate::error::{CallError, Error};
 use crate::layout::NO_ELEMENT;
-use crate::plan::Kernel;
 use crate::regime;
 
 impl CpuOptimizer {
@@ -49,7 +48,7 @@ impl CpuOptimizer {
         self.check_slices("parameter", params)?;
         self.check_slices("gradient", grads)?;
         self.is_look_due = false;
-        self.reduce(params, grads, Kernel::of_look);
+        self.reduce(params, grads, |tensor| tensor.look_kernel.as_ref());
         self.finish();
         let finite = self.sums.iter().all(|sums| sums.first_nonfinite == NO_ELEMENT);
         // After a step that was skipped or left the group out there is nothing to look at.

@@ -23,7 +23,7 @@ const STATE_BLOCK: usize = state::BLOCK as usize;
 /// Pass 1 over one block. A type and not a closure, and so is [`UpdateStretch`]: a closure of this size is not inlined, and only what
 /// is inlined is compiled for the processor's vector instructions.
 pub(super) struct Reduce<'a, G> {
-    pub(super) kernel: Kernel,
+    pub(super) kernel: &'a Kernel,
     pub(super) constants: &'a GroupConstants,
     pub(super) state: &'a GroupState,
     pub(super) block: &'a Block,
@@ -76,38 +76,65 @@ impl<G: Number> NullaryFnOnce for Reduce<'_, G> {
             }
             _ => &[],
         };
-        let mut slices = BlockSlices { params, ..self.slices };
-        let mut moments;
+        let slices = BlockSlices { params, ..self.slices };
+        reduce_gradient(*kernel, self.constants, state, self.block, slices)
+    }
+}
+
+/// Codes of a block's momentum and second moment, and their scales, and where they are decoded to.
+struct DecodeBlock<'a>(([&'a [u8]; 2], &'a [u32]), &'a mut [[f32; BLOCK_ELEMENTS as usize]; 2]);
+
+impl NullaryFnOnce for DecodeBlock<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn call(self) {
+        let DecodeBlock(([momentum_codes, squares_codes], scales), [momentum, squares]) = self;
+        decode_momentum(momentum_codes, scales, momentum);
+        decode_squares(squares_codes, scales, squares);
+    }
+}
+
+impl<G: Number> Reduce<'_, G> {
+    fn run(self, arch: Arch) -> ScopeSums {
+        let kernel = self.kernel;
         if kernel.bits8 && (kernel.reads_momentum() || kernel.measures_secant()) {
-            moments = [[0.0; BLOCK_ELEMENTS as usize]; 2];
-            let [momentum, squares] = &mut moments;
-            let ([momentum_codes, squares_codes], scales) = self.codes;
-            decode_momentum(momentum_codes, scales, momentum);
-            decode_squares(squares_codes, scales, squares);
-            slices.momentum = &momentum[..momentum_codes.len()];
-            slices.squares = &squares[..squares_codes.len()];
+            self.run_on_codes(arch)
+        } else {
+            arch.dispatch(self)
         }
-        reduce_gradient(kernel, self.constants, state, self.block, slices)
+    }
+
+    /// Not inlined, so that the buffers are not on the stack of blocks that need none.
+    #[inline(never)]
+    fn run_on_codes(self, arch: Arch) -> ScopeSums {
+        let mut moments = [[0.0; BLOCK_ELEMENTS as usize]; 2];
+        arch.dispatch(DecodeBlock(self.codes, &mut moments));
+        let [momentum_codes, squares_codes] = self.codes.0;
+        let [momentum, squares] = &moments;
+        let (momentum, squares) = (&momentum[..momentum_codes.len()], &squares[..squares_codes.len()]);
+        arch.dispatch(Reduce { slices: BlockSlices { momentum, squares, ..self.slices }, ..self })
     }
 }
 
 /// Pass 4 over a stretch of a tensor.
-pub(super) struct UpdateStretch<'a, T> {
-    pub(super) kernel: Kernel,
-    pub(super) update: &'a Update,
+struct UpdateStretch<'a, 'm, T, const PLAIN: bool> {
+    kernel: &'a Kernel,
+    update: &'a Update,
     /// Index of the first element in the optimizer.
-    pub(super) first_element: u32,
-    pub(super) elements: T,
-    pub(super) memory: MemorySlices<'a>,
+    first_element: u32,
+    elements: T,
+    /// Borrowed, since moving it takes as long as a small tensor.
+    memory: &'a mut MemorySlices<'m>,
 }
 
-impl<T: Tiles> NullaryFnOnce for UpdateStretch<'_, T> {
+impl<T: Tiles, const PLAIN: bool> NullaryFnOnce for UpdateStretch<'_, '_, T, PLAIN> {
     /// [`RawRecord::overflow_key`] of these elements.
     type Output = u32;
 
     #[inline(always)]
     fn call(self) -> u32 {
-        let first = update_parameters(self.kernel, self.update, self.elements, self.memory);
+        let first = update_parameters::<PLAIN>(*self.kernel, self.update, self.elements, self.memory);
         first.map_or(0, |first| NO_ELEMENT - (self.first_element + first))
     }
 }
@@ -121,7 +148,7 @@ trait TensorPass {
 
 /// The first pass of a rule that works on matrices.
 struct Prepare<'a> {
-    kernel: Kernel,
+    kernel: &'a Kernel,
     update: &'a Update,
     momentum: &'a [f32],
     prepared: &'a mut [f32],
@@ -132,13 +159,13 @@ impl TensorPass for Prepare<'_> {
 
     #[inline(always)]
     fn run(self, elements: impl Tiles) {
-        prepare(self.kernel, self.update, elements, self.momentum, self.prepared);
+        prepare(*self.kernel, self.update, elements, self.momentum, self.prepared);
     }
 }
 
 /// The passes of a rule that limits its directions. Returns the factor of the direction.
 struct Limit<'a> {
-    kernel: Kernel,
+    kernel: &'a Kernel,
     update: &'a Update,
     tensor: &'a FactoredTensor,
     memory: &'a mut FactorMemory,
@@ -156,10 +183,10 @@ impl TensorPass for Limit<'_> {
         let Limit { kernel, update, tensor, memory, moments: [rows, columns], squares } = self;
         let is_factored = kernel.rule.traits().factored;
         if is_factored {
-            follow_moments(kernel, update, tensor, &mut elements, [&mut *rows, &mut *columns], memory);
+            follow_moments(*kernel, update, tensor, &mut elements, [&mut *rows, &mut *columns], memory);
         }
         let factors = Factors { tensor, moments: [rows, columns], means: &memory.means, first: 0 };
-        limit_of(kernel, update, tensor, &mut elements, squares, is_factored.then_some(factors))
+        limit_of(*kernel, update, tensor, &mut elements, squares, is_factored.then_some(factors))
     }
 }
 
@@ -178,7 +205,7 @@ impl<T: Tiles, P: TensorPass> NullaryFnOnce for Over<T, P> {
 /// Runs a pass over a whole tensor.
 fn over_tensor<P: TensorPass>(
     arch: Arch,
-    kernel: Kernel,
+    kernel: &Kernel,
     params: &mut SliceMut,
     grads: Slice,
     remainders: &mut [i16],
@@ -234,16 +261,32 @@ impl StretchSlices<'_> {
     }
 }
 
+/// Pass 4 over elements that one thread updates. Returns [`RawRecord::overflow_key`].
+fn update_stretch<T: Tiles>(
+    arch: Arch,
+    kernel: &Kernel,
+    update: &Update,
+    first_element: u32,
+    elements: T,
+    memory: &mut MemorySlices,
+) -> u32 {
+    if memory.is_plain(kernel) {
+        arch.dispatch(UpdateStretch::<_, true> { kernel, update, first_element, elements, memory })
+    } else {
+        arch.dispatch(UpdateStretch::<_, false> { kernel, update, first_element, elements, memory })
+    }
+}
+
 /// Halves a tensor, at a multiple of the block, until a half is not worth handing to another thread. Returns [`RawRecord::overflow_key`].
-pub(super) fn update_in_halves(arch: Arch, kernel: Kernel, update: &Update, slices: StretchSlices) -> u32 {
+pub(super) fn update_in_halves(arch: Arch, kernel: &Kernel, update: &Update, mut slices: StretchSlices) -> u32 {
     let block = BLOCK_ELEMENTS as usize;
     let elements = slices.params.len();
     if elements <= block * PARALLEL_BLOCKS / 4 {
-        let StretchSlices { params, grads, remainders, first_element, memory } = slices;
-        return match (params, grads) {
+        let StretchSlices { params, grads, remainders, first_element, memory } = &mut slices;
+        let (grads, first_element) = (*grads, *first_element);
+        return match (params.reborrow(), grads) {
             (SliceMut::F32(params), Slice::F32(grads)) => {
-                let elements = Wide { params, grads };
-                arch.dispatch(UpdateStretch { kernel, update, first_element, elements, memory })
+                update_stretch(arch, kernel, update, first_element, Wide { params, grads }, memory)
             }
             (params, grads) => {
                 let mut short = [[0.0; SHORT_TILE]; 2];
@@ -264,7 +307,7 @@ pub(super) fn update_in_halves(arch: Arch, kernel: Kernel, update: &Update, slic
                     first_element,
                     buffers: [params_buffer, grads_buffer],
                 };
-                arch.dispatch(UpdateStretch { kernel, update, first_element, elements, memory })
+                update_stretch(arch, kernel, update, first_element, elements, memory)
             }
         };
     }
@@ -283,13 +326,16 @@ impl CpuOptimizer {
         &mut self,
         params: &[impl Values],
         grads: &[impl Values],
-        kernel_of: fn(Kernel) -> Option<Kernel>,
+        kernel_of: fn(&TensorMemory) -> Option<&Kernel>,
     ) {
         let (tensors, groups, states) = (&self.tensors, &self.plan.groups, &self.states);
+        if !tensors.iter().any(|tensor| kernel_of(tensor).is_some()) {
+            return;
+        }
         let arch = self.arch;
         let sweep = |(partial, &(index, number)): (&mut ScopeSums, &(usize, usize))| {
             let tensor = &tensors[index];
-            let Some(kernel) = tensor.kernel.and_then(kernel_of) else { return };
+            let Some(kernel) = kernel_of(tensor) else { return };
             let block = &tensor.blocks[number];
             let (start, end) = (block.params_start as usize, (block.params_start + block.elements) as usize);
             let group = block.group as usize;
@@ -327,9 +373,9 @@ impl CpuOptimizer {
                 },
             };
             *partial = match grads[index].values().range(start..end) {
-                Slice::F32(grads) => arch.dispatch(of.over(grads)),
-                Slice::F16(grads) => arch.dispatch(of.over(grads)),
-                Slice::Bf16(grads) => arch.dispatch(of.over(grads)),
+                Slice::F32(grads) => of.over(grads).run(arch),
+                Slice::F16(grads) => of.over(grads).run(arch),
+                Slice::Bf16(grads) => of.over(grads).run(arch),
             };
         };
         if self.parallel {
@@ -344,44 +390,48 @@ impl CpuOptimizer {
         let (arch, updates, configs) = (self.arch, &self.updates, &self.plan.configs);
         let parallel = self.parallel;
         let update_one = |tensor: &mut TensorMemory, mut params: SliceMut, grads: Slice| {
-            let (Some(kernel), Some(block)) = (tensor.kernel, tensor.blocks.first()) else {
+            let TensorMemory { present, kernel, blocks, memory, matrix, limited, rows, averages, step_sums, .. } =
+                tensor;
+            let (Some(kernel), Some(block)) = (&*kernel, blocks.first()) else {
                 return 0;
             };
             let update = &updates[block.group as usize];
             if update.skip == skips::SKIP_ALL {
                 0
-            } else if !tensor.present {
-                for sums in &mut tensor.step_sums {
+            } else if !*present {
+                for sums in step_sums {
                     sums.step = Squares::default();
                 }
                 0
             } else {
-                let TensorMemory { memory, matrix, limited, .. } = tensor;
-                if let (Some(matrix), 0) = (matrix, update.skip) {
+                if let (Some(matrix), 0) = (&mut *matrix, update.skip) {
                     let pass =
                         Prepare { kernel, update, momentum: &memory.momentum, prepared: &mut matrix.1.directions };
                     over_tensor(arch, kernel, &mut params, grads, &mut memory.remainders, pass);
                     orthogonalize(&matrix.0, kernel.iterations, &mut matrix.1, parallel);
                 }
-                let mut update = *update;
-                if let (Some((tensor, work)), 0) = (limited, update.skip) {
+                let mut update = update;
+                let mut limited_update;
+                if let (Some((tensor, work)), 0) = (&mut *limited, update.skip) {
                     let moments = memory.factors.each_mut().map(Vec::as_mut_slice);
-                    let pass =
-                        Limit { kernel, update: &update, tensor, memory: work, moments, squares: &memory.squares };
-                    update.learning_rate *= over_tensor(arch, kernel, &mut params, grads, &mut memory.remainders, pass);
+                    let pass = Limit { kernel, update, tensor, memory: work, moments, squares: &memory.squares };
+                    limited_update = *update;
+                    limited_update.learning_rate *=
+                        over_tensor(arch, kernel, &mut params, grads, &mut memory.remainders, pass);
+                    update = &limited_update;
                 }
-                let factors = tensor.limited.as_ref().filter(|_| kernel.rule.traits().factored);
+                let factors = limited.as_ref().filter(|_| kernel.rule.traits().factored);
                 let factors = factors.map(|(limited, work)| Factors {
                     tensor: limited,
-                    moments: tensor.memory.factors.each_ref().map(Vec::as_slice),
+                    moments: memory.factors.each_ref().map(Vec::as_slice),
                     means: &work.means,
                     first: 0,
                 });
-                if let (Some((shape, touched)), 0) = (&mut tensor.rows, update.skip) {
+                if let (Some((shape, touched)), 0) = (&mut *rows, update.skip) {
                     mark(shape.columns, grads, touched);
                 }
                 let factors_of_rates = configs[block.group as usize].rate_factors.as_ref();
-                let rows = tensor.rows.as_ref().map(|(shape, touched)| Rows {
+                let rows = rows.as_ref().map(|(shape, touched)| Rows {
                     columns: shape.columns,
                     of_rows: match factors_of_rates {
                         Some(RateFactors::Rows(factors)) => factors,
@@ -394,33 +444,33 @@ impl CpuOptimizer {
                     touched,
                     first: 0,
                 });
-                let directions = tensor.matrix.as_mut().map(|(_, memory)| memory.directions.as_mut_slice());
+                let directions = matrix.as_mut().map(|(_, memory)| memory.directions.as_mut_slice());
                 update_in_halves(
                     arch,
                     kernel,
-                    &update,
+                    update,
                     StretchSlices {
                         params,
                         grads,
-                        remainders: &mut tensor.memory.remainders,
+                        remainders: &mut memory.remainders,
                         first_element: block.first_element,
                         memory: MemorySlices {
-                            momentum: &mut tensor.memory.momentum,
-                            squares: directions.unwrap_or(&mut tensor.memory.squares),
+                            momentum: &mut memory.momentum,
+                            squares: directions.unwrap_or(&mut memory.squares),
                             factors,
                             rows,
-                            largest_squares: &mut tensor.memory.largest_squares,
+                            largest_squares: &mut memory.largest_squares,
                             codes: Codes {
-                                momentum: &mut tensor.memory.momentum_codes,
-                                squares: &mut tensor.memory.squares_codes,
-                                scales: &mut tensor.memory.scales,
+                                momentum: &mut memory.momentum_codes,
+                                squares: &mut memory.squares_codes,
+                                scales: &mut memory.scales,
                                 first_element: block.first_element,
                             },
-                            counters: &mut tensor.memory.counters,
-                            vector: &mut tensor.memory.vector,
-                            averages: &mut tensor.averages,
-                            step_sums: &mut tensor.step_sums,
-                            streams: tensor.memory.streams.each_mut().map(Vec::as_mut_slice),
+                            counters: &mut memory.counters,
+                            vector: &mut memory.vector,
+                            averages,
+                            step_sums,
+                            streams: memory.streams.each_mut().map(Vec::as_mut_slice),
                         },
                     },
                 )

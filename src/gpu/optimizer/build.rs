@@ -16,7 +16,7 @@ use crate::gpu::{finish_reduction, finish_update, learning_rate};
 use crate::group::TensorSlice;
 use crate::group::{OptimizerBuilder, ResolvedGroup};
 use crate::layout::{
-    GroupState, NO_TENSOR, PARTIAL_WORDS, RawRecord, RawTensorRecord, ScopeSums, StepSums, StepUnit, Update,
+    GroupState, NO_TENSOR, PARTIAL_WORDS, RawRecord, RawTensorRecord, ScopeSums, StepSums, StepUnit, Update, no_totals,
 };
 use crate::plan::{Geometry, Kernel, Place, Plan, QUAD, Region};
 use crate::record::{RecordCursor, Records};
@@ -224,7 +224,7 @@ impl Optimizer {
         let scale = plan.safeguards.loss_scaler;
         let scale = scale.map_or(1.0, |scaler| scaler.initial_scale);
         let loss_scale = filled(gpu, "loss scale", &[scale]);
-        let sums = zeroed::<ScopeSums>(gpu, "sums", plan.scopes.len() as u64);
+        let sums = filled::<ScopeSums>(gpu, "sums", &vec![no_totals(); plan.scopes.len()]);
         let updates = zeroed::<Update>(gpu, "updates", group_count);
         let partials = zeroed::<u32>(gpu, "partials", u64::from(plan.partials) * u64::from(PARTIAL_WORDS));
         let records = zeroed::<RawRecord>(gpu, "records", u64::from(record_steps) * group_count);
@@ -268,27 +268,31 @@ impl Optimizer {
         });
         let measured: Vec<Kernel> =
             kernels.iter().flat_map(|kernel| [Some(*kernel), kernel.of_look()]).flatten().collect();
-        let finish = finish_reduction::pipeline(gpu, &gpu.tuning(), &measured, loss.as_ref().map(|(.., at)| *at));
-        let no_loss = zeroed::<f32>(gpu, "no loss", 0);
-        let mut scalar = vec![Dispatch {
-            pass: PassName::FinishReduction,
-            bind_groups: vec![finish.bind(
-                device,
-                0,
-                &[
-                    whole(&scopes),
-                    whole(&states),
-                    whole(&partials),
-                    whole(&sums),
-                    match &loss {
-                        Some((buffer, region, _)) => part(buffer, *region),
-                        None => whole(&no_loss),
-                    },
-                ],
-            )],
-            pipeline: finish.pipeline.clone(),
-            workgroups: plan.scopes.len() as u32,
-        }];
+        let mut scalar = Vec::new();
+        // Without anything to add up the sums stay as they are.
+        if !reduce.is_empty() || loss.is_some() {
+            let finish = finish_reduction::pipeline(gpu, &gpu.tuning(), &measured, loss.as_ref().map(|(.., at)| *at));
+            let no_loss = zeroed::<f32>(gpu, "no loss", 0);
+            scalar.push(Dispatch {
+                pass: PassName::FinishReduction,
+                bind_groups: vec![finish.bind(
+                    device,
+                    0,
+                    &[
+                        whole(&scopes),
+                        whole(&states),
+                        whole(&partials),
+                        whole(&sums),
+                        match &loss {
+                            Some((buffer, region, _)) => part(buffer, *region),
+                            None => whole(&no_loss),
+                        },
+                    ],
+                )],
+                pipeline: finish.pipeline.clone(),
+                workgroups: plan.scopes.len() as u32,
+            });
+        }
         let factors = table_factors(gpu, &plan.factors);
         let of_groups = [
             whole(&groups),

@@ -18,7 +18,7 @@ use crate::regime::is_look_due;
 /// What a look runs beside pass 2, which is that of the step.
 #[derive(Debug)]
 pub(super) struct Looks {
-    /// Pass 1 of the windows that have looks: the window's index among the dispatches of a step, whose bind groups it has, and the kernel.
+    /// Pass 1 of the windows that have looks: the index of that of the step, whose bind groups it has, and the kernel.
     reduce: Vec<(usize, CompiledKernel)>,
     /// Pass 3, for each regime.
     measure: Vec<Dispatch>,
@@ -29,8 +29,8 @@ pub(super) struct Looks {
 impl Looks {
     pub(super) fn new(gpu: &Gpu, plan: &Plan, tables: &[wgpu::BufferBinding]) -> Self {
         let passes = Passes { gpu, rebindable: false };
-        let windows = plan.windows.iter().enumerate();
-        let reduce = windows.filter_map(|(index, window)| {
+        let measured = plan.windows.iter().filter(|window| window.kernel.is_measured);
+        let reduce = measured.enumerate().filter_map(|(index, window)| {
             let kernel = window.kernel.of_look()?;
             Some((index, passes.reduce(kernel, window.access).pipeline))
         });
@@ -113,8 +113,8 @@ impl Optimizer {
         if !self.looks.is_due.swap(false, Ordering::Relaxed) {
             return Err(Error::from(CallError::LookOutOfTurn { call: "encode_look" }));
         }
-        for (window, kernel) in &self.looks.reduce {
-            self.step[*window].encode_with(kernel, pass);
+        for (index, kernel) in &self.looks.reduce {
+            self.step[*index].encode_with(kernel, pass);
         }
         let finish = self.step.iter().filter(|dispatch| dispatch.pass == PassName::FinishReduction);
         finish.chain(&self.looks.measure).for_each(|dispatch| dispatch.encode(pass));

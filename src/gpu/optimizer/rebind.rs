@@ -33,7 +33,8 @@ pub(super) struct Movable {
 /// One thing for each sweep that finds parameters.
 #[derive(Debug, Clone)]
 pub(super) struct Sweeps<T> {
-    pub(super) reduce: T,
+    /// Where gradients are measured.
+    pub(super) reduce: Option<T>,
     /// Those between passes 3 and 4.
     pub(super) before_update: Vec<T>,
     pub(super) update: T,
@@ -95,7 +96,7 @@ impl Movable {
         let own = own_of(Sweep::Update);
         let bind = |pipeline: &Pipeline, own: &[_]| pipeline.bind(device, OWN_BUFFERS, own);
         Sweeps {
-            reduce: bind(&self.pipelines.reduce, &own_of(Sweep::Reduce)),
+            reduce: self.pipelines.reduce.as_ref().map(|pipeline| bind(pipeline, &own_of(Sweep::Reduce))),
             before_update: self
                 .pipelines
                 .before_update
@@ -216,7 +217,7 @@ impl Optimizer {
                 rebind(dispatch, group);
             }
         };
-        of_pass(PassName::ReduceGradient, |bound| std::slice::from_ref(&bound.reduce));
+        of_pass(PassName::ReduceGradient, |bound| bound.reduce.as_slice());
         of_pass(PassName::Prepare, |bound| &bound.before_update);
         of_pass(PassName::UpdateParameters, |bound| std::slice::from_ref(&bound.update));
         let averaged = made.iter().filter_map(|(.., bound)| bound.averages.as_ref());

@@ -169,7 +169,8 @@ pub(super) fn sweeps(
         sweeps.blocks.push(buffers_of_window.blocks.clone());
         let own = own_of(Sweep::Update);
         let measured = [whole(tables.groups), whole(tables.states), whole(tables.partials)];
-        let reduce = passes.dispatch(Sweep::Reduce, window, &[&measured, &own_of(Sweep::Reduce)]);
+        let reduce = window.kernel.measured();
+        let reduce = reduce.map(|_| passes.dispatch(Sweep::Reduce, window, &[&measured, &own_of(Sweep::Reduce)]));
         let averaged = memory.find(&[MemoryKind::Averages, MemoryKind::BaseIterates]);
         let (update, averages) = passes.update(index, window, tables, &own, averaged);
         let mut before_update = Vec::new();
@@ -208,14 +209,14 @@ pub(super) fn sweeps(
             let group = |dispatch: &Dispatch| dispatch.bind_groups[OWN_BUFFERS].clone();
             let bound = rebind::Sweeps {
                 before_update: before_update.iter().filter(|one| one.pass == PassName::Prepare).map(group).collect(),
-                reduce: group(&reduce),
+                reduce: reduce.as_ref().map(group),
                 update: group(&update),
                 averages: averages.as_ref().map(|own| [group(&own.exchange), group(&own.settle)]),
             };
             let pipeline = |sweep| passes.compiled(sweep, window);
             let pipelines = rebind::Sweeps {
                 before_update: own_sweeps.iter().map(|&sweep| pipeline(sweep)).collect(),
-                reduce: pipeline(Sweep::Reduce),
+                reduce: window.kernel.measured().map(|_| pipeline(Sweep::Reduce)),
                 update: pipeline(Sweep::Update),
                 averages: window.kernel.averages.then(|| [Sweep::Exchange, Sweep::Settle].map(pipeline)),
             };
@@ -223,7 +224,7 @@ pub(super) fn sweeps(
             let movable = Movable::new(plan, window, buffers, own, own_sweeps, pipelines, bound);
             sweeps.movables.push(movable);
         }
-        sweeps.reduce.push(reduce);
+        sweeps.reduce.extend(reduce);
         sweeps.update.extend(before_update);
         sweeps.update.push(update);
         sweeps.averages.extend(averages);
