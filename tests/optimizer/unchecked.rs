@@ -235,8 +235,8 @@ fn a_checkpoint_goes_on_with_and_without() {
 #[test]
 fn a_step_without_a_norm_is_two_dispatches() {
     for gpu in &devices() {
-        let spec = Spec { tensors: tensors(1, &[64]), ..fixed(Rule::sgd()) };
-        let mut run = gpu_run_with(gpu, &[spec.clone()], UNCHECKED);
+        let specs = [Spec { tensors: tensors(1, &[64]), ..fixed(Rule::sgd()) }];
+        let mut run = gpu_run_with(gpu, &specs, UNCHECKED);
         let passes: Vec<PassName> = run.optimizer.dispatches().iter().map(|dispatch| dispatch.pass).collect();
         assert_eq!(passes, [PassName::LearningRate, PassName::UpdateParameters], "{}", gpu.describe());
         let before = run.params();
