@@ -25,7 +25,7 @@ fn over<B: Bench>(c: &mut Criterion, name: &str, largest: u32, memory: impl Fn(u
         let mut memory = memory(elements);
         for &mode in MODES.iter().filter(|mode| mode.is_default()) {
             let steps = rules().into_iter().flat_map(|rule| regimes().map(|regime| (rule, regime)));
-            for (rule, regime) in steps.filter(|&(_, regime)| mode.fits(regime)) {
+            for (rule, regime) in steps.filter(|&(rule, regime)| mode.fits(rule, regime)) {
                 let bytes = (mode.bytes_per_param(rule, regime) * elements as f64) as u64;
                 group.throughput(Throughput::ElementsAndBytes { elements: elements as u64, bytes });
                 let id = BenchmarkId::new(format!("{}-{}-{}", rule.name(), regime.name(), mode.name), elements);

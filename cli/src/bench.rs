@@ -11,11 +11,11 @@ use std::time::Duration;
 use clap::builder::PossibleValuesParser;
 use indicatif::ProgressBar;
 use serde::Serialize;
-use wgpu_optim::{ErrorKind, Gpu, wgpu};
+use wgpu_optim::{ErrorKind, Gpu, Regime, Rule, wgpu};
 use wgpu_optim_conformance::bench::device::Device;
 use wgpu_optim_conformance::bench::host::Host;
 use wgpu_optim_conformance::bench::measure::{Effort, ROUNDS};
-use wgpu_optim_conformance::bench::workload::{MANY, MANY_GROUPS, MODES, Mode, regimes, rules};
+use wgpu_optim_conformance::bench::workload::{MANY, MANY_GROUPS, MODES, every_regime, every_rule, regimes, rules};
 
 use crate::CliError;
 use crate::memory;
@@ -39,13 +39,14 @@ pub struct Args {
     /// From one power of two to the next
     #[arg(long, default_value_t = 2, value_name = "POWERS", value_parser = clap::value_parser!(u32).range(1..=30))]
     step: u32,
-    /// Only these rules, separated by commas
-    #[arg(long, value_delimiter = ',', value_parser = PossibleValuesParser::new(rules().map(|rule| rule.name())))]
+    /// These rules, separated by commas [default: sgd, sgdm, signsgd, signum, adamw, lion]
+    #[arg(long, value_delimiter = ',', value_parser = PossibleValuesParser::new(every_rule().iter().map(Rule::name)))]
     rule: Vec<String>,
-    /// Only these regimes, separated by commas
-    #[arg(long, value_delimiter = ',', value_parser = PossibleValuesParser::new(regimes().map(|regime| regime.name())))]
+    /// These regimes, separated by commas [default: fixed, norm-ratio, seesaw]. Regimes that want a second gradient of each batch are measured
+    /// without
+    #[arg(long, value_delimiter = ',', value_parser = PossibleValuesParser::new(every_regime().iter().map(Regime::name)))]
     regime: Vec<String>,
-    /// Only these modes, separated by commas [default: f32]. In bf16 and f16 parameters and gradients are of that element,
+    /// These modes, separated by commas [default: f32, unchecked]. In bf16 and f16 parameters and gradients are of that element,
     /// with masters of f32; in bf16-stochastic they are rounded at random. In schedule-free there are the rules without momentum.
     /// Unchecked is f32 at a fixed rate without the pass that measures the gradients
     #[arg(long, value_delimiter = ',', value_parser = PossibleValuesParser::new(MODES.iter().map(|mode| mode.name)))]
@@ -136,14 +137,14 @@ pub fn run(args: &Args) -> Result<(), CliError> {
 
 impl Args {
     fn selection(&self) -> Selection {
-        let among = |names: &[String], name: &str| names.is_empty() || names.iter().any(|n| n == name);
-        let mut selection = Selection { rules: rules().to_vec(), regimes: regimes().to_vec(), modes: MODES.to_vec() };
-        selection.rules.retain(|rule| among(&self.rule, rule.name()));
-        selection.regimes.retain(|regime| among(&self.regime, regime.name()));
-        let is_wanted =
-            |mode: &Mode| if self.mode.is_empty() { mode.is_default() } else { among(&self.mode, mode.name) };
-        selection.modes.retain(is_wanted);
-        selection
+        let among = |names: &[String], name: &str| names.iter().any(|n| n == name);
+        let mut rules = if self.rule.is_empty() { rules().to_vec() } else { every_rule() };
+        let mut regimes = if self.regime.is_empty() { regimes().to_vec() } else { every_regime() };
+        let mut modes = MODES.to_vec();
+        rules.retain(|rule| self.rule.is_empty() || among(&self.rule, rule.name()));
+        regimes.retain(|regime| self.regime.is_empty() || among(&self.regime, regime.name()));
+        modes.retain(|mode| if self.mode.is_empty() { mode.is_default() } else { among(&self.mode, mode.name) });
+        Selection { rules, regimes, modes }
     }
 }
 

@@ -81,7 +81,7 @@ impl Selection {
         let mut entries = Vec::new();
         for &mode in &self.modes {
             for rule in self.rules.iter().filter_map(|&rule| mode.rule(rule)) {
-                for &regime in self.regimes.iter().filter(|&&regime| mode.fits(regime)) {
+                for &regime in self.regimes.iter().filter(|&&regime| mode.fits(rule, regime)) {
                     entries.push(Entry { what: "step", spec: Spec { mode, ..Spec::new(rule, regime, elements) } });
                 }
             }
@@ -127,14 +127,14 @@ impl Selection {
     /// The first rule that there is in a mode, and the first regime.
     fn first(&self, mode: Mode) -> Option<(Rule, Regime)> {
         let rule = self.rules.iter().find_map(|&rule| mode.rule(rule))?;
-        Some((rule, *self.regimes.iter().find(|&&regime| mode.fits(regime))?))
+        Some((rule, *self.regimes.iter().find(|&&regime| mode.fits(rule, regime))?))
     }
 }
 
 /// Bytes that the entries of one size keep at once, arrays included.
 pub fn bytes_of(elements: usize, entries: &[Entry]) -> f64 {
     let state = |Entry { spec: Spec { rule, regime, mode, .. }, .. }: &Entry| {
-        mode.state_bytes_per_param(*rule, *regime) + mode.remainder_bytes() + mode.average_bytes()
+        mode.state_bytes_per_param(*rule, *regime) + mode.remainder_bytes() + mode.average_bytes(*regime)
     };
     // Beside those of f32 that copy and triad go by.
     let of_16_bits = [Element::F16, Element::Bf16].into_iter();

@@ -44,7 +44,7 @@ fn the_byte_model_is_the_documented_one() {
             (Rule::amsgrad(), norm_ratio, adamw + 8.0),
         ] {
             let (rule_name, regime_name) = (rule.name(), regime.name());
-            if mode.rule(rule) != Some(rule) || !mode.fits(regime) {
+            if mode.rule(rule) != Some(rule) || !mode.fits(rule, regime) {
                 continue;
             }
             let modelled = mode.bytes_per_param(rule, regime);

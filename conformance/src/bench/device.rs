@@ -31,6 +31,8 @@ pub struct Device {
     grads: wgpu::Buffer,
     /// Copy and triad write here.
     target: wgpu::Buffer,
+    /// The loss of every step.
+    loss: wgpu::Buffer,
     /// Parameters and gradients of 16 bits that a step has asked for.
     halves: Vec<(Element, [wgpu::Buffer; 2])>,
 }
@@ -72,6 +74,11 @@ impl Device {
                 params,
                 grads,
                 target: array(gpu, "target", size),
+                loss: {
+                    let loss = array(gpu, "loss", 4);
+                    gpu.queue().write_buffer(&loss, 0, &1f32.to_le_bytes());
+                    loss
+                },
                 halves: Vec::new(),
             })
         })
@@ -109,7 +116,9 @@ impl Device {
             let params = element.of(params.slice(bytes.clone()));
             group.shaped_tensor(name, &shape_for(&spec.rule, range.len()), params, element.of(grads.slice(bytes)))
         });
-        builder.build(&self.gpu)
+        let mut optimizer = builder.loss(self.loss.slice(..)).build(&self.gpu)?;
+        optimizer.control_all(|group| group.learning_rate_factor = spec.rate_factor())?;
+        Ok(optimizer)
     }
 
     /// A kernel over all elements in the geometry of the optimizer: by as many dispatches as bindings and grids allow.

@@ -97,7 +97,9 @@ impl Bench for Host {
             let params = part(params.as_slice(), range.clone());
             group.shaped_tensor(name, &shape_for(&spec.rule, range.len()), &params, &part(grads.as_slice(), range))
         });
-        Ok(HostJob::Step { optimizer: Box::new(builder.build_cpu()?), element, ranges: spec.ranges() })
+        let mut optimizer = Box::new(builder.build_cpu()?);
+        optimizer.control_all(|group| group.learning_rate_factor = spec.rate_factor())?;
+        Ok(HostJob::Step { optimizer, element, ranges: spec.ranges() })
     }
 
     fn copies(&self) -> Result<Vec<(&'static str, HostJob)>, Error> {
@@ -119,7 +121,7 @@ impl Bench for Host {
                 let grads: Vec<Slice> = grads.iter().map(SliceMut::as_slice).collect();
                 let start = Instant::now();
                 for _ in 0..calls {
-                    optimizer.step(&mut params, &grads)?;
+                    optimizer.step_with_loss(&mut params, &grads, 1.0)?;
                 }
                 start
             }

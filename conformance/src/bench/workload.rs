@@ -5,12 +5,24 @@ use std::ops::Range;
 
 use wgpu_optim::{Averaging, Element, Group, NonFinitePolicy, OptimizerBuilder, Regime, Rounding, Rule, Seesaw, State};
 
-/// The rules that are measured.
+/// The rules that are measured where none is named.
 pub fn rules() -> [Rule; 6] {
     [Rule::sgd(), Rule::sgdm(0.9), Rule::sign_sgd(), Rule::signum(0.9), Rule::adamw(), Rule::lion()]
 }
 
-/// The regimes that are measured.
+/// Every rule that can be measured, by name.
+pub fn every_rule() -> Vec<Rule> {
+    [Rule::all(), Rule::of_matrices()].concat()
+}
+
+/// Every regime that can be measured, by name: first [`regimes`].
+pub fn every_regime() -> Vec<Regime> {
+    let measured = regimes();
+    let others = Regime::all().into_iter().filter(|other| measured.iter().all(|regime| regime.name() != other.name()));
+    measured.into_iter().chain(others).collect()
+}
+
+/// The regimes that are measured where none is named.
 ///
 /// The benchmark's gradient never changes, so it always agrees with itself. With the usual gain Seesaw would raise the rate to its
 /// limit and carry the parameters off; a tiny one runs the same kernels over numbers that stay moderate.
@@ -79,14 +91,21 @@ impl Mode {
         }
     }
 
-    /// Whether a step under this regime differs from one in another mode: gradients are read once only at a fixed rate.
-    pub fn fits(&self, regime: Regime) -> bool {
-        self.policy != NonFinitePolicy::Unchecked || matches!(regime, Regime::Fixed(_))
+    /// Whether the mode can be had with this rule and regime, and is another than without: gradients are read once only at a fixed rate.
+    pub fn fits(&self, rule: Rule, regime: Regime) -> bool {
+        let averaging = self.averaging_under(regime);
+        let differs = self.policy != NonFinitePolicy::Unchecked || matches!(regime, Regime::Fixed(_));
+        differs && regime.fits(&rule) && averaging.fits(&rule) && regime.fits_averaging(&averaging)
+    }
+
+    /// The averaging, which a regime may demand.
+    fn averaging_under(&self, regime: Regime) -> Averaging {
+        if regime.needs_schedule_free() { Averaging::ScheduleFree } else { self.averaging }
     }
 
     /// What is kept of a parameter for its average, which pass 4 reads and writes.
-    pub fn average_bytes(&self) -> f64 {
-        match self.averaging {
+    pub fn average_bytes(&self, regime: Regime) -> f64 {
+        match self.averaging_under(regime) {
             Averaging::Off => 0.0,
             _ => 4.0,
         }
@@ -108,8 +127,9 @@ impl Mode {
             && !rule.has_second_moment()
     }
 
-    /// What the optimizer remembers of a parameter, beside its average and its remainder: the vectors of the rule, and the
-    /// counters of the alignment where nothing else is compared with the gradient.
+    /// What the optimizer remembers of a parameter, beside its average and its remainder: the vectors of rule and regime, and the
+    /// counters of the alignment where nothing else is compared with the gradient. What rules with passes of their own keep between them is left
+    /// out.
     pub fn state_bytes_per_param(&self, rule: Rule, regime: Regime) -> f64 {
         let counters = regime.needs_alignment() && !rule.has_momentum() && !self.compares_iterates(rule, regime);
         let vectors = f64::from(rule.vectors());
@@ -118,31 +138,65 @@ impl Mode {
             State::Bits8 if vectors > 0.0 => vectors + 4.0 / 32.0,
             _ => 4.0 * vectors,
         };
-        moments + f64::from(u8::from(counters))
+        moments + f64::from(u8::from(counters)) + regime_bytes(regime)
     }
 
     /// Bytes per parameter that a step of this rule and regime cannot do without.
     ///
-    /// Pass 1, if it runs, reads g and, for the alignment, the momentum, the counters, or w with its remainder and z; pass 4 reads g and reads and writes
-    /// w with its remainder and its average, the momentum, the mean of squares and the counters.
+    /// Pass 1, if it runs, reads g and what the regime compares it with; pass 4 reads g and reads and writes w with its remainder and its
+    /// average, and the memory of rule and regime. The last gradient is only written. Passes that a rule owns read g, once more each, and what
+    /// they keep between them is left out, as products of matrices are.
     pub fn bytes_per_param(&self, rule: Rule, regime: Regime) -> f64 {
-        let memory = self.state_bytes_per_param(rule, regime);
+        let memory = self.state_bytes_per_param(rule, regime) - regime_bytes(regime);
         let element = self.element.bytes() as f64;
         let aligned = match (regime.needs_alignment(), rule.has_momentum()) {
             (false, _) => 0.0,
             (true, true) if self.state == State::Bits8 => 1.0 + 4.0 / 32.0,
             (true, true) => 4.0,
             (true, false) if self.compares_iterates(rule, regime) => {
-                element + self.remainder_bytes() + self.average_bytes()
+                element + self.remainder_bytes() + self.average_bytes(regime)
             }
             (true, false) => 1.0,
         };
+        let parameter = element + self.remainder_bytes();
+        let vectors = 4.0 * f64::from(rule.vectors());
+        // What the regime has pass 1 compare the gradient with, and what pass 4 moves of it.
+        let (compared, followed) = match regime {
+            _ if regime.needs_looks() => (if rule.has_momentum() { 4.0 } else { 0.0 }, 4.0),
+            _ if regime.needs_last_gradient() => (4.0 + vectors, 4.0),
+            _ if regime.needs_schedule_free() => (parameter + self.average_bytes(regime), 0.0),
+            // Pass 4 writes the first parameters once, and the sum of gradients in every step.
+            _ if regime.needs_estimate() => (parameter + 8.0, 8.0),
+            _ if regime.needs_first_parameters() => (parameter + 4.0, 0.0),
+            _ if regime.needs_displacement() => (4.0, 8.0),
+            // A step puts one stream aside and takes the next.
+            _ if regime.needs_streams() => (0.0, 8.0),
+            _ => (0.0, 0.0),
+        };
         let is_measured = self.policy != NonFinitePolicy::Unchecked || !matches!(regime, Regime::Fixed(_));
-        let pass_1 = if is_measured { element + aligned } else { 0.0 };
-        let kept = element + self.remainder_bytes() + self.average_bytes() + memory;
-        let pass_4 = element + 2.0 * kept;
-        pass_1 + pass_4
+        let pass_1 = if is_measured { element + aligned + compared } else { 0.0 };
+        let own = match (rule.owns_passes(), rule.needs_matrices()) {
+            (false, _) => 0.0,
+            // Sums of rows and columns, and the length of the direction.
+            (true, false) => 2.0 * element,
+            // The matrix is made of gradient and momentum, and the direction is read.
+            (true, true) => element + 4.0 + 4.0 + 4.0,
+        };
+        let kept = parameter + self.average_bytes(regime) + memory;
+        let pass_4 = element + 2.0 * kept + followed;
+        pass_1 + own + pass_4
     }
+}
+
+/// What a regime remembers of a parameter.
+fn regime_bytes(regime: Regime) -> f64 {
+    let vectors = match regime {
+        _ if regime.needs_streams() => 3,
+        _ if regime.needs_estimate() => 2,
+        _ if regime.needs_last_gradient() || regime.needs_first_parameters() || regime.needs_displacement() => 1,
+        _ => 0,
+    };
+    4.0 * f64::from(vectors)
 }
 
 /// A copy reads 4 bytes per element and writes 4.
@@ -224,7 +278,7 @@ impl Spec {
             .rounding(self.mode.rounding)
             .state(self.mode.state)
             .nonfinite_policy(self.mode.policy)
-            .averaging(self.mode.averaging)
+            .averaging(self.mode.averaging_under(self.regime))
             .clip_norm(self.clip_norm);
         let mut ranges = self.ranges().into_iter();
         for (number, lengths) in self.tensors.iter().enumerate() {
@@ -235,6 +289,12 @@ impl Spec {
             builder = builder.group(group);
         }
         builder
+    }
+
+    /// A factor for the learning rate. Regimes other than [`regimes`] could make so much of a gradient that never changes that parameters leave
+    /// the range of f32: their steps are taken along all of their kernels, and move next to nothing.
+    pub fn rate_factor(&self) -> f32 {
+        if regimes().iter().any(|regime| regime.name() == self.regime.name()) { 1.0 } else { 1e-30 }
     }
 
     /// Where the tensors start and end, over all groups.
