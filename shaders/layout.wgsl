@@ -319,6 +319,7 @@ const RAW_NORM_CLIP = 16u;
 const ITERATES = 32u;
 const COUPLES_DECAY = 64u;
 const OUTLIER_CLIPS = 128u;
+const NOT_MEASURED = 256u;
 
 const START_SLOT = 0u;
 const NO_SLOT = 3u;
@@ -359,6 +360,7 @@ const EPISODE_ENDS = 4096u;
 const FROZEN = 8192u;
 const ABSENT = 16384u;
 const OUTLIER = 32768u;
+const UNMEASURED = 65536u;
 const WRITTEN = 128u;
 
 const NORM_TERM = 0u;
