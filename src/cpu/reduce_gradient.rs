@@ -238,8 +238,8 @@ fn measure_momentum(elements: usize, gradient: impl Rows, state: &GroupState, mo
         let g = times(gradient_scale, gradient.last_row(whole_rows));
         sums.add(g, times(momentum_scale, last_row(momentum, whole_rows)));
     }
-    t.slow_dot = across(&sums.slow_dot);
-    t.direction_square = across(&sums.direction_squares);
+    t.slow_dot = across(sums.slow_dot);
+    t.direction_square = across(sums.direction_squares);
 }
 
 /// The gradient against y - z.
@@ -264,8 +264,8 @@ fn measure_iterates(
         let y = last_row(slices.params, whole_rows);
         sums.add(g, difference(y, last_row(slices.vector, whole_rows)));
     }
-    t.slow_dot = across(&sums.slow_dot);
-    t.direction_square = across(&sums.direction_squares);
+    t.slow_dot = across(sums.slow_dot);
+    t.direction_square = across(sums.direction_squares);
 }
 
 /// Σ|g|
@@ -279,7 +279,7 @@ fn sum_of_magnitudes(elements: usize, gradient: impl Rows, state: &GroupState) -
             sums[j] += g[j].abs();
         }
     }
-    across(&sums)
+    across(sums)
 }
 
 #[inline(always)]
@@ -327,10 +327,10 @@ fn measure_counters(elements: usize, gradient: impl Rows, state: &GroupState, co
         let g = times(gradient_scale, gradient.last_row(whole_rows));
         sums.add(g, last_row(counters, whole_rows));
     }
-    t.absolute = across(&sums.absolute);
-    t.slow_dot = across(&sums.slow_dot);
-    t.fast_dot = across(&sums.fast_dot);
-    t.direction_square = across(&sums.direction_squares);
+    t.absolute = across(sums.absolute);
+    t.slow_dot = across(sums.slow_dot);
+    t.fast_dot = across(sums.fast_dot);
+    t.direction_square = across(sums.direction_squares);
 }
 
 /// ‖w - w_0‖².
@@ -344,7 +344,7 @@ fn square_of_distance(params: &[f32], first: &[f32]) -> f32 {
             squares[j] += (w[j] - w_0[j]) * (w[j] - w_0[j]);
         }
     }
-    across(&squares)
+    across(squares)
 }
 
 /// ⟨g, w_0 - w⟩ and Σ|s| of Prodigy.
@@ -369,8 +369,8 @@ fn measure_estimate(
             magnitudes[j] += s[j].abs();
         }
     }
-    t.slow_dot = across(&ways);
-    t.absolute = across(&magnitudes);
+    t.slow_dot = across(ways);
+    t.absolute = across(magnitudes);
 }
 
 /// ⟨g, D⟩, ⟨w, D⟩ and ‖w‖² of Mechanic.
@@ -396,9 +396,9 @@ fn measure_displacement(
             squares[j] += w[j] * w[j];
         }
     }
-    t.slow_dot = across(&along_gradient);
-    t.fast_dot = across(&along_parameters);
-    t.direction_square = across(&squares);
+    t.slow_dot = across(along_gradient);
+    t.fast_dot = across(along_parameters);
+    t.direction_square = across(squares);
 }
 
 /// The change y of the gradient against the direction u of the last step; of a `LOOK` also the last gradient against it.
@@ -451,11 +451,11 @@ impl<const LOOK: bool, R: Rows, G: Number> RuleVisitor for MeasureSecant<'_, LOO
                 }
             }
         }
-        totals.slow_dot = across(&u_dot_y);
-        totals.direction_square = across(&u_square);
-        totals.absolute = across(&y_square);
+        totals.slow_dot = across(u_dot_y);
+        totals.direction_square = across(u_square);
+        totals.absolute = across(y_square);
         if LOOK {
-            totals.fast_dot = across(&u_dot_last);
+            totals.fast_dot = across(u_dot_last);
         }
     }
 }
@@ -488,12 +488,12 @@ impl CounterSums {
 ///
 /// Not inlined, as [`largest_of`]: else the compiler lays out the lanes of the whole loop to suit this sum, and shuffles in every row.
 #[inline(never)]
-fn across(lanes: &[f32; LANES]) -> f32 {
+fn across(lanes: [f32; LANES]) -> f32 {
     lanes.chunks_exact(4).map(|v| (v[0] + v[1]) + (v[2] + v[3])).sum()
 }
 
 #[inline(never)]
-fn largest_of(lanes: &[u32; LANES]) -> u32 {
+fn largest_of(lanes: [u32; LANES]) -> u32 {
     lanes.iter().fold(0, |largest, &lane| largest.max(lane))
 }
 
@@ -510,11 +510,11 @@ fn sweep(elements: usize, block: &Block, rows: impl Rows) -> ScopeSums {
     }
 
     let mut t = no_totals();
-    let largest = largest_of(&norm.largest);
+    let largest = largest_of(norm.largest);
     if largest >= INFINITY_BITS {
         find_nonfinite(elements, block, rows, &mut t);
     } else if (SMALL_BITS..=BIG_BITS).contains(&largest) {
-        t.square = Squares { sum: across(&norm.squares), exponent: 0 };
+        t.square = Squares { sum: across(norm.squares), exponent: 0 };
     } else if largest > 0 {
         let exponent = ((largest >> 23) as i32 - 127).clamp(-126, 126);
         t.square = scaled_square(elements, rows, exponent);
@@ -530,11 +530,11 @@ pub(crate) fn squares_of(x: &[f32]) -> Squares {
     for start in (0..x.len()).step_by(LANES) {
         norm.add(any_row(x.len(), rows, start));
     }
-    let largest = largest_of(&norm.largest);
+    let largest = largest_of(norm.largest);
     if largest >= INFINITY_BITS {
         Squares { sum: f32::from_bits(largest), exponent: 0 }
     } else if (SMALL_BITS..=BIG_BITS).contains(&largest) {
-        Squares { sum: across(&norm.squares), exponent: 0 }
+        Squares { sum: across(norm.squares), exponent: 0 }
     } else if largest > 0 {
         let exponent = ((largest >> 23) as i32 - 127).clamp(-126, 126);
         scaled_square(x.len(), rows, exponent)
@@ -571,7 +571,7 @@ fn scaled_square(elements: usize, rows: impl Rows, exponent: i32) -> Squares {
             squares[j] += scaled * scaled;
         }
     }
-    Squares { sum: across(&squares), exponent }
+    Squares { sum: across(squares), exponent }
 }
 
 #[inline(always)]
