@@ -12,15 +12,23 @@ pub(crate) fn finish_reduction(partials: &[ScopeSums]) -> ScopeSums {
     as_a_workgroup(partials, no_totals(), add_totals)
 }
 
-/// Adds up what blocks have left.
+/// Adds up what blocks have left. Lanes without partials have nothing to add, so that few partials take as many lanes as there are.
 pub(crate) fn as_a_workgroup<T: Copy>(partials: &[T], nothing: T, add: impl Fn(&T, &T) -> T) -> T {
-    let mut tree = [nothing; WORKGROUP];
-    for stride in partials.chunks(WORKGROUP) {
+    match partials.len() {
+        0 | 1 => in_lanes::<1, T>(partials, nothing, add),
+        2..=8 => in_lanes::<8, T>(partials, nothing, add),
+        _ => in_lanes::<WORKGROUP, T>(partials, nothing, add),
+    }
+}
+
+fn in_lanes<const LANES: usize, T: Copy>(partials: &[T], nothing: T, add: impl Fn(&T, &T) -> T) -> T {
+    let mut tree = [nothing; LANES];
+    for stride in partials.chunks(LANES) {
         for (lane, partial) in tree.iter_mut().zip(stride) {
             *lane = add(lane, partial);
         }
     }
-    let mut half = WORKGROUP / 2;
+    let mut half = LANES / 2;
     while half > 0 {
         for lane in 0..half {
             tree[lane] = add(&tree[lane], &tree[lane + half]);
