@@ -32,7 +32,7 @@ fn fixed(rule: Rule) -> Spec {
 }
 
 fn follows_the_norm() -> Spec {
-    Spec::new(Rule::sgdm(0.9), Regime::seesaw(), tensors(8, &[66])).named("seesaw")
+    Spec::new(Rule::sgdm(0.9), Regime::seesaw(), tensors(8, &[64])).named("seesaw")
 }
 
 fn gradients(specs: &[Spec], step: u64) -> Vec<Vec<f32>> {
@@ -48,7 +48,8 @@ fn measuring(run: &GpuRun) -> [usize; 2] {
 #[test]
 fn finite_gradients_move_the_parameters_to_the_same_bits() {
     let _alone = alone();
-    let mut specs: Vec<Spec> = [Rule::all(), Rule::of_matrices()].concat().into_iter().map(fixed).collect();
+    let rules = [Rule::sgd(), Rule::sgdm(0.9), Rule::sign_sgd(), Rule::adamw(), Rule::adafactor(), Rule::muon()];
+    let mut specs = rules.map(fixed);
     specs[0].schedule = Schedule::all(20)[2].clone();
     specs[1].averaging = Averaging::polynomial_decay();
     for (spec, decay) in specs.iter_mut().zip([0.0, 0.1, 0.0].into_iter().cycle()) {
