@@ -1,4 +1,4 @@
-//! burn's SGD and Muon against this crate's, on one device, in turn. See ../README.md.
+//! burn's SGD, AdamW and Muon against this crate's, on one device, in turn. See ../README.md.
 #![forbid(unsafe_code)]
 
 mod matrices;
@@ -8,15 +8,15 @@ use std::time::{Duration, Instant};
 
 use burn::grad_clipping::{GradientClipping, GradientClippingConfig};
 use burn::optim::momentum::MomentumConfig;
-use burn::optim::{Optimizer as BurnOptimizer, Sgd, SgdConfig};
+use burn::optim::{AdamWConfig, Optimizer as BurnOptimizer, SgdConfig};
 use burn::tensor::wgpu::WgpuBackend;
 use burn::tensor::{Device, DeviceKind, Tensor, TensorData};
 use clap::Parser;
-use wgpu_optim::{Gpu, Group, Optimizer, OptimizerBuilder, Regime, Rule, wgpu};
+use wgpu_optim::{Gpu, Group, NonFinitePolicy, Optimizer, OptimizerBuilder, Regime, Rule, wgpu};
 
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
 
-/// burn's SGD, or Muon, against wgpu-optim's, on one device, in turn.
+/// burn's SGD and AdamW, or Muon, against wgpu-optim's, on one device, in turn.
 #[derive(Debug, Parser)]
 struct Args {
     /// Parameters, as powers of two
@@ -137,9 +137,54 @@ impl<O: BurnOptimizer, const D: usize> Burn<O, D> {
     }
 }
 
-fn sgd(momentum: bool) -> Sgd {
-    let momentum = momentum.then(|| MomentumConfig::new().with_momentum(0.9).with_dampening(0.0));
-    SgdConfig::new().with_momentum(momentum).build()
+/// A rule that both have.
+#[derive(Clone, Copy)]
+enum Step {
+    Sgd,
+    Sgdm,
+    AdamW,
+}
+
+const EPSILON: f32 = 1e-8;
+
+impl Step {
+    fn name(self) -> &'static str {
+        self.ours().name()
+    }
+
+    fn ours(self) -> Rule {
+        match self {
+            Step::Sgd => Rule::sgd(),
+            Step::Sgdm => Rule::sgdm(0.9),
+            Step::AdamW => Rule::adamw(),
+        }
+    }
+
+    fn burns(self, device: &Device, values: &[f32], clip: bool) -> Box<dyn Contestant> {
+        let sgd = |momentum| SgdConfig::new().with_momentum(momentum).build();
+        let (values, shape) = ([values; 2], [values.len()]);
+        match self {
+            Step::Sgd => Box::new(Burn::new(device, sgd(None), values, shape, clip)),
+            Step::Sgdm => {
+                let momentum = MomentumConfig::new().with_momentum(0.9).with_dampening(0.0);
+                Box::new(Burn::new(device, sgd(Some(momentum)), values, shape, clip))
+            }
+            Step::AdamW => {
+                let adamw = AdamWConfig::new().with_weight_decay(0.0).with_epsilon(EPSILON).build();
+                Box::new(Burn::new(device, adamw, values, shape, clip))
+            }
+        }
+    }
+
+    /// The sum of three directions along a gradient that stays the same.
+    fn directions(self, g: f64) -> f64 {
+        match self {
+            Step::Sgd => 3.0 * g,
+            // 1 + 1.9 + 2.71 of it with momentum 0.9.
+            Step::Sgdm => 5.61 * g,
+            Step::AdamW => 3.0 * g / (g.abs() + f64::from(EPSILON)),
+        }
+    }
 }
 
 impl<O: BurnOptimizer, const D: usize> Contestant for Burn<O, D> {
@@ -166,6 +211,13 @@ impl<O: BurnOptimizer, const D: usize> Contestant for Burn<O, D> {
     }
 }
 
+#[derive(Clone, Copy)]
+struct Settings {
+    clip: bool,
+    /// Whether gradients that are not finite skip the step, for which they are measured.
+    checks: bool,
+}
+
 struct Ours {
     gpu: Gpu,
     optimizer: Optimizer,
@@ -174,11 +226,7 @@ struct Ours {
 }
 
 impl Ours {
-    fn new(gpu: &Gpu, values: &[f32], rule: Rule, regime: Regime, clip: bool) -> Result<Self> {
-        Self::shaped(gpu, values, &[values.len()], rule, regime, clip)
-    }
-
-    fn shaped(gpu: &Gpu, values: &[f32], shape: &[usize], rule: Rule, regime: Regime, clip: bool) -> Result<Self> {
+    fn new(gpu: &Gpu, values: &[f32], shape: &[usize], rule: Rule, regime: Regime, settings: Settings) -> Result<Self> {
         let buffer = |label| {
             let buffer = gpu.device().create_buffer(&wgpu::BufferDescriptor {
                 label: Some(label),
@@ -192,7 +240,8 @@ impl Ours {
         let (parameters, gradients) = (buffer("parameters"), buffer("gradients"));
         let optimizer = OptimizerBuilder::new(rule)
             .regime(regime)
-            .clip_norm(if clip { CLIP } else { f32::INFINITY })
+            .clip_norm(if settings.clip { CLIP } else { f32::INFINITY })
+            .nonfinite_policy(if settings.checks { NonFinitePolicy::Skip } else { NonFinitePolicy::Unchecked })
             .decoupled_weight_decay(0.0)
             .group(Group::new("all").shaped_tensor("w", shape, parameters.slice(..), gradients.slice(..)))
             .build(gpu)?;
@@ -243,28 +292,33 @@ fn values(elements: usize) -> Vec<f32> {
 
 fn measure(args: &Args, device: &Device, gpu: &Gpu, elements: usize) -> Result<Vec<Row>> {
     let values = values(elements);
-    let rules = [("sgd", Rule::sgd()), ("sgdm", Rule::sgdm(0.9))];
-    let fixed = Regime::fixed(RATE);
-    let ours = |rule, clip| Ours::new(gpu, &values, rule, fixed, clip);
+    let ours = |step: Step, regime, clip, checks| {
+        Ours::new(gpu, &values, &[elements], step.ours(), regime, Settings { clip, checks })
+    };
     let mut contestants: Vec<(String, Option<usize>, Box<dyn Contestant>)> = Vec::new();
-    for (name, rule) in rules {
+    for step in [Step::Sgd, Step::Sgdm, Step::AdamW] {
+        let name = step.name();
         for clip in [false, true] {
             let what = if clip { format!("{name} + clip") } else { name.to_owned() };
-            let mut burn = Burn::new(device, sgd(rule.has_momentum()), [&values; 2], [elements], clip);
-            let mut own = ours(rule, clip)?;
-            let right = is_right(&mut burn, &values, rule.has_momentum(), clip)?;
-            if !is_right(&mut own, &values, rule.has_momentum(), clip)? {
+            let mut burn = step.burns(device, &values, clip);
+            // burn looks at gradients for a clip alone: neither do we otherwise, and what it costs has a row of its own.
+            let mut own = ours(step, Regime::fixed(RATE), clip, clip)?;
+            let right = is_right(burn.as_mut(), &values, step, clip)?;
+            if !is_right(&mut own, &values, step, clip)? {
                 return Err(format!("{what}: our own step is wrong at {elements} parameters").into());
             }
             let burn_name = if right { "burn" } else { "burn (WRONG RESULT)" };
-            contestants.push((format!("{what}, {burn_name}"), Some(contestants.len() + 1), Box::new(burn)));
-            contestants.push((format!("{what}, ours, fixed rate and norm"), None, Box::new(own)));
+            contestants.push((format!("{what}, {burn_name}"), Some(contestants.len() + 1), burn));
+            contestants.push((format!("{what}, ours"), None, Box::new(own)));
         }
-        let seesaw = Ours::new(gpu, &values, rule, Regime::seesaw(), false)?;
+        let checked = ours(step, Regime::fixed(RATE), false, true)?;
+        contestants.push((format!("{name}, ours, norm and checks"), None, Box::new(checked)));
+        let seesaw = ours(step, Regime::seesaw(), false, true)?;
         contestants.push((format!("{name}, ours, seesaw"), None, Box::new(seesaw)));
     }
 
-    let mut in_turn: Vec<&mut dyn Contestant> = contestants.iter_mut().map(|(.., one)| one.as_mut()).collect();
+    let in_turn = contestants.iter_mut().map(|(.., one)| -> &mut dyn Contestant { &mut **one });
+    let mut in_turn: Vec<&mut dyn Contestant> = in_turn.collect();
     let times = take_turns(args, &mut in_turn)?;
     let times: Vec<Vec<f64>> =
         times.into_iter().map(|times| times.into_iter().map(|time| 1e9 * time / elements as f64).collect()).collect();
@@ -314,17 +368,16 @@ fn turn(contestant: &mut dyn Contestant, steps: u32) -> Result<Duration> {
 
 /// Takes three steps; what a step should have done is worked out in f64. Ours wrong is an error: a benchmark of wrong results is worth
 /// nothing. burn wrong is said beside its times.
-fn is_right(contestant: &mut dyn Contestant, values: &[f32], momentum: bool, clip: bool) -> Result<bool> {
+fn is_right(contestant: &mut dyn Contestant, values: &[f32], step: Step, clip: bool) -> Result<bool> {
     for _ in 0..3 {
         contestant.step()?;
     }
     let norm = values.iter().map(|&g| f64::from(g).powi(2)).sum::<f64>().sqrt();
     let factor = if clip { (f64::from(CLIP) / norm).min(1.0) } else { 1.0 };
-    // The gradient is the same at each step: 1 + 1.9 + 2.71 of it with momentum 0.9.
-    let gradients = if momentum { 5.61 } else { 3.0 };
     let found = contestant.parameters()?;
     let right = |(found, &start): (&f32, &f32)| {
-        let moved = f64::from(RATE) * gradients * factor * f64::from(start);
+        // Parameters and gradients begin as the same numbers.
+        let moved = f64::from(RATE) * step.directions(factor * f64::from(start));
         // Three roundings of the parameter, and one part in 10^4 of the way.
         let error = (f64::from(*found) - (f64::from(start) - moved)).abs();
         error <= 3e-7 * f64::from(start).abs() + 1e-4 * moved.abs()

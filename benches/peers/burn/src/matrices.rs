@@ -5,7 +5,7 @@ use burn::optim::momentum::MomentumConfig;
 use burn::tensor::{Device, Tensor, TensorData};
 use wgpu_optim::{Gpu, MuonScale, Regime, Rule};
 
-use crate::{Args, Burn, Contestant, Ours, RATE, Result, take_turns};
+use crate::{Args, Burn, Contestant, Ours, RATE, Result, Settings, take_turns};
 
 /// The product of two matrices.
 struct Product {
@@ -60,7 +60,8 @@ pub fn measure(args: &Args, device: &Device, gpu: &Gpu) -> Result<()> {
         let muon = MuonConfig::new().with_momentum(momentum).build();
         let mut burn = Burn::new(device, muon, [&start, &gradient], [side; 2], false);
         let rule = Rule::Muon(wgpu_optim::Muon { scale: MuonScale::Original, ..Default::default() });
-        let mut ours = Ours::shaped(gpu, &start, &[side, side], rule, Regime::fixed(RATE), false)?;
+        let settings = Settings { clip: false, checks: true };
+        let mut ours = Ours::new(gpu, &start, &[side, side], rule, Regime::fixed(RATE), settings)?;
         // A gradient that stays the same has the same direction in each step, whatever the momentum.
         let (theirs, own) = (moves(&mut burn, &start)?, moves(&mut ours, &start)?);
         let distance = theirs.iter().zip(&own).map(|(a, b)| (a - b).powi(2)).sum::<f64>().sqrt();
