@@ -7,6 +7,9 @@ use crate::layout::{FactoredTensor, Update};
 use crate::plan::Kernel;
 use crate::rule::{HostRule, LARGEST_FACTORED, RuleVisitor};
 
+/// Sums that are added up side by side, so that an addition does not wait for the one before.
+const LANES: usize = 16;
+
 /// Memory for the passes over one tensor.
 #[derive(Debug, Default)]
 pub(crate) struct FactorMemory {
@@ -95,13 +98,25 @@ pub(crate) fn follow_moments(
         for one in segments(t, tile) {
             let columns = &mut of_columns[one.matrix * t.columns as usize + one.column..];
             let (params, grads) = (&params[one.elements.clone()], &grads[one.elements]);
-            let mut of_row = 0.0;
-            for ((&w, &g), of_column) in params.iter().zip(grads).zip(columns) {
+            let add = |of_row: &mut f64, of_column: &mut f64, w, g| {
                 let g = f64::from(gradient.of(g, w).clamp(-LARGEST_FACTORED, LARGEST_FACTORED));
-                of_row += g * g;
+                *of_row += g * g;
                 *of_column += g * g;
+            };
+            let mut sums = [0.0; LANES];
+            let (params_rows, last_params) = params.as_chunks::<LANES>();
+            let (grads_rows, last_grads) = grads.as_chunks::<LANES>();
+            let (columns_rows, last_columns) = columns[..params.len()].as_chunks_mut::<LANES>();
+            for ((w, g), of_column) in params_rows.iter().zip(grads_rows).zip(columns_rows) {
+                for j in 0..LANES {
+                    add(&mut sums[j], &mut of_column[j], w[j], g[j]);
+                }
             }
-            of_rows[one.row] += of_row;
+            let last = last_params.iter().zip(last_grads).zip(last_columns);
+            for (((&w, &g), of_column), sum) in last.zip(&mut sums) {
+                add(sum, of_column, w, g);
+            }
+            of_rows[one.row] += sums.iter().sum::<f64>();
         }
     }
     let [rows, columns] = moments;
@@ -152,7 +167,7 @@ impl<T: Tiles> RuleVisitor for Measure<'_, T> {
         let Measure { kernel, update, elements, squares, factors } = self;
         let gradient = Gradient::<true>::of_step(kernel, update);
         let mut estimates = [0.0; crate::cpu::update_parameters::TILE];
-        let mut sum = 0.0;
+        let mut sums = [0.0; LANES];
         for tile in tiles(elements.len(), elements.tile_elements()) {
             let estimates = &mut estimates[..tile.len()];
             match factors {
@@ -160,7 +175,7 @@ impl<T: Tiles> RuleVisitor for Measure<'_, T> {
                 None => estimates.copy_from_slice(&squares[tile.clone()]),
             }
             let (params, grads) = elements.tile(tile);
-            for ((&w, &g), &v) in params.iter().zip(grads).zip(estimates.iter()) {
+            let add = |sum: &mut f64, w, g, v| {
                 let g = gradient.of(g, w);
                 let admitted = g.clamp(-LARGEST_FACTORED, LARGEST_FACTORED);
                 let v = match factors {
@@ -168,9 +183,21 @@ impl<T: Tiles> RuleVisitor for Measure<'_, T> {
                     None => update.square_keep * v + update.square_share * (admitted * admitted),
                 };
                 let u = f64::from(R::direction(update, g, 0.0, 0.0, v));
-                sum += u * u;
+                *sum += u * u;
+            };
+            let (params_rows, last_params) = params.as_chunks::<LANES>();
+            let (grads_rows, last_grads) = grads.as_chunks::<LANES>();
+            let (squares_rows, last_squares) = estimates.as_chunks::<LANES>();
+            for ((w, g), v) in params_rows.iter().zip(grads_rows).zip(squares_rows) {
+                for j in 0..LANES {
+                    add(&mut sums[j], w[j], g[j], v[j]);
+                }
+            }
+            let last = last_params.iter().zip(last_grads).zip(last_squares);
+            for (((&w, &g), &v), sum) in last.zip(&mut sums) {
+                add(sum, w, g, v);
             }
         }
-        sum
+        sums.iter().sum()
     }
 }

@@ -294,7 +294,7 @@ impl Spec {
     /// A factor for the learning rate. Regimes other than [`regimes`] could make so much of a gradient that never changes that parameters leave
     /// the range of f32: their steps are taken along all of their kernels, and move next to nothing.
     pub fn rate_factor(&self) -> f32 {
-        if regimes().iter().any(|regime| regime.name() == self.regime.name()) { 1.0 } else { 1e-30 }
+        if regimes().iter().any(|regime| regime.name() == self.regime.name()) { 1.0 } else { 1e-12 }
     }
 
     /// Where the tensors start and end, over all groups.
