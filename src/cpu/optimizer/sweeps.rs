@@ -6,7 +6,7 @@ use rayon::prelude::*;
 use super::*;
 use crate::cpu::controls::absence_of;
 use crate::cpu::factored::{FactorMemory, Factors, follow_moments, limit_of};
-use crate::cpu::half::Number;
+use crate::cpu::half::{Number, Remainders, RemaindersMut};
 use crate::cpu::orthogonalize::orthogonalize;
 use crate::cpu::reduce_gradient::{BlockSlices, reduce_gradient};
 use crate::cpu::rows::{Rows, mark};
@@ -28,7 +28,7 @@ pub(super) struct Reduce<'a, G> {
     pub(super) state: &'a GroupState,
     pub(super) block: &'a Block,
     pub(super) params: Slice<'a>,
-    pub(super) remainders: &'a [i16],
+    pub(super) remainders: Remainders<'a>,
     /// Codes of momentum and second moment, and their scales; empty where they are not in 8 bits.
     pub(super) codes: ([&'a [u8]; 2], &'a [u32]),
     /// Without parameters.
@@ -181,7 +181,7 @@ fn over_tensor<P: TensorPass>(
     kernel: Kernel,
     params: &mut SliceMut,
     grads: Slice,
-    remainders: &mut [i16],
+    remainders: RemaindersMut,
     pass: P,
 ) -> P::Output {
     if let (SliceMut::F32(params), Slice::F32(grads)) = (&mut *params, grads) {
@@ -206,7 +206,7 @@ pub(super) struct StretchSlices<'a> {
     pub(super) params: SliceMut<'a>,
     pub(super) grads: Slice<'a>,
     /// Empty where nothing is kept of 16-bit parameters.
-    pub(super) remainders: &'a mut [i16],
+    pub(super) remainders: RemaindersMut<'a>,
     /// Index of the first element in the optimizer.
     pub(super) first_element: u32,
     pub(super) memory: MemorySlices<'a>,
@@ -218,8 +218,7 @@ impl StretchSlices<'_> {
     pub(super) fn split_at(self, middle: usize) -> (Self, Self) {
         let (params, params_after) = self.params.split_at(middle);
         let (grads, grads_after) = self.grads.split_at(middle);
-        let kept = middle.min(self.remainders.len());
-        let (remainders, remainders_after) = self.remainders.split_at_mut(kept);
+        let (remainders, remainders_after) = self.remainders.split_at(middle);
         let (memory, memory_after) = self.memory.split_at(middle);
         (
             StretchSlices { params, grads, remainders, first_element: self.first_element, memory },
@@ -303,7 +302,7 @@ impl CpuOptimizer {
                 state: &states[group],
                 block,
                 params: params[index].values().range(start..end),
-                remainders: tensor.memory.remainders.get(start..end).unwrap_or_default(),
+                remainders: tensor.memory.remainders.as_ref().range(start..end),
                 codes: {
                     let codes = [&tensor.memory.momentum_codes, &tensor.memory.squares_codes];
                     let scales = tensor.memory.scales.get(start / STATE_BLOCK..end.div_ceil(STATE_BLOCK));
@@ -360,7 +359,7 @@ impl CpuOptimizer {
                 if let (Some(matrix), 0) = (matrix, update.skip) {
                     let pass =
                         Prepare { kernel, update, momentum: &memory.momentum, prepared: &mut matrix.1.directions };
-                    over_tensor(arch, kernel, &mut params, grads, &mut memory.remainders, pass);
+                    over_tensor(arch, kernel, &mut params, grads, memory.remainders.as_mut(), pass);
                     orthogonalize(&matrix.0, kernel.iterations, &mut matrix.1, parallel);
                 }
                 let mut update = *update;
@@ -368,7 +367,8 @@ impl CpuOptimizer {
                     let moments = memory.factors.each_mut().map(Vec::as_mut_slice);
                     let pass =
                         Limit { kernel, update: &update, tensor, memory: work, moments, squares: &memory.squares };
-                    update.learning_rate *= over_tensor(arch, kernel, &mut params, grads, &mut memory.remainders, pass);
+                    update.learning_rate *=
+                        over_tensor(arch, kernel, &mut params, grads, memory.remainders.as_mut(), pass);
                 }
                 let factors = tensor.limited.as_ref().filter(|_| kernel.rule.traits().factored);
                 let factors = factors.map(|(limited, work)| Factors {
@@ -402,7 +402,7 @@ impl CpuOptimizer {
                     StretchSlices {
                         params,
                         grads,
-                        remainders: &mut tensor.memory.remainders,
+                        remainders: tensor.memory.remainders.as_mut(),
                         first_element: block.first_element,
                         memory: MemorySlices {
                             momentum: &mut tensor.memory.momentum,
