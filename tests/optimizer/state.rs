@@ -223,12 +223,11 @@ fn steps_smaller_than_the_unit_of_a_short_master_arrive_on_average() {
             }
         }
         let masters = short_masters(&run.checkpoint(), element, "group/0").expect("masters");
-        let stored = run.params().remove(0);
+        let [stored, exact] = [&run, &float].map(|run| run.params().remove(0));
         for side in 0..2 {
             let of_side = |i: &usize| i % 2 == side;
             let count = (starts.len() / 2) as f64;
-            let off = |i: usize| (masters[i] - f64::from(float.params()[0][i])) / unit;
-            let exact = float.params().remove(0);
+            let off = |i: usize| (masters[i] - f64::from(exact[i])) / unit;
             let mean_way =
                 (0..starts.len()).filter(of_side).map(|i| f64::from((exact[i] - starts[i]).abs())).sum::<f64>();
             assert!(mean_way / count >= 100.0 * unit, "{element:?}: {} units", mean_way / count / unit);
