@@ -60,7 +60,8 @@ pub enum Parameters {
 /// `state_scales/NAME` (a u32 for every 32 parameters), `row_second_moment/NAME` and
 /// `column_second_moment/NAME` (Adafactor), `direction_counters/NAME`, `last_gradient/NAME`, `first_parameters/NAME`, `estimate/NAME` (w₀ and s of [`Prodigy`](crate::Prodigy)),
 /// `displacement/NAME` (of [`Mechanic`](crate::Mechanic)), `streams/NAME`, `averages/NAME`, `base_iterates/NAME` (z of
-/// [schedule-free](crate::Averaging::ScheduleFree) training) and `remainders/NAME` (the remainders of master weights, as i16). `groups/state`,
+/// [schedule-free](crate::Averaging::ScheduleFree) training) and `remainders/NAME` (the remainders of master weights, as i16) or, with
+/// [`State::Bits8`](crate::State::Bits8) and without an average, `remainder_codes/NAME` (i8). `groups/state`,
 /// `groups/update` and, if needed, `tensors/record` have a row for each group or tensor.
 ///
 /// In a schedule-free group `parameters/NAME` is y, where gradients are taken. A checkpoint with parameters also has `averages/NAME`, the

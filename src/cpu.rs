@@ -7,7 +7,7 @@ pub(crate) mod count_steps;
 mod factored;
 mod finish_reduction;
 mod finish_update;
-mod half;
+pub(crate) mod half;
 mod learning_rate;
 pub(crate) mod optimizer;
 mod orthogonalize;

@@ -57,7 +57,8 @@ impl Element {
 #[non_exhaustive]
 pub enum Rounding {
     /// Master weights (Micikevicius et al., arXiv:1710.03740, section 3.1): the update is applied to an f32 master copy, and the caller's
-    /// buffer holds its nearest 16-bit number, ties to even. The optimizer stores only the remainder: 2 bytes per parameter instead of 4.
+    /// buffer holds its nearest 16-bit number, ties to even. The optimizer stores only the remainder: 2 bytes per parameter instead of 4, and
+    /// 1 byte with [`State::Bits8`](crate::State::Bits8), which says how exact master weights are then.
     ///
     /// A master weight is exact to f32's last place, with these exceptions. For bf16 it is 1 f32 ulp too small if it lies exactly between two
     /// bf16 numbers and the lower one is even, once in 2¹⁷. For f16 it is a multiple of 2⁻³⁸ below 2⁻¹⁴, where f32 is finer, and it is

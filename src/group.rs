@@ -215,7 +215,8 @@ impl<T> Group<T> {
         self
     }
 
-    /// Sets the storage of the memory of this group's rule: f32, or 8 bits with block scales ([`State::Bits8`]).
+    /// Sets the storage of the memory of this group's rule: f32, or 8 bits with block scales ([`State::Bits8`]), which is that of the
+    /// remainders of master weights, too.
     pub fn state(mut self, state: State) -> Self {
         self.settings.state = Some(state);
         self
@@ -484,14 +485,15 @@ impl<T> OptimizerBuilder<T> {
         self
     }
 
-    /// Sets the storage of the rule's memory in every group that sets none. The default is [`State::F32`].
+    /// Sets the storage of the rule's memory, and of remainders of master weights, in every group that sets none. The default is
+    /// [`State::F32`].
     ///
     /// ```
     /// use wgpu_optim::half::bf16;
     /// use wgpu_optim::{Group, OptimizerBuilder, Rule, State};
     ///
     /// let (mut w, g) = (vec![bf16::ONE; 100], vec![bf16::from_f32(0.5); 100]);
-    /// // 6.125 bytes per parameter: 2 of bf16, 2 of its remainder, 2.125 of m and v.
+    /// // 5.125 bytes per parameter: 2 of bf16, 1 of its remainder, 2.125 of m and v. The gradient has 2 more.
     /// let mut optimizer = OptimizerBuilder::new(Rule::adamw())
     ///     .state(State::Bits8)
     ///     .group(Group::new("all").tensor("w", &w, &g))

@@ -219,7 +219,7 @@ impl Plan {
                 first_element += place.elements;
             }
             for span in &spans {
-                let kernel = kernels[index].at(&span.place, span.kind, group.config.rounding);
+                let kernel = kernels[index].at(&span.place, span.kind, &group.config);
                 let windows_refuse = |elements, limit| {
                     Error::from(BuildError::Limit {
                         what: format!("the number of elements of a tensor in group \"{}\"", group.config.name),
@@ -275,7 +275,7 @@ impl Plan {
     pub(crate) fn kernel_of(&self, tensor: usize) -> Kernel {
         let TensorInfo { group, shape, .. } = &self.tensors[tensor];
         let config = &self.configs[*group];
-        self.kernels[*group].at(&self.places[tensor], config.rule.kind_for(shape), config.rounding)
+        self.kernels[*group].at(&self.places[tensor], config.rule.kind_for(shape), config)
     }
 
     /// Returns the location of an element, which is counted among those of all ranks if there are several.

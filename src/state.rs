@@ -1,19 +1,21 @@
 //! How the optimizer keeps the memory of its rules: in f32, or in 8 bits with block scales.
 
-/// Storage of a rule's memory: the momentum m and the second moment v. [`Group::state`](crate::Group::state) and
+/// Storage of a rule's memory, the momentum m and the second moment v, and of the remainders of master weights
+/// ([`Rounding::Masters`](crate::Rounding::Masters)). [`Group::state`](crate::Group::state) and
 /// [`OptimizerBuilder::state`](crate::OptimizerBuilder::state) set it. Steps are computed in f32 in either case.
 ///
-/// It concerns momentum and second moment only: averages, the base iterates of schedule-free training, remainders of master weights and what
-/// regimes remember stay as they are. Rules without memory ([`Sgd`](crate::Sgd), [`SignSgd`](crate::SignSgd)) ignore it.
+/// It concerns these only: averages, the base iterates of schedule-free training and what regimes remember stay as they are. With rules
+/// without memory ([`Sgd`](crate::Sgd), [`SignSgd`](crate::SignSgd)) it concerns the remainders, and with f32 parameters nothing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 #[cfg_attr(feature = "checkpoint", derive(serde::Serialize))]
 #[non_exhaustive]
 pub enum State {
-    /// 4 bytes per parameter for each of m and v.
+    /// 4 bytes per parameter for each of m and v, and 2 for the remainder of a master weight.
     #[default]
     F32,
     /// 1 byte per parameter for each of m and v, and 4 bytes for every 32 parameters: 1.125 bytes per parameter for a rule with one of them,
-    /// 2.125 for AdamW. As 8-bit optimizers in other libraries (Dettmers et al., arXiv:2110.02861; FlashOptim, arXiv:2602.23349), with codes of
+    /// 2.125 for AdamW. The remainder of a master weight takes 1 byte: AdamW with bf16 parameters and gradients takes 7.125 bytes per parameter
+    /// in all. As 8-bit optimizers in other libraries (Dettmers et al., arXiv:2110.02861; FlashOptim, arXiv:2602.23349), with codes of
     /// this crate.
     ///
     /// 32 neighbouring parameters of a tensor, counted from its first element, are a block with one scale `s` for m and one for `√v`. A code q
@@ -28,6 +30,14 @@ pub enum State {
     /// [`Rounding::Stochastic`](crate::Rounding::Stochastic) (else 0): the same on every adapter and on the CPU path, and after a resumed
     /// checkpoint. A number has the same code on every path. A path that computes another last bit of m may find the neighbouring code, about
     /// once in 10⁵ times, and goes on from there.
+    ///
+    /// **Master weights have 24 bits** instead of 32: they are numbers with the exponents of the 16-bit parameter and 8 bits of precision more, 16
+    /// significant bits for bf16 and 19 for f16 (below 2⁻¹⁴ multiples of 2⁻³²). A step rounds the new master up or down at random, with the
+    /// probability that makes the mean right, so that steps smaller than its last place count on average; a step of 0 changes nothing. The
+    /// random bits are a hash like that for m and v, and independent of theirs. The caller's buffer holds the 16-bit number that is nearest
+    /// to the master, of a tie the one that is larger in magnitude. The byte is the difference of the two, from -128 to 127, in 256ths of the
+    /// parameter's last place. Groups with an [`Averaging`](crate::Averaging) keep remainders of 16 bits, for averages and parameters change
+    /// places there without loss.
     ///
     /// Largest magnitudes of m below 2⁻⁹⁶ in a block, and of `√v` below 2⁻⁴⁴ (5.7e-14), leave codes unused and lose precision.
     ///

@@ -1,7 +1,7 @@
-//! 8-bit state by its definition ([`State::Bits8`](wgpu_optim::State::Bits8)), in f64: what the codes in a checkpoint stand for, and whether they are
-//! those of given moments. Written from the documentation, and not from the code of either path.
+//! 8-bit state by its definition ([`State::Bits8`](wgpu_optim::State::Bits8)), in f64: what the codes in a checkpoint stand for, and whether those of
+//! moments are those of given ones. Written from the documentation, and not from the code of either path.
 
-use wgpu_optim::Checkpoint;
+use wgpu_optim::{Checkpoint, Element};
 
 /// Elements that share a scale.
 const BLOCK: usize = 32;
@@ -134,6 +134,22 @@ pub fn decoded(checkpoint: &Checkpoint, moment: Moment, tensor: &str) -> Option<
     };
     let words = scales.iter().flat_map(|&word| [word; BLOCK]);
     Some(codes.iter().zip(words).map(value).collect())
+}
+
+/// A tensor's master weights of 24 bits as a checkpoint has them, if it has remainders of 8 bits: numbers with the exponents of the parameters, and
+/// 8 bits of precision more.
+pub fn short_masters(checkpoint: &Checkpoint, element: Element, tensor: &str) -> Option<Vec<f64>> {
+    let kept: Vec<i8> = bytemuck::pod_collect_to_vec(checkpoint.entry(&format!("remainder_codes/{tensor}"))?);
+    let stored: Vec<u16> = bytemuck::pod_collect_to_vec(checkpoint.entry(&format!("parameters/{tensor}"))?);
+    let (fraction_bits, bias) = if element == Element::F16 { (18, 15) } else { (15, 127) };
+    let value = |(stored, kept): (u16, i8)| {
+        let whole = i32::from(stored & 0x7fff) * 256 + i32::from(kept);
+        let (exponent, fraction) = (whole >> fraction_bits, whole & ((1 << fraction_bits) - 1));
+        let significand = if exponent > 0 { fraction | 1 << fraction_bits } else { fraction };
+        let magnitude = f64::from(significand) * 2f64.powi(exponent.max(1) - bias - fraction_bits);
+        if stored & 0x8000 == 0 { magnitude } else { -magnitude }
+    };
+    Some(stored.into_iter().zip(kept).map(value).collect())
 }
 
 /// A stored code or scale that is none of those that it could be.

@@ -1,6 +1,7 @@
 // Numbers of 16 bits and back, by their bits: no adapter feature is needed, and no driver rounds, flushes or saturates in its own way.
 // A code is one number's 16 bits in a u32.
 
+import package::elements::bytes::packed_bytes;
 import package::layout::{INFINITY_BITS, MAGNITUDE_BITS};
 
 const F16 = 1u;
@@ -42,24 +43,25 @@ fn widened_bits(element: u32, codes: vec4<u32>) -> vec4<u32> {
     return bits | sign;
 }
 
-// What of a magnitude's bits is kept is above so many that are cut off. Below the normal f16, where these are more, the leading one has
-// to be there, and bits that no random number reaches are gone at once.
+// What of a magnitude's bits is kept, a code and some bits below it, is above so many that are cut off. Below the normal f16, where these are
+// more, the leading one has to be there, and bits that no random number reaches are gone at once.
 struct Cut {
     body: vec4<u32>,
     shift: vec4<u32>,
 }
 
-fn cut_of(element: u32, magnitude: vec4<u32>) -> Cut {
+fn cut_of(element: u32, magnitude: vec4<u32>, below: u32) -> Cut {
     if element == BF16 {
-        return Cut(magnitude, vec4<u32>(16u));
+        return Cut(magnitude, vec4<u32>(16u - below));
     }
     let significand = (magnitude & vec4<u32>(0x7fffffu)) | vec4<u32>(0x800000u);
-    let depth = vec4<u32>(126u) - min(magnitude >> vec4<u32>(23u), vec4<u32>(126u));
+    let deepest = vec4<u32>(126u - below);
+    let depth = deepest - min(magnitude >> vec4<u32>(23u), deepest);
     let shift = min(depth, vec4<u32>(31u));
     let tiny = magnitude < vec4<u32>(NORMAL_BITS);
     return Cut(
         select(magnitude - vec4<u32>(REBIASED), significand >> min(depth - shift, vec4<u32>(31u)), tiny),
-        select(vec4<u32>(13u), shift, tiny),
+        select(vec4<u32>(13u - below), shift, tiny),
     );
 }
 
@@ -79,7 +81,7 @@ fn finished(element: u32, bits: vec4<u32>, rounded: vec4<u32>) -> vec4<u32> {
 // The nearest code, ties to even.
 fn narrowed(element: u32, value: vec4<f32>) -> vec4<u32> {
     let bits = bitcast<vec4<u32>>(value);
-    let cut = cut_of(element, bits & vec4<u32>(MAGNITUDE_BITS));
+    let cut = cut_of(element, bits & vec4<u32>(MAGNITUDE_BITS), 0u);
     let one = vec4<u32>(1u);
     let half = (one << (cut.shift - one)) - one + ((cut.body >> cut.shift) & one);
     return finished(element, bits, (cut.body + half) >> cut.shift);
@@ -88,7 +90,7 @@ fn narrowed(element: u32, value: vec4<f32>) -> vec4<u32> {
 // The code above or below, as the random bits have it.
 fn dithered(element: u32, value: vec4<f32>, noise: vec4<u32>) -> vec4<u32> {
     let bits = bitcast<vec4<u32>>(value);
-    let cut = cut_of(element, bits & vec4<u32>(MAGNITUDE_BITS));
+    let cut = cut_of(element, bits & vec4<u32>(MAGNITUDE_BITS), 0u);
     let one = vec4<u32>(1u);
     let part = noise & ((one << cut.shift) - one);
     return finished(element, bits, (cut.body + part) >> cut.shift);
@@ -110,6 +112,10 @@ fn is_tiny(element: u32, code: vec4<u32>) -> vec4<bool> {
     return code < vec4<u32>(select(0u, F16_NORMAL, element == F16));
 }
 
+fn is_infinite(element: u32, code: vec4<u32>) -> vec4<bool> {
+    return code >= vec4<u32>(select(BF16_INFINITY, F16_INFINITY, element == F16));
+}
+
 fn remainder(element: u32, value: vec4<f32>, codes: vec4<u32>) -> vec4<i32> {
     let code = codes & vec4<u32>(0x7fffu);
     let magnitude = bitcast<vec4<u32>>(value) & vec4<u32>(MAGNITUDE_BITS);
@@ -118,19 +124,58 @@ fn remainder(element: u32, value: vec4<f32>, codes: vec4<u32>) -> vec4<i32> {
     ulps = min(ulps, vec4<i32>(32767));
     let fixed = vec4<i32>(round(0x1p38f * min(abs(value), vec4<f32>(0x1p-14f))));
     let units = fixed - bitcast<vec4<i32>>(code << vec4<u32>(14u));
-    let infinite = code >= vec4<u32>(select(BF16_INFINITY, F16_INFINITY, element == F16));
-    return select(select(ulps, units, is_tiny(element, code)), vec4<i32>(), infinite);
+    return select(select(ulps, units, is_tiny(element, code)), vec4<i32>(), is_infinite(element, code));
 }
 
 // The f32 of a code and its remainder, as bits.
 fn joined_bits(element: u32, codes: vec4<u32>, remainders: vec4<i32>) -> vec4<u32> {
     let sign = (codes & vec4<u32>(SIGN_CODE)) << vec4<u32>(16u);
     let code = codes & vec4<u32>(0x7fffu);
-    let infinite = code >= vec4<u32>(select(BF16_INFINITY, F16_INFINITY, element == F16));
-    let kept = select(remainders, vec4<i32>(), infinite);
+    let kept = select(remainders, vec4<i32>(), is_infinite(element, code));
     let ulps = max(bitcast<vec4<i32>>(widened_bits(element, code)) + kept, vec4<i32>());
     let units = max(bitcast<vec4<i32>>(code << vec4<u32>(14u)) + kept, vec4<i32>());
     let fixed = bitcast<vec4<u32>>(0x1p-38f * vec4<f32>(units));
     let bits = select(bitcast<vec4<u32>>(ulps), fixed, is_tiny(element, code));
     return bits | sign;
+}
+
+// Master weights of 24 bits: a code, and in a byte with a sign how many 256ths of its unit are added, away from 0. So they are numbers of one
+// format, with the exponents of the code and 8 bits of precision more, and rounding one may change the code.
+
+// Bits of these that are below the code.
+const SHORT = 8u;
+// Sets the random bits of remainders apart from those of the rule's memory.
+const REMAINDER_KEY = 0x27d4eb2fu;
+
+struct ShortMasters {
+    codes: vec4<u32>,
+    // Four bytes.
+    remainders: u32,
+}
+
+// The one above or below, as the random bits have it.
+fn short_masters_of(element: u32, value: vec4<f32>, noise: vec4<u32>) -> ShortMasters {
+    let bits = bitcast<vec4<u32>>(value);
+    let cut = cut_of(element, bits & vec4<u32>(MAGNITUDE_BITS), SHORT);
+    let one = vec4<u32>(1u);
+    let part = noise & ((one << cut.shift) - one);
+    // Half a unit of the code more, so that what is below the code is the remainder and half a unit.
+    let rounded = ((cut.body + part) >> cut.shift) + vec4<u32>(0x80u);
+    let codes = finished(element, bits, rounded >> vec4<u32>(SHORT));
+    let kept = rounded ^ vec4<u32>(0x80u);
+    return ShortMasters(codes, packed_bytes(select(kept, vec4<u32>(), is_infinite(element, codes & vec4<u32>(0x7fffu)))));
+}
+
+// The f32 of a code and its remainder of 8 bits, as bits.
+fn short_joined_bits(element: u32, codes: vec4<u32>, remainders: vec4<i32>) -> vec4<u32> {
+    let sign = (codes & vec4<u32>(SIGN_CODE)) << vec4<u32>(16u);
+    let code = codes & vec4<u32>(0x7fffu);
+    let whole = bitcast<vec4<u32>>(max(bitcast<vec4<i32>>(code << vec4<u32>(SHORT)) + remainders, vec4<i32>()));
+    var magnitude = whole << vec4<u32>(16u - SHORT);
+    if element == F16 {
+        let normal = (whole << vec4<u32>(13u - SHORT)) + vec4<u32>(REBIASED);
+        let tiny = bitcast<vec4<u32>>(0x1p-32f * vec4<f32>(whole));
+        magnitude = select(normal, tiny, whole < vec4<u32>(F16_NORMAL << SHORT));
+    }
+    return select(magnitude, widened_bits(element, code), is_infinite(element, code)) | sign;
 }

@@ -4,6 +4,7 @@
 //     one (16-bit elements: word by word). Past the end of the block a load gives 0 and nothing is stored.
 // `half_parameters`: the parameters are stored in 16 bits, two to a word; PARAMETERS_ARE says in which format.
 // `masters`, `nearest`, `stochastic`: how 16-bit parameters are stored (src/element.rs, Rounding).
+// `short_masters`: with `masters`, the remainders have 8 bits, and else 16.
 // `writes_parameters`: the kernel stores parameters.
 //
 // Parameters are loaded as bits: whether a number is finite is decided on bits that no arithmetic has touched (reduction/sweep_again.wgsl).
@@ -11,7 +12,10 @@
 import package::layout::{Block, LARGEST_BF16, LARGEST_F16, LARGEST_F32};
 @if(half_parameters) import package::elements::half::F16;
 @if(half_parameters) import package::elements::half::{codes_of, packed_codes, widened_bits, narrowed};
-@if(masters) import package::elements::half::{joined_bits, remainders_of, remainder, packed_remainders};
+@if(masters && !short_masters) import package::elements::half::{joined_bits, remainders_of, remainder, packed_remainders};
+@if(short_masters) import package::elements::bytes::signed_bytes;
+@if(short_masters) import package::elements::half::{REMAINDER_KEY, short_joined_bits, short_masters_of};
+@if(short_masters) import package::elements::random_bits::random_bits;
 @if(stochastic) import package::elements::half::dithered;
 @if(stochastic) import package::elements::random_bits::random_bits;
 
@@ -26,7 +30,8 @@ import package::layout::{Block, LARGEST_BF16, LARGEST_F16, LARGEST_F32};
 // F16 or BF16.
 @if(half_parameters) override PARAMETERS_ARE: u32;
 // The difference between a master weight in f32 and its 16-bit parameter, in quads.
-@if(masters) @group(1) @binding(5) var<storage, read_write> remainders: array<vec2<u32>>;
+@if(masters && !short_masters) @group(1) @binding(5) var<storage, read_write> remainders: array<vec2<u32>>;
+@if(short_masters) @group(1) @binding(5) var<storage, read_write> remainders: array<u32>;
 
 // Elements 4 * quad .. 4 * quad + 4 of the block.
 @if(!half_parameters && !scalars)
@@ -56,7 +61,13 @@ fn bits_of_parameters(block: Block, quad: u32) -> vec4<u32> {
     return widened_bits(PARAMETERS_ARE, codes_of(packed_parameters(block, quad)));
 }
 
-@if(masters)
+@if(short_masters)
+fn bits_of_parameters(block: Block, quad: u32) -> vec4<u32> {
+    let remainder = signed_bytes(remainders[block.state_quad + quad]);
+    return short_joined_bits(PARAMETERS_ARE, codes_of(packed_parameters(block, quad)), remainder);
+}
+
+@if(masters && !short_masters)
 fn bits_of_parameters(block: Block, quad: u32) -> vec4<u32> {
     let remainder = remainders_of(remainders[block.state_quad + quad]);
     return joined_bits(PARAMETERS_ARE, codes_of(packed_parameters(block, quad)), remainder);
@@ -95,7 +106,7 @@ fn load_parameters(block: Block, quad: u32) -> vec4<f32> {
     return bitcast<vec4<f32>>(bits_of_parameters(block, quad));
 }
 
-// The key is that of the step's random bits, for stochastic rounding.
+// The key is that of the step's random bits, for what is rounded at random.
 @if(writes_parameters && !half_parameters && !scalars)
 fn store_parameters(block: Block, quad: u32, value: vec4<f32>, key: u32) {
     parameters[(block.params_start >> 2u) + quad] = bitcast<vec4<u32>>(value);
@@ -125,11 +136,20 @@ fn store_parameters(block: Block, quad: u32, value: vec4<f32>, key: u32) {
 }
 
 // To the nearest, ties to even; the remainder is kept.
-@if(writes_parameters && masters)
+@if(writes_parameters && masters && !short_masters)
 fn store_parameters(block: Block, quad: u32, value: vec4<f32>, key: u32) {
     let codes = narrowed(PARAMETERS_ARE, value);
     store_packed_parameters(block, quad, packed_codes(codes));
     remainders[block.state_quad + quad] = packed_remainders(remainder(PARAMETERS_ARE, value, codes));
+}
+
+// To a master of 24 bits at random, with the probabilities that make the mean right.
+@if(writes_parameters && short_masters)
+fn store_parameters(block: Block, quad: u32, value: vec4<f32>, key: u32) {
+    let noise = random_bits(key ^ REMAINDER_KEY, block.first_element + 4u * quad);
+    let next = short_masters_of(PARAMETERS_ARE, value, noise);
+    store_packed_parameters(block, quad, packed_codes(next.codes));
+    remainders[block.state_quad + quad] = next.remainders;
 }
 
 // Up or down at random, with the probabilities that make the mean right.

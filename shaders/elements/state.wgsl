@@ -8,6 +8,7 @@
 //
 // `momentum`, `squares`: as in rule.wgsl. `writes_parameters`: the kernel stores them.
 
+import package::elements::bytes::{packed_bytes, signed_bytes};
 import package::geometry::WORKGROUP;
 @if(writes_parameters) import package::elements::random_bits::random_bits;
 
@@ -59,8 +60,7 @@ fn scale_of_bits(bits: u32) -> f32 {
 
 @if(momentum)
 fn decoded_momentum(quad: u32) -> vec4<f32> {
-    let tops = vec4<u32>(state_words[quad]) << vec4<u32>(24u, 16u, 8u, 0u);
-    let code = vec4<f32>(bitcast<vec4<i32>>(tops) >> vec4<u32>(24u));
+    let code = vec4<f32>(signed_bytes(state_words[quad]));
     return code * abs(code) * scale_of_bits(state_words[scale_at(quad)]);
 }
 
@@ -146,11 +146,6 @@ fn codes_of_squares(v: vec4<f32>, scale: f32, threshold: vec4<f32>) -> u32 {
     // It will be divided by. The square of the threshold above 0 may be 0 in f32.
     code = select(vec4<f32>(), clamp(code, vec4<f32>(1.0), vec4<f32>(MOST_SQUARE_CODE)), v > vec4<f32>());
     return packed_bytes(vec4<u32>(code));
-}
-
-fn packed_bytes(codes: vec4<u32>) -> u32 {
-    let bytes = (codes & vec4<u32>(255u)) << vec4<u32>(0u, 8u, 16u, 24u);
-    return bytes.x | bytes.y | bytes.z | bytes.w;
 }
 
 // Stores what was remembered of a quad, if there is one. All invocations of the workgroup get here together, whether they have a quad or not.

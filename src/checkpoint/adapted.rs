@@ -9,6 +9,7 @@ use super::draft::{dtype_of, masters, params_dtype};
 use super::*;
 use crate::averaging::Averaging;
 use crate::cpu::count_steps::{steps_moved, steps_taken};
+use crate::cpu::half::{Half, lengthened, shortened};
 use crate::cpu::state::{Codes, decode_momentum, decode_squares};
 use crate::element::Element;
 use crate::layout::{LOSS_ELEMENT, NO_ELEMENT, RawTensorRecord, Update, group_flags};
@@ -71,14 +72,34 @@ const FROM_THE_FIRST_STEP: [MemoryKind; 5] = [
     MemoryKind::Streams,
 ];
 
-/// The kind of memory that has the same in f32 or in 8 bits.
+/// The kind of memory that has the same in 8 bits, or in more.
 fn in_other_bits(kind: MemoryKind) -> Option<MemoryKind> {
     match kind {
         MemoryKind::Momentum => Some(MemoryKind::MomentumCodes),
         MemoryKind::MomentumCodes => Some(MemoryKind::Momentum),
         MemoryKind::SecondMoment => Some(MemoryKind::SecondMomentCodes),
         MemoryKind::SecondMomentCodes => Some(MemoryKind::SecondMoment),
+        MemoryKind::Remainders => Some(MemoryKind::RemainderCodes),
+        MemoryKind::RemainderCodes => Some(MemoryKind::Remainders),
         _ => None,
+    }
+}
+
+/// 2 in either type of 16 bits.
+const TWO: u32 = 0x4000;
+
+/// Writes the remainders of a kind, from those of the other. Without parameters in the file, those of f16 are taken for remainders of normal
+/// numbers, which is wrong by a quarter of their parameter's last place at most.
+fn change_remainders<H: Half>(kind: MemoryKind, stored: &[u8], long: &[u8], short: &[u8], slot: &mut [u8]) {
+    let mut halves: Vec<H> = bytemuck::pod_collect_to_vec(stored);
+    if kind == MemoryKind::Remainders {
+        halves.resize(short.len(), H::from_code(TWO));
+        let long = lengthened(&halves, bytemuck::cast_slice(short));
+        slot.copy_from_slice(bytemuck::cast_slice(&long));
+    } else {
+        let long: Vec<i16> = bytemuck::pod_collect_to_vec(long);
+        halves.resize(long.len(), H::from_code(TWO));
+        slot.copy_from_slice(bytemuck::cast_slice(&shortened(&halves, &long)));
     }
 }
 
@@ -517,7 +538,7 @@ impl Adaptation<'_> {
                 | MemoryKind::Streams => sources.rate && !sources.first,
                 MemoryKind::Averages => sources.averages == Average::GoesOn,
                 MemoryKind::BaseIterates => sources.base_iterates,
-                MemoryKind::Remainders => true,
+                MemoryKind::Remainders | MemoryKind::RemainderCodes => true,
             }
     }
 
@@ -544,18 +565,20 @@ impl Adaptation<'_> {
                 say("the learning rate starts anew".to_owned());
             }
             for kind in MemoryKind::ALL.into_iter().filter(|kind| *kind != MemoryKind::Scales) {
-                let words = kind.name().replace('_', " ");
                 let mut tensors = self.tensors_of(group);
                 let keeps = |tensor| self.plan.kernel_of(tensor).keeps(kind);
                 let was_there = |tensor: usize| self.tensors[tensor].is_some();
                 // Told of the kind that it becomes.
                 let other = in_other_bits(kind);
+                let (named, bits) = match (kind, other) {
+                    (MemoryKind::Momentum | MemoryKind::SecondMoment, _) => (kind, "f32"),
+                    (MemoryKind::Remainders, _) => (kind, "16 bits"),
+                    (_, other) => (other.unwrap_or(kind), "8 bits"),
+                };
+                let words = named.name().replace('_', " ");
                 let becomes = |tensor| other.is_some_and(|other| self.plan.kernel_of(tensor).keeps(other));
                 let changes = |tensor| !self.has_entry(tensor, kind) && self.has_some_entry(tensor, kind);
                 if tensors.clone().any(|tensor| keeps(tensor) && self.carries(tensor, kind) && changes(tensor)) {
-                    let words = words.replace(" codes", "");
-                    let bits =
-                        if matches!(kind, MemoryKind::Momentum | MemoryKind::SecondMoment) { "f32" } else { "8 bits" };
                     say(format!("what is kept of {words} goes on in {bits}"));
                 } else if tensors
                     .clone()
@@ -591,6 +614,7 @@ impl Adaptation<'_> {
                 slot.copy_from_slice(parameters);
             }
             self.change_bits(tensor, old, draft);
+            self.change_remainders(tensor, old, draft);
             for kind in self.plan.kernel_of(tensor).memories() {
                 if self.carries(tensor, kind) && self.has_entry(tensor, kind) {
                     draft.bytes(Slot::Memory(tensor, kind)).copy_from_slice(self.file.bytes(Slot::Memory(old, kind)));
@@ -599,10 +623,9 @@ impl Adaptation<'_> {
             let group = self.plan.tensors[tensor].group;
             let is_averaged = self.plan.kernel_of(tensor).keeps(MemoryKind::Averages);
             if is_averaged && self.sources[group].averages == Average::FromParameters {
-                let remainders = self.file.bytes(Slot::Memory(old, MemoryKind::Remainders));
-                let mut remainders: Vec<i16> = bytemuck::pod_collect_to_vec(remainders);
-                remainders.resize(self.plan.tensors[tensor].elements as usize, 0);
-                let average = masters(self.plan.places[tensor].params, parameters, &remainders);
+                let remainders = [MemoryKind::Remainders, MemoryKind::RemainderCodes]
+                    .map(|kind| self.file.bytes(Slot::Memory(old, kind)));
+                let average = masters(self.plan.places[tensor].params, parameters, remainders);
                 let slot = draft.bytes(Slot::Memory(tensor, MemoryKind::Averages));
                 slot.copy_from_slice(bytemuck::cast_slice(&average));
             }
@@ -653,6 +676,25 @@ impl Adaptation<'_> {
             ] {
                 draft.bytes(Slot::Memory(tensor, kind)).copy_from_slice(bytes);
             }
+        }
+    }
+
+    /// Converts the remainders of a tensor, whose number in the file is `old`, where they had 16 bits and are kept in 8, or the other way round.
+    fn change_remainders(&self, tensor: usize, old: usize, draft: &mut Draft) {
+        let kinds = [MemoryKind::Remainders, MemoryKind::RemainderCodes];
+        let changes = |&kind: &MemoryKind| {
+            self.plan.kernel_of(tensor).keeps(kind) && self.carries(tensor, kind) && !self.has_entry(tensor, kind)
+        };
+        let Some(kind) = kinds.into_iter().find(changes) else {
+            return;
+        };
+        let [long, short] = kinds.map(|kind| self.file.bytes(Slot::Memory(old, kind)));
+        let slot = draft.bytes(Slot::Memory(tensor, kind));
+        let stored = self.file.bytes(Slot::Parameters(old));
+        match self.plan.places[tensor].params {
+            Element::F32 => {}
+            Element::F16 => change_remainders::<f16>(kind, stored, long, short, slot),
+            Element::Bf16 => change_remainders::<bf16>(kind, stored, long, short, slot),
         }
     }
 

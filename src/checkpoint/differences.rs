@@ -59,7 +59,8 @@ impl Differences {
     ///   checkpoint must contain, and a running one is refused. The base iterates of schedule-free training start from the parameters.
     /// - Decay, clip, `maximize` and micro-batches that are built otherwise replace what [`Controls`](crate::Controls) have set.
     /// - A loss scale is brought within the limits of the new scaler.
-    /// - Momentum and second moment are converted between f32 and [`State::Bits8`](crate::State::Bits8), to the nearest code.
+    /// - Momentum and second moment are converted between f32 and [`State::Bits8`](crate::State::Bits8), to the nearest code, and
+    ///   remainders of master weights between 16 and 8 bits.
     pub fn settings(mut self) -> Self {
         self.settings = true;
         self

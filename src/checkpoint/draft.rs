@@ -9,6 +9,7 @@ use safetensors::tensor::{Dtype, Metadata, TensorInfo};
 use super::about::About;
 use super::tables::Table;
 use crate::cpu::Values;
+use crate::cpu::half::Remainders;
 use crate::cpu::schedule_free::average_of;
 use crate::element::Element;
 use crate::error::{CheckpointError, Error};
@@ -53,7 +54,7 @@ pub(super) fn memory_name(kind: MemoryKind, tensor: &str) -> String {
 pub(super) fn dtype_of(kind: MemoryKind) -> Dtype {
     match kind.element_bytes() {
         _ if kind == MemoryKind::Scales => Dtype::U32,
-        _ if kind == MemoryKind::MomentumCodes => Dtype::I8,
+        _ if matches!(kind, MemoryKind::MomentumCodes | MemoryKind::RemainderCodes) => Dtype::I8,
         1 => Dtype::U8,
         2 => Dtype::I16,
         _ => Dtype::F32,
@@ -110,8 +111,11 @@ pub(super) fn items(plan: &Plan, parameters: bool) -> Vec<Item> {
     items
 }
 
-/// Parameters as the optimizer has them: those of 16 bits with what they lack of f32.
-pub(super) fn masters(params: Element, stored: &[u8], remainders: &[i16]) -> Vec<f32> {
+/// Parameters as the optimizer has them: those of 16 bits with what they lack of f32, from the bytes of [`MemoryKind::Remainders`] and of
+/// [`MemoryKind::RemainderCodes`], which may be empty.
+pub(super) fn masters(params: Element, stored: &[u8], [long, short]: [&[u8]; 2]) -> Vec<f32> {
+    let (long, short): (Vec<i16>, Vec<i8>) = (bytemuck::pod_collect_to_vec(long), bytemuck::pod_collect_to_vec(short));
+    let remainders = Remainders { long: &long, short: &short };
     let decoded = |stored: &dyn Values| {
         let stored = stored.values();
         let mut masters = vec![0.0; stored.len()];
@@ -181,10 +185,10 @@ impl Draft {
             }
             let base = self.bytes(Slot::Memory(index, MemoryKind::BaseIterates));
             let base: Vec<f32> = bytemuck::pod_collect_to_vec(base);
-            let remainders = self.bytes(Slot::Memory(index, MemoryKind::Remainders));
-            let remainders: Vec<i16> = bytemuck::pod_collect_to_vec(remainders);
+            // Where there is an average, remainders have 16 bits.
+            let remainders = self.bytes(Slot::Memory(index, MemoryKind::Remainders)).to_vec();
             let stored = self.bytes(Slot::Parameters(index));
-            let mut average = masters(plan.places[index].params, stored, &remainders);
+            let mut average = masters(plan.places[index].params, stored, [&remainders, &[]]);
             // Before the first rate the parameters are their average.
             if updates[tensor.group].average_weight > 0.0 {
                 for (y, &z) in average.iter_mut().zip(&base) {

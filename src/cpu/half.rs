@@ -1,5 +1,7 @@
 //! Numbers of 16 bits and back: twin of `shaders/elements/half.wgsl`, which explains cuts and remainders. Codes have the same bits there.
 
+use std::ops::Range;
+
 use half::{bf16, f16};
 
 use crate::element::mix;
@@ -20,9 +22,15 @@ const NORMAL_BITS: u32 = 0x3880_0000;
 /// 2¹⁶, beyond every f16.
 const BEYOND_BITS: u32 = 0x4780_0000;
 const TWO_TO_MINUS_24: f32 = 1.0 / 16_777_216.0;
+const TWO_TO_MINUS_32: f32 = 1.0 / 4_294_967_296.0;
 const TWO_TO_38: f32 = 274_877_906_944.0;
 /// 1.5 · 2²³: what is added to it is rounded to a whole number, ties to even.
 const ROUNDER: f32 = 12_582_912.0;
+
+/// Bits of a master weight of 24 bits that are below those of its parameter.
+const SHORT: u32 = 8;
+/// Sets the random bits of remainders apart from those of the rule's memory.
+const REMAINDER_KEY: u32 = 0x27d4_eb2f;
 
 /// Numbers of 16 bits that are converted at once.
 const ROW: usize = 16;
@@ -177,19 +185,19 @@ fn normal_bits<H: Half>(code: u32) -> u32 {
     if H::IS_F16 { (code << 13) + REBIASED } else { code << 16 }
 }
 
-/// What is kept above so many bits that are cut off.
+/// What is kept, a code and so many bits below it, above so many bits that are cut off.
 #[inline(always)]
-fn cut_of<H: Half>(magnitude: u32) -> (u32, u32) {
+fn cut_of<H: Half, const BELOW: u32>(magnitude: u32) -> (u32, u32) {
     if !H::IS_F16 {
-        return (magnitude, 16);
+        return (magnitude, 16 - BELOW);
     }
     let significand = magnitude & 0x7f_ffff | 0x80_0000;
-    let depth = 126 - (magnitude >> 23).min(126);
+    let depth = 126 - BELOW - (magnitude >> 23).min(126 - BELOW);
     let shift = depth.min(31);
     if magnitude < NORMAL_BITS {
         (significand >> (depth - shift).min(31), shift)
     } else {
-        (magnitude.wrapping_sub(REBIASED), 13)
+        (magnitude.wrapping_sub(REBIASED), 13 - BELOW)
     }
 }
 
@@ -229,7 +237,7 @@ fn narrowed<H: Half, const IN_RANGE: bool>(value: f32) -> u32 {
 #[inline(always)]
 fn dithered<H: Half, const IN_RANGE: bool>(value: f32, noise: u32) -> u32 {
     let bits = value.to_bits();
-    let (body, shift) = cut_of::<H>(bits & MAGNITUDE_BITS);
+    let (body, shift) = cut_of::<H, 0>(bits & MAGNITUDE_BITS);
     let part = noise & ((1 << shift) - 1);
     finished::<H, IN_RANGE>(bits, body.wrapping_add(part) >> shift)
 }
@@ -276,6 +284,84 @@ fn joined<H: Half>(code: u32, remainder: i16) -> f32 {
     f32::from_bits(bits | sign)
 }
 
+/// The code and the remainder of a master weight of 24 bits, of which the code is the upper 16: rounded up or down as the random bits have it.
+#[inline(always)]
+fn short_master<H: Half, const IN_RANGE: bool>(value: f32, noise: u32) -> (u32, i8) {
+    let bits = value.to_bits();
+    let (body, shift) = if IN_RANGE && !H::IS_F16 {
+        // With the sign, which no sum reaches.
+        (bits, 16 - SHORT)
+    } else {
+        cut_of::<H, SHORT>(bits & MAGNITUDE_BITS)
+    };
+    let part = noise & ((1 << shift) - 1);
+    // Half a unit of the code more, so that what is below the code is the remainder and half a unit.
+    let rounded = (body.wrapping_add(part) >> shift) + 0x80;
+    let code = finished::<H, IN_RANGE>(bits, rounded >> SHORT);
+    let kept = (rounded as u8 ^ 0x80).cast_signed();
+    (code, if !IN_RANGE && is_infinite::<H>(code & MAGNITUDE_CODE) { 0 } else { kept })
+}
+
+/// The f32 of a code and its remainder of 8 bits.
+#[inline(always)]
+fn short_joined<H: Half>(code: u32, remainder: i8) -> f32 {
+    let sign = (code & SIGN_CODE) << 16;
+    let code = code & MAGNITUDE_CODE;
+    let whole = ((code << SHORT).cast_signed() + i32::from(remainder)).max(0);
+    let bits = whole.cast_unsigned();
+    let normal = if H::IS_F16 { (bits << (13 - SHORT)) + REBIASED } else { bits << (16 - SHORT) };
+    let tiny = (TWO_TO_MINUS_32 * whole as f32).to_bits();
+    let magnitude = if H::IS_F16 && bits < F16_NORMAL << SHORT { tiny } else { normal };
+    let magnitude = if is_infinite::<H>(code) { widened_bits::<H>(code) } else { magnitude };
+    f32::from_bits(magnitude | sign)
+}
+
+/// Remainders of the master weights of 16-bit parameters. Those of 16 bits or those of 8 are empty, or both where none are kept.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Remainders<'a> {
+    pub(crate) long: &'a [i16],
+    pub(crate) short: &'a [i8],
+}
+
+impl Remainders<'_> {
+    #[inline(always)]
+    pub(crate) fn range(self, range: Range<usize>) -> Self {
+        Remainders {
+            long: self.long.get(range.clone()).unwrap_or_default(),
+            short: self.short.get(range).unwrap_or_default(),
+        }
+    }
+}
+
+/// [`Remainders`] that a step changes.
+#[derive(Debug)]
+pub(crate) struct RemaindersMut<'a> {
+    pub(crate) long: &'a mut [i16],
+    pub(crate) short: &'a mut [i8],
+}
+
+impl RemaindersMut<'_> {
+    #[inline(always)]
+    pub(crate) fn as_ref(&self) -> Remainders<'_> {
+        Remainders { long: self.long, short: self.short }
+    }
+
+    #[inline(always)]
+    pub(crate) fn range_mut(&mut self, range: Range<usize>) -> RemaindersMut<'_> {
+        RemaindersMut {
+            long: self.long.get_mut(range.clone()).unwrap_or_default(),
+            short: self.short.get_mut(range).unwrap_or_default(),
+        }
+    }
+
+    #[inline(always)]
+    pub(crate) fn split_at(self, middle: usize) -> (Self, Self) {
+        let (long, long_after) = self.long.split_at_mut(middle.min(self.long.len()));
+        let (short, short_after) = self.short.split_at_mut(middle.min(self.short.len()));
+        (RemaindersMut { long, short }, RemaindersMut { long: long_after, short: short_after })
+    }
+}
+
 /// Numbers as f32.
 #[inline(always)]
 pub(crate) fn decode<H: Half>(mut halves: &[H], mut values: &mut [f32]) {
@@ -297,24 +383,51 @@ pub(crate) fn decode<H: Half>(mut halves: &[H], mut values: &mut [f32]) {
 
 /// Parameters as f32, with their remainders where there are any.
 #[inline(always)]
-pub(crate) fn decode_parameters<H: Half>(halves: &[H], remainders: &[i16], values: &mut [f32]) {
-    if remainders.is_empty() {
-        return decode(halves, values);
-    }
-    for ((value, half), &remainder) in values.iter_mut().zip(halves).zip(remainders) {
-        *value = joined::<H>(half.code(), remainder);
+pub(crate) fn decode_parameters<H: Half>(halves: &[H], remainders: Remainders, values: &mut [f32]) {
+    let Remainders { long, short } = remainders;
+    if !short.is_empty() {
+        for ((value, half), &remainder) in values.iter_mut().zip(halves).zip(short) {
+            *value = short_joined::<H>(half.code(), remainder);
+        }
+    } else if !long.is_empty() {
+        for ((value, half), &remainder) in values.iter_mut().zip(halves).zip(long) {
+            *value = joined::<H>(half.code(), remainder);
+        }
+    } else {
+        decode(halves, values);
     }
 }
 
+/// Remainders in 16 bits of masters of 24 bits, which are the same numbers.
+#[cfg(feature = "checkpoint")]
+pub(crate) fn lengthened<H: Half>(halves: &[H], short: &[i8]) -> Vec<i16> {
+    let pairs = halves.iter().map(|half| half.code()).zip(short);
+    pairs.map(|(code, &kept)| remainder::<H, false>(short_joined::<H>(code, kept), code)).collect()
+}
+
+/// Remainders in 8 bits: those of the masters of 24 bits that are nearest, without another parameter.
+#[cfg(feature = "checkpoint")]
+pub(crate) fn shortened<H: Half>(halves: &[H], long: &[i16]) -> Vec<i8> {
+    let pairs = halves.iter().map(|half| half.code()).zip(long);
+    let short = |(code, &kept): (u32, &i16)| {
+        let (body, shift) = cut_of::<H, SHORT>(joined::<H>(code, kept).to_bits() & MAGNITUDE_BITS);
+        let whole = body.wrapping_add(1 << shift >> 1) >> shift;
+        let code = code & MAGNITUDE_CODE;
+        let kept = whole.wrapping_sub(code << SHORT).cast_signed().clamp(i8::MIN.into(), i8::MAX.into());
+        if is_infinite::<H>(code) { 0 } else { kept as i8 }
+    };
+    pairs.map(short).collect()
+}
+
 /// New parameters in 16 bits, all of which are known to be in the range of their type or not. The key and the index of the first element are
-/// for [`Rounding::Stochastic`].
+/// for random bits.
 #[inline(always)]
 pub(crate) fn encode_parameters<H: Half>(
     in_range: bool,
     encoding: Encoding,
     values: &[f32],
     halves: &mut [H],
-    remainders: &mut [i16],
+    remainders: RemaindersMut,
     key: u32,
     first_element: u32,
 ) {
@@ -330,7 +443,7 @@ fn encode<H: Half, const IN_RANGE: bool>(
     encoding: Encoding,
     values: &[f32],
     halves: &mut [H],
-    remainders: &mut [i16],
+    remainders: RemaindersMut,
     key: u32,
     first_element: u32,
 ) {
@@ -338,15 +451,23 @@ fn encode<H: Half, const IN_RANGE: bool>(
         Encoding::Exact | Encoding::Nearest => encode_nearest::<H, IN_RANGE>(values, halves),
         Encoding::Masters if H::IS_F16 => {
             encode_nearest::<H, IN_RANGE>(values, halves);
-            for ((half, kept), &value) in halves.iter().zip(remainders).zip(values) {
+            for ((half, kept), &value) in halves.iter().zip(remainders.long).zip(values) {
                 *kept = remainder::<H, IN_RANGE>(value, half.code());
             }
         }
         Encoding::Masters => {
-            for ((half, kept), &value) in halves.iter_mut().zip(remainders).zip(values) {
+            for ((half, kept), &value) in halves.iter_mut().zip(remainders.long).zip(values) {
                 let code = narrowed::<H, IN_RANGE>(value);
                 *half = H::from_code(code);
                 *kept = remainder::<H, IN_RANGE>(value, code);
+            }
+        }
+        Encoding::ShortMasters => {
+            for (((half, kept), &value), i) in halves.iter_mut().zip(remainders.short).zip(values).zip(0u32..) {
+                let noise = random_bits(key ^ REMAINDER_KEY, first_element.wrapping_add(i));
+                let (code, remainder) = short_master::<H, IN_RANGE>(value, noise);
+                *half = H::from_code(code);
+                *kept = remainder;
             }
         }
         Encoding::Stochastic => {
@@ -437,11 +558,13 @@ mod tests {
                 assert_eq!(narrowed::<H, true>(value), code, "{value:e}");
                 assert_eq!(remainder::<H, true>(value, code), remainder::<H, false>(value, code), "{value:e}");
             }
-            for encoding in [Encoding::Nearest, Encoding::Masters, Encoding::Stochastic] {
+            for encoding in [Encoding::Nearest, Encoding::Masters, Encoding::ShortMasters, Encoding::Stochastic] {
                 let [(codes, kept), (codes_in_range, kept_in_range)] = [false, true].map(|in_range| {
-                    let (mut halves, mut kept) = (vec![H::default(); values.len()], vec![0; values.len()]);
-                    encode_parameters(in_range, encoding, &values, &mut halves, &mut kept, 7, 3);
-                    (halves.into_iter().map(H::code).collect::<Vec<_>>(), kept)
+                    let mut halves = vec![H::default(); values.len()];
+                    let (mut long, mut short) = (vec![0; values.len()], vec![0; values.len()]);
+                    let remainders = RemaindersMut { long: &mut long, short: &mut short };
+                    encode_parameters(in_range, encoding, &values, &mut halves, remainders, 7, 3);
+                    (halves.into_iter().map(H::code).collect::<Vec<_>>(), (long, short))
                 });
                 assert!(codes == codes_in_range && kept == kept_in_range, "{encoding:?}");
             }
@@ -511,6 +634,98 @@ mod tests {
                 }
             }
         }
+    }
+
+    /// Every master of 24 bits: those that are no number or whose remainder would be below 0 are left out.
+    fn short_masters<H: Half>() -> impl Iterator<Item = (u32, i8)> {
+        let codes = (0..=0xffffu32).filter(|&code| !is_infinite::<H>(code & MAGNITUDE_CODE));
+        let all = codes.flat_map(|code| (i8::MIN..=i8::MAX).map(move |kept| (code, kept)));
+        all.filter(|&(code, kept)| code & MAGNITUDE_CODE != 0 || kept >= 0)
+    }
+
+    #[test]
+    fn a_short_master_that_nobody_moves_stays() {
+        fn check<H: Half>() {
+            for (code, kept) in short_masters::<H>() {
+                let value = short_joined::<H>(code, kept);
+                for noise in [0, 0x1234_5678, u32::MAX] {
+                    assert_eq!(short_master::<H, false>(value, noise), (code, kept), "{value:e}");
+                }
+            }
+            for infinite in [f32::INFINITY, f32::NEG_INFINITY] {
+                let (code, kept) = short_master::<H, false>(infinite, u32::MAX);
+                assert_eq!((short_joined::<H>(code, kept), kept), (infinite, 0));
+            }
+            let (code, kept) = short_master::<H, false>(f32::NAN, u32::MAX);
+            assert!(short_joined::<H>(code, kept).is_nan());
+        }
+        check::<f16>();
+        check::<bf16>();
+    }
+
+    /// What is drawn is one of the two multiples of the unit beside the value, in f64, with the probability that makes the mean right within five
+    /// standard errors, also across the boundary between two codes; the code is the nearest to it, a tie away from 0.
+    #[test]
+    fn the_mean_of_short_masters_is_the_value() {
+        fn check<H: Half>(value: f32, [bits, least]: [i32; 2]) {
+            let draws = 1 << 16;
+            let exact = f64::from(value);
+            let exponent = (exact.abs().log2().floor() as i32).max(least);
+            let unit = 2f64.powi(exponent + 1 - bits);
+            let [below, above] = [(exact / unit).floor(), (exact / unit).ceil()];
+            let mut sum = 0.0;
+            for i in 0..draws {
+                let (code, kept) = short_master::<H, false>(value, random_bits(7, i));
+                let drawn = f64::from(short_joined::<H>(code, kept));
+                assert!([below, above].contains(&(drawn / unit)), "{value:e}: {drawn:e}");
+                let of_code = unit * 256.0;
+                let nearest = (drawn.abs() / of_code + 0.5).floor() * of_code;
+                let stored = f64::from(f32::from_bits(widened_bits::<H>(code)));
+                assert!(stored.abs() == nearest, "{drawn:e}: {stored:e}");
+                sum += drawn / unit;
+            }
+            let part = exact / unit - below;
+            let error = (part * (1.0 - part) / f64::from(draws)).sqrt();
+            let mean = sum / f64::from(draws);
+            assert!((mean - exact / unit).abs() <= 5.0 * error, "{value:e}: mean {mean:e} of {:e}", exact / unit);
+        }
+        let ties = [0x3f80_7fff, 0x3f80_8001, 0x3f80_7f01, 0xbf81_7f80, 0x3fff_7fc3, 0x3fff_ffff].map(f32::from_bits);
+        let others = [1.003, -3.3e-3, 7.7e4, 1.1e-6, -2.9e-8, 5e-9, 1.0001, 0.3, 6.1035e-5, 6.103_4e-5, 3.1e-38, 1e-40];
+        for value in ties.into_iter().chain(others) {
+            check::<bf16>(value, [16, -126]);
+            if value < 6e4 && value.abs() > 1e-30 {
+                check::<f16>(value, [19, -14]);
+            }
+        }
+        let f16_ties = [0x3f80_0fff, 0x3f80_1001, 0xbf80_2ff0, 0x387f_f001, 0x3380_0001].map(f32::from_bits);
+        f16_ties.into_iter().for_each(|value| check::<f16>(value, [19, -14]));
+    }
+
+    #[cfg(feature = "checkpoint")]
+    #[test]
+    fn remainders_are_converted() {
+        fn check<H: Half>() {
+            for (code, kept) in short_masters::<H>() {
+                let half = H::from_code(code);
+                let long = lengthened(&[half], &[kept]);
+                let (from, to) = (short_joined::<H>(code, kept), joined::<H>(code, long[0]));
+                assert_eq!(to.to_bits(), from.to_bits(), "{from:e}: {to:e}");
+                assert_eq!(shortened(&[half], &long), [kept], "{from:e}");
+            }
+            // Between two, the nearer; at the end of a code there is none above.
+            for value in values().filter(|value| value.abs() < 6e4) {
+                let code = narrowed::<H, false>(value);
+                let half = H::from_code(code);
+                let long = remainder::<H, false>(value, code);
+                let kept = shortened(&[half], &[long])[0];
+                let (from, to) = (joined::<H>(code, long), short_joined::<H>(code, kept));
+                let unit = (short_joined::<H>(code, 1) - short_joined::<H>(code, 0)).abs();
+                let allowed = if kept == i8::MAX { unit } else { unit / 2.0 };
+                assert!((from - to).abs() <= allowed, "{from:e}: {to:e}");
+            }
+        }
+        check::<f16>();
+        check::<bf16>();
     }
 
     /// The mean over 2^16 hashes is the value, within five standard errors; both neighbours are drawn and nothing else.

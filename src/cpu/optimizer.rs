@@ -16,6 +16,7 @@ use crate::cpu::BLOCK_ELEMENTS;
 use crate::cpu::factored::FactorMemory;
 use crate::cpu::finish_reduction::finish_reduction;
 use crate::cpu::finish_update::finish_update;
+use crate::cpu::half::{Remainders, RemaindersMut};
 use crate::cpu::learning_rate::learning_rate;
 use crate::cpu::orthogonalize::MatrixMemory;
 use crate::cpu::tensor::{Tensor, checked};
@@ -123,8 +124,24 @@ struct Memory {
     vector: Vec<f32>,
     /// The two streams whose turn it is not; of Prodigy the first is its sum of gradients.
     streams: [Vec<f32>; 2],
-    /// What 16-bit parameters lack of f32.
-    remainders: Vec<i16>,
+    remainders: RemainderMemory,
+}
+
+/// What master weights have beside their 16-bit parameters: see [`Remainders`].
+#[derive(Debug, Default)]
+struct RemainderMemory {
+    long: Vec<i16>,
+    short: Vec<i8>,
+}
+
+impl RemainderMemory {
+    fn as_ref(&self) -> Remainders<'_> {
+        Remainders { long: &self.long, short: &self.short }
+    }
+
+    fn as_mut(&mut self) -> RemaindersMut<'_> {
+        RemaindersMut { long: &mut self.long, short: &mut self.short }
+    }
 }
 
 impl Memory {
@@ -145,7 +162,10 @@ impl Memory {
             counters: zeroed(counters)?,
             vector: zeroed(vector)?,
             streams: [zeroed(one)?, zeroed(two)?],
-            remainders: zeroed(if kernel.has_remainders() { elements } else { 0 })?,
+            remainders: RemainderMemory {
+                long: zeroed(entries(MemoryKind::Remainders))?,
+                short: zeroed(entries(MemoryKind::RemainderCodes))?,
+            },
         })
     }
 }

@@ -6,6 +6,7 @@ use crate::cpu::BLOCK_ELEMENTS;
 use crate::cpu::average::average;
 use crate::cpu::factored::Factors;
 use crate::cpu::finish_update::add_step_sums;
+use crate::cpu::half::RemaindersMut;
 use crate::cpu::reduce_gradient::{counter_of, pack_counter, squares_of};
 use crate::cpu::rows::Rows;
 use crate::cpu::schedule_free::move_schedule_free;
@@ -82,7 +83,7 @@ pub(crate) struct Halves<'a> {
     pub(crate) params: SliceMut<'a>,
     pub(crate) grads: Slice<'a>,
     /// Empty where nothing is kept of 16-bit parameters.
-    pub(crate) remainders: &'a mut [i16],
+    pub(crate) remainders: RemaindersMut<'a>,
     pub(crate) encoding: Encoding,
     pub(crate) rounding_key: u32,
     /// Index of the first element in the optimizer.
@@ -119,7 +120,7 @@ impl Tiles for Halves<'_> {
             SliceMut::F32(params) => (&mut params[tile], grads),
             halves => {
                 let params = &mut params[..tile.len()];
-                let remainders = self.remainders.get(tile.clone()).unwrap_or_default();
+                let remainders = self.remainders.as_ref().range(tile.clone());
                 let halves = halves.as_slice().range(tile);
                 halves.decode_parameters(remainders, params);
                 (params, grads)
@@ -135,7 +136,7 @@ impl Tiles for Halves<'_> {
                 in_range,
                 self.encoding,
                 &self.buffers[0][..tile.len()],
-                self.remainders.get_mut(tile).unwrap_or_default(),
+                self.remainders.range_mut(tile),
                 self.rounding_key,
                 first_element,
             );

@@ -2,7 +2,7 @@
 
 use half::{bf16, f16};
 
-use crate::cpu::half::{decode, decode_parameters, encode_parameters};
+use crate::cpu::half::{Remainders, RemaindersMut, decode, decode_parameters, encode_parameters};
 use crate::element::Element;
 use crate::plan::Encoding;
 
@@ -121,7 +121,7 @@ impl<'a> Slice<'a> {
 
     /// Decodes like [`Slice::decode`], for parameters with the remainders of their master weights.
     #[inline(always)]
-    pub(crate) fn decode_parameters(self, remainders: &[i16], buffer: &'a mut [f32]) -> &'a [f32] {
+    pub(crate) fn decode_parameters(self, remainders: Remainders, buffer: &'a mut [f32]) -> &'a [f32] {
         let buffer = &mut buffer[..self.len()];
         match self {
             Slice::F32(slice) => return slice,
@@ -170,7 +170,7 @@ impl<'a> SliceMut<'a> {
         in_range: bool,
         encoding: Encoding,
         values: &[f32],
-        remainders: &mut [i16],
+        remainders: RemaindersMut,
         key: u32,
         first_element: u32,
     ) {

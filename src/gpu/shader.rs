@@ -18,7 +18,7 @@ macro_rules! modules {
 const MODULES: &[(&str, &str)] = modules! {
     "copy_schedule_free" "finish_reduction" "finish_update" "geometry" "group_controls" "layout" "learning_rate" "look" "reduce_gradient" "rule"
     "scaled" "swap_averages" "swap_schedule_free" "update_parameters"
-    "elements/gradients" "elements/half" "elements/parameters" "elements/random_bits" "elements/state"
+    "elements/bytes" "elements/gradients" "elements/half" "elements/parameters" "elements/random_bits" "elements/state"
     "factored/lengths" "factored/limit" "factored/means" "factored/moments" "factored/sums" "factored/tensors" "factored/tiles"
     "learning_rate/average_share" "learning_rate/controls" "learning_rate/distance" "learning_rate/first_rate" "learning_rate/formula"
     "learning_rate/gradient" "learning_rate/one_stream" "learning_rate/outliers" "learning_rate/schedule" "learning_rate/secant"

@@ -18,7 +18,8 @@ impl Elements {
         elements.when(access == Access::Scalars, "scalars");
         if kernel.params.is_half() {
             elements.when(true, "half_parameters");
-            elements.when(kernel.encoding == Encoding::Masters, "masters");
+            elements.when(kernel.has_remainders(), "masters");
+            elements.when(kernel.has_short_remainders(), "short_masters");
             elements.when(kernel.encoding == Encoding::Nearest, "nearest");
             elements.when(kernel.encoding == Encoding::Stochastic, "stochastic");
             elements.constants.push(("PARAMETERS_ARE", code_of(kernel.params)));

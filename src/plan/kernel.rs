@@ -4,9 +4,10 @@ use super::{Place, QUAD};
 #[cfg(feature = "checkpoint")]
 use super::{Stack, TensorInfo};
 use crate::element::{Element, Rounding};
+use crate::group::GroupConfig;
 use crate::layout::slots;
 use crate::rule::RuleKind;
-use crate::state;
+use crate::state::{self, State};
 
 /// Access to a window's parameters and gradients.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -57,15 +58,19 @@ pub(crate) enum RateAxis {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) enum Encoding {
     Exact,
+    /// Masters of f32, with remainders of 16 bits.
     Masters,
+    /// Masters of 24 bits, with remainders of 8 bits.
+    ShortMasters,
     Nearest,
     Stochastic,
 }
 
 impl Encoding {
-    pub(super) fn of(params: Element, rounding: Rounding) -> Self {
+    fn of(params: Element, rounding: Rounding, short: bool) -> Self {
         match rounding {
             _ if !params.is_half() => Encoding::Exact,
+            Rounding::Masters if short => Encoding::ShortMasters,
             Rounding::Masters => Encoding::Masters,
             Rounding::Nearest => Encoding::Nearest,
             Rounding::Stochastic { .. } => Encoding::Stochastic,
@@ -142,9 +147,11 @@ impl Kernel {
         self.alignment == Alignment::Momentum || self.has_looks() && self.rule.traits().momentum
     }
 
-    /// Returns this key with the element types and the rounding of a tensor at `place`, and the rule's kind for its shape.
-    pub(crate) fn at(self, place: &Place, rule: RuleKind, rounding: Rounding) -> Self {
-        let encoding = Encoding::of(place.params, rounding);
+    /// Returns this key with the element types and the rounding of a tensor of a group at `place`, and the rule's kind for its shape.
+    pub(crate) fn at(self, place: &Place, rule: RuleKind, config: &GroupConfig) -> Self {
+        // An exchange of parameters and averages must be without loss.
+        let short = config.state == State::Bits8 && !self.averages;
+        let encoding = Encoding::of(place.params, config.rounding, short);
         Kernel { rule, params: place.params, grads: place.grads, encoding, ..self }
     }
 
@@ -153,9 +160,14 @@ impl Kernel {
         self.is_measured.then_some(self)
     }
 
-    /// Returns true if remainders of master weights are kept.
+    /// Returns true if remainders of master weights are kept, in 16 bits or in 8.
     pub(crate) fn has_remainders(self) -> bool {
-        self.encoding == Encoding::Masters
+        self.encoding == Encoding::Masters || self.has_short_remainders()
+    }
+
+    /// Returns true if remainders of master weights are kept in 8 bits.
+    pub(crate) fn has_short_remainders(self) -> bool {
+        self.encoding == Encoding::ShortMasters
     }
 
     /// Returns true if pass 1 reads the parameters, in a step before which the optimizer has `started` or not.
@@ -305,11 +317,13 @@ pub(crate) enum MemoryKind {
     BaseIterates,
     /// Remainders of the master weights of 16-bit parameters.
     Remainders,
+    /// The same in 8 bits.
+    RemainderCodes,
 }
 
 impl MemoryKind {
     /// Those of the rule, then those of the regime, then the others.
-    pub(crate) const ALL: [MemoryKind; 17] = [
+    pub(crate) const ALL: [MemoryKind; 18] = [
         MemoryKind::Momentum,
         MemoryKind::SecondMoment,
         MemoryKind::LargestSecondMoment,
@@ -327,6 +341,7 @@ impl MemoryKind {
         MemoryKind::Averages,
         MemoryKind::BaseIterates,
         MemoryKind::Remainders,
+        MemoryKind::RemainderCodes,
     ];
 
     /// What a rule remembers, in the order in which it lies in one buffer of the device.
@@ -357,13 +372,17 @@ impl MemoryKind {
             MemoryKind::Averages => "averages",
             MemoryKind::BaseIterates => "base_iterates",
             MemoryKind::Remainders => "remainders",
+            MemoryKind::RemainderCodes => "remainder_codes",
         }
     }
 
     /// Bytes of an entry: 1, the 2 of an i16, or 4.
     pub(crate) fn element_bytes(self) -> u32 {
         match self {
-            MemoryKind::Counters | MemoryKind::MomentumCodes | MemoryKind::SecondMomentCodes => 1,
+            MemoryKind::Counters
+            | MemoryKind::MomentumCodes
+            | MemoryKind::SecondMomentCodes
+            | MemoryKind::RemainderCodes => 1,
             MemoryKind::Remainders => 2,
             MemoryKind::Momentum
             | MemoryKind::SecondMoment
@@ -447,7 +466,8 @@ impl Kernel {
             MemoryKind::Streams => self.has_streams(),
             MemoryKind::Averages => self.averages && !self.schedule_free,
             MemoryKind::BaseIterates => self.schedule_free,
-            MemoryKind::Remainders => self.has_remainders(),
+            MemoryKind::Remainders => self.encoding == Encoding::Masters,
+            MemoryKind::RemainderCodes => self.has_short_remainders(),
         }
     }
 

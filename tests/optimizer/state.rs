@@ -7,12 +7,14 @@ use wgpu_optim::{
     AdamW, Averaging, CurvatureForm, Differences, Element, ErrorKind, Group, NAdamW, OptimizerBuilder, Regime, RmsProp,
     Rounding, Rule, SecantForm, State, WeightDecay,
 };
-use wgpu_optim_conformance::codes::{Moment, decoded};
+use wgpu_optim_conformance::codes::{Moment, decoded, short_masters};
 use wgpu_optim_conformance::run::{
     CpuRun, GpuRun, Run, Setup, Spec, bits, devices, every_path, every_path_with, packed,
 };
-use wgpu_optim_conformance::{Numbers, assert_close, assert_refused, noise, tensors, times};
+use wgpu_optim_conformance::stored::half_ulp;
+use wgpu_optim_conformance::{Numbers, assert_close, assert_refused, filled, noise, tensors, times};
 
+use crate::halves::masters;
 use crate::helpers::{at_odd_places, bytes_of, raw_tensor};
 
 /// Around the boundaries of quads, of blocks of 32, and of the plan's blocks.
@@ -42,6 +44,21 @@ fn exact_gradients(specs: &[Spec], step: u64) -> Vec<Vec<f32>> {
     all
 }
 
+/// Every path, tensors at odd places, and small geometries.
+fn everywhere(specs: &[Spec]) -> Vec<Box<dyn Run>> {
+    let mut runs = every_path(specs);
+    runs.extend(at_odd_places(specs));
+    for gpu in &devices() {
+        // Blocks of one and of five workgroups' quads, and tensors in several windows.
+        for (workgroup_size, quads_per_invocation) in [(8, 1), (16, 5)] {
+            let tuning = Tuning { workgroup_size, quads_per_invocation, ..gpu.tuning() };
+            let gpu = gpu.clone().with_tuning(tuning).expect("a small geometry");
+            runs.push(Box::new(GpuRun::new(&gpu, specs, packed(specs, 0, 0))));
+        }
+    }
+    runs
+}
+
 /// The codes and scales in a run's checkpoint, by name.
 fn codes(run: &dyn Run) -> Vec<(String, Vec<u8>)> {
     let checkpoint = run.checkpoint();
@@ -55,39 +72,34 @@ fn state_takes_the_bytes_that_are_documented() {
     let elements = 1 << 16;
     let w = vec![half::bf16::ONE; elements];
     let floats = vec![1.0f32; elements];
-    let of = |rule, state, is_half: bool| {
-        let group = Group::new("all");
+    let (off, average) = (Averaging::Off, Averaging::Running { start: 0 });
+    let of = |rule, state, is_half: bool, averaging| {
+        let group = Group::new("all").averaging(averaging);
         let group = if is_half { group.tensor("w", &w, &w) } else { group.tensor("w", &floats, &floats) };
         let builder = OptimizerBuilder::new(rule).regime(Regime::fixed(0.1)).state(state).group(group);
         bytes_of(|| builder.build_cpu().expect("builds")) as f64 / elements as f64
     };
-    for (rule, is_half, f32_bytes, bytes) in [
-        (Rule::adamw(), false, 8.0, 2.125),
-        (Rule::sgdm(0.9), false, 4.0, 1.125),
-        // And 2 of the remainders.
-        (Rule::adamw(), true, 10.0, 4.125),
-        (Rule::sgd(), false, 0.0, 0.0),
+    for (rule, is_half, averaging, f32_bytes, bytes) in [
+        (Rule::adamw(), false, off, 8.0, 2.125),
+        (Rule::sgdm(0.9), false, off, 4.0, 1.125),
+        // And 2 of the remainders, or 1.
+        (Rule::adamw(), true, off, 10.0, 3.125),
+        (Rule::sgd(), true, off, 2.0, 1.0),
+        // An average comes back as it was.
+        (Rule::adamw(), true, average, 14.0, 8.125),
+        (Rule::sgd(), false, off, 0.0, 0.0),
     ] {
         // The records take 4 bytes per parameter here.
-        let base = of(Rule::sgd(), State::F32, false);
-        assert_close(rule.name(), of(rule, State::F32, is_half) - base, f32_bytes, 0.02);
-        assert_close(rule.name(), of(rule, State::Bits8, is_half) - base, bytes, 0.02);
+        let base = of(Rule::sgd(), State::F32, false, off);
+        assert_close(rule.name(), of(rule, State::F32, is_half, averaging) - base, f32_bytes, 0.02);
+        assert_close(rule.name(), of(rule, State::Bits8, is_half, averaging) - base, bytes, 0.02);
     }
 }
 
 #[test]
 fn every_path_finds_the_same_codes_wherever_tensors_lie() {
     let specs = exact();
-    let mut runs = every_path(&specs);
-    runs.extend(at_odd_places(&specs));
-    for gpu in &devices() {
-        // Blocks of one and of five workgroups' quads, and tensors in several windows.
-        for (workgroup_size, quads_per_invocation) in [(8, 1), (16, 5)] {
-            let tuning = Tuning { workgroup_size, quads_per_invocation, ..gpu.tuning() };
-            let gpu = gpu.clone().with_tuning(tuning).expect("a small geometry");
-            runs.push(Box::new(GpuRun::new(&gpu, &specs, packed(&specs, 0, 0))));
-        }
-    }
+    let mut runs = everywhere(&specs);
     for step in 0..20 {
         let grads = exact_gradients(&specs, step);
         runs.iter_mut().for_each(|run| run.step(&grads));
@@ -101,6 +113,131 @@ fn every_path_finds_the_same_codes_wherever_tensors_lie() {
     let expected = bits(&runs[0].params()[..LENGTHS.len()]);
     for run in &runs[1..] {
         assert!(bits(&run.params()[..LENGTHS.len()]) == expected, "{}", run.path());
+    }
+}
+
+/// Masters of 24 bits in steps that f32 rounds once, beside rules with a momentum and without memory. f16 takes denormal ones, too, and
+/// powers of two, between which and the next smaller code the unit changes.
+fn with_short_masters() -> Vec<Spec> {
+    let tiny: Vec<f32> = (0..4129).map(|i| (i % 97) as f32 * 2f32.powi(-24) - 2f32.powi(-18)).collect();
+    let powers: Vec<f32> = (0..700).map(|i| 2f32.powi(i % 16 - 12) * if i % 3 == 0 { -1.0 } else { 1.0 }).collect();
+    let spec = |rule, rate, tensors, name: &str, element| {
+        let spec = in_8_bits(Spec::new(rule, Regime::fixed(rate), tensors).named(name));
+        spec.stored(element, Element::F32, Rounding::Masters)
+    };
+    let (small, smaller) = (2f32.powi(-15), 2f32.powi(-33));
+    vec![
+        spec(Rule::sgdm(0.5), small, tensors(5, &LENGTHS), "momentum, bf16", Element::Bf16),
+        spec(Rule::sgdm(0.5), small, tensors(6, &LENGTHS), "momentum, f16", Element::F16),
+        spec(Rule::sgd(), small, vec![powers.clone()], "nothing, bf16", Element::Bf16),
+        spec(Rule::sgd(), small, vec![powers], "nothing, f16", Element::F16),
+        spec(Rule::sgd(), smaller, vec![tiny], "tiny, f16", Element::F16),
+    ]
+}
+
+/// What a tensor's masters have for a unit at this size.
+fn short_unit(element: Element, size: f64) -> f64 {
+    half_ulp(element, size) / 128.0
+}
+
+#[test]
+fn short_masters_have_the_same_bits_on_every_path() {
+    let specs = with_short_masters();
+    let mut runs = everywhere(&specs);
+    for step in 0..20 {
+        let grads = exact_gradients(&specs, step);
+        runs.iter_mut().for_each(|run| run.step(&grads));
+        let (params, expected) = (bits(&runs[0].params()), codes(&*runs[0]));
+        for run in &runs[1..] {
+            assert!(bits(&run.params()) == params, "{}, step {step}: parameters", run.path());
+            assert!(codes(&**run) == expected, "{}, step {step}: codes", run.path());
+        }
+    }
+    // Where nothing is added, nothing changes: of rules without a momentum.
+    let (params, before) = (bits(&runs[0].params()), codes(&*runs[0]));
+    let is_still = |(name, _): &&(String, Vec<u8>)| name.starts_with("remainder_codes/") && !name.contains("momentum");
+    let still = |all: &[(String, Vec<u8>)]| all.iter().filter(is_still).cloned().collect::<Vec<_>>();
+    assert_eq!(still(&before).len(), 3);
+    for run in &mut runs {
+        run.step(&filled(&specs, 0.0));
+        assert!(bits(&run.params())[2 * LENGTHS.len()..] == params[2 * LENGTHS.len()..], "{}", run.path());
+        assert!(still(&codes(&**run)) == still(&before), "{}", run.path());
+    }
+}
+
+/// Each step is that of the master to within a unit; what is stored is the master's nearest, a tie away from 0.
+#[test]
+fn short_masters_take_steps_to_within_a_unit() {
+    let specs = with_short_masters();
+    for mut run in every_path(&specs) {
+        let names: Vec<(String, Element)> =
+            specs.iter().flat_map(|spec| (0..spec.tensors.len()).map(|i| (spec.tensor_name(i), spec.params))).collect();
+        let masters = |run: &dyn Run| -> Vec<Vec<f64>> {
+            let checkpoint = run.checkpoint();
+            names.iter().map(|(name, element)| short_masters(&checkpoint, *element, name).expect("masters")).collect()
+        };
+        let mut before = masters(&*run);
+        for step in 0..10 {
+            let grads = exact_gradients(&specs, 40 + step);
+            run.step(&grads);
+            let (after, stored) = (masters(&*run), run.params());
+            let momentum = |tensor: usize| decoded(&run.checkpoint(), Moment::First, &names[tensor].0);
+            for (tensor, (name, element)) in names.iter().enumerate() {
+                let rate = if name.starts_with("tiny") { 2f64.powi(-33) } else { 2f64.powi(-15) };
+                // A momentum is stored in codes, of which the step knows nothing.
+                let allowed = if momentum(tensor).is_some() { 2.5 * rate } else { 0.0 };
+                for (i, &after) in after[tensor].iter().enumerate() {
+                    let expected = before[tensor][i] - rate * f64::from(grads[tensor][i]);
+                    let unit = short_unit(*element, expected.abs().max(after.abs()));
+                    let what = format!("{}, {name}, element {i}, step {step}", run.path());
+                    assert_close(&what, after, expected, allowed + unit);
+                    let half = half_ulp(*element, after);
+                    let nearest = (after.abs() / (2.0 * half) + 0.5).floor() * 2.0 * half;
+                    assert!(f64::from(stored[tensor][i].abs()) == nearest, "{what}: {} of {after}", stored[tensor][i]);
+                }
+            }
+            before = after;
+        }
+    }
+}
+
+/// AdamW goes down to one minimum and up to another by steps of a 32nd (bf16) or a quarter (f16) of the masters' unit, so far that parameters
+/// change: by as much on average as in f32, in both directions and across the boundary between two parameters.
+#[test]
+fn steps_smaller_than_the_unit_of_a_short_master_arrive_on_average() {
+    const STEPS: u32 = 6000;
+    let starts: Vec<f32> = (0..2048).map(|i| 1.25 + (i % 64) as f32 / 128.0).collect();
+    for element in [Element::Bf16, Element::F16] {
+        let unit = short_unit(element, 1.5);
+        let rate = 2f32.powi(-20);
+        let spec = Spec::new(Rule::adamw(), Regime::fixed(rate), vec![starts.clone()]);
+        let of = |element| in_8_bits(spec.clone()).stored(element, Element::F32, Rounding::Masters);
+        let (mut run, mut float) = (CpuRun::new(&[of(element)]), CpuRun::new(&[of(Element::F32)]));
+        for step in 0..STEPS {
+            for run in [&mut run, &mut float] {
+                // Quadratics around 0 and 4, with noise.
+                let mut numbers = Numbers(u64::from(step) + 1);
+                let w = run.params().remove(0);
+                let gradient = |(i, w): (usize, &f32)| w - 4.0 * (i % 2) as f32 + 0.25 * numbers.next();
+                run.step(&[w.iter().enumerate().map(gradient).collect()]);
+            }
+        }
+        let masters = short_masters(&run.checkpoint(), element, "group/0").expect("masters");
+        let [stored, exact] = [&run, &float].map(|run| run.params().remove(0));
+        for side in 0..2 {
+            let of_side = |i: &usize| i % 2 == side;
+            let count = (starts.len() / 2) as f64;
+            let off = |i: usize| (masters[i] - f64::from(exact[i])) / unit;
+            let mean_way =
+                (0..starts.len()).filter(of_side).map(|i| f64::from((exact[i] - starts[i]).abs())).sum::<f64>();
+            assert!(mean_way / count >= 100.0 * unit, "{element:?}: {} units", mean_way / count / unit);
+            let mean = (0..starts.len()).filter(of_side).map(off).sum::<f64>() / count;
+            // A unit with a probability of the rate's share of it in each step.
+            let deviation = (f64::from(STEPS) * f64::from(rate) / unit).sqrt();
+            assert_close(format_args!("{element:?}, side {side}"), mean, 0.0, 5.0 * deviation / count.sqrt());
+            let moved = (0..starts.len()).filter(of_side).filter(|&i| stored[i] != starts[i]).count();
+            assert!(20 * moved >= 9 * starts.len(), "{element:?}, side {side}: {moved} parameters moved");
+        }
     }
 }
 
@@ -258,11 +395,17 @@ fn kept() -> Vec<Spec> {
         in_8_bits(Spec::new(rule, regime, tensors(seed, &[1, 0, 40, 4129])).named(name))
     };
     let half = |spec: Spec, rounding| spec.stored(Element::Bf16, Element::Bf16, rounding);
+    let averaged = |seed, name: &str| {
+        let averaging = Averaging::Running { start: 2 };
+        Spec { averaging, ..spec(seed, Rule::sgdm(0.9), Regime::seesaw(), name) }
+    };
     vec![
         half(spec(3, Rule::adamw(), Regime::seesaw(), "masters"), Rounding::Masters),
+        half(spec(10, Rule::sgd(), Regime::seesaw(), "masters alone"), Rounding::Masters),
+        half(averaged(11, "averaged masters"), Rounding::Masters),
         half(spec(4, Rule::lion(), Regime::norm_ratio(), "stochastic"), Rounding::Stochastic { seed: 3 }),
         spec(5, Rule::sgdm(0.9), Regime::barzilai_borwein(SecantForm::Geometric), "secant"),
-        Spec { averaging: Averaging::Running { start: 2 }, ..spec(6, Rule::sgdm(0.9), Regime::seesaw(), "averaged") },
+        averaged(6, "averaged"),
         Spec {
             averaging: Averaging::ScheduleFree,
             ..spec(7, Rule::adamw_without_momentum(), Regime::seesaw(), "free")
@@ -352,10 +495,17 @@ fn a_checkpoint_says_what_it_keeps_and_is_converted_where_that_is_accepted() {
             let spec = Spec::new(rule, Regime::seesaw(), tensors(2, &[33, 5, 64])).named(name);
             Spec { state, ..spec }
         };
-        vec![of(Rule::adamw(), "both"), of(Rule::sgdm(0.9), "momentum"), of(Rule::rmsprop(), "squares")]
+        let masters = |rule, element, name: &str| of(rule, name).stored(element, element, Rounding::Masters);
+        vec![
+            of(Rule::adamw(), "both"),
+            of(Rule::sgdm(0.9), "momentum"),
+            of(Rule::rmsprop(), "squares"),
+            masters(Rule::sgd(), Element::Bf16, "masters"),
+            masters(Rule::lion(), Element::F16, "masters of f16"),
+        ]
     };
     let (floats, in_codes) = (spec(State::F32), spec(State::Bits8));
-    for (from, to, name) in [(&floats, &in_codes, "8 bits"), (&in_codes, &floats, "f32")] {
+    for (from, to, name, longer) in [(&floats, &in_codes, "8 bits", "8 bits"), (&in_codes, &floats, "f32", "16 bits")] {
         let mut source = CpuRun::new(from);
         (0..3).for_each(|step| source.step(&noise(from, step)));
         let checkpoint = source.checkpoint();
@@ -374,6 +524,8 @@ fn a_checkpoint_says_what_it_keeps_and_is_converted_where_that_is_accepted() {
                 format!("group \"both\": what is kept of second moment goes on in {name}"),
                 format!("group \"momentum\": what is kept of momentum goes on in {name}"),
                 format!("group \"squares\": what is kept of second moment goes on in {name}"),
+                format!("group \"masters\": what is kept of remainders goes on in {longer}"),
+                format!("group \"masters of f16\": what is kept of remainders goes on in {longer}"),
             ] {
                 assert!(lines.contains(&expected), "{expected} in {lines:#?}");
             }
@@ -391,8 +543,52 @@ fn a_checkpoint_says_what_it_keeps_and_is_converted_where_that_is_accepted() {
                     assert_close(format_args!("{}, {entry}", run.path()), code, *value, allowed);
                 }
             }
+            // And the remainders for the masters.
+            for (element, group) in [(Element::Bf16, "masters"), (Element::F16, "masters of f16")] {
+                let tensor = format!("{group}/0");
+                let short = short_masters(with_codes, element, &tensor).expect("masters");
+                let long = masters(&with_floats.to_bytes(), element, &tensor);
+                for (short, long) in short.into_iter().zip(long) {
+                    // Half a unit, or a whole one beside the next parameter.
+                    let allowed = if name == "f32" { 0.0 } else { short_unit(element, short) };
+                    assert_close(format_args!("{}, {element:?}", run.path()), long, short, allowed);
+                }
+            }
             run.step(&noise(to, 3));
         }
+    }
+}
+
+/// An average that is switched on takes remainders of 16 bits, which stand for the same masters, and gives them back.
+#[test]
+fn remainders_have_16_bits_where_an_average_is_kept() {
+    let of = |averaging| {
+        let spec = in_8_bits(Spec::new(Rule::adamw(), Regime::seesaw(), tensors(2, &[33, 64])));
+        vec![Spec { averaging, ..spec }.stored(Element::Bf16, Element::Bf16, Rounding::Masters)]
+    };
+    let (off, on) = (of(Averaging::Off), of(Averaging::polynomial_decay()));
+    let mut source = CpuRun::new(&off);
+    (0..3).for_each(|step| source.step(&noise(&off, step)));
+    let expected = short_masters(&source.checkpoint(), Element::Bf16, "group/1").expect("masters");
+    for mut run in every_path(&on) {
+        let lines = run.restore_with(&source.checkpoint(), Differences::none().settings()).expect("converts");
+        let line = "what is kept of remainders goes on in 16 bits";
+        assert!(lines.iter().any(|one| one.to_string().contains(line)), "{lines:#?}");
+        let converted = run.checkpoint();
+        let found = masters(&converted.to_bytes(), Element::Bf16, "group/1");
+        assert!(found.iter().zip(&expected).all(|(&a, &b)| f64::from(a) == b), "{}", run.path());
+        // It began with the parameters.
+        let averages: Vec<f32> = bytemuck::pod_collect_to_vec(converted.entry("averages/group/1").expect("averages"));
+        assert!(bits(&[averages]) == bits(&[found]), "{}", run.path());
+        let mut back = CpuRun::new(&off);
+        back.restore_with(&converted, Differences::none().settings()).expect("converts");
+        let found = short_masters(&back.checkpoint(), Element::Bf16, "group/1").expect("masters");
+        assert!(found == expected, "{}", run.path());
+        let params = run.params();
+        run.swap_averages();
+        run.swap_averages();
+        assert!(bits(&run.params()) == bits(&params), "{}", run.path());
+        run.step(&noise(&on, 3));
     }
 }
 

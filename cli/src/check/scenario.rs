@@ -445,7 +445,13 @@ impl Scenario {
                     let half_unit = |size: f64| half_ulp(spec.params, size);
                     let lost = match spec.rounding {
                         _ if spec.params == Element::F32 => 0.0,
-                        Rounding::Masters => half_unit(f64::from(got).abs().max(exact.abs())),
+                        Rounding::Masters => {
+                            let half_unit = half_unit(f64::from(got).abs().max(exact.abs()));
+                            // And a 256th of one in each step.
+                            let is_short = spec.state == State::Bits8 && spec.averaging == Averaging::Off;
+                            let codes = if is_short { self.steps as f64 / 128.0 } else { 0.0 };
+                            half_unit * (1.0 + codes)
+                        }
                         Rounding::Nearest => half_unit(size) * self.steps as f64,
                         _ => 2.0 * half_unit(size) * self.steps as f64,
                     };

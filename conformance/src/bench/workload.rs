@@ -114,6 +114,12 @@ impl Mode {
     /// What is kept of a parameter beside itself because it is stored in 16 bits.
     pub fn remainder_bytes(&self) -> f64 {
         match (self.element, self.rounding) {
+            // In 8 bits where no average is to come back from the parameters' place.
+            (Element::F16 | Element::Bf16, Rounding::Masters)
+                if self.state == State::Bits8 && self.averaging == Averaging::Off =>
+            {
+                1.0
+            }
             (Element::F16 | Element::Bf16, Rounding::Masters) => 2.0,
             _ => 0.0,
         }

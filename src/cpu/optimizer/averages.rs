@@ -42,17 +42,17 @@ impl CpuOptimizer {
                     let mut masters = vec![0.0; tensor.elements];
                     let remainders = &mut tensor.memory.remainders;
                     let stored = params.as_slice();
-                    stored.decode_parameters(remainders, &mut masters);
+                    stored.decode_parameters(remainders.as_ref(), &mut masters);
                     if schedule_free {
                         for (w, &z) in masters.iter_mut().zip(&tensor.averages) {
                             *w = exchanged(*w, z);
                         }
-                        params.encode_parameters(false, Encoding::Masters, &masters, remainders, 0, 0);
+                        params.encode_parameters(false, Encoding::Masters, &masters, remainders.as_mut(), 0, 0);
                         continue;
                     }
                     // Averages are kept beside masters alone, which need no random bits.
                     let averages = &tensor.averages;
-                    params.encode_parameters(false, Encoding::Masters, averages, remainders, 0, 0);
+                    params.encode_parameters(false, Encoding::Masters, averages, remainders.as_mut(), 0, 0);
                     tensor.averages = masters;
                 }
             }
@@ -123,7 +123,7 @@ impl CpuOptimizer {
         match params {
             Slice::F32(params) => destination.copy_from_slice(params),
             halves => {
-                halves.decode_parameters(&memory.memory.remainders, destination);
+                halves.decode_parameters(memory.memory.remainders.as_ref(), destination);
             }
         }
         if started {

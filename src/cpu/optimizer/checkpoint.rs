@@ -3,7 +3,7 @@
 use std::ops::Range;
 use std::path::Path;
 
-use super::{CpuOptimizer, Memory, TensorMemory, no_totals};
+use super::{CpuOptimizer, Memory, RemainderMemory, TensorMemory, no_totals};
 use crate::checkpoint::{
     Checkpoint, Difference, Differences, Draft, Fitted, Notes, Parameters, Slot, Table, last_slot,
 };
@@ -31,7 +31,7 @@ macro_rules! slots_of {
             counters,
             vector,
             streams: [one, two],
-            remainders,
+            remainders: RemainderMemory { long, short },
         } = &$($mutable)? $tensor.memory;
         match $kind {
             MemoryKind::Momentum => vec![bytemuck::$cast(momentum)],
@@ -49,7 +49,8 @@ macro_rules! slots_of {
             MemoryKind::Estimate => [vector, one].map(|slot| bytemuck::$cast(slot)).into(),
             MemoryKind::Streams => [vector, one, two].map(|slot| bytemuck::$cast(slot)).into(),
             MemoryKind::Averages | MemoryKind::BaseIterates => vec![bytemuck::$cast(&$($mutable)? $tensor.averages)],
-            MemoryKind::Remainders => vec![bytemuck::$cast(remainders)],
+            MemoryKind::Remainders => vec![bytemuck::$cast(long)],
+            MemoryKind::RemainderCodes => vec![bytemuck::$cast(short)],
         }
     }};
 }

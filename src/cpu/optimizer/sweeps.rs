@@ -6,7 +6,7 @@ use rayon::prelude::*;
 use super::*;
 use crate::cpu::controls::absence_of;
 use crate::cpu::factored::{FactorMemory, Factors, follow_moments, limit_of};
-use crate::cpu::half::Number;
+use crate::cpu::half::{Number, Remainders, RemaindersMut};
 use crate::cpu::orthogonalize::orthogonalize;
 use crate::cpu::reduce_gradient::{BlockSlices, reduce_gradient};
 use crate::cpu::rows::{Rows, mark};
@@ -28,7 +28,7 @@ pub(super) struct Reduce<'a, G> {
     pub(super) state: &'a GroupState,
     pub(super) block: &'a Block,
     pub(super) params: Slice<'a>,
-    pub(super) remainders: &'a [i16],
+    pub(super) remainders: Remainders<'a>,
     /// Codes of momentum and second moment, and their scales; empty where they are not in 8 bits.
     pub(super) codes: ([&'a [u8]; 2], &'a [u32]),
     /// Without parameters.
@@ -208,7 +208,7 @@ fn over_tensor<P: TensorPass>(
     kernel: &Kernel,
     params: &mut SliceMut,
     grads: Slice,
-    remainders: &mut [i16],
+    remainders: RemaindersMut,
     pass: P,
 ) -> P::Output {
     if let (SliceMut::F32(params), Slice::F32(grads)) = (&mut *params, grads) {
@@ -233,7 +233,7 @@ pub(super) struct StretchSlices<'a> {
     pub(super) params: SliceMut<'a>,
     pub(super) grads: Slice<'a>,
     /// Empty where nothing is kept of 16-bit parameters.
-    pub(super) remainders: &'a mut [i16],
+    pub(super) remainders: RemaindersMut<'a>,
     /// Index of the first element in the optimizer.
     pub(super) first_element: u32,
     pub(super) memory: MemorySlices<'a>,
@@ -245,8 +245,7 @@ impl StretchSlices<'_> {
     pub(super) fn split_at(self, middle: usize) -> (Self, Self) {
         let (params, params_after) = self.params.split_at(middle);
         let (grads, grads_after) = self.grads.split_at(middle);
-        let kept = middle.min(self.remainders.len());
-        let (remainders, remainders_after) = self.remainders.split_at_mut(kept);
+        let (remainders, remainders_after) = self.remainders.split_at(middle);
         let (memory, memory_after) = self.memory.split_at(middle);
         (
             StretchSlices { params, grads, remainders, first_element: self.first_element, memory },
@@ -282,9 +281,8 @@ pub(super) fn update_in_halves(arch: Arch, kernel: &Kernel, update: &Update, mut
     let block = BLOCK_ELEMENTS as usize;
     let elements = slices.params.len();
     if elements <= block * PARALLEL_BLOCKS / 4 {
-        let StretchSlices { params, grads, remainders, first_element, memory } = &mut slices;
-        let (grads, first_element) = (*grads, *first_element);
-        return match (params.reborrow(), grads) {
+        let StretchSlices { params, grads, remainders, first_element, ref mut memory } = slices;
+        return match (params, grads) {
             (SliceMut::F32(params), Slice::F32(grads)) => {
                 update_stretch(arch, kernel, update, first_element, Wide { params, grads }, memory)
             }
@@ -349,7 +347,7 @@ impl CpuOptimizer {
                 state: &states[group],
                 block,
                 params: params[index].values().range(start..end),
-                remainders: tensor.memory.remainders.get(start..end).unwrap_or_default(),
+                remainders: tensor.memory.remainders.as_ref().range(start..end),
                 codes: {
                     let codes = [&tensor.memory.momentum_codes, &tensor.memory.squares_codes];
                     let scales = tensor.memory.scales.get(start / STATE_BLOCK..end.div_ceil(STATE_BLOCK));
@@ -407,7 +405,7 @@ impl CpuOptimizer {
                 if let (Some(matrix), 0) = (&mut *matrix, update.skip) {
                     let pass =
                         Prepare { kernel, update, momentum: &memory.momentum, prepared: &mut matrix.1.directions };
-                    over_tensor(arch, kernel, &mut params, grads, &mut memory.remainders, pass);
+                    over_tensor(arch, kernel, &mut params, grads, memory.remainders.as_mut(), pass);
                     orthogonalize(&matrix.0, kernel.iterations, &mut matrix.1, parallel);
                 }
                 let mut update = update;
@@ -417,7 +415,7 @@ impl CpuOptimizer {
                     let pass = Limit { kernel, update, tensor, memory: work, moments, squares: &memory.squares };
                     limited_update = *update;
                     limited_update.learning_rate *=
-                        over_tensor(arch, kernel, &mut params, grads, &mut memory.remainders, pass);
+                        over_tensor(arch, kernel, &mut params, grads, memory.remainders.as_mut(), pass);
                     update = &limited_update;
                 }
                 let factors = limited.as_ref().filter(|_| kernel.rule.traits().factored);
@@ -452,7 +450,7 @@ impl CpuOptimizer {
                     StretchSlices {
                         params,
                         grads,
-                        remainders: &mut memory.remainders,
+                        remainders: memory.remainders.as_mut(),
                         first_element: block.first_element,
                         memory: MemorySlices {
                             momentum: &mut memory.momentum,

@@ -37,7 +37,7 @@ impl OptimizerBuilder<Tensor> {
     /// Hypergradient on rules without momentum, 4 for the last gradient of the secant regimes, the first parameters of DoG and DoWG or the displacement of
     /// Mechanic, 8 for the first parameters and the sum of gradients of Prodigy, 12 for
     /// the streams of AutoSgd, 4 for an [`Averaging`](crate::Averaging), 2 for [`Rounding::Masters`](crate::Rounding::Masters) of 16-bit
-    /// parameters, otherwise nothing in proportion to the parameters.
+    /// parameters (1 with [`State::Bits8`](crate::State::Bits8) and without an average), otherwise nothing in proportion to the parameters.
     ///
     /// Parameters and gradients may lie in one buffer. That is fine on every native backend; browsers refuse it where the two
     /// interleave.

@@ -142,7 +142,7 @@ pub(super) fn sweeps(
         let regimes = memory.find(MemoryKind::OF_THE_REGIME).unwrap_or(&nothing[1]);
         let base_iterates =
             window.kernel.compares_iterates().then(|| memory.find(&[MemoryKind::BaseIterates])).flatten();
-        let remainders = memory.find(&[MemoryKind::Remainders]);
+        let remainders = memory.find(&[MemoryKind::Remainders, MemoryKind::RemainderCodes]);
         let matrices = MatrixMemory::new(gpu, window);
         let prepared = matrices.as_ref().map(|memory| memory.prepared(window.kernel.iterations));
         let directions = matrices.as_ref().map(|memory| &memory.directions);

@@ -44,7 +44,13 @@ const KERNELS: &[(&str, &str, &[&[&str]])] = &[
 ];
 const HALVES: &[&str] = &["", "halves"];
 const ACCESS: &[&str] = &["", "scalars"];
-const PARAMETERS: &[&str] = &["", "half_parameters masters", "half_parameters nearest", "half_parameters stochastic"];
+const PARAMETERS: &[&str] = &[
+    "",
+    "half_parameters masters",
+    "half_parameters masters short_masters",
+    "half_parameters nearest",
+    "half_parameters stochastic",
+];
 const GRADIENTS: &[&str] = &["", "half_gradients"];
 const CLEARS: &[&str] = &["", "writes_gradients", "writes_gradients clears_gradients"];
 const PARTIALS: &[&str] = &["per_invocation", "per_workgroup", "per_subgroup"];

@@ -3,7 +3,7 @@
 use super::paths;
 use std::io::Read;
 use std::ops::Range;
-use wgpu_optim::{Element, Regime, Rounding, Rule};
+use wgpu_optim::{Element, Regime, Rounding, Rule, State};
 use wgpu_optim_conformance::run::{Run, Spec, alone};
 
 const TRAINED: usize = 1400;
@@ -62,7 +62,7 @@ fn digits_are_learned_in_halves_as_in_f32() {
     let _alone = alone();
     let digits = Digits::new();
     assert_eq!(digits.0.len(), 1797);
-    let accuracies = |params, grads, rounding| -> Vec<f64> {
+    let accuracies = |params, grads, rounding, state| -> Vec<f64> {
         let spec = Spec::new(Rule::sgdm(0.9), Regime::seesaw(), vec![vec![0.0; 640], vec![0.0; 10]]);
         let train = |mut run: Box<dyn Run>| {
             for t in 0..6 * TRAINED / BATCH {
@@ -73,20 +73,24 @@ fn digits_are_learned_in_halves_as_in_f32() {
             }
             digits.percent_right(&run.params(), TRAINED..1797)
         };
+        let spec = Spec { state, ..spec };
         paths(&[spec.stored(params, grads, rounding)]).into_iter().map(train).collect()
     };
     let (f32, f16, bf16) = (Element::F32, Element::F16, Element::Bf16);
-    let in_f32 = accuracies(f32, f32, Rounding::Masters);
+    let in_f32 = accuracies(f32, f32, Rounding::Masters, State::F32);
     assert!(in_f32.iter().all(|&right| right >= 85.0), "{in_f32:?}");
-    for (params, grads, rounding) in [
-        (bf16, bf16, Rounding::Masters),
-        (bf16, f32, Rounding::Stochastic { seed: 1 }),
-        (f16, f16, Rounding::Masters),
-        (f16, f16, Rounding::Stochastic { seed: 2 }),
-        (f32, bf16, Rounding::Masters),
+    for (params, grads, rounding, state) in [
+        (bf16, bf16, Rounding::Masters, State::F32),
+        (bf16, bf16, Rounding::Masters, State::Bits8),
+        (bf16, f32, Rounding::Stochastic { seed: 1 }, State::F32),
+        (f16, f16, Rounding::Masters, State::F32),
+        (f16, f16, Rounding::Masters, State::Bits8),
+        (f16, f16, Rounding::Stochastic { seed: 2 }, State::F32),
+        (f32, bf16, Rounding::Masters, State::F32),
     ] {
-        for (found, expected) in accuracies(params, grads, rounding).iter().zip(&in_f32) {
-            assert!((found - expected).abs() <= 3.0, "{params:?}, {grads:?}, {rounding:?}: {found} %, not {expected}");
+        for (found, expected) in accuracies(params, grads, rounding, state).iter().zip(&in_f32) {
+            let what = format!("{params:?}, {grads:?}, {rounding:?}, {state:?}");
+            assert!((found - expected).abs() <= 3.0, "{what}: {found} %, not {expected}");
         }
     }
 }

@@ -64,7 +64,7 @@ fn beside_floats(specs: &[Spec]) -> impl Iterator<Item = Pair> {
 }
 
 /// The masters of a tensor, from what a checkpoint says of them.
-fn masters(checkpoint: &[u8], element: Element, tensor: &str) -> Vec<f32> {
+pub fn masters(checkpoint: &[u8], element: Element, tensor: &str) -> Vec<f32> {
     let codes: Vec<u16> = bytemuck::pod_collect_to_vec(&raw_tensor(checkpoint, &format!("parameters/{tensor}")).2);
     let kept: Vec<i16> = bytemuck::pod_collect_to_vec(&raw_tensor(checkpoint, &format!("remainders/{tensor}")).2);
     let pairs = codes.into_iter().zip(kept);

@@ -3,7 +3,8 @@
 use super::{Deal, Kind, Ranks, ULPS, assert_ranks_agree, assert_same_rates, kinds, run};
 use wgpu_optim::{
     AutoSgd, Averaging, BarzilaiBorwein, Controls, DoG, Element, ErrorKind, LossScaler, Mechanic, NonFinitePolicy,
-    NormOutliers, Prodigy, RankNonFinite, Record, Regime, Rounding, Rule, Schedule, SecantForm, ShardSums, WeightDecay,
+    NormOutliers, Prodigy, RankNonFinite, Record, Regime, Rounding, Rule, Schedule, SecantForm, ShardSums, State,
+    WeightDecay,
 };
 use wgpu_optim_conformance::run::{Setup, Spec, alone, bits};
 use wgpu_optim_conformance::stored::half_ulp;
@@ -153,10 +154,14 @@ fn streams_take_their_turns_together() {
 /// Random bits of the same parameters, whole on every rank.
 #[test]
 fn ranks_draw_their_own_random_bits() {
-    let rounding = Rounding::Stochastic { seed: 5 };
-    let spec = Spec::new(Rule::sgd(), Regime::fixed(1.0 / 16384.0), vec![vec![1.5; 3 * 4099]]);
-    let specs = [spec.stored(Element::Bf16, Element::Bf16, rounding)];
-    for kinds in kinds() {
+    let spec = |rate| Spec::new(Rule::sgd(), Regime::fixed(rate), vec![vec![1.5; 3 * 4099]]);
+    let at_random = spec(1.0 / 16384.0).stored(Element::Bf16, Element::Bf16, Rounding::Stochastic { seed: 5 });
+    // Half a unit of bf16 in 50 steps, which as many masters of 24 bits reach as not.
+    let masters = spec(1.0 / 12800.0).stored(Element::Bf16, Element::Bf16, Rounding::Masters);
+    let masters = Spec { state: State::Bits8, ..masters };
+    for (kinds, specs) in
+        kinds().into_iter().flat_map(|kinds| [at_random.clone(), masters.clone()].map(|spec| (kinds.clone(), [spec])))
+    {
         let mut ranks = Ranks::new(&kinds, 3, Deal::Pieces, &specs, Setup::default());
         for _ in 0..50 {
             ranks.step(&filled(&specs, 1.0));
