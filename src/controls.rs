@@ -184,7 +184,7 @@ impl Plan {
         Ok(())
     }
 
-    /// Returns true if tensors of a group are marked. All of its tensors except empty ones must then be marked.
+    /// Returns true if all tensors of a group except empty ones are marked, and at least one is.
     pub(crate) fn is_absent(&self, group: usize, absent: &[bool]) -> bool {
         // Tensors are in the order of their groups.
         let first = self.tensors.partition_point(|tensor| tensor.group < group);

@@ -435,7 +435,8 @@ impl Regime {
     /// - [`AutoSgd`] needs three copies of the rule's memory and rejects rules with momentum or a second moment.
     /// - [`BarzilaiBorwein`], [`AdGd`] and [`Curvature`] need the last direction and reject Muon and Adafactor.
     /// - [`ScheduleFreePlus`] rejects rules with momentum, as schedule-free training does.
-    /// - [`Prodigy`] needs a mean of squares or signs, and rejects rules along the gradient, AMSGrad and Muon.
+    /// - [`Prodigy`] needs a mean of squares or signs, and rejects rules along the gradient, AMSGrad, Muon and
+    ///   Adafactor.
     ///
     /// All other combinations can be built.
     #[doc(hidden)]

@@ -199,7 +199,8 @@ impl RegimeReference for Reference {
             dot(step.g, step.g)
         };
         // Parameters that start on a common grid are all rounded the same way, so that the errors of y and z add up: a
-        // few halves of a last place in each element. The tolerance is 1/200 of the whole.
+        // few half ulps of each element. The suite allows 200 ulps of these terms, and division by 100 makes that 2
+        // ulps of each element.
         let roundings: f64 = step.g.iter().zip(step.w).map(|(g, y)| (g * y).abs()).sum::<f64>() / 100.0;
         let rate_of = |gap: f64| f64::from(self.regime.factor) * gap / divisor;
         let rate = rate_of((excess + way).max(0.0));
